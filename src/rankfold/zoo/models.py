@@ -1,0 +1,94 @@
+"""The built-in models by name: the networks of the papers and a small one for the bundled digits."""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from functools import partial
+
+import torch
+from torch import Tensor, nn
+
+from rankfold.zoo.digits_cnn import DigitsCNN
+from rankfold.zoo.errors import ZooError
+from rankfold.zoo.fcn import FCN
+from rankfold.zoo.resnet import CifarResNet, ResNet18
+from rankfold.zoo.vgg import VGG, VGG13, VGG16
+from rankfold.zoo.vit import ViT
+
+
+@dataclass(frozen=True)
+class _Entry:
+    build: Callable[..., nn.Module]  # called with classes=, in_channels=
+    data: str
+    image: tuple[int, int, int]  # channels, height, width
+
+
+def _fcn(depth: int, classes: int, in_channels: int) -> FCN:
+    return FCN(in_channels * 28 * 28, classes, depth)
+
+
+_CIFAR = (3, 32, 32)
+_MODELS = (
+    {"digits-cnn": _Entry(DigitsCNN, "digits", (1, 8, 8))}
+    | {f"fcn-{depth}": _Entry(partial(_fcn, depth), "mnist", (1, 28, 28)) for depth in (6, 8, 10)}
+    | {f"resnet{6 * n + 2}": _Entry(partial(CifarResNet, n), "cifar10", _CIFAR) for n in (3, 5, 7, 9)}
+    | {"resnet18": _Entry(ResNet18, "cifar10", _CIFAR)}
+    | {"vgg13-bn": _Entry(partial(VGG, VGG13), "cifar10", _CIFAR)}
+    | {"vgg16-bn": _Entry(partial(VGG, VGG16), "cifar10", _CIFAR)}
+    | {
+        f"vit-l{depth}-h{heads}": _Entry(partial(ViT, depth, heads), "cifar10", _CIFAR)
+        for depth in (4, 8, 16)
+        for heads in (1, 4, 8)
+    }
+)
+
+
+def model_names() -> tuple[str, ...]:
+    """Every name that `model` knows."""
+    return tuple(_MODELS)
+
+
+def model(
+    name: str,
+    *,
+    classes: int | None = None,
+    in_channels: int | None = None,
+    generator: torch.Generator | None = None,
+) -> nn.Module:
+    """A built-in network in training mode with freshly drawn weights.
+
+    `classes` and `in_channels` default to those of the model's data set (`default_data`). The initial weights
+    are a function of `generator` alone (without one: of seed 0); the global random state is left as found.
+    Raises ZooError for an unknown name or a size below one.
+    """
+    entry = _entry(name)
+    classes = 10 if classes is None else classes
+    in_channels = entry.image[0] if in_channels is None else in_channels
+    for what, value in (("classes", classes), ("in_channels", in_channels)):
+        if value < 1:
+            raise ZooError(f"model {name!r}: {what} must be at least 1, got {value}")
+    generator = torch.Generator().manual_seed(0) if generator is None else generator
+    seed = int(torch.randint(2**62, (), generator=generator, device=generator.device))
+    # The layers' constructors draw their weights from the global CPU generator and take no other.
+    with torch.random.fork_rng(devices=[]):
+        torch.default_generator.manual_seed(seed)
+        return entry.build(classes=classes, in_channels=in_channels)
+
+
+def example_input(name: str, *, in_channels: int | None = None) -> Tensor:
+    """A float32 batch of one zero image, (1, C, H, W), of the size that the built-in model takes."""
+    channels, height, width = _entry(name).image
+    return torch.zeros(1, channels if in_channels is None else in_channels, height, width)
+
+
+def default_data(name: str) -> str:
+    """Name of the data set for which the built-in model was made."""
+    return _entry(name).data
+
+
+def _entry(name: str) -> _Entry:
+    if name not in _MODELS:
+        raise ZooError(
+            f"unknown model {name!r}: the built-in names are {', '.join(_MODELS)}; "
+            "a network of your own is given as package.module:factory"
+        )
+    return _MODELS[name]

@@ -1,0 +1,113 @@
+"""From what a user types, a built-in name or `package.module:factory`, to an object."""
+
+import importlib
+import os
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from rankfold.zoo import models
+from rankfold.zoo.errors import ZooError
+
+
+@dataclass(frozen=True, eq=False)
+class Resolved:
+    """A model; `example_input` (None: take one from data), `data` (None: unknown)."""
+
+    spec: str
+    model: nn.Module
+    example_input: Tensor | tuple[Any, ...] | None
+    data: str | None
+
+
+def resolve(
+    spec: str,
+    *,
+    classes: int | None = None,
+    in_channels: int | None = None,
+    generator: torch.Generator | None = None,
+) -> Resolved:
+    """The model that `spec` names: a built-in name or `package.module:factory`.
+
+    The factory is called without arguments and returns an nn.Module; its Python module may lie in the current
+    directory. An attribute `example_input` (a tensor, or a tuple of positional arguments) of the model or of
+    the factory is taken over. `classes`, `in_channels` and `generator` concern built-in names alone.
+    Raises ZooError, one sentence: unknown name, module not found, attribute missing, factory raised, result
+    not an nn.Module.
+    """
+    if ":" not in spec:
+        network = models.model(spec, classes=classes, in_channels=in_channels, generator=generator)
+        example = models.example_input(spec, in_channels=in_channels)
+        return Resolved(spec, network, example, models.default_data(spec))
+    network, factory = call_factory(spec)
+    if not isinstance(network, nn.Module):
+        raise ZooError(f"{spec}: the factory returned a {type(network).__name__}, not an nn.Module")
+    return Resolved(spec, network, _example_input(spec, network, factory), None)
+
+
+def call_factory(spec: str) -> tuple[Any, Any]:
+    """Import `package.module`, call `factory()`, return (result, factory); ZooError where any of it fails."""
+    module_name, _, attribute = spec.partition(":")
+    if not module_name or not attribute or ":" in attribute:
+        raise ZooError(f"{spec!r} is not of the form package.module:factory")
+    with _current_directory_importable():
+        factory: Any = _import(spec, module_name)
+        for part in attribute.split("."):
+            if not hasattr(factory, part):
+                raise ZooError(f"{spec}: module {module_name} has no attribute {attribute!r}")
+            factory = getattr(factory, part)
+        if not callable(factory):
+            raise ZooError(f"{spec}: {attribute!r} is a {type(factory).__name__} and cannot be called")
+        try:
+            return factory(), factory
+        except Exception as error:  # whatever a user's function raises, told with its spec
+            raise ZooError(f"{spec}: the factory raised {_one_line(error)}") from error
+
+
+def _import(spec: str, module_name: str) -> Any:
+    try:
+        return importlib.import_module(module_name)
+    except ModuleNotFoundError as error:
+        if error.name is not None and (module_name == error.name or module_name.startswith(error.name + ".")):
+            raise ZooError(
+                f"{spec}: module {error.name} not found, neither installed nor in the current directory"
+            ) from error
+        raise ZooError(f"{spec}: importing {module_name} failed: {_one_line(error)}") from error
+    except Exception as error:  # whatever a user's module raises while it is imported
+        raise ZooError(f"{spec}: importing {module_name} failed: {_one_line(error)}") from error
+
+
+def _example_input(spec: str, network: nn.Module, factory: Any) -> Tensor | tuple[Any, ...] | None:
+    for owner in (network, factory):
+        example = getattr(owner, "example_input", None)
+        if example is None:
+            continue
+        if not isinstance(example, Tensor | tuple):
+            kind = type(example).__name__
+            raise ZooError(f"{spec}: example_input is a {kind}, neither a tensor nor a tuple")
+        return example
+    return None
+
+
+@contextmanager
+def _current_directory_importable() -> Iterator[None]:
+    here = os.getcwd()
+    present = "" in sys.path or here in sys.path
+    if not present:
+        sys.path.insert(0, here)
+    importlib.invalidate_caches()
+    try:
+        yield
+    finally:
+        if not present and here in sys.path:
+            sys.path.remove(here)
+
+
+def _one_line(error: BaseException) -> str:
+    text = " ".join(str(error).split())
+    return f"{type(error).__name__}: {text}" if text else type(error).__name__

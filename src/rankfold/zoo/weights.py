@@ -1,0 +1,129 @@
+"""Weights from a file into a model, all or nothing, without ever running code from the file."""
+
+import pickle
+import struct
+from collections.abc import Mapping
+from pathlib import Path
+
+import torch
+from safetensors import SafetensorError
+from safetensors.torch import load_file
+from torch import Tensor, nn
+from torch.nn.parameter import is_lazy
+
+from rankfold.zoo.errors import ZooError
+
+_WRAPPERS = ("state_dict", "model_state_dict", "model")
+_WRAPPER_PREFIX = "module."  # DataParallel, DistributedDataParallel
+_COMPILED = "_orig_mod."  # torch.compile; may stand before any submodule
+# What torch's restricted unpickler and the zip and safetensors readers raise on damaged bytes.
+_DAMAGED = (
+    RuntimeError,
+    EOFError,
+    ValueError,
+    KeyError,
+    IndexError,
+    TypeError,
+    AttributeError,
+    AssertionError,
+    OverflowError,
+    MemoryError,
+    struct.error,
+    SafetensorError,
+)
+
+
+def load_weights(model: nn.Module, file: str | Path) -> None:
+    """Copy the weights of `file` into `model`: every parameter and buffer, or an error and nothing copied.
+
+    `file` is .safetensors or a torch file, which is read with weights_only=True alone: a file that needs more
+    is refused. A state dict inside {"state_dict": …}, {"model": …} or {"model_state_dict": …} is unwrapped;
+    the prefixes of DataParallel and torch.compile are ignored on both sides. Batch-norm counters may be
+    missing, as in files of early torch versions. Values are converted to the model's dtype and device.
+    Raises ZooError, one line, when the file cannot be read or does not fit.
+    """
+    file = Path(file)
+    state = _bare_names(_read(file))
+    slots = _bare_names(model.state_dict(keep_vars=True))
+    original_name = dict(zip(slots, model.state_dict(), strict=True))
+    _check_fit(file, state, slots)
+    model.load_state_dict({original_name[name]: value for name, value in state.items()}, strict=False)
+
+
+def _read(file: Path) -> dict[str, Tensor]:
+    if not file.is_file():
+        raise ZooError(f"weights: no file {file}" if not file.exists() else f"weights: {file} is not a file")
+    try:
+        if file.suffix == ".safetensors":
+            return load_file(file)
+        content = torch.load(file, map_location="cpu", weights_only=True)
+    except pickle.UnpicklingError as error:
+        raise ZooError(
+            f"weights: {file} is refused, it is damaged or loading it could run code "
+            f"({_first_line(error)}): save model.state_dict() alone"
+        ) from error
+    except OSError as error:
+        raise ZooError(f"weights: {file} cannot be read: {_first_line(error)}") from error
+    except _DAMAGED as error:
+        raise ZooError(
+            f"weights: {file} is damaged or neither safetensors nor a torch file: {_first_line(error)}"
+        ) from error
+    return _state_dict(file, content)
+
+
+def _state_dict(file: Path, content: object) -> dict[str, Tensor]:
+    for wrapper in _WRAPPERS:
+        if isinstance(content, Mapping) and isinstance(content.get(wrapper), Mapping):
+            content = content[wrapper]
+    if not isinstance(content, Mapping):
+        raise ZooError(f"weights: {file} holds a {type(content).__name__}, not a state dict")
+    foreign = [
+        key for key, value in content.items() if not isinstance(key, str) or not isinstance(value, Tensor)
+    ]
+    if foreign:
+        raise ZooError(
+            f"weights: {file} is no state dict: {len(foreign)} of its {len(content)} entries are not named "
+            f"tensors, the first is {foreign[0]!r}"
+        )
+    return dict(content)
+
+
+def _bare_names(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """Drop what wrappers put before names; `module.`, possibly a layer's own name, only where all have it."""
+    named = {name.replace(_COMPILED, ""): value for name, value in state.items()}
+    while named and all(name.startswith(_WRAPPER_PREFIX) for name in named):
+        named = {name.removeprefix(_WRAPPER_PREFIX): value for name, value in named.items()}
+    return named
+
+
+def _check_fit(file: Path, state: Mapping[str, Tensor], slots: Mapping[str, Tensor]) -> None:
+    meta = [name for name, slot in slots.items() if slot.is_meta]
+    if meta:
+        raise ZooError(f"weights: {meta[0]!r} of the model is not materialised (meta device); to_empty helps")
+    missing = [name for name in slots if name not in state and not name.endswith("num_batches_tracked")]
+    unexpected = [name for name in state if name not in slots]
+    misshapen = [
+        f"{name} is {_shape(state[name])} in the file and {_shape(slot)} in the model"
+        for name, slot in slots.items()
+        if name in state and not is_lazy(slot) and state[name].shape != slot.shape
+    ]
+    faults = [
+        _listed(f"{len(names)} {what}", names)
+        for what, names in (("missing", missing), ("unexpected", unexpected), ("of another shape", misshapen))
+        if names
+    ]
+    if faults:
+        raise ZooError(f"weights: {file} does not fit the model: {'; '.join(faults)}")
+
+
+def _listed(what: str, names: list[str], at_most: int = 3) -> str:
+    return f"{what}: {', '.join(names[:at_most])}{', …' if len(names) > at_most else ''}"
+
+
+def _shape(tensor: Tensor) -> str:
+    return "×".join(map(str, tensor.shape)) or "scalar"
+
+
+def _first_line(error: BaseException) -> str:
+    lines = str(error).strip().splitlines()
+    return lines[0].rstrip(".") if lines else type(error).__name__
