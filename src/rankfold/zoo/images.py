@@ -1,0 +1,176 @@
+"""Images of a published data set: decoded once from parquet, then mapped from a cache of plain tensors."""
+
+import hashlib
+import os
+import tempfile
+import warnings
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from safetensors import SafetensorError
+from safetensors.torch import load_file, save_file
+from torch import Tensor
+
+from rankfold.zoo.errors import ZooError
+
+Progress = Callable[[str, int, int], None]  # what is decoded, images done, images in all
+_EVERY = 1000
+
+
+@dataclass(frozen=True)
+class ImageSet:
+    """Where the images are, how many there must be, and the published constants of their normalisation."""
+
+    hub: str
+    image_column: str
+    shape: tuple[int, int, int]  # C, H, W
+    counts: tuple[tuple[str, int], ...]  # images in each split
+    mean: tuple[float, ...]
+    std: tuple[float, ...]
+
+
+IMAGE_SETS = {
+    "mnist": ImageSet(
+        "ylecun/mnist", "image", (1, 28, 28), (("train", 60_000), ("test", 10_000)), (0.1307,), (0.3081,)
+    ),
+    "fashion-mnist": ImageSet(
+        "zalando-datasets/fashion_mnist",
+        "image",
+        (1, 28, 28),
+        (("train", 60_000), ("test", 10_000)),
+        (0.2860,),
+        (0.3530,),
+    ),
+    # The constants with which the published CIFAR ResNet weights were trained (those of ImageNet).
+    "cifar10": ImageSet(
+        "uoft-cs/cifar10",
+        "img",
+        (3, 32, 32),
+        (("train", 50_000), ("test", 10_000)),
+        (0.485, 0.456, 0.406),
+        (0.229, 0.224, 0.225),
+    ),
+}
+
+
+def load_images(
+    name: str, *, download: bool = False, progress: Progress | None = None
+) -> dict[str, tuple[Tensor, Tensor]]:
+    """{"train", "test"}: (images (N, C, H, W) uint8, labels (N,) int64) of one of IMAGE_SETS.
+
+    From `$RANKFOLD_DATA/<name>/{train,test}.parquet`, or from the Hugging Face hub if `download` (or the
+    environment variable RANKFOLD_DOWNLOAD=1) asks for it and the files are absent. Decoding takes seconds and
+    reports to `progress`; afterwards the tensors are mapped from the cache, `$RANKFOLD_CACHE` or
+    ~/.cache/rankfold.
+    Raises ZooError when the images are not there, not readable, or not those of the data set.
+    """
+    images = IMAGE_SETS[name]
+    folder = _folder(name)
+    if folder is None and not (download or os.environ.get("RANKFOLD_DOWNLOAD") == "1"):
+        root = os.environ.get("RANKFOLD_DATA")
+        place = f"in {root} (RANKFOLD_DATA)" if root else "here: RANKFOLD_DATA is not set"
+        raise ZooError(
+            f"data set {name!r} is not {place}; let RANKFOLD_DATA name a folder with {name}/train.parquet and "
+            f"{name}/test.parquet, or set RANKFOLD_DOWNLOAD=1 to fetch {images.hub} from the Hugging Face hub"
+        )
+    return {split: _cached(name, images, split, count, folder, progress) for split, count in images.counts}
+
+
+def _folder(name: str) -> Path | None:
+    root = os.environ.get("RANKFOLD_DATA")
+    if not root:
+        return None
+    folder = Path(root) / name
+    return folder if (folder / "train.parquet").is_file() and (folder / "test.parquet").is_file() else None
+
+
+def _cached(
+    name: str, images: ImageSet, split: str, count: int, folder: Path | None, progress: Progress | None
+) -> tuple[Tensor, Tensor]:
+    file = None if folder is None else folder / f"{split}.parquet"
+    cache = _cache_folder() / f"{name}-{split}-{_fingerprint(images, file)}.safetensors"
+    if cache.is_file():
+        try:
+            stored = load_file(cache)
+            return stored["images"], stored["labels"]
+        except (SafetensorError, KeyError, OSError):
+            pass  # a cache that cannot be read is written anew
+    decoded = _decode(name, images, split, count, file, progress)
+    try:
+        _write(cache, {"images": decoded[0], "labels": decoded[1]})
+    except OSError as error:
+        warnings.warn(f"decoded {name} could not be kept for next time: {error}", stacklevel=2)
+    return decoded
+
+
+def _decode(
+    name: str, images: ImageSet, split: str, count: int, file: Path | None, progress: Progress | None
+) -> tuple[Tensor, Tensor]:
+    source = images.hub if file is None else file
+    datasets = _datasets_library()
+    pixels = np.empty((count, *images.shape), dtype=np.uint8)
+    labels = np.empty(count, dtype=np.int64)
+    done = 0
+    try:
+        for row in _rows(datasets, images, split, file):
+            if done < count:
+                image = np.asarray(row[images.image_column])
+                pixels[done] = image[None] if image.ndim == 2 else image.transpose(2, 0, 1)
+                labels[done] = row["label"]
+            done += 1
+            if progress is not None and (done % _EVERY == 0 or done == count):
+                progress(f"{name} {split}", done, count)
+    except (OSError, ValueError, KeyError, RuntimeError, TypeError, ImportError) as error:
+        reason = " ".join(str(error).split())
+        raise ZooError(
+            f"data set {name!r}: {source} cannot be read: {type(error).__name__}: {reason}"
+        ) from error
+    if done != count or labels.min() < 0 or labels.max() > 9:
+        raise ZooError(
+            f"data set {name!r}: {source} is not its {split} split: {done} images for {count}, "
+            f"labels {labels[:done].min(initial=0)} to {labels[:done].max(initial=0)} for 0 to 9"
+        )
+    return torch.from_numpy(pixels), torch.from_numpy(labels)
+
+
+def _datasets_library() -> Any:
+    try:
+        import datasets
+    except ImportError as error:
+        raise ZooError("reading images needs the package datasets: pip install 'rankfold[data]'") from error
+    return datasets
+
+
+def _rows(datasets: Any, images: ImageSet, split: str, file: Path | None) -> Any:
+    # Streaming reads the file in place; the other mode copies all of it into a cache of its own first.
+    if file is None:
+        return datasets.load_dataset(images.hub, split=split, streaming=True)
+    return datasets.load_dataset("parquet", data_files={split: str(file)}, split=split, streaming=True)
+
+
+def _fingerprint(images: ImageSet, file: Path | None) -> str:
+    identity = images.hub
+    if file is not None:
+        status = file.stat()
+        identity = f"{file.resolve()} {status.st_size} {status.st_mtime_ns}"
+    return hashlib.sha256(identity.encode()).hexdigest()[:16]
+
+
+def _cache_folder() -> Path:
+    chosen = os.environ.get("RANKFOLD_CACHE")
+    if chosen:
+        return Path(chosen)
+    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "rankfold"
+
+
+def _write(file: Path, tensors: dict[str, Tensor]) -> None:
+    """Whole or not at all, also when two processes decode at once."""
+    file.parent.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryDirectory(dir=file.parent, prefix=".writing-") as folder:
+        unfinished = Path(folder) / file.name
+        save_file(tensors, unfinished)
+        os.replace(unfinished, file)

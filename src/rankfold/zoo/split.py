@@ -1,0 +1,119 @@
+"""Labelled samples held in memory, and the three parts of a data set."""
+
+from collections.abc import Iterator
+from dataclasses import dataclass, replace
+from math import ceil
+
+import torch
+from sklearn.model_selection import train_test_split
+from torch import Tensor
+
+from rankfold.zoo.errors import ZooError
+
+VALIDATION_SEED = 0
+
+
+@dataclass(frozen=True, eq=False)
+class Split:
+    """N labelled samples: `inputs` (N, …) as stored, `labels` (N,) int64; indexed like torch's Dataset.
+
+    uint8 inputs are pixels (N, C, H, W), normalised when they are taken: (pixel / scale − mean) / std, with
+    `mean`, `std` (C,) float32. Inputs of another dtype are taken as they are.
+    """
+
+    inputs: Tensor
+    labels: Tensor
+    mean: Tensor
+    std: Tensor
+    scale: float = 255.0
+
+    def normalize(self, batch: Tensor) -> Tensor:
+        """Stored samples (B, …) to what a model takes: float32 for pixels, unchanged otherwise."""
+        if batch.dtype != torch.uint8:
+            return batch
+        channels = (-1, *(1,) * (batch.ndim - 2))
+        return (batch.float() / self.scale - self.mean.view(channels)) / self.std.view(channels)
+
+    def __len__(self) -> int:
+        return len(self.labels)
+
+    def __getitem__(self, index: int) -> tuple[Tensor, Tensor]:
+        """Sample `index` normalised, without batch dimension, and its label (a scalar int64 tensor)."""
+        return self.normalize(self.inputs[index].unsqueeze(0)).squeeze(0), self.labels[index]
+
+    def batches(
+        self, batch_size: int, shuffle: bool = False, generator: torch.Generator | None = None
+    ) -> "Batches":
+        """Normalised (inputs, labels) batches, to be iterated any number of times; the last may be smaller.
+
+        `shuffle` draws a new order from `generator` at every iteration; ValueError without one.
+        """
+        if batch_size < 1:
+            raise ValueError(f"batch_size must be at least 1, got {batch_size}")
+        if shuffle and generator is None:
+            raise ValueError("shuffle=True needs a torch.Generator")
+        return Batches(self, batch_size, generator if shuffle else None)
+
+    def subset(self, indices: Tensor) -> "Split":
+        """The samples at `indices` (K,) int64, in that order, copied."""
+        return replace(self, inputs=self.inputs[indices], labels=self.labels[indices])
+
+    def take(self, count: int, generator: torch.Generator) -> "Split":
+        """`count` samples drawn without replacement; ValueError if there are fewer."""
+        if not 0 < count <= len(self):
+            raise ValueError(f"cannot take {count} samples of {len(self)}")
+        return self.subset(torch.randperm(len(self), generator=generator)[:count])
+
+
+@dataclass(frozen=True, eq=False)
+class Batches:
+    """Batches of a split; with a generator, each iteration in a new random order."""
+
+    split: Split
+    batch_size: int
+    generator: torch.Generator | None
+
+    def __len__(self) -> int:
+        return ceil(len(self.split) / self.batch_size)
+
+    def __iter__(self) -> Iterator[tuple[Tensor, Tensor]]:
+        split = self.split
+        if self.generator is None:
+            order = torch.arange(len(split))
+        else:
+            order = torch.randperm(len(split), generator=self.generator)
+        for indices in order.split(self.batch_size):
+            yield split.normalize(split.inputs[indices]), split.labels[indices]
+
+
+@dataclass(frozen=True, eq=False)
+class Data:
+    """A data set: `train` to learn from, `validation` to choose on, `test` to report once."""
+
+    name: str
+    train: Split
+    validation: Split
+    test: Split
+    classes: int
+
+
+def hold_out(split: Split, count: int) -> tuple[Split, Split]:
+    """`split` without `count` samples, and those samples: always the same, in the classes' proportions.
+
+    Where a class has fewer than two samples, or a part fewer than the classes, proportions cannot be kept and
+    the choice is uniform. Both parts keep the order of `split`. ZooError unless 0 < count < len(split).
+    """
+    if not 0 < count < len(split):
+        raise ZooError(f"cannot hold out {count} samples of {len(split)}")
+    labels = split.labels.numpy()
+    sizes = split.labels.bincount()
+    sizes = sizes[sizes > 0]
+    proportional = sizes.min() >= 2 and len(sizes) <= min(count, len(split) - count)
+    kept, held = train_test_split(
+        torch.arange(len(split)).numpy(),
+        test_size=count,
+        random_state=VALIDATION_SEED,
+        stratify=labels if proportional else None,
+    )
+    rest, part = (split.subset(torch.from_numpy(indices).sort().values) for indices in (kept, held))
+    return rest, part
