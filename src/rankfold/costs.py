@@ -1,0 +1,190 @@
+"""What a model costs: parameters, FLOPs, bytes, and measured latency; of the whole, or of one site in one form.
+
+FLOPs count two for each multiply-add, as ``torch.utils.flop_counter`` does, for one sample; published tables often
+count one. Fractions are the same either way.
+"""
+
+from __future__ import annotations
+
+import copy
+import statistics
+import time
+import warnings
+from collections import defaultdict
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn.attention import SDPBackend, sdpa_kernel
+from torch.utils.flop_counter import FlopCounterMode
+
+from rankfold.sites import Call, Form, Site, SiteList, split_attention, unwrap
+
+
+@dataclass(frozen=True)
+class Cost:
+    """Parameters (count), FLOPs (for one sample, two per multiply-add), bytes (parameters and buffers)."""
+
+    params: int
+    flops: int
+    bytes: int
+
+    def __add__(self, other: Cost) -> Cost:
+        return Cost(self.params + other.params, self.flops + other.flops, self.bytes + other.bytes)
+
+    def __sub__(self, other: Cost) -> Cost:
+        return Cost(self.params - other.params, self.flops - other.flops, self.bytes - other.bytes)
+
+
+@dataclass(frozen=True)
+class Example:
+    """One input of a model, as its positional and keyword arguments, and how many samples it holds."""
+
+    args: tuple[Any, ...]
+    kwargs: Mapping[str, Any]
+    samples: int
+
+    @classmethod
+    def of(cls, example: Any) -> Example:
+        """From a tensor, a tuple of positional arguments or a mapping of keyword arguments (batch first)."""
+        if isinstance(example, Example):
+            return example
+        if isinstance(example, Mapping):
+            args, kwargs = (), dict(example)
+        else:
+            args, kwargs = (tuple(example) if isinstance(example, tuple | list) else (example,)), {}
+        tensors = [x for x in (*args, *kwargs.values()) if isinstance(x, Tensor)]
+        if not tensors:
+            raise ValueError("the example input holds no tensor: give a tensor, a tuple of arguments or a dict")
+        return cls(args, kwargs, tensors[0].shape[0] if tensors[0].dim() else 1)
+
+    def to(self, device: torch.device | str, dtype: torch.dtype | None = None) -> Example:
+        def move(x: Any) -> Any:
+            if not isinstance(x, Tensor):
+                return x
+            return x.to(device, dtype) if dtype is not None and x.is_floating_point() else x.to(device)
+
+        return Example(tuple(map(move, self.args)), {k: move(v) for k, v in self.kwargs.items()}, self.samples)
+
+
+@contextmanager
+def evaluating(model: nn.Module) -> Iterator[nn.Module]:
+    """Eval mode and no gradients inside; every module's own mode restored afterwards."""
+    modes = [(module, module.training) for module in model.modules()]
+    model.eval()
+    try:
+        with torch.no_grad():
+            yield model
+    finally:
+        for module, mode in modes:
+            module.training = mode
+
+
+def _count(model: nn.Module, example: Example, sites: SiteList | None) -> tuple[int, dict[str, list[Call]]]:
+    calls: dict[str, list[Call]] = defaultdict(list)
+    handles = []
+    for site in sites or ():
+        def record(module, args, kwargs, output, name=site.name):  # noqa: ANN001, ANN202
+            first = args[0] if args else next(iter(kwargs.values()))
+            calls[name].append(Call(tuple(first.shape), tuple(output.shape)))
+
+        handles.append(model.get_submodule(site.name).register_forward_hook(record, with_kwargs=True))
+    try:
+        with FlopCounterMode(display=False) as counter, sdpa_kernel(SDPBackend.MATH):
+            model(*example.args, **example.kwargs)
+    finally:
+        for handle in handles:
+            handle.remove()
+    return counter.get_total_flops(), dict(calls)
+
+
+def trace(model: nn.Module, example: Any, sites: SiteList | None = None) -> tuple[int, dict[str, list[Call]]]:
+    """FLOPs of the whole model for one sample, and the calls of every site with their shapes, for one forward.
+
+    Runs on a copy on the meta device, without computing anything; where a model's own code needs values (control
+    flow that depends on data) it runs once for real instead. Sites that are never called are missing from the result.
+    """
+    model, example = unwrap(model), Example.of(example)
+    try:
+        ghost = copy.deepcopy(model).to("meta")
+        with evaluating(ghost), split_attention(ghost), warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            flops, calls = _count(ghost, example.to("meta"), sites)
+    except (NotImplementedError, RuntimeError, TypeError, ValueError):
+        parameter = next(model.parameters(), None)
+        if parameter is not None and parameter.is_meta:
+            raise
+        place = parameter.device if parameter is not None else torch.device("cpu")
+        with evaluating(model), split_attention(model):
+            flops, calls = _count(model, example.to(place), sites)
+    return flops // example.samples, calls
+
+
+def storage(model: nn.Module) -> tuple[int, int]:
+    """(parameters, bytes of parameters and buffers) of a model; shared tensors count once."""
+    model = unwrap(model)
+    params = sum(p.numel() for p in model.parameters())
+    return params, sum(t.numel() * t.element_size() for t in (*model.parameters(), *model.buffers()))
+
+
+def model_cost(model: nn.Module, example: Any) -> Cost:
+    """Parameters, FLOPs for one sample, and bytes of ``model``."""
+    params, size = storage(model)
+    return Cost(params, trace(model, example)[0], size)
+
+
+def site_cost(
+    site: Site, form: Form, rank: int, calls: Sequence[Call], samples: int, element_size: int, bias: bool
+) -> Cost:
+    """What one site costs in one form at one rank; ``bias`` says whether the layer carries one in that form."""
+    params = site.layer.params(form, rank, bias)
+    return Cost(params, site.layer.flops(form, rank, calls) // samples, params * element_size)
+
+
+def with_batch(example: Any, batch: int) -> Example:
+    """The example repeated or cut to ``batch`` samples along the first axis of each of its batched tensors."""
+    example = Example.of(example)
+
+    def resize(x: Any) -> Any:
+        if not isinstance(x, Tensor) or not x.dim() or x.shape[0] != example.samples:
+            return x
+        return x[torch.arange(batch, device=x.device) % example.samples]
+
+    return Example(tuple(map(resize, example.args)), {k: resize(v) for k, v in example.kwargs.items()}, batch)
+
+
+def latencies(
+    models: Mapping[str, nn.Module], example: Any, *, batch: int = 1, rounds: int = 15, seconds: float = 2.0
+) -> dict[str, float]:
+    """Median milliseconds of one forward of each model, measured in turns so that a noisy machine treats all alike.
+
+    At least three rounds; at most ``rounds`` or about ``seconds`` for each model, whichever ends first.
+    """
+    example = with_batch(example, batch)
+    times: dict[str, list[float]] = {name: [] for name in models}
+    for name, model in models.items():
+        with evaluating(model):
+            once(model, example)
+    start = time.perf_counter()
+    for turn in range(rounds):
+        for name, model in models.items():
+            with evaluating(model):
+                times[name].append(once(model, example))
+        if turn >= 2 and time.perf_counter() - start > seconds * len(models):
+            break
+    return {name: 1e3 * statistics.median(values) for name, values in times.items()}
+
+
+def once(model: nn.Module, example: Example) -> float:
+    """Seconds of one forward, waiting for an accelerator where there is one."""
+    device = next((p.device for p in model.parameters()), torch.device("cpu"))
+    example = example.to(device)
+    wait = torch.cuda.synchronize if device.type == "cuda" else (lambda: None)
+    wait()
+    start = time.perf_counter()
+    model(*example.args, **example.kwargs)
+    wait()
+    return time.perf_counter() - start

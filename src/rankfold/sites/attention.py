@@ -1,0 +1,112 @@
+"""``nn.MultiheadAttention`` taken apart into four linear layers, and the fused kernels that would bypass them."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
+
+import torch
+from torch import Tensor, nn
+
+from rankfold.layers import SplitAttention
+
+
+def why_not_split(module: nn.MultiheadAttention) -> str | None:
+    """Why this attention module cannot be taken apart, or None if it can."""
+    if type(module).forward is not nn.MultiheadAttention.forward:
+        return f"{type(module).__name__} overrides the forward of nn.MultiheadAttention"
+    if module.bias_k is not None or module.add_zero_attn:
+        return "attention with add_bias_kv or add_zero_attn is not taken apart"
+    if torch.nn.utils.parametrize.is_parametrized(module) or "parametrizations" in module.out_proj._modules:
+        return "parametrized attention: remove the parametrization first"
+    return None
+
+
+def split(module: nn.MultiheadAttention) -> SplitAttention:
+    """The same attention with q, k, v and output projections as linear layers that share its storage."""
+    new = SplitAttention(module.embed_dim, module.num_heads, module.dropout, module.batch_first)
+    width = module.embed_dim
+    if module.in_proj_weight is not None:
+        grad = module.in_proj_weight.requires_grad
+        weights = [module.in_proj_weight.detach()[i * width : (i + 1) * width] for i in range(3)]
+    else:
+        separate = (module.q_proj_weight, module.k_proj_weight, module.v_proj_weight)
+        grad = module.q_proj_weight.requires_grad  # type: ignore[union-attr]
+        weights = [weight.detach() for weight in separate]  # type: ignore[union-attr]
+    biases: list[Tensor | None] = [None, None, None]
+    if module.in_proj_bias is not None:
+        biases = [module.in_proj_bias.detach()[i * width : (i + 1) * width] for i in range(3)]
+    for name, weight, bias in zip(("q_proj", "k_proj", "v_proj"), weights, biases, strict=True):
+        new.add_module(name, _linear(weight, bias, grad))
+    out = module.out_proj
+    out_bias = None if out.bias is None else out.bias.detach()
+    new.add_module("out_proj", _linear(out.weight.detach(), out_bias, out.weight.requires_grad))
+    return new.train(module.training)
+
+
+def _linear(weight: Tensor, bias: Tensor | None, requires_grad: bool) -> nn.Linear:
+    m, n = weight.shape
+    linear = nn.Linear(n, m, bias=bias is not None, device="meta")
+    linear.weight = nn.Parameter(weight, requires_grad=requires_grad)
+    if bias is not None:
+        linear.bias = nn.Parameter(bias, requires_grad=requires_grad)
+    return linear
+
+
+def replace_(model: nn.Module, old: nn.Module, new: nn.Module) -> None:
+    """Put ``new`` wherever ``old`` (the very object) hangs in ``model``; a shared module has several places."""
+    for parent in list(model.modules()):
+        for name, child in parent._modules.items():
+            if child is old:
+                parent._modules[name] = new
+
+
+def attentions(model: nn.Module) -> list[nn.MultiheadAttention]:
+    return [m for m in model.modules() if isinstance(m, nn.MultiheadAttention) and why_not_split(m) is None]
+
+
+@contextmanager
+def split_attention(model: nn.Module) -> Iterator[nn.Module]:
+    """Within the block every attention module that can be is taken apart and the fused kernels are off.
+
+    Parameters are shared, not copied. On leaving, every module is back in its place.
+    """
+    fast = torch.backends.mha.get_fastpath_enabled()
+    pairs = [(old, split(old)) for old in attentions(model)]
+    torch.backends.mha.set_fastpath_enabled(False)
+    try:
+        for old, new in pairs:
+            replace_(model, old, new)
+        yield model
+    finally:
+        torch.backends.mha.set_fastpath_enabled(fast)
+        for old, new in pairs:
+            replace_(model, new, old)
+
+
+def settle_attention_(model: nn.Module, names: Iterable[str]) -> None:
+    """For the sites in ``names`` that live in an attention module: take that module apart for good."""
+    wanted = set(names)
+    for path, module in list(model.named_modules(remove_duplicate=False)):
+        if isinstance(module, nn.MultiheadAttention) and why_not_split(module) is None:
+            projections = {f"{path}.{part}" for part in ("q_proj", "k_proj", "v_proj", "out_proj")}
+            if projections & wanted:
+                new = split(module)
+                for parameter in new.parameters():
+                    parameter.data = parameter.data.clone()
+                replace_(model, module, new)
+
+
+def leave_fused_kernels_(model: nn.Module, names: Iterable[str]) -> None:
+    """Make every transformer encoder layer that holds one of these sites call its submodules.
+
+    In eval mode ``nn.TransformerEncoderLayer`` hands its children's ``weight`` to one fused kernel, which would
+    multiply the factors out at each step; the encoder around it would turn padded batches into nested tensors.
+    """
+    paths = tuple(names)
+    for path, module in model.named_modules():
+        inside = not path or any(name.startswith(path + ".") for name in paths)
+        if inside and isinstance(module, nn.TransformerEncoderLayer):
+            module.activation_relu_or_gelu = 0
+        if inside and isinstance(module, nn.TransformerEncoder):
+            module.use_nested_tensor = False

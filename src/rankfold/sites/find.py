@@ -1,0 +1,130 @@
+"""Finding the sites of a model, and saying why every other parameter is left out."""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from collections.abc import Callable
+from fnmatch import fnmatch
+
+import torch
+from torch import nn
+from torch.nn.modules.linear import NonDynamicallyQuantizableLinear
+from torch.nn.parameter import UninitializedParameter
+from torch.nn.utils import parametrize
+
+from rankfold.sites.attention import split_attention, why_not_split
+from rankfold.sites.convolution import read_convolution
+from rankfold.sites.linear import read_linear
+from rankfold.sites.site import Form, Layer, Site, SiteList
+
+Where = str | Callable[[str, nn.Module], bool]
+
+
+def unwrap(model: nn.Module) -> nn.Module:
+    """The model inside ``DataParallel``, ``DistributedDataParallel`` and ``torch.compile`` wrappers."""
+    while True:
+        if isinstance(model, nn.DataParallel | nn.parallel.DistributedDataParallel):
+            model = model.module
+        elif isinstance(getattr(model, "_orig_mod", None), nn.Module):
+            model = model._orig_mod  # type: ignore[assignment]
+        else:
+            return model
+
+
+def sites(model: nn.Module, where: Where | None = None) -> SiteList:
+    """Every matrix of ``model`` that can be measured or factored, and every other parameter with its reason.
+
+    ``where`` narrows the choice: a glob over module paths (``"blocks.*.fc?"``) or a predicate ``(name, module)``.
+    Shared modules and tied parameters are recognised by identity. Nothing in the model changes; no data is needed;
+    works on the meta device.
+    """
+    model = unwrap(model)
+    with split_attention(model):
+        return _sites(model, where)
+
+
+def _sites(model: nn.Module, where: Where | None) -> SiteList:
+    names: dict[nn.Module, list[str]] = defaultdict(list)
+    for path, module in model.named_modules(remove_duplicate=False):
+        names[module].append(path)
+    owners: dict[int, list[str]] = defaultdict(list)
+    for module, paths in names.items():
+        for key, parameter in module._parameters.items():
+            if parameter is not None:
+                owners[id(parameter)].append(f"{paths[0]}.{key}".lstrip("."))
+
+    found, left_out, covered = [], [], set()
+    for module, paths in names.items():
+        path = paths[0]
+        reason = _why_not(module, path)
+        layer = None if reason else (read_linear(module) or read_convolution(module))
+        if layer is not None and where is not None and not _wanted(where, path, module):
+            layer, reason = None, "not selected"
+        if layer is not None and (reason := _why_no_site(layer)):
+            layer = None
+        if layer is not None and isinstance(module, NonDynamicallyQuantizableLinear):
+            layer, reason = None, "read by its attention module without being called"
+        if layer is None:
+            for key, parameter in module._parameters.items():
+                if parameter is not None:
+                    left_out.append((f"{path}.{key}".lstrip("."), reason or _why_parameter(module, parameter)))
+            if reason and not module._parameters:
+                left_out.append((path, reason))
+            continue
+        weight: torch.Tensor = module.weight  # type: ignore[assignment]
+        parameter_name = f"{path}.weight"
+        tied = tuple(other for other in owners[id(weight)] if other != parameter_name)
+        covered.add(parameter_name)
+        if getattr(module, "bias", None) is not None:
+            covered.add(f"{path}.bias")
+        forms, note = layer.forms, ""
+        if tied:
+            forms, note = frozenset({Form.KEEP}), f"tied to {', '.join(tied)}: factoring one would store both"
+        found.append(Site(path, parameter_name, layer, forms, tied, tuple(paths[1:]), note))
+    return SiteList(tuple(found), tuple((p, why) for p, why in left_out if p not in covered))
+
+
+def _wanted(where: Where, path: str, module: nn.Module) -> bool:
+    return fnmatch(path, where) if isinstance(where, str) else where(path, module)
+
+
+def _why_not(module: nn.Module, path: str) -> str | None:
+    """Why a module of which a matrix might be expected gives no site."""
+    if isinstance(module, nn.MultiheadAttention):
+        return why_not_split(module)
+    if parametrize.is_parametrized(module):
+        return "parametrized: remove the parametrization first (torch.nn.utils.parametrize.remove_parametrizations)"
+    if "weight_g" in module._parameters or "weight_orig" in module._parameters:
+        return "weight_norm or spectral_norm: remove it first, since the weight is recomputed at every call"
+    if any(isinstance(p, UninitializedParameter) for p in module._parameters.values()):
+        return "not initialised: run the model once first (lazy module)"
+    if callable(getattr(module, "weight", None)) and not isinstance(module.weight, torch.Tensor):
+        return "quantized: compress first, quantize afterwards"
+    weight = module._parameters.get("weight")
+    if weight is not None and not (weight.dtype.is_floating_point):
+        return f"weight of dtype {weight.dtype}: only real floating-point weights are factored"
+    if weight is not None and weight.numel() == 0:
+        return "zero-size weight"
+    for base in (nn.Linear, nn.Conv1d, nn.Conv2d, nn.Conv3d, nn.ConvTranspose1d, nn.ConvTranspose2d):
+        if isinstance(module, base) and type(module).forward is not base.forward:
+            return f"{type(module).__name__} overrides the forward of {base.__name__}"
+    if path == "" and (read_linear(module) or read_convolution(module)):
+        return "the model is this one layer: wrap it (nn.Sequential(layer)) so that it can be replaced"
+    return None
+
+
+def _why_no_site(layer: Layer) -> str | None:
+    m, n = layer.shape
+    if layer.groups > 1 and min(m, n) == 1:
+        return "depthwise: every group already has rank 1"
+    if min(m, n) < 2 and layer.kind != "Embedding":
+        return f"a {m}×{n} matrix has rank 1 already"
+    return None
+
+
+def _why_parameter(module: nn.Module, parameter: torch.Tensor) -> str:
+    if parameter.dim() < 2:
+        return "a vector: nothing to factor"
+    if isinstance(module, nn.RNNBase | nn.RNNCellBase):
+        return f"{type(module).__name__}: recurrent weights are read by a fused kernel"
+    return f"used by {type(module).__name__} in its own code, which cannot be factored from outside"

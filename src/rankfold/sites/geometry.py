@@ -1,0 +1,87 @@
+"""Matricizations: how a parameter is read as a matrix (rows = outputs), and how a matrix is put back.
+
+Every class here is geometry only, holds no tensor, and is its own inverse: ``put(w, matrix(w)) == w``.
+A grouped convolution is a stack of independent matrices, so its ``matrix`` is ``(groups, m, n)``.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Protocol
+
+from torch import Tensor
+
+
+class Matricization(Protocol):
+    def matrix(self, weight: Tensor) -> Tensor:
+        """The parameter as a matrix ``(m, n)``, or ``(groups, m, n)``; a view where possible."""
+        ...
+
+    def put(self, weight: Tensor, matrix: Tensor) -> Tensor:
+        """A new tensor shaped like ``weight`` whose ``matrix`` is the given one."""
+        ...
+
+
+@dataclass(frozen=True)
+class Plain:
+    """``nn.Linear`` and ``nn.Embedding``: the parameter is the matrix."""
+
+    def matrix(self, weight: Tensor) -> Tensor:
+        return weight
+
+    def put(self, weight: Tensor, matrix: Tensor) -> Tensor:
+        return matrix.reshape(weight.shape).clone()
+
+
+@dataclass(frozen=True)
+class Transposed:
+    """Hugging Face ``Conv1D``: the parameter is stored as inputs × outputs."""
+
+    def matrix(self, weight: Tensor) -> Tensor:
+        return weight.T
+
+    def put(self, weight: Tensor, matrix: Tensor) -> Tensor:
+        return matrix.T.reshape(weight.shape).clone()
+
+
+@dataclass(frozen=True)
+class ChannelFolding:
+    """A convolution as ``C_out × (C_in·k)``; with groups, one such matrix for each group.
+
+    ``transposed`` marks ``ConvTranspose``, whose parameter is ``(C_in, C_out/groups, *k)``.
+    """
+
+    groups: int = 1
+    transposed: bool = False
+
+    def matrix(self, weight: Tensor) -> Tensor:
+        kernel = weight.shape[2:]
+        if self.transposed:
+            blocks = weight.reshape(self.groups, weight.shape[0] // self.groups, weight.shape[1], *kernel)
+            blocks = blocks.transpose(1, 2)
+        else:
+            blocks = weight.reshape(self.groups, weight.shape[0] // self.groups, weight.shape[1], *kernel)
+        stack = blocks.flatten(2)
+        return stack if self.groups > 1 else stack[0]
+
+    def put(self, weight: Tensor, matrix: Tensor) -> Tensor:
+        kernel = weight.shape[2:]
+        if self.transposed:
+            c_in, c_out = weight.shape[0] // self.groups, weight.shape[1]
+            blocks = matrix.reshape(self.groups, c_out, c_in, *kernel).transpose(1, 2)
+        else:
+            blocks = matrix
+        return blocks.reshape(weight.shape).clone()
+
+
+@dataclass(frozen=True)
+class SpatialFolding:
+    """A ``Conv2d`` kernel as ``(C_out·k_w) × (C_in·k_h)``: the pair k_h×1 then 1×k_w (LoRITa, section 3)."""
+
+    def matrix(self, weight: Tensor) -> Tensor:
+        c_out, c_in, k_h, k_w = weight.shape
+        return weight.permute(0, 3, 1, 2).reshape(c_out * k_w, c_in * k_h)
+
+    def put(self, weight: Tensor, matrix: Tensor) -> Tensor:
+        c_out, c_in, k_h, k_w = weight.shape
+        return matrix.reshape(c_out, k_w, c_in, k_h).permute(0, 2, 3, 1).reshape(weight.shape).clone()

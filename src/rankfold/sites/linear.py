@@ -1,0 +1,95 @@
+"""Linear layers: ``nn.Linear``, Hugging Face ``Conv1D``, and embeddings (measured, never factored)."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from math import prod
+
+import torch
+from torch import Tensor, nn
+
+from rankfold.layers import LowRankLinear
+from rankfold.sites.geometry import Matricization, Plain, Transposed
+from rankfold.sites.site import Call, Factors, Form, Side
+
+
+@dataclass(frozen=True)
+class LinearLayer:
+    kind: str
+    shape: tuple[int, int]
+    has_bias: bool
+    stored_transposed: bool = False
+    groups: int = 1
+
+    @property
+    def forms(self) -> frozenset[Form]:
+        return frozenset({Form.KEEP, Form.DENSE, Form.FACTORED})
+
+    @property
+    def side(self) -> Side:
+        return "output" if self.shape[0] <= self.shape[1] else "input"
+
+    def geometry(self, form: Form) -> Matricization:
+        return Transposed() if self.stored_transposed else Plain()
+
+    def max_rank(self, form: Form) -> int:
+        return min(self.shape)
+
+    def rows(self, inputs: Tensor, output: Tensor) -> Tensor:
+        return (output if self.side == "output" else inputs).reshape(-1, min(self.shape))
+
+    def output_rows(self, output: Tensor) -> Tensor:
+        return output.reshape(-1, self.shape[0])
+
+    def params(self, form: Form, rank: int, bias: bool) -> int:
+        m, n = self.shape
+        weights = rank * (m + n) if form is Form.FACTORED else m * n
+        return weights + (m if bias else 0)
+
+    def flops(self, form: Form, rank: int, calls: Sequence[Call]) -> int:
+        m, n = self.shape
+        positions = sum(prod(call.output) // m for call in calls)
+        return 2 * positions * (rank * (m + n) if form is Form.FACTORED else m * n)
+
+    def skeleton(self, like: nn.Module, form: Form, rank: int, bias: bool) -> nn.Module:
+        m, n = self.shape
+        weight: Tensor = like.weight  # type: ignore[assignment]
+        if form is Form.FACTORED:
+            return LowRankLinear(n, rank, m, bias=bias, device=weight.device, dtype=weight.dtype)
+        return nn.Linear(n, m, bias=bias, device=weight.device, dtype=weight.dtype)
+
+    @torch.no_grad()
+    def write_(self, layer: nn.Module, form: Form, factors: Factors) -> None:
+        if form is Form.FACTORED:
+            right, left = factors.parts
+            layer.down.weight.copy_(right)  # type: ignore[union-attr, operator]
+            layer.up.weight.copy_(left)  # type: ignore[union-attr, operator]
+        else:
+            layer.weight.copy_(factors.parts[0])  # type: ignore[union-attr, operator]
+
+
+@dataclass(frozen=True)
+class EmbeddingLayer(LinearLayer):
+    """A lookup: its matrix can be measured, but a product of factors would not be cheaper to look up."""
+
+    @property
+    def forms(self) -> frozenset[Form]:
+        return frozenset({Form.KEEP})
+
+    def flops(self, form: Form, rank: int, calls: Sequence[Call]) -> int:
+        return 0
+
+
+def read_linear(module: nn.Module) -> LinearLayer | None:
+    """The layer object of a linear-like module, or None if it is none."""
+    if type(module).forward is nn.Linear.forward:
+        m, n = module.weight.shape  # type: ignore[union-attr, misc]
+        return LinearLayer("Linear", (m, n), module.bias is not None)
+    if type(module).__name__ == "Conv1D" and type(module).__module__ == "transformers.pytorch_utils":
+        n, m = module.weight.shape  # type: ignore[union-attr, misc]
+        return LinearLayer("Conv1D", (m, n), module.bias is not None, stored_transposed=True)
+    if type(module).forward is nn.Embedding.forward:
+        m, n = module.weight.shape  # type: ignore[union-attr, misc]
+        return EmbeddingLayer("Embedding", (m, n), has_bias=False)
+    return None
