@@ -74,8 +74,9 @@ def load_images(
         root = os.environ.get("RANKFOLD_DATA")
         place = f"in {root} (RANKFOLD_DATA)" if root else "here: RANKFOLD_DATA is not set"
         raise ZooError(
-            f"data set {name!r} is not {place}; let RANKFOLD_DATA name a folder with {name}/train.parquet and "
-            f"{name}/test.parquet, or set RANKFOLD_DOWNLOAD=1 to fetch {images.hub} from the Hugging Face hub"
+            f"data set {name!r} is not {place}; RANKFOLD_DATA must name a folder with "
+            f"{name}/train.parquet and {name}/test.parquet; RANKFOLD_DOWNLOAD=1 fetches "
+            f"{images.hub} from the Hugging Face hub"
         )
     return {split: _cached(name, images, split, count, folder, progress) for split, count in images.counts}
 
