@@ -1,0 +1,144 @@
+"""Streaming count, mean and second moment of rows, without cancellation."""
+
+from typing import Any, Self
+
+import torch
+from torch import Tensor
+
+from rankfold.linalg.errors import NonFiniteError, NotMaterialisedError
+from rankfold.linalg.gram import add_upper_, mirror
+
+# rows are widened to float64 a block at a time: 32 MiB of copy at most, whatever the batch
+_BLOCK_ELEMENTS = 1 << 22
+
+
+class Moments:
+    """Count, mean and centred second moment of all the rows seen so far, in float64.
+
+    Rows of `size` numbers arrive in batches of any leading shape; with `groups`, as (groups, …, size), one
+    moment matrix per group. The *centred* sum is what is kept, and batches are merged by the pairwise rule of
+    Chan, Golub and LeVeque (1979): subtracting count·mean·meanᵀ from a raw sum loses every digit when the
+    mean is large. The uncentred Gram is the sum of two positive terms and loses nothing.
+
+    Cost of a row: about `size²` multiplications and as many additions. Memory: groups · size² doubles, and
+    one block.
+    """
+
+    def __init__(self, size: int, groups: int | None = None, device: torch.device | str = "cpu") -> None:
+        if size < 0 or (groups is not None and groups < 1):
+            raise ValueError(f"size must be at least 0 and groups at least 1, got {size} and {groups}")
+        self.size = size
+        self.groups = groups
+        batch = () if groups is None else (groups,)
+        self._count = 0
+        self._mean = torch.zeros(*batch, size, dtype=torch.float64, device=device)
+        # only the upper triangle is kept up to date
+        self._centred = torch.zeros(*batch, size, size, dtype=torch.float64, device=device)
+
+    @property
+    def count(self) -> int:
+        """Rows seen (per group)."""
+        return self._count
+
+    @property
+    def mean(self) -> Tensor:
+        """Mean row, (size,) or (groups, size). Raises `ValueError` when no row was seen."""
+        if self._count == 0:
+            raise ValueError("no rows were seen, so there is no mean: the calibration data is empty")
+        return self._mean.clone()
+
+    @property
+    def covariance_sum(self) -> Tensor:
+        """Σ (x − mean)(x − mean)ᵀ over the rows, not divided by the count: (size, size) or (groups, size,
+        size).
+        """
+        return mirror(self._centred)
+
+    @property
+    def gram(self) -> Tensor:
+        """Σ x xᵀ over the rows, uncentred, not divided by the count: (size, size) or (groups, size, size)."""
+        return self.covariance_sum.add_(
+            self._mean.unsqueeze(-1) * self._mean.unsqueeze(-2), alpha=self._count
+        )
+
+    def update(self, x: Tensor) -> Self:
+        """Take in the rows of `x`, (…, size) or (groups, …, size), of any real dtype and device. Returns
+        itself.
+
+        Raises `ValueError` (wrong shape), `NotMaterialisedError`, `NonFiniteError`; a refused batch changes
+        nothing.
+        """
+        rows = self._rows(x)
+        count = rows.shape[-2]
+        if count == 0:
+            return self
+        total = rows.sum(-2, dtype=torch.float64).to(self._mean.device)
+        # one pass over d numbers stands for a pass over all: a non-finite row makes its sum non-finite
+        if not bool(torch.isfinite(total).all()):
+            raise NonFiniteError(f"a batch of shape {tuple(x.shape)} ({x.dtype}) holds NaN or infinite rows")
+        mean = total / count
+        groups = 1 if self.groups is None else self.groups
+        step = max(1, _BLOCK_ELEMENTS // max(1, self.size * groups))
+        for start in range(0, count, step):
+            block = rows[..., start : start + step, :].to(self._mean.device, torch.float64)
+            centred = block - mean.unsqueeze(-2)
+            add_upper_(self._centred, centred.mT, centred)
+        self._shift_(count, mean)
+        return self
+
+    def merge(self, other: "Moments") -> Self:
+        """Take in all the rows that `other` has seen (of the same size and groups). Returns itself."""
+        if (self.size, self.groups) != (other.size, other.groups):
+            raise ValueError(
+                f"moments of size {other.size} in {other.groups} groups do not fit into "
+                f"size {self.size} in {self.groups} groups"
+            )
+        if other.count:
+            self._centred += other._centred.to(self._centred.device)
+            self._shift_(other.count, other._mean.to(self._mean.device))
+        return self
+
+    def _shift_(self, count: int, mean: Tensor) -> None:
+        total = self._count + count
+        difference = mean - self._mean
+        weight = self._count * (count / total)
+        self._centred += weight * difference.unsqueeze(-1) * difference.unsqueeze(-2)
+        self._mean += difference * (count / total)
+        self._count = total
+
+    def _rows(self, x: Tensor) -> Tensor:
+        expected = f"(…, {self.size})" if self.groups is None else f"({self.groups}, …, {self.size})"
+        fits = x.ndim >= 1 and x.shape[-1] == self.size
+        if self.groups is not None:
+            fits = fits and x.ndim >= 2 and x.shape[0] == self.groups
+        if not fits:
+            raise ValueError(f"expected rows of shape {expected}, got {tuple(x.shape)}")
+        if x.is_meta:
+            raise NotMaterialisedError(f"batch of shape {tuple(x.shape)} is not materialised (meta device)")
+        if x.is_complex():
+            raise TypeError(f"batch of shape {tuple(x.shape)} is {x.dtype}: only real rows are supported")
+        x = x.detach()
+        if x.is_floating_point() and x.dtype.itemsize == 1:
+            x = x.to(torch.float32)
+        if self.groups is None:
+            return x.reshape(x.shape[:-1].numel(), self.size)
+        return x.reshape(self.groups, x.shape[1:-1].numel(), self.size)
+
+    def state_dict(self) -> dict[str, Any]:
+        """Everything needed to go on later: `count` (int), `mean` and `covariance_sum` (float64 tensors)."""
+        return {"count": self._count, "mean": self._mean.clone(), "covariance_sum": self.covariance_sum}
+
+    @classmethod
+    def from_state_dict(cls, state: dict[str, Any], device: torch.device | str = "cpu") -> "Moments":
+        """The inverse of `state_dict`. Raises `ValueError` when the shapes do not belong together."""
+        mean, centred, count = state["mean"], state["covariance_sum"], int(state["count"])
+        if mean.ndim not in (1, 2) or centred.shape != (*mean.shape, mean.shape[-1]) or count < 0:
+            raise ValueError(
+                f"not the state of moments: count {count}, mean {tuple(mean.shape)}, "
+                f"covariance_sum {tuple(centred.shape)}"
+            )
+        moments = cls(mean.shape[-1], mean.shape[0] if mean.ndim == 2 else None, device)
+        moments._count = count
+        moments._mean.copy_(mean)
+        moments._centred.copy_(centred)
+        return moments

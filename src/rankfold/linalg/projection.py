@@ -1,0 +1,218 @@
+"""The best low-rank replacement of a matrix on given data, at every rank: output principal components.
+
+With outputs Y = X Wᵀ of a weight W (m outputs, n inputs), the rank-r matrix Z that minimises ‖X Wᵀ − X Zᵀ‖ is
+Q Qᵀ W, Q the top r eigenvectors of YᵀY = W (XᵀX) Wᵀ, and its squared error is the sum of the eigenvalues left
+out. This is Theorem 3.1 of "Recovery guarantees for low-rank compression" (X⁺(XWᵀ)_r) without the inverse,
+and the same optimum as whitening by the input Gram matrix, which loses half the digits when that matrix is
+ill-conditioned and fails when it is singular. Either second moment will do, and the eigenproblem is always of
+the smaller side.
+"""
+
+import math
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from rankfold.linalg.decompositions import checked, eigh
+from rankfold.linalg.gram import mirror, upper_product
+
+
+@dataclass(frozen=True, eq=False)
+class Projection:
+    """Ordered factors of a weight (…, m, n), k = min(m, n), valid for every rank at once. Made by `project`.
+
+    `singular_values` (…, k): float64, descending, of the outputs: in units of the statistics, so for a *sum*
+    over rows the error is that of all the rows together.
+    """
+
+    singular_values: Tensor
+    _vectors: Tensor  # (…, k, k) eigenvectors in the coordinates of the smaller side
+    _reduced: Tensor  # (…, k, n) the weight in those coordinates
+    _basis: Tensor | None  # (…, m, k) from those coordinates to the outputs, after dividing by the triangle
+    _triangle: Tensor | None
+    _metric: Tensor | None  # lower Cholesky factor (…, m, m), or square roots (…, m)
+
+    @property
+    def errors(self) -> Tensor:
+        """Error ‖X(W − Z)ᵀ‖ at every rank 0 … k: (…, k + 1), float64, summed from the values left out."""
+        return tails(self.singular_values)
+
+    def factors(self, rank: int | None = None) -> tuple[Tensor, Tensor]:
+        """The optimal `left` (…, m, rank) and `right` (…, rank, n) of Z = left right, in the statistics' dtype.
+
+        `left` has orthonormal columns and `right` = leftᵀ W; with an output metric D, leftᵀ D left = I and
+        `right` = leftᵀ D W. The factors of a smaller rank are their first columns and rows; at rank k the
+        product is W itself. Cost O(m k rank). Raises `ValueError` when the rank is not within 0 … k.
+        """
+        k = self.singular_values.shape[-1]
+        rank = k if rank is None else rank
+        if not 0 <= rank <= k:
+            raise ValueError(f"rank {rank} is not within 0 … {k}")
+        vectors = self._vectors[..., :rank]
+        right = vectors.mT @ self._reduced
+        if self._triangle is not None:
+            vectors = torch.linalg.solve_triangular(self._triangle, vectors, upper=True)
+        left = vectors if self._basis is None else self._basis @ vectors
+        if self._metric is None:
+            return left.contiguous(), right
+        if self._metric.ndim == self._reduced.ndim - 1:
+            return left / self._metric.unsqueeze(-1), right
+        return torch.linalg.solve_triangular(self._metric.mT, left, upper=True), right
+
+
+def tails(singular_values: Tensor) -> Tensor:
+    """√(Σ_{i>r} σ_i²) for r = 0 … k: (…, k) → (…, k + 1), the last one 0. Small values are added first."""
+    none = singular_values.new_zeros(*singular_values.shape[:-1], 1)
+    energies = torch.cat([singular_values.square(), none], -1)
+    return energies.flip(-1).cumsum(-1).flip(-1).sqrt()
+
+
+def project(
+    weight: Tensor,
+    *,
+    inputs: Tensor | None = None,
+    outputs: Tensor | None = None,
+    metric: Tensor | None = None,
+    ridge: float = 0.0,
+) -> Projection:
+    """The closed form of output-covariance projection, from the second moment of either side.
+
+    `weight`: (m, n), or (g, m, n) for a batch of independent groups, any real dtype.
+    `inputs`: XᵀX (…, n, n), or `outputs`: YᵀY (…, m, m) of Y = XWᵀ *without the bias*; exactly one of them,
+    symmetric. Give centred sums for the optimum with a free bias (then `bias_from_inputs` or
+    `bias_from_outputs`; a constant bias in Y does no harm), uncentred ones to keep the bias. Both sides give
+    the same answer; the smaller one is cheaper to collect.
+    `metric`: D, positive: (…, m, m) or its diagonal (…, m); minimises Σ (y − z)ᵀ D (y − z) and measures
+    errors so.
+    `ridge`: μ ≥ 0, minimises ‖X(W − Z)ᵀ‖² + μ‖W − Z‖² instead, which anchors Z at W off the data.
+
+    Works in the dtype of the statistics (float32 or float64; any other is widened to float64). Singular
+    values below √(machine epsilon) of the largest are noise: a second moment holds no more than that. Prefer
+    float64.
+
+    No inverse of a statistic is taken, so rank-deficient ones need no care. When m > n, the m × n weight is
+    reduced to its n × n triangular factor first (Cholesky of WᵀW while cond W < ε^(−1/4), Householder
+    otherwise).
+    Cost: one eigendecomposition of size k = min(m, n), and O(m n k) + O(n² k) or O(m² k) multiplications.
+    Memory: the weight, and a few k × k and k × n matrices.
+
+    Raises `ValueError` (shapes, metric not positive, ridge negative), `NonFiniteError`,
+    `NotMaterialisedError`, `NotConvergedError`.
+    """
+    statistic = inputs if outputs is None else outputs
+    if statistic is None or (inputs is not None and outputs is not None):
+        raise ValueError("give the second moment of the inputs or of the outputs: exactly one of them")
+    if not 0 <= ridge < math.inf:
+        raise ValueError(f"ridge must be at least 0 and finite, got {ridge}")
+    dtype = statistic.dtype if statistic.dtype in (torch.float32, torch.float64) else torch.float64
+    statistic = checked(statistic, dtype)
+    weight = checked(weight, dtype).to(statistic.device)
+    if weight.ndim not in (2, 3):
+        raise ValueError(f"expected a weight (m, n) or (g, m, n), got shape {tuple(weight.shape)}")
+    *batch, m, n = weight.shape
+    side, size = ("inputs", n) if outputs is None else ("outputs", m)
+    if statistic.shape != (*batch, size, size):
+        raise ValueError(
+            f"second moment of the {side} of shape {tuple(statistic.shape)} does not fit "
+            f"a weight of shape {tuple(weight.shape)}: expected {(*batch, size, size)}"
+        )
+    root = None if metric is None else _root(checked(metric, dtype).to(statistic.device), (*batch, m))
+    if root is not None:
+        weight = _times_root(root, weight)
+        if outputs is not None:
+            statistic = _times_root(root, _times_root(root, statistic).mT)
+
+    basis, triangle, reduced = None, None, weight
+    if m > n:
+        basis, triangle, reduced = _reduce(weight)
+        if outputs is not None and triangle is not None:
+            basis, triangle = torch.linalg.solve_triangular(triangle, basis, upper=True, left=False), None
+    if outputs is None:
+        moment = upper_product(reduced @ statistic, reduced.mT)
+    elif basis is not None:
+        moment = upper_product(basis.mT @ statistic, basis)
+    else:
+        moment = statistic.mT
+    if ridge > 0:
+        moment = moment + ridge * upper_product(reduced, reduced.mT)
+    values, vectors = eigh(moment.mT, dtype)
+    return Projection(values.double().sqrt(), vectors, reduced, basis, triangle, root)
+
+
+def _reduce(weight: Tensor) -> tuple[Tensor, Tensor | None, Tensor]:
+    """(basis, triangle, R) with weight = Q R, R (…, n, n), and Q = basis triangle⁻¹, or basis when triangle
+    is None.
+    """
+    square = mirror(upper_product(weight.mT, weight))
+    triangle, failed = torch.linalg.cholesky_ex(square, upper=True)
+    # orthonormal to ε·cond², so to √ε at worst
+    limit = torch.finfo(weight.dtype).eps ** -0.25
+    if weight.numel() and not bool(failed.any()) and bool((_condition(triangle) < limit).all()):
+        return weight, triangle, triangle
+    q, r = torch.linalg.qr(weight)
+    return q, None, r
+
+
+def _condition(triangle: Tensor) -> Tensor:
+    """Estimate (from below, usually within a factor of two) of the condition number of upper triangles (…, n,
+    n).
+    """
+    n = triangle.shape[-1]
+    start = torch.arange(1, n + 1, dtype=triangle.dtype, device=triangle.device).square().sin()
+    large = small = start.expand(*triangle.shape[:-2], n).unsqueeze(-1)
+    for _ in range(4):
+        large = triangle.mT @ (triangle @ (large / large.norm(dim=-2, keepdim=True)))
+        small = small / small.norm(dim=-2, keepdim=True)
+        half = torch.linalg.solve_triangular(triangle.mT, small, upper=False)
+        small = torch.linalg.solve_triangular(triangle, half, upper=True)
+    return (large.norm(dim=-2) * small.norm(dim=-2)).sqrt().squeeze(-1)
+
+
+def _root(metric: Tensor, outputs: tuple[int, ...]) -> Tensor:
+    if metric.shape == outputs:
+        if not bool((metric > 0).all()):
+            raise ValueError("the output metric must be positive: clamp it from below")
+        return metric.sqrt()
+    if metric.shape != (*outputs, outputs[-1]):
+        raise ValueError(
+            f"output metric of shape {tuple(metric.shape)}: expected {outputs} or {(*outputs, outputs[-1])}"
+        )
+    root, failed = torch.linalg.cholesky_ex(metric)
+    if bool(failed.any()):
+        raise ValueError("the output metric must be positive definite: add a multiple of the identity")
+    return root
+
+
+def _times_root(root: Tensor, a: Tensor) -> Tensor:
+    return root.unsqueeze(-1) * a if root.ndim == a.ndim - 1 else root.mT @ a
+
+
+def bias_from_inputs(
+    weight: Tensor, left: Tensor, right: Tensor, mean: Tensor, bias: Tensor | None = None
+) -> Tensor:
+    """The free bias c = b + (W − Z) x̄ of a replaced weight, from the mean input x̄ (…, n): (…, m), float64.
+
+    `weight` (…, m, n), `left` (…, m, r), `right` (…, r, n), `bias` b (…, m) or None for 0.
+    """
+    x = checked(mean).unsqueeze(-1)
+    shift = checked(weight) @ x - checked(left) @ (checked(right) @ x)
+    return shift.squeeze(-1) if bias is None else checked(bias) + shift.squeeze(-1)
+
+
+def bias_from_outputs(
+    left: Tensor, mean: Tensor, bias: Tensor | None = None, metric: Tensor | None = None
+) -> Tensor:
+    """The free bias c = ȳ − Q Qᵀ(ȳ − b) from the mean output ȳ (…, m), bias included: (…, m), float64.
+
+    `left` Q (…, m, r) from `Projection.factors`, `bias` b (…, m) or None for 0; `metric` as it was given to
+    `project` (then c = ȳ − Q Qᵀ D (ȳ − b)).
+    """
+    mean, left = checked(mean), checked(left)
+    moved = (mean if bias is None else mean - checked(bias)).unsqueeze(-1)
+    if metric is not None:
+        metric = checked(metric)
+        weighted = metric.unsqueeze(-1) * moved if metric.ndim == left.ndim - 1 else metric @ moved
+    else:
+        weighted = moved
+    return mean - (left @ (left.mT @ weighted)).squeeze(-1)
