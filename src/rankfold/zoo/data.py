@@ -1,5 +1,6 @@
 """Data sets by name: the bundled digits, the papers' images, and whatever a user's factory returns."""
 
+from operator import index as integer
 from typing import Any
 
 import numpy as np
@@ -88,7 +89,7 @@ def _in_memory(where: str, samples: Any) -> Split:
         try:
             sample, label = samples[index]
             inputs.append(torch.as_tensor(sample))
-            labels.append(int(label))
+            labels.append(integer(label))
         except (TypeError, ValueError, RuntimeError) as error:
             raise ZooError(
                 f"{where}: sample {index} is not a pair of a tensor and an integer label: {error}"
