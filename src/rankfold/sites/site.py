@@ -128,6 +128,10 @@ class Site:
         """The parameter of this site in ``model`` (attention already split), detached."""
         return model.get_submodule(self.name).weight.detach()  # type: ignore[union-attr, operator]
 
+    def bias(self, model: nn.Module) -> Tensor | None:
+        bias = getattr(model.get_submodule(self.name), "bias", None)
+        return None if bias is None else bias.detach()
+
     def matrix(self, model: nn.Module, form: Form = Form.FACTORED) -> Tensor:
         """The matrix (m, n), or (groups, m, n), that ``form`` would factor."""
         return self.layer.geometry(form).matrix(self.weight(model))

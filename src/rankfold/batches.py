@@ -1,0 +1,122 @@
+"""How a batch of any data loader is fed to a model, and where its labels and the model's logits are."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator, Mapping
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+_LABELS = ("labels", "label", "targets", "target")
+
+
+def arguments(batch: Any) -> tuple[tuple[Any, ...], dict[str, Any]]:
+    """(args, kwargs) of the model for a batch: a tensor, ``(inputs, labels)``, ``(inputs,)`` or a mapping.
+
+    In a mapping the labels are left out; in a pair the second member is taken as labels. An input that is itself a
+    tuple or mapping is spread over the arguments.
+    """
+    if isinstance(batch, Mapping):
+        return (), {key: value for key, value in batch.items() if key not in _LABELS}
+    inputs = batch[0] if isinstance(batch, tuple | list) else batch
+    if isinstance(inputs, Mapping):
+        return (), dict(inputs)
+    return (tuple(inputs) if isinstance(inputs, tuple | list) else (inputs,)), {}
+
+
+def labels_of(batch: Any) -> Tensor | None:
+    """The labels of a batch, or None."""
+    if isinstance(batch, Mapping):
+        return next((batch[key] for key in _LABELS if key in batch), None)
+    if isinstance(batch, tuple | list) and len(batch) > 1 and isinstance(batch[1], Tensor):
+        return batch[1]
+    return None
+
+
+def logits_of(output: Any) -> Tensor:
+    """The tensor that a loss is taken of: the output itself, its ``.logits``, ``["logits"]`` or first member."""
+    if isinstance(output, Tensor):
+        return output
+    if isinstance(output, Mapping) and "logits" in output:
+        return output["logits"]
+    if hasattr(output, "logits"):
+        return output.logits
+    if isinstance(output, tuple | list) and output and isinstance(output[0], Tensor):
+        return output[0]
+    raise TypeError(
+        f"the model returned {type(output).__name__}; a tensor, a tuple that begins with one, "
+        "or something with logits was expected"
+    )
+
+
+def moved(value: Any, device: torch.device, dtype: torch.dtype | None = None) -> Any:
+    """Every tensor inside ``value`` on ``device``, and floating ones in ``dtype`` where it is given."""
+    if isinstance(value, Tensor):
+        return value.to(device, dtype) if dtype is not None and value.is_floating_point() else value.to(device)
+    if isinstance(value, Mapping):
+        return {key: moved(item, device, dtype) for key, item in value.items()}
+    if isinstance(value, tuple | list):
+        return type(value)(moved(item, device, dtype) for item in value)
+    return value
+
+
+def forward(model: nn.Module, batch: Any) -> Any:
+    """The model's output for a batch, on the model's device and in its floating dtype."""
+    parameter = next((p for p in model.parameters() if p.is_floating_point()), None)
+    args, kwargs = arguments(batch)
+    if parameter is not None:
+        args = moved(args, parameter.device, parameter.dtype)
+        kwargs = moved(kwargs, parameter.device, parameter.dtype)
+    return model(*args, **kwargs)
+
+
+def size_of(batch: Any) -> int:
+    """How many samples a batch holds: the first axis of its first tensor."""
+    args, kwargs = arguments(batch)
+    for value in (*args, *kwargs.values()):
+        if isinstance(value, Tensor) and value.dim():
+            return value.shape[0]
+    raise TypeError(f"a batch of {type(batch).__name__} holds no tensor with a batch axis")
+
+
+def batches_of(data: Any, batch_size: int = 256, limit: int | None = None) -> Iterator[Any]:
+    """Batches of ``data`` up to ``limit`` samples: a data loader, an iterable of batches, a tensor, or samples.
+
+    Objects with ``batches(batch_size)`` (the splits of ``rankfold.zoo``) and ``torch.utils.data.Dataset`` are cut
+    into batches in their own order.
+    """
+    seen = 0
+    for batch in _batches(data, batch_size):
+        size = size_of(batch)
+        if limit is not None and seen + size > limit:
+            batch, size = _first(batch, limit - seen, size), limit - seen
+        if size:
+            yield batch
+        seen += size
+        if limit is not None and seen >= limit:
+            return
+
+
+def _batches(data: Any, batch_size: int) -> Iterable[Any]:
+    if isinstance(data, Tensor):
+        return data.split(batch_size)
+    if isinstance(data, Mapping) or (
+        isinstance(data, tuple) and len(data) == 2 and all(isinstance(part, Tensor) for part in data)
+    ):
+        return [data]
+    if hasattr(data, "batches"):
+        return data.batches(batch_size)
+    if isinstance(data, torch.utils.data.Dataset) and not isinstance(data, torch.utils.data.IterableDataset):
+        return torch.utils.data.DataLoader(data, batch_size=batch_size)
+    return data
+
+
+def _first(value: Any, count: int, size: int) -> Any:
+    if isinstance(value, Tensor):
+        return value[:count] if value.dim() and value.shape[0] == size else value
+    if isinstance(value, Mapping):
+        return {key: _first(item, count, size) for key, item in value.items()}
+    if isinstance(value, tuple | list):
+        return type(value)(_first(item, count, size) for item in value)
+    return value

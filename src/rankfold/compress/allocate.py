@@ -1,0 +1,235 @@
+"""Rank rules that need no further forward passes: optimal, local and global.
+
+Every rule sees the same thing: for each site a list of options (keep among them) with a predicted loss and a cost
+vector, and one limit for each resource. Costs are those of the site; the rest of the model is in the limits already.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+from scipy.optimize import Bounds, LinearConstraint, linprog, milp
+from scipy.sparse import csr_array
+
+from rankfold.sites import Form
+
+Costs = tuple[float, ...]
+
+
+@dataclass(frozen=True)
+class Option:
+    """One form of one site at one rank. ``loss`` ≥ 0 is comparable between sites; ``costs`` one for each resource.
+
+    ``level`` is the smallest singular value kept, divided by the largest: what the global rule ranks.
+    """
+
+    form: Form
+    rank: int
+    loss: float
+    costs: Costs
+    level: float = 0.0
+
+
+class BudgetError(ValueError):
+    """No choice of ranks meets the budget."""
+
+
+def useful(options: Sequence[Option]) -> list[Option]:
+    """The options that no other beats: cheaper in some resource, or of less loss, than every other one."""
+    ordered = sorted(options, key=lambda o: (o.loss, o.costs))
+    kept: list[Option] = []
+    costs = np.empty((len(ordered), len(ordered[0].costs) if ordered else 0))
+    for option in ordered:
+        if kept and bool((costs[: len(kept)] <= np.asarray(option.costs)).all(1).any()):
+            continue
+        costs[len(kept)] = option.costs
+        kept.append(option)
+    return kept
+
+
+def optimal(options: Mapping[str, Sequence[Option]], limits: Costs, *, exact: int = 4000) -> dict[str, Option]:
+    """The choice of least total loss with total costs within ``limits``: a multiple-choice knapsack.
+
+    Solved by integer programming (HiGHS). With more than ``exact`` options in all, only those next to the solution
+    of the linear relaxation take part, which leaves at most a few rank steps to chance; what is left of the budget
+    is then filled. Raises ``BudgetError`` if nothing fits.
+    """
+    choices = {site: useful(list(group)) for site, group in options.items()}
+    check_feasible(choices, limits)
+    if not limits:
+        return {site: min(group, key=lambda o: (o.loss, o.costs)) for site, group in choices.items()}
+    if sum(map(len, choices.values())) > exact:
+        choices = _near_relaxation(choices, limits)
+    picked = _integer(choices, limits)
+    return fill(picked, options, limits)
+
+
+def check_feasible(options: Mapping[str, Sequence[Option]], limits: Costs) -> None:
+    for axis, limit in enumerate(limits):
+        least = sum(min(o.costs[axis] for o in group) for group in options.values())
+        if least > limit * (1 + 1e-12):
+            raise BudgetError(
+                f"the budget cannot be met: resource {axis} needs at least {least:.6g} with every site at rank 1, "
+                f"{limit:.6g} is allowed"
+            )
+
+
+def _program(choices: Mapping[str, Sequence[Option]], limits: Costs):
+    flat = [option for group in choices.values() for option in group]
+    owner = np.repeat(np.arange(len(choices)), [len(group) for group in choices.values()])
+    one = csr_array((np.ones(len(flat)), (owner, np.arange(len(flat)))), shape=(len(choices), len(flat)))
+    scale = np.maximum(np.asarray(limits, float), 1e-300)
+    costs = np.array([option.costs for option in flat]).T / scale[:, None]
+    loss = np.array([option.loss for option in flat])
+    return flat, owner, one, costs, loss / max(loss.max(), 1e-300)
+
+
+def _near_relaxation(
+    choices: Mapping[str, Sequence[Option]], limits: Costs, width: int = 6
+) -> dict[str, list[Option]]:
+    _, owner, one, costs, loss = _program(choices, limits)
+    ones = np.ones(len(choices))
+    result = linprog(loss, A_ub=costs, b_ub=np.ones(len(limits)), A_eq=one, b_eq=ones, method="highs")
+    if result.status == 2:
+        raise BudgetError("the budget cannot be met: no combination of ranks satisfies all limits at once")
+    near = {}
+    for index, (site, group) in enumerate(choices.items()):
+        share = result.x[owner == index]
+        support = np.flatnonzero(share > 1e-9)
+        chosen = {j for s in support for j in range(max(0, s - width), min(len(group), s + width + 1))}
+        cheapest = {min(range(len(group)), key=lambda j: group[j].costs[axis]) for axis in range(len(limits))}
+        near[site] = [group[j] for j in sorted(chosen | cheapest | {0})]
+    return near
+
+
+def _integer(choices: Mapping[str, Sequence[Option]], limits: Costs) -> dict[str, Option]:
+    flat, owner, one, costs, loss = _program(choices, limits)
+    result = milp(
+        loss,
+        integrality=np.ones(len(flat)),
+        bounds=Bounds(0, 1),
+        constraints=[LinearConstraint(one, 1, 1), LinearConstraint(costs, -np.inf, 1.0)],
+        options={"time_limit": 30.0, "mip_rel_gap": 1e-6},
+    )
+    if result.x is None:
+        raise BudgetError("the budget cannot be met: no combination of ranks satisfies all limits at once")
+    picked = {}
+    for index, site in enumerate(choices):
+        members = np.flatnonzero(owner == index)
+        picked[site] = flat[members[np.argmax(result.x[members])]]
+    if not within(picked, limits):  # a solver's tolerance of 1e-6 is not ours: give back the cheapest rank step
+        picked = _step_back(picked, choices, limits)
+    return picked
+
+
+def within(picked: Mapping[str, Option], limits: Costs) -> bool:
+    return all(sum(o.costs[axis] for o in picked.values()) <= limit for axis, limit in enumerate(limits))
+
+
+def _step_back(
+    picked: dict[str, Option], choices: Mapping[str, Sequence[Option]], limits: Costs
+) -> dict[str, Option]:
+    while not within(picked, limits):
+        over = [axis for axis, x in enumerate(limits) if sum(o.costs[axis] for o in picked.values()) > x]
+        steps = [
+            (option.loss - picked[site].loss, site, option)
+            for site, group in choices.items()
+            for option in group
+            if all(option.costs[axis] < picked[site].costs[axis] for axis in over)
+        ]
+        if not steps:
+            raise BudgetError("the budget cannot be met: no combination of ranks satisfies all limits at once")
+        _, site, option = min(steps, key=lambda step: step[0])
+        picked = {**picked, site: option}
+    return picked
+
+
+def fill(
+    picked: Mapping[str, Option], options: Mapping[str, Sequence[Option]], limits: Costs
+) -> dict[str, Option]:
+    """Spend what is left: the step of most loss saved that still fits, again and again, until no rank step fits."""
+    result = dict(picked)
+    while True:
+        left = [limit - sum(o.costs[axis] for o in result.values()) for axis, limit in enumerate(limits)]
+        best: tuple[float, str, Option] | None = None
+        for site, group in options.items():
+            now = result[site]
+            for option in group:
+                larger = option.rank > now.rank if option.form is now.form else option.loss < now.loss
+                if not larger or option.loss > now.loss:
+                    continue
+                fits = all(
+                    new - old <= room for new, old, room in zip(option.costs, now.costs, left, strict=True)
+                )
+                if fits and (best is None or now.loss - option.loss > best[0]):
+                    best = (now.loss - option.loss, site, option)
+        if best is None:
+            return result
+        result[best[1]] = best[2]
+
+
+def _cheapest_within(
+    thresholds: Sequence[float], pick: Callable[[float], dict[str, Option]], limits: Costs
+) -> dict[str, Option]:
+    """The choice for the largest of the ascending ``thresholds`` that is within the limits (costs rise with it)."""
+    low, high, best = 0, len(thresholds) - 1, None
+    while low <= high:
+        middle = (low + high) // 2
+        picked = pick(thresholds[middle])
+        if within(picked, limits):
+            best, low = picked, middle + 1
+        else:
+            high = middle - 1
+    if best is None:
+        raise BudgetError("the budget cannot be met by this rank rule even with every site at rank 1")
+    return best
+
+
+def _keep_or(option: Option, group: Sequence[Option]) -> Option:
+    """The option, or keeping the site where factoring it would save nothing."""
+    keep = next(o for o in group if o.form is Form.KEEP)
+    return option if any(a < b for a, b in zip(option.costs, keep.costs, strict=True)) else keep
+
+
+def local(
+    options: Mapping[str, Sequence[Option]], limits: Costs, fraction: float | None = None, rank: int | None = None
+) -> dict[str, Option]:
+    """One rank, or one fraction of the full rank, for every site (LSVT); by default the largest that fits."""
+
+    def pick(share: float) -> dict[str, Option]:
+        picked = {}
+        for site, group in options.items():
+            ranks = [o for o in group if o.form is not Form.KEEP]
+            if not ranks:
+                picked[site] = group[0]
+                continue
+            full = max(o.rank for o in ranks)
+            wanted = max(1, min(full, rank if rank is not None else int(share * full + 1e-9)))
+            picked[site] = _keep_or(min(ranks, key=lambda o: abs(o.rank - wanted)), group)
+        return picked
+
+    if fraction is not None or rank is not None:
+        return pick(fraction if fraction is not None else 1.0)
+    full = max((o.rank for group in options.values() for o in group), default=1)
+    return _cheapest_within([i / full for i in range(1, full + 1)], pick, limits)
+
+
+def global_(options: Mapping[str, Sequence[Option]], limits: Costs) -> dict[str, Option]:
+    """Every spectrum divided by its largest value, all values ranked together, the largest kept (GSVT)."""
+    ladders = {
+        site: sorted((o for o in group if o.form is not Form.KEEP), key=lambda o: o.rank)
+        for site, group in options.items()
+    }
+
+    def pick(negative_level: float) -> dict[str, Option]:
+        picked = {}
+        for site, ladder in ladders.items():
+            kept = [o for o in ladder if o.level >= -negative_level]
+            chosen = kept[-1] if kept else ladder[0] if ladder else options[site][0]
+            picked[site] = _keep_or(chosen, options[site]) if ladder else chosen
+        return picked
+
+    levels = sorted({-o.level for ladder in ladders.values() for o in ladder} | {-np.inf, 0.0})
+    return _cheapest_within(levels, pick, limits)

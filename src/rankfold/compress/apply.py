@@ -1,0 +1,143 @@
+"""Carry a plan out on a model: every changed site gets its new layer, one at a time."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import torch
+from torch import Tensor, nn
+
+from rankfold.compress.method import Method
+from rankfold.compress.methods import method_named
+from rankfold.compress.plan import Entry, Plan, check_fingerprint
+from rankfold.compress.statistics import SiteStatistics
+from rankfold.sites import (
+    Factors,
+    Form,
+    Site,
+    SiteList,
+    leave_fused_kernels_,
+    replace_,
+    settle_attention_,
+    sites,
+    unwrap,
+)
+
+Progress = Callable[[str, int, int], None]
+
+_HOOKS = (
+    "_forward_hooks", "_forward_hooks_with_kwargs", "_forward_hooks_always_called", "_forward_pre_hooks",
+    "_forward_pre_hooks_with_kwargs", "_backward_hooks", "_backward_pre_hooks",
+)  # fmt: skip
+
+
+class ApplyError(ValueError):
+    """A plan cannot be carried out on this model; names the site, what was asked and the remedy."""
+
+
+def apply_(model: nn.Module, plan: Plan, *, progress: Progress | None = None) -> nn.Module:
+    """Replace every changed site of ``model`` by its factored layer, in place; returns the model.
+
+    Everything is checked before the first change: ``ValueError`` if the plan was made for another model,
+    ``ApplyError`` if a site is missing or a form or rank is impossible there. Optimizers built before do not know the
+    new parameters. Layers keep dtype, device, mode, hooks and ``requires_grad``. Extra memory: one layer.
+    """
+    root = unwrap(model)
+    check_fingerprint(plan, root)
+    method = method_named(plan.method)
+    if method.needs_data and plan.changed and plan.statistics is None:
+        raise ApplyError(
+            f"method {plan.method!r} factors with second moments, and this plan has none: keep the file "
+            "*.statistics.safetensors beside the plan, or make the plan again with data"
+        )
+    here = sites(root)
+    _check(plan, here)
+    changed = plan.changed
+    prepare_(root, changed)
+    for done, entry in enumerate(changed):
+        site = here[entry.site]
+        known = plan.statistics.sites.get(site.name) if plan.statistics is not None else None
+        _factor_(root, site, entry, method, known)
+        if progress is not None:
+            progress(site.name, done + 1, len(changed))
+    return model
+
+
+def shape_(model: nn.Module, plan: Plan) -> nn.Module:
+    """Give ``model`` the layers of ``plan``, not filled: what a saved state dict is loaded into, or what is timed.
+
+    ``ApplyError`` if the plan does not fit this architecture; the weights do not matter.
+    """
+    root = unwrap(model)
+    here = sites(root)
+    _check(plan, here)
+    prepare_(root, plan.changed)
+    for entry in plan.changed:
+        old = root.get_submodule(entry.site)
+        replace_(root, old, build(old, here[entry.site], entry))
+    return model
+
+
+def prepare_(root: nn.Module, changed: tuple[Entry, ...]) -> None:
+    """Take apart the attention modules that hold changed sites, and leave the fused kernels around them."""
+    names = [entry.site for entry in changed]
+    settle_attention_(root, names)
+    leave_fused_kernels_(root, names)
+
+
+def _check(plan: Plan, here: SiteList) -> None:
+    for entry in plan.entries:
+        try:
+            site = here[entry.site]
+        except KeyError as error:
+            raise ApplyError(f"the plan names {entry.site!r}, which is no site of this model: {error}") from None
+        if entry.shape != site.shape:
+            raise ApplyError(f"{site.title}: the plan was made for {entry.shape[0]}×{entry.shape[1]}")
+        if entry.form not in site.forms:
+            possible = ", ".join(sorted(site.forms))
+            raise ApplyError(f"{site.title}: form {entry.form} is not possible here ({possible}). {site.note}".strip())
+        if entry.form is not Form.KEEP and not 1 <= entry.rank <= site.max_rank(entry.form):
+            raise ApplyError(
+                f"{site.title}: rank {entry.rank} was asked; {entry.form} allows 1 to {site.max_rank(entry.form)}"
+            )
+
+
+def _factor_(root: nn.Module, site: Site, entry: Entry, method: Method, known: SiteStatistics | None) -> None:
+    old = root.get_submodule(site.name)
+    weight: Tensor = old.weight.detach()  # type: ignore[union-attr, operator, assignment]
+    if weight.is_meta:
+        raise ApplyError(f"{site.title}: not materialised (on the meta device); load weights first")
+    factors = method.decompose(site, entry.form, weight, known, site.bias(root)).factors(entry.rank)
+    new = build(old, site, entry)
+    site.layer.write_(new, entry.form, factors)
+    _finish_bias_(root, old, new, factors, known)
+    if not all(bool(p.isfinite().all()) for p in new.parameters()):
+        raise ApplyError(
+            f"{site.title}: the factors overflow {weight.dtype}: convert the model to float32 or bfloat16 first"
+        )
+    replace_(root, old, new)
+
+
+def build(old: nn.Module, site: Site, entry: Entry) -> nn.Module:
+    """The empty new layer for ``entry``, with the old one's mode, hooks and ``requires_grad``."""
+    new = site.layer.skeleton(old, entry.form, entry.rank, entry.bias)
+    new.train(old.training)
+    for name in _HOOKS:
+        getattr(new, name).update(getattr(old, name))
+    for parameter in new.parameters():
+        parameter.requires_grad_(old.weight.requires_grad)  # type: ignore[union-attr]
+    return new
+
+
+@torch.no_grad()
+def _finish_bias_(
+    root: nn.Module, old: nn.Module, new: nn.Module, factors: Factors, known: SiteStatistics | None
+) -> None:
+    bias: Tensor | None = new.bias  # type: ignore[assignment]
+    if bias is not None:
+        start = old.bias if old.bias is not None else torch.zeros_like(bias)  # type: ignore[union-attr]
+        bias.copy_(start if factors.shift is None else start + factors.shift.to(bias))  # type: ignore[arg-type, operator]
+    elif factors.shift is not None and known is not None and known.absorber is not None:
+        # a BatchNorm right behind subtracts its running mean: moving that mean is the bias, for free
+        mean: Tensor = root.get_submodule(known.absorber).running_mean  # type: ignore[assignment]
+        mean.sub_(factors.shift.to(mean))

@@ -1,0 +1,77 @@
+"""Recover the accuracy of a compressed network: a short training with the original as teacher."""
+
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+from torch import nn
+
+from rankfold.train import Augment, Distill, History, ProgressCallback, Recipe, TrainingError, fit
+from rankfold.train.feed import in_memory
+
+FINETUNE = Recipe(
+    epochs=30,
+    batch_size=128,
+    optimizer="sgd",
+    learning_rate=0.03,
+    momentum=0.9,
+    nesterov=True,
+    weight_decay=5e-4,
+    schedule="cosine",
+    warmup=0.2,
+    distill=Distill(temperature=4.0, weight=0.9),
+    precision="bfloat16",
+)
+_PHOTOGRAPH_CHANNELS, _PHOTOGRAPH_SIDE = 3, 32
+
+
+def finetune(
+    model: nn.Module,
+    data: Any,
+    *,
+    teacher: nn.Module,
+    recipe: Recipe | None = None,
+    directory: str | Path | None = None,
+    progress: ProgressCallback | None = None,
+) -> History:
+    """Train the compressed `model` in place to answer like `teacher`, the network that it was made from.
+
+    `data` has `train` and `validation` (`rankfold.zoo.Data`) or is that pair; validation chooses the epoch
+    whose weights are kept. `recipe` defaults to `finetune_recipe(data)`; one that does not distil ignores the
+    teacher. Everything else, resuming and errors included, is as in `rankfold.train.fit`. Where the original
+    was trained on the samples of `validation` too, their accuracy is too good: it still ranks epochs, but
+    only a test split says how well the network generalises.
+    """
+    train, validation = _parts(data)
+    recipe = finetune_recipe(data) if recipe is None else recipe
+    return fit(
+        model,
+        train,
+        validation,
+        recipe,
+        teacher=None if recipe.distill is None else teacher,
+        directory=directory,
+        progress=progress,
+    )
+
+
+def finetune_recipe(data: Any, epochs: int = FINETUNE.epochs) -> Recipe:
+    """The default recipe for `data`: shifted and mirrored images where they are photographs, else as they are.
+
+    Taken for photographs: in-memory images (N, 3, H, W) with H, W ≥ 32. A mirrored digit is another sign.
+    """
+    tensors = in_memory(_parts(data)[0])
+    shape = () if tensors is None else tuple(tensors.inputs.shape[1:])
+    photographs = len(shape) == 3 and shape[0] == _PHOTOGRAPH_CHANNELS and min(shape[1:]) >= _PHOTOGRAPH_SIDE
+    padding = min(shape[1:]) // 8 if photographs else 0
+    return replace(FINETUNE, epochs=epochs, augment=Augment(padding, flip=True) if photographs else None)
+
+
+def _parts(data: Any) -> tuple[Any, Any]:
+    if hasattr(data, "train") and hasattr(data, "validation"):
+        return data.train, data.validation
+    if isinstance(data, tuple | list) and len(data) == 2:
+        return data[0], data[1]
+    raise TrainingError(
+        f"fine-tuning needs data with train and validation parts, or that pair, not a {type(data).__name__}"
+    )

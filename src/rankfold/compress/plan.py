@@ -1,0 +1,191 @@
+"""A plan: which site becomes what, as data that can be read, edited, diffed and replayed."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, field, replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import torch
+from pydantic import ConfigDict, TypeAdapter, ValidationError
+from torch import nn
+
+from rankfold.compress.budget import Budget, describe
+from rankfold.costs import Cost
+from rankfold.sites import Form, unwrap
+
+if TYPE_CHECKING:
+    from rankfold.compress.statistics import Statistics
+
+FORMAT = 1
+
+
+@dataclass(frozen=True)
+class Entry:
+    """The decision for one site.
+
+    ``predicted_error``: relative error of the layer's output (of its weight where no data was used), Frobenius.
+    ``predicted_loss``: what this layer alone is expected to add to the loss, in nats for each sample; 0 if unknown.
+    ``params`` and ``flops`` are the site's own, in the new form. ``bias``: the new layer carries a bias.
+    """
+
+    site: str
+    form: Form
+    rank: int
+    shape: tuple[int, int]
+    groups: int = 1
+    predicted_error: float = 0.0
+    predicted_loss: float = 0.0
+    params: int = 0
+    flops: int = 0
+    bias: bool = False
+    note: str = ""
+
+
+@dataclass(frozen=True)
+class Plan:
+    """Entries in the order of the model's modules; ``before`` and ``after`` are costs of the whole model.
+
+    ``method`` and ``rule`` say how the matrices are factored and how ranks were chosen; ``calibration`` names the
+    data that was used. ``statistics`` are the second moments that the method needs to factor again; they are kept
+    beside the JSON, in a file of their own.
+    """
+
+    __pydantic_config__ = ConfigDict(extra="forbid")  # type: ignore[misc]
+
+    entries: tuple[Entry, ...]
+    budgets: tuple[Budget, ...]
+    method: str
+    rule: str
+    fingerprint: str
+    before: Cost
+    after: Cost
+    calibration: Mapping[str, Any] = field(default_factory=dict)
+    left_out: tuple[tuple[str, str], ...] = ()
+    notes: tuple[str, ...] = ()
+    format: int = FORMAT
+
+    statistics: Statistics | None = field(default=None, compare=False, repr=False)
+
+    def __getitem__(self, site: str) -> Entry:
+        for entry in self.entries:
+            if entry.site == site:
+                return entry
+        raise KeyError(f"the plan has no entry for {site!r}")
+
+    @property
+    def changed(self) -> tuple[Entry, ...]:
+        return tuple(entry for entry in self.entries if entry.form is not Form.KEEP)
+
+    def with_entries(self, entries: tuple[Entry, ...]) -> Plan:
+        return replace(self, entries=entries)
+
+    def to_json(self) -> str:
+        """One JSON object, readable and stable: equal plans give equal text. The statistics are not part of it."""
+        data = asdict(replace(self, statistics=None))
+        del data["statistics"]
+        return json.dumps(data, indent=1, ensure_ascii=False) + "\n"
+
+    @classmethod
+    def from_json(cls, text: str) -> Plan:
+        """Read a plan; ``ValueError`` with one line that names the field if it is not one."""
+        try:
+            data = json.loads(text)
+        except json.JSONDecodeError as error:
+            raise ValueError(f"not a plan: not JSON ({error})") from None
+        if not isinstance(data, dict) or "entries" not in data:
+            raise ValueError("not a plan: a JSON object with 'entries' was expected")
+        if data.get("format") != FORMAT:
+            raise ValueError(f"a plan of format {data.get('format')}; this version reads format {FORMAT}")
+        try:
+            return _adapter().validate_python(data)
+        except ValidationError as error:
+            first = error.errors()[0]
+            where = ".".join(str(part) for part in first["loc"])
+            raise ValueError(f"not a valid plan: {where}: {first['msg']}") from None
+
+    def save(self, path: str | Path) -> None:
+        """Write ``plan.json`` and, where statistics were taken, ``plan.statistics.safetensors`` beside it."""
+        from rankfold.store import write_atomically
+
+        path = Path(path)
+        write_atomically(path, self.to_json().encode())
+        if self.statistics is not None:
+            self.statistics.save(statistics_path(path))
+
+    @classmethod
+    def load(cls, path: str | Path) -> Plan:
+        from rankfold.compress.statistics import Statistics
+
+        path = Path(path)
+        try:
+            plan = cls.from_json(path.read_text(encoding="utf-8"))
+        except (OSError, UnicodeDecodeError) as error:
+            raise ValueError(f"{path}: cannot be read as a plan ({error})") from None
+        except ValueError as error:
+            raise ValueError(f"{path}: {error}") from None
+        beside = statistics_path(path)
+        return replace(plan, statistics=Statistics.load(beside)) if beside.exists() else plan
+
+    def table(self) -> list[dict[str, Any]]:
+        """One row for each site, for a person or a data frame."""
+        return [
+            {
+                "site": e.site,
+                "shape": f"{e.shape[0]}×{e.shape[1]}" + (f" ×{e.groups}" if e.groups > 1 else ""),
+                "form": e.form.value,
+                "rank": e.rank,
+                "predicted error": e.predicted_error,
+                "params": e.params,
+                "flops": e.flops,
+                "note": e.note,
+            }
+            for e in self.entries
+        ]
+
+    def asked(self) -> str:
+        return ", ".join(describe(budget) for budget in self.budgets)
+
+
+def _adapter() -> TypeAdapter[Plan]:
+    from rankfold.compress.statistics import Statistics
+
+    adapter = TypeAdapter(Plan, config=None)
+    adapter.rebuild(_types_namespace={"Statistics": Statistics}, raise_errors=True)
+    return adapter
+
+
+def statistics_path(plan_path: Path) -> Path:
+    return plan_path.with_name(plan_path.stem + ".statistics.safetensors")
+
+
+def fingerprint(model: nn.Module) -> str:
+    """``architecture:weights``: hashes of names, shapes and dtypes, and of the values, of parameters and buffers.
+
+    Buffers that training updates (BatchNorm statistics) count too. Cost: one pass over the parameters.
+    """
+    structure, values = hashlib.sha256(), hashlib.sha256()
+    for name, tensor in sorted(unwrap(model).state_dict().items()):
+        if not isinstance(tensor, torch.Tensor):
+            continue
+        structure.update(f"{name}{tuple(tensor.shape)}{tensor.dtype};".encode())
+        if not tensor.is_meta:
+            flat = tensor.detach().cpu().contiguous().flatten().view(torch.uint8)
+            values.update(flat.numpy().data)
+    return f"{structure.hexdigest()[:16]}:{values.hexdigest()[:16]}"
+
+
+def check_fingerprint(plan: Plan, model: nn.Module) -> None:
+    """``ValueError`` if the plan was made for another model, saying whether architecture or weights differ."""
+    here = fingerprint(model)
+    if here == plan.fingerprint:
+        return
+    theirs, ours = plan.fingerprint.split(":"), here.split(":")
+    what = "other weights of this architecture" if theirs[0] == ours[0] else "another architecture"
+    raise ValueError(
+        f"this plan was made for {what} (plan {plan.fingerprint}, model {here}): "
+        "make a new plan for this model, or load the weights the plan was made for"
+    )

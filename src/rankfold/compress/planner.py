@@ -1,0 +1,219 @@
+"""Making a plan: measure every site, decide ranks within the budget, write the decision down. The model is not changed."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import asdict, dataclass
+from typing import Any
+
+from torch import Tensor, nn
+
+from rankfold.batches import arguments, batches_of, moved
+from rankfold.compress.allocate import Option, check_feasible, global_, local, optimal
+from rankfold.compress.budget import Budget, Latency, Params, Ranks, parse_budget
+from rankfold.compress.candidates import Counter, decompose, options, resources
+from rankfold.compress.iterative import iterate
+from rankfold.compress.latency import meet_latency, site_timing
+from rankfold.compress.method import Method
+from rankfold.compress.methods import method_named
+from rankfold.compress.plan import Entry, Plan, fingerprint
+from rankfold.compress.rules import Global, Iterative, Local, Optimal, RankRule, rule_named
+from rankfold.compress.sensitivity import price, relative_energy
+from rankfold.compress.statistics import Statistics, calibrate
+from rankfold.costs import Cost, Example, latencies, model_cost, trace
+from rankfold.sites import Form, SiteList, sites, split_attention, unwrap
+
+Progress = Callable[[str, int, int], None]
+Budgets = str | Budget | Sequence[str | Budget]
+
+
+@dataclass(frozen=True)
+class Calibration:
+    """Which part of the data is used: its first ``samples`` samples in batches of ``batch_size``.
+
+    ``name`` of the data and of the model are written into the plan, for whoever reads it.
+    """
+
+    samples: int = 2048
+    batch_size: int = 128
+    name: str = ""
+
+
+def plan(
+    model: nn.Module,
+    budget: Budgets,
+    method: str | Method = "project",
+    data: Any = None,
+    *,
+    rule: str | RankRule = "optimal",
+    example: Any = None,
+    where: Any = None,
+    calibration: Calibration | None = None,
+    progress: Progress | None = None,
+) -> Plan:
+    """Decide what becomes of every site of ``model`` within ``budget``.
+
+    ``budget``: one or several of ``Params``, ``Flops``, ``Bytes``, ``Latency``, ``KeepEnergy``, ``Ranks`` or their text
+    (``"flops=0.5"``); all must hold. ``data``: a loader, data set or batches (see ``rankfold.batches.batches_of``);
+    needed by methods that use data and by the iterative rule. ``example``: one input, for counting; taken from the
+    data otherwise. ``where`` narrows the sites (see ``rankfold.sites.sites``). ``progress(what, done, total)`` is
+    called as the work goes on.
+
+    Raises ``BudgetError`` when nothing fits, ``ValueError`` for data that is missing, empty or not finite, and for
+    weights that are not finite, naming the site.
+    Cost: one pass over the calibration data, one decomposition for each site, and the probes of the rank rule.
+    """
+    root, tell = unwrap(model), progress or (lambda what, done, total: None)
+    budgets, calibration = _budgets(budget), calibration or Calibration()
+    method, rule = method_named(method), rule_named(rule)
+    found = sites(root, where)
+    _check_names(budgets, found)
+    if data is None and (method.needs_data or isinstance(rule, Iterative)):
+        needs = f"method {method.name!r}" if method.needs_data else "the iterative rule"
+        raise ValueError(f"{needs} needs data: give data=, or use method='truncate' with another rule")
+    first = _example(root, data) if example is None else Example.of(example)
+    before = model_cost(root, first)
+    _, calls = trace(root, first, found)
+    statistics = None
+    if method.needs_data:
+        statistics = calibrate(
+            root, data, found, samples=calibration.samples, batch_size=calibration.batch_size, progress=tell
+        )
+    with split_attention(root):
+        sizes = {site.name: site.weight(root).element_size() for site in found}
+        candidates = decompose(root, found, method, statistics, tell)
+        batches = {budget.batch for budget in budgets if isinstance(budget, Latency)}
+        timings = {batch: site_timing(root, found, candidates, first, batch, tell) for batch in batches}
+        counter = Counter(calls, first.samples, sizes, timings)
+        prices = _prices(root, candidates, data, rule, tell)
+        asked = resources(budgets)
+        resource = asked or (Params(1.0),)
+        choices = options(found, candidates, prices, budgets, resource, counter)
+        solve = _solver(root, candidates, choices, rule, bool(asked), data, tell)
+        limits = _limits(resource, before, choices, root, first)
+
+        def write(picked: Mapping[str, Option], notes: Sequence[str] = ()) -> Plan:
+            entries = _entries(found, candidates, picked, counter, statistics)
+            return Plan(
+                entries, budgets, method.name, rule.name, mark, before, _after(before, found, entries, counter),
+                {"data": calibration.name, "samples": 0 if statistics is None else statistics.samples, **asdict(rule)},
+                found.left_out, (*notes, *_notes(statistics, counter, found)), statistics=statistics,
+            )  # fmt: skip
+
+        mark = fingerprint(root)
+        if batches:
+            return meet_latency(root, write, solve, limits, resource, first, tell)
+        return write(solve(limits))
+
+
+def _budgets(budget: Budgets) -> tuple[Budget, ...]:
+    given = [budget] if isinstance(budget, str) or not isinstance(budget, Sequence) else list(budget)
+    budgets = tuple(parse_budget(item) if isinstance(item, str) else item for item in given)
+    if not budgets:
+        raise ValueError("no budget was given: for example 'flops=0.5'")
+    return budgets
+
+
+def _check_names(budgets: Sequence[Budget], found: SiteList) -> None:
+    for budget in budgets:
+        for name in budget.ranks if isinstance(budget, Ranks) else ():
+            try:
+                found[name]
+            except KeyError as error:
+                raise ValueError(f"a rank was given for {name!r}: {error.args[0]}") from None
+
+
+def _example(root: nn.Module, data: Any) -> Example:
+    if data is None:
+        raise ValueError("one input of the model is needed to count its cost: give example= or data=")
+    for batch in batches_of(data, 2, 2):
+        args, kwargs = arguments(batch)
+        place = next((p for p in root.parameters() if p.is_floating_point()), None)
+        if place is not None and not place.is_meta:
+            args, kwargs = moved(args, place.device, place.dtype), moved(kwargs, place.device, place.dtype)
+        return Example.of(kwargs if kwargs else args)
+    raise ValueError("the data is empty: give at least one batch")
+
+
+def _prices(root, candidates, data, rule: RankRule, tell: Progress):
+    flat = [candidate for group in candidates.values() for candidate in group]
+    if isinstance(rule, Optimal) and rule.probes and data is not None:
+        return price(root, flat, data, rule, tell)
+    return relative_energy(flat)
+
+
+def _solver(root, candidates, choices, rule: RankRule, bounded: bool, data, tell: Progress):
+    """How ranks are chosen for given limits."""
+
+    def solve(limits: tuple[float, ...]) -> dict[str, Option]:
+        if not bounded:  # only energies or ranks were asked: the cheapest that satisfies them
+            return {name: min(group, key=lambda o: (o.costs, o.loss)) for name, group in choices.items()}
+        check_feasible(choices, limits)
+        if isinstance(rule, Local):
+            return local(choices, limits, rule.fraction, rule.rank)
+        if isinstance(rule, Global):
+            return global_(choices, limits)
+        if isinstance(rule, Iterative):
+            return iterate(root, candidates, choices, limits, data, rule, tell)
+        return optimal(choices, limits)
+
+    return solve
+
+
+def _limits(resource, before: Cost, choices, root: nn.Module, first: Example) -> tuple[float, ...]:
+    """What the sites together may cost: the budget less what the rest of the model costs whatever is decided."""
+    limits = []
+    for axis, budget in enumerate(resource):
+        if isinstance(budget, Latency):
+            total = latencies({"dense": root}, first, batch=budget.batch)["dense"]
+        else:
+            total = float(getattr(before, budget.kind))
+        dense = sum(group[0].costs[axis] if group[0].form is Form.KEEP else 0.0 for group in choices.values())
+        limits.append(budget.keep * total - (total - dense))
+    return tuple(limits)
+
+
+def _entries(found: SiteList, candidates, picked: Mapping[str, Option], counter: Counter, statistics) -> tuple[Entry, ...]:
+    entries = []
+    for site in found:
+        option = picked[site.name]
+        if option.form is Form.KEEP:
+            bias, rank, error, note = site.layer.has_bias, min(site.shape), 0.0, site.note or _why_kept(site, candidates)
+        else:
+            candidate = next(c for c in candidates[site.name] if c.form is option.form)
+            bias, rank, note = candidate.bias, option.rank, ""
+            error = float(candidate.relative_errors[rank])
+            if statistics is not None and site.name not in statistics.sites:
+                note = "never called on the calibration data: truncated without data"
+        cost = counter.cost(site, option.form, rank, bias)
+        entries.append(
+            Entry(
+                site.name, option.form, rank, site.shape, site.groups, error, option.loss, cost.params, cost.flops,
+                bias, note,
+            )  # fmt: skip
+        )
+    return tuple(entries)
+
+
+def _why_kept(site, candidates) -> str:
+    if site.forms == {Form.KEEP}:
+        return f"{site.kind}: measured, never factored"
+    return "" if candidates.get(site.name) else f"this method does not factor a {site.kind} of this setting"
+
+
+def _after(before: Cost, found: SiteList, entries: Sequence[Entry], counter: Counter) -> Cost:
+    after = before
+    for site, entry in zip(found, entries, strict=True):
+        dense = counter.cost(site, Form.KEEP, 0, site.layer.has_bias)
+        after = after - dense + counter.cost(site, entry.form, entry.rank, entry.bias)
+    return after
+
+
+def _notes(statistics: Statistics | None, counter: Counter, found: SiteList) -> tuple[str, ...]:
+    notes = []
+    if statistics is not None and statistics.unreached:
+        notes.append(f"never called on the calibration data: {', '.join(statistics.unreached)}")
+    silent = [site.name for site in found if site.name not in counter.calls and site.kind != "Embedding"]
+    if silent:
+        notes.append(f"never called on the example input, so without FLOPs: {', '.join(silent)}")
+    return tuple(notes)

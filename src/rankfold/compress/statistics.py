@@ -1,0 +1,140 @@
+"""Second moments of every site over calibration data: streamed, float64, one small matrix for each site."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Mapping
+from contextlib import ExitStack
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save as to_safetensors
+from torch import Tensor, nn
+
+from rankfold.batches import batches_of, forward, size_of
+from rankfold.costs import evaluating
+from rankfold.linalg import Moments
+from rankfold.sites import Site, SiteList, split_attention, unwrap
+
+Progress = Callable[[str, int, int], None]
+
+
+@dataclass(frozen=True)
+class SiteStatistics:
+    """Moments at the site's ``side``, and the BatchNorm that takes this site's output and nothing in between."""
+
+    moments: Moments
+    absorber: str | None = None
+
+
+@dataclass(frozen=True)
+class Statistics:
+    """Statistics by site name; sites that the data never reached are listed instead."""
+
+    sites: Mapping[str, SiteStatistics]
+    samples: int
+    unreached: tuple[str, ...] = ()
+
+    def save(self, path: str | Path) -> None:
+        """Write one safetensors file, atomically."""
+        from rankfold.store import write_atomically
+
+        tensors, absorbers = {}, {}
+        for name, known in self.sites.items():
+            for key, value in known.moments.state_dict().items():
+                tensors[f"{name}|{key}"] = torch.as_tensor(value).clone()
+            if known.absorber is not None:
+                absorbers[name] = known.absorber
+        note = {"samples": self.samples, "unreached": list(self.unreached), "absorbers": absorbers}
+        write_atomically(Path(path), to_safetensors(tensors, metadata={"rankfold.statistics": json.dumps(note)}))
+
+    @classmethod
+    def load(cls, path: str | Path) -> Statistics:
+        """Read what ``save`` wrote; ``ValueError`` with one line if the file is damaged or something else."""
+        states: dict[str, dict[str, Tensor]] = {}
+        try:
+            with safe_open(str(path), "pt") as file:
+                note = json.loads((file.metadata() or {})["rankfold.statistics"])
+                for full in file.keys():
+                    name, _, key = full.rpartition("|")
+                    states.setdefault(name, {})[key] = file.get_tensor(full)
+            found = {
+                name: SiteStatistics(Moments.from_state_dict(state), note["absorbers"].get(name))
+                for name, state in states.items()
+            }
+        except (SafetensorError, OSError, KeyError, ValueError) as error:
+            raise ValueError(f"{path}: damaged or not a statistics file of rankfold ({error})") from None
+        return cls(found, note["samples"], tuple(note["unreached"]))
+
+
+def calibrate(
+    model: nn.Module,
+    data: Any,
+    sites: SiteList,
+    *,
+    samples: int | None = 2048,
+    batch_size: int = 128,
+    progress: Progress | None = None,
+) -> Statistics:
+    """Stream ``data`` through ``model`` in eval mode and gather the second moments of every reducible site.
+
+    ``data``: anything ``rankfold.batches.batches_of`` understands; labels are not used. Cost: the forward passes plus
+    d² for each row at each site, d the smaller side. Raises ``ValueError`` for empty data and for a site whose
+    activations are not finite. Hooks, mode and gradients are left as found.
+    """
+    root = unwrap(model)
+    # rows of a site become moments of the smaller side; None until the first call
+    moments: dict[str, Moments] = {}
+    absorbers: dict[str, str | None] = {}
+    produced: dict[int, str] = {}
+
+    def watch(site: Site):
+        def hook(module: nn.Module, args: tuple, kwargs: dict, output: Tensor) -> None:
+            inputs = args[0] if args else next(iter(kwargs.values()))
+            rows = site.layer.rows(inputs, output)
+            if not bool(rows.isfinite().all()):
+                raise ValueError(f"{site.title}: activations are not finite on the calibration data")
+            if site.name not in moments:
+                groups = rows.shape[0] if rows.dim() == 3 else None
+                moments[site.name] = Moments(rows.shape[-1], groups=groups)
+            moments[site.name].update(rows)
+            produced[id(output)] = site.name
+
+        return hook
+
+    def absorb(path: str):
+        def hook(module: nn.Module, args: tuple) -> None:
+            source = produced.get(id(args[0])) if args else None
+            if source is not None and getattr(module, "running_mean", None) is not None:
+                absorbers[source] = path if absorbers.get(source, path) == path else None
+
+        return hook
+
+    seen = 0
+    with ExitStack() as stack:
+        stack.enter_context(evaluating(root))
+        stack.enter_context(split_attention(root))
+        for site in sites.reducible:
+            handle = root.get_submodule(site.name).register_forward_hook(watch(site), with_kwargs=True)
+            stack.callback(handle.remove)
+        for path, module in root.named_modules():
+            if isinstance(module, nn.modules.batchnorm._BatchNorm):
+                stack.callback(module.register_forward_pre_hook(absorb(path)).remove)
+        for batch in batches_of(data, batch_size, samples):
+            produced.clear()
+            forward(root, batch)
+            seen += size_of(batch)
+            if progress is not None:
+                progress("calibrating", seen, samples or seen)
+    if not seen:
+        raise ValueError("the calibration data is empty: give at least one batch")
+    reached = {
+        site.name: SiteStatistics(moments[site.name], None if site.layer.has_bias else absorbers.get(site.name))
+        for site in sites.reducible
+        if site.name in moments
+    }
+    unreached = tuple(site.name for site in sites.reducible if site.name not in moments)
+    return Statistics(reached, seen, unreached)
