@@ -20,7 +20,7 @@ FINETUNE = Recipe(
     schedule="cosine",
     warmup=0.2,
     distill=Distill(temperature=4.0, weight=0.9),
-    precision="bfloat16",
+    precision="auto",
 )
 _PHOTOGRAPH_CHANNELS, _PHOTOGRAPH_SIDE = 3, 32
 
@@ -56,7 +56,7 @@ def finetune(
 
 
 def finetune_recipe(data: Any, epochs: int = FINETUNE.epochs) -> Recipe:
-    """The default recipe for `data`: shifted and mirrored images where they are photographs, else as they are.
+    """The default recipe for `data`: photographs are shifted and mirrored, other inputs left as they are.
 
     Taken for photographs: in-memory images (N, 3, H, W) with H, W ≥ 32. A mirrored digit is another sign.
     """

@@ -1,0 +1,21 @@
+"""Training and evaluation of classifiers: one loop, one recipe, any model and any labelled data."""
+
+from rankfold.train.errors import TrainingError
+from rankfold.train.evaluation import Evaluation, evaluate
+from rankfold.train.fit import fit
+from rankfold.train.history import Epoch, History, Progress, ProgressCallback
+from rankfold.train.recipe import Augment, Distill, Recipe
+
+__all__ = [
+    "Augment",
+    "Distill",
+    "Epoch",
+    "Evaluation",
+    "History",
+    "Progress",
+    "ProgressCallback",
+    "Recipe",
+    "TrainingError",
+    "evaluate",
+    "fit",
+]

@@ -1,0 +1,28 @@
+"""The memory layout of image batches: channels last is several times faster in convolutions on a CPU."""
+
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from rankfold.batches import arguments, forward
+from rankfold.costs import evaluating
+
+
+def fitting_layout(model: nn.Module, batch: Any) -> torch.memory_format:
+    """Channels last, unless `model` cannot take it (a `.view` over the channels); one forward of `batch`."""
+    with evaluating(model):
+        try:
+            forward(model, laid_out(batch, torch.channels_last))
+        except RuntimeError:
+            # Whatever else is wrong with model or batch is raised where it is used in its own layout.
+            return torch.contiguous_format
+    return torch.channels_last
+
+
+def laid_out(batch: Any, layout: torch.memory_format) -> Any:
+    """The inputs of `batch` without its labels, in `layout` if they are one image batch (B, C, H, W)."""
+    args, kwargs = arguments(batch)
+    if kwargs or len(args) != 1 or not isinstance(args[0], Tensor) or args[0].ndim != 4:
+        return batch
+    return (args[0].contiguous(memory_format=layout),)

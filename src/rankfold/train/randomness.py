@@ -1,0 +1,38 @@
+"""Randomness as a function of (seed, epoch): a resumed run draws what the uninterrupted one would have."""
+
+import hashlib
+import random
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
+
+import numpy as np
+import torch
+
+
+def derived_seed(seed: int, epoch: int) -> int:
+    """A 63-bit seed for one epoch, unrelated to that of any other (seed, epoch)."""
+    return int.from_bytes(hashlib.sha256(f"{seed} {epoch}".encode()).digest()[:8], "big") >> 1
+
+
+@contextmanager
+def seeded(seed: int, device: torch.device, generators: Iterable[torch.Generator]) -> Iterator[None]:
+    """Set every source of randomness of a model or data set to `seed`, and restore its state afterwards.
+
+    Those are torch's default generators (CPU and `device`), Python's, numpy's global one, and `generators`.
+    """
+    kept = [(generator, generator.get_state()) for generator in generators]
+    python, old_numpy = random.getstate(), np.random.get_state()  # noqa: NPY002, what transforms draw from
+    devices = [device] if device.type == "cuda" else []
+    with torch.random.fork_rng(devices=devices):
+        try:
+            torch.manual_seed(seed)
+            random.seed(seed)
+            np.random.seed(seed % 2**32)  # noqa: NPY002
+            for generator, _ in kept:
+                generator.manual_seed(seed)
+            yield
+        finally:
+            random.setstate(python)
+            np.random.set_state(old_numpy)  # noqa: NPY002
+            for generator, state in kept:
+                generator.set_state(state)

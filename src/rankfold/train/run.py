@@ -1,0 +1,176 @@
+"""The state of a training run between two epochs, its best weights, and how both come to disk and back."""
+
+import json
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass, field
+from math import isfinite
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from rankfold.train import checkpoint
+from rankfold.train.errors import TrainingError
+from rankfold.train.evaluation import Evaluation
+from rankfold.train.history import Epoch
+from rankfold.train.recipe import Recipe
+
+Weights = dict[str, Tensor]
+
+
+@dataclass(eq=False)
+class Run:
+    """A model being trained. `epoch` epochs are done; epoch 0 is the start."""
+
+    model: nn.Module
+    recipe: Recipe
+    optimizer: torch.optim.Optimizer
+    trained: list[nn.Parameter]
+    directory: Path | None
+    batches: int
+    mean: Weights | None
+    best: Weights
+    best_epoch: int = 0
+    start: Evaluation | None = None
+    epochs: list[Epoch] = field(default_factory=list)
+    steps: int = 0
+
+    @classmethod
+    def begin_or_resume(
+        cls, model: nn.Module, recipe: Recipe, directory: str | Path | None, batches: int
+    ) -> "Run":
+        """A run at its start, or where its checkpoint left it; TrainingError if `directory` holds another."""
+        optimizer, trained = _optimizer(model, recipe)
+        place = None if directory is None else Path(directory)
+        weights = _copy(model.state_dict())
+        mean = None if recipe.ema is None else _copy(weights)
+        run = cls(model, recipe, optimizer, trained, place, batches, mean, weights)
+        saved = None if place is None else checkpoint.load(place)
+        if saved is not None:
+            run._take(saved)
+        return run
+
+    @property
+    def epoch(self) -> int:
+        return len(self.epochs)
+
+    def average(self) -> None:
+        """Move the averaged weights towards the present ones, faster in the first steps."""
+        self.steps += 1
+        if self.mean is None or self.recipe.ema is None:
+            return
+        decay = min(self.recipe.ema, (1 + self.steps) / (10 + self.steps))
+        for name, value in self.model.state_dict().items():
+            if value.is_floating_point():
+                self.mean[name].lerp_(value, 1 - decay)
+            else:
+                self.mean[name].copy_(value)
+
+    @contextmanager
+    def averaged(self) -> Iterator[None]:
+        """The model with the averaged weights, if the recipe asks for any."""
+        if self.mean is None:
+            yield
+            return
+        present = _copy(self.model.state_dict())
+        self.model.load_state_dict(self.mean)
+        try:
+            yield
+        finally:
+            self.model.load_state_dict(present)
+
+    def finish(self, record: Epoch) -> None:
+        """Close an epoch: keep its weights if it is the best, write the checkpoint and the metrics."""
+        score, best = _score(record), self._best_score()
+        self.epochs.append(record)
+        if score is None or best is None or score > best:
+            self.best_epoch = record.epoch
+            self.best = _copy(self.model.state_dict() if self.mean is None else self.mean)
+        self.save()
+
+    def _best_score(self) -> tuple[float, float] | None:
+        if self.best_epoch > 0:
+            return _score(self.epochs[self.best_epoch - 1])
+        return None if self.start is None else _order(self.start.accuracy, self.start.loss)
+
+    def restore_best(self) -> None:
+        """Leave the best weights so far in the model."""
+        self.model.load_state_dict(self.best)
+
+    def save(self) -> None:
+        """Write checkpoint and metrics, if there is a directory."""
+        if self.directory is None:
+            return
+        state = {
+            "recipe": json.dumps(self.recipe.to_dict()),
+            "batches": self.batches,
+            "model": self.model.state_dict(),
+            "optimizer": self.optimizer.state_dict(),
+            "mean": self.mean,
+            "best": self.best,
+            "best_epoch": self.best_epoch,
+            "start": None if self.start is None else asdict(self.start),
+            "epochs": [record.to_dict() for record in self.epochs],
+            "steps": self.steps,
+        }
+        checkpoint.save(self.directory, self.epoch, state)
+        checkpoint.write_lines(self.directory / "metrics.jsonl", (record.to_dict() for record in self.epochs))
+
+    def _take(self, saved: dict[str, Any]) -> None:
+        where = f"{self.directory} holds the checkpoint of another run"
+        if json.loads(saved["recipe"]) != json.loads(json.dumps(self.recipe.to_dict())):
+            raise TrainingError(f"{where}, with another recipe: choose another directory, or the same recipe")
+        if saved["batches"] != self.batches:
+            raise TrainingError(
+                f"{where}, with {saved['batches']} batches an epoch and not {self.batches}: choose another "
+                "directory, or the same data"
+            )
+        if _shapes(saved["model"]) != _shapes(self.model.state_dict()):
+            raise TrainingError(f"{where}, of another model: choose another directory, or the same model")
+        device = {name: value.device for name, value in self.model.state_dict().items()}
+        self.model.load_state_dict(saved["model"])
+        self.optimizer.load_state_dict(saved["optimizer"])
+        self.best = {name: value.to(device[name]) for name, value in saved["best"].items()}
+        if saved["mean"] is not None:
+            self.mean = {name: value.to(device[name]) for name, value in saved["mean"].items()}
+        self.best_epoch, self.steps = saved["best_epoch"], saved["steps"]
+        self.start = None if saved["start"] is None else Evaluation(**saved["start"])
+        self.epochs = [Epoch(**record) for record in saved["epochs"]]
+
+
+def _optimizer(model: nn.Module, recipe: Recipe) -> tuple[torch.optim.Optimizer, list[nn.Parameter]]:
+    trained = [parameter for parameter in model.parameters() if parameter.requires_grad]
+    decayed = [p for p in trained if recipe.decay_vectors or p.ndim > 1]
+    exempt = [p for p in trained if not recipe.decay_vectors and p.ndim <= 1]
+    groups = [
+        {"params": members, "weight_decay": decay}
+        for members, decay in ((decayed, recipe.weight_decay), (exempt, 0.0))
+        if members
+    ]
+    rate = recipe.learning_rate
+    if recipe.optimizer == "sgd":
+        return torch.optim.SGD(groups, lr=rate, momentum=recipe.momentum, nesterov=recipe.nesterov), trained
+    if recipe.optimizer == "adam":
+        return torch.optim.Adam(groups, lr=rate), trained
+    return torch.optim.AdamW(groups, lr=rate), trained
+
+
+def _score(record: Epoch) -> tuple[float, float] | None:
+    if record.validation_accuracy is None or record.validation_loss is None:
+        return None
+    return _order(record.validation_accuracy, record.validation_loss)
+
+
+def _order(accuracy: float, loss: float) -> tuple[float, float]:
+    """Larger is better; outputs that are not finite are worse than anything."""
+    return (accuracy, -loss) if isfinite(loss) else (-1.0, 0.0)
+
+
+def _copy(state: dict[str, Tensor]) -> Weights:
+    return {name: value.detach().clone() for name, value in state.items()}
+
+
+def _shapes(state: dict[str, Tensor]) -> dict[str, tuple[tuple[int, ...], torch.dtype]]:
+    return {name: (tuple(value.shape), value.dtype) for name, value in state.items()}

@@ -1,0 +1,210 @@
+"""Recipe, schedule, augmentation, evaluation: the pieces of training, each against an oracle."""
+
+import json
+from dataclasses import replace
+
+import pytest
+import torch
+import torch.nn.functional as F
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from torch import nn
+
+from rankfold.train import Augment, Distill, Recipe, TrainingError, evaluate
+from rankfold.train.augment import augment
+from rankfold.train.fit import _loss
+from rankfold.train.schedule import rate_factor
+
+
+def test_recipe_round_trips_through_json():
+    recipe = Recipe(
+        epochs=3, augment=Augment(2, False), distill=Distill(2.0, 0.5), ema=0.9, clip_norm=1.0, precision="auto"
+    )
+    assert Recipe.from_dict(json.loads(json.dumps(recipe.to_dict()))) == recipe
+    assert recipe.without_teacher() == replace(recipe, distill=None)
+
+
+@pytest.mark.parametrize(
+    ("key", "value"),
+    [
+        ("epochs", 0),
+        ("epochs", 1.5),
+        ("batch_size", 0),
+        ("optimizer", "lion"),
+        ("schedule", "linear"),
+        ("precision", "float16"),
+        ("learning_rate", float("nan")),
+        ("learning_rate", -1.0),
+        ("momentum", 1.0),
+        ("momentum", 0.0),
+        ("weight_decay", -1e-4),
+        ("warmup", 1.0),
+        ("label_smoothing", 1.0),
+        ("ema", 1.0),
+        ("clip_norm", 0.0),
+        ("seed", -1),
+    ],
+)
+def test_recipe_refuses_values_out_of_range_by_name(key, value):
+    with pytest.raises(ValueError, match="nesterov" if (key, value) == ("momentum", 0.0) else key):
+        Recipe(**{key: value})
+
+
+def test_recipe_refuses_unknown_keys():
+    with pytest.raises(ValueError, match="unknown lr"):
+        Recipe.from_dict({"lr": 0.1})
+    with pytest.raises(ValueError, match=r"unknown distill\.alpha"):
+        Recipe.from_dict({"distill": {"alpha": 0.1}})
+    with pytest.raises(ValueError, match=r"Distill\.weight"):
+        Distill(weight=0.0)
+    with pytest.raises(ValueError, match="crop_padding"):
+        Augment(crop_padding=-1)
+
+
+@given(
+    schedule=st.sampled_from(["cosine", "one-cycle", "step", "constant"]),
+    total=st.integers(1, 400),
+    warmup=st.floats(0, 0.9),
+)
+def test_schedule_rises_to_the_peak_and_never_again(schedule, total, warmup):
+    factors = [rate_factor(schedule, step, total, warmup) for step in range(total)]
+    top = factors.index(max(factors))
+    assert all(0 < factor <= 1 for factor in factors)
+    assert all(a < b for a, b in zip(factors[:top], factors[1 : top + 1]))
+    assert all(a >= b for a, b in zip(factors[top:], factors[top + 1 :]))
+
+
+def test_schedule_matches_torch():
+    layer = nn.Linear(1, 1)
+    optimizer = torch.optim.SGD(layer.parameters(), lr=1.0)
+    scheduler = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, 50)
+    for step in range(50):
+        assert rate_factor("cosine", step, 50, 0.0) == pytest.approx(optimizer.param_groups[0]["lr"])
+        optimizer.step()
+        scheduler.step()
+    assert [rate_factor("step", step, 8, 0.0) for step in range(8)] == pytest.approx(
+        [1, 1, 1, 1, 0.1, 0.1, 0.01, 0.01]
+    )
+    assert [rate_factor("one-cycle", step, 4, 0.0) for step in range(4)] == [1, 0.75, 0.5, 0.25]
+
+
+def _shifts_and_mirrors(image, padding):
+    height, width = image.shape[1:]
+    padded = F.pad(image, (padding,) * 4)
+    for down in range(2 * padding + 1):
+        for right in range(2 * padding + 1):
+            cut = padded[:, down : down + height, right : right + width]
+            yield cut
+            yield cut.flip(2)
+
+
+@settings(max_examples=25, deadline=None)
+@given(
+    count=st.integers(1, 4),
+    channels=st.integers(1, 3),
+    height=st.integers(2, 6),
+    width=st.integers(2, 6),
+    padding=st.integers(0, 2),
+    dtype=st.sampled_from([torch.uint8, torch.float32, torch.float64]),
+    seed=st.integers(0, 2**31),
+)
+def test_augmented_images_are_shifts_and_mirrors(count, channels, height, width, padding, dtype, seed):
+    generator = torch.Generator().manual_seed(seed)
+    batch = torch.randint(1, 255, (count, channels, height, width), generator=generator).to(dtype)
+    result = augment(batch, Augment(padding), generator)
+    assert result.shape == batch.shape
+    assert result.dtype == dtype
+    for image, changed in zip(batch, result):
+        assert any(torch.equal(changed, candidate) for candidate in _shifts_and_mirrors(image, padding))
+
+
+def _distinct(result):
+    return len({image.numpy().tobytes() for image in result})
+
+
+def test_every_sample_draws_its_own_shift():
+    batch = torch.arange(64.0).view(1, 1, 8, 8).expand(64, 1, 8, 8)
+    generator = torch.Generator().manual_seed(0)
+    assert _distinct(augment(batch, Augment(4), generator)) > 40
+    shared = torch.cat([augment(batch[:1], Augment(4), generator)] * 64)
+    assert _distinct(shared) == 1  # what a shift drawn once for the batch would look like
+    torch.testing.assert_close(augment(batch, Augment(0, flip=False), generator), batch)
+    again = [augment(batch, Augment(4), torch.Generator().manual_seed(3)) for _ in range(2)]
+    assert torch.equal(*again)
+
+
+def test_augment_refuses_what_is_no_image():
+    with pytest.raises(ValueError, match="augment=None"):
+        augment(torch.zeros(2, 3), Augment(), torch.Generator())
+
+
+def test_distillation_loss_is_its_formula():
+    generator = torch.Generator().manual_seed(0)
+    logits, taught = torch.randn(2, 5, 4, generator=generator, dtype=torch.float64)
+    target = torch.tensor([0, 1, 2, 3, 0])
+    p, q = torch.softmax(taught / 3, 1), torch.softmax(logits / 3, 1)
+    divergence = (p * (p / q).log()).sum(1).mean()
+    expected = 0.25 * F.cross_entropy(logits, target) + 0.75 * 9 * divergence
+    loss = _loss(logits, target, taught, Distill(3.0, 0.75), 0.0)
+    torch.testing.assert_close(loss, expected)
+    swapped = _loss(taught, target, logits, Distill(3.0, 0.75), 0.0)
+    assert abs(swapped - expected) > 1e-3
+
+
+class _Wrapped(nn.Module):
+    def __init__(self, kind):
+        super().__init__()
+        self.layer, self.kind = nn.Linear(3, 4), kind
+
+    def forward(self, x):
+        logits = self.layer(x)
+        return {"tuple": (logits, x), "dict": {"logits": logits}, "tensor": logits}[self.kind]
+
+
+@pytest.mark.parametrize("kind", ["tensor", "tuple", "dict"])
+@pytest.mark.parametrize("form", ["pair", "dataset", "loader", "batches"])
+def test_evaluation_is_the_same_for_every_kind_of_output_and_data(kind, form):
+    torch.manual_seed(0)
+    model = _Wrapped(kind).train()
+    inputs, labels = torch.randn(11, 3), torch.randint(0, 4, (11,))
+    logits = model.layer(inputs)
+    dataset = torch.utils.data.TensorDataset(inputs, labels)
+    data = {
+        "pair": (inputs, labels),
+        "dataset": torch.utils.data.Subset(dataset, range(11)),
+        "loader": torch.utils.data.DataLoader(dataset, batch_size=4),
+        "batches": [(inputs[:7], labels[:7]), (inputs[7:], labels[7:])],
+    }[form]
+    result = evaluate(model, data, batch_size=4)
+    assert result.count == 11
+    assert result.accuracy == pytest.approx((logits.argmax(1) == labels).float().mean().item())
+    assert result.loss == pytest.approx(F.cross_entropy(logits, labels).item(), rel=1e-5)
+    assert model.training
+
+
+def test_evaluation_refuses_bad_data_by_role():
+    model, inputs = _Wrapped("tensor"), torch.randn(3, 3)
+    bad = {
+        "empty": (inputs[:0], torch.zeros(0, dtype=torch.int64)),
+        "outside 0": (inputs, torch.tensor([0, 4, 1])),
+        "negative": (inputs, torch.tensor([0, -1, 1])),
+        "2 labels": (inputs, torch.tensor([0, 1])),
+        "integers": (inputs, torch.tensor([0.0, 1.0, 2.0])),
+        "no labels": [inputs],
+        "length": iter([(inputs, torch.tensor([0, 1, 2]))]),
+        "do not fit": (inputs, torch.zeros(3, 2, dtype=torch.int64)),
+    }
+    for reason, data in bad.items():
+        with pytest.raises(TrainingError, match=f"held-out data.*{reason}"):
+            evaluate(model, data, role="held-out")
+
+
+def test_evaluation_of_a_model_that_views_its_channels():
+    model = nn.Sequential(nn.Conv2d(3, 2, 1), _View(), nn.Linear(32, 4))
+    data = (torch.randn(5, 3, 4, 4), torch.randint(0, 4, (5,)))
+    assert evaluate(model, data).count == 5
+
+
+class _View(nn.Module):
+    def forward(self, x):
+        return x.view(len(x), -1)
