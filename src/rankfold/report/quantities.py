@@ -1,0 +1,71 @@
+"""Numbers as a reader wants them: four figures, a unit, a dash where nothing was measured."""
+
+import math
+
+NBSP = "\u00a0"
+ABSENT = "–"
+_THOUSANDS = ((1e12, "T"), (1e9, "G"), (1e6, "M"), (1e3, "k"))
+
+
+def known(value: object) -> bool:
+    """Whether `value` is a finite number."""
+    return isinstance(value, int | float) and math.isfinite(value)
+
+
+def count(value: float | None, unit: str = "") -> str:
+    """40551040 → 40.55 M; below a thousand, and with no fraction, as it is."""
+    if not known(value) or value is None:
+        return ABSENT
+    for size, letter in _THOUSANDS:
+        if abs(value) >= size * (1 - 5e-5):
+            return f"{_figures(value / size)}{NBSP}{letter}{unit}"
+    return f"{value:g}{NBSP}{unit}".rstrip(NBSP)
+
+
+def integer(value: int | None) -> str:
+    """40551040 → 40,551,040."""
+    return ABSENT if value is None else f"{value:,}"
+
+
+def percent(fraction: float | None, decimals: int = 1) -> str:
+    """0.4957 → 49.6 %."""
+    return f"{100 * fraction:.{decimals}f}{NBSP}%" if known(fraction) and fraction is not None else ABSENT
+
+
+def kept(after: float | None, before: float | None) -> float | None:
+    """The fraction that is left; None if either is unknown or there was nothing."""
+    if not known(after) or not known(before) or after is None or not before:
+        return None
+    return after / before
+
+
+def milliseconds(value: float | None) -> str:
+    """18.234 → 18.23 ms."""
+    return f"{_figures(value)}{NBSP}ms" if known(value) and value is not None else ABSENT
+
+
+def decimal(value: float | None) -> str:
+    """Three significant figures, without exponent where it can be read: 0.0123, 1.2e-7."""
+    if not known(value) or value is None:
+        return ABSENT
+    if value == 0:
+        return "0"
+    if 1e-4 <= abs(value) < 1e4:
+        return f"{value:.{max(0, 2 - math.floor(math.log10(abs(value))))}f}"
+    return f"{value:.1e}"
+
+
+def times(ratio: float | None) -> str:
+    """1.3247 → 1.32×."""
+    return f"{ratio:.2f}×" if known(ratio) and ratio is not None else ABSENT
+
+
+def points(difference: float) -> str:
+    """A difference of accuracies in percentage points, with its sign: −0.61 points."""
+    sign = "−" if difference < 0 else "+"
+    return f"{sign}{abs(100 * difference):.2f}{NBSP}points"
+
+
+def _figures(value: float) -> str:
+    digits = 0 if value == 0 else max(0, 3 - math.floor(math.log10(abs(value))))
+    return f"{value:.{min(digits, 3)}f}"

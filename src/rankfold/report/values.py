@@ -1,0 +1,65 @@
+"""What a report is made of: plain values, measured elsewhere."""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+
+@dataclass(frozen=True)
+class LayerRow:
+    """One layer's part in the result.
+
+    `form` is what it became (`keep`, `dense`, `factored`, …), `rank` its rank (None: kept) out of `full_rank`.
+    Errors are relative to the output that the layer had, on held-out data: 0 is exact. `spectrum`: descending
+    singular values on which the rank was chosen; may be empty. FLOPs are for one sample.
+    """
+
+    name: str
+    kind: str
+    shape: tuple[int, ...]
+    form: str
+    rank: int | None
+    full_rank: int
+    params_before: int
+    params_after: int
+    flops_before: int | None
+    flops_after: int | None
+    predicted_error: float | None
+    measured_error: float | None
+    spectrum: Sequence[float] = ()
+    note: str = ""
+
+
+@dataclass(frozen=True)
+class CurvePoint:
+    """What `method` reaches: `accuracy` in [0, 1] at the kept fractions of FLOPs and parameters of the model."""
+
+    method: str
+    kept_flops: float | None
+    kept_params: float | None
+    accuracy: float
+
+
+@dataclass(frozen=True)
+class ReportData:
+    """Everything that one report shows; a part that was not measured is None, empty or absent.
+
+    `asked` is a sentence. `before`, `compressed`, `finetuned` map `accuracy` (in [0, 1]), `loss` (nats), `params`,
+    `flops` (one sample, two per multiply-add), `bytes` to numbers and `latency_ms` to {batch size: milliseconds}.
+    `history` holds a mapping per epoch of fine-tuning with `epoch` and any of `train_loss`, `validation_loss`,
+    `validation_accuracy`; `best_epoch` is the one whose weights were kept. `skipped`: (name, reason).
+    `settings` (what the run was given) and `environment` (where it ran) are shown as they are.
+    """
+
+    title: str
+    asked: str
+    before: Mapping[str, Any]
+    compressed: Mapping[str, Any]
+    finetuned: Mapping[str, Any] | None = None
+    layers: Sequence[LayerRow] = ()
+    skipped: Sequence[tuple[str, str]] = ()
+    curve: Sequence[CurvePoint] = ()
+    history: Sequence[Mapping[str, Any]] = ()
+    best_epoch: int | None = None
+    settings: Mapping[str, Any] = field(default_factory=dict)
+    environment: Mapping[str, Any] = field(default_factory=dict)
