@@ -87,7 +87,8 @@ def _count(model: nn.Module, example: Example, sites: SiteList | None) -> tuple[
     calls: dict[str, list[Call]] = defaultdict(list)
     handles = []
     for site in sites or ():
-        def record(module, args, kwargs, output, name=site.name):  # noqa: ANN001, ANN202
+
+        def record(module, args, kwargs, output, name=site.name):
             first = args[0] if args else next(iter(kwargs.values()))
             calls[name].append(Call(tuple(first.shape), tuple(output.shape)))
 
@@ -165,7 +166,7 @@ def latencies(
     """
     example = with_batch(example, batch)
     times: dict[str, list[float]] = {name: [] for name in models}
-    for name, model in models.items():
+    for model in models.values():
         with evaluating(model):
             once(model, example)
     start = time.perf_counter()

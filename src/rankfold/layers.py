@@ -7,6 +7,8 @@ Parameters are named ``down`` (n → r), ``core`` where there is one, and ``up``
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
@@ -18,7 +20,7 @@ class LowRankLinear(nn.Module):
     Shapes: ``down.weight`` (r, n), ``up.weight`` (m, r), ``up.bias`` (m) or None.
     """
 
-    def __init__(self, in_features: int, rank: int, out_features: int, bias: bool = True, **factory) -> None:
+    def __init__(self, in_features: int, rank: int, out_features: int, bias: bool = True, **factory: Any) -> None:
         super().__init__()
         self.in_features, self.rank, self.out_features = in_features, rank, out_features
         self.down = nn.Linear(in_features, rank, bias=False, **factory)
@@ -50,7 +52,7 @@ class FactoredConv(nn.Module):
 
     @property
     def bias(self) -> Tensor | None:
-        return self.get_submodule("up").bias  # type: ignore[return-value]
+        return getattr(self.get_submodule("up"), "bias")  # noqa: B009  # a submodule, so its type is unknown
 
     def forward(self, x: Tensor) -> Tensor:
         for stage in self.children():
@@ -61,14 +63,14 @@ class FactoredConv(nn.Module):
 class LowRankConv(FactoredConv):
     """A k×k (transposed) convolution to r channels, then 1×1 to the outputs. Exact at full rank for every setting."""
 
-    down: nn.Module
-    up: nn.Module
+    down: Any
+    up: Any
 
     @property
     def weight(self) -> Tensor:
         """The dense kernel, shaped as in the layer it stands for; computed at each read."""
         up, down = self.up.weight.flatten(1), self.down.weight
-        groups = self.down.groups  # type: ignore[union-attr]
+        groups = self.down.groups
         up_blocks = up.reshape(groups, -1, up.shape[1])
         if getattr(self.down, "transposed", False):
             blocks = down.reshape(groups, down.shape[0] // groups, *down.shape[1:])
@@ -91,9 +93,9 @@ class SpatialConv2d(FactoredConv):
 class TuckerConv(FactoredConv):
     """Tucker-2: 1×1 to r_in channels, the k×k core, 1×1 to the outputs."""
 
-    down: nn.Module
-    core: nn.Module
-    up: nn.Module
+    down: Any
+    core: Any
+    up: Any
 
     @property
     def weight(self) -> Tensor:
@@ -106,12 +108,12 @@ class CPConv(FactoredConv):
 
     @property
     def weight(self) -> Tensor:
-        stages = list(self.children())
-        kernel = stages[0].weight.flatten(1)  # type: ignore[union-attr, operator]  # (r, C_in)
+        stages: list[Any] = list(self.children())
+        kernel = stages[0].weight.flatten(1)  # (r, C_in)
         for axis, stage in enumerate(stages[1:-1]):
-            line = stage.weight.flatten(1)  # type: ignore[union-attr, operator]  # (r, k)
+            line = stage.weight.flatten(1)  # (r, k)
             kernel = kernel.unsqueeze(-1) * line.reshape(line.shape[0], *([1] * (axis + 1)), line.shape[1])
-        return torch.einsum("or,r...->o...", stages[-1].weight.flatten(1), kernel)  # type: ignore[union-attr, operator]
+        return torch.einsum("or,r...->o...", stages[-1].weight.flatten(1), kernel)
 
 
 class SplitAttention(nn.Module):

@@ -77,8 +77,8 @@ def write_together(files: Mapping[Path, bytes]) -> None:
 def save(model: nn.Module, plan: Plan, directory: str | Path, *, notes: Mapping[str, Any] | None = None) -> Path:
     """Save a model that ``plan`` was applied to (fine-tuned or not); returns the directory.
 
-    ``notes`` are JSON-able facts to keep (``model``: the name it can be built from, measurements). All files are written
-    beside their places before any is renamed, the manifest last: a crash or a full disk leaves the old model.
+    ``notes`` are JSON-able facts to keep (``model``: the name it can be built from, measurements). All files are
+    written beside their places before any is renamed, the manifest last: a crash or a full disk leaves the old model.
     """
     directory = Path(directory)
     if directory.exists() and not directory.is_dir():
@@ -167,9 +167,7 @@ def load(directory: str | Path, model: nn.Module) -> Stored:
         )
     for name, tensor in state.items():
         if here[name].shape != tensor.shape:
-            raise StoreError(
-                f"{directory}: {name} is {tuple(tensor.shape)}, the model wants {tuple(here[name].shape)}"
-            )
+            raise StoreError(f"{directory}: {name} is {tuple(tensor.shape)}, the model wants {tuple(here[name].shape)}")
     root.load_state_dict(state, assign=any(tensor.is_meta for tensor in here.values()))
     return Stored(model, plan, manifest["notes"])
 
@@ -177,4 +175,3 @@ def load(directory: str | Path, model: nn.Module) -> Stored:
 def _metadata(data: bytes) -> dict[str, str]:
     length = int.from_bytes(data[:8], "little")
     return json.loads(data[8 : 8 + length]).get("__metadata__") or {}
-

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 from scipy.optimize import Bounds, LinearConstraint, linprog, milp
@@ -76,7 +77,7 @@ def check_feasible(options: Mapping[str, Sequence[Option]], limits: Costs) -> No
             )
 
 
-def _program(choices: Mapping[str, Sequence[Option]], limits: Costs):
+def _program(choices: Mapping[str, Sequence[Option]], limits: Costs) -> tuple[Any, ...]:
     flat = [option for group in choices.values() for option in group]
     owner = np.repeat(np.arange(len(choices)), [len(group) for group in choices.values()])
     one = csr_array((np.ones(len(flat)), (owner, np.arange(len(flat)))), shape=(len(choices), len(flat)))
@@ -86,9 +87,7 @@ def _program(choices: Mapping[str, Sequence[Option]], limits: Costs):
     return flat, owner, one, costs, loss / max(loss.max(), 1e-300)
 
 
-def _near_relaxation(
-    choices: Mapping[str, Sequence[Option]], limits: Costs, width: int = 6
-) -> dict[str, list[Option]]:
+def _near_relaxation(choices: Mapping[str, Sequence[Option]], limits: Costs, width: int = 6) -> dict[str, list[Option]]:
     _, owner, one, costs, loss = _program(choices, limits)
     ones = np.ones(len(choices))
     result = linprog(loss, A_ub=costs, b_ub=np.ones(len(limits)), A_eq=one, b_eq=ones, method="highs")
@@ -97,9 +96,9 @@ def _near_relaxation(
     near = {}
     for index, (site, group) in enumerate(choices.items()):
         share = result.x[owner == index]
-        support = np.flatnonzero(share > 1e-9)
+        support = [int(index) for index in np.flatnonzero(share > 1e-9)]
         chosen = {j for s in support for j in range(max(0, s - width), min(len(group), s + width + 1))}
-        cheapest = {min(range(len(group)), key=lambda j: group[j].costs[axis]) for axis in range(len(limits))}
+        cheapest = {int(np.argmin([option.costs[axis] for option in group])) for axis in range(len(limits))}
         near[site] = [group[j] for j in sorted(chosen | cheapest | {0})]
     return near
 
@@ -128,9 +127,7 @@ def within(picked: Mapping[str, Option], limits: Costs) -> bool:
     return all(sum(o.costs[axis] for o in picked.values()) <= limit for axis, limit in enumerate(limits))
 
 
-def _step_back(
-    picked: dict[str, Option], choices: Mapping[str, Sequence[Option]], limits: Costs
-) -> dict[str, Option]:
+def _step_back(picked: dict[str, Option], choices: Mapping[str, Sequence[Option]], limits: Costs) -> dict[str, Option]:
     while not within(picked, limits):
         over = [axis for axis, x in enumerate(limits) if sum(o.costs[axis] for o in picked.values()) > x]
         steps = [
@@ -146,9 +143,7 @@ def _step_back(
     return picked
 
 
-def fill(
-    picked: Mapping[str, Option], options: Mapping[str, Sequence[Option]], limits: Costs
-) -> dict[str, Option]:
+def fill(picked: Mapping[str, Option], options: Mapping[str, Sequence[Option]], limits: Costs) -> dict[str, Option]:
     """Spend what is left: the step of most loss saved that still fits, again and again, until no rank step fits."""
     result = dict(picked)
     while True:
@@ -160,9 +155,7 @@ def fill(
                 larger = option.rank > now.rank if option.form is now.form else option.loss < now.loss
                 if not larger or option.loss > now.loss:
                     continue
-                fits = all(
-                    new - old <= room for new, old, room in zip(option.costs, now.costs, left, strict=True)
-                )
+                fits = all(new - old <= room for new, old, room in zip(option.costs, now.costs, left, strict=True))
                 if fits and (best is None or now.loss - option.loss > best[0]):
                     best = (now.loss - option.loss, site, option)
         if best is None:
@@ -194,7 +187,10 @@ def _keep_or(option: Option, group: Sequence[Option]) -> Option:
 
 
 def local(
-    options: Mapping[str, Sequence[Option]], limits: Costs, fraction: float | None = None, rank: int | None = None
+    options: Mapping[str, Sequence[Option]],
+    limits: Costs,
+    fraction: float | None = None,
+    rank: int | None = None,
 ) -> dict[str, Option]:
     """One rank, or one fraction of the full rank, for every site (LSVT); by default the largest that fits."""
 

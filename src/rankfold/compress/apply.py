@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -103,8 +104,8 @@ def _check(plan: Plan, here: SiteList) -> None:
 
 
 def _factor_(root: nn.Module, site: Site, entry: Entry, method: Method, known: SiteStatistics | None) -> None:
-    old = root.get_submodule(site.name)
-    weight: Tensor = old.weight.detach()  # type: ignore[union-attr, operator, assignment]
+    old: Any = root.get_submodule(site.name)
+    weight: Tensor = old.weight.detach()
     if weight.is_meta:
         raise ApplyError(f"{site.title}: not materialised (on the meta device); load weights first")
     factors = method.decompose(site, entry.form, weight, known, site.bias(root)).factors(entry.rank)
@@ -118,26 +119,24 @@ def _factor_(root: nn.Module, site: Site, entry: Entry, method: Method, known: S
     replace_(root, old, new)
 
 
-def build(old: nn.Module, site: Site, entry: Entry) -> nn.Module:
+def build(old: Any, site: Site, entry: Entry) -> nn.Module:
     """The empty new layer for ``entry``, with the old one's mode, hooks and ``requires_grad``."""
     new = site.layer.skeleton(old, entry.form, entry.rank, entry.bias)
     new.train(old.training)
     for name in _HOOKS:
         getattr(new, name).update(getattr(old, name))
     for parameter in new.parameters():
-        parameter.requires_grad_(old.weight.requires_grad)  # type: ignore[union-attr]
+        parameter.requires_grad_(bool(old.weight.requires_grad))
     return new
 
 
 @torch.no_grad()
-def _finish_bias_(
-    root: nn.Module, old: nn.Module, new: nn.Module, factors: Factors, known: SiteStatistics | None
-) -> None:
-    bias: Tensor | None = new.bias  # type: ignore[assignment]
+def _finish_bias_(root: nn.Module, old: Any, new: Any, factors: Factors, known: SiteStatistics | None) -> None:
+    bias: Tensor | None = new.bias
     if bias is not None:
-        start = old.bias if old.bias is not None else torch.zeros_like(bias)  # type: ignore[union-attr]
-        bias.copy_(start if factors.shift is None else start + factors.shift.to(bias))  # type: ignore[arg-type, operator]
+        start = old.bias if old.bias is not None else torch.zeros_like(bias)
+        bias.copy_(start if factors.shift is None else start + factors.shift.to(bias))
     elif factors.shift is not None and known is not None and known.absorber is not None:
         # a BatchNorm right behind subtracts its running mean: moving that mean is the bias, for free
-        mean: Tensor = root.get_submodule(known.absorber).running_mean  # type: ignore[assignment]
+        mean = root.get_submodule(known.absorber).get_buffer("running_mean")
         mean.sub_(factors.shift.to(mean))

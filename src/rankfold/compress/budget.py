@@ -83,13 +83,14 @@ class Ranks:
 
 
 Budget = Params | Flops | Bytes | Latency | KeepEnergy | Ranks
-RESOURCES = (Params, Flops, Bytes, Latency)
+Resource = Params | Flops | Bytes | Latency
 
 
 def parse_budget(text: str) -> Budget:
     """``flops=0.5``, ``params=0.39``, ``bytes=0.5``, ``energy=0.99``, ``latency=0.8`` or ``latency=0.8@64``."""
     name, found, value = text.partition("=")
     fraction, at, batch = value.partition("@")
+    kinds: dict[str, type[Params | Flops | Bytes | KeepEnergy]]
     kinds = {"params": Params, "flops": Flops, "bytes": Bytes, "energy": KeepEnergy}
     try:
         if name == "latency":

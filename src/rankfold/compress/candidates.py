@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from rankfold.compress.allocate import Option
-from rankfold.compress.budget import Budget, Bytes, Flops, KeepEnergy, Latency, Params, Ranks
+from rankfold.compress.budget import Budget, KeepEnergy, Latency, Ranks, Resource
 from rankfold.compress.method import Decomposition, Method
 from rankfold.compress.statistics import Statistics
 from rankfold.costs import Cost, site_cost
@@ -58,8 +58,8 @@ class Counter:
         return tuple(result)
 
 
-def resources(budgets: Sequence[Budget]) -> tuple[Params | Flops | Bytes | Latency, ...]:
-    return tuple(b for b in budgets if isinstance(b, Params | Flops | Bytes | Latency))
+def resources(budgets: Sequence[Budget]) -> tuple[Resource, ...]:
+    return tuple(b for b in budgets if isinstance(b, Resource))
 
 
 def decompose(
@@ -80,7 +80,9 @@ def decompose(
                 decomposition = method.decompose(site, form, weight, known, bias)
                 decomposition.errors  # noqa: B018  # decomposes now, so that a bad weight is named here
             except (ValueError, ArithmeticError) as error:
-                raise ValueError(f"{site.title}: {error}; mend the weights, or leave the site out with where=") from error
+                raise ValueError(
+                    f"{site.title}: {error}; mend the weights, or leave the site out with where="
+                ) from error
             carries = site.layer.has_bias or (known is not None and known.absorber is None)
             found[site.name].append(Candidate(site, form, decomposition, carries))
         progress("decomposing", done + 1, len(todo))
@@ -105,7 +107,11 @@ def options(
     result: dict[str, list[Option]] = {}
     for site in sites:
         keep = Option(
-            Form.KEEP, min(site.shape), 0.0, counter.costs(resource, site, Form.KEEP, 0, site.layer.has_bias), 0.0
+            Form.KEEP,
+            min(site.shape),
+            0.0,
+            counter.costs(resource, site, Form.KEEP, 0, site.layer.has_bias),
+            0.0,
         )
         group = [keep]
         for candidate in candidates.get(site.name, ()):

@@ -32,8 +32,12 @@ class CP:
     needs_data: bool = False
 
     def decompose(
-        self, site: Site, form: Form, weight: Tensor,
-        statistics: SiteStatistics | None = None, bias: Tensor | None = None,
+        self,
+        site: Site,
+        form: Form,
+        weight: Tensor,
+        statistics: SiteStatistics | None = None,
+        bias: Tensor | None = None,
     ) -> Canonical:
         dense = site.layer.params(Form.KEEP, 0, False)
         gain = dense // max(site.layer.params(Form.CP, 1, False), 1)
@@ -56,7 +60,12 @@ class Canonical:
                 with warnings.catch_warnings():
                     warnings.simplefilter("ignore")  # tensorly warns where it pads singular bases at random
                     weights, factors = parafac(
-                        self.weight, rank=rank, n_iter_max=self.iterations, init="svd", tol=1e-7, random_state=SEED
+                        self.weight,
+                        rank=rank,
+                        n_iter_max=self.iterations,
+                        init="svd",
+                        tol=1e-7,
+                        random_state=SEED,
                     )
             finally:
                 set_backend(before, local_threadsafe=True)

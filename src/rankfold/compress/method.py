@@ -39,12 +39,20 @@ class Method(Protocol):
     ``bias`` is the layer's own, where it has one.
     """
 
-    name: str
-    forms: frozenset[Form]
-    needs_data: bool
+    @property
+    def name(self) -> str: ...
+    @property
+    def forms(self) -> frozenset[Form]: ...
+    @property
+    def needs_data(self) -> bool: ...
 
     def decompose(
-        self, site: Site, form: Form, weight: Tensor, statistics: SiteStatistics | None, bias: Tensor | None = None
+        self,
+        site: Site,
+        form: Form,
+        weight: Tensor,
+        statistics: SiteStatistics | None,
+        bias: Tensor | None = None,
     ) -> Decomposition: ...
 
 

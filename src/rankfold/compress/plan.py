@@ -54,7 +54,7 @@ class Plan:
     beside the JSON, in a file of their own.
     """
 
-    __pydantic_config__ = ConfigDict(extra="forbid")  # type: ignore[misc]
+    __pydantic_config__ = ConfigDict(extra="forbid")
 
     entries: tuple[Entry, ...]
     budgets: tuple[Budget, ...]

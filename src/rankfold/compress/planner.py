@@ -1,17 +1,17 @@
-"""Making a plan: measure every site, decide ranks within the budget, write the decision down. The model is not changed."""
+"""Making a plan: measure every site, decide ranks within the budget, write it down. The model is not changed."""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from typing import Any
 
 from torch import Tensor, nn
 
 from rankfold.batches import arguments, batches_of, moved
 from rankfold.compress.allocate import Option, check_feasible, global_, local, optimal
-from rankfold.compress.budget import Budget, Latency, Params, Ranks, parse_budget
-from rankfold.compress.candidates import Counter, decompose, options, resources
+from rankfold.compress.budget import Budget, Latency, Params, Ranks, Resource, parse_budget
+from rankfold.compress.candidates import Candidate, Counter, decompose, options, resources
 from rankfold.compress.iterative import iterate
 from rankfold.compress.latency import meet_latency, site_timing
 from rankfold.compress.method import Method
@@ -21,10 +21,12 @@ from rankfold.compress.rules import Global, Iterative, Local, Optimal, RankRule,
 from rankfold.compress.sensitivity import price, relative_energy
 from rankfold.compress.statistics import Statistics, calibrate
 from rankfold.costs import Cost, Example, latencies, model_cost, trace
-from rankfold.sites import Form, SiteList, sites, split_attention, unwrap
+from rankfold.sites import Form, Site, SiteList, sites, split_attention, unwrap
 
 Progress = Callable[[str, int, int], None]
 Budgets = str | Budget | Sequence[str | Budget]
+Candidates = Mapping[str, list[Candidate]]
+Choices = Mapping[str, list[Option]]
 
 
 @dataclass(frozen=True)
@@ -135,14 +137,18 @@ def _example(root: nn.Module, data: Any) -> Example:
     raise ValueError("the data is empty: give at least one batch")
 
 
-def _prices(root, candidates, data, rule: RankRule, tell: Progress):
+def _prices(
+    root: nn.Module, candidates: Candidates, data: Any, rule: RankRule, tell: Progress
+) -> dict[tuple[str, Form], Tensor]:
     flat = [candidate for group in candidates.values() for candidate in group]
     if isinstance(rule, Optimal) and rule.probes and data is not None:
         return price(root, flat, data, rule, tell)
     return relative_energy(flat)
 
 
-def _solver(root, candidates, choices, rule: RankRule, bounded: bool, data, tell: Progress):
+def _solver(
+    root: nn.Module, candidates: Candidates, choices: Choices, rule: RankRule, bounded: bool, data: Any, tell: Progress
+) -> Callable[[tuple[float, ...]], dict[str, Option]]:
     """How ranks are chosen for given limits."""
 
     def solve(limits: tuple[float, ...]) -> dict[str, Option]:
@@ -160,7 +166,9 @@ def _solver(root, candidates, choices, rule: RankRule, bounded: bool, data, tell
     return solve
 
 
-def _limits(resource, before: Cost, choices, root: nn.Module, first: Example) -> tuple[float, ...]:
+def _limits(
+    resource: Sequence[Resource], before: Cost, choices: Choices, root: nn.Module, first: Example
+) -> tuple[float, ...]:
     """What the sites together may cost: the budget less what the rest of the model costs whatever is decided."""
     limits = []
     for axis, budget in enumerate(resource):
@@ -173,12 +181,23 @@ def _limits(resource, before: Cost, choices, root: nn.Module, first: Example) ->
     return tuple(limits)
 
 
-def _entries(found: SiteList, candidates, picked: Mapping[str, Option], counter: Counter, statistics) -> tuple[Entry, ...]:
+def _entries(
+    found: SiteList,
+    candidates: Candidates,
+    picked: Mapping[str, Option],
+    counter: Counter,
+    statistics: Statistics | None,
+) -> tuple[Entry, ...]:
     entries = []
     for site in found:
         option = picked[site.name]
         if option.form is Form.KEEP:
-            bias, rank, error, note = site.layer.has_bias, min(site.shape), 0.0, site.note or _why_kept(site, candidates)
+            bias, rank, error, note = (
+                site.layer.has_bias,
+                min(site.shape),
+                0.0,
+                site.note or _why_kept(site, candidates),
+            )
         else:
             candidate = next(c for c in candidates[site.name] if c.form is option.form)
             bias, rank, note = candidate.bias, option.rank, ""
@@ -186,16 +205,12 @@ def _entries(found: SiteList, candidates, picked: Mapping[str, Option], counter:
             if statistics is not None and site.name not in statistics.sites:
                 note = "never called on the calibration data: truncated without data"
         cost = counter.cost(site, option.form, rank, bias)
-        entries.append(
-            Entry(
-                site.name, option.form, rank, site.shape, site.groups, error, option.loss, cost.params, cost.flops,
-                bias, note,
-            )  # fmt: skip
-        )
+        entry = Entry(site.name, option.form, rank, site.shape, site.groups, error, option.loss, bias=bias, note=note)
+        entries.append(replace(entry, params=cost.params, flops=cost.flops))
     return tuple(entries)
 
 
-def _why_kept(site, candidates) -> str:
+def _why_kept(site: Site, candidates: Candidates) -> str:
     if site.forms == {Form.KEEP}:
         return f"{site.kind}: measured, never factored"
     return "" if candidates.get(site.name) else f"this method does not factor a {site.kind} of this setting"

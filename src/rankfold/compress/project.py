@@ -28,7 +28,12 @@ class Project:
     needs_data: bool = True
 
     def decompose(
-        self, site: Site, form: Form, weight: Tensor, statistics: SiteStatistics | None, bias: Tensor | None = None
+        self,
+        site: Site,
+        form: Form,
+        weight: Tensor,
+        statistics: SiteStatistics | None,
+        bias: Tensor | None = None,
     ) -> Decomposition:
         if statistics is None:
             return Truncate().decompose(site, form, weight, None, bias)

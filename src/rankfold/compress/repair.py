@@ -47,4 +47,9 @@ def reestimate_(model: nn.Module, data: Any, *, samples: int | None = 2048, batc
                         getattr(module, key).copy_(tensor)
     if count == 0:
         raise ValueError("the data for the BatchNorm statistics is empty: give at least one batch")
-    return tuple(name for name, module in norms.items() if not torch.equal(kept[name]["running_mean"], module.running_mean))
+    moved = (name for name, module in norms.items() if _moved(module, kept[name]["running_mean"]))
+    return tuple(moved)
+
+
+def _moved(module: nn.Module, mean: Tensor) -> bool:
+    return not torch.equal(mean, module.get_buffer("running_mean"))

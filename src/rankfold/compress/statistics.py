@@ -58,7 +58,7 @@ class Statistics:
         try:
             with safe_open(str(path), "pt") as file:
                 note = json.loads((file.metadata() or {})["rankfold.statistics"])
-                for full in file.keys():
+                for full in file.keys():  # noqa: SIM118  # not a dict
                     name, _, key = full.rpartition("|")
                     states.setdefault(name, {})[key] = file.get_tensor(full)
             found = {
@@ -91,7 +91,7 @@ def calibrate(
     absorbers: dict[str, str | None] = {}
     produced: dict[int, str] = {}
 
-    def watch(site: Site):
+    def watch(site: Site) -> Callable[..., None]:
         def hook(module: nn.Module, args: tuple, kwargs: dict, output: Tensor) -> None:
             inputs = args[0] if args else next(iter(kwargs.values()))
             rows = site.layer.rows(inputs, output)
@@ -105,7 +105,7 @@ def calibrate(
 
         return hook
 
-    def absorb(path: str):
+    def absorb(path: str) -> Callable[..., None]:
         def hook(module: nn.Module, args: tuple) -> None:
             source = produced.get(id(args[0])) if args else None
             if source is not None and getattr(module, "running_mean", None) is not None:

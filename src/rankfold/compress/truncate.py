@@ -22,7 +22,10 @@ class Truncate:
     needs_data: bool = False
 
     def decompose(
-        self, site: Site, form: Form, weight: Tensor,
+        self,
+        site: Site,
+        form: Form,
+        weight: Tensor,
         statistics: SiteStatistics | None = None,
         bias: Tensor | None = None,
     ) -> Truncated:

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import cached_property
+from typing import Any
 
 import torch
 from tensorly import backend, set_backend
@@ -29,16 +30,21 @@ class Tucker:
     needs_data: bool = False
 
     def decompose(
-        self, site: Site, form: Form, weight: Tensor,
-        statistics: SiteStatistics | None = None, bias: Tensor | None = None,
+        self,
+        site: Site,
+        form: Form,
+        weight: Tensor,
+        statistics: SiteStatistics | None = None,
+        bias: Tensor | None = None,
     ) -> Tuckered:
-        return Tuckered(weight, site.layer.tucker_ranks)  # type: ignore[attr-defined]
+        layer: Any = site.layer  # a convolution: no other layer offers this form
+        return Tuckered(weight, layer.tucker_ranks)
 
 
 class Tuckered:
-    def __init__(self, weight: Tensor, ranks) -> None:
+    def __init__(self, weight: Tensor, pair: Callable[[int], tuple[int, int]]) -> None:
         self.weight = weight.detach().double()
-        self.ranks = ranks
+        self.pair = pair
 
     @cached_property
     def _core(self) -> Tensor:
@@ -54,7 +60,7 @@ class Tuckered:
         core = self._core
         errors = [core.sum().sqrt()]
         for rank in range(1, self.weight.shape[0] + 1):
-            r_out, r_in = self.ranks(rank)
+            r_out, r_in = self.pair(rank)
             errors.append((core[r_out:].sum() + core[:r_out, r_in:].sum()).sqrt())
         return torch.stack(errors)
 
@@ -68,7 +74,7 @@ class Tuckered:
         return range(1, self.weight.shape[0] + 1)
 
     def factors(self, rank: int) -> Factors:
-        r_out, r_in = self.ranks(rank)
+        r_out, r_in = self.pair(rank)
         r_out = min(r_out, self.weight[0].numel())
         before = backend.get_backend()
         set_backend("pytorch", local_threadsafe=True)

@@ -31,8 +31,8 @@ def split(module: nn.MultiheadAttention) -> SplitAttention:
         weights = [module.in_proj_weight.detach()[i * width : (i + 1) * width] for i in range(3)]
     else:
         separate = (module.q_proj_weight, module.k_proj_weight, module.v_proj_weight)
-        grad = module.q_proj_weight.requires_grad  # type: ignore[union-attr]
-        weights = [weight.detach() for weight in separate]  # type: ignore[union-attr]
+        grad = module.q_proj_weight.requires_grad
+        weights = [weight.detach() for weight in separate]
     biases: list[Tensor | None] = [None, None, None]
     if module.in_proj_bias is not None:
         biases = [module.in_proj_bias.detach()[i * width : (i + 1) * width] for i in range(3)]

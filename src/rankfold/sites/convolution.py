@@ -113,8 +113,9 @@ class ConvLayer:
         return 2 * batch * macs
 
     def skeleton(self, like: Any, form: Form, rank: int, bias: bool) -> nn.Module:
-        dims, factory = len(self.kernel), {"device": like.weight.device, "dtype": like.weight.dtype}
-        conv = _PLAIN[dims - 1]
+        dims = len(self.kernel)
+        factory: dict[str, Any] = {"device": like.weight.device, "dtype": like.weight.dtype}
+        conv: Any = _PLAIN[dims - 1]
         setting = {"stride": like.stride, "padding": like.padding, "dilation": like.dilation}
         setting["padding_mode"] = like.padding_mode
         if self.transposed:
@@ -125,7 +126,7 @@ class ConvLayer:
 
         def along(axis: int, inputs: int, outputs: int, groups: int = 1, bias: bool = False) -> nn.Module:
             """A convolution along one axis, with the original layer's setting on that axis and none on the others."""
-            alone = {
+            alone: dict[str, Any] = {
                 key: tuple(value[a] if a == axis else neutral for a in range(dims))
                 for key, value, neutral in (
                     ("kernel_size", self.kernel, 1),
@@ -159,9 +160,9 @@ class ConvLayer:
         return kind(c_in, c_out, self.kernel, groups=self.groups, bias=bias, **setting, **factory)
 
     @torch.no_grad()
-    def write_(self, layer: nn.Module, form: Form, factors: Factors) -> None:
+    def write_(self, layer: Any, form: Form, factors: Factors) -> None:
         if form is Form.DENSE:
-            weight: Tensor = layer.weight  # type: ignore[assignment]
+            weight: Tensor = layer.weight
             weight.copy_(self.geometry(form).put(weight, factors.parts[0].to(weight.dtype)))
             return
         stages: list[Any] = list(layer.children())

@@ -24,9 +24,9 @@ def unwrap(model: nn.Module) -> nn.Module:
     """The model inside ``DataParallel``, ``DistributedDataParallel`` and ``torch.compile`` wrappers."""
     while True:
         if isinstance(model, nn.DataParallel | nn.parallel.DistributedDataParallel):
-            model = model.module
+            model = model.get_submodule("module")
         elif isinstance(getattr(model, "_orig_mod", None), nn.Module):
-            model = model._orig_mod  # type: ignore[assignment]
+            model = model.get_submodule("_orig_mod")
         else:
             return model
 
@@ -71,7 +71,7 @@ def _sites(model: nn.Module, where: Where | None) -> SiteList:
             if reason and not module._parameters:
                 left_out.append((path, reason))
             continue
-        weight: torch.Tensor = module.weight  # type: ignore[assignment]
+        weight: torch.Tensor = module.weight
         parameter_name = f"{path}.weight"
         tied = tuple(other for other in owners[id(weight)] if other != parameter_name)
         covered.add(parameter_name)

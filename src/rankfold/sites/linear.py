@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 from math import prod
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -52,21 +53,21 @@ class LinearLayer:
         positions = sum(prod(call.output) // m for call in calls)
         return 2 * positions * (rank * (m + n) if form is Form.FACTORED else m * n)
 
-    def skeleton(self, like: nn.Module, form: Form, rank: int, bias: bool) -> nn.Module:
+    def skeleton(self, like: Any, form: Form, rank: int, bias: bool) -> nn.Module:
         m, n = self.shape
-        weight: Tensor = like.weight  # type: ignore[assignment]
+        weight: Tensor = like.weight
         if form is Form.FACTORED:
             return LowRankLinear(n, rank, m, bias=bias, device=weight.device, dtype=weight.dtype)
         return nn.Linear(n, m, bias=bias, device=weight.device, dtype=weight.dtype)
 
     @torch.no_grad()
-    def write_(self, layer: nn.Module, form: Form, factors: Factors) -> None:
+    def write_(self, layer: Any, form: Form, factors: Factors) -> None:
         if form is Form.FACTORED:
             right, left = factors.parts
-            layer.down.weight.copy_(right)  # type: ignore[union-attr, operator]
-            layer.up.weight.copy_(left)  # type: ignore[union-attr, operator]
+            layer.down.weight.copy_(right)
+            layer.up.weight.copy_(left)
         else:
-            layer.weight.copy_(factors.parts[0])  # type: ignore[union-attr, operator]
+            layer.weight.copy_(factors.parts[0])
 
 
 @dataclass(frozen=True)
@@ -81,15 +82,15 @@ class EmbeddingLayer(LinearLayer):
         return 0
 
 
-def read_linear(module: nn.Module) -> LinearLayer | None:
+def read_linear(module: Any) -> LinearLayer | None:
     """The layer object of a linear-like module, or None if it is none."""
     if type(module).forward is nn.Linear.forward:
-        m, n = module.weight.shape  # type: ignore[union-attr, misc]
+        m, n = module.weight.shape
         return LinearLayer("Linear", (m, n), module.bias is not None)
     if type(module).__name__ == "Conv1D" and type(module).__module__ == "transformers.pytorch_utils":
-        n, m = module.weight.shape  # type: ignore[union-attr, misc]
+        n, m = module.weight.shape
         return LinearLayer("Conv1D", (m, n), module.bias is not None, stored_transposed=True)
     if type(module).forward is nn.Embedding.forward:
-        m, n = module.weight.shape  # type: ignore[union-attr, misc]
+        m, n = module.weight.shape
         return EmbeddingLayer("Embedding", (m, n), has_bias=False)
     return None

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from enum import StrEnum
-from typing import Literal, Protocol, overload
+from typing import Any, Literal, Protocol, overload
 
 from torch import Tensor, nn
 
@@ -52,11 +52,14 @@ Side = Literal["input", "output"]
 class Layer(Protocol):
     """How one type of layer is read, counted and rebuilt. The only objects that know a layer's type."""
 
-    kind: str
-    shape: tuple[int, int]
-    groups: int
-    has_bias: bool
-
+    @property
+    def kind(self) -> str: ...
+    @property
+    def shape(self) -> tuple[int, int]: ...
+    @property
+    def groups(self) -> int: ...
+    @property
+    def has_bias(self) -> bool: ...
     @property
     def forms(self) -> frozenset[Form]: ...
     @property
@@ -79,11 +82,11 @@ class Layer(Protocol):
         """Two for each multiply-add, as ``torch.utils.flop_counter`` counts; biases are free."""
         ...
 
-    def skeleton(self, like: nn.Module, form: Form, rank: int, bias: bool) -> nn.Module:
+    def skeleton(self, like: Any, form: Form, rank: int, bias: bool) -> nn.Module:
         """The new layer with parameters of the right shape, dtype and device, not yet filled."""
         ...
 
-    def write_(self, layer: nn.Module, form: Form, factors: Factors) -> None: ...
+    def write_(self, layer: Any, form: Form, factors: Factors) -> None: ...
 
 
 @dataclass(frozen=True)
@@ -126,7 +129,8 @@ class Site:
 
     def weight(self, model: nn.Module) -> Tensor:
         """The parameter of this site in ``model`` (attention already split), detached."""
-        return model.get_submodule(self.name).weight.detach()  # type: ignore[union-attr, operator]
+        layer: Any = model.get_submodule(self.name)
+        return layer.weight.detach()
 
     def bias(self, model: nn.Module) -> Tensor | None:
         bias = getattr(model.get_submodule(self.name), "bias", None)
