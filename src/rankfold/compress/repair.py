@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from rankfold.batches import batches_of, forward
 from rankfold.costs import evaluating
