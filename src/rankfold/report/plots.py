@@ -145,7 +145,7 @@ def budget_curves(data: ReportData) -> list[tuple[str, Markup]]:
 
 def fine_tuning(history: Sequence[Mapping[str, Any]], best_epoch: int | None) -> list[Markup]:
     """Validation accuracy, and losses (train dashed), over the epochs; the epoch that was kept is marked."""
-    pictures = []
+    pictures: list[Markup] = []
     panels = (
         ("validation accuracy", ("validation_accuracy",)),
         ("loss", ("validation_loss", "train_loss")),
