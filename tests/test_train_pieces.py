@@ -2,6 +2,7 @@
 
 import json
 from dataclasses import replace
+from itertools import pairwise
 
 import pytest
 import torch
@@ -70,8 +71,8 @@ def test_schedule_rises_to_the_peak_and_never_again(schedule, total, warmup):
     factors = [rate_factor(schedule, step, total, warmup) for step in range(total)]
     top = factors.index(max(factors))
     assert all(0 < factor <= 1 for factor in factors)
-    assert all(a < b for a, b in zip(factors[:top], factors[1 : top + 1]))
-    assert all(a >= b for a, b in zip(factors[top:], factors[top + 1 :]))
+    assert all(a < b for a, b in pairwise(factors[: top + 1]))
+    assert all(a >= b for a, b in pairwise(factors[top:]))
 
 
 def test_schedule_matches_torch():
@@ -82,9 +83,7 @@ def test_schedule_matches_torch():
         assert rate_factor("cosine", step, 50, 0.0) == pytest.approx(optimizer.param_groups[0]["lr"])
         optimizer.step()
         scheduler.step()
-    assert [rate_factor("step", step, 8, 0.0) for step in range(8)] == pytest.approx(
-        [1, 1, 1, 1, 0.1, 0.1, 0.01, 0.01]
-    )
+    assert [rate_factor("step", step, 8, 0.0) for step in range(8)] == pytest.approx([1, 1, 1, 1, 0.1, 0.1, 0.01, 0.01])
     assert [rate_factor("one-cycle", step, 4, 0.0) for step in range(4)] == [1, 0.75, 0.5, 0.25]
 
 

@@ -68,8 +68,7 @@ def load(directory: Path) -> dict[str, Any] | None:
         pickle.UnpicklingError,
     ) as error:
         raise TrainingError(
-            f"checkpoint in {directory} cannot be read ({type(error).__name__}): "
-            "delete the directory to begin anew"
+            f"checkpoint in {directory} cannot be read ({type(error).__name__}): delete the directory to begin anew"
         ) from error
 
 

@@ -57,9 +57,7 @@ def check(data: Any, role: str) -> None:
             )
         _check_kind(tensors.labels, role)
         if tensors.labels.numel() and int(tensors.labels.min()) < 0:
-            raise TrainingError(
-                f"{role} data: label {int(tensors.labels.min())} is negative; classes count from 0"
-            )
+            raise TrainingError(f"{role} data: label {int(tensors.labels.min())} is negative; classes count from 0")
     elif not isinstance(data, Sized) or isinstance(data, Mapping):
         raise TrainingError(
             f"{role} data: a {type(data).__name__} has no usable length; give a torch Dataset, a DataLoader "

@@ -98,9 +98,7 @@ def _epoch(
     model.train()
     with seeded(seed, setting.device, data.generators()):
         for index, batch in enumerate(data.epoch(generator), start=1):
-            rate = recipe.learning_rate * rate_factor(
-                recipe.schedule, min(step, total - 1), total, recipe.warmup
-            )
+            rate = recipe.learning_rate * rate_factor(recipe.schedule, min(step, total - 1), total, recipe.warmup)
             loss, hits, size = _step(setting, batch, run, rate)
             if not isfinite(loss):
                 return (
@@ -161,9 +159,7 @@ def _teach(teacher: nn.Module, batch: Any) -> Tensor:
     return logits.reshape(-1, logits.shape[-1])
 
 
-def _loss(
-    logits: Tensor, target: Tensor, taught: Tensor | None, distill: Distill | None, smoothing: float
-) -> Tensor:
+def _loss(logits: Tensor, target: Tensor, taught: Tensor | None, distill: Distill | None, smoothing: float) -> Tensor:
     """(1 − w)·CE + w·T²·KL(teacher ‖ model) at temperature T: Hinton, Vinyals, Dean 2015, section 2."""
     if distill is None or taught is None:
         return F.cross_entropy(logits, target, label_smoothing=smoothing)
@@ -188,13 +184,9 @@ def _check(model: nn.Module, data: Feed, validation: Any, recipe: Recipe, teache
     if not any(parameter.requires_grad for parameter in model.parameters()):
         raise TrainingError("no parameter of the model requires a gradient: there is nothing to train")
     if recipe.distill is not None and teacher is None:
-        raise TrainingError(
-            "the recipe distils but no teacher is given: pass teacher, or recipe.without_teacher()"
-        )
+        raise TrainingError("the recipe distils but no teacher is given: pass teacher, or recipe.without_teacher()")
     if recipe.distill is None and teacher is not None:
-        raise TrainingError(
-            "a teacher is given but the recipe does not distil: set distill, or pass no teacher"
-        )
+        raise TrainingError("a teacher is given but the recipe does not distil: set distill, or pass no teacher")
     sample = _sample(data)
     with evaluating(model):
         logits = logits_of(forward(model, sample))

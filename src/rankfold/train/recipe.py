@@ -65,9 +65,7 @@ class Recipe:
     seed: int = 0
 
     def __post_init__(self) -> None:
-        _require(
-            _whole(self.epochs) and self.epochs >= 1, "epochs", self.epochs, "a whole number, at least 1"
-        )
+        _require(_whole(self.epochs) and self.epochs >= 1, "epochs", self.epochs, "a whole number, at least 1")
         _require(
             _whole(self.batch_size) and self.batch_size >= 1,
             "batch_size",
@@ -95,9 +93,7 @@ class Recipe:
             self.clip_norm,
             "None or positive",
         )
-        _require(
-            _whole(self.seed) and 0 <= self.seed < 2**63, "seed", self.seed, "a whole number in [0, 2^63)"
-        )
+        _require(_whole(self.seed) and 0 <= self.seed < 2**63, "seed", self.seed, "a whole number in [0, 2^63)")
 
     def to_dict(self) -> dict[str, Any]:
         """Plain values for JSON or YAML; `from_dict` is the inverse."""

@@ -38,9 +38,7 @@ class Run:
     steps: int = 0
 
     @classmethod
-    def begin_or_resume(
-        cls, model: nn.Module, recipe: Recipe, directory: str | Path | None, batches: int
-    ) -> "Run":
+    def begin_or_resume(cls, model: nn.Module, recipe: Recipe, directory: str | Path | None, batches: int) -> "Run":
         """A run at its start, or where its checkpoint left it; TrainingError if `directory` holds another."""
         optimizer, trained = _optimizer(model, recipe)
         place = None if directory is None else Path(directory)

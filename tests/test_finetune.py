@@ -1,0 +1,73 @@
+"""Fine-tuning: a network that lost its accuracy gets it back from the original."""
+
+from copy import deepcopy
+from dataclasses import dataclass, replace
+from typing import Any
+
+import pytest
+import torch
+from sklearn.datasets import load_digits
+from torch import nn
+
+from rankfold.compress.finetune import FINETUNE, finetune, finetune_recipe
+from rankfold.train import Augment, Recipe, TrainingError, evaluate, fit
+
+
+@dataclass
+class Parts:
+    train: Any
+    validation: Any
+
+
+@pytest.fixture(scope="module")
+def digits():
+    images, labels = load_digits(return_X_y=True)
+    images, labels = torch.from_numpy(images).float() / 8 - 1, torch.from_numpy(labels).long()
+    return Parts((images[:800], labels[:800]), (images[800:1100], labels[800:1100]))
+
+
+def test_a_truncated_network_recovers(digits):
+    torch.manual_seed(0)
+    original = nn.Sequential(nn.Linear(64, 48), nn.BatchNorm1d(48), nn.ReLU(), nn.Linear(48, 10))
+    fit(original, digits.train, digits.validation, Recipe(epochs=5, batch_size=64))
+    left, values, right = torch.linalg.svd(original[0].weight.detach())
+    down, up = nn.Linear(64, 6, bias=False), nn.Linear(6, 48)
+    with torch.no_grad():
+        down.weight.copy_(right[:6])
+        up.weight.copy_(left[:, :6] * values[:6])
+        up.bias.copy_(original[0].bias)
+    small = nn.Sequential(nn.Sequential(down, up), *deepcopy(original)[1:])
+    history = finetune(small, digits, teacher=original, recipe=finetune_recipe(digits, epochs=5))
+    before, after = history.start.accuracy, evaluate(small, digits.validation).accuracy
+    assert after > before + 0.05
+    assert after > 0.85
+    assert after == history.best.validation_accuracy
+
+
+def test_labels_alone_are_possible(digits):
+    model = nn.Linear(64, 10)
+    history = finetune(
+        model,
+        (digits.train, digits.validation),
+        teacher=nn.Linear(64, 10),
+        recipe=replace(FINETUNE.without_teacher(), epochs=8),
+    )
+    assert history.best.validation_accuracy > 0.8
+
+
+def test_only_photographs_are_mirrored(digits):
+    labels = torch.zeros(2, dtype=torch.int64)
+    for shape, expected in (
+        ((3, 32, 32), Augment(4, flip=True)),
+        ((3, 64, 48), Augment(6, flip=True)),
+        ((1, 28, 28), None),
+        ((3, 8, 8), None),
+        ((64,), None),
+    ):
+        pair = (torch.zeros(2, *shape), labels)
+        assert finetune_recipe((pair, pair)).augment == expected
+
+
+def test_data_without_a_validation_part_is_refused(digits):
+    with pytest.raises(TrainingError, match="validation"):
+        finetune(nn.Linear(64, 10), digits.train[0], teacher=nn.Linear(64, 10))
