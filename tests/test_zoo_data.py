@@ -126,9 +126,7 @@ def test_normalization_is_that_of_each_channel():
 
 
 @settings(deadline=None)
-@given(
-    count=st.integers(1, 20), batch_size=st.integers(1, 25), seed=st.integers(0, 99), shuffle=st.booleans()
-)
+@given(count=st.integers(1, 20), batch_size=st.integers(1, 25), seed=st.integers(0, 99), shuffle=st.booleans())
 def test_batches_cover_every_sample_once_per_iteration(count, batch_size, seed, shuffle):
     split = numbered([0] * count)
     batches = split.batches(batch_size, shuffle, torch.Generator().manual_seed(seed))
@@ -179,9 +177,7 @@ def test_torch_data_loader_reads_a_split():
 # --- images from parquet, and their cache -----------------------------------------------------------------
 
 
-def write_parquet(
-    folder, counts=(("train", 30), ("test", 10)), column="image", label=lambda i: i % 10, size=28
-):
+def write_parquet(folder, counts=(("train", 30), ("test", 10)), column="image", label=lambda i: i % 10, size=28):
     import datasets
 
     folder.mkdir(parents=True, exist_ok=True)

@@ -99,9 +99,7 @@ def test_vit_positions_tell_every_patch_apart():
 @pytest.mark.parametrize("name", zoo.model_names())
 def test_forward_shape_and_finite_gradient_everywhere(name):
     if name.startswith("vit-l16") and name != "vit-l16-h8":
-        pytest.skip(
-            "the same layers as vit-l16-h8, split otherwise; vit-l4 and vit-l8 run with every head count"
-        )
+        pytest.skip("the same layers as vit-l16-h8, split otherwise; vit-l4 and vit-l8 run with every head count")
     model = zoo.model(name)
     x = torch.randn((2, *zoo.example_input(name).shape[1:]), generator=torch.Generator().manual_seed(0))
     y = model(x)

@@ -23,9 +23,7 @@ def network(seed: int = 0) -> nn.Module:
 
 
 def equal(a: nn.Module, b: nn.Module) -> bool:
-    return all(
-        torch.equal(x, y) for x, y in zip(a.state_dict().values(), b.state_dict().values(), strict=True)
-    )
+    return all(torch.equal(x, y) for x, y in zip(a.state_dict().values(), b.state_dict().values(), strict=True))
 
 
 def refused(model: nn.Module, file: Path, match: str) -> None:

@@ -195,8 +195,10 @@ def _power_of_ten(power: float) -> str:
 
 
 def _log_ticks(low: float, high: float) -> list[float]:
-    """Positions of 1, 2, 5 × 10ᵏ where they are few, of 10ᵏ otherwise."""
-    steps = (1, 2, 5) if high - low < 2.5 else (1,)
+    """Positions of 10ᵏ, with more between them the fewer decades there are."""
+    steps: Sequence[float] = (1,)
+    if high - low < 2.5:
+        steps = (1, 2, 5) if high - low > 0.6 else (1, 1.2, 1.5, 2, 2.5, 3, 4, 5, 6, 8)
     powers = range(math.floor(low), math.ceil(high) + 1)
     return [tick for k in powers for s in steps if low <= (tick := k + math.log10(s)) <= high]
 

@@ -54,9 +54,7 @@ def _digits() -> Data:
     bunch = load_digits()
     inputs = torch.from_numpy(bunch.images.astype(np.uint8)).unsqueeze(1)
     # Pixels run from 0 to 16; mean and deviation over the train split.
-    every = Split(
-        inputs, torch.from_numpy(bunch.target), torch.tensor([0.3062]), torch.tensor([0.3767]), scale=16.0
-    )
+    every = Split(inputs, torch.from_numpy(bunch.target), torch.tensor([0.3062]), torch.tensor([0.3767]), scale=16.0)
     rest, test = hold_out(every, round(_DIGITS_TEST_SHARE * len(every)))
     train, validation = hold_out(rest, round(_VALIDATION_SHARE["digits"] * len(rest)))
     return Data("digits", train, validation, test, classes=10)
@@ -65,9 +63,7 @@ def _digits() -> Data:
 def _custom(spec: str) -> Data:
     parts, _ = call_factory(spec)
     if not isinstance(parts, tuple | list) or len(parts) not in (2, 3):
-        raise ZooError(
-            f"{spec}: the factory must return (train, test) or (train, validation, test) data sets"
-        )
+        raise ZooError(f"{spec}: the factory must return (train, test) or (train, validation, test) data sets")
     names = ("train", "test") if len(parts) == 2 else ("train", "validation", "test")
     splits = {name: _in_memory(f"{spec}, {name}", part) for name, part in zip(names, parts, strict=True)}
     classes = 1 + max(int(split.labels.max()) for split in splits.values())

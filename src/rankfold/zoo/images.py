@@ -127,9 +127,7 @@ def _decode(
                 progress(f"{name} {split}", done, count)
     except (OSError, ValueError, KeyError, RuntimeError, TypeError, ImportError) as error:
         reason = " ".join(str(error).split())
-        raise ZooError(
-            f"data set {name!r}: {source} cannot be read: {type(error).__name__}: {reason}"
-        ) from error
+        raise ZooError(f"data set {name!r}: {source} cannot be read: {type(error).__name__}: {reason}") from error
     if done != count or labels.min() < 0 or labels.max() > 9:
         raise ZooError(
             f"data set {name!r}: {source} is not its {split} split: {done} images for {count}, "

@@ -41,9 +41,7 @@ class Split:
         """Sample `index` normalised, without batch dimension, and its label (a scalar int64 tensor)."""
         return self.normalize(self.inputs[index].unsqueeze(0)).squeeze(0), self.labels[index]
 
-    def batches(
-        self, batch_size: int, shuffle: bool = False, generator: torch.Generator | None = None
-    ) -> "Batches":
+    def batches(self, batch_size: int, shuffle: bool = False, generator: torch.Generator | None = None) -> "Batches":
         """Normalised (inputs, labels) batches, to be iterated any number of times; the last may be smaller.
 
         `shuffle` draws a new order from `generator` at every iteration; ValueError without one.

@@ -81,9 +81,7 @@ def _state_dict(file: Path, content: object) -> dict[str, Tensor]:
             content = content[wrapper]
     if not isinstance(content, Mapping):
         raise ZooError(f"weights: {file} holds a {type(content).__name__}, not a state dict")
-    foreign = [
-        key for key, value in content.items() if not isinstance(key, str) or not isinstance(value, Tensor)
-    ]
+    foreign = [key for key, value in content.items() if not isinstance(key, str) or not isinstance(value, Tensor)]
     if foreign:
         raise ZooError(
             f"weights: {file} is no state dict: {len(foreign)} of its {len(content)} entries are not named "
