@@ -9,10 +9,7 @@ The tensors can be read without rankfold: ``….down.weight`` (r, n) and ``….u
 
 from __future__ import annotations
 
-import hashlib
 import json
-import os
-import tempfile
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -26,9 +23,11 @@ from torch import nn
 
 from rankfold.compress.apply import shape_
 from rankfold.compress.plan import Plan
+from rankfold.files import sha256, whole, write_together
 from rankfold.sites import unwrap
 
 FORMAT = 1
+_PLAN, _TENSORS, _MANIFEST = "plan.json", "model.safetensors", "manifest.json"
 _ALIASES = "rankfold.aliases"
 
 
@@ -45,57 +44,35 @@ class Stored:
     notes: Mapping[str, Any]
 
 
-def write_atomically(path: Path, data: bytes) -> None:
-    """Write ``data`` to ``path`` so that a crash leaves either the old file or the new one, never half of one."""
-    write_together({path: data})
-
-
-def write_together(files: Mapping[Path, bytes]) -> None:
-    """Write several files: all are on the disk beside their places before the first one is renamed.
-
-    A crash or a full disk while writing leaves every old file as it was. Files are renamed in the order given.
-    """
-    staged: dict[str, Path] = {}
-    try:
-        for path, data in files.items():
-            path.parent.mkdir(parents=True, exist_ok=True)
-            handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
-            staged[temporary] = path
-            with os.fdopen(handle, "wb") as file:
-                file.write(data)
-                file.flush()
-                os.fsync(file.fileno())
-            os.chmod(temporary, 0o644)
-        for temporary, path in staged.items():
-            os.replace(temporary, path)
-    except BaseException:
-        for temporary in staged:
-            Path(temporary).unlink(missing_ok=True)
-        raise
-
-
 def save(model: nn.Module, plan: Plan, directory: str | Path, *, notes: Mapping[str, Any] | None = None) -> Path:
     """Save a model that ``plan`` was applied to (fine-tuned or not); returns the directory.
 
-    ``notes`` are JSON-able facts to keep (``model``: the name it can be built from, measurements). All files are
-    written beside their places before any is renamed, the manifest last: a crash or a full disk leaves the old model.
+    ``notes`` are JSON-able facts to keep (``model``: the name it can be built from, measurements). A crash or a full
+    disk leaves the old model or the new one, whole.
     """
     directory = Path(directory)
     if directory.exists() and not directory.is_dir():
         raise StoreError(f"{directory} is a file; give a directory")
     state, aliases = _tensors(unwrap(model))
     files = {
-        "plan.json": plan.to_json().encode(),
-        "model.safetensors": to_safetensors(state, metadata={"format": "pt", _ALIASES: json.dumps(aliases)}),
+        _PLAN: plan.to_json().encode(),
+        _TENSORS: to_safetensors(state, metadata={"format": "pt", _ALIASES: json.dumps(aliases)}),
     }
-    manifest = {
+    facts = {
         "format": FORMAT,
-        "files": {name: hashlib.sha256(data).hexdigest() for name, data in files.items()},
+        "files": {name: sha256(data) for name, data in files.items()},
         "notes": dict(notes or {}),
     }
-    files["manifest.json"] = (json.dumps(manifest, indent=1) + "\n").encode()
-    write_together({directory / name: data for name, data in files.items()})
+    manifest = json.loads(json.dumps(facts))  # as it will be read: text keys, no tuples
+    manifest["sha256"] = _own_hash(manifest)
+    write_together(directory, files, _MANIFEST, (json.dumps(manifest, indent=1) + "\n").encode())
     return directory
+
+
+def _own_hash(manifest: Mapping[str, Any]) -> str:
+    """The hash of everything else in a manifest, whatever its layout as text."""
+    rest = {key: value for key, value in manifest.items() if key != "sha256"}
+    return sha256(json.dumps(rest, sort_keys=True).encode())
 
 
 def _tensors(model: nn.Module) -> tuple[dict[str, torch.Tensor], dict[str, str]]:
@@ -119,46 +96,62 @@ def _tensors(model: nn.Module) -> tuple[dict[str, torch.Tensor], dict[str, str]]
 
 def read_manifest(directory: str | Path) -> dict[str, Any]:
     """The manifest of a saved model after checking every file against it. Raises ``StoreError``."""
-    directory = Path(directory)
+    return _opened(Path(directory))[0]
+
+
+def _opened(directory: Path) -> tuple[dict[str, Any], dict[str, Path]]:
+    """The manifest, and where each file it vouches for is."""
     try:
-        manifest = json.loads((directory / "manifest.json").read_text(encoding="utf-8"))
-    except FileNotFoundError:
-        raise StoreError(f"{directory}: no manifest.json: not a model saved by rankfold, or half written") from None
+        manifest = json.loads((directory / _MANIFEST).read_text(encoding="utf-8"))
+    except (FileNotFoundError, NotADirectoryError):
+        raise StoreError(f"{directory}: no {_MANIFEST}: not a model saved by rankfold, or half written") from None
     except (OSError, ValueError) as error:
-        raise StoreError(f"{directory}/manifest.json: damaged ({error})") from None
+        raise StoreError(f"{directory}/{_MANIFEST}: damaged ({error})") from None
     if not isinstance(manifest, dict) or manifest.get("format") != FORMAT:
         raise StoreError(f"{directory}: not a model directory that this version reads (format {FORMAT})")
-    for name, digest in manifest["files"].items():
+    files = manifest.get("files")
+    named = isinstance(files, dict) and files.keys() == {_PLAN, _TENSORS}
+    if not isinstance(files, dict) or not named or manifest.get("sha256") != _own_hash(manifest):
+        raise StoreError(f"{directory}/{_MANIFEST}: damaged: its contents and its own sha256 disagree")
+    paths = {}
+    for name, digest in files.items():
         try:
-            with (directory / name).open("rb") as file:
-                found = hashlib.file_digest(file, "sha256").hexdigest()
+            found = whole(directory, name, str(digest))
         except OSError as error:
             raise StoreError(f"{directory}/{name}: {error.strerror or error}") from None
-        if found != digest:
-            raise StoreError(f"{directory}/{name}: damaged: its sha256 is not the one in manifest.json")
-    return manifest
+        if found is None:
+            raise StoreError(f"{directory}/{name}: damaged: its sha256 is not the one in {_MANIFEST}")
+        paths[name] = found
+    return manifest, paths
 
 
 def load(directory: str | Path, model: nn.Module) -> Stored:
     """Load a saved model into ``model``, a fresh dense model of the same architecture, in place.
 
-    Every file is checked against the manifest first. Raises ``StoreError`` with one line that names the file or the
-    tensor. ``rankfold.zoo`` or the user's factory builds the dense model.
+    Every file is checked against the manifest first. Parameters take the dtype they were saved in; a model on the meta
+    device is filled. Raises ``StoreError`` with one line that names the file or the tensor. ``rankfold.zoo`` or the
+    user's factory builds the dense model.
     """
     directory = Path(directory)
-    manifest = read_manifest(directory)
-    plan = Plan.load(directory / "plan.json")
-    data = (directory / "model.safetensors").read_bytes()
+    manifest, paths = _opened(directory)
+    data = paths[_TENSORS].read_bytes()
     try:
+        plan = Plan.load(paths[_PLAN])
         state = from_safetensors(data)
-        with_names = json.loads(_metadata(data).get(_ALIASES, "{}"))
-    except (SafetensorError, ValueError) as error:
-        raise StoreError(f"{directory}/model.safetensors: damaged ({error})") from None
-    for name, source in with_names.items():
-        state[name] = state[source]
-    shape_(model, plan)
-    root = unwrap(model)
-    here = root.state_dict()
+        aliases = json.loads(_metadata(data).get(_ALIASES, "{}"))
+        state |= {name: state[source] for name, source in aliases.items()}
+    except (SafetensorError, ValueError, KeyError, AttributeError) as error:
+        raise StoreError(f"{directory}: damaged or foreign ({error})") from None
+    try:
+        shape_(model, plan)
+    except ValueError as error:
+        raise StoreError(f"{directory}: saved from another model: {error}") from None
+    _fill_(unwrap(model), state, directory)
+    return Stored(model, plan, manifest.get("notes", {}))
+
+
+def _fill_(root: nn.Module, state: Mapping[str, torch.Tensor], directory: Path) -> None:
+    here = root.state_dict(keep_vars=True)
     missing, foreign = sorted(here.keys() - state.keys()), sorted(state.keys() - here.keys())
     if missing or foreign:
         raise StoreError(
@@ -167,9 +160,35 @@ def load(directory: str | Path, model: nn.Module) -> Stored:
         )
     for name, tensor in state.items():
         if here[name].shape != tensor.shape:
-            raise StoreError(f"{directory}: {name} is {tuple(tensor.shape)}, the model wants {tuple(here[name].shape)}")
-    root.load_state_dict(state, assign=any(tensor.is_meta for tensor in here.values()))
-    return Stored(model, plan, manifest["notes"])
+            raise StoreError(
+                f"{directory}: {name} is {tuple(tensor.shape)}, the model wants {tuple(here[name].shape)}"
+            )
+    _make_room_(root, {id(tensor): state[name] for name, tensor in here.items()})
+    root.load_state_dict(dict(state))
+    hollow = [name for name, buffer in root.named_buffers() if buffer.is_meta]
+    if hollow:
+        raise StoreError(
+            f"{directory}: {hollow[0]} is not saved (a buffer with persistent=False) and the model is on the meta "
+            "device: build it on a real one"
+        )
+
+
+def _make_room_(root: nn.Module, wanted: Mapping[int, torch.Tensor]) -> None:
+    """New tensors where the ones here are on the meta device or of another dtype; tied ones stay one object."""
+    fresh: dict[int, torch.Tensor] = {}
+    for module in root.modules():
+        groups: tuple[dict[str, Any], ...] = (module._parameters, module._buffers)
+        for group in groups:
+            for key, old in group.items():
+                if old is None or id(old) not in wanted:
+                    continue
+                like = wanted[id(old)]
+                if old.is_meta or old.dtype != like.dtype:
+                    if id(old) not in fresh:
+                        new = torch.empty_like(like, device="cpu" if old.is_meta else old.device)
+                        is_parameter = isinstance(old, nn.Parameter)
+                        fresh[id(old)] = nn.Parameter(new, old.requires_grad) if is_parameter else new
+                    group[key] = fresh[id(old)]
 
 
 def _metadata(data: bytes) -> dict[str, str]:

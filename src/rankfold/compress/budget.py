@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
+from typing import Literal
 
 
 def _fraction(name: str, value: float) -> None:
@@ -16,7 +17,7 @@ class Params:
     """At most this fraction of the model's parameters."""
 
     keep: float
-    kind: str = "params"
+    kind: Literal["params"] = "params"
 
     def __post_init__(self) -> None:
         _fraction("params", self.keep)
@@ -27,7 +28,7 @@ class Flops:
     """At most this fraction of the model's FLOPs."""
 
     keep: float
-    kind: str = "flops"
+    kind: Literal["flops"] = "flops"
 
     def __post_init__(self) -> None:
         _fraction("flops", self.keep)
@@ -38,7 +39,7 @@ class Bytes:
     """At most this fraction of the bytes of parameters and buffers."""
 
     keep: float
-    kind: str = "bytes"
+    kind: Literal["bytes"] = "bytes"
 
     def __post_init__(self) -> None:
         _fraction("bytes", self.keep)
@@ -50,7 +51,7 @@ class Latency:
 
     keep: float
     batch: int = 1
-    kind: str = "latency"
+    kind: Literal["latency"] = "latency"
 
     def __post_init__(self) -> None:
         _fraction("latency", self.keep)
@@ -63,7 +64,7 @@ class KeepEnergy:
     """Every site keeps at least this fraction of the energy (sum of squared singular values) of its curve."""
 
     keep: float
-    kind: str = "energy"
+    kind: Literal["energy"] = "energy"
 
     def __post_init__(self) -> None:
         _fraction("energy", self.keep)
@@ -74,7 +75,7 @@ class Ranks:
     """Fixed ranks by site name; sites that are not named are kept."""
 
     ranks: Mapping[str, int]
-    kind: str = "ranks"
+    kind: Literal["ranks"] = "ranks"
 
     def __post_init__(self) -> None:
         for site, rank in self.ranks.items():

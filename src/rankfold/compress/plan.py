@@ -15,6 +15,7 @@ from torch import nn
 
 from rankfold.compress.budget import Budget, describe
 from rankfold.costs import Cost
+from rankfold.files import sha256, whole, write_atomically, write_together
 from rankfold.sites import Form, unwrap
 
 if TYPE_CHECKING:
@@ -31,6 +32,8 @@ class Entry:
     ``predicted_loss``: what this layer alone is expected to add to the loss, in nats for each sample; 0 if unknown.
     ``params`` and ``flops`` are the site's own, in the new form. ``bias``: the new layer carries a bias.
     """
+
+    __pydantic_config__ = ConfigDict(extra="forbid")
 
     site: str
     form: Form
@@ -67,6 +70,7 @@ class Plan:
     left_out: tuple[tuple[str, str], ...] = ()
     notes: tuple[str, ...] = ()
     format: int = FORMAT
+    statistics_sha256: str = field(default="", compare=False)  # of the file beside a saved plan
 
     statistics: Statistics | None = field(default=None, compare=False, repr=False)
 
@@ -109,15 +113,17 @@ class Plan:
 
     def save(self, path: str | Path) -> None:
         """Write ``plan.json`` and, where statistics were taken, ``plan.statistics.safetensors`` beside it."""
-        from rankfold.store import write_atomically
-
         path = Path(path)
-        write_atomically(path, self.to_json().encode())
-        if self.statistics is not None:
-            self.statistics.save(statistics_path(path))
+        if self.statistics is None:
+            write_atomically(path, replace(self, statistics_sha256="").to_json().encode())
+            return
+        data = self.statistics.to_bytes()
+        text = replace(self, statistics_sha256=sha256(data)).to_json().encode()
+        write_together(path.parent, {statistics_path(path).name: data}, path.name, text)
 
     @classmethod
     def load(cls, path: str | Path) -> Plan:
+        """Read a plan and the statistics it was saved with, if they are still beside it; ``ValueError`` in one line."""
         from rankfold.compress.statistics import Statistics
 
         path = Path(path)
@@ -128,7 +134,15 @@ class Plan:
         except ValueError as error:
             raise ValueError(f"{path}: {error}") from None
         beside = statistics_path(path)
-        return replace(plan, statistics=Statistics.load(beside)) if beside.exists() else plan
+        if not plan.statistics_sha256:
+            return plan
+        try:
+            found = whole(path.parent, beside.name, plan.statistics_sha256)
+        except FileNotFoundError:
+            return plan
+        if found is None:
+            raise ValueError(f"{beside}: damaged, or the statistics of another plan: its sha256 is not the plan's")
+        return replace(plan, statistics=Statistics.load(found))
 
     def table(self) -> list[dict[str, Any]]:
         """One row for each site, for a person or a data frame."""
@@ -151,10 +165,9 @@ class Plan:
 
 
 def _adapter() -> TypeAdapter[Plan]:
-    from rankfold.compress.statistics import Statistics
-
-    adapter = TypeAdapter(Plan, config=None)
-    adapter.rebuild(_types_namespace={"Statistics": Statistics}, raise_errors=True)
+    adapter = TypeAdapter(Plan)
+    # statistics live in a file of their own: in the JSON there can be none
+    adapter.rebuild(_types_namespace={"Statistics": type(None)}, raise_errors=True)
     return adapter
 
 

@@ -81,6 +81,7 @@ def plan(
         statistics = calibrate(
             root, data, found, samples=calibration.samples, batch_size=calibration.batch_size, progress=tell
         )
+    mark = fingerprint(root)
     with split_attention(root):
         sizes = {site.name: site.weight(root).element_size() for site in found}
         candidates = decompose(root, found, method, statistics, tell)
@@ -102,7 +103,6 @@ def plan(
                 found.left_out, (*notes, *_notes(statistics, counter, found)), statistics=statistics,
             )  # fmt: skip
 
-        mark = fingerprint(root)
         if batches:
             return meet_latency(root, write, solve, limits, resource, first, tell)
         return write(solve(limits))

@@ -16,6 +16,7 @@ from torch import Tensor, nn
 
 from rankfold.batches import batches_of, forward, size_of
 from rankfold.costs import evaluating
+from rankfold.files import write_atomically
 from rankfold.linalg import Moments
 from rankfold.sites import Site, SiteList, split_attention, unwrap
 
@@ -38,10 +39,8 @@ class Statistics:
     samples: int
     unreached: tuple[str, ...] = ()
 
-    def save(self, path: str | Path) -> None:
-        """Write one safetensors file, atomically."""
-        from rankfold.store import write_atomically
-
+    def to_bytes(self) -> bytes:
+        """One safetensors file; ``load`` is the inverse."""
         tensors, absorbers = {}, {}
         for name, known in self.sites.items():
             for key, value in known.moments.state_dict().items():
@@ -49,11 +48,14 @@ class Statistics:
             if known.absorber is not None:
                 absorbers[name] = known.absorber
         note = {"samples": self.samples, "unreached": list(self.unreached), "absorbers": absorbers}
-        write_atomically(Path(path), to_safetensors(tensors, metadata={"rankfold.statistics": json.dumps(note)}))
+        return to_safetensors(tensors, metadata={"rankfold.statistics": json.dumps(note)})
+
+    def save(self, path: str | Path) -> None:
+        write_atomically(Path(path), self.to_bytes())
 
     @classmethod
     def load(cls, path: str | Path) -> Statistics:
-        """Read what ``save`` wrote; ``ValueError`` with one line if the file is damaged or something else."""
+        """Read what ``save`` wrote; ``ValueError`` with one line if it is damaged or something else."""
         states: dict[str, dict[str, Tensor]] = {}
         try:
             with safe_open(str(path), "pt") as file:
