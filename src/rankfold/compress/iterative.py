@@ -2,91 +2,168 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import torch
-import torch.nn.functional as F
-from torch import Tensor, nn
+from torch import nn
 
-from rankfold.batches import batches_of, forward, labels_of, logits_of
-from rankfold.compress.allocate import BudgetError, Option, within
+from rankfold.compress.allocate import BudgetError, Costs, Option, within
 from rankfold.compress.candidates import Candidate
 from rankfold.compress.rules import Iterative
+from rankfold.compress.sampling import draw
+from rankfold.compress.trial import Trial
 from rankfold.costs import evaluating
 from rankfold.sites import Form
 
 Progress = Callable[[str, int, int], None]
+Candidates = Mapping[str, Sequence[Candidate]]
+Choices = Mapping[str, Sequence[Option]]
+
+SORT_EVERY = 16  # steps after which the samples are put in order of their loss again
+
+
+@dataclass(frozen=True)
+class Step:
+    """``site`` became ``option``; ``loss`` is then the mean over the samples."""
+
+    site: str
+    option: Option
+    loss: float
 
 
 def iterate(
     root: nn.Module,
-    candidates: Mapping[str, list[Candidate]],
-    choices: Mapping[str, Sequence[Option]],
-    limits: tuple[float, ...],
+    candidates: Candidates,
+    choices: Choices,
+    limits: Costs,
     data: Any,
     rule: Iterative,
     tell: Progress,
 ) -> dict[str, Option]:
-    """Step by step the parameters leave the site where that raises the loss least, until the limits hold."""
-    batches = list(batches_of(data, rule.samples, rule.samples))
-    picked = {site: group[0] for site, group in choices.items()}
-    with evaluating(root):
-        start = sum(o.costs[0] for o in picked.values())
-        while not within(picked, limits):
-            best: tuple[float, str, Option] | None = None
-            for site, group in choices.items():
-                option = _next(candidates.get(site, ()), group, picked[site], rule.step)
-                if option is None:
-                    continue
-                with _placed(root, candidates, {**picked, site: option}):
-                    loss = sum(float(_loss(root, batch)) for batch in batches)
-                if best is None or loss < best[0]:
-                    best = (loss, site, option)
-            if best is None:
-                raise BudgetError("the budget cannot be met by the iterative rule")
-            picked[best[1]] = best[2]
-            now = sum(o.costs[0] for o in picked.values())
-            tell("truncating", int(start - now), int(start - limits[0]))
+    """The choice that ``truncations`` ends with, on ``rule.samples`` samples drawn from ``data`` with ``rule.seed``.
+
+    Progress is told in percent of the way to the limits. ``root`` is left as found.
+    """
+    picked = start(choices)
+    whole = _excess(picked, limits)
+    samples = draw(data, rule.samples, torch.Generator().manual_seed(rule.seed))
+
+    def watch(step: Step) -> bool:
+        picked[step.site] = step.option
+        tell("truncating", 100 - math.ceil(100 * max(0.0, _excess(picked, limits)) / whole), 100)
+        return True
+
+    truncations(root, candidates, choices, limits, samples, rule, watch)
     return picked
 
 
-def _next(found: Sequence[Candidate], group: Sequence[Option], now: Option, step: int) -> Option | None:
-    if not found:
-        return None
-    candidate, layer = found[0], found[0].site.layer
-    here = layer.params(now.form, now.rank, layer.has_bias if now.form is Form.KEEP else candidate.bias)
-    fitting = [
-        o for o in group
-        if o.form is candidate.form and layer.params(o.form, o.rank, candidate.bias) <= here - step
-    ]  # fmt: skip
-    return max(fitting, key=lambda o: o.rank, default=None)
+def start(choices: Choices) -> dict[str, Option]:
+    """Every site as it is: kept, or at the rank that was given for it."""
+    return {site: group[0] for site, group in choices.items()}
 
 
-class _placed:
-    def __init__(self, root: nn.Module, candidates: Mapping[str, list[Candidate]], picked: Mapping[str, Option]):
-        self.root, self.candidates, self.picked = root, candidates, picked
-        self.kept: dict[str, Tensor] = {}
+def truncations(
+    root: nn.Module,
+    candidates: Candidates,
+    choices: Choices,
+    limits: Costs,
+    samples: Sequence[Any],
+    rule: Iterative,
+    watch: Callable[[Step], bool],
+) -> None:
+    """Step by step ``rule.step`` parameters leave the site where that raises the loss least, until all limits hold.
 
-    @torch.no_grad()
-    def __enter__(self) -> None:
-        for site, option in self.picked.items():
-            if option.form is Form.KEEP:
-                continue
-            candidate = self.candidates[site][0]
-            weight = self.root.get_submodule(site).weight
-            right, left = candidate.decomposition.factors(option.rank).parts
-            self.kept[site] = weight.detach().clone()
-            weight.copy_(candidate.site.layer.geometry(option.form).put(weight, (left @ right).to(weight)))
+    ``samples``: batches of one sample; the loss is that of ``Trial``. A site goes down in the form of its first
+    candidate, to the largest rank that removes ``step`` parameters or meets the limits; where no site has ``step``
+    parameters left to give, a site gives what it has. Ties go to the earlier site. ``watch`` is called after every
+    step and may end the work by returning False. ``root`` is left as found.
 
-    @torch.no_grad()
-    def __exit__(self, *_: object) -> None:
-        for site, weight in self.kept.items():
-            self.root.get_submodule(site).weight.copy_(weight)
+    Every decision is the one that full forward passes would lead to, up to ties within rounding. Raises
+    ``BudgetError`` when no site has anything left to give. Cost: for each step half a forward pass for each site,
+    less for sites whose loss soon exceeds the least; memory: the outputs of all modules on the samples, and a second
+    weight for each site.
+    """
+    picked = start(choices)
+    ladders = {site: _ladder(candidates.get(site, ()), group) for site, group in choices.items()}
+    with evaluating(root), Trial(root, candidates, samples) as trial:
+        for site, option in picked.items():
+            if option.form is not Form.KEEP:
+                trial.commit(site, option)
+        # likeliest first: the sooner a low loss is known, the sooner the other sites are given up
+        expected = dict.fromkeys(choices, 0.0)
+        count = 0
+        while not within(picked, limits):
+            if count % SORT_EVERY == 0:
+                trial.sort()
+            ways = _ways(picked, ladders, candidates, limits, rule.step)
+            if not ways:
+                raise BudgetError(
+                    "the budget cannot be met by the iterative rule: every site that gains from truncation is at its "
+                    "lowest rank; allow more, or use the optimal rule"
+                )
+            places = {site: place for place, site in enumerate(ways)}
+            bound = math.inf
+            for site in sorted(ways, key=expected.__getitem__):
+                expected[site] = trial.loss(site, ways[site], bound)
+                bound = min(bound, expected[site])
+            site = min(ways, key=lambda s: (expected[s], places[s]))
+            picked[site] = ways[site]
+            trial.commit(site, picked[site])
+            count += 1
+            if not watch(Step(site, picked[site], bound / len(samples))):
+                return
 
 
-def _loss(root: nn.Module, batch: Any) -> Tensor:
-    logits, labels = logits_of(forward(root, batch)), labels_of(batch)
-    if labels is None:
-        raise ValueError("the iterative rule needs labels")
-    return F.cross_entropy(logits, labels, reduction="sum")
+def _ladder(found: Sequence[Candidate], group: Sequence[Option]) -> list[Option]:
+    """The options of the first candidate that cost less than keeping the site, highest rank first."""
+    if not found or group[0].form is not Form.KEEP:
+        return []
+    keep, form = group[0], found[0].form
+    gaining = [
+        option
+        for option in group
+        if option.form is form and any(new < old for new, old in zip(option.costs, keep.costs, strict=True))
+    ]
+    return sorted(gaining, key=lambda option: -option.rank)
+
+
+def _ways(
+    picked: Mapping[str, Option],
+    ladders: Mapping[str, Sequence[Option]],
+    candidates: Candidates,
+    limits: Costs,
+    step: int,
+) -> dict[str, Option]:
+    """Where each site would go in the next step; sites that cannot go anywhere are missing."""
+    totals = [sum(option.costs[axis] for option in picked.values()) for axis in range(len(limits))]
+    ways, last = {}, {}
+    for site, ladder in ladders.items():
+        now = picked[site]
+        lower = [option for option in ladder if now.form is Form.KEEP or option.rank < now.rank]
+        if not lower:
+            continue
+        candidate = candidates[site][0]
+        layer = candidate.site.layer
+        here = layer.params(now.form, now.rank, layer.has_bias if now.form is Form.KEEP else candidate.bias)
+        last[site] = lower[-1]
+        for option in lower:
+            enough = layer.params(option.form, option.rank, candidate.bias) <= here - step
+            if enough or all(
+                total - old + new <= limit
+                for total, old, new, limit in zip(totals, now.costs, option.costs, limits, strict=True)
+            ):
+                ways[site] = option
+                break
+    return ways or last
+
+
+def _excess(picked: Mapping[str, Option], limits: Costs) -> float:
+    """How far the costs are above the limits, as a fraction of the costs, in the worst resource."""
+    excess = 0.0
+    for axis, limit in enumerate(limits):
+        total = sum(option.costs[axis] for option in picked.values())
+        excess = max(excess, (total - limit) / total if total > 0 else 0.0)
+    return excess
