@@ -1,19 +1,13 @@
 """Find, induce and exploit low-rank structure in deep networks."""
 
-from rankfold.compress.allocate import BudgetError
-from rankfold.compress.apply import ApplyError, apply_
-from rankfold.compress.budget import Bytes, Flops, KeepEnergy, Latency, Params, Ranks
-from rankfold.compress.finetune import finetune
-from rankfold.compress.plan import Entry, Plan
-from rankfold.compress.planner import Calibration, plan
-from rankfold.compress.repair import reestimate_
-from rankfold.compress.rules import Global, Iterative, Local, Optimal
-from rankfold.costs import Cost, latencies, model_cost
-from rankfold.layers import LowRankConv, LowRankLinear
-from rankfold.sites import Form, Site, SiteList, sites
-from rankfold.spectrum import Spectrum, spectrum
-from rankfold.store import Stored, StoreError, load, save
-from rankfold.train import Distill, Recipe, evaluate
+# ruff: noqa: F405  # the names come from rankfold.api
+
+import sys
+from types import ModuleType
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from rankfold.api import *  # noqa: F403
 
 __all__ = [
     "ApplyError",
@@ -54,3 +48,20 @@ __all__ = [
     "sites",
     "spectrum",
 ]
+
+
+class _Package(ModuleType):
+    """Imports the public names when the first of them is used, so that ``rankfold --help`` need not wait for torch.
+
+    Names that are also rooms of the package (``sites``, ``spectrum``) are the functions, whatever was imported before.
+    """
+
+    def __getattribute__(self, name: str) -> Any:
+        if name in super().__getattribute__("__all__"):
+            from rankfold import api
+
+            return getattr(api, name)
+        return super().__getattribute__(name)
+
+
+sys.modules[__name__].__class__ = _Package

@@ -1,0 +1,18 @@
+"""The public names, one by one; what ``rankfold`` itself offers."""
+
+# ruff: noqa: F401  # re-exported by rankfold/__init__.py
+
+from rankfold.compress.allocate import BudgetError
+from rankfold.compress.apply import ApplyError, apply_
+from rankfold.compress.budget import Bytes, Flops, KeepEnergy, Latency, Params, Ranks
+from rankfold.compress.finetune import finetune
+from rankfold.compress.plan import Entry, Plan
+from rankfold.compress.planner import Calibration, plan
+from rankfold.compress.repair import reestimate_
+from rankfold.compress.rules import Global, Iterative, Local, Optimal
+from rankfold.costs import Cost, latencies, model_cost
+from rankfold.layers import LowRankConv, LowRankLinear
+from rankfold.sites import Form, Site, SiteList, sites
+from rankfold.spectrum import Spectrum, spectrum
+from rankfold.store import Stored, StoreError, load, save
+from rankfold.train import Distill, Recipe, evaluate

@@ -1,0 +1,94 @@
+"""``rankfold analyze``: how low-rank every matrix of a model is."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from rankfold.cli.options import DataName, Download, Json, Samples, Seed, Spec, Threads, Weights
+from rankfold.cli.printing import count, print_json, print_table
+
+if TYPE_CHECKING:
+    from rankfold.pipeline import SiteAnalysis
+    from rankfold.sites import SiteList
+
+
+def analyze(
+    model: Spec,
+    weights: Weights = None,
+    data: DataName = None,
+    out: Annotated[
+        Path | None,
+        typer.Option("-o", "--out", metavar="DIR", help="Also write spectra.svg, errors.svg, sites.csv, sites.json."),
+    ] = None,
+    samples: Samples = 2048,
+    seed: Seed = 0,
+    download: Download = False,
+    threads: Threads = None,
+    as_json: Json = False,
+) -> None:
+    """Print the ranks of every matrix: of its weight, and with --data of its outputs on the training split.
+
+    "rank 90 %" keeps 90 % of the energy. Parameters that no row covers are listed with the reason.
+    """
+    from rankfold.cli.loading import open_model, set_threads
+    from rankfold.cli.talk import Talk
+    from rankfold.pipeline import analyse, calibration_part, write_analysis
+
+    set_threads(threads)
+    with Talk() as talk:
+        loaded = open_model(model, weights, data, download, talk, trained=False, own_data=False)
+        if weights is None and ":" not in model:
+            talk.say(f"{model} without --weights: these are the spectra of freshly drawn weights")
+        part = None if loaded.data is None else calibration_part(loaded.data.train, samples, seed)
+        if part is not None:
+            loaded.needed_example()
+        rows, found = analyse(loaded.model, part, samples=samples, progress=talk.progress)
+        if out is not None:
+            for file in write_analysis(rows, found, out):
+                talk.say(f"wrote {file}")
+    if as_json:
+        print_json(
+            {
+                "model": model,
+                "sites": [row.to_dict() for row in rows],
+                "left_out": [{"parameter": name, "reason": reason} for name, reason in found.left_out],
+            }
+        )
+        return
+    print_analysis(rows, found)
+
+
+def print_analysis(rows: tuple[SiteAnalysis, ...], found: SiteList, *, brief: bool = False) -> None:
+    """The table of sites, and, unless ``brief``, what was left out."""
+    with_data = any(row.output_ranks is not None for row in rows)
+    header = ["site", "kind", "shape", "params", "stable", "effective", "numerical", "90 %", "99 %"]
+    if with_data:
+        header += ["outputs 90 %", "outputs 99 %"]
+    lines = []
+    for row in rows:
+        values = row.to_dict()
+        groups = f" ×{row.site.groups}" if row.site.groups > 1 else ""
+        line = [
+            row.site.name,
+            row.site.kind,
+            "×".join(map(str, row.site.shape)) + groups,
+            count(row.params),
+            f"{values['stable_rank']:.1f}",
+            f"{values['effective_rank']:.1f}",
+            str(values["numerical_rank"]),
+            str(values["rank_90"]),
+            str(values["rank_99"]),
+        ]
+        if with_data:
+            line += ["–" if rank is None else str(rank) for rank in (row.output_ranks or (None, None))]
+        lines.append(line)
+    print_table(header, lines, left=(0, 1, 2))
+    for row in rows:
+        if row.site.note:
+            print(f"note: {row.site.name}: {row.site.note}")
+    if found.left_out and not brief:
+        print("\nleft out:")
+        print_table(("parameter", "reason"), found.left_out, left=(0, 1))

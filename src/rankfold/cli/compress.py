@@ -1,0 +1,120 @@
+"""``rankfold compress``: the whole job."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from rankfold.cli.failure import Interrupted
+from rankfold.cli.options import (
+    Budgets,
+    DataName,
+    Download,
+    Json,
+    MethodName,
+    NoCurve,
+    Restart,
+    RuleName,
+    Samples,
+    Seed,
+    Spec,
+    Threads,
+    Weights,
+)
+from rankfold.cli.printing import count, percent, print_json, print_table
+
+if TYPE_CHECKING:
+    from rankfold.pipeline import Figures, Result
+
+
+def compress(
+    model: Spec,
+    budget: Budgets,
+    out: Annotated[Path, typer.Option("-o", "--out", metavar="DIR", help="Where everything is written.")],
+    weights: Weights = None,
+    data: DataName = None,
+    method: MethodName = "project",
+    ranks: RuleName = "optimal",
+    finetune_epochs: Annotated[
+        int, typer.Option(min=0, metavar="N", help="Epochs of training with the original as teacher; 0 for none.")
+    ] = 0,
+    samples: Samples = 2048,
+    no_curve: NoCurve = False,
+    seed: Seed = 0,
+    restart: Restart = False,
+    download: Download = False,
+    threads: Threads = None,
+    as_json: Json = False,
+) -> None:
+    """Plan, apply, repair, fine-tune, evaluate, save, and write report.html.
+
+    The same command resumes after an interruption. Choices are made on the validation split; the figures are those of
+    the test split, and latency_ms is for batch 1 on this machine.
+    """
+    from rankfold.cli.loading import open_model, set_threads
+    from rankfold.cli.talk import Talk
+    from rankfold.pipeline import Settings, Tell, parsed
+    from rankfold.pipeline import compress as run
+
+    budgets = parsed(budget)
+    settings = Settings(method, ranks, samples, finetune_epochs, not no_curve, seed, model)
+    set_threads(threads)
+    with Talk() as talk:
+        loaded = open_model(model, weights, data, download, talk, trained=True, own_data=True)
+        tell = Tell(talk.progress, talk.say)
+        try:
+            result = run(
+                loaded.model,
+                loaded.needed_data(),
+                budgets,
+                settings=settings,
+                directory=out,
+                restart=restart,
+                tell=tell,
+            )
+        except KeyboardInterrupt:
+            raise Interrupted("The same command goes on from here.") from None
+    if as_json:
+        print_json(result.to_dict())
+        return
+    print_result(result)
+    print(f"\nmodel: {out}\nreport: {out / 'report.html'}")
+
+
+def print_result(result: Result) -> None:
+    """A table with a column for each stage."""
+    stages: list[tuple[str, Figures]] = [("before", result.before), ("compressed", result.compressed)]
+    if result.finetuned is not None:
+        stages.append(("fine-tuned", result.finetuned))
+    last, first = stages[-1][1], result.before
+
+    def row(name: str, texts: list[str], note: str) -> tuple[str, ...]:
+        return (name, *texts, note)
+
+    def removed(after: float, before: float) -> str:
+        return f"{percent(1 - after / before)} removed" if before else ""
+
+    rows = [
+        row(
+            f"accuracy ({result.split})",
+            [percent(f.accuracy, 2) for _, f in stages],
+            f"{100 * (last.accuracy - first.accuracy):+.2f} points",
+        ),
+        row("loss", [f"{f.loss:.4f}" for _, f in stages], ""),
+        row("parameters", [count(f.params) for _, f in stages], removed(last.params, first.params)),
+        row("FLOPs", [count(f.flops) for _, f in stages], removed(last.flops, first.flops)),
+        row("bytes", [count(f.bytes) for _, f in stages], removed(last.bytes, first.bytes)),
+    ]
+    rows += [
+        row(
+            f"ms at batch {batch}",
+            [f"{f.latencies[batch]:.3f}" for _, f in stages],
+            f"{first.latencies[batch] / last.latencies[batch]:.2f} times as fast",
+        )
+        for batch in first.latencies
+    ]
+    print_table(("", *(name for name, _ in stages), ""), rows, left=(0, len(stages) + 1))
+    for remark in result.remarks:
+        print(f"note: {remark}")

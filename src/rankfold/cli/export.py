@@ -1,0 +1,48 @@
+"""``rankfold export``: a saved model as ONNX or as an exported program."""
+
+from __future__ import annotations
+
+from enum import StrEnum
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from rankfold.cli.options import DataName, Download, Json, Threads
+
+
+class Target(StrEnum):
+    onnx = "onnx"
+    torch_export = "torch-export"
+
+
+def export(
+    directory: Annotated[Path, typer.Argument(metavar="DIR", help="A directory that compress or apply wrote.")],
+    to: Annotated[Target, typer.Option(help="The format.")],
+    out: Annotated[Path, typer.Option("-o", "--out", metavar="FILE", help="Where to write it.")],
+    factory: Annotated[
+        str | None, typer.Option("--model", metavar="MODEL", help="What DIR was made from, if that is code of yours.")
+    ] = None,
+    data: DataName = None,
+    download: Download = False,
+    threads: Threads = None,
+    as_json: Json = False,
+) -> None:
+    """Export with a dynamic batch size. What was written is run on random input and compared with the model."""
+    from rankfold.cli.loading import open_saved, set_threads
+    from rankfold.cli.printing import count, print_json
+    from rankfold.cli.talk import Talk
+    from rankfold.export import to_onnx, to_torch_export
+
+    set_threads(threads)
+    with Talk() as talk:
+        loaded = open_saved(directory, factory, data, download, talk, own_data=False)
+        talk.say(f"exporting {loaded.spec}")
+        write = to_onnx if to is Target.onnx else to_torch_export
+        difference = write(loaded.model, loaded.needed_example(), out)
+    size = out.stat().st_size
+    if as_json:
+        print_json({"file": str(out), "format": to.value, "bytes": size, "max_abs_difference": difference})
+        return
+    ran = "onnxruntime" if to is Target.onnx else "the exported program"
+    print(f"{out}: {count(size)} bytes; {ran} differs from the model by at most {difference:.2g} on random input")

@@ -1,0 +1,45 @@
+"""What a person sees when a command fails: one line on standard error and an exit code."""
+
+from __future__ import annotations
+
+import functools
+import sys
+from collections.abc import Callable
+from typing import Any
+
+import typer
+
+FAILED, INTERRUPTED = 1, 130
+
+
+class Interrupted(Exception):
+    """The person stopped the command; the text says how to go on."""
+
+
+def told(verb: Callable[..., None]) -> Callable[..., None]:
+    """``verb`` with expected errors told in one line, exit code 1; Ctrl-C is 130.
+
+    What is neither a ValueError nor an OSError is a fault of this program, and keeps its traceback.
+    """
+
+    @functools.wraps(verb)
+    def command(*args: Any, **kwargs: Any) -> None:
+        try:
+            verb(*args, **kwargs)
+        except BrokenPipeError:
+            raise  # typer ends silently when the reader of a pipe has gone
+        except (ValueError, OSError) as error:
+            print(f"error: {one_line(error)}", file=sys.stderr)
+            raise typer.Exit(FAILED) from None
+        except (KeyboardInterrupt, Interrupted) as error:
+            print(f"interrupted{'. ' if str(error) else ''}{error}", file=sys.stderr)
+            raise typer.Exit(INTERRUPTED) from None
+
+    return command
+
+
+def one_line(error: BaseException) -> str:
+    """The text of an error without line breaks; for files, the name and the reason."""
+    if isinstance(error, OSError) and error.filename is not None:
+        return f"{error.filename}: {error.strerror}"
+    return " ".join(str(error).split()) or type(error).__name__

@@ -1,0 +1,136 @@
+"""From what was typed to a model and its data. Imports torch: only from inside a command."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+
+from rankfold.cli.talk import Talk
+from rankfold.costs import Example
+from rankfold.pipeline import first_example
+from rankfold.store import StoreError, load, read_manifest
+from rankfold.zoo import Data, Resolved, ZooError, load_data, load_weights, resolve
+
+
+@dataclass(frozen=True, eq=False)
+class Loaded:
+    """A model, ready to be measured. ``data``: None if none was asked for or known."""
+
+    spec: str
+    model: nn.Module
+    data: Data | None
+    example: Example | None
+    plan: Any = None
+
+    def needed_data(self) -> Data:
+        if self.data is None:
+            raise ZooError(f"{self.spec}: which data? give --data NAME (digits, mnist, fashion-mnist, cifar10, …)")
+        return self.data
+
+    def needed_example(self) -> Example:
+        if self.data is not None:
+            return first_example(self.model, self.data.train)
+        if self.example is None:
+            raise ZooError(
+                f"{self.spec}: the shape of an input is not known: give --data NAME, or set an attribute "
+                "example_input on the factory"
+            )
+        return self.example
+
+
+def set_threads(threads: int | None) -> None:
+    if threads is not None:
+        torch.set_num_threads(threads)
+
+
+def data_named(name: str | None, download: bool, talk: Talk) -> Data | None:
+    if name is None:
+        return None
+    return load_data(name, download=download, progress=talk.progress)
+
+
+def open_model(
+    spec: str, weights: Path | None, data: str | None, download: bool, talk: Talk, *, trained: bool, own_data: bool
+) -> Loaded:
+    """The model that ``spec`` names with its weights. ``trained``: freshly drawn weights will not do.
+
+    ``own_data``: without ``data``, take the data set for which a built-in model was made.
+    """
+    if trained and weights is None and ":" not in spec:
+        resolve(spec)
+        raise ZooError(f"{spec}: give the trained weights with --weights FILE; without them it knows nothing yet")
+    known = data_named(data, download, talk)
+    built = _build(spec, known)
+    if known is None and own_data and built.data is not None:
+        known = data_named(built.data, download, talk)
+    if weights is not None:
+        load_weights(built.model, weights)
+    example = None if built.example_input is None else Example.of(built.example_input)
+    return Loaded(spec, built.model.eval(), known, example)
+
+
+def _build(spec: str, data: Data | None) -> Resolved:
+    if data is None or ":" in spec:
+        return resolve(spec)
+    inputs = data.train.inputs
+    return resolve(spec, classes=data.classes, in_channels=inputs.shape[1] if inputs.ndim == 4 else None)
+
+
+def is_saved(text: str) -> bool:
+    """Whether it is a directory rather than the name of a model."""
+    return Path(text).is_dir()
+
+
+def open_saved(
+    directory: Path, spec: str | None, data: str | None, download: bool, talk: Talk, *, own_data: bool
+) -> Loaded:
+    """A model that was saved by ``compress`` or ``apply``, built as its manifest says or by ``spec``.
+
+    A manifest may name built-in models and data alone: a file does not decide which code runs.
+    """
+    notes = read_manifest(directory)["notes"]
+    if spec is None:
+        spec = str(notes.get("model") or "")
+        if not spec:
+            raise StoreError(f"{directory}: its manifest names no model: give --model package.module:factory")
+        if ":" in spec:
+            raise StoreError(f"{directory}: was made from {spec}; say --model {spec} if its code may run")
+    name = data or (str(notes.get("data") or "") or None if own_data else None)
+    if data is None and name is not None and ":" in name:
+        raise StoreError(f"{directory}: its data are {name}; say --data {name} if its code may run")
+    known = data_named(name, download, talk)
+    shape = _noted_input(notes)
+    channels = shape[0] if shape is not None and len(shape) == 3 else None
+    built = resolve(spec, classes=_noted_classes(notes), in_channels=channels)
+    stored = load(directory, built.model)
+    example = _noted_example(notes, built)
+    return Loaded(spec, stored.model.eval(), known, example, stored.plan)
+
+
+def _noted_classes(notes: Any) -> int | None:
+    classes = notes.get("classes")
+    return classes if isinstance(classes, int) and not isinstance(classes, bool) else None
+
+
+def _noted_input(notes: Any) -> tuple[int, ...] | None:
+    noted = notes.get("input")
+    shape = noted.get("shape") if isinstance(noted, dict) else None
+    if not isinstance(shape, list) or not all(isinstance(size, int) and 0 < size < 1 << 20 for size in shape):
+        return None
+    return tuple(shape)
+
+
+def _noted_example(notes: Any, built: Resolved) -> Example | None:
+    if built.example_input is not None:
+        return Example.of(built.example_input)
+    shape = _noted_input(notes)
+    if shape is None:
+        return None
+    dtype = getattr(torch, str(notes["input"].get("dtype")), None)
+    if not isinstance(dtype, torch.dtype):
+        return None
+    return Example.of(torch.zeros(1, *shape, dtype=dtype))

@@ -1,0 +1,47 @@
+"""``rankfold``: every verb, and the exit codes. Nothing here imports torch before a command runs."""
+
+from __future__ import annotations
+
+import typer
+
+from rankfold.cli.analyze import analyze
+from rankfold.cli.apply import apply
+from rankfold.cli.compress import compress
+from rankfold.cli.demo import demo
+from rankfold.cli.evaluate import evaluate
+from rankfold.cli.export import export
+from rankfold.cli.failure import told
+from rankfold.cli.plan import plan
+from rankfold.cli.show import show
+
+app = typer.Typer(
+    name="rankfold",
+    help="Find and exploit low-rank structure in deep networks: make a trained network smaller within a budget.",
+    epilog="MODEL is a built-in name (resnet20, vit-l4-h4, digits-cnn) or package.module:factory. "
+    "Data go to standard output, talk to standard error. Exit codes: 0 done, 1 failed, 2 wrong usage.",
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+    rich_markup_mode=None,
+    context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 110},
+)
+for verb in (demo, analyze, plan, show, apply, compress, evaluate, export):
+    app.command()(told(verb))
+
+
+@app.callback(invoke_without_command=True)
+def about(version: bool = typer.Option(False, "--version", is_eager=True, help="Print the version.")) -> None:
+    if version:
+        from importlib.metadata import version as installed
+
+        typer.echo(installed("rankfold"))
+        raise typer.Exit
+
+
+def main() -> None:
+    """The entry point of the command line."""
+    app(prog_name="rankfold")
+
+
+if __name__ == "__main__":
+    main()

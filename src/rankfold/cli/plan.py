@@ -1,0 +1,70 @@
+"""``rankfold plan``: decide what becomes of every matrix within a budget, and write it down."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from rankfold.cli.options import (
+    Budgets,
+    DataName,
+    Download,
+    Json,
+    MethodName,
+    RuleName,
+    Samples,
+    Seed,
+    Spec,
+    Threads,
+    Weights,
+)
+
+
+def plan(
+    model: Spec,
+    budget: Budgets,
+    out: Annotated[Path, typer.Option("-o", "--out", metavar="FILE", help="Where to write the plan (JSON).")],
+    weights: Weights = None,
+    data: DataName = None,
+    method: MethodName = "project",
+    ranks: RuleName = "optimal",
+    samples: Samples = 2048,
+    seed: Seed = 0,
+    download: Download = False,
+    threads: Threads = None,
+    as_json: Json = False,
+) -> None:
+    """Decide the rank of every layer within a budget. The plan can be read, edited and applied; nothing changes yet."""
+    import json
+
+    from rankfold.cli.loading import open_model, set_threads
+    from rankfold.cli.printing import print_json
+    from rankfold.cli.show import print_plan
+    from rankfold.cli.talk import Talk
+    from rankfold.compress.planner import Calibration
+    from rankfold.compress.planner import plan as make_plan
+    from rankfold.pipeline import calibration_part, parsed
+
+    parsed(budget)
+    set_threads(threads)
+    with Talk() as talk:
+        loaded = open_model(model, weights, data, download, talk, trained=True, own_data=True)
+        samples_of = loaded.needed_data()
+        made = make_plan(
+            loaded.model,
+            budget,
+            method,
+            calibration_part(samples_of.train, samples, seed),
+            rule=ranks,
+            example=loaded.needed_example(),
+            calibration=Calibration(samples, name=samples_of.name),
+            progress=talk.progress,
+        )
+        made.save(out)
+        talk.say(f"wrote {out}")
+    if as_json:
+        print_json(json.loads(made.to_json()))
+    else:
+        print_plan(made)

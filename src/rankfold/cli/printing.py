@@ -1,0 +1,48 @@
+"""Standard output: tables that are never cut, and JSON."""
+
+from __future__ import annotations
+
+import json
+import sys
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+
+def print_json(value: Mapping[str, Any]) -> None:
+    """One JSON object."""
+    print(json.dumps(value, indent=1, ensure_ascii=False))
+
+
+def print_table(header: Sequence[str], rows: Sequence[Sequence[str]], *, left: Sequence[int] = (0,)) -> None:
+    """Columns aligned by spaces, the ones in ``left`` to the left; bold header on a terminal."""
+    widths = [max(map(len, column)) for column in zip(header, *rows, strict=True)]
+
+    def line(cells: Sequence[str]) -> str:
+        aligned = (
+            cell.ljust(width) if index in left else cell.rjust(width)
+            for index, (cell, width) in enumerate(zip(cells, widths, strict=True))
+        )
+        return "  ".join(aligned).rstrip()
+
+    bold, plain = ("\033[1m", "\033[0m") if sys.stdout.isatty() else ("", "")
+    print(f"{bold}{line(header)}{plain}")
+    for row in rows:
+        print(line(row))
+
+
+def count(value: float) -> str:
+    """1234567 → 1,234,567."""
+    return f"{value:,.0f}"
+
+
+def short(value: float) -> str:
+    """40551040 → 40.6 M."""
+    for size, letter in ((1e12, " T"), (1e9, " G"), (1e6, " M"), (1e3, " k")):
+        if abs(value) >= size:
+            return f"{value / size:.3g}{letter}"
+    return f"{value:.3g}"
+
+
+def percent(fraction: float, digits: int = 1) -> str:
+    """0.4957 → 49.6 %."""
+    return f"{100 * fraction:.{digits}f} %"

@@ -1,0 +1,158 @@
+"""A model as ONNX or as an exported program of torch, checked by running what was made."""
+
+from __future__ import annotations
+
+import contextlib
+import importlib.util
+import io
+import logging
+import warnings
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from rankfold.batches import logits_of
+from rankfold.costs import Example, evaluating, with_batch
+from rankfold.files import write_atomically
+from rankfold.sites import unwrap
+
+_LARGEST = 2**31 - 1  # a protocol buffer holds no more
+
+
+class ExportError(ValueError):
+    """The model cannot be exported, or what was exported computes something else; one line with the remedy."""
+
+
+def to_onnx(model: nn.Module, example: Any, path: str | Path) -> float:
+    """Write ``model`` as ONNX with a dynamic batch size; returns the largest absolute difference to onnxruntime.
+
+    ``example``: an input as in ``rankfold.costs.Example.of``. Factored layers stay factored. Compared on random
+    input of two batch sizes. Raises ``ExportError``: onnx packages missing, a model that torch cannot trace, a
+    result that differs by more than rounding, more than 2 GB. The file is written whole or not at all.
+    """
+    missing = [name for name in ("onnx", "onnxscript", "onnxruntime") if importlib.util.find_spec(name) is None]
+    if missing:
+        raise ExportError(f"ONNX needs {', '.join(missing)}: pip install 'rankfold[onnx]'")
+    root, example = unwrap(model), Example.of(example)
+    program = _traced(root, example)
+    with _quiet():
+        try:
+            exported = torch.onnx.export(program, dynamo=True, verbose=False)
+        except Exception as error:  # the exporter raises exceptions of many kinds, with pages of text
+            raise ExportError(f"torch cannot write this model as ONNX: {_first_line(error)}") from error
+    assert exported is not None
+    proto = exported.model_proto
+    if proto.ByteSize() > _LARGEST:
+        raise ExportError("the model is larger than 2 GB, which one ONNX file cannot hold: use torch-export")
+    data = proto.SerializeToString()
+    difference = max(_onnx_difference(root, data, with_batch(_random(example), batch)) for batch in (3, 1))
+    write_atomically(Path(path), data)
+    return difference
+
+
+def to_torch_export(model: nn.Module, example: Any, path: str | Path) -> float:
+    """Write ``model`` as a ``.pt2`` of ``torch.export`` with a dynamic batch size; returns as ``to_onnx``.
+
+    The program is compared in memory, before it is written; a file of this kind can run code when it is loaded, so
+    this library never loads one.
+    """
+    root, example = unwrap(model), Example.of(example)
+    program = _traced(root, example)
+    run = program.module()
+    differences = []
+    for batch in (3, 1):
+        given = with_batch(_random(example), batch)
+        with evaluating(root):
+            expected = logits_of(root(*given.args, **given.kwargs))
+            found = logits_of(run(*given.args, **given.kwargs))
+        differences.append(_difference(expected, found, "the exported program"))
+    buffer = io.BytesIO()
+    with _quiet():
+        torch.export.save(program, buffer)
+    write_atomically(Path(path), buffer.getvalue())
+    return max(differences)
+
+
+def _traced(root: nn.Module, example: Example) -> torch.export.ExportedProgram:
+    """The model as a graph, in eval mode, with the first axis of every batched tensor free."""
+    given = with_batch(example, 2)  # a batch of 1 would be taken for a constant
+    batch = torch.export.Dim("batch", min=1, max=1 << 20)
+    shapes = torch.export.ShapesCollection()
+    for value in (*given.args, *given.kwargs.values()):
+        if isinstance(value, Tensor) and value.dim() and value.shape[0] == given.samples:
+            shapes[value] = {0: batch}
+    with evaluating(root), _quiet():
+        try:
+            return torch.export.export(
+                root,
+                given.args,
+                dict(given.kwargs),
+                dynamic_shapes=shapes.dynamic_shapes(root, given.args, dict(given.kwargs)),
+                strict=False,
+            )
+        except Exception as error:  # tracing runs the user's own forward, and torch raises exceptions of many kinds
+            raise ExportError(f"torch cannot trace this model: {_first_line(error)}") from error
+
+
+def _random(example: Example) -> Example:
+    """Normal noise where the example has floats; integers as they are."""
+    generator = torch.Generator().manual_seed(0)
+
+    def noise(value: Any) -> Any:
+        if isinstance(value, Tensor) and value.is_floating_point():
+            return torch.randn(value.shape, generator=generator).to(value)
+        return value
+
+    wide = with_batch(example, 3)
+    return Example(tuple(map(noise, wide.args)), {k: noise(v) for k, v in wide.kwargs.items()}, 3)
+
+
+def _onnx_difference(root: nn.Module, data: bytes, given: Example) -> float:
+    import onnxruntime
+
+    onnxruntime.set_default_logger_severity(3)
+    try:
+        session = onnxruntime.InferenceSession(data, providers=["CPUExecutionProvider"])
+        names = [node.name for node in session.get_inputs()]
+        tensors = [x for x in (*given.args, *given.kwargs.values()) if isinstance(x, Tensor)]
+        outputs = session.run(None, {name: x.cpu().numpy() for name, x in zip(names, tensors, strict=True)})
+    except Exception as error:  # onnxruntime raises exceptions of its own for each fault
+        raise ExportError(f"onnxruntime cannot run what was exported: {_first_line(error)}") from error
+    with evaluating(root):
+        expected = logits_of(root(*given.args, **given.kwargs))
+    return _difference(expected, torch.from_numpy(outputs[0]), "onnxruntime")
+
+
+def _difference(expected: Tensor, found: Tensor, who: str) -> float:
+    if expected.shape != found.shape:
+        raise ExportError(f"{who} gives {tuple(found.shape)} where the model gives {tuple(expected.shape)}")
+    worst = float((expected.cpu().double() - found.cpu().double()).abs().max())
+    scale = max(float(expected.abs().max()), 1.0)
+    allowed = min(2000 * torch.finfo(expected.dtype).eps, 0.1) * scale
+    if not worst <= allowed:
+        raise ExportError(f"{who} differs from the model by {worst:.3g} on random input (outputs up to {scale:.3g})")
+    return worst
+
+
+@contextlib.contextmanager
+def _quiet() -> Iterator[None]:
+    """torch's exporters warn about their own insides, in the log and on standard output."""
+    loggers = [logging.getLogger(name) for name in ("torch.onnx", "torch.export", "onnxscript", "onnx_ir")]
+    levels = [logger.level for logger in loggers]
+    for logger in loggers:
+        logger.setLevel(logging.ERROR)
+    try:
+        with warnings.catch_warnings(), contextlib.redirect_stdout(io.StringIO()):
+            warnings.simplefilter("ignore")
+            yield
+    finally:
+        for logger, level in zip(loggers, levels, strict=True):
+            logger.setLevel(level)
+
+
+def _first_line(error: BaseException) -> str:
+    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
+    return f"{type(error).__name__}: {lines[0]}" if lines else type(error).__name__

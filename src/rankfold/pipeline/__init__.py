@@ -1,0 +1,37 @@
+"""The whole job in one call: from a trained network and a budget to a smaller one, its files and its report."""
+
+from rankfold.pipeline.analysis import SiteAnalysis, analyse
+from rankfold.pipeline.curve import Point, accuracy_curve
+from rankfold.pipeline.delivery import model_notes
+from rankfold.pipeline.drawing import spectra_svg, write_analysis
+from rankfold.pipeline.heldout import layer_errors, over_fitted
+from rankfold.pipeline.job import compress, summary
+from rankfold.pipeline.measure import Figures, calibration_part, figures, first_example, held_out
+from rankfold.pipeline.repair import compressed_copy
+from rankfold.pipeline.request import Settings, parsed
+from rankfold.pipeline.result import Result
+from rankfold.pipeline.tell import Tell
+
+__all__ = [
+    "Figures",
+    "Point",
+    "Result",
+    "Settings",
+    "SiteAnalysis",
+    "Tell",
+    "accuracy_curve",
+    "analyse",
+    "calibration_part",
+    "compress",
+    "compressed_copy",
+    "figures",
+    "first_example",
+    "held_out",
+    "layer_errors",
+    "model_notes",
+    "over_fitted",
+    "parsed",
+    "spectra_svg",
+    "summary",
+    "write_analysis",
+]

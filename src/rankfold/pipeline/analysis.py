@@ -1,0 +1,95 @@
+"""How low-rank every matrix of a model is: of its weight, and of its outputs on data."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from rankfold.compress.project import Project
+from rankfold.compress.statistics import calibrate
+from rankfold.sites import Form, Site, SiteList, sites, split_attention, unwrap
+from rankfold.spectrum import Spectrum, spectrum
+
+ENERGIES = (0.9, 0.99)
+
+
+@dataclass(frozen=True)
+class SiteAnalysis:
+    """One site's weight, and, where data was given, the ranks that keep 90 and 99 % of its output's energy.
+
+    ``output_ranks`` is None without data, and for sites that the data never reach.
+    """
+
+    site: Site
+    params: int
+    spectrum: Spectrum
+    output_ranks: tuple[int, ...] | None
+
+    @property
+    def weight_ranks(self) -> tuple[int, ...]:
+        """Ranks that keep 90 and 99 % of the weight's energy."""
+        return tuple(self.spectrum.rank_for(energy) for energy in ENERGIES)
+
+    def to_dict(self) -> dict[str, Any]:
+        """A row of the table, as plain values."""
+        m, n = self.site.shape
+        return {
+            "site": self.site.name,
+            "kind": self.site.kind,
+            "shape": [m, n],
+            "groups": self.site.groups,
+            "params": self.params,
+            "stable_rank": self.spectrum.stable_rank,
+            "effective_rank": self.spectrum.effective_rank,
+            "numerical_rank": self.spectrum.numerical_rank(torch.finfo(torch.float32).eps * max(m, n)),
+            "rank_90": self.weight_ranks[0],
+            "rank_99": self.weight_ranks[1],
+            "output_rank_90": None if self.output_ranks is None else self.output_ranks[0],
+            "output_rank_99": None if self.output_ranks is None else self.output_ranks[1],
+            "note": self.site.note,
+        }
+
+
+def analyse(
+    model: nn.Module,
+    data: Any = None,
+    *,
+    samples: int = 2048,
+    progress: Callable[[str, int, int], None] | None = None,
+) -> tuple[tuple[SiteAnalysis, ...], SiteList]:
+    """Every site of ``model`` with its spectrum, and the list of sites, which says what was left out and why.
+
+    The numerical rank counts what stands out of float32 rounding. ``data`` as in ``rankfold.batches.batches_of``.
+    Raises ``ValueError`` naming the site for weights that are not finite. Cost: one decomposition of every site, and
+    with ``data`` one pass over ``samples`` samples.
+    """
+    root, tell = unwrap(model), progress or (lambda what, done, total: None)
+    found = sites(root)
+    known = {}
+    if data is not None and found.reducible:
+        known = dict(calibrate(root, data, found, samples=samples, metric_samples=0, progress=tell).sites)
+    rows = []
+    with split_attention(root):
+        for done, site in enumerate(found):
+            weight = site.weight(root)
+            try:
+                values = spectrum(site.matrix(root))
+            except (ValueError, ArithmeticError) as error:
+                raise ValueError(f"{site.title}: {error}") from error
+            ranks = None
+            if site.name in known and Form.FACTORED in site.forms:
+                outputs = Project().decompose(site, Form.FACTORED, weight, known[site.name], site.bias(root))
+                if outputs is not None:
+                    ranks = tuple(_rank_for(outputs.errors, energy) for energy in ENERGIES)
+            rows.append(SiteAnalysis(site, weight.numel(), values, ranks))
+            tell("decomposing", done + 1, len(found))
+    return tuple(rows), found
+
+
+def _rank_for(errors: Tensor, energy: float) -> int:
+    """Smallest rank whose error (k + 1,) leaves at least this fraction of the energy."""
+    return int((errors.square() <= (1 - energy) * errors[0].square()).to(torch.int8).argmax())

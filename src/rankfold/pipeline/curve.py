@@ -1,0 +1,50 @@
+"""Accuracy against budget: what compression alone, without fine-tuning, keeps at a handful of FLOP budgets."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from typing import Any
+
+from torch import nn
+
+from rankfold.compress.allocate import BudgetError
+from rankfold.compress.budget import Flops
+from rankfold.compress.plan import Plan
+from rankfold.pipeline.repair import compressed_copy
+
+KEPT = (0.8, 0.65, 0.5, 0.4, 0.3, 0.2)
+
+
+@dataclass(frozen=True)
+class Point:
+    """``accuracy`` on the validation split at the kept fractions of FLOPs and parameters of the whole model."""
+
+    kept_flops: float
+    kept_params: float
+    accuracy: float
+
+
+def accuracy_curve(
+    model: nn.Module,
+    validation: Any,
+    calibration: Any,
+    make_plan: Callable[[Flops], Plan],
+    *,
+    kept: tuple[float, ...] = KEPT,
+    progress: Callable[[str, int, int], None] | None = None,
+) -> Iterator[Point]:
+    """One point for each fraction of the FLOPs that can be reached, the largest first.
+
+    On validation data, so that the test split is left for the final report. Cost for each point: ``make_plan``, one
+    factorization of the model, one pass over ``calibration`` and two over ``validation``.
+    """
+    for done, fraction in enumerate(kept):
+        try:
+            plan = make_plan(Flops(fraction))
+        except BudgetError:
+            return
+        _, score = compressed_copy(model, plan, calibration, validation)
+        if progress is not None:
+            progress("accuracy against budget", done + 1, len(kept))
+        yield Point(plan.after.flops / plan.before.flops, plan.after.params / plan.before.params, score.accuracy)

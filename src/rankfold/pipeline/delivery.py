@@ -1,0 +1,126 @@
+"""The files of a finished run: the model with its manifest, the report, and the result that can be read back."""
+
+from __future__ import annotations
+
+import copy
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+from torch import Tensor, nn
+
+from rankfold.compress.methods import method_named
+from rankfold.compress.rules import rule_named
+from rankfold.costs import Example
+from rankfold.files import write_atomically
+from rankfold.pipeline.curve import Point
+from rankfold.pipeline.measure import Figures
+from rankfold.pipeline.page import report_data
+from rankfold.pipeline.request import Settings
+from rankfold.pipeline.result import Result
+from rankfold.report import write_report
+from rankfold.store import StoreError, load, save
+from rankfold.train import History
+
+
+def model_notes(spec: str, data: Any, example: Example) -> dict[str, Any]:
+    """What a saved model keeps, to be built and fed again: its name, the data's, and the shape of one input."""
+    inputs = [x for x in example.args if isinstance(x, Tensor)]
+    plain = len(inputs) == len(example.args) == 1 and not example.kwargs
+    return {
+        "model": spec,
+        "data": getattr(data, "name", ""),
+        "classes": getattr(data, "classes", None),
+        "input": {"shape": list(inputs[0].shape[1:]), "dtype": str(inputs[0].dtype).removeprefix("torch.")}
+        if plain
+        else None,
+    }
+
+
+def save_result(directory: Path, result: Result, data: Any, example: Example, settings: Settings) -> None:
+    """The model and its plan, with what was measured in the manifest."""
+    notes = model_notes(settings.model, data, example)
+    figures = result.compressed if result.finetuned is None else result.finetuned
+    notes |= {"split": result.split, "before": result.before.to_dict(), "figures": figures.to_dict()}
+    save(result.model, result.plan, directory, notes=notes)
+
+
+def write_page(
+    directory: Path,
+    original: nn.Module,
+    result: Result,
+    example: Example,
+    settings: Settings,
+    errors: Mapping[str, float],
+    points: Sequence[Point],
+    history: History | None,
+) -> None:
+    shown = {
+        "model": settings.model or type(original).__name__,
+        "method": method_named(settings.method).name,
+        "ranks": ", ".join(f"{key} {value}" for key, value in asdict(rule_named(settings.rule)).items()),
+        "calibration samples": settings.samples,
+        "fine-tuning": "none" if history is None else f"{len(history.epochs)} epochs",
+        "seed": settings.seed,
+        "results on": f"the {result.split} split",
+        "curve on": "the validation split, without fine-tuning",
+        "remarks": "; ".join(result.remarks) or "none",
+    }
+    data = report_data(
+        original,
+        result,
+        example,
+        title=f"{shown['model']} compressed",
+        errors=errors,
+        points=points,
+        history=history,
+        settings=shown,
+    )
+    write_report(data, directory / "report.html")
+
+
+def close(directory: Path, result: Result) -> None:
+    """Write ``result.json``, which says that the run is complete, and drop the checkpoints of fine-tuning."""
+    stages = {"before": result.before, "compressed": result.compressed, "finetuned": result.finetuned}
+    values = result.to_dict() | {
+        "split": result.split,
+        "validation": dict(result.validation),
+        "remarks": list(result.remarks),
+        "latencies": {name: stage and dict(stage.latencies) for name, stage in stages.items()},
+    }
+    write_atomically(directory / "result.json", (json.dumps(values, indent=1, ensure_ascii=False) + "\n").encode())
+    for leftover in (directory / "run" / "finetune").glob("checkpoint*"):
+        leftover.unlink()
+
+
+def finished(directory: Path) -> bool:
+    return (directory / "result.json").exists()
+
+
+def read_result(directory: Path, original: nn.Module) -> Result:
+    """The result of a finished run, with the saved model; ``StoreError`` if a file is damaged."""
+    file = directory / "result.json"
+    try:
+        values = json.loads(file.read_text(encoding="utf-8"))
+        stages = {
+            name: _stage(values[name], values["latencies"][name]) for name in ("before", "compressed", "finetuned")
+        }
+        before, compressed = stages["before"], stages["compressed"]
+        if before is None or compressed is None:
+            raise ValueError("a stage is missing")
+        seconds, split, validation, remarks = (values[key] for key in ("seconds", "split", "validation", "remarks"))
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise StoreError(f"{file}: damaged ({error}): run again with --restart (restart=True)") from None
+    stored = load(directory, copy.deepcopy(original))
+    return Result(
+        stored.model, stored.plan, before, compressed, stages["finetuned"], seconds, split, validation,
+        tuple(remarks), directory,
+    )  # fmt: skip
+
+
+def _stage(values: Mapping[str, Any] | None, latencies: Mapping[str, float] | None) -> Figures | None:
+    if values is None:
+        return None
+    return Figures(**values, latencies={int(batch): ms for batch, ms in (latencies or {}).items()})

@@ -1,0 +1,76 @@
+"""The files of an analysis: one picture of all spectra, the table, and the numbers."""
+
+from __future__ import annotations
+
+import csv
+import io
+import json
+from collections.abc import Sequence
+from math import ceil
+from pathlib import Path
+from typing import Any
+
+from matplotlib import rc_context
+from matplotlib.figure import Figure
+
+from rankfold.files import write_atomically
+from rankfold.pipeline.analysis import SiteAnalysis
+from rankfold.sites import SiteList
+
+_COLUMNS = 4
+_LOWEST = 1e-6  # of the largest singular value: what lies below is drawn there
+_STYLE: Any = {"svg.fonttype": "none", "svg.hashsalt": "rankfold", "font.size": 8, "text.parse_math": False}
+
+
+def write_analysis(rows: Sequence[SiteAnalysis], found: SiteList, directory: str | Path) -> tuple[Path, ...]:
+    """Write ``spectra.svg``, ``sites.csv`` and ``sites.json`` (with every singular value); returns their paths."""
+    directory = Path(directory)
+    contents = {"spectra.svg": spectra_svg(rows), "sites.csv": _csv(rows), "sites.json": _json(rows, found)}
+    for name, text in contents.items():
+        write_atomically(directory / name, text.encode())
+    return tuple(directory / name for name in contents)
+
+
+def spectra_svg(rows: Sequence[SiteAnalysis]) -> str:
+    """A panel for each site, all on one scale: singular values over the largest, and the error after each rank."""
+    height = max(1, ceil(len(rows) / _COLUMNS))
+    with rc_context(_STYLE):
+        figure = Figure(figsize=(12, 2.1 * height + 0.5), layout="constrained")
+        axes = figure.subplots(height, _COLUMNS, squeeze=False, sharey=True).flatten()
+        for panel, row in zip(axes, rows):
+            values = row.spectrum.values
+            ranks = range(1, len(values) + 1)
+            relative = (values / values[0]).clamp_min(_LOWEST) if len(values) and values[0] > 0 else values
+            tails = row.spectrum.tails()
+            tails = (tails / tails[0]).clamp_min(_LOWEST) if tails[0] > 0 else tails
+            panel.semilogy(ranks, relative.tolist(), color="#1b6ca8", label="singular value / largest")
+            panel.semilogy(range(len(tails)), tails.tolist(), color="#c2571a", ls="--", label="error after this rank")
+            panel.set_ylim(_LOWEST, 1.5)
+            panel.set_title(f"{row.site.name}  {'×'.join(map(str, row.site.shape))}", fontsize=8)
+            panel.grid(alpha=0.3)
+        for panel in axes[len(rows) :]:
+            panel.set_visible(False)
+        if rows:
+            figure.legend(*axes[0].get_legend_handles_labels(), loc="outside upper center", ncols=2, frameon=False)
+        buffer = io.StringIO()
+        figure.savefig(buffer, format="svg", metadata={"Date": None})
+    return buffer.getvalue()
+
+
+def _csv(rows: Sequence[SiteAnalysis]) -> str:
+    buffer = io.StringIO()
+    table = [row.to_dict() for row in rows]
+    for values in table:
+        values["shape"] = "×".join(map(str, values["shape"]))
+    writer = csv.DictWriter(buffer, list(table[0]) if table else ["site"], lineterminator="\n")
+    writer.writeheader()
+    writer.writerows(table)
+    return buffer.getvalue()
+
+
+def _json(rows: Sequence[SiteAnalysis], found: SiteList) -> str:
+    values = {
+        "sites": [row.to_dict() | {"spectrum": row.spectrum.values.tolist()} for row in rows],
+        "left_out": [{"parameter": name, "reason": reason} for name, reason in found.left_out],
+    }
+    return json.dumps(values, indent=1, ensure_ascii=False) + "\n"

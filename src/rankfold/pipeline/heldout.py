@@ -1,0 +1,96 @@
+"""How far each factored layer is from the layer it stands for, on data that had no part in factoring it."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Callable, Mapping
+from contextlib import ExitStack
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from rankfold.batches import batches_of, forward
+from rankfold.compress.apply import apply_
+from rankfold.compress.methods import method_named
+from rankfold.compress.plan import Plan
+from rankfold.costs import evaluating
+from rankfold.sites import Site, sites, split_attention, unwrap
+
+
+@dataclass
+class _Sums:
+    """Running sums over rows (N, m), float64: of the outputs, of the differences, and of their squares."""
+
+    count: int
+    output: Tensor
+    output_square: Tensor
+    difference: Tensor
+    difference_square: Tensor
+
+    def add(self, output: Tensor, difference: Tensor) -> None:
+        self.count += len(output)
+        self.output += output.sum(0)
+        self.output_square += output.square().sum(0)
+        self.difference += difference.sum(0)
+        self.difference_square += difference.square().sum(0)
+
+    def error(self, constant_counts: bool) -> float:
+        energy = float((self.output_square - self.output.square() / self.count).sum())
+        wrong = self.difference_square
+        if not constant_counts:
+            wrong = wrong - self.difference.square() / self.count
+        return (max(float(wrong.sum()), 0.0) / energy) ** 0.5 if energy > 0 else 0.0
+
+
+def layer_errors(original: nn.Module, plan: Plan, data: Any, *, samples: int = 1024) -> dict[str, float]:
+    """Relative output error of every changed site, given the inputs that this layer has in the ``original``.
+
+    ‖ŷ − y‖ / ‖y − mean y‖ over the samples, which is what ``Entry.predicted_error`` predicts for methods that use
+    data. Where the new layer has no bias, a constant in each channel is not counted: the BatchNorm behind takes it
+    up. Sites that the data never reach are missing. Cost: one factorization of the model, one pass of ``original``
+    and of every new layer.
+    """
+    root = unwrap(original)
+    new_root = apply_(copy.deepcopy(root), plan)
+    sums: dict[str, _Sums] = {}
+    with ExitStack() as stack:
+        stack.enter_context(evaluating(root))
+        stack.enter_context(evaluating(new_root))
+        stack.enter_context(split_attention(root))
+        found = sites(root)
+        for entry in plan.changed:
+            site, new = found[entry.site], new_root.get_submodule(entry.site)
+            hook = root.get_submodule(entry.site).register_forward_hook(_compare(site, new, sums), with_kwargs=True)
+            stack.callback(hook.remove)
+        for batch in batches_of(data, 256, samples):
+            forward(root, batch)
+    return {name: total.error(plan[name].bias) for name, total in sums.items()}
+
+
+def _compare(site: Site, new: nn.Module, sums: dict[str, _Sums]) -> Callable[..., None]:
+    def hook(module: nn.Module, args: tuple, kwargs: dict, output: Tensor) -> None:
+        rows = site.layer.output_rows(output).double()
+        difference = site.layer.output_rows(new(*args, **kwargs)).double() - rows
+        if site.name not in sums:
+            zeros = torch.zeros(4, rows.shape[1], dtype=torch.float64, device=rows.device)
+            sums[site.name] = _Sums(0, *zeros)
+        sums[site.name].add(rows, difference)
+
+    return hook
+
+
+def over_fitted(plan: Plan, measured: Mapping[str, float]) -> tuple[str, ...]:
+    """Sites whose error on held-out data is far above the predicted one: too little calibration data for their size.
+
+    Far: more than half as much again, and by more than 0.03 of the output's norm. None for methods without data,
+    which predict the error of the weight.
+    """
+    if not method_named(plan.method).needs_data:
+        return ()
+    return tuple(
+        entry.site
+        for entry in plan.changed
+        if measured.get(entry.site, 0.0) > max(1.5 * entry.predicted_error, entry.predicted_error + 0.03)
+    )

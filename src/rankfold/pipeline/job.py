@@ -1,0 +1,211 @@
+"""The whole job: plan, apply, repair, fine-tune, measure, save, report; resumable where it has a directory."""
+
+from __future__ import annotations
+
+import copy
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+from torch import nn
+
+from rankfold.compress.budget import Budget
+from rankfold.compress.finetune import finetune
+from rankfold.compress.plan import Plan
+from rankfold.compress.planner import Calibration, plan
+from rankfold.costs import Example
+from rankfold.pipeline.curve import Point, accuracy_curve
+from rankfold.pipeline.delivery import close, finished, read_result, save_result, write_page
+from rankfold.pipeline.heldout import layer_errors, over_fitted
+from rankfold.pipeline.measure import calibration_part, figures, first_example, held_out
+from rankfold.pipeline.repair import compressed_copy
+from rankfold.pipeline.request import Settings, claim, parsed, request_of
+from rankfold.pipeline.result import Result
+from rankfold.pipeline.tell import Tell
+from rankfold.train import Evaluation, History, evaluate
+
+LATENCY_BATCHES = (1, 64)
+
+
+def compress(
+    model: nn.Module,
+    data: Any,
+    budget: str | Budget | Sequence[str | Budget],
+    *,
+    settings: Settings | None = None,
+    directory: str | Path | None = None,
+    restart: bool = False,
+    tell: Tell | None = None,
+) -> Result:
+    """Make a smaller copy of the trained ``model`` within ``budget``; ``model`` itself is left as it is.
+
+    ``data`` has ``train`` (to calibrate and fine-tune on), ``validation`` (which every choice is made on) and, where
+    there is one, ``test`` (measured once for each stage, at the end): ``rankfold.zoo.Data`` or anything alike whose
+    parts are labelled. ``budget`` as in ``rankfold.compress.planner.plan``.
+
+    With ``directory``: the compressed model is saved there (``rankfold.store``) with ``report.html`` and
+    ``result.json``; the plan and the epochs of fine-tuning are kept in ``directory/run`` while the job runs, so that
+    the same call takes up an interrupted job, and only reads back a finished one. Another request for the same
+    directory is refused unless ``restart``.
+
+    Raises ``ValueError`` (``BudgetError``, ``StoreError``, ``TrainingError``, …) with one line that names the cause.
+    """
+    place = None if directory is None else Path(directory)
+    job = _Job(model, data, parsed(budget), settings or Settings(), place, tell or Tell())
+    if place is not None:
+        claim(place, request_of(model, data, job.budgets, job.settings), restart)
+        if finished(place):
+            job.tell.say(f"{place} holds the finished run: nothing to do")
+            return read_result(place, model)
+    return job.run()
+
+
+@dataclass(frozen=True)
+class _Job:
+    model: nn.Module
+    data: Any
+    budgets: tuple[Budget, ...]
+    settings: Settings
+    directory: Path | None
+    tell: Tell
+
+    def run(self) -> Result:
+        began = time.perf_counter()
+        example = first_example(self.model, self.data.train)
+        calibration = calibration_part(self.data.train, self.settings.samples, self.settings.seed)
+        before = evaluate(self.model, self.data.validation, role="validation").accuracy
+        made = self.planned(calibration, example)
+        self.tell.say(f"plan: {summary(made)}")
+        small, score = compressed_copy(self.model, made, calibration, self.data.validation, self.tell.progress)
+        self.tell.say(f"validation accuracy: {before:.2%} before, {score.accuracy:.2%} compressed")
+        tuned, history = self.finetuned(small)
+        validation = {"before": before, "compressed": score.accuracy}
+        if history is not None:
+            validation["finetuned"] = _kept_accuracy(history, score)
+            self.tell.say(
+                f"validation accuracy: {validation['finetuned']:.2%} after fine-tuning, "
+                f"with the weights of epoch {history.best_epoch}"
+            )
+        result = self.measured(made, small, tuned, example, validation, history)
+        if self.directory is None:
+            return replace(result, seconds=time.perf_counter() - began)
+        save_result(self.directory, result, self.data, example, self.settings)
+        self.tell.say(f"saved in {self.directory}")
+        errors = layer_errors(self.model, made, self.data.validation)
+        points = self.curve(calibration, example)
+        result = replace(result, remarks=result.remarks + _gaps(made, errors))
+        write_page(self.directory, self.model, result, example, self.settings, errors, points, history)
+        result = replace(result, seconds=time.perf_counter() - began)
+        close(self.directory, result)
+        return result
+
+    def planned(self, calibration: Any, example: Example) -> Plan:
+        """The plan of this request, read back where an interrupted run had it already."""
+        file = None if self.directory is None else self.directory / "run" / "plan.json"
+        if file is not None and file.exists():
+            self.tell.say(f"resuming: the plan is taken from {file}")
+            return Plan.load(file)
+        made = self.plan_for(self.budgets, calibration, example, self.tell)
+        if file is not None:
+            made.save(file)
+        return made
+
+    def plan_for(self, budgets: Sequence[Budget], calibration: Any, example: Example, tell: Tell) -> Plan:
+        return plan(
+            self.model,
+            budgets,
+            self.settings.method,
+            calibration,
+            rule=self.settings.rule,
+            example=example,
+            calibration=Calibration(self.settings.samples, name=getattr(self.data, "name", "")),
+            progress=tell.progress,
+        )
+
+    def finetuned(self, small: nn.Module) -> tuple[nn.Module | None, History | None]:
+        recipe = self.settings.recipe(self.data)
+        if recipe is None:
+            return None, None
+        tuned = copy.deepcopy(small)
+        history = finetune(
+            tuned,
+            self.data,
+            teacher=self.model,
+            recipe=recipe,
+            directory=None if self.directory is None else self.directory / "run" / "finetune",
+            progress=self.tell.training("fine-tuning"),
+        )
+        if history.resumed_from:
+            self.tell.say(f"  resumed after epoch {history.resumed_from}")
+        return tuned, history
+
+    def measured(
+        self,
+        made: Plan,
+        small: nn.Module,
+        tuned: nn.Module | None,
+        example: Example,
+        validation: dict[str, float],
+        history: History | None,
+    ) -> Result:
+        """The only place that sees the test split."""
+        split, name = held_out(self.data)
+        models = {"before": self.model, "compressed": small} | ({} if tuned is None else {"finetuned": tuned})
+        scores: dict[str, Evaluation] = {}
+        for done, (stage, network) in enumerate(models.items()):
+            scores[stage] = evaluate(network, split, role=name)
+            self.tell.progress(f"evaluating on {name}", done + 1, len(models))
+        figure = figures(models, split, example, batches=LATENCY_BATCHES, scores=scores)
+        remarks = made.notes if history is None or history.stopped is None else (*made.notes, history.stopped)
+        return Result(
+            model=small if tuned is None else tuned,
+            plan=made,
+            before=figure["before"],
+            compressed=figure["compressed"],
+            finetuned=figure.get("finetuned"),
+            seconds=0.0,
+            split=name,
+            validation=validation,
+            remarks=remarks,
+            directory=self.directory,
+        )
+
+    def curve(self, calibration: Any, example: Example) -> list[Point]:
+        if not self.settings.curve:
+            return []
+        return list(
+            accuracy_curve(
+                self.model,
+                self.data.validation,
+                calibration,
+                lambda budget: self.plan_for([budget], calibration, example, Tell()),
+                progress=self.tell.progress,
+            )
+        )
+
+
+def summary(made: Plan) -> str:
+    """One line: what is kept, and how many sites change."""
+    parts = [
+        f"{getattr(made.after, kind) / getattr(made.before, kind):.1%} of the {name}"
+        for kind, name in (("flops", "FLOPs"), ("params", "parameters"))
+        if getattr(made.before, kind)
+    ]
+    return f"{' and '.join(parts)} kept; {len(made.changed)} of {len(made.entries)} sites change"
+
+
+def _kept_accuracy(history: History, start: Evaluation) -> float:
+    best = history.best
+    return start.accuracy if best is None or best.validation_accuracy is None else best.validation_accuracy
+
+
+def _gaps(made: Plan, errors: dict[str, float]) -> tuple[str, ...]:
+    far = over_fitted(made, errors)
+    if not far:
+        return ()
+    return (
+        f"on held-out data the error is far above the predicted one in {len(far)} of {len(made.changed)} sites "
+        f"({', '.join(far[:3])}{', …' if len(far) > 3 else ''}): more calibration samples would help",
+    )

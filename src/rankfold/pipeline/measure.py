@@ -1,0 +1,110 @@
+"""The figures of a model: how well it answers, what it costs, how long it takes."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, field
+from typing import Any
+
+import torch
+from torch import nn
+
+from rankfold.batches import arguments, batches_of, forward, moved
+from rankfold.costs import Cost, Example, evaluating, latencies, model_cost
+from rankfold.train import Evaluation, evaluate
+
+
+@dataclass(frozen=True)
+class Figures:
+    """What ``rankfold evaluate`` prints.
+
+    ``accuracy`` in [0, 1] and ``loss`` (cross-entropy, nats) on one split; ``flops`` for one sample, two per
+    multiply-add; ``bytes`` of parameters and buffers; ``latency_ms``: median milliseconds of one forward of one
+    sample on this machine. ``latencies``: the same for other batch sizes; not part of ``to_dict``.
+    """
+
+    accuracy: float
+    loss: float
+    params: int
+    flops: int
+    bytes: int
+    latency_ms: float
+    latencies: Mapping[int, float] = field(default_factory=dict)
+
+    def to_dict(self) -> dict[str, Any]:
+        values = asdict(self)
+        del values["latencies"]
+        return values
+
+
+def figures(
+    models: Mapping[str, nn.Module],
+    split: Any,
+    example: Any,
+    *,
+    batches: tuple[int, ...] = (1,),
+    scores: Mapping[str, Evaluation] | None = None,
+) -> dict[str, Figures]:
+    """Figures of each model on ``split``; latencies are measured in turns, so that a noisy machine treats all alike.
+
+    ``batches`` are the batch sizes that are timed, 1 always among them. ``scores`` spares evaluating again.
+    Cost: one pass over ``split`` for each model, and at most four seconds for each model and batch size.
+    """
+    known = scores or {}
+    scored = {name: known.get(name) or evaluate(model, split) for name, model in models.items()}
+    costs: dict[str, Cost] = {name: model_cost(model, example) for name, model in models.items()}
+    timed = {batch: latencies(models, example, batch=batch) for batch in sorted({1, *batches})}
+    return {
+        name: Figures(
+            scored[name].accuracy,
+            scored[name].loss,
+            costs[name].params,
+            costs[name].flops,
+            costs[name].bytes,
+            timed[1][name],
+            {batch: times[name] for batch, times in timed.items()},
+        )
+        for name in models
+    }
+
+
+def first_example(model: nn.Module, data: Any) -> Example:
+    """The first sample of ``data`` as the model takes it; ``ValueError`` if it does not, or if there is none."""
+    for batch in batches_of(data, 2, 2):
+        with evaluating(model):
+            try:
+                forward(model, batch)
+            except (RuntimeError, TypeError, ValueError, IndexError) as error:
+                reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
+                raise ValueError(f"the model cannot take the data (one batch is {_shapes(batch)}): {reason}") from error
+        break
+    for batch in batches_of(data, 1, 1):
+        args, kwargs = arguments(batch)
+        place = next((p for p in model.parameters() if p.is_floating_point()), None)
+        if place is not None and not place.is_meta:
+            args, kwargs = moved(args, place.device, place.dtype), moved(kwargs, place.device, place.dtype)
+        return Example.of(kwargs if kwargs else args)
+    raise ValueError("the data is empty: give at least one batch")
+
+
+def _shapes(batch: Any) -> str:
+    args, kwargs = arguments(batch)
+    return ", ".join(
+        "×".join(map(str, value.shape)) for value in (*args, *kwargs.values()) if isinstance(value, torch.Tensor)
+    )
+
+
+def held_out(data: Any) -> tuple[Any, str]:
+    """The split that results are reported on, and its name: test where there is one, else validation."""
+    test = getattr(data, "test", None)
+    return (data.validation, "validation") if test is None else (test, "test")
+
+
+def calibration_part(train: Any, samples: int, seed: int) -> Any:
+    """``samples`` samples drawn from ``train`` where it can be indexed (``rankfold.zoo.Split``); else ``train`` itself.
+
+    Data sorted by class would otherwise calibrate on a few classes alone.
+    """
+    if not hasattr(train, "take") or not hasattr(train, "__len__"):
+        return train
+    return train.take(min(samples, len(train)), torch.Generator().manual_seed(seed))

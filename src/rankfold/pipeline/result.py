@@ -1,0 +1,54 @@
+"""What one run reached."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from torch import nn
+
+from rankfold.compress.plan import Plan
+from rankfold.pipeline.measure import Figures
+
+
+@dataclass(frozen=True)
+class Result:
+    """``compressed``: without training; ``finetuned``: None if there was none. ``model`` is the last of the two.
+
+    Figures are on the split named ``split`` (test where there is one), measured once, when every choice was made.
+    ``validation``: accuracy of each stage on the split that chose. ``seconds``: wall clock of this call.
+    """
+
+    model: nn.Module
+    plan: Plan
+    before: Figures
+    compressed: Figures
+    finetuned: Figures | None
+    seconds: float
+    split: str
+    validation: Mapping[str, float]
+    remarks: tuple[str, ...] = ()
+    directory: Path | None = field(default=None, compare=False)
+
+    @property
+    def params_removed(self) -> float:
+        """Fraction of the original's parameters."""
+        return 1 - self.compressed.params / self.before.params
+
+    @property
+    def flops_removed(self) -> float:
+        """Fraction of the original's FLOPs; 0 for a model without any."""
+        return 1 - self.compressed.flops / self.before.flops if self.before.flops else 0.0
+
+    def to_dict(self) -> dict[str, Any]:
+        """What ``rankfold compress --json`` prints."""
+        return {
+            "before": self.before.to_dict(),
+            "compressed": self.compressed.to_dict(),
+            "finetuned": None if self.finetuned is None else self.finetuned.to_dict(),
+            "params_removed": self.params_removed,
+            "flops_removed": self.flops_removed,
+            "seconds": self.seconds,
+        }
