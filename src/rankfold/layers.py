@@ -127,6 +127,9 @@ class SplitAttention(nn.Module):
 
     in_proj_bias = None
     in_proj_weight = None
+    bias_k = None
+    bias_v = None
+    add_zero_attn = False
     _qkv_same_embed_dim = False
 
     def __init__(self, embed_dim: int, num_heads: int, dropout: float = 0.0, batch_first: bool = False) -> None:
@@ -137,6 +140,14 @@ class SplitAttention(nn.Module):
         self.k_proj: nn.Module
         self.v_proj: nn.Module
         self.out_proj: nn.Module
+
+    @property
+    def kdim(self) -> int:
+        return self.k_proj.in_features  # type: ignore[return-value]
+
+    @property
+    def vdim(self) -> int:
+        return self.v_proj.in_features  # type: ignore[return-value]
 
     def forward(
         self,
