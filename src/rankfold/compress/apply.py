@@ -108,7 +108,10 @@ def _factor_(root: nn.Module, site: Site, entry: Entry, method: Method, known: S
     weight: Tensor = old.weight.detach()
     if weight.is_meta:
         raise ApplyError(f"{site.title}: not materialised (on the meta device); load weights first")
-    factors = method.decompose(site, entry.form, weight, known, site.bias(root)).factors(entry.rank)
+    decomposition = method.decompose(site, entry.form, weight, known, site.bias(root))
+    if decomposition is None:
+        raise ApplyError(f"{site.title}: method {method.name!r} does not offer form {entry.form} here")
+    factors = decomposition.factors(entry.rank)
     new = build(old, site, entry)
     site.layer.write_(new, entry.form, factors)
     _finish_bias_(root, old, new, factors, known)

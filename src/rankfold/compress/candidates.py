@@ -63,9 +63,14 @@ def resources(budgets: Sequence[Budget]) -> tuple[Resource, ...]:
 
 
 def decompose(
-    root: nn.Module, sites: SiteList, method: Method, statistics: Statistics | None, progress: Progress
+    root: nn.Module,
+    sites: SiteList,
+    method: Method,
+    statistics: Statistics | None,
+    every_form: bool,
+    progress: Progress,
 ) -> dict[str, list[Candidate]]:
-    """Every reducible site in every form that the method offers there; attention must be split.
+    """Every reducible site in every form that the method offers there, or in one; attention must be split.
 
     Raises ``ValueError`` naming the site for weights that are not finite or not materialised.
     """
@@ -75,9 +80,12 @@ def decompose(
         known = None if statistics is None else statistics.sites.get(site.name)
         weight, bias = site.weight(root), site.bias(root)
         found[site.name] = []
-        for form in sorted(method.forms & site.forms - {Form.DENSE}):
+        forms = sorted(method.forms & site.forms - {Form.DENSE})
+        for form in forms if every_form else forms[:1]:
             try:
                 decomposition = method.decompose(site, form, weight, known, bias)
+                if decomposition is None:
+                    continue
                 decomposition.errors  # noqa: B018  # decomposes now, so that a bad weight is named here
             except (ValueError, ArithmeticError) as error:
                 raise ValueError(

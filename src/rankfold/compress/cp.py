@@ -11,6 +11,7 @@ from tensorly import backend, set_backend
 from tensorly.decomposition import parafac
 from torch import Tensor
 
+from rankfold.compress.method import relative_weight_error
 from rankfold.compress.statistics import SiteStatistics
 from rankfold.sites import Factors, Form, Site
 
@@ -46,6 +47,8 @@ class CP:
 
 
 class Canonical:
+    comparable = False
+
     def __init__(self, weight: Tensor, full: int, top: int, steps: int, iterations: int) -> None:
         self.weight, self.full, self.iterations = weight.detach().double(), full, iterations
         grid = torch.logspace(0, torch.log10(torch.tensor(float(top))).item(), min(steps, top))
@@ -91,6 +94,9 @@ class Canonical:
     @property
     def ranks(self) -> Sequence[int]:
         return self.grid
+
+    def relative_error(self, rank: int) -> float:
+        return relative_weight_error(self.errors, rank)
 
     def factors(self, rank: int) -> Factors:
         """Factors at ``rank``; solved afresh where it is not on the grid."""

@@ -21,6 +21,11 @@ class Decomposition(Protocol):
         ...
 
     @property
+    def comparable(self) -> bool:
+        """Whether squared errors are changes of the model's outputs, so that they compare between sites."""
+        ...
+
+    @property
     def levels(self) -> Tensor:
         """(k,) in [0, 1]: how large the r-th direction is beside the first; what the global rule ranks together."""
         ...
@@ -28,6 +33,10 @@ class Decomposition(Protocol):
     @property
     def ranks(self) -> Sequence[int]:
         """The ranks worth considering, ascending; usually 1 to k."""
+        ...
+
+    def relative_error(self, rank: int) -> float:
+        """Error of the layer's output (of its weight without data) at ``rank``, as a fraction of its norm."""
         ...
 
     def factors(self, rank: int) -> Factors: ...
@@ -53,9 +62,27 @@ class Method(Protocol):
         weight: Tensor,
         statistics: SiteStatistics | None,
         bias: Tensor | None = None,
-    ) -> Decomposition: ...
+    ) -> Decomposition | None:
+        """None where the method does not offer this form for this site."""
+        ...
 
 
 def relative(values: Tensor) -> Tensor:
     """Values divided by the first; zeros where the first is zero."""
     return values / values[0] if values.numel() and values[0] > 0 else torch.zeros_like(values)
+
+
+def relative_weight_error(errors: Tensor, rank: int) -> float:
+    """What ``relative_error`` is where ``errors`` are plain Frobenius errors of the weight."""
+    return float(errors[rank] / errors[0]) if errors[0] > 0 else 0.0
+
+
+def balanced(right: Tensor, left: Tensor) -> tuple[Tensor, Tensor]:
+    """(right, left) with row i of the one and column i of the other of equal norm; the product does not change.
+
+    Gradient steps and weight decay then treat both factors alike.
+    """
+    rows, columns = right.norm(dim=-1), left.norm(dim=-2)
+    scale = (columns / rows.clamp_min(torch.finfo(right.dtype).tiny)).sqrt()
+    scale = torch.where((rows > 0) & (columns > 0), scale, torch.ones_like(scale))
+    return right * scale.unsqueeze(-1), left / scale.unsqueeze(-2)

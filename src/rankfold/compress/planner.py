@@ -18,7 +18,7 @@ from rankfold.compress.method import Method
 from rankfold.compress.methods import method_named
 from rankfold.compress.plan import Entry, Plan, fingerprint
 from rankfold.compress.rules import Global, Iterative, Local, Optimal, RankRule, rule_named
-from rankfold.compress.sensitivity import price, relative_energy
+from rankfold.compress.sensitivity import output_changes, price, relative_energy
 from rankfold.compress.statistics import Statistics, calibrate
 from rankfold.costs import Cost, Example, latencies, model_cost, trace
 from rankfold.sites import Form, Site, SiteList, sites, split_attention, unwrap
@@ -84,7 +84,7 @@ def plan(
     mark = fingerprint(root)
     with split_attention(root):
         sizes = {site.name: site.weight(root).element_size() for site in found}
-        candidates = decompose(root, found, method, statistics, tell)
+        candidates = decompose(root, found, method, statistics, isinstance(rule, Optimal), tell)
         batches = {budget.batch for budget in budgets if isinstance(budget, Latency)}
         timings = {batch: site_timing(root, found, candidates, first, batch, tell) for batch in batches}
         counter = Counter(calls, first.samples, sizes, timings)
@@ -140,7 +140,10 @@ def _example(root: nn.Module, data: Any) -> Example:
 def _prices(
     root: nn.Module, candidates: Candidates, data: Any, rule: RankRule, tell: Progress
 ) -> dict[tuple[str, Form], Tensor]:
+    """What each candidate loses at each rank, in one unit: the model's own outputs, where data can say."""
     flat = [candidate for group in candidates.values() for candidate in group]
+    if any(candidate.decomposition.comparable for candidate in flat):
+        return output_changes(flat)
     if isinstance(rule, Optimal) and rule.probes and data is not None:
         return price(root, flat, data, rule, tell)
     return relative_energy(flat)
@@ -201,7 +204,7 @@ def _entries(
         else:
             candidate = next(c for c in candidates[site.name] if c.form is option.form)
             bias, rank, note = candidate.bias, option.rank, ""
-            error = float(candidate.relative_errors[rank])
+            error = candidate.decomposition.relative_error(rank)
             if statistics is not None and site.name not in statistics.sites:
                 note = "never called on the calibration data: truncated without data"
         cost = counter.cost(site, option.form, rank, bias)

@@ -1,55 +1,93 @@
-"""Repair after compression, without training: BatchNorm statistics measured again on the compressed network."""
+"""Repair after compression, without training: BatchNorm statistics measured again, relative to the original network."""
 
 from __future__ import annotations
 
+from contextlib import ExitStack
 from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.nn.modules.batchnorm import _BatchNorm
 
 from rankfold.batches import batches_of, forward
 from rankfold.costs import evaluating
 from rankfold.sites import unwrap
 
 
-def reestimate_(model: nn.Module, data: Any, *, samples: int | None = 2048, batch_size: int = 256) -> tuple[str, ...]:
-    """Measure the running mean and variance of every BatchNorm again, in place; returns the names of those changed.
+def reestimate_(
+    model: nn.Module, original: nn.Module, data: Any, *, samples: int | None = 2048, batch_size: int = 256
+) -> tuple[str, ...]:
+    """Correct the running statistics of every BatchNorm of ``model`` in place; returns the names of the changed ones.
 
-    Each batch is normalised by its own statistics, as in training, and the cumulative average is kept, so that later
-    layers see what they will see. One pass over the data; parameters do not change, and every module's mode and
-    momentum are left as found. Raises ``ValueError`` for empty data.
+    Both networks run on the same batches. The mean is the original's plus the difference of the two batch means, the
+    variance the original's times the ratio of the two batch variances, layer after layer: every BatchNorm already
+    normalises with its corrected values when the later ones are measured. What the calibration data differs in from the training data (augmentation, a
+    small sample) cancels, so that nothing changes where nothing was compressed; measuring the statistics afresh, as is
+    usual, would take accuracy even from the original network.
+
+    BatchNorms are matched by name; those that ``original`` does not have are left alone. One pass over the data with
+    both networks. Modes are left as found. Raises ``ValueError`` for empty data.
     """
-    root = unwrap(model)
-    norms = {
-        name: module
+    root, reference = unwrap(model), unwrap(original)
+    theirs = dict(reference.named_modules())
+    pairs = {
+        name: (module, theirs[name])
         for name, module in root.named_modules()
-        if isinstance(module, nn.modules.batchnorm._BatchNorm) and module.track_running_stats
+        if isinstance(module, _BatchNorm)
+        and module.running_mean is not None
+        and isinstance(theirs.get(name), _BatchNorm)
     }
-    if not norms:
+    if not pairs:
         return ()
-    momenta = {name: module.momentum for name, module in norms.items()}
-    kept = {name: {key: t.clone() for key, t in module.named_buffers()} for name, module in norms.items()}
+    trackers = {name: _Tracker(twin) for name, (_, twin) in pairs.items()}
     count = 0
-    with evaluating(root):
-        try:
-            for module in norms.values():
-                module.reset_running_stats()
-                module.momentum = None  # cumulative average
-                module.training = True
-            for batch in batches_of(data, batch_size, samples):
-                forward(root, batch)
-                count += 1
-        finally:
-            for name, module in norms.items():
-                module.momentum = momenta[name]
-                if count == 0 or int(module.num_batches_tracked or 0) == 0:
-                    for key, tensor in kept[name].items():
-                        getattr(module, key).copy_(tensor)
+    with ExitStack() as stack:
+        stack.enter_context(evaluating(root))
+        stack.enter_context(evaluating(reference))
+        for name, (module, twin) in pairs.items():
+            stack.callback(twin.register_forward_pre_hook(trackers[name].watch).remove)
+            stack.callback(module.register_forward_pre_hook(trackers[name].correct).remove)
+        for batch in batches_of(data, batch_size, samples):
+            for tracker in trackers.values():
+                tracker.expected.clear()
+            forward(reference, batch)
+            forward(root, batch)
+            count += 1
     if count == 0:
         raise ValueError("the data for the BatchNorm statistics is empty: give at least one batch")
-    moved = (name for name, module in norms.items() if _moved(module, kept[name]["running_mean"]))
-    return tuple(moved)
+    return tuple(name for name, tracker in trackers.items() if tracker.moved)
 
 
-def _moved(module: nn.Module, mean: Tensor) -> bool:
-    return not torch.equal(mean, module.get_buffer("running_mean"))
+class _Tracker:
+    """The running comparison of one BatchNorm with its twin in the original network."""
+
+    def __init__(self, twin: _BatchNorm) -> None:
+        self.mean = twin.get_buffer("running_mean").double().clone()
+        self.variance = twin.get_buffer("running_var").double().clone()
+        self.expected: list[tuple[Tensor, Tensor]] = []
+        self.sums = torch.zeros(3, len(self.mean), dtype=torch.float64, device=self.mean.device)
+        self.count = 0
+        self.moved = False
+
+    def watch(self, twin: nn.Module, args: tuple[Tensor, ...]) -> None:
+        self.expected.append(_moments(args[0]))
+
+    def correct(self, module: nn.Module, args: tuple[Tensor, ...]) -> None:
+        if not self.expected:  # called more often than in the original: nothing to compare with
+            return
+        mean, variance = _moments(args[0])
+        mean_before, variance_before = self.expected.pop(0)
+        self.sums += torch.stack([mean - mean_before, variance, variance_before])
+        self.count += 1
+        difference, now, before = self.sums / self.count
+        ratio = torch.where(before > 0, now / before.clamp_min(torch.finfo(before.dtype).tiny), torch.ones_like(now))
+        module.get_buffer("running_mean").copy_(self.mean + difference)
+        module.get_buffer("running_var").copy_(self.variance * ratio)
+        self.moved = self.moved or bool((difference != 0).any()) or bool((ratio != 1).any())
+
+
+def _moments(x: Tensor) -> tuple[Tensor, Tensor]:
+    """Mean and variance of each channel of (N, C, …), float64."""
+    rows = x.movedim(1, -1).flatten(0, -2) if x.dim() > 2 else x
+    variance, mean = torch.var_mean(rows.double() if rows.numel() < 1 << 22 else rows.float(), 0, unbiased=False)
+    return mean.double(), variance.double()

@@ -29,6 +29,21 @@ def relative_energy(candidates: Sequence[Candidate]) -> Prices:
     return {(c.site.name, c.form): c.relative_errors.square() for c in candidates}
 
 
+def output_changes(candidates: Sequence[Candidate]) -> Prices:
+    """From errors in the metric of the model's outputs: the expected squared change of these outputs for one sample.
+
+    A site that the data never reached has none; it is priced as an average site of its relative energy.
+    """
+    known = [float(c.decomposition.errors[0]) ** 2 for c in candidates if c.decomposition.comparable]
+    average = sum(known) / max(len(known), 1)
+    return {
+        (c.site.name, c.form): c.decomposition.errors.square()
+        if c.decomposition.comparable
+        else c.relative_errors.square() * average
+        for c in candidates
+    }
+
+
 def price(root: nn.Module, candidates: Sequence[Candidate], data: Any, rule: Optimal, progress: Progress) -> Prices:
     """For each candidate the expected rise of the loss at rank 0..k: KL(original ‖ this site alone truncated), in nats.
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import weakref
 from collections.abc import Callable, Mapping
 from contextlib import ExitStack
 from dataclasses import dataclass
@@ -15,6 +16,7 @@ from safetensors.torch import save as to_safetensors
 from torch import Tensor, nn
 
 from rankfold.batches import batches_of, forward, size_of
+from rankfold.compress.metric import output_metrics
 from rankfold.costs import evaluating
 from rankfold.files import write_atomically
 from rankfold.linalg import Moments
@@ -25,10 +27,21 @@ Progress = Callable[[str, int, int], None]
 
 @dataclass(frozen=True)
 class SiteStatistics:
-    """Moments at the site's ``side``, and the BatchNorm that takes this site's output and nothing in between."""
+    """What the data says of one site.
+
+    ``moments`` at the layer's ``side``; ``absorber``: the BatchNorm that takes this site's output with nothing in
+    between; ``metric``: how much the model's outputs move when this site's outputs do, (m, m), its diagonal (m,), or
+    with a leading group axis.
+    """
 
     moments: Moments
     absorber: str | None = None
+    metric: Tensor | None = None
+
+    @property
+    def covariance(self) -> Tensor:
+        """Centred second moment of one row, (d, d) or (groups, d, d)."""
+        return self.moments.covariance_sum / max(self.moments.count, 1)
 
 
 @dataclass(frozen=True)
@@ -45,6 +58,8 @@ class Statistics:
         for name, known in self.sites.items():
             for key, value in known.moments.state_dict().items():
                 tensors[f"{name}|{key}"] = torch.as_tensor(value).clone()
+            if known.metric is not None:
+                tensors[f"{name}|metric"] = known.metric
             if known.absorber is not None:
                 absorbers[name] = known.absorber
         note = {"samples": self.samples, "unreached": list(self.unreached), "absorbers": absorbers}
@@ -64,7 +79,7 @@ class Statistics:
                     name, _, key = full.rpartition("|")
                     states.setdefault(name, {})[key] = file.get_tensor(full)
             found = {
-                name: SiteStatistics(Moments.from_state_dict(state), note["absorbers"].get(name))
+                name: SiteStatistics(Moments.from_state_dict(state), note["absorbers"].get(name), state.get("metric"))
                 for name, state in states.items()
             }
         except (SafetensorError, OSError, KeyError, ValueError) as error:
@@ -78,39 +93,41 @@ def calibrate(
     sites: SiteList,
     *,
     samples: int | None = 2048,
+    metric_samples: int = 1024,
     batch_size: int = 128,
     progress: Progress | None = None,
 ) -> Statistics:
     """Stream ``data`` through ``model`` in eval mode and gather the second moments of every reducible site.
 
-    ``data``: anything ``rankfold.batches.batches_of`` understands; labels are not used. Cost: the forward passes plus
-    d² for each row at each site, d the smaller side. Raises ``ValueError`` for empty data and for a site whose
-    activations are not finite. Hooks, mode and gradients are left as found.
+    ``data``: anything ``rankfold.batches.batches_of`` understands; labels are not used. On the first
+    ``metric_samples`` also the output metrics (see ``rankfold.compress.metric``; 0 for none). Cost: the forward passes,
+    one backward pass for the metrics, and d² for each row at each site, d its ``side``. Raises ``ValueError`` for empty
+    data and for a site whose activations are not finite. Hooks, mode and gradients are left as found.
     """
     root = unwrap(model)
     # rows of a site become moments of the smaller side; None until the first call
     moments: dict[str, Moments] = {}
     absorbers: dict[str, str | None] = {}
-    produced: dict[int, str] = {}
+    produced: dict[int, tuple[weakref.ref[Tensor], str]] = {}
 
     def watch(site: Site) -> Callable[..., None]:
         def hook(module: nn.Module, args: tuple, kwargs: dict, output: Tensor) -> None:
             inputs = args[0] if args else next(iter(kwargs.values()))
-            rows = site.layer.rows(inputs, output)
+            rows = site.layer.rows(module, inputs, output)
             if not bool(rows.isfinite().all()):
                 raise ValueError(f"{site.title}: activations are not finite on the calibration data")
             if site.name not in moments:
                 groups = rows.shape[0] if rows.dim() == 3 else None
                 moments[site.name] = Moments(rows.shape[-1], groups=groups)
             moments[site.name].update(rows)
-            produced[id(output)] = site.name
+            produced[id(output)] = weakref.ref(output), site.name
 
         return hook
 
     def absorb(path: str) -> Callable[..., None]:
         def hook(module: nn.Module, args: tuple) -> None:
-            source = produced.get(id(args[0])) if args else None
-            if source is not None and getattr(module, "running_mean", None) is not None:
+            output, source = produced.get(id(args[0]), (None, "")) if args else (None, "")
+            if output is not None and output() is args[0] and getattr(module, "running_mean", None) is not None:
                 absorbers[source] = path if absorbers.get(source, path) == path else None
 
         return hook
@@ -133,8 +150,11 @@ def calibrate(
                 progress("calibrating", seen, samples or seen)
     if not seen:
         raise ValueError("the calibration data is empty: give at least one batch")
+    metrics = output_metrics(root, data, sites, metric_samples, batch_size, progress) if metric_samples else {}
     reached = {
-        site.name: SiteStatistics(moments[site.name], None if site.layer.has_bias else absorbers.get(site.name))
+        site.name: SiteStatistics(
+            moments[site.name], None if site.layer.has_bias else absorbers.get(site.name), metrics.get(site.name)
+        )
         for site in sites.reducible
         if site.name in moments
     }

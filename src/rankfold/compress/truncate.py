@@ -7,7 +7,7 @@ from functools import cached_property
 
 from torch import Tensor
 
-from rankfold.compress.method import relative
+from rankfold.compress.method import relative, relative_weight_error
 from rankfold.compress.statistics import SiteStatistics
 from rankfold.linalg import svd, tails
 from rankfold.sites import Factors, Form, Site
@@ -36,6 +36,7 @@ class Truncate:
 class Truncated:
     form: Form
     matrix: Tensor  # (m, n) or (groups, m, n)
+    comparable: bool = False
 
     @cached_property
     def svd(self) -> tuple[Tensor, Tensor, Tensor]:
@@ -57,6 +58,9 @@ class Truncated:
     @property
     def ranks(self) -> range:
         return range(1, len(self._values) + 1)
+
+    def relative_error(self, rank: int) -> float:
+        return relative_weight_error(self.errors, rank)
 
     def factors(self, rank: int) -> Factors:
         u, s, vh = self.svd

@@ -12,6 +12,7 @@ from tensorly import backend, set_backend
 from tensorly.decomposition import partial_tucker
 from torch import Tensor
 
+from rankfold.compress.method import relative_weight_error
 from rankfold.compress.statistics import SiteStatistics
 from rankfold.linalg import svd
 from rankfold.sites import Factors, Form, Site
@@ -42,6 +43,8 @@ class Tucker:
 
 
 class Tuckered:
+    comparable = False
+
     def __init__(self, weight: Tensor, pair: Callable[[int], tuple[int, int]]) -> None:
         self.weight = weight.detach().double()
         self.pair = pair
@@ -72,6 +75,9 @@ class Tuckered:
     @property
     def ranks(self) -> Sequence[int]:
         return range(1, self.weight.shape[0] + 1)
+
+    def relative_error(self, rank: int) -> float:
+        return relative_weight_error(self.errors, rank)
 
     def factors(self, rank: int) -> Factors:
         r_out, r_in = self.pair(rank)

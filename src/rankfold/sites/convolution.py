@@ -8,6 +8,7 @@ from math import ceil, prod
 from typing import Any
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 
 from rankfold.layers import CPConv, LowRankConv, SpatialConv2d, TuckerConv
@@ -15,6 +16,8 @@ from rankfold.sites.geometry import ChannelFolding, Matricization, SpatialFoldin
 from rankfold.sites.site import Call, Factors, Form, Side
 
 _PLAIN = (nn.Conv1d, nn.Conv2d, nn.Conv3d)
+PATCH_LIMIT = 2304  # columns: moments of 256 channels × 3 × 3 take 42 MB
+POSITIONS = 32  # neighbouring patches say the same; their number costs time
 _TRANSPOSED = (nn.ConvTranspose1d, nn.ConvTranspose2d, nn.ConvTranspose3d)
 
 
@@ -43,7 +46,8 @@ class ConvLayer:
 
     @property
     def side(self) -> Side:
-        return "output"
+        # the spatial pair needs to know the patches; where their moments would be large, it is not offered
+        return "input" if Form.SPATIAL in self.forms and self.shape[1] <= PATCH_LIMIT else "output"
 
     def geometry(self, form: Form) -> Matricization:
         return SpatialFolding() if form is Form.SPATIAL else ChannelFolding(self.groups, self.transposed)
@@ -62,15 +66,26 @@ class ConvLayer:
             return min(self.channels_out, self.channels_in) * max(self.kernel)
         return min(self.shape)
 
-    def rows(self, inputs: Tensor, output: Tensor) -> Tensor:
-        rows = self.output_rows(output)
-        if self.groups == 1:
-            return rows
-        return rows.unflatten(1, (self.groups, -1)).transpose(0, 1)
+    def rows(self, module: Any, inputs: Tensor, output: Tensor) -> Tensor:
+        return self.output_rows(output) if self.side == "output" else self._patches(module, inputs)
 
     def output_rows(self, output: Tensor) -> Tensor:
         batched = output if output.dim() == len(self.kernel) + 2 else output.unsqueeze(0)
-        return batched.movedim(1, -1).reshape(-1, self.channels_out)
+        rows = batched.movedim(1, -1).reshape(-1, self.channels_out)
+        return rows if self.groups == 1 else rows.unflatten(1, (self.groups, -1)).transpose(0, 1)
+
+    def _patches(self, module: Any, inputs: Tensor) -> Tensor:
+        """Input patches (N, C·k) in the order of the matrix's columns, at ``POSITIONS`` positions of each sample."""
+        batched = (inputs if inputs.dim() == 4 else inputs.unsqueeze(0)).detach().float()
+        mode = "constant" if module.padding_mode == "zeros" else module.padding_mode
+        padded = F.pad(batched, module._reversed_padding_repeated_twice, mode=mode)
+        patches = F.unfold(padded, self.kernel, dilation=module.dilation, stride=module.stride)
+        samples, _, places = patches.shape
+        count = min(places, POSITIONS)
+        # spread evenly, and elsewhere in every sample, so that no place of the image is preferred
+        sample = torch.arange(samples, device=patches.device).unsqueeze(1)
+        place = (torch.arange(count, device=patches.device) * places // count + sample * 7919) % places
+        return patches[sample, :, place].flatten(0, 1)
 
     def params(self, form: Form, rank: int, bias: bool) -> int:
         c_in, c_out, k = self.channels_in, self.channels_out, prod(self.kernel)

@@ -37,7 +37,7 @@ class LinearLayer:
     def max_rank(self, form: Form) -> int:
         return min(self.shape)
 
-    def rows(self, inputs: Tensor, output: Tensor) -> Tensor:
+    def rows(self, module: Any, inputs: Tensor, output: Tensor) -> Tensor:
         return (output if self.side == "output" else inputs).reshape(-1, min(self.shape))
 
     def output_rows(self, output: Tensor) -> Tensor:

@@ -1,0 +1,140 @@
+"""The best pair k_h×1, 1×k_w for a convolution kernel on given data, at every rank.
+
+A pair is Ŵ[o,c,i,j] = Σ_ρ V[o,ρ,j] U[ρ,c,i]. For fixed U the best V is a linear least-squares problem; with the rows of
+U ordered by importance, one Cholesky factorisation solves it for every rank at once and gives every error. Errors are
+measured where the kernel is used: ``tr[D (W − Ŵ) H (W − Ŵ)ᵀ]``, H the second moment of the input patches, D a metric of
+the outputs.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from rankfold.linalg.decompositions import checked, eigh
+from rankfold.linalg.projection import tails
+
+# anchors the pair at the kernel off the data: this part of the mean patch variance is added to each direction
+_RIDGE = 1e-6
+
+
+@dataclass(frozen=True, eq=False)
+class SpatialProjection:
+    """Ordered rows U (K, C·k_h) and what is needed for V at any rank. Made by ``project_spatial``.
+
+    ``values`` (K,) ≥ 0: the error lost with each further rank, so that the tail of its squares is the squared error.
+    They need not descend.
+    """
+
+    values: Tensor
+    _weight: Tensor  # (O, C, k_h, k_w)
+    _patches: Tensor  # (n, n), anchored
+    _metric: Tensor  # (O, O)
+    _rows: Tensor  # (K, C·k_h)
+    _triangle: Tensor  # (K·k_w, K·k_w) lower
+    _targets: Tensor  # (K·k_w, O)
+
+    @property
+    def errors(self) -> Tensor:
+        """(K + 1,) float64: the error at rank 0 … K, summed from what is left out."""
+        return tails(self.values)
+
+    def factors(self, rank: int, rounds: int = 6, steps: int = 12) -> tuple[Tensor, Tensor]:
+        """``left`` (O·k_w, rank) with rows (o, j), and ``right`` (rank, C·k_h) with columns (c, i).
+
+        ``rounds`` alternations improve both from the closed form: U by ``steps`` of conjugate gradients, V exactly. The
+        error never rises. Cost of a round: O(O·n² + (rank·k_w)³), n = C·k_h·k_w.
+        """
+        if not 1 <= rank <= len(self.values):
+            raise ValueError(f"rank {rank} is not within 1 … {len(self.values)}")
+        c_out, _, _, k_w = self._weight.shape
+        size = rank * k_w
+        v = torch.linalg.solve_triangular(self._triangle[:size, :size].mT, self._targets[:size], upper=True)
+        u, v = self._rows[:rank], v.reshape(rank, k_w, c_out)
+        for _ in range(rounds):
+            u = self._improve(u, v, steps)
+            v = self._solve(u)
+        return v.permute(2, 1, 0).reshape(c_out * k_w, rank).contiguous(), u.contiguous()
+
+    def _solve(self, u: Tensor) -> Tensor:
+        gram, targets = _normal(u, self._weight, self._patches)
+        return torch.cholesky_solve(targets, _cholesky(gram)).reshape(len(u), self._weight.shape[3], -1)
+
+    def _improve(self, u: Tensor, v: Tensor, steps: int) -> Tensor:
+        """Conjugate gradients on the normal equations of U for fixed V: D Ŵ(U) H against D W H, never formed."""
+
+        def pull(kernel: Tensor) -> Tensor:
+            weighted = (self._metric @ kernel.flatten(1) @ self._patches).reshape(kernel.shape)
+            return torch.einsum("ocij,rjo->rci", weighted, v).flatten(1)
+
+        def push(rows: Tensor) -> Tensor:
+            return torch.einsum("rci,rjo->ocij", rows.reshape(len(rows), *self._weight.shape[1:3]), v)
+
+        residual = pull(self._weight - push(u))
+        direction, energy = residual, residual.square().sum()
+        start = energy
+        for _ in range(steps):
+            if not energy > 1e-24 * start:
+                break
+            image = pull(push(direction))
+            step = energy / (direction * image).sum().clamp_min(torch.finfo(u.dtype).tiny)
+            u = u + step * direction
+            residual = residual - step * image
+            energy, before = residual.square().sum(), energy
+            direction = residual + (energy / before) * direction
+        return u
+
+
+def project_spatial(weight: Tensor, patches: Tensor, metric: Tensor | None = None) -> SpatialProjection:
+    """Ordered spatial pairs for ``weight`` (O, C, k_h, k_w) on data whose input patches have second moment ``patches``.
+
+    ``patches``: (n, n) with n = C·k_h·k_w in the order of ``torch.nn.functional.unfold``, centred for a free bias.
+    ``metric``: D (O, O) positive definite, its diagonal (O,), or None for the identity. float64 throughout; the maximal
+    rank is min(O·k_w, C·k_h), where the pair is exact.
+    Cost: eigendecompositions of size C·k_h, one Cholesky factorisation of size rank·k_w, and O(n²·(O + rank)).
+    Raises ``ValueError`` for shapes that do not fit, and as ``checked``.
+    """
+    w, h = checked(weight), checked(patches)
+    if w.ndim != 4 or h.shape != (w[0].numel(),) * 2:
+        raise ValueError(f"patches {tuple(h.shape)} do not fit a kernel {tuple(w.shape)}")
+    c_out, c_in, k_h, k_w = w.shape
+    n = w[0].numel()
+    d = torch.eye(c_out, dtype=w.dtype) if metric is None else checked(metric)
+    d = d.diag() if d.ndim == 1 else d
+    h = h + (_RIDGE * h.diagonal().mean().clamp_min(torch.finfo(w.dtype).tiny)) * torch.eye(n, dtype=w.dtype)
+
+    columns = torch.einsum("aibcdb->aicd", h.reshape(c_in, k_h, k_w, c_in, k_h, k_w)) / k_w
+    values, vectors = eigh(columns.reshape(c_in * k_h, -1))
+    root = (vectors * values.sqrt()) @ vectors.mT
+    energy = torch.einsum("ocij,op,pdkj->cidk", w, d, w).reshape(c_in * k_h, -1)
+    rank = min(c_out * k_w, c_in * k_h)
+    # the leading right singular vectors of D^½ W H_v^½, pulled back: S H_v^½ E = H_v^-½ E Λ needs no inverse
+    rows = (energy @ (root @ eigh(root @ energy @ root)[1][:, :rank])).mT
+    rows = rows / rows.norm(dim=1, keepdim=True).clamp_min(torch.finfo(w.dtype).tiny)
+
+    gram, targets = _normal(rows, w, h)
+    triangle = _cholesky(gram)
+    targets = torch.linalg.solve_triangular(triangle, targets, upper=False)
+    lost = ((targets @ d) * targets).sum(1).clamp_min(0).reshape(rank, k_w).sum(1)
+    return SpatialProjection(lost.sqrt(), w, h, d, rows, triangle, targets)
+
+
+def _normal(u: Tensor, w: Tensor, h: Tensor) -> tuple[Tensor, Tensor]:
+    """A H Aᵀ and A H Wᵀ for A = U ⊗ I over the second kernel axis: rows (ρ, j)."""
+    _, c_in, k_h, k_w = w.shape
+    pushed = torch.einsum("ra,ajn->rjn", u, h.reshape(c_in * k_h, k_w, -1)).flatten(0, 1)
+    gram = torch.einsum("sal,ra->srl", pushed.reshape(-1, c_in * k_h, k_w), u).flatten(1)
+    return (gram + gram.mT) / 2, pushed @ w.flatten(1).mT
+
+
+def _cholesky(gram: Tensor) -> Tensor:
+    jitter = 1e-12 * gram.diagonal().mean().clamp_min(torch.finfo(gram.dtype).tiny)
+    eye = torch.eye(len(gram), dtype=gram.dtype)
+    for _ in range(12):
+        triangle, failed = torch.linalg.cholesky_ex(gram + jitter * eye)
+        if not bool(failed):
+            return triangle
+        jitter = jitter * 10
+    raise ValueError("the patch statistics are not positive semidefinite: they do not come from data")
