@@ -31,8 +31,8 @@ def checked(a: Tensor, dtype: torch.dtype = torch.float64) -> Tensor:
         a = a.cpu()
     # float8 has neither isfinite nor a direct way to float64 on every device
     wide = a.to(torch.float32).to(dtype) if a.dtype.itemsize == 1 and a.is_floating_point() else a.to(dtype)
-    finite = torch.isfinite(wide)
-    if not bool(finite.all()):
+    # a finite sum has finite terms; an infinite one may be mere overflow, so then every value is looked at
+    if not bool(torch.isfinite(wide.sum())) and not bool((finite := torch.isfinite(wide)).all()):
         bad = int(finite.numel() - finite.sum())
         raise NonFiniteError(
             f"{bad} of {wide.numel()} values in a tensor {tuple(a.shape)}, {a.dtype}, are NaN or infinite"
@@ -71,9 +71,7 @@ def svd(a: Tensor, dtype: torch.dtype = torch.float64) -> tuple[Tensor, Tensor, 
 
 
 def singular_values(a: Tensor, dtype: torch.dtype = torch.float64) -> Tensor:
-    """Singular values of `a` (m, n) or (g, m, n), descending: (…, min(m, n)) in `dtype`. Same care and errors
-    as `svd`.
-    """
+    """Singular values of `a` (m, n) or (g, m, n), descending: (…, min(m, n)) in `dtype`. Errors as `svd`."""
     a = _matrix(a, dtype)
     if a.numel() == 0:
         return a.new_zeros(*a.shape[:-2], 0)

@@ -57,9 +57,7 @@ class Moments:
     @property
     def gram(self) -> Tensor:
         """Σ x xᵀ over the rows, uncentred, not divided by the count: (size, size) or (groups, size, size)."""
-        return self.covariance_sum.add_(
-            self._mean.unsqueeze(-1) * self._mean.unsqueeze(-2), alpha=self._count
-        )
+        return self.covariance_sum.add_(self._mean.unsqueeze(-1) * self._mean.unsqueeze(-2), alpha=self._count)
 
     def update(self, x: Tensor) -> Self:
         """Take in the rows of `x`, (…, size) or (groups, …, size), of any real dtype and device. Returns

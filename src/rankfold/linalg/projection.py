@@ -17,6 +17,9 @@ from torch import Tensor
 from rankfold.linalg.decompositions import checked, eigh
 from rankfold.linalg.gram import mirror, upper_product
 
+# singular values below this fraction of the largest are refined: their squares have lost half their digits
+_SMALL = 1e-4
+
 
 @dataclass(frozen=True, eq=False)
 class Projection:
@@ -27,8 +30,8 @@ class Projection:
     """
 
     singular_values: Tensor
-    _vectors: Tensor  # (…, k, k) eigenvectors in the coordinates of the smaller side
-    _reduced: Tensor  # (…, k, n) the weight in those coordinates
+    _vectors: Tensor  # (…, k, k) float64 eigenvectors in the coordinates of the smaller side
+    _reduced: Tensor  # (…, k, n) the weight in those coordinates, in the dtype of the factors, like what follows
     _basis: Tensor | None  # (…, m, k) from those coordinates to the outputs, after dividing by the triangle
     _triangle: Tensor | None
     _metric: Tensor | None  # lower Cholesky factor (…, m, m), or square roots (…, m)
@@ -49,7 +52,7 @@ class Projection:
         rank = k if rank is None else rank
         if not 0 <= rank <= k:
             raise ValueError(f"rank {rank} is not within 0 … {k}")
-        vectors = self._vectors[..., :rank]
+        vectors = self._vectors[..., :rank].to(self._reduced.dtype)
         right = vectors.mT @ self._reduced
         if self._triangle is not None:
             vectors = torch.linalg.solve_triangular(self._triangle, vectors, upper=True)
@@ -87,9 +90,12 @@ def project(
     errors so.
     `ridge`: μ ≥ 0, minimises ‖X(W − Z)ᵀ‖² + μ‖W − Z‖² instead, which anchors Z at W off the data.
 
-    Works in the dtype of the statistics (float32 or float64; any other is widened to float64). Singular
-    values below √(machine epsilon) of the largest are noise: a second moment holds no more than that. Prefer
-    float64.
+    The eigenproblem is formed and solved in float64, whatever the statistics are: in float32 a Gram matrix
+    loses every singular value below 3e-4 of the largest. Factors and the products that make them have the
+    dtype of the statistics if that is float32, else float64. Singular values below 1e-4 of the largest are solved for
+    once more, apart from the large ones, so that they are as exact as from a singular value decomposition of
+    W times the Cholesky root of XᵀX; where that root does not exist, those below √ε of the largest are noise,
+    ε the machine epsilon of the statistics.
 
     No inverse of a statistic is taken, so rank-deficient ones need no care. When m > n, the m × n weight is
     reduced to its n × n triangular factor first (Cholesky of WᵀW while cond W < ε^(−1/4), Householder
@@ -105,8 +111,8 @@ def project(
         raise ValueError("give the second moment of the inputs or of the outputs: exactly one of them")
     if not 0 <= ridge < math.inf:
         raise ValueError(f"ridge must be at least 0 and finite, got {ridge}")
-    dtype = statistic.dtype if statistic.dtype in (torch.float32, torch.float64) else torch.float64
-    statistic = checked(statistic, dtype)
+    dtype = torch.float32 if statistic.dtype == torch.float32 else torch.float64
+    statistic = checked(statistic)
     weight = checked(weight, dtype).to(statistic.device)
     if weight.ndim not in (2, 3):
         raise ValueError(f"expected a weight (m, n) or (g, m, n), got shape {tuple(weight.shape)}")
@@ -121,31 +127,57 @@ def project(
     if root is not None:
         weight = _times_root(root, weight)
         if outputs is not None:
-            statistic = _times_root(root, _times_root(root, statistic).mT)
+            statistic = _times_root(root.double(), _times_root(root.double(), statistic).mT)
 
     basis, triangle, reduced = None, None, weight
     if m > n:
         basis, triangle, reduced = _reduce(weight)
         if outputs is not None and triangle is not None:
             basis, triangle = torch.linalg.solve_triangular(triangle, basis, upper=True, left=False), None
+    wide = reduced.double()
     if outputs is None:
-        moment = upper_product(reduced @ statistic, reduced.mT)
+        moment = upper_product(wide @ statistic, wide.mT)
     elif basis is not None:
-        moment = upper_product(basis.mT @ statistic, basis)
+        moment = upper_product(basis.mT.double() @ statistic, basis.double())
     else:
         moment = statistic.mT
     if ridge > 0:
-        moment = moment + ridge * upper_product(reduced, reduced.mT)
-    values, vectors = eigh(moment.mT, dtype)
-    return Projection(values.double().sqrt(), vectors, reduced, basis, triangle, root)
+        moment = moment + ridge * upper_product(wide, wide.mT)
+    values, vectors = eigh(moment.mT)
+    values = values.sqrt()
+    small = int((values <= _SMALL * values[..., :1]).sum(-1).max()) if values.numel() else 0
+    # with a ridge the spectrum cannot fall that low by noise alone
+    if small and ridge == 0:
+        matrix, side_root = (statistic, wide) if outputs is None else (mirror(moment), None)
+        values, vectors = _refined(values, vectors, small, matrix, side_root)
+    return Projection(values, vectors, reduced, basis, triangle, root)
+
+
+def _refined(
+    values: Tensor, vectors: Tensor, small: int, moment: Tensor, reduced: Tensor | None
+) -> tuple[Tensor, Tensor]:
+    """The same decomposition with the last `small` values and vectors solved anew, free of the large ones.
+
+    An eigenvalue of the Gram matrix C = B Bᵀ carries an error of ε times the largest. The rows of QᵀB, Q the last
+    vectors, carry ε times the largest *singular* value instead, and their own Gram matrix is small throughout.
+    B is `reduced` times the Cholesky root of `moment`; where there is none (singular), what is given is as good
+    as the statistics allow, and is returned.
+    """
+    root, failed = torch.linalg.cholesky_ex(moment)
+    if bool(failed.any()):
+        return values, vectors
+    kept = vectors.shape[-1] - small
+    last = vectors[..., kept:]
+    rows = (last.mT if reduced is None else last.mT @ reduced) @ root
+    energies, turn = eigh(rows @ rows.mT)
+    values, order = torch.cat([values[..., :kept], energies.sqrt()], -1).sort(descending=True, stable=True)
+    vectors = torch.cat([vectors[..., :kept], last @ turn], -1)
+    return values, vectors.gather(-1, order.unsqueeze(-2).expand_as(vectors))
 
 
 def _reduce(weight: Tensor) -> tuple[Tensor, Tensor | None, Tensor]:
-    """(basis, triangle, R) with weight = Q R, R (…, n, n), and Q = basis triangle⁻¹, or basis when triangle
-    is None.
-    """
-    square = mirror(upper_product(weight.mT, weight))
-    triangle, failed = torch.linalg.cholesky_ex(square, upper=True)
+    """(basis, triangle, R): weight = Q R, R (…, n, n), Q = basis triangle⁻¹, or basis if triangle is None."""
+    triangle, failed = torch.linalg.cholesky_ex(upper_product(weight.mT, weight), upper=True)
     # orthonormal to ε·cond², so to √ε at worst
     limit = torch.finfo(weight.dtype).eps ** -0.25
     if weight.numel() and not bool(failed.any()) and bool((_condition(triangle) < limit).all()):
@@ -155,9 +187,7 @@ def _reduce(weight: Tensor) -> tuple[Tensor, Tensor | None, Tensor]:
 
 
 def _condition(triangle: Tensor) -> Tensor:
-    """Estimate (from below, usually within a factor of two) of the condition number of upper triangles (…, n,
-    n).
-    """
+    """Condition numbers of upper triangles (…, n, n), estimated from below, usually within a factor of two."""
     n = triangle.shape[-1]
     start = torch.arange(1, n + 1, dtype=triangle.dtype, device=triangle.device).square().sin()
     large = small = start.expand(*triangle.shape[:-2], n).unsqueeze(-1)
@@ -188,9 +218,7 @@ def _times_root(root: Tensor, a: Tensor) -> Tensor:
     return root.unsqueeze(-1) * a if root.ndim == a.ndim - 1 else root.mT @ a
 
 
-def bias_from_inputs(
-    weight: Tensor, left: Tensor, right: Tensor, mean: Tensor, bias: Tensor | None = None
-) -> Tensor:
+def bias_from_inputs(weight: Tensor, left: Tensor, right: Tensor, mean: Tensor, bias: Tensor | None = None) -> Tensor:
     """The free bias c = b + (W − Z) x̄ of a replaced weight, from the mean input x̄ (…, n): (…, m), float64.
 
     `weight` (…, m, n), `left` (…, m, r), `right` (…, r, n), `bias` b (…, m) or None for 0.
@@ -200,9 +228,7 @@ def bias_from_inputs(
     return shift.squeeze(-1) if bias is None else checked(bias) + shift.squeeze(-1)
 
 
-def bias_from_outputs(
-    left: Tensor, mean: Tensor, bias: Tensor | None = None, metric: Tensor | None = None
-) -> Tensor:
+def bias_from_outputs(left: Tensor, mean: Tensor, bias: Tensor | None = None, metric: Tensor | None = None) -> Tensor:
     """The free bias c = ȳ − Q Qᵀ(ȳ − b) from the mean output ȳ (…, m), bias included: (…, m), float64.
 
     `left` Q (…, m, r) from `Projection.factors`, `bias` b (…, m) or None for 0; `metric` as it was given to
