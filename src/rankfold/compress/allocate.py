@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from math import isfinite
 from typing import Any
 
 import numpy as np
@@ -64,7 +65,17 @@ def optimal(options: Mapping[str, Sequence[Option]], limits: Costs, *, exact: in
     if sum(map(len, choices.values())) > exact:
         choices = _near_relaxation(choices, limits)
     picked = _integer(choices, limits)
+    bound = _total(picked)
+    # the solver's tolerance is a fraction of the largest loss: leave out what no better choice can contain
+    while max(option.loss for group in choices.values() for option in group) > 10 * bound > 0:
+        choices = {site: [option for option in group if option.loss <= bound] for site, group in choices.items()}
+        picked = _integer(choices, limits)
+        bound = min(bound, _total(picked))
     return fill(picked, options, limits)
+
+
+def _total(picked: Mapping[str, Option]) -> float:
+    return sum(option.loss for option in picked.values())
 
 
 def check_feasible(options: Mapping[str, Sequence[Option]], limits: Costs) -> None:
@@ -84,6 +95,8 @@ def _program(choices: Mapping[str, Sequence[Option]], limits: Costs) -> tuple[An
     scale = np.maximum(np.asarray(limits, float), 1e-300)
     costs = np.array([option.costs for option in flat]).T / scale[:, None]
     loss = np.array([option.loss for option in flat])
+    finite = np.isfinite(loss)
+    loss[~finite] = 10 * loss[finite].sum() + 1  # worse than anything finite
     return flat, owner, one, costs, loss / max(loss.max(), 1e-300)
 
 
@@ -144,23 +157,38 @@ def _step_back(picked: dict[str, Option], choices: Mapping[str, Sequence[Option]
 
 
 def fill(picked: Mapping[str, Option], options: Mapping[str, Sequence[Option]], limits: Costs) -> dict[str, Option]:
-    """Spend what is left: the step of most loss saved that still fits, again and again, until no rank step fits."""
+    """Spend what is left: the step of most loss saved that still fits, again and again, until no rank step fits.
+
+    A site without loss has nothing to gain, and no site is factored at the price of keeping it.
+    """
     result = dict(picked)
+    ladders = {site: _worthwhile(group) for site, group in options.items()}
     while True:
         left = [limit - sum(o.costs[axis] for o in result.values()) for axis, limit in enumerate(limits)]
         best: tuple[float, str, Option] | None = None
-        for site, group in options.items():
+        for site, ladder in ladders.items():
             now = result[site]
-            for option in group:
+            for option in ladder if now.loss > 0 else ():
                 larger = option.rank > now.rank if option.form is now.form else option.loss < now.loss
-                if not larger or option.loss > now.loss:
+                if not larger or not option.loss <= now.loss:
                     continue
                 fits = all(new - old <= room for new, old, room in zip(option.costs, now.costs, left, strict=True))
-                if fits and (best is None or now.loss - option.loss > best[0]):
-                    best = (now.loss - option.loss, site, option)
+                gain = now.loss - option.loss if isfinite(option.loss) else 0.0
+                if fits and (best is None or gain > best[0]):
+                    best = (gain, site, option)
         if best is None:
             return result
         result[best[1]] = best[2]
+
+
+def _worthwhile(group: Sequence[Option]) -> list[Option]:
+    """Keeping the site, and what is cheaper than that in some resource."""
+    keep = next((option for option in group if option.form is Form.KEEP), None)
+    return [option for option in group if keep is None or option is keep or _saves(option, keep)]
+
+
+def _saves(option: Option, keep: Option) -> bool:
+    return any(new < old for new, old in zip(option.costs, keep.costs, strict=True))
 
 
 def _cheapest_within(
@@ -182,8 +210,8 @@ def _cheapest_within(
 
 def _keep_or(option: Option, group: Sequence[Option]) -> Option:
     """The option, or keeping the site where factoring it would save nothing."""
-    keep = next(o for o in group if o.form is Form.KEEP)
-    return option if any(a < b for a, b in zip(option.costs, keep.costs, strict=True)) else keep
+    keep = next((o for o in group if o.form is Form.KEEP), None)
+    return option if keep is None or _saves(option, keep) else keep
 
 
 def local(
@@ -207,9 +235,16 @@ def local(
         return picked
 
     if fraction is not None or rank is not None:
-        return pick(fraction if fraction is not None else 1.0)
+        picked = pick(fraction if fraction is not None else 1.0)
+        if not within(picked, limits):
+            raise BudgetError(f"the budget cannot be met at {_wish(fraction, rank)} in every site: ask for less")
+        return picked
     full = max((o.rank for group in options.values() for o in group), default=1)
     return _cheapest_within([i / full for i in range(1, full + 1)], pick, limits)
+
+
+def _wish(fraction: float | None, rank: int | None) -> str:
+    return f"rank {rank}" if rank is not None else f"{fraction:g} of the full rank"
 
 
 def global_(options: Mapping[str, Sequence[Option]], limits: Costs) -> dict[str, Option]:
