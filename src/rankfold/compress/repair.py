@@ -19,9 +19,9 @@ def reestimate_(
 ) -> tuple[str, ...]:
     """Correct the running statistics of every BatchNorm of ``model`` in place; returns the names of the changed ones.
 
-    Both networks run on the same batches. The mean is the original's plus the difference of the two batch means, the
-    variance the original's times the ratio of the two batch variances, layer after layer: every BatchNorm already
-    normalises with its corrected values when the later ones are measured. What the calibration data differs in from
+    Both networks run on the same batches. The variance is the original's times the ratio of the two batch variances,
+    and the mean lies as many standard deviations from the batch mean as in the original, layer after layer: every
+    BatchNorm already normalises with its corrected values when the later ones are measured. What the calibration data differs in from
     the training data (augmentation, a small sample) cancels, so that nothing changes where nothing was compressed;
     measuring the statistics afresh, as is usual, would take accuracy even from the original network.
 
@@ -65,7 +65,7 @@ class _Tracker:
         self.mean = twin.get_buffer("running_mean").double().clone()
         self.variance = twin.get_buffer("running_var").double().clone()
         self.expected: list[tuple[Tensor, Tensor]] = []
-        self.sums = torch.zeros(3, len(self.mean), dtype=torch.float64, device=self.mean.device)
+        self.sums = torch.zeros(4, len(self.mean), dtype=torch.float64, device=self.mean.device)
         self.count = 0
         self.moved = False
 
@@ -77,13 +77,19 @@ class _Tracker:
             return
         mean, variance = _moments(args[0])
         mean_before, variance_before = self.expected.pop(0)
-        self.sums += torch.stack([mean - mean_before, variance, variance_before])
+        self.sums += torch.stack([mean, mean_before, variance, variance_before])
         self.count += 1
-        difference, now, before = self.sums / self.count
-        ratio = torch.where(before > 0, now / before.clamp_min(torch.finfo(before.dtype).tiny), torch.ones_like(now))
-        module.get_buffer("running_mean").copy_(self.mean + difference)
+        mean, mean_before, variance, variance_before = self.sums / self.count
+        ratio = variance / variance_before.clamp_min(torch.finfo(variance.dtype).tiny)
+        ratio = torch.where(variance_before > 0, ratio, torch.ones_like(ratio))
+        if not self._differs(mean, mean_before, ratio):
+            return
+        module.get_buffer("running_mean").copy_(mean + (self.mean - mean_before) * ratio.sqrt())
         module.get_buffer("running_var").copy_(self.variance * ratio)
-        self.moved = self.moved or bool((difference != 0).any()) or bool((ratio != 1).any())
+        self.moved = True
+
+    def _differs(self, mean: Tensor, mean_before: Tensor, ratio: Tensor) -> bool:
+        return self.moved or bool((mean != mean_before).any()) or bool((ratio != 1).any())
 
 
 def _moments(x: Tensor) -> tuple[Tensor, Tensor]:
