@@ -16,7 +16,7 @@ from rankfold.compress.rules import Iterative
 from rankfold.compress.sampling import draw
 from rankfold.compress.trial import Trial
 from rankfold.costs import evaluating
-from rankfold.sites import Form
+from rankfold.sites import Form, split_attention
 
 Progress = Callable[[str, int, int], None]
 Candidates = Mapping[str, Sequence[Candidate]]
@@ -88,7 +88,7 @@ def truncations(
     """
     picked = start(choices)
     ladders = {site: _ladder(candidates.get(site, ()), group) for site, group in choices.items()}
-    with evaluating(root), Trial(root, candidates, samples) as trial:
+    with evaluating(root), split_attention(root), Trial(root, candidates, samples) as trial:
         for site, option in picked.items():
             if option.form is not Form.KEEP:
                 trial.commit(site, option)

@@ -33,12 +33,14 @@ Choices = Mapping[str, list[Option]]
 class Calibration:
     """Which part of the data is used: its first ``samples`` samples in batches of ``batch_size``.
 
-    ``name`` of the data and of the model are written into the plan, for whoever reads it.
+    ``name`` of the data is written into the plan, for whoever reads it. ``statistics`` of an earlier plan for the same
+    model (``plan.statistics``) save taking them again.
     """
 
     samples: int = 2048
     batch_size: int = 128
     name: str = ""
+    statistics: Statistics | None = None
 
 
 def plan(
@@ -76,8 +78,8 @@ def plan(
     first = _example(root, data) if example is None else Example.of(example)
     before = model_cost(root, first)
     _, calls = trace(root, first, found)
-    statistics = None
-    if method.needs_data:
+    statistics = calibration.statistics if method.needs_data else None
+    if method.needs_data and statistics is None:
         statistics = calibrate(
             root, data, found, samples=calibration.samples, batch_size=calibration.batch_size, progress=tell
         )
@@ -92,20 +94,21 @@ def plan(
         asked = resources(budgets)
         resource = asked or (Params(1.0),)
         choices = options(found, candidates, prices, budgets, resource, counter)
-        solve = _solver(root, candidates, choices, rule, bool(asked), data, tell)
-        limits = _limits(resource, before, choices, root, first)
+    # from here on with its attention whole, as the model is used: the iterative rule takes it apart by itself
+    solve = _solver(root, candidates, choices, rule, bool(asked), data, tell)
+    limits = _limits(resource, before, choices, root, first)
 
-        def write(picked: Mapping[str, Option], notes: Sequence[str] = ()) -> Plan:
-            entries = _entries(found, candidates, picked, counter, statistics)
-            return Plan(
-                entries, budgets, method.name, rule.name, mark, before, _after(before, found, entries, counter),
-                {"data": calibration.name, "samples": 0 if statistics is None else statistics.samples, **asdict(rule)},
-                found.left_out, (*notes, *_notes(statistics, counter, found)), statistics=statistics,
-            )  # fmt: skip
+    def write(picked: Mapping[str, Option], notes: Sequence[str] = ()) -> Plan:
+        entries = _entries(found, candidates, picked, counter, statistics)
+        return Plan(
+            entries, budgets, method.name, rule.name, mark, before, _after(before, found, entries, counter),
+            {"data": calibration.name, "samples": 0 if statistics is None else statistics.samples, **asdict(rule)},
+            found.left_out, (*notes, *_notes(statistics, counter, found)), statistics=statistics,
+        )  # fmt: skip
 
-        if batches:
-            return meet_latency(root, write, solve, limits, resource, first, tell)
-        return write(solve(limits))
+    if batches:
+        return meet_latency(root, write, solve, limits, resource, first, tell)
+    return write(solve(limits))
 
 
 def _budgets(budget: Budgets) -> tuple[Budget, ...]:
