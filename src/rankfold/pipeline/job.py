@@ -15,6 +15,7 @@ from rankfold.compress.budget import Budget
 from rankfold.compress.finetune import finetune
 from rankfold.compress.plan import Plan
 from rankfold.compress.planner import Calibration, plan
+from rankfold.compress.statistics import Statistics
 from rankfold.costs import Example
 from rankfold.pipeline.curve import Point, accuracy_curve
 from rankfold.pipeline.delivery import close, finished, read_result, save_result, write_page
@@ -94,7 +95,7 @@ class _Job:
         save_result(self.directory, result, self.data, example, self.settings)
         self.tell.say(f"saved in {self.directory}")
         errors = layer_errors(self.model, made, self.data.validation)
-        points = self.curve(calibration, example)
+        points = self.curve(calibration, example, made.statistics)
         result = replace(result, remarks=result.remarks + _gaps(made, errors))
         write_page(self.directory, self.model, result, example, self.settings, errors, points, history)
         result = replace(result, seconds=time.perf_counter() - began)
@@ -112,7 +113,15 @@ class _Job:
             made.save(file)
         return made
 
-    def plan_for(self, budgets: Sequence[Budget], calibration: Any, example: Example, tell: Tell) -> Plan:
+    def plan_for(
+        self,
+        budgets: Sequence[Budget],
+        calibration: Any,
+        example: Example,
+        tell: Tell,
+        known: Statistics | None = None,
+    ) -> Plan:
+        how = Calibration(self.settings.samples, name=getattr(self.data, "name", ""), statistics=known)
         return plan(
             self.model,
             budgets,
@@ -120,7 +129,7 @@ class _Job:
             calibration,
             rule=self.settings.rule,
             example=example,
-            calibration=Calibration(self.settings.samples, name=getattr(self.data, "name", "")),
+            calibration=how,
             progress=tell.progress,
         )
 
@@ -172,7 +181,7 @@ class _Job:
             directory=self.directory,
         )
 
-    def curve(self, calibration: Any, example: Example) -> list[Point]:
+    def curve(self, calibration: Any, example: Example, known: Statistics | None) -> list[Point]:
         if not self.settings.curve:
             return []
         return list(
@@ -180,7 +189,7 @@ class _Job:
                 self.model,
                 self.data.validation,
                 calibration,
-                lambda budget: self.plan_for([budget], calibration, example, Tell()),
+                lambda budget: self.plan_for([budget], calibration, example, Tell(), known),
                 progress=self.tell.progress,
             )
         )
