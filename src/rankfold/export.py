@@ -45,12 +45,21 @@ def to_onnx(model: nn.Module, example: Any, path: str | Path) -> float:
             raise ExportError(f"torch cannot write this model as ONNX: {_first_line(error)}") from error
     assert exported is not None
     proto = exported.model_proto
+    _name_batch(proto)
     if proto.ByteSize() > _LARGEST:
         raise ExportError("the model is larger than 2 GB, which one ONNX file cannot hold: use torch-export")
     data = proto.SerializeToString()
     difference = max(_onnx_difference(root, data, with_batch(_random(example), batch)) for batch in (3, 1))
     write_atomically(Path(path), data)
     return difference
+
+
+def _name_batch(proto: Any) -> None:
+    """Call the free axis ``batch``, which torch names after a symbol of its own."""
+    for value in (*proto.graph.input, *proto.graph.output, *proto.graph.value_info):
+        for axis in value.type.tensor_type.shape.dim:
+            if axis.dim_param.isalnum():
+                axis.dim_param = "batch"
 
 
 def to_torch_export(model: nn.Module, example: Any, path: str | Path) -> float:

@@ -18,8 +18,9 @@ KEPT = (0.8, 0.65, 0.5, 0.4, 0.3, 0.2)
 
 @dataclass(frozen=True)
 class Point:
-    """``accuracy`` on the validation split at the kept fractions of FLOPs and parameters of the whole model."""
+    """``label``: method and rank rule. ``accuracy`` on the validation split at the kept fractions of FLOPs and parameters of the whole model."""
 
+    label: str
     kept_flops: float
     kept_params: float
     accuracy: float
@@ -47,4 +48,5 @@ def accuracy_curve(
         _, score = compressed_copy(model, plan, calibration, validation)
         if progress is not None:
             progress("accuracy against budget", done + 1, len(kept))
-        yield Point(plan.after.flops / plan.before.flops, plan.after.params / plan.before.params, score.accuracy)
+        label = f"{plan.method}, {plan.rule}"
+        yield Point(label, plan.after.flops / plan.before.flops, plan.after.params / plan.before.params, score.accuracy)

@@ -15,7 +15,7 @@ from rankfold.compress.budget import Budget
 from rankfold.compress.finetune import finetune
 from rankfold.compress.plan import Plan
 from rankfold.compress.planner import Calibration, plan
-from rankfold.compress.statistics import Statistics
+from rankfold.compress.rules import Iterative, Optimal, rule_named
 from rankfold.costs import Example
 from rankfold.pipeline.curve import Point, accuracy_curve
 from rankfold.pipeline.delivery import close, finished, read_result, save_result, write_page
@@ -95,7 +95,7 @@ class _Job:
         save_result(self.directory, result, self.data, example, self.settings)
         self.tell.say(f"saved in {self.directory}")
         errors = layer_errors(self.model, made, self.data.validation)
-        points = self.curve(calibration, example, made.statistics)
+        points = self.curve(made, calibration, example)
         result = replace(result, remarks=result.remarks + _gaps(made, errors))
         write_page(self.directory, self.model, result, example, self.settings, errors, points, history)
         result = replace(result, seconds=time.perf_counter() - began)
@@ -108,30 +108,20 @@ class _Job:
         if file is not None and file.exists():
             self.tell.say(f"resuming: the plan is taken from {file}")
             return Plan.load(file)
-        made = self.plan_for(self.budgets, calibration, example, self.tell)
-        if file is not None:
-            made.save(file)
-        return made
-
-    def plan_for(
-        self,
-        budgets: Sequence[Budget],
-        calibration: Any,
-        example: Example,
-        tell: Tell,
-        known: Statistics | None = None,
-    ) -> Plan:
-        how = Calibration(self.settings.samples, name=getattr(self.data, "name", ""), statistics=known)
-        return plan(
+        how = Calibration(self.settings.samples, name=getattr(self.data, "name", ""))
+        made = plan(
             self.model,
-            budgets,
+            self.budgets,
             self.settings.method,
             calibration,
             rule=self.settings.rule,
             example=example,
             calibration=how,
-            progress=tell.progress,
+            progress=self.tell.progress,
         )
+        if file is not None:
+            made.save(file)
+        return made
 
     def finetuned(self, small: nn.Module) -> tuple[nn.Module | None, History | None]:
         recipe = self.settings.recipe(self.data)
@@ -181,18 +171,20 @@ class _Job:
             directory=self.directory,
         )
 
-    def curve(self, calibration: Any, example: Example, known: Statistics | None) -> list[Point]:
+    def curve(self, made: Plan, calibration: Any, example: Example) -> list[Point]:
+        """Other budgets than the one asked for; the iterative rule takes minutes, so that the optimal stands in."""
         if not self.settings.curve:
             return []
-        return list(
-            accuracy_curve(
-                self.model,
-                self.data.validation,
-                calibration,
-                lambda budget: self.plan_for([budget], calibration, example, Tell(), known),
-                progress=self.tell.progress,
-            )
-        )
+        rule = rule_named(self.settings.rule)
+        rule = Optimal() if isinstance(rule, Iterative) else rule
+        how = Calibration(self.settings.samples, statistics=made.statistics)
+
+        def plan_for(budget: Budget) -> Plan:
+            method = self.settings.method
+            return plan(self.model, budget, method, calibration, rule=rule, example=example, calibration=how)
+
+        points = accuracy_curve(self.model, self.data.validation, calibration, plan_for, progress=self.tell.progress)
+        return list(points)
 
 
 def summary(made: Plan) -> str:

@@ -43,10 +43,7 @@ def report_data(
         finetuned=None if result.finetuned is None else _stage(result.finetuned),
         layers=_layers(original, result.plan, example, errors),
         skipped=result.plan.left_out,
-        curve=[
-            CurvePoint(f"{result.plan.method}, {result.plan.rule}", p.kept_flops, p.kept_params, p.accuracy)
-            for p in points
-        ],
+        curve=[CurvePoint(p.label, p.kept_flops, p.kept_params, p.accuracy) for p in points],
         history=[] if history is None else [epoch.to_dict() for epoch in history.epochs],
         best_epoch=None if history is None else history.best_epoch,
         settings=settings,
