@@ -1,144 +1,58 @@
-"""Latency as a budget: what every site takes by the clock, and plans that are timed before they are believed."""
+"""Latency as a budget: plans that are timed before they are believed."""
 
 from __future__ import annotations
 
 import copy
 import math
-from collections import Counter
+import time
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from contextlib import ExitStack
+from dataclasses import replace
 
 import numpy as np
 import torch
-from sklearn.isotonic import isotonic_regression
 from torch import nn
 
 from rankfold.compress.allocate import BudgetError, Costs, Option
 from rankfold.compress.apply import shape_
 from rankfold.compress.budget import Budget, Latency
-from rankfold.compress.candidates import Candidate
 from rankfold.compress.plan import Plan
-from rankfold.costs import Example, latencies, once, trace, with_batch
-from rankfold.sites import Call, Form, Site, SiteList
+from rankfold.compress.timing import draw_
+from rankfold.costs import Example, evaluating, once, with_batch
 
 Progress = Callable[[str, int, int], None]
-Timing = Callable[[Site, Form, int], float]
-Timer = Callable[[nn.Module, Example], float]
 Measure = Callable[..., Mapping[str, float]]
-Key = tuple[Form, int]
 Keeps = dict[int, float]  # by resource: a fraction of the dense time
 
-FASTER = 0.95  # of the dense time: what is above is not measurably faster
-SECONDS, TURNS = 1.0, 40  # the longest that one layer is timed, three turns at least
 ROUNDS = 6
 MARGIN = 0.98  # how much further than needed a limit is tightened
 SPARE = 0.9  # of the time allowed: where less is used, more is tried
 
 
-def site_timing(
-    root: nn.Module,
-    sites: SiteList,
-    candidates: Mapping[str, Sequence[Candidate]],
-    example: Example,
-    batch: int,
-    tell: Progress,
-    *,
-    timer: Timer = once,
-) -> Timing:
-    """Milliseconds of all calls of a site in one forward pass of ``batch`` samples, in any form at any rank.
+def paired(
+    models: Mapping[str, nn.Module], example: Example, *, batch: int = 1, seconds: float = 3.0
+) -> dict[str, float]:
+    """Milliseconds of one forward pass of each model; those of all but the first from their ratios to the first.
 
-    Each candidate is timed alone, on random input of the true shapes, dense and at about ten ranks in turn; in
-    between the time is interpolated, and it never falls as the rank grows. A rank that is not measurably faster than
-    the dense layer costs at least as much, so that keeping wins. Layers that are alike are timed once; sites without
-    candidates, which are kept whatever happens, count as 0. Attention must be split. ``timer``: seconds of one call.
-    Cost: about a second for each different layer.
+    The models run in turns, back and forth, and the median is taken of the ratios within each turn, so that what else
+    the machine does weighs on both sides alike. At least five turns, at most 200.
     """
-    calls = trace(root, with_batch(example, batch), sites)[1]
-    known: dict[object, dict[Form, Curve]] = {}
-    curves: dict[str, dict[Form, Curve]] = {}
-    todo = [site for site in sites if candidates.get(site.name) and calls.get(site.name)]
-    for done, site in enumerate(todo):
-        module, found, shapes = root.get_submodule(site.name), candidates[site.name], tuple(calls[site.name])
-        weight = site.weight(root)
-        alike = (repr(module), shapes, weight.dtype, weight.device, tuple((c.form, c.bias) for c in found))
-        if alike not in known:
-            known[alike] = _curves(module, site, found, shapes, timer)
-        curves[site.name] = known[alike]
-        tell("timing layers", done + 1, len(todo))
-
-    def timing(site: Site, form: Form, rank: int) -> float:
-        return curves[site.name][form].at(rank) if site.name in curves else 0.0
-
-    return timing
-
-
-@dataclass(frozen=True)
-class Curve:
-    """Milliseconds of one layer in one form: as it is (``dense``), and at some ``ranks``; none for the dense form."""
-
-    dense: float
-    ranks: tuple[int, ...] = ()
-    times: tuple[float, ...] = ()
-
-    def at(self, rank: int) -> float:
-        if not self.ranks:
-            return self.dense
-        time = float(np.interp(rank, self.ranks, self.times))
-        if rank > self.ranks[-1]:  # the factors have more work to do than the dense layer
-            time *= rank / self.ranks[-1]
-        return time if time < FASTER * self.dense else max(time, self.dense)
-
-
-def grid(highest: int, allowed: Sequence[int]) -> list[int]:
-    """The ranks to time, of those ``allowed`` up to ``highest``.
-
-    Kernels work on blocks of 16 channels, so the time may jump behind each of the first few multiples.
-    """
-    blocks = (1, 2, 3, 4, 6, 8, 12, 16, 24, 32, 48, 64, 96, 128)
-    wanted = {1, 4, 8, highest, *(16 * b for b in blocks), *(16 * b + 1 for b in blocks[:4])}
-    possible = [rank for rank in allowed if rank <= highest] or [min(allowed)]
-    return sorted({min(possible, key=lambda p: abs(p - rank)) for rank in wanted if rank <= highest})
-
-
-def _curves(
-    module: nn.Module, site: Site, found: Sequence[Candidate], calls: Sequence[Call], timer: Timer
-) -> dict[Form, Curve]:
-    layer = site.layer
-    layers = {(Form.KEEP, 0): layer.skeleton(module, Form.KEEP, 0, layer.has_bias)}
-    for candidate in found:
-        work = layer.flops(Form.KEEP, 0, calls)
-        less = [r for r in candidate.decomposition.ranks if layer.flops(candidate.form, r, calls) <= work]
-        for rank in grid(max(less, default=1), candidate.decomposition.ranks):
-            layers[candidate.form, rank] = layer.skeleton(module, candidate.form, rank, candidate.bias)
-    times = {key: 1e3 * seconds for key, seconds in _in_turns(layers, calls, timer).items()}
-    dense = times[Form.KEEP, 0]
-    curves = {Form.KEEP: Curve(dense)}
-    for candidate in found:
-        ranks = tuple(rank for form, rank in sorted(times) if form is candidate.form)
-        rising = isotonic_regression([times[candidate.form, rank] for rank in ranks])
-        curves[candidate.form] = Curve(dense, ranks, tuple(map(float, rising)))
-    return curves
-
-
-def _in_turns(layers: Mapping[Key, nn.Module], calls: Sequence[Call], timer: Timer) -> dict[Key, float]:
-    """Seconds of each layer for all ``calls``: the lower quartile, which other work on the machine disturbs least."""
-    weight = next(layers[Form.KEEP, 0].parameters())
-    draw = torch.Generator(weight.device).manual_seed(0)
-    seconds = dict.fromkeys(layers, 0.0)
-    for shape, count in Counter(call.input for call in calls).items():
-        x = Example((torch.randn(shape, generator=draw, device=weight.device).to(weight.dtype),), {}, shape[0])
-        taken: dict[Key, list[float]] = {key: [] for key in layers}
-        with torch.no_grad():
-            for layer in layers.values():
-                timer(layer, x)
-            for turn in range(TURNS):
-                for key, layer in layers.items():
-                    taken[key].append(timer(layer, x))
-                if turn >= 2 and sum(map(sum, taken.values())) > SECONDS:
-                    break
-        for key, values in taken.items():
-            seconds[key] += count * float(np.quantile(values, 0.25))
-    return seconds
+    example = with_batch(example, batch)
+    names = list(models)
+    times: dict[str, list[float]] = {name: [] for name in names}
+    with ExitStack() as stack:
+        for model in models.values():
+            stack.enter_context(evaluating(model))
+            once(model, example)
+        begun = time.perf_counter()
+        for turn in range(200):
+            for name in names if turn % 2 else reversed(names):
+                times[name].append(once(models[name], example))
+            if turn >= 4 and time.perf_counter() - begun > seconds:
+                break
+    first = np.array(times[names[0]])
+    base = 1e3 * float(np.median(first))
+    return {name: base * float(np.median(np.array(values) / first)) for name, values in times.items()}
 
 
 def meet_latency(
@@ -150,14 +64,14 @@ def meet_latency(
     example: Example,
     tell: Progress,
     *,
-    measure: Measure = latencies,
+    measure: Measure = paired,
 ) -> Plan:
     """The plan that keeps every latency budget of ``resource`` when the whole compressed model is timed.
 
     ``limits`` are on the sums over the sites, whose times do not quite add up to the model's. What they lead to is
     built and timed beside the original; where it is too slow its limit is tightened by as much, and where more than
     a tenth of the time is left it is loosened; six times at most. The plan that is returned was in time twice, and
-    says so in its notes. ``measure``: as ``rankfold.costs.latencies``. Attention must not be split, so that the
+    says so in its notes. ``measure``: as ``paired``. Attention must not be split, so that the
     original is timed as it is used. Cost: some seconds for each round; memory: a copy of the model.
 
     Raises ``BudgetError`` with the best that was measured where nothing is fast enough.
@@ -170,7 +84,7 @@ def meet_latency(
         return solve(tuple(limit + shift.get(axis, 0.0) for axis, limit in enumerate(limits)))
 
     def timed(plan: Plan) -> Keeps:
-        models = {"dense": root, "compressed": shape_(copy.deepcopy(root), plan)}
+        models = {"dense": root, "compressed": _shaped(root, plan)}
         times = {axis: measure(models, example, batch=budget.batch) for axis, budget in asked.items()}
         return {axis: t["compressed"] / t["dense"] for axis, t in times.items()}
 
@@ -203,10 +117,21 @@ def meet_latency(
     if passed is None:
         raise BudgetError(
             f"the latency budget cannot be met on this machine: asked {_said(asked, {})}, the fastest that was "
-            f"measured took {_said(asked, best)}; small layers gain nothing from factoring: allow more, or a larger batch"
+            f"measured took {_said(asked, best)}; small layers gain nothing: allow more, or a larger batch"
         )
     plan, ratios = passed
     return replace(plan, notes=(f"measured latency: {_said(asked, ratios)}", *plan.notes))
+
+
+def _shaped(root: nn.Module, plan: Plan) -> nn.Module:
+    """A copy of the model in the shape of the plan, with random weights in the new layers."""
+    with torch.random.fork_rng(devices=[]):  # constructors draw from the global generator
+        small = shape_(copy.deepcopy(root), plan)
+    for entry in plan.changed:
+        layer = small.get_submodule(entry.site)
+        place = next(layer.parameters()).device
+        draw_(layer, torch.Generator(place).manual_seed(0))
+    return small
 
 
 def _tightest(solved: Callable[[Keeps], dict[str, Option]], keeps: Keeps) -> tuple[dict[str, Option], Keeps]:

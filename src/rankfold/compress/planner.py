@@ -13,13 +13,14 @@ from rankfold.compress.allocate import Option, check_feasible, global_, local, o
 from rankfold.compress.budget import Budget, Latency, Params, Ranks, Resource, parse_budget
 from rankfold.compress.candidates import Candidate, Counter, decompose, options, resources
 from rankfold.compress.iterative import iterate
-from rankfold.compress.latency import meet_latency, site_timing
+from rankfold.compress.latency import meet_latency
 from rankfold.compress.method import Method
 from rankfold.compress.methods import method_named
 from rankfold.compress.plan import Entry, Plan, fingerprint
 from rankfold.compress.rules import Global, Iterative, Local, Optimal, RankRule, rule_named
 from rankfold.compress.sensitivity import output_changes, price, relative_energy
 from rankfold.compress.statistics import Statistics, calibrate
+from rankfold.compress.timing import site_timing
 from rankfold.costs import Cost, Example, latencies, model_cost, trace
 from rankfold.sites import Form, Site, SiteList, sites, split_attention, unwrap
 
