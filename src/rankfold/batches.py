@@ -35,18 +35,19 @@ def labels_of(batch: Any) -> Tensor | None:
 
 
 def logits_of(output: Any) -> Tensor:
-    """The tensor that a loss is taken of: the output itself, its ``.logits``, ``["logits"]`` or first member."""
+    """The tensor that a loss is taken of: the output itself, its ``logits``, or the first tensor in it."""
     if isinstance(output, Tensor):
         return output
     if isinstance(output, Mapping) and "logits" in output:
         return output["logits"]
     if hasattr(output, "logits"):
         return output.logits
-    if isinstance(output, tuple | list) and output and isinstance(output[0], Tensor):
-        return output[0]
+    members = output.values() if isinstance(output, Mapping) else output
+    if isinstance(output, Mapping | tuple | list) and any(isinstance(member, Tensor) for member in members):
+        return next(member for member in members if isinstance(member, Tensor))
     raise TypeError(
-        f"the model returned {type(output).__name__}; a tensor, a tuple that begins with one, "
-        "or something with logits was expected"
+        f"the model returned {type(output).__name__}; a tensor, something with logits, "
+        "or a tuple or mapping that holds a tensor was expected"
     )
 
 

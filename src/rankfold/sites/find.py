@@ -105,12 +105,28 @@ def _why_not(module: nn.Module, path: str) -> str | None:
         return f"weight of dtype {weight.dtype}: only real floating-point weights are factored"
     if weight is not None and weight.numel() == 0:
         return "zero-size weight"
-    for base in (nn.Linear, nn.Conv1d, nn.Conv2d, nn.Conv3d, nn.ConvTranspose1d, nn.ConvTranspose2d):
-        if isinstance(module, base) and type(module).forward is not base.forward:
+    for base in (
+        nn.Linear,
+        nn.Conv1d,
+        nn.Conv2d,
+        nn.Conv3d,
+        nn.ConvTranspose1d,
+        nn.ConvTranspose2d,
+        nn.ConvTranspose3d,
+    ):
+        if isinstance(module, base) and _overrides(type(module), base):
             return f"{type(module).__name__} overrides the forward of {base.__name__}"
+    if "forward" in vars(module) and weight is not None and weight.dim() > 1:
+        return "its forward was replaced from outside: remove that wrapper first"
     if path == "" and (read_linear(module) or read_convolution(module)):
         return "the model is this one layer: wrap it (nn.Sequential(layer)) so that it can be replaced"
     return None
+
+
+def _overrides(kind: type, base: type) -> bool:
+    return any(
+        getattr(kind, name, None) is not getattr(base, name, None) for name in ("forward", "_conv_forward", "__call__")
+    )
 
 
 def _why_no_site(layer: Layer) -> str | None:
