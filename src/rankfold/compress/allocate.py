@@ -6,7 +6,10 @@ vector, and one limit for each resource. Costs are those of the site; the rest o
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+import ctypes
+import os
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from math import isfinite
 from typing import Any
@@ -118,13 +121,14 @@ def _near_relaxation(choices: Mapping[str, Sequence[Option]], limits: Costs, wid
 
 def _integer(choices: Mapping[str, Sequence[Option]], limits: Costs) -> dict[str, Option]:
     flat, owner, one, costs, loss = _program(choices, limits)
-    result = milp(
-        loss,
-        integrality=np.ones(len(flat)),
-        bounds=Bounds(0, 1),
-        constraints=[LinearConstraint(one, 1, 1), LinearConstraint(costs, -np.inf, 1.0)],
-        options={"time_limit": 30.0, "mip_rel_gap": 1e-6},
-    )
+    with _silenced():
+        result = milp(
+            loss,
+            integrality=np.ones(len(flat)),
+            bounds=Bounds(0, 1),
+            constraints=[LinearConstraint(one, 1, 1), LinearConstraint(costs, -np.inf, 1.0)],
+            options={"time_limit": 30.0, "mip_rel_gap": 1e-6},
+        )
     if result.x is None:
         raise BudgetError("the budget cannot be met: no combination of ranks satisfies all limits at once")
     picked = {}
@@ -134,6 +138,26 @@ def _integer(choices: Mapping[str, Sequence[Option]], limits: Costs) -> dict[str
     if not within(picked, limits):  # a solver's tolerance of 1e-6 is not ours: give back the cheapest rank step
         picked = _step_back(picked, choices, limits)
     return picked
+
+
+@contextmanager
+def _silenced() -> Iterator[None]:
+    """HiGHS leaves a debugging line on the process's standard output, which belongs to the caller: send it nowhere."""
+    flush = ctypes.CDLL(None).fflush if os.name == "posix" else (lambda stream: None)
+    try:
+        kept = os.dup(1)
+    except OSError:  # no standard output to protect
+        yield
+        return
+    with open(os.devnull, "wb") as nowhere:
+        flush(None)
+        os.dup2(nowhere.fileno(), 1)
+        try:
+            yield
+        finally:
+            flush(None)  # what C code still holds goes where it was sent
+            os.dup2(kept, 1)
+            os.close(kept)
 
 
 def within(picked: Mapping[str, Option], limits: Costs) -> bool:
