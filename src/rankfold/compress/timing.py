@@ -153,7 +153,7 @@ def _variants(
     module: nn.Module, site: Site, found: Sequence[Candidate], calls: Sequence[Call]
 ) -> dict[Variant, nn.Module]:
     layer, variants = site.layer, {}
-    generator = torch.Generator(module.weight.device).manual_seed(0)  # type: ignore[arg-type, X
+    generator = torch.Generator(next(module.parameters()).device).manual_seed(0)
     dense = layer.flops(Form.KEEP, 0, calls)
     with torch.random.fork_rng(devices=[]):  # constructors draw from the global generator
         for candidate in found:
