@@ -42,7 +42,7 @@ def apply(
         else:
             calibration = calibration_part(loaded.data.train, 2048, seed)
             small, score = compressed_copy(loaded.model, made, calibration, loaded.data.validation, talk.progress)
-            talk.say(f"validation accuracy: {score.accuracy:.2%}")
+            talk.say(f"validation accuracy: {percent(score.accuracy, 2)}")
         cost = model_cost(small, example)
         save(small, made, out, notes=model_notes(loaded.spec, loaded.data, example))
         talk.say(f"saved in {out}")

@@ -39,15 +39,14 @@ def print_plan(made: Plan, *, brief: bool = False) -> None:
             entry.form.value,
             "" if entry.form.value == "keep" else str(entry.rank),
             "" if entry.form.value == "keep" else f"{entry.predicted_error:.3f}",
-            f"{entry.predicted_loss:.4f}" if entry.predicted_loss else "",
             count(entry.params),
             short(entry.flops),
             entry.note,
         )
         for entry in made.entries
     ]
-    header = ("site", "shape", "form", "rank", "error", "loss +", "params", "FLOPs", "note")
-    print_table(header, rows, left=(0, 1, 2, 8))
+    header = ("site", "shape", "form", "rank", "error", "params", "FLOPs", "note")
+    print_table(header, rows, left=(0, 1, 2, 7))
     if brief:
         return
     print()

@@ -13,12 +13,15 @@ from rankfold.compress.budget import Flops
 from rankfold.compress.plan import Plan
 from rankfold.pipeline.repair import compressed_copy
 
-KEPT = (0.8, 0.65, 0.5, 0.4, 0.3, 0.2)
+KEPT = (0.8, 0.65, 0.5, 0.4, 0.3, 0.2, 0.1)
 
 
 @dataclass(frozen=True)
 class Point:
-    """``label``: method and rank rule. ``accuracy`` on the validation split at the kept fractions of FLOPs and parameters of the whole model."""
+    """``accuracy`` on the validation split at the kept fractions of FLOPs and parameters of the whole model.
+
+    ``label`` names the method and the rank rule.
+    """
 
     label: str
     kept_flops: float

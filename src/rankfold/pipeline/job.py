@@ -25,6 +25,7 @@ from rankfold.pipeline.repair import compressed_copy
 from rankfold.pipeline.request import Settings, claim, parsed, request_of
 from rankfold.pipeline.result import Result
 from rankfold.pipeline.tell import Tell
+from rankfold.report.quantities import percent
 from rankfold.train import Evaluation, History, evaluate
 
 LATENCY_BATCHES = (1, 64)
@@ -80,13 +81,13 @@ class _Job:
         made = self.planned(calibration, example)
         self.tell.say(f"plan: {summary(made)}")
         small, score = compressed_copy(self.model, made, calibration, self.data.validation, self.tell.progress)
-        self.tell.say(f"validation accuracy: {before:.2%} before, {score.accuracy:.2%} compressed")
+        self.tell.say(f"validation accuracy: {percent(before, 2)} before, {percent(score.accuracy, 2)} compressed")
         tuned, history = self.finetuned(small)
         validation = {"before": before, "compressed": score.accuracy}
         if history is not None:
             validation["finetuned"] = _kept_accuracy(history, score)
             self.tell.say(
-                f"validation accuracy: {validation['finetuned']:.2%} after fine-tuning, "
+                f"validation accuracy: {percent(validation['finetuned'], 2)} after fine-tuning, "
                 f"with the weights of epoch {history.best_epoch}"
             )
         result = self.measured(made, small, tuned, example, validation, history)
@@ -190,7 +191,7 @@ class _Job:
 def summary(made: Plan) -> str:
     """One line: what is kept, and how many sites change."""
     parts = [
-        f"{getattr(made.after, kind) / getattr(made.before, kind):.1%} of the {name}"
+        f"{percent(getattr(made.after, kind) / getattr(made.before, kind))} of the {name}"
         for kind, name in (("flops", "FLOPs"), ("params", "parameters"))
         if getattr(made.before, kind)
     ]

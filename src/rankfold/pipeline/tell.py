@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass
 
+from rankfold.report.quantities import percent
 from rankfold.train import Progress, ProgressCallback
 
 
@@ -25,7 +26,7 @@ class Tell:
                 return
             end = now.finished
             accuracy = end.validation_accuracy
-            reached = "" if accuracy is None else f", validation accuracy {100 * accuracy:.2f} %"
+            reached = "" if accuracy is None else f", validation accuracy {percent(accuracy, 2)}"
             self.say(f"  epoch {now.epoch} of {now.epochs}: loss {end.train_loss:.4f}{reached}, {end.seconds:.1f} s")
 
         return tell
