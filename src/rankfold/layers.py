@@ -161,16 +161,17 @@ class SplitAttention(nn.Module):
         is_causal: bool = False,
     ) -> tuple[Tensor, Tensor | None]:
         """See ``torch.nn.MultiheadAttention.forward``: same arguments, shapes and result."""
+        # (length, batch, width) throughout, as the built-in module: dropout behind it then draws in the same order
         batched = query.dim() == 3
         if not batched:
-            query, key, value = (x.unsqueeze(0) for x in (query, key, value))
+            query, key, value = (x.unsqueeze(1) for x in (query, key, value))
             key_padding_mask = None if key_padding_mask is None else key_padding_mask.unsqueeze(0)
-        elif not self.batch_first:
+        elif self.batch_first:
             query, key, value = (x.transpose(0, 1) for x in (query, key, value))
         if is_causal and attn_mask is None:
             raise ValueError("is_causal=True needs attn_mask too, as in torch.nn.MultiheadAttention")
         q, k, v = (
-            project(x).unflatten(-1, (self.num_heads, self.head_dim)).transpose(1, 2)
+            project(x).unflatten(-1, (self.num_heads, self.head_dim)).permute(1, 2, 0, 3)
             for project, x in ((self.q_proj, query), (self.k_proj, key), (self.v_proj, value))
         )
         mask = self._mask(attn_mask, key_padding_mask, q)
@@ -184,10 +185,10 @@ class SplitAttention(nn.Module):
             weights = weights.mean(1) if average_attn_weights else weights
         else:
             heads = F.scaled_dot_product_attention(q, k, v, attn_mask=mask, dropout_p=drop)
-        out = self.out_proj(heads.transpose(1, 2).flatten(2))
+        out = self.out_proj(heads.permute(2, 0, 1, 3).flatten(2))
         if not batched:
-            return out.squeeze(0), None if weights is None else weights.squeeze(0)
-        return (out if self.batch_first else out.transpose(0, 1)), weights
+            return out.squeeze(1), None if weights is None else weights.squeeze(0)
+        return (out.transpose(0, 1) if self.batch_first else out), weights
 
     def _mask(self, attn_mask: Tensor | None, key_padding_mask: Tensor | None, q: Tensor) -> Tensor | None:
         masks = []

@@ -17,19 +17,16 @@ from rankfold.sites import (
     Form,
     Site,
     SiteList,
+    carry_hooks_,
     leave_fused_kernels_,
     replace_,
     settle_attention_,
     sites,
+    split_attention,
     unwrap,
 )
 
 Progress = Callable[[str, int, int], None]
-
-_HOOKS = (
-    "_forward_hooks", "_forward_hooks_with_kwargs", "_forward_hooks_always_called", "_forward_pre_hooks",
-    "_forward_pre_hooks_with_kwargs", "_backward_hooks", "_backward_pre_hooks",
-)  # fmt: skip
 
 
 class ApplyError(ValueError):
@@ -39,8 +36,9 @@ class ApplyError(ValueError):
 def apply_(model: nn.Module, plan: Plan, *, progress: Progress | None = None) -> nn.Module:
     """Replace every changed site of ``model`` by its factored layer, in place; returns the model.
 
-    Everything is checked before the first change: ``ValueError`` if the plan was made for another model,
-    ``ApplyError`` if a site is missing or a form or rank is impossible there. Optimizers built before do not know the
+    Plan and model are compared before the first change: ``ValueError`` if the plan was made for another model,
+    ``ApplyError`` if a site is missing or a form or rank is impossible there. (Factors that overflow half precision are
+    noticed on the way, with the earlier layers already replaced.) Optimizers built before do not know the
     new parameters. Layers keep dtype, device, mode, hooks and ``requires_grad``. Extra memory: one layer.
     """
     root = unwrap(model)
@@ -53,6 +51,7 @@ def apply_(model: nn.Module, plan: Plan, *, progress: Progress | None = None) ->
         )
     here = sites(root)
     _check(plan, here)
+    _check_method(root, plan, here, method)
     changed = plan.changed
     prepare_(root, changed)
     for done, entry in enumerate(changed):
@@ -87,13 +86,18 @@ def prepare_(root: nn.Module, changed: tuple[Entry, ...]) -> None:
 
 
 def _check(plan: Plan, here: SiteList) -> None:
+    seen: set[str] = set()
     for entry in plan.entries:
         try:
             site = here[entry.site]
         except KeyError as error:
             raise ApplyError(f"the plan names {entry.site!r}, which is no site of this model: {error}") from None
-        if entry.shape != site.shape:
-            raise ApplyError(f"{site.title}: the plan was made for {entry.shape[0]}×{entry.shape[1]}")
+        if site.name in seen:
+            raise ApplyError(f"{site.title}: the plan has two entries for it")
+        seen.add(site.name)
+        if (entry.shape, entry.groups) != (site.shape, site.groups):
+            was = f"{entry.shape[0]}×{entry.shape[1]}" + (f", {entry.groups} groups" if entry.groups != 1 else "")
+            raise ApplyError(f"{site.title}: the plan was made for {was}")
         if entry.form not in site.forms:
             possible = ", ".join(sorted(site.forms))
             raise ApplyError(f"{site.title}: form {entry.form} is not possible here ({possible}). {site.note}".strip())
@@ -102,12 +106,26 @@ def _check(plan: Plan, here: SiteList) -> None:
                 f"{site.title}: rank {entry.rank} was asked; {entry.form} allows 1 to {site.max_rank(entry.form)}"
             )
 
+        if entry.form is not Form.KEEP and site.layer.has_bias and not entry.bias:
+            raise ApplyError(f"{site.title}: the layer has a bias, which the plan's entry would drop: set bias to true")
+
+
+def _check_method(root: nn.Module, plan: Plan, here: SiteList, method: Method) -> None:
+    with split_attention(root):
+        for entry in plan.changed:
+            site = here[entry.site]
+            known = None if plan.statistics is None else plan.statistics.sites.get(site.name)
+            weight = site.weight(root)
+            if weight.is_meta:
+                raise ApplyError(f"{site.title}: not materialised (on the meta device); load weights first")
+            offered = entry.form in method.forms
+            if not offered or method.decompose(site, entry.form, weight, known, site.bias(root)) is None:
+                raise ApplyError(f"{site.title}: method {method.name!r} does not offer form {entry.form} here")
+
 
 def _factor_(root: nn.Module, site: Site, entry: Entry, method: Method, known: SiteStatistics | None) -> None:
     old: Any = root.get_submodule(site.name)
     weight: Tensor = old.weight.detach()
-    if weight.is_meta:
-        raise ApplyError(f"{site.title}: not materialised (on the meta device); load weights first")
     decomposition = method.decompose(site, entry.form, weight, known, site.bias(root))
     if decomposition is None:
         raise ApplyError(f"{site.title}: method {method.name!r} does not offer form {entry.form} here")
@@ -126,10 +144,11 @@ def build(old: Any, site: Site, entry: Entry) -> nn.Module:
     """The empty new layer for ``entry``, with the old one's mode, hooks and ``requires_grad``."""
     new = site.layer.skeleton(old, entry.form, entry.rank, entry.bias)
     new.train(old.training)
-    for name in _HOOKS:
-        getattr(new, name).update(getattr(old, name))
-    for parameter in new.parameters():
-        parameter.requires_grad_(bool(old.weight.requires_grad))
+    carry_hooks_(old, new)
+    new.requires_grad_(bool(old.weight.requires_grad))
+    bias: Any = new.bias
+    if bias is not None and old.bias is not None:
+        bias.requires_grad_(bool(old.bias.requires_grad))
     return new
 
 

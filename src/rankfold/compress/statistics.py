@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import weakref
 from collections.abc import Callable, Mapping
 from contextlib import ExitStack
 from dataclasses import dataclass
@@ -16,6 +15,7 @@ from safetensors.torch import save as to_safetensors
 from torch import Tensor, nn
 
 from rankfold.batches import batches_of, forward, size_of
+from rankfold.compress.absorb import Absorbers
 from rankfold.compress.metric import output_metrics
 from rankfold.costs import evaluating
 from rankfold.files import write_atomically
@@ -107,8 +107,7 @@ def calibrate(
     root = unwrap(model)
     # rows of a site become moments of the smaller side; None until the first call
     moments: dict[str, Moments] = {}
-    absorbers: dict[str, str | None] = {}
-    produced: dict[int, tuple[weakref.ref[Tensor], str]] = {}
+    absorbers = Absorbers()
 
     def watch(site: Site) -> Callable[..., None]:
         def hook(module: nn.Module, args: tuple, kwargs: dict, output: Tensor) -> None:
@@ -120,15 +119,14 @@ def calibrate(
                 groups = rows.shape[0] if rows.dim() == 3 else None
                 moments[site.name] = Moments(rows.shape[-1], groups=groups)
             moments[site.name].update(rows)
-            produced[id(output)] = weakref.ref(output), site.name
+            absorbers.produced(site.name, output)
 
         return hook
 
     def absorb(path: str) -> Callable[..., None]:
         def hook(module: nn.Module, args: tuple) -> None:
-            output, source = produced.get(id(args[0]), (None, "")) if args else (None, "")
-            if output is not None and output() is args[0] and getattr(module, "running_mean", None) is not None:
-                absorbers[source] = path if absorbers.get(source, path) == path else None
+            if args and getattr(module, "running_mean", None) is not None:
+                absorbers.taken(path, args[0])
 
         return hook
 
@@ -143,7 +141,6 @@ def calibrate(
             if isinstance(module, nn.modules.batchnorm._BatchNorm):
                 stack.callback(module.register_forward_pre_hook(absorb(path)).remove)
         for batch in batches_of(data, batch_size, samples):
-            produced.clear()
             forward(root, batch)
             seen += size_of(batch)
             if progress is not None:
@@ -153,7 +150,7 @@ def calibrate(
     metrics = output_metrics(root, data, sites, metric_samples, batch_size, progress) if metric_samples else {}
     reached = {
         site.name: SiteStatistics(
-            moments[site.name], None if site.layer.has_bias else absorbers.get(site.name), metrics.get(site.name)
+            moments[site.name], None if site.layer.has_bias else absorbers.of(site.name), metrics.get(site.name)
         )
         for site in sites.reducible
         if site.name in moments

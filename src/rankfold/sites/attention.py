@@ -9,6 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from rankfold.layers import SplitAttention
+from rankfold.sites.hooks import carry_hooks_
 
 
 def why_not_split(module: nn.MultiheadAttention) -> str | None:
@@ -41,6 +42,7 @@ def split(module: nn.MultiheadAttention) -> SplitAttention:
     out = module.out_proj
     out_bias = None if out.bias is None else out.bias.detach()
     new.add_module("out_proj", _linear(out.weight.detach(), out_bias, out.weight.requires_grad))
+    carry_hooks_(module, new)
     return new.train(module.training)
 
 

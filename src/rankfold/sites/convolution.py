@@ -128,9 +128,14 @@ class ConvLayer:
         return 2 * batch * macs
 
     def skeleton(self, like: Any, form: Form, rank: int, bias: bool) -> nn.Module:
+        return self._ghost(like, form, rank, bias).to_empty(device=like.weight.device)
+
+    def _ghost(self, like: Any, form: Form, rank: int, bias: bool) -> nn.Module:
+        """On the meta device: nothing is initialised, and no random number is drawn."""
         dims = len(self.kernel)
-        factory: dict[str, Any] = {"device": like.weight.device, "dtype": like.weight.dtype}
+        factory: dict[str, Any] = {"device": "meta", "dtype": like.weight.dtype}
         conv: Any = _PLAIN[dims - 1]
+        same: Any = _TRANSPOSED[dims - 1] if self.transposed else conv
         setting = {"stride": like.stride, "padding": like.padding, "dilation": like.dilation}
         setting["padding_mode"] = like.padding_mode
         if self.transposed:
@@ -159,8 +164,8 @@ class ConvLayer:
 
         c_in, c_out = self.channels_in, self.channels_out
         if form is Form.FACTORED:
-            wide, kind = rank * self.groups, type(like) if self.transposed else conv
-            down = kind(c_in, wide, self.kernel, groups=self.groups, bias=False, **setting, **factory)
+            wide = rank * self.groups
+            down = same(c_in, wide, self.kernel, groups=self.groups, bias=False, **setting, **factory)
             return LowRankConv({"down": down, "up": one_by_one(wide, c_out, bias, self.groups)})
         if form is Form.SPATIAL:
             return SpatialConv2d({"down": along(0, c_in, rank), "up": along(1, rank, c_out, bias=bias)})
@@ -171,8 +176,7 @@ class ConvLayer:
         if form is Form.CP:
             lines = {f"line{axis}": along(axis, rank, rank, groups=rank) for axis in range(dims)}
             return CPConv({"down": one_by_one(c_in, rank), **lines, "up": one_by_one(rank, c_out, bias)})
-        kind = type(like) if self.transposed else conv
-        return kind(c_in, c_out, self.kernel, groups=self.groups, bias=bias, **setting, **factory)
+        return same(c_in, c_out, self.kernel, groups=self.groups, bias=bias, **setting, **factory)
 
     @torch.no_grad()
     def write_(self, layer: Any, form: Form, factors: Factors) -> None:

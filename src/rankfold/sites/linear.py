@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import partial
 from math import prod
 from typing import Any
 
@@ -55,10 +56,9 @@ class LinearLayer:
 
     def skeleton(self, like: Any, form: Form, rank: int, bias: bool) -> nn.Module:
         m, n = self.shape
-        weight: Tensor = like.weight
-        if form is Form.FACTORED:
-            return LowRankLinear(n, rank, m, bias=bias, device=weight.device, dtype=weight.dtype)
-        return nn.Linear(n, m, bias=bias, device=weight.device, dtype=weight.dtype)
+        # on the meta device first: nothing is initialised, and no random number is drawn
+        kind = partial(LowRankLinear, n, rank, m) if form is Form.FACTORED else partial(nn.Linear, n, m)
+        return kind(bias=bias, device="meta", dtype=like.weight.dtype).to_empty(device=like.weight.device)
 
     @torch.no_grad()
     def write_(self, layer: Any, form: Form, factors: Factors) -> None:
