@@ -146,10 +146,11 @@ def project(
     values, vectors = eigh(moment.mT)
     values = values.sqrt()
     small = int((values <= _SMALL * values[..., :1]).sum(-1).max()) if values.numel() else 0
-    # with a ridge the spectrum cannot fall that low by noise alone
-    if small and ridge == 0:
-        matrix, side_root = (statistic, wide) if outputs is None else (mirror(moment), None)
-        values, vectors = _refined(values, vectors, small, matrix, side_root)
+    if small and outputs is None:
+        anchored = statistic + ridge * torch.eye(n, dtype=statistic.dtype, device=statistic.device)
+        values, vectors = _refined(values, vectors, small, anchored, wide)
+    elif small:
+        values, vectors = _refined(values, vectors, small, mirror(moment), None)
     return Projection(values, vectors, reduced, basis, triangle, root)
 
 
