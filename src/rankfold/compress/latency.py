@@ -22,11 +22,12 @@ from rankfold.costs import Example, evaluating, once, with_batch
 
 Progress = Callable[[str, int, int], None]
 Measure = Callable[..., Mapping[str, float]]
-Keeps = dict[int, float]  # by resource: a fraction of the dense time
+Ratios = dict[int, float]  # by resource: a fraction of the dense time
 
-ROUNDS = 6
-MARGIN = 0.98  # how much further than needed a limit is tightened
+ROUNDS = 8
+MARGIN = 0.99  # how much further than needed a limit is tightened
 SPARE = 0.9  # of the time allowed: where less is used, more is tried
+CLOSE = 0.03  # scales between which nothing more is tried
 
 
 def paired(
@@ -69,51 +70,52 @@ def meet_latency(
     """The plan that keeps every latency budget of ``resource`` when the whole compressed model is timed.
 
     ``limits`` are on the sums over the sites, whose times do not quite add up to the model's. What they lead to is
-    built and timed beside the original; where it is too slow its limit is tightened by as much, and where more than
-    a tenth of the time is left it is loosened; six times at most. The plan that is returned was in time twice, and
-    says so in its notes. ``measure``: as ``paired``. Attention must not be split, so that the
-    original is timed as it is used. Cost: some seconds for each round; memory: a copy of the model.
+    built and timed beside the original; where it is too slow the limits on latency are tightened, and where more than
+    a tenth of the time is left they are loosened, a few times over. The plan that is returned was in time twice, and
+    says so in its notes. ``measure``: as ``paired``. Attention must not be split, so that the original is timed as it
+    is used. Cost: some seconds for each round; memory: a copy of the model.
 
     Raises ``BudgetError`` with the best that was measured where nothing is fast enough.
     """
     asked = {axis: budget for axis, budget in enumerate(resource) if isinstance(budget, Latency)}
     total = {axis: measure({"dense": root}, example, batch=b.batch)["dense"] for axis, b in asked.items()}
 
-    def solved(keeps: Keeps) -> dict[str, Option]:
-        shift = {axis: (keeps[axis] - budget.keep) * total[axis] for axis, budget in asked.items()}
-        return solve(tuple(limit + shift.get(axis, 0.0) for axis, limit in enumerate(limits)))
+    def solved(scale: float) -> dict[str, Option]:
+        """The choice for ``scale`` times the latency that was asked, though not for more than the dense one."""
+        more = {axis: (min(1.0, scale * b.keep) - b.keep) * total[axis] for axis, b in asked.items()}
+        return solve(tuple(limit + more.get(axis, 0.0) for axis, limit in enumerate(limits)))
 
-    def timed(plan: Plan) -> Keeps:
+    def timed(plan: Plan) -> Ratios:
+        if not plan.changed:
+            return dict.fromkeys(asked, 1.0)
         models = {"dense": root, "compressed": _shaped(root, plan)}
         times = {axis: measure(models, example, batch=budget.batch) for axis, budget in asked.items()}
         return {axis: t["compressed"] / t["dense"] for axis, t in times.items()}
 
-    def in_time(ratios: Keeps) -> bool:
-        return all(ratios[axis] <= budget.keep for axis, budget in asked.items())
+    def taken(ratios: Ratios) -> float:
+        """The part of the time allowed that is taken."""
+        return max(ratios[axis] / budget.keep for axis, budget in asked.items())
 
-    keeps = {axis: budget.keep for axis, budget in asked.items()}
     passed, best = None, dict.fromkeys(asked, math.inf)
+    scale, fast, slow = 1.0, 0.0, 1.1 / min(budget.keep for budget in asked.values())
     for turn in range(ROUNDS):
-        wanted = keeps
-        picked, keeps = _tightest(solved, wanted)
+        picked, reached = _reached(solved, scale)
         plan = write(picked)
         ratios = timed(plan)
-        if in_time(ratios):
+        if taken(ratios) <= 1:
             again = timed(plan)
             ratios = {axis: max(ratios[axis], again[axis]) for axis in asked}
         tell("measuring latency", turn + 1, ROUNDS)
-        best = min(best, ratios, key=lambda r: max(r[axis] / budget.keep for axis, budget in asked.items()))
-        if in_time(ratios):
-            passed = plan, ratios
-            used = {axis: ratios[axis] / budget.keep for axis, budget in asked.items()}
-            if max(used.values()) > SPARE or all(keep >= 1 for keep in keeps.values()):
-                break
-            keeps = {axis: min(1.0, MARGIN * keeps[axis] / used[axis]) for axis in asked}
-        elif passed is not None or keeps != wanted:
-            break  # looser was too slow, or nothing tighter can be had
+        best = min(best, ratios, key=taken)
+        if taken(ratios) <= 1:
+            passed, fast, done = (plan, ratios), reached, taken(ratios) > SPARE
         else:
-            over = {axis: ratios[axis] / budget.keep for axis, budget in asked.items()}
-            keeps = {axis: keeps[axis] * (MARGIN / over[axis] if over[axis] > 1 else 1.0) for axis in asked}
+            slow, done = reached, reached > scale  # where that is the least, nothing can be faster
+        if done or slow - fast < CLOSE:
+            break
+        scale = _next_scale(reached, [(budget.keep, ratios[axis]) for axis, budget in asked.items()])
+        if not fast < scale < slow:
+            scale = (fast + slow) / 2
     if passed is None:
         raise BudgetError(
             f"the latency budget cannot be met on this machine: asked {_said(asked, {})}, the fastest that was "
@@ -121,6 +123,20 @@ def meet_latency(
         )
     plan, ratios = passed
     return replace(plan, notes=(f"measured latency: {_said(asked, ratios)}", *plan.notes))
+
+
+def _next_scale(scale: float, met: Sequence[tuple[float, float]]) -> float:
+    """What should lead to the latency that was asked, if as large a part of what is planned is reached as before.
+
+    ``met``: (asked, measured) fractions of the dense time; the one that is furthest above decides.
+    """
+    asked, measured = max(met, key=lambda pair: pair[1] / pair[0])
+    planned = min(1.0, scale * asked)
+    if measured < 1 and asked < 1:
+        planned = 1 - (1 - planned) * (1 - asked) / (1 - measured)
+    else:
+        planned *= asked / measured
+    return MARGIN * planned / asked
 
 
 def _shaped(root: nn.Module, plan: Plan) -> nn.Module:
@@ -134,18 +150,18 @@ def _shaped(root: nn.Module, plan: Plan) -> nn.Module:
     return small
 
 
-def _tightest(solved: Callable[[Keeps], dict[str, Option]], keeps: Keeps) -> tuple[dict[str, Option], Keeps]:
-    """The choice for ``keeps``, or, where these are predicted to be out of reach, for the least that is not.
+def _reached(solved: Callable[[float], dict[str, Option]], scale: float) -> tuple[dict[str, Option], float]:
+    """(choice, scale): for ``scale``, or, where that is predicted to be out of reach, for the least that is not.
 
     Raises the ``BudgetError`` where even the dense time is not enough: another budget is in the way.
     """
     try:
-        return solved(keeps), keeps
+        return solved(scale), scale
     except BudgetError:
-        low, high = keeps, dict.fromkeys(keeps, 1.0)
+        low, high = scale, math.inf
         picked = solved(high)
-    for _ in range(8):
-        middle = {axis: (low[axis] + high[axis]) / 2 for axis in keeps}
+    for _ in range(10):
+        middle = (low + high) / 2 if high < math.inf else max(1.0, 2 * low)
         try:
             picked, high = solved(middle), middle
         except BudgetError:
@@ -153,7 +169,7 @@ def _tightest(solved: Callable[[Keeps], dict[str, Option]], keeps: Keeps) -> tup
     return picked, high
 
 
-def _said(asked: Mapping[int, Latency], ratios: Keeps) -> str:
+def _said(asked: Mapping[int, Latency], ratios: Ratios) -> str:
     return ", ".join(
         f"{ratios.get(axis, budget.keep):.3g} of dense at batch {budget.batch}" for axis, budget in asked.items()
     )
