@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from typing import Any
 
 import torch
@@ -51,15 +51,34 @@ def logits_of(output: Any) -> Tensor:
     )
 
 
-def moved(value: Any, device: torch.device, dtype: torch.dtype | None = None) -> Any:
-    """Every tensor inside ``value`` on ``device``, and floating ones in ``dtype`` where it is given."""
+def mapped(value: Any, change: Callable[[Tensor], Tensor]) -> Any:
+    """``value`` with every tensor inside changed; mappings become dicts, tuples and lists keep their type."""
     if isinstance(value, Tensor):
-        return value.to(device, dtype) if dtype is not None and value.is_floating_point() else value.to(device)
+        return change(value)
     if isinstance(value, Mapping):
-        return {key: moved(item, device, dtype) for key, item in value.items()}
+        return {key: mapped(item, change) for key, item in value.items()}
     if isinstance(value, tuple | list):
-        return type(value)(moved(item, device, dtype) for item in value)
+        items = [mapped(item, change) for item in value]
+        return type(value)(*items) if hasattr(value, "_fields") else type(value)(items)
     return value
+
+
+def tensors_in(value: Any) -> Iterator[Tensor]:
+    """Every tensor inside ``value``, in order."""
+    if isinstance(value, Tensor):
+        yield value
+    elif isinstance(value, Mapping | tuple | list):
+        for item in value.values() if isinstance(value, Mapping) else value:
+            yield from tensors_in(item)
+
+
+def moved(value: Any, device: torch.device | str, dtype: torch.dtype | None = None) -> Any:
+    """Every tensor inside ``value`` on ``device``, and floating ones in ``dtype`` where it is given."""
+
+    def move(x: Tensor) -> Tensor:
+        return x.to(device, dtype) if dtype is not None and x.is_floating_point() else x.to(device)
+
+    return mapped(value, move)
 
 
 def forward(model: nn.Module, batch: Any) -> Any:
@@ -75,9 +94,9 @@ def forward(model: nn.Module, batch: Any) -> Any:
 def size_of(batch: Any) -> int:
     """How many samples a batch holds: the first axis of its first tensor."""
     args, kwargs = arguments(batch)
-    for value in (*args, *kwargs.values()):
-        if isinstance(value, Tensor) and value.dim():
-            return value.shape[0]
+    for tensor in tensors_in((args, kwargs)):
+        if tensor.dim():
+            return tensor.shape[0]
     raise TypeError(f"a batch of {type(batch).__name__} holds no tensor with a batch axis")
 
 
@@ -114,10 +133,4 @@ def _batches(data: Any, batch_size: int) -> Iterable[Any]:
 
 
 def _first(value: Any, count: int, size: int) -> Any:
-    if isinstance(value, Tensor):
-        return value[:count] if value.dim() and value.shape[0] == size else value
-    if isinstance(value, Mapping):
-        return {key: _first(item, count, size) for key, item in value.items()}
-    if isinstance(value, tuple | list):
-        return type(value)(_first(item, count, size) for item in value)
-    return value
+    return mapped(value, lambda x: x[:count] if x.dim() and x.shape[0] == size else x)

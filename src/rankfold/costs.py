@@ -19,8 +19,10 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 from torch.nn.attention import SDPBackend, sdpa_kernel
+from torch.nn.parameter import UninitializedParameter
 from torch.utils.flop_counter import FlopCounterMode
 
+from rankfold.batches import mapped, moved, tensors_in
 from rankfold.sites import Call, Form, Site, SiteList, split_attention, unwrap
 
 
@@ -56,18 +58,18 @@ class Example:
             args, kwargs = (), dict(example)
         else:
             args, kwargs = (tuple(example) if isinstance(example, tuple | list) else (example,)), {}
-        tensors = [x for x in (*args, *kwargs.values()) if isinstance(x, Tensor)]
+        tensors = list(tensors_in((args, kwargs)))
         if not tensors:
             raise ValueError("the example input holds no tensor: give a tensor, a tuple of arguments or a dict")
         return cls(args, kwargs, tensors[0].shape[0] if tensors[0].dim() else 1)
 
     def to(self, device: torch.device | str, dtype: torch.dtype | None = None) -> Example:
-        def move(x: Any) -> Any:
-            if not isinstance(x, Tensor):
-                return x
-            return x.to(device, dtype) if dtype is not None and x.is_floating_point() else x.to(device)
+        return Example(moved(self.args, device, dtype), moved(self.kwargs, device, dtype), self.samples)
 
-        return Example(tuple(map(move, self.args)), {k: move(v) for k, v in self.kwargs.items()}, self.samples)
+    def fitting(self, model: nn.Module) -> Example:
+        """On the model's device and in its floating dtype."""
+        parameter = next((p for p in model.parameters() if p.is_floating_point()), None)
+        return self if parameter is None else self.to(parameter.device, parameter.dtype)
 
 
 @contextmanager
@@ -113,20 +115,25 @@ def trace(model: nn.Module, example: Any, sites: SiteList | None = None) -> tupl
         ghost = copy.deepcopy(model).to("meta")
         with evaluating(ghost), split_attention(ghost), warnings.catch_warnings():
             warnings.simplefilter("ignore")
-            flops, calls = _count(ghost, example.to("meta"), sites)
+            flops, calls = _count(ghost, example.fitting(ghost).to("meta"), sites)
     except (NotImplementedError, RuntimeError, TypeError, ValueError):
         parameter = next(model.parameters(), None)
         if parameter is not None and parameter.is_meta:
             raise
-        place = parameter.device if parameter is not None else torch.device("cpu")
         with evaluating(model), split_attention(model):
-            flops, calls = _count(model, example.to(place), sites)
+            flops, calls = _count(model, example.fitting(model), sites)
     return flops // example.samples, calls
 
 
 def storage(model: nn.Module) -> tuple[int, int]:
-    """(parameters, bytes of parameters and buffers) of a model; shared tensors count once."""
+    """(parameters, bytes of parameters and buffers) of a model; shared tensors count once.
+
+    Raises ``ValueError`` for a parameter that has no shape yet.
+    """
     model = unwrap(model)
+    for name, parameter in model.named_parameters():
+        if isinstance(parameter, UninitializedParameter):
+            raise ValueError(f"{name} has no shape yet: run the model once first (lazy module)")
     params = sum(p.numel() for p in model.parameters())
     return params, sum(t.numel() * t.element_size() for t in (*model.parameters(), *model.buffers()))
 
@@ -149,12 +156,12 @@ def with_batch(example: Any, batch: int) -> Example:
     """The example repeated or cut to ``batch`` samples along the first axis of each of its batched tensors."""
     example = Example.of(example)
 
-    def resize(x: Any) -> Any:
-        if not isinstance(x, Tensor) or not x.dim() or x.shape[0] != example.samples:
+    def resize(x: Tensor) -> Tensor:
+        if not x.dim() or x.shape[0] != example.samples:
             return x
         return x[torch.arange(batch, device=x.device) % example.samples]
 
-    return Example(tuple(map(resize, example.args)), {k: resize(v) for k, v in example.kwargs.items()}, batch)
+    return Example(mapped(example.args, resize), mapped(example.kwargs, resize), batch)
 
 
 def latencies(
@@ -182,7 +189,7 @@ def latencies(
 def once(model: nn.Module, example: Example) -> float:
     """Seconds of one forward, waiting for an accelerator where there is one."""
     device = next((p.device for p in model.parameters()), torch.device("cpu"))
-    example = example.to(device)
+    example = example.fitting(model)
     wait = torch.cuda.synchronize if device.type == "cuda" else (lambda: None)
     wait()
     start = time.perf_counter()

@@ -78,7 +78,7 @@ def plan(
         raise ValueError(f"{needs} needs data: give data=, or use method='truncate' with another rule")
     first = _example(root, data) if example is None else Example.of(example)
     before = model_cost(root, first)
-    _, calls = trace(root, first, found)
+    whole, calls = trace(root, replace(first, samples=1), found)  # FLOPs of the example with all its samples
     statistics = calibration.statistics if method.needs_data else None
     if method.needs_data and statistics is None:
         statistics = calibrate(
@@ -102,7 +102,7 @@ def plan(
     def write(picked: Mapping[str, Option], notes: Sequence[str] = ()) -> Plan:
         entries = _entries(found, candidates, picked, counter, statistics)
         return Plan(
-            entries, budgets, method.name, rule.name, mark, before, _after(before, found, entries, counter),
+            entries, budgets, method.name, rule.name, mark, before, _after(before, whole, found, entries, counter),
             {"data": calibration.name, "samples": 0 if statistics is None else statistics.samples, **asdict(rule)},
             found.left_out, (*notes, *_notes(statistics, counter, found)), statistics=statistics,
         )  # fmt: skip
@@ -223,12 +223,15 @@ def _why_kept(site: Site, candidates: Candidates) -> str:
     return "" if candidates.get(site.name) else f"this method does not factor a {site.kind} of this setting"
 
 
-def _after(before: Cost, found: SiteList, entries: Sequence[Entry], counter: Counter) -> Cost:
+def _after(before: Cost, whole: int, found: SiteList, entries: Sequence[Entry], counter: Counter) -> Cost:
+    """``whole``: FLOPs of the dense model for all samples of the example, so that only their sum is rounded."""
     after = before
     for site, entry in zip(found, entries, strict=True):
-        dense = counter.cost(site, Form.KEEP, 0, site.layer.has_bias)
-        after = after - dense + counter.cost(site, entry.form, entry.rank, entry.bias)
-    return after
+        after = after - counter.cost(site, Form.KEEP, 0, site.layer.has_bias)
+        after = after + counter.cost(site, entry.form, entry.rank, entry.bias)
+        calls = counter.calls.get(site.name, ())
+        whole += site.layer.flops(entry.form, entry.rank, calls) - site.layer.flops(Form.KEEP, 0, calls)
+    return replace(after, flops=whole // counter.samples)
 
 
 def _notes(statistics: Statistics | None, counter: Counter, found: SiteList) -> tuple[str, ...]:
