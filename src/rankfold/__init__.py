@@ -2,6 +2,7 @@
 
 # ruff: noqa: F405  # the names come from rankfold.api
 
+import importlib
 import sys
 from types import ModuleType
 from typing import TYPE_CHECKING, Any
@@ -58,9 +59,7 @@ class _Package(ModuleType):
 
     def __getattribute__(self, name: str) -> Any:
         if name in super().__getattribute__("__all__"):
-            from rankfold import api
-
-            return getattr(api, name)
+            return getattr(importlib.import_module("rankfold.api"), name)
         return super().__getattribute__(name)
 
 

@@ -154,7 +154,7 @@ class Trial:
     def _originals(self) -> tuple[list[Tensor], Callable[[Tensor, Tensor], Tensor]]:
         """For every sample what its loss compares with, and the loss."""
         targets: list[Tensor] = [torch.empty(0)] * len(self.samples)
-        losses = _divergence
+        losses: Callable[[Tensor, Tensor], Tensor] = _divergence
         for group in alike(self.samples, CHUNK):
             batch = join([self.samples[index] for index in group])
             args, kwargs = arguments(batch)

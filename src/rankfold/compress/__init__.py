@@ -1,0 +1,1 @@
+"""Making a trained network smaller: methods, rank rules, budgets, plans, repair."""
