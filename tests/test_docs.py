@@ -1,0 +1,161 @@
+"""README, docs and examples: code runs, commands parse, links lead somewhere, and no public name is forgotten."""
+
+from __future__ import annotations
+
+import re
+import runpy
+import shlex
+import sys
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import pytest
+import typer.main
+
+import rankfold
+from rankfold.cli.main import app
+
+ROOT = Path(__file__).parent.parent
+PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
+EXAMPLES = sorted((ROOT / "examples").glob("*.py"))
+QUICK = ["compress_your_own_model.py", "look_at_spectra.py"]
+
+
+@dataclass(frozen=True)
+class Block:
+    """A fenced block: the words behind the fence, the text inside, and the line on which the text begins."""
+
+    info: tuple[str, ...]
+    text: str
+    line: int
+
+
+def blocks(text: str) -> Iterator[Block]:
+    lines = iter(enumerate(text.splitlines(), start=1))
+    for number, line in lines:
+        if not (opening := re.match(r" {0,3}(`{3,}|~{3,})\s*(.*)", line)):
+            continue
+        inside = []
+        for _, inner in lines:
+            if inner.strip().startswith(opening[1]):
+                break
+            inside.append(inner)
+        yield Block(tuple(opening[2].split()), "\n".join(inside) + "\n", number + 1)
+
+
+def runnable(page: Path) -> list[tuple[Block, str | None]]:
+    """The blocks to run, and what each must print where a block ``text output`` follows."""
+    found = list(blocks(page.read_text(encoding="utf-8")))
+    return [
+        (block, after.text if after is not None and after.info == ("text", "output") else None)
+        for block, after in zip(found, [*found[1:], None])
+        if block.info == ("python",)
+    ]
+
+
+def commands(text: str) -> Iterator[list[str]]:
+    """The words after ``rankfold`` of every command in a console or shell block; a backslash continues a line."""
+    for block in blocks(text):
+        if not block.info or block.info[0] not in ("console", "bash", "sh", "shell"):
+            continue
+        for line in block.text.replace("\\\n", " ").splitlines():
+            if block.info[0] == "console" and not line.startswith("$ "):
+                continue
+            for part in line.removeprefix("$ ").split("&&"):
+                words = shlex.split(part, comments=True)
+                if words and Path(words[0]).name == "rankfold":
+                    yield words[1:]
+
+
+def parse(words: list[str]) -> None:
+    """What the command line does with these words before it runs a verb; raises its own usage errors."""
+    group: Any = typer.main.get_command(app)
+    asks_help = "--help" in words
+    words = [word for word in words if word != "--help"]
+    if words and words[0] in group.commands:
+        group.commands[words[0]].make_context(words[0], words[1:], resilient_parsing=asks_help)
+    else:
+        group.make_context("rankfold", words, resilient_parsing=asks_help)
+
+
+@pytest.mark.parametrize("page", [page for page in PAGES if runnable(page)], ids=lambda page: page.stem)
+def test_code_of_a_page_runs(
+    page: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    names: dict[str, Any] = {"__name__": page.stem}
+    for block, expected in runnable(page):
+        code = compile("\n" * (block.line - 1) + block.text, str(page), "exec")
+        exec(code, names)
+        printed = capsys.readouterr().out
+        assert expected is None or printed == expected, f"{page.name}, line {block.line}, printed:\n{printed}"
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.stem)
+def test_commands_of_a_page_parse(page: Path) -> None:
+    for words in commands(page.read_text(encoding="utf-8")):
+        parse(words)
+
+
+def test_a_wrong_command_is_noticed() -> None:
+    page = "```console\n$ .venv/bin/rankfold plan resnet20 --budjet flops=0.5 \\\n    -o plan.json\n```\n"
+    (words,) = commands(page)
+    with pytest.raises(Exception, match="budjet"):
+        parse(words)
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.stem)
+def test_links_of_a_page_lead_somewhere(page: Path) -> None:
+    text = re.sub(r"(?ms)^(```|~~~).*?^\1", "", page.read_text(encoding="utf-8"))
+    for target in re.findall(r"\]\(([^)\s]+)\)|<img[^>]* src=\"([^\"]+)\"", text):
+        link = target[0] or target[1]
+        if re.match(r"[a-z]+:", link):
+            continue
+        path, _, anchor = link.partition("#")
+        file = page if not path else page.parent / path
+        assert file.exists(), f"{page.name}: {link}"
+        if anchor:
+            assert anchor in headings(file), f"{page.name}: {link}"
+
+
+def headings(file: Path) -> set[str]:
+    """The anchors that forges make of headings."""
+    found = re.findall(r"(?m)^#+ +(.+?) *$", file.read_text(encoding="utf-8"))
+    return {re.sub(r"[^\w\- ]", "", heading.lower()).replace(" ", "-") for heading in found}
+
+
+def test_every_public_name_has_its_page() -> None:
+    text = (ROOT / "docs" / "index.md").read_text(encoding="utf-8")
+    rows = re.findall(r"(?m)^\| (`.*?) \| (.*) \|$", text.partition("## Public names")[2])
+    named = [name for names, _ in rows for name in re.findall(r"`(\w+)`", names)]
+    assert sorted(named) == sorted(rankfold.__all__)
+    for names, links in rows:
+        pages = "\n".join(
+            (ROOT / "docs" / link).read_text(encoding="utf-8") for link in re.findall(r"\((.+?)\)", links)
+        )
+        missing = [name for name in re.findall(r"`(\w+)`", names) if not re.search(rf"\b{name}\b", pages)]
+        assert not missing, links
+
+
+def test_every_verb_and_option_is_explained() -> None:
+    text = (ROOT / "docs" / "command-line.md").read_text(encoding="utf-8")
+    group: Any = typer.main.get_command(app)
+    for name, verb in group.commands.items():
+        assert f"## {name}\n" in text, name
+        for parameter in verb.params:
+            long = [option for option in parameter.opts if option.startswith("--")]
+            assert not long or any(option in text for option in parameter.opts), (name, parameter.opts)
+
+
+@pytest.mark.parametrize("name", QUICK)
+def test_example_runs(name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(sys, "argv", [name])
+    runpy.run_path(str(ROOT / "examples" / name), run_name="__main__")
+
+
+def test_every_example_is_named_in_the_readme() -> None:
+    text = (ROOT / "README.md").read_text(encoding="utf-8")
+    assert [file.name for file in EXAMPLES if f"examples/{file.name}" not in text] == []
