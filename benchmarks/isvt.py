@@ -7,7 +7,7 @@ Two parts, in one run:
 steps     the first `--steps` steps, taken in turns: plainly (for every layer its truncated weight is put in place and
           all samples go through the network) and by rankfold; both must choose the same layer and the same rank
 complete  rankfold down to `--keep` of the parameters, then the accuracy on the validation split, without any
-          training: as truncated, and with BatchNorm statistics measured again on training images
+          training: as truncated, and with BatchNorm statistics corrected on training images
 
 The plain way costs the same at every step, so its time for the complete run is the number of steps times its mean.
 """
@@ -127,7 +127,7 @@ def complete(model: nn.Module, data, keep: float, rule: Iterative, clock: Callab
     seconds = clock() - begun
     small = apply_(copy.deepcopy(model), result)
     truncated = evaluate(small, data.validation).accuracy
-    reestimate_(small, data.train, samples=2048)
+    reestimate_(small, model, data.train)
     return {
         "seconds": seconds,
         "steps": len(times) - len(sites(model).reducible),
@@ -136,7 +136,7 @@ def complete(model: nn.Module, data, keep: float, rule: Iterative, clock: Callab
         "validation accuracy": {
             "dense": evaluate(model, data.validation).accuracy,
             "truncated": truncated,
-            "BatchNorm measured again": evaluate(small, data.validation).accuracy,
+            "BatchNorm corrected": evaluate(small, data.validation).accuracy,
         },
         "ranks": {entry.site: entry.rank for entry in result.changed},
     }

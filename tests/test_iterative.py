@@ -167,7 +167,7 @@ def residual(seed=0, samples=24, labelled=True):
 
 
 @given(st.integers(0, 1000), st.integers(20, 60), st.floats(0.4, 0.8), st.booleans())
-@settings(max_examples=5)
+@settings(max_examples=4)
 def test_steps_are_those_of_plain_forward_passes(seed, step, keep, labelled):
     model, batch = residual(seed, labelled=labelled)
     task = problem(model, batch, keep)
@@ -441,5 +441,5 @@ def test_outputs_beyond_the_memory_are_computed_again(monkeypatch):
     model, batch = residual(0)
     task, samples = problem(model, batch, 0.5), singles(batch)
     expected = task.steps(samples, 40)
-    monkeypatch.setattr("rankfold.compress.replay.MEMORY", 20_000)
+    monkeypatch.setattr("rankfold.compress.trial.MEMORY", 20_000)
     assert task.steps(samples, 40) == expected
