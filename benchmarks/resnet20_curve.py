@@ -2,9 +2,9 @@
 
     python benchmarks/resnet20_curve.py WEIGHTS --out curve.json [--kept 0.3 0.5] [--methods project] [--rules optimal]
 
-2,048 calibration images; BatchNorm corrected relative to the original on 512 of them. Every row is printed with its
-accuracy on the validation images (which the published network was trained on) and on the test split; nothing is chosen
-by either. Resumable: rows that OUT holds already are not measured again.
+2,048 calibration images; BatchNorm corrected relative to the original on 512 of them. Accuracy is that on the test
+split, or on its first --images; nothing is chosen by it. (The published network was trained on every image that could
+serve for validation: it answers 99.8 % of them.) Resumable: rows that OUT holds already are not measured again.
 """
 
 from __future__ import annotations
@@ -28,11 +28,13 @@ def main() -> None:
     parser.add_argument("--kept", type=float, nargs="+", default=[0.3, 0.5, 0.7])
     parser.add_argument("--methods", nargs="+", default=["project", "truncate", "tucker", "cp"])
     parser.add_argument("--rules", nargs="+", default=["optimal", "local", "global", "iterative"])
+    parser.add_argument("--images", type=int, default=10_000, help="of the test split")
     parser.add_argument("--threads", type=int, default=2)
     given = parser.parse_args()
     torch.set_num_threads(given.threads)
 
     data = zoo.load_data("cifar10")
+    test = data.test.subset(torch.arange(given.images))
     original = zoo.model("resnet20")
     zoo.load_weights(original, given.weights)
     original.eval()
@@ -54,7 +56,6 @@ def main() -> None:
                     statistics = plan.statistics or statistics
                     model = rf.apply_(copy.deepcopy(original), plan)
                     seconds = time.perf_counter() - start
-                    bare = rf.evaluate(model, data.test).accuracy
                     rf.reestimate_(model, original, data.train, samples=512)
                     row = {
                         "method": method,
@@ -62,9 +63,8 @@ def main() -> None:
                         "asked": kept,
                         "flops": plan.after.flops / plan.before.flops,
                         "params": plan.after.params / plan.before.params,
-                        "validation": rf.evaluate(model, data.validation).accuracy,
-                        "test": rf.evaluate(model, data.test).accuracy,
-                        "test_without_correction": bare,
+                        "accuracy": rf.evaluate(model, test).accuracy,
+                        "images": given.images,
                         "seconds": seconds,
                     }
                 rows.append(row)
