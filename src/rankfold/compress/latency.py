@@ -119,7 +119,7 @@ def meet_latency(
     if passed is None:
         raise BudgetError(
             f"the latency budget cannot be met on this machine: asked {_said(asked, {})}, the fastest that was "
-            f"measured took {_said(asked, best)}; small layers gain nothing: allow more, or a larger batch"
+            f"measured took {_said(asked, best)}; the rest of the model takes its time whatever the ranks: allow more"
         )
     plan, ratios = passed
     return replace(plan, notes=(f"measured latency: {_said(asked, ratios)}", *plan.notes))
@@ -160,7 +160,7 @@ def _reached(solved: Callable[[float], dict[str, Option]], scale: float) -> tupl
     except BudgetError:
         low, high = scale, math.inf
         picked = solved(high)
-    for _ in range(10):
+    for _ in range(6):
         middle = (low + high) / 2 if high < math.inf else max(1.0, 2 * low)
         try:
             picked, high = solved(middle), middle

@@ -14,8 +14,6 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-MEMORY = 2 << 30  # bytes of outputs that one tape keeps; what is beyond is computed again
-
 
 class ReplayError(RuntimeError):
     """The model calls its modules in another order than on the tape."""
@@ -50,10 +48,12 @@ class Replay:
     """Stands in front of every module of ``root`` within a ``with`` block, in eval mode and without gradients.
 
     On leaving, every module has its own ``forward`` back. Exact wherever a module's output depends on nothing but its
-    arguments and parameters; extra memory: the outputs of all modules, up to 2 GiB for each tape.
+    arguments and parameters; extra memory: the outputs of all modules, up to ``memory`` bytes for each tape. What is
+    beyond is computed again.
     """
 
-    def __init__(self, root: nn.Module) -> None:
+    def __init__(self, root: nn.Module, memory: int = 1 << 30) -> None:
+        self.memory = memory
         self.modules = [m for m in root.modules() if not isinstance(m, torch.jit.ScriptModule)]
         self._own: list[tuple[nn.Module, Any]] = []
         self._written_to: set[nn.Module] = set()  # modules whose output is changed in place by what follows
@@ -139,7 +139,7 @@ class Replay:
         call.end = len(calls)
         tensors = _tensors(output)
         size = sum(t.numel() * t.element_size() for t in tensors or ())
-        if tensors is not None and self._bytes + size <= MEMORY:
+        if tensors is not None and self._bytes + size <= self.memory:
             self._bytes += size
             call.size = size
             call.output = _copied(output) if module in self._written_to else output

@@ -23,6 +23,7 @@ from rankfold.compress.sampling import alike, join
 from rankfold.sites import Form
 
 CHUNK = 32  # samples that go through at once on a processor: more do not stay in its caches
+MEMORY = 2 << 30  # bytes of recorded outputs in all
 
 
 @dataclass
@@ -140,6 +141,7 @@ class Trial:
             args, kwargs = arguments(join([ordered[position] for position in group]))
             target = torch.cat([self._targets[index] for index in indices])
             chunks.append(Chunk(indices, *self._laid_out(args, kwargs), target))
+        self.replay.memory = MEMORY // len(chunks)
         return chunks
 
     def _laid_out(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> tuple[tuple[Any, ...], dict[str, Any]]:
