@@ -32,10 +32,8 @@ def test_every_form_of_every_layer_kind_computes_what_its_factors_say(case: Case
 def exact_factors(site: Site, form: Form, weight: torch.Tensor) -> Factors:
     """Factors at full rank straight from torch, without any method."""
     if form is Form.TUCKER:
-        up, down = (
-            torch.linalg.qr(torch.randn(size, size, dtype=weight.dtype)).Q
-            for size in (weight.shape[0], weight.shape[1])
-        )
+        unfolded = (weight.flatten(1), weight.transpose(0, 1).flatten(1))
+        up, down = (torch.linalg.svd(matrix, full_matrices=False).U for matrix in unfolded)
         return Factors((down.T, torch.einsum("op,oc...,cq->pq...", up, weight, down), up))
     matrix = site.layer.geometry(form).matrix(weight)
     if form is Form.DENSE:

@@ -57,24 +57,30 @@ class Canonical:
 
     def _at(self, rank: int) -> tuple[float, list[Tensor]]:
         if rank not in self._solved:
-            before = backend.get_backend()
-            set_backend("pytorch", local_threadsafe=True)
-            try:
-                with warnings.catch_warnings():
-                    warnings.simplefilter("ignore")  # tensorly warns where it pads singular bases at random
-                    weights, factors = parafac(
-                        self.weight,
-                        rank=rank,
-                        n_iter_max=self.iterations,
-                        init="svd",
-                        tol=1e-7,
-                        random_state=SEED,
-                    )
-            finally:
-                set_backend(before, local_threadsafe=True)
-            factors = [factors[0] * weights, *factors[1:]]
-            self._solved[rank] = (float((self.weight - _compose(factors)).norm()), factors)
+            factors = self._solve(rank)
+            error = float((self.weight - _compose(factors)).norm())
+            smaller = max((r for r in self.grid if r < rank), default=0)
+            if smaller and self._at(smaller)[0] < error:  # the search ended in a worse place than with fewer terms
+                error, fewer = self._at(smaller)
+                factors = [torch.nn.functional.pad(factor, (0, rank - smaller)) for factor in fewer]
+            self._solved[rank] = error, factors
         return self._solved[rank]
+
+    def _solve(self, rank: int) -> list[Tensor]:
+        """(size, rank) for each axis; zeros where a normal equation is singular, as for a zero kernel."""
+        before = backend.get_backend()
+        set_backend("pytorch", local_threadsafe=True)
+        try:
+            with warnings.catch_warnings():
+                warnings.simplefilter("ignore")  # tensorly warns where it pads singular bases at random
+                weights, factors = parafac(
+                    self.weight, rank=rank, n_iter_max=self.iterations, init="svd", tol=1e-7, random_state=SEED
+                )
+        except torch.linalg.LinAlgError:
+            return [self.weight.new_zeros(size, rank) for size in self.weight.shape]
+        finally:
+            set_backend(before, local_threadsafe=True)
+        return [factors[0] * weights, *factors[1:]]
 
     @property
     def errors(self) -> Tensor:

@@ -39,15 +39,15 @@ class Tucker:
         bias: Tensor | None = None,
     ) -> Tuckered:
         layer: Any = site.layer  # a convolution: no other layer offers this form
-        return Tuckered(weight, layer.tucker_ranks)
+        return Tuckered(weight, layer.tucker_ranks, layer.max_rank(form))
 
 
 class Tuckered:
     comparable = False
 
-    def __init__(self, weight: Tensor, pair: Callable[[int], tuple[int, int]]) -> None:
+    def __init__(self, weight: Tensor, pair: Callable[[int], tuple[int, int]], full: int) -> None:
         self.weight = weight.detach().double()
-        self.pair = pair
+        self.pair, self.full = pair, full
 
     @cached_property
     def _core(self) -> Tensor:
@@ -62,7 +62,7 @@ class Tuckered:
     def errors(self) -> Tensor:
         core = self._core
         errors = [core.sum().sqrt()]
-        for rank in range(1, self.weight.shape[0] + 1):
+        for rank in self.ranks:
             r_out, r_in = self.pair(rank)
             errors.append((core[r_out:].sum() + core[:r_out, r_in:].sum()).sqrt())
         return torch.stack(errors)
@@ -74,14 +74,13 @@ class Tuckered:
 
     @property
     def ranks(self) -> Sequence[int]:
-        return range(1, self.weight.shape[0] + 1)
+        return range(1, self.full + 1)
 
     def relative_error(self, rank: int) -> float:
         return relative_weight_error(self.errors, rank)
 
     def factors(self, rank: int) -> Factors:
         r_out, r_in = self.pair(rank)
-        r_out = min(r_out, self.weight[0].numel())
         before = backend.get_backend()
         set_backend("pytorch", local_threadsafe=True)
         try:

@@ -54,13 +54,14 @@ class ConvLayer:
 
     def tucker_ranks(self, rank: int) -> tuple[int, int]:
         """(r_out, r_in) of the Tucker form at ``rank`` output channels: both modes keep the same fraction."""
-        return rank, min(self.channels_in, ceil(rank * self.channels_in / self.channels_out))
+        share = ceil(rank * self.channels_in / self.max_rank(Form.TUCKER))
+        return rank, min(self.channels_in, share, rank * prod(self.kernel))
 
     def max_rank(self, form: Form) -> int:
         if form is Form.SPATIAL:
             return min(self.channels_out * self.kernel[1], self.channels_in * self.kernel[0])
-        if form is Form.TUCKER:
-            return self.channels_out
+        if form is Form.TUCKER:  # of the kernel unfolded along its output channels
+            return min(self.shape)
         if form is Form.CP:
             # a larger CP rank is possible but then costs more than the dense kernel in every case met
             return min(self.channels_out, self.channels_in) * max(self.kernel)
