@@ -9,7 +9,7 @@ from dataclasses import replace
 import numpy as np
 import pytest
 import torch
-from digits import digits, trained
+from digits import digits, tiny, trained
 from torch import nn
 
 import rankfold.pipeline.job as job_module
@@ -124,26 +124,32 @@ def test_another_request_is_refused_by_name(finished, change, named):
     assert before == {path: path.read_bytes() for path in directory.rglob("*") if path.is_file()}
 
 
-def test_restart_replaces_a_run_and_nothing_else(tmp_path):
-    network = trained()
+def test_restart_replaces_a_run_and_nothing_else(tmp_path, monkeypatch):
+    network = tiny()
     compress(network, digits(), "flops=0.5", settings=QUICK, directory=tmp_path)
     (tmp_path / "notes.txt").write_text("mine")
+    monkeypatch.setattr(job_module, "plan", None)
+    with pytest.raises(TypeError):
+        compress(network, digits(), "flops=0.2", settings=QUICK, directory=tmp_path, restart=True)
+    monkeypatch.undo()
+    assert load(tmp_path, tiny()).plan.budgets == (Flops(0.5),)  # until there is another
     result = compress(network, digits(), "flops=0.2", settings=QUICK, directory=tmp_path, restart=True)
     assert result.compressed.flops <= 0.2 * result.before.flops
     assert (tmp_path / "notes.txt").read_text() == "mine"
-    assert load(tmp_path, zoo_model("digits-cnn")).plan.budgets == (Flops(0.2),)
+    assert load(tmp_path, tiny()).plan.budgets == (Flops(0.2),)
 
 
 @pytest.mark.parametrize("restart", [False, True])
 def test_a_directory_with_other_files_is_refused(tmp_path, restart):
     (tmp_path / "thesis.tex").write_text("years")
     with pytest.raises(StoreError, match="no run of rankfold"):
-        compress(trained(), digits(), "flops=0.5", settings=QUICK, directory=tmp_path, restart=restart)
+        compress(tiny(), digits(), "flops=0.5", settings=QUICK, directory=tmp_path, restart=restart)
     assert [path.name for path in tmp_path.iterdir()] == ["thesis.tex"]
 
 
-def test_an_interrupted_run_goes_on_and_ends_with_the_very_same_weights(finished, tmp_path, monkeypatch):
-    network, whole, _ = finished
+def test_an_interrupted_run_goes_on_and_ends_with_the_very_same_weights(tmp_path, monkeypatch):
+    network = tiny()
+    whole = compress(network, digits(), "flops=0.2", settings=TUNED)
     said = []
 
     def stop(sentence: str) -> None:
@@ -156,9 +162,7 @@ def test_an_interrupted_run_goes_on_and_ends_with_the_very_same_weights(finished
     assert not (tmp_path / "result.json").exists()
     monkeypatch.setattr(job_module, "plan", None)  # the plan is not made again
     said.clear()
-    result = compress(
-        network, digits(), "flops=0.2", settings=TUNED, directory=tmp_path, tell=Tell(say=said.append)
-    )
+    result = compress(network, digits(), "flops=0.2", settings=TUNED, directory=tmp_path, tell=Tell(say=said.append))
     assert not any("epoch 1 of 3" in sentence for sentence in said)
     state = whole.model.state_dict()
     assert all(torch.equal(state[name], value) for name, value in result.model.state_dict().items())
@@ -166,15 +170,15 @@ def test_an_interrupted_run_goes_on_and_ends_with_the_very_same_weights(finished
 
 
 def test_a_damaged_result_is_refused_in_one_line(tmp_path):
-    compress(trained(), digits(), "flops=0.5", settings=QUICK, directory=tmp_path)
+    compress(tiny(), digits(), "flops=0.5", settings=QUICK, directory=tmp_path)
     (tmp_path / "result.json").write_text('{"before": 3}')
     with pytest.raises(StoreError, match=r"result\.json: damaged.*restart"):
-        compress(trained(), digits(), "flops=0.5", settings=QUICK, directory=tmp_path)
+        compress(tiny(), digits(), "flops=0.5", settings=QUICK, directory=tmp_path)
 
 
 def test_without_a_directory_nothing_is_written(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
-    result = compress(trained(), replace(digits(), test=None), ["flops=0.5", "params=0.5"], settings=QUICK)
+    result = compress(tiny(), replace(digits(), test=None), ["flops=0.5", "params=0.5"], settings=QUICK)
     assert list(tmp_path.iterdir()) == []
     assert result.finetuned is None
     assert result.split == "validation"
@@ -186,6 +190,15 @@ def test_data_that_do_not_fit_the_model_are_told_before_any_work():
     wrong = replace(digits().train, inputs=digits().train.inputs.repeat(1, 3, 1, 1))
     with pytest.raises(ValueError, match=r"cannot take the data \(one batch is 2×3×8×8\)"):
         compress(trained(), replace(digits(), train=wrong), "flops=0.5", settings=QUICK)
+
+
+def test_an_original_that_knows_its_validation_samples_is_remarked():
+    known = replace(digits(), validation=digits().train.subset(torch.arange(200)))
+    hard = replace(known, test=replace(digits().test, labels=(digits().test.labels + 1) % 10))
+    assert any(
+        "probably trained on" in remark for remark in compress(tiny(), hard, "flops=0.5", settings=QUICK).remarks
+    )
+    assert compress(tiny(), known, "flops=0.5", settings=QUICK).remarks == ()
 
 
 @pytest.mark.parametrize("settings", [{"samples": 0}, {"finetune": -1}])

@@ -37,11 +37,12 @@ def demo(
     from rankfold.cli.printing import count, percent, print_json
     from rankfold.cli.show import print_plan
     from rankfold.cli.talk import Talk
-    from rankfold.pipeline import Settings, Tell, analyse, compress
+    from rankfold.pipeline import Settings, Tell, analyse, check_place, compress
     from rankfold.zoo import load_data
 
     began = time.perf_counter()
     set_threads(threads)
+    check_place(out)
     with Talk() as talk:
         data = load_data("digits")
         talk.say(

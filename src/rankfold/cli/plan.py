@@ -65,6 +65,6 @@ def plan(
         made.save(out)
         talk.say(f"wrote {out}")
     if as_json:
-        print_json(json.loads(made.to_json()))
+        print_json(json.loads(out.read_text(encoding="utf-8")))
     else:
         print_plan(made)

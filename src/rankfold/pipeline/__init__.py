@@ -8,7 +8,7 @@ from rankfold.pipeline.heldout import layer_errors, over_fitted
 from rankfold.pipeline.job import compress, summary
 from rankfold.pipeline.measure import Figures, calibration_part, figures, first_example, held_out
 from rankfold.pipeline.repair import compressed_copy
-from rankfold.pipeline.request import Settings, parsed
+from rankfold.pipeline.request import Settings, check_place, parsed
 from rankfold.pipeline.result import Result
 from rankfold.pipeline.tell import Tell
 
@@ -22,6 +22,7 @@ __all__ = [
     "accuracy_curve",
     "analyse",
     "calibration_part",
+    "check_place",
     "compress",
     "compressed_copy",
     "figures",

@@ -65,7 +65,6 @@ def write_page(
         "fine-tuning": "none" if history is None else f"{len(history.epochs)} epochs",
         "seed": settings.seed,
         "results on": f"the {result.split} split",
-        "curve on": "the validation split, without fine-tuning",
         "remarks": "; ".join(result.remarks) or "none",
     }
     data = report_data(

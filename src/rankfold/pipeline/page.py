@@ -44,6 +44,8 @@ def report_data(
         layers=_layers(original, result.plan, example, errors),
         skipped=result.plan.left_out,
         curve=[CurvePoint(p.label, p.kept_flops, p.kept_params, p.accuracy) for p in points],
+        curve_on=f"the validation split, without fine-tuning; the table above is of the {result.split} split",
+        curve_start=result.validation["before"],
         history=[] if history is None else [epoch.to_dict() for epoch in history.epochs],
         best_epoch=None if history is None else history.best_epoch,
         settings=settings,

@@ -23,14 +23,6 @@ from rankfold.store import StoreError
 from rankfold.train import Recipe
 
 FORMAT = 1
-_WRITTEN = (
-    "plan.json",
-    "plan.statistics.safetensors",
-    "model.safetensors",
-    "manifest.json",
-    "report.html",
-    "result.json",
-)
 
 
 @dataclass(frozen=True)
@@ -103,21 +95,27 @@ def _digest(split: Any) -> str | None:
     return f"{size} labels {hashlib.sha256(labels.long().numpy().tobytes()).hexdigest()[:16]}"
 
 
+def check_place(directory: Path) -> None:
+    """``StoreError`` for a directory in which there is anything else than a run of rankfold."""
+    if directory.exists() and not directory.is_dir():
+        raise StoreError(f"{directory} is a file; give a directory")
+    if (directory / "run" / "request.json").exists() or not directory.exists():
+        return
+    if any(path.name != "run" for path in directory.iterdir()):
+        raise StoreError(f"{directory} is not empty and holds no run of rankfold: give another directory")
+
+
 def claim(directory: Path, request: Mapping[str, Any], restart: bool) -> None:
     """Make ``directory`` the place of this request: new, or the same one again.
 
     Raises ``StoreError`` for a directory with other files in it, and for another request unless ``restart``, which
-    removes what the earlier run wrote and nothing else.
+    forgets how far the earlier run had come.
     """
     file = directory / "run" / "request.json"
-    if directory.exists() and not directory.is_dir():
-        raise StoreError(f"{directory} is a file; give a directory")
-    if not file.exists():
-        if directory.exists() and any(path.name != "run" for path in directory.iterdir()):
-            raise StoreError(f"{directory} is not empty and holds no run of rankfold: give another directory")
-    elif restart:
+    check_place(directory)
+    if file.exists() and restart:
         forget(directory)
-    else:
+    elif file.exists():
         differing = _differing(file, request)
         if differing:
             raise StoreError(
@@ -129,11 +127,9 @@ def claim(directory: Path, request: Mapping[str, Any], restart: bool) -> None:
 
 
 def forget(directory: Path) -> None:
-    """Remove what a run wrote into ``directory``; other files stay."""
-    for name in _WRITTEN:
-        (directory / name).unlink(missing_ok=True)
-    run = directory / "run"
-    for path in sorted((p for p in run.rglob("*") if p.is_file()), key=str):
+    """Remove the state of a run. Its model and report stay until those of the next run replace them, whole."""
+    (directory / "result.json").unlink(missing_ok=True)
+    for path in [path for path in (directory / "run").rglob("*") if path.is_file()]:
         path.unlink()
 
 

@@ -110,7 +110,7 @@ def methods(curve: Sequence[CurvePoint]) -> list[tuple[str, str, int]]:
 def budget_curves(data: ReportData) -> list[tuple[str, Markup]]:
     """Accuracy over the kept fraction, of FLOPs and of parameters: (quantity, picture), one line for each method."""
     accuracies = [point.accuracy for point in data.curve]
-    start = data.before.get("accuracy")
+    start = data.before.get("accuracy") if data.curve_start is None else data.curve_start
     bottom, top = min([*accuracies, start or 1.0], default=0.0), max([*accuracies, start or 0.0], default=1.0)
     margin = 0.06 * (top - bottom) + 0.005
     pictures = []

@@ -48,6 +48,8 @@ class ReportData:
     `flops` (one sample, two per multiply-add), `bytes` to numbers and `latency_ms` to {batch size: milliseconds}.
     `history` holds a mapping per epoch of fine-tuning with `epoch` and any of `train_loss`, `validation_loss`,
     `validation_accuracy`; `best_epoch` is the one whose weights were kept. `skipped`: (name, reason).
+    `curve_on` says on which data the curve was measured, `curve_start` is the accuracy before compression there (None:
+    that of `before`).
     `settings` (what the run was given) and `environment` (where it ran) are shown as they are.
     """
 
@@ -63,3 +65,5 @@ class ReportData:
     best_epoch: int | None = None
     settings: Mapping[str, Any] = field(default_factory=dict)
     environment: Mapping[str, Any] = field(default_factory=dict)
+    curve_on: str = ""
+    curve_start: float | None = None
