@@ -100,6 +100,15 @@ def size_of(batch: Any) -> int:
     raise TypeError(f"a batch of {type(batch).__name__} holds no tensor with a batch axis")
 
 
+def check_rereadable(data: Any) -> None:
+    """``ValueError`` for data that can be read only once, where several passes are needed."""
+    if isinstance(data, Iterator):
+        raise ValueError(
+            f"the data is a {type(data).__name__}, which can be read only once, and several passes are needed: "
+            "give a list of batches, a data set or a loader"
+        )
+
+
 def batches_of(data: Any, batch_size: int = 256, limit: int | None = None) -> Iterator[Any]:
     """Batches of ``data`` up to ``limit`` samples: a data loader, an iterable of batches, a tensor, or samples.
 
