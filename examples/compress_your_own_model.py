@@ -41,7 +41,7 @@ def data(count: int, seed: int) -> TensorDataset:
 
 
 def main() -> None:
-    train, validation, test = data(2000, seed=1), data(500, seed=2), data(500, seed=3)
+    train, validation, test = data(1500, seed=1), data(500, seed=2), data(500, seed=3)
     original = network()
     fit(original, train, validation, rf.Recipe(epochs=3, learning_rate=0.05))  # or load your trained weights
 

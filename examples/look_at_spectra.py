@@ -18,10 +18,10 @@ from rankfold.train import fit
 def main() -> None:
     data = zoo.load_data("digits")
     columns: dict[float, dict[str, rf.Spectrum]] = {}
-    for decay in (0.0, 0.02):
+    for decay in (0.0, 0.03):
         network = zoo.model("digits-cnn")
-        fit(network, data.train, data.validation, rf.Recipe(epochs=3, learning_rate=0.05, weight_decay=decay))
-        rows, found = analyse(network, data.train, samples=512)
+        fit(network, data.train, data.validation, rf.Recipe(3, batch_size=32, learning_rate=0.05, weight_decay=decay))
+        rows, found = analyse(network, data.train, samples=256)
         columns[decay] = {row.site.name: row.spectrum for row in rows}
         print(f"weight decay {decay}: validation accuracy {rf.evaluate(network, data.validation).accuracy:.1%}")
         for row in rows:
