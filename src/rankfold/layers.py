@@ -35,8 +35,8 @@ class LowRankLinear(nn.Module):
     def bias(self) -> Tensor | None:
         return self.up.bias
 
-    def forward(self, x: Tensor) -> Tensor:
-        return self.up(self.down(x))
+    def forward(self, input: Tensor) -> Tensor:  # named as in nn.Linear: callers may
+        return self.up(self.down(input))
 
     def extra_repr(self) -> str:
         return f"in_features={self.in_features}, out_features={self.out_features}, rank={self.rank}"
@@ -54,10 +54,12 @@ class FactoredConv(nn.Module):
     def bias(self) -> Tensor | None:
         return getattr(self.get_submodule("up"), "bias")  # noqa: B009  # a submodule, so its type is unknown
 
-    def forward(self, x: Tensor) -> Tensor:
+    def forward(self, input: Tensor, output_size: list[int] | None = None) -> Tensor:
+        """``output_size`` as in ``nn.ConvTranspose2d``, for a transposed convolution."""
         for stage in self.children():
-            x = stage(x)
-        return x
+            sized = output_size is not None and getattr(stage, "transposed", False)
+            input = stage(input, output_size) if sized else stage(input)
+        return input
 
 
 class LowRankConv(FactoredConv):

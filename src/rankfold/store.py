@@ -9,6 +9,7 @@ The tensors can be read without rankfold: ``….down.weight`` (r, n) and ``….u
 
 from __future__ import annotations
 
+import copy
 import json
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -20,11 +21,12 @@ from safetensors import SafetensorError
 from safetensors.torch import load as from_safetensors
 from safetensors.torch import save as to_safetensors
 from torch import nn
+from torch.nn.parameter import is_lazy
 
-from rankfold.compress.apply import shape_
+from rankfold.compress.apply import ApplyError, shape_
 from rankfold.compress.plan import Plan
 from rankfold.files import sha256, whole, write_together
-from rankfold.sites import unwrap
+from rankfold.sites import Form, unwrap
 
 FORMAT = 1
 _PLAN, _TENSORS, _MANIFEST = "plan.json", "model.safetensors", "manifest.json"
@@ -48,12 +50,15 @@ def save(model: nn.Module, plan: Plan, directory: str | Path, *, notes: Mapping[
     """Save a model that ``plan`` was applied to (fine-tuned or not); returns the directory.
 
     ``notes`` are JSON-able facts to keep (``model``: the name it can be built from, measurements). A crash or a full
-    disk leaves the old model or the new one, whole.
+    disk leaves the old model or the new one, whole. ``StoreError`` if the plan was not applied.
     """
     directory = Path(directory)
     if directory.exists() and not directory.is_dir():
         raise StoreError(f"{directory} is a file; give a directory")
     state, aliases = _tensors(unwrap(model))
+    for entry in plan.changed:
+        if entry.form is not Form.DENSE and f"{entry.site}.up.weight" not in state.keys() | aliases.keys():
+            raise StoreError(f"{entry.site}: {entry.form} in the plan, not in the model: apply the plan first")
     files = {
         _PLAN: plan.to_json().encode(),
         _TENSORS: to_safetensors(state, metadata={"format": "pt", _ALIASES: json.dumps(aliases)}),
@@ -83,6 +88,8 @@ def _tensors(model: nn.Module) -> tuple[dict[str, torch.Tensor], dict[str, str]]
     for name, tensor in model.state_dict().items():
         if not isinstance(tensor, torch.Tensor):
             raise StoreError(f"{name}: state of type {type(tensor).__name__} cannot be saved as a tensor")
+        if is_lazy(tensor):
+            raise StoreError(f"{name}: not initialised (lazy module): run the model once first")
         if tensor.is_meta:
             raise StoreError(f"{name}: not materialised (on the meta device); load weights first")
         key = (tensor.data_ptr(), tuple(tensor.shape), tuple(tensor.stride()))
@@ -129,8 +136,8 @@ def load(directory: str | Path, model: nn.Module) -> Stored:
     """Load a saved model into ``model``, a fresh dense model of the same architecture, in place.
 
     Every file is checked against the manifest first. Parameters take the dtype they were saved in; a model on the meta
-    device is filled. Raises ``StoreError`` with one line that names the file or the tensor. ``rankfold.zoo`` or the
-    user's factory builds the dense model.
+    device is filled. Raises ``StoreError`` with one line that names the file or the tensor, and leaves ``model`` as
+    found. ``rankfold.zoo`` or the user's factory builds the dense model.
     """
     directory = Path(directory)
     manifest, paths = _opened(directory)
@@ -143,14 +150,28 @@ def load(directory: str | Path, model: nn.Module) -> Stored:
     except (SafetensorError, ValueError, KeyError, AttributeError) as error:
         raise StoreError(f"{directory}: damaged or foreign ({error})") from None
     try:
+        _check_fit(shape_(_without_values(unwrap(model)), plan), state, directory)
         shape_(model, plan)
-    except ValueError as error:
+    except ApplyError as error:
         raise StoreError(f"{directory}: saved from another model: {error}") from None
-    _fill_(unwrap(model), state, directory)
+    _fill_(unwrap(model), state)
     return Stored(model, plan, manifest.get("notes", {}))
 
 
-def _fill_(root: nn.Module, state: Mapping[str, torch.Tensor], directory: Path) -> None:
+def _without_values(root: nn.Module) -> nn.Module:
+    """A copy on the meta device, on which a plan is tried; buffers that are not saved stay where they are."""
+    memo: dict[int, Any] = {}
+    for name, tensor in root.state_dict(keep_vars=True).items():
+        if is_lazy(tensor):
+            raise StoreError(f"{name}: not initialised (lazy module): run the model once first")
+        if isinstance(tensor, nn.Parameter):
+            memo[id(tensor)] = nn.Parameter(tensor.detach().to("meta"), tensor.requires_grad)
+        elif isinstance(tensor, torch.Tensor):
+            memo[id(tensor)] = tensor.detach().to("meta")
+    return copy.deepcopy(root, memo)
+
+
+def _check_fit(root: nn.Module, state: Mapping[str, torch.Tensor], directory: Path) -> None:
     here = root.state_dict(keep_vars=True)
     missing, foreign = sorted(here.keys() - state.keys()), sorted(state.keys() - here.keys())
     if missing or foreign:
@@ -158,19 +179,22 @@ def _fill_(root: nn.Module, state: Mapping[str, torch.Tensor], directory: Path) 
             f"{directory}: saved from another model: {len(missing)} tensors are missing ({', '.join(missing[:3])}), "
             f"{len(foreign)} do not belong ({', '.join(foreign[:3])})"
         )
-    for name, tensor in state.items():
-        if here[name].shape != tensor.shape:
+    for name, wanted in here.items():
+        if wanted.shape != state[name].shape:
             raise StoreError(
-                f"{directory}: {name} is {tuple(tensor.shape)}, the model wants {tuple(here[name].shape)}"
+                f"{directory}: {name} is {tuple(state[name].shape)}, the model wants {tuple(wanted.shape)}"
             )
-    _make_room_(root, {id(tensor): state[name] for name, tensor in here.items()})
-    root.load_state_dict(dict(state))
-    hollow = [name for name, buffer in root.named_buffers() if buffer.is_meta]
+    hollow = [name for name, buffer in root.named_buffers() if buffer.is_meta and name not in here]
     if hollow:
         raise StoreError(
             f"{directory}: {hollow[0]} is not saved (a buffer with persistent=False) and the model is on the meta "
             "device: build it on a real one"
         )
+
+
+def _fill_(root: nn.Module, state: Mapping[str, torch.Tensor]) -> None:
+    _make_room_(root, {id(tensor): state[name] for name, tensor in root.state_dict(keep_vars=True).items()})
+    root.load_state_dict(dict(state))
 
 
 def _make_room_(root: nn.Module, wanted: Mapping[int, torch.Tensor]) -> None:
@@ -184,11 +208,13 @@ def _make_room_(root: nn.Module, wanted: Mapping[int, torch.Tensor]) -> None:
                     continue
                 like = wanted[id(old)]
                 if old.is_meta or old.dtype != like.dtype:
-                    if id(old) not in fresh:
+                    # model.to("meta") unties parameters: what was tied when it was saved is tied again
+                    one = id(like) if old.is_meta else id(old)
+                    if one not in fresh:
                         new = torch.empty_like(like, device="cpu" if old.is_meta else old.device)
                         is_parameter = isinstance(old, nn.Parameter)
-                        fresh[id(old)] = nn.Parameter(new, old.requires_grad) if is_parameter else new
-                    group[key] = fresh[id(old)]
+                        fresh[one] = nn.Parameter(new, old.requires_grad) if is_parameter else new
+                    group[key] = fresh[one]
 
 
 def _metadata(data: bytes) -> dict[str, str]:

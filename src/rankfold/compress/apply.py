@@ -91,7 +91,9 @@ def _check(plan: Plan, here: SiteList) -> None:
         try:
             site = here[entry.site]
         except KeyError as error:
-            raise ApplyError(f"the plan names {entry.site!r}, which is no site of this model: {error}") from None
+            raise ApplyError(
+                f"the plan names {entry.site!r}, which is no site of this model: {error.args[0]}"
+            ) from None
         if site.name in seen:
             raise ApplyError(f"{site.title}: the plan has two entries for it")
         seen.add(site.name)
@@ -133,7 +135,7 @@ def _factor_(root: nn.Module, site: Site, entry: Entry, method: Method, known: S
     new = build(old, site, entry)
     site.layer.write_(new, entry.form, factors)
     _finish_bias_(root, old, new, factors, known)
-    if not all(bool(p.isfinite().all()) for p in new.parameters()):
+    if not all(bool(p.double().isfinite().all()) for p in new.parameters()):
         raise ApplyError(
             f"{site.title}: the factors overflow {weight.dtype}: convert the model to float32 or bfloat16 first"
         )
@@ -156,8 +158,9 @@ def build(old: Any, site: Site, entry: Entry) -> nn.Module:
 def _finish_bias_(root: nn.Module, old: Any, new: Any, factors: Factors, known: SiteStatistics | None) -> None:
     bias: Tensor | None = new.bias
     if bias is not None:
-        start = old.bias if old.bias is not None else torch.zeros_like(bias)
-        bias.copy_(start if factors.shift is None else start + factors.shift.to(bias))
+        # in float64: float8 cannot be added
+        start = torch.zeros_like(bias, dtype=torch.float64) if old.bias is None else old.bias.double()
+        bias.copy_(start if factors.shift is None else start + factors.shift.to(start))
     elif factors.shift is not None and known is not None and known.absorber is not None:
         # a BatchNorm right behind subtracts its running mean: moving that mean is the bias, for free
         mean = root.get_submodule(known.absorber).get_buffer("running_mean")

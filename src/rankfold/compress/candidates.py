@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from rankfold.compress.allocate import Option
 from rankfold.compress.budget import Budget, KeepEnergy, Latency, Ranks, Resource
 from rankfold.compress.method import Decomposition, Method
+from rankfold.compress.sound import check_sound
 from rankfold.compress.statistics import Statistics
 from rankfold.costs import Cost, site_cost
 from rankfold.sites import Call, Form, Site, SiteList
@@ -81,6 +82,8 @@ def decompose(
         weight, bias = site.weight(root), site.bias(root)
         found[site.name] = []
         forms = sorted(method.forms & site.forms - {Form.DENSE})
+        if forms:
+            check_sound(root, [site])
         for form in forms if every_form else forms[:1]:
             try:
                 decomposition = method.decompose(site, form, weight, known, bias)

@@ -8,7 +8,7 @@ from typing import Any
 
 from torch import Tensor, nn
 
-from rankfold.batches import arguments, batches_of, moved
+from rankfold.batches import arguments, batches_of, check_rereadable, moved
 from rankfold.compress.allocate import Option, check_feasible, global_, local, optimal
 from rankfold.compress.budget import Budget, Latency, Params, Ranks, Resource, parse_budget
 from rankfold.compress.candidates import Candidate, Counter, decompose, options, resources
@@ -76,6 +76,7 @@ def plan(
     if data is None and (method.needs_data or isinstance(rule, Iterative)):
         needs = f"method {method.name!r}" if method.needs_data else "the iterative rule"
         raise ValueError(f"{needs} needs data: give data=, or use method='truncate' with another rule")
+    check_rereadable(data)
     first = _example(root, data) if example is None else Example.of(example)
     before = model_cost(root, first)
     whole, calls = trace(root, replace(first, samples=1), found)  # FLOPs of the example with all its samples
@@ -100,7 +101,7 @@ def plan(
     limits = _limits(resource, before, choices, root, first)
 
     def write(picked: Mapping[str, Option], notes: Sequence[str] = ()) -> Plan:
-        entries = _entries(found, candidates, picked, counter, statistics)
+        entries = _entries(found, candidates, choices, picked, counter, statistics)
         return Plan(
             entries, budgets, method.name, rule.name, mark, before, _after(before, whole, found, entries, counter),
             {"data": calibration.name, "samples": 0 if statistics is None else statistics.samples, **asdict(rule)},
@@ -191,6 +192,7 @@ def _limits(
 def _entries(
     found: SiteList,
     candidates: Candidates,
+    choices: Choices,
     picked: Mapping[str, Option],
     counter: Counter,
     statistics: Statistics | None,
@@ -203,7 +205,7 @@ def _entries(
                 site.layer.has_bias,
                 min(site.shape),
                 0.0,
-                site.note or _why_kept(site, candidates),
+                site.note or _why_kept(site, candidates, choices[site.name]),
             )
         else:
             candidate = next(c for c in candidates[site.name] if c.form is option.form)
@@ -212,15 +214,26 @@ def _entries(
             if statistics is not None and site.name not in statistics.sites:
                 note = "never called on the calibration data: truncated without data"
         cost = counter.cost(site, option.form, rank, bias)
+        if option.form is not Form.KEEP and _gains_nothing(cost, counter.cost(site, Form.KEEP, 0, site.layer.has_bias)):
+            note = "; ".join(filter(None, (note, "this rank was asked for; it costs no less than the layer itself")))
         entry = Entry(site.name, option.form, rank, site.shape, site.groups, error, option.loss, bias=bias, note=note)
         entries.append(replace(entry, params=cost.params, flops=cost.flops))
     return tuple(entries)
 
 
-def _why_kept(site: Site, candidates: Candidates) -> str:
+def _why_kept(site: Site, candidates: Candidates, group: Sequence[Option]) -> str:
     if site.forms == {Form.KEEP}:
         return f"{site.kind}: measured, never factored"
-    return "" if candidates.get(site.name) else f"this method does not factor a {site.kind} of this setting"
+    if not candidates.get(site.name):
+        return f"this method does not factor a {site.kind} of this setting"
+    keep, others = group[0], group[1:]  # no others where ranks were given for other sites alone
+    if others and not any(new < old for o in others for new, old in zip(o.costs, keep.costs, strict=True)):
+        return "factoring gains nothing here: no rank that is allowed costs less than the layer itself"
+    return ""
+
+
+def _gains_nothing(cost: Cost, dense: Cost) -> bool:
+    return cost.params >= dense.params and cost.flops >= dense.flops and cost.bytes >= dense.bytes
 
 
 def _after(before: Cost, whole: int, found: SiteList, entries: Sequence[Entry], counter: Counter) -> Cost:

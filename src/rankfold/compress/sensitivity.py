@@ -18,7 +18,7 @@ from rankfold.batches import batches_of, forward, logits_of
 from rankfold.compress.candidates import Candidate
 from rankfold.compress.rules import Optimal
 from rankfold.costs import evaluating
-from rankfold.sites import Form, replace_
+from rankfold.sites import Form, carry_hooks_, replace_
 
 Progress = Callable[[str, int, int], None]
 Prices = dict[tuple[str, Form], Tensor]
@@ -103,11 +103,9 @@ def _divergence(
     new: Any = site.layer.skeleton(old, candidate.form, rank, bias=True)
     site.layer.write_(new, candidate.form, factors)
     bias: Tensor = new.bias
-    bias.data.zero_()
-    if site.layer.has_bias:
-        bias.data += old.bias.detach()
-    if factors.shift is not None:
-        bias.data += factors.shift.to(bias)
+    start = old.bias.detach().double() if site.layer.has_bias else torch.zeros_like(bias, dtype=torch.float64)
+    bias.data.copy_(start if factors.shift is None else start + factors.shift.to(start))
+    carry_hooks_(old, new)
     replace_(root, old, new.eval())
     try:
         outputs = [_log_probabilities(forward(root, batch)) for batch in batches]

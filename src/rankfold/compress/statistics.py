@@ -14,9 +14,10 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save as to_safetensors
 from torch import Tensor, nn
 
-from rankfold.batches import batches_of, forward, size_of
+from rankfold.batches import batches_of, check_rereadable, forward, size_of
 from rankfold.compress.absorb import Absorbers
 from rankfold.compress.metric import output_metrics
+from rankfold.compress.sound import check_sound
 from rankfold.costs import evaluating
 from rankfold.files import write_atomically
 from rankfold.linalg import Moments
@@ -63,7 +64,7 @@ class Statistics:
             if known.absorber is not None:
                 absorbers[name] = known.absorber
         note = {"samples": self.samples, "unreached": list(self.unreached), "absorbers": absorbers}
-        return to_safetensors(tensors, metadata={"rankfold.statistics": json.dumps(note)})
+        return to_safetensors(tensors, metadata={"rankfold.statistics": json.dumps(note, sort_keys=True)})
 
     def save(self, path: str | Path) -> None:
         write_atomically(Path(path), self.to_bytes())
@@ -102,9 +103,11 @@ def calibrate(
     ``data``: anything ``rankfold.batches.batches_of`` understands; labels are not used. On the first
     ``metric_samples`` also the output metrics (see ``rankfold.compress.metric``; 0 for none). Cost: the forward passes,
     one backward pass for the metrics, and d² for each row at each site, d its ``side``. Raises ``ValueError`` for empty
-    data and for a site whose activations are not finite. Hooks, mode and gradients are left as found.
+    data and for a site whose weights or activations are not finite. Hooks, mode and gradients are left as found.
     """
     root = unwrap(model)
+    if metric_samples:
+        check_rereadable(data)
     # rows of a site become moments of the smaller side; None until the first call
     moments: dict[str, Moments] = {}
     absorbers = Absorbers()
@@ -114,7 +117,10 @@ def calibrate(
             inputs = args[0] if args else next(iter(kwargs.values()))
             rows = site.layer.rows(module, inputs, output)
             if not bool(rows.isfinite().all()):
-                raise ValueError(f"{site.title}: activations are not finite on the calibration data")
+                raise ValueError(
+                    f"{site.title}: activations in {rows.dtype} are not finite on the calibration data; look for bad "
+                    "samples, for weights before this site that are not finite, or for overflow (convert to float32)"
+                )
             if site.name not in moments:
                 groups = rows.shape[0] if rows.dim() == 3 else None
                 moments[site.name] = Moments(rows.shape[-1], groups=groups)
@@ -134,6 +140,7 @@ def calibrate(
     with ExitStack() as stack:
         stack.enter_context(evaluating(root))
         stack.enter_context(split_attention(root))
+        check_sound(root, sites.reducible)
         for site in sites.reducible:
             handle = root.get_submodule(site.name).register_forward_hook(watch(site), with_kwargs=True)
             stack.callback(handle.remove)

@@ -98,7 +98,7 @@ def _why_not(module: nn.Module, path: str) -> str | None:
         return "weight_norm or spectral_norm: remove it first, since the weight is recomputed at every call"
     if any(isinstance(p, UninitializedParameter) for p in module._parameters.values()):
         return "not initialised: run the model once first (lazy module)"
-    if callable(getattr(module, "weight", None)) and not isinstance(module.weight, torch.Tensor):
+    if callable(getattr(module, "weight", None)) and not isinstance(module.weight, torch.Tensor | nn.Module):
         return "quantized: compress first, quantize afterwards"
     weight = module._parameters.get("weight")
     if weight is not None and not (weight.dtype.is_floating_point):

@@ -30,9 +30,10 @@ def evaluate(model: nn.Module, data: Any, batch_size: int = 500, *, role: str = 
     torch Dataset of (input, label), a DataLoader or list of batches. The model may return a tensor, a tuple
     that begins with one, or something with `logits`: (B, C), or (B, T, C) with labels (B, T). Its mode is left
     as found. `role` names the data in errors. Raises TrainingError: no samples, no labels, labels that
-    are not class indices of the model's outputs.
+    are not class indices of the model's outputs, weights on the meta device.
     """
     feed.check(data, role)
+    materialised(model)
     correct = torch.zeros((), dtype=torch.int64)
     loss = torch.zeros((), dtype=torch.float64)
     count = 0
@@ -50,6 +51,13 @@ def evaluate(model: nn.Module, data: Any, batch_size: int = 500, *, role: str = 
     if count == 0:
         raise TrainingError(f"{role} data: it is empty; give at least one labelled sample")
     return Evaluation(int(correct) / count, float(loss) / count, count)
+
+
+def materialised(model: nn.Module) -> None:
+    """TrainingError for a model whose weights have no values."""
+    for name, parameter in model.named_parameters():
+        if parameter.is_meta:
+            raise TrainingError(f"{name} is not materialised (on the meta device): load its weights first")
 
 
 def rows(logits: Tensor, target: Tensor, role: str) -> tuple[Tensor, Tensor]:

@@ -11,12 +11,13 @@ from typing import Any
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+from torch.nn.parameter import is_lazy
 
 from rankfold.batches import forward, logits_of
 from rankfold.costs import evaluating
 from rankfold.train import feed
 from rankfold.train.errors import TrainingError
-from rankfold.train.evaluation import evaluate, rows
+from rankfold.train.evaluation import evaluate, materialised, rows
 from rankfold.train.feed import Feed
 from rankfold.train.history import Epoch, History, Progress, ProgressCallback
 from rankfold.train.layout import fitting_layout, laid_out
@@ -181,6 +182,10 @@ def _check(model: nn.Module, data: Feed, validation: Any, recipe: Recipe, teache
     feed.check(data.data, "train")
     if validation is not None:
         feed.check(validation, "validation")
+    materialised(model)
+    for name, parameter in model.named_parameters():
+        if not is_lazy(parameter) and not bool(parameter.detach().double().isfinite().all()):
+            raise TrainingError(f"{name} holds NaN or infinity: mend the weights before training")
     if not any(parameter.requires_grad for parameter in model.parameters()):
         raise TrainingError("no parameter of the model requires a gradient: there is nothing to train")
     if recipe.distill is not None and teacher is None:

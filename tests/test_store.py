@@ -1,0 +1,358 @@
+"""Saved models: bit-exact round trips, and every kind of damage refused in one line."""
+
+import copy
+import json
+import os
+import shutil
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+import torch
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+from safetensors.torch import load as from_safetensors
+from safetensors.torch import load_file
+from torch import nn
+
+import rankfold as rf
+from rankfold.files import sha256
+from rankfold.store import read_manifest
+
+FILES = ("manifest.json", "plan.json", "model.safetensors")
+RANKS = rf.Ranks({"body": 3, "tail": 2})
+
+
+class Network(nn.Module):
+    """Two factored layers, a tied head, a BatchNorm with buffers, a buffer that is not saved."""
+
+    def __init__(self, width: int = 8, norm: bool = True) -> None:
+        super().__init__()
+        self.embed = nn.Embedding(11, width)
+        self.body = nn.Linear(width, 12)
+        self.norm = nn.BatchNorm1d(12) if norm else nn.Identity()
+        self.tail = nn.Linear(12, width)
+        self.head = nn.Linear(width, 11, bias=False)
+        self.head.weight = self.embed.weight
+
+    def forward(self, tokens):
+        return self.head(self.tail(torch.relu(self.norm(self.body(self.embed(tokens))))))
+
+
+class WithScale(Network):
+    def __init__(self) -> None:
+        super().__init__()
+        self.register_buffer("scale", torch.ones(()), persistent=False)
+
+
+TOKENS = torch.arange(11)
+
+
+def network(seed: int = 0, dtype: torch.dtype = torch.float32, kind: Callable[[], nn.Module] = Network) -> nn.Module:
+    with torch.random.fork_rng():
+        torch.manual_seed(seed)
+        return kind().to(dtype).eval()
+
+
+def compressed(dtype: torch.dtype = torch.float32, seed: int = 0, **ranks: int) -> tuple[nn.Module, rf.Plan]:
+    model = network(seed, dtype)
+    plan = rf.plan(model, rf.Ranks(ranks) if ranks else RANKS, "truncate", [TOKENS])
+    return rf.apply_(model, plan), plan
+
+
+@pytest.fixture(scope="module")
+def whole(tmp_path_factory) -> tuple[Path, nn.Module]:
+    model, plan = compressed()
+    return rf.save(
+        model, plan, tmp_path_factory.mktemp("saved") / "model", notes={"model": "net", "accuracy": 0.5}
+    ), model
+
+
+@pytest.fixture
+def saved(whole, tmp_path) -> Path:
+    return Path(shutil.copytree(whole[0], tmp_path / "model"))
+
+
+def refused(directory: Path, match: str, model: nn.Module | None = None) -> None:
+    """Refused in one line that names the directory, with the model left as it was."""
+    model = network(7) if model is None else model
+    before = {name: value.clone() for name, value in model.state_dict().items()}
+    modules = list(model.modules())
+    with pytest.raises(rf.StoreError, match=match) as caught:
+        rf.load(directory, model)
+    assert "\n" not in str(caught.value)
+    assert str(directory) in str(caught.value)
+    assert list(model.modules()) == modules
+    for name, value in model.state_dict().items():
+        assert value.is_meta or torch.equal(value, before[name])
+
+
+def same(a: nn.Module, b: nn.Module) -> bool:
+    ours, theirs = a.state_dict(), b.state_dict()
+    return ours.keys() == theirs.keys() and all(
+        value.dtype == theirs[name].dtype and torch.equal(value, theirs[name]) for name, value in ours.items()
+    )
+
+
+# ---- round trips -----------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16, torch.float64], ids=str)
+@pytest.mark.parametrize("place", ["cpu", "meta"])
+def test_what_is_loaded_is_what_was_saved_to_the_bit(tmp_path, dtype, place):
+    model, plan = compressed(dtype)
+    notes = {"model": "net", "ranks": (3, 2), "accuracy": 0.5}
+    rf.save(model, plan, tmp_path, notes=notes)
+    found = rf.load(tmp_path, network(7).to(place))  # built in float32, whatever was saved
+    assert same(found.model, model)
+    assert torch.equal(found.model(TOKENS), model(TOKENS))
+    assert not any(tensor.is_meta for tensor in (*found.model.parameters(), *found.model.buffers()))
+    assert found.plan == plan
+    assert found.notes == {"model": "net", "ranks": [3, 2], "accuracy": 0.5}
+    assert read_manifest(tmp_path)["notes"] == found.notes
+
+
+@pytest.mark.parametrize("place", ["cpu", "meta"])
+def test_tied_tensors_are_saved_once_and_tied_again(whole, place):
+    directory, _ = whole
+    stored = load_file(directory / "model.safetensors")
+    assert ("embed.weight" in stored) != ("head.weight" in stored)
+    model = rf.load(directory, network(7).to(place)).model
+    assert model.head.weight is model.embed.weight
+    with torch.no_grad():
+        model.embed.weight.zero_()
+    assert not model(TOKENS).any()
+
+
+def test_the_files_are_readable_without_this_library(whole):
+    directory, model = whole
+    tensors = load_file(directory / "model.safetensors")
+    assert tensors["body.down.weight"].shape == (3, 8)
+    assert tensors["body.up.weight"].shape == (12, 3)
+    assert torch.equal(tensors["tail.up.bias"], model.tail.up.bias)
+    assert {e["site"]: e["rank"] for e in json.loads((directory / "plan.json").read_text())["entries"]}["tail"] == 2
+    manifest = json.loads((directory / "manifest.json").read_text())
+    assert manifest["files"] == {name: sha256((directory / name).read_bytes()) for name in FILES[1:]}
+
+
+def test_training_can_go_on_after_loading(whole):
+    model = network(7)
+    model.tail.requires_grad_(False)
+    rf.load(whole[0], model)
+    model(TOKENS).sum().backward()
+    assert model.body.down.weight.grad is not None
+    assert model.tail.up.weight.grad is None
+
+
+def test_saving_again_replaces_and_leaves_no_other_file(saved):
+    model, plan = compressed(seed=1)
+    rf.save(model, plan, saved)
+    assert sorted(path.name for path in saved.iterdir()) == sorted(FILES)
+    assert same(rf.load(saved, network(7)).model, model)
+
+
+def test_what_cannot_be_saved_is_named(tmp_path):
+    model, plan = compressed()
+    with pytest.raises(rf.StoreError, match=r"embed.weight: not materialised .*load weights first"):
+        rf.save(copy.deepcopy(model).to("meta"), plan, tmp_path / "a")
+    with pytest.raises(rf.StoreError, match="body: factored in the plan, not in the model: apply the plan first"):
+        rf.save(network(), plan, tmp_path / "a")
+    with pytest.raises(rf.StoreError, match=r"0.weight: not initialised \(lazy module\): run the model once first"):
+        rf.save(nn.Sequential(nn.LazyLinear(3)), plan, tmp_path / "a")
+    assert not (tmp_path / "a").exists()
+    (tmp_path / "file").write_text("mine")
+    with pytest.raises(rf.StoreError, match="is a file; give a directory"):
+        rf.save(model, plan, tmp_path / "file")
+    assert (tmp_path / "file").read_text() == "mine"
+
+
+# ---- damage ----------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("name", FILES)
+@settings(max_examples=25, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(draw=st.data())
+def test_any_flipped_bit_is_noticed(saved, name, draw):
+    good = (saved / name).read_bytes()
+    position = draw.draw(st.integers(0, len(good) - 1))
+    bad = bytearray(good)
+    bad[position] ^= 1 << draw.draw(st.integers(0, 7))
+    (saved / name).write_bytes(bad)
+    try:
+        refused(saved, r"damaged|not a model|format|own sha256|contents")
+    finally:
+        (saved / name).write_bytes(good)
+
+
+@pytest.mark.parametrize("name", FILES)
+@pytest.mark.parametrize("part", [0.0, 0.3, 0.99])
+def test_truncated_files_are_refused(saved, name, part):
+    data = (saved / name).read_bytes()
+    (saved / name).write_bytes(data[: int(part * len(data))])
+    refused(saved, f"{name}: damaged")
+
+
+@pytest.mark.parametrize("name", FILES)
+def test_missing_files_are_named(saved, name):
+    (saved / name).unlink()
+    refused(saved, f"{name}: No such file" if name != "manifest.json" else "no manifest.json: not a model saved by")
+
+
+def test_without_the_manifest_a_flipped_bit_would_load_silently(saved):
+    """Why the hashes are there: safetensors alone takes a damaged weight for a weight."""
+    file = saved / "model.safetensors"
+    data = bytearray(file.read_bytes())
+    good = from_safetensors(bytes(data))
+    data[-1] ^= 0x40  # inside the tensor data
+    bad = from_safetensors(bytes(data))  # no complaint
+    assert bad.keys() == good.keys()
+    assert any(not torch.equal(good[name], bad[name]) for name in good)
+    file.write_bytes(data)
+    refused(saved, r"model.safetensors: damaged: its sha256 is not the one in manifest.json")
+
+
+def lie(directory: Path, change: Callable[[dict], None], sign: bool = True) -> None:
+    """Change the manifest, and (as a forger would) its own hash."""
+    manifest = json.loads((directory / "manifest.json").read_text())
+    change(manifest)
+    if sign:
+        rest = {key: value for key, value in manifest.items() if key != "sha256"}
+        manifest["sha256"] = sha256(json.dumps(rest, sort_keys=True).encode())
+    (directory / "manifest.json").write_text(json.dumps(manifest))
+
+
+@pytest.mark.parametrize("sign", [True, False])
+@pytest.mark.parametrize(
+    "change",
+    [
+        lambda m: m["files"].update({"model.safetensors": "0" * 64}),
+        lambda m: m["files"].update({"plan.json": None}),
+        lambda m: m["files"].update({"../plan.json": m["files"].pop("plan.json")}),
+        lambda m: m["files"].pop("model.safetensors"),
+        lambda m: m.update(files=[]),
+        lambda m: m.update(format=99),
+        lambda m: m.pop("format"),
+    ],
+)
+def test_a_lying_manifest_is_refused(saved, change, sign):
+    lie(saved, change, sign)
+    refused(saved, "damaged|not a model directory that this version reads")
+
+
+def test_notes_cannot_be_changed_unnoticed(saved):
+    lie(saved, lambda m: m["notes"].update(accuracy=0.99), sign=False)
+    refused(saved, "its contents and its own sha256 disagree")
+
+
+@pytest.mark.parametrize("text", [b"", b"[]", b"null", b"{}", b"\xff\xfe", b"hello", b'{"format": 1}'])
+def test_foreign_manifests_are_refused(saved, text):
+    (saved / "manifest.json").write_bytes(text)
+    refused(saved, "manifest.json: damaged|not a model directory")
+
+
+def test_foreign_directories_are_refused(tmp_path, saved):
+    refused(tmp_path / "absent", "not a model saved by rankfold, or half written")
+    (tmp_path / "photos").mkdir()
+    (tmp_path / "photos" / "cat.jpg").write_bytes(b"\xff\xd8")
+    refused(tmp_path / "photos", "no manifest.json: not a model saved by rankfold")
+    refused(saved / "plan.json", "no manifest.json")
+
+
+@pytest.mark.parametrize("content", [b"", b"these are no tensors" * 9, (2**60).to_bytes(8, "little") + b"{}"])
+def test_tensors_that_are_none_are_refused_even_with_the_right_hash(saved, content):
+    (saved / "model.safetensors").write_bytes(content)
+    lie(saved, lambda m: m["files"].update({"model.safetensors": sha256(content)}))
+    refused(saved, "damaged or foreign")
+
+
+def test_a_plan_that_is_none_is_refused_even_with_the_right_hash(saved):
+    (saved / "plan.json").write_bytes(b"{}")
+    lie(saved, lambda m: m["files"].update({"plan.json": sha256(b"{}")}))
+    refused(saved, "damaged or foreign .*not a plan")
+
+
+# ---- other models ----------------------------------------------------------------------------------------------------
+
+
+def test_another_architecture_is_refused_and_left_as_it_was(whole):
+    directory, model = whole
+    refused(directory, "saved from another model: .*no site named", nn.Sequential(nn.Linear(8, 8)))
+    refused(
+        directory, r"saved from another model: embed \(Embedding 11×9\): the plan was made for 11×8", Network(9).eval()
+    )
+    refused(directory, r"saved from another model: 0 tensors are missing.*5 do not belong \(norm", Network(norm=False))
+    refused(directory, "saved from another model", copy.deepcopy(model))  # compressed already
+    refused(directory, "saved from another model", network(7, kind=Network).to("meta").body)
+
+
+def test_lazy_models_are_asked_to_run_once(saved):
+    model = network()
+    model.body = nn.LazyLinear(12)
+    with pytest.raises(rf.StoreError, match=r"body.weight: not initialised .*run the model once first"):
+        rf.load(saved, model)
+
+
+def test_buffers_that_are_not_saved_are_asked_for_on_a_real_device(saved):
+    assert rf.load(saved, network(7, kind=WithScale)).model.scale == 1
+    refused(saved, "scale is not saved .*build it on a real one", network(7, kind=WithScale).to("meta"))
+
+
+# ---- crashes while saving --------------------------------------------------------------------------------------------
+
+
+def crash_at(monkeypatch, name: str, turn: int) -> list[int]:
+    """The ``turn``-th call of ``os.<name>`` raises as a full disk does; the list counts the calls."""
+    real, calls = getattr(os, name), []
+
+    def failing(*args, **kwargs):
+        calls.append(len(calls))
+        if len(calls) == turn:
+            raise OSError(28, "No space left on device")
+        return real(*args, **kwargs)
+
+    monkeypatch.setattr(os, name, failing)
+    return calls
+
+
+@pytest.mark.parametrize("name", ["replace", "fsync", "fdopen"])
+def test_a_crash_while_saving_leaves_the_old_model_or_the_new_one_whole(whole, tmp_path, monkeypatch, name):
+    _, old = whole
+    new, plan = compressed(seed=1, body=5)
+    outcomes = []
+    for turn in range(1, 30):
+        directory = Path(shutil.copytree(whole[0], tmp_path / f"{turn}"))
+        with monkeypatch.context() as patch:
+            calls = crash_at(patch, name, turn)
+            try:
+                rf.save(new, plan, directory)
+                raised = False
+            except OSError:
+                raised = True
+        found = rf.load(directory, network(7)).model
+        assert same(found, new) or (raised and same(found, old))
+        outcomes.append(same(found, old))
+        rf.save(new, plan, directory)  # and the next attempt ends well, and cleans up
+        assert same(rf.load(directory, network(7)).model, new)
+        assert sorted(path.name for path in directory.iterdir()) == sorted(FILES)
+        if len(calls) < turn:
+            break
+    assert len(calls) < turn, "every call has failed once"
+    assert outcomes[0], "a crash at the start leaves the old model"
+    assert not outcomes[-1]
+
+
+def test_a_writer_in_place_would_lose_the_old_model(saved, monkeypatch):
+    """The check above rejects it: half of the new tensors over the old file."""
+    new, plan = compressed(seed=1)
+    rf.save(new, plan, saved.with_name("other"))
+    data = (saved.with_name("other") / "model.safetensors").read_bytes()
+    (saved / "model.safetensors").write_bytes(data[: len(data) // 2])
+    refused(saved, "damaged")
+
+
+def test_a_plan_of_another_model_does_not_pass_for_this_one(tmp_path):
+    model, plan = compressed()
+    other = replace(plan, entries=tuple(replace(e, rank=1) if e.site == "body" else e for e in plan.entries))
+    rf.save(model, other, tmp_path)
+    refused(tmp_path, r"body.down.weight is \(3, 8\), the model wants \(1, 8\)")
