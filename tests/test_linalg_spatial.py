@@ -1,5 +1,7 @@
 """Spatial pairs: the closed form at every rank, against plain least squares, and the alternation that improves it."""
 
+from itertools import pairwise
+
 import pytest
 import torch
 from hypothesis import given, settings
@@ -35,7 +37,7 @@ def error(change: Tensor, patches: Tensor, metric: Tensor) -> float:
 
 def least_squares(weight: Tensor, rows: Tensor, patches: Tensor) -> Tensor:
     """Naive oracle: the best kernel in the span of ``rows`` ⊗ I, by a dense solve in the metric of the patches."""
-    c_out, c_in, k_h, k_w = weight.shape
+    _, c_in, k_h, k_w = weight.shape
     basis = torch.einsum("rci,jl->rjcil", rows.reshape(-1, c_in, k_h), torch.eye(k_w, dtype=weight.dtype))
     basis = basis.reshape(-1, c_in * k_h * k_w)
     root = torch.linalg.cholesky(patches)
@@ -82,7 +84,7 @@ def test_alternation_never_raises_the_error(size: tuple[int, int, int, int], see
         error(weight - composed(*found.factors(rank, rounds), weight), patches, metric) for rounds in (0, 1, 3, 8)
     ]
     slack = 1e-6 * float(found.errors[0])
-    assert all(later <= earlier + slack for earlier, later in zip(errors, errors[1:], strict=False))
+    assert all(later <= earlier + slack for earlier, later in pairwise(errors))
 
 
 def test_data_and_metric_matter() -> None:

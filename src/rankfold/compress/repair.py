@@ -21,9 +21,9 @@ def reestimate_(
 
     Both networks run on the same batches. The variance is the original's times the ratio of the two batch variances,
     and the mean lies as many standard deviations from the batch mean as in the original, layer after layer: every
-    BatchNorm already normalises with its corrected values when the later ones are measured. What the calibration data differs in from
-    the training data (augmentation, a small sample) cancels, so that nothing changes where nothing was compressed;
-    measuring the statistics afresh, as is usual, would take accuracy even from the original network.
+    BatchNorm already normalises with its corrected values when the later ones are measured. What the calibration data
+    differs in from the training data (augmentation, a small sample) cancels, so that nothing changes where nothing was
+    compressed; measuring the statistics afresh, as is usual, would take accuracy even from the original network.
 
     BatchNorms are matched by name; those that ``original`` does not have are left alone. One pass over the data with
     both networks. Modes are left as found. Raises ``ValueError`` for empty data.
