@@ -309,7 +309,11 @@ def test_hooks_on_a_replaced_layer():
 
 
 @pytest.mark.filterwarnings("ignore:`torch.jit.script_method` is deprecated:DeprecationWarning")
-@pytest.mark.parametrize("wrap", [nn.DataParallel, torch.compile, lambda m: torch.compile(nn.DataParallel(m))])
+@pytest.mark.parametrize(
+    "wrap",
+    [nn.DataParallel, torch.compile, lambda m: torch.compile(nn.DataParallel(m))],
+    ids=["parallel", "compiled", "both"],
+)
 def test_wrapped_model(tmp_path, wrap):
     plain, wrapped = network(), wrap(network())
     expected, plan = compress(plain)
@@ -388,7 +392,11 @@ def test_layer_unused_in_calibration():
     assert torch.equal(small.unused.bias, model.unused.bias)
 
 
-@pytest.mark.parametrize("data", [[], torch.zeros(0, 12), [torch.zeros(0, 12)], iter(())], ids=str)
+@pytest.mark.parametrize(
+    "data",
+    [[], torch.zeros(0, 12), [torch.zeros(0, 12)], torch.utils.data.DataLoader([])],
+    ids=["list", "tensor", "batch", "loader"],
+)
 @pytest.mark.parametrize("method", METHODS)
 def test_empty_calibration_set(method, data):
     told(ValueError, lambda: rf.plan(network(), "params=0.7", method, data), "empty", "give at least one batch")
