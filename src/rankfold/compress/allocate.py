@@ -81,13 +81,15 @@ def _total(picked: Mapping[str, Option]) -> float:
     return sum(option.loss for option in picked.values())
 
 
-def check_feasible(options: Mapping[str, Sequence[Option]], limits: Costs) -> None:
+def check_feasible(options: Mapping[str, Sequence[Option]], limits: Costs, names: Sequence[str] = ()) -> None:
+    """``BudgetError`` if one of the limits alone excludes every choice; ``names`` of the limits, for the message."""
     for axis, limit in enumerate(limits):
         least = sum(min(o.costs[axis] for o in group) for group in options.values())
         if least > limit * (1 + 1e-12):
+            name = names[axis] if names else f"limit {axis + 1}"
             raise BudgetError(
-                f"the budget cannot be met: resource {axis} needs at least {least:.6g} with every site at rank 1, "
-                f"{limit:.6g} is allowed"
+                f"{name}: the budget cannot be met: with every site at its cheapest the sites cost {least:.6g}, and "
+                f"{max(limit, 0.0):.6g} is left for them; allow more, or let more sites be factored"
             )
 
 

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from rankfold.batches import arguments, batches_of, check_rereadable, moved
 from rankfold.compress.allocate import Option, check_feasible, global_, local, optimal
-from rankfold.compress.budget import Budget, Latency, Params, Ranks, Resource, parse_budget
+from rankfold.compress.budget import Budget, Latency, Params, Ranks, Resource, describe, parse_budget
 from rankfold.compress.candidates import Candidate, Counter, decompose, options, resources
 from rankfold.compress.iterative import iterate
 from rankfold.compress.latency import meet_latency
@@ -97,8 +97,8 @@ def plan(
         resource = asked or (Params(1.0),)
         choices = options(found, candidates, prices, budgets, resource, counter)
     # from here on with its attention whole, as the model is used: the iterative rule takes it apart by itself
-    solve = _solver(root, candidates, choices, rule, bool(asked), data, tell)
-    limits = _limits(resource, before, choices, root, first)
+    solve = _solver(root, candidates, choices, rule, asked, data, tell)
+    limits = _limits(resource, before, found, counter, root, first)
 
     def write(picked: Mapping[str, Option], notes: Sequence[str] = ()) -> Plan:
         entries = _entries(found, candidates, choices, picked, counter, statistics)
@@ -155,14 +155,20 @@ def _prices(
 
 
 def _solver(
-    root: nn.Module, candidates: Candidates, choices: Choices, rule: RankRule, bounded: bool, data: Any, tell: Progress
+    root: nn.Module,
+    candidates: Candidates,
+    choices: Choices,
+    rule: RankRule,
+    asked: Sequence[Resource],
+    data: Any,
+    tell: Progress,
 ) -> Callable[[tuple[float, ...]], dict[str, Option]]:
     """How ranks are chosen for given limits."""
 
     def solve(limits: tuple[float, ...]) -> dict[str, Option]:
-        if not bounded:  # only energies or ranks were asked: the cheapest that satisfies them
+        if not asked:  # only energies or ranks were asked: the cheapest that satisfies them
             return {name: min(group, key=lambda o: (o.costs, o.loss)) for name, group in choices.items()}
-        check_feasible(choices, limits)
+        check_feasible(choices, limits, [describe(budget) for budget in asked])
         if isinstance(rule, Local):
             return local(choices, limits, rule.fraction, rule.rank)
         if isinstance(rule, Global):
@@ -175,17 +181,17 @@ def _solver(
 
 
 def _limits(
-    resource: Sequence[Resource], before: Cost, choices: Choices, root: nn.Module, first: Example
+    resource: Sequence[Resource], before: Cost, found: SiteList, counter: Counter, root: nn.Module, first: Example
 ) -> tuple[float, ...]:
     """What the sites together may cost: the budget less what the rest of the model costs whatever is decided."""
     limits = []
+    dense = [counter.costs(resource, site, Form.KEEP, 0, site.layer.has_bias) for site in found]
     for axis, budget in enumerate(resource):
         if isinstance(budget, Latency):
             total = latencies({"dense": root}, first, batch=budget.batch)["dense"]
         else:
             total = float(getattr(before, budget.kind))
-        dense = sum(group[0].costs[axis] if group[0].form is Form.KEEP else 0.0 for group in choices.values())
-        limits.append(budget.keep * total - (total - dense))
+        limits.append(budget.keep * total - (total - sum(costs[axis] for costs in dense)))
     return tuple(limits)
 
 
