@@ -31,9 +31,7 @@ class Spectrum:
         values = checked(torch.as_tensor(self.values)).cpu()
         m, n = (int(size) for size in self.shape)
         if values.ndim != 1 or min(m, n) < 0 or len(values) > min(m, n):
-            raise ValueError(
-                f"values of shape {tuple(values.shape)} are no spectrum of a matrix of shape {(m, n)}"
-            )
+            raise ValueError(f"values of shape {tuple(values.shape)} are no spectrum of a matrix of shape {(m, n)}")
         if len(values) and (bool((values.diff() > 0).any()) or float(values[-1]) < 0):
             raise ValueError("singular values must be descending and not negative")
         if not math.isfinite(self.unseen_energy):
@@ -98,9 +96,7 @@ class Spectrum:
         if not 0.0 <= energy_fraction <= 1.0:
             raise ValueError(f"an energy fraction is within 0 … 1, got {energy_fraction}")
         energies = self._tail_energies()
-        return self._first(
-            energies <= (1.0 - energy_fraction) * energies[0], f"{energy_fraction:.6g} of the energy"
-        )
+        return self._first(energies <= (1.0 - energy_fraction) * energies[0], f"{energy_fraction:.6g} of the energy")
 
     def rank_for_error(self, error: float) -> int:
         """Smallest rank whose `tail` is at most `error` (absolute, Frobenius; times √energy for a relative
@@ -158,9 +154,7 @@ class Spectrum:
     def from_dict(cls, state: Mapping[str, Any]) -> "Spectrum":
         """The inverse of `to_dict`."""
         m, n = state["shape"]
-        return cls(
-            torch.tensor(state["values"], dtype=torch.float64), (m, n), state.get("unseen_energy", 0.0)
-        )
+        return cls(torch.tensor(state["values"], dtype=torch.float64), (m, n), state.get("unseen_energy", 0.0))
 
     def _tail_energies(self) -> Tensor:
         squares = torch.cat([self.values.square(), self.values.new_tensor([self.unseen_energy])])
