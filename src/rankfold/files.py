@@ -8,6 +8,7 @@ import os
 import tempfile
 from collections.abc import Mapping
 from contextlib import suppress
+from glob import escape
 from pathlib import Path
 
 
@@ -57,7 +58,7 @@ def write_together(directory: Path, files: Mapping[str, bytes], manifest: str, t
     for name, path in waiting.items():
         os.replace(path, directory / name)
     for name in files:  # left by an earlier crash
-        for stale in directory.glob(f".{name}.*"):
+        for stale in directory.glob(f".{escape(name)}.*"):
             stale.unlink(missing_ok=True)
     _settle(directory)
 

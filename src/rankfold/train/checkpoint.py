@@ -7,7 +7,6 @@ A checkpoint is a file `checkpoint-<epoch>.pt` of tensors and plain values and, 
 import hashlib
 import io
 import json
-import os
 import pickle
 from collections.abc import Iterable
 from pathlib import Path
@@ -15,6 +14,7 @@ from typing import Any
 
 import torch
 
+from rankfold.files import write_atomically
 from rankfold.train.errors import TrainingError
 
 _MANIFEST = "checkpoint.json"
@@ -28,14 +28,14 @@ def save(directory: Path, epoch: int, state: dict[str, Any]) -> None:
     torch.save(state, buffer)
     content = buffer.getvalue()
     name = f"checkpoint-{epoch:04d}.pt"
-    replace_file(directory / name, content)
+    write_atomically(directory / name, content)
     manifest = {
         "format": _FORMAT,
         "file": name,
         "sha256": hashlib.sha256(content).hexdigest(),
         "epoch": epoch,
     }
-    replace_file(directory / _MANIFEST, json.dumps(manifest).encode())
+    write_atomically(directory / _MANIFEST, json.dumps(manifest).encode())
     for old in directory.glob("checkpoint-*.pt"):
         if old.name != name:
             old.unlink(missing_ok=True)
@@ -74,18 +74,4 @@ def load(directory: Path) -> dict[str, Any] | None:
 
 def write_lines(file: Path, rows: Iterable[dict[str, Any]]) -> None:
     """Replace `file` by one JSON object a line."""
-    file.parent.mkdir(parents=True, exist_ok=True)
-    replace_file(file, "".join(json.dumps(row) + "\n" for row in rows).encode())
-
-
-def replace_file(file: Path, content: bytes) -> None:
-    """Put `content` at `file` in one step: after a crash or on a full disk the old file is still whole."""
-    temporary = file.with_name(f".{file.name}.{os.getpid()}")
-    try:
-        with open(temporary, "wb") as stream:
-            stream.write(content)
-            stream.flush()
-            os.fsync(stream.fileno())
-        os.replace(temporary, file)
-    finally:
-        temporary.unlink(missing_ok=True)
+    write_atomically(file, "".join(json.dumps(row) + "\n" for row in rows).encode())
