@@ -102,7 +102,7 @@ def test_version():
     assert rankfold("--version").stdout.strip()
 
 
-def test_analyze_prints_ranks_and_writes_files(weights, tmp_path):
+def test_analyze_prints_ranks_and_writes_files(weights, tmp_path, monkeypatch):
     found = succeeded(
         "analyze", "digits-cnn", "--weights", weights, "--data", "digits", "--samples", 128, "-o", tmp_path
     )
@@ -111,7 +111,9 @@ def test_analyze_prints_ranks_and_writes_files(weights, tmp_path):
     assert 1 <= sites["classifier.1"]["output_rank_90"] <= sites["classifier.1"]["output_rank_99"] <= 64
     assert {row["parameter"] for row in found["left_out"]} >= {"features.1.weight"}
     assert (tmp_path / "spectra.svg").exists()
-    text = rankfold("analyze", "digits-cnn").stdout
+    monkeypatch.chdir(tmp_path)
+    text = rankfold("analyze", "digits-cnn", "--no-plots").stdout
+    assert not (tmp_path / "spectra").exists()
     assert "features.10" in text
     assert "left out:" in text
     assert "\x1b" not in text

@@ -20,22 +20,23 @@ def analyze(
     weights: Weights = None,
     data: DataName = None,
     out: Annotated[
-        Path | None,
-        typer.Option("-o", "--out", metavar="DIR", help="Also write spectra.svg, errors.svg, sites.csv, sites.json."),
-    ] = None,
+        Path, typer.Option("-o", "--out", metavar="DIR", help="Where spectra.svg, sites.csv and sites.json go.")
+    ] = Path("spectra"),
+    no_plots: Annotated[bool, typer.Option("--no-plots", help="Only print, write no files.")] = False,
     samples: Samples = 2048,
     seed: Seed = 0,
     download: Download = False,
     threads: Threads = None,
     as_json: Json = False,
 ) -> None:
-    """Print the ranks of every matrix: of its weight, and with --data of its outputs on the training split.
+    """Print the ranks of every matrix, of its weight and with --data of its outputs, and draw the spectra.
 
-    "rank 90 %" keeps 90 % of the energy. Parameters that no row covers are listed with the reason.
+    The columns "90 %" and "99 %" are the ranks that keep so much of the energy. Parameters that no row covers are
+    listed with the reason.
     """
     from rankfold.cli.loading import open_model, set_threads
     from rankfold.cli.talk import Talk
-    from rankfold.pipeline import analyse, calibration_part, write_analysis
+    from rankfold.pipeline import analyse, calibration_part, samples_of, write_analysis
 
     set_threads(threads)
     with Talk() as talk:
@@ -45,8 +46,8 @@ def analyze(
         part = None if loaded.data is None else calibration_part(loaded.data.train, samples, seed)
         if part is not None:
             loaded.needed_example()
-        rows, found = analyse(loaded.model, part, samples=samples, progress=talk.progress)
-        if out is not None:
+        rows, found = analyse(loaded.model, part, samples=samples_of(part, samples), progress=talk.progress)
+        if not no_plots:
             for file in write_analysis(rows, found, out):
                 talk.say(f"wrote {file}")
     if as_json:

@@ -21,7 +21,7 @@ def apply(
     threads: Threads = None,
     as_json: Json = False,
 ) -> None:
-    """Apply a plan. With --data, BatchNorm statistics are measured again where that lowers the validation loss."""
+    """Apply a plan. With --data, BatchNorm statistics are corrected beside the original."""
     from rankfold.cli.loading import open_model, set_threads
     from rankfold.cli.printing import count, percent, print_json
     from rankfold.cli.talk import Talk

@@ -45,21 +45,22 @@ def plan(
     from rankfold.cli.talk import Talk
     from rankfold.compress.planner import Calibration
     from rankfold.compress.planner import plan as make_plan
-    from rankfold.pipeline import calibration_part, parsed
+    from rankfold.pipeline import calibration_part, parsed, samples_of
 
     parsed(budget)
     set_threads(threads)
     with Talk() as talk:
         loaded = open_model(model, weights, data, download, talk, trained=True, own_data=True)
-        samples_of = loaded.needed_data()
+        known = loaded.needed_data()
+        part = calibration_part(known.train, samples, seed)
         made = make_plan(
             loaded.model,
             budget,
             method,
-            calibration_part(samples_of.train, samples, seed),
+            part,
             rule=ranks,
             example=loaded.needed_example(),
-            calibration=Calibration(samples, name=samples_of.name),
+            calibration=Calibration(samples_of(part, samples), name=known.name),
             progress=talk.progress,
         )
         made.save(out)

@@ -6,7 +6,7 @@ from rankfold.pipeline.delivery import model_notes
 from rankfold.pipeline.drawing import spectra_svg, write_analysis
 from rankfold.pipeline.heldout import layer_errors, over_fitted
 from rankfold.pipeline.job import compress, summary
-from rankfold.pipeline.measure import Figures, calibration_part, figures, first_example, held_out
+from rankfold.pipeline.measure import Figures, calibration_part, figures, first_example, held_out, samples_of
 from rankfold.pipeline.repair import compressed_copy
 from rankfold.pipeline.request import Settings, check_place, parsed
 from rankfold.pipeline.result import Result
@@ -32,6 +32,7 @@ __all__ = [
     "model_notes",
     "over_fitted",
     "parsed",
+    "samples_of",
     "spectra_svg",
     "summary",
     "write_analysis",

@@ -12,13 +12,14 @@ from typing import Any
 
 from matplotlib import rc_context
 from matplotlib.figure import Figure
+from matplotlib.ticker import NullFormatter, StrMethodFormatter
 
 from rankfold.files import write_atomically
 from rankfold.pipeline.analysis import SiteAnalysis
 from rankfold.sites import SiteList
 
 _COLUMNS = 4
-_LOWEST = 1e-6  # of the largest singular value: what lies below is drawn there
+_LOWEST = 1e-4  # of the largest singular value: what lies below is drawn there
 _STYLE: Any = {"svg.fonttype": "none", "svg.hashsalt": "rankfold", "font.size": 8, "text.parse_math": False}
 
 
@@ -46,6 +47,8 @@ def spectra_svg(rows: Sequence[SiteAnalysis]) -> str:
             panel.semilogy(ranks, relative.tolist(), color="#1b6ca8", label="singular value / largest")
             panel.semilogy(range(len(tails)), tails.tolist(), color="#c2571a", ls="--", label="error after this rank")
             panel.set_ylim(_LOWEST, 1.5)
+            panel.yaxis.set_major_formatter(StrMethodFormatter("{x:g}"))
+            panel.yaxis.set_minor_formatter(NullFormatter())
             panel.set_title(f"{row.site.name}  {'×'.join(map(str, row.site.shape))}", fontsize=8)
             panel.grid(alpha=0.3)
         for panel in axes[len(rows) :]:

@@ -20,7 +20,7 @@ from rankfold.costs import Example
 from rankfold.pipeline.curve import Point, accuracy_curve
 from rankfold.pipeline.delivery import close, finished, read_result, save_result, write_page
 from rankfold.pipeline.heldout import layer_errors, over_fitted
-from rankfold.pipeline.measure import calibration_part, figures, first_example, held_out
+from rankfold.pipeline.measure import calibration_part, figures, first_example, held_out, samples_of
 from rankfold.pipeline.repair import compressed_copy
 from rankfold.pipeline.request import Settings, claim, parsed, request_of
 from rankfold.pipeline.result import Result
@@ -109,7 +109,7 @@ class _Job:
         if file is not None and file.exists():
             self.tell.say(f"resuming: the plan is taken from {file}")
             return Plan.load(file)
-        how = Calibration(self.settings.samples, name=getattr(self.data, "name", ""))
+        how = Calibration(samples_of(calibration, self.settings.samples), name=getattr(self.data, "name", ""))
         made = plan(
             self.model,
             self.budgets,
@@ -180,7 +180,7 @@ class _Job:
             return []
         rule = rule_named(self.settings.rule)
         rule = Optimal() if isinstance(rule, Iterative) else rule
-        how = Calibration(self.settings.samples, statistics=made.statistics)
+        how = Calibration(samples_of(calibration, self.settings.samples), statistics=made.statistics)
 
         def plan_for(budget: Budget) -> Plan:
             method = self.settings.method

@@ -100,6 +100,11 @@ def held_out(data: Any) -> tuple[Any, str]:
     return (data.validation, "validation") if test is None else (test, "test")
 
 
+def samples_of(part: Any, asked: int) -> int:
+    """How many samples of a ``calibration_part`` there are to use: all of it, or as many as were asked for."""
+    return min(asked, len(part)) if hasattr(part, "take") and hasattr(part, "__len__") else asked
+
+
 def calibration_part(train: Any, samples: int, seed: int) -> Any:
     """``samples`` samples drawn from ``train`` where it can be indexed (``rankfold.zoo.Split``); else ``train`` itself.
 
