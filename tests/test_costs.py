@@ -105,6 +105,20 @@ def test_where_values_decide_it_is_run_for_real():
     assert calls["inner.head"][0].input == (6, 16)
 
 
+def test_counting_computes_nothing_and_copies_no_weights(monkeypatch):
+    model, (x, _) = network("conv_net")
+    expected = model_cost(model, x)
+    seen = []
+    model.register_forward_pre_hook(lambda module, args: seen.append(args[0].is_meta))
+
+    def copies(*_):
+        raise AssertionError("a parameter was copied")
+
+    monkeypatch.setattr(nn.Parameter, "__deepcopy__", copies)
+    assert model_cost(model, x) == expected
+    assert seen == [True]
+
+
 def test_a_model_that_cannot_be_copied_is_run_for_real():
     model = nn.Sequential(nn.Linear(4, 3))
     model.history = model(torch.randn(2, 4))  # not a leaf: deepcopy refuses

@@ -12,6 +12,7 @@ from hypothesis import strategies as st
 from networks import network
 from torch import nn
 
+import rankfold as rf
 from rankfold.batches import arguments, labels_of, logits_of
 from rankfold.compress.allocate import BudgetError
 from rankfold.compress.budget import Params
@@ -443,3 +444,10 @@ def test_outputs_beyond_the_memory_are_computed_again(monkeypatch):
     expected = task.steps(samples, 40)
     monkeypatch.setattr("rankfold.compress.trial.MEMORY", 20_000)
     assert task.steps(samples, 40) == expected
+
+
+def test_labels_out_of_range_are_named() -> None:
+    model = nn.Sequential(nn.Linear(6, 8), nn.ReLU(), nn.Linear(8, 3))
+    data = (torch.randn(20, 6), torch.full((20,), 7))
+    with pytest.raises(ValueError, match=r"label 7 .* 0 … 2"):
+        rf.plan(model, "params=0.6", "truncate", data, rule="iterative")

@@ -104,6 +104,14 @@ def _count(model: nn.Module, example: Example, sites: SiteList | None) -> tuple[
     return counter.get_total_flops(), dict(calls)
 
 
+def _ghost(model: nn.Module) -> nn.Module:
+    """A copy on the meta device; no value is copied on the way."""
+    memo: dict[int, Any] = {id(b): b.detach().to("meta") for b in model.buffers()}
+    for parameter in model.parameters():
+        memo[id(parameter)] = nn.Parameter(parameter.detach().to("meta"), parameter.requires_grad)
+    return copy.deepcopy(model, memo).to("meta")
+
+
 def trace(model: nn.Module, example: Any, sites: SiteList | None = None) -> tuple[int, dict[str, list[Call]]]:
     """FLOPs of the whole model for one sample, and the calls of every site with their shapes, for one forward.
 
@@ -112,7 +120,7 @@ def trace(model: nn.Module, example: Any, sites: SiteList | None = None) -> tupl
     """
     model, example = unwrap(model), Example.of(example)
     try:
-        ghost = copy.deepcopy(model).to("meta")
+        ghost = _ghost(model)
         with evaluating(ghost), split_attention(ghost), warnings.catch_warnings():
             warnings.simplefilter("ignore")
             flops, calls = _count(ghost, example.fitting(ghost).to("meta"), sites)

@@ -33,17 +33,20 @@ class ApplyError(ValueError):
     """A plan cannot be carried out on this model; names the site, what was asked and the remedy."""
 
 
-def apply_(model: nn.Module, plan: Plan, *, progress: Progress | None = None) -> nn.Module:
+def apply_(
+    model: nn.Module, plan: Plan, *, method: Method | None = None, progress: Progress | None = None
+) -> nn.Module:
     """Replace every changed site of ``model`` by its factored layer, in place; returns the model.
 
     Plan and model are compared before the first change: ``ValueError`` if the plan was made for another model,
     ``ApplyError`` if a site is missing or a form or rank is impossible there. (Factors that overflow half precision are
-    noticed on the way, with the earlier layers already replaced.) Optimizers built before do not know the
-    new parameters. Layers keep dtype, device, mode, hooks and ``requires_grad``. Extra memory: one layer.
+    noticed on the way, with the earlier layers already replaced.) ``method``: the one the plan was made with, where it
+    is your own. Optimizers built before do not know the new parameters. Layers keep dtype, device, mode, hooks and
+    ``requires_grad``. Extra memory: one layer.
     """
     root = unwrap(model)
     check_fingerprint(plan, root)
-    method = method_named(plan.method)
+    method = method_named(plan.method if method is None else method)
     if method.needs_data and plan.changed and plan.statistics is None:
         raise ApplyError(
             f"method {plan.method!r} factors with second moments, and this plan has none: keep the file "

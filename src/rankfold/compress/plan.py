@@ -29,7 +29,8 @@ class Entry:
     """The decision for one site.
 
     ``predicted_error``: relative error of the layer's output (of its weight where no data was used), Frobenius.
-    ``predicted_loss``: what this layer alone is expected to add to the loss, in nats for each sample; 0 if unknown.
+    ``predicted_loss``: what this layer alone is expected to cost one sample, in the unit that the sites of this plan
+    were compared in: squared change of the model's outputs, KL divergence in nats, or lost energy without data.
     ``params`` and ``flops`` are the site's own, in the new form. ``bias``: the new layer carries a bias.
     """
 

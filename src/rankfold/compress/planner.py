@@ -104,7 +104,7 @@ def plan(
         entries = _entries(found, candidates, choices, picked, counter, statistics)
         return Plan(
             entries, budgets, method.name, rule.name, mark, before, _after(before, whole, found, entries, counter),
-            {"data": calibration.name, "samples": 0 if statistics is None else statistics.samples, **asdict(rule)},
+            {"data": calibration.name, "samples": statistics.samples if statistics else 0, "rule": asdict(rule)},
             found.left_out, (*notes, *_notes(statistics, counter, found)), statistics=statistics,
         )  # fmt: skip
 

@@ -1,8 +1,9 @@
 """Data-driven projection: the layer of rank r that changes the model's outputs least on the calibration data.
 
-Recovery-guarantees paper, theorem 3.1 with X̃ = X, with the bias set free and, where gradients were taken, in the metric
-of the model's outputs instead of the layer's own: the error is tr[D (W − Z) H (W − Z)ᵀ]. In closed form for the pair
-n → r → m (k×k then 1×1 for a convolution); for the spatial pair from a closed form by alternation.
+"Theoretical Guarantees for Low-Rank Compression of Deep Neural Networks", theorem 3.1 with X̃ = X, with the bias set
+free and, where gradients were taken, in the metric of the model's outputs instead of the layer's own: the error is
+tr[D (W − Z) H (W − Z)ᵀ]. In closed form for the pair n → r → m (k×k then 1×1 for a convolution); for the spatial pair
+from a closed form by alternation.
 """
 
 from __future__ import annotations

@@ -165,6 +165,7 @@ class Trial:
             if labels is not None and not labels.is_floating_point() and labels.shape == (
                 *logits.shape[:1], *logits.shape[2:]
             ):  # fmt: skip
+                _check_range(labels, logits.shape[_classes(logits)])
                 losses, target = _cross_entropy, labels
             elif logits.shape[_classes(logits)] == 1:
                 losses, target = _squared, logits.double()
@@ -220,6 +221,13 @@ def multiplied_out(
 def _classes(logits: Tensor) -> int:
     """The axis of the classes: the second of (N, C) and of images (N, C, …), the last of sequences (N, T, C)."""
     return -1 if logits.dim() in (1, 3) else 1
+
+
+def _check_range(labels: Tensor, classes: int) -> None:
+    """``ValueError`` for labels outside 0 … classes − 1; −100 marks positions to leave out."""
+    wrong = labels[(labels != -100) & ((labels < 0) | (labels >= classes))]
+    if wrong.numel():
+        raise ValueError(f"label {int(wrong[0])} in the calibration data: the model has outputs for 0 … {classes - 1}")
 
 
 def _cross_entropy(logits: Tensor, labels: Tensor) -> Tensor:

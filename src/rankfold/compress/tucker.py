@@ -23,7 +23,7 @@ class Tucker:
     """Rank r keeps r output channels and the same fraction of the input channels.
 
     The errors at all ranks come from one higher-order SVD; the factors from higher-order orthogonal iteration
-    (tensorly), which starts there and is never worse. On linear layers this is truncation.
+    (tensorly), which starts there and is never worse.
     """
 
     name: str = "tucker"

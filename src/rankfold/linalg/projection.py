@@ -2,10 +2,10 @@
 
 With outputs Y = X Wᵀ of a weight W (m outputs, n inputs), the rank-r matrix Z that minimises ‖X Wᵀ − X Zᵀ‖ is
 Q Qᵀ W, Q the top r eigenvectors of YᵀY = W (XᵀX) Wᵀ, and its squared error is the sum of the eigenvalues left
-out. This is Theorem 3.1 of "Recovery guarantees for low-rank compression" (X⁺(XWᵀ)_r) without the inverse,
-and the same optimum as whitening by the input Gram matrix, which loses half the digits when that matrix is
-ill-conditioned and fails when it is singular. Either second moment will do, and the eigenproblem is always of
-the smaller side.
+out. This is theorem 3.1 of "Theoretical Guarantees for Low-Rank Compression of Deep Neural Networks", X⁺(XWᵀ)_r,
+without the inverse, and the same optimum as whitening by the input Gram matrix, which loses half the digits when
+that matrix is ill-conditioned and fails when it is singular. Either second moment will do, and the eigenproblem is
+always of the smaller side.
 """
 
 import math

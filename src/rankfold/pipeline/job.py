@@ -137,8 +137,6 @@ class _Job:
             directory=None if self.directory is None else self.directory / "run" / "finetune",
             progress=self.tell.training("fine-tuning"),
         )
-        if history.resumed_from:
-            self.tell.say(f"  resumed after epoch {history.resumed_from}")
         return tuned, history
 
     def measured(
