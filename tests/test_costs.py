@@ -47,9 +47,12 @@ def test_the_plan_says_what_the_applied_model_costs(case: Case, method: str):
     assert made.after.bytes == 4 * params
 
 
-@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
+@pytest.mark.parametrize(
+    ("name", "dtype"),
+    [(name, torch.float32) for name in NETWORKS] + [("conv_net", torch.bfloat16), ("gpt2", torch.bfloat16)],
+    ids=str,
+)
 @pytest.mark.parametrize("method", ["truncate", "project"])
-@pytest.mark.parametrize("name", NETWORKS)
 def test_the_plan_says_what_a_compressed_network_costs(name: str, method: str, dtype: torch.dtype):
     model, batch = network(name, dtype)
     made = plan(model, ["params=0.8", "flops=0.9"], method, [batch])

@@ -453,6 +453,17 @@ def test_the_table_and_the_words():
             ValueError,
             r"head \(Linear 5×12\): rank 99 was asked; possible here: 1 to 5",
         ),
+        (
+            {"budget": [Ranks({"head": 1}), "energy=0.9"]},
+            ValueError,
+            r"head .*rank 1 was asked; possible here: [2-4] to 5",
+        ),
+        (
+            {"budget": Ranks({"stem": 6}), "method": "cp"},
+            ValueError,
+            r"stem .*rank 6 .*possible here: 1, 2, 3, 4, 5, 7",
+        ),
+        ({"budget": Ranks({"head": 2}), "method": "cp"}, ValueError, r"head .*possible here: none: this method"),
         ({"method": "svd"}, ValueError, "no method named 'svd'"),
         ({"rule": "best"}, ValueError, "no rank rule named 'best'"),
         ({"method": "project", "data": None}, ValueError, "method 'project' needs data"),

@@ -145,7 +145,10 @@ def options(
 def _pin(site: Site, group: Sequence[Option], rank: int) -> Option:
     fitting = [option for option in group if option.form is not Form.KEEP and option.rank == rank]
     if not fitting:
-        ranks = [option.rank for option in group if option.form is not Form.KEEP]
-        allowed = f"1 to {max(ranks)}" if ranks else "none: this method cannot factor it"
+        ranks = sorted({option.rank for option in group if option.form is not Form.KEEP})
+        allowed = "none: this method cannot factor it, or an energy excludes it"
+        if ranks:
+            every = len(ranks) == ranks[-1] - ranks[0] + 1
+            allowed = f"{ranks[0]} to {ranks[-1]}" if every else ", ".join(map(str, ranks))
         raise ValueError(f"{site.title}: rank {rank} was asked; possible here: {allowed}. {site.note}".strip())
     return min(fitting, key=lambda option: option.loss)
