@@ -12,15 +12,15 @@ from typing import Any
 
 from matplotlib import rc_context
 from matplotlib.figure import Figure
-from matplotlib.ticker import NullFormatter, StrMethodFormatter
+from torch import Tensor
 
 from rankfold.files import write_atomically
 from rankfold.pipeline.analysis import SiteAnalysis
 from rankfold.sites import SiteList
 
 _COLUMNS = 4
-_LOWEST = 1e-4  # of the largest singular value: what lies below is drawn there
-_STYLE: Any = {"svg.fonttype": "none", "svg.hashsalt": "rankfold", "font.size": 8, "text.parse_math": False}
+_LOWEST = 1e-4  # of the largest: what lies below is not drawn
+_STYLE: Any = {"svg.fonttype": "none", "svg.hashsalt": "rankfold", "font.size": 8}
 
 
 def write_analysis(rows: Sequence[SiteAnalysis], found: SiteList, directory: str | Path) -> tuple[Path, ...]:
@@ -35,21 +35,16 @@ def write_analysis(rows: Sequence[SiteAnalysis], found: SiteList, directory: str
 def spectra_svg(rows: Sequence[SiteAnalysis]) -> str:
     """A panel for each site, all on one scale: singular values over the largest, and the error after each rank."""
     height = max(1, ceil(len(rows) / _COLUMNS))
+    drawn = [(_over_largest(row.spectrum.values), _over_largest(row.spectrum.tails())) for row in rows]
+    lowest = min((value for curves in drawn for curve in curves for value in curve), default=0.1)
     with rc_context(_STYLE):
         figure = Figure(figsize=(12, 2.1 * height + 0.5), layout="constrained")
         axes = figure.subplots(height, _COLUMNS, squeeze=False, sharey=True).flatten()
-        for panel, row in zip(axes, rows):
-            values = row.spectrum.values
-            ranks = range(1, len(values) + 1)
-            relative = (values / values[0]).clamp_min(_LOWEST) if len(values) and values[0] > 0 else values
-            tails = row.spectrum.tails()
-            tails = (tails / tails[0]).clamp_min(_LOWEST) if tails[0] > 0 else tails
-            panel.semilogy(ranks, relative.tolist(), color="#1b6ca8", label="singular value / largest")
-            panel.semilogy(range(len(tails)), tails.tolist(), color="#c2571a", ls="--", label="error after this rank")
-            panel.set_ylim(_LOWEST, 1.5)
-            panel.yaxis.set_major_formatter(StrMethodFormatter("{x:g}"))
-            panel.yaxis.set_minor_formatter(NullFormatter())
-            panel.set_title(f"{row.site.name}  {'×'.join(map(str, row.site.shape))}", fontsize=8)
+        for panel, row, (values, tails) in zip(axes, rows, drawn):
+            panel.semilogy(range(1, len(values) + 1), values, color="#1b6ca8", label="singular value / largest")
+            panel.semilogy(range(len(tails)), tails, color="#c2571a", ls="--", label="error after this rank / norm")
+            panel.set_ylim(lowest / 1.5, 1.5)
+            panel.set_title(f"{row.site.name}  {'×'.join(map(str, row.site.shape))}", fontsize=8, parse_math=False)
             panel.grid(alpha=0.3)
         for panel in axes[len(rows) :]:
             panel.set_visible(False)
@@ -58,6 +53,14 @@ def spectra_svg(rows: Sequence[SiteAnalysis]) -> str:
         buffer = io.StringIO()
         figure.savefig(buffer, format="svg", metadata={"Date": None})
     return buffer.getvalue()
+
+
+def _over_largest(values: Tensor) -> list[float]:
+    """Descending values over the first, without what is too small to draw; empty if all are zero."""
+    if not len(values) or not values[0] > 0:
+        return []
+    relative = values / values[0]
+    return relative[relative >= _LOWEST].tolist()
 
 
 def _csv(rows: Sequence[SiteAnalysis]) -> str:
