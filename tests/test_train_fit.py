@@ -244,6 +244,15 @@ def test_a_failed_write_keeps_the_old_checkpoint(digits, tmp_path, monkeypatch):
     assert same(weights(resumed), weights(whole))
 
 
+@pytest.fixture
+def interruptible():
+    """Ctrl-C as in a terminal: a process started in the background is born deaf to it."""
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    yield
+    signal.signal(signal.SIGINT, before)
+
+
+@pytest.mark.usefixtures("interruptible")
 def test_ctrl_c_leaves_a_resumable_checkpoint(digits, tmp_path):
     whole = net()
     fit(whole, *digits, RECIPE)

@@ -43,7 +43,13 @@ class LowRankLinear(nn.Module):
 
 
 class FactoredConv(nn.Module):
-    """A convolution as a chain of cheaper ones, run in order; subclasses say how the factors form the kernel."""
+    """A convolution as a chain of cheaper ones, run in order; subclasses say how the factors form the kernel.
+
+    ``groups`` and ``transposed`` of the convolution it stands for, which may itself be a stage of another.
+    """
+
+    groups = 1
+    transposed = False
 
     def __init__(self, stages: dict[str, nn.Module]) -> None:
         super().__init__()
@@ -69,12 +75,20 @@ class LowRankConv(FactoredConv):
     up: Any
 
     @property
+    def groups(self) -> int:  # type: ignore[override]
+        return self.down.groups
+
+    @property
+    def transposed(self) -> bool:  # type: ignore[override]
+        return self.down.transposed
+
+    @property
     def weight(self) -> Tensor:
         """The dense kernel, shaped as in the layer it stands for; computed at each read."""
         up, down = self.up.weight.flatten(1), self.down.weight
-        groups = self.down.groups
+        groups = self.groups
         up_blocks = up.reshape(groups, -1, up.shape[1])
-        if getattr(self.down, "transposed", False):
+        if self.transposed:
             blocks = down.reshape(groups, down.shape[0] // groups, *down.shape[1:])
             return torch.einsum("gor,gcr...->gco...", up_blocks, blocks).flatten(0, 1)
         blocks = down.reshape(groups, -1, *down.shape[1:])
