@@ -320,6 +320,14 @@ def test_sites_with_one_choice_left_are_left_alone_by_every_rule():
         assert within(picked, limit)
 
 
+def test_no_sites_need_no_choice():
+    for rule in (optimal, local, global_):
+        assert rule({}, (0.0, 5.0)) == {}
+        with pytest.raises(BudgetError, match="cannot be met"):
+            rule({}, (-1.0,))
+    assert optimal({"a": [Option(Form.KEEP, 3, 0.0, ())]}, ())["a"].form is Form.KEEP
+
+
 def test_large_problems_are_solved_close_to_the_relaxation():
     """Forty sites of 200 ranks: the loss is within one rank step of the bound that no choice can beat."""
     options, limits = problem(5, 40, 200, 2, 2.0, 0.4)

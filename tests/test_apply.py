@@ -79,13 +79,18 @@ def test_every_layer_kind_becomes_the_layer_of_its_factors(case: Case, method: s
     assert all(torch.equal(a, b) for a, b in zip(small.state_dict().values(), again.state_dict().values(), strict=True))
 
 
-@pytest.mark.parametrize("form", [Form.SPATIAL, Form.TUCKER, Form.CP])
-@pytest.mark.parametrize("name", ["conv2d", "conv2d-reflect", "conv2d-2x4", "conv2d-one-channel", "conv1d", "conv3d"])
+OTHER_FORMS = [
+    (name, form)
+    for name in ("conv2d", "conv2d-reflect", "conv2d-2x4", "conv2d-one-channel", "conv1d", "conv3d")
+    for form in (Form.SPATIAL, Form.TUCKER, Form.CP)
+    if form in sites(next(c for c in CASES if c.name == name).model())[0].forms
+]
+
+
+@pytest.mark.parametrize(("name", "form"), OTHER_FORMS)
 def test_other_forms_of_convolutions(name: str, form: Form):
     case = next(c for c in CASES if c.name == name)
     model, x = case.model(), case.inputs()
-    if form not in sites(model)[0].forms:
-        pytest.skip(f"{form} is a form of larger kernels")
     method = {Form.SPATIAL: "truncate", Form.TUCKER: "tucker", Form.CP: "cp"}[form]
     small = apply_(copy.deepcopy(model), fixed(model, x, method, form))
     torch.testing.assert_close(small(x), multiplied_out(model, small)(x), rtol=1e-8, atol=1e-9)
@@ -267,7 +272,7 @@ def test_wrapped_models_are_planned_and_changed_inside(wrap):
 
 
 @pytest.mark.parametrize("method", ["truncate", "project"])
-@pytest.mark.parametrize("name", ["conv2d-groups", "conv2d-many-groups", "transpose2d-groups", "conv1d", "linear-tall"])
+@pytest.mark.parametrize("name", ["conv2d-groups", "transpose2d-groups", "conv1d", "linear-tall"])
 def test_what_was_compressed_can_be_compressed_again(name: str, method: str):
     """Factors are layers like others: their own factors stand for them, in the output and in ``weight``."""
     case = next(c for c in CASES if c.name == name)

@@ -30,13 +30,18 @@ def half_ranks(model: nn.Module, method: str) -> Ranks:
     return Ranks(ranks)
 
 
-@pytest.mark.parametrize("method", ["truncate", "project", "tucker"])
-@pytest.mark.parametrize("case", CASES, ids=repr)
+REDUCIBLE = [
+    (case, method)
+    for case in CASES
+    for method in ("truncate", "project", "tucker")
+    if half_ranks(case.model(), method).ranks
+]
+
+
+@pytest.mark.parametrize(("case", "method"), REDUCIBLE, ids=str)
 def test_the_plan_says_what_the_applied_model_costs(case: Case, method: str):
     model, x = case.model(torch.float32), case.inputs(torch.float32)
     ranks = half_ranks(model, method)
-    if not ranks.ranks:
-        pytest.skip(f"{method} gains nothing here")
     made = plan(model, ranks, method, [x], example=x)
     small = apply_(copy.deepcopy(model), made)
     assert made.changed

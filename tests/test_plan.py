@@ -514,6 +514,18 @@ def test_rules_by_name():
         assert rule_named(rule) is rule
 
 
+@pytest.mark.parametrize("method", ["truncate", "project", "tucker"])
+def test_a_model_without_anything_to_factor(method):
+    model = nn.Sequential(nn.Conv2d(4, 4, 3, groups=4), nn.BatchNorm2d(4))
+    x = torch.randn(3, 4, 6, 6)
+    made = plan(model, "params=1.0", method, [x])
+    assert made.changed == ()
+    assert made.after == made.before
+    assert apply_(copy.deepcopy(model), made)(x).shape == (3, 4, 4, 4)
+    with pytest.raises(BudgetError, match="cannot be met"):
+        plan(model, "params=0.9", method, [x])
+
+
 def test_where_leaves_the_other_sites_out_of_the_plan():
     model, batch = network("conv_net")
     made = plan(model, "params=0.9", "project", [batch], where="block.*")

@@ -63,7 +63,7 @@ def optimal(options: Mapping[str, Sequence[Option]], limits: Costs, *, exact: in
     """
     choices = {site: useful(list(group)) for site, group in options.items()}
     check_feasible(choices, limits)
-    if not limits:
+    if not limits or not choices:
         return {site: min(group, key=lambda o: (o.loss, o.costs)) for site, group in choices.items()}
     if sum(map(len, choices.values())) > exact:
         choices = _near_relaxation(choices, limits)

@@ -55,7 +55,7 @@ def output_metrics(
             taps.clear()
             with torch.enable_grad():
                 outputs = logits_of(forward(root, batch))
-                if not outputs.requires_grad or not outputs.is_floating_point():
+                if not taps or not outputs.requires_grad or not outputs.is_floating_point():
                     return {}
                 centred = outputs.float() - outputs.float().mean(-1, keepdim=True)
                 direction = torch.randn(centred.shape, generator=generator).to(centred)
