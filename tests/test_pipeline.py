@@ -17,6 +17,7 @@ from rankfold.compress.apply import apply_
 from rankfold.compress.budget import Flops
 from rankfold.compress.plan import fingerprint
 from rankfold.compress.planner import Calibration, plan
+from rankfold.compress.project import Project
 from rankfold.costs import evaluating
 from rankfold.pipeline import (
     Settings,
@@ -190,6 +191,13 @@ def test_data_that_do_not_fit_the_model_are_told_before_any_work():
     wrong = replace(digits().train, inputs=digits().train.inputs.repeat(1, 3, 1, 1))
     with pytest.raises(ValueError, match=r"cannot take the data \(one batch is 2×3×8×8\)"):
         compress(trained(), replace(digits(), train=wrong), "flops=0.5", settings=QUICK)
+
+
+def test_a_method_of_ones_own_goes_through_the_whole_job(tmp_path):
+    own = replace(QUICK, method=Project(name="mine", damping=0.5), curve=True)
+    result = compress(tiny(), digits(), "flops=0.5", settings=own, directory=tmp_path)
+    assert result.plan.method == "mine"
+    assert "method mine" in (tmp_path / "report.html").read_text()
 
 
 def test_an_original_that_knows_its_validation_samples_is_remarked():

@@ -41,7 +41,9 @@ def apply(
             talk.say("BatchNorm statistics stay those of the original; --data NAME measures them again")
         else:
             calibration = calibration_part(loaded.data.train, 2048, seed)
-            small, score = compressed_copy(loaded.model, made, calibration, loaded.data.validation, talk.progress)
+            small, score = compressed_copy(
+                loaded.model, made, calibration, loaded.data.validation, progress=talk.progress
+            )
             talk.say(f"validation accuracy: {percent(score.accuracy, 2)}")
         cost = model_cost(small, example)
         save(small, made, out, notes=model_notes(loaded.spec, loaded.data, example))

@@ -10,6 +10,7 @@ from torch import nn
 
 from rankfold.compress.allocate import BudgetError
 from rankfold.compress.budget import Flops
+from rankfold.compress.method import Method
 from rankfold.compress.plan import Plan
 from rankfold.pipeline.repair import compressed_copy
 
@@ -35,6 +36,7 @@ def accuracy_curve(
     calibration: Any,
     make_plan: Callable[[Flops], Plan],
     *,
+    method: Method | None = None,
     kept: tuple[float, ...] = KEPT,
     progress: Callable[[str, int, int], None] | None = None,
 ) -> Iterator[Point]:
@@ -48,7 +50,7 @@ def accuracy_curve(
             plan = make_plan(Flops(fraction))
         except BudgetError:
             return
-        _, score = compressed_copy(model, plan, calibration, validation)
+        _, score = compressed_copy(model, plan, calibration, validation, method=method)
         if progress is not None:
             progress("accuracy against budget", done + 1, len(kept))
         label = f"{plan.method}, {plan.rule}"

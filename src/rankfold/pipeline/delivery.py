@@ -57,9 +57,10 @@ def write_page(
     points: Sequence[Point],
     history: History | None,
 ) -> None:
+    method = method_named(settings.method)
     shown = {
         "model": settings.model or type(original).__name__,
-        "method": method_named(settings.method).name,
+        "method": method.name,
         "ranks": ", ".join(f"{key} {value}" for key, value in asdict(rule_named(settings.rule)).items()),
         "calibration samples": settings.samples,
         "fine-tuning": "none" if history is None else f"{len(history.epochs)} epochs",
@@ -71,6 +72,7 @@ def write_page(
         original,
         result,
         example,
+        method=method,
         title=f"{shown['model']} compressed",
         errors=errors,
         points=points,

@@ -13,6 +13,7 @@ from torch import Tensor, nn
 
 from rankfold.batches import batches_of, forward
 from rankfold.compress.apply import apply_
+from rankfold.compress.method import Method
 from rankfold.compress.methods import method_named
 from rankfold.compress.plan import Plan
 from rankfold.costs import evaluating
@@ -44,16 +45,18 @@ class _Sums:
         return (max(float(wrong.sum()), 0.0) / energy) ** 0.5 if energy > 0 else 0.0
 
 
-def layer_errors(original: nn.Module, plan: Plan, data: Any, *, samples: int = 1024) -> dict[str, float]:
+def layer_errors(
+    original: nn.Module, plan: Plan, data: Any, *, method: Method | None = None, samples: int = 1024
+) -> dict[str, float]:
     """Relative output error of every changed site, given the inputs that this layer has in the ``original``.
 
     ‖ŷ − y‖ / ‖y − mean y‖ over the samples, which is what ``Entry.predicted_error`` predicts for methods that use
     data. Where the new layer has no bias, a constant in each channel is not counted: the BatchNorm behind takes it
-    up. Sites that the data never reach are missing. Cost: one factorization of the model, one pass of ``original``
-    and of every new layer.
+    up. Sites that the data never reach are missing. ``method``: your own, where the plan was made with one.
+    Cost: one factorization of the model, one pass of ``original`` and of every new layer.
     """
     root = unwrap(original)
-    new_root = apply_(copy.deepcopy(root), plan)
+    new_root = apply_(copy.deepcopy(root), plan, method=method)
     sums: dict[str, _Sums] = {}
     with ExitStack() as stack:
         stack.enter_context(evaluating(root))
@@ -81,13 +84,13 @@ def _compare(site: Site, new: nn.Module, sums: dict[str, _Sums]) -> Callable[...
     return hook
 
 
-def over_fitted(plan: Plan, measured: Mapping[str, float]) -> tuple[str, ...]:
+def over_fitted(plan: Plan, measured: Mapping[str, float], *, method: Method | None = None) -> tuple[str, ...]:
     """Sites whose error on held-out data is far above the predicted one: too little calibration data for their size.
 
     Far: more than half as much again, and by more than 0.03 of the output's norm. None for methods without data,
     which predict the error of the weight.
     """
-    if not method_named(plan.method).needs_data:
+    if not method_named(plan.method if method is None else method).needs_data:
         return ()
     return tuple(
         entry.site

@@ -13,6 +13,8 @@ from torch import nn
 
 from rankfold.compress.budget import Budget
 from rankfold.compress.finetune import finetune
+from rankfold.compress.method import Method
+from rankfold.compress.methods import method_named
 from rankfold.compress.plan import Plan
 from rankfold.compress.planner import Calibration, plan
 from rankfold.compress.rules import Iterative, Optimal, rule_named
@@ -73,6 +75,10 @@ class _Job:
     directory: Path | None
     tell: Tell
 
+    @property
+    def method(self) -> Method:
+        return method_named(self.settings.method)
+
     def run(self) -> Result:
         began = time.perf_counter()
         example = first_example(self.model, self.data.train)
@@ -80,7 +86,9 @@ class _Job:
         before = evaluate(self.model, self.data.validation, role="validation").accuracy
         made = self.planned(calibration, example)
         self.tell.say(f"plan: {summary(made)}")
-        small, score = compressed_copy(self.model, made, calibration, self.data.validation, self.tell.progress)
+        small, score = compressed_copy(
+            self.model, made, calibration, self.data.validation, method=self.method, progress=self.tell.progress
+        )
         self.tell.say(f"validation accuracy: {percent(before, 2)} before, {percent(score.accuracy, 2)} compressed")
         tuned, history = self.finetuned(small)
         validation = {"before": before, "compressed": score.accuracy}
@@ -95,9 +103,9 @@ class _Job:
             return replace(result, seconds=time.perf_counter() - began)
         save_result(self.directory, result, self.data, example, self.settings)
         self.tell.say(f"saved in {self.directory}")
-        errors = layer_errors(self.model, made, self.data.validation)
+        errors = layer_errors(self.model, made, self.data.validation, method=self.method)
         points = self.curve(made, calibration, example)
-        result = replace(result, remarks=result.remarks + _gaps(made, errors))
+        result = replace(result, remarks=result.remarks + _gaps(made, errors, self.method))
         write_page(self.directory, self.model, result, example, self.settings, errors, points, history)
         result = replace(result, seconds=time.perf_counter() - began)
         close(self.directory, result)
@@ -113,7 +121,7 @@ class _Job:
         made = plan(
             self.model,
             self.budgets,
-            self.settings.method,
+            self.method,
             calibration,
             rule=self.settings.rule,
             example=example,
@@ -181,10 +189,11 @@ class _Job:
         how = Calibration(samples_of(calibration, self.settings.samples), statistics=made.statistics)
 
         def plan_for(budget: Budget) -> Plan:
-            method = self.settings.method
-            return plan(self.model, budget, method, calibration, rule=rule, example=example, calibration=how)
+            return plan(self.model, budget, self.method, calibration, rule=rule, example=example, calibration=how)
 
-        points = accuracy_curve(self.model, self.data.validation, calibration, plan_for, progress=self.tell.progress)
+        points = accuracy_curve(
+            self.model, self.data.validation, calibration, plan_for, method=self.method, progress=self.tell.progress
+        )
         return list(points)
 
 
@@ -213,8 +222,8 @@ def _known_samples(validation: float, held_out: float, name: str) -> tuple[str, 
     )
 
 
-def _gaps(made: Plan, errors: dict[str, float]) -> tuple[str, ...]:
-    far = over_fitted(made, errors)
+def _gaps(made: Plan, errors: dict[str, float], method: Method) -> tuple[str, ...]:
+    far = over_fitted(made, errors, method=method)
     if not far:
         return ()
     return (

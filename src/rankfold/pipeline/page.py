@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from rankfold.compress.methods import method_named
+from rankfold.compress.method import Method
 from rankfold.compress.plan import Entry, Plan
 from rankfold.costs import site_cost, trace
 from rankfold.pipeline.curve import Point
@@ -27,6 +27,7 @@ def report_data(
     example: Any,
     *,
     title: str,
+    method: Method,
     errors: Mapping[str, float],
     points: Sequence[Point],
     history: History | None,
@@ -41,7 +42,7 @@ def report_data(
         before=_stage(result.before),
         compressed=_stage(result.compressed),
         finetuned=None if result.finetuned is None else _stage(result.finetuned),
-        layers=_layers(original, result.plan, example, errors),
+        layers=_layers(original, result.plan, example, errors, method),
         skipped=result.plan.left_out,
         curve=[CurvePoint(p.label, p.kept_flops, p.kept_params, p.accuracy) for p in points],
         curve_on=f"the validation split, without fine-tuning; the table above is of the {result.split} split",
@@ -67,11 +68,13 @@ def _stage(figures: Figures) -> dict[str, Any]:
     return figures.to_dict() | {"latency_ms": dict(figures.latencies)}
 
 
-def _layers(original: nn.Module, plan: Plan, example: Any, errors: Mapping[str, float]) -> list[LayerRow]:
+def _layers(
+    original: nn.Module, plan: Plan, example: Any, errors: Mapping[str, float], method: Method
+) -> list[LayerRow]:
     root = unwrap(original)
     found = sites(root)
     _, calls = trace(root, example, found)
-    too_far = over_fitted(plan, errors)
+    too_far = over_fitted(plan, errors, method=method)
     rows = []
     with split_attention(root):
         for entry in plan.entries:
@@ -98,16 +101,15 @@ def _layers(original: nn.Module, plan: Plan, example: Any, errors: Mapping[str, 
                     flops_after=entry.flops,
                     predicted_error=entry.predicted_error if changed else None,
                     measured_error=errors.get(entry.site),
-                    spectrum=_levels(root, site, entry, plan, weight),
+                    spectrum=_levels(root, site, entry, plan, weight, method),
                     note=note,
                 )
             )
     return rows
 
 
-def _levels(root: nn.Module, site: Site, entry: Entry, plan: Plan, weight: torch.Tensor) -> list[float]:
+def _levels(root: nn.Module, site: Site, entry: Entry, plan: Plan, weight: torch.Tensor, method: Method) -> list[float]:
     """What ranks were chosen on: singular values over the largest, of the outputs or of the weight."""
-    method = method_named(plan.method)
     offered = method.forms & site.forms
     form = entry.form if entry.form in offered else next(iter(sorted(offered - {Form.KEEP, Form.DENSE})), None)
     if form is None:
