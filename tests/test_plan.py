@@ -526,6 +526,40 @@ def test_a_model_without_anything_to_factor(method):
         plan(model, "params=0.9", method, [x])
 
 
+class OneOutput(nn.Module):
+    """A regression: one layer matters, the other hardly; its output in one of several shapes."""
+
+    def __init__(self, shape: str) -> None:
+        super().__init__()
+        self.shape, self.matters, self.hardly, self.last = shape, nn.Linear(8, 8), nn.Linear(8, 8), nn.Linear(8, 1)
+        with torch.no_grad():
+            self.hardly.weight.mul_(1e-3)
+
+    def forward(self, x):
+        y = self.last(torch.tanh(self.matters(x)) + self.hardly(x))
+        return {"columns": y, "flat": y[:, 0], "sum": y.sum(), "sign": y[:, 0] > 0}[self.shape]
+
+
+@pytest.mark.parametrize("method", ["truncate", "project"])
+@pytest.mark.parametrize("shape", ["columns", "flat", "sum"])
+def test_single_outputs_tell_which_layer_matters(shape, method, generator):
+    torch.manual_seed(0)
+    model, x = OneOutput(shape), torch.randn(40, 8, generator=generator)
+    made = plan(model, "params=0.6", method, [x])
+    assert made["hardly"].params < made["matters"].params
+    assert all(math.isfinite(entry.predicted_loss) for entry in made.entries)
+    if shape != "sum" or method == "project":
+        ranks = {entry.site: entry.predicted_loss for entry in made.changed}
+        assert any(loss > 0 for loss in ranks.values())
+
+
+def test_outputs_without_a_slope_say_what_to_do(generator):
+    model, x = OneOutput("sign"), torch.randn(10, 8, generator=generator)
+    with pytest.raises(ValueError, match=r"returned torch\.bool: .*Optimal\(probes=0\)"):
+        plan(model, "params=0.8", "truncate", [x])
+    assert plan(model, "params=0.8", "truncate", [x], rule=Optimal(probes=0)).changed
+
+
 def test_where_leaves_the_other_sites_out_of_the_plan():
     model, batch = network("conv_net")
     made = plan(model, "params=0.9", "project", [batch], where="block.*")

@@ -1,9 +1,10 @@
 """Output metrics: how much the model's outputs move when the outputs of one layer do.
 
 For a layer with outputs y, D = E[Σ_positions g gᵀ] with g = ∂(vᵀz)/∂y, where z are the model's outputs less their mean
-over the last axis and v is standard normal: the Gauss–Newton matrix of the squared change of z. A layer error E then
-costs about tr(D E H Eᵀ), the expected squared change of the model's outputs for one sample: the same unit in every
-layer. (The Fisher metric of the softmax vanishes where a network is sure of its training samples, as it usually is.)
+over the last axis (a single output as it is) and v is standard normal: the Gauss–Newton matrix of the squared change
+of z. A layer error E then costs about tr(D E H Eᵀ), the expected squared change of the model's outputs for one sample:
+the same unit in every layer. (The Fisher metric of the softmax vanishes where a network is sure of its training
+samples, as it usually is.)
 """
 
 from __future__ import annotations
@@ -57,7 +58,8 @@ def output_metrics(
                 outputs = logits_of(forward(root, batch))
                 if not taps or not outputs.requires_grad or not outputs.is_floating_point():
                     return {}
-                centred = outputs.float() - outputs.float().mean(-1, keepdim=True)
+                rows = outputs.float() if outputs.dim() > 1 else outputs.float().reshape(-1, 1)
+                centred = rows - rows.mean(-1, keepdim=True) if rows.shape[-1] > 1 else rows
                 direction = torch.randn(centred.shape, generator=generator).to(centred)
                 zeros = [zero for _, zero in taps]
                 gradients = torch.autograd.grad((centred * direction).sum(), zeros, allow_unused=True)

@@ -23,6 +23,8 @@ from rankfold.sites import Form, carry_hooks_, replace_
 Progress = Callable[[str, int, int], None]
 Prices = dict[tuple[str, Form], Tensor]
 
+_HOPELESS = 1e6  # nats: outputs that are not finite
+
 
 def relative_energy(candidates: Sequence[Candidate]) -> Prices:
     """Without data: the price is the share of the energy that is lost."""
@@ -45,16 +47,18 @@ def output_changes(candidates: Sequence[Candidate]) -> Prices:
 
 
 def price(root: nn.Module, candidates: Sequence[Candidate], data: Any, rule: Optimal, progress: Progress) -> Prices:
-    """For each candidate the expected rise of the loss at rank 0..k: KL(original ‖ this site alone truncated), in nats.
+    """For each candidate the expected rise of the loss at rank 0..k: KL(original ‖ this site alone truncated), in nats;
+    for a model with one output the squared change, as a fraction of the output's mean square.
 
     Measured at ``rule.probes`` ranks spread evenly over the logarithm of the error, on ``rule.samples`` samples;
     between two probes log KL is linear in log error, beyond the last one it falls with the error squared. Never
-    rising with the rank. Cost: (probes × candidates + 1) forward passes over the samples.
+    rising with the rank. Raises ``ValueError`` for a model whose outputs are not floating. Cost: (probes × candidates
+    + 1) forward passes over the samples.
     """
     batches = list(batches_of(data, rule.samples, rule.samples))
     prices: Prices = {}
     with evaluating(root):
-        originals = [_log_probabilities(forward(root, batch)) for batch in batches]
+        originals = [_outcome(forward(root, batch)) for batch in batches]
         for done, candidate in enumerate(candidates):
             errors = candidate.relative_errors.numpy()
             points = []
@@ -108,18 +112,27 @@ def _divergence(
     carry_hooks_(old, new)
     replace_(root, old, new.eval())
     try:
-        outputs = [_log_probabilities(forward(root, batch)) for batch in batches]
+        outputs = [_outcome(forward(root, batch)) for batch in batches]
     finally:
         replace_(root, new, old)
-    total = sum(
-        float(F.kl_div(now, then, reduction="sum", log_target=True))
-        for now, then in zip(outputs, originals, strict=True)
-    )
+    total = sum(_change(now, then) for now, then in zip(outputs, originals, strict=True))
     value = total / sum(then.shape[0] for then in originals)
-    return value if np.isfinite(value) else float("inf")
+    return value if np.isfinite(value) else _HOPELESS
 
 
-def _log_probabilities(output: Any) -> Tensor:
-    """(N, classes) in float64, over every position of a sequence."""
+def _change(now: Tensor, then: Tensor) -> float:
+    if then.shape[1] == 1:
+        return float((now - then).square().sum() / then.square().mean().clamp_min(torch.finfo(then.dtype).tiny))
+    return float(F.kl_div(now, then, reduction="sum", log_target=True))
+
+
+def _outcome(output: Any) -> Tensor:
+    """Log-probabilities (N, classes) in float64, over every position of a sequence; a single output (N, 1) as it is."""
     logits = logits_of(output)
-    return logits.double().flatten(0, -2).log_softmax(-1)
+    if not logits.is_floating_point():
+        raise ValueError(
+            f"the model returned {logits.dtype}: layers are compared by what they do to floating outputs; "
+            "return logits, or use the rule Optimal(probes=0) with a method without data"
+        )
+    rows = logits.double().reshape(-1, logits.shape[-1] if logits.dim() > 1 else 1)
+    return rows if rows.shape[1] == 1 else rows.log_softmax(-1)
