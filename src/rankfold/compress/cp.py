@@ -11,7 +11,7 @@ from tensorly import backend, set_backend
 from tensorly.decomposition import parafac
 from torch import Tensor
 
-from rankfold.compress.method import relative_weight_error
+from rankfold.compress.method import relative
 from rankfold.compress.statistics import SiteStatistics
 from rankfold.sites import Factors, Form, Site
 
@@ -94,15 +94,14 @@ class Canonical:
 
     @property
     def levels(self) -> Tensor:
-        errors = self.errors
-        return errors[:-1] / errors[0] if errors[0] > 0 else torch.zeros_like(errors[:-1])
+        return relative(self.errors)[:-1]
 
     @property
     def ranks(self) -> Sequence[int]:
         return self.grid
 
     def relative_error(self, rank: int) -> float:
-        return relative_weight_error(self.errors, rank)
+        return float(relative(self.errors)[rank])
 
     def factors(self, rank: int) -> Factors:
         """Factors at ``rank``; solved afresh where it is not on the grid."""

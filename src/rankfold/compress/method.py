@@ -72,11 +72,6 @@ def relative(values: Tensor) -> Tensor:
     return values / values[0] if values.numel() and values[0] > 0 else torch.zeros_like(values)
 
 
-def relative_weight_error(errors: Tensor, rank: int) -> float:
-    """What ``relative_error`` is where ``errors`` are plain Frobenius errors of the weight."""
-    return float(errors[rank] / errors[0]) if errors[0] > 0 else 0.0
-
-
 def balanced(right: Tensor, left: Tensor) -> tuple[Tensor, Tensor]:
     """(right, left) with row i of the one and column i of the other of equal norm; the product does not change.
 

@@ -21,7 +21,7 @@ from rankfold.compress.rules import Global, Iterative, Local, Optimal, RankRule,
 from rankfold.compress.sensitivity import output_changes, price, relative_energy
 from rankfold.compress.statistics import Statistics, calibrate
 from rankfold.compress.timing import site_timing
-from rankfold.costs import Cost, Example, latencies, model_cost, trace
+from rankfold.costs import Cost, Example, latencies, storage, trace
 from rankfold.sites import Form, Site, SiteList, sites, split_attention, unwrap
 
 Progress = Callable[[str, int, int], None]
@@ -78,8 +78,9 @@ def plan(
         raise ValueError(f"{needs} needs data: give data=, or use method='truncate' with another rule")
     check_rereadable(data)
     first = _example(root, data) if example is None else Example.of(example)
-    before = model_cost(root, first)
+    params, size = storage(root)
     whole, calls = trace(root, replace(first, samples=1), found)  # FLOPs of the example with all its samples
+    before = Cost(params, whole // first.samples, size)
     statistics = calibration.statistics if method.needs_data else None
     if method.needs_data and statistics is None:
         statistics = calibrate(

@@ -132,8 +132,7 @@ class SpatialPair:
 
     @property
     def levels(self) -> Tensor:
-        errors = self.errors
-        return errors[:-1] / errors[0] if errors[0] > 0 else torch.zeros_like(errors[:-1])
+        return relative(self.errors)[:-1]
 
     @property
     def ranks(self) -> range:

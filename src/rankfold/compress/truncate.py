@@ -7,7 +7,7 @@ from functools import cached_property
 
 from torch import Tensor
 
-from rankfold.compress.method import relative, relative_weight_error
+from rankfold.compress.method import relative
 from rankfold.compress.statistics import SiteStatistics
 from rankfold.linalg import svd, tails
 from rankfold.sites import Factors, Form, Site
@@ -60,7 +60,7 @@ class Truncated:
         return range(1, len(self._values) + 1)
 
     def relative_error(self, rank: int) -> float:
-        return relative_weight_error(self.errors, rank)
+        return float(relative(self.errors)[rank])
 
     def factors(self, rank: int) -> Factors:
         u, s, vh = self.svd

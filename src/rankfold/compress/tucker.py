@@ -12,7 +12,7 @@ from tensorly import backend, set_backend
 from tensorly.decomposition import partial_tucker
 from torch import Tensor
 
-from rankfold.compress.method import relative_weight_error
+from rankfold.compress.method import relative
 from rankfold.compress.statistics import SiteStatistics
 from rankfold.linalg import svd
 from rankfold.sites import Factors, Form, Site
@@ -69,15 +69,14 @@ class Tuckered:
 
     @property
     def levels(self) -> Tensor:
-        norm = self.errors[0]
-        return self.errors[:-1] / norm if norm > 0 else torch.zeros_like(self.errors[:-1])
+        return relative(self.errors)[:-1]
 
     @property
     def ranks(self) -> Sequence[int]:
         return range(1, self.full + 1)
 
     def relative_error(self, rank: int) -> float:
-        return relative_weight_error(self.errors, rank)
+        return float(relative(self.errors)[rank])
 
     def factors(self, rank: int) -> Factors:
         r_out, r_in = self.pair(rank)
