@@ -10,15 +10,17 @@ from torch import Tensor, nn
 
 from rankfold.layers import SplitAttention
 from rankfold.sites.hooks import carry_hooks_
+from rankfold.sites.product import ordinary_class, other_parametrizations
 
 
 def why_not_split(module: nn.MultiheadAttention) -> str | None:
     """Why this attention module cannot be taken apart, or None if it can."""
-    if type(module).forward is not nn.MultiheadAttention.forward:
-        return f"{type(module).__name__} overrides the forward of nn.MultiheadAttention"
+    kind = ordinary_class(module)
+    if kind.forward is not nn.MultiheadAttention.forward:
+        return f"{kind.__name__} overrides the forward of nn.MultiheadAttention"
     if module.bias_k is not None or module.add_zero_attn:
         return "attention with add_bias_kv or add_zero_attn is not taken apart"
-    if torch.nn.utils.parametrize.is_parametrized(module) or "parametrizations" in module.out_proj._modules:
+    if other_parametrizations(module) or other_parametrizations(module.out_proj):
         return "parametrized attention: remove the parametrization first"
     return None
 
@@ -27,9 +29,10 @@ def split(module: nn.MultiheadAttention) -> SplitAttention:
     """The same attention with q, k, v and output projections as linear layers that share its storage."""
     new = SplitAttention(module.embed_dim, module.num_heads, module.dropout, module.batch_first)
     width = module.embed_dim
-    if module.in_proj_weight is not None:
-        grad = module.in_proj_weight.requires_grad
-        weights = [module.in_proj_weight.detach()[i * width : (i + 1) * width] for i in range(3)]
+    packed = module.in_proj_weight  # read once: it may be a product
+    if packed is not None:
+        grad = packed.requires_grad
+        weights = [packed.detach()[i * width : (i + 1) * width] for i in range(3)]
     else:
         separate = (module.q_proj_weight, module.k_proj_weight, module.v_proj_weight)
         grad = module.q_proj_weight.requires_grad

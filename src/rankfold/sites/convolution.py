@@ -13,6 +13,7 @@ from torch import Tensor, nn
 
 from rankfold.layers import CPConv, LowRankConv, SpatialConv2d, TuckerConv
 from rankfold.sites.geometry import ChannelFolding, Matricization, SpatialFolding
+from rankfold.sites.product import ordinary_class
 from rankfold.sites.site import Call, Factors, Form, Side
 
 _PLAIN = (nn.Conv1d, nn.Conv2d, nn.Conv3d)
@@ -204,7 +205,7 @@ def read_convolution(module: Any) -> ConvLayer | None:
     """The layer object of a convolution, or None if it is none."""
     for kinds in (_PLAIN, _TRANSPOSED):
         for kind in kinds:
-            if type(module).forward is kind.forward:
+            if ordinary_class(module).forward is kind.forward:
                 return ConvLayer(
                     kind.__name__, module.in_channels, module.out_channels, tuple(module.kernel_size),
                     module.groups, module.bias is not None, kinds is _TRANSPOSED,

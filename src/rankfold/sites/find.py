@@ -10,11 +10,11 @@ import torch
 from torch import nn
 from torch.nn.modules.linear import NonDynamicallyQuantizableLinear
 from torch.nn.parameter import UninitializedParameter
-from torch.nn.utils import parametrize
 
 from rankfold.sites.attention import split_attention, why_not_split
 from rankfold.sites.convolution import read_convolution
 from rankfold.sites.linear import read_linear
+from rankfold.sites.product import factors_of, ordinary_class, other_parametrizations, products
 from rankfold.sites.site import Form, Layer, Site, SiteList
 
 Where = str | Callable[[str, nn.Module], bool]
@@ -39,11 +39,16 @@ def sites(model: nn.Module, where: Where | None = None) -> SiteList:
     works on the meta device.
     """
     model = unwrap(model)
+    composed = tuple(
+        f"{path}.".lstrip(".")
+        for path, module in model.named_modules(remove_duplicate=False)
+        if isinstance(module, nn.MultiheadAttention) and (products(module) or products(module.out_proj))
+    )
     with split_attention(model):
-        return _sites(model, where)
+        return _sites(model, where, composed)
 
 
-def _sites(model: nn.Module, where: Where | None) -> SiteList:
+def _sites(model: nn.Module, where: Where | None, composed: tuple[str, ...]) -> SiteList:
     names: dict[nn.Module, list[str]] = defaultdict(list)
     for path, module in model.named_modules(remove_duplicate=False):
         names[module].append(path)
@@ -78,10 +83,24 @@ def _sites(model: nn.Module, where: Where | None) -> SiteList:
         if getattr(module, "bias", None) is not None:
             covered.add(f"{path}.bias")
         forms, note = layer.forms, ""
-        if tied:
+        if products(module) or path.startswith(composed):
+            forms, note = frozenset({Form.KEEP}), "parametrized: fold first (rankfold.fold_)"
+        if products(module):
+            covered |= {f"{path}.parametrizations.weight.original{i}" for i in range(len(factors_of(module, "weight")))}
+            tied = _same_product(module, names)
+        elif tied:
             forms, note = frozenset({Form.KEEP}), f"tied to {', '.join(tied)}: factoring one would store both"
         found.append(Site(path, parameter_name, layer, forms, tied, tuple(paths[1:]), note))
     return SiteList(tuple(found), tuple((p, why) for p, why in left_out if p not in covered))
+
+
+def _same_product(module: nn.Module, names: dict[nn.Module, list[str]]) -> tuple[str, ...]:
+    """The weights of other layers that are products of the same factors."""
+    first = factors_of(module, "weight")[0]
+    others = ((other, paths[0]) for other, paths in names.items() if other is not module)
+    return tuple(
+        f"{path}.weight" for other, path in others if products(other) and factors_of(other, "weight")[0] is first
+    )
 
 
 def _wanted(where: Where, path: str, module: nn.Module) -> bool:
@@ -92,7 +111,7 @@ def _why_not(module: nn.Module, path: str) -> str | None:
     """Why a module of which a matrix might be expected gives no site."""
     if isinstance(module, nn.MultiheadAttention):
         return why_not_split(module)
-    if parametrize.is_parametrized(module):
+    if other_parametrizations(module):
         return "parametrized: remove the parametrization first (torch.nn.utils.parametrize.remove_parametrizations)"
     if "weight_g" in module._parameters or "weight_orig" in module._parameters:
         return "weight_norm or spectral_norm: remove it first, since the weight is recomputed at every call"
@@ -114,7 +133,7 @@ def _why_not(module: nn.Module, path: str) -> str | None:
         nn.ConvTranspose2d,
         nn.ConvTranspose3d,
     ):
-        if isinstance(module, base) and _overrides(type(module), base):
+        if isinstance(module, base) and _overrides(ordinary_class(module), base):
             return f"{type(module).__name__} overrides the forward of {base.__name__}"
     if "forward" in vars(module) and weight is not None and weight.dim() > 1:
         return "its forward was replaced from outside: remove that wrapper first"

@@ -13,6 +13,7 @@ from torch import Tensor, nn
 
 from rankfold.layers import LowRankLinear
 from rankfold.sites.geometry import Matricization, Plain, Transposed
+from rankfold.sites.product import ordinary_class
 from rankfold.sites.site import Call, Factors, Form, Side
 
 
@@ -84,13 +85,14 @@ class EmbeddingLayer(LinearLayer):
 
 def read_linear(module: Any) -> LinearLayer | None:
     """The layer object of a linear-like module, or None if it is none."""
-    if type(module).forward is nn.Linear.forward:
+    kind = ordinary_class(module)
+    if kind.forward is nn.Linear.forward:
         m, n = module.weight.shape
         return LinearLayer("Linear", (m, n), module.bias is not None)
-    if type(module).__name__ == "Conv1D" and type(module).__module__ == "transformers.pytorch_utils":
+    if kind.__name__ == "Conv1D" and kind.__module__ == "transformers.pytorch_utils":
         n, m = module.weight.shape
         return LinearLayer("Conv1D", (m, n), module.bias is not None, stored_transposed=True)
-    if type(module).forward is nn.Embedding.forward:
+    if kind.forward is nn.Embedding.forward:
         m, n = module.weight.shape
         return EmbeddingLayer("Embedding", (m, n), has_bias=False)
     return None

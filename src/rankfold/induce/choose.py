@@ -1,0 +1,130 @@
+"""Which parameters of a model become products, and why the others do not."""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from typing import Any
+
+from torch import nn
+
+from rankfold.sites import Form, Site, sites, unwrap
+from rankfold.sites.find import Where
+from rankfold.sites.geometry import ChannelFolding, Matricization, Plain, Stacked
+
+
+@dataclass(frozen=True, eq=False)
+class Target:
+    """One parameter that can be a product: ``parameter`` of ``module``, read as (m, n) for each of ``groups``.
+
+    ``name`` is the site's, or ``PATH.in_proj`` for the packed q, k, v of an attention module. ``tied`` are the other
+    places, (module, parameter), where the very same ``nn.Parameter`` stands.
+    """
+
+    name: str
+    module: nn.Module
+    parameter: str
+    geometry: Matricization
+    shape: tuple[int, int]
+    groups: int
+    tied: tuple[tuple[nn.Module, str], ...] = ()
+
+    @property
+    def weight(self) -> nn.Parameter:
+        return getattr(self.module, self.parameter)
+
+    def sizes(self, depth: int, inner: Sequence[int] | None) -> tuple[int, ...]:
+        """(m, d_1, …, d_{N−1}, n) of R_1 … R_N: the given widths, or the paper's.
+
+        There one factor has the weight's size and the others are square: inputs × inputs behind it in general, and
+        C_out × C_out in front of it for convolutions (LoRITa, section 4; the mode-4 unfolding there is the transpose
+        of the matrix here).
+        """
+        m, n = self.shape
+        width = m if isinstance(self.geometry, ChannelFolding) else n
+        return (m, *([width] * (depth - 1) if inner is None else inner), n)
+
+    @property
+    def title(self) -> str:
+        groups = f", {self.groups} groups" if self.groups > 1 else ""
+        kind = type(self.module).__name__.removeprefix("NonDynamicallyQuantizable")
+        return f"{self.name} ({kind} {self.shape[0]}×{self.shape[1]}{groups})"
+
+
+@dataclass(frozen=True)
+class Choice:
+    """What ``overparametrize_`` would change, in the order of the modules, and what it leaves with the reason."""
+
+    targets: tuple[Target, ...]
+    left_out: tuple[tuple[str, str], ...]
+
+
+def choose(model: nn.Module, where: Where | None = None) -> Choice:
+    """Every parameter of ``model`` that ``overparametrize_(model, where=where)`` would turn into a product.
+
+    ``where`` as in ``rankfold.sites``. Left out, each with its reason: what ``sites`` leaves out (lazy, quantised,
+    depthwise, parametrised by something else, a matrix of rank 1, …), embeddings, frozen parameters, products already
+    formed, tied parameters of which not all places are chosen, and packed q, k, v of which not all three are.
+    """
+    root = unwrap(model)
+    found = sites(root, where)
+    left_out = list(found.left_out)
+    owners: dict[int, list[tuple[str, nn.Module, str]]] = defaultdict(list)
+    for path, module in root.named_modules():
+        for key, parameter in module._parameters.items():
+            if parameter is not None:
+                owners[id(parameter)].append((f"{path}.{key}".lstrip("."), module, key))
+    targets: dict[tuple[int, str], Target] = {}
+    packed: dict[str, int] = defaultdict(int)
+    for site in found:
+        if (reason := _why_not(site)) is not None:
+            left_out.append((site.parameter, reason))
+            continue
+        target = _target(root, site)
+        packed[target.name] += 1
+        targets[id(target.module), target.parameter] = target
+    for key, target in list(targets.items()):
+        if isinstance(target.geometry, Stacked) and packed[target.name] < target.geometry.count:
+            reason = "q, k, v are one packed parameter: choose all three, or none"
+        elif not target.weight.requires_grad:
+            reason = "frozen (requires_grad=False): training would not change it"
+        else:
+            continue
+        left_out.append((owners[id(target.weight)][0][0], reason))
+        del targets[key]
+    chosen, seen = [], set()
+    for target in targets.values():
+        places = owners[id(target.weight)]
+        same = [targets.get((id(module), key)) for _, module, key in places]
+        if any(other is None or other.geometry != target.geometry for other in same):
+            names = ", ".join(name for name, module, _ in places if module is not target.module)
+            left_out.append(
+                (f"{target.name}.{target.parameter}", f"tied to {names}, which cannot be or was not chosen with it")
+            )
+        elif id(target.weight) not in seen:
+            seen.add(id(target.weight))
+            tied = tuple((module, key) for _, module, key in places if module is not target.module)
+            chosen.append(replace(target, tied=tied))
+    return Choice(tuple(chosen), tuple(left_out))
+
+
+def _why_not(site: Site) -> str | None:
+    if site.kind == "Embedding":
+        return "an embedding is looked up, not multiplied: a product would be formed at every step for a few rows"
+    if site.forms == {Form.KEEP} and not site.tied_to:
+        return f"a product already: {site.note}"
+    return None
+
+
+def _target(root: nn.Module, site: Site) -> Target:
+    """The place of a site in the model as it is, where attention modules are not taken apart."""
+    path, _, leaf = site.name.rpartition(".")
+    parent: Any = root.get_submodule(path)
+    if isinstance(parent, nn.MultiheadAttention) and leaf != "out_proj":
+        if parent.in_proj_weight is not None:
+            name = f"{path}.in_proj".lstrip(".")
+            return Target(name, parent, "in_proj_weight", Stacked(3), site.shape, 3)
+        return Target(site.name, parent, f"{leaf}_weight", Plain(), site.shape, 1)
+    geometry = site.layer.geometry(Form.FACTORED)
+    return Target(site.name, root.get_submodule(site.name), "weight", geometry, site.shape, site.groups)

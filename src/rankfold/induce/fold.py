@@ -1,0 +1,77 @@
+"""The ordinary model again: products multiplied out, classes and keys as they were."""
+
+from __future__ import annotations
+
+from typing import TypeVar
+
+import torch
+from torch import Tensor, nn
+
+from rankfold.sites import factors_of, products, unwrap
+from rankfold.sites.geometry import Stacked
+from rankfold.sites.product import other_parametrizations
+
+Model = TypeVar("Model", bound=nn.Module)
+
+
+def fold_(model: Model) -> Model:
+    """Multiply every product of ``model`` out into the ordinary weight that it stands for; returns ``model``.
+
+    The inverse of ``overparametrize_``: classes, state-dict keys and their order, shared modules and tied weights are
+    as before, hooks and modes stay; weights are the products to the last bit, in the dtype of the factors. Only part
+    of a model may be composed; one without products stays as it is. An optimizer that trained the factors does not
+    know the weights: build a new one for further training.
+
+    Raises ``ValueError`` before anything is changed, for a layer that carries another parametrization beside.
+    """
+    composed = [(path, module) for path, module in unwrap(model).named_modules() if products(module)]
+    for path, module in composed:
+        if other_parametrizations(module):
+            raise ValueError(
+                f"{path}: another parametrization stands beside the product; remove it first "
+                "(torch.nn.utils.parametrize.remove_parametrizations)"
+            )
+    made: dict[tuple[int, ...], nn.Parameter] = {}
+    for _, module in composed:
+        _fold_module_(module, made)
+    return model
+
+
+@torch.no_grad()
+def _fold_module_(module: nn.Module, made: dict[tuple[int, ...], nn.Parameter]) -> None:
+    """``made``: the weights so far by the identity of their factors, so that tied ones are one parameter again."""
+    for name in products(module):
+        factors = factors_of(module, name)
+        key = tuple(id(factor) for factor in factors)
+        if key not in made:
+            with torch.autocast(factors[0].device.type, enabled=False):
+                weight: Tensor = getattr(module, name)
+            trained = any(factor.requires_grad for factor in factors)
+            made[key] = nn.Parameter(weight.clone(memory_format=torch.contiguous_format), trained)
+        module._parameters[name] = made[key]
+    kind = type(module)
+    order: tuple[str, ...] = kind.parameter_order  # type: ignore[attr-defined]
+    # not torch's remove_parametrizations: it takes the property from a class that deep copies of the layer share
+    del module._modules["parametrizations"]
+    module.__class__ = kind.ordinary_class  # type: ignore[attr-defined]
+    for name in order:
+        module._parameters[name] = module._parameters.pop(name)
+
+
+def factors(model: nn.Module) -> dict[str, list[nn.Parameter]]:
+    """R_1, …, R_N of every product by the name of its site; ``PATH.in_proj`` for packed q, k, v, (3, E, E) each."""
+    found = {}
+    for path, module in unwrap(model).named_modules():
+        for parameter, product in products(module).items():
+            if parameter == "weight":
+                name = path
+            else:
+                leaf = "in_proj" if isinstance(product.geometry, Stacked) else parameter.removesuffix("_weight")
+                name = f"{path}.{leaf}".lstrip(".")
+            found[name] = factors_of(module, parameter)
+    return found
+
+
+def is_overparametrized(model: nn.Module) -> bool:
+    """Whether any weight of ``model`` is a product of factors."""
+    return any(products(module) for module in model.modules())

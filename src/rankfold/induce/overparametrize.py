@@ -1,0 +1,113 @@
+"""Weights become products of factors (LoRITa, section 4), in place and reversibly."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import TypeVar, get_args
+
+import torch
+from torch import Tensor, nn
+from torch.nn.utils import parametrize
+
+from rankfold.induce.choose import Target, choose
+from rankfold.induce.earlier import warn_of_earlier_optimizers
+from rankfold.induce.serial import composed_class
+from rankfold.induce.start import Start, starting_factors
+from rankfold.linalg.errors import NonFiniteError, NotMaterialisedError
+from rankfold.sites import Product, factors_of, ordinary_class, products
+from rankfold.sites.find import Where
+
+Model = TypeVar("Model", bound=nn.Module)
+
+
+def overparametrize_(
+    model: Model,
+    depth: int = 3,
+    where: Where | None = None,
+    *,
+    start: Start = "balanced",
+    inner: int | Sequence[int] | None = None,
+    generator: torch.Generator | None = None,
+) -> Model:
+    """Make every site's weight W (m, n) a product R_1 R_2 … R_N of N = ``depth`` trainable factors; returns ``model``.
+
+    Plain weight decay on the factors is then a Schatten quasi-norm penalty on W, with exponent 2/N (Proposition 4.2),
+    which drives singular values to zero. **Build the optimizer afterwards**: an earlier one holds the former weights,
+    which are no longer part of the model. ``fold_`` makes it the ordinary model again.
+
+    ``where`` narrows the choice as in ``rankfold.sites``; ``rankfold.induce.choose`` lists what is chosen, and why the
+    rest is not. Shapes are the paper's: R_1 (m, n) and the others (n, n); for convolutions, whose matrix is
+    (C_out, C_in·k), R_N of the weight's size and the others (C_out, C_out); grouped convolutions and the packed q, k, v
+    of ``nn.MultiheadAttention`` have a leading axis of matrices. ``inner``: the widths d_1 … d_{N−1} instead, one for
+    all or one each. ``start``: "balanced" factors of the present weights, which leave the function as it is up to
+    rounding; "random" as the paper; or "orthogonal" (``rankfold.induce.start``). Random numbers are drawn from
+    ``generator``, on the CPU; without one from torch's global state.
+
+    Tied weights stay tied, through shared factors. Training memory and time grow by the factors and their product
+    (docs/lorita.md); the state dict holds ``LAYER.parametrizations.weight.original0`` … in place of ``LAYER.weight``.
+
+    Raises ``ValueError`` before anything is changed: a depth below 2, inner widths that do not fit, an unknown start, a
+    weight that is not finite or has no values yet, nothing to compose. Warns (``UserWarning``) of living optimizers
+    that hold a weight which it replaces.
+    """
+    if isinstance(depth, bool) or not isinstance(depth, int) or depth < 2:
+        raise ValueError(f"depth must be a whole number of at least 2 factors, got {depth!r}; 1 is the ordinary model")
+    if start not in get_args(Start):
+        raise ValueError(f"start must be one of {', '.join(get_args(Start))}, got {start!r}")
+    widths = _widths(depth, inner)
+    choice = choose(model, where)
+    if not choice.targets:
+        reasons = "; ".join(f"{name}: {why}" for name, why in choice.left_out[:3]) or "it has no parameters"
+        raise ValueError(f"no weight of the model can be a product ({reasons}): see rankfold.induce.choose")
+    ready = [(target, *_started(target, depth, widths, start, generator)) for target in choice.targets]
+    warn_of_earlier_optimizers({id(target.weight): target.name for target in choice.targets})
+    for target, product, factors in ready:
+        _compose_(target, product, factors)
+    return model
+
+
+def _widths(depth: int, inner: int | Sequence[int] | None) -> tuple[int, ...] | None:
+    if inner is None:
+        return None
+    widths = (inner,) * (depth - 1) if isinstance(inner, int) else tuple(inner)
+    if len(widths) != depth - 1 or any(isinstance(w, bool) or not isinstance(w, int) or w < 1 for w in widths):
+        raise ValueError(
+            f"inner must be one width or {depth - 1} for {depth} factors, whole numbers of at least 1; got {inner!r}"
+        )
+    return widths
+
+
+def _started(
+    target: Target, depth: int, widths: tuple[int, ...] | None, start: Start, generator: torch.Generator | None
+) -> tuple[Product, tuple[Tensor, ...]]:
+    weight = target.weight.detach()
+    sizes = target.sizes(depth, widths)
+    rank = min(target.shape)
+    if start == "balanced" and min(sizes) < rank:
+        raise ValueError(
+            f"{target.title}: inner width {min(sizes)} cannot hold its present weights, of rank up to {rank}; give "
+            f"inner widths of at least {rank}, or start='random', or leave the layer out with where"
+        )
+    try:
+        factors = starting_factors(target.geometry.matrix(weight), sizes, start, generator)
+    except (NonFiniteError, NotMaterialisedError, RuntimeError) as error:
+        raise ValueError(f"{target.title}: {error}; load or mend its weights first") from error
+    return Product(target.geometry, weight.shape, sizes, target.groups), factors
+
+
+def _compose_(target: Target, product: Product, factors: tuple[Tensor, ...]) -> None:
+    _register_(target.module, target.parameter, product, factors)
+    shared = factors_of(target.module, target.parameter)
+    for module, parameter in target.tied:
+        _register_(module, parameter, Product(product.geometry, product.shape, product.sizes, target.groups), factors)
+        for index, factor in enumerate(shared):
+            setattr(module.parametrizations[parameter], f"original{index}", factor)  # type: ignore[index]
+
+
+def _register_(module: nn.Module, parameter: str, product: Product, factors: tuple[Tensor, ...]) -> None:
+    if not products(module):
+        module.__class__ = composed_class(ordinary_class(module), tuple(module._parameters))
+    product.right_inverse = lambda weight: factors  # type: ignore[method-assign] # known: no second SVD
+    with torch.autocast(module._parameters[parameter].device.type, enabled=False):  # type: ignore[union-attr]
+        parametrize.register_parametrization(module, parameter, product)
+    del product.right_inverse
