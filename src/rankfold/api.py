@@ -11,6 +11,7 @@ from rankfold.compress.planner import Calibration, plan
 from rankfold.compress.repair import reestimate_
 from rankfold.compress.rules import Global, Iterative, Local, Optimal
 from rankfold.costs import Cost, latencies, model_cost
+from rankfold.induce import fold_, overparametrize_
 from rankfold.layers import LowRankConv, LowRankLinear
 from rankfold.sites import Form, Site, SiteList, sites
 from rankfold.spectrum import Spectrum, spectrum

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -34,16 +33,14 @@ class Target:
     def weight(self) -> nn.Parameter:
         return getattr(self.module, self.parameter)
 
-    def sizes(self, depth: int, inner: Sequence[int] | None) -> tuple[int, ...]:
-        """(m, d_1, …, d_{N−1}, n) of R_1 … R_N: the given widths, or the paper's.
+    @property
+    def paper_width(self) -> int:
+        """The side of the square factors in the paper's shapes (LoRITa, section 4); one has the weight's size.
 
-        There one factor has the weight's size and the others are square: inputs × inputs behind it in general, and
-        C_out × C_out in front of it for convolutions (LoRITa, section 4; the mode-4 unfolding there is the transpose
-        of the matrix here).
+        Inputs × inputs behind R_1 in general; outputs × outputs before R_N for convolutions, since the mode-4 unfolding
+        there is the transpose of the matrix here.
         """
-        m, n = self.shape
-        width = m if isinstance(self.geometry, ChannelFolding) else n
-        return (m, *([width] * (depth - 1) if inner is None else inner), n)
+        return self.shape[0] if isinstance(self.geometry, ChannelFolding) else self.shape[1]
 
     @property
     def title(self) -> str:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import TypeVar, get_args
+from typing import Literal, TypeVar, get_args
 
 import torch
 from torch import Tensor, nn
@@ -18,6 +18,7 @@ from rankfold.sites import Product, factors_of, ordinary_class, products
 from rankfold.sites.find import Where
 
 Model = TypeVar("Model", bound=nn.Module)
+Inner = int | Sequence[int] | Literal["paper", "thin"]
 
 
 def overparametrize_(
@@ -26,7 +27,7 @@ def overparametrize_(
     where: Where | None = None,
     *,
     start: Start = "balanced",
-    inner: int | Sequence[int] | None = None,
+    inner: Inner | None = None,
     generator: torch.Generator | None = None,
 ) -> Model:
     """Make every site's weight W (m, n) a product R_1 R_2 … R_N of N = ``depth`` trainable factors; returns ``model``.
@@ -36,12 +37,15 @@ def overparametrize_(
     which are no longer part of the model. ``fold_`` makes it the ordinary model again.
 
     ``where`` narrows the choice as in ``rankfold.sites``; ``rankfold.induce.choose`` lists what is chosen, and why the
-    rest is not. Shapes are the paper's: R_1 (m, n) and the others (n, n); for convolutions, whose matrix is
-    (C_out, C_in·k), R_N of the weight's size and the others (C_out, C_out); grouped convolutions and the packed q, k, v
-    of ``nn.MultiheadAttention`` have a leading axis of matrices. ``inner``: the widths d_1 … d_{N−1} instead, one for
-    all or one each. ``start``: "balanced" factors of the present weights, which leave the function as it is up to
-    rounding; "random" as the paper; or "orthogonal" (``rankfold.induce.start``). Random numbers are drawn from
-    ``generator``, on the CPU; without one from torch's global state.
+    rest is not. ``start``: "balanced" factors of the present weights, which leave the function as it is up to rounding;
+    "random" as the paper; or "orthogonal" (``rankfold.induce.start``). Random numbers are drawn from ``generator``, on
+    the CPU; without one from torch's global state.
+
+    ``inner`` "paper": R_1 (m, n) and the others (n, n); for convolutions, whose matrix is (C_out, C_in·k), R_N of the
+    weight's size and the others (C_out, C_out). "thin": one factor of the weight's size and the others square on its
+    smaller side. None: "thin" for a balanced start, whose factors are zero outside and would stay so for ever, at some
+    cost; else "paper". Otherwise the widths d_1 … d_{N−1} themselves, one for all or one each. Grouped convolutions
+    and the packed q, k, v of ``nn.MultiheadAttention`` have a leading axis of matrices.
 
     Tied weights stay tied, through shared factors. Training memory and time grow by the factors and their product
     (docs/lorita.md); the state dict holds ``LAYER.parametrizations.weight.original0`` … in place of ``LAYER.weight``.
@@ -54,6 +58,8 @@ def overparametrize_(
         raise ValueError(f"depth must be a whole number of at least 2 factors, got {depth!r}; 1 is the ordinary model")
     if start not in get_args(Start):
         raise ValueError(f"start must be one of {', '.join(get_args(Start))}, got {start!r}")
+    if inner is None:
+        inner = "thin" if start == "balanced" else "paper"
     widths = _widths(depth, inner)
     choice = choose(model, where)
     if not choice.targets:
@@ -66,9 +72,11 @@ def overparametrize_(
     return model
 
 
-def _widths(depth: int, inner: int | Sequence[int] | None) -> tuple[int, ...] | None:
-    if inner is None:
-        return None
+def _widths(depth: int, inner: Inner) -> tuple[int, ...] | Literal["paper", "thin"]:
+    if inner == "paper" or inner == "thin":
+        return inner
+    if isinstance(inner, str):
+        raise ValueError(f"inner must be 'paper', 'thin' or widths, got {inner!r}")
     widths = (inner,) * (depth - 1) if isinstance(inner, int) else tuple(inner)
     if len(widths) != depth - 1 or any(isinstance(w, bool) or not isinstance(w, int) or w < 1 for w in widths):
         raise ValueError(
@@ -78,11 +86,17 @@ def _widths(depth: int, inner: int | Sequence[int] | None) -> tuple[int, ...] | 
 
 
 def _started(
-    target: Target, depth: int, widths: tuple[int, ...] | None, start: Start, generator: torch.Generator | None
+    target: Target,
+    depth: int,
+    widths: tuple[int, ...] | Literal["paper", "thin"],
+    start: Start,
+    generator: torch.Generator | None,
 ) -> tuple[Product, tuple[Tensor, ...]]:
     weight = target.weight.detach()
-    sizes = target.sizes(depth, widths)
-    rank = min(target.shape)
+    (m, n), rank = target.shape, min(target.shape)
+    if isinstance(widths, str):
+        widths = (target.paper_width if widths == "paper" else rank,) * (depth - 1)
+    sizes = (m, *widths, n)
     if start == "balanced" and min(sizes) < rank:
         raise ValueError(
             f"{target.title}: inner width {min(sizes)} cannot hold its present weights, of rank up to {rank}; give "
