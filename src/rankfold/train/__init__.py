@@ -4,7 +4,7 @@ from rankfold.train.errors import TrainingError
 from rankfold.train.evaluation import Evaluation, evaluate
 from rankfold.train.fit import fit
 from rankfold.train.history import Epoch, History, Progress, ProgressCallback
-from rankfold.train.recipe import Augment, Distill, Recipe
+from rankfold.train.recipe import Augment, Distill, Plateau, Recipe
 
 __all__ = [
     "Augment",
@@ -12,6 +12,7 @@ __all__ = [
     "Epoch",
     "Evaluation",
     "History",
+    "Plateau",
     "Progress",
     "ProgressCallback",
     "Recipe",

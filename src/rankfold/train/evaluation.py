@@ -16,11 +16,15 @@ from rankfold.train.layout import fitting_layout, laid_out
 
 @dataclass(frozen=True)
 class Evaluation:
-    """`accuracy` in [0, 1], mean cross-entropy `loss` in nats, over `count` labels."""
+    """`accuracy` in [0, 1], mean cross-entropy `loss` in nats, over `count` labels.
+
+    `chance` is the share of the most frequent label: the accuracy of always answering that one (None: not counted).
+    """
 
     accuracy: float
     loss: float
     count: int
+    chance: float | None = None
 
 
 def evaluate(model: nn.Module, data: Any, batch_size: int = 500, *, role: str = "evaluation") -> Evaluation:
@@ -36,7 +40,7 @@ def evaluate(model: nn.Module, data: Any, batch_size: int = 500, *, role: str = 
     materialised(model)
     correct = torch.zeros((), dtype=torch.int64)
     loss = torch.zeros((), dtype=torch.float64)
-    count = 0
+    frequencies = torch.zeros(0, dtype=torch.int64)
     layout = None
     with evaluating(model):
         for batch in feed.ordered(data, batch_size):
@@ -47,10 +51,12 @@ def evaluate(model: nn.Module, data: Any, batch_size: int = 500, *, role: str = 
             feed.check_range(target, logits.shape[1], role)
             loss += F.cross_entropy(logits, target, reduction="sum").double().cpu()
             correct += (logits.argmax(1) == target).sum().cpu()
-            count += len(target)
+            seen = target.cpu().bincount(minlength=logits.shape[1])
+            frequencies = frequencies + seen if len(frequencies) else seen
+    count = int(frequencies.sum())
     if count == 0:
         raise TrainingError(f"{role} data: it is empty; give at least one labelled sample")
-    return Evaluation(int(correct) / count, float(loss) / count, count)
+    return Evaluation(int(correct) / count, float(loss) / count, count, int(frequencies.max()) / count)
 
 
 def materialised(model: nn.Module) -> None:

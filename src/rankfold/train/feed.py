@@ -111,7 +111,7 @@ class Feed:
     augment: Augment | None
 
     def __len__(self) -> int:
-        if self._is_batched():
+        if self.is_batched:
             return len(self.data)
         tensors = in_memory(self.data)
         count = len(tensors.labels) if tensors is not None else len(self.data)
@@ -136,13 +136,15 @@ class Feed:
         found = [getattr(part, "generator", None) for part in parts]
         return list({id(g): g for g in found if isinstance(g, torch.Generator)}.values())
 
-    def _is_batched(self) -> bool:
+    @property
+    def is_batched(self) -> bool:
+        """Whether the data come in batches of their own."""
         if in_memory(self.data) is not None:
             return False
         return not isinstance(self.data, Dataset) or isinstance(self.data, IterableDataset)
 
     def _loader(self, generator: torch.Generator) -> Any:
-        if self._is_batched():
+        if self.is_batched:
             return self.data
         whole = len(self.data) >= self.batch_size
         return DataLoader(self.data, self.batch_size, shuffle=True, drop_last=whole, generator=generator)

@@ -1,5 +1,6 @@
 """The training loop: any model, any labelled data, one recipe; resumable, reproducible, silent."""
 
+import itertools
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -11,21 +12,23 @@ from typing import Any
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
-from torch.nn.parameter import is_lazy
 
 from rankfold.batches import forward, logits_of
 from rankfold.costs import evaluating
 from rankfold.train import feed
+from rankfold.train.breakdown import breakdown
+from rankfold.train.check import checked
 from rankfold.train.errors import TrainingError
-from rankfold.train.evaluation import evaluate, materialised, rows
+from rankfold.train.evaluation import evaluate, rows
 from rankfold.train.feed import Feed
 from rankfold.train.history import Epoch, History, Progress, ProgressCallback
 from rankfold.train.layout import fitting_layout, laid_out
+from rankfold.train.parallel import Team, joined
 from rankfold.train.precision import arithmetic
 from rankfold.train.randomness import derived_seed, seeded
-from rankfold.train.recipe import Distill, Recipe
+from rankfold.train.recipe import Distill, Plateau, Recipe
 from rankfold.train.run import Run
-from rankfold.train.schedule import rate_factor
+from rankfold.train.schedule import plateau_factor, rate_factor
 
 
 def fit(
@@ -51,107 +54,156 @@ def fit(
     machine with the same number of threads, the very same weights; a finished run is only read back. (Data
     whose own randomness lives in persistent worker processes are beyond this.)
 
+    Under torchrun, or in a process group of torch.distributed, every process makes this same call. Each takes its
+    slice of the same batches, gradients are averaged (DistributedDataParallel), and together they compute what one
+    process does, up to rounding; batch normalisation sees its slice alone. The first process validates, writes
+    and reports progress; all read `directory`.
+
     A loss that is not finite ends training: a sentence in `History.stopped`, and the best weights so far.
     KeyboardInterrupt passes through, also with the best weights so far.
     Raises TrainingError before any work: empty data, labels outside the model's outputs (for data that are
     not in memory: when the batch comes), nothing to train, a missing or unused teacher, a directory that
-    holds another run.
+    holds another run, a batch size that the processes cannot share.
     """
     data = Feed(train, recipe.batch_size, recipe.augment)
-    sample = _check(model, data, validation, recipe, teacher)
     device = _device(model)
-    with _left_as_found(model), seeded(recipe.seed, device, data.generators()):
-        setting = _Setting(model, teacher, recipe, device, fitting_layout(model, sample))
-        run = Run.begin_or_resume(model, recipe, directory, len(data))
+    with joined(device) as team, _left_as_found(model), seeded(recipe.seed, device, data.generators()):
+        with team.agreed():
+            sample = checked(model, data, validation, recipe, teacher, team)
+            layout = fitting_layout(model, sample)
+            run = Run.begin_or_resume(model, recipe, directory, len(data), team)
         resumed_from = run.epoch
+        if team.summed(resumed_from) != [resumed_from * team.size]:
+            raise TrainingError(f"the processes find different checkpoints in {directory}: all must see the same files")
+        progress = progress if team.first else None
+        setting = _Setting(model, team.wrapped(model, laid_out(sample, layout)), teacher, recipe, device, layout, team)
         try:
             if run.epoch == 0:
                 if validation is not None:
-                    run.start = evaluate(model, validation, role="validation")
-                run.save()
+                    run.start = team.shared(lambda: evaluate(model, validation, role="validation"))
+                team.shared(run.save)
             stopped = None
             while run.epoch < recipe.epochs and stopped is None:
                 stopped = _epoch(setting, data, validation, run, progress)
+            warning = team.shared(lambda: breakdown(model, run.start, run.epochs, run.best_epoch))
+            run.share_best()
         finally:
             run.restore_best()
-    return History(run.start, tuple(run.epochs), run.best_epoch, stopped, resumed_from)
+    return History(run.start, tuple(run.epochs), run.best_epoch, stopped, resumed_from, warning)
 
 
 @dataclass(frozen=True, eq=False)
 class _Setting:
     model: nn.Module
+    network: nn.Module  # the model, or what averages its gradients over the processes
     teacher: nn.Module | None
     recipe: Recipe
     device: torch.device
     layout: torch.memory_format
+    team: Team
 
 
 def _epoch(
     setting: _Setting, data: Feed, validation: Any | None, run: Run, progress: ProgressCallback | None
 ) -> str | None:
     """One epoch of training, its validation and its checkpoint; or the sentence that ends the run."""
-    recipe, model = setting.recipe, setting.model
+    recipe, model, team = setting.recipe, setting.model, setting.team
     number, batches, began = run.epoch + 1, len(data), time.perf_counter()
     total, step = recipe.epochs * batches, run.epoch * batches
-    seed = derived_seed(recipe.seed, number)
+    seed, peak = derived_seed(recipe.seed, number), _peak(recipe, run)
     generator = torch.Generator().manual_seed(seed)
-    loss_sum, correct, count, rate = 0.0, 0, 0, 0.0
+    loss_sum, correct, count, rate = 0.0, 0.0, 0.0, 0.0
     model.train()
     with seeded(seed, setting.device, data.generators()):
-        for index, batch in enumerate(data.epoch(generator), start=1):
-            rate = recipe.learning_rate * rate_factor(recipe.schedule, min(step, total - 1), total, recipe.warmup)
-            loss, hits, size = _step(setting, batch, run, rate)
-            if not isfinite(loss):
+        stream = data.epoch(generator)
+        for index in itertools.count(1):
+            with team.agreed():
+                batch = next(stream, None)
+                outcome = None if batch is None else _forward(setting, batch, step)
+            if outcome is None:
+                break
+            losses, hits, size = team.summed(*outcome.sums)
+            rate = peak * rate_factor(recipe.schedule, min(step, total - 1), total, recipe.warmup)
+            if not isfinite(losses):
                 return (
-                    f"training stopped in epoch {number}, batch {index} of {batches}: the loss is {loss} at "
+                    f"training stopped in epoch {number}, batch {index} of {batches}: the loss is {losses} at "
                     f"learning rate {rate:.3g}; a smaller learning_rate, or clip_norm, is the usual remedy"
                 )
+            # Gradients are averaged over the processes: what counts is the share of each in the batch.
+            _update(setting, run, outcome.loss * (outcome.size * team.size / size), rate)
             step += 1
-            loss_sum, correct, count = loss_sum + loss * size, correct + hits, count + size
+            loss_sum, correct, count = loss_sum + losses, correct + hits, count + size
             if progress is not None and index < batches:
-                progress(Progress(number, recipe.epochs, index, batches, loss))
+                progress(Progress(number, recipe.epochs, index, batches, losses / size))
     if count == 0:
         raise TrainingError("train data: an epoch gave no batch; give at least one labelled sample")
-    with run.averaged():
-        result = None if validation is None else evaluate(model, validation, role="validation")
-    record = Epoch(
-        number,
-        loss_sum / count,
-        correct / count,
-        None if result is None else result.loss,
-        None if result is None else result.accuracy,
-        rate,
-        time.perf_counter() - began,
-    )
-    run.finish(record)
-    if progress is not None:
-        progress(Progress(number, recipe.epochs, batches, batches, loss_sum / count, record))
+
+    def closed() -> Epoch:
+        with run.averaged():
+            result = None if validation is None else evaluate(model, validation, role="validation")
+        return Epoch(
+            number,
+            loss_sum / count,
+            correct / count,
+            None if result is None else result.loss,
+            None if result is None else result.accuracy,
+            rate,
+            time.perf_counter() - began,
+        )
+
+    record = team.shared(closed)
+    with team.agreed():
+        run.finish(record)
+        if progress is not None:
+            progress(Progress(number, recipe.epochs, batches, batches, loss_sum / count, record))
     return None
 
 
-def _step(setting: _Setting, batch: Any, run: Run, rate: float) -> tuple[float, int, int]:
-    """One optimisation step: (loss, correct labels, labels); nothing is changed if the loss is not finite."""
-    recipe, model = setting.recipe, setting.model
+def _peak(recipe: Recipe, run: Run) -> float:
+    """The learning rate that the schedule scales in the next epoch."""
+    if recipe.schedule != "plateau":
+        return recipe.learning_rate
+    losses = [epoch.validation_loss for epoch in run.epochs if epoch.validation_loss is not None]
+    return recipe.learning_rate * plateau_factor(losses, recipe.plateau or Plateau())
+
+
+@dataclass(frozen=True, eq=False)
+class _Outcome:
+    """Of this process's slice of a batch: mean `loss` of `size` rows, `correct` of them."""
+
+    loss: Tensor
+    correct: int
+    size: int
+
+    @property
+    def sums(self) -> tuple[float, float, float]:
+        return self.loss.item() * self.size, self.correct, self.size
+
+
+def _forward(setting: _Setting, batch: Any, step: int) -> _Outcome:
+    recipe, team = setting.recipe, setting.team
+    batch = team.share(batch)
     target = feed.labels(batch, "train").to(setting.device)
     batch = laid_out(batch, setting.layout)
-    with arithmetic(recipe.precision, setting.device):
+    with arithmetic(recipe.precision, setting.device), team.own_draws(recipe.seed, step):
         with torch.no_grad():
             taught = None if setting.teacher is None else _teach(setting.teacher, batch)
-        logits = logits_of(forward(model, batch))
+        logits = logits_of(forward(setting.network, batch))
     logits, target = rows(logits, target, "train")
     feed.check_range(target, logits.shape[1], "train")
     loss = _loss(logits, target, taught, recipe.distill, recipe.label_smoothing)
-    value = loss.item()
-    if isfinite(value):
-        for group in run.optimizer.param_groups:
-            group["lr"] = rate
-        run.optimizer.zero_grad(set_to_none=True)
-        loss.backward()
-        if recipe.clip_norm is not None:
-            nn.utils.clip_grad_norm_(run.trained, recipe.clip_norm)
-        run.optimizer.step()
-        run.average()
-    return value, int((logits.argmax(1) == target).sum()), len(target)
+    return _Outcome(loss, int((logits.argmax(1) == target).sum()), len(target))
+
+
+def _update(setting: _Setting, run: Run, loss: Tensor, rate: float) -> None:
+    for group in run.optimizer.param_groups:
+        group["lr"] = rate
+    run.optimizer.zero_grad(set_to_none=True)
+    loss.backward()
+    if setting.recipe.clip_norm is not None:
+        nn.utils.clip_grad_norm_(run.trained, setting.recipe.clip_norm)
+    run.optimizer.step()
+    run.average()
 
 
 def _teach(teacher: nn.Module, batch: Any) -> Tensor:
@@ -175,45 +227,6 @@ def _loss(logits: Tensor, target: Tensor, taught: Tensor | None, distill: Distil
     if w < 1:
         loss = loss + (1 - w) * F.cross_entropy(logits, target, label_smoothing=smoothing)
     return loss
-
-
-def _check(model: nn.Module, data: Feed, validation: Any, recipe: Recipe, teacher: nn.Module | None) -> Any:
-    """TrainingError for what cannot be trained; otherwise the batch of a few samples that was tried."""
-    feed.check(data.data, "train")
-    if validation is not None:
-        feed.check(validation, "validation")
-    materialised(model)
-    for name, parameter in model.named_parameters():
-        if not is_lazy(parameter) and not bool(parameter.detach().double().isfinite().all()):
-            raise TrainingError(f"{name} holds NaN or infinity: mend the weights before training")
-    if not any(parameter.requires_grad for parameter in model.parameters()):
-        raise TrainingError("no parameter of the model requires a gradient: there is nothing to train")
-    if recipe.distill is not None and teacher is None:
-        raise TrainingError("the recipe distils but no teacher is given: pass teacher, or recipe.without_teacher()")
-    if recipe.distill is None and teacher is not None:
-        raise TrainingError("a teacher is given but the recipe does not distil: set distill, or pass no teacher")
-    sample = _sample(data)
-    with evaluating(model):
-        logits = logits_of(forward(model, sample))
-    if teacher is not None:
-        with evaluating(teacher):
-            taught = logits_of(forward(teacher, sample))
-        if taught.shape != logits.shape:
-            raise TrainingError(
-                f"teacher and model differ in their outputs, {tuple(taught.shape)} and {tuple(logits.shape)}"
-            )
-    rows(logits, feed.labels(sample, "train").to(logits.device), "train")
-    for role, part in (("train", data.data), ("validation", validation)):
-        tensors = feed.in_memory(part)
-        if tensors is not None:
-            feed.check_range(tensors.labels, logits.shape[-1], role)
-    return sample
-
-
-def _sample(data: Feed) -> Any:
-    """One batch, drawn without a trace in any random state."""
-    with seeded(0, torch.device("cpu"), data.generators()):
-        return next(iter(Feed(data.data, 2, None).epoch(torch.Generator())))
 
 
 def _device(model: nn.Module) -> torch.device:

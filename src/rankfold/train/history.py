@@ -35,7 +35,8 @@ class History:
 
     `start` is the validation result at the start (None without validation data). `stopped` says in a sentence
     why training ended before its last epoch (None: it did not). `resumed_from` is the number of epochs that
-    were taken from a checkpoint.
+    were taken from a checkpoint. `warning` says in a sentence that training broke down without an error: answers
+    at chance, weights gone to zero (`rankfold.train.breakdown`; None: it did not, as far as can be judged).
     """
 
     start: Evaluation | None
@@ -43,6 +44,7 @@ class History:
     best_epoch: int
     stopped: str | None
     resumed_from: int
+    warning: str | None = None
 
     @property
     def best(self) -> Epoch | None:

@@ -5,7 +5,8 @@ from math import isfinite
 from typing import Any, Literal
 
 Optimizer = Literal["sgd", "adam", "adamw"]
-Schedule = Literal["cosine", "one-cycle", "step", "constant"]
+Schedule = Literal["cosine", "one-cycle", "step", "constant", "plateau"]
+Decay = Literal["coupled", "decoupled"]
 Precision = Literal["float32", "bfloat16", "auto"]
 
 
@@ -33,16 +34,35 @@ class Distill:
 
 
 @dataclass(frozen=True)
+class Plateau:
+    """Multiply the learning rate by `factor` when the validation loss has not fallen for `patience` epochs.
+
+    A fall counts if it is more than the fraction `threshold` (`torch.optim.lr_scheduler.ReduceLROnPlateau`).
+    """
+
+    factor: float = 0.1
+    patience: int = 10
+    threshold: float = 1e-4
+
+    def __post_init__(self) -> None:
+        _require(0 < self.factor < 1, "Plateau.factor", self.factor, "between 0 and 1")
+        _require(_whole(self.patience) and self.patience >= 0, "Plateau.patience", self.patience, "a whole number ≥ 0")
+        _require(0 <= self.threshold < 1, "Plateau.threshold", self.threshold, "in [0, 1)")
+
+
+@dataclass(frozen=True)
 class Recipe:
     """Everything that `fit` decides besides model and data. The defaults train a small network from scratch.
 
     `learning_rate` is the peak; `schedule` scales it (see `schedule.rate_factor`) after a linear warm-up over
-    the fraction `warmup` of all steps. `weight_decay` is coupled for sgd and adam, decoupled for adamw;
-    vectors and scalars (normalisation, biases) are exempt unless `decay_vectors`. `momentum` and `nesterov`
-    concern sgd alone. `ema` keeps an exponential moving average of weights and buffers with that decay per
-    step, which is then what is validated and kept. `clip_norm` bounds the norm of the whole gradient.
-    `precision` "bfloat16" computes forward passes under autocast, with parameters and loss in their own dtype;
-    "auto" does so where the machine has such arithmetic; "float32" leaves everything as the parameters are.
+    the fraction `warmup` of all steps; "plateau" needs validation data, and `plateau` says how it waits.
+    `weight_decay` is coupled for sgd and adam (it is added to the gradient, an L2 penalty), decoupled for adamw
+    (it shrinks the weights by itself, Loshchilov and Hutter 2019); see `decay`. Vectors and scalars
+    (normalisation, biases) are exempt unless `decay_vectors`. `momentum` and `nesterov` concern sgd alone. `ema`
+    keeps an exponential moving average of weights and buffers with that decay per step, which is then what is
+    validated and kept. `clip_norm` bounds the norm of the whole gradient. `precision` "bfloat16" computes forward
+    passes under autocast, with parameters and loss in their own dtype; "auto" does so where the machine has such
+    arithmetic; "float32" leaves everything as the parameters are.
     Raises ValueError for a value outside its range.
     """
 
@@ -63,6 +83,7 @@ class Recipe:
     ema: float | None = None
     clip_norm: float | None = None
     seed: int = 0
+    plateau: Plateau | None = None
 
     def __post_init__(self) -> None:
         _require(_whole(self.epochs) and self.epochs >= 1, "epochs", self.epochs, "a whole number, at least 1")
@@ -84,6 +105,12 @@ class Recipe:
             "False where momentum is 0",
         )
         _require(0 <= self.weight_decay < float("inf"), "weight_decay", self.weight_decay, "at least 0")
+        _require(
+            self.plateau is None or self.schedule == "plateau",
+            "plateau",
+            self.plateau,
+            f"left out where the schedule is {self.schedule}",
+        )
         _require(0 <= self.warmup < 1, "warmup", self.warmup, "a fraction of the run, at least 0 and below 1")
         _require(0 <= self.label_smoothing < 1, "label_smoothing", self.label_smoothing, "in [0, 1)")
         _require(self.ema is None or 0 < self.ema < 1, "ema", self.ema, "None or between 0 and 1")
@@ -95,15 +122,23 @@ class Recipe:
         )
         _require(_whole(self.seed) and 0 <= self.seed < 2**63, "seed", self.seed, "a whole number in [0, 2^63)")
 
+    @property
+    def decay(self) -> Decay:
+        """How `weight_decay` acts with this optimizer."""
+        return "decoupled" if self.optimizer == "adamw" else "coupled"
+
     def to_dict(self) -> dict[str, Any]:
-        """Plain values for JSON or YAML; `from_dict` is the inverse."""
-        return asdict(self)
+        """Plain values for JSON or YAML; `from_dict` is the inverse. `plateau` only where it is given."""
+        values = asdict(self)
+        if self.plateau is None:
+            del values["plateau"]  # as before there was such a schedule: what was written then compares equal
+        return values
 
     @classmethod
     def from_dict(cls, values: dict[str, Any]) -> "Recipe":
         """The recipe with these values, defaults elsewhere; ValueError names a key that no recipe has."""
         values = dict(values)
-        for key, part in (("augment", Augment), ("distill", Distill)):
+        for key, part in (("augment", Augment), ("distill", Distill), ("plateau", Plateau)):
             if values.get(key) is not None:
                 values[key] = part(**_known(f"{key}.", part, values[key]))
         return cls(**_known("", cls, values))

@@ -15,6 +15,7 @@ from rankfold.train import checkpoint
 from rankfold.train.errors import TrainingError
 from rankfold.train.evaluation import Evaluation
 from rankfold.train.history import Epoch
+from rankfold.train.parallel import Team
 from rankfold.train.recipe import Recipe
 
 Weights = dict[str, Tensor]
@@ -22,7 +23,7 @@ Weights = dict[str, Tensor]
 
 @dataclass(eq=False)
 class Run:
-    """A model being trained. `epoch` epochs are done; epoch 0 is the start."""
+    """A model being trained. `epoch` epochs are done; epoch 0 is the start. Only the first of a team writes."""
 
     model: nn.Module
     recipe: Recipe
@@ -32,19 +33,22 @@ class Run:
     batches: int
     mean: Weights | None
     best: Weights
+    team: Team
     best_epoch: int = 0
     start: Evaluation | None = None
     epochs: list[Epoch] = field(default_factory=list)
     steps: int = 0
 
     @classmethod
-    def begin_or_resume(cls, model: nn.Module, recipe: Recipe, directory: str | Path | None, batches: int) -> "Run":
+    def begin_or_resume(
+        cls, model: nn.Module, recipe: Recipe, directory: str | Path | None, batches: int, team: Team
+    ) -> "Run":
         """A run at its start, or where its checkpoint left it; TrainingError if `directory` holds another."""
         optimizer, trained = _optimizer(model, recipe)
         place = None if directory is None else Path(directory)
         weights = _copy(model.state_dict())
         mean = None if recipe.ema is None else _copy(weights)
-        run = cls(model, recipe, optimizer, trained, place, batches, mean, weights)
+        run = cls(model, recipe, optimizer, trained, place, batches, mean, weights, team)
         saved = None if place is None else checkpoint.load(place)
         if saved is not None:
             run._take(saved)
@@ -93,13 +97,17 @@ class Run:
             return _score(self.epochs[self.best_epoch - 1])
         return None if self.start is None else _order(self.start.accuracy, self.start.loss)
 
+    def share_best(self) -> None:
+        """Give all processes the best weights of the first, whose buffers were validated."""
+        self.team.same_(self.best)
+
     def restore_best(self) -> None:
         """Leave the best weights so far in the model."""
         self.model.load_state_dict(self.best)
 
     def save(self) -> None:
         """Write checkpoint and metrics, if there is a directory."""
-        if self.directory is None:
+        if self.directory is None or not self.team.first:
             return
         state = {
             "recipe": json.dumps(self.recipe.to_dict()),

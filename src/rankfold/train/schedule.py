@@ -1,8 +1,12 @@
-"""The learning rate as a pure function of the step: nothing to save, nothing to resume."""
+"""The learning rate as a pure function of the step and of the losses so far: nothing more to save or to resume."""
 
+from collections.abc import Sequence
 from math import cos, pi
 
-from rankfold.train.recipe import Schedule
+import torch
+from torch.optim.lr_scheduler import ReduceLROnPlateau
+
+from rankfold.train.recipe import Plateau, Schedule
 
 
 def rate_factor(schedule: Schedule, step: int, total: int, warmup: float) -> float:
@@ -12,7 +16,8 @@ def rate_factor(schedule: Schedule, step: int, total: int, warmup: float) -> flo
     - "cosine": half a cosine down to zero (Loshchilov and Hutter 2017);
     - "one-cycle": a straight line down to zero (Smith and Topin 2018, without the momentum cycle);
     - "step": 1, then 1/10 from half and 1/100 from three quarters of all steps (He et al. 2016, section 4.2);
-    - "constant": 1.
+    - "constant": 1;
+    - "plateau": 1, and `plateau_factor` besides.
     """
     rise = round(warmup * total)
     if step < rise:
@@ -25,3 +30,16 @@ def rate_factor(schedule: Schedule, step: int, total: int, warmup: float) -> flo
     if schedule == "step":
         return 0.1 ** ((2 * step >= total) + (4 * step >= 3 * total))
     return 1.0
+
+
+def plateau_factor(losses: Sequence[float], how: Plateau) -> float:
+    """The factor in (0, 1] on the learning rate after epochs with these validation losses.
+
+    torch's own `ReduceLROnPlateau`, led through the whole run anew: its state is a function of the losses, which are
+    in every checkpoint. Cost: O(epochs) scalars.
+    """
+    stand_in = torch.optim.SGD([torch.zeros(())], lr=1.0)
+    scheduler = ReduceLROnPlateau(stand_in, factor=how.factor, patience=how.patience, threshold=how.threshold)
+    for loss in losses:
+        scheduler.step(loss)
+    return stand_in.param_groups[0]["lr"]

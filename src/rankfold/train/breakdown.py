@@ -1,0 +1,78 @@
+"""Training that has broken down without an error: answers no better than chance, weights gone to zero."""
+
+from collections.abc import Sequence
+from math import sqrt
+
+import torch
+from torch import Tensor, nn
+
+from rankfold.train.evaluation import Evaluation
+from rankfold.train.history import Epoch
+
+# Frobenius norm below which a layer hands on less than a thousandth of its input: too little for batch
+# normalisation (ε = 1e-5) to bring back, and for a product of such layers nothing at all.
+_VANISHED = 1e-3
+_DEVIATIONS = 2.0
+_REMEDY = "a smaller learning_rate or weight_decay, or a longer warmup, is the usual remedy"
+
+
+def breakdown(model: nn.Module, start: Evaluation | None, epochs: Sequence[Epoch], best_epoch: int) -> str | None:
+    """A sentence if the run that ended with `epochs` has broken down; None if it has not, or cannot be judged.
+
+    `model` holds the weights of the last epoch; `start` is the validation result before it. At chance is a last
+    accuracy within two standard deviations, √(p(1 − p)/count), of the share p of the most frequent label, or
+    below. Vanished is a weight matrix of Frobenius norm under 1e-3 (of a product of factors: the product).
+    """
+    faults = list(filter(None, (_at_chance(start, epochs, best_epoch), _zero_weights(model))))
+    return f"{'; '.join(faults)}. {_REMEDY.capitalize()}" if faults else None
+
+
+def at_chance(accuracy: float, start: Evaluation) -> bool:
+    """Whether `accuracy` on the data of `start` cannot be told from always answering the most frequent label."""
+    p = start.chance
+    return p is not None and accuracy <= p + _DEVIATIONS * sqrt(p * (1 - p) / start.count)
+
+
+def vanished(model: nn.Module) -> tuple[list[str], int]:
+    """Names of the layers whose weight matrix has vanished, and how many layers with a matrix there are."""
+    gone, count = [], 0
+    with torch.no_grad():
+        for name, module in model.named_modules():
+            if ".parametrizations" in f".{name}":
+                continue  # factors; the layer itself gives their product
+            for key in ("weight", "in_proj_weight"):
+                weight = getattr(module, key, None)
+                if isinstance(weight, Tensor) and weight.ndim > 1 and weight.is_floating_point():
+                    count += 1
+                    if float(torch.linalg.vector_norm(weight, dtype=torch.float64)) < _VANISHED:
+                        gone.append(name or type(module).__name__)
+    return gone, count
+
+
+def _at_chance(start: Evaluation | None, epochs: Sequence[Epoch], best_epoch: int) -> str | None:
+    if start is None or start.chance is None or not epochs:
+        return None
+    last = epochs[-1].validation_accuracy
+    if last is None or not at_chance(last, start):
+        return None
+    best = start.accuracy if best_epoch == 0 else epochs[best_epoch - 1].validation_accuracy
+    if best is not None and not at_chance(best, start):
+        said = f"the run collapsed, the weights of epoch {best_epoch} ({_percent(best)}) are kept"
+    else:
+        said = "the run sits at chance"
+    return (
+        f"{said}: after the last epoch the validation accuracy, {_percent(last)}, cannot be told from always "
+        f"answering the most frequent class ({_percent(start.chance)} of {start.count})"
+    )
+
+
+def _zero_weights(model: nn.Module) -> str | None:
+    gone, count = vanished(model)
+    if not gone:
+        return None
+    listed = f"{', '.join(gone[:3])}{', …' if len(gone) > 3 else ''}"
+    return f"the weights of {len(gone)} of {count} layers have gone to zero ({listed})"
+
+
+def _percent(fraction: float) -> str:
+    return f"{100 * fraction:.2f} %"
