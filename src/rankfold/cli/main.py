@@ -12,6 +12,7 @@ from rankfold.cli.evaluate import evaluate
 from rankfold.cli.export import export
 from rankfold.cli.failure import told
 from rankfold.cli.plan import plan
+from rankfold.cli.reproduce import reproduce
 from rankfold.cli.show import show
 
 app = typer.Typer(
@@ -25,7 +26,7 @@ app = typer.Typer(
     rich_markup_mode=None,
     context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 110},
 )
-for verb in (demo, analyze, plan, show, apply, compress, evaluate, export):
+for verb in (demo, analyze, plan, show, apply, compress, evaluate, export, reproduce):
     app.command()(told(verb))
 
 

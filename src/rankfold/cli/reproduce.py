@@ -1,0 +1,90 @@
+"""``rankfold reproduce``: a table or figure of a paper, trained and drawn again."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from rankfold.cli.options import Json, Threads
+
+_WHEN_NOT = "by default as the experiment has it"
+
+
+def reproduce(
+    name: Annotated[str, typer.Argument(metavar="NAME", help="Of the experiment; lorita-table-1a, for example.")],
+    quick: Annotated[
+        bool, typer.Option("--quick", help="The smallest form, in seconds, on the bundled digits: does it run?")
+    ] = False,
+    out: Annotated[
+        Path | None,
+        typer.Option("-o", "--out", metavar="DIR", help="Where runs, tables and figures go; by default NAME."),
+    ] = None,
+    setting: Annotated[
+        str, typer.Option(metavar="S", help="stable: balanced start and warm-up; paper: random start, its own rate.")
+    ] = "stable",
+    models: Annotated[str | None, typer.Option(metavar="A,B", help=f"Networks, {_WHEN_NOT}.")] = None,
+    depths: Annotated[
+        str | None, typer.Option(metavar="1,2,3", help=f"Numbers N of composed matrices, {_WHEN_NOT}.")
+    ] = None,
+    decays: Annotated[str | None, typer.Option(metavar="X,Y", help=f"Grid of weight decays, {_WHEN_NOT}.")] = None,
+    seeds: Annotated[str | None, typer.Option(metavar="0,1,2", help=f"Seeds, {_WHEN_NOT}.")] = None,
+    epochs: Annotated[int | None, typer.Option(min=1, help=f"Epochs of training, {_WHEN_NOT}.")] = None,
+    finetune_epochs: Annotated[int | None, typer.Option(min=0, help="Epochs of fine-tuning after compression.")] = None,
+    train_samples: Annotated[int | None, typer.Option(min=1, help="Train on so many samples only.")] = None,
+    weights: Annotated[
+        Path | None, typer.Option(metavar="FILE", help="lorita-beyond: a trained network, instead of training one.")
+    ] = None,
+    jobs: Annotated[int, typer.Option(help="Trainings at a time, one thread each; -1 for one on each core.")] = 1,
+    threads: Threads = None,
+    as_json: Json = False,
+) -> None:
+    """Train what a table or figure of a paper needs, write it beside the published numbers, and say where ours differ.
+
+    Resumable: the same command goes on after an interruption. The experiments are lorita-table-1a (with figures 3
+    and 6), lorita-vit, lorita-cnn, lorita-table-2, lorita-table-3 and lorita-beyond.
+    """
+    from rankfold.cli.failure import Interrupted
+    from rankfold.cli.loading import set_threads
+    from rankfold.cli.printing import print_json
+    from rankfold.cli.talk import Talk
+    from rankfold.papers import reproduce as run
+    from rankfold.papers.request import Request
+    from rankfold.papers.writing import page, records
+    from rankfold.pipeline import Tell
+
+    set_threads(threads)
+    request = Request(
+        quick=quick,
+        setting=setting,  # type: ignore[arg-type] # checked there
+        models=_listed("models", models, str),
+        depths=_listed("depths", depths, int),
+        decays=_listed("decays", decays, float),
+        seeds=_listed("seeds", seeds, int),
+        epochs=epochs,
+        finetune_epochs=finetune_epochs,
+        train_samples=train_samples,
+        weights=weights,
+        jobs=jobs,
+    )
+    place = Path(name) if out is None else out
+    with Talk() as talk:
+        try:
+            outcome = run(name, place, request, Tell(talk.progress, talk.say))
+        except KeyboardInterrupt:
+            raise Interrupted(f"The same command goes on from here: what is finished is in {place}") from None
+    if as_json:
+        tables = {key: records(table) for key, table in outcome.tables.items()}
+        print_json({"experiment": name, "directory": str(place), "remarks": list(outcome.remarks), "tables": tables})
+        return
+    print(page(outcome), end="")
+
+
+def _listed(option: str, text: str | None, kind: type) -> tuple | None:
+    if text is None:
+        return None
+    try:
+        return tuple(kind(part.strip()) for part in text.split(","))
+    except ValueError:
+        raise ValueError(f"--{option} takes values separated by commas, got {text!r}") from None

@@ -1,0 +1,39 @@
+"""The tables and figures of the papers, trained and drawn again: published numbers beside measured ones."""
+
+from __future__ import annotations
+
+from importlib import import_module
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+    from rankfold.papers.request import Request
+    from rankfold.papers.writing import Outcome
+    from rankfold.pipeline import Tell
+
+# name → module of this package with a function `reproduce`; imported when it is asked for, since it brings torch
+EXPERIMENTS = {
+    "lorita-table-1a": "table_1a",
+}
+
+
+def reproduce(name: str, directory: str | Path, request: Request | None = None, tell: Tell | None = None) -> Outcome:
+    """Train what the experiment ``name`` needs, and write its tables and figures into ``directory``.
+
+    Resumable: the same call takes up an interrupted run, and reads back what it finds finished under
+    ``directory/runs``. Raises ``ValueError`` for an unknown name, for an option that the experiment does not have, and
+    for data that are not there.
+    """
+    from pathlib import Path
+
+    from rankfold.papers.request import Request
+    from rankfold.papers.writing import write
+    from rankfold.pipeline import Tell
+
+    if name not in EXPERIMENTS:
+        raise ValueError(f"unknown experiment {name!r}: the names are {', '.join(EXPERIMENTS)}")
+    experiment = import_module(f"rankfold.papers.{EXPERIMENTS[name]}")
+    outcome = experiment.reproduce(request or Request(), Path(directory), tell or Tell())
+    write(name, outcome, Path(directory))
+    return outcome

@@ -1,0 +1,72 @@
+"""What a person may ask of an experiment; what is left out is decided by the experiment."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, fields, replace
+from pathlib import Path
+from typing import Literal
+
+from rankfold.train import Recipe
+
+Setting = Literal["stable", "paper"]
+COMMON = frozenset({"quick", "setting", "models", "depths", "decays", "seeds", "epochs", "train_samples", "jobs"})
+
+
+@dataclass(frozen=True)
+class Request:
+    """``quick``: the smallest form, in seconds, on the bundled digits: it shows that the machinery works, no more.
+
+    ``setting``: "stable" starts the product of factors balanced, with a warm-up and a bounded gradient; "paper" starts
+    it at random and does neither. ``depths`` are numbers N of composed matrices, ``decays`` the grid of weight decays.
+    ``weights``: a trained network's state dict, instead of training one. ``jobs``: trainings at a time, one thread
+    each.
+    """
+
+    quick: bool = False
+    setting: Setting = "stable"
+    models: tuple[str, ...] | None = None
+    depths: tuple[int, ...] | None = None
+    decays: tuple[float, ...] | None = None
+    seeds: tuple[int, ...] | None = None
+    epochs: int | None = None
+    finetune_epochs: int | None = None
+    train_samples: int | None = None
+    weights: Path | None = None
+    jobs: int = 1
+
+    def __post_init__(self) -> None:
+        if self.setting not in ("stable", "paper"):
+            raise ValueError(f"setting must be stable or paper, got {self.setting!r}")
+        for name in ("models", "depths", "decays", "seeds"):
+            values = getattr(self, name)
+            if values is not None and (not values or len(set(values)) < len(values)):
+                raise ValueError(f"{name}: give at least one, and none twice")
+        if self.depths is not None and min(self.depths) < 1:
+            raise ValueError(f"depths: the number of composed matrices is at least 1, got {min(self.depths)}")
+        for name in ("epochs", "train_samples"):
+            value = getattr(self, name)
+            if value is not None and value < 1:
+                raise ValueError(f"{name} must be at least 1, got {value}")
+        if self.finetune_epochs is not None and self.finetune_epochs < 0:
+            raise ValueError(f"finetune_epochs must be at least 0, got {self.finetune_epochs}")
+        if self.jobs == 0:
+            raise ValueError("jobs must be a number of processes, or -1 for one on each core")
+
+    def only(self, experiment: str, *more: str) -> None:
+        """``ValueError`` for an option that is given and that the experiment does not have."""
+        for field in fields(self):
+            if field.name not in COMMON | set(more) and getattr(self, field.name) != field.default:
+                raise ValueError(f"{experiment} has no option {field.name.replace('_', '-')}")
+
+
+def lorita_recipe(base: Recipe, setting: Setting, depth: int) -> Recipe:
+    """``base`` as it is in the paper's setting; else with what keeps products of factors from collapse.
+
+    Those are the warm-up, the schedule and the bound of the gradient of ``rankfold.induce.LORITA``; optimizer, rate and
+    decay stay those of ``base``.
+    """
+    from rankfold.induce import LORITA
+
+    if setting == "paper":
+        return base
+    return replace(base, warmup=LORITA.warmup, schedule=LORITA.schedule, clip_norm=LORITA.clip_norm)

@@ -1,0 +1,73 @@
+"""Weight decay chosen on validation, then every seed trained with it: the paper's procedure, without its test split."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from math import sqrt
+from pathlib import Path
+
+import pandas as pd
+
+from rankfold.papers.runs import Case, Trained, train_all
+from rankfold.pipeline import Tell
+
+MakeCase = Callable[[str, int, float, int], Case]  # model, depth, weight decay, seed
+
+
+def tuned(
+    make: MakeCase,
+    models: Sequence[str],
+    depths: Sequence[int],
+    decays: Sequence[float],
+    seeds: Sequence[int],
+    directory: Path,
+    jobs: int,
+    tell: Tell,
+) -> tuple[dict[tuple[str, int], list[Trained]], pd.DataFrame]:
+    """For each model and N, the trainings of all seeds at the decay that the first seed chooses; and the whole grid.
+
+    Cost: one training for each model, N and decay, and one more for each further seed.
+    """
+    keys = [(model, depth) for model in models for depth in depths]
+    grid = [make(*key, decay, seeds[0]) for key in keys for decay in decays]
+    trained = dict(zip(grid, train_all(grid, directory, jobs, tell), strict=True))
+    chosen = {key: choose([trained[make(*key, decay, seeds[0])] for decay in decays]) for key in keys}
+    for (model, depth), decay in chosen.items() if len(decays) > 1 else ():
+        tell.say(f"{model}, N={depth}: validation chooses weight decay {decay:g}")
+    final = [make(*key, chosen[key], seed) for key in keys for seed in seeds]
+    trained |= dict(zip(final, train_all(final, directory, jobs, tell), strict=True))
+    runs = {key: [trained[make(*key, chosen[key], seed)] for seed in seeds] for key in keys}
+    return runs, pd.DataFrame([row(run, run.case.recipe.weight_decay == chosen[_key(run)]) for run in trained.values()])
+
+
+def choose(grid: Sequence[Trained]) -> float:
+    """The largest weight decay whose validation accuracy is within one standard error of the best.
+
+    The one-standard-error rule (Breiman et al. 1984, section 3.4.3): between networks that validation cannot tell
+    apart, the most regularised. Collapsed trainings do not take part, unless all did.
+    """
+    sound = [run for run in grid if run.collapse is None] or list(grid)
+    best = max(run.validation for run in sound)
+    error = sqrt(best * (1 - best) / sound[0].validation_count)
+    return max(run.case.recipe.weight_decay for run in sound if run.validation >= best - error)
+
+
+def row(run: Trained, chosen: bool) -> dict[str, object]:
+    """A line of the table of all trainings."""
+    return {
+        "model": run.case.model.rpartition(":")[2],
+        "N": run.case.depth,
+        "weight_decay": run.case.recipe.weight_decay,
+        "seed": run.case.recipe.seed,
+        "chosen": chosen,
+        "validation_accuracy": run.validation,
+        "test_accuracy": run.test,
+        "best_epoch": run.best_epoch,
+        "epochs": run.epochs,
+        "seconds": run.seconds,
+        "collapse": run.collapse or run.stopped or "",
+    }
+
+
+def _key(run: Trained) -> tuple[str, int]:
+    return run.case.model, run.case.depth
