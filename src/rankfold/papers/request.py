@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, fields, replace
+from dataclasses import asdict, dataclass, fields, replace
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
+from rankfold.induce import LORITA
 from rankfold.train import Recipe
 
 Setting = Literal["stable", "paper"]
@@ -52,6 +53,20 @@ class Request:
         if self.jobs == 0:
             raise ValueError("jobs must be a number of processes, or -1 for one on each core")
 
+    @property
+    def start(self) -> Literal["balanced", "random"]:
+        """How a product of factors begins."""
+        return "random" if self.setting == "paper" else "balanced"
+
+    def filled(self, standard: Request) -> Request:
+        """This request, with what it leaves open taken from ``standard``."""
+        missing = {field.name for field in fields(self) if getattr(self, field.name) is None}
+        return replace(self, **{name: getattr(standard, name) for name in missing})
+
+    def to_dict(self) -> dict[str, Any]:
+        """Plain values for JSON."""
+        return asdict(self) | {"weights": None if self.weights is None else str(self.weights)}
+
     def only(self, experiment: str, *more: str) -> None:
         """``ValueError`` for an option that is given and that the experiment does not have."""
         for field in fields(self):
@@ -59,14 +74,12 @@ class Request:
                 raise ValueError(f"{experiment} has no option {field.name.replace('_', '-')}")
 
 
-def lorita_recipe(base: Recipe, setting: Setting, depth: int) -> Recipe:
+def steadied(base: Recipe, setting: Setting) -> Recipe:
     """``base`` as it is in the paper's setting; else with what keeps products of factors from collapse.
 
     Those are the warm-up, the schedule and the bound of the gradient of ``rankfold.induce.LORITA``; optimizer, rate and
     decay stay those of ``base``.
     """
-    from rankfold.induce import LORITA
-
     if setting == "paper":
         return base
     return replace(base, warmup=LORITA.warmup, schedule=LORITA.schedule, clip_norm=LORITA.clip_norm)

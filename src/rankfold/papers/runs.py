@@ -15,6 +15,7 @@ from safetensors.torch import load_file, save
 from torch import nn
 
 from rankfold.files import write_atomically
+from rankfold.induce import fold_, overparametrize_
 from rankfold.pipeline import Tell
 from rankfold.report.quantities import percent
 from rankfold.train import Recipe, evaluate, fit
@@ -74,6 +75,11 @@ class Trained:
         return network.eval()
 
 
+def device() -> torch.device:
+    """Where networks are trained and evaluated: the GPU where torch finds one."""
+    return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+
+
 def build(case: Case) -> nn.Module:
     """The network of ``case`` before training, a function of its seed alone."""
     seed = case.recipe.seed
@@ -126,17 +132,15 @@ def _train_alone(case: Case, directory: Path) -> Trained:
 
 
 def _train(case: Case, directory: Path, tell: Tell) -> Trained:
-    from rankfold.induce import fold_, overparametrize_
-
     place, data = directory / case.name, data_of(case)
     network = build(case)
     if case.depth > 1:
         generator = torch.Generator().manual_seed(case.recipe.seed)
         overparametrize_(network, case.depth, case.where, start=case.start, generator=generator)
+    network.to(device())
     told = Tell(tell.progress).training(case.name)  # an epoch's sentence would be one of thousands here
     history = fit(network, data.train, data.validation, case.recipe, directory=place / "training", progress=told)
-    fold_(network)
-    network.eval()
+    fold_(network).eval()
     score = evaluate(network, data.validation, role="validation").accuracy
     values = {
         "case": asdict(case),
@@ -149,7 +153,7 @@ def _train(case: Case, directory: Path, tell: Tell) -> Trained:
         "stopped": history.stopped,
         "collapse": history.warning,
     }
-    state = {name: value.contiguous() for name, value in network.state_dict().items()}
+    state = {name: value.cpu().contiguous() for name, value in network.state_dict().items()}
     write_atomically(place / "weights.safetensors", save(state))
     write_atomically(place / "run.json", (json.dumps(values, indent=1) + "\n").encode())
     for checkpoint in (place / "training").glob("checkpoint-*.pt"):

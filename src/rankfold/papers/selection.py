@@ -8,6 +8,7 @@ from pathlib import Path
 
 import pandas as pd
 
+from rankfold.papers.request import Request
 from rankfold.papers.runs import Case, Trained, train_all
 from rankfold.pipeline import Tell
 
@@ -16,19 +17,16 @@ MakeCase = Callable[[str, int, float, int], Case]  # model, depth, weight decay,
 
 def tuned(
     make: MakeCase,
-    models: Sequence[str],
-    depths: Sequence[int],
-    decays: Sequence[float],
-    seeds: Sequence[int],
+    asked: Request,
     directory: Path,
-    jobs: int,
     tell: Tell,
 ) -> tuple[dict[tuple[str, int], list[Trained]], pd.DataFrame]:
     """For each model and N, the trainings of all seeds at the decay that the first seed chooses; and the whole grid.
 
     Cost: one training for each model, N and decay, and one more for each further seed.
     """
-    keys = [(model, depth) for model in models for depth in depths]
+    decays, seeds, jobs = asked.decays or (), asked.seeds or (), asked.jobs
+    keys = [(model, depth) for model in asked.models or () for depth in asked.depths or ()]
     grid = [make(*key, decay, seeds[0]) for key in keys for decay in decays]
     trained = dict(zip(grid, train_all(grid, directory, jobs, tell), strict=True))
     chosen = {key: choose([trained[make(*key, decay, seeds[0])] for decay in decays]) for key in keys}

@@ -136,9 +136,10 @@ def curve(
     rules: Sequence[Rule] = RULES,
     fractions: Iterable[float] = FRACTIONS,
     group: Group = one_group,
+    measures: Sequence[Measure] = MEASURES,
     progress: Callable[[str, int, int], None] | None = None,
 ) -> list[Point]:
-    """Accuracy on ``data`` at every fraction that can be reached, of either measure, fewest singular values first.
+    """Accuracy on ``data`` at every fraction that can be reached, of each measure, fewest singular values first.
 
     Cost: one pass over ``data`` for each choice of ranks that comes up.
     """
@@ -146,7 +147,7 @@ def curve(
     choices: dict[tuple[Rule, tuple[int, ...]], dict[str, int]] = {}
     for rule in rules:
         for fraction in fractions:
-            for measure in MEASURES:
+            for measure in measures:
                 try:
                     ranks = ranks_at(known, rule, fraction, group, measure)
                 except BudgetError:
