@@ -11,7 +11,7 @@ import torch
 from sklearn.datasets import load_digits
 from torch import nn
 
-from rankfold.train import Augment, Distill, Recipe, TrainingError, checkpoint, evaluate, fit
+from rankfold.train import Augment, Distill, Plateau, Recipe, TrainingError, checkpoint, evaluate, fit
 
 RECIPE = Recipe(epochs=3, batch_size=64, learning_rate=0.05, warmup=0.1)
 
@@ -103,7 +103,15 @@ def stop_at(epoch, batch, error):
 
 
 @pytest.mark.parametrize(("epoch", "batch"), [(1, 2), (2, 3), (3, 1), (2, 9)])
-@pytest.mark.parametrize("recipe", [replace(RECIPE, ema=0.9, augment=Augment(1)), replace(RECIPE, optimizer="adam")])
+@pytest.mark.parametrize(
+    "recipe",
+    [
+        replace(RECIPE, ema=0.9, augment=Augment(1)),
+        # no loss falls by 90 %: the rate is divided after every epoch
+        replace(RECIPE, optimizer="adam", schedule="plateau", plateau=Plateau(0.1, patience=0, threshold=0.9)),
+    ],
+    ids=["ema", "plateau"],
+)
 def test_a_resumed_run_is_bit_identical(digits, tmp_path, recipe, epoch, batch):
     whole = net()
     expected = fit(whole, *digits, recipe)
@@ -121,6 +129,38 @@ def test_a_resumed_run_is_bit_identical(digits, tmp_path, recipe, epoch, batch):
     lines = (tmp_path / "metrics.jsonl").read_text().splitlines()
     assert [json.loads(line) for line in lines] == [record.to_dict() for record in history.epochs]
     assert [file.name for file in tmp_path.glob("*.pt")] == ["checkpoint-0003.pt"]
+
+
+def test_the_plateau_schedule_follows_the_validation_loss(digits, tmp_path):
+    recipe = replace(RECIPE, epochs=4, warmup=0.0, schedule="plateau", plateau=Plateau(0.1, 0, threshold=0.9))
+    history = fit(net(), *digits, recipe, directory=tmp_path)
+    assert [epoch.learning_rate for epoch in history.epochs] == pytest.approx([0.05, 0.05, 0.005, 0.0005])
+    with pytest.raises(TrainingError, match="validation"):
+        fit(net(), digits[0], None, recipe)
+
+
+def test_a_checkpoint_from_before_there_was_a_plateau_is_taken_up(digits, tmp_path):
+    recipe = replace(RECIPE, epochs=1)
+    assert "plateau" not in recipe.to_dict()
+    fit(net(), *digits, recipe, directory=tmp_path)
+    state = torch.load(tmp_path / "checkpoint-0001.pt", weights_only=True)
+    del state["start"]["chance"]
+    checkpoint.save(tmp_path, 1, state)
+    again = fit(net(), *digits, recipe, directory=tmp_path)
+    assert again.resumed_from == 1
+    assert again.start.chance is None
+
+
+def test_a_run_that_sits_at_chance_says_so(digits):
+    steep = replace(RECIPE, optimizer="adam", learning_rate=1.0, warmup=0.0)
+    frozen = nn.Sequential(nn.Flatten(), nn.Linear(64, 8), nn.ReLU(), nn.Linear(8, 10))
+    frozen[1].weight.data.zero_()
+    frozen[1].weight.requires_grad_(False)
+    history = fit(frozen, *digits, steep)
+    assert "sits at chance" in history.warning
+    assert "weights of 1 of 2 layers have gone to zero (1)" in history.warning
+    assert history.stopped is None
+    assert fit(net(), *digits, RECIPE).warning is None
 
 
 def test_the_test_of_resuming_sees_a_lost_optimizer_state(digits, tmp_path):

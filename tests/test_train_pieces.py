@@ -11,10 +11,11 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import nn
 
-from rankfold.train import Augment, Distill, Recipe, TrainingError, evaluate
+from rankfold.train import Augment, Distill, Epoch, Evaluation, Plateau, Recipe, TrainingError, evaluate
 from rankfold.train.augment import augment
+from rankfold.train.breakdown import at_chance, breakdown, vanished
 from rankfold.train.fit import _loss
-from rankfold.train.schedule import rate_factor
+from rankfold.train.schedule import plateau_factor, rate_factor
 
 
 def test_recipe_round_trips_through_json():
@@ -23,6 +24,12 @@ def test_recipe_round_trips_through_json():
     )
     assert Recipe.from_dict(json.loads(json.dumps(recipe.to_dict()))) == recipe
     assert recipe.without_teacher() == replace(recipe, distill=None)
+    recipe = Recipe(schedule="plateau", plateau=Plateau(factor=0.5, patience=3))
+    assert Recipe.from_dict(json.loads(json.dumps(recipe.to_dict()))) == recipe
+
+
+def test_recipes_say_how_their_optimizer_decays():
+    assert [Recipe(optimizer=name).decay for name in ("sgd", "adam", "adamw")] == ["coupled", "coupled", "decoupled"]
 
 
 @pytest.mark.parametrize(
@@ -60,10 +67,14 @@ def test_recipe_refuses_unknown_keys():
         Distill(weight=0.0)
     with pytest.raises(ValueError, match="crop_padding"):
         Augment(crop_padding=-1)
+    with pytest.raises(ValueError, match=r"Plateau\.patience"):
+        Plateau(patience=-1)
+    with pytest.raises(ValueError, match="plateau must be left out where the schedule is cosine"):
+        Recipe(plateau=Plateau())
 
 
 @given(
-    schedule=st.sampled_from(["cosine", "one-cycle", "step", "constant"]),
+    schedule=st.sampled_from(["cosine", "one-cycle", "step", "constant", "plateau"]),
     total=st.integers(1, 400),
     warmup=st.floats(0, 0.9),
 )
@@ -85,6 +96,71 @@ def test_schedule_matches_torch():
         scheduler.step()
     assert [rate_factor("step", step, 8, 0.0) for step in range(8)] == pytest.approx([1, 1, 1, 1, 0.1, 0.1, 0.01, 0.01])
     assert [rate_factor("one-cycle", step, 4, 0.0) for step in range(4)] == [1, 0.75, 0.5, 0.25]
+
+
+@given(
+    losses=st.lists(st.sampled_from([1.0, 0.9, 0.5, 0.49999, float("nan")]), max_size=40),
+    factor=st.sampled_from([0.1, 0.5]),
+    patience=st.integers(0, 4),
+)
+def test_plateau_is_a_function_of_the_losses_as_torch_steps_through_them(losses, factor, patience):
+    def stepwise(patience):
+        optimizer = torch.optim.SGD([torch.zeros(1)], lr=0.3)
+        scheduler = torch.optim.lr_scheduler.ReduceLROnPlateau(optimizer, factor=factor, patience=patience)
+        for loss in losses:
+            scheduler.step(loss)
+        return optimizer.param_groups[0]["lr"] / 0.3
+
+    found = plateau_factor(losses, Plateau(factor, patience))
+    if found > 1e-6:  # torch stops where a step would be below 1e-8, an absolute number
+        assert found == pytest.approx(stepwise(patience))
+    if losses == [1.0] * (patience + 2):
+        assert found != pytest.approx(stepwise(patience + 1))  # waiting an epoch too long would be seen
+
+
+def test_plateau_falls_after_its_patience_and_not_before():
+    how = Plateau(factor=0.5, patience=2)
+    assert [plateau_factor([1.0] * count, how) for count in range(9)] == [1, 1, 1, 1, 0.5, 0.5, 0.5, 0.25, 0.25]
+
+
+def test_chance_is_the_share_of_the_most_frequent_label():
+    labels = torch.tensor([0] * 60 + [1] * 40)
+    model = nn.Linear(3, 2)
+    start = evaluate(model, (torch.randn(100, 3), labels), batch_size=7)
+    assert (start.chance, start.count) == (0.6, 100)
+    assert at_chance(0.6, start)
+    assert at_chance(0.69, start)
+    assert not at_chance(0.71, start)  # 0.6 + 2 · √(0.24 / 100) = 0.698
+    assert not at_chance(0.6, Evaluation(0.6, 1.0, 100))  # of an old checkpoint: not counted, not judged
+
+
+def _epochs(*accuracies):
+    return [Epoch(number, 1.0, 0.5, 1.0, accuracy, 0.1, 1.0) for number, accuracy in enumerate(accuracies, start=1)]
+
+
+def test_breakdown_is_told_and_only_that():
+    start, model = Evaluation(0.1, 2.3, 1000, 0.11), nn.Sequential(nn.Linear(4, 4), nn.BatchNorm1d(4), nn.Linear(4, 2))
+    assert breakdown(model, start, _epochs(0.1, 0.5), 2) is None
+    assert breakdown(model, None, _epochs(None, None), 2) is None
+    said = breakdown(model, start, _epochs(0.11, 0.115), 2)
+    assert "sits at chance" in said
+    assert "11.50 %" in said
+    assert "weight_decay" in said
+    said = breakdown(model, start, _epochs(0.11, 0.97, 0.11), 2)
+    assert "collapsed, the weights of epoch 2 (97.00 %) are kept" in said
+    model[2].weight.data.mul_(1e-6)
+    assert vanished(model) == (["2"], 2)
+    assert "weights of 1 of 2 layers have gone to zero (2)" in breakdown(model, start, _epochs(0.97), 1)
+
+
+def test_a_product_vanishes_though_its_factors_do_not():
+    from rankfold.induce import factors, overparametrize_
+
+    model = overparametrize_(nn.Sequential(nn.Linear(6, 5)), depth=3)
+    for factor in factors(model)["0"]:
+        factor.data.mul_(0.05)
+    assert all(factor.norm() > 1e-2 for factor in factors(model)["0"])
+    assert vanished(model) == (["0"], 1)
 
 
 def _shifts_and_mirrors(image, padding):

@@ -14,6 +14,8 @@ from rankfold.cli.failure import told
 from rankfold.cli.plan import plan
 from rankfold.cli.reproduce import reproduce
 from rankfold.cli.show import show
+from rankfold.cli.sweep import sweep
+from rankfold.cli.train import train
 
 app = typer.Typer(
     name="rankfold",
@@ -26,7 +28,7 @@ app = typer.Typer(
     rich_markup_mode=None,
     context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 110},
 )
-for verb in (demo, analyze, plan, show, apply, compress, evaluate, export, reproduce):
+for verb in (demo, train, sweep, analyze, plan, show, apply, compress, evaluate, export, reproduce):
     app.command()(told(verb))
 
 

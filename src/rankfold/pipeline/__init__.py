@@ -1,6 +1,7 @@
 """The whole job in one call: from a trained network and a budget to a smaller one, its files and its report."""
 
 from rankfold.pipeline.analysis import SiteAnalysis, analyse
+from rankfold.pipeline.config import ConfigError, TrainConfig
 from rankfold.pipeline.curve import Point, accuracy_curve
 from rankfold.pipeline.delivery import model_notes
 from rankfold.pipeline.drawing import spectra_svg, write_analysis
@@ -10,15 +11,23 @@ from rankfold.pipeline.measure import Figures, calibration_part, figures, first_
 from rankfold.pipeline.repair import compressed_copy
 from rankfold.pipeline.request import Settings, check_place, parsed
 from rankfold.pipeline.result import Result
+from rankfold.pipeline.rundir import TrainResult
+from rankfold.pipeline.sweep import Sweep, SweepResult, parse_sweep, sweep
 from rankfold.pipeline.tell import Tell
+from rankfold.pipeline.training import train
 
 __all__ = [
+    "ConfigError",
     "Figures",
     "Point",
     "Result",
     "Settings",
     "SiteAnalysis",
+    "Sweep",
+    "SweepResult",
     "Tell",
+    "TrainConfig",
+    "TrainResult",
     "accuracy_curve",
     "analyse",
     "calibration_part",
@@ -31,9 +40,12 @@ __all__ = [
     "layer_errors",
     "model_notes",
     "over_fitted",
+    "parse_sweep",
     "parsed",
     "samples_of",
     "spectra_svg",
     "summary",
+    "sweep",
+    "train",
     "write_analysis",
 ]

@@ -1,0 +1,180 @@
+"""What `rankfold train` is asked for: a YAML file, checked key by key, and written back with nothing left open."""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Mapping, Sequence
+from dataclasses import fields
+from pathlib import Path
+from typing import Any
+
+import yaml
+from pydantic import BaseModel, ConfigDict, Field, TypeAdapter, ValidationError, field_validator, model_validator
+
+from rankfold.induce import LORITA
+from rankfold.train import Augment, Distill, Plateau, Recipe
+from rankfold.train.recipe import Decay
+from rankfold.zoo import ZooError, default_data
+
+DEFAULTS = LORITA
+_RECIPE = tuple(field.name for field in fields(Recipe))
+
+
+class ConfigError(ValueError):
+    """One sentence: the file, the key, what is wrong with it and what would be right."""
+
+
+class Teacher(BaseModel):
+    """Whose outputs `distill` learns from: by default a network of the same kind as the one that is trained."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    weights: str
+    model: str | None = None
+
+
+class TrainConfig(BaseModel):
+    """One training run. In the file the keys of `recipe` (`rankfold.train.Recipe`) stand beside the others.
+
+    `depth` 1 is the ordinary network, 2 and more make a product of that many factors of every matrix that `where`
+    selects (`rankfold.induce.overparametrize_`, with `start` and `inner`). `weights`: what to start from. `decay` only
+    checks that the optimizer is the one you mean. `device`: "auto" is CUDA where there is any.
+    """
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    model: str
+    data: str
+    out: str
+    download: bool = False
+    weights: str | None = None
+    depth: int = 1
+    where: str | None = None
+    start: str = "balanced"
+    inner: int | list[int] | str | None = None
+    teacher: Teacher | None = None
+    decay: Decay | None = None
+    record_spectra: bool = False
+    tensorboard: bool = False
+    device: str = "auto"
+    threads: int | None = Field(None, ge=1)
+    recipe: Recipe = DEFAULTS
+
+    @field_validator("depth", mode="before")
+    @classmethod
+    def _whole_depth(cls, value: Any) -> Any:
+        if isinstance(value, bool) or not isinstance(value, int) or value < 1:
+            raise ValueError(f"must be 1, the ordinary network, or a whole number of at least 2 factors, got {value!r}")
+        return value
+
+    @model_validator(mode="after")
+    def _fits_together(self) -> TrainConfig:
+        if self.decay not in (None, self.recipe.decay):
+            pair = "adam and sgd" if self.decay == "coupled" else "adamw"
+            raise ValueError(f"decay: that of {self.recipe.optimizer} is {self.recipe.decay}, {self.decay} is {pair}")
+        if (self.recipe.distill is None) != (self.teacher is None):
+            present, absent = ("teacher", "distill") if self.recipe.distill is None else ("distill", "teacher")
+            raise ValueError(f"{absent}: is missing beside {present}")
+        return self
+
+    def to_dict(self) -> dict[str, Any]:
+        """Every key of the file, defaults included; `parse` is the inverse."""
+        values = self.model_dump(mode="json", exclude={"recipe"})
+        return values | {"decay": self.recipe.decay} | self.recipe.to_dict()
+
+    def to_yaml(self) -> str:
+        return yaml.safe_dump(self.to_dict(), sort_keys=False, allow_unicode=True)
+
+
+def read(file: str | Path) -> dict[str, Any]:
+    """The mapping in a YAML file. Raises `OSError`, and ConfigError for what is not YAML or no mapping."""
+    file = Path(file)
+    try:
+        values = yaml.safe_load(file.read_text(encoding="utf-8"))
+    except (yaml.YAMLError, UnicodeDecodeError) as error:
+        raise ConfigError(f"{file}: not YAML: {' '.join(str(error).split())}") from None
+    if not isinstance(values, dict) or not all(isinstance(key, str) for key in values):
+        raise ConfigError(f"{file}: a mapping of keys to values is expected, such as 'model: digits-cnn'")
+    return values
+
+
+def overridden(values: Mapping[str, Any], settings: Sequence[str]) -> dict[str, Any]:
+    """`values` with every `key=value` of `settings` put in; keys may be dotted, values are YAML."""
+    changed = dict(values)
+    for setting in settings:
+        key, equals, text = setting.partition("=")
+        if not key or not equals:
+            raise ConfigError(f"--set {setting}: give KEY=VALUE, such as --set weight_decay=1e-3")
+        try:
+            changed = with_key(changed, key, yaml.safe_load(text))
+        except yaml.YAMLError as error:
+            raise ConfigError(f"--set {setting}: not YAML: {' '.join(str(error).split())}") from None
+    return changed
+
+
+def with_key(values: Mapping[str, Any], key: str, value: Any) -> dict[str, Any]:
+    """A copy of `values` where the dotted `key` has this value."""
+    head, _, rest = key.partition(".")
+    inside = values.get(head)
+    return {**values, head: with_key(inside if isinstance(inside, Mapping) else {}, rest, value) if rest else value}
+
+
+def at_key(values: Mapping[str, Any], key: str) -> Any:
+    """What `with_key` has put there."""
+    head, _, rest = key.partition(".")
+    return at_key(values[head] or {}, rest) if rest else values[head]
+
+
+def parse(values: Mapping[str, Any], source: str | Path = "config") -> TrainConfig:
+    """The run that `values` ask for; ConfigError, naming `source` and the first key that is wrong."""
+    _check_names(values, source)
+    given = {key: value for key, value in values.items() if key in _RECIPE}
+    rest = {key: value for key, value in values.items() if key not in _RECIPE}
+    try:
+        recipe = TypeAdapter(Recipe).validate_python(DEFAULTS.to_dict() | given)
+        if rest.get("data") is None and isinstance(rest.get("model"), str):
+            rest["data"] = _own_data(rest["model"])
+        return TrainConfig(**rest, recipe=recipe)
+    except ValidationError as error:
+        raise ConfigError(f"{source}: {_first_fault(error)}") from None
+    except ZooError as error:
+        raise ConfigError(f"{source}: {error}") from None
+
+
+def _own_data(model: str) -> str:
+    if ":" in model:
+        raise ZooError(
+            f"key data is missing: {model} is a network of yours; data: digits, mnist, package.module:factory"
+        )
+    return default_data(model)
+
+
+def _check_names(values: Mapping[str, Any], source: str | Path) -> None:
+    top = [*(name for name in TrainConfig.model_fields if name != "recipe"), *_RECIPE]
+    _check_level(values, top, "", source)
+    for key, part in (("augment", Augment), ("distill", Distill), ("plateau", Plateau)):
+        _check_level(values.get(key), [field.name for field in fields(part)], f"{key}.", source)
+    _check_level(values.get("teacher"), list(Teacher.model_fields), "teacher.", source)
+
+
+def _check_level(values: Any, known: list[str], prefix: str, source: str | Path) -> None:
+    for key in values if isinstance(values, Mapping) else ():
+        if key not in known:
+            near = difflib.get_close_matches(str(key), known, 3, 0.5)
+            said = (
+                f"did you mean {' or '.join(prefix + name for name in near)}?" if near else f"known: {', '.join(known)}"
+            )
+            raise ConfigError(f"{source}: unknown key {prefix}{key}; {said}")
+
+
+def _first_fault(error: ValidationError) -> str:
+    fault = error.errors()[0]
+    key = ".".join(str(part) for part in fault["loc"] if isinstance(part, int) or str(part).islower())
+    text = fault["msg"].removeprefix("Value error, ").removeprefix("recipe: ")
+    if fault["type"] == "missing":
+        return f"key {key} is missing"
+    if fault["type"] in ("dataclass_type", "model_type"):
+        text = f"give its keys below it, got {fault['input']!r}"
+    elif fault["type"] != "value_error":
+        text = f"{text[0].lower()}{text[1:]}, got {fault['input']!r}"
+    return f"{key}: {text}" if key else text

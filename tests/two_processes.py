@@ -1,0 +1,107 @@
+"""What each of two processes does for test_train_parallel.py; one line of JSON from each."""
+
+import json
+import sys
+from dataclasses import replace
+from pathlib import Path
+
+import torch
+from torch import nn
+
+from rankfold.batches import mapped
+from rankfold.train import Augment, History, Plateau, Recipe, fit
+from rankfold.train.parallel import Team, joined
+from rankfold.zoo import load_data
+
+RECIPE = Recipe(
+    epochs=2, batch_size=64, learning_rate=0.05, augment=Augment(1), clip_norm=2.0, schedule="plateau",
+    plateau=Plateau(0.5, patience=0, threshold=0.9),
+)  # fmt: skip
+
+
+def network(seed: int = 0) -> nn.Module:
+    torch.manual_seed(seed)
+    return nn.Sequential(nn.Conv2d(1, 4, 3, stride=2, padding=1), nn.ReLU(), nn.Flatten(), nn.Linear(64, 10))
+
+
+def state(model: nn.Module) -> dict[str, list[float]]:
+    return {name: value.flatten().tolist() for name, value in model.state_dict().items()}
+
+
+def figures(history: History) -> list[list[float]]:
+    return [[e.train_loss, e.train_accuracy, e.validation_loss, e.validation_accuracy] for e in history.epochs]
+
+
+class Failing(torch.utils.data.Dataset):
+    """Sample 100 cannot be read by the second process."""
+
+    def __init__(self, data, rank: int) -> None:
+        self.data, self.rank = data, rank
+
+    def __len__(self) -> int:
+        return 128
+
+    def __getitem__(self, index: int):
+        if index == 100 and self.rank == 1:
+            raise OSError("the disk of this machine is gone")
+        return self.data[index]
+
+
+def error_of(call) -> str:
+    try:
+        call()
+    except Exception as error:
+        return f"{type(error).__name__}: {error}"
+    return "no error"
+
+
+def second_half(team: Team, batch):
+    """A wrong `Team.share`: every process takes the same rows."""
+    return mapped(batch, lambda x: x[len(x) // 2 :])
+
+
+def main(directory: Path) -> None:
+    data = load_data("digits")
+    found = {}
+    with joined(torch.device("cpu")) as team:
+        model = network(seed=team.rank)  # the first one's weights are everyone's
+        history = fit(model, data.train, data.validation, RECIPE)
+        found["together"] = {"state": state(model), "figures": figures(history)}
+        found["indivisible"] = error_of(
+            lambda: fit(network(), data.train, data.validation, replace(RECIPE, batch_size=63))
+        )
+        found["failing"] = error_of(lambda: fit(network(), Failing(data.train, team.rank), None, _loaded()))
+        events = []
+
+        def interrupt(event) -> None:
+            events.append(event)
+            if event.finished is not None and event.epoch == 1:
+                raise ValueError("stopped here")
+
+        found["stopped"] = error_of(
+            lambda: fit(network(), data.train, data.validation, RECIPE, directory=directory / "run", progress=interrupt)
+        )
+        found["events"] = len(events)
+        model = network(seed=5)
+        history = fit(model, data.train, data.validation, RECIPE, directory=directory / "run")
+        found["resumed"] = {"state": state(model), "from": history.resumed_from}
+        share, Team.share = Team.share, second_half  # type: ignore[method-assign]
+        model = network()
+        fit(model, data.train, data.validation, RECIPE)
+        found["wrong"] = state(model)
+        Team.share = share  # type: ignore[method-assign]
+    (directory / f"{team.rank}.json").write_text(json.dumps(found))
+
+    from rankfold.cli.main import main as command
+
+    sys.argv = ["rankfold", "train", str(directory / "run.yaml"), "--json"]
+    command()
+
+
+def _loaded() -> Recipe:
+    return replace(RECIPE, augment=None, schedule="constant", plateau=None)
+
+
+if __name__ == "__main__":
+    torch.set_num_threads(1)
+    main(Path(sys.argv[1]))
