@@ -12,9 +12,15 @@ if TYPE_CHECKING:
     from rankfold.papers.writing import Outcome
     from rankfold.pipeline import Tell
 
-# name → module of this package with a function `reproduce`; imported when it is asked for, since it brings torch
+# name → module of this package and its function; imported when it is asked for, since it brings torch
 EXPERIMENTS = {
-    "lorita-table-1a": "table_1a",
+    "lorita-table-1a": ("table_1a", "reproduce"),
+    "lorita-vit": ("vit", "plain"),
+    "lorita-vit-augmented": ("vit", "augmented"),
+    "lorita-cnn": ("cnn", "reproduce"),
+    "lorita-table-2": ("table_2", "reproduce"),
+    "lorita-table-3": ("table_3", "reproduce"),
+    "lorita-beyond": ("beyond", "reproduce"),
 }
 
 
@@ -33,7 +39,8 @@ def reproduce(name: str, directory: str | Path, request: Request | None = None, 
 
     if name not in EXPERIMENTS:
         raise ValueError(f"unknown experiment {name!r}: the names are {', '.join(EXPERIMENTS)}")
-    experiment = import_module(f"rankfold.papers.{EXPERIMENTS[name]}")
-    outcome = experiment.reproduce(request or Request(), Path(directory), tell or Tell())
+    module, function = EXPERIMENTS[name]
+    experiment = getattr(import_module(f"rankfold.papers.{module}"), function)
+    outcome = experiment(request or Request(), Path(directory), tell or Tell())
     write(name, outcome, Path(directory))
     return outcome

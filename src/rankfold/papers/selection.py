@@ -32,7 +32,7 @@ def tuned(
     chosen = {key: choose([trained[make(*key, decay, seeds[0])] for decay in decays]) for key in keys}
     for (model, depth), decay in chosen.items() if len(decays) > 1 else ():
         tell.say(f"{model}, N={depth}: validation chooses weight decay {decay:g}")
-    final = [make(*key, chosen[key], seed) for key in keys for seed in seeds]
+    final = [make(*key, chosen[key], seed) for key in keys for seed in seeds[1:]]
     trained |= dict(zip(final, train_all(final, directory, jobs, tell), strict=True))
     runs = {key: [trained[make(*key, chosen[key], seed)] for seed in seeds] for key in keys}
     return runs, pd.DataFrame([row(run, run.case.recipe.weight_decay == chosen[_key(run)]) for run in trained.values()])
