@@ -22,7 +22,7 @@ from rankfold.compress.sensitivity import output_changes, price, relative_energy
 from rankfold.compress.statistics import Statistics, calibrate
 from rankfold.compress.timing import site_timing
 from rankfold.costs import Cost, Example, latencies, storage, trace
-from rankfold.sites import Form, Site, SiteList, sites, split_attention, unwrap
+from rankfold.sites import FOLD_FIRST, Form, Site, SiteList, sites, split_attention, unwrap
 
 Progress = Callable[[str, int, int], None]
 Budgets = str | Budget | Sequence[str | Budget]
@@ -64,8 +64,8 @@ def plan(
     data otherwise. ``where`` narrows the sites (see ``rankfold.sites.sites``). ``progress(what, done, total)`` is
     called as the work goes on.
 
-    Raises ``BudgetError`` when nothing fits, ``ValueError`` for data that is missing, empty or not finite, and for
-    weights that are not finite, naming the site.
+    Raises ``BudgetError`` when nothing fits, ``ValueError`` for data that is missing, empty or not finite, for weights
+    that are not finite, naming the site, and for over-parametrised models, which are folded first.
     Cost: one pass over the calibration data, one decomposition for each site, and the probes of the rank rule.
     """
     root, tell = unwrap(model), progress or (lambda what, done, total: None)
@@ -73,6 +73,12 @@ def plan(
     method, rule = method_named(method), rule_named(rule)
     found = sites(root, where)
     _check_names(budgets, found)
+    composed = [site.name for site in found if site.note == FOLD_FIRST]
+    if composed:
+        raise ValueError(
+            f"{len(composed)} weights are products of factors (the first is {composed[0]}): fold before planning, "
+            "rankfold.fold_(model)"
+        )
     if data is None and (method.needs_data or isinstance(rule, Iterative)):
         needs = f"method {method.name!r}" if method.needs_data else "the iterative rule"
         raise ValueError(f"{needs} needs data: give data=, or use method='truncate' with another rule")

@@ -66,7 +66,7 @@ def choose(model: nn.Module, where: Where | None = None) -> Choice:
     """
     root = unwrap(model)
     found = sites(root, where)
-    left_out = list(found.left_out)
+    left_out: list[tuple[str, str]] = []
     owners: dict[int, list[tuple[str, nn.Module, str]]] = defaultdict(list)
     for path, module in root.named_modules():
         for key, parameter in module._parameters.items():
@@ -103,14 +103,14 @@ def choose(model: nn.Module, where: Where | None = None) -> Choice:
             seen.add(id(target.weight))
             tied = tuple((module, key) for _, module, key in places if module is not target.module)
             chosen.append(replace(target, tied=tied))
-    return Choice(tuple(chosen), tuple(left_out))
+    return Choice(tuple(chosen), (*left_out, *found.left_out))
 
 
 def _why_not(site: Site) -> str | None:
     if site.kind == "Embedding":
         return "an embedding is looked up, not multiplied: a product would be formed at every step for a few rows"
     if site.forms == {Form.KEEP} and not site.tied_to:
-        return f"a product already: {site.note}"
+        return site.note
     return None
 
 

@@ -27,11 +27,15 @@ def warn_of_earlier_optimizers(weights: Mapping[int, str]) -> None:
 
 
 def _holders(weights: Mapping[int, str]) -> list[tuple[str, str]]:
-    found = []
-    for thing in gc.get_objects():
-        if issubclass(type(thing), torch.optim.Optimizer):
-            held = (id(p) for group in vars(thing).get("param_groups", ()) for p in group["params"])
-            name = next((weights[key] for key in held if key in weights), None)
-            if name is not None:
-                found.append((type(thing).__name__, name))
+    kinds, found = _subclasses(torch.optim.Optimizer), []
+    for optimizer in [thing for thing in gc.get_objects() if type(thing) in kinds]:
+        held = (id(p) for group in vars(optimizer).get("param_groups", ()) for p in group["params"])
+        name = next((weights[key] for key in held if key in weights), None)
+        if name is not None:
+            found.append((type(optimizer).__name__, name))
     return found
+
+
+def _subclasses(kind: type) -> set[type]:
+    below: list[type] = kind.__subclasses__()
+    return {kind}.union(*map(_subclasses, below))

@@ -7,7 +7,7 @@ from typing import TypeVar
 import torch
 from torch import Tensor, nn
 
-from rankfold.sites import factors_of, products, unwrap
+from rankfold.sites import factors_of, ordinary_class, products, unwrap
 from rankfold.sites.geometry import Stacked
 from rankfold.sites.product import other_parametrizations
 
@@ -24,11 +24,13 @@ def fold_(model: Model) -> Model:
 
     Raises ``ValueError`` before anything is changed, for a layer that carries another parametrization beside.
     """
-    composed = [(path, module) for path, module in unwrap(model).named_modules() if products(module)]
+    composed = [
+        (path, module) for path, module in unwrap(model).named_modules() if ordinary_class(module) is not type(module)
+    ]
     for path, module in composed:
         if other_parametrizations(module):
             raise ValueError(
-                f"{path}: another parametrization stands beside the product; remove it first "
+                f"{path}: another parametrization stands beside or on top of the product; remove it first "
                 "(torch.nn.utils.parametrize.remove_parametrizations)"
             )
     made: dict[tuple[int, ...], nn.Parameter] = {}
@@ -74,4 +76,4 @@ def factors(model: nn.Module) -> dict[str, list[nn.Parameter]]:
 
 def is_overparametrized(model: nn.Module) -> bool:
     """Whether any weight of ``model`` is a product of factors."""
-    return any(products(module) for module in model.modules())
+    return any(bool(products(module)) for module in model.modules())

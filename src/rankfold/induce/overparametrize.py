@@ -51,13 +51,17 @@ def overparametrize_(
     (docs/lorita.md); the state dict holds ``LAYER.parametrizations.weight.original0`` … in place of ``LAYER.weight``.
 
     Raises ``ValueError`` before anything is changed: a depth below 2, inner widths that do not fit, an unknown start, a
-    weight that is not finite or has no values yet, nothing to compose. Warns (``UserWarning``) of living optimizers
-    that hold a weight which it replaces.
+    weight that is not finite or has no values yet, nothing to compose, a model already in DistributedDataParallel.
+    Warns (``UserWarning``) of living optimizers that hold a weight which it replaces.
     """
     if isinstance(depth, bool) or not isinstance(depth, int) or depth < 2:
         raise ValueError(f"depth must be a whole number of at least 2 factors, got {depth!r}; 1 is the ordinary model")
     if start not in get_args(Start):
         raise ValueError(f"start must be one of {', '.join(get_args(Start))}, got {start!r}")
+    if isinstance(model, nn.parallel.DistributedDataParallel):
+        raise ValueError(
+            "the model is wrapped in DistributedDataParallel, which knows its former weights: wrap it after"
+        )
     if inner is None:
         inner = "thin" if start == "balanced" else "paper"
     widths = _widths(depth, inner)

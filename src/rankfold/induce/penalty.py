@@ -1,30 +1,30 @@
-"""What weight decay on the factors is, and what it is at least."""
+"""What weight decay on the factors costs, and the least that it could cost."""
 
 from __future__ import annotations
 
 import torch
 from torch import Tensor, nn
 
+from rankfold.induce.fold import factors
 from rankfold.linalg.decompositions import singular_values
-from rankfold.sites import factors_of, products, unwrap
 
 
 def factor_energy(model: nn.Module) -> dict[str, Tensor]:
-    """Σ_i ‖R_i‖_F² of every product of ``model`` by the path of its parameter: what weight decay acts on."""
+    """Σ_i ‖R_i‖_F² of every product of ``model``, float64, by name as in ``factors``: what weight decay acts on.
+
+    Never below ``schatten_penalty`` of the product; equal to it where the factors are balanced.
+    """
     return {
-        f"{path}.{parameter}".lstrip("."): torch.stack(
-            [f.detach().double().square().sum() for f in factors_of(module, parameter)]
-        ).sum()
-        for path, module in unwrap(model).named_modules()
-        for parameter in products(module)
+        name: torch.stack([part.detach().double().square().sum() for part in parts]).sum()
+        for name, parts in factors(model).items()
     }
 
 
 def schatten_penalty(matrix: Tensor, depth: int) -> Tensor:
     """N Σ σ^{2/N} of ``matrix`` (m, n) or (g, m, n), N = ``depth``: the least Σ_i ‖R_i‖_F² of all N-factor products.
 
-    LoRITa, Proposition 4.2 with the exponent p = 2/N (the paper prints 1/K before its equation 7, which is wrong).
-    Summed over a batch; float64; not differentiable. Cost: one set of singular values.
+    LoRITa, Proposition 4.2 with the exponent p = 2/N; the 1/K before equation 7 is a misprint. Summed over a batch,
+    float64, not differentiable. Cost: one set of singular values. Raises ``ValueError`` for a depth below 1.
     """
     if depth < 1:
         raise ValueError(f"depth must be at least 1 factor, got {depth}")

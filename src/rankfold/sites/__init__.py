@@ -1,13 +1,13 @@
 """The one room that knows layer types."""
 
 from rankfold.sites.attention import leave_fused_kernels_, replace_, settle_attention_, split_attention
-from rankfold.sites.find import sites, unwrap
+from rankfold.sites.find import FOLD_FIRST, sites, unwrap
 from rankfold.sites.hooks import carry_hooks_
 from rankfold.sites.product import Product, factors_of, ordinary_class, products
 from rankfold.sites.site import Call, Factors, Form, Layer, Site, SiteList
 
 __all__ = [
-    "Call", "Factors", "Form", "Layer", "Product", "Site", "SiteList", "carry_hooks_", "factors_of",
+    "Call", "FOLD_FIRST", "Factors", "Form", "Layer", "Product", "Site", "SiteList", "carry_hooks_", "factors_of",
     "leave_fused_kernels_", "ordinary_class", "products", "replace_", "settle_attention_", "sites", "split_attention",
     "unwrap",
 ]  # fmt: skip

@@ -17,6 +17,7 @@ from rankfold.sites.linear import read_linear
 from rankfold.sites.product import factors_of, ordinary_class, other_parametrizations, products
 from rankfold.sites.site import Form, Layer, Site, SiteList
 
+FOLD_FIRST = "parametrized: fold first (rankfold.fold_)"
 Where = str | Callable[[str, nn.Module], bool]
 
 
@@ -84,7 +85,7 @@ def _sites(model: nn.Module, where: Where | None, composed: tuple[str, ...]) -> 
             covered.add(f"{path}.bias")
         forms, note = layer.forms, ""
         if products(module) or path.startswith(composed):
-            forms, note = frozenset({Form.KEEP}), "parametrized: fold first (rankfold.fold_)"
+            forms, note = frozenset({Form.KEEP}), FOLD_FIRST
         if products(module):
             covered |= {f"{path}.parametrizations.weight.original{i}" for i in range(len(factors_of(module, "weight")))}
             tied = _same_product(module, names)
