@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import io
+from collections.abc import Iterator
 
 import pytest
 import torch
@@ -17,6 +18,14 @@ from rankfold import fold_, overparametrize_, sites
 from rankfold.batches import forward, logits_of
 from rankfold.induce import choose, factors, is_overparametrized
 from rankfold.sites import Product, split_attention
+
+
+@pytest.fixture(autouse=True, scope="module")
+def _no_search_for_optimizers() -> Iterator[None]:
+    """A tenth of a second each time, in a process as full as that of a test suite; tested in test_lorita_training."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("rankfold.induce.overparametrize.warn_of_earlier_optimizers", lambda weights: None)
+        yield
 
 
 def snapshot(model: nn.Module) -> tuple[list[type], list[str], list[str]]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from itertools import pairwise
 
 import pytest
@@ -18,6 +19,14 @@ from rankfold.linalg.chain import cheapest_order, multiply
 seeds = st.integers(0, 2**31)
 sides = st.integers(2, 7)
 depths = st.integers(2, 5)
+
+
+@pytest.fixture(autouse=True, scope="module")
+def _no_search_for_optimizers() -> Iterator[None]:
+    """A tenth of a second each time, in a process as full as that of a test suite; tested in test_lorita_training."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("rankfold.induce.overparametrize.warn_of_earlier_optimizers", lambda weights: None)
+        yield
 
 
 def random(*shape: int, seed: int) -> Tensor:
