@@ -13,7 +13,7 @@ from torch import nn
 from rankfold.papers import isvt, quick
 from rankfold.papers.published import TABLE_2
 from rankfold.papers.request import Request
-from rankfold.papers.runs import device
+from rankfold.papers.runs import device, short
 from rankfold.papers.squeezing import ISVT, OURS, Budget, budgets_of, squeeze
 from rankfold.papers.writing import Outcome
 from rankfold.pipeline import Tell
@@ -41,7 +41,7 @@ def reproduce(request: Request, directory: Path, tell: Tell) -> Outcome:
         networks = [run.network() for run in runs[model, DEPTH]]
     else:
         networks = [_loaded(model, asked.weights)]
-    rows, budgets = [], BUDGETS[1:2] if asked.quick else BUDGETS
+    rows, budgets = [], (isvt.QUICK_BUDGET,) if asked.quick else BUDGETS
     for way in (OURS, ISVT):
         for budget in budgets:
             points = [
@@ -49,10 +49,10 @@ def reproduce(request: Request, directory: Path, tell: Tell) -> Outcome:
                 for network in networks
             ]
             row = isvt.row_at(TABLE_2, model, DEPTH, budget)
-            rows.append(isvt.line(f"{model}: {way.name}", points, row))
+            rows.append(isvt.line(f"{short(model)}: {way.name}", points, row))
     table = pd.DataFrame(rows)
     return Outcome(
-        f"Beyond LoRITa on {data.name}: {model} trained with N = {DEPTH}, two ways of compression, "
+        f"Beyond LoRITa on {data.name}: {short(model)} trained with N = {DEPTH}, two ways of compression, "
         f"{epochs} epochs of fine-tuning",
         {"table": table, "published": isvt.rows_of(TABLE_2)} | ({} if grid.empty else {"trainings": grid}),
         {"accuracy-against-size": isvt.figure(table, isvt.published_rows(TABLE_2, model, (DEPTH,)))},

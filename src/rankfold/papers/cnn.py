@@ -17,7 +17,7 @@ from rankfold.train import Augment, Recipe
 from rankfold.zoo import load_data
 
 NAME = "lorita-cnn"
-QUICK = Request(models=(quick.CNN,), depths=(1, 2), decays=(1e-3,), seeds=(0,), epochs=2)
+QUICK = Request(models=(quick.CONVOLUTIONAL,), depths=(1, 2), decays=(1e-3,), seeds=(0,), epochs=2)
 FULL = Request(models=("vgg13-bn", "resnet18"), depths=(1, 2), decays=CNN_DECAYS, seeds=(0,))
 RECIPE = Recipe(
     epochs=100, batch_size=128, optimizer="adam", learning_rate=3e-4, schedule="cosine", warmup=0.0, augment=Augment()

@@ -15,7 +15,7 @@ from matplotlib.figure import Figure
 from rankfold.papers import quick
 from rankfold.papers.published import Row, Table
 from rankfold.papers.request import Request, steadied
-from rankfold.papers.runs import Case, Trained, device
+from rankfold.papers.runs import Case, Trained, device, short
 from rankfold.papers.selection import tuned
 from rankfold.papers.squeezing import ISVT, Budget, Squeezed, budgets_of, squeeze
 from rankfold.papers.writing import COLOURS, MARKS, Outcome, panels
@@ -23,11 +23,12 @@ from rankfold.pipeline import Tell
 from rankfold.train import Augment, Recipe
 from rankfold.zoo import Data, load_data
 
-QUICK = Request(models=(quick.CNN,), depths=(1, 3), decays=(5e-4,), seeds=(0,), epochs=4, finetune_epochs=1)
+QUICK = Request(models=(quick.CONVOLUTIONAL,), depths=(1, 3), decays=(5e-4,), seeds=(0,), epochs=4, finetune_epochs=1)
 FULL = Request(depths=(1, 2, 3), decays=(5e-4,), seeds=(0,), epochs=300, finetune_epochs=30)
 RECIPE = Recipe(
     batch_size=128, optimizer="sgd", learning_rate=1e-2, schedule="cosine", warmup=0.0, augment=Augment()
 )  # SGD and its rate are the paper's; the decay is not given
+QUICK_BUDGET = Budget(0.5, 0.5)
 COMPARED = 3  # N whose published sizes every other N is compressed to as well
 
 Group = tuple[str, int]
@@ -43,15 +44,15 @@ def reproduce(name: str, published: Table, request: Request, directory: Path, te
     rows = []
     for (model, depth), group in runs.items():
         budgets = budgets_of([*published.own(depth), *published.own(COMPARED)])
-        for budget in budgets[:1] if asked.quick else budgets:
+        for budget in (QUICK_BUDGET,) if asked.quick else budgets:
             points = [
                 squeeze(run.network().to(device()), data, ISVT, budget, epochs, directory / "points", tell)
                 for run in group
             ]
-            rows.append(line(f"{model}, N={depth}", points, row_at(published, model, depth, budget)))
+            rows.append(line(f"{short(model)}, N={depth}", points, row_at(published, model, depth, budget)))
     table = pd.DataFrame(rows)
     return Outcome(
-        f"LoRITa on {data.name}: {', '.join(models)} compressed by GSVT and ISVT, "
+        f"LoRITa on {data.name}: {', '.join(map(short, models))} compressed by GSVT and ISVT, "
         f"{asked.epochs} epochs of training, {epochs} of fine-tuning, {asked.setting} setting",
         {"table": table, "published": rows_of(published), "trainings": grid},
         {"accuracy-against-size": figure(table, published_rows(published, models[0], asked.depths or ()))},
@@ -110,7 +111,9 @@ def rows_of(published: Table) -> pd.DataFrame:
 
 
 def _trainings(runs: dict[Group, list[Trained]], published: Table) -> list[str]:
-    said = [f"{run.case.name}: {run.collapse}." for group in runs.values() for run in group if run.collapse is not None]
+    every = [run for group in runs.values() for run in group]
+    fallen = [f"{run.case.name}: {run.collapse}." for run in every if run.collapse is not None]
+    said = fallen or [f"None of the {len(every)} trainings collapsed."]
     for (model, depth), group in runs.items():
         if published.own(depth) and model == published.model:
             ours, theirs = 100 * fmean(run.test for run in group), published.own(depth)[0].accuracy

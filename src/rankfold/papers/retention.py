@@ -12,7 +12,7 @@ from typing import Any
 import pandas as pd
 from matplotlib.figure import Figure
 
-from rankfold.papers.runs import Trained, device
+from rankfold.papers.runs import Trained, device, short
 from rankfold.papers.truncation import (
     FRACTIONS,
     MEASURES,
@@ -53,7 +53,8 @@ class Scope:
 
 @dataclass(frozen=True, eq=False)
 class Measured:
-    """``runs`` by network and N; ``curves`` on the test split and ``spectra`` by layer, for every network, N and seed.
+    """``runs`` by network and N; ``curves`` on the test split and ``spectra`` by layer, for every network, N and seed:
+    spectra of the matrices that are truncated.
 
     ``published``: accuracies by network and N; ``retained``: fractions of the singular values that the text names.
     """
@@ -76,8 +77,9 @@ def measure(runs: Runs, data: Data, scope: Scope, published: Published, retained
         for run in group:
             key = (model, depth, run.case.recipe.seed)
             network = run.network()
-            spectra[key] = {row.site.name: row.spectrum for row in analyse(network)[0]}
             known = decomposed(network.to(device()), scope.where)
+            rows, _ = analyse(network)
+            spectra[key] = {row.site.name: row.spectrum for row in rows if row.site.name in known.matrices}
             curves[key] = curve(
                 known, data.test, scope.rules, scope.fractions, scope.group, scope.measures, progress=tell.progress
             )
@@ -223,8 +225,3 @@ def _on_grid(line: Sequence[tuple[float, float]]) -> list[tuple[float, float]]:
     for x, y in line:
         grid[float(math.ceil(x - 1e-6))] = y
     return sorted(grid.items())
-
-
-def short(model: str) -> str:
-    """The name of a built-in network, or of the function that makes it."""
-    return model.rpartition(":")[2]

@@ -45,8 +45,7 @@ class Case:
         """Readable, and another one for whatever else was asked differently."""
         text = json.dumps({"format": FORMAT} | asdict(self), sort_keys=True)
         mark = hashlib.sha256(text.encode()).hexdigest()[:8]
-        model = self.model.rpartition(":")[2]
-        return f"{model}-n{self.depth}-decay{self.recipe.weight_decay:g}-seed{self.recipe.seed}-{mark}"
+        return f"{short(self.model)}-n{self.depth}-decay{self.recipe.weight_decay:g}-seed{self.recipe.seed}-{mark}"
 
 
 @dataclass(frozen=True)
@@ -73,6 +72,18 @@ class Trained:
         network = build(self.case)
         network.load_state_dict(load_file(self.weights))
         return network.eval()
+
+
+def without_checkpoints(directory: Path) -> None:
+    """Remove the checkpoints of a finished run, which take many times the space of its weights; metrics stay."""
+    (directory / "checkpoint.json").unlink(missing_ok=True)
+    for file in directory.glob("checkpoint-*.pt"):
+        file.unlink()
+
+
+def short(model: str) -> str:
+    """The name of a built-in network, or of the function that makes it."""
+    return model.rpartition(":")[2]
 
 
 def device() -> torch.device:
@@ -156,8 +167,7 @@ def _train(case: Case, directory: Path, tell: Tell) -> Trained:
     state = {name: value.cpu().contiguous() for name, value in network.state_dict().items()}
     write_atomically(place / "weights.safetensors", save(state))
     write_atomically(place / "run.json", (json.dumps(values, indent=1) + "\n").encode())
-    for checkpoint in (place / "training").glob("checkpoint-*.pt"):
-        checkpoint.unlink()  # the factors of a finished run take many times the space of its weights
+    without_checkpoints(place / "training")
     trained = _read(case, directory)
     assert trained is not None
     return trained

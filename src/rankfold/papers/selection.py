@@ -9,7 +9,7 @@ from pathlib import Path
 import pandas as pd
 
 from rankfold.papers.request import Request
-from rankfold.papers.runs import Case, Trained, train_all
+from rankfold.papers.runs import Case, Trained, short, train_all
 from rankfold.pipeline import Tell
 
 MakeCase = Callable[[str, int, float, int], Case]  # model, depth, weight decay, seed
@@ -31,7 +31,7 @@ def tuned(
     trained = dict(zip(grid, train_all(grid, directory, jobs, tell), strict=True))
     chosen = {key: choose([trained[make(*key, decay, seeds[0])] for decay in decays]) for key in keys}
     for (model, depth), decay in chosen.items() if len(decays) > 1 else ():
-        tell.say(f"{model}, N={depth}: validation chooses weight decay {decay:g}")
+        tell.say(f"{short(model)}, N={depth}: validation chooses weight decay {decay:g}")
     final = [make(*key, chosen[key], seed) for key in keys for seed in seeds[1:]]
     trained |= dict(zip(final, train_all(final, directory, jobs, tell), strict=True))
     runs = {key: [trained[make(*key, chosen[key], seed)] for seed in seeds] for key in keys}
@@ -53,7 +53,7 @@ def choose(grid: Sequence[Trained]) -> float:
 def row(run: Trained, chosen: bool) -> dict[str, object]:
     """A line of the table of all trainings."""
     return {
-        "model": run.case.model.rpartition(":")[2],
+        "model": short(run.case.model),
         "N": run.case.depth,
         "weight_decay": run.case.recipe.weight_decay,
         "seed": run.case.recipe.seed,

@@ -20,6 +20,7 @@ from rankfold.compress.plan import fingerprint
 from rankfold.compress.planner import Calibration, plan
 from rankfold.compress.rules import Iterative, Optimal, RankRule
 from rankfold.files import write_atomically
+from rankfold.papers.runs import without_checkpoints
 from rankfold.papers.truncation import by_kind, curve, decomposed, needed, ranks_at, truncated
 from rankfold.pipeline import Tell, calibration_part, compressed_copy, first_example
 from rankfold.report.quantities import percent
@@ -118,8 +119,7 @@ def squeeze(
     made.save(place / "plan.json")
     values = {"way": asdict(way), "budget": asdict(budget), "epochs": epochs, "squeezed": asdict(result)}
     write_atomically(file, (json.dumps(values, indent=1) + "\n").encode())
-    for checkpoint in (place / "finetune").glob("checkpoint-*.pt"):
-        checkpoint.unlink()
+    without_checkpoints(place / "finetune")
     tell.say(
         f"{way.name} at {percent(result.flops)} of the FLOPs and {percent(result.params)} of the parameters: "
         f"validation accuracy {percent(result.validation, 2)}"

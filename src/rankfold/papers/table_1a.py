@@ -11,7 +11,7 @@ from rankfold.induce import LORITA, PAPER_FCN
 from rankfold.papers import quick, retention
 from rankfold.papers.published import FCN10_RETAINED, FCN_DECAYS, TABLE_1A
 from rankfold.papers.request import Request
-from rankfold.papers.runs import Case
+from rankfold.papers.runs import Case, short
 from rankfold.papers.selection import tuned
 from rankfold.papers.truncation import FRACTIONS
 from rankfold.papers.writing import Outcome, band, panels
@@ -82,7 +82,7 @@ def spectra_figure(found: retention.Measured, models: tuple[str, ...]) -> Figure
                 band(panel, lines, number, f"N={depth}", markevery=8)
             panel.set_yscale("log")
             panel.set_ylim(5e-7, 2)
-            panel.set_title(f"{retention.short(model)}, layer {column} ({layer})", fontsize=9)
+            panel.set_title(f"{short(model)}, layer {column} ({layer})", fontsize=9)
             panel.set_xlabel("index")
             panel.legend(fontsize=8)
         axes[0, 0].set_ylabel("singular value / largest")
