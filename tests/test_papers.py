@@ -176,15 +176,15 @@ def planted() -> tuple[nn.Sequential, Split]:
 
 def test_accuracy_is_kept_down_to_the_planted_rank_and_no_further() -> None:
     model, data = planted()
-    points = curve(decomposed(model), data, ("local",), [count / 16 for count in range(1, 17)])
+    sixteenths = [count / 16 for count in range(1, 17)]
+    points = curve(decomposed(model, "0"), data, ("local",), sixteenths)
     ranks = {point.ranks["0"]: point.accuracy for point in points}
     assert ranks[8] == ranks[16] == 1.0
     assert ranks[7] < 1.0
-    # 8 of 16 values of the first matrix; at local truncation the second then has 4 of its 8, which it needs all
-    assert needed(points, "local", 0.0) == 1.0
-    only = curve(decomposed(model, "0"), data, ("local",), [count / 16 for count in range(1, 17)])
-    assert needed(only, "local", 0.0) == 0.5
-    assert drop_at(only, "local", 0.5) == 0.0 < drop_at(only, "local", 0.45)
+    assert needed(points, "local", 0.0) == 0.5
+    assert drop_at(points, "local", 0.5) == 0.0 < drop_at(points, "local", 0.45)
+    # the second matrix (8 × 16) needs all of its values, so that nothing can go where both are truncated alike
+    assert needed(curve(decomposed(model), data, ("local",), sixteenths), "local", 0.0) == 1.0
 
 
 def line(*pairs: tuple[float, float]) -> list[Point]:
