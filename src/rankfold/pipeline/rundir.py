@@ -54,6 +54,7 @@ def claim(config: TrainConfig, restart: bool) -> None:
 
     Raises ConfigError for a directory with other files in it, and, unless `restart`, for one that holds a run of
     another configuration. `restart` removes what the earlier run wrote.
+    A run that failed before it began (a missing file) is in nobody's way.
     """
     place = Path(config.out)
     file = place / "config.yaml"
@@ -61,7 +62,8 @@ def claim(config: TrainConfig, restart: bool) -> None:
         raise ConfigError(f"out: {place} is a file; give a directory")
     if place.exists() and not file.exists() and any(not path.name.startswith(".") for path in place.iterdir()):
         raise ConfigError(f"out: {place} is not empty and holds no run of rankfold: give another directory")
-    if file.exists() and restart:
+    begun = (place / "checkpoint.json").exists() or (place / "result.json").exists()
+    if file.exists() and (restart or not begun):
         forget(place)
     elif file.exists():
         differing = _differing(config, file)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import atexit
 import inspect
 import os
 import warnings
@@ -150,16 +151,19 @@ class Team:
 def joined(device: torch.device) -> Iterator[Team]:
     """The team of this process: a process group that exists, or the one that torchrun announces; else alone.
 
-    A group made here (gloo on the CPU, nccl on CUDA) is left at the end. Raises TrainingError where the
-    processes cannot meet.
+    A group made here (gloo on the CPU, nccl on CUDA) stays for the next call, since processes that meet twice at the
+    same address may miss each other, and ends with the process. Raises TrainingError where they cannot meet.
     """
-    if dist.is_available() and dist.is_initialized():
-        with _undisturbed():
-            yield Team(dist.get_rank(), dist.get_world_size(), device)
-        return
-    if world_size() == 1:
+    if not dist.is_available() or (world_size() == 1 and not dist.is_initialized()):
         yield Team(device=device)
         return
+    if not dist.is_initialized():
+        _meet(device)
+    with _undisturbed():
+        yield Team(dist.get_rank(), dist.get_world_size(), device)
+
+
+def _meet(device: torch.device) -> None:
     try:
         dist.init_process_group("nccl" if device.type == "cuda" else "gloo")
     except (RuntimeError, ValueError) as error:
@@ -167,10 +171,11 @@ def joined(device: torch.device) -> Iterator[Team]:
         raise TrainingError(
             f"the processes cannot meet at {place} ({_one_line(error)}): start with torchrun"
         ) from error
-    try:
-        with _undisturbed():
-            yield Team(dist.get_rank(), dist.get_world_size(), device)
-    finally:
+    atexit.register(_part)
+
+
+def _part() -> None:
+    if dist.is_initialized():
         dist.destroy_process_group()
 
 

@@ -1,0 +1,302 @@
+"""`rankfold train`: from a YAML file to a whole run directory, killed and resumed, and one line for bad input."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+
+import pandas as pd
+import pytest
+import torch
+import yaml
+from safetensors.torch import load_file
+from typer.testing import CliRunner
+
+from rankfold.cli.main import app
+from rankfold.pipeline.config import ConfigError, at_key, overridden, parse, with_key
+from rankfold.pipeline.training import duration
+from rankfold.record import SpectrumRecorder
+from rankfold.train import Augment, Recipe, evaluate
+from rankfold.zoo import load_data, load_weights, model
+
+CONFIG = """
+model: digits-cnn
+depth: 3
+epochs: 3
+batch_size: 64
+schedule: plateau
+plateau: {factor: 0.5, patience: 0, threshold: 0.5}
+record_spectra: true
+out: run
+"""
+
+
+def rankfold(*arguments: object):
+    return CliRunner().invoke(app, [str(argument) for argument in arguments], prog_name="rankfold")
+
+
+def succeeded(*arguments: object):
+    result = rankfold(*arguments, "--json")
+    assert result.exit_code == 0, result.stderr
+    return json.loads(result.stdout)
+
+
+def failed(*arguments: object) -> str:
+    """The one line of a command that must fail with exit code 1."""
+    result = rankfold(*arguments)
+    assert result.exit_code == 1, (result.exit_code, result.output)
+    assert result.stdout == ""
+    (line,) = [text for text in result.stderr.splitlines() if text.startswith("error: ")]
+    assert "Traceback" not in result.stderr
+    return line
+
+
+@pytest.fixture
+def here(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "run.yaml").write_text(CONFIG)
+    return tmp_path
+
+
+@pytest.fixture(scope="module")
+def finished(tmp_path_factory):
+    """A directory with the finished run of CONFIG, and what the command printed."""
+    place = tmp_path_factory.mktemp("finished")
+    (place / "run.yaml").write_text(CONFIG)
+    return place, succeeded("train", place / "run.yaml", "-o", place / "run")
+
+
+def test_a_run_directory_holds_all_and_the_ordinary_network(finished):
+    place, printed = finished
+    run = place / "run"
+    assert sorted(path.name for path in run.iterdir()) == [
+        "checkpoint-0003.pt", "checkpoint.json", "config.yaml", "metrics.jsonl", "model.safetensors", "result.json",
+        "spectra.csv", "spectra.safetensors", "spectra.svg",
+    ]  # fmt: skip
+    assert json.loads((run / "result.json").read_text()) == printed
+    network, data = model("digits-cnn"), load_data("digits")
+    load_weights(network, run / "model.safetensors")
+    score = evaluate(network, data.test)
+    assert printed["test_accuracy"] == score.accuracy > 0.8
+    assert printed["params"] == sum(p.numel() for p in network.parameters()) < printed["trained_params"]
+    assert evaluate(network, data.validation).accuracy == printed["validation_accuracy"]
+    assert printed["warning"] is None
+    metrics = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
+    assert [line["epoch"] for line in metrics] == [1, 2, 3]
+    assert sorted(pd.read_csv(run / "spectra.csv")["epoch"].unique()) == [0, 1, 2, 3]
+    written = yaml.safe_load((run / "config.yaml").read_text())
+    assert written["data"] == "digits"
+    assert written["decay"] == "coupled"
+    assert parse(written).to_dict() == written
+
+
+def test_other_verbs_take_what_was_trained(finished):
+    found = succeeded("analyze", "digits-cnn", "--weights", finished[0] / "run" / "model.safetensors", "--no-plots")
+    recorded = pd.read_csv(finished[0] / "run" / "spectra.csv")
+    best = recorded[recorded["epoch"] == finished[1]["best_epoch"]].set_index("site")
+    for row in found["sites"]:
+        assert row["effective_rank"] == pytest.approx(best["effective_rank"][row["site"]], rel=1e-4)
+
+
+def test_a_finished_run_is_read_back_and_another_configuration_refused(finished):
+    place, printed = finished
+    command = ("train", place / "run.yaml", "-o", place / "run")
+    before = (place / "run" / "model.safetensors").stat().st_mtime_ns
+    assert succeeded(*command) == printed
+    text = rankfold(*command)
+    assert "nothing to do" in text.stderr
+    assert "test accuracy" in text.stdout
+    assert "rankfold compress digits-cnn --weights" in text.stdout
+    said = failed(*command, "--set", "learning_rate=0.01")
+    assert "learning_rate was 0.003 and is 0.01" in said
+    assert "--restart" in said
+    assert (place / "run" / "model.safetensors").stat().st_mtime_ns == before
+
+
+KILLED = """
+import os, signal, sys
+from rankfold.train.run import Run
+finish = Run.finish
+def killed(self, record):
+    finish(self, record)
+    if record.epoch == 2:
+        os.kill(os.getpid(), signal.SIGKILL)
+Run.finish = killed
+from rankfold.cli.main import main
+sys.argv = ["rankfold", "train", "run.yaml"]
+main()
+"""
+
+
+def test_a_killed_process_is_taken_up_and_ends_with_the_very_same_weights(finished, here):
+    environment = os.environ | {"OMP_NUM_THREADS": "1"}
+    died = subprocess.run([sys.executable, "-c", KILLED], env=environment, capture_output=True, text=True, check=False)
+    assert died.returncode == -signal.SIGKILL, died.stderr
+    assert not (here / "run" / "result.json").exists()
+    assert not (here / "run" / "model.safetensors").exists()
+    result = rankfold("train", "run.yaml", "--json")
+    assert result.exit_code == 0, result.stderr
+    assert "resuming after epoch 2 of 3" in result.stderr
+    assert "epoch 2 of 3:" not in result.stderr
+    place, printed = finished
+    again = json.loads(result.stdout)
+    assert {**again, "seconds": 0, "directory": ""} == {**printed, "seconds": 0, "directory": ""}
+    whole, resumed = (load_file(run / "model.safetensors") for run in (place / "run", here / "run"))
+    assert whole.keys() == resumed.keys()
+    assert all(torch.equal(whole[name], resumed[name]) for name in whole)
+    frames = [SpectrumRecorder.load(run / "spectra.safetensors").frame() for run in (place / "run", here / "run")]
+    pd.testing.assert_frame_equal(*frames)
+
+
+def test_restart_begins_anew(here):
+    short = ("--set", "epochs=1", "--set", "depth=1", "--set", "schedule=cosine", "--set", "plateau=null",
+             "--set", "record_spectra=false")  # fmt: skip
+    first = succeeded("train", "run.yaml", *short)
+    (here / "run" / "spectra.svg").write_text("of an earlier run")
+    other = succeeded("train", "run.yaml", *short, "--set", "seed=1", "--restart")
+    assert (first["seed"], other["seed"]) == (0, 1)
+    assert first["validation_loss"] != other["validation_loss"]
+    assert not (here / "run" / "spectra.svg").exists()
+    (here / "run" / "result.json").write_text("{")
+    assert "--restart" in failed("train", "run.yaml", *short, "--set", "seed=1")
+
+
+def test_tensorboard_and_starting_from_weights_and_a_teacher(finished, here):
+    weights = finished[0] / "run" / "model.safetensors"
+    (here / "more.yaml").write_text(
+        f"model: digits-cnn\nepochs: 1\nbatch_size: 256\nlearning_rate: 1.0e-6\nweights: {weights}\nout: more\n"
+        f"teacher: {{weights: {weights}}}\ndistill: {{temperature: 2}}\ntensorboard: true\n"
+    )
+    result = succeeded("train", "more.yaml")
+    assert result["validation_accuracy"] >= finished[1]["validation_accuracy"] - 0.02
+    assert result["trained_params"] == result["params"]
+    (events,) = (here / "more" / "tensorboard").iterdir()
+    assert b"validation_accuracy" in events.read_bytes()
+
+
+def test_a_missing_tensorboard_is_said(here, monkeypatch):
+    monkeypatch.setitem(sys.modules, "torch.utils.tensorboard", None)
+    assert "rankfold[tensorboard]" in failed("train", "run.yaml", "--set", "tensorboard=true")
+
+
+def test_a_run_that_breaks_down_is_told_with_its_result(here):
+    result = succeeded("train", "run.yaml", "--set", "learning_rate=3", "--set", "epochs=1", "--set", "warmup=0")
+    assert "sits at chance" in result["warning"]
+    assert "warning: the run sits at chance" in rankfold(
+        "train", "run.yaml", "--set", "learning_rate=3", "--set", "epochs=1", "--set", "warmup=0"
+    ).stdout  # fmt: skip
+
+
+POISON = """
+import torch
+from rankfold.zoo import load_data
+
+class Poisoned(torch.utils.data.Dataset):
+    def __init__(self, data):
+        self.data = data
+    def __len__(self):
+        return 256
+    def __getitem__(self, index):
+        image, label = self.data[index]
+        return (image * float("inf") if index == 7 else image), int(label)
+
+def data():
+    digits = load_data("digits")
+    return Poisoned(digits.train), digits.validation, digits.test
+"""
+
+
+def test_a_loss_that_is_not_finite_keeps_the_checkpoint(here):
+    (here / "poisoned.py").write_text(POISON)
+    said = failed("train", "run.yaml", "--set", "data=poisoned:data")
+    assert "training stopped in epoch 1" in said
+    assert "the loss is nan" in said
+    assert "clip_norm" in said
+    assert "checkpoint of epoch 0 stays in run" in said
+    assert (here / "run" / "checkpoint.json").exists()
+    assert not (here / "run" / "result.json").exists()
+
+
+@pytest.mark.parametrize(
+    ("settings", "words"),
+    [
+        (["weigth_decay=1e-3"], ("unknown key weigth_decay", "did you mean weight_decay")),
+        (["augment.flp=true"], ("unknown key augment.flp", "augment.flip")),
+        (["zzz=1"], ("unknown key zzz", "known: model, data")),
+        (["depth=0"], ("depth", "at least 2 factors, got 0")),
+        (["depth=2.5"], ("depth", "got 2.5")),
+        (["depth=true"], ("depth", "got True")),
+        (["model=null"], ("model", "valid string")),
+        (["model=resnet21"], ("unknown model 'resnet21'",)),
+        (["model=mine:net", "data=null"], ("key data is missing", "mine:net")),
+        (["data=letters"], ("unknown data set 'letters'",)),
+        (["optimizer=lion"], ("optimizer", "'sgd', 'adam' or 'adamw'", "'lion'")),
+        (["optimizer=adamw", "decay=coupled"], ("that of adamw is decoupled", "coupled is adam and sgd")),
+        (["warmup=2"], ("warmup must be a fraction",)),
+        (["augment=true"], ("augment", "give its keys")),
+        (["distill.weight=0.5"], ("teacher", "is missing beside distill")),
+        (["weights=none.safetensors"], ("no file none.safetensors",)),
+        (["start=warm"], ("start must be one of balanced",)),
+        (["where=nothing.*"], ("no weight of the model can be a product",)),
+        (["device=abacus"], ("device", "'abacus'")),
+        (["schedule=cosine"], ("plateau must be left out",)),
+        (["epochs"], ("--set epochs", "KEY=VALUE")),
+        (["model=[", ""], ("--set model=[", "not YAML")),
+    ],
+    ids=lambda value: str(value[0]),
+)
+def test_bad_input_is_one_line_before_any_file(here, settings, words):
+    line = failed("train", "run.yaml", *(part for setting in settings for part in ("--set", setting)))
+    assert all(word in line for word in words), line
+    assert not (here / "run" / "checkpoint.json").exists()
+
+
+def test_a_mended_configuration_takes_the_place_of_one_that_never_ran(here):
+    short = ("--set", "epochs=1", "--set", "record_spectra=false")
+    assert "no file none.pt" in failed("train", "run.yaml", *short, "--set", "weights=none.pt")
+    assert succeeded("train", "run.yaml", *short)["epochs"] == 1
+
+
+def test_bad_files_are_one_line(here):
+    assert "none.yaml: No such file" in failed("train", "none.yaml")
+    for text, word in (
+        ("model: [", "not YAML"),
+        ("- model", "a mapping"),
+        ("", "a mapping"),
+        ("epochs: 3", "model is"),
+    ):
+        (here / "bad.yaml").write_text(text)
+        assert word in failed("train", "bad.yaml")
+    (here / "bad.yaml").write_text("model: digits-cnn")
+    assert "key out is missing" in failed("train", "bad.yaml")
+    (here / "full").mkdir()
+    (here / "full" / "thesis.tex").write_text("mine")
+    assert "holds no run of rankfold" in failed("train", "run.yaml", "-o", "full")
+    assert "is a file" in failed("train", "run.yaml", "-o", "run.yaml")
+
+
+def test_numbers_in_yaml_need_no_point():
+    values = yaml.safe_load("{model: digits-cnn, out: run, weight_decay: 1e-3, augment: {crop_padding: 1}}")
+    assert values["weight_decay"] == "1e-3"  # what YAML makes of it
+    config = parse(values)
+    assert config.recipe.weight_decay == 1e-3
+    assert config.recipe.augment == Augment(1)
+    with pytest.raises(ConfigError, match=r"weight_decay.*'small'"):
+        parse(values | {"weight_decay": "small"})
+
+
+def test_keys_of_the_recipe_are_keys_of_the_file():
+    values = parse({"model": "digits-cnn", "out": "run"}).to_dict()
+    assert set(Recipe().to_dict()) <= set(values)
+    assert at_key(with_key(values, "augment.flip", False), "augment.flip") is False
+    changed = overridden(values, ["augment.crop_padding=2", "seed=7", "teacher=null"])
+    assert parse(changed).recipe.augment == Augment(2)
+    assert changed["seed"] == 7
+    assert values["augment"] is None
+
+
+def test_durations_read_well():
+    assert [duration(s) for s in (0.4, 59.4, 75, 3600, 7325)] == ["0 s", "59 s", "1 min 15 s", "1 h 0 min", "2 h 2 min"]
