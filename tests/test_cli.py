@@ -13,7 +13,7 @@ from typer.testing import CliRunner
 
 from rankfold.cli.main import app
 
-VERBS = ("demo", "analyze", "plan", "show", "apply", "compress", "evaluate", "export", "reproduce")
+VERBS = ("demo", "train", "sweep", "analyze", "plan", "show", "apply", "compress", "evaluate", "export", "reproduce")
 STAGE = {"accuracy", "loss", "params", "flops", "bytes", "latency_ms"}
 
 
