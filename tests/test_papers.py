@@ -183,8 +183,8 @@ def test_accuracy_is_kept_down_to_the_planted_rank_and_no_further() -> None:
     assert ranks[7] < 1.0
     assert needed(points, "local", 0.0) == 0.5
     assert drop_at(points, "local", 0.5) == 0.0 < drop_at(points, "local", 0.45)
-    # the second matrix (8 × 16) needs all of its values, so that nothing can go where both are truncated alike
-    assert needed(curve(decomposed(model), data, ("local",), sixteenths), "local", 0.0) == 1.0
+    # the second matrix (8 × 16) tells 8 classes apart with 7 of its values, so that 7/8 is needed of both
+    assert needed(curve(decomposed(model), data, ("local",), sixteenths), "local", 0.0) == 7 / 8
 
 
 def line(*pairs: tuple[float, float]) -> list[Point]:
@@ -236,8 +236,11 @@ def test_a_training_is_read_back(tmp_path: Path, monkeypatch: pytest.MonkeyPatch
     assert train(other, tmp_path, Tell()) == resumed
     assert train(case(), tmp_path, Tell()).best_epoch == again.best_epoch
     assert train_all([other], tmp_path, 1, Tell()) == train_all([other], tmp_path, 4, Tell()) == [resumed]
-    with pytest.raises(TypeError):  # a case that was not trained is
+    with pytest.raises(TypeError):  # what was not trained is trained
         train(replace(case(), depth=1), tmp_path, Tell())
+    (tmp_path / other.name / "run.json").write_text("{")
+    with pytest.raises(ValueError, match=f"{other.name}.*to train it again"):
+        train(other, tmp_path, Tell())
 
 
 @pytest.mark.parametrize(
@@ -359,9 +362,12 @@ def test_every_experiment_in_small(name: str, tmp_path: Path, monkeypatch: pytes
         (["lorita-beyond", "--quick", "--depths", "2"], "N = 3"),
         (["lorita-beyond", "--quick", "--models", "resnet20,resnet32"], "one model"),
         (["lorita-table-1a", "--quick", "--models", "fcn-7"], "fcn-7"),
+        (["lorita-cnn"], "RANKFOLD_DATA"),
     ],
 )
-def test_bad_input_is_one_line(arguments: list, word: str, tmp_path: Path) -> None:
+def test_bad_input_is_one_line(arguments: list, word: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("RANKFOLD_DATA", raising=False)
+    monkeypatch.delenv("RANKFOLD_DOWNLOAD", raising=False)
     failed = rankfold("reproduce", *arguments, "-o", tmp_path)
     assert failed.exit_code == 1, failed.output
     (said,) = [text for text in failed.stderr.splitlines() if text.startswith("error: ")]

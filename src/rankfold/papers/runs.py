@@ -11,7 +11,7 @@ from typing import Any, Literal
 
 import torch
 from joblib import Parallel, delayed
-from safetensors.torch import load_file, save
+from safetensors.torch import save
 from torch import nn
 
 from rankfold.files import write_atomically
@@ -19,7 +19,7 @@ from rankfold.induce import fold_, overparametrize_
 from rankfold.pipeline import Tell
 from rankfold.report.quantities import percent
 from rankfold.train import Recipe, evaluate, fit
-from rankfold.zoo import Data, default_data, load_data, model_names, resolve
+from rankfold.zoo import Data, default_data, load_data, load_weights, model_names, resolve
 
 FORMAT = 1
 
@@ -68,9 +68,9 @@ class Trained:
     weights: Path
 
     def network(self) -> nn.Module:
-        """The ordinary network (factors multiplied out), in eval mode."""
+        """The ordinary network (factors multiplied out), in eval mode. ``ZooError`` if its file is damaged."""
         network = build(self.case)
-        network.load_state_dict(load_file(self.weights))
+        load_weights(network, self.weights)
         return network.eval()
 
 
@@ -177,9 +177,12 @@ def _read(case: Case, directory: Path) -> Trained | None:
     file = directory / case.name / "run.json"
     if not file.exists():
         return None
-    values: dict[str, Any] = json.loads(file.read_text(encoding="utf-8"))
-    del values["case"]  # its name tells it apart; kept for people
-    return Trained(case, **values, weights=file.with_name("weights.safetensors"))
+    try:
+        values: dict[str, Any] = json.loads(file.read_text(encoding="utf-8"))
+        del values["case"]  # its name tells it apart; kept for people
+        return Trained(case, **values, weights=file.with_name("weights.safetensors"))
+    except (ValueError, KeyError, TypeError) as error:
+        raise ValueError(f"{file} is damaged ({error}): delete {file.parent} to train it again") from None
 
 
 def _say(trained: Trained, tell: Tell) -> None:

@@ -6,6 +6,7 @@ from dataclasses import replace
 from pathlib import Path
 
 from matplotlib.figure import Figure
+from matplotlib.ticker import FuncFormatter
 
 from rankfold.induce import LORITA, PAPER_FCN
 from rankfold.papers import quick, retention
@@ -24,6 +25,7 @@ STABLE_DECAYS = (*FCN_DECAYS, 5e-4, 1e-3)  # the paper's grid ends before decay 
 QUICK = Request(models=(quick.FULLY_CONNECTED,), depths=(1, 3), decays=(1e-4, 1e-3), seeds=(0,), epochs=6)
 FULL = Request(models=("fcn-6", "fcn-8", "fcn-10"), depths=(1, 2, 3), decays=STABLE_DECAYS, seeds=(0, 1, 2, 3, 4))
 _LAYERS = 2  # that figure 6 shows
+FAINTEST = 1e-5  # of the largest: smaller values are drawn there
 
 
 def reproduce(request: Request, directory: Path, tell: Tell) -> Outcome:
@@ -75,13 +77,14 @@ def spectra_figure(found: retention.Measured, models: tuple[str, ...]) -> Figure
             panel = axes[0, column]
             for number, depth in enumerate(dict.fromkeys(depth for depth, _ in spectra)):
                 lines = [
-                    list(enumerate((s[layer].values / s[layer].spectral_norm).clamp_min(1e-6).tolist(), start=1))
+                    list(enumerate((s[layer].values / s[layer].spectral_norm).clamp_min(FAINTEST).tolist(), start=1))
                     for (n, _), s in spectra.items()
                     if n == depth and s[layer].spectral_norm > 0
                 ]
                 band(panel, lines, number, f"N={depth}", markevery=8)
             panel.set_yscale("log")
-            panel.set_ylim(5e-7, 2)
+            panel.set_ylim(FAINTEST / 2, 2)
+            panel.yaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
             panel.set_title(f"{short(model)}, layer {column} ({layer})", fontsize=9)
             panel.set_xlabel("index")
             panel.legend(fontsize=8)
