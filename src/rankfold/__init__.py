@@ -35,6 +35,7 @@ __all__ = [
     "Site",
     "SiteList",
     "Spectrum",
+    "SpectrumRecorder",
     "StoreError",
     "Stored",
     "apply_",

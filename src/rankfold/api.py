@@ -13,6 +13,7 @@ from rankfold.compress.rules import Global, Iterative, Local, Optimal
 from rankfold.costs import Cost, latencies, model_cost
 from rankfold.induce import fold_, overparametrize_
 from rankfold.layers import LowRankConv, LowRankLinear
+from rankfold.record import SpectrumRecorder
 from rankfold.sites import Form, Site, SiteList, sites
 from rankfold.spectrum import Spectrum, spectrum
 from rankfold.store import Stored, StoreError, load, save

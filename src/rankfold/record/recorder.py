@@ -1,0 +1,184 @@
+"""SpectrumRecorder: spectra, updates and subspaces of every site during any training loop; never owns the loop."""
+
+import math
+from collections import deque
+from concurrent.futures import Future, ThreadPoolExecutor
+from pathlib import Path
+from types import TracebackType
+
+import pandas as pd
+from torch import Tensor, nn
+
+from rankfold.record.measure import measure, missing
+from rankfold.record.plot import draw
+from rankfold.record.reading import read
+from rankfold.record.recording import Recording, Track
+from rankfold.sites import Site, sites
+from rankfold.sites.find import Where
+
+
+class RecordError(RuntimeError):
+    """Measuring failed in the background; names the epoch and the site."""
+
+
+class SpectrumRecorder:
+    """Measure every site of ``model`` whenever ``step`` is called; the decompositions run beside the training.
+
+    ``where`` narrows the sites, as in ``rankfold.sites``. ``rank``: dimension r of the leading subspaces. ``every``:
+    measure the first of this many calls. ``pending``: how many copies of the weights may wait or be in work; with more,
+    ``step`` waits for one to be done. W(0) is what ``model`` holds now: make the recorder before training.
+
+        with SpectrumRecorder(model) as recorder:
+            recorder.step(0)
+            for epoch in range(1, epochs + 1):
+                train(model)
+                recorder.step(epoch)
+        recorder.save("spectra.safetensors")
+
+    The model may be wrapped (``DistributedDataParallel``: record in one process), and may become over-parametrised,
+    folded or factored in between: sites are found by name, and of a product it is the product that is measured.
+    Hot path: one copy of the weights of the sites to the CPU. Beside it: two singular value decompositions of each
+    matrix, in float64, in one thread. Memory: W(0), ``pending`` + 1 copies, subspaces (m + n)·r, and 16·min(m, n)
+    bytes for each record of a site.
+
+    Raises ``ValueError`` where nothing can be recorded, or a number is out of range.
+    """
+
+    def __init__(
+        self, model: nn.Module, where: Where | None = None, *, rank: int = 10, every: int = 1, pending: int = 2
+    ) -> None:
+        for name, value in (("rank", rank), ("every", every), ("pending", pending)):
+            if value < 1:
+                raise ValueError(f"{name} is at least 1, got {value}")
+        found = tuple(sites(model, where))
+        if not found:
+            chosen = "" if where is None else f" that where={where!r} selects"
+            raise ValueError(f"{type(model).__name__} has no site{chosen}: rankfold.sites(model).left_out says why")
+        tracks = {}
+        for site, matrix in zip(found, read(model, found).values(), strict=True):
+            if isinstance(matrix, str):
+                raise ValueError(f"{site.title}: {matrix}")
+            tracks[site.name] = Track(site.kind, matrix)
+        self._begin(model, found, Recording(rank, every, tracks), pending)
+
+    def _begin(self, model: nn.Module | None, found: tuple[Site, ...], recording: Recording, pending: int) -> None:
+        self._model, self._sites, self._recording, self._pending = model, found, recording, pending
+        self._waiting: deque[Future[None]] = deque()
+        self._worker: ThreadPoolExecutor | None = None
+
+    def step(self, epoch: float) -> None:
+        """Record the model as it is now, labelled ``epoch`` (or a count of iterations: any number that grows).
+
+        Raises ``ValueError`` for a label that does not grow, and ``RecordError`` for what went wrong in the background
+        since the last call.
+        """
+        if self._model is None:
+            raise ValueError("loaded without a model: SpectrumRecorder.load(path, model) can go on")
+        while self._waiting and self._waiting[0].done():
+            self._waiting.popleft().result()
+        due = self._recording.calls % self._recording.every == 0
+        if due and not self._recording.last < epoch < math.inf:
+            raise ValueError(
+                f"epoch {epoch} after {self._recording.last:g}: labels must grow; when resuming, load the recording "
+                "that was saved with the checkpoint"
+            )
+        self._recording.calls += 1
+        if not due:
+            return
+        while len(self._waiting) >= self._pending:
+            self._waiting.popleft().result()
+        self._recording.last = epoch
+        copies = read(self._model, self._sites)
+        if self._worker is None:
+            self._worker = ThreadPoolExecutor(1, "rankfold-record")
+        self._waiting.append(self._worker.submit(self._measure, float(epoch), copies))
+
+    def _measure(self, epoch: float, copies: dict[str, Tensor | str]) -> None:
+        failures: list[tuple[str, Exception]] = []
+        for site, matrix in copies.items():
+            track = self._recording.tracks[site]
+            if isinstance(matrix, Tensor) and matrix.shape != track.start.shape:
+                matrix = f"shape {tuple(matrix.shape)} now, {tuple(track.start.shape)} at the start"
+            try:
+                if isinstance(matrix, str):
+                    row, track.before = missing(epoch, matrix), None
+                else:
+                    row, track.before = measure(epoch, matrix, track.start, track.before, self._recording.rank)
+            except Exception as cause:
+                failures.append((site, cause))
+                row, track.before = missing(epoch, f"{type(cause).__name__}: {cause}"), None
+            track.rows.append(row)
+        if failures:
+            site, first = failures[0]
+            more = f", and {len(failures) - 1} more" if len(failures) > 1 else ""
+            raise RecordError(
+                f"epoch {epoch:g}: measuring {site}{more} failed ({type(first).__name__}: {first})"
+            ) from first
+
+    def frame(self, eps: float = 1e-3) -> pd.DataFrame:
+        """One row for each epoch and site: ranks, norms, update, distances; the columns are in docs/recording.md.
+
+        ``eps``: singular values of at least this fraction of the largest count for ``numerical_rank``. Waits for the
+        measurements under way. Raises ``RecordError``.
+        """
+        self._settle()
+        return self._recording.frame(eps)
+
+    def singular_values(self) -> pd.DataFrame:
+        """Columns epoch, site, of (``weight`` or ``update``), index (from 1), value. Waits; raises ``RecordError``."""
+        self._settle()
+        return self._recording.singular_values()
+
+    def plot(self, path: str | Path, where: str | None = None) -> None:
+        """Draw singular values of weights and updates, and subspace distances, over the epochs; a row for each site.
+
+        The ending of ``path`` says the format (svg, png, pdf). ``where``: a glob over the names of sites.
+        Waits; raises ``RecordError``, and ``ValueError`` where there is nothing to draw.
+        """
+        self._settle()
+        draw(self._recording, Path(path), where)
+
+    def save(self, path: str | Path) -> None:
+        """Write everything, W(0) included, into one safetensors file, atomically. Waits; raises ``RecordError``."""
+        self._settle()
+        self._recording.save(Path(path))
+
+    @classmethod
+    def load(cls, path: str | Path, model: nn.Module | None = None, *, pending: int = 2) -> "SpectrumRecorder":
+        """The inverse of ``save``, exact. With the ``model`` it was recorded from it goes on, from the same W(0).
+
+        Raises ``ValueError`` for a damaged or foreign file and for a model without one of the sites.
+        """
+        recording = Recording.load(Path(path))
+        found: tuple[Site, ...] = ()
+        if model is not None:
+            known = {site.name: site for site in sites(model)}
+            if absent := [name for name in recording.tracks if name not in known]:
+                raise ValueError(f"{path}: recorded {absent[0]}, which is no site of this {type(model).__name__}")
+            found = tuple(known[name] for name in recording.tracks)
+        recorder = cls.__new__(cls)
+        recorder._begin(model, found, recording, pending)
+        return recorder
+
+    def close(self) -> None:
+        """Finish the measurements under way and end the thread. Raises ``RecordError``."""
+        if self._worker is not None:
+            self._worker.shutdown()
+            self._worker = None
+        self._settle()
+
+    def __enter__(self) -> "SpectrumRecorder":
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        try:
+            self.close()
+        except RecordError:
+            if error is None:  # else the error of the training is what must be seen
+                raise
+
+    def _settle(self) -> None:
+        while self._waiting:
+            self._waiting.popleft().result()

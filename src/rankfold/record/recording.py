@@ -1,0 +1,206 @@
+"""All measurements of one run, what is needed to go on with it, and their file: save and load, tables."""
+
+import json
+import math
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+import torch
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save as to_safetensors
+from torch import Tensor
+
+from rankfold.files import write_atomically
+from rankfold.record.measure import Measurement, Subspaces
+from rankfold.spectrum import Spectrum
+
+_KEY = "rankfold.recording"
+_FORMAT = 1
+
+
+@dataclass
+class Track:
+    """One site: W(0) (m, n) or (groups, m, n), the leading subspaces last seen, and every measurement."""
+
+    kind: str
+    start: Tensor
+    before: Subspaces | None = None
+    rows: list[Measurement] = field(default_factory=list)
+
+    @property
+    def shape(self) -> tuple[int, int]:
+        m, n = self.start.shape[-2:]
+        return m, n
+
+    @property
+    def groups(self) -> int:
+        return self.start.shape[0] if self.start.ndim == 3 else 1
+
+
+@dataclass
+class Recording:
+    """``rank`` of the subspaces, ``every`` how many calls one is measured, ``calls`` so far, and a track per site."""
+
+    rank: int
+    every: int
+    tracks: dict[str, Track]
+    calls: int = 0
+    last: float = -math.inf  # label of the last measured call
+
+    def frame(self, eps: float) -> pd.DataFrame:
+        records = [
+            {
+                "epoch": row.epoch,
+                "site": site,
+                "m": track.shape[0],
+                "n": track.shape[1],
+                "groups": track.groups,
+                **_ranks(row.weight, eps, ""),
+                **_ranks(row.update, eps, "update_"),
+                "subspace_rank": min(self.rank, *track.shape),
+                "gap": row.gap,
+                "left_distance": row.left_distance,
+                "right_distance": row.right_distance,
+                "note": row.note,
+            }
+            for site, track, row in self._rows()
+        ]
+        table = pd.DataFrame.from_records(records, columns=[*_COLUMNS])
+        return table.astype(_COLUMNS)
+
+    def singular_values(self) -> pd.DataFrame:
+        parts = [
+            pd.DataFrame(
+                {
+                    "epoch": row.epoch,
+                    "site": site,
+                    "of": of,
+                    "index": range(1, len(found) + 1),
+                    "value": found.values.numpy(),
+                }
+            )
+            for site, _, row in self._rows()
+            for of, found in (("weight", row.weight), ("update", row.update))
+            if found is not None
+        ]
+        kinds = {"epoch": "float64", "site": "str", "of": "str", "index": "int64", "value": "float64"}
+        return (pd.concat(parts, ignore_index=True) if parts else pd.DataFrame(columns=[*kinds])).astype(kinds)
+
+    def _rows(self) -> Iterator[tuple[str, Track, Measurement]]:
+        """By epoch, then in the order of the sites: the order in which they were measured."""
+        rows = [(site, track, row) for site, track in self.tracks.items() for row in track.rows]
+        return iter(sorted(rows, key=lambda item: item[2].epoch))
+
+    def save(self, path: Path) -> None:
+        tensors: dict[str, Tensor] = {}
+        for site, track in self.tracks.items():
+            width = min(track.shape)
+            tensors |= {
+                f"{site}|start": track.start.contiguous(),
+                f"{site}|weight": _stack((row.weight for row in track.rows), width),
+                f"{site}|update": _stack((row.update for row in track.rows), width),
+                f"{site}|numbers": torch.tensor([_numbers(row) for row in track.rows], dtype=torch.float64),
+            }
+            if track.before is not None:
+                tensors[f"{site}|left"], tensors[f"{site}|right"] = (basis.contiguous() for basis in track.before)
+        facts = {
+            "format": _FORMAT,
+            "rank": self.rank,
+            "every": self.every,
+            "calls": self.calls,
+            "last": self.last if math.isfinite(self.last) else None,
+            "sites": {site: track.kind for site, track in self.tracks.items()},
+            "notes": {site: [row.note for row in track.rows] for site, track in self.tracks.items()},
+        }
+        write_atomically(path, to_safetensors(tensors, metadata={_KEY: json.dumps(facts)}))
+
+    @classmethod
+    def load(cls, path: Path) -> "Recording":
+        """The inverse of ``save``, exact. ``ValueError`` for a damaged or foreign file, ``OSError`` for none."""
+        try:
+            with safe_open(str(path), "pt") as file:
+                facts = json.loads((file.metadata() or {})[_KEY])
+                names = set(file.keys())
+                tracks = {
+                    site: _track(
+                        kind,
+                        {key: file.get_tensor(f"{site}|{key}") for key in _TENSORS if f"{site}|{key}" in names},
+                        facts["notes"][site],
+                    )
+                    for site, kind in facts["sites"].items()
+                }
+        except (SafetensorError, KeyError, ValueError) as error:
+            raise ValueError(f"{path}: damaged, or not a recording of rankfold ({error})") from None
+        if facts["format"] != _FORMAT:
+            raise ValueError(f"{path}: format {facts['format']}; this version reads {_FORMAT}")
+        last = -math.inf if facts["last"] is None else facts["last"]
+        return cls(facts["rank"], facts["every"], tracks, facts["calls"], last)
+
+
+_TENSORS = ("start", "weight", "update", "numbers", "left", "right")
+
+
+def _track(kind: str, tensors: dict[str, Tensor], notes: list[str]) -> Track:
+    start = tensors["start"]
+    m, n = start.shape[-2:]
+
+    def spectra(key: str) -> list[Spectrum | None]:
+        return [None if bool(values.isnan().any()) else Spectrum(values.clone(), (m, n)) for values in tensors[key]]
+
+    rows = [
+        Measurement(epoch, weight, update, gap, left, right, note)
+        for (epoch, gap, left, right), weight, update, note in zip(
+            tensors["numbers"].tolist(), spectra("weight"), spectra("update"), notes, strict=True
+        )
+    ]
+    before = (tensors["left"], tensors["right"]) if "left" in tensors else None
+    return Track(kind, start, before, rows)
+
+
+def _numbers(row: Measurement) -> list[float]:
+    return [row.epoch, row.gap, row.left_distance, row.right_distance]
+
+
+def _stack(spectra: Iterable[Spectrum | None], width: int) -> Tensor:
+    """(records, width) float64; NaN where there is no spectrum."""
+    nothing = torch.full((width,), math.nan, dtype=torch.float64)
+    rows = [nothing if found is None else found.values for found in spectra]
+    return torch.stack(rows) if rows else nothing.new_empty(0, width)
+
+
+def _ranks(found: Spectrum | None, eps: float, prefix: str) -> dict[str, Any]:
+    if found is None:
+        return {}
+    return {
+        f"{prefix}numerical_rank": found.numerical_rank(eps),
+        f"{prefix}stable_rank": found.stable_rank,
+        f"{prefix}effective_rank": found.effective_rank,
+        f"{prefix}spectral_norm": found.spectral_norm,
+        f"{prefix}norm": math.sqrt(found.energy),
+    }
+
+
+_RANKS = {
+    "numerical_rank": "Int64",
+    "stable_rank": "float64",
+    "effective_rank": "float64",
+    "spectral_norm": "float64",
+    "norm": "float64",
+}
+_COLUMNS: dict[str, Any] = {
+    "epoch": "float64",
+    "site": "str",
+    "m": "int64",
+    "n": "int64",
+    "groups": "int64",
+    **_RANKS,
+    **{f"update_{name}": kind for name, kind in _RANKS.items()},
+    "subspace_rank": "int64",
+    "gap": "float64",
+    "left_distance": "float64",
+    "right_distance": "float64",
+    "note": "str",
+}
