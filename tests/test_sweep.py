@@ -59,8 +59,8 @@ def test_every_combination_runs_once_and_the_table_selects(here):
     assert values == json.loads((here / "grid" / "sweep.json").read_text())
     assert len(values["runs"]) == 8
     assert sorted(path.name for path in (here / "grid").iterdir() if path.is_dir())[:2] == [
-        "weight_decay=0.0,depth=1,seed=0",
-        "weight_decay=0.0,depth=1,seed=1",
+        "depth=1,weight_decay=0.0,seed=0",
+        "depth=1,weight_decay=0.0,seed=1",
     ]
     for depth in (1, 2):
         rows = [row for row in values["table"] if row["depth"] == depth]
@@ -79,13 +79,13 @@ def test_every_combination_runs_once_and_the_table_selects(here):
     assert list(written["validation_accuracy"]) == pytest.approx([run["validation_accuracy"] for run in values["runs"]])
 
     # the same command: nothing is trained again, but what is unfinished
-    unfinished = here / "grid" / "weight_decay=0.001,depth=2,seed=1"
+    unfinished = here / "grid" / "depth=2,weight_decay=0.001,seed=1"
     (unfinished / "result.json").unlink()
     before = {path: path.stat().st_mtime_ns for path in (here / "grid").glob("*/result.json")}
     again = rankfold("sweep", "grid.yaml")
     assert again.exit_code == 0, again.stderr
     assert "7 of 8 runs are finished already" in again.stderr
-    assert "8 of 8: weight_decay=0.001,depth=2,seed=1: validation" in again.stderr
+    assert "8 of 8: depth=2,weight_decay=0.001,seed=1: validation" in again.stderr
     assert all(path.stat().st_mtime_ns == time for path, time in before.items())
     assert again.stdout.count("*") == 3  # a star for each depth, and what it means
     assert json.loads((here / "grid" / "sweep.json").read_text())["table"] == values["table"]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import time
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -14,6 +15,8 @@ from rankfold.cli.printing import count, percent, print_json, print_table
 
 if TYPE_CHECKING:
     from rankfold.pipeline import TrainResult
+
+_WAIT = 10.0  # seconds
 
 Settings = Annotated[
     list[str] | None,
@@ -57,7 +60,8 @@ def train(
         with Talk() as talk:
             result = run(asked, restart=restart, tell=Tell(talk.progress, talk.say))
     except (ValueError, OSError):
-        if quiet:  # the first process says it
+        if quiet:  # the first process says it, unless torchrun ends it because this one has ended before
+            time.sleep(_WAIT)
             raise typer.Exit(FAILED) from None
         raise
     except KeyboardInterrupt:

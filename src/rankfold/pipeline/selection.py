@@ -34,8 +34,8 @@ def selection(runs: pd.DataFrame, grid: Sequence[str]) -> pd.DataFrame:
     finished = table[table["runs"] > table["failed"]]
     if SELECTED in keys:
         peers = [key for key in keys if key != SELECTED]
-        ranked = finished.assign(whole=finished["failed"] == 0)
-        ranked = ranked.sort_values(["whole", "validation_mean", SELECTED], kind="stable")
+        mean = finished["validation_mean"].round(9)  # equal but for rounding is equal
+        ranked = finished.assign(whole=finished["failed"] == 0, mean=mean).sort_values(["whole", "mean", SELECTED])
         finished = ranked.groupby(peers, dropna=False).tail(1) if peers else ranked.tail(1)
     table.insert(table.columns.get_loc("test_mean"), "selected", table.index.isin(finished.index))  # type: ignore[arg-type]
     table.loc[~table["selected"], ["test_mean", "test_std"]] = float("nan")  # the test split is not for choosing

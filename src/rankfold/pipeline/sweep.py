@@ -18,7 +18,7 @@ import pandas as pd
 from rankfold.files import write_atomically
 from rankfold.pipeline.config import ConfigError, TrainConfig, at_key, parse, with_key
 from rankfold.pipeline.rundir import TrainResult, finished
-from rankfold.pipeline.selection import selection
+from rankfold.pipeline.selection import SELECTED, selection
 from rankfold.pipeline.tell import Tell
 from rankfold.pipeline.training import train
 from rankfold.report.quantities import percent
@@ -30,7 +30,10 @@ _ALONE = threading.Lock()
 
 @dataclass(frozen=True)
 class Sweep:
-    """`runs`: one configuration for each combination of the values of `grid`, seeds fastest; `jobs` at a time."""
+    """`runs`: one configuration for each combination of the values of `grid`; `jobs` at a time.
+
+    In the order of `grid`, with weight decay and then seeds last.
+    """
 
     grid: Mapping[str, Sequence[Any]]
     runs: tuple[TrainConfig, ...]
@@ -68,7 +71,7 @@ def parse_sweep(values: Mapping[str, Any], source: str | Path = "grid") -> Sweep
     if base.get("out") is None:
         raise ConfigError(f"{source}: key out is missing: the directory of the sweep, or --out DIR")
     base.setdefault("threads", 1)
-    keys = sorted(grid, key=lambda key: key == "seed")
+    keys = sorted(grid, key=lambda key: (key == "seed", key == SELECTED))
     out = Path(base["out"])
     runs: dict[str, TrainConfig] = {}
     for combination in itertools.product(*(grid[key] for key in keys)):
