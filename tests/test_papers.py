@@ -144,8 +144,14 @@ def test_groups_are_ranked_by_themselves() -> None:
 
 
 def test_less_than_one_value_of_each_matrix_is_refused() -> None:
+    known = decomposed(network(0))
     with pytest.raises(BudgetError):
-        ranks_at(decomposed(network(0)), "local", 0.01)
+        ranks_at(known, "local", 0.01)
+    with pytest.raises(BudgetError):
+        ranks_at(known, "local", 0.01, lambda site: site.name)
+    # a small group (here the last matrix, of rank 4) does not keep the others from going lower
+    ranks = ranks_at(known, "local", 0.2, lambda site: str(site.shape[0] == 4))
+    assert ranks == {"0": 1, "1": 1, "2": 1}
 
 
 @given(seed=st.integers(0, 1000), rank=st.integers(1, 4))

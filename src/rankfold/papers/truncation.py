@@ -88,23 +88,37 @@ def ranks_at(
     """The rank of every matrix when at most ``fraction`` of the singular values are retained, in every group.
 
     "local" keeps one fraction of each matrix (LSVT); "global" divides the singular values of each matrix by its
-    largest and keeps the largest of all (GSVT). No rank is below 1; ``BudgetError`` where that is more than asked.
+    largest and keeps the largest of all (GSVT). No rank is below 1: a group of few small matrices may thus retain more
+    than asked; ``BudgetError`` where all groups do.
     """
+    choose = global_ if rule == "global" else local
     picked: dict[str, int] = {}
-    for name in dict.fromkeys(map(group, known.sites)):
-        members = [site for site in known.sites if group(site) == name]
-        total = sum(known.full_rank(site.name) for site in members)
-        options = {}
-        for site in members:
-            full, levels = known.full_rank(site.name), known.matrices[site.name].levels
-            unit = 1 / total if measure == "values" else 1 / (full * len(members))
-            options[site.name] = [
-                Option(Form.DENSE, rank, 0.0, (rank * unit,), float(levels[rank - 1])) for rank in range(1, full + 1)
-            ]
-        choose = global_ if rule == "global" else local
-        chosen = choose(options, (fraction * (1 + 1e-9),))
+    refused: list[BudgetError] = []
+    groups = dict.fromkeys(map(group, known.sites))
+    for name in groups:
+        options = _options(known, [site for site in known.sites if group(site) == name], measure)
+        try:
+            chosen = choose(options, (fraction * (1 + 1e-9),))
+        except BudgetError as error:
+            chosen = {site: ladder[0] for site, ladder in options.items()}
+            refused.append(error)
         picked |= {site: option.rank for site, option in chosen.items()}
+    if len(refused) == len(groups) > 0:
+        raise refused[0]
     return picked
+
+
+def _options(known: Decomposed, members: Sequence[Site], measure: Measure) -> dict[str, list[Option]]:
+    """Every rank of every matrix; all full ranks together cost 1."""
+    total = sum(known.full_rank(site.name) for site in members)
+    options = {}
+    for site in members:
+        full, levels = known.full_rank(site.name), known.matrices[site.name].levels
+        unit = 1 / total if measure == "values" else 1 / (full * len(members))
+        options[site.name] = [
+            Option(Form.DENSE, rank, 0.0, (rank * unit,), float(levels[rank - 1])) for rank in range(1, full + 1)
+        ]
+    return options
 
 
 @contextmanager
