@@ -462,6 +462,20 @@ def test_factors_that_overflow_half_precision_are_reported():
         apply_(model, made)
 
 
+def test_factors_that_overflow_late_leave_the_model_as_it_was():
+    model = nn.Sequential(nn.Conv2d(16, 16, 3, bias=False), nn.BatchNorm2d(16), nn.Conv2d(16, 16, 3)).half()
+    with torch.no_grad():
+        model[2].weight.fill_(6e4)
+    made = fixed(model, torch.zeros(1, 16, 7, 7), "tucker")
+    assert [entry.site for entry in made.changed] == ["0", "2"]
+    modules, state = list(model.modules()), copy.deepcopy(model.state_dict())
+    with pytest.raises(ApplyError, match="overflow"):
+        apply_(model, made)
+    assert all(a is b for a, b in zip(model.modules(), modules, strict=True))
+    for name, value in model.state_dict().items():
+        assert torch.equal(value, state[name]), name
+
+
 def test_shape_gives_the_layers_without_looking_at_weights():
     model, batch = network("encoder")
     made = fixed(model, batch, "truncate")

@@ -39,10 +39,10 @@ def apply_(
     """Replace every changed site of ``model`` by its factored layer, in place; returns the model.
 
     Plan and model are compared before the first change: ``ValueError`` if the plan was made for another model,
-    ``ApplyError`` if a site is missing or a form or rank is impossible there. (Factors that overflow half precision are
-    noticed on the way, with the earlier layers already replaced.) ``method``: the one the plan was made with, where it
-    is your own. Optimizers built before do not know the new parameters. Layers keep dtype, device, mode, hooks and
-    ``requires_grad``. Extra memory: one layer.
+    ``ApplyError`` if a site is missing, if a form or rank is impossible there, or if factors overflow half precision.
+    ``method``: the one the plan was made with, where it is your own. Optimizers built before do not know the new
+    parameters. Layers keep dtype, device, mode, hooks and ``requires_grad``. Extra memory: the new layers, all of which
+    are made before the first takes its place.
     """
     root = unwrap(model)
     check_fingerprint(plan, root)
@@ -56,13 +56,19 @@ def apply_(
     _check(plan, here)
     _check_method(root, plan, here, method)
     changed = plan.changed
+    ready: list[tuple[Entry, nn.Module, Tensor | None]] = []
+    with split_attention(root):
+        for done, entry in enumerate(changed):
+            site = here[entry.site]
+            known = plan.statistics.sites.get(site.name) if plan.statistics is not None else None
+            ready.append((entry, *_factored(root, site, entry, method, known)))
+            if progress is not None:
+                progress(site.name, done + 1, len(changed))
     prepare_(root, changed)
-    for done, entry in enumerate(changed):
-        site = here[entry.site]
-        known = plan.statistics.sites.get(site.name) if plan.statistics is not None else None
-        _factor_(root, site, entry, method, known)
-        if progress is not None:
-            progress(site.name, done + 1, len(changed))
+    for entry, new, absorbed in ready:
+        if absorbed is not None and plan.statistics is not None:
+            _absorb_(root, plan.statistics.sites[here[entry.site].name], absorbed)
+        replace_(root, root.get_submodule(here[entry.site].name), new)
     return model
 
 
@@ -128,7 +134,10 @@ def _check_method(root: nn.Module, plan: Plan, here: SiteList, method: Method) -
                 raise ApplyError(f"{site.title}: method {method.name!r} does not offer form {entry.form} here")
 
 
-def _factor_(root: nn.Module, site: Site, entry: Entry, method: Method, known: SiteStatistics | None) -> None:
+def _factored(
+    root: nn.Module, site: Site, entry: Entry, method: Method, known: SiteStatistics | None
+) -> tuple[nn.Module, Tensor | None]:
+    """The filled new layer, and the shift that the BatchNorm behind it takes over, if any; nothing is changed."""
     old: Any = root.get_submodule(site.name)
     weight: Tensor = old.weight.detach()
     decomposition = method.decompose(site, entry.form, weight, known, site.bias(root))
@@ -137,12 +146,12 @@ def _factor_(root: nn.Module, site: Site, entry: Entry, method: Method, known: S
     factors = decomposition.factors(entry.rank)
     new = build(old, site, entry)
     site.layer.write_(new, entry.form, factors)
-    _finish_bias_(root, old, new, factors, known)
+    _fill_bias_(old, new, factors)
     if not all(bool(p.double().isfinite().all()) for p in new.parameters()):
         raise ApplyError(
             f"{site.title}: the factors overflow {weight.dtype}: convert the model to float32 or bfloat16 first"
         )
-    replace_(root, old, new)
+    return new, factors.shift if new.bias is None and known is not None and known.absorber is not None else None
 
 
 def build(old: Any, site: Site, entry: Entry) -> nn.Module:
@@ -158,13 +167,16 @@ def build(old: Any, site: Site, entry: Entry) -> nn.Module:
 
 
 @torch.no_grad()
-def _finish_bias_(root: nn.Module, old: Any, new: Any, factors: Factors, known: SiteStatistics | None) -> None:
+def _fill_bias_(old: Any, new: Any, factors: Factors) -> None:
     bias: Tensor | None = new.bias
     if bias is not None:
         # in float64: float8 cannot be added
         start = torch.zeros_like(bias, dtype=torch.float64) if old.bias is None else old.bias.double()
         bias.copy_(start if factors.shift is None else start + factors.shift.to(start))
-    elif factors.shift is not None and known is not None and known.absorber is not None:
-        # a BatchNorm right behind subtracts its running mean: moving that mean is the bias, for free
-        mean = root.get_submodule(known.absorber).get_buffer("running_mean")
-        mean.sub_(factors.shift.to(mean))
+
+
+@torch.no_grad()
+def _absorb_(root: nn.Module, known: SiteStatistics, shift: Tensor) -> None:
+    """A BatchNorm right behind subtracts its running mean: moving that mean is the bias, for free."""
+    mean = root.get_submodule(known.absorber or "").get_buffer("running_mean")
+    mean.sub_(shift.to(mean))
