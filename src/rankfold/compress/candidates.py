@@ -14,6 +14,7 @@ from rankfold.compress.method import Decomposition, Method
 from rankfold.compress.sound import check_sound
 from rankfold.compress.statistics import Statistics
 from rankfold.costs import Cost, site_cost
+from rankfold.linalg import NotConvergedError
 from rankfold.sites import Call, Form, Site, SiteList
 
 Progress = Callable[[str, int, int], None]
@@ -70,12 +71,14 @@ def decompose(
     statistics: Statistics | None,
     every_form: bool,
     progress: Progress,
-) -> dict[str, list[Candidate]]:
+) -> tuple[dict[str, list[Candidate]], dict[str, str]]:
     """Every reducible site in every form that the method offers there, or in one; attention must be split.
 
+    And, for each site with a form whose matrix no driver decomposes, the reason why that form is not among them.
     Raises ``ValueError`` naming the site for weights that are not finite or not materialised.
     """
     found: dict[str, list[Candidate]] = {}
+    unsolved: dict[str, str] = {}
     todo = sites.reducible
     for done, site in enumerate(todo):
         known = None if statistics is None else statistics.sites.get(site.name)
@@ -90,6 +93,9 @@ def decompose(
                 if decomposition is None:
                     continue
                 decomposition.errors  # noqa: B018  # decomposes now, so that a bad weight is named here
+            except NotConvergedError as error:
+                unsolved[site.name] = f"not decomposed: {error}"
+                continue
             except (ValueError, ArithmeticError) as error:
                 raise ValueError(
                     f"{site.title}: {error}; mend the weights, or leave the site out with where="
@@ -97,7 +103,7 @@ def decompose(
             carries = site.layer.has_bias or (known is not None and known.absorber is None)
             found[site.name].append(Candidate(site, form, decomposition, carries))
         progress("decomposing", done + 1, len(todo))
-    return found
+    return found, unsolved
 
 
 def options(

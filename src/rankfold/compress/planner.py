@@ -95,7 +95,7 @@ def plan(
     mark = fingerprint(root)
     with split_attention(root):
         sizes = {site.name: site.weight(root).element_size() for site in found}
-        candidates = decompose(root, found, method, statistics, isinstance(rule, Optimal), tell)
+        candidates, unsolved = decompose(root, found, method, statistics, isinstance(rule, Optimal), tell)
         batches = {budget.batch for budget in budgets if isinstance(budget, Latency)}
         timings = {batch: site_timing(root, found, candidates, first, batch, tell) for batch in batches}
         counter = Counter(calls, first.samples, sizes, timings)
@@ -108,7 +108,7 @@ def plan(
     limits = _limits(resource, before, found, counter, root, first)
 
     def write(picked: Mapping[str, Option], notes: Sequence[str] = ()) -> Plan:
-        entries = _entries(found, candidates, choices, picked, counter, statistics)
+        entries = _entries(found, candidates, unsolved, choices, picked, counter, statistics)
         return Plan(
             entries, budgets, method.name, rule.name, mark, before, _after(before, whole, found, entries, counter),
             {"data": calibration.name, "samples": statistics.samples if statistics else 0, "rule": asdict(rule)},
@@ -205,6 +205,7 @@ def _limits(
 def _entries(
     found: SiteList,
     candidates: Candidates,
+    unsolved: Mapping[str, str],
     choices: Choices,
     picked: Mapping[str, Option],
     counter: Counter,
@@ -218,7 +219,7 @@ def _entries(
                 site.layer.has_bias,
                 min(site.shape),
                 0.0,
-                site.note or _why_kept(site, candidates, choices[site.name]),
+                site.note or unsolved.get(site.name) or _why_kept(site, candidates, choices[site.name]),
             )
         else:
             candidate = next(c for c in candidates[site.name] if c.form is option.form)
