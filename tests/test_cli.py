@@ -115,7 +115,8 @@ def test_analyze_prints_ranks_and_writes_files(weights, tmp_path, monkeypatch):
     text = rankfold("analyze", "digits-cnn", "--no-plots").stdout
     assert not (tmp_path / "spectra").exists()
     assert "features.10" in text
-    assert "left out:" in text
+    assert "left out: 8 parameters" in text
+    assert text.count("nothing to factor") == 1  # one line for all vectors
     assert "\x1b" not in text
 
 
@@ -208,6 +209,12 @@ def test_expected_errors_are_one_line(weights, run_directory, tmp_path):
     assert "plan.json" in failed("show", tmp_path / "plan.json")
     assert "no manifest.json" in failed("evaluate", tmp_path)
     assert not (tmp_path / "x").exists()
+
+
+def test_a_mistyped_directory_is_called_one():
+    said = failed("evaluate", "smal/resnet")
+    assert "smal/resnet: neither a directory here nor a model" in said
+    assert "resnet20" in said
 
 
 def test_a_plan_for_other_weights_is_refused(weights, run_directory, tmp_path):

@@ -280,7 +280,7 @@ def test_parquet_that_is_not_the_data_set(small_mnist):
 def test_without_files_the_error_says_how_to_get_them(small_mnist, monkeypatch):
     for folder, place in ((str(small_mnist), f"not in {small_mnist}"), ("", "RANKFOLD_DATA is not set")):
         monkeypatch.setenv("RANKFOLD_DATA", folder)
-        with pytest.raises(zoo.ZooError, match=rf"{place}.*mnist/train\.parquet.*RANKFOLD_DOWNLOAD=1"):
+        with pytest.raises(zoo.ZooError, match=rf"{place}.*mnist/train\.parquet.*--download.*RANKFOLD_DOWNLOAD=1"):
             zoo.load_data("mnist")
 
 

@@ -91,5 +91,9 @@ def print_analysis(rows: tuple[SiteAnalysis, ...], found: SiteList, *, brief: bo
         if row.site.note:
             print(f"note: {row.site.name}: {row.site.note}")
     if found.left_out and not brief:
-        print("\nleft out:")
-        print_table(("parameter", "reason"), found.left_out, left=(0, 1))
+        print(f"\nleft out: {len(found.left_out)} parameters")
+        names: dict[str, list[str]] = {}
+        for name, reason in found.left_out:
+            names.setdefault(reason, []).append(name)
+        shown = [(", ".join(group) if len(group) < 4 else f"{len(group)} ×", reason) for reason, group in names.items()]
+        print_table(("parameters", "reason"), shown, left=(0, 1))

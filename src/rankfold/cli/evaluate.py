@@ -33,7 +33,7 @@ def evaluate(
     as_json: Json = False,
 ) -> None:
     """Measure accuracy and loss on a split, and parameters, FLOPs, bytes and latency at batch 1."""
-    from rankfold.cli.loading import is_saved, open_model, open_saved, set_threads
+    from rankfold.cli.loading import check_is_model, is_saved, open_model, open_saved, set_threads
     from rankfold.cli.talk import Talk
     from rankfold.pipeline import figures
 
@@ -44,6 +44,7 @@ def evaluate(
                 raise typer.BadParameter("a saved model brings its weights", param_hint="--weights")
             loaded = open_saved(Path(model), factory, data, download, talk, own_data=True)
         else:
+            check_is_model(model)
             loaded = open_model(model, weights, data, download, talk, trained=True, own_data=True)
         samples = loaded.needed_data()
         talk.say(f"evaluating {loaded.spec} on {len(getattr(samples, split))} {split} samples of {samples.name}")

@@ -13,7 +13,7 @@ from rankfold.cli.talk import Talk
 from rankfold.costs import Example
 from rankfold.pipeline import first_example
 from rankfold.store import StoreError, load, read_manifest
-from rankfold.zoo import Data, Resolved, ZooError, load_data, load_weights, resolve
+from rankfold.zoo import Data, Resolved, ZooError, load_data, load_weights, model_names, resolve
 
 
 @dataclass(frozen=True, eq=False)
@@ -83,6 +83,15 @@ def _build(spec: str, data: Data | None) -> Resolved:
 def is_saved(text: str) -> bool:
     """Whether it is a directory rather than the name of a model."""
     return Path(text).is_dir()
+
+
+def check_is_model(text: str) -> None:
+    """``ZooError`` for what is neither the directory it looks like nor a model."""
+    if ":" not in text and text not in model_names():
+        raise ZooError(
+            f"{text}: neither a directory here nor a model: give a directory that compress or apply wrote, "
+            f"package.module:factory, or one of {', '.join(model_names())}"
+        )
 
 
 def open_saved(

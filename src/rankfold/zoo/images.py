@@ -75,7 +75,7 @@ def load_images(
         place = f"in {root} (RANKFOLD_DATA)" if root else "here: RANKFOLD_DATA is not set"
         raise ZooError(
             f"data set {name!r} is not {place}; RANKFOLD_DATA must name a folder with "
-            f"{name}/train.parquet and {name}/test.parquet; RANKFOLD_DOWNLOAD=1 fetches "
+            f"{name}/train.parquet and {name}/test.parquet; --download (download=True, or RANKFOLD_DOWNLOAD=1) fetches "
             f"{images.hub} from the Hugging Face hub"
         )
     return {split: _cached(name, images, split, count, folder, progress) for split, count in images.counts}
