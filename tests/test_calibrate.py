@@ -11,6 +11,7 @@ from networks import NETWORKS, network
 from torch import Tensor, nn
 from torch.utils.data import DataLoader, TensorDataset
 
+from rankfold.batches import batches_of, size_of
 from rankfold.compress.statistics import Statistics, calibrate
 from rankfold.sites import Site, convolution, sites, split_attention
 
@@ -236,3 +237,18 @@ def test_patches_are_spread_over_the_image():
     counts = (rows[:, None, 4] == every[None, :, 4]).sum(0)
     assert int(counts.min()) > 0.5 * float(counts.float().mean())
     assert int(counts.max()) < 2 * float(counts.float().mean())
+
+
+def test_a_hugging_face_data_set_is_cut_into_batches():
+    import datasets
+
+    rows = torch.arange(12.0).reshape(6, 2)
+    made = datasets.Dataset.from_dict({"x": rows.tolist(), "text": list("abcdef"), "label": [0, 1] * 3})
+    batches = list(batches_of(made, 4))
+    assert [sorted(batch) for batch in batches] == [["label", "x"]] * 2
+    assert torch.equal(torch.cat([batch["x"] for batch in batches]), rows)
+    assert size_of(batches[0]) == 4
+    with pytest.raises(ValueError, match="only text: tokenize"):
+        list(batches_of(made.select_columns("text")))
+    with pytest.raises(ValueError, match="streamed data set gives single samples"):
+        list(batches_of(made.to_iterable_dataset()))

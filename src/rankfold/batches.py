@@ -136,9 +136,27 @@ def _batches(data: Any, batch_size: int) -> Iterable[Any]:
         return [data]
     if hasattr(data, "batches"):
         return data.batches(batch_size)
+    if type(data).__module__.partition(".")[0] == "datasets" and hasattr(data, "with_format"):  # Hugging Face
+        if not hasattr(data, "__len__"):
+            raise ValueError("a streamed data set gives single samples: give a DataLoader over it, or batches")
+        return _hugging_face(data, batch_size)
     if isinstance(data, torch.utils.data.Dataset) and not isinstance(data, torch.utils.data.IterableDataset):
         return torch.utils.data.DataLoader(data, batch_size=batch_size)
     return data
+
+
+def _hugging_face(data: Any, batch_size: int) -> Iterator[dict[str, Any]]:
+    """Batches of the numeric columns of a ``datasets.Dataset``; text must be tokenized first."""
+    formatted = data.with_format("torch")
+    for start in range(0, len(data), batch_size):
+        rows = formatted[start : start + batch_size]
+        batch = {key: value for key, value in rows.items() if isinstance(value, Tensor)}
+        if not batch:
+            raise ValueError(
+                f"the data set has no column of equally shaped numbers, only {', '.join(rows)}: tokenize and pad it, "
+                "or give a DataLoader with a collate_fn"
+            )
+        yield batch
 
 
 def _first(value: Any, count: int, size: int) -> Any:
