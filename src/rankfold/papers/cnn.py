@@ -8,7 +8,6 @@ from pathlib import Path
 from rankfold.papers import quick, retention
 from rankfold.papers.published import CNN_DECAYS, TABLE_1B
 from rankfold.papers.request import Request, steadied
-from rankfold.papers.runs import Case
 from rankfold.papers.selection import tuned
 from rankfold.papers.truncation import FRACTIONS, by_kind
 from rankfold.papers.writing import Outcome
@@ -32,12 +31,7 @@ def reproduce(request: Request, directory: Path, tell: Tell) -> Outcome:
     recipe = steadied(replace(RECIPE, epochs=asked.epochs or RECIPE.epochs), asked.setting)
     if asked.quick:
         recipe = replace(recipe, augment=None, learning_rate=3e-3, batch_size=64)
-
-    def case(model: str, depth: int, decay: float, seed: int) -> Case:
-        chosen = replace(recipe, weight_decay=decay, seed=seed)
-        return Case(model, depth, chosen, data.name, asked.start, train_samples=asked.train_samples)
-
-    runs, grid = tuned(case, asked, directory / "runs", tell)
+    runs, grid = tuned(asked, recipe, data, directory / "runs", tell)
     fractions = FRACTIONS[::8] if asked.quick else FRACTIONS[3::3]
     scope = retention.Scope(group=by_kind, fractions=fractions, measures=("matrices",))
     found = retention.measure(runs, data, scope, TABLE_1B, {}, tell)
@@ -52,5 +46,5 @@ def reproduce(request: Request, directory: Path, tell: Tell) -> Outcome:
         },
         {"figure-4": retention.retention_figure(found, asked.models or ())},
         retention.remarks(found, grid),
-        {"asked": asked.to_dict(), "recipe": recipe.to_dict(), "training_samples": len(data.train)},
+        {"asked": asked.to_dict(), "recipe": recipe.to_dict(), "train_images": len(data.train)},
     )

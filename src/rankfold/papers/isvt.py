@@ -15,7 +15,7 @@ from matplotlib.figure import Figure
 from rankfold.papers import quick
 from rankfold.papers.published import Row, Table
 from rankfold.papers.request import Request, steadied
-from rankfold.papers.runs import Case, Trained, device, short
+from rankfold.papers.runs import Trained, device, short
 from rankfold.papers.selection import tuned
 from rankfold.papers.squeezing import ISVT, Budget, Squeezed, budgets_of, squeeze
 from rankfold.papers.writing import COLOURS, MARKS, Outcome, panels
@@ -57,7 +57,10 @@ def reproduce(name: str, published: Table, request: Request, directory: Path, te
         {"table": table, "published": rows_of(published), "trainings": grid},
         {"accuracy-against-size": figure(table, published_rows(published, models[0], asked.depths or ()))},
         [*_trainings(runs, published), *sentences(table)],
-        {"asked": asked.to_dict(), "recipe": recipe_of(asked).to_dict(), "training_samples": len(data.train)},
+        {
+            "asked": asked.to_dict(),
+            "recipe": recipe_of(asked).to_dict(),
+        },
     )
 
 
@@ -74,12 +77,7 @@ def recipe_of(asked: Request) -> Recipe:
 def trained(asked: Request, data: Data, directory: Path, tell: Tell) -> tuple[dict[Group, list[Trained]], pd.DataFrame]:
     """The networks that are to be compressed, by model and N, and the table of all trainings."""
     recipe = recipe_of(asked)
-
-    def case(model: str, depth: int, decay: float, seed: int) -> Case:
-        chosen = replace(recipe, weight_decay=decay, seed=seed)
-        return Case(model, depth, chosen, data.name, asked.start, train_samples=asked.train_samples)
-
-    return tuned(case, asked, directory / "runs", tell)
+    return tuned(asked, recipe, data, directory / "runs", tell)
 
 
 def row_at(published: Table, model: str, depth: int, budget: Budget) -> Row | None:

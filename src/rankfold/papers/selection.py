@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
+from dataclasses import replace
 from math import sqrt
 from pathlib import Path
 
@@ -11,31 +12,37 @@ import pandas as pd
 from rankfold.papers.request import Request
 from rankfold.papers.runs import Case, Trained, short, train_all
 from rankfold.pipeline import Tell
-
-MakeCase = Callable[[str, int, float, int], Case]  # model, depth, weight decay, seed
+from rankfold.train import Recipe
+from rankfold.zoo import Data
 
 
 def tuned(
-    make: MakeCase,
-    asked: Request,
-    directory: Path,
-    tell: Tell,
+    asked: Request, recipe: Recipe, data: Data, directory: Path, tell: Tell, where: str | None = None
 ) -> tuple[dict[tuple[str, int], list[Trained]], pd.DataFrame]:
     """For each model and N, the trainings of all seeds at the decay that the first seed chooses; and the whole grid.
 
-    Cost: one training for each model, N and decay, and one more for each further seed.
+    ``recipe`` but for decay and seed; ``where`` narrows what is over-parametrised. Cost: one training for each model, N
+    and decay, and one more for each further seed.
     """
-    decays, seeds, jobs = asked.decays or (), asked.seeds or (), asked.jobs
+    decays, seeds = asked.decays or (), asked.seeds or ()
     keys = [(model, depth) for model in asked.models or () for depth in asked.depths or ()]
-    grid = [make(*key, decay, seeds[0]) for key in keys for decay in decays]
-    trained = dict(zip(grid, train_all(grid, directory, jobs, tell), strict=True))
-    chosen = {key: choose([trained[make(*key, decay, seeds[0])] for decay in decays]) for key in keys}
+
+    def case(key: tuple[str, int], decay: float, seed: int) -> Case:
+        chosen = replace(recipe, weight_decay=decay, seed=seed)
+        return Case(*key, chosen, data.name, asked.start, where, asked.train_samples)
+
+    grid = [case(key, decay, seeds[0]) for key in keys for decay in decays]
+    trained = dict(zip(grid, train_all(grid, directory, asked.jobs, tell), strict=True))
+    chosen = {key: choose([trained[case(key, decay, seeds[0])] for decay in decays]) for key in keys}
     for (model, depth), decay in chosen.items() if len(decays) > 1 else ():
         tell.say(f"{short(model)}, N={depth}: validation chooses weight decay {decay:g}")
-    final = [make(*key, chosen[key], seed) for key in keys for seed in seeds[1:]]
-    trained |= dict(zip(final, train_all(final, directory, jobs, tell), strict=True))
-    runs = {key: [trained[make(*key, chosen[key], seed)] for seed in seeds] for key in keys}
-    return runs, pd.DataFrame([row(run, run.case.recipe.weight_decay == chosen[_key(run)]) for run in trained.values()])
+    further = [case(key, chosen[key], seed) for key in keys for seed in seeds[1:]]
+    trained |= dict(zip(further, train_all(further, directory, asked.jobs, tell), strict=True))
+    runs = {key: [trained[case(key, chosen[key], seed)] for seed in seeds] for key in keys}
+    rows = [
+        row(run, run.case.recipe.weight_decay == chosen[run.case.model, run.case.depth]) for run in trained.values()
+    ]
+    return runs, pd.DataFrame(rows)
 
 
 def choose(grid: Sequence[Trained]) -> float:
@@ -65,7 +72,3 @@ def row(run: Trained, chosen: bool) -> dict[str, object]:
         "seconds": run.seconds,
         "collapse": run.collapse or run.stopped or "",
     }
-
-
-def _key(run: Trained) -> tuple[str, int]:
-    return run.case.model, run.case.depth

@@ -12,7 +12,7 @@ from rankfold.induce import LORITA, PAPER_FCN
 from rankfold.papers import quick, retention
 from rankfold.papers.published import FCN10_RETAINED, FCN_DECAYS, TABLE_1A
 from rankfold.papers.request import Request
-from rankfold.papers.runs import Case, short
+from rankfold.papers.runs import short
 from rankfold.papers.selection import tuned
 from rankfold.papers.truncation import FRACTIONS
 from rankfold.papers.writing import Outcome, band, panels
@@ -36,12 +36,7 @@ def reproduce(request: Request, directory: Path, tell: Tell) -> Outcome:
         asked = replace(asked, decays=FCN_DECAYS)
     data = load_data(quick.DATA if asked.quick else "mnist")
     recipe = _recipe(asked)
-
-    def case(model: str, depth: int, decay: float, seed: int) -> Case:
-        chosen = replace(recipe, weight_decay=decay, seed=seed)
-        return Case(model, depth, chosen, data.name, asked.start, train_samples=asked.train_samples)
-
-    runs, grid = tuned(case, asked, directory / "runs", tell)
+    runs, grid = tuned(asked, recipe, data, directory / "runs", tell)
     scope = retention.Scope(fractions=FRACTIONS[::4] if asked.quick else FRACTIONS)
     found = retention.measure(runs, data, scope, TABLE_1A, {"fcn-10": FCN10_RETAINED}, tell)
     tables = {
@@ -57,7 +52,7 @@ def reproduce(request: Request, directory: Path, tell: Tell) -> Outcome:
         tables,
         {"figure-3": retention.retention_figure(found, models), "figure-6": spectra_figure(found, models)},
         retention.remarks(found, grid),
-        {"asked": asked.to_dict(), "recipe": recipe.to_dict(), "training_samples": len(data.train)},
+        {"asked": asked.to_dict(), "recipe": recipe.to_dict(), "train_images": len(data.train)},
     )
 
 

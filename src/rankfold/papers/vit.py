@@ -8,7 +8,6 @@ from pathlib import Path
 from rankfold.papers import quick, retention
 from rankfold.papers.published import TABLE_1A, TABLE_1B, VIT_DECAYS, VIT_RETAINED
 from rankfold.papers.request import Request, steadied
-from rankfold.papers.runs import Case
 from rankfold.papers.selection import tuned
 from rankfold.papers.truncation import FRACTIONS, by_kind
 from rankfold.papers.writing import Outcome
@@ -45,12 +44,7 @@ def _reproduce(
     recipe = steadied(base, asked.setting)
     if asked.quick:
         recipe = replace(recipe, learning_rate=3e-3, batch_size=32)
-
-    def case(model: str, depth: int, decay: float, seed: int) -> Case:
-        chosen = replace(recipe, weight_decay=decay, seed=seed)
-        return Case(model, depth, chosen, data.name, asked.start, ATTENTION, asked.train_samples)
-
-    runs, grid = tuned(case, asked, directory / "runs", tell)
+    runs, grid = tuned(asked, recipe, data, directory / "runs", tell, ATTENTION)
     fractions = FRACTIONS[::8] if asked.quick else FRACTIONS[3::3]
     published = {} if asked.quick else TABLE_1A if augment is None else TABLE_1B
     stated = {"vit-l8-h8": VIT_RETAINED} if augment is None else {}
@@ -79,5 +73,5 @@ def _reproduce(
             "matrix truncated, attention, fully connected layers and patches each ranked by itself.",
             *retention.remarks(found, grid),
         ],
-        {"asked": asked.to_dict(), "recipe": recipe.to_dict(), "training_samples": len(data.train)},
+        {"asked": asked.to_dict(), "recipe": recipe.to_dict(), "train_images": len(data.train)},
     )
