@@ -98,6 +98,14 @@ def test_the_first_process_alone_reports_and_both_resume(pair, alone):
         assert process["resumed"]["state"] == found[0]["together"]["state"]
 
 
+def test_one_process_takes_up_what_two_have_begun(pair, alone):
+    directory, _, _ = pair
+    data, model = load_data("digits"), network(seed=7)
+    history = fit(model, data.train, data.validation, RECIPE, directory=directory / "half")
+    assert history.resumed_from == 1
+    assert difference(state(model), alone["state"]) < 1e-5
+
+
 def test_the_command_trains_in_two_processes_and_one_talks(pair, tmp_path):
     directory, _, printed = pair
     (out, talk), (silent_out, silent_talk) = printed
