@@ -151,7 +151,9 @@ def test_an_edited_plan_is_carried_out(weights, tmp_path):
     values = json.loads(file.read_text())
     changed = next(entry for entry in values["entries"] if entry["site"] == "classifier.1")
     changed |= {"form": "factored", "rank": 5}
+    assert "edited since" not in rankfold("show", file).stdout
     file.write_text(json.dumps(values))
+    assert "note: edited since" in rankfold("show", file).stdout
     succeeded("apply", *common, file, "--data", "digits", "-o", tmp_path / "model")
     shown = succeeded("show", tmp_path / "model" / "plan.json")
     assert next(e["rank"] for e in shown["entries"] if e["site"] == "classifier.1") == 5

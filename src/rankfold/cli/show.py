@@ -55,6 +55,8 @@ def print_plan(made: Plan, *, brief: bool = False) -> None:
         before, after = getattr(made.before, kind), getattr(made.after, kind)
         share = f" ({percent(after / before)} kept)" if before else ""
         print(f"{name}: {count(before)} → {count(after)}{share}")
+    if made.edited:
+        print("note: edited since: costs and errors above are those before; rankfold evaluate measures what apply made")
     for note in made.notes:
         print(f"note: {note}")
     if made.left_out:

@@ -71,6 +71,7 @@ class Plan:
     left_out: tuple[tuple[str, str], ...] = ()
     notes: tuple[str, ...] = ()
     format: int = FORMAT
+    decided: str = field(default="", compare=False)  # hash of the decisions that the costs are counted for
     statistics_sha256: str = field(default="", compare=False)  # of the file beside a saved plan
 
     statistics: Statistics | None = field(default=None, compare=False, repr=False)
@@ -84,6 +85,11 @@ class Plan:
     @property
     def changed(self) -> tuple[Entry, ...]:
         return tuple(entry for entry in self.entries if entry.form is not Form.KEEP)
+
+    @property
+    def edited(self) -> bool:
+        """Whether forms, ranks or biases were changed since the costs were counted (never known of older plans)."""
+        return self.decided not in ("", decisions(self.entries))
 
     def with_entries(self, entries: tuple[Entry, ...]) -> Plan:
         return replace(self, entries=entries)
@@ -163,6 +169,11 @@ class Plan:
 
     def asked(self) -> str:
         return ", ".join(describe(budget) for budget in self.budgets)
+
+
+def decisions(entries: tuple[Entry, ...]) -> str:
+    """A hash of what is decided for every site."""
+    return sha256(json.dumps([(e.site, e.form, e.rank, e.bias) for e in entries]).encode())[:16]
 
 
 def _adapter() -> TypeAdapter[Plan]:

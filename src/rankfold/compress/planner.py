@@ -16,7 +16,7 @@ from rankfold.compress.iterative import iterate
 from rankfold.compress.latency import meet_latency
 from rankfold.compress.method import Method
 from rankfold.compress.methods import method_named
-from rankfold.compress.plan import Entry, Plan, fingerprint
+from rankfold.compress.plan import Entry, Plan, decisions, fingerprint
 from rankfold.compress.rules import Global, Iterative, Local, Optimal, RankRule, rule_named
 from rankfold.compress.sensitivity import output_changes, price, relative_energy
 from rankfold.compress.statistics import Statistics, calibrate
@@ -112,7 +112,8 @@ def plan(
         return Plan(
             entries, budgets, method.name, rule.name, mark, before, _after(before, whole, found, entries, counter),
             {"data": calibration.name, "samples": statistics.samples if statistics else 0, "rule": asdict(rule)},
-            found.left_out, (*notes, *_notes(statistics, counter, found)), statistics=statistics,
+            found.left_out, (*notes, *_notes(statistics, counter, found)),
+            decided=decisions(entries), statistics=statistics,
         )  # fmt: skip
 
     if batches:
