@@ -73,3 +73,11 @@ def test_only_photographs_are_mirrored(digits):
 def test_data_without_a_validation_part_is_refused(digits):
     with pytest.raises(TrainingError, match="validation"):
         finetune(nn.Linear(64, 10), digits.train[0], teacher=nn.Linear(64, 10))
+
+
+def test_epochs_alone_are_enough_and_two_answers_are_refused(digits):
+    model = nn.Sequential(nn.Flatten(), nn.Linear(64, 10))
+    history = finetune(model, digits, teacher=model, epochs=2)
+    assert len(history.epochs) == 2
+    with pytest.raises(TrainingError, match="or epochs alone"):
+        finetune(model, digits, teacher=model, recipe=finetune_recipe(digits), epochs=2)

@@ -41,6 +41,8 @@ __all__ = [
     "apply_",
     "evaluate",
     "finetune",
+    "finetune_recipe",
+    "fit",
     "fold_",
     "latencies",
     "load",

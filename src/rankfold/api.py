@@ -5,7 +5,7 @@
 from rankfold.compress.allocate import BudgetError
 from rankfold.compress.apply import ApplyError, apply_
 from rankfold.compress.budget import Bytes, Flops, KeepEnergy, Latency, Params, Ranks
-from rankfold.compress.finetune import finetune
+from rankfold.compress.finetune import finetune, finetune_recipe
 from rankfold.compress.plan import Entry, Plan
 from rankfold.compress.planner import Calibration, plan
 from rankfold.compress.repair import reestimate_
@@ -17,4 +17,4 @@ from rankfold.record import SpectrumRecorder
 from rankfold.sites import Form, Site, SiteList, sites
 from rankfold.spectrum import Spectrum, spectrum
 from rankfold.store import Stored, StoreError, load, save
-from rankfold.train import Distill, Recipe, evaluate
+from rankfold.train import Distill, Recipe, evaluate, fit

@@ -32,19 +32,23 @@ def finetune(
     *,
     teacher: nn.Module,
     recipe: Recipe | None = None,
+    epochs: int | None = None,
     directory: str | Path | None = None,
     progress: ProgressCallback | None = None,
 ) -> History:
     """Train the compressed `model` in place to answer like `teacher`, the network that it was made from.
 
     `data` has `train` and `validation` (`rankfold.zoo.Data`) or is that pair; validation chooses the epoch
-    whose weights are kept. `recipe` defaults to `finetune_recipe(data)`; one that does not distil ignores the
+    whose weights are kept. `recipe` defaults to `finetune_recipe(data)`,
+    of so many `epochs` where they are given; one that does not distil ignores the
     teacher. Everything else, resuming and errors included, is as in `rankfold.train.fit`. Where the original
     was trained on the samples of `validation` too, their accuracy is too good: it still ranks epochs, but
     only a test split says how well the network generalises.
     """
     train, validation = _parts(data)
-    recipe = finetune_recipe(data) if recipe is None else recipe
+    if recipe is not None and epochs is not None:
+        raise TrainingError("give a recipe, which says how many epochs, or epochs alone")
+    recipe = finetune_recipe(data, FINETUNE.epochs if epochs is None else epochs) if recipe is None else recipe
     return fit(
         model,
         train,
