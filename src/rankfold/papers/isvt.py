@@ -60,6 +60,7 @@ def reproduce(name: str, published: Table, request: Request, directory: Path, te
         {
             "asked": asked.to_dict(),
             "recipe": recipe_of(asked).to_dict(),
+            "train_images": len(data.train),
         },
     )
 

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import hashlib
+import json
 import math
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from itertools import pairwise
 from statistics import fmean, stdev
 from typing import Any
@@ -12,11 +14,13 @@ from typing import Any
 import pandas as pd
 from matplotlib.figure import Figure
 
+from rankfold.files import write_atomically
 from rankfold.papers.runs import Trained, device, short
 from rankfold.papers.truncation import (
     FRACTIONS,
     MEASURES,
     RULES,
+    Decomposed,
     Group,
     Measure,
     Point,
@@ -80,10 +84,21 @@ def measure(runs: Runs, data: Data, scope: Scope, published: Published, retained
             known = decomposed(network.to(device()), scope.where)
             rows, _ = analyse(network)
             spectra[key] = {row.site.name: row.spectrum for row in rows if row.site.name in known.matrices}
-            curves[key] = curve(
-                known, data.test, scope.rules, scope.fractions, scope.group, scope.measures, progress=tell.progress
-            )
+            curves[key] = _curve(known, run, data, scope, tell)
     return Measured(runs, curves, spectra, published, retained)
+
+
+def _curve(known: Decomposed, run: Trained, data: Data, scope: Scope, tell: Tell) -> list[Point]:
+    """The curve of one network, read back where it was measured before."""
+    asked = [data.name, len(data.test), scope.where, scope.group.__name__]
+    asked += [scope.rules, scope.measures, scope.fractions]
+    mark = hashlib.sha256(json.dumps(asked).encode()).hexdigest()[:8]
+    file = run.weights.with_name(f"curve-{mark}.json")
+    if file.exists():
+        return [Point(**point) for point in json.loads(file.read_text(encoding="utf-8"))]
+    found = curve(known, data.test, scope.rules, scope.fractions, scope.group, scope.measures, progress=tell.progress)
+    write_atomically(file, (json.dumps([asdict(point) for point in found]) + "\n").encode())
+    return found
 
 
 def table(found: Measured) -> pd.DataFrame:

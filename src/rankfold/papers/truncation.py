@@ -21,7 +21,7 @@ Measure = Literal["matrices", "values"]
 Group = Callable[[Site], str]
 RULES: tuple[Rule, ...] = ("local", "global")
 MEASURES: tuple[Measure, ...] = ("matrices", "values")
-FRACTIONS = tuple(percent / 100 for percent in (*range(2, 31), *range(32, 61, 4), 70, 80, 90, 100))
+FRACTIONS = tuple(percent / 100 for percent in (*range(2, 26), 28, 30, 35, 40, 50, 70, 100))
 
 
 @dataclass(frozen=True, eq=False)
