@@ -48,7 +48,7 @@ def quiet(what: str, done: int, total: int) -> None:
 def problem(model: nn.Module, example: Tensor, keep: float):
     """What the planner hands to the iterative rule: candidates, choices, limits."""
     found = sites(model)
-    candidates = decompose(model, found, method_named("truncate"), None, False, quiet)
+    candidates, _ = decompose(model, found, method_named("truncate"), None, False, quiet)
     counter = Counter(trace(model, example, found)[1], len(example), {site.name: 4 for site in found})
     prices = relative_energy([candidate for group in candidates.values() for candidate in group])
     choices = options(found, candidates, prices, (Params(keep),), (Params(keep),), counter)

@@ -46,7 +46,7 @@ class Clock:
 def timing_of(root, example, timer, method="truncate", batch=3, every_form=True):
     found, example = sites(root), Example.of(example)
     with split_attention(root):
-        candidates = decompose(root, found, method_named(method), None, every_form, quiet)
+        candidates, _ = decompose(root, found, method_named(method), None, every_form, quiet)
         return found, site_timing(root, found, candidates, example, batch, quiet, timer=timer)
 
 
