@@ -292,6 +292,8 @@ def candidate(decay: float, validation: float, collapse: str | None = None) -> S
 def test_weight_decay_is_the_largest_that_validation_cannot_tell_from_the_best() -> None:
     grid = [candidate(1e-5, 0.900), candidate(1e-4, 0.8975), candidate(1e-3, 0.8965)]  # one standard error is 0.003
     assert choose(grid) == 1e-4
+    assert choose(grid, 0.0) == 1e-5
+    assert choose(grid, 0.0035) == 1e-3
     assert choose([*grid, candidate(1e-2, 0.95, "collapsed")]) == 1e-4
     assert choose([candidate(1e-2, 0.1, "collapsed")]) == 1e-2
 
@@ -368,6 +370,7 @@ def test_every_experiment_in_small(name: str, tmp_path: Path, monkeypatch: pytes
         (["lorita-beyond", "--quick", "--depths", "2"], "N = 3"),
         (["lorita-beyond", "--quick", "--models", "resnet20,resnet32"], "one model"),
         (["lorita-table-1a", "--quick", "--models", "fcn-7"], "fcn-7"),
+        (["lorita-table-1a", "--tolerance", "1.5"], "tolerance"),
         (["lorita-cnn"], "RANKFOLD_DATA"),
     ],
 )

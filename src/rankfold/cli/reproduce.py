@@ -30,6 +30,10 @@ def reproduce(
     ] = None,
     decays: Annotated[str | None, typer.Option(metavar="X,Y", help=f"Grid of weight decays, {_WHEN_NOT}.")] = None,
     seeds: Annotated[str | None, typer.Option(metavar="0,1,2", help=f"Seeds, {_WHEN_NOT}.")] = None,
+    tolerance: Annotated[
+        float | None,
+        typer.Option(metavar="X", help="Validation accuracy (0.002: 0.2 points) given up for a larger weight decay."),
+    ] = None,
     epochs: Annotated[int | None, typer.Option(min=1, help=f"Epochs of training, {_WHEN_NOT}.")] = None,
     finetune_epochs: Annotated[int | None, typer.Option(min=0, help="Epochs of fine-tuning after compression.")] = None,
     train_samples: Annotated[int | None, typer.Option(min=1, help="Train on so many samples only.")] = None,
@@ -62,6 +66,7 @@ def reproduce(
         depths=_listed("depths", depths, int),
         decays=_listed("decays", decays, float),
         seeds=_listed("seeds", seeds, int),
+        tolerance=tolerance,
         epochs=epochs,
         finetune_epochs=finetune_epochs,
         train_samples=train_samples,

@@ -10,7 +10,8 @@ from rankfold.induce import LORITA
 from rankfold.train import Recipe
 
 Setting = Literal["stable", "paper"]
-COMMON = frozenset({"quick", "setting", "models", "depths", "decays", "seeds", "epochs", "train_samples", "jobs"})
+TRAINING = frozenset({"setting", "models", "depths", "decays", "seeds", "tolerance", "epochs", "train_samples"})
+COMMON = TRAINING | {"quick", "jobs"}
 
 
 @dataclass(frozen=True)
@@ -18,7 +19,8 @@ class Request:
     """``quick``: the smallest form, in seconds, on the bundled digits: it shows that the machinery works, no more.
 
     ``setting``: "stable" starts the product of factors balanced, with a warm-up and a bounded gradient; "paper" starts
-    it at random and does neither. ``depths`` are numbers N of composed matrices, ``decays`` the grid of weight decays.
+    it at random and does neither. ``depths`` are numbers N of composed matrices, ``decays`` the grid of weight decays;
+    ``tolerance`` is the validation accuracy that may be given up for a larger one (one standard error of the best).
     ``weights``: a trained network's state dict, instead of training one. ``jobs``: trainings at a time, one thread
     each.
     """
@@ -29,6 +31,7 @@ class Request:
     depths: tuple[int, ...] | None = None
     decays: tuple[float, ...] | None = None
     seeds: tuple[int, ...] | None = None
+    tolerance: float | None = None
     epochs: int | None = None
     finetune_epochs: int | None = None
     train_samples: int | None = None
@@ -48,6 +51,8 @@ class Request:
             value = getattr(self, name)
             if value is not None and value < 1:
                 raise ValueError(f"{name} must be at least 1, got {value}")
+        if self.tolerance is not None and not 0 <= self.tolerance < 1:
+            raise ValueError(f"tolerance is a difference of accuracies, at least 0 and below 1, got {self.tolerance:g}")
         if self.finetune_epochs is not None and self.finetune_epochs < 0:
             raise ValueError(f"finetune_epochs must be at least 0, got {self.finetune_epochs}")
         if self.jobs == 0:

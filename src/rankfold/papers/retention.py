@@ -193,8 +193,8 @@ def remarks(found: Measured, grid: pd.DataFrame) -> list[str]:
         said.append(f"{network}: effective rank falls from {' to '.join(depths)} in {where}{but}.")
     said.append(
         "In what the paper leaves open, ours differ: part of the training data is kept for validation, which chooses "
-        "weight decay (the largest within one standard error of the best) and epoch, where the paper reports the best "
-        "test accuracy; epochs, batch size and schedule are ours, and in the stable setting the start."
+        "weight decay (the largest that loses no more accuracy than is tolerated) and epoch, where the paper reports "
+        "the best test accuracy; epochs, batch size and schedule are ours, and in the stable setting the start."
     )
     return said
 

@@ -33,7 +33,7 @@ def tuned(
 
     grid = [case(key, decay, seeds[0]) for key in keys for decay in decays]
     trained = dict(zip(grid, train_all(grid, directory, asked.jobs, tell), strict=True))
-    chosen = {key: choose([trained[case(key, decay, seeds[0])] for decay in decays]) for key in keys}
+    chosen = {key: choose([trained[case(key, decay, seeds[0])] for decay in decays], asked.tolerance) for key in keys}
     for (model, depth), decay in chosen.items() if len(decays) > 1 else ():
         tell.say(f"{short(model)}, N={depth}: validation chooses weight decay {decay:g}")
     further = [case(key, chosen[key], seed) for key in keys for seed in seeds[1:]]
@@ -45,16 +45,17 @@ def tuned(
     return runs, pd.DataFrame(rows)
 
 
-def choose(grid: Sequence[Trained]) -> float:
-    """The largest weight decay whose validation accuracy is within one standard error of the best.
+def choose(grid: Sequence[Trained], tolerance: float | None = None) -> float:
+    """The largest weight decay whose validation accuracy is within ``tolerance`` of the best.
 
-    The one-standard-error rule (Breiman et al. 1984, section 3.4.3): between networks that validation cannot tell
-    apart, the most regularised. Collapsed trainings do not take part, unless all did.
+    None is one standard error, the rule of Breiman et al. 1984, section 3.4.3: between networks that validation cannot
+    tell apart, the most regularised. Collapsed trainings do not take part, unless all did.
     """
     sound = [run for run in grid if run.collapse is None] or list(grid)
     best = max(run.validation for run in sound)
-    error = sqrt(best * (1 - best) / sound[0].validation_count)
-    return max(run.case.recipe.weight_decay for run in sound if run.validation >= best - error)
+    if tolerance is None:
+        tolerance = sqrt(best * (1 - best) / sound[0].validation_count)
+    return max(run.case.recipe.weight_decay for run in sound if run.validation >= best - tolerance - 1e-12)
 
 
 def row(run: Trained, chosen: bool) -> dict[str, object]:

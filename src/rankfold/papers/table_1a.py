@@ -21,7 +21,7 @@ from rankfold.train import Recipe
 from rankfold.zoo import load_data
 
 NAME = "lorita-table-1a"
-STABLE_DECAYS = (*FCN_DECAYS, 5e-4, 1e-3)  # the paper's grid ends before decay shapes a product of three
+STABLE_DECAYS = (*FCN_DECAYS, 5e-4, 1e-3, 2e-3, 5e-3)  # the paper's grid ends before decay shapes a product of three
 QUICK = Request(models=(quick.FULLY_CONNECTED,), depths=(1, 3), decays=(1e-4, 1e-3), seeds=(0,), epochs=6)
 FULL = Request(models=("fcn-6", "fcn-8", "fcn-10"), depths=(1, 2, 3), decays=STABLE_DECAYS, seeds=(0, 1, 2, 3, 4))
 _LAYERS = 2  # that figure 6 shows
