@@ -13,6 +13,7 @@ from rankfold import zoo
 # and the figures the papers print: He et al. 2016 table 6 (parameters), LoRITa tables 2 and 3.
 SIZES = {
     "fcn-6": (114_538, 113_088),
+    "fcn-6-plain": (113_578, 113_088),
     "fcn-10": (152_554, 149_952),
     "resnet20": (269_722, 40_551_040),
     "resnet32": (464_154, 68_862_592),

@@ -22,14 +22,15 @@ class _Entry:
     image: tuple[int, int, int]  # channels, height, width
 
 
-def _fcn(depth: int, classes: int, in_channels: int) -> FCN:
-    return FCN(in_channels * 28 * 28, classes, depth)
+def _fcn(depth: int, batch_norm: bool, classes: int, in_channels: int) -> FCN:
+    return FCN(in_channels * 28 * 28, classes, depth, batch_norm=batch_norm)
 
 
 _CIFAR = (3, 32, 32)
 _MODELS = (
     {"digits-cnn": _Entry(DigitsCNN, "digits", (1, 8, 8))}
-    | {f"fcn-{depth}": _Entry(partial(_fcn, depth), "mnist", (1, 28, 28)) for depth in (6, 8, 10)}
+    | {f"fcn-{depth}": _Entry(partial(_fcn, depth, True), "mnist", (1, 28, 28)) for depth in (6, 8, 10)}
+    | {f"fcn-{depth}-plain": _Entry(partial(_fcn, depth, False), "mnist", (1, 28, 28)) for depth in (6, 8, 10)}
     | {f"resnet{6 * n + 2}": _Entry(partial(CifarResNet, n), "cifar10", _CIFAR) for n in (3, 5, 7, 9)}
     | {"resnet18": _Entry(ResNet18, "cifar10", _CIFAR)}
     | {"vgg13-bn": _Entry(partial(VGG, VGG13), "cifar10", _CIFAR)}
