@@ -14,7 +14,7 @@ from torch import nn
 
 import rankfold.pipeline.job as job_module
 from rankfold.compress.apply import apply_
-from rankfold.compress.budget import Flops
+from rankfold.compress.budget import Flops, Ranks
 from rankfold.compress.plan import fingerprint
 from rankfold.compress.planner import Calibration, plan
 from rankfold.compress.project import Project
@@ -252,6 +252,24 @@ def test_layer_errors_are_those_of_each_layer_with_the_original_inputs(planned):
     last = made.changed[-1].site
     wrong = _by_hand(network, apply_(copy.deepcopy(network), made), made, last, inputs)
     assert wrong != pytest.approx(measured[last], rel=1e-3)
+
+
+@pytest.mark.parametrize("kind", [nn.Conv2d, nn.ConvTranspose2d])
+def test_layer_errors_of_grouped_convolutions(kind, tmp_path):
+    torch.manual_seed(0)
+    network = nn.Sequential(
+        nn.Conv2d(1, 8, 3, padding=1), nn.ReLU(), kind(8, 16, 3, padding=1, groups=2), nn.ReLU(), nn.Flatten(),
+        nn.Linear(1024, 10),
+    ).eval()  # fmt: skip
+    made = plan(network, Ranks({"2": 4}), "project", digits().train, calibration=Calibration(1078))
+    assert [(entry.site, entry.groups) for entry in made.changed] == [("2", 2)]
+    split = digits().validation
+    inputs = split.normalize(split.inputs)
+    measured = layer_errors(network, made, split)
+    assert measured["2"] == pytest.approx(_by_hand(network, network, made, "2", inputs), rel=1e-3)
+    result = compress(network, digits(), Ranks({"2": 4}), settings=replace(QUICK, model=""), directory=tmp_path / "run")
+    assert (tmp_path / "run" / "report.html").exists()
+    assert torch.isfinite(result.model(inputs)).all()
 
 
 def test_on_the_calibration_data_the_prediction_holds(planned):

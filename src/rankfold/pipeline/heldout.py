@@ -22,7 +22,7 @@ from rankfold.sites import Site, sites, split_attention, unwrap
 
 @dataclass
 class _Sums:
-    """Running sums over rows (N, m), float64: of the outputs, of the differences, and of their squares."""
+    """Running sums over rows (N, m), or (N, groups, m), float64: of the outputs, of the differences, and of their squares."""
 
     count: int
     output: Tensor
@@ -74,10 +74,11 @@ def layer_errors(
 
 def _compare(site: Site, new: nn.Module, sums: dict[str, _Sums]) -> Callable[..., None]:
     def hook(module: nn.Module, args: tuple, kwargs: dict, output: Tensor) -> None:
-        rows = site.layer.output_rows(output).double()
-        difference = site.layer.output_rows(new(*args, **kwargs)).double() - rows
+        # of a grouped layer as (groups, N, m): rows first
+        rows = site.layer.output_rows(output).double().movedim(-2, 0)
+        difference = site.layer.output_rows(new(*args, **kwargs)).double().movedim(-2, 0) - rows
         if site.name not in sums:
-            zeros = torch.zeros(4, rows.shape[1], dtype=torch.float64, device=rows.device)
+            zeros = torch.zeros(4, *rows.shape[1:], dtype=torch.float64, device=rows.device)
             sums[site.name] = _Sums(0, *zeros)
         sums[site.name].add(rows, difference)
 
