@@ -22,7 +22,7 @@ from rankfold.sites import Site, sites, split_attention, unwrap
 
 @dataclass
 class _Sums:
-    """Running sums over rows (N, m), or (N, groups, m), float64: of the outputs, of the differences, and of their squares."""
+    """Running sums over rows (N, m) or (N, groups, m), float64: of outputs, of differences, and of their squares."""
 
     count: int
     output: Tensor
