@@ -81,3 +81,35 @@ def test_epochs_alone_are_enough_and_two_answers_are_refused(digits):
     assert len(history.epochs) == 2
     with pytest.raises(TrainingError, match="or epochs alone"):
         finetune(model, digits, teacher=model, recipe=finetune_recipe(digits), epochs=2)
+
+
+class Encoder(nn.Module):
+    """Sequences (B, 6, 8) with a padding mask, which sends torch's eval-mode encoder into its fused kernels."""
+
+    def __init__(self):
+        super().__init__()
+        layer = nn.TransformerEncoderLayer(8, 2, 16, batch_first=True)
+        self.encoder = nn.TransformerEncoder(layer, 1)
+        self.head = nn.Linear(8, 3)
+
+    def forward(self, tokens, padding):
+        return {"logits": self.head(self.encoder(tokens, src_key_padding_mask=padding).mean(1))}
+
+
+@pytest.mark.filterwarnings("ignore:The PyTorch API of nested tensors")
+@pytest.mark.parametrize("fused", [True, False])
+def test_a_masked_encoder_teaches_in_bfloat16(fused):
+    torch.manual_seed(0)
+    padding = torch.zeros(4, 6, dtype=torch.bool)
+    padding[:, 4:] = True
+    batches = [{"tokens": torch.randn(4, 6, 8), "padding": padding, "labels": torch.tensor([0, 1, 2, 0])}]
+    teacher = Encoder()
+    before = torch.backends.mha.get_fastpath_enabled()
+    torch.backends.mha.set_fastpath_enabled(fused)
+    try:
+        recipe = replace(finetune_recipe((batches, batches), epochs=1), precision="bfloat16")
+        history = finetune(deepcopy(teacher), (batches, batches), teacher=teacher, recipe=recipe)
+        assert torch.backends.mha.get_fastpath_enabled() == fused
+    finally:
+        torch.backends.mha.set_fastpath_enabled(before)
+    assert len(history.epochs) == 1

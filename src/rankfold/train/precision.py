@@ -1,6 +1,7 @@
 """The arithmetic of the forward pass: as the parameters are, or bfloat16 where the machine computes in it."""
 
-from contextlib import AbstractContextManager, nullcontext
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Any
 
 import torch
@@ -8,11 +9,23 @@ import torch
 from rankfold.train.recipe import Precision
 
 
-def arithmetic(precision: Precision, device: torch.device) -> AbstractContextManager[Any]:
-    """A context for forward passes on `device`; "auto" is bfloat16 if it is native there, else nothing."""
-    if precision == "bfloat16" or (precision == "auto" and has_bfloat16(device)):
-        return torch.autocast(device.type, torch.bfloat16)
-    return nullcontext()
+@contextmanager
+def arithmetic(precision: Precision, device: torch.device) -> Iterator[None]:
+    """A context for forward passes on `device`; "auto" is bfloat16 if it is native there, else nothing.
+
+    Under autocast torch's fused kernels for attention in eval mode are off: given a padding mask they mix float32
+    with bfloat16, which is an error. The setting is left as found.
+    """
+    if precision != "bfloat16" and not (precision == "auto" and has_bfloat16(device)):
+        yield
+        return
+    fused = torch.backends.mha.get_fastpath_enabled()
+    torch.backends.mha.set_fastpath_enabled(False)
+    try:
+        with torch.autocast(device.type, torch.bfloat16):
+            yield
+    finally:
+        torch.backends.mha.set_fastpath_enabled(fused)
 
 
 def has_bfloat16(device: torch.device) -> bool:
