@@ -75,6 +75,14 @@ def test_data_without_a_validation_part_is_refused(digits):
         finetune(nn.Linear(64, 10), digits.train[0], teacher=nn.Linear(64, 10))
 
 
+def test_the_test_part_of_three_is_left_alone(digits):
+    model = nn.Linear(64, 10)
+    history = finetune(model, (digits.train, digits.validation, "never read"), teacher=deepcopy(model), epochs=1)
+    assert len(history.epochs) == 1
+    with pytest.raises(TrainingError, match=r"\(train, validation\).* not a list of 3"):
+        finetune(model, [digits.train] * 3, teacher=model)
+
+
 def test_epochs_alone_are_enough_and_two_answers_are_refused(digits):
     model = nn.Sequential(nn.Flatten(), nn.Linear(64, 10))
     history = finetune(model, digits, teacher=model, epochs=2)

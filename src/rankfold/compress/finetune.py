@@ -38,12 +38,13 @@ def finetune(
 ) -> History:
     """Train the compressed `model` in place to answer like `teacher`, the network that it was made from.
 
-    `data` has `train` and `validation` (`rankfold.zoo.Data`) or is that pair; validation chooses the epoch
-    whose weights are kept. `recipe` defaults to `finetune_recipe(data)`,
-    of so many `epochs` where they are given; one that does not distil ignores the
-    teacher. Everything else, resuming and errors included, is as in `rankfold.train.fit`. Where the original
-    was trained on the samples of `validation` too, their accuracy is too good: it still ranks epochs, but
-    only a test split says how well the network generalises.
+    `data` has `train` and `validation` (`rankfold.zoo.Data`), is that pair, or a tuple (train, validation, test), whose
+    test part is left alone; each part is as in `rankfold.train.evaluate`: tensors, data sets, loaders, batches with
+    labels. Validation chooses the epoch whose weights are kept. `recipe` defaults to `finetune_recipe(data)`, of 30
+    epochs or of so many `epochs` where they are given; one that does not distil ignores the teacher. Everything else,
+    resuming and errors included, is as in `rankfold.train.fit`. Where the original was trained on the samples of
+    `validation` too, their accuracy is too good: it still ranks epochs, but only a test split says how well the network
+    generalises.
     """
     train, validation = _parts(data)
     if recipe is not None and epochs is not None:
@@ -75,8 +76,11 @@ def finetune_recipe(data: Any, epochs: int = FINETUNE.epochs) -> Recipe:
 def _parts(data: Any) -> tuple[Any, Any]:
     if hasattr(data, "train") and hasattr(data, "validation"):
         return data.train, data.validation
-    if isinstance(data, tuple | list) and len(data) == 2:
+    members = len(data) if isinstance(data, tuple | list) else None
+    if members == 2 or (members == 3 and isinstance(data, tuple)):  # a list of 3 is rather one part, of 3 batches
         return data[0], data[1]
+    given = type(data).__name__ if members is None else f"{type(data).__name__} of {members}"
     raise TrainingError(
-        f"fine-tuning needs data with train and validation parts, or that pair, not a {type(data).__name__}"
+        "fine-tuning needs data with train and validation parts, (train, validation) or (train, validation, test), "
+        f"not a {given}"
     )
