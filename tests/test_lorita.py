@@ -395,7 +395,8 @@ def test_whole_modules_are_pickled_only_after_folding() -> None:
         ({"inner": 0}, "at least 1"),
         ({"inner": "wide"}, "inner must be 'paper', 'thin' or widths"),
         ({"inner": (6, 2)}, r"0 \(Linear 4×6\): inner width 2 cannot hold .* start='random'"),
-        ({"where": "nothing"}, "no weight of the model can be a product"),
+        ({"where": "nothing*"}, r"where='nothing\*' matches no site of the model: its sites are 0, 1$"),
+        ({"where": lambda name, module: False}, "where matches no site"),
     ],
 )
 def test_what_cannot_be_is_refused_before_anything_changes(settings: dict, message: str) -> None:
@@ -405,6 +406,14 @@ def test_what_cannot_be_is_refused_before_anything_changes(settings: dict, messa
         overparametrize_(model, **settings)
     assert snapshot(model) == before
     assert model[0].weight is weight
+
+
+def test_a_second_time_is_told_to_fold_first() -> None:
+    model = overparametrize_(nn.Sequential(nn.Embedding(9, 6), nn.Linear(6, 4)))
+    with pytest.raises(ValueError, match=r"^the model is already over-parametrised: fold first \(rankfold.fold_\)$"):
+        overparametrize_(model)
+    with pytest.raises(ValueError, match=r"^no weight of the model can be a product \(0\.weight: an embedding"):
+        overparametrize_(nn.Sequential(nn.Embedding(9, 6)))
 
 
 def test_broken_or_missing_weights_are_named_before_anything_changes() -> None:

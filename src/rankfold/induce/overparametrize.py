@@ -9,12 +9,13 @@ import torch
 from torch import Tensor, nn
 from torch.nn.utils import parametrize
 
-from rankfold.induce.choose import Target, choose
+from rankfold.induce.choose import Choice, Target, choose
 from rankfold.induce.earlier import warn_of_earlier_optimizers
+from rankfold.induce.fold import is_overparametrized
 from rankfold.induce.serial import composed_class
 from rankfold.induce.start import Start, starting_factors
 from rankfold.linalg.errors import NonFiniteError, NotMaterialisedError
-from rankfold.sites import Product, factors_of, ordinary_class, products
+from rankfold.sites import Product, factors_of, ordinary_class, products, sites
 from rankfold.sites.find import Where
 
 Model = TypeVar("Model", bound=nn.Module)
@@ -67,13 +68,24 @@ def overparametrize_(
     widths = _widths(depth, inner)
     choice = choose(model, where)
     if not choice.targets:
-        reasons = "; ".join(f"{name}: {why}" for name, why in choice.left_out[:3]) or "it has no parameters"
-        raise ValueError(f"no weight of the model can be a product ({reasons}): see rankfold.induce.choose")
+        raise ValueError(_why_nothing(model, where, choice))
     ready = [(target, *_started(target, depth, widths, start, generator)) for target in choice.targets]
     warn_of_earlier_optimizers({id(target.weight): target.name for target in choice.targets})
     for target, product, factors in ready:
         _compose_(target, product, factors)
     return model
+
+
+def _why_nothing(model: nn.Module, where: Where | None, choice: Choice) -> str:
+    names = [site.name for site in sites(model)]
+    if names and not len(sites(model, where)):
+        listed = f"{', '.join(names[:5])}{', …' if len(names) > 5 else ''}"
+        given = f"where={where!r}" if isinstance(where, str) else "where"
+        return f"{given} matches no site of the model: its sites are {listed}"
+    if is_overparametrized(model):
+        return "the model is already over-parametrised: fold first (rankfold.fold_)"
+    reasons = "; ".join(f"{name}: {why}" for name, why in choice.left_out[:3]) or "it has no parameters"
+    return f"no weight of the model can be a product ({reasons}): see rankfold.induce.choose"
 
 
 def _widths(depth: int, inner: Inner) -> tuple[int, ...] | Literal["paper", "thin"]:
