@@ -444,6 +444,8 @@ def test_the_table_and_the_words():
         ({"budget": "params"}, ValueError, r"budget 'params' is not understood: write NAME=FRACTION"),
         ({"budget": "speed=0.5"}, ValueError, r"budget 'speed=0.5' is not understood"),
         ({"budget": "flops=50"}, ValueError, r"budget 'flops=50': flops is the kept fraction .* got 50"),
+        ({"budget": "flop=0.5"}, ValueError, r"not understood.* did you mean flops\?"),
+        ({"budget": "flops=50%"}, ValueError, r"write 0\.5 for 50 %"),
         ({"budget": "flops=half"}, ValueError, r"budget 'flops=half': could not convert"),
         ({"budget": "flops=0.5@3"}, ValueError, "not understood"),
         ({"budget": "latency=0.5@0"}, ValueError, "batch of at least 1"),

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
+from difflib import get_close_matches
 from typing import Literal
 
 
@@ -99,10 +100,13 @@ def parse_budget(text: str) -> Budget:
         if found and name in kinds and not at:
             return kinds[name](float(value))
     except ValueError as error:
-        raise ValueError(f"budget {text!r}: {error}") from None
+        percent = "; write 0.5 for 50 %" if "%" in value else ""
+        raise ValueError(f"budget {text!r}: {error}{percent}") from None
+    near = get_close_matches(name, [*kinds, "latency"], 1)
     raise ValueError(
         f"budget {text!r} is not understood: write NAME=FRACTION with NAME one of "
         "params, flops, bytes, latency (latency=0.8@64 for batch 64), energy"
+        f"{f'; did you mean {near[0]}?' if near else ''}"
     )
 
 
