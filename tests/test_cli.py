@@ -275,6 +275,51 @@ def test_a_network_and_data_of_ones_own(tmp_path, monkeypatch):
     assert "which data?" in failed("evaluate", "mine:make")
 
 
+SEVERAL = """
+import torch
+from torch import nn
+from torch.utils.data import DataLoader
+
+class Masked(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.table, self.hidden, self.head = nn.Embedding(7, 16), nn.Linear(16, 24), nn.Linear(24, 3)
+
+    def forward(self, ids, mask):
+        return self.head(torch.relu(self.hidden((self.table(ids) * mask.unsqueeze(-1)).mean(1))))
+
+def make():
+    torch.manual_seed(0)
+    return Masked()
+
+def items(count):
+    generator = torch.Generator().manual_seed(count)
+    ids = torch.randint(7, (count, 5), generator=generator)
+    return [{"ids": row, "mask": (row > 0).long(), "labels": int(row.sum()) % 3} for row in ids]
+
+def data():
+    return items(60), items(30)
+
+def loaders():
+    return tuple(DataLoader(items(count), batch_size=16) for count in (60, 20, 30))
+"""
+
+
+@pytest.mark.parametrize("data", ["several:data", "several:loaders"])
+def test_a_network_of_several_inputs(tmp_path, monkeypatch, data):
+    (tmp_path / "several.py").write_text(SEVERAL)
+    monkeypatch.chdir(tmp_path)
+    options = ("several:make", "--data", data, "--samples", 40)
+    assert succeeded("analyze", *options, "--no-plots")["sites"][-1]["output_rank_99"] is not None
+    succeeded("plan", *options, "--budget", "params=0.7", "-o", "plan.json")
+    values = succeeded("apply", "several:make", "plan.json", "--data", data, "-o", "applied")
+    assert values["params_removed"] >= 0.3
+    values = succeeded("compress", *options, "--budget", "params=0.7", "--finetune-epochs", 1, "-o", "run")
+    again = succeeded("evaluate", "run", "--model", "several:make", "--data", data)
+    assert again["accuracy"] == values["finetuned"]["accuracy"]
+    assert "the model cannot take the data (one batch is 2×5, 2×5)" in failed("analyze", "resnet20", "--data", data)
+
+
 def test_demo_proves_what_it_saved(tmp_path, monkeypatch):
     import rankfold.cli.demo as demo
 

@@ -9,9 +9,10 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image
-from torch.utils.data import DataLoader, TensorDataset
+from torch.utils.data import DataLoader, IterableDataset, TensorDataset
 
 from rankfold import zoo
+from rankfold.batches import arguments, batches_of, labels_of
 from rankfold.zoo import images
 from rankfold.zoo.split import Split, hold_out
 
@@ -266,8 +267,8 @@ def test_parquet_that_is_not_the_data_set(small_mnist):
         "cannot be read: KeyError": {"column": "picture"},
         "cannot be read: ValueError": {"size": 27},
     }
-    for sentence, arguments in faults.items():
-        write_parquet(folder, **arguments)
+    for sentence, fault in faults.items():
+        write_parquet(folder, **fault)
         with pytest.raises(zoo.ZooError, match=sentence) as caught:
             zoo.load_data("mnist")
         assert "\n" not in str(caught.value)
@@ -356,6 +357,49 @@ def test_tokens_and_pixels_and_lists(monkeypatch):
     assert zoo.load_data(offered(monkeypatch, (arrays, arrays))).test.inputs.dtype == torch.float32
 
 
+def several(count: int, form: str) -> list:
+    """Samples of two inputs that carry their index, in each of the forms that factories give."""
+    inputs = [(torch.tensor([i, 1]), torch.tensor([True, False, True])) for i in range(count)]
+    labels = [i % 3 for i in range(count)]
+    if form == "tuple":
+        return list(zip(inputs, labels, strict=True))
+    named = [{"ids": ids, "mask": mask} for ids, mask in inputs]
+    if form == "dict":
+        return list(zip(named, labels, strict=True))
+    return [values | {"labels": torch.tensor(label)} for values, label in zip(named, labels, strict=True)]
+
+
+@pytest.mark.parametrize("form", ["tuple", "dict", "labels inside"])
+def test_samples_of_several_inputs(monkeypatch, form):
+    data = zoo.load_data(offered(monkeypatch, (several(30, form), several(6, form))))
+    assert (len(data.train), len(data.validation), len(data.test), data.classes) == (27, 3, 6, 3)
+    assert (data.channels, data.amount("test")) == (None, "6 test samples")
+    found = []
+    for part in (data.train, data.validation, data.train.take(5, torch.Generator().manual_seed(0))):
+        (batch,) = batches_of(part)
+        args, kwargs = arguments(batch)
+        ids, mask = args if form == "tuple" else (kwargs["ids"], kwargs["mask"])
+        assert set(kwargs) == (set() if form == "tuple" else {"ids", "mask"})
+        assert mask.dtype == torch.bool
+        assert torch.equal(labels_of(batch), ids[:, 0] % 3)
+        found.append(ids[:, 0].tolist())
+    assert sorted(found[0] + found[1]) == list(range(30))
+    assert found[2] != found[0][:5]
+    assert set(found[2]) <= set(found[0])
+
+
+def test_loaders_are_passed_through(monkeypatch):
+    loader = DataLoader(several(6, "dict"), batch_size=4)
+    data = zoo.load_data(offered(monkeypatch, (loader, loader, loader)))
+    assert data.train is loader
+    assert (data.classes, data.amount("test")) == (None, "2 test batches")
+
+
+class Endless(IterableDataset):
+    def __iter__(self):
+        return iter(())
+
+
 def test_splits_are_passed_through(monkeypatch):
     split = pixels(10)
     data = zoo.load_data(offered(monkeypatch, (split, split, split)))
@@ -381,6 +425,10 @@ def test_splits_are_passed_through(monkeypatch):
             r"sample 1 is \(3,\) float32 and sample 0 is \(2,\) float32; all inputs must be alike",
         ),
         (([(torch.zeros(2), 0)], tabular(3)), "cannot hold out 1 samples of 1"),
+        (([{"ids": torch.zeros(2)}] * 3, tabular(3)), "sample 0 is not .*: none of labels, .* is among ids"),
+        ((several(3, "tuple") + several(3, "dict"), tabular(3)), r"sample 3 is \{ids: .* and sample 0 is \(\(2,\)"),
+        ((DataLoader(tabular(3)), tabular(3)), "no validation can be taken from a DataLoader"),
+        ((DataLoader(Endless()), tabular(3), tabular(3)), "train: a DataLoader of unknown length"),
     ],
 )
 def test_faults_of_a_users_data(monkeypatch, result, sentence):

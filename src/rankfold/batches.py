@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-_LABELS = ("labels", "label", "targets", "target")
+LABELS = ("labels", "label", "targets", "target")
 
 
 def arguments(batch: Any) -> tuple[tuple[Any, ...], dict[str, Any]]:
@@ -18,7 +18,7 @@ def arguments(batch: Any) -> tuple[tuple[Any, ...], dict[str, Any]]:
     tuple or mapping is spread over the arguments.
     """
     if isinstance(batch, Mapping):
-        return (), {key: value for key, value in batch.items() if key not in _LABELS}
+        return (), {key: value for key, value in batch.items() if key not in LABELS}
     inputs = batch[0] if isinstance(batch, tuple | list) else batch
     if isinstance(inputs, Mapping):
         return (), dict(inputs)
@@ -28,7 +28,7 @@ def arguments(batch: Any) -> tuple[tuple[Any, ...], dict[str, Any]]:
 def labels_of(batch: Any) -> Tensor | None:
     """The labels of a batch, or None."""
     if isinstance(batch, Mapping):
-        return next((batch[key] for key in _LABELS if key in batch), None)
+        return next((batch[key] for key in LABELS if key in batch), None)
     if isinstance(batch, tuple | list) and len(batch) > 1 and isinstance(batch[1], Tensor):
         return batch[1]
     return None

@@ -47,7 +47,7 @@ def evaluate(
             check_is_model(model)
             loaded = open_model(model, weights, data, download, talk, trained=True, own_data=True)
         samples = loaded.needed_data()
-        talk.say(f"evaluating {loaded.spec} on {len(getattr(samples, split))} {split} samples of {samples.name}")
+        talk.say(f"evaluating {loaded.spec} on {samples.amount(split)} of {samples.name}")
         found = figures({"model": loaded.model}, getattr(samples, split), loaded.needed_example())["model"]
     if as_json:
         print_json(found.to_dict())

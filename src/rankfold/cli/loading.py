@@ -76,8 +76,7 @@ def open_model(
 def _build(spec: str, data: Data | None) -> Resolved:
     if data is None or ":" in spec:
         return resolve(spec)
-    inputs = data.train.inputs
-    return resolve(spec, classes=data.classes, in_channels=inputs.shape[1] if inputs.ndim == 4 else None)
+    return resolve(spec, classes=data.classes, in_channels=data.channels)
 
 
 def is_saved(text: str) -> bool:

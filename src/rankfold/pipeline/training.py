@@ -81,8 +81,7 @@ def _network(spec: str, data: Data, seed: int, generator: torch.Generator | None
     if ":" in spec:
         with seeded(seed, torch.device("cpu"), ()):
             return resolve(spec).model
-    channels = data.train.inputs.shape[1] if data.train.inputs.ndim == 4 else None
-    return resolve(spec, classes=data.classes, in_channels=channels, generator=generator).model
+    return resolve(spec, classes=data.classes, in_channels=data.channels, generator=generator).model
 
 
 def _teacher(config: TrainConfig, data: Data) -> nn.Module:

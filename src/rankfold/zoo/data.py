@@ -7,10 +7,12 @@ import numpy as np
 import torch
 from sklearn.datasets import load_digits
 from torch import Tensor
+from torch.utils.data import DataLoader
 
 from rankfold.zoo.errors import ZooError
 from rankfold.zoo.images import IMAGE_SETS, Progress, load_images
 from rankfold.zoo.resolve import call_factory
+from rankfold.zoo.samples import Samples, as_pair, as_tensors, layout
 from rankfold.zoo.split import Data, Split, hold_out
 
 _VALIDATION_IMAGES = 5_000
@@ -30,9 +32,11 @@ def load_data(spec: str, *, download: bool = False, progress: Progress | None = 
     the environment variable RANKFOLD_DATA, or, with `download=True`, from the Hugging Face hub; see
     `load_images`. A factory is called without arguments and returns (train, test) or (train, validation,
     test): sized, indexable data sets of (input, label) pairs with inputs of one shape, as a model takes them;
-    uint8 images are divided by 255. They are read into memory. A validation split that does not come with
-    the data is a fixed part of train, in the proportions of the classes (5,000 images; 20 % of digits; 10 %
-    of a factory's); test is never touched. Raises ZooError, one sentence.
+    uint8 images are divided by 255. Models with several inputs have a tuple or dict of tensors for the input, or
+    dicts that hold the label too. They are read into memory. Or sized DataLoaders, which are left as they are, their
+    order included; their validation must come with them, and `classes` is None then. A validation split that
+    does not come with the data is a fixed part of train, in the proportions of the classes (5,000 images; 20 % of
+    digits; 10 % of a factory's); test is never touched. Raises ZooError, one sentence.
     """
     if ":" in spec:
         return _custom(spec)
@@ -65,17 +69,25 @@ def _custom(spec: str) -> Data:
     if not isinstance(parts, tuple | list) or len(parts) not in (2, 3):
         raise ZooError(f"{spec}: the factory must return (train, test) or (train, validation, test) data sets")
     names = ("train", "test") if len(parts) == 2 else ("train", "validation", "test")
-    splits = {name: _in_memory(f"{spec}, {name}", part) for name, part in zip(names, parts, strict=True)}
-    classes = 1 + max(int(split.labels.max()) for split in splits.values())
+    splits: dict[str, Any] = {
+        name: _in_memory(f"{spec}, {name}", part) for name, part in zip(names, parts, strict=True)
+    }
+    labelled = [split for split in splits.values() if not isinstance(split, DataLoader)]
+    classes = 1 + max(int(split.labels.max()) for split in labelled) if len(labelled) == len(splits) else None
     if "validation" not in splits:
-        count = max(1, round(_VALIDATION_SHARE["custom"] * len(splits["train"])))
-        splits["train"], splits["validation"] = hold_out(splits["train"], count)
+        train = splits["train"]
+        if isinstance(train, DataLoader):
+            raise ZooError(f"{spec}: no validation can be taken from a DataLoader: return (train, validation, test)")
+        count = max(1, round(_VALIDATION_SHARE["custom"] * len(train)))
+        splits["train"], splits["validation"] = hold_out(train, count)
     return Data(spec, splits["train"], splits["validation"], splits["test"], classes)
 
 
-def _in_memory(where: str, samples: Any) -> Split:
+def _in_memory(where: str, samples: Any) -> Split | Samples | DataLoader:
     if isinstance(samples, Split):
         return samples
+    if isinstance(samples, DataLoader):
+        return _sized(where, samples)
     if not hasattr(samples, "__len__") or not hasattr(samples, "__getitem__"):
         raise ZooError(f"{where}: a {type(samples).__name__} is not a sized, indexable data set")
     if len(samples) == 0:
@@ -83,23 +95,32 @@ def _in_memory(where: str, samples: Any) -> Split:
     inputs, labels = [], []
     for index in range(len(samples)):
         try:
-            sample, label = samples[index]
-            inputs.append(torch.as_tensor(sample))
+            sample, label = as_pair(samples[index])
+            inputs.append(as_tensors(sample))
             labels.append(integer(label))
         except (TypeError, ValueError, RuntimeError) as error:
             raise ZooError(
-                f"{where}: sample {index} is not a pair of a tensor and an integer label: {error}"
+                f"{where}: sample {index} is not a pair of a tensor and an integer label, nor of a tuple or dict of "
+                f"tensors and one, nor a dict with labels: {error}"
             ) from error
-        if inputs[-1].shape != inputs[0].shape or inputs[-1].dtype != inputs[0].dtype:
+        if layout(inputs[-1]) != layout(inputs[0]):
             raise ZooError(
-                f"{where}: sample {index} is {_kind(inputs[-1])} and sample 0 is {_kind(inputs[0])}; "
-                "all inputs must be alike"
+                f"{where}: sample {index} is {layout(inputs[-1])} and sample 0 is {layout(inputs[0])}; "
+                "all inputs must be alike: pad them, or return DataLoaders that do"
             )
     if min(labels) < 0:
         raise ZooError(f"{where}: label {min(labels)} is negative; labels count from 0")
+    if not isinstance(inputs[0], Tensor):
+        return Samples(inputs, torch.tensor(labels))
     channels = inputs[0].shape[0] if inputs[0].ndim else 1
     return Split(torch.stack(inputs), torch.tensor(labels), torch.zeros(channels), torch.ones(channels))
 
 
-def _kind(tensor: Tensor) -> str:
-    return f"{tuple(tensor.shape)} {str(tensor.dtype).removeprefix('torch.')}"
+def _sized(where: str, loader: DataLoader) -> DataLoader:
+    try:
+        batches = len(loader)
+    except TypeError:
+        raise ZooError(f"{where}: a DataLoader of unknown length; give one over a sized data set") from None
+    if batches == 0:
+        raise ZooError(f"{where}: the DataLoader gives no batch")
+    return loader

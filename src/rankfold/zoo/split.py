@@ -3,12 +3,14 @@
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from math import ceil
+from typing import Any, TypeVar
 
 import torch
 from sklearn.model_selection import train_test_split
 from torch import Tensor
 
 from rankfold.zoo.errors import ZooError
+from rankfold.zoo.samples import Samples
 
 VALIDATION_SEED = 0
 
@@ -63,6 +65,9 @@ class Split:
         return self.subset(torch.randperm(len(self), generator=generator)[:count])
 
 
+_Part = TypeVar("_Part", Split, Samples)
+
+
 @dataclass(frozen=True, eq=False)
 class Batches:
     """Batches of a split; with a generator, each iteration in a new random order."""
@@ -86,16 +91,30 @@ class Batches:
 
 @dataclass(frozen=True, eq=False)
 class Data:
-    """A data set: `train` to learn from, `validation` to choose on, `test` to report once."""
+    """A data set: `train` to learn from, `validation` to choose on, `test` to report once.
+
+    Each a Split; of a factory's data also `rankfold.zoo.samples.Samples` or a DataLoader. `classes` is None where the
+    labels are not known.
+    """
 
     name: str
-    train: Split
-    validation: Split
-    test: Split
-    classes: int
+    train: Any
+    validation: Any
+    test: Any
+    classes: int | None
+
+    @property
+    def channels(self) -> int | None:
+        """Channels of the images; None of other inputs."""
+        return self.train.inputs.shape[1] if isinstance(self.train, Split) and self.train.inputs.ndim == 4 else None
+
+    def amount(self, part: str) -> str:
+        """How much there is in `part`, for a person: samples, or of a DataLoader its batches."""
+        found = getattr(self, part)
+        return f"{len(found)} {part} {'samples' if isinstance(found, Split | Samples) else 'batches'}"
 
 
-def hold_out(split: Split, count: int) -> tuple[Split, Split]:
+def hold_out(split: _Part, count: int) -> tuple[_Part, _Part]:
     """`split` without `count` samples, and those samples: always the same, in the classes' proportions.
 
     Where a class has fewer than two samples, or a part fewer than the classes, proportions cannot be kept and
