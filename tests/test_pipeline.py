@@ -313,6 +313,37 @@ def test_figures_time_every_batch_size_and_count_the_whole_model():
     assert set(found.to_dict()) == STAGE
 
 
+def test_one_structure_has_one_time(monkeypatch):
+    clock = iter(range(1, 9))
+    monkeypatch.setattr(
+        "rankfold.pipeline.measure.latencies", lambda models, example, batch: {name: next(clock) for name in models}
+    )
+    network = tiny()
+    again = copy.deepcopy(network)
+    nn.init.zeros_(again[-1].weight)
+    other = apply_(copy.deepcopy(network), plan(network, "flops=0.3", "truncate", example=digits().test[0][0][None]))
+    models = {"a": network, "b": other, "c": again}
+    found = figures(models, digits().validation, first_example(network, digits().train), batches=(4,))
+    assert [found[name].latencies for name in models] == [{1: 1, 4: 3}, {1: 2, 4: 4}, {1: 1, 4: 3}]
+    assert found["c"].latency_ms == 1
+    assert found["c"].accuracy != found["a"].accuracy
+
+
+@pytest.mark.parametrize("learned", [True, False])
+def test_an_original_at_chance_is_remarked(learned, tmp_path):
+    network = tiny()
+    if not learned:
+        nn.init.zeros_(network[-1].weight)
+        nn.init.zeros_(network[-1].bias)
+    told = []
+    result = compress(
+        network, digits(), "params=0.9", settings=QUICK, directory=tmp_path, tell=Tell(lambda *_: None, told.append)
+    )
+    said = [remark for remark in result.remarks if "no better than chance" in remark]
+    assert len(said) == (0 if learned else 1)
+    assert all("trained weights" in remark and remark in told for remark in said)
+
+
 def test_calibration_samples_are_drawn_and_fixed_by_the_seed():
     train = digits().train
     first, again, other = (calibration_part(train, 100, seed) for seed in (0, 0, 1))

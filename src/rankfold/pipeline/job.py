@@ -29,6 +29,7 @@ from rankfold.pipeline.result import Result
 from rankfold.pipeline.tell import Tell
 from rankfold.report.quantities import percent
 from rankfold.train import Evaluation, History, evaluate
+from rankfold.train.breakdown import at_chance
 
 LATENCY_BATCHES = (1, 64)
 
@@ -83,7 +84,10 @@ class _Job:
         began = time.perf_counter()
         example = first_example(self.model, self.data.train)
         calibration = calibration_part(self.data.train, self.settings.samples, self.settings.seed)
-        before = evaluate(self.model, self.data.validation, role="validation").accuracy
+        start = evaluate(self.model, self.data.validation, role="validation")
+        before, unlearned = start.accuracy, _unlearned(start)
+        for remark in unlearned:
+            self.tell.say(remark)
         made = self.planned(calibration, example)
         self.tell.say(f"plan: {summary(made)}")
         small, score = compressed_copy(
@@ -99,6 +103,7 @@ class _Job:
                 f"with the weights of epoch {history.best_epoch}"
             )
         result = self.measured(made, small, tuned, example, validation, history)
+        result = replace(result, remarks=unlearned + result.remarks)
         if self.directory is None:
             return replace(result, seconds=time.perf_counter() - began)
         save_result(self.directory, result, self.data, example, self.settings)
@@ -210,6 +215,16 @@ def summary(made: Plan) -> str:
 def _kept_accuracy(history: History, start: Evaluation) -> float:
     best = history.best
     return start.accuracy if best is None or best.validation_accuracy is None else best.validation_accuracy
+
+
+def _unlearned(start: Evaluation) -> tuple[str, ...]:
+    """A sentence where the original has learnt nothing, as with weights that were never loaded."""
+    if not at_chance(start.accuracy, start):
+        return ()
+    return (
+        f"the original answers the validation split no better than chance ({percent(start.accuracy)} right; the most "
+        f"frequent class is {percent(start.chance or 0.0)} of it): were its trained weights loaded (--weights)?",
+    )
 
 
 def _known_samples(validation: float, held_out: float, name: str) -> tuple[str, ...]:
