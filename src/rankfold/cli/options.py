@@ -1,14 +1,60 @@
-"""The options that several verbs share, as types."""
+"""The options that several verbs share, as types. What can be seen to be wrong without a model is wrong usage."""
 
 from __future__ import annotations
 
+from difflib import get_close_matches
 from pathlib import Path
 from typing import Annotated
 
 import typer
 
+
+def _model(spec: str) -> str:
+    from rankfold.zoo import model_names
+
+    return _known(spec, "unknown model", model_names(), "package.module:factory")
+
+
+def _data(name: str | None) -> str | None:
+    from rankfold.zoo import data_names
+
+    return None if name is None else _known(name, "unknown data set", data_names(), "package.module:factory")
+
+
+def _method(name: str) -> str:
+    return _known(name, "no method named", ("project", "truncate", "tucker", "cp"))
+
+
+def _rule(name: str) -> str:
+    return _known(name, "no rank rule named", ("optimal", "local", "global", "iterative"))
+
+
+def _known(value: str, fault: str, known: tuple[str, ...], other: str = "") -> str:
+    if value in known or (other and ":" in value):
+        return value
+    near = get_close_matches(value, known, 1)
+    raise typer.BadParameter(
+        f"{fault} {value!r}; {f'did you mean {near[0]}? ' if near else ''}there are {', '.join(known)}"
+        f"{f', and your own as {other}' if other else ''}"
+    )
+
+
+def _budgets(texts: list[str]) -> list[str]:
+    from rankfold.compress.budget import parse_budget
+
+    for text in texts:
+        try:
+            parse_budget(text)
+        except ValueError as error:
+            raise typer.BadParameter(str(error)) from None
+    return texts
+
+
 Spec = Annotated[
-    str, typer.Argument(metavar="MODEL", help="Built-in name (resnet20, digits-cnn, …) or package.module:factory.")
+    str,
+    typer.Argument(
+        metavar="MODEL", help="Built-in name (resnet20, digits-cnn, …) or package.module:factory.", callback=_model
+    ),
 ]
 Weights = Annotated[
     Path | None,
@@ -20,6 +66,7 @@ DataName = Annotated[
         "--data",
         metavar="NAME",
         help="digits, mnist, fashion-mnist, cifar10, or package.module:factory; by default the model's own.",
+        callback=_data,
     ),
 ]
 Download = Annotated[
@@ -32,10 +79,15 @@ Budgets = Annotated[
         metavar="KIND=FRACTION",
         help="Kept fraction of the whole model: flops=0.5, params=0.4, bytes=0.5, latency=0.8@64, energy=0.99. "
         "Give it again for several; all must hold.",
+        callback=_budgets,
     ),
 ]
-MethodName = Annotated[str, typer.Option("--method", metavar="M", help="project (uses data), truncate, tucker or cp.")]
-RuleName = Annotated[str, typer.Option("--ranks", metavar="R", help="optimal, local, global or iterative.")]
+MethodName = Annotated[
+    str, typer.Option("--method", metavar="M", help="project (uses data), truncate, tucker or cp.", callback=_method)
+]
+RuleName = Annotated[
+    str, typer.Option("--ranks", metavar="R", help="optimal, local, global or iterative.", callback=_rule)
+]
 Samples = Annotated[int, typer.Option(min=1, help="Calibration samples, drawn from the training split.")]
 Seed = Annotated[int, typer.Option(min=0, help="Seed of every random choice.")]
 Threads = Annotated[
