@@ -88,6 +88,7 @@ def test_every_combination_runs_once_and_the_table_selects(here):
     assert "8 of 8: depth=2,weight_decay=0.001,seed=1: validation" in again.stderr
     assert all(path.stat().st_mtime_ns == time for path, time in before.items())
     assert again.stdout.count("*") == 3  # a star for each depth, and what it means
+    assert "* marks the weight decay chosen for each depth: highest mean validation accuracy" in again.stdout
     assert json.loads((here / "grid" / "sweep.json").read_text())["table"] == values["table"]
 
 

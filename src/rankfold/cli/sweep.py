@@ -84,12 +84,17 @@ def print_sweep(result: SweepResult) -> None:
         )
     print_table([*keys, "runs", "validation", "", "test", ""], lines, left=(len(keys) + 2, len(keys) + 4))
     if "weight_decay" in keys:
-        print("* the weight decay of the highest mean validation accuracy; ± is the deviation over seeds")
+        print(_footnote([key for key in keys if key != "weight_decay"]))
     for row in result.runs.to_dict("records"):
         for what in ("error", "warning"):
             if isinstance(row[what], str):
                 print(f"{what}: {Path(str(row['directory'])).name}: {row[what]}")
     print(f"\ntable: {result.out / 'sweep.csv'}, {result.out / 'sweep.json'}")
+
+
+def _footnote(others: list[str]) -> str:
+    each = f" for each {' and '.join(others)}" if others else ""
+    return f"* marks the weight decay chosen{each}: highest mean validation accuracy; ± is the deviation over seeds"
 
 
 _ODD = {"failed": "failed", "warned": "broke down"}

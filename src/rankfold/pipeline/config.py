@@ -17,6 +17,10 @@ from rankfold.train.recipe import Decay
 from rankfold.zoo import ZooError, default_data
 
 DEFAULTS = LORITA
+_REMEDY = {
+    "model": "; for example 'model: digits-cnn'",
+    "out": ": the directory of the run, such as 'out: runs/first', or --out DIR",
+}
 _RECIPE = tuple(field.name for field in fields(Recipe))
 
 
@@ -172,7 +176,7 @@ def _first_fault(error: ValidationError) -> str:
     key = ".".join(str(part) for part in fault["loc"] if isinstance(part, int) or str(part).islower())
     text = fault["msg"].removeprefix("Value error, ").removeprefix("recipe: ")
     if fault["type"] == "missing":
-        return f"key {key} is missing"
+        return f"key {key} is missing{_REMEDY.get(key, '')}"
     if fault["type"] in ("dataclass_type", "model_type"):
         text = f"give its keys below it, got {fault['input']!r}"
     elif fault["type"] != "value_error":
