@@ -285,6 +285,30 @@ def test_bad_files_are_one_line(here):
     assert "is a file" in failed("train", "run.yaml", "-o", "run.yaml")
 
 
+def test_the_directory_of_a_run_is_evaluated(finished, tmp_path):
+    place, printed = finished
+    found = succeeded("evaluate", place / "run")
+    assert found["accuracy"] == printed["test_accuracy"]
+    assert found["params"] == printed["params"]
+    validation = succeeded("evaluate", place / "run", "--split", "validation")
+    assert validation["accuracy"] == printed["validation_accuracy"]
+    # a file does not decide which code runs, and a run that has not finished has no network yet
+    copy = tmp_path / "copy"
+    copy.mkdir()
+    config = (place / "run" / "config.yaml").read_text()
+    (copy / "config.yaml").write_text(config)
+    assert "no model.safetensors yet: rankfold train" in failed("evaluate", copy)
+    (copy / "model.safetensors").write_bytes((place / "run" / "model.safetensors").read_bytes())
+    (copy / "config.yaml").write_text(
+        config.replace("digits-cnn", "mine:net").replace("data: digits", "data: mine:data")
+    )
+    assert "--model mine:net" in failed("evaluate", copy)
+    assert "--data mine:data" in failed("evaluate", copy, "--model", "digits-cnn")
+    assert succeeded("evaluate", copy, "--model", "digits-cnn", "--data", "digits") | {"latency_ms": 0} == found | {
+        "latency_ms": 0
+    }
+
+
 def test_numbers_in_yaml_need_no_point():
     values = yaml.safe_load("{model: digits-cnn, out: run, weight_decay: 1e-3, augment: {crop_padding: 1}}")
     assert values["weight_decay"] == "1e-3"  # what YAML makes of it

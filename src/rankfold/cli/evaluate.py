@@ -20,7 +20,7 @@ class SplitName(StrEnum):
 
 def evaluate(
     model: Annotated[
-        str, typer.Argument(metavar="DIR|MODEL", help="A directory that compress or apply wrote, or a model.")
+        str, typer.Argument(metavar="DIR|MODEL", help="A directory that compress, apply or train wrote, or a model.")
     ],
     weights: Weights = None,
     data: DataName = None,
@@ -35,6 +35,7 @@ def evaluate(
     """Measure accuracy and loss on a split, and parameters, FLOPs, bytes and latency at batch 1."""
     from rankfold.cli.loading import check_is_model, is_saved, open_model, open_saved, set_threads
     from rankfold.cli.talk import Talk
+    from rankfold.cli.trained import is_run, open_run
     from rankfold.pipeline import figures
 
     set_threads(threads)
@@ -42,7 +43,10 @@ def evaluate(
         if is_saved(model):
             if weights is not None:
                 raise typer.BadParameter("a saved model brings its weights", param_hint="--weights")
-            loaded = open_saved(Path(model), factory, data, download, talk, own_data=True)
+            if is_run(Path(model)):
+                loaded = open_run(Path(model), factory, data, download, talk)
+            else:
+                loaded = open_saved(Path(model), factory, data, download, talk, own_data=True)
         else:
             check_is_model(model)
             loaded = open_model(model, weights, data, download, talk, trained=True, own_data=True)
