@@ -440,3 +440,24 @@ def test_distillation_approaches_the_teacher(digits):
     batch = validation.normalize(validation.inputs)
     agreement = (teacher(batch).argmax(1) == student(batch).argmax(1)).float().mean()
     assert agreement > 0.9
+
+
+class Picky(nn.Linear):
+    """Has no kernel for bfloat16."""
+
+    def forward(self, x):
+        if torch.is_autocast_enabled("cpu"):
+            raise RuntimeError("not implemented\nfor 'BFloat16'")
+        return super().forward(x.flatten(1))
+
+
+def test_what_bfloat16_cannot_is_told_before_any_work(digits, tmp_path):
+    train, validation = digits
+    plain = nn.Sequential(nn.Flatten(), nn.Linear(64, 10))
+    for model, teacher, title in ((Picky(64, 10), None, "the model"), (plain, Picky(64, 10), "the teacher")):
+        recipe = replace(RECIPE, precision="bfloat16", distill=None if teacher is None else Distill())
+        message = f"{title} cannot compute in bfloat16 .not implemented for 'BFloat16'.: .*precision 'float32'"
+        with pytest.raises(TrainingError, match=message):
+            fit(model, train, validation, recipe, teacher=teacher, directory=tmp_path / "run")
+        assert not (tmp_path / "run").exists()
+    assert fit(Picky(64, 10), train, validation, replace(RECIPE, epochs=1)).stopped is None

@@ -4,7 +4,7 @@ from rankfold.train.errors import TrainingError
 from rankfold.train.evaluation import Evaluation, evaluate
 from rankfold.train.fit import fit
 from rankfold.train.history import Epoch, History, Progress, ProgressCallback
-from rankfold.train.recipe import Augment, Distill, Plateau, Recipe
+from rankfold.train.recipe import Augment, Distill, Plateau, Recipe, Relax
 
 __all__ = [
     "Augment",
@@ -16,6 +16,7 @@ __all__ = [
     "Progress",
     "ProgressCallback",
     "Recipe",
+    "Relax",
     "TrainingError",
     "evaluate",
     "fit",

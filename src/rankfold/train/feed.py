@@ -57,7 +57,10 @@ def check(data: Any, role: str) -> None:
             )
         _check_kind(tensors.labels, role)
         if tensors.labels.numel() and int(tensors.labels.min()) < 0:
-            raise TrainingError(f"{role} data: label {int(tensors.labels.min())} is negative; classes count from 0")
+            raise TrainingError(
+                f"{role} data: label {int(tensors.labels.min())} is negative: classes count from 0; renumber them, or "
+                "leave those samples out"
+            )
     elif not isinstance(data, Sized) or isinstance(data, Mapping):
         raise TrainingError(
             f"{role} data: a {type(data).__name__} has no usable length; give a torch Dataset, a DataLoader "
@@ -72,7 +75,9 @@ def labels(batch: Any, role: str) -> Tensor:
     """Class indices (B,) or (B, T) int64 of a batch; TrainingError if there are none."""
     found = labels_of(batch)
     if found is None:
-        raise TrainingError(f"{role} data: a batch holds no labels; give batches (inputs, labels)")
+        raise TrainingError(
+            f"{role} data: a batch holds no labels; give batches (inputs, labels), or mappings with a key labels"
+        )
     _check_kind(found, role)
     return found.long()
 
@@ -162,4 +167,6 @@ class Feed:
 
 def _check_kind(found: Tensor, role: str) -> None:
     if found.is_floating_point() or found.is_complex() or found.dtype == torch.bool:
-        raise TrainingError(f"{role} data: labels must be class indices (integers), got {found.dtype}")
+        raise TrainingError(
+            f"{role} data: labels must be class indices (integers), got {found.dtype}: convert them with .long()"
+        )

@@ -28,7 +28,7 @@ from rankfold.train.precision import arithmetic
 from rankfold.train.randomness import derived_seed, seeded
 from rankfold.train.recipe import Distill, Plateau, Recipe
 from rankfold.train.run import Run
-from rankfold.train.schedule import plateau_factor, rate_factor
+from rankfold.train.schedule import decay_factor, plateau_factor, rate_factor
 
 
 def fit(
@@ -130,7 +130,8 @@ def _epoch(
                     f"learning rate {rate:.3g}; a smaller learning_rate, or clip_norm, is the usual remedy"
                 )
             # Gradients are averaged over the processes: what counts is the share of each in the batch.
-            _update(setting, run, outcome.loss * (outcome.size * team.size / size), rate)
+            decay = recipe.weight_decay * decay_factor(recipe.relax, step, total)
+            _update(setting, run, outcome.loss * (outcome.size * team.size / size), rate, decay)
             step += 1
             loss_sum, correct, count = loss_sum + losses, correct + hits, count + size
             if progress is not None and index < batches:
@@ -195,9 +196,11 @@ def _forward(setting: _Setting, batch: Any, step: int) -> _Outcome:
     return _Outcome(loss, int((logits.argmax(1) == target).sum()), len(target))
 
 
-def _update(setting: _Setting, run: Run, loss: Tensor, rate: float) -> None:
+def _update(setting: _Setting, run: Run, loss: Tensor, rate: float, decay: float) -> None:
     for group in run.optimizer.param_groups:
         group["lr"] = rate
+        if group["weight_decay"]:  # it only ever falls; exempt groups have none
+            group["weight_decay"] = decay
     run.optimizer.zero_grad(set_to_none=True)
     loss.backward()
     if setting.recipe.clip_norm is not None:

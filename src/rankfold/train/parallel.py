@@ -60,7 +60,10 @@ class Team:
             return batch
         count = size_of(batch)
         if count < self.size:
-            raise TrainingError(f"train data: a batch of {count} cannot be shared by {self.size} processes")
+            raise TrainingError(
+                f"train data: a batch of {count} cannot be shared by {self.size} processes: give larger batches, or "
+                "start fewer processes"
+            )
         part = slice(count * self.rank // self.size, count * (self.rank + 1) // self.size)
         return mapped(batch, lambda x: x[part] if x.dim() and x.shape[0] == count else x)
 

@@ -51,6 +51,21 @@ class Plateau:
 
 
 @dataclass(frozen=True)
+class Relax:
+    """Weight decay in two phases: full over the first `after` of all steps, then `factor` times as much.
+
+    Low rank, once it is reached, stays; the second phase gives back the accuracy that strong decay costs.
+    """
+
+    after: float = 0.5
+    factor: float = 0.0
+
+    def __post_init__(self) -> None:
+        _require(0 < self.after < 1, "Relax.after", self.after, "a fraction of the run, between 0 and 1")
+        _require(0 <= self.factor < 1, "Relax.factor", self.factor, "at least 0 and below 1")
+
+
+@dataclass(frozen=True)
 class Recipe:
     """Everything that `fit` decides besides model and data. The defaults train a small network from scratch.
 
@@ -58,7 +73,7 @@ class Recipe:
     the fraction `warmup` of all steps; "plateau" needs validation data, and `plateau` says how it waits.
     `weight_decay` is coupled for sgd and adam (it is added to the gradient, an L2 penalty), decoupled for adamw
     (it shrinks the weights by itself, Loshchilov and Hutter 2019); see `decay`. Vectors and scalars
-    (normalisation, biases) are exempt unless `decay_vectors`. `momentum` and `nesterov` concern sgd alone. `ema`
+    (normalisation, biases) are exempt unless `decay_vectors`; `relax` lets it go late in the run. `momentum` and `nesterov` concern sgd alone. `ema`
     keeps an exponential moving average of weights and buffers with that decay per step, which is then what is
     validated and kept. `clip_norm` bounds the norm of the whole gradient. `precision` "bfloat16" computes forward
     passes under autocast, with parameters and loss in their own dtype; "auto" does so where the machine has such
@@ -84,6 +99,7 @@ class Recipe:
     clip_norm: float | None = None
     seed: int = 0
     plateau: Plateau | None = None
+    relax: Relax | None = None
 
     def __post_init__(self) -> None:
         _require(_whole(self.epochs) and self.epochs >= 1, "epochs", self.epochs, "a whole number, at least 1")
@@ -128,17 +144,18 @@ class Recipe:
         return "decoupled" if self.optimizer == "adamw" else "coupled"
 
     def to_dict(self) -> dict[str, Any]:
-        """Plain values for JSON or YAML; `from_dict` is the inverse. `plateau` only where it is given."""
+        """Plain values for JSON or YAML; `from_dict` is the inverse. `plateau` and `relax` only where given."""
         values = asdict(self)
-        if self.plateau is None:
-            del values["plateau"]  # as before there was such a schedule: what was written then compares equal
+        for key in ("plateau", "relax"):
+            if values[key] is None:
+                del values[key]  # as before there was such a choice: what was written then compares equal
         return values
 
     @classmethod
     def from_dict(cls, values: dict[str, Any]) -> "Recipe":
         """The recipe with these values, defaults elsewhere; ValueError names a key that no recipe has."""
         values = dict(values)
-        for key, part in (("augment", Augment), ("distill", Distill), ("plateau", Plateau)):
+        for key, part in (("augment", Augment), ("distill", Distill), ("plateau", Plateau), ("relax", Relax)):
             if values.get(key) is not None:
                 values[key] = part(**_known(f"{key}.", part, values[key]))
         return cls(**_known("", cls, values))

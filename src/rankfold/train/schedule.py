@@ -6,7 +6,7 @@ from math import cos, pi
 import torch
 from torch.optim.lr_scheduler import ReduceLROnPlateau
 
-from rankfold.train.recipe import Plateau, Schedule
+from rankfold.train.recipe import Plateau, Relax, Schedule
 
 
 def rate_factor(schedule: Schedule, step: int, total: int, warmup: float) -> float:
@@ -30,6 +30,11 @@ def rate_factor(schedule: Schedule, step: int, total: int, warmup: float) -> flo
     if schedule == "step":
         return 0.1 ** ((2 * step >= total) + (4 * step >= 3 * total))
     return 1.0
+
+
+def decay_factor(relax: Relax | None, step: int, total: int) -> float:
+    """The factor in [0, 1] on the weight decay at `step` of `total` steps."""
+    return 1.0 if relax is None or step < round(relax.after * total) else relax.factor
 
 
 def plateau_factor(losses: Sequence[float], how: Plateau) -> float:
