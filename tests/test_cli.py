@@ -155,7 +155,7 @@ def test_an_edited_plan_is_carried_out(weights, tmp_path):
     file.write_text(json.dumps(values))
     assert "note: edited since" in rankfold("show", file).stdout
     succeeded("apply", *common, file, "--data", "digits", "-o", tmp_path / "model")
-    shown = succeeded("show", tmp_path / "model" / "plan.json")
+    shown = succeeded("show", tmp_path / "model")
     assert next(e["rank"] for e in shown["entries"] if e["site"] == "classifier.1") == 5
 
 
@@ -203,6 +203,7 @@ def test_expected_errors_are_one_line(weights, run_directory, tmp_path):
     assert "cannot be met" in failed("plan", *known, "--budget", "flops=1e-6", "--samples", 64, "-o", tmp_path / "x")
     assert "asked otherwise (budgets" in failed(*_compress(weights, run_directory, "--budget", "params=0.5"))
     assert "plan.json" in failed("show", tmp_path / "plan.json")
+    assert "plan.json" in failed("show", tmp_path)
     assert "no manifest.json" in failed("evaluate", tmp_path)
     assert not (tmp_path / "x").exists()
 

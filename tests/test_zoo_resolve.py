@@ -135,6 +135,24 @@ def test_faults_of_a_factory(factories, attribute, sentence):
     assert sys.path == before
 
 
+def test_a_mistyped_factory_is_told_the_near_names(factories):
+    with pytest.raises(zoo.ZooError, match=r"has no attribute 'with_exmple'; did you mean with_example"):
+        zoo.resolve(f"{factories}:with_exmple")
+
+
+def test_a_module_that_hides_one_of_yours_is_named(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "safetensors.py").write_text("def network(): ...\n")
+    (tmp_path / "sys.py").write_text("def network(): ...\n")
+    import safetensors
+
+    with pytest.raises(zoo.ZooError, match=r"not safetensors\.py here: rename yours$") as caught:
+        zoo.resolve("safetensors:network")
+    assert safetensors.__file__ in str(caught.value)
+    with pytest.raises(zoo.ZooError, match=r"a module built into Python was imported, not sys\.py here"):
+        zoo.resolve("sys:network")
+
+
 def test_faults_of_a_module(factories):
     package = factories.split(".")[0]
     faults = {

@@ -176,6 +176,16 @@ def test_files_that_are_not_there_or_empty_or_foreign(tmp_path):
         refused(network(), tmp_path / name, "damaged")
 
 
+@pytest.mark.parametrize("kept", [0.1, 0.5, 0.99])
+def test_a_truncated_file_is_called_truncated(tmp_path, kept):
+    torch.save(network().state_dict(), tmp_path / "whole.pt")
+    content = (tmp_path / "whole.pt").read_bytes()
+    (tmp_path / "half.pt").write_bytes(content[: int(kept * len(content))])
+    with pytest.raises(zoo.ZooError, match=r"half\.pt is damaged or truncated: ") as caught:
+        zoo.load_weights(network(), tmp_path / "half.pt")
+    assert "code" not in str(caught.value)
+
+
 @pytest.mark.parametrize("suffix", ["safetensors", "pt", "legacy"])
 @settings(max_examples=60, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(draw=st.data())

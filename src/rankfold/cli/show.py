@@ -15,7 +15,7 @@ if TYPE_CHECKING:
 
 
 def show(
-    plan: Annotated[Path, typer.Argument(metavar="PLAN", help="A plan.json.")],
+    plan: Annotated[Path, typer.Argument(metavar="PLAN|DIR", help="A plan.json, or a directory that holds one.")],
     as_json: Json = False,
 ) -> None:
     """Print a plan: which layer becomes what, at which rank, and what it is expected to cost."""
@@ -23,7 +23,7 @@ def show(
 
     from rankfold.compress.plan import Plan
 
-    made = Plan.load(plan)
+    made = Plan.load(plan / "plan.json" if plan.is_dir() else plan)
     if as_json:
         print_json(json.loads(made.to_json()))
     else:

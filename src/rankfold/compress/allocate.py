@@ -81,15 +81,21 @@ def _total(picked: Mapping[str, Option]) -> float:
     return sum(option.loss for option in picked.values())
 
 
-def check_feasible(options: Mapping[str, Sequence[Option]], limits: Costs, names: Sequence[str] = ()) -> None:
-    """``BudgetError`` if one of the limits alone excludes every choice; ``names`` of the limits, for the message."""
+def check_feasible(
+    options: Mapping[str, Sequence[Option]],
+    limits: Costs,
+    names: Sequence[str] = (),
+    remedy: Callable[[int, float], str] | None = None,
+) -> None:
+    """``BudgetError`` if one of the limits alone excludes every choice; it tells ``remedy(limit, what it lacks)``."""
     for axis, limit in enumerate(limits):
         least = sum(min(o.costs[axis] for o in group) for group in options.values())
         if least > limit * (1 + 1e-12):
             name = names[axis] if names else f"limit {axis + 1}"
+            advice = remedy(axis, least - limit) if remedy is not None else ""
             raise BudgetError(
                 f"{name}: the budget cannot be met: with every site at its cheapest the sites cost {least:.6g}, and "
-                f"{max(limit, 0.0):.6g} is left for them; allow more, or let more sites be factored"
+                f"{max(limit, 0.0):.6g} is left for them; {advice or 'allow more'}, or let more sites be factored"
             )
 
 

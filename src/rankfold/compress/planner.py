@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
+from math import ceil
 from typing import Any
 
 from torch import Tensor, nn
@@ -104,7 +105,7 @@ def plan(
         resource = asked or (Params(1.0),)
         choices = options(found, candidates, prices, budgets, resource, counter)
     # from here on with its attention whole, as the model is used: the iterative rule takes it apart by itself
-    solve = _solver(root, candidates, choices, rule, asked, data, tell)
+    solve = _solver(root, candidates, choices, rule, asked, before, data, tell)
     limits = _limits(resource, before, found, counter, root, first)
 
     def write(picked: Mapping[str, Option], notes: Sequence[str] = ()) -> Plan:
@@ -168,15 +169,23 @@ def _solver(
     choices: Choices,
     rule: RankRule,
     asked: Sequence[Resource],
+    before: Cost,
     data: Any,
     tell: Progress,
 ) -> Callable[[tuple[float, ...]], dict[str, Option]]:
     """How ranks are chosen for given limits."""
 
+    def smallest(axis: int, lacking: float) -> str:
+        budget = asked[axis]
+        if isinstance(budget, Latency):
+            return ""
+        fraction = ceil(1e4 * (budget.keep + lacking / getattr(before, budget.kind))) / 1e4  # four digits, never less
+        return f"{budget.kind}={fraction:g} is the smallest that can be reached: allow that" if fraction <= 1 else ""
+
     def solve(limits: tuple[float, ...]) -> dict[str, Option]:
         if not asked:  # only energies or ranks were asked: the cheapest that satisfies them
             return {name: min(group, key=lambda o: (o.costs, o.loss)) for name, group in choices.items()}
-        check_feasible(choices, limits, [describe(budget) for budget in asked])
+        check_feasible(choices, limits, [describe(budget) for budget in asked], smallest)
         if isinstance(rule, Local):
             return local(choices, limits, rule.fraction, rule.rank)
         if isinstance(rule, Global):

@@ -1,11 +1,13 @@
 """From what a user types, a built-in name or `package.module:factory`, to an object."""
 
+import difflib
 import importlib
 import os
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -59,7 +61,7 @@ def call_factory(spec: str) -> tuple[Any, Any]:
         factory: Any = _import(spec, module_name)
         for part in attribute.split("."):
             if not hasattr(factory, part):
-                raise ZooError(f"{spec}: module {module_name} has no attribute {attribute!r}")
+                raise ZooError(_no_attribute(spec, module_name, attribute, part, factory))
             factory = getattr(factory, part)
         if not callable(factory):
             raise ZooError(f"{spec}: {attribute!r} is a {type(factory).__name__} and cannot be called")
@@ -67,6 +69,19 @@ def call_factory(spec: str) -> tuple[Any, Any]:
             return factory(), factory
         except Exception as error:  # whatever a user's function raises, told with its spec
             raise ZooError(f"{spec}: the factory raised {_one_line(error)}") from error
+
+
+def _no_attribute(spec: str, module_name: str, attribute: str, part: str, owner: Any) -> str:
+    """The sentence, with near names, and, where a file here has the same name, which one was imported instead."""
+    near = difflib.get_close_matches(part, [name for name in dir(owner) if callable(getattr(owner, name, None))])
+    said = f"{spec}: module {module_name} has no attribute {attribute!r}"
+    if near:
+        said += f"; did you mean {' or '.join(near)}?"
+    imported = getattr(sys.modules.get(module_name), "__file__", None)
+    here = Path(*module_name.split(".")).with_suffix(".py")
+    if here.exists() and (imported is None or not here.samefile(imported)):
+        said += f"; {imported or 'a module built into Python'} was imported, not {here} here: rename yours"
+    return said
 
 
 def _import(spec: str, module_name: str) -> Any:

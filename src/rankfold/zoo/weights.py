@@ -5,6 +5,7 @@ import struct
 import warnings
 from collections.abc import Mapping
 from pathlib import Path
+from zipfile import is_zipfile
 
 import torch
 from safetensors import SafetensorError
@@ -54,6 +55,8 @@ def load_weights(model: nn.Module, file: str | Path) -> None:
 def _read(file: Path) -> dict[str, Tensor]:
     if not file.is_file():
         raise ZooError(f"weights: no file {file}" if not file.exists() else f"weights: {file} is not a file")
+    if _is_half_a_zip(file):
+        raise ZooError(f"weights: {file} is damaged or truncated: it begins as a torch file and has no end")
     try:
         if file.suffix == ".safetensors":
             return load_file(file)
@@ -63,16 +66,25 @@ def _read(file: Path) -> dict[str, Tensor]:
             content = torch.load(file, map_location="cpu", weights_only=True)
     except pickle.UnpicklingError as error:
         raise ZooError(
-            f"weights: {file} is refused, it is damaged or loading it could run code "
+            f"weights: {file} is refused, it is damaged or truncated, or loading it could run code "
             f"({_first_line(error)}): save model.state_dict() alone"
         ) from error
     except OSError as error:
         raise ZooError(f"weights: {file} cannot be read: {_first_line(error)}") from error
     except _DAMAGED as error:
         raise ZooError(
-            f"weights: {file} is damaged or neither safetensors nor a torch file: {_first_line(error)}"
+            f"weights: {file} is damaged or truncated, or neither safetensors nor a torch file: {_first_line(error)}"
         ) from error
     return _state_dict(file, content)
+
+
+def _is_half_a_zip(file: Path) -> bool:
+    """Torch takes such a file for one of its early formats, and speaks of code in it."""
+    try:
+        with file.open("rb") as opened:
+            return opened.read(4) == b"PK\x03\x04" and not is_zipfile(file)
+    except OSError:
+        return False  # said where it is read
 
 
 def _state_dict(file: Path, content: object) -> dict[str, Tensor]:
