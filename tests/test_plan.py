@@ -3,6 +3,7 @@
 import copy
 import json
 import math
+import re
 import subprocess
 import sys
 from dataclasses import replace
@@ -200,6 +201,20 @@ def test_a_saved_plan_brings_its_statistics_along(made, tmp_path):
     model, _ = network("conv_net")
     one, two = (apply_(copy.deepcopy(model), p) for p in (made, again))
     assert all(torch.equal(a, b) for a, b in zip(one.state_dict().values(), two.state_dict().values(), strict=True))
+
+
+def test_the_statistics_of_a_renamed_plan_are_found_by_their_hash(made, tmp_path):
+    path, copied = tmp_path / "plan.json", tmp_path / "other.json"
+    made.save(path)
+    copied.write_bytes(path.read_bytes())
+    assert Plan.load(copied).statistics.to_bytes() == made.statistics.to_bytes()
+    statistics_path(copied).write_bytes(b"of another plan")
+    assert Plan.load(copied).statistics.to_bytes() == made.statistics.to_bytes()
+    statistics_path(path).write_bytes(b"changed")
+    with pytest.raises(ValueError, match=r"other\.statistics\.safetensors: damaged"):
+        Plan.load(copied)
+    statistics_path(copied).unlink()
+    assert Plan.load(copied).statistics is None
 
 
 def test_a_plan_without_its_statistics_still_loads(made, tmp_path):
@@ -433,6 +448,18 @@ def test_the_table_and_the_words():
         made["nothing"]
     assert describe(Latency(0.5, 64)) == "latency ≤ 0.5 of dense at batch 64"
     assert describe(Ranks({"a": 1})) == "ranks given for 1 sites"
+
+
+@pytest.mark.parametrize("kind", ["params", "flops", "bytes"])
+def test_the_smallest_budget_that_can_be_reached_is_told(kind):
+    model, (example, *_) = network("conv_net")
+    with pytest.raises(BudgetError, match="is the smallest that can be reached") as caught:
+        plan(model, f"{kind}=0.001", "truncate", example=example, rule="global")
+    (smallest,) = re.findall(rf"{kind}=(\S+) is the smallest", str(caught.value))
+    reached = plan(model, f"{kind}={smallest}", "truncate", example=example, rule="global")
+    assert getattr(reached.after, kind) <= float(smallest) * getattr(reached.before, kind)
+    with pytest.raises(BudgetError):
+        plan(model, f"{kind}={float(smallest) - 2e-4}", "truncate", example=example, rule="global")
 
 
 @pytest.mark.parametrize(

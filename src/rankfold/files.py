@@ -78,6 +78,15 @@ def whole(directory: Path, name: str, digest: str) -> Path | None:
     return None
 
 
+def by_digest(directory: Path, pattern: str, digest: str) -> Path | None:
+    """A file of ``directory`` whose name matches ``pattern`` and whose bytes have this sha256. Reads them all."""
+    for path in sorted(directory.glob(pattern)):
+        with path.open("rb") as file:
+            if hashlib.file_digest(file, "sha256").hexdigest() == digest:
+                return path
+    return None
+
+
 def _waiting(directory: Path, name: str, digest: str) -> Path:
     return directory / f".{name}.{digest[:16]}"
 

@@ -15,13 +15,14 @@ from torch import nn
 
 from rankfold.compress.budget import Budget, describe
 from rankfold.costs import Cost
-from rankfold.files import sha256, whole, write_atomically, write_together
+from rankfold.files import by_digest, sha256, whole, write_atomically, write_together
 from rankfold.sites import Form, unwrap
 
 if TYPE_CHECKING:
     from rankfold.compress.statistics import Statistics
 
 FORMAT = 1
+_STATISTICS = ".statistics.safetensors"
 
 
 @dataclass(frozen=True)
@@ -130,7 +131,10 @@ class Plan:
 
     @classmethod
     def load(cls, path: str | Path) -> Plan:
-        """Read a plan and the statistics it was saved with, if they are still beside it; ``ValueError`` in one line."""
+        """Read a plan and the statistics it was saved with, if they are still beside it; ``ValueError`` in one line.
+
+        The statistics of a plan that was renamed are found by their hash.
+        """
         from rankfold.compress.statistics import Statistics
 
         path = Path(path)
@@ -144,8 +148,12 @@ class Plan:
         if not plan.statistics_sha256:
             return plan
         try:
-            found = whole(path.parent, beside.name, plan.statistics_sha256)
+            found, missing = whole(path.parent, beside.name, plan.statistics_sha256), False
         except FileNotFoundError:
+            found, missing = None, True
+        if found is None:
+            found = by_digest(path.parent, f"*{_STATISTICS}", plan.statistics_sha256)
+        if found is None and missing:
             return plan
         if found is None:
             raise ValueError(f"{beside}: damaged, or the statistics of another plan: its sha256 is not the plan's")
@@ -184,7 +192,7 @@ def _adapter() -> TypeAdapter[Plan]:
 
 
 def statistics_path(plan_path: Path) -> Path:
-    return plan_path.with_name(plan_path.stem + ".statistics.safetensors")
+    return plan_path.with_name(plan_path.stem + _STATISTICS)
 
 
 def fingerprint(model: nn.Module) -> str:
