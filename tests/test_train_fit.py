@@ -11,7 +11,7 @@ import torch
 from sklearn.datasets import load_digits
 from torch import nn
 
-from rankfold.train import Augment, Distill, Plateau, Recipe, TrainingError, checkpoint, evaluate, fit
+from rankfold.train import Augment, Distill, Plateau, Recipe, Relax, TrainingError, checkpoint, evaluate, fit
 
 RECIPE = Recipe(epochs=3, batch_size=64, learning_rate=0.05, warmup=0.1)
 
@@ -109,8 +109,9 @@ def stop_at(epoch, batch, error):
         replace(RECIPE, ema=0.9, augment=Augment(1)),
         # no loss falls by 90 %: the rate is divided after every epoch
         replace(RECIPE, optimizer="adam", schedule="plateau", plateau=Plateau(0.1, patience=0, threshold=0.9)),
+        replace(RECIPE, weight_decay=0.1, relax=Relax(after=0.4, factor=0.5)),
     ],
-    ids=["ema", "plateau"],
+    ids=["ema", "plateau", "relax"],
 )
 def test_a_resumed_run_is_bit_identical(digits, tmp_path, recipe, epoch, batch):
     whole = net()
@@ -137,6 +138,35 @@ def test_the_plateau_schedule_follows_the_validation_loss(digits, tmp_path):
     assert [epoch.learning_rate for epoch in history.epochs] == pytest.approx([0.05, 0.05, 0.005, 0.0005])
     with pytest.raises(TrainingError, match="validation"):
         fit(net(), digits[0], None, recipe)
+
+
+class Deaf(nn.Module):
+    """Its answers do not depend on its weights, so that weight decay alone moves them."""
+
+    def __init__(self):
+        super().__init__()
+        self.inner = nn.Linear(64, 10)
+
+    def forward(self, x):
+        return self.inner(x.flatten(1)) * 0
+
+
+@pytest.mark.parametrize(
+    ("relax", "late"), [(None, 1.0), (Relax(after=0.25, factor=0.0), 0.0), (Relax(0.25, 0.5), 0.5)]
+)
+def test_weight_decay_is_relaxed_after_its_part_of_the_steps(digits, relax, late):
+    """Without gradients a weight is (1 − ηλ)^early (1 − ηλ·factor)^late times itself; biases stay."""
+    model, steps, rate, decay = Deaf(), 4 * (600 // 64), 0.1, 0.2
+    start = weights(model)
+    recipe = Recipe(
+        epochs=4, batch_size=64, learning_rate=rate, momentum=0.0, nesterov=False, weight_decay=decay,
+        schedule="constant", warmup=0.0, relax=relax,
+    )  # fmt: skip
+    fit(model, digits[0], None, recipe)
+    early = round(0.25 * steps)
+    shrunk = (1 - rate * decay) ** early * (1 - rate * decay * late) ** (steps - early)
+    torch.testing.assert_close(model.inner.weight, shrunk * start["inner.weight"])
+    assert torch.equal(model.inner.bias, start["inner.bias"])
 
 
 def test_a_checkpoint_from_before_there_was_a_plateau_is_taken_up(digits, tmp_path):

@@ -11,7 +11,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import nn
 
-from rankfold.train import Augment, Distill, Epoch, Evaluation, Plateau, Recipe, TrainingError, evaluate
+from rankfold.train import Augment, Distill, Epoch, Evaluation, Plateau, Recipe, Relax, TrainingError, evaluate
 from rankfold.train.augment import augment
 from rankfold.train.breakdown import at_chance, breakdown, vanished
 from rankfold.train.fit import _loss
@@ -24,7 +24,7 @@ def test_recipe_round_trips_through_json():
     )
     assert Recipe.from_dict(json.loads(json.dumps(recipe.to_dict()))) == recipe
     assert recipe.without_teacher() == replace(recipe, distill=None)
-    recipe = Recipe(schedule="plateau", plateau=Plateau(factor=0.5, patience=3))
+    recipe = Recipe(schedule="plateau", plateau=Plateau(factor=0.5, patience=3), relax=Relax(0.6, 0.1))
     assert Recipe.from_dict(json.loads(json.dumps(recipe.to_dict()))) == recipe
 
 

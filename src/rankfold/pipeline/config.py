@@ -12,7 +12,7 @@ import yaml
 from pydantic import BaseModel, ConfigDict, Field, TypeAdapter, ValidationError, field_validator, model_validator
 
 from rankfold.induce import LORITA
-from rankfold.train import Augment, Distill, Plateau, Recipe
+from rankfold.train import Augment, Distill, Plateau, Recipe, Relax
 from rankfold.train.recipe import Decay
 from rankfold.zoo import ZooError, default_data
 
@@ -156,7 +156,7 @@ def _own_data(model: str) -> str:
 def _check_names(values: Mapping[str, Any], source: str | Path) -> None:
     top = [*(name for name in TrainConfig.model_fields if name != "recipe"), *_RECIPE]
     _check_level(values, top, "", source)
-    for key, part in (("augment", Augment), ("distill", Distill), ("plateau", Plateau)):
+    for key, part in (("augment", Augment), ("distill", Distill), ("plateau", Plateau), ("relax", Relax)):
         _check_level(values.get(key), [field.name for field in fields(part)], f"{key}.", source)
     _check_level(values.get("teacher"), list(Teacher.model_fields), "teacher.", source)
 

@@ -73,11 +73,11 @@ class Recipe:
     the fraction `warmup` of all steps; "plateau" needs validation data, and `plateau` says how it waits.
     `weight_decay` is coupled for sgd and adam (it is added to the gradient, an L2 penalty), decoupled for adamw
     (it shrinks the weights by itself, Loshchilov and Hutter 2019); see `decay`. Vectors and scalars
-    (normalisation, biases) are exempt unless `decay_vectors`; `relax` lets it go late in the run. `momentum` and `nesterov` concern sgd alone. `ema`
-    keeps an exponential moving average of weights and buffers with that decay per step, which is then what is
-    validated and kept. `clip_norm` bounds the norm of the whole gradient. `precision` "bfloat16" computes forward
-    passes under autocast, with parameters and loss in their own dtype; "auto" does so where the machine has such
-    arithmetic; "float32" leaves everything as the parameters are.
+    (normalisation, biases) are exempt unless `decay_vectors`; `relax` lets it go late in the run. `momentum` and
+    `nesterov` concern sgd alone. `ema` keeps an exponential moving average of weights and buffers with that decay
+    per step, which is then what is validated and kept. `clip_norm` bounds the norm of the whole gradient.
+    `precision` "bfloat16" computes forward passes under autocast, with parameters and loss in their own dtype;
+    "auto" does so where the machine has such arithmetic; "float32" leaves everything as the parameters are.
     Raises ValueError for a value outside its range.
     """
 
