@@ -33,7 +33,7 @@ from rankfold.pipeline import (
     write_analysis,
 )
 from rankfold.store import StoreError, load
-from rankfold.train import evaluate
+from rankfold.train import TrainingError, evaluate
 from rankfold.zoo import model as zoo_model
 
 QUICK = Settings(samples=256, curve=False, model="digits-cnn")
@@ -342,6 +342,15 @@ def test_an_original_at_chance_is_remarked(learned, tmp_path):
     said = [remark for remark in result.remarks if "no better than chance" in remark]
     assert len(said) == (0 if learned else 1)
     assert all("trained weights" in remark and remark in told for remark in said)
+
+
+def test_a_fine_tuning_that_cannot_be_says_how_to_do_without(tmp_path, monkeypatch):
+    def refuse(*args, **kwargs):
+        raise TrainingError("this network cannot be trained: thaw it")
+
+    monkeypatch.setattr(job_module, "finetune", refuse)
+    with pytest.raises(TrainingError, match=r"cannot be trained: thaw it \(without it, --finetune-epochs 0 --restart"):
+        compress(trained(), digits(), "flops=0.5", settings=TUNED, directory=tmp_path / "x")
 
 
 def test_calibration_samples_are_drawn_and_fixed_by_the_seed():

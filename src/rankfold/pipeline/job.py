@@ -28,7 +28,7 @@ from rankfold.pipeline.request import Settings, claim, parsed, request_of
 from rankfold.pipeline.result import Result
 from rankfold.pipeline.tell import Tell
 from rankfold.report.quantities import percent
-from rankfold.train import Evaluation, History, evaluate
+from rankfold.train import Evaluation, History, TrainingError, evaluate
 from rankfold.train.breakdown import at_chance
 
 LATENCY_BATCHES = (1, 64)
@@ -142,14 +142,19 @@ class _Job:
         if recipe is None:
             return None, None
         tuned = copy.deepcopy(small)
-        history = finetune(
-            tuned,
-            self.data,
-            teacher=self.model,
-            recipe=recipe,
-            directory=None if self.directory is None else self.directory / "run" / "finetune",
-            progress=self.tell.training("fine-tuning"),
-        )
+        try:
+            history = finetune(
+                tuned,
+                self.data,
+                teacher=self.model,
+                recipe=recipe,
+                directory=None if self.directory is None else self.directory / "run" / "finetune",
+                progress=self.tell.training("fine-tuning"),
+            )
+        except TrainingError as error:
+            raise TrainingError(
+                f"fine-tuning: {error} (without it, --finetune-epochs 0 --restart, the compressed network is saved)"
+            ) from error
         return tuned, history
 
     def measured(
