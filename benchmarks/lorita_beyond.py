@@ -4,7 +4,7 @@
 
 The paper's smallest published network (−63.2 % FLOPs, −71 % parameters) has 90.17 %. Three stages: products of N = 3
 factors from a balanced start, trained under weight decay with the original as teacher; plan and apply; fine-tuning with
-the same teacher. Validation chooses the epoch of the fine-tuning; the products are taken as they end. Every stage resumes.
+the same teacher. Validation chooses the epoch of the fine-tuning; the products are taken as they end. Resumable.
 """
 
 from __future__ import annotations
