@@ -17,6 +17,7 @@ from safetensors.torch import load_file
 from typer.testing import CliRunner
 
 from rankfold.cli.main import app
+from rankfold.induce import LORITA
 from rankfold.pipeline.config import ConfigError, at_key, overridden, parse, with_key
 from rankfold.pipeline.training import duration
 from rankfold.record import SpectrumRecorder
@@ -112,7 +113,7 @@ def test_a_finished_run_is_read_back_and_another_configuration_refused(finished)
     assert "test accuracy" in text.stdout
     assert "rankfold compress digits-cnn --weights" in text.stdout
     said = failed(*command, "--set", "learning_rate=0.01")
-    assert "learning_rate was 0.003 and is 0.01" in said
+    assert f"learning_rate was {LORITA.learning_rate} and is 0.01" in said
     assert "--restart" in said
     assert (place / "run" / "model.safetensors").stat().st_mtime_ns == before
 
