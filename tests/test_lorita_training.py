@@ -17,7 +17,7 @@ from torch import Tensor, nn
 from torch.nn.utils import parametrize
 
 from rankfold import Recipe, fold_, overparametrize_
-from rankfold.induce import LORITA, PAPER_FCN, factors, is_overparametrized
+from rankfold.induce import LORITA, LORITA_RELAXED, PAPER_FCN, factors, is_overparametrized
 from rankfold.induce.serial import serial_is_cheaper
 from rankfold.train import fit
 from rankfold.zoo import load_data
@@ -224,6 +224,8 @@ def test_a_loop_of_ones_own_gains_low_rank_with_two_lines() -> None:
 def test_the_recipes_are_values_to_begin_with() -> None:
     assert LORITA.optimizer == "adam"
     assert LORITA.warmup > 0
+    assert LORITA_RELAXED.relax is not None
+    assert LORITA_RELAXED.weight_decay > LORITA.weight_decay > LORITA_RELAXED.weight_decay * LORITA_RELAXED.relax.factor
     assert PAPER_FCN.learning_rate == 1e-2
     assert PAPER_FCN.warmup == 0
 
