@@ -13,10 +13,9 @@ import pandas as pd
 import pytest
 import torch
 import yaml
+from commands import failed, rankfold, succeeded
 from safetensors.torch import load_file
-from typer.testing import CliRunner
 
-from rankfold.cli.main import app
 from rankfold.induce import LORITA
 from rankfold.pipeline.config import ConfigError, at_key, overridden, parse, with_key
 from rankfold.pipeline.training import duration
@@ -34,26 +33,6 @@ plateau: {factor: 0.5, patience: 0, threshold: 0.5}
 record_spectra: true
 out: run
 """
-
-
-def rankfold(*arguments: object):
-    return CliRunner().invoke(app, [str(argument) for argument in arguments], prog_name="rankfold")
-
-
-def succeeded(*arguments: object):
-    result = rankfold(*arguments, "--json")
-    assert result.exit_code == 0, result.stderr
-    return json.loads(result.stdout)
-
-
-def failed(*arguments: object) -> str:
-    """The one line of a command that must fail with exit code 1."""
-    result = rankfold(*arguments)
-    assert result.exit_code == 1, (result.exit_code, result.output)
-    assert result.stdout == ""
-    (line,) = [text for text in result.stderr.splitlines() if text.startswith("error: ")]
-    assert "Traceback" not in result.stderr
-    return line
 
 
 @pytest.fixture

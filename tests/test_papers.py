@@ -14,13 +14,12 @@ from types import SimpleNamespace
 import pandas as pd
 import pytest
 import torch
+from commands import rankfold
 from hypothesis import given
 from hypothesis import strategies as st
 from safetensors.torch import save_file
 from torch import nn
-from typer.testing import CliRunner
 
-from rankfold.cli.main import app
 from rankfold.compress.allocate import BudgetError
 from rankfold.papers import EXPERIMENTS, quick, reproduce, runs, truncation
 from rankfold.papers.published import TABLE_2, TABLE_3, Row, Table
@@ -324,10 +323,6 @@ def test_a_sentence_beside_the_published_number() -> None:
     assert against("x", 0.9701, 0.977, 1) == "x: 97.01 % over 1 seed, 0.7 points below the published 97.7 %."
     assert against("x", 0.9772, 0.977, 1) == "x: 97.72 % over 1 seed, as published."
     assert against("x", 0.9, None, 1) is None
-
-
-def rankfold(*arguments: object):
-    return CliRunner().invoke(app, [str(argument) for argument in arguments], prog_name="rankfold")
 
 
 @pytest.mark.parametrize("name", EXPERIMENTS)

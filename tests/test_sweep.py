@@ -6,11 +6,10 @@ import json
 
 import pandas as pd
 import pytest
+from commands import rankfold
 from hypothesis import given
 from hypothesis import strategies as st
-from typer.testing import CliRunner
 
-from rankfold.cli.main import app
 from rankfold.pipeline import ConfigError, parse_sweep, sweep
 from rankfold.pipeline.selection import selection
 from rankfold.zoo import load_data
@@ -38,10 +37,6 @@ grid:
   depth: [1, 2]
   seed: [0, 1]
 """
-
-
-def rankfold(*arguments: object):
-    return CliRunner().invoke(app, [str(argument) for argument in arguments], prog_name="rankfold")
 
 
 @pytest.fixture

@@ -56,19 +56,19 @@ def apply_(
     _check(plan, here)
     _check_method(root, plan, here, method)
     changed = plan.changed
-    ready: list[tuple[Entry, nn.Module, Tensor | None]] = []
+    ready: list[tuple[str, nn.Module, tuple[str, Tensor] | None]] = []
     with split_attention(root):
         for done, entry in enumerate(changed):
             site = here[entry.site]
             known = plan.statistics.sites.get(site.name) if plan.statistics is not None else None
-            ready.append((entry, *_factored(root, site, entry, method, known)))
+            ready.append((site.name, *_factored(root, site, entry, method, known)))
             if progress is not None:
                 progress(site.name, done + 1, len(changed))
     prepare_(root, changed)
-    for entry, new, absorbed in ready:
-        if absorbed is not None and plan.statistics is not None:
-            _absorb_(root, plan.statistics.sites[here[entry.site].name], absorbed)
-        replace_(root, root.get_submodule(here[entry.site].name), new)
+    for name, new, absorbed in ready:
+        if absorbed is not None:
+            _absorb_(root, *absorbed)
+        replace_(root, root.get_submodule(name), new)
     return model
 
 
@@ -136,8 +136,8 @@ def _check_method(root: nn.Module, plan: Plan, here: SiteList, method: Method) -
 
 def _factored(
     root: nn.Module, site: Site, entry: Entry, method: Method, known: SiteStatistics | None
-) -> tuple[nn.Module, Tensor | None]:
-    """The filled new layer, and the shift that the BatchNorm behind it takes over, if any; nothing is changed."""
+) -> tuple[nn.Module, tuple[str, Tensor] | None]:
+    """The filled new layer, and the BatchNorm behind that takes over its shift, if any; nothing is changed."""
     old: Any = root.get_submodule(site.name)
     weight: Tensor = old.weight.detach()
     decomposition = method.decompose(site, entry.form, weight, known, site.bias(root))
@@ -151,7 +151,8 @@ def _factored(
         raise ApplyError(
             f"{site.title}: the factors overflow {weight.dtype}: convert the model to float32 or bfloat16 first"
         )
-    return new, factors.shift if new.bias is None and known is not None and known.absorber is not None else None
+    absorber = None if known is None or new.bias is not None else known.absorber
+    return new, None if absorber is None or factors.shift is None else (absorber, factors.shift)
 
 
 def build(old: Any, site: Site, entry: Entry) -> nn.Module:
@@ -176,7 +177,7 @@ def _fill_bias_(old: Any, new: Any, factors: Factors) -> None:
 
 
 @torch.no_grad()
-def _absorb_(root: nn.Module, known: SiteStatistics, shift: Tensor) -> None:
+def _absorb_(root: nn.Module, norm: str, shift: Tensor) -> None:
     """A BatchNorm right behind subtracts its running mean: moving that mean is the bias, for free."""
-    mean = root.get_submodule(known.absorber or "").get_buffer("running_mean")
+    mean = root.get_submodule(norm).get_buffer("running_mean")
     mean.sub_(shift.to(mean))

@@ -11,7 +11,7 @@ from rankfold.files import write_atomically
 from rankfold.pipeline.config import ConfigError, TrainConfig, parse, read
 
 # What may differ between two commands that continue each other.
-_FREE = ("out", "threads", "device", "download", "tensorboard")
+FREE = ("out", "threads", "device", "download", "tensorboard")
 _OWN = ("result.json", "model.safetensors", "spectra.*", "checkpoint*", "metrics.jsonl", "config.yaml")
 
 
@@ -117,5 +117,5 @@ def _differing(config: TrainConfig, file: Path) -> list[str]:
     return [
         f"{key} was {before.get(key)!r} and is {value!r}"
         for key, value in now.items()
-        if key not in _FREE and before.get(key) != value
+        if key not in FREE and before.get(key) != value
     ]

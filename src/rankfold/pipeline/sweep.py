@@ -17,13 +17,13 @@ import pandas as pd
 
 from rankfold.files import write_atomically
 from rankfold.pipeline.config import ConfigError, TrainConfig, at_key, parse, with_key
-from rankfold.pipeline.rundir import TrainResult, finished
+from rankfold.pipeline.rundir import FREE, TrainResult, finished
 from rankfold.pipeline.selection import SELECTED, selection
 from rankfold.pipeline.tell import Tell
 from rankfold.pipeline.training import train
 from rankfold.report.quantities import percent
+from rankfold.train.errors import one_line
 
-_FIXED = ("out", "threads", "device", "download", "tensorboard")  # where and how to run is no part of a grid
 # Runs draw from the random state of their process: in one process (Dask workers of several threads) one at a time.
 _ALONE = threading.Lock()
 
@@ -66,7 +66,7 @@ def parse_sweep(values: Mapping[str, Any], source: str | Path = "grid") -> Sweep
     for key, options in grid.items():
         if not isinstance(options, list) or not options:
             raise ConfigError(f"{source}: grid.{key} must be a list of values, got {options!r}")
-        if key in _FIXED:
+        if key in FREE:  # where and how to run is no part of a grid
             raise ConfigError(f"{source}: grid.{key}: say {key} once, outside of grid")
     if base.get("out") is None:
         raise ConfigError(f"{source}: key out is missing: the directory of the sweep, or --out DIR")
@@ -136,8 +136,7 @@ def train_one(values: Mapping[str, Any], restart: bool) -> TrainResult | str:
         try:
             return train(parse(values), restart=restart)
         except Exception as error:
-            text = " ".join(str(error).split())
-            return text if isinstance(error, ValueError | OSError) and text else f"{type(error).__name__}: {text}"
+            return one_line(error)
 
 
 def _indexed(index: int, values: Mapping[str, Any], restart: bool) -> tuple[int, TrainResult | str]:

@@ -1,6 +1,12 @@
 """The one room that knows layer types."""
 
-from rankfold.sites.attention import leave_fused_kernels_, replace_, settle_attention_, split_attention
+from rankfold.sites.attention import (
+    leave_fused_kernels_,
+    replace_,
+    settle_attention_,
+    split_attention,
+    without_fused_attention,
+)
 from rankfold.sites.find import FOLD_FIRST, sites, unwrap
 from rankfold.sites.hooks import carry_hooks_
 from rankfold.sites.product import Product, factors_of, ordinary_class, products
@@ -9,5 +15,5 @@ from rankfold.sites.site import Call, Factors, Form, Layer, Site, SiteList
 __all__ = [
     "Call", "FOLD_FIRST", "Factors", "Form", "Layer", "Product", "Site", "SiteList", "carry_hooks_", "factors_of",
     "leave_fused_kernels_", "ordinary_class", "products", "replace_", "settle_attention_", "sites", "split_attention",
-    "unwrap",
+    "unwrap", "without_fused_attention",
 ]  # fmt: skip

@@ -71,22 +71,31 @@ def attentions(model: nn.Module) -> list[nn.MultiheadAttention]:
 
 
 @contextmanager
+def without_fused_attention() -> Iterator[None]:
+    """Within the block attention calls its submodules one by one in eval mode too; the setting is left as found."""
+    fast = torch.backends.mha.get_fastpath_enabled()
+    torch.backends.mha.set_fastpath_enabled(False)
+    try:
+        yield
+    finally:
+        torch.backends.mha.set_fastpath_enabled(fast)
+
+
+@contextmanager
 def split_attention(model: nn.Module) -> Iterator[nn.Module]:
     """Within the block every attention module that can be is taken apart and the fused kernels are off.
 
     Parameters are shared, not copied. On leaving, every module is back in its place.
     """
-    fast = torch.backends.mha.get_fastpath_enabled()
     pairs = [(old, split(old)) for old in attentions(model)]
-    torch.backends.mha.set_fastpath_enabled(False)
-    try:
-        for old, new in pairs:
-            replace_(model, old, new)
-        yield model
-    finally:
-        torch.backends.mha.set_fastpath_enabled(fast)
-        for old, new in pairs:
-            replace_(model, new, old)
+    with without_fused_attention():
+        try:
+            for old, new in pairs:
+                replace_(model, old, new)
+            yield model
+        finally:
+            for old, new in pairs:
+                replace_(model, new, old)
 
 
 def settle_attention_(model: nn.Module, names: Iterable[str]) -> None:

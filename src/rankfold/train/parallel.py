@@ -18,7 +18,7 @@ from torch.nn.parallel import DistributedDataParallel
 
 from rankfold.batches import forward, logits_of, mapped, size_of
 from rankfold.costs import evaluating
-from rankfold.train.errors import TrainingError
+from rankfold.train.errors import TrainingError, one_line
 from rankfold.train.randomness import derived_seed
 
 _VARIABLES = ("RANK", "WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT")  # what torchrun sets
@@ -101,7 +101,7 @@ class Team:
             try:
                 outcome[0] = compute()
             except Exception as error:
-                failure, outcome[1] = error, _one_line(error)
+                failure, outcome[1] = error, one_line(error)
         dist.broadcast_object_list(outcome, src=0, device=self.device)
         if failure is not None:
             raise failure
@@ -124,7 +124,7 @@ class Team:
         if not failed:
             return
         texts: list[str | None] = [None] * self.size
-        dist.all_gather_object(texts, None if failure is None else _one_line(failure))
+        dist.all_gather_object(texts, None if failure is None else one_line(failure))
         if failure is not None:
             raise failure
         rank, text = next((rank, text) for rank, text in enumerate(texts) if text is not None)
@@ -171,9 +171,7 @@ def _meet(device: torch.device) -> None:
         dist.init_process_group("nccl" if device.type == "cuda" else "gloo")
     except (RuntimeError, ValueError) as error:
         place = f"{os.environ['MASTER_ADDR']}:{os.environ['MASTER_PORT']}"
-        raise TrainingError(
-            f"the processes cannot meet at {place} ({_one_line(error)}): start with torchrun"
-        ) from error
+        raise TrainingError(f"the processes cannot meet at {place} ({one_line(error)}): start with torchrun") from error
     atexit.register(_part)
 
 
@@ -202,8 +200,3 @@ def _some_unused(model: nn.Module, sample: Any) -> bool:
         outputs = logits_of(forward(model, sample))
         gradients = torch.autograd.grad(outputs.sum(), trained, allow_unused=True)
     return any(gradient is None for gradient in gradients)
-
-
-def _one_line(error: BaseException) -> str:
-    text = " ".join(str(error).split())
-    return text if isinstance(error, ValueError | OSError) and text else f"{type(error).__name__}: {text}"

@@ -6,6 +6,7 @@ from typing import Any
 
 import torch
 
+from rankfold.sites import without_fused_attention
 from rankfold.train.recipe import Precision
 
 
@@ -19,13 +20,8 @@ def arithmetic(precision: Precision, device: torch.device) -> Iterator[None]:
     if precision != "bfloat16" and not (precision == "auto" and has_bfloat16(device)):
         yield
         return
-    fused = torch.backends.mha.get_fastpath_enabled()
-    torch.backends.mha.set_fastpath_enabled(False)
-    try:
-        with torch.autocast(device.type, torch.bfloat16):
-            yield
-    finally:
-        torch.backends.mha.set_fastpath_enabled(fused)
+    with without_fused_attention(), torch.autocast(device.type, torch.bfloat16):
+        yield
 
 
 def has_bfloat16(device: torch.device) -> bool:
