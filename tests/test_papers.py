@@ -361,7 +361,7 @@ def test_every_experiment_in_small(name: str, tmp_path: Path, monkeypatch: pytes
         (["lorita-table-1a", "--depths", "0,1"], "at least 1"),
         (["lorita-table-1a", "--depths", "one"], "--depths"),
         (["lorita-table-1a", "--seeds", "1,1"], "twice"),
-        (["lorita-table-1a", "--setting", "quick"], "stable or paper"),
+        (["lorita-table-1a", "--setting", "quick"], "stable, relaxed or paper"),
         (["lorita-beyond", "--quick", "--depths", "2"], "N = 3"),
         (["lorita-beyond", "--quick", "--models", "resnet20,resnet32"], "one model"),
         (["lorita-table-1a", "--quick", "--models", "fcn-7"], "fcn-7"),

@@ -22,7 +22,11 @@ def reproduce(
         typer.Option("-o", "--out", metavar="DIR", help="Where runs, tables and figures go; by default NAME."),
     ] = None,
     setting: Annotated[
-        str, typer.Option(metavar="S", help="stable: balanced start and warm-up; paper: random start, its own rate.")
+        str,
+        typer.Option(
+            metavar="S",
+            help="stable: balanced start, warm-up; relaxed: weight decay let go late; paper: random start, its rate.",
+        ),
     ] = "stable",
     models: Annotated[str | None, typer.Option(metavar="A,B", help=f"Networks, {_WHEN_NOT}.")] = None,
     depths: Annotated[
@@ -37,6 +41,7 @@ def reproduce(
     epochs: Annotated[int | None, typer.Option(min=1, help=f"Epochs of training, {_WHEN_NOT}.")] = None,
     finetune_epochs: Annotated[int | None, typer.Option(min=0, help="Epochs of fine-tuning after compression.")] = None,
     train_samples: Annotated[int | None, typer.Option(min=1, help="Train on so many samples only.")] = None,
+    precision: Annotated[str | None, typer.Option(metavar="P", help=f"float32, bfloat16 or auto, {_WHEN_NOT}.")] = None,
     weights: Annotated[
         Path | None, typer.Option(metavar="FILE", help="lorita-beyond: a trained network, instead of training one.")
     ] = None,
@@ -70,6 +75,7 @@ def reproduce(
         epochs=epochs,
         finetune_epochs=finetune_epochs,
         train_samples=train_samples,
+        precision=precision,  # type: ignore[arg-type] # checked there
         weights=weights,
         jobs=jobs,
     )

@@ -28,7 +28,7 @@ def reproduce(request: Request, directory: Path, tell: Tell) -> Outcome:
     request.only(NAME)
     asked = request.filled(QUICK if request.quick else FULL)
     data = load_data(quick.DATA if asked.quick else "cifar10")
-    recipe = steadied(replace(RECIPE, epochs=asked.epochs or RECIPE.epochs), asked.setting)
+    recipe = steadied(RECIPE, asked)
     if asked.quick:
         recipe = replace(recipe, augment=None, learning_rate=3e-3, batch_size=64)
     runs, grid = tuned(asked, recipe, data, directory / "runs", tell)

@@ -71,7 +71,7 @@ def defaults(request: Request, published: Table) -> Request:
 
 
 def recipe_of(asked: Request) -> Recipe:
-    recipe = steadied(replace(RECIPE, epochs=asked.epochs or RECIPE.epochs), asked.setting)
+    recipe = steadied(RECIPE, asked)
     return replace(recipe, augment=None, learning_rate=0.02, batch_size=64) if asked.quick else recipe
 
 

@@ -4,13 +4,16 @@ from __future__ import annotations
 
 from dataclasses import asdict, dataclass, fields, replace
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, get_args
 
-from rankfold.induce import LORITA
+from rankfold.induce import LORITA, LORITA_RELAXED
 from rankfold.train import Recipe
+from rankfold.train.recipe import Precision
 
-Setting = Literal["stable", "paper"]
-TRAINING = frozenset({"setting", "models", "depths", "decays", "seeds", "tolerance", "epochs", "train_samples"})
+Setting = Literal["stable", "relaxed", "paper"]
+TRAINING = frozenset(
+    {"setting", "models", "depths", "decays", "seeds", "tolerance", "epochs", "train_samples", "precision"}
+)
 COMMON = TRAINING | {"quick", "jobs"}
 
 
@@ -18,11 +21,11 @@ COMMON = TRAINING | {"quick", "jobs"}
 class Request:
     """``quick``: the smallest form, in seconds, on the bundled digits: it shows that the machinery works, no more.
 
-    ``setting``: "stable" starts the product of factors balanced, with a warm-up and a bounded gradient; "paper" starts
-    it at random and does neither. ``depths`` are numbers N of composed matrices, ``decays`` the grid of weight decays;
-    ``tolerance`` is the validation accuracy that may be given up for a larger one (one standard error of the best).
-    ``weights``: a trained network's state dict, instead of training one. ``jobs``: trainings at a time, one thread
-    each.
+    ``setting``: "stable" starts the product of factors balanced, with a warm-up and a bounded gradient; "relaxed" also
+    lets its decay go late in the run; "paper" starts it at random and does none of that. ``depths`` are numbers N of
+    composed matrices, ``decays`` the grid of weight decays; ``tolerance`` is the validation accuracy that may be given
+    up for a larger one (one standard error of the best). ``precision`` of the arithmetic, as in a recipe. ``weights``:
+    a trained network's state dict, instead of training one. ``jobs``: trainings at a time, one thread each.
     """
 
     quick: bool = False
@@ -35,12 +38,15 @@ class Request:
     epochs: int | None = None
     finetune_epochs: int | None = None
     train_samples: int | None = None
+    precision: Precision | None = None
     weights: Path | None = None
     jobs: int = 1
 
     def __post_init__(self) -> None:
-        if self.setting not in ("stable", "paper"):
-            raise ValueError(f"setting must be stable or paper, got {self.setting!r}")
+        if self.setting not in get_args(Setting):
+            raise ValueError(f"setting must be stable, relaxed or paper, got {self.setting!r}")
+        if self.precision not in (None, *get_args(Precision)):
+            raise ValueError(f"precision must be one of {', '.join(get_args(Precision))}, got {self.precision!r}")
         for name in ("models", "depths", "decays", "seeds"):
             values = getattr(self, name)
             if values is not None and (not values or len(set(values)) < len(values)):
@@ -79,12 +85,14 @@ class Request:
                 raise ValueError(f"{experiment} has no option {field.name.replace('_', '-')}")
 
 
-def steadied(base: Recipe, setting: Setting) -> Recipe:
+def steadied(base: Recipe, asked: Request) -> Recipe:
     """``base`` as it is in the paper's setting; else with what keeps products of factors from collapse.
 
     Those are the warm-up, the schedule and the bound of the gradient of ``rankfold.induce.LORITA``; optimizer, rate and
-    decay stay those of ``base``.
+    decay stay those of ``base``. Precision and the number of epochs are those asked for.
     """
-    if setting == "paper":
+    base = replace(base, epochs=asked.epochs or base.epochs, precision=asked.precision or base.precision)
+    if asked.setting == "paper":
         return base
-    return replace(base, warmup=LORITA.warmup, schedule=LORITA.schedule, clip_norm=LORITA.clip_norm)
+    relax = LORITA_RELAXED.relax if asked.setting == "relaxed" else None
+    return replace(base, warmup=LORITA.warmup, schedule=LORITA.schedule, clip_norm=LORITA.clip_norm, relax=relax)

@@ -40,8 +40,7 @@ def _reproduce(
     request.only(name)
     asked = request.filled(QUICK if request.quick else full)
     data = load_data(quick.DATA if asked.quick else "cifar10")
-    base = replace(RECIPE, epochs=asked.epochs or RECIPE.epochs, augment=None if asked.quick else augment)
-    recipe = steadied(base, asked.setting)
+    recipe = steadied(replace(RECIPE, augment=None if asked.quick else augment), asked)
     if asked.quick:
         recipe = replace(recipe, learning_rate=3e-3, batch_size=32)
     runs, grid = tuned(asked, recipe, data, directory / "runs", tell, ATTENTION)
