@@ -7,13 +7,15 @@ from rankfold.sites.attention import (
     split_attention,
     without_fused_attention,
 )
+from rankfold.sites.factored import bottleneck_rows, factored_sites, narrow_, narrower, pair, positions
 from rankfold.sites.find import FOLD_FIRST, sites, unwrap
 from rankfold.sites.hooks import carry_hooks_
 from rankfold.sites.product import Product, factors_of, ordinary_class, products
 from rankfold.sites.site import Call, Factors, Form, Layer, Site, SiteList
 
 __all__ = [
-    "Call", "FOLD_FIRST", "Factors", "Form", "Layer", "Product", "Site", "SiteList", "carry_hooks_", "factors_of",
-    "leave_fused_kernels_", "ordinary_class", "products", "replace_", "settle_attention_", "sites", "split_attention",
-    "unwrap", "without_fused_attention",
+    "Call", "FOLD_FIRST", "Factors", "Form", "Layer", "Product", "Site", "SiteList", "bottleneck_rows", "carry_hooks_",
+    "factored_sites", "factors_of", "leave_fused_kernels_", "narrow_", "narrower", "ordinary_class", "pair",
+    "positions", "products", "replace_", "settle_attention_", "sites", "split_attention", "unwrap",
+    "without_fused_attention",
 ]  # fmt: skip

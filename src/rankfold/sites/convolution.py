@@ -69,25 +69,12 @@ class ConvLayer:
         return min(self.shape)
 
     def rows(self, module: Any, inputs: Tensor, output: Tensor) -> Tensor:
-        return self.output_rows(output) if self.side == "output" else self._patches(module, inputs)
+        return self.output_rows(output) if self.side == "output" else patches(module, inputs)
 
     def output_rows(self, output: Tensor) -> Tensor:
         batched = output if output.dim() == len(self.kernel) + 2 else output.unsqueeze(0)
         rows = batched.movedim(1, -1).reshape(-1, self.channels_out)
         return rows if self.groups == 1 else rows.unflatten(1, (self.groups, -1)).transpose(0, 1)
-
-    def _patches(self, module: Any, inputs: Tensor) -> Tensor:
-        """Input patches (N, C·k) in the order of the matrix's columns, at ``POSITIONS`` positions of each sample."""
-        batched = (inputs if inputs.dim() == 4 else inputs.unsqueeze(0)).detach().float()
-        mode = "constant" if module.padding_mode == "zeros" else module.padding_mode
-        padded = F.pad(batched, module._reversed_padding_repeated_twice, mode=mode)
-        patches = F.unfold(padded, self.kernel, dilation=module.dilation, stride=module.stride)
-        samples, _, places = patches.shape
-        count = min(places, POSITIONS)
-        # spread evenly, and elsewhere in every sample, so that no place of the image is preferred
-        sample = torch.arange(samples, device=patches.device).unsqueeze(1)
-        place = (torch.arange(count, device=patches.device) * places // count + sample * 7919) % places
-        return patches[sample, :, place].flatten(0, 1)
 
     def params(self, form: Form, rank: int, bias: bool) -> int:
         c_in, c_out, k = self.channels_in, self.channels_out, prod(self.kernel)
@@ -199,6 +186,20 @@ class ConvLayer:
             parts[1] = parts[1].reshape(c_out, k_w, rank).transpose(1, 2)
         for stage, part in zip(stages, parts, strict=True):
             stage.weight.copy_(part.reshape(stage.weight.shape))
+
+
+def patches(module: Any, inputs: Tensor) -> Tensor:
+    """Input patches (N, C·k) of a ``Conv2d``, ordered as its matrix's columns, at ``POSITIONS`` places a sample."""
+    batched = (inputs if inputs.dim() == 4 else inputs.unsqueeze(0)).detach().float()
+    mode = "constant" if module.padding_mode == "zeros" else module.padding_mode
+    padded = F.pad(batched, module._reversed_padding_repeated_twice, mode=mode)
+    unfolded = F.unfold(padded, module.kernel_size, dilation=module.dilation, stride=module.stride)
+    samples, _, places = unfolded.shape
+    count = min(places, POSITIONS)
+    # spread evenly, and elsewhere in every sample, so that no place of the image is preferred
+    sample = torch.arange(samples, device=unfolded.device).unsqueeze(1)
+    place = (torch.arange(count, device=unfolded.device) * places // count + sample * 7919) % places
+    return unfolded[sample, :, place].flatten(0, 1)
 
 
 def read_convolution(module: Any) -> ConvLayer | None:

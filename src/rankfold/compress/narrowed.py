@@ -1,0 +1,188 @@
+"""Narrower bottlenecks in a network: what each factored layer can become, and making it so, in place."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
+from functools import cached_property
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from rankfold.compress.bottlenecks import Bottleneck, Bottlenecks, factor_mark
+from rankfold.compress.method import relative
+from rankfold.compress.plan import Entry, Plan
+from rankfold.linalg.bottleneck import Narrowing, narrow, spread, triangle
+from rankfold.sites import Factors, Form, Site, factored_sites, narrow_, narrower, pair, positions, unwrap
+
+
+class SliceError(ValueError):
+    """A network cannot be sliced as asked; names the layer or the budget, and the remedy."""
+
+
+class Narrowed:
+    """One factored layer and everything narrower that it can become; a ``Decomposition`` whose full rank is exact.
+
+    The mean of the activations is free where the layer has a bias or a BatchNorm behind it that can carry one.
+    """
+
+    def __init__(self, module: Any, known: Bottleneck) -> None:
+        self.right, self.left = (factor.double().cpu() for factor in pair(module))
+        self.positions, self.known = positions(module), known
+        self.free = module.bias is not None or known.norm is not None
+        mean = known.mean.unsqueeze(-1)
+        self.root = known.root if self.free else triangle(torch.cat([known.root, mean], -1))
+        self.weights = known.weights(self.left)
+        self.comparable = known.comparable
+
+    @cached_property
+    def narrowing(self) -> Narrowing:
+        return narrow(self.weights, self.root, self.positions)
+
+    @property
+    def errors(self) -> Tensor:
+        return self.narrowing.errors
+
+    @property
+    def levels(self) -> Tensor:
+        return relative(self.errors)[:-1]
+
+    @property
+    def ranks(self) -> range:
+        return range(1, len(self.errors))
+
+    def maps(self, rank: int) -> tuple[Tensor, Tensor]:
+        """(inwards (…, rank, r), outwards (…, q, q')), scaled so that both factors are alike in norm."""
+        inwards, outwards = self.narrowing.maps(rank)
+        right, left = inwards @ self.right, self.left @ outwards
+        rows = right.norm(dim=-1)
+        columns = left.unflatten(-1, (rank, self.positions)).norm(dim=(-3, -1))
+        sound = (rows > 0) & (columns > 0)
+        scale = torch.where(sound, columns / rows, 1.0).sqrt()
+        across = scale.repeat_interleave(self.positions, -1)
+        return inwards * scale.unsqueeze(-1), outwards / across.unsqueeze(-2)
+
+    def _change(self, rank: int, weights: Tensor) -> float:
+        inwards, outwards = self.narrowing.maps(rank)
+        lost = self.root - outwards @ (spread(inwards, self.positions) @ self.root)
+        return float((weights @ lost).square().sum())
+
+    def loss(self, rank: int) -> float:
+        """The squared change that ``errors`` bounds, of these very factors."""
+        return self._change(rank, self.weights)
+
+    def relative_error(self, rank: int) -> float:
+        energy = float((self.left @ self.root).square().sum())
+        return (self._change(rank, self.left) / energy) ** 0.5 if energy > 0 else 0.0
+
+    def factors(self, rank: int) -> Factors:
+        inwards, outwards = self.maps(rank)
+        parts = inwards @ self.right, self.left @ outwards
+        if not self.free:
+            return Factors(parts)
+        mean = self.known.mean.unsqueeze(-1)
+        kept = outwards @ (spread(inwards, self.positions) @ mean)
+        return Factors(parts, (self.left @ (mean - kept)).flatten())
+
+    def narrowed(self, rank: int) -> Bottleneck:
+        """The bottleneck of the layer at ``rank``, on the same data."""
+        inwards, outwards = self.maps(rank)
+        across = spread(inwards, self.positions)
+        weighting = self.known.weighting
+        return replace(
+            self.known,
+            root=triangle(across @ self.known.root),
+            mean=(across @ self.known.mean.unsqueeze(-1)).squeeze(-1),
+            weighting=None if weighting is None else triangle(outwards.mT @ weighting),
+        )
+
+
+def slice_(model: nn.Module, plan: Plan, known: Bottlenecks, made: Plan) -> Bottlenecks:
+    """Make ``model`` narrower in place, as ``made`` (by ``plan_slice``) says; returns the bottlenecks that it then has.
+
+    Layers stay the same objects, with their hooks, dtype and device; their parameters are new ones, which optimizers
+    built before do not know. The mean of what is dropped goes into the layer's bias, or into the BatchNorm behind it.
+    Raises ``SliceError`` before the first change.
+    """
+    root = unwrap(model)
+    found, _ = sliceable(root, plan, known)
+    ready = []
+    for entry in made.entries:
+        before = plan[entry.site]
+        if (entry.form, entry.rank) == (before.form, before.rank):
+            continue
+        if entry.site not in found or entry.form is not before.form or not 1 <= entry.rank < before.rank:
+            raise SliceError(
+                f"{entry.site}: {entry.form} of rank {entry.rank} is no slice of {before.form} of rank {before.rank}"
+            )
+        module: Any = root.get_submodule(entry.site)
+        narrowed = Narrowed(module, known.sites[entry.site])
+        factors = narrowed.factors(entry.rank)
+        down, up = narrower(module, *factors.parts)
+        if not all(bool(p.double().isfinite().all()) for p in (down, up)):
+            raise SliceError(
+                f"{found[entry.site].title}: the factors overflow {up.dtype}: convert the model to float32"
+            )
+        ready.append((entry.site, down, up, factors.shift, narrowed.narrowed(entry.rank)))
+    sites = dict(known.sites)
+    for name, down, up, shift, bottleneck in ready:
+        module = root.get_submodule(name)
+        narrow_(module, down, up)
+        if shift is not None:
+            _carry_(root, module, bottleneck.norm, shift)
+        sites[name] = bottleneck
+    return replace(known, sites=sites, mark=factor_mark(root))
+
+
+@torch.no_grad()
+def _carry_(root: nn.Module, module: Any, norm: str | None, shift: Tensor) -> None:
+    if module.bias is not None:
+        module.bias.add_(shift.to(module.bias))
+    elif norm is not None:  # it subtracts its running mean
+        mean = root.get_submodule(norm).get_buffer("running_mean")
+        mean.sub_(shift.to(mean))
+
+
+def sliceable(root: nn.Module, plan: Plan, known: Bottlenecks) -> tuple[dict[str, Site], dict[str, list[str]]]:
+    """The changed sites of ``plan`` with a bottleneck that is known, and those without one, by reason."""
+    if factor_mark(root) != known.mark:
+        raise SliceError(
+            "these bottlenecks were measured on other factors: measure them again, rankfold.bottlenecks(model, data)"
+        )
+    here = {site.name: site for site in factored_sites(root)}
+    found: dict[str, Site] = {}
+    reasons: dict[str, list[str]] = {}
+    for entry in plan.changed:
+        if entry.form in (Form.TUCKER, Form.CP):
+            reasons.setdefault(f"the ranks of {entry.form} are tied to one another", []).append(entry.site)
+        elif entry.form is Form.DENSE:
+            reasons.setdefault("multiplied out, without a bottleneck", []).append(entry.site)
+        elif entry.site not in here:
+            raise SliceError(f"{entry.site}: {entry.form} in the plan, not in the model: apply the plan first")
+        elif entry.site not in known.sites:
+            reasons.setdefault("never called on the calibration data", []).append(entry.site)
+        else:
+            _check_rank(root, entry, known.sites[entry.site])
+            found[entry.site] = here[entry.site]
+    if not found:
+        raise SliceError("no layer of this network can be sliced: " + (listed(reasons) or "none was factored"))
+    return found, reasons
+
+
+def _check_rank(root: nn.Module, entry: Entry, known: Bottleneck) -> None:
+    module: Any = root.get_submodule(entry.site)
+    right, left = pair(module)
+    if right.shape[-2] != entry.rank:
+        raise SliceError(f"{entry.site}: rank {entry.rank} in the plan, {right.shape[-2]} in the model")
+    outputs = known.outputs is None or known.outputs.shape[-1] == left.shape[-2]
+    weighting = known.weighting is None or known.weighting.shape == known.root.shape
+    if known.root.shape != (*left.shape[:-2], left.shape[-1], left.shape[-1]) or not outputs or not weighting:
+        raise SliceError(
+            f"{entry.site}: bottlenecks of another network: {tuple(known.root.shape)} for rank {entry.rank}"
+        )
+
+
+def listed(reasons: Mapping[str, Sequence[str]]) -> str:
+    """``a, b (why); c (why else)``."""
+    return "; ".join(f"{', '.join(names)} ({why})" for why, names in reasons.items())
