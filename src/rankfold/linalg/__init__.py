@@ -1,27 +1,39 @@
 """Tensors in, tensors out: decompositions, streaming moments, projection, balanced factors."""
 
+from rankfold.linalg.activation_aware import ActivationAwareFit, activation_aware
 from rankfold.linalg.balanced import balanced_factors, product
 from rankfold.linalg.decompositions import checked, eigh, singular_values, svd
 from rankfold.linalg.errors import NonFiniteError, NotConvergedError, NotMaterialisedError
 from rankfold.linalg.gram import gram
 from rankfold.linalg.moments import Moments
+from rankfold.linalg.nuclear import NuclearFit, nuclear_fit, nuclear_fit_rows, nuclear_radius, shrink_to_ball
 from rankfold.linalg.projection import Projection, bias_from_inputs, bias_from_outputs, project, tails
+from rankfold.linalg.regression import least_squares, squared_error
 
 __all__ = [
+    "ActivationAwareFit",
     "Moments",
     "NonFiniteError",
     "NotConvergedError",
     "NotMaterialisedError",
+    "NuclearFit",
     "Projection",
+    "activation_aware",
     "balanced_factors",
     "bias_from_inputs",
     "bias_from_outputs",
     "checked",
     "eigh",
     "gram",
+    "least_squares",
+    "nuclear_fit",
+    "nuclear_fit_rows",
+    "nuclear_radius",
     "product",
     "project",
+    "shrink_to_ball",
     "singular_values",
+    "squared_error",
     "svd",
     "tails",
 ]
