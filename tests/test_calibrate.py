@@ -11,9 +11,10 @@ from networks import NETWORKS, network
 from torch import Tensor, nn
 from torch.utils.data import DataLoader, TensorDataset
 
+import rankfold.sites.patches as places
 from rankfold.batches import batches_of, size_of
 from rankfold.compress.statistics import Statistics, calibrate
-from rankfold.sites import Site, convolution, sites, split_attention
+from rankfold.sites import Site, sites, split_attention
 
 
 def rows_by_hand(site: Site, layer: nn.Module, inputs: Tensor, output: Tensor) -> Tensor:
@@ -31,7 +32,7 @@ def rows_by_hand(site: Site, layer: nn.Module, inputs: Tensor, output: Tensor) -
 
 @pytest.mark.parametrize("case", CASES, ids=repr)
 def test_moments_are_those_of_the_rows(case: Case, monkeypatch):
-    monkeypatch.setattr(convolution, "POSITIONS", 10**6)
+    monkeypatch.setattr(places, "POSITIONS", 10**6)
     model, x = case.model(), case.inputs()
     found = sites(model)
     seen: dict[str, tuple[Tensor, Tensor]] = {}
@@ -232,7 +233,7 @@ def test_patches_are_spread_over_the_image():
     site = sites(model)[0]
     x = torch.arange(2 * 64.0).reshape(1, 2, 8, 8).repeat(50, 1, 1, 1)
     rows = site.layer.rows(model[0], x, model(x))
-    assert rows.shape == (50 * convolution.POSITIONS, 18)
+    assert rows.shape == (50 * places.POSITIONS, 18)
     every = F.unfold(x[:1], 3, padding=1)[0].T
     counts = (rows[:, None, 4] == every[None, :, 4]).sum(0)
     assert int(counts.min()) > 0.5 * float(counts.float().mean())

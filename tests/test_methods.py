@@ -9,13 +9,14 @@ from hypothesis import given
 from hypothesis import strategies as st
 from torch import Tensor, nn
 
+import rankfold.sites.patches as places
 from rankfold.compress.cp import CP
 from rankfold.compress.methods import method_named
 from rankfold.compress.project import Project
 from rankfold.compress.statistics import calibrate
 from rankfold.compress.truncate import Truncate, Truncated
 from rankfold.compress.tucker import Tucker
-from rankfold.sites import Factors, Form, convolution, sites
+from rankfold.sites import Factors, Form, sites
 from rankfold.testing import check_method
 
 CONVOLUTIONS = [case for case in PLAIN if Form.TUCKER in sites(case.model())[0].forms]
@@ -33,7 +34,7 @@ def test_truncation_keeps_its_promises(case: Case):
 @pytest.fixture
 def every_patch(monkeypatch):
     """Statistics of all patches, not of a sample of them, so that promises are exact."""
-    monkeypatch.setattr(convolution, "POSITIONS", 10**6)
+    monkeypatch.setattr(places, "POSITIONS", 10**6)
 
 
 @pytest.mark.parametrize("case", PLAIN, ids=repr)

@@ -8,17 +8,16 @@ from math import ceil, prod
 from typing import Any
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 
 from rankfold.layers import CPConv, LowRankConv, SpatialConv2d, TuckerConv
 from rankfold.sites.geometry import ChannelFolding, Matricization, SpatialFolding
+from rankfold.sites.patches import patches, sampled, taken
 from rankfold.sites.product import ordinary_class
 from rankfold.sites.site import Call, Factors, Form, Side
 
 _PLAIN = (nn.Conv1d, nn.Conv2d, nn.Conv3d)
 PATCH_LIMIT = 2304  # columns: moments of 256 channels × 3 × 3 take 42 MB
-POSITIONS = 32  # neighbouring patches say the same; their number costs time
 _TRANSPOSED = (nn.ConvTranspose1d, nn.ConvTranspose2d, nn.ConvTranspose3d)
 
 
@@ -75,6 +74,12 @@ class ConvLayer:
         batched = output if output.dim() == len(self.kernel) + 2 else output.unsqueeze(0)
         rows = batched.movedim(1, -1).reshape(-1, self.channels_out)
         return rows if self.groups == 1 else rows.unflatten(1, (self.groups, -1)).transpose(0, 1)
+
+    def paired_rows(self, module: Any, inputs: Tensor, *outputs: Tensor) -> tuple[Tensor, ...] | None:
+        if self.transposed:
+            return None
+        rows, at = sampled(module, inputs)
+        return rows, *(taken(module, output, at) for output in outputs)
 
     def params(self, form: Form, rank: int, bias: bool) -> int:
         c_in, c_out, k = self.channels_in, self.channels_out, prod(self.kernel)
@@ -186,20 +191,6 @@ class ConvLayer:
             parts[1] = parts[1].reshape(c_out, k_w, rank).transpose(1, 2)
         for stage, part in zip(stages, parts, strict=True):
             stage.weight.copy_(part.reshape(stage.weight.shape))
-
-
-def patches(module: Any, inputs: Tensor) -> Tensor:
-    """Input patches (N, C·k) of a ``Conv2d``, ordered as its matrix's columns, at ``POSITIONS`` places a sample."""
-    batched = (inputs if inputs.dim() == 4 else inputs.unsqueeze(0)).detach().float()
-    mode = "constant" if module.padding_mode == "zeros" else module.padding_mode
-    padded = F.pad(batched, module._reversed_padding_repeated_twice, mode=mode)
-    unfolded = F.unfold(padded, module.kernel_size, dilation=module.dilation, stride=module.stride)
-    samples, _, places = unfolded.shape
-    count = min(places, POSITIONS)
-    # spread evenly, and elsewhere in every sample, so that no place of the image is preferred
-    sample = torch.arange(samples, device=unfolded.device).unsqueeze(1)
-    place = (torch.arange(count, device=unfolded.device) * places // count + sample * 7919) % places
-    return unfolded[sample, :, place].flatten(0, 1)
 
 
 def read_convolution(module: Any) -> ConvLayer | None:

@@ -8,9 +8,10 @@ import torch
 from torch import Tensor, nn
 
 from rankfold.layers import LowRankConv, LowRankLinear, SpatialConv2d
-from rankfold.sites.convolution import ConvLayer, patches, read_convolution
+from rankfold.sites.convolution import ConvLayer, read_convolution
 from rankfold.sites.geometry import ChannelFolding
 from rankfold.sites.linear import LinearLayer, read_linear
+from rankfold.sites.patches import patches
 from rankfold.sites.site import Form, Layer, Site, SiteList
 
 

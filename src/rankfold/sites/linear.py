@@ -42,6 +42,10 @@ class LinearLayer:
     def rows(self, module: Any, inputs: Tensor, output: Tensor) -> Tensor:
         return (output if self.side == "output" else inputs).reshape(-1, min(self.shape))
 
+    def paired_rows(self, module: Any, inputs: Tensor, *outputs: Tensor) -> tuple[Tensor, ...] | None:
+        m, n = self.shape
+        return inputs.reshape(-1, n), *(output.reshape(-1, m) for output in outputs)
+
     def output_rows(self, output: Tensor) -> Tensor:
         return output.reshape(-1, self.shape[0])
 

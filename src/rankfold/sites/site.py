@@ -73,6 +73,14 @@ class Layer(Protocol):
         """The data at ``side`` as rows (N, d), or (groups, N, d); of a convolution's input patches a sample."""
         ...
 
+    def paired_rows(self, module: nn.Module, inputs: Tensor, *outputs: Tensor) -> tuple[Tensor, ...] | None:
+        """Rows of the input (N, n) and of every output (N, m), or with a leading group axis, that belong together.
+
+        Of a convolution a sample. None for a layer whose output at one place is no product with one row (transposed
+        convolutions).
+        """
+        ...
+
     def output_rows(self, output: Tensor) -> Tensor:
         """A layer's output as rows (N, m), or (groups, N, m)."""
         ...
