@@ -11,10 +11,10 @@ from networks import NETWORKS, network
 from torch import Tensor, nn
 from torch.utils.data import DataLoader, TensorDataset
 
-import rankfold.sites.patches as places
 from rankfold.batches import batches_of, size_of
 from rankfold.compress.statistics import Statistics, calibrate
 from rankfold.sites import Site, sites, split_attention
+from rankfold.sites import patches as places
 
 
 def rows_by_hand(site: Site, layer: nn.Module, inputs: Tensor, output: Tensor) -> Tensor:

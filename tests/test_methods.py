@@ -9,7 +9,6 @@ from hypothesis import given
 from hypothesis import strategies as st
 from torch import Tensor, nn
 
-import rankfold.sites.patches as places
 from rankfold.compress.cp import CP
 from rankfold.compress.methods import method_named
 from rankfold.compress.project import Project
@@ -17,6 +16,7 @@ from rankfold.compress.statistics import calibrate
 from rankfold.compress.truncate import Truncate, Truncated
 from rankfold.compress.tucker import Tucker
 from rankfold.sites import Factors, Form, sites
+from rankfold.sites import patches as places
 from rankfold.testing import check_method
 
 CONVOLUTIONS = [case for case in PLAIN if Form.TUCKER in sites(case.model())[0].forms]
