@@ -12,6 +12,7 @@ if TYPE_CHECKING:
 
 __all__ = [
     "ApplyError",
+    "Bottlenecks",
     "BudgetError",
     "Bytes",
     "Calibration",
@@ -34,11 +35,13 @@ __all__ = [
     "Recipe",
     "Site",
     "SiteList",
+    "SliceError",
     "Spectrum",
     "SpectrumRecorder",
     "StoreError",
     "Stored",
     "apply_",
+    "bottlenecks",
     "evaluate",
     "finetune",
     "finetune_recipe",
@@ -52,6 +55,7 @@ __all__ = [
     "reestimate_",
     "save",
     "sites",
+    "slice_",
     "spectrum",
 ]
 

@@ -4,8 +4,10 @@
 
 from rankfold.compress.allocate import BudgetError
 from rankfold.compress.apply import ApplyError, apply_
+from rankfold.compress.bottlenecks import Bottlenecks, bottlenecks
 from rankfold.compress.budget import Bytes, Flops, KeepEnergy, Latency, Params, Ranks
 from rankfold.compress.finetune import finetune, finetune_recipe
+from rankfold.compress.narrowed import SliceError
 from rankfold.compress.plan import Entry, Plan
 from rankfold.compress.planner import Calibration, plan
 from rankfold.compress.repair import reestimate_
@@ -13,6 +15,7 @@ from rankfold.compress.rules import Global, Iterative, Local, Optimal
 from rankfold.costs import Cost, latencies, model_cost
 from rankfold.induce import fold_, overparametrize_
 from rankfold.layers import LowRankConv, LowRankLinear
+from rankfold.pipeline.slicing import slice_
 from rankfold.record import SpectrumRecorder
 from rankfold.sites import Form, Site, SiteList, sites
 from rankfold.spectrum import Spectrum, spectrum

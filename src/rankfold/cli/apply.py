@@ -7,7 +7,7 @@ from typing import Annotated
 
 import typer
 
-from rankfold.cli.options import DataName, Download, Json, Seed, Spec, Threads, Weights
+from rankfold.cli.options import DataName, Download, Json, NoSlices, Seed, Spec, Threads, Weights
 
 
 def apply(
@@ -16,19 +16,22 @@ def apply(
     out: Annotated[Path, typer.Option("-o", "--out", metavar="DIR", help="Where to save the model.")],
     weights: Weights = None,
     data: DataName = None,
+    no_slices: NoSlices = False,
     seed: Seed = 0,
     download: Download = False,
     threads: Threads = None,
     as_json: Json = False,
 ) -> None:
-    """Apply a plan. With --data, BatchNorm statistics are corrected beside the original."""
+    """Apply a plan. With --data, BatchNorm statistics are corrected beside the original, and slice will work."""
     from rankfold.cli.loading import open_model, set_threads
     from rankfold.cli.printing import count, percent, print_json
     from rankfold.cli.talk import Talk
     from rankfold.compress.apply import apply_
+    from rankfold.compress.bottlenecks import bottlenecks
     from rankfold.compress.plan import Plan
     from rankfold.costs import model_cost
     from rankfold.pipeline import calibration_part, compressed_copy, model_notes
+    from rankfold.sites import factored_sites
     from rankfold.store import save
 
     set_threads(threads)
@@ -46,7 +49,10 @@ def apply(
             )
             talk.say(f"validation accuracy: {percent(score.accuracy, 2)}")
         cost = model_cost(small, example)
-        save(small, made, out, notes=model_notes(loaded.spec, loaded.data, example))
+        known = None
+        if loaded.data is not None and not no_slices and factored_sites(small):
+            known = bottlenecks(small, calibration, progress=talk.progress)
+        save(small, made, out, notes=model_notes(loaded.spec, loaded.data, example), bottlenecks=known)
         talk.say(f"saved in {out}")
     removed = {
         "params_removed": 1 - cost.params / made.before.params,

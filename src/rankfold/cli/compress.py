@@ -15,6 +15,7 @@ from rankfold.cli.options import (
     Json,
     MethodName,
     NoCurve,
+    NoSlices,
     Restart,
     RuleName,
     Samples,
@@ -42,6 +43,7 @@ def compress(
     ] = 0,
     samples: Samples = 2048,
     no_curve: NoCurve = False,
+    no_slices: NoSlices = False,
     seed: Seed = 0,
     restart: Restart = False,
     download: Download = False,
@@ -59,7 +61,7 @@ def compress(
     from rankfold.pipeline import compress as run
 
     budgets = parsed(budget)
-    settings = Settings(method, ranks, samples, finetune_epochs, not no_curve, seed, model)
+    settings = Settings(method, ranks, samples, finetune_epochs, not no_curve, seed, model, not no_slices)
     set_threads(threads)
     with Talk() as talk:
         loaded = open_model(model, weights, data, download, talk, trained=True, own_data=True)

@@ -12,7 +12,7 @@ from torch import nn
 from rankfold.cli.talk import Talk
 from rankfold.costs import Example
 from rankfold.pipeline import first_example
-from rankfold.store import StoreError, load, read_manifest
+from rankfold.store import Stored, StoreError, load, read_manifest
 from rankfold.zoo import Data, Resolved, ZooError, load_data, load_weights, model_names, resolve
 
 
@@ -25,11 +25,18 @@ class Loaded:
     data: Data | None
     example: Example | None
     plan: Any = None
+    stored: Stored | None = None
 
     def needed_data(self) -> Data:
         if self.data is None:
             raise ZooError(f"{self.spec}: which data? give --data NAME (digits, mnist, fashion-mnist, cifar10, …)")
         return self.data
+
+    def needed_stored(self) -> Stored:
+        """What ``open_saved`` read."""
+        if self.stored is None:
+            raise StoreError(f"{self.spec}: not a saved model")
+        return self.stored
 
     def needed_example(self) -> Example:
         if self.data is not None:
@@ -116,7 +123,7 @@ def open_saved(
     built = resolve(spec, classes=_noted_classes(notes), in_channels=channels)
     stored = load(directory, built.model)
     example = _noted_example(notes, built)
-    return Loaded(spec, stored.model.eval(), known, example, stored.plan)
+    return Loaded(spec, stored.model.eval(), known, example, stored.plan, stored)
 
 
 def _noted_classes(notes: Any) -> int | None:

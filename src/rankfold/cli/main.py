@@ -14,6 +14,7 @@ from rankfold.cli.failure import told
 from rankfold.cli.plan import plan
 from rankfold.cli.reproduce import reproduce
 from rankfold.cli.show import show
+from rankfold.cli.slice import slice_
 from rankfold.cli.sweep import sweep
 from rankfold.cli.train import train
 
@@ -28,8 +29,8 @@ app = typer.Typer(
     rich_markup_mode=None,
     context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 110},
 )
-for verb in (demo, train, sweep, analyze, plan, show, apply, compress, evaluate, export, reproduce):
-    app.command()(told(verb))
+for verb in (demo, train, sweep, analyze, plan, show, apply, compress, slice_, evaluate, export, reproduce):
+    app.command(verb.__name__.rstrip("_"))(told(verb))
 
 
 @app.callback(invoke_without_command=True)

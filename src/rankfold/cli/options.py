@@ -95,6 +95,9 @@ Threads = Annotated[
 ]
 Json = Annotated[bool, typer.Option("--json", help="Print one JSON object instead of text.")]
 Restart = Annotated[bool, typer.Option("--restart", help="Replace an earlier run that was asked otherwise.")]
+NoSlices = Annotated[
+    bool, typer.Option("--no-slices", help="Leave out what slice needs: less disk space, no smaller budgets later.")
+]
 NoCurve = Annotated[
     bool, typer.Option("--no-curve", help="Leave the curve of accuracy against budget out of the report.")
 ]

@@ -162,18 +162,35 @@ def _entry(entry: Entry, site: Site, rank: int, narrowed: Narrowed, price: Tenso
     if rank == entry.rank:
         return entry
     kept = (1 - min(entry.predicted_error, 1.0) ** 2) * (1 - min(narrowed.relative_error(rank), 1.0) ** 2)
-    # of a plan without data the loss is in another unit
-    start = entry.predicted_loss if plan.calibration.get("samples") else 0.0
     loss = narrowed.loss(rank) if narrowed.comparable else float(price[rank])
     cost = costs.cost(site, entry.form, rank)
     return replace(
         entry,
         rank=rank,
         predicted_error=(1 - kept) ** 0.5,
-        predicted_loss=start + loss,
+        predicted_loss=_loss_before(plan, entry) + loss,
         params=cost.params,
         flops=cost.flops,
     )
+
+
+def _loss_before(plan: Plan, entry: Entry) -> float:
+    """What the layer had lost already; 0 for a plan without data, which counts in another unit."""
+    return entry.predicted_loss if plan.calibration.get("samples") or plan.rule == RULE else 0.0
+
+
+def slice_costs(plan: Plan, made: Plan) -> dict[str, tuple[float, float]]:
+    """What the slice from ``plan`` to ``made`` alone costs each layer that it changes.
+
+    The relative error of the layer's output, and the predicted squared change of the model's outputs for one sample.
+    """
+    costs = {}
+    for before, after in zip(plan.entries, made.entries, strict=True):
+        if after.rank != before.rank:
+            kept = (1 - after.predicted_error**2) / max(1 - before.predicted_error**2, 1e-300)
+            change = after.predicted_loss - _loss_before(plan, before)
+            costs[after.site] = (max(0.0, 1 - kept) ** 0.5, max(0.0, change))
+    return costs
 
 
 def _notes(plan: Plan, now: Cost, reasons: Mapping[str, Sequence[str]]) -> tuple[str, ...]:

@@ -12,6 +12,7 @@ from rankfold.pipeline.repair import compressed_copy
 from rankfold.pipeline.request import Settings, check_place, parsed
 from rankfold.pipeline.result import Result
 from rankfold.pipeline.rundir import TrainResult
+from rankfold.pipeline.slicing import slice_
 from rankfold.pipeline.sweep import Sweep, SweepResult, parse_sweep, sweep
 from rankfold.pipeline.tell import Tell
 from rankfold.pipeline.training import train
@@ -43,6 +44,7 @@ __all__ = [
     "parse_sweep",
     "parsed",
     "samples_of",
+    "slice_",
     "spectra_svg",
     "summary",
     "sweep",

@@ -11,6 +11,7 @@ from typing import Any
 
 from torch import Tensor, nn
 
+from rankfold.compress.bottlenecks import Bottlenecks
 from rankfold.compress.methods import method_named
 from rankfold.compress.rules import rule_named
 from rankfold.costs import Example
@@ -39,12 +40,19 @@ def model_notes(spec: str, data: Any, example: Example) -> dict[str, Any]:
     }
 
 
-def save_result(directory: Path, result: Result, data: Any, example: Example, settings: Settings) -> None:
+def save_result(
+    directory: Path,
+    result: Result,
+    data: Any,
+    example: Example,
+    settings: Settings,
+    bottlenecks: Bottlenecks | None = None,
+) -> None:
     """The model and its plan, with what was measured in the manifest."""
     notes = model_notes(settings.model, data, example)
     figures = result.compressed if result.finetuned is None else result.finetuned
     notes |= {"split": result.split, "before": result.before.to_dict(), "figures": figures.to_dict()}
-    save(result.model, result.plan, directory, notes=notes)
+    save(result.model, result.plan, directory, notes=notes, bottlenecks=bottlenecks)
 
 
 def write_page(

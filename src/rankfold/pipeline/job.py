@@ -11,6 +11,7 @@ from typing import Any
 
 from torch import nn
 
+from rankfold.compress.bottlenecks import Bottlenecks, bottlenecks
 from rankfold.compress.budget import Budget
 from rankfold.compress.finetune import finetune
 from rankfold.compress.method import Method
@@ -28,6 +29,7 @@ from rankfold.pipeline.request import Settings, claim, parsed, request_of
 from rankfold.pipeline.result import Result
 from rankfold.pipeline.tell import Tell
 from rankfold.report.quantities import percent
+from rankfold.sites import factored_sites, unwrap
 from rankfold.train import Evaluation, History, TrainingError, evaluate
 from rankfold.train.breakdown import at_chance
 
@@ -106,7 +108,7 @@ class _Job:
         result = replace(result, remarks=unlearned + result.remarks)
         if self.directory is None:
             return replace(result, seconds=time.perf_counter() - began)
-        save_result(self.directory, result, self.data, example, self.settings)
+        save_result(self.directory, result, self.data, example, self.settings, self.bottlenecks(result, calibration))
         self.tell.say(f"saved in {self.directory}")
         errors = layer_errors(self.model, made, self.data.validation, method=self.method)
         points = self.curve(made, calibration, example)
@@ -189,6 +191,13 @@ class _Job:
             remarks=tuple(remarks),
             directory=self.directory,
         )
+
+    def bottlenecks(self, result: Result, calibration: Any) -> Bottlenecks | None:
+        """What is needed to slice the finished network; None if nothing in it has a bottleneck."""
+        if not self.settings.slices or not factored_sites(unwrap(result.model)):
+            return None
+        samples = samples_of(calibration, self.settings.samples)
+        return bottlenecks(result.model, calibration, samples=samples, progress=self.tell.progress)
 
     def curve(self, made: Plan, calibration: Any, example: Example) -> list[Point]:
         """Other budgets than the one asked for; the iterative rule takes minutes, so that the optimal stands in."""

@@ -31,6 +31,7 @@ class Settings:
 
     ``samples``: calibration samples, drawn from the training split with ``seed``. ``finetune``: epochs of the default
     recipe, or a recipe; 0 for none. ``curve``: also measure accuracy at other budgets for the report.
+    ``slices``: keep what is needed to slice the result later (``rankfold.pipeline.slice_``); it takes disk space.
     ``model``: the name from which the original can be built again, kept in the manifest beside ``notes``.
     """
 
@@ -41,6 +42,7 @@ class Settings:
     curve: bool = True
     seed: int = 0
     model: str = ""
+    slices: bool = True
 
     def __post_init__(self) -> None:
         if self.samples < 1:

@@ -1,0 +1,34 @@
+"""Slicing a saved network: from one artifact to any smaller budget, without data."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+from rankfold.compress.budget import Budget
+from rankfold.compress.narrowed import SliceError
+from rankfold.compress.narrowed import slice_ as narrow_
+from rankfold.compress.slicing import plan_slice
+from rankfold.store import Stored
+
+
+def slice_(stored: Stored, budget: str | Budget | Sequence[str | Budget], *, example: Any = None) -> Stored:
+    """Make the model of ``stored`` narrower inside its bottlenecks, in place, until it is within ``budget``.
+
+    ``budget`` as in ``rankfold.plan``: fractions of the *original* network, several at once; not latency. What comes
+    back holds the same model object, the plan with the new ranks and what they are predicted to cost, and the
+    bottlenecks that the model then has, so that it can be saved and sliced again. Nothing is trained, nothing is run:
+    predictions are those of each layer alone, on the data that the bottlenecks were measured on.
+
+    ``example``: one input of the model, needed only where the plan was edited after its FLOPs were counted.
+    Raises ``SliceError`` (no bottlenecks, other weights, nothing to slice) and ``BudgetError`` before the first change.
+    Cost: one singular value decomposition for each bottleneck, and the new factors.
+    """
+    if stored.bottlenecks is None:
+        raise SliceError(
+            "saved without its bottlenecks, so that nothing is known of narrower ones: measure them on a few hundred "
+            "samples, rankfold.bottlenecks(model, data), and save with bottlenecks="
+        )
+    made = plan_slice(stored.model, stored.plan, stored.bottlenecks, budget, example=example)
+    known = narrow_(stored.model, stored.plan, stored.bottlenecks, made)
+    return Stored(stored.model, made, stored.notes, known)
