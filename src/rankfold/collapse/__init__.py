@@ -1,0 +1,30 @@
+"""Why networks become low-rank: clusters of features, gradients of centroids, bounds, and when layers collapse."""
+
+from rankfold.collapse.bounds import LayerBound, chain
+from rankfold.collapse.layers import LayerClusters, measure_layers
+from rankfold.collapse.losses import LOSSES, cross_entropy, squared_error
+from rankfold.collapse.neural_collapse import NeuralCollapse
+from rankfold.collapse.partition import Partition, kmeans
+from rankfold.collapse.probe import CollapseProbe
+from rankfold.collapse.scatter import Clusters, Scatter, scatter_of
+from rankfold.collapse.transition import Transitions, critical_decay, transitions
+
+__all__ = [
+    "LOSSES",
+    "Clusters",
+    "CollapseProbe",
+    "LayerBound",
+    "LayerClusters",
+    "NeuralCollapse",
+    "Partition",
+    "Scatter",
+    "Transitions",
+    "chain",
+    "critical_decay",
+    "cross_entropy",
+    "kmeans",
+    "measure_layers",
+    "scatter_of",
+    "squared_error",
+    "transitions",
+]

@@ -1,0 +1,112 @@
+"""Features at any module of a model: what enters it, or leaves it, as rows in one of three views."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import ExitStack, contextmanager
+from typing import Any, Literal
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from rankfold.sites import ordinary_class
+
+Side = Literal["input", "output"]
+View = Literal["whole", "position", "pooled"]
+
+
+def rows(features: Tensor, view: View, *, channels_first: bool = True) -> Tensor:
+    """Features of n samples as rows.
+
+    ``whole``: one row for each sample, all of its numbers, (n, d). ``position``: one row for each position of a map or
+    token of a sequence, (n·P, C), sample by sample. ``pooled``: their mean for each sample, (n, C). Two-dimensional
+    features have one position, so that the three are the same. ``channels_first``: of (n, C, …), else of (n, …, C).
+    """
+    if features.ndim == 1:
+        features = features.unsqueeze(1)
+    if view == "whole":
+        return features.flatten(1)
+    if features.ndim == 2:
+        return features
+    places = features.movedim(1, -1) if channels_first else features
+    places = places.flatten(1, -2)  # (n, P, C)
+    return places.mean(1) if view == "pooled" else places.flatten(0, 1)
+
+
+def has_channels_first(module: nn.Module, features: Tensor) -> bool:
+    """Maps (n, C, H, W) and what a one-dimensional convolution or normalisation takes; not token sequences."""
+    kind = ordinary_class(module)
+    if features.ndim >= 4:
+        return not issubclass(kind, nn.Linear | nn.LayerNorm | nn.MultiheadAttention)
+    return features.ndim == 3 and (
+        issubclass(kind, nn.Conv1d | nn.ConvTranspose1d | nn.BatchNorm1d) or kind.__name__.endswith("Pool1d")
+    )
+
+
+def patches(module: nn.Module, inputs: Tensor) -> Tensor:
+    """The rows that meet a layer's matrix: (n, P, k).
+
+    Of a convolution the patches in its own stride, padding and dilation, in the order of the columns of its matrix;
+    of anything else the last axis of its input.
+    """
+    kind: Any = module
+    if not inputs.is_floating_point():
+        raise ValueError(f"a {type(module).__name__} of whole numbers meets no rows")
+    if isinstance(module, nn.Conv1d | nn.Conv2d) and module.groups == 1:
+        if isinstance(module, nn.Conv1d):
+            inputs = inputs.unsqueeze(2)
+            kernel, dilation, stride = ((1, *value) for value in (kind.kernel_size, kind.dilation, kind.stride))
+        else:
+            kernel, dilation, stride = kind.kernel_size, kind.dilation, kind.stride
+        mode = "constant" if kind.padding_mode == "zeros" else kind.padding_mode
+        sides = list(kind._reversed_padding_repeated_twice)
+        if mode != "constant" and isinstance(module, nn.Conv1d):
+            padded = F.pad(inputs.squeeze(2), sides, mode=mode).unsqueeze(2)
+        else:
+            padded = F.pad(inputs, sides, mode=mode)
+        return F.unfold(padded, kernel, dilation=dilation, stride=stride).mT
+    if isinstance(module, nn.modules.conv._ConvNd):
+        raise ValueError(f"patches of a {type(module).__name__} with {module.groups} groups are not taken apart")
+    return inputs.reshape(len(inputs), -1, inputs.shape[-1])
+
+
+Taken = Callable[[str, nn.Module, Tensor], None]
+
+
+@contextmanager
+def watched(model: nn.Module, modules: Sequence[str], side: Side, take: Taken) -> Iterator[None]:
+    """Within the block ``take(name, module, features)`` is called at every call of each of ``modules``.
+
+    ``features`` is the first tensor that enters (``side`` input) or leaves. Only own hooks are added and removed.
+    Raises ``ValueError`` for a name that is no module.
+    """
+    known = dict(model.named_modules(remove_duplicate=False))
+    with ExitStack() as stack:
+        for name in modules:
+            if name not in known:
+                raise ValueError(f"no module named {name!r}; there are {', '.join(filter(None, known))}")
+
+            def hook(module: nn.Module, args: tuple, kwargs: dict, output: Any, name: str = name) -> None:
+                if side == "input":
+                    value = args[0] if args else next(iter(kwargs.values()))
+                else:
+                    value = output[0] if isinstance(output, tuple | list) else output
+                if not isinstance(value, Tensor):
+                    value = getattr(value, "last_hidden_state", value)
+                if not isinstance(value, Tensor):
+                    raise ValueError(f"{name}: its {side} is a {type(value).__name__}, not a tensor")
+                # an activation behind may overwrite what leaves a layer
+                take(name, module, value.clone() if side == "output" else value)
+
+            handle = known[name].register_forward_hook(hook, with_kwargs=True)
+            stack.callback(handle.remove)
+        yield
+
+
+def order_of_calls(model: nn.Module, modules: Sequence[str], run: Callable[[], object]) -> tuple[str, ...]:
+    """Those of ``modules`` that ``run`` calls, in the order of their first call."""
+    seen: dict[str, None] = {}
+    with watched(model, modules, "input", lambda name, module, value: seen.setdefault(name)), torch.no_grad():
+        run()
+    return tuple(seen)

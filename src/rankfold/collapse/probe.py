@@ -1,0 +1,139 @@
+"""What a recorder asks of a network in training: clusters, neural collapse, the chain of bounds, on a fixed sample."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from rankfold.batches import batches_of, forward, labels_of, logits_of
+from rankfold.collapse.bounds import chain
+from rankfold.collapse.centroid import centroids
+from rankfold.collapse.features import has_channels_first, order_of_calls, rows, watched
+from rankfold.collapse.losses import LOSSES, vectors
+from rankfold.collapse.neural_collapse import Projected, neural_collapse
+from rankfold.collapse.partition import Partition
+from rankfold.collapse.scatter import scatter_of
+from rankfold.costs import evaluating
+from rankfold.sites import sites, split_attention, unwrap
+
+COLUMNS = (
+    "wcss", "total_variation", "normalised_wcss", "nc1", "cdnv", "nc2_norms", "nc2_angles", "nc3", "nc4",
+    "to_rank_k", "chain_bound", "chain_joint", "chain_local", "chain_gradient", "chain_residual", "chain_holds",
+)  # fmt: skip
+
+
+class CollapseProbe:
+    """For ``SpectrumRecorder(model, probe=…)``: measures of the features that enter each site, on ``samples`` samples.
+
+    ``data``: labelled batches; the first ``samples`` samples are kept in memory. ``decay``: κ of the training
+    (torch's coupled ``weight_decay``), for the chain of theorem 3.4 at every record; None leaves it out, and with it
+    one backward pass. ``loss``: "cross-entropy" or "squared-error" (on one-hot targets). Call it with a model: columns
+    ``COLUMNS`` for every site, of the class partition; NaN where a number does not exist. Cost of a record: a forward
+    pass over the sample and about d additions for each number; with ``decay`` two backward passes more.
+    Raises ``ValueError`` for data without one whole label for each sample, and for an unknown loss.
+    """
+
+    columns = COLUMNS
+
+    def __init__(
+        self,
+        data: Any,
+        *,
+        samples: int = 1024,
+        decay: float | None = None,
+        loss: str = "cross-entropy",
+        local: bool = True,
+    ) -> None:
+        if loss not in LOSSES:
+            raise ValueError(f"loss is one of {', '.join(LOSSES)}, got {loss!r}")
+        parts, labels = [], []
+        for batch in batches_of(data, min(samples, 1024), samples):
+            found = labels_of(batch)
+            if found is None or found.ndim != 1 or found.is_floating_point():
+                raise ValueError("the probe needs one whole label for each sample: give batches (inputs, labels)")
+            parts.append(batch[0])
+            labels.append(found)
+        if not parts:
+            raise ValueError("the probe's data is empty: give at least one labelled batch")
+        self.inputs, self.labels = torch.cat(parts), torch.cat(labels).long()
+        self.partition = Partition.of(self.labels)
+        self.decay, self.loss, self.local = decay, loss, local
+
+    def __call__(self, model: nn.Module) -> dict[str, Mapping[str, float]]:
+        """Site → column → number, for the model as it is; its mode, hooks and gradients are left as found."""
+        root = unwrap(model)
+        mode = root.training
+        with evaluating(root), split_attention(root):
+            table = self._measure(root)
+        if self.decay:
+            with torch.enable_grad():
+                self._bound(root, table)
+        root.train(mode)
+        return table
+
+    def _measure(self, root: nn.Module) -> dict[str, Mapping[str, float]]:
+        names = order_of_calls(root, [site.name for site in sites(root)], lambda: forward(root, self.inputs[:2]))
+        entered: dict[str, tuple[nn.Module, Tensor]] = {}
+        with watched(root, names, "input", lambda name, module, value: entered.__setitem__(name, (module, value))):
+            answers = logits_of(forward(root, self.inputs))
+        table: dict[str, Mapping[str, float]] = {}
+        guessed = answers.argmax(1).cpu() if answers.ndim == 2 else None
+        for name, (module, value) in entered.items():
+            if not value.is_floating_point() or len(value) != len(self.inputs):
+                continue
+            found = rows(value, "pooled", channels_first=has_channels_first(module, value))
+            scatter = scatter_of(found, self.partition)
+            projected = Projected(scatter)
+            known = None if guessed is None else self._compact(guessed)
+            projected.update(found, self.partition.index, known)
+            weight: Any = getattr(module, "weight", None)
+            fits = isinstance(weight, Tensor) and weight.shape == scatter.means.shape
+            clusters = scatter.clusters("class")
+            table[name] = {
+                "wcss": clusters.wcss,
+                "total_variation": clusters.total,
+                "normalised_wcss": clusters.normalised,
+                **vars(neural_collapse(scatter, projected, weight if fits else None)),
+            }
+        return table
+
+    def _compact(self, answers: Tensor) -> Tensor:
+        present = self.labels.unique()
+        index = torch.searchsorted(present, answers).clamp_max(len(present) - 1)
+        return torch.where(present[index] == answers, index, -1)
+
+    def _bound(self, root: nn.Module, table: dict[str, Mapping[str, float]]) -> None:
+        with torch.no_grad():
+            outputs = logits_of(forward(root.eval(), self.inputs[:1]))
+        targets = vectors(self.labels, outputs.shape[-1], outputs.dtype)
+        assert self.decay is not None
+        found = chain(
+            root,
+            self.inputs.to(outputs.dtype),
+            targets,
+            self.partition,
+            self.decay,
+            LOSSES[self.loss],
+            local=self.local,
+        )
+        for layer in found.layers:
+            table[layer.name] = {
+                **table.get(layer.name, {}),
+                "to_rank_k": layer.distance,
+                "chain_bound": layer.bound,
+                "chain_joint": layer.joint,
+                "chain_local": float("nan") if layer.local is None else layer.local,
+                "chain_gradient": layer.gradient_part,
+                "chain_residual": layer.residual_part,
+                "chain_holds": float(layer.holds),
+            }
+
+
+def class_centroids(inputs: Tensor, labels: Tensor, classes: int) -> tuple[Tensor, Tensor, Tensor]:
+    """(centroids (K, …), one-hot targets (K, C), weights N_k/N (K,)) of labelled inputs: what L_C is taken of."""
+    partition = Partition.of(labels)
+    points = centroids(inputs, partition)
+    return points, vectors(labels.unique(), classes, inputs.dtype), partition.counts.double() / len(labels)
