@@ -299,7 +299,9 @@ def test_the_chain_is_tight_at_a_stationary_point_and_catches_a_wrong_decay() ->
     model, x, _, partition = problem(1, spread=1e-3)
     targets = draw(3, 4, seed=7)[partition.index]
     decay = 0.05
-    optimizer = torch.optim.LBFGS(model.parameters(), max_iter=150, tolerance_change=0, line_search_fn="strong_wolfe")
+    optimizer = torch.optim.LBFGS(
+        model.parameters(), max_iter=300, tolerance_change=0, history_size=100, line_search_fn="strong_wolfe"
+    )
 
     def closure() -> Tensor:
         optimizer.zero_grad()
