@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from functools import cached_property
 from typing import Any
 
@@ -19,6 +19,15 @@ from rankfold.sites import Factors, Form, Site, factored_sites, narrow_, narrowe
 
 class SliceError(ValueError):
     """A network cannot be sliced as asked; names the layer or the budget, and the remedy."""
+
+
+@dataclass(frozen=True)
+class _Moved:
+    """Of each output, over all groups: its mean without bias, what of that is lost, and the kept share of variance."""
+
+    mean: Tensor
+    shift: Tensor
+    variances: Tensor
 
 
 class Narrowed:
@@ -78,12 +87,17 @@ class Narrowed:
 
     def factors(self, rank: int) -> Factors:
         inwards, outwards = self.maps(rank)
-        parts = inwards @ self.right, self.left @ outwards
-        if not self.free:
-            return Factors(parts)
-        mean = self.known.mean.unsqueeze(-1)
-        kept = outwards @ (spread(inwards, self.positions) @ mean)
-        return Factors(parts, (self.left @ (mean - kept)).flatten())
+        return Factors((inwards @ self.right, self.left @ outwards), self.moved(rank).shift)
+
+    def moved(self, rank: int) -> _Moved:
+        inwards, outwards = self.maps(rank)
+        across = spread(inwards, self.positions)
+        new, mean = self.left @ outwards, self.known.mean.unsqueeze(-1)
+        shift = self.left @ mean - new @ (across @ mean) if self.free else torch.zeros_like(self.left[..., :1])
+        before = (self.left @ self.known.root).square().sum(-1)
+        after = (new @ (across @ self.known.root)).square().sum(-1)
+        ratio = torch.where(before > 0, after / before, 1.0)
+        return _Moved((self.left @ mean).flatten(), shift.flatten(), ratio.flatten())
 
     def narrowed(self, rank: int) -> Bottleneck:
         """The bottleneck of the layer at ``rank``, on the same data."""
@@ -102,7 +116,8 @@ def slice_(model: nn.Module, plan: Plan, known: Bottlenecks, made: Plan) -> Bott
     """Make ``model`` narrower in place, as ``made`` (by ``plan_slice``) says; returns the bottlenecks that it then has.
 
     Layers stay the same objects, with their hooks, dtype and device; their parameters are new ones, which optimizers
-    built before do not know. The mean of what is dropped goes into the layer's bias, or into the BatchNorm behind it.
+    built before do not know. The mean of what is dropped goes into the layer's bias, or into the BatchNorm behind it;
+    such a BatchNorm also takes up that less varies.
     Raises ``SliceError`` before the first change.
     """
     root = unwrap(model)
@@ -124,24 +139,34 @@ def slice_(model: nn.Module, plan: Plan, known: Bottlenecks, made: Plan) -> Bott
             raise SliceError(
                 f"{found[entry.site].title}: the factors overflow {up.dtype}: convert the model to float32"
             )
-        ready.append((entry.site, down, up, factors.shift, narrowed.narrowed(entry.rank)))
+        ready.append((entry.site, down, up, narrowed.moved(entry.rank), narrowed.narrowed(entry.rank)))
     sites = dict(known.sites)
-    for name, down, up, shift, bottleneck in ready:
+    for name, down, up, moved, bottleneck in ready:
         module = root.get_submodule(name)
         narrow_(module, down, up)
-        if shift is not None:
-            _carry_(root, module, bottleneck.norm, shift)
+        _settle_(module, None if bottleneck.norm is None else root.get_submodule(bottleneck.norm), moved)
         sites[name] = bottleneck
     return replace(known, sites=sites, mark=factor_mark(root))
 
 
 @torch.no_grad()
-def _carry_(root: nn.Module, module: Any, norm: str | None, shift: Tensor) -> None:
+def _settle_(module: Any, norm: nn.Module | None, moved: _Moved) -> None:
+    """Carry the mean of what was dropped; and let the BatchNorm behind see the layer as it saw it before.
+
+    Its running mean stays as many standard deviations from the layer's mean: ``reestimate_`` without data, for what
+    this layer itself has lost.
+    """
+    bias = 0.0 if module.bias is None else module.bias.double().cpu()
+    before = moved.mean + bias
+    after = before - moved.shift
     if module.bias is not None:
-        module.bias.add_(shift.to(module.bias))
-    elif norm is not None:  # it subtracts its running mean
-        mean = root.get_submodule(norm).get_buffer("running_mean")
-        mean.sub_(shift.to(mean))
+        module.bias.add_(moved.shift.to(module.bias))
+        after = before
+    if norm is not None:
+        mean, variance = norm.get_buffer("running_mean"), norm.get_buffer("running_var")
+        ratio = moved.variances
+        mean.copy_(after + (mean.double().cpu() - before) * ratio.sqrt())
+        variance.mul_(ratio.to(variance))
 
 
 def sliceable(root: nn.Module, plan: Plan, known: Bottlenecks) -> tuple[dict[str, Site], dict[str, list[str]]]:

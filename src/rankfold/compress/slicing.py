@@ -66,13 +66,14 @@ def plan_slice(
         _entry(entry, found[name], picked[name].rank, made[name], prices[name], plan, costs) if name in found else entry
         for name, entry in ((entry.site, entry) for entry in plan.entries)
     )
+    changes = entries != plan.entries
     return replace(
         plan,
         entries=entries,
         budgets=budgets,
-        rule=RULE,
+        rule=RULE if changes else plan.rule,
         after=costs.after(plan, entries),
-        notes=_notes(plan, costs.now, reasons),
+        notes=_notes(plan, costs.now, reasons) if changes else plan.notes,
         decided=decisions(entries),
         statistics=None,
         statistics_sha256="",
