@@ -2,16 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from rankfold.compress.method import Method
+from rankfold.compress.fitted import Fitted
+from rankfold.compress.method import Method, sweeps
 from rankfold.compress.methods import method_named
 from rankfold.compress.plan import Entry, Plan, check_fingerprint
-from rankfold.compress.statistics import SiteStatistics
 from rankfold.sites import (
     Factors,
     Form,
@@ -47,29 +47,44 @@ def apply_(
     root = unwrap(model)
     check_fingerprint(plan, root)
     method = method_named(plan.method if method is None else method)
-    if method.needs_data and plan.changed and plan.statistics is None:
+    if method.needs_data and plan.changed and plan.statistics is None and plan.factors is None:
+        kind, what = ("factors", "were fitted in a sweep") if sweeps(method) else ("statistics", "need second moments")
         raise ApplyError(
-            f"method {plan.method!r} factors with second moments, and this plan has none: keep the file "
-            "*.statistics.safetensors beside the plan, or make the plan again with data"
+            f"the factors of method {plan.method!r} {what}, and this plan has none: keep the file "
+            f"*.{kind}.safetensors beside the plan, or make the plan again with data"
         )
     here = sites(root)
     _check(plan, here)
-    _check_method(root, plan, here, method)
+    if plan.factors is None:
+        _check_method(root, plan, here, method)
+    else:
+        _check_fitted(root, plan, plan.factors, here)
     changed = plan.changed
-    ready: list[tuple[str, nn.Module, tuple[str, Tensor] | None]] = []
+    ready: list[tuple[str, nn.Module, Fitted]] = []
     with split_attention(root):
         for done, entry in enumerate(changed):
             site = here[entry.site]
-            known = plan.statistics.sites.get(site.name) if plan.statistics is not None else None
-            ready.append((site.name, *_factored(root, site, entry, method, known)))
+            fitted = _decomposed(root, site, entry, plan, method) if plan.factors is None else plan.factors[site.name]
+            ready.append((site.name, filled(root, site, entry, fitted), fitted))
             if progress is not None:
                 progress(site.name, done + 1, len(changed))
     prepare_(root, changed)
-    for name, new, absorbed in ready:
-        if absorbed is not None:
-            _absorb_(root, *absorbed)
-        replace_(root, root.get_submodule(name), new)
+    for name, new, fitted in ready:
+        place_(root, name, new, fitted)
     return model
+
+
+def place_(root: nn.Module, name: str, new: nn.Module, fitted: Fitted) -> None:
+    """Put a filled layer into its place; where it has no bias, a BatchNorm right behind takes up the shift.
+
+    That BatchNorm subtracts its running mean: moving the mean is the bias, for free.
+    """
+    shift = fitted.factors.shift
+    if new.bias is None and fitted.absorber is not None and shift is not None:
+        with torch.no_grad():
+            mean = root.get_submodule(fitted.absorber).get_buffer("running_mean")
+            mean.sub_(shift.to(mean))
+    replace_(root, root.get_submodule(name), new)
 
 
 def shape_(model: nn.Module, plan: Plan) -> nn.Module:
@@ -134,25 +149,51 @@ def _check_method(root: nn.Module, plan: Plan, here: SiteList, method: Method) -
                 raise ApplyError(f"{site.title}: method {method.name!r} does not offer form {entry.form} here")
 
 
-def _factored(
-    root: nn.Module, site: Site, entry: Entry, method: Method, known: SiteStatistics | None
-) -> tuple[nn.Module, tuple[str, Tensor] | None]:
-    """The filled new layer, and the BatchNorm behind that takes over its shift, if any; nothing is changed."""
-    old: Any = root.get_submodule(site.name)
-    weight: Tensor = old.weight.detach()
-    decomposition = method.decompose(site, entry.form, weight, known, site.bias(root))
+def _check_fitted(root: nn.Module, plan: Plan, fitted: Mapping[str, Fitted], here: SiteList) -> None:
+    with split_attention(root):
+        for entry in plan.changed:
+            site = here[entry.site]
+            if site.weight(root).is_meta:
+                raise ApplyError(f"{site.title}: not materialised (on the meta device); load weights first")
+            rank = _rank_of(fitted[site.name], entry) if site.name in fitted else None
+            if rank != entry.rank:
+                was = "kept" if rank is None else f"fitted at rank {rank}"
+                raise ApplyError(
+                    f"{site.title}: {entry.form} of rank {entry.rank} was asked, and the sweep left it {was}: "
+                    "make the plan again with data and this rank (Ranks), or use method='project', whose plans can be "
+                    "edited"
+                )
+
+
+def _rank_of(fitted: Fitted, entry: Entry) -> int | None:
+    parts = fitted.factors.parts
+    if (entry.form is Form.DENSE) != (len(parts) == 1):
+        return None
+    return entry.rank if entry.form is Form.DENSE else parts[0].shape[-2]
+
+
+def _decomposed(root: nn.Module, site: Site, entry: Entry, plan: Plan, method: Method) -> Fitted:
+    known = plan.statistics.sites.get(site.name) if plan.statistics is not None else None
+    decomposition = method.decompose(site, entry.form, site.weight(root), known, site.bias(root))
     if decomposition is None:
         raise ApplyError(f"{site.title}: method {method.name!r} does not offer form {entry.form} here")
-    factors = decomposition.factors(entry.rank)
+    return Fitted(decomposition.factors(entry.rank), None if known is None else known.absorber)
+
+
+def filled(root: nn.Module, site: Site, entry: Entry, fitted: Fitted) -> nn.Module:
+    """The new layer of a site with its factors; nothing in ``root`` changes; attention must be split.
+
+    ``ApplyError`` if they overflow half precision.
+    """
+    old: Any = root.get_submodule(site.name)
     new = build(old, site, entry)
-    site.layer.write_(new, entry.form, factors)
-    _fill_bias_(old, new, factors)
+    site.layer.write_(new, entry.form, fitted.factors)
+    _fill_bias_(old, new, fitted.factors)
     if not all(bool(p.double().isfinite().all()) for p in new.parameters()):
         raise ApplyError(
-            f"{site.title}: the factors overflow {weight.dtype}: convert the model to float32 or bfloat16 first"
+            f"{site.title}: the factors overflow {old.weight.dtype}: convert the model to float32 or bfloat16 first"
         )
-    absorber = None if known is None or new.bias is not None else known.absorber
-    return new, None if absorber is None or factors.shift is None else (absorber, factors.shift)
+    return new
 
 
 def build(old: Any, site: Site, entry: Entry) -> nn.Module:
@@ -174,10 +215,3 @@ def _fill_bias_(old: Any, new: Any, factors: Factors) -> None:
         # in float64: float8 cannot be added
         start = torch.zeros_like(bias, dtype=torch.float64) if old.bias is None else old.bias.double()
         bias.copy_(start if factors.shift is None else start + factors.shift.to(start))
-
-
-@torch.no_grad()
-def _absorb_(root: nn.Module, norm: str, shift: Tensor) -> None:
-    """A BatchNorm right behind subtracts its running mean: moving that mean is the bias, for free."""
-    mean = root.get_submodule(norm).get_buffer("running_mean")
-    mean.sub_(shift.to(mean))

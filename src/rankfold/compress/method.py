@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Protocol
+from dataclasses import dataclass
+from typing import Protocol, TypeGuard
 
 import torch
 from torch import Tensor
 
+from rankfold.compress.evidence import Evidence
 from rankfold.compress.statistics import SiteStatistics
 from rankfold.sites import Factors, Form, Site
 
@@ -65,6 +67,49 @@ class Method(Protocol):
     ) -> Decomposition | None:
         """None where the method does not offer this form for this site."""
         ...
+
+
+@dataclass(frozen=True)
+class Solution:
+    """One site fitted in a sweep.
+
+    ``error``: of the layer's output against its target, as a fraction of the target's deviation, on the calibration
+    data. ``losses``: for every form that was tried the price of rank 0, 1, …, k there. ``certificate``: how well the
+    program was solved, in words; ``note``: what a person should know.
+    """
+
+    factors: Factors
+    error: float
+    losses: dict[Form, Tensor]
+    certificate: str = ""
+    note: str = ""
+
+
+class SweepMethod(Method, Protocol):
+    """A method that fits each layer to the original's output, given what the compressed network feeds it.
+
+    Ranks are chosen as for any method; factors come from ``solve``, in a sweep over the network (``sweep``).
+    ``rows``: how many rows of each site it needs to see; 0 if moments are enough.
+    """
+
+    @property
+    def rows(self) -> int: ...
+    @property
+    def rounds(self) -> int:
+        """Sweeps; before each but the first, ranks are chosen anew."""
+        ...
+
+    def solve(
+        self, site: Site, form: Form, rank: int, weight: Tensor, bias: Tensor | None, known: Evidence,
+        metric: Tensor | None,
+    ) -> Solution:  # fmt: skip
+        """``form`` DENSE asks for the best full matrix, in place of a layer that is kept."""
+        ...
+
+
+def sweeps(method: Method) -> TypeGuard[SweepMethod]:
+    """Whether the factors of ``method`` come from a sweep over the network."""
+    return hasattr(method, "solve")
 
 
 def relative(values: Tensor) -> Tensor:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from rankfold.compress.cp import CP
 from rankfold.compress.method import Method
 from rankfold.compress.project import Project
+from rankfold.compress.sequential import Sequential
 from rankfold.compress.truncate import Truncate
 from rankfold.compress.tucker import Tucker
 
@@ -13,7 +14,7 @@ def method_named(name: str | Method) -> Method:
     """The method called ``name``; anything that is a method already is returned as it is."""
     if not isinstance(name, str):
         return name
-    for method in (Project(), Truncate(), Tucker(), CP()):
+    for method in (Project(), Sequential(), Truncate(), Tucker(), CP()):
         if method.name == name:
             return method
-    raise ValueError(f"no method named {name!r}; there are project, truncate, tucker and cp")
+    raise ValueError(f"no method named {name!r}; there are project, sequential, truncate, tucker and cp")

@@ -14,11 +14,13 @@ from contextlib import ExitStack
 from typing import Any
 
 import torch
+import torch.distributed as dist
 from torch import Tensor, nn
 
 from rankfold.batches import batches_of, forward, logits_of, size_of
 from rankfold.costs import evaluating
 from rankfold.sites import Site, SiteList, split_attention
+from rankfold.train.parallel import Team
 
 Progress = Callable[[str, int, int], None]
 
@@ -27,14 +29,21 @@ SEED = 0
 
 
 def output_metrics(
-    root: nn.Module, data: Any, sites: SiteList, samples: int, batch_size: int, progress: Progress | None = None
+    root: nn.Module,
+    data: Any,
+    sites: SiteList,
+    samples: int,
+    batch_size: int,
+    progress: Progress | None = None,
+    team: Team | None = None,
 ) -> dict[str, Tensor]:
     """D for every reducible site that gradients reach, float64: (m, m), or (m,) above ``FULL`` outputs; or grouped.
 
     One forward and one backward pass over ``samples`` samples in eval mode. Parameters get no gradients. A model that
-    cannot be differentiated gives no metrics. Leaves everything as found.
+    cannot be differentiated gives no metrics. Leaves everything as found. With a ``team`` each process takes its share
+    of the batches.
     """
-    generator = torch.Generator().manual_seed(SEED)
+    team = team or Team()
     sums: dict[str, Tensor] = {}
     taps: list[tuple[Site, Tensor]] = []
 
@@ -52,7 +61,11 @@ def output_metrics(
         stack.enter_context(split_attention(root))
         for site in sites.reducible:
             stack.callback(root.get_submodule(site.name).register_forward_hook(tap(site)).remove)
-        for batch in batches_of(data, batch_size, samples):
+        for index, batch in enumerate(batches_of(data, batch_size, samples)):
+            seen += size_of(batch)
+            if index % team.size != team.rank:
+                continue
+            generator = torch.Generator().manual_seed(SEED + index)  # the same for a batch in whatever process
             taps.clear()
             with torch.enable_grad():
                 outputs = logits_of(forward(root, batch))
@@ -66,9 +79,10 @@ def output_metrics(
             for (site, _), gradient in zip(taps, gradients, strict=True):
                 if gradient is not None:
                     _add(sums, site, gradient)
-            seen += size_of(batch)
             if progress is not None:
                 progress("weighing", seen, samples)
+    if team.size > 1:
+        sums = _together(sums, team)
     return {name: total / seen for name, total in sums.items() if bool(total.isfinite().all())}
 
 
@@ -76,3 +90,10 @@ def _add(sums: dict[str, Tensor], site: Site, gradient: Tensor) -> None:
     rows = site.layer.output_rows(gradient).double()
     moment = rows.mT @ rows if rows.shape[-1] <= FULL else rows.square().sum(-2)
     sums[site.name] = sums[site.name] + moment if site.name in sums else moment
+
+
+def _together(sums: dict[str, Tensor], team: Team) -> dict[str, Tensor]:
+    parts: list[Any] = [None] * team.size
+    dist.all_gather_object(parts, sums)
+    names = dict.fromkeys(name for part in parts for name in part)
+    return {name: sum(part[name] for part in parts if name in part) for name in names}

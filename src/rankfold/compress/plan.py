@@ -19,10 +19,12 @@ from rankfold.files import by_digest, sha256, whole, write_atomically, write_tog
 from rankfold.sites import Form, unwrap
 
 if TYPE_CHECKING:
+    from rankfold.compress.fitted import Fitted
     from rankfold.compress.statistics import Statistics
 
 FORMAT = 1
 _STATISTICS = ".statistics.safetensors"
+_FACTORS = ".factors.safetensors"
 
 
 @dataclass(frozen=True)
@@ -33,6 +35,7 @@ class Entry:
     ``predicted_loss``: what this layer alone is expected to cost one sample, in the unit that the sites of this plan
     were compared in: squared change of the model's outputs, KL divergence in nats, or lost energy without data.
     ``params`` and ``flops`` are the site's own, in the new form. ``bias``: the new layer carries a bias.
+    ``certificate``: how well the program behind the factors was solved, in words.
     """
 
     __pydantic_config__ = ConfigDict(extra="forbid")
@@ -48,6 +51,7 @@ class Entry:
     flops: int = 0
     bias: bool = False
     note: str = ""
+    certificate: str = ""
 
 
 @dataclass(frozen=True)
@@ -56,7 +60,7 @@ class Plan:
 
     ``method`` and ``rule`` say how the matrices are factored and how ranks were chosen; ``calibration`` names the
     data that was used. ``statistics`` are the second moments that the method needs to factor again; they are kept
-    beside the JSON, in a file of their own.
+    beside the JSON, in a file of their own; so are ``factors`` by site, where a sweep over the network fitted them.
     """
 
     __pydantic_config__ = ConfigDict(extra="forbid")
@@ -75,7 +79,10 @@ class Plan:
     decided: str = field(default="", compare=False)  # hash of the decisions that the costs are counted for
     statistics_sha256: str = field(default="", compare=False)  # of the file beside a saved plan
 
+    factors_sha256: str = field(default="", compare=False)
+
     statistics: Statistics | None = field(default=None, compare=False, repr=False)
+    factors: Mapping[str, Fitted] | None = field(default=None, compare=False, repr=False)
 
     def __getitem__(self, site: str) -> Entry:
         for entry in self.entries:
@@ -96,9 +103,9 @@ class Plan:
         return replace(self, entries=entries)
 
     def to_json(self) -> str:
-        """One JSON object, readable and stable: equal plans give equal text. The statistics are not part of it."""
-        data = asdict(replace(self, statistics=None))
-        del data["statistics"]
+        """One JSON object, readable and stable: equal plans give equal text. Statistics and factors are not in it."""
+        data = asdict(replace(self, statistics=None, factors=None))
+        del data["statistics"], data["factors"]
         return json.dumps(data, indent=1, ensure_ascii=False) + "\n"
 
     @classmethod
@@ -120,21 +127,30 @@ class Plan:
             raise ValueError(f"not a valid plan: {where}: {first['msg']}") from None
 
     def save(self, path: str | Path) -> None:
-        """Write ``plan.json`` and, where statistics were taken, ``plan.statistics.safetensors`` beside it."""
-        path = Path(path)
-        if self.statistics is None:
-            write_atomically(path, replace(self, statistics_sha256="").to_json().encode())
+        """Write ``plan.json``, and beside it ``plan.statistics.safetensors`` and ``plan.factors.safetensors`` where
+        the plan has them."""
+        from rankfold.compress.fitted import to_bytes
+
+        path, beside, statistics, factors = Path(path), {}, "", ""
+        if self.statistics is not None:
+            data = beside[statistics_path(path).name] = self.statistics.to_bytes()
+            statistics = sha256(data)
+        if self.factors is not None:
+            data = beside[factors_path(path).name] = to_bytes(self.factors)
+            factors = sha256(data)
+        text = replace(self, statistics_sha256=statistics, factors_sha256=factors).to_json().encode()
+        if not beside:
+            write_atomically(path, text)
             return
-        data = self.statistics.to_bytes()
-        text = replace(self, statistics_sha256=sha256(data)).to_json().encode()
-        write_together(path.parent, {statistics_path(path).name: data}, path.name, text)
+        write_together(path.parent, beside, path.name, text)
 
     @classmethod
     def load(cls, path: str | Path) -> Plan:
-        """Read a plan and the statistics it was saved with, if they are still beside it; ``ValueError`` in one line.
+        """Read a plan with its statistics and factors, if they are still beside it; ``ValueError`` in one line.
 
-        The statistics of a plan that was renamed are found by their hash.
+        The files of a plan that was renamed are found by their hashes.
         """
+        from rankfold.compress.fitted import read
         from rankfold.compress.statistics import Statistics
 
         path = Path(path)
@@ -144,20 +160,13 @@ class Plan:
             raise ValueError(f"{path}: cannot be read as a plan ({error})") from None
         except ValueError as error:
             raise ValueError(f"{path}: {error}") from None
-        beside = statistics_path(path)
-        if not plan.statistics_sha256:
-            return plan
-        try:
-            found, missing = whole(path.parent, beside.name, plan.statistics_sha256), False
-        except FileNotFoundError:
-            found, missing = None, True
-        if found is None:
-            found = by_digest(path.parent, f"*{_STATISTICS}", plan.statistics_sha256)
-        if found is None and missing:
-            return plan
-        if found is None:
-            raise ValueError(f"{beside}: damaged, or the statistics of another plan: its sha256 is not the plan's")
-        return replace(plan, statistics=Statistics.load(found))
+        statistics = _beside(statistics_path(path), _STATISTICS, plan.statistics_sha256, "statistics")
+        factors = _beside(factors_path(path), _FACTORS, plan.factors_sha256, "factors")
+        return replace(
+            plan,
+            statistics=None if statistics is None else Statistics.load(statistics),
+            factors=None if factors is None else read(factors)[0],
+        )
 
     def table(self) -> list[dict[str, Any]]:
         """One row for each site, for a person or a data frame."""
@@ -186,13 +195,31 @@ def decisions(entries: tuple[Entry, ...]) -> str:
 
 def _adapter() -> TypeAdapter[Plan]:
     adapter = TypeAdapter(Plan)
-    # statistics live in a file of their own: in the JSON there can be none
-    adapter.rebuild(_types_namespace={"Statistics": type(None)}, raise_errors=True)
+    # statistics and factors live in files of their own: in the JSON there can be none
+    adapter.rebuild(_types_namespace={"Statistics": type(None), "Fitted": type(None)}, raise_errors=True)
     return adapter
 
 
 def statistics_path(plan_path: Path) -> Path:
     return plan_path.with_name(plan_path.stem + _STATISTICS)
+
+
+def factors_path(plan_path: Path) -> Path:
+    return plan_path.with_name(plan_path.stem + _FACTORS)
+
+
+def _beside(file: Path, ending: str, digest: str, what: str) -> Path | None:
+    """The file beside a plan with this hash; None if the plan has none, or if it is gone."""
+    if not digest:
+        return None
+    try:
+        found, missing = whole(file.parent, file.name, digest), False
+    except FileNotFoundError:
+        found, missing = None, True
+    found = found or by_digest(file.parent, f"*{ending}", digest)
+    if found is None and not missing:
+        raise ValueError(f"{file}: damaged, or the {what} of another plan: its sha256 is not the plan's")
+    return found
 
 
 def fingerprint(model: nn.Module) -> str:

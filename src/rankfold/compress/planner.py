@@ -3,30 +3,40 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import asdict, dataclass, replace
+from functools import partial
 from math import ceil
+from pathlib import Path
 from typing import Any
 
+import torch
 from torch import Tensor, nn
 
-from rankfold.batches import arguments, batches_of, check_rereadable, moved
+from rankfold.batches import arguments, batches_of, check_rereadable, moved, size_of
 from rankfold.compress.allocate import Option, check_feasible, global_, local, optimal
 from rankfold.compress.budget import Budget, Latency, Params, Ranks, Resource, describe, parse_budget
 from rankfold.compress.candidates import Candidate, Counter, decompose, options, resources
+from rankfold.compress.fitting import fit
 from rankfold.compress.iterative import iterate
 from rankfold.compress.latency import meet_latency
-from rankfold.compress.method import Method
+from rankfold.compress.method import Method, sweeps
 from rankfold.compress.methods import method_named
 from rankfold.compress.plan import Entry, Plan, decisions, fingerprint
 from rankfold.compress.rules import Global, Iterative, Local, Optimal, RankRule, rule_named
 from rankfold.compress.sensitivity import output_changes, price, relative_energy
 from rankfold.compress.statistics import Statistics, calibrate
+from rankfold.compress.survey import Survey, survey
+from rankfold.compress.sweep import Samples
 from rankfold.compress.timing import site_timing
 from rankfold.costs import Cost, Example, latencies, storage, trace
 from rankfold.sites import FOLD_FIRST, Form, Site, SiteList, sites, split_attention, unwrap
+from rankfold.train.parallel import Team, joined
 
 Progress = Callable[[str, int, int], None]
 Budgets = str | Budget | Sequence[str | Budget]
+Prices = Mapping[tuple[str, Form], Tensor]
+Solve = Callable[[tuple[float, ...]], dict[str, Option]]
 Candidates = Mapping[str, list[Candidate]]
 Choices = Mapping[str, list[Option]]
 
@@ -36,13 +46,17 @@ class Calibration:
     """Which part of the data is used: its first ``samples`` samples in batches of ``batch_size``.
 
     ``name`` of the data is written into the plan, for whoever reads it. ``statistics`` of an earlier plan for the same
-    model (``plan.statistics``) save taking them again.
+    model (``plan.statistics``) save taking them again. For methods that sweep: ``memory`` in bytes that second moments
+    and their decompositions may take (None: as it comes), and ``distributed``: every process of torchrun takes its
+    share of the data, and all end with the same plan.
     """
 
     samples: int = 2048
     batch_size: int = 128
     name: str = ""
     statistics: Statistics | None = None
+    memory: int | None = None
+    distributed: bool = False
 
 
 def plan(
@@ -55,6 +69,7 @@ def plan(
     example: Any = None,
     where: Any = None,
     calibration: Calibration | None = None,
+    directory: str | Path | None = None,
     progress: Progress | None = None,
 ) -> Plan:
     """Decide what becomes of every site of ``model`` within ``budget``.
@@ -62,8 +77,9 @@ def plan(
     ``budget``: one or several of ``Params``, ``Flops``, ``Bytes``, ``Latency``, ``KeepEnergy``, ``Ranks`` or their text
     (``"flops=0.5"``); all must hold. ``data``: a loader, data set or batches (see ``rankfold.batches.batches_of``);
     needed by methods that use data and by the iterative rule. ``example``: one input, for counting; taken from the
-    data otherwise. ``where`` narrows the sites (see ``rankfold.sites.sites``). ``progress(what, done, total)`` is
-    called as the work goes on.
+    data otherwise. ``where`` narrows the sites (see ``rankfold.sites.sites``). ``directory``: where methods that sweep
+    keep what is finished; the same call takes up an interrupted one. ``progress(what, done, total)`` is called as the
+    work goes on.
 
     Raises ``BudgetError`` when nothing fits, ``ValueError`` for data that is missing, empty or not finite, for weights
     that are not finite, naming the site, and for over-parametrised models, which are folded first.
@@ -88,38 +104,84 @@ def plan(
     params, size = storage(root)
     whole, calls = trace(root, replace(first, samples=1), found)  # FLOPs of the example with all its samples
     before = Cost(params, whole // first.samples, size)
-    statistics = calibration.statistics if method.needs_data else None
-    if method.needs_data and statistics is None:
+    sweeping = sweeps(method)
+    if sweeping and isinstance(rule, Iterative):
+        raise ValueError(f"method {method.name!r} sweeps after ranks are chosen: take another rule than the iterative")
+    place = None if directory is None else Path(directory)
+    seen = Samples(data, calibration.samples, calibration.batch_size, calibration.memory)
+    statistics = None if sweeping or not method.needs_data else calibration.statistics
+    if method.needs_data and statistics is None and not sweeping:
         statistics = calibrate(
             root, data, found, samples=calibration.samples, batch_size=calibration.batch_size, progress=tell
         )
     mark = fingerprint(root)
-    with split_attention(root):
+    with split_attention(root), _team(root, calibration) as team:
+        seen = replace(seen, team=team)
         sizes = {site.name: site.weight(root).element_size() for site in found}
-        candidates, unsolved = decompose(root, found, method, statistics, isinstance(rule, Optimal), tell)
+        every_form = isinstance(rule, Optimal)
+        if sweeping:
+            known = survey(root, found, method, seen, every_form, directory=place, progress=tell)
+        else:
+            known = Survey(
+                *decompose(root, found, method, statistics, every_form, tell), {}, {}, _unreached(statistics)
+            )
+        candidates = known.candidates
         batches = {budget.batch for budget in budgets if isinstance(budget, Latency)}
         timings = {batch: site_timing(root, found, candidates, first, batch, tell) for batch in batches}
         counter = Counter(calls, first.samples, sizes, timings)
-        prices = _prices(root, candidates, data, rule, tell)
+        prices = _prices(root, candidates, None if sweeping else data, rule, tell)
         asked = resources(budgets)
         resource = asked or (Params(1.0),)
-        choices = options(found, candidates, prices, budgets, resource, counter)
     # from here on with its attention whole, as the model is used: the iterative rule takes it apart by itself
-    solve = _solver(root, candidates, choices, rule, asked, before, data, tell)
     limits = _limits(resource, before, found, counter, root, first)
 
-    def write(picked: Mapping[str, Option], notes: Sequence[str] = ()) -> Plan:
-        entries = _entries(found, candidates, unsolved, choices, picked, counter, statistics)
+    def choices_at(prices: Prices) -> dict[str, list[Option]]:
+        return options(found, candidates, prices, budgets, resource, counter)
+
+    def solver(choices: Choices) -> Solve:
+        return _solver(root, candidates, choices, rule, asked, before, data, tell)
+
+    def write(choices: Choices, picked: Mapping[str, Option], notes: Sequence[str] = ()) -> Plan:
+        entries = _entries(found, known, choices, picked, counter)
         return Plan(
             entries, budgets, method.name, rule.name, mark, before, _after(before, whole, found, entries, counter),
-            {"data": calibration.name, "samples": statistics.samples if statistics else 0, "rule": asdict(rule)},
-            found.left_out, (*notes, *_notes(statistics, counter, found)),
+            {"data": calibration.name, "samples": _count(seen, statistics, sweeping), "rule": asdict(rule)},
+            found.left_out, (*notes, *_notes(known, counter, found)),
             decided=decisions(entries), statistics=statistics,
         )  # fmt: skip
 
+    def choose(met: Prices) -> Plan:
+        choices = choices_at({**prices, **met})
+        return write(choices, solver(choices)(limits))
+
     if batches:
-        return meet_latency(root, write, solve, limits, resource, first, tell)
-    return write(solve(limits))
+        choices = choices_at(prices)
+        made = meet_latency(root, partial(write, choices), solver(choices), limits, resource, first, tell)
+    else:
+        made = choose({})
+    if not sweeps(method):
+        return made
+    with _team(root, calibration) as team:
+        return fit(
+            root, made, None if batches else choose, found, method, replace(seen, team=team), known, directory=place,
+            progress=tell,
+        )  # fmt: skip
+
+
+def _team(root: nn.Module, calibration: Calibration) -> AbstractContextManager[Team]:
+    if not calibration.distributed:
+        return nullcontext(Team())
+    return joined(next((p.device for p in root.parameters()), torch.device("cpu")))
+
+
+def _unreached(statistics: Statistics | None) -> tuple[str, ...]:
+    return () if statistics is None else statistics.unreached
+
+
+def _count(seen: Samples, statistics: Statistics | None, sweeping: bool) -> int:
+    if not sweeping:
+        return statistics.samples if statistics else 0
+    return sum(size_of(batch) for batch in batches_of(seen.data, seen.batch_size, seen.samples))
 
 
 def _budgets(budget: Budgets) -> tuple[Budget, ...]:
@@ -151,9 +213,7 @@ def _example(root: nn.Module, data: Any) -> Example:
     raise ValueError("the data is empty: give at least one batch")
 
 
-def _prices(
-    root: nn.Module, candidates: Candidates, data: Any, rule: RankRule, tell: Progress
-) -> dict[tuple[str, Form], Tensor]:
+def _prices(root: nn.Module, candidates: Candidates, data: Any, rule: RankRule, tell: Progress) -> Prices:
     """What each candidate loses at each rank, in one unit: the model's own outputs, where data can say."""
     flat = [candidate for group in candidates.values() for candidate in group]
     if any(candidate.decomposition.comparable for candidate in flat):
@@ -172,7 +232,7 @@ def _solver(
     before: Cost,
     data: Any,
     tell: Progress,
-) -> Callable[[tuple[float, ...]], dict[str, Option]]:
+) -> Solve:
     """How ranks are chosen for given limits."""
 
     def smallest(axis: int, lacking: float) -> str:
@@ -213,13 +273,7 @@ def _limits(
 
 
 def _entries(
-    found: SiteList,
-    candidates: Candidates,
-    unsolved: Mapping[str, str],
-    choices: Choices,
-    picked: Mapping[str, Option],
-    counter: Counter,
-    statistics: Statistics | None,
+    found: SiteList, known: Survey, choices: Choices, picked: Mapping[str, Option], counter: Counter
 ) -> tuple[Entry, ...]:
     entries = []
     for site in found:
@@ -229,13 +283,13 @@ def _entries(
                 site.layer.has_bias,
                 min(site.shape),
                 0.0,
-                site.note or unsolved.get(site.name) or _why_kept(site, candidates, choices[site.name]),
+                site.note or known.unsolved.get(site.name) or _why_kept(site, known.candidates, choices[site.name]),
             )
         else:
-            candidate = next(c for c in candidates[site.name] if c.form is option.form)
+            candidate = next(c for c in known.candidates[site.name] if c.form is option.form)
             bias, rank, note = candidate.bias, option.rank, ""
             error = candidate.decomposition.relative_error(rank)
-            if statistics is not None and site.name not in statistics.sites:
+            if site.name in known.unreached:
                 note = "never called on the calibration data: truncated without data"
         cost = counter.cost(site, option.form, rank, bias)
         if option.form is not Form.KEEP and _gains_nothing(cost, counter.cost(site, Form.KEEP, 0, site.layer.has_bias)):
@@ -271,10 +325,10 @@ def _after(before: Cost, whole: int, found: SiteList, entries: Sequence[Entry], 
     return replace(after, flops=whole // counter.samples)
 
 
-def _notes(statistics: Statistics | None, counter: Counter, found: SiteList) -> tuple[str, ...]:
+def _notes(known: Survey, counter: Counter, found: SiteList) -> tuple[str, ...]:
     notes = []
-    if statistics is not None and statistics.unreached:
-        notes.append(f"never called on the calibration data: {', '.join(statistics.unreached)}")
+    if known.unreached:
+        notes.append(f"never called on the calibration data: {', '.join(known.unreached)}")
     silent = [site.name for site in found if site.name not in counter.calls and site.kind != "Embedding"]
     if silent:
         notes.append(f"never called on the example input, so without FLOPs: {', '.join(silent)}")

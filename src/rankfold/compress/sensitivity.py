@@ -58,7 +58,7 @@ def price(root: nn.Module, candidates: Sequence[Candidate], data: Any, rule: Opt
     batches = list(batches_of(data, rule.samples, rule.samples))
     prices: Prices = {}
     with evaluating(root):
-        originals = [_outcome(forward(root, batch)) for batch in batches]
+        originals = [outcome(forward(root, batch)) for batch in batches]
         for done, candidate in enumerate(candidates):
             errors = candidate.relative_errors.numpy()
             points = []
@@ -112,21 +112,22 @@ def _divergence(
     carry_hooks_(old, new)
     replace_(root, old, new.eval())
     try:
-        outputs = [_outcome(forward(root, batch)) for batch in batches]
+        outputs = [outcome(forward(root, batch)) for batch in batches]
     finally:
         replace_(root, new, old)
-    total = sum(_change(now, then) for now, then in zip(outputs, originals, strict=True))
+    total = sum(change(now, then) for now, then in zip(outputs, originals, strict=True))
     value = total / sum(then.shape[0] for then in originals)
     return value if np.isfinite(value) else _HOPELESS
 
 
-def _change(now: Tensor, then: Tensor) -> float:
+def change(now: Tensor, then: Tensor) -> float:
+    """Between two ``outcome``s, summed over the rows: KL divergence, or the squared change over the mean square."""
     if then.shape[1] == 1:
         return float((now - then).square().sum() / then.square().mean().clamp_min(torch.finfo(then.dtype).tiny))
     return float(F.kl_div(now, then, reduction="sum", log_target=True))
 
 
-def _outcome(output: Any) -> Tensor:
+def outcome(output: Any) -> Tensor:
     """Log-probabilities (N, classes) in float64, over every position of a sequence; a single output (N, 1) as it is."""
     logits = logits_of(output)
     if not logits.is_floating_point():

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+import torch.distributed as dist
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save as to_safetensors
 from torch import Tensor, nn
@@ -22,6 +23,7 @@ from rankfold.costs import evaluating
 from rankfold.files import write_atomically
 from rankfold.linalg import Moments
 from rankfold.sites import Site, SiteList, split_attention, unwrap
+from rankfold.train.parallel import Team
 
 Progress = Callable[[str, int, int], None]
 
@@ -97,6 +99,7 @@ def calibrate(
     metric_samples: int = 1024,
     batch_size: int = 128,
     progress: Progress | None = None,
+    team: Team | None = None,
 ) -> Statistics:
     """Stream ``data`` through ``model`` in eval mode and gather the second moments of every reducible site.
 
@@ -104,7 +107,9 @@ def calibrate(
     ``metric_samples`` also the output metrics (see ``rankfold.compress.metric``; 0 for none). Cost: the forward passes,
     one backward pass for the metrics, and d² for each row at each site, d its ``side``. Raises ``ValueError`` for empty
     data and for a site whose weights or activations are not finite. Hooks, mode and gradients are left as found.
+    With a ``team`` every process takes its share of the batches and ends with the statistics of all.
     """
+    team = team or Team()
     root = unwrap(model)
     if metric_samples:
         check_rereadable(data)
@@ -147,14 +152,18 @@ def calibrate(
         for path, module in root.named_modules():
             if isinstance(module, nn.modules.batchnorm._BatchNorm):
                 stack.callback(module.register_forward_pre_hook(absorb(path)).remove)
-        for batch in batches_of(data, batch_size, samples):
-            forward(root, batch)
-            seen += size_of(batch)
-            if progress is not None:
-                progress("calibrating", seen, samples or seen)
+        with team.agreed():
+            for index, batch in enumerate(batches_of(data, batch_size, samples)):
+                seen += size_of(batch)
+                if index % team.size == team.rank:
+                    forward(root, batch)
+                if progress is not None:
+                    progress("calibrating", seen, samples or seen)
     if not seen:
         raise ValueError("the calibration data is empty: give at least one batch")
-    metrics = output_metrics(root, data, sites, metric_samples, batch_size, progress) if metric_samples else {}
+    if team.size > 1:
+        moments = _together(moments, team)
+    metrics = output_metrics(root, data, sites, metric_samples, batch_size, progress, team) if metric_samples else {}
     reached = {
         site.name: SiteStatistics(
             moments[site.name], None if site.layer.has_bias else absorbers.of(site.name), metrics.get(site.name)
@@ -164,3 +173,14 @@ def calibrate(
     }
     unreached = tuple(site.name for site in sites.reducible if site.name not in moments)
     return Statistics(reached, seen, unreached)
+
+
+def _together(moments: dict[str, Moments], team: Team) -> dict[str, Moments]:
+    """The moments of all processes, merged in the order of their ranks, in every process."""
+    parts: list[Any] = [None] * team.size
+    dist.all_gather_object(parts, moments)
+    merged: dict[str, Moments] = {}
+    for part in parts:
+        for name, known in part.items():
+            merged[name] = merged[name].merge(known) if name in merged else known
+    return merged

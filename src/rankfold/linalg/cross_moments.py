@@ -1,0 +1,104 @@
+"""Streaming second moments of inputs together with what they are to give: enough for every least-squares fit."""
+
+from __future__ import annotations
+
+from typing import Any, Self
+
+import torch
+from torch import Tensor
+
+from rankfold.linalg.errors import NonFiniteError
+from rankfold.linalg.moments import Moments
+
+_BLOCK_ELEMENTS = 1 << 22  # of a block that is widened to float64 at a time
+
+
+class CrossMoments:
+    """Centred XᵀX (…, n, n), XᵀT (…, n, m) and Σ‖t‖² by output (…, m) of rows x (n) and targets t (m), in float64.
+
+    With ``groups`` rows come as (groups, N, n) and (groups, N, m). Merged by the pairwise rule of Chan, Golub and
+    LeVeque (1979), like ``Moments``. Memory: groups · n · (n + m) doubles.
+    """
+
+    def __init__(
+        self, inputs: int, targets: int, groups: int | None = None, device: torch.device | str = "cpu"
+    ) -> None:
+        batch = () if groups is None else (groups,)
+        self.inputs = Moments(inputs, groups, device)
+        self._target_mean = torch.zeros(*batch, targets, dtype=torch.float64, device=device)
+        self._cross = torch.zeros(*batch, inputs, targets, dtype=torch.float64, device=device)
+        self._energy = torch.zeros(*batch, targets, dtype=torch.float64, device=device)
+
+    @property
+    def count(self) -> int:
+        """Rows seen."""
+        return self.inputs.count
+
+    @property
+    def gram(self) -> Tensor:
+        """Centred XᵀX of one row on average: (…, n, n)."""
+        return self.inputs.covariance_sum / max(self.count, 1)
+
+    @property
+    def cross(self) -> Tensor:
+        """Centred XᵀT of one row on average: (…, n, m)."""
+        return self._cross / max(self.count, 1)
+
+    @property
+    def energy(self) -> Tensor:
+        """Variance of every target: (…, m)."""
+        return self._energy / max(self.count, 1)
+
+    @property
+    def target_mean(self) -> Tensor:
+        return self._target_mean.clone()
+
+    def update(self, x: Tensor, t: Tensor) -> Self:
+        """Take in rows x (…, N, n) with their targets t (…, N, m). ``NonFiniteError`` leaves everything as it was."""
+        count = x.shape[-2]
+        if t.shape[:-1] != x.shape[:-1] or t.shape[-1] != self._energy.shape[-1]:
+            raise ValueError(f"targets of shape {tuple(t.shape)} do not belong to rows of shape {tuple(x.shape)}")
+        if count == 0:
+            return self
+        part = type(self)(x.shape[-1], t.shape[-1], self.inputs.groups, self._cross.device)
+        part._target_mean.copy_(t.sum(-2, dtype=torch.float64) / count)
+        if not bool(part._target_mean.isfinite().all()):
+            raise NonFiniteError(f"targets of shape {tuple(t.shape)} ({t.dtype}) hold NaN or infinity")
+        part.inputs.update(x)
+        mean = part.inputs.mean
+        step = max(1, _BLOCK_ELEMENTS // max(1, x.shape[-1] + t.shape[-1]))
+        for start in range(0, count, step):
+            rows = x[..., start : start + step, :].to(mean) - mean.unsqueeze(-2)
+            targets = t[..., start : start + step, :].to(mean) - part._target_mean.unsqueeze(-2)
+            part._cross += rows.mT @ targets
+            part._energy += targets.square().sum(-2)
+        return self.merge(part)
+
+    def merge(self, other: CrossMoments) -> Self:
+        """Take in all the rows that ``other`` has seen."""
+        if other.count:
+            total = self.count + other.count
+            weight = self.count * (other.count / total)
+            inputs = other.inputs.mean if self.count == 0 else other.inputs.mean - self.inputs.mean
+            targets = other._target_mean - self._target_mean
+            self._cross += other._cross + weight * inputs.unsqueeze(-1) * targets.unsqueeze(-2)
+            self._energy += other._energy + weight * targets.square()
+            self._target_mean += targets * (other.count / total)
+            self.inputs.merge(other.inputs)
+        return self
+
+    def state_dict(self) -> dict[str, Any]:
+        """Plain tensors and a count; ``from_state_dict`` is the inverse."""
+        return self.inputs.state_dict() | {
+            "cross": self._cross.clone(), "target_mean": self.target_mean, "energy": self._energy.clone(),
+        }  # fmt: skip
+
+    @classmethod
+    def from_state_dict(cls, state: dict[str, Any]) -> CrossMoments:
+        inputs = Moments.from_state_dict(state)
+        found = cls(inputs.size, state["energy"].shape[-1], inputs.groups)
+        found.inputs = inputs
+        found._cross.copy_(state["cross"])
+        found._target_mean.copy_(state["target_mean"])
+        found._energy.copy_(state["energy"])
+        return found
