@@ -12,7 +12,8 @@ from commands import failed, rankfold, succeeded
 from digits import write_weights
 
 VERBS = (
-    "demo", "train", "sweep", "analyze", "plan", "show", "apply", "compress", "slice", "evaluate", "export", "reproduce",
+    "demo", "train", "sweep", "analyze", "plan", "show", "apply", "compress", "slice", "evaluate", "export",
+    "reproduce",
 )  # fmt: skip
 STAGE = {"accuracy", "loss", "params", "flops", "bytes", "latency_ms"}
 
