@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from rankfold.batches import forward, logits_of
 from rankfold.collapse.centroid import INPUT, NotAChainError, Tail, centroid_gradients, centroids, gradients
 from rankfold.collapse.centroid import without_grad_mode as thawed
-from rankfold.collapse.features import order_of_calls, patches
+from rankfold.collapse.features import order_of_calls, patches, watched
 from rankfold.collapse.losses import Loss
 from rankfold.collapse.partition import Partition
 from rankfold.linalg import singular_values
@@ -152,11 +152,16 @@ def _chain(
     own = matrices([weight.detach() for weight in weights])
     full = matrices(gradients(Tail(root, INPUT, inputs[:2]), inputs, targets, loss, weights, batch_size=batch_size))
     best: dict[str, tuple[Any, ...]] = {}
+    entered = _entered(root, names, inputs, batch_size)
+    # one row for each centroid: the gradient has rank K, and only rounding is beyond it
+    alone = {name for name in names if name in entered and entered[name].ndim == 2}
     cuts = (INPUT, *names[1:]) if inputs.is_floating_point() else names[1:]
     for cut in cuts:
         try:
             tail = Tail(root, cut, inputs[:2])
-            features = torch.cat([tail.features(part) for part in inputs.split(batch_size)])
+            features = inputs if cut == INPUT else entered.get(cut, inputs[:0])
+            if len(features) != len(inputs):
+                raise ValueError(f"{cut} is not called once for a batch with one entry for each sample")
             if not features.is_floating_point():
                 raise ValueError(f"{cut}: whole numbers have no mean")
             small = matrices(centroid_gradients(tail, features, targets, partition, loss, weights))
@@ -166,7 +171,8 @@ def _chain(
         for name, matrix, whole, part in zip(names, own, full, small, strict=True):
             if matrix is None or whole is None or part is None:
                 continue
-            excess = _tail(part, partition.clusters) / decay
+            rounding = 8 * torch.finfo(inputs.dtype).eps * float(part.norm()) if inputs.is_floating_point() else 0.0
+            excess = (rounding if name in alone else _tail(part, partition.clusters)) / decay
             joint = float((matrix + part / decay).norm()) + excess
             split = float((whole - part).norm()) / decay
             least, *before = best.get(name, (joint, split, excess, cut))
@@ -196,6 +202,18 @@ def _chain(
             )
         )
     return Chain(tuple(rows), skipped)
+
+
+def _entered(root: nn.Module, names: tuple[str, ...], inputs: Tensor, batch_size: int) -> dict[str, Tensor]:
+    """What enters every layer that is called once for a batch, for all of the inputs."""
+    found: dict[str, list[Tensor]] = {}
+    with (
+        torch.no_grad(),
+        watched(root, names, "input", lambda name, _, value: found.setdefault(name, []).append(value)),
+    ):
+        for part in inputs.split(batch_size):
+            forward(root, part)
+    return {name: torch.cat(parts) for name, parts in found.items() if len({part.shape[1:] for part in parts}) == 1}
 
 
 def _tail(matrix: Tensor, rank: int) -> float:

@@ -1,7 +1,8 @@
 """One matrix at one moment of a training: its spectrum, that of its update, and how far its subspaces moved."""
 
 import math
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, field
 
 import torch
 from torch import Tensor
@@ -15,7 +16,10 @@ Subspaces = tuple[Tensor, Tensor]
 
 @dataclass(frozen=True)
 class Measurement:
-    """``weight`` and ``update`` are None, and numbers NaN, where ``note`` says why there is none."""
+    """``weight`` and ``update`` are None, and numbers NaN, where ``note`` says why there is none.
+
+    ``extra``: what the recorder's probe said of this site, by column.
+    """
 
     epoch: float
     weight: Spectrum | None
@@ -24,6 +28,7 @@ class Measurement:
     left_distance: float
     right_distance: float
     note: str = ""
+    extra: Mapping[str, float] = field(default_factory=dict)
 
 
 def missing(epoch: float, note: str) -> Measurement:

@@ -2,9 +2,12 @@
 
 import math
 from collections import deque
+from collections.abc import Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import replace
 from pathlib import Path
 from types import TracebackType
+from typing import Protocol
 
 import pandas as pd
 from torch import Tensor, nn
@@ -21,12 +24,22 @@ class RecordError(RuntimeError):
     """Measuring failed in the background; names the epoch and the site."""
 
 
+class Probe(Protocol):
+    """What else to measure at every record: site → column → number, of ``columns``; see ``rankfold.collapse``."""
+
+    @property
+    def columns(self) -> Sequence[str]: ...
+    def __call__(self, model: nn.Module) -> Mapping[str, Mapping[str, float]]: ...
+
+
 class SpectrumRecorder:
     """Measure every site of ``model`` whenever ``step`` is called; the decompositions run beside the training.
 
     ``where`` narrows the sites, as in ``rankfold.sites``. ``rank``: dimension r of the leading subspaces. ``every``:
     measure the first of this many calls. ``pending``: how many copies of the weights may wait or be in work; with more,
-    ``step`` waits for one to be done. W(0) is what ``model`` holds now: make the recorder before training.
+    ``step`` waits for one to be done. W(0) is what ``model`` holds now: make the recorder before training. ``probe``:
+    called with the model at every record, in the hot path; its columns stand behind the others in ``frame``
+    (``rankfold.collapse.CollapseProbe``: clusters, neural collapse and bounds of every layer).
 
         with SpectrumRecorder(model) as recorder:
             recorder.step(0)
@@ -45,7 +58,14 @@ class SpectrumRecorder:
     """
 
     def __init__(
-        self, model: nn.Module, where: Where | None = None, *, rank: int = 10, every: int = 1, pending: int = 2
+        self,
+        model: nn.Module,
+        where: Where | None = None,
+        *,
+        rank: int = 10,
+        every: int = 1,
+        pending: int = 2,
+        probe: Probe | None = None,
     ) -> None:
         for name, value in (("rank", rank), ("every", every), ("pending", pending)):
             if value < 1:
@@ -59,10 +79,19 @@ class SpectrumRecorder:
             if isinstance(matrix, str):
                 raise ValueError(f"{site.title}: {matrix}")
             tracks[site.name] = Track(site.kind, matrix)
-        self._begin(model, found, Recording(rank, every, tracks), pending)
+        columns = () if probe is None else tuple(probe.columns)
+        self._begin(model, found, Recording(rank, every, tracks, columns=columns), pending, probe)
 
-    def _begin(self, model: nn.Module | None, found: tuple[Site, ...], recording: Recording, pending: int) -> None:
+    def _begin(
+        self,
+        model: nn.Module | None,
+        found: tuple[Site, ...],
+        recording: Recording,
+        pending: int,
+        probe: Probe | None,
+    ) -> None:
         self._model, self._sites, self._recording, self._pending = model, found, recording, pending
+        self._probe = probe
         self._waiting: deque[Future[None]] = deque()
         self._worker: ThreadPoolExecutor | None = None
 
@@ -89,11 +118,12 @@ class SpectrumRecorder:
             self._waiting.popleft().result()
         self._recording.last = epoch
         copies = read(self._model, self._sites)
+        extra = {} if self._probe is None else self._probe(self._model)
         if self._worker is None:
             self._worker = ThreadPoolExecutor(1, "rankfold-record")
-        self._waiting.append(self._worker.submit(self._measure, float(epoch), copies))
+        self._waiting.append(self._worker.submit(self._measure, float(epoch), copies, extra))
 
-    def _measure(self, epoch: float, copies: dict[str, Tensor | str]) -> None:
+    def _measure(self, epoch: float, copies: dict[str, Tensor | str], extra: Mapping[str, Mapping[str, float]]) -> None:
         failures: list[tuple[str, Exception]] = []
         for site, matrix in copies.items():
             track = self._recording.tracks[site]
@@ -107,7 +137,7 @@ class SpectrumRecorder:
             except Exception as cause:
                 failures.append((site, cause))
                 row, track.before = missing(epoch, f"{type(cause).__name__}: {cause}"), None
-            track.rows.append(row)
+            track.rows.append(replace(row, extra=dict(extra.get(site, {}))))
         if failures:
             site, first = failures[0]
             more = f", and {len(failures) - 1} more" if len(failures) > 1 else ""
@@ -144,12 +174,17 @@ class SpectrumRecorder:
         self._recording.save(Path(path))
 
     @classmethod
-    def load(cls, path: str | Path, model: nn.Module | None = None, *, pending: int = 2) -> "SpectrumRecorder":
+    def load(
+        cls, path: str | Path, model: nn.Module | None = None, *, pending: int = 2, probe: Probe | None = None
+    ) -> "SpectrumRecorder":
         """The inverse of ``save``, exact. With the ``model`` it was recorded from it goes on, from the same W(0).
 
-        Raises ``ValueError`` for a damaged or foreign file and for a model without one of the sites.
+        Raises ``ValueError`` for a damaged or foreign file, for a model without one of the sites, and for a ``probe``
+        with other columns.
         """
         recording = Recording.load(Path(path))
+        if probe is not None and tuple(probe.columns) != recording.columns:
+            raise ValueError(f"{path}: recorded with {'another' if recording.columns else 'no'} probe")
         found: tuple[Site, ...] = ()
         if model is not None:
             known = {site.name: site for site in sites(model)}
@@ -157,7 +192,7 @@ class SpectrumRecorder:
                 raise ValueError(f"{path}: recorded {absent[0]}, which is no site of this {type(model).__name__}")
             found = tuple(known[name] for name in recording.tracks)
         recorder = cls.__new__(cls)
-        recorder._begin(model, found, recording, pending)
+        recorder._begin(model, found, recording, pending, probe)
         return recorder
 
     def close(self) -> None:

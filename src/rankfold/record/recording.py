@@ -42,13 +42,17 @@ class Track:
 
 @dataclass
 class Recording:
-    """``rank`` of the subspaces, ``every`` how many calls one is measured, ``calls`` so far, and a track per site."""
+    """``rank`` of the subspaces, ``every`` how many calls one is measured, ``calls`` so far, and a track per site.
+
+    ``columns``: those of the recorder's probe.
+    """
 
     rank: int
     every: int
     tracks: dict[str, Track]
     calls: int = 0
     last: float = -math.inf  # label of the last measured call
+    columns: tuple[str, ...] = ()
 
     def frame(self, eps: float) -> pd.DataFrame:
         records = [
@@ -65,11 +69,12 @@ class Recording:
                 "left_distance": row.left_distance,
                 "right_distance": row.right_distance,
                 "note": row.note,
+                **{column: row.extra.get(column, math.nan) for column in self.columns},
             }
             for site, track, row in self._rows()
         ]
-        table = pd.DataFrame.from_records(records, columns=[*_COLUMNS])
-        return table.astype(_COLUMNS)
+        kinds = _COLUMNS | dict.fromkeys(self.columns, "float64")
+        return pd.DataFrame.from_records(records, columns=[*kinds]).astype(kinds)
 
     def singular_values(self) -> pd.DataFrame:
         parts = [
@@ -104,6 +109,9 @@ class Recording:
                 f"{site}|update": _stack((row.update for row in track.rows), width),
                 f"{site}|numbers": torch.tensor([_numbers(row) for row in track.rows], dtype=torch.float64),
             }
+            if self.columns:
+                extra = [[row.extra.get(column, math.nan) for column in self.columns] for row in track.rows]
+                tensors[f"{site}|extra"] = torch.tensor(extra, dtype=torch.float64)
             if track.before is not None:
                 tensors[f"{site}|left"], tensors[f"{site}|right"] = (basis.contiguous() for basis in track.before)
         facts = {
@@ -114,7 +122,7 @@ class Recording:
             "last": self.last if math.isfinite(self.last) else None,
             "sites": {site: track.kind for site, track in self.tracks.items()},
             "notes": {site: [row.note for row in track.rows] for site, track in self.tracks.items()},
-        }
+        } | ({"columns": self.columns} if self.columns else {})
         write_atomically(path, to_safetensors(tensors, metadata={_KEY: json.dumps(facts)}))
 
     @classmethod
@@ -129,6 +137,7 @@ class Recording:
                         kind,
                         {key: file.get_tensor(f"{site}|{key}") for key in _TENSORS if f"{site}|{key}" in names},
                         facts["notes"][site],
+                        tuple(facts.get("columns", ())),
                     )
                     for site, kind in facts["sites"].items()
                 }
@@ -137,23 +146,24 @@ class Recording:
         if facts["format"] != _FORMAT:
             raise ValueError(f"{path}: format {facts['format']}; this version reads {_FORMAT}")
         last = -math.inf if facts["last"] is None else facts["last"]
-        return cls(facts["rank"], facts["every"], tracks, facts["calls"], last)
+        return cls(facts["rank"], facts["every"], tracks, facts["calls"], last, tuple(facts.get("columns", ())))
 
 
-_TENSORS = ("start", "weight", "update", "numbers", "left", "right")
+_TENSORS = ("start", "weight", "update", "numbers", "extra", "left", "right")
 
 
-def _track(kind: str, tensors: dict[str, Tensor], notes: list[str]) -> Track:
+def _track(kind: str, tensors: dict[str, Tensor], notes: list[str], columns: tuple[str, ...]) -> Track:
     start = tensors["start"]
     m, n = start.shape[-2:]
 
     def spectra(key: str) -> list[Spectrum | None]:
         return [None if bool(values.isnan().any()) else Spectrum(values.clone(), (m, n)) for values in tensors[key]]
 
+    extra = tensors["extra"].tolist() if columns else [[]] * len(notes)
     rows = [
-        Measurement(epoch, weight, update, gap, left, right, note)
-        for (epoch, gap, left, right), weight, update, note in zip(
-            tensors["numbers"].tolist(), spectra("weight"), spectra("update"), notes, strict=True
+        Measurement(epoch, weight, update, gap, left, right, note, dict(zip(columns, more, strict=True)))
+        for (epoch, gap, left, right), weight, update, note, more in zip(
+            tensors["numbers"].tolist(), spectra("weight"), spectra("update"), notes, extra, strict=True
         )
     ]
     before = (tensors["left"], tensors["right"]) if "left" in tensors else None
