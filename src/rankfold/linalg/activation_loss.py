@@ -9,7 +9,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from rankfold.linalg.tobit import Tobit
+from rankfold.linalg.entrywise import Tobit
 
 Activation = Literal["identity", "relu", "leaky_relu", "gelu", "silu"]
 
