@@ -20,7 +20,7 @@ from rankfold.compress.sensitivity import change, outcome
 from rankfold.compress.survey import Survey
 from rankfold.compress.sweep import Samples, Swept, refittable, sweep
 from rankfold.costs import evaluating
-from rankfold.sites import Form, SiteList, split_attention
+from rankfold.sites import Form, SiteList, split_attention, without_fused_attention
 
 Progress = Callable[[str, int, int], None]
 Choose = Callable[[Mapping[tuple[str, Form], Tensor]], Plan]
@@ -84,7 +84,7 @@ def divergence(original: nn.Module, model: nn.Module, batches: Any) -> float:
     """Mean over all positions of what the outputs of ``model`` lose: KL divergence in nats, or squared change of a
     single output as a fraction of its mean square."""
     total, rows = 0.0, 0
-    with evaluating(original), evaluating(model):
+    with evaluating(original), evaluating(model), without_fused_attention():
         for batch in batches:
             then = outcome(forward(original, batch))
             total += change(outcome(forward(model, batch)), then)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Protocol, TypeGuard
 
 import torch
@@ -83,6 +83,9 @@ class Solution:
     losses: dict[Form, Tensor]
     certificate: str = ""
     note: str = ""
+
+    def with_note(self, note: str) -> Solution:
+        return replace(self, note="; ".join(filter(None, (self.note, note))))
 
 
 class SweepMethod(Method, Protocol):

@@ -7,7 +7,7 @@ inputs before truncation, as X̃ ≠ X demands.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
@@ -42,6 +42,12 @@ class Refit:
             folded = self.site.layer.geometry(Form.FACTORED).fold(self.weight.shape, self.matrix)
             return SpatialPair(folded, self.statistics, damping)
         return Projected("input", self.matrix, self.statistics, None, damping)
+
+    def retargeted(self, cross: Tensor) -> Refit:
+        """The same fit to other targets, whose centred moment with the inputs is ``cross`` (…, n, m)."""
+        moments, ridge = self.moments, self.ridge.value
+        anchor = self.site.layer.geometry(Form.FACTORED).matrix(self.weight).double()
+        return replace(self, matrix=least_squares(moments.gram, cross, anchor=anchor, ridge=ridge))
 
     def error(self, matrix: Tensor) -> float:
         """Relative error of any matrix (…, m, n) with its free bias, on the data of both halves."""

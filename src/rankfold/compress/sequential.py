@@ -27,7 +27,7 @@ class Sequential:
     """
 
     damping: float = DAMPING
-    rounds: int = 2
+    rounds: int = 3
     kept: bool = True
     rows: int = 0
     name: str = "sequential"
@@ -57,6 +57,18 @@ def projected(
     tried = {each: full.decomposition(each, damping) for each in sorted(offered)}
     losses = {each: found.errors.square() for each, found in tried.items() if found.comparable}
     parts = (full.matrix,) if form is Form.DENSE else tried[form].factors(rank).parts
-    matrix = multiplied(site, form, full.weight, parts)
+    return solution(full, form, parts, bias, losses, f"ridge {full.ridge.value:.2g}")
+
+
+def solution(
+    full: Refit,
+    form: Form,
+    parts: tuple[Tensor, ...],
+    bias: Tensor | None,
+    losses: dict[Form, Tensor],
+    certificate: str,
+) -> Solution:
+    """Factors with their free bias, and how far they are from the target."""
+    matrix = multiplied(full.site, form, full.weight, parts)
     factors = Factors(parts, full.shift(matrix, bias))
-    return Solution(factors, full.error(matrix), losses, f"ridge {full.ridge.value:.2g}", full.note)
+    return Solution(factors, full.error(matrix), losses, certificate, full.note)

@@ -33,6 +33,8 @@ from rankfold.train.parallel import Team
 
 Progress = Callable[[str, int, int], None]
 
+_ROUNDING = 1e-5
+
 
 @dataclass(frozen=True)
 class Samples:
@@ -95,12 +97,15 @@ def sweep(
                     _store(file, solved)
             for site in group:
                 solution, entry = solved[site.name], known[site.name]
+                done += 1
+                if entry.form is Form.DENSE and _unchanged(site, site.matrix(original), solution):
+                    known[site.name] = replace(entry, form=Form.KEEP, note="")
+                    continue
                 fitted[site.name] = Fitted(solution.factors, None if entry.bias else absorbers.get(site.name))
                 place_(current, site.name, filled(current, site, entry, fitted[site.name]), fitted[site.name])
                 losses |= {(site.name, form): values for form, values in solution.losses.items()}
                 known[site.name] = _told(entry, solution)
-                done += 1
-                tell("fitting", done, len(changed))
+            tell("fitting", done, len(changed))
     return Swept(current, tuple(known[entry.site] for entry in entries), fitted, losses)
 
 
@@ -141,7 +146,7 @@ def _groups(original: nn.Module, changed: Sequence[Site], seen: Samples) -> list
 
         return hook
 
-    with ExitStack() as stack, torch.no_grad():
+    with ExitStack() as stack:
         stack.enter_context(evaluating(original))
         for site in changed:
             module = original.get_submodule(site.name)
@@ -224,6 +229,15 @@ def _alone(
     if decomposition is None:
         raise ValueError(f"method {method.name!r} does not offer form {entry.form} here")
     return Solution(decomposition.factors(entry.rank), decomposition.relative_error(entry.rank), {}, note=note)
+
+
+def _unchanged(site: Site, matrix: Tensor, solution: Solution) -> bool:
+    """Whether a layer fitted anew is what it was: nothing before it has changed."""
+    shift = solution.factors.shift
+    moved = float((solution.factors.parts[0].reshape(matrix.shape) - matrix.double()).norm())
+    return moved <= _ROUNDING * float(matrix.double().norm()) and (
+        shift is None or float(shift.norm()) <= _ROUNDING * float(matrix.double().norm())
+    )
 
 
 def _told(entry: Entry, solution: Solution) -> Entry:

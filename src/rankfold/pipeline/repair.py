@@ -28,11 +28,17 @@ def compressed_copy(
 ) -> tuple[nn.Module, Evaluation]:
     """A copy of ``model`` with ``plan`` applied and BatchNorm statistics corrected, and its result on ``validation``.
 
-    ``model`` is left as it is. ``method``: your own, where the plan was made with one. Cost: the factorization, one
-    pass of both networks over ``calibration``, and one of the new one over ``validation``.
+    Where a sweep has fitted the layers to what they meet, the statistics are only corrected if that lowers the loss on
+    ``validation``. ``model`` is left as it is. ``method``: your own, where the plan was made with one. Cost: the
+    factorization, one pass of both networks over ``calibration``, and one of the new one over ``validation``.
     """
     tell = progress or (lambda what, done, total: None)
     small = copy.deepcopy(model)
     apply_(small, plan, method=method, progress=lambda _, done, total: tell("factoring", done, total))
-    reestimate_(small, model, calibration, samples=None)
-    return small, evaluate(small, validation, role="validation")
+    swept = None
+    if plan.factors is not None:
+        swept = copy.deepcopy(small), evaluate(small, validation, role="validation")
+    if not reestimate_(small, model, calibration, samples=None) and swept is not None:
+        return swept
+    score = evaluate(small, validation, role="validation")
+    return swept if swept is not None and swept[1].loss <= score.loss else (small, score)
