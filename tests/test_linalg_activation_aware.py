@@ -37,12 +37,13 @@ def behind(u, target, name, weights=1.0):
 # --- the parabolas
 
 
-def lies_above(loss, at, curvature):
+def lies_above(loss_of, target, at, curvature):
     """Whether the parabola of this curvature that touches the loss at `at` is nowhere below it."""
+    u = torch.linspace(-6, 6, 601).double().unsqueeze(1).expand(-1, at.shape[-1])
+    loss, at = loss_of(target.expand_as(u)), at.expand_as(u)
     value, step = loss(at)
-    u = torch.linspace(-6, 6, 601).double().unsqueeze(1)
     parabola = value - 2 * step * (u - at) + curvature * (u - at) ** 2
-    return bool((parabola >= loss(u.expand(-1, at.shape[-1]))[0] - 1e-9).all())
+    return bool((parabola >= loss(u)[0] - 1e-9).all())
 
 
 GRID = torch.cartesian_prod(torch.linspace(-4, 4, 21).double(), torch.linspace(-4, 4, 21).double()).mT.unsqueeze(1)
@@ -50,22 +51,26 @@ GRID = torch.cartesian_prod(torch.linspace(-4, 4, 21).double(), torch.linspace(-
 
 @pytest.mark.parametrize("sigma", [None, 0.0, 0.05, 1.0])
 def test_relu_and_what_stands_above_it_lie_below_parabolas_of_curvature_one(sigma):
-    target, at = GRID
-    loss = activation_loss(target, "relu") if sigma is None else surrogate_loss(target, sigma)
-    assert lies_above(loss, at, 1.0)
-    assert not lies_above(loss, at, 0.9)
+    def loss_of(target):
+        return activation_loss(target, "relu") if sigma is None else surrogate_loss(target, sigma)
+
+    assert lies_above(loss_of, *GRID, 1.0)
+    assert not lies_above(loss_of, *GRID, 0.9)
 
 
 def test_leaky_relu_does_not_and_smooth_activations_need_more():
     """What the page calls a heuristic: a kink for negative targets, a curvature that grows with the target."""
     target, at = GRID
-    leaky = activation_loss(target, "leaky_relu", 0.1)
-    assert not lies_above(leaky, at, 4.0)
     where = (target > 0).flatten()
-    assert lies_above(activation_loss(target[:, where], "leaky_relu", 0.1), at[:, where], 1.0)
+
+    def leaky(target):
+        return activation_loss(target, "leaky_relu", 0.1)
+
+    assert not lies_above(leaky, target, at, 4.0)
+    assert lies_above(leaky, target[:, where], at[:, where], 1.0)
     for name in ("gelu", "silu"):
-        assert not lies_above(activation_loss(target, name), at, 1.0)
-        assert lies_above(activation_loss(target, name), at, 2.5)
+        assert not lies_above(lambda target, name=name: activation_loss(target, name), target, at, 1.0)
+        assert lies_above(lambda target, name=name: activation_loss(target, name), target, at, 2.5)
 
 
 @pytest.mark.parametrize("sigma", [0.0, 1e-3, 0.05, 1.0])
