@@ -25,6 +25,7 @@ from rankfold.compress.statistics import SiteStatistics, calibrate
 from rankfold.costs import evaluating
 from rankfold.linalg.cross_moments import CrossMoments
 from rankfold.linalg.ridge import RIDGES, Ridge, anchored_path, choose_ridge
+from rankfold.pipeline import layer_errors
 from rankfold.sites import patches as places
 from rankfold.sites import sites, split_attention
 
@@ -258,6 +259,25 @@ def test_an_interrupted_sweep_goes_on(tmp_path):
     assert not any(what == "calibrating" for what, _, _ in told), "the survey was made again"
     for name, fitted in whole.factors.items():
         assert all(map(torch.equal, fitted.factors.parts, resumed.factors[name].factors.parts))
+
+
+def test_what_was_left_of_another_request_is_not_taken_up(tmp_path):
+    model, x = residual()
+    for data in ([x], [2 * x]):
+        plan = rf.plan(model, "params=0.5", Sequential(rounds=1), data, directory=tmp_path)
+        fresh = rf.plan(model, "params=0.5", Sequential(rounds=1), data)
+        assert plan == fresh
+
+
+def test_errors_on_held_out_data_are_those_of_the_whole_network():
+    model, x = residual()
+    plan = rf.plan(model, "params=0.6", Sequential(rounds=1), [x])
+    again = layer_errors(model, plan, [x])
+    for entry in plan.changed:
+        assert again[entry.site] == pytest.approx(entry.predicted_error, rel=1e-3, abs=1e-4), entry
+    other = torch.randn(200, 3, 8, 8, generator=torch.Generator().manual_seed(9))
+    fresh = layer_errors(model, plan, [other])
+    assert all(0 < fresh[entry.site] < 3 for entry in plan.changed)
 
 
 def test_a_memory_limit_changes_how_many_are_surveyed_at_a_time_and_not_the_plan(tmp_path):

@@ -13,6 +13,7 @@ from rankfold.cli.options import (
     DataName,
     Download,
     Json,
+    Memory,
     MethodName,
     NoCurve,
     NoSlices,
@@ -42,6 +43,7 @@ def compress(
         int, typer.Option(min=0, metavar="N", help="Epochs of training with the original as teacher; 0 for none.")
     ] = 0,
     samples: Samples = 2048,
+    memory: Memory = None,
     no_curve: NoCurve = False,
     no_slices: NoSlices = False,
     seed: Seed = 0,
@@ -59,9 +61,10 @@ def compress(
     from rankfold.cli.talk import Talk
     from rankfold.pipeline import Settings, Tell, parsed
     from rankfold.pipeline import compress as run
+    from rankfold.report.quantities import bytes_of
 
-    budgets = parsed(budget)
-    settings = Settings(method, ranks, samples, finetune_epochs, not no_curve, seed, model, not no_slices)
+    budgets, limit = parsed(budget), None if memory is None else bytes_of(memory)
+    settings = Settings(method, ranks, samples, finetune_epochs, not no_curve, seed, model, not no_slices, limit)
     set_threads(threads)
     with Talk() as talk:
         loaded = open_model(model, weights, data, download, talk, trained=True, own_data=True)

@@ -8,6 +8,8 @@ from typing import Annotated
 
 import typer
 
+METHODS = ("project", "sequential", "relu", "nuclear", "maxnorm", "truncate", "tucker", "cp")
+
 
 def _model(spec: str) -> str:
     from rankfold.zoo import model_names
@@ -22,7 +24,7 @@ def _data(name: str | None) -> str | None:
 
 
 def _method(name: str) -> str:
-    return _known(name, "no method named", ("project", "truncate", "tucker", "cp"))
+    return _known(name, "no method named", METHODS)
 
 
 def _rule(name: str) -> str:
@@ -48,6 +50,17 @@ def _budgets(texts: list[str]) -> list[str]:
         except ValueError as error:
             raise typer.BadParameter(str(error)) from None
     return texts
+
+
+def _memory(text: str | None) -> str | None:
+    from rankfold.report.quantities import bytes_of
+
+    try:
+        if text is not None:
+            bytes_of(text)
+    except ValueError as error:
+        raise typer.BadParameter(str(error)) from None
+    return text
 
 
 Spec = Annotated[
@@ -83,7 +96,24 @@ Budgets = Annotated[
     ),
 ]
 MethodName = Annotated[
-    str, typer.Option("--method", metavar="M", help="project (uses data), truncate, tucker or cp.", callback=_method)
+    str,
+    typer.Option(
+        "--method",
+        metavar="M",
+        help="project (uses data); sequential (slower, better: each layer corrects those before it), relu, nuclear, "
+        "maxnorm; without data truncate, tucker, cp.",
+        callback=_method,
+    ),
+]
+Memory = Annotated[
+    str | None,
+    typer.Option(
+        "--memory",
+        metavar="SIZE",
+        help="sequential, relu, nuclear, maxnorm: what second moments may take, as 2GB; layers are then measured a few "
+        "at a time.",
+        callback=_memory,
+    ),
 ]
 RuleName = Annotated[
     str, typer.Option("--ranks", metavar="R", help="optimal, local, global or iterative.", callback=_rule)

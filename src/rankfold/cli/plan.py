@@ -12,6 +12,7 @@ from rankfold.cli.options import (
     DataName,
     Download,
     Json,
+    Memory,
     MethodName,
     RuleName,
     Samples,
@@ -31,21 +32,30 @@ def plan(
     method: MethodName = "project",
     ranks: RuleName = "optimal",
     samples: Samples = 2048,
+    memory: Memory = None,
     seed: Seed = 0,
     download: Download = False,
     threads: Threads = None,
     as_json: Json = False,
 ) -> None:
-    """Decide the rank of every layer within a budget. The plan can be read, edited and applied; nothing changes yet."""
+    """Decide the rank of every layer within a budget. The plan can be read, edited and applied; nothing changes yet.
+
+    Methods that sweep resume after an interruption, and share the data under torchrun --nproc-per-node=N -m rankfold.
+    """
     import json
+    import shutil
 
     from rankfold.cli.loading import open_model, set_threads
     from rankfold.cli.printing import print_json
     from rankfold.cli.show import print_plan
     from rankfold.cli.talk import Talk
+    from rankfold.compress.method import sweeps
+    from rankfold.compress.methods import method_named
     from rankfold.compress.planner import Calibration
     from rankfold.compress.planner import plan as make_plan
-    from rankfold.pipeline import calibration_part, parsed, samples_of
+    from rankfold.pipeline import calibration_part, memory_sentence, parsed, samples_of
+    from rankfold.report.quantities import bytes_of
+    from rankfold.train.parallel import first_process, world_size
 
     parsed(budget)
     set_threads(threads)
@@ -53,6 +63,11 @@ def plan(
         loaded = open_model(model, weights, data, download, talk, trained=True, own_data=True)
         known = loaded.needed_data()
         part = calibration_part(known.train, samples, seed)
+        limit = None if memory is None else bytes_of(memory)
+        first = first_process()
+        if first and sweeps(method_named(method)):
+            talk.say(memory_sentence(loaded.model, limit))
+        partial = out.with_name(f"{out.name}.partial")
         made = make_plan(
             loaded.model,
             budget,
@@ -60,10 +75,16 @@ def plan(
             part,
             rule=ranks,
             example=loaded.needed_example(),
-            calibration=Calibration(samples_of(part, samples), name=known.name),
-            progress=talk.progress,
+            calibration=Calibration(
+                samples_of(part, samples), name=known.name, memory=limit, distributed=world_size() > 1
+            ),
+            directory=partial,
+            progress=talk.progress if first else None,
         )
+        if not first:
+            return
         made.save(out)
+        shutil.rmtree(partial, ignore_errors=True)
         talk.say(f"wrote {out}")
     if as_json:
         print_json(json.loads(out.read_text(encoding="utf-8")))

@@ -6,6 +6,7 @@ from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import asdict, dataclass, replace
 from functools import partial
+from hashlib import sha256
 from math import ceil
 from pathlib import Path
 from typing import Any
@@ -13,7 +14,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from rankfold.batches import arguments, batches_of, check_rereadable, moved, size_of
+from rankfold.batches import arguments, batches_of, check_rereadable, moved, size_of, tensors_in
 from rankfold.compress.allocate import Option, check_feasible, global_, local, optimal
 from rankfold.compress.budget import Budget, Latency, Params, Ranks, Resource, describe, parse_budget
 from rankfold.compress.candidates import Candidate, Counter, decompose, options, resources
@@ -107,7 +108,7 @@ def plan(
     sweeping = sweeps(method)
     if sweeping and isinstance(rule, Iterative):
         raise ValueError(f"method {method.name!r} sweeps after ranks are chosen: take another rule than the iterative")
-    place = None if directory is None else Path(directory)
+    place = None if directory is None else Path(directory) / _digest(root, found, data, method, rule, calibration)
     seen = Samples(data, calibration.samples, calibration.batch_size, calibration.memory)
     statistics = None if sweeping or not method.needs_data else calibration.statistics
     if method.needs_data and statistics is None and not sweeping:
@@ -166,6 +167,18 @@ def plan(
             root, made, None if batches else choose, found, method, replace(seen, team=team), known, directory=place,
             progress=tell,
         )  # fmt: skip
+
+
+def _digest(root: nn.Module, found: SiteList, data: Any, method: Method, rule: RankRule, how: Calibration) -> str:
+    """A name for everything that a survey and its sweeps depend on; of the data, for its first batch."""
+    hashed = sha256()
+    for batch in batches_of(data, how.batch_size, how.batch_size):
+        for tensor in tensors_in(arguments(batch)):
+            hashed.update(tensor.detach().cpu().contiguous().view(-1).view(torch.uint8).numpy().data)
+    names = [site.name for site in found.reducible]
+    asked = (fingerprint(root), names, method, rule, how.samples, how.batch_size, how.memory)
+    hashed.update(repr(asked).encode())
+    return hashed.hexdigest()[:16]
 
 
 def _team(root: nn.Module, calibration: Calibration) -> AbstractContextManager[Team]:

@@ -17,11 +17,12 @@ from safetensors.torch import save as to_safetensors
 from torch import Tensor, nn
 
 from rankfold.compress.candidates import Candidate, decompose
+from rankfold.compress.evidence import bytes_needed
 from rankfold.compress.method import Method
 from rankfold.compress.statistics import Statistics, calibrate
 from rankfold.compress.sweep import Samples, partition
 from rankfold.files import write_atomically
-from rankfold.sites import Factors, Form, Site, SiteList
+from rankfold.sites import Factors, Form, Site, SiteList, sites
 
 Progress = Callable[[str, int, int], None]
 
@@ -58,6 +59,17 @@ def moments_bytes(site: Site) -> int:
     m, n = site.shape
     side = m if site.layer.side == "output" else n
     return 8 * site.groups * (4 * side * side + m * n)
+
+
+def memory_needed(model: nn.Module, memory: int | None = None, where: Any = None) -> tuple[int, int, list[str]]:
+    """What second moments of all reducible sites take together in bytes, in how many passes they are taken within
+    ``memory``, and the sites that alone need more: these are truncated without data. Nothing is computed.
+    """
+    found = sites(model, where)
+    sizes = {site.name: max(moments_bytes(site), bytes_needed(site, 1)) for site in found.reducible}
+    runs = partition(found.reducible, moments_bytes, memory)
+    beyond = [name for name, size in sizes.items() if memory is not None and size > memory]
+    return sum(sizes.values()), len(runs), beyond
 
 
 def survey(

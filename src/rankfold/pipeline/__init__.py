@@ -6,7 +6,7 @@ from rankfold.pipeline.curve import Point, accuracy_curve
 from rankfold.pipeline.delivery import model_notes
 from rankfold.pipeline.drawing import spectra_svg, write_analysis
 from rankfold.pipeline.heldout import layer_errors, over_fitted
-from rankfold.pipeline.job import compress, summary
+from rankfold.pipeline.job import compress, memory_sentence, summary
 from rankfold.pipeline.measure import Figures, calibration_part, figures, first_example, held_out, samples_of
 from rankfold.pipeline.repair import compressed_copy
 from rankfold.pipeline.request import Settings, check_place, parsed
@@ -39,6 +39,7 @@ __all__ = [
     "first_example",
     "held_out",
     "layer_errors",
+    "memory_sentence",
     "model_notes",
     "over_fitted",
     "parse_sweep",

@@ -13,6 +13,7 @@ from torch import Tensor, nn
 
 from rankfold.batches import batches_of, forward
 from rankfold.compress.apply import apply_
+from rankfold.compress.following import Followed, Following
 from rankfold.compress.method import Method
 from rankfold.compress.methods import method_named
 from rankfold.compress.plan import Plan
@@ -51,12 +52,16 @@ def layer_errors(
     """Relative output error of every changed site, given the inputs that this layer has in the ``original``.
 
     ‖ŷ − y‖ / ‖y − mean y‖ over the samples, which is what ``Entry.predicted_error`` predicts for methods that use
-    data. Where the new layer has no bias, a constant in each channel is not counted: the BatchNorm behind takes it
-    up. Sites that the data never reach are missing. ``method``: your own, where the plan was made with one.
+    data. Layers that a sweep has fitted are given what the compressed network feeds them, and compared with their
+    target at the pre-activation behind them, as ``rankfold.compress.evidence`` has it. Where the new layer has no bias,
+    a constant in each channel is not counted: the BatchNorm behind takes it up. Sites that the data never reach are
+    missing. ``method``: your own, where the plan was made with one.
     Cost: one factorization of the model, one pass of ``original`` and of every new layer.
     """
     root = unwrap(original)
     new_root = apply_(copy.deepcopy(root), plan, method=method)
+    if plan.factors is not None:
+        return _swept_errors(root, new_root, plan, data, samples)
     sums: dict[str, _Sums] = {}
     with ExitStack() as stack:
         stack.enter_context(evaluating(root))
@@ -83,6 +88,52 @@ def _compare(site: Site, new: nn.Module, sums: dict[str, _Sums]) -> Callable[...
         sums[site.name].add(rows, difference)
 
     return hook
+
+
+def _swept_errors(root: nn.Module, new_root: nn.Module, plan: Plan, data: Any, samples: int) -> dict[str, float]:
+    """Both networks side by side: what the compressed one lacks at each pre-activation, over the target's deviation."""
+    sums: dict[str, _Sums] = {}
+    with ExitStack() as stack:
+        for network in (root, new_root):
+            stack.enter_context(evaluating(network))
+            stack.enter_context(split_attention(network))
+        found = sites(root)
+        for batch in batches_of(data, 256, samples):
+            theirs, ours = (_followed(network, plan, batch) for network in (root, new_root))
+            for entry in plan.changed:
+                if entry.site not in theirs or entry.site not in ours:
+                    continue
+                (there, _), (here, output) = theirs[entry.site], ours[entry.site]
+                if there.pre.shape != here.pre.shape:
+                    continue
+                rows = found[entry.site].layer.output_rows
+                lacking = (rows(there.pre).double() - rows(here.pre).double()).movedim(-2, 0)
+                if here.scale is not None:
+                    scale = here.scale.reshape(lacking.shape[1:]).to(lacking)
+                    lacking = lacking / torch.where(scale == 0, torch.ones_like(scale), scale)
+                target = rows(output).double().movedim(-2, 0) + lacking
+                if entry.site not in sums:
+                    sums[entry.site] = _Sums(0, *torch.zeros(4, *target.shape[1:], dtype=target.dtype))
+                sums[entry.site].add(target, -lacking)
+    return {name: total.error(True) for name, total in sums.items()}
+
+
+def _followed(network: nn.Module, plan: Plan, batch: Any) -> dict[str, tuple[Followed, Tensor]]:
+    follower, outputs = Following(), {}
+
+    def watch(name: str) -> Callable[..., None]:
+        def hook(module: nn.Module, args: tuple, output: Tensor) -> None:
+            outputs[name] = output.clone()
+            follower.produced(name, output)
+
+        return hook
+
+    with ExitStack() as stack:
+        for entry in plan.changed:
+            stack.callback(network.get_submodule(entry.site).register_forward_hook(watch(entry.site)).remove)
+        with follower:
+            forward(network, batch)
+    return {name: (known, outputs[name]) for name, known in follower.found.items()}
 
 
 def over_fitted(plan: Plan, measured: Mapping[str, float], *, method: Method | None = None) -> tuple[str, ...]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import shutil
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
@@ -14,11 +15,12 @@ from torch import nn
 from rankfold.compress.bottlenecks import Bottlenecks, bottlenecks
 from rankfold.compress.budget import Budget
 from rankfold.compress.finetune import finetune
-from rankfold.compress.method import Method
+from rankfold.compress.method import Method, sweeps
 from rankfold.compress.methods import method_named
 from rankfold.compress.plan import Plan
 from rankfold.compress.planner import Calibration, plan
 from rankfold.compress.rules import Iterative, Optimal, rule_named
+from rankfold.compress.survey import memory_needed
 from rankfold.costs import Example
 from rankfold.pipeline.curve import Point, accuracy_curve
 from rankfold.pipeline.delivery import close, finished, read_result, save_result, write_page
@@ -28,7 +30,7 @@ from rankfold.pipeline.repair import compressed_copy
 from rankfold.pipeline.request import Settings, claim, parsed, request_of
 from rankfold.pipeline.result import Result
 from rankfold.pipeline.tell import Tell
-from rankfold.report.quantities import percent
+from rankfold.report.quantities import count, percent
 from rankfold.sites import factored_sites, unwrap
 from rankfold.train import Evaluation, History, TrainingError, evaluate
 from rankfold.train.breakdown import at_chance
@@ -124,7 +126,10 @@ class _Job:
         if file is not None and file.exists():
             self.tell.say(f"resuming: the plan is taken from {file}")
             return Plan.load(file)
-        how = Calibration(samples_of(calibration, self.settings.samples), name=getattr(self.data, "name", ""))
+        samples, memory = samples_of(calibration, self.settings.samples), self.settings.memory
+        how = Calibration(samples, name=getattr(self.data, "name", ""), memory=memory)
+        if sweeps(self.method):
+            self.tell.say(memory_sentence(self.model, memory))
         made = plan(
             self.model,
             self.budgets,
@@ -133,10 +138,12 @@ class _Job:
             rule=self.settings.rule,
             example=example,
             calibration=how,
+            directory=None if file is None else file.with_name("sweep"),
             progress=self.tell.progress,
         )
         if file is not None:
             made.save(file)
+            shutil.rmtree(file.with_name("sweep"), ignore_errors=True)
         return made
 
     def finetuned(self, small: nn.Module) -> tuple[nn.Module | None, History | None]:
@@ -201,7 +208,7 @@ class _Job:
 
     def curve(self, made: Plan, calibration: Any, example: Example) -> list[Point]:
         """Other budgets than the one asked for; the iterative rule takes minutes, so that the optimal stands in."""
-        if not self.settings.curve:
+        if not self.settings.curve or sweeps(self.method):  # a sweep for each budget would take longer than the job
             return []
         rule = rule_named(self.settings.rule)
         rule = Optimal() if isinstance(rule, Iterative) else rule
@@ -214,6 +221,17 @@ class _Job:
             self.model, self.data.validation, calibration, plan_for, method=self.method, progress=self.tell.progress
         )
         return list(points)
+
+
+def memory_sentence(model: nn.Module, memory: int | None) -> str:
+    """What second moments will take, said before they are taken."""
+    together, passes, beyond = memory_needed(model, memory)
+    said = f"second moments of all layers would take {count(together, 'B')}"
+    if memory is not None:
+        said += f"; within {count(memory, 'B')} they are taken in {passes} {'pass' if passes == 1 else 'passes'}"
+    if beyond:
+        said += f"; {', '.join(beyond[:3])}{', …' if len(beyond) > 3 else ''} need more than that alone"
+    return said
 
 
 def summary(made: Plan) -> str:

@@ -32,6 +32,7 @@ class Settings:
     ``samples``: calibration samples, drawn from the training split with ``seed``. ``finetune``: epochs of the default
     recipe, or a recipe; 0 for none. ``curve``: also measure accuracy at other budgets for the report.
     ``slices``: keep what is needed to slice the result later (``rankfold.pipeline.slice_``); it takes disk space.
+    ``memory``: bytes that second moments may take, for methods that sweep (``rankfold.compress.survey``).
     ``model``: the name from which the original can be built again, kept in the manifest beside ``notes``.
     """
 
@@ -43,6 +44,7 @@ class Settings:
     seed: int = 0
     model: str = ""
     slices: bool = True
+    memory: int | None = None
 
     def __post_init__(self) -> None:
         if self.samples < 1:

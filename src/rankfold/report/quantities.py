@@ -22,6 +22,19 @@ def count(value: float | None, unit: str = "") -> str:
     return f"{value:g}{NBSP}{unit}".rstrip(NBSP)
 
 
+def bytes_of(text: str) -> int:
+    """ "2GB", "500 MB", "1.5e9" → bytes, in powers of ten. ``ValueError`` for anything else."""
+    number = text.strip().upper().removesuffix("B").strip()
+    factor = next((size for size, letter in _THOUSANDS if number.endswith(letter.upper())), None)
+    try:
+        value = float(number if factor is None else number[:-1]) * (factor or 1)
+    except ValueError:
+        value = math.nan
+    if not 1 <= value < math.inf:
+        raise ValueError(f"not an amount of memory: {text!r}; write it as 2GB or 500MB")
+    return int(value)
+
+
 def integer(value: int | None) -> str:
     """40551040 → 40,551,040."""
     return ABSENT if value is None else f"{value:,}"

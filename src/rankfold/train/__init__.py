@@ -3,6 +3,7 @@
 from rankfold.train.errors import TrainingError
 from rankfold.train.evaluation import Evaluation, evaluate
 from rankfold.train.fit import fit
+from rankfold.train.groups import parameter_groups
 from rankfold.train.history import Epoch, History, Progress, ProgressCallback
 from rankfold.train.recipe import Augment, Distill, Plateau, Recipe, Relax
 
@@ -20,4 +21,5 @@ __all__ = [
     "TrainingError",
     "evaluate",
     "fit",
+    "parameter_groups",
 ]

@@ -198,7 +198,7 @@ def _forward(setting: _Setting, batch: Any, step: int) -> _Outcome:
 
 def _update(setting: _Setting, run: Run, loss: Tensor, rate: float, decay: float) -> None:
     for group in run.optimizer.param_groups:
-        group["lr"] = rate
+        group["lr"] = rate * group.get("rate_scale", 1.0)
         if group["weight_decay"]:  # it only ever falls; exempt groups have none
             group["weight_decay"] = decay
     run.optimizer.zero_grad(set_to_none=True)

@@ -193,6 +193,11 @@ def world_size() -> int:
     return int(os.environ["WORLD_SIZE"]) if all(name in os.environ for name in _VARIABLES) else 1
 
 
+def first_process() -> bool:
+    """Whether this is the process that writes and talks: the only one, or the first of torchrun's."""
+    return world_size() == 1 or os.environ["RANK"] == "0"
+
+
 def _some_unused(model: nn.Module, sample: Any) -> bool:
     """Whether a parameter takes no part in the outputs; gradients must not be waited for then."""
     trained = [parameter for parameter in model.parameters() if parameter.requires_grad]

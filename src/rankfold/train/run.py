@@ -14,6 +14,7 @@ from torch import Tensor, nn
 from rankfold.train import checkpoint
 from rankfold.train.errors import TrainingError
 from rankfold.train.evaluation import Evaluation
+from rankfold.train.groups import parameter_groups
 from rankfold.train.history import Epoch
 from rankfold.train.parallel import Team
 from rankfold.train.recipe import Recipe
@@ -148,14 +149,8 @@ class Run:
 
 def _optimizer(model: nn.Module, recipe: Recipe) -> tuple[torch.optim.Optimizer, list[nn.Parameter]]:
     trained = [parameter for parameter in model.parameters() if parameter.requires_grad]
-    decayed = [p for p in trained if recipe.decay_vectors or p.ndim > 1]
-    exempt = [p for p in trained if not recipe.decay_vectors and p.ndim <= 1]
-    groups = [
-        {"params": members, "weight_decay": decay}
-        for members, decay in ((decayed, recipe.weight_decay), (exempt, 0.0))
-        if members
-    ]
     rate = recipe.learning_rate
+    groups = parameter_groups(model, rate, recipe.weight_decay, decay_vectors=recipe.decay_vectors)
     if recipe.optimizer == "sgd":
         return torch.optim.SGD(groups, lr=rate, momentum=recipe.momentum, nesterov=recipe.nesterov), trained
     if recipe.optimizer == "adam":
