@@ -12,8 +12,9 @@ from pathlib import Path
 import pytest
 import torch
 from safetensors.torch import load_file
-from two_processes import RECIPE, figures, network, state
+from two_processes import RECIPE, figures, network, state, swept
 
+from rankfold.compress.plan import Plan
 from rankfold.pipeline import train
 from rankfold.pipeline.config import parse
 from rankfold.train import fit
@@ -104,6 +105,19 @@ def test_one_process_takes_up_what_two_have_begun(pair, alone):
     history = fit(model, data.train, data.validation, RECIPE, directory=directory / "half")
     assert history.resumed_from == 1
     assert difference(state(model), alone["state"]) < 1e-5
+
+
+def test_two_processes_sweep_as_one_does(pair):
+    directory, _, _ = pair
+    alone = swept(distributed=False)
+    for rank in range(2):
+        shared = Plan.load(directory / f"plan-{rank}.json")
+        assert [(e.form, e.rank) for e in shared.entries] == [(e.form, e.rank) for e in alone.entries]
+        for entry in alone.changed:
+            assert shared[entry.site].predicted_error == pytest.approx(entry.predicted_error, abs=1e-10)
+            theirs, ours = (made.factors[entry.site].factors for made in (shared, alone))
+            for a, b in zip((*theirs.parts, theirs.shift), (*ours.parts, ours.shift), strict=True):
+                torch.testing.assert_close(a, b, atol=1e-10, rtol=1e-10)
 
 
 def test_the_command_trains_in_two_processes_and_one_talks(pair, tmp_path):

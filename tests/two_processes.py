@@ -10,6 +10,9 @@ import torch
 from torch import nn
 
 from rankfold.batches import mapped
+from rankfold.compress.plan import Plan
+from rankfold.compress.planner import Calibration, plan
+from rankfold.compress.relu import ActivationAware
 from rankfold.train import Augment, History, Plateau, Recipe, fit
 from rankfold.train.parallel import Team, joined
 from rankfold.zoo import load_data
@@ -46,6 +49,14 @@ class Failing(torch.utils.data.Dataset):
         if index == 100 and self.rank == 1:
             raise OSError("the disk of this machine is gone")
         return self.data[index]
+
+
+def swept(distributed: bool) -> Plan:
+    """A plan whose factors come from a sweep over both layers."""
+    model = network().double()
+    x = torch.randn(96, 1, 8, 8, generator=torch.Generator().manual_seed(0)).double()
+    how = Calibration(batch_size=8, distributed=distributed)
+    return plan(model, "params=0.6", ActivationAware(), list(x.split(8)), calibration=how)
 
 
 def error_of(call) -> str:
@@ -93,6 +104,7 @@ def main(directory: Path) -> None:
         fit(model, data.train, data.validation, RECIPE)
         found["wrong"] = state(model)
         Team.share = share  # type: ignore[method-assign]
+        swept(distributed=True).save(directory / f"plan-{team.rank}.json")
     (directory / f"{team.rank}.json").write_text(json.dumps(found))
 
     from rankfold.cli.main import main as command
