@@ -72,7 +72,7 @@ def overparametrize_(
     ready = [(target, *_started(target, depth, widths, start, generator)) for target in choice.targets]
     warn_of_earlier_optimizers({id(target.weight): target.name for target in choice.targets})
     for target, product, factors in ready:
-        _compose_(target, product, factors)
+        compose_(target, product, factors)
     return model
 
 
@@ -125,7 +125,7 @@ def _started(
     return Product(target.geometry, weight.shape, sizes, target.groups), factors
 
 
-def _compose_(target: Target, product: Product, factors: tuple[Tensor, ...]) -> None:
+def compose_(target: Target, product: Product, factors: tuple[Tensor, ...]) -> None:
     _register_(target.module, target.parameter, product, factors)
     shared = factors_of(target.module, target.parameter)
     for module, parameter in target.tied:

@@ -26,7 +26,8 @@ def parameter_groups(
     `rankfold.induce.cdln_` and `rankfold.adapt.deep_lora_`) have groups of their own, with `rate_scale` beside `lr`; a
     scheduler that multiplies `lr` keeps the ratio.
     """
-    scales, groups = rate_scales(model), {}
+    scales = rate_scales(model)
+    groups: dict[tuple[float, bool], list[nn.Parameter]] = {}
     for parameter in model.parameters():
         if parameter.requires_grad:
             decayed = decay_vectors or parameter.ndim > 1

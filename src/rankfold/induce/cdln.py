@@ -1,0 +1,184 @@
+"""Compressed deep linear products in place of linear layers (section 2.3 of the C-DLN paper), in place, reversibly."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import ExitStack
+from typing import Any, Literal, TypeVar, get_args
+
+import torch
+from torch import Tensor, nn
+
+from rankfold.batches import batches_of, forward, labels_of
+from rankfold.costs import evaluating
+from rankfold.induce.choose import Target, choose
+from rankfold.induce.earlier import warn_of_earlier_optimizers
+from rankfold.induce.overparametrize import compose_
+from rankfold.linalg.compressed import compressed_factors
+from rankfold.linalg.errors import NonFiniteError, NotMaterialisedError
+from rankfold.sites import Product, sites, unwrap
+from rankfold.sites.geometry import Plain, Transposed
+from rankfold.train.gradients import weight_gradients
+from rankfold.train.groups import SCALES
+
+Model = TypeVar("Model", bound=nn.Module)
+CdlnStart = Literal["correlation", "gradient", "random"]
+
+
+def cdln_(
+    model: Model,
+    layer: str | Sequence[str],
+    rank: int | Mapping[str, int],
+    *,
+    depth: int = 3,
+    data: Any = None,
+    start: CdlnStart | None = None,
+    epsilon: float | None = None,
+    rate_scale: float = 1.0,
+    samples: int = 2048,
+    generator: torch.Generator | None = None,
+) -> Model:
+    """Replace linear layers by compressed deep linear products W_L … W_1, L = ``depth``; returns ``model``.
+
+    W_L is (m, r), W_1 (r, n), what is between them (r, r), r = ``rank`` (one for all ``layer``s, or by name): fewer
+    parameters and multiply-adds than the layer, unlike ``overparametrize_``. The layer's present weights are given up,
+    its bias stays. **Build the optimizer afterwards**; ``rankfold.fold_`` makes the ordinary layer again.
+
+    They begin as in Algorithm 1: ε U, ε I, …, ε Vᵀ. ``start`` says where U and V come from, by the first ``samples``
+    labelled samples of ``data``: "correlation" (the default with data): V from the cross-correlation Y Xᵀ of one-hot
+    labels and the layer's inputs, U too where the layer gives one output for each class; "gradient": both from the
+    gradient of the loss with respect to the layer, which is that correlation for a last layer of weights zero under
+    squared error, and makes sense anywhere; "random" (the default without data). Missing directions are random,
+    drawn from ``generator``. ``epsilon`` None: as large as makes the product's norm that of the present weight.
+
+    ``rate_scale`` α: the outer two factors learn with α times the rate, in ``rankfold.fit`` and in optimizers built
+    from ``rankfold.train.parameter_groups``.
+
+    Raises ``ValueError`` before anything is changed: a name that is no linear layer, a rank above min(m, n), labels
+    that are missing where they are needed, weights that are not finite. Warns of living optimizers that hold a weight
+    which it replaces.
+    """
+    if isinstance(depth, bool) or not isinstance(depth, int) or depth < 2:
+        raise ValueError(f"depth must be a whole number of at least 2 factors, got {depth!r}")
+    if epsilon is not None and not 0 < epsilon < float("inf"):
+        raise ValueError(f"epsilon must be positive and finite, got {epsilon!r}")
+    if not 0 < rate_scale < float("inf"):
+        raise ValueError(f"rate_scale must be positive and finite, got {rate_scale!r}")
+    start = start or ("random" if data is None else "correlation")
+    if start not in get_args(CdlnStart):
+        raise ValueError(f"start must be one of {', '.join(get_args(CdlnStart))}, got {start!r}")
+    if start != "random" and data is None:
+        raise ValueError(f"start={start!r} needs labelled data: give data=, or start='random'")
+    targets = linear_targets(model, [layer] if isinstance(layer, str) else list(layer))
+    ranks = {name: rank if isinstance(rank, int) else rank.get(name, 0) for name in targets}
+    for name, target in targets.items():
+        if isinstance(ranks[name], bool) or not 1 <= ranks[name] <= min(target.shape):
+            raise ValueError(f"{target.title}: rank {ranks[name]} was asked; possible here: 1 to {min(target.shape)}")
+    guides = _guides(unwrap(model), targets, start, data, samples)
+    ready = []
+    for name, target in targets.items():
+        weight = target.weight.detach()
+        scale = _scale(target, ranks[name], depth) if epsilon is None else epsilon
+        factors = compressed_factors(target.shape, ranks[name], [scale] * depth, guides.get(name), generator)
+        sizes = (target.shape[0], *(ranks[name],) * (depth - 1), target.shape[1])
+        product = Product(target.geometry, weight.shape, sizes, target.groups)
+        ready.append((target, product, tuple(factor.to(weight) for factor in factors)))
+    warn_of_earlier_optimizers({id(target.weight): name for name, target in targets.items()})
+    for target, product, factors in ready:
+        compose_(target, product, factors)
+        if rate_scale != 1.0:
+            for module, parameter in ((target.module, target.parameter), *target.tied):
+                outer = {"original0": rate_scale, f"original{depth - 1}": rate_scale}
+                setattr(module.parametrizations[parameter], SCALES, outer)  # type: ignore[index]
+    return model
+
+
+def linear_targets(model: nn.Module, names: Sequence[str]) -> dict[str, Target]:
+    """The linear layers of ``model`` with these names; ``ValueError`` for a name that is none, with the reason."""
+    root = unwrap(model)
+    choice = choose(root)
+    known = {
+        target.name: target
+        for target in choice.targets
+        if isinstance(target.geometry, Plain | Transposed) and target.parameter == "weight"
+    }
+    if not names or len(set(names)) < len(names):
+        raise ValueError("give the name of at least one layer, and none twice")
+    found = {}
+    for name in names:
+        site = next((s for s in sites(root) if name in (s.name, *s.aliases)), None)
+        if site is None or site.name not in known:
+            why = next((why for path, why in choice.left_out if path.rpartition(".")[0] == name), "")
+            reason = f" ({why})" if why else f": the linear layers are {', '.join(known) or 'none'}"
+            raise ValueError(f"{name!r} is no linear layer that can be replaced{reason}")
+        found[site.name] = known[site.name]
+    return found
+
+
+def _scale(target: Target, rank: int, depth: int) -> float:
+    """ε with √r ε^L = ‖W‖; for a weight of zeros that of a layer as torch begins it."""
+    norm = float(target.weight.detach().double().norm()) or (target.shape[0] / 3) ** 0.5
+    if not norm < float("inf"):
+        raise ValueError(f"{target.title}: its weights are not finite: mend them, or give epsilon")
+    return (norm / rank**0.5) ** (1 / depth)
+
+
+def _guides(
+    root: nn.Module, targets: Mapping[str, Target], start: CdlnStart, data: Any, samples: int
+) -> dict[str, Tensor]:
+    if start == "random":
+        return {}
+    if start == "correlation":
+        return correlations(root, targets, data, samples)
+    try:
+        weights = [target.weight for target in targets.values()]
+        gradients = weight_gradients(root, weights, data, samples=samples)
+    except (NonFiniteError, NotMaterialisedError) as error:
+        raise ValueError(f"the gradients: {error}") from error
+    return {name: -target.geometry.matrix(gradient) for (name, target), gradient in zip(targets.items(), gradients)}
+
+
+def correlations(root: nn.Module, targets: Mapping[str, Target], data: Any, samples: int) -> dict[str, Tensor]:
+    """Y Xᵀ (classes, n) of one-hot labels and the inputs of each layer, averaged over positions; float64, on the CPU.
+
+    Raises ``ValueError`` for data without labels, for labels that are no class numbers, and for a layer that the data
+    never reach.
+    """
+    inputs: dict[str, list[Tensor]] = {}
+    sums: dict[str, Tensor] = {}
+
+    def watch(name: str) -> Callable[..., None]:
+        def hook(module: nn.Module, args: tuple[Tensor, ...], kwargs: dict[str, Tensor]) -> None:
+            inputs.setdefault(name, []).append((args[0] if args else kwargs["input"]).detach())
+
+        return hook
+
+    with ExitStack() as stack:
+        stack.enter_context(evaluating(root))
+        for name, target in targets.items():
+            handle = target.module.register_forward_pre_hook(watch(name), with_kwargs=True)
+            stack.callback(handle.remove)
+        for batch in batches_of(data, 128, samples):
+            labels = labels_of(batch)
+            if labels is None or labels.is_floating_point() or labels.dim() != 1:
+                raise ValueError(
+                    "start='correlation' needs one class number for each sample: give labelled batches, or "
+                    "start='gradient' or 'random'"
+                )
+            inputs.clear()
+            forward(root, batch)
+            for name, found in inputs.items():
+                features = sum(x.reshape(len(labels), -1, x.shape[-1]).double().mean(1) for x in found)
+                sums[name] = _added(sums.get(name), labels.cpu(), features.cpu())  # type: ignore[union-attr]
+    missing = [name for name in targets if name not in sums]
+    if missing:
+        raise ValueError(f"the data never reach {missing[0]}: start='random' needs none")
+    return sums
+
+
+def _added(total: Tensor | None, labels: Tensor, features: Tensor) -> Tensor:
+    classes = max(int(labels.max()) + 1, 0 if total is None else len(total))
+    wider = features.new_zeros(classes, features.shape[-1])
+    if total is not None:
+        wider[: len(total)] = total
+    return wider.index_add_(0, labels, features)

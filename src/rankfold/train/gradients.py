@@ -1,0 +1,51 @@
+"""Gradients of the classification loss with respect to chosen weights, frozen ones too."""
+
+from collections.abc import Sequence
+from contextlib import ExitStack
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from rankfold.batches import batches_of, forward, labels_of, logits_of
+from rankfold.costs import evaluating
+from rankfold.train.errors import TrainingError
+from rankfold.train.evaluation import rows
+
+
+def weight_gradients(
+    model: nn.Module, weights: Sequence[nn.Parameter], data: Any, *, samples: int = 2048, batch_size: int = 128
+) -> list[Tensor]:
+    """Mean gradient of the cross-entropy over the first `samples` of labelled `data`, of each of `weights`, on the CPU.
+
+    In eval mode; modes, gradients and `requires_grad` are left as found. Zero for a weight that the loss does not
+    reach. Raises TrainingError for data without labels or without samples, and for gradients that are not finite.
+    """
+    sums = [torch.zeros_like(weight, device="cpu", dtype=torch.float64) for weight in weights]
+    seen = 0
+    with ExitStack() as stack:
+        stack.enter_context(evaluating(model))
+        stack.enter_context(torch.enable_grad())
+        for weight in weights:
+            stack.callback(weight.requires_grad_, weight.requires_grad)
+            weight.requires_grad_(True)
+        for batch in batches_of(data, batch_size, samples):
+            labels = labels_of(batch)
+            if labels is None:
+                raise TrainingError(
+                    "the data have no labels, from which the subspaces are taken: give labelled batches"
+                )
+            logits = logits_of(forward(model, batch))
+            logits, target = rows(logits, labels.to(logits.device), "train")
+            loss = F.cross_entropy(logits.float(), target, reduction="sum")
+            found = torch.autograd.grad(loss, list(weights), allow_unused=True)
+            seen += len(target)
+            for total, gradient in zip(sums, found, strict=True):
+                if gradient is not None:
+                    total += gradient.cpu()
+    if not seen:
+        raise TrainingError("the data are empty: give at least one labelled batch")
+    if not all(bool(total.isfinite().all()) for total in sums):
+        raise TrainingError("a gradient is not finite: look for bad samples, or convert the model to float32")
+    return [total / seen for total in sums]
