@@ -11,6 +11,7 @@ if TYPE_CHECKING:
     from rankfold.api import *  # noqa: F403
 
 __all__ = [
+    "ActivationAware",
     "ApplyError",
     "Bottlenecks",
     "BudgetError",
@@ -28,11 +29,14 @@ __all__ = [
     "Local",
     "LowRankConv",
     "LowRankLinear",
+    "MaxNorm",
+    "NuclearBall",
     "Optimal",
     "Params",
     "Plan",
     "Ranks",
     "Recipe",
+    "Sequential",
     "Site",
     "SiteList",
     "SliceError",
@@ -57,6 +61,7 @@ __all__ = [
     "sites",
     "slice_",
     "spectrum",
+    "tune_",
 ]
 
 

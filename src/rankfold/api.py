@@ -7,11 +7,16 @@ from rankfold.compress.apply import ApplyError, apply_
 from rankfold.compress.bottlenecks import Bottlenecks, bottlenecks
 from rankfold.compress.budget import Bytes, Flops, KeepEnergy, Latency, Params, Ranks
 from rankfold.compress.finetune import finetune, finetune_recipe
+from rankfold.compress.maxnorm import MaxNorm
 from rankfold.compress.narrowed import SliceError
+from rankfold.compress.nuclear import NuclearBall
 from rankfold.compress.plan import Entry, Plan
 from rankfold.compress.planner import Calibration, plan
+from rankfold.compress.relu import ActivationAware
 from rankfold.compress.repair import reestimate_
 from rankfold.compress.rules import Global, Iterative, Local, Optimal
+from rankfold.compress.sequential import Sequential
+from rankfold.compress.tune import tune_
 from rankfold.costs import Cost, latencies, model_cost
 from rankfold.induce import fold_, overparametrize_
 from rankfold.layers import LowRankConv, LowRankLinear

@@ -42,6 +42,9 @@ def compress(
     finetune_epochs: Annotated[
         int, typer.Option(min=0, metavar="N", help="Epochs of training with the original as teacher; 0 for none.")
     ] = 0,
+    tune: Annotated[
+        int, typer.Option(min=0, metavar="N", help="Steps of training of each block to its original output; no labels.")
+    ] = 0,
     samples: Samples = 2048,
     memory: Memory = None,
     no_curve: NoCurve = False,
@@ -64,7 +67,7 @@ def compress(
     from rankfold.report.quantities import bytes_of
 
     budgets, limit = parsed(budget), None if memory is None else bytes_of(memory)
-    settings = Settings(method, ranks, samples, finetune_epochs, not no_curve, seed, model, not no_slices, limit)
+    settings = Settings(method, ranks, samples, finetune_epochs, not no_curve, seed, model, not no_slices, limit, tune)
     set_threads(threads)
     with Talk() as talk:
         loaded = open_model(model, weights, data, download, talk, trained=True, own_data=True)

@@ -21,6 +21,7 @@ from rankfold.compress.plan import Plan
 from rankfold.compress.planner import Calibration, plan
 from rankfold.compress.rules import Iterative, Optimal, rule_named
 from rankfold.compress.survey import memory_needed
+from rankfold.compress.tune import tune_
 from rankfold.costs import Example
 from rankfold.pipeline.curve import Point, accuracy_curve
 from rankfold.pipeline.delivery import close, finished, read_result, save_result, write_page
@@ -98,6 +99,7 @@ class _Job:
             self.model, made, calibration, self.data.validation, method=self.method, progress=self.tell.progress
         )
         self.tell.say(f"validation accuracy: {percent(before, 2)} before, {percent(score.accuracy, 2)} compressed")
+        small, score = self.block_tuned(small, score, calibration)
         tuned, history = self.finetuned(small)
         validation = {"before": before, "compressed": score.accuracy}
         if history is not None:
@@ -145,6 +147,19 @@ class _Job:
             made.save(file)
             shutil.rmtree(file.with_name("sweep"), ignore_errors=True)
         return made
+
+    def block_tuned(self, small: nn.Module, score: Evaluation, calibration: Any) -> tuple[nn.Module, Evaluation]:
+        """``small`` with its blocks tuned, where that was asked and lowers the loss on validation."""
+        if not self.settings.tune:
+            return small, score
+        tuned = copy.deepcopy(small)
+        tune_(tuned, self.model, calibration, steps=self.settings.tune, samples=None, progress=self.tell.progress)
+        now = evaluate(tuned, self.data.validation, role="validation")
+        better = now.loss < score.loss
+        self.tell.say(
+            f"validation accuracy: {percent(now.accuracy, 2)} with tuned blocks" + ("" if better else "; not kept")
+        )
+        return (tuned, now) if better else (small, score)
 
     def finetuned(self, small: nn.Module) -> tuple[nn.Module | None, History | None]:
         recipe = self.settings.recipe(self.data)

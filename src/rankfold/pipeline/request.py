@@ -33,6 +33,7 @@ class Settings:
     recipe, or a recipe; 0 for none. ``curve``: also measure accuracy at other budgets for the report.
     ``slices``: keep what is needed to slice the result later (``rankfold.pipeline.slice_``); it takes disk space.
     ``memory``: bytes that second moments may take, for methods that sweep (``rankfold.compress.survey``).
+    ``tune``: steps of training of each block to its original output, before fine-tuning (``rankfold.compress.tune``).
     ``model``: the name from which the original can be built again, kept in the manifest beside ``notes``.
     """
 
@@ -45,10 +46,13 @@ class Settings:
     model: str = ""
     slices: bool = True
     memory: int | None = None
+    tune: int = 0
 
     def __post_init__(self) -> None:
         if self.samples < 1:
             raise ValueError(f"samples must be at least 1, got {self.samples}")
+        if self.tune < 0:
+            raise ValueError(f"the number of tuning steps must be at least 0, got {self.tune}")
         if isinstance(self.finetune, int) and self.finetune < 0:
             raise ValueError(f"the number of fine-tuning epochs must be at least 0, got {self.finetune}")
 
@@ -85,7 +89,7 @@ def request_of(model: nn.Module, data: Any, budgets: Sequence[Budget], settings:
         "samples": settings.samples,
         "finetune": None if recipe is None else recipe.to_dict(),
         "seed": settings.seed,
-    }
+    } | ({"tune": settings.tune} if settings.tune else {})
     return json.loads(json.dumps(request))
 
 
@@ -144,4 +148,4 @@ def _differing(file: Path, request: Mapping[str, Any]) -> list[str]:
         raise StoreError(f"{file}: damaged ({error}): give another directory, or --restart") from None
     if not isinstance(before, dict):
         raise StoreError(f"{file}: not a request of rankfold: give another directory, or --restart")
-    return [key for key in request if before.get(key) != request[key]]
+    return [key for key in request | before if before.get(key) != request.get(key)]
