@@ -21,6 +21,15 @@ EXPERIMENTS = {
     "lorita-table-2": ("table_2", "reproduce"),
     "lorita-table-3": ("table_3", "reproduce"),
     "lorita-beyond": ("beyond", "reproduce"),
+    "nrc-figure-1": ("nrc_figure_1", "reproduce"),
+    "nrc-figure-1-full": ("nrc_figure_1", "full"),
+    "nrc-figure-2": ("nrc_figure_2", "reproduce"),
+    "nrc-figure-3": ("nrc_figure_3", "reproduce"),
+    "nrc-figure-4": ("nrc_figure_4", "width"),
+    "nrc-figure-5": ("nrc_figure_4", "depth"),
+    "nrc-figure-5-full": ("nrc_figure_4", "depth_full"),
+    "cdln-mlp": ("cdln_mlp", "reproduce"),
+    "recovery-planted": ("recovery_planted", "reproduce"),
 }
 
 

@@ -1,0 +1,107 @@
+"""A grid of small experiments: each cell once, several at a time, read back when it is there."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import math
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+import torch
+from joblib import Parallel, delayed
+
+from rankfold.files import write_atomically
+from rankfold.pipeline import Tell
+
+FORMAT = 1
+Work = Callable[[Any, Path], dict[str, Any]]  # a frozen dataclass and a place of its own → plain values
+
+
+def cells(cases: Sequence[Any], work: Work, directory: Path, jobs: int, tell: Tell) -> list[dict[str, Any]]:
+    """``work`` done for every case (a frozen dataclass), in the order given; finished ones are read from ``directory``.
+
+    With several ``jobs`` each has a process and one thread. Beside the values of ``work``: ``seconds`` of its processor
+    time and wall time. Raises ``ValueError`` for a damaged file, which names it.
+    """
+    waiting = [case for case in cases if not (_place(case, directory) / "result.json").exists()]
+    if len(waiting) < len(cases):
+        tell.say(f"{len(cases) - len(waiting)} of {len(cases)} cells are read back from {directory}")
+    if jobs == 1:
+        for number, case in enumerate(waiting, start=1):
+            _do(case, work, directory)
+            tell.progress("cells", number, len(waiting))
+    elif waiting:
+        done = Parallel(n_jobs=jobs, return_as="generator_unordered")(
+            delayed(_do_alone)(case, work, directory) for case in waiting
+        )
+        for number, _ in enumerate(done, start=1):
+            tell.progress("cells", number, len(waiting))
+    return [_read(_place(case, directory) / "result.json") for case in cases]
+
+
+def _place(case: Any, directory: Path) -> Path:
+    text = json.dumps({"format": FORMAT, "kind": type(case).__name__} | asdict(case), sort_keys=True)
+    return directory / f"{case.title}-{hashlib.sha256(text.encode()).hexdigest()[:8]}"
+
+
+def _do_alone(case: Any, work: Work, directory: Path) -> None:
+    torch.set_num_threads(1)
+    _do(case, work, directory)
+
+
+def _do(case: Any, work: Work, directory: Path) -> None:
+    place = _place(case, directory)
+    began, wall = time.process_time(), time.perf_counter()
+    values = work(case, place)
+    times = {"cpu_seconds": time.process_time() - began, "wall_seconds": time.perf_counter() - wall}
+    text = json.dumps(plain({"case": asdict(case)} | values | times), indent=1) + "\n"
+    write_atomically(place / "result.json", text.encode())
+
+
+def _read(file: Path) -> dict[str, Any]:
+    try:
+        return json.loads(file.read_text(encoding="utf-8"))
+    except ValueError as error:
+        raise ValueError(f"{file} is damaged ({error}): delete {file.parent} to compute it again") from None
+
+
+def plain(value: Any) -> Any:
+    """``value`` with numbers that JSON does not know as None."""
+    if isinstance(value, float) and not math.isfinite(value):
+        return None
+    if isinstance(value, dict):
+        return {str(key): plain(item) for key, item in value.items()}
+    if isinstance(value, list | tuple):
+        return [plain(item) for item in value]
+    return value
+
+
+def tightness(rows: Sequence[dict[str, Any]]) -> dict[str, Any]:
+    """Of many ``LayerBound.to_dict``: how many, violations, vacuous ones, and how far bounds are above the distance."""
+    known = sorted(row["tightness"] for row in rows if row["tightness"] is not None)
+    joint = sorted(row["joint"] / row["distance"] for row in rows if row["distance"] > 0)
+    return {
+        "bounds": len(rows),
+        "violations": sum(not row["holds"] for row in rows),
+        "vacuous": sum(row["vacuous"] for row in rows),
+        "least": known[0] if known else None,
+        "median": known[len(known) // 2] if known else None,
+        "largest": known[-1] if known else None,
+        "median_joint": joint[len(joint) // 2] if joint else None,
+    }
+
+
+def chain_remark(rows: Sequence[dict[str, Any]]) -> str:
+    """The chain of theorem 3.4 over an experiment, in a sentence."""
+    found = tightness(rows)
+    told = f"Theorem 3.4, chain at {found['bounds']} recorded layers and moments: {found['violations']} violations; "
+    if found["median"] is None:
+        return told + "no distance to compare with."
+    return (
+        f"{told}bound over distance {found['least']:.3g} at best, {found['median']:.3g} in the median, "
+        f"{found['largest']:.2g} at most; {found['vacuous']} are vacuous (not below the norm of the weight)."
+    )
