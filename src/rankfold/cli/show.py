@@ -41,7 +41,7 @@ def print_plan(made: Plan, *, brief: bool = False) -> None:
             "" if entry.form.value == "keep" else f"{entry.predicted_error:.3f}",
             count(entry.params),
             short(entry.flops),
-            entry.note,
+            "; ".join(filter(None, (entry.certificate, entry.note))),
         )
         for entry in made.entries
     ]

@@ -18,8 +18,7 @@ from rankfold.compress.project import Projected, SpatialPair
 from rankfold.compress.statistics import SiteStatistics
 from rankfold.linalg import Moments
 from rankfold.linalg.cross_moments import CrossMoments
-from rankfold.linalg.regression import least_squares
-from rankfold.linalg.ridge import Ridge, choose_ridge, squared_error
+from rankfold.linalg.ridge import Ridge, anchored_path, choose_ridge, squared_error
 from rankfold.sites import Form, Site
 
 OVERFIT = 1.5  # held-out error over fitted error, of the full matrix: above, there are too few samples
@@ -47,7 +46,7 @@ class Refit:
         """The same fit to other targets, whose centred moment with the inputs is ``cross`` (…, n, m)."""
         moments, ridge = self.moments, self.ridge.value
         anchor = self.site.layer.geometry(Form.FACTORED).matrix(self.weight).double()
-        return replace(self, matrix=least_squares(moments.gram, cross, anchor=anchor, ridge=ridge))
+        return replace(self, matrix=anchored_path(moments.gram, cross, anchor, [ridge])[0])
 
     def error(self, matrix: Tensor) -> float:
         """Relative error of any matrix (…, m, n) with its free bias, on the data of both halves."""
@@ -76,13 +75,13 @@ class Refit:
 def refit(site: Site, weight: Tensor, known: Evidence, metric: Tensor | None) -> Refit:
     """The least-squares matrix of a site, with the ridge that cross-validation between the two halves chooses.
 
-    Cost: three eigendecompositions of the input side, n.
+    Cost: some Cholesky factorisations of the input side, n³/3 each.
     """
     anchor = site.layer.geometry(Form.FACTORED).matrix(weight).double()
     ridge = choose_ridge(known.folds, anchor)
     moments = known.moments
-    matrix = least_squares(moments.gram, moments.cross, anchor=anchor, ridge=ridge.value)
     gram = moments.gram
+    (matrix,) = anchored_path(gram, moments.cross, anchor, [ridge.value])
     gram = gram + ridge.value * torch.eye(gram.shape[-1], dtype=gram.dtype, device=gram.device)
     inputs = Moments.from_state_dict({"count": 1, "mean": moments.inputs.mean, "covariance_sum": gram})
     return Refit(site, weight, matrix, moments, ridge, SiteStatistics(inputs, None, metric))

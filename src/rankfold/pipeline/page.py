@@ -84,7 +84,7 @@ def _layers(
                 site, Form.KEEP, 0, calls.get(site.name, ()), 1, weight.element_size(), site.layer.has_bias
             )
             changed = entry.form is not Form.KEEP
-            note = entry.note
+            note = "; ".join(filter(None, (entry.certificate, entry.note)))
             if entry.site in too_far:
                 note = "; ".join(filter(None, (note, "more calibration samples would help here")))
             rows.append(

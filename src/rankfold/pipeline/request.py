@@ -148,4 +148,4 @@ def _differing(file: Path, request: Mapping[str, Any]) -> list[str]:
         raise StoreError(f"{file}: damaged ({error}): give another directory, or --restart") from None
     if not isinstance(before, dict):
         raise StoreError(f"{file}: not a request of rankfold: give another directory, or --restart")
-    return [key for key in request | before if before.get(key) != request.get(key)]
+    return [key for key in {**request, **before} if before.get(key) != request.get(key)]
