@@ -6,12 +6,14 @@ import typer
 
 from rankfold.cli.analyze import analyze
 from rankfold.cli.apply import apply
+from rankfold.cli.collapse import collapse
 from rankfold.cli.compress import compress
 from rankfold.cli.demo import demo
 from rankfold.cli.evaluate import evaluate
 from rankfold.cli.export import export
 from rankfold.cli.failure import told
 from rankfold.cli.plan import plan
+from rankfold.cli.recover import recover
 from rankfold.cli.reproduce import reproduce
 from rankfold.cli.show import show
 from rankfold.cli.slice import slice_
@@ -29,7 +31,22 @@ app = typer.Typer(
     rich_markup_mode=None,
     context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 110},
 )
-for verb in (demo, train, sweep, analyze, plan, show, apply, compress, slice_, evaluate, export, reproduce):
+for verb in (
+    demo,
+    train,
+    sweep,
+    analyze,
+    collapse,
+    plan,
+    show,
+    apply,
+    compress,
+    slice_,
+    evaluate,
+    export,
+    recover,
+    reproduce,
+):
     app.command(verb.__name__.rstrip("_"))(told(verb))
 
 

@@ -1,7 +1,10 @@
 """Recovery of low-rank matrices from few linear measurements: operators, estimators, ratings, and what theory says of
 them."""
 
-from rankfold.recover.dynamics import Fitted, incremental, singular_value_recursion
+from rankfold.recover.bayesian import Ratings
+from rankfold.recover.choose import METHODS, Choice, Tried, choices, cross_validate, fit
+from rankfold.recover.deep_linear import Descent, compressed_start, descend, stable_rate, wide_start
+from rankfold.recover.dynamics import Fitted, cosines, incremental, singular_value_recursion
 from rankfold.recover.estimators import (
     AlternatingMinimization,
     CompressedDeepLinear,
@@ -10,29 +13,50 @@ from rankfold.recover.estimators import (
     NuclearNorm,
     ScaledGradientDescent,
 )
+from rankfold.recover.model import FactorModel
 from rankfold.recover.operators import Entries, Gaussian, Identity, Mask, Measurements, Operator, entries, surrogate
 from rankfold.recover.outcome import Point, Recovered, Rules, Watch
+from rankfold.recover.triplets import Triplets, from_arrays, read_arrays, read_triplets, triplets
 
 __all__ = [
     "AlternatingMinimization",
+    "Choice",
     "CompressedDeepLinear",
     "DeepLinear",
+    "Descent",
     "Entries",
+    "FactorModel",
     "Fitted",
     "Gaussian",
     "Identity",
     "LowRank",
+    "METHODS",
     "Mask",
     "Measurements",
     "NuclearNorm",
     "Operator",
     "Point",
+    "Ratings",
     "Recovered",
     "Rules",
     "ScaledGradientDescent",
+    "Tried",
+    "Triplets",
     "Watch",
+    "choices",
+    "compressed_start",
+    "cosines",
+    "cross_validate",
+    "descend",
     "entries",
+    "fit",
+    "from_arrays",
     "incremental",
+    "read_arrays",
+    "read_triplets",
     "singular_value_recursion",
+    "stable_rate",
     "surrogate",
+    "triplets",
+    "wide_start",
 ]

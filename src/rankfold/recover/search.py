@@ -132,6 +132,8 @@ def _simplest(seen: list[Grown], count: int) -> int:
     """The smallest rank whose held-out error is within one standard error of the best, entry by entry compared."""
     best = min(seen, key=lambda one: one.validation)
     for one in sorted(seen, key=lambda one: one.rank):
+        if one.squares is None or best.squares is None:
+            break
         worse = one.squares - best.squares
         mean = float(worse.sum()) / count
         spread = max(float((worse**2).sum()) / count - mean**2, 0.0) ** 0.5

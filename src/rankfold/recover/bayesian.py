@@ -1,0 +1,86 @@
+"""Ratings as a scikit-learn regressor: pairs of names in, ratings out."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+from sklearn.base import BaseEstimator, RegressorMixin
+from sklearn.utils.validation import check_is_fitted, check_random_state
+
+from rankfold.recover.model import FactorModel, narrowed
+from rankfold.recover.ratings import sample
+from rankfold.recover.triplets import triplets
+
+
+class Ratings(RegressorMixin, BaseEstimator):
+    """Predicts ratings of pairs (user, item), names of any kind, (count, 2). Biases, factors and implicit feedback.
+
+    The mean of ``draws`` Gibbs sweeps after ``burn_in``, so that regularisation is learned, not tuned. ``strength``: of
+    the prior on the weights of who rated what; a large one turns that off. Users and items that were not in the
+    training data get the prediction for an average one. Learned: ``model_``, ``noise_`` (standard deviation),
+    ``history_`` (training root mean square error of each sweep), ``converged_`` and ``reason_``.
+    """
+
+    def __init__(
+        self,
+        rank: int = 10,
+        *,
+        burn_in: int = 30,
+        draws: int = 60,
+        strength: float = 2.0,
+        random_state: Any = 0,
+        progress: Any = None,
+    ) -> None:
+        self.rank = rank
+        self.burn_in = burn_in
+        self.draws = draws
+        self.strength = strength
+        self.random_state = random_state
+        self.progress = progress
+
+    def fit(self, X: Any, y: Any) -> Ratings:
+        """Pairs ``X`` (count, 2) and their ratings ``y``. Raises ``ValueError`` for faults in them, by name."""
+        if self.rank < 1 or self.draws < 1 or self.burn_in < 0 or not self.strength > 0:
+            raise ValueError("rank and draws are at least 1, burn_in at least 0, and strength is above 0")
+        pairs = _pairs(X)
+        given = triplets(pairs[:, 0], pairs[:, 1], y)
+        seed = int(check_random_state(self.random_state).randint(2**31 - 1))
+        found = sample(
+            given.rows,
+            given.columns,
+            given.values,
+            given.shape,
+            rank=self.rank,
+            burn_in=self.burn_in,
+            draws=self.draws,
+            strength=self.strength,
+            seed=seed,
+            progress=self.progress,
+        )
+        left, right = narrowed(found.left, found.right)
+        low, high = float(given.values.min()), float(given.values.max())
+        self.model_ = FactorModel(left, right, found.offset, low, high, given.row_names, given.column_names)
+        self.noise_, self.history_ = found.noise, found.history
+        third = max(1, self.draws // 3)
+        before, after = np.mean(self.history_[-2 * third : -third] or self.history_), np.mean(self.history_[-third:])
+        self.converged_ = bool(abs(before - after) < 0.01 * after)
+        self.reason_ = (
+            f"{self.draws} draws after {self.burn_in}: the training error is at rest"
+            if self.converged_
+            else f"the training error still moves ({before:.4g} to {after:.4g}): raise burn_in"
+        )
+        return self
+
+    def predict(self, X: Any) -> np.ndarray:
+        """Ratings (count,), within the range of those that were learned from."""
+        check_is_fitted(self)
+        pairs = _pairs(X)
+        return self.model_.predict([str(name) for name in pairs[:, 0]], [str(name) for name in pairs[:, 1]])
+
+
+def _pairs(x: Any) -> np.ndarray:
+    pairs = np.asarray(x)
+    if pairs.ndim != 2 or pairs.shape[1] != 2:
+        raise ValueError(f"pairs of row and column names are an array (count, 2), got shape {pairs.shape}")
+    return pairs

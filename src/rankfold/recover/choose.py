@@ -1,0 +1,147 @@
+"""Which method and rank suit some entries: by cross-validation, then one fit on all of them."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import scipy.sparse
+
+from rankfold.recover.estimators import (
+    AlternatingMinimization,
+    CompressedDeepLinear,
+    LowRank,
+    NuclearNorm,
+    ScaledGradientDescent,
+)
+from rankfold.recover.model import FactorModel, narrowed
+from rankfold.recover.ratings import sample
+from rankfold.recover.triplets import Triplets
+
+Progress = Callable[[str, int, int], None]
+METHODS = ("low-rank", "ratings", "compressed-deep-linear", "alternating", "nuclear", "scaled-gd")
+STRENGTH = 2.0  # of the prior on what is learned from who rated what
+
+
+@dataclass(frozen=True)
+class Choice:
+    """A ``method`` of `METHODS` at a ``rank`` (None: it finds its own)."""
+
+    method: str
+    rank: int | None = None
+
+    def __str__(self) -> str:
+        return self.method if self.rank is None else f"{self.method}, rank {self.rank}"
+
+
+@dataclass(frozen=True)
+class Tried:
+    """``error``: root mean square over all held-out entries; ``folds``: of each fold; ``rank``: of the last fit."""
+
+    choice: Choice
+    error: float
+    folds: tuple[float, ...]
+    rank: int
+    remark: str
+
+
+def choices(methods: Sequence[str], ranks: Sequence[int] | None) -> list[Choice]:
+    """Each method at each rank; those that find their rank take the largest as a bound, once."""
+    found = []
+    for method in methods:
+        if method not in METHODS:
+            raise ValueError(f"no method {method!r}: there are {', '.join(METHODS)}")
+        if method in ("low-rank", "nuclear"):
+            found.append(Choice(method, max(ranks) if ranks else None))
+        else:
+            found += [Choice(method, rank) for rank in (ranks or (5, 10, 20))]
+    return found
+
+
+def cross_validate(
+    entries: Triplets, candidates: Sequence[Choice], *, folds: int, seed: int, progress: Progress | None = None
+) -> list[Tried]:
+    """The held-out error of every candidate, best first. ``folds`` parts of the entries, each held out once.
+
+    With one candidate more than needed and few entries the best error is a little too good: judge the winner on others.
+    Raises ``ValueError`` for fewer entries than folds.
+    """
+    if not 2 <= folds <= len(entries):
+        raise ValueError(
+            f"{folds} folds of {len(entries)} entries: take at least 2, and no more than there are entries"
+        )
+    parts = np.array_split(np.random.default_rng(seed).permutation(len(entries)), folds)
+    tried = []
+    for number, choice in enumerate(candidates):
+        errors, sizes, rank, remark = [], [], 0, ""
+        for fold, held in enumerate(parts):
+            if progress is not None:
+                progress(f"cross-validating {choice}", number * folds + fold, len(candidates) * folds)
+            learnt = entries.take(np.concatenate([part for at, part in enumerate(parts) if at != fold]))
+            model, rank, remark = fit(learnt, choice, seed=seed)
+            missed = model.at(entries.rows[held], entries.columns[held]) - entries.values[held]
+            errors.append(float(np.sqrt(np.mean(missed**2))))
+            sizes.append(len(held))
+        error = float(np.sqrt(np.average(np.square(errors), weights=sizes)))
+        tried.append(Tried(choice, error, tuple(errors), rank, remark))
+    if progress is not None:
+        progress("cross-validating", len(candidates) * folds, len(candidates) * folds)
+    return sorted(tried, key=lambda one: one.error)
+
+
+def fit(
+    entries: Triplets, choice: Choice, *, seed: int = 0, progress: Progress | None = None
+) -> tuple[FactorModel, int, str]:
+    """(model, rank, sentence on how it went) of one choice on all ``entries``.
+
+    Raises ``ValueError`` for a rank above what the shape allows.
+    """
+    m, n = entries.shape
+    if choice.rank is not None and not 1 <= choice.rank <= min(m, n):
+        raise ValueError(f"rank {choice.rank} is not within 1 … {min(m, n)}, what {m} rows and {n} columns allow")
+    low, high = float(entries.values.min()), float(entries.values.max())
+    if choice.method == "ratings":
+        rank = choice.rank or 10
+        draws = sample(
+            entries.rows,
+            entries.columns,
+            entries.values,
+            (m, n),
+            rank=rank,
+            burn_in=30,
+            draws=60,
+            strength=STRENGTH,
+            seed=seed,
+            progress=progress,
+        )
+        left, right = narrowed(draws.left, draws.right)
+        model = FactorModel(left, right, draws.offset, low, high, entries.row_names, entries.column_names)
+        return model, rank, f"mean of 60 draws; noise {draws.noise:.3g} in the units of the values"
+    table = scipy.sparse.csr_array((entries.values, (entries.rows, entries.columns)), shape=(m, n))
+    estimator = _estimator(choice, progress).set_params(random_state=seed).fit(table)
+    left = np.vstack([estimator.left_, _average(estimator.left_, entries.rows)])
+    right = np.column_stack([estimator.right_, _average(estimator.right_.T, entries.columns)])
+    span = high - low
+    model = FactorModel(left, right, 0.0, low - span, high + span, entries.row_names, entries.column_names)
+    for index, which in ((entries.rows, model.left), (entries.columns, model.right.T)):
+        empty = np.bincount(index, minlength=len(which) - 1) == 0
+        which[:-1][empty] = which[-1]  # of whom nothing is known: an average one
+    return model, estimator.rank_, estimator.reason_
+
+
+def _average(factor: np.ndarray, index: np.ndarray) -> np.ndarray:
+    return factor[np.unique(index)].mean(0)
+
+
+def _estimator(choice: Choice, progress: Progress | None):  # type: ignore[no-untyped-def]
+    if choice.method == "low-rank":
+        return LowRank(choice.rank, progress=progress)
+    if choice.method == "nuclear":
+        return NuclearNorm(max_rank=choice.rank, validation_fraction=0.05, progress=progress)
+    rank = choice.rank or 10
+    if choice.method == "compressed-deep-linear":
+        return CompressedDeepLinear(rank, validation_fraction=0.05, progress=progress)
+    if choice.method == "alternating":
+        return AlternatingMinimization(rank, ridge=1e-3, validation_fraction=0.05, progress=progress)
+    return ScaledGradientDescent(rank, validation_fraction=0.05, progress=progress)
