@@ -30,6 +30,7 @@ EXPERIMENTS = {
     "nrc-figure-5-full": ("nrc_figure_4", "depth_full"),
     "cdln-mlp": ("cdln_mlp", "reproduce"),
     "recovery-planted": ("recovery_planted", "reproduce"),
+    "recovery-layers": ("recovery_layers", "reproduce"),
 }
 
 

@@ -90,7 +90,7 @@ def squeeze(
     """``network`` within ``budget``, fine-tuned for ``epochs`` (0: not at all); read back from ``directory`` if it is
     there. ``network`` itself is left as it is. Raises ``BudgetError`` for a budget that cannot be met.
     """
-    place = directory / _name(network, data, way, budget, epochs)
+    place = place_of(network, data, way, budget, epochs, directory)
     file = place / "point.json"
     if file.exists():
         return Squeezed(**json.loads(file.read_text(encoding="utf-8"))["squeezed"])
@@ -147,7 +147,8 @@ def budgets_of(rows: Sequence[Any]) -> tuple[Budget, ...]:
     return tuple(dict.fromkeys(kept))
 
 
-def _name(network: nn.Module, data: Data, way: Way, budget: Budget, epochs: int) -> str:
+def place_of(network: nn.Module, data: Data, way: Way, budget: Budget, epochs: int, directory: Path) -> Path:
+    """Where ``squeeze`` keeps this point: ``plan.json``, ``point.json`` and the run of the fine-tuning."""
     asked = {
         "format": FORMAT,
         "network": fingerprint(network),
@@ -157,4 +158,4 @@ def _name(network: nn.Module, data: Data, way: Way, budget: Budget, epochs: int)
         "recipe": way.recipe(data, epochs).to_dict() if epochs else None,
     }
     mark = hashlib.sha256(json.dumps(asked, sort_keys=True).encode()).hexdigest()[:12]
-    return f"{way.method}-flops{budget.flops:g}-params{budget.params:g}-{mark}"
+    return directory / f"{way.method}-flops{budget.flops:g}-params{budget.params:g}-{mark}"
