@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 import torch
 from cases import ATTENTION, PLAIN, Case
-from networks import conv_net, encoder, images
+from networks import ConvNet, encoder, images
 from torch import Tensor, nn
 
 import rankfold as rf
@@ -20,7 +20,12 @@ from rankfold.costs import model_cost
 from rankfold.linalg import tails
 from rankfold.sites import factored_sites
 
-SLICEABLE = (rf.Form.FACTORED, rf.Form.SPATIAL)
+
+def conv_net() -> tuple[nn.Module, None]:
+    """The same weights at every call."""
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        return ConvNet(), None
 
 
 def factored(model: nn.Module, data: Any, ranks: dict[str, int], method: str = "project") -> rf.Stored:
@@ -153,7 +158,7 @@ def test_without_bias_the_batch_norm_behind_carries_mean_and_variance():
     data = images(300) + 1.0
     stored = factored(model.eval(), data, {"block.0": 6})
     assert stored.bottlenecks.sites["block.0"].norm == "block.1"
-    smaller = sliced(stored, {"block.0": 2})
+    smaller = sliced(stored, {"block.0": 4})
     assert smaller.model.get_submodule("block.0").bias is None
     before, after = (outputs(one.model, "block.1", data) for one in (stored, smaller))
     torch.testing.assert_close(after.mean(0), before.mean(0), rtol=0, atol=0.02)
@@ -240,7 +245,7 @@ def fresh(stored: rf.Stored) -> rf.Stored:
     return rf.Stored(copy.deepcopy(stored.model), stored.plan, stored.notes, stored.bottlenecks)
 
 
-@pytest.mark.parametrize("budget", ["flops=0.5", "params=0.6", "bytes=0.6", ["flops=0.6", "params=0.6"]])
+@pytest.mark.parametrize("budget", ["flops=0.5", "params=0.5", "bytes=0.5", ["flops=0.6", "params=0.5"]])
 def test_budgets_are_met_and_counted(artifact, budget):
     smaller = rf.slice_(fresh(artifact), budget)
     cost = model_cost(smaller.model, images(1))
@@ -250,6 +255,7 @@ def test_budgets_are_met_and_counted(artifact, budget):
         assert kept <= asked.keep
     assert all(new.rank <= old.rank for new, old in zip(smaller.plan.entries, artifact.plan.entries, strict=True))
     assert not smaller.plan.edited
+    assert slice_costs(artifact.plan, smaller.plan)
     assert any(note.startswith("sliced from a network with ") for note in smaller.plan.notes)
 
 
