@@ -28,8 +28,8 @@ class LayerBound:
     the minimum at the cut ``cut`` ("": the input). ``gradient_part`` and ``residual_part`` are the two terms of
     ``bound``; ``excess`` = dist(∇L_C^l, M_K)/κ is added to both bounds: 0 up to rounding for dense layers, while a
     centroid of maps or sequences has many patches or tokens.
-    ``local`` = ‖W_j + G_K/κ‖ with G_K = Σ_k N_k δ̄_k ā_kᵀ of the layer's own rows (see ``local_gradient``), None where
-    they cannot be taken apart. Vacuous: not below ‖W_j‖, which rank 0 attains.
+    ``local`` = ‖W_j + G_K/κ‖ with G_K = Σ_k N_k δ̄_k ā_kᵀ of the layer's own rows (see ``local_gradients``), and
+    ``local_part`` = ‖∇L − G_K‖/κ; None where they cannot be taken apart. Vacuous: not below ‖W_j‖.
     """
 
     name: str
@@ -43,6 +43,17 @@ class LayerBound:
     excess: float
     cut: str
     local: float | None
+    local_part: float | None
+
+    @property
+    def certain_from(self) -> float:
+        """The least decay κ at which a stationary point with these gradients and this norm is certain to be within 5 %.
+
+        dist(W, M_K)/‖W‖ ≤ g/(κ‖W‖) with g the smaller of ‖∇L − ∇L_C‖ and ‖∇L − G_K‖. Another decay leads to other
+        features, so that it is a guide and no promise. In units of the κ of this measurement: multiply by it.
+        """
+        least = min(self.gradient_part + self.excess, *(v for v in (self.local_part,) if v is not None), float("inf"))
+        return least / (0.05 * self.norm) if self.norm > 0 else 0.0
 
     @property
     def vacuous(self) -> bool:
@@ -73,6 +84,7 @@ class LayerBound:
             "excess": self.excess,
             "cut": self.cut,
             "local": self.local,
+            "local_part": self.local_part,
             "vacuous": self.vacuous,
             "holds": self.holds,
             "tightness": self.tightness if self.distance > 0 else None,
@@ -185,7 +197,10 @@ def _chain(
             continue
         joint, split, excess, cut = best[name]
         residual = float((matrix + whole / decay).norm())
-        own_bound = float((matrix + near[name] / decay).norm()) if name in near and matrix.ndim == 2 else None
+        own_bound = own_part = None
+        if name in near and matrix.ndim == 2:
+            own_bound = float((matrix + near[name] / decay).norm())
+            own_part = float((whole - near[name]).norm()) / decay
         rows.append(
             LayerBound(
                 name=name,
@@ -199,6 +214,7 @@ def _chain(
                 excess=excess,
                 cut=cut,
                 local=own_bound,
+                local_part=own_part,
             )
         )
     return Chain(tuple(rows), skipped)

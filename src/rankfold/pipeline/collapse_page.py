@@ -1,0 +1,45 @@
+"""The HTML report of ``rankfold collapse``."""
+
+from __future__ import annotations
+
+import math
+from pathlib import Path
+
+from rankfold.files import write_atomically
+from rankfold.pipeline.collapse import CollapseReport
+from rankfold.pipeline.page import environment
+from rankfold.report.collapse import CollapseData, render_collapse
+
+
+def collapse_data(found: CollapseReport, model: str, data: str) -> CollapseData:
+    """What the page shows, as plain values."""
+    known = not math.isnan(found.decay)
+    whose = ", estimated from gradients and weights" if found.decay_estimated else ""
+    facts = [
+        ("Data", f"{found.samples} training samples of {data}, {found.classes} classes"),
+        ("Weight decay", f"{found.decay:.3g}{whose}" if known else "none above 0 fits gradients and weights"),
+        ("Residual", f"{found.residual:.3g} of the norm of the weights (0: a stationary point)" if known else "–"),
+        ("Chain of bounds", f"{found.violations} violations; loss: {found.loss}" if known else "not computed"),
+    ]
+    values = found.to_dict()
+    return CollapseData(
+        title=f"Rank collapse of {model}",
+        classes=found.classes,
+        layers=values["layers"],
+        facts=facts,
+        conclusion=found.conclusion(),
+        transitions=[] if found.transitions is None else found.transitions.decays.tolist(),
+        transitions_about="" if found.transitions is None else found.transitions.about,
+        decay=found.decay if known else None,
+        skipped=list(found.skipped.items()),
+        left_out=list(found.left_out),
+        notes=list(found.notes),
+        environment=environment(),
+    )
+
+
+def write_collapse(found: CollapseReport, model: str, data: str, path: str | Path) -> Path:
+    """Write the page to ``path``, whole or not at all; returns the path."""
+    path = Path(path)
+    write_atomically(path, render_collapse(collapse_data(found, model, data)).encode())
+    return path
