@@ -12,6 +12,8 @@ from torch import Tensor, nn
 from torch.utils.data import DataLoader, TensorDataset
 
 from rankfold.batches import batches_of, size_of
+from rankfold.compress.budget import Ranks
+from rankfold.compress.planner import Calibration, plan
 from rankfold.compress.statistics import Statistics, calibrate
 from rankfold.sites import Site, sites, split_attention
 from rankfold.sites import patches as places
@@ -253,3 +255,18 @@ def test_a_hugging_face_data_set_is_cut_into_batches():
         list(batches_of(made.select_columns("text")))
     with pytest.raises(ValueError, match="streamed data set gives single samples"):
         list(batches_of(made.to_iterable_dataset()))
+
+
+def test_statistics_of_another_model_are_refused():
+    torch.manual_seed(0)
+    one, other = (nn.Sequential(nn.Linear(6, 5), nn.ReLU(), nn.Linear(5, 4)) for _ in range(2))
+    known = Calibration(statistics=calibrate(one, [torch.randn(20, 6)], sites(one)))
+    plan(one, "params=0.9", "project", [torch.randn(20, 6)], calibration=known)
+    with pytest.raises(ValueError, match="taken of another model"):
+        plan(other, "params=0.9", "project", [torch.randn(20, 6)], calibration=known)
+
+
+def test_fewer_rows_than_the_rank_are_told():
+    model = nn.Sequential(nn.Linear(12, 12), nn.ReLU(), nn.Linear(12, 12))
+    made = plan(model, Ranks({"0": 5}), "project", [torch.randn(3, 12)])
+    assert made["0"].note == "rank 5 was fitted to 3 rows of data: give more samples"

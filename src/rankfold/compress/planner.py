@@ -17,13 +17,14 @@ from torch import Tensor, nn
 from rankfold.batches import arguments, batches_of, check_rereadable, moved, size_of, tensors_in
 from rankfold.compress.allocate import Option, check_feasible, global_, local, optimal
 from rankfold.compress.budget import Budget, Latency, Params, Ranks, Resource, describe, parse_budget
-from rankfold.compress.candidates import Candidate, Counter, decompose, options, resources
+from rankfold.compress.candidates import Counter, decompose, options, resources
+from rankfold.compress.entries import Candidates, Choices, after_of, entries_of, notes_of
 from rankfold.compress.fitting import fit
 from rankfold.compress.iterative import iterate
 from rankfold.compress.latency import meet_latency
 from rankfold.compress.method import Method, sweeps
 from rankfold.compress.methods import method_named
-from rankfold.compress.plan import Entry, Plan, decisions, fingerprint
+from rankfold.compress.plan import Plan, decisions, fingerprint
 from rankfold.compress.rules import Global, Iterative, Local, Optimal, RankRule, rule_named
 from rankfold.compress.sensitivity import output_changes, price, relative_energy
 from rankfold.compress.statistics import Statistics, calibrate
@@ -31,15 +32,13 @@ from rankfold.compress.survey import Survey, survey
 from rankfold.compress.sweep import Samples
 from rankfold.compress.timing import site_timing
 from rankfold.costs import Cost, Example, latencies, storage, trace
-from rankfold.sites import FOLD_FIRST, Form, Site, SiteList, sites, split_attention, unwrap
+from rankfold.sites import FOLD_FIRST, Form, SiteList, sites, split_attention, unwrap
 from rankfold.train.parallel import Team, joined
 
 Progress = Callable[[str, int, int], None]
 Budgets = str | Budget | Sequence[str | Budget]
 Prices = Mapping[tuple[str, Form], Tensor]
 Solve = Callable[[tuple[float, ...]], dict[str, Option]]
-Candidates = Mapping[str, list[Candidate]]
-Choices = Mapping[str, list[Option]]
 
 
 @dataclass(frozen=True)
@@ -116,6 +115,11 @@ def plan(
             root, data, found, samples=calibration.samples, batch_size=calibration.batch_size, progress=tell
         )
     mark = fingerprint(root)
+    if statistics is not None and statistics.model not in ("", mark):
+        raise ValueError(
+            "the statistics were taken of another model (or of other weights): leave Calibration(statistics=…) out, so "
+            "that they are taken again"
+        )
     with split_attention(root), _team(root, calibration) as team:
         seen = replace(seen, team=team)
         sizes = {site.name: site.weight(root).element_size() for site in found}
@@ -143,11 +147,11 @@ def plan(
         return _solver(root, candidates, choices, rule, asked, before, data, tell)
 
     def write(choices: Choices, picked: Mapping[str, Option], notes: Sequence[str] = ()) -> Plan:
-        entries = _entries(found, known, choices, picked, counter)
+        entries = entries_of(found, known, choices, picked, counter, statistics)
         return Plan(
-            entries, budgets, method.name, rule.name, mark, before, _after(before, whole, found, entries, counter),
+            entries, budgets, method.name, rule.name, mark, before, after_of(before, whole, found, entries, counter),
             {"data": calibration.name, "samples": _count(seen, statistics, sweeping), "rule": asdict(rule)},
-            found.left_out, (*notes, *_notes(known, counter, found)),
+            found.left_out, (*notes, *notes_of(known, counter, found)),
             decided=decisions(entries), statistics=statistics,
         )  # fmt: skip
 
@@ -283,66 +287,3 @@ def _limits(
             total = float(getattr(before, budget.kind))
         limits.append(budget.keep * total - (total - sum(costs[axis] for costs in dense)))
     return tuple(limits)
-
-
-def _entries(
-    found: SiteList, known: Survey, choices: Choices, picked: Mapping[str, Option], counter: Counter
-) -> tuple[Entry, ...]:
-    entries = []
-    for site in found:
-        option = picked[site.name]
-        if option.form is Form.KEEP:
-            bias, rank, error, note = (
-                site.layer.has_bias,
-                min(site.shape),
-                0.0,
-                site.note or known.unsolved.get(site.name) or _why_kept(site, known.candidates, choices[site.name]),
-            )
-        else:
-            candidate = next(c for c in known.candidates[site.name] if c.form is option.form)
-            bias, rank, note = candidate.bias, option.rank, ""
-            error = candidate.decomposition.relative_error(rank)
-            if site.name in known.unreached:
-                note = "never called on the calibration data: truncated without data"
-        cost = counter.cost(site, option.form, rank, bias)
-        if option.form is not Form.KEEP and _gains_nothing(cost, counter.cost(site, Form.KEEP, 0, site.layer.has_bias)):
-            note = "; ".join(filter(None, (note, "this rank was asked for; it costs no less than the layer itself")))
-        entry = Entry(site.name, option.form, rank, site.shape, site.groups, error, option.loss, bias=bias, note=note)
-        entries.append(replace(entry, params=cost.params, flops=cost.flops))
-    return tuple(entries)
-
-
-def _why_kept(site: Site, candidates: Candidates, group: Sequence[Option]) -> str:
-    if site.forms == {Form.KEEP}:
-        return f"{site.kind}: measured, never factored"
-    if not candidates.get(site.name):
-        return f"this method does not factor a {site.kind} of this setting"
-    keep, others = group[0], group[1:]  # no others where ranks were given for other sites alone
-    if others and not any(new < old for o in others for new, old in zip(o.costs, keep.costs, strict=True)):
-        return "factoring gains nothing here: no rank that is allowed costs less than the layer itself"
-    return ""
-
-
-def _gains_nothing(cost: Cost, dense: Cost) -> bool:
-    return cost.params >= dense.params and cost.flops >= dense.flops and cost.bytes >= dense.bytes
-
-
-def _after(before: Cost, whole: int, found: SiteList, entries: Sequence[Entry], counter: Counter) -> Cost:
-    """``whole``: FLOPs of the dense model for all samples of the example, so that only their sum is rounded."""
-    after = before
-    for site, entry in zip(found, entries, strict=True):
-        after = after - counter.cost(site, Form.KEEP, 0, site.layer.has_bias)
-        after = after + counter.cost(site, entry.form, entry.rank, entry.bias)
-        calls = counter.calls.get(site.name, ())
-        whole += site.layer.flops(entry.form, entry.rank, calls) - site.layer.flops(Form.KEEP, 0, calls)
-    return replace(after, flops=whole // counter.samples)
-
-
-def _notes(known: Survey, counter: Counter, found: SiteList) -> tuple[str, ...]:
-    notes = []
-    if known.unreached:
-        notes.append(f"never called on the calibration data: {', '.join(known.unreached)}")
-    silent = [site.name for site in found if site.name not in counter.calls and site.kind != "Embedding"]
-    if silent:
-        notes.append(f"never called on the example input, so without FLOPs: {', '.join(silent)}")
-    return tuple(notes)

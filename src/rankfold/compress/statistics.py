@@ -18,6 +18,7 @@ from torch import Tensor, nn
 from rankfold.batches import batches_of, check_rereadable, forward, size_of
 from rankfold.compress.absorb import Absorbers
 from rankfold.compress.metric import output_metrics
+from rankfold.compress.plan import fingerprint
 from rankfold.compress.sound import check_sound
 from rankfold.costs import evaluating
 from rankfold.files import write_atomically
@@ -49,11 +50,15 @@ class SiteStatistics:
 
 @dataclass(frozen=True)
 class Statistics:
-    """Statistics by site name; sites that the data never reached are listed instead."""
+    """Statistics by site name; sites that the data never reached are listed instead.
+
+    ``model``: fingerprint of the model they were taken of ("" if that is not known).
+    """
 
     sites: Mapping[str, SiteStatistics]
     samples: int
     unreached: tuple[str, ...] = ()
+    model: str = ""
 
     def to_bytes(self) -> bytes:
         """One safetensors file; ``load`` is the inverse."""
@@ -65,7 +70,7 @@ class Statistics:
                 tensors[f"{name}|metric"] = known.metric
             if known.absorber is not None:
                 absorbers[name] = known.absorber
-        note = {"samples": self.samples, "unreached": list(self.unreached), "absorbers": absorbers}
+        note = {"samples": self.samples, "unreached": list(self.unreached), "absorbers": absorbers, "model": self.model}
         return to_safetensors(tensors, metadata={"rankfold.statistics": json.dumps(note, sort_keys=True)})
 
     def save(self, path: str | Path) -> None:
@@ -87,7 +92,7 @@ class Statistics:
             }
         except (SafetensorError, OSError, KeyError, ValueError) as error:
             raise ValueError(f"{path}: damaged or not a statistics file of rankfold ({error})") from None
-        return cls(found, note["samples"], tuple(note["unreached"]))
+        return cls(found, note["samples"], tuple(note["unreached"]), note.get("model", ""))
 
 
 def calibrate(
@@ -172,7 +177,7 @@ def calibrate(
         if site.name in moments
     }
     unreached = tuple(site.name for site in sites.reducible if site.name not in moments)
-    return Statistics(reached, seen, unreached)
+    return Statistics(reached, seen, unreached, fingerprint(model))
 
 
 def _together(moments: dict[str, Moments], team: Team) -> dict[str, Moments]:
