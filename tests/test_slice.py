@@ -43,7 +43,7 @@ def outputs(model: nn.Module, name: str, data: Any) -> Tensor:
     """What one layer gives, as rows (N, m)."""
     seen: list[Tensor] = []
     layer = model.get_submodule(name)
-    handle = layer.register_forward_hook(lambda module, args, output: seen.append(output))
+    handle = layer.register_forward_hook(lambda module, args, output: seen.append(output.clone()))
     with torch.no_grad():
         model(data)
     handle.remove()
@@ -158,11 +158,11 @@ def test_without_bias_the_batch_norm_behind_carries_mean_and_variance():
     data = images(300) + 1.0
     stored = factored(model.eval(), data, {"block.0": 6})
     assert stored.bottlenecks.sites["block.0"].norm == "block.1"
-    smaller = sliced(stored, {"block.0": 4})
+    smaller = sliced(stored, {"block.0": 2})
     assert smaller.model.get_submodule("block.0").bias is None
     before, after = (outputs(one.model, "block.1", data) for one in (stored, smaller))
-    torch.testing.assert_close(after.mean(0), before.mean(0), rtol=0, atol=0.02)
-    torch.testing.assert_close(after.std(0), before.std(0), rtol=0.02, atol=0)
+    torch.testing.assert_close(after.mean(0), before.mean(0), rtol=0, atol=2e-3)
+    torch.testing.assert_close(after.std(0), before.std(0), rtol=5e-3, atol=0)
     moved = smaller.model.get_submodule("block.1").running_mean - stored.model.get_submodule("block.1").running_mean
     assert float(moved.abs().max()) > 0.01  # there was something to carry
 
