@@ -73,7 +73,7 @@ def recover(
             entries = read_triplets(file, duplicates=duplicates)  # type: ignore[arg-type] # checked above
             judge = None if test is None else read_triplets(test, duplicates="mean")
             _about(entries, talk)
-            report = _completed(entries, judge, choices(wanted, tried), folds, seed, top, out, talk)
+            report = _completed(entries, judge, choices(wanted, tried, entries.shape), folds, seed, top, out, talk)
     if as_json:
         print_json(report)
         return
@@ -100,12 +100,6 @@ def _completed(
     from rankfold.files import write_atomically
     from rankfold.recover import cross_validate, fit
 
-    bound = min(entries.shape)
-    for choice in candidates:
-        if choice.rank is not None and choice.rank > bound and choice.method not in ("low-rank", "nuclear"):
-            m, n = entries.shape
-            raise ValueError(f"rank {choice.rank} is above {bound}, the most that {m} rows and {n} columns allow")
-    candidates = [_bounded(choice, bound) for choice in candidates]
     tried = cross_validate(entries, candidates, folds=folds, seed=seed, progress=talk.progress)
     best = tried[0]
     model, rank, remark = fit(entries, best.choice, seed=seed, progress=talk.progress)
@@ -141,12 +135,6 @@ def _completed(
         write_atomically(out / "top.csv", _best(model, entries, top).encode())
     _save_report(report, out)
     return report
-
-
-def _bounded(choice: Choice, bound: int) -> Choice:
-    from rankfold.recover import Choice
-
-    return choice if choice.rank is None or choice.rank <= bound else Choice(choice.method, bound)
 
 
 def _sensed(file: Path, arrays: dict[str, Any], rank: int | None, seed: int, out: Path, talk: Talk) -> dict[str, Any]:

@@ -64,7 +64,7 @@ class Ratings(RegressorMixin, BaseEstimator):
         self.noise_, self.history_ = found.noise, found.history
         third = max(1, self.draws // 3)
         before, after = np.mean(self.history_[-2 * third : -third] or self.history_), np.mean(self.history_[-third:])
-        self.converged_ = bool(abs(before - after) < 0.01 * after)
+        self.converged_ = bool(abs(before - after) < 0.03 * after)
         self.reason_ = (
             f"{self.draws} draws after {self.burn_in}: the training error is at rest"
             if self.converged_

@@ -46,8 +46,16 @@ class Tried:
     remark: str
 
 
-def choices(methods: Sequence[str], ranks: Sequence[int] | None) -> list[Choice]:
-    """Each method at each rank; those that find their rank take the largest as a bound, once."""
+def choices(methods: Sequence[str], ranks: Sequence[int] | None, shape: tuple[int, int]) -> list[Choice]:
+    """Each method at each rank, by default 5, 10 and 20; those that find their rank take the largest as a bound, once.
+
+    Raises ``ValueError`` for an unknown method, and for a rank that a matrix of ``shape`` cannot have.
+    """
+    m, n = shape
+    for rank in ranks or ():
+        if not 1 <= rank <= min(m, n):
+            raise ValueError(f"rank {rank} is not within 1 … {min(m, n)}, what {m} rows and {n} columns allow")
+    tried = sorted({min(rank, m, n) for rank in ranks or (5, 10, 20)})
     found = []
     for method in methods:
         if method not in METHODS:
@@ -55,7 +63,7 @@ def choices(methods: Sequence[str], ranks: Sequence[int] | None) -> list[Choice]
         if method in ("low-rank", "nuclear"):
             found.append(Choice(method, max(ranks) if ranks else None))
         else:
-            found += [Choice(method, rank) for rank in (ranks or (5, 10, 20))]
+            found += [Choice(method, rank) for rank in tried]
     return found
 
 

@@ -196,7 +196,7 @@ def _lines(text: str) -> Iterator[tuple[int, list[str]]]:
 def read_arrays(path: Path) -> dict[str, np.ndarray]:
     """The arrays of an ``.npz``, without running any code in it. Raises ``ValueError`` for a damaged file."""
     try:
-        with np.load(path, allow_pickle=False) as file:
+        with path.open("rb") as opened, np.load(opened, allow_pickle=False) as file:
             return {name: file[name] for name in file.files}
     except (zipfile.BadZipFile, EOFError, KeyError, ValueError) as error:
         raise ValueError(f"{path} cannot be read as .npz ({error}): is the file cut short?") from None
