@@ -189,5 +189,5 @@ def figure(points: pd.DataFrame) -> Figure:
                 panel.yaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:.0e}"))
                 panel.set_xlabel(LABELS[varied])
             axes[line, 0].set_ylabel(f"theorem {theorem.name}\nMSE")
-            axes[line, 0].legend(fontsize=7)
+            axes[line, 1].legend(fontsize=7, loc="center")
     return drawn
