@@ -63,6 +63,8 @@ class ActivationAware:
         matrix = multiplied(site, form, weight, parts)
         gain = 1 - after / before if before > 0 else 0.0
         certificate = f"loss behind {known.activation} {-gain:+.1%} in {steps} iterations"
+        if not steps:
+            certificate = f"loss behind {known.activation}: no step descends from the projection"
         shift = free if bias is None else free - bias.double()
         return replace(start, factors=Factors(parts, shift), error=full.error(matrix), certificate=certificate)
 

@@ -109,7 +109,12 @@ def _layers(
 
 
 def _levels(root: nn.Module, site: Site, entry: Entry, plan: Plan, weight: torch.Tensor, method: Method) -> list[float]:
-    """What ranks were chosen on: singular values over the largest, of the outputs or of the weight."""
+    """What ranks were chosen on: singular values over the largest, of the outputs or of the weight.
+
+    Nothing where ranks were chosen from the errors met in sweeps, whose moments are gone.
+    """
+    if plan.factors is not None:
+        return []
     offered = method.forms & site.forms
     form = entry.form if entry.form in offered else next(iter(sorted(offered - {Form.KEEP, Form.DENSE})), None)
     if form is None:
