@@ -1,0 +1,146 @@
+"""Deep LoRA: the update of a frozen layer as a compressed deep linear product (beyond the C-DLN paper, section 2.3)."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any, TypeVar
+
+import torch
+from torch import Tensor, nn
+from torch.nn.modules.linear import NonDynamicallyQuantizableLinear
+
+from rankfold.adapt.layer import DeepLoRALinear
+from rankfold.linalg.compressed import compressed_factors
+from rankfold.sites import Site, carry_hooks_, leave_fused_kernels_, replace_, sites, unwrap
+from rankfold.sites.find import Where
+from rankfold.train.gradients import weight_gradients
+from rankfold.train.groups import SCALES
+
+Model = TypeVar("Model", bound=nn.Module)
+
+
+def deep_lora_(
+    model: Model,
+    rank: int | Mapping[str, int],
+    where: Where | None = None,
+    *,
+    depth: int = 3,
+    data: Any = None,
+    epsilon: float | None = None,
+    scaling: float = 1.0,
+    rate_scale: float = 1.0,
+    samples: int = 1024,
+    generator: torch.Generator | None = None,
+) -> Model:
+    """Give linear layers a trainable update scaling · W_L … W_1 of rank at most ``rank``; returns ``model``.
+
+    **Everything else is frozen**; set ``requires_grad`` of a head anew to train it too (it is then no part of the
+    adapter). ``where`` as in ``rankfold.sites``; by default every linear layer. ``rank``: one for all, or by layer
+    name, which then also says which layers. ``depth`` 2 is ordinary LoRA. Build the optimizer afterwards: its
+    parameters are the factors.
+
+    The update begins as zero: W_L = 0, identities inside, W_1 with orthonormal rows. With labelled ``data`` these span
+    the leading right singular subspace of the loss's gradient with respect to the layer, on the first ``samples``, so
+    that the first step is the gradient's own, projected; without data they are random, drawn from ``generator``.
+    ``epsilon``: ε U, ε I, ε Vᵀ instead, as in Algorithm 1; then the update begins as ε^L U Vᵀ, not as zero.
+    ``rate_scale`` α: the outer factors learn with α times the rate (see ``rankfold.train.parameter_groups``).
+
+    ``merge_`` adds the updates to the weights, ``remove_`` drops them, ``save_adapter`` writes ordinary LoRA.
+    Raises ``ValueError`` before anything is changed: no layer chosen, ranks that do not fit, an adapted model.
+    """
+    root = unwrap(model)
+    if isinstance(depth, bool) or not isinstance(depth, int) or depth < 2:
+        raise ValueError(f"depth must be a whole number of at least 2 factors, got {depth!r}")
+    for name, value in (("epsilon", epsilon), ("scaling", scaling), ("rate_scale", rate_scale)):
+        if value is not None and not 0 < value < float("inf"):
+            raise ValueError(f"{name} must be positive and finite, got {value!r}")
+    if updates(root):
+        raise ValueError("the model has adapters already: merge_ or remove_ them first")
+    chosen = _chosen(root, rank, where)
+    guides: dict[str, Tensor] = {}
+    if data is not None:
+        weights: list[Any] = [root.get_submodule(site.name).weight for site, _ in chosen]
+        gradients = weight_gradients(root, weights, data, samples=samples)
+        guides = {site.name: -_matrix(site, gradient) for (site, _), gradient in zip(chosen, gradients)}
+    scales = [0.0, *[1.0] * (depth - 1)] if epsilon is None else [epsilon] * depth
+    ready = []
+    for site, r in chosen:
+        factors = compressed_factors(site.shape, r, scales, guides.get(site.name), generator)
+        base: Any = root.get_submodule(site.name)
+        wide = base.weight.dtype if base.weight.dtype.itemsize > 1 else torch.float32
+        placed = [factor.to(base.weight.device, wide) for factor in factors]
+        new = DeepLoRALinear(base, placed, scaling, site.kind == "Conv1D").train(base.training)
+        if rate_scale != 1.0:
+            setattr(new.factors, SCALES, {"0": rate_scale, str(depth - 1): rate_scale})
+        ready.append((base, new))
+    leave_fused_kernels_(root, [site.name for site, _ in chosen])
+    root.requires_grad_(False)
+    for base, new in ready:
+        replace_(root, base, new)
+        carry_hooks_(base, new)
+        _without_hooks_(base)
+    return model
+
+
+def _chosen(root: nn.Module, rank: int | Mapping[str, int], where: Where | None) -> list[tuple[Site, int]]:
+    found = sites(root, where)
+    linear = [site for site in found if site.kind in ("Linear", "Conv1D") and _own_layer(root, site)]
+    if isinstance(rank, Mapping):
+        names = {site.name for site in linear}
+        missing = next((name for name in rank if name not in names), None)
+        if missing is not None:
+            raise ValueError(
+                f"{missing!r} is no linear layer that can be adapted: there are {', '.join(sorted(names))}"
+            )
+        linear = [site for site in linear if site.name in rank]
+    if not linear:
+        raise ValueError(f"no linear layer to adapt{'' if where is None else f' for where={where!r}'}")
+    chosen = []
+    for site in linear:
+        r = rank if isinstance(rank, int) else rank[site.name]
+        if isinstance(r, bool) or not 1 <= r <= min(site.shape):
+            raise ValueError(f"{site.title}: rank {r} was asked; possible here: 1 to {min(site.shape)}")
+        chosen.append((site, r))
+    return chosen
+
+
+def _own_layer(root: nn.Module, site: Site) -> bool:
+    """Whether it is a layer of its own that is called, with a weight of its own."""
+    try:
+        module = root.get_submodule(site.name)
+    except AttributeError:  # a projection inside nn.MultiheadAttention
+        return False
+    return not site.tied_to and not isinstance(module, NonDynamicallyQuantizableLinear)
+
+
+def _matrix(site: Site, gradient: Tensor) -> Tensor:
+    return gradient.T if site.kind == "Conv1D" else gradient
+
+
+def _without_hooks_(base: nn.Module) -> None:
+    """Its hooks hang on the adapted layer now; as empty tables of its own, so that they do not run twice."""
+    carry_hooks_(nn.Identity(), base)
+
+
+def updates(model: nn.Module) -> dict[str, DeepLoRALinear]:
+    """The adapted layers by name."""
+    return {name: module for name, module in unwrap(model).named_modules() if isinstance(module, DeepLoRALinear)}
+
+
+@torch.no_grad()
+def merge_(model: Model) -> Model:
+    """Add every update to its weight and put the ordinary layers back; returns ``model``. They stay frozen."""
+    for adapted in updates(model).values():
+        weight: Any = adapted.base.weight
+        update = adapted.update().double()
+        weight.copy_(weight.double() + (update.T if adapted.stored_transposed else update))
+    return remove_(model)
+
+
+def remove_(model: Model) -> Model:
+    """Put the ordinary layers back, without their updates; returns ``model``. They stay frozen."""
+    root = unwrap(model)
+    for adapted in updates(root).values():
+        replace_(root, adapted, adapted.base)
+        carry_hooks_(adapted, adapted.base)
+    return model

@@ -1,0 +1,63 @@
+"""Adapters on the disk as PEFT reads them: ordinary LoRA, whatever the depth they were trained with."""
+
+from __future__ import annotations
+
+import json
+import re
+from collections import Counter
+from pathlib import Path
+
+import torch
+from safetensors.torch import save
+from torch import nn
+
+from rankfold.adapt.deep_lora import updates
+from rankfold.files import write_atomically
+
+
+def save_adapter(model: nn.Module, directory: str | Path, *, base_model: str = "", tolerance: float = 0.0) -> Path:
+    """Write the updates of ``model`` as an ordinary LoRA adapter; returns the directory.
+
+    ``adapter_model.safetensors`` and ``adapter_config.json``, for ``peft.PeftModel.from_pretrained(base, directory)``
+    and whatever else reads LoRA; peft is not needed to write them. ``base_model``: the name or path of the base model
+    to note. ``tolerance``: singular values of an update of at most this fraction of its largest are left out, so that
+    layers get ranks of their own (``rank_pattern``, ``alpha_pattern``). Raises ``ValueError`` for a model without
+    adapters.
+    """
+    found = updates(model)
+    if not found:
+        raise ValueError("the model has no adapters: deep_lora_ first, and save before merging")
+    if not 0 <= tolerance < 1:
+        raise ValueError(
+            f"tolerance is a fraction of the largest singular value, at least 0 and below 1: {tolerance!r}"
+        )
+    tensors: dict[str, torch.Tensor] = {}
+    ranks: dict[str, int] = {}
+    for name, adapted in found.items():
+        a, b = adapted.lora(tolerance)
+        ranks[name] = len(a)
+        for key, matrix in (("A", a), ("B", b)):
+            tensor = matrix.to(adapted.factors[0].dtype).contiguous()
+            tensors[f"base_model.model.{name}.lora_{key}.weight"] = tensor
+    rank = Counter(ranks.values()).most_common(1)[0][0]
+    scaling = next(iter(found.values())).scaling
+    config = {
+        "peft_type": "LORA",
+        "task_type": None,
+        "base_model_name_or_path": base_model or None,
+        "inference_mode": True,
+        "r": rank,
+        "lora_alpha": scaling * rank,
+        # full names, each anchored: a bare one would also match the end of a longer one
+        "target_modules": "|".join(re.escape(name) for name in found),
+        "rank_pattern": {f"^{re.escape(name)}": r for name, r in ranks.items() if r != rank},
+        "alpha_pattern": {f"^{re.escape(name)}": scaling * r for name, r in ranks.items() if r != rank},
+        "lora_dropout": 0.0,
+        "bias": "none",
+        "fan_in_fan_out": all(adapted.stored_transposed for adapted in found.values()),
+        "init_lora_weights": True,
+    }
+    place = Path(directory)
+    write_atomically(place / "adapter_model.safetensors", save(tensors, metadata={"format": "pt"}))
+    write_atomically(place / "adapter_config.json", (json.dumps(config, indent=1) + "\n").encode())
+    return place
