@@ -46,6 +46,8 @@ __all__ = [
     "Stored",
     "apply_",
     "bottlenecks",
+    "cdln_",
+    "deep_lora_",
     "evaluate",
     "finetune",
     "finetune_recipe",

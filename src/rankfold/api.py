@@ -2,6 +2,7 @@
 
 # ruff: noqa: F401  # re-exported by rankfold/__init__.py
 
+from rankfold.adapt import deep_lora_
 from rankfold.compress.allocate import BudgetError
 from rankfold.compress.apply import ApplyError, apply_
 from rankfold.compress.bottlenecks import Bottlenecks, bottlenecks
@@ -18,7 +19,7 @@ from rankfold.compress.rules import Global, Iterative, Local, Optimal
 from rankfold.compress.sequential import Sequential
 from rankfold.compress.tune import tune_
 from rankfold.costs import Cost, latencies, model_cost
-from rankfold.induce import fold_, overparametrize_
+from rankfold.induce import cdln_, fold_, overparametrize_
 from rankfold.layers import LowRankConv, LowRankLinear
 from rankfold.pipeline.slicing import slice_
 from rankfold.record import SpectrumRecorder

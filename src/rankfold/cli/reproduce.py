@@ -52,7 +52,7 @@ def reproduce(
     """Train what a table or figure of a paper needs, write it beside the published numbers, and say where ours differ.
 
     Resumable: the same command goes on after an interruption. The experiments are lorita-table-1a (with figures 3
-    and 6), lorita-vit, lorita-cnn, lorita-table-2, lorita-table-3 and lorita-beyond.
+    and 6), lorita-vit, lorita-cnn, lorita-table-2, lorita-table-3, lorita-beyond and cdln-mlp.
     """
     from rankfold.cli.failure import Interrupted
     from rankfold.cli.loading import set_threads
