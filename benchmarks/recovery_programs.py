@@ -6,7 +6,7 @@ Two parts, in one run:
 
 large  2,000 × 128 → 256, planted rank 16, noise 0.3, squares and Tobit, by ADMM; once with the radius and the bound of
        the truth, once with 0.7 and 0.5 of them, so that both constraints bind; Tobit without a bound also by FISTA
-small  120 × 10 → 12, squares under both constraints, by ADMM (gaps 1e-4 and 1e-8) and by cvxpy with Clarabel and SCS
+small  40 × 6 → 8, squares under both constraints, by ADMM (gaps 1e-4 and 1e-8) and by cvxpy with Clarabel and SCS
 
 Wall and processor seconds: on shared cores the second is what repeats.
 """
@@ -74,13 +74,13 @@ def large() -> list[dict[str, Any]]:
 def small() -> list[dict[str, Any]]:
     import cvxpy
 
-    x, y, radius, bound = planted(120, 10, 12, 2)
+    x, y, radius, bound = planted(40, 6, 8, 2)
     limits = {"radius": 0.7 * radius, "bound": 0.5 * bound}
     rows = [
         timed(f"small, ADMM, gap {gap:g}", lambda gap=gap: nuclear_max_norm(x, y, tolerance=gap, **limits))[1]
         for gap in (1e-4, 1e-8)
     ]
-    z = cvxpy.Variable((10, 12))
+    z = cvxpy.Variable((6, 8))
     outputs = x.numpy() @ z
     problem = cvxpy.Problem(
         cvxpy.Minimize(0.5 * cvxpy.sum_squares(y.numpy() - outputs)),
