@@ -28,6 +28,8 @@ EXPERIMENTS = {
     "nrc-figure-4": ("nrc_figure_4", "width"),
     "nrc-figure-5": ("nrc_figure_4", "depth"),
     "nrc-figure-5-full": ("nrc_figure_4", "depth_full"),
+    "collapse-forecast": ("collapse_forecast", "reproduce"),
+    "collapse-warmup": ("collapse_warmup", "reproduce"),
     "cdln-mlp": ("cdln_mlp", "reproduce"),
     "recovery-planted": ("recovery_planted", "reproduce"),
     "recovery-layers": ("recovery_layers", "reproduce"),
