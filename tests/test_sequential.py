@@ -371,6 +371,18 @@ def test_behind_a_relu_the_descent_gains_what_it_says(form, name):
     assert said == pytest.approx(gain, abs=0.05)  # the descent also counts the ridge
 
 
+def test_the_convex_program_behind_a_relu_is_certified():
+    model, x = residual()
+    method = ActivationAware(rounds=1, convex=True, forms=frozenset({rf.Form.FACTORED}))
+    plan = rf.plan(model, rf.Ranks({"first.0": 6, "second.0": 6}), method, [x])
+    assert "relative duality gap" in plan["first.0"].certificate
+    assert "another branch" in plan["second.0"].note
+    small = rf.apply_(copy.deepcopy(model), plan)
+    with torch.no_grad():
+        wanted, found = (torch.relu(net.first[:2](net.stem(x))) for net in (model, small))
+    assert (found - wanted).norm() < 0.5 * (wanted - wanted.mean((0, 2, 3), keepdim=True)).norm()
+
+
 def test_the_nuclear_ball_shrinks_and_after_debiasing_is_the_projection():
     model, x = residual()
     ranks = rf.Ranks({"stem.0": 3})

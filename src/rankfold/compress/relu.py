@@ -20,10 +20,14 @@ from rankfold.compress.refit import Refit, multiplied, refit
 from rankfold.compress.rows import pre_activation_rows, scale_of
 from rankfold.compress.sequential import projected
 from rankfold.compress.statistics import SiteStatistics
+from rankfold.linalg import project
 from rankfold.linalg.activation_aware import activation_aware
 from rankfold.linalg.activation_loss import activation_loss
+from rankfold.linalg.nuclear import nuclear_radius
+from rankfold.linalg.nuclear_tobit import nuclear_tobit
 from rankfold.sites import Factors, Form, Site
 
+_CONVEX_ROWS = 4096
 _SHOWN = 0.05  # a channel counts as shown at least this often, so that no weight becomes infinite
 
 
@@ -31,13 +35,17 @@ _SHOWN = 0.05  # a channel counts as shown at least this often, so that no weigh
 class ActivationAware:
     """Sweeps like ``Sequential`` and starts from its solution; ``iterations`` of each layer's descent at most.
 
-    Layers with no activation behind them are projected.
+    ``convex``: where a ReLU is behind a factored matrix, solve the convex program instead (log Φ, nuclear norm), with
+    its certified gap, and cut its solution to the rank; ``sigma`` of it as a part of the pre-activations' root mean
+    square. Layers with no activation behind them are projected.
     """
 
     damping: float = DAMPING
     rounds: int = 3
     kept: bool = True
     iterations: int = 12
+    convex: bool = False
+    sigma: float = 0.2
     rows: int = 32768
     name: str = "relu"
     forms: frozenset[Form] = frozenset({Form.FACTORED, Form.SPATIAL})
@@ -57,6 +65,8 @@ class ActivationAware:
         found = pre_activation_rows(known)
         if form is Form.DENSE or not known.activation or found is None:
             return start
+        if self.convex and form is Form.FACTORED and known.activation == "relu":
+            return _convex(full, rank, known, found, bias, start, self.sigma)
         task = _Task(full, form, rank, known, *found, _weights(known, found[1], metric))
         descend = task.factored if form is Form.FACTORED else task.imputed
         parts, free, before, after, steps = descend(start, bias, self.iterations, self.damping)
@@ -129,6 +139,38 @@ class _Task:
         shift = start.factors.shift
         assert shift is not None
         return shift if bias is None else shift + bias.double()
+
+
+def _convex(
+    full: Refit,
+    rank: int,
+    known: Evidence,
+    found: tuple[Tensor, Tensor, Tensor],
+    bias: Tensor | None,
+    start: Solution,
+    sigma: float,
+) -> Solution:
+    """Theorem 4.9 as printed: its program knows no offset, so that a bias is fitted with the weight: rows [x 1]."""
+    every = max(1, len(found[0]) // _CONVEX_ROWS)
+    x, target, offset = (part[::every].double() for part in found)
+    scale = scale_of(known, target.shape[1])
+    spread = (offset - offset.mean(0)).square().mean().sqrt()
+    size = target.square().mean().sqrt()
+    if float(spread) > 1e-3 * float(size):
+        return start.with_note("another branch is added behind this layer, which the convex program does not know")
+    centred = x - full.moments.inputs.mean
+    ones = centred.square().mean().sqrt() * torch.ones(len(x), 1, dtype=x.dtype)
+    rows = torch.cat([centred, ones], 1)
+    linear = project((torch.linalg.lstsq(rows, target).solution).mT, inputs=rows.mT @ rows)
+    radius = nuclear_radius(linear.singular_values, min(rank, len(linear.singular_values)))
+    fit = nuclear_tobit(rows, target.clamp_min(0), radius=radius, sigma=sigma * float(size))
+    weight = fit.weight[:, :-1] / scale.unsqueeze(1)
+    left, right = project(weight, inputs=full.statistics.covariance).factors(rank)
+    matrix = left @ right
+    free = (fit.weight[:, -1] * ones[0] - offset.mean(0)) / scale - matrix @ full.moments.inputs.mean
+    shift = free if bias is None else free - bias.double()
+    said = f"{fit.message}; rank {fit.rank} cut to {rank}" if fit.rank > rank else fit.message
+    return replace(start, factors=Factors(balanced(right, left), shift), error=full.error(matrix), certificate=said)
 
 
 def _weights(known: Evidence, targets: Tensor, metric: Tensor | None) -> Tensor:
