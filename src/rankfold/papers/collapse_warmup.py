@@ -102,7 +102,7 @@ def savings(found: list[dict[str, Any]]) -> tuple[pd.DataFrame, pd.DataFrame]:
             rows.append(setting | {"seed": seed, "target": target, "samples": reached, "test": value["test"]})
         curves += [setting | {"seed": seed, "samples": n, "accuracy": a} for n, a in value["curve"]]
     table = pd.DataFrame(rows)
-    plain = table[table["per_class"] == 0].set_index(["seed", "target"])["samples"].astype(float)
+    plain: Any = table[table["per_class"] == 0].set_index(["seed", "target"])["samples"].astype(float)
     table["samples"] = table["samples"].astype(float)
     before = [float(plain[row.seed, row.target]) for row in table.itertuples()]
     table["saved"] = 1 - table["samples"] / pd.Series(before)

@@ -81,7 +81,7 @@ class Margins:
         return float((self.logits - self.logits.mean(1, keepdim=True)).square().sum(1).mean())
 
     def accuracy(self, change: float) -> float:
-        """Expected share of right answers under normal noise whose centred mean square is ``change`` times the outputs'."""
+        """Expected share of right answers under normal noise of ``change`` times the energy of the outputs."""
         deviation = math.sqrt(max(change, 0.0) * self.energy / (self.logits.shape[1] - 1))
         return float(((self.logits + deviation * self.noise).argmax(-1) == self.labels).double().mean())
 
