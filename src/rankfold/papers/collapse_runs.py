@@ -7,7 +7,7 @@ import json
 import math
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import asdict
+from dataclasses import asdict, fields
 from pathlib import Path
 from typing import Any
 
@@ -15,9 +15,11 @@ import torch
 from joblib import Parallel, delayed
 
 from rankfold.files import write_atomically
+from rankfold.papers.request import Request
 from rankfold.pipeline import Tell
 
 FORMAT = 1
+_HAS = {"quick", "jobs", "decays", "seeds", "epochs", "train_samples"}
 Work = Callable[[Any, Path], dict[str, Any]]  # a frozen dataclass and a place of its own → plain values
 
 
@@ -41,6 +43,13 @@ def cells(cases: Sequence[Any], work: Work, directory: Path, jobs: int, tell: Te
         for number, _ in enumerate(done, start=1):
             tell.progress("cells", number, len(waiting))
     return [_read(_place(case, directory) / "result.json") for case in cases]
+
+
+def check(request: Request, experiment: str, *missing: str) -> None:
+    """``ValueError`` for an option that is given and that these experiments, or this one (``missing``), do not have."""
+    for field in fields(request):
+        if field.name not in _HAS - set(missing) and getattr(request, field.name) != field.default:
+            raise ValueError(f"{experiment} has no option {field.name.replace('_', '-')}")
 
 
 def _place(case: Any, directory: Path) -> Path:

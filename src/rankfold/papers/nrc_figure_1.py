@@ -15,7 +15,7 @@ from matplotlib.figure import Figure
 from rankfold.collapse import Partition, chain, critical_decay, kmeans, scatter_of, squared_error
 from rankfold.collapse.gaussian import mixture, proposition_4_1, scatter_interval
 from rankfold.papers.collapse_descent import chain_network, minimise
-from rankfold.papers.collapse_runs import cells, chain_remark
+from rankfold.papers.collapse_runs import cells, chain_remark, check
 from rankfold.papers.request import Request
 from rankfold.papers.writing import Outcome, panels
 from rankfold.pipeline import Tell
@@ -76,7 +76,7 @@ def full(request: Request, directory: Path, tell: Tell) -> Outcome:
 
 
 def _reproduce(name: str, size: Size, request: Request, directory: Path, tell: Tell) -> Outcome:
-    request.only(name)
+    check(request, name, "train_samples")
     size = replace(size, decays=request.decays or size.decays, seeds=request.seeds or size.seeds)
     size = replace(size, iterations=request.epochs or size.iterations)
     cases = [

@@ -19,7 +19,7 @@ from rankfold.collapse.linear import linear_bounds, ridge
 from rankfold.collapse.transition import threshold_product
 from rankfold.linalg import singular_values
 from rankfold.papers.collapse_descent import chain_network, minimise
-from rankfold.papers.collapse_runs import cells, chain_remark
+from rankfold.papers.collapse_runs import cells, chain_remark, check
 from rankfold.papers.request import Request
 from rankfold.papers.writing import COLOURS, Outcome, panels
 from rankfold.pipeline import Tell
@@ -65,7 +65,7 @@ class Cell:
 
 def reproduce(request: Request, directory: Path, tell: Tell) -> Outcome:
     """Train every cell twice, and put the products beside ridge and beside the threshold of factor decay."""
-    request.only(NAME)
+    check(request, NAME, "train_samples")
     size = QUICK if request.quick else CI
     size = replace(size, decays=request.decays or size.decays, seeds=request.seeds or size.seeds)
     size = replace(size, iterations=request.epochs or size.iterations)

@@ -11,7 +11,7 @@ from matplotlib import colormaps
 from matplotlib.figure import Figure
 
 from rankfold.papers import quick
-from rankfold.papers.collapse_runs import cells, chain_remark
+from rankfold.papers.collapse_runs import cells, chain_remark, check
 from rankfold.papers.nrc_mnist import TAIL_RANKS, Case, chains, recorded, train
 from rankfold.papers.request import Request
 from rankfold.papers.writing import COLOURS, Outcome, panels
@@ -23,7 +23,7 @@ DECAYS = (1e-5, 1e-4, 5e-4, 1e-3)
 
 def reproduce(request: Request, directory: Path, tell: Tell) -> Outcome:
     """Four values of λ; 10,000 images for 300 epochs unless asked otherwise (all images: ``train_samples`` 55000)."""
-    request.only(NAME)
+    check(request, NAME)
     decays, seeds = request.decays or DECAYS, request.seeds or (0,)
     if request.quick:
         shape: dict[str, Any] = {"data": quick.DATA, "width": 24, "epochs": 20, "images": 1000, "batch": 64, "every": 5}

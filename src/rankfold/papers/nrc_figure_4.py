@@ -9,7 +9,7 @@ import pandas as pd
 from matplotlib.figure import Figure
 
 from rankfold.papers import quick
-from rankfold.papers.collapse_runs import cells, chain_remark
+from rankfold.papers.collapse_runs import cells, chain_remark, check
 from rankfold.papers.nrc_mnist import Case, chains, recorded, train
 from rankfold.papers.request import Request
 from rankfold.papers.writing import Outcome, band, panels
@@ -47,7 +47,7 @@ def _depth(of: int, request: Request, directory: Path, tell: Tell) -> Outcome:
 
 
 def _reproduce(along: str, shapes: list[dict[str, Any]], request: Request, directory: Path, tell: Tell) -> Outcome:
-    request.only(NAMES[along])
+    check(request, NAMES[along])
     decays, seeds = request.decays or ((1e-3, 5e-3) if request.quick else DECAYS), request.seeds or (0,)
     if request.quick:
         shape: dict[str, Any] = {"data": quick.DATA, "epochs": 10, "images": 500, "batch": 64, "every": 5}

@@ -11,12 +11,13 @@ from jinja2 import Environment, PackageLoader, StrictUndefined
 from markupsafe import Markup
 from matplotlib import rc_context
 from matplotlib.figure import Figure
-from matplotlib.ticker import NullLocator
+from matplotlib.ticker import FuncFormatter, NullLocator
 
 from rankfold.report import quantities
 from rankfold.report.svg import MUTED, SERIES, STYLE, inline
 
 _COLUMNS = 4
+_WIDTH = 10.4  # inches: the page's column
 _LOWEST = 1e-6  # of a norm: what lies below is drawn there
 
 
@@ -68,7 +69,7 @@ def render_collapse(data: CollapseData) -> str:
         (
             "Bounds against the truth",
             "Distance of each weight to rank K and what bounds it from above, over the norm of the weight: above 1 a "
-            "bound is vacuous.",
+            "bound is vacuous. Layers that are too small to have a rank above K are left out.",
             _bounds(data),
         ),
         (
@@ -113,11 +114,16 @@ def _depth(data: CollapseData) -> Markup | None:
     lines: list[tuple[str, list[float]]] = [
         ("within classes", [_share(layer["clusters"]["classes"]) for layer in known]),
         ("within the best clusters", [_share(layer["clusters"]["best"]) for layer in known]),
-        ("distance to rank K", [layer["relative_distance_to_k"] for layer in known]),
+        ("distance to rank K", [_beyond(layer, data.classes) for layer in known]),
     ]
     return _lines(
         known, lines, "depth", "Class variation, best variation and distance to rank K along the layers", log=False
     )
+
+
+def _beyond(layer: Mapping[str, Any], classes: int) -> float:
+    """The distance to rank K; of a matrix that is too small to have more it says nothing."""
+    return layer["relative_distance_to_k"] if min(layer["shape"]) > classes else math.nan
 
 
 def _share(views: Mapping[str, Any]) -> float:
@@ -128,7 +134,11 @@ def _share(views: Mapping[str, Any]) -> float:
 
 
 def _bounds(data: CollapseData) -> Markup | None:
-    known = [layer for layer in data.layers if layer["bound"] is not None and layer["bound"]["norm"] > 0]
+    known = [
+        layer
+        for layer in data.layers
+        if layer["bound"] is not None and layer["bound"]["norm"] > 0 and min(layer["shape"]) > data.classes
+    ]
     if not known:
         return None
 
@@ -158,12 +168,13 @@ def _lines(
 ) -> Markup:
     marks = "os^D"
     with rc_context(STYLE):
-        figure = Figure(figsize=(min(10.4, 3.4 + 0.55 * len(layers)), 3.2), layout="constrained")
+        figure = Figure(figsize=(_WIDTH, 2.9), layout="constrained")
         panel = figure.subplots()
         for number, (name, values) in enumerate(lines):
             panel.plot(range(len(values)), values, marker=marks[number], markersize=4, color=SERIES[number], label=name)
         if log:
             panel.set_yscale("log")
+            panel.yaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
             panel.yaxis.set_minor_locator(NullLocator())
             panel.axhline(1, color=MUTED, linewidth=0.8, linestyle="--")
         else:
@@ -180,7 +191,7 @@ def _steps(data: CollapseData) -> Markup | None:
     if not decays:
         return None
     with rc_context(STYLE):
-        figure = Figure(figsize=(5.2, 2.8), layout="constrained")
+        figure = Figure(figsize=(_WIDTH, 2.6), layout="constrained")
         panel = figure.subplots()
         xs = [decays[0] / 10, *decays, decays[-1] * 10]
         ys = [*range(len(decays), -1, -1), 0]
@@ -189,6 +200,7 @@ def _steps(data: CollapseData) -> Markup | None:
             panel.axvline(data.decay, color=SERIES[1], linestyle="--", linewidth=1.2)
             panel.text(data.decay, len(decays), " this network", color=SERIES[1], fontsize=8, va="top")
         panel.set_xscale("log")
+        panel.xaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
         panel.xaxis.set_minor_locator(NullLocator())
         panel.set_xlabel("weight decay (torch's, coupled)")
         panel.set_ylabel("predicted rank")

@@ -1,0 +1,55 @@
+"""The experiments on rank collapse, each in small: they run, are read back, and say what the theory promises."""
+
+from __future__ import annotations
+
+import json
+import xml.etree.ElementTree as ET
+from pathlib import Path
+
+import pandas as pd
+import pytest
+from commands import failed, rankfold
+
+from rankfold.papers import EXPERIMENTS, collapse_runs
+from rankfold.papers.collapse_runs import chain_remark, tightness
+
+NAMES = [name for name in EXPERIMENTS if name.startswith(("nrc-", "collapse-")) and not name.endswith("-full")]
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_every_experiment_in_small(name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    shown = rankfold("reproduce", name, "--quick", "-o", tmp_path)
+    assert shown.exit_code == 0, shown.output
+    assert shown.stdout == (tmp_path / "result.md").read_text(encoding="utf-8")
+    result = json.loads((tmp_path / "result.json").read_text(encoding="utf-8"))
+    assert all(result["tables"].values())
+    for key, rows in result["tables"].items():
+        assert len(pd.read_csv(tmp_path / f"{key}.csv")) == len(rows)
+    drawings = list(tmp_path.glob("*.svg"))
+    assert drawings
+    assert all(ET.parse(file).getroot().tag.endswith("svg") for file in drawings)
+    if name.startswith("nrc-"):
+        assert any(": 0 violations" in remark for remark in result["remarks"])
+    # everything is read back: no cell is computed again
+    monkeypatch.setattr(collapse_runs, "_do", None)
+    again = rankfold("reproduce", name, "--quick", "-o", tmp_path, "--json")
+    assert again.exit_code == 0, again.output
+    assert json.loads(again.stdout)["tables"] == result["tables"]
+
+
+def test_bounds_are_counted_and_a_violation_is_told() -> None:
+    sound = {"distance": 1.0, "joint": 2.0, "bound": 4.0, "holds": True, "vacuous": False, "tightness": 4.0}
+    rows = [sound, sound | {"bound": 8.0, "tightness": 8.0, "vacuous": True}, sound | {"holds": False}]
+    assert tightness(rows)["violations"] == 1
+    assert "1 violations" in chain_remark(rows)
+    assert "1 are vacuous" in chain_remark(rows)
+    empty = chain_remark([sound | {"distance": 0.0, "tightness": None}])
+    assert "no distance" in empty
+
+
+def test_a_damaged_cell_is_named(tmp_path: Path) -> None:
+    assert rankfold("reproduce", "nrc-figure-2", "--quick", "--decays", "0.1", "-o", tmp_path).exit_code == 0
+    file = next((tmp_path / "runs").glob("*/result.json"))
+    file.write_text("{", encoding="utf-8")
+    assert str(file) in failed("reproduce", "nrc-figure-2", "--quick", "--decays", "0.1", "-o", tmp_path)
+    assert "no option models" in failed("reproduce", "nrc-figure-1", "--models", "fcn-6", "-o", tmp_path)
