@@ -23,6 +23,8 @@ HELD_OUT = 0.05  # of the measurements, while the rank is sought
 ENOUGH, AT_MOST = 200, 0.1  # but so many, where that is no more than a tenth
 FEWEST = 20  # held-out measurements that say anything
 PATIENCE = 5  # larger ranks looked at without gain: of nearly equal singular values the first few gain nothing
+WORSE = 1.2  # held-out error over the best that ends the search then, and
+SPENT = 1 / 3  # degrees of freedom over measurements that do: before, the gain may still be to come
 GAIN = 0.995  # held-out error that counts as better
 FALL = 0.7  # residual after a step that is worth another one at the same rank
 GAP = 3.0  # between neighbouring singular values: what is below may belong to no rank at all
@@ -115,7 +117,11 @@ def grow(
             best, best_x, since = validation, x, 0
         else:
             since += 1
-        if (training <= rules.tol and not search.exact) or since >= PATIENCE or x.rank >= bound:
+        if (
+            (training <= rules.tol and not search.exact)
+            or _hopeless(operator, x.rank, since, validation / best)
+            or x.rank >= bound
+        ):
             break
         width = min(max(1, x.rank // 5), bound - x.rank)
         x = joined(x, _more(surrogate(operator, rest), width, rng, y))
@@ -126,6 +132,11 @@ def grow(
         if rank < best_x.rank:
             best_x, _ = _settle(operator, y, best_x.cut(rank), search, rules.tol * size)
     return best_x, seen
+
+
+def _hopeless(operator: Operator, rank: int, since: int, worse: float) -> bool:
+    m, n = operator.shape
+    return since >= PATIENCE and (worse > WORSE or rank * (m + n - rank) > SPENT * operator.count)
 
 
 def _simplest(seen: list[Grown], count: int) -> int:
