@@ -222,9 +222,7 @@ def _compared(key: str, problem: Problem, runs: dict[str, Trained]) -> list[str]
         return [f"{text}; of the two, {reached} reaches error 0.01."]
     its = wide.iterations[at_wide] / max(1, narrow.iterations[at_narrow])
     seconds = wide.seconds[at_wide] / max(1e-9, narrow.seconds[at_narrow])
-    return [
-        f"{text}; it reaches error 0.01 in {its:.1f} times fewer iterations and {seconds:.1f} times less time (paper: > 2)."
-    ]
+    return [f"{text}; error 0.01 in {its:.1f} times fewer iterations and {seconds:.1f} times less time (paper: > 2)."]
 
 
 def _others(problem: Problem) -> list[dict[str, Any]]:

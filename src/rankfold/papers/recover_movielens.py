@@ -79,9 +79,7 @@ def _remarks(runs: dict[str, Trained]) -> list[str]:
     reached = wide.errors[-1]
     at = narrow.first(reached * (1 + 1e-9))
     if at is None:
-        return [
-            f"The compressed network does not reach the wide one's training residual {reached:.3g} (paper: 5 times sooner)."
-        ]
+        return [f"The compressed network does not reach the wide one's residual {reached:.3g} (paper: 5 times sooner)."]
     ratio = wide.seconds[-1] / max(narrow.seconds[at], 1e-9)
     return [
         f"The compressed network reaches the wide one's last training residual {ratio:.1f} times sooner (paper: 5)."

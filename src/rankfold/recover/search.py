@@ -117,11 +117,8 @@ def grow(
             best, best_x, since = validation, x, 0
         else:
             since += 1
-        if (
-            (training <= rules.tol and not search.exact)
-            or _hopeless(operator, x.rank, since, validation / best)
-            or x.rank >= bound
-        ):
+        solved = training <= rules.tol and not search.exact
+        if solved or x.rank >= bound or _hopeless(operator, x.rank, since, validation / best):
             break
         width = min(max(1, x.rank // 5), bound - x.rank)
         x = joined(x, _more(surrogate(operator, rest), width, rng, y))
