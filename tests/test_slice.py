@@ -274,6 +274,36 @@ def test_the_smallest_budget_is_named_and_can_be_met(artifact):
     assert rf.slice_(fresh(artifact), smallest).plan.after.flops > 0
 
 
+@pytest.mark.parametrize("dtype", [torch.float64, torch.bfloat16])
+@pytest.mark.parametrize("name", ["stem", "block.0", "block.3"])
+def test_a_kept_layer_is_factored_as_well_as_can_be(name, dtype):
+    """One without bias before a BatchNorm, one with groups; against the singular values of its explicit outputs."""
+    model, _ = conv_net()
+    data = images(300)
+    other = "shortcut" if name != "shortcut" else "head"
+    plan = rf.plan(model.eval(), rf.Ranks({other: 4}), data=data)
+    small = rf.apply_(copy.deepcopy(model), plan).to(dtype)
+    data = data.to(dtype)
+    stored = rf.Stored(small, plan, {}, rf.bottlenecks(small, data, metric_samples=0))
+    assert stored.plan[name].form is rf.Form.KEEP
+    smaller = sliced(stored, {name: 3})
+    entry = smaller.plan[name]
+    assert (entry.form, entry.rank) == (rf.Form.FACTORED, 3)
+    before, after = (outputs(one.model, name, data) for one in (stored, smaller))
+    before, moved = before - before.mean(0), after - before
+    moved = moved - moved.mean(0)  # of a layer without bias the BatchNorm behind takes the mean
+    groups = 2 if name == "block.3" else 1
+    parts = before.unflatten(1, (groups, -1)).movedim(1, 0)
+    best = sum(float(torch.linalg.svdvals(part)[3:].square().sum()) for part in parts) ** 0.5
+    assert float(moved.norm()) == pytest.approx(best, rel=1e-5 if dtype is torch.float64 else 0.05)
+    assert float(moved.norm() / before.norm()) == pytest.approx(entry.predicted_error, rel=1e-2)
+    cost, reference = (model_cost(copy.deepcopy(one.model).float(), images(1)) for one in (smaller, stored))
+    assert smaller.plan.after.flops - stored.plan.after.flops == cost.flops - reference.flops
+    assert smaller.plan.after.params == cost.params
+    again = sliced(smaller, {name: 2})
+    assert again.plan[name].rank == 2
+
+
 def test_energy_and_ranks(artifact):
     smaller = rf.slice_(fresh(artifact), rf.KeepEnergy(0.8))
     changed = slice_costs(artifact.plan, smaller.plan)
@@ -304,7 +334,12 @@ def test_what_cannot_be_sliced_says_why(artifact):
     data = images(100)
     plan = rf.plan(model.eval(), rf.Ranks({"stem": 4}), "tucker", data)
     small = rf.apply_(copy.deepcopy(model), plan)
-    with pytest.raises(rf.SliceError, match="stem \\(the ranks of tucker are tied"):
+    smaller = rf.slice_(rf.Stored(small, plan, {}, rf.bottlenecks(small, data)), "flops=0.8")
+    assert any("not sliced: stem (the ranks of tucker are tied" in note for note in smaller.plan.notes)
+    lone = nn.Sequential(nn.Conv2d(3, 8, 3))
+    plan = rf.plan(lone, rf.Ranks({"0": 4}), "tucker", data)
+    small = rf.apply_(copy.deepcopy(lone), plan)
+    with pytest.raises(rf.SliceError, match="0 \\(the ranks of tucker are tied"):
         rf.slice_(rf.Stored(small, plan, {}, rf.bottlenecks(small, data)), "flops=0.5")
     with pytest.raises(rf.SliceError, match="without its bottlenecks"):
         rf.slice_(rf.Stored(artifact.model, artifact.plan, {}), "flops=0.5")

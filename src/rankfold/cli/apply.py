@@ -31,7 +31,7 @@ def apply(
     from rankfold.compress.plan import Plan
     from rankfold.costs import model_cost
     from rankfold.pipeline import calibration_part, compressed_copy, model_notes
-    from rankfold.sites import factored_sites
+    from rankfold.sites import narrowable_sites
     from rankfold.store import save
 
     set_threads(threads)
@@ -50,7 +50,7 @@ def apply(
             talk.say(f"validation accuracy: {percent(score.accuracy, 2)}")
         cost = model_cost(small, example)
         known = None
-        if loaded.data is not None and not no_slices and factored_sites(small):
+        if loaded.data is not None and not no_slices and narrowable_sites(small):
             known = bottlenecks(small, calibration, progress=talk.progress)
         save(small, made, out, notes=model_notes(loaded.spec, loaded.data, example), bottlenecks=known)
         talk.say(f"saved in {out}")

@@ -21,9 +21,10 @@ from rankfold.compress.absorb import Absorbers
 from rankfold.compress.metric import output_metrics
 from rankfold.compress.project import DAMPING, damped
 from rankfold.costs import evaluating
+from rankfold.layers import FactoredConv, LowRankLinear
 from rankfold.linalg import Moments
 from rankfold.linalg.bottleneck import root_of, triangle
-from rankfold.sites import Site, bottleneck_rows, factored_sites, pair, unwrap
+from rankfold.sites import Site, bottleneck_rows, narrowable_sites, output_rows_alone, pair, unwrap, weights_of
 
 Progress = Callable[[str, int, int], None]
 _KEY = "rankfold.bottlenecks"
@@ -142,11 +143,10 @@ def _bottleneck(state: Mapping[str, Tensor], norm: str | None) -> Bottleneck:
 
 
 def factor_mark(model: nn.Module) -> str:
-    """A hash of the factors of every factored layer: what bottlenecks belong to. One pass over these weights."""
+    """A hash of the weights of every layer that can become narrower: what bottlenecks belong to. One pass over them."""
     digest = hashlib.sha256()
-    for site in factored_sites(unwrap(model)):
-        module: Any = unwrap(model).get_submodule(site.name)
-        for weight in (module.down.weight, module.up.weight):
+    for site in narrowable_sites(unwrap(model)):
+        for weight in weights_of(unwrap(model).get_submodule(site.name)):
             digest.update(f"{site.name}{tuple(weight.shape)}{weight.dtype};".encode())
             digest.update(weight.detach().cpu().contiguous().flatten().view(torch.uint8).numpy().data)
     return digest.hexdigest()[:16]
@@ -171,21 +171,26 @@ def bottlenecks(
     root = unwrap(model)
     if metric_samples:
         check_rereadable(data)
-    found = factored_sites(root)
+    found = narrowable_sites(root)
     moments: dict[str, Moments] = {}
     spread = _Spread()
     absorbers = Absorbers()
 
     def watch(site: Site, module: nn.Module) -> Callable[..., None]:
-        def hook(stage: nn.Module, args: tuple) -> None:
-            rows = bottleneck_rows(module, args[0])
+        def inside(stage: nn.Module, args: tuple) -> None:
+            take(bottleneck_rows(module, args[0]))
+
+        def behind(layer: nn.Module, args: tuple, output: Tensor) -> None:
+            take(output_rows_alone(module, output))
+
+        def take(rows: Tensor) -> None:
             if not bool(rows.isfinite().all()):
                 raise ValueError(f"{site.title}: activations in {rows.dtype} are not finite on the calibration data")
             if site.name not in moments:
                 moments[site.name] = Moments(rows.shape[-1], groups=rows.shape[0] if rows.dim() == 3 else None)
             moments[site.name].update(rows)
 
-        return hook
+        return inside if isinstance(module, LowRankLinear | FactoredConv) else behind
 
     def produced(name: str) -> Callable[..., None]:
         return lambda module, args, output: absorbers.produced(name, output)
@@ -202,7 +207,11 @@ def bottlenecks(
         stack.enter_context(evaluating(root))
         for site in found:
             module: Any = root.get_submodule(site.name)
-            stack.callback(module.up.register_forward_pre_hook(watch(site, module)).remove)
+            if isinstance(module, LowRankLinear | FactoredConv):
+                up: nn.Module = module.up  # type: ignore[assignment]
+                stack.callback(up.register_forward_pre_hook(watch(site, module)).remove)
+            else:
+                stack.callback(module.register_forward_hook(watch(site, module)).remove)
             stack.callback(module.register_forward_hook(produced(site.name)).remove)
         for path, module in root.named_modules():
             if isinstance(module, nn.modules.batchnorm._BatchNorm):

@@ -10,11 +10,25 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from rankfold.compress.apply import build
 from rankfold.compress.bottlenecks import Bottleneck, Bottlenecks, factor_mark
 from rankfold.compress.method import relative
 from rankfold.compress.plan import Entry, Plan
 from rankfold.linalg.bottleneck import Narrowing, narrow, spread, triangle
-from rankfold.sites import Factors, Form, Site, factored_sites, narrow_, narrower, pair, positions, unwrap
+from rankfold.sites import (
+    Factors,
+    Form,
+    Site,
+    leave_fused_kernels_,
+    narrow_,
+    narrowable_sites,
+    narrower,
+    pair,
+    positions,
+    replace_,
+    unwrap,
+    weights_of,
+)
 
 
 class SliceError(ValueError):
@@ -127,26 +141,43 @@ def slice_(model: nn.Module, plan: Plan, known: Bottlenecks, made: Plan) -> Bott
         before = plan[entry.site]
         if (entry.form, entry.rank) == (before.form, before.rank):
             continue
-        if entry.site not in found or entry.form is not before.form or not 1 <= entry.rank < before.rank:
+        same = entry.form is before.form or (before.form is Form.KEEP and entry.form is Form.FACTORED)
+        if entry.site not in found or not same or not 1 <= entry.rank < before.rank:
             raise SliceError(
                 f"{entry.site}: {entry.form} of rank {entry.rank} is no slice of {before.form} of rank {before.rank}"
             )
         module: Any = root.get_submodule(entry.site)
         narrowed = Narrowed(module, known.sites[entry.site])
         factors = narrowed.factors(entry.rank)
-        down, up = narrower(module, *factors.parts)
+        if before.form is Form.KEEP:
+            new = build(module, found[entry.site], entry)
+            found[entry.site].layer.write_(new, entry.form, factors)
+            down, up = weights_of(new)
+        else:
+            new, (down, up) = module, narrower(module, *factors.parts)
         if not all(bool(p.double().isfinite().all()) for p in (down, up)):
             raise SliceError(
                 f"{found[entry.site].title}: the factors overflow {up.dtype}: convert the model to float32"
             )
-        ready.append((entry.site, down, up, narrowed.moved(entry.rank), narrowed.narrowed(entry.rank)))
+        ready.append((entry.site, new, down, up, narrowed.moved(entry.rank), narrowed.narrowed(entry.rank)))
     sites = dict(known.sites)
-    for name, down, up, moved, bottleneck in ready:
+    leave_fused_kernels_(root, [name for name, *_ in ready])
+    for name, new, down, up, moved, bottleneck in ready:
         module = root.get_submodule(name)
-        narrow_(module, down, up)
-        _settle_(module, None if bottleneck.norm is None else root.get_submodule(bottleneck.norm), moved)
+        if new is module:
+            narrow_(module, down, up)
+        else:
+            _take_bias_(module, new)
+            replace_(root, module, new)
+        _settle_(new, None if bottleneck.norm is None else root.get_submodule(bottleneck.norm), moved)
         sites[name] = bottleneck
     return replace(known, sites=sites, mark=factor_mark(root))
+
+
+@torch.no_grad()
+def _take_bias_(old: Any, new: Any) -> None:
+    if old.bias is not None:
+        new.bias.copy_(old.bias)
 
 
 @torch.no_grad()
@@ -170,16 +201,20 @@ def _settle_(module: Any, norm: nn.Module | None, moved: _Moved) -> None:
 
 
 def sliceable(root: nn.Module, plan: Plan, known: Bottlenecks) -> tuple[dict[str, Site], dict[str, list[str]]]:
-    """The changed sites of ``plan`` with a bottleneck that is known, and those without one, by reason."""
+    """The sites of ``plan`` with a bottleneck that is known, and changed ones without one, by reason."""
     if factor_mark(root) != known.mark:
         raise SliceError(
-            "these bottlenecks were measured on other factors: measure them again, rankfold.bottlenecks(model, data)"
+            "these bottlenecks were measured on other weights: measure them again, rankfold.bottlenecks(model, data)"
         )
-    here = {site.name: site for site in factored_sites(root)}
+    here = {site.name: site for site in narrowable_sites(root)}
     found: dict[str, Site] = {}
     reasons: dict[str, list[str]] = {}
-    for entry in plan.changed:
-        if entry.form in (Form.TUCKER, Form.CP):
+    for entry in plan.entries:
+        if entry.form is Form.KEEP:
+            if entry.site in here and entry.site in known.sites:
+                _check_rank(root, entry, known.sites[entry.site])
+                found[entry.site] = here[entry.site]
+        elif entry.form in (Form.TUCKER, Form.CP):
             reasons.setdefault(f"the ranks of {entry.form} are tied to one another", []).append(entry.site)
         elif entry.form is Form.DENSE:
             reasons.setdefault("multiplied out, without a bottleneck", []).append(entry.site)

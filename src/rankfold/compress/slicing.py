@@ -23,7 +23,7 @@ from rankfold.compress.narrowed import Narrowed, SliceError, listed, sliceable
 from rankfold.compress.plan import Entry, Plan, decisions
 from rankfold.compress.sensitivity import output_changes, relative_energy
 from rankfold.costs import Cost, Example, storage, trace
-from rankfold.sites import Form, Site, SiteList, unwrap
+from rankfold.sites import Form, Site, SiteList, unwrap, weights_of
 
 RULE = "sliced"
 
@@ -120,10 +120,16 @@ def _options(
         pinned = any(isinstance(b, Ranks) for b in budgets) and rank != pins.get(entry.site, entry.rank)
         if pinned or (not last and 1 - float(lost[rank]) < floor - 1e-12):
             continue
-        cost = costs.cost(site, entry.form, rank)
+        form = _form(entry, rank)
+        cost = costs.cost(site, form, rank)
         loss = 0.0 if last else float(price[rank])
-        group.append(Option(entry.form, rank, loss, tuple(float(getattr(cost, b.kind)) for b in resource)))
+        group.append(Option(form, rank, loss, tuple(float(getattr(cost, b.kind)) for b in resource)))
     return group
+
+
+def _form(entry: Entry, rank: int) -> Form:
+    """A kept layer becomes a pair of factors where it becomes narrower."""
+    return Form.FACTORED if entry.form is Form.KEEP and rank != entry.rank else entry.form
 
 
 def _check_pins(budgets: Sequence[Budget], plan: Plan, found: Mapping[str, Site]) -> None:
@@ -164,10 +170,14 @@ def _entry(entry: Entry, site: Site, rank: int, narrowed: Narrowed, price: Tenso
         return entry
     kept = (1 - min(entry.predicted_error, 1.0) ** 2) * (1 - min(narrowed.relative_error(rank), 1.0) ** 2)
     loss = narrowed.loss(rank) if narrowed.comparable else float(price[rank])
-    cost = costs.cost(site, entry.form, rank)
+    form = _form(entry, rank)
+    cost = costs.cost(site, form, rank)
     return replace(
         entry,
+        form=form,
         rank=rank,
+        bias=site.layer.has_bias,
+        note=entry.note if form is entry.form else "",
         predicted_error=(1 - kept) ** 0.5,
         predicted_loss=_loss_before(plan, entry) + loss,
         params=cost.params,
@@ -214,6 +224,7 @@ class _Costs:
     sizes: Mapping[str, int]  # bytes of one weight
     ranks: Mapping[str, int]
     sites: Mapping[str, Site]
+    kept: Mapping[str, bool]  # dense as it is
 
     @classmethod
     def of(cls, root: nn.Module, plan: Plan, found: Mapping[str, Site], example: Any) -> _Costs:
@@ -231,12 +242,18 @@ class _Costs:
                 name: site.layer.flops(plan[name].form, plan[name].rank, calls.get(name, ())) // first.samples
                 for name, site in found.items()
             }
-        sizes = {name: root.get_submodule(name).get_parameter("up.weight").element_size() for name in found}
-        return cls(Cost(params, flops, size), each, sizes, {name: plan[name].rank for name in found}, found)
+        sizes = {name: weights_of(root.get_submodule(name))[-1].element_size() for name in found}
+        kept = {name: plan[name].form is Form.KEEP for name in found}
+        return cls(Cost(params, flops, size), each, sizes, {name: plan[name].rank for name in found}, found, kept)
 
     def cost(self, site: Site, form: Form, rank: int) -> Cost:
         params = site.layer.params(form, rank, site.layer.has_bias)
-        flops = self.flops[site.name] * rank // self.ranks[site.name]
+        flops = self.flops[site.name]
+        if self.kept[site.name] and form is not Form.KEEP:
+            m, n = site.shape
+            flops = flops * rank * (m + n) // (m * n)
+        elif not self.kept[site.name]:
+            flops = flops * rank // self.ranks[site.name]
         return Cost(params, flops, params * self.sizes[site.name])
 
     def after(self, plan: Plan, entries: Sequence[Entry]) -> Cost:

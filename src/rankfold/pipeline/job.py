@@ -32,7 +32,7 @@ from rankfold.pipeline.request import Settings, claim, parsed, request_of
 from rankfold.pipeline.result import Result
 from rankfold.pipeline.tell import Tell
 from rankfold.report.quantities import count, percent
-from rankfold.sites import factored_sites, unwrap
+from rankfold.sites import narrowable_sites, unwrap
 from rankfold.train import Evaluation, History, TrainingError, evaluate
 from rankfold.train.breakdown import at_chance
 
@@ -216,7 +216,7 @@ class _Job:
 
     def bottlenecks(self, result: Result, calibration: Any) -> Bottlenecks | None:
         """What is needed to slice the finished network; None if nothing in it has a bottleneck."""
-        if not self.settings.slices or not factored_sites(unwrap(result.model)):
+        if not self.settings.slices or not narrowable_sites(unwrap(result.model)):
             return None
         samples = samples_of(calibration, self.settings.samples)
         return bottlenecks(result.model, calibration, samples=samples, progress=self.tell.progress)

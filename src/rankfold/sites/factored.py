@@ -1,7 +1,11 @@
-"""Factored layers read back: which layer each stands for, what passes its bottleneck, and how that is made narrower."""
+"""Layers that can become narrower: which layer each stands for, what passes its bottleneck, and a narrower one.
+
+A dense layer counts as one whose bottleneck are its outputs, with the identity as second factor.
+"""
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Any
 
 import torch
@@ -9,6 +13,7 @@ from torch import Tensor, nn
 
 from rankfold.layers import LowRankConv, LowRankLinear, SpatialConv2d
 from rankfold.sites.convolution import ConvLayer, read_convolution
+from rankfold.sites.find import sites
 from rankfold.sites.geometry import ChannelFolding
 from rankfold.sites.linear import LinearLayer, read_linear
 from rankfold.sites.patches import patches
@@ -34,6 +39,42 @@ def factored_sites(model: nn.Module) -> SiteList:
     return SiteList(tuple(found))
 
 
+def narrowable_sites(model: nn.Module) -> SiteList:
+    """``factored_sites``, and dense layers whose outputs are few beside their inputs (at most half as many).
+
+    Their moments are then small beside their weights. Transposed convolutions, tied weights and the projections inside
+    ``nn.MultiheadAttention`` are left out.
+    """
+    factored = factored_sites(model)
+    inside = tuple(f"{site.name}." for site in factored)
+    dense = []
+    for site in sites(model):
+        m, n = site.shape
+        fits = Form.FACTORED in site.forms and 2 * m <= n and not getattr(site.layer, "transposed", False)
+        if fits and not f"{site.name}.".startswith(inside) and _is_own(model, site.name):
+            dense.append(replace(site, forms=frozenset({Form.KEEP, Form.FACTORED})))
+    return SiteList((*factored, *dense))
+
+
+def _is_own(model: nn.Module, name: str) -> bool:
+    try:
+        return _dense(model.get_submodule(name)) is not None
+    except AttributeError:  # of an attention module, which ``sites`` takes apart
+        return False
+
+
+def _dense(module: nn.Module) -> Layer | None:
+    return None if isinstance(module, nn.MultiheadAttention) else read_linear(module) or read_convolution(module)
+
+
+def weights_of(module: Any) -> tuple[nn.Parameter, ...]:
+    """The parameters that a narrower layer would replace."""
+    layers: tuple[Any, ...] = (module,)
+    if isinstance(module, LowRankLinear | LowRankConv | SpatialConv2d):
+        layers = module.down, module.up
+    return tuple(layer.weight for layer in layers)
+
+
 def _stands_for(module: nn.Module) -> tuple[Layer, Form] | None:
     if isinstance(module, LowRankLinear) and read_linear(module.down) and read_linear(module.up):
         m, n = module.out_features, module.in_features
@@ -56,6 +97,16 @@ def positions(module: Any) -> int:
     return module.up.kernel_size[1] if isinstance(module, SpatialConv2d) else 1
 
 
+def output_rows_alone(module: Any, output: Tensor) -> Tensor:
+    """The outputs of a dense layer without its bias, as rows (N, m) or (groups, N, m)."""
+    layer: Any = _dense(module)
+    rows = layer.output_rows(output)
+    if module.bias is None:
+        return rows
+    bias = module.bias.detach().to(rows)
+    return rows - (bias if layer.groups == 1 else bias.reshape(layer.groups, 1, -1))
+
+
 def bottleneck_rows(module: Any, inside: Tensor) -> Tensor:
     """What enters the second factor, as rows (N, r), (groups, N, r), or (N, r·k) patches of a spatial pair."""
     if isinstance(module, LowRankLinear):
@@ -69,7 +120,15 @@ def bottleneck_rows(module: Any, inside: Tensor) -> Tensor:
 
 
 def pair(module: Any) -> tuple[Tensor, Tensor]:
-    """(right (…, r, n), left (…, m, q)) of a factored layer, detached; q = r, or r·k of a spatial pair."""
+    """(right (…, r, n), left (…, m, q)) of a factored layer, detached; q = r, or r·k of a spatial pair.
+
+    Of a dense layer (W, I).
+    """
+    if not isinstance(module, LowRankLinear | LowRankConv | SpatialConv2d):
+        layer: Any = _dense(module)
+        matrix = layer.geometry(Form.FACTORED).matrix(module.weight.detach())
+        eye = torch.eye(matrix.shape[-2], dtype=matrix.dtype, device=matrix.device)
+        return matrix, eye.expand(*matrix.shape[:-1], matrix.shape[-2])
     down, up = module.down.weight.detach(), module.up.weight.detach()
     if isinstance(module, LowRankLinear):
         return down, up
