@@ -121,7 +121,7 @@ def _print(plan: Plan, made: Plan, found: dict[str, Any]) -> None:
     rows = [
         (
             row["site"],
-            row["form"],
+            row["form"] if plan[row["site"]].form == row["form"] else f"{plan[row['site']].form} → {row['form']}",
             f"{row['rank_before']} → {row['rank']}",
             f"{row['error']:.3f}",
             "" if row["change"] is None else percent(row["change"], 2),
