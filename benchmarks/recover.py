@@ -178,7 +178,8 @@ def one_size(m: int, n: int, over: float) -> None:
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     print(
         f"  {m} × {n}, {x.nnz:,} entries: {wall:.1f} s ({processor:.1f} s of processor), "
-        f"{1e6 * processor / x.nnz:.0f} µs each, rank {found.rank_}, error {error:.0e}, peak {peak // 1024} MB ({(peak - before) // 1024} more)",
+        f"{1e6 * processor / x.nnz:.0f} µs each, rank {found.rank_}, error {error:.0e}, "
+        f"peak {peak // 1024} MB ({(peak - before) // 1024} more)",
         flush=True,
     )
 

@@ -135,7 +135,9 @@ class Entries:
 
     def adjoint(self, y: Array) -> Any:
         if isinstance(y, torch.Tensor):
-            return torch.sparse_coo_tensor(torch.stack(self._index), y, self.shape, is_coalesced=True)
+            return torch.sparse_coo_tensor(
+                torch.stack(self._index), y, self.shape, is_coalesced=True, check_invariants=False
+            )
         return _ByRowsAndColumns(self, y)
 
     def part(self, which: np.ndarray) -> tuple[Entries, Any]:

@@ -118,7 +118,7 @@ def grow(
         else:
             since += 1
         solved = training <= rules.tol and not search.exact
-        if solved or x.rank >= bound or _hopeless(operator, x.rank, since, validation / best):
+        if solved or x.rank >= bound or _hopeless(operator, x.rank, since, validation > WORSE * best):
             break
         width = min(max(1, x.rank // 5), bound - x.rank)
         x = joined(x, _more(surrogate(operator, rest), width, rng, y))
@@ -131,9 +131,9 @@ def grow(
     return best_x, seen
 
 
-def _hopeless(operator: Operator, rank: int, since: int, worse: float) -> bool:
+def _hopeless(operator: Operator, rank: int, since: int, worse: bool) -> bool:
     m, n = operator.shape
-    return since >= PATIENCE and (worse > WORSE or rank * (m + n - rank) > SPENT * operator.count)
+    return since >= PATIENCE and (worse or rank * (m + n - rank) > SPENT * operator.count)
 
 
 def _simplest(seen: list[Grown], count: int) -> int:
