@@ -169,7 +169,7 @@ def test_warm_up_descends_the_centroid_loss_and_so_that_of_blobs() -> None:
     model = nn.Sequential(nn.Linear(4, 3))
     with torch.no_grad():
         model[0].weight.zero_()
-    before = float(nn.functional.cross_entropy(model(inputs), labels))
+    before = float(nn.functional.cross_entropy(model(inputs), labels).detach())
     last = warm_up_(model, points, steps=30, learning_rate=0.1)
     after = float(nn.functional.cross_entropy(model(inputs), labels).detach())
     assert after < 0.3 * before
