@@ -14,7 +14,7 @@ from dataclasses import dataclass, replace
 
 import numpy as np
 
-from rankfold.recover.arrays import Array, norm, normal, numpy
+from rankfold.recover.arrays import Array, dot, norm, normal, numpy
 from rankfold.recover.operators import Operator, surrogate
 from rankfold.recover.outcome import Progress, Recovered, Rules, Watch, recovered
 from rankfold.recover.tangent import Point, joined, leading, residual, step
@@ -102,7 +102,7 @@ def grow(
     """The matrix at the best rank, roughly solved, and what was seen on the way."""
     bound = min(search.max_rank, *operator.shape)
     size, judged = norm(y) or 1.0, 1.0 if judge is None else norm(judge[1]) or 1.0
-    x = _more(surrogate(operator, y), min(search.start, bound), rng, y)
+    x = _fitted(operator, y, _more(surrogate(operator, y), min(search.start, bound), rng, y))
     best, best_x, since = math.inf, x, 0
     seen: list[Grown] = []
     while True:
@@ -121,7 +121,7 @@ def grow(
         if solved or x.rank >= bound or _hopeless(operator, x.rank, since, validation > WORSE * best):
             break
         width = min(max(1, x.rank // 5), bound - x.rank)
-        x = joined(x, _more(surrogate(operator, rest), width, rng, y))
+        x = joined(x, _fitted(operator, rest, _more(surrogate(operator, rest), width, rng, y)))
     if progress is not None:
         progress("finding the rank", bound, bound)
     if judge is not None and not search.exact and seen[-1].training > rules.tol:
@@ -152,6 +152,14 @@ def _simplest(seen: list[Grown], count: int) -> int:
 
 def _more(matrix: Array, rank: int, rng: np.random.Generator, kind: Array) -> Point:
     return leading(matrix, rank, normal((int(matrix.shape[1]), rank + 4), rng, kind))
+
+
+def _fitted(operator: Operator, rest: Array, more: Point) -> Point:
+    """``more`` times the factor that takes most from ``rest``: a vector that lives on few rows is over-estimated
+    else."""
+    image = operator.push(more.left, more.v)
+    factor = dot(image, rest) / max(dot(image, image), 1e-300)
+    return Point(more.u, more.s * factor, more.v)
 
 
 def _settle(operator: Operator, y: Array, x: Point, search: Search, enough: float) -> tuple[Point, Array]:
