@@ -13,8 +13,12 @@ from torch import Tensor, nn
 from rankfold.costs import trace
 from rankfold.induce import cdln_, factors, fold_, is_overparametrized
 from rankfold.linalg.compressed import completed, compressed_factors
+from rankfold.papers import cdln_mlp, reproduce
+from rankfold.papers.request import Request
+from rankfold.pipeline import Tell
 from rankfold.train import Recipe, TrainingError, fit, parameter_groups
 from rankfold.train.gradients import weight_gradients
+from rankfold.zoo.split import Data, Split
 
 CLASSES = 3
 
@@ -206,3 +210,37 @@ def test_gradients_leave_everything_as_found():
     assert model.training
     assert all(p.grad is None for p in model.parameters())
     assert [tuple(g.shape) for g in found] == [(14, 16), (16, 12)]
+
+
+@pytest.mark.parametrize("variant", ["plain", "dln", "c-dln"])
+def test_the_networks_of_the_paper_have_its_sizes(variant):
+    """Table 1: parameters, and multiply-adds in the published proportions."""
+    images = torch.zeros(8, 1, 28, 28, dtype=torch.uint8)
+    part = Split(images, torch.arange(8), torch.tensor([0.5]), torch.tensor([0.5]))
+    data = Data("images", part, part, part, classes=10)
+    costs = {}
+    for name in ("plain", variant):
+        case = cdln_mlp.Case(name, cdln_mlp.STABLE, "images", 784, start="random")
+        model = cdln_mlp.build(case, data)
+        costs[name] = cdln_mlp.training_costs(model, next(iter(part.batches(8)))[0])
+    published = cdln_mlp.PUBLISHED
+    assert costs[variant]["params"] / 1e6 == pytest.approx(published[variant][6], rel=3e-3)
+    ratio = costs[variant]["macs"] / costs["plain"]["macs"]
+    assert ratio == pytest.approx(published[variant][4] / published["plain"][4], rel=5e-3)
+    assert costs[variant]["memory"] > 16 * costs[variant]["params"]
+
+
+def test_the_experiment_runs_and_is_read_back(tmp_path):
+    request = Request(quick=True, seeds=(0,), epochs=3)
+    outcome = reproduce("cdln-mlp", tmp_path, request)
+    assert list(outcome.table["method"]) == ["Original", "DLN", "C-DLN"]
+    assert outcome.table["test %"].min() > 50
+    assert (tmp_path / "figure-21.svg").exists()
+    assert any("C-DLN lies" in remark for remark in outcome.remarks)
+    said: list[str] = []
+    again = reproduce("cdln-mlp", tmp_path, request, Tell(say=said.append))
+    assert "3 of 3 trainings are read back" in said[0]
+    assert again.table.equals(outcome.table)
+    for wrong in ({"decays": (0.1,)}, {"models": ("resnet20",)}, {"setting": "relaxed"}, {"tolerance": 0.1}):
+        with pytest.raises(ValueError, match="cdln-mlp has no"):
+            reproduce("cdln-mlp", tmp_path, Request(quick=True, **wrong))
