@@ -3,7 +3,7 @@
     RANKFOLD_DATA=… python benchmarks/collapse_overhead.py --epochs 3
 
 784-256-256-256-10 with tanh, 55,000 images, batches of 256, one thread. A record: spectra, updates and subspaces of
-every layer, and the probe on 1,024 images (clusters, neural collapse, and the chain of bounds with every cut).
+every layer, and the probe on 512 images (clusters, neural collapse, and the chain of bounds with every cut).
 """
 
 from __future__ import annotations

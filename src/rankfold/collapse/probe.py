@@ -42,7 +42,7 @@ class CollapseProbe:
         self,
         data: Any,
         *,
-        samples: int = 1024,
+        samples: int = 512,
         decay: float | None = None,
         loss: str = "cross-entropy",
         local: bool = True,

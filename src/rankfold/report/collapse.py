@@ -11,7 +11,7 @@ from jinja2 import Environment, PackageLoader, StrictUndefined
 from markupsafe import Markup
 from matplotlib import rc_context
 from matplotlib.figure import Figure
-from matplotlib.ticker import FuncFormatter, NullLocator
+from matplotlib.ticker import FuncFormatter, LogLocator, NullLocator
 
 from rankfold.report import quantities
 from rankfold.report.svg import MUTED, SERIES, STYLE, inline
@@ -174,6 +174,9 @@ def _lines(
             panel.plot(range(len(values)), values, marker=marks[number], markersize=4, color=SERIES[number], label=name)
         if log:
             panel.set_yscale("log")
+            low, high = panel.get_ylim()
+            if high < 100 * low:  # few powers of ten
+                panel.yaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
             panel.yaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
             panel.yaxis.set_minor_locator(NullLocator())
             panel.axhline(1, color=MUTED, linewidth=0.8, linestyle="--")
