@@ -233,13 +233,13 @@ def test_the_networks_of_the_paper_have_its_sizes(variant):
 def test_the_experiment_runs_and_is_read_back(tmp_path):
     request = Request(quick=True, seeds=(0,), epochs=3)
     outcome = reproduce("cdln-mlp", tmp_path, request)
-    assert list(outcome.table["method"]) == ["Original", "DLN", "C-DLN"]
+    assert list(outcome.table["method"]) == ["Original", "DLN", "C-DLN", "C-DLN, gradient"]
     assert outcome.table["test %"].min() > 50
     assert (tmp_path / "figure-21.svg").exists()
     assert any("C-DLN lies" in remark for remark in outcome.remarks)
     said: list[str] = []
     again = reproduce("cdln-mlp", tmp_path, request, Tell(say=said.append))
-    assert "3 of 3 trainings are read back" in said[0]
+    assert "4 of 4 trainings are read back" in said[0]
     assert again.table.equals(outcome.table)
     for wrong in ({"decays": (0.1,)}, {"models": ("resnet20",)}, {"setting": "relaxed"}, {"tolerance": 0.1}):
         with pytest.raises(ValueError, match="cdln-mlp has no"):
