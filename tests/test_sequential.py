@@ -107,7 +107,7 @@ def test_the_predicted_error_is_the_error_at_the_pre_activation(method):
     data = list(x.double().split(12))
     plan = rf.plan(model, "params=0.6", method, data, calibration=Calibration(batch_size=12))
     small = rf.apply_(copy.deepcopy(model), plan)
-    used = [batch for index, batch in enumerate(data) if index % 8 != 7 or method.rounds == 1]
+    used = data if method.rounds == 1 else data[:-1]  # the last batch judges between sweeps
     assert plan.changed
     assert any(entry.form is not rf.Form.DENSE for entry in plan.changed)
     for entry in plan.changed:
@@ -325,8 +325,16 @@ def test_few_samples_are_said():
     plan = rf.plan(model, "params=0.7", Sequential(rounds=1), data, calibration=Calibration(batch_size=4))
     many = list(torch.randn(4000, 30, generator=torch.Generator().manual_seed(0)).split(500))
     enough = rf.plan(model, "params=0.7", Sequential(rounds=1), many)
-    assert any("few calibration samples" in entry.note for entry in plan.entries)
+    single = rf.plan(model, "params=0.7", Sequential(), [torch.cat(data)])
+    for made in (plan, single):
+        assert any("few calibration samples" in entry.note for entry in made.entries)
+    assert not any("held-out" in note for note in single.notes)
     assert not any("few calibration samples" in entry.note for entry in enough.entries)
+
+
+def test_memory_is_in_bytes():
+    with pytest.raises(ValueError, match="number of bytes"):
+        Calibration(memory="2GB")
 
 
 def test_the_iterative_rule_is_refused():

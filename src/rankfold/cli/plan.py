@@ -7,6 +7,7 @@ from typing import Annotated
 
 import typer
 
+from rankfold.cli.failure import Interrupted
 from rankfold.cli.options import (
     Budgets,
     DataName,
@@ -68,19 +69,23 @@ def plan(
         if first and sweeps(method_named(method)):
             talk.say(memory_sentence(loaded.model, limit))
         partial = out.with_name(f"{out.name}.partial")
-        made = make_plan(
-            loaded.model,
-            budget,
-            method,
-            part,
-            rule=ranks,
-            example=loaded.needed_example(),
-            calibration=Calibration(
-                samples_of(part, samples), name=known.name, memory=limit, distributed=world_size() > 1
-            ),
-            directory=partial,
-            progress=talk.progress if first else None,
-        )
+        try:
+            made = make_plan(
+                loaded.model,
+                budget,
+                method,
+                part,
+                rule=ranks,
+                example=loaded.needed_example(),
+                calibration=Calibration(
+                    samples_of(part, samples), name=known.name, memory=limit, distributed=world_size() > 1
+                ),
+                directory=partial,
+                progress=talk.progress if first else None,
+            )
+        except KeyboardInterrupt:
+            goes_on = "The same command goes on from here." if partial.exists() else "Nothing was kept yet."
+            raise Interrupted(goes_on) from None
         if not first:
             return
         made.save(out)

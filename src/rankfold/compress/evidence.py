@@ -10,6 +10,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass, field
+from itertools import islice
 from typing import Any
 
 import torch
@@ -88,6 +89,7 @@ def gather(
     collected: dict[str, Evidence] = {}
     stops: dict[str, int | None] = {"original": None, "current": None}
     total = sum(size_of(batch) for batch in batches_of(data, batch_size, samples)) if rows else 0
+    single = len(list(islice(batches_of(data, batch_size, samples), 2))) < 2
     with team.agreed():
         for index, batch in enumerate(batches_of(data, batch_size, samples)):
             if index % team.size != team.rank:
@@ -101,7 +103,8 @@ def gather(
                 found = _paired(site, current, seen["original"][site.name], seen["current"][site.name])
                 if found is not None:
                     share = -(-rows * size_of(batch) // total) if rows else 0
-                    _add(collected, site, found, index % folds, folds, share)
+                    fold = None if single and folds > 1 else index % folds
+                    _add(collected, site, found, fold, folds, share)
     if team.size > 1:
         _reduce(collected, group, team)
     return collected
@@ -178,14 +181,19 @@ def _paired(site: Site, current: nn.Module, there: _Seen, here: _Seen) -> _Paire
     return _Paired(torch.cat([x for x, _ in known], -2), torch.cat([y for _, y in known], -2), None)
 
 
-def _add(collected: dict[str, Evidence], site: Site, found: _Paired, fold: int, folds: int, share: int) -> None:
+def _add(collected: dict[str, Evidence], site: Site, found: _Paired, fold: int | None, folds: int, share: int) -> None:
+    """``fold`` None: the only batch, whose samples are shared out."""
     x, t = found.inputs, found.targets
     if site.name not in collected:
         groups = x.shape[0] if x.dim() == 3 else None
         collected[site.name] = Evidence([CrossMoments(x.shape[-1], t.shape[-1], groups) for _ in range(folds)])
     evidence = collected[site.name]
     try:
-        evidence.folds[fold].update(x, t)
+        if fold is None:
+            for part, rows, targets in zip(evidence.folds, x.chunk(folds, -2), t.chunk(folds, -2), strict=False):
+                part.update(rows, targets)
+        else:
+            evidence.folds[fold].update(x, t)
     except NonFiniteError as error:
         raise ValueError(
             f"{site.title}: activations are not finite on the calibration data ({error}); look for bad samples, or for "

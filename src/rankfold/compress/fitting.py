@@ -49,6 +49,7 @@ def fit(
     """
     rounds = method.rounds if choose is not None else 1
     fitted, judges = _parted(seen) if rounds > 1 else (seen, ())
+    rounds = rounds if judges else 1  # nothing can be held out of one batch
     plan, metrics, prices = first, known.metrics, {}
     best: tuple[float, Plan, Swept] | None = None
     lost: list[float] = []
@@ -71,10 +72,12 @@ def fit(
         prices = dict(swept.losses)
         plan = choose(prices)
     assert best is not None
-    _, plan, swept = best
-    notes = plan.notes
+    notes = best[1].notes
     if len(lost) > 1:
-        notes = (*notes, f"divergence of held-out outputs after each sweep: {', '.join(f'{x:.4g}' for x in lost)}")
+        said = ", ".join(f"{loss:.4g}" for loss in lost)
+        kept = lost.index(best[0]) + 1
+        notes = (*notes, f"divergence of held-out outputs after each sweep: {said}; that of sweep {kept} is kept")
+    _, plan, swept = best
     entries = swept.entries
     return replace(plan, entries=entries, decided=decisions(entries), factors=swept.fitted, notes=notes)
 
@@ -97,23 +100,24 @@ def _sweeping(progress: Progress, number: int, rounds: int, what: str, done: int
 
 
 def _parted(seen: Samples) -> tuple[Samples, tuple[Any, ...]]:
-    """What is fitted to, and the batches that judge: every ``JUDGES``-th. Too few batches are not parted."""
+    """What is fitted to, and the batches that judge: every ``JUDGES``-th, or the last of fewer; none of one."""
     count = sum(1 for _ in islice(batches_of(seen.data, seen.batch_size, seen.samples), JUDGES))
-    if count < JUDGES:
-        return seen, tuple(batches_of(seen.data, seen.batch_size, seen.samples))
-    judges = islice(batches_of(seen.data, seen.batch_size, seen.samples), JUDGES - 1, None, JUDGES)
-    return replace(seen, data=_Others(seen), samples=None), tuple(judges)
+    if count < 2:
+        return seen, ()
+    others = _Others(seen, min(JUDGES, count))
+    judges = islice(batches_of(seen.data, seen.batch_size, seen.samples), others.every - 1, None, others.every)
+    return replace(seen, data=others, samples=None), tuple(judges)
 
 
 class _Others:
     """Every batch that does not judge, to be iterated any number of times."""
 
-    def __init__(self, seen: Samples) -> None:
-        self.seen = seen
+    def __init__(self, seen: Samples, every: int) -> None:
+        self.seen, self.every = seen, every
 
     def __iter__(self):
         for index, batch in enumerate(batches_of(self.seen.data, self.seen.batch_size, self.seen.samples)):
-            if index % JUDGES != JUDGES - 1:
+            if index % self.every != self.every - 1:
                 yield batch
 
 

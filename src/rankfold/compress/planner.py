@@ -58,6 +58,10 @@ class Calibration:
     memory: int | None = None
     distributed: bool = False
 
+    def __post_init__(self) -> None:
+        if self.memory is not None and (isinstance(self.memory, str) or not self.memory > 0):
+            raise ValueError(f"memory is a number of bytes, such as 2_000_000_000, got {self.memory!r}")
+
 
 def plan(
     model: nn.Module,

@@ -48,10 +48,13 @@ class Refit:
         anchor = self.site.layer.geometry(Form.FACTORED).matrix(self.weight).double()
         return replace(self, matrix=anchored_path(moments.gram, cross, anchor, [ridge])[0])
 
-    def error(self, matrix: Tensor) -> float:
-        """Relative error of any matrix (…, m, n) with its free bias, on the data of both halves."""
+    def error(self, matrix: Tensor, free: Tensor | None = None) -> float:
+        """Relative error of any matrix (…, m, n) on all the data; ``free``: its bias, the best one if None."""
         energy = float(self.moments.energy.sum())
-        return (squared_error(matrix, self.moments) / energy) ** 0.5 if energy > 0 else 0.0
+        wrong = squared_error(matrix, self.moments)
+        if free is not None:
+            wrong += float((self.shift(matrix, None) - free).square().sum())
+        return (wrong / energy) ** 0.5 if energy > 0 else 0.0
 
     def shift(self, matrix: Tensor, bias: Tensor | None) -> Tensor:
         """What the free bias of ``matrix`` is above the layer's own: (m_total,) float64."""

@@ -76,7 +76,7 @@ class ActivationAware:
         if not steps:
             certificate = f"loss behind {known.activation}: no step descends from the projection"
         shift = free if bias is None else free - bias.double()
-        return replace(start, factors=Factors(parts, shift), error=full.error(matrix), certificate=certificate)
+        return replace(start, factors=Factors(parts, shift), error=full.error(matrix, free), certificate=certificate)
 
 
 Descent = tuple[tuple[Tensor, ...], Tensor, float, float, int]  # parts, free bias, losses before and after, steps
@@ -170,7 +170,9 @@ def _convex(
     free = (fit.weight[:, -1] * ones[0] - offset.mean(0)) / scale - matrix @ full.moments.inputs.mean
     shift = free if bias is None else free - bias.double()
     said = f"{fit.message}; rank {fit.rank} cut to {rank}" if fit.rank > rank else fit.message
-    return replace(start, factors=Factors(balanced(right, left), shift), error=full.error(matrix), certificate=said)
+    return replace(
+        start, factors=Factors(balanced(right, left), shift), error=full.error(matrix, free), certificate=said
+    )
 
 
 def _weights(known: Evidence, targets: Tensor, metric: Tensor | None) -> Tensor:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from math import log
 
 import torch
 from torch import Tensor
@@ -65,7 +66,8 @@ def squared_error(weight: Tensor, moments: CrossMoments, metric: Tensor | None =
 def choose_ridge(
     folds: Sequence[CrossMoments], anchor: Tensor, metric: Tensor | None = None, ridges: Sequence[float] = RIDGES
 ) -> Ridge:
-    """The ridge with which a fit on one fold errs least on the other; the largest of equals.
+    """The ridge with which a fit on one fold errs least on the other; of such as differ by less than a thousandth of
+    that error, or by rounding, the one nearest to ``STANDARD``.
 
     ``metric``: diagonal weights of the outputs (…, m). With one fold (or an empty one) it is ``STANDARD``, unchecked.
     Cost: one Cholesky factorisation of size n for each fold and ridge.
@@ -83,5 +85,8 @@ def choose_ridge(
         for i, weight in enumerate(anchored_path(fold.gram, fold.cross, anchor, values)):
             fitted[i] += squared_error(weight, fold, metric) / 2
             held_out[i] += squared_error(weight, other, metric) / 2
-    best = min(range(len(values)), key=lambda i: (held_out[i], -values[i]))
+    energy = sum(float(fold.energy.sum()) for fold in known)
+    enough = 1.001 * min(held_out) + 1e-9 * energy
+    usable = [i for i in range(len(values)) if held_out[i] <= enough]
+    best = min(usable, key=lambda i: abs(log(ridges[i] / STANDARD)))
     return Ridge(values[best], fitted[best], held_out[best])

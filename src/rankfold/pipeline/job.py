@@ -241,7 +241,7 @@ class _Job:
 def memory_sentence(model: nn.Module, memory: int | None) -> str:
     """What second moments will take, said before they are taken."""
     together, passes, beyond = memory_needed(model, memory)
-    said = f"second moments of all layers would take {count(together, 'B')}"
+    said = f"second moments of all layers together take {count(together, 'B')}"
     if memory is not None:
         said += f"; within {count(memory, 'B')} they are taken in {passes} {'pass' if passes == 1 else 'passes'}"
     if beyond:
