@@ -157,7 +157,7 @@ def test_it_learns(start):
     model, data = network(torch.float32), samples(dtype=torch.float32)
     with torch.random.fork_rng():
         cdln_(model, "3", 4, data=None if start == "random" else data, start=start)
-    history = fit(model, data, data, Recipe(epochs=15, batch_size=32, learning_rate=0.02))
+    history = fit(model, data, data, Recipe(epochs=40, batch_size=32, learning_rate=0.02))
     assert history.best.validation_accuracy > 0.95
 
 
