@@ -1,9 +1,10 @@
 """A wide network whose Gram matrices together exceed a memory limit, compressed within it.
 
-    python benchmarks/memory.py [--width 2048] [--layers 62] [--memory 2GB] [--samples 512]
+    python benchmarks/memory.py [--width 2048] [--inner 256] [--layers 62] [--memory 2GB] [--samples 512]
 
-Random weights and inputs. Prints what is needed before the work starts, then the resident memory above that of the
-network and its copies, which one process measures while it plans.
+Random weights and inputs; layers of ``width`` inputs and ``inner`` outputs with those that widen again between them.
+Prints what is needed before the work starts, then the resident memory above that of the network and its copies, which
+one process measures while it plans.
 """
 
 from __future__ import annotations
@@ -45,7 +46,8 @@ class Watch(threading.Thread):
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--width", type=int, default=2048)
-    parser.add_argument("--layers", type=int, default=62)
+    parser.add_argument("--inner", type=int, default=256)
+    parser.add_argument("--layers", type=int, default=62, help="of ``width`` inputs")
     parser.add_argument("--memory", default="2GB")
     parser.add_argument("--samples", type=int, default=512)
     parser.add_argument("--threads", type=int, default=2)
@@ -53,7 +55,11 @@ def main() -> None:
     torch.set_num_threads(given.threads)
     torch.manual_seed(0)
     limit = bytes_of(given.memory)
-    layers = [part for _ in range(given.layers) for part in (nn.Linear(given.width, given.width), nn.ReLU())]
+    layers = [
+        part
+        for _ in range(given.layers)
+        for part in (nn.Linear(given.width, given.inner), nn.ReLU(), nn.Linear(given.inner, given.width), nn.ReLU())
+    ]
     model = nn.Sequential(*layers, nn.Linear(given.width, 10)).eval()
     weights = sum(p.numel() * p.element_size() for p in model.parameters())
     data = list(torch.randn(given.samples, given.width).split(64))
