@@ -11,12 +11,11 @@ from dataclasses import dataclass
 from torch import Tensor
 
 from rankfold.compress.evidence import Evidence
-from rankfold.compress.method import Decomposition, Solution, balanced
+from rankfold.compress.method import Solution, balanced
 from rankfold.compress.project import DAMPING, Project, damped
 from rankfold.compress.refit import refit
 from rankfold.compress.rows import layer_rows
 from rankfold.compress.sequential import projected, solution
-from rankfold.compress.statistics import SiteStatistics
 from rankfold.linalg import project
 from rankfold.linalg.maxnorm import nuclear_max_norm
 from rankfold.linalg.nuclear import nuclear_radius
@@ -24,7 +23,7 @@ from rankfold.sites import Form, Site
 
 
 @dataclass(frozen=True)
-class MaxNorm:
+class MaxNorm(Project):
     """Sweeps like ``Sequential``. ``bound``: α as a part of the largest target, both less their mean; ``tolerance`` of
     the relative duality gap. A solution of higher rank than planned is cut to it, which its certificate says.
     """
@@ -38,11 +37,6 @@ class MaxNorm:
     name: str = "maxnorm"
     forms: frozenset[Form] = frozenset({Form.FACTORED})
     needs_data: bool = True
-
-    def decompose(
-        self, site: Site, form: Form, weight: Tensor, statistics: SiteStatistics | None, bias: Tensor | None = None
-    ) -> Decomposition | None:
-        return Project(self.damping).decompose(site, form, weight, statistics, bias)
 
     def solve(
         self, site: Site, form: Form, rank: int, weight: Tensor, bias: Tensor | None, known: Evidence,

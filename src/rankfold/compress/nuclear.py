@@ -12,18 +12,17 @@ import torch
 from torch import Tensor
 
 from rankfold.compress.evidence import Evidence
-from rankfold.compress.method import Decomposition, Solution, balanced
+from rankfold.compress.method import Solution, balanced
 from rankfold.compress.project import DAMPING, Project, damped
 from rankfold.compress.refit import Refit, refit
 from rankfold.compress.sequential import projected, solution
-from rankfold.compress.statistics import SiteStatistics
 from rankfold.linalg import project
 from rankfold.linalg.nuclear import NuclearFit, nuclear_radius, shrink_to_ball
 from rankfold.sites import Form, Site
 
 
 @dataclass(frozen=True)
-class NuclearBall:
+class NuclearBall(Project):
     """Sweeps like ``Sequential``. ``debias``: give the singular values back after the rank is found; then nothing
     differs from it.
     """
@@ -36,11 +35,6 @@ class NuclearBall:
     name: str = "nuclear"
     forms: frozenset[Form] = frozenset({Form.FACTORED})
     needs_data: bool = True
-
-    def decompose(
-        self, site: Site, form: Form, weight: Tensor, statistics: SiteStatistics | None, bias: Tensor | None = None
-    ) -> Decomposition | None:
-        return Project(self.damping).decompose(site, form, weight, statistics, bias)
 
     def solve(
         self, site: Site, form: Form, rank: int, weight: Tensor, bias: Tensor | None, known: Evidence,

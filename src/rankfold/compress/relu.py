@@ -14,12 +14,11 @@ import torch
 from torch import Tensor
 
 from rankfold.compress.evidence import Evidence
-from rankfold.compress.method import Decomposition, Solution, balanced
+from rankfold.compress.method import Solution, balanced
 from rankfold.compress.project import DAMPING, Project
 from rankfold.compress.refit import Refit, multiplied, refit
 from rankfold.compress.rows import pre_activation_rows, scale_of
 from rankfold.compress.sequential import projected
-from rankfold.compress.statistics import SiteStatistics
 from rankfold.linalg import project
 from rankfold.linalg.activation_aware import activation_aware
 from rankfold.linalg.activation_loss import activation_loss
@@ -32,7 +31,7 @@ _SHOWN = 0.05  # a channel counts as shown at least this often, so that no weigh
 
 
 @dataclass(frozen=True)
-class ActivationAware:
+class ActivationAware(Project):
     """Sweeps like ``Sequential`` and starts from its solution; ``iterations`` of each layer's descent at most.
 
     ``convex``: where a ReLU is behind a factored matrix, solve the convex program instead (log Φ, nuclear norm), with
@@ -50,11 +49,6 @@ class ActivationAware:
     name: str = "relu"
     forms: frozenset[Form] = frozenset({Form.FACTORED, Form.SPATIAL})
     needs_data: bool = True
-
-    def decompose(
-        self, site: Site, form: Form, weight: Tensor, statistics: SiteStatistics | None, bias: Tensor | None = None
-    ) -> Decomposition | None:
-        return Project(self.damping).decompose(site, form, weight, statistics, bias)
 
     def solve(
         self, site: Site, form: Form, rank: int, weight: Tensor, bias: Tensor | None, known: Evidence,

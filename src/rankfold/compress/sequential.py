@@ -11,15 +11,14 @@ from dataclasses import dataclass
 from torch import Tensor
 
 from rankfold.compress.evidence import Evidence
-from rankfold.compress.method import Decomposition, Solution
+from rankfold.compress.method import Solution
 from rankfold.compress.project import DAMPING, Project
 from rankfold.compress.refit import Refit, multiplied, refit
-from rankfold.compress.statistics import SiteStatistics
 from rankfold.sites import Factors, Form, Site
 
 
 @dataclass(frozen=True)
-class Sequential:
+class Sequential(Project):
     """Ranks as by ``Project``; in every further round from the errors that the sweep before has met.
 
     ``rounds``: sweeps; the best by the divergence of the network's outputs on held-out samples is kept. ``kept``:
@@ -33,11 +32,6 @@ class Sequential:
     name: str = "sequential"
     forms: frozenset[Form] = frozenset({Form.FACTORED, Form.SPATIAL})
     needs_data: bool = True
-
-    def decompose(
-        self, site: Site, form: Form, weight: Tensor, statistics: SiteStatistics | None, bias: Tensor | None = None
-    ) -> Decomposition | None:
-        return Project(self.damping).decompose(site, form, weight, statistics, bias)
 
     def solve(
         self, site: Site, form: Form, rank: int, weight: Tensor, bias: Tensor | None, known: Evidence,
