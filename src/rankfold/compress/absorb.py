@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import weakref
 from collections import Counter
+from collections.abc import Callable
+from contextlib import ExitStack
 
-from torch import Tensor
+from torch import Tensor, nn
 
 
 class Absorbers:
@@ -30,6 +32,19 @@ class Absorbers:
             output, version, site = self._outputs[id(x)]
             if output() is x and x._version == version:
                 self._pairs[site, norm] += 1
+
+    def watch_norms(self, root: nn.Module, stack: ExitStack) -> None:
+        """Call ``taken`` at every BatchNorm of ``root`` that has running statistics, until ``stack`` closes."""
+        for path, module in root.named_modules():
+            if isinstance(module, nn.modules.batchnorm._BatchNorm):
+                stack.callback(module.register_forward_pre_hook(self._hook(path)).remove)
+
+    def _hook(self, path: str) -> Callable[[nn.Module, tuple], None]:
+        def hook(module: nn.Module, args: tuple) -> None:
+            if args and getattr(module, "running_mean", None) is not None:
+                self.taken(path, args[0])
+
+        return hook
 
     def of(self, site: str) -> str | None:
         """The BatchNorm that took every output of ``site``, and nothing else; None if there is none."""

@@ -195,13 +195,6 @@ def bottlenecks(
     def produced(name: str) -> Callable[..., None]:
         return lambda module, args, output: absorbers.produced(name, output)
 
-    def taken(path: str) -> Callable[..., None]:
-        def hook(module: nn.Module, args: tuple) -> None:
-            if args and getattr(module, "running_mean", None) is not None:
-                absorbers.taken(path, args[0])
-
-        return hook
-
     seen = 0
     with ExitStack() as stack:
         stack.enter_context(evaluating(root))
@@ -213,9 +206,7 @@ def bottlenecks(
             else:
                 stack.callback(module.register_forward_hook(watch(site, module)).remove)
             stack.callback(module.register_forward_hook(produced(site.name)).remove)
-        for path, module in root.named_modules():
-            if isinstance(module, nn.modules.batchnorm._BatchNorm):
-                stack.callback(module.register_forward_pre_hook(taken(path)).remove)
+        absorbers.watch_norms(root, stack)
         for batch in batches_of(data, batch_size, samples):
             spread.add(logits_of(forward(root, batch)))
             seen += size_of(batch)

@@ -139,13 +139,6 @@ def calibrate(
 
         return hook
 
-    def absorb(path: str) -> Callable[..., None]:
-        def hook(module: nn.Module, args: tuple) -> None:
-            if args and getattr(module, "running_mean", None) is not None:
-                absorbers.taken(path, args[0])
-
-        return hook
-
     seen = 0
     with ExitStack() as stack:
         stack.enter_context(evaluating(root))
@@ -154,9 +147,7 @@ def calibrate(
         for site in sites.reducible:
             handle = root.get_submodule(site.name).register_forward_hook(watch(site), with_kwargs=True)
             stack.callback(handle.remove)
-        for path, module in root.named_modules():
-            if isinstance(module, nn.modules.batchnorm._BatchNorm):
-                stack.callback(module.register_forward_pre_hook(absorb(path)).remove)
+        absorbers.watch_norms(root, stack)
         with team.agreed():
             for index, batch in enumerate(batches_of(data, batch_size, samples)):
                 seen += size_of(batch)

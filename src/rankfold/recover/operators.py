@@ -200,22 +200,32 @@ class Measurements:
             yield these, like(self._matrices[these], self._kind).reshape(-1, cells)
 
     def push(self, left: Array, right: Array) -> Array:
-        x = (left @ right).reshape(-1)
-        y = like(np.zeros(self.count), x)
-        for these, block in self._blocks():
-            y[these] = block @ x
-        return y
+        return _pushed(self._blocks(), self.count, left, right)
 
     def adjoint(self, y: Array) -> Array:
-        x = like(np.zeros(self.shape[0] * self.shape[1]), y)
-        for these, block in self._blocks():
-            x += block.T @ y[these]
-        return x.reshape(self.shape)
+        return _pulled(self._blocks(), self.shape, y)
 
     def part(self, which: np.ndarray) -> tuple[Measurements, Any]:
         which = np.sort(which)
         shape = self.shape if scipy.sparse.issparse(self._matrices) else None
         return Measurements(self._matrices[which], self._kind, shape), lambda y: y[which]
+
+
+def _pushed(blocks: Iterator[tuple[slice, Array]], count: int, left: Array, right: Array) -> Array:
+    """⟨A_i, left right⟩ for all i, a block of A_i (rows) at a time."""
+    x = (left @ right).reshape(-1)
+    y = like(np.zeros(count), x)
+    for these, block in blocks:
+        y[these] = block @ x
+    return y
+
+
+def _pulled(blocks: Iterator[tuple[slice, Array]], shape: tuple[int, int], y: Array) -> Array:
+    """Σ y_i A_i, a block at a time."""
+    x = like(np.zeros(shape[0] * shape[1]), y)
+    for these, block in blocks:
+        x += block.T @ y[these]
+    return x.reshape(shape)
 
 
 class Gaussian:
@@ -261,17 +271,10 @@ class Gaussian:
             start += len(inside)
 
     def push(self, left: Array, right: Array) -> Array:
-        x = (left @ right).reshape(-1)
-        y = like(np.zeros(self.count), x)
-        for these, block in self._blocks():
-            y[these] = block @ x
-        return y
+        return _pushed(self._blocks(), self.count, left, right)
 
     def adjoint(self, y: Array) -> Array:
-        x = like(np.zeros(self.shape[0] * self.shape[1]), y)
-        for these, block in self._blocks():
-            x += block.T @ y[these]
-        return x.reshape(self.shape)
+        return _pulled(self._blocks(), self.shape, y)
 
     def part(self, which: np.ndarray) -> tuple[Gaussian, Any]:
         which = np.sort(which)
