@@ -65,8 +65,8 @@ def largest(model: nn.Module, name: str) -> int:
 @pytest.mark.parametrize("case", [*PLAIN, *ATTENTION], ids=repr)
 def test_the_predicted_error_is_the_measured_one(case):
     model, data, name = case.model(), wide(case), case.names[0]
-    if rf.Form.FACTORED not in rf.sites(model)[name].forms or largest(model, name) < 3:
-        pytest.skip("nothing to slice")
+    assert rf.Form.FACTORED in rf.sites(model)[name].forms
+    assert largest(model, name) >= 3
     stored = factored(model, data, {name: largest(model, name) - 1})
     smaller = sliced(stored, {name: largest(model, name) - 2})
     before, after = (outputs(one.model, name, data) for one in (stored, smaller))
@@ -168,7 +168,9 @@ def test_without_bias_the_batch_norm_behind_carries_mean_and_variance():
 
 
 def test_without_bias_and_without_norm_the_mean_counts():
-    model = nn.Sequential(nn.Linear(8, 8, bias=False)).double()
+    with torch.random.fork_rng():
+        torch.manual_seed(0)  # how large the mean is beside the rest depends on the weights
+        model = nn.Sequential(nn.Linear(8, 8, bias=False)).double()
     data = torch.randn(200, 8, generator=torch.Generator().manual_seed(0), dtype=torch.float64) + 5
     stored = factored(model, data, {"0": 6}, method="truncate")
     assert stored.model[0].bias is None

@@ -123,7 +123,7 @@ class _Others:
 
 def _with_refits(root: nn.Module, plan: Plan, found: SiteList, known: Survey, method: SweepMethod) -> tuple[Entry, ...]:
     """Layers that stay dense are fitted anew where that is free: where a bias, or a BatchNorm, takes the shift."""
-    if not getattr(method, "kept", False):
+    if not method.kept:
         return plan.entries
     entries = []
     with split_attention(root):

@@ -33,6 +33,7 @@ class MaxNorm(Project):
     bound: float = 1.0
     tolerance: float = 1e-4
     iterations: int = 1000
+    kept: bool = False
     rows: int = 4096
     name: str = "maxnorm"
     forms: frozenset[Form] = frozenset({Form.FACTORED})

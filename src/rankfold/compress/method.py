@@ -98,6 +98,11 @@ class SweepMethod(Method, Protocol):
     @property
     def rows(self) -> int: ...
     @property
+    def kept(self) -> bool:
+        """Whether layers that stay dense are fitted anew."""
+        ...
+
+    @property
     def rounds(self) -> int:
         """Sweeps; before each but the first, ranks are chosen anew."""
         ...
