@@ -14,7 +14,7 @@ from networks import ConvNet, images
 from torch import Tensor, nn
 
 from rankfold.collapse import Partition, chain, cross_entropy, kmeans, measure_layers, scatter_of, squared_error
-from rankfold.collapse.bounds import layer_rows, local_gradients, product_bound
+from rankfold.collapse.backward import layer_rows, local_gradients, product_bound
 from rankfold.collapse.centroid import NotAChainError, Tail, centroid_gradients, exact_remainder, gradients
 from rankfold.collapse.gradients import gradient_ranks, numerical_rank
 from rankfold.collapse.scatter import Scatter

@@ -2,18 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from contextlib import ExitStack
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from rankfold.batches import forward, logits_of
-from rankfold.collapse.centroid import INPUT, NotAChainError, Tail, centroid_gradients, centroids, gradients
+from rankfold.batches import forward
+from rankfold.collapse.backward import whole_pass
+from rankfold.collapse.centroid import INPUT, NotAChainError, Tail, centroid_gradients
 from rankfold.collapse.centroid import without_grad_mode as thawed
-from rankfold.collapse.features import order_of_calls, patches, watched
+from rankfold.collapse.features import order_of_calls
 from rankfold.collapse.losses import Loss
 from rankfold.collapse.partition import Partition
 from rankfold.linalg import singular_values
@@ -91,12 +91,14 @@ class LayerBound:
         }
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class Chain:
-    """The bound of every layer, and the cuts that were not possible, with the reason."""
+    """The bound of every layer, the cuts that were not possible, with the reason, and what the data gave on the way."""
 
     layers: tuple[LayerBound, ...]
     skipped: Mapping[str, str]
+    features: Mapping[str, Tensor] = field(repr=False)  # what entered each layer, (N, …)
+    answers: Tensor = field(repr=False)  # the outputs, (N, …)
 
     @property
     def violations(self) -> int:
@@ -120,8 +122,9 @@ def chain(
     λ‖Θ‖². (Decoupled decay, AdamW, has no penalty: the inequalities hold, and the residual does not vanish.) The cuts
     are the input and the entry of every site; where a residual connection passes a layer by there is no cut, and the
     reason is told. The chain holds for the data given, whatever part of the training set they are: what is missing is
-    in the residual. Gradients as found. Cost: one backward pass over the data (two with ``local``), and two forward and
-    one backward pass over K centroids for each cut. Raises ``ValueError`` for κ ≤ 0 and sizes that do not fit.
+    in the residual. Gradients as found. Cost: one forward and one backward pass over the data, one decomposition of
+    each weight, and a few passes over K centroids for each cut. Raises ``ValueError`` for κ ≤ 0 and sizes that do not
+    fit.
     """
     if not decay > 0:
         raise ValueError(
@@ -153,165 +156,84 @@ def _chain(
     names = order_of_calls(root, [site.name for site in found], lambda: forward(root, inputs[:2]))
     weights: list[Any] = [root.get_submodule(name).weight for name in names]
     to_matrix = [found[name].layer.geometry(Form.FACTORED).matrix for name in names]
+    seen = whole_pass(root, names, inputs, targets, partition, loss, weights, batch_size=batch_size, local=local)
     skipped: dict[str, str] = {}
-
-    def matrices(values: list[Tensor | None]) -> list[Tensor | None]:
-        return [
-            None if value is None else convert(value.detach().double())
-            for value, convert in zip(values, to_matrix, strict=True)
-        ]
-
-    own = matrices([weight.detach() for weight in weights])
-    full = matrices(gradients(Tail(root, INPUT, inputs[:2]), inputs, targets, loss, weights, batch_size=batch_size))
-    best: dict[str, tuple[Any, ...]] = {}
-    entered = _entered(root, names, inputs, batch_size)
-    # one row for each centroid: the gradient has rank K, and only rounding is beyond it
-    alone = {name for name in names if name in entered and entered[name].ndim == 2}
-    cuts = (INPUT, *names[1:]) if inputs.is_floating_point() else names[1:]
-    for cut in cuts:
+    layers = {
+        name: _Layer(name, own, whole, seen.local.get(name), decay, partition.clusters)
+        for name, own, whole in zip(
+            names, _matrices(weights, to_matrix), _matrices(seen.gradients, to_matrix), strict=True
+        )
+        if own is not None and whole is not None
+    }
+    for cut in (INPUT, *names[1:]) if inputs.is_floating_point() else names[1:]:
         try:
             tail = Tail(root, cut, inputs[:2])
-            features = inputs if cut == INPUT else entered.get(cut, inputs[:0])
-            if len(features) != len(inputs):
+            features = inputs if cut == INPUT else seen.features.get(cut)
+            if features is None:
                 raise ValueError(f"{cut} is not called once for a batch with one entry for each sample")
             if not features.is_floating_point():
                 raise ValueError(f"{cut}: whole numbers have no mean")
-            small = matrices(centroid_gradients(tail, features, targets, partition, loss, weights))
+            small = centroid_gradients(tail, features, targets, partition, loss, weights)
         except ValueError as error:
             skipped[cut or "input"] = str(error) if isinstance(error, NotAChainError) else f"no cut: {error}"
             continue
-        for name, matrix, whole, part in zip(names, own, full, small, strict=True):
-            if matrix is None or whole is None or part is None:
-                continue
-            rounding = 8 * torch.finfo(inputs.dtype).eps * float(part.norm()) if inputs.is_floating_point() else 0.0
-            excess = (rounding if name in alone else _tail(part, partition.clusters)) / decay
-            joint = float((matrix + part / decay).norm()) + excess
-            split = float((whole - part).norm()) / decay
-            least, *before = best.get(name, (joint, split, excess, cut))
-            kept = before if name in best and before[0] + before[1] <= split + excess else (split, excess, cut)
-            best[name] = (min(joint, least), *kept)
-    near = local_gradients(root, names, inputs, targets, partition, loss, batch_size) if local else {}
-    rows = []
-    for name, matrix, whole in zip(names, own, full, strict=True):
-        if name not in best or matrix is None or whole is None:
-            continue
-        joint, split, excess, cut = best[name]
-        residual = float((matrix + whole / decay).norm())
-        own_bound = own_part = None
-        if name in near and matrix.ndim == 2:
-            own_bound = float((matrix + near[name] / decay).norm())
-            own_part = float((whole - near[name]).norm()) / decay
-        rows.append(
-            LayerBound(
-                name=name,
-                clusters=partition.clusters,
-                norm=float(matrix.norm()),
-                distance=_tail(matrix, partition.clusters),
-                joint=joint,
-                bound=split + residual + excess,
-                gradient_part=split,
-                residual_part=residual,
-                excess=excess,
-                cut=cut,
-                local=own_bound,
-                local_part=own_part,
-            )
+        for name, part in zip(names, _matrices(small, to_matrix), strict=True):
+            if part is not None and name in layers:
+                # one row for each centroid: the gradient has rank K, and only rounding is beyond it
+                alone = name in seen.features and seen.features[name].ndim == 2
+                rounding = 8 * torch.finfo(targets.dtype).eps * float(part.norm())
+                layers[name].consider(part, cut, rounding if alone else _tail(part, partition.clusters))
+    bounds = [layer.bound() for layer in layers.values() if layer.cuts]
+    return Chain(tuple(bounds), skipped, seen.features, seen.answers)
+
+
+def _matrices(values: Sequence[Tensor | None], to_matrix: Sequence[Callable[[Tensor], Tensor]]) -> list[Tensor | None]:
+    return [
+        None if value is None else convert(value.detach().double())
+        for value, convert in zip(values, to_matrix, strict=True)
+    ]
+
+
+@dataclass
+class _Layer:
+    """W, ∇L and G_K of one layer, and of every cut (‖W + ∇L_C/κ‖ + excess, ‖∇L − ∇L_C‖/κ, excess, cut)."""
+
+    name: str
+    own: Tensor
+    whole: Tensor
+    near: Tensor | None
+    decay: float
+    clusters: int
+    cuts: list[tuple[float, float, float, str]] = field(default_factory=list)
+
+    def consider(self, part: Tensor, cut: str, beyond: float) -> None:
+        excess = beyond / self.decay
+        joint = float((self.own + part / self.decay).norm()) + excess
+        self.cuts.append((joint, float((self.whole - part).norm()) / self.decay, excess, cut))
+
+    def bound(self) -> LayerBound:
+        _, split, excess, cut = min(self.cuts, key=lambda found: found[1] + found[2])
+        residual = float((self.own + self.whole / self.decay).norm())
+        local = local_part = None
+        if self.near is not None and self.own.ndim == 2:
+            local = float((self.own + self.near / self.decay).norm())
+            local_part = float((self.whole - self.near).norm()) / self.decay
+        return LayerBound(
+            name=self.name,
+            clusters=self.clusters,
+            norm=float(self.own.norm()),
+            distance=_tail(self.own, self.clusters),
+            joint=min(joint for joint, *_ in self.cuts),
+            bound=split + residual + excess,
+            gradient_part=split,
+            residual_part=residual,
+            excess=excess,
+            cut=cut,
+            local=local,
+            local_part=local_part,
         )
-    return Chain(tuple(rows), skipped)
-
-
-def _entered(root: nn.Module, names: tuple[str, ...], inputs: Tensor, batch_size: int) -> dict[str, Tensor]:
-    """What enters every layer that is called once for a batch, for all of the inputs."""
-    found: dict[str, list[Tensor]] = {}
-    with (
-        torch.no_grad(),
-        watched(root, names, "input", lambda name, _, value: found.setdefault(name, []).append(value)),
-    ):
-        for part in inputs.split(batch_size):
-            forward(root, part)
-    return {name: torch.cat(parts) for name, parts in found.items() if len({part.shape[1:] for part in parts}) == 1}
 
 
 def _tail(matrix: Tensor, rank: int) -> float:
     """dist(A, M_rank): the root of the sum of the squared singular values behind ``rank``; of groups together."""
     return float(singular_values(matrix)[..., rank:].square().sum().sqrt())
-
-
-def local_gradients(
-    model: nn.Module,
-    names: tuple[str, ...],
-    inputs: Tensor,
-    targets: Tensor,
-    partition: Partition,
-    loss: Loss,
-    batch_size: int = 1024,
-) -> dict[str, Tensor]:
-    """G_K of every layer whose rows can be taken apart: the gradient with rows replaced by their cluster means.
-
-    ∇_W L = Σ_r δ_r a_rᵀ over the rows r that meet the matrix (samples, patches of a convolution, tokens), δ_r the
-    gradient at its output. With the rows of a sample in the sample's cluster, G_K = Σ_k N_k δ̄_k ā_kᵀ has rank ≤ K, and
-    ‖∇_W L − G_K‖ = ‖Σ_k Σ_{r∈C_k} (δ_r − δ̄_k)(a_r − ā_k)ᵀ‖ ≤ √S_δ √S_a with the within-cluster sums of squares of both.
-    No second derivative is needed, no chain of layers, and it holds for convolution and attention as it stands.
-    """
-    sums: dict[str, tuple[Tensor, Tensor, Tensor]] = {}
-    scale = 1 / len(inputs)
-    for start in range(0, len(inputs), batch_size):
-        part = slice(start, start + batch_size)
-        for name, a, delta in layer_rows(model, names, inputs[part], targets[part], loss, scale):
-            index = partition.index[part].repeat_interleave(a.shape[0] // len(partition.index[part]))
-            if name not in sums:
-                k = partition.clusters
-                empty = torch.zeros(k, dtype=torch.float64)
-                sums[name] = (empty, empty.new_zeros(k, a.shape[1]), empty.new_zeros(k, delta.shape[1]))
-            counts, inside, outside = sums[name]
-            counts += index.bincount(minlength=partition.clusters)
-            inside.index_add_(0, index, a)
-            outside.index_add_(0, index, delta)
-    return {
-        name: (outside / counts.clamp_min(1).unsqueeze(1)).mT @ inside
-        for name, (counts, inside, outside) in sums.items()
-    }
-
-
-def layer_rows(
-    model: nn.Module, names: tuple[str, ...], inputs: Tensor, targets: Tensor, loss: Loss, scale: float
-) -> list[tuple[str, Tensor, Tensor]]:
-    """(name, a (R, n), δ (R, m)) in float64: the rows that enter each layer's matrix and the gradients at its outputs.
-
-    Σ_r δ_r a_rᵀ is the gradient of ``scale`` · Σ ℓ. Layers whose rows cannot be taken apart (groups) are left out.
-    """
-    entered: dict[str, tuple[nn.Module, Tensor]] = {}
-    probes: dict[str, Tensor] = {}
-    with ExitStack() as stack:
-        for name in names:
-
-            def hook(module: nn.Module, args: tuple, kwargs: dict, output: Tensor, name: str = name) -> Tensor:
-                entered[name] = (module, (args[0] if args else next(iter(kwargs.values()))).detach())
-                # what is added here has the gradient at the output, even if the output is overwritten in place
-                probes[name] = torch.zeros_like(output, requires_grad=True)
-                return output + probes[name]
-
-            handle = model.get_submodule(name).register_forward_hook(hook, with_kwargs=True)
-            stack.callback(handle.remove)
-        value = loss(logits_of(forward(model, inputs)), targets).sum() * scale
-    slopes = torch.autograd.grad(value, list(probes.values()), allow_unused=True)
-    found = []
-    for (name, (module, entering)), slope in zip(entered.items(), slopes, strict=True):
-        if slope is None:
-            continue
-        try:
-            a = patches(module, entering)
-        except ValueError:
-            continue
-        delta = slope.movedim(1, -1) if isinstance(module, nn.modules.conv._ConvNd) else slope
-        found.append((name, a.double().flatten(0, 1), delta.double().reshape(-1, delta.shape[-1])))
-    return found
-
-
-def product_bound(a: Tensor, delta: Tensor, partition: Partition) -> float:
-    """√S_δ √S_a of rows a (R, n) and δ (R, m): bounds ‖∇_W L − G_K‖, without forming either."""
-    inner, outer = (
-        (rows - centroids(rows, partition)[partition.index]).square().sum().sqrt()
-        for rows in (a.double(), delta.double())
-    )
-    return float(inner * outer)

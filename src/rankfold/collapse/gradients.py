@@ -8,7 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from rankfold.batches import forward
-from rankfold.collapse.bounds import layer_rows
+from rankfold.collapse.backward import layer_rows
 from rankfold.collapse.centroid import without_grad_mode as thawed
 from rankfold.collapse.features import order_of_calls
 from rankfold.collapse.losses import Loss

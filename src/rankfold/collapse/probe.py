@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from rankfold.batches import batches_of, forward, labels_of, logits_of
-from rankfold.collapse.bounds import chain
+from rankfold.collapse.bounds import Chain, LayerBound, chain
 from rankfold.collapse.centroid import centroids
 from rankfold.collapse.features import has_channels_first, order_of_calls, rows, watched
 from rankfold.collapse.losses import LOSSES, vectors
@@ -29,10 +29,10 @@ class CollapseProbe:
     """For ``SpectrumRecorder(model, probe=…)``: measures of the features that enter each site, on ``samples`` samples.
 
     ``data``: labelled batches; the first ``samples`` samples are kept in memory. ``decay``: κ of the training
-    (torch's coupled ``weight_decay``), for the chain of theorem 3.4 at every record; None leaves it out, and with it
-    one backward pass. ``loss``: "cross-entropy" or "squared-error" (on one-hot targets). Call it with a model: columns
-    ``COLUMNS`` for every site, of the class partition; NaN where a number does not exist. Cost of a record: a forward
-    pass over the sample and about d additions for each number; with ``decay`` two backward passes more.
+    (torch's coupled ``weight_decay``), for the chain of theorem 3.4 at every record; None leaves it out. ``loss``:
+    "cross-entropy" or "squared-error" (on one-hot targets). Call it with a model: columns ``COLUMNS`` for every site,
+    of the class partition; NaN where a number does not exist. Cost of a record: a forward pass over the sample and
+    about d additions for each number; with ``decay`` a backward pass over it and one decomposition of each weight more.
     Raises ``ValueError`` for data without one whole label for each sample, and for an unknown loss.
     """
 
@@ -62,32 +62,49 @@ class CollapseProbe:
         self.partition = Partition.of(self.labels)
         self.decay, self.loss, self.local = decay, loss, local
 
-    def __call__(self, model: nn.Module) -> dict[str, Mapping[str, float]]:
+    def __call__(self, model: nn.Module) -> dict[str, dict[str, float]]:
         """Site → column → number, for the model as it is; its mode, hooks and gradients are left as found."""
         root = unwrap(model)
         mode = root.training
-        with evaluating(root), split_attention(root):
-            table = self._measure(root)
-        if self.decay:
-            with torch.enable_grad():
-                self._bound(root, table)
-        root.train(mode)
-        return table
+        try:
+            with evaluating(root), split_attention(root):
+                names = order_of_calls(root, [site.name for site in sites(root)], lambda: self._answers(root, 2))
+                bounds = self._chain(root) if self.decay else None
+                if bounds is not None and set(names) <= set(bounds.features):
+                    table = self._measure(root, bounds.features, bounds.answers)
+                else:
+                    features: dict[str, Tensor] = {}
+                    with watched(root, names, "input", lambda name, _, value: features.__setitem__(name, value)):
+                        answers = self._answers(root)
+                    table = self._measure(root, features, answers)
+            for layer in bounds.layers if bounds is not None else ():
+                table.setdefault(layer.name, {}).update(_columns(layer))
+            return table
+        finally:
+            root.train(mode)
 
-    def _measure(self, root: nn.Module) -> dict[str, Mapping[str, float]]:
-        names = order_of_calls(root, [site.name for site in sites(root)], lambda: forward(root, self.inputs[:2]))
-        entered: dict[str, tuple[nn.Module, Tensor]] = {}
-        with watched(root, names, "input", lambda name, module, value: entered.__setitem__(name, (module, value))):
-            answers = logits_of(forward(root, self.inputs))
-        table: dict[str, Mapping[str, float]] = {}
+    def _answers(self, root: nn.Module, count: int | None = None) -> Tensor:
+        return logits_of(forward(root, self.inputs[:count]))
+
+    def _chain(self, root: nn.Module) -> Chain:
+        assert self.decay is not None
+        outputs = self._answers(root, 1)
+        inputs = self.inputs.to(outputs.dtype) if self.inputs.is_floating_point() else self.inputs
+        targets = vectors(self.labels, outputs.shape[-1], outputs.dtype)
+        with torch.enable_grad():
+            return chain(root, inputs, targets, self.partition, self.decay, LOSSES[self.loss], local=self.local)
+
+    def _measure(self, root: nn.Module, features: Mapping[str, Tensor], answers: Tensor) -> dict[str, dict[str, float]]:
+        table: dict[str, dict[str, float]] = {}
         guessed = answers.argmax(1).cpu() if answers.ndim == 2 else None
-        for name, (module, value) in entered.items():
+        known = None if guessed is None else self._compact(guessed)
+        for name, value in features.items():
             if not value.is_floating_point() or len(value) != len(self.inputs):
                 continue
-            found = rows(value, "pooled", channels_first=has_channels_first(module, value))
+            module = root.get_submodule(name)
+            found = rows(value, "pooled", channels_first=has_channels_first(module, value)).double()
             scatter = scatter_of(found, self.partition)
             projected = Projected(scatter)
-            known = None if guessed is None else self._compact(guessed)
             projected.update(found, self.partition.index, known)
             weight: Any = getattr(module, "weight", None)
             fits = isinstance(weight, Tensor) and weight.shape == scatter.means.shape
@@ -105,31 +122,17 @@ class CollapseProbe:
         index = torch.searchsorted(present, answers).clamp_max(len(present) - 1)
         return torch.where(present[index] == answers, index, -1)
 
-    def _bound(self, root: nn.Module, table: dict[str, Mapping[str, float]]) -> None:
-        with torch.no_grad():
-            outputs = logits_of(forward(root.eval(), self.inputs[:1]))
-        targets = vectors(self.labels, outputs.shape[-1], outputs.dtype)
-        assert self.decay is not None
-        found = chain(
-            root,
-            self.inputs.to(outputs.dtype),
-            targets,
-            self.partition,
-            self.decay,
-            LOSSES[self.loss],
-            local=self.local,
-        )
-        for layer in found.layers:
-            table[layer.name] = {
-                **table.get(layer.name, {}),
-                "to_rank_k": layer.distance,
-                "chain_bound": layer.bound,
-                "chain_joint": layer.joint,
-                "chain_local": float("nan") if layer.local is None else layer.local,
-                "chain_gradient": layer.gradient_part,
-                "chain_residual": layer.residual_part,
-                "chain_holds": float(layer.holds),
-            }
+
+def _columns(layer: LayerBound) -> dict[str, float]:
+    return {
+        "to_rank_k": layer.distance,
+        "chain_bound": layer.bound,
+        "chain_joint": layer.joint,
+        "chain_local": float("nan") if layer.local is None else layer.local,
+        "chain_gradient": layer.gradient_part,
+        "chain_residual": layer.residual_part,
+        "chain_holds": float(layer.holds),
+    }
 
 
 def class_centroids(inputs: Tensor, labels: Tensor, classes: int) -> tuple[Tensor, Tensor, Tensor]:

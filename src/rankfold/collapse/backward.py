@@ -1,0 +1,181 @@
+"""One backward pass over a set: gradients, what enters every layer, and gradients of rows put together in clusters."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass, field
+
+import torch
+from torch import Tensor, nn
+
+from rankfold.batches import forward, logits_of
+from rankfold.collapse.centroid import centroids
+from rankfold.collapse.features import patches
+from rankfold.collapse.losses import Loss
+from rankfold.collapse.partition import Partition
+
+Rows = tuple[str, Tensor, Tensor]
+
+
+@dataclass(frozen=True, eq=False)
+class Whole:
+    """What one pass over N samples found.
+
+    ``gradients``: ∇ of the mean loss for each weight asked for, float64; None where the output does not depend on it.
+    ``features``: what entered each layer that is called once for a batch, (N, …). ``answers``: the outputs, (N, …).
+    ``local``: G_K of every layer whose rows can be taken apart (see ``local_gradients``).
+    """
+
+    gradients: list[Tensor | None]
+    features: dict[str, Tensor]
+    answers: Tensor
+    local: dict[str, Tensor]
+
+
+@dataclass
+class _Seen:
+    """Of one forward pass: what entered, call by call, and zeros added to the outputs, which then have gradients."""
+
+    entered: dict[str, list[tuple[nn.Module, Tensor]]] = field(default_factory=dict)
+    zeros: dict[str, Tensor] = field(default_factory=dict)
+
+
+@contextmanager
+def _watching(model: nn.Module, names: Sequence[str], slopes: bool) -> Iterator[_Seen]:
+    seen = _Seen()
+    with ExitStack() as stack:
+        for name in names:
+
+            def hook(module: nn.Module, args: tuple, kwargs: dict, output: Tensor, name: str = name) -> Tensor | None:
+                entering = args[0] if args else next(iter(kwargs.values()))
+                seen.entered.setdefault(name, []).append((module, entering.detach()))
+                if not slopes:
+                    return None
+                # what is added here has the gradient at the output, even if the output is overwritten in place
+                seen.zeros[name] = torch.zeros_like(output, requires_grad=True)
+                return output + seen.zeros[name]
+
+            handle = model.get_submodule(name).register_forward_hook(hook, with_kwargs=True)
+            stack.callback(handle.remove)
+        yield seen
+
+
+def whole_pass(
+    model: nn.Module,
+    names: Sequence[str],
+    inputs: Tensor,
+    targets: Tensor,
+    partition: Partition,
+    loss: Loss,
+    weights: Sequence[Tensor] = (),
+    *,
+    batch_size: int = 1024,
+    local: bool = True,
+) -> Whole:
+    """Gradients of the mean loss on ``inputs`` (N, …), ``targets`` (N, C), and what is known of the layers ``names``.
+
+    For the model in the mode it is in. Cost: one forward and one backward pass; with ``local`` two additions for every
+    number of the rows.
+    """
+    total: list[Tensor | None] = [None] * len(weights)
+    entered: dict[str, list[Tensor]] = {}
+    answers = []
+    sums: dict[str, tuple[Tensor, Tensor, Tensor]] = {}
+    for start in range(0, len(inputs), batch_size):
+        part = slice(start, start + batch_size)
+        with _watching(model, names, local) as seen:
+            answer = logits_of(forward(model, inputs[part]))
+        value = loss(answer, targets[part]).sum() / len(inputs)
+        wanted = [*weights, *seen.zeros.values()]
+        found = torch.autograd.grad(value, wanted, allow_unused=True) if wanted else ()
+        for i, slope in enumerate(found[: len(weights)]):
+            if slope is not None:
+                old = total[i]
+                total[i] = slope.double() if old is None else old + slope.double()
+        for name, calls in seen.entered.items():
+            entered.setdefault(name, []).extend(value for _, value in calls)
+        answers.append(answer.detach())
+        index = partition.index[part]
+        for name, a, delta in _rows(seen, found[len(weights) :]):
+            _add(sums, name, a, delta, index.repeat_interleave(len(a) // len(index)), partition.clusters)
+    return Whole(
+        total,
+        {name: joined for name, parts in entered.items() if (joined := _joined(parts, len(inputs))) is not None},
+        torch.cat(answers),
+        {
+            name: (outside / counts.clamp_min(1).unsqueeze(1)).mT @ inside
+            for name, (counts, inside, outside) in sums.items()
+        },
+    )
+
+
+def _joined(parts: list[Tensor], count: int) -> Tensor | None:
+    """All of a layer's features, or None: of different shapes, or not one for each sample."""
+    alike = len({part.shape[1:] for part in parts}) == 1 and sum(len(part) for part in parts) == count
+    return torch.cat(parts) if alike else None
+
+
+def _rows(seen: _Seen, slopes: Sequence[Tensor | None]) -> Iterator[Rows]:
+    for name, slope in zip(seen.zeros, slopes, strict=True):
+        module, entering = seen.entered[name][-1]
+        if slope is None:
+            continue
+        try:
+            a = patches(module, entering)
+        except ValueError:
+            continue
+        delta = slope.movedim(1, -1) if isinstance(module, nn.modules.conv._ConvNd) else slope
+        yield name, a.double().flatten(0, 1), delta.double().reshape(-1, delta.shape[-1])
+
+
+def _add(
+    sums: dict[str, tuple[Tensor, Tensor, Tensor]], name: str, a: Tensor, delta: Tensor, index: Tensor, clusters: int
+) -> None:
+    if name not in sums:
+        empty = torch.zeros(clusters, dtype=torch.float64)
+        sums[name] = (empty, empty.new_zeros(clusters, a.shape[1]), empty.new_zeros(clusters, delta.shape[1]))
+    counts, inside, outside = sums[name]
+    counts += index.bincount(minlength=clusters)
+    inside.index_add_(0, index, a)
+    outside.index_add_(0, index, delta)
+
+
+def layer_rows(
+    model: nn.Module, names: Sequence[str], inputs: Tensor, targets: Tensor, loss: Loss, scale: float
+) -> list[Rows]:
+    """(name, a (R, n), δ (R, m)) in float64: the rows that enter each layer's matrix and the gradients at its outputs.
+
+    Σ_r δ_r a_rᵀ is the gradient of ``scale`` · Σ ℓ. Layers whose rows cannot be taken apart (groups) are left out.
+    """
+    with _watching(model, names, True) as seen:
+        value = loss(logits_of(forward(model, inputs)), targets).sum() * scale
+    return list(_rows(seen, torch.autograd.grad(value, list(seen.zeros.values()), allow_unused=True)))
+
+
+def local_gradients(
+    model: nn.Module,
+    names: Sequence[str],
+    inputs: Tensor,
+    targets: Tensor,
+    partition: Partition,
+    loss: Loss,
+    batch_size: int = 1024,
+) -> dict[str, Tensor]:
+    """G_K of every layer whose rows can be taken apart: the gradient with rows replaced by their cluster means.
+
+    ∇_W L = Σ_r δ_r a_rᵀ over the rows r that meet the matrix (samples, patches of a convolution, tokens), δ_r the
+    gradient at its output. With the rows of a sample in the sample's cluster, G_K = Σ_k N_k δ̄_k ā_kᵀ has rank ≤ K, and
+    ‖∇_W L − G_K‖ = ‖Σ_k Σ_{r∈C_k} (δ_r − δ̄_k)(a_r − ā_k)ᵀ‖ ≤ √S_δ √S_a with the within-cluster sums of squares of both.
+    No second derivative is needed, no chain of layers, and it holds for convolution and attention as it stands.
+    """
+    return whole_pass(model, names, inputs, targets, partition, loss, batch_size=batch_size).local
+
+
+def product_bound(a: Tensor, delta: Tensor, partition: Partition) -> float:
+    """√S_δ √S_a of rows a (R, n) and δ (R, m): bounds ‖∇_W L − G_K‖, without forming either."""
+    inner, outer = (
+        (rows - centroids(rows, partition)[partition.index]).square().sum().sqrt()
+        for rows in (a.double(), delta.double())
+    )
+    return float(inner * outer)
