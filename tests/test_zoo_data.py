@@ -168,6 +168,12 @@ def test_subset_and_take_keep_inputs_and_labels_together():
             split.take(count, torch.Generator())
 
 
+def test_a_split_is_shown_by_its_sizes():
+    text = repr(zoo.load_data("digits"))
+    assert "Split(1,077 samples, inputs (1077, 1, 8, 8) uint8)" in text
+    assert len(text) < 400
+
+
 def test_torch_data_loader_reads_a_split():
     split = pixels(10)
     inputs, labels = next(iter(DataLoader(split, batch_size=10)))

@@ -24,6 +24,10 @@ class Samples(Dataset):
     inputs_of: Sequence[Any]
     labels: Tensor
 
+    def __repr__(self) -> str:
+        """The number alone: the samples themselves would fill the screen."""
+        return f"Samples({len(self):,} samples)"
+
     def __len__(self) -> int:
         return len(self.labels)
 

@@ -29,6 +29,11 @@ class Split:
     std: Tensor
     scale: float = 255.0
 
+    def __repr__(self) -> str:
+        """Sizes alone: the samples themselves would fill the screen."""
+        shape = ", ".join(map(str, self.inputs.shape))
+        return f"Split({len(self):,} samples, inputs ({shape}) {str(self.inputs.dtype).removeprefix('torch.')})"
+
     def normalize(self, batch: Tensor) -> Tensor:
         """Stored samples (B, …) to what a model takes: float32 for pixels, unchanged otherwise."""
         if batch.dtype != torch.uint8:
