@@ -14,10 +14,11 @@ from networks import ConvNet, images
 from torch import Tensor, nn
 
 from rankfold.collapse import Partition, chain, cross_entropy, kmeans, measure_layers, scatter_of, squared_error
-from rankfold.collapse.backward import layer_rows, local_gradients, product_bound
-from rankfold.collapse.centroid import NotAChainError, Tail, centroid_gradients, exact_remainder, gradients
+from rankfold.collapse.backward import layer_rows, local_gradients, product_bound, whole_pass
+from rankfold.collapse.centroid import NotAChainError, Tail, centroid_gradients, centroids, exact_remainder, gradients
 from rankfold.collapse.gradients import gradient_ranks, numerical_rank
 from rankfold.collapse.scatter import Scatter
+from rankfold.sites import split_attention
 
 seeds = st.integers(0, 2**31)
 
@@ -134,6 +135,34 @@ def test_layers_of_a_network_are_measured_in_every_view() -> None:
     model.eval()
     inner = model.block[1](model.block[0](model.norm(model.stem(x)).relu()))
     assert out.classes["whole"].wcss == pytest.approx(naive_wcss(inner.detach().flatten(1), labels))
+
+
+@pytest.mark.parametrize(("samples", "length"), [(12, 5), (6, 6)])
+def test_tokens_belong_to_their_samples(samples: int, length: int) -> None:
+    """The projections inside attention are given (length, samples, width); as many tokens as samples hide a mistake."""
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        model = Attention().double()
+    ids = torch.randint(7, (samples, length), generator=torch.Generator().manual_seed(0))
+    labels = torch.arange(samples) % 3
+    partition, targets = Partition.of(labels), one_hot(labels.tolist(), 5)
+    found = measure_layers(model, [(ids[:4], labels[:4]), (ids[4:], labels[4:])])["attention.v_proj"]
+    z = model.embed(ids).detach()
+    assert found.classes["pooled"].wcss == pytest.approx(naive_wcss(z.mean(1), labels))
+    assert found.classes["whole"].wcss == pytest.approx(naive_wcss(z.flatten(1), labels))
+    assert found.classes["whole"].wcss != pytest.approx(naive_wcss(z.transpose(0, 1).reshape(samples, -1), labels))
+    with split_attention(model):
+        (_, a, delta), *_ = layer_rows(model, ("attention.v_proj",), ids, targets, cross_entropy, 1 / samples)
+        near = local_gradients(model, ("attention.v_proj",), ids, targets, partition, cross_entropy)
+        of_row = Partition.of(labels.repeat_interleave(length))
+        assert torch.allclose(a, z.flatten(0, 1))
+        means = [centroids(rows, of_row)[of_row.index] for rows in (delta, a)]
+        assert torch.allclose(near["attention.v_proj"], means[0].mT @ means[1], atol=1e-12)
+        ranks = gradient_ranks(model, ids[:2], targets[:2], cross_entropy)
+    assert ranks["attention.k_proj"].rank == ranks["attention.k_proj"].key <= 2 * (length - 1)
+    bounds = chain(model, ids, targets, partition, 0.1, cross_entropy)
+    assert bounds.violations == 0
+    assert "residual" in bounds.skipped["attention.k_proj"]
 
 
 def test_features_beyond_memory_are_said_and_k_means_on_a_part_stays_above() -> None:
@@ -277,6 +306,24 @@ def test_rows_give_the_gradient_and_clusters_of_rows_bound_it(kind: str) -> None
         # rows exchanged between clusters break the identity behind the bound
         wrong = Partition.of((rows.index + torch.arange(len(a)) % 2) % 3)
         assert product_bound(a, delta, wrong) != pytest.approx(product_bound(a, delta, rows))
+
+
+def test_a_pass_in_batches_is_the_pass_at_once() -> None:
+    model, x, targets, partition = problem(2)
+    weights = [model[i].weight for i in (0, 2, 4)]
+    once, parts = (
+        whole_pass(model, ("0", "2", "4"), x, targets, partition, squared_error, weights, batch_size=size)
+        for size in (24, 7)
+    )
+    for a, b in zip((*once.gradients, *once.local.values()), (*parts.gradients, *parts.local.values()), strict=True):
+        assert a is not None
+        assert b is not None
+        assert torch.allclose(a, b, atol=1e-13)
+    assert torch.equal(parts.features["0"], x)
+    assert torch.allclose(parts.features["2"], model[:2](x))
+    assert torch.allclose(parts.answers, model(x))
+    other = whole_pass(model, ("2",), x, targets, Partition.of(torch.arange(24) % 2), squared_error)
+    assert not torch.allclose(other.local["2"], once.local["2"], atol=1e-3)  # another partition, other centroids
 
 
 # --- the chain of theorem 3.4

@@ -7,6 +7,7 @@ import math
 import re
 from functools import lru_cache
 from pathlib import Path
+from typing import Any
 from xml.etree import ElementTree
 
 import pytest
@@ -15,6 +16,7 @@ from commands import failed, succeeded
 from digits import digits, tiny, write_weights
 from hypothesis import given
 from hypothesis import strategies as st
+from test_collapse import Attention
 from torch import Tensor, nn
 
 import rankfold as rf
@@ -66,6 +68,25 @@ def test_the_recorder_keeps_what_the_probe_says(tmp_path: Path) -> None:
         rf.SpectrumRecorder.load(tmp_path / "plain.safetensors", model, probe=probe)
     assert not model[1].weight.grad
     assert model.training is False
+
+
+@pytest.mark.parametrize("kind", ["dense", "tokens"])
+def test_the_chain_beside_them_changes_no_measure(kind: str) -> None:
+    """With the chain the features come from its backward pass, else from a forward pass of their own."""
+    if kind == "tokens":
+        with torch.random.fork_rng():
+            torch.manual_seed(0)
+            model: nn.Module = Attention()
+        ids = torch.randint(7, (12, 5), generator=torch.Generator().manual_seed(0))
+        data: Any = [(ids, torch.arange(12) % 3)]
+    else:
+        model, data = tiny(), digits().train.take(60, torch.Generator().manual_seed(0))
+    alone, beside = (CollapseProbe(data, decay=decay)(model) for decay in (None, 1e-2))
+    assert list(alone) == list(beside)
+    for name, numbers in alone.items():
+        assert {key: beside[name][key] for key in numbers} == pytest.approx(numbers, rel=1e-6, nan_ok=True)
+        assert beside[name]["chain_holds"] == 1
+        assert "chain_holds" not in numbers
 
 
 def test_a_probe_needs_labels_and_leaves_the_model_as_it_was() -> None:

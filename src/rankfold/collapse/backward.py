@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from rankfold.batches import forward, logits_of
 from rankfold.collapse.centroid import centroids
-from rankfold.collapse.features import patches
+from rankfold.collapse.features import is_swapped, patches
 from rankfold.collapse.losses import Loss
 from rankfold.collapse.partition import Partition
 
@@ -46,15 +46,19 @@ def _watching(model: nn.Module, names: Sequence[str], slopes: bool) -> Iterator[
     seen = _Seen()
     with ExitStack() as stack:
         for name in names:
+            swapped = is_swapped(model, name)
 
-            def hook(module: nn.Module, args: tuple, kwargs: dict, output: Tensor, name: str = name) -> Tensor | None:
-                entering = args[0] if args else next(iter(kwargs.values()))
-                seen.entered.setdefault(name, []).append((module, entering.detach()))
+            def hook(
+                module: nn.Module, args: tuple, kwargs: dict, output: Tensor, name: str = name, swapped: bool = swapped
+            ) -> Tensor | None:
+                entering = (args[0] if args else next(iter(kwargs.values()))).detach()
+                seen.entered.setdefault(name, []).append((module, entering.transpose(0, 1) if swapped else entering))
                 if not slopes:
                     return None
                 # what is added here has the gradient at the output, even if the output is overwritten in place
-                seen.zeros[name] = torch.zeros_like(output, requires_grad=True)
-                return output + seen.zeros[name]
+                zeros = torch.zeros_like(output.transpose(0, 1) if swapped else output, requires_grad=True)
+                seen.zeros[name] = zeros
+                return output + (zeros.transpose(0, 1) if swapped else zeros)
 
             handle = model.get_submodule(name).register_forward_hook(hook, with_kwargs=True)
             stack.callback(handle.remove)

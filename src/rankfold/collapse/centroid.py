@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from rankfold.batches import forward, logits_of
-from rankfold.collapse.features import watched
+from rankfold.collapse.features import is_swapped, watched
 from rankfold.collapse.losses import Loss
 from rankfold.collapse.partition import Partition
 
@@ -26,6 +26,7 @@ class NotAChainError(ValueError):
 def _entering(model: nn.Module, name: str, value: Tensor) -> Iterator[None]:
     """Within the block ``value`` enters the module ``name`` instead of whatever is given to it."""
     module = model.get_submodule(name)
+    value = value.transpose(0, 1) if is_swapped(model, name) else value
 
     def hook(module: nn.Module, args: tuple, kwargs: dict) -> tuple[tuple, dict]:
         if args:
@@ -74,7 +75,9 @@ class Tail:
 
     def _check(self) -> None:
         with torch.no_grad():
-            found = self.features(self.carrier)[:1]
+            if any(len(self.features(self.carrier[:count])) != count for count in (1, len(self.carrier))):
+                raise ValueError(f"what enters {self.name} has not one entry for each sample (batch_first?)")
+            found = self.features(self.carrier[:1])
             one, other = (self.carrier[:1], 1.7 * self.carrier[-1:] + 0.3 if self.carrier.is_floating_point() else None)
             answers = []
             for carrier in (one, other):

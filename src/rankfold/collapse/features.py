@@ -10,6 +10,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from rankfold.layers import SplitAttention
 from rankfold.sites import ordinary_class
 
 Side = Literal["input", "output"]
@@ -71,6 +72,11 @@ def patches(module: nn.Module, inputs: Tensor) -> Tensor:
     return inputs.reshape(len(inputs), -1, inputs.shape[-1])
 
 
+def is_swapped(model: nn.Module, name: str) -> bool:
+    """Whether (length, samples, width) enters and leaves the module, as inside every split attention."""
+    return isinstance(model.get_submodule(name.rpartition(".")[0]), SplitAttention)
+
+
 Taken = Callable[[str, nn.Module, Tensor], None]
 
 
@@ -78,7 +84,8 @@ Taken = Callable[[str, nn.Module, Tensor], None]
 def watched(model: nn.Module, modules: Sequence[str], side: Side, take: Taken) -> Iterator[None]:
     """Within the block ``take(name, module, features)`` is called at every call of each of ``modules``.
 
-    ``features`` is the first tensor that enters (``side`` input) or leaves. Only own hooks are added and removed.
+    ``features`` is the first tensor that enters (``side`` input) or leaves, samples first. Only own hooks are added
+    and removed.
     Raises ``ValueError`` for a name that is no module.
     """
     known = dict(model.named_modules(remove_duplicate=False))
@@ -87,7 +94,11 @@ def watched(model: nn.Module, modules: Sequence[str], side: Side, take: Taken) -
             if name not in known:
                 raise ValueError(f"no module named {name!r}; there are {', '.join(filter(None, known))}")
 
-            def hook(module: nn.Module, args: tuple, kwargs: dict, output: Any, name: str = name) -> None:
+            swapped = is_swapped(model, name)
+
+            def hook(
+                module: nn.Module, args: tuple, kwargs: dict, output: Any, name: str = name, swapped: bool = swapped
+            ) -> None:
                 if side == "input":
                     value = args[0] if args else next(iter(kwargs.values()))
                 else:
@@ -96,6 +107,8 @@ def watched(model: nn.Module, modules: Sequence[str], side: Side, take: Taken) -
                     value = getattr(value, "last_hidden_state", value)
                 if not isinstance(value, Tensor):
                     raise ValueError(f"{name}: its {side} is a {type(value).__name__}, not a tensor")
+                if swapped:
+                    value = value.transpose(0, 1)
                 # an activation behind may overwrite what leaves a layer
                 take(name, module, value.clone() if side == "output" else value)
 
