@@ -82,11 +82,12 @@ def test_the_chain_beside_them_changes_no_measure(kind: str) -> None:
     else:
         model, data = tiny(), digits().train.take(60, torch.Generator().manual_seed(0))
     alone, beside = (CollapseProbe(data, decay=decay)(model) for decay in (None, 1e-2))
-    assert list(alone) == list(beside)
+    assert set(beside) - set(alone) <= {"embed"}  # ids have no variation, their table has bounds
     for name, numbers in alone.items():
         assert {key: beside[name][key] for key in numbers} == pytest.approx(numbers, rel=1e-6, nan_ok=True)
-        assert beside[name]["chain_holds"] == 1
+        assert beside[name].get("chain_holds", 1) == 1  # no cut, no chain
         assert "chain_holds" not in numbers
+    assert "chain_holds" in beside[list(alone)[-1]]
 
 
 def test_a_probe_needs_labels_and_leaves_the_model_as_it_was() -> None:
