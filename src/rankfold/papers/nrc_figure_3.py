@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -81,24 +82,25 @@ def remarks(table: pd.DataFrame, found: list[dict[str, Any]]) -> list[str]:
     """What the paper claims, and what was found."""
     end = summary(table, found)
     hidden = end[end["layer"] <= 3]  # the last layer has rank at most K anyway
-    falls = int((hidden["tail_k_last"] < hidden["tail_k_first"]).sum())
+    lighter = int((hidden["tail_k_last"] < hidden["tail_k_first"]).sum())
     told = [
         "Published: while training a bulk of singular values keeps its mass and the tail lightens, the more so the "
         "larger λ; the variation within classes falls after the first epochs, and at the end as a function of λ.",
-        f"The tail behind rank K is lighter at the end than at the start in {falls} of {len(hidden)} hidden layers.",
+        f"The tail behind rank K is lighter at the end than at the start in {lighter} of {len(hidden)} hidden layers.",
     ]
+    hidden_records: Any = table[table["layer"] <= 3].groupby(["decay", "seed", "layer"])
+    falling = [falls(part["epoch"], part["to_rank_k"] / part["norm"]) for _, part in hidden_records]
+    told.append(f"In epochs: the tail behind rank K {in_words(falling, 'steps between records')}.")
+    told.append(f"The whole tail curve, at every rank: {in_words(_curves(found), 'steps between records')}.")
     for name, column, layers in (
-        ("The tail behind rank K", "tail_k_last", (1, 2, 3)),
-        ("The normalised class variation entering a layer", "normalised_class", (2, 3, 4)),
-        ("The raw class variation entering a layer", "wcss_class", (2, 3, 4)),
+        ("the tail behind rank K", "tail_k_last", (1, 2, 3)),
+        ("the normalised class variation entering a layer", "normalised_class", (2, 3, 4)),
+        ("the raw class variation entering a layer", "wcss_class", (2, 3, 4)),
     ):
-        steps = good = 0
-        for layer in layers:
-            for _, part in end[end["layer"] == layer].groupby("seed"):
-                values = part.sort_values("decay")[column].to_numpy()
-                steps += len(values) - 1
-                good += int((np.diff(values) < 0).sum())
-        told.append(f"{name} falls with λ in {good} of {steps} steps of the grid.")
+        lines: Any = end[end["layer"].isin(layers)].groupby(["layer", "seed"])
+        told.append(
+            f"In λ: {name} {in_words([falls(part['decay'], part[column]) for _, part in lines], 'steps of the grid')}."
+        )
     pairs = _followed(table)
     if len(pairs) > 3:
         rank = pairs["variation"].corr(pairs["tail"], method="spearman")
@@ -110,6 +112,42 @@ def remarks(table: pd.DataFrame, found: list[dict[str, Any]]) -> list[str]:
     seconds = sum(value["cpu_seconds"] for value in found)
     told.append(f"Processor time of all trainings: {seconds / 60:.1f} minutes.")
     return told
+
+
+@dataclass(frozen=True)
+class Falls:
+    """Of one series: how many of its steps go down, and the rank correlation with what it is drawn against."""
+
+    down: int
+    steps: int
+    correlation: float
+
+
+def falls(along: pd.Series, values: pd.Series) -> Falls:
+    """``values`` over ``along``, in any order; −1 is a series that never rises. NaN for a constant one."""
+    ordered = pd.DataFrame({"along": along.astype(float), "values": values.astype(float)}).sort_values("along")
+    steps = np.diff(ordered["values"].to_numpy())
+    return Falls(int((steps < 0).sum()), len(steps), float(ordered["along"].corr(ordered["values"], method="spearman")))
+
+
+def in_words(found: list[Falls], steps: str) -> str:
+    """Several series together."""
+    down, total = sum(each.down for each in found), sum(each.steps for each in found)
+    mean = np.nanmean([each.correlation for each in found])
+    return f"falls in {down} of {total} {steps}, rank correlation {mean:.3f} in the mean of {len(found)} series"
+
+
+def _curves(found: list[dict[str, Any]]) -> list[Falls]:
+    """tail(k) over the epochs, for every hidden layer and rank k that is kept, where it is not 0 or 1 by definition."""
+    series = []
+    for value in found:
+        for curves in list(value["tails"].values())[:3]:
+            epochs = pd.Series([float(epoch) for epoch in curves])
+            for rank in range(1, len(next(iter(curves.values())))):
+                tails = pd.Series([tail[rank] for tail in curves.values()])
+                if tails.iloc[0] > 0:
+                    series.append(falls(epochs, tails))
+    return series
 
 
 def _followed(table: pd.DataFrame) -> pd.DataFrame:

@@ -145,7 +145,10 @@ class CollapseReport:
                     + "; low rank usually comes much earlier. "
                 )
         else:
-            told += " No weight decay above 0 fits gradients and weights, so that no bound is given. "
+            told += (
+                " No weight decay above 0 fits gradients and weights, so that no bound is given; if the training's is "
+                "known, give it. "
+            )
         if self.transitions is not None and len(self.transitions.decays):
             found = self.transitions
             told += (

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from pathlib import Path
 
 from rankfold.files import write_atomically
@@ -31,11 +32,22 @@ def collapse_data(found: CollapseReport, model: str, data: str) -> CollapseData:
         transitions=[] if found.transitions is None else found.transitions.decays.tolist(),
         transitions_about="" if found.transitions is None else found.transitions.about,
         decay=found.decay if known else None,
-        skipped=list(found.skipped.items()),
-        left_out=list(found.left_out),
+        skipped=[(name, reason.removeprefix(f"{name}: ")) for name, reason in found.skipped.items()],
+        left_out=_by_reason(found.left_out),
         notes=list(found.notes),
         environment=environment(),
     )
+
+
+def _by_reason(left_out: Sequence[tuple[str, str]]) -> list[tuple[str, str]]:
+    """One row for each reason: a network has a vector or two for each of its layers."""
+    names: dict[str, list[str]] = {}
+    for name, reason in left_out:
+        names.setdefault(reason, []).append(name)
+    return [
+        (", ".join(found) if len(found) <= 3 else f"{', '.join(found[:2])} and {len(found) - 2} more", reason)
+        for reason, found in names.items()
+    ]
 
 
 def write_collapse(found: CollapseReport, model: str, data: str, path: str | Path) -> Path:

@@ -166,9 +166,9 @@ def _lines(
     *,
     log: bool,
 ) -> Markup:
-    marks = "os^D"
+    marks, many = "os^D", len(layers) > 6
     with rc_context(STYLE):
-        figure = Figure(figsize=(_WIDTH, 2.9), layout="constrained")
+        figure = Figure(figsize=(_WIDTH, 3.6 if many else 2.9), layout="constrained")  # long names take their part
         panel = figure.subplots()
         for number, (name, values) in enumerate(lines):
             panel.plot(range(len(values)), values, marker=marks[number], markersize=4, color=SERIES[number], label=name)
@@ -182,7 +182,6 @@ def _lines(
             panel.axhline(1, color=MUTED, linewidth=0.8, linestyle="--")
         else:
             panel.set_ylim(bottom=0)
-        many = len(layers) > 6
         names = [str(layer["site"]) for layer in layers]
         panel.set_xticks(range(len(names)), names, rotation=60 if many else 0, ha="right" if many else "center")
         figure.legend(loc="outside upper left", frameon=False, fontsize=8, ncols=2)
@@ -196,12 +195,13 @@ def _steps(data: CollapseData) -> Markup | None:
     with rc_context(STYLE):
         figure = Figure(figsize=(_WIDTH, 2.6), layout="constrained")
         panel = figure.subplots()
-        xs = [decays[0] / 10, *decays, decays[-1] * 10]
+        own = data.decay if data.decay is not None and math.isfinite(data.decay) else decays[0]
+        xs = [min(decays[0], own) / 10, *decays, max(decays[-1], own) * 10]
         ys = [*range(len(decays), -1, -1), 0]
         panel.step(xs, ys, where="post", color=SERIES[0])
         if data.decay is not None and math.isfinite(data.decay):
-            panel.axvline(data.decay, color=SERIES[1], linestyle="--", linewidth=1.2)
-            panel.text(data.decay, len(decays), " this network", color=SERIES[1], fontsize=8, va="top")
+            panel.axvline(own, color=SERIES[1], linestyle="--", linewidth=1.2)
+            panel.annotate("this network", (own, 0), (5, 4), textcoords="offset points", color=SERIES[1], fontsize=8)
         panel.set_xscale("log")
         panel.xaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
         panel.xaxis.set_minor_locator(NullLocator())
