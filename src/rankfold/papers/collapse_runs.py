@@ -114,3 +114,8 @@ def chain_remark(rows: Sequence[dict[str, Any]]) -> str:
         f"{told}bound over distance {found['least']:.3g} at best, {found['median']:.3g} in the median, "
         f"{found['largest']:.2g} at most; {found['vacuous']} are vacuous (not below the norm of the weight)."
     )
+
+
+def time_remark(found: Sequence[dict[str, Any]]) -> str:
+    """What the cells cost, in a sentence."""
+    return f"Processor time of all cells: {sum(value['cpu_seconds'] for value in found) / 60:.1f} minutes."

@@ -12,7 +12,7 @@ from matplotlib.figure import Figure
 
 from rankfold.collapse.warmup import class_centroids, warm_up_
 from rankfold.papers.collapse_runs import cells, check
-from rankfold.papers.nrc_mnist import Case, flat, network
+from rankfold.papers.nrc_mnist import Case, flat, network, shape_of
 from rankfold.papers.request import Request
 from rankfold.papers.writing import Outcome, band, panels
 from rankfold.pipeline import Tell
@@ -42,16 +42,14 @@ def reproduce(request: Request, directory: Path, tell: Tell) -> Outcome:
     quickly = request.quick
     seeds = request.seeds or ((0, 1) if quickly else (0, 1, 2, 3, 4))
     decay = (request.decays or (1e-4,))[0]
-    shape: dict[str, Any] = (
-        {"data": "digits", "width": 32, "images": 2000, "batch": 32}
-        if quickly
-        else {"data": "mnist", "width": 256, "images": 10_000, "batch": 128}
+    shape = shape_of(
+        request,
+        {"data": "digits", "width": 32, "images": 2000, "batch": 32, "epochs": 4},
+        {"data": "mnist", "width": 256, "images": 10_000, "batch": 128, "epochs": 5},
     )
-    shape["images"] = request.train_samples or shape["images"]
-    epochs = request.epochs or (4 if quickly else 5)
     settings = ((0, 0), (1, 20), (10, 20)) if quickly else ((0, 0), (1, 20), (1, 50), (10, 50), (50, 50))
     asked = [
-        Asked(Case(decay=decay, hidden=3, seed=seed, epochs=epochs, every=epochs, **shape), per_class, steps, 5)
+        Asked(Case(decay=decay, hidden=3, seed=seed, every=shape["epochs"], **shape), per_class, steps, 5)
         for seed in seeds
         for per_class, steps in settings
     ]
@@ -62,7 +60,7 @@ def reproduce(request: Request, directory: Path, tell: Tell) -> Outcome:
         {"warmup": table, "curves": curves},
         {"warmup": figure(curves)},
         remarks(table),
-        {"shape": shape, "epochs": epochs, "settings": [list(s) for s in settings]},
+        {"shape": shape, "settings": [list(s) for s in settings]},
     )
 
 

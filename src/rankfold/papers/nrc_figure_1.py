@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -13,9 +12,10 @@ from matplotlib.colors import LogNorm
 from matplotlib.figure import Figure
 
 from rankfold.collapse import Partition, chain, critical_decay, kmeans, scatter_of, squared_error
-from rankfold.collapse.gaussian import mixture, proposition_4_1, scatter_interval
+from rankfold.collapse.gaussian import proposition_4_1, scatter_interval
 from rankfold.papers.collapse_descent import chain_network, minimise
 from rankfold.papers.collapse_runs import cells, chain_remark, check
+from rankfold.papers.nrc_blobs import Cell, Size
 from rankfold.papers.request import Request
 from rankfold.papers.writing import Outcome, panels
 from rankfold.pipeline import Tell
@@ -26,43 +26,11 @@ MARGIN = 1.5  # cells nearer to the transition are not judged
 BETWEEN = 0.15  # relative distance to rank K: about 0.6 before the transition and 0.00 after it
 
 
-@dataclass(frozen=True)
-class Size:
-    """The size of the problem and of the grid."""
-
-    blobs: int
-    samples: int
-    dimension: int
-    hidden: int
-    decays: tuple[float, ...]
-    sigmas: tuple[float, ...]
-    seeds: tuple[int, ...]
-    iterations: int
-
-
 QUICK = Size(3, 60, 6, 8, (1e-3, 3e-2), (0.1, 0.3), (0,), 400)
 CI = Size(5, 200, 10, 20, (1e-5, 1e-4, 1e-3, 1e-2, 3e-2), (0.01, 0.1, 0.3, 1.0), (0,), 3000)
 FULL = Size(
     10, 1000, 50, 100, tuple(np.logspace(-5, -1, 9).tolist()), tuple(np.logspace(-2, 0, 9).tolist()), (0, 1, 2), 20_000
 )
-
-
-@dataclass(frozen=True)
-class Cell:
-    """One autoencoder: four layers d → h → h → h → d, tanh between them."""
-
-    decay: float
-    sigma: float
-    seed: int
-    blobs: int
-    samples: int
-    dimension: int
-    hidden: int
-    iterations: int
-
-    @property
-    def title(self) -> str:
-        return f"autoencoder-decay{self.decay:.3g}-sigma{self.sigma:.3g}-seed{self.seed}"
 
 
 def reproduce(request: Request, directory: Path, tell: Tell) -> Outcome:
@@ -77,15 +45,8 @@ def full(request: Request, directory: Path, tell: Tell) -> Outcome:
 
 def _reproduce(name: str, size: Size, request: Request, directory: Path, tell: Tell) -> Outcome:
     check(request, name, "train_samples")
-    size = replace(size, decays=request.decays or size.decays, seeds=request.seeds or size.seeds)
-    size = replace(size, iterations=request.epochs or size.iterations)
-    cases = [
-        Cell(decay, sigma, seed, size.blobs, size.samples, size.dimension, size.hidden, size.iterations)
-        for seed in size.seeds
-        for sigma in size.sigmas
-        for decay in size.decays
-    ]
-    found = cells(cases, train, directory / "runs", request.jobs, tell)
+    size = size.asked(request)
+    found = cells(size.cells(), train, directory / "runs", request.jobs, tell)
     table = pd.DataFrame([_row(value) for value in found])
     chains = [row for value in found for moment in value["moments"] for row in moment["chain"]]
     return Outcome(
@@ -100,10 +61,8 @@ def _reproduce(name: str, size: Size, request: Request, directory: Path, tell: T
 
 def train(case: Cell, place: Path) -> dict[str, Any]:
     """One cell, to stationarity; the chain of theorem 3.4 at every record."""
-    generator = torch.Generator().manual_seed(case.seed)
-    data = mixture(case.samples, case.dimension, case.blobs, case.sigma, generator)
-    widths = (case.dimension, case.hidden, case.hidden, case.hidden, case.dimension)
-    model = chain_network(widths, "tanh", bias=True, seed=case.seed)
+    data = case.data
+    model = chain_network(case.widths, "tanh", bias=True, seed=case.seed)
     blobs = Partition.of(data.blob)
     moments: list[dict[str, Any]] = []
 

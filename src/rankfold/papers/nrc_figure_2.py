@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -14,12 +13,12 @@ from torch import Tensor, nn
 
 from rankfold.collapse import Partition, chain, squared_error
 from rankfold.collapse.centroid import centroids
-from rankfold.collapse.gaussian import mixture
 from rankfold.collapse.linear import linear_bounds, ridge
 from rankfold.collapse.transition import threshold_product
 from rankfold.linalg import singular_values
 from rankfold.papers.collapse_descent import chain_network, minimise
 from rankfold.papers.collapse_runs import cells, chain_remark, check
+from rankfold.papers.nrc_blobs import Cell, Size
 from rankfold.papers.request import Request
 from rankfold.papers.writing import COLOURS, Outcome, panels
 from rankfold.pipeline import Tell
@@ -27,55 +26,16 @@ from rankfold.pipeline import Tell
 NAME = "nrc-figure-2"
 
 
-@dataclass(frozen=True)
-class Size:
-    """The size of the problem and of the grid; ``variances`` σ² of the blobs."""
-
-    blobs: int
-    samples: int
-    dimension: int
-    hidden: int
-    decays: tuple[float, ...]
-    variances: tuple[float, ...]
-    seeds: tuple[int, ...]
-    iterations: int
-
-
-QUICK = Size(3, 60, 6, 8, (1e-2, 1e-1), (1e-2, 1e-1), (0,), 400)
-CI = Size(5, 200, 10, 20, (1e-3, 1e-2, 3e-2, 1e-1, 3e-1), (1e-3, 3e-3, 1e-2, 3e-2, 1e-1), (0,), 2000)
-
-
-@dataclass(frozen=True)
-class Cell:
-    """Two linear chains d → h → h → h → d without biases: one trained on the blobs, one on their centroids."""
-
-    decay: float
-    variance: float
-    seed: int
-    blobs: int
-    samples: int
-    dimension: int
-    hidden: int
-    iterations: int
-
-    @property
-    def title(self) -> str:
-        return f"linear-decay{self.decay:.3g}-variance{self.variance:.3g}-seed{self.seed}"
+VARIANCES = (1e-3, 3e-3, 1e-2, 3e-2, 1e-1)
+QUICK = Size(3, 60, 6, 8, (1e-2, 1e-1), (0.1, 0.1**0.5), (0,), 400)
+CI = Size(5, 200, 10, 20, (1e-3, 1e-2, 3e-2, 1e-1, 3e-1), tuple(v**0.5 for v in VARIANCES), (0,), 2000)
 
 
 def reproduce(request: Request, directory: Path, tell: Tell) -> Outcome:
     """Train every cell twice, and put the products beside ridge and beside the threshold of factor decay."""
     check(request, NAME, "train_samples")
-    size = QUICK if request.quick else CI
-    size = replace(size, decays=request.decays or size.decays, seeds=request.seeds or size.seeds)
-    size = replace(size, iterations=request.epochs or size.iterations)
-    cases = [
-        Cell(decay, variance, seed, size.blobs, size.samples, size.dimension, size.hidden, size.iterations)
-        for seed in size.seeds
-        for variance in size.variances
-        for decay in size.decays
-    ]
-    found = cells(cases, train, directory / "runs", request.jobs, tell)
+    size = (QUICK if request.quick else CI).asked(request)
+    found = cells(size.cells(), train, directory / "runs", request.jobs, tell)
     table = pd.DataFrame([_row(value) for value in found])
     chains = [row for value in found for row in value["chain"]]
     return Outcome(
@@ -89,18 +49,15 @@ def reproduce(request: Request, directory: Path, tell: Tell) -> Outcome:
 
 
 def train(case: Cell, place: Path) -> dict[str, Any]:
-    """The trained products of both, and every closed form."""
-    data = mixture(
-        case.samples, case.dimension, case.blobs, case.variance**0.5, torch.Generator().manual_seed(case.seed)
-    )
+    """Two linear chains without biases, one trained on the blobs and one on their centroids, and every closed form."""
+    data = case.data
     x, blobs = data.points, Partition.of(data.blob)
     points, shares = centroids(x, blobs), blobs.counts.double() / case.samples
     chains: list[dict[str, Any]] = []
-    widths = (case.dimension, case.hidden, case.hidden, case.hidden, case.dimension)
     trained = []
     norms = []
     for inputs, weights in ((x, None), (points, shares)):
-        model = chain_network(widths, "identity", bias=False, seed=case.seed)
+        model = chain_network(case.widths, "identity", bias=False, seed=case.seed)
         alone = Partition.of(torch.arange(len(inputs))) if weights is not None else blobs
 
         def record(iterations: int, norm: float, model: nn.Sequential = model, alone: Partition = alone) -> None:
@@ -159,7 +116,8 @@ def _row(value: dict[str, Any]) -> dict[str, Any]:
         "against_ridge", "rank", "to_rank", "norm", "threshold_norm", "ridge_norm",
     )  # fmt: skip
     return (
-        {key: case[key] for key in ("variance", "decay", "seed")}
+        {"variance": case["sigma"] ** 2}
+        | {key: case[key] for key in ("decay", "seed")}
         | {key: value[key] for key in kept}
         | {
             "gradient": max(value["gradients"]),

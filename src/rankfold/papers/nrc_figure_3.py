@@ -12,8 +12,8 @@ from matplotlib import colormaps
 from matplotlib.figure import Figure
 
 from rankfold.papers import quick
-from rankfold.papers.collapse_runs import cells, chain_remark, check
-from rankfold.papers.nrc_mnist import TAIL_RANKS, Case, chains, recorded, train
+from rankfold.papers.collapse_runs import cells, chain_remark, check, time_remark
+from rankfold.papers.nrc_mnist import TAIL_RANKS, Case, chains, recorded, shape_of, train
 from rankfold.papers.request import Request
 from rankfold.papers.writing import COLOURS, Outcome, panels
 from rankfold.pipeline import Tell
@@ -26,13 +26,13 @@ def reproduce(request: Request, directory: Path, tell: Tell) -> Outcome:
     """Four values of λ; 10,000 images for 300 epochs unless asked otherwise (all images: ``train_samples`` 55000)."""
     check(request, NAME)
     decays, seeds = request.decays or DECAYS, request.seeds or (0,)
+    shape = shape_of(
+        request,
+        {"data": quick.DATA, "width": 24, "epochs": 20, "images": 1000, "batch": 64, "every": 5},
+        {"data": "mnist", "width": 256, "epochs": 300, "images": 10_000, "batch": 256, "every": 10},
+    )
     if request.quick:
-        shape: dict[str, Any] = {"data": quick.DATA, "width": 24, "epochs": 20, "images": 1000, "batch": 64, "every": 5}
         decays = request.decays or (1e-4, 5e-3)
-    else:
-        shape = {"data": "mnist", "width": 256, "epochs": 300, "images": 10_000, "batch": 256, "every": 10}
-    shape["epochs"] = request.epochs or shape["epochs"]
-    shape["images"] = request.train_samples or shape["images"]
     cases = [Case(decay=decay, hidden=3, seed=seed, **shape) for seed in seeds for decay in decays]
     found = cells(cases, train, directory / "runs", request.jobs, tell)
     table = recorded(found)
@@ -50,7 +50,6 @@ def summary(table: pd.DataFrame, found: list[dict[str, Any]]) -> pd.DataFrame:
     """The last record of every layer beside its first."""
     rows = []
     ends = {(v["case"]["decay"], v["case"]["seed"]): v["end"] for v in found}
-    accuracy = {(v["case"]["decay"], v["case"]["seed"]): v["validation"] for v in found}
     groups: Any = table.groupby(["decay", "seed", "layer"])
     for (decay, seed, layer), part in groups:
         first, last = part.iloc[0], part.iloc[-1]
@@ -72,7 +71,7 @@ def summary(table: pd.DataFrame, found: list[dict[str, Any]]) -> pd.DataFrame:
                 "cdnv": last["cdnv"],
                 "bound": end["chain"][layer - 1]["bound"],
                 "distance": end["chain"][layer - 1]["distance"],
-                "validation": accuracy[decay, seed],
+                "validation": last["validation"],
             }
         )
     return pd.DataFrame(rows)
@@ -108,10 +107,7 @@ def remarks(table: pd.DataFrame, found: list[dict[str, Any]]) -> list[str]:
             f"Over {len(pairs)} records of hidden layers from the second on, the distance to rank K over the norm and "
             f"the normalised variation of what enters the layer have the rank correlation {rank:.2f}."
         )
-    told.append(chain_remark(chains(found)))
-    seconds = sum(value["cpu_seconds"] for value in found)
-    told.append(f"Processor time of all trainings: {seconds / 60:.1f} minutes.")
-    return told
+    return [*told, chain_remark(chains(found)), time_remark(found)]
 
 
 @dataclass(frozen=True)

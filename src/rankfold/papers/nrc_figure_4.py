@@ -9,8 +9,8 @@ import pandas as pd
 from matplotlib.figure import Figure
 
 from rankfold.papers import quick
-from rankfold.papers.collapse_runs import cells, chain_remark, check
-from rankfold.papers.nrc_mnist import Case, chains, recorded, train
+from rankfold.papers.collapse_runs import cells, chain_remark, check, time_remark
+from rankfold.papers.nrc_mnist import Case, chains, recorded, shape_of, train
 from rankfold.papers.request import Request
 from rankfold.papers.writing import Outcome, band, panels
 from rankfold.pipeline import Tell
@@ -49,12 +49,11 @@ def _depth(of: int, request: Request, directory: Path, tell: Tell) -> Outcome:
 def _reproduce(along: str, shapes: list[dict[str, Any]], request: Request, directory: Path, tell: Tell) -> Outcome:
     check(request, NAMES[along])
     decays, seeds = request.decays or ((1e-3, 5e-3) if request.quick else DECAYS), request.seeds or (0,)
-    if request.quick:
-        shape: dict[str, Any] = {"data": quick.DATA, "epochs": 10, "images": 500, "batch": 64, "every": 5}
-    else:
-        shape = {"data": "mnist", "epochs": 50, "images": 10_000, "batch": 128, "every": 10}
-    shape["epochs"] = request.epochs or shape["epochs"]
-    shape["images"] = request.train_samples or shape["images"]
+    shape = shape_of(
+        request,
+        {"data": quick.DATA, "epochs": 10, "images": 500, "batch": 64, "every": 5},
+        {"data": "mnist", "epochs": 50, "images": 10_000, "batch": 128, "every": 10},
+    )
     # the largest λ first: it is what is claimed about, and small networks before large ones
     cases = [
         Case(decay=decay, seed=seed, **shape, **each)
@@ -85,16 +84,15 @@ def middle(found: list[dict[str, Any]], along: str) -> pd.DataFrame:
         layers = int(last["layer"].max())
         square = last[(last["layer"] > 1) & (last["layer"] < layers)]
         centre = last[last["layer"] == (layers + 1) // 2].iloc[0]
-        accuracy = next(
-            v["validation"]
-            for v in found
-            if (v["case"]["decay"], v["case"][along], v["case"]["seed"]) == (decay, value, seed)
-        )
         rows.append(
             {"decay": decay, along: value, "seed": seed}
             | {measure: float(centre[measure]) for measure in MEASURES}
             | {f"mean_{measure}": float(square[measure].mean()) for measure in MEASURES}
-            | {"tail_k": centre["to_rank_k"] / centre["norm"], "norm": centre["norm"], "validation": accuracy}
+            | {
+                "tail_k": centre["to_rank_k"] / centre["norm"],
+                "norm": centre["norm"],
+                "validation": centre["validation"],
+            }
         )
     return pd.DataFrame(rows)
 
@@ -123,9 +121,7 @@ def remarks(table: pd.DataFrame, along: str, found: list[dict[str, Any]]) -> lis
             for measure, label in measures.items()
         ]
         told.append(f"λ = {decay:g}, {word} {least} to {most}: largest over least − 1: {', '.join(spreads)}.")
-    told.append(chain_remark(chains(found)))
-    told.append(f"Processor time of all trainings: {sum(v['cpu_seconds'] for v in found) / 60:.1f} minutes.")
-    return told
+    return [*told, chain_remark(chains(found)), time_remark(found)]
 
 
 def figure(table: pd.DataFrame, along: str) -> Figure:

@@ -13,6 +13,7 @@ from torch import nn
 from rankfold.collapse import CollapseProbe, Partition, chain, cross_entropy, kmeans, scatter_of, transitions
 from rankfold.collapse.losses import vectors
 from rankfold.papers.collapse_descent import chain_network
+from rankfold.papers.request import Request
 from rankfold.papers.runs import without_checkpoints
 from rankfold.record import SpectrumRecorder
 from rankfold.train import Progress, Recipe, evaluate, fit
@@ -68,6 +69,12 @@ class Case:
     @property
     def title(self) -> str:
         return f"{self.data}-decay{self.decay:.3g}-width{self.width}-hidden{self.hidden}-seed{self.seed}"
+
+
+def shape_of(request: Request, small: dict[str, Any], usual: dict[str, Any]) -> dict[str, Any]:
+    """What all cases of an experiment share: ``small`` of a quick request, else ``usual``, and what is asked for."""
+    shape = small if request.quick else usual
+    return shape | {"epochs": request.epochs or shape["epochs"], "images": request.train_samples or shape["images"]}
 
 
 def flat(case: Case) -> Data:
@@ -189,7 +196,7 @@ def _wcss(clusters: Any) -> float:
 
 
 def recorded(found: list[dict[str, Any]]) -> pd.DataFrame:
-    """Every record of every case: the recorder's columns, and decay, width, hidden, seed, number of the layer."""
+    """Every record of every case: the recorder's columns, the case, the layer's number, the accuracy at the end."""
     tables = []
     for value in found:
         table = pd.DataFrame(value["frame"])
@@ -197,6 +204,7 @@ def recorded(found: list[dict[str, Any]]) -> pd.DataFrame:
         table.insert(0, "layer", [sites.index(site) + 1 for site in table["site"]])
         for key in ("seed", "hidden", "width", "decay"):
             table.insert(0, key, value["case"][key])
+        table["validation"] = value["validation"]
         tables.append(table)
     return pd.concat(tables, ignore_index=True)
 
