@@ -102,10 +102,14 @@ def remarks(table: pd.DataFrame, found: list[dict[str, Any]]) -> list[str]:
         )
     pairs = _followed(table)
     if len(pairs) > 3:
-        rank = pairs["variation"].corr(pairs["tail"], method="spearman")
+        ranks = [
+            f"{part['variation'].corr(part['tail'], method='spearman'):.2f} in layer {layer}"
+            for layer, part in pairs.groupby("layer")
+        ]
         told.append(
-            f"Over {len(pairs)} records of hidden layers from the second on, the distance to rank K over the norm and "
-            f"the normalised variation of what enters the layer have the rank correlation {rank:.2f}."
+            "Over all records after the start and all λ, the distance to rank K over the norm and the normalised class "
+            f"variation of what enters the layer have the rank correlation {', '.join(ranks)}; "
+            f"{pairs['variation'].corr(pairs['tail'], method='spearman'):.2f} with these layers in one."
         )
     return [*told, chain_remark(chains(found)), time_remark(found)]
 
@@ -151,6 +155,7 @@ def _followed(table: pd.DataFrame) -> pd.DataFrame:
     return pd.DataFrame(
         {
             "decay": part["decay"],
+            "layer": part["layer"],
             "variation": part["normalised_wcss"].astype(float),
             "tail": (part["to_rank_k"] / part["norm"]).astype(float),
         }
@@ -171,6 +176,8 @@ def figure(found: list[dict[str, Any]], seed: int) -> Figure:
                 panel.set_xscale("symlog", linthresh=10)
                 panel.set_xticks([0, 10, 100], ["0", "10", "100"])
                 panel.set_ylim(0, 1.02)
+                if row == 2:
+                    panel.set_xlabel("k")
                 if row == 0:
                     panel.set_title(f"λ = {value['case']['decay']:g}", fontsize=9)
                 if column == 0:
@@ -188,19 +195,16 @@ def figure(found: list[dict[str, Any]], seed: int) -> Figure:
 
 
 def following(table: pd.DataFrame) -> Figure:
-    """The distance of a hidden layer to rank K against the variation of what enters it, a colour for each λ."""
+    """The distance of a hidden layer to rank K against the variation: colours are λ, marks are layers."""
     pairs = _followed(table)
     with panels(1, 1, (4.4, 3.4)) as (drawing, axes):
+        panel = axes[0, 0]
         for number, (decay, part) in enumerate(pairs.groupby("decay")):
-            axes[0, 0].plot(
-                part["variation"],
-                part["tail"],
-                "o",
-                color=COLOURS[number % len(COLOURS)],
-                label=f"λ = {decay:g}",
-                alpha=0.7,
-            )
-        axes[0, 0].set_xlabel("class variation of the features that enter / total")
-        axes[0, 0].set_ylabel("distance to rank K / norm")
-        axes[0, 0].legend(fontsize=8)
+            for mark, (layer, points) in zip("os^D", part.groupby("layer"), strict=False):
+                label = f"λ = {decay:g}, layer {layer}"
+                colour = COLOURS[number % len(COLOURS)]
+                panel.plot(points["variation"], points["tail"], mark, color=colour, label=label, alpha=0.7)
+        panel.set_xlabel("class variation of the features that enter / total")
+        panel.set_ylabel("distance to rank K / norm")
+        panel.legend(fontsize=7)
     return drawing
