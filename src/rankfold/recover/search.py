@@ -1,10 +1,10 @@
 """Our default: the rank is found while the matrix is, then all of it is solved by Gauss–Newton.
 
-The rank grows from one by the leading singular pairs of what the residual leaves, with a few cheap Gauss–Newton steps
-at each rank, as deep linear networks learn (incrementally) and without their small rates. A part of the measurements is
-held out; the rank at which those are met best is taken, and the matrix is finished on all measurements. An over-large
-bound on the rank costs nothing, because ranks far above the true one are never visited; the start is never poor,
-because each rank starts from the solution of the one before.
+The rank grows by those singular pairs of what the residual leaves that stand out from noise, all at once, or by a few
+where none does; a few cheap Gauss–Newton steps follow at each rank, as deep linear networks learn (incrementally) and
+without their small rates. A part of the measurements is held out; the rank at which those are met best is taken, and
+the matrix is finished on all measurements. An over-large bound on the rank costs nothing, because ranks far above the
+true one are never visited; the start is never poor, because each rank starts from the solution of the one before.
 """
 
 from __future__ import annotations
@@ -14,10 +14,10 @@ from dataclasses import dataclass, replace
 
 import numpy as np
 
-from rankfold.recover.arrays import Array, dot, norm, normal, numpy
+from rankfold.recover.arrays import Array, dot, like, norm, normal, numpy
 from rankfold.recover.operators import Operator, surrogate
 from rankfold.recover.outcome import Progress, Recovered, Rules, Watch, recovered
-from rankfold.recover.tangent import Point, joined, leading, residual, step
+from rankfold.recover.tangent import Point, joined, krylov, residual, step
 
 HELD_OUT = 0.05  # of the measurements, while the rank is sought
 ENOUGH, AT_MOST = 200, 0.1  # but so many, where that is no more than a tenth
@@ -27,18 +27,19 @@ WORSE = 1.2  # held-out error over the best that ends the search then, and
 SPENT = 1 / 3  # degrees of freedom over measurements that do: before, the gain may still be to come
 GAIN = 0.995  # held-out error that counts as better
 FALL = 0.7  # residual after a step that is worth another one at the same rank
+AT_FIRST, BLOCKS = 4, 4  # singular pairs looked at first, more if all of them stand out; power steps to find them
+STANDS_OUT = 1.1  # singular value over the largest of noise
 GAP = 3.0  # between neighbouring singular values: what is below may belong to no rank at all
 
 
 @dataclass(frozen=True)
 class Search:
-    """``max_rank``: the largest rank considered; ``start``: the smallest. ``inner``: conjugate-gradient iterations in a
+    """``max_rank``: the largest rank considered. ``inner``: conjugate-gradient iterations in a
     step while the residual is large, ``last`` when it falls fast and at the end; ``rounds``: steps at one rank.
     ``exact``: ``max_rank`` is the rank, and no smaller one is tried."""
 
     max_rank: int
     exact: bool = False
-    start: int = 1
     inner: int = 20
     last: int = 100
     rounds: int = 30
@@ -57,7 +58,7 @@ def recover(
     """X of low rank with A(X) = y, its rank found between 1 and ``search.max_rank``.
 
     ``held_out``: measurements to judge the rank by; without them a twentieth of y is set aside for the search and used
-    again at the end. Cost: about 100 to 300 products of thin factors at the size of the problem.
+    again at the end. Cost: about 100 to 300 products of thin factors at the size of the problem, each O(count · k).
     """
     rng = np.random.default_rng(seed)
     part, part_y, judge = operator, y, held_out
@@ -102,7 +103,7 @@ def grow(
     """The matrix at the best rank, roughly solved, and what was seen on the way."""
     bound = min(search.max_rank, *operator.shape)
     size, judged = norm(y) or 1.0, 1.0 if judge is None else norm(judge[1]) or 1.0
-    x = _fitted(operator, y, _more(surrogate(operator, y), min(search.start, bound), rng, y))
+    x = _fitted(operator, y, _next(operator, y, 1, bound, rng))
     best, best_x, since = math.inf, x, 0
     seen: list[Grown] = []
     while True:
@@ -120,8 +121,7 @@ def grow(
         solved = training <= rules.tol and not search.exact
         if solved or x.rank >= bound or _hopeless(operator, x.rank, since, validation > WORSE * best):
             break
-        width = min(max(1, x.rank // 5), bound - x.rank)
-        x = joined(x, _fitted(operator, rest, _more(surrogate(operator, rest), width, rng, y)))
+        x = joined(x, _fitted(operator, rest, _next(operator, rest, max(1, x.rank // 5), bound - x.rank, rng)))
     if progress is not None:
         progress("finding the rank", bound, bound)
     if judge is not None and not search.exact and seen[-1].training > rules.tol:
@@ -150,8 +150,28 @@ def _simplest(seen: list[Grown], count: int) -> int:
     return best.rank
 
 
-def _more(matrix: Array, rank: int, rng: np.random.Generator, kind: Array) -> Point:
-    return leading(matrix, rank, normal((int(matrix.shape[1]), rank + 4), rng, kind))
+def _next(operator: Operator, rest: Array, least: int, most: int, rng: np.random.Generator) -> Point:
+    """The leading singular pairs of what ``rest`` leaves: all that stand out, at least ``least`` and at most ``most``.
+
+    With random signs in front of the measurements nothing is left of them but noise as large as theirs; what is larger
+    than all of it stands out. One at a time would be slow, and wrong where many are nearly equal: any mixture of them
+    is as good a pair as they are, and the steps that follow would fit it.
+    """
+    n = operator.shape[1]
+
+    def pairs(measurements: Array, width: int) -> Point:
+        seed = normal((n, min(n, width + 4)), rng, rest)
+        return krylov(surrogate(operator, measurements), width, seed, BLOCKS)
+
+    signs = like(1.0 - 2.0 * rng.integers(0, 2, tuple(rest.shape)), rest)
+    width = min(most, max(least, AT_FIRST))
+    noise = STANDS_OUT * float(pairs(rest * signs, width).s[0])
+    while True:
+        found = pairs(rest, width)
+        outstanding = int((numpy(found.s) > noise).sum())
+        if outstanding < width or width == most:
+            return found.cut(min(most, max(least, outstanding)))
+        width = min(most, 4 * width)
 
 
 def _fitted(operator: Operator, rest: Array, more: Point) -> Point:
@@ -176,6 +196,21 @@ def _settle(operator: Operator, y: Array, x: Point, search: Search, enough: floa
         fall = norm(rest) / before
         if fall > FALL:
             break
+        if not search.exact:
+            x, rest = _sparer(operator, y, x, rest, FALL * before)
+    return x, rest
+
+
+def _sparer(operator: Operator, y: Array, x: Point, rest: Array, enough: float) -> tuple[Point, Array]:
+    """``x`` without what lies below the widest gap of its spectrum, where its residual is ``enough`` then: a singular
+    value on its way to zero makes the steps slow."""
+    s = numpy(x.s)
+    ratios = s[:-1] / np.maximum(s[1:], np.finfo(s.dtype).tiny)
+    if len(s) > 1 and ratios.max() >= GAP:
+        trial = x.cut(int(ratios.argmax()) + 1)
+        left = residual(operator, y, trial)
+        if norm(left) <= enough:
+            return trial, left
     return x, rest
 
 

@@ -95,6 +95,23 @@ def leading(matrix: Array, rank: int, seed: Array, passes: int = 2) -> Point:
     basis = orthonormal(matrix @ seed)
     for _ in range(passes):
         basis = orthonormal(matrix @ orthonormal((basis.T @ matrix).T))
+    return _within(matrix, basis, rank)
+
+
+def krylov(matrix: Array, rank: int, seed: Array, blocks: int) -> Point:
+    """As ``leading``, from the span of all ``blocks`` power steps (Musco and Musco 2015): for the same products it
+    finds directions that the last step alone leaves buried, such as few in very many of nearly their size.
+
+    Memory: (m + n) · blocks · columns of ``seed``.
+    """
+    m, n = (int(size) for size in matrix.shape)
+    found = [orthonormal(matrix @ seed)]
+    while len(found) < blocks and (len(found) + 1) * seed.shape[1] <= min(m, n):
+        found.append(orthonormal(matrix @ orthonormal((found[-1].T @ matrix).T)))
+    return _within(matrix, orthonormal(side_by_side(*found)), rank)
+
+
+def _within(matrix: Array, basis: Array, rank: int) -> Point:
     a, s, b = namespace(basis).linalg.svd(basis.T @ matrix, full_matrices=False)
     return Point(contiguous(basis @ a[:, :rank]), s[:rank], contiguous(b[:rank]))
 

@@ -1,0 +1,92 @@
+"""How the default finds a rank: what stands out from noise is taken at once, and what dies away is let go."""
+
+import numpy as np
+import pytest
+import scipy.sparse
+
+from rankfold.recover import LowRank, entries, surrogate
+from rankfold.recover.outcome import Rules
+from rankfold.recover.search import Search, _next, _sparer, grow
+from rankfold.recover.tangent import Point, krylov, leading, residual
+
+
+def equal(m, n, r, over, seed=0):
+    """Entries of a matrix of r nearly equal singular values, ``over`` for each degree of freedom: (operator, y, U)."""
+    rng = np.random.default_rng(seed)
+    left, right = rng.standard_normal((m, r)), rng.standard_normal((r, n))
+    cells = np.unique(rng.integers(0, m * n, int(over * r * (m + n - r))))
+    rows, columns = cells // n, cells % n
+    values = np.einsum("ij,ij->i", left[rows], right.T[columns])
+    operator, y = entries((m, n), rows, columns, values)
+    return operator, y, np.linalg.qr(left)[0]
+
+
+def captured(u, point):
+    """The part of the true column space (1 is all) that the found one holds."""
+    return np.linalg.norm(u.T @ point.u) ** 2 / u.shape[1]
+
+
+def test_krylov_finds_more_than_power_steps_of_the_same_number_of_products():
+    operator, y, u = equal(1500, 1200, 10, 4.0)
+    seed = np.random.default_rng(1).standard_normal((1200, 14))
+    matrix = surrogate(operator, y)
+    by_blocks, by_steps = krylov(matrix, 10, seed, 4), leading(matrix, 10, seed, 3)
+    assert (by_blocks.s >= by_steps.s).all()  # Rayleigh–Ritz in a space that holds the other
+    assert captured(u, by_blocks) > captured(u, krylov(matrix, 10, seed, 2)) + 0.05
+
+
+@pytest.mark.parametrize("most", [10, 12, 40])
+def test_all_that_stands_out_is_taken_at_once_and_noise_is_not(most):
+    operator, y, u = equal(600, 500, 10, 4.0)
+    found = _next(operator, y, 1, most, np.random.default_rng(0))
+    assert found.rank == 10
+    assert captured(u, found) > 0.7
+    flipped = y * np.random.default_rng(3).choice([-1.0, 1.0], y.shape)
+    assert _next(operator, flipped, 1, most, np.random.default_rng(0)).rank == 1
+    assert _next(operator, flipped, 3, most, np.random.default_rng(0)).rank == 3
+    assert _next(operator, y, 1, 4, np.random.default_rng(0)).rank == 4  # a bound is a bound
+
+
+def test_a_search_visits_the_true_rank_first():
+    operator, y, _ = equal(600, 500, 10, 4.0)
+    x, seen = grow(operator, y, None, Search(40), Rules(tol=1e-8), np.random.default_rng(0))
+    assert [one.rank for one in seen] == [10]
+    assert x.rank == 10
+    assert seen[0].training < 1e-8
+
+
+def test_a_value_on_its_way_to_zero_is_let_go_and_one_that_is_needed_is_not():
+    operator, y, _ = equal(300, 250, 3, 6.0)
+    rng = np.random.default_rng(0)
+    x, _ = grow(operator, y, None, Search(3), Rules(tol=1e-10), rng)
+
+    def beside(last):
+        u = np.linalg.qr(np.column_stack([x.u, rng.standard_normal(300)]))[0]
+        v = np.linalg.qr(np.column_stack([x.v.T, rng.standard_normal(250)]))[0].T
+        u[:, :3], v[:3] = x.u, x.v
+        return Point(u, np.append(x.s, last * x.s[-1]), v)
+
+    spurious = beside(0.01)
+    rest = residual(operator, y, spurious)
+    kept, left = _sparer(operator, y, spurious, rest, float(np.linalg.norm(rest)))
+    assert kept.rank == 3
+    assert np.linalg.norm(left) < np.linalg.norm(rest)
+    wanted = y + operator.push(spurious.left, spurious.v) - operator.push(x.left, x.v)
+    rest = residual(operator, wanted, spurious)
+    kept, _ = _sparer(operator, wanted, spurious, rest, 0.5 * float(np.linalg.norm(wanted - y)))
+    assert kept.rank == 4
+    assert _sparer(operator, y, x, residual(operator, y, x), np.inf)[0].rank == 3  # no gap, nothing to let go
+
+
+def test_a_large_noisy_matrix_gets_its_rank():
+    rng = np.random.default_rng(0)
+    left, right = rng.standard_normal((1000, 6)), rng.standard_normal((6, 700))
+    cells = np.unique(rng.integers(0, 700_000, 60_000))
+    rows, columns = cells // 700, cells % 700
+    truth = left @ right
+    given = truth[rows, columns] + rng.standard_normal(len(rows))
+    found = LowRank().fit(scipy.sparse.csr_array((given, (rows, columns)), shape=truth.shape))
+    assert found.rank_ == 6
+    error = np.sqrt(np.mean((found.reconstruct() - truth) ** 2))
+    best = np.sqrt(6 * (1000 + 700 - 6) / len(rows))  # of least squares with all else known
+    assert best < error < 1.3 * best
