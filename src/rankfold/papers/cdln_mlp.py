@@ -39,9 +39,11 @@ WATCHED = 1000  # validation images after each epoch: all 5,000 would take as lo
 VARIANTS = ("plain", "dln", "c-dln", "c-dln-gradient")  # the last is ours: subspaces from the gradient of the loss
 TITLES = {"plain": "Original", "dln": "DLN", "c-dln": "C-DLN", "c-dln-gradient": "C-DLN, gradient"}
 STABLE = Recipe(
-    epochs=40, batch_size=128, optimizer="adam", learning_rate=1e-3, weight_decay=0.0, schedule="constant", warmup=0.0
+    epochs=30, batch_size=128, optimizer="adam", learning_rate=4e-4, weight_decay=0.0, schedule="cosine", warmup=0.0
 )
-PAPER = replace(STABLE, optimizer="sgd", learning_rate=5e-3, momentum=0.0, nesterov=False)
+PAPER = replace(
+    STABLE, epochs=40, optimizer="sgd", learning_rate=5e-3, momentum=0.0, nesterov=False, schedule="constant"
+)
 FULL = Request(models=VARIANTS, seeds=(0, 1, 2, 3, 4))
 QUICK = Request(models=VARIANTS, seeds=(0, 1), epochs=25)
 # accuracy (%) and its deviation, seconds and their deviation, multiply-adds, training memory (MB), parameters (M)
@@ -86,7 +88,7 @@ def reproduce(request: Request, directory: Path, tell: Tell) -> Outcome:
     base = PAPER if asked.setting == "paper" else STABLE
     base = replace(base, epochs=asked.epochs or base.epochs, precision=asked.precision or base.precision)
     source, width = (quick.DATA, 64) if asked.quick else ("fashion-mnist", 784)
-    base = replace(base, batch_size=32) if asked.quick else base
+    base = replace(base, batch_size=32, learning_rate=max(1e-3, base.learning_rate)) if asked.quick else base
     cases = [
         Case(variant, replace(base, seed=seed), source, width, asked.train_samples)
         for seed in asked.seeds or ()
