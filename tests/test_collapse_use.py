@@ -23,7 +23,15 @@ import rankfold as rf
 from rankfold.collapse import CollapseProbe, Partition, chain, cross_entropy
 from rankfold.collapse.warmup import class_centroids, warm_up_
 from rankfold.pipeline.collapse import CollapseReport, collapse_report
-from rankfold.pipeline.collapse_forecast import Correction, Margins, accuracy_at, accuracy_curve_of, forecast, learned
+from rankfold.pipeline.collapse_forecast import (
+    Correction,
+    Margins,
+    accuracy_at,
+    accuracy_curve_of,
+    forecast,
+    learned,
+    lost_over_kept,
+)
 from rankfold.pipeline.collapse_page import collapse_data
 from rankfold.report.collapse import render_collapse
 from rankfold.spectrum import spectrum
@@ -227,12 +235,24 @@ def test_a_planted_correction_is_learned() -> None:
     planted, cases = Correction(1.0, 0.5), []
     for seed in range(4):
         known = margins(seed)
-        cases += [(known, change, known.accuracy(planted.of(change))) for change in (0.01, 0.1, 0.3, 1.0, 3.0)]
-    found = learned(cases)
+        cases += [(known, change, known.accuracy(planted.of(change))) for change in (0.01, 0.1, 0.3, 0.6, 0.9)]
+    found = learned([(accuracy_curve_of(known), change, reached) for known, change, reached in cases])
     wrong = max(abs(known.accuracy(found.of(change)) - reached) for known, change, reached in cases)
-    plain = max(abs(known.accuracy(change) - reached) for known, change, reached in cases)
+    plain = max(abs(known.accuracy(Correction().of(change)) - reached) for known, change, reached in cases)
     assert wrong < 0.03 < plain
-    assert Correction().of(0.3) == pytest.approx(0.3)
+    assert [Correction().of(change) for change in (0.0, 0.2, 5.0)] == pytest.approx([0, 0.25, 99])
+
+
+def test_a_projection_leaves_noise_over_what_it_keeps() -> None:
+    """z = u + e with e ⟂ u and ‖e‖² = c: of z the projection u keeps 1 − c, and varies about it by c(1 − c)."""
+    generator = torch.Generator().manual_seed(0)
+    for change in (0.1, 0.5, 0.8):
+        u = (1 - change) ** 0.5 * torch.randn(200_000, generator=generator, dtype=torch.float64)
+        z = u + change**0.5 * torch.randn(200_000, generator=generator, dtype=torch.float64)
+        slope = float((u * z).mean() / z.square().mean())
+        noise = float((u - slope * z).square().mean())
+        assert noise / slope**2 == pytest.approx(lost_over_kept(change), rel=0.02)
+        assert noise / slope**2 != pytest.approx(change, rel=0.02)  # noise on top of outputs that keep their size
     with pytest.raises(ValueError, match="at least one"):
         learned([])
 

@@ -11,8 +11,11 @@ import pandas as pd
 import torch
 from matplotlib.figure import Figure
 from scipy.stats import spearmanr
+from sklearn.isotonic import IsotonicRegression
+from torch import nn
 
 from rankfold.collapse import measure_layers
+from rankfold.compress.plan import Plan
 from rankfold.papers.collapse_runs import cells, check
 from rankfold.papers.nrc_mnist import Case, flat, network, recipe
 from rankfold.papers.request import Request
@@ -20,7 +23,7 @@ from rankfold.papers.writing import COLOURS, Outcome, panels
 from rankfold.pipeline import Tell
 from rankfold.pipeline.collapse_forecast import Margins, accuracy_at, accuracy_curve_of, forecast, learned
 from rankfold.pipeline.repair import compressed_copy
-from rankfold.sites import sites
+from rankfold.sites import Form, sites
 from rankfold.spectrum import spectrum
 from rankfold.train import evaluate, fit
 
@@ -83,51 +86,75 @@ def compare(asked: Asked, place: Path) -> dict[str, Any]:
         "logits": margins.logits.tolist(),
         "labels": margins.labels.tolist(),
         "points": [
-            {"budget": each.budget, "kept": each.kept_params, "change": each.change, "forecast": each.accuracy,
-             "reached": accuracy}
+            {"budget": each.budget, "kept": each.kept_params, "energy": kept_energy(model, each.plan),
+             "change": each.change, "forecast": each.accuracy, "reached": accuracy}
             for each, accuracy in zip(made, reached, strict=True)
         ],
     }  # fmt: skip
 
 
+def kept_energy(model: nn.Module, plan: Plan) -> float:
+    """Squared singular values that ``plan`` keeps over all of them, in the whole network: what is usually asked."""
+    kept = total = 0.0
+    for site in sites(model):
+        values = spectrum(site.matrix(model))
+        entry = plan[site.name]
+        total += values.tail(0) ** 2
+        kept += values.tail(0) ** 2 - (0.0 if entry.form == Form.KEEP else values.tail(entry.rank) ** 2)
+    return kept / total
+
+
 def corrected(found: list[dict[str, Any]]) -> pd.DataFrame:
-    """Every point; ``learned`` is the forecast with a correction from networks of another shape or decay."""
-    margins = []
-    for value in found:
-        margins.append(Margins.from_logits(torch.tensor(value["logits"]), torch.tensor(value["labels"])))
-    curves = [accuracy_curve_of(each) for each in margins]
-    keys = [tuple(value["case"]["case"][key] for key in ("decay", "width", "hidden")) for value in found]
-    rows = []
+    """Every point, and what is learned from the networks of another shape or decay alone.
+
+    ``learned``: the forecast with its correction; ``by_energy``: the increasing function of the kept energy that fits
+    best; ``by_budget``: their mean at this budget.
+    """
+    rows, curves = [], []
     for number, value in enumerate(found):
-        others = [
-            (margins[i], point["change"], point["reached"])
-            for i, other in enumerate(found)
-            if keys[i] != keys[number]
-            for point in other["points"]
+        case = value["case"]["case"]
+        curves.append(
+            accuracy_curve_of(Margins.from_logits(torch.tensor(value["logits"]), torch.tensor(value["labels"])))
+        )
+        rows += [
+            {key: case[key] for key in ("decay", "width", "hidden", "seed")}
+            | {"network": number, "original": value["original"]}
+            | {"stable_rank": value["stable_rank"], "class_variation": value["class_variation"]}
+            | point
+            for point in value["points"]
         ]
-        correction = learned(others)
-        for point in value["points"]:
-            better = (
-                accuracy_at(curves[number], correction.of(point["change"]))
-                if point["change"] > 0
-                else value["original"]
+    table = pd.DataFrame(rows)
+    parts = []
+    for _, own in table.groupby(["decay", "width", "hidden"], sort=False):
+        others = table.drop(own.index)
+        correction = learned(
+            [
+                (curves[number], change, reached)
+                for number, change, reached in zip(others["network"], others["change"], others["reached"], strict=True)
+            ]
+        )
+        energy = IsotonicRegression(out_of_bounds="clip").fit(others["energy"], others["reached"])
+        parts.append(
+            own.assign(
+                learned=[
+                    accuracy_at(curves[number], correction.of(change))
+                    for number, change in zip(own["network"], own["change"], strict=True)
+                ],
+                by_energy=energy.predict(own["energy"]),
+                by_budget=own["budget"].map(others.groupby("budget")["reached"].mean()),
             )
-            rows.append(
-                dict(zip(("decay", "width", "hidden"), keys[number], strict=True))
-                | {"seed": value["case"]["case"]["seed"], "original": value["original"]}
-                | {"stable_rank": value["stable_rank"], "class_variation": value["class_variation"]}
-                | point
-                | {"learned": better}
-            )
-    return pd.DataFrame(rows)
+        )
+    return pd.concat(parts).sort_index().drop(columns="network")
 
 
 def remarks(table: pd.DataFrame) -> list[str]:
     """Rank correlation and error, beside what simpler guesses reach."""
     told = []
     for name, column in (
-        ("The forecast as it stands", "forecast"),
-        ("With the correction learned on other networks", "learned"),
+        ("The forecast as it stands, nothing learned", "forecast"),
+        ("With the correction learned on networks of another shape or decay", "learned"),
+        ("Instead, learned on the same: accuracy from the kept energy of the weights", "by_energy"),
+        ("Instead: the others' mean at the same budget", "by_budget"),
     ):
         error = (table[column] - table["reached"]).abs()
         rank = float(spearmanr(table[column], table["reached"]).statistic)
@@ -136,7 +163,8 @@ def remarks(table: pd.DataFrame) -> list[str]:
             f"points, {100 * error.quantile(0.9):.1f} at the 90th per cent."
         )
     simple = {
-        "the kept fraction alone": table["kept"],
+        "the kept parameters alone": table["kept"],
+        "the kept energy alone": table["energy"],
         "the stable rank alone (fewer is better)": -table["stable_rank"],
         "the class variation of the last features alone (fewer is better)": -table["class_variation"],
     }
@@ -147,14 +175,16 @@ def remarks(table: pd.DataFrame) -> list[str]:
     )
     same = (table["original"] - table["reached"]).abs().mean()
     told.append(f"Guessing that nothing is lost is wrong by {100 * same:.2f} points in the mean.")
-    within = []
-    for _, part in table.groupby("budget"):
-        if part["reached"].nunique() > 2:
-            within.append(float(spearmanr(part["forecast"], part["reached"]).statistic))
+    within = {
+        str(budget): {key: float(spearmanr(part[key], part["reached"]).statistic) for key in ("forecast", "energy")}
+        for budget, part in table.groupby("budget")
+        if part["reached"].nunique() > 2 and part["energy"].nunique() > 1
+    }
     if within:
         told.append(
-            f"At one budget, over networks, the rank correlation of the forecast is {np.mean(within):.3f} in the mean "
-            "over budgets: which network bears it better."
+            "At one budget, over networks, which of them bears it better: rank correlation "
+            + "; ".join(f"{name} {v['forecast']:.2f} (kept energy {v['energy']:.2f})" for name, v in within.items())
+            + "."
         )
     return told
 

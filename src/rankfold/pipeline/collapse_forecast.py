@@ -18,17 +18,29 @@ from rankfold.compress.planner import Calibration, plan
 from rankfold.costs import evaluating
 
 _DRAWS = 16
+_POWERS = (1.0, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 0.9, 1.15, 1.3, 1.5, 1.75, 2.0, 2.5)
+_SHIFTS = (0.0, *(sign * step / 8 for step in range(1, 33) for sign in (-1, 1)))
+
+
+def lost_over_kept(change: float) -> float:
+    """c/(1 − c), at most 99: the noise that ``change`` = c leaves on the outputs, over what it leaves of them.
+
+    What a projection takes out of the outputs is orthogonal to what it keeps, so that it is no noise on top of them:
+    given the outputs, 1 − c of them remain, and noise of c(1 − c) of their mean square.
+    """
+    kept = min(max(1 - change, 0.01), 1.0)
+    return (1 - kept) / kept
 
 
 @dataclass(frozen=True)
 class Correction:
-    """How changes of single layers add up: d → exp(``shift``) · d^``power``, learned on other networks."""
+    """How changes of single layers add up: noise exp(``shift``) · (c/(1 − c))^``power``, learned on other networks."""
 
     shift: float = 0.0
     power: float = 1.0
 
     def of(self, change: float) -> float:
-        return math.exp(self.shift) * change**self.power if change > 0 else 0.0
+        return math.exp(self.shift) * lost_over_kept(change) ** self.power if change > 0 else 0.0
 
 
 @dataclass(frozen=True, eq=False)
@@ -99,7 +111,8 @@ def forecast(
     """Accuracy at each of ``budgets``, predicted from spectra, single-layer probes and margins; nothing is compressed.
 
     A plan says by how much each layer's error alone would move the outputs; these squared changes are added, and turned
-    by ``correction`` into that of all together. Noise on the logits of that size, on ``labelled`` data (validation; by
+    into noise on what is left of the outputs (``lost_over_kept``, and ``correction``). Noise of that size on the logits
+    of ``labelled`` data (validation; by
     default ``data``), then gives the accuracy. Budgets that cannot be met are left out. Cost: that of the plans, one of
     them with statistics. Raises ``ValueError`` as ``rankfold.plan`` does, and for a method without output metrics.
     """
@@ -119,28 +132,20 @@ def forecast(
     return found
 
 
-def learned(cases: Sequence[tuple[Margins, float, float]]) -> Correction:
-    """The correction that fits (margins, change, accuracy reached) of other networks best, in squared accuracy.
+def learned(cases: Sequence[tuple[Curve, float, float]]) -> Correction:
+    """The correction that fits (accuracy curve, change, accuracy reached) of other networks best, in squared accuracy.
 
-    A search over a grid of powers and shifts; the uncorrected forecast is on it, so that it is never worse there.
+    A search over a grid of powers and shifts; the uncorrected forecast is on it, so that on these it is never worse.
     """
     if not cases:
         raise ValueError("a correction is learned from networks that were compressed: give at least one")
-    best, least = Correction(), float("inf")
-    curves: dict[int, Curve] = {}
-    for margins, _, _ in cases:
-        if id(margins) not in curves:
-            curves[id(margins)] = accuracy_curve_of(margins)
-    for power in (1.0, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 0.9, 1.15, 1.3):
-        for shift in torch.linspace(-4, 4, 65).tolist():
-            candidate = Correction(shift, power)
-            error = sum(
-                (accuracy_at(curves[id(margins)], candidate.of(change)) - reached) ** 2
-                for margins, change, reached in cases
-            )
-            if error < least - 1e-12:
-                best, least = candidate, error
-    return best
+    powers, shifts = (grid.flatten() for grid in np.meshgrid(_POWERS, _SHIFTS, indexing="ij"))
+    errors = np.zeros(len(powers))
+    for curve, change, reached in cases:
+        moved = shifts + powers * math.log(max(lost_over_kept(change), 1e-12))
+        errors += (np.interp(moved, *curve) - reached) ** 2
+    best = int(np.argmin(errors.round(12)))  # of equals the first: the plain forecast where it is as good
+    return Correction(float(shifts[best]), float(powers[best]))
 
 
 Curve = tuple[list[float], list[float]]
