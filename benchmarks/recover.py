@@ -2,29 +2,34 @@
 …]`.
 
 Parts: `completion` (d = 100, r = 10, r̂ = 20, p = 0.3), `ranks` (the bound on the rank from r to 4r), `sizes` (time and
-memory against observed entries), `million`. Processor time is printed beside wall time: it means more on a shared
-machine. The authors' code (soominkwon/comp-deep-nets, JAX) is timed too where AUTHORS names its folder and JAX can be
-imported by the interpreter that AUTHORS_PYTHON names: it runs as it is, compiled beforehand, on the same matrix and
-mask.
+memory against observed entries, and a plot of them), `million`. Processor time is printed beside wall time: it means
+more on a shared machine. The authors' code (soominkwon/comp-deep-nets, JAX) is timed too where AUTHORS names its folder
+and JAX can be imported by the interpreter that AUTHORS_PYTHON names: it runs as it is, compiled beforehand, on the same
+matrix and mask.
 """
 
 from __future__ import annotations
 
 import os
-import resource
 import subprocess
 import sys
 import tempfile
 import time
+from dataclasses import dataclass
+from multiprocessing import get_context
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import scipy.sparse
 import torch
+from matplotlib.figure import Figure
 
+from rankfold.files import write_atomically
+from rankfold.papers.writing import COLOURS, MARKS, panels, svg
 from rankfold.recover import AlternatingMinimization, CompressedDeepLinear, LowRank, NuclearNorm, ScaledGradientDescent
 
+PLOT = Path(__file__).parents[1] / "docs" / "img" / "recover-sizes.svg"
 _AUTHORS = """
 import sys, time
 sys.path.insert(0, {folder!r})
@@ -151,42 +156,113 @@ def ranks() -> None:
             )
 
 
-def planted(m: int, n: int, r: int, over: float, seed: int = 0) -> tuple[Any, np.ndarray, np.ndarray]:
-    rng = np.random.default_rng(seed)
+def planted(m: int, n: int, r: int, over: float, noise: float = 0.0) -> tuple[Any, np.ndarray, np.ndarray]:
+    """(entries, left, right): a matrix of nearly equal singular values, ``over`` entries for each degree of freedom."""
+    rng = np.random.default_rng(0)
     left, right = rng.standard_normal((m, r)), rng.standard_normal((r, n))
     cells = np.unique(rng.integers(0, m * n, int(over * r * (m + n - r))))
     rows, columns = cells // n, cells % n
-    values = np.einsum("ij,ij->i", left[rows], right.T[columns])
+    values = np.einsum("ij,ij->i", left[rows], right.T[columns]) + noise * rng.standard_normal(len(rows))
     return scipy.sparse.csr_array((values, (rows, columns)), shape=(m, n)), left, right
 
 
-def sizes() -> None:
-    print("rank 10 of rectangular matrices, four entries for each degree of freedom, bound 20")
-    for m, n in ((500, 400), (1000, 800), (2000, 1600), (5000, 4000), (10_000, 8000)):
-        one_size(m, n, 4.0)
+@dataclass(frozen=True)
+class Size:
+    """One completion, in a process of its own: seconds, and the most memory (MB) that the process had."""
+
+    m: int
+    n: int
+    entries: int
+    wall: float
+    processor: float
+    peak: float
+    more: float  # than before the fit
+    rank: int
+    error: float
+    best: float  # of least squares, were one factor known
+
+    def __str__(self) -> str:
+        best = f" (noise allows {self.best:.3f})" if self.best else ""
+        return (
+            f"  {self.m:,} × {self.n:,}, {self.entries:,} entries: {self.wall:.1f} s ({self.processor:.1f} s of "
+            f"processor, {1e6 * self.processor / self.entries:.1f} µs each), rank {self.rank}, error {self.error:.2g}"
+            f"{best}, peak {self.peak:.0f} MB ({self.more:.0f} more than before the fit)"
+        )
 
 
-def one_size(m: int, n: int, over: float) -> None:
-    x, left, right = planted(m, n, 10, over)
-    before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-    found = LowRank(20)
+def one_size(m: int, n: int, over: float, noise: float = 0.0, bound: int | None = 20) -> Size:
+    """Rank 10. Entries have variance 10 and ``noise`` a deviation of its own; the error is relative, on other
+    entries."""
+    with get_context("fork").Pool(1) as pool:
+        found = pool.apply(_one_size, (m, n, over, noise, bound))
+    print(found, flush=True)
+    return found
+
+
+def memory(what: str) -> float:
+    """MB of this process, as Linux counts them."""
+    lines = Path("/proc/self/status").read_text().splitlines()
+    return next(int(one.split()[1]) / 1024 for one in lines if one.startswith(what))
+
+
+def _one_size(m: int, n: int, over: float, noise: float, bound: int | None) -> Size:
+    x, left, right = planted(m, n, 10, over, noise)
+    Path("/proc/self/clear_refs").write_text("5")  # Linux: the peak begins anew
+    before = memory("VmRSS")
+    found = LowRank(bound)
     wall, processor = timed(found, x, 1)
+    peak = memory("VmHWM")
     rng = np.random.default_rng(1)
     rows, columns = rng.integers(0, m, 20_000), rng.integers(0, n, 20_000)
     truth = np.einsum("ij,ij->i", left[rows], right.T[columns])
     error = np.linalg.norm(found.at(rows, columns) - truth) / np.linalg.norm(truth)
-    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-    print(
-        f"  {m} × {n}, {x.nnz:,} entries: {wall:.1f} s ({processor:.1f} s of processor), "
-        f"{1e6 * processor / x.nnz:.0f} µs each, rank {found.rank_}, error {error:.0e}, "
-        f"peak {peak // 1024} MB ({(peak - before) // 1024} more)",
-        flush=True,
-    )
+    best = noise * (10 * (m + n - 10) / x.nnz) ** 0.5 / 10**0.5
+    return Size(m, n, x.nnz, wall, processor, peak, peak - before, found.rank_, float(error), best)
+
+
+def sizes() -> None:
+    print("rank 10 of rectangular matrices, bound 20; four entries for each degree of freedom")
+    shapes = ((500, 400), (1000, 800), (2000, 1600), (5000, 4000), (10_000, 8000), (14_000, 11_000), (28_000, 22_000))
+    grown = [one_size(m, n, 4.05) for m, n in shapes]
+    print("two shapes, more and more entries")
+    narrow = [one_size(1000, 800, over) for over in (2, 4, 8, 16)]
+    wide = [one_size(5000, 4000, over) for over in (2, 4, 8, 16)]
+    noisy = [one_size(m, n, 6.7, 1.0) for m, n in ((1000, 500), (2000, 1000), (5000, 2500), (10_000, 5000))]
+    series = {"four a degree of freedom": grown, "1,000 × 800": narrow, "5,000 × 4,000": wide, "with noise": noisy}
+    for what in ("processor", "more"):
+        exponent = np.polyfit(*(np.log([getattr(one, key) for one in grown[1:]]) for key in ("entries", what)), 1)[0]
+        print(f"  {what} grows as entries to the power {exponent:.2f} (four a degree of freedom, from 1,000 × 800 on)")
+    write_atomically(PLOT, svg(_drawn(series)))
+    print(f"wrote {PLOT}")
+
+
+def _drawn(series: dict[str, list[Size]]) -> Figure:
+    """Time and memory against observed entries; a slope of one beside them."""
+    with panels(1, 2, size=(3.6, 2.8)) as (figure, axes):
+        for number, (name, found) in enumerate(series.items()):
+            x = [one.entries for one in found]
+            style: Any = {"color": COLOURS[number], "marker": MARKS[number], "label": name}
+            axes[0, 0].loglog(x, [one.processor for one in found], **style)
+            axes[0, 1].loglog(x, [max(one.more, 1.0) for one in found], **style)
+        first = series["four a degree of freedom"]
+        for axis, value in ((axes[0, 0], first[-1].processor), (axes[0, 1], first[-1].more)):
+            ends = np.array([first[0].entries, first[-1].entries])
+            axis.loglog(ends, value * ends / ends[-1], color="#888888", linestyle=":", label="proportional")
+            axis.set_xlabel("observed entries")
+        axes[0, 0].set_title("seconds of processor", fontsize=9)
+        axes[0, 1].set_title("memory of the fit, MB", fontsize=9)
+        axes[0, 0].legend(fontsize=7)
+    return figure
 
 
 def million() -> None:
-    print("a million observed entries")
+    print("a million observed entries, rank 10")
     one_size(14_000, 11_000, 4.05)
+    print(
+        "the same with noise, no bound given (10,000 × 5,000; entries have a deviation of 3.2, noise of 1, then of 3)"
+    )
+    one_size(10_000, 5000, 6.75, 1.0, None)
+    one_size(10_000, 5000, 6.75, 3.0, None)
 
 
 if __name__ == "__main__":
