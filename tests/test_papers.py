@@ -26,13 +26,13 @@ from rankfold.papers.published import TABLE_2, TABLE_3, Row, Table
 from rankfold.papers.request import Request
 from rankfold.papers.runs import Case, train, train_all
 from rankfold.papers.selection import choose
-from rankfold.papers.squeezing import ISVT, budgets_of, globally_truncated
+from rankfold.papers.squeezing import ISVT, OURS, Budget, budgets_of, globally_truncated, place_of
 from rankfold.papers.truncation import Point, curve, decomposed, drop_at, needed, ranks_at, retained, truncated
 from rankfold.papers.writing import against, markdown, records
 from rankfold.pipeline import Tell
 from rankfold.sites import sites
 from rankfold.train import Recipe
-from rankfold.zoo import Split
+from rankfold.zoo import Split, load_data
 
 TINY = Recipe(epochs=2, batch_size=64, optimizer="adam", learning_rate=3e-3)
 
@@ -358,6 +358,8 @@ def test_every_experiment_in_small(name: str, tmp_path: Path, monkeypatch: pytes
         (["lorita-table-9"], "lorita-table-1a"),
         (["lorita-table-1a", "--weights", "x.safetensors"], "weights"),
         (["lorita-vit", "--finetune-epochs", 3], "finetune-epochs"),
+        (["lorita-vit", "--finetune-rate", 0.001], "finetune-rate"),
+        (["lorita-beyond", "--quick", "--finetune-rate", -1], "positive"),
         (["lorita-table-1a", "--depths", "0,1"], "at least 1"),
         (["lorita-table-1a", "--depths", "one"], "--depths"),
         (["lorita-table-1a", "--seeds", "1,1"], "twice"),
@@ -377,6 +379,15 @@ def test_bad_input_is_one_line(arguments: list, word: str, tmp_path: Path, monke
     (said,) = [text for text in failed.stderr.splitlines() if text.startswith("error: ")]
     assert word in said
     assert failed.stdout == ""
+
+
+def test_a_rate_of_fine_tuning_serves_every_way_and_makes_another_point(tmp_path: Path) -> None:
+    data = load_data("digits")
+    for way in (OURS, ISVT):
+        assert way.recipe(data, 3, 2e-4) == replace(way.recipe(data, 3), learning_rate=2e-4)
+        places = {place_of(quick.cnn(), data, way, Budget(0.5, 0.5), 3, tmp_path, rate) for rate in (None, 2e-4, 1e-3)}
+        assert len(places) == 3
+    assert OURS.recipe(data, 3).learning_rate != ISVT.recipe(data, 3).learning_rate
 
 
 def test_a_given_network_is_compressed_without_training(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

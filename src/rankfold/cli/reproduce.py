@@ -40,6 +40,9 @@ def reproduce(
     ] = None,
     epochs: Annotated[int | None, typer.Option(min=1, help=f"Epochs of training, {_WHEN_NOT}.")] = None,
     finetune_epochs: Annotated[int | None, typer.Option(min=0, help="Epochs of fine-tuning after compression.")] = None,
+    finetune_rate: Annotated[
+        float | None, typer.Option(metavar="X", help="Peak rate of fine-tuning; by default each way has its own.")
+    ] = None,
     train_samples: Annotated[int | None, typer.Option(min=1, help="Train on so many samples only.")] = None,
     precision: Annotated[str | None, typer.Option(metavar="P", help=f"float32, bfloat16 or auto, {_WHEN_NOT}.")] = None,
     weights: Annotated[
@@ -51,8 +54,8 @@ def reproduce(
 ) -> None:
     """Train what a table or figure of a paper needs, write it beside the published numbers, and say where ours differ.
 
-    Resumable: the same command goes on after an interruption. The experiments are lorita-table-1a (with figures 3
-    and 6), lorita-vit, lorita-cnn, lorita-table-2, lorita-table-3, lorita-beyond and cdln-mlp.
+    Resumable: the same command goes on after an interruption. An unknown NAME is answered with all names;
+    docs/reproductions.md says what each of them shows.
     """
     from rankfold.cli.failure import Interrupted
     from rankfold.cli.loading import set_threads
@@ -74,6 +77,7 @@ def reproduce(
         tolerance=tolerance,
         epochs=epochs,
         finetune_epochs=finetune_epochs,
+        finetune_rate=finetune_rate,
         train_samples=train_samples,
         precision=precision,  # type: ignore[arg-type] # checked there
         weights=weights,

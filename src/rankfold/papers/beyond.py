@@ -27,7 +27,7 @@ BUDGETS = (Budget(0.6, 0.55), *budgets_of(TABLE_2.own(DEPTH)), Budget(0.3, 0.22)
 
 def reproduce(request: Request, directory: Path, tell: Tell) -> Outcome:
     """One network trained with N = 3, or the one of ``weights``, compressed in both ways to every size."""
-    request.only(NAME, "finetune_epochs", "weights")
+    request.only(NAME, "finetune_epochs", "finetune_rate", "weights")
     if request.depths not in (None, (DEPTH,)):
         raise ValueError(f"{NAME} trains with N = {DEPTH}: leave depths out")
     asked = replace(isvt.defaults(request, TABLE_2), depths=(DEPTH,))
@@ -45,7 +45,9 @@ def reproduce(request: Request, directory: Path, tell: Tell) -> Outcome:
     for way in (OURS, ISVT):
         for budget in budgets:
             points = [
-                squeeze(network.to(device()), data, way, budget, epochs, directory / "points", tell)
+                squeeze(
+                    network.to(device()), data, way, budget, epochs, directory / "points", tell, asked.finetune_rate
+                )
                 for network in networks
             ]
             row = isvt.row_at(TABLE_2, model, DEPTH, budget)

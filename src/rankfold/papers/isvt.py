@@ -37,17 +37,17 @@ Group = tuple[str, int]
 
 def reproduce(name: str, published: Table, request: Request, directory: Path, tell: Tell) -> Outcome:
     """Every N at its own published sizes and at those of N = 3, so that rows of one size can be compared."""
-    request.only(name, "finetune_epochs")
+    request.only(name, "finetune_epochs", "finetune_rate")
     asked = defaults(request, published)
     data = load_data(quick.DATA if asked.quick else "cifar10")
     runs, grid = trained(asked, data, directory, tell)
-    epochs, models = asked.finetune_epochs or 0, asked.models or ()
+    epochs, rate, models = asked.finetune_epochs or 0, asked.finetune_rate, asked.models or ()
     rows = []
     for (model, depth), group in runs.items():
         budgets = budgets_of([*published.own(depth), *published.own(COMPARED)])
         for budget in (QUICK_BUDGET,) if asked.quick else budgets:
             points = [
-                squeeze(run.network().to(device()), data, ISVT, budget, epochs, directory / "points", tell)
+                squeeze(run.network().to(device()), data, ISVT, budget, epochs, directory / "points", tell, rate=rate)
                 for run in group
             ]
             rows.append(line(f"{short(model)}, N={depth}", points, row_at(published, model, depth, budget)))

@@ -24,8 +24,9 @@ class Request:
     ``setting``: "stable" starts the product of factors balanced, with a warm-up and a bounded gradient; "relaxed" also
     lets its decay go late in the run; "paper" starts it at random and does none of that. ``depths`` are numbers N of
     composed matrices, ``decays`` the grid of weight decays; ``tolerance`` is the validation accuracy that may be given
-    up for a larger one (one standard error of the best). ``precision`` of the arithmetic, as in a recipe. ``weights``:
-    a trained network's state dict, instead of training one. ``jobs``: trainings at a time, one thread each.
+    up for a larger one (one standard error of the best). ``finetune_rate``: the peak rate of fine-tuning in every way
+    of compression, instead of the rate of each. ``precision`` of the arithmetic, as in a recipe. ``weights``: a trained
+    network's state dict, instead of training one. ``jobs``: trainings at a time, one thread each.
     """
 
     quick: bool = False
@@ -37,6 +38,7 @@ class Request:
     tolerance: float | None = None
     epochs: int | None = None
     finetune_epochs: int | None = None
+    finetune_rate: float | None = None
     train_samples: int | None = None
     precision: Precision | None = None
     weights: Path | None = None
@@ -61,6 +63,8 @@ class Request:
             raise ValueError(f"tolerance is a difference of accuracies, at least 0 and below 1, got {self.tolerance:g}")
         if self.finetune_epochs is not None and self.finetune_epochs < 0:
             raise ValueError(f"finetune_epochs must be at least 0, got {self.finetune_epochs}")
+        if self.finetune_rate is not None and not 0 < self.finetune_rate < float("inf"):
+            raise ValueError(f"finetune_rate must be positive, got {self.finetune_rate}")
         if self.jobs == 0:
             raise ValueError("jobs must be a number of processes, or -1 for one on each core")
 

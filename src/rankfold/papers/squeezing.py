@@ -48,9 +48,10 @@ class Way:
     repaired: bool = False
     distilled: bool = False
 
-    def recipe(self, data: Data, epochs: int) -> Recipe:
+    def recipe(self, data: Data, epochs: int, rate: float | None = None) -> Recipe:
         recipe = finetune_recipe(data, epochs)
-        return recipe if self.distilled else replace(recipe, distill=None, learning_rate=RATE)
+        recipe = recipe if self.distilled else replace(recipe, distill=None, learning_rate=RATE)
+        return recipe if rate is None else replace(recipe, learning_rate=rate)
 
 
 ISVT = Way("GSVT, ISVT, fine-tuned", "truncate", Iterative(), global_first=True)
@@ -85,12 +86,20 @@ class Squeezed:
 
 
 def squeeze(
-    network: nn.Module, data: Data, way: Way, budget: Budget, epochs: int, directory: Path, tell: Tell
+    network: nn.Module,
+    data: Data,
+    way: Way,
+    budget: Budget,
+    epochs: int,
+    directory: Path,
+    tell: Tell,
+    rate: float | None = None,
 ) -> Squeezed:
-    """``network`` within ``budget``, fine-tuned for ``epochs`` (0: not at all); read back from ``directory`` if it is
-    there. ``network`` itself is left as it is. Raises ``BudgetError`` for a budget that cannot be met.
+    """``network`` within ``budget``, fine-tuned for ``epochs`` (0: not at all) at the ``rate`` of ``way`` or at this
+    one; read back from ``directory`` if it is there. ``network`` itself is left as it is. Raises ``BudgetError`` for a
+    budget that cannot be met.
     """
-    place = place_of(network, data, way, budget, epochs, directory)
+    place = place_of(network, data, way, budget, epochs, directory, rate)
     file = place / "point.json"
     if file.exists():
         return Squeezed(**json.loads(file.read_text(encoding="utf-8"))["squeezed"])
@@ -105,7 +114,7 @@ def squeeze(
         small = apply_(copy.deepcopy(start), made)
     compressed, finetuned = evaluate(small, data.test).accuracy, None
     if epochs:
-        recipe, told = way.recipe(data, epochs), Tell(tell.progress).training("fine-tuning")
+        recipe, told = way.recipe(data, epochs, rate), Tell(tell.progress).training("fine-tuning")
         finetune(small, data, teacher=network, recipe=recipe, directory=place / "finetune", progress=told)
         finetuned = evaluate(small, data.test).accuracy
     result = Squeezed(
@@ -147,7 +156,15 @@ def budgets_of(rows: Sequence[Any]) -> tuple[Budget, ...]:
     return tuple(dict.fromkeys(kept))
 
 
-def place_of(network: nn.Module, data: Data, way: Way, budget: Budget, epochs: int, directory: Path) -> Path:
+def place_of(
+    network: nn.Module,
+    data: Data,
+    way: Way,
+    budget: Budget,
+    epochs: int,
+    directory: Path,
+    rate: float | None = None,
+) -> Path:
     """Where ``squeeze`` keeps this point: ``plan.json``, ``point.json`` and the run of the fine-tuning."""
     asked = {
         "format": FORMAT,
@@ -155,7 +172,7 @@ def place_of(network: nn.Module, data: Data, way: Way, budget: Budget, epochs: i
         "data": [data.name, len(data.train), len(data.validation), len(data.test)],
         "way": asdict(way),
         "budget": asdict(budget),
-        "recipe": way.recipe(data, epochs).to_dict() if epochs else None,
+        "recipe": way.recipe(data, epochs, rate).to_dict() if epochs else None,
     }
     mark = hashlib.sha256(json.dumps(asked, sort_keys=True).encode()).hexdigest()[:12]
     return directory / f"{way.method}-flops{budget.flops:g}-params{budget.params:g}-{mark}"
