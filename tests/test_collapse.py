@@ -98,7 +98,7 @@ def test_bad_partitions_are_handled_and_said() -> None:
     assert Partition.of(torch.tensor([0, 2, 2]), classes=4).note == "2 of 4 classes have no sample"
     rows = draw(3, 2)
     numbers = scatter_of(rows, Partition.of(torch.tensor([0, 2, 2]))).clusters("class")
-    assert "1 clusters of one row vary by nothing" in numbers.note
+    assert "1 cluster of one row, in which nothing varies" in numbers.note
     every = kmeans(rows, 10)
     assert every.clusters == 3
     assert "only 3 distinct rows for 10 clusters" in every.note

@@ -153,7 +153,20 @@ def test_classes_of_one_sample_are_said() -> None:
     both = [(torch.cat([part.normalize(part.inputs), torch.zeros(1, 1, 8, 8)]), lone)]
     found = collapse_report(tiny(), both, decay=1e-3)
     assert found.classes == 4
-    assert any("single sample" in note for note in found.notes)
+    assert "classes: 1 cluster of one row, in which nothing varies (every layer)" in found.notes
+
+
+def test_constant_features_and_too_many_clusters_are_said() -> None:
+    model = tiny()
+    with torch.no_grad():
+        model[1].weight.zero_()
+    found = collapse_report(model, digits().train, samples=30, clusters=50)
+    assert any(note.startswith("classes: constant features (3") for note in found.notes)
+    assert any(note.startswith("k-means: as many clusters as rows") for note in found.notes)
+    assert not any("constant" in note or "as many" in note for note in report().notes)
+    weights = [(torch.zeros(4, 1, 8, 8), torch.tensor([0, 1, 2, 11]))]
+    with pytest.raises(ValueError, match="labels run from 0 to 11, and there are 10 classes"):
+        collapse_report(model, weights, decay=1e-3)
 
 
 @pytest.mark.parametrize("hostile", ["<script>alert(1)</script>", '"><img src=x onerror=alert(1)>', "$\\frac{1}{$"])

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -97,10 +98,10 @@ def print_collapse(found: CollapseReport) -> None:
                 "×".join(map(str, layer.site.shape)),
                 f"{values['stable_rank']:.1f}",
                 f"{values['relative_distance_to_k']:.1%}",
-                "–" if whole is None else f"{whole.normalised:.1%}",
-                "–" if best is None else f"{best.normalised:.1%}",
-                "–" if clusters is None else f"{clusters.collapse.nc1:.3g}",
-                "–" if clusters is None else f"{clusters.collapse.nc4:.1%}",
+                _shown(None if whole is None else whole.normalised, ".1%"),
+                _shown(None if best is None else best.normalised, ".1%"),
+                _shown(None if clusters is None else clusters.collapse.nc1, ".3g"),
+                _shown(None if clusters is None else clusters.collapse.nc4, ".1%"),
                 "–" if bound is None else f"{bound.bound:.3g}{' vacuous' if bound.vacuous else ''}",
                 "–" if bound is None else f"{bound.distance:.3g}",
             ]
@@ -109,3 +110,7 @@ def print_collapse(found: CollapseReport) -> None:
     print(f"\n{found.conclusion()}")
     for note in found.notes:
         print(f"note: {note}")
+
+
+def _shown(value: float | None, form: str) -> str:
+    return "–" if value is None or math.isnan(value) else format(value, form)

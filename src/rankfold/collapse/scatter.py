@@ -99,13 +99,13 @@ class Scatter:
         filled, singles = int((self.counts > 0).sum()), int((self.counts == 1).sum())
         notes = [note] if note else []
         if filled < len(self.counts):
-            notes.append(f"{len(self.counts) - filled} clusters are empty")
-        if singles:
-            notes.append(f"{singles} clusters of one row vary by nothing")
+            notes.append(f"{len(self.counts) - filled} of {len(self.counts)} clusters are empty")
         if total == 0:
             notes.append("constant features")
         if filled == self.rows and self.rows > 1:
             notes.append("as many clusters as rows: the variation is 0 whatever the features")
+        elif singles:
+            notes.append(f"{singles} {'cluster' if singles == 1 else 'clusters'} of one row, in which nothing varies")
         return Clusters(by, filled, self.rows, inner / count, total / count, "; ".join(notes))
 
 

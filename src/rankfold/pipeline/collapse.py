@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -21,9 +21,9 @@ from rankfold.collapse import (
     measure_layers,
     transitions,
 )
-from rankfold.collapse.centroid import INPUT, Tail, gradients, without_grad_mode
 from rankfold.collapse.losses import vectors
 from rankfold.costs import evaluating
+from rankfold.pipeline.stationarity import stationarity
 from rankfold.sites import Site, SiteList, sites, split_attention, unwrap
 from rankfold.spectrum import Spectrum, spectrum
 
@@ -187,10 +187,9 @@ def collapse_report(
     spectra = _spectra(root, found, tell)
     inputs, labels = _in_memory(data, samples)
     classes = _outputs(root, inputs)
-    partition = Partition.of(labels)
+    partition = Partition.of(labels, classes)
     notes = [partition.note] if partition.note else []
-    if partition.singletons:
-        notes.append(f"{partition.singletons} classes have a single sample: their variation is 0 whatever the features")
+    notes += _about_clusters(measured)
     bounds: dict[str, LayerBound] = {}
     skipped: dict[str, str] = {}
     estimated, kappa, residual = decay is None, float("nan") if decay is None else decay, float("nan")
@@ -205,7 +204,7 @@ def collapse_report(
             inputs = inputs.double() if inputs.is_floating_point() else inputs
         place = next(p for p in exact.parameters() if p.is_floating_point())
         targets = vectors(labels, classes, place.dtype)
-        kappa, residual = _stationarity(exact, found, inputs, targets, loss, decay)
+        kappa, residual = stationarity(exact, found, inputs, targets, loss, decay)
         if kappa == kappa:
             tell("bounds", 0, 1)
             result = chain(exact, inputs, targets, partition, kappa, LOSSES[loss])
@@ -233,6 +232,22 @@ def _spectra(root: nn.Module, found: SiteList, tell: Progress) -> dict[str, Spec
     return values
 
 
+def _about_clusters(measured: Mapping[str, LayerClusters]) -> list[str]:
+    """What the clusters' numbers hide, each sentence once, with the layers it is true of."""
+    found: dict[str, list[str]] = {}
+    for name, layer in measured.items():
+        told = list(layer.notes)
+        if "whole" in layer.classes:
+            told += [f"classes: {part}" for part in layer.classes["whole"].note.split("; ") if part]
+        if "whole" in layer.best:  # a cluster of one row is what k-means may well find
+            told += [f"k-means: {part}" for part in layer.best["whole"].note.split("; ") if "as many" in part]
+        for note in told:
+            found.setdefault(note, []).append(name)
+    return [
+        f"{note} ({'every layer' if len(names) == len(measured) else _few(names)})" for note, names in found.items()
+    ]
+
+
 def _in_memory(data: Any, samples: int) -> tuple[Any, Tensor]:
     """(inputs, labels) of the first samples; inputs are None where they are not one tensor of one shape."""
     parts: list[Tensor] = []
@@ -255,29 +270,6 @@ def _outputs(root: nn.Module, inputs: Any) -> int | None:
     return answer.shape[1] if answer.ndim == 2 else None
 
 
-def _stationarity(
-    model: nn.Module, found: SiteList, inputs: Tensor, targets: Tensor, loss: str, decay: float | None
-) -> tuple[float, float]:
-    """(κ, ‖∇L + κW‖/(κ‖W‖)) over all sites; κ by least squares where it is not given, NaN where that is not above 0."""
-    mode = model.training
-    model.eval()
-    try:
-        with without_grad_mode(model), split_attention(model):
-            weights: list[Any] = [model.get_submodule(site.name).weight for site in found]
-            slopes = gradients(Tail(model, INPUT, inputs[:2]), inputs, targets, LOSSES[loss], weights)
-            pairs = [(w.detach().double(), g) for w, g in zip(weights, slopes, strict=True) if g is not None]
-    finally:
-        model.train(mode)
-    energy = sum(float(w.square().sum()) for w, _ in pairs)
-    if not energy > 0:
-        return float("nan"), float("nan")
-    kappa = -sum(float((g * w).sum()) for w, g in pairs) / energy if decay is None else decay
-    if not kappa > 0:
-        return float("nan"), float("nan")
-    residual = sum(float((g + kappa * w).square().sum()) for w, g in pairs) ** 0.5
-    return kappa, residual / (kappa * energy**0.5)
-
-
 def _transitions(inputs: Any, labels: Tensor, classes: int | None, layers: int, loss: str) -> Transitions | None:
     if not isinstance(inputs, Tensor) or not inputs.is_floating_point() or classes is None or not layers:
         return None
@@ -288,5 +280,8 @@ def _transitions(inputs: Any, labels: Tensor, classes: int | None, layers: int, 
 
 
 def _names(layers: Sequence[LayerCollapse]) -> str:
-    names = [layer.site.name for layer in layers]
+    return _few([layer.site.name for layer in layers])
+
+
+def _few(names: Sequence[str]) -> str:
     return ", ".join(names) if len(names) <= 6 else f"{', '.join(names[:5])} and {len(names) - 5} more"
