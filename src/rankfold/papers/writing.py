@@ -18,6 +18,7 @@ import torch
 from matplotlib import rc_context
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
+from matplotlib.ticker import FuncFormatter, LogFormatter, LogLocator, NullFormatter
 
 from rankfold.files import write_atomically
 
@@ -119,8 +120,21 @@ def _cell(value: Any) -> str:
 def svg(figure: Figure) -> bytes:
     buffer = io.BytesIO()
     with rc_context(STYLE):
+        _plain_ticks(figure)
         figure.savefig(buffer, format="svg", facecolor="white", metadata={"Date": None})
     return buffer.getvalue()
+
+
+def _plain_ticks(figure: Figure) -> None:
+    """Numbers at logarithmic axes: matplotlib's own are formulas, and text is not read as formulas here."""
+    for axes in figure.axes:
+        for axis in (axes.xaxis, axes.yaxis):
+            if isinstance(axis.get_major_formatter(), LogFormatter):
+                low, high = sorted(axis.get_view_interval())
+                if 0 < high < 50 * low:  # few powers of ten
+                    axis.set_major_locator(LogLocator(subs=(1, 2, 3, 5)))
+                axis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
+                axis.set_minor_formatter(NullFormatter())
 
 
 @contextmanager
