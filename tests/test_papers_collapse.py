@@ -12,6 +12,8 @@ from commands import failed, rankfold
 
 from rankfold.papers import EXPERIMENTS, collapse_runs
 from rankfold.papers.collapse_runs import chain_remark, tightness
+from rankfold.papers.nrc_figure_3 import falls
+from rankfold.papers.writing import panels, svg
 
 NAMES = [name for name in EXPERIMENTS if name.startswith(("nrc-", "collapse-")) and not name.endswith("-full")]
 
@@ -53,3 +55,22 @@ def test_a_damaged_cell_is_named(tmp_path: Path) -> None:
     file.write_text("{", encoding="utf-8")
     assert str(file) in failed("reproduce", "nrc-figure-2", "--quick", "--decays", "0.1", "-o", tmp_path)
     assert "no option models" in failed("reproduce", "nrc-figure-1", "--models", "fcn-6", "-o", tmp_path)
+
+
+def test_logarithmic_axes_have_plain_numbers() -> None:
+    with panels(1, 2) as (figure, axes):
+        for panel, top in zip(axes[0], (3.0, 1e4), strict=True):
+            panel.plot([1, 2, 3], [1, 2, top])
+            panel.set_yscale("log")
+        svg(figure)
+        told = [[tick.get_text() for tick in panel.get_yticklabels()] for panel in axes[0]]
+    assert {"1", "2", "3"} <= set(told[0])
+    assert {"10", "10000"} <= set(told[1])
+    assert not any("$" in text for texts in told for text in texts)
+
+
+def test_steps_that_fall_are_counted_in_order() -> None:
+    epochs = pd.Series([0, 20, 10, 30])
+    found = falls(epochs, pd.Series([4.0, 2.0, 3.0, 1.0]))
+    assert (found.down, found.steps, round(found.correlation, 6)) == (3, 3, -1.0)
+    assert falls(epochs, pd.Series([4.0, 3.0, 2.0, 1.0])).down == 2  # 4, 2, 3, 1 in the order of epochs

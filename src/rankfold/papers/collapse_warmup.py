@@ -141,8 +141,9 @@ def figure(curves: pd.DataFrame) -> Figure:
             ]
             label = "no warm-up" if per_class == 0 else f"{per_class} per class, {steps} steps"
             band(axes[0, 0], lines, number, label)
+        axes[0, 0].set_xscale("log")
         axes[0, 0].set_xlabel("samples processed")
         axes[0, 0].set_ylabel("validation accuracy, %")
-        axes[0, 0].set_ylim(50, 100)
+        axes[0, 0].set_ylim(60, 100)
         axes[0, 0].legend(fontsize=8)
     return drawing
