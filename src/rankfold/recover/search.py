@@ -26,9 +26,8 @@ PATIENCE = 5  # larger ranks looked at without gain: of nearly equal singular va
 WORSE = 1.2  # held-out error over the best that ends the search then, and
 SPENT = 1 / 3  # degrees of freedom over measurements that do: before, the gain may still be to come
 GAIN = 0.995  # held-out error that counts as better
-FALL = 0.7  # residual after a step that is worth another one at the same rank
-AT_FIRST, BLOCKS = 4, 4  # singular pairs looked at first, more if all of them stand out; power steps to find them
-STANDS_OUT = 1.1  # singular value over the largest of noise
+FALL = 0.85  # residual after a step that is worth another one at the same rank
+AT_FIRST, BLOCKS = 4, 6  # singular pairs looked at first, more if all of them stand out; power steps to find them
 GAP = 3.0  # between neighbouring singular values: what is below may belong to no rank at all
 
 
@@ -165,7 +164,7 @@ def _next(operator: Operator, rest: Array, least: int, most: int, rng: np.random
 
     signs = like(1.0 - 2.0 * rng.integers(0, 2, tuple(rest.shape)), rest)
     width = min(most, max(least, AT_FIRST))
-    noise = STANDS_OUT * float(pairs(rest * signs, width).s[0])
+    noise = float(pairs(rest * signs, width).s[0])
     while True:
         found = pairs(rest, width)
         outstanding = int((numpy(found.s) > noise).sum())
@@ -185,15 +184,17 @@ def _fitted(operator: Operator, rest: Array, more: Point) -> Point:
 def _settle(operator: Operator, y: Array, x: Point, search: Search, enough: float) -> tuple[Point, Array]:
     """Steps at one rank for as long as they gain: below the true rank two or three, at it until the residual is
     ``enough``."""
-    rest, damping, fall = residual(operator, y, x), 0.0, 1.0
+    rest, damping, fall, most = residual(operator, y, x), 0.0, 1.0, search.inner
     size = norm(y)
     for _ in range(search.rounds):
         before = norm(rest)
         if before <= enough:
             break
-        inner, tol = (search.inner, 0.1) if fall > 0.2 else (search.last, max(1e-4, min(0.1, before / size)))
-        x, rest, damping, _ = step(operator, y, x, rest, iterations=inner, tol=tol, damping=damping)
+        inner, tol = (most, 0.1) if fall > 0.2 else (search.last, max(1e-4, min(0.1, before / size)))
+        x, rest, damping, used = step(operator, y, x, rest, iterations=inner, tol=tol, damping=damping)
         fall = norm(rest) / before
+        if used >= most:  # it was this bound that ended the step
+            most = min(2 * most, search.last)
         if fall > FALL:
             break
         if not search.exact:
