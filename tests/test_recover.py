@@ -280,6 +280,18 @@ def test_a_row_is_solved_for_as_least_squares_would():
         assert np.allclose(found[row], np.linalg.lstsq(right[:, seen].T, values[row, seen], rcond=None)[0])
 
 
+@pytest.mark.parametrize("dtype", [np.float32, np.float64])
+def test_rows_with_fewer_entries_than_the_rank_are_no_obstacle(dtype):
+    matrix, x = planted(60, 50, 3, 0.4)
+    x[0], x[:, 0] = np.nan, np.nan
+    x[1, 1:] = np.nan
+    x[1, 4] = matrix[1, 4]
+    found = AlternatingMinimization(3, max_iter=20).fit(x.astype(dtype))
+    assert np.isfinite(found.left_).all()
+    assert np.abs(found.left_[0]).max() < 1e-6 * np.abs(found.left_).max()
+    assert np.allclose(found.reconstruct()[2:, 1:], matrix[2:, 1:], atol=0.2)
+
+
 @parametrize_with_checks(
     [
         LowRank(),

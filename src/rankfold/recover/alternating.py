@@ -10,7 +10,7 @@ from collections.abc import Callable
 
 import numpy as np
 
-from rankfold.recover.arrays import Array, contiguous, dot, eye, like, namespace, normal
+from rankfold.recover.arrays import Array, contiguous, dot, eye, like, namespace, normal, numpy
 from rankfold.recover.operators import Entries, Mask, Operator, surrogate
 from rankfold.recover.outcome import Recovered, Watch, recovered
 from rankfold.recover.tangent import leading
@@ -65,7 +65,8 @@ def _rows(grams: Array, right_sides: Array, ridge: float) -> Array:
     m, k = right_sides.shape
     grams = grams.reshape(m, k, k)
     # a touch of ridge in the units of each row: rows with fewer entries than k have singular systems
-    floor = 1e-13 * namespace(grams).einsum("ijj->i", grams) + 1e-300
+    finest = np.finfo(numpy(grams[:0]).dtype)
+    floor = float(500 * finest.eps) * namespace(grams).einsum("ijj->i", grams) + float(finest.tiny)
     systems = grams + (ridge + floor)[:, None, None] * eye(k, grams)
     return namespace(grams).linalg.solve(systems, right_sides[:, :, None])[:, :, 0]
 
