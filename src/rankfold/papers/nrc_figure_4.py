@@ -125,7 +125,7 @@ def remarks(table: pd.DataFrame, along: str, found: list[dict[str, Any]]) -> lis
 
 
 def figure(table: pd.DataFrame, along: str) -> Figure:
-    """A panel for each reading of the soft rank, a line for each λ."""
+    """A panel for each reading of the soft rank, a line for each λ; over width, dashed, what there could be."""
     with panels(1, len(MEASURES), (3.1, 2.9)) as (drawing, axes):
         for panel, (measure, label) in zip(axes[0], MEASURES.items(), strict=True):
             for number, (decay, part) in enumerate(table.groupby("decay")):
@@ -137,7 +137,11 @@ def figure(table: pd.DataFrame, along: str) -> Figure:
                 panel.set_xscale("log", base=2)
                 ticks = sorted(table[along].unique())
                 panel.set_xticks(ticks, [str(value) for value in ticks])
+                panel.plot(ticks, ticks, color="#bbbbbb", linewidth=1, linestyle="--", label="full rank")
             panel.set_yscale("log")
+            # from the least rank there is, so that a few per cent look like a few per cent
+            most = 1.2 * float(table[along].max()) if along == "width" else 2 * float(table[list(MEASURES)].max().max())
+            panel.set_ylim(1, max(100.0, most))
             panel.set_title(label, fontsize=9)
             panel.set_xlabel("width" if along == "width" else "hidden layers")
         axes[0, 0].legend(fontsize=8)
