@@ -28,7 +28,7 @@ from rankfold.recover import (
 
 RANK, ALPHA = 10, 5.0  # the paper's
 # The paper's η is 0.5, its ε and whether ratings are centred are not told. On centred ratings 0.5 is what `rate=None`
-# takes; about three times as much is stable still, for the wide network (α = 1) more. Uncentred ones stay at the saddle.
+# takes; three times as much is stable still, for the wide network (α = 1) more. Uncentred ones stay at the saddle.
 RATE, WIDE_RATE, SCALE = 1.7, 5.0, 1.5
 STEPS, WIDE_STEPS, EVERY = 800, 160, 5
 
