@@ -22,8 +22,9 @@ class LowRank(Recovery):
     is the largest that the number of measurements could determine, at most 100. ``validation_fraction``: measurements
     kept apart to the end; with 0 a twentieth is set aside for finding the rank only.
 
-    It fails where the measurements are few (below about 1.6 times the degrees of freedom r (m + n − r) of a small matrix,
-    2 to 3 times of a large one with nearly equal singular values), or missing not at random. ``reason_`` then says so in most cases: an exact fit of the measurements proves nothing.
+    It fails where the measurements are few (below about 1.6 times the degrees of freedom r (m + n − r) of a small
+    matrix, 2 to 3 times those of a large one with nearly equal singular values), or missing not at random. ``reason_``
+    then says so in most cases: an exact fit of the measurements proves nothing.
     """
 
     def __init__(
