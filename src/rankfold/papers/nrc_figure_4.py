@@ -133,11 +133,11 @@ def figure(table: pd.DataFrame, along: str) -> Figure:
                     list(zip(each[along].astype(float), each[measure], strict=True)) for _, each in part.groupby("seed")
                 ]
                 band(panel, lines, number, f"λ = {decay:g}")
+            ticks = sorted(table[along].unique())
             if along == "width":
                 panel.set_xscale("log", base=2)
-                ticks = sorted(table[along].unique())
-                panel.set_xticks(ticks, [str(value) for value in ticks])
                 panel.plot(ticks, ticks, color="#bbbbbb", linewidth=1, linestyle="--", label="full rank")
+            panel.set_xticks(ticks, [str(value) for value in ticks])
             panel.set_yscale("log")
             # from the least rank there is, so that a few per cent look like a few per cent
             most = 1.2 * float(table[along].max()) if along == "width" else 2 * float(table[list(MEASURES)].max().max())
