@@ -90,3 +90,17 @@ def test_a_large_noisy_matrix_gets_its_rank():
     error = np.sqrt(np.mean((found.reconstruct() - truth) ** 2))
     best = np.sqrt(6 * (1000 + 700 - 6) / len(rows))  # of least squares with all else known
     assert best < error < 1.3 * best
+
+
+def test_finding_nothing_is_told():
+    rng = np.random.default_rng(0)
+    rows, columns = np.nonzero(rng.random((300, 200)) < 0.2)
+    shape = (300, 200)
+    found = LowRank().fit(scipy.sparse.csr_array((rng.standard_normal(len(rows)), (rows, columns)), shape=shape))
+    assert not found.converged_
+    assert "too few of them, or only noise" in found.reason_
+    left, right = rng.standard_normal((300, 2)), rng.standard_normal((2, 200))
+    values = (left @ right)[rows, columns] + 0.5 * rng.standard_normal(len(rows))
+    found = LowRank().fit(scipy.sparse.csr_array((values, (rows, columns)), shape=shape))
+    assert found.converged_
+    assert "Held-out" not in found.reason_

@@ -28,6 +28,7 @@ SPENT = 1 / 3  # degrees of freedom over measurements that do: before, the gain 
 GAIN = 0.995  # held-out error that counts as better
 FALL = 0.85  # residual after a step that is worth another one at the same rank
 AT_FIRST, BLOCKS = 4, 6  # singular pairs looked at first, more if all of them stand out; power steps to find them
+NOTHING = 0.9  # relative held-out error from which next to nothing was found
 GAP = 3.0  # between neighbouring singular values: what is below may belong to no rank at all
 
 
@@ -273,6 +274,9 @@ def _explained(result: Recovered, operator: Operator, seen: list[Grown], search:
             f". {operator.count} measurements are no more than the {freedom} degrees of freedom of rank {k}: "
             "they do not determine the matrix"
         )
+    elif judged > NOTHING and not search.exact:
+        converged = False
+        reason += f". Held-out measurements are missed by {judged:.0%} of their size: too few of them, or only noise"
     return replace(
         result,
         reason=reason,
