@@ -55,7 +55,7 @@ def reproduce(request: Request, directory: Path, tell: Tell) -> Outcome:
     table = pd.DataFrame(rows)
     return Outcome(
         f"Beyond LoRITa on {data.name}: {short(model)} trained with N = {DEPTH}, two ways of compression, "
-        f"{epochs} epochs of fine-tuning",
+        f"{epochs} {'epoch' if epochs == 1 else 'epochs'} of fine-tuning",
         {"table": table, "published": isvt.rows_of(TABLE_2)} | ({} if grid.empty else {"trainings": grid}),
         {"accuracy-against-size": isvt.figure(table, isvt.published_rows(TABLE_2, model, (DEPTH,)))},
         [*_gains(table, budgets), *isvt.sentences(table)],
