@@ -1,11 +1,10 @@
-"""Matrix completion against the authors' code and others, in one run, one thread: `python benchmarks/recover.py [part
-…]`.
+"""Matrix completion against the authors' code and others, in one run: `python benchmarks/recover.py [part …]`.
 
 Parts: `completion` (d = 100, r = 10, r̂ = 20, p = 0.3), `ranks` (the bound on the rank from r to 4r), `sizes` (time and
 memory against observed entries, and a plot of them), `million`. Processor time is printed beside wall time: it means
-more on a shared machine. The authors' code (soominkwon/comp-deep-nets, JAX) is timed too where AUTHORS names its folder
-and JAX can be imported by the interpreter that AUTHORS_PYTHON names: it runs as it is, compiled beforehand, on the same
-matrix and mask.
+more on a shared machine. Threads: OMP_NUM_THREADS, by default one. The authors' code (soominkwon/comp-deep-nets, JAX)
+is timed too where AUTHORS names its folder and JAX can be imported by the interpreter that AUTHORS_PYTHON names: it
+runs as it is, compiled beforehand, on the same matrix and mask.
 """
 
 from __future__ import annotations
@@ -29,6 +28,7 @@ from rankfold.files import write_atomically
 from rankfold.papers.writing import COLOURS, MARKS, panels, svg
 from rankfold.recover import AlternatingMinimization, CompressedDeepLinear, LowRank, NuclearNorm, ScaledGradientDescent
 
+THREADS = int(os.environ.get("OMP_NUM_THREADS", "1"))
 PLOT = Path(__file__).parents[1] / "docs" / "img" / "recover-sizes.svg"
 _AUTHORS = """
 import sys, time
@@ -193,7 +193,7 @@ class Size:
 def one_size(m: int, n: int, over: float, noise: float = 0.0, bound: int | None = 20) -> Size:
     """Rank 10. Entries have variance 10 and ``noise`` a deviation of its own; the error is relative, on other
     entries."""
-    with get_context("fork").Pool(1) as pool:
+    with get_context("spawn").Pool(1) as pool:
         found = pool.apply(_one_size, (m, n, over, noise, bound))
     print(found, flush=True)
     return found
@@ -206,6 +206,7 @@ def memory(what: str) -> float:
 
 
 def _one_size(m: int, n: int, over: float, noise: float, bound: int | None) -> Size:
+    torch.set_num_threads(THREADS)
     x, left, right = planted(m, n, 10, over, noise)
     Path("/proc/self/clear_refs").write_text("5")  # Linux: the peak begins anew
     before = memory("VmRSS")
@@ -266,6 +267,6 @@ def million() -> None:
 
 
 if __name__ == "__main__":
-    torch.set_num_threads(1)
+    torch.set_num_threads(THREADS)
     for part in sys.argv[1:] or ("completion", "ranks", "sizes", "million"):
         {"completion": completion, "ranks": ranks, "sizes": sizes, "million": million}[part]()

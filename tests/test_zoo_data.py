@@ -170,7 +170,7 @@ def test_subset_and_take_keep_inputs_and_labels_together():
 
 def test_a_split_is_shown_by_its_sizes():
     text = repr(zoo.load_data("digits"))
-    assert "Split(1,077 samples, inputs (1077, 1, 8, 8) uint8)" in text
+    assert "Split(1,078 samples, inputs (1078, 1, 8, 8) uint8)" in text
     assert len(text) < 400
 
 
