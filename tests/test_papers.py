@@ -384,10 +384,13 @@ def test_bad_input_is_one_line(arguments: list, word: str, tmp_path: Path, monke
 def test_a_rate_of_fine_tuning_serves_every_way_and_makes_another_point(tmp_path: Path) -> None:
     data = load_data("digits")
     for way in (OURS, ISVT):
-        assert way.recipe(data, 3, 2e-4) == replace(way.recipe(data, 3), learning_rate=2e-4)
-        places = {place_of(quick.cnn(), data, way, Budget(0.5, 0.5), 3, tmp_path, rate) for rate in (None, 2e-4, 1e-3)}
-        assert len(places) == 3
+        assert way.at(None) is way
+        assert way.at(2e-4).recipe(data, 3) == replace(way.recipe(data, 3), learning_rate=2e-4)
+        ways = [way.at(rate) for rate in (None, 2e-4, 1e-3)]
+        assert len({place_of(quick.cnn(), data, each, Budget(0.5, 0.5), 3, tmp_path) for each in ways}) == 3
     assert OURS.recipe(data, 3).learning_rate != ISVT.recipe(data, 3).learning_rate
+    assert OURS.recipe(data, 3).distill is not None
+    assert ISVT.recipe(data, 3).distill is None
 
 
 def test_a_given_network_is_compressed_without_training(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -42,12 +42,10 @@ def reproduce(request: Request, directory: Path, tell: Tell) -> Outcome:
     else:
         networks = [_loaded(model, asked.weights)]
     rows, budgets = [], (isvt.QUICK_BUDGET,) if asked.quick else BUDGETS
-    for way in (OURS, ISVT):
+    for way in (OURS.at(asked.finetune_rate), ISVT.at(asked.finetune_rate)):
         for budget in budgets:
             points = [
-                squeeze(
-                    network.to(device()), data, way, budget, epochs, directory / "points", tell, asked.finetune_rate
-                )
+                squeeze(network.to(device()), data, way, budget, epochs, directory / "points", tell)
                 for network in networks
             ]
             row = isvt.row_at(TABLE_2, model, DEPTH, budget)

@@ -41,13 +41,13 @@ def reproduce(name: str, published: Table, request: Request, directory: Path, te
     asked = defaults(request, published)
     data = load_data(quick.DATA if asked.quick else "cifar10")
     runs, grid = trained(asked, data, directory, tell)
-    epochs, rate, models = asked.finetune_epochs or 0, asked.finetune_rate, asked.models or ()
+    epochs, models, way = asked.finetune_epochs or 0, asked.models or (), ISVT.at(asked.finetune_rate)
     rows = []
     for (model, depth), group in runs.items():
         budgets = budgets_of([*published.own(depth), *published.own(COMPARED)])
         for budget in (QUICK_BUDGET,) if asked.quick else budgets:
             points = [
-                squeeze(run.network().to(device()), data, ISVT, budget, epochs, directory / "points", tell, rate=rate)
+                squeeze(run.network().to(device()), data, way, budget, epochs, directory / "points", tell)
                 for run in group
             ]
             rows.append(line(f"{short(model)}, N={depth}", points, row_at(published, model, depth, budget)))

@@ -39,6 +39,7 @@ class Way:
 
     ``global_first``: global truncation as far as validation does not notice, before ranks are chosen. ``repaired``:
     BatchNorm statistics corrected. ``distilled``: fine-tuned with the network before compression as teacher.
+    ``rate``: the peak rate of fine-tuning; None is that of ``finetune_recipe``.
     """
 
     name: str
@@ -47,14 +48,22 @@ class Way:
     global_first: bool = False
     repaired: bool = False
     distilled: bool = False
+    rate: float | None = None
 
-    def recipe(self, data: Data, epochs: int, rate: float | None = None) -> Recipe:
+    def recipe(self, data: Data, epochs: int) -> Recipe:
         recipe = finetune_recipe(data, epochs)
-        recipe = recipe if self.distilled else replace(recipe, distill=None, learning_rate=RATE)
-        return recipe if rate is None else replace(recipe, learning_rate=rate)
+        return replace(
+            recipe,
+            distill=recipe.distill if self.distilled else None,
+            learning_rate=self.rate or recipe.learning_rate,
+        )
+
+    def at(self, rate: float | None) -> Way:
+        """This way, fine-tuned at another rate where one is given."""
+        return self if rate is None else replace(self, rate=rate)
 
 
-ISVT = Way("GSVT, ISVT, fine-tuned", "truncate", Iterative(), global_first=True)
+ISVT = Way("GSVT, ISVT, fine-tuned", "truncate", Iterative(), global_first=True, rate=RATE)
 OURS = Way("project, optimal ranks, distilled", "project", Optimal(), repaired=True, distilled=True)
 
 
@@ -86,20 +95,12 @@ class Squeezed:
 
 
 def squeeze(
-    network: nn.Module,
-    data: Data,
-    way: Way,
-    budget: Budget,
-    epochs: int,
-    directory: Path,
-    tell: Tell,
-    rate: float | None = None,
+    network: nn.Module, data: Data, way: Way, budget: Budget, epochs: int, directory: Path, tell: Tell
 ) -> Squeezed:
-    """``network`` within ``budget``, fine-tuned for ``epochs`` (0: not at all) at the ``rate`` of ``way`` or at this
-    one; read back from ``directory`` if it is there. ``network`` itself is left as it is. Raises ``BudgetError`` for a
-    budget that cannot be met.
+    """``network`` within ``budget``, fine-tuned for ``epochs`` (0: not at all); read back from ``directory`` if it is
+    there. ``network`` itself is left as it is. Raises ``BudgetError`` for a budget that cannot be met.
     """
-    place = place_of(network, data, way, budget, epochs, directory, rate)
+    place = place_of(network, data, way, budget, epochs, directory)
     file = place / "point.json"
     if file.exists():
         return Squeezed(**json.loads(file.read_text(encoding="utf-8"))["squeezed"])
@@ -114,7 +115,7 @@ def squeeze(
         small = apply_(copy.deepcopy(start), made)
     compressed, finetuned = evaluate(small, data.test).accuracy, None
     if epochs:
-        recipe, told = way.recipe(data, epochs, rate), Tell(tell.progress).training("fine-tuning")
+        recipe, told = way.recipe(data, epochs), Tell(tell.progress).training("fine-tuning")
         finetune(small, data, teacher=network, recipe=recipe, directory=place / "finetune", progress=told)
         finetuned = evaluate(small, data.test).accuracy
     result = Squeezed(
@@ -156,15 +157,7 @@ def budgets_of(rows: Sequence[Any]) -> tuple[Budget, ...]:
     return tuple(dict.fromkeys(kept))
 
 
-def place_of(
-    network: nn.Module,
-    data: Data,
-    way: Way,
-    budget: Budget,
-    epochs: int,
-    directory: Path,
-    rate: float | None = None,
-) -> Path:
+def place_of(network: nn.Module, data: Data, way: Way, budget: Budget, epochs: int, directory: Path) -> Path:
     """Where ``squeeze`` keeps this point: ``plan.json``, ``point.json`` and the run of the fine-tuning."""
     asked = {
         "format": FORMAT,
@@ -172,7 +165,7 @@ def place_of(
         "data": [data.name, len(data.train), len(data.validation), len(data.test)],
         "way": asdict(way),
         "budget": asdict(budget),
-        "recipe": way.recipe(data, epochs, rate).to_dict() if epochs else None,
+        "recipe": way.recipe(data, epochs).to_dict() if epochs else None,
     }
     mark = hashlib.sha256(json.dumps(asked, sort_keys=True).encode()).hexdigest()[:12]
     return directory / f"{way.method}-flops{budget.flops:g}-params{budget.params:g}-{mark}"
