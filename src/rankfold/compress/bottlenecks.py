@@ -201,7 +201,7 @@ def bottlenecks(
         for site in found:
             module: Any = root.get_submodule(site.name)
             if isinstance(module, LowRankLinear | FactoredConv):
-                up: nn.Module = module.up  # type: ignore[assignment]
+                up = root.get_submodule(f"{site.name}.up")
                 stack.callback(up.register_forward_pre_hook(watch(site, module)).remove)
             else:
                 stack.callback(module.register_forward_hook(watch(site, module)).remove)

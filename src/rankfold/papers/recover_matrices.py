@@ -30,6 +30,7 @@ from rankfold.recover import (
     incremental,
     wide_start,
 )
+from rankfold.recover.deep_linear import Start
 
 Kind = Literal["factorization", "completion", "sensing"]
 
@@ -75,6 +76,11 @@ class Trained:
     right: list[np.ndarray] = field(default_factory=list)
     outer: list[tuple[float, float]] = field(default_factory=list)
 
+    @property
+    def seconds_each(self) -> float:
+        """Of one iteration, without looking."""
+        return self.seconds[-1] / max(1, self.iterations[-1])
+
     def first(self, error: float) -> int | None:
         """The look at which the error was first below ``error``."""
         below = np.flatnonzero(np.array(self.errors) < error)
@@ -114,13 +120,13 @@ def measure(problem: Problem, matrix: np.ndarray, seed: int) -> tuple[Any, np.nd
     return gaussian, gaussian.push(u[:, :r] * s[:r], vt[:r])
 
 
-def train(problem: Problem, wide: bool, seed: int, tell: Tell, start: str = "orthogonal") -> Trained:
+def train(problem: Problem, wide: bool, seed: int, tell: Tell, start: Start = "orthogonal") -> Trained:
     """One network by gradient descent as in the paper, looked at every ``problem.every`` iterations."""
     u, s, vt = target(problem, seed)
     matrix = u * s @ vt
     operator, y = measure(problem, matrix, seed)
     if wide:
-        weights = wide_start(operator.shape, problem.depth, problem.scale, start, seed, matrix)  # type: ignore[arg-type]
+        weights = wide_start(operator.shape, problem.depth, problem.scale, start, seed, matrix)
     else:
         weights = compressed_start(operator, y, problem.width, problem.depth, problem.scale)
     found, size, begun, watching = Trained(), float(np.linalg.norm(matrix)), time.process_time(), 0.0

@@ -14,8 +14,9 @@ from rankfold.recover.estimators import (
     ScaledGradientDescent,
 )
 from rankfold.recover.model import FactorModel
-from rankfold.recover.operators import Entries, Gaussian, Identity, Mask, Measurements, Operator, entries, surrogate
+from rankfold.recover.operators import Entries, Identity, Mask, Operator, entries, surrogate
 from rankfold.recover.outcome import Point, Recovered, Rules, Watch
+from rankfold.recover.sensing import Gaussian, Measurements
 from rankfold.recover.triplets import Triplets, from_arrays, read_arrays, read_triplets, triplets
 
 __all__ = [

@@ -20,6 +20,7 @@ from rankfold.recover.ratings import sample
 from rankfold.recover.triplets import Triplets
 
 Progress = Callable[[str, int, int], None]
+BURN_IN, DRAWS = 30, 60  # sweeps of the ratings model thrown away, and averaged
 METHODS = ("low-rank", "ratings", "compressed-deep-linear", "alternating", "nuclear", "scaled-gd")
 STRENGTH = 2.0  # of the prior on what is learned from who rated what
 
@@ -117,15 +118,15 @@ def fit(
             entries.values,
             (m, n),
             rank=rank,
-            burn_in=30,
-            draws=60,
+            burn_in=BURN_IN,
+            draws=DRAWS,
             strength=STRENGTH,
             seed=seed,
             progress=progress,
         )
         left, right = narrowed(draws.left, draws.right)
         model = FactorModel(left, right, draws.offset, low, high, entries.row_names, entries.column_names)
-        return model, rank, f"mean of 60 draws; noise {draws.noise:.3g} in the units of the values"
+        return model, rank, f"mean of {DRAWS} draws; noise {draws.noise:.3g} in the units of the values"
     table = scipy.sparse.csr_array((entries.values, (entries.rows, entries.columns)), shape=(m, n))
     estimator = _estimator(choice, progress).set_params(random_state=seed).fit(table)
     left = np.vstack([estimator.left_, _average(estimator.left_, entries.rows)])
