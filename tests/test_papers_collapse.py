@@ -10,8 +10,8 @@ import pandas as pd
 import pytest
 from commands import failed, rankfold
 
-from rankfold.papers import EXPERIMENTS, collapse_runs
-from rankfold.papers.collapse_runs import chain_remark, tightness
+from rankfold.papers import EXPERIMENTS, grid
+from rankfold.papers.collapse_bounds import chain_remark, tightness
 from rankfold.papers.nrc_figure_3 import falls
 from rankfold.papers.writing import panels, svg
 
@@ -33,7 +33,7 @@ def test_every_experiment_in_small(name: str, tmp_path: Path, monkeypatch: pytes
     if name.startswith("nrc-"):
         assert any(": 0 violations" in remark for remark in result["remarks"])
     # everything is read back: no cell is computed again
-    monkeypatch.setattr(collapse_runs, "_do", None)
+    monkeypatch.setattr(grid, "_do", None)
     again = rankfold("reproduce", name, "--quick", "-o", tmp_path, "--json")
     assert again.exit_code == 0, again.output
     assert json.loads(again.stdout)["tables"] == result["tables"]

@@ -5,7 +5,10 @@ import pytest
 from rankfold.papers import reproduce
 from rankfold.papers.request import Request
 
-NAMES = ("factorization", "completion", "sensing", "alpha", "start", "depth", "svd", "movielens")
+NAMES = (
+    "factorization", "completion", "sensing", "alpha", "rate", "start", "depth", "svd", "movielens", "movielens-alpha",
+    "updates",
+)  # fmt: skip
 
 
 @pytest.mark.parametrize("name", NAMES)

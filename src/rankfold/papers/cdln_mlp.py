@@ -24,7 +24,7 @@ from torch.utils.flop_counter import FlopCounterMode
 from rankfold.files import write_atomically
 from rankfold.induce import cdln_, fold_, overparametrize_
 from rankfold.papers import quick
-from rankfold.papers.request import Request
+from rankfold.papers.request import TRAINING, Request
 from rankfold.papers.writing import Outcome, band, panels
 from rankfold.pipeline import Tell
 from rankfold.train import Progress, Recipe, evaluate, fit
@@ -75,10 +75,7 @@ class Case:
 
 def reproduce(request: Request, directory: Path, tell: Tell) -> Outcome:
     """Train each variant from each seed, on one thread each; the test split is seen once, by the final networks."""
-    request.only(NAME)
-    for option in ("depths", "decays", "tolerance"):
-        if getattr(request, option) is not None:
-            raise ValueError(f"{NAME} has no option {option}")
+    request.only(NAME, TRAINING - {"depths", "decays", "tolerance"})
     if request.setting == "relaxed":
         raise ValueError(f"{NAME} has no setting relaxed: there are stable and paper")
     asked = request.filled(QUICK if request.quick else FULL)

@@ -16,9 +16,9 @@ from torch import nn
 
 from rankfold.collapse import measure_layers
 from rankfold.compress.plan import Plan
-from rankfold.papers.collapse_runs import cells, check
+from rankfold.papers.grid import cells
 from rankfold.papers.nrc_mnist import Case, flat, network, recipe
-from rankfold.papers.request import Request
+from rankfold.papers.request import SMALL, Request
 from rankfold.papers.writing import COLOURS, Outcome, panels
 from rankfold.pipeline import Tell
 from rankfold.pipeline.collapse_forecast import Margins, accuracy_at, accuracy_curve_of, forecast, learned
@@ -45,7 +45,7 @@ class Asked:
 
 def reproduce(request: Request, directory: Path, tell: Tell) -> Outcome:
     """The bundled digits: weight decay × width × depth × seeds; forecast on validation, compared on test."""
-    check(request, NAME, "train_samples")
+    request.only(NAME, SMALL - {"train_samples"})
     decays = request.decays or ((1e-4, 3e-3) if request.quick else (1e-5, 3e-4, 1e-3, 3e-3))
     seeds = request.seeds or ((0,) if request.quick else (0, 1))
     widths, hidden = ((24,), (2, 3)) if request.quick else ((32, 96), (2, 3, 4))

@@ -11,9 +11,9 @@ import torch
 from matplotlib.figure import Figure
 
 from rankfold.collapse.warmup import class_centroids, warm_up_
-from rankfold.papers.collapse_runs import cells, check
+from rankfold.papers.grid import cells
 from rankfold.papers.nrc_mnist import Case, flat, network, shape_of
-from rankfold.papers.request import Request
+from rankfold.papers.request import SMALL, Request
 from rankfold.papers.writing import Outcome, band, panels
 from rankfold.pipeline import Tell
 from rankfold.train import evaluate
@@ -38,7 +38,7 @@ class Asked:
 
 def reproduce(request: Request, directory: Path, tell: Tell) -> Outcome:
     """MNIST by default (digits with ``quick``): no warm-up, one centroid for each class, ten, and fifty."""
-    check(request, NAME)
+    request.only(NAME, SMALL)
     quickly = request.quick
     seeds = request.seeds or ((0, 1) if quickly else (0, 1, 2, 3, 4))
     decay = (request.decays or (1e-4,))[0]

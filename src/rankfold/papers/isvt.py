@@ -14,7 +14,7 @@ from matplotlib.figure import Figure
 
 from rankfold.papers import quick
 from rankfold.papers.published import Row, Table
-from rankfold.papers.request import Request, steadied
+from rankfold.papers.request import TRAINING, Request, steadied
 from rankfold.papers.runs import Trained, device, short
 from rankfold.papers.selection import tuned
 from rankfold.papers.squeezing import ISVT, Budget, Squeezed, budgets_of, squeeze
@@ -37,7 +37,7 @@ Group = tuple[str, int]
 
 def reproduce(name: str, published: Table, request: Request, directory: Path, tell: Tell) -> Outcome:
     """Every N at its own published sizes and at those of N = 3, so that rows of one size can be compared."""
-    request.only(name, "finetune_epochs", "finetune_rate")
+    request.only(name, TRAINING | {"finetune_epochs", "finetune_rate"})
     asked = defaults(request, published)
     data = load_data(quick.DATA if asked.quick else "cifar10")
     runs, grid = trained(asked, data, directory, tell)

@@ -13,10 +13,11 @@ from matplotlib.figure import Figure
 
 from rankfold.collapse import Partition, chain, critical_decay, kmeans, scatter_of, squared_error
 from rankfold.collapse.gaussian import proposition_4_1, scatter_interval
+from rankfold.papers.collapse_bounds import chain_remark
 from rankfold.papers.collapse_descent import chain_network, minimise
-from rankfold.papers.collapse_runs import cells, chain_remark, check
+from rankfold.papers.grid import cells
 from rankfold.papers.nrc_blobs import Cell, Size
-from rankfold.papers.request import Request
+from rankfold.papers.request import SMALL, Request
 from rankfold.papers.writing import Outcome, panels
 from rankfold.pipeline import Tell
 from rankfold.spectrum import spectrum
@@ -44,7 +45,7 @@ def full(request: Request, directory: Path, tell: Tell) -> Outcome:
 
 
 def _reproduce(name: str, size: Size, request: Request, directory: Path, tell: Tell) -> Outcome:
-    check(request, name, "train_samples")
+    request.only(name, SMALL - {"train_samples"})
     size = size.asked(request)
     found = cells(size.cells(), train, directory / "runs", request.jobs, tell)
     table = pd.DataFrame([_row(value) for value in found])

@@ -16,10 +16,11 @@ from rankfold.collapse.centroid import centroids
 from rankfold.collapse.linear import linear_bounds, ridge
 from rankfold.collapse.transition import threshold_product
 from rankfold.linalg import singular_values
+from rankfold.papers.collapse_bounds import chain_remark
 from rankfold.papers.collapse_descent import chain_network, minimise
-from rankfold.papers.collapse_runs import cells, chain_remark, check
+from rankfold.papers.grid import cells
 from rankfold.papers.nrc_blobs import Cell, Size
-from rankfold.papers.request import Request
+from rankfold.papers.request import SMALL, Request
 from rankfold.papers.writing import COLOURS, Outcome, panels
 from rankfold.pipeline import Tell
 
@@ -33,7 +34,7 @@ CI = Size(5, 200, 10, 20, (1e-3, 1e-2, 3e-2, 1e-1, 3e-1), tuple(v**0.5 for v in 
 
 def reproduce(request: Request, directory: Path, tell: Tell) -> Outcome:
     """Train every cell twice, and put the products beside ridge and beside the threshold of factor decay."""
-    check(request, NAME, "train_samples")
+    request.only(NAME, SMALL - {"train_samples"})
     size = (QUICK if request.quick else CI).asked(request)
     found = cells(size.cells(), train, directory / "runs", request.jobs, tell)
     table = pd.DataFrame([_row(value) for value in found])

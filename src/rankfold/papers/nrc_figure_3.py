@@ -12,9 +12,10 @@ from matplotlib import colormaps
 from matplotlib.figure import Figure
 
 from rankfold.papers import quick
-from rankfold.papers.collapse_runs import cells, chain_remark, check, time_remark
+from rankfold.papers.collapse_bounds import chain_remark
+from rankfold.papers.grid import cells, time_remark
 from rankfold.papers.nrc_mnist import TAIL_RANKS, Case, chains, recorded, shape_of, train
-from rankfold.papers.request import Request
+from rankfold.papers.request import SMALL, Request
 from rankfold.papers.writing import COLOURS, Outcome, panels
 from rankfold.pipeline import Tell
 
@@ -24,7 +25,7 @@ DECAYS = (1e-5, 1e-4, 5e-4, 1e-3)
 
 def reproduce(request: Request, directory: Path, tell: Tell) -> Outcome:
     """Four values of λ; 10,000 images for 300 epochs unless asked otherwise (all images: ``train_samples`` 55000)."""
-    check(request, NAME)
+    request.only(NAME, SMALL)
     decays, seeds = request.decays or DECAYS, request.seeds or (0,)
     shape = shape_of(
         request,

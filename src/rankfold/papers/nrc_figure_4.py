@@ -9,9 +9,10 @@ import pandas as pd
 from matplotlib.figure import Figure
 
 from rankfold.papers import quick
-from rankfold.papers.collapse_runs import cells, chain_remark, check, time_remark
+from rankfold.papers.collapse_bounds import chain_remark
+from rankfold.papers.grid import cells, time_remark
 from rankfold.papers.nrc_mnist import Case, chains, recorded, shape_of, train
-from rankfold.papers.request import Request
+from rankfold.papers.request import SMALL, Request
 from rankfold.papers.writing import Outcome, band, panels
 from rankfold.pipeline import Tell
 
@@ -47,7 +48,7 @@ def _depth(of: int, request: Request, directory: Path, tell: Tell) -> Outcome:
 
 
 def _reproduce(along: str, shapes: list[dict[str, Any]], request: Request, directory: Path, tell: Tell) -> Outcome:
-    check(request, NAMES[along])
+    request.only(NAMES[along], SMALL)
     decays, seeds = request.decays or ((1e-3, 5e-3) if request.quick else DECAYS), request.seeds or (0,)
     shape = shape_of(
         request,

@@ -13,10 +13,10 @@ from torch import nn
 from rankfold.collapse import CollapseProbe, Partition, chain, cross_entropy, kmeans, scatter_of, transitions
 from rankfold.collapse.losses import vectors
 from rankfold.papers.collapse_descent import chain_network
+from rankfold.papers.recorded import fit_recorded
 from rankfold.papers.request import Request
-from rankfold.papers.runs import without_checkpoints
 from rankfold.record import SpectrumRecorder
-from rankfold.train import Progress, Recipe, evaluate, fit
+from rankfold.train import Recipe, evaluate
 from rankfold.zoo import Data, Split, load_data
 
 TAIL_RANKS = (
@@ -119,27 +119,8 @@ def train(case: Case, place: Path) -> dict[str, Any]:
     classes = int(data.classes or 10)
     model = network(case, data.train.inputs.shape[1], classes)
     probe = CollapseProbe(data.train, samples=_PROBED, decay=2 * case.decay)
-    file = place / "spectra.safetensors"
-    if file.exists():
-        recorder = SpectrumRecorder.load(file, model, probe=probe)
-    else:
-        recorder = SpectrumRecorder(model, probe=probe)
-        recorder.step(0)
-    last = float(recorder.frame()["epoch"].max())
-
-    def watch(now: Progress) -> None:
-        if now.finished is None or now.epoch <= last:
-            return
-        if now.epoch % case.every == 0 or now.epoch == now.epochs:
-            recorder.step(now.epoch)
-            recorder.save(file)
-
-    with recorder:
-        history = fit(model, data.train, None, recipe(case), directory=place / "training", progress=watch)
-        frame = recorder.frame(1e-2)
-        tails = _tails(recorder)
-    recorder.save(file)
-    without_checkpoints(place / "training")
+    history, recorder = fit_recorded(model, data.train, None, recipe(case), place, every=case.every, probe=probe)
+    frame, tails = recorder.frame(1e-2), _tails(recorder)
     return {
         "frame": frame.astype(object).where(frame.notna(), None).to_dict("records"),
         "tails": tails,

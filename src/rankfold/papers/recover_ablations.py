@@ -1,5 +1,5 @@
-"""C-DLN's ablations: the discrepancy α (figure 15), small random starts (18), depth (19), and the price of the SVD
-(table 3)."""
+"""C-DLN's ablations: the discrepancy α (figure 15), the best rate of each network (16), small random starts (18), depth
+(19), and the price of the SVD (table 3)."""
 
 from __future__ import annotations
 
@@ -9,16 +9,18 @@ from pathlib import Path
 
 import numpy as np
 import pandas as pd
+from matplotlib import colormaps
 from matplotlib.figure import Figure
 
-from rankfold.papers.recover_matrices import COMPLETION, Problem, Trained, measure, small, target, train
-from rankfold.papers.request import Request
+from rankfold.papers.recover_networks import COMPLETION, Case, Problem, Trained, measure, small, target, train_all
+from rankfold.papers.request import FIXED, Request
 from rankfold.papers.writing import COLOURS, Outcome, panels
 from rankfold.pipeline import Tell
 from rankfold.recover import compressed_start
 
 ALPHA = Problem("completion", 100, 5, 10.0, 1.0, observed=0.2, steps=30_000, every=100)
 ALPHAS = (0.5, 1.0, 2.0, 5.0, 9.75)  # the authors take every quarter from 0.5 to 9.75
+RATES = tuple(np.linspace(10, 100, 20).tolist())  # of figure 16, for both networks
 DEPTH = Problem("completion", 100, 10, 50.0, 2.0, observed=0.3)
 SVD_TIMES = {100: (0.009, 109.7, 184.3), 300: (0.082, 381.3, 511.2)}  # table 3: SVD, compressed, wide, in seconds
 REACHED = 1e-2  # relative error at which networks are compared
@@ -26,10 +28,11 @@ REACHED = 1e-2  # relative error at which networks are compared
 
 def alpha(request: Request, directory: Path, tell: Tell) -> Outcome:
     """Figure 15: iterations and seconds to an error, against α, beside the wide network."""
-    request.only("cdln-alpha")
+    request.only("cdln-alpha", FIXED)
     problem = small(ALPHA) if request.quick else ALPHA
-    wide = train(problem, True, 0, tell)
-    runs = {value: train(replace(problem, alpha=value), False, 0, tell) for value in ALPHAS}
+    cases = [Case(problem, True), *(Case(replace(problem, alpha=value), False) for value in ALPHAS)]
+    wide, *compressed = train_all(cases, directory, request.jobs, tell)
+    runs = dict(zip(ALPHAS, compressed, strict=True))
     rows = [_reached("wide", None, wide)] + [_reached("compressed", value, run) for value, run in runs.items()]
     table = pd.DataFrame(rows)
     faster = [value for value, run in runs.items() if _sooner(run, wide)]
@@ -51,18 +54,56 @@ def alpha(request: Request, directory: Path, tell: Tell) -> Outcome:
     )
 
 
+def rate(request: Request, directory: Path, tell: Tell) -> Outcome:
+    """Figure 16: α = 1, each network at the rate that takes the fewest iterations to a loss of 1e-12."""
+    request.only("cdln-rate", FIXED)
+    problem = replace(small(ALPHA), steps=2000, every=20) if request.quick else replace(ALPHA, every=20)
+    rates = (1.0, 2.0, 4.0) if request.quick else RATES
+    cases = [Case(replace(problem, rate=each), wide) for wide in (True, False) for each in rates]
+    found = train_all(cases, directory, request.jobs, tell)
+    table = pd.DataFrame(
+        {
+            "network": "wide" if case.wide else "compressed",
+            "η": case.problem.rate,
+            "iterations": run.iterations[-1] if run.converged else None,
+            "seconds": run.seconds[-1] if run.converged else None,
+            "final error": run.errors[-1],
+        }
+        for case, run in zip(cases, found, strict=True)
+    )
+    best, remarks = {}, []
+    for number, name in enumerate(("wide", "compressed")):
+        part = table[number * len(rates) : (number + 1) * len(rates)]
+        met = part["iterations"].dropna()
+        if met.empty:
+            remarks.append(f"The {name} network meets the tolerance at no rate within {problem.steps} iterations.")
+            continue
+        index = list(table.index).index(met.astype(float).idxmin())
+        best[name] = found[index]
+        remarks.append(
+            f"{name}: fastest at η = {table['η'][index]:.3g}, {best[name].iterations[-1]} iterations and "
+            f"{best[name].seconds[-1]:.2f} s of processor; {len(part) - len(met)} of {len(part)} rates do not converge."
+        )
+    if len(best) == 2:
+        ratio = best["wide"].iterations[-1] / max(1, best["compressed"].iterations[-1])
+        remarks.append(f"At its best rate the wide network needs {ratio:.2f} times the iterations (paper: above 1).")
+    figures = {"rate": curves(best)} if best else {}
+    return Outcome("C-DLN, figure 16: α = 1, each network at its best rate", {"rate": table}, figures, remarks)
+
+
 def depth(request: Request, directory: Path, tell: Tell) -> Outcome:
     """Figure 19: two and three factors with few measurements."""
-    request.only("cdln-depth")
+    request.only("cdln-depth", FIXED)
     problem = small(DEPTH) if request.quick else DEPTH
-    rows, runs = [], {}
-    for factors in (2, 3):
-        for wide in (True, False):
-            name = f"{'wide' if wide else 'compressed'}, L={factors}"
-            runs[name] = train(replace(problem, depth=factors), wide, 0, tell)
-            rows.append(
-                {"network": name, "final error": runs[name].errors[-1], "iterations": runs[name].iterations[-1]}
-            )
+    cases = {
+        f"{'wide' if wide else 'compressed'}, L={factors}": Case(replace(problem, depth=factors), wide)
+        for factors in (2, 3)
+        for wide in (True, False)
+    }
+    runs = dict(zip(cases, train_all(list(cases.values()), directory, request.jobs, tell), strict=True))
+    rows = [
+        {"network": name, "final error": run.errors[-1], "iterations": run.iterations[-1]} for name, run in runs.items()
+    ]
     deeper = runs["compressed, L=3"].errors[-1] < runs["compressed, L=2"].errors[-1]
     remarks = [f"Three factors recover {'better' if deeper else 'no better'} than two (paper: better)."]
     tables = {"depth": pd.DataFrame(rows)}
@@ -71,13 +112,14 @@ def depth(request: Request, directory: Path, tell: Tell) -> Outcome:
 
 def start(request: Request, directory: Path, tell: Tell) -> Outcome:
     """Figure 18: the wide network from small random weights instead of orthogonal ones."""
-    request.only("cdln-start")
+    request.only("cdln-start", FIXED)
     problem = small(COMPLETION) if request.quick else COMPLETION
-    runs = {
-        "wide, orthogonal": train(problem, True, 0, tell),
-        "wide, random": train(problem, True, 0, tell, start="random"),
-        "compressed": train(problem, False, 0, tell),
+    cases = {
+        "wide, orthogonal": Case(problem, True),
+        "wide, random": Case(problem, True, start="random"),
+        "compressed": Case(problem, False),
     }
+    runs = dict(zip(cases, train_all(list(cases.values()), directory, request.jobs, tell), strict=True))
     table = pd.DataFrame([_reached(name, None, run) for name, run in runs.items()])
     remarks = [
         f"The compressed network is {'' if _sooner(runs['compressed'], runs['wide, random']) else 'not '}"
@@ -88,7 +130,7 @@ def start(request: Request, directory: Path, tell: Tell) -> Outcome:
 
 def svd(request: Request, directory: Path, tell: Tell) -> Outcome:
     """Table 3: seconds of the spectral start beside those of training."""
-    request.only("cdln-svd")
+    request.only("cdln-svd", FIXED)
     rows = []
     for size in (24,) if request.quick else (100, 300):
         problem = replace(COMPLETION, size=size, rank=max(2, size // 20), steps=500 if request.quick else 4000)
@@ -97,10 +139,8 @@ def svd(request: Request, directory: Path, tell: Tell) -> Outcome:
         begun = time.process_time()
         compressed_start(operator, y, problem.width, problem.depth, problem.scale)
         spent = time.process_time() - begun
-        runs = {
-            "wide": train(replace(problem, steps=problem.steps // 4), True, 0, tell),
-            "compressed": train(problem, False, 0, tell),
-        }
+        cases = [Case(replace(problem, steps=problem.steps // 4), True), Case(problem, False)]
+        runs = dict(zip(("wide", "compressed"), train_all(cases, directory, request.jobs, tell), strict=True))
         published = SVD_TIMES.get(size, (None, None, None))
         for name, run in runs.items():
             row = {
@@ -135,13 +175,17 @@ def _sooner(run: Trained, other: Trained) -> bool:
     return mine is not None and (theirs is None or run.iterations[mine] < other.iterations[theirs])
 
 
-def curves(runs: dict[str, Trained]) -> Figure:
-    """Relative error against iterations."""
+def curves(runs: dict[str, Trained], label: str = "relative error", log: bool = True) -> Figure:
+    """Errors against iterations; what diverges is cut off."""
     with panels(1, 1, size=(4.5, 3.0)) as (figure, axes):
         for number, (name, run) in enumerate(runs.items()):
-            errors = np.minimum(np.nan_to_num(run.errors, nan=10.0), 10.0)
-            axes[0, 0].semilogy(run.iterations, errors, color=COLOURS[number], label=name)
+            few = len(runs) <= len(COLOURS)  # else values of one number: shades
+            colour = COLOURS[number] if few else colormaps["viridis"](0.9 * number / (len(runs) - 1))
+            most = 10.0 if log else 1.2 * run.errors[0]
+            errors = np.minimum(np.nan_to_num(run.errors, nan=most), most)
+            axes[0, 0].plot(run.iterations, errors, color=colour, label=name)
+        axes[0, 0].set_yscale("log" if log else "linear")
         axes[0, 0].set_xlabel("iteration")
-        axes[0, 0].set_ylabel("relative error")
-        axes[0, 0].legend()
+        axes[0, 0].set_ylabel(label)
+        axes[0, 0].legend(fontsize=8)
     return figure

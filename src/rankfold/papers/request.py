@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Set
 from dataclasses import asdict, dataclass, fields, replace
 from pathlib import Path
 from typing import Any, Literal, get_args
@@ -11,10 +12,10 @@ from rankfold.train import Recipe
 from rankfold.train.recipe import Precision
 
 Setting = Literal["stable", "relaxed", "paper"]
-TRAINING = frozenset(
-    {"setting", "models", "depths", "decays", "seeds", "tolerance", "epochs", "train_samples", "precision"}
-)
-COMMON = TRAINING | {"quick", "jobs"}
+# options: of an experiment that trains nothing or what is fixed; of one that trains small networks; of one with models
+FIXED = frozenset({"quick", "jobs"})
+SMALL = FIXED | {"decays", "seeds", "epochs", "train_samples"}
+TRAINING = SMALL | {"setting", "models", "depths", "tolerance", "precision"}
 
 
 @dataclass(frozen=True)
@@ -82,10 +83,10 @@ class Request:
         """Plain values for JSON."""
         return asdict(self) | {"weights": None if self.weights is None else str(self.weights)}
 
-    def only(self, experiment: str, *more: str) -> None:
+    def only(self, experiment: str, options: Set[str] = TRAINING) -> None:
         """``ValueError`` for an option that is given and that the experiment does not have."""
         for field in fields(self):
-            if field.name not in COMMON | set(more) and getattr(self, field.name) != field.default:
+            if field.name not in options and getattr(self, field.name) != field.default:
                 raise ValueError(f"{experiment} has no option {field.name.replace('_', '-')}")
 
 

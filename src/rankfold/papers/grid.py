@@ -7,7 +7,7 @@ import json
 import math
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import asdict, fields
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -15,11 +15,9 @@ import torch
 from joblib import Parallel, delayed
 
 from rankfold.files import write_atomically
-from rankfold.papers.request import Request
 from rankfold.pipeline import Tell
 
 FORMAT = 1
-_HAS = {"quick", "jobs", "decays", "seeds", "epochs", "train_samples"}
 Work = Callable[[Any, Path], dict[str, Any]]  # a frozen dataclass and a place of its own → plain values
 
 
@@ -45,11 +43,9 @@ def cells(cases: Sequence[Any], work: Work, directory: Path, jobs: int, tell: Te
     return [_read(_place(case, directory) / "result.json") for case in cases]
 
 
-def check(request: Request, experiment: str, *missing: str) -> None:
-    """``ValueError`` for an option that is given and that these experiments, or this one (``missing``), do not have."""
-    for field in fields(request):
-        if field.name not in _HAS - set(missing) and getattr(request, field.name) != field.default:
-            raise ValueError(f"{experiment} has no option {field.name.replace('_', '-')}")
+def time_remark(found: Sequence[dict[str, Any]]) -> str:
+    """What the cells cost, in a sentence."""
+    return f"Processor time of all cells: {sum(value['cpu_seconds'] for value in found) / 60:.1f} minutes."
 
 
 def _place(case: Any, directory: Path) -> Path:
@@ -87,35 +83,3 @@ def plain(value: Any) -> Any:
     if isinstance(value, list | tuple):
         return [plain(item) for item in value]
     return value
-
-
-def tightness(rows: Sequence[dict[str, Any]]) -> dict[str, Any]:
-    """Of many ``LayerBound.to_dict``: how many, violations, vacuous ones, and how far bounds are above the distance."""
-    known = sorted(row["tightness"] for row in rows if row["tightness"] is not None)
-    joint = sorted(row["joint"] / row["distance"] for row in rows if row["distance"] > 0)
-    return {
-        "bounds": len(rows),
-        "violations": sum(not row["holds"] for row in rows),
-        "vacuous": sum(row["vacuous"] for row in rows),
-        "least": known[0] if known else None,
-        "median": known[len(known) // 2] if known else None,
-        "largest": known[-1] if known else None,
-        "median_joint": joint[len(joint) // 2] if joint else None,
-    }
-
-
-def chain_remark(rows: Sequence[dict[str, Any]]) -> str:
-    """The chain of theorem 3.4 over an experiment, in a sentence."""
-    found = tightness(rows)
-    told = f"Theorem 3.4, chain at {found['bounds']} recorded layers and moments: {found['violations']} violations; "
-    if found["median"] is None:
-        return told + "no distance to compare with."
-    return (
-        f"{told}bound over distance {found['least']:.3g} at best, {found['median']:.3g} in the median, "
-        f"{found['largest']:.2g} at most; {found['vacuous']} are vacuous (not below the norm of the weight)."
-    )
-
-
-def time_remark(found: Sequence[dict[str, Any]]) -> str:
-    """What the cells cost, in a sentence."""
-    return f"Processor time of all cells: {sum(value['cpu_seconds'] for value in found) / 60:.1f} minutes."

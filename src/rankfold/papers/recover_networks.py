@@ -1,0 +1,190 @@
+"""The authors' problems of C-DLN on matrices, and one network trained on one of them by the paper's descent."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Any, Literal
+
+import numpy as np
+
+from rankfold.papers import grid
+from rankfold.pipeline import Tell
+from rankfold.recover import (
+    Descent,
+    Gaussian,
+    Identity,
+    Rules,
+    Watch,
+    compressed_start,
+    cosines,
+    descend,
+    entries,
+    wide_start,
+)
+from rankfold.recover.deep_linear import Start
+
+Kind = Literal["factorization", "completion", "sensing"]
+
+
+@dataclass(frozen=True)
+class Problem:
+    """As in the authors' notebooks; ``width`` r̂ = 2r, ε = 0.01 (their text has 0.001 and, where ``text`` says so, η,
+    α)."""
+
+    kind: Kind
+    size: int
+    rank: int
+    rate: float
+    alpha: float
+    observed: float = 1.0
+    depth: int = 3
+    scale: float = 1e-2
+    steps: int = 25_000
+    every: int = 50
+
+    @property
+    def width(self) -> int:
+        return 2 * self.rank
+
+
+FACTORIZATION = Problem("factorization", 100, 10, 1.0, 1.0, steps=100_000, every=500)
+FACTORIZATION_TEXT = replace(FACTORIZATION, rate=10.0, alpha=5.0, steps=25_000, every=100)
+COMPLETION = Problem("completion", 100, 5, 10.0, 5.0, observed=0.3)
+COMPLETION_10 = replace(COMPLETION, rank=10)
+SENSING = Problem("sensing", 200, 5, 20.0, 1.0, observed=4000 / 200**2, steps=2000, every=20)
+LOOKS = 400  # of which singular vectors are kept
+TOLERANCE = 1e-6  # of the relative residual, 1e-12 of the loss; beyond it only the width's spare values change
+
+
+@dataclass(frozen=True)
+class Case:
+    """One network on one problem: as wide as the matrix, or compressed to r̂."""
+
+    problem: Problem
+    wide: bool
+    start: Start = "orthogonal"
+    seed: int = 0
+
+    @property
+    def title(self) -> str:
+        p = self.problem
+        network = f"wide-{self.start}" if self.wide else f"compressed-alpha{p.alpha:g}"
+        return f"{p.kind}-d{p.size}-r{p.rank}-{network}-depth{p.depth}-rate{p.rate:g}"
+
+
+@dataclass
+class Trained:
+    """Of one network: what was seen at every look (T of them), and how it ended.
+
+    ``values`` (T', r + 1): singular values of the product; ``left``, ``right`` (T', r): |cosines| of its singular
+    vectors with the target's; ``outer`` (T', 2): those of W_L's first left and W_1's first right one with u_1 and v_1.
+    """
+
+    iterations: list[int] = field(default_factory=list)
+    seconds: list[float] = field(default_factory=list)
+    errors: list[float] = field(default_factory=list)
+    values: np.ndarray = field(default_factory=lambda: np.empty((0, 0)))
+    left: np.ndarray = field(default_factory=lambda: np.empty((0, 0)))
+    right: np.ndarray = field(default_factory=lambda: np.empty((0, 0)))
+    outer: np.ndarray = field(default_factory=lambda: np.empty((0, 2)))
+    converged: bool = False
+    reason: str = ""
+
+    @property
+    def seconds_each(self) -> float:
+        """Of one iteration, without looking."""
+        return self.seconds[-1] / max(1, self.iterations[-1])
+
+    def first(self, error: float) -> int | None:
+        """The look at which the error was first below ``error``."""
+        below = np.flatnonzero(np.array(self.errors) < error)
+        return int(below[0]) if len(below) else None
+
+
+def small(problem: Problem) -> Problem:
+    """The quick form: a fifth of the size, to see that it runs."""
+    size, rank = max(16, problem.size // 6), max(1, problem.rank // 5)
+    rate = problem.rate * (0.05 if problem.kind == "sensing" else 1.0)
+    return replace(problem, size=size, rank=rank, rate=rate, observed=max(problem.observed, 0.5), steps=400, every=20)
+
+
+def target(problem: Problem, seed: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """(U, σ, V): r singular values spread over the upper half of a Gaussian matrix's, as the authors draw them."""
+    rng = np.random.default_rng(seed)
+    u, s, vt = np.linalg.svd(rng.standard_normal((problem.size, problem.size)))
+    which = np.arange(problem.rank) * (problem.size // (2 * problem.rank))
+    return u[:, which], s[which], vt[which]
+
+
+def measure(problem: Problem, matrix: np.ndarray, seed: int) -> tuple[Any, np.ndarray]:
+    """(operator, measurements). The mean over sensing matrices of deviation 1 / √m has the gradient of the authors' sum
+    over ones of deviation 1 / m."""
+    rng = np.random.default_rng(seed + 1)
+    kind = np.empty(0)
+    if problem.kind == "factorization":
+        return Identity(matrix.shape, kind), matrix
+    count = int(problem.observed * matrix.size)
+    if problem.kind == "completion":
+        cells = rng.choice(matrix.size, count, replace=False)
+        rows, columns = cells // problem.size, cells % problem.size
+        return entries(matrix.shape, rows, columns, matrix[rows, columns])
+    gaussian = Gaussian((problem.size, problem.size), count, seed, kind, keep=count * matrix.size <= 2**28)
+    u, s, vt = np.linalg.svd(matrix)
+    r = problem.rank
+    return gaussian, gaussian.push(u[:, :r] * s[:r], vt[:r])
+
+
+def train(case: Case, place: Path) -> dict[str, Any]:
+    """The network by the paper's descent, looked at every ``problem.every`` iterations, as plain values."""
+    problem = case.problem
+    u, s, vt = target(problem, case.seed)
+    matrix = u * s @ vt
+    operator, y = measure(problem, matrix, case.seed)
+    if case.wide:
+        weights = wide_start(operator.shape, problem.depth, problem.scale, case.start, case.seed, matrix)
+    else:
+        weights = compressed_start(operator, y, problem.width, problem.depth, problem.scale)
+    found: dict[str, Any] = {key: [] for key in ("iterations", "seconds", "errors", "values", "left", "right", "outer")}
+    size, begun, watching = float(np.linalg.norm(matrix)), time.process_time(), 0.0
+
+    def observe(iteration: int, factors: Sequence[np.ndarray]) -> None:
+        nonlocal watching
+        before = time.process_time()
+        product = factors[0]
+        for one in factors[1:]:
+            product = one @ product
+        found["iterations"].append(iteration)
+        found["seconds"].append(before - begun - watching)
+        found["errors"].append(float(np.linalg.norm(product - matrix)) / size)
+        if len(found["errors"]) <= LOOKS and np.isfinite(product).all():
+            a, values, b = np.linalg.svd(product)
+            found["values"].append(values[: problem.rank + 1].tolist())
+            found["left"].append(cosines([a], u)[0].tolist())
+            found["right"].append(cosines([b.T], vt.T)[0].tolist())
+            last, first = np.linalg.svd(factors[-1])[0][:, 0], np.linalg.svd(factors[0])[2][0]
+            found["outer"].append([abs(float(last @ u[:, 0])), abs(float(first @ vt[0]))])
+        watching += time.process_time() - before
+
+    rules = Rules(tol=TOLERANCE, max_iter=problem.steps, every=problem.every)
+    watch = Watch("", operator, y, rules, None, None)
+    descend(operator, y, weights, Descent(problem.rate, 1.0 if case.wide else problem.alpha), watch, observe)
+    return found | {"converged": watch.converged, "reason": watch.reason}
+
+
+def train_all(cases: Sequence[Case], directory: Path, jobs: int, tell: Tell) -> list[Trained]:
+    """Every network trained, or read back from ``directory``; several at a time where ``jobs`` says so."""
+    found = grid.cells(cases, train, directory / "runs", jobs, tell)
+    for case, value in zip(cases, found, strict=True):
+        tell.say(f"{case.title}: {value['reason']}")
+    return [_read(value) for value in found]
+
+
+def _read(value: dict[str, Any]) -> Trained:
+    arrays = {key: np.array(value[key], dtype=float) for key in ("values", "left", "right", "outer")}
+    errors = [float("nan") if error is None else error for error in value["errors"]]
+    return Trained(
+        value["iterations"], value["seconds"], errors, **arrays, converged=value["converged"], reason=value["reason"]
+    )
