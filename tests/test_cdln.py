@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from rankfold.costs import trace
 from rankfold.induce import cdln_, factors, fold_, is_overparametrized
 from rankfold.linalg.compressed import completed, compressed_factors
-from rankfold.papers import cdln_mlp, reproduce
+from rankfold.papers import cdln_families, cdln_networks, reproduce
 from rankfold.papers.request import Request
 from rankfold.pipeline import Tell
 from rankfold.train import Recipe, TrainingError, fit, parameter_groups
@@ -212,22 +212,27 @@ def test_gradients_leave_everything_as_found():
     assert [tuple(g.shape) for g in found] == [(14, 16), (16, 12)]
 
 
+@pytest.mark.parametrize(("family", "image"), [("mlp", (1, 28, 28)), ("vit", (3, 32, 32))])
 @pytest.mark.parametrize("variant", ["plain", "dln", "c-dln"])
-def test_the_networks_of_the_paper_have_its_sizes(variant):
+def test_the_networks_of_the_paper_have_its_sizes(family, image, variant):
     """Table 1: parameters, and multiply-adds in the published proportions."""
-    images = torch.zeros(8, 1, 28, 28, dtype=torch.uint8)
-    part = Split(images, torch.arange(8), torch.tensor([0.5]), torch.tensor([0.5]))
-    data = Data("images", part, part, part, classes=10)
-    costs = {}
+    images = torch.zeros(2, *image, dtype=torch.uint8)
+    half = torch.full((image[0],), 0.5)
+    part = Split(images, torch.arange(2), half, half)
+    data, kind, costs = Data("images", part, part, part, classes=10), cdln_families.FAMILIES[family], {}
     for name in ("plain", variant):
-        case = cdln_mlp.Case(name, cdln_mlp.STABLE, "images", 784, start="random")
-        model = cdln_mlp.build(case, data)
-        costs[name] = cdln_mlp.training_costs(model, next(iter(part.batches(8)))[0])
-    published = cdln_mlp.PUBLISHED
-    assert costs[variant]["params"] / 1e6 == pytest.approx(published[variant][6], rel=3e-3)
+        case = cdln_families.Case(family, name, kind.stable, "images", kind.width, kind.depth, start="random")
+        model = cdln_families.build(case, data)
+        costs[name] = cdln_networks.training_costs(model, next(iter(part.batches(2)))[0])
+    assert costs[variant]["params"] / 1e6 == pytest.approx(kind.published[variant][6], rel=3e-3)
     ratio = costs[variant]["macs"] / costs["plain"]["macs"]
-    assert ratio == pytest.approx(published[variant][4] / published["plain"][4], rel=5e-3)
+    assert ratio == pytest.approx(kind.published[variant][4] / kind.published["plain"][4], rel=2e-2)
     assert costs[variant]["memory"] > 16 * costs[variant]["params"]
+
+
+def test_transformers_of_the_paper_run(tmp_path):
+    outcome = reproduce("cdln-vit", tmp_path, Request(quick=True, seeds=(0,), epochs=1))
+    assert list(outcome.table["method"]) == ["Original", "DLN", "C-DLN", "C-DLN, gradient"]
 
 
 def test_the_experiment_runs_and_is_read_back(tmp_path):

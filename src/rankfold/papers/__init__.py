@@ -41,7 +41,8 @@ EXPERIMENTS = {
     "cdln-updates": ("cdln_updates", "reproduce"),
     "cdln-rate": ("recover_ablations", "rate"),
     "cdln-movielens-alpha": ("recover_movielens", "alpha"),
-    "cdln-mlp": ("cdln_mlp", "reproduce"),
+    "cdln-mlp": ("cdln_networks", "mlp"),
+    "cdln-vit": ("cdln_networks", "vit"),
     "recovery-planted": ("recovery_planted", "reproduce"),
     "recovery-layers": ("recovery_layers", "reproduce"),
 }

@@ -79,6 +79,7 @@ class Case:
 class Trained:
     """Of one network: what was seen at every look (T of them), and how it ended.
 
+    ``errors`` are relative, of the whole matrix; ``losses`` are ½‖A(X) − y‖² / count, as in the authors' code.
     ``values`` (T', r + 1): singular values of the product; ``left``, ``right`` (T', r): |cosines| of its singular
     vectors with the target's; ``outer`` (T', 2): those of W_L's first left and W_1's first right one with u_1 and v_1.
     """
@@ -86,11 +87,11 @@ class Trained:
     iterations: list[int] = field(default_factory=list)
     seconds: list[float] = field(default_factory=list)
     errors: list[float] = field(default_factory=list)
+    losses: list[float] = field(default_factory=list)
     values: np.ndarray = field(default_factory=lambda: np.empty((0, 0)))
     left: np.ndarray = field(default_factory=lambda: np.empty((0, 0)))
     right: np.ndarray = field(default_factory=lambda: np.empty((0, 0)))
     outer: np.ndarray = field(default_factory=lambda: np.empty((0, 2)))
-    converged: bool = False
     reason: str = ""
 
     @property
@@ -100,8 +101,16 @@ class Trained:
 
     def first(self, error: float) -> int | None:
         """The look at which the error was first below ``error``."""
-        below = np.flatnonzero(np.array(self.errors) < error)
-        return int(below[0]) if len(below) else None
+        return _first(self.errors, error)
+
+    def first_loss(self, loss: float) -> int | None:
+        """The look at which the loss was first below ``loss``."""
+        return _first(self.losses, loss)
+
+
+def _first(values: Sequence[float], bound: float) -> int | None:
+    below = np.flatnonzero(np.array(values) < bound)
+    return int(below[0]) if len(below) else None
 
 
 def small(problem: Problem) -> Problem:
@@ -171,7 +180,8 @@ def train(case: Case, place: Path) -> dict[str, Any]:
     rules = Rules(tol=TOLERANCE, max_iter=problem.steps, every=problem.every)
     watch = Watch("", operator, y, rules, None, None)
     descend(operator, y, weights, Descent(problem.rate, 1.0 if case.wide else problem.alpha), watch, observe)
-    return found | {"converged": watch.converged, "reason": watch.reason}
+    losses = [0.5 * (point.training * watch.size) ** 2 / operator.count for point in watch.history]
+    return found | {"losses": losses, "reason": watch.reason}
 
 
 def train_all(cases: Sequence[Case], directory: Path, jobs: int, tell: Tell) -> list[Trained]:
@@ -184,7 +194,5 @@ def train_all(cases: Sequence[Case], directory: Path, jobs: int, tell: Tell) -> 
 
 def _read(value: dict[str, Any]) -> Trained:
     arrays = {key: np.array(value[key], dtype=float) for key in ("values", "left", "right", "outer")}
-    errors = [float("nan") if error is None else error for error in value["errors"]]
-    return Trained(
-        value["iterations"], value["seconds"], errors, **arrays, converged=value["converged"], reason=value["reason"]
-    )
+    errors, losses = ([float("nan") if each is None else each for each in value[key]] for key in ("errors", "losses"))
+    return Trained(value["iterations"], value["seconds"], errors, losses, **arrays, reason=value["reason"])

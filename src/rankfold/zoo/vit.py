@@ -26,14 +26,14 @@ class Attention(nn.Module):
 
 
 class Block(nn.Module):
-    """Pre-norm transformer block: attention, then a two-layer GELU network of four times the width."""
+    """Pre-norm transformer block: attention, then a two-layer GELU network of ``expansion`` times the width."""
 
-    def __init__(self, width: int, heads: int) -> None:
+    def __init__(self, width: int, heads: int, expansion: int) -> None:
         super().__init__()
         self.norm1 = nn.LayerNorm(width)
         self.attention = Attention(width, heads)
         self.norm2 = nn.LayerNorm(width)
-        self.mlp = nn.Sequential(nn.Linear(width, 4 * width), nn.GELU(), nn.Linear(4 * width, width))
+        self.mlp = nn.Sequential(nn.Linear(width, expansion * width), nn.GELU(), nn.Linear(expansion * width, width))
 
     def forward(self, x: Tensor) -> Tensor:
         x = x + self.attention(self.norm1(x))
@@ -58,11 +58,12 @@ class ViT(nn.Module):
         image: int = 32,
         patch: int = 4,
         width: int = 256,
+        expansion: int = 4,
     ) -> None:
         super().__init__()
         self.patches = nn.Conv2d(in_channels, width, patch, stride=patch)
         self.register_buffer("positions", sine_cosine_positions(image // patch, width), persistent=False)
-        self.blocks = nn.Sequential(*(Block(width, heads) for _ in range(depth)))
+        self.blocks = nn.Sequential(*(Block(width, heads, expansion) for _ in range(depth)))
         self.norm = nn.LayerNorm(width)
         self.head = nn.Linear(width, classes)
 

@@ -1,18 +1,16 @@
-"""Table 1 (MLP rows) and figure 21, left, of the C-DLN paper: a fully connected network on FashionMNIST whose
-penultimate layer is ordinary, a deep linear network, or a compressed one.
+"""Table 1 and figure 21 of the C-DLN paper: accuracy, time, multiply-adds, memory and parameters of its networks.
 
-Not in the paper, found by counting: 784 units a layer give its 1.85, 3.08 and 1.30 million parameters. Its times are
-headed "99 % test accuracy" beside test accuracies of 90 %: training accuracy is meant, and measured here.
+Its times are headed "99 % test accuracy" beside test accuracies of 90 %: training accuracy is meant, and measured here.
 """
 
 from __future__ import annotations
 
-import hashlib
 import json
 import time
-from dataclasses import asdict, dataclass, replace
+from collections.abc import Mapping
+from dataclasses import replace
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import pandas as pd
 import torch
@@ -22,94 +20,65 @@ from torch import Tensor, nn
 from torch.utils.flop_counter import FlopCounterMode
 
 from rankfold.files import write_atomically
-from rankfold.induce import cdln_, fold_, overparametrize_
+from rankfold.induce import fold_
 from rankfold.papers import quick
+from rankfold.papers.cdln_families import FAMILIES, VARIANTS, Case, Published, build, data_of
 from rankfold.papers.request import TRAINING, Request
+from rankfold.papers.runs import device
 from rankfold.papers.writing import Outcome, band, panels
 from rankfold.pipeline import Tell
-from rankfold.train import Progress, Recipe, evaluate, fit
-from rankfold.zoo import Data, load_data
-from rankfold.zoo.fcn import FCN
+from rankfold.train import Progress, evaluate, fit
 
-NAME = "cdln-mlp"
-LAYERS, PENULTIMATE, DEPTH = 4, "hidden.5", 3
-RANK_PER_CLASS = 4  # the paper: r̂ = 4 d_y
 REACHED = 0.99  # training accuracy
 WATCHED = 1000  # validation images after each epoch: all 5,000 would take as long as a short epoch
-VARIANTS = ("plain", "dln", "c-dln", "c-dln-gradient")  # the last is ours: subspaces from the gradient of the loss
 TITLES = {"plain": "Original", "dln": "DLN", "c-dln": "C-DLN", "c-dln-gradient": "C-DLN, gradient"}
-STABLE = Recipe(
-    epochs=30, batch_size=128, optimizer="adam", learning_rate=4e-4, weight_decay=0.0, schedule="cosine", warmup=0.0
-)
-PAPER = replace(
-    STABLE, epochs=40, optimizer="sgd", learning_rate=5e-3, momentum=0.0, nesterov=False, schedule="constant"
-)
 FULL = Request(models=VARIANTS, seeds=(0, 1, 2, 3, 4))
-QUICK = Request(models=VARIANTS, seeds=(0, 1), epochs=25)
-# accuracy (%) and its deviation, seconds and their deviation, multiply-adds, training memory (MB), parameters (M)
-PUBLISHED = {
-    "plain": (89.87, 0.216, 83.02, 20.87, 2.370e7, 25.80, 1.850),
-    "dln": (90.20, 0.040, 95.82, 12.29, 3.940e7, 35.90, 3.080),
-    "c-dln": (90.28, 0.104, 54.85, 2.950, 1.670e7, 21.60, 1.300),
-}
-Start = Literal["correlation", "gradient", "random"]
+QUICK = Request(models=VARIANTS, seeds=(0, 1))
 
 
-@dataclass(frozen=True)
-class Case:
-    """One training. ``rate_scale`` and ``start`` as in ``cdln_``."""
-
-    variant: str
-    recipe: Recipe
-    data: str
-    width: int
-    train_samples: int | None = None
-    start: Start = "correlation"
-    rate_scale: float = 1.0
-
-    @property
-    def name(self) -> str:
-        mark = hashlib.sha256(json.dumps(asdict(self), sort_keys=True).encode()).hexdigest()[:8]
-        return f"{self.variant}-seed{self.recipe.seed}-{mark}"
+def mlp(request: Request, directory: Path, tell: Tell) -> Outcome:
+    """Four matrices of width 784 on FashionMNIST."""
+    return _reproduce("mlp", request, directory, tell)
 
 
-def reproduce(request: Request, directory: Path, tell: Tell) -> Outcome:
+def vit(request: Request, directory: Path, tell: Tell) -> Outcome:
+    """Six blocks of width 512 on CIFAR-10: for a GPU."""
+    return _reproduce("vit", request, directory, tell)
+
+
+def _reproduce(family: str, request: Request, directory: Path, tell: Tell) -> Outcome:
     """Train each variant from each seed, on one thread each; the test split is seen once, by the final networks."""
-    request.only(NAME, TRAINING - {"depths", "decays", "tolerance"})
+    experiment, kind = f"cdln-{family}", FAMILIES[family]
+    request.only(experiment, TRAINING - {"depths", "decays", "tolerance"})
     if request.setting == "relaxed":
-        raise ValueError(f"{NAME} has no setting relaxed: there are stable and paper")
-    asked = request.filled(QUICK if request.quick else FULL)
+        raise ValueError(f"{experiment} has no setting relaxed: there are stable and paper")
+    asked = request.filled(replace(QUICK, epochs=kind.quick_epochs) if request.quick else FULL)
     unknown = sorted(set(asked.models or ()) - set(VARIANTS))
     if unknown:
-        raise ValueError(f"{NAME} has no model {unknown[0]!r}: there are {', '.join(VARIANTS)}")
-    base = PAPER if asked.setting == "paper" else STABLE
+        raise ValueError(f"{experiment} has no model {unknown[0]!r}: there are {', '.join(VARIANTS)}")
+    base = kind.paper if asked.setting == "paper" else kind.stable
     base = replace(base, epochs=asked.epochs or base.epochs, precision=asked.precision or base.precision)
-    source, width = (quick.DATA, 64) if asked.quick else ("fashion-mnist", 784)
-    base = replace(base, batch_size=32, learning_rate=max(1e-3, base.learning_rate)) if asked.quick else base
+    source, width, depth = kind.data, kind.width, kind.depth
+    if asked.quick:
+        source, width, depth = quick.DATA, *((64, depth) if family == "mlp" else (16, 2))
+        base = replace(base, batch_size=32, learning_rate=max(1e-3, base.learning_rate))
     cases = [
-        Case(variant, replace(base, seed=seed), source, width, asked.train_samples)
+        Case(family, variant, replace(base, seed=seed), source, width, depth, asked.train_samples)
         for seed in asked.seeds or ()
         for variant in asked.models or ()
     ]
     runs = pd.DataFrame(_all(cases, directory / "runs", asked.jobs, tell))
     curves = {variant: list(runs[runs.variant == variant].curve) for variant in asked.models or ()}
-    table = summary(runs)
-    size = len(_data(cases[0]).train)
+    table = summary(runs, kind.published)
+    size = len(data_of(cases[0]).train)
     return Outcome(
-        f"C-DLN, table 1: MLPs on {source}, {size} training images, {asked.setting} setting, {base.epochs} epochs",
+        f"C-DLN, table 1: {kind.title} on {source}, {size} training images, {asked.setting} setting, {base.epochs} "
+        "epochs",
         {"table-1": table, "runs": runs.drop(columns="curve")},
         {"figure-21": _figure(curves)},
-        _remarks(table, runs, asked.quick or asked.train_samples is not None),
+        _remarks(table, asked.quick or asked.train_samples is not None),
         {"asked": asked.to_dict(), "recipe": base.to_dict(), "train_images": size, "width": width},
     )
-
-
-def _data(case: Case) -> Data:
-    data = load_data(case.data)
-    if case.train_samples is None or case.train_samples >= len(data.train):
-        return data
-    part = data.train.take(case.train_samples, torch.Generator().manual_seed(case.recipe.seed))
-    return Data(data.name, part, data.validation, data.test, data.classes)
 
 
 def _all(cases: list[Case], directory: Path, jobs: int, tell: Tell) -> list[dict[str, Any]]:
@@ -137,40 +106,21 @@ def _when(found: dict[str, Any]) -> str:
     return f"{100 * REACHED:g} % of the training images after {found['seconds']:.1f} s"
 
 
-def build(case: Case, data: Data) -> nn.Module:
-    """The network before training: the same first weights for every variant of a seed."""
-    seed, inputs = case.recipe.seed, next(iter(data.train.batches(1)))[0].numel()
-    with torch.random.fork_rng(devices=[]):
-        torch.default_generator.manual_seed(seed)
-        network = FCN(inputs, data.classes or 10, LAYERS, case.width, batch_norm=False)
-    generator = torch.Generator().manual_seed(seed)
-    if case.variant == "dln":
-        overparametrize_(network, DEPTH, PENULTIMATE, start="orthogonal", inner="paper", generator=generator)
-    elif case.variant.startswith("c-dln"):
-        rank = min(RANK_PER_CLASS * (data.classes or 10), case.width // 4)
-        start: Start = "gradient" if case.variant == "c-dln-gradient" else case.start
-        given = None if start == "random" else data.train
-        cdln_(
-            network, PENULTIMATE, rank, depth=DEPTH, data=given, start=start, rate_scale=case.rate_scale,
-            generator=generator,
-        )  # fmt: skip
-    return network
-
-
 def _train(case: Case, directory: Path, tell: Tell) -> dict[str, Any]:
     torch.set_num_threads(1)
-    data = _data(case)
-    network = build(case, data)
+    data = data_of(case)
+    network = build(case, data).to(device())
     batch = next(iter(data.train.batches(case.recipe.batch_size)))
-    costs = training_costs(network, batch[0])
-    curve: list[tuple[float, float, float]] = []  # CPU seconds, training and validation accuracy
-    began = time.process_time()
+    costs = training_costs(network, batch[0].to(device()))
+    curve: list[tuple[float, float, float]] = []  # seconds, training and validation accuracy
+    clock = time.perf_counter if device().type == "cuda" else time.process_time
+    began = clock()
     told = Tell(tell.progress).training(case.name)
 
     def watch(progress: Progress) -> None:
         if progress.finished is not None:
             record = progress.finished
-            curve.append((time.process_time() - began, record.train_accuracy, record.validation_accuracy or 0.0))
+            curve.append((clock() - began, record.train_accuracy, record.validation_accuracy or 0.0))
         told(progress)
 
     watched = data.validation.take(min(WATCHED, len(data.validation)), torch.Generator().manual_seed(0))
@@ -216,12 +166,12 @@ def training_costs(network: nn.Module, inputs: Tensor) -> dict[str, int]:
     }
 
 
-def summary(runs: pd.DataFrame) -> pd.DataFrame:
+def summary(runs: pd.DataFrame, known: Mapping[str, Published]) -> pd.DataFrame:
     """Table 1: a row for each variant; means and deviations over the seeds, and the published row."""
     rows = []
     for variant in dict.fromkeys(runs.variant):
         part = runs[runs.variant == variant]
-        published = PUBLISHED.get(variant, (float("nan"),) * 7)
+        published = known.get(variant, (float("nan"),) * 7)
         seconds = part.seconds.astype(float)
         rows.append(
             {
@@ -246,7 +196,7 @@ def summary(runs: pd.DataFrame) -> pd.DataFrame:
     return pd.DataFrame(rows)
 
 
-def _remarks(table: pd.DataFrame, runs: pd.DataFrame, smaller: bool) -> list[str]:
+def _remarks(table: pd.DataFrame, smaller: bool) -> list[str]:
     rows = {row["method"]: row for row in table.to_dict("records")}
     said = []
     plain = rows.get(TITLES["plain"])
