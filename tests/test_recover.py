@@ -1,6 +1,8 @@
 """Recovery of low-rank matrices: operators are linear and adjoint, estimators find planted matrices and say when they
 cannot."""
 
+import os
+
 import numpy as np
 import pytest
 import scipy.sparse
@@ -8,6 +10,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from sklearn.utils.estimator_checks import parametrize_with_checks
+from threadpoolctl import threadpool_info, threadpool_limits
 
 from rankfold.recover import (
     AlternatingMinimization,
@@ -23,6 +26,7 @@ from rankfold.recover import (
     ScaledGradientDescent,
     entries,
     surrogate,
+    threads,
 )
 from rankfold.recover.alternating import solve_left
 
@@ -304,3 +308,21 @@ def test_rows_with_fewer_entries_than_the_rank_are_no_obstacle(dtype):
 )
 def test_scikit_learn_accepts_it(estimator, check):
     check(estimator)
+
+
+def test_small_problems_take_one_thread_and_large_ones_all_there_are(monkeypatch):
+    seen: list[int] = []
+
+    class Looking(LowRank):
+        def _recover(self, operator, y, seed):
+            seen.append(max(each["num_threads"] for each in threadpool_info() if each["user_api"] == "blas"))
+            return super()._recover(operator, y, seed)
+
+    x = np.outer(np.arange(1.0, 31.0), np.arange(1.0, 21.0))
+    with threadpool_limits(2, user_api="blas"):
+        Looking(2).fit(x)
+        monkeypatch.setattr(threads, "ALONE", 30 * 20 - 1)
+        Looking(2).fit(x)
+        after = max(each["num_threads"] for each in threadpool_info() if each["user_api"] == "blas")
+    assert seen == [1, after]
+    assert after == 2 or os.cpu_count() == 1

@@ -14,8 +14,9 @@ from sklearn.utils.validation import check_is_fitted, check_random_state, valida
 
 from rankfold.recover.arrays import Array
 from rankfold.recover.observed import held_apart, kind_for, measured, observed, zero
-from rankfold.recover.operators import Operator
+from rankfold.recover.operators import Entries, Mask, Operator
 from rankfold.recover.outcome import Point, Recovered, Rules, Watch
+from rankfold.recover.threads import threads_for
 
 
 class Recovery(TransformerMixin, BaseEstimator):
@@ -23,6 +24,8 @@ class Recovery(TransformerMixin, BaseEstimator):
     its measurements as ``y``. Learned: ``left_`` (m, rank_), ``right_`` (rank_, n), ``singular_values_``, ``n_iter_``,
     ``converged_``, ``reason_`` (a sentence), ``history_``, ``training_error_``, ``validation_error_`` (relative).
     """
+
+    _thin = True  # it works on thin factors, unless the measurements need the whole matrix
 
     tol: float
     max_iter: int
@@ -40,7 +43,8 @@ class Recovery(TransformerMixin, BaseEstimator):
         self._check()
         operator, values = self._given(X, y)
         seed = int(check_random_state(self.random_state).randint(2**31 - 1))
-        found = _nothing(operator.shape) if zero(values) else self._recover(operator, values, seed)
+        with threads_for(self._elements(operator)):
+            found = _nothing(operator.shape) if zero(values) else self._recover(operator, values, seed)
         self.left_, self.right_ = found.left, found.right
         self.singular_values_, self.rank_ = found.singular_values, found.rank
         self.converged_, self.reason_ = found.converged, found.reason
@@ -52,6 +56,13 @@ class Recovery(TransformerMixin, BaseEstimator):
     @abstractmethod
     def _recover(self, operator: Operator, y: Array, seed: int) -> Recovered:
         """The recovery itself."""
+
+    def _elements(self, operator: Operator) -> int:
+        """Of the largest matrix that is multiplied: factors of single entries, or the matrix itself."""
+        m, n = operator.shape
+        if isinstance(operator, Entries) and self._thin:
+            return 64 * max(m, n)
+        return m * n if isinstance(operator, (Mask, Entries)) else m * n * operator.count
 
     def _given(self, X: Any, y: Any) -> tuple[Operator, Array]:
         if hasattr(X, "push") and hasattr(X, "adjoint"):

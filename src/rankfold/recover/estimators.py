@@ -115,6 +115,8 @@ class CompressedDeepLinear(Recovery):
 class DeepLinear(Recovery):
     """The wide deep linear network: factors as large as the matrix, orthogonal or small random start at scale ε."""
 
+    _thin = False
+
     def __init__(
         self,
         *,

@@ -15,6 +15,8 @@ import numpy as np
 import scipy.linalg
 import scipy.sparse
 
+from rankfold.recover.threads import threads_for
+
 Progress = Callable[[str, int, int], None]
 
 
@@ -96,23 +98,24 @@ def sample(
     precision = 1.0 / max(float(ratings.var()), 1e-12)
     values, columns = table.data.copy(), table.indices
     lefts, rights, history = [], [], []
-    for sweep in range(burn_in + draws):
-        for number, (side, other) in enumerate((sides, sides[::-1])):
-            at = columns if number == 0 else rows
-            rest = values - other.draw[at, -1]
-            side.ratings.data = rest if number == 0 else rest[order]
-            _resample(side, other.draw[:, :-1], precision, rng)
-        p, q = sides[0].draw, sides[1].draw
-        told = np.einsum("ij,ij->i", p[rows, :-1], q[columns, :-1]) + p[rows, -1] + q[columns, -1]
-        missed = values - told
-        shape_of, rate = 1.0 + 0.5 * len(values), 1.0 + 0.5 * float(missed @ missed)
-        precision = float(rng.gamma(shape_of, 1.0 / rate))
-        history.append(float(np.sqrt(np.mean(missed**2))))
-        if sweep >= burn_in:
-            lefts.append(_with_unknown(sides[0], bias_first=True) / draws)
-            rights.append(_with_unknown(sides[1], bias_first=False).T)
-        if progress is not None:
-            progress("sampling", sweep + 1, burn_in + draws)
+    with threads_for(min(shape) ** 2):
+        for sweep in range(burn_in + draws):
+            for number, (side, other) in enumerate((sides, sides[::-1])):
+                at = columns if number == 0 else rows
+                rest = values - other.draw[at, -1]
+                side.ratings.data = rest if number == 0 else rest[order]
+                _resample(side, other.draw[:, :-1], precision, rng)
+            p, q = sides[0].draw, sides[1].draw
+            told = np.einsum("ij,ij->i", p[rows, :-1], q[columns, :-1]) + p[rows, -1] + q[columns, -1]
+            missed = values - told
+            shape_of, rate = 1.0 + 0.5 * len(values), 1.0 + 0.5 * float(missed @ missed)
+            precision = float(rng.gamma(shape_of, 1.0 / rate))
+            history.append(float(np.sqrt(np.mean(missed**2))))
+            if sweep >= burn_in:
+                lefts.append(_with_unknown(sides[0], bias_first=True) / draws)
+                rights.append(_with_unknown(sides[1], bias_first=False).T)
+            if progress is not None:
+                progress("sampling", sweep + 1, burn_in + draws)
     left, right = np.concatenate(lefts, 1), np.concatenate(rights, 0)
     return Draws(offset, left, right, precision**-0.5, tuple(history))
 
