@@ -50,7 +50,7 @@ class Problem:
         return 2 * self.rank
 
 
-FACTORIZATION = Problem("factorization", 100, 10, 1.0, 1.0, steps=100_000, every=500)
+FACTORIZATION = Problem("factorization", 100, 10, 1.0, 1.0, steps=200_000, every=1000)
 FACTORIZATION_TEXT = replace(FACTORIZATION, rate=10.0, alpha=5.0, steps=25_000, every=100)
 COMPLETION = Problem("completion", 100, 5, 10.0, 5.0, observed=0.3)
 COMPLETION_10 = replace(COMPLETION, rank=10)
