@@ -24,7 +24,7 @@ from rankfold.spectrum import spectrum
 
 NAME = "nrc-figure-1"
 MARGIN = 1.5  # cells nearer to the transition are not judged
-BETWEEN = 0.15  # relative distance to rank K: about 0.6 before the transition and 0.00 after it
+BETWEEN = 0.05  # relative distance to rank K: from 0.1 on before the transition, below 0.01 after it
 
 
 QUICK = Size(3, 60, 6, 8, (1e-3, 3e-2), (0.1, 0.3), (0,), 400)
@@ -157,6 +157,12 @@ def remarks(table: pd.DataFrame, chains: list[dict[str, Any]]) -> list[str]:
         f"λ = .272 σ²; in layer 2, the one drawn, {drawn} of them fall on its predicted side, and {right} in all four "
         f"layers (relative distance to rank K below or above {BETWEEN}).",
     ]
+    beyond, before = (judged[(judged["decay_over_predicted"] > 1) == side] for side in (True, False))
+    most, least = beyond["distance_most"].max(), before["distance_least"].min()
+    told.append(
+        f"Over all layers of these cells the distance is at most {most:.3g} beyond the predicted transition, at least "
+        f"{least:.3g} before it: {'any bound between the two' if most < least else 'no bound'} tells them apart."
+    )
     told += [
         f"Not in all layers: λ = {row.decay:.3g}, σ = {row.sigma:.3g}, seed {row.seed}: {row.state}, distances "
         f"{row.distance_least:.3g} to {row.distance_most:.3g}, gradient {row.gradient:.1e}."
