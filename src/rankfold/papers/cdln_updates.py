@@ -14,6 +14,7 @@ import pandas as pd
 import torch
 from matplotlib import colormaps
 from matplotlib.figure import Figure
+from matplotlib.ticker import MaxNLocator
 from torch import nn
 
 from rankfold.papers import quick
@@ -231,6 +232,7 @@ def distances_figure(found: Sequence[dict[str, Any]]) -> Figure:
                 points = np.array(d[f"{side}_distance"][1:], dtype=float)
                 axes[0, 0].plot(d["epoch"][1:], points, line, color=colour, label=name)
         axes[0, 0].set_ylim(0, RANK)
+        axes[0, 0].xaxis.set_major_locator(MaxNLocator(integer=True))
         axes[0, 0].set_xlabel("epoch")
         axes[0, 0].set_ylabel(f"distance, at most {RANK}")
         axes[0, 0].legend(fontsize=8)

@@ -113,7 +113,7 @@ def reproduce(request: Request, directory: Path, tell: Tell) -> Outcome:
         points = methods[name].history_
         runs[name] = Trained([point.iteration for point in points], [point.seconds for point in points])
         runs[name].errors = [point.training for point in points]
-    figures = {"training": curves(runs)}
+    figures = {"training": curves(runs, "relative residual", log=False)}
     remarks = _remarks(runs)
     return Outcome(
         "C-DLN, figure 6 (right): MovieLens 100K at rank 10", {"movielens": pd.DataFrame(table)}, figures, remarks
