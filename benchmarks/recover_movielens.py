@@ -8,22 +8,21 @@ the seconds to the same error on a twentieth of the training file that is held o
 from __future__ import annotations
 
 import argparse
-import os
 import time
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
 
-from rankfold.recover import AlternatingMinimization, Choice, CompressedDeepLinear, DeepLinear, fit, read_triplets
+from rankfold.papers.recover_movielens import RATE, SCALE, STEPS, WIDE_RATE, WIDE_STEPS, movielens
+from rankfold.recover import AlternatingMinimization, Choice, CompressedDeepLinear, DeepLinear, fit
 
 
 def splits(rank: int) -> None:
-    folder = Path(os.environ["RANKFOLD_DATA"]) / "ml-100k"
     errors = []
     for split in range(1, 6):
-        learn, judge = read_triplets(folder / f"u{split}.base"), read_triplets(folder / f"u{split}.test")
+        ratings = movielens(split)
+        learn, judge = ratings.learn, ratings.judge
         wall, processor = time.perf_counter(), time.process_time()
         model, _, _ = fit(learn, Choice("ratings", rank))
         rows, columns = judge.numbered(learn.row_names, learn.column_names)
@@ -36,13 +35,9 @@ def splits(rank: int) -> None:
 
 def networks(rank: int = 10) -> None:
     """The paper's figure 6, right: the same error, how much sooner."""
-    folder = Path(os.environ["RANKFOLD_DATA"]) / "ml-100k"
-    learn, judge = read_triplets(folder / "u1.base"), read_triplets(folder / "u1.test")
-    rows, columns = judge.numbered(learn.row_names, learn.column_names)
-    known = (rows >= 0) & (columns >= 0)
-    mean = learn.values.mean()
-    x = np.full(learn.shape, np.nan, dtype=np.float32)
-    x[learn.rows, learn.columns] = learn.values - mean
+    ratings = movielens(1)
+    x, mean = ratings.centred, ratings.mean
+    rows, columns, values = ratings.known
     # held-out entries are watched, none of them ends a run
     shared: dict[str, Any] = {"tol": 0.0, "validation_fraction": 0.05, "patience": 10**9}
     descent: dict[str, Any] = {"scale": SCALE, "momentum": 0.0, "every": 5, **shared}
@@ -55,13 +50,13 @@ def networks(rank: int = 10) -> None:
         "alternating, ridge": AlternatingMinimization(rank, ridge=5.0, max_iter=30, **shared),
         "wide": DeepLinear(max_iter=WIDE_STEPS, rate=WIDE_RATE, **descent),
     }
-    scale = float(np.std(learn.values))  # of relative errors, nearly
+    scale = float(np.std(ratings.learn.values))  # of relative errors, nearly
     for name, estimator in estimators.items():
         processor, wall = time.process_time(), time.perf_counter()
         estimator.fit(x)
         processor, wall = time.process_time() - processor, time.perf_counter() - wall
-        told = np.clip(mean + estimator.at(rows[known], columns[known]), 1, 5)
-        error = float(np.sqrt(np.mean((told - judge.values[known]) ** 2)))
+        told = np.clip(mean + estimator.at(rows, columns), 1, 5)
+        error = float(np.sqrt(np.mean((told - values) ** 2)))
         best = min(estimator.history_, key=lambda point: point.validation)
         share = processor / wall  # a history has wall time
         print(
@@ -84,9 +79,6 @@ def networks(rank: int = 10) -> None:
             f"{wide.share_ * reached.seconds / spent:.0f} times sooner"
         )
 
-
-# the paper's η is 0.5 at α = 5; these are about three times what `rate=None` takes for each network, and stable
-RATE, WIDE_RATE, SCALE, STEPS, WIDE_STEPS = 1.7, 5.0, 1.5, 800, 160
 
 if __name__ == "__main__":
     torch.set_num_threads(1)

@@ -74,7 +74,7 @@ class Ratings:
 def reproduce(request: Request, directory: Path, tell: Tell) -> Outcome:
     """Test error against time on u1, by which the rates were tried. ``--quick``: small synthetic ratings."""
     request.only("cdln-movielens", {"quick"})
-    ratings = _synthetic() if request.quick else _movielens()
+    ratings = _synthetic() if request.quick else movielens(1)
     x = ratings.centred
     rows, columns, values = ratings.known
     rank, steps, wide = (2, 200, 100) if request.quick else (RANK, STEPS, WIDE_STEPS)
@@ -135,7 +135,7 @@ def _remarks(runs: dict[str, Trained]) -> list[str]:
 def alpha(request: Request, directory: Path, tell: Tell) -> Outcome:
     """Figure 17: the error on test ratings of u1 over iterations, for several α at one rate η and no early stop."""
     request.only("cdln-movielens-alpha", {"quick"})
-    ratings = _synthetic() if request.quick else _movielens()
+    ratings = _synthetic() if request.quick else movielens(1)
     operator, y = observed(ratings.centred)
     rows, columns, values = ratings.known
     test = entries(operator.shape, rows, columns, (values - ratings.mean).astype(np.float32))
@@ -182,11 +182,12 @@ def _alpha_remarks(table: pd.DataFrame) -> list[str]:
     ]
 
 
-def _movielens() -> Ratings:
+def movielens(split: int) -> Ratings:
+    """A published split, 1 to 5, from the folder ``ml-100k`` in RANKFOLD_DATA. ``ValueError`` where it is not."""
     folder = Path(os.environ.get("RANKFOLD_DATA", ".")) / "ml-100k"
-    if not (folder / "u1.base").exists():
-        raise ValueError(f"{folder} has no u1.base: set RANKFOLD_DATA to the folder that holds ml-100k")
-    return Ratings(read_triplets(folder / "u1.base"), read_triplets(folder / "u1.test"))
+    if not (folder / f"u{split}.base").exists():
+        raise ValueError(f"{folder} has no u{split}.base: set RANKFOLD_DATA to the folder that holds ml-100k")
+    return Ratings(read_triplets(folder / f"u{split}.base"), read_triplets(folder / f"u{split}.test"))
 
 
 def _synthetic() -> Ratings:
