@@ -9,7 +9,7 @@ import pytest
 import torch
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
-from safetensors.torch import save_file
+from safetensors.torch import save_file, save_model
 from torch import nn
 
 from rankfold import zoo
@@ -244,3 +244,19 @@ def test_published_resnet20_weights_classify_cifar10():
 def test_published_weights_do_not_fit_another_depth():
     file = Path(DATA or "") / "cifar10-resnets" / "resnet20-12fca82f.th"
     refused(zoo.model("resnet32"), file, r"missing: layer1\.3\.conv1\.weight")
+
+
+def test_a_file_with_one_name_of_tied_weights_fits(tmp_path):
+    def tied() -> nn.Sequential:
+        model = nn.Sequential(nn.Linear(4, 4), nn.ReLU(), nn.Linear(4, 4))
+        model[2].weight = model[0].weight
+        return model
+
+    source, model = tied(), tied()
+    save_model(source, str(tmp_path / "tied.safetensors"))
+    zoo.load_weights(model, tmp_path / "tied.safetensors")
+    assert torch.equal(model[2].weight, source[0].weight)
+    assert model[2].weight is model[0].weight
+    untied = nn.Sequential(nn.Linear(4, 4), nn.ReLU(), nn.Linear(4, 4))
+    with pytest.raises(zoo.ZooError, match="1 missing"):
+        zoo.load_weights(untied, tmp_path / "tied.safetensors")

@@ -15,7 +15,10 @@ _WHEN_NOT = "by default as the experiment has it"
 def reproduce(
     name: Annotated[str, typer.Argument(metavar="NAME", help="Of the experiment; lorita-table-1a, for example.")],
     quick: Annotated[
-        bool, typer.Option("--quick", help="The smallest form, in seconds, on the bundled digits: does it run?")
+        bool,
+        typer.Option(
+            "--quick", help="The smallest form, in seconds, on small data that need no download: does it run?"
+        ),
     ] = False,
     out: Annotated[
         Path | None,
@@ -46,7 +49,10 @@ def reproduce(
     train_samples: Annotated[int | None, typer.Option(min=1, help="Train on so many samples only.")] = None,
     precision: Annotated[str | None, typer.Option(metavar="P", help=f"float32, bfloat16 or auto, {_WHEN_NOT}.")] = None,
     weights: Annotated[
-        Path | None, typer.Option(metavar="FILE", help="lorita-beyond: a trained network, instead of training one.")
+        Path | None,
+        typer.Option(
+            metavar="FILE", help="lorita-beyond, recovery-layers: take this network, train none."
+        ),
     ] = None,
     jobs: Annotated[int, typer.Option(help="Trainings at a time, one thread each; -1 for one on each core.")] = 1,
     threads: Threads = None,

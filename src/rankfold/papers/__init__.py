@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+from difflib import get_close_matches
 from importlib import import_module
 from typing import TYPE_CHECKING
 
@@ -62,9 +64,18 @@ def reproduce(name: str, directory: str | Path, request: Request | None = None, 
     from rankfold.pipeline import Tell
 
     if name not in EXPERIMENTS:
-        raise ValueError(f"unknown experiment {name!r}: the names are {', '.join(EXPERIMENTS)}")
+        near = get_close_matches(name, EXPERIMENTS, n=1)
+        meant = f", did you mean {near[0]}?" if near else ":"
+        raise ValueError(f"unknown experiment {name!r}{meant} The names are {', '.join(sorted(EXPERIMENTS))}")
     module, function = EXPERIMENTS[name]
     experiment = getattr(import_module(f"rankfold.papers.{module}"), function)
-    outcome = experiment(request or Request(), Path(directory), tell or Tell())
+    asked = request or Request()
+    outcome = experiment(asked, Path(directory), tell or Tell())
+    if asked.quick:
+        small = (
+            "Quick form, on small data that stand in for the paper's: it shows that it runs, nothing about the claim."
+        )
+        outcome = replace(outcome, title=f"{outcome.title} (quick form)", remarks=[*outcome.remarks, small])
+    outcome = replace(outcome, about={"request": asked.to_dict()} | dict(outcome.about))
     write(name, outcome, Path(directory))
     return outcome

@@ -168,6 +168,7 @@ def summary(found: Sequence[dict[str, Any]]) -> pd.DataFrame:
                 "distance, last": float(distances[-1]),
                 "distance, random": rank * (1 - rank / value["m"]),
                 "validation": value["validation"],
+                "data": value["case"]["data"],
                 "images": value["images"],
                 "epochs": value["case"]["epochs"],
             }
@@ -197,8 +198,8 @@ def remarks(table: pd.DataFrame) -> list[str]:
     ]
     for row in table.to_dict("records"):
         told.append(
-            f"{row['network']} ({row['epochs']} epochs, {row['images']} images): {row['≥ 5 % of the largest']} of "
-            f"{row['values']} values of the update reach a twentieth of the largest, ten carry "
+            f"{row['network']} ({row['epochs']} epochs, {row['images']} images of {row['data']}): "
+            f"{row['≥ 5 % of the largest']} of {row['values']} values of the update reach a twentieth of the largest, ten carry "
             f"{row[f'energy of {RANK}']:.1%} of its square; subspaces of ten dimensions move by "
             f"{row['distance, first']:.2g} in the first epoch, by at most {row['distance, most later']:.2g} in a later "
             f"one, by {row['distance, last']:.2g} in the last (random ones: {row['distance, random']:.2g})."
@@ -223,17 +224,17 @@ def values_figure(found: Sequence[dict[str, Any]]) -> Figure:
 
 
 def distances_figure(found: Sequence[dict[str, Any]]) -> Figure:
-    """Figure 20: distance of consecutive leading subspaces; dashed those of the rows."""
+    """Figure 20: distance of consecutive leading subspaces, of columns (U) and, dashed, of rows (V)."""
     with panels(1, 1, (4.6, 3.0)) as (figure, axes):
         for number, value in enumerate(found):
             d, colour = value["distances"], COLOURS[number % len(COLOURS)]
             for side, line in (("left", "-"), ("right", "--")):
-                name = short(value["case"]["network"]) if side == "left" else None
+                name = f"{short(value['case']['network'])}, {'columns' if side == 'left' else 'rows'}"
                 points = np.array(d[f"{side}_distance"][1:], dtype=float)
                 axes[0, 0].plot(d["epoch"][1:], points, line, color=colour, label=name)
         axes[0, 0].set_ylim(0, RANK)
         axes[0, 0].xaxis.set_major_locator(MaxNLocator(integer=True))
         axes[0, 0].set_xlabel("epoch")
-        axes[0, 0].set_ylabel(f"distance, at most {RANK}")
-        axes[0, 0].legend(fontsize=8)
+        axes[0, 0].set_ylabel(f"distance of leading subspaces, r = {RANK}")
+        axes[0, 0].legend(fontsize=7)
     return figure

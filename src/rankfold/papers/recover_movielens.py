@@ -49,6 +49,7 @@ ALPHAS = (0.1, 0.5, 1.0, 2.0, 5.0, 10.0, 20.0)
 class Ratings:
     """What is learned from and what is judged by."""
 
+    title: str
     learn: Triplets
     judge: Triplets
 
@@ -116,7 +117,7 @@ def reproduce(request: Request, directory: Path, tell: Tell) -> Outcome:
     figures = {"training": curves(runs, "relative residual", log=False)}
     remarks = _remarks(runs)
     return Outcome(
-        "C-DLN, figure 6 (right): MovieLens 100K at rank 10", {"movielens": pd.DataFrame(table)}, figures, remarks
+        f"C-DLN, figure 6 (right): {ratings.title} at rank {rank}", {"movielens": pd.DataFrame(table)}, figures, remarks
     )
 
 
@@ -164,7 +165,7 @@ def alpha(request: Request, directory: Path, tell: Tell) -> Outcome:
         tell.say(f"α = {each:g}: test RMSE {errors[at]:.4f} after {watch.history[at].iteration} iterations")
     table = pd.DataFrame(rows_of_table)
     return Outcome(
-        f"C-DLN, figure 17: the discrepancy α on MovieLens 100K, η = {RATE / 2:g}, rank {rank}",
+        f"C-DLN, figure 17: the discrepancy α on {ratings.title}, η = {RATE / 2:g}, rank {rank}",
         {"alpha": table},
         {"alpha": curves(runs, "test RMSE", log=False)},
         _alpha_remarks(table),
@@ -187,7 +188,9 @@ def movielens(split: int) -> Ratings:
     folder = Path(os.environ.get("RANKFOLD_DATA", ".")) / "ml-100k"
     if not (folder / f"u{split}.base").exists():
         raise ValueError(f"{folder} has no u{split}.base: set RANKFOLD_DATA to the folder that holds ml-100k")
-    return Ratings(read_triplets(folder / f"u{split}.base"), read_triplets(folder / f"u{split}.test"))
+    return Ratings(
+        f"MovieLens 100K, u{split}", read_triplets(folder / f"u{split}.base"), read_triplets(folder / f"u{split}.test")
+    )
 
 
 def _synthetic() -> Ratings:
@@ -197,4 +200,4 @@ def _synthetic() -> Ratings:
     values = np.clip(truth[rows, columns] + 0.3 * rng.standard_normal(len(rows)), 1, 5)
     every = triplets(rows, columns, values)
     held = rng.random(len(values)) < 0.2
-    return Ratings(every.take(np.flatnonzero(~held)), every.take(np.flatnonzero(held)))
+    return Ratings("planted ratings", every.take(np.flatnonzero(~held)), every.take(np.flatnonzero(held)))

@@ -87,7 +87,8 @@ class Request:
         """``ValueError`` for an option that is given and that the experiment does not have."""
         for field in fields(self):
             if field.name not in options and getattr(self, field.name) != field.default:
-                raise ValueError(f"{experiment} has no option {field.name.replace('_', '-')}")
+                there = ", ".join(sorted(name.replace("_", "-") for name in options))
+                raise ValueError(f"{experiment} has no option {field.name.replace('_', '-')}: there are {there}")
 
 
 def steadied(base: Recipe, asked: Request) -> Recipe:

@@ -40,8 +40,9 @@ def load_weights(model: nn.Module, file: str | Path) -> None:
 
     `file` is .safetensors or a torch file, which is read with weights_only=True alone: a file that needs more
     is refused. A state dict inside {"state_dict": …}, {"model": …} or {"model_state_dict": …} is unwrapped;
-    the prefixes of DataParallel and torch.compile are ignored on both sides. Batch-norm counters may be
-    missing, as in files of early torch versions. Values are converted to the model's dtype and device.
+    the prefixes of DataParallel and torch.compile are ignored on both sides. Batch-norm counters may be missing, as in
+    files of early torch versions, and all but one name of tied weights, as `safetensors` writes them. Values are
+    converted to the model's dtype and device.
     Raises ZooError, one line, when the file cannot be read or does not fit.
     """
     file = Path(file)
@@ -114,7 +115,12 @@ def _check_fit(file: Path, state: Mapping[str, Tensor], slots: Mapping[str, Tens
     meta = [name for name, slot in slots.items() if slot.is_meta]
     if meta:
         raise ZooError(f"weights: {meta[0]!r} of the model is not materialised (meta device); to_empty helps")
-    missing = [name for name in slots if name not in state and not name.endswith("num_batches_tracked")]
+    given = {id(slots[name]) for name in state if name in slots}  # of tied weights a file may have one name
+    missing = [
+        name
+        for name, slot in slots.items()
+        if name not in state and id(slot) not in given and not name.endswith("num_batches_tracked")
+    ]
     unexpected = [name for name in state if name not in slots]
     misshapen = [
         f"{name} is {_shape(state[name])} in the file and {_shape(slot)} in the model"
