@@ -4,9 +4,9 @@ import numpy as np
 import pytest
 import scipy.sparse
 
-from rankfold.recover import LowRank, entries, surrogate
+from rankfold.recover import LowRank, Measurements, entries, surrogate
+from rankfold.recover.growth import Search, _next, _sparer, grow, simplest
 from rankfold.recover.outcome import Rules
-from rankfold.recover.search import Search, _next, _sparer, grow
 from rankfold.recover.tangent import Point, krylov, leading, residual
 
 
@@ -104,3 +104,57 @@ def test_finding_nothing_is_told():
     found = LowRank().fit(scipy.sparse.csr_array((values, (rows, columns)), shape=shape))
     assert found.converged_
     assert "Held-out" not in found.reason_
+
+
+def sensed(seed, count=120, noise=0.05):
+    """(operator, y, truth): ``count`` Gaussian measurements of a 15 × 12 matrix of rank 2, 50 degrees of freedom."""
+    rng = np.random.default_rng(seed)
+    truth = rng.standard_normal((15, 2)) @ rng.standard_normal((2, 12))
+    matrices = rng.standard_normal((count, 15, 12))
+    y = np.einsum("kij,ij->k", matrices, truth) + noise * rng.standard_normal(count)
+    return Measurements(matrices), y, truth
+
+
+@pytest.mark.parametrize("bound", [None, 12])
+def test_few_noisy_measurements_get_no_rank_that_fits_their_noise(bound):
+    operator, y, truth = sensed(2)
+    found, known = LowRank(bound).fit(operator, y), LowRank(rank=2).fit(operator, y)
+    assert found.rank_ == 2
+    assert found.converged_
+    assert "120 measurements for 50 degrees of freedom, held-out ones missed by 0.00" in found.reason_
+    assert np.linalg.norm(found.reconstruct() - truth) < 1.05 * np.linalg.norm(known.reconstruct() - truth)
+    # the noise alone would be met at rank 5, and is not counted as error of what is held out
+    over = LowRank(rank=5).fit(operator, y)
+    assert over.training_error_ < 0.3 * found.training_error_
+    assert over.validation_error_ > 1.8 * found.validation_error_
+
+
+def test_few_entries_with_noise_get_their_rank():
+    rng = np.random.default_rng(0)
+    truth = rng.standard_normal((25, 3)) @ rng.standard_normal((3, 20))
+    given = truth + 0.2 * rng.standard_normal(truth.shape)
+    found = LowRank().fit(np.where(rng.random(truth.shape) < 0.8, given, np.nan))
+    assert found.rank_ == 3
+    assert found.converged_
+
+
+@pytest.mark.parametrize("seed", range(3))
+def test_too_few_measurements_do_not_vouch_for_what_was_found(seed):
+    operator, y, truth = sensed(seed, count=30)
+    found = LowRank().fit(operator, y)
+    assert np.linalg.norm(found.reconstruct() - truth) > 0.5 * np.linalg.norm(truth)
+    assert not found.converged_
+    assert "30 measurements for 26 degrees of freedom; held-out ones are missed by" in found.reason_
+    assert found.validation_error_ > 3 * found.training_error_  # not the residual under another name
+    operator, y, _ = sensed(seed, count=75, noise=0.0)  # as few, but met: a matrix of smaller rank is no accident
+    found = LowRank().fit(operator, y)
+    assert found.rank_ == 2
+    assert found.converged_
+
+
+def test_the_smallest_rank_within_a_standard_error():
+    rng = np.random.default_rng(0)
+    noise = rng.standard_normal(200) ** 2
+    squares = {1: noise + 1.0 * rng.random(200), 2: noise + 1e-3 * rng.standard_normal(200), 3: noise}
+    assert simplest(squares, 3, 200) == 2
+    assert simplest({3: noise, 1: squares[1]}, 3, 200) == 3  # rank 1 is surely worse

@@ -54,7 +54,8 @@ class LowRank(Recovery):
         if self.rank is not None:
             bound = allowed(self.rank, operator.shape, 1)
         else:
-            bound = allowed(self.max_rank, operator.shape, _determined(operator))
+            determined = _determined(operator, self.max_rank or 100)
+            bound = min(allowed(self.max_rank, operator.shape, determined), determined)
         part, part_y, watch = self._watch(operator, y, seed)
         search = Search(bound, exact=self.rank is not None)
         return recover(part, part_y, search, watch.rules, seed=seed, held_out=watch.held_out, progress=self.progress)
@@ -268,11 +269,11 @@ class NuclearNorm(Recovery):
         return soft_impute(part, part_y, path, bound, watch, tol=self.tol, steps=self.max_iter, seed=seed)
 
 
-def _determined(operator: Operator) -> int:
-    """The largest rank whose degrees of freedom are fewer than the measurements, at most 100."""
+def _determined(operator: Operator, most: int) -> int:
+    """The largest rank whose degrees of freedom are fewer than the measurements, at most ``most``."""
     m, n = operator.shape
     rank = 1
-    while rank < min(m, n, 100) and (rank + 1) * (m + n - rank - 1) < operator.count:
+    while rank < min(m, n, most) and (rank + 1) * (m + n - rank - 1) < operator.count:
         rank += 1
     return rank
 

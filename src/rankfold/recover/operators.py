@@ -86,10 +86,11 @@ class Mask:
 
 
 class Identity(Mask):
-    """All entries: factorization."""
+    """All entries: factorization. ``kind``: an array or tensor whose dtype and device to take; else float64 of
+    NumPy."""
 
-    def __init__(self, shape: tuple[int, int], kind: Array) -> None:
-        super().__init__(like(np.ones(shape), kind))
+    def __init__(self, shape: tuple[int, int], kind: Array | None = None) -> None:
+        super().__init__(like(np.ones(shape), np.empty(0) if kind is None else kind))
 
     def push(self, left: Array, right: Array) -> Array:
         return left @ right
@@ -99,9 +100,13 @@ class Entries:
     """Entries of a large matrix, by rows. Measurements: (count,), in the order of ``rows`` and ``columns``.
 
     Indices must be sorted by row, then column (``entries`` sees to it). Memory: O(count), whatever the shape.
+    ``kind``: an array or tensor whose dtype and device to compute with; by default float64 of NumPy.
     """
 
-    def __init__(self, shape: tuple[int, int], rows: np.ndarray, columns: np.ndarray, kind: Array) -> None:
+    def __init__(
+        self, shape: tuple[int, int], rows: np.ndarray, columns: np.ndarray, kind: Array | None = None
+    ) -> None:
+        kind = np.empty(0) if kind is None else kind
         self.shape = shape
         self.rows, self.columns = rows.astype(np.int32), columns.astype(np.int32)
         self.count = len(rows)

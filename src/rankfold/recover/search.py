@@ -1,48 +1,31 @@
 """Our default: the rank is found while the matrix is, then all of it is solved by Gauss–Newton.
 
 The rank grows by those singular pairs of what the residual leaves that stand out from noise, all at once, or by a few
-where none does; a few cheap Gauss–Newton steps follow at each rank, as deep linear networks learn (incrementally) and
-without their small rates. A part of the measurements is held out; the rank at which those are met best is taken, and
-the matrix is finished on all measurements. An over-large bound on the rank costs nothing, because ranks far above the
-true one are never visited; the start is never poor, because each rank starts from the solution of the one before.
+where none does (`growth`). A part of the measurements is held out; the rank at which those are met best is taken, and
+the matrix is finished on all measurements. Where they can be met, an over-large bound on the rank costs nothing: the
+search ends at the true one. Where they cannot, for noise, a pair must earn its place on held-out measurements; where
+one part of them is too small to say, each is held out once (`folds`).
 """
 
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass, replace
+from dataclasses import replace
 
 import numpy as np
 
-from rankfold.recover.arrays import Array, dot, like, norm, normal, numpy
-from rankfold.recover.operators import Operator, surrogate
+from rankfold.recover.arrays import Array, norm, numpy
+from rankfold.recover.folds import FEWEST, cross_validated
+from rankfold.recover.growth import Grown, Search, freedom, grow, smallest
+from rankfold.recover.operators import Operator
 from rankfold.recover.outcome import Progress, Recovered, Rules, Watch, recovered
-from rankfold.recover.tangent import Point, joined, krylov, residual, step
+from rankfold.recover.tangent import Point, residual, step
 
 HELD_OUT = 0.05  # of the measurements, while the rank is sought
 ENOUGH, AT_MOST = 200, 0.1  # but so many, where that is no more than a tenth
-FEWEST = 20  # held-out measurements that say anything
-PATIENCE = 5  # larger ranks looked at without gain: of nearly equal singular values the first few gain nothing
-WORSE = 1.2  # held-out error over the best that ends the search then, and
-SPENT = 1 / 3  # degrees of freedom over measurements that do: before, the gain may still be to come
-GAIN = 0.995  # held-out error that counts as better
-FALL = 0.85  # residual after a step that is worth another one at the same rank
-AT_FIRST, BLOCKS = 4, 6  # singular pairs looked at first, more if all of them stand out; power steps to find them
+SOME = 20  # held-out measurements that say anything while the search goes on
 NOTHING = 0.9  # relative held-out error from which next to nothing was found
-GAP = 3.0  # between neighbouring singular values: what is below may belong to no rank at all
-
-
-@dataclass(frozen=True)
-class Search:
-    """``max_rank``: the largest rank considered. ``inner``: conjugate-gradient iterations in a
-    step while the residual is large, ``last`` when it falls fast and at the end; ``rounds``: steps at one rank.
-    ``exact``: ``max_rank`` is the rank, and no smaller one is tried."""
-
-    max_rank: int
-    exact: bool = False
-    inner: int = 20
-    last: int = 100
-    rounds: int = 30
+SURE = 2.0  # standard errors by which held-out measurements must be met better than by nothing
 
 
 def recover(
@@ -58,20 +41,26 @@ def recover(
     """X of low rank with A(X) = y, its rank found between 1 and ``search.max_rank``.
 
     ``held_out``: measurements to judge the rank by; without them a twentieth of y is set aside for the search and used
-    again at the end. Cost: about 100 to 300 products of thin factors at the size of the problem, each O(count · k).
+    again at the end. Cost: about 100 to 300 products of thin factors at the size of the problem, each O(count · k);
+    ten times that for fewer than 2000 measurements with noise, which are cross-validated.
     """
     rng = np.random.default_rng(seed)
     part, part_y, judge = operator, y, held_out
     count = int(max(HELD_OUT * operator.count, min(ENOUGH, AT_MOST * operator.count)))
-    if held_out is None and count >= FEWEST:
+    if held_out is None and count >= SOME:
         part, part_y, judge = _apart(operator, y, count, rng)
     watch = Watch("recovering", operator, y, rules, held_out, progress)
     found, history = grow(part, part_y, judge, search, rules, rng, progress)
     if history[-1].training <= rules.tol and not search.exact:
         found = smallest(operator, y, found, search, rules.tol * watch.size)
-    x, spent = finish(operator, y, found, search, watch)
+    x = finish(operator, y, found, search, watch)
+    if held_out is None and watch.history[-1].training > rules.tol and operator.count >= FEWEST and count < ENOUGH:
+        ranks = [search.max_rank] if search.exact else list(range(1, history[-1].rank + 1))
+        found, history = cross_validated(operator, y, ranks, search, rules, rng, ENOUGH, progress)
+        watch = Watch("recovering", operator, y, rules, None, progress)
+        x = finish(operator, y, found, search, watch)
     result = recovered((x.left, x.v), watch, cut=max(rules.tol, 1e-8) if watch.converged else 0.0)
-    return _explained(result, operator, history, search, spent)
+    return _explained(result, operator, history, search, rules.tol)
 
 
 def _apart(operator: Operator, y: Array, count: int, rng: np.random.Generator) -> tuple[Operator, Array, tuple]:
@@ -81,166 +70,14 @@ def _apart(operator: Operator, y: Array, count: int, rng: np.random.Generator) -
     return part, take(y), (judge, take_judge(y))
 
 
-@dataclass(frozen=True)
-class Grown:
-    """What was seen at each rank: relative residual of the measurements used, and of those held out."""
-
-    rank: int
-    training: float
-    validation: float
-    squares: Array | None = None  # of the held-out residuals
-
-
-def grow(
-    operator: Operator,
-    y: Array,
-    judge: tuple[Operator, Array] | None,
-    search: Search,
-    rules: Rules,
-    rng: np.random.Generator,
-    progress: Progress | None = None,
-) -> tuple[Point, list[Grown]]:
-    """The matrix at the best rank, roughly solved, and what was seen on the way."""
-    bound = min(search.max_rank, *operator.shape)
-    size, judged = norm(y) or 1.0, 1.0 if judge is None else norm(judge[1]) or 1.0
-    x = _fitted(operator, y, _next(operator, y, 1, bound, rng))
-    best, best_x, since = math.inf, x, 0
-    seen: list[Grown] = []
-    while True:
-        x, rest = _settle(operator, y, x, search, rules.tol * size)
-        training = norm(rest) / size
-        missed = None if judge is None else residual(*judge, x)
-        validation = training if missed is None else norm(missed) / judged
-        seen.append(Grown(x.rank, training, validation, None if missed is None else missed**2))
-        if progress is not None:
-            progress("finding the rank", x.rank, bound)
-        if validation < GAIN * best or search.exact:
-            best, best_x, since = validation, x, 0
-        else:
-            since += 1
-        solved = training <= rules.tol and not search.exact
-        if solved or x.rank >= bound or _hopeless(operator, x.rank, since, validation > WORSE * best):
-            break
-        x = joined(x, _fitted(operator, rest, _next(operator, rest, max(1, x.rank // 5), bound - x.rank, rng)))
-    if progress is not None:
-        progress("finding the rank", bound, bound)
-    if judge is not None and not search.exact and seen[-1].training > rules.tol:
-        rank = _simplest(seen, judge[0].count)
-        if rank < best_x.rank:
-            best_x, _ = _settle(operator, y, best_x.cut(rank), search, rules.tol * size)
-    return best_x, seen
-
-
-def _hopeless(operator: Operator, rank: int, since: int, worse: bool) -> bool:
-    m, n = operator.shape
-    return since >= PATIENCE and (worse or rank * (m + n - rank) > SPENT * operator.count)
-
-
-def _simplest(seen: list[Grown], count: int) -> int:
-    """The smallest rank whose held-out error is within one standard error of the best, entry by entry compared."""
-    best = min(seen, key=lambda one: one.validation)
-    for one in sorted(seen, key=lambda one: one.rank):
-        if one.squares is None or best.squares is None:
-            break
-        worse = one.squares - best.squares
-        mean = float(worse.sum()) / count
-        spread = max(float((worse**2).sum()) / count - mean**2, 0.0) ** 0.5
-        if mean <= spread / count**0.5:
-            return one.rank
-    return best.rank
-
-
-def _next(operator: Operator, rest: Array, least: int, most: int, rng: np.random.Generator) -> Point:
-    """The leading singular pairs of what ``rest`` leaves: all that stand out, at least ``least`` and at most ``most``.
-
-    With random signs in front of the measurements nothing is left of them but noise as large as theirs; what is larger
-    than all of it stands out. One at a time would be slow, and wrong where many are nearly equal: any mixture of them
-    is as good a pair as they are, and the steps that follow would fit it.
-    """
-    n = operator.shape[1]
-
-    def pairs(measurements: Array, width: int) -> Point:
-        seed = normal((n, min(n, width + 4)), rng, rest)
-        return krylov(surrogate(operator, measurements), width, seed, BLOCKS)
-
-    signs = like(1.0 - 2.0 * rng.integers(0, 2, tuple(rest.shape)), rest)
-    width = min(most, max(least, AT_FIRST))
-    noise = float(pairs(rest * signs, width).s[0])
-    while True:
-        found = pairs(rest, width)
-        outstanding = int((numpy(found.s) > noise).sum())
-        if outstanding < width or width == most:
-            return found.cut(min(most, max(least, outstanding)))
-        width = min(most, 4 * width)
-
-
-def _fitted(operator: Operator, rest: Array, more: Point) -> Point:
-    """``more`` times the factor that takes most from ``rest``: a vector that lives on few rows is over-estimated
-    else."""
-    image = operator.push(more.left, more.v)
-    factor = dot(image, rest) / max(dot(image, image), 1e-300)
-    return Point(more.u, more.s * factor, more.v)
-
-
-def _settle(operator: Operator, y: Array, x: Point, search: Search, enough: float) -> tuple[Point, Array]:
-    """Steps at one rank for as long as they gain: below the true rank two or three, at it until the residual is
-    ``enough``."""
-    rest, damping, fall, most = residual(operator, y, x), 0.0, 1.0, search.inner
-    size = norm(y)
-    for _ in range(search.rounds):
-        before = norm(rest)
-        if before <= enough:
-            break
-        inner, tol = (most, 0.1) if fall > 0.2 else (search.last, max(1e-4, min(0.1, before / size)))
-        x, rest, damping, used = step(operator, y, x, rest, iterations=inner, tol=tol, damping=damping)
-        fall = norm(rest) / before
-        if used >= most:  # it was this bound that ended the step
-            most = min(2 * most, search.last)
-        if fall > FALL:
-            break
-        if not search.exact:
-            x, rest = _sparer(operator, y, x, rest, FALL * before)
-    return x, rest
-
-
-def _sparer(operator: Operator, y: Array, x: Point, rest: Array, enough: float) -> tuple[Point, Array]:
-    """``x`` without what lies below the widest gap of its spectrum, where its residual is ``enough`` then: a singular
-    value on its way to zero makes the steps slow."""
-    s = numpy(x.s)
-    ratios = s[:-1] / np.maximum(s[1:], np.finfo(s.dtype).tiny)
-    if len(s) > 1 and ratios.max() >= GAP:
-        trial = x.cut(int(ratios.argmax()) + 1)
-        left = residual(operator, y, trial)
-        if norm(left) <= enough:
-            return trial, left
-    return x, rest
-
-
-def smallest(operator: Operator, y: Array, x: Point, search: Search, enough: float) -> Point:
-    """The matrix of the smallest rank that meets the measurements too, where the spectrum of ``x`` has a gap.
-
-    A matrix of one rank more than needed meets them as well with anything in the unobserved entries of one row: of all
-    solutions the one of the smallest rank is meant.
-    """
-    s = numpy(x.s)
-    ratios = s[:-1] / np.maximum(s[1:], np.finfo(s.dtype).tiny)
-    for gap in np.argsort(-ratios):
-        if ratios[gap] < GAP:
-            break
-        trial, rest = _settle(operator, y, x.cut(int(gap) + 1), search, enough)
-        if norm(rest) <= enough:
-            return smallest(operator, y, trial, search, enough)
-    return x
-
-
-def finish(operator: Operator, y: Array, x: Point, search: Search, watch: Watch) -> tuple[Point, int]:
+def finish(operator: Operator, y: Array, x: Point, search: Search, watch: Watch) -> Point:
     """Gauss–Newton on all measurements until the rules of ``watch`` say stop; singular values that die are dropped."""
-    rest, damping, spent, iteration = residual(operator, y, x), 0.0, 0, 0
+    rest, damping, iteration = residual(operator, y, x), 0.0, 0
     while not watch.look(iteration, (x.left, x.v), norm(rest)):
         before = norm(rest)
         tol = max(1e-4, min(0.1, before / watch.size))
         x, rest, damping, used = step(operator, y, x, rest, iterations=search.last, tol=tol, damping=damping)
-        spent, iteration = spent + used, iteration + 1
+        iteration += 1
         alive = _alive(x)
         if not search.exact and alive < x.rank and norm(rest) < 0.1 * watch.size:
             x = x.cut(alive)
@@ -251,7 +88,7 @@ def finish(operator: Operator, y: Array, x: Point, search: Search, watch: Watch)
                 True, f"least squares solved at rank {x.rank}: the residual rests at {norm(rest) / watch.size:.3g}"
             )
             break
-    return x, spent
+    return x
 
 
 def _alive(x: Point) -> int:
@@ -261,25 +98,28 @@ def _alive(x: Point) -> int:
     return int(falls[0]) + 1 if len(falls) else len(s)
 
 
-def _explained(result: Recovered, operator: Operator, seen: list[Grown], search: Search, spent: int) -> Recovered:
-    m, n = operator.shape
-    k = result.rank
-    freedom = k * (m + n - k)
-    judged = min((one.validation for one in seen if one.rank >= 1), default=math.nan)
-    reason = f"rank {k}; {result.reason}"
-    converged = result.converged
-    if freedom >= operator.count:
+def _explained(result: Recovered, operator: Operator, seen: list[Grown], search: Search, tol: float) -> Recovered:
+    """``result`` with what its measurements can vouch for."""
+    k, count = result.rank, operator.count
+    free = freedom(operator, k)
+    best = min((one for one in seen if not math.isnan(one.validation)), key=lambda one: one.validation, default=None)
+    judged = math.nan if best is None else best.validation
+    exact = result.training_error <= tol
+    converged, reason = result.converged, f"rank {k}; {result.reason}"
+    if free >= count:
         converged = False
         reason += (
-            f". {operator.count} measurements are no more than the {freedom} degrees of freedom of rank {k}: "
+            f". {count} measurements are no more than the {free} degrees of freedom of rank {k}: "
             "they do not determine the matrix"
         )
-    elif judged > NOTHING and not search.exact:
+    elif best is not None and (judged > NOTHING or best.gain < SURE) and not (search.exact and exact):
         converged = False
-        reason += f". Held-out measurements are missed by {judged:.0%} of their size: too few of them, or only noise"
-    return replace(
-        result,
-        reason=reason,
-        converged=converged,
-        validation_error=judged if math.isnan(result.validation_error) else result.validation_error,
-    )
+        reason += (
+            f". {count} measurements for {free} degrees of freedom; held-out ones are missed by {judged:.0%} of their "
+            "size: too few of them, or only noise"
+        )
+    elif not exact:
+        reason += f"; {count} measurements for {free} degrees of freedom"
+        reason += "" if best is None else f", held-out ones missed by {judged:.2g} of their size"
+    told = judged if math.isnan(result.validation_error) else result.validation_error
+    return replace(result, reason=reason, converged=converged, validation_error=told)

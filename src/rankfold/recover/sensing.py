@@ -18,10 +18,12 @@ class Measurements:
     """⟨A_i, X⟩ for matrices A_i given by the user: (count, m, n), an array, a memory-mapped file, or (count, m·n)
     sparse.
 
-    They are read in blocks: a memory-mapped file is never in memory as a whole. Measurements: (count,).
+    They are read in blocks: a memory-mapped file is never in memory as a whole. Measurements: (count,). ``kind``: an
+    array or tensor whose dtype and device to compute with; by default float64 of NumPy.
     """
 
-    def __init__(self, matrices: Any, kind: Array, shape: tuple[int, int] | None = None) -> None:
+    def __init__(self, matrices: Any, kind: Array | None = None, shape: tuple[int, int] | None = None) -> None:
+        kind = np.empty(0) if kind is None else kind
         if scipy.sparse.issparse(matrices):
             if shape is None or matrices.shape[1] != shape[0] * shape[1]:
                 raise ValueError(
@@ -81,12 +83,21 @@ class Gaussian:
     """⟨A_i, X⟩ with A_i of independent N(0, 1/count) entries, drawn again from a seed in blocks whenever they are used.
 
     Memory: one block (32 MB). ``matrix(i)`` is the i-th A. Time: count · m · n normal numbers a pass, unless
-    ``keep=True`` holds all of them. Measurements: (count,).
+    ``keep=True`` holds all of them. Measurements: (count,). ``kind``: an array or tensor whose dtype and device to
+    compute with; by default float64 of NumPy.
     """
 
     def __init__(
-        self, shape: tuple[int, int], count: int, seed: int, kind: Array, *, keep: bool = False, which: Any = None
+        self,
+        shape: tuple[int, int],
+        count: int,
+        seed: int,
+        kind: Array | None = None,
+        *,
+        keep: bool = False,
+        which: Any = None,
     ) -> None:
+        kind = np.empty(0) if kind is None else kind
         self.shape, self.seed = shape, seed
         self._total, self._kind, self._keep = count, kind, keep
         self._which = np.arange(count) if which is None else np.asarray(which)
