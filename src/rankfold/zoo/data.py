@@ -1,5 +1,6 @@
 """Data sets by name: the bundled digits, the papers' images, and whatever a user's factory returns."""
 
+from collections.abc import Sequence
 from operator import index as integer
 from typing import Any
 
@@ -68,6 +69,14 @@ def _custom(spec: str) -> Data:
     parts, _ = call_factory(spec)
     if not isinstance(parts, tuple | list) or len(parts) not in (2, 3):
         raise ZooError(f"{spec}: the factory must return (train, test) or (train, validation, test) data sets")
+    return data_of(spec, parts)
+
+
+def data_of(spec: str, parts: Sequence[Any]) -> Data:
+    """The data that a factory returned, (train, test) or (train, validation, test), as `load_data` reads them.
+
+    `spec` names them in messages. Raises ZooError, one sentence.
+    """
     names = ("train", "test") if len(parts) == 2 else ("train", "validation", "test")
     splits: dict[str, Any] = {
         name: _in_memory(f"{spec}, {name}", part) for name, part in zip(names, parts, strict=True)
