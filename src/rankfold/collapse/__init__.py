@@ -5,6 +5,7 @@ from rankfold.collapse.layers import LayerClusters, measure_layers
 from rankfold.collapse.losses import LOSSES, cross_entropy, squared_error
 from rankfold.collapse.neural_collapse import NeuralCollapse
 from rankfold.collapse.partition import Partition, kmeans
+from rankfold.collapse.paths import Paths, paths
 from rankfold.collapse.probe import CollapseProbe
 from rankfold.collapse.scatter import Clusters, Scatter, scatter_of
 from rankfold.collapse.transition import Transitions, critical_decay, transitions
@@ -17,6 +18,7 @@ __all__ = [
     "LayerClusters",
     "NeuralCollapse",
     "Partition",
+    "Paths",
     "Scatter",
     "Transitions",
     "chain",
@@ -24,6 +26,7 @@ __all__ = [
     "cross_entropy",
     "kmeans",
     "measure_layers",
+    "paths",
     "scatter_of",
     "squared_error",
     "transitions",

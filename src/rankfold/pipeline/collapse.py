@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping
+from dataclasses import asdict, dataclass
 from typing import Any
 
 import torch
@@ -16,18 +16,20 @@ from rankfold.collapse import (
     LayerBound,
     LayerClusters,
     Partition,
+    Paths,
     Transitions,
     chain,
     measure_layers,
+    paths,
     transitions,
 )
 from rankfold.collapse.losses import vectors
 from rankfold.costs import evaluating
+from rankfold.pipeline.collapse_conclusion import conclusion, few
 from rankfold.pipeline.stationarity import stationarity
 from rankfold.sites import Site, SiteList, sites, split_attention, unwrap
 from rankfold.spectrum import Spectrum, spectrum
 
-LOW = 0.05  # relative distance below which a layer counts as of that rank
 _MOST_INPUTS = 4096  # numbers of an input, for the covariance that the transitions need
 _EXACT_PARAMS = 20_000_000  # up to here the chain is computed in float64
 
@@ -65,8 +67,11 @@ class CollapseReport:
     """Everything that ``rankfold collapse`` says.
 
     ``decay``: κ, given or estimated (``decay_estimated``: the one that makes the gradient and the weights most nearly
-    stationary; NaN where none above 0 does). ``transitions``: at which decays directions of the data die in a linear
-    chain of as many layers; None where the inputs have no covariance. ``skipped``: cuts that were not possible.
+    stationary). ``residual``: ‖∇L + κW‖ over κ‖W‖. NaN is the decay where none above 0 fits, or where the best leaves a
+    residual above 1: −∇L/κ is then farther from the weights than 0 is, so that they tell no decay.
+    ``transitions``: at which decays directions of the data die in a linear chain of as many layers as the longest of
+    ``paths`` has; None where the inputs have no covariance. ``skipped``: cuts that were not possible. ``lone``: classes
+    of one sample.
     """
 
     layers: tuple[LayerCollapse, ...]
@@ -80,6 +85,8 @@ class CollapseReport:
     skipped: dict[str, str]
     left_out: tuple[tuple[str, str], ...]
     notes: tuple[str, ...]
+    paths: Paths | None = None
+    lone: int = 0
 
     @property
     def violations(self) -> int:
@@ -96,6 +103,7 @@ class CollapseReport:
             "violations": self.violations,
             "layers": [layer.to_dict(self.classes) for layer in self.layers],
             "transitions": None if self.transitions is None else self.transitions.to_dict(),
+            "paths": None if self.paths is None else asdict(self.paths),
             "conclusion": self.conclusion(),
             "skipped_cuts": self.skipped,
             "left_out": [{"parameter": name, "reason": reason} for name, reason in self.left_out],
@@ -104,59 +112,7 @@ class CollapseReport:
 
     def conclusion(self) -> str:
         """In one paragraph: which layers are low-rank, and which become so at which weight decay."""
-        k = self.classes
-        wide = [layer for layer in self.layers if min(layer.site.shape) > k]
-        if not wide:
-            return f"No layer is larger than {k} in both directions: every one has rank at most {k} as it stands."
-        low = [layer for layer in wide if layer.spectrum.relative_tail(k) < LOW]
-        told = (
-            f"{len(low)} of the {len(wide)} layers that could have a rank above the number of classes, {k}, are within "
-            f"{100 * LOW:g} % of rank {k}" + (f": {_names(low)}." if low else ".")
-        )
-        others = [layer for layer in wide if layer not in low]
-        if others:
-            far = max(others, key=lambda layer: layer.spectrum.relative_tail(k))
-            told += (
-                f" The farthest is {far.site.name}: {100 * far.spectrum.relative_tail(k):.0f} % of its norm lies "
-                f"beyond rank {k}."
-            )
-        if self.decay == self.decay:
-            whose = "estimated from gradients and weights" if self.decay_estimated else "as given"
-            told += f" With weight decay {self.decay:.3g} ({whose}) "
-            useful = [layer for layer in wide if layer.bound is not None and not layer.bound.vacuous]
-            if self.residual > 0.5:
-                told += (
-                    f"the network is not at a stationary point (residual {self.residual:.2f} of the norm of the "
-                    "weights), so that no bound explains its ranks. "
-                )
-            else:
-                told += (
-                    f"the bound of theorem 3.4 says something about {len(useful)} of them and is vacuous for the rest. "
-                )
-            certain = sorted(
-                (layer.bound.certain_from * self.decay, layer.site.name) for layer in others if layer.bound is not None
-            )
-            if certain:
-                first, last = certain[0], certain[-1]
-                told += (
-                    f"With the gradients of today a stationary point would certainly be within {100 * LOW:g} % of "
-                    f"rank {k} from weight decay {first[0]:.2g} on in {first[1]}"
-                    + (f", and in all of them from {last[0]:.2g} on" if len(certain) > 1 else "")
-                    + "; low rank usually comes much earlier. "
-                )
-        else:
-            told += (
-                " No weight decay above 0 fits gradients and weights, so that no bound is given; if the training's is "
-                "known, give it. "
-            )
-        if self.transitions is not None and len(self.transitions.decays):
-            found = self.transitions
-            told += (
-                f"A linear chain of {found.layers} layers on these data would have rank at most {len(found.decays)} "
-                f"at any weight decay, lose its weakest direction at {float(found.decays[-1]):.2g} and all of its "
-                f"weights at {float(found.decays[0]):.2g} ({found.about})."
-            )
-        return told.strip()
+        return conclusion(self)
 
 
 def collapse_report(
@@ -172,9 +128,10 @@ def collapse_report(
 ) -> CollapseReport:
     """Measure ``model`` on ``samples`` labelled samples of ``data``: everything in ``CollapseReport``.
 
-    ``decay``: κ, torch's coupled ``weight_decay`` of the training (2λ of λ‖Θ‖²); estimated if left out. ``clusters``: K
-    of k-means, by default the number of classes. The chain is computed in float64 for models of up to 20 million
-    parameters. Cost: one decomposition of every site, two passes, two backward passes, and k-means at every layer.
+    ``decay``: κ, torch's coupled ``weight_decay`` of the training (2λ of λ‖Θ‖²); estimated if left out, where the
+    weights tell one. ``clusters``: K of k-means, by default the number of classes. The chain is computed in float64 for
+    models of up to 20 million parameters. Cost: one decomposition of every site, two passes, two backward passes, and
+    k-means at every layer.
     Raises ``ValueError``: no labels, an unknown loss, a decay that is not positive, weights that are not finite.
     """
     if loss not in LOSSES:
@@ -193,6 +150,7 @@ def collapse_report(
     bounds: dict[str, LayerBound] = {}
     skipped: dict[str, str] = {}
     estimated, kappa, residual = decay is None, float("nan") if decay is None else decay, float("nan")
+    ways: Paths | None = None
     if not isinstance(inputs, Tensor):
         notes.append("no bounds: the model takes more than one tensor")
     elif classes is None:
@@ -205,6 +163,10 @@ def collapse_report(
         place = next(p for p in exact.parameters() if p.is_floating_point())
         targets = vectors(labels, classes, place.dtype)
         kappa, residual = stationarity(exact, found, inputs, targets, loss, decay)
+        if estimated and residual > 1:
+            kappa = float("nan")
+        with split_attention(exact):
+            ways = paths(exact, [site.name for site in found], inputs[:2])
         if kappa == kappa:
             tell("bounds", 0, 1)
             result = chain(exact, inputs, targets, partition, kappa, LOSSES[loss])
@@ -213,10 +175,10 @@ def collapse_report(
     layers = tuple(
         LayerCollapse(site, spectra[site.name], measured.get(site.name), bounds.get(site.name)) for site in found
     )
-    predicted = _transitions(inputs, labels, classes, len(measured), loss)
+    predicted = None if ways is None else _transitions(inputs, labels, classes, ways.longest, loss)
     return CollapseReport(
         layers, partition.clusters, len(labels), kappa, estimated, loss, residual, predicted, skipped, found.left_out,
-        tuple(notes),
+        tuple(notes), ways, int((partition.counts == 1).sum()),
     )  # fmt: skip
 
 
@@ -243,9 +205,7 @@ def _about_clusters(measured: Mapping[str, LayerClusters]) -> list[str]:
             told += [f"k-means: {part}" for part in layer.best["whole"].note.split("; ") if "as many" in part]
         for note in told:
             found.setdefault(note, []).append(name)
-    return [
-        f"{note} ({'every layer' if len(names) == len(measured) else _few(names)})" for note, names in found.items()
-    ]
+    return [f"{note} ({'every layer' if len(names) == len(measured) else few(names)})" for note, names in found.items()]
 
 
 def _in_memory(data: Any, samples: int) -> tuple[Any, Tensor]:
@@ -277,11 +237,3 @@ def _transitions(inputs: Any, labels: Tensor, classes: int | None, layers: int, 
     if rows.shape[1] > _MOST_INPUTS:
         return None
     return transitions(rows, vectors(labels, classes, torch.float64), layers, loss=loss)
-
-
-def _names(layers: Sequence[LayerCollapse]) -> str:
-    return _few([layer.site.name for layer in layers])
-
-
-def _few(names: Sequence[str]) -> str:
-    return ", ".join(names) if len(names) <= 6 else f"{', '.join(names[:5])} and {len(names) - 5} more"

@@ -3,20 +3,26 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor, nn
+from torch.utils.data import DataLoader
 
-from rankfold.batches import batches_of, forward, labels_of, logits_of
+from rankfold.batches import batches_of, check_rereadable, forward, labels_of, logits_of
 from rankfold.compress.allocate import BudgetError
 from rankfold.compress.plan import Plan
 from rankfold.compress.planner import Calibration, plan
 from rankfold.costs import evaluating
+from rankfold.pipeline.collapse_conclusion import few
+from rankfold.pipeline.measure import calibration_part
+from rankfold.zoo.data import data_of
 
+TRIED = 0.07  # of the parameters: the least at which forecasts were compared with what was reached
+SURE = 0.1  # predicted change of the outputs up to which they were within a few points (docs/collapse.md)
 _DRAWS = 16
 _POWERS = (1.0, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 0.9, 1.15, 1.3, 1.5, 1.75, 2.0, 2.5)
 _SHIFTS = (0.0, *(sign * step / 8 for step in range(1, 33) for sign in (-1, 1)))
@@ -43,12 +49,13 @@ class Correction:
         return math.exp(self.shift) * lost_over_kept(change) ** self.power if change > 0 else 0.0
 
 
-@dataclass(frozen=True, eq=False)
+@dataclass(frozen=True, eq=False, repr=False)
 class Forecast:
     """What a budget would leave of the accuracy on labelled data.
 
     ``change``: the squared change of the outputs that the plan expects, layer by layer and added, over their own mean
-    square (outputs less their mean over the classes).
+    square (outputs less their mean over the classes). ``doubt``: why ``accuracy`` may be far off, "" where nothing
+    that is known before compressing speaks against it.
     """
 
     budget: str
@@ -57,6 +64,28 @@ class Forecast:
     change: float
     accuracy: float
     plan: Plan
+    doubt: str = ""
+
+    @property
+    def trusted(self) -> bool:
+        return not self.doubt
+
+    def __repr__(self) -> str:
+        """Without the plan, which would fill the screen."""
+        return f"Forecast({self.budget}: accuracy {self.accuracy:.3f}{'' if self.trusted else ', doubtful'})"
+
+
+def doubts(change: float, kept_params: float, plan: Plan) -> str:
+    """What speaks against a forecast, in words: a large ``change``, layers of rank 1, fewer parameters than tried."""
+    found = []
+    if change > SURE:
+        found.append(f"the outputs would change by {100 * change:.0f} %, and beyond {100 * SURE:.0f} % it is rough")
+    ones = [entry.site for entry in plan.changed if entry.rank == 1 < min(entry.shape)]
+    if ones:
+        found.append(f"rank 1 in {few(ones)}")
+    if kept_params < TRIED:
+        found.append(f"{100 * kept_params:.1f} % of the parameters, never tried below {100 * TRIED:.0f} %")
+    return "; ".join(found)
 
 
 @dataclass(frozen=True, eq=False)
@@ -112,11 +141,16 @@ def forecast(
 
     A plan says by how much each layer's error alone would move the outputs; these squared changes are added, and turned
     into noise on what is left of the outputs (``lost_over_kept``, and ``correction``). Noise of that size on the logits
-    of ``labelled`` data (validation; by
-    default ``data``), then gives the accuracy. Budgets that cannot be met are left out. Cost: that of the plans, one of
-    them with statistics. Raises ``ValueError`` as ``rankfold.plan`` does, and for a method without output metrics.
+    of ``labelled`` data then gives the accuracy. Budgets that cannot be met are left out.
+
+    ``data``: ``rankfold.zoo.Data`` or anything alike, or a tuple of data sets (train, test) or (train, validation,
+    test), read as those of a factory: train calibrates, validation is ``labelled``, test is not looked at. Or one part
+    alone, as ``rankfold.plan`` takes it, which is ``labelled`` too where none is given: the accuracy is that on it.
+    Cost: that of the plans, one of them with statistics. Raises ``ValueError`` as ``rankfold.plan`` does, for data of
+    any other kind, and for a method without output metrics.
     """
-    margins = Margins.of(model, data if labelled is None else labelled, samples)
+    data, labelled = _parts(data, labelled, samples)
+    margins = Margins.of(model, labelled, samples)
     known = Calibration(samples=samples)
     found = []
     for budget in budgets:
@@ -126,10 +160,38 @@ def forecast(
             continue
         known = replace(known, statistics=made.statistics)
         change = sum(entry.predicted_loss for entry in made.changed) / (margins.energy or 1.0)
-        after, before = made.after, made.before
+        params, flops = made.after.params / made.before.params, made.after.flops / made.before.flops
         accuracy = margins.accuracy((correction or Correction()).of(change))
-        found.append(Forecast(budget, after.params / before.params, after.flops / before.flops, change, accuracy, made))
+        found.append(Forecast(budget, params, flops, change, accuracy, made, doubts(change, params, made)))
     return found
+
+
+def _parts(data: Any, labelled: Any, samples: int) -> tuple[Any, Any]:
+    """(what calibrates, what is labelled) of everything that ``forecast`` takes."""
+    if isinstance(data, tuple | list) and len(data) in (2, 3) and all(map(_is_data_set, data)):
+        data = data_of("the data", data)
+    if hasattr(data, "train") and hasattr(data, "validation"):
+        if labelled is None and data.validation is not None:
+            labelled = calibration_part(data.validation, samples, 0)
+        data = calibration_part(data.train, samples, 0)
+    labelled = data if labelled is None else labelled
+    for part in (data, labelled):
+        check_rereadable(part)
+        try:
+            next(iter(batches_of(part, 1, 1)), None)
+        except TypeError as error:
+            raise ValueError(
+                f"a forecast cannot read a {type(part).__name__} ({error}): give rankfold.zoo.Data, a tuple of data "
+                "sets (train, test) or (train, validation, test), or a data set, loader or list of labelled batches"
+            ) from error
+    return data, labelled
+
+
+def _is_data_set(part: Any) -> bool:
+    """Whether it is a part of a data set rather than a batch, or a tensor of one."""
+    if isinstance(part, DataLoader):
+        return True
+    return hasattr(part, "__getitem__") and not isinstance(part, Tensor | tuple | list | Mapping | str)
 
 
 def learned(cases: Sequence[tuple[Curve, float, float]]) -> Correction:

@@ -8,6 +8,7 @@ from pathlib import Path
 
 from rankfold.files import write_atomically
 from rankfold.pipeline.collapse import CollapseReport
+from rankfold.pipeline.collapse_conclusion import longest, roughness
 from rankfold.pipeline.page import environment
 from rankfold.report.collapse import CollapseData, render_collapse
 
@@ -18,8 +19,8 @@ def collapse_data(found: CollapseReport, model: str, data: str) -> CollapseData:
     whose = ", estimated from gradients and weights" if found.decay_estimated else ""
     facts = [
         ("Data", f"{found.samples} training samples of {data}, {found.classes} classes"),
-        ("Weight decay", f"{found.decay:.3g}{whose}" if known else "none above 0 fits gradients and weights"),
-        ("Residual", f"{found.residual:.3g} of the norm of the weights (0: a stationary point)" if known else "–"),
+        ("Weight decay", f"{found.decay:.3g}{whose}" if known else "not known: none fits gradients and weights"),
+        ("Residual", _residual(found)),
         ("Chain of bounds", f"{found.violations} violations; loss: {found.loss}" if known else "not computed"),
     ]
     values = found.to_dict()
@@ -30,13 +31,27 @@ def collapse_data(found: CollapseReport, model: str, data: str) -> CollapseData:
         facts=facts,
         conclusion=found.conclusion(),
         transitions=[] if found.transitions is None else found.transitions.decays.tolist(),
-        transitions_about="" if found.transitions is None else found.transitions.about,
+        transitions_about=_about(found),
         decay=found.decay if known else None,
         skipped=[(name, reason.removeprefix(f"{name}: ")) for name, reason in found.skipped.items()],
         left_out=_by_reason(found.left_out),
         notes=list(found.notes),
         environment=environment(),
     )
+
+
+def _residual(found: CollapseReport) -> str:
+    if math.isnan(found.residual):
+        return "–"
+    told = f"{found.residual:.3g} of the norm of the weights (0: a stationary point)"
+    return f"{told}, at the decay that fits best" if math.isnan(found.decay) else told
+
+
+def _about(found: CollapseReport) -> str:
+    if found.transitions is None:
+        return ""
+    told = f"{found.transitions.layers} layers{longest(found)}; {found.transitions.about}"
+    return f"{told}; {rough}" if (rough := roughness(found)) else told
 
 
 def _by_reason(left_out: Sequence[tuple[str, str]]) -> list[tuple[str, str]]:

@@ -14,12 +14,16 @@ from rankfold.sites import SiteList, split_attention
 def stationarity(
     model: nn.Module, found: SiteList, inputs: Tensor, targets: Tensor, loss: str, decay: float | None
 ) -> tuple[float, float]:
-    """(κ, ‖∇L + κW‖/(κ‖W‖)) over all sites; κ by least squares where it is not given, NaN where that is not above 0."""
+    """(κ, ‖∇L + κW‖/(κ‖W‖)) over all sites; κ by least squares where it is not given, NaN where that is not above 0.
+
+    A weight that several sites share counts once.
+    """
     mode = model.training
     model.eval()
     try:
         with without_grad_mode(model), split_attention(model):
-            weights: list[Any] = [model.get_submodule(site.name).weight for site in found]
+            shared: dict[int, Any] = {id(w): w for w in (model.get_submodule(site.name).weight for site in found)}
+            weights = list(shared.values())
             slopes = gradients(Tail(model, INPUT, inputs[:2]), inputs, targets, LOSSES[loss], weights)
             pairs = [(w.detach().double(), g) for w, g in zip(weights, slopes, strict=True) if g is not None]
     finally:
