@@ -2,7 +2,7 @@
 
     python examples/complete_a_matrix.py [FILE.npz]
 
-FILE.npz holds `matrix`, an array with NaN where nothing is known; without it a matrix of rank 4 is drawn. A tenth of
+FILE.npz holds `X`, an array with NaN where nothing is known; without it a matrix of rank 4 is drawn. A tenth of
 what is known is kept apart, and the estimators are judged by it.
 """
 
@@ -29,7 +29,7 @@ def planted() -> np.ndarray:
 
 
 def main() -> None:
-    matrix = np.load(sys.argv[1])["matrix"] if len(sys.argv) > 1 else planted()
+    matrix = np.load(sys.argv[1])["X"] if len(sys.argv) > 1 else planted()
     rows, columns = np.nonzero(~np.isnan(matrix))
     held = np.random.default_rng(1).random(len(rows)) < 0.1
     learned = matrix.copy()

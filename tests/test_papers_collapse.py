@@ -8,12 +8,18 @@ from pathlib import Path
 
 import pandas as pd
 import pytest
+import torch
 from commands import failed, rankfold
 
 from rankfold.papers import EXPERIMENTS, grid
 from rankfold.papers.collapse_bounds import chain_remark, tightness
 from rankfold.papers.nrc_figure_3 import falls
+from rankfold.papers.recorded import fit_recorded
 from rankfold.papers.writing import panels, svg
+from rankfold.record import SpectrumRecorder
+from rankfold.train import Recipe
+from rankfold.zoo import load_data
+from rankfold.zoo.fcn import FCN
 
 NAMES = [name for name in EXPERIMENTS if name.startswith(("nrc-", "collapse-")) and not name.endswith("-full")]
 
@@ -74,3 +80,35 @@ def test_steps_that_fall_are_counted_in_order() -> None:
     found = falls(epochs, pd.Series([4.0, 2.0, 3.0, 1.0]))
     assert (found.down, found.steps, round(found.correlation, 6)) == (3, 3, -1.0)
     assert falls(epochs, pd.Series([4.0, 3.0, 2.0, 1.0])).down == 2  # 4, 2, 3, 1 in the order of epochs
+
+
+def test_an_interruption_between_checkpoint_and_record_loses_no_record(tmp_path: Path, monkeypatch) -> None:
+    data = load_data("digits")
+    part = data.train.take(200, torch.Generator().manual_seed(0))
+    recipe = Recipe(epochs=4, batch_size=50, learning_rate=0.05)
+
+    def frame(place: Path) -> pd.DataFrame:
+        return fit_recorded(FCN(64, 10, 3, 16), part, None, recipe, place)[1].frame()
+
+    torch.manual_seed(0)
+    expected = frame(tmp_path / "whole")
+    save, calls = SpectrumRecorder.save, []
+
+    def interrupted(self: SpectrumRecorder, path: Path) -> None:
+        calls.append(path)
+        if len(calls) == 2:
+            raise KeyboardInterrupt
+        save(self, path)
+
+    monkeypatch.setattr(SpectrumRecorder, "save", interrupted)
+    torch.manual_seed(0)
+    with pytest.raises(KeyboardInterrupt):
+        frame(tmp_path / "broken")
+    torch.manual_seed(0)
+    pd.testing.assert_frame_equal(frame(tmp_path / "broken"), expected)
+
+
+def test_experiments_that_share_a_kind_of_case_do_not_read_each_others_cells(tmp_path: Path) -> None:
+    for name in ("nrc-figure-1", "nrc-figure-2"):
+        shown = rankfold("reproduce", name, "--quick", "--decays", "1e-3", "-o", tmp_path)
+        assert shown.exit_code == 0, shown.output

@@ -326,3 +326,18 @@ def test_small_problems_take_one_thread_and_large_ones_all_there_are(monkeypatch
         after = max(each["num_threads"] for each in threadpool_info() if each["user_api"] == "blas")
     assert seen == [1, after]
     assert after == 2 or os.cpu_count() == 1
+
+
+def test_the_last_of_overlapping_fits_gives_the_threads_back():
+    def blas() -> int:
+        return max(each["num_threads"] for each in threadpool_info() if each["user_api"] == "blas")
+
+    with threadpool_limits(2, user_api="blas"):
+        before = blas()
+        first, second = threads.threads_for(1), threads.threads_for(1)
+        first.__enter__()
+        second.__enter__()
+        first.__exit__(None, None, None)
+        assert blas() == 1  # the second is still at work
+        second.__exit__(None, None, None)
+        assert blas() == before

@@ -491,3 +491,45 @@ def test_what_bfloat16_cannot_is_told_before_any_work(digits, tmp_path):
             fit(model, train, validation, recipe, teacher=teacher, directory=tmp_path / "run")
         assert not (tmp_path / "run").exists()
     assert fit(Picky(64, 10), train, validation, replace(RECIPE, epochs=1)).stopped is None
+
+
+@pytest.mark.parametrize("optimizer", ["sgd", "adam", "adamw"])
+@pytest.mark.parametrize("kind", ["bfloat16", "view", "float64"])
+def test_optimizers_step_as_unfused_ones_do(kind, optimizer):
+    """Fused steps of torch leave most of a half-precision parameter as it is and write into the gaps of a view."""
+
+    class Layer(nn.Module):
+        def __init__(self):
+            super().__init__()
+            generator = torch.Generator().manual_seed(0)
+            start = torch.randn(64, 20, generator=generator, dtype=torch.float64)
+            self.base = start.bfloat16() if kind == "bfloat16" else start.clone()
+            self.weight = nn.Parameter(self.base[:, ::2] if kind == "view" else self.base)
+
+        def forward(self, x):
+            return x.flatten(1).to(self.weight.dtype) @ self.weight
+
+    generator = torch.Generator().manual_seed(1)
+    width = 10 if kind == "view" else 20
+    rows, labels = torch.randn(256, 64, generator=generator), torch.randint(width, (256,), generator=generator)
+    recipe = Recipe(
+        2, batch_size=256, optimizer=optimizer, learning_rate=0.1, weight_decay=0.0, schedule="constant", warmup=0.0,
+        momentum=0.5, nesterov=False,
+    )  # fmt: skip
+    model, naive = Layer(), Layer()
+    between = model.base[:, 1::2].clone()
+    fit(model, (rows, labels), None, recipe)
+    steps = {
+        "sgd": lambda p: torch.optim.SGD(p, 0.1, momentum=0.5, fused=False, foreach=False),
+        "adam": lambda p: torch.optim.Adam(p, 0.1, fused=False, foreach=False),
+        "adamw": lambda p: torch.optim.AdamW(p, 0.1, weight_decay=0.0, fused=False, foreach=False),
+    }[optimizer](naive.parameters())
+    for _ in range(2):
+        steps.zero_grad()
+        nn.functional.cross_entropy(naive(rows), labels).backward()
+        steps.step()
+    tolerance = 0.05 if kind == "bfloat16" else 1e-6
+    torch.testing.assert_close(model.weight, naive.weight, rtol=tolerance, atol=tolerance)
+    assert not torch.equal(model.weight, Layer().weight)
+    if kind == "view":
+        assert torch.equal(model.base[:, 1::2], between)

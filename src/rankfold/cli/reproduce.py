@@ -50,9 +50,7 @@ def reproduce(
     precision: Annotated[str | None, typer.Option(metavar="P", help=f"float32, bfloat16 or auto, {_WHEN_NOT}.")] = None,
     weights: Annotated[
         Path | None,
-        typer.Option(
-            metavar="FILE", help="lorita-beyond, recovery-layers: take this network, train none."
-        ),
+        typer.Option(metavar="FILE", help="lorita-beyond, recovery-layers: take this network, train none."),
     ] = None,
     jobs: Annotated[int, typer.Option(help="Trainings at a time, one thread each; -1 for one on each core.")] = 1,
     threads: Threads = None,

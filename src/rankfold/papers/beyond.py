@@ -12,7 +12,7 @@ from torch import nn
 
 from rankfold.papers import isvt, quick
 from rankfold.papers.published import TABLE_2
-from rankfold.papers.request import TRAINING, Request
+from rankfold.papers.request import GIVEN, TRAINING, Request
 from rankfold.papers.runs import device, short
 from rankfold.papers.squeezing import ISVT, OURS, Budget, budgets_of, squeeze
 from rankfold.papers.writing import Outcome
@@ -27,7 +27,7 @@ BUDGETS = (Budget(0.6, 0.55), *budgets_of(TABLE_2.own(DEPTH)), Budget(0.3, 0.22)
 
 def reproduce(request: Request, directory: Path, tell: Tell) -> Outcome:
     """One network trained with N = 3, or the one of ``weights``, compressed in both ways to every size."""
-    request.only(NAME, TRAINING | {"finetune_epochs", "finetune_rate", "weights"})
+    request.only(NAME, (GIVEN if request.weights else TRAINING | GIVEN) | {"finetune_rate", "depths"})
     if request.depths not in (None, (DEPTH,)):
         raise ValueError(f"{NAME} trains with N = {DEPTH}: leave depths out")
     asked = replace(isvt.defaults(request, TABLE_2), depths=(DEPTH,))

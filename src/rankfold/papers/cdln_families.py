@@ -31,7 +31,7 @@ MLP = Recipe(
 MLP_PAPER = replace(
     MLP, epochs=40, optimizer="sgd", learning_rate=5e-3, momentum=0.0, nesterov=False, schedule="constant"
 )
-VIT = replace(MLP, epochs=100, learning_rate=1e-4)  # optimizer, rate and schedule are the paper's
+VIT = replace(MLP, epochs=100, learning_rate=1e-4)  # rate and schedule are the paper's
 Published = tuple[float, float, float, float, float, float, float]
 
 

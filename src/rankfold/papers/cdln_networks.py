@@ -111,7 +111,8 @@ def _train(case: Case, directory: Path, tell: Tell) -> dict[str, Any]:
     data = data_of(case)
     network = build(case, data).to(device())
     batch = next(iter(data.train.batches(case.recipe.batch_size)))
-    costs = training_costs(network, batch[0].to(device()))
+    moments = 2 if case.recipe.optimizer != "sgd" else int(case.recipe.momentum > 0)
+    costs = training_costs(network, batch[0].to(device()), moments)
     curve: list[tuple[float, float, float]] = []  # seconds, training and validation accuracy
     clock = time.perf_counter if device().type == "cuda" else time.process_time
     began = clock()
@@ -142,9 +143,9 @@ def _train(case: Case, directory: Path, tell: Tell) -> dict[str, Any]:
     return found
 
 
-def training_costs(network: nn.Module, inputs: Tensor) -> dict[str, int]:
+def training_costs(network: nn.Module, inputs: Tensor, moments: int = 2) -> dict[str, int]:
     """Of one training step on ``inputs``: multiply-adds of the forward pass for one sample, trained parameters, and
-    bytes: parameters, gradients, both moments of Adam, and what the forward pass keeps for the backward pass.
+    bytes: parameters, gradients, ``moments`` of the optimizer, and what the forward pass keeps for the backward pass.
     """
     trained = [p for p in network.parameters() if p.requires_grad]
     own = {p.data_ptr() for p in trained}
@@ -161,7 +162,7 @@ def training_costs(network: nn.Module, inputs: Tensor) -> dict[str, int]:
     del output
     return {
         "macs": counter.get_total_flops() // 2 // len(inputs),
-        "memory": 4 * weights + sum(kept.values()),
+        "memory": (2 + moments) * weights + sum(kept.values()),
         "params": sum(p.numel() for p in trained),
     }
 
@@ -179,10 +180,10 @@ def summary(runs: pd.DataFrame, known: Mapping[str, Published]) -> pd.DataFrame:
                 "seeds": len(part),
                 "test %": 100 * part.test.mean(),
                 "± test": 100 * part.test.std(),
-                "CPU s to 99 %": seconds.mean() if seconds.notna().all() else float("nan"),
+                "s to 99 %": seconds.mean() if seconds.notna().all() else float("nan"),
                 "± s": seconds.std() if seconds.notna().all() else float("nan"),
                 "epochs to 99 %": part.epochs.astype(float).mean() if seconds.notna().all() else float("nan"),
-                "CPU s an epoch": part.seconds_per_epoch.mean(),
+                "s an epoch": part.seconds_per_epoch.mean(),
                 "MACs": int(part.macs.iloc[0]),
                 "memory MB": part.memory.iloc[0] / 1e6,
                 "params M": part.params.iloc[0] / 1e6,
@@ -207,20 +208,22 @@ def _remarks(table: pd.DataFrame, smaller: bool) -> list[str]:
         difference = small["test %"] - plain["test %"]
         side = "above" if difference >= 0 else "below"
         said.append(f"{name} lies {abs(difference):.2f} points {side} the original on the test split.")
-        both = pd.notna(plain["CPU s to 99 %"]) and pd.notna(small["CPU s to 99 %"])
-        ratio = plain["CPU s to 99 %"] / small["CPU s to 99 %"] if both else float("nan")
+        both = pd.notna(plain["s to 99 %"]) and pd.notna(small["s to 99 %"])
+        ratio = plain["s to 99 %"] / small["s to 99 %"] if both else float("nan")
         said.append(
-            f"To 99 % of the training images the original takes {ratio:.2f} times the CPU time of {name}."
+            f"To 99 % of the training images the original takes {ratio:.2f} times the time of {name}."
             if both
             else f"Original or {name}: not every run reached 99 % of the training images; give more epochs."
         )
     if smaller:
         said.append("A smaller experiment than the published one: its accuracies do not compare.")
+    clock = "by the clock, on a GPU" if device().type == "cuda" else "of processor time, one thread"
     said.append(
-        "Seconds are CPU time of one thread, validation after each epoch included, on this machine; multiply-adds are "
-        "of one sample (the published ones are 12.8 times as many); memory is counted, not measured: parameters, "
-        "gradients, moments of Adam, activations."
+        f"Seconds are {clock}, validation after each epoch included; multiply-adds are of one sample; memory is "
+        "counted, not measured: parameters, gradients, the optimizer's moments, activations."
     )
+    if plain is not None and not smaller and plain["published MACs"] > 0:
+        said.append(f"The published multiply-adds are {plain['published MACs'] / plain['MACs']:.1f} times as many.")
     return said
 
 
@@ -233,7 +236,7 @@ def _figure(curves: dict[str, list[list[tuple[float, float, float]]]]) -> Figure
                 lines = [[(x, 100 * point[index]) for x, point in zip(mean, run)] for run in runs]
                 band(axes[0, column], lines, number, TITLES[variant], markevery=5)
                 axes[0, column].set_title(f"{title} accuracy", fontsize=9)
-                axes[0, column].set_xlabel("CPU seconds, mean over seeds")
+                axes[0, column].set_xlabel("seconds, mean over seeds")
         axes[0, 0].set_ylabel("%")
         axes[0, 1].legend(fontsize=8)
     return figure

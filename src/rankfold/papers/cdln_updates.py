@@ -143,7 +143,7 @@ def train(case: Case, place: Path) -> dict[str, Any]:
         "n": int(frame["n"].iloc[0]),
         "values": {f"{epoch:g}": part["value"].tolist() for epoch, part in updates.groupby("epoch")},
         "distances": frame[["epoch", "left_distance", "right_distance", "gap"]].to_dict("list"),
-        "validation": history.epochs[-1].validation_accuracy,
+        "validation": history.epochs[-1].validation_accuracy if history.epochs else None,
         "images": len(images),
     }
 
@@ -163,9 +163,9 @@ def summary(found: Sequence[dict[str, Any]]) -> pd.DataFrame:
                 "values": len(last),
                 "≥ 5 % of the largest": int((last >= 0.05 * last[0]).sum()),
                 f"energy of {RANK}": float((last[:RANK] ** 2).sum() / (last**2).sum()),
-                "distance, first": float(distances[0]),
+                "distance, first": float(distances[0]) if len(distances) else float("nan"),
                 "distance, most later": float(np.nanmax(distances[1:], initial=0.0)),
-                "distance, last": float(distances[-1]),
+                "distance, last": float(distances[-1]) if len(distances) else float("nan"),
                 "distance, random": rank * (1 - rank / value["m"]),
                 "validation": value["validation"],
                 "data": value["case"]["data"],
@@ -199,8 +199,8 @@ def remarks(table: pd.DataFrame) -> list[str]:
     for row in table.to_dict("records"):
         told.append(
             f"{row['network']} ({row['epochs']} epochs, {row['images']} images of {row['data']}): "
-            f"{row['≥ 5 % of the largest']} of {row['values']} values of the update reach a twentieth of the largest, ten carry "
-            f"{row[f'energy of {RANK}']:.1%} of its square; subspaces of ten dimensions move by "
+            f"{row['≥ 5 % of the largest']} of {row['values']} values of the update reach a twentieth of the largest, "
+            f"ten carry {row[f'energy of {RANK}']:.1%} of its square; subspaces of ten dimensions move by "
             f"{row['distance, first']:.2g} in the first epoch, by at most {row['distance, most later']:.2g} in a later "
             f"one, by {row['distance, last']:.2g} in the last (random ones: {row['distance, random']:.2g})."
         )

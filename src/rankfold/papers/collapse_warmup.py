@@ -41,6 +41,8 @@ def reproduce(request: Request, directory: Path, tell: Tell) -> Outcome:
     request.only(NAME, SMALL)
     quickly = request.quick
     seeds = request.seeds or ((0, 1) if quickly else (0, 1, 2, 3, 4))
+    if len(request.decays or ()) > 1:
+        raise ValueError(f"{NAME} takes one weight decay, got {len(request.decays or ())}")
     decay = (request.decays or (1e-4,))[0]
     shape = shape_of(
         request,

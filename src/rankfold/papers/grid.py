@@ -17,17 +17,17 @@ from joblib import Parallel, delayed
 from rankfold.files import write_atomically
 from rankfold.pipeline import Tell
 
-FORMAT = 1
+FORMAT = 2
 Work = Callable[[Any, Path], dict[str, Any]]  # a frozen dataclass and a place of its own → plain values
 
 
 def cells(cases: Sequence[Any], work: Work, directory: Path, jobs: int, tell: Tell) -> list[dict[str, Any]]:
     """``work`` done for every case (a frozen dataclass), in the order given; finished ones are read from ``directory``.
 
-    With several ``jobs`` each has a process and one thread. Beside the values of ``work``: ``seconds`` of its processor
-    time and wall time. Raises ``ValueError`` for a damaged file, which names it.
+    With several ``jobs`` each has a process and one thread. Beside the values of ``work``: ``cpu_seconds`` and
+    ``wall_seconds``. Raises ``ValueError`` for a damaged file, which names it.
     """
-    waiting = [case for case in cases if not (_place(case, directory) / "result.json").exists()]
+    waiting = [case for case in cases if not (_place(case, work, directory) / "result.json").exists()]
     if len(waiting) < len(cases):
         tell.say(f"{len(cases) - len(waiting)} of {len(cases)} cells are read back from {directory}")
     if jobs == 1:
@@ -40,7 +40,7 @@ def cells(cases: Sequence[Any], work: Work, directory: Path, jobs: int, tell: Te
         )
         for number, _ in enumerate(done, start=1):
             tell.progress("cells", number, len(waiting))
-    return [_read(_place(case, directory) / "result.json") for case in cases]
+    return [_read(_place(case, work, directory) / "result.json") for case in cases]
 
 
 def time_remark(found: Sequence[dict[str, Any]]) -> str:
@@ -48,8 +48,9 @@ def time_remark(found: Sequence[dict[str, Any]]) -> str:
     return f"Processor time of all cells: {sum(value['cpu_seconds'] for value in found) / 60:.1f} minutes."
 
 
-def _place(case: Any, directory: Path) -> Path:
-    text = json.dumps({"format": FORMAT, "kind": type(case).__name__} | asdict(case), sort_keys=True)
+def _place(case: Any, work: Work, directory: Path) -> Path:
+    kind = f"{work.__module__}.{work.__qualname__}"  # experiments may share the kind of case and the directory
+    text = json.dumps({"format": FORMAT, "kind": kind} | asdict(case), sort_keys=True)
     return directory / f"{case.title}-{hashlib.sha256(text.encode()).hexdigest()[:8]}"
 
 
@@ -59,7 +60,7 @@ def _do_alone(case: Any, work: Work, directory: Path) -> None:
 
 
 def _do(case: Any, work: Work, directory: Path) -> None:
-    place = _place(case, directory)
+    place = _place(case, work, directory)
     began, wall = time.process_time(), time.perf_counter()
     values = work(case, place)
     times = {"cpu_seconds": time.process_time() - began, "wall_seconds": time.perf_counter() - wall}

@@ -29,26 +29,28 @@ MEASURES = {
 def width(request: Request, directory: Path, tell: Tell) -> Outcome:
     """Four hidden layers of width 64 to 1024."""
     shapes = [{"width": value, "hidden": 4} for value in ((16, 32) if request.quick else WIDTHS)]
-    return _reproduce("width", shapes, request, directory, tell)
+    return _reproduce("nrc-figure-4", "width", shapes, request, directory, tell)
 
 
 def depth(request: Request, directory: Path, tell: Tell) -> Outcome:
     """Two to eight hidden layers of one width: 256, in ``nrc-figure-5-full`` 1568 as in the paper."""
-    return _depth(256, request, directory, tell)
+    return _depth("nrc-figure-5", 256, request, directory, tell)
 
 
 def depth_full(request: Request, directory: Path, tell: Tell) -> Outcome:
     """Width 1568, twice the input dimension: days on two cores, made for a GPU or a cluster."""
-    return _depth(1568, request, directory, tell)
+    return _depth("nrc-figure-5-full", 1568, request, directory, tell)
 
 
-def _depth(of: int, request: Request, directory: Path, tell: Tell) -> Outcome:
+def _depth(name: str, of: int, request: Request, directory: Path, tell: Tell) -> Outcome:
     hidden, of = ((2, 3), 24) if request.quick else (HIDDEN, of)
-    return _reproduce("hidden", [{"width": of, "hidden": value} for value in hidden], request, directory, tell)
+    return _reproduce(name, "hidden", [{"width": of, "hidden": value} for value in hidden], request, directory, tell)
 
 
-def _reproduce(along: str, shapes: list[dict[str, Any]], request: Request, directory: Path, tell: Tell) -> Outcome:
-    request.only(NAMES[along], SMALL)
+def _reproduce(
+    name: str, along: str, shapes: list[dict[str, Any]], request: Request, directory: Path, tell: Tell
+) -> Outcome:
+    request.only(name, SMALL)
     decays, seeds = request.decays or ((1e-3, 5e-3) if request.quick else DECAYS), request.seeds or (0,)
     shape = shape_of(
         request,

@@ -11,7 +11,7 @@ from rankfold.papers.runs import without_checkpoints
 from rankfold.record import SpectrumRecorder
 from rankfold.record.recorder import Probe
 from rankfold.sites.find import Where
-from rankfold.train import History, Progress, Recipe, fit
+from rankfold.train import History, Progress, Recipe, checkpoint, fit
 from rankfold.zoo import Split
 
 
@@ -39,16 +39,22 @@ def fit_recorded(
         recorder.step(0)
     last = float(recorder.frame()["epoch"].max())
 
+    def record(epoch: int) -> None:
+        if epoch > last and (epoch % every == 0 or epoch == recipe.epochs):
+            recorder.step(epoch)
+            recorder.save(file)
+
     def watch(now: Progress) -> None:
         if progress is not None:
             progress(now)
-        if now.finished is None or now.epoch <= last:
-            return
-        if now.epoch % every == 0 or now.epoch == now.epochs:
-            recorder.step(now.epoch)
-            recorder.save(file)
+        if now.finished is not None:
+            record(now.epoch)
 
+    saved = checkpoint.load(place / "training")
     with recorder:
+        if saved is not None and saved["epochs"]:  # its record comes after it: an interruption may lie between
+            model.load_state_dict(saved["model"])
+            record(len(saved["epochs"]))
         history = fit(model, train, validation, recipe, directory=place / "training", progress=watch)
     recorder.save(file)
     without_checkpoints(place / "training")

@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 import time
+from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 
@@ -12,14 +13,25 @@ import pandas as pd
 from matplotlib import colormaps
 from matplotlib.figure import Figure
 
-from rankfold.papers.recover_networks import COMPLETION, Case, Problem, Trained, measure, small, target, train_all
+from rankfold.papers.recover_networks import (
+    COMPLETION,
+    FACTORIZATION_TEXT,
+    Case,
+    Problem,
+    Trained,
+    measure,
+    small,
+    target,
+    train_all,
+)
 from rankfold.papers.request import FIXED, Request
 from rankfold.papers.writing import COLOURS, Outcome, panels
 from rankfold.pipeline import Tell
 from rankfold.recover import compressed_start
+from rankfold.recover.threads import threads_for
 
 ALPHA = Problem("completion", 100, 5, 10.0, 1.0, observed=0.2, steps=30_000, every=100)
-ALPHAS = (0.5, 1.0, 2.0, 5.0, 9.75)  # the authors take every quarter from 0.5 to 9.75
+ALPHAS = tuple(np.arange(0.5, 10, 0.25).tolist())
 LOSS = 1e-12  # figure 16's tolerance
 RATES = tuple(np.linspace(10, 100, 20).tolist())  # of figure 16, for both networks
 DEPTH = Problem("completion", 100, 10, 50.0, 2.0, observed=0.3)
@@ -31,16 +43,17 @@ def alpha(request: Request, directory: Path, tell: Tell) -> Outcome:
     """Figure 15: iterations and seconds to an error, against α, beside the wide network."""
     request.only("cdln-alpha", FIXED)
     problem = small(ALPHA) if request.quick else ALPHA
-    cases = [Case(problem, True), *(Case(replace(problem, alpha=value), False) for value in ALPHAS)]
+    alphas = ALPHAS[::8] if request.quick else ALPHAS
+    cases = [Case(problem, True), *(Case(replace(problem, alpha=value), False) for value in alphas)]
     wide, *compressed = train_all(cases, directory, request.jobs, tell)
-    runs = dict(zip(ALPHAS, compressed, strict=True))
+    runs = dict(zip(alphas, compressed, strict=True))
     rows = [_reached("wide", None, wide)] + [_reached("compressed", value, run) for value, run in runs.items()]
     table = pd.DataFrame(rows)
     faster = [value for value, run in runs.items() if _sooner(run, wide)]
     cheaper = [value for value, run in runs.items() if run.seconds_each < wide.seconds_each]
     remarks = [
-        f"In fewer iterations than the wide network at α = {', '.join(f'{value:g}' for value in faster) or 'none'} "
-        f"(paper: above 1); an iteration is cheaper at α = {', '.join(f'{value:g}' for value in cheaper) or 'none'}."
+        f"In fewer iterations than the wide network at {_range(faster, alphas)} (paper: above 1); an iteration is "
+        f"cheaper at {_range(cheaper, alphas)}."
     ]
     with panels(1, 2) as (figure, axes):
         for column, what in enumerate(("iterations", "seconds")):
@@ -116,19 +129,25 @@ def depth(request: Request, directory: Path, tell: Tell) -> Outcome:
 def start(request: Request, directory: Path, tell: Tell) -> Outcome:
     """Figure 18: the wide network from small random weights instead of orthogonal ones."""
     request.only("cdln-start", FIXED)
-    problem = small(COMPLETION) if request.quick else COMPLETION
-    cases = {
-        "wide, orthogonal": Case(problem, True),
-        "wide, random": Case(problem, True, start="random"),
-        "compressed": Case(problem, False),
-    }
-    runs = dict(zip(cases, train_all(list(cases.values()), directory, request.jobs, tell), strict=True))
-    table = pd.DataFrame([_reached(name, None, run) for name, run in runs.items()])
-    remarks = [
-        f"The compressed network is {'' if _sooner(runs['compressed'], runs['wide, random']) else 'not '}"
-        "sooner at the error than the wide one from small random weights (paper: it is)."
-    ]
-    return Outcome("C-DLN, figure 18: small random start", {"start": table}, {"start": curves(runs)}, remarks)
+    rows: list[dict[str, object]] = []
+    figures: dict[str, Figure] = {}
+    remarks = []
+    for problem in (FACTORIZATION_TEXT, COMPLETION):
+        problem = small(problem) if request.quick else problem
+        cases = {
+            "wide, orthogonal": Case(problem, True),
+            "wide, random": Case(problem, True, start="random"),
+            "compressed": Case(problem, False),
+        }
+        runs = dict(zip(cases, train_all(list(cases.values()), directory, request.jobs, tell), strict=True))
+        rows += [{"problem": problem.kind} | _reached(name, None, run) for name, run in runs.items()]
+        figures[problem.kind] = curves(runs)
+        remarks.append(
+            f"{problem.kind}: the compressed network is "
+            f"{'' if _sooner(runs['compressed'], runs['wide, random']) else 'not '}sooner at the error than the wide "
+            "one from small random weights (paper: it is)."
+        )
+    return Outcome("C-DLN, figure 18: small random start", {"start": pd.DataFrame(rows)}, figures, remarks)
 
 
 def svd(request: Request, directory: Path, tell: Tell) -> Outcome:
@@ -139,9 +158,10 @@ def svd(request: Request, directory: Path, tell: Tell) -> Outcome:
         problem = replace(COMPLETION, size=size, rank=max(2, size // 20), steps=500 if request.quick else 4000)
         u, s, vt = target(problem, 0)
         operator, y = measure(problem, u * s @ vt, 0)
-        begun = time.process_time()
-        compressed_start(operator, y, problem.width, problem.depth, problem.scale)
-        spent = time.process_time() - begun
+        with threads_for(problem.size**2):
+            begun = time.process_time()
+            compressed_start(operator, y, problem.width, problem.depth, problem.scale)
+            spent = time.process_time() - begun
         cases = [Case(replace(problem, steps=problem.steps // 4), True), Case(problem, False)]
         runs = dict(zip(("wide", "compressed"), train_all(cases, directory, request.jobs, tell), strict=True))
         published = SVD_TIMES.get(size, (None, None, None))
@@ -160,6 +180,11 @@ def svd(request: Request, directory: Path, tell: Tell) -> Outcome:
     return Outcome(
         "C-DLN, table 3: the price of the singular value decomposition", {"svd": pd.DataFrame(rows)}, {}, remarks
     )
+
+
+def _range(found: Sequence[float], tried: Sequence[float]) -> str:
+    ends = f", the least α = {min(found):g}, the largest {max(found):g}" if found else ""
+    return f"{len(found)} of {len(tried)} values{ends}"
 
 
 def _reached(name: str, alpha: float | None, run: Trained) -> dict[str, object]:

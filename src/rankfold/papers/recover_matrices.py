@@ -94,12 +94,15 @@ def _compared(key: str, problem: Problem, runs: dict[str, Trained]) -> list[str]
     wide, narrow = runs["wide"], runs["compressed"]
     shared = min(len(wide.errors), len(narrow.errors))
     ratios = np.array(narrow.errors[:shared]) / np.array(wide.errors[:shared])
-    worse = int((ratios > 1 + 1e-9).sum())
+    worse = int((~(ratios <= 1 + 1e-9)).sum())  # NaN where one diverged
     text = f"{key}: the compressed network is no worse at {shared - worse} of {shared} looks (paper: all)"
-    text += f", by {ratios.max() - 1:.1%} at the worst of the others" if worse else ""
+    for network, run in runs.items():
+        text += "" if np.isfinite(run.errors).all() else f"; the {network} one diverged"
+    if worse and np.isfinite(ratios).all():
+        text += f", by {ratios.max() - 1:.1%} at the worst of the others"
     at_wide, at_narrow = wide.first(1e-2), narrow.first(1e-2)
     if at_wide is None or at_narrow is None:
-        reached = "the compressed one" if at_narrow is not None else "neither"
+        reached = "neither" if at_wide is at_narrow else "the wide one" if at_narrow is None else "the compressed one"
         return [f"{text}; of the two, {reached} reaches error 0.01."]
     its = wide.iterations[at_wide] / max(1, narrow.iterations[at_narrow])
     seconds = wide.seconds[at_wide] / max(1e-9, narrow.seconds[at_narrow])

@@ -34,6 +34,7 @@ from rankfold.recover import (
 )
 from rankfold.recover.choose import BURN_IN, DRAWS
 from rankfold.recover.observed import observed
+from rankfold.recover.threads import threads_for
 
 RANK, ALPHA = 10, 5.0  # the paper's
 # The paper's η is 0.5, its ε and whether ratings are centred are not told. On centred ratings 0.5 is what `rate=None`
@@ -142,11 +143,13 @@ def alpha(request: Request, directory: Path, tell: Tell) -> Outcome:
     test = entries(operator.shape, rows, columns, (values - ratings.mean).astype(np.float32))
     to_rmse = float(np.linalg.norm(test[1])) / len(values) ** 0.5  # of a relative error
     rank, steps, scale = (2, 200, 0.5) if request.quick else (RANK, STEPS, SCALE)
+    rules = Rules(tol=0.0, max_iter=steps, every=EVERY, patience=steps)  # the test ratings end nothing
     runs, rows_of_table = {}, []
     for each in ALPHAS:
         weights = compressed_start(operator, y, rank, 3, scale)
-        watch = Watch("", operator, y, Rules(tol=0.0, max_iter=steps, every=EVERY, patience=steps), test, tell.progress)
-        descend(operator, y, weights, Descent(RATE / 2, each), watch)
+        watch = Watch(f"α = {each:g}", operator, y, rules, test, tell.progress)
+        with threads_for(64 * max(operator.shape)):
+            descend(operator, y, weights, Descent(RATE / 2, each), watch)
         errors = [to_rmse * point.validation for point in watch.history]
         runs[f"α = {each:g}"] = Trained(
             [p.iteration for p in watch.history], [p.seconds for p in watch.history], errors

@@ -117,7 +117,7 @@ def _first(values: Sequence[float], bound: float) -> int | None:
 def small(problem: Problem) -> Problem:
     """The quick form: a fifth of the size, to see that it runs."""
     size, rank = max(16, problem.size // 6), max(1, problem.rank // 5)
-    rate = problem.rate * (0.05 if problem.kind == "sensing" else 1.0)
+    rate = problem.rate * {"sensing": 0.05, "completion": 0.2, "factorization": 1.0}[problem.kind]
     return replace(problem, size=size, rank=rank, rate=rate, observed=max(problem.observed, 0.5), steps=400, every=20)
 
 

@@ -20,7 +20,7 @@ from rankfold.compress.plan import Plan
 from rankfold.compress.rules import Optimal
 from rankfold.induce import LORITA
 from rankfold.papers import quick
-from rankfold.papers.request import TRAINING, Request
+from rankfold.papers.request import GIVEN, TRAINING, Request
 from rankfold.papers.runs import device, short
 from rankfold.papers.selection import tuned
 from rankfold.papers.squeezing import Budget, Way, place_of, squeeze
@@ -45,7 +45,7 @@ KEPT, QUICK_KEPT = (0.7, 0.5, 0.4, 0.3), (0.5,)  # of the FLOPs; parameters foll
 
 def reproduce(request: Request, directory: Path, tell: Tell) -> Outcome:
     """Train one network for each seed (or read ``weights``), compress it in four ways to each size, fine-tune it."""
-    request.only(NAME, TRAINING | {"finetune_epochs", "weights"})
+    request.only(NAME, GIVEN if request.weights else (TRAINING - {"precision"}) | GIVEN)
     asked = request.filled(QUICK if request.quick else FULL)
     if len(asked.models or ()) != 1:
         raise ValueError(f"{NAME} compresses one network: give one model")

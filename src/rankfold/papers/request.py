@@ -14,6 +14,7 @@ from rankfold.train.recipe import Precision
 Setting = Literal["stable", "relaxed", "paper"]
 # options: of an experiment that trains nothing or what is fixed; of one that trains small networks; of one with models
 FIXED = frozenset({"quick", "jobs"})
+GIVEN = FIXED | {"models", "weights", "finetune_epochs"}  # of one that compresses a network at hand
 SMALL = FIXED | {"decays", "seeds", "epochs", "train_samples"}
 TRAINING = SMALL | {"setting", "models", "depths", "tolerance", "precision"}
 

@@ -2,21 +2,40 @@
 
 from __future__ import annotations
 
-from contextlib import AbstractContextManager, nullcontext
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager
 from functools import cache
+from threading import Lock
 
 from threadpoolctl import ThreadpoolController
 
 ALONE = 2**20  # numbers in the largest matrix that is multiplied
+_lock, _limit, _inside = Lock(), ExitStack(), 0
 
 
-def threads_for(elements: int) -> AbstractContextManager:
+@contextmanager
+def threads_for(elements: int) -> Iterator[None]:
     """One thread inside it where matrices have at most ``ALONE`` elements; for larger ones as many as there were.
 
     On a machine that is busy otherwise the threads of a small product cost a hundred times the product: 31 s instead of
-    0.03 s for twenty sweeps of alternating minimisation, 120 × 90, two cores with three processes.
+    0.03 s for twenty sweeps of alternating minimisation, 120 × 90, two cores with three processes. The limit is that of
+    the whole process: the first to enter sets it, the last to leave takes it back.
     """
-    return _libraries().limit(limits=1, user_api="blas") if elements <= ALONE else nullcontext()
+    global _inside
+    if elements > ALONE:
+        yield
+        return
+    with _lock:
+        if not _inside:
+            _limit.enter_context(_libraries().limit(limits=1, user_api="blas"))
+        _inside += 1
+    try:
+        yield
+    finally:
+        with _lock:
+            _inside -= 1
+            if not _inside:
+                _limit.close()
 
 
 @cache
