@@ -274,6 +274,22 @@ def test_transform_keeps_what_is_known_and_fills_new_rows():
     assert not found.transform(np.full((1, 30), np.nan)).any()
 
 
+def test_operators_take_float64_of_numpy_unless_told():
+    rng = np.random.default_rng(0)
+    left, right = rng.standard_normal((4, 2)), rng.standard_normal((2, 3))
+    matrices = rng.standard_normal((5, 4, 3)).astype(np.float32)
+    rows, columns = np.array([0, 2]), np.array([1, 2])
+    pairs = [
+        (Measurements(matrices), Measurements(matrices, F64)),
+        (Gaussian((4, 3), 6, 1), Gaussian((4, 3), 6, 1, F64)),
+        (Identity((4, 3)), Identity((4, 3), F64)),
+        (Entries((4, 3), rows, columns), Entries((4, 3), rows, columns, F64)),
+    ]
+    for plain, told in pairs:
+        assert plain.push(left, right).dtype == np.float64
+        assert np.array_equal(plain.push(left, right), told.push(left, right))
+
+
 def test_a_row_is_solved_for_as_least_squares_would():
     rng = np.random.default_rng(0)
     right, values = rng.standard_normal((2, 9)), rng.standard_normal((4, 9))

@@ -48,9 +48,10 @@ def recover(
 ) -> None:
     """Complete a matrix: choose method and rank by cross-validation, fit on all entries, save the factors.
 
-    Entries are lines "row, column, value" with names of any kind. An .npz holds rows, columns, values (and shape), a
-    matrix X with NaN where it is not known, scipy's sparse format, or measurements y of ⟨A, X⟩ with their matrices A
-    (count, m, n) or the seed, count and shape of Gaussian ones. DIR gets factors.safetensors, recover.json,
+    Entries are lines "row, column, value" with names of any kind; a header may order them otherwise (user, item,
+    timestamp, rating). An .npz holds rows, columns, values (and shape), a matrix X with NaN where it is not known,
+    scipy's sparse format, or measurements y of ⟨A, X⟩ with their matrices A (count, m, n) or the seed, count and shape
+    of Gaussian ones. DIR gets factors.safetensors, recover.json,
     cross-validation.csv and .svg, and with --top the best unseen columns of every row in top.csv.
     """
     from rankfold.cli.loading import set_threads
@@ -142,16 +143,12 @@ def _sensed(file: Path, arrays: dict[str, Any], rank: int | None, seed: int, out
     from safetensors.numpy import save
 
     from rankfold.files import write_atomically
-    from rankfold.recover import Gaussian, LowRank, Measurements
+    from rankfold.recover import LowRank, sensed
 
-    kind, y = np.empty(0), arrays["y"]
-    if "A" in arrays:
-        operator: Any = Measurements(arrays["A"], kind)
-    elif {"seed", "count", "shape"} <= arrays.keys():
-        m, n = (int(size) for size in arrays["shape"])
-        operator = Gaussian((m, n), int(arrays["count"]), int(arrays["seed"]), kind)
-    else:
-        raise ValueError(f"{file}: measurements y need their matrices A, or the seed, count and shape of Gaussian ones")
+    try:
+        operator, y = sensed(arrays)
+    except ValueError as error:
+        raise ValueError(f"{file}: {error}") from None
     m, n = operator.shape
     talk.say(f"{count(operator.count)} measurements of a {count(m)} × {count(n)} matrix")
     try:
@@ -166,7 +163,7 @@ def _sensed(file: Path, arrays: dict[str, Any], rank: int | None, seed: int, out
         "method": "low-rank",
         "rank": found.rank_,
         "residual": found.training_error_,
-        "held_out_error": found.validation_error_,
+        "held_out_error": None if math.isnan(found.validation_error_) else found.validation_error_,
         "converged": found.converged_,
         "how": found.reason_,
         "singular_values": [float(value) for value in found.singular_values_],
@@ -222,12 +219,20 @@ def _drawn(tried: list[Tried]) -> bytes:
 
 
 def _print(report: dict[str, Any]) -> None:
+    rank = report["rank"]
+    how = report["how"].removeprefix(f"rank {rank}; ")
     if "tried" in report:
         lines = [(one["choice"], f"{one['error']:.4f}", str(one["rank"])) for one in report["tried"]]
-        print_table(("choice", "held-out error", "rank"), lines)
-        print(f"\ntaken: {report['chosen']}, held-out error {report['held_out_error']:.4f}. {report['how']}")
+        print_table(("choice", "held-out RMSE", "rank"), lines)
+        print(f"\ntaken: {report['chosen']}, root mean square error {report['held_out_error']:.4f} on held-out entries")
+        other = report["tried"][0]["rank"]
+        more = "" if other == rank else f" (in the table {other}, of the last fold: its fit had fewer entries to go by)"
+        print(f"fitted to all {count(report['entries'])} entries: rank {rank}{more}; {how}")
     else:
-        print(f"rank {report['rank']}, residual {report['residual']:.2g}. {report['how']}")
+        error = report["held_out_error"]
+        held = "none needed" if error is None else f"{error:.2g}"
+        print(f"rank {rank}, {'converged' if report['converged'] else 'NOT converged'}: {how}")
+        print(f"relative residual {report['residual']:.2g}; relative held-out error {held}")
     if "test" in report:
         test = report["test"]
         print(

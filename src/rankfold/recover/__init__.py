@@ -14,10 +14,12 @@ from rankfold.recover.estimators import (
     ScaledGradientDescent,
 )
 from rankfold.recover.model import FactorModel
+from rankfold.recover.npz import from_arrays, read_arrays, sensed
 from rankfold.recover.operators import Entries, Identity, Mask, Operator, entries, surrogate
 from rankfold.recover.outcome import Point, Recovered, Rules, Watch
+from rankfold.recover.reading import read_triplets
 from rankfold.recover.sensing import Gaussian, Measurements
-from rankfold.recover.triplets import Triplets, from_arrays, read_arrays, read_triplets, triplets
+from rankfold.recover.triplets import Triplets, triplets
 
 __all__ = [
     "AlternatingMinimization",
@@ -55,6 +57,7 @@ __all__ = [
     "incremental",
     "read_arrays",
     "read_triplets",
+    "sensed",
     "singular_value_recursion",
     "stable_rate",
     "surrogate",

@@ -44,7 +44,7 @@ def measured(operator: Operator, y: Any, kind: Array) -> Array:
         raise ValueError(f"{tuple(y.shape)} measurements for an operator that makes {tuple(vector.shape)}")
     wrong = np.argwhere(~np.isfinite(numpy(y)))
     if len(wrong):
-        raise ValueError(f"measurement {', '.join(map(str, wrong[0]))} is not finite: leave it out with `part`")
+        raise ValueError(f"measurement {', '.join(map(str, wrong[0]))} is not finite: leave it out, and its matrix")
     return y
 
 

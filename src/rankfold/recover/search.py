@@ -84,9 +84,7 @@ def finish(operator: Operator, y: Array, x: Point, search: Search, watch: Watch)
             rest = residual(operator, y, x)
         if norm(rest) > (1 - 1e-3) * before and used < search.last:
             watch.look(iteration, (x.left, x.v), norm(rest))
-            watch.stop(
-                True, f"least squares solved at rank {x.rank}: the residual rests at {norm(rest) / watch.size:.3g}"
-            )
+            watch.stop(True, f"least squares solved: the residual rests at {norm(rest) / watch.size:.3g}")
             break
     return x
 

@@ -1,21 +1,14 @@
-"""Reading (row, column, value) entries from files, with every fault named by its line, row and column."""
+"""Entries (row, column, value) of a matrix, each once, with the names of rows and columns."""
 
 from __future__ import annotations
 
-import csv
-import io
-import zipfile
-from collections.abc import Iterator
 from contextlib import suppress
 from dataclasses import dataclass, replace
-from pathlib import Path
 from typing import Any, Literal
 
 import numpy as np
-import scipy.sparse
 
 Duplicates = Literal["refuse", "mean", "last"]
-_TEXT = (".csv", ".tsv", ".txt", ".data", ".base", ".test")
 
 
 @dataclass(frozen=True, eq=False)
@@ -53,13 +46,19 @@ class Triplets:
 
 
 def triplets(
-    rows: Any, columns: Any, values: Any, *, shape: tuple[int, int] | None = None, duplicates: Duplicates = "refuse"
+    rows: Any,
+    columns: Any,
+    values: Any,
+    *,
+    shape: tuple[int, int] | None = None,
+    duplicates: Duplicates = "refuse",
+    lines: np.ndarray | None = None,
 ) -> Triplets:
     """Entries from arrays. With ``shape`` rows and columns are indices into it, else names of any kind.
 
-    ``duplicates`` of one entry: ``refuse`` unless they agree, take the ``mean``, or the ``last``. Raises ``ValueError``
-    that names row and column: values that are not finite, indices out of range, duplicates; and for arrays of unequal
-    length.
+    ``duplicates`` of one entry: ``refuse`` unless they agree (then it is kept once), take the ``mean``, or the
+    ``last``. ``lines`` (count,) of the file they come from, for messages. Raises ``ValueError`` that names row and
+    column: values that are not finite, indices out of range, duplicates that differ; and for arrays of unequal length.
     """
     rows, columns = np.asarray(rows), np.asarray(columns)
     values = np.asarray(values, dtype=np.float64)
@@ -80,7 +79,7 @@ def triplets(
         row_at, column_at = _within(rows, shape[0], "row"), _within(columns, shape[1], "column")
         row_names, column_names = (tuple(str(i) for i in range(size)) for size in shape)
     found = Triplets(row_at, column_at, values, row_names, column_names)
-    return _remarked(_once(found, duplicates))
+    return _remarked(_once(found, duplicates, lines))
 
 
 def _within(index: np.ndarray, size: int, what: str) -> np.ndarray:
@@ -100,28 +99,33 @@ def _named(names: np.ndarray) -> tuple[tuple[str, ...], np.ndarray]:
     return tuple(str(name) for name in distinct), at.astype(np.int64)
 
 
-def _once(found: Triplets, duplicates: Duplicates) -> Triplets:
+def _once(found: Triplets, duplicates: Duplicates, lines: np.ndarray | None) -> Triplets:
     order = np.lexsort((np.arange(len(found)), found.columns, found.rows))
     rows, columns, values = found.rows[order], found.columns[order], found.values[order]
     first = np.r_[True, (np.diff(rows) != 0) | (np.diff(columns) != 0)]
     repeated = int(len(first) - first.sum())
     if not repeated:
         return found
+
+    def place(at: int) -> str:
+        return f"row {found.row_names[rows[at]]}, column {found.column_names[columns[at]]}"
+
     starts = np.flatnonzero(first)
-    again = int(np.flatnonzero(~first)[0])
-    place = f"row {found.row_names[rows[again]]}, column {found.column_names[columns[again]]}"
     ends = np.r_[starts[1:], len(first)]
-    agree = np.maximum.reduceat(values, starts) == np.minimum.reduceat(values, starts)
-    if duplicates == "refuse" and not agree.all():
-        at = int(starts[np.flatnonzero(~agree)[0]])
-        place = f"row {found.row_names[rows[at]]}, column {found.column_names[columns[at]]}"
+    differ = np.flatnonzero(~first & np.r_[False, np.diff(values) != 0])
+    if duplicates == "refuse" and len(differ):
+        one, two = int(differ[0]) - 1, int(differ[0])
+        numbers = order if lines is None else lines[order]
+        what = "entry" if lines is None else "line"
         raise ValueError(
-            f"the entry at {place} is given twice, as {values[at]:g} and {values[at + 1]:g}: "
-            "remove one, or ask for the mean or the last of duplicates"
+            f"the entry at {place(two)} is given twice, as {values[one]:g} ({what} {numbers[one]}) and "
+            f"{values[two]:g} ({what} {numbers[two]}): remove one, or take the mean or the last of them "
+            "(--duplicates mean; in Python duplicates='mean')"
         )
     kept = values[ends - 1] if duplicates == "last" else np.add.reduceat(values, starts) / (ends - starts)
     how = {"refuse": "equal, kept once", "mean": "averaged", "last": "the last kept"}[duplicates]
-    remark = f"{repeated} duplicate entries, the first at {place}: {how}"
+    many = "1 duplicate entry" if repeated == 1 else f"{repeated} duplicate entries, the first"
+    remark = f"{many} at {place(int(np.flatnonzero(~first)[0]))}: {how}"
     return replace(found, rows=rows[starts], columns=columns[starts], values=kept, remarks=(remark,))
 
 
@@ -129,109 +133,10 @@ def _remarked(found: Triplets) -> Triplets:
     remarks = list(found.remarks)
     for what, index, names in (("row", found.rows, found.row_names), ("column", found.columns, found.column_names)):
         empty = np.flatnonzero(np.bincount(index, minlength=len(names)) == 0)
-        if len(empty):
+        if len(empty) == 1:
+            remarks.append(f"1 {what} has no entry, {names[empty[0]]}: it is predicted as an average one")
+        elif len(empty):
             remarks.append(
                 f"{len(empty)} {what}s have no entry, {names[empty[0]]} the first: they are predicted as an average one"
             )
     return replace(found, remarks=tuple(remarks))
-
-
-def read_triplets(file: str | Path, *, duplicates: Duplicates = "refuse") -> Triplets:
-    """Entries of a ``.csv`` (comma or semicolon, with or without a header), a tab-separated MovieLens file (``u.data``,
-    ``u1.base``) or an ``.npz`` with ``rows``, ``columns``, ``values`` and perhaps ``shape``, a matrix ``X`` with NaN,
-    or scipy's sparse format. Of more than three columns the first three count. Raises ``ValueError`` that names the
-    line.
-    """
-    path = Path(file)
-    if path.suffix == ".npz":
-        arrays = read_arrays(path)
-        try:
-            return from_arrays(arrays, duplicates)
-        except ValueError as error:
-            raise ValueError(f"{path}: {error}") from None
-    if path.suffix not in _TEXT:
-        raise ValueError(f"{path}: entries are read from {', '.join(_TEXT)} and .npz files")
-    try:
-        text = path.read_text(encoding="utf-8-sig")
-    except UnicodeDecodeError as error:
-        raise ValueError(f"{path} is not a text file in UTF-8 (byte {error.start})") from None
-    rows: list[str] = []
-    columns: list[str] = []
-    values: list[float] = []
-    for line, fields in _lines(text):
-        if len(fields) < 3:
-            raise ValueError(f"{path}, line {line}: {len(fields)} of 3 fields; is the file cut short?")
-        row, column, value = (field.strip() for field in fields[:3])
-        try:
-            number = float(value)
-        except ValueError:
-            if not values and line == 1:
-                continue  # a header
-            shown = f"{value!r} is not a number" if value else "the value is missing"
-            raise ValueError(f"{path}, line {line}: {shown} (row {row}, column {column})") from None
-        if not np.isfinite(number):
-            raise ValueError(
-                f"{path}, line {line}: the value is {value} (row {row}, column {column}): leave the line out"
-            )
-        if not row or not column:
-            raise ValueError(f"{path}, line {line}: the {'row' if not row else 'column'} is missing")
-        rows.append(row)
-        columns.append(column)
-        values.append(number)
-    try:
-        return triplets(np.array(rows), np.array(columns), values, duplicates=duplicates)
-    except ValueError as error:
-        raise ValueError(f"{path}: {error}") from None
-
-
-def _lines(text: str) -> Iterator[tuple[int, list[str]]]:
-    head = text[:4096].split("\n", 1)[0]
-    delimiter = max("\t,; |", key=head.count)
-    reader = csv.reader(io.StringIO(text, newline=""), delimiter=delimiter)
-    for fields in reader:
-        if fields:
-            yield reader.line_num, fields
-
-
-def read_arrays(path: Path) -> dict[str, np.ndarray]:
-    """The arrays of an ``.npz``, without running any code in it. Raises ``ValueError`` for a damaged file."""
-    try:
-        with path.open("rb") as opened, np.load(opened, allow_pickle=False) as file:
-            return {name: file[name] for name in file.files}
-    except (zipfile.BadZipFile, EOFError, KeyError, ValueError) as error:
-        raise ValueError(f"{path} cannot be read as .npz ({error}): is the file cut short?") from None
-
-
-def from_arrays(arrays: dict[str, np.ndarray], duplicates: Duplicates = "refuse") -> Triplets:
-    """Entries of the arrays of an ``.npz``, in the forms of `read_triplets`. Raises ``ValueError``."""
-    if "X" in arrays:
-        x = arrays["X"]
-        if x.ndim != 2:
-            raise ValueError(f"X is a matrix, got shape {x.shape}")
-        rows, columns = np.nonzero(~np.isnan(x.astype(np.float64)))
-        return triplets(rows, columns, x[rows, columns], shape=(x.shape[0], x.shape[1]))
-    if "format" in arrays and "data" in arrays:
-        sparse = scipy.sparse.coo_array(_sparse(arrays))
-        return triplets(sparse.coords[0], sparse.coords[1], sparse.data, shape=(sparse.shape[0], sparse.shape[1]))
-    missing = [name for name in ("rows", "columns", "values") if name not in arrays]
-    if missing:
-        raise ValueError(f"{', '.join(missing)} missing; it has {', '.join(arrays) or 'nothing'}")
-    shape = tuple(int(size) for size in arrays["shape"]) if "shape" in arrays else None
-    return triplets(
-        arrays["rows"],
-        arrays["columns"],
-        arrays["values"],
-        shape=None if shape is None else (shape[0], shape[1]),
-        duplicates=duplicates,
-    )
-
-
-def _sparse(arrays: dict[str, np.ndarray]) -> Any:
-    kind, shape = arrays["format"].item(), tuple(arrays["shape"])
-    kind = kind.decode() if isinstance(kind, bytes) else kind
-    if kind == "coo":
-        return scipy.sparse.coo_array((arrays["data"], (arrays["row"], arrays["col"])), shape=shape)
-    make = {"csr": scipy.sparse.csr_array, "csc": scipy.sparse.csc_array}.get(kind)
-    if make is None:
-        raise ValueError(f"sparse format {kind} is not read: save it as csr, csc or coo")
-    return make((arrays["data"], arrays["indices"], arrays["indptr"]), shape=shape)
