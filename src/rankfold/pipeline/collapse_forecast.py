@@ -22,7 +22,7 @@ from rankfold.pipeline.measure import calibration_part
 from rankfold.zoo.data import data_of
 
 TRIED = 0.07  # of the parameters: the least at which forecasts were compared with what was reached
-SURE = 0.1  # predicted change of the outputs up to which they were within a few points (docs/collapse.md)
+SURE = 0.03  # predicted change of the outputs up to which they were within a few points: figures in docs/collapse.md
 _DRAWS = 16
 _POWERS = (1.0, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 0.9, 1.15, 1.3, 1.5, 1.75, 2.0, 2.5)
 _SHIFTS = (0.0, *(sign * step / 8 for step in range(1, 33) for sign in (-1, 1)))
@@ -79,12 +79,12 @@ def doubts(change: float, kept_params: float, plan: Plan) -> str:
     """What speaks against a forecast, in words: a large ``change``, layers of rank 1, fewer parameters than tried."""
     found = []
     if change > SURE:
-        found.append(f"the outputs would change by {100 * change:.0f} %, and beyond {100 * SURE:.0f} % it is rough")
+        found.append(f"the outputs change by {100 * change:.0f} %, rough beyond {100 * SURE:.0f} %")
     ones = [entry.site for entry in plan.changed if entry.rank == 1 < min(entry.shape)]
     if ones:
-        found.append(f"rank 1 in {few(ones)}")
+        found.append(f"rank 1 in layer{'s' if len(ones) > 1 else ''} {few(ones)}")
     if kept_params < TRIED:
-        found.append(f"{100 * kept_params:.1f} % of the parameters, never tried below {100 * TRIED:.0f} %")
+        found.append(f"{100 * kept_params:.1f} % of the parameters kept, tried down to {100 * TRIED:.0f} %")
     return "; ".join(found)
 
 
