@@ -20,7 +20,8 @@ class LowRank(Recovery):
 
     Fast at any bound from the true rank to several times it. ``rank``: take exactly this one. ``max_rank`` by default
     is the largest that the number of measurements could determine, at most 100. ``validation_fraction``: measurements
-    kept apart to the end; with 0 a twentieth is set aside for finding the rank only.
+    kept apart to the end; with 0 some are set aside for finding the rank only: a twentieth or 200 of them, or, of few
+    with noise, each in turn (cross-validation, ten times the cost).
 
     It fails where the measurements are few (below about 1.6 times the degrees of freedom r (m + n − r) of a small
     matrix, 2 to 3 times those of a large one with nearly equal singular values), or missing not at random. ``reason_``
