@@ -11,7 +11,7 @@ from jinja2 import Environment, PackageLoader, StrictUndefined
 from markupsafe import Markup
 from matplotlib import rc_context
 from matplotlib.figure import Figure
-from matplotlib.ticker import FuncFormatter, LogLocator, NullLocator
+from matplotlib.ticker import FuncFormatter, LogLocator, MaxNLocator, NullLocator
 
 from rankfold.report import quantities
 from rankfold.report.svg import MUTED, SERIES, STYLE, inline
@@ -205,6 +205,7 @@ def _steps(data: CollapseData) -> Markup | None:
         panel.set_xscale("log")
         panel.xaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
         panel.xaxis.set_minor_locator(NullLocator())
+        panel.yaxis.set_major_locator(MaxNLocator(integer=True))
         panel.set_xlabel("weight decay (torch's, coupled)")
         panel.set_ylabel("predicted rank")
         return inline(figure, "steps", "Predicted rank against weight decay")
