@@ -21,7 +21,10 @@ def collapse(
     data: DataName = None,
     decay: Annotated[
         float | None,
-        typer.Option(metavar="X", help="Weight decay of the training, coupled as in SGD; by default estimated."),
+        typer.Option(
+            metavar="X",
+            help="Weight decay of the training, coupled as in SGD; by default estimated, where the weights tell it.",
+        ),
     ] = None,
     loss: Annotated[str, typer.Option(metavar="L", help="cross-entropy or squared-error (on one-hot targets).")] = (
         "cross-entropy"
