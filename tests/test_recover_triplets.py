@@ -75,6 +75,7 @@ def test_numbers_as_names_are_in_numeric_order(tmp_path):
         ),
         ("1,2,four\n1,3,5\n", r"line 1: 'four' is not a number \(row 1, column 2\)"),
         ("user;item;rating\na;b;3,5\n", r"line 2: '3,5' is not a number: decimals take a point \(row a, column b\)"),
+        ("a;b;3,5\nc;b;1,5\n", r"line 1: '3,5' is not a number: decimals take a point"),
         ("user,item,rating\na;b;3,5\n", "line 2: 2 of 3 fields by the delimiter ',' of line 1, though ';' makes three"),
         ("user,item,rating\na,b,3,5\n", "line 2: 4 fields where line 1 has 3; is there a ',' within a name or a numb"),
         ("item,score\n", "line 1: 2 of 3 fields"),

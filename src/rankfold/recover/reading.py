@@ -80,7 +80,7 @@ def _table(text: str, duplicates: Duplicates) -> Triplets:
 def _columns(line: int, fields: list[str], delimiter: str) -> Columns:
     if len(fields) < 3:
         raise _Fault(_too_few(line, fields, delimiter, "row, column, value"))
-    if any(_number(field) is not None for field in fields):
+    if any(_number(field.replace(",", ".")) is not None for field in fields):
         return Columns(0, 1, 2, len(fields))
     try:
         return by_header(fields)
