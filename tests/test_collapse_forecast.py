@@ -62,7 +62,7 @@ def test_data_sets_are_read_as_those_of_a_factory() -> None:
 
 def test_one_part_is_taken_as_a_plan_takes_it() -> None:
     part = data_set(digits().train.subset(torch.arange(200)))
-    batches = list(DataLoader(part, batch_size=100))
+    batches = [tuple(batch) for batch in DataLoader(part, batch_size=100)]
     assert len(batches) == 2  # two batches are no pair of data sets
     found = [numbers(forecast(tiny(), data, BUDGETS)) for data in (part, batches, part.tensors)]
     for other in found[1:]:
