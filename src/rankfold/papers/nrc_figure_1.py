@@ -201,6 +201,6 @@ def figure(table: pd.DataFrame) -> Figure:
         panel.plot(columns, rows, color="#d62728", linewidth=2, label="predicted: λ = .272 σ²")
         panel.set_xlabel("σ of the blobs")
         panel.set_ylabel("weight decay λ")
-        panel.legend(loc="upper right", frameon=True, fontsize=8)
+        panel.legend(loc="lower right", frameon=True, fontsize=8)
         drawing.colorbar(image, ax=panel, label="distance of layer 2 to rank K / norm")
     return drawing
