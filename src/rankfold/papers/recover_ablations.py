@@ -28,7 +28,7 @@ from rankfold.papers.request import FIXED, Request
 from rankfold.papers.writing import COLOURS, Outcome, panels
 from rankfold.pipeline import Tell
 from rankfold.recover import compressed_start
-from rankfold.recover.threads import threads_for
+from rankfold.recover.threads import elements, threads_for
 
 ALPHA = Problem("completion", 100, 5, 10.0, 1.0, observed=0.2, steps=30_000, every=100)
 ALPHAS = tuple(np.arange(0.5, 10, 0.25).tolist())
@@ -158,7 +158,7 @@ def svd(request: Request, directory: Path, tell: Tell) -> Outcome:
         problem = replace(COMPLETION, size=size, rank=max(2, size // 20), steps=500 if request.quick else 4000)
         u, s, vt = target(problem, 0)
         operator, y = measure(problem, u * s @ vt, 0)
-        with threads_for(problem.size**2):
+        with threads_for(elements(operator)):
             begun = time.process_time()
             compressed_start(operator, y, problem.width, problem.depth, problem.scale)
             spent = time.process_time() - begun

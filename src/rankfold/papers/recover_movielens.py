@@ -34,7 +34,6 @@ from rankfold.recover import (
 )
 from rankfold.recover.choose import BURN_IN, DRAWS
 from rankfold.recover.observed import observed
-from rankfold.recover.threads import threads_for
 
 RANK, ALPHA = 10, 5.0  # the paper's
 # The paper's η is 0.5, its ε and whether ratings are centred are not told. On centred ratings 0.5 is what `rate=None`
@@ -148,8 +147,7 @@ def alpha(request: Request, directory: Path, tell: Tell) -> Outcome:
     for each in ALPHAS:
         weights = compressed_start(operator, y, rank, 3, scale)
         watch = Watch(f"α = {each:g}", operator, y, rules, test, tell.progress)
-        with threads_for(64 * max(operator.shape)):
-            descend(operator, y, weights, Descent(RATE / 2, each), watch)
+        descend(operator, y, weights, Descent(RATE / 2, each), watch)
         errors = [to_rmse * point.validation for point in watch.history]
         runs[f"α = {each:g}"] = Trained(
             [p.iteration for p in watch.history], [p.seconds for p in watch.history], errors

@@ -25,7 +25,6 @@ from rankfold.recover import (
     wide_start,
 )
 from rankfold.recover.deep_linear import Start
-from rankfold.recover.threads import threads_for
 
 Kind = Literal["factorization", "completion", "sensing"]
 
@@ -180,9 +179,7 @@ def train(case: Case, place: Path) -> dict[str, Any]:
 
     rules = Rules(tol=TOLERANCE, max_iter=problem.steps, every=problem.every)
     watch = Watch("", operator, y, rules, None, None)
-    descent = Descent(problem.rate, 1.0 if case.wide else problem.alpha)
-    with threads_for(matrix.size * (operator.count if problem.kind == "sensing" else 1)):
-        descend(operator, y, weights, descent, watch, observe)
+    descend(operator, y, weights, Descent(problem.rate, 1.0 if case.wide else problem.alpha), watch, observe)
     losses = [0.5 * (point.training * watch.size) ** 2 / operator.count for point in watch.history]
     return found | {"losses": losses, "reason": watch.reason}
 

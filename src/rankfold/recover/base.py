@@ -14,9 +14,9 @@ from sklearn.utils.validation import check_is_fitted, check_random_state, valida
 
 from rankfold.recover.arrays import Array
 from rankfold.recover.observed import held_apart, kind_for, measured, observed, zero
-from rankfold.recover.operators import Entries, Mask, Operator
+from rankfold.recover.operators import Operator
 from rankfold.recover.outcome import Point, Recovered, Rules, Watch
-from rankfold.recover.threads import threads_for
+from rankfold.recover.threads import elements, threads_for
 
 
 class Recovery(TransformerMixin, BaseEstimator):
@@ -43,7 +43,7 @@ class Recovery(TransformerMixin, BaseEstimator):
         self._check()
         operator, values = self._given(X, y)
         seed = int(check_random_state(self.random_state).randint(2**31 - 1))
-        with threads_for(self._elements(operator)):
+        with threads_for(elements(operator, thin=self._thin)):
             found = _nothing(operator.shape) if zero(values) else self._recover(operator, values, seed)
         self.left_, self.right_ = found.left, found.right
         self.singular_values_, self.rank_ = found.singular_values, found.rank
@@ -56,13 +56,6 @@ class Recovery(TransformerMixin, BaseEstimator):
     @abstractmethod
     def _recover(self, operator: Operator, y: Array, seed: int) -> Recovered:
         """The recovery itself."""
-
-    def _elements(self, operator: Operator) -> int:
-        """Of the largest matrix that is multiplied: factors of single entries, or the matrix itself."""
-        m, n = operator.shape
-        if isinstance(operator, Entries) and self._thin:
-            return 64 * max(m, n)
-        return m * n if isinstance(operator, (Mask, Entries)) else m * n * operator.count
 
     def _given(self, X: Any, y: Any) -> tuple[Operator, Array]:
         if hasattr(X, "push") and hasattr(X, "adjoint"):

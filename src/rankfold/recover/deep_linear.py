@@ -21,6 +21,7 @@ from rankfold.recover.arrays import Array, contiguous, like, namespace, norm, no
 from rankfold.recover.operators import Operator, surrogate
 from rankfold.recover.outcome import Recovered, Watch, recovered
 from rankfold.recover.tangent import Point, leading
+from rankfold.recover.threads import elements, threads_for
 
 HALVINGS = 8  # of a rate that was not given and turns out too large
 Start = Literal["orthogonal", "random"]
@@ -136,7 +137,9 @@ def descend(
     every look. Cost of an iteration: a push, an adjoint, and products of factors; nothing of size m × n is formed
     unless the network is that wide or the measurements are.
     """
-    with np.errstate(over="ignore", invalid="ignore"):  # a rate too large is told by the watch
+    thin = weights[0].shape[0] < min(operator.shape)
+    # a rate too large is told by the watch
+    with np.errstate(over="ignore", invalid="ignore"), threads_for(elements(operator, thin=thin)):
         return _descend(operator, y, weights, descent, watch, observe)
 
 

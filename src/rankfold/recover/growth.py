@@ -95,23 +95,7 @@ def grow(
         rank = _simplest(seen, judge[0].count)
         if rank < best_x.rank:
             best_x, _ = settle(operator, y, best_x.cut(rank), search, rules.tol * size)
-        best_x = _descended(operator, y, judge, best_x, search, rules.tol * size)
     return best_x, seen
-
-
-def _descended(
-    operator: Operator, y: Array, judge: tuple[Operator, Array], x: Point, search: Search, enough: float
-) -> Point:
-    """``x`` without the pairs that held-out measurements do not miss: growing by several at once may pass a rank by."""
-    squares = residual(*judge, x) ** 2
-    while x.rank > 1:
-        trial, _ = settle(operator, y, x.cut(x.rank - 1), search, enough)
-        less = residual(*judge, trial) ** 2
-        mean, error = paired(less - squares, judge[0].count)
-        if mean > error:
-            break
-        x, squares = trial, less
-    return x
 
 
 def _hopeless(operator: Operator, rank: int, since: int, worse: bool) -> bool:

@@ -9,6 +9,8 @@ from threading import Lock
 
 from threadpoolctl import ThreadpoolController
 
+from rankfold.recover.operators import Entries, Mask, Operator
+
 ALONE = 2**20  # numbers in the largest matrix that is multiplied
 _lock, _limit, _inside = Lock(), ExitStack(), 0
 
@@ -36,6 +38,15 @@ def threads_for(elements: int) -> Iterator[None]:
             _inside -= 1
             if not _inside:
                 _limit.close()
+
+
+def elements(operator: Operator, *, thin: bool = True) -> int:
+    """Of the largest matrix that is multiplied: of thin factors where single entries are known, else of the matrix
+    itself, or of all that measure it."""
+    m, n = operator.shape
+    if isinstance(operator, Entries) and thin:
+        return 64 * max(m, n)
+    return m * n if isinstance(operator, (Mask, Entries)) else m * n * operator.count
 
 
 @cache
