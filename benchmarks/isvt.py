@@ -24,16 +24,16 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from rankfold import zoo
-from rankfold.compress.allocate import Option
-from rankfold.compress.apply import apply_
-from rankfold.compress.budget import Params
-from rankfold.compress.candidates import Candidate, Counter, decompose, options
-from rankfold.compress.iterative import Step, start, truncations
 from rankfold.compress.methods import method_named
-from rankfold.compress.planner import plan
-from rankfold.compress.repair import reestimate_
-from rankfold.compress.rules import Iterative
-from rankfold.compress.sampling import draw, join
+from rankfold.compress.planning.apply import apply_
+from rankfold.compress.planning.candidates import Candidate, Counter, decompose, options
+from rankfold.compress.planning.planner import plan
+from rankfold.compress.ranks.allocate import Option
+from rankfold.compress.ranks.budget import Params
+from rankfold.compress.ranks.iterative import Step, start, truncations
+from rankfold.compress.ranks.rules import Iterative
+from rankfold.compress.ranks.sampling import draw, join
+from rankfold.compress.repair.batchnorm import reestimate_
 from rankfold.compress.sensitivity import relative_energy
 from rankfold.compress.trial import multiplied_out
 from rankfold.costs import trace

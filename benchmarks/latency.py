@@ -18,12 +18,12 @@ from pathlib import Path
 import torch
 
 from rankfold import zoo
-from rankfold.compress.allocate import BudgetError
-from rankfold.compress.apply import apply_
-from rankfold.compress.budget import Latency, parse_budget
-from rankfold.compress.latency import paired
-from rankfold.compress.planner import plan
-from rankfold.compress.repair import reestimate_
+from rankfold.compress.planning.apply import apply_
+from rankfold.compress.planning.planner import plan
+from rankfold.compress.ranks.allocate import BudgetError
+from rankfold.compress.ranks.budget import Latency, parse_budget
+from rankfold.compress.ranks.latency import paired
+from rankfold.compress.repair.batchnorm import reestimate_
 from rankfold.costs import Example
 from rankfold.train import evaluate
 

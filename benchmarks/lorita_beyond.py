@@ -21,7 +21,7 @@ import torch
 
 import rankfold as rf
 from rankfold import zoo
-from rankfold.compress.finetune import FINETUNE
+from rankfold.compress.repair.finetune import FINETUNE
 from rankfold.induce import LORITA
 from rankfold.pipeline import calibration_part, compressed_copy
 from rankfold.train import Augment, Distill, Progress

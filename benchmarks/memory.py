@@ -20,7 +20,7 @@ import torch
 from torch import nn
 
 import rankfold as rf
-from rankfold.compress.sequential import Sequential
+from rankfold.compress.methods.sequential import Sequential
 from rankfold.pipeline import memory_sentence
 from rankfold.report.quantities import bytes_of
 

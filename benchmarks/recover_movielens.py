@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from rankfold.papers.recover_movielens import RATE, SCALE, STEPS, WIDE_RATE, WIDE_STEPS, movielens
+from rankfold.papers.cdln.movielens import RATE, SCALE, STEPS, WIDE_RATE, WIDE_STEPS, movielens
 from rankfold.recover import AlternatingMinimization, Choice, CompressedDeepLinear, DeepLinear, fit
 
 

@@ -18,7 +18,7 @@ import torch
 
 import rankfold as rf
 from rankfold import zoo
-from rankfold.compress.finetune import finetune_recipe
+from rankfold.compress.repair.finetune import finetune_recipe
 
 
 def main() -> None:

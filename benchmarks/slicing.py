@@ -23,7 +23,7 @@ from torch import nn
 
 import rankfold as rf
 from rankfold import zoo
-from rankfold.compress.slicing import slice_costs
+from rankfold.compress.slicing.slicing import slice_costs
 from rankfold.pipeline import calibration_part
 
 

@@ -32,7 +32,7 @@ def test_a_wrong_direction_is_caught(tmp_path: Path) -> None:
     config.write_text(swapped, encoding="utf-8")
     result = lint(config, ROOT)
     assert result.returncode != 0
-    assert "rankfold.compress.finetune" in result.stdout
+    assert "rankfold.compress.repair.finetune" in result.stdout
 
 
 @pytest.mark.parametrize("module", ["rankfold.linalg", "rankfold.cli.main"])

@@ -10,9 +10,9 @@ import torch
 from torch import nn
 
 from rankfold.batches import mapped
-from rankfold.compress.plan import Plan
-from rankfold.compress.planner import Calibration, plan
-from rankfold.compress.relu import ActivationAware
+from rankfold.compress.methods.relu import ActivationAware
+from rankfold.compress.planning.plan import Plan
+from rankfold.compress.planning.planner import Calibration, plan
 from rankfold.train import Augment, History, Plateau, Recipe, fit
 from rankfold.train.parallel import Team, joined
 from rankfold.zoo import load_data

@@ -3,21 +3,21 @@
 # ruff: noqa: F401  # re-exported by rankfold/__init__.py
 
 from rankfold.adapt import deep_lora_
-from rankfold.compress.allocate import BudgetError
-from rankfold.compress.apply import ApplyError, apply_
-from rankfold.compress.bottlenecks import Bottlenecks, bottlenecks
-from rankfold.compress.budget import Bytes, Flops, KeepEnergy, Latency, Params, Ranks
-from rankfold.compress.finetune import finetune, finetune_recipe
-from rankfold.compress.maxnorm import MaxNorm
-from rankfold.compress.narrowed import SliceError
-from rankfold.compress.nuclear import NuclearBall
-from rankfold.compress.plan import Entry, Plan
-from rankfold.compress.planner import Calibration, plan
-from rankfold.compress.relu import ActivationAware
-from rankfold.compress.repair import reestimate_
-from rankfold.compress.rules import Global, Iterative, Local, Optimal
-from rankfold.compress.sequential import Sequential
-from rankfold.compress.tune import tune_
+from rankfold.compress.methods.maxnorm import MaxNorm
+from rankfold.compress.methods.nuclear import NuclearBall
+from rankfold.compress.methods.relu import ActivationAware
+from rankfold.compress.methods.sequential import Sequential
+from rankfold.compress.planning.apply import ApplyError, apply_
+from rankfold.compress.planning.plan import Entry, Plan
+from rankfold.compress.planning.planner import Calibration, plan
+from rankfold.compress.ranks.allocate import BudgetError
+from rankfold.compress.ranks.budget import Bytes, Flops, KeepEnergy, Latency, Params, Ranks
+from rankfold.compress.ranks.rules import Global, Iterative, Local, Optimal
+from rankfold.compress.repair.batchnorm import reestimate_
+from rankfold.compress.repair.finetune import finetune, finetune_recipe
+from rankfold.compress.repair.tune import tune_
+from rankfold.compress.slicing.bottlenecks import Bottlenecks, bottlenecks
+from rankfold.compress.slicing.narrowed import SliceError
 from rankfold.costs import Cost, latencies, model_cost
 from rankfold.induce import cdln_, fold_, overparametrize_
 from rankfold.layers import LowRankConv, LowRankLinear

@@ -24,9 +24,9 @@ from safetensors.torch import save as to_safetensors
 from torch import nn
 from torch.nn.parameter import is_lazy
 
-from rankfold.compress.apply import ApplyError, shape_
-from rankfold.compress.bottlenecks import Bottlenecks, factor_mark
-from rankfold.compress.plan import Plan
+from rankfold.compress.planning.apply import ApplyError, shape_
+from rankfold.compress.planning.plan import Plan
+from rankfold.compress.slicing.bottlenecks import Bottlenecks, factor_mark
 from rankfold.files import sha256, whole, write_together
 from rankfold.sites import Form, unwrap
 

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from torch.func import functional_call
 from torch.utils.flop_counter import FlopCounterMode
 
-from rankfold.compress.method import Decomposition, Method
+from rankfold.compress.methods.method import Decomposition, Method
 from rankfold.compress.statistics import calibrate
 from rankfold.costs import Example, evaluating
 from rankfold.sites import Call, Factors, Form, Site, sites, split_attention, unwrap

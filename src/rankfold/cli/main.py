@@ -4,21 +4,21 @@ from __future__ import annotations
 
 import typer
 
-from rankfold.cli.analyze import analyze
-from rankfold.cli.apply import apply
-from rankfold.cli.collapse import collapse
-from rankfold.cli.compress import compress
-from rankfold.cli.demo import demo
-from rankfold.cli.evaluate import evaluate
-from rankfold.cli.export import export
 from rankfold.cli.failure import told
-from rankfold.cli.plan import plan
-from rankfold.cli.recover import recover
-from rankfold.cli.reproduce import reproduce
-from rankfold.cli.show import show
-from rankfold.cli.slice import slice_
-from rankfold.cli.sweep import sweep
-from rankfold.cli.train import train
+from rankfold.cli.verbs.analyze import analyze
+from rankfold.cli.verbs.apply import apply
+from rankfold.cli.verbs.collapse import collapse
+from rankfold.cli.verbs.compress import compress
+from rankfold.cli.verbs.demo import demo
+from rankfold.cli.verbs.evaluate import evaluate
+from rankfold.cli.verbs.export import export
+from rankfold.cli.verbs.plan import plan
+from rankfold.cli.verbs.recover import recover
+from rankfold.cli.verbs.reproduce import reproduce
+from rankfold.cli.verbs.show import show
+from rankfold.cli.verbs.slice import slice_
+from rankfold.cli.verbs.sweep import sweep
+from rankfold.cli.verbs.train import train
 
 app = typer.Typer(
     name="rankfold",

@@ -42,7 +42,7 @@ def _known(value: str, fault: str, known: tuple[str, ...], other: str = "") -> s
 
 
 def _budgets(texts: list[str]) -> list[str]:
-    from rankfold.compress.budget import parse_budget
+    from rankfold.compress.ranks.budget import parse_budget
 
     for text in texts:
         try:

@@ -6,7 +6,7 @@ from pathlib import Path
 
 from rankfold.cli.loading import Loaded, open_model
 from rankfold.cli.talk import Talk
-from rankfold.pipeline.config import ConfigError, parse, read
+from rankfold.pipeline.trainings.config import ConfigError, parse, read
 
 
 def is_run(directory: Path) -> bool:

@@ -15,8 +15,8 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from rankfold.batches import batches_of, forward, logits_of
-from rankfold.compress.candidates import Candidate
-from rankfold.compress.rules import Optimal
+from rankfold.compress.planning.candidates import Candidate
+from rankfold.compress.ranks.rules import Optimal
 from rankfold.costs import evaluating
 from rankfold.sites import Form, carry_hooks_, replace_
 

@@ -18,7 +18,7 @@ from torch import Tensor, nn
 from rankfold.batches import batches_of, check_rereadable, forward, size_of
 from rankfold.compress.absorb import Absorbers
 from rankfold.compress.metric import output_metrics
-from rankfold.compress.plan import fingerprint
+from rankfold.compress.planning.plan import fingerprint
 from rankfold.compress.sound import check_sound
 from rankfold.costs import evaluating
 from rankfold.files import write_atomically

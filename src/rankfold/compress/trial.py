@@ -16,10 +16,10 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from rankfold.batches import arguments, labels_of, logits_of, moved
-from rankfold.compress.allocate import Option
-from rankfold.compress.candidates import Candidate
-from rankfold.compress.replay import Replay, ReplayError, Tape
-from rankfold.compress.sampling import alike, join
+from rankfold.compress.planning.candidates import Candidate
+from rankfold.compress.ranks.allocate import Option
+from rankfold.compress.ranks.replay import Replay, ReplayError, Tape
+from rankfold.compress.ranks.sampling import alike, join
 from rankfold.sites import Form
 
 CHUNK = 32  # samples that go through at once on a processor: more do not stay in its caches

@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 from rankfold.linalg.decompositions import checked, singular_values
-from rankfold.linalg.entrywise import hazard
+from rankfold.linalg.programs.entrywise import hazard
 
 # --- theorem 3.1: the truth has rank r
 

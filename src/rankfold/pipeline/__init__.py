@@ -1,7 +1,6 @@
 """The whole job in one call: from a trained network and a budget to a smaller one, its files and its report."""
 
 from rankfold.pipeline.analysis import SiteAnalysis, analyse
-from rankfold.pipeline.config import ConfigError, TrainConfig
 from rankfold.pipeline.curve import Point, accuracy_curve
 from rankfold.pipeline.delivery import model_notes
 from rankfold.pipeline.drawing import spectra_svg, write_analysis
@@ -11,11 +10,12 @@ from rankfold.pipeline.measure import Figures, calibration_part, figures, first_
 from rankfold.pipeline.repair import compressed_copy
 from rankfold.pipeline.request import Settings, check_place, parsed
 from rankfold.pipeline.result import Result
-from rankfold.pipeline.rundir import TrainResult
 from rankfold.pipeline.slicing import slice_
-from rankfold.pipeline.sweep import Sweep, SweepResult, parse_sweep, sweep
 from rankfold.pipeline.tell import Tell
-from rankfold.pipeline.training import train
+from rankfold.pipeline.trainings.config import ConfigError, TrainConfig
+from rankfold.pipeline.trainings.rundir import TrainResult
+from rankfold.pipeline.trainings.sweep import Sweep, SweepResult, parse_sweep, sweep
+from rankfold.pipeline.trainings.training import train
 
 __all__ = [
     "ConfigError",

@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from rankfold.compress.project import Project
+from rankfold.compress.methods.project import Project
 from rankfold.compress.statistics import calibrate
 from rankfold.sites import Form, Site, SiteList, sites, split_attention, unwrap
 from rankfold.spectrum import Spectrum, spectrum

@@ -8,10 +8,10 @@ from typing import Any
 
 from torch import nn
 
-from rankfold.compress.allocate import BudgetError
-from rankfold.compress.budget import Flops
-from rankfold.compress.method import Method
-from rankfold.compress.plan import Plan
+from rankfold.compress.methods.method import Method
+from rankfold.compress.planning.plan import Plan
+from rankfold.compress.ranks.allocate import BudgetError
+from rankfold.compress.ranks.budget import Flops
 from rankfold.pipeline.repair import compressed_copy
 
 KEPT = (0.8, 0.65, 0.5, 0.4, 0.3, 0.2, 0.1)

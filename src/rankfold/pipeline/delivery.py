@@ -11,9 +11,9 @@ from typing import Any
 
 from torch import Tensor, nn
 
-from rankfold.compress.bottlenecks import Bottlenecks
 from rankfold.compress.methods import method_named
-from rankfold.compress.rules import rule_named
+from rankfold.compress.ranks.rules import rule_named
+from rankfold.compress.slicing.bottlenecks import Bottlenecks
 from rankfold.costs import Example
 from rankfold.files import write_atomically
 from rankfold.pipeline.curve import Point

@@ -12,11 +12,11 @@ import torch
 from torch import Tensor, nn
 
 from rankfold.batches import batches_of, forward
-from rankfold.compress.apply import apply_
-from rankfold.compress.following import Followed, Following
-from rankfold.compress.method import Method
+from rankfold.compress.layerwise.following import Followed, Following
 from rankfold.compress.methods import method_named
-from rankfold.compress.plan import Plan
+from rankfold.compress.methods.method import Method
+from rankfold.compress.planning.apply import apply_
+from rankfold.compress.planning.plan import Plan
 from rankfold.costs import evaluating
 from rankfold.sites import Site, sites, split_attention, unwrap
 
@@ -53,7 +53,7 @@ def layer_errors(
 
     ‖ŷ − y‖ / ‖y − mean y‖ over the samples, which is what ``Entry.predicted_error`` predicts for methods that use
     data. Layers that a sweep has fitted are given what the compressed network feeds them, and compared with their
-    target at the pre-activation behind them, as ``rankfold.compress.evidence`` has it. Where the new layer has no bias,
+    target at the pre-activation behind them, as ``layerwise.evidence`` has it. Where the new layer has no bias,
     a constant in each channel is not counted: the BatchNorm behind takes it up. Sites that the data never reach are
     missing. ``method``: your own, where the plan was made with one.
     Cost: one factorization of the model, one pass of ``original`` and of every new layer.

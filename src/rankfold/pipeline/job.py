@@ -12,16 +12,16 @@ from typing import Any
 
 from torch import nn
 
-from rankfold.compress.bottlenecks import Bottlenecks, bottlenecks
-from rankfold.compress.budget import Budget
-from rankfold.compress.finetune import finetune
-from rankfold.compress.method import Method, sweeps
+from rankfold.compress.layerwise.survey import memory_needed
 from rankfold.compress.methods import method_named
-from rankfold.compress.plan import Plan
-from rankfold.compress.planner import Calibration, plan
-from rankfold.compress.rules import Iterative, Optimal, rule_named
-from rankfold.compress.survey import memory_needed
-from rankfold.compress.tune import tune_
+from rankfold.compress.methods.method import Method, sweeps
+from rankfold.compress.planning.plan import Plan
+from rankfold.compress.planning.planner import Calibration, plan
+from rankfold.compress.ranks.budget import Budget
+from rankfold.compress.ranks.rules import Iterative, Optimal, rule_named
+from rankfold.compress.repair.finetune import finetune
+from rankfold.compress.repair.tune import tune_
+from rankfold.compress.slicing.bottlenecks import Bottlenecks, bottlenecks
 from rankfold.costs import Example
 from rankfold.pipeline.curve import Point, accuracy_curve
 from rankfold.pipeline.delivery import close, finished, read_result, save_result, write_page
@@ -53,7 +53,7 @@ def compress(
 
     ``data`` has ``train`` (to calibrate and fine-tune on), ``validation`` (which every choice is made on) and, where
     there is one, ``test`` (measured once for each stage, at the end): ``rankfold.zoo.Data`` or anything alike whose
-    parts are labelled. ``budget`` as in ``rankfold.compress.planner.plan``.
+    parts are labelled. ``budget`` as in ``rankfold.compress.planning.planner.plan``.
 
     With ``directory``: the compressed model is saved there (``rankfold.store``) with ``report.html`` and
     ``result.json``; the plan and the epochs of fine-tuning are kept in ``directory/run`` while the job runs, so that

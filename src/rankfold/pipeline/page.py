@@ -9,8 +9,8 @@ from typing import Any
 import torch
 from torch import nn
 
-from rankfold.compress.method import Method
-from rankfold.compress.plan import Entry, Plan
+from rankfold.compress.methods.method import Method
+from rankfold.compress.planning.plan import Entry, Plan
 from rankfold.costs import site_cost, trace
 from rankfold.pipeline.curve import Point
 from rankfold.pipeline.heldout import over_fitted

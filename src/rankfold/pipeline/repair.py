@@ -8,10 +8,10 @@ from typing import Any
 
 from torch import nn
 
-from rankfold.compress.apply import apply_
-from rankfold.compress.method import Method
-from rankfold.compress.plan import Plan
-from rankfold.compress.repair import reestimate_
+from rankfold.compress.methods.method import Method
+from rankfold.compress.planning.apply import apply_
+from rankfold.compress.planning.plan import Plan
+from rankfold.compress.repair.batchnorm import reestimate_
 from rankfold.train import Evaluation, evaluate
 
 Progress = Callable[[str, int, int], None]

@@ -12,12 +12,12 @@ from typing import Any
 import torch
 from torch import nn
 
-from rankfold.compress.budget import Budget, parse_budget
-from rankfold.compress.finetune import finetune_recipe
-from rankfold.compress.method import Method
 from rankfold.compress.methods import method_named
-from rankfold.compress.plan import fingerprint
-from rankfold.compress.rules import RankRule, rule_named
+from rankfold.compress.methods.method import Method
+from rankfold.compress.planning.plan import fingerprint
+from rankfold.compress.ranks.budget import Budget, parse_budget
+from rankfold.compress.ranks.rules import RankRule, rule_named
+from rankfold.compress.repair.finetune import finetune_recipe
 from rankfold.files import write_atomically
 from rankfold.store import StoreError
 from rankfold.train import Recipe
@@ -32,8 +32,8 @@ class Settings:
     ``samples``: calibration samples, drawn from the training split with ``seed``. ``finetune``: epochs of the default
     recipe, or a recipe; 0 for none. ``curve``: also measure accuracy at other budgets for the report.
     ``slices``: keep what is needed to slice the result later (``rankfold.pipeline.slice_``); it takes disk space.
-    ``memory``: bytes that second moments may take, for methods that sweep (``rankfold.compress.survey``).
-    ``tune``: steps of training of each block to its original output, before fine-tuning (``rankfold.compress.tune``).
+    ``memory``: bytes that second moments may take, for methods that sweep (``rankfold.compress.layerwise.survey``).
+    ``tune``: steps of training of each block to its original output, before fine-tuning (``rankfold.tune_``).
     ``model``: the name from which the original can be built again, kept in the manifest beside ``notes``.
     """
 

@@ -9,7 +9,7 @@ from typing import Any
 
 from torch import nn
 
-from rankfold.compress.plan import Plan
+from rankfold.compress.planning.plan import Plan
 from rankfold.pipeline.measure import Figures
 
 

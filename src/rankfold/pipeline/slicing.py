@@ -5,10 +5,10 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
-from rankfold.compress.budget import Budget
-from rankfold.compress.narrowed import SliceError
-from rankfold.compress.narrowed import slice_ as narrow_
-from rankfold.compress.slicing import plan_slice
+from rankfold.compress.ranks.budget import Budget
+from rankfold.compress.slicing.narrowed import SliceError
+from rankfold.compress.slicing.narrowed import slice_ as narrow_
+from rankfold.compress.slicing.slicing import plan_slice
 from rankfold.store import Stored
 
 

@@ -1,0 +1,67 @@
+"""``rankfold apply``: carry a plan out and save the model."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from rankfold.cli.options import DataName, Download, Json, NoSlices, Seed, Spec, Threads, Weights
+
+
+def apply(
+    model: Spec,
+    plan: Annotated[Path, typer.Argument(metavar="PLAN", help="A plan.json made for this model and these weights.")],
+    out: Annotated[Path, typer.Option("-o", "--out", metavar="DIR", help="Where to save the model.")],
+    weights: Weights = None,
+    data: DataName = None,
+    no_slices: NoSlices = False,
+    seed: Seed = 0,
+    download: Download = False,
+    threads: Threads = None,
+    as_json: Json = False,
+) -> None:
+    """Apply a plan. With --data, BatchNorm statistics are corrected beside the original, and slice will work."""
+    from rankfold.cli.loading import open_model, set_threads
+    from rankfold.cli.printing import count, percent, print_json
+    from rankfold.cli.talk import Talk
+    from rankfold.compress.planning.apply import apply_
+    from rankfold.compress.planning.plan import Plan
+    from rankfold.compress.slicing.bottlenecks import bottlenecks
+    from rankfold.costs import model_cost
+    from rankfold.pipeline import calibration_part, compressed_copy, model_notes
+    from rankfold.sites import narrowable_sites
+    from rankfold.store import save
+
+    set_threads(threads)
+    made = Plan.load(plan)
+    with Talk() as talk:
+        loaded = open_model(model, weights, data, download, talk, trained=True, own_data=False)
+        example = loaded.needed_example()
+        if loaded.data is None:
+            small = apply_(loaded.model, made, progress=lambda _, done, total: talk.progress("factoring", done, total))
+            talk.say("BatchNorm statistics stay those of the original; --data NAME measures them again")
+        else:
+            calibration = calibration_part(loaded.data.train, 2048, seed)
+            small, score = compressed_copy(
+                loaded.model, made, calibration, loaded.data.validation, progress=talk.progress
+            )
+            talk.say(f"validation accuracy: {percent(score.accuracy, 2)}")
+        cost = model_cost(small, example)
+        known = None
+        if loaded.data is not None and not no_slices and narrowable_sites(small):
+            known = bottlenecks(small, calibration, progress=talk.progress)
+        save(small, made, out, notes=model_notes(loaded.spec, loaded.data, example), bottlenecks=known)
+        talk.say(f"saved in {out}")
+    removed = {
+        "params_removed": 1 - cost.params / made.before.params,
+        "flops_removed": 1 - cost.flops / made.before.flops if made.before.flops else 0.0,
+    }
+    if as_json:
+        print_json({"directory": str(out), "params": cost.params, "flops": cost.flops, "bytes": cost.bytes} | removed)
+        return
+    print(
+        f"parameters: {count(made.before.params)} → {count(cost.params)} ({percent(removed['params_removed'])} removed)"
+    )
+    print(f"FLOPs: {count(made.before.flops)} → {count(cost.flops)} ({percent(removed['flops_removed'])} removed)")

@@ -1,0 +1,119 @@
+"""``rankfold collapse``: why the layers of a network are as low-rank as they are."""
+
+from __future__ import annotations
+
+import math
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from rankfold.cli.options import DataName, Download, Json, Samples, Seed, Spec, Threads, Weights
+from rankfold.cli.printing import print_json, print_table
+
+if TYPE_CHECKING:
+    from rankfold.pipeline.collapse.study import CollapseReport
+
+
+def collapse(
+    model: Spec,
+    weights: Weights = None,
+    data: DataName = None,
+    decay: Annotated[
+        float | None,
+        typer.Option(
+            metavar="X",
+            help="Weight decay of the training, coupled as in SGD; by default estimated, where the weights tell it.",
+        ),
+    ] = None,
+    loss: Annotated[str, typer.Option(metavar="L", help="cross-entropy or squared-error (on one-hot targets).")] = (
+        "cross-entropy"
+    ),
+    clusters: Annotated[
+        int | None, typer.Option(min=1, metavar="K", help="Clusters of k-means; by default the number of classes.")
+    ] = None,
+    out: Annotated[Path, typer.Option("-o", "--out", metavar="FILE", help="Where the report goes.")] = Path(
+        "collapse.html"
+    ),
+    samples: Samples = 2048,
+    seed: Seed = 0,
+    download: Download = False,
+    threads: Threads = None,
+    as_json: Json = False,
+) -> None:
+    """Measure ranks, clusters, neural collapse and the bounds between them, layer by layer; write one HTML report.
+
+    Says which layers are low-rank, which bound explains it, and at which weight decay the others would be.
+    """
+    from rankfold.cli.loading import open_model, set_threads
+    from rankfold.cli.talk import Talk
+    from rankfold.pipeline import calibration_part, samples_of
+    from rankfold.pipeline.collapse.page import write_collapse
+    from rankfold.pipeline.collapse.study import collapse_report
+
+    set_threads(threads)
+    with Talk() as talk:
+        loaded = open_model(model, weights, data, download, talk, trained=False, own_data=True)
+        if weights is None and ":" not in model:
+            talk.say(f"{model} without --weights: these are freshly drawn weights, and nothing has collapsed")
+        part = calibration_part(loaded.needed_data().train, samples, seed)
+        loaded.needed_example()
+        found = collapse_report(
+            loaded.model,
+            part,
+            decay=decay,
+            loss=loss,
+            samples=samples_of(part, samples),
+            clusters=clusters,
+            seed=seed,
+            progress=talk.progress,
+        )
+        talk.say(f"wrote {write_collapse(found, model, loaded.needed_data().name, out)}")
+    if as_json:
+        print_json({"model": model, "report": str(out)} | found.to_dict())
+        return
+    print_collapse(found)
+
+
+def print_collapse(found: CollapseReport) -> None:
+    """The table of layers, and the paragraph."""
+    header = [
+        "layer",
+        "shape",
+        "stable",
+        f"beyond {found.classes}",
+        "class var.",
+        "best",
+        "NC1",
+        "NC4",
+        "bound",
+        "distance",
+    ]
+    lines = []
+    for layer in found.layers:
+        values = layer.to_dict(found.classes)
+        clusters, bound = layer.clusters, layer.bound
+        whole = None if clusters is None else clusters.classes.get("whole")
+        best = None if clusters is None else clusters.best.get("whole")
+        lines.append(
+            [
+                layer.site.name,
+                "×".join(map(str, layer.site.shape)),
+                f"{values['stable_rank']:.1f}",
+                f"{values['relative_distance_to_k']:.1%}",
+                _shown(None if whole is None else whole.normalised, ".1%"),
+                _shown(None if best is None else best.normalised, ".1%"),
+                _shown(None if clusters is None else clusters.collapse.nc1, ".3g"),
+                _shown(None if clusters is None else clusters.collapse.nc4, ".1%"),
+                "–" if bound is None else f"{bound.bound:.3g}{' vacuous' if bound.vacuous else ''}",
+                "–" if bound is None else f"{bound.distance:.3g}",
+            ]
+        )
+    print_table(header, lines, left=(0, 1))
+    print(f"\n{found.conclusion()}")
+    for note in found.notes:
+        print(f"note: {note}")
+
+
+def _shown(value: float | None, form: str) -> str:
+    return "–" if value is None or math.isnan(value) else format(value, form)

@@ -1,0 +1,97 @@
+"""``rankfold plan``: decide what becomes of every matrix within a budget, and write it down."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from rankfold.cli.failure import Interrupted
+from rankfold.cli.options import (
+    Budgets,
+    DataName,
+    Download,
+    Json,
+    Memory,
+    MethodName,
+    RuleName,
+    Samples,
+    Seed,
+    Spec,
+    Threads,
+    Weights,
+)
+
+
+def plan(
+    model: Spec,
+    budget: Budgets,
+    out: Annotated[Path, typer.Option("-o", "--out", metavar="FILE", help="Where to write the plan (JSON).")],
+    weights: Weights = None,
+    data: DataName = None,
+    method: MethodName = "project",
+    ranks: RuleName = "optimal",
+    samples: Samples = 2048,
+    memory: Memory = None,
+    seed: Seed = 0,
+    download: Download = False,
+    threads: Threads = None,
+    as_json: Json = False,
+) -> None:
+    """Decide the rank of every layer within a budget. The plan can be read, edited and applied; nothing changes yet.
+
+    Methods that sweep resume after an interruption, and share the data under torchrun --nproc-per-node=N -m rankfold.
+    """
+    import json
+    import shutil
+
+    from rankfold.cli.loading import open_model, set_threads
+    from rankfold.cli.printing import print_json
+    from rankfold.cli.talk import Talk
+    from rankfold.cli.verbs.show import print_plan
+    from rankfold.compress.methods import method_named
+    from rankfold.compress.methods.method import sweeps
+    from rankfold.compress.planning.planner import Calibration
+    from rankfold.compress.planning.planner import plan as make_plan
+    from rankfold.pipeline import calibration_part, memory_sentence, parsed, samples_of
+    from rankfold.report.quantities import bytes_of
+    from rankfold.train.parallel import first_process, world_size
+
+    parsed(budget)
+    set_threads(threads)
+    with Talk() as talk:
+        loaded = open_model(model, weights, data, download, talk, trained=True, own_data=True)
+        known = loaded.needed_data()
+        part = calibration_part(known.train, samples, seed)
+        limit = None if memory is None else bytes_of(memory)
+        first = first_process()
+        if first and sweeps(method_named(method)):
+            talk.say(memory_sentence(loaded.model, limit))
+        partial = out.with_name(f"{out.name}.partial")
+        try:
+            made = make_plan(
+                loaded.model,
+                budget,
+                method,
+                part,
+                rule=ranks,
+                example=loaded.needed_example(),
+                calibration=Calibration(
+                    samples_of(part, samples), name=known.name, memory=limit, distributed=world_size() > 1
+                ),
+                directory=partial,
+                progress=talk.progress if first else None,
+            )
+        except KeyboardInterrupt:
+            goes_on = "The same command goes on from here." if partial.exists() else "Nothing was kept yet."
+            raise Interrupted(goes_on) from None
+        if not first:
+            return
+        made.save(out)
+        shutil.rmtree(partial, ignore_errors=True)
+        talk.say(f"wrote {out}")
+    if as_json:
+        print_json(json.loads(out.read_text(encoding="utf-8")))
+    else:
+        print_plan(made)

@@ -1,0 +1,70 @@
+"""``rankfold show``: a plan as a table."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from rankfold.cli.options import Json
+from rankfold.cli.printing import count, percent, print_json, print_table, short
+
+if TYPE_CHECKING:
+    from rankfold.compress.planning.plan import Plan
+
+
+def show(
+    plan: Annotated[Path, typer.Argument(metavar="PLAN|DIR", help="A plan.json, or a directory that holds one.")],
+    as_json: Json = False,
+) -> None:
+    """Print a plan: which layer becomes what, at which rank, and what it is expected to cost."""
+    import json
+
+    from rankfold.compress.planning.plan import Plan
+
+    made = Plan.load(plan / "plan.json" if plan.is_dir() else plan)
+    if as_json:
+        print_json(json.loads(made.to_json()))
+    else:
+        print_plan(made)
+
+
+def print_plan(made: Plan, *, brief: bool = False) -> None:
+    """The entries, and, unless ``brief``, the totals and what was left out."""
+    rows = [
+        (
+            entry.site,
+            "×".join(map(str, entry.shape)) + (f" ×{entry.groups}" if entry.groups > 1 else ""),
+            entry.form.value,
+            "" if entry.form.value == "keep" else str(entry.rank),
+            "" if entry.form.value == "keep" else f"{entry.predicted_error:.3f}",
+            count(entry.params),
+            short(entry.flops),
+            "; ".join(filter(None, (entry.certificate, entry.note))),
+        )
+        for entry in made.entries
+    ]
+    header = ("site", "shape", "form", "rank", "error", "params", "FLOPs", "note")
+    print_table(header, rows, left=(0, 1, 2, 7))
+    if brief:
+        return
+    print()
+    print(f"asked: {made.asked()}; method {made.method}, ranks {made.rule}")
+    for kind, name in (("params", "parameters"), ("flops", "FLOPs"), ("bytes", "bytes")):
+        before, after = getattr(made.before, kind), getattr(made.after, kind)
+        share = f" ({percent(after / before)} kept)" if before else ""
+        print(f"{name}: {count(before)} → {count(after)}{share}")
+    if made.edited:
+        print("note: edited since: costs and errors above are those before; rankfold evaluate measures what apply made")
+    for note in made.notes:
+        print(f"note: {note}")
+    if made.left_out:
+        print(f"left out: {len(made.left_out)} parameters ({_reasons(made.left_out)})")
+
+
+def _reasons(left_out: tuple[tuple[str, str], ...]) -> str:
+    reasons: dict[str, int] = {}
+    for _, reason in left_out:
+        reasons[reason] = reasons.get(reason, 0) + 1
+    return "; ".join(f"{times} × {reason}" for reason, times in reasons.items())

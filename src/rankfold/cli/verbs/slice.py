@@ -1,0 +1,157 @@
+"""``rankfold slice``: from a saved network to a smaller one, without data."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from rankfold.cli.options import Budgets, DataName, Download, Json, Threads
+from rankfold.cli.printing import count, percent, print_json, print_table, short
+
+if TYPE_CHECKING:
+    from rankfold.compress.planning.plan import Plan
+    from rankfold.store import Stored
+
+
+def slice_(
+    directory: Annotated[Path, typer.Argument(metavar="DIR", help="What compress, apply or slice wrote.")],
+    budget: Budgets,
+    out: Annotated[
+        Path | None,
+        typer.Option("-o", "--out", metavar="OUT", help="Where to save it; without, only the price is told."),
+    ] = None,
+    data: DataName = None,
+    measure: Annotated[
+        bool, typer.Option("--measure", help="Measure on --data what DIR was saved without, before slicing.")
+    ] = False,
+    factory: Annotated[
+        str | None, typer.Option("--model", metavar="MODEL", help="What DIR was made from, if that is code of yours.")
+    ] = None,
+    download: Download = False,
+    threads: Threads = None,
+    as_json: Json = False,
+) -> None:
+    """Make a compressed network smaller still, without data, and say what that is predicted to cost.
+
+    Budgets are fractions of the ORIGINAL network, as in compress. With --data, BatchNorm statistics are corrected
+    beside DIR, and accuracy is measured on the validation split, before and after.
+    """
+    import copy
+
+    from rankfold.cli.loading import open_saved, set_threads
+    from rankfold.cli.talk import Talk
+    from rankfold.compress.repair.batchnorm import reestimate_
+    from rankfold.compress.slicing.bottlenecks import bottlenecks
+    from rankfold.compress.slicing.narrowed import SliceError
+    from rankfold.pipeline import calibration_part, slice_
+    from rankfold.store import Stored, save
+    from rankfold.train import evaluate
+
+    if measure and data is None:
+        raise typer.BadParameter("needs --data NAME", param_hint="--measure")
+    if out is not None and out.resolve() == directory.resolve():
+        raise typer.BadParameter(f"{out} holds the larger network: give another directory", param_hint="--out")
+    set_threads(threads)
+    with Talk() as talk:
+        loaded = open_saved(directory, factory, data, download, talk, own_data=False)
+        stored = loaded.needed_stored()
+        if stored.bottlenecks is None and not measure:
+            raise SliceError(
+                f"{directory}: was saved without its bottlenecks, so that nothing is known of narrower ones: measure "
+                "them now with --measure --data NAME, or run compress again"
+            )
+        if measure:
+            part = calibration_part(loaded.needed_data().train, 2048, 0)
+            known = bottlenecks(stored.model, part, progress=talk.progress)
+            stored = Stored(stored.model, stored.plan, stored.notes, known)
+        before = copy.deepcopy(stored.model)
+        sliced = slice_(stored, budget, example=loaded.example)
+        accuracies: dict[str, float] = {}
+        if loaded.data is not None:
+            reestimate_(sliced.model, before, calibration_part(loaded.data.train, 2048, 0))
+            for name, network in (("before", before), ("after", sliced.model)):
+                accuracies[name] = evaluate(network, loaded.data.validation, role="validation").accuracy
+        if out is not None:
+            notes = {key: value for key, value in stored.notes.items() if key in ("model", "data", "classes", "input")}
+            save(sliced.model, sliced.plan, out, notes=notes, bottlenecks=sliced.bottlenecks)
+            talk.say(f"saved in {out}")
+    found = _figures(stored, sliced) | {"accuracy": accuracies or None, "directory": None if out is None else str(out)}
+    if as_json:
+        print_json(found)
+    else:
+        _print(stored.plan, sliced.plan, found)
+
+
+def _figures(stored: Stored, sliced: Stored) -> dict[str, Any]:
+    from dataclasses import asdict
+
+    from rankfold.compress.slicing.slicing import slice_costs
+
+    plan, made, known = stored.plan, sliced.plan, sliced.bottlenecks
+    costs = slice_costs(plan, made)
+    change = sum(cost for _, cost in costs.values())
+    energy = 0.0 if known is None else known.energy
+    return {
+        "asked": made.asked(),
+        "original": asdict(made.before),
+        "from": asdict(plan.after),
+        "after": asdict(made.after),
+        "layers": [
+            {
+                "site": entry.site,
+                "form": entry.form.value,
+                "rank_before": plan[entry.site].rank,
+                "rank": entry.rank,
+                "error": costs[entry.site][0],
+                "change": costs[entry.site][1] / energy if energy else None,
+                "params": entry.params,
+                "flops": entry.flops,
+            }
+            for entry in made.changed
+            if entry.site in costs
+        ],
+        "change": change / energy if energy else None,
+        "notes": list(made.notes),
+    }
+
+
+def _print(plan: Plan, made: Plan, found: dict[str, Any]) -> None:
+    rows = [
+        (
+            row["site"],
+            row["form"] if plan[row["site"]].form == row["form"] else f"{plan[row['site']].form} → {row['form']}",
+            f"{row['rank_before']} → {row['rank']}",
+            f"{row['error']:.3f}",
+            "" if row["change"] is None else percent(row["change"], 2),
+            f"{count(plan[row['site']].params)} → {count(row['params'])}",
+            f"{short(plan[row['site']].flops)} → {short(row['flops'])}",
+        )
+        for row in found["layers"]
+    ]
+    if rows:
+        print_table(("site", "form", "rank", "error", "change", "params", "FLOPs"), rows, left=(0, 1))
+    else:
+        print("nothing changes: this network is within the budget already")
+    print()
+    print(f"asked: {made.asked()}, the original network")
+    sizes = [
+        (name, *(_share(found[stage][kind], made.before, kind) for stage in ("original", "from", "after")))
+        for kind, name in (("params", "parameters"), ("flops", "FLOPs"), ("bytes", "bytes"))
+    ]
+    print_table(("", "original", "before", "after"), sizes)
+    if rows and found["change"] is not None:
+        print(
+            f"predicted change of the outputs: {percent(found['change'], 2)} of their variance, layer by layer added up"
+        )
+    if found["accuracy"] is not None:
+        before, after = (percent(found["accuracy"][stage], 2) for stage in ("before", "after"))
+        print(f"validation accuracy: {before} → {after}, BatchNorm corrected")
+    for note in found["notes"]:
+        print(f"note: {note}")
+
+
+def _share(value: int, original: Any, kind: str) -> str:
+    whole = getattr(original, kind)
+    return f"{count(value)} ({percent(value / whole)})" if whole and value != whole else count(value)

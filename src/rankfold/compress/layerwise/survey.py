@@ -1,0 +1,177 @@
+"""The errors that every site would make at every rank, with the moments of a few sites in memory at a time.
+
+What a plan needs of a decomposition are a few numbers for each rank; the moments they come from are d² each. A survey
+takes as many sites at a time as the memory limit allows, keeps the numbers, and lets the moments go.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save as to_safetensors
+from torch import Tensor, nn
+
+from rankfold.compress.layerwise.evidence import bytes_needed
+from rankfold.compress.layerwise.sweep import Samples, partition
+from rankfold.compress.methods.method import Method
+from rankfold.compress.planning.candidates import Candidate, decompose
+from rankfold.compress.statistics import Statistics, calibrate
+from rankfold.files import write_atomically
+from rankfold.sites import Factors, Form, Site, SiteList, sites
+
+Progress = Callable[[str, int, int], None]
+
+
+@dataclass(frozen=True)
+class Curve:
+    """What is left of a decomposition once it is let go: everything but the factors."""
+
+    errors: Tensor
+    levels: Tensor
+    ranks: Sequence[int]
+    comparable: bool
+
+    def relative_error(self, rank: int) -> float:
+        return float(self.errors[rank] / self.errors[0]) if self.errors[0] > 0 else 0.0
+
+    def factors(self, rank: int) -> Factors:
+        raise ValueError("this decomposition was let go after planning: its factors come from the sweep")
+
+
+@dataclass(frozen=True)
+class Survey:
+    """``metrics`` of the model's outputs by site; ``absorbers`` of all sites that were reached."""
+
+    candidates: dict[str, list[Candidate]]
+    unsolved: dict[str, str]
+    metrics: dict[str, Tensor]
+    absorbers: dict[str, str | None]
+    unreached: tuple[str, ...]
+
+
+def moments_bytes(site: Site) -> int:
+    """Memory of the moments of one site at its ``side``, and of decomposing them."""
+    m, n = site.shape
+    side = m if site.layer.side == "output" else n
+    return 8 * site.groups * (4 * side * side + m * n)
+
+
+def memory_needed(model: nn.Module, memory: int | None = None, where: Any = None) -> tuple[int, int, list[str]]:
+    """What second moments of all reducible sites take together in bytes, in how many passes they are taken within
+    ``memory``, and the sites that alone need more: these are truncated without data. Nothing is computed.
+    """
+    found = sites(model, where)
+    sizes = {site.name: max(moments_bytes(site), bytes_needed(site, 1)) for site in found.reducible}
+    runs = partition(found.reducible, moments_bytes, memory)
+    beyond = [name for name, size in sizes.items() if memory is not None and size > memory]
+    return sum(sizes.values()), len(runs), beyond
+
+
+def survey(
+    root: nn.Module,
+    found: SiteList,
+    method: Method,
+    seen: Samples,
+    every_form: bool,
+    *,
+    metric_samples: int = 1024,
+    directory: Path | None = None,
+    progress: Progress,
+) -> Survey:
+    """Curves of all reducible sites; attention must be split. A site beyond the limit is surveyed without data.
+
+    ``directory``: finished parts are kept there and read back. Cost: for each part one pass over the samples.
+    """
+    runs = partition(found.reducible, moments_bytes, seen.memory)
+    whole = Survey({}, {}, {}, {}, ())
+    for number, run in enumerate(runs):
+        file = None if directory is None else directory / f"survey-{number:04d}.safetensors"
+        part = SiteList(tuple(run))
+        known = _read(file, part) if file is not None else None
+        if known is None:
+            known = _surveyed(root, part, method, seen, every_form, metric_samples, progress)
+            if file is not None and seen.team.first:
+                _write(file, known)
+        whole = _joined(whole, known)
+        if len(runs) > 1:
+            progress("surveying", number + 1, len(runs))
+    return whole
+
+
+def _surveyed(
+    root: nn.Module,
+    part: SiteList,
+    method: Method,
+    seen: Samples,
+    every_form: bool,
+    metric_samples: int,
+    tell: Progress,
+) -> Survey:
+    statistics: Statistics | None = None
+    if seen.memory is None or sum(map(moments_bytes, part)) <= seen.memory:
+        statistics = calibrate(
+            root, seen.data, part, samples=seen.samples, batch_size=seen.batch_size, metric_samples=metric_samples,
+            progress=tell, team=seen.team,
+        )  # fmt: skip
+    candidates, unsolved = decompose(root, part, method, statistics, every_form, tell)
+    curves = {name: [Candidate(c.site, c.form, _curve(c), c.bias) for c in group] for name, group in candidates.items()}
+    known = {} if statistics is None else statistics.sites
+    return Survey(
+        curves,
+        unsolved,
+        {name: each.metric for name, each in known.items() if each.metric is not None},
+        {name: each.absorber for name, each in known.items()},
+        tuple(site.name for site in part if site.name not in known),
+    )
+
+
+def _curve(candidate: Candidate) -> Curve:
+    known = candidate.decomposition
+    return Curve(known.errors.clone(), known.levels.clone(), known.ranks, known.comparable)
+
+
+def _joined(a: Survey, b: Survey) -> Survey:
+    return Survey(
+        a.candidates | b.candidates, a.unsolved | b.unsolved, a.metrics | b.metrics, a.absorbers | b.absorbers,
+        (*a.unreached, *b.unreached),
+    )  # fmt: skip
+
+
+def _write(file: Path, known: Survey) -> None:
+    tensors: dict[str, Tensor] = {f"metric|{name}": metric for name, metric in known.metrics.items()}
+    curves: list[dict[str, Any]] = []
+    for name, group in known.candidates.items():
+        for candidate in group:
+            key = f"{candidate.form}|{name}"
+            curve = candidate.decomposition
+            tensors |= {f"errors|{key}": curve.errors, f"levels|{key}": curve.levels}
+            curves.append(
+                {"site": name, "form": candidate.form, "ranks": list(curve.ranks), "bias": candidate.bias,
+                 "comparable": curve.comparable}
+            )  # fmt: skip
+    note = {"curves": curves, "unsolved": known.unsolved, "absorbers": known.absorbers, "unreached": known.unreached}
+    kept = {name: tensor.contiguous().clone() for name, tensor in tensors.items()}
+    write_atomically(file, to_safetensors(kept, metadata={"rankfold.survey": json.dumps(note)}))
+
+
+def _read(file: Path, part: SiteList) -> Survey | None:
+    """What an interrupted survey has left; None for a file that is not there or not whole: it is surveyed again."""
+    try:
+        with safe_open(str(file), "pt") as stored:
+            note: Mapping[str, Any] = json.loads((stored.metadata() or {})["rankfold.survey"])
+            tensors = {key: stored.get_tensor(key) for key in stored.keys()}  # noqa: SIM118  # not a dict
+        candidates: dict[str, list[Candidate]] = {site.name: [] for site in part.reducible}
+        for known in note["curves"]:
+            key = f"{known['form']}|{known['site']}"
+            curve = Curve(tensors[f"errors|{key}"], tensors[f"levels|{key}"], known["ranks"], known["comparable"])
+            site = part[known["site"]]
+            candidates[site.name].append(Candidate(site, Form(known["form"]), curve, known["bias"]))
+        metrics = {key.partition("|")[2]: value for key, value in tensors.items() if key.startswith("metric|")}
+        return Survey(candidates, note["unsolved"], metrics, note["absorbers"], tuple(note["unreached"]))
+    except (SafetensorError, OSError, KeyError, ValueError):
+        return None

@@ -1,0 +1,64 @@
+"""The nuclear- and max-norm program as a method: low rank with no output larger than the original's largest.
+
+"Theoretical Guarantees for Low-Rank Compression of Deep Neural Networks", theorem 4.4 and corollary 4.7, by ADMM with a
+certified duality gap, on a sample of rows.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from torch import Tensor
+
+from rankfold.compress.layerwise.evidence import Evidence
+from rankfold.compress.methods.method import Solution, balanced
+from rankfold.compress.methods.project import DAMPING, Project, damped
+from rankfold.compress.methods.refit import refit
+from rankfold.compress.methods.rows import layer_rows
+from rankfold.compress.methods.sequential import projected, solution
+from rankfold.linalg import project
+from rankfold.linalg.programs.maxnorm import nuclear_max_norm
+from rankfold.linalg.programs.nuclear import nuclear_radius
+from rankfold.sites import Form, Site
+
+
+@dataclass(frozen=True)
+class MaxNorm(Project):
+    """Sweeps like ``Sequential``. ``bound``: α as a part of the largest target, both less their mean; ``tolerance`` of
+    the relative duality gap. A solution of higher rank than planned is cut to it, which its certificate says.
+    """
+
+    damping: float = DAMPING
+    rounds: int = 1
+    bound: float = 1.0
+    tolerance: float = 1e-4
+    iterations: int = 1000
+    kept: bool = False
+    rows: int = 4096
+    name: str = "maxnorm"
+    forms: frozenset[Form] = frozenset({Form.FACTORED})
+    needs_data: bool = True
+
+    def solve(
+        self, site: Site, form: Form, rank: int, weight: Tensor, bias: Tensor | None, known: Evidence,
+        metric: Tensor | None,
+    ) -> Solution:  # fmt: skip
+        full = refit(site, weight, known, metric)
+        found = layer_rows(known)
+        if form is Form.DENSE or found is None:
+            made = projected(full, form, rank, bias, self.damping, self.forms)
+            return made if form is Form.DENSE else made.with_note("no single rows here: projected instead")
+        x, t = found[0].double(), found[1].double()
+        x, t = x - full.moments.inputs.mean, t - full.moments.target_mean
+        whole = x.mT @ x
+        inside = project(full.matrix, inputs=whole)
+        fit = nuclear_max_norm(
+            x, t, radius=nuclear_radius(inside.singular_values, rank), bound=self.bound * float(t.abs().max()),
+            iterations=self.iterations, tolerance=self.tolerance,
+        )  # fmt: skip
+        # the rows are a sample; the directions that are kept are those that count on all the data
+        left, right = project(
+            fit.weight, inputs=full.statistics.covariance, metric=damped(metric, self.damping)
+        ).factors(rank)
+        certificate = fit.message if fit.rank <= rank else f"{fit.message}; rank {fit.rank} cut to {rank}"
+        return solution(full, form, balanced(right, left), bias, {}, certificate)

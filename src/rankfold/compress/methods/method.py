@@ -1,0 +1,136 @@
+"""What a method is: how one matrix is factored, at any rank. Orthogonal to how ranks are chosen."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from typing import Protocol, TypeGuard
+
+import torch
+from torch import Tensor
+
+from rankfold.compress.layerwise.evidence import Evidence
+from rankfold.compress.statistics import SiteStatistics
+from rankfold.sites import Factors, Form, Site
+
+
+class Decomposition(Protocol):
+    """One site factored by one method: the error at every rank at once, and the factors at the rank asked for."""
+
+    @property
+    def errors(self) -> Tensor:
+        """(k + 1,) float64: the absolute error this method makes at rank 0 (the norm), 1, …, k; never rising."""
+        ...
+
+    @property
+    def comparable(self) -> bool:
+        """Whether squared errors are changes of the model's outputs, so that they compare between sites."""
+        ...
+
+    @property
+    def levels(self) -> Tensor:
+        """(k,) in [0, 1]: how large the r-th direction is beside the first; what the global rule ranks together."""
+        ...
+
+    @property
+    def ranks(self) -> Sequence[int]:
+        """The ranks worth considering, ascending; usually 1 to k."""
+        ...
+
+    def relative_error(self, rank: int) -> float:
+        """Error of the layer's output (of its weight without data) at ``rank``, as a fraction of its norm."""
+        ...
+
+    def factors(self, rank: int) -> Factors: ...
+
+
+class Method(Protocol):
+    """``decompose`` sees a parameter, the site's geometry and statistics; never a module, never a budget.
+
+    ``bias`` is the layer's own, where it has one.
+    """
+
+    @property
+    def name(self) -> str: ...
+    @property
+    def forms(self) -> frozenset[Form]: ...
+    @property
+    def needs_data(self) -> bool: ...
+
+    def decompose(
+        self,
+        site: Site,
+        form: Form,
+        weight: Tensor,
+        statistics: SiteStatistics | None,
+        bias: Tensor | None = None,
+    ) -> Decomposition | None:
+        """None where the method does not offer this form for this site."""
+        ...
+
+
+@dataclass(frozen=True)
+class Solution:
+    """One site fitted in a sweep.
+
+    ``error``: of the layer's output against its target, as a fraction of the target's deviation, on the calibration
+    data. ``losses``: for every form that was tried the price of rank 0, 1, …, k there. ``certificate``: how well the
+    program was solved, in words; ``note``: what a person should know.
+    """
+
+    factors: Factors
+    error: float
+    losses: dict[Form, Tensor]
+    certificate: str = ""
+    note: str = ""
+
+    def with_note(self, note: str) -> Solution:
+        return replace(self, note="; ".join(filter(None, (self.note, note))))
+
+
+class SweepMethod(Method, Protocol):
+    """A method that fits each layer to the original's output, given what the compressed network feeds it.
+
+    Ranks are chosen as for any method; factors come from ``solve``, in a sweep over the network (``sweep``).
+    ``rows``: how many rows of each site it needs to see; 0 if moments are enough.
+    """
+
+    @property
+    def rows(self) -> int: ...
+    @property
+    def kept(self) -> bool:
+        """Whether layers that stay dense are fitted anew."""
+        ...
+
+    @property
+    def rounds(self) -> int:
+        """Sweeps; before each but the first, ranks are chosen anew."""
+        ...
+
+    def solve(
+        self, site: Site, form: Form, rank: int, weight: Tensor, bias: Tensor | None, known: Evidence,
+        metric: Tensor | None,
+    ) -> Solution:  # fmt: skip
+        """``form`` DENSE asks for the best full matrix, in place of a layer that is kept."""
+        ...
+
+
+def sweeps(method: Method) -> TypeGuard[SweepMethod]:
+    """Whether the factors of ``method`` come from a sweep over the network."""
+    return hasattr(method, "solve")
+
+
+def relative(values: Tensor) -> Tensor:
+    """Values divided by the first; zeros where the first is zero."""
+    return values / values[0] if values.numel() and values[0] > 0 else torch.zeros_like(values)
+
+
+def balanced(right: Tensor, left: Tensor) -> tuple[Tensor, Tensor]:
+    """(right, left) with row i of the one and column i of the other of equal norm; the product does not change.
+
+    Gradient steps and weight decay then treat both factors alike.
+    """
+    rows, columns = right.norm(dim=-1), left.norm(dim=-2)
+    scale = (columns / rows.clamp_min(torch.finfo(right.dtype).tiny)).sqrt()
+    scale = torch.where((rows > 0) & (columns > 0), scale, torch.ones_like(scale))
+    return right * scale.unsqueeze(-1), left / scale.unsqueeze(-2)

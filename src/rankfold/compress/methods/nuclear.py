@@ -1,0 +1,79 @@
+"""The nuclear-norm ball as a method: each layer fitted with its singular values shrunk instead of cut.
+
+"Theoretical Guarantees for Low-Rank Compression of Deep Neural Networks", section 4.1 without its bound on single
+entries, solved exactly. The radius is the one that leaves the rank that was planned.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from rankfold.compress.layerwise.evidence import Evidence
+from rankfold.compress.methods.method import Solution, balanced
+from rankfold.compress.methods.project import DAMPING, Project, damped
+from rankfold.compress.methods.refit import Refit, refit
+from rankfold.compress.methods.sequential import projected, solution
+from rankfold.linalg import project
+from rankfold.linalg.programs.nuclear import NuclearFit, nuclear_radius, shrink_to_ball
+from rankfold.sites import Form, Site
+
+
+@dataclass(frozen=True)
+class NuclearBall(Project):
+    """Sweeps like ``Sequential``. ``debias``: give the singular values back after the rank is found; then nothing
+    differs from it.
+    """
+
+    damping: float = DAMPING
+    rounds: int = 1
+    debias: bool = False
+    kept: bool = False
+    rows: int = 0
+    name: str = "nuclear"
+    forms: frozenset[Form] = frozenset({Form.FACTORED})
+    needs_data: bool = True
+
+    def solve(
+        self, site: Site, form: Form, rank: int, weight: Tensor, bias: Tensor | None, known: Evidence,
+        metric: Tensor | None,
+    ) -> Solution:  # fmt: skip
+        full = refit(site, weight, known, metric)
+        if form is Form.DENSE:
+            return projected(full, form, rank, bias, self.damping, self.forms)
+        fits = [_shrunk(*each, rank, self.debias) for each in _groups(full, damped(metric, self.damping))]
+        inner = min(rank, max(fit.rank for fit in fits))
+        parts = balanced(
+            *(torch.stack([_padded(getattr(fit, side), axis, rank) for fit in fits]) for side, axis in _SIDES)
+        )
+        if site.groups == 1:
+            parts = parts[0][0], parts[1][0]
+        ended = "given back" if self.debias else f"less {max(fit.threshold for fit in fits):.3g}"
+        certificate = f"exact in the nuclear-norm ball that leaves rank {inner}: singular values {ended}"
+        return solution(full, form, parts, bias, {}, certificate)
+
+
+_SIDES = (("right", -2), ("left", -1))
+
+
+def _groups(full: Refit, metric: Tensor | None) -> list[tuple[Tensor, Tensor, Tensor | None]]:
+    """(matrix, inputs' moment, metric) of each group."""
+    gram = full.statistics.covariance
+    if full.matrix.dim() == 2:
+        return [(full.matrix, gram, metric)]
+    return [(full.matrix[g], gram[g], None if metric is None else metric[g]) for g in range(len(full.matrix))]
+
+
+def _shrunk(matrix: Tensor, gram: Tensor, metric: Tensor | None, rank: int, debias: bool) -> NuclearFit:
+    projection = project(matrix, inputs=gram, metric=metric)
+    fit = shrink_to_ball(projection, nuclear_radius(projection.singular_values, rank))
+    return fit.debias() if debias else fit
+
+
+def _padded(factor: Tensor, axis: int, rank: int) -> Tensor:
+    """Up to the planned rank, where tied singular values left fewer."""
+    lacking = rank - factor.shape[axis]
+    shape = (lacking, factor.shape[1]) if axis == -2 else (factor.shape[0], lacking)
+    return torch.cat([factor, factor.new_zeros(shape)], axis) if lacking else factor

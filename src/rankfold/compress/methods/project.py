@@ -1,0 +1,166 @@
+"""Data-driven projection: the layer of rank r that changes the model's outputs least on the calibration data.
+
+"Theoretical Guarantees for Low-Rank Compression of Deep Neural Networks", theorem 3.1 with X̃ = X, with the bias set
+free and, where gradients were taken, in the metric of the model's outputs instead of the layer's own: the error is
+tr[D (W − Z) H (W − Z)ᵀ]. In closed form for the pair n → r → m (k×k then 1×1 for a convolution); for the spatial pair
+from a closed form by alternation.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from functools import cached_property
+
+import torch
+from torch import Tensor
+
+from rankfold.compress.methods.method import Decomposition, balanced, relative
+from rankfold.compress.methods.truncate import Truncate
+from rankfold.compress.statistics import SiteStatistics
+from rankfold.linalg import Projection, bias_from_inputs, bias_from_outputs, project, tails
+from rankfold.linalg.spatial import SpatialProjection, project_spatial
+from rankfold.sites import Factors, Form, Site
+
+DAMPING = 0.1  # of the mean sensitivity, added to every output: few gradients see few directions
+
+
+@dataclass(frozen=True)
+class Project:
+    """Where a site has no statistics (the data never reached it) this is singular value truncation.
+
+    ``damping`` of the output metric, as a part of its mean diagonal.
+    """
+
+    damping: float = DAMPING
+    name: str = "project"
+    forms: frozenset[Form] = frozenset({Form.FACTORED, Form.SPATIAL})
+    needs_data: bool = True
+
+    def decompose(
+        self, site: Site, form: Form, weight: Tensor, statistics: SiteStatistics | None, bias: Tensor | None = None
+    ) -> Decomposition | None:
+        if statistics is None:
+            return Truncate().decompose(site, form, weight, None, bias)
+        if form is Form.SPATIAL:
+            return SpatialPair(weight, statistics, self.damping) if site.layer.side == "input" else None
+        matrix = site.layer.geometry(form).matrix(weight)
+        return Projected(site.layer.side, matrix, statistics, bias, self.damping)
+
+
+def damped(metric: Tensor | None, damping: float) -> Tensor | None:
+    """The metric (…, m, m) or diagonal (m,), made positive definite; None stays None, and so does a zero one."""
+    if metric is None:
+        return None
+    if metric.dim() == 1:
+        mean = metric.mean()
+        return metric + damping * mean if mean > 0 else None
+    mean = metric.diagonal(dim1=-2, dim2=-1).mean()
+    eye = torch.eye(metric.shape[-1], dtype=metric.dtype, device=metric.device)
+    return metric + damping * mean * eye if mean > 0 else None
+
+
+class Projected:
+    def __init__(
+        self, side: str, matrix: Tensor, statistics: SiteStatistics, bias: Tensor | None, damping: float
+    ) -> None:
+        self.side, self.matrix, self.statistics, self.bias = side, matrix, statistics, bias
+        self.metric = damped(statistics.metric, damping)
+        self.comparable = self.metric is not None
+
+    @cached_property
+    def projection(self) -> Projection:
+        if self.side == "output":
+            return project(self.matrix, outputs=self.statistics.covariance, metric=self.metric)
+        return project(self.matrix, inputs=self.statistics.covariance, metric=self.metric)
+
+    @cached_property
+    def _values(self) -> Tensor:
+        """Over the groups of a grouped convolution, root of summed squares."""
+        values = self.projection.singular_values
+        return values if values.dim() == 1 else values.square().sum(0).sqrt()
+
+    @property
+    def errors(self) -> Tensor:
+        return tails(self._values)
+
+    @property
+    def levels(self) -> Tensor:
+        return relative(self._values)
+
+    @property
+    def ranks(self) -> range:
+        return range(1, len(self._values) + 1)
+
+    def relative_error(self, rank: int) -> float:
+        left, right = self.projection.factors(rank)
+        covariance = self.statistics.covariance
+        if self.side == "input":
+            change, outputs = self.matrix.to(left) - left @ right, self.matrix.to(left)
+            return _ratio(_energy(change, covariance), _energy(outputs, covariance))
+        weighted = left if self.metric is None else self._times_metric(left)
+        eye = torch.eye(left.shape[-2], dtype=left.dtype, device=left.device)
+        return _ratio(_energy(eye - left @ weighted.mT, covariance), float(_trace(covariance)))
+
+    def _times_metric(self, left: Tensor) -> Tensor:
+        metric: Tensor = self.metric  # type: ignore[assignment]
+        return metric.unsqueeze(-1) * left if metric.dim() == left.dim() - 1 else metric @ left
+
+    def factors(self, rank: int) -> Factors:
+        left, right = self.projection.factors(rank)
+        mean = self.statistics.moments.mean
+        if self.side == "input":
+            shift = bias_from_inputs(self.matrix, left, right, mean)
+        else:
+            bias = torch.zeros_like(mean) if self.bias is None else self.bias.to(mean).reshape(mean.shape)
+            shift = bias_from_outputs(left, mean, bias, self.metric) - bias
+        return Factors(balanced(right, left), shift.flatten())
+
+
+class SpatialPair:
+    def __init__(self, weight: Tensor, statistics: SiteStatistics, damping: float) -> None:
+        self.weight, self.statistics = weight, statistics
+        self.metric = damped(statistics.metric, damping)
+        self.comparable = self.metric is not None
+
+    @cached_property
+    def projection(self) -> SpatialProjection:
+        return project_spatial(self.weight, self.statistics.covariance, self.metric)
+
+    @property
+    def errors(self) -> Tensor:
+        return self.projection.errors
+
+    @property
+    def levels(self) -> Tensor:
+        return relative(self.errors)[:-1]
+
+    @property
+    def ranks(self) -> range:
+        return range(1, len(self.errors))
+
+    def _change(self, left: Tensor, right: Tensor) -> Tensor:
+        c_out, c_in, k_h, k_w = self.weight.shape
+        kernel = torch.einsum("ojr,rci->ocij", left.reshape(c_out, k_w, -1), right.reshape(-1, c_in, k_h))
+        return (self.weight.to(kernel) - kernel).flatten(1)
+
+    def relative_error(self, rank: int) -> float:
+        change, outputs = self._change(*self.projection.factors(rank)), self.weight.double().flatten(1)
+        covariance = self.statistics.covariance
+        return _ratio(_energy(change, covariance), _energy(outputs, covariance))
+
+    def factors(self, rank: int) -> Factors:
+        left, right = self.projection.factors(rank)
+        shift = self._change(left, right) @ self.statistics.moments.mean
+        return Factors(balanced(right, left), shift)
+
+
+def _energy(matrix: Tensor, covariance: Tensor) -> float:
+    return float(((matrix.to(covariance) @ covariance) * matrix.to(covariance)).sum())
+
+
+def _trace(covariance: Tensor) -> Tensor:
+    return covariance.diagonal(dim1=-2, dim2=-1).sum()
+
+
+def _ratio(part: float, whole: float) -> float:
+    return (max(part, 0.0) / whole) ** 0.5 if whole > 0 else 0.0

@@ -1,0 +1,186 @@
+"""ReLU-aware compression: what the activation behind a layer hides does not count.
+
+"Theoretical Guarantees for Low-Rank Compression of Deep Neural Networks", theorem 4.9, in its hard-rank form: impute
+what the activation hides from the present fit, project, and again (majorise–minimise). For the activation that follows
+the layer in the network, through BatchNorm and residual connections; what is exact is said in
+``rankfold.linalg.programs.activation_aware``.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+
+import torch
+from torch import Tensor
+
+from rankfold.compress.layerwise.evidence import Evidence
+from rankfold.compress.methods.method import Solution, balanced
+from rankfold.compress.methods.project import DAMPING, Project
+from rankfold.compress.methods.refit import Refit, multiplied, refit
+from rankfold.compress.methods.rows import pre_activation_rows, scale_of
+from rankfold.compress.methods.sequential import projected
+from rankfold.linalg import project
+from rankfold.linalg.programs.activation_aware import activation_aware
+from rankfold.linalg.programs.activation_loss import activation_loss
+from rankfold.linalg.programs.nuclear import nuclear_radius
+from rankfold.linalg.programs.nuclear_tobit import nuclear_tobit
+from rankfold.sites import Factors, Form, Site
+
+_CONVEX_ROWS = 4096
+_SHOWN = 0.05  # a channel counts as shown at least this often, so that no weight becomes infinite
+
+
+@dataclass(frozen=True)
+class ActivationAware(Project):
+    """Sweeps like ``Sequential`` and starts from its solution; ``iterations`` of each layer's descent at most.
+
+    ``convex``: where a ReLU is behind a factored matrix, solve the convex program instead (log Φ, nuclear norm), with
+    its certified gap, and cut its solution to the rank; ``sigma`` of it as a part of the pre-activations' root mean
+    square. Layers with no activation behind them are projected.
+    """
+
+    damping: float = DAMPING
+    rounds: int = 3
+    kept: bool = True
+    iterations: int = 12
+    convex: bool = False
+    sigma: float = 0.2
+    rows: int = 32768
+    name: str = "relu"
+    forms: frozenset[Form] = frozenset({Form.FACTORED, Form.SPATIAL})
+    needs_data: bool = True
+
+    def solve(
+        self, site: Site, form: Form, rank: int, weight: Tensor, bias: Tensor | None, known: Evidence,
+        metric: Tensor | None,
+    ) -> Solution:  # fmt: skip
+        full = refit(site, weight, known, metric)
+        start = projected(full, form, rank, bias, self.damping, self.forms)
+        found = pre_activation_rows(known)
+        if form is Form.DENSE or not known.activation or found is None:
+            return start
+        if self.convex and form is Form.FACTORED and known.activation == "relu":
+            return _convex(full, rank, known, found, bias, start, self.sigma)
+        task = _Task(full, form, rank, known, *found, _weights(known, found[1], metric))
+        descend = task.factored if form is Form.FACTORED else task.imputed
+        parts, free, before, after, steps = descend(start, bias, self.iterations, self.damping)
+        matrix = multiplied(site, form, weight, parts)
+        gain = 1 - after / before if before > 0 else 0.0
+        certificate = f"loss behind {known.activation} {-gain:+.1%} in {steps} iterations"
+        if not steps:
+            certificate = f"loss behind {known.activation}: no step descends from the projection"
+        shift = free if bias is None else free - bias.double()
+        return replace(start, factors=Factors(parts, shift), error=full.error(matrix, free), certificate=certificate)
+
+
+Descent = tuple[tuple[Tensor, ...], Tensor, float, float, int]  # parts, free bias, losses before and after, steps
+
+
+@dataclass(frozen=True)
+class _Task:
+    full: Refit
+    form: Form
+    rank: int
+    known: Evidence
+    inputs: Tensor
+    targets: Tensor
+    offsets: Tensor
+    weights: Tensor
+
+    def factored(self, start: Solution, bias: Tensor | None, iterations: int, damping: float) -> Descent:
+        """Exact majorisation, with the diagonal of the output metric."""
+        scale = scale_of(self.known, self.targets.shape[1])
+        right, left = (part.double() for part in start.factors.parts)
+        anchor = self.full.site.layer.geometry(Form.FACTORED).matrix(self.full.weight).double()
+        fit = activation_aware(
+            self.inputs, self.targets, self.rank, offset=self.offsets, weights=self.weights,
+            activation=self.known.activation, slope=self.known.slope or 0.01,
+            start=(scale.unsqueeze(1) * left, right, scale * self._free(start, bias)),
+            anchor=scale.unsqueeze(1) * anchor, ridge=self.full.ridge.value * len(self.inputs), iterations=iterations,
+        )  # fmt: skip
+        parts = balanced(fit.right, fit.left / scale.unsqueeze(1))
+        return parts, fit.bias / scale, fit.activation_losses[0], fit.activation_losses[fit.best], fit.best
+
+    def imputed(self, start: Solution, bias: Tensor | None, iterations: int, damping: float) -> Descent:
+        """The same imputation for a spatial pair, fitted to it as to any target; ends when a step does not descend."""
+        site, weight = self.full.site, self.full.weight
+        scale, loss = (
+            scale_of(self.known, self.targets.shape[1]),
+            activation_loss(self.targets, self.known.activation, self.known.slope or 0.01),
+        )
+        x = self.inputs.double() - self.full.moments.inputs.mean
+        parts, free = start.factors.parts, self._free(start, bias)
+        kept: tuple[tuple[Tensor, ...], Tensor] = parts, free
+        losses: list[float] = []
+        for _ in range(iterations + 1):
+            matrix = multiplied(site, self.form, weight, parts)
+            level = free + matrix @ self.full.moments.inputs.mean
+            u = (x @ matrix.mT + level) * scale + self.offsets
+            entries, step = loss(u.to(self.targets))
+            losses.append(float((entries.double().mean(0) * self.weights).sum()))
+            if losses[-1] > min(losses):
+                break
+            kept = parts, free
+            wanted = (u + step - self.offsets) / scale
+            mean = wanted.mean(0)
+            change = self.full.retargeted(x.mT @ (wanted - mean) / len(x))
+            parts = change.decomposition(self.form, damping).factors(self.rank).parts
+            free = mean - multiplied(site, self.form, weight, parts) @ self.full.moments.inputs.mean
+        best = min(range(len(losses)), key=losses.__getitem__)
+        return *kept, losses[0], losses[best], best
+
+    def _free(self, start: Solution, bias: Tensor | None) -> Tensor:
+        shift = start.factors.shift
+        assert shift is not None
+        return shift if bias is None else shift + bias.double()
+
+
+def _convex(
+    full: Refit,
+    rank: int,
+    known: Evidence,
+    found: tuple[Tensor, Tensor, Tensor],
+    bias: Tensor | None,
+    start: Solution,
+    sigma: float,
+) -> Solution:
+    """Theorem 4.9 as printed: its program knows no offset, so that a bias is fitted with the weight: rows [x 1]."""
+    every = max(1, len(found[0]) // _CONVEX_ROWS)
+    x, target, offset = (part[::every].double() for part in found)
+    scale = scale_of(known, target.shape[1])
+    spread = (offset - offset.mean(0)).square().mean().sqrt()
+    size = target.square().mean().sqrt()
+    if float(spread) > 1e-3 * float(size):
+        return start.with_note("another branch is added behind this layer, which the convex program does not know")
+    centred = x - full.moments.inputs.mean
+    ones = centred.square().mean().sqrt() * torch.ones(len(x), 1, dtype=x.dtype)
+    rows = torch.cat([centred, ones], 1)
+    linear = project((torch.linalg.lstsq(rows, target).solution).mT, inputs=rows.mT @ rows)
+    radius = nuclear_radius(linear.singular_values, min(rank, len(linear.singular_values)))
+    fit = nuclear_tobit(rows, target.clamp_min(0), radius=radius, sigma=sigma * float(size))
+    weight = fit.weight[:, :-1] / scale.unsqueeze(1)
+    left, right = project(weight, inputs=full.statistics.covariance).factors(rank)
+    matrix = left @ right
+    free = (fit.weight[:, -1] * ones[0] - offset.mean(0)) / scale - matrix @ full.moments.inputs.mean
+    shift = free if bias is None else free - bias.double()
+    said = f"{fit.message}; rank {fit.rank} cut to {rank}" if fit.rank > rank else fit.message
+    return replace(
+        start, factors=Factors(balanced(right, left), shift), error=full.error(matrix, free), certificate=said
+    )
+
+
+def _weights(known: Evidence, targets: Tensor, metric: Tensor | None) -> Tensor:
+    """(m,) how much an output behind the activation counts.
+
+    The metric counts the layer's own output, on average over what the activation shows and hides; behind it, it is
+    that over the square of the scale and over the part that is shown.
+    """
+    m = targets.shape[1]
+    diagonal = torch.ones(m, dtype=torch.float64)
+    if metric is not None:
+        diagonal = (metric if metric.dim() == 1 else metric.diagonal()).double().cpu()
+        diagonal = diagonal + DAMPING * diagonal.mean()
+    if not bool((diagonal > 0).all()):
+        diagonal = torch.ones(m, dtype=torch.float64)
+    shown = (targets > 0).double().mean(0).clamp_min(_SHOWN) if known.activation == "relu" else torch.ones(m)
+    return diagonal / scale_of(known, m).square() / shown.double()

@@ -1,0 +1,217 @@
+"""Carry a plan out on a model: every changed site gets its new layer, one at a time."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from rankfold.compress.methods import method_named
+from rankfold.compress.methods.method import Method, sweeps
+from rankfold.compress.planning.fitted import Fitted
+from rankfold.compress.planning.plan import Entry, Plan, check_fingerprint
+from rankfold.sites import (
+    Factors,
+    Form,
+    Site,
+    SiteList,
+    carry_hooks_,
+    leave_fused_kernels_,
+    replace_,
+    settle_attention_,
+    sites,
+    split_attention,
+    unwrap,
+)
+
+Progress = Callable[[str, int, int], None]
+
+
+class ApplyError(ValueError):
+    """A plan cannot be carried out on this model; names the site, what was asked and the remedy."""
+
+
+def apply_(
+    model: nn.Module, plan: Plan, *, method: Method | None = None, progress: Progress | None = None
+) -> nn.Module:
+    """Replace every changed site of ``model`` by its factored layer, in place; returns the model.
+
+    Plan and model are compared before the first change: ``ValueError`` if the plan was made for another model,
+    ``ApplyError`` if a site is missing, if a form or rank is impossible there, or if factors overflow half precision.
+    ``method``: the one the plan was made with, where it is your own. Optimizers built before do not know the new
+    parameters. Layers keep dtype, device, mode, hooks and ``requires_grad``. Extra memory: the new layers, all of which
+    are made before the first takes its place.
+    """
+    root = unwrap(model)
+    check_fingerprint(plan, root)
+    method = method_named(plan.method if method is None else method)
+    if method.needs_data and plan.changed and plan.statistics is None and plan.factors is None:
+        kind, what = ("factors", "were fitted in a sweep") if sweeps(method) else ("statistics", "need second moments")
+        raise ApplyError(
+            f"the factors of method {plan.method!r} {what}, and this plan has none: keep the file "
+            f"*.{kind}.safetensors beside the plan, or make the plan again with data"
+        )
+    here = sites(root)
+    _check(plan, here)
+    if plan.factors is None:
+        _check_method(root, plan, here, method)
+    else:
+        _check_fitted(root, plan, plan.factors, here)
+    changed = plan.changed
+    ready: list[tuple[str, nn.Module, Fitted]] = []
+    with split_attention(root):
+        for done, entry in enumerate(changed):
+            site = here[entry.site]
+            fitted = _decomposed(root, site, entry, plan, method) if plan.factors is None else plan.factors[site.name]
+            ready.append((site.name, filled(root, site, entry, fitted), fitted))
+            if progress is not None:
+                progress(site.name, done + 1, len(changed))
+    prepare_(root, changed)
+    for name, new, fitted in ready:
+        place_(root, name, new, fitted)
+    return model
+
+
+def place_(root: nn.Module, name: str, new: nn.Module, fitted: Fitted) -> None:
+    """Put a filled layer into its place; where it has no bias, a BatchNorm right behind takes up the shift.
+
+    That BatchNorm subtracts its running mean: moving the mean is the bias, for free.
+    """
+    shift = fitted.factors.shift
+    if new.bias is None and fitted.absorber is not None and shift is not None:
+        with torch.no_grad():
+            mean = root.get_submodule(fitted.absorber).get_buffer("running_mean")
+            mean.sub_(shift.to(mean))
+    replace_(root, root.get_submodule(name), new)
+
+
+def shape_(model: nn.Module, plan: Plan) -> nn.Module:
+    """Give ``model`` the layers of ``plan``, not filled: what a saved state dict is loaded into, or what is timed.
+
+    ``ApplyError`` if the plan does not fit this architecture; the weights do not matter.
+    """
+    root = unwrap(model)
+    here = sites(root)
+    _check(plan, here)
+    prepare_(root, plan.changed)
+    for entry in plan.changed:
+        old = root.get_submodule(entry.site)
+        replace_(root, old, build(old, here[entry.site], entry))
+    return model
+
+
+def prepare_(root: nn.Module, changed: tuple[Entry, ...]) -> None:
+    """Take apart the attention modules that hold changed sites, and leave the fused kernels around them."""
+    names = [entry.site for entry in changed]
+    settle_attention_(root, names)
+    leave_fused_kernels_(root, names)
+
+
+def _check(plan: Plan, here: SiteList) -> None:
+    seen: set[str] = set()
+    for entry in plan.entries:
+        try:
+            site = here[entry.site]
+        except KeyError as error:
+            raise ApplyError(
+                f"the plan names {entry.site!r}, which is no site of this model: {error.args[0]}"
+            ) from None
+        if site.name in seen:
+            raise ApplyError(f"{site.title}: the plan has two entries for it")
+        seen.add(site.name)
+        if (entry.shape, entry.groups) != (site.shape, site.groups):
+            was = f"{entry.shape[0]}×{entry.shape[1]}" + (f", {entry.groups} groups" if entry.groups != 1 else "")
+            raise ApplyError(f"{site.title}: the plan was made for {was}")
+        if entry.form not in site.forms:
+            possible = ", ".join(sorted(site.forms))
+            raise ApplyError(f"{site.title}: form {entry.form} is not possible here ({possible}). {site.note}".strip())
+        if entry.form is not Form.KEEP and not 1 <= entry.rank <= site.max_rank(entry.form):
+            raise ApplyError(
+                f"{site.title}: rank {entry.rank} was asked; {entry.form} allows 1 to {site.max_rank(entry.form)}"
+            )
+
+        if entry.form is not Form.KEEP and site.layer.has_bias and not entry.bias:
+            raise ApplyError(f"{site.title}: the layer has a bias, which the plan's entry would drop: set bias to true")
+
+
+def _check_method(root: nn.Module, plan: Plan, here: SiteList, method: Method) -> None:
+    with split_attention(root):
+        for entry in plan.changed:
+            site = here[entry.site]
+            known = None if plan.statistics is None else plan.statistics.sites.get(site.name)
+            weight = site.weight(root)
+            if weight.is_meta:
+                raise ApplyError(f"{site.title}: not materialised (on the meta device); load weights first")
+            offered = entry.form in method.forms
+            if not offered or method.decompose(site, entry.form, weight, known, site.bias(root)) is None:
+                raise ApplyError(f"{site.title}: method {method.name!r} does not offer form {entry.form} here")
+
+
+def _check_fitted(root: nn.Module, plan: Plan, fitted: Mapping[str, Fitted], here: SiteList) -> None:
+    with split_attention(root):
+        for entry in plan.changed:
+            site = here[entry.site]
+            if site.weight(root).is_meta:
+                raise ApplyError(f"{site.title}: not materialised (on the meta device); load weights first")
+            rank = _rank_of(fitted[site.name], entry) if site.name in fitted else None
+            if rank != entry.rank:
+                was = "kept" if rank is None else f"fitted at rank {rank}"
+                raise ApplyError(
+                    f"{site.title}: {entry.form} of rank {entry.rank} was asked, and the sweep left it {was}: "
+                    "make the plan again with data and this rank (Ranks), or use method='project', whose plans can be "
+                    "edited"
+                )
+
+
+def _rank_of(fitted: Fitted, entry: Entry) -> int | None:
+    parts = fitted.factors.parts
+    if (entry.form is Form.DENSE) != (len(parts) == 1):
+        return None
+    return entry.rank if entry.form is Form.DENSE else parts[0].shape[-2]
+
+
+def _decomposed(root: nn.Module, site: Site, entry: Entry, plan: Plan, method: Method) -> Fitted:
+    known = plan.statistics.sites.get(site.name) if plan.statistics is not None else None
+    decomposition = method.decompose(site, entry.form, site.weight(root), known, site.bias(root))
+    if decomposition is None:
+        raise ApplyError(f"{site.title}: method {method.name!r} does not offer form {entry.form} here")
+    return Fitted(decomposition.factors(entry.rank), None if known is None else known.absorber)
+
+
+def filled(root: nn.Module, site: Site, entry: Entry, fitted: Fitted) -> nn.Module:
+    """The new layer of a site with its factors; nothing in ``root`` changes; attention must be split.
+
+    ``ApplyError`` if they overflow half precision.
+    """
+    old: Any = root.get_submodule(site.name)
+    new = build(old, site, entry)
+    site.layer.write_(new, entry.form, fitted.factors)
+    _fill_bias_(old, new, fitted.factors)
+    if not all(bool(p.double().isfinite().all()) for p in new.parameters()):
+        raise ApplyError(
+            f"{site.title}: the factors overflow {old.weight.dtype}: convert the model to float32 or bfloat16 first"
+        )
+    return new
+
+
+def build(old: Any, site: Site, entry: Entry) -> nn.Module:
+    """The empty new layer for ``entry``, with the old one's mode, hooks and ``requires_grad``."""
+    new = site.layer.skeleton(old, entry.form, entry.rank, entry.bias)
+    new.train(old.training)
+    carry_hooks_(old, new)
+    new.requires_grad_(bool(old.weight.requires_grad))
+    bias: Any = new.bias
+    if bias is not None and old.bias is not None:
+        bias.requires_grad_(bool(old.bias.requires_grad))
+    return new
+
+
+@torch.no_grad()
+def _fill_bias_(old: Any, new: Any, factors: Factors) -> None:
+    bias: Tensor | None = new.bias
+    if bias is not None:
+        # in float64: float8 cannot be added
+        start = torch.zeros_like(bias, dtype=torch.float64) if old.bias is None else old.bias.double()
+        bias.copy_(start if factors.shift is None else start + factors.shift.to(start))

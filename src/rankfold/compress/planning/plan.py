@@ -1,0 +1,251 @@
+"""A plan: which site becomes what, as data that can be read, edited, diffed and replayed."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, field, replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import torch
+from pydantic import ConfigDict, TypeAdapter, ValidationError
+from torch import nn
+
+from rankfold.compress.ranks.budget import Budget, describe
+from rankfold.costs import Cost
+from rankfold.files import by_digest, sha256, whole, write_atomically, write_together
+from rankfold.sites import Form, unwrap
+
+if TYPE_CHECKING:
+    from rankfold.compress.planning.fitted import Fitted
+    from rankfold.compress.statistics import Statistics
+
+FORMAT = 1
+_STATISTICS = ".statistics.safetensors"
+_FACTORS = ".factors.safetensors"
+
+
+@dataclass(frozen=True)
+class Entry:
+    """The decision for one site.
+
+    ``predicted_error``: relative error of the layer's output (of its weight where no data was used), Frobenius.
+    ``predicted_loss``: what this layer alone is expected to cost one sample, in the unit that the sites of this plan
+    were compared in: squared change of the model's outputs, KL divergence in nats, or lost energy without data.
+    ``params`` and ``flops`` are the site's own, in the new form. ``bias``: the new layer carries a bias.
+    ``certificate``: how well the program behind the factors was solved, in words.
+    """
+
+    __pydantic_config__ = ConfigDict(extra="forbid")
+
+    site: str
+    form: Form
+    rank: int
+    shape: tuple[int, int]
+    groups: int = 1
+    predicted_error: float = 0.0
+    predicted_loss: float = 0.0
+    params: int = 0
+    flops: int = 0
+    bias: bool = False
+    note: str = ""
+    certificate: str = ""
+
+
+@dataclass(frozen=True)
+class Plan:
+    """Entries in the order of the model's modules; ``before`` and ``after`` are costs of the whole model.
+
+    ``method`` and ``rule`` say how the matrices are factored and how ranks were chosen; ``calibration`` names the
+    data that was used. ``statistics`` are the second moments that the method needs to factor again; they are kept
+    beside the JSON, in a file of their own; so are ``factors`` by site, where a sweep over the network fitted them.
+    """
+
+    __pydantic_config__ = ConfigDict(extra="forbid")
+
+    entries: tuple[Entry, ...]
+    budgets: tuple[Budget, ...]
+    method: str
+    rule: str
+    fingerprint: str
+    before: Cost
+    after: Cost
+    calibration: Mapping[str, Any] = field(default_factory=dict)
+    left_out: tuple[tuple[str, str], ...] = ()
+    notes: tuple[str, ...] = ()
+    format: int = FORMAT
+    decided: str = field(default="", compare=False)  # hash of the decisions that the costs are counted for
+    statistics_sha256: str = field(default="", compare=False)  # of the file beside a saved plan
+
+    factors_sha256: str = field(default="", compare=False)
+
+    statistics: Statistics | None = field(default=None, compare=False, repr=False)
+    factors: Mapping[str, Fitted] | None = field(default=None, compare=False, repr=False)
+
+    def __getitem__(self, site: str) -> Entry:
+        for entry in self.entries:
+            if entry.site == site:
+                return entry
+        raise KeyError(f"the plan has no entry for {site!r}")
+
+    @property
+    def changed(self) -> tuple[Entry, ...]:
+        return tuple(entry for entry in self.entries if entry.form is not Form.KEEP)
+
+    @property
+    def edited(self) -> bool:
+        """Whether forms, ranks or biases were changed since the costs were counted (never known of older plans)."""
+        return self.decided not in ("", decisions(self.entries))
+
+    def with_entries(self, entries: tuple[Entry, ...]) -> Plan:
+        return replace(self, entries=entries)
+
+    def to_json(self) -> str:
+        """One JSON object, readable and stable: equal plans give equal text. Statistics and factors are not in it."""
+        data = asdict(replace(self, statistics=None, factors=None))
+        del data["statistics"], data["factors"]
+        return json.dumps(data, indent=1, ensure_ascii=False) + "\n"
+
+    @classmethod
+    def from_json(cls, text: str) -> Plan:
+        """Read a plan; ``ValueError`` with one line that names the field if it is not one."""
+        try:
+            data = json.loads(text)
+        except json.JSONDecodeError as error:
+            raise ValueError(f"not a plan: not JSON ({error})") from None
+        if not isinstance(data, dict) or "entries" not in data:
+            raise ValueError("not a plan: a JSON object with 'entries' was expected")
+        if data.get("format") != FORMAT:
+            raise ValueError(f"a plan of format {data.get('format')}; this version reads format {FORMAT}")
+        try:
+            return _adapter().validate_python(data)
+        except ValidationError as error:
+            first = error.errors()[0]
+            where = ".".join(str(part) for part in first["loc"])
+            raise ValueError(f"not a valid plan: {where}: {first['msg']}") from None
+
+    def save(self, path: str | Path) -> None:
+        """Write ``plan.json``, and beside it ``plan.statistics.safetensors`` and ``plan.factors.safetensors`` where
+        the plan has them."""
+        from rankfold.compress.planning.fitted import to_bytes
+
+        path, beside, statistics, factors = Path(path), {}, "", ""
+        if self.statistics is not None:
+            data = beside[statistics_path(path).name] = self.statistics.to_bytes()
+            statistics = sha256(data)
+        if self.factors is not None:
+            data = beside[factors_path(path).name] = to_bytes(self.factors)
+            factors = sha256(data)
+        text = replace(self, statistics_sha256=statistics, factors_sha256=factors).to_json().encode()
+        if not beside:
+            write_atomically(path, text)
+            return
+        write_together(path.parent, beside, path.name, text)
+
+    @classmethod
+    def load(cls, path: str | Path) -> Plan:
+        """Read a plan with its statistics and factors, if they are still beside it; ``ValueError`` in one line.
+
+        The files of a plan that was renamed are found by their hashes.
+        """
+        from rankfold.compress.planning.fitted import read
+        from rankfold.compress.statistics import Statistics
+
+        path = Path(path)
+        try:
+            plan = cls.from_json(path.read_text(encoding="utf-8"))
+        except (OSError, UnicodeDecodeError) as error:
+            raise ValueError(f"{path}: cannot be read as a plan ({error})") from None
+        except ValueError as error:
+            raise ValueError(f"{path}: {error}") from None
+        statistics = _beside(statistics_path(path), _STATISTICS, plan.statistics_sha256, "statistics")
+        factors = _beside(factors_path(path), _FACTORS, plan.factors_sha256, "factors")
+        return replace(
+            plan,
+            statistics=None if statistics is None else Statistics.load(statistics),
+            factors=None if factors is None else read(factors)[0],
+        )
+
+    def table(self) -> list[dict[str, Any]]:
+        """One row for each site, for a person or a data frame."""
+        return [
+            {
+                "site": e.site,
+                "shape": f"{e.shape[0]}×{e.shape[1]}" + (f" ×{e.groups}" if e.groups > 1 else ""),
+                "form": e.form.value,
+                "rank": e.rank,
+                "predicted error": e.predicted_error,
+                "params": e.params,
+                "flops": e.flops,
+                "note": e.note,
+            }
+            for e in self.entries
+        ]
+
+    def asked(self) -> str:
+        return ", ".join(describe(budget) for budget in self.budgets)
+
+
+def decisions(entries: tuple[Entry, ...]) -> str:
+    """A hash of what is decided for every site."""
+    return sha256(json.dumps([(e.site, e.form, e.rank, e.bias) for e in entries]).encode())[:16]
+
+
+def _adapter() -> TypeAdapter[Plan]:
+    adapter = TypeAdapter(Plan)
+    # statistics and factors live in files of their own: in the JSON there can be none
+    adapter.rebuild(_types_namespace={"Statistics": type(None), "Fitted": type(None)}, raise_errors=True)
+    return adapter
+
+
+def statistics_path(plan_path: Path) -> Path:
+    return plan_path.with_name(plan_path.stem + _STATISTICS)
+
+
+def factors_path(plan_path: Path) -> Path:
+    return plan_path.with_name(plan_path.stem + _FACTORS)
+
+
+def _beside(file: Path, ending: str, digest: str, what: str) -> Path | None:
+    """The file beside a plan with this hash; None if the plan has none, or if it is gone."""
+    if not digest:
+        return None
+    try:
+        found, missing = whole(file.parent, file.name, digest), False
+    except FileNotFoundError:
+        found, missing = None, True
+    found = found or by_digest(file.parent, f"*{ending}", digest)
+    if found is None and not missing:
+        raise ValueError(f"{file}: damaged, or the {what} of another plan: its sha256 is not the plan's")
+    return found
+
+
+def fingerprint(model: nn.Module) -> str:
+    """``architecture:weights``: hashes of names, shapes and dtypes, and of the values, of parameters and buffers.
+
+    Buffers that training updates (BatchNorm statistics) count too. Cost: one pass over the parameters.
+    """
+    structure, values = hashlib.sha256(), hashlib.sha256()
+    for name, tensor in sorted(unwrap(model).state_dict().items()):
+        if not isinstance(tensor, torch.Tensor):
+            continue
+        structure.update(f"{name}{tuple(tensor.shape)}{tensor.dtype};".encode())
+        if not tensor.is_meta:
+            flat = tensor.detach().cpu().contiguous().flatten().view(torch.uint8)
+            values.update(flat.numpy().data)
+    return f"{structure.hexdigest()[:16]}:{values.hexdigest()[:16]}"
+
+
+def check_fingerprint(plan: Plan, model: nn.Module) -> None:
+    """``ValueError`` if the plan was made for another model, saying whether architecture or weights differ."""
+    here = fingerprint(model)
+    if here == plan.fingerprint:
+        return
+    theirs, ours = plan.fingerprint.split(":"), here.split(":")
+    what = "other weights of this architecture" if theirs[0] == ours[0] else "another architecture"
+    raise ValueError(
+        f"this plan was made for {what} (plan {plan.fingerprint}, model {here}): "
+        "make a new plan for this model, or load the weights the plan was made for"
+    )

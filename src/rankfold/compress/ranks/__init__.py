@@ -1,0 +1,1 @@
+"""Budgets, and the rules that choose ranks within them."""

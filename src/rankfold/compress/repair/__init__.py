@@ -1,0 +1,1 @@
+"""After compression: BatchNorm statistics, blocks and whole networks trained towards the original."""

@@ -1,0 +1,189 @@
+"""Short training of each block to the output that it has in the original network, given the compressed one's inputs.
+
+After a sweep the layers of a block are each at their own optimum; together they can still do better, through the
+activations between them. No labels are needed, and one block at a time is in memory.
+"""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack, suppress
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from rankfold.batches import batches_of, check_rereadable, forward, tensors_in
+from rankfold.compress.layerwise.following import Reached
+from rankfold.costs import evaluating
+from rankfold.sites import factored_sites, unwrap, without_fused_attention
+
+Progress = Callable[[str, int, int], None]
+
+_CONTAINERS = (nn.Sequential, nn.ModuleList, nn.ModuleDict)
+
+
+@dataclass(frozen=True)
+class Tuned:
+    """One block: the squared error of its output over its energy, on all batches, before and after."""
+
+    block: str
+    before: float
+    after: float
+
+
+def tune_(
+    model: nn.Module,
+    original: nn.Module,
+    data: Any,
+    *,
+    steps: int = 64,
+    learning_rate: float = 1e-3,
+    samples: int | None = 2048,
+    batch_size: int = 128,
+    progress: Progress | None = None,
+) -> tuple[Tuned, ...]:
+    """Train the factored layers of ``model``, block after block, to the outputs of the same blocks of ``original``.
+
+    A block is a module in a list or sequence of modules (``nn.Sequential``, ``nn.ModuleList``) with factored layers in
+    it; the whole model where there is none. Adam for ``steps`` batches, its rate falling to zero; what is not factored
+    stays as it is, BatchNorm statistics too. Where the error over all batches has not fallen, the block is left as it
+    was. Mode and gradients are left as found. Cost: for each block one pass of both networks up to it, and ``steps``
+    steps of the block alone; memory: its inputs and outputs for all samples.
+    Raises ``ValueError`` for empty data, or where nothing is factored.
+    """
+    root, reference = unwrap(model), unwrap(original)
+    check_rereadable(data)
+    layers = {site.name: root.get_submodule(site.name) for site in factored_sites(root)}
+    if not layers:
+        raise ValueError("nothing in this model is factored: compress it first")
+    told = []
+    names = blocks(root, tuple(layers))
+    for done, name in enumerate(names):
+        trained = [p for layer, module in layers.items() if _within(layer, name) for p in module.parameters()]
+        told.append(_tune_block(root, reference, name, trained, data, steps, learning_rate, samples, batch_size))
+        if progress is not None:
+            progress("tuning blocks", done + 1, len(names))
+    return tuple(told)
+
+
+def blocks(root: nn.Module, layers: tuple[str, ...]) -> tuple[str, ...]:
+    """Names of the innermost blocks that hold one of ``layers`` and more than that; "" for the whole model."""
+    found: list[str] = []
+    for path, module in root.named_modules():
+        parent = path.rpartition(".")[0]
+        inside = path and isinstance(root.get_submodule(parent), _CONTAINERS)
+        holds = any(layer.startswith(f"{path}.") for layer in layers)
+        if (
+            inside
+            and holds
+            and not isinstance(module, _CONTAINERS)
+            and not any(_within(path, other) for other in found)
+        ):
+            found.append(path)
+    return tuple(found) or ("",)
+
+
+def _within(path: str, block: str) -> bool:
+    return not block or path == block or path.startswith(f"{block}.")
+
+
+@dataclass(frozen=True)
+class _Example:
+    args: Any
+    kwargs: Any
+    wanted: list[Tensor]
+
+
+def _tune_block(
+    root: nn.Module, reference: nn.Module, name: str, trained: list[nn.Parameter], data: Any, steps: int,
+    learning_rate: float, samples: int | None, batch_size: int,
+) -> Tuned:  # fmt: skip
+    block = root.get_submodule(name)
+    with ExitStack() as stack:
+        for network in (root, reference):
+            stack.enter_context(evaluating(network))
+        stack.enter_context(without_fused_attention())
+        examples = list(_examples(root, reference, name, data, samples, batch_size))
+        if not examples:
+            raise ValueError("the calibration data is empty: give at least one batch")
+        before = _error(block, examples)
+        kept = [parameter.detach().clone() for parameter in trained]
+        with torch.enable_grad(), _only(root, trained):
+            optimizer = torch.optim.Adam(trained, lr=learning_rate)
+            schedule = torch.optim.lr_scheduler.LinearLR(optimizer, 1.0, 0.0, max(steps, 1))
+            for step in range(steps):
+                example = examples[step % len(examples)]
+                loss = sum(_losses(block, example), torch.zeros(()))
+                optimizer.zero_grad()
+                loss.backward()
+                optimizer.step()
+                schedule.step()
+        after = _error(block, examples)
+        if not after < before:
+            with torch.no_grad():
+                for parameter, value in zip(trained, kept, strict=True):
+                    parameter.copy_(value)
+            after = before
+    return Tuned(name, before, after)
+
+
+def _examples(
+    root: nn.Module, reference: nn.Module, name: str, data: Any, samples: int | None, batch_size: int
+) -> Iterator[_Example]:
+    """What the block is given in the compressed network, and what it gives in the original, batch by batch."""
+    caught: dict[str, Any] = {}
+
+    def given(module: nn.Module, args: tuple, kwargs: dict) -> None:
+        caught["args"], caught["kwargs"] = copy.deepcopy((args, kwargs))
+        raise Reached
+
+    def gives(module: nn.Module, args: tuple, kwargs: dict, output: Any) -> None:
+        caught["output"] = [x.detach().clone() for x in tensors_in(output) if x.is_floating_point()]
+        raise Reached
+
+    with ExitStack() as stack:
+        hook = root.get_submodule(name).register_forward_pre_hook(given, with_kwargs=True)
+        stack.callback(hook.remove)
+        hook = reference.get_submodule(name).register_forward_hook(gives, with_kwargs=True)
+        stack.callback(hook.remove)
+        found = []
+        for batch in batches_of(data, batch_size, samples):
+            for network in (root, reference):
+                with suppress(Reached):
+                    forward(network, batch)
+            found.append(_Example(caught["args"], caught["kwargs"], caught["output"]))
+    yield from found
+
+
+def _losses(block: nn.Module, example: _Example) -> Iterator[Tensor]:
+    """Squared errors of the block's outputs, each over the energy that it should have."""
+    args, kwargs = copy.deepcopy((example.args, example.kwargs))  # a cache of keys and values grows with each call
+    output = block(*args, **kwargs)
+    given = [x for x in tensors_in(output) if x.is_floating_point()]
+    for x, wanted in zip(given, example.wanted, strict=True):
+        yield (x.float() - wanted.float()).square().sum() / wanted.float().square().sum().clamp_min(1e-30)
+
+
+@torch.no_grad()
+def _error(block: nn.Module, examples: list[_Example]) -> float:
+    return sum(float(loss) for example in examples for loss in _losses(block, example)) / len(examples)
+
+
+class _only:
+    """Within the block gradients are taken of some parameters and of no others."""
+
+    def __init__(self, root: nn.Module, trained: list[nn.Parameter]) -> None:
+        self.flags = [(parameter, parameter.requires_grad) for parameter in root.parameters()]
+        self.trained = {id(parameter) for parameter in trained}
+
+    def __enter__(self) -> None:
+        for parameter, _ in self.flags:
+            parameter.requires_grad_(id(parameter) in self.trained)
+
+    def __exit__(self, *_: object) -> None:
+        for parameter, flag in self.flags:
+            parameter.requires_grad_(flag)
+            parameter.grad = None

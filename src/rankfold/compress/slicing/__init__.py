@@ -1,0 +1,1 @@
+"""Factored networks made narrower inside their bottlenecks, without data."""

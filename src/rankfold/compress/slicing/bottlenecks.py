@@ -1,0 +1,260 @@
+"""What passes the bottlenecks of a factored network: enough to make them narrower later, without data."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Callable, Mapping
+from contextlib import ExitStack
+from dataclasses import dataclass
+from math import isqrt
+from typing import Any
+
+import torch
+from safetensors import SafetensorError
+from safetensors.torch import load as from_safetensors
+from safetensors.torch import save as to_safetensors
+from torch import Tensor, nn
+
+from rankfold.batches import batches_of, check_rereadable, forward, logits_of, size_of
+from rankfold.compress.absorb import Absorbers
+from rankfold.compress.methods.project import DAMPING, damped
+from rankfold.compress.metric import output_metrics
+from rankfold.costs import evaluating
+from rankfold.layers import FactoredConv, LowRankLinear
+from rankfold.linalg import Moments
+from rankfold.linalg.bottleneck import root_of, triangle
+from rankfold.sites import Site, bottleneck_rows, narrowable_sites, output_rows_alone, pair, unwrap, weights_of
+
+Progress = Callable[[str, int, int], None]
+_KEY = "rankfold.bottlenecks"
+
+
+@dataclass(frozen=True)
+class Bottleneck:
+    """What the data says of the activations z (…, q) that enter the second factor V of one layer.
+
+    ``root`` (…, q, q) lower, L Lᵀ = Cov z; ``mean`` (…, q). The metric D of the layer's outputs (see
+    ``rankfold.compress.metric``) as ``weighting`` (…, q, q) lower, W Wᵀ = Vᵀ D V, or, where that is smaller, as
+    ``outputs`` (m, m) lower or (m,), W Wᵀ = D; neither where no gradients came. ``norm``: the BatchNorm that takes the
+    layer's output with nothing in between.
+    """
+
+    root: Tensor
+    mean: Tensor
+    weighting: Tensor | None = None
+    outputs: Tensor | None = None
+    norm: str | None = None
+
+    @property
+    def comparable(self) -> bool:
+        """Whether errors are changes of the model's outputs, so that they compare between layers."""
+        return self.weighting is not None or self.outputs is not None
+
+    def weights(self, left: Tensor) -> Tensor:
+        """R (…, p, q), Rᵀ R = Vᵀ D V for V = ``left`` (…, m, q); V itself where there is no metric."""
+        if self.weighting is not None:
+            return self.weighting.mT
+        if self.outputs is None:
+            return left.double()
+        return self.outputs.unsqueeze(-1) * left if self.diagonal else self.outputs.mT @ left.double()
+
+    @property
+    def diagonal(self) -> bool:
+        """Whether ``outputs`` is a diagonal."""
+        return self.outputs is not None and self.outputs.ndim == self.root.ndim - 1
+
+
+@dataclass(frozen=True)
+class Bottlenecks:
+    """Bottlenecks by site name; ``mark`` is a hash of the factors that they were measured on.
+
+    ``energy``: mean over the samples of the squared distance of the model's outputs from their mean, in which predicted
+    changes of the outputs can be expressed; 0 if it is not known. ``unreached``: factored layers that the data never
+    reached.
+    """
+
+    sites: Mapping[str, Bottleneck]
+    mark: str
+    samples: int
+    energy: float = 0.0
+    unreached: tuple[str, ...] = ()
+
+    def to_bytes(self) -> bytes:
+        """One safetensors file of float32: triangles row by row. ``from_bytes`` is the inverse."""
+        tensors: dict[str, Tensor] = {}
+        for name, known in self.sites.items():
+            packed = {"root": _packed(known.root), "mean": known.mean}
+            if known.weighting is not None:
+                packed["weighting"] = _packed(known.weighting)
+            if known.outputs is not None:
+                packed |= {"diagonal": known.outputs} if known.diagonal else {"outputs": _packed(known.outputs)}
+            tensors |= {f"{name}|{key}": value.float().contiguous() for key, value in packed.items()}
+        note = {
+            "mark": self.mark,
+            "samples": self.samples,
+            "energy": self.energy,
+            "unreached": list(self.unreached),
+            "norms": {name: known.norm for name, known in self.sites.items() if known.norm is not None},
+        }
+        return to_safetensors(tensors, metadata={_KEY: json.dumps(note, sort_keys=True)})
+
+    @classmethod
+    def from_bytes(cls, data: bytes) -> Bottlenecks:
+        """``ValueError`` in one line for anything that ``to_bytes`` did not write."""
+        try:
+            length = int.from_bytes(data[:8], "little")
+            note = json.loads((json.loads(data[8 : 8 + length]).get("__metadata__") or {})[_KEY])
+            states: dict[str, dict[str, Tensor]] = {}
+            for full, value in from_safetensors(data).items():
+                name, _, key = full.rpartition("|")
+                states.setdefault(name, {})[key] = value.double()
+            found = {name: _bottleneck(state, note["norms"].get(name)) for name, state in states.items()}
+            unreached = tuple(str(name) for name in note["unreached"])
+            return cls(found, str(note["mark"]), int(note["samples"]), float(note["energy"]), unreached)
+        except (SafetensorError, KeyError, ValueError, AttributeError, TypeError) as error:
+            raise ValueError(f"damaged or no bottlenecks of rankfold ({error})") from None
+
+
+def _packed(lower: Tensor) -> Tensor:
+    rows, columns = torch.tril_indices(*lower.shape[-2:])
+    return lower[..., rows, columns]
+
+
+def _unpacked(flat: Tensor) -> Tensor:
+    size = (isqrt(8 * flat.shape[-1] + 1) - 1) // 2
+    if size * (size + 1) // 2 != flat.shape[-1]:
+        raise ValueError(f"{flat.shape[-1]} numbers are no triangle")
+    lower = flat.new_zeros(*flat.shape[:-1], size, size)
+    rows, columns = torch.tril_indices(size, size)
+    lower[..., rows, columns] = flat
+    return lower
+
+
+def _bottleneck(state: Mapping[str, Tensor], norm: str | None) -> Bottleneck:
+    if not all(bool(value.isfinite().all()) for value in state.values()):
+        raise ValueError("values that are not finite")
+    root = _unpacked(state["root"])
+    if state["mean"].shape != root.shape[:-1]:
+        raise ValueError("shapes that do not belong together")
+    weighting = _unpacked(state["weighting"]) if "weighting" in state else None
+    outputs = _unpacked(state["outputs"]) if "outputs" in state else state.get("diagonal")
+    return Bottleneck(root, state["mean"], weighting, outputs, norm)
+
+
+def factor_mark(model: nn.Module) -> str:
+    """A hash of the weights of every layer that can become narrower: what bottlenecks belong to. One pass over them."""
+    digest = hashlib.sha256()
+    for site in narrowable_sites(unwrap(model)):
+        for weight in weights_of(unwrap(model).get_submodule(site.name)):
+            digest.update(f"{site.name}{tuple(weight.shape)}{weight.dtype};".encode())
+            digest.update(weight.detach().cpu().contiguous().flatten().view(torch.uint8).numpy().data)
+    return digest.hexdigest()[:16]
+
+
+def bottlenecks(
+    model: nn.Module,
+    data: Any,
+    *,
+    samples: int = 2048,
+    metric_samples: int = 1024,
+    batch_size: int = 128,
+    progress: Progress | None = None,
+) -> Bottlenecks:
+    """Measure the bottlenecks of a network that a plan was applied to, on ``data`` without labels, in eval mode.
+
+    ``data``: anything ``rankfold.batches.batches_of`` understands. Measure after fine-tuning: they belong to the
+    weights as they are. Cost: the forward passes, one backward pass over ``metric_samples`` (0 for none), and q² for
+    each row at each factored layer, q its rank (times the kernel's width for a spatial pair). Raises ``ValueError`` for
+    empty data, and for activations that are not finite, naming the layer. Hooks, mode and gradients are left as found.
+    """
+    root = unwrap(model)
+    if metric_samples:
+        check_rereadable(data)
+    found = narrowable_sites(root)
+    moments: dict[str, Moments] = {}
+    spread = _Spread()
+    absorbers = Absorbers()
+
+    def watch(site: Site, module: nn.Module) -> Callable[..., None]:
+        def inside(stage: nn.Module, args: tuple) -> None:
+            take(bottleneck_rows(module, args[0]))
+
+        def behind(layer: nn.Module, args: tuple, output: Tensor) -> None:
+            take(output_rows_alone(module, output))
+
+        def take(rows: Tensor) -> None:
+            if not bool(rows.isfinite().all()):
+                raise ValueError(f"{site.title}: activations in {rows.dtype} are not finite on the calibration data")
+            if site.name not in moments:
+                moments[site.name] = Moments(rows.shape[-1], groups=rows.shape[0] if rows.dim() == 3 else None)
+            moments[site.name].update(rows)
+
+        return inside if isinstance(module, LowRankLinear | FactoredConv) else behind
+
+    def produced(name: str) -> Callable[..., None]:
+        return lambda module, args, output: absorbers.produced(name, output)
+
+    seen = 0
+    with ExitStack() as stack:
+        stack.enter_context(evaluating(root))
+        for site in found:
+            module: Any = root.get_submodule(site.name)
+            if isinstance(module, LowRankLinear | FactoredConv):
+                up = root.get_submodule(f"{site.name}.up")
+                stack.callback(up.register_forward_pre_hook(watch(site, module)).remove)
+            else:
+                stack.callback(module.register_forward_hook(watch(site, module)).remove)
+            stack.callback(module.register_forward_hook(produced(site.name)).remove)
+        absorbers.watch_norms(root, stack)
+        for batch in batches_of(data, batch_size, samples):
+            spread.add(logits_of(forward(root, batch)))
+            seen += size_of(batch)
+            if progress is not None:
+                progress("measuring bottlenecks", seen, samples)
+    if not seen:
+        raise ValueError("the calibration data is empty: give at least one batch")
+    metrics = output_metrics(root, data, found, metric_samples, batch_size, progress) if metric_samples else {}
+    reached = {
+        site.name: _measured(root, site, moments[site.name], metrics.get(site.name), absorbers.of(site.name))
+        for site in found
+        if site.name in moments
+    }
+    unreached = tuple(site.name for site in found if site.name not in moments)
+    return Bottlenecks(reached, factor_mark(root), seen, spread.energy / seen, unreached)
+
+
+def _measured(root: nn.Module, site: Site, moments: Moments, metric: Tensor | None, norm: str | None) -> Bottleneck:
+    covariance = (moments.covariance_sum / moments.count).cpu()
+    metric = damped(None if metric is None else metric.cpu(), DAMPING)
+    known = Bottleneck(root_of(covariance), moments.mean.cpu(), norm=norm)
+    if metric is None:
+        return known
+    left = pair(root.get_submodule(site.name))[1].double().cpu()
+    q, m = left.shape[-1], left.shape[-2]
+    if metric.ndim == left.ndim - 1:  # a diagonal
+        return Bottleneck(known.root, known.mean, outputs=metric.sqrt(), norm=norm)
+    half = root_of(metric)
+    if m < q:
+        return Bottleneck(known.root, known.mean, outputs=half, norm=norm)
+    return Bottleneck(known.root, known.mean, weighting=triangle(left.mT @ half), norm=norm)
+
+
+class _Spread:
+    """Σ ‖z − mean z‖² of the model's outputs, each less its mean over the last axis, as the output metrics have it."""
+
+    def __init__(self) -> None:
+        self.count, self.squares, self.total = 0, 0.0, torch.zeros(())
+
+    def add(self, outputs: Tensor) -> None:
+        if not outputs.is_floating_point():
+            return
+        rows = (outputs if outputs.dim() > 1 else outputs.reshape(-1, 1)).double().flatten(0, -2)
+        rows = rows - rows.mean(-1, keepdim=True) if rows.shape[-1] > 1 else rows
+        self.count += len(rows)
+        self.squares += float(rows.square().sum())
+        self.total = self.total + rows.sum(0).cpu()
+
+    @property
+    def energy(self) -> float:
+        return max(0.0, self.squares - float(self.total.square().sum()) / self.count) if self.count else 0.0

@@ -1,0 +1,1 @@
+"""Convex programs that fit a matrix of low norm, with certificates."""

@@ -1,0 +1,1 @@
+"""Compressed deep linear networks: tables and figures."""

@@ -1,0 +1,1 @@
+"""Neural rank collapse: figures."""

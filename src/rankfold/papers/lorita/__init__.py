@@ -1,0 +1,1 @@
+"""LoRITa: tables and figures."""

@@ -1,0 +1,1 @@
+"""The study of why the layers of a network are low-rank."""

@@ -1,0 +1,1 @@
+"""Trainings from a configuration, and grids of them."""

@@ -1,0 +1,121 @@
+"""The directory of a training run: claimed by its configuration, complete when it holds result.json."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import asdict, dataclass, fields
+from pathlib import Path
+from typing import Any
+
+from rankfold.files import write_atomically
+from rankfold.pipeline.trainings.config import ConfigError, TrainConfig, parse, read
+
+# What may differ between two commands that continue each other.
+FREE = ("out", "threads", "device", "download", "tensorboard")
+_OWN = ("result.json", "model.safetensors", "spectra.*", "checkpoint*", "metrics.jsonl", "config.yaml")
+
+
+@dataclass(frozen=True)
+class TrainResult:
+    """What a run reached: all figures are of the folded, ordinary network in `model.safetensors`.
+
+    Accuracies in [0, 1], losses in nats. `best_epoch`: whose weights were kept, by validation; 0 is the start. The
+    test split was seen once, by the end. `params` of the ordinary network, `trained_params` with all factors.
+    `seconds`: of all epochs. `warning`: a sentence if training broke down (None: it did not).
+    """
+
+    model: str
+    data: str
+    depth: int
+    weight_decay: float
+    seed: int
+    epochs: int
+    best_epoch: int
+    validation_accuracy: float
+    validation_loss: float
+    test_accuracy: float
+    test_loss: float
+    params: int
+    trained_params: int
+    seconds: float
+    device: str
+    threads: int
+    processes: int
+    warning: str | None
+    directory: str
+
+    def to_dict(self) -> dict[str, Any]:
+        """What `rankfold train --json` prints and `result.json` holds."""
+        return asdict(self)
+
+
+def claim(config: TrainConfig, restart: bool) -> None:
+    """Make `config.out` the place of this run: new, or the same one again.
+
+    Raises ConfigError for a directory with other files in it, and, unless `restart`, for one that holds a run of
+    another configuration. `restart` removes what the earlier run wrote.
+    A run that failed before it began (a missing file) is in nobody's way.
+    """
+    place = Path(config.out)
+    file = place / "config.yaml"
+    if place.exists() and not place.is_dir():
+        raise ConfigError(f"out: {place} is a file; give a directory")
+    if place.exists() and not file.exists() and any(not path.name.startswith(".") for path in place.iterdir()):
+        raise ConfigError(f"out: {place} is not empty and holds no run of rankfold: give another directory")
+    begun = (place / "checkpoint.json").exists() or (place / "result.json").exists()
+    if file.exists() and (restart or not begun):
+        forget(place)
+    elif file.exists():
+        differing = _differing(config, file)
+        if differing:
+            raise ConfigError(
+                f"{place} holds a run with another configuration ({', '.join(differing)}): give another directory with "
+                "--out DIR, or --restart to replace it"
+            )
+        return
+    write_atomically(file, config.to_yaml().encode())
+
+
+def forget(place: Path) -> None:
+    """Remove what a run wrote, result first: what is left meanwhile is an unfinished run, or none."""
+    for pattern in _OWN:
+        for file in place.glob(pattern):
+            file.unlink()
+    for file in (place / "tensorboard").glob("events.out.*"):
+        file.unlink()
+
+
+def read_result(place: Path) -> TrainResult | None:
+    """The result of a finished run, None of an unfinished one; ConfigError if the file is damaged."""
+    file = place / "result.json"
+    if not file.exists():
+        return None
+    try:
+        values = json.loads(file.read_text(encoding="utf-8"))
+        return TrainResult(
+            **{field.name: values[field.name] for field in fields(TrainResult)} | {"directory": str(place)}
+        )
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise ConfigError(f"{file}: damaged ({error}): --restart replaces the run") from None
+
+
+def write_result(place: Path, result: TrainResult) -> None:
+    text = json.dumps(result.to_dict(), indent=1, ensure_ascii=False)
+    write_atomically(place / "result.json", f"{text}\n".encode())
+
+
+def finished(config: TrainConfig) -> TrainResult | None:
+    """The result that is there already for just this configuration; None if there is none."""
+    place = Path(config.out)
+    if not (place / "config.yaml").exists() or _differing(config, place / "config.yaml"):
+        return None
+    return read_result(place)
+
+
+def _differing(config: TrainConfig, file: Path) -> list[str]:
+    before, now = parse(read(file), file).to_dict(), config.to_dict()
+    return [
+        f"{key} was {before.get(key)!r} and is {value!r}"
+        for key, value in now.items()
+        if key not in FREE and before.get(key) != value
+    ]

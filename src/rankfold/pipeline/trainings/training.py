@@ -1,0 +1,267 @@
+"""One training run from its configuration to the files of its directory; resumable, alone or under torchrun."""
+
+from __future__ import annotations
+
+import itertools
+import os
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack, contextmanager
+from pathlib import Path
+
+import torch
+from safetensors.torch import save
+from torch import nn
+
+from rankfold.files import write_atomically
+from rankfold.induce import fold_, overparametrize_
+from rankfold.pipeline.tell import Tell
+from rankfold.pipeline.trainings.config import ConfigError, TrainConfig
+from rankfold.pipeline.trainings.rundir import TrainResult, claim, read_result, write_result
+from rankfold.record import SpectrumRecorder
+from rankfold.report.quantities import percent
+from rankfold.train import Epoch, History, Progress, TrainingError, checkpoint, evaluate, fit
+from rankfold.train.parallel import Team, joined
+from rankfold.train.randomness import seeded
+from rankfold.zoo import Data, load_data, load_weights, resolve
+
+
+def train(config: TrainConfig, *, restart: bool = False, tell: Tell | None = None) -> TrainResult:
+    """Train what `config` asks for and leave the finished run in `config.out`.
+
+    There: `config.yaml`, `metrics.jsonl` (a line for each epoch), `checkpoint*`, `model.safetensors` (the ordinary
+    network, folded, of the best epoch on the validation split), `result.json`, and, where asked for,
+    `spectra.{safetensors,csv,svg}` and `tensorboard/`. Each file is whole or absent; `result.json` comes last. The same
+    call resumes an interrupted run and computes, on the same machine with the same number of threads, the same
+    weights; a finished one is only read back. Under torchrun every process makes this call; the first alone writes.
+
+    Raises `ConfigError`, `ZooError`, `TrainingError` with one sentence. A loss that is not finite is a TrainingError:
+    the checkpoint of the last good epoch stays.
+    """
+    device = _device(config.device)
+    with _threads(config.threads), joined(device) as team:
+        tell = tell if tell is not None and team.first else Tell()
+        place = Path(config.out)
+        team.shared(lambda: claim(config, restart))
+        done = team.shared(lambda: read_result(place))
+        if done is not None:
+            tell.say(f"{place} holds the finished run: nothing to do")
+            return done
+        if config.download:
+            team.shared(lambda: _load(config, tell) and None)
+        with team.agreed():
+            data = _load(config, tell)
+            model = built(config, data).to(device)
+            teacher = None if config.teacher is None else _teacher(config, data).to(device)
+        size = sum(parameter.numel() for parameter in model.parameters())
+        history = _fitted(config, model, data, teacher, place, tell, team)
+        fold_(model)
+        return team.shared(lambda: _delivered(config, model, data, history, size, team, tell))
+
+
+def built(config: TrainConfig, data: Data) -> nn.Module:
+    """The network before its first step, a function of the seed: drawn or loaded, and over-parametrised."""
+    seed = config.recipe.seed
+    generator = torch.Generator().manual_seed(seed)
+    model = _network(config.model, data, seed, generator)
+    if config.weights is not None:
+        load_weights(model, config.weights)
+    if config.depth > 1:
+        overparametrize_(
+            model,
+            config.depth,
+            config.where,
+            start=config.start,  # type: ignore[arg-type]  # checked there
+            inner=config.inner,  # type: ignore[arg-type]
+            generator=generator,
+        )
+    return model
+
+
+def _network(spec: str, data: Data, seed: int, generator: torch.Generator | None = None) -> nn.Module:
+    if ":" in spec:
+        with seeded(seed, torch.device("cpu"), ()):
+            return resolve(spec).model
+    return resolve(spec, classes=data.classes, in_channels=data.channels, generator=generator).model
+
+
+def _teacher(config: TrainConfig, data: Data) -> nn.Module:
+    assert config.teacher is not None
+    teacher = _network(config.teacher.model or config.model, data, 0)
+    load_weights(teacher, config.teacher.weights)
+    return teacher
+
+
+def _load(config: TrainConfig, tell: Tell) -> Data:
+    return load_data(config.data, download=config.download, progress=tell.progress)
+
+
+def _fitted(
+    config: TrainConfig, model: nn.Module, data: Data, teacher: nn.Module | None, place: Path, tell: Tell, team: Team
+) -> History:
+    """Train, with whatever watches; TrainingError where the loss was not finite."""
+    with ExitStack() as stack:
+        watching = [_narrator(tell)]
+        if config.record_spectra and team.first:
+            watching.append(stack.enter_context(_recording(model, place)))
+        if config.tensorboard and team.first:
+            watching.append(stack.enter_context(_board(place)))
+
+        def progress(now: Progress) -> None:
+            for watch in watching:
+                watch(now)
+
+        history = fit(
+            model, data.train, data.validation, config.recipe, teacher=teacher, directory=place, progress=progress
+        )
+    if history.resumed_from and history.resumed_from == len(history.epochs) and history.stopped is None:
+        tell.say(f"all {len(history.epochs)} epochs were done already")
+    if history.stopped is None:
+        return history
+    kept = ""
+    if history.best_epoch:
+        fold_(model)
+        team.shared(lambda: _save(model, place))
+        kept = f"; the best weights so far, of epoch {history.best_epoch}, are in {place / 'model.safetensors'}"
+    raise TrainingError(f"{history.stopped}. The checkpoint of epoch {len(history.epochs)} stays in {place}{kept}")
+
+
+def _narrator(tell: Tell) -> Callable[[Progress], None]:
+    """Batches as progress with the time left; a sentence for each epoch."""
+    events = itertools.count()
+
+    def watch(now: Progress) -> None:
+        if next(events) == 0 and now.epoch > 1:
+            tell.say(f"resuming after epoch {now.epoch - 1} of {now.epochs}")
+        tell.progress("training", (now.epoch - 1) * now.batches + now.batch, now.epochs * now.batches)
+        if now.finished is None:
+            return
+        end = now.finished
+        accuracy = "" if end.validation_accuracy is None else f", validation {percent(end.validation_accuracy, 2)}"
+        left = end.seconds * (now.epochs - now.epoch)
+        tell.say(
+            f"epoch {now.epoch} of {now.epochs}: loss {end.train_loss:.4f}{accuracy}, {end.seconds:.1f} s"
+            + (f", about {duration(left)} left" if left else "")
+        )
+
+    return watch
+
+
+def duration(seconds: float) -> str:
+    """75 → 1 min 15 s."""
+    whole = round(seconds)
+    if whole < 60:
+        return f"{whole} s"
+    if whole < 3600:
+        return f"{whole // 60} min {whole % 60} s"
+    return f"{whole // 3600} h {whole % 3600 // 60} min"
+
+
+@contextmanager
+def _recording(model: nn.Module, place: Path) -> Iterator[Callable[[Progress], None]]:
+    """Spectra at the start and after every epoch; their file goes with the checkpoint, table and picture come last."""
+    file = place / "spectra.safetensors"
+    recorder = SpectrumRecorder.load(file, model) if file.exists() else SpectrumRecorder(model)
+    with recorder:
+        if not file.exists():
+            recorder.step(0)
+            recorder.save(file)
+        saved = checkpoint.load(place)
+        if saved is not None and recorder.frame()["epoch"].max() < len(saved["epochs"]):
+            model.load_state_dict(saved["model"])  # as `fit` will; killed between the checkpoint and its record
+            recorder.step(len(saved["epochs"]))
+
+        def watch(now: Progress) -> None:
+            if now.finished is not None:
+                recorder.step(now.epoch)
+                recorder.save(file)
+
+        yield watch
+        write_atomically(place / "spectra.csv", recorder.frame().to_csv(index=False).encode())
+        recorder.plot(place / "spectra.svg")
+
+
+@contextmanager
+def _board(place: Path) -> Iterator[Callable[[Progress], None]]:
+    try:
+        from torch.utils.tensorboard import SummaryWriter
+    except ImportError:
+        raise ConfigError(
+            "tensorboard: the package is not installed: pip install 'rankfold[tensorboard]', or tensorboard: false"
+        ) from None
+    with SummaryWriter(str(place / "tensorboard")) as writer:
+
+        def watch(now: Progress) -> None:
+            if now.finished is not None:
+                for name, value in _scalars(now.finished).items():
+                    writer.add_scalar(name, value, now.epoch)
+                writer.flush()
+
+        yield watch
+
+
+def _scalars(epoch: Epoch) -> dict[str, float]:
+    return {name: value for name, value in epoch.to_dict().items() if name != "epoch" and value is not None}
+
+
+def _delivered(
+    config: TrainConfig, model: nn.Module, data: Data, history: History, trained: int, team: Team, tell: Tell
+) -> TrainResult:
+    """The only place that sees the test split."""
+    place = Path(config.out)
+    validation = evaluate(model, data.validation, role="validation")
+    test = evaluate(model, data.test, role="test")
+    result = TrainResult(
+        model=config.model,
+        data=config.data,
+        depth=config.depth,
+        weight_decay=config.recipe.weight_decay,
+        seed=config.recipe.seed,
+        epochs=len(history.epochs),
+        best_epoch=history.best_epoch,
+        validation_accuracy=validation.accuracy,
+        validation_loss=validation.loss,
+        test_accuracy=test.accuracy,
+        test_loss=test.loss,
+        params=sum(parameter.numel() for parameter in model.parameters()),
+        trained_params=trained,
+        seconds=history.seconds,
+        device=str(team.device),
+        threads=torch.get_num_threads(),
+        processes=team.size,
+        warning=history.warning,
+        directory=str(place),
+    )
+    _save(model, place)
+    write_result(place, result)
+    return result
+
+
+def _save(model: nn.Module, place: Path) -> None:
+    """The ordinary state dict; tied tensors under each of their names, as `load_weights` wants them."""
+    state = {name: value.detach().cpu().contiguous().clone() for name, value in model.state_dict().items()}
+    write_atomically(place / "model.safetensors", save(state))
+
+
+def _device(name: str) -> torch.device:
+    if name == "auto":
+        name = "cuda" if torch.cuda.is_available() else "cpu"
+    try:
+        device = torch.device(name)
+    except RuntimeError:
+        raise ConfigError(f"device: {name!r} is none that torch knows: auto, cpu or cuda") from None
+    if device.type == "cuda":
+        if not torch.cuda.is_available():
+            raise ConfigError("device: torch finds no CUDA here: device: cpu, or auto")
+        device = torch.device("cuda", int(os.environ.get("LOCAL_RANK", device.index or 0)))
+        torch.cuda.set_device(device)
+    return device
+
+
+@contextmanager
+def _threads(count: int | None) -> Iterator[None]:
+    before = torch.get_num_threads()
+    torch.set_num_threads(count or before)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(before)

@@ -1,0 +1,313 @@
+"""`rankfold train`: from a YAML file to a whole run directory, killed and resumed, and one line for bad input."""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import signal
+import subprocess
+import sys
+
+import pandas as pd
+import pytest
+import torch
+import yaml
+from commands import failed, rankfold, succeeded
+from safetensors.torch import load_file
+
+from rankfold.induce import LORITA
+from rankfold.pipeline.trainings.config import ConfigError, at_key, overridden, parse, with_key
+from rankfold.pipeline.trainings.training import duration
+from rankfold.record import SpectrumRecorder
+from rankfold.train import Augment, Recipe, evaluate
+from rankfold.zoo import load_data, load_weights, model
+
+CONFIG = """
+model: digits-cnn
+depth: 3
+epochs: 3
+batch_size: 64
+schedule: plateau
+plateau: {factor: 0.5, patience: 0, threshold: 0.5}
+record_spectra: true
+out: run
+"""
+
+
+@pytest.fixture
+def here(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "run.yaml").write_text(CONFIG)
+    return tmp_path
+
+
+@pytest.fixture(scope="module")
+def finished(tmp_path_factory):
+    """A directory with the finished run of CONFIG, and what the command printed."""
+    place = tmp_path_factory.mktemp("finished")
+    (place / "run.yaml").write_text(CONFIG)
+    return place, succeeded("train", place / "run.yaml", "-o", place / "run")
+
+
+def test_a_run_directory_holds_all_and_the_ordinary_network(finished):
+    place, printed = finished
+    run = place / "run"
+    assert sorted(path.name for path in run.iterdir()) == [
+        "checkpoint-0003.pt", "checkpoint.json", "config.yaml", "metrics.jsonl", "model.safetensors", "result.json",
+        "spectra.csv", "spectra.safetensors", "spectra.svg",
+    ]  # fmt: skip
+    assert json.loads((run / "result.json").read_text()) == printed
+    network, data = model("digits-cnn"), load_data("digits")
+    load_weights(network, run / "model.safetensors")
+    score = evaluate(network, data.test)
+    assert printed["test_accuracy"] == score.accuracy > 0.8
+    assert printed["params"] == sum(p.numel() for p in network.parameters()) < printed["trained_params"]
+    assert evaluate(network, data.validation).accuracy == printed["validation_accuracy"]
+    assert printed["warning"] is None
+    metrics = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
+    assert [line["epoch"] for line in metrics] == [1, 2, 3]
+    assert sorted(pd.read_csv(run / "spectra.csv")["epoch"].unique()) == [0, 1, 2, 3]
+    written = yaml.safe_load((run / "config.yaml").read_text())
+    assert written["data"] == "digits"
+    assert written["decay"] == "coupled"
+    assert parse(written).to_dict() == written
+
+
+def test_other_verbs_take_what_was_trained(finished):
+    found = succeeded("analyze", "digits-cnn", "--weights", finished[0] / "run" / "model.safetensors", "--no-plots")
+    recorded = pd.read_csv(finished[0] / "run" / "spectra.csv")
+    best = recorded[recorded["epoch"] == finished[1]["best_epoch"]].set_index("site")
+    for row in found["sites"]:
+        assert row["effective_rank"] == pytest.approx(best["effective_rank"][row["site"]], rel=1e-4)
+
+
+def test_a_finished_run_is_read_back_and_another_configuration_refused(finished):
+    place, printed = finished
+    command = ("train", place / "run.yaml", "-o", place / "run")
+    before = (place / "run" / "model.safetensors").stat().st_mtime_ns
+    assert succeeded(*command) == printed
+    text = rankfold(*command)
+    assert "nothing to do" in text.stderr
+    assert "test accuracy" in text.stdout
+    assert "rankfold compress digits-cnn --weights" in text.stdout
+    said = failed(*command, "--set", "learning_rate=0.01")
+    assert f"learning_rate was {LORITA.learning_rate} and is 0.01" in said
+    assert "--restart" in said
+    assert (place / "run" / "model.safetensors").stat().st_mtime_ns == before
+
+
+KILLED = """
+import os, signal, sys
+from rankfold.train.run import Run
+finish = Run.finish
+def killed(self, record):
+    finish(self, record)
+    if record.epoch == 2:
+        os.kill(os.getpid(), signal.SIGKILL)
+Run.finish = killed
+from rankfold.cli.main import main
+sys.argv = ["rankfold", "train", "run.yaml"]
+main()
+"""
+
+
+def test_a_killed_process_is_taken_up_and_ends_with_the_very_same_weights(finished, here):
+    environment = os.environ | {"OMP_NUM_THREADS": "1"}
+    died = subprocess.run([sys.executable, "-c", KILLED], env=environment, capture_output=True, text=True, check=False)
+    assert died.returncode == -signal.SIGKILL, died.stderr
+    assert not (here / "run" / "result.json").exists()
+    assert not (here / "run" / "model.safetensors").exists()
+    result = rankfold("train", "run.yaml", "--json")
+    assert result.exit_code == 0, result.stderr
+    assert "resuming after epoch 2 of 3" in result.stderr
+    assert "epoch 2 of 3:" not in result.stderr
+    place, printed = finished
+    again = json.loads(result.stdout)
+    assert {**again, "seconds": 0, "directory": ""} == {**printed, "seconds": 0, "directory": ""}
+    whole, resumed = (load_file(run / "model.safetensors") for run in (place / "run", here / "run"))
+    assert whole.keys() == resumed.keys()
+    assert all(torch.equal(whole[name], resumed[name]) for name in whole)
+    frames = [SpectrumRecorder.load(run / "spectra.safetensors").frame() for run in (place / "run", here / "run")]
+    pd.testing.assert_frame_equal(*frames)
+
+
+def test_restart_begins_anew(here):
+    short = ("--set", "epochs=1", "--set", "depth=1", "--set", "schedule=cosine", "--set", "plateau=null",
+             "--set", "record_spectra=false")  # fmt: skip
+    first = succeeded("train", "run.yaml", *short)
+    (here / "run" / "spectra.svg").write_text("of an earlier run")
+    other = succeeded("train", "run.yaml", *short, "--set", "seed=1", "--restart")
+    assert (first["seed"], other["seed"]) == (0, 1)
+    assert first["validation_loss"] != other["validation_loss"]
+    assert not (here / "run" / "spectra.svg").exists()
+    (here / "run" / "result.json").write_text("{")
+    assert "--restart" in failed("train", "run.yaml", *short, "--set", "seed=1")
+
+
+def test_tensorboard_and_starting_from_weights_and_a_teacher(finished, here):
+    weights = finished[0] / "run" / "model.safetensors"
+    (here / "more.yaml").write_text(
+        f"model: digits-cnn\nepochs: 1\nbatch_size: 256\nlearning_rate: 1.0e-6\nweights: {weights}\nout: more\n"
+        f"teacher: {{weights: {weights}}}\ndistill: {{temperature: 2}}\ntensorboard: true\n"
+    )
+    result = succeeded("train", "more.yaml")
+    assert result["validation_accuracy"] >= finished[1]["validation_accuracy"] - 0.02
+    assert result["trained_params"] == result["params"]
+    (events,) = (here / "more" / "tensorboard").iterdir()
+    assert b"validation_accuracy" in events.read_bytes()
+
+
+def test_a_missing_tensorboard_is_said(here, monkeypatch):
+    monkeypatch.setitem(sys.modules, "torch.utils.tensorboard", None)
+    assert "rankfold[tensorboard]" in failed("train", "run.yaml", "--set", "tensorboard=true")
+
+
+def test_a_run_that_breaks_down_is_told_with_its_result(here):
+    steep = ("epochs=1", "learning_rate=3", "warmup=0", "depth=1", "record_spectra=false")
+    command = ("train", "run.yaml", *(part for setting in steep for part in ("--set", setting)))
+    assert "sits at chance" in succeeded(*command)["warning"]
+    assert "warning: the run sits at chance" in rankfold(*command).stdout
+
+
+POISONED = """
+import torch
+from torch import nn
+
+class Poisoned(nn.Module):
+    # NaN from its fourth step of training on
+    def __init__(self):
+        super().__init__()
+        self.inner, self.steps = nn.Linear(64, 10), 0
+    def forward(self, x):
+        self.steps += self.training
+        return self.inner(x.flatten(1)) + (float("nan") if self.steps > 3 else 0.0)
+
+def net():
+    return Poisoned()
+"""
+
+
+def test_a_loss_that_is_not_finite_keeps_the_checkpoint_and_the_best_weights(here):
+    (here / "poisoned.py").write_text(POISONED)
+    (here / "poisoned.yaml").write_text(
+        "model: poisoned:net\ndata: digits\nepochs: 2\nbatch_size: 512\nschedule: constant\nout: run\n"
+    )
+    said = failed("train", "poisoned.yaml")
+    assert "training stopped in epoch 2, batch 2 of 2: the loss is nan" in said
+    assert "clip_norm" in said
+    assert "checkpoint of epoch 1 stays in run" in said
+    assert "of epoch 1, are in run/model.safetensors" in said
+    assert not (here / "run" / "result.json").exists()
+    kept = load_file(here / "run" / "model.safetensors")
+    assert all(bool(value.isfinite().all()) for value in kept.values())
+    onward = ("--set", "weights=run/model.safetensors", "--set", "epochs=1", "-o", "onward")
+    succeeded("train", "poisoned.yaml", *onward)
+    # the same command takes the run up: this process has a new network, whose fourth step is beyond the end
+    assert succeeded("train", "poisoned.yaml")["epochs"] == 2
+
+
+@pytest.mark.parametrize(
+    ("settings", "words"),
+    [
+        (["weigth_decay=1e-3"], ("unknown key weigth_decay", "did you mean weight_decay")),
+        (["augment.flp=true"], ("unknown key augment.flp", "augment.flip")),
+        (["zzz=1"], ("unknown key zzz", "known: model, data")),
+        (["depth=0"], ("depth", "at least 2 factors, got 0")),
+        (["depth=2.5"], ("depth", "got 2.5")),
+        (["depth=true"], ("depth", "got True")),
+        (["model=null"], ("model", "valid string")),
+        (["model=resnet21"], ("unknown model 'resnet21'",)),
+        (["model=mine:net", "data=null"], ("key data is missing", "mine:net")),
+        (["data=letters"], ("unknown data set 'letters'",)),
+        (["optimizer=lion"], ("optimizer", "'sgd', 'adam' or 'adamw'", "'lion'")),
+        (["optimizer=adamw", "decay=coupled"], ("that of adamw is decoupled", "coupled is adam and sgd")),
+        (["warmup=2"], ("warmup must be a fraction",)),
+        (["augment=true"], ("augment", "give its keys")),
+        (["distill.weight=0.5"], ("teacher", "is missing beside distill")),
+        (["weights=none.safetensors"], ("no file none.safetensors",)),
+        (["start=warm"], ("start must be one of balanced",)),
+        (["where=nothing.*"], ("matches no site of the model",)),
+        (["device=abacus"], ("device", "'abacus'")),
+        (["schedule=cosine"], ("plateau must be left out",)),
+        (["epochs"], ("--set epochs", "KEY=VALUE")),
+        (["model=[", ""], ("--set model=[", "not YAML")),
+    ],
+    ids=lambda value: str(value[0]),
+)
+def test_bad_input_is_one_line_before_any_file(here, settings, words):
+    line = failed("train", "run.yaml", *(part for setting in settings for part in ("--set", setting)))
+    assert all(word in line for word in words), line
+    assert not (here / "run" / "checkpoint.json").exists()
+
+
+def test_a_mended_configuration_takes_the_place_of_one_that_never_ran(here):
+    short = ("--set", "epochs=1", "--set", "record_spectra=false")
+    assert "no file none.pt" in failed("train", "run.yaml", *short, "--set", "weights=none.pt")
+    assert succeeded("train", "run.yaml", *short)["epochs"] == 1
+
+
+def test_bad_files_are_one_line(here):
+    assert "none.yaml: No such file" in failed("train", "none.yaml")
+    for text, word in (
+        ("model: [", "not YAML"),
+        ("- model", "a mapping"),
+        ("", "a mapping"),
+        ("epochs: 3", "model is"),
+    ):
+        (here / "bad.yaml").write_text(text)
+        assert word in failed("train", "bad.yaml")
+    (here / "bad.yaml").write_text("model: digits-cnn")
+    assert re.search("key out is missing: .*--out DIR", failed("train", "bad.yaml"))
+    (here / "full").mkdir()
+    (here / "full" / "thesis.tex").write_text("mine")
+    assert "holds no run of rankfold" in failed("train", "run.yaml", "-o", "full")
+    assert "is a file" in failed("train", "run.yaml", "-o", "run.yaml")
+
+
+def test_the_directory_of_a_run_is_evaluated(finished, tmp_path):
+    place, printed = finished
+    found = succeeded("evaluate", place / "run")
+    assert found["accuracy"] == printed["test_accuracy"]
+    assert found["params"] == printed["params"]
+    validation = succeeded("evaluate", place / "run", "--split", "validation")
+    assert validation["accuracy"] == printed["validation_accuracy"]
+    # a file does not decide which code runs, and a run that has not finished has no network yet
+    copy = tmp_path / "copy"
+    copy.mkdir()
+    config = (place / "run" / "config.yaml").read_text()
+    (copy / "config.yaml").write_text(config)
+    assert "no model.safetensors yet: rankfold train" in failed("evaluate", copy)
+    (copy / "model.safetensors").write_bytes((place / "run" / "model.safetensors").read_bytes())
+    (copy / "config.yaml").write_text(
+        config.replace("digits-cnn", "mine:net").replace("data: digits", "data: mine:data")
+    )
+    assert "--model mine:net" in failed("evaluate", copy)
+    assert "--data mine:data" in failed("evaluate", copy, "--model", "digits-cnn")
+    assert succeeded("evaluate", copy, "--model", "digits-cnn", "--data", "digits") | {"latency_ms": 0} == found | {
+        "latency_ms": 0
+    }
+
+
+def test_numbers_in_yaml_need_no_point():
+    values = yaml.safe_load("{model: digits-cnn, out: run, weight_decay: 1e-3, augment: {crop_padding: 1}}")
+    assert values["weight_decay"] == "1e-3"  # what YAML makes of it
+    config = parse(values)
+    assert config.recipe.weight_decay == 1e-3
+    assert config.recipe.augment == Augment(1)
+    with pytest.raises(ConfigError, match=r"weight_decay.*'small'"):
+        parse(values | {"weight_decay": "small"})
+
+
+def test_keys_of_the_recipe_are_keys_of_the_file():
+    values = parse({"model": "digits-cnn", "out": "run"}).to_dict()
+    assert set(Recipe().to_dict()) <= set(values)
+    assert at_key(with_key(values, "augment.flip", False), "augment.flip") is False
+    changed = overridden(values, ["augment.crop_padding=2", "seed=7", "teacher=null"])
+    assert parse(changed).recipe.augment == Augment(2)
+    assert changed["seed"] == 7
+    assert values["augment"] is None
+
+
+def test_durations_read_well():
+    assert [duration(s) for s in (0.4, 59.4, 75, 3600, 7325)] == ["0 s", "59 s", "1 min 15 s", "1 h 0 min", "2 h 2 min"]

@@ -1,0 +1,403 @@
+"""The whole job: what it promises about budgets, splits, files, interruptions and the original model."""
+
+from __future__ import annotations
+
+import copy
+import json
+from dataclasses import replace
+
+import numpy as np
+import pytest
+import torch
+from digits import digits, tiny, trained
+from torch import nn
+
+import rankfold.pipeline.job as job_module
+from rankfold.compress.methods.project import Project
+from rankfold.compress.planning.apply import apply_
+from rankfold.compress.planning.plan import fingerprint
+from rankfold.compress.planning.planner import Calibration, plan
+from rankfold.compress.ranks.budget import Flops, Ranks
+from rankfold.costs import evaluating
+from rankfold.pipeline import (
+    Settings,
+    Tell,
+    accuracy_curve,
+    analyse,
+    calibration_part,
+    compress,
+    figures,
+    first_example,
+    layer_errors,
+    over_fitted,
+    write_analysis,
+)
+from rankfold.store import StoreError, load
+from rankfold.train import TrainingError, evaluate
+from rankfold.zoo import model as zoo_model
+
+QUICK = Settings(samples=256, curve=False, model="digits-cnn")
+TUNED = replace(QUICK, finetune=3)
+STAGE = {"accuracy", "loss", "params", "flops", "bytes", "latency_ms"}
+
+
+@pytest.fixture(scope="module")
+def finished(tmp_path_factory):
+    """A finished run with fine-tuning: (original, result, directory)."""
+    network, directory = trained(), tmp_path_factory.mktemp("runs") / "run"
+    return network, compress(network, digits(), "flops=0.2", settings=TUNED, directory=directory), directory
+
+
+def test_the_result_has_the_keys_that_are_promised_and_keeps_the_budget(finished):
+    _, result, _ = finished
+    values = json.loads(json.dumps(result.to_dict()))
+    assert list(values) == ["before", "compressed", "finetuned", "params_removed", "flops_removed", "seconds"]
+    assert all(set(values[stage]) == STAGE for stage in ("before", "compressed", "finetuned"))
+    assert values["compressed"]["flops"] <= 0.2 * values["before"]["flops"]
+    assert values["flops_removed"] == 1 - values["compressed"]["flops"] / values["before"]["flops"]
+    assert values["compressed"]["params"] == sum(p.numel() for p in result.model.parameters())
+    assert values["seconds"] > 0
+
+
+def test_figures_are_those_of_the_test_split(finished):
+    network, result, _ = finished
+    assert result.split == "test"
+    assert result.before.accuracy == evaluate(network, digits().test).accuracy
+    assert result.finetuned.loss == evaluate(result.model, digits().test).loss
+    assert result.validation["finetuned"] == evaluate(result.model, digits().validation).accuracy
+    assert result.validation["finetuned"] >= result.validation["compressed"]
+
+
+def test_the_original_is_left_as_it_was(finished):
+    network, _, _ = finished
+    fresh = trained()
+    assert fingerprint(network) == fingerprint(fresh)
+    assert [m.training for m in network.modules()] == [m.training for m in fresh.modules()]
+    assert not any(m._forward_hooks or m._forward_pre_hooks for m in network.modules())
+
+
+def test_what_was_saved_computes_the_same(finished):
+    _, result, directory = finished
+    stored = load(directory, zoo_model("digits-cnn"))
+    inputs = digits().test.normalize(digits().test.inputs)
+    with evaluating(stored.model), evaluating(result.model):
+        assert torch.equal(stored.model(inputs), result.model(inputs))
+    assert stored.notes["model"] == "digits-cnn"
+    assert stored.notes["figures"] == result.finetuned.to_dict()
+    report = (directory / "report.html").read_text()
+    assert "features.3" in report
+    assert "classifier.1" in report
+
+
+def test_the_same_call_reads_a_finished_run_back(finished, monkeypatch):
+    network, result, directory = finished
+    monkeypatch.setattr(job_module, "plan", None)
+    again = compress(network, digits(), "flops=0.2", settings=TUNED, directory=directory)
+    assert again.to_dict() == result.to_dict()
+    assert again.before.latencies == result.before.latencies
+    state = result.model.state_dict()
+    assert all(torch.equal(state[name], value) for name, value in again.model.state_dict().items())
+    assert not list((directory / "run" / "finetune").glob("checkpoint*"))
+
+
+@pytest.mark.parametrize(
+    ("change", "named"),
+    [
+        ({"budget": "flops=0.3"}, "budgets"),
+        ({"settings": replace(TUNED, seed=1)}, "seed"),
+        ({"settings": QUICK}, "finetune"),
+        ({"model": "other weights"}, "fingerprint"),
+    ],
+)
+def test_another_request_is_refused_by_name(finished, change, named):
+    network, _, directory = finished
+    if "model" in change:
+        network = zoo_model("digits-cnn")
+    before = {path: path.read_bytes() for path in directory.rglob("*") if path.is_file()}
+    with pytest.raises(StoreError, match=named):
+        compress(
+            network,
+            digits(),
+            change.get("budget", "flops=0.2"),
+            settings=change.get("settings", TUNED),
+            directory=directory,
+        )
+    assert before == {path: path.read_bytes() for path in directory.rglob("*") if path.is_file()}
+
+
+def test_restart_replaces_a_run_and_nothing_else(tmp_path, monkeypatch):
+    network = tiny()
+    compress(network, digits(), "flops=0.5", settings=QUICK, directory=tmp_path)
+    (tmp_path / "notes.txt").write_text("mine")
+    monkeypatch.setattr(job_module, "plan", None)
+    with pytest.raises(TypeError):
+        compress(network, digits(), "flops=0.2", settings=QUICK, directory=tmp_path, restart=True)
+    monkeypatch.undo()
+    assert load(tmp_path, tiny()).plan.budgets == (Flops(0.5),)  # until there is another
+    result = compress(network, digits(), "flops=0.2", settings=QUICK, directory=tmp_path, restart=True)
+    assert result.compressed.flops <= 0.2 * result.before.flops
+    assert (tmp_path / "notes.txt").read_text() == "mine"
+    assert load(tmp_path, tiny()).plan.budgets == (Flops(0.2),)
+
+
+@pytest.mark.parametrize("restart", [False, True])
+def test_a_directory_with_other_files_is_refused(tmp_path, restart):
+    (tmp_path / "thesis.tex").write_text("years")
+    with pytest.raises(StoreError, match="no run of rankfold"):
+        compress(tiny(), digits(), "flops=0.5", settings=QUICK, directory=tmp_path, restart=restart)
+    assert [path.name for path in tmp_path.iterdir()] == ["thesis.tex"]
+
+
+def test_an_interrupted_run_goes_on_and_ends_with_the_very_same_weights(tmp_path, monkeypatch):
+    network = tiny()
+    whole = compress(network, digits(), "flops=0.2", settings=TUNED)
+    said = []
+
+    def stop(sentence: str) -> None:
+        said.append(sentence)
+        if "epoch 2 of 3" in sentence:
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        compress(network, digits(), "flops=0.2", settings=TUNED, directory=tmp_path, tell=Tell(say=stop))
+    assert not (tmp_path / "result.json").exists()
+    monkeypatch.setattr(job_module, "plan", None)  # the plan is not made again
+    said.clear()
+    result = compress(network, digits(), "flops=0.2", settings=TUNED, directory=tmp_path, tell=Tell(say=said.append))
+    assert not any("epoch 1 of 3" in sentence for sentence in said)
+    state = whole.model.state_dict()
+    assert all(torch.equal(state[name], value) for name, value in result.model.state_dict().items())
+    assert result.finetuned.accuracy == whole.finetuned.accuracy
+
+
+def test_a_damaged_result_is_refused_in_one_line(tmp_path):
+    compress(tiny(), digits(), "flops=0.5", settings=QUICK, directory=tmp_path)
+    (tmp_path / "result.json").write_text('{"before": 3}')
+    with pytest.raises(StoreError, match=r"result\.json: damaged.*restart"):
+        compress(tiny(), digits(), "flops=0.5", settings=QUICK, directory=tmp_path)
+
+
+def test_without_a_directory_nothing_is_written(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    result = compress(tiny(), replace(digits(), test=None), ["flops=0.5", "params=0.5"], settings=QUICK)
+    assert list(tmp_path.iterdir()) == []
+    assert result.finetuned is None
+    assert result.split == "validation"
+    assert result.compressed.accuracy == result.validation["compressed"]
+    assert result.compressed.params <= 0.5 * result.before.params
+
+
+def test_data_that_do_not_fit_the_model_are_told_before_any_work():
+    wrong = replace(digits().train, inputs=digits().train.inputs.repeat(1, 3, 1, 1))
+    with pytest.raises(ValueError, match=r"cannot take the data \(one batch is 2×3×8×8\)"):
+        compress(trained(), replace(digits(), train=wrong), "flops=0.5", settings=QUICK)
+
+
+def test_a_method_of_ones_own_goes_through_the_whole_job(tmp_path):
+    own = replace(QUICK, method=Project(name="mine", damping=0.5), curve=True)
+    result = compress(tiny(), digits(), "flops=0.5", settings=own, directory=tmp_path)
+    assert result.plan.method == "mine"
+    assert "method mine" in (tmp_path / "report.html").read_text()
+
+
+def test_an_original_that_knows_its_validation_samples_is_remarked():
+    known = replace(digits(), validation=digits().train.subset(torch.arange(200)))
+    hard = replace(known, test=replace(digits().test, labels=(digits().test.labels + 1) % 10))
+    assert any(
+        "probably trained on" in remark for remark in compress(tiny(), hard, "flops=0.5", settings=QUICK).remarks
+    )
+    assert compress(tiny(), known, "flops=0.5", settings=QUICK).remarks == ()
+
+
+@pytest.mark.parametrize("settings", [{"samples": 0}, {"finetune": -1}])
+def test_settings_out_of_range_are_refused(settings):
+    with pytest.raises(ValueError, match="at least"):
+        Settings(**settings)
+
+
+# Measured errors of layers
+
+
+@pytest.fixture(scope="module")
+def planned():
+    network = trained()
+    made = plan(network, "flops=0.3", "project", digits().train, calibration=Calibration(1078))
+    return network, made
+
+
+def _by_hand(network: nn.Module, source: nn.Module, made, name: str, inputs: torch.Tensor) -> float:
+    """‖ŷ − y‖ / ‖y − mean‖ of one layer, given the inputs that it has in ``source``, up to a constant per channel."""
+    small = apply_(copy.deepcopy(network), made)
+    seen = []
+    with evaluating(source), evaluating(small), evaluating(network):
+        handle = source.get_submodule(name).register_forward_pre_hook(lambda _, args: seen.append(args[0]))
+        source(inputs)
+        handle.remove()
+        y = network.get_submodule(name)(seen[0]).double().transpose(0, 1).flatten(1)
+        difference = small.get_submodule(name)(seen[0]).double().transpose(0, 1).flatten(1) - y
+    if not made[name].bias:
+        difference -= difference.mean(1, keepdim=True)
+    return float(difference.norm() / (y - y.mean(1, keepdim=True)).norm())
+
+
+def test_layer_errors_are_those_of_each_layer_with_the_original_inputs(planned):
+    network, made = planned
+    split = digits().validation
+    inputs = split.normalize(split.inputs)
+    measured = layer_errors(network, made, split)
+    assert set(measured) == {entry.site for entry in made.changed}
+    for name, error in measured.items():
+        assert error == pytest.approx(_by_hand(network, network, made, name, inputs), rel=1e-3)
+    # the oracle tells the compressed network's own inputs from the original's
+    last = made.changed[-1].site
+    wrong = _by_hand(network, apply_(copy.deepcopy(network), made), made, last, inputs)
+    assert wrong != pytest.approx(measured[last], rel=1e-3)
+
+
+@pytest.mark.parametrize("kind", [nn.Conv2d, nn.ConvTranspose2d])
+def test_layer_errors_of_grouped_convolutions(kind, tmp_path):
+    torch.manual_seed(0)
+    network = nn.Sequential(
+        nn.Conv2d(1, 8, 3, padding=1), nn.ReLU(), kind(8, 16, 3, padding=1, groups=2), nn.ReLU(), nn.Flatten(),
+        nn.Linear(1024, 10),
+    ).eval()  # fmt: skip
+    made = plan(network, Ranks({"2": 4}), "project", digits().train, calibration=Calibration(1078))
+    assert [(entry.site, entry.groups) for entry in made.changed] == [("2", 2)]
+    split = digits().validation
+    inputs = split.normalize(split.inputs)
+    measured = layer_errors(network, made, split)
+    assert measured["2"] == pytest.approx(_by_hand(network, network, made, "2", inputs), rel=1e-3)
+    result = compress(network, digits(), Ranks({"2": 4}), settings=replace(QUICK, model=""), directory=tmp_path / "run")
+    assert (tmp_path / "run" / "report.html").exists()
+    assert torch.isfinite(result.model(inputs)).all()
+
+
+def test_on_the_calibration_data_the_prediction_holds(planned):
+    network, made = planned
+    for name, error in layer_errors(network, made, digits().train, samples=2000).items():
+        assert error == pytest.approx(made[name].predicted_error, rel=0.02)
+
+
+def test_over_fitting_is_noticed(planned):
+    network, made = planned
+    few = plan(network, "flops=0.3", "project", digits().train, calibration=Calibration(6))
+    assert over_fitted(few, layer_errors(network, few, digits().validation))
+    assert not over_fitted(made, layer_errors(network, made, digits().validation))
+    assert over_fitted(made, {made.changed[0].site: 3.0}) == (made.changed[0].site,)
+
+
+# Curve, figures, calibration
+
+
+def test_the_curve_keeps_its_budgets_and_ends_where_none_can_be_met(planned):
+    network, made = planned
+    part = digits().train.subset(torch.arange(128))
+
+    def make(budget: Flops):
+        how = Calibration(statistics=made.statistics)
+        return plan(network, budget, "project", part, calibration=how)
+
+    points = list(accuracy_curve(network, digits().validation, part, make, kept=(0.6, 0.3, 1e-4, 0.5)))
+    assert [point.kept_flops <= kept for point, kept in zip(points, (0.6, 0.3), strict=True)] == [True, True]
+    assert points[0].label == "project, optimal"
+    assert all(0 <= point.accuracy <= 1 for point in points)
+
+
+def test_figures_time_every_batch_size_and_count_the_whole_model():
+    network = trained()
+    example = first_example(network, digits().train)
+    found = figures({"a": network}, digits().validation, example, batches=(4,))["a"]
+    assert set(found.latencies) == {1, 4}
+    assert found.latency_ms == found.latencies[1] > 0
+    assert found.params == sum(p.numel() for p in network.parameters())
+    assert set(found.to_dict()) == STAGE
+
+
+def test_one_structure_has_one_time(monkeypatch):
+    clock = iter(range(1, 9))
+    monkeypatch.setattr(
+        "rankfold.pipeline.measure.latencies", lambda models, example, batch: {name: next(clock) for name in models}
+    )
+    network = tiny()
+    again = copy.deepcopy(network)
+    nn.init.zeros_(again[-1].weight)
+    other = apply_(copy.deepcopy(network), plan(network, "flops=0.3", "truncate", example=digits().test[0][0][None]))
+    models = {"a": network, "b": other, "c": again}
+    found = figures(models, digits().validation, first_example(network, digits().train), batches=(4,))
+    assert [found[name].latencies for name in models] == [{1: 1, 4: 3}, {1: 2, 4: 4}, {1: 1, 4: 3}]
+    assert found["c"].latency_ms == 1
+    assert found["c"].accuracy != found["a"].accuracy
+
+
+@pytest.mark.parametrize("learned", [True, False])
+def test_an_original_at_chance_is_remarked(learned, tmp_path):
+    network = tiny()
+    if not learned:
+        nn.init.zeros_(network[-1].weight)
+        nn.init.zeros_(network[-1].bias)
+    told = []
+    result = compress(
+        network, digits(), "params=0.9", settings=QUICK, directory=tmp_path, tell=Tell(lambda *_: None, told.append)
+    )
+    said = [remark for remark in result.remarks if "no better than chance" in remark]
+    assert len(said) == (0 if learned else 1)
+    assert all("trained weights" in remark and remark in told for remark in said)
+
+
+def test_a_fine_tuning_that_cannot_be_says_how_to_do_without(tmp_path, monkeypatch):
+    def refuse(*args, **kwargs):
+        raise TrainingError("this network cannot be trained: thaw it")
+
+    monkeypatch.setattr(job_module, "finetune", refuse)
+    with pytest.raises(TrainingError, match=r"cannot be trained: thaw it \(without it, --finetune-epochs 0 --restart"):
+        compress(trained(), digits(), "flops=0.5", settings=TUNED, directory=tmp_path / "x")
+
+
+def test_calibration_samples_are_drawn_and_fixed_by_the_seed():
+    train = digits().train
+    first, again, other = (calibration_part(train, 100, seed) for seed in (0, 0, 1))
+    assert torch.equal(first.inputs, again.inputs)
+    assert not torch.equal(first.labels, other.labels)
+    assert len(first.labels.unique()) == 10
+    assert len(calibration_part(train, 10**6, 0)) == len(train)
+    loader = [1, 2]
+    assert calibration_part(loader, 1, 0) is loader
+
+
+# Analysis
+
+
+def test_analysis_answers_from_the_singular_values():
+    network = trained()
+    rows, found = analyse(network, digits().train, samples=512)
+    row = next(row for row in rows if row.site.name == "classifier.1")
+    values = np.linalg.svd(network.classifier[1].weight.detach().double().numpy(), compute_uv=False)
+    energy = (values**2).cumsum() / (values**2).sum()
+    assert row.weight_ranks == tuple(int((energy < share).sum()) + 1 for share in (0.9, 0.99))
+    inputs = digits().train.normalize(digits().train.inputs[:512])
+    with torch.no_grad():
+        outputs = network.classifier[:2](network.features(inputs)).double()
+    variances = np.linalg.svd((outputs - outputs.mean(0)).numpy(), compute_uv=False) ** 2
+    assert row.output_ranks == tuple(
+        int((variances.cumsum() / variances.sum() < share).sum()) + 1 for share in (0.9, 0.99)
+    )
+    assert {name for name, _ in found.left_out} >= {"features.1.weight"}
+
+
+def test_analysis_names_the_site_of_a_weight_that_is_not_finite():
+    network = trained()
+    with torch.no_grad():
+        network.features[3].weight[0, 0, 0, 0] = float("nan")
+    with pytest.raises(ValueError, match=r"features\.3"):
+        analyse(network)
+
+
+def test_analysis_files_hold_every_site(tmp_path):
+    rows, found = analyse(trained())
+    written = write_analysis(rows, found, tmp_path / "new")
+    assert {path.name for path in written} == {"spectra.svg", "sites.csv", "sites.json"}
+    values = json.loads((tmp_path / "new" / "sites.json").read_text())
+    assert len((tmp_path / "new" / "sites.csv").read_text().splitlines()) == len(rows) + 1
+    assert values["sites"][0]["spectrum"] == rows[0].spectrum.values.tolist()
+    picture = (tmp_path / "new" / "spectra.svg").read_text()
+    assert all(row.site.name in picture for row in rows)

@@ -1,0 +1,113 @@
+"""Forecasts of accuracy: every kind of data that the library takes, and budgets where they say their doubts."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+import torch
+from digits import digits, tiny
+from torch import nn
+from torch.utils.data import DataLoader, TensorDataset
+
+from rankfold.compress.planning.plan import Plan
+from rankfold.compress.planning.planner import plan
+from rankfold.pipeline.collapse.forecast import Forecast, doubts, forecast
+from rankfold.pipeline.measure import calibration_part
+from rankfold.sites import Form
+from rankfold.zoo import Split
+
+BUDGETS = ["params=0.6", "params=0.3"]
+
+
+def numbers(found: list[Forecast]) -> list[float]:
+    assert [each.budget for each in found] == BUDGETS
+    return [number for each in found for number in (each.accuracy, each.change)]
+
+
+def by_hand(train: Any, labelled: Any) -> list[float]:
+    return numbers(forecast(tiny(), train, BUDGETS, labelled=labelled, samples=256))
+
+
+def data_set(split: Split) -> TensorDataset:
+    return TensorDataset(split.normalize(split.inputs), split.labels)
+
+
+def test_data_calibrate_on_train_and_are_forecast_on_validation() -> None:
+    data = digits()
+    found = forecast(tiny(), data, BUDGETS, samples=256)
+    train, validation = (calibration_part(part, 256, 0) for part in (data.train, data.validation))
+    assert numbers(found) == by_hand(train, validation)
+    assert numbers(found) != by_hand(train, train)
+    alike = SimpleNamespace(train=data.train, validation=data.validation, test=None)
+    assert numbers(forecast(tiny(), alike, BUDGETS, samples=256)) == numbers(found)
+    given = forecast(tiny(), data, BUDGETS, labelled=train, samples=256)
+    assert numbers(given) == by_hand(train, train)
+
+
+def test_data_sets_are_read_as_those_of_a_factory() -> None:
+    data = digits()
+    parts = tuple(data_set(split) for split in (data.train, data.validation, data.test))
+    whole = forecast(tiny(), parts, BUDGETS, samples=256)
+    assert numbers(whole) == pytest.approx(numbers(forecast(tiny(), data, BUDGETS, samples=256)))
+    # of a pair the second is test, which must not be looked at: wrong labels there change nothing
+    inputs, labels = parts[2].tensors
+    pairs = [(parts[0], parts[2]), (parts[0], TensorDataset(inputs, (labels + 1) % 10))]
+    first, second = (numbers(forecast(tiny(), pair, BUDGETS, samples=256)) for pair in pairs)
+    assert first == second
+    assert first[0] > 0.3
+
+
+def test_one_part_is_taken_as_a_plan_takes_it() -> None:
+    part = data_set(digits().train.subset(torch.arange(200)))
+    batches = [tuple(batch) for batch in DataLoader(part, batch_size=100)]
+    assert len(batches) == 2  # two batches are no pair of data sets
+    found = [numbers(forecast(tiny(), data, BUDGETS)) for data in (part, batches, part.tensors)]
+    for other in found[1:]:
+        assert other == pytest.approx(found[0], rel=0.05)  # probes of a layer go batch by batch
+
+
+@pytest.mark.parametrize("data", [3, [1, 2, 3], nn.Linear(2, 2)], ids=["number", "numbers", "model"])
+def test_what_is_no_data_is_said_in_one_sentence(data: Any) -> None:
+    with pytest.raises(ValueError, match=r"a forecast cannot read a .*give rankfold\.zoo\.Data, a tuple of data sets"):
+        forecast(tiny(), data, BUDGETS)
+
+
+def test_data_that_can_be_read_once_are_refused() -> None:
+    with pytest.raises(ValueError, match="can be read only once"):
+        forecast(tiny(), iter([digits().train]), BUDGETS)
+
+
+def test_data_sets_without_labels_are_said() -> None:
+    inputs = TensorDataset(torch.zeros(20, 1, 8, 8))
+    with pytest.raises(ValueError, match="the data, train: sample 0 is not a pair"):
+        forecast(tiny(), (inputs, inputs), BUDGETS)
+
+
+def made(*ranks: int) -> Plan:
+    """A plan of ``tiny`` with these ranks."""
+    found = plan(tiny(), "params=0.5", "truncate", example=torch.zeros(1, 1, 8, 8))
+    changed = [replace(entry, form=Form.FACTORED, rank=rank) for entry, rank in zip(found.entries, ranks, strict=True)]
+    return found.with_entries(tuple(changed))
+
+
+def test_each_cause_of_doubt_is_told_alone() -> None:
+    assert doubts(0.02, 0.5, made(4, 5)) == ""
+    assert doubts(0.3, 0.5, made(4, 5)) == "the outputs change by 30 %, rough beyond 3 %"
+    assert doubts(0.02, 0.5, made(1, 5)) == "rank 1 in layer 1"
+    assert doubts(0.02, 0.05, made(4, 5)) == "5.0 % of the parameters kept, tried down to 7 %"
+    assert doubts(2.0, 0.06, made(1, 1)).count(";") == 2
+    kept = made(1, 5)
+    kept = kept.with_entries(tuple(replace(entry, form=Form.KEEP) for entry in kept.entries))
+    assert doubts(0.0, 1.0, kept) == ""  # what is kept has no rank to doubt
+
+
+def test_a_tiny_budget_is_doubted_and_a_large_one_is_not() -> None:
+    large, small = forecast(tiny(), digits(), ["params=0.9", "params=0.1"], samples=256)
+    assert large.trusted
+    assert not small.trusted
+    assert "outputs change" in small.doubt
+    assert repr(small) == f"Forecast(params=0.1: accuracy {small.accuracy:.3f}, doubtful)"
+    assert repr(large) == f"Forecast(params=0.9: accuracy {large.accuracy:.3f})"

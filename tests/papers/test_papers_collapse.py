@@ -1,0 +1,114 @@
+"""The experiments on rank collapse, each in small: they run, are read back, and say what the theory promises."""
+
+from __future__ import annotations
+
+import json
+import xml.etree.ElementTree as ET
+from pathlib import Path
+
+import pandas as pd
+import pytest
+import torch
+from commands import failed, rankfold
+
+from rankfold.papers import EXPERIMENTS, grid
+from rankfold.papers.collapse.bounds import chain_remark, tightness
+from rankfold.papers.collapse.figure_3 import falls
+from rankfold.papers.recorded import fit_recorded
+from rankfold.papers.writing import panels, svg
+from rankfold.record import SpectrumRecorder
+from rankfold.train import Recipe
+from rankfold.zoo import load_data
+from rankfold.zoo.fcn import FCN
+
+NAMES = [name for name in EXPERIMENTS if name.startswith(("nrc-", "collapse-")) and not name.endswith("-full")]
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_every_experiment_in_small(name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    shown = rankfold("reproduce", name, "--quick", "-o", tmp_path)
+    assert shown.exit_code == 0, shown.output
+    assert shown.stdout == (tmp_path / "result.md").read_text(encoding="utf-8")
+    result = json.loads((tmp_path / "result.json").read_text(encoding="utf-8"))
+    assert all(result["tables"].values())
+    for key, rows in result["tables"].items():
+        assert len(pd.read_csv(tmp_path / f"{key}.csv")) == len(rows)
+    drawings = list(tmp_path.glob("*.svg"))
+    assert drawings
+    assert all(ET.parse(file).getroot().tag.endswith("svg") for file in drawings)
+    if name.startswith("nrc-"):
+        assert any(": 0 violations" in remark for remark in result["remarks"])
+    # everything is read back: no cell is computed again
+    monkeypatch.setattr(grid, "_do", None)
+    again = rankfold("reproduce", name, "--quick", "-o", tmp_path, "--json")
+    assert again.exit_code == 0, again.output
+    assert json.loads(again.stdout)["tables"] == result["tables"]
+
+
+def test_bounds_are_counted_and_a_violation_is_told() -> None:
+    sound = {"distance": 1.0, "joint": 2.0, "bound": 4.0, "holds": True, "vacuous": False, "tightness": 4.0}
+    rows = [sound, sound | {"bound": 8.0, "tightness": 8.0, "vacuous": True}, sound | {"holds": False}]
+    assert tightness(rows)["violations"] == 1
+    assert "1 violations" in chain_remark(rows)
+    assert "1 are vacuous" in chain_remark(rows)
+    empty = chain_remark([sound | {"distance": 0.0, "tightness": None}])
+    assert "no distance" in empty
+
+
+def test_a_damaged_cell_is_named(tmp_path: Path) -> None:
+    assert rankfold("reproduce", "nrc-figure-2", "--quick", "--decays", "0.1", "-o", tmp_path).exit_code == 0
+    file = next((tmp_path / "runs").glob("*/result.json"))
+    file.write_text("{", encoding="utf-8")
+    assert str(file) in failed("reproduce", "nrc-figure-2", "--quick", "--decays", "0.1", "-o", tmp_path)
+    assert "no option models" in failed("reproduce", "nrc-figure-1", "--models", "fcn-6", "-o", tmp_path)
+
+
+def test_logarithmic_axes_have_plain_numbers() -> None:
+    with panels(1, 2) as (figure, axes):
+        for panel, top in zip(axes[0], (3.0, 1e4), strict=True):
+            panel.plot([1, 2, 3], [1, 2, top])
+            panel.set_yscale("log")
+        svg(figure)
+        told = [[tick.get_text() for tick in panel.get_yticklabels()] for panel in axes[0]]
+    assert {"1", "2", "3"} <= set(told[0])
+    assert {"10", "10000"} <= set(told[1])
+    assert not any("$" in text for texts in told for text in texts)
+
+
+def test_steps_that_fall_are_counted_in_order() -> None:
+    epochs = pd.Series([0, 20, 10, 30])
+    found = falls(epochs, pd.Series([4.0, 2.0, 3.0, 1.0]))
+    assert (found.down, found.steps, round(found.correlation, 6)) == (3, 3, -1.0)
+    assert falls(epochs, pd.Series([4.0, 3.0, 2.0, 1.0])).down == 2  # 4, 2, 3, 1 in the order of epochs
+
+
+def test_an_interruption_between_checkpoint_and_record_loses_no_record(tmp_path: Path, monkeypatch) -> None:
+    data = load_data("digits")
+    part = data.train.take(200, torch.Generator().manual_seed(0))
+    recipe = Recipe(epochs=4, batch_size=50, learning_rate=0.05)
+
+    def frame(place: Path) -> pd.DataFrame:
+        return fit_recorded(FCN(64, 10, 3, 16), part, None, recipe, place)[1].frame()
+
+    torch.manual_seed(0)
+    expected = frame(tmp_path / "whole")
+    save, calls = SpectrumRecorder.save, []
+
+    def interrupted(self: SpectrumRecorder, path: Path) -> None:
+        calls.append(path)
+        if len(calls) == 2:
+            raise KeyboardInterrupt
+        save(self, path)
+
+    monkeypatch.setattr(SpectrumRecorder, "save", interrupted)
+    torch.manual_seed(0)
+    with pytest.raises(KeyboardInterrupt):
+        frame(tmp_path / "broken")
+    torch.manual_seed(0)
+    pd.testing.assert_frame_equal(frame(tmp_path / "broken"), expected)
+
+
+def test_experiments_that_share_a_kind_of_case_do_not_read_each_others_cells(tmp_path: Path) -> None:
+    for name in ("nrc-figure-1", "nrc-figure-2"):
+        shown = rankfold("reproduce", name, "--quick", "--decays", "1e-3", "-o", tmp_path)
+        assert shown.exit_code == 0, shown.output

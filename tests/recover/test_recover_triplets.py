@@ -1,0 +1,337 @@
+"""Entries from files: every fault is named; ratings, factors and the command line."""
+
+import json
+
+import numpy as np
+import pytest
+import scipy.sparse
+from commands import failed, rankfold, succeeded
+
+from rankfold.cli.verbs.recover import _print
+from rankfold.recover import (
+    Choice,
+    FactorModel,
+    Gaussian,
+    Ratings,
+    choices,
+    cross_validate,
+    fit,
+    read_triplets,
+    triplets,
+)
+from rankfold.recover.model import narrowed
+
+
+def write(path, text):
+    path.write_text(text, encoding="utf-8")
+    return path
+
+
+def planted(users=60, items=40, seed=0, fraction=0.5):
+    """Ratings from 1 to 5 with biases and rank 2, and noise of 0.3."""
+    rng = np.random.default_rng(seed)
+    bias = 3.5 + 0.5 * rng.standard_normal((users, 1)) + 0.5 * rng.standard_normal(items)
+    truth = bias + 0.5 * rng.standard_normal((users, 2)) @ rng.standard_normal((2, items))
+    rows, columns = np.nonzero(rng.random((users, items)) < fraction)
+    values = np.clip(truth[rows, columns] + 0.3 * rng.standard_normal(len(rows)), 1, 5)
+    return rows, columns, values, np.clip(truth, 1, 5)
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "user,item,rating\nann,b1,5\nbob,b2,3.5\n",
+        "ann;b1;5;1999\nbob;b2;3.5;2000\n",
+        "ann\tb1\t5\t881250949\nbob\tb2\t3.5\t881250949\n",
+        '"ann","b1",5\n\n"bob","b2",3.5\n',
+    ],
+)
+def test_formats_of_text(tmp_path, text):
+    found = read_triplets(write(tmp_path / "e.csv", text))
+    assert found.row_names == ("ann", "bob")
+    assert found.column_names == ("b1", "b2")
+    assert found.values.tolist() == [5, 3.5]
+
+
+def test_numbers_as_names_are_in_numeric_order(tmp_path):
+    found = read_triplets(write(tmp_path / "u.data", "10\t1\t3\t0\n9\t2\t4\t0\n"))
+    assert found.row_names == ("9", "10")
+    assert found.rows.tolist() == [1, 0]
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        (
+            "a,b,1\na,c\n",
+            r"line 2: 2 of 3 fields; is the file cut short\? The order is row, column, value; there is no",
+        ),
+        ("a,b,1\na,c,\n", r"line 2: the value is missing \(row a, column c\)"),
+        ("a,b,1\na,c,good\n", r"line 2: 'good' is not a number \(row a, column c\); the order is row, column, value;"),
+        (
+            "item,user,time,rating\nb,a,0,good\n",
+            r"line 2: 'good' is not a number \(row a, column b\); "
+            "the order is column, row, ignored, value; by the header item,user,time,rating",
+        ),
+        ("1,2,four\n1,3,5\n", r"line 1: 'four' is not a number \(row 1, column 2\)"),
+        ("user;item;rating\na;b;3,5\n", r"line 2: '3,5' is not a number: decimals take a point \(row a, column b\)"),
+        ("a;b;3,5\nc;b;1,5\n", r"line 1: '3,5' is not a number: decimals take a point"),
+        ("user,item,rating\na;b;3,5\n", "line 2: 2 of 3 fields by the delimiter ',' of line 1, though ';' makes three"),
+        ("user,item,rating\na,b,3,5\n", "line 2: 4 fields where line 1 has 3; is there a ',' within a name or a numb"),
+        ("item,score\n", "line 1: 2 of 3 fields"),
+        ("item,time,\n", "none can be the value"),
+        ("a,b,1\na,c,nan\n", r"line 2: the value is nan \(row a, column c\)"),
+        ("a,b,1\na,c,inf\n", r"line 2: the value is inf \(row a, column c\)"),
+        ("a,b,1\n,c,2\n", "line 2: the row is missing"),
+        ("a,b,1\na,c,7\na,b,2\n", r"row a, column b is given twice, as 1 \(line 1\) and 2 \(line 3\): .*--duplicates"),
+        ("a,b,1\na,b,1\na,b,3\n", r"as 1 \(line 2\) and 3 \(line 3\)"),
+        ("", "the file is empty"),
+        (" \n\n", "the file is empty"),
+        ("user,item,rating\n", "there are no entries below the header user,item,rating"),
+    ],
+)
+def test_faults_name_line_row_and_column(tmp_path, text, message):
+    with pytest.raises(ValueError, match=message):
+        read_triplets(write(tmp_path / "e.csv", text))
+
+
+def test_duplicates_as_asked(tmp_path):
+    file = write(tmp_path / "e.csv", "a,b,1\na,c,7\na,b,2\n")
+    assert read_triplets(file, duplicates="mean").values.tolist() == [1.5, 7]
+    assert read_triplets(file, duplicates="last").values.tolist() == [2, 7]
+    same = read_triplets(write(tmp_path / "f.csv", "a,b,1\na,b,1\n"))
+    assert len(same) == 1
+    assert same.remarks[1] == "1 duplicate entry at row a, column b: equal, kept once"
+    more = triplets([0, 0, 0], [1, 1, 1], [2.0, 2.0, 2.0])
+    assert more.remarks == ("2 duplicate entries, the first at row 0, column 1: equal, kept once",)
+    with pytest.raises(ValueError, match=r"as 2 \(entry 0\) and 5 \(entry 2\)"):
+        triplets([0, 1, 0], [1, 1, 1], [2.0, 2.0, 5.0])
+
+
+@pytest.mark.parametrize(
+    ("text", "remark"),
+    [
+        ("item,user,rating\nb1,ann,5\nb2,bob,3.5\n", "user is the row, item the column, rating the value"),
+        (
+            "userId,movieId,timestamp,rating\nann,b1,99,5\nbob,b2,98,3.5\n",
+            "userId is the row, movieId the column, rating the value; timestamp ignored",
+        ),
+        (",stars,Product ID,who\n0,5,b1,ann\n1,3.5,b2,bob\n", "who is the row, Product ID the column, stars the value"),
+        ("x,y,z\nann,b1,5\nbob,b2,3.5\n", "line 1 taken as a header: x is the row, y the column, z the value"),
+        ("user,name,item,note,rating\nann,A,b1,n,5\nbob,B,b2,n,3.5\n", "rating the value; name and note ignored"),
+        ("date,station,heat\nann,b1,5\nbob,b2,3.5\n", "date is the row, station the column, heat the value"),
+        ("ann\tb1\t5\t88\nbob\tb2\t3.5\t89\n", "no header: columns 1, 2, 3 are row, column, value; 4 ignored"),
+        ('"Ann; the first",b1,5\n', "no header: columns 1, 2, 3 are row, column, value"),
+    ],
+)
+def test_columns_are_taken_by_name_and_it_is_told(tmp_path, text, remark):
+    found = read_triplets(write(tmp_path / "e.csv", text))
+    assert remark in found.remarks[0]
+    if len(found) == 2:
+        assert found.row_names == ("ann", "bob")
+        assert found.column_names == ("b1", "b2")
+        assert found.values.tolist() == [5, 3.5]
+
+
+def test_a_broken_first_line_is_told(tmp_path):
+    found = read_triplets(write(tmp_path / "e.csv", "x,y,four\n" + "".join(f"a,{n},{n}\n" for n in range(200))))
+    assert len(found) == 200
+    assert found.remarks == ("line 1 taken as a header: x is the row, y the column, four the value",)
+
+
+def test_arrays_and_their_faults(tmp_path):
+    with pytest.raises(ValueError, match="entry 1: row 7 is not within 0 … 2"):
+        triplets(np.array([0, 7]), np.array([0, 1]), [1.0, 2.0], shape=(3, 2))
+    with pytest.raises(ValueError, match="value at row 1, column 0 is nan"):
+        triplets(np.array([0, 1]), np.array([0, 0]), [1.0, np.nan])
+    with pytest.raises(ValueError, match="as many of each"):
+        triplets(np.array([0, 1]), np.array([0]), [1.0, 2.0])
+    empty = triplets(np.array([0, 2]), np.array([0, 1]), [1.0, 2.0], shape=(3, 2))
+    assert "1 row has no entry, 1: it is predicted" in empty.remarks[0]
+    x = np.array([[1.0, np.nan], [np.nan, 2.0]])
+    np.savez(tmp_path / "x.npz", X=x)
+    assert read_triplets(tmp_path / "x.npz").values.tolist() == [1, 2]
+    for kind in ("csr", "coo", "csc"):
+        scipy.sparse.save_npz(tmp_path / "s.npz", scipy.sparse.coo_array(np.nan_to_num(x)).asformat(kind))
+        assert read_triplets(tmp_path / "s.npz").shape == (2, 2)
+    np.savez(tmp_path / "r.npz", rows=[0, 1], columns=[0, 9], values=[1.0, 2.0], shape=[2, 2])
+    with pytest.raises(ValueError, match="entry 1: column 9 is not within"):
+        read_triplets(tmp_path / "r.npz")
+    whole = (tmp_path / "r.npz").read_bytes()
+    (tmp_path / "r.npz").write_bytes(whole[: len(whole) // 2])
+    with pytest.raises(ValueError, match="cut short"):
+        read_triplets(tmp_path / "r.npz")
+
+
+def test_ratings_learn_biases_factors_and_know_strangers():
+    rows, columns, values, truth = planted()
+    pairs = np.column_stack([rows, columns])
+    held = np.random.default_rng(1).random(len(values)) < 0.2
+    found = Ratings(4, burn_in=20, draws=40).fit(pairs[~held], values[~held])
+    error = np.sqrt(np.mean((found.predict(pairs[held]) - truth[rows[held], columns[held]]) ** 2))
+    mean = values[~held].mean()
+    assert error < 0.35
+    assert error < 0.5 * np.sqrt(np.mean((mean - truth[rows[held], columns[held]]) ** 2))
+    assert found.noise_ == pytest.approx(0.3, abs=0.1)
+    assert found.converged_, found.reason_
+    strangers = found.predict([["nobody", 3], [5, "nothing"], ["nobody", "nothing"]])
+    assert np.isfinite(strangers).all()
+    assert strangers[2] == pytest.approx(values.mean(), abs=0.5)
+    again = Ratings(4, burn_in=20, draws=40).fit(pairs[~held], values[~held])
+    assert np.array_equal(found.predict(pairs), again.predict(pairs))
+
+
+def test_narrow_factors_are_the_same_product():
+    rng = np.random.default_rng(0)
+    left, right = rng.standard_normal((9, 3)), rng.standard_normal((3, 7))
+    wide = np.hstack([left, left]) / 2, np.vstack([right, right])
+    a, b = narrowed(*wide)
+    assert a.shape[1] == 3
+    assert np.allclose(a @ b, left @ right)
+
+
+def test_factors_come_back_from_their_file():
+    rng = np.random.default_rng(0)
+    names = (("ann", "bob"), ("x", "y", "ü"))
+    model = FactorModel(rng.standard_normal((3, 2)), rng.standard_normal((2, 4)), 3.0, 1.0, 5.0, *names)
+    same = FactorModel.from_bytes(model.to_bytes())
+    assert np.array_equal(same.predict(["ann", "who"], ["ü", "x"]), model.predict(["ann", "who"], ["ü", "x"]))
+    assert len(same.top("bob", 2, without=[0])) == 2
+    with pytest.raises(ValueError, match="not factors saved by rankfold"):
+        FactorModel.from_bytes(model.to_bytes()[:50])
+
+
+def test_cross_validation_prefers_the_right_method():
+    rows, columns, values, _ = planted()
+    entries = triplets(rows, columns, values)
+    tried = cross_validate(entries, choices(["ratings", "low-rank"], [3], entries.shape), folds=2, seed=0)
+    assert tried[0].choice.method == "ratings"
+    assert tried[0].error < tried[1].error
+    exact = np.random.default_rng(0).standard_normal((30, 2)) @ np.random.default_rng(1).standard_normal((2, 25))
+    known = np.random.default_rng(2).random(exact.shape) < 0.9
+    rows, columns = np.nonzero(known)
+    tried = cross_validate(
+        triplets(rows, columns, exact[known]), choices(["ratings", "low-rank"], [4], exact.shape), folds=2, seed=0
+    )
+    assert tried[0].choice.method == "low-rank"
+    assert tried[0].rank == 2
+    assert tried[0].error < 1e-6
+    with pytest.raises(ValueError, match="no method 'svd'"):
+        choices(["svd"], None, (3, 3))
+
+
+def test_every_method_fits_and_predicts_for_those_without_entries():
+    rows, columns, values, _ = planted(20, 15)
+    entries = triplets(rows, columns, values, shape=(21, 16))
+    for method in ("low-rank", "ratings", "compressed-deep-linear", "alternating", "nuclear", "scaled-gd"):
+        model, _, remark = fit(entries, Choice(method, 2))
+        assert np.isfinite(model.at(np.array([20, 0, -1]), np.array([15, 15, -1]))).all(), method
+        assert remark
+    with pytest.raises(ValueError, match="rank 30 is not within 1 … 16"):
+        fit(entries, Choice("alternating", 30))
+
+
+def test_command_completes_and_judges(tmp_path):
+    rows, columns, values, _ = planted(25, 20)
+    lines = [f"u{r},i{c},{v:.3f}" for r, c, v in zip(rows, columns, values, strict=True)]
+    np.random.default_rng(0).shuffle(lines)
+    file = write(tmp_path / "e.csv", "user,item,rating\n" + "\n".join(lines[:-30]) + "\n")
+    test = write(tmp_path / "t.csv", "\n".join([*lines[-30:], "stranger,i1,3"]) + "\n")
+    out = tmp_path / "out"
+    done = succeeded("recover", file, "--test", test, "--ranks", "2", "--folds", "2", "--top", "2", "-o", out)
+    assert done["test"]["unknown_rows"] == 1
+    assert done["test"]["error"] < 1
+    assert done["held_out_error"] == min(one["error"] for one in done["tried"])
+    assert json.loads((out / "recover.json").read_text(encoding="utf-8"))["chosen"] == done["chosen"]
+    model = FactorModel.from_bytes((out / "factors.safetensors").read_bytes())
+    assert np.isfinite(model.predict(["u1"], ["i1"])).all()
+    best = (out / "top.csv").read_text(encoding="utf-8").splitlines()
+    seen = {tuple(line.split(",")[:2]) for line in lines[:-30]}
+    assert best[0] == "row,column,predicted"
+    assert not seen & {tuple(line.split(",")[:2]) for line in best[1:]}
+    assert (out / "cross-validation.svg").stat().st_size > 0
+
+
+def test_the_table_and_the_last_fit_are_kept_apart(capsys):
+    tried = [{"choice": "low-rank", "error": 0.726, "rank": 1}]
+    report = {"chosen": "low-rank", "rank": 2, "held_out_error": 0.726, "tried": tried, "entries": 30}
+    _print(report | {"how": "rank 2; least squares solved", "directory": "out"})
+    told = capsys.readouterr().out
+    assert "held-out RMSE" in told
+    assert "taken: low-rank, root mean square error 0.7260 on held-out entries\n" in told
+    assert "fitted to all 30 entries: rank 2 (in the table 1, of the last fold: its fit had fewer entries" in told
+    assert told.count("rank 2") == 1
+    _print(report | {"how": "mean of 60 draws", "directory": "out", "rank": 1})
+    assert "fitted to all 30 entries: rank 1; mean of 60 draws\n" in capsys.readouterr().out
+
+
+def test_command_senses(tmp_path):
+    rng = np.random.default_rng(0)
+    left, right = rng.standard_normal((12, 2)), rng.standard_normal((2, 10))
+    y = Gaussian((12, 10), 100, 7, np.empty(0)).push(left, right)
+    np.savez(tmp_path / "s.npz", y=y, seed=7, count=100, shape=[12, 10])
+    done = succeeded("recover", tmp_path / "s.npz", "-o", tmp_path / "out")
+    assert done["rank"] == 2
+    assert done["converged"]
+    np.savez(
+        tmp_path / "a.npz", y=y, A=np.stack([Gaussian((12, 10), 100, 7, np.empty(0)).matrix(i) for i in range(100)])
+    )
+    told = rankfold("recover", tmp_path / "a.npz", "-o", tmp_path / "out").stdout
+    assert "rank 2, converged: residual" in told
+    assert "relative held-out error none needed" in told
+    noisy = y + 0.001 * rng.standard_normal(100)
+    np.savez(tmp_path / "n.npz", y=noisy, seed=7, count=100, shape=[12, 10])
+    done_noisy = succeeded("recover", tmp_path / "n.npz", "-o", tmp_path / "out")
+    told = rankfold("recover", tmp_path / "n.npz", "-o", tmp_path / "out").stdout
+    assert "rank 2, converged: least squares solved" in told
+    assert f"; relative held-out error {done_noisy['held_out_error']:.2g}\n" in told
+    np.savez(tmp_path / "n.npz", y=noisy[:25], A=np.load(tmp_path / "a.npz")["A"][:25])
+    assert "NOT converged" in rankfold("recover", tmp_path / "n.npz", "-o", tmp_path / "out").stdout
+    same = succeeded("recover", tmp_path / "a.npz", "-o", tmp_path / "out")
+    assert np.allclose(same["singular_values"], done["singular_values"])
+    np.savez(tmp_path / "b.npz", y=y)
+    assert "need their matrices A, or the seed, count and shape of Gaussian ones; its arrays are y" in failed(
+        "recover", tmp_path / "b.npz"
+    )
+
+
+def test_arrays_of_another_form_are_told_of_all_forms(tmp_path):
+    file = tmp_path / "s.npz"
+
+    def refused(**arrays):
+        np.savez(file, **arrays)
+        return failed("recover", file, "-o", tmp_path / "o")
+
+    told = refused(sensing=np.ones((2, 3, 4)), b=np.ones(2))
+    assert "its arrays are sensing, b, where entries are rows, columns, values (and shape), a matrix X" in told
+    assert "y with A (count, m, n), or y with seed, count and shape" in told
+    assert "values missing beside rows, columns" in refused(rows=[0], columns=[0])
+    assert "shape (m, n) beside it" in refused(y=np.ones(5), A=np.ones((5, 12)))
+    assert "its shape (3, 5) needs 15" in refused(y=np.ones(5), A=np.ones((5, 12)), shape=[3, 5])
+    told = refused(y=np.array([1.0, np.nan]), A=np.ones((2, 3, 4)))
+    assert "measurement 1 is not finite: leave it out, and its matrix" in told
+    assert "save names as text" in refused(rows=np.array(["a", None]), columns=[0, 1], values=[1.0, 2.0])
+    write(file, "a,b,1\n")
+    assert "is not an .npz, as numpy.savez writes it: a text file needs a name that ends in .csv" in failed(
+        "recover", file
+    )
+    with file.open("wb") as opened:
+        np.save(opened, np.ones(3))
+    assert "one array (.npy)" in failed("recover", file)
+    file.write_bytes(b"")
+    assert "is empty" in failed("recover", file)
+    rng = np.random.default_rng(0)
+    a, truth = rng.standard_normal((40, 12)), np.outer([1.0, 2.0, 3.0], [1.0, 0.0, 2.0, 1.0])
+    np.savez(file, y=a @ truth.reshape(-1), A=a, shape=[3, 4])
+    assert succeeded("recover", file, "-o", tmp_path / "o")["rank"] == 1
+
+
+def test_command_refuses_in_one_line(tmp_path):
+    file = write(tmp_path / "e.csv", "a,b,1\na,c,2\nd,b,x\n")
+    assert "line 3: 'x' is not a number (row d, column b)" in failed("recover", file)
+    good = write(tmp_path / "g.csv", "a,b,1\na,c,2\nd,b,3\nd,c,4\n")
+    command = ("recover", good, "--methods", "alternating", "--ranks", "9", "-o", tmp_path / "o")
+    assert "rank 9 is not within 1 … 2, what 2 rows and 2 columns allow" in failed(*command)
+    assert "no method 'svd'" in rankfold("recover", good, "--methods", "svd").stderr
+    assert "5 folds of 4 entries" in failed("recover", good, "-o", tmp_path / "o")
+    assert "No such file" in failed("recover", tmp_path / "none.csv")
