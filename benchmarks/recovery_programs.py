@@ -23,8 +23,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from rankfold.linalg import ProgramFit, nuclear_max_norm
-from rankfold.linalg.programs import nuclear_tobit
+from rankfold.linalg import ProgramFit, nuclear_max_norm, nuclear_tobit
 
 SIGMA = 0.3
 

@@ -10,8 +10,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from rankfold.linalg import NonFiniteError, nuclear_fit_rows, nuclear_max_norm
-from rankfold.linalg.programs import nuclear_tobit
+from rankfold.linalg import NonFiniteError, nuclear_fit_rows, nuclear_max_norm, nuclear_tobit
 from rankfold.linalg.programs.certificate import program
 from rankfold.linalg.programs.entrywise import Squares, Tobit, conjugate, hazard
 

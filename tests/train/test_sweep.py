@@ -10,8 +10,7 @@ from commands import rankfold
 from hypothesis import given
 from hypothesis import strategies as st
 
-from rankfold.pipeline import ConfigError, parse_sweep
-from rankfold.pipeline import sweep
+from rankfold.pipeline import ConfigError, parse_sweep, sweep
 from rankfold.pipeline.trainings.selection import selection
 from rankfold.zoo import load_data
 

@@ -1,0 +1,95 @@
+"""What a model's output says: the tensors in it that count, which of their axes are classes, which positions count."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+
+# what a model hands on besides its answer: caches, states of its layers, a loss it computed itself
+_INTERNAL = ("past_key_values", "loss", "aux_loss", "z_loss", "router_logits", "cache_params", "mems", "rope_deltas")
+_STATES = ("hidden_state", "hidden_states", "attentions", "pooler_output")
+
+
+@dataclass(frozen=True, eq=False)
+class Answer:
+    """One tensor of a model's output, ``values`` (N, …, C) with samples first.
+
+    ``classes``: along the last axis lie the scores of classes, of which only differences count. ``counted`` (N, …):
+    which positions count, as booleans; None for all of them. ``name``: where in the output it stands.
+    """
+
+    values: Tensor
+    classes: bool = False
+    counted: Tensor | None = None
+    name: str = ""
+
+    @property
+    def rows(self) -> Tensor:
+        """The positions that count as rows (R, C), in float32 at least."""
+        wide = self.values.to(torch.promote_types(self.values.dtype, torch.float32))
+        return wide.reshape(-1, wide.shape[-1]) if self.counted is None else wide[self.counted]
+
+    @property
+    def centred(self) -> Tensor:
+        """``values`` less what does not count: their mean over the classes, and positions that are left out."""
+        wide = self.values.to(torch.promote_types(self.values.dtype, torch.float32))
+        if self.classes and wide.shape[-1] > 1:
+            wide = wide - wide.mean(-1, keepdim=True)
+        return wide if self.counted is None else wide * self.counted.unsqueeze(-1)
+
+
+def main_tensor(output: Any) -> Tensor:
+    """The tensor that a loss is taken of: the output itself, its ``logits``, or the first tensor in it.
+
+    Raises ``TypeError`` for an output that holds none.
+    """
+    if isinstance(output, Tensor):
+        return output
+    if isinstance(output, Mapping) and "logits" in output:
+        return output["logits"]
+    if isinstance(getattr(output, "logits", None), Tensor):
+        return output.logits
+    for _, tensor in counting_tensors(output):
+        return tensor
+    raise TypeError(
+        f"the model returned {type(output).__name__}; a tensor, something with logits, or a tuple or mapping that "
+        "holds a tensor was expected"
+    )
+
+
+def counting_tensors(output: Any) -> list[tuple[str, Tensor]]:
+    """Every floating tensor of an output with its place, without caches and states of inner layers.
+
+    Where a mapping holds nothing but states, such as the output of an encoder, its last state counts.
+    """
+    found = [(name, tensor) for name, tensor in _walk("", output) if tensor.is_floating_point() and tensor.dim() > 0]
+    outer = [(name, tensor) for name, tensor in found if not name.split(".")[0].endswith(_STATES)]
+    if outer or not found:
+        return outer
+    last = [(name, tensor) for name, tensor in found if name == "last_hidden_state"]
+    return last or found
+
+
+def _walk(place: str, value: Any) -> Iterator[tuple[str, Tensor]]:
+    if isinstance(value, Tensor):
+        yield place, value
+        return
+    members: Any = ()
+    if isinstance(value, Mapping):
+        members = value.items()
+    elif isinstance(value, Sequence) and not isinstance(value, str | bytes):
+        members = enumerate(value)
+    elif hasattr(value, "__dataclass_fields__"):
+        members = ((name, getattr(value, name)) for name in value.__dataclass_fields__)
+    for name, member in members:
+        if place or str(name) not in _INTERNAL:
+            yield from _walk(f"{place}.{name}" if place else str(name), member)
+
+
+def single(values: Tensor) -> Tensor:
+    """(N,) numbers as (N, 1); everything else as it is."""
+    return values.unsqueeze(-1) if values.dim() == 1 else values

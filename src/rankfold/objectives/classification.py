@@ -1,0 +1,111 @@
+"""One class for each sample, pixel or token: cross-entropy, accuracy, mean intersection over union."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from rankfold.objectives.answer import Answer, main_tensor
+from rankfold.objectives.objective import Figure, Objective, ObjectiveError
+
+IGNORE = -100
+
+
+@dataclass(frozen=True)
+class Classification(Objective):
+    """Scores of classes along ``axis`` of the output's main tensor, and the index of the right one as target.
+
+    ``axis``: 1 as in ``torch.nn.functional.cross_entropy`` (N, C, …), −1 for tokens (N, …, C). Targets ``ignore``
+    count nowhere; targets may also be probabilities of the classes. With ``areas`` (pixels) mean intersection over
+    union judges, otherwise accuracy.
+    """
+
+    axis: int = 1
+    areas: bool = False
+    ignore: int = IGNORE
+    name: str = "classification"
+
+    def answers(self, output: Any, batch: Any = None) -> tuple[Answer, ...]:
+        values = main_tensor(output)
+        if values.dim() < 2:
+            raise ObjectiveError(
+                f"{self.name}: outputs (N, classes, …) were expected, the model gives {tuple(values.shape)}"
+            )
+        return (Answer(values.movedim(self.axis, -1), True, self._counted(values, batch)),)
+
+    def _counted(self, values: Tensor, batch: Any) -> Tensor | None:
+        return None
+
+    def pair(self, output: Any, batch: Any) -> tuple[Tensor, Tensor]:
+        """Scores (R, C) and targets (R,), or probabilities (R, C), of the positions that count."""
+        values = main_tensor(output)
+        target = self.target(batch).to(values.device)
+        if values.dim() < 2:
+            self._refuse(values, target)
+        scores = values.movedim(self.axis, -1)
+        scores = scores.to(torch.promote_types(scores.dtype, torch.float32))
+        if target.is_floating_point():
+            if target.shape != values.shape:
+                self._refuse(values, target)
+            return scores.reshape(-1, scores.shape[-1]), target.movedim(self.axis, -1).reshape(-1, scores.shape[-1])
+        if target.dim() == scores.dim() and target.shape[-1] == 1:
+            target = target.squeeze(-1)
+        if target.shape != scores.shape[:-1] or target.dtype == torch.bool or target.is_complex():
+            self._refuse(values, target)
+        kept = target != self.ignore
+        rows, found = scores[kept], target[kept].long()
+        if found.numel() and not (int(found.min()) >= 0 and int(found.max()) < scores.shape[-1]):
+            wrong = int(found.min()) if int(found.min()) < 0 else int(found.max())
+            raise ObjectiveError(
+                f"label {wrong} is outside 0 … {scores.shape[-1] - 1}, the model has {scores.shape[-1]} outputs; "
+                f"renumber the labels ({self.ignore} leaves a position out), or widen the last layer"
+            )
+        return rows, found
+
+    def _refuse(self, values: Tensor, target: Tensor) -> None:
+        place = "second" if self.axis == 1 else "last"
+        raise ObjectiveError(
+            f"{self.name}: labels of shape {tuple(target.shape)}, {target.dtype}, do not fit outputs of shape "
+            f"{tuple(values.shape)}: with the classes along the {place} axis, each position has one class index; "
+            "name what they are with objective= (--objective)"
+        )
+
+    def losses(self, output: Any, batch: Any, smoothing: float = 0.0) -> tuple[Tensor, int]:
+        scores, target = self.pair(output, batch)
+        if not len(scores):
+            return scores.sum() * 0, 0
+        return F.cross_entropy(scores, target, label_smoothing=smoothing), len(scores)
+
+    def measure(self, output: Any, batch: Any, taught: Any = None) -> dict[str, Tensor]:
+        scores, target = self.pair(output, batch)
+        target = target.argmax(-1) if target.dim() > 1 else target
+        given, classes = scores.argmax(-1), scores.shape[-1]
+        found = {"right": (given == target).sum(), "labels": target.bincount(minlength=classes)}
+        if self.areas:
+            cells = (target * classes + given).bincount(minlength=classes * classes)
+            found["confusion"] = cells.reshape(classes, classes)
+        return found
+
+    def conclude(self, sums: Mapping[str, Tensor]) -> tuple[tuple[Figure, ...], float | None]:
+        count = float(sums["count"])
+        accuracy = Figure("accuracy", float(sums["right"]) / count, True, "fraction")
+        chance = float(sums["labels"].max()) / count
+        if not self.areas:
+            return (accuracy,), chance
+        both = sums["confusion"].diagonal()
+        either = sums["confusion"].sum(0) + sums["confusion"].sum(1) - both
+        present = either > 0
+        return (Figure("mean_iou", float((both / either)[present].mean()), True, "fraction"), accuracy), None
+
+
+@dataclass(frozen=True)
+class TokenClassification(Classification):
+    """One class for each token, along the last axis."""
+
+    axis: int = -1
+    name: str = "token-classification"

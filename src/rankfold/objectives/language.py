@@ -1,0 +1,62 @@
+"""Language models: the next token, or the masked ones."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from torch import Tensor
+
+from rankfold.batches import labels_of
+from rankfold.objectives.classification import Classification
+from rankfold.objectives.objective import Figure, ObjectiveError
+
+
+@dataclass(frozen=True)
+class CausalLanguageModel(Classification):
+    """The next token after each one. Labels are the tokens themselves, as Hugging Face gives them; the shift by one is
+    done here. Without labels the input tokens serve, less padding (``attention_mask``)."""
+
+    axis: int = -1
+    name: str = "causal-lm"
+
+    def target(self, batch: Any) -> Tensor:
+        """Position t holds token t + 1; the last position is left out."""
+        tokens = labels_of(batch)
+        if tokens is None and isinstance(batch, Mapping) and "input_ids" in batch:
+            tokens = batch["input_ids"]
+            mask = batch.get("attention_mask")
+            if mask is not None and mask.shape == tokens.shape:
+                tokens = tokens.masked_fill(mask == 0, self.ignore)
+        if tokens is None and isinstance(batch, Tensor) and not batch.is_floating_point():
+            tokens = batch
+        if tokens is None or tokens.is_floating_point() or tokens.dim() != 2:
+            raise ObjectiveError(
+                f"{self.name}: tokens (N, length) as labels or input_ids were expected in each batch, got "
+                f"{'none' if tokens is None else tuple(tokens.shape)}"
+            )
+        shifted = tokens.new_full(tokens.shape, self.ignore)
+        shifted[:, :-1] = tokens[:, 1:]
+        return shifted
+
+    def _counted(self, values: Tensor, batch: Any) -> Tensor | None:
+        mask = batch.get("attention_mask") if isinstance(batch, Mapping) else None
+        return None if mask is None or mask.shape != values.shape[:-1] else mask.to(values.device).bool()
+
+    def conclude(self, sums: Mapping[str, Tensor]) -> tuple[tuple[Figure, ...], float | None]:
+        loss = float(sums["loss"] / sums["count"])
+        perplexity = math.exp(loss) if loss < 700 else math.inf
+        accuracy = float(sums["right"] / sums["count"])
+        return (Figure("perplexity", perplexity, False), Figure("accuracy", accuracy, True, "fraction")), None
+
+
+@dataclass(frozen=True)
+class MaskedLanguageModel(CausalLanguageModel):
+    """The tokens that were masked: labels are theirs, and −100 everywhere else; nothing is shifted."""
+
+    name: str = "masked-lm"
+
+    def target(self, batch: Any) -> Tensor:
+        return super(CausalLanguageModel, self).target(batch)

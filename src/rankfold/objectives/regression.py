@@ -1,0 +1,61 @@
+"""Numbers as targets: squared error, the share of variance explained."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from rankfold.objectives.answer import main_tensor, single
+from rankfold.objectives.objective import Figure, Objective, ObjectiveError
+
+
+@dataclass(frozen=True)
+class Regression(Objective):
+    """The output's main tensor and a target of its shape. Mean squared error is minimised; r2, the share of the
+    targets' variance that is explained, judges: 1 is perfect, 0 no better than their mean. Missing targets are NaN."""
+
+    name: str = "regression"
+
+    def pair(self, output: Any, batch: Any) -> tuple[Tensor, Tensor]:
+        """Outputs and targets (N, K) as rows, with NaN where nothing is known."""
+        values, target = main_tensor(output), self.target(batch)
+        target = target.to(values.device)
+        if values.numel() == target.numel() and len(values) == len(target):
+            shaped = target.reshape(values.shape)
+            wide = values.to(torch.promote_types(values.dtype, torch.float32))
+            return single(wide).flatten(1), single(shaped).flatten(1).to(wide)
+        raise ObjectiveError(
+            f"{self.name}: targets of shape {tuple(target.shape)} do not fit outputs of shape {tuple(values.shape)}: "
+            "one number was expected for each output"
+        )
+
+    def losses(self, output: Any, batch: Any, smoothing: float = 0.0) -> tuple[Tensor, int]:
+        given, wanted = self.pair(output, batch)
+        known = ~wanted.isnan()
+        if not bool(known.any()):
+            return given.sum() * 0, 0
+        return F.mse_loss(given[known], wanted[known]), int(known.sum())
+
+    def measure(self, output: Any, batch: Any, taught: Any = None) -> dict[str, Tensor]:
+        given, wanted = (part.double() for part in self.pair(output, batch))
+        known = ~wanted.isnan()
+        wanted, error = wanted.nan_to_num(), torch.where(known, given - wanted, 0.0)
+        return {
+            "square": error.square().sum(), "absolute": error.abs().sum(), "known": known.sum(0),
+            "sum": wanted.sum(0), "energy": wanted.square().sum(0),
+        }  # fmt: skip
+
+    def conclude(self, sums: Mapping[str, Tensor]) -> tuple[tuple[Figure, ...], float | None]:
+        count, known = float(sums["known"].sum()), sums["known"].clamp_min(1)
+        spread = float((sums["energy"] - sums["sum"].square() / known).clamp_min(0).sum())
+        square = float(sums["square"])
+        root = Figure("rmse", (square / count) ** 0.5, False)
+        absolute = Figure("mae", float(sums["absolute"]) / count, False)
+        if not spread > 0:  # every target is the same: no variance to explain
+            return (root, absolute), None
+        return (Figure("r2", 1 - square / spread), root, absolute), 0.0

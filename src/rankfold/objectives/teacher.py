@@ -1,0 +1,55 @@
+"""No targets at all: how far the outputs move from those of the original network."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from rankfold.batches import size_of
+from rankfold.objectives.objective import Figure, Objective, ObjectiveError
+
+
+@dataclass(frozen=True)
+class Teacher(Objective):
+    """Every floating tensor of the output counts, each on its own scale. ``change``, the root of the squared change
+    over the outputs' own variance, judges: 0 is the original, 1 as far from it as its mean."""
+
+    name: str = "teacher"
+    labelled: bool = False
+
+    def target(self, batch: Any) -> None:
+        return None
+
+    def losses(self, output: Any, batch: Any, smoothing: float = 0.0) -> tuple[Tensor, int]:
+        raise ObjectiveError("teacher: there are no targets, so training needs the original network: teacher=")
+
+    def measure(self, output: Any, batch: Any, taught: Any = None) -> dict[str, Tensor]:
+        if taught is None:
+            raise ObjectiveError(f"{self.name}: outputs are compared with those of the original network: give teacher=")
+        found: dict[str, Tensor] = {"count": torch.tensor(size_of(batch))}
+        divergence = self.divergence(output, taught, batch)
+        found["loss"] = divergence.sum()
+        for index, (now, then) in enumerate(zip(self.answers(output, batch), self.answers(taught, batch), strict=True)):
+            a, b = now.centred.double(), then.centred.double()
+            found |= {f"moved {index}": (a - b).square().sum(), f"sum {index}": _by_place(b)[0]}
+            found |= {f"energy {index}": b.square().sum(), f"positions {index}": torch.tensor(_by_place(b)[1])}
+        return found
+
+    def conclude(self, sums: Mapping[str, Tensor]) -> tuple[tuple[Figure, ...], float | None]:
+        shares = []
+        for index in range(sum(name.startswith("moved ") for name in sums)):
+            moved, energy = float(sums[f"moved {index}"]), float(sums[f"energy {index}"])
+            mean = float(sums[f"sum {index}"].square().sum() / sums[f"positions {index}"])
+            spread = energy - mean if energy - mean > 1e-12 * energy else energy
+            shares.append(moved / spread if spread > 0 else float(moved > 0))
+        return (Figure("change", (sum(shares) / len(shares)) ** 0.5, False),), None
+
+
+def _by_place(values: Tensor) -> tuple[Tensor, int]:
+    """The sum over all positions, (C,), and how many there are."""
+    rows = values.reshape(-1, values.shape[-1])
+    return rows.sum(0), len(rows)
