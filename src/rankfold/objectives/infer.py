@@ -62,7 +62,7 @@ def infer(output: Any, batch: Any) -> Inferred:
             return Inferred(MultiLabel(), "targets 0 and 1, one for each output")
         return Inferred(Regression(), "one number for each output")
     raise ObjectiveError(
-        f"targets of shape {tuple(target.shape)}, {target.dtype}, do not fit outputs of shape {tuple(values.shape)}: class "
+        f"targets of shape {tuple(target.shape)}, {target.dtype}, do not fit outputs {tuple(values.shape)}: class "
         "indices (N, …) for outputs (N, classes, …), or one number for each output, were expected; give objective="
     )
 
