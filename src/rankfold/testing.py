@@ -17,6 +17,7 @@ from torch.utils.flop_counter import FlopCounterMode
 from rankfold.compress.methods.method import Decomposition, Method
 from rankfold.compress.statistics import calibrate
 from rankfold.costs import Example, evaluating
+from rankfold.forms.tucker import TUCKER
 from rankfold.sites import Call, Factors, Form, Site, sites, split_attention, unwrap
 
 _TOLERANCE = {torch.float64: 1e-9, torch.float32: 2e-4, torch.bfloat16: 6e-2, torch.float16: 1e-2}
@@ -217,7 +218,7 @@ def _random_factors(
     if form in (Form.TUCKER, Form.CP):
         c_out, c_in, *kernel = weight.shape
         if form is Form.TUCKER:
-            r_out, r_in = site.layer.tucker_ranks(rank)  # type: ignore[attr-defined]
+            r_out, r_in = TUCKER.ranks_of(site.layer, rank)
             down, core, up = draw(r_in, c_in), draw(r_out, r_in, *kernel), draw(c_out, r_out)
             return Factors((down, core, up)), torch.einsum("op,pq...,qc->oc...", up, core, down)
         down, up = draw(rank, c_in), draw(c_out, rank)
