@@ -12,7 +12,8 @@ from torch import nn
 from rankfold.batches import mapped
 from rankfold.compress.methods.relu import ActivationAware
 from rankfold.compress.planning.plan import Plan
-from rankfold.compress.planning.planner import Calibration, plan
+from rankfold.compress.planning.planner import plan
+from rankfold.compress.planning.profile import Calibration
 from rankfold.train import Augment, History, Plateau, Recipe, fit
 from rankfold.train.parallel import Team, joined
 from rankfold.zoo import load_data

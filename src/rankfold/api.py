@@ -9,7 +9,8 @@ from rankfold.compress.methods.relu import ActivationAware
 from rankfold.compress.methods.sequential import Sequential
 from rankfold.compress.planning.apply import ApplyError, apply_
 from rankfold.compress.planning.plan import Entry, Plan
-from rankfold.compress.planning.planner import Calibration, plan
+from rankfold.compress.planning.planner import plan
+from rankfold.compress.planning.profile import Calibration
 from rankfold.compress.ranks.allocate import BudgetError
 from rankfold.compress.ranks.budget import Bytes, Flops, KeepEnergy, Latency, Params, Ranks
 from rankfold.compress.ranks.rules import Global, Iterative, Local, Optimal

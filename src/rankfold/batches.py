@@ -159,5 +159,16 @@ def _hugging_face(data: Any, batch_size: int) -> Iterator[dict[str, Any]]:
         yield batch
 
 
+def samples_of(batch: Any, size: int, chosen: slice | Tensor) -> Any:
+    """Some samples of a batch of ``size``: those rows of every tensor with as many; other values as they are."""
+
+    def take(x: Tensor) -> Tensor:
+        if not x.dim() or x.shape[0] != size:
+            return x
+        return x[chosen if isinstance(chosen, slice) else chosen.to(x.device)]
+
+    return mapped(batch, take)
+
+
 def _first(value: Any, count: int, size: int) -> Any:
-    return mapped(value, lambda x: x[:count] if x.dim() and x.shape[0] == size else x)
+    return samples_of(value, size, slice(count))

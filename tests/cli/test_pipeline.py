@@ -16,7 +16,8 @@ import rankfold.pipeline.job as job_module
 from rankfold.compress.methods.project import Project
 from rankfold.compress.planning.apply import apply_
 from rankfold.compress.planning.plan import fingerprint
-from rankfold.compress.planning.planner import Calibration, plan
+from rankfold.compress.planning.planner import plan
+from rankfold.compress.planning.profile import Calibration
 from rankfold.compress.ranks.budget import Flops, Ranks
 from rankfold.costs import evaluating
 from rankfold.pipeline import (

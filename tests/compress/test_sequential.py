@@ -20,7 +20,7 @@ from rankfold.compress.methods.nuclear import NuclearBall
 from rankfold.compress.methods.refit import refit
 from rankfold.compress.methods.relu import ActivationAware
 from rankfold.compress.methods.sequential import Sequential
-from rankfold.compress.planning.planner import Calibration
+from rankfold.compress.planning.profile import Calibration
 from rankfold.compress.statistics import SiteStatistics, calibrate
 from rankfold.costs import evaluating
 from rankfold.linalg.cross_moments import CrossMoments

@@ -247,7 +247,7 @@ def _distance(now: Answer, then: Answer, temperature: float) -> Tensor:
     return (a - b).square().sum(-1).mean() / energy.clamp_min(_TINY)
 
 
-@dataclass(frozen=True, eq=False)
+@dataclass(frozen=True, eq=False, kw_only=True)
 class Own(Objective):
     """An objective of one's own; made by ``objective``."""
 
@@ -311,7 +311,7 @@ def objective(
     >>> float(mine.losses(torch.ones(2, 1), (torch.ones(2, 3), torch.zeros(2, 1)))[0])
     1.0
     """
-    return Own(name, loss, figure, higher, unit, answer)
+    return Own(name=name, loss=loss, figure=figure, higher=higher, unit=unit, answer=answer)
 
 
 def main_answer(output: Any, classes: bool, axis: int = -1) -> Tensor:

@@ -5,14 +5,13 @@ from __future__ import annotations
 import copy
 import json
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
 from torch import Tensor, nn
 
 from rankfold.compress.methods import method_named
-from rankfold.compress.ranks.rules import rule_named
+from rankfold.compress.ranks.rules import described, rule_named
 from rankfold.compress.slicing.bottlenecks import Bottlenecks
 from rankfold.costs import Example
 from rankfold.files import write_atomically
@@ -69,7 +68,7 @@ def write_page(
     shown = {
         "model": settings.model or type(original).__name__,
         "method": method.name,
-        "ranks": ", ".join(f"{key} {value}" for key, value in asdict(rule_named(settings.rule)).items()),
+        "ranks": ", ".join(f"{key} {value}" for key, value in described(rule_named(settings.rule)).items()),
         "calibration samples": settings.samples,
         "fine-tuning": "none" if history is None else f"{len(history.epochs)} epochs",
         "seed": settings.seed,

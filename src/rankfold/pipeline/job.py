@@ -16,7 +16,8 @@ from rankfold.compress.layerwise.survey import memory_needed
 from rankfold.compress.methods import method_named
 from rankfold.compress.methods.method import Method, sweeps
 from rankfold.compress.planning.plan import Plan
-from rankfold.compress.planning.planner import Calibration, plan
+from rankfold.compress.planning.planner import plan
+from rankfold.compress.planning.profile import Calibration
 from rankfold.compress.ranks.budget import Budget
 from rankfold.compress.ranks.rules import Iterative, Optimal, rule_named
 from rankfold.compress.repair.finetune import finetune

@@ -16,7 +16,7 @@ from rankfold.compress.methods import method_named
 from rankfold.compress.methods.method import Method
 from rankfold.compress.planning.plan import fingerprint
 from rankfold.compress.ranks.budget import Budget, parse_budget
-from rankfold.compress.ranks.rules import RankRule, rule_named
+from rankfold.compress.ranks.rules import RankRule, described, rule_named
 from rankfold.compress.repair.finetune import finetune_recipe
 from rankfold.files import write_atomically
 from rankfold.store import StoreError
@@ -85,7 +85,7 @@ def request_of(model: nn.Module, data: Any, budgets: Sequence[Budget], settings:
         "data": {part: _digest(getattr(data, part, None)) for part in ("train", "validation", "test")},
         "budgets": [asdict(budget) for budget in budgets],
         "method": method_named(settings.method).name,
-        "rule": asdict(rule_named(settings.rule)),
+        "rule": described(rule_named(settings.rule)),
         "samples": settings.samples,
         "finetune": None if recipe is None else recipe.to_dict(),
         "seed": settings.seed,

@@ -52,8 +52,8 @@ def plan(
     from rankfold.cli.verbs.show import print_plan
     from rankfold.compress.methods import method_named
     from rankfold.compress.methods.method import sweeps
-    from rankfold.compress.planning.planner import Calibration
     from rankfold.compress.planning.planner import plan as make_plan
+    from rankfold.compress.planning.profile import Calibration
     from rankfold.pipeline import calibration_part, memory_sentence, parsed, samples_of
     from rankfold.report.quantities import bytes_of
     from rankfold.train.parallel import first_process, world_size

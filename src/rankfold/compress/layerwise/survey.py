@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -17,11 +17,13 @@ from safetensors.torch import save as to_safetensors
 from torch import Tensor, nn
 
 from rankfold.compress.layerwise.evidence import bytes_needed
-from rankfold.compress.layerwise.sweep import Samples, partition
-from rankfold.compress.methods.method import Method
+from rankfold.compress.layerwise.sweep import partition
+from rankfold.compress.methods.method import Forecast, Method
 from rankfold.compress.planning.candidates import Candidate, decompose
 from rankfold.compress.statistics import Statistics, calibrate
 from rankfold.files import write_atomically
+from rankfold.objectives import Objective
+from rankfold.observe import Samples
 from rankfold.sites import Factors, Form, Site, SiteList, sites
 
 Progress = Callable[[str, int, int], None]
@@ -52,6 +54,8 @@ class Survey:
     metrics: dict[str, Tensor]
     absorbers: dict[str, str | None]
     unreached: tuple[str, ...]
+    count: int = 0
+    weighed: int = 0
 
 
 def moments_bytes(site: Site) -> int:
@@ -77,7 +81,7 @@ def survey(
     found: SiteList,
     method: Method,
     seen: Samples,
-    every_form: bool,
+    objective: Objective | None = None,
     *,
     metric_samples: int = 1024,
     directory: Path | None = None,
@@ -94,7 +98,7 @@ def survey(
         part = SiteList(tuple(run))
         known = _read(file, part) if file is not None else None
         if known is None:
-            known = _surveyed(root, part, method, seen, every_form, metric_samples, progress)
+            known = _surveyed(root, part, method, seen, objective, metric_samples, progress)
             if file is not None and seen.team.first:
                 _write(file, known)
         whole = _joined(whole, known)
@@ -108,7 +112,7 @@ def _surveyed(
     part: SiteList,
     method: Method,
     seen: Samples,
-    every_form: bool,
+    objective: Objective | None,
     metric_samples: int,
     tell: Progress,
 ) -> Survey:
@@ -116,17 +120,21 @@ def _surveyed(
     if seen.memory is None or sum(map(moments_bytes, part)) <= seen.memory:
         statistics = calibrate(
             root, seen.data, part, samples=seen.samples, batch_size=seen.batch_size, metric_samples=metric_samples,
-            progress=tell, team=seen.team,
+            objective=objective, progress=tell, team=seen.team,
         )  # fmt: skip
-    candidates, unsolved = decompose(root, part, method, statistics, every_form, tell)
-    curves = {name: [Candidate(c.site, c.form, _curve(c), c.bias) for c in group] for name, group in candidates.items()}
+    made = decompose(root, part, method, statistics, tell)
+    curves = made.candidates
+    if seen.memory is not None:
+        curves = {name: [replace(each, decomposition=_curve(each)) for each in group] for name, group in curves.items()}
     known = {} if statistics is None else statistics.sites
     return Survey(
         curves,
-        unsolved,
+        made.unsolved,
         {name: each.metric for name, each in known.items() if each.metric is not None},
         {name: each.absorber for name, each in known.items()},
-        tuple(site.name for site in part if site.name not in known),
+        tuple(site.name for site in part.reducible if site.name not in known),
+        made.count,
+        made.weighed,
     )
 
 
@@ -138,7 +146,7 @@ def _curve(candidate: Candidate) -> Curve:
 def _joined(a: Survey, b: Survey) -> Survey:
     return Survey(
         a.candidates | b.candidates, a.unsolved | b.unsolved, a.metrics | b.metrics, a.absorbers | b.absorbers,
-        (*a.unreached, *b.unreached),
+        (*a.unreached, *b.unreached), a.count + b.count, a.weighed + b.weighed,
     )  # fmt: skip
 
 
@@ -150,9 +158,12 @@ def _write(file: Path, known: Survey) -> None:
             key = f"{candidate.form}|{name}"
             curve = candidate.decomposition
             tensors |= {f"errors|{key}": curve.errors, f"levels|{key}": curve.levels}
+            if candidate.forecast is not None:
+                forecast = candidate.forecast
+                tensors |= {f"forecast|{key}": forecast.errors, f"relative|{key}": forecast.relative}
             curves.append(
                 {"site": name, "form": candidate.form, "ranks": list(curve.ranks), "bias": candidate.bias,
-                 "comparable": curve.comparable}
+                 "comparable": curve.comparable, "note": candidate.note}
             )  # fmt: skip
     note = {"curves": curves, "unsolved": known.unsolved, "absorbers": known.absorbers, "unreached": known.unreached}
     kept = {name: tensor.contiguous().clone() for name, tensor in tensors.items()}
@@ -170,7 +181,12 @@ def _read(file: Path, part: SiteList) -> Survey | None:
             key = f"{known['form']}|{known['site']}"
             curve = Curve(tensors[f"errors|{key}"], tensors[f"levels|{key}"], known["ranks"], known["comparable"])
             site = part[known["site"]]
-            candidates[site.name].append(Candidate(site, Form(known["form"]), curve, known["bias"]))
+            forecast = None
+            if f"forecast|{key}" in tensors:
+                forecast = Forecast(tensors[f"forecast|{key}"], tensors[f"relative|{key}"])
+            candidates[site.name].append(
+                Candidate(site, Form(known["form"]), curve, known["bias"], forecast, known["note"])
+            )
         metrics = {key.partition("|")[2]: value for key, value in tensors.items() if key.startswith("metric|")}
         return Survey(candidates, note["unsolved"], metrics, note["absorbers"], tuple(note["unreached"]))
     except (SafetensorError, OSError, KeyError, ValueError):

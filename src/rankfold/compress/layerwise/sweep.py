@@ -10,7 +10,7 @@ import copy
 import json
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import ExitStack
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -28,23 +28,12 @@ from rankfold.costs import evaluating
 from rankfold.files import write_atomically
 from rankfold.layers import SplitAttention
 from rankfold.linalg import NotConvergedError
+from rankfold.observe import Samples
 from rankfold.sites import Factors, Form, Site, SiteList, split_attention
-from rankfold.train.parallel import Team
 
 Progress = Callable[[str, int, int], None]
 
 _ROUNDING = 1e-5
-
-
-@dataclass(frozen=True)
-class Samples:
-    """What a sweep sees: the first ``samples`` of ``data`` in batches. ``memory``: bytes that moments may take."""
-
-    data: Any
-    samples: int | None
-    batch_size: int
-    memory: int | None = None
-    team: Team = field(default_factory=Team)
 
 
 @dataclass(frozen=True)

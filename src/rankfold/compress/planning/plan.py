@@ -7,13 +7,13 @@ import json
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import torch
-from pydantic import ConfigDict, TypeAdapter, ValidationError
+from pydantic import BeforeValidator, ConfigDict, TypeAdapter, ValidationError
 from torch import nn
 
-from rankfold.compress.ranks.budget import Budget, describe
+from rankfold.compress.ranks.budget import budget_from, describe
 from rankfold.costs import Cost
 from rankfold.files import by_digest, sha256, whole, write_atomically, write_together
 from rankfold.sites import Form, unwrap
@@ -66,7 +66,7 @@ class Plan:
     __pydantic_config__ = ConfigDict(extra="forbid")
 
     entries: tuple[Entry, ...]
-    budgets: tuple[Budget, ...]
+    budgets: tuple[Annotated[Any, BeforeValidator(budget_from)], ...]
     method: str
     rule: str
     fingerprint: str

@@ -16,14 +16,16 @@ from safetensors.torch import load as from_safetensors
 from safetensors.torch import save as to_safetensors
 from torch import Tensor, nn
 
-from rankfold.batches import batches_of, check_rereadable, forward, logits_of, size_of
+from rankfold.batches import batches_of, check_rereadable, forward, size_of
 from rankfold.compress.absorb import Absorbers
 from rankfold.compress.methods.project import DAMPING, damped
-from rankfold.compress.metric import output_metrics
+from rankfold.compress.metric import Spread, output_metrics
 from rankfold.costs import evaluating
 from rankfold.layers import FactoredConv, LowRankLinear
 from rankfold.linalg import Moments
 from rankfold.linalg.bottleneck import root_of, triangle
+from rankfold.objectives import Objective, ObjectiveError, Teacher
+from rankfold.observe import Samples
 from rankfold.sites import Site, bottleneck_rows, narrowable_sites, output_rows_alone, pair, unwrap, weights_of
 
 Progress = Callable[[str, int, int], None]
@@ -159,6 +161,7 @@ def bottlenecks(
     samples: int = 2048,
     metric_samples: int = 1024,
     batch_size: int = 128,
+    objective: Objective | None = None,
     progress: Progress | None = None,
 ) -> Bottlenecks:
     """Measure the bottlenecks of a network that a plan was applied to, on ``data`` without labels, in eval mode.
@@ -173,7 +176,8 @@ def bottlenecks(
         check_rereadable(data)
     found = narrowable_sites(root)
     moments: dict[str, Moments] = {}
-    spread = _Spread()
+    asked = objective or Teacher()
+    spread: Spread | None = Spread()
     absorbers = Absorbers()
 
     def watch(site: Site, module: nn.Module) -> Callable[..., None]:
@@ -206,22 +210,27 @@ def bottlenecks(
             else:
                 stack.callback(module.register_forward_hook(watch(site, module)).remove)
             stack.callback(module.register_forward_hook(produced(site.name)).remove)
-        absorbers.watch_norms(root, stack)
+        stack.enter_context(absorbers.watching(root))
         for batch in batches_of(data, batch_size, samples):
-            spread.add(logits_of(forward(root, batch)))
+            output = forward(root, batch)
+            if metric_samples:
+                spread = _spreading(spread, asked, output, batch)
             seen += size_of(batch)
             if progress is not None:
                 progress("measuring bottlenecks", seen, samples)
     if not seen:
         raise ValueError("the calibration data is empty: give at least one batch")
-    metrics = output_metrics(root, data, found, metric_samples, batch_size, progress) if metric_samples else {}
+    metrics = {}
+    if spread is not None and metric_samples:
+        few = Samples(data, min(samples, metric_samples), batch_size)
+        metrics = output_metrics(root, few, found, asked, spread, progress)
     reached = {
         site.name: _measured(root, site, moments[site.name], metrics.get(site.name), absorbers.of(site.name))
         for site in found
         if site.name in moments
     }
     unreached = tuple(site.name for site in found if site.name not in moments)
-    return Bottlenecks(reached, factor_mark(root), seen, spread.energy / seen, unreached)
+    return Bottlenecks(reached, factor_mark(root), seen, 1.0 if metrics else 0.0, unreached)
 
 
 def _measured(root: nn.Module, site: Site, moments: Moments, metric: Tensor | None, norm: str | None) -> Bottleneck:
@@ -240,21 +249,12 @@ def _measured(root: nn.Module, site: Site, moments: Moments, metric: Tensor | No
     return Bottleneck(known.root, known.mean, weighting=triangle(left.mT @ half), norm=norm)
 
 
-class _Spread:
-    """Σ ‖z − mean z‖² of the model's outputs, each less its mean over the last axis, as the output metrics have it."""
-
-    def __init__(self) -> None:
-        self.count, self.squares, self.total = 0, 0.0, torch.zeros(())
-
-    def add(self, outputs: Tensor) -> None:
-        if not outputs.is_floating_point():
-            return
-        rows = (outputs if outputs.dim() > 1 else outputs.reshape(-1, 1)).double().flatten(0, -2)
-        rows = rows - rows.mean(-1, keepdim=True) if rows.shape[-1] > 1 else rows
-        self.count += len(rows)
-        self.squares += float(rows.square().sum())
-        self.total = self.total + rows.sum(0).cpu()
-
-    @property
-    def energy(self) -> float:
-        return max(0.0, self.squares - float(self.total.square().sum()) / self.count) if self.count else 0.0
+def _spreading(spread: Spread | None, objective: Objective, output: Any, batch: Any) -> Spread | None:
+    """``spread`` with another batch; None for a model whose outputs cannot be compared."""
+    if spread is None:
+        return None
+    try:
+        spread.add(objective.answers(output, batch), size_of(batch))
+    except ObjectiveError:
+        return None
+    return spread

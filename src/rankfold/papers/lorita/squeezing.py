@@ -15,7 +15,8 @@ from torch import nn
 
 from rankfold.compress.planning.apply import apply_
 from rankfold.compress.planning.plan import fingerprint
-from rankfold.compress.planning.planner import Calibration, plan
+from rankfold.compress.planning.planner import plan
+from rankfold.compress.planning.profile import Calibration
 from rankfold.compress.ranks.budget import Flops, Params
 from rankfold.compress.ranks.rules import Iterative, Optimal, RankRule
 from rankfold.compress.repair.finetune import finetune, finetune_recipe

@@ -14,7 +14,8 @@ from torch.utils.data import DataLoader
 
 from rankfold.batches import batches_of, check_rereadable, forward, labels_of, logits_of
 from rankfold.compress.planning.plan import Plan
-from rankfold.compress.planning.planner import Calibration, plan
+from rankfold.compress.planning.planner import plan
+from rankfold.compress.planning.profile import Calibration
 from rankfold.compress.ranks.allocate import BudgetError
 from rankfold.costs import evaluating
 from rankfold.pipeline.collapse.conclusion import few
