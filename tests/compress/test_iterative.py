@@ -61,7 +61,7 @@ def problem(root, batch, keep=0.5, method="truncate", only=None):
     method = method_named(method)
     statistics = calibrate(root, [batch], found) if method.needs_data else None
     with split_attention(root):
-        candidates, _ = decompose(root, found, method, statistics, False, quiet)
+        candidates = {k: v[:1] for k, v in decompose(root, found, method, statistics, quiet).candidates.items()}
         counter = Counter(calls, 1, {site.name: 8 for site in found})
         prices = relative_energy([c for group in candidates.values() for c in group])
         choices = options(found, candidates, prices, (Params(keep),), (Params(keep),), counter)

@@ -26,6 +26,7 @@ from rankfold.batches import forward, samples_of, size_of
 from rankfold.costs import evaluating
 from rankfold.objectives import Answer, Objective, ObjectiveError
 from rankfold.observe import Samples, after
+from rankfold.observe.passes import separable
 from rankfold.sites import Site, SiteList, split_attention
 from rankfold.train.parallel import Team
 
@@ -68,6 +69,8 @@ def output_metrics(
         if not spread.names:
             return {}
         directions, size = _Directions(), spread.chunk
+        if not separable(root, next(batch for _, batch in seen.batches())):
+            size = 1 << 62
         with after(root, {site.name: tap(site) for site in sites.reducible}):
             for index, batch in seen.batches():
                 count = size_of(batch)
@@ -76,7 +79,7 @@ def output_metrics(
                     gradients = _gradients(root, chunk, objective, spread, directions, start, taps)
                     if gradients is None:
                         return {}
-                    sums.add(gradients, size_of(chunk), start // size % 2)
+                    sums.add(gradients, size_of(chunk), (start // size if size < count else index) % 2)
                     done += size_of(chunk)
                     if progress is not None:
                         progress("weighing", done, seen.samples or done)

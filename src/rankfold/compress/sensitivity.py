@@ -17,7 +17,7 @@ from rankfold.batches import batches_of, forward
 from rankfold.compress.planning.candidates import Candidate
 from rankfold.compress.ranks.rules import Optimal
 from rankfold.costs import evaluating
-from rankfold.objectives import Objective, Teacher
+from rankfold.objectives import Objective, ObjectiveError, Teacher
 from rankfold.sites import Form, carry_hooks_, replace_
 
 Progress = Callable[[str, int, int], None]
@@ -65,6 +65,10 @@ def price(
     prices: Prices = {}
     with evaluating(root):
         originals = [forward(root, batch) for batch in batches]
+        try:
+            objective.answers(originals[0], batches[0])
+        except ObjectiveError as error:
+            raise ValueError(f"{error}, or use the rule Optimal(probes=0) with a method without data") from None
         for done, candidate in enumerate(candidates):
             errors = candidate.relative_errors.numpy()
             points = []

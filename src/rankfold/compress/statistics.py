@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -24,10 +24,12 @@ from rankfold.files import write_atomically
 from rankfold.linalg import Moments
 from rankfold.objectives import Objective, ObjectiveError, Teacher
 from rankfold.observe import Samples, after, first_of
+from rankfold.observe.passes import held
 from rankfold.sites import Site, SiteList, split_attention, unwrap
 from rankfold.train.parallel import Team
 
 Progress = Callable[[str, int, int], None]
+_ROWS = 8  # one row in so many is held back where rows cannot be told by samples
 
 
 @dataclass(frozen=True)
@@ -140,7 +142,8 @@ def calibrate(
     """
     seen = Samples(data, samples, batch_size, team=team or Team())
     root, asked = unwrap(model), objective or Teacher()
-    check_rereadable(data)
+    if metric_samples:
+        check_rereadable(data)
     with evaluating(root), split_attention(root):
         check_sound(root, sites.reducible)
         gathered = _gather(root, seen, sites, asked if metric_samples else None, progress)
@@ -184,7 +187,7 @@ def _gather(
     """One pass over the samples; attention must be split, the model in eval mode. ``objective``: of whose answers the
     spread is measured."""
     found, comparable = _Gathered(), objective is not None
-    now = {"held": False}
+    back = torch.zeros(0, dtype=torch.bool)
 
     def watch(site: Site) -> Callable[..., None]:
         def hook(module: nn.Module, args: tuple, kwargs: dict, output: Tensor) -> None:
@@ -195,30 +198,44 @@ def _gather(
                     "samples, for weights before this site that are not finite, or for overflow (convert to float32)"
                 )
             parts = found.moments.setdefault(site.name, {})
-            if (held := now["held"]) not in parts:
-                parts[held] = Moments(rows.shape[-1], groups=rows.shape[0] if rows.dim() == 3 else None)
-            parts[held].update(rows)
+            for side, part in _parted(rows, back):
+                if side not in parts:
+                    parts[side] = Moments(rows.shape[-1], groups=rows.shape[0] if rows.dim() == 3 else None)
+                parts[side].update(part)
             found.absorbers.produced(site.name, output)
 
         return hook
 
-    hooks = {site.name: watch(site) for site in sites.reducible}
+    every, hooks = seen.held_back, {site.name: watch(site) for site in sites.reducible}
     with found.absorbers.watching(root), after(root, hooks), seen.team.agreed():
-        for now["held"], part in seen.parts():
-            found.samples += size_of(part)
-            output = forward(root, part)
+        for index, batch in seen.batches():
+            size = size_of(batch)
+            back = held(size, found.samples, every)
+            found.samples += size
+            if index not in seen:
+                continue
+            output = forward(root, batch)
             if objective is not None and comparable:
                 try:
-                    found.spread.add(objective.answers(output, part), size_of(part))
+                    found.spread.add(objective.answers(output, batch), size)
                 except ObjectiveError:
                     found.spread, comparable = Spread(), False
             if progress is not None:
                 progress("calibrating", found.samples, seen.samples or found.samples)
     if seen.team.size > 1:
         found.moments = _together(found.moments, seen.team)
-        found.samples = int(seen.team.summed(found.samples)[0])
         found.spread = found.spread.joined(seen.team)
     return found
+
+
+def _parted(rows: Tensor, back: Tensor) -> Iterator[tuple[bool, Tensor]]:
+    """Rows (…, R, d) of a batch in its two parts; each sample has as many rows, one sample after the other."""
+    if not bool(back.any()):
+        yield False, rows
+        return
+    each, rest = divmod(rows.shape[-2], len(back))
+    mask = (back.repeat_interleave(each) if not rest else held(rows.shape[-2], 0, _ROWS)).to(rows.device)
+    yield from ((side, rows[..., mask == side, :]) for side in (False, True) if bool((mask == side).any()))
 
 
 def _together(moments: dict[str, Parts], team: Team) -> dict[str, Parts]:
@@ -229,6 +246,6 @@ def _together(moments: dict[str, Parts], team: Team) -> dict[str, Parts]:
     for share in shares:
         for name, parts in share.items():
             mine = merged.setdefault(name, {})
-            for held, known in parts.items():
-                mine[held] = mine[held].merge(known) if held in mine else known
+            for side, known in parts.items():
+                mine[side] = mine[side].merge(known) if side in mine else known
     return merged

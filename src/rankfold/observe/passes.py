@@ -4,11 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass, field, replace
+from itertools import islice
 from typing import Any
 
 import torch
+from torch import Tensor, nn
 
-from rankfold.batches import batches_of, samples_of, size_of
+from rankfold.batches import batches_of, forward, samples_of, size_of
+from rankfold.objectives.answer import counting_tensors
 from rankfold.train.parallel import Team
 
 # one sample in so many is held back; of few samples more, so that there is something to check on
@@ -46,7 +49,10 @@ class Samples:
 
     @property
     def held_back(self) -> int:
-        """One sample in so many is held back; 0 where there are not two."""
+        """One sample in so many is held back; 0 where there are not two. Data that can be read only once are not read
+        for this: one in eight."""
+        if isinstance(self.data, Iterator):
+            return _EVERY[0][1]
         seen = 0
         for _, batch in self.batches():
             seen += size_of(batch)
@@ -54,51 +60,67 @@ class Samples:
                 break
         return next((every for least, every in _EVERY if seen >= least), 0)
 
-    def parts(self) -> Iterator[tuple[bool, Any]]:
-        """(held back, part of a batch) for the batches of this process: their samples told apart by their number."""
-        every, seen = self.held_back, 0
-        for index, batch in self.batches():
-            size = size_of(batch)
-            if index in self:
-                yield from divided(batch, size, seen, every)
-            seen += size
+    def judges(self, root: nn.Module) -> tuple[Any, ...]:
+        """Whole batches that are held back, one in eight or the last of fewer; of a single batch some samples, where
+        the model treats samples one by one. None where nothing can be held back."""
+        few = list(islice(self.batches(), _EVERY[0][1]))
+        if len(few) > 1:
+            every = len(few)
+            return tuple(batch for index, batch in self.batches() if index % every == every - 1)
+        if not few or not separable(root, few[0][1]):
+            return ()
+        return tuple(part for back, part in divided(few[0][1], self.held_back) if back)
 
-    def held_out(self) -> tuple[Any, ...]:
-        """The parts that are held back, of all processes."""
-        every, seen, found = self.held_back, 0, []
-        for _, batch in self.batches():
-            size = size_of(batch)
-            found += [part for back, part in divided(batch, size, seen, every) if back]
-            seen += size
-        return tuple(found)
-
-    def without_held_out(self) -> Samples:
-        """The other samples."""
-        return replace(self, data=_Fitted(self), samples=None)
+    def without_judges(self) -> Samples:
+        """The other batches, or the other samples of a single one."""
+        return replace(self, data=_Others(self), samples=None)
 
 
 @dataclass(frozen=True, eq=False)
-class _Fitted:
-    """What ``Samples`` does not hold back, to be iterated any number of times."""
+class _Others:
+    """What does not judge, to be iterated any number of times."""
 
     seen: Samples
 
     def __iter__(self) -> Iterator[Any]:
-        every, seen = self.seen.held_back, 0
-        for _, batch in self.seen.batches():
-            size = size_of(batch)
-            yield from (part for back, part in divided(batch, size, seen, every) if not back)
-            seen += size
+        every = len(list(islice(self.seen.batches(), _EVERY[0][1])))
+        if every == 1:
+            for _, batch in self.seen.batches():
+                yield from (part for back, part in divided(batch, self.seen.held_back) if not back)
+            return
+        yield from (batch for index, batch in self.seen.batches() if index % every != every - 1)
 
 
-def divided(batch: Any, size: int, seen: int, every: int) -> Iterator[tuple[bool, Any]]:
-    """A batch of ``size`` samples, the first of which has number ``seen``, in its parts: (held back, part)."""
+def held(size: int, seen: int, every: int) -> Tensor:
+    """(size,) whether each sample of a batch is held back; the first one has number ``seen``."""
     if not every:
-        yield False, batch
-        return
-    back = torch.arange(seen, seen + size) % every == every - 1
-    for held, chosen in ((False, ~back), (True, back)):
-        if bool(chosen.all()):
-            yield held, batch
-        elif bool(chosen.any()):
-            yield held, samples_of(batch, size, chosen.nonzero().squeeze(1))
+        return torch.zeros(size, dtype=torch.bool)
+    return torch.arange(seen, seen + size) % every == every - 1
+
+
+def divided(batch: Any, every: int) -> Iterator[tuple[bool, Any]]:
+    """A batch in its parts: (held back, part)."""
+    size = size_of(batch)
+    back = held(size, 0, every)
+    for side, chosen in ((False, ~back), (True, back)):
+        if bool(chosen.any()):
+            yield side, samples_of(batch, size, chosen.nonzero().squeeze(1))
+
+
+@torch.no_grad()
+def separable(root: nn.Module, batch: Any) -> bool:
+    """Whether the outputs for some samples of a batch are what they are for these samples alone; not so for models
+    whose first axis is time, for instance. Two forward passes of the model as it stands."""
+    size = size_of(batch)
+    if size < 2:
+        return True
+    half = slice(0, (size + 1) // 2)
+    try:
+        whole = [tensor for _, tensor in counting_tensors(forward(root, batch))]
+        part = [tensor for _, tensor in counting_tensors(forward(root, samples_of(batch, size, half)))]
+    except (RuntimeError, ValueError, TypeError, IndexError):  # a model of a fixed batch
+        return False
+    return len(whole) == len(part) and all(
+        a.dim() > 0 and a.shape[0] == size and torch.allclose(a[half].float(), b.float(), rtol=1e-2, atol=1e-3)
+        for a, b in zip(whole, part, strict=True)
+    )

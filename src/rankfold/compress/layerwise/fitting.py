@@ -69,8 +69,10 @@ class _Fit:
 
     def run(self, first: Plan, choose: Choose | None) -> Plan:
         known, root, method = self.known, self.known.needed_model(), self.method
-        judges = self.seen.held_out()
-        fitted = self.seen.without_held_out() if judges else self.seen
+        one_shot = bool(getattr(method, "one_shot", False))
+        judged = (method.rounds > 1 and choose is not None) or one_shot
+        judges = self.seen.judges(root) if judged else ()
+        fitted = self.seen.without_judges() if judges else self.seen
         rounds = method.rounds if choose is not None and judges else 1
         plan, metrics, best = first, known.metrics, None
         lost: list[float] = []
@@ -86,7 +88,7 @@ class _Fit:
             again = output_metrics(swept.network, fitted.first(METRIC_SAMPLES), known.sites, self.objective)
             metrics, plan = {**metrics, **again}, choose(dict(swept.losses))
         assert best is not None
-        if judges and self.seen.memory is None:
+        if judges and self.seen.memory is None and one_shot:
             shot = self._one_shot(first)
             loss = divergence(root, shot.network, judges, self.objective)
             if loss <= best.loss:

@@ -52,8 +52,9 @@ class Candidate:
         """Whether the error on held-out samples is far above the one on the samples that were fitted to."""
         if self.forecast is None:
             return False
-        held, fitted = float(self.forecast.relative[rank]), self.decomposition.relative_error(rank)
-        return held > max(_FAR * fitted, fitted + 0.05)
+        held, fitted = self.forecast.errors, self.decomposition.errors
+        there, here = (float(errors[rank] / errors[0]) if errors[0] > 0 else 0.0 for errors in (held, fitted))
+        return there > max(_FAR * here, here + 0.05)
 
     def relative_error(self, rank: int) -> float:
         """Of the layer's output (of its weight without data) at ``rank``, as a fraction of its norm."""

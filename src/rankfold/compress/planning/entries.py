@@ -46,9 +46,8 @@ def _entry(known: Profile, site: Site, option: Option, group: Sequence[Option]) 
         notes.append(f"rank {option.rank} was fitted to {sampled.moments.count} rows of data: give more samples")
     elif candidate.overfitted(option.rank):
         notes.append(
-            "few samples: the error on those that were held back is "
-            f"{candidate.relative_error(option.rank):.2f}, on the others "
-            f"{candidate.decomposition.relative_error(option.rank):.2f}"
+            f"few samples: the error on those that were held back is {candidate.relative_error(option.rank):.2f}, far "
+            "above that on the others"
         )
     if site.name in known.unreached:
         notes.append("never called on the calibration data: truncated without data")

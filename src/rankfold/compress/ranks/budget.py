@@ -108,21 +108,19 @@ class Ranks:
         return f"ranks given for {len(self.ranks)} sites"
 
 
-@dataclass(frozen=True)
-class Asked:
-    """A budget that this version does not know, read from a plan: shown, and nothing else."""
-
-    kind: str
-    values: Mapping[str, Any]
-
-    def describe(self) -> str:
-        return f"{self.kind} ({', '.join(f'{key} {value}' for key, value in self.values.items())})"
-
-
-Budget = Resource | KeepEnergy | Ranks | Asked
+Budget = Resource | KeepEnergy | Ranks
 _KINDS: dict[str, Any] = {
     "params": Params, "flops": Flops, "bytes": Bytes, "latency": Latency, "energy": KeepEnergy, "ranks": Ranks,
 }  # fmt: skip
+
+
+def register_budget(kind: type[Resource]) -> type[Resource]:
+    """Make a budget of one's own known by its ``kind``, to plans that are read; returns it, to serve as a decorator."""
+    name = next(field.default for field in fields(kind) if field.name == "kind")
+    if not isinstance(name, str) or not name:
+        raise TypeError(f"{kind.__name__}: a budget needs a default for its field 'kind', by which plans name it")
+    _KINDS[name] = kind
+    return kind
 
 
 def budget_from(values: Any) -> Budget:
@@ -136,7 +134,10 @@ def budget_from(values: Any) -> Budget:
         raise ValueError("a budget without its kind")
     known = _KINDS.get(kind)
     if known is None:
-        return Asked(kind, rest)
+        raise ValueError(
+            f"no budget of kind {kind!r}; there are {', '.join(_KINDS)} (one of your own is registered before a plan "
+            "that names it is read: rankfold.register_budget)"
+        )
     unknown = sorted(set(rest) - {field.name for field in fields(known)})
     if unknown:
         raise ValueError(f"a budget of {kind} has no {unknown[0]!r}")
