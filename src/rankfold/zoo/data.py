@@ -6,7 +6,6 @@ from typing import Any
 
 import numpy as np
 import torch
-from sklearn.datasets import load_digits
 from torch import Tensor
 from torch.utils.data import DataLoader
 
@@ -56,6 +55,8 @@ def load_data(spec: str, *, download: bool = False, progress: Progress | None = 
 
 
 def _digits() -> Data:
+    from sklearn.datasets import load_digits
+
     bunch = load_digits()
     inputs = torch.from_numpy(bunch.images.astype(np.uint8)).unsqueeze(1)
     # Pixels run from 0 to 16; mean and deviation over the train split.

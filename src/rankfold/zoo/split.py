@@ -6,7 +6,6 @@ from math import ceil
 from typing import Any, TypeVar
 
 import torch
-from sklearn.model_selection import train_test_split
 from torch import Tensor
 
 from rankfold.zoo.errors import ZooError
@@ -127,6 +126,8 @@ def hold_out(split: _Part, count: int) -> tuple[_Part, _Part]:
     """
     if not 0 < count < len(split):
         raise ZooError(f"cannot hold out {count} samples of {len(split)}")
+    from sklearn.model_selection import train_test_split  # two seconds to import: only where a split is made
+
     labels = split.labels.numpy()
     sizes = split.labels.bincount()
     sizes = sizes[sizes > 0]
