@@ -1,5 +1,6 @@
 """Rooms import one way; a room that reaches upwards is caught."""
 
+import os
 import subprocess
 import sys
 from pathlib import Path
@@ -41,3 +42,52 @@ def test_light_modules_leave_heavy_ones_alone(module: str) -> None:
     heavy = {"rankfold.linalg": "torchvision", "rankfold.cli.main": "torch"}[module]
     code = f"import sys, {module}; sys.exit({heavy!r} in sys.modules)"
     assert subprocess.run([sys.executable, "-c", code], check=False, cwd=ROOT).returncode == 0
+
+
+HEAVY = {"sklearn", "pandas", "matplotlib", "tensorly", "joblib", "jinja2", "yaml", "datasets", "transformers", "peft"}
+COMPILER = {"torch._dynamo", "torch._inductor", "sympy"}  # two seconds and 200 MB
+COMMANDS = {
+    "analyze": ("analyze digits-cnn --no-plots", HEAVY | COMPILER | {"scipy"}),
+    "analyze with pictures": ("analyze digits-cnn -o spectra", HEAVY - {"matplotlib"} | COMPILER | {"scipy"}),
+    "plan": ("plan digits-cnn --weights w.safetensors --budget flops=0.5 -o p.json", HEAVY | COMPILER),
+    "show": ("show plan.json", HEAVY | COMPILER | {"scipy"}),
+    "evaluate": ("evaluate digits-cnn --weights w.safetensors", HEAVY - {"yaml"} | COMPILER | {"scipy"}),
+}
+
+
+@pytest.fixture(scope="module")
+def place(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder with weights, a plan, and a cache that holds the digits already."""
+    from safetensors.torch import save_file
+
+    import rankfold as rf
+    from rankfold import zoo
+
+    folder = tmp_path_factory.mktemp("commands")
+    network = zoo.model("digits-cnn")
+    save_file(network.state_dict(), folder / "w.safetensors")
+    rf.plan(network, "flops=0.5", "truncate", example=zoo.example_input("digits-cnn")).save(folder / "plan.json")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("RANKFOLD_CACHE", str(folder / "cache"))
+        zoo.load_data("digits")
+    return folder
+
+
+def loaded(place: Path, arguments: str) -> set[str]:
+    """The modules that one command has imported at its end."""
+    code = (
+        "import sys; from rankfold.cli.main import app; app(sys.argv[1:], standalone_mode=False); "
+        "print(*sys.modules, file=open('modules', 'w'))"
+    )
+    command = [sys.executable, "-c", code, *arguments.split()]
+    environment = os.environ | {"RANKFOLD_CACHE": str(place / "cache")}
+    subprocess.run(command, check=True, cwd=place, env=environment, capture_output=True)
+    return set((place / "modules").read_text().split())
+
+
+@pytest.mark.parametrize("name", COMMANDS)
+def test_a_short_command_imports_only_what_it_uses(place: Path, name: str) -> None:
+    arguments, absent = COMMANDS[name]
+    found = loaded(place, arguments)
+    assert "torch" in found
+    assert not found & absent

@@ -20,10 +20,13 @@ import torch
 from torch import Tensor, nn
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.nn.parameter import UninitializedParameter
-from torch.utils.flop_counter import FlopCounterMode
 
 from rankfold.batches import mapped, moved, tensors_in
+from rankfold.flops import FlopCount
 from rankfold.sites import Call, Form, Site, SiteList, split_attention, unwrap
+
+# parameters of a model, and elements of its input, with which it is run for real to count its FLOPs
+_REALLY = 20_000_000, 1_000_000
 
 
 @dataclass(frozen=True)
@@ -96,12 +99,12 @@ def _count(model: nn.Module, example: Example, sites: SiteList | None) -> tuple[
 
         handles.append(model.get_submodule(site.name).register_forward_hook(record, with_kwargs=True))
     try:
-        with FlopCounterMode(display=False) as counter, sdpa_kernel(SDPBackend.MATH):
+        with FlopCount() as counter, sdpa_kernel(SDPBackend.MATH):
             model(*example.args, **example.kwargs)
     finally:
         for handle in handles:
             handle.remove()
-    return counter.get_total_flops(), dict(calls)
+    return counter.total, dict(calls)
 
 
 def _ghost(model: nn.Module) -> nn.Module:
@@ -115,22 +118,44 @@ def _ghost(model: nn.Module) -> nn.Module:
 def trace(model: nn.Module, example: Any, sites: SiteList | None = None) -> tuple[int, dict[str, list[Call]]]:
     """FLOPs of the whole model for one sample, and the calls of every site with their shapes, for one forward.
 
-    Runs on a copy on the meta device, without computing anything; where a model's own code needs values (control
-    flow that depends on data) it runs once for real instead. Sites that are never called are missing from the result.
+    A small model runs once for real. A large one runs on a copy on the meta device, without computing anything, for
+    which torch imports its compiler (two seconds, 200 MB); where a model's own code needs values (control flow that
+    depends on data) it runs for real too. Sites that are never called are missing from the result.
     """
     model, example = unwrap(model), Example.of(example)
-    try:
-        ghost = _ghost(model)
-        with evaluating(ghost), split_attention(ghost), warnings.catch_warnings():
-            warnings.simplefilter("ignore")
-            flops, calls = _count(ghost, example.fitting(ghost).to("meta"), sites)
-    except (NotImplementedError, RuntimeError, TypeError, ValueError):
-        parameter = next(model.parameters(), None)
-        if parameter is not None and parameter.is_meta:
-            raise
-        with evaluating(model), split_attention(model):
-            flops, calls = _count(model, example.fitting(model), sites)
-    return flops // example.samples, calls
+    ways = (_really, _on_meta) if _small(model, example) else (_on_meta, _really)
+    errors: dict[Any, Exception] = {}
+    for way in ways:
+        try:
+            flops, calls = way(model, example, sites)
+            return flops // example.samples, calls
+        except (NotImplementedError, RuntimeError, TypeError, ValueError) as error:
+            errors[way] = error
+            parameter = next(model.parameters(), None)
+            if parameter is not None and parameter.is_meta:
+                raise
+    raise errors[_really]
+
+
+def _small(model: nn.Module, example: Example) -> bool:
+    """Whether one forward takes less than the import of the compiler, and every weight is there to compute with."""
+    if any(isinstance(p, UninitializedParameter) or p.is_meta for p in model.parameters()):
+        return False
+    weights = sum(p.numel() for p in model.parameters())
+    inputs = sum(x.numel() for x in tensors_in((example.args, example.kwargs)))
+    return weights <= _REALLY[0] and inputs <= _REALLY[1]
+
+
+def _really(model: nn.Module, example: Example, sites: SiteList | None) -> tuple[int, dict[str, list[Call]]]:
+    with evaluating(model), split_attention(model):
+        return _count(model, example.fitting(model), sites)
+
+
+def _on_meta(model: nn.Module, example: Example, sites: SiteList | None) -> tuple[int, dict[str, list[Call]]]:
+    ghost = _ghost(model)
+    with evaluating(ghost), split_attention(ghost), warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        return _count(ghost, example.fitting(ghost).to("meta"), sites)
 
 
 def storage(model: nn.Module) -> tuple[int, int]:

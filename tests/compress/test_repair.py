@@ -4,9 +4,11 @@ import copy
 
 import pytest
 import torch
+from hypothesis import given
+from hypothesis import strategies as st
 from torch import Tensor, nn
 
-from rankfold.compress.repair.batchnorm import reestimate_
+from rankfold.compress.repair.batchnorm import Reference, moments, reestimate_
 
 
 def network(seed: int = 0) -> nn.Sequential:
@@ -81,3 +83,97 @@ def test_empty_data_and_models_without_norms() -> None:
         reestimate_(copy.deepcopy(original), original, [])
     plain = nn.Sequential(nn.Linear(3, 3))
     assert reestimate_(plain, plain, torch.zeros(2, 3)) == ()
+
+
+@given(
+    st.tuples(st.integers(1, 9), st.integers(1, 5), st.integers(1, 7), st.integers(1, 7)),
+    st.integers(2, 4),
+    st.sampled_from((torch.float32, torch.float64, torch.bfloat16)),
+    st.floats(-1e3, 1e3),
+    st.integers(1, 200),
+    st.booleans(),
+)
+def test_moments_are_those_of_float64_rows(shape, axes, dtype, offset, at_once, last):
+    """However far the mean lies from zero, however many samples are taken at a time, in either memory layout."""
+    x = torch.randn(shape[:axes], generator=torch.Generator().manual_seed(0), dtype=torch.float64)
+    x = (x + offset * torch.linspace(0.5, 1, shape[1]).view(-1, *(1,) * (axes - 2))).to(dtype)
+    if last and axes == 4:
+        x = x.contiguous(memory_format=torch.channels_last)
+    rows = x.double().movedim(1, -1).reshape(-1, x.shape[1])
+    deviation = rows.var(0, unbiased=False).sqrt()
+    # of single rows on a coarse grid the deviation may be nothing: then rounding is measured against the values
+    unit = deviation + torch.finfo(torch.float64 if dtype is torch.float64 else torch.float32).eps * rows.abs().amax(0)
+    mean, variance = moments(x, at_once)
+    assert mean.dtype == variance.dtype == torch.float64
+    assert bool(((mean - rows.mean(0)).abs() <= 1e-6 * unit).all())
+    assert bool(((variance - deviation.square()).abs() <= 2e-6 * unit.square()).all())
+
+
+def test_moments_take_no_copy_of_the_activations():
+    """What one float32 sum of squares would lose: a mean a thousand times the deviation."""
+    x = 1000 + torch.randn(64, 3, 16, 16, generator=torch.Generator().manual_seed(0))
+    exact = x.double().var((0, 2, 3), unbiased=False)
+    naive = x.square().mean((0, 2, 3)) - x.mean((0, 2, 3)).square()
+    assert bool(((naive.double() / exact - 1).abs() > 1e-3).any())
+    assert bool(((moments(x)[1] / exact - 1).abs() < 1e-6).all())
+
+
+def naive_reestimate_(model: nn.Module, original: nn.Module, batches: list[Tensor]) -> None:
+    """The formula, norm after norm, batch after batch, on float64 rows."""
+    norms = [name for name, module in original.named_modules() if isinstance(module, nn.modules.batchnorm._BatchNorm)]
+    start = {name: copy.deepcopy(original.get_submodule(name)) for name in norms}
+    sums = {name: torch.zeros(4, len(start[name].running_mean), dtype=torch.float64) for name in norms}
+
+    def met(network: nn.Module, name: str, x: Tensor) -> tuple[Tensor, Tensor]:
+        seen = []
+        handle = network.get_submodule(name).register_forward_pre_hook(lambda _, args: seen.append(args[0]))
+        with torch.no_grad():
+            network(x)
+        handle.remove()
+        rows = seen[0].double().movedim(1, -1).reshape(-1, seen[0].shape[1])
+        return rows.mean(0), rows.var(0, unbiased=False)
+
+    for count, x in enumerate(batches, start=1):
+        for name in norms:  # each after those before it have been corrected with this batch
+            (m, v), (m0, v0) = met(model, name, x), met(original, name, x)
+            sums[name] += torch.stack([m, m0, v, v0])
+            m, m0, v, v0 = sums[name] / count
+            norm, before = model.get_submodule(name), start[name]
+            norm.running_mean.copy_(m + (before.running_mean - m0) * (v / v0).sqrt())
+            norm.running_var.copy_(before.running_var * v / v0)
+
+
+def compressed(original: nn.Module, seed: int) -> nn.Module:
+    model = copy.deepcopy(original)
+    generator = torch.Generator().manual_seed(seed)
+    for parameter in (model[0].weight, model[3].weight):
+        parameter.data += 0.1 * torch.randn(parameter.shape, generator=generator)
+    return model
+
+
+def test_the_formula_is_followed():
+    original = network()
+    model, expected = compressed(original, 0), compressed(original, 0)
+    batches = [samples(16, 1), samples(24, 2), samples(16, 3)]
+    reestimate_(model, original, batches)
+    naive_reestimate_(expected, original, batches)
+    for name, value in model.state_dict().items():
+        assert torch.allclose(value, expected.state_dict()[name], rtol=1e-5, atol=1e-5), name
+
+
+def test_a_reference_runs_the_original_once_on_each_batch():
+    original, twin = network(), network()
+    runs: list[int] = []
+    original.register_forward_pre_hook(lambda *_: runs.append(1))
+    reference = Reference(original)
+    batches = [samples(16, 1), samples(24, 2)]
+    for seed, data in enumerate((batches, batches[::-1], batches)):
+        alone, shared = compressed(twin, seed), compressed(twin, seed)
+        reestimate_(shared, reference, data)
+        assert len(runs) == 2
+        reestimate_(alone, twin, data)
+        for name, value in alone.state_dict().items():
+            assert torch.equal(value, shared.state_dict()[name]), name
+    reestimate_(compressed(twin, 0), reference, [samples(16, 7)])  # other data of the same shape
+    assert len(runs) == 3
+    assert not original[1]._forward_pre_hooks

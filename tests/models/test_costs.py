@@ -7,6 +7,7 @@ import torch
 from cases import CASES, Case
 from networks import NETWORKS, Encoder, network, tokens
 from torch import Tensor, nn
+from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.flop_counter import FlopCounterMode
 
 from rankfold.batches import arguments
@@ -14,6 +15,7 @@ from rankfold.compress.planning.apply import apply_
 from rankfold.compress.planning.planner import plan
 from rankfold.compress.ranks.budget import Ranks
 from rankfold.costs import Cost, Example, evaluating, latencies, model_cost, storage, trace, with_batch
+from rankfold.flops import FlopCount
 from rankfold.layers import LowRankLinear
 from rankfold.sites import Form, sites
 
@@ -113,9 +115,33 @@ def test_where_values_decide_it_is_run_for_real():
     assert calls["inner.head"][0].input == (6, 16)
 
 
-def test_counting_computes_nothing_and_copies_no_weights(monkeypatch):
+@pytest.mark.parametrize("name", NETWORKS)
+def test_a_small_model_runs_and_a_large_one_is_traced_and_both_count_what_torch_counts(name, monkeypatch):
+    model, batch = network(name)
+    args, kwargs = arguments(batch)
+    given = kwargs or args
+    ran = trace(model, given, sites(model))
+    monkeypatch.setattr("rankfold.costs._REALLY", (0, 0))
+    assert trace(model, given, sites(model)) == ran
+    if "encoder" not in name:  # attention in one piece is nothing to torch's counter
+        example = Example.of(given)
+        with FlopCounterMode(display=False) as counter, sdpa_kernel(SDPBackend.MATH), evaluating(model):
+            model(*example.args, **example.kwargs)
+        assert ran[0] == counter.get_total_flops() // example.samples
+
+
+def test_products_that_torch_has_in_one_piece_are_counted():
+    a, b = torch.randn(3, 4, 5), torch.randn(3, 5, 6)
+    with FlopCount() as count, torch.inference_mode():
+        nn.functional.linear(a, torch.randn(7, 5))
+        torch.einsum("bij,bjk->ik", a, b)
+    assert count.total == 2 * 3 * 4 * 5 * 7 + 2 * 3 * 4 * 5 * 6
+
+
+def test_counting_computes_nothing_and_copies_no_weights_of_a_large_model(monkeypatch):
     model, (x, _) = network("conv_net")
     expected = model_cost(model, x)
+    monkeypatch.setattr("rankfold.costs._REALLY", (0, 0))
     seen = []
     model.register_forward_pre_hook(lambda module, args: seen.append(args[0].is_meta))
 

@@ -5,7 +5,6 @@ silently on the meta device, and gives up when its one driver does not converge.
 widened to float64 and passed down a chain of drivers.
 """
 
-import scipy.linalg
 import torch
 from torch import Tensor
 
@@ -123,6 +122,8 @@ def _svd_slow(a: Tensor) -> tuple[Tensor, Tensor, Tensor]:
 
 
 def _svd_one(a: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    import scipy.linalg  # the last resort: seldom needed, slow to import
+
     try:
         u, s, vh = scipy.linalg.svd(a.numpy(), full_matrices=False, lapack_driver="gesvd")
         return torch.from_numpy(u), torch.from_numpy(s), torch.from_numpy(vh)
@@ -160,6 +161,8 @@ def _eigh_slow(a: Tensor) -> tuple[Tensor, Tensor]:
 
 
 def _eigh_one(a: Tensor) -> tuple[Tensor, Tensor]:
+    import scipy.linalg
+
     try:
         values, vectors = scipy.linalg.eigh(a.numpy(), driver="ev")
         return torch.from_numpy(values), torch.from_numpy(vectors)

@@ -1,21 +1,48 @@
-"""The whole job in one call: from a trained network and a budget to a smaller one, its files and its report."""
+"""The whole job in one call: from a trained network and a budget to a smaller one, its files and its report.
 
-from rankfold.pipeline.analysis import SiteAnalysis, analyse
-from rankfold.pipeline.curve import Point, accuracy_curve
-from rankfold.pipeline.delivery import model_notes
-from rankfold.pipeline.drawing import spectra_svg, write_analysis
-from rankfold.pipeline.heldout import layer_errors, over_fitted
-from rankfold.pipeline.job import compress, memory_sentence, summary
-from rankfold.pipeline.measure import Figures, calibration_part, figures, first_example, held_out, samples_of
-from rankfold.pipeline.repair import compressed_copy
-from rankfold.pipeline.request import Settings, check_place, parsed
-from rankfold.pipeline.result import Result
-from rankfold.pipeline.slicing import slice_
-from rankfold.pipeline.tell import Tell
-from rankfold.pipeline.trainings.config import ConfigError, TrainConfig
-from rankfold.pipeline.trainings.rundir import TrainResult
-from rankfold.pipeline.trainings.sweep import Sweep, SweepResult, parse_sweep, sweep
-from rankfold.pipeline.trainings.training import train
+Each name is imported when it is first used: a short command need not wait for the libraries of a long one.
+"""
+
+import importlib
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from rankfold.pipeline.analysis import SiteAnalysis, analyse
+    from rankfold.pipeline.curve import Point, accuracy_curve
+    from rankfold.pipeline.delivery import model_notes
+    from rankfold.pipeline.drawing import spectra_svg, write_analysis
+    from rankfold.pipeline.heldout import layer_errors, over_fitted
+    from rankfold.pipeline.job import compress, memory_sentence, summary
+    from rankfold.pipeline.measure import Figures, calibration_part, figures, first_example, held_out, samples_of
+    from rankfold.pipeline.repair import compressed_copy
+    from rankfold.pipeline.request import Settings, check_place, parsed
+    from rankfold.pipeline.result import Result
+    from rankfold.pipeline.slicing import slice_
+    from rankfold.pipeline.tell import Tell
+    from rankfold.pipeline.trainings.config import ConfigError, TrainConfig
+    from rankfold.pipeline.trainings.rundir import TrainResult
+    from rankfold.pipeline.trainings.sweep import Sweep, SweepResult, parse_sweep, sweep
+    from rankfold.pipeline.trainings.training import train
+
+_ROOMS = {
+    "analysis": ("SiteAnalysis", "analyse"),
+    "curve": ("Point", "accuracy_curve"),
+    "delivery": ("model_notes",),
+    "drawing": ("spectra_svg", "write_analysis"),
+    "heldout": ("layer_errors", "over_fitted"),
+    "job": ("compress", "memory_sentence", "summary"),
+    "measure": ("Figures", "calibration_part", "figures", "first_example", "held_out", "samples_of"),
+    "repair": ("compressed_copy",),
+    "request": ("Settings", "check_place", "parsed"),
+    "result": ("Result",),
+    "slicing": ("slice_",),
+    "tell": ("Tell",),
+    "trainings.config": ("ConfigError", "TrainConfig"),
+    "trainings.rundir": ("TrainResult",),
+    "trainings.sweep": ("Sweep", "SweepResult", "parse_sweep", "sweep"),
+    "trainings.training": ("train",),
+}
+_HOME = {name: room for room, names in _ROOMS.items() for name in names}
 
 __all__ = [
     "ConfigError",
@@ -52,3 +79,11 @@ __all__ = [
     "train",
     "write_analysis",
 ]
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _HOME:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    value = getattr(importlib.import_module(f"{__name__}.{_HOME[name]}"), name)
+    globals()[name] = value
+    return value

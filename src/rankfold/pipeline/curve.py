@@ -12,6 +12,7 @@ from rankfold.compress.methods.method import Method
 from rankfold.compress.planning.plan import Plan
 from rankfold.compress.ranks.allocate import BudgetError
 from rankfold.compress.ranks.budget import Flops
+from rankfold.compress.repair.batchnorm import Reference
 from rankfold.pipeline.repair import compressed_copy
 
 KEPT = (0.8, 0.65, 0.5, 0.4, 0.3, 0.2, 0.1)
@@ -37,20 +38,23 @@ def accuracy_curve(
     make_plan: Callable[[Flops], Plan],
     *,
     method: Method | None = None,
+    reference: Reference | None = None,
     kept: tuple[float, ...] = KEPT,
     progress: Callable[[str, int, int], None] | None = None,
 ) -> Iterator[Point]:
     """One point for each fraction of the FLOPs that can be reached, the largest first.
 
     On validation data, so that the test split is left for the final report. Cost for each point: ``make_plan``, one
-    factorization of the model, one pass over ``calibration`` and two over ``validation``.
+    factorization of the model, one pass over ``calibration`` and one over ``validation``; once, a pass of ``model``
+    over ``calibration``, unless the ``reference`` to it knows them.
     """
+    known = reference or Reference(model)
     for done, fraction in enumerate(kept):
         try:
             plan = make_plan(Flops(fraction))
         except BudgetError:
             return
-        _, score = compressed_copy(model, plan, calibration, validation, method=method)
+        _, score = compressed_copy(model, plan, calibration, validation, method=method, reference=known)
         if progress is not None:
             progress("accuracy against budget", done + 1, len(kept))
         label = f"{plan.method}, {plan.rule}"

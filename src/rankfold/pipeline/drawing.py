@@ -12,6 +12,7 @@ from typing import Any
 
 from matplotlib import rc_context
 from matplotlib.figure import Figure
+from matplotlib.ticker import NullLocator
 from torch import Tensor
 
 from rankfold.files import write_atomically
@@ -19,6 +20,7 @@ from rankfold.pipeline.analysis import SiteAnalysis
 from rankfold.sites import SiteList
 
 _COLUMNS = 4
+_WIDTH, _PANEL, _LEGEND = 12, 2.1, 0.5  # inches: of the picture, and heights of a row of panels and of the legend
 _LOWEST = 1e-4  # of the largest: what lies below is not drawn
 _STYLE: Any = {"svg.fonttype": "none", "svg.hashsalt": "rankfold", "font.size": 8}
 
@@ -38,18 +40,29 @@ def spectra_svg(rows: Sequence[SiteAnalysis]) -> str:
     drawn = [(_over_largest(row.spectrum.values), _over_largest(row.spectrum.tails())) for row in rows]
     lowest = min((value for curves in drawn for curve in curves for value in curve), default=0.1)
     with rc_context(_STYLE):
-        figure = Figure(figsize=(12, 2.1 * height + 0.5), layout="constrained")
-        axes = figure.subplots(height, _COLUMNS, squeeze=False, sharey=True).flatten()
-        for panel, row, (values, tails) in zip(axes, rows, drawn):
+        figure = Figure(figsize=(_WIDTH, _PANEL * height + _LEGEND))
+        # margins in inches, not a layout engine: that one draws everything twice, which takes longer than the spectra
+        figure.subplots_adjust(
+            left=0.5 / _WIDTH,
+            right=1 - 0.1 / _WIDTH,
+            bottom=0.3 / (_PANEL * height + _LEGEND),
+            top=1 - (_LEGEND + 0.2) / (_PANEL * height + _LEGEND),
+            hspace=0.35,
+            wspace=0.12,
+        )
+        first = None
+        for number, (row, (values, tails)) in enumerate(zip(rows, drawn, strict=True)):
+            panel = figure.add_subplot(height, _COLUMNS, number + 1, sharey=first)
+            first = first or panel
             panel.semilogy(range(1, len(values) + 1), values, color="#1b6ca8", label="singular value / largest")
             panel.semilogy(range(len(tails)), tails, color="#c2571a", ls="--", label="error after this rank / norm")
             panel.set_ylim(lowest / 1.5, 1.5)
+            panel.tick_params(labelleft=number % _COLUMNS == 0)
             panel.set_title(f"{row.site.name}  {'×'.join(map(str, row.site.shape))}", fontsize=8, parse_math=False)
             panel.grid(alpha=0.3)
-        for panel in axes[len(rows) :]:
-            panel.set_visible(False)
-        if rows:
-            figure.legend(*axes[0].get_legend_handles_labels(), loc="outside upper center", ncols=2, frameon=False)
+        if first is not None:
+            first.yaxis.set_minor_locator(NullLocator())  # of all: they share the axis
+            figure.legend(*first.get_legend_handles_labels(), loc="upper center", ncols=2, frameon=False)
         buffer = io.StringIO()
         figure.savefig(buffer, format="svg", metadata={"Date": None})
     return buffer.getvalue()

@@ -7,6 +7,7 @@ import shutil
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -20,6 +21,7 @@ from rankfold.compress.planning.planner import plan
 from rankfold.compress.planning.profile import Calibration
 from rankfold.compress.ranks.budget import Budget
 from rankfold.compress.ranks.rules import Iterative, Optimal, rule_named
+from rankfold.compress.repair.batchnorm import Reference
 from rankfold.compress.repair.finetune import finetune
 from rankfold.compress.repair.tune import tune_
 from rankfold.compress.slicing.bottlenecks import Bottlenecks, bottlenecks
@@ -86,6 +88,11 @@ class _Job:
     def method(self) -> Method:
         return method_named(self.settings.method)
 
+    @cached_property
+    def reference(self) -> Reference:
+        """What the original's BatchNorms meet, measured once for all compressed copies."""
+        return Reference(self.model)
+
     def run(self) -> Result:
         began = time.perf_counter()
         example = first_example(self.model, self.data.train)
@@ -97,7 +104,13 @@ class _Job:
         made = self.planned(calibration, example)
         self.tell.say(f"plan: {summary(made)}")
         small, score = compressed_copy(
-            self.model, made, calibration, self.data.validation, method=self.method, progress=self.tell.progress
+            self.model,
+            made,
+            calibration,
+            self.data.validation,
+            method=self.method,
+            reference=self.reference,
+            progress=self.tell.progress,
         )
         self.tell.say(f"validation accuracy: {percent(before, 2)} before, {percent(score.accuracy, 2)} compressed")
         small, score = self.block_tuned(small, score, calibration)
@@ -234,7 +247,13 @@ class _Job:
             return plan(self.model, budget, self.method, calibration, rule=rule, example=example, calibration=how)
 
         points = accuracy_curve(
-            self.model, self.data.validation, calibration, plan_for, method=self.method, progress=self.tell.progress
+            self.model,
+            self.data.validation,
+            calibration,
+            plan_for,
+            method=self.method,
+            reference=self.reference,
+            progress=self.tell.progress,
         )
         return list(points)
 

@@ -11,7 +11,7 @@ from torch import nn
 from rankfold.compress.methods.method import Method
 from rankfold.compress.planning.apply import apply_
 from rankfold.compress.planning.plan import Plan
-from rankfold.compress.repair.batchnorm import reestimate_
+from rankfold.compress.repair.batchnorm import Reference, reestimate_
 from rankfold.train import Evaluation, evaluate
 
 Progress = Callable[[str, int, int], None]
@@ -24,13 +24,15 @@ def compressed_copy(
     validation: Any,
     *,
     method: Method | None = None,
+    reference: Reference | None = None,
     progress: Progress | None = None,
 ) -> tuple[nn.Module, Evaluation]:
     """A copy of ``model`` with ``plan`` applied and BatchNorm statistics corrected, and its result on ``validation``.
 
     Where a sweep has fitted the layers to what they meet, the statistics are only corrected if that lowers the loss on
-    ``validation``. ``model`` is left as it is. ``method``: your own, where the plan was made with one. Cost: the
-    factorization, one pass of both networks over ``calibration``, and one of the new one over ``validation``.
+    ``validation``. ``model`` is left as it is. ``method``: your own, where the plan was made with one.
+    ``reference``: to ``model``, where several copies of it are made. Cost: the factorization, one pass of both networks
+    over ``calibration`` (of the new one alone where the reference knows the data), and one of it over ``validation``.
     """
     tell = progress or (lambda what, done, total: None)
     small = copy.deepcopy(model)
@@ -38,7 +40,7 @@ def compressed_copy(
     swept = None
     if plan.factors is not None:
         swept = copy.deepcopy(small), evaluate(small, validation, role="validation")
-    if not reestimate_(small, model, calibration, samples=None) and swept is not None:
+    if not reestimate_(small, reference or model, calibration, samples=None) and swept is not None:
         return swept
     score = evaluate(small, validation, role="validation")
     return swept if swept is not None and swept[1].loss <= score.loss else (small, score)

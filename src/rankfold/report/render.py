@@ -2,12 +2,13 @@
 
 import os
 import tempfile
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from jinja2 import Environment, PackageLoader, StrictUndefined
+from markupsafe import Markup
 
-from rankfold.report import plots, quantities, summary
+from rankfold.report import quantities, summary
 from rankfold.report.values import ReportData
 
 
@@ -16,6 +17,10 @@ def render(data: ReportData) -> str:
 
     Costs about a tenth of a second for each layer (its picture).
     """
+    from jinja2 import Environment, PackageLoader, StrictUndefined
+
+    from rankfold.report import plots  # brings matplotlib: sizes and percentages are read without it
+
     environment = Environment(
         loader=PackageLoader("rankfold.report", "."),
         autoescape=True,
@@ -36,7 +41,7 @@ def render(data: ReportData) -> str:
         accuracy=summary.accuracy(data),
         predictions=summary.predictions(data.layers),
         result=_result_rows(data),
-        layers=_layer_rows(data),
+        layers=_layer_rows(data, plots.spectra(data.layers)),
         figures={
             "errors": plots.errors(data.layers),
             "curves": plots.budget_curves(data),
@@ -85,8 +90,7 @@ def _result_row(label: str, values: list[Any], text: Any, sized: bool) -> dict[s
     return {"label": label, "texts": [text(value) for value in values], "kept": share}
 
 
-def _layer_rows(data: ReportData) -> list[dict[str, Any]]:
-    pictures = plots.spectra(data.layers)
+def _layer_rows(data: ReportData, pictures: Sequence[Markup | None]) -> list[dict[str, Any]]:
     return [
         {
             "row": row,

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from math import prod
 from typing import Any
 
@@ -36,10 +37,19 @@ def sampled(module: Any, inputs: Tensor) -> tuple[Tensor, tuple[Tensor, Tensor]]
     # spread evenly, and elsewhere in every sample, so that no place of the image is preferred
     sample = torch.arange(samples, device=windows.device).unsqueeze(1)
     place = (torch.arange(count, device=windows.device) * places // count + sample * 7919) % places
-    rows = windows.movedim(1, axes + 1)[(sample, *torch.unravel_index(place, sizes))].flatten(0, 1)
+    rows = windows.movedim(1, axes + 1)[(sample, *_coordinates(place, sizes))].flatten(0, 1)
     if module.groups > 1:
         return rows.unflatten(1, (module.groups, -1)).flatten(2).transpose(0, 1), (sample, place)
     return rows.flatten(1), (sample, place)
+
+
+def _coordinates(place: Tensor, sizes: Sequence[int]) -> tuple[Tensor, ...]:
+    """Where each number in row-major order lies, an index for each axis. (torch's own imports sympy for its checks.)"""
+    found = []
+    for size in reversed(sizes):
+        found.append(place % size)
+        place = place // size
+    return tuple(reversed(found))
 
 
 def taken(module: Any, output: Tensor, at: tuple[Tensor, Tensor]) -> Tensor:

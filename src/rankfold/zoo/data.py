@@ -1,20 +1,22 @@
 """Data sets by name: the bundled digits, the papers' images, and whatever a user's factory returns."""
 
+import hashlib
 from collections.abc import Sequence
+from importlib.metadata import version
 from operator import index as integer
 from typing import Any
 
 import numpy as np
 import torch
-from sklearn.datasets import load_digits
 from torch import Tensor
 from torch.utils.data import DataLoader
 
 from rankfold.zoo.errors import ZooError
 from rankfold.zoo.images import IMAGE_SETS, Progress, load_images
+from rankfold.zoo.kept import kept
 from rankfold.zoo.resolve import call_factory
 from rankfold.zoo.samples import Samples, as_pair, as_tensors, layout
-from rankfold.zoo.split import Data, Split, hold_out
+from rankfold.zoo.split import Data, Split, held_indices, hold_out, parted
 
 _VALIDATION_IMAGES = 5_000
 _VALIDATION_SHARE = {"digits": 0.2, "custom": 0.1}
@@ -51,18 +53,37 @@ def load_data(spec: str, *, download: bool = False, progress: Progress | None = 
     images = IMAGE_SETS[spec]
     parts = load_images(spec, download=download, progress=progress)
     mean, std = torch.tensor(images.mean), torch.tensor(images.std)
-    train, validation = hold_out(Split(*parts["train"], mean, std), _VALIDATION_IMAGES)
+    train, validation = _held_out(spec, Split(*parts["train"], mean, std), _VALIDATION_IMAGES)
     return Data(spec, train, validation, Split(*parts["test"], mean, std), classes=10)
 
 
 def _digits() -> Data:
-    bunch = load_digits()
-    inputs = torch.from_numpy(bunch.images.astype(np.uint8)).unsqueeze(1)
+    stored = kept("digits", f"scikit-learn {version('scikit-learn')}", _read_digits)
     # Pixels run from 0 to 16; mean and deviation over the train split.
-    every = Split(inputs, torch.from_numpy(bunch.target), torch.tensor([0.3062]), torch.tensor([0.3767]), scale=16.0)
-    rest, test = hold_out(every, round(_DIGITS_TEST_SHARE * len(every)))
-    train, validation = hold_out(rest, round(_VALIDATION_SHARE["digits"] * len(rest)))
+    mean, std = torch.tensor([0.3062]), torch.tensor([0.3767])
+    every = Split(stored["images"], stored["labels"], mean, std, scale=16.0)
+    rest, test = _held_out("digits", every, round(_DIGITS_TEST_SHARE * len(every)))
+    train, validation = _held_out("digits", rest, round(_VALIDATION_SHARE["digits"] * len(rest)))
     return Data("digits", train, validation, test, classes=10)
+
+
+def _read_digits() -> dict[str, Tensor]:
+    from sklearn.datasets import load_digits
+
+    bunch = load_digits()
+    images = torch.from_numpy(bunch.images.astype(np.uint8)).unsqueeze(1)
+    return {"images": images, "labels": torch.from_numpy(bunch.target).long()}
+
+
+def _held_out(name: str, split: Split, count: int) -> tuple[Split, Split]:
+    """``hold_out``, whose choice is kept: the import of scikit-learn for it takes longer than a short command."""
+    identity = f"{count} of {_digest(split.labels)}, scikit-learn {version('scikit-learn')}"
+    chosen = kept(f"{name}-split", identity, lambda: {"held": held_indices(split.labels, count)})
+    return parted(split, chosen["held"])
+
+
+def _digest(labels: Tensor) -> str:
+    return hashlib.sha256(labels.numpy().tobytes()).hexdigest()
 
 
 def _custom(spec: str) -> Data:

@@ -1,9 +1,6 @@
 """Images of a published data set: decoded once from parquet, then mapped from a cache of plain tensors."""
 
-import hashlib
 import os
-import tempfile
-import warnings
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -11,11 +8,10 @@ from typing import Any
 
 import numpy as np
 import torch
-from safetensors import SafetensorError
-from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from rankfold.zoo.errors import ZooError
+from rankfold.zoo.kept import kept
 
 Progress = Callable[[str, int, int], None]  # what is decoded, images done, images in all
 _EVERY = 1000
@@ -93,19 +89,13 @@ def _cached(
     name: str, images: ImageSet, split: str, count: int, folder: Path | None, progress: Progress | None
 ) -> tuple[Tensor, Tensor]:
     file = None if folder is None else folder / f"{split}.parquet"
-    cache = _cache_folder() / f"{name}-{split}-{_fingerprint(images, file)}.safetensors"
-    if cache.is_file():
-        try:
-            stored = load_file(cache)
-            return stored["images"], stored["labels"]
-        except (SafetensorError, KeyError, OSError):
-            pass  # a cache that cannot be read is written anew
-    decoded = _decode(name, images, split, count, file, progress)
-    try:
-        _write(cache, {"images": decoded[0], "labels": decoded[1]})
-    except OSError as error:
-        warnings.warn(f"decoded {name} could not be kept for next time: {error}", stacklevel=2)
-    return decoded
+
+    def decode() -> dict[str, Tensor]:
+        pixels, labels = _decode(name, images, split, count, file, progress)
+        return {"images": pixels, "labels": labels}
+
+    stored = kept(f"{name}-{split}", _identity(images, file), decode)
+    return stored["images"], stored["labels"]
 
 
 def _decode(
@@ -151,25 +141,8 @@ def _rows(datasets: Any, images: ImageSet, split: str, file: Path | None) -> Any
     return datasets.load_dataset("parquet", data_files={split: str(file)}, split=split, streaming=True)
 
 
-def _fingerprint(images: ImageSet, file: Path | None) -> str:
-    identity = images.hub
-    if file is not None:
-        status = file.stat()
-        identity = f"{file.resolve()} {status.st_size} {status.st_mtime_ns}"
-    return hashlib.sha256(identity.encode()).hexdigest()[:16]
-
-
-def _cache_folder() -> Path:
-    chosen = os.environ.get("RANKFOLD_CACHE")
-    if chosen:
-        return Path(chosen)
-    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "rankfold"
-
-
-def _write(file: Path, tensors: dict[str, Tensor]) -> None:
-    """Whole or not at all, also when two processes decode at once."""
-    file.parent.mkdir(parents=True, exist_ok=True)
-    with tempfile.TemporaryDirectory(dir=file.parent, prefix=".writing-") as folder:
-        unfinished = Path(folder) / file.name
-        save_file(tensors, unfinished)
-        os.replace(unfinished, file)
+def _identity(images: ImageSet, file: Path | None) -> str:
+    if file is None:
+        return images.hub
+    status = file.stat()
+    return f"{file.resolve()} {status.st_size} {status.st_mtime_ns}"

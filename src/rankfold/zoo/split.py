@@ -6,7 +6,6 @@ from math import ceil
 from typing import Any, TypeVar
 
 import torch
-from sklearn.model_selection import train_test_split
 from torch import Tensor
 
 from rankfold.zoo.errors import ZooError
@@ -125,17 +124,29 @@ def hold_out(split: _Part, count: int) -> tuple[_Part, _Part]:
     Where a class has fewer than two samples, or a part fewer than the classes, proportions cannot be kept and
     the choice is uniform. Both parts keep the order of `split`. ZooError unless 0 < count < len(split).
     """
-    if not 0 < count < len(split):
-        raise ZooError(f"cannot hold out {count} samples of {len(split)}")
-    labels = split.labels.numpy()
-    sizes = split.labels.bincount()
+    return parted(split, held_indices(split.labels, count))
+
+
+def held_indices(labels: Tensor, count: int) -> Tensor:
+    """The indices that ``hold_out`` holds out of samples with these `labels` (N,), ascending."""
+    if not 0 < count < len(labels):
+        raise ZooError(f"cannot hold out {count} samples of {len(labels)}")
+    from sklearn.model_selection import train_test_split  # a second to import: only where a choice is made
+
+    sizes = labels.bincount()
     sizes = sizes[sizes > 0]
-    proportional = sizes.min() >= 2 and len(sizes) <= min(count, len(split) - count)
-    kept, held = train_test_split(
-        torch.arange(len(split)).numpy(),
+    proportional = sizes.min() >= 2 and len(sizes) <= min(count, len(labels) - count)
+    _, held = train_test_split(
+        torch.arange(len(labels)).numpy(),
         test_size=count,
         random_state=VALIDATION_SEED,
-        stratify=labels if proportional else None,
+        stratify=labels.numpy() if proportional else None,
     )
-    rest, part = (split.subset(torch.from_numpy(indices).sort().values) for indices in (kept, held))
-    return rest, part
+    return torch.from_numpy(held).sort().values
+
+
+def parted(split: _Part, held: Tensor) -> tuple[_Part, _Part]:
+    """`split` without the samples at `held` (K,), and those."""
+    rest = torch.ones(len(split), dtype=torch.bool)
+    rest[held] = False
+    return split.subset(rest.nonzero().squeeze(1)), split.subset(held)

@@ -36,7 +36,7 @@ def analyze(
     """
     from rankfold.cli.loading import open_model, set_threads
     from rankfold.cli.talk import Talk
-    from rankfold.pipeline import analyse, calibration_part, samples_of, write_analysis
+    from rankfold.pipeline import analyse, calibration_part, samples_of
 
     set_threads(threads)
     with Talk() as talk:
@@ -48,6 +48,8 @@ def analyze(
             loaded.needed_example()
         rows, found = analyse(loaded.model, part, samples=samples_of(part, samples), progress=talk.progress)
         if not no_plots:
+            from rankfold.pipeline import write_analysis  # brings matplotlib
+
             for file in write_analysis(rows, found, out):
                 talk.say(f"wrote {file}")
     if as_json:

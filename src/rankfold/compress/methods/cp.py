@@ -7,8 +7,6 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
-from tensorly import backend, set_backend
-from tensorly.decomposition import parafac
 from torch import Tensor
 
 from rankfold.compress.methods.method import relative
@@ -68,6 +66,9 @@ class Canonical:
 
     def _solve(self, rank: int) -> list[Tensor]:
         """(size, rank) for each axis; zeros where a normal equation is singular, as for a zero kernel."""
+        from tensorly import backend, set_backend  # needed by this method alone, and slow to import
+        from tensorly.decomposition import parafac
+
         before = backend.get_backend()
         set_backend("pytorch", local_threadsafe=True)
         try:

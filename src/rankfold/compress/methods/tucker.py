@@ -8,8 +8,6 @@ from functools import cached_property, partial
 from typing import Any
 
 import torch
-from tensorly import backend, set_backend
-from tensorly.decomposition import partial_tucker
 from torch import Tensor
 
 from rankfold.compress.methods.method import relative
@@ -81,6 +79,9 @@ class Tuckered:
 
     def factors(self, rank: int) -> Factors:
         r_out, r_in = self.pair(rank)
+        from tensorly import backend, set_backend  # needed by this method alone, and slow to import
+        from tensorly.decomposition import partial_tucker
+
         before = backend.get_backend()
         set_backend("pytorch", local_threadsafe=True)
         try:

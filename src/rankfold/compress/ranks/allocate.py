@@ -15,8 +15,6 @@ from math import isfinite
 from typing import Any
 
 import numpy as np
-from scipy.optimize import Bounds, LinearConstraint, linprog, milp
-from scipy.sparse import csr_array
 
 from rankfold.sites import Form
 
@@ -100,6 +98,8 @@ def check_feasible(
 
 
 def _program(choices: Mapping[str, Sequence[Option]], limits: Costs) -> tuple[Any, ...]:
+    from scipy.sparse import csr_array
+
     flat = [option for group in choices.values() for option in group]
     owner = np.repeat(np.arange(len(choices)), [len(group) for group in choices.values()])
     one = csr_array((np.ones(len(flat)), (owner, np.arange(len(flat)))), shape=(len(choices), len(flat)))
@@ -112,6 +112,8 @@ def _program(choices: Mapping[str, Sequence[Option]], limits: Costs) -> tuple[An
 
 
 def _near_relaxation(choices: Mapping[str, Sequence[Option]], limits: Costs, width: int = 6) -> dict[str, list[Option]]:
+    from scipy.optimize import linprog
+
     _, owner, one, costs, loss = _program(choices, limits)
     ones = np.ones(len(choices))
     result = linprog(loss, A_ub=costs, b_ub=np.ones(len(limits)), A_eq=one, b_eq=ones, method="highs")
@@ -128,6 +130,8 @@ def _near_relaxation(choices: Mapping[str, Sequence[Option]], limits: Costs, wid
 
 
 def _integer(choices: Mapping[str, Sequence[Option]], limits: Costs) -> dict[str, Option]:
+    from scipy.optimize import Bounds, LinearConstraint, milp
+
     flat, owner, one, costs, loss = _program(choices, limits)
     with _silenced():
         result = milp(

@@ -11,7 +11,6 @@ from typing import Any
 
 import numpy as np
 import torch
-from sklearn.isotonic import isotonic_regression
 from torch import Tensor, nn
 
 from rankfold.compress.planning.candidates import Candidate
@@ -194,6 +193,8 @@ def _run(root: nn.Module, switches: Sequence[Switch], example: Example, tell: Pr
 
 
 def _curves(seconds: Mapping[Variant, Sequence[float]]) -> dict[Form, Curve]:
+    from sklearn.isotonic import isotonic_regression  # heavy, and few commands time layers
+
     # the lower quartile: what else the machine does disturbs it less than the median
     times = {variant: 1e3 * float(np.quantile(values, 0.25)) for variant, values in seconds.items()}
     dense = times[Form.KEEP, 0]

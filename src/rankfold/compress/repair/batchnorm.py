@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import hashlib
+from collections import deque
 from contextlib import ExitStack
 from typing import Any
 
@@ -9,13 +11,53 @@ import torch
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
-from rankfold.batches import batches_of, forward
+from rankfold.batches import arguments, batches_of, forward, mapped, tensors_in
 from rankfold.costs import evaluating
 from rankfold.sites import unwrap
 
+Moments = tuple[Tensor, Tensor]  # mean and variance of each channel, float64
+AT_ONCE = 1 << 18  # numbers that are centred together: 1 MB of float32, which stays in the cache
+
+
+class Reference:
+    """A trained network, and what its BatchNorms met on every batch that it was shown: measured once for each batch.
+
+    Give the same one to ``reestimate_`` for each of several compressed copies of ``original``, which then runs on each
+    batch of the data once in all, however often and in whatever order the data are read. Batches are known by their
+    content. Keeps two numbers for each channel and batch. ``original`` must not change meanwhile.
+    """
+
+    def __init__(self, original: nn.Module) -> None:
+        self.model = unwrap(original)
+        self.norms = {
+            name: module
+            for name, module in self.model.named_modules()
+            if isinstance(module, _BatchNorm) and module.running_mean is not None
+        }
+        self._known: dict[str, dict[str, list[Moments]]] = {}
+
+    def moments(self, batch: Any) -> dict[str, list[Moments]]:
+        """What each BatchNorm meets on ``batch``, by its name: one pair for each of its calls, in their order."""
+        key = _digest(batch)
+        if key not in self._known:
+            met: dict[str, list[Moments]] = {name: [] for name in self.norms}
+            with ExitStack() as stack:
+                stack.enter_context(evaluating(self.model))
+                for name, module in self.norms.items():
+                    hook = module.register_forward_pre_hook(lambda _, args, to=met[name]: to.append(moments(args[0])))
+                    stack.callback(hook.remove)
+                forward(self.model, batch)
+            self._known[key] = met
+        return self._known[key]
+
 
 def reestimate_(
-    model: nn.Module, original: nn.Module, data: Any, *, samples: int | None = 2048, batch_size: int = 256
+    model: nn.Module,
+    original: nn.Module | Reference,
+    data: Any,
+    *,
+    samples: int | None = 2048,
+    batch_size: int = 256,
 ) -> tuple[str, ...]:
     """Correct the running statistics of every BatchNorm of ``model`` in place; returns the names of the changed ones.
 
@@ -25,32 +67,29 @@ def reestimate_(
     differs in from the training data (augmentation, a small sample) cancels, so that nothing changes where nothing was
     compressed; measuring the statistics afresh, as is usual, would take accuracy even from the original network.
 
-    BatchNorms are matched by name; those that ``original`` does not have are left alone. One pass over the data with
-    both networks. Modes are left as found. Raises ``ValueError`` for empty data.
+    BatchNorms are matched by name; those that ``original`` does not have are left alone. ``original``: the network, or
+    a ``Reference`` to it where several copies are repaired. Cost: one pass over the data with both networks, or with
+    ``model`` alone where the reference knows the batches. Modes are left as found. Raises ``ValueError`` for data
+    without a batch.
     """
-    root, reference = unwrap(model), unwrap(original)
-    theirs = dict(reference.named_modules())
-    pairs = {
-        name: (module, theirs[name])
+    root = unwrap(model)
+    reference = original if isinstance(original, Reference) else Reference(original)
+    trackers = {
+        name: _Tracker(reference.norms[name])
         for name, module in root.named_modules()
-        if isinstance(module, _BatchNorm)
-        and module.running_mean is not None
-        and isinstance(theirs.get(name), _BatchNorm)
+        if isinstance(module, _BatchNorm) and module.running_mean is not None and name in reference.norms
     }
-    if not pairs:
+    if not trackers:
         return ()
-    trackers = {name: _Tracker(twin) for name, (_, twin) in pairs.items()}
     count = 0
     with ExitStack() as stack:
         stack.enter_context(evaluating(root))
-        stack.enter_context(evaluating(reference))
-        for name, (module, twin) in pairs.items():
-            stack.callback(twin.register_forward_pre_hook(trackers[name].watch).remove)
-            stack.callback(module.register_forward_pre_hook(trackers[name].correct).remove)
+        for name, tracker in trackers.items():
+            stack.callback(root.get_submodule(name).register_forward_pre_hook(tracker.correct).remove)
         for batch in batches_of(data, batch_size, samples):
-            for tracker in trackers.values():
-                tracker.expected.clear()
-            forward(reference, batch)
+            expected = reference.moments(batch)
+            for name, tracker in trackers.items():
+                tracker.expected = deque(expected[name])
             forward(root, batch)
             count += 1
     if count == 0:
@@ -64,19 +103,16 @@ class _Tracker:
     def __init__(self, twin: _BatchNorm) -> None:
         self.mean = twin.get_buffer("running_mean").double().clone()
         self.variance = twin.get_buffer("running_var").double().clone()
-        self.expected: list[tuple[Tensor, Tensor]] = []
+        self.expected: deque[Moments] = deque()
         self.sums = torch.zeros(4, len(self.mean), dtype=torch.float64, device=self.mean.device)
         self.count = 0
         self.moved = False
 
-    def watch(self, twin: nn.Module, args: tuple[Tensor, ...]) -> None:
-        self.expected.append(_moments(args[0]))
-
     def correct(self, module: nn.Module, args: tuple[Tensor, ...]) -> None:
         if not self.expected:  # called more often than in the original: nothing to compare with
             return
-        mean, variance = _moments(args[0])
-        mean_before, variance_before = self.expected.pop(0)
+        mean, variance = moments(args[0])
+        mean_before, variance_before = self.expected.popleft()
         self.sums += torch.stack([mean, mean_before, variance, variance_before])
         self.count += 1
         mean, mean_before, variance, variance_before = self.sums / self.count
@@ -92,8 +128,32 @@ class _Tracker:
         return self.moved or bool((mean != mean_before).any()) or bool((ratio != 1).any())
 
 
-def _moments(x: Tensor) -> tuple[Tensor, Tensor]:
-    """Mean and variance of each channel of (N, C, …), float64."""
-    rows = x.movedim(1, -1).flatten(0, -2) if x.dim() > 2 else x
-    variance, mean = torch.var_mean(rows.double() if rows.numel() < 1 << 22 else rows.float(), 0, unbiased=False)
-    return mean.double(), variance.double()
+def moments(x: Tensor, at_once: int = AT_ONCE) -> Moments:
+    """Mean and variance of each channel of ``x`` (N, C, …), float64 (C,), in one pass and without a copy of ``x``.
+
+    Samples are taken ``at_once`` numbers at a time, less the first sample's channel means, and summed in float32 over
+    the places of one sample, in float64 over samples. A sample's mean lies at most √N standard deviations from that of
+    all, and is as good as always within a few, so that nothing cancels: the error is that of a short float32 sum,
+    about 1e-7 of the standard deviation and of the variance, however far the mean is from zero.
+    """
+    wide = torch.promote_types(x.dtype, torch.float32)
+    shift = x[:1].to(torch.float64).flatten(2).mean((0, 2)) if x.dim() > 2 else x[0].double()
+    # what is subtracted must be the same number in both precisions
+    offset = shift.to(wide).reshape(-1, *(1,) * (x.dim() - 2))
+    total, square = torch.zeros(2, x.shape[1], dtype=torch.float64, device=x.device)
+    for part in x.split(max(1, at_once * len(x) // max(x.numel(), 1))):
+        centred = (part.to(wide) - offset).reshape(len(part), x.shape[1], -1)
+        total += centred.sum(2).double().sum(0)
+        square += centred.square_().sum(2).double().sum(0)
+    count = x.numel() // max(x.shape[1], 1)
+    mean = total / count
+    return mean + offset.flatten().double(), (square / count - mean.square()).clamp_min(0)
+
+
+def _digest(batch: Any) -> str:
+    """What a model would be called with, as a hash of every tensor's content."""
+    given = arguments(batch)
+    digest = hashlib.blake2b(repr(mapped(given, lambda x: (tuple(x.shape), str(x.dtype)))).encode())  # type: ignore[arg-type,return-value]
+    for x in tensors_in(given):
+        digest.update(x.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy().data)
+    return digest.hexdigest()
