@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor, nn
@@ -34,6 +34,14 @@ class FactoredConv(RefusesWeight, nn.Module):
 
     __constants__ = (*_SETTINGS, "groups", "transposed", "in_channels", "out_channels")
 
+    if TYPE_CHECKING:  # for readers alone: TorchScript takes annotations of a class for attributes of its own
+        kernel_size: tuple[int, ...]
+        stride: tuple[int, ...]
+        padding: tuple[int, ...] | str
+        dilation: tuple[int, ...]
+        padding_mode: str
+        output_padding: tuple[int, ...]
+
     def __init__(self, stages: dict[str, nn.Module]) -> None:
         super().__init__()
         for name, stage in stages.items():
@@ -43,12 +51,6 @@ class FactoredConv(RefusesWeight, nn.Module):
         self.out_channels: int = chain[-1].out_channels
         self.groups: int = chain[0].groups
         self.transposed: bool = chain[0].transposed
-        self.kernel_size: tuple[int, ...]
-        self.stride: tuple[int, ...]
-        self.padding: tuple[int, ...] | str
-        self.dilation: tuple[int, ...]
-        self.padding_mode: str
-        self.output_padding: tuple[int, ...]
         for name in _SETTINGS:
             setattr(self, name, self._setting(name, chain))
 
@@ -72,30 +74,30 @@ class FactoredConv(RefusesWeight, nn.Module):
 class LowRankConv(FactoredConv):
     """A k×k (transposed) convolution to r channels, then 1×1 to the outputs. Exact at full rank for every setting."""
 
-    down: Any
-    up: Any
+    if TYPE_CHECKING:
+        down: Any
+        up: Any
 
     @property
     def weight(self) -> Tensor:
         """The dense kernel, shaped as in the layer it stands for, as a ``FactoredWeight`` (docs/layers.md)."""
         if torch.jit.is_scripting():
             return low_rank_kernel(self.down.weight, self.up.weight, self.groups, self.transposed)
-        else:
-            return _kernel(self, "pair")
+        return _kernel(self, "pair")
 
     def forward(self, input: Tensor, output_size: list[int] | None = None) -> Tensor:
         """``output_size`` as in ``nn.ConvTranspose2d``, for a transposed convolution."""
         if self.transposed:
             return self.up(self.down(input, output_size))
-        else:
-            return self.up(self.down(input))
+        return self.up(self.down(input))
 
 
 class SpatialConv2d(FactoredConv):
     """A k_h×1 convolution to r channels, then 1×k_w to the outputs: r·(C_in·k_h + C_out·k_w) weights."""
 
-    down: nn.Conv2d
-    up: nn.Conv2d
+    if TYPE_CHECKING:
+        down: nn.Conv2d
+        up: nn.Conv2d
 
     def _setting(self, name: str, chain: list[Any]) -> Any:
         return _by_axis(name, chain)
@@ -104,16 +106,16 @@ class SpatialConv2d(FactoredConv):
     def weight(self) -> Tensor:
         if torch.jit.is_scripting():
             return spatial_kernel(self.down.weight, self.up.weight)
-        else:
-            return _kernel(self, "spatial")
+        return _kernel(self, "spatial")
 
 
 class TuckerConv(FactoredConv):
     """Tucker-2: 1×1 to r_in channels, the k×k core, 1×1 to the outputs."""
 
-    down: Any
-    core: Any
-    up: Any
+    if TYPE_CHECKING:
+        down: Any
+        core: Any
+        up: Any
 
     def _setting(self, name: str, chain: list[Any]) -> Any:
         return getattr(chain[1], name)
@@ -122,15 +124,15 @@ class TuckerConv(FactoredConv):
     def weight(self) -> Tensor:
         if torch.jit.is_scripting():
             return tucker_kernel(self.down.weight, self.core.weight, self.up.weight)
-        else:
-            return _kernel(self, "tucker")
+        return _kernel(self, "tucker")
 
 
 class CPConv(FactoredConv):
     """CP: 1×1 to r channels, one depthwise convolution along each axis, 1×1 to the outputs."""
 
-    down: Any
-    up: Any
+    if TYPE_CHECKING:
+        down: Any
+        up: Any
 
     def _setting(self, name: str, chain: list[Any]) -> Any:
         return _by_axis(name, chain[1:-1])
@@ -142,8 +144,7 @@ class CPConv(FactoredConv):
             for stage in self.children():
                 factors.append(stage.weight)
             return cp_kernel(factors)
-        else:
-            return _kernel(self, "cp")
+        return _kernel(self, "cp")
 
 
 def _by_axis(name: str, chain: list[Any]) -> Any:

@@ -29,8 +29,7 @@ class LowRankLinear(RefusesWeight, nn.Module):
         """The dense weight (m, n), as a ``FactoredWeight``: multiplied out only where it must be (docs/layers.md)."""
         if torch.jit.is_scripting():
             return low_rank_matrix(self.down.weight, self.up.weight)
-        else:
-            return _matrix(self)
+        return _matrix(self)
 
     @property
     def bias(self) -> Tensor | None:
@@ -55,8 +54,7 @@ class LowRankConv1D(LowRankLinear):
         """The dense weight as ``Conv1D`` stores it, (n, m)."""
         if torch.jit.is_scripting():
             return low_rank_matrix(self.down.weight, self.up.weight).t()
-        else:
-            return _matrix(self).t()
+        return _matrix(self).t()
 
 
 @torch.jit.unused

@@ -8,6 +8,7 @@ the product, and writing is refused, since the product is not stored anywhere.
 from __future__ import annotations
 
 import copy
+import re
 from collections.abc import Sequence
 from typing import Any, NoReturn
 
@@ -84,7 +85,7 @@ class FactoredWeight(Tensor):
             return FactoredWeight(args[0].rule, [f.detach() for f in args[0].factors])
         for argument, value in zip(func._schema.arguments, args):
             if argument.is_write and isinstance(value, FactoredWeight):
-                _refuse(value, func.__name__)
+                _refuse(value, func.__name__.partition(".")[0])
         args, kwargs = pytree.tree_map_only(FactoredWeight, FactoredWeight.product, (args, kwargs or {}))
         return func(*args, **kwargs)
 
@@ -173,7 +174,7 @@ def _written(name: str, args: Sequence[Any], kwargs: Any) -> FactoredWeight | No
 def _refuse(weight: FactoredWeight, name: str) -> NoReturn:
     sizes = "×".join(str(size) for size in weight.rule.shape(weight.factors))
     written = name.removesuffix(".set")
-    raise FactoredWriteError(f"{written} was called on a factored layer's weight ({sizes}), which {REMEDY}")
+    raise FactoredWriteError(f"{written} would write into the weight of a factored layer ({sizes}), which {REMEDY}")
 
 
 def _turned(weight: FactoredWeight, name: str, func: Any, args: Sequence[Any], kwargs: Any) -> Tensor | None:
@@ -206,6 +207,21 @@ def casts(name: str, args: Sequence[Any], kwargs: Any) -> bool:
     return all(dtype.is_floating_point for dtype in dtypes)
 
 
+_LIKE = re.compile(r".+_like|new_.+")
+_LIKE_THE_OTHER = frozenset({"to", "type_as", "view_as", "expand_as", "reshape_as"})
+
+
+def only_seen(name: str, args: Sequence[Any], weight: Any) -> bool:
+    """Whether shape, dtype and device of the weight are all that the operation asks for."""
+    first = bool(args) and args[0] is weight
+    return (_LIKE.fullmatch(name) is not None and first) or (name in _LIKE_THE_OTHER and bool(args) and not first)
+
+
+def _stand_in(weight: FactoredWeight) -> Tensor:
+    """A tensor of the weight's shape, dtype and device without values of its own."""
+    return weight.factors[0].detach().new_zeros(()).expand(weight.rule.shape(weight.factors))
+
+
 def _multiplied_out(func: Any, args: Any, kwargs: Any) -> Any:
     """``func`` of the products. What shares memory with one stays guarded, so that writing there is refused too."""
     formed: dict[int, Tensor] = {}
@@ -213,8 +229,13 @@ def _multiplied_out(func: Any, args: Any, kwargs: Any) -> Any:
     def product(weight: FactoredWeight) -> Tensor:
         return formed.setdefault(id(weight), weight.product())
 
-    args, kwargs = pytree.tree_map_only(FactoredWeight, product, (args, kwargs))
-    result = func(*args, **kwargs)
+    name = name_of(func)
+
+    def given(weight: FactoredWeight) -> Tensor:
+        return _stand_in(weight) if only_seen(name, args, weight) else product(weight)
+
+    called = pytree.tree_map_only(FactoredWeight, given, (args, kwargs))
+    result = func(*called[0], **called[1])
     memory = {tensor.untyped_storage()._cdata for tensor in formed.values()}
 
     def guarded(value: Tensor) -> Tensor:

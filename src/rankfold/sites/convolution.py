@@ -14,6 +14,7 @@ from rankfold.layers import CPConv, LowRankConv, SpatialConv2d, TuckerConv
 from rankfold.sites.geometry import ChannelFolding, Matricization, SpatialFolding
 from rankfold.sites.patches import patches, sampled, taken
 from rankfold.sites.product import ordinary_class
+from rankfold.sites.setting import setting_of
 from rankfold.sites.site import Call, Factors, Form, Side
 
 _PLAIN = (nn.Conv1d, nn.Conv2d, nn.Conv3d)
@@ -128,6 +129,7 @@ class ConvLayer:
         """On the meta device: nothing is initialised, and no random number is drawn."""
         dims = len(self.kernel)
         factory: dict[str, Any] = {"device": "meta", "dtype": like.weight.dtype}
+        like = setting_of(like)
         conv: Any = _PLAIN[dims - 1]
         same: Any = _TRANSPOSED[dims - 1] if self.transposed else conv
         setting = {"stride": like.stride, "padding": like.padding, "dilation": like.dilation}

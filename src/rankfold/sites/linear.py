@@ -11,7 +11,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from rankfold.layers import LowRankLinear
+from rankfold.layers import LowRankConv1D, LowRankLinear
 from rankfold.sites.geometry import Matricization, Plain, Transposed
 from rankfold.sites.product import ordinary_class
 from rankfold.sites.site import Call, Factors, Form, Side
@@ -62,7 +62,8 @@ class LinearLayer:
     def skeleton(self, like: Any, form: Form, rank: int, bias: bool) -> nn.Module:
         m, n = self.shape
         # on the meta device first: nothing is initialised, and no random number is drawn
-        kind = partial(LowRankLinear, n, rank, m) if form is Form.FACTORED else partial(nn.Linear, n, m)
+        low_rank = LowRankConv1D if self.stored_transposed else LowRankLinear
+        kind = partial(low_rank, n, rank, m) if form is Form.FACTORED else partial(nn.Linear, n, m)
         return kind(bias=bias, device="meta", dtype=like.weight.dtype).to_empty(device=like.weight.device)
 
     @torch.no_grad()

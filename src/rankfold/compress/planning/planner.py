@@ -31,7 +31,7 @@ from rankfold.compress.ranks.rules import Global, Iterative, Local, Optimal, Ran
 from rankfold.compress.ranks.timing import site_timing
 from rankfold.compress.sensitivity import output_changes, price, relative_energy
 from rankfold.compress.statistics import Statistics, calibrate
-from rankfold.costs import Cost, Example, latencies, storage, trace
+from rankfold.costs import Cost, Example, latencies, measure, storage
 from rankfold.sites import FOLD_FIRST, Form, SiteList, sites, split_attention, unwrap
 from rankfold.train.parallel import Team, joined
 
@@ -106,7 +106,8 @@ def plan(
     check_rereadable(data)
     first = _example(root, data) if example is None else Example.of(example)
     params, size = storage(root)
-    whole, calls = trace(root, replace(first, samples=1), found)  # FLOPs of the example with all its samples
+    traced = measure(root, replace(first, samples=1), found)  # FLOPs of the example with all its samples
+    found, whole, calls = traced.kept(found), traced.flops, traced.calls
     before = Cost(params, whole // first.samples, size)
     sweeping = sweeps(method)
     if sweeping and isinstance(rule, Iterative):
