@@ -38,12 +38,15 @@ class Traced:
     def kept(self, sites: SiteList) -> SiteList:
         """The sites, of which those in ``others`` can only be kept."""
         items = [
-            replace(site, forms=frozenset({Form.KEEP}), note=self.others[site.name])
-            if site.name in self.others
-            else site
-            for site in sites
+            site if why is None else replace(site, forms=frozenset({Form.KEEP}), note=why)
+            for site, why in ((site, self.others.get(site.name)) for site in sites)
         ]
         return SiteList(tuple(items), sites.left_out)
+
+    @property
+    def notes(self) -> tuple[str, ...]:
+        """What a reader of the count must know."""
+        return (uncounted(self.unknown),) if self.unknown else ()
 
 
 def _count(model: nn.Module, example: Example, sites: Sequence[Site]) -> Traced:

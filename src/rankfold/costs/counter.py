@@ -86,7 +86,7 @@ def _integers(a: Tensor, b: Tensor, *_: Any, **__: Any) -> int:
 
 def _formulas() -> dict[Any, Callable[..., int]]:
     found: dict[Any, Callable[..., int]] = {}
-    for name, formula in {
+    formulas: dict[str, Any] = {
         "_scaled_dot_product_flash_attention_for_cpu": _attention,
         "_scaled_dot_product_flash_attention": _attention,
         "_scaled_dot_product_efficient_attention": _attention,
@@ -101,9 +101,10 @@ def _formulas() -> dict[Any, Callable[..., int]]:
         "vdot": _dot,
         "_grouped_mm": _grouped,
         "_int_mm": _integers,
-    }.items():
+    }
+    for name, formula in formulas.items():
         if hasattr(aten, name):  # not every version of torch has every one
-            formula._get_raw = True  # type: ignore[attr-defined]  # tensors, not shapes
+            formula._get_raw = True  # tensors, not shapes
             found[getattr(aten, name)] = formula
     return found
 
@@ -111,7 +112,8 @@ def _formulas() -> dict[Any, Callable[..., int]]:
 FORMULAS = _formulas()
 
 _OWN = ("aten", "prim", "prims", "profiler", "debugprims", "c10d", "_c10d_functional", "rngprims")
-_MULTIPLY = ("linalg_", "_linalg", "_fft", "fft_", "_cdist", "cdist", "cholesky", "triangular_solve", "lu_", "_lu", "miopen",
+_MULTIPLY = (
+    "linalg_", "_linalg", "_fft", "fft_", "_cdist", "cdist", "cholesky", "triangular_solve", "lu_", "_lu", "miopen",
     "mkldnn_linear", "mkldnn_convolution", "_native_multi_head", "_transformer_encoder", "_weight_int", "_sparse",
     "sspaddmm", "_thnn_fused", "geqrf", "householder", "ormqr", "grid_sampler", "_addmm_activation",
 )  # fmt: skip

@@ -33,13 +33,13 @@ class WeightReads(TorchFunctionMode):
         self.inside: set[str] = set()
         self._rules: dict[str, Rule] = {}
         # by identity: the weight itself, then what stays a product of factors; held, so that no identity is used twice
-        self._known: dict[int, tuple[Tensor, Site, bool]] = {}
+        self._known: dict[int, tuple[Tensor, Site]] = {}
         for site in sites:
             if site.forms - {Form.KEEP}:
                 weight: Any = model.get_submodule(site.name).weight
                 layer: Any = site.layer
                 self._rules[site.name] = Matrix() if weight.dim() == 2 else Pair(layer.groups, layer.transposed)
-                self._known[id(weight)] = (weight, site, getattr(layer, "stored_transposed", False))
+                self._known[id(weight)] = (weight, site)
 
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         kwargs = kwargs or {}
@@ -66,13 +66,12 @@ class WeightReads(TorchFunctionMode):
         result: Any,
         weight: Tensor,
         site: Site,
-        transposed: bool,
         *,
         alone: bool,
     ) -> None:
         first = args[0] if args else next(iter(kwargs.values()), None)
         if first is weight and self._stays(name, args, kwargs, weight, site):
-            self._known[id(result)] = (result, site, transposed ^ (name not in _SAME_SIDE))
+            self._known[id(result)] = (result, site)
             return
         if only_seen(name, args, weight):
             return

@@ -1,7 +1,7 @@
 """The factored layers: plain modules that code written for the dense layers can use without knowing.
 
-Parameters are named ``down`` (n → r), ``core`` where there is one, and ``up`` (r → m, which carries the bias). ``weight``
-is that of the dense layer, a product that is formed only where it must be, and that refuses to be written to.
+Parameters are named ``down`` (n → r), ``core`` where there is one, and ``up`` (r → m, which carries the bias).
+``weight`` is that of the dense layer: a product, formed only where it must be, that refuses to be written to.
 """
 
 from rankfold.layers.attention import SplitAttention

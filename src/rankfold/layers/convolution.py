@@ -41,6 +41,7 @@ class FactoredConv(RefusesWeight, nn.Module):
         dilation: tuple[int, ...]
         padding_mode: str
         output_padding: tuple[int, ...]
+        up: Any
 
     def __init__(self, stages: dict[str, nn.Module]) -> None:
         super().__init__()
@@ -142,7 +143,7 @@ class CPConv(FactoredConv):
         if torch.jit.is_scripting():
             factors: list[Tensor] = []
             for stage in self.children():
-                factors.append(stage.weight)
+                factors.append(stage.weight)  # type: ignore[arg-type]
             return cp_kernel(factors)
         return _kernel(self, "cp")
 

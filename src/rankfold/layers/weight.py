@@ -1,4 +1,4 @@
-"""The ``weight`` of a factored layer: a tensor that is a product of factors and is multiplied out only where it must be.
+"""The ``weight`` of a factored layer: a tensor that is a product of factors, multiplied out only where it must be.
 
 Code that nobody here wrote reads ``layer.weight.dtype``, calls ``F.linear(x, layer.weight)``, or writes into it. Here
 shape, dtype and device are known without computing, linear maps run on the factors at their cost, everything else sees
@@ -38,7 +38,7 @@ def weight_of(rule: Rule, factors: Sequence[Tensor]) -> Tensor:
         return rule.dense(factors)
     tracing = torch.compiler.is_compiling() or torch.jit.is_tracing()
     if torch.is_grad_enabled() and not tracing and any(f.requires_grad for f in factors):
-        return _Formed.apply(rule, *factors)  # type: ignore[no-any-return]
+        return _Formed.apply(rule, *factors)
     return FactoredWeight(rule, factors)
 
 
@@ -52,7 +52,7 @@ class FactoredWeight(Tensor):
     @staticmethod
     def __new__(cls, rule: Rule, factors: Sequence[Tensor]) -> FactoredWeight:
         first = factors[0]
-        made = Tensor._make_wrapper_subclass(cls, rule.shape(factors), dtype=first.dtype, device=first.device)  # type: ignore[attr-defined]
+        made = Tensor._make_wrapper_subclass(cls, rule.shape(factors), dtype=first.dtype, device=first.device)
         made.rule, made.factors = rule, tuple(factors)
         return made
 
@@ -79,7 +79,9 @@ class FactoredWeight(Tensor):
         return _multiplied_out(func, args, kwargs)
 
     @classmethod
-    def __torch_dispatch__(cls, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+    def __torch_dispatch__(  # type: ignore[override]
+        cls, func: Any, types: Any, args: Any = (), kwargs: Any = None
+    ) -> Any:
         """Below the functions of torch, where only compiled code arrives; gradients take the way of ``_Formed``."""
         if func in (torch.ops.aten.detach.default, torch.ops.aten.alias.default):
             return FactoredWeight(args[0].rule, [f.detach() for f in args[0].factors])
@@ -249,7 +251,7 @@ def _multiplied_out(func: Any, args: Any, kwargs: Any) -> Any:
     return pytree.tree_map_only(Tensor, guarded, result)
 
 
-# ---- attributes that the product itself could not answer --------------------------------------------------------------
+# ---- attributes that the product itself could not answer ------------------------------------------------------------
 
 
 def _requires_grad(weight: FactoredWeight) -> bool:

@@ -83,7 +83,7 @@ def notes_of(known: Survey, counter: Counter, found: SiteList) -> tuple[str, ...
     notes = []
     if known.unreached:
         notes.append(f"never called on the calibration data: {', '.join(known.unreached)}")
-    silent = [site.name for site in found if site.name not in counter.calls and site.kind != "Embedding"]
+    silent = [s.name for s in found if s.name not in counter.calls and s.kind != "Embedding" and not s.note]
     if silent:
         notes.append(f"never called on the example input, so without FLOPs: {', '.join(silent)}")
     return tuple(notes)

@@ -156,7 +156,7 @@ def plan(
         return Plan(
             entries, budgets, method.name, rule.name, mark, before, after_of(before, whole, found, entries, counter),
             {"data": calibration.name, "samples": _count(seen, statistics, sweeping), "rule": asdict(rule)},
-            found.left_out, (*notes, *notes_of(known, counter, found)),
+            found.left_out, (*notes, *traced.notes, *notes_of(known, counter, found)),
             decided=decisions(entries), statistics=statistics,
         )  # fmt: skip
 
