@@ -15,7 +15,7 @@ from rankfold.compress.planning.apply import apply_
 from rankfold.compress.planning.planner import plan
 from rankfold.compress.ranks.budget import Ranks
 from rankfold.costs import Cost, Example, evaluating, latencies, model_cost, storage, trace, with_batch
-from rankfold.flops import FlopCount
+from rankfold.costs.counter import Counter as FlopCount
 from rankfold.layers import LowRankLinear
 from rankfold.sites import Form, sites
 

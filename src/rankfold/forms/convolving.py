@@ -9,6 +9,7 @@ from torch import nn
 
 from rankfold.forms.form import Call
 from rankfold.forms.layer import Convolution
+from rankfold.forms.setting import setting_of
 
 PLAIN: tuple[type[nn.Module], ...] = (nn.Conv1d, nn.Conv2d, nn.Conv3d)
 TRANSPOSED: tuple[type[nn.Module], ...] = (nn.ConvTranspose1d, nn.ConvTranspose2d, nn.ConvTranspose3d)
@@ -33,8 +34,9 @@ def factory(old: Any) -> dict[str, Any]:
 
 def setting(old: Any) -> dict[str, Any]:
     """Stride, padding, dilation and the rest of the convolution that is replaced."""
-    found = {"stride": old.stride, "padding": old.padding, "dilation": old.dilation, "padding_mode": old.padding_mode}
-    return found | ({"output_padding": old.output_padding} if old.transposed else {})
+    own = setting_of(old)
+    found = {"stride": own.stride, "padding": own.padding, "dilation": own.dilation, "padding_mode": own.padding_mode}
+    return found | ({"output_padding": own.output_padding} if old.transposed else {})
 
 
 def same(old: Any, dims: int, inputs: int, outputs: int, groups: int = 1, bias: bool = False) -> nn.Module:
@@ -51,15 +53,16 @@ def one_by_one(old: Any, dims: int, inputs: int, outputs: int, bias: bool = Fals
 
 def along(old: Any, dims: int, axis: int, inputs: int, outputs: int, groups: int = 1, bias: bool = False) -> nn.Module:
     """A convolution along one axis, with the old one's setting on that axis and none on the others."""
+    own = setting_of(old)
     alone: dict[str, Any] = {
         key: tuple(value[a] if a == axis else 1 for a in range(dims))
-        for key, value in (("kernel_size", old.kernel_size), ("stride", old.stride), ("dilation", old.dilation))
+        for key, value in (("kernel_size", old.kernel_size), ("stride", own.stride), ("dilation", own.dilation))
     }
-    padding = old.padding
+    padding = own.padding
     if not isinstance(padding, str):
         padding = tuple(padding[a] if a == axis else 0 for a in range(dims))
     kind: Any = PLAIN[dims - 1]
     return kind(
-        inputs, outputs, padding=padding, padding_mode=old.padding_mode, groups=groups, bias=bias, **alone,
+        inputs, outputs, padding=padding, padding_mode=own.padding_mode, groups=groups, bias=bias, **alone,
         **factory(old),
     )  # fmt: skip

@@ -13,7 +13,7 @@ from rankfold.forms import convolving
 from rankfold.forms.form import Call, Factors, Form, register
 from rankfold.forms.geometry import ChannelFolding
 from rankfold.forms.layer import Layer
-from rankfold.layers import LowRankConv, LowRankLinear
+from rankfold.layers import LowRankConv, LowRankConv1D, LowRankLinear
 
 
 class Factored(Form):
@@ -43,7 +43,8 @@ class Factored(Form):
     def skeleton(self, layer: Layer, old: Any, rank: int, bias: bool) -> nn.Module:
         (m, n), conv = layer.shape, layer.convolution
         if conv is None:
-            return LowRankLinear(n, rank, m, bias=bias, device="meta", dtype=layer.weight(old).dtype)
+            kind = LowRankConv1D if layer.stored_transposed else LowRankLinear
+            return kind(n, rank, m, bias=bias, device="meta", dtype=layer.weight(old).dtype)
         dims, wide = len(conv.kernel), rank * conv.groups
         down = convolving.same(old, dims, conv.channels_in, wide, conv.groups)
         up = convolving.one_by_one(old, dims, wide, conv.channels_out, bias, conv.groups)

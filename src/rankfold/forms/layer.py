@@ -39,6 +39,7 @@ class Layer:
 
     kind: str
     has_bias: bool
+    stored_transposed: bool = False  # the parameter is Wᵀ
     lookup: bool = False  # rows are picked, not multiplied: an embedding
     parameter: str = "weight"  # the attribute that holds the matrix
     convolution: Convolution | None = None

@@ -1,6 +1,7 @@
 """The one room that knows layer types."""
 
 from rankfold.forms import Call, Factors, Form, Layer
+from rankfold.forms.setting import setting_of
 from rankfold.sites.attention import (
     leave_fused_kernels_,
     replace_,
@@ -28,7 +29,7 @@ __all__ = [
     "Call", "FOLD_FIRST", "Factors", "Form", "Layer", "Product", "Site", "SiteList", "bottleneck_rows", "carry_hooks_",
     "factored_sites", "factors_of", "leave_fused_kernels_", "narrow_", "narrowable_sites", "narrower",
     "ordinary_class", "output_rows_alone", "pair",
-    "positions", "products", "read_layer", "register_reader",
+    "positions", "products", "read_layer", "register_reader", "setting_of",
     "replace_", "settle_attention_", "sites", "split_attention", "unwrap",
     "weights_of",
     "without_fused_attention",

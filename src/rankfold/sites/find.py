@@ -35,6 +35,10 @@ def read_layer(module: nn.Module) -> Layer | None:
     return next((layer for reader in _READERS if (layer := reader(module)) is not None), None)
 
 
+MERGE_FIRST = (
+    "inside a PEFT adapter, which writes into this weight when it merges: merge first (model.merge_and_unload()), or "
+    "compress the base model and adapt its factors"
+)
 Where = str | Callable[[str, nn.Module], bool]
 
 
@@ -62,11 +66,19 @@ def sites(model: nn.Module, where: Where | None = None) -> SiteList:
         for path, module in model.named_modules(remove_duplicate=False)
         if isinstance(module, nn.MultiheadAttention) and (products(module) or products(module.out_proj))
     )
+    adapted = tuple(f"{path}." for path, module in model.named_modules(remove_duplicate=False) if _is_adapter(module))
     with split_attention(model):
-        return _sites(model, where, composed)
+        return _sites(model, where, composed, adapted)
 
 
-def _sites(model: nn.Module, where: Where | None, composed: tuple[str, ...]) -> SiteList:
+def _is_adapter(module: nn.Module) -> bool:
+    """Whether this is a layer of PEFT around another, told without importing it."""
+    return any(
+        kind.__name__ == "BaseTunerLayer" and kind.__module__.startswith("peft.") for kind in type(module).__mro__
+    )
+
+
+def _sites(model: nn.Module, where: Where | None, composed: tuple[str, ...], adapted: tuple[str, ...]) -> SiteList:
     names: dict[nn.Module, list[str]] = defaultdict(list)
     for path, module in model.named_modules(remove_duplicate=False):
         names[module].append(path)
@@ -106,6 +118,8 @@ def _sites(model: nn.Module, where: Where | None, composed: tuple[str, ...]) -> 
         if products(module):
             covered |= {f"{path}.parametrizations.weight.original{i}" for i in range(len(factors_of(module, "weight")))}
             tied = _same_product(module, names)
+        elif path.startswith(adapted):
+            forms, note = frozenset({Form.KEEP}), MERGE_FIRST
         elif tied:
             forms, note = frozenset({Form.KEEP}), f"tied to {', '.join(tied)}: factoring one would store both"
         found.append(Site(path, parameter_name, layer, forms, tied, tuple(paths[1:]), note))

@@ -83,10 +83,11 @@ def after_of(known: Profile, entries: Sequence[Entry]) -> Cost:
 
 
 def notes_of(known: Profile, entries: Sequence[Entry]) -> tuple[str, ...]:
-    notes = []
+    notes = list(known.notes)
     if known.unreached:
         notes.append(f"never called on the calibration data: {', '.join(known.unreached)}")
-    silent = [site.name for site in known.sites if site.name not in known.counter.calls and site.kind != "Embedding"]
+    calls = known.counter.calls
+    silent = [s.name for s in known.sites if s.name not in calls and s.kind != "Embedding" and not s.note]
     if silent:
         notes.append(f"never called on the example input, so without FLOPs: {', '.join(silent)}")
     few = [entry.site for entry in entries if "few samples" in entry.note]

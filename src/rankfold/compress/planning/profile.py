@@ -20,7 +20,7 @@ from rankfold.compress.methods.method import Method, sweeps
 from rankfold.compress.planning.candidates import Candidate, Counter, Decomposed, decompose
 from rankfold.compress.planning.plan import Plan, fingerprint
 from rankfold.compress.statistics import Statistics, calibrate
-from rankfold.costs import Cost, Example, storage, trace
+from rankfold.costs import Cost, Example, measure, storage
 from rankfold.objectives import Objective
 from rankfold.observe import Samples
 from rankfold.sites import FOLD_FIRST, Form, SiteList, sites, split_attention, unwrap
@@ -82,6 +82,7 @@ class Profile:
     samples: int
     unsolved: Mapping[str, str] = field(default_factory=dict)
     unreached: tuple[str, ...] = ()
+    notes: tuple[str, ...] = ()
     statistics: Statistics | None = None
     metrics: Mapping[str, Tensor] = field(default_factory=dict)
     absorbers: Mapping[str, str | None] = field(default_factory=dict)
@@ -163,7 +164,8 @@ def profile(
     check_rereadable(data)
     first = example_of(root, data) if example is None else Example.of(example)
     params, size = storage(root)
-    flops, calls = trace(root, replace(first, samples=1), found)  # of the example with all its samples
+    traced = measure(root, replace(first, samples=1), found)  # FLOPs of the example with all its samples
+    found = traced.kept(found)
     mark = fingerprint(root)
     statistics = None if sweeps(method) or not method.needs_data else calibration.statistics
     if statistics is not None and statistics.model not in ("", mark):
@@ -177,9 +179,10 @@ def profile(
         known = _measured(root, found, method, seen, statistics, objective, directory, tell)
     return replace(
         known,
-        counter=Counter(calls, first.samples, sizes),
-        cost=Cost(params, flops // first.samples, size),
-        flops=flops,
+        counter=Counter(traced.calls, first.samples, sizes),
+        cost=Cost(params, traced.flops // first.samples, size),
+        flops=traced.flops,
+        notes=traced.notes,
         fingerprint=mark,
         calibration=calibration,
         example=first,
