@@ -102,8 +102,18 @@ class WeightReads(TorchFunctionMode):
 
 
 _CASTING = frozenset({"to", "float", "double", "half", "bfloat16", "cpu", "cuda", "type_as"})
-_SAME_SIDE = _CASTING | {"detach", "data.get", "contiguous", "__copy__"}
-_HARMLESS = frozenset({"requires_grad.get", "is_leaf.get", "grad.get", "__repr__", "__format__", "requires_grad_"})
+_SAME_SIDE = _CASTING | {"contiguous", "__copy__"}
+_HARMLESS = frozenset(
+    {
+        "_has_compatible_shallow_copy_type",
+        "requires_grad.get",
+        "is_leaf.get",
+        "grad.get",
+        "__repr__",
+        "__format__",
+        "requires_grad_",
+    }
+)
 
 
 class Calls:
