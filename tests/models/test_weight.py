@@ -360,6 +360,12 @@ def test_numpy_sees_an_array_that_cannot_be_written_to():
         layer.weight.detach().numpy()[0] = 1
 
 
+def test_no_tensor_takes_the_memory_that_is_not_there():
+    layer = nn.Linear(6, 5)
+    with pytest.raises(RuntimeError, match="incompatible tensor type"):
+        layer.weight.data = LowRankLinear(6, 2, 5).weight
+
+
 def test_there_is_no_memory_to_take():
     with pytest.raises(RuntimeError, match=r"no memory of its own.*clone"):
         LowRankLinear(6, 2, 5).weight.data_ptr()

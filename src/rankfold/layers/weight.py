@@ -52,7 +52,10 @@ class FactoredWeight(Tensor):
     @staticmethod
     def __new__(cls, rule: Rule, factors: Sequence[Tensor]) -> FactoredWeight:
         first = factors[0]
-        made = Tensor._make_wrapper_subclass(cls, rule.shape(factors), dtype=first.dtype, device=first.device)
+        # torch would let ``other.data = weight`` take the memory that this has not got; of another layout it refuses
+        made = Tensor._make_wrapper_subclass(
+            cls, rule.shape(factors), dtype=first.dtype, device=first.device, layout=torch.sparse_coo
+        )
         made.rule, made.factors = rule, tuple(factors)
         return made
 
@@ -133,15 +136,14 @@ def name_of(func: Any) -> str:
 
 LOOKS = frozenset(
     {f"{name}.get" for name in (
-        "shape", "dtype", "device", "ndim", "layout", "is_cuda", "is_cpu", "is_meta", "is_sparse", "is_quantized",
-        "is_nested", "is_mps", "is_xpu", "is_xla", "is_mkldnn", "is_sparse_csr", "itemsize", "nbytes", "names",
+        "shape", "dtype", "device", "ndim", "is_cuda", "is_cpu", "is_meta", "is_quantized",
+        "is_nested", "is_mps", "is_xpu", "is_xla", "is_mkldnn", "is_sparse_csr", "itemsize", "names",
         "_version", "output_nr", "grad_fn", "name", "_backward_hooks", "_is_param", "_base",
     )}
     | {
-        "size", "dim", "ndimension", "numel", "nelement", "element_size", "__len__", "stride", "storage_offset",
-        "is_floating_point", "is_complex", "is_contiguous", "is_signed", "get_device", "is_inference", "is_conj",
+        "size", "dim", "ndimension", "numel", "nelement", "element_size", "__len__",
+        "is_floating_point", "is_complex", "is_signed", "get_device", "is_inference", "is_conj",
         "is_neg", "__hash__", "is_shared", "is_pinned", "has_names", "__dir__", "is_tensor", "is_same_size",
-        "type_",
     }
 )  # fmt: skip
 """Reads that compute nothing."""
@@ -218,6 +220,10 @@ def only_seen(name: str, args: Sequence[Any], weight: Any) -> bool:
 def _stand_in(weight: FactoredWeight) -> Tensor:
     """A tensor of the weight's shape, dtype and device without values of its own."""
     return weight.factors[0].detach().new_zeros(()).expand(weight.rule.shape(weight.factors))
+
+
+def _stand_in_of_size(weight: FactoredWeight) -> Tensor:
+    return torch.empty(weight.rule.shape(weight.factors), dtype=weight.dtype, device="meta")
 
 
 def _multiplied_out(func: Any, args: Any, kwargs: Any) -> Any:
@@ -319,6 +325,12 @@ _OWN: dict[str, Any] = {
     "requires_grad.get": _requires_grad,
     "requires_grad.set": _set_requires_grad,
     "requires_grad_": _set_requires_grad,
+    "layout.get": lambda weight: torch.strided,
+    "is_sparse.get": lambda weight: False,
+    "stride": lambda weight, *axis: _stand_in_of_size(weight).stride(*axis),
+    "is_contiguous": lambda weight, **format: _stand_in_of_size(weight).is_contiguous(**format),
+    "storage_offset": lambda weight: 0,
+    "nbytes.get": lambda weight: weight.numel() * weight.element_size(),
     "is_leaf.get": lambda weight: False,
     "grad.get": lambda weight: None,
     "retains_grad.get": lambda weight: False,
