@@ -32,7 +32,7 @@ def multiplied_out(original: nn.Module, compressed: nn.Module) -> nn.Module:
             new, layer = theirs.get(site.name), dense.get_submodule(site.name)
             if not isinstance(new, FACTORED):
                 continue
-            layer.weight.copy_(new.weight.T if site.kind == "Conv1D" else new.weight)
+            layer.weight.copy_(new.weight)
             if new.bias is not None and layer.bias is None:
                 layer.bias = nn.Parameter(new.bias.clone())
             elif new.bias is not None:

@@ -68,7 +68,7 @@ def law_of_looking(dense, new) -> None:
             seen[who] = (
                 w.dtype, w.device, w.shape, w.size(), w.size(0), w.dim(), w.ndim, w.numel(), len(w), w.requires_grad,
                 w.is_floating_point(), w.element_size(), w.nbytes, w.stride(), w.is_contiguous(), w.is_cuda, w.layout,
-                w.T.shape if w.dim() == 2 else None, w.data.dtype, w.detach().shape, isinstance(w, nn.Parameter),
+                w.T.shape if w.dim() == 2 else None, isinstance(w, nn.Parameter),
                 torch.zeros_like(w).shape, w.new_zeros(3).dtype, torch.zeros(2).to(w).dtype,
             )  # fmt: skip
 
@@ -164,7 +164,7 @@ class MultipliedOut(LowRankLinear):
 class Detached(Layer):
     @property
     def weight(self):
-        return super().weight.detach()
+        return weight_of(self.rule, (self.down.weight.detach(), self.up.weight.detach()))
 
 
 def wrong(kind, rule=None):
@@ -209,13 +209,13 @@ THIN = {
     "batch @ mT": lambda w: X.reshape(7, 1, 6) @ w.mT,
     "from the left": lambda w: w @ X.T,
     "addmm": lambda w: torch.addmm(torch.ones(5, dtype=X.dtype), X, w.T),
-    "detached": lambda w: F.linear(X, w.detach()),
-    "data": lambda w: F.linear(X, w.data),
     "twice turned": lambda w: F.linear(X, w.T.T),
     "cast": lambda w: F.linear(X.float(), w.to(torch.float32)),
     "cast as the input": lambda w: F.linear(X, w.to(X.dtype).contiguous()),
 }
 PRODUCT = {
+    "detached": lambda w: F.linear(X, w.detach()),
+    "data": lambda w: F.linear(X, w.data),
     "einsum": lambda w: torch.einsum("bi,oi->bo", X, w),
     "norm": lambda w: w.norm(),
     "times": lambda w: 2 * w,
@@ -360,6 +360,12 @@ def test_numpy_sees_an_array_that_cannot_be_written_to():
         layer.weight.detach().numpy()[0] = 1
 
 
+def test_no_tensor_takes_the_memory_that_is_not_there():
+    layer = nn.Linear(6, 5)
+    with pytest.raises(RuntimeError, match="incompatible tensor type"):
+        layer.weight.data = LowRankLinear(6, 2, 5).weight
+
+
 def test_there_is_no_memory_to_take():
     with pytest.raises(RuntimeError, match=r"no memory of its own.*clone"):
         LowRankLinear(6, 2, 5).weight.data_ptr()
@@ -369,9 +375,14 @@ def test_reading_into_another_tensor_is_no_write():
     layer, into = LowRankLinear(6, 2, 5), torch.zeros(5, 6)
     with torch.no_grad():
         into.copy_(layer.weight).add_(layer.weight)
+    whole = (layer.up.weight @ layer.down.weight).detach()
+    torch.testing.assert_close(into, 2 * whole)
+    for given in (layer.weight.data, layer.weight.detach(), layer.weight.detach()[:], layer.weight.clone().detach()):
         other = nn.Linear(6, 5)
-        other.weight.data = layer.weight.clone()
-    torch.testing.assert_close(into, 2 * (layer.up.weight @ layer.down.weight).detach())
+        other.weight.data = given
+        assert torch.equal(other.weight, whole)
+        other.weight.data.zero_()  # which is memory of its own
+        assert torch.equal(layer.weight.detach(), whole)
 
 
 def test_the_bias_is_a_parameter_like_any_other():

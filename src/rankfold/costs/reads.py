@@ -44,7 +44,7 @@ class WeightReads(TorchFunctionMode):
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         kwargs = kwargs or {}
         name = name_of(func)
-        if name in LOOKS or name in _HARMLESS:
+        if name in _HARMLESS:
             return func(*args, **kwargs)
         leaves = pytree.tree_leaves((args, kwargs))
         if any(isinstance(leaf, FactoredWeight) for leaf in leaves):
@@ -102,8 +102,11 @@ class WeightReads(TorchFunctionMode):
 
 
 _CASTING = frozenset({"to", "float", "double", "half", "bfloat16", "cpu", "cuda", "type_as"})
-_SAME_SIDE = _CASTING | {"detach", "data.get", "contiguous", "__copy__"}
-_HARMLESS = frozenset({"requires_grad.get", "is_leaf.get", "grad.get", "__repr__", "__format__", "requires_grad_"})
+_SAME_SIDE = _CASTING | {"contiguous", "__copy__"}
+_HARMLESS = LOOKS | {
+    "requires_grad.get", "requires_grad_", "is_leaf.get", "grad.get", "layout.get", "is_sparse.get", "stride",
+    "is_contiguous", "storage_offset", "nbytes.get", "__repr__", "__format__", "_has_compatible_shallow_copy_type",
+}  # fmt: skip
 
 
 class Calls:

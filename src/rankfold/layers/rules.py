@@ -221,23 +221,6 @@ class CP(Kernel):
         return conv(x, up, bias)
 
 
-@dataclass(frozen=True)
-class Known:
-    """A product that was formed already, or a view of one: only there so that writing into it is refused."""
-
-    def shape(self, factors: Factors) -> tuple[int, ...]:
-        return tuple(factors[0].shape)
-
-    def dense(self, factors: Factors) -> Tensor:
-        return factors[0]
-
-    def turned(self) -> None:
-        return None
-
-    def thin(self, func: Any, args: Sequence[Any], kwargs: Mapping[str, Any], weight: Any) -> Thin | None:
-        return None
-
-
 # ---- the products; free functions of tensors, so that TorchScript can compile them -------------------------------
 
 

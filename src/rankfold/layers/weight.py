@@ -9,14 +9,14 @@ from __future__ import annotations
 
 import copy
 import re
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from typing import Any, NoReturn
 
 import torch
 from torch import Tensor
 from torch.utils import _pytree as pytree
 
-from rankfold.layers.rules import Known, Rule
+from rankfold.layers.rules import Rule
 
 REMEDY = (
     "is a product of factors that is stored nowhere, so what is written there would be lost: write into the factors "
@@ -52,7 +52,10 @@ class FactoredWeight(Tensor):
     @staticmethod
     def __new__(cls, rule: Rule, factors: Sequence[Tensor]) -> FactoredWeight:
         first = factors[0]
-        made = Tensor._make_wrapper_subclass(cls, rule.shape(factors), dtype=first.dtype, device=first.device)
+        # torch would let ``other.data = weight`` take the memory that this has not got; of another layout it refuses
+        made = Tensor._make_wrapper_subclass(
+            cls, rule.shape(factors), dtype=first.dtype, device=first.device, layout=torch.sparse_coo
+        )
         made.rule, made.factors = rule, tuple(factors)
         return made
 
@@ -95,11 +98,9 @@ class FactoredWeight(Tensor):
         """The weight multiplied out, an ordinary tensor; differentiable."""
         return self.rule.dense(self.factors)
 
-    def mapped(self, func: Any, *args: Any, **kwargs: Any) -> FactoredWeight:
+    def mapped(self, func: Any, *args: Any, **kwargs: Any) -> Tensor:
         """The weight of the factors after ``func``: another dtype or device."""
-        made = weight_of(self.rule, [func(f, *args, **kwargs) for f in self.factors])
-        assert isinstance(made, FactoredWeight)
-        return made
+        return weight_of(self.rule, [func(f, *args, **kwargs) for f in self.factors])
 
 
 class _Formed(torch.autograd.Function):
@@ -135,20 +136,19 @@ def name_of(func: Any) -> str:
 
 LOOKS = frozenset(
     {f"{name}.get" for name in (
-        "shape", "dtype", "device", "ndim", "layout", "is_cuda", "is_cpu", "is_meta", "is_sparse", "is_quantized",
-        "is_nested", "is_mps", "is_xpu", "is_xla", "is_mkldnn", "is_sparse_csr", "itemsize", "nbytes", "names",
+        "shape", "dtype", "device", "ndim", "is_cuda", "is_cpu", "is_meta", "is_quantized",
+        "is_nested", "is_mps", "is_xpu", "is_xla", "is_mkldnn", "is_sparse_csr", "itemsize", "names",
         "_version", "output_nr", "grad_fn", "name", "_backward_hooks", "_is_param", "_base",
     )}
     | {
-        "size", "dim", "ndimension", "numel", "nelement", "element_size", "__len__", "stride", "storage_offset",
-        "is_floating_point", "is_complex", "is_contiguous", "is_signed", "get_device", "is_inference", "is_conj",
+        "size", "dim", "ndimension", "numel", "nelement", "element_size", "__len__",
+        "is_floating_point", "is_complex", "is_signed", "get_device", "is_inference", "is_conj",
         "is_neg", "__hash__", "is_shared", "is_pinned", "has_names", "__dir__", "is_tensor", "is_same_size",
-        "type_",
     }
 )  # fmt: skip
 """Reads that compute nothing."""
 
-_SAME = frozenset({"detach", "data.get", "contiguous", "__copy__"})
+_SAME = frozenset({"contiguous", "__copy__"})
 _TURNS = frozenset({"T.get", "mT.get", "t", "transpose", "swapaxes", "swapdims", "H.get", "mH.get", "adjoint"})
 _CASTS = frozenset({"to", "float", "double", "half", "bfloat16", "cpu", "cuda", "type_as"})
 STAYS = _SAME | _TURNS | _CASTS
@@ -164,17 +164,17 @@ def writes(name: str) -> bool:
     return name in _INPLACE or (name.endswith("_") and not name.endswith("__")) or name.endswith(".set")
 
 
-def _written(name: str, args: Sequence[Any], kwargs: Any) -> FactoredWeight | None:
-    """The factored weight that an operation would write into, if there is one."""
+def _written(name: str, args: Sequence[Any], kwargs: Any) -> FactoredWeight | Product | None:
+    """The weight, or what shares memory with its product, that an operation would write into."""
     first = args[:1] if args else list(kwargs.values())[:1]
     where: list[Any] = [kwargs.get("out")]
     if writes(name) or kwargs.get("inplace") is True:
         where += [*first, kwargs.get("tensor")]
-    return next((w for w in pytree.tree_leaves(where) if isinstance(w, FactoredWeight)), None)
+    return next((w for w in pytree.tree_leaves(where) if isinstance(w, FactoredWeight | Product)), None)
 
 
-def _refuse(weight: FactoredWeight, name: str) -> NoReturn:
-    sizes = "×".join(str(size) for size in weight.rule.shape(weight.factors))
+def _refuse(weight: Tensor, name: str) -> NoReturn:
+    sizes = "×".join(str(size) for size in weight.shape)
     written = name.removesuffix(".set")
     raise FactoredWriteError(f"{written} would write into the weight of a factored layer ({sizes}), which {REMEDY}")
 
@@ -182,8 +182,6 @@ def _refuse(weight: FactoredWeight, name: str) -> NoReturn:
 def _turned(weight: FactoredWeight, name: str, func: Any, args: Sequence[Any], kwargs: Any) -> Tensor | None:
     """The result of an operation that leaves the weight a product of factors, or None."""
     if name in _SAME and not kwargs and len(args) == 1:
-        if name in ("detach", "data.get"):
-            return FactoredWeight(weight.rule, [f.detach() for f in weight.factors])
         return weight
     if name in _TURNS and turns(name, args, kwargs, weight.dim()):
         rule = weight.rule.turned()
@@ -224,6 +222,10 @@ def _stand_in(weight: FactoredWeight) -> Tensor:
     return weight.factors[0].detach().new_zeros(()).expand(weight.rule.shape(weight.factors))
 
 
+def _stand_in_of_size(weight: FactoredWeight) -> Tensor:
+    return torch.empty(weight.rule.shape(weight.factors), dtype=weight.dtype, device="meta")
+
+
 def _multiplied_out(func: Any, args: Any, kwargs: Any) -> Any:
     """``func`` of the products. What shares memory with one stays guarded, so that writing there is refused too."""
     formed: dict[int, Tensor] = {}
@@ -237,13 +239,47 @@ def _multiplied_out(func: Any, args: Any, kwargs: Any) -> Any:
         return _stand_in(weight) if only_seen(name, args, weight) else product(weight)
 
     called = pytree.tree_map_only(FactoredWeight, given, (args, kwargs))
-    result = func(*called[0], **called[1])
-    memory = {tensor.untyped_storage()._cdata for tensor in formed.values()}
+    return _guarded(func(*called[0], **called[1]), formed.values())
+
+
+class Product(Tensor):
+    """A product that was formed for a reader, or a view of it: ordinary memory that refuses to be written to.
+
+    ``weight.data``, ``weight[:3]``: what is written there would be lost, as it would not reach the factors.
+    """
+
+    @classmethod
+    def __torch_function__(cls, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        kwargs = kwargs or {}
+        name = name_of(func)
+        if name in LOOKS or name in _OF_ANY_TENSOR:
+            with torch._C.DisableTorchFunctionSubclass():
+                return func(*args, **kwargs)
+        if name == "__deepcopy__":
+            return _plain(args[0]).detach().clone()
+        if (written := _written(name, args, kwargs)) is not None:
+            _refuse(written, name)
+        called = pytree.tree_map_only(Product, _plain, (args, kwargs))
+        given = [x for x in pytree.tree_leaves((args, kwargs)) if isinstance(x, Product)]
+        return _guarded(func(*called[0], **called[1]), given)
+
+
+_OF_ANY_TENSOR = frozenset({"requires_grad.get", "requires_grad_", "is_leaf.get", "grad.get", "retains_grad.get"})
+
+
+def _plain(product: Tensor) -> Tensor:
+    with torch._C.DisableTorchFunctionSubclass():
+        return product.as_subclass(Tensor)
+
+
+def _guarded(result: Any, products: Iterable[Tensor]) -> Any:
+    """``result``, in which everything that shares memory with one of ``products`` is a ``Product``."""
+    with torch._C.DisableTorchFunctionSubclass():
+        memory = {product.untyped_storage()._cdata for product in products}
 
     def guarded(value: Tensor) -> Tensor:
-        plain = value.layout is torch.strided and not isinstance(value, FactoredWeight)
-        if plain and value.untyped_storage()._cdata in memory:
-            return weight_of(Known(), [value])
+        if type(value) is Tensor and value.layout is torch.strided and value.untyped_storage()._cdata in memory:
+            return value.as_subclass(Product)
         return value
 
     if hasattr(result, "setflags"):  # a numpy array of the product's memory
@@ -289,6 +325,12 @@ _OWN: dict[str, Any] = {
     "requires_grad.get": _requires_grad,
     "requires_grad.set": _set_requires_grad,
     "requires_grad_": _set_requires_grad,
+    "layout.get": lambda weight: torch.strided,
+    "is_sparse.get": lambda weight: False,
+    "stride": lambda weight, *axis: _stand_in_of_size(weight).stride(*axis),
+    "is_contiguous": lambda weight, **format: _stand_in_of_size(weight).is_contiguous(**format),
+    "storage_offset": lambda weight: 0,
+    "nbytes.get": lambda weight: weight.numel() * weight.element_size(),
     "is_leaf.get": lambda weight: False,
     "grad.get": lambda weight: None,
     "retains_grad.get": lambda weight: False,
