@@ -19,8 +19,8 @@ from torch import Tensor, nn
 
 from rankfold.batches import batches_of, forward, logits_of, size_of
 from rankfold.costs import evaluating
+from rankfold.run.team import Team
 from rankfold.sites import Site, SiteList, split_attention
-from rankfold.train.parallel import Team
 
 Progress = Callable[[str, int, int], None]
 

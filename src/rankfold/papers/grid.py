@@ -14,8 +14,8 @@ from typing import Any
 import torch
 from joblib import Parallel, delayed
 
-from rankfold.files import write_atomically
 from rankfold.pipeline import Tell
+from rankfold.run.files import write_atomically
 
 FORMAT = 2
 Work = Callable[[Any, Path], dict[str, Any]]  # a frozen dataclass and a place of its own → plain values

@@ -11,11 +11,11 @@ from rankfold.pipeline.repair import compressed_copy
 from rankfold.pipeline.request import Settings, check_place, parsed
 from rankfold.pipeline.result import Result
 from rankfold.pipeline.slicing import slice_
-from rankfold.pipeline.tell import Tell
 from rankfold.pipeline.trainings.config import ConfigError, TrainConfig
 from rankfold.pipeline.trainings.rundir import TrainResult
 from rankfold.pipeline.trainings.sweep import Sweep, SweepResult, parse_sweep, sweep
 from rankfold.pipeline.trainings.training import train
+from rankfold.run.progress import Tell
 
 __all__ = [
     "ConfigError",

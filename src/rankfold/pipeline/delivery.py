@@ -15,13 +15,13 @@ from rankfold.compress.methods import method_named
 from rankfold.compress.ranks.rules import rule_named
 from rankfold.compress.slicing.bottlenecks import Bottlenecks
 from rankfold.costs import Example
-from rankfold.files import write_atomically
 from rankfold.pipeline.curve import Point
 from rankfold.pipeline.measure import Figures
 from rankfold.pipeline.page import report_data
 from rankfold.pipeline.request import Settings
 from rankfold.pipeline.result import Result
 from rankfold.report import write_report
+from rankfold.run.files import write_atomically
 from rankfold.store import StoreError, load, save
 from rankfold.train import History
 

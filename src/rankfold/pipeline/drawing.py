@@ -14,8 +14,8 @@ from matplotlib import rc_context
 from matplotlib.figure import Figure
 from torch import Tensor
 
-from rankfold.files import write_atomically
 from rankfold.pipeline.analysis import SiteAnalysis
+from rankfold.run.files import write_atomically
 from rankfold.sites import SiteList
 
 _COLUMNS = 4

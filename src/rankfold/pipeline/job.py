@@ -30,8 +30,8 @@ from rankfold.pipeline.measure import calibration_part, figures, first_example, 
 from rankfold.pipeline.repair import compressed_copy
 from rankfold.pipeline.request import Settings, claim, parsed, request_of
 from rankfold.pipeline.result import Result
-from rankfold.pipeline.tell import Tell
 from rankfold.report.quantities import count, percent
+from rankfold.run.progress import Tell
 from rankfold.sites import narrowable_sites, unwrap
 from rankfold.train import Evaluation, History, TrainingError, evaluate
 from rankfold.train.breakdown import at_chance

@@ -18,7 +18,7 @@ from rankfold.compress.planning.plan import fingerprint
 from rankfold.compress.ranks.budget import Budget, parse_budget
 from rankfold.compress.ranks.rules import RankRule, rule_named
 from rankfold.compress.repair.finetune import finetune_recipe
-from rankfold.files import write_atomically
+from rankfold.run.files import write_atomically
 from rankfold.store import StoreError
 from rankfold.train import Recipe
 

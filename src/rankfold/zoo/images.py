@@ -2,7 +2,6 @@
 
 import hashlib
 import os
-import tempfile
 import warnings
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -11,10 +10,10 @@ from typing import Any
 
 import numpy as np
 import torch
-from safetensors import SafetensorError
-from safetensors.torch import load_file, save_file
 from torch import Tensor
 
+from rankfold.run.container import FAULTS, packed, read_tensors
+from rankfold.run.files import write_atomically
 from rankfold.zoo.errors import ZooError
 
 Progress = Callable[[str, int, int], None]  # what is decoded, images done, images in all
@@ -96,13 +95,13 @@ def _cached(
     cache = _cache_folder() / f"{name}-{split}-{_fingerprint(images, file)}.safetensors"
     if cache.is_file():
         try:
-            stored = load_file(cache)
+            stored = read_tensors(cache)
             return stored["images"], stored["labels"]
-        except (SafetensorError, KeyError, OSError):
+        except (*FAULTS, OSError):
             pass  # a cache that cannot be read is written anew
     decoded = _decode(name, images, split, count, file, progress)
     try:
-        _write(cache, {"images": decoded[0], "labels": decoded[1]})
+        write_atomically(cache, packed({"images": decoded[0], "labels": decoded[1]}))
     except OSError as error:
         warnings.warn(f"decoded {name} could not be kept for next time: {error}", stacklevel=2)
     return decoded
@@ -164,12 +163,3 @@ def _cache_folder() -> Path:
     if chosen:
         return Path(chosen)
     return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "rankfold"
-
-
-def _write(file: Path, tensors: dict[str, Tensor]) -> None:
-    """Whole or not at all, also when two processes decode at once."""
-    file.parent.mkdir(parents=True, exist_ok=True)
-    with tempfile.TemporaryDirectory(dir=file.parent, prefix=".writing-") as folder:
-        unfinished = Path(folder) / file.name
-        save_file(tensors, unfinished)
-        os.replace(unfinished, file)

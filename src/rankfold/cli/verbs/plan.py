@@ -48,7 +48,6 @@ def plan(
 
     from rankfold.cli.loading import open_model, set_threads
     from rankfold.cli.printing import print_json
-    from rankfold.cli.talk import Talk
     from rankfold.cli.verbs.show import print_plan
     from rankfold.compress.methods import method_named
     from rankfold.compress.methods.method import sweeps
@@ -56,7 +55,8 @@ def plan(
     from rankfold.compress.planning.planner import plan as make_plan
     from rankfold.pipeline import calibration_part, memory_sentence, parsed, samples_of
     from rankfold.report.quantities import bytes_of
-    from rankfold.train.parallel import first_process, world_size
+    from rankfold.run.progress import Talk
+    from rankfold.run.team import first_process, world_size
 
     parsed(budget)
     set_threads(threads)

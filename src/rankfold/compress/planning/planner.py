@@ -32,8 +32,8 @@ from rankfold.compress.ranks.timing import site_timing
 from rankfold.compress.sensitivity import output_changes, price, relative_energy
 from rankfold.compress.statistics import Statistics, calibrate
 from rankfold.costs import Cost, Example, latencies, storage, trace
+from rankfold.run.team import Team, joined
 from rankfold.sites import FOLD_FIRST, Form, SiteList, sites, split_attention, unwrap
-from rankfold.train.parallel import Team, joined
 
 Progress = Callable[[str, int, int], None]
 Budgets = str | Budget | Sequence[str | Budget]

@@ -14,7 +14,6 @@ from typing import Any
 import pandas as pd
 from matplotlib.figure import Figure
 
-from rankfold.files import write_atomically
 from rankfold.papers.lorita.truncation import (
     FRACTIONS,
     MEASURES,
@@ -33,6 +32,7 @@ from rankfold.papers.lorita.truncation import (
 from rankfold.papers.runs import Trained, device, short
 from rankfold.papers.writing import COLOURS, against, band, panels
 from rankfold.pipeline import Tell, analyse
+from rankfold.run.files import write_atomically
 from rankfold.spectrum import Spectrum
 from rankfold.zoo import Data
 

@@ -19,11 +19,11 @@ from rankfold.compress.planning.planner import Calibration, plan
 from rankfold.compress.ranks.budget import Flops, Params
 from rankfold.compress.ranks.rules import Iterative, Optimal, RankRule
 from rankfold.compress.repair.finetune import finetune, finetune_recipe
-from rankfold.files import write_atomically
 from rankfold.papers.lorita.truncation import by_kind, curve, decomposed, needed, ranks_at, truncated
 from rankfold.papers.runs import without_checkpoints
 from rankfold.pipeline import Tell, calibration_part, compressed_copy, first_example
 from rankfold.report.quantities import percent
+from rankfold.run.files import write_atomically
 from rankfold.train import Recipe, evaluate
 from rankfold.zoo import Data
 

@@ -7,8 +7,8 @@ from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 from typing import Any
 
-from rankfold.files import write_atomically
 from rankfold.pipeline.trainings.config import ConfigError, TrainConfig, parse, read
+from rankfold.run.files import write_atomically
 
 # What may differ between two commands that continue each other.
 FREE = ("out", "threads", "device", "download", "tensorboard")

@@ -15,14 +15,14 @@ from urllib.parse import quote
 import joblib
 import pandas as pd
 
-from rankfold.files import write_atomically
-from rankfold.pipeline.tell import Tell
 from rankfold.pipeline.trainings.config import ConfigError, TrainConfig, at_key, parse, with_key
 from rankfold.pipeline.trainings.rundir import FREE, TrainResult, finished
 from rankfold.pipeline.trainings.selection import SELECTED, selection
 from rankfold.pipeline.trainings.training import train
 from rankfold.report.quantities import percent
-from rankfold.train.errors import one_line
+from rankfold.run.errors import one_line
+from rankfold.run.files import write_atomically
+from rankfold.run.progress import Tell
 
 # Runs draw from the random state of their process: in one process (Dask workers of several threads) one at a time.
 _ALONE = threading.Lock()

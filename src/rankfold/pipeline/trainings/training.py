@@ -9,18 +9,18 @@ from contextlib import ExitStack, contextmanager
 from pathlib import Path
 
 import torch
-from safetensors.torch import save
 from torch import nn
 
-from rankfold.files import write_atomically
 from rankfold.induce import fold_, overparametrize_
-from rankfold.pipeline.tell import Tell
 from rankfold.pipeline.trainings.config import ConfigError, TrainConfig
 from rankfold.pipeline.trainings.rundir import TrainResult, claim, read_result, write_result
 from rankfold.record import SpectrumRecorder
 from rankfold.report.quantities import percent
+from rankfold.run.container import packed
+from rankfold.run.files import write_atomically
+from rankfold.run.progress import Tell
+from rankfold.run.team import Team, joined
 from rankfold.train import Epoch, History, Progress, TrainingError, checkpoint, evaluate, fit
-from rankfold.train.parallel import Team, joined
 from rankfold.train.randomness import seeded
 from rankfold.zoo import Data, load_data, load_weights, resolve
 
@@ -38,7 +38,7 @@ def train(config: TrainConfig, *, restart: bool = False, tell: Tell | None = Non
     the checkpoint of the last good epoch stays.
     """
     device = _device(config.device)
-    with _threads(config.threads), joined(device) as team:
+    with _threads(config.threads), joined(device, TrainingError) as team:
         tell = tell if tell is not None and team.first else Tell()
         place = Path(config.out)
         team.shared(lambda: claim(config, restart))
@@ -238,8 +238,7 @@ def _delivered(
 
 def _save(model: nn.Module, place: Path) -> None:
     """The ordinary state dict; tied tensors under each of their names, as `load_weights` wants them."""
-    state = {name: value.detach().cpu().contiguous().clone() for name, value in model.state_dict().items()}
-    write_atomically(place / "model.safetensors", save(state))
+    write_atomically(place / "model.safetensors", packed(model.state_dict()))
 
 
 def _device(name: str) -> torch.device:
