@@ -90,7 +90,8 @@ def claimed(
     try:
         yield
     finally:
-        del _held[key]
+        if _held.get(key) == me:
+            del _held[key]
         with suppress(OSError):
             if os.path.samestat(os.fstat(handle), os.stat(lock)):  # else it was taken over while this machine slept
                 os.unlink(lock)

@@ -45,6 +45,7 @@ def plan(
     """
     import json
     import shutil
+    from contextlib import ExitStack
 
     from rankfold.cli.loading import open_model, set_threads
     from rankfold.cli.printing import print_json
@@ -55,6 +56,7 @@ def plan(
     from rankfold.compress.planning.planner import plan as make_plan
     from rankfold.pipeline import calibration_part, memory_sentence, parsed, samples_of
     from rankfold.report.quantities import bytes_of
+    from rankfold.run.claim import claimed
     from rankfold.run.progress import Talk
     from rankfold.run.team import first_process, world_size
 
@@ -69,7 +71,10 @@ def plan(
         if first and sweeps(method_named(method)):
             talk.say(memory_sentence(loaded.model, limit))
         partial = out.with_name(f"{out.name}.partial")
+        stack = ExitStack()
         try:
+            if first and sweeps(method_named(method)):
+                stack.enter_context(claimed(partial, what=f"plan -o {out}"))
             made = make_plan(
                 loaded.model,
                 budget,
@@ -84,8 +89,11 @@ def plan(
                 progress=talk.progress if first else None,
             )
         except KeyboardInterrupt:
-            goes_on = "The same command goes on from here." if partial.exists() else "Nothing was kept yet."
+            kept = any(path.is_dir() for path in partial.glob("*"))
+            goes_on = "The same command goes on from here." if kept else "Nothing was kept yet."
             raise Interrupted(goes_on) from None
+        finally:
+            stack.close()
         if not first:
             return
         made.save(out)

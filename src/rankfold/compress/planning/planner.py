@@ -14,7 +14,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from rankfold.batches import arguments, batches_of, check_rereadable, moved, size_of, tensors_in
+from rankfold.batches import arguments, batches_of, check_rereadable, moved, size_of
 from rankfold.compress.layerwise.fitting import fit
 from rankfold.compress.layerwise.survey import Survey, survey
 from rankfold.compress.layerwise.sweep import Samples
@@ -32,6 +32,7 @@ from rankfold.compress.ranks.timing import site_timing
 from rankfold.compress.sensitivity import output_changes, price, relative_energy
 from rankfold.compress.statistics import Statistics, calibrate
 from rankfold.costs import Cost, Example, latencies, storage, trace
+from rankfold.run.digest import digest
 from rankfold.run.team import Team, joined
 from rankfold.sites import FOLD_FIRST, Form, SiteList, sites, split_attention, unwrap
 
@@ -178,15 +179,10 @@ def plan(
 
 
 def _digest(root: nn.Module, found: SiteList, data: Any, method: Method, rule: RankRule, how: Calibration) -> str:
-    """A name for everything that a survey and its sweeps depend on; of the data, for its first batch."""
-    hashed = sha256()
-    for batch in batches_of(data, how.batch_size, how.batch_size):
-        for tensor in tensors_in(arguments(batch)):
-            hashed.update(tensor.detach().cpu().contiguous().view(-1).view(torch.uint8).numpy().data)
+    """A name for everything that a survey and its sweeps depend on."""
     names = [site.name for site in found.reducible]
-    asked = (fingerprint(root), names, method, rule, how.samples, how.batch_size, how.memory)
-    hashed.update(repr(asked).encode())
-    return hashed.hexdigest()[:16]
+    asked = (fingerprint(root), digest(data), names, method, rule, how.samples, how.batch_size, how.memory)
+    return sha256(repr(asked).encode()).hexdigest()[:16]
 
 
 def _team(root: nn.Module, calibration: Calibration) -> AbstractContextManager[Team]:
