@@ -44,7 +44,9 @@ def test_a_second_process_is_refused_while_the_first_lives_and_takes_over_when_i
     try:
         assert first.stdout is not None
         assert first.stdout.readline() == "held\n"
-        with pytest.raises(ClaimError, match=r"run is in use by process \d+ on .* \(long work\) since 20.* UTC: wait") as said:
+        with pytest.raises(
+            ClaimError, match=r"run is in use by process \d+ on .* \(long work\) since 20.* UTC: wait"
+        ) as said:
             claimed(tmp_path / "run").__enter__()
         assert str(first.pid) in str(said.value)
         assert "\n" not in str(said.value)
@@ -103,29 +105,28 @@ def test_of_many_who_find_a_dead_one_exactly_one_takes_over(tmp_path, monkeypatc
     if not links:  # a file system without hard links
         monkeypatch.setattr(os, "link", lambda *args: (_ for _ in ()).throw(OSError(1, "not permitted")))
     gone = replace(this_process(), pid=2**22 + 1)
+    lock, ready, inside, counts = threading.Lock(), threading.Barrier(8), [], []
+
+    def work() -> bool:
+        ready.wait()
+        try:
+            with claimed(tmp_path):
+                with lock:
+                    inside.append(1)
+                    counts.append(len(inside))
+                time.sleep(0.005)
+                with lock:
+                    inside.pop()
+        except ClaimError:
+            return False
+        return True
+
     for _ in range(20):
         left_behind(tmp_path, gone)
-        inside, most, lock, ready = 0, 0, threading.Lock(), threading.Barrier(8)
-
-        def work() -> bool:
-            nonlocal inside, most
-            ready.wait()
-            try:
-                with claimed(tmp_path):
-                    with lock:
-                        inside += 1
-                        most = max(most, inside)
-                    time.sleep(0.005)
-                    with lock:
-                        inside -= 1
-            except ClaimError:
-                return False
-            return True
-
         with ThreadPoolExecutor(8) as pool:
             done = [future.result() for future in [pool.submit(work) for _ in range(8)]]
         assert any(done)
-        assert most == 1
+        assert set(counts) == {1}
         assert not list(tmp_path.iterdir())
 
 
@@ -154,7 +155,9 @@ def test_the_same_thread_may_enter_again_and_another_one_waits(tmp_path):
     assert entered.is_set()
 
 
-@pytest.mark.parametrize("content", [b"", b"{", b"[" * 100_000, b'{"process": 3}', b'{"process": {"pid": "x"}}', b"\xff"])
+@pytest.mark.parametrize(
+    "content", [b"", b"{", b"[" * 100_000, b'{"process": 3}', b'{"process": {"pid": "x"}}', b"\xff"]
+)
 def test_a_claim_that_cannot_be_read_counts_while_it_is_young(tmp_path, content):
     file = tmp_path / NAME
     file.write_bytes(content)

@@ -19,10 +19,9 @@ from torch import Tensor, nn
 
 from rankfold.batches import batches_of, forward, logits_of, size_of
 from rankfold.costs import evaluating
+from rankfold.run.progress import Progress
 from rankfold.run.team import Team
 from rankfold.sites import Site, SiteList, split_attention
-
-Progress = Callable[[str, int, int], None]
 
 FULL = 1024  # outputs up to which the whole matrix is kept; above, its diagonal
 SEED = 0

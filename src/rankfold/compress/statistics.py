@@ -22,10 +22,9 @@ from rankfold.costs import evaluating
 from rankfold.linalg import Moments
 from rankfold.run.container import Kind
 from rankfold.run.files import write_atomically
+from rankfold.run.progress import Progress, showing
 from rankfold.run.team import Team
 from rankfold.sites import Site, SiteList, split_attention, unwrap
-
-Progress = Callable[[str, int, int], None]
 
 
 @dataclass(frozen=True)
@@ -108,6 +107,7 @@ def _built(tensors: Mapping[str, Tensor], note: _Note) -> Statistics:
     return Statistics(found, note["samples"], tuple(note["unreached"]), note.get("model", ""))
 
 
+@showing
 def calibrate(
     model: nn.Module,
     data: Any,

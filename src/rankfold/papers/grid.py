@@ -15,6 +15,7 @@ import torch
 from joblib import Parallel, delayed
 
 from rankfold.pipeline import Tell
+from rankfold.run.container import parsed
 from rankfold.run.files import write_atomically
 
 FORMAT = 2
@@ -70,7 +71,7 @@ def _do(case: Any, work: Work, directory: Path) -> None:
 
 def _read(file: Path) -> dict[str, Any]:
     try:
-        return json.loads(file.read_text(encoding="utf-8"))
+        return parsed(file.read_bytes())
     except ValueError as error:
         raise ValueError(f"{file} is damaged ({error}): delete {file.parent} to compute it again") from None
 

@@ -16,7 +16,7 @@ from torch import nn
 from rankfold.induce import fold_, overparametrize_
 from rankfold.pipeline import Tell
 from rankfold.report.quantities import percent
-from rankfold.run.container import packed
+from rankfold.run.container import packed, parsed
 from rankfold.run.files import write_atomically
 from rankfold.train import Recipe, evaluate, fit
 from rankfold.zoo import Data, default_data, load_data, load_weights, model_names, resolve
@@ -177,7 +177,7 @@ def _read(case: Case, directory: Path) -> Trained | None:
     if not file.exists():
         return None
     try:
-        values: dict[str, Any] = json.loads(file.read_text(encoding="utf-8"))
+        values: dict[str, Any] = parsed(file.read_bytes())
         del values["case"]  # its name tells it apart; kept for people
         return Trained(case, **values, weights=file.with_name("weights.safetensors"))
     except (ValueError, KeyError, TypeError) as error:

@@ -169,7 +169,7 @@ class Talk:
 def wanted() -> bool:
     """Whether progress is shown where nobody asked: on a terminal, and nobody tells already."""
     asked = os.environ.get("RANKFOLD_PROGRESS", "")
-    if _talking.get() or asked == "0":
+    if _talking.get() or asked == "0" or os.environ.get("RANK", "0") != "0":  # of torchrun's processes the first talks
         return False
     return asked == "1" or bool(sys.stderr and sys.stderr.isatty())
 
@@ -203,7 +203,10 @@ def _showing(function: Callable[P, R], kind: Callable[[Tell], Any]) -> Callable[
 
     @functools.wraps(function)
     def told(*args: P.args, **kwargs: P.kwargs) -> R:
-        if not wanted() or given.bind_partial(*args, **kwargs).arguments.get("progress") is not None:
+        if given.bind_partial(*args, **kwargs).arguments.get("progress") is not None:
+            with shown(Tell()):  # what is told is the caller's matter
+                return function(*args, **kwargs)
+        if not wanted():
             return function(*args, **kwargs)
         with Talk() as talk:
             return function(*args, **cast(Any, {**kwargs, "progress": kind(talk.tell)}))

@@ -15,6 +15,7 @@ from torch import Tensor, nn
 
 from rankfold.batches import forward, logits_of
 from rankfold.costs import evaluating
+from rankfold.run.progress import showing_epochs
 from rankfold.run.seeds import derived_seed
 from rankfold.run.team import Team, joined
 from rankfold.train import checkpoint, feed
@@ -32,6 +33,7 @@ from rankfold.train.run import Run
 from rankfold.train.schedule import decay_factor, plateau_factor, rate_factor
 
 
+@showing_epochs("training")
 def fit(
     model: nn.Module,
     train: Any,

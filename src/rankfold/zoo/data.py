@@ -10,6 +10,7 @@ from sklearn.datasets import load_digits
 from torch import Tensor
 from torch.utils.data import DataLoader
 
+from rankfold.run.progress import showing
 from rankfold.zoo.errors import ZooError
 from rankfold.zoo.images import IMAGE_SETS, Progress, load_images
 from rankfold.zoo.resolve import call_factory
@@ -26,6 +27,7 @@ def data_names() -> tuple[str, ...]:
     return ("digits", *IMAGE_SETS)
 
 
+@showing
 def load_data(spec: str, *, download: bool = False, progress: Progress | None = None) -> Data:
     """The data set that `spec` names: one of `data_names()` or `package.module:factory`.
 

@@ -3,7 +3,6 @@
 import hashlib
 import os
 import warnings
-from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -14,9 +13,9 @@ from torch import Tensor
 
 from rankfold.run.container import FAULTS, packed, read_tensors
 from rankfold.run.files import write_atomically
+from rankfold.run.progress import Progress
 from rankfold.zoo.errors import ZooError
 
-Progress = Callable[[str, int, int], None]  # what is decoded, images done, images in all
 _EVERY = 1000
 
 

@@ -20,9 +20,9 @@ from rankfold.compress.metric import output_metrics
 from rankfold.compress.planning.plan import Entry, Plan, decisions
 from rankfold.compress.sensitivity import change, outcome
 from rankfold.costs import evaluating
+from rankfold.run.progress import Progress
 from rankfold.sites import Form, SiteList, split_attention, without_fused_attention
 
-Progress = Callable[[str, int, int], None]
 Choose = Callable[[Mapping[tuple[str, Form], Tensor]], Plan]
 
 JUDGES = 8  # one batch in so many is not fitted to, but decides between sweeps

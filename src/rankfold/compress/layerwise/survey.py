@@ -6,7 +6,7 @@ takes as many sites at a time as the memory limit allows, keeps the numbers, and
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
@@ -22,9 +22,8 @@ from rankfold.compress.planning.candidates import Candidate, decompose
 from rankfold.compress.statistics import Statistics, calibrate
 from rankfold.run.container import Kind
 from rankfold.run.files import write_atomically
+from rankfold.run.progress import Progress
 from rankfold.sites import Factors, Form, Site, SiteList, sites
-
-Progress = Callable[[str, int, int], None]
 
 
 @dataclass(frozen=True)

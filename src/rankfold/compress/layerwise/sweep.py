@@ -27,10 +27,9 @@ from rankfold.costs import evaluating
 from rankfold.layers import SplitAttention
 from rankfold.linalg import NotConvergedError
 from rankfold.run.files import write_atomically
+from rankfold.run.progress import Progress
 from rankfold.run.team import Team
 from rankfold.sites import Factors, Form, Site, SiteList, split_attention
-
-Progress = Callable[[str, int, int], None]
 
 _ROUNDING = 1e-5
 

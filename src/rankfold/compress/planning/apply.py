@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from typing import Any
 
 import torch
@@ -12,6 +12,7 @@ from rankfold.compress.methods import method_named
 from rankfold.compress.methods.method import Method, sweeps
 from rankfold.compress.planning.fitted import Fitted
 from rankfold.compress.planning.plan import Entry, Plan, check_fingerprint
+from rankfold.run.progress import Progress, showing
 from rankfold.sites import (
     Factors,
     Form,
@@ -26,13 +27,12 @@ from rankfold.sites import (
     unwrap,
 )
 
-Progress = Callable[[str, int, int], None]
-
 
 class ApplyError(ValueError):
     """A plan cannot be carried out on this model; names the site, what was asked and the remedy."""
 
 
+@showing
 def apply_(
     model: nn.Module, plan: Plan, *, method: Method | None = None, progress: Progress | None = None
 ) -> nn.Module:

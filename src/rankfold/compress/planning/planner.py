@@ -33,10 +33,10 @@ from rankfold.compress.sensitivity import output_changes, price, relative_energy
 from rankfold.compress.statistics import Statistics, calibrate
 from rankfold.costs import Cost, Example, latencies, storage, trace
 from rankfold.run.digest import digest
+from rankfold.run.progress import Progress, showing
 from rankfold.run.team import Team, joined
 from rankfold.sites import FOLD_FIRST, Form, SiteList, sites, split_attention, unwrap
 
-Progress = Callable[[str, int, int], None]
 Budgets = str | Budget | Sequence[str | Budget]
 Prices = Mapping[tuple[str, Form], Tensor]
 Solve = Callable[[tuple[float, ...]], dict[str, Option]]
@@ -64,6 +64,7 @@ class Calibration:
             raise ValueError(f"memory is a number of bytes, such as 2_000_000_000, got {self.memory!r}")
 
 
+@showing
 def plan(
     model: nn.Module,
     budget: Budgets,

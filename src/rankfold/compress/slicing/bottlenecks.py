@@ -22,9 +22,8 @@ from rankfold.layers import FactoredConv, LowRankLinear
 from rankfold.linalg import Moments
 from rankfold.linalg.bottleneck import root_of, triangle
 from rankfold.run.container import Kind
+from rankfold.run.progress import Progress, showing
 from rankfold.sites import Site, bottleneck_rows, narrowable_sites, output_rows_alone, pair, unwrap, weights_of
-
-Progress = Callable[[str, int, int], None]
 
 
 @dataclass(frozen=True)
@@ -163,6 +162,7 @@ def factor_mark(model: nn.Module) -> str:
     return digest.hexdigest()[:16]
 
 
+@showing
 def bottlenecks(
     model: nn.Module,
     data: Any,
