@@ -68,7 +68,7 @@ def test_a_second_job_in_a_directory_is_refused_while_the_first_is_at_work(tmp_p
     assert "\n" not in str(seen[0])
     again = compress(network(), Data(), BUDGET, settings=SETTINGS, directory=tmp_path)
     assert again.before == first.before
-    assert not [path for path in tmp_path.rglob(".*")]
+    assert not list(tmp_path.rglob(".*"))
 
 
 def test_trainings_sweeps_and_reproductions_hold_their_directories(tmp_path):
