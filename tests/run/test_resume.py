@@ -1,6 +1,7 @@
 """Directories of runs: two jobs, another request, a plan that was changed while nobody looked."""
 
 import json
+import os
 from dataclasses import replace
 from pathlib import Path
 
@@ -89,6 +90,36 @@ def test_trainings_sweeps_and_reproductions_hold_their_directories(tmp_path):
             assert "(another job)" in str(refused)
     fit(network(), data.train, None, recipe, directory=tmp_path / "free")
     assert not list((tmp_path / "free").glob(".*"))
+
+
+def test_the_command_plan_holds_its_partial_directory(tmp_path, monkeypatch):
+    from commands import failed
+
+    from rankfold.zoo import model
+
+    monkeypatch.setenv("COLUMNS", "200")
+    torch.save(model("digits-cnn").state_dict(), tmp_path / "w.pt")
+    command = ("plan", "digits-cnn", "--weights", tmp_path / "w.pt", "--budget", "params=0.5", "--method", "sequential")
+    with claimed(tmp_path / "plan.json.partial", what="another plan"):
+        said: list[str] = []
+        assert elsewhere(lambda: said.append(failed(*command, "-o", tmp_path / "plan.json"))) is None
+    assert "in use by process" in said[0]
+    assert "(another plan)" in said[0]
+    assert not list(tmp_path.glob("plan.json*"))
+
+
+def test_a_finished_training_is_read_back_where_nothing_can_be_written(tmp_path, monkeypatch):
+    data, recipe = Data(), Recipe(epochs=1, batch_size=32)
+    fit(network(), data.train, None, recipe, directory=tmp_path)
+    real = os.open
+
+    def refused(path, *args, **kwargs):
+        if str(path).startswith(str(tmp_path)):
+            raise PermissionError(13, "Permission denied", str(path))
+        return real(path, *args, **kwargs)
+
+    monkeypatch.setattr(os, "open", refused)
+    assert fit(network(), data.train, None, recipe, directory=tmp_path).resumed_from == 1
 
 
 def test_a_finished_run_is_read_back_although_somebody_else_reads_it_too(tmp_path):

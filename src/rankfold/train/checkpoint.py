@@ -4,6 +4,7 @@ A checkpoint is a file `checkpoint-<epoch>.pt` of tensors and plain values and, 
 `checkpoint.json` with its name and SHA-256. Reading never runs code from the file.
 """
 
+import errno
 import io
 import json
 import pickle
@@ -40,6 +41,10 @@ def _claimed(directory: Path) -> Iterator[None]:
             stack.enter_context(claim.claimed(directory, what="training"))
         except claim.ClaimError as error:
             raise TrainingError(str(error)) from None
+        except OSError as error:
+            if error.errno not in (errno.EACCES, errno.EPERM, errno.EROFS):
+                raise
+            # nobody can write here through us: a finished run may still be read back
         yield
 
 
