@@ -14,8 +14,8 @@ from rankfold.compress.methods.relu import ActivationAware
 from rankfold.compress.planning.plan import Plan
 from rankfold.compress.planning.planner import plan
 from rankfold.compress.planning.profile import Calibration
+from rankfold.run.team import Team, joined
 from rankfold.train import Augment, History, Plateau, Recipe, fit
-from rankfold.train.parallel import Team, joined
 from rankfold.zoo import load_data
 
 RECIPE = Recipe(

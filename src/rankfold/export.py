@@ -16,7 +16,7 @@ from torch import Tensor, nn
 
 from rankfold.batches import logits_of
 from rankfold.costs import Example, evaluating, with_batch
-from rankfold.files import write_atomically
+from rankfold.run.files import write_atomically
 from rankfold.sites import unwrap
 
 _LARGEST = 2**31 - 1  # a protocol buffer holds no more

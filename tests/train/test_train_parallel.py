@@ -17,8 +17,8 @@ from two_processes import RECIPE, figures, network, state, swept
 from rankfold.compress.planning.plan import Plan
 from rankfold.pipeline import train
 from rankfold.pipeline.trainings.config import parse
+from rankfold.run.team import Team
 from rankfold.train import fit
-from rankfold.train.parallel import Team
 from rankfold.zoo import load_data
 
 CONFIG = "model: two_processes:network\ndata: digits\ndepth: 2\nepochs: 2\nbatch_size: 64\nrecord_spectra: true\n"

@@ -9,9 +9,9 @@ from typing import Any
 import torch
 from torch import nn
 
-from rankfold.cli.talk import Talk
 from rankfold.costs import Example
 from rankfold.pipeline import first_example
+from rankfold.run.progress import Talk
 from rankfold.store import Stored, StoreError, load, read_manifest
 from rankfold.zoo import Data, Resolved, ZooError, load_data, load_weights, model_names, resolve
 

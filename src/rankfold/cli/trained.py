@@ -5,8 +5,8 @@ from __future__ import annotations
 from pathlib import Path
 
 from rankfold.cli.loading import Loaded, open_model
-from rankfold.cli.talk import Talk
 from rankfold.pipeline.trainings.config import ConfigError, parse, read
+from rankfold.run.progress import Talk
 
 
 def is_run(directory: Path) -> bool:

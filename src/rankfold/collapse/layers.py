@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -15,11 +15,11 @@ from rankfold.collapse.neural_collapse import NeuralCollapse, Projected, neural_
 from rankfold.collapse.partition import kmeans
 from rankfold.collapse.scatter import Clusters, Scatter, scatter_of
 from rankfold.costs import evaluating
+from rankfold.run.progress import Progress
 from rankfold.sites import sites, split_attention, unwrap
 
 MEMORY = 256 * 2**20  # bytes of features kept for k-means
 KMEANS_ROWS = 4096
-Progress = Callable[[str, int, int], None]
 
 
 @dataclass(frozen=True)

@@ -27,10 +27,9 @@ from rankfold.costs import evaluating
 from rankfold.objectives import Answer, Objective, ObjectiveError
 from rankfold.observe import Samples, after
 from rankfold.observe.passes import separable
+from rankfold.run.progress import Progress
+from rankfold.run.team import Team
 from rankfold.sites import Site, SiteList, split_attention
-from rankfold.train.parallel import Team
-
-Progress = Callable[[str, int, int], None]
 
 FULL = 1024  # outputs up to which the whole matrix is kept; above, its diagonal
 ORTHOGONAL = 512  # entries of an answer up to which directions are made orthogonal: a table of as many squared

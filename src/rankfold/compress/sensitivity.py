@@ -6,7 +6,7 @@ original's is measured; between them the price follows the candidate's own error
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
@@ -18,9 +18,9 @@ from rankfold.compress.planning.candidates import Candidate
 from rankfold.compress.ranks.rules import Optimal
 from rankfold.costs import evaluating
 from rankfold.objectives import Objective, ObjectiveError, Teacher
+from rankfold.run.progress import Progress
 from rankfold.sites import Form, carry_hooks_, replace_
 
-Progress = Callable[[str, int, int], None]
 Prices = dict[tuple[str, Form], Tensor]
 
 _HOPELESS = 1e6  # nats: outputs that are not finite

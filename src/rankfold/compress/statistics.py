@@ -2,17 +2,15 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, NotRequired
 
 import torch
 import torch.distributed as dist
-from safetensors import SafetensorError, safe_open
-from safetensors.torch import save as to_safetensors
 from torch import Tensor, nn
+from typing_extensions import TypedDict
 
 from rankfold.batches import check_rereadable, forward, size_of
 from rankfold.compress.absorb import Absorbers
@@ -20,15 +18,16 @@ from rankfold.compress.metric import Spread, output_metrics
 from rankfold.compress.planning.plan import fingerprint
 from rankfold.compress.sound import check_sound
 from rankfold.costs import evaluating
-from rankfold.files import write_atomically
 from rankfold.linalg import Moments
 from rankfold.objectives import Objective, ObjectiveError, Teacher
 from rankfold.observe import Samples, after, first_of
 from rankfold.observe.passes import held
+from rankfold.run.container import Kind
+from rankfold.run.files import write_atomically
+from rankfold.run.progress import Progress, showing
+from rankfold.run.team import Team
 from rankfold.sites import Site, SiteList, split_attention, unwrap
-from rankfold.train.parallel import Team
 
-Progress = Callable[[str, int, int], None]
 _ROWS = 8  # one row in so many is held back where rows cannot be told by samples
 
 
@@ -87,38 +86,53 @@ class Statistics:
     def to_bytes(self) -> bytes:
         """One safetensors file; ``load`` is the inverse."""
         tensors, absorbers = {}, {}
-        for name, known in self.sites.items():
+        for name, known in sorted(self.sites.items()):  # whatever the order in which they were read
             for key, value in known.moments.state_dict().items():
-                tensors[f"{name}|{key}"] = torch.as_tensor(value).clone()
+                tensors[f"{name}|{key}"] = torch.as_tensor(value)
             if known.metric is not None:
                 tensors[f"{name}|metric"] = known.metric
             if known.absorber is not None:
                 absorbers[name] = known.absorber
-        note = {"samples": self.samples, "unreached": list(self.unreached), "absorbers": absorbers, "model": self.model}
-        return to_safetensors(tensors, metadata={"rankfold.statistics": json.dumps(note, sort_keys=True)})
+        note = _Note(samples=self.samples, unreached=list(self.unreached), absorbers=absorbers, model=self.model)
+        return _FILE.write(tensors, note)
 
     def save(self, path: str | Path) -> None:
         write_atomically(Path(path), self.to_bytes())
 
     @classmethod
-    def load(cls, path: str | Path) -> Statistics:
-        """Read what ``save`` wrote; ``ValueError`` with one line if it is damaged or something else."""
-        states: dict[str, dict[str, Tensor]] = {}
-        try:
-            with safe_open(str(path), "pt") as file:
-                note = json.loads((file.metadata() or {})["rankfold.statistics"])
-                for full in file.keys():  # noqa: SIM118  # not a dict
-                    name, _, key = full.rpartition("|")
-                    states.setdefault(name, {})[key] = file.get_tensor(full)
-            found = {
-                name: SiteStatistics(Moments.from_state_dict(state), note["absorbers"].get(name), state.get("metric"))
-                for name, state in states.items()
-            }
-        except (SafetensorError, OSError, KeyError, ValueError) as error:
-            raise ValueError(f"{path}: damaged or not a statistics file of rankfold ({error})") from None
-        return cls(found, note["samples"], tuple(note["unreached"]), note.get("model", ""))
+    def load(cls, path: str | Path | bytes, name: str = "") -> Statistics:
+        """What ``save`` wrote, from its file or its bytes; ``ValueError`` in one line if that is something else."""
+        return _FILE.read(path, _built, name)
 
 
+class _Note(TypedDict):
+    samples: int
+    unreached: list[str]
+    absorbers: dict[str, str]
+    model: NotRequired[str]
+
+
+_FILE = Kind[_Note](
+    "rankfold.statistics",
+    _Note,
+    "a statistics file of rankfold",
+    "make the plan again, with data",
+)
+
+
+def _built(tensors: Mapping[str, Tensor], note: _Note) -> Statistics:
+    states: dict[str, dict[str, Tensor]] = {}
+    for full, value in tensors.items():
+        name, _, key = full.rpartition("|")
+        states.setdefault(name, {})[key] = value
+    found = {
+        name: SiteStatistics(Moments.from_state_dict(state), note["absorbers"].get(name), state.get("metric"))
+        for name, state in states.items()
+    }
+    return Statistics(found, note["samples"], tuple(note["unreached"]), note.get("model", ""))
+
+
+@showing
 def calibrate(
     model: nn.Module,
     data: Any,

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from rankfold.batches import batches_of, forward, samples_of, size_of
 from rankfold.objectives.answer import counting_tensors
-from rankfold.train.parallel import Team
+from rankfold.run.team import Team
 
 # one sample in so many is held back; of few samples more, so that there is something to check on
 _EVERY = ((64, 8), (16, 4), (2, 2))

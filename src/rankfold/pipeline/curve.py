@@ -14,6 +14,7 @@ from rankfold.compress.ranks.allocate import BudgetError
 from rankfold.compress.ranks.budget import Flops
 from rankfold.compress.repair.batchnorm import Reference
 from rankfold.pipeline.repair import compressed_copy
+from rankfold.run.progress import Progress
 
 KEPT = (0.8, 0.65, 0.5, 0.4, 0.3, 0.2, 0.1)
 
@@ -40,7 +41,7 @@ def accuracy_curve(
     method: Method | None = None,
     reference: Reference | None = None,
     kept: tuple[float, ...] = KEPT,
-    progress: Callable[[str, int, int], None] | None = None,
+    progress: Progress | None = None,
 ) -> Iterator[Point]:
     """One point for each fraction of the FLOPs that can be reached, the largest first.
 

@@ -9,18 +9,20 @@ from pathlib import Path
 from typing import Any
 
 from torch import Tensor, nn
+from typing_extensions import TypedDict
 
 from rankfold.compress.methods import method_named
 from rankfold.compress.ranks.rules import described, rule_named
 from rankfold.compress.slicing.bottlenecks import Bottlenecks
 from rankfold.costs import Example
-from rankfold.files import write_atomically
 from rankfold.pipeline.curve import Point
 from rankfold.pipeline.measure import Figures
 from rankfold.pipeline.page import report_data
 from rankfold.pipeline.request import Settings
 from rankfold.pipeline.result import Result
 from rankfold.report import write_report
+from rankfold.run.container import FAULTS, checked, read_object, said
+from rankfold.run.files import write_atomically
 from rankfold.store import StoreError, load, save
 from rankfold.train import History
 
@@ -109,26 +111,37 @@ def finished(directory: Path) -> bool:
 
 def read_result(directory: Path, original: nn.Module) -> Result:
     """The result of a finished run, with the saved model; ``StoreError`` if a file is damaged."""
-    file = directory / "result.json"
+    file, again = directory / "result.json", "run again with --restart (restart=True)"
     try:
-        values = json.loads(file.read_text(encoding="utf-8"))
+        values = read_object(file, "the result of a run", again)
+    except (OSError, ValueError) as error:
+        raise StoreError(str(error)) from None
+    try:
+        known = checked(_Kept, {key: values[key] for key in _Kept.__annotations__})
         stages = {
-            name: _stage(values[name], values["latencies"][name]) for name in ("before", "compressed", "finetuned")
+            name: _stage(values[name], known["latencies"][name]) for name in ("before", "compressed", "finetuned")
         }
         before, compressed = stages["before"], stages["compressed"]
         if before is None or compressed is None:
             raise ValueError("a stage is missing")
-        seconds, split, validation, remarks = (values[key] for key in ("seconds", "split", "validation", "remarks"))
-    except (OSError, ValueError, KeyError, TypeError) as error:
-        raise StoreError(f"{file}: damaged ({error}): run again with --restart (restart=True)") from None
+    except FAULTS as error:
+        raise StoreError(f"{file}: damaged ({said(error)}): {again}") from None
     stored = load(directory, copy.deepcopy(original))
     return Result(
-        stored.model, stored.plan, before, compressed, stages["finetuned"], seconds, split, validation,
-        tuple(remarks), directory,
+        stored.model, stored.plan, before, compressed, stages["finetuned"], known["seconds"], known["split"],
+        known["validation"], tuple(known["remarks"]), directory,
     )  # fmt: skip
 
 
-def _stage(values: Mapping[str, Any] | None, latencies: Mapping[str, float] | None) -> Figures | None:
+class _Kept(TypedDict):
+    seconds: float
+    split: str
+    validation: dict[str, float]
+    remarks: list[str]
+    latencies: dict[str, dict[int, float] | None]
+
+
+def _stage(values: Mapping[str, Any] | None, latencies: Mapping[int, float] | None) -> Figures | None:
     if values is None:
         return None
-    return Figures(**values, latencies={int(batch): ms for batch, ms in (latencies or {}).items()})
+    return checked(Figures, {**values, "latencies": dict(latencies or {})})

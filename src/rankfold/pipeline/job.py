@@ -6,6 +6,7 @@ import copy
 import shutil
 import time
 from collections.abc import Sequence
+from contextlib import ExitStack
 from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
@@ -29,12 +30,14 @@ from rankfold.costs import Example
 from rankfold.pipeline.curve import Point, accuracy_curve
 from rankfold.pipeline.delivery import close, finished, read_result, save_result, write_page
 from rankfold.pipeline.heldout import layer_errors, over_fitted
+from rankfold.pipeline.kept import keep_plan, kept_plan
 from rankfold.pipeline.measure import calibration_part, figures, first_example, held_out, samples_of
 from rankfold.pipeline.repair import compressed_copy
-from rankfold.pipeline.request import Settings, claim, parsed, request_of
+from rankfold.pipeline.request import PLACE, Settings, parsed, request_of
 from rankfold.pipeline.result import Result
-from rankfold.pipeline.tell import Tell
 from rankfold.report.quantities import count, percent
+from rankfold.run.claim import claimed
+from rankfold.run.progress import Tell, shown
 from rankfold.sites import narrowable_sites, unwrap
 from rankfold.train import Evaluation, History, TrainingError, evaluate
 from rankfold.train.breakdown import at_chance
@@ -63,16 +66,24 @@ def compress(
     the same call takes up an interrupted job, and only reads back a finished one. Another request for the same
     directory is refused unless ``restart``.
 
-    Raises ``ValueError`` (``BudgetError``, ``StoreError``, ``TrainingError``, …) with one line that names the cause.
+    Raises ``ValueError`` (``BudgetError``, ``StoreError``, ``TrainingError``, …) with one line that names the cause;
+    ``ClaimError`` while another job is at work in ``directory``.
     """
-    place = None if directory is None else Path(directory)
-    job = _Job(model, data, parsed(budget), settings or Settings(), place, tell or Tell())
-    if place is not None:
-        claim(place, request_of(model, data, job.budgets, job.settings), restart)
-        if finished(place):
-            job.tell.say(f"{place} holds the finished run: nothing to do")
-            return read_result(place, model)
-    return job.run()
+    with ExitStack() as stack:
+        place = None if directory is None else Path(directory)
+        told = stack.enter_context(shown(tell))
+        job = _Job(model, data, parsed(budget), settings or Settings(), place, told)
+        if place is None:
+            return job.run()
+        asked = request_of(model, data, job.budgets, job.settings)
+        PLACE.check(place)
+        if restart or not finished(place) or PLACE.differing(place, asked):
+            stack.enter_context(claimed(place, what="compress"))
+            PLACE.take(place, asked, restart)
+        if not finished(place):
+            return job.run()
+        job.tell.say(f"{place} holds the finished run: nothing to do")
+        return read_result(place, model)
 
 
 @dataclass(frozen=True)
@@ -141,7 +152,7 @@ class _Job:
         file = None if self.directory is None else self.directory / "run" / "plan.json"
         if file is not None and file.exists():
             self.tell.say(f"resuming: the plan is taken from {file}")
-            return Plan.load(file)
+            return kept_plan(file, self.model, self.budgets, self.method, example, self.tell)
         samples, memory = samples_of(calibration, self.settings.samples), self.settings.memory
         how = Calibration(samples, name=getattr(self.data, "name", ""), memory=memory)
         if sweeps(self.method):
@@ -158,7 +169,7 @@ class _Job:
             progress=self.tell.progress,
         )
         if file is not None:
-            made.save(file)
+            keep_plan(made, file)
             shutil.rmtree(file.with_name("sweep"), ignore_errors=True)
         return made
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Callable
 from typing import Any
 
 from torch import nn
@@ -12,9 +11,8 @@ from rankfold.compress.methods.method import Method
 from rankfold.compress.planning.apply import apply_
 from rankfold.compress.planning.plan import Plan
 from rankfold.compress.repair.batchnorm import Reference, reestimate_
+from rankfold.run.progress import Progress
 from rankfold.train import Evaluation, evaluate
-
-Progress = Callable[[str, int, int], None]
 
 
 def compressed_copy(

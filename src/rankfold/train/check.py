@@ -8,11 +8,11 @@ from torch.nn.parameter import is_lazy
 
 from rankfold.batches import forward, logits_of
 from rankfold.costs import evaluating
+from rankfold.run.team import Team
 from rankfold.train import feed
 from rankfold.train.errors import TrainingError
 from rankfold.train.evaluation import materialised, rows
 from rankfold.train.feed import Feed
-from rankfold.train.parallel import Team
 from rankfold.train.precision import arithmetic
 from rankfold.train.randomness import seeded
 from rankfold.train.recipe import Recipe

@@ -15,7 +15,10 @@ from torch import Tensor, nn
 
 from rankfold.batches import forward, logits_of
 from rankfold.costs import evaluating
-from rankfold.train import feed
+from rankfold.run.progress import showing_epochs
+from rankfold.run.seeds import derived_seed
+from rankfold.run.team import Team, joined
+from rankfold.train import checkpoint, feed
 from rankfold.train.breakdown import breakdown
 from rankfold.train.check import checked
 from rankfold.train.errors import TrainingError
@@ -23,14 +26,14 @@ from rankfold.train.evaluation import evaluate, rows
 from rankfold.train.feed import Feed
 from rankfold.train.history import Epoch, History, Progress, ProgressCallback
 from rankfold.train.layout import fitting_layout, laid_out
-from rankfold.train.parallel import Team, joined
 from rankfold.train.precision import arithmetic
-from rankfold.train.randomness import derived_seed, seeded
+from rankfold.train.randomness import seeded
 from rankfold.train.recipe import Distill, Plateau, Recipe
 from rankfold.train.run import Run
 from rankfold.train.schedule import decay_factor, plateau_factor, rate_factor
 
 
+@showing_epochs("training")
 def fit(
     model: nn.Module,
     train: Any,
@@ -67,7 +70,12 @@ def fit(
     """
     data = Feed(train, recipe.batch_size, recipe.augment)
     device = _device(model)
-    with joined(device) as team, _left_as_found(model), seeded(recipe.seed, device, data.generators()):
+    with (
+        joined(device, TrainingError) as team,
+        checkpoint.claimed(directory, team),
+        _left_as_found(model),
+        seeded(recipe.seed, device, data.generators()),
+    ):
         with team.agreed():
             sample = checked(model, data, validation, recipe, teacher, team)
             layout = fitting_layout(model, sample)

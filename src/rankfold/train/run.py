@@ -11,12 +11,12 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from rankfold.run.team import Team
 from rankfold.train import checkpoint
 from rankfold.train.errors import TrainingError
 from rankfold.train.evaluation import Evaluation
 from rankfold.train.groups import parameter_groups
 from rankfold.train.history import Epoch
-from rankfold.train.parallel import Team
 from rankfold.train.recipe import Recipe
 
 Weights = dict[str, Tensor]

@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 from torch.utils.data import DataLoader
 
+from rankfold.run.progress import showing
 from rankfold.zoo.errors import ZooError
 from rankfold.zoo.images import IMAGE_SETS, Progress, load_images
 from rankfold.zoo.kept import kept
@@ -28,6 +29,7 @@ def data_names() -> tuple[str, ...]:
     return ("digits", *IMAGE_SETS)
 
 
+@showing
 def load_data(spec: str, *, download: bool = False, progress: Progress | None = None) -> Data:
     """The data set that `spec` names: one of `data_names()` or `package.module:factory`.
 

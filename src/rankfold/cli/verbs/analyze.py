@@ -35,8 +35,8 @@ def analyze(
     listed with the reason.
     """
     from rankfold.cli.loading import open_model, set_threads
-    from rankfold.cli.talk import Talk
     from rankfold.pipeline import analyse, calibration_part, samples_of
+    from rankfold.run.progress import Talk
 
     set_threads(threads)
     with Talk() as talk:

@@ -25,12 +25,12 @@ def apply(
     """Apply a plan. With --data, BatchNorm statistics are corrected beside the original, and slice will work."""
     from rankfold.cli.loading import open_model, set_threads
     from rankfold.cli.printing import count, percent, print_json
-    from rankfold.cli.talk import Talk
     from rankfold.compress.planning.apply import apply_
     from rankfold.compress.planning.plan import Plan
     from rankfold.compress.slicing.bottlenecks import bottlenecks
     from rankfold.costs import model_cost
     from rankfold.pipeline import calibration_part, compressed_copy, model_notes
+    from rankfold.run.progress import Talk
     from rankfold.sites import narrowable_sites
     from rankfold.store import save
 

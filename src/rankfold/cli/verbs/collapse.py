@@ -46,10 +46,10 @@ def collapse(
     Says which layers are low-rank, which bound explains it, and at which weight decay the others would be.
     """
     from rankfold.cli.loading import open_model, set_threads
-    from rankfold.cli.talk import Talk
     from rankfold.pipeline import calibration_part, samples_of
     from rankfold.pipeline.collapse.page import write_collapse
     from rankfold.pipeline.collapse.study import collapse_report
+    from rankfold.run.progress import Talk
 
     set_threads(threads)
     with Talk() as talk:

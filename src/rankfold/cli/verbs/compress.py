@@ -61,10 +61,10 @@ def compress(
     the test split, and latency_ms is for batch 1 on this machine.
     """
     from rankfold.cli.loading import open_model, set_threads
-    from rankfold.cli.talk import Talk
     from rankfold.pipeline import Settings, Tell, parsed
     from rankfold.pipeline import compress as run
     from rankfold.report.quantities import bytes_of
+    from rankfold.run.progress import Talk
 
     budgets, limit = parsed(budget), None if memory is None else bytes_of(memory)
     settings = Settings(method, ranks, samples, finetune_epochs, not no_curve, seed, model, not no_slices, limit, tune)

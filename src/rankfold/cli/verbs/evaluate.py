@@ -34,9 +34,9 @@ def evaluate(
 ) -> None:
     """Measure accuracy and loss on a split, and parameters, FLOPs, bytes and latency at batch 1."""
     from rankfold.cli.loading import check_is_model, is_saved, open_model, open_saved, set_threads
-    from rankfold.cli.talk import Talk
     from rankfold.cli.trained import is_run, open_run
     from rankfold.pipeline import figures
+    from rankfold.run.progress import Talk
 
     set_threads(threads)
     with Talk() as talk:

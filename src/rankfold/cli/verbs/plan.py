@@ -45,10 +45,10 @@ def plan(
     """
     import json
     import shutil
+    from contextlib import ExitStack
 
     from rankfold.cli.loading import open_model, set_threads
     from rankfold.cli.printing import print_json
-    from rankfold.cli.talk import Talk
     from rankfold.cli.verbs.show import print_plan
     from rankfold.compress.methods import method_named
     from rankfold.compress.methods.method import sweeps
@@ -56,7 +56,9 @@ def plan(
     from rankfold.compress.planning.profile import Calibration
     from rankfold.pipeline import calibration_part, memory_sentence, parsed, samples_of
     from rankfold.report.quantities import bytes_of
-    from rankfold.train.parallel import first_process, world_size
+    from rankfold.run.claim import claimed
+    from rankfold.run.progress import Talk
+    from rankfold.run.team import first_process, world_size
 
     parsed(budget)
     set_threads(threads)
@@ -69,7 +71,10 @@ def plan(
         if first and sweeps(method_named(method)):
             talk.say(memory_sentence(loaded.model, limit))
         partial = out.with_name(f"{out.name}.partial")
+        stack = ExitStack()
         try:
+            if first and sweeps(method_named(method)):
+                stack.enter_context(claimed(partial, what=f"plan -o {out}"))
             made = make_plan(
                 loaded.model,
                 budget,
@@ -84,8 +89,11 @@ def plan(
                 progress=talk.progress if first else None,
             )
         except KeyboardInterrupt:
-            goes_on = "The same command goes on from here." if partial.exists() else "Nothing was kept yet."
+            kept = any(path.is_dir() for path in partial.glob("*"))
+            goes_on = "The same command goes on from here." if kept else "Nothing was kept yet."
             raise Interrupted(goes_on) from None
+        finally:
+            stack.close()
         if not first:
             return
         made.save(out)

@@ -41,11 +41,11 @@ def slice_(
     import copy
 
     from rankfold.cli.loading import open_saved, set_threads
-    from rankfold.cli.talk import Talk
     from rankfold.compress.repair.batchnorm import reestimate_
     from rankfold.compress.slicing.bottlenecks import bottlenecks
     from rankfold.compress.slicing.narrowed import SliceError
     from rankfold.pipeline import calibration_part, slice_
+    from rankfold.run.progress import Talk
     from rankfold.store import Stored, save
     from rankfold.train import evaluate
 

@@ -40,11 +40,11 @@ def sweep(
     The same command goes on after an interruption: finished runs are read back, others resumed, failed ones tried
     again. Weight decay is selected by mean validation accuracy; test accuracy is shown of the selected alone.
     """
-    from rankfold.cli.talk import Talk
     from rankfold.pipeline import Tell, parse_sweep
     from rankfold.pipeline import sweep as run
     from rankfold.pipeline.trainings.config import overridden, read
-    from rankfold.train.parallel import world_size
+    from rankfold.run.progress import Talk
+    from rankfold.run.team import world_size
 
     if world_size() > 1:
         raise ValueError("sweep starts its own processes: run it without torchrun")

@@ -45,11 +45,11 @@ def train(
     The same command resumes after an interruption, and runs on several processes under
     torchrun --nproc-per-node=N -m rankfold train CONFIG. Relative paths start from the current directory.
     """
-    from rankfold.cli.talk import Talk
     from rankfold.pipeline import Tell
     from rankfold.pipeline import train as run
     from rankfold.pipeline.trainings.config import overridden, parse, read
-    from rankfold.train.parallel import world_size
+    from rankfold.run.progress import Talk
+    from rankfold.run.team import world_size
 
     quiet = world_size() > 1 and os.environ["RANK"] != "0"
     try:

@@ -33,7 +33,8 @@ from rankfold.sites import Form, SiteList, split_attention, without_fused_attent
 if TYPE_CHECKING:
     from rankfold.compress.planning.profile import Profile
 
-Progress = Callable[[str, int, int], None]
+from rankfold.run.progress import Progress
+
 Choose = Callable[[Mapping[tuple[str, Form], Tensor]], Plan]
 
 METRIC_SAMPLES = 1024

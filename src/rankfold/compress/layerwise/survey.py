@@ -6,27 +6,26 @@ takes as many sites at a time as the memory limit allows, keeps the numbers, and
 
 from __future__ import annotations
 
-import json
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from safetensors import SafetensorError, safe_open
-from safetensors.torch import save as to_safetensors
 from torch import Tensor, nn
+from typing_extensions import TypedDict
 
 from rankfold.compress.layerwise.evidence import bytes_needed
 from rankfold.compress.layerwise.sweep import partition
 from rankfold.compress.methods.method import Forecast, Method
 from rankfold.compress.planning.candidates import Candidate, decompose
 from rankfold.compress.statistics import Statistics, calibrate
-from rankfold.files import write_atomically
 from rankfold.objectives import Objective
 from rankfold.observe import Samples
+from rankfold.run.container import Kind
+from rankfold.run.files import write_atomically
+from rankfold.run.progress import Progress
 from rankfold.sites import Factors, Form, Site, SiteList, sites
-
-Progress = Callable[[str, int, int], None]
 
 
 @dataclass(frozen=True)
@@ -152,7 +151,7 @@ def _joined(a: Survey, b: Survey) -> Survey:
 
 def _write(file: Path, known: Survey) -> None:
     tensors: dict[str, Tensor] = {f"metric|{name}": metric for name, metric in known.metrics.items()}
-    curves: list[dict[str, Any]] = []
+    curves: list[_Curve] = []
     for name, group in known.candidates.items():
         for candidate in group:
             key = f"{candidate.form}|{name}"
@@ -163,19 +162,16 @@ def _write(file: Path, known: Survey) -> None:
                 tensors |= {f"forecast|{key}": forecast.errors, f"relative|{key}": forecast.relative}
             curves.append(
                 {"site": name, "form": candidate.form, "ranks": list(curve.ranks), "bias": candidate.bias,
-                 "comparable": curve.comparable, "note": candidate.note}
+                 "comparable": bool(curve.comparable), "note": candidate.note}
             )  # fmt: skip
-    note = {"curves": curves, "unsolved": known.unsolved, "absorbers": known.absorbers, "unreached": known.unreached}
-    kept = {name: tensor.contiguous().clone() for name, tensor in tensors.items()}
-    write_atomically(file, to_safetensors(kept, metadata={"rankfold.survey": json.dumps(note)}))
+    note = _Note(curves=curves, unsolved=known.unsolved, absorbers=known.absorbers, unreached=list(known.unreached))
+    write_atomically(file, _FILE.write(tensors, note))
 
 
 def _read(file: Path, part: SiteList) -> Survey | None:
     """What an interrupted survey has left; None for a file that is not there or not whole: it is surveyed again."""
-    try:
-        with safe_open(str(file), "pt") as stored:
-            note: Mapping[str, Any] = json.loads((stored.metadata() or {})["rankfold.survey"])
-            tensors = {key: stored.get_tensor(key) for key in stored.keys()}  # noqa: SIM118  # not a dict
+
+    def built(tensors: Mapping[str, Tensor], note: _Note) -> Survey:
         candidates: dict[str, list[Candidate]] = {site.name: [] for site in part.reducible}
         for known in note["curves"]:
             key = f"{known['form']}|{known['site']}"
@@ -189,5 +185,26 @@ def _read(file: Path, part: SiteList) -> Survey | None:
             )
         metrics = {key.partition("|")[2]: value for key, value in tensors.items() if key.startswith("metric|")}
         return Survey(candidates, note["unsolved"], metrics, note["absorbers"], tuple(note["unreached"]))
-    except (SafetensorError, OSError, KeyError, ValueError):
-        return None
+
+    with suppress(OSError, ValueError):
+        return _FILE.read(file, built)
+    return None
+
+
+class _Curve(TypedDict):
+    site: str
+    form: str
+    ranks: list[int]
+    bias: bool
+    comparable: bool
+    note: str
+
+
+class _Note(TypedDict):
+    curves: list[_Curve]
+    unsolved: dict[str, str]
+    absorbers: dict[str, str | None]
+    unreached: list[str]
+
+
+_FILE = Kind[_Note]("rankfold.survey", _Note, "a part of a survey", "it is surveyed again")

@@ -12,6 +12,7 @@ from rankfold.compress.methods import method_named
 from rankfold.compress.methods.method import Decomposition, Method, sweeps
 from rankfold.compress.planning.fitted import Fitted
 from rankfold.compress.planning.plan import Entry, Plan, check_fingerprint
+from rankfold.run.progress import Progress, showing
 from rankfold.sites import (
     Factors,
     Form,
@@ -29,13 +30,12 @@ from rankfold.sites import (
 if TYPE_CHECKING:
     from rankfold.compress.planning.profile import Profile
 
-Progress = Callable[[str, int, int], None]
-
 
 class ApplyError(ValueError):
     """A plan cannot be carried out on this model; names the site, what was asked and the remedy."""
 
 
+@showing
 def apply_(
     model: nn.Module,
     plan: Plan,

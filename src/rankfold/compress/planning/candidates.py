@@ -16,9 +16,9 @@ from rankfold.compress.sound import check_sound
 from rankfold.compress.statistics import SiteStatistics, Statistics
 from rankfold.costs import Cost, site_cost
 from rankfold.linalg import NotConvergedError
+from rankfold.run.progress import Progress
 from rankfold.sites import Call, Form, Site, SiteList
 
-Progress = Callable[[str, int, int], None]
 Timing = Callable[[Site, Form, int], float]
 
 _FAR = 1.5  # times the error that was fitted

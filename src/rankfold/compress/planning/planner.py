@@ -2,15 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from hashlib import sha256
 from pathlib import Path
 from typing import Any
 
-import torch
 from torch import nn
 
-from rankfold.batches import arguments, batches_of, tensors_in
 from rankfold.compress.methods import method_named
 from rankfold.compress.methods.method import Method, sweeps
 from rankfold.compress.planning.plan import Plan, fingerprint
@@ -18,11 +16,13 @@ from rankfold.compress.planning.profile import Calibration, checked_names, profi
 from rankfold.compress.ranks.budget import Budget, Ranks, parsed
 from rankfold.compress.ranks.rules import Iterative, RankRule, rule_named
 from rankfold.objectives import Objective
+from rankfold.run.digest import digest
+from rankfold.run.progress import Progress, showing
 from rankfold.sites import SiteList, sites, unwrap
 
-Progress = Callable[[str, int, int], None]
 
-
+@showing
+@showing
 def plan(
     model: nn.Module,
     budget: str | Budget | Sequence[str | Budget],
@@ -72,12 +72,7 @@ def plan(
 
 
 def _digest(root: nn.Module, found: SiteList, data: Any, method: Method, rule: RankRule, how: Calibration) -> str:
-    """A name for everything that a survey and its fits depend on; of the data, for its first batch."""
-    hashed = sha256()
-    for batch in batches_of(data, how.batch_size, how.batch_size):
-        for tensor in tensors_in(arguments(batch)):
-            hashed.update(tensor.detach().cpu().contiguous().view(-1).view(torch.uint8).numpy().data)
+    """A name for everything that a survey and its fits depend on."""
     names = [site.name for site in found.reducible]
-    asked = (fingerprint(root), names, method, rule, how.samples, how.batch_size, how.memory)
-    hashed.update(repr(asked).encode())
-    return hashed.hexdigest()[:16]
+    asked = (fingerprint(root), names, method, rule, how.samples, how.batch_size, how.memory, digest(data))
+    return sha256(repr(asked).encode()).hexdigest()[:16]

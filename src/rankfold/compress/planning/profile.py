@@ -5,7 +5,7 @@ model, data ── profile ──▶ Profile ── budget, rule ──▶ Plan 
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -23,10 +23,9 @@ from rankfold.compress.statistics import Statistics, calibrate
 from rankfold.costs import Cost, Example, measure, storage
 from rankfold.objectives import Objective
 from rankfold.observe import Samples
+from rankfold.run.progress import Progress, showing
+from rankfold.run.team import Team, joined
 from rankfold.sites import FOLD_FIRST, Form, SiteList, sites, split_attention, unwrap
-from rankfold.train.parallel import Team, joined
-
-Progress = Callable[[str, int, int], None]
 
 
 @dataclass(frozen=True)
@@ -129,6 +128,7 @@ class Profile:
         return replace(self, model=root, data=data)
 
 
+@showing
 def profile(
     model: nn.Module,
     data: Any = None,

@@ -6,6 +6,7 @@ from typing import Any
 
 from torch import nn
 
+from rankfold.run.progress import showing_epochs
 from rankfold.train import Augment, Distill, History, ProgressCallback, Recipe, TrainingError, fit
 from rankfold.train.feed import in_memory
 
@@ -26,6 +27,7 @@ FINETUNE = Recipe(
 _PHOTOGRAPH_CHANNELS, _PHOTOGRAPH_SIDE = 3, 32
 
 
+@showing_epochs("fine-tuning")
 def finetune(
     model: nn.Module,
     data: Any,

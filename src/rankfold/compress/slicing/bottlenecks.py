@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import hashlib
-import json
 from collections.abc import Callable, Mapping
 from contextlib import ExitStack
 from dataclasses import dataclass
@@ -11,10 +10,8 @@ from math import isqrt
 from typing import Any
 
 import torch
-from safetensors import SafetensorError
-from safetensors.torch import load as from_safetensors
-from safetensors.torch import save as to_safetensors
 from torch import Tensor, nn
+from typing_extensions import TypedDict
 
 from rankfold.batches import batches_of, check_rereadable, forward, size_of
 from rankfold.compress.absorb import Absorbers
@@ -26,10 +23,9 @@ from rankfold.linalg import Moments
 from rankfold.linalg.bottleneck import root_of, triangle
 from rankfold.objectives import Objective, ObjectiveError, Teacher
 from rankfold.observe import Samples
+from rankfold.run.container import Kind
+from rankfold.run.progress import Progress, showing
 from rankfold.sites import Site, bottleneck_rows, narrowable_sites, output_rows_alone, pair, unwrap, weights_of
-
-Progress = Callable[[str, int, int], None]
-_KEY = "rankfold.bottlenecks"
 
 
 @dataclass(frozen=True)
@@ -91,31 +87,45 @@ class Bottlenecks:
                 packed["weighting"] = _packed(known.weighting)
             if known.outputs is not None:
                 packed |= {"diagonal": known.outputs} if known.diagonal else {"outputs": _packed(known.outputs)}
-            tensors |= {f"{name}|{key}": value.float().contiguous() for key, value in packed.items()}
-        note = {
-            "mark": self.mark,
-            "samples": self.samples,
-            "energy": self.energy,
-            "unreached": list(self.unreached),
-            "norms": {name: known.norm for name, known in self.sites.items() if known.norm is not None},
-        }
-        return to_safetensors(tensors, metadata={_KEY: json.dumps(note, sort_keys=True)})
+            tensors |= {f"{name}|{key}": value.float() for key, value in packed.items()}
+        note = _Note(
+            mark=self.mark,
+            samples=self.samples,
+            energy=self.energy,
+            unreached=list(self.unreached),
+            norms={name: known.norm for name, known in sorted(self.sites.items()) if known.norm is not None},
+        )
+        return _FILE.write(tensors, note)
 
     @classmethod
-    def from_bytes(cls, data: bytes) -> Bottlenecks:
-        """``ValueError`` in one line for anything that ``to_bytes`` did not write."""
-        try:
-            length = int.from_bytes(data[:8], "little")
-            note = json.loads((json.loads(data[8 : 8 + length]).get("__metadata__") or {})[_KEY])
-            states: dict[str, dict[str, Tensor]] = {}
-            for full, value in from_safetensors(data).items():
-                name, _, key = full.rpartition("|")
-                states.setdefault(name, {})[key] = value.double()
-            found = {name: _bottleneck(state, note["norms"].get(name)) for name, state in states.items()}
-            unreached = tuple(str(name) for name in note["unreached"])
-            return cls(found, str(note["mark"]), int(note["samples"]), float(note["energy"]), unreached)
-        except (SafetensorError, KeyError, ValueError, AttributeError, TypeError) as error:
-            raise ValueError(f"damaged or no bottlenecks of rankfold ({error})") from None
+    def from_bytes(cls, data: bytes, name: str = "") -> Bottlenecks:
+        """``ValueError`` in one line, with ``name``, for anything that ``to_bytes`` did not write."""
+        return _FILE.read(data, _built, name)
+
+
+class _Note(TypedDict):
+    mark: str
+    samples: int
+    energy: float
+    unreached: list[str]
+    norms: dict[str, str]
+
+
+_FILE = Kind[_Note](
+    "rankfold.bottlenecks",
+    _Note,
+    "bottlenecks of rankfold",
+    "measure them again and save with them",
+)
+
+
+def _built(tensors: Mapping[str, Tensor], note: _Note) -> Bottlenecks:
+    states: dict[str, dict[str, Tensor]] = {}
+    for full, value in tensors.items():
+        name, _, key = full.rpartition("|")
+        states.setdefault(name, {})[key] = value.double()
+    found = {name: _bottleneck(state, note["norms"].get(name)) for name, state in states.items()}
+    return Bottlenecks(found, note["mark"], note["samples"], note["energy"], tuple(note["unreached"]))
 
 
 def _packed(lower: Tensor) -> Tensor:
@@ -154,6 +164,7 @@ def factor_mark(model: nn.Module) -> str:
     return digest.hexdigest()[:16]
 
 
+@showing
 def bottlenecks(
     model: nn.Module,
     data: Any,

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from typing import Any
 
@@ -27,13 +27,12 @@ from rankfold.collapse.losses import vectors
 from rankfold.costs import evaluating
 from rankfold.pipeline.collapse.conclusion import conclusion, few
 from rankfold.pipeline.trainings.stationarity import stationarity
+from rankfold.run.progress import Progress, showing
 from rankfold.sites import Site, SiteList, sites, split_attention, unwrap
 from rankfold.spectrum import Spectrum, spectrum
 
 _MOST_INPUTS = 4096  # numbers of an input, for the covariance that the transitions need
 _EXACT_PARAMS = 20_000_000  # up to here the chain is computed in float64
-
-Progress = Callable[[str, int, int], None]
 
 
 @dataclass(frozen=True, eq=False)
@@ -115,6 +114,7 @@ class CollapseReport:
         return conclusion(self)
 
 
+@showing
 def collapse_report(
     model: nn.Module,
     data: Any,

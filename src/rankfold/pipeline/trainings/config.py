@@ -95,6 +95,8 @@ def read(file: str | Path) -> dict[str, Any]:
     file = Path(file)
     try:
         values = yaml.safe_load(file.read_text(encoding="utf-8"))
+    except RecursionError:
+        raise ConfigError(f"{file}: nested too deeply to be a configuration") from None
     except (yaml.YAMLError, UnicodeDecodeError) as error:
         raise ConfigError(f"{file}: not YAML: {' '.join(str(error).split())}") from None
     if not isinstance(values, dict) or not all(isinstance(key, str) for key in values):

@@ -7,8 +7,10 @@ from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 from typing import Any
 
-from rankfold.files import write_atomically
 from rankfold.pipeline.trainings.config import ConfigError, TrainConfig, parse, read
+from rankfold.run.container import checked, read_object, said
+from rankfold.run.files import write_atomically
+from rankfold.run.place import Place
 
 # What may differ between two commands that continue each other.
 FREE = ("out", "threads", "device", "download", "tensorboard")
@@ -49,33 +51,6 @@ class TrainResult:
         return asdict(self)
 
 
-def claim(config: TrainConfig, restart: bool) -> None:
-    """Make `config.out` the place of this run: new, or the same one again.
-
-    Raises ConfigError for a directory with other files in it, and, unless `restart`, for one that holds a run of
-    another configuration. `restart` removes what the earlier run wrote.
-    A run that failed before it began (a missing file) is in nobody's way.
-    """
-    place = Path(config.out)
-    file = place / "config.yaml"
-    if place.exists() and not place.is_dir():
-        raise ConfigError(f"out: {place} is a file; give a directory")
-    if place.exists() and not file.exists() and any(not path.name.startswith(".") for path in place.iterdir()):
-        raise ConfigError(f"out: {place} is not empty and holds no run of rankfold: give another directory")
-    begun = (place / "checkpoint.json").exists() or (place / "result.json").exists()
-    if file.exists() and (restart or not begun):
-        forget(place)
-    elif file.exists():
-        differing = _differing(config, file)
-        if differing:
-            raise ConfigError(
-                f"{place} holds a run with another configuration ({', '.join(differing)}): give another directory with "
-                "--out DIR, or --restart to replace it"
-            )
-        return
-    write_atomically(file, config.to_yaml().encode())
-
-
 def forget(place: Path) -> None:
     """Remove what a run wrote, result first: what is left meanwhile is an unfinished run, or none."""
     for pattern in _OWN:
@@ -91,12 +66,14 @@ def read_result(place: Path) -> TrainResult | None:
     if not file.exists():
         return None
     try:
-        values = json.loads(file.read_text(encoding="utf-8"))
-        return TrainResult(
-            **{field.name: values[field.name] for field in fields(TrainResult)} | {"directory": str(place)}
-        )
-    except (OSError, ValueError, KeyError, TypeError) as error:
-        raise ConfigError(f"{file}: damaged ({error}): --restart replaces the run") from None
+        values = read_object(file, "the result of a training", "--restart replaces the run")
+    except (OSError, ValueError) as error:
+        raise ConfigError(str(error)) from None
+    try:
+        known = {field.name: values[field.name] for field in fields(TrainResult)}
+        return checked(TrainResult, known | {"directory": str(place)})
+    except (ValueError, KeyError) as error:
+        raise ConfigError(f"{file}: damaged ({said(error)}): --restart replaces the run") from None
 
 
 def write_result(place: Path, result: TrainResult) -> None:
@@ -107,15 +84,19 @@ def write_result(place: Path, result: TrainResult) -> None:
 def finished(config: TrainConfig) -> TrainResult | None:
     """The result that is there already for just this configuration; None if there is none."""
     place = Path(config.out)
-    if not (place / "config.yaml").exists() or _differing(config, place / "config.yaml"):
+    if not (place / "config.yaml").exists() or PLACE.differing(place, config.to_dict()):
         return None
     return read_result(place)
 
 
-def _differing(config: TrainConfig, file: Path) -> list[str]:
-    before, now = parse(read(file), file).to_dict(), config.to_dict()
-    return [
-        f"{key} was {before.get(key)!r} and is {value!r}"
-        for key, value in now.items()
-        if key not in FREE and before.get(key) != value
-    ]
+PLACE = Place(
+    file="config.yaml",
+    read=lambda file: parse(read(file), file).to_dict(),
+    written=lambda values: parse(values).to_yaml().encode(),
+    # a run that failed before it began (a missing file) is in nobody's way
+    begun=lambda place: (place / "checkpoint.json").exists() or (place / "result.json").exists(),
+    forget=forget,
+    error=ConfigError,
+    free=FREE,
+    prefix="out: ",
+)

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import itertools
 import json
+import os
 import threading
+import time
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
@@ -15,17 +17,21 @@ from urllib.parse import quote
 import joblib
 import pandas as pd
 
-from rankfold.files import write_atomically
-from rankfold.pipeline.tell import Tell
 from rankfold.pipeline.trainings.config import ConfigError, TrainConfig, at_key, parse, with_key
 from rankfold.pipeline.trainings.rundir import FREE, TrainResult, finished
 from rankfold.pipeline.trainings.selection import SELECTED, selection
 from rankfold.pipeline.trainings.training import train
 from rankfold.report.quantities import percent
-from rankfold.train.errors import one_line
+from rankfold.run.claim import claimed, holder
+from rankfold.run.errors import one_line
+from rankfold.run.files import write_atomically
+from rankfold.run.process import ends_with
+from rankfold.run.progress import Progress, Tell, shown
+from rankfold.train import TrainingError
 
 # Runs draw from the random state of their process: in one process (Dask workers of several threads) one at a time.
 _ALONE = threading.Lock()
+_LOOK, _GONE = 10.0, 300.0  # seconds between looks for the sweep; without a sign of it, on another machine
 
 
 @dataclass(frozen=True)
@@ -100,7 +106,11 @@ def sweep(
     `sweep.json` into `asked.out`. Dask workers must see the same files under the same paths. Raises ConfigError
     where no scheduler answers.
     """
-    tell = tell or Tell()
+    with shown(tell) as told, claimed(asked.out, what="sweep"):
+        return _swept(asked, scheduler, restart, told)
+
+
+def _swept(asked: Sweep, scheduler: str | None, restart: bool, tell: Tell) -> SweepResult:
     outcomes: dict[int, TrainResult | str] = {}
     for index, config in enumerate(asked.runs):
         with suppress(ConfigError):  # a damaged result: what is to be done is said in its row
@@ -113,7 +123,7 @@ def sweep(
         (i, c.to_dict() | {"out": str(Path(c.out).absolute())}) for i, c in enumerate(asked.runs) if i not in outcomes
     ]
     tell.progress("runs", len(outcomes), len(asked.runs))
-    running = _local(todo, asked.jobs, restart) if scheduler is None else _on_dask(todo, scheduler, restart)
+    running = _local(todo, asked.jobs, restart) if scheduler is None else _on_dask(todo, scheduler, restart, asked.out)
     for index, outcome in running:
         outcomes[index] = outcome
         name = Path(asked.runs[index].out).name
@@ -130,16 +140,37 @@ def sweep(
     return result
 
 
-def train_one(values: Mapping[str, Any], restart: bool) -> TrainResult | str:
-    """One run in whatever process this is: its result, or in a line why it failed."""
+def train_one(values: Mapping[str, Any], restart: bool, sweep: tuple[str, str] | None = None) -> TrainResult | str:
+    """One run in whatever process this is: its result, or in a line why it failed.
+
+    ``sweep``: directory of the sweep and mark of its claim; the run ends, with its checkpoint kept, soon after the
+    sweep has ended.
+    """
     with _ALONE:
         try:
-            return train(parse(values), restart=restart)
+            return train(parse(values), restart=restart, tell=Tell() if sweep is None else Tell(_while_held(*sweep)))
         except Exception as error:
             return one_line(error)
 
 
-def _indexed(index: int, values: Mapping[str, Any], restart: bool) -> tuple[int, TrainResult | str]:
+def _while_held(out: str, mark: str) -> Progress:
+    """Progress that ends the work once the claim with this ``mark`` is no longer held."""
+    looked = time.monotonic()
+
+    def look(what: str, done: int, total: int) -> None:
+        nonlocal looked
+        if time.monotonic() - looked < _LOOK:
+            return
+        looked = time.monotonic()
+        found = holder(out, stale=_GONE)
+        if found is None or found.mark != mark:
+            raise TrainingError("the sweep that this run belongs to has ended: the same command goes on")
+
+    return look
+
+
+def _indexed(index: int, values: Mapping[str, Any], restart: bool, parent: int) -> tuple[int, TrainResult | str]:
+    ends_with(parent)
     return index, train_one(values, restart)
 
 
@@ -150,7 +181,9 @@ def _local(todo: Todo, jobs: int, restart: bool) -> Iterator[tuple[int, TrainRes
     left = dict(todo)
     pool = joblib.Parallel(n_jobs=min(jobs, max(len(todo), 1)), return_as="generator_unordered")
     try:
-        for index, outcome in pool(joblib.delayed(_indexed)(index, values, restart) for index, values in todo):
+        for index, outcome in pool(
+            joblib.delayed(_indexed)(index, values, restart, os.getpid()) for index, values in todo
+        ):
             del left[index]
             yield index, outcome
     except joblib.externals.loky.process_executor.TerminatedWorkerError:
@@ -158,7 +191,7 @@ def _local(todo: Todo, jobs: int, restart: bool) -> Iterator[tuple[int, TrainRes
             yield index, "its process was killed, perhaps for want of memory: fewer jobs; the same command goes on"
 
 
-def _on_dask(todo: Todo, scheduler: str, restart: bool) -> Iterator[tuple[int, TrainResult | str]]:
+def _on_dask(todo: Todo, scheduler: str, restart: bool, out: Path) -> Iterator[tuple[int, TrainResult | str]]:
     try:
         from distributed import Client, as_completed
     except ImportError:
@@ -167,8 +200,10 @@ def _on_dask(todo: Todo, scheduler: str, restart: bool) -> Iterator[tuple[int, T
         client = Client(scheduler, timeout=10)
     except (OSError, ValueError) as error:
         raise ConfigError(f"--scheduler {scheduler}: no Dask scheduler answers there ({error})") from None
+    held = holder(out)
+    mine = None if held is None else (str(out.absolute()), held.mark)
     with client:
-        futures = {client.submit(train_one, values, restart, pure=False): index for index, values in todo}
+        futures = {client.submit(train_one, values, restart, mine, pure=False): index for index, values in todo}
         for future in as_completed(futures):
             failure = future.exception()  # a worker that died; what a run raises is its outcome
             yield futures[future], future.result() if failure is None else f"{type(failure).__name__}: {failure}"

@@ -9,18 +9,18 @@ from contextlib import ExitStack, contextmanager
 from pathlib import Path
 
 import torch
-from safetensors.torch import save
 from torch import nn
 
-from rankfold.files import write_atomically
 from rankfold.induce import fold_, overparametrize_
-from rankfold.pipeline.tell import Tell
 from rankfold.pipeline.trainings.config import ConfigError, TrainConfig
-from rankfold.pipeline.trainings.rundir import TrainResult, claim, read_result, write_result
+from rankfold.pipeline.trainings.rundir import PLACE, TrainResult, finished, read_result, write_result
 from rankfold.record import SpectrumRecorder
 from rankfold.report.quantities import percent
+from rankfold.run.container import packed
+from rankfold.run.files import write_atomically
+from rankfold.run.progress import Tell, shown
+from rankfold.run.team import Team, joined
 from rankfold.train import Epoch, History, Progress, TrainingError, checkpoint, evaluate, fit
-from rankfold.train.parallel import Team, joined
 from rankfold.train.randomness import seeded
 from rankfold.zoo import Data, load_data, load_weights, resolve
 
@@ -38,24 +38,33 @@ def train(config: TrainConfig, *, restart: bool = False, tell: Tell | None = Non
     the checkpoint of the last good epoch stays.
     """
     device = _device(config.device)
-    with _threads(config.threads), joined(device) as team:
-        tell = tell if tell is not None and team.first else Tell()
+    with _threads(config.threads), joined(device, TrainingError) as team, ExitStack() as stack:
+        tell = stack.enter_context(shown(tell if team.first else Tell()))
         place = Path(config.out)
-        team.shared(lambda: claim(config, restart))
-        done = team.shared(lambda: read_result(place))
-        if done is not None:
-            tell.say(f"{place} holds the finished run: nothing to do")
-            return done
-        if config.download:
-            team.shared(lambda: _load(config, tell) and None)
-        with team.agreed():
-            data = _load(config, tell)
-            model = built(config, data).to(device)
-            teacher = None if config.teacher is None else _teacher(config, data).to(device)
-        size = sum(parameter.numel() for parameter in model.parameters())
-        history = _fitted(config, model, data, teacher, place, tell, team)
-        fold_(model)
-        return team.shared(lambda: _delivered(config, model, data, history, size, team, tell))
+        done = team.shared(lambda: None if restart else finished(config))
+        if done is None:
+            team.shared(lambda: PLACE.check(place))
+            with checkpoint.claimed(place, team):
+                team.shared(lambda: PLACE.take(place, config.to_dict(), restart))
+                done = team.shared(lambda: read_result(place))  # of another process, while this one came to it
+                if done is None:
+                    return _trained(config, device, tell, team)
+        tell.say(f"{place} holds the finished run: nothing to do")
+        return done
+
+
+def _trained(config: TrainConfig, device: torch.device, tell: Tell, team: Team) -> TrainResult:
+    """The run itself, in a directory that is its own."""
+    if config.download:
+        team.shared(lambda: _load(config, tell) and None)
+    with team.agreed():
+        data = _load(config, tell)
+        model = built(config, data).to(device)
+        teacher = None if config.teacher is None else _teacher(config, data).to(device)
+    size = sum(parameter.numel() for parameter in model.parameters())
+    history = _fitted(config, model, data, teacher, Path(config.out), tell, team)
+    fold_(model)
+    return team.shared(lambda: _delivered(config, model, data, history, size, team, tell))
 
 
 def built(config: TrainConfig, data: Data) -> nn.Module:
@@ -238,8 +247,7 @@ def _delivered(
 
 def _save(model: nn.Module, place: Path) -> None:
     """The ordinary state dict; tied tensors under each of their names, as `load_weights` wants them."""
-    state = {name: value.detach().cpu().contiguous().clone() for name, value in model.state_dict().items()}
-    write_atomically(place / "model.safetensors", save(state))
+    write_atomically(place / "model.safetensors", packed(model.state_dict()))
 
 
 def _device(name: str) -> torch.device:
