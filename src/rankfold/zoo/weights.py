@@ -5,7 +5,7 @@ import struct
 import warnings
 from collections.abc import Mapping
 from pathlib import Path
-from zipfile import BadZipFile
+from zipfile import BadZipFile, is_zipfile
 
 import torch
 from torch import Tensor, nn
