@@ -27,12 +27,13 @@ class Evaluation:
     chance: float | None = None
 
 
-def evaluate(model: nn.Module, data: Any, batch_size: int = 500, *, role: str = "evaluation") -> Evaluation:
+def evaluate(model: nn.Module, data: Any, batch_size: int = 128, *, role: str = "evaluation") -> Evaluation:
     """Evaluate `model`, in eval mode and without gradients, on every sample of `data`.
 
     `data`: an object with `inputs`, `labels` and `normalize` (`rankfold.zoo.Split`), a pair of tensors, a
-    torch Dataset of (input, label), a DataLoader or list of batches. The model may return a tensor, a tuple
-    that begins with one, or something with `logits`: (B, C), or (B, T, C) with labels (B, T). Its mode is left
+    torch Dataset of (input, label), a DataLoader or list of batches. Larger batches than `batch_size` are slower on a
+    CPU: tensors above 32 MB are given back to the operating system after every layer. The model may return a tensor, a
+    tuple that begins with one, or something with `logits`: (B, C), or (B, T, C) with labels (B, T). Its mode is left
     as found. `role` names the data in errors. Raises TrainingError: no samples, no labels, labels that
     are not class indices of the model's outputs, weights on the meta device.
     """

@@ -5,15 +5,16 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from rankfold.batches import arguments, forward
+from rankfold.batches import arguments, batches_of, forward
 from rankfold.costs import evaluating
 
 
 def fitting_layout(model: nn.Module, batch: Any) -> torch.memory_format:
-    """Channels last, unless `model` cannot take it (a `.view` over the channels); one forward of `batch`."""
+    """Channels last, unless `model` cannot take it (a `.view` over the channels); one forward of two of `batch`."""
     with evaluating(model):
         try:
-            forward(model, laid_out(batch, torch.channels_last))
+            for few in batches_of([batch], limit=2):
+                forward(model, laid_out(few, torch.channels_last))
         except RuntimeError:
             # Whatever else is wrong with model or batch is raised where it is used in its own layout.
             return torch.contiguous_format

@@ -14,6 +14,7 @@ from torch.nn.modules.batchnorm import _BatchNorm
 from rankfold.batches import arguments, batches_of, forward, mapped, tensors_in
 from rankfold.costs import evaluating
 from rankfold.sites import unwrap
+from rankfold.train.layout import fitting_layout, laid_out
 
 Moments = tuple[Tensor, Tensor]  # mean and variance of each channel, float64
 AT_ONCE = 1 << 18  # numbers that are centred together: 1 MB of float32, which stays in the cache
@@ -35,18 +36,26 @@ class Reference:
             if isinstance(module, _BatchNorm) and module.running_mean is not None
         }
         self._known: dict[str, dict[str, list[Moments]]] = {}
+        self._layout: torch.memory_format | None = None
+
+    def layout(self, batch: Any) -> torch.memory_format:
+        """The memory layout in which the network is run; tried on the first batch."""
+        if self._layout is None:
+            self._layout = fitting_layout(self.model, batch)
+        return self._layout
 
     def moments(self, batch: Any) -> dict[str, list[Moments]]:
         """What each BatchNorm meets on ``batch``, by its name: one pair for each of its calls, in their order."""
         key = _digest(batch)
         if key not in self._known:
+            layout = self.layout(batch)
             met: dict[str, list[Moments]] = {name: [] for name in self.norms}
             with ExitStack() as stack:
                 stack.enter_context(evaluating(self.model))
                 for name, module in self.norms.items():
                     hook = module.register_forward_pre_hook(lambda _, args, to=met[name]: to.append(moments(args[0])))
                     stack.callback(hook.remove)
-                forward(self.model, batch)
+                forward(self.model, laid_out(batch, layout))
             self._known[key] = met
         return self._known[key]
 
@@ -81,20 +90,28 @@ def reestimate_(
     }
     if not trackers:
         return ()
-    count = 0
+    count, layout = 0, None
     with ExitStack() as stack:
         stack.enter_context(evaluating(root))
         for name, tracker in trackers.items():
             stack.callback(root.get_submodule(name).register_forward_pre_hook(tracker.correct).remove)
         for batch in batches_of(data, batch_size, samples):
+            if layout is None:  # tried while no tracker expects anything
+                layout = _layout_of_both(reference, root, batch)
             expected = reference.moments(batch)
             for name, tracker in trackers.items():
                 tracker.expected = deque(expected[name])
-            forward(root, batch)
+            forward(root, laid_out(batch, layout))
             count += 1
     if count == 0:
         raise ValueError("the data for the BatchNorm statistics is empty: give at least one batch")
     return tuple(name for name, tracker in trackers.items() if tracker.moved)
+
+
+def _layout_of_both(reference: Reference, root: nn.Module, batch: Any) -> torch.memory_format:
+    """The reference's, so that a layer that was not compressed gives the same to the last bit; if ``root`` takes it."""
+    known = reference.layout(batch)
+    return known if known is torch.contiguous_format else fitting_layout(root, batch)
 
 
 class _Tracker:
