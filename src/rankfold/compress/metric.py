@@ -17,8 +17,9 @@ import torch
 import torch.distributed as dist
 from torch import Tensor, nn
 
-from rankfold.batches import batches_of, forward, logits_of, size_of
+from rankfold.batches import batches_of, forward, size_of
 from rankfold.costs import evaluating
+from rankfold.objectives import main_tensor
 from rankfold.sites import Site, SiteList, split_attention
 from rankfold.train.parallel import Team
 
@@ -68,7 +69,7 @@ def output_metrics(
             generator = torch.Generator().manual_seed(SEED + index)  # the same for a batch in whatever process
             taps.clear()
             with torch.enable_grad():
-                outputs = logits_of(forward(root, batch))
+                outputs = main_tensor(forward(root, batch))
                 if not taps or not outputs.requires_grad or not outputs.is_floating_point():
                     return {}
                 rows = outputs.float() if outputs.dim() > 1 else outputs.float().reshape(-1, 1)

@@ -11,13 +11,14 @@ from typing import Any
 
 import numpy as np
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 
-from rankfold.batches import batches_of, forward, logits_of
+from rankfold.batches import batches_of, forward
 from rankfold.compress.planning.candidates import Candidate
 from rankfold.compress.ranks.rules import Optimal
 from rankfold.costs import evaluating
+from rankfold.objectives import main_tensor
+from rankfold.objectives.compare import assumed_rows, change
 from rankfold.sites import Form, carry_hooks_, replace_
 
 Progress = Callable[[str, int, int], None]
@@ -120,20 +121,12 @@ def _divergence(
     return value if np.isfinite(value) else _HOPELESS
 
 
-def change(now: Tensor, then: Tensor) -> float:
-    """Between two ``outcome``s, summed over the rows: KL divergence, or the squared change over the mean square."""
-    if then.shape[1] == 1:
-        return float((now - then).square().sum() / then.square().mean().clamp_min(torch.finfo(then.dtype).tiny))
-    return float(F.kl_div(now, then, reduction="sum", log_target=True))
-
-
 def outcome(output: Any) -> Tensor:
-    """Log-probabilities (N, classes) in float64, over every position of a sequence; a single output (N, 1) as it is."""
-    logits = logits_of(output)
+    """Log-probabilities (R, classes) in float64, over every position; single numbers (R, 1) as they are."""
+    logits = main_tensor(output)
     if not logits.is_floating_point():
         raise ValueError(
             f"the model returned {logits.dtype}: layers are compared by what they do to floating outputs; "
             "return logits, or use the rule Optimal(probes=0) with a method without data"
         )
-    rows = logits.double().reshape(-1, logits.shape[-1] if logits.dim() > 1 else 1)
-    return rows if rows.shape[1] == 1 else rows.log_softmax(-1)
+    return assumed_rows(logits)

@@ -16,8 +16,9 @@ import torch.distributed as dist
 from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
-from rankfold.batches import forward, logits_of, mapped, size_of
+from rankfold.batches import forward, mapped, size_of
 from rankfold.costs import evaluating
+from rankfold.objectives import main_tensor
 from rankfold.train.errors import TrainingError, one_line
 from rankfold.train.randomness import derived_seed
 
@@ -108,6 +109,14 @@ class Team:
         if outcome[1] is not None:
             raise TrainingError(f"process 1 of {self.size}: {outcome[1]}")
         return outcome[0]
+
+    def gathered(self, value: T) -> list[T]:
+        """What every process gives, in the order of their ranks; plain values and tensors on the CPU."""
+        if self.size == 1:
+            return [value]
+        every: list[Any] = [None] * self.size
+        dist.all_gather_object(every, value)
+        return every
 
     @contextmanager
     def agreed(self) -> Iterator[None]:
@@ -202,6 +211,6 @@ def _some_unused(model: nn.Module, sample: Any) -> bool:
     """Whether a parameter takes no part in the outputs; gradients must not be waited for then."""
     trained = [parameter for parameter in model.parameters() if parameter.requires_grad]
     with evaluating(model), torch.enable_grad():
-        outputs = logits_of(forward(model, sample))
+        outputs = main_tensor(forward(model, sample))
         gradients = torch.autograd.grad(outputs.sum(), trained, allow_unused=True)
     return any(gradient is None for gradient in gradients)

@@ -181,7 +181,7 @@ def _digest(root: nn.Module, found: SiteList, data: Any, method: Method, rule: R
     """A name for everything that a survey and its sweeps depend on; of the data, for its first batch."""
     hashed = sha256()
     for batch in batches_of(data, how.batch_size, how.batch_size):
-        for tensor in tensors_in(arguments(batch)):
+        for tensor in tensors_in(arguments(batch, root)):
             hashed.update(tensor.detach().cpu().contiguous().view(-1).view(torch.uint8).numpy().data)
     names = [site.name for site in found.reducible]
     asked = (fingerprint(root), names, method, rule, how.samples, how.batch_size, how.memory)
@@ -226,7 +226,7 @@ def _example(root: nn.Module, data: Any) -> Example:
     if data is None:
         raise ValueError("one input of the model is needed to count its cost: give example= or data=")
     for batch in batches_of(data, 2, 2):
-        args, kwargs = arguments(batch)
+        args, kwargs = arguments(batch, root)
         place = next((p for p in root.parameters() if p.is_floating_point()), None)
         if place is not None and not place.is_meta:
             args, kwargs = moved(args, place.device, place.dtype), moved(kwargs, place.device, place.dtype)

@@ -16,7 +16,7 @@ from safetensors.torch import load as from_safetensors
 from safetensors.torch import save as to_safetensors
 from torch import Tensor, nn
 
-from rankfold.batches import batches_of, check_rereadable, forward, logits_of, size_of
+from rankfold.batches import batches_of, check_rereadable, forward, size_of
 from rankfold.compress.absorb import Absorbers
 from rankfold.compress.methods.project import DAMPING, damped
 from rankfold.compress.metric import output_metrics
@@ -24,6 +24,7 @@ from rankfold.costs import evaluating
 from rankfold.layers import FactoredConv, LowRankLinear
 from rankfold.linalg import Moments
 from rankfold.linalg.bottleneck import root_of, triangle
+from rankfold.objectives import main_tensor
 from rankfold.sites import Site, bottleneck_rows, narrowable_sites, output_rows_alone, pair, unwrap, weights_of
 
 Progress = Callable[[str, int, int], None]
@@ -208,7 +209,7 @@ def bottlenecks(
             stack.callback(module.register_forward_hook(produced(site.name)).remove)
         absorbers.watch_norms(root, stack)
         for batch in batches_of(data, batch_size, samples):
-            spread.add(logits_of(forward(root, batch)))
+            spread.add(main_tensor(forward(root, batch)))
             seen += size_of(batch)
             if progress is not None:
                 progress("measuring bottlenecks", seen, samples)
