@@ -52,10 +52,10 @@ def _inputs_of(model: nn.Module) -> set[str] | None:
         parameters = inspect.signature(inner.forward).parameters.values()
     except (TypeError, ValueError):
         return None
+    names = {p.name for p in parameters if p.kind in (p.POSITIONAL_OR_KEYWORD, p.KEYWORD_ONLY)}
     any_name = any(p.kind is p.VAR_KEYWORD for p in parameters)
-    if any_name and not hasattr(inner, "main_input_name"):  # models of transformers name all inputs of their own
-        return None
-    return {p.name for p in parameters if p.kind in (p.POSITIONAL_OR_KEYWORD, p.KEYWORD_ONLY)}
+    # models of transformers take any name, and have named the inputs of their own
+    return None if any_name and not (names and hasattr(inner, "main_input_name")) else names
 
 
 def _inner(model: nn.Module) -> nn.Module:

@@ -16,6 +16,7 @@ from rankfold.compress.ranks.rules import rule_named
 from rankfold.compress.slicing.bottlenecks import Bottlenecks
 from rankfold.costs import Example
 from rankfold.files import write_atomically
+from rankfold.objectives import Evaluation, Inferred
 from rankfold.pipeline.curve import Point
 from rankfold.pipeline.measure import Figures
 from rankfold.pipeline.page import report_data
@@ -26,8 +27,9 @@ from rankfold.store import StoreError, load, save
 from rankfold.train import History
 
 
-def model_notes(spec: str, data: Any, example: Example) -> dict[str, Any]:
-    """What a saved model keeps, to be built and fed again: its name, the data's, and the shape of one input."""
+def model_notes(spec: str, data: Any, example: Example, objective: Inferred | None = None) -> dict[str, Any]:
+    """What a saved model keeps, to be built, fed and judged again: its name, the data's, the shape of one input, and
+    the objective with the reason for it."""
     inputs = [x for x in example.args if isinstance(x, Tensor)]
     plain = len(inputs) == len(example.args) == 1 and not example.kwargs
     return {
@@ -37,7 +39,7 @@ def model_notes(spec: str, data: Any, example: Example) -> dict[str, Any]:
         "input": {"shape": list(inputs[0].shape[1:]), "dtype": str(inputs[0].dtype).removeprefix("torch.")}
         if plain
         else None,
-    }
+    } | ({} if objective is None else {"objective": objective.objective.name, "objective_why": objective.why})
 
 
 def save_result(
@@ -46,10 +48,11 @@ def save_result(
     data: Any,
     example: Example,
     settings: Settings,
+    objective: Inferred,
     bottlenecks: Bottlenecks | None = None,
 ) -> None:
     """The model and its plan, with what was measured in the manifest."""
-    notes = model_notes(settings.model, data, example)
+    notes = model_notes(settings.model, data, example, objective)
     figures = result.compressed if result.finetuned is None else result.finetuned
     notes |= {"split": result.split, "before": result.before.to_dict(), "figures": figures.to_dict()}
     save(result.model, result.plan, directory, notes=notes, bottlenecks=bottlenecks)
@@ -70,6 +73,7 @@ def write_page(
         "model": settings.model or type(original).__name__,
         "method": method.name,
         "ranks": ", ".join(f"{key} {value}" for key, value in asdict(rule_named(settings.rule)).items()),
+        "objective": result.objective.removeprefix("objective: ") or "classification",
         "calibration samples": settings.samples,
         "fine-tuning": "none" if history is None else f"{len(history.epochs)} epochs",
         "seed": settings.seed,
@@ -97,6 +101,8 @@ def close(directory: Path, result: Result) -> None:
         "split": result.split,
         "validation": dict(result.validation),
         "remarks": list(result.remarks),
+        "objective": result.objective,
+        "scores": {name: stage and stage.score.to_dict() for name, stage in stages.items()},
         "latencies": {name: stage and dict(stage.latencies) for name, stage in stages.items()},
     }
     write_atomically(directory / "result.json", (json.dumps(values, indent=1, ensure_ascii=False) + "\n").encode())
@@ -113,8 +119,10 @@ def read_result(directory: Path, original: nn.Module) -> Result:
     file = directory / "result.json"
     try:
         values = json.loads(file.read_text(encoding="utf-8"))
+        scores = values.get("scores", {})
         stages = {
-            name: _stage(values[name], values["latencies"][name]) for name in ("before", "compressed", "finetuned")
+            name: _stage(values[name], values["latencies"][name], scores.get(name))
+            for name in ("before", "compressed", "finetuned")
         }
         before, compressed = stages["before"], stages["compressed"]
         if before is None or compressed is None:
@@ -125,11 +133,18 @@ def read_result(directory: Path, original: nn.Module) -> Result:
     stored = load(directory, copy.deepcopy(original))
     return Result(
         stored.model, stored.plan, before, compressed, stages["finetuned"], seconds, split, validation,
-        tuple(remarks), directory,
+        tuple(remarks), directory, values.get("objective", ""),
     )  # fmt: skip
 
 
-def _stage(values: Mapping[str, Any] | None, latencies: Mapping[str, float] | None) -> Figures | None:
+def _stage(
+    values: Mapping[str, Any] | None, latencies: Mapping[str, float] | None, score: Mapping[str, Any] | None
+) -> Figures | None:
+    """``score`` is missing where the first release wrote the result: of a classifier, by its accuracy."""
     if values is None:
         return None
-    return Figures(**values, latencies={int(batch): ms for batch, ms in (latencies or {}).items()})
+    known = {"accuracy": values["accuracy"], "loss": values["loss"], "count": 0} if score is None else score
+    costs = {key: values[key] for key in ("params", "flops", "bytes", "latency_ms")}
+    return Figures(
+        Evaluation.from_dict(known), **costs, latencies={int(batch): ms for batch, ms in (latencies or {}).items()}
+    )

@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass
 
-from rankfold.report.quantities import percent
 from rankfold.train import Progress, ProgressCallback
 
 
@@ -25,8 +24,7 @@ class Tell:
             if now.finished is None:
                 return
             end = now.finished
-            accuracy = end.validation_accuracy
-            reached = "" if accuracy is None else f", validation accuracy {percent(accuracy, 2)}"
+            reached = "" if end.validation is None else f", validation {end.validation.judged}"
             self.say(f"  epoch {now.epoch} of {now.epochs}: loss {end.train_loss:.4f}{reached}, {end.seconds:.1f} s")
 
         return tell
