@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import sys
 import time
+import warnings
 from types import TracebackType
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from rich.progress import Progress
@@ -25,11 +26,26 @@ class Talk:
         self.bar: Progress | None = None
 
     def __enter__(self) -> Talk:
+        from rankfold.batches import LeftOut
+
+        show = warnings.showwarning
+
+        def told(message: Any, category: Any, *rest: Any, **more: Any) -> None:
+            if issubclass(category, LeftOut):
+                self.say(f"note: {message}")
+            else:
+                show(message, category, *rest, **more)
+
+        self.told = warnings.catch_warnings()
+        self.told.__enter__()
+        warnings.simplefilter("default", LeftOut)
+        warnings.showwarning = told
         return self
 
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
+        self.told.__exit__(None, None, None)
         self.clear()
 
     def say(self, sentence: str) -> None:

@@ -3,4 +3,4 @@
 from rankfold.report.render import render, write_report
 from rankfold.report.values import CurvePoint, FigureKind, LayerRow, ReportData
 
-__all__ = ["CurvePoint", "LayerRow", "ReportData", "render", "write_report"]
+__all__ = ["CurvePoint", "FigureKind", "LayerRow", "ReportData", "render", "write_report"]

@@ -1,4 +1,4 @@
-"""Labelled samples held in memory, and the three parts of a data set."""
+"""Samples held in memory, and the three parts of a data set."""
 
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
@@ -17,7 +17,7 @@ VALIDATION_SEED = 0
 
 @dataclass(frozen=True, eq=False)
 class Split:
-    """N labelled samples: `inputs` (N, …) as stored, `labels` (N,) int64; indexed like torch's Dataset.
+    """N samples: `inputs` (N, …) as stored, `labels` (N,) int64, or other targets (N, …); indexed like torch's Dataset.
 
     uint8 inputs are pixels (N, C, H, W), normalised when they are taken: (pixel / scale − mean) / std, with
     `mean`, `std` (C,) float32. Inputs of another dtype are taken as they are.
@@ -98,8 +98,9 @@ class Batches:
 class Data:
     """A data set: `train` to learn from, `validation` to choose on, `test` to report once.
 
-    Each a Split; of a factory's data also `rankfold.zoo.samples.Samples` or a DataLoader. `classes` is None where the
-    labels are not known.
+    Each a Split; of a factory's data also `rankfold.zoo.samples.Samples`, a DataLoader or batches. `classes` is None
+    where the labels are not known, or are none of classes. `objective`: what outputs and targets mean, where the
+    factory says so.
     """
 
     name: str
@@ -107,6 +108,7 @@ class Data:
     validation: Any
     test: Any
     classes: int | None
+    objective: Any = None
 
     @property
     def channels(self) -> int | None:
@@ -116,26 +118,38 @@ class Data:
     def amount(self, part: str) -> str:
         """How much there is in `part`, for a person: samples, or of a DataLoader its batches."""
         found = getattr(self, part)
-        return f"{len(found)} {part} {'samples' if isinstance(found, Split | Samples) else 'batches'}"
+        try:
+            count = len(found)
+        except TypeError:
+            return f"the {part} data"
+        return f"{count} {part} {'samples' if isinstance(found, Split | Samples) else 'batches'}"
+
+
+def of_classes(labels: Tensor) -> bool:
+    """Whether there is one class for each sample."""
+    whole = not (labels.is_floating_point() or labels.is_complex() or labels.dtype == torch.bool)
+    return labels.dim() == 1 and whole and bool((labels >= 0).all())
 
 
 def hold_out(split: _Part, count: int) -> tuple[_Part, _Part]:
     """`split` without `count` samples, and those samples: always the same, in the classes' proportions.
 
-    Where a class has fewer than two samples, or a part fewer than the classes, proportions cannot be kept and
-    the choice is uniform. Both parts keep the order of `split`. ZooError unless 0 < count < len(split).
+    Where targets are no classes, a class has fewer than two samples, or a part fewer than the classes, proportions
+    cannot be kept and the choice is uniform. Both parts keep the order of `split`. ZooError unless 0 < count <
+    len(split).
     """
     if not 0 < count < len(split):
         raise ZooError(f"cannot hold out {count} samples of {len(split)}")
-    labels = split.labels.numpy()
-    sizes = split.labels.bincount()
-    sizes = sizes[sizes > 0]
-    proportional = sizes.min() >= 2 and len(sizes) <= min(count, len(split) - count)
+    labels, proportional = split.labels, False
+    if labels is not None and of_classes(labels):
+        sizes = labels.bincount()
+        sizes = sizes[sizes > 0]
+        proportional = bool(sizes.min() >= 2) and len(sizes) <= min(count, len(split) - count)
     kept, held = train_test_split(
         torch.arange(len(split)).numpy(),
         test_size=count,
         random_state=VALIDATION_SEED,
-        stratify=labels if proportional else None,
+        stratify=labels.numpy() if proportional and labels is not None else None,
     )
     rest, part = (split.subset(torch.from_numpy(indices).sort().values) for indices in (kept, held))
     return rest, part
