@@ -6,6 +6,7 @@ from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
 from typing import Any
 
+import torch
 from torch import nn
 
 from rankfold.batches import forward
@@ -14,6 +15,7 @@ from rankfold.objectives import Evaluation, Inferred, Objective, ObjectiveError,
 from rankfold.train import feed
 from rankfold.train.errors import TrainingError
 from rankfold.train.layout import fitting_layout, laid_out
+from rankfold.train.randomness import seeded
 
 _ENOUGH = 64  # samples from which an objective is told
 
@@ -61,12 +63,13 @@ def evaluate(
 def choose(model: nn.Module, data: Any, objective: Objective | str | None, *, role: str = "train") -> Inferred:
     """The objective that was given, or else the one that `model` and a first batch of `data` tell.
 
-    Raises TrainingError where they do not tell, or where `data` are empty.
+    Random states are left as found. Raises TrainingError where they do not tell, or where `data` are empty.
     """
     if objective is not None:
         return Inferred(objective_named(objective), "as asked")
     feed.check(data, role)
-    with evaluating(model), named(role):
+    generators = feed.Feed(data, _ENOUGH, None).generators()
+    with seeded(0, torch.device("cpu"), generators), evaluating(model), named(role):
         for batch in feed.ordered(data, _ENOUGH):
             return infer(forward(model, batch), batch)
     raise TrainingError(f"{role} data: it is empty; give at least one batch")

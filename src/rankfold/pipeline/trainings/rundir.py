@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 from typing import Any
 
 from rankfold.files import write_atomically
+from rankfold.objectives import Evaluation
 from rankfold.pipeline.trainings.config import ConfigError, TrainConfig, parse, read
 
 # What may differ between two commands that continue each other.
@@ -19,8 +21,9 @@ _OWN = ("result.json", "model.safetensors", "spectra.*", "checkpoint*", "metrics
 class TrainResult:
     """What a run reached: all figures are of the folded, ordinary network in `model.safetensors`.
 
-    Accuracies in [0, 1], losses in nats. `best_epoch`: whose weights were kept, by validation; 0 is the start. The
-    test split was seen once, by the end. `params` of the ordinary network, `trained_params` with all factors.
+    `validation` and `test` are what the objective says, losses included; of classifiers `validation_accuracy` and the
+    like are their parts. `best_epoch`: whose weights were kept, by validation; 0 is the start. The test split was seen
+    once, by the end. `params` of the ordinary network, `trained_params` with all factors.
     `seconds`: of all epochs. `warning`: a sentence if training broke down (None: it did not).
     """
 
@@ -31,10 +34,8 @@ class TrainResult:
     seed: int
     epochs: int
     best_epoch: int
-    validation_accuracy: float
-    validation_loss: float
-    test_accuracy: float
-    test_loss: float
+    validation: Evaluation
+    test: Evaluation
     params: int
     trained_params: int
     seconds: float
@@ -44,9 +45,46 @@ class TrainResult:
     warning: str | None
     directory: str
 
+    @property
+    def validation_accuracy(self) -> float:
+        """In [0, 1]; AttributeError for objectives without one."""
+        return self.validation.accuracy
+
+    @property
+    def test_accuracy(self) -> float:
+        """In [0, 1]; AttributeError for objectives without one."""
+        return self.test.accuracy
+
+    @property
+    def validation_loss(self) -> float:
+        return self.validation.loss
+
     def to_dict(self) -> dict[str, Any]:
-        """What `rankfold train --json` prints and `result.json` holds."""
-        return asdict(self)
+        """What `rankfold train --json` prints: every figure by its name, `validation_…` and `test_…`, then its loss."""
+        values: dict[str, Any] = {}
+        for key, value in asdict(self).items():
+            if key not in ("validation", "test"):
+                values[key] = value
+                continue
+            score = self.validation if key == "validation" else self.test
+            values |= {f"{key}_{figure}": number for figure, number in score.values.items()}
+            values[f"{key}_loss"] = score.loss
+        return values
+
+    def state(self) -> dict[str, Any]:
+        """What `result.json` holds; `from_state` is the inverse."""
+        return self.to_dict() | {"scores": {"validation": self.validation.to_dict(), "test": self.test.to_dict()}}
+
+    @classmethod
+    def from_state(cls, values: Mapping[str, Any]) -> TrainResult:
+        """From `state`, or from what the first release wrote, of a classifier; KeyError and TypeError if damaged."""
+        own = {key: values[key] for key in (field.name for field in fields(cls)) if key not in ("validation", "test")}
+        scores = values.get("scores") or {
+            part: {"accuracy": values[f"{part}_accuracy"], "loss": values[f"{part}_loss"], "count": 0}
+            for part in ("validation", "test")
+        }
+        own |= {part: Evaluation.from_dict(scores[part]) for part in ("validation", "test")}
+        return cls(**own)
 
 
 def claim(config: TrainConfig, restart: bool) -> None:
@@ -92,15 +130,13 @@ def read_result(place: Path) -> TrainResult | None:
         return None
     try:
         values = json.loads(file.read_text(encoding="utf-8"))
-        return TrainResult(
-            **{field.name: values[field.name] for field in fields(TrainResult)} | {"directory": str(place)}
-        )
+        return TrainResult.from_state(values | {"directory": str(place)})
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise ConfigError(f"{file}: damaged ({error}): --restart replaces the run") from None
 
 
 def write_result(place: Path, result: TrainResult) -> None:
-    text = json.dumps(result.to_dict(), indent=1, ensure_ascii=False)
+    text = json.dumps(result.state(), indent=1, ensure_ascii=False)
     write_atomically(place / "result.json", f"{text}\n".encode())
 
 
@@ -115,7 +151,7 @@ def finished(config: TrainConfig) -> TrainResult | None:
 def _differing(config: TrainConfig, file: Path) -> list[str]:
     before, now = parse(read(file), file).to_dict(), config.to_dict()
     return [
-        f"{key} was {before.get(key)!r} and is {value!r}"
-        for key, value in now.items()
-        if key not in FREE and before.get(key) != value
+        f"{key} was {before.get(key)!r} and is {now.get(key)!r}"
+        for key in {**now, **before}
+        if key not in FREE and before.get(key) != now.get(key)
     ]
