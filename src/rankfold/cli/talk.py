@@ -24,6 +24,7 @@ class Talk:
         self.what = ""
         self.last = 0.0
         self.bar: Progress | None = None
+        self.noted: set[str] = set()
 
     def __enter__(self) -> Talk:
         from rankfold.batches import LeftOut
@@ -32,7 +33,9 @@ class Talk:
 
         def told(message: Any, category: Any, *rest: Any, **more: Any) -> None:
             if issubclass(category, LeftOut):
-                self.say(f"note: {message}")
+                if str(message) not in self.noted:
+                    self.noted.add(str(message))
+                    self.say(f"note: {message}")
             else:
                 show(message, category, *rest, **more)
 

@@ -66,6 +66,8 @@ def _text(value: float, unit: str) -> str:
         return f"{100 * value:.2f} %"
     if value == 0:
         said = "0"
+    elif 0.99 < abs(value) < 1:  # a cosine or an r2: what is lacking counts
+        said = f"{value:.{min(1 - math.floor(math.log10(1 - abs(value))), 9)}f}"
     elif 1e-4 <= abs(value) < 1e5:
         said = f"{value:.{max(0, 2 - math.floor(math.log10(abs(value))))}f}"
     else:

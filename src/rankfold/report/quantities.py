@@ -65,6 +65,8 @@ def decimal(value: float | None) -> str:
         return ABSENT
     if value == 0:
         return "0"
+    if 0.99 < abs(value) < 1:  # a cosine or an r2: what is lacking counts
+        return f"{value:.{min(1 - math.floor(math.log10(1 - abs(value))), 9)}f}"
     if 1e-4 <= abs(value) < 1e4:
         return f"{value:.{max(0, 2 - math.floor(math.log10(abs(value))))}f}"
     return f"{value:.1e}"

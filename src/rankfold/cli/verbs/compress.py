@@ -29,7 +29,7 @@ from rankfold.cli.options import (
     Threads,
     Weights,
 )
-from rankfold.cli.printing import count, percent, print_json, print_table
+from rankfold.cli.printing import count, loss_text, percent, print_json, print_table
 
 if TYPE_CHECKING:
     from rankfold.pipeline import Figures, Result
@@ -125,7 +125,7 @@ def print_result(result: Result) -> None:
             row(figure.name, [f.score.figures[index].text for _, f in stages], "")
             for index, figure in enumerate(first.score.figures[1:], 1)
         ),
-        row("loss", [f"{f.loss:.4f}" for _, f in stages], ""),
+        row("loss", [loss_text(f.loss) for _, f in stages], ""),
         row("parameters", [count(f.params) for _, f in stages], removed(last.params, first.params)),
         row("FLOPs", [count(f.flops) for _, f in stages], removed(last.flops, first.flops)),
         row("bytes", [count(f.bytes) for _, f in stages], removed(last.bytes, first.bytes)),

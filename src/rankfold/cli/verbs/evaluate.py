@@ -19,7 +19,7 @@ from rankfold.cli.options import (
     Threads,
     Weights,
 )
-from rankfold.cli.printing import count, print_json, print_table
+from rankfold.cli.printing import count, loss_text, print_json, print_table
 
 
 class SplitName(StrEnum):
@@ -98,7 +98,10 @@ def evaluate(
         return
     rows = [
         *((figure.name, figure.text) for figure in found.score.figures),
-        ("loss", f"{found.loss:.4f}{' nats' if found.judged.name in ('accuracy', 'mean_iou', 'perplexity') else ''}"),
+        (
+            "loss",
+            f"{loss_text(found.loss)}{' nats' if found.judged.name in ('accuracy', 'mean_iou', 'perplexity') else ''}",
+        ),
         ("parameters", count(found.params)),
         ("FLOPs", f"{count(found.flops)} a sample"),
         ("bytes", count(found.bytes)),
