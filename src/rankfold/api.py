@@ -22,6 +22,21 @@ from rankfold.compress.slicing.narrowed import SliceError
 from rankfold.costs import Cost, latencies, model_cost
 from rankfold.induce import cdln_, fold_, overparametrize_
 from rankfold.layers import LowRankConv, LowRankLinear
+from rankfold.objectives import (
+    CausalLanguageModel,
+    Classification,
+    Embedding,
+    Evaluation,
+    Figure,
+    MaskedLanguageModel,
+    MultiLabel,
+    Objective,
+    ObjectiveError,
+    Regression,
+    Teacher,
+    TokenClassification,
+    objective,
+)
 from rankfold.pipeline.slicing import slice_
 from rankfold.record import SpectrumRecorder
 from rankfold.sites import Form, Site, SiteList, sites

@@ -1,4 +1,4 @@
-"""Accuracy against budget: what compression alone, without fine-tuning, keeps at a handful of FLOP budgets."""
+"""Quality against budget: what compression alone, without fine-tuning, keeps at a handful of FLOP budgets."""
 
 from __future__ import annotations
 
@@ -13,6 +13,7 @@ from rankfold.compress.planning.plan import Plan
 from rankfold.compress.ranks.allocate import BudgetError
 from rankfold.compress.ranks.budget import Flops
 from rankfold.compress.repair.batchnorm import Reference
+from rankfold.objectives import Figure, Objective
 from rankfold.pipeline.repair import compressed_copy
 from rankfold.run.progress import Progress
 
@@ -21,7 +22,7 @@ KEPT = (0.8, 0.65, 0.5, 0.4, 0.3, 0.2, 0.1)
 
 @dataclass(frozen=True)
 class Point:
-    """``accuracy`` on the validation split at the kept fractions of FLOPs and parameters of the whole model.
+    """The judging ``figure`` on the validation split at the kept fractions of FLOPs and parameters of the whole model.
 
     ``label`` names the method and the rank rule.
     """
@@ -29,7 +30,12 @@ class Point:
     label: str
     kept_flops: float
     kept_params: float
-    accuracy: float
+    figure: Figure
+
+    @property
+    def accuracy(self) -> float:
+        """The value of the figure."""
+        return self.figure.value
 
 
 def accuracy_curve(
@@ -42,6 +48,7 @@ def accuracy_curve(
     reference: Reference | None = None,
     kept: tuple[float, ...] = KEPT,
     progress: Progress | None = None,
+    objective: Objective | None = None,
 ) -> Iterator[Point]:
     """One point for each fraction of the FLOPs that can be reached, the largest first.
 
@@ -55,8 +62,10 @@ def accuracy_curve(
             plan = make_plan(Flops(fraction))
         except BudgetError:
             return
-        _, score = compressed_copy(model, plan, calibration, validation, method=method, reference=known)
+        _, score = compressed_copy(
+            model, plan, calibration, validation, method=method, reference=known, objective=objective
+        )
         if progress is not None:
-            progress("accuracy against budget", done + 1, len(kept))
+            progress(f"{score.judged.name} against budget", done + 1, len(kept))
         label = f"{plan.method}, {plan.rule}"
-        yield Point(label, plan.after.flops / plan.before.flops, plan.after.params / plan.before.params, score.accuracy)
+        yield Point(label, plan.after.flops / plan.before.flops, plan.after.params / plan.before.params, score.judged)

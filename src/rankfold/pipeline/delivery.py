@@ -6,7 +6,7 @@ import copy
 import json
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, NotRequired
 
 from torch import Tensor, nn
 from typing_extensions import TypedDict
@@ -15,6 +15,7 @@ from rankfold.compress.methods import method_named
 from rankfold.compress.ranks.rules import described, rule_named
 from rankfold.compress.slicing.bottlenecks import Bottlenecks
 from rankfold.costs import Example
+from rankfold.objectives import Evaluation, Inferred
 from rankfold.pipeline.curve import Point
 from rankfold.pipeline.measure import Figures
 from rankfold.pipeline.page import report_data
@@ -27,8 +28,9 @@ from rankfold.store import StoreError, load, save
 from rankfold.train import History
 
 
-def model_notes(spec: str, data: Any, example: Example) -> dict[str, Any]:
-    """What a saved model keeps, to be built and fed again: its name, the data's, and the shape of one input."""
+def model_notes(spec: str, data: Any, example: Example, objective: Inferred | None = None) -> dict[str, Any]:
+    """What a saved model keeps, to be built, fed and judged again: its name, the data's, the shape of one input, and
+    the objective with the reason for it."""
     inputs = [x for x in example.args if isinstance(x, Tensor)]
     plain = len(inputs) == len(example.args) == 1 and not example.kwargs
     return {
@@ -38,7 +40,7 @@ def model_notes(spec: str, data: Any, example: Example) -> dict[str, Any]:
         "input": {"shape": list(inputs[0].shape[1:]), "dtype": str(inputs[0].dtype).removeprefix("torch.")}
         if plain
         else None,
-    }
+    } | ({} if objective is None else {"objective": objective.objective.name, "objective_why": objective.why})
 
 
 def save_result(
@@ -47,10 +49,11 @@ def save_result(
     data: Any,
     example: Example,
     settings: Settings,
+    objective: Inferred,
     bottlenecks: Bottlenecks | None = None,
 ) -> None:
     """The model and its plan, with what was measured in the manifest."""
-    notes = model_notes(settings.model, data, example)
+    notes = model_notes(settings.model, data, example, objective)
     figures = result.compressed if result.finetuned is None else result.finetuned
     notes |= {"split": result.split, "before": result.before.to_dict(), "figures": figures.to_dict()}
     save(result.model, result.plan, directory, notes=notes, bottlenecks=bottlenecks)
@@ -71,6 +74,7 @@ def write_page(
         "model": settings.model or type(original).__name__,
         "method": method.name,
         "ranks": ", ".join(f"{key} {value}" for key, value in described(rule_named(settings.rule)).items()),
+        "objective": result.objective.removeprefix("objective: ") or "classification",
         "calibration samples": settings.samples,
         "fine-tuning": "none" if history is None else f"{len(history.epochs)} epochs",
         "seed": settings.seed,
@@ -98,6 +102,8 @@ def close(directory: Path, result: Result) -> None:
         "split": result.split,
         "validation": dict(result.validation),
         "remarks": list(result.remarks),
+        "objective": result.objective,
+        "scores": {name: stage and stage.score.to_dict() for name, stage in stages.items()},
         "latencies": {name: stage and dict(stage.latencies) for name, stage in stages.items()},
     }
     write_atomically(directory / "result.json", (json.dumps(values, indent=1, ensure_ascii=False) + "\n").encode())
@@ -117,9 +123,11 @@ def read_result(directory: Path, original: nn.Module) -> Result:
     except (OSError, ValueError) as error:
         raise StoreError(str(error)) from None
     try:
-        known = checked(_Kept, {key: values[key] for key in _Kept.__annotations__})
+        known = checked(_Kept, {key: values[key] for key in _Kept.__annotations__ if key in values})
+        scores = known.get("scores", {})
         stages = {
-            name: _stage(values[name], known["latencies"][name]) for name in ("before", "compressed", "finetuned")
+            name: _stage(values[name], known["latencies"][name], scores.get(name))
+            for name in ("before", "compressed", "finetuned")
         }
         before, compressed = stages["before"], stages["compressed"]
         if before is None or compressed is None:
@@ -129,7 +137,7 @@ def read_result(directory: Path, original: nn.Module) -> Result:
     stored = load(directory, copy.deepcopy(original))
     return Result(
         stored.model, stored.plan, before, compressed, stages["finetuned"], known["seconds"], known["split"],
-        known["validation"], tuple(known["remarks"]), directory,
+        known["validation"], tuple(known["remarks"]), directory, known.get("objective", ""),
     )  # fmt: skip
 
 
@@ -139,9 +147,16 @@ class _Kept(TypedDict):
     validation: dict[str, float]
     remarks: list[str]
     latencies: dict[str, dict[int, float] | None]
+    scores: NotRequired[dict[str, Any]]
+    objective: NotRequired[str]
 
 
-def _stage(values: Mapping[str, Any] | None, latencies: Mapping[int, float] | None) -> Figures | None:
+def _stage(
+    values: Mapping[str, Any] | None, latencies: Mapping[int, float] | None, score: Mapping[str, Any] | None
+) -> Figures | None:
+    """``score`` is missing where the first release wrote the result: of a classifier, by its accuracy."""
     if values is None:
         return None
-    return checked(Figures, {**values, "latencies": dict(latencies or {})})
+    known = {"accuracy": values["accuracy"], "loss": values["loss"], "count": 0} if score is None else score
+    costs = {key: values[key] for key in ("params", "flops", "bytes", "latency_ms")}
+    return Figures(Evaluation.from_dict(known), **costs, latencies=dict(latencies or {}))

@@ -16,6 +16,7 @@ from rankfold.compress.planning.plan import fingerprint
 from rankfold.compress.ranks.budget import Budget, parse_budget
 from rankfold.compress.ranks.rules import RankRule, described, rule_named
 from rankfold.compress.repair.finetune import finetune_recipe
+from rankfold.objectives import Objective, objective_named
 from rankfold.run.container import read_object
 from rankfold.run.digest import digest
 from rankfold.run.place import Place
@@ -34,6 +35,7 @@ class Settings:
     ``slices``: keep what is needed to slice the result later (``rankfold.pipeline.slice_``); it takes disk space.
     ``memory``: bytes that second moments may take, for methods that sweep (``rankfold.compress.layerwise.survey``).
     ``tune``: steps of training of each block to its original output, before fine-tuning (``rankfold.tune_``).
+    ``objective``: what outputs and targets mean, by name or as an object; by default it is told from data and model.
     ``model``: the name from which the original can be built again, kept in the manifest beside ``notes``.
     """
 
@@ -47,6 +49,7 @@ class Settings:
     slices: bool = True
     memory: int | None = None
     tune: int = 0
+    objective: str | Objective | None = None
 
     def __post_init__(self) -> None:
         if self.samples < 1:
@@ -55,6 +58,11 @@ class Settings:
             raise ValueError(f"the number of tuning steps must be at least 0, got {self.tune}")
         if isinstance(self.finetune, int) and self.finetune < 0:
             raise ValueError(f"the number of fine-tuning epochs must be at least 0, got {self.finetune}")
+
+    def objective_for(self, data: Any) -> Objective | None:
+        """The objective that was asked for here, or that ``data`` bring as an attribute; None for neither."""
+        asked = getattr(data, "objective", None) if self.objective is None else self.objective
+        return None if asked is None else objective_named(asked)
 
     def recipe(self, data: Any) -> Recipe | None:
         """The recipe of fine-tuning; None for none."""
@@ -77,7 +85,7 @@ def parsed(budget: str | Budget | Sequence[str | Budget]) -> tuple[Budget, ...]:
 
 def request_of(model: nn.Module, data: Any, budgets: Sequence[Budget], settings: Settings) -> dict[str, Any]:
     """Everything that the result depends on, as JSON: the model by its fingerprint, the data by their content."""
-    recipe = settings.recipe(data)
+    recipe, objective = settings.recipe(data), settings.objective_for(data)
     request = {
         "format": FORMAT,
         "model": settings.model,
@@ -90,6 +98,7 @@ def request_of(model: nn.Module, data: Any, budgets: Sequence[Budget], settings:
         "finetune": None if recipe is None else recipe.to_dict(),
         "seed": settings.seed,
     } | ({"tune": settings.tune} if settings.tune else {})
+    request |= {} if objective is None else {"objective": objective.name}
     return json.loads(json.dumps(request))
 
 

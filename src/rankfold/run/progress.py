@@ -11,6 +11,7 @@ import inspect
 import os
 import sys
 import time
+import warnings
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from contextvars import ContextVar
@@ -35,13 +36,20 @@ def silent(what: str, done: int, total: int) -> None:
     """Progress that nobody sees."""
 
 
+class Judged(Protocol):
+    """How good a network is (`rankfold.objectives.Evaluation`)."""
+
+    @property
+    def judged(self) -> object: ...
+
+
 class Finished(Protocol):
     """What is told of an epoch that is done (`rankfold.train.Epoch`)."""
 
     @property
     def train_loss(self) -> float: ...
     @property
-    def validation_accuracy(self) -> float | None: ...
+    def validation(self) -> Judged | None: ...
     @property
     def seconds(self) -> float: ...
 
@@ -75,9 +83,8 @@ class Tell:
             self.progress(what, (now.epoch - 1) * now.batches + now.batch, now.epochs * now.batches)
             if now.finished is None:
                 return
-            end, reached = now.finished, ""
-            if end.validation_accuracy is not None:
-                reached = f", validation accuracy {100 * end.validation_accuracy:.2f}\N{NO-BREAK SPACE}%"
+            end = now.finished
+            reached = "" if end.validation is None else f", validation {end.validation.judged}"
             self.say(f"  epoch {now.epoch} of {now.epochs}: loss {end.train_loss:.4f}{reached}, {end.seconds:.1f} s")
 
         return tell
@@ -108,12 +115,28 @@ class Talk:
         return Tell(self.progress, self.say)
 
     def __enter__(self) -> Talk:
+        from rankfold.batches import LeftOut
+
         self._before = _talking.set(True)
+        show, noted = warnings.showwarning, set[str]()
+
+        def told(message: Any, category: Any, *rest: Any, **more: Any) -> None:
+            if not issubclass(category, LeftOut):
+                show(message, category, *rest, **more)
+            elif str(message) not in noted:
+                noted.add(str(message))
+                self.say(f"note: {message}")
+
+        self._warnings = warnings.catch_warnings()
+        self._warnings.__enter__()
+        warnings.simplefilter("default", LeftOut)
+        warnings.showwarning = told
         return self
 
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
+        self._warnings.__exit__(None, None, None)
         _talking.reset(self._before)
         self.clear()
 

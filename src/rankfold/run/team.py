@@ -22,7 +22,7 @@ import torch.distributed as dist
 from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
-from rankfold.batches import forward, logits_of, mapped, size_of
+from rankfold.batches import forward, mapped, size_of, tensors_in
 from rankfold.run.errors import one_line
 from rankfold.run.peers import leave_peers, watch_peers
 from rankfold.run.seeds import derived_seed
@@ -123,6 +123,14 @@ class Team:
         if outcome[1] is not None:
             raise self.error(f"process 1 of {self.size}: {outcome[1]}")
         return outcome[0]
+
+    def gathered(self, value: T) -> list[T]:
+        """What every process gives, in the order of their ranks; plain values and tensors on the CPU."""
+        if self.size == 1:
+            return [value]
+        every: list[Any] = [None] * self.size
+        dist.all_gather_object(every, value)
+        return every
 
     @contextmanager
     def agreed(self) -> Iterator[None]:
@@ -248,8 +256,8 @@ def _some_unused(model: nn.Module, sample: Any) -> bool:
     model.eval()
     try:
         with torch.enable_grad():
-            outputs = logits_of(forward(model, sample))
-            gradients = torch.autograd.grad(outputs.sum(), trained, allow_unused=True)
+            outputs = [x.sum() for x in tensors_in(forward(model, sample)) if x.requires_grad]
+            gradients = torch.autograd.grad(outputs, trained, allow_unused=True)
     finally:
         for module, mode in modes:
             module.training = mode

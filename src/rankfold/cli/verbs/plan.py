@@ -11,10 +11,14 @@ from rankfold.cli.failure import Interrupted
 from rankfold.cli.options import (
     Budgets,
     DataName,
+    DeviceName,
     Download,
     Json,
     Memory,
     MethodName,
+    ObjectiveName,
+    Precision,
+    PrecisionName,
     RuleName,
     Samples,
     Seed,
@@ -30,12 +34,15 @@ def plan(
     out: Annotated[Path, typer.Option("-o", "--out", metavar="FILE", help="Where to write the plan (JSON).")],
     weights: Weights = None,
     data: DataName = None,
+    objective: ObjectiveName = None,
     method: MethodName = "project",
     ranks: RuleName = "optimal",
     samples: Samples = 2048,
     memory: Memory = None,
     seed: Seed = 0,
     download: Download = False,
+    device: DeviceName = "cpu",
+    precision: Precision = PrecisionName.float32,
     threads: Threads = None,
     as_json: Json = False,
 ) -> None:
@@ -47,7 +54,7 @@ def plan(
     import shutil
     from contextlib import ExitStack
 
-    from rankfold.cli.loading import open_model, set_threads
+    from rankfold.cli.loading import computing, objective_of, open_model, set_threads
     from rankfold.cli.printing import print_json
     from rankfold.cli.verbs.show import print_plan
     from rankfold.compress.methods import method_named
@@ -59,15 +66,19 @@ def plan(
     from rankfold.run.claim import claimed
     from rankfold.run.progress import Talk
     from rankfold.run.team import first_process, world_size
+    from rankfold.train import choose
 
     parsed(budget)
     set_threads(threads)
-    with Talk() as talk:
-        loaded = open_model(model, weights, data, download, talk, trained=True, own_data=True)
+    with Talk() as talk, computing(device, precision) as place:
+        loaded = open_model(model, weights, data, download, talk, trained=True, own_data=True).to(place)
         known = loaded.needed_data()
         part = calibration_part(known.train, samples, seed)
         limit = None if memory is None else bytes_of(memory)
         first = first_process()
+        chosen = choose(loaded.model, part, objective_of(objective) or known.objective)
+        if first:
+            talk.say(str(chosen))
         if first and sweeps(method_named(method)):
             talk.say(memory_sentence(loaded.model, limit))
         partial = out.with_name(f"{out.name}.partial")

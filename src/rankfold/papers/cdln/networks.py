@@ -122,7 +122,7 @@ def _train(case: Case, directory: Path, tell: Tell) -> dict[str, Any]:
     def watch(progress: Progress) -> None:
         if progress.finished is not None:
             record = progress.finished
-            curve.append((clock() - began, record.train_accuracy, record.validation_accuracy or 0.0))
+            curve.append((clock() - began, record.train_accuracy or 0.0, record.validation_accuracy or 0.0))
         told(progress)
 
     watched = data.validation.take(min(WATCHED, len(data.validation)), torch.Generator().manual_seed(0))

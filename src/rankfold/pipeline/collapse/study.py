@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from rankfold.batches import batches_of, forward, labels_of, logits_of
+from rankfold.batches import batches_of, forward, labels_of
 from rankfold.collapse import (
     LOSSES,
     LayerBound,
@@ -25,6 +25,7 @@ from rankfold.collapse import (
 )
 from rankfold.collapse.losses import vectors
 from rankfold.costs import evaluating
+from rankfold.objectives import main_tensor
 from rankfold.pipeline.collapse.conclusion import conclusion, few
 from rankfold.pipeline.trainings.stationarity import stationarity
 from rankfold.run.progress import Progress, showing
@@ -226,7 +227,7 @@ def _outputs(root: nn.Module, inputs: Any) -> int | None:
     if not isinstance(inputs, Tensor):
         return None
     with evaluating(root):
-        answer = logits_of(forward(root, inputs[:2]))
+        answer = main_tensor(forward(root, inputs[:2]))
     return answer.shape[1] if answer.ndim == 2 else None
 
 

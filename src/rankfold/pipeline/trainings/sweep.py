@@ -9,7 +9,7 @@ import threading
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 from urllib.parse import quote
@@ -17,11 +17,11 @@ from urllib.parse import quote
 import joblib
 import pandas as pd
 
+from rankfold.objectives import Figure
 from rankfold.pipeline.trainings.config import ConfigError, TrainConfig, at_key, parse, with_key
 from rankfold.pipeline.trainings.rundir import FREE, TrainResult, finished
 from rankfold.pipeline.trainings.selection import SELECTED, selection
 from rankfold.pipeline.trainings.training import train
-from rankfold.report.quantities import percent
 from rankfold.run.claim import claimed, holder
 from rankfold.run.errors import one_line
 from rankfold.run.files import write_atomically
@@ -32,6 +32,7 @@ from rankfold.train import TrainingError
 # Runs draw from the random state of their process: in one process (Dask workers of several threads) one at a time.
 _ALONE = threading.Lock()
 _LOOK, _GONE = 10.0, 300.0  # seconds between looks for the sweep; without a sign of it, on another machine
+_ACCURACY = Figure("accuracy", float("nan"), True, "fraction")
 
 
 @dataclass(frozen=True)
@@ -49,11 +50,13 @@ class Sweep:
 
 @dataclass(frozen=True)
 class SweepResult:
-    """`runs`: a row for each run; `table`: a row for each combination without its seeds (`selection`)."""
+    """`runs`: a row for each run; `table`: a row for each combination without its seeds (`selection`); `figure`: the
+    kind that judges."""
 
     runs: pd.DataFrame
     table: pd.DataFrame
     out: Path
+    figure: Figure = _ACCURACY
 
     def to_dict(self) -> dict[str, Any]:
         """What `rankfold sweep --json` prints and `sweep.json` holds; what is not known is null."""
@@ -129,12 +132,13 @@ def _swept(asked: Sweep, scheduler: str | None, restart: bool, tell: Tell) -> Sw
         name = Path(asked.runs[index].out).name
         tell.say(f"{len(outcomes)} of {len(asked.runs)}: {name}: {_said(outcome)}")
         tell.progress("runs", len(outcomes), len(asked.runs))
-    runs = pd.DataFrame([_row(asked, config, outcomes[index]) for index, config in enumerate(asked.runs)])
-    table = selection(runs, list(asked.grid))
+    kind = next((o.validation.judged for o in outcomes.values() if isinstance(o, TrainResult)), _ACCURACY)
+    runs = pd.DataFrame([_row(asked, config, outcomes[index], kind) for index, config in enumerate(asked.runs)])
+    table = selection(runs, list(asked.grid), kind.name, kind.higher)
     keys = [key for key in asked.grid if key != "seed"]
     chosen = runs.merge(table[[*keys, "selected"]], on=keys, how="left") if keys else runs.assign(selected=True)
-    chosen.loc[~chosen["selected"], "test_accuracy"] = float("nan")
-    result = SweepResult(chosen, table, asked.out)
+    chosen.loc[~chosen["selected"], f"test_{kind.name}"] = float("nan")
+    result = SweepResult(chosen, table, asked.out, replace(kind, value=float("nan")))
     write_atomically(asked.out / "sweep.csv", chosen.to_csv(index=False).encode())
     write_atomically(asked.out / "sweep.json", (json.dumps(result.to_dict(), indent=1) + "\n").encode())
     return result
@@ -209,23 +213,22 @@ def _on_dask(todo: Todo, scheduler: str, restart: bool, out: Path) -> Iterator[t
             yield futures[future], future.result() if failure is None else f"{type(failure).__name__}: {failure}"
 
 
-def _row(asked: Sweep, config: TrainConfig, outcome: TrainResult | str) -> dict[str, Any]:
+def _row(asked: Sweep, config: TrainConfig, outcome: TrainResult | str, kind: Figure) -> dict[str, Any]:
     values = config.to_dict()
+    names = (f"validation_{kind.name}", "validation_loss", "best_epoch", f"test_{kind.name}", "seconds")
     row = {key: _cell(at_key(values, key)) for key in asked.grid}
     if isinstance(outcome, str):
-        return row | {"error": outcome, "warning": None, "directory": config.out, **dict.fromkeys(_FIGURES)}
-    figures = {name: getattr(outcome, name) for name in _FIGURES}
+        return row | {"error": outcome, "warning": None, "directory": config.out, **dict.fromkeys(names)}
+    values = outcome.to_dict()
+    figures = {name: values[name] for name in names}
     return row | {"error": None, "warning": outcome.warning, "directory": config.out, **figures}
-
-
-_FIGURES = ("validation_accuracy", "validation_loss", "best_epoch", "test_accuracy", "seconds")
 
 
 def _said(outcome: TrainResult | str) -> str:
     if isinstance(outcome, str):
         return f"failed: {outcome}"
     odd = "" if outcome.warning is None else f" (warning: {outcome.warning})"
-    return f"validation {percent(outcome.validation_accuracy, 2)}, {outcome.seconds:.1f} s{odd}"
+    return f"validation {outcome.validation.judged}, {outcome.seconds:.1f} s{odd}"
 
 
 def _cell(value: Any) -> Any:
