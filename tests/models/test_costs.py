@@ -66,13 +66,6 @@ def test_the_plan_says_what_a_compressed_network_costs(name: str, method: str, d
     small = apply_(copy.deepcopy(model), made)
     args, kwargs = arguments(batch)
     found = model_cost(small, kwargs or args)
-    if name == "t5":  # reads the weight of its second feed-forward layer, only for its dtype: each read is a product
-        extra = sum(
-            2 * entry.rank * entry.shape[0] * entry.shape[1] for entry in made.changed if entry.site.endswith(".wo")
-        )
-        reads = (found.flops - made.after.flops) * 6 / extra if extra else 0.0
-        assert reads == int(reads)
-        found = Cost(found.params, made.after.flops, found.bytes)
     assert found == made.after
     assert made.before == model_cost(model, kwargs or args)
     assert made.after.params <= 0.8 * made.before.params

@@ -510,3 +510,38 @@ def test_a_transformer_layer_with_factored_parts(mode: str):
     with context():
         torch.testing.assert_close(layer(x), twin(x))
         assert math.isfinite(float(layer.linear1.weight.detach().sum()))
+
+
+def test_onnx_keeps_thin_products(tmp_path):
+    pytest.importorskip("onnxruntime")
+    import onnx
+
+    from rankfold.export import to_onnx
+
+    model = Reads(pair_of(LINEAR, Form.FACTORED, torch.float32)[1]).eval()
+    assert to_onnx(model, LINEAR.inputs(torch.float32), tmp_path / "model.onnx") < 1e-5
+    kinds = [node.op_type for node in onnx.load(str(tmp_path / "model.onnx")).graph.node]
+    assert sum(kind in ("MatMul", "Gemm") for kind in kinds) == 2  # call and read are the same two products
+
+
+def _trained_by_two(rank: int, file: str, found) -> None:
+    torch.distributed.init_process_group("gloo", init_method=f"file://{file}", rank=rank, world_size=2)
+    model = Reads(pair_of(LINEAR, Form.FACTORED, torch.float32)[1])
+    shared = nn.parallel.DistributedDataParallel(model)
+    x = LINEAR.inputs(torch.float32).repeat(2, 1, 1)
+    shared(x[rank * 3 : rank * 3 + 3]).square().mean().backward()
+    found[rank] = [p.grad.tolist() for p in model.parameters()]
+    torch.distributed.destroy_process_group()
+
+
+def test_two_processes_share_gradients_of_read_weights(tmp_path):
+    context = torch.multiprocessing.get_context("spawn")
+    with context.Manager() as manager:
+        found = manager.dict()
+        torch.multiprocessing.spawn(_trained_by_two, (str(tmp_path / "meet"), found), nprocs=2)
+        first, second = found[0], found[1]
+    assert first == second
+    model = Reads(pair_of(LINEAR, Form.FACTORED, torch.float32)[1])
+    model(LINEAR.inputs(torch.float32)).square().mean().backward()
+    for p, shared in zip(model.parameters(), first, strict=True):
+        torch.testing.assert_close(p.grad, torch.tensor(shared), rtol=1e-4, atol=1e-6)

@@ -217,7 +217,7 @@ def multiplied_out(
         shift = factors.shift.to(weight)
         bias = shift if bias is None else bias.detach() + shift
     new_bias = None if bias is None else nn.Parameter(bias.detach(), requires_grad=False)
-    return nn.Parameter(product.to(weight), requires_grad=False), new_bias
+    return nn.Parameter(product.clone().to(weight), requires_grad=False), new_bias
 
 
 def _check_range(labels: Tensor, classes: int) -> None:

@@ -126,9 +126,9 @@ class Calls:
                 first = args[0] if args else next(iter(kwargs.values()))
                 self.seen[name].append(Call(tuple(first.shape), tuple(output.shape)))
 
-            self._handles += [
-                module.register_forward_pre_hook(enter), module.register_forward_hook(leave, with_kwargs=True)
-            ]  # fmt: skip
+            # around the layer's own hooks, which may move or widen it for the call
+            self._handles.append(module.register_forward_pre_hook(enter, prepend=True))
+            self._handles.append(module.register_forward_hook(leave, with_kwargs=True))
 
     def __enter__(self) -> Calls:
         return self
