@@ -395,10 +395,10 @@ def test_bottlenecks_survive_a_file(artifact):
     budget = "flops=0.5"
     a, b = (rf.slice_(rf.Stored(copy.deepcopy(artifact.model), artifact.plan, {}, k), budget) for k in (known, again))
     assert [e.rank for e in a.plan.entries] == [e.rank for e in b.plan.entries]
-    with pytest.raises(ValueError, match="no bottlenecks of rankfold"):
+    with pytest.raises(ValueError, match="not bottlenecks of rankfold"):
         Bottlenecks.from_bytes(b"nonsense, but long enough for a header")
     broken = known.to_bytes()[:-40]
-    with pytest.raises(ValueError, match="no bottlenecks of rankfold"):
+    with pytest.raises(ValueError, match="not bottlenecks of rankfold"):
         Bottlenecks.from_bytes(broken)
 
 
