@@ -109,6 +109,7 @@ def test_the_remedy_for_an_ambiguous_shape_works():
         ("classification", torch.randn(6, 4), whole(4, 6) + 1, "label 4 is outside 0 … 3, the model has 4 outputs"),
         ("classification", torch.randn(6, 4), whole(4, 6) - 1, "label -1 is negative"),
         ("classification", torch.randn(6, 4), whole(4, 6, 3), "do not fit outputs of shape"),
+        ("classification", torch.randn(6, 4), torch.randn(6, 4), "must be probabilities of the classes"),
         ("classification", torch.randn(6), whole(4, 6), "do not fit outputs of shape"),
         ("regression", torch.randn(6, 4), torch.randn(6, 3), "one number was expected for each output"),
         ("multi-label", torch.randn(6, 4), torch.randn(6, 4), "targets between 0 and 1 were expected, got -"),

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, cast
@@ -63,6 +63,14 @@ class Loaded:
 
 
 @contextmanager
+def _plainly() -> Iterator[None]:
+    """Outside of whatever arithmetic is set: factories may train, and give the same network in every command."""
+    on_cuda = torch.autocast("cuda", enabled=False) if torch.cuda.is_available() else nullcontext()
+    with torch.autocast("cpu", enabled=False), on_cuda:
+        yield
+
+
+@contextmanager
 def computing(device: str, precision: str) -> Iterator[torch.device]:
     """Where the commands inside compute, and in which arithmetic; ``ZooError`` for what this machine has not."""
     name = ("cuda" if torch.cuda.is_available() else "cpu") if device == "auto" else device
@@ -86,6 +94,7 @@ def objective_of(spec: str | None) -> Objective | None:
     return objective_named(found() if not isinstance(found, Objective) and callable(found) else found)
 
 
+@_plainly()
 def original_of(loaded: Loaded, weights: Path | None) -> nn.Module:
     """The network that a saved one was made from, to compare outputs with; ``ZooError`` where it is not known."""
     if loaded.stored is None or (weights is None and ":" not in loaded.spec):
@@ -116,6 +125,7 @@ def data_named(name: str | None, download: bool, talk: Talk) -> Data | None:
     return load_data(name, download=download, progress=talk.progress)
 
 
+@_plainly()
 def open_model(
     spec: str, weights: Path | None, data: str | None, download: bool, talk: Talk, *, trained: bool, own_data: bool
 ) -> Loaded:
@@ -156,6 +166,7 @@ def check_is_model(text: str) -> None:
         )
 
 
+@_plainly()
 def open_saved(
     directory: Path, spec: str | None, data: str | None, download: bool, talk: Talk, *, own_data: bool
 ) -> Loaded:

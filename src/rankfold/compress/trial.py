@@ -20,7 +20,7 @@ from rankfold.compress.planning.candidates import Candidate
 from rankfold.compress.ranks.allocate import Option
 from rankfold.compress.ranks.replay import Replay, ReplayError, Tape
 from rankfold.compress.ranks.sampling import alike, join
-from rankfold.objectives import main_tensor
+from rankfold.objectives import Classification, ObjectiveError, infer, main_tensor
 from rankfold.objectives.compare import assumed_axis as _classes
 from rankfold.sites import Form
 
@@ -164,10 +164,8 @@ class Trial:
             args, kwargs = arguments(batch, self.root)
             logits, labels = main_tensor(self.root(*args, **kwargs)), labels_of(batch)
             self._try_layout(args, kwargs, logits)
-            if isinstance(labels, Tensor) and not labels.is_floating_point() and labels.shape == (
-                *logits.shape[:1], *logits.shape[2:]
-            ):  # fmt: skip
-                _check_range(labels, logits.shape[_classes(logits)])
+            if _class_indices(logits, batch):
+                _check_range(labels, logits.shape[1])
                 losses, target = _cross_entropy, labels
             elif logits.shape[_classes(logits)] == 1:
                 losses, target = _squared, logits.double()
@@ -218,6 +216,17 @@ def multiplied_out(
         bias = shift if bias is None else bias.detach() + shift
     new_bias = None if bias is None else nn.Parameter(bias.detach(), requires_grad=False)
     return nn.Parameter(product.clone().to(weight), requires_grad=False), new_bias
+
+
+def _class_indices(logits: Tensor, batch: Any) -> bool:
+    """Whether the batch holds one class index for each position, with the classes along the second axis."""
+    labels = labels_of(batch)
+    try:
+        told = None if labels is None else infer(logits, batch).objective
+    except ObjectiveError:
+        return False
+    fits = isinstance(labels, Tensor) and labels.shape == (*logits.shape[:1], *logits.shape[2:])
+    return fits and isinstance(told, Classification) and told.axis == 1 and not labels.is_floating_point()
 
 
 def _check_range(labels: Tensor, classes: int) -> None:

@@ -59,7 +59,13 @@ class Classification(Objective):
         if target.is_floating_point():
             if target.shape != values.shape:
                 self._refuse(values, target)
-            return scores.reshape(-1, classes), target.movedim(self.axis, -1).reshape(-1, classes)
+            chances = target.movedim(self.axis, -1).reshape(-1, classes)
+            if not (bool((chances >= 0).all()) and bool(((chances.sum(1) - 1).abs() < 1e-3).all())):
+                raise ObjectiveError(
+                    f"{self.name}: targets of numbers must be probabilities of the classes, which sum to 1; class "
+                    "indices are integers (.long()), and other numbers have another objective="
+                )
+            return scores.reshape(-1, classes), chances
         if target.dim() == scores.dim() and target.shape[-1] == 1:
             target = target.squeeze(-1)
         if target.shape != scores.shape[:-1] or target.dtype == torch.bool or target.is_complex():
