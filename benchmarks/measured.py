@@ -42,7 +42,7 @@ STAGES: dict[str, At] = {
     "output metrics (of statistics)": ("/metric.py", "output_metrics"),
     "copies compressed and repaired": ("pipeline/repair.py", "compressed_copy"),
     "BatchNorm repair (of copies)": (("/batchnorm.py", "compress/repair.py"), "reestimate_"),
-    "curve": ("pipeline/curve.py", "accuracy_curve"),
+    "curve": ("pipeline/curve.py", "quality_curve"),
     "evaluations": ("train/evaluation.py", "evaluate"),
     "figures": ("pipeline/measure.py", "figures"),
     "latencies (of figures)": ("rankfold/costs.py", "latencies"),

@@ -10,9 +10,9 @@ from rankfold.compress.methods.sequential import Sequential
 from rankfold.compress.planning.apply import ApplyError, apply_
 from rankfold.compress.planning.plan import Entry, Plan
 from rankfold.compress.planning.planner import plan
-from rankfold.compress.planning.profile import Calibration
+from rankfold.compress.planning.profile import Calibration, Profile, profile
 from rankfold.compress.ranks.allocate import BudgetError
-from rankfold.compress.ranks.budget import Bytes, Flops, KeepEnergy, Latency, Params, Ranks
+from rankfold.compress.ranks.budget import Bytes, Flops, KeepEnergy, Latency, Params, Ranks, Resource, register_budget
 from rankfold.compress.ranks.rules import Global, Iterative, Local, Optimal
 from rankfold.compress.repair.batchnorm import reestimate_
 from rankfold.compress.repair.finetune import finetune, finetune_recipe

@@ -12,6 +12,7 @@ import torch
 from digits import digits, tiny, trained
 from torch import nn
 
+import rankfold as rf
 import rankfold.pipeline.job as job_module
 from rankfold.compress.methods.project import Project
 from rankfold.compress.planning.apply import apply_
@@ -23,7 +24,6 @@ from rankfold.costs import evaluating
 from rankfold.pipeline import (
     Settings,
     Tell,
-    accuracy_curve,
     analyse,
     calibration_part,
     compress,
@@ -31,6 +31,7 @@ from rankfold.pipeline import (
     first_example,
     layer_errors,
     over_fitted,
+    quality_curve,
     write_analysis,
 )
 from rankfold.store import StoreError, load
@@ -291,14 +292,10 @@ def test_over_fitting_is_noticed(planned):
 
 
 def test_the_curve_keeps_its_budgets_and_ends_where_none_can_be_met(planned):
-    network, made = planned
+    network, _ = planned
     part = digits().train.subset(torch.arange(128))
-
-    def make(budget: Flops):
-        how = Calibration(statistics=made.statistics)
-        return plan(network, budget, "project", part, calibration=how)
-
-    points = list(accuracy_curve(network, digits().validation, part, make, kept=(0.6, 0.3, 1e-4, 0.5)))
+    known = rf.profile(network, part)
+    points = list(quality_curve(network, digits().validation, part, known, kept=(0.6, 0.3, 1e-4, 0.5)))
     assert [point.kept_flops <= kept for point, kept in zip(points, (0.6, 0.3), strict=True)] == [True, True]
     assert points[0].label == "project, optimal"
     assert all(0 <= point.accuracy <= 1 for point in points)

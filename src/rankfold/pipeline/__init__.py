@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from rankfold.pipeline.analysis import SiteAnalysis, analyse
-    from rankfold.pipeline.curve import Point, accuracy_curve
+    from rankfold.pipeline.curve import Point, quality_curve
     from rankfold.pipeline.delivery import model_notes
     from rankfold.pipeline.drawing import spectra_svg, write_analysis
     from rankfold.pipeline.heldout import layer_errors, over_fitted
@@ -26,7 +26,7 @@ if TYPE_CHECKING:
 
 _ROOMS = {
     "analysis": ("SiteAnalysis", "analyse"),
-    "curve": ("Point", "accuracy_curve"),
+    "curve": ("Point", "quality_curve"),
     "delivery": ("model_notes",),
     "drawing": ("spectra_svg", "write_analysis"),
     "heldout": ("layer_errors", "over_fitted"),
@@ -56,7 +56,7 @@ __all__ = [
     "Tell",
     "TrainConfig",
     "TrainResult",
-    "accuracy_curve",
+    "quality_curve",
     "analyse",
     "calibration_part",
     "check_place",

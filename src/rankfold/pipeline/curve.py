@@ -2,16 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
 
 from torch import nn
 
-from rankfold.compress.methods.method import Method
-from rankfold.compress.planning.plan import Plan
+from rankfold.compress.planning.profile import Profile
 from rankfold.compress.ranks.allocate import BudgetError
 from rankfold.compress.ranks.budget import Flops
+from rankfold.compress.ranks.rules import RankRule
 from rankfold.compress.repair.batchnorm import Reference
 from rankfold.objectives import Figure, Objective
 from rankfold.pipeline.repair import compressed_copy
@@ -38,32 +38,32 @@ class Point:
         return self.figure.value
 
 
-def accuracy_curve(
+def quality_curve(
     model: nn.Module,
     validation: Any,
     calibration: Any,
-    make_plan: Callable[[Flops], Plan],
+    known: Profile,
     *,
-    method: Method | None = None,
+    rule: RankRule | str = "optimal",
     reference: Reference | None = None,
     kept: tuple[float, ...] = KEPT,
     progress: Progress | None = None,
     objective: Objective | None = None,
 ) -> Iterator[Point]:
-    """One point for each fraction of the FLOPs that can be reached, the largest first.
+    """One point for each fraction of the FLOPs that can be reached, the largest first; all from one profile.
 
-    On validation data, so that the test split is left for the final report. Cost for each point: ``make_plan``, one
-    factorization of the model, one pass over ``calibration`` and one over ``validation``; once, a pass of ``model``
-    over ``calibration``, unless the ``reference`` to it knows them.
+    On validation data, so that the test split is left for the final report. Cost for each point: the factors of one
+    plan, one pass over ``calibration`` and one over ``validation``; once, a pass of ``model`` over ``calibration``,
+    unless the ``reference`` to it knows them.
     """
-    known = reference or Reference(model)
+    original = reference or Reference(model)
     for done, fraction in enumerate(kept):
         try:
-            plan = make_plan(Flops(fraction))
+            plan = known.plan(Flops(fraction), rule)
         except BudgetError:
             return
         _, score = compressed_copy(
-            model, plan, calibration, validation, method=method, reference=known, objective=objective
+            model, plan, calibration, validation, profile=known, reference=original, objective=objective
         )
         if progress is not None:
             progress(f"{score.judged.name} against budget", done + 1, len(kept))

@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from typing_extensions import TypedDict
 
 from rankfold.compress.methods import method_named
+from rankfold.compress.planning.profile import Profile
 from rankfold.compress.ranks.rules import described, rule_named
 from rankfold.compress.slicing.bottlenecks import Bottlenecks
 from rankfold.costs import Example
@@ -61,9 +62,8 @@ def save_result(
 
 def write_page(
     directory: Path,
-    original: nn.Module,
+    known: Profile,
     result: Result,
-    example: Example,
     settings: Settings,
     errors: Mapping[str, float],
     points: Sequence[Point],
@@ -71,7 +71,7 @@ def write_page(
 ) -> None:
     method = method_named(settings.method)
     shown = {
-        "model": settings.model or type(original).__name__,
+        "model": settings.model or type(known.needed_model()).__name__,
         "method": method.name,
         "ranks": ", ".join(f"{key} {value}" for key, value in described(rule_named(settings.rule)).items()),
         "objective": result.objective.removeprefix("objective: ") or "classification",
@@ -82,9 +82,8 @@ def write_page(
         "remarks": "; ".join(result.remarks) or "none",
     }
     data = report_data(
-        original,
+        known,
         result,
-        example,
         method=method,
         title=f"{shown['model']} compressed",
         errors=errors,

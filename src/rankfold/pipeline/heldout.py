@@ -17,6 +17,7 @@ from rankfold.compress.methods import method_named
 from rankfold.compress.methods.method import Method
 from rankfold.compress.planning.apply import apply_
 from rankfold.compress.planning.plan import Plan
+from rankfold.compress.planning.profile import Profile
 from rankfold.costs import evaluating
 from rankfold.sites import Site, sites, split_attention, unwrap
 
@@ -47,7 +48,13 @@ class _Sums:
 
 
 def layer_errors(
-    original: nn.Module, plan: Plan, data: Any, *, method: Method | None = None, samples: int = 1024
+    original: nn.Module,
+    plan: Plan,
+    data: Any,
+    *,
+    profile: Profile | None = None,
+    method: Method | None = None,
+    samples: int = 1024,
 ) -> dict[str, float]:
     """Relative output error of every changed site, given the inputs that this layer has in the ``original``.
 
@@ -59,7 +66,7 @@ def layer_errors(
     Cost: one factorization of the model, one pass of ``original`` and of every new layer.
     """
     root = unwrap(original)
-    new_root = apply_(copy.deepcopy(root), plan, method=method)
+    new_root = apply_(copy.deepcopy(root), plan, profile, method=method)
     if plan.factors is not None:
         return _swept_errors(root, new_root, plan, data, samples)
     sums: dict[str, _Sums] = {}

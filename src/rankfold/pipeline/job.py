@@ -6,7 +6,7 @@ import copy
 import shutil
 import time
 from collections.abc import Sequence
-from contextlib import ExitStack
+from contextlib import ExitStack, suppress
 from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
@@ -18,8 +18,7 @@ from rankfold.compress.layerwise.survey import memory_needed
 from rankfold.compress.methods import method_named
 from rankfold.compress.methods.method import Method, sweeps
 from rankfold.compress.planning.plan import Plan
-from rankfold.compress.planning.planner import plan
-from rankfold.compress.planning.profile import Calibration
+from rankfold.compress.planning.profile import Calibration, Profile, profile
 from rankfold.compress.ranks.budget import Budget
 from rankfold.compress.ranks.rules import Iterative, Optimal, rule_named
 from rankfold.compress.repair.batchnorm import Reference
@@ -27,8 +26,9 @@ from rankfold.compress.repair.finetune import finetune
 from rankfold.compress.repair.tune import tune_
 from rankfold.compress.slicing.bottlenecks import Bottlenecks, bottlenecks
 from rankfold.costs import Example
+from rankfold.costs import check as check_cost
 from rankfold.objectives import Evaluation, Figure, Inferred
-from rankfold.pipeline.curve import Point, accuracy_curve
+from rankfold.pipeline.curve import Point, quality_curve
 from rankfold.pipeline.delivery import close, finished, read_result, save_result, write_page
 from rankfold.pipeline.heldout import layer_errors, over_fitted
 from rankfold.pipeline.kept import keep_plan, kept_plan
@@ -117,11 +117,11 @@ class _Job:
         before, unlearned = start.judged, _unlearned(start)
         for remark in unlearned:
             self.tell.say(remark)
-        made = self.planned(calibration, example)
+        made, known = self.planned(calibration, example, objective)
         self.tell.say(f"plan: {summary(made)}")
         small, score = compressed_copy(
-            self.model, made, calibration, self.data.validation, method=self.method, reference=self.reference,
-            progress=self.tell.progress, objective=objective.objective,
+            self.model, made, calibration, self.data.validation, profile=known, method=self.method,
+            reference=self.reference, progress=self.tell.progress, objective=objective.objective,
         )  # fmt: skip
         self.tell.say(f"validation {before.name}: {before.text} before, {score.judged.text} compressed")
         small, score = self.block_tuned(small, score, calibration, objective)
@@ -137,13 +137,13 @@ class _Job:
         result = replace(result, remarks=unlearned + result.remarks)
         if self.directory is None:
             return replace(result, seconds=time.perf_counter() - began)
-        known = self.bottlenecks(result, calibration)
-        save_result(self.directory, result, self.data, example, self.settings, objective, known)
+        inside = self.bottlenecks(result, calibration, objective)
+        save_result(self.directory, result, self.data, example, self.settings, objective, inside)
         self.tell.say(f"saved in {self.directory}")
-        errors = layer_errors(self.model, made, self.data.validation, method=self.method)
-        points = self.curve(made, calibration, example, objective)
+        errors = layer_errors(self.model, made, self.data.validation, profile=known, method=self.method)
+        points = self.curve(known, calibration, objective)
         result = replace(result, remarks=result.remarks + _gaps(made, errors, self.method))
-        write_page(self.directory, self.model, result, example, self.settings, errors, points, history)
+        write_page(self.directory, known, result, self.settings, errors, points, history)
         result = replace(result, seconds=time.perf_counter() - began)
         close(self.directory, result)
         return result
@@ -152,31 +152,48 @@ class _Job:
         chosen = objective.objective
         return evaluate(network, self.data.validation, role="validation", objective=chosen, teacher=self.model)
 
-    def planned(self, calibration: Any, example: Example) -> Plan:
-        """The plan of this request, read back where an interrupted run had it already."""
-        file = None if self.directory is None else self.directory / "run" / "plan.json"
+    def planned(self, calibration: Any, example: Example, objective: Inferred) -> tuple[Plan, Profile]:
+        """The plan of this request and the profile that it comes from, read back where an interrupted run had them."""
+        place = None if self.directory is None else self.directory / "run"
+        file = None if place is None else place / "plan.json"
+        kept = None if place is None or sweeps(self.method) else place / "profile.safetensors"
         if file is not None and file.exists():
             self.tell.say(f"resuming: the plan is taken from {file}")
-            return kept_plan(file, self.model, self.budgets, self.method, example, self.tell)
-        samples, memory = samples_of(calibration, self.settings.samples), self.settings.memory
-        how = Calibration(samples, name=getattr(self.data, "name", ""), memory=memory)
+            made = kept_plan(file, self.model, self.budgets, self.method, example, self.tell)
+            return made, self.profiled(calibration, example, objective, kept, made)
         if sweeps(self.method):
-            self.tell.say(memory_sentence(self.model, memory))
-        made = plan(
-            self.model,
-            self.budgets,
-            self.method,
-            calibration,
-            rule=self.settings.rule,
-            example=example,
-            calibration=how,
-            directory=None if file is None else file.with_name("sweep"),
-            progress=self.tell.progress,
-        )
+            self.tell.say(memory_sentence(self.model, self.settings.memory))
+        known = self.profiled(calibration, example, objective, kept, None)
+        made = known.plan(self.budgets, self.settings.rule, progress=self.tell.progress)
         if file is not None:
             keep_plan(made, file)
             shutil.rmtree(file.with_name("sweep"), ignore_errors=True)
-        return made
+        return made, known
+
+    def profiled(
+        self, calibration: Any, example: Example, objective: Inferred, kept: Path | None, made: Plan | None
+    ) -> Profile:
+        """Every matrix measured and decomposed, once. ``made``: a plan that is there already: then a method that fits
+        layer after layer needs no more than to be counted."""
+        method, chosen = self.method, objective.objective
+        if kept is not None and kept.exists():
+            with suppress(ValueError):  # damaged: it is made again
+                return Profile.load(kept, self.model, calibration, method=method, objective=chosen)
+        samples, memory = samples_of(calibration, self.settings.samples), self.settings.memory
+        how = Calibration(samples, name=getattr(self.data, "name", ""), memory=memory)
+        counted = made is not None and sweeps(method)
+        sweep = None if self.directory is None else self.directory / "run" / "sweep"
+        known = profile(
+            self.model, None if counted else calibration, method="truncate" if counted else method, objective=chosen,
+            example=example, calibration=how, directory=sweep, progress=self.tell.progress,
+        )  # fmt: skip
+        if kept is not None:
+            known.save(kept)
+        self.tell.say(
+            f"{known.decomposed} decompositions of {len(known.sites.reducible)} matrices, {known.weighed} of them on "
+            "part of the samples, to forecast errors on the others"
+        )
+        return known
 
     def block_tuned(
         self, small: nn.Module, score: Evaluation, calibration: Any, objective: Inferred
@@ -232,7 +249,12 @@ class _Job:
             scores[stage] = evaluate(network, split, role=name, objective=objective.objective, teacher=self.model)
             self.tell.progress(f"evaluating on {name}", done + 1, len(models))
         figure = figures(models, split, example, batches=LATENCY_BATCHES, scores=scores)
-        remarks = [*made.notes, *_known_samples(validation["before"], scores["before"].judged, name)]
+        differs = check_cost(made.after, small, example)
+        remarks = [
+            *made.notes,
+            *([differs] if differs else []),
+            *_known_samples(validation["before"], scores["before"].judged, name),
+        ]
         if history is not None and history.stopped is not None:
             remarks.append(history.stopped)
         return Result(
@@ -249,26 +271,23 @@ class _Job:
             objective=str(objective),
         )
 
-    def bottlenecks(self, result: Result, calibration: Any) -> Bottlenecks | None:
+    def bottlenecks(self, result: Result, calibration: Any, objective: Inferred) -> Bottlenecks | None:
         """What is needed to slice the finished network; None if nothing in it has a bottleneck."""
         if not self.settings.slices or not narrowable_sites(unwrap(result.model)):
             return None
         samples = samples_of(calibration, self.settings.samples)
-        return bottlenecks(result.model, calibration, samples=samples, progress=self.tell.progress)
+        return bottlenecks(
+            result.model, calibration, samples=samples, objective=objective.objective, progress=self.tell.progress
+        )
 
-    def curve(self, made: Plan, calibration: Any, example: Example, objective: Inferred) -> list[Point]:
+    def curve(self, known: Profile, calibration: Any, objective: Inferred) -> list[Point]:
         """Other budgets than the one asked for; the iterative rule takes minutes, so that the optimal stands in."""
-        if not self.settings.curve or sweeps(self.method):  # a sweep for each budget would take longer than the job
+        if not self.settings.curve or sweeps(self.method):  # a fit for each budget would take longer than the job
             return []
         rule = rule_named(self.settings.rule)
         rule = Optimal() if isinstance(rule, Iterative) else rule
-        how = Calibration(samples_of(calibration, self.settings.samples), statistics=made.statistics)
-
-        def plan_for(budget: Budget) -> Plan:
-            return plan(self.model, budget, self.method, calibration, rule=rule, example=example, calibration=how)
-
-        points = accuracy_curve(
-            self.model, self.data.validation, calibration, plan_for, method=self.method, reference=self.reference,
+        points = quality_curve(
+            self.model, self.data.validation, calibration, known, rule=rule, reference=self.reference,
             progress=self.tell.progress, objective=objective.objective,
         )  # fmt: skip
         return list(points)

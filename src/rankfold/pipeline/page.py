@@ -7,24 +7,22 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 import torch
-from torch import nn
 
 from rankfold.compress.methods.method import Method
 from rankfold.compress.planning.plan import Entry, Plan
-from rankfold.costs import site_cost, trace
+from rankfold.compress.planning.profile import Profile
 from rankfold.pipeline.curve import Point
 from rankfold.pipeline.heldout import over_fitted
 from rankfold.pipeline.measure import Figures
 from rankfold.pipeline.result import Result
 from rankfold.report import CurvePoint, FigureKind, LayerRow, ReportData
-from rankfold.sites import Form, Site, sites, split_attention, unwrap
+from rankfold.sites import Form
 from rankfold.train import History
 
 
 def report_data(
-    original: nn.Module,
+    known: Profile,
     result: Result,
-    example: Any,
     *,
     title: str,
     method: Method,
@@ -33,16 +31,15 @@ def report_data(
     history: History | None,
     settings: Mapping[str, Any],
 ) -> ReportData:
-    """Everything that the report of ``result`` shows. ``errors`` as from ``layer_errors``. Cost: one decomposition
-    of every site, for its spectrum.
-    """
+    """Everything that the report of ``result`` shows, from the profile that its plan came from. ``errors`` as from
+    ``layer_errors``."""
     return ReportData(
         title=title,
         asked=f"{result.plan.asked()}; method {result.plan.method}, ranks {result.plan.rule}",
         before=_stage(result.before),
         compressed=_stage(result.compressed),
         finetuned=None if result.finetuned is None else _stage(result.finetuned),
-        layers=_layers(original, result.plan, example, errors, method),
+        layers=_layers(known, result.plan, errors, method),
         skipped=result.plan.left_out,
         figures=[FigureKind(figure.name, figure.unit) for figure in result.before.score.figures],
         curve=[CurvePoint(p.label, p.kept_flops, p.kept_params, p.figure.value) for p in points],
@@ -69,57 +66,44 @@ def _stage(figures: Figures) -> dict[str, Any]:
     return figures.to_dict() | {"latency_ms": dict(figures.latencies)}
 
 
-def _layers(
-    original: nn.Module, plan: Plan, example: Any, errors: Mapping[str, float], method: Method
-) -> list[LayerRow]:
-    root = unwrap(original)
-    found = sites(root)
-    _, calls = trace(root, example, found)
+def _layers(known: Profile, plan: Plan, errors: Mapping[str, float], method: Method) -> list[LayerRow]:
     too_far = over_fitted(plan, errors, method=method)
     rows = []
-    with split_attention(root):
-        for entry in plan.entries:
-            site = found[entry.site]
-            weight = site.weight(root)
-            dense = site_cost(
-                site, Form.KEEP, 0, calls.get(site.name, ()), 1, weight.element_size(), site.layer.has_bias
+    for entry in plan.entries:
+        site = known.sites[entry.site]
+        dense = known.counter.cost(site, Form.KEEP, 0, site.layer.has_bias)
+        changed = entry.form is not Form.KEEP
+        note = "; ".join(filter(None, (entry.certificate, entry.note)))
+        if entry.site in too_far:
+            note = "; ".join(filter(None, (note, "more calibration samples would help here")))
+        rows.append(
+            LayerRow(
+                name=entry.site,
+                kind=site.kind,
+                shape=site.shape,
+                form=entry.form.value,
+                rank=entry.rank if changed else None,
+                full_rank=site.max_rank(entry.form) if changed else min(site.shape),
+                params_before=dense.params,
+                params_after=entry.params,
+                flops_before=dense.flops,
+                flops_after=entry.flops,
+                predicted_error=entry.predicted_error if changed else None,
+                measured_error=errors.get(entry.site),
+                spectrum=_levels(known, entry, plan),
+                note=note,
             )
-            changed = entry.form is not Form.KEEP
-            note = "; ".join(filter(None, (entry.certificate, entry.note)))
-            if entry.site in too_far:
-                note = "; ".join(filter(None, (note, "more calibration samples would help here")))
-            rows.append(
-                LayerRow(
-                    name=entry.site,
-                    kind=site.kind,
-                    shape=site.shape,
-                    form=entry.form.value,
-                    rank=entry.rank if changed else None,
-                    full_rank=site.max_rank(entry.form) if changed else min(site.shape),
-                    params_before=dense.params,
-                    params_after=entry.params,
-                    flops_before=dense.flops,
-                    flops_after=entry.flops,
-                    predicted_error=entry.predicted_error if changed else None,
-                    measured_error=errors.get(entry.site),
-                    spectrum=_levels(root, site, entry, plan, weight, method),
-                    note=note,
-                )
-            )
+        )
     return rows
 
 
-def _levels(root: nn.Module, site: Site, entry: Entry, plan: Plan, weight: torch.Tensor, method: Method) -> list[float]:
+def _levels(known: Profile, entry: Entry, plan: Plan) -> list[float]:
     """What ranks were chosen on: singular values over the largest, of the outputs or of the weight.
 
-    Nothing where ranks were chosen from the errors met in sweeps, whose moments are gone.
+    Nothing where ranks were chosen from the errors met in fits, whose moments are gone.
     """
     if plan.factors is not None:
         return []
-    offered = method.forms & site.forms
-    form = entry.form if entry.form in offered else next(iter(sorted(offered - {Form.KEEP, Form.DENSE})), None)
-    if form is None:
-        return []
-    known = None if plan.statistics is None else plan.statistics.sites.get(site.name)
-    decomposition = method.decompose(site, form, weight, known, site.bias(root))
-    return [] if decomposition is None else decomposition.levels.tolist()
+    group = known.candidates.get(entry.site, ())
+    shown = known.candidate(entry.site, entry.form) or next(iter(group), None)
+    return [] if shown is None else shown.decomposition.levels.tolist()

@@ -10,6 +10,7 @@ from torch import nn
 from rankfold.compress.methods.method import Method
 from rankfold.compress.planning.apply import apply_
 from rankfold.compress.planning.plan import Plan
+from rankfold.compress.planning.profile import Profile
 from rankfold.compress.repair.batchnorm import Reference, reestimate_
 from rankfold.objectives import Evaluation, Objective
 from rankfold.run.progress import Progress
@@ -22,6 +23,7 @@ def compressed_copy(
     calibration: Any,
     validation: Any,
     *,
+    profile: Profile | None = None,
     method: Method | None = None,
     reference: Reference | None = None,
     progress: Progress | None = None,
@@ -29,11 +31,12 @@ def compressed_copy(
 ) -> tuple[nn.Module, Evaluation]:
     """A copy of ``model`` with ``plan`` applied and BatchNorm statistics corrected, and its result on ``validation``.
 
-    Where a sweep has fitted the layers to what they meet, the statistics are only corrected if that lowers the loss on
-    ``validation``. ``objective`` as in ``rankfold.train.evaluate``. ``model`` is left as it is. ``method``: your own,
-    where the plan was made with one. ``reference``: to ``model``, where several copies of it are made. Cost: the
-    factorization, one pass of both networks over ``calibration`` (of the new one alone where the reference knows the
-    data), and one of it over ``validation``.
+    Where a fit layer after layer has fitted the layers to what they meet, the statistics are only corrected if that
+    lowers the loss on ``validation``. ``objective`` as in ``rankfold.train.evaluate``. ``model`` is left as it is.
+    ``profile``: the one that the plan was made from: then nothing is decomposed again. ``method``: your own, where the
+    plan was made with one. ``reference``: to ``model``, where several copies of it are made. Cost: the factorization,
+    one pass of both networks over ``calibration`` (of the new one alone where the reference knows the data), and one of
+    it over ``validation``.
     """
     tell = progress or (lambda what, done, total: None)
 
@@ -41,7 +44,7 @@ def compressed_copy(
         return evaluate(network, validation, role="validation", objective=objective, teacher=model)
 
     small = copy.deepcopy(model)
-    apply_(small, plan, method=method, progress=lambda _, done, total: tell("factoring", done, total))
+    apply_(small, plan, profile, method=method, progress=lambda _, done, total: tell("factoring", done, total))
     swept = None
     if plan.factors is not None:
         swept = copy.deepcopy(small), scored(small)

@@ -10,6 +10,7 @@ from torch import Tensor, nn
 
 from rankfold.compress.methods import method_named
 from rankfold.compress.methods.method import Decomposition, Method, sweeps
+from rankfold.compress.planning.candidates import with_ridge
 from rankfold.compress.planning.fitted import Fitted
 from rankfold.compress.planning.plan import Entry, Plan, check_fingerprint
 from rankfold.run.progress import Progress, showing
@@ -186,7 +187,8 @@ def _decomposed(root: nn.Module, plan: Plan, here: SiteList, method: Method) -> 
             known = None if plan.statistics is None else plan.statistics.sites.get(site.name)
             found = None
             if base in method.forms:
-                found = method.decompose(site, base, site.weight(root), known, site.bias(root))
+                own = with_ridge(method, entry.ridge)
+                found = own.decompose(site, base, site.weight(root), known, site.bias(root))
             if found is None:
                 raise ApplyError(f"{site.title}: method {method.name!r} does not offer form {entry.form} here")
             made[site.name] = found, None if known is None else known.absorber

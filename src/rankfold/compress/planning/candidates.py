@@ -28,7 +28,8 @@ _FEW = 4  # rows for each direction of a site below which one sample alone says 
 @dataclass(frozen=True)
 class Candidate:
     """One way to factor one site. ``bias``: the new layer carries one. ``forecast``: its errors on held-out samples,
-    where some were held back; ``note``: what a person should know."""
+    where some were held back; ``note``: what a person should know; ``ridge``: of the method, where held-out samples
+    have chosen one."""
 
     site: Site
     form: Form
@@ -36,6 +37,7 @@ class Candidate:
     bias: bool
     forecast: Forecast | None = None
     note: str = ""
+    ridge: float = 0.0
 
     @property
     def errors(self) -> Tensor:
@@ -118,7 +120,7 @@ def decompose(
         note = ""
         if known is not None and known.parts is None and known.moments.count < _FEW * known.moments.size:
             known, note = None, "one sample says nothing of others here: truncated without data"
-        made: dict[Form, tuple[Decomposition | None, Forecast | None]] = {}
+        made: dict[Form, tuple[Decomposition | None, Forecast | None, float]] = {}
         forms = sorted(form for form in site.forms - {Form.KEEP, Form.DENSE} if form.decomposed in method.forms)
         if forms:
             check_sound(root, [site])
@@ -135,18 +137,18 @@ def decompose(
                 raise ValueError(
                     f"{site.title}: {error}; mend the weights, or leave the site out with where="
                 ) from error
-            decomposition, forecast = made[base]
+            decomposition, forecast, ridge = made[base]
             if decomposition is not None:
                 carries = site.layer.has_bias or (known is not None and known.absorber is None)
-                group.append(Candidate(site, form, decomposition, carries, forecast, note))
+                group.append(Candidate(site, form, decomposition, carries, forecast, note, ridge))
         progress("decomposing", done + 1, len(sites.reducible))
     return replace(found, count=counts[0], weighed=counts[1])
 
 
 def _weighed(
     root: nn.Module, site: Site, form: Form, method: Method, known: SiteStatistics | None, counts: list[int]
-) -> tuple[Decomposition | None, Forecast | None]:
-    """The decomposition from all samples, and what it is worth on those that another was not made from."""
+) -> tuple[Decomposition | None, Forecast | None, float]:
+    """The decomposition from all samples, what it is worth on those that another was not made from, and its ridge."""
     weight, bias = site.weight(root), site.bias(root)
     fitted = None if known is None else known.fitted
     best: tuple[float, Any, Forecast] | None = None
@@ -165,11 +167,17 @@ def _weighed(
                 best = score, each, forecast
     chosen = method if best is None else best[1]
     decomposition = chosen.decompose(site, form, weight, known, bias)
+    ridge = float(getattr(chosen, "ridge", 0.0)) if chosen is not method else 0.0
     if decomposition is None:
-        return None, None
+        return None, None, ridge
     decomposition.errors  # noqa: B018  # decomposes now, so that a bad weight is named here
     counts[0] += 1
-    return decomposition, None if best is None else best[2]
+    return decomposition, None if best is None else best[2], ridge
+
+
+def with_ridge(method: Method, ridge: float) -> Method:
+    """``method`` with the ridge that held-out samples have chosen; 0 for its own."""
+    return replace(method, ridge=ridge) if ridge else method  # type: ignore[type-var]  # only a method with one has any
 
 
 def options(

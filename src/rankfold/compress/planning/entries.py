@@ -53,7 +53,7 @@ def _entry(known: Profile, site: Site, option: Option, group: Sequence[Option]) 
         notes.append("never called on the calibration data: truncated without data")
     return Entry(
         site.name, option.form, option.rank, site.shape, site.groups, candidate.relative_error(option.rank),
-        option.loss, bias=candidate.bias, note="; ".join(filter(None, notes)),
+        option.loss, bias=candidate.bias, ridge=candidate.ridge, note="; ".join(filter(None, notes)),
     )  # fmt: skip
 
 

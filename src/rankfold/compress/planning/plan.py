@@ -36,7 +36,8 @@ class Entry:
     ``predicted_loss``: what this layer alone is expected to cost one sample, in the unit that the sites of this plan
     were compared in: squared change of the model's outputs, KL divergence in nats, or lost energy without data.
     ``params`` and ``flops`` are the site's own, in the new form. ``bias``: the new layer carries a bias.
-    ``certificate``: how well the program behind the factors was solved, in words.
+    ``certificate``: how well the program behind the factors was solved, in words. ``ridge``: of the method, where
+    held-out samples have chosen one.
     """
 
     __pydantic_config__ = ConfigDict(extra="forbid")
@@ -53,6 +54,7 @@ class Entry:
     bias: bool = False
     note: str = ""
     certificate: str = ""
+    ridge: float = 0.0
 
 
 @dataclass(frozen=True)

@@ -30,7 +30,7 @@ def plan(
     data: Any = None,
     *,
     rule: str | RankRule = "optimal",
-    objective: Objective | None = None,
+    objective: Objective | str | None = None,
     example: Any = None,
     where: Any = None,
     calibration: Calibration | None = None,

@@ -14,14 +14,14 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from rankfold.batches import arguments, batches_of, check_rereadable, moved, size_of
+from rankfold.batches import arguments, batches_of, check_rereadable, forward, moved, size_of
 from rankfold.compress.layerwise.survey import survey
 from rankfold.compress.methods.method import Method, sweeps
 from rankfold.compress.planning.candidates import Candidate, Counter, Decomposed, decompose
 from rankfold.compress.planning.plan import Plan, fingerprint
 from rankfold.compress.statistics import Statistics, calibrate
-from rankfold.costs import Cost, Example, measure, storage
-from rankfold.objectives import Objective
+from rankfold.costs import Cost, Example, evaluating, measure, storage
+from rankfold.objectives import Objective, ObjectiveError, Teacher, infer, objective_named
 from rankfold.observe import Samples
 from rankfold.run.progress import Progress, showing
 from rankfold.run.team import Team, joined
@@ -120,12 +120,31 @@ class Profile:
     def needed_example(self) -> Example:
         return example_of(self.needed_model(), self.data) if self.example is None else self.example
 
-    def with_model(self, model: nn.Module, data: Any = None) -> Profile:
-        """The same profile with the model that it was made of; ``ValueError`` for another one."""
-        root = unwrap(model)
-        if fingerprint(root) != self.fingerprint:
-            raise ValueError("this profile was made of another model, or of other weights: make it again")
-        return replace(self, model=root, data=data)
+    def save(self, path: str | Path) -> None:
+        """Write the profile to one file; ``load`` reads it."""
+        from rankfold.compress.planning.stored import save_profile
+
+        save_profile(self, path)
+
+    @classmethod
+    def load(
+        cls,
+        path: str | Path,
+        model: nn.Module,
+        data: Any = None,
+        *,
+        method: Method | None = None,
+        objective: Objective | None = None,
+    ) -> Profile:
+        """Read what ``save`` wrote, for the same model; ``ValueError`` in one line for another model or file.
+
+        Plans follow without a decomposition; the sites that a plan changes are decomposed again when it is applied.
+        ``data``: needed by rules and budgets that run the model on them. ``method``: the one it was made with, where it
+        is your own.
+        """
+        from rankfold.compress.planning.stored import load_profile
+
+        return load_profile(path, model, data, method=method, objective=objective)
 
 
 @showing
@@ -134,7 +153,7 @@ def profile(
     data: Any = None,
     *,
     method: str | Method = "project",
-    objective: Objective | None = None,
+    objective: Objective | str | None = None,
     example: Any = None,
     where: Any = None,
     calibration: Calibration | None = None,
@@ -144,10 +163,10 @@ def profile(
     """Measure and decompose every site of ``model`` once; plans for any budget then follow at little cost.
 
     ``data``: a loader, data set or batches (see ``rankfold.batches.batches_of``), needed by methods that use data; one
-    sample in eight is held back, and every forecast is made on those. ``objective``: what the outputs mean (see
-    ``rankfold.objectives``); every floating output counts otherwise. ``example``: one input, for counting; taken from
-    the data otherwise. ``where`` narrows the sites. ``directory``: where methods that fit layer after layer keep what
-    is finished. ``progress(what, done, total)`` is called as the work goes on.
+    sample in eight is held back, and every forecast is made on those. ``objective``: what the outputs mean, as an
+    object or by name (see ``rankfold.objectives``); told from the first samples otherwise. ``example``: one input, for
+    counting; taken from the data otherwise. ``where`` narrows the sites. ``directory``: where methods that fit layer
+    after layer keep what is finished. ``progress(what, done, total)`` is called as the work goes on.
 
     Raises ``ValueError`` for data that is missing, empty or not finite, for weights that are not finite, naming the
     site, and for over-parametrised models, which are folded first. Cost: one pass over the calibration data with one
@@ -162,6 +181,7 @@ def profile(
     if data is None and method.needs_data:
         raise ValueError(f"method {method.name!r} needs data: give data=, or use method='truncate' with another rule")
     check_rereadable(data)
+    objective = told(root, data) if objective is None else objective_named(objective)
     first = example_of(root, data) if example is None else Example.of(example)
     params, size = storage(root)
     traced = measure(root, replace(first, samples=1), found)  # FLOPs of the example with all its samples
@@ -224,6 +244,19 @@ def _measured(
         statistics=None if statistics is None else statistics.kept, decomposed=made.count, weighed=made.weighed,
         samples=0 if statistics is None else statistics.samples, **blank,
     )  # fmt: skip
+
+
+def told(root: nn.Module, data: Any) -> Objective | None:
+    """The objective that the first samples and the model's answers to them tell; ``Teacher`` where they do not."""
+    if data is None or any(p.is_meta for p in root.parameters()):
+        return None
+    for batch in batches_of(data, 64, 64):
+        with evaluating(root):
+            try:
+                return infer(forward(root, batch), batch).objective
+            except (ObjectiveError, TypeError):  # labels that are something else: they are not needed here
+                return Teacher()
+    return None
 
 
 def check_folded(found: SiteList) -> None:

@@ -1,0 +1,205 @@
+"""A profile on disk: plans follow from the file alone; what was decomposed is decomposed again where it is factored."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Any, NotRequired
+
+import torch
+from torch import Tensor, nn
+from typing_extensions import TypedDict
+
+from rankfold.compress.methods import method_named
+from rankfold.compress.methods.method import Decomposition, Forecast, Method, sweeps
+from rankfold.compress.planning.candidates import Candidate, Counter, with_ridge
+from rankfold.compress.planning.plan import fingerprint
+from rankfold.compress.planning.profile import Calibration, Profile
+from rankfold.compress.statistics import Statistics
+from rankfold.costs import Cost
+from rankfold.objectives import Objective
+from rankfold.run.container import Kind
+from rankfold.run.files import write_atomically
+from rankfold.sites import Call, Factors, Form, SiteList, sites, split_attention, unwrap
+
+
+@dataclass(eq=False)
+class Kept:
+    """A decomposition by its errors; it is made again when factors are asked for."""
+
+    errors: Tensor
+    levels: Tensor
+    ranks: Sequence[int]
+    comparable: bool
+    again: Any = field(repr=False)
+    made: Decomposition | None = field(default=None, repr=False)
+
+    @property
+    def decomposition(self) -> Decomposition:
+        if self.made is None:
+            self.made = self.again()
+        return self.made
+
+    def relative_error(self, rank: int) -> float:
+        return self.decomposition.relative_error(rank)
+
+    def factors(self, rank: int) -> Factors:
+        return self.decomposition.factors(rank)
+
+
+class _Candidate(TypedDict):
+    site: str
+    form: str
+    ranks: list[int]
+    bias: bool
+    comparable: bool
+    ridge: float
+    note: str
+
+
+class _Note(TypedDict):
+    method: str
+    candidates: list[_Candidate]
+    calls: dict[str, list[tuple[list[int], list[int]]]]
+    element_sizes: dict[str, int]
+    example: int
+    cost: tuple[int, int, int]
+    flops: int
+    fingerprint: str
+    samples: int
+    data: str
+    unsolved: dict[str, str]
+    unreached: list[str]
+    others: dict[str, str]
+    notes: list[str]
+    statistics: bool
+    decomposed: int
+    weighed: int
+    objective: NotRequired[str]
+
+
+_FILE = Kind[_Note]("rankfold.profile", _Note, "a profile of rankfold", "make it again: rankfold.profile(model, data)")
+
+
+def save_profile(known: Profile, path: str | Path) -> None:
+    """Write ``known`` to one file, whole or not at all. ``ValueError`` for methods that fit layer after layer, whose
+    factors are not in a profile."""
+    if sweeps(known.method):
+        raise ValueError(
+            f"method {known.method.name!r} fits its factors after ranks are chosen: save its plans, not its profile"
+        )
+    tensors: dict[str, Tensor] = {}
+    noted: list[_Candidate] = []
+    for candidate in (each for group in known.candidates.values() for each in group):
+        made, key = candidate.decomposition, str(len(noted))
+        tensors |= {f"errors|{key}": made.errors, f"levels|{key}": made.levels}
+        if candidate.forecast is not None:
+            tensors |= {f"forecast|{key}": candidate.forecast.errors, f"relative|{key}": candidate.forecast.relative}
+        noted.append(
+            _Candidate(
+                site=candidate.site.name, form=str(candidate.form), ranks=list(made.ranks), bias=candidate.bias,
+                comparable=bool(made.comparable), ridge=candidate.ridge, note=candidate.note,
+            )
+        )  # fmt: skip
+    if known.statistics is not None:
+        data = known.statistics.to_bytes()
+        tensors["statistics"] = torch.frombuffer(bytearray(data), dtype=torch.uint8)
+    counter = known.counter
+    note = _Note(
+        method=known.method.name, candidates=noted,
+        calls={name: [(list(c.input), list(c.output)) for c in calls] for name, calls in counter.calls.items()},
+        element_sizes=dict(counter.element_sizes), example=counter.samples,
+        cost=(known.cost.params, known.cost.flops, known.cost.bytes), flops=known.flops,
+        fingerprint=known.fingerprint, samples=known.samples, data=known.calibration.name,
+        unsolved=dict(known.unsolved), unreached=list(known.unreached), notes=list(known.notes),
+        others={site.name: site.note for site in known.sites if site.forms == {Form.KEEP}},
+        statistics=known.statistics is not None, decomposed=known.decomposed, weighed=known.weighed,
+    )  # fmt: skip
+    if known.objective is not None:
+        note["objective"] = known.objective.name
+    write_atomically(Path(path), _FILE.write(tensors, note))
+
+
+def load_profile(
+    path: str | Path,
+    model: nn.Module,
+    data: Any = None,
+    *,
+    method: Method | None = None,
+    objective: Objective | None = None,
+) -> Profile:
+    """What ``save_profile`` wrote, for the ``model`` that it was made of; ``ValueError`` in one line for another one.
+
+    ``data``: as they were given to ``profile``; needed by rules and budgets that run the model on them. ``method``: the
+    one it was made with, where it is your own.
+    """
+    root = unwrap(model)
+
+    def built(tensors: dict[str, Tensor], note: _Note) -> Profile:
+        return _built(root, tensors, note, data, method, objective)
+
+    found = _FILE.read(path, built)
+    if fingerprint(root) != found.fingerprint:
+        raise ValueError(f"{path}: made of another model, or of other weights: make it again")
+    return found
+
+
+def _built(
+    root: nn.Module,
+    tensors: Mapping[str, Tensor],
+    note: _Note,
+    data: Any,
+    method: Method | None,
+    objective: Objective | None,
+) -> Profile:
+    method = method_named(note["method"]) if method is None else method
+    everything = sites(root)
+    items = tuple(
+        replace(site, forms=frozenset({Form.KEEP}), note=note["others"][site.name])
+        if site.name in note["others"]
+        else site
+        for site in everything
+        if site.name in note["element_sizes"]
+    )
+    statistics = Statistics.load(bytes(tensors["statistics"].numpy().tobytes())) if note["statistics"] else None
+    found = SiteList(items, everything.left_out)
+    candidates: dict[str, list[Candidate]] = {site.name: [] for site in found.reducible}
+    for index, one in enumerate(note["candidates"]):
+        candidates[one["site"]].append(_candidate(root, tensors, str(index), one, found, method, statistics))
+    calls = {
+        name: [Call(tuple(into), tuple(out)) for into, out in each] for name, each in note["calls"].items()
+    }  # fmt: skip
+    return Profile(
+        found, method, candidates, Counter(calls, note["example"], note["element_sizes"]), Cost(*note["cost"]),
+        note["flops"], note["fingerprint"], Calibration(name=note["data"]), objective, note["samples"],
+        note["unsolved"], tuple(note["unreached"]), tuple(note["notes"]), statistics, decomposed=note["decomposed"],
+        weighed=note["weighed"], model=root, data=data,
+    )  # fmt: skip
+
+
+def _candidate(
+    root: nn.Module,
+    tensors: Mapping[str, Tensor],
+    key: str,
+    one: _Candidate,
+    found: SiteList,
+    method: Method,
+    statistics: Statistics | None,
+) -> Candidate:
+    site, form = found[one["site"]], Form(one["form"])
+
+    def again() -> Decomposition:
+        known = None if statistics is None else statistics.sites.get(site.name)
+        with split_attention(root):
+            chosen = with_ridge(method, one["ridge"])
+            made = chosen.decompose(site, form.decomposed, site.weight(root), known, site.bias(root))
+        if made is None:
+            raise ValueError(f"{site.title}: method {method.name!r} does not offer form {form} here")
+        return made
+
+    kept = Kept(tensors[f"errors|{key}"], tensors[f"levels|{key}"], one["ranks"], one["comparable"], again)
+    forecast = None
+    if f"forecast|{key}" in tensors:
+        forecast = Forecast(tensors[f"forecast|{key}"], tensors[f"relative|{key}"])
+    return Candidate(site, form, kept, one["bias"], forecast, one["note"], one["ridge"])
