@@ -248,6 +248,14 @@ def test_mean_intersection_over_union_is_that_of_a_loop(seed):
     assert summed(c, slice(None)).judged == Figure("mean_iou", pytest.approx(np.mean(ratios)), True, "fraction")
 
 
+def test_a_class_that_is_neither_given_nor_right_does_not_count():
+    scores = torch.zeros(1, 4, 2, 2)
+    scores[:, 0] = 1  # everything is said to be class 0
+    figures = objective_named("segmentation").figures()
+    figures.add(scores, (scores, torch.tensor([[[0, 0], [0, 1]]])))
+    assert figures.result()["mean_iou"] == pytest.approx((3 / 4 + 0) / 2)  # of classes 0 and 1, not of four
+
+
 @given(seed=SEEDS)
 def test_regression_is_that_of_scikit_learn(seed):
     c = case("regression", seed)
