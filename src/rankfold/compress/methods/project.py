@@ -21,7 +21,7 @@ from rankfold.linalg import Projection, bias_from_inputs, bias_from_outputs, pro
 from rankfold.linalg.spatial import SpatialProjection, project_spatial
 from rankfold.sites import Factors, Form, Site
 
-_MANY = 4  # rows for each direction: more need no ridge
+_MANY = 2  # rows for each direction: more need no ridge
 _RIDGES = (0.1, 1.0, 10.0)
 DAMPING = 0.1  # of the mean sensitivity, added to every output: few gradients see few directions
 
