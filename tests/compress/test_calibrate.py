@@ -197,7 +197,7 @@ def test_damaged_statistics_are_refused_in_one_line(spoil, tmp_path):
     model = nn.Sequential(nn.Linear(4, 3))
     path = tmp_path / "s.safetensors"
     path.write_bytes(spoil(calibrate(model, [torch.randn(6, 4)], sites(model)).to_bytes()))
-    with pytest.raises(ValueError, match=r"s\.safetensors: damaged or not a statistics file") as caught:
+    with pytest.raises(ValueError, match=r"s\.safetensors: damaged, or not a statistics file") as caught:
         Statistics.load(path)
     assert "\n" not in str(caught.value)
     with pytest.raises(ValueError, match="statistics file"):

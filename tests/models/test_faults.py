@@ -416,7 +416,7 @@ def test_empty_training_and_evaluation_sets():
     nothing = (X[:0], LABELS[:0])
     for pair, role in (((nothing, PAIR[1]), "train"), ((PAIR[0], nothing), "validation")):
         tuned = lambda pair=pair: rf.finetune(network(), pair, teacher=network(), recipe=ONE_EPOCH)  # noqa: E731
-        told(TrainingError, tuned, f"{role} data: it is empty", "give at least one labelled sample")
+        told(TrainingError, tuned, f"{role} data: it is empty", "give at least one sample")
     told(TrainingError, lambda: rf.evaluate(network(), nothing), "it is empty", "give at least one")
 
 

@@ -8,6 +8,7 @@ import torch
 from torch import nn
 
 import rankfold as rf
+from rankfold.objectives import Evaluation, Figure
 from rankfold.run import progress
 from rankfold.run.progress import Talk, Tell, showing, showing_epochs, shown
 from rankfold.train import Epoch, Progress
@@ -111,7 +112,16 @@ def test_a_training_tells_batches_and_epochs():
     calls, said = [], []
     tell = Tell(lambda *now: calls.append(now), said.append).training("fine-tuning")
     tell(Progress(2, 3, 1, 10, 0.5))
-    tell(Progress(2, 3, 10, 10, 0.5, Epoch(2, 0.25, 0.9, 0.3, 0.875, 0.1, 1.5)))
+    tell(
+        Progress(
+            2,
+            3,
+            10,
+            10,
+            0.5,
+            Epoch(2, 0.25, (), Evaluation((Figure("accuracy", 0.875, True, "fraction"),), 0.3, 8), 0.1, 1.5),
+        )
+    )
     assert calls == [("fine-tuning", 11, 30), ("fine-tuning", 20, 30)]
     assert said == ["  epoch 2 of 3: loss 0.2500, validation accuracy 87.50\N{NO-BREAK SPACE}%, 1.5 s"]
 

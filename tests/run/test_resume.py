@@ -12,8 +12,8 @@ from torch.utils.data import TensorDataset
 
 from rankfold import papers, pipeline
 from rankfold.compress.planning.plan import Plan
+from rankfold.compress.planning.profile import Profile
 from rankfold.pipeline import Settings, Tell, compress
-from rankfold.pipeline import job as job_module
 from rankfold.pipeline.trainings.config import parse
 from rankfold.run.claim import ClaimError, claimed
 from rankfold.store import StoreError
@@ -131,7 +131,7 @@ def test_a_finished_run_is_read_back_although_somebody_else_reads_it_too(tmp_pat
 
 def test_a_plan_that_was_left_alone_is_taken_up_as_it_is(tmp_path, monkeypatch):
     interrupted(tmp_path)
-    monkeypatch.setattr(job_module, "plan", None)
+    monkeypatch.setattr(Profile, "plan", None)
     said = []
     compress(network(), Data(), BUDGET, settings=SETTINGS, directory=tmp_path, tell=Tell(say=said.append))
     assert not any("changed" in sentence for sentence in said[:2])
@@ -184,7 +184,7 @@ def test_a_result_of_another_kind_is_refused_in_one_line(tmp_path, content):
         compress(network(), Data(), BUDGET, settings=SETTINGS, directory=tmp_path)
     assert "\n" not in str(said.value)
     values = json.loads(good)
-    values["before"]["loss"] = "small"
+    values["scores"]["before"]["loss"] = "small"
     (tmp_path / "result.json").write_text(json.dumps(values))
     with pytest.raises(StoreError, match=r"result\.json: damaged \(loss: "):
         compress(network(), Data(), BUDGET, settings=SETTINGS, directory=tmp_path)

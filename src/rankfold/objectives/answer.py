@@ -66,7 +66,8 @@ def counting_tensors(output: Any) -> list[tuple[str, Tensor]]:
 
     Where a mapping holds nothing but states, such as the output of an encoder, its last state counts.
     """
-    found = [(name, tensor) for name, tensor in _walk("", output) if tensor.is_floating_point() and tensor.dim() > 0]
+    every = [(name, tensor) for name, tensor in _walk("", output) if tensor.is_floating_point()]
+    found = [(name, tensor) for name, tensor in every if tensor.dim()] or every
     outer = [(name, tensor) for name, tensor in found if not name.split(".")[0].endswith(_STATES)]
     if outer or not found:
         return outer
@@ -91,8 +92,8 @@ def _walk(place: str, value: Any) -> Iterator[tuple[str, Tensor]]:
 
 
 def single(values: Tensor) -> Tensor:
-    """(N,) numbers as (N, 1); everything else as it is."""
-    return values.unsqueeze(-1) if values.dim() == 1 else values
+    """(N,) numbers as (N, 1), one number as (1, 1); everything else as it is."""
+    return values.reshape(-1, 1) if values.dim() < 2 else values
 
 
 def named_input(batch: Any, name: str) -> Tensor | None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 import json
 from collections.abc import Mapping, Sequence
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any, NotRequired
 
@@ -158,4 +159,5 @@ def _stage(
         return None
     known = {"accuracy": values["accuracy"], "loss": values["loss"], "count": 0} if score is None else score
     costs = {key: values[key] for key in ("params", "flops", "bytes", "latency_ms")}
-    return Figures(Evaluation.from_dict(known), **costs, latencies=dict(latencies or {}))
+    score = checked(Evaluation, asdict(Evaluation.from_dict(known)))
+    return checked(Figures, {"score": score, **costs, "latencies": dict(latencies or {})})

@@ -181,9 +181,9 @@ def profile(
     if data is None and method.needs_data:
         raise ValueError(f"method {method.name!r} needs data: give data=, or use method='truncate' with another rule")
     check_rereadable(data)
-    objective = told(root, data) if objective is None else objective_named(objective)
     first = example_of(root, data) if example is None else Example.of(example)
     params, size = storage(root)
+    objective = told(root, data) if objective is None else objective_named(objective)
     traced = measure(root, replace(first, samples=1), found)  # FLOPs of the example with all its samples
     found = traced.kept(found)
     mark = fingerprint(root)
