@@ -1,13 +1,14 @@
 """All measurements of one run, what is needed to go on with it, and their file: save and load, tables."""
 
+from __future__ import annotations
+
 import json
 import math
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-import pandas as pd
 import torch
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save as to_safetensors
@@ -16,6 +17,9 @@ from torch import Tensor
 from rankfold.files import write_atomically
 from rankfold.record.measure import Measurement, Subspaces
 from rankfold.spectrum import Spectrum
+
+if TYPE_CHECKING:
+    import pandas as pd
 
 _KEY = "rankfold.recording"
 _FORMAT = 1
@@ -55,6 +59,8 @@ class Recording:
     columns: tuple[str, ...] = ()
 
     def frame(self, eps: float) -> pd.DataFrame:
+        import pandas as pd  # slow to import: only where a table is asked for
+
         records = [
             {
                 "epoch": row.epoch,
@@ -77,6 +83,8 @@ class Recording:
         return pd.DataFrame.from_records(records, columns=[*kinds]).astype(kinds)
 
     def singular_values(self) -> pd.DataFrame:
+        import pandas as pd
+
         parts = [
             pd.DataFrame(
                 {
@@ -126,7 +134,7 @@ class Recording:
         write_atomically(path, to_safetensors(tensors, metadata={_KEY: json.dumps(facts)}))
 
     @classmethod
-    def load(cls, path: Path) -> "Recording":
+    def load(cls, path: Path) -> Recording:
         """The inverse of ``save``, exact. ``ValueError`` for a damaged or foreign file, ``OSError`` for none."""
         try:
             with safe_open(str(path), "pt") as file:
