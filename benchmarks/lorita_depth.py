@@ -19,7 +19,7 @@ import torch
 
 import rankfold as rf
 from rankfold import zoo
-from rankfold.compress.planning.planner import Calibration
+from rankfold.compress.planning.profile import Calibration
 from rankfold.pipeline import calibration_part, compressed_copy
 
 KEPT = (0.8, 0.65, 0.5, 0.4, 0.3, 0.22, 0.16, 0.12)

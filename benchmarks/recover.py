@@ -24,9 +24,9 @@ import scipy.sparse
 import torch
 from matplotlib.figure import Figure
 
-from rankfold.files import write_atomically
 from rankfold.papers.writing import COLOURS, MARKS, panels, svg
 from rankfold.recover import AlternatingMinimization, CompressedDeepLinear, LowRank, NuclearNorm, ScaledGradientDescent
+from rankfold.run.files import write_atomically
 
 THREADS = int(os.environ.get("OMP_NUM_THREADS", "1"))
 PLOT = Path(__file__).parents[1] / "docs" / "img" / "recover-sizes.svg"

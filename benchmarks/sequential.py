@@ -19,7 +19,7 @@ import torch
 
 import rankfold as rf
 from rankfold import zoo
-from rankfold.compress.planning.planner import Calibration
+from rankfold.compress.planning.profile import Calibration
 from rankfold.pipeline import calibration_part
 from rankfold.pipeline.repair import compressed_copy
 

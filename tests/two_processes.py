@@ -12,9 +12,10 @@ from torch import nn
 from rankfold.batches import mapped
 from rankfold.compress.methods.relu import ActivationAware
 from rankfold.compress.planning.plan import Plan
-from rankfold.compress.planning.planner import Calibration, plan
-from rankfold.train import Augment, History, Plateau, Recipe, fit
-from rankfold.train.parallel import Team, joined
+from rankfold.compress.planning.planner import plan
+from rankfold.compress.planning.profile import Calibration
+from rankfold.run.team import Team, joined
+from rankfold.train import Augment, Distill, History, Plateau, Recipe, fit
 from rankfold.zoo import load_data
 
 RECIPE = Recipe(
@@ -34,6 +35,26 @@ def state(model: nn.Module) -> dict[str, list[float]]:
 
 def figures(history: History) -> list[list[float]]:
     return [[e.train_loss, e.train_accuracy, e.validation_loss, e.validation_accuracy] for e in history.epochs]
+
+
+def maps(seed: int) -> tuple[torch.Tensor, torch.Tensor]:
+    """Images and classes of their pixels, of which many are left out, more in some images than in others."""
+    g = torch.Generator().manual_seed(seed)
+    x = torch.randn(32, 2, 6, 6, generator=g)
+    left_out = torch.rand(32, 6, 6, generator=g) < torch.rand(32, 1, 1, generator=g)
+    return x, x.cumsum(1).argmax(1).masked_fill(left_out, -100)
+
+
+def by_objective(kind: str) -> dict:
+    """One epoch by an objective whose positions and figures must be summed over the processes."""
+    torch.manual_seed(0)
+    model, teacher = (nn.Sequential(nn.Conv2d(2, 4, 3, padding=1), nn.Tanh(), nn.Conv2d(4, 3, 1)) for _ in range(2))
+    recipe = Recipe(epochs=1, batch_size=8, learning_rate=0.05, distill=Distill(2.0, 0.5))
+    data = maps(1) if kind == "segmentation" else maps(1)[0]
+    history = fit(model, data, data, recipe, teacher=teacher)
+    epoch = history.epochs[0].to_dict()
+    del epoch["seconds"]
+    return {"state": state(model), "epoch": epoch}
 
 
 class Failing(torch.utils.data.Dataset):
@@ -78,6 +99,7 @@ def main(directory: Path) -> None:
     with joined(torch.device("cpu")) as team:
         model = network(seed=team.rank)  # the first one's weights are everyone's
         history = fit(model, data.train, data.validation, RECIPE)
+        found |= {kind: by_objective(kind) for kind in ("segmentation", "teacher")}
         found["together"] = {"state": state(model), "figures": figures(history)}
         found["indivisible"] = error_of(
             lambda: fit(network(), data.train, data.validation, replace(RECIPE, batch_size=63))

@@ -9,7 +9,8 @@ from rankfold.compress.methods.relu import ActivationAware
 from rankfold.compress.methods.sequential import Sequential
 from rankfold.compress.planning.apply import ApplyError, apply_
 from rankfold.compress.planning.plan import Entry, Plan
-from rankfold.compress.planning.planner import Calibration, plan
+from rankfold.compress.planning.planner import plan
+from rankfold.compress.planning.profile import Calibration
 from rankfold.compress.ranks.allocate import BudgetError
 from rankfold.compress.ranks.budget import Bytes, Flops, KeepEnergy, Latency, Params, Ranks
 from rankfold.compress.ranks.rules import Global, Iterative, Local, Optimal
@@ -21,6 +22,21 @@ from rankfold.compress.slicing.narrowed import SliceError
 from rankfold.costs import Cost, latencies, model_cost
 from rankfold.induce import cdln_, fold_, overparametrize_
 from rankfold.layers import LowRankConv, LowRankLinear
+from rankfold.objectives import (
+    CausalLanguageModel,
+    Classification,
+    Embedding,
+    Evaluation,
+    Figure,
+    MaskedLanguageModel,
+    MultiLabel,
+    Objective,
+    ObjectiveError,
+    Regression,
+    Teacher,
+    TokenClassification,
+    objective,
+)
 from rankfold.pipeline.slicing import slice_
 from rankfold.record import SpectrumRecorder
 from rankfold.sites import Form, Site, SiteList, sites

@@ -1,7 +1,9 @@
-"""How a batch of any data loader is fed to a model, and where its labels and the model's logits are."""
+"""How a batch of any data loader is fed to a model, and where its targets are."""
 
 from __future__ import annotations
 
+import inspect
+import warnings
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from typing import Any
 
@@ -11,44 +13,67 @@ from torch import Tensor, nn
 LABELS = ("labels", "label", "targets", "target")
 
 
-def arguments(batch: Any) -> tuple[tuple[Any, ...], dict[str, Any]]:
-    """(args, kwargs) of the model for a batch: a tensor, ``(inputs, labels)``, ``(inputs,)`` or a mapping.
+class LeftOut(UserWarning):
+    """What a batch holds and the model does not take."""
 
-    In a mapping the labels are left out; in a pair the second member is taken as labels. An input that is itself a
-    tuple or mapping is spread over the arguments.
+
+def arguments(batch: Any, model: nn.Module | None = None) -> tuple[tuple[Any, ...], dict[str, Any]]:
+    """(args, kwargs) of the model for a batch: a tensor, ``(inputs, targets)``, ``(inputs,)`` or a mapping.
+
+    In a mapping the targets are left out; in a pair the second member is taken as targets. An input that is itself a
+    tuple or mapping is spread over the arguments. With ``model``, what the signature of its ``forward`` does not name
+    is left out of a mapping too, which a warning (``LeftOut``) tells once.
     """
     if isinstance(batch, Mapping):
-        return (), {key: value for key, value in batch.items() if key not in LABELS}
+        return (), _taken({key: value for key, value in batch.items() if key not in LABELS}, model)
     inputs = batch[0] if isinstance(batch, tuple | list) else batch
     if isinstance(inputs, Mapping):
-        return (), dict(inputs)
+        return (), _taken(dict(inputs), model)
     return (tuple(inputs) if isinstance(inputs, tuple | list) else (inputs,)), {}
 
 
-def labels_of(batch: Any) -> Tensor | None:
-    """The labels of a batch, or None."""
+def _taken(named: dict[str, Any], model: nn.Module | None) -> dict[str, Any]:
+    names = None if model is None else _inputs_of(model)
+    left = [] if names is None else [key for key in named if key not in names]
+    if not left or names is None or model is None:
+        return named
+    warnings.warn(
+        f"{type(_inner(model)).__name__}.forward does not take {', '.join(map(str, left))}: left out of every batch",
+        LeftOut,
+        stacklevel=2,
+    )
+    return {key: value for key, value in named.items() if key in names}
+
+
+def _inputs_of(model: nn.Module) -> set[str] | None:
+    """Names that ``forward`` takes; None where it takes any, or does not say."""
+    inner = _inner(model)
+    try:
+        parameters = inspect.signature(inner.forward).parameters.values()
+    except (TypeError, ValueError):
+        return None
+    names = {p.name for p in parameters if p.kind in (p.POSITIONAL_OR_KEYWORD, p.KEYWORD_ONLY)}
+    any_name = any(p.kind is p.VAR_KEYWORD for p in parameters)
+    # models of transformers take any name, and have named the inputs of their own
+    return None if any_name and not (names and hasattr(inner, "main_input_name")) else names
+
+
+def _inner(model: nn.Module) -> nn.Module:
+    """The module inside of what torch wraps around it to compile it or to run it in parallel."""
+    while True:
+        inner = getattr(model, "_orig_mod", None)
+        if isinstance(model, nn.DataParallel | nn.parallel.DistributedDataParallel):
+            inner = model.module
+        if not isinstance(inner, nn.Module):
+            return model
+        model = inner
+
+
+def labels_of(batch: Any) -> Any:
+    """The targets in a batch, usually a tensor; None where there are none."""
     if isinstance(batch, Mapping):
         return next((batch[key] for key in LABELS if key in batch), None)
-    if isinstance(batch, tuple | list) and len(batch) > 1 and isinstance(batch[1], Tensor):
-        return batch[1]
-    return None
-
-
-def logits_of(output: Any) -> Tensor:
-    """The tensor that a loss is taken of: the output itself, its ``logits``, or the first tensor in it."""
-    if isinstance(output, Tensor):
-        return output
-    if isinstance(output, Mapping) and "logits" in output:
-        return output["logits"]
-    if hasattr(output, "logits"):
-        return output.logits
-    members = output.values() if isinstance(output, Mapping) else output
-    if isinstance(output, Mapping | tuple | list) and any(isinstance(member, Tensor) for member in members):
-        return next(member for member in members if isinstance(member, Tensor))
-    raise TypeError(
-        f"the model returned {type(output).__name__}; a tensor, something with logits, "
-        "or a tuple or mapping that holds a tensor was expected"
-    )
+    return batch[1] if isinstance(batch, tuple | list) and len(batch) > 1 else None
 
 
 def mapped(value: Any, change: Callable[[Tensor], Tensor]) -> Any:
@@ -82,13 +107,33 @@ def moved(value: Any, device: torch.device | str, dtype: torch.dtype | None = No
 
 
 def forward(model: nn.Module, batch: Any) -> Any:
-    """The model's output for a batch, on the model's device and in its floating dtype."""
+    """The model's output for a batch, on the model's device and in its floating dtype.
+
+    Raises ``TypeError`` for a batch with fewer inputs than the model needs.
+    """
     parameter = next((p for p in model.parameters() if p.is_floating_point()), None)
-    args, kwargs = arguments(batch)
+    args, kwargs = arguments(batch, model)
+    if isinstance(batch, tuple | list):
+        _check_count(model, args, kwargs, len(batch))
     if parameter is not None:
         args = moved(args, parameter.device, parameter.dtype)
         kwargs = moved(kwargs, parameter.device, parameter.dtype)
     return model(*args, **kwargs)
+
+
+def _check_count(model: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], members: int) -> None:
+    inner = _inner(model)
+    try:
+        signature = inspect.signature(inner.forward)
+    except (TypeError, ValueError):
+        return
+    try:
+        signature.bind(*args, **kwargs)
+    except TypeError as error:
+        raise TypeError(
+            f"{type(inner).__name__}.forward: {error}, for a batch of {members}: (inputs, targets) was expected, and "
+            "several inputs as a tuple or mapping of their own, ((a, b), targets), or ((a, b),) without targets"
+        ) from None
 
 
 def size_of(batch: Any) -> int:
@@ -113,7 +158,8 @@ def batches_of(data: Any, batch_size: int = 256, limit: int | None = None) -> It
     """Batches of ``data`` up to ``limit`` samples: a data loader, an iterable of batches, a tensor, or samples.
 
     Objects with ``batches(batch_size)`` (the splits of ``rankfold.zoo``) and ``torch.utils.data.Dataset`` are cut
-    into batches in their own order.
+    into batches in their own order; of an ``IterableDataset`` too single samples are expected, as torch has it. Where
+    yours gives whole batches, wrap it in ``DataLoader(data, batch_size=None)``.
     """
     seen = 0
     for batch in _batches(data, batch_size):
@@ -136,13 +182,31 @@ def _batches(data: Any, batch_size: int) -> Iterable[Any]:
         return [data]
     if hasattr(data, "batches"):
         return data.batches(batch_size)
-    if type(data).__module__.partition(".")[0] == "datasets" and hasattr(data, "with_format"):  # Hugging Face
+    if is_hugging_face(data):
         if not hasattr(data, "__len__"):
             raise ValueError("a streamed data set gives single samples: give a DataLoader over it, or batches")
         return _hugging_face(data, batch_size)
-    if isinstance(data, torch.utils.data.Dataset) and not isinstance(data, torch.utils.data.IterableDataset):
+    if isinstance(data, torch.utils.data.Dataset):
         return torch.utils.data.DataLoader(data, batch_size=batch_size)
     return data
+
+
+def is_hugging_face(data: Any) -> bool:
+    """Whether it is a data set of the library ``datasets``."""
+    return type(data).__module__.partition(".")[0] == "datasets" and hasattr(data, "with_format")
+
+
+class Columns(torch.utils.data.Dataset):
+    """The numeric columns of a ``datasets.Dataset``, sample by sample."""
+
+    def __init__(self, data: Any) -> None:
+        self.data = data.with_format("torch")
+
+    def __len__(self) -> int:
+        return len(self.data)
+
+    def __getitem__(self, index: int) -> dict[str, Tensor]:
+        return {key: value for key, value in self.data[index].items() if isinstance(value, Tensor)}
 
 
 def _hugging_face(data: Any, batch_size: int) -> Iterator[dict[str, Any]]:
@@ -159,5 +223,16 @@ def _hugging_face(data: Any, batch_size: int) -> Iterator[dict[str, Any]]:
         yield batch
 
 
+def samples_of(batch: Any, size: int, chosen: slice | Tensor) -> Any:
+    """Some samples of a batch of ``size``: those rows of every tensor with as many; other values as they are."""
+
+    def take(x: Tensor) -> Tensor:
+        if not x.dim() or x.shape[0] != size:
+            return x
+        return x[chosen if isinstance(chosen, slice) else chosen.to(x.device)]
+
+    return mapped(batch, take)
+
+
 def _first(value: Any, count: int, size: int) -> Any:
-    return mapped(value, lambda x: x[:count] if x.dim() and x.shape[0] == size else x)
+    return samples_of(value, size, slice(count))

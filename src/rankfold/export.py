@@ -14,9 +14,9 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from rankfold.batches import logits_of
 from rankfold.costs import Example, evaluating, with_batch
-from rankfold.files import write_atomically
+from rankfold.objectives import main_tensor
+from rankfold.run.files import write_atomically
 from rankfold.sites import unwrap
 
 _LARGEST = 2**31 - 1  # a protocol buffer holds no more
@@ -75,8 +75,8 @@ def to_torch_export(model: nn.Module, example: Any, path: str | Path) -> float:
     for batch in (3, 1):
         given = with_batch(_random(example), batch)
         with evaluating(root):
-            expected = logits_of(root(*given.args, **given.kwargs))
-            found = logits_of(run(*given.args, **given.kwargs))
+            expected = main_tensor(root(*given.args, **given.kwargs))
+            found = main_tensor(run(*given.args, **given.kwargs))
         differences.append(_difference(expected, found, "the exported program"))
     buffer = io.BytesIO()
     with _quiet():
@@ -131,7 +131,7 @@ def _onnx_difference(root: nn.Module, data: bytes, given: Example) -> float:
     except Exception as error:  # onnxruntime raises exceptions of its own for each fault
         raise ExportError(f"onnxruntime cannot run what was exported: {_first_line(error)}") from error
     with evaluating(root):
-        expected = logits_of(root(*given.args, **given.kwargs))
+        expected = main_tensor(root(*given.args, **given.kwargs))
     return _difference(expected, torch.from_numpy(outputs[0]), "onnxruntime")
 
 

@@ -18,16 +18,15 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors import SafetensorError
 from safetensors.torch import load as from_safetensors
-from safetensors.torch import save as to_safetensors
 from torch import nn
 from torch.nn.parameter import is_lazy
 
 from rankfold.compress.planning.apply import ApplyError, shape_
 from rankfold.compress.planning.plan import Plan
 from rankfold.compress.slicing.bottlenecks import Bottlenecks, factor_mark
-from rankfold.files import sha256, whole, write_together
+from rankfold.run.container import FAULTS, metadata, packed, parsed, said
+from rankfold.run.files import read_whole, sha256, undisturbed, write_together
 from rankfold.sites import Form, unwrap
 
 FORMAT = 1
@@ -77,7 +76,7 @@ def save(
             raise StoreError(f"{entry.site}: {entry.form} in the plan, not in the model: apply the plan first")
     files = {
         _PLAN: plan.to_json().encode(),
-        _TENSORS: to_safetensors(state, metadata={"format": "pt", _ALIASES: json.dumps(aliases)}),
+        _TENSORS: packed(state, {"format": "pt", _ALIASES: json.dumps(aliases)}),
     }
     if bottlenecks is not None:
         if bottlenecks.mark != factor_mark(model):
@@ -90,9 +89,9 @@ def save(
     }
     manifest = json.loads(json.dumps(facts))  # as it will be read: text keys, no tuples
     manifest["sha256"] = _own_hash(manifest)
-    write_together(directory, files, _MANIFEST, (json.dumps(manifest, indent=1) + "\n").encode())
-    if bottlenecks is None:
-        (directory / _BOTTLENECKS).unlink(missing_ok=True)  # those of an earlier model
+    text = (json.dumps(manifest, indent=1) + "\n").encode()
+    earlier = [name for name in (_BOTTLENECKS,) if name not in files]
+    write_together(directory, files, _MANIFEST, text, without=earlier)
     return directory
 
 
@@ -119,7 +118,7 @@ def _tensors(model: nn.Module) -> tuple[dict[str, torch.Tensor], dict[str, str]]
             aliases[name] = first[key]
         else:
             first[key] = name
-            state[name] = tensor.detach().cpu().contiguous().clone()
+            state[name] = tensor
     return state, aliases
 
 
@@ -128,10 +127,14 @@ def read_manifest(directory: str | Path) -> dict[str, Any]:
     return _opened(Path(directory))[0]
 
 
-def _opened(directory: Path) -> tuple[dict[str, Any], dict[str, Path]]:
-    """The manifest, and where each file it vouches for is."""
+def _opened(directory: Path) -> tuple[dict[str, Any], dict[str, bytes]]:
+    """The manifest, and what is in each file it vouches for; those of one writer where several are at work."""
+    return undisturbed(directory / _MANIFEST, lambda: _once(directory), StoreError)
+
+
+def _once(directory: Path) -> tuple[dict[str, Any], dict[str, bytes]]:
     try:
-        manifest = json.loads((directory / _MANIFEST).read_text(encoding="utf-8"))
+        manifest = parsed((directory / _MANIFEST).read_text(encoding="utf-8"))
     except (FileNotFoundError, NotADirectoryError):
         raise StoreError(f"{directory}: no {_MANIFEST}: not a model saved by rankfold, or half written") from None
     except (OSError, ValueError) as error:
@@ -142,16 +145,18 @@ def _opened(directory: Path) -> tuple[dict[str, Any], dict[str, Path]]:
     named = isinstance(files, dict) and files.keys() - {_BOTTLENECKS} == {_PLAN, _TENSORS}
     if not isinstance(files, dict) or not named or manifest.get("sha256") != _own_hash(manifest):
         raise StoreError(f"{directory}/{_MANIFEST}: damaged: its contents and its own sha256 disagree")
-    paths = {}
+    if not isinstance(manifest.get("notes", {}), dict):
+        raise StoreError(f"{directory}/{_MANIFEST}: damaged: its notes are no JSON object")
+    contents = {}
     for name, digest in files.items():
         try:
-            found = whole(directory, name, str(digest))
+            found = read_whole(directory, name, str(digest))
         except OSError as error:
             raise StoreError(f"{directory}/{name}: {error.strerror or error}") from None
         if found is None:
             raise StoreError(f"{directory}/{name}: damaged: its sha256 is not the one in {_MANIFEST}")
-        paths[name] = found
-    return manifest, paths
+        contents[name] = found
+    return manifest, contents
 
 
 def load(directory: str | Path, model: nn.Module) -> Stored:
@@ -162,16 +167,17 @@ def load(directory: str | Path, model: nn.Module) -> Stored:
     found. ``rankfold.zoo`` or the user's factory builds the dense model.
     """
     directory = Path(directory)
-    manifest, paths = _opened(directory)
-    data = paths[_TENSORS].read_bytes()
+    manifest, contents = _opened(directory)
+    data = contents.pop(_TENSORS)
     try:
-        plan = Plan.load(paths[_PLAN])
+        plan = Plan.from_json(contents[_PLAN].decode())
         state = from_safetensors(data)
-        aliases = json.loads(_metadata(data).get(_ALIASES, "{}"))
+        aliases = parsed(metadata(data).get(_ALIASES, "{}"))
         state |= {name: state[source] for name, source in aliases.items()}
-        known = Bottlenecks.from_bytes(paths[_BOTTLENECKS].read_bytes()) if _BOTTLENECKS in paths else None
-    except (SafetensorError, ValueError, KeyError, AttributeError) as error:
-        raise StoreError(f"{directory}: damaged or foreign ({error})") from None
+        known = Bottlenecks.from_bytes(contents[_BOTTLENECKS], _BOTTLENECKS) if _BOTTLENECKS in contents else None
+    except FAULTS as error:
+        raise StoreError(f"{directory}: damaged or foreign ({said(error)}): save the model again") from None
+    del data
     try:
         _check_fit(shape_(_without_values(unwrap(model)), plan), state, directory)
         shape_(model, plan)
@@ -238,8 +244,3 @@ def _make_room_(root: nn.Module, wanted: Mapping[int, torch.Tensor]) -> None:
                         is_parameter = isinstance(old, nn.Parameter)
                         fresh[one] = nn.Parameter(new, old.requires_grad) if is_parameter else new
                     group[key] = fresh[one]
-
-
-def _metadata(data: bytes) -> dict[str, str]:
-    length = int.from_bytes(data[:8], "little")
-    return json.loads(data[8 : 8 + length]).get("__metadata__") or {}

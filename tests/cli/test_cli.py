@@ -152,7 +152,7 @@ def test_compress_prints_the_promised_object_and_reads_a_finished_run_back(weigh
 
 
 def test_an_interrupted_command_says_how_to_go_on(weights, tmp_path, monkeypatch):
-    from rankfold.cli.talk import Talk
+    from rankfold.run.progress import Talk
 
     say = Talk.say
 

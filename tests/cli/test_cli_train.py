@@ -57,7 +57,10 @@ def test_a_run_directory_holds_all_and_the_ordinary_network(finished):
         "checkpoint-0003.pt", "checkpoint.json", "config.yaml", "metrics.jsonl", "model.safetensors", "result.json",
         "spectra.csv", "spectra.safetensors", "spectra.svg",
     ]  # fmt: skip
-    assert json.loads((run / "result.json").read_text()) == printed
+    kept = json.loads((run / "result.json").read_text())
+    scores = kept.pop("scores")
+    assert kept == printed
+    assert scores["test"]["figures"][0]["value"] == printed["test_accuracy"]
     network, data = model("digits-cnn"), load_data("digits")
     load_weights(network, run / "model.safetensors")
     score = evaluate(network, data.test)

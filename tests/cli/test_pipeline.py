@@ -12,11 +12,13 @@ import torch
 from digits import digits, tiny, trained
 from torch import nn
 
+import rankfold.pipeline.curve as curve_module
 import rankfold.pipeline.job as job_module
 from rankfold.compress.methods.project import Project
 from rankfold.compress.planning.apply import apply_
 from rankfold.compress.planning.plan import fingerprint
-from rankfold.compress.planning.planner import Calibration, plan
+from rankfold.compress.planning.planner import plan
+from rankfold.compress.planning.profile import Calibration
 from rankfold.compress.ranks.budget import Flops, Ranks
 from rankfold.costs import evaluating
 from rankfold.pipeline import (
@@ -301,6 +303,26 @@ def test_the_curve_keeps_its_budgets_and_ends_where_none_can_be_met(planned):
     assert [point.kept_flops <= kept for point, kept in zip(points, (0.6, 0.3), strict=True)] == [True, True]
     assert points[0].label == "project, optimal"
     assert all(0 <= point.accuracy <= 1 for point in points)
+
+
+def test_what_has_been_measured_is_not_measured_again_for_the_curve(planned, monkeypatch):
+    network, made = planned
+    part = digits().train.subset(torch.arange(128))
+    how = Calibration(statistics=made.statistics)
+    plans = {kept: plan(network, Flops(kept), "project", part, calibration=how) for kept in (0.6, 0.3)}
+    copies = []
+    real = curve_module.compressed_copy
+    monkeypatch.setattr(curve_module, "compressed_copy", lambda *a, **k: copies.append(a[1]) or real(*a, **k))
+
+    def points(**how) -> list:
+        made = accuracy_curve(network, digits().validation, part, lambda b: plans[b.keep], kept=(0.6, 0.3), **how)
+        return list(made)
+
+    expected = points()
+    assert len(copies) == 2
+    _, score = real(network, plans[0.3], part, digits().validation)
+    assert points(known=(plans[0.3], score)) == expected
+    assert copies[2:] == [plans[0.6]]
 
 
 def test_figures_time_every_batch_size_and_count_the_whole_model():

@@ -321,7 +321,7 @@ def test_curves_have_one_line_for_each_method_through_its_points():
         svg = ElementTree.fromstring(picture)
         for number, method in ((1, "truncate"), (2, "project")):
             (line,) = drawn(svg, f"series-{number}")
-            accuracies = sorted(p.accuracy for p in data.curve if p.method == method)
+            accuracies = sorted(p.value for p in data.curve if p.method == method)
             assert len(line) == len(accuracies) == 4
             assert all(x < u and y > v for (x, y), (u, v) in pairwise(line)), quantity
             heights = [(a - accuracies[0]) / (accuracies[-1] - accuracies[0]) for a in accuracies]
@@ -354,12 +354,12 @@ def test_errors_are_drawn_above_the_diagonal_where_measured_exceeds_predicted():
 
 def test_three_lines_for_a_reader_in_a_hurry():
     data = full()
-    plain = {name: getattr(summary, name)(data).replace("\u00a0", " ") for name in ("reached", "accuracy")}
+    plain = {name: getattr(summary, name)(data).replace("\u00a0", " ") for name in ("reached", "quality")}
     assert plain["reached"] == (
         "50.0 % of the FLOPs (40.55 M), 44.5 % of the parameters (120.0 k) and 44.8 % of the bytes (486.0 kB) kept; "
         "0.95× as fast at batch 1 and 1.41× as fast at batch 64."
     )
-    assert plain["accuracy"] == "91.73 % before, 80.46 % after compression, 91.12 % after fine-tuning (−0.61 points)."
+    assert plain["quality"] == "91.73 % before, 80.46 % after compression, 91.12 % after fine-tuning (−0.61 points)."
     assert summary.predictions(data.layers) == (
         "Measured error is 1.21× the prediction in the median of 5 layers; furthest from it is "
         "blocks.4.conv with 1.28×."

@@ -10,7 +10,7 @@ from cases import CASES, Case
 from networks import NETWORKS, Encoder, network, tokens
 from torch import Tensor, nn
 
-from rankfold.batches import forward, logits_of
+from rankfold.batches import forward
 from rankfold.compress.planning.apply import ApplyError, apply_, shape_
 from rankfold.compress.planning.plan import Entry, Plan, fingerprint
 from rankfold.compress.planning.planner import plan
@@ -18,6 +18,7 @@ from rankfold.compress.ranks.budget import Ranks
 from rankfold.compress.statistics import calibrate
 from rankfold.costs import Cost
 from rankfold.layers import FactoredConv, LowRankLinear, SplitAttention
+from rankfold.objectives import main_tensor
 from rankfold.sites import Form, sites, split_attention
 
 FACTORED = (LowRankLinear, FactoredConv)
@@ -32,7 +33,7 @@ def multiplied_out(original: nn.Module, compressed: nn.Module) -> nn.Module:
             new, layer = theirs.get(site.name), dense.get_submodule(site.name)
             if not isinstance(new, FACTORED):
                 continue
-            layer.weight.copy_(new.weight.T if site.kind == "Conv1D" else new.weight)
+            layer.weight.copy_(new.weight)
             if new.bias is not None and layer.bias is None:
                 layer.bias = nn.Parameter(new.bias.clone())
             elif new.bias is not None:
@@ -110,9 +111,9 @@ def test_networks_compute_what_their_multiplied_out_twins_compute(name: str, met
         for stage, child in layer.named_children():
             child.register_forward_hook(lambda *_, key=(path, stage): called.update({key: called.get(key, 0) + 1}))
     with torch.no_grad():
-        found = logits_of(forward(small, batch))
-        expected = logits_of(forward(multiplied_out(model, small), batch))
-        dense = logits_of(forward(model, batch))
+        found = main_tensor(forward(small, batch))
+        expected = main_tensor(forward(multiplied_out(model, small), batch))
+        dense = main_tensor(forward(model, batch))
     # the factors are used, not multiplied out behind their back by a fused kernel
     assert set(called) == {(path, stage) for path, layer in layers.items() for stage, _ in layer.named_children()}
     scale = float(dense.float().norm())

@@ -12,7 +12,8 @@ from torch import Tensor, nn
 from torch.utils.data import DataLoader, TensorDataset
 
 from rankfold.batches import batches_of, size_of
-from rankfold.compress.planning.planner import Calibration, plan
+from rankfold.compress.planning.planner import plan
+from rankfold.compress.planning.profile import Calibration
 from rankfold.compress.ranks.budget import Ranks
 from rankfold.compress.statistics import Statistics, calibrate
 from rankfold.sites import Site, sites, split_attention

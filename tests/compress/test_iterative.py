@@ -13,7 +13,7 @@ from networks import network
 from torch import nn
 
 import rankfold as rf
-from rankfold.batches import arguments, labels_of, logits_of
+from rankfold.batches import arguments, labels_of
 from rankfold.compress.methods import method_named
 from rankfold.compress.planning.candidates import Counter, decompose, options
 from rankfold.compress.ranks.allocate import BudgetError
@@ -26,6 +26,7 @@ from rankfold.compress.sensitivity import relative_energy
 from rankfold.compress.statistics import calibrate
 from rankfold.compress.trial import Trial
 from rankfold.costs import evaluating, trace
+from rankfold.objectives import main_tensor
 from rankfold.sites import Form, replace_, sites, split_attention
 
 
@@ -61,7 +62,7 @@ def problem(root, batch, keep=0.5, method="truncate", only=None):
     method = method_named(method)
     statistics = calibrate(root, [batch], found) if method.needs_data else None
     with split_attention(root):
-        candidates, _ = decompose(root, found, method, statistics, False, quiet)
+        candidates = {k: v[:1] for k, v in decompose(root, found, method, statistics, quiet).candidates.items()}
         counter = Counter(calls, 1, {site.name: 8 for site in found})
         prices = relative_energy([c for group in candidates.values() for c in group])
         choices = options(found, candidates, prices, (Params(keep),), (Params(keep),), counter)
@@ -108,7 +109,7 @@ def naive(problem, samples, step, most=10_000):
         return model
 
     with evaluating(problem.root), split_attention(problem.root):
-        original = logits_of(problem.root(*args, **kwargs))
+        original = main_tensor(problem.root(*args, **kwargs))
         while cost(picked) > problem.limits[0] and len(taken) < most:
             tried = []
             for site in problem.choices:
@@ -132,7 +133,7 @@ def naive(problem, samples, step, most=10_000):
 
 
 def plain_loss(output, labels, original):
-    logits = logits_of(output)
+    logits = main_tensor(output)
     if labels is not None and logits.dim() == 2:
         return float(F.cross_entropy(logits, labels))
     return float(F.kl_div(logits.log_softmax(-1), original.log_softmax(-1), reduction="sum", log_target=True))

@@ -12,7 +12,7 @@ from networks import network
 from torch import nn
 
 from rankfold.compress.methods import method_named
-from rankfold.compress.planning import planner
+from rankfold.compress.planning import decide, planner
 from rankfold.compress.planning.apply import apply_
 from rankfold.compress.planning.candidates import decompose
 from rankfold.compress.planning.plan import Entry, Plan
@@ -46,7 +46,8 @@ class Clock:
 def timing_of(root, example, timer, method="truncate", batch=3, every_form=True):
     found, example = sites(root), Example.of(example)
     with split_attention(root):
-        candidates, _ = decompose(root, found, method_named(method), None, every_form, quiet)
+        made = decompose(root, found, method_named(method), None, quiet).candidates
+        candidates = made if every_form else {name: group[:1] for name, group in made.items()}
         return found, site_timing(root, found, candidates, example, batch, quiet, timer=timer)
 
 
@@ -286,7 +287,7 @@ def test_a_planned_latency_is_met_from_end_to_end(monkeypatch):
 
     monkeypatch.setitem(site_timing.__kwdefaults__, "timer", Clock())
     monkeypatch.setitem(meet_latency.__kwdefaults__, "measure", measure)
-    monkeypatch.setattr(planner, "latencies", measure)
+    monkeypatch.setattr(decide, "latencies", measure)
     plan = planner.plan(model, "latency=0.7@2", "truncate", example=inputs, rule="optimal")
     assert "measured latency" in plan.notes[0]
     before = sum(p.numel() for p in model.parameters())

@@ -124,16 +124,14 @@ def test_the_model_s_outputs_change_as_predicted():
         smaller = sliced(stored, {"0": rank})
         with torch.no_grad():
             moved = smaller.model(data) - stored.model(data)
-        moved = moved - moved.mean(-1, keepdim=True)
         change = slice_costs(stored.plan, smaller.plan)["0"][1]
-        assert float(moved.square().sum(-1).mean()) == pytest.approx(change, rel=0.3)
-    assert stored.bottlenecks.energy == pytest.approx(_energy(stored.model, data), rel=1e-9)
+        assert float(moved.square().sum(-1).mean()) / _energy(stored.model, data) == pytest.approx(change, rel=0.15)
+    assert stored.bottlenecks.energy == 1.0  # predicted changes are shares of the outputs' variance already
 
 
 def _energy(model: nn.Module, data: Tensor) -> float:
     with torch.no_grad():
         rows = model(data)
-    rows = rows - rows.mean(-1, keepdim=True)
     return float((rows - rows.mean(0)).square().sum(-1).mean())
 
 
@@ -397,10 +395,10 @@ def test_bottlenecks_survive_a_file(artifact):
     budget = "flops=0.5"
     a, b = (rf.slice_(rf.Stored(copy.deepcopy(artifact.model), artifact.plan, {}, k), budget) for k in (known, again))
     assert [e.rank for e in a.plan.entries] == [e.rank for e in b.plan.entries]
-    with pytest.raises(ValueError, match="no bottlenecks of rankfold"):
+    with pytest.raises(ValueError, match="not bottlenecks of rankfold"):
         Bottlenecks.from_bytes(b"nonsense, but long enough for a header")
     broken = known.to_bytes()[:-40]
-    with pytest.raises(ValueError, match="no bottlenecks of rankfold"):
+    with pytest.raises(ValueError, match="not bottlenecks of rankfold"):
         Bottlenecks.from_bytes(broken)
 
 

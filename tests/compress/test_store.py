@@ -17,7 +17,7 @@ from safetensors.torch import load_file
 from torch import nn
 
 import rankfold as rf
-from rankfold.files import sha256
+from rankfold.run.files import sha256
 from rankfold.store import read_manifest
 
 FILES = ("manifest.json", "plan.json", "model.safetensors")

@@ -15,8 +15,9 @@ from torch.nn.utils import parametrizations, parametrize
 
 import rankfold
 from rankfold import fold_, overparametrize_, sites
-from rankfold.batches import forward, logits_of
+from rankfold.batches import forward
 from rankfold.induce import choose, factors, is_overparametrized
+from rankfold.objectives import main_tensor
 from rankfold.sites import Product, split_attention
 
 
@@ -118,7 +119,7 @@ def test_networks_keep_their_function_and_their_ties(name: str) -> None:
 def outputs(model: nn.Module, batch: object, name: str) -> Tensor:
     """In eval mode, with torch's fused kernels, and in training mode without dropout, where every layer is called."""
     with torch.no_grad():
-        fused = logits_of(forward(model.eval(), batch))
+        fused = main_tensor(forward(model.eval(), batch))
         if name not in TORCH:
             return fused
         model.train()
@@ -127,7 +128,7 @@ def outputs(model: nn.Module, batch: object, name: str) -> Tensor:
                 module.eval()
             if isinstance(module, nn.MultiheadAttention):
                 module.dropout = 0.0
-        return torch.stack([fused, logits_of(forward(model, batch))])
+        return torch.stack([fused, main_tensor(forward(model, batch))])
 
 
 def ties(model: nn.Module) -> list[list[str]]:

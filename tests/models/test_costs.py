@@ -15,7 +15,7 @@ from rankfold.compress.planning.apply import apply_
 from rankfold.compress.planning.planner import plan
 from rankfold.compress.ranks.budget import Ranks
 from rankfold.costs import Cost, Example, evaluating, latencies, model_cost, storage, trace, with_batch
-from rankfold.flops import FlopCount
+from rankfold.costs.counter import Counter as FlopCount
 from rankfold.layers import LowRankLinear
 from rankfold.sites import Form, sites
 
@@ -66,13 +66,6 @@ def test_the_plan_says_what_a_compressed_network_costs(name: str, method: str, d
     small = apply_(copy.deepcopy(model), made)
     args, kwargs = arguments(batch)
     found = model_cost(small, kwargs or args)
-    if name == "t5":  # reads the weight of its second feed-forward layer, only for its dtype: each read is a product
-        extra = sum(
-            2 * entry.rank * entry.shape[0] * entry.shape[1] for entry in made.changed if entry.site.endswith(".wo")
-        )
-        reads = (found.flops - made.after.flops) * 6 / extra if extra else 0.0
-        assert reads == int(reads)
-        found = Cost(found.params, made.after.flops, found.bytes)
     assert found == made.after
     assert made.before == model_cost(model, kwargs or args)
     assert made.after.params <= 0.8 * made.before.params
@@ -121,7 +114,7 @@ def test_a_small_model_runs_and_a_large_one_is_traced_and_both_count_what_torch_
     args, kwargs = arguments(batch)
     given = kwargs or args
     ran = trace(model, given, sites(model))
-    monkeypatch.setattr("rankfold.costs._REALLY", (0, 0))
+    monkeypatch.setattr("rankfold.costs.count._REALLY", (0, 0))
     assert trace(model, given, sites(model)) == ran
     if "encoder" not in name:  # attention in one piece is nothing to torch's counter
         example = Example.of(given)
@@ -141,7 +134,7 @@ def test_products_that_torch_has_in_one_piece_are_counted():
 def test_counting_computes_nothing_and_copies_no_weights_of_a_large_model(monkeypatch):
     model, (x, _) = network("conv_net")
     expected = model_cost(model, x)
-    monkeypatch.setattr("rankfold.costs._REALLY", (0, 0))
+    monkeypatch.setattr("rankfold.costs.count._REALLY", (0, 0))
     seen = []
     model.register_forward_pre_hook(lambda module, args: seen.append(args[0].is_meta))
 

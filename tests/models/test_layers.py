@@ -11,10 +11,10 @@ from torch import nn
 from torch.func import functional_call
 from torch.utils.flop_counter import FlopCounterMode
 
+from rankfold.forms.geometry import ChannelFolding, Plain
 from rankfold.layers import LowRankConv, LowRankLinear, SplitAttention
 from rankfold.sites import Call, Factors, Form, Site, sites, split_attention
 from rankfold.sites.convolution import ConvLayer
-from rankfold.sites.geometry import ChannelFolding, Plain
 from rankfold.sites.linear import LinearLayer
 from rankfold.testing import check_site
 
@@ -210,9 +210,11 @@ class LosesStride(ConvLayer):
     def skeleton(self, like, form, rank, bias):
         if form is not Form.FACTORED:
             return super().skeleton(like, form, rank, bias)
-        down = nn.Conv2d(self.channels_in, rank, self.kernel, padding=like.padding, bias=False, dtype=like.weight.dtype)
+        down = nn.Conv2d(
+            self.setting.channels_in, rank, self.kernel, padding=like.padding, bias=False, dtype=like.weight.dtype
+        )
         return LowRankConv(
-            {"down": down, "up": nn.Conv2d(rank, self.channels_out, 1, bias=bias, dtype=down.weight.dtype)}
+            {"down": down, "up": nn.Conv2d(rank, self.setting.channels_out, 1, bias=bias, dtype=down.weight.dtype)}
         )
 
 

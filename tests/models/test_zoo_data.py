@@ -401,9 +401,61 @@ def test_loaders_are_passed_through(monkeypatch):
     assert (data.classes, data.amount("test")) == (None, "2 test batches")
 
 
-class Endless(IterableDataset):
+class Stream(IterableDataset):
     def __iter__(self):
-        return iter(())
+        return iter(tabular(10))
+
+
+def test_streams_and_batches_are_passed_through(monkeypatch):
+    batches = [(torch.randn(4, 5), torch.randn(4, 2)), (torch.randn(3, 5), torch.randn(3, 2))]
+    unlabelled = [{"ids": torch.zeros(4, 7), "mask": torch.ones(4, 7)}]
+    for part, amount in ((Stream(), "the test data"), (batches, "2 test batches"), (unlabelled, "1 test batches")):
+        data = zoo.load_data(offered(monkeypatch, (part, part, part)))
+        assert data.train is part
+        assert data.amount("test") == amount
+    assert [len(x) for x, _ in batches_of(Stream(), 4)] == [4, 4, 2]
+
+
+@pytest.mark.parametrize("kind", ["numbers", "maps", "labels left out"])
+def test_targets_of_any_kind(monkeypatch, kind):
+    inputs = torch.randn(20, 3, 4, 4)
+    target = {
+        "numbers": torch.randn(20, 2),
+        "maps": torch.randint(5, (20, 4, 4)),
+        "labels left out": torch.tensor([-100, 1] * 10),
+    }[kind]
+    data = zoo.load_data(offered(monkeypatch, (TensorDataset(inputs, target), (inputs, target))))
+    assert data.classes is None
+    assert (len(data.train), len(data.validation)) == (18, 2)
+    assert torch.equal(data.test.labels, target)
+    assert torch.equal(data.test.inputs, inputs)
+
+
+@pytest.mark.parametrize("form", ["tensor", "data set", "dict", "tuple"])
+def test_data_without_targets(monkeypatch, form):
+    ids = torch.arange(20)[:, None] * torch.ones(1, 3, dtype=torch.int64)
+    part = {
+        "tensor": ids,
+        "data set": TensorDataset(ids),
+        "dict": [{"ids": row, "text": "a word"} for row in ids],
+        "tuple": [((row, row),) for row in ids],
+    }[form]
+    data = zoo.load_data(offered(monkeypatch, (part, part)))
+    assert data.classes is None
+    assert (len(data.train), len(data.validation), len(data.test)) == (18, 2, 20)
+    (batch,) = batches_of(data.test)
+    args, kwargs = arguments(batch)
+    assert labels_of(batch) is None
+    assert torch.equal(kwargs["ids"] if form == "dict" else args[0], ids)
+    assert len(args) == {"dict": 0, "tuple": 2}.get(form, 1)
+
+
+def test_a_factory_says_what_its_targets_mean(monkeypatch):
+    spec = offered(monkeypatch, (tabular(40), tabular(12)))
+    assert zoo.load_data(spec).objective is None
+    module, _, name = spec.partition(":")
+    getattr(__import__(module), name).objective = "classification"
+    assert zoo.load_data(spec).objective == "classification"
 
 
 def test_splits_are_passed_through(monkeypatch):
@@ -423,18 +475,20 @@ def test_splits_are_passed_through(monkeypatch):
             ([(torch.zeros(2), "cat")] * 3, tabular(3)),
             "sample 0 is not a pair of a tensor and an integer label",
         ),
-        (([torch.zeros(3)] * 3, tabular(3)), "sample 0 is not a pair"),
-        (([(torch.zeros(2), 0.5)] * 3, tabular(3)), "sample 0 is not a pair"),
+        (
+            ([(torch.zeros(2), 0), (torch.zeros(2), 0.5)], tabular(3)),
+            r"sample 1 has a target \(\) float32 and sample 0",
+        ),
+        (([(torch.zeros(2), 0), (torch.zeros(2),)], tabular(3)), "sample 1 has no target and sample 0 a target"),
+        (([torch.zeros(5, 3)] * 3, tabular(3)), "no validation can be taken from a list of batches"),
         (([(torch.zeros(2), -1)] * 3, tabular(3)), "label -1 is negative"),
         (
             ([(torch.zeros(2), 0), (torch.zeros(3), 0)], tabular(3)),
             r"sample 1 is \(3,\) float32 and sample 0 is \(2,\) float32; all inputs must be alike",
         ),
         (([(torch.zeros(2), 0)], tabular(3)), "cannot hold out 1 samples of 1"),
-        (([{"ids": torch.zeros(2)}] * 3, tabular(3)), "sample 0 is not .*: none of labels, .* is among ids"),
         ((several(3, "tuple") + several(3, "dict"), tabular(3)), r"sample 3 is \{ids: .* and sample 0 is \(\(2,\)"),
         ((DataLoader(tabular(3)), tabular(3)), "no validation can be taken from a DataLoader"),
-        ((DataLoader(Endless()), tabular(3), tabular(3)), "train: a DataLoader of unknown length"),
     ],
 )
 def test_faults_of_a_users_data(monkeypatch, result, sentence):

@@ -12,13 +12,13 @@ from pathlib import Path
 import pytest
 import torch
 from safetensors.torch import load_file
-from two_processes import RECIPE, figures, network, state, swept
+from two_processes import RECIPE, by_objective, figures, network, state, swept
 
 from rankfold.compress.planning.plan import Plan
 from rankfold.pipeline import train
 from rankfold.pipeline.trainings.config import parse
+from rankfold.run.team import Team
 from rankfold.train import fit
-from rankfold.train.parallel import Team
 from rankfold.zoo import load_data
 
 CONFIG = "model: two_processes:network\ndata: digits\ndepth: 2\nepochs: 2\nbatch_size: 64\nrecord_spectra: true\n"
@@ -59,6 +59,16 @@ def alone():
     data, model = load_data("digits"), network()
     history = fit(model, data.train, data.validation, RECIPE)
     return {"state": state(model), "figures": figures(history)}
+
+
+@pytest.mark.parametrize("kind", ["segmentation", "teacher"])
+def test_positions_that_count_are_summed_over_the_processes(pair, kind):
+    _, found, _ = pair
+    single = by_objective(kind)
+    assert found[0][kind] == found[1][kind]
+    assert difference(found[0][kind]["state"], single["state"]) < 1e-5
+    assert found[0][kind]["epoch"] == pytest.approx(single["epoch"], rel=1e-4)
+    assert ("train_mean_iou" if kind == "segmentation" else "train_change") in single["epoch"]
 
 
 def difference(a: dict[str, list[float]], b: dict[str, list[float]]) -> float:

@@ -11,10 +11,11 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import nn
 
-from rankfold.train import Augment, Distill, Epoch, Evaluation, Plateau, Recipe, Relax, TrainingError, evaluate
+from rankfold.objectives import Classification, Evaluation, Figure
+from rankfold.train import Augment, Distill, Epoch, Plateau, Recipe, Relax, TrainingError, evaluate
 from rankfold.train.augment import augment
 from rankfold.train.breakdown import at_chance, breakdown, vanished
-from rankfold.train.fit import _loss
+from rankfold.train.fit import loss_parts
 from rankfold.train.schedule import plateau_factor, rate_factor
 
 
@@ -128,18 +129,54 @@ def test_chance_is_the_share_of_the_most_frequent_label():
     model = nn.Linear(3, 2)
     start = evaluate(model, (torch.randn(100, 3), labels), batch_size=7)
     assert (start.chance, start.count) == (0.6, 100)
-    assert at_chance(0.6, start)
-    assert at_chance(0.69, start)
-    assert not at_chance(0.71, start)  # 0.6 + 2 · √(0.24 / 100) = 0.698
-    assert not at_chance(0.6, Evaluation(0.6, 1.0, 100))  # of an old checkpoint: not counted, not judged
+    assert at_chance(_accuracy(0.6), start)
+    assert at_chance(_accuracy(0.69), start)
+    assert not at_chance(_accuracy(0.71), start)  # 0.6 + 2 · √(0.24 / 100) = 0.698
+    assert not at_chance(_accuracy(0.6), _scored(0.6, 1.0, 100))  # of an old checkpoint: not counted, not judged
+
+
+def test_chance_of_a_regression_is_the_mean_of_its_targets():
+    inputs = torch.randn(50, 2)
+    start = evaluate(nn.Linear(2, 1), (inputs, inputs.sum(1, keepdim=True)))
+    assert start.chance == 0.0
+    assert at_chance(Figure("r2", -0.1), start)
+    assert not at_chance(Figure("r2", 0.1), start)
+
+
+def _accuracy(value):
+    return Figure("accuracy", value, True, "fraction")
+
+
+def _scored(accuracy, loss=1.0, count=1000, chance=None):
+    return Evaluation((_accuracy(accuracy),), loss, count, chance, "classification")
 
 
 def _epochs(*accuracies):
-    return [Epoch(number, 1.0, 0.5, 1.0, accuracy, 0.1, 1.0) for number, accuracy in enumerate(accuracies, start=1)]
+    return [
+        Epoch(number, 1.0, (_accuracy(0.5),), None if accuracy is None else _scored(accuracy), 0.1, 1.0)
+        for number, accuracy in enumerate(accuracies, start=1)
+    ]
+
+
+def test_an_epoch_is_a_line_of_figures_and_comes_back_from_a_checkpoint():
+    epoch = _epochs(0.75)[0]
+    assert epoch.to_dict() == {
+        "epoch": 1,
+        "train_loss": 1.0,
+        "train_accuracy": 0.5,
+        "validation_loss": 1.0,
+        "validation_accuracy": 0.75,
+        "learning_rate": 0.1,
+        "seconds": 1.0,
+    }
+    assert Epoch.from_state(json.loads(json.dumps(epoch.state()))) == epoch
+    earlier = Epoch.from_state(epoch.to_dict())  # as the first release wrote it
+    assert earlier.to_dict() == epoch.to_dict()
+    assert _epochs(None)[0].to_dict()["validation_accuracy"] is None
 
 
 def test_breakdown_is_told_and_only_that():
-    start, model = Evaluation(0.1, 2.3, 1000, 0.11), nn.Sequential(nn.Linear(4, 4), nn.BatchNorm1d(4), nn.Linear(4, 2))
+    start, model = _scored(0.1, 2.3, 1000, 0.11), nn.Sequential(nn.Linear(4, 4), nn.BatchNorm1d(4), nn.Linear(4, 2))
     assert breakdown(model, start, _epochs(0.1, 0.5), 2) is None
     assert breakdown(model, None, _epochs(None, None), 2) is None
     said = breakdown(model, start, _epochs(0.11, 0.115), 2)
@@ -220,10 +257,13 @@ def test_distillation_loss_is_its_formula():
     p, q = torch.softmax(taught / 3, 1), torch.softmax(logits / 3, 1)
     divergence = (p * (p / q).log()).sum(1).mean()
     expected = 0.25 * F.cross_entropy(logits, target) + 0.75 * 9 * divergence
-    loss = _loss(logits, target, taught, Distill(3.0, 0.75), 0.0)
-    torch.testing.assert_close(loss, expected)
-    swapped = _loss(taught, target, logits, Distill(3.0, 0.75), 0.0)
-    assert abs(swapped - expected) > 1e-3
+
+    def loss(logits, taught):
+        parts = loss_parts(Classification(), logits, (None, target), taught, Recipe(distill=Distill(3.0, 0.75)))
+        return sum(part.weight * part.loss for part in parts)
+
+    torch.testing.assert_close(loss(logits, taught), expected)
+    assert abs(loss(taught, logits) - expected) > 1e-3
 
 
 class _Wrapped(nn.Module):
@@ -265,8 +305,9 @@ def test_evaluation_refuses_bad_data_by_role():
         "negative": (inputs, torch.tensor([0, -1, 1])),
         "2 labels": (inputs, torch.tensor([0, 1])),
         "integers": (inputs, torch.tensor([0.0, 1.0, 2.0])),
-        "no labels": [inputs],
-        "length": iter([(inputs, torch.tensor([0, 1, 2]))]),
+        "give teacher=": [inputs],
+        "a int was given": 3,
+        "it is empty": iter([]),
         "do not fit": (inputs, torch.zeros(3, 2, dtype=torch.int64)),
     }
     for reason, data in bad.items():

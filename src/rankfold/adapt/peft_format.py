@@ -8,11 +8,11 @@ from collections import Counter
 from pathlib import Path
 
 import torch
-from safetensors.torch import save
 from torch import nn
 
 from rankfold.adapt.deep_lora import updates
-from rankfold.files import write_atomically
+from rankfold.run.container import packed
+from rankfold.run.files import write_atomically
 
 
 def save_adapter(model: nn.Module, directory: str | Path, *, base_model: str = "", tolerance: float = 0.0) -> Path:
@@ -37,7 +37,7 @@ def save_adapter(model: nn.Module, directory: str | Path, *, base_model: str = "
         a, b = adapted.lora(tolerance)
         ranks[name] = len(a)
         for key, matrix in (("A", a), ("B", b)):
-            tensor = matrix.to(adapted.factors[0].dtype).contiguous()
+            tensor = matrix.to(adapted.factors[0].dtype)
             tensors[f"base_model.model.{name}.lora_{key}.weight"] = tensor
     rank = Counter(ranks.values()).most_common(1)[0][0]
     scaling = next(iter(found.values())).scaling
@@ -58,6 +58,6 @@ def save_adapter(model: nn.Module, directory: str | Path, *, base_model: str = "
         "init_lora_weights": True,
     }
     place = Path(directory)
-    write_atomically(place / "adapter_model.safetensors", save(tensors, metadata={"format": "pt"}))
+    write_atomically(place / "adapter_model.safetensors", packed(tensors, {"format": "pt"}))
     write_atomically(place / "adapter_config.json", (json.dumps(config, indent=1) + "\n").encode())
     return place

@@ -2,18 +2,24 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import torch
 from torch import nn
 
-from rankfold.cli.talk import Talk
+from rankfold.cli.failure import one_line
 from rankfold.costs import Example
+from rankfold.objectives import Objective, objective_named, objective_names
 from rankfold.pipeline import first_example
+from rankfold.run.progress import Talk
 from rankfold.store import Stored, StoreError, load, read_manifest
+from rankfold.train.precision import Arithmetic, arithmetic
 from rankfold.zoo import Data, Resolved, ZooError, load_data, load_weights, model_names, resolve
+from rankfold.zoo.resolve import imported
 
 
 @dataclass(frozen=True, eq=False)
@@ -26,6 +32,13 @@ class Loaded:
     example: Example | None
     plan: Any = None
     stored: Stored | None = None
+
+    def to(self, device: torch.device) -> Loaded:
+        """The same with its model on ``device``."""
+        self.model.to(device)
+        if self.stored is not None:
+            self.stored.model.to(device)
+        return self
 
     def needed_data(self) -> Data:
         if self.data is None:
@@ -49,6 +62,58 @@ class Loaded:
         return self.example
 
 
+@contextmanager
+def _plainly() -> Iterator[None]:
+    """Outside of whatever arithmetic is set: factories may train, and give the same network in every command."""
+    on_cuda = torch.autocast("cuda", enabled=False) if torch.cuda.is_available() else nullcontext()
+    with torch.autocast("cpu", enabled=False), on_cuda:
+        yield
+
+
+@contextmanager
+def computing(device: str, precision: str) -> Iterator[torch.device]:
+    """Where the commands inside compute, and in which arithmetic; ``ZooError`` for what this machine has not."""
+    name = ("cuda" if torch.cuda.is_available() else "cpu") if device == "auto" else device
+    try:
+        place = torch.device(name)
+        torch.empty(0, device=place)
+    except (RuntimeError, AssertionError, NotImplementedError) as error:
+        reason = one_line(error)
+        raise ZooError(f"--device {device}: torch cannot compute there ({reason}): cpu, cuda or auto") from None
+    with arithmetic(cast(Arithmetic, precision), place):
+        yield place
+
+
+def objective_of(spec: str | None) -> Objective | None:
+    """The objective of a name, or the one at ``package.module:attribute``, an object or a factory of it."""
+    if spec is None:
+        return None
+    if ":" not in spec:
+        return objective_named(spec)
+    found = imported(spec)
+    return objective_named(found() if not isinstance(found, Objective) and callable(found) else found)
+
+
+@_plainly()
+def original_of(loaded: Loaded, weights: Path | None) -> nn.Module:
+    """The network that a saved one was made from, to compare outputs with; ``ZooError`` where it is not known."""
+    if loaded.stored is None or (weights is None and ":" not in loaded.spec):
+        raise ZooError(
+            f"{loaded.spec}: the data have no targets, and there is nothing to compare outputs with: give a directory "
+            "that compress or apply wrote, with --original FILE, the weights that it was made from"
+        )
+    model = resolve(loaded.spec, classes=_noted_classes(loaded.stored.notes)).model
+    if weights is not None:
+        load_weights(model, weights)
+    return model.eval()
+
+
+def noted_objective(notes: Any) -> str | None:
+    """The objective that a saved model was judged by, where it is a built-in one."""
+    name = notes.get("objective")
+    return name if isinstance(name, str) and name in objective_names() else None
+
+
 def set_threads(threads: int | None) -> None:
     if threads is not None:
         torch.set_num_threads(threads)
@@ -60,6 +125,7 @@ def data_named(name: str | None, download: bool, talk: Talk) -> Data | None:
     return load_data(name, download=download, progress=talk.progress)
 
 
+@_plainly()
 def open_model(
     spec: str, weights: Path | None, data: str | None, download: bool, talk: Talk, *, trained: bool, own_data: bool
 ) -> Loaded:
@@ -100,6 +166,7 @@ def check_is_model(text: str) -> None:
         )
 
 
+@_plainly()
 def open_saved(
     directory: Path, spec: str | None, data: str | None, download: bool, talk: Talk, *, own_data: bool
 ) -> Loaded:

@@ -3,11 +3,16 @@
 from __future__ import annotations
 
 from difflib import get_close_matches
+from enum import StrEnum
 from pathlib import Path
 from typing import Annotated
 
 import typer
 
+OBJECTIVES = (
+    "classification", "segmentation", "token-classification", "multi-label", "regression", "causal-lm", "masked-lm",
+    "embedding", "teacher",
+)  # fmt: skip
 METHODS = ("project", "sequential", "relu", "nuclear", "maxnorm", "truncate", "tucker", "cp")
 
 
@@ -29,6 +34,10 @@ def _method(name: str) -> str:
 
 def _rule(name: str) -> str:
     return _known(name, "no rank rule named", ("optimal", "local", "global", "iterative"))
+
+
+def _objective(name: str | None) -> str | None:
+    return None if name is None else _known(name, "no objective named", OBJECTIVES, "package.module:objective")
 
 
 def _known(value: str, fault: str, known: tuple[str, ...], other: str = "") -> str:
@@ -120,6 +129,40 @@ RuleName = Annotated[
 ]
 Samples = Annotated[int, typer.Option(min=1, help="Calibration samples, drawn from the training split.")]
 Seed = Annotated[int, typer.Option(min=0, help="Seed of every random choice.")]
+ObjectiveName = Annotated[
+    str | None,
+    typer.Option(
+        "--objective",
+        metavar="NAME",
+        help="What outputs and targets mean: classification, segmentation, token-classification, multi-label, "
+        "regression, causal-lm, masked-lm, embedding, teacher, or package.module:objective; by default told from data "
+        "and model.",
+        callback=_objective,
+        show_default=False,
+    ),
+]
+DeviceName = Annotated[
+    str,
+    typer.Option("--device", metavar="D", help="Where to compute: cpu, cuda, cuda:1, or auto: cuda if there is any."),
+]
+
+
+class PrecisionName(StrEnum):
+    """The arithmetic of forward passes; weights stay as they are."""
+
+    float32 = "float32"
+    bfloat16 = "bfloat16"
+    float16 = "float16"
+    auto = "auto"
+
+
+Precision = Annotated[
+    PrecisionName,
+    typer.Option(
+        "--precision",
+        help="Arithmetic of forward passes; auto is bfloat16 where the machine has it, float16 needs cuda.",
+    ),
+]
 Threads = Annotated[
     int | None, typer.Option(min=1, help="CPU threads; by default as many as torch takes.", show_default=False)
 ]
@@ -129,5 +172,5 @@ NoSlices = Annotated[
     bool, typer.Option("--no-slices", help="Leave out what slice needs: less disk space, no smaller budgets later.")
 ]
 NoCurve = Annotated[
-    bool, typer.Option("--no-curve", help="Leave the curve of accuracy against budget out of the report.")
+    bool, typer.Option("--no-curve", help="Leave the curve of quality against budget out of the report.")
 ]

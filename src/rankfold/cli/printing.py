@@ -46,3 +46,8 @@ def short(value: float) -> str:
 def percent(fraction: float, digits: int = 1) -> str:
     """0.4957 → 49.6 %."""
     return f"{100 * fraction:.{digits}f} %"
+
+
+def loss_text(value: float) -> str:
+    """Four decimals, and of small ones two figures more: 0.2764, 4.1e-05."""
+    return f"{value:.4f}" if not 0 < abs(value) < 1e-3 else f"{value:.1e}"

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 
 from rankfold.cli.loading import Loaded, open_model
-from rankfold.cli.talk import Talk
 from rankfold.pipeline.trainings.config import ConfigError, parse, read
+from rankfold.run.progress import Talk
 
 
 def is_run(directory: Path) -> bool:
@@ -30,4 +31,7 @@ def open_run(directory: Path, spec: str | None, data: str | None, download: bool
         raise ConfigError(f"{directory}: was made from {config.model}; say --model {config.model} if its code may run")
     if data is None and ":" in config.data:
         raise ConfigError(f"{directory}: its data are {config.data}; say --data {config.data} if its code may run")
-    return open_model(spec or config.model, weights, data or config.data, download, talk, trained=True, own_data=True)
+    found = open_model(spec or config.model, weights, data or config.data, download, talk, trained=True, own_data=True)
+    if config.objective is None or found.data is None:
+        return found
+    return replace(found, data=replace(found.data, objective=config.objective))

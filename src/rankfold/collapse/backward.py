@@ -9,11 +9,12 @@ from dataclasses import dataclass, field
 import torch
 from torch import Tensor, nn
 
-from rankfold.batches import forward, logits_of
+from rankfold.batches import forward
 from rankfold.collapse.centroid import centroids
 from rankfold.collapse.features import is_swapped, patches
 from rankfold.collapse.losses import Loss
 from rankfold.collapse.partition import Partition
+from rankfold.objectives import main_tensor
 
 Rows = tuple[str, Tensor, Tensor]
 
@@ -89,7 +90,7 @@ def whole_pass(
     for start in range(0, len(inputs), batch_size):
         part = slice(start, start + batch_size)
         with _watching(model, names, local) as seen:
-            answer = logits_of(forward(model, inputs[part]))
+            answer = main_tensor(forward(model, inputs[part]))
         value = loss(answer, targets[part]).sum() / len(inputs)
         wanted = [*weights, *seen.zeros.values()]
         found = torch.autograd.grad(value, wanted, allow_unused=True) if wanted else ()
@@ -153,7 +154,7 @@ def layer_rows(
     Σ_r δ_r a_rᵀ is the gradient of ``scale`` · Σ ℓ. Layers whose rows cannot be taken apart (groups) are left out.
     """
     with _watching(model, names, True) as seen:
-        value = loss(logits_of(forward(model, inputs)), targets).sum() * scale
+        value = loss(main_tensor(forward(model, inputs)), targets).sum() * scale
     return list(_rows(seen, torch.autograd.grad(value, list(seen.zeros.values()), allow_unused=True)))
 
 

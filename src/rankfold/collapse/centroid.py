@@ -10,10 +10,11 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from rankfold.batches import forward, logits_of
+from rankfold.batches import forward
 from rankfold.collapse.features import is_swapped, watched
 from rankfold.collapse.losses import Loss
 from rankfold.collapse.partition import Partition
+from rankfold.objectives import main_tensor
 
 INPUT = ""  # the cut before the first layer: the model's own input
 
@@ -56,11 +57,11 @@ class Tail:
     def __call__(self, features: Tensor) -> Tensor:
         """Outputs for ``features`` (n, …) as they enter the module. Gradients reach the parameters behind it."""
         if self.name == INPUT:
-            return logits_of(forward(self.model, features))
+            return main_tensor(forward(self.model, features))
         count = len(features)
         index = torch.arange(count) % len(self.carrier)
         with _entering(self.model, self.name, features):
-            return logits_of(forward(self.model, self.carrier[index]))
+            return main_tensor(forward(self.model, self.carrier[index]))
 
     def features(self, inputs: Tensor) -> Tensor:
         """What enters the module for ``inputs`` (n, …): z^l, detached."""
@@ -84,7 +85,7 @@ class Tail:
             answers = []
             for carrier in (one, other):
                 with _entering(self.model, self.name, found):
-                    answers.append(logits_of(forward(self.model, carrier)))
+                    answers.append(main_tensor(forward(self.model, carrier)))
         if not torch.equal(*answers):
             raise NotAChainError(
                 f"{self.name}: the output depends on more than what enters this layer (a residual or skip connection)"

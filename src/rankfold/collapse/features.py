@@ -11,7 +11,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from rankfold.layers import SplitAttention
-from rankfold.sites import ordinary_class
+from rankfold.sites import ordinary_class, setting_of
 
 Side = Literal["input", "output"]
 View = Literal["whole", "position", "pooled"]
@@ -55,13 +55,14 @@ def patches(module: nn.Module, inputs: Tensor) -> Tensor:
     if not inputs.is_floating_point():
         raise ValueError(f"a {type(module).__name__} of whole numbers meets no rows")
     if isinstance(module, nn.Conv1d | nn.Conv2d) and module.groups == 1:
+        given = setting_of(module)
         if isinstance(module, nn.Conv1d):
             inputs = inputs.unsqueeze(2)
-            kernel, dilation, stride = ((1, *value) for value in (kind.kernel_size, kind.dilation, kind.stride))
+            kernel, dilation, stride = ((1, *value) for value in (kind.kernel_size, given.dilation, given.stride))
         else:
-            kernel, dilation, stride = kind.kernel_size, kind.dilation, kind.stride
+            kernel, dilation, stride = kind.kernel_size, given.dilation, given.stride
         mode = "constant" if kind.padding_mode == "zeros" else kind.padding_mode
-        sides = list(kind._reversed_padding_repeated_twice)
+        sides = list(given.pads)
         if mode != "constant" and isinstance(module, nn.Conv1d):
             padded = F.pad(inputs.squeeze(2), sides, mode=mode).unsqueeze(2)
         else:

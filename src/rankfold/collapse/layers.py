@@ -2,24 +2,25 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from rankfold.batches import batches_of, check_rereadable, forward, labels_of, logits_of, size_of
+from rankfold.batches import batches_of, check_rereadable, forward, labels_of, size_of
 from rankfold.collapse.features import Side, View, has_channels_first, rows, watched
 from rankfold.collapse.neural_collapse import NeuralCollapse, Projected, neural_collapse
 from rankfold.collapse.partition import kmeans
 from rankfold.collapse.scatter import Clusters, Scatter, scatter_of
 from rankfold.costs import evaluating
+from rankfold.objectives import main_tensor
+from rankfold.run.progress import Progress
 from rankfold.sites import sites, split_attention, unwrap
 
 MEMORY = 256 * 2**20  # bytes of features kept for k-means
 KMEANS_ROWS = 4096
-Progress = Callable[[str, int, int], None]
 
 
 @dataclass(frozen=True)
@@ -193,7 +194,7 @@ def _pass(
             labels = labels_of(batch)
             assert labels is not None
             index = torch.searchsorted(present, labels.cpu().long())
-            answers = _compact(logits_of(forward(root, batch)), present)
+            answers = _compact(main_tensor(forward(root, batch)), present)
             for name, module, value in taken:
                 if len(value) == len(index):
                     walk.take(name, module, value, index, answers)

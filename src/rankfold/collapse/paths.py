@@ -10,8 +10,9 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from rankfold.batches import forward, logits_of, tensors_in
+from rankfold.batches import forward, tensors_in
 from rankfold.collapse.centroid import without_grad_mode
+from rankfold.objectives import main_tensor
 
 Node = Any  # of autograd's graph
 _INPUT = "input"
@@ -52,7 +53,7 @@ def paths(model: nn.Module, names: Sequence[str], inputs: Tensor) -> Paths:
         stack.callback(model.train, mode)
         model.eval()
         given = inputs.detach().clone().requires_grad_() if inputs.is_floating_point() else inputs
-        last = logits_of(forward(model, given)).grad_fn
+        last = main_tensor(forward(model, given)).grad_fn
 
     def is_input(value: Tensor) -> bool:
         return value is given or (value.grad_fn is None and not value.is_floating_point() and given is inputs)

@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from rankfold.batches import batches_of, forward, labels_of, logits_of
+from rankfold.batches import batches_of, forward, labels_of
 from rankfold.collapse.bounds import Chain, LayerBound, chain
 from rankfold.collapse.centroid import centroids
 from rankfold.collapse.features import has_channels_first, order_of_calls, rows, watched
@@ -17,6 +17,7 @@ from rankfold.collapse.neural_collapse import Projected, neural_collapse
 from rankfold.collapse.partition import Partition
 from rankfold.collapse.scatter import scatter_of
 from rankfold.costs import evaluating
+from rankfold.objectives import main_tensor
 from rankfold.sites import sites, split_attention, unwrap
 
 COLUMNS = (
@@ -84,7 +85,7 @@ class CollapseProbe:
             root.train(mode)
 
     def _answers(self, root: nn.Module, count: int | None = None) -> Tensor:
-        return logits_of(forward(root, self.inputs[:count]))
+        return main_tensor(forward(root, self.inputs[:count]))
 
     def _chain(self, root: nn.Module) -> Chain:
         assert self.decay is not None

@@ -8,9 +8,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from rankfold.batches import logits_of
 from rankfold.collapse.centroid import centroids
 from rankfold.collapse.partition import kmeans
+from rankfold.objectives import main_tensor
 
 
 @dataclass(frozen=True, eq=False)
@@ -62,7 +62,7 @@ def warm_up_(
     value = torch.zeros(())
     for _ in range(steps):
         optimizer.zero_grad(set_to_none=True)
-        losses = F.cross_entropy(logits_of(model(points.inputs)), points.labels, reduction="none")
+        losses = F.cross_entropy(main_tensor(model(points.inputs)), points.labels, reduction="none")
         value = (points.weights.to(losses) * losses).sum()
         value.backward()
         optimizer.step()

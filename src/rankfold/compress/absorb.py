@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import weakref
 from collections import Counter
-from collections.abc import Callable
-from contextlib import ExitStack
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 
 from torch import Tensor, nn
+
+from rankfold.observe import before
 
 
 class Absorbers:
@@ -33,14 +35,19 @@ class Absorbers:
             if output() is x and x._version == version:
                 self._pairs[site, norm] += 1
 
-    def watch_norms(self, root: nn.Module, stack: ExitStack) -> None:
-        """Call ``taken`` at every BatchNorm of ``root`` that has running statistics, until ``stack`` closes."""
-        for path, module in root.named_modules():
-            if isinstance(module, nn.modules.batchnorm._BatchNorm):
-                stack.callback(module.register_forward_pre_hook(self._hook(path)).remove)
+    @contextmanager
+    def watching(self, root: nn.Module) -> Iterator[None]:
+        """Call ``taken`` at every BatchNorm of ``root`` that has running statistics, within the block."""
+        norms = {
+            path: self._hook(path)
+            for path, module in root.named_modules()
+            if isinstance(module, nn.modules.batchnorm._BatchNorm)
+        }
+        with before(root, norms):
+            yield
 
-    def _hook(self, path: str) -> Callable[[nn.Module, tuple], None]:
-        def hook(module: nn.Module, args: tuple) -> None:
+    def _hook(self, path: str) -> Callable[..., None]:
+        def hook(module: nn.Module, args: tuple, kwargs: dict) -> None:
             if args and getattr(module, "running_mean", None) is not None:
                 self.taken(path, args[0])
 

@@ -1,99 +1,289 @@
 """Output metrics: how much the model's outputs move when the outputs of one layer do.
 
-For a layer with outputs y, D = E[Σ_positions g gᵀ] with g = ∂(vᵀz)/∂y, where z are the model's outputs less their mean
-over the last axis (a single output as it is) and v is standard normal: the Gauss–Newton matrix of the squared change
-of z. A layer error E then costs about tr(D E H Eᵀ), the expected squared change of the model's outputs for one sample:
-the same unit in every layer. (The Fisher metric of the softmax vanishes where a network is sure of its training
-samples, as it usually is.)
+For a layer with outputs y, D = E[Σ_positions g gᵀ] with g = ∂(vᵀz)/∂y, where z are the answers of the objective, each
+divided by its own deviation over the samples (class scores less their mean over the classes), and v has uncorrelated
+entries of variance one: the Gauss–Newton matrix of the squared change of z. A layer error E then costs about
+tr(D E H Eᵀ): the expected squared change of the outputs for one sample, as a fraction of their variance. It is the same
+unit in every layer. (The Fisher metric of the softmax vanishes where a network is sure of its training samples, as it
+usually is.)
+
+The directions v of as many neighbouring rows as an answer has entries are orthogonal, so that their Σ v vᵀ is the
+identity to rounding: where the outputs depend on a layer linearly, D is exact. What noise remains is estimated from two
+halves of the samples, and D is drawn towards a multiple of the identity by as much as that noise is of it.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from contextlib import ExitStack
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, field
 from typing import Any
 
 import torch
 import torch.distributed as dist
 from torch import Tensor, nn
 
-from rankfold.batches import batches_of, forward, logits_of, size_of
+from rankfold.batches import forward, samples_of, size_of
 from rankfold.costs import evaluating
+from rankfold.objectives import Answer, Objective, ObjectiveError
+from rankfold.observe import Samples, after
+from rankfold.observe.passes import separable
+from rankfold.run.progress import Progress
+from rankfold.run.team import Team
 from rankfold.sites import Site, SiteList, split_attention
-from rankfold.train.parallel import Team
-
-Progress = Callable[[str, int, int], None]
 
 FULL = 1024  # outputs up to which the whole matrix is kept; above, its diagonal
+ORTHOGONAL = 512  # entries of an answer up to which directions are made orthogonal: a table of as many squared
+CHUNK = 32  # samples whose graph is in memory at once
 SEED = 0
 
 
 def output_metrics(
     root: nn.Module,
-    data: Any,
+    seen: Samples,
     sites: SiteList,
-    samples: int,
-    batch_size: int,
+    objective: Objective,
+    spread: Spread | None = None,
     progress: Progress | None = None,
-    team: Team | None = None,
 ) -> dict[str, Tensor]:
     """D for every reducible site that gradients reach, float64: (m, m), or (m,) above ``FULL`` outputs; or grouped.
 
-    One forward and one backward pass over ``samples`` samples in eval mode. Parameters get no gradients. A model that
-    cannot be differentiated gives no metrics. Leaves everything as found. With a ``team`` each process takes its share
-    of the batches.
+    ``spread`` of the answers on these or more samples; measured in a pass of its own where it is not known. One forward
+    and one backward pass in eval mode, some ``CHUNK`` samples at a time. Parameters get no gradients. A model that
+    cannot be differentiated gives no metrics. Leaves everything as found. With a team each process takes its share of
+    the batches.
     """
-    team = team or Team()
-    sums: dict[str, Tensor] = {}
     taps: list[tuple[Site, Tensor]] = []
 
     def tap(site: Site) -> Callable[..., Tensor]:
-        def hook(module: nn.Module, args: tuple, output: Tensor) -> Tensor:
+        def hook(module: nn.Module, args: tuple, kwargs: dict, output: Tensor) -> Tensor:
             zero = torch.zeros_like(output, requires_grad=True)
             taps.append((site, zero))
             return output + zero
 
         return hook
 
-    seen = 0
-    with ExitStack() as stack:
-        stack.enter_context(evaluating(root))
-        stack.enter_context(split_attention(root))
-        for site in sites.reducible:
-            stack.callback(root.get_submodule(site.name).register_forward_hook(tap(site)).remove)
-        for index, batch in enumerate(batches_of(data, batch_size, samples)):
-            seen += size_of(batch)
-            if index % team.size != team.rank:
-                continue
-            generator = torch.Generator().manual_seed(SEED + index)  # the same for a batch in whatever process
-            taps.clear()
-            with torch.enable_grad():
-                outputs = logits_of(forward(root, batch))
-                if not taps or not outputs.requires_grad or not outputs.is_floating_point():
-                    return {}
-                rows = outputs.float() if outputs.dim() > 1 else outputs.float().reshape(-1, 1)
-                centred = rows - rows.mean(-1, keepdim=True) if rows.shape[-1] > 1 else rows
-                direction = torch.randn(centred.shape, generator=generator).to(centred)
-                zeros = [zero for _, zero in taps]
-                gradients = torch.autograd.grad((centred * direction).sum(), zeros, allow_unused=True)
-            for (site, _), gradient in zip(taps, gradients, strict=True):
-                if gradient is not None:
-                    _add(sums, site, gradient)
-            if progress is not None:
-                progress("weighing", seen, samples)
-    if team.size > 1:
-        sums = _together(sums, team)
-    return {name: total / seen for name, total in sums.items() if bool(total.isfinite().all())}
+    sums, before, done = _Sums(), 0, 0
+    with evaluating(root), split_attention(root):
+        spread = measure_spread(root, seen, objective) if spread is None else spread
+        if not spread.names:
+            return {}
+        directions, size = _Directions(), spread.chunk
+        if not separable(root, next(batch for _, batch in seen.batches())):
+            size = 1 << 62
+        with after(root, {site.name: tap(site) for site in sites.reducible}):
+            for index, batch in seen.batches():
+                count = size_of(batch)
+                for start, chunk in chunks(batch, count, before, size) if index in seen else ():
+                    taps.clear()
+                    gradients = _gradients(root, chunk, objective, spread, directions, start, taps)
+                    if gradients is None:
+                        return {}
+                    sums.add(gradients, size_of(chunk), (start // size if size < count else index) % 2)
+                    done += size_of(chunk)
+                    if progress is not None:
+                        progress("weighing", done, seen.samples or done)
+                before += count
+    return sums.metrics(seen.team)
 
 
-def _add(sums: dict[str, Tensor], site: Site, gradient: Tensor) -> None:
-    rows = site.layer.output_rows(gradient).double()
-    moment = rows.mT @ rows if rows.shape[-1] <= FULL else rows.square().sum(-2)
-    sums[site.name] = sums[site.name] + moment if site.name in sums else moment
+def _gradients(
+    root: nn.Module,
+    chunk: Any,
+    objective: Objective,
+    spread: Spread,
+    directions: _Directions,
+    start: int,
+    taps: list[tuple[Site, Tensor]],
+) -> list[tuple[Site, Tensor]] | None:
+    """∂(vᵀz)/∂y of every tapped output for some samples; None where nothing can be differentiated."""
+    with torch.enable_grad():
+        answers = spread.ordered(objective.answers(forward(root, chunk), chunk))
+        if not taps or not any(answer.values.requires_grad for answer in answers):
+            return None
+        total = torch.zeros((), device=answers[0].values.device)
+        for index, (answer, scale) in enumerate(zip(answers, spread.scales, strict=True)):
+            z = answer.centred
+            total = total + scale * (z * directions.of(z, index, start)).sum()
+        found = torch.autograd.grad(total, [zero for _, zero in taps], allow_unused=True)
+    return [(site, gradient) for (site, _), gradient in zip(taps, found, strict=True) if gradient is not None]
 
 
-def _together(sums: dict[str, Tensor], team: Team) -> dict[str, Tensor]:
-    parts: list[Any] = [None] * team.size
-    dist.all_gather_object(parts, sums)
+def chunks(batch: Any, count: int, before: int, size: int) -> Iterator[tuple[int, Any]]:
+    """(number of its first sample, part of a batch); parts end where a multiple of ``size`` samples is complete."""
+    start = 0
+    while start < count:
+        end = min(count, start + size - (before + start) % size)
+        yield before + start, batch if end - start == count else samples_of(batch, count, slice(start, end))
+        start = end
+
+
+@dataclass
+class Spread:
+    """How far each answer deviates from its mean over the samples, summed as the samples come.
+
+    ``names`` of the answers in an order that does not depend on how the model hands them out: by their shapes, then by
+    their values on the first samples.
+    """
+
+    names: list[str] = field(default_factory=list)
+    energies: list[float] = field(default_factory=list)
+    totals: list[Tensor] = field(default_factory=list)
+    rows: list[int] = field(default_factory=list)
+    samples: int = 0
+    row_shape: tuple[int, int] = (1, 1)  # rows of a sample and entries of a row, of the first answer
+
+    def ordered(self, answers: Sequence[Answer]) -> list[Answer]:
+        known = {answer.name: answer for answer in answers}
+        try:
+            return [known[name] for name in self.names]
+        except KeyError as error:
+            raise ObjectiveError(f"the model's output had {error} in the first batch and has not in another") from None
+
+    def add(self, answers: Sequence[Answer], samples: int) -> None:
+        if not self.names:
+            first = sorted(answers, key=lambda a: (tuple(a.values.shape[1:]), float(a.values.double().sum())))
+            self.names = [answer.name for answer in first]
+            self.energies, self.rows = [0.0] * len(first), [0] * len(first)
+            self.totals = [torch.zeros(a.values.shape[-1], dtype=torch.float64) for a in first]
+            shape = first[0].values.shape
+            self.row_shape = (shape[1:-1].numel(), shape[-1])
+        for index, answer in enumerate(self.ordered(answers)):
+            rows = answer.centred.detach().reshape(-1, answer.values.shape[-1])
+            self.energies[index] += float(rows.square().sum(dtype=torch.float64))
+            self.totals[index] = self.totals[index] + rows.sum(0, dtype=torch.float64).cpu()
+            self.rows[index] += len(rows)
+        self.samples += samples
+
+    def joined(self, team: Team) -> Spread:
+        """That of all processes."""
+        if team.size == 1:
+            return self
+        shares: list[Any] = [None] * team.size
+        dist.all_gather_object(shares, self)
+        first, *others = [share for share in shares if share.names] or [self]
+        for other in others:
+            for index in range(len(first.names)):
+                first.energies[index] += other.energies[index]
+                first.totals[index] = first.totals[index] + other.totals[index]
+                first.rows[index] += other.rows[index]
+            first.samples += other.samples
+        return first
+
+    @property
+    def scales(self) -> list[float]:
+        """For each answer 1 / its deviation for one sample, over the root of their number; 0 for one that is zero."""
+        found = []
+        for energy, total, rows in zip(self.energies, self.totals, self.rows, strict=True):
+            varies = energy - float(total.square().sum()) / max(rows, 1)
+            varies = varies if varies > 1e-9 * energy else energy
+            found.append((self.samples / varies / len(self.names)) ** 0.5 if varies > 0 else 0.0)
+        return found
+
+    @property
+    def chunk(self) -> int:
+        """Samples at a time: ``CHUNK``, or near it a multiple of the directions that are orthogonal to one another."""
+        rows, entries = self.row_shape
+        return entries * max(1, round(CHUNK / entries)) if rows == 1 and entries <= 4 * CHUNK else CHUNK
+
+
+@torch.no_grad()
+def measure_spread(root: nn.Module, seen: Samples, objective: Objective) -> Spread:
+    """One pass in eval mode. Empty where the model's outputs cannot be compared."""
+    spread = Spread()
+    for _, batch in seen.mine():
+        try:
+            spread.add(objective.answers(forward(root, batch), batch), size_of(batch))
+        except ObjectiveError:
+            return Spread()
+    return spread.joined(seen.team)
+
+
+class _Directions:
+    """Random directions of variance one for numbered rows; of as many neighbours as a row has entries orthogonal."""
+
+    def __init__(self) -> None:
+        self.tables: dict[tuple[int, int], Tensor] = {}
+
+    def of(self, z: Tensor, answer: int, start: int) -> Tensor:
+        """A direction for every row of ``z`` (N, …, C), whose first sample has number ``start``."""
+        size = z.shape[-1]
+        count = z.numel() // max(size, 1)
+        first = start * z.shape[1:-1].numel()
+        if size > ORTHOGONAL:
+            drawn = torch.randn(count, size, generator=_generator(answer, first))
+        else:
+            groups = range(first // size, (first + count - 1) // size + 1)
+            table = torch.cat([self._group(size, answer, group) for group in groups])
+            drawn = table[first - groups[0] * size :][:count]
+        return drawn.reshape(z.shape).to(z)
+
+    def _group(self, size: int, answer: int, group: int) -> Tensor:
+        key = (size, answer)
+        if key not in self.tables:
+            square = torch.randn(size, size, generator=_generator(answer, -1), dtype=torch.float64)
+            self.tables[key] = (torch.linalg.qr(square)[0] * size**0.5).float()
+        generator = _generator(answer, group)
+        signs = torch.randint(0, 2, (2, size), generator=generator) * 2.0 - 1
+        order = torch.randperm(size, generator=generator)
+        return self.tables[key][order] * signs[0] * signs[1].unsqueeze(1)
+
+
+def _generator(answer: int, number: int) -> torch.Generator:
+    return torch.Generator().manual_seed((SEED + answer) * 1_000_003 + number + 1)
+
+
+@dataclass
+class _Sums:
+    """Σ g gᵀ of each site in two halves of the chunks, float64."""
+
+    halves: tuple[dict[str, Tensor], dict[str, Tensor]] = field(default_factory=lambda: ({}, {}))
+    samples: list[int] = field(default_factory=lambda: [0, 0])
+
+    def add(self, gradients: Sequence[tuple[Site, Tensor]], samples: int, half: int) -> None:
+        mine = self.halves[half]
+        self.samples[half] += samples
+        for site, gradient in gradients:
+            rows = site.layer.output_rows(gradient).double()
+            moment = rows.mT @ rows if rows.shape[-1] <= FULL else rows.square().sum(-2)
+            mine[site.name] = mine[site.name] + moment if site.name in mine else moment
+
+    def metrics(self, team: Team) -> dict[str, Tensor]:
+        halves, samples = self.halves, self.samples
+        if team.size > 1:
+            shares: list[Any] = [None] * team.size
+            dist.all_gather_object(shares, (halves, samples))
+            halves = tuple(_summed([share[0][i] for share in shares]) for i in (0, 1))  # type: ignore[assignment]
+            samples = [sum(share[1][i] for share in shares) for i in (0, 1)]
+        found = {}
+        for name in dict.fromkeys((*halves[0], *halves[1])):
+            means = [halves[i][name] / samples[i] for i in (0, 1) if name in halves[i] and samples[i]]
+            if all(bool(mean.isfinite().all()) for mean in means):
+                found[name] = shrunk(means, [samples[i] for i in (0, 1) if name in halves[i] and samples[i]])
+        return found
+
+
+def _summed(parts: Sequence[dict[str, Tensor]]) -> dict[str, Tensor]:
     names = dict.fromkeys(name for part in parts for name in part)
-    return {name: sum(part[name] for part in parts if name in part) for name in names}
+    return {name: sum(part[name] for part in parts if name in part) for name in names}  # type: ignore[misc]
+
+
+def shrunk(means: Sequence[Tensor], samples: Sequence[int]) -> Tensor:
+    """The mean of two estimates (…, m, m), or diagonals (m,), drawn towards μI by the share of noise in its structure.
+
+    What both halves say beyond a multiple of the identity is signal, what they differ in is noise: with A, B the halves
+    less μI, 1 − λ = ⟨A, B⟩ / (⟨A, B⟩ + ‖A − B‖²/4), the λ that one half would choose for the other in least squares,
+    at twice the samples.
+    """
+    whole = sum(m * n for m, n in zip(means, samples, strict=True)) / sum(samples)
+    assert isinstance(whole, Tensor)
+    if len(means) < 2:
+        return whole
+    if whole.dim() == 1:
+        identity, level = torch.ones_like(whole), whole.mean()
+    else:
+        identity = torch.eye(whole.shape[-1], dtype=whole.dtype, device=whole.device)
+        level = whole.diagonal(dim1=-2, dim2=-1).mean(-1)[..., None, None]
+    a, b = (mean - level * identity for mean in means)
+    signal, noise = float((a * b).sum()), float((a - b).square().sum()) / 4
+    kept = signal / (signal + noise) if signal > 0 else 0.0
+    return level * identity + kept * (whole - level * identity)

@@ -6,21 +6,21 @@ original's is measured; between them the price follows the candidate's own error
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 
-from rankfold.batches import batches_of, forward, logits_of
+from rankfold.batches import batches_of, forward
 from rankfold.compress.planning.candidates import Candidate
 from rankfold.compress.ranks.rules import Optimal
 from rankfold.costs import evaluating
+from rankfold.objectives import Objective, ObjectiveError, Teacher
+from rankfold.run.progress import Progress
 from rankfold.sites import Form, carry_hooks_, replace_
 
-Progress = Callable[[str, int, int], None]
 Prices = dict[tuple[str, Form], Tensor]
 
 _HOPELESS = 1e6  # nats: outputs that are not finite
@@ -36,34 +36,45 @@ def output_changes(candidates: Sequence[Candidate]) -> Prices:
 
     A site that the data never reached has none; it is priced as an average site of its relative energy.
     """
-    known = [float(c.decomposition.errors[0]) ** 2 for c in candidates if c.decomposition.comparable]
+    known = [float(c.errors[0]) ** 2 for c in candidates if c.decomposition.comparable]
     average = sum(known) / max(len(known), 1)
     return {
-        (c.site.name, c.form): c.decomposition.errors.square()
-        if c.decomposition.comparable
-        else c.relative_errors.square() * average
+        (c.site.name, c.form): c.errors.square() if c.decomposition.comparable else c.relative_errors.square() * average
         for c in candidates
     }
 
 
-def price(root: nn.Module, candidates: Sequence[Candidate], data: Any, rule: Optimal, progress: Progress) -> Prices:
-    """For each candidate the expected rise of the loss at rank 0..k: KL(original ‖ this site alone truncated), in nats;
-    for a model with one output the squared change, as a fraction of the output's mean square.
+def price(
+    root: nn.Module,
+    candidates: Sequence[Candidate],
+    data: Any,
+    rule: Optimal,
+    progress: Progress,
+    objective: Objective | None = None,
+) -> Prices:
+    """For each candidate what its errors do to the outputs at rank 0..k: the divergence of ``objective`` between the
+    original and the network with this site alone truncated, a mean over the samples.
 
     Measured at ``rule.probes`` ranks spread evenly over the logarithm of the error, on ``rule.samples`` samples;
-    between two probes log KL is linear in log error, beyond the last one it falls with the error squared. Never
+    between two probes its logarithm is linear in log error, beyond the last one it falls with the error squared. Never
     rising with the rank. Raises ``ValueError`` for a model whose outputs are not floating. Cost: (probes × candidates
     + 1) forward passes over the samples.
     """
+    objective = objective or Teacher()
     batches = list(batches_of(data, rule.samples, rule.samples))
     prices: Prices = {}
     with evaluating(root):
-        originals = [outcome(forward(root, batch)) for batch in batches]
+        originals = [forward(root, batch) for batch in batches]
+        try:
+            objective.answers(originals[0], batches[0])
+        except ObjectiveError as error:
+            raise ValueError(f"{error}, or use the rule Optimal(probes=0) with a method without data") from None
         for done, candidate in enumerate(candidates):
             errors = candidate.relative_errors.numpy()
             points = []
             for rank in probe_ranks(errors, candidate.decomposition.ranks, rule.probes):
-                points.append((float(errors[rank]), _divergence(root, candidate, rank, batches, originals)))
+                lost = _divergence(root, candidate, rank, batches, originals, objective)
+                points.append((float(errors[rank]), lost))
             prices[candidate.site.name, candidate.form] = torch.from_numpy(interpolate(errors, points))
             progress("probing", done + 1, len(candidates))
     return prices
@@ -99,7 +110,12 @@ def interpolate(errors: np.ndarray, points: Sequence[tuple[float, float]]) -> np
 
 
 def _divergence(
-    root: nn.Module, candidate: Candidate, rank: int, batches: Sequence[Any], originals: Sequence[Tensor]
+    root: nn.Module,
+    candidate: Candidate,
+    rank: int,
+    batches: Sequence[Any],
+    originals: Sequence[Any],
+    objective: Objective,
 ) -> float:
     site = candidate.site
     old: Any = root.get_submodule(site.name)
@@ -112,28 +128,21 @@ def _divergence(
     carry_hooks_(old, new)
     replace_(root, old, new.eval())
     try:
-        outputs = [outcome(forward(root, batch)) for batch in batches]
+        lost = [
+            objective.divergence(forward(root, batch), then, batch)
+            for batch, then in zip(batches, originals, strict=True)
+        ]
     finally:
         replace_(root, new, old)
-    total = sum(change(now, then) for now, then in zip(outputs, originals, strict=True))
-    value = total / sum(then.shape[0] for then in originals)
+    value = float(torch.cat(lost).mean())
     return value if np.isfinite(value) else _HOPELESS
 
 
-def change(now: Tensor, then: Tensor) -> float:
-    """Between two ``outcome``s, summed over the rows: KL divergence, or the squared change over the mean square."""
-    if then.shape[1] == 1:
-        return float((now - then).square().sum() / then.square().mean().clamp_min(torch.finfo(then.dtype).tiny))
-    return float(F.kl_div(now, then, reduction="sum", log_target=True))
+def change(now: Any, then: Any) -> float:
+    """Between two outputs, summed over the samples: see ``Objective.divergence`` of the objective without targets."""
+    return float(Teacher().divergence(now, then).sum())
 
 
-def outcome(output: Any) -> Tensor:
-    """Log-probabilities (N, classes) in float64, over every position of a sequence; a single output (N, 1) as it is."""
-    logits = logits_of(output)
-    if not logits.is_floating_point():
-        raise ValueError(
-            f"the model returned {logits.dtype}: layers are compared by what they do to floating outputs; "
-            "return logits, or use the rule Optimal(probes=0) with a method without data"
-        )
-    rows = logits.double().reshape(-1, logits.shape[-1] if logits.dim() > 1 else 1)
-    return rows if rows.shape[1] == 1 else rows.log_softmax(-1)
+def outcome(output: Any) -> Any:
+    """What ``change`` compares: the output itself."""
+    return output

@@ -2,31 +2,33 @@
 
 from __future__ import annotations
 
-import json
-from collections.abc import Callable, Mapping
-from contextlib import ExitStack
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, NotRequired
 
 import torch
 import torch.distributed as dist
-from safetensors import SafetensorError, safe_open
-from safetensors.torch import save as to_safetensors
 from torch import Tensor, nn
+from typing_extensions import TypedDict
 
-from rankfold.batches import batches_of, check_rereadable, forward, size_of
+from rankfold.batches import check_rereadable, forward, size_of
 from rankfold.compress.absorb import Absorbers
-from rankfold.compress.metric import output_metrics
+from rankfold.compress.metric import Spread, output_metrics
 from rankfold.compress.planning.plan import fingerprint
 from rankfold.compress.sound import check_sound
 from rankfold.costs import evaluating
-from rankfold.files import write_atomically
 from rankfold.linalg import Moments
+from rankfold.objectives import Objective, ObjectiveError, Teacher
+from rankfold.observe import Samples, after, first_of
+from rankfold.observe.passes import held
+from rankfold.run.container import Kind
+from rankfold.run.files import write_atomically
+from rankfold.run.progress import Progress, showing
+from rankfold.run.team import Team
 from rankfold.sites import Site, SiteList, split_attention, unwrap
-from rankfold.train.parallel import Team
 
-Progress = Callable[[str, int, int], None]
+_ROWS = 8  # one row in so many is held back where rows cannot be told by samples
 
 
 @dataclass(frozen=True)
@@ -35,17 +37,33 @@ class SiteStatistics:
 
     ``moments`` at the layer's ``side``; ``absorber``: the BatchNorm that takes this site's output with nothing in
     between; ``metric``: how much the model's outputs move when this site's outputs do, (m, m), its diagonal (m,), or
-    with a leading group axis.
+    with a leading group axis. ``parts``: the moments of the samples to fit to, and of those that were held back so that
+    a forecast can be checked on them; not saved.
     """
 
     moments: Moments
     absorber: str | None = None
     metric: Tensor | None = None
+    parts: tuple[Moments, Moments] | None = field(default=None, compare=False, repr=False)
 
     @property
     def covariance(self) -> Tensor:
         """Centred second moment of one row, (d, d) or (groups, d, d)."""
         return self.moments.covariance_sum / max(self.moments.count, 1)
+
+    @property
+    def fitted(self) -> SiteStatistics | None:
+        """The same of the samples to fit to alone."""
+        return None if self.parts is None else replace(self, moments=self.parts[0], parts=None)
+
+    @property
+    def held_out(self) -> Tensor | None:
+        """Second moment of one held-out row about the mean of the others: what a bias misses there counts too."""
+        if self.parts is None:
+            return None
+        fitted, held = self.parts
+        moved = held.mean - fitted.mean
+        return held.covariance_sum / held.count + moved.unsqueeze(-1) * moved.unsqueeze(-2)
 
 
 @dataclass(frozen=True)
@@ -60,41 +78,61 @@ class Statistics:
     unreached: tuple[str, ...] = ()
     model: str = ""
 
+    @property
+    def kept(self) -> Statistics:
+        """Without the parts that only forecasts need."""
+        return replace(self, sites={name: replace(known, parts=None) for name, known in self.sites.items()})
+
     def to_bytes(self) -> bytes:
         """One safetensors file; ``load`` is the inverse."""
         tensors, absorbers = {}, {}
-        for name, known in self.sites.items():
+        for name, known in sorted(self.sites.items()):  # whatever the order in which they were read
             for key, value in known.moments.state_dict().items():
-                tensors[f"{name}|{key}"] = torch.as_tensor(value).clone()
+                tensors[f"{name}|{key}"] = torch.as_tensor(value)
             if known.metric is not None:
                 tensors[f"{name}|metric"] = known.metric
             if known.absorber is not None:
                 absorbers[name] = known.absorber
-        note = {"samples": self.samples, "unreached": list(self.unreached), "absorbers": absorbers, "model": self.model}
-        return to_safetensors(tensors, metadata={"rankfold.statistics": json.dumps(note, sort_keys=True)})
+        note = _Note(samples=self.samples, unreached=list(self.unreached), absorbers=absorbers, model=self.model)
+        return _FILE.write(tensors, note)
 
     def save(self, path: str | Path) -> None:
         write_atomically(Path(path), self.to_bytes())
 
     @classmethod
-    def load(cls, path: str | Path) -> Statistics:
-        """Read what ``save`` wrote; ``ValueError`` with one line if it is damaged or something else."""
-        states: dict[str, dict[str, Tensor]] = {}
-        try:
-            with safe_open(str(path), "pt") as file:
-                note = json.loads((file.metadata() or {})["rankfold.statistics"])
-                for full in file.keys():  # noqa: SIM118  # not a dict
-                    name, _, key = full.rpartition("|")
-                    states.setdefault(name, {})[key] = file.get_tensor(full)
-            found = {
-                name: SiteStatistics(Moments.from_state_dict(state), note["absorbers"].get(name), state.get("metric"))
-                for name, state in states.items()
-            }
-        except (SafetensorError, OSError, KeyError, ValueError) as error:
-            raise ValueError(f"{path}: damaged or not a statistics file of rankfold ({error})") from None
-        return cls(found, note["samples"], tuple(note["unreached"]), note.get("model", ""))
+    def load(cls, path: str | Path | bytes, name: str = "") -> Statistics:
+        """What ``save`` wrote, from its file or its bytes; ``ValueError`` in one line if that is something else."""
+        return _FILE.read(path, _built, name)
 
 
+class _Note(TypedDict):
+    samples: int
+    unreached: list[str]
+    absorbers: dict[str, str]
+    model: NotRequired[str]
+
+
+_FILE = Kind[_Note](
+    "rankfold.statistics",
+    _Note,
+    "a statistics file of rankfold",
+    "make the plan again, with data",
+)
+
+
+def _built(tensors: Mapping[str, Tensor], note: _Note) -> Statistics:
+    states: dict[str, dict[str, Tensor]] = {}
+    for full, value in tensors.items():
+        name, _, key = full.rpartition("|")
+        states.setdefault(name, {})[key] = value
+    found = {
+        name: SiteStatistics(Moments.from_state_dict(state), note["absorbers"].get(name), state.get("metric"))
+        for name, state in states.items()
+    }
+    return Statistics(found, note["samples"], tuple(note["unreached"]), note.get("model", ""))
+
+
+@showing
 def calibrate(
     model: nn.Module,
     data: Any,
@@ -103,80 +141,125 @@ def calibrate(
     samples: int | None = 2048,
     metric_samples: int = 1024,
     batch_size: int = 128,
+    objective: Objective | None = None,
     progress: Progress | None = None,
     team: Team | None = None,
 ) -> Statistics:
     """Stream ``data`` through ``model`` in eval mode and gather the second moments of every reducible site.
 
-    ``data``: anything ``rankfold.batches.batches_of`` understands; labels are not used. On the first
-    ``metric_samples`` also the output metrics (see ``rankfold.compress.metric``; 0 for none). Cost: the forward passes,
-    one backward pass for the metrics, and d² for each row at each site, d its ``side``. Raises ``ValueError`` for empty
-    data and for a site whose weights or activations are not finite. Hooks, mode and gradients are left as found.
-    With a ``team`` every process takes its share of the batches and ends with the statistics of all.
+    ``data``: anything ``rankfold.batches.batches_of`` understands. One sample in eight is held back (one in two of very
+    few): their moments are kept apart. On the first ``metric_samples`` also the output metrics (see
+    ``rankfold.compress.metric``; 0 for none), of the answers of ``objective``; None: every floating output. Cost: the
+    forward passes, one backward pass for the metrics, and d² for each row at each site, d its ``side``. Raises
+    ``ValueError`` for empty data and for a site whose weights or activations are not finite. Hooks, mode and gradients
+    are left as found. With a ``team`` every process takes its share of the batches and ends with the statistics of all.
     """
-    team = team or Team()
-    root = unwrap(model)
+    seen = Samples(data, samples, batch_size, team=team or Team())
+    root, asked = unwrap(model), objective or Teacher()
     if metric_samples:
         check_rereadable(data)
-    # rows of a site become moments of the smaller side; None until the first call
-    moments: dict[str, Moments] = {}
-    absorbers = Absorbers()
+    with evaluating(root), split_attention(root):
+        check_sound(root, sites.reducible)
+        gathered = _gather(root, seen, sites, asked if metric_samples else None, progress)
+    if not gathered.samples:
+        raise ValueError("the calibration data is empty: give at least one batch")
+    metrics = {}
+    if metric_samples:
+        metrics = output_metrics(root, seen.first(metric_samples), sites, asked, gathered.spread, progress)
+    reached, absorbers = {}, gathered.absorbers
+    for site in sites.reducible:
+        parts = gathered.moments.get(site.name)
+        if parts is not None:
+            absorber = None if site.layer.has_bias else absorbers.of(site.name)
+            reached[site.name] = _of_site(parts, absorber, metrics.get(site.name))
+    unreached = tuple(site.name for site in sites.reducible if site.name not in reached)
+    return Statistics(reached, gathered.samples, unreached, fingerprint(model))
+
+
+Parts = dict[bool, Moments]  # by whether its samples are held back
+
+
+@dataclass
+class _Gathered:
+    moments: dict[str, Parts] = field(default_factory=dict)
+    absorbers: Absorbers = field(default_factory=Absorbers)
+    spread: Spread = field(default_factory=Spread)
+    samples: int = 0
+
+
+def _of_site(parts: Parts, absorber: str | None, metric: Tensor | None) -> SiteStatistics:
+    if len(parts) < 2:
+        (moments,) = parts.values()
+        return SiteStatistics(moments, absorber, metric)
+    whole = Moments.from_state_dict(parts[False].state_dict()).merge(parts[True])
+    return SiteStatistics(whole, absorber, metric, (parts[False], parts[True]))
+
+
+def _gather(
+    root: nn.Module, seen: Samples, sites: SiteList, objective: Objective | None, progress: Progress | None
+) -> _Gathered:
+    """One pass over the samples; attention must be split, the model in eval mode. ``objective``: of whose answers the
+    spread is measured."""
+    found, comparable = _Gathered(), objective is not None
+    back = torch.zeros(0, dtype=torch.bool)
 
     def watch(site: Site) -> Callable[..., None]:
         def hook(module: nn.Module, args: tuple, kwargs: dict, output: Tensor) -> None:
-            inputs = args[0] if args else next(iter(kwargs.values()))
-            rows = site.layer.rows(module, inputs, output)
+            rows = site.layer.rows(module, first_of(args, kwargs), output)
             if not bool(rows.isfinite().all()):
                 raise ValueError(
                     f"{site.title}: activations in {rows.dtype} are not finite on the calibration data; look for bad "
                     "samples, for weights before this site that are not finite, or for overflow (convert to float32)"
                 )
-            if site.name not in moments:
-                groups = rows.shape[0] if rows.dim() == 3 else None
-                moments[site.name] = Moments(rows.shape[-1], groups=groups)
-            moments[site.name].update(rows)
-            absorbers.produced(site.name, output)
+            parts = found.moments.setdefault(site.name, {})
+            for side, part in _parted(rows, back):
+                if side not in parts:
+                    parts[side] = Moments(rows.shape[-1], groups=rows.shape[0] if rows.dim() == 3 else None)
+                parts[side].update(part)
+            found.absorbers.produced(site.name, output)
 
         return hook
 
-    seen = 0
-    with ExitStack() as stack:
-        stack.enter_context(evaluating(root))
-        stack.enter_context(split_attention(root))
-        check_sound(root, sites.reducible)
-        for site in sites.reducible:
-            handle = root.get_submodule(site.name).register_forward_hook(watch(site), with_kwargs=True)
-            stack.callback(handle.remove)
-        absorbers.watch_norms(root, stack)
-        with team.agreed():
-            for index, batch in enumerate(batches_of(data, batch_size, samples)):
-                seen += size_of(batch)
-                if index % team.size == team.rank:
-                    forward(root, batch)
-                if progress is not None:
-                    progress("calibrating", seen, samples or seen)
-    if not seen:
-        raise ValueError("the calibration data is empty: give at least one batch")
-    if team.size > 1:
-        moments = _together(moments, team)
-    metrics = output_metrics(root, data, sites, metric_samples, batch_size, progress, team) if metric_samples else {}
-    reached = {
-        site.name: SiteStatistics(
-            moments[site.name], None if site.layer.has_bias else absorbers.of(site.name), metrics.get(site.name)
-        )
-        for site in sites.reducible
-        if site.name in moments
-    }
-    unreached = tuple(site.name for site in sites.reducible if site.name not in moments)
-    return Statistics(reached, seen, unreached, fingerprint(model))
+    every, hooks = seen.held_back, {site.name: watch(site) for site in sites.reducible}
+    with found.absorbers.watching(root), after(root, hooks), seen.team.agreed():
+        for index, batch in seen.batches():
+            size = size_of(batch)
+            back = held(size, found.samples, every)
+            found.samples += size
+            if index not in seen:
+                continue
+            output = forward(root, batch)
+            if objective is not None and comparable:
+                try:
+                    found.spread.add(objective.answers(output, batch), size)
+                except ObjectiveError:
+                    found.spread, comparable = Spread(), False
+            if progress is not None:
+                progress("calibrating", found.samples, seen.samples or found.samples)
+    if seen.team.size > 1:
+        found.moments = _together(found.moments, seen.team)
+        found.spread = found.spread.joined(seen.team)
+    return found
 
 
-def _together(moments: dict[str, Moments], team: Team) -> dict[str, Moments]:
+def _parted(rows: Tensor, back: Tensor) -> Iterator[tuple[bool, Tensor]]:
+    """Rows (…, R, d) of a batch in its two parts; each sample has as many rows, one sample after the other."""
+    if not bool(back.any()):
+        yield False, rows
+        return
+    each, rest = divmod(rows.shape[-2], len(back))
+    mask = (back.repeat_interleave(each) if not rest else held(rows.shape[-2], 0, _ROWS)).to(rows.device)
+    yield from ((side, rows[..., mask == side, :]) for side in (False, True) if bool((mask == side).any()))
+
+
+def _together(moments: dict[str, Parts], team: Team) -> dict[str, Parts]:
     """The moments of all processes, merged in the order of their ranks, in every process."""
-    parts: list[Any] = [None] * team.size
-    dist.all_gather_object(parts, moments)
-    merged: dict[str, Moments] = {}
-    for part in parts:
-        for name, known in part.items():
-            merged[name] = merged[name].merge(known) if name in merged else known
+    shares: list[Any] = [None] * team.size
+    dist.all_gather_object(shares, moments)
+    merged: dict[str, Parts] = {}
+    for share in shares:
+        for name, parts in share.items():
+            mine = merged.setdefault(name, {})
+            for side, known in parts.items():
+                mine[side] = mine[side].merge(known) if side in mine else known
     return merged

@@ -15,11 +15,13 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from rankfold.batches import arguments, labels_of, logits_of, moved
+from rankfold.batches import arguments, labels_of, moved
 from rankfold.compress.planning.candidates import Candidate
 from rankfold.compress.ranks.allocate import Option
 from rankfold.compress.ranks.replay import Replay, ReplayError, Tape
 from rankfold.compress.ranks.sampling import alike, join
+from rankfold.objectives import Classification, ObjectiveError, infer, main_tensor
+from rankfold.objectives.compare import assumed_axis as _classes
 from rankfold.sites import Form
 
 CHUNK = 32  # samples that go through at once on a processor: more do not stay in its caches
@@ -104,7 +106,7 @@ class Trial:
         if not self.replaying or chunk.tape is None:
             return self._logits(chunk)
         try:
-            logits = logits_of(self.replay.play(self._run(chunk), chunk.tape, module))
+            logits = main_tensor(self.replay.play(self._run(chunk), chunk.tape, module))
         except ReplayError:
             self.replaying = False
             return self._logits(chunk)
@@ -119,7 +121,7 @@ class Trial:
         return lambda: self.root(*chunk.args, **chunk.kwargs)
 
     def _logits(self, chunk: Chunk) -> Tensor:
-        return logits_of(self._run(chunk)())
+        return main_tensor(self._run(chunk)())
 
     def _evaluate(self, changed: nn.Module | None) -> None:
         """Losses and tapes of all chunks after a change of one module (None: of any)."""
@@ -131,14 +133,14 @@ class Trial:
                     self.replaying, output = False, self._run(chunk)()
             else:
                 chunk.tape, output = None, self._run(chunk)()
-            self.losses[chunk.indices] = self._losses(logits_of(output), chunk.target).cpu()
+            self.losses[chunk.indices] = self._losses(main_tensor(output), chunk.target).cpu()
 
     def _chunks(self, order: Sequence[int]) -> list[Chunk]:
         ordered = [self.samples[index] for index in order]
         chunks = []
         for group in alike(ordered, CHUNK if self.device.type == "cpu" else len(ordered)):
             indices = [order[position] for position in group]
-            args, kwargs = arguments(join([ordered[position] for position in group]))
+            args, kwargs = arguments(join([ordered[position] for position in group]), self.root)
             target = torch.cat([self._targets[index] for index in indices])
             chunks.append(Chunk(indices, *self._laid_out(args, kwargs), target))
         self.replay.memory = MEMORY // len(chunks)
@@ -159,13 +161,11 @@ class Trial:
         losses: Callable[[Tensor, Tensor], Tensor] = _divergence
         for group in alike(self.samples, CHUNK):
             batch = join([self.samples[index] for index in group])
-            args, kwargs = arguments(batch)
-            logits, labels = logits_of(self.root(*args, **kwargs)), labels_of(batch)
+            args, kwargs = arguments(batch, self.root)
+            logits, labels = main_tensor(self.root(*args, **kwargs)), labels_of(batch)
             self._try_layout(args, kwargs, logits)
-            if labels is not None and not labels.is_floating_point() and labels.shape == (
-                *logits.shape[:1], *logits.shape[2:]
-            ):  # fmt: skip
-                _check_range(labels, logits.shape[_classes(logits)])
+            if _class_indices(logits, batch):
+                _check_range(labels, logits.shape[1])
                 losses, target = _cross_entropy, labels
             elif logits.shape[_classes(logits)] == 1:
                 losses, target = _squared, logits.double()
@@ -180,7 +180,7 @@ class Trial:
             return
         args, kwargs = self._laid_out(args, kwargs)
         try:
-            same = torch.allclose(logits_of(self.root(*args, **kwargs)), logits, rtol=1e-3, atol=1e-4, equal_nan=True)
+            same = torch.allclose(main_tensor(self.root(*args, **kwargs)), logits, rtol=1e-3, atol=1e-4, equal_nan=True)
         except RuntimeError:  # a model that takes views of its images
             same = False
         self.channels_last = same
@@ -215,12 +215,18 @@ def multiplied_out(
         shift = factors.shift.to(weight)
         bias = shift if bias is None else bias.detach() + shift
     new_bias = None if bias is None else nn.Parameter(bias.detach(), requires_grad=False)
-    return nn.Parameter(product.to(weight), requires_grad=False), new_bias
+    return nn.Parameter(product.clone().to(weight), requires_grad=False), new_bias
 
 
-def _classes(logits: Tensor) -> int:
-    """The axis of the classes: the second of (N, C) and of images (N, C, …), the last of sequences (N, T, C)."""
-    return -1 if logits.dim() in (1, 3) else 1
+def _class_indices(logits: Tensor, batch: Any) -> bool:
+    """Whether the batch holds one class index for each position, with the classes along the second axis."""
+    labels = labels_of(batch)
+    try:
+        told = None if labels is None else infer(logits, batch).objective
+    except ObjectiveError:
+        return False
+    fits = isinstance(labels, Tensor) and labels.shape == (*logits.shape[:1], *logits.shape[2:])
+    return fits and isinstance(told, Classification) and told.axis == 1 and not labels.is_floating_point()
 
 
 def _check_range(labels: Tensor, classes: int) -> None:

@@ -11,13 +11,13 @@ from torch import Tensor, nn
 
 from rankfold.batches import batches_of, forward, labels_of
 from rankfold.costs import evaluating
+from rankfold.forms.geometry import Plain, Transposed
 from rankfold.induce.choose import Target, choose
 from rankfold.induce.earlier import warn_of_earlier_optimizers
 from rankfold.induce.overparametrize import compose_
 from rankfold.linalg.compressed import compressed_factors
 from rankfold.linalg.errors import NonFiniteError, NotMaterialisedError
 from rankfold.sites import Product, sites, unwrap
-from rankfold.sites.geometry import Plain, Transposed
 from rankfold.train.gradients import weight_gradients
 from rankfold.train.groups import SCALES
 

@@ -8,9 +8,9 @@ from typing import Any
 
 from torch import nn
 
+from rankfold.forms.geometry import ChannelFolding, Matricization, Plain, Stacked
 from rankfold.sites import Form, Site, sites, unwrap
 from rankfold.sites.find import Where
-from rankfold.sites.geometry import ChannelFolding, Matricization, Plain, Stacked
 
 
 @dataclass(frozen=True, eq=False)

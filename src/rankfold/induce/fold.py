@@ -7,8 +7,8 @@ from typing import TypeVar
 import torch
 from torch import Tensor, nn
 
+from rankfold.forms.geometry import Stacked
 from rankfold.sites import factors_of, ordinary_class, products, unwrap
-from rankfold.sites.geometry import Stacked
 from rankfold.sites.product import other_parametrizations
 
 Model = TypeVar("Model", bound=nn.Module)

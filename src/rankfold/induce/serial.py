@@ -12,7 +12,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.nn.utils import parametrize
 
-from rankfold.sites import factors_of, ordinary_class, products
+from rankfold.sites import factors_of, ordinary_class, products, setting_of
 
 _CONVOLUTIONS = {nn.Conv1d.forward: F.conv1d, nn.Conv2d.forward: F.conv2d, nn.Conv3d.forward: F.conv3d}
 
@@ -76,11 +76,12 @@ def _convolution(self: Any, x: Tensor) -> Tensor:
 def _positions(layer: Any, x: Tensor) -> int:
     """Samples times places of the output."""
     dims = len(layer.kernel_size)
-    padding = layer._reversed_padding_repeated_twice[::-1]
+    given = setting_of(layer)
+    padding = given.pads[::-1]
     places = [
         (size + padding[2 * axis] + padding[2 * axis + 1] - dilation * (kernel - 1) - 1) // stride + 1
         for axis, (size, dilation, kernel, stride) in enumerate(
-            zip(x.shape[-dims:], layer.dilation, layer.kernel_size, layer.stride)
+            zip(x.shape[-dims:], given.dilation, layer.kernel_size, given.stride)
         )
     ]
     return prod(places) * (x.shape[0] if x.dim() == dims + 2 else 1)

@@ -41,6 +41,28 @@ class SpatialProjection:
         """(K + 1,) float64: the error at rank 0 … K, summed from what is left out."""
         return tails(self.values)
 
+    def errors_on(self, patches: Tensor, metric: Tensor | None = None) -> Tensor:
+        """The error of the closed form at every rank on other data: (K + 1,) float64, never negative.
+
+        ``patches``: their second moment, taken about the mean of the data that the pair was made from, and in the same
+        units. ``metric`` (O, O): by which errors are measured; None for that of the pair. They may rise with the rank,
+        where directions were fitted to chance. Cost O(n²·K·k_w), no decomposition.
+        """
+        h, w = checked(patches), self._weight.flatten(1)
+        _, c_in, k_h, k_w = self._weight.shape
+        # rows of A = U ⊗ I made orthonormal on the old data: the kernel at rank r is the sum of the first r·k_w of them
+        lifted = torch.einsum("ra,jl->rjal", self._rows, torch.eye(k_w, dtype=w.dtype)).reshape(-1, c_in * k_h * k_w)
+        rows = torch.linalg.solve_triangular(self._triangle, lifted, upper=False)
+        pushed = rows @ h
+        metric = self._metric if metric is None else metric
+        weighted = self._targets @ metric
+        linear = (pushed @ w.mT * weighted).sum(1)
+        square = (pushed @ rows.mT) * (weighted @ self._targets.mT)
+        whole = float(((w @ h) * (metric @ w)).sum())
+        lost = whole - 2 * linear.cumsum(0) + square.cumsum(0).cumsum(1).diagonal()
+        at_ranks = lost.reshape(-1, k_w)[:, -1]
+        return torch.cat([at_ranks.new_tensor([whole]), at_ranks]).clamp_min(0).sqrt()
+
     def factors(self, rank: int, rounds: int = 6, steps: int = 12) -> tuple[Tensor, Tensor]:
         """``left`` (O·k_w, rank) with rows (o, j), and ``right`` (rank, C·k_h) with columns (c, i).
 
@@ -87,13 +109,16 @@ class SpatialProjection:
         return u
 
 
-def project_spatial(weight: Tensor, patches: Tensor, metric: Tensor | None = None) -> SpatialProjection:
+def project_spatial(
+    weight: Tensor, patches: Tensor, metric: Tensor | None = None, ridge: float = 0.0
+) -> SpatialProjection:
     """Ordered spatial pairs for ``weight`` (O, C, k_h, k_w) on data whose input patches have second moment ``patches``.
 
     ``patches``: (n, n) with n = C·k_h·k_w in the order of ``torch.nn.functional.unfold``, centred for a free bias.
-    ``metric``: D (O, O) positive definite, its diagonal (O,), or None for the identity. float64 throughout; the maximal
+    ``metric``: D (O, O) positive definite, its diagonal (O,), or None for the identity. ``ridge``: this part of the
+    mean patch variance is added in every direction, so that the kernel counts off the data too. float64; the maximal
     rank is min(O·k_w, C·k_h), where the pair is exact.
-    Cost: eigendecompositions of size C·k_h, one Cholesky factorisation of size rank·k_w, and O(n²·(O + rank)).
+    Cost: one eigendecomposition of size C·k_h, one Cholesky factorisation of size rank·k_w, and O(n²·(O + rank)).
     Raises ``ValueError`` for shapes that do not fit, and as ``checked``.
     """
     w, h = checked(weight), checked(patches)
@@ -103,15 +128,14 @@ def project_spatial(weight: Tensor, patches: Tensor, metric: Tensor | None = Non
     n = w[0].numel()
     d = torch.eye(c_out, dtype=w.dtype) if metric is None else checked(metric)
     d = d.diag() if d.ndim == 1 else d
-    h = h + (_RIDGE * h.diagonal().mean().clamp_min(torch.finfo(w.dtype).tiny)) * torch.eye(n, dtype=w.dtype)
+    h = h + ((ridge + _RIDGE) * h.diagonal().mean().clamp_min(torch.finfo(w.dtype).tiny)) * torch.eye(n, dtype=w.dtype)
 
     columns = torch.einsum("aibcdb->aicd", h.reshape(c_in, k_h, k_w, c_in, k_h, k_w)) / k_w
-    values, vectors = eigh(columns.reshape(c_in * k_h, -1))
-    root = (vectors * values.sqrt()) @ vectors.mT
+    root = _cholesky(columns.reshape(c_in * k_h, -1))
     energy = torch.einsum("ocij,op,pdkj->cidk", w, d, w).reshape(c_in * k_h, -1)
     rank = min(c_out * k_w, c_in * k_h)
-    # the leading right singular vectors of D^½ W H_v^½, pulled back: S H_v^½ E = H_v^-½ E Λ needs no inverse
-    rows = (energy @ (root @ eigh(root @ energy @ root)[1][:, :rank])).mT
+    # the leading right singular vectors of D^½ W L, H_v = L Lᵀ, pulled back: S L E = L^-ᵀ E Λ needs no inverse
+    rows = (energy @ (root @ eigh(root.mT @ energy @ root)[1][:, :rank])).mT
     rows = rows / rows.norm(dim=1, keepdim=True).clamp_min(torch.finfo(w.dtype).tiny)
 
     gram, targets = _normal(rows, w, h)

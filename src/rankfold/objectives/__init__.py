@@ -1,12 +1,15 @@
 """What outputs and targets mean: the only room that knows. Built-in objectives, one's own, and how to tell which."""
 
-from rankfold.objectives.answer import Answer, main_tensor
+from rankfold.objectives.answer import Answer, counting_tensors, main_tensor
+from rankfold.objectives.base import Objective
 from rankfold.objectives.classification import Classification, TokenClassification
 from rankfold.objectives.embedding import Embedding
-from rankfold.objectives.infer import Inferred, infer, objective_named, register
+from rankfold.objectives.evaluation import Evaluation, Figure, Figures, ObjectiveError
+from rankfold.objectives.infer import Inferred, infer
 from rankfold.objectives.language import CausalLanguageModel, MaskedLanguageModel
 from rankfold.objectives.multilabel import MultiLabel
-from rankfold.objectives.objective import Evaluation, Figure, Figures, Objective, ObjectiveError, objective
+from rankfold.objectives.names import objective_named, objective_names, register
+from rankfold.objectives.own import objective
 from rankfold.objectives.regression import Regression
 from rankfold.objectives.teacher import Teacher
 
@@ -26,9 +29,11 @@ __all__ = [
     "Regression",
     "Teacher",
     "TokenClassification",
+    "counting_tensors",
     "infer",
     "main_tensor",
     "objective",
     "objective_named",
+    "objective_names",
     "register",
 ]

@@ -93,3 +93,15 @@ def _walk(place: str, value: Any) -> Iterator[tuple[str, Tensor]]:
 def single(values: Tensor) -> Tensor:
     """(N,) numbers as (N, 1); everything else as it is."""
     return values.unsqueeze(-1) if values.dim() == 1 else values
+
+
+def named_input(batch: Any, name: str) -> Tensor | None:
+    """The input called ``name`` of a batch that is a mapping, or a pair of a mapping and targets; None without."""
+    inputs = batch[0] if isinstance(batch, tuple | list) and batch else batch
+    found = inputs.get(name) if isinstance(inputs, Mapping) else None
+    return found if isinstance(found, Tensor) else None
+
+
+def attention_mask(batch: Any) -> Tensor | None:
+    """Which tokens of a batch are no padding (N, length), where it says."""
+    return named_input(batch, "attention_mask")

@@ -11,7 +11,8 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from rankfold.objectives.answer import Answer, main_tensor
-from rankfold.objectives.objective import Figure, Objective, ObjectiveError
+from rankfold.objectives.base import Objective
+from rankfold.objectives.evaluation import Figure, ObjectiveError
 
 IGNORE = -100
 
@@ -44,35 +45,61 @@ class Classification(Objective):
     def pair(self, output: Any, batch: Any) -> tuple[Tensor, Tensor]:
         """Scores (R, C) and targets (R,), or probabilities (R, C), of the positions that count."""
         values = main_tensor(output)
-        target = self.target(batch).to(values.device)
+        target = self.target(batch)
+        if not isinstance(target, Tensor):
+            raise ObjectiveError(
+                f"{self.name}: targets must be a tensor of class indices, got a {type(target).__name__}"
+            )
+        target = target.to(values.device)
         if values.dim() < 2:
             self._refuse(values, target)
         scores = values.movedim(self.axis, -1)
         scores = scores.to(torch.promote_types(scores.dtype, torch.float32))
+        classes = scores.shape[-1]
         if target.is_floating_point():
             if target.shape != values.shape:
                 self._refuse(values, target)
-            return scores.reshape(-1, scores.shape[-1]), target.movedim(self.axis, -1).reshape(-1, scores.shape[-1])
+            chances = target.movedim(self.axis, -1).reshape(-1, classes)
+            if not (bool((chances >= 0).all()) and bool(((chances.sum(1) - 1).abs() < 1e-3).all())):
+                raise ObjectiveError(
+                    f"{self.name}: targets of numbers must be probabilities of the classes, which sum to 1; class "
+                    "indices are integers (.long()), and other numbers have another objective="
+                )
+            return scores.reshape(-1, classes), chances
         if target.dim() == scores.dim() and target.shape[-1] == 1:
             target = target.squeeze(-1)
         if target.shape != scores.shape[:-1] or target.dtype == torch.bool or target.is_complex():
             self._refuse(values, target)
-        kept = target != self.ignore
-        rows, found = scores[kept], target[kept].long()
-        if found.numel() and not (int(found.min()) >= 0 and int(found.max()) < scores.shape[-1]):
-            wrong = int(found.min()) if int(found.min()) < 0 else int(found.max())
-            raise ObjectiveError(
-                f"label {wrong} is outside 0 … {scores.shape[-1] - 1}, the model has {scores.shape[-1]} outputs; "
-                f"renumber the labels ({self.ignore} leaves a position out), or widen the last layer"
-            )
+        rows, found = scores.reshape(-1, classes), target.reshape(-1).long()
+        kept = found != self.ignore
+        if not bool(kept.all()):  # a copy of the scores only where some are left out
+            rows, found = rows[kept], found[kept]
+        self._check_range(found, classes)
         return rows, found
+
+    def check(self, output: Any, targets: Tensor) -> None:
+        values = main_tensor(output)
+        if values.dim() > 1 and not targets.is_floating_point():
+            self._check_range(targets[targets != self.ignore], values.shape[self.axis])
+
+    def _check_range(self, found: Tensor, classes: int) -> None:
+        if not found.numel():
+            return
+        low, high = int(found.min()), int(found.max())
+        if low >= 0 and high < classes:
+            return
+        where = "negative" if low < 0 else f"outside 0 … {classes - 1}"
+        raise ObjectiveError(
+            f"label {low if low < 0 else high} is {where}, the model has {classes} outputs, counted from 0; "
+            f"renumber the labels ({self.ignore} leaves a position out), or widen the last layer"
+        )
 
     def _refuse(self, values: Tensor, target: Tensor) -> None:
         place = "second" if self.axis == 1 else "last"
         raise ObjectiveError(
-            f"{self.name}: labels of shape {tuple(target.shape)}, {target.dtype}, do not fit outputs of shape "
-            f"{tuple(values.shape)}: with the classes along the {place} axis, each position has one class index; "
-            "name what they are with objective= (--objective)"
+            f"{self.name}: labels of shape {tuple(target.shape)}, {str(target.dtype).removeprefix('torch.')}, do not "
+            f"fit outputs of shape {tuple(values.shape)}: with the classes along the {place} axis, one class index, an "
+            "integer (.long()), belongs to each position; name what they are with objective= (--objective)"
         )
 
     def losses(self, output: Any, batch: Any, smoothing: float = 0.0) -> tuple[Tensor, int]:

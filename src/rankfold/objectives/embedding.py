@@ -11,8 +11,9 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from rankfold.batches import size_of
-from rankfold.objectives.answer import Answer, main_tensor
-from rankfold.objectives.objective import Figure, Objective, ObjectiveError
+from rankfold.objectives.answer import Answer, attention_mask, main_tensor
+from rankfold.objectives.base import Objective, Scales
+from rankfold.objectives.evaluation import Figure, ObjectiveError
 
 
 @dataclass(frozen=True)
@@ -20,7 +21,7 @@ class Embedding(Objective):
     """One vector for each sample: the output itself, or the mean over its tokens that ``attention_mask`` counts.
 
     No targets. ``cosine`` with the original's vector judges; ``neighbours`` is the share of samples whose nearest other
-    sample is the same as before.
+    sample, among the first 4096, is the same as before.
     """
 
     name: str = "embedding"
@@ -39,7 +40,7 @@ class Embedding(Objective):
             raise ObjectiveError(
                 f"{self.name}: outputs (N, d) or (N, tokens, d) were expected, not {tuple(values.shape)}"
             )
-        mask = batch.get("attention_mask") if isinstance(batch, Mapping) else None
+        mask = attention_mask(batch)
         if mask is None or mask.shape != values.shape[:2]:
             return values.mean(1)
         kept = mask.to(values).unsqueeze(-1)
@@ -55,9 +56,14 @@ class Embedding(Objective):
         now, then = self.vectors(output, batch).double(), self.vectors(taught, batch).double()
         return (1 - F.cosine_similarity(now, then, dim=-1)).clamp_min(0)
 
-    def distance(self, output: Any, taught: Any, batch: Any = None, temperature: float = 1.0) -> Tensor:
+    def scales(self, taught: Any, batch: Any = None) -> Scales:
+        return ()
+
+    def distances(
+        self, output: Any, taught: Any, batch: Any = None, temperature: float = 1.0, scales: Scales | None = None
+    ) -> tuple[Tensor, int]:
         now, then = self.vectors(output, batch), self.vectors(taught, batch)
-        return (1 - F.cosine_similarity(now, then.to(now), dim=-1)).mean()
+        return (1 - F.cosine_similarity(now, then.to(now), dim=-1)).mean(), len(now)
 
     def measure(self, output: Any, batch: Any, taught: Any = None) -> dict[str, Tensor]:
         if taught is None:
@@ -71,7 +77,7 @@ class Embedding(Objective):
 
     def conclude(self, sums: Mapping[str, Tensor]) -> tuple[tuple[Figure, ...], float | None]:
         cosine = Figure("cosine", float(sums["cosine"] / sums["count"]))
-        if float(sums["count"]) < 3:
+        if "now[]" not in sums or len(sums["now[]"]) < 3:
             return (cosine,), None
         kept = float((_nearest(sums["now[]"]) == _nearest(sums["then[]"])).double().mean())
         return (cosine, Figure("neighbours", kept, True, "fraction")), None

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -10,13 +9,14 @@ import torch
 from torch import Tensor
 
 from rankfold.batches import labels_of
-from rankfold.objectives.answer import counting_tensors, main_tensor
+from rankfold.objectives.answer import main_tensor, named_input
+from rankfold.objectives.base import Objective
 from rankfold.objectives.classification import IGNORE, Classification, TokenClassification
-from rankfold.objectives.embedding import Embedding
+from rankfold.objectives.evaluation import ObjectiveError
 from rankfold.objectives.language import CausalLanguageModel, MaskedLanguageModel
 from rankfold.objectives.multilabel import MultiLabel
-from rankfold.objectives.objective import Objective, ObjectiveError
-from rankfold.objectives.regression import Regression
+from rankfold.objectives.names import objective_named
+from rankfold.objectives.regression import Regression, alike
 from rankfold.objectives.teacher import Teacher
 
 
@@ -27,53 +27,72 @@ class Inferred:
     objective: Objective
     why: str
 
+    def __str__(self) -> str:
+        return f"objective: {self.objective} ({self.why})"
+
 
 def infer(output: Any, batch: Any) -> Inferred:
     """The objective that an output and the targets of its batch fit; ``ObjectiveError`` where two fit equally well.
 
-    Without targets it is ``Teacher``; class axes follow from the shapes, as in torch's cross entropy.
+    Without targets it is ``Teacher``, but for the language models of transformers, which say by the type of their
+    output what they are; class axes follow from the shapes, as in torch's cross entropy.
     """
-    target = labels_of(batch)
+    target, kind = labels_of(batch), type(output).__name__
+    if kind.startswith("CausalLMOutput") and (target is not None or named_input(batch, "input_ids") is not None):
+        return Inferred(CausalLanguageModel(), "the model gives next tokens")
     if target is None:
         return Inferred(Teacher(), "the data have no targets: outputs are compared with the original's")
-    values = main_tensor(output)
-    if target.is_complex() or target.is_quantized:
-        raise ObjectiveError(f"targets of type {target.dtype} mean nothing known: give objective=")
+    if kind.startswith("MaskedLMOutput"):
+        return Inferred(MaskedLanguageModel(), "the model gives masked tokens")
+    if kind.startswith("Seq2SeqLMOutput"):
+        return Inferred(CausalLanguageModel(shift=False), "the model gives tokens at the places of their labels")
+    return _of_targets(main_tensor(output), target, batch)
+
+
+def _of_targets(values: Tensor, target: Any, batch: Any) -> Inferred:
+    if not isinstance(target, Tensor) or target.is_complex() or target.is_quantized:
+        given = target.dtype if isinstance(target, Tensor) else type(target).__name__
+        raise ObjectiveError(f"targets of type {given} mean nothing known: give objective= (a loss of your own)")
     if target.is_floating_point() or target.dtype == torch.bool:
         return _of_numbers(values, target)
-    named = isinstance(batch, Mapping) and (isinstance(output, Mapping) or hasattr(output, "logits"))
-    if named and values.dim() == 3 and target.shape == values.shape[:2]:
-        return _of_tokens(values, target, batch)
+    if values.dim() == 3 and target.shape == values.shape[:2]:
+        known = _of_tokens(values, target, batch)
+        if known is not None:
+            return known
+    if target.dim() > 1 and target.shape[-1] == 1 and target.dim() == values.dim() and values.shape[-1] > 1:
+        target = target.squeeze(-1)
     fits = [axis for axis in (1, -1) if _fits(values, target, axis)]
     if len(fits) == 2 and values.dim() > 2:
         raise ObjectiveError(
             f"labels {tuple(target.shape)} fit outputs {tuple(values.shape)} with the classes along the second axis "
             "and along the last: say which, objective=Classification(axis=1) or axis=-1 (--objective classification or "
-            "token-classification)"
+            "token-classification; segmentation for pixels)"
         )
     if fits and values.shape[fits[0]] > 1:
-        areas = values.dim() >= 4
         if fits[0] == -1 and values.dim() > 2:
             return Inferred(TokenClassification(), "one class index for each position, classes along the last axis")
-        what = "pixel" if areas else "sample" if values.dim() == 2 else "position"
-        return Inferred(Classification(areas=areas), f"one class index for each {what}")
-    if values.numel() == target.numel() and len(values) == len(target):
+        if values.dim() >= 4:
+            return Inferred(objective_named("segmentation"), "one class index for each pixel")
+        what = "sample" if values.dim() == 2 else "position"
+        return Inferred(Classification(), f"one class index for each {what}")
+    if alike(values, target):
         if _binary(target) and target.numel():
             return Inferred(MultiLabel(), "targets 0 and 1, one for each output")
         return Inferred(Regression(), "one number for each output")
     raise ObjectiveError(
-        f"targets of shape {tuple(target.shape)}, {target.dtype}, do not fit outputs {tuple(values.shape)}: class "
-        "indices (N, …) for outputs (N, classes, …), or one number for each output, were expected; give objective="
+        f"targets of shape {tuple(target.shape)}, {_dtype(target)}, do not fit outputs of shape {tuple(values.shape)}: "
+        "class indices (N, …) for outputs (N, classes, …), or one number for each output, were expected; or say which "
+        "objective= (--objective) is meant"
     )
 
 
 def _of_numbers(values: Tensor, target: Tensor) -> Inferred:
-    if values.numel() != target.numel() or len(values) != len(target):
+    if not alike(values, target):
         raise ObjectiveError(
-            f"targets of shape {tuple(target.shape)}, {target.dtype}, do not fit outputs {tuple(values.shape)}: "
-            "one number for each output was expected; class labels are integers (.long())"
+            f"targets of shape {tuple(target.shape)}, {_dtype(target)}, do not fit outputs of shape "
+            f"{tuple(values.shape)}: one number was expected for each output; class labels are integers (.long())"
         )
-    if target.dtype == torch.bool or _binary(target):
+    if target.dtype == torch.bool or (target.numel() and _binary(target)):
         return Inferred(MultiLabel(), "targets 0 and 1, one for each output")
     sums = target.double().sum(1) if target.dim() == 2 and target.shape[1] > 1 else None
     if sums is not None and bool((target >= 0).all()) and torch.allclose(sums, torch.ones_like(sums), atol=1e-4):
@@ -85,43 +104,26 @@ def _binary(target: Tensor) -> bool:
     return bool(((target == 0) | (target == 1)).all())
 
 
-def _of_tokens(values: Tensor, target: Tensor, batch: Mapping[str, Any]) -> Inferred:
-    tokens = batch.get("input_ids")
-    kept = target != IGNORE
-    if isinstance(tokens, Tensor) and tokens.shape == target.shape and bool(kept.any()):
-        if bool((tokens.to(target.device)[kept] == target[kept]).all()):
+def _dtype(target: Tensor) -> str:
+    return str(target.dtype).removeprefix("torch.")
+
+
+def _of_tokens(values: Tensor, target: Tensor, batch: Any) -> Inferred | None:
+    """Of outputs (N, T, C) and labels (N, T); None where the batch does not show what they are."""
+    tokens, kept = named_input(batch, "input_ids"), target != IGNORE
+    named = tokens is not None
+    if tokens is None and isinstance(batch, tuple | list) and isinstance(batch[0], Tensor):
+        tokens = batch[0]
+    if tokens is not None and not tokens.is_floating_point() and tokens.shape == target.shape and bool(kept.any()):
+        words, tokens = values.shape[-1] > int(tokens.max()), tokens.to(target.device)
+        if bool((tokens[kept] == target[kept]).all()):
             return Inferred(CausalLanguageModel(), "the labels are the input tokens: each one predicts the next")
-        if not bool(kept.all()) and int(kept.sum()) * 2 < kept.numel() and values.shape[-1] > int(tokens.max()):
+        if target.shape[1] > 2 and bool((tokens[:, 1:] == target[:, :-1])[kept[:, :-1]].all()) and words:
+            return Inferred(CausalLanguageModel(shift=False), "the labels are the input tokens, one place on")
+        if named and int(kept.sum()) * 2 < kept.numel() and words:
             return Inferred(MaskedLanguageModel(), "labels at some of the tokens only: these were masked")
-    return Inferred(TokenClassification(), "one class index for each token")
+    return Inferred(TokenClassification(), "one class index for each token") if named else None
 
 
 def _fits(values: Tensor, target: Tensor, axis: int) -> bool:
     return values.dim() >= 2 and values.movedim(axis, -1).shape[:-1] == target.shape
-
-
-_BUILT_IN: tuple[Objective, ...] = (
-    Classification(), TokenClassification(), MultiLabel(), Regression(), CausalLanguageModel(), MaskedLanguageModel(),
-    Embedding(), Teacher(),
-)  # fmt: skip
-NAMED: dict[str, Objective] = {each.name: each for each in _BUILT_IN} | {"segmentation": Classification(areas=True)}
-
-
-def register(objective: Objective) -> Objective:
-    """Make an objective known by its name, to ``--objective`` and to files that name it; returns it."""
-    NAMED[objective.name] = objective
-    return objective
-
-
-def objective_named(name: str | Objective) -> Objective:
-    """The objective called ``name``; one that is an objective already is returned as it is."""
-    if isinstance(name, Objective):
-        return name
-    if name in NAMED:
-        return NAMED[name]
-    raise ObjectiveError(f"no objective named {name!r}; there are {', '.join(NAMED)}")
-
-
-def floating(output: Any) -> bool:
-    """Whether anything in an output can be compared."""
-    return bool(counting_tensors(output))

@@ -9,7 +9,7 @@ from typing import Any
 import torch.nn.functional as F
 from torch import Tensor
 
-from rankfold.objectives.objective import Figure, ObjectiveError
+from rankfold.objectives.evaluation import Figure, ObjectiveError
 from rankfold.objectives.regression import Regression
 
 
@@ -32,6 +32,8 @@ class MultiLabel(Regression):
     def losses(self, output: Any, batch: Any, smoothing: float = 0.0) -> tuple[Tensor, int]:
         scores, target = self.pair(output, batch)
         known = ~target.isnan()
+        if not bool(known.any()):
+            return scores.sum() * 0, 0
         wanted = target * (1 - smoothing) + smoothing / 2
         return F.binary_cross_entropy_with_logits(scores[known], wanted[known]), int(known.sum())
 

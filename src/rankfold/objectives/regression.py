@@ -11,7 +11,15 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from rankfold.objectives.answer import main_tensor, single
-from rankfold.objectives.objective import Figure, Objective, ObjectiveError
+from rankfold.objectives.base import Objective
+from rankfold.objectives.evaluation import Figure, ObjectiveError
+
+
+def alike(values: Tensor, target: Tensor) -> bool:
+    """Whether there is one number for each output, axes of one left aside."""
+    if not values.dim() or not target.dim() or len(values) != len(target):
+        return False
+    return [n for n in values.shape[1:] if n > 1] == [n for n in target.shape[1:] if n > 1]
 
 
 @dataclass(frozen=True)
@@ -24,15 +32,17 @@ class Regression(Objective):
     def pair(self, output: Any, batch: Any) -> tuple[Tensor, Tensor]:
         """Outputs and targets (N, K) as rows, with NaN where nothing is known."""
         values, target = main_tensor(output), self.target(batch)
+        if not isinstance(target, Tensor):
+            raise ObjectiveError(f"{self.name}: targets must be a tensor of numbers, got a {type(target).__name__}")
         target = target.to(values.device)
-        if values.numel() == target.numel() and len(values) == len(target):
-            shaped = target.reshape(values.shape)
-            wide = values.to(torch.promote_types(values.dtype, torch.float32))
-            return single(wide).flatten(1), single(shaped).flatten(1).to(wide)
-        raise ObjectiveError(
-            f"{self.name}: targets of shape {tuple(target.shape)} do not fit outputs of shape {tuple(values.shape)}: "
-            "one number was expected for each output"
-        )
+        if not alike(values, target) or target.is_complex():
+            raise ObjectiveError(
+                f"{self.name}: targets of shape {tuple(target.shape)} do not fit outputs of shape "
+                f"{tuple(values.shape)}: one number was expected for each output"
+            )
+        shaped = target.reshape(values.shape)
+        wide = values.to(torch.promote_types(values.dtype, torch.float32))
+        return single(wide).flatten(1), single(shaped).flatten(1).to(wide)
 
     def losses(self, output: Any, batch: Any, smoothing: float = 0.0) -> tuple[Tensor, int]:
         given, wanted = self.pair(output, batch)

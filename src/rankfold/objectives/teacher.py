@@ -10,7 +10,9 @@ import torch
 from torch import Tensor
 
 from rankfold.batches import size_of
-from rankfold.objectives.objective import Figure, Objective, ObjectiveError
+from rankfold.objectives.base import Objective
+from rankfold.objectives.compare import paired
+from rankfold.objectives.evaluation import Figure, ObjectiveError
 
 
 @dataclass(frozen=True)
@@ -31,25 +33,29 @@ class Teacher(Objective):
         if taught is None:
             raise ObjectiveError(f"{self.name}: outputs are compared with those of the original network: give teacher=")
         found: dict[str, Tensor] = {"count": torch.tensor(size_of(batch))}
-        divergence = self.divergence(output, taught, batch)
-        found["loss"] = divergence.sum()
-        for index, (now, then) in enumerate(zip(self.answers(output, batch), self.answers(taught, batch), strict=True)):
+        for index, (now, then) in enumerate(paired(self.answers(output, batch), self.answers(taught, batch))):
             a, b = now.centred.double(), then.centred.double()
-            found |= {f"moved {index}": (a - b).square().sum(), f"sum {index}": _by_place(b)[0]}
-            found |= {f"energy {index}": b.square().sum(), f"positions {index}": torch.tensor(_by_place(b)[1])}
+            mean, positions = _by_place(b)
+            found |= {f"moved {index}": (a - b).square().sum(), f"sum {index}": mean}
+            found |= {f"energy {index}": b.square().sum(), f"positions {index}": torch.tensor(positions)}
         return found
 
     def conclude(self, sums: Mapping[str, Tensor]) -> tuple[tuple[Figure, ...], float | None]:
+        return (Figure("change", self.mean_loss(sums) ** 0.5, False),), None
+
+    def mean_loss(self, sums: Mapping[str, Tensor]) -> float:
+        """The mean over the answers of their squared change over their variance."""
         shares = []
         for index in range(sum(name.startswith("moved ") for name in sums)):
             moved, energy = float(sums[f"moved {index}"]), float(sums[f"energy {index}"])
             mean = float(sums[f"sum {index}"].square().sum() / sums[f"positions {index}"])
             spread = energy - mean if energy - mean > 1e-12 * energy else energy
-            shares.append(moved / spread if spread > 0 else float(moved > 0))
-        return (Figure("change", (sum(shares) / len(shares)) ** 0.5, False),), None
+            shares.append(moved / spread if spread > 0 else float(moved != 0))
+        return sum(shares) / len(shares)
 
 
 def _by_place(values: Tensor) -> tuple[Tensor, int]:
-    """The sum over all positions, (C,), and how many there are."""
-    rows = values.reshape(-1, values.shape[-1])
+    """Sums over everything but the channels (the second axis of maps, else the last), and how much that is."""
+    rows = values.movedim(1, -1) if values.dim() > 3 else values
+    rows = rows.reshape(-1, rows.shape[-1])
     return rows.sum(0), len(rows)

@@ -60,8 +60,8 @@ def reproduce(name: str, directory: str | Path, request: Request | None = None, 
     from pathlib import Path
 
     from rankfold.papers.request import Request
-    from rankfold.papers.writing import write
-    from rankfold.pipeline import Tell
+    from rankfold.run.claim import claimed
+    from rankfold.run.progress import shown
 
     if name not in EXPERIMENTS:
         near = get_close_matches(name, EXPERIMENTS, n=1)
@@ -70,12 +70,18 @@ def reproduce(name: str, directory: str | Path, request: Request | None = None, 
     module, function = EXPERIMENTS[name]
     experiment = getattr(import_module(f"rankfold.papers.{module}"), function)
     asked = request or Request()
-    outcome = experiment(asked, Path(directory), tell or Tell())
+    with shown(tell) as told, claimed(directory, what=f"reproduce {name}"):
+        return _written(name, experiment(asked, Path(directory), told), asked, Path(directory))
+
+
+def _written(name: str, outcome: Outcome, asked: Request, directory: Path) -> Outcome:
+    from rankfold.papers.writing import write
+
     if asked.quick:
         small = (
             "Quick form, on small data that stand in for the paper's: it shows that it runs, nothing about the claim."
         )
         outcome = replace(outcome, title=f"{outcome.title} (quick form)", remarks=[*outcome.remarks, small])
     outcome = replace(outcome, about={"request": asked.to_dict()} | dict(outcome.about))
-    write(name, outcome, Path(directory))
+    write(name, outcome, directory)
     return outcome

@@ -14,8 +14,9 @@ from typing import Any
 import torch
 from joblib import Parallel, delayed
 
-from rankfold.files import write_atomically
 from rankfold.pipeline import Tell
+from rankfold.run.container import parsed
+from rankfold.run.files import write_atomically
 
 FORMAT = 2
 Work = Callable[[Any, Path], dict[str, Any]]  # a frozen dataclass and a place of its own → plain values
@@ -70,7 +71,7 @@ def _do(case: Any, work: Work, directory: Path) -> None:
 
 def _read(file: Path) -> dict[str, Any]:
     try:
-        return json.loads(file.read_text(encoding="utf-8"))
+        return parsed(file.read_bytes())
     except ValueError as error:
         raise ValueError(f"{file} is damaged ({error}): delete {file.parent} to compute it again") from None
 

@@ -11,13 +11,13 @@ from typing import Any, Literal
 
 import torch
 from joblib import Parallel, delayed
-from safetensors.torch import save
 from torch import nn
 
-from rankfold.files import write_atomically
 from rankfold.induce import fold_, overparametrize_
 from rankfold.pipeline import Tell
 from rankfold.report.quantities import percent
+from rankfold.run.container import packed, parsed
+from rankfold.run.files import write_atomically
 from rankfold.train import Recipe, evaluate, fit
 from rankfold.zoo import Data, default_data, load_data, load_weights, model_names, resolve
 
@@ -164,8 +164,7 @@ def _train(case: Case, directory: Path, tell: Tell) -> Trained:
         "stopped": history.stopped,
         "collapse": history.warning,
     }
-    state = {name: value.cpu().contiguous() for name, value in network.state_dict().items()}
-    write_atomically(place / "weights.safetensors", save(state))
+    write_atomically(place / "weights.safetensors", packed(network.state_dict()))
     write_atomically(place / "run.json", (json.dumps(values, indent=1) + "\n").encode())
     without_checkpoints(place / "training")
     trained = _read(case, directory)
@@ -178,7 +177,7 @@ def _read(case: Case, directory: Path) -> Trained | None:
     if not file.exists():
         return None
     try:
-        values: dict[str, Any] = json.loads(file.read_text(encoding="utf-8"))
+        values: dict[str, Any] = parsed(file.read_bytes())
         del values["case"]  # its name tells it apart; kept for people
         return Trained(case, **values, weights=file.with_name("weights.safetensors"))
     except (ValueError, KeyError, TypeError) as error:

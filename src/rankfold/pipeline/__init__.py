@@ -18,11 +18,11 @@ if TYPE_CHECKING:
     from rankfold.pipeline.request import Settings, check_place, parsed
     from rankfold.pipeline.result import Result
     from rankfold.pipeline.slicing import slice_
-    from rankfold.pipeline.tell import Tell
     from rankfold.pipeline.trainings.config import ConfigError, TrainConfig
     from rankfold.pipeline.trainings.rundir import TrainResult
     from rankfold.pipeline.trainings.sweep import Sweep, SweepResult, parse_sweep, sweep
     from rankfold.pipeline.trainings.training import train
+    from rankfold.run.progress import Tell
 
 _ROOMS = {
     "analysis": ("SiteAnalysis", "analyse"),
@@ -36,13 +36,13 @@ _ROOMS = {
     "request": ("Settings", "check_place", "parsed"),
     "result": ("Result",),
     "slicing": ("slice_",),
-    "tell": ("Tell",),
     "trainings.config": ("ConfigError", "TrainConfig"),
     "trainings.rundir": ("TrainResult",),
     "trainings.sweep": ("Sweep", "SweepResult", "parse_sweep", "sweep"),
     "trainings.training": ("train",),
 }
-_HOME = {name: room for room, names in _ROOMS.items() for name in names}
+_HOME = {name: f"{__name__}.{room}" for room, names in _ROOMS.items() for name in names}
+_HOME["Tell"] = "rankfold.run.progress"
 
 __all__ = [
     "ConfigError",
@@ -84,6 +84,6 @@ __all__ = [
 def __getattr__(name: str) -> Any:
     if name not in _HOME:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-    value = getattr(importlib.import_module(f"{__name__}.{_HOME[name]}"), name)
+    value = getattr(importlib.import_module(_HOME[name]), name)
     globals()[name] = value
     return value

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
@@ -11,6 +10,7 @@ from torch import Tensor, nn
 
 from rankfold.compress.methods.project import Project
 from rankfold.compress.statistics import calibrate
+from rankfold.run.progress import Progress, showing
 from rankfold.sites import Form, Site, SiteList, sites, split_attention, unwrap
 from rankfold.spectrum import Spectrum, spectrum
 
@@ -54,12 +54,13 @@ class SiteAnalysis:
         }
 
 
+@showing
 def analyse(
     model: nn.Module,
     data: Any = None,
     *,
     samples: int = 2048,
-    progress: Callable[[str, int, int], None] | None = None,
+    progress: Progress | None = None,
 ) -> tuple[tuple[SiteAnalysis, ...], SiteList]:
     """Every site of ``model`` with its spectrum, and the list of sites, which says what was left out and why.
 

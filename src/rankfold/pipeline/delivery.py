@@ -5,29 +5,32 @@ from __future__ import annotations
 import copy
 import json
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict
 from pathlib import Path
-from typing import Any
+from typing import Any, NotRequired
 
 from torch import Tensor, nn
+from typing_extensions import TypedDict
 
 from rankfold.compress.methods import method_named
-from rankfold.compress.ranks.rules import rule_named
+from rankfold.compress.ranks.rules import described, rule_named
 from rankfold.compress.slicing.bottlenecks import Bottlenecks
 from rankfold.costs import Example
-from rankfold.files import write_atomically
+from rankfold.objectives import Evaluation, Inferred
 from rankfold.pipeline.curve import Point
 from rankfold.pipeline.measure import Figures
 from rankfold.pipeline.page import report_data
 from rankfold.pipeline.request import Settings
 from rankfold.pipeline.result import Result
 from rankfold.report import write_report
+from rankfold.run.container import FAULTS, checked, read_object, said
+from rankfold.run.files import write_atomically
 from rankfold.store import StoreError, load, save
 from rankfold.train import History
 
 
-def model_notes(spec: str, data: Any, example: Example) -> dict[str, Any]:
-    """What a saved model keeps, to be built and fed again: its name, the data's, and the shape of one input."""
+def model_notes(spec: str, data: Any, example: Example, objective: Inferred | None = None) -> dict[str, Any]:
+    """What a saved model keeps, to be built, fed and judged again: its name, the data's, the shape of one input, and
+    the objective with the reason for it."""
     inputs = [x for x in example.args if isinstance(x, Tensor)]
     plain = len(inputs) == len(example.args) == 1 and not example.kwargs
     return {
@@ -37,7 +40,7 @@ def model_notes(spec: str, data: Any, example: Example) -> dict[str, Any]:
         "input": {"shape": list(inputs[0].shape[1:]), "dtype": str(inputs[0].dtype).removeprefix("torch.")}
         if plain
         else None,
-    }
+    } | ({} if objective is None else {"objective": objective.objective.name, "objective_why": objective.why})
 
 
 def save_result(
@@ -46,10 +49,11 @@ def save_result(
     data: Any,
     example: Example,
     settings: Settings,
+    objective: Inferred,
     bottlenecks: Bottlenecks | None = None,
 ) -> None:
     """The model and its plan, with what was measured in the manifest."""
-    notes = model_notes(settings.model, data, example)
+    notes = model_notes(settings.model, data, example, objective)
     figures = result.compressed if result.finetuned is None else result.finetuned
     notes |= {"split": result.split, "before": result.before.to_dict(), "figures": figures.to_dict()}
     save(result.model, result.plan, directory, notes=notes, bottlenecks=bottlenecks)
@@ -69,7 +73,8 @@ def write_page(
     shown = {
         "model": settings.model or type(original).__name__,
         "method": method.name,
-        "ranks": ", ".join(f"{key} {value}" for key, value in asdict(rule_named(settings.rule)).items()),
+        "ranks": ", ".join(f"{key} {value}" for key, value in described(rule_named(settings.rule)).items()),
+        "objective": result.objective.removeprefix("objective: ") or "classification",
         "calibration samples": settings.samples,
         "fine-tuning": "none" if history is None else f"{len(history.epochs)} epochs",
         "seed": settings.seed,
@@ -97,6 +102,8 @@ def close(directory: Path, result: Result) -> None:
         "split": result.split,
         "validation": dict(result.validation),
         "remarks": list(result.remarks),
+        "objective": result.objective,
+        "scores": {name: stage and stage.score.to_dict() for name, stage in stages.items()},
         "latencies": {name: stage and dict(stage.latencies) for name, stage in stages.items()},
     }
     write_atomically(directory / "result.json", (json.dumps(values, indent=1, ensure_ascii=False) + "\n").encode())
@@ -110,26 +117,46 @@ def finished(directory: Path) -> bool:
 
 def read_result(directory: Path, original: nn.Module) -> Result:
     """The result of a finished run, with the saved model; ``StoreError`` if a file is damaged."""
-    file = directory / "result.json"
+    file, again = directory / "result.json", "run again with --restart (restart=True)"
     try:
-        values = json.loads(file.read_text(encoding="utf-8"))
+        values = read_object(file, "the result of a run", again)
+    except (OSError, ValueError) as error:
+        raise StoreError(str(error)) from None
+    try:
+        known = checked(_Kept, {key: values[key] for key in _Kept.__annotations__ if key in values})
+        scores = known.get("scores", {})
         stages = {
-            name: _stage(values[name], values["latencies"][name]) for name in ("before", "compressed", "finetuned")
+            name: _stage(values[name], known["latencies"][name], scores.get(name))
+            for name in ("before", "compressed", "finetuned")
         }
         before, compressed = stages["before"], stages["compressed"]
         if before is None or compressed is None:
             raise ValueError("a stage is missing")
-        seconds, split, validation, remarks = (values[key] for key in ("seconds", "split", "validation", "remarks"))
-    except (OSError, ValueError, KeyError, TypeError) as error:
-        raise StoreError(f"{file}: damaged ({error}): run again with --restart (restart=True)") from None
+    except FAULTS as error:
+        raise StoreError(f"{file}: damaged ({said(error)}): {again}") from None
     stored = load(directory, copy.deepcopy(original))
     return Result(
-        stored.model, stored.plan, before, compressed, stages["finetuned"], seconds, split, validation,
-        tuple(remarks), directory,
+        stored.model, stored.plan, before, compressed, stages["finetuned"], known["seconds"], known["split"],
+        known["validation"], tuple(known["remarks"]), directory, known.get("objective", ""),
     )  # fmt: skip
 
 
-def _stage(values: Mapping[str, Any] | None, latencies: Mapping[str, float] | None) -> Figures | None:
+class _Kept(TypedDict):
+    seconds: float
+    split: str
+    validation: dict[str, float]
+    remarks: list[str]
+    latencies: dict[str, dict[int, float] | None]
+    scores: NotRequired[dict[str, Any]]
+    objective: NotRequired[str]
+
+
+def _stage(
+    values: Mapping[str, Any] | None, latencies: Mapping[int, float] | None, score: Mapping[str, Any] | None
+) -> Figures | None:
+    """``score`` is missing where the first release wrote the result: of a classifier, by its accuracy."""
     if values is None:
         return None
-    return Figures(**values, latencies={int(batch): ms for batch, ms in (latencies or {}).items()})
+    known = {"accuracy": values["accuracy"], "loss": values["loss"], "count": 0} if score is None else score
+    costs = {key: values[key] for key in ("params", "flops", "bytes", "latency_ms")}
+    return Figures(Evaluation.from_dict(known), **costs, latencies=dict(latencies or {}))

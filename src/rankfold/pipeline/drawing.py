@@ -15,8 +15,8 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import NullLocator
 from torch import Tensor
 
-from rankfold.files import write_atomically
 from rankfold.pipeline.analysis import SiteAnalysis
+from rankfold.run.files import write_atomically
 from rankfold.sites import SiteList
 
 _COLUMNS = 4

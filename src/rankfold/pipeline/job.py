@@ -6,6 +6,7 @@ import copy
 import shutil
 import time
 from collections.abc import Sequence
+from contextlib import ExitStack
 from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
@@ -17,7 +18,8 @@ from rankfold.compress.layerwise.survey import memory_needed
 from rankfold.compress.methods import method_named
 from rankfold.compress.methods.method import Method, sweeps
 from rankfold.compress.planning.plan import Plan
-from rankfold.compress.planning.planner import Calibration, plan
+from rankfold.compress.planning.planner import plan
+from rankfold.compress.planning.profile import Calibration
 from rankfold.compress.ranks.budget import Budget
 from rankfold.compress.ranks.rules import Iterative, Optimal, rule_named
 from rankfold.compress.repair.batchnorm import Reference
@@ -25,17 +27,20 @@ from rankfold.compress.repair.finetune import finetune
 from rankfold.compress.repair.tune import tune_
 from rankfold.compress.slicing.bottlenecks import Bottlenecks, bottlenecks
 from rankfold.costs import Example
+from rankfold.objectives import Evaluation, Figure, Inferred
 from rankfold.pipeline.curve import Point, accuracy_curve
 from rankfold.pipeline.delivery import close, finished, read_result, save_result, write_page
 from rankfold.pipeline.heldout import layer_errors, over_fitted
+from rankfold.pipeline.kept import keep_plan, kept_plan
 from rankfold.pipeline.measure import calibration_part, figures, first_example, held_out, samples_of
 from rankfold.pipeline.repair import compressed_copy
-from rankfold.pipeline.request import Settings, claim, parsed, request_of
+from rankfold.pipeline.request import PLACE, Settings, parsed, request_of
 from rankfold.pipeline.result import Result
-from rankfold.pipeline.tell import Tell
 from rankfold.report.quantities import count, percent
+from rankfold.run.claim import claimed
+from rankfold.run.progress import Tell, shown
 from rankfold.sites import narrowable_sites, unwrap
-from rankfold.train import Evaluation, History, TrainingError, evaluate
+from rankfold.train import History, TrainingError, choose, evaluate
 from rankfold.train.breakdown import at_chance
 
 LATENCY_BATCHES = (1, 64)
@@ -54,24 +59,34 @@ def compress(
     """Make a smaller copy of the trained ``model`` within ``budget``; ``model`` itself is left as it is.
 
     ``data`` has ``train`` (to calibrate and fine-tune on), ``validation`` (which every choice is made on) and, where
-    there is one, ``test`` (measured once for each stage, at the end): ``rankfold.zoo.Data`` or anything alike whose
-    parts are labelled. ``budget`` as in ``rankfold.compress.planning.planner.plan``.
+    there is one, ``test`` (measured once for each stage, at the end): ``rankfold.zoo.Data`` or anything alike, whose
+    parts are as in ``rankfold.train.evaluate``, with targets or without. What they mean, ``settings.objective`` or else
+    the attribute ``objective`` of ``data`` says; by default it is told from the validation part. ``budget`` as in
+    ``rankfold.compress.planning.planner.plan``.
 
     With ``directory``: the compressed model is saved there (``rankfold.store``) with ``report.html`` and
     ``result.json``; the plan and the epochs of fine-tuning are kept in ``directory/run`` while the job runs, so that
     the same call takes up an interrupted job, and only reads back a finished one. Another request for the same
     directory is refused unless ``restart``.
 
-    Raises ``ValueError`` (``BudgetError``, ``StoreError``, ``TrainingError``, …) with one line that names the cause.
+    Raises ``ValueError`` (``BudgetError``, ``StoreError``, ``TrainingError``, …) with one line that names the cause;
+    ``ClaimError`` while another job is at work in ``directory``.
     """
-    place = None if directory is None else Path(directory)
-    job = _Job(model, data, parsed(budget), settings or Settings(), place, tell or Tell())
-    if place is not None:
-        claim(place, request_of(model, data, job.budgets, job.settings), restart)
-        if finished(place):
-            job.tell.say(f"{place} holds the finished run: nothing to do")
-            return read_result(place, model)
-    return job.run()
+    with ExitStack() as stack:
+        place = None if directory is None else Path(directory)
+        told = stack.enter_context(shown(tell))
+        job = _Job(model, data, parsed(budget), settings or Settings(), place, told)
+        if place is None:
+            return job.run()
+        asked = request_of(model, data, job.budgets, job.settings)
+        PLACE.check(place)
+        if restart or not finished(place) or PLACE.differing(place, asked):
+            stack.enter_context(claimed(place, what="compress"))
+            PLACE.take(place, asked, restart)
+        if not finished(place):
+            return job.run()
+        job.tell.say(f"{place} holds the finished run: nothing to do")
+        return read_result(place, model)
 
 
 @dataclass(frozen=True)
@@ -96,51 +111,54 @@ class _Job:
         began = time.perf_counter()
         example = first_example(self.model, self.data.train)
         calibration = calibration_part(self.data.train, self.settings.samples, self.settings.seed)
-        start = evaluate(self.model, self.data.validation, role="validation")
-        before, unlearned = start.accuracy, _unlearned(start)
+        objective = choose(self.model, self.data.validation, self.settings.objective_for(self.data), role="validation")
+        self.tell.say(str(objective))
+        start = self.scored(self.model, objective)
+        before, unlearned = start.judged, _unlearned(start)
         for remark in unlearned:
             self.tell.say(remark)
         made = self.planned(calibration, example)
         self.tell.say(f"plan: {summary(made)}")
         small, score = compressed_copy(
-            self.model,
-            made,
-            calibration,
-            self.data.validation,
-            method=self.method,
-            reference=self.reference,
-            progress=self.tell.progress,
-        )
-        self.tell.say(f"validation accuracy: {percent(before, 2)} before, {percent(score.accuracy, 2)} compressed")
-        small, score = self.block_tuned(small, score, calibration)
-        tuned, history = self.finetuned(small)
-        validation = {"before": before, "compressed": score.accuracy}
+            self.model, made, calibration, self.data.validation, method=self.method, reference=self.reference,
+            progress=self.tell.progress, objective=objective.objective,
+        )  # fmt: skip
+        self.tell.say(f"validation {before.name}: {before.text} before, {score.judged.text} compressed")
+        untuned = score
+        small, score = self.block_tuned(small, score, calibration, objective)
+        tuned, history = self.finetuned(small, objective)
+        validation = {"before": before, "compressed": score.judged}
         if history is not None:
-            validation["finetuned"] = _kept_accuracy(history, score)
+            validation["finetuned"] = _kept(history, score)
             self.tell.say(
-                f"validation accuracy: {percent(validation['finetuned'], 2)} after fine-tuning, "
+                f"validation {before.name}: {validation['finetuned'].text} after fine-tuning, "
                 f"with the weights of epoch {history.best_epoch}"
             )
-        result = self.measured(made, small, tuned, example, validation, history)
+        result = self.measured(made, small, tuned, example, validation, history, objective)
         result = replace(result, remarks=unlearned + result.remarks)
         if self.directory is None:
             return replace(result, seconds=time.perf_counter() - began)
-        save_result(self.directory, result, self.data, example, self.settings, self.bottlenecks(result, calibration))
+        known = self.bottlenecks(result, calibration)
+        save_result(self.directory, result, self.data, example, self.settings, objective, known)
         self.tell.say(f"saved in {self.directory}")
         errors = layer_errors(self.model, made, self.data.validation, method=self.method)
-        points = self.curve(made, calibration, example)
+        points = self.curve(made, untuned, calibration, example, objective)
         result = replace(result, remarks=result.remarks + _gaps(made, errors, self.method))
         write_page(self.directory, self.model, result, example, self.settings, errors, points, history)
         result = replace(result, seconds=time.perf_counter() - began)
         close(self.directory, result)
         return result
 
+    def scored(self, network: nn.Module, objective: Inferred) -> Evaluation:
+        chosen = objective.objective
+        return evaluate(network, self.data.validation, role="validation", objective=chosen, teacher=self.model)
+
     def planned(self, calibration: Any, example: Example) -> Plan:
         """The plan of this request, read back where an interrupted run had it already."""
         file = None if self.directory is None else self.directory / "run" / "plan.json"
         if file is not None and file.exists():
             self.tell.say(f"resuming: the plan is taken from {file}")
-            return Plan.load(file)
+            return kept_plan(file, self.model, self.budgets, self.method, example, self.tell)
         samples, memory = samples_of(calibration, self.settings.samples), self.settings.memory
         how = Calibration(samples, name=getattr(self.data, "name", ""), memory=memory)
         if sweeps(self.method):
@@ -157,24 +175,26 @@ class _Job:
             progress=self.tell.progress,
         )
         if file is not None:
-            made.save(file)
+            keep_plan(made, file)
             shutil.rmtree(file.with_name("sweep"), ignore_errors=True)
         return made
 
-    def block_tuned(self, small: nn.Module, score: Evaluation, calibration: Any) -> tuple[nn.Module, Evaluation]:
+    def block_tuned(
+        self, small: nn.Module, score: Evaluation, calibration: Any, objective: Inferred
+    ) -> tuple[nn.Module, Evaluation]:
         """``small`` with its blocks tuned, where that was asked and lowers the loss on validation."""
         if not self.settings.tune:
             return small, score
         tuned = copy.deepcopy(small)
         tune_(tuned, self.model, calibration, steps=self.settings.tune, samples=None, progress=self.tell.progress)
-        now = evaluate(tuned, self.data.validation, role="validation")
+        now = self.scored(tuned, objective)
         better = now.loss < score.loss
         self.tell.say(
-            f"validation accuracy: {percent(now.accuracy, 2)} with tuned blocks" + ("" if better else "; not kept")
+            f"validation {now.judged.name}: {now.judged.text} with tuned blocks" + ("" if better else "; not kept")
         )
         return (tuned, now) if better else (small, score)
 
-    def finetuned(self, small: nn.Module) -> tuple[nn.Module | None, History | None]:
+    def finetuned(self, small: nn.Module, objective: Inferred) -> tuple[nn.Module | None, History | None]:
         recipe = self.settings.recipe(self.data)
         if recipe is None:
             return None, None
@@ -187,6 +207,7 @@ class _Job:
                 recipe=recipe,
                 directory=None if self.directory is None else self.directory / "run" / "finetune",
                 progress=self.tell.training("fine-tuning"),
+                objective=objective.objective,
             )
         except TrainingError as error:
             raise TrainingError(
@@ -200,18 +221,19 @@ class _Job:
         small: nn.Module,
         tuned: nn.Module | None,
         example: Example,
-        validation: dict[str, float],
+        validation: dict[str, Figure],
         history: History | None,
+        objective: Inferred,
     ) -> Result:
         """The only place that sees the test split."""
         split, name = held_out(self.data)
         models = {"before": self.model, "compressed": small} | ({} if tuned is None else {"finetuned": tuned})
         scores: dict[str, Evaluation] = {}
         for done, (stage, network) in enumerate(models.items()):
-            scores[stage] = evaluate(network, split, role=name)
+            scores[stage] = evaluate(network, split, role=name, objective=objective.objective, teacher=self.model)
             self.tell.progress(f"evaluating on {name}", done + 1, len(models))
         figure = figures(models, split, example, batches=LATENCY_BATCHES, scores=scores)
-        remarks = [*made.notes, *_known_samples(validation["before"], scores["before"].accuracy, name)]
+        remarks = [*made.notes, *_known_samples(validation["before"], scores["before"].judged, name)]
         if history is not None and history.stopped is not None:
             remarks.append(history.stopped)
         return Result(
@@ -222,9 +244,10 @@ class _Job:
             finetuned=figure.get("finetuned"),
             seconds=0.0,
             split=name,
-            validation=validation,
+            validation={stage: judged.value for stage, judged in validation.items()},
             remarks=tuple(remarks),
             directory=self.directory,
+            objective=str(objective),
         )
 
     def bottlenecks(self, result: Result, calibration: Any) -> Bottlenecks | None:
@@ -234,7 +257,9 @@ class _Job:
         samples = samples_of(calibration, self.settings.samples)
         return bottlenecks(result.model, calibration, samples=samples, progress=self.tell.progress)
 
-    def curve(self, made: Plan, calibration: Any, example: Example) -> list[Point]:
+    def curve(
+        self, made: Plan, untuned: Evaluation, calibration: Any, example: Example, objective: Inferred
+    ) -> list[Point]:
         """Other budgets than the one asked for; the iterative rule takes minutes, so that the optimal stands in."""
         if not self.settings.curve or sweeps(self.method):  # a sweep for each budget would take longer than the job
             return []
@@ -246,14 +271,9 @@ class _Job:
             return plan(self.model, budget, self.method, calibration, rule=rule, example=example, calibration=how)
 
         points = accuracy_curve(
-            self.model,
-            self.data.validation,
-            calibration,
-            plan_for,
-            method=self.method,
-            reference=self.reference,
-            progress=self.tell.progress,
-        )
+            self.model, self.data.validation, calibration, plan_for, method=self.method, reference=self.reference,
+            progress=self.tell.progress, objective=objective.objective, known=(made, untuned),
+        )  # fmt: skip
         return list(points)
 
 
@@ -278,27 +298,30 @@ def summary(made: Plan) -> str:
     return f"{' and '.join(parts)} kept; {len(made.changed)} of {len(made.entries)} sites change"
 
 
-def _kept_accuracy(history: History, start: Evaluation) -> float:
+def _kept(history: History, start: Evaluation) -> Figure:
+    """The judging figure of the weights that fine-tuning left."""
     best = history.best
-    return start.accuracy if best is None or best.validation_accuracy is None else best.validation_accuracy
+    return start.judged if best is None or best.validation is None else best.validation.judged
 
 
 def _unlearned(start: Evaluation) -> tuple[str, ...]:
     """A sentence where the original has learnt nothing, as with weights that were never loaded."""
-    if not at_chance(start.accuracy, start):
+    if start.chance is None or not at_chance(start.judged, start):
         return ()
+    guess = replace(start.judged, value=start.chance).text
+    known = f"the most frequent class is {guess} of it" if start.judged.name == "accuracy" else f"guessing has {guess}"
     return (
-        f"the original answers the validation split no better than chance ({percent(start.accuracy)} right; the most "
-        f"frequent class is {percent(start.chance or 0.0)} of it): were its trained weights loaded (--weights)?",
+        f"the original answers the validation split no better than chance ({start.judged}; {known}): were its trained "
+        "weights loaded (--weights)?",
     )
 
 
-def _known_samples(validation: float, held_out: float, name: str) -> tuple[str, ...]:
+def _known_samples(validation: Figure, held_out: Figure, name: str) -> tuple[str, ...]:
     """A sentence where the original knows its validation samples too well to have been trained without them."""
-    if validation - held_out < 0.05:
+    if validation.unit != "fraction" or validation.better(held_out) < 0.05:
         return ()
     return (
-        f"the original reaches {percent(validation)} on the validation split and {percent(held_out)} on the {name} "
+        f"the original reaches {validation} on the validation split and {held_out.text} on the {name} "
         "split: it was probably trained on the former, which still ranks choices but flatters them",
     )
 

@@ -11,30 +11,46 @@ from torch import nn
 
 from rankfold.batches import arguments, batches_of, forward, moved
 from rankfold.costs import Cost, Example, evaluating, latencies, model_cost
-from rankfold.train import Evaluation, evaluate
+from rankfold.objectives import Evaluation, Figure, Objective
+from rankfold.train import evaluate
 
 
 @dataclass(frozen=True)
 class Figures:
     """What ``rankfold evaluate`` prints.
 
-    ``accuracy`` in [0, 1] and ``loss`` (cross-entropy, nats) on one split; ``flops`` for one sample, two per
+    ``score``: what the objective says on one split, its judging figure first; ``flops`` for one sample, two per
     multiply-add; ``bytes`` of parameters and buffers; ``latency_ms``: median milliseconds of one forward of one
     sample on this machine. ``latencies``: the same for other batch sizes; not part of ``to_dict``.
     """
 
-    accuracy: float
-    loss: float
+    score: Evaluation
     params: int
     flops: int
     bytes: int
     latency_ms: float
     latencies: Mapping[int, float] = field(default_factory=dict)
 
+    @property
+    def judged(self) -> Figure:
+        """The figure that decides which of two networks is better."""
+        return self.score.judged
+
+    @property
+    def accuracy(self) -> float:
+        """Share of right answers in [0, 1]; ``AttributeError`` for objectives without one."""
+        return self.score.accuracy
+
+    @property
+    def loss(self) -> float:
+        """What training would minimise; of classifiers in nats."""
+        return self.score.loss
+
     def to_dict(self) -> dict[str, Any]:
+        """Every figure by its name, the judging one first, then the loss and what the model costs."""
         values = asdict(self)
-        del values["latencies"]
-        return values
+        del values["latencies"], values["score"]
+        return self.score.values | {"loss": self.score.loss} | values
 
 
 def figures(
@@ -44,23 +60,28 @@ def figures(
     *,
     batches: tuple[int, ...] = (1,),
     scores: Mapping[str, Evaluation] | None = None,
+    objective: Objective | str | None = None,
+    teacher: nn.Module | None = None,
 ) -> dict[str, Figures]:
     """Figures of each model on ``split``; latencies are measured in turns, so that a noisy machine treats all alike.
 
-    ``batches`` are the batch sizes that are timed, 1 always among them. ``scores`` spares evaluating again. Models of
-    one structure (fine-tuned ones) differ in nothing that takes time, so that it is timed once for all of them.
-    Cost: one pass over ``split`` for each model, and at most four seconds for each structure and batch size.
+    ``batches`` are the batch sizes that are timed, 1 always among them. ``scores`` spares evaluating again.
+    ``objective`` and ``teacher`` as in ``rankfold.train.evaluate``. Models of one structure (fine-tuned ones) differ in
+    nothing that takes time, so that it is timed once for all of them. Cost: one pass over ``split`` for each model, and
+    at most four seconds for each structure and batch size.
     """
     known = scores or {}
-    scored = {name: known.get(name) or evaluate(model, split) for name, model in models.items()}
+    scored = {
+        name: known.get(name) or evaluate(model, split, objective=objective, teacher=teacher)
+        for name, model in models.items()
+    }
     costs: dict[str, Cost] = {name: model_cost(model, example) for name, model in models.items()}
     first = _first_alike(models)
     distinct = {name: models[name] for name in dict.fromkeys(first.values())}
     timed = {batch: latencies(distinct, example, batch=batch) for batch in sorted({1, *batches})}
     return {
         name: Figures(
-            scored[name].accuracy,
-            scored[name].loss,
+            scored[name],
             costs[name].params,
             costs[name].flops,
             costs[name].bytes,
@@ -93,7 +114,7 @@ def first_example(model: nn.Module, data: Any) -> Example:
                 raise ValueError(f"the model cannot take the data (one batch is {_shapes(batch)}): {reason}") from error
         break
     for batch in batches_of(data, 1, 1):
-        args, kwargs = arguments(batch)
+        args, kwargs = arguments(batch, model)
         place = next((p for p in model.parameters() if p.is_floating_point()), None)
         if place is not None and not place.is_meta:
             args, kwargs = moved(args, place.device, place.dtype), moved(kwargs, place.device, place.dtype)

@@ -16,7 +16,7 @@ from rankfold.pipeline.curve import Point
 from rankfold.pipeline.heldout import over_fitted
 from rankfold.pipeline.measure import Figures
 from rankfold.pipeline.result import Result
-from rankfold.report import CurvePoint, LayerRow, ReportData
+from rankfold.report import CurvePoint, FigureKind, LayerRow, ReportData
 from rankfold.sites import Form, Site, sites, split_attention, unwrap
 from rankfold.train import History
 
@@ -44,7 +44,8 @@ def report_data(
         finetuned=None if result.finetuned is None else _stage(result.finetuned),
         layers=_layers(original, result.plan, example, errors, method),
         skipped=result.plan.left_out,
-        curve=[CurvePoint(p.label, p.kept_flops, p.kept_params, p.accuracy) for p in points],
+        figures=[FigureKind(figure.name, figure.unit) for figure in result.before.score.figures],
+        curve=[CurvePoint(p.label, p.kept_flops, p.kept_params, p.figure.value) for p in points],
         curve_on=f"the validation split, without fine-tuning; the table above is of the {result.split} split",
         curve_start=result.validation["before"],
         history=[] if history is None else [epoch.to_dict() for epoch in history.epochs],

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Callable
 from typing import Any
 
 from torch import nn
@@ -12,9 +11,9 @@ from rankfold.compress.methods.method import Method
 from rankfold.compress.planning.apply import apply_
 from rankfold.compress.planning.plan import Plan
 from rankfold.compress.repair.batchnorm import Reference, reestimate_
-from rankfold.train import Evaluation, evaluate
-
-Progress = Callable[[str, int, int], None]
+from rankfold.objectives import Evaluation, Objective
+from rankfold.run.progress import Progress
+from rankfold.train import evaluate
 
 
 def compressed_copy(
@@ -26,21 +25,27 @@ def compressed_copy(
     method: Method | None = None,
     reference: Reference | None = None,
     progress: Progress | None = None,
+    objective: Objective | str | None = None,
 ) -> tuple[nn.Module, Evaluation]:
     """A copy of ``model`` with ``plan`` applied and BatchNorm statistics corrected, and its result on ``validation``.
 
     Where a sweep has fitted the layers to what they meet, the statistics are only corrected if that lowers the loss on
-    ``validation``. ``model`` is left as it is. ``method``: your own, where the plan was made with one.
-    ``reference``: to ``model``, where several copies of it are made. Cost: the factorization, one pass of both networks
-    over ``calibration`` (of the new one alone where the reference knows the data), and one of it over ``validation``.
+    ``validation``. ``objective`` as in ``rankfold.train.evaluate``. ``model`` is left as it is. ``method``: your own,
+    where the plan was made with one. ``reference``: to ``model``, where several copies of it are made. Cost: the
+    factorization, one pass of both networks over ``calibration`` (of the new one alone where the reference knows the
+    data), and one of it over ``validation``.
     """
     tell = progress or (lambda what, done, total: None)
+
+    def scored(network: nn.Module) -> Evaluation:
+        return evaluate(network, validation, role="validation", objective=objective, teacher=model)
+
     small = copy.deepcopy(model)
     apply_(small, plan, method=method, progress=lambda _, done, total: tell("factoring", done, total))
     swept = None
     if plan.factors is not None:
-        swept = copy.deepcopy(small), evaluate(small, validation, role="validation")
+        swept = copy.deepcopy(small), scored(small)
     if not reestimate_(small, reference or model, calibration, samples=None) and swept is not None:
         return swept
-    score = evaluate(small, validation, role="validation")
+    score = scored(small)
     return swept if swept is not None and swept[1].loss <= score.loss else (small, score)

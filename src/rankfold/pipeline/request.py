@@ -2,27 +2,28 @@
 
 from __future__ import annotations
 
-import hashlib
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-import torch
 from torch import nn
 
 from rankfold.compress.methods import method_named
 from rankfold.compress.methods.method import Method
 from rankfold.compress.planning.plan import fingerprint
 from rankfold.compress.ranks.budget import Budget, parse_budget
-from rankfold.compress.ranks.rules import RankRule, rule_named
+from rankfold.compress.ranks.rules import RankRule, described, rule_named
 from rankfold.compress.repair.finetune import finetune_recipe
-from rankfold.files import write_atomically
+from rankfold.objectives import Objective, objective_named
+from rankfold.run.container import read_object
+from rankfold.run.digest import digest
+from rankfold.run.place import Place
 from rankfold.store import StoreError
 from rankfold.train import Recipe
 
-FORMAT = 1
+FORMAT = 2  # 1 knew data by their length and labels
 
 
 @dataclass(frozen=True)
@@ -34,6 +35,7 @@ class Settings:
     ``slices``: keep what is needed to slice the result later (``rankfold.pipeline.slice_``); it takes disk space.
     ``memory``: bytes that second moments may take, for methods that sweep (``rankfold.compress.layerwise.survey``).
     ``tune``: steps of training of each block to its original output, before fine-tuning (``rankfold.tune_``).
+    ``objective``: what outputs and targets mean, by name or as an object; by default it is told from data and model.
     ``model``: the name from which the original can be built again, kept in the manifest beside ``notes``.
     """
 
@@ -47,6 +49,7 @@ class Settings:
     slices: bool = True
     memory: int | None = None
     tune: int = 0
+    objective: str | Objective | None = None
 
     def __post_init__(self) -> None:
         if self.samples < 1:
@@ -55,6 +58,11 @@ class Settings:
             raise ValueError(f"the number of tuning steps must be at least 0, got {self.tune}")
         if isinstance(self.finetune, int) and self.finetune < 0:
             raise ValueError(f"the number of fine-tuning epochs must be at least 0, got {self.finetune}")
+
+    def objective_for(self, data: Any) -> Objective | None:
+        """The objective that was asked for here, or that ``data`` bring as an attribute; None for neither."""
+        asked = getattr(data, "objective", None) if self.objective is None else self.objective
+        return None if asked is None else objective_named(asked)
 
     def recipe(self, data: Any) -> Recipe | None:
         """The recipe of fine-tuning; None for none."""
@@ -76,62 +84,22 @@ def parsed(budget: str | Budget | Sequence[str | Budget]) -> tuple[Budget, ...]:
 
 
 def request_of(model: nn.Module, data: Any, budgets: Sequence[Budget], settings: Settings) -> dict[str, Any]:
-    """Everything that the result depends on, as JSON: the model by its fingerprint, the data by size and labels."""
-    recipe = settings.recipe(data)
+    """Everything that the result depends on, as JSON: the model by its fingerprint, the data by their content."""
+    recipe, objective = settings.recipe(data), settings.objective_for(data)
     request = {
         "format": FORMAT,
         "model": settings.model,
         "fingerprint": fingerprint(model),
-        "data": {part: _digest(getattr(data, part, None)) for part in ("train", "validation", "test")},
+        "data": {part: digest(getattr(data, part, None)) for part in ("train", "validation", "test")},
         "budgets": [asdict(budget) for budget in budgets],
         "method": method_named(settings.method).name,
-        "rule": asdict(rule_named(settings.rule)),
+        "rule": described(rule_named(settings.rule)),
         "samples": settings.samples,
         "finetune": None if recipe is None else recipe.to_dict(),
         "seed": settings.seed,
     } | ({"tune": settings.tune} if settings.tune else {})
+    request |= {} if objective is None else {"objective": objective.name}
     return json.loads(json.dumps(request))
-
-
-def _digest(split: Any) -> str | None:
-    if split is None:
-        return None
-    labels = getattr(split, "labels", None)
-    size = len(split) if hasattr(split, "__len__") else "?"
-    if not isinstance(labels, torch.Tensor):
-        return f"{size} of {type(split).__name__}"
-    return f"{size} labels {hashlib.sha256(labels.long().numpy().tobytes()).hexdigest()[:16]}"
-
-
-def check_place(directory: Path) -> None:
-    """``StoreError`` for a directory in which there is anything else than a run of rankfold."""
-    if directory.exists() and not directory.is_dir():
-        raise StoreError(f"{directory} is a file; give a directory")
-    if (directory / "run" / "request.json").exists() or not directory.exists():
-        return
-    if any(path.name != "run" for path in directory.iterdir()):
-        raise StoreError(f"{directory} is not empty and holds no run of rankfold: give another directory")
-
-
-def claim(directory: Path, request: Mapping[str, Any], restart: bool) -> None:
-    """Make ``directory`` the place of this request: new, or the same one again.
-
-    Raises ``StoreError`` for a directory with other files in it, and for another request unless ``restart``, which
-    forgets how far the earlier run had come.
-    """
-    file = directory / "run" / "request.json"
-    check_place(directory)
-    if file.exists() and restart:
-        forget(directory)
-    elif file.exists():
-        differing = _differing(file, request)
-        if differing:
-            raise StoreError(
-                f"{directory} holds a run that was asked otherwise ({', '.join(differing)} differ): "
-                "give another directory, or --restart (restart=True) to replace it"
-            )
-        return
-    write_atomically(file, (json.dumps(request, indent=1) + "\n").encode())
 
 
 def forget(directory: Path) -> None:
@@ -141,11 +109,24 @@ def forget(directory: Path) -> None:
         path.unlink()
 
 
-def _differing(file: Path, request: Mapping[str, Any]) -> list[str]:
+def _read(file: Path) -> dict[str, Any]:
     try:
-        before = json.loads(file.read_text(encoding="utf-8"))
+        return read_object(file, "a request of rankfold", "give another directory, or --restart")
     except (OSError, ValueError) as error:
-        raise StoreError(f"{file}: damaged ({error}): give another directory, or --restart") from None
-    if not isinstance(before, dict):
-        raise StoreError(f"{file}: not a request of rankfold: give another directory, or --restart")
-    return [key for key in {**request, **before} if before.get(key) != request.get(key)]
+        raise StoreError(str(error)) from None
+
+
+PLACE = Place(
+    file="run/request.json",
+    read=_read,
+    written=lambda request: (json.dumps(request, indent=1) + "\n").encode(),
+    begun=lambda directory: True,
+    forget=forget,
+    error=StoreError,
+    ours=("run",),
+)
+
+
+def check_place(directory: Path) -> None:
+    """``StoreError`` for a directory in which there is anything else than a run of rankfold."""
+    PLACE.check(directory)

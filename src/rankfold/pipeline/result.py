@@ -18,7 +18,8 @@ class Result:
     """``compressed``: without training; ``finetuned``: None if there was none. ``model`` is the last of the two.
 
     Figures are on the split named ``split`` (test where there is one), measured once, when every choice was made.
-    ``validation``: accuracy of each stage on the split that chose. ``seconds``: wall clock of this call.
+    ``validation``: the judging figure of each stage on the split that chose. ``seconds``: wall clock of this call.
+    ``objective``: what outputs and targets were taken to mean, and why.
     """
 
     model: nn.Module
@@ -31,6 +32,7 @@ class Result:
     validation: Mapping[str, float]
     remarks: tuple[str, ...] = ()
     directory: Path | None = field(default=None, compare=False)
+    objective: str = ""
 
     @property
     def params_removed(self) -> float:

@@ -12,8 +12,8 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import FuncFormatter, LogLocator, MaxNLocator, NullLocator
 
-from rankfold.files import write_atomically
 from rankfold.record.recording import Recording, Track
+from rankfold.run.files import write_atomically
 from rankfold.spectrum import Spectrum
 
 _MOST_LINES = 24

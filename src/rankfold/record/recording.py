@@ -1,27 +1,23 @@
 """All measurements of one run, what is needed to go on with it, and their file: save and load, tables."""
 
-from __future__ import annotations
-
-import json
 import math
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NotRequired
 
 import torch
-from safetensors import SafetensorError, safe_open
-from safetensors.torch import save as to_safetensors
 from torch import Tensor
+from typing_extensions import TypedDict
 
-from rankfold.files import write_atomically
 from rankfold.record.measure import Measurement, Subspaces
+from rankfold.run.container import Kind
+from rankfold.run.files import write_atomically
 from rankfold.spectrum import Spectrum
 
 if TYPE_CHECKING:
     import pandas as pd
 
-_KEY = "rankfold.recording"
 _FORMAT = 1
 
 
@@ -58,7 +54,7 @@ class Recording:
     last: float = -math.inf  # label of the last measured call
     columns: tuple[str, ...] = ()
 
-    def frame(self, eps: float) -> pd.DataFrame:
+    def frame(self, eps: float) -> "pd.DataFrame":
         import pandas as pd  # slow to import: only where a table is asked for
 
         records = [
@@ -82,7 +78,7 @@ class Recording:
         kinds = _COLUMNS | dict.fromkeys(self.columns, "float64")
         return pd.DataFrame.from_records(records, columns=[*kinds]).astype(kinds)
 
-    def singular_values(self) -> pd.DataFrame:
+    def singular_values(self) -> "pd.DataFrame":
         import pandas as pd
 
         parts = [
@@ -112,7 +108,7 @@ class Recording:
         for site, track in self.tracks.items():
             width = min(track.shape)
             tensors |= {
-                f"{site}|start": track.start.contiguous(),
+                f"{site}|start": track.start,
                 f"{site}|weight": _stack((row.weight for row in track.rows), width),
                 f"{site}|update": _stack((row.update for row in track.rows), width),
                 f"{site}|numbers": torch.tensor([_numbers(row) for row in track.rows], dtype=torch.float64),
@@ -121,40 +117,57 @@ class Recording:
                 extra = [[row.extra.get(column, math.nan) for column in self.columns] for row in track.rows]
                 tensors[f"{site}|extra"] = torch.tensor(extra, dtype=torch.float64)
             if track.before is not None:
-                tensors[f"{site}|left"], tensors[f"{site}|right"] = (basis.contiguous() for basis in track.before)
-        facts = {
-            "format": _FORMAT,
-            "rank": self.rank,
-            "every": self.every,
-            "calls": self.calls,
-            "last": self.last if math.isfinite(self.last) else None,
-            "sites": {site: track.kind for site, track in self.tracks.items()},
-            "notes": {site: [row.note for row in track.rows] for site, track in self.tracks.items()},
-        } | ({"columns": self.columns} if self.columns else {})
-        write_atomically(path, to_safetensors(tensors, metadata={_KEY: json.dumps(facts)}))
+                tensors[f"{site}|left"], tensors[f"{site}|right"] = track.before
+        facts = _Facts(
+            format=_FORMAT,
+            rank=self.rank,
+            every=self.every,
+            calls=self.calls,
+            last=self.last if math.isfinite(self.last) else None,
+            sites={site: track.kind for site, track in self.tracks.items()},
+            notes={site: [row.note for row in track.rows] for site, track in self.tracks.items()},
+        )
+        if self.columns:
+            facts["columns"] = list(self.columns)
+        write_atomically(path, _FILE.write(tensors, facts))
 
     @classmethod
-    def load(cls, path: Path) -> Recording:
+    def load(cls, path: Path) -> "Recording":
         """The inverse of ``save``, exact. ``ValueError`` for a damaged or foreign file, ``OSError`` for none."""
-        try:
-            with safe_open(str(path), "pt") as file:
-                facts = json.loads((file.metadata() or {})[_KEY])
-                names = set(file.keys())
-                tracks = {
-                    site: _track(
-                        kind,
-                        {key: file.get_tensor(f"{site}|{key}") for key in _TENSORS if f"{site}|{key}" in names},
-                        facts["notes"][site],
-                        tuple(facts.get("columns", ())),
-                    )
-                    for site, kind in facts["sites"].items()
-                }
-        except (SafetensorError, KeyError, ValueError) as error:
-            raise ValueError(f"{path}: damaged, or not a recording of rankfold ({error})") from None
-        if facts["format"] != _FORMAT:
-            raise ValueError(f"{path}: format {facts['format']}; this version reads {_FORMAT}")
-        last = -math.inf if facts["last"] is None else facts["last"]
-        return cls(facts["rank"], facts["every"], tracks, facts["calls"], last, tuple(facts.get("columns", ())))
+        return _FILE.read(path, _built)
+
+
+class _Facts(TypedDict):
+    format: int
+    rank: int
+    every: int
+    calls: int
+    last: int | float | None
+    sites: dict[str, str]
+    notes: dict[str, list[str]]
+    columns: NotRequired[list[str]]
+
+
+_FILE = Kind[_Facts](
+    "rankfold.recording", _Facts, "a recording of rankfold", "record again, or take the file of another run"
+)
+
+
+def _built(tensors: dict[str, Tensor], facts: _Facts) -> Recording:
+    if facts["format"] != _FORMAT:
+        raise ValueError(f"format {facts['format']}; this version reads {_FORMAT}")
+    columns = tuple(facts.get("columns", ()))
+    tracks = {
+        site: _track(
+            kind,
+            {key: tensors[f"{site}|{key}"] for key in _TENSORS if f"{site}|{key}" in tensors},
+            facts["notes"][site],
+            columns,
+        )
+        for site, kind in facts["sites"].items()
+    }
+    last = -math.inf if facts["last"] is None else facts["last"]
+    return Recording(facts["rank"], facts["every"], tracks, facts["calls"], last, columns)
 
 
 _TENSORS = ("start", "weight", "update", "numbers", "extra", "left", "right")

@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
-from safetensors import SafetensorError
-from safetensors.numpy import load, save
+import torch
+from torch import Tensor
+from typing_extensions import TypedDict
+
+from rankfold.run.container import Kind, checked, parsed
 
 
 @dataclass(frozen=True, eq=False)
@@ -58,35 +61,42 @@ class FactorModel:
 
     def to_bytes(self) -> bytes:
         """A safetensors file; the names and the range are in its header."""
-        about = {
-            "kind": "rankfold factors",
-            "offset": repr(self.offset),
-            "low": repr(self.low),
-            "high": repr(self.high),
-            "rows": json.dumps(self.row_names, ensure_ascii=False),
-            "columns": json.dumps(self.column_names, ensure_ascii=False),
-        }
-        tensors = {"left": np.ascontiguousarray(self.left), "right": np.ascontiguousarray(self.right)}
-        return save(tensors, metadata=about)
+        about = _About(
+            kind="rankfold factors",
+            offset=repr(self.offset),
+            low=repr(self.low),
+            high=repr(self.high),
+            rows=json.dumps(self.row_names, ensure_ascii=False),
+            columns=json.dumps(self.column_names, ensure_ascii=False),
+        )
+        return _FILE.write({"left": torch.tensor(self.left), "right": torch.tensor(self.right)}, about)
 
     @staticmethod
-    def from_bytes(data: bytes) -> FactorModel:
-        """The model of `to_bytes`. Raises ``ValueError`` for anything else."""
-        try:
-            tensors = load(data)
-            size = int.from_bytes(data[:8], "little")
-            about = json.loads(data[8 : 8 + size])["__metadata__"]
-            return FactorModel(
-                tensors["left"],
-                tensors["right"],
-                float(about["offset"]),
-                float(about["low"]),
-                float(about["high"]),
-                tuple(json.loads(about["rows"])),
-                tuple(json.loads(about["columns"])),
-            )
-        except (SafetensorError, KeyError, ValueError) as error:
-            raise ValueError(f"these are not factors saved by rankfold recover ({error})") from None
+    def from_bytes(data: bytes, name: str = "") -> FactorModel:
+        """The model of `to_bytes`. Raises ``ValueError``, which names the file if ``name`` does, for anything else."""
+        return _FILE.read(data, _built, name)
+
+
+class _About(TypedDict):
+    kind: str
+    offset: str
+    low: str
+    high: str
+    rows: str
+    columns: str
+
+
+_FILE = Kind[_About]("", _About, "factors saved by rankfold recover", "recover them again")
+
+
+def _built(tensors: Mapping[str, Tensor], about: _About) -> FactorModel:
+    names = [checked(tuple[str, ...], parsed(about[axis])) for axis in ("rows", "columns")]
+    left, right = (tensors[side].numpy() for side in ("left", "right"))
+    if left.ndim != 2 or right.ndim != 2 or left.shape[1] != right.shape[0]:
+        raise ValueError(f"left {left.shape} and right {right.shape} are no factors of one matrix")
+    if (left.shape[0], right.shape[1]) != (len(names[0]) + 1, len(names[1]) + 1):
+        raise ValueError(f"factors of {left.shape[0]} × {right.shape[1]} for {len(names[0])} and {len(names[1])} names")
+    return FactorModel(left, right, float(about["offset"]), float(about["low"]), float(about["high"]), *names)
 
 
 def narrowed(left: np.ndarray, right: np.ndarray, keep: float = 1e-5) -> tuple[np.ndarray, np.ndarray]:

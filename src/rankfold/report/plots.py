@@ -11,10 +11,10 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import FixedLocator, FuncFormatter, MaxNLocator
 
-from rankfold.report.quantities import decimal, known, percent
+from rankfold.report.quantities import decimal, known, percent, title
 from rankfold.report.summary import error_ratio
 from rankfold.report.svg import FILL, INK, MUTED, SERIES, STYLE, inline
-from rankfold.report.values import CurvePoint, LayerRow, ReportData
+from rankfold.report.values import CurvePoint, FigureKind, LayerRow, ReportData
 
 MARKERS = "os^DvP"
 MARKS = "●■▲◆▼✚"  # the same, for a legend in text
@@ -108,11 +108,13 @@ def methods(curve: Sequence[CurvePoint]) -> list[tuple[str, str, int]]:
 
 
 def budget_curves(data: ReportData) -> list[tuple[str, Markup]]:
-    """Accuracy over the kept fraction, of FLOPs and of parameters: (quantity, picture), one line for each method."""
-    accuracies = [point.accuracy for point in data.curve]
-    start = data.before.get("accuracy") if data.curve_start is None else data.curve_start
-    bottom, top = min([*accuracies, start or 1.0], default=0.0), max([*accuracies, start or 0.0], default=1.0)
-    margin = 0.06 * (top - bottom) + 0.005
+    """The judging figure over the kept fraction, of FLOPs and of parameters: (quantity, picture), one line for each
+    method."""
+    kind = data.judged
+    start = data.before.get(kind.name) if data.curve_start is None else data.curve_start
+    values = [value for value in (*(point.value for point in data.curve), start) if value is not None and known(value)]
+    bottom, top = min(values, default=0.0), max(values, default=1.0)
+    margin = 0.06 * (top - bottom) + 0.005 * (1.0 if kind.unit == "fraction" else abs(top) or 1.0)
     pictures = []
     for quantity, key, attribute in (("FLOPs", "flops", "kept_flops"), ("parameters", "params", "kept_params")):
         points = [point for point in data.curve if known(getattr(point, attribute))]
@@ -124,7 +126,7 @@ def budget_curves(data: ReportData) -> list[tuple[str, Markup]]:
             if start is not None and known(start):
                 axes.axhline(start, color=MUTED, linewidth=1, dashes=(4, 3))
             for index, (name, _, _) in enumerate(methods(data.curve)):
-                line = sorted((getattr(p, attribute), p.accuracy) for p in points if p.method == name)
+                line = sorted((getattr(p, attribute), p.value) for p in points if p.method == name)
                 axes.plot(
                     [x for x, _ in line],
                     [y for _, y in line],
@@ -134,23 +136,25 @@ def budget_curves(data: ReportData) -> list[tuple[str, Markup]]:
                     linestyle=("-", "--", ":")[index // len(SERIES) % 3],
                 )
             _percent_axis(axes.xaxis)
-            _percent_axis(axes.yaxis)
+            if kind.unit == "fraction":
+                _percent_axis(axes.yaxis)
             axes.set_ylim(bottom - margin, top + margin)
             axes.set_xlabel(f"{quantity} kept")
-            axes.set_ylabel("accuracy")
-            label = f"Accuracy against kept {quantity}, {len(points)} points; the table below has the numbers"
+            axes.set_ylabel(kind.name.replace("_", " "))
+            label = f"{title(kind)} against kept {quantity}, {len(points)} points; the table below has the numbers"
             pictures.append((quantity, inline(figure, f"curve-{key}", label)))
     return pictures
 
 
-def fine_tuning(history: Sequence[Mapping[str, Any]], best_epoch: int | None) -> list[Markup]:
-    """Validation accuracy, and losses (train dashed), over the epochs; the epoch that was kept is marked."""
+def fine_tuning(history: Sequence[Mapping[str, Any]], best_epoch: int | None, judged: FigureKind) -> list[Markup]:
+    """The judging figure on validation data, and losses (train dashed), over the epochs; the epoch that was kept is
+    marked."""
     pictures: list[Markup] = []
     panels = (
-        ("validation accuracy", ("validation_accuracy",)),
+        (f"validation {judged.name.replace('_', ' ')}", (f"validation_{judged.name}",)),
         ("loss", ("validation_loss", "train_loss")),
     )
-    for title, keys in panels:
+    for heading, keys in panels:
         lines = {
             key: line
             for key in keys
@@ -173,11 +177,11 @@ def fine_tuning(history: Sequence[Mapping[str, Any]], best_epoch: int | None) ->
             if best_epoch is not None:
                 axes.axvline(best_epoch, color=SERIES[1], linewidth=1.2)
             axes.xaxis.set_major_locator(MaxNLocator(integer=True, nbins=6))
-            if title == "validation accuracy":
+            if heading != "loss" and judged.unit == "fraction":
                 _percent_axis(axes.yaxis)
             axes.set_xlabel("epoch")
-            axes.set_ylabel(title)
-            label = f"{title.capitalize()} over {len(history)} epochs of fine-tuning"
+            axes.set_ylabel(heading)
+            label = f"{heading.capitalize()} over {len(history)} epochs of fine-tuning"
             pictures.append(inline(figure, f"fine-tuning-{len(pictures)}", label))
     return pictures
 

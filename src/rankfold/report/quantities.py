@@ -2,6 +2,8 @@
 
 import math
 
+from rankfold.report.values import FigureKind
+
 NBSP = "\u00a0"
 ABSENT = "–"
 _THOUSANDS = ((1e12, "T"), (1e9, "G"), (1e6, "M"), (1e3, "k"))
@@ -63,6 +65,8 @@ def decimal(value: float | None) -> str:
         return ABSENT
     if value == 0:
         return "0"
+    if 0.99 < abs(value) < 1:  # a cosine or an r2: what is lacking counts
+        return f"{value:.{min(1 - math.floor(math.log10(1 - abs(value))), 9)}f}"
     if 1e-4 <= abs(value) < 1e4:
         return f"{value:.{max(0, 2 - math.floor(math.log10(abs(value))))}f}"
     return f"{value:.1e}"
@@ -71,6 +75,25 @@ def decimal(value: float | None) -> str:
 def times(ratio: float | None) -> str:
     """1.3247 → 1.32×."""
     return f"{ratio:.2f}×" if known(ratio) and ratio is not None else ABSENT
+
+
+def of_figure(value: float | None, kind: FigureKind) -> str:
+    """The value of such a figure: 0.915 → 91.50 % of a fraction, otherwise three significant figures and the unit."""
+    if kind.unit == "fraction":
+        return percent(value, 2)
+    return f"{decimal(value)}{NBSP}{kind.unit}".rstrip(NBSP)
+
+
+def moved(difference: float, kind: FigureKind) -> str:
+    """A difference of two figures with its sign, of fractions in percentage points."""
+    if kind.unit == "fraction":
+        return points(difference)
+    return f"{'−' if difference < 0 else '+'}{of_figure(abs(difference), kind)}"
+
+
+def title(kind: FigureKind) -> str:
+    """The name of a figure as a heading: mean_iou → Mean iou."""
+    return kind.name[:1].upper() + kind.name[1:].replace("_", " ")
 
 
 def points(difference: float) -> str:

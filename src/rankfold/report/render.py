@@ -3,6 +3,7 @@
 import os
 import tempfile
 from collections.abc import Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -38,14 +39,16 @@ def render(data: ReportData) -> str:
     return environment.get_template("report.html.j2").render(
         data=data,
         reached=summary.reached(data),
-        accuracy=summary.accuracy(data),
+        quality=summary.quality(data),
+        judged=quantities.title(data.judged),
+        figure_text=lambda value: quantities.of_figure(value, data.judged),
         predictions=summary.predictions(data.layers),
         result=_result_rows(data),
         layers=_layer_rows(data, plots.spectra(data.layers)),
         figures={
             "errors": plots.errors(data.layers),
             "curves": plots.budget_curves(data),
-            "fine_tuning": plots.fine_tuning(data.history, data.best_epoch),
+            "fine_tuning": plots.fine_tuning(data.history, data.best_epoch, data.judged),
         },
         methods=plots.methods(data.curve),
     )
@@ -69,8 +72,10 @@ def write_report(data: ReportData, path: str | Path) -> Path:
 def _result_rows(data: ReportData) -> list[dict[str, Any]]:
     """Rows of the table of results: label, one text for each stage, the fraction kept by the last stage."""
     stages = [data.before, data.compressed] + ([data.finetuned] if data.finetuned is not None else [])
-    shown = [
-        ("Accuracy", "accuracy", lambda value: quantities.percent(value, 2), False),
+    shown: list[tuple[str, str, Any, bool]] = [
+        (quantities.title(kind), kind.name, partial(quantities.of_figure, kind=kind), False) for kind in data.figures
+    ]
+    shown += [
         ("Loss", "loss", quantities.decimal, False),
         ("Parameters", "params", quantities.count, True),
         ("FLOPs", "flops", quantities.count, True),

@@ -5,7 +5,7 @@ from collections.abc import Mapping, Sequence
 from statistics import median
 from typing import Any
 
-from rankfold.report.quantities import count, kept, known, percent, points, times
+from rankfold.report.quantities import count, kept, known, moved, of_figure, percent, times
 from rankfold.report.values import LayerRow, ReportData
 
 
@@ -26,23 +26,24 @@ def reached(data: ReportData) -> str:
     return "; ".join(part for part in (sentence, _listed(speeds)) if part) + "."
 
 
-def accuracy(data: ReportData) -> str:
-    """One sentence: accuracy before, after compression, after fine-tuning."""
-    start = data.before.get("accuracy")
+def quality(data: ReportData) -> str:
+    """One sentence: the judging figure before, after compression, after fine-tuning."""
+    kind = data.judged
+    start = data.before.get(kind.name)
     stages: list[tuple[str, Any]] = [
-        (f"{percent(state.get('accuracy'), 2)} {when}", state.get("accuracy"))
+        (f"{of_figure(state.get(kind.name), kind)} {when}", state.get(kind.name))
         for state, when in (
             (data.before, "before"),
             (data.compressed, "after compression"),
             (data.finetuned or {}, "after fine-tuning"),
         )
-        if known(state.get("accuracy"))
+        if known(state.get(kind.name))
     ]
     if not stages:
         return "Not measured: no labelled data were given."
     difference = ""
     if start is not None and known(start) and len(stages) > 1:
-        difference = f" ({points(stages[-1][1] - start)})"
+        difference = f" ({moved(stages[-1][1] - start, kind)})"
     return ", ".join(text for text, _ in stages) + difference + "."
 
 

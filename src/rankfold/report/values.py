@@ -6,6 +6,14 @@ from typing import Any
 
 
 @dataclass(frozen=True)
+class FigureKind:
+    """How a figure is called and written. `unit`: "fraction" for per cent, "nats", or "" for a plain number."""
+
+    name: str
+    unit: str = ""
+
+
+@dataclass(frozen=True)
 class LayerRow:
     """One layer's part in the result.
 
@@ -32,25 +40,26 @@ class LayerRow:
 
 @dataclass(frozen=True)
 class CurvePoint:
-    """What `method` reaches: `accuracy` in [0, 1] at the kept fractions of FLOPs and parameters of the model."""
+    """What `method` reaches: `value` of the judging figure at the kept fractions of FLOPs and parameters of the
+    model."""
 
     method: str
     kept_flops: float | None
     kept_params: float | None
-    accuracy: float
+    value: float
 
 
 @dataclass(frozen=True)
 class ReportData:
     """Everything that one report shows; a part that was not measured is None, empty or absent.
 
-    `asked` is a sentence. `before`, `compressed`, `finetuned` map `accuracy` (in [0, 1]), `loss` (nats), `params`,
-    `flops` (one sample, two per multiply-add), `bytes` to numbers and `latency_ms` to {batch size: milliseconds}.
-    `history` holds a mapping per epoch of fine-tuning with `epoch` and any of `train_loss`, `validation_loss`,
-    `validation_accuracy`; `best_epoch` is the one whose weights were kept. `skipped`: (name, reason).
-    `curve_on` says on which data the curve was measured, `curve_start` is the accuracy before compression there (None:
-    that of `before`).
-    `settings` (what the run was given) and `environment` (where it ran) are shown as they are.
+    `asked` is a sentence. `figures` are those that were measured, the judging one first. `before`, `compressed`,
+    `finetuned` map the name of each figure, `loss`, `params`, `flops` (one sample, two per multiply-add), `bytes` to
+    numbers and `latency_ms` to {batch size: milliseconds}. `history` holds a mapping per epoch of fine-tuning with
+    `epoch` and any of `train_loss`, `validation_loss` and `validation_` with the name of the judging figure;
+    `best_epoch` is the one whose weights were kept. `skipped`: (name, reason). `curve_on` says on which data the curve
+    was measured, `curve_start` is the judging figure before compression there (None: that of `before`). `settings`
+    (what the run was given) and `environment` (where it ran) are shown as they are.
     """
 
     title: str
@@ -67,3 +76,9 @@ class ReportData:
     environment: Mapping[str, Any] = field(default_factory=dict)
     curve_on: str = ""
     curve_start: float | None = None
+    figures: Sequence[FigureKind] = (FigureKind("accuracy", "fraction"),)
+
+    @property
+    def judged(self) -> FigureKind:
+        """The figure that decides which of two networks is better."""
+        return self.figures[0]

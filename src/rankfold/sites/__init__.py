@@ -1,5 +1,7 @@
 """The one room that knows layer types."""
 
+from rankfold.forms import Call, Factors, Form, Layer
+from rankfold.forms.setting import setting_of
 from rankfold.sites.attention import (
     leave_fused_kernels_,
     replace_,
@@ -18,16 +20,17 @@ from rankfold.sites.factored import (
     positions,
     weights_of,
 )
-from rankfold.sites.find import FOLD_FIRST, sites, unwrap
+from rankfold.sites.find import FOLD_FIRST, read_layer, register_reader, sites, unwrap
 from rankfold.sites.hooks import carry_hooks_
 from rankfold.sites.product import Product, factors_of, ordinary_class, products
-from rankfold.sites.site import Call, Factors, Form, Layer, Site, SiteList
+from rankfold.sites.site import Site, SiteList
 
 __all__ = [
     "Call", "FOLD_FIRST", "Factors", "Form", "Layer", "Product", "Site", "SiteList", "bottleneck_rows", "carry_hooks_",
     "factored_sites", "factors_of", "leave_fused_kernels_", "narrow_", "narrowable_sites", "narrower",
     "ordinary_class", "output_rows_alone", "pair",
-    "positions", "products", "replace_", "settle_attention_", "sites", "split_attention", "unwrap",
+    "positions", "products", "read_layer", "register_reader", "setting_of",
+    "replace_", "settle_attention_", "sites", "split_attention", "unwrap",
     "weights_of",
     "without_fused_attention",
 ]  # fmt: skip

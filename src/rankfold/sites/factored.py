@@ -11,13 +11,14 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from rankfold.forms import Convolution, Form, Layer
+from rankfold.forms.geometry import ChannelFolding
 from rankfold.layers import LowRankConv, LowRankLinear, SpatialConv2d
 from rankfold.sites.convolution import ConvLayer, read_convolution
 from rankfold.sites.find import sites
-from rankfold.sites.geometry import ChannelFolding
 from rankfold.sites.linear import LinearLayer, read_linear
 from rankfold.sites.patches import patches
-from rankfold.sites.site import Form, Layer, Site, SiteList
+from rankfold.sites.site import Site, SiteList
 
 
 def factored_sites(model: nn.Module) -> SiteList:
@@ -86,9 +87,9 @@ def _stands_for(module: nn.Module) -> tuple[Layer, Form] | None:
         return None
     form = Form.FACTORED if isinstance(module, LowRankConv) else Form.SPATIAL
     kernel = down.kernel if form is Form.FACTORED else (down.kernel[0], up.kernel[1])
-    layer = ConvLayer(
-        down.kind, down.channels_in, up.channels_out, kernel, down.groups, up.has_bias, down.transposed
-    )  # fmt: skip
+    was = down.setting
+    conv = Convolution(was.channels_in, up.setting.channels_out, kernel, was.groups, was.transposed)
+    layer = ConvLayer(down.kind, conv, up.has_bias)
     return layer, form
 
 

@@ -11,13 +11,34 @@ from torch import nn
 from torch.nn.modules.linear import NonDynamicallyQuantizableLinear
 from torch.nn.parameter import UninitializedParameter
 
+from rankfold.forms import Form, Layer
 from rankfold.sites.attention import split_attention, why_not_split
 from rankfold.sites.convolution import read_convolution
 from rankfold.sites.linear import read_linear
 from rankfold.sites.product import factors_of, ordinary_class, other_parametrizations, products
-from rankfold.sites.site import Form, Layer, Site, SiteList
+from rankfold.sites.site import Site, SiteList
 
 FOLD_FIRST = "parametrized: fold first (rankfold.fold_)"
+Reader = Callable[[nn.Module], Layer | None]
+_READERS: list[Reader] = [read_linear, read_convolution]
+
+
+def register_reader(reader: Reader) -> Reader:
+    """Make a layer type known: ``reader(module)`` gives its layer object, or None for any other module. The latest
+    reader is asked first. Returns the reader, so that it serves as a decorator."""
+    _READERS.insert(0, reader)
+    return reader
+
+
+def read_layer(module: nn.Module) -> Layer | None:
+    """The layer object of a module that computes with one matrix, or None."""
+    return next((layer for reader in _READERS if (layer := reader(module)) is not None), None)
+
+
+MERGE_FIRST = (
+    "inside a PEFT adapter, which writes into this weight when it merges: merge first (model.merge_and_unload()), or "
+    "compress the base model and adapt its factors"
+)
 Where = str | Callable[[str, nn.Module], bool]
 
 
@@ -45,11 +66,19 @@ def sites(model: nn.Module, where: Where | None = None) -> SiteList:
         for path, module in model.named_modules(remove_duplicate=False)
         if isinstance(module, nn.MultiheadAttention) and (products(module) or products(module.out_proj))
     )
+    adapted = tuple(f"{path}." for path, module in model.named_modules(remove_duplicate=False) if _is_adapter(module))
     with split_attention(model):
-        return _sites(model, where, composed)
+        return _sites(model, where, composed, adapted)
 
 
-def _sites(model: nn.Module, where: Where | None, composed: tuple[str, ...]) -> SiteList:
+def _is_adapter(module: nn.Module) -> bool:
+    """Whether this is a layer of PEFT around another, told without importing it."""
+    return any(
+        kind.__name__ == "BaseTunerLayer" and kind.__module__.startswith("peft.") for kind in type(module).__mro__
+    )
+
+
+def _sites(model: nn.Module, where: Where | None, composed: tuple[str, ...], adapted: tuple[str, ...]) -> SiteList:
     names: dict[nn.Module, list[str]] = defaultdict(list)
     for path, module in model.named_modules(remove_duplicate=False):
         names[module].append(path)
@@ -63,7 +92,7 @@ def _sites(model: nn.Module, where: Where | None, composed: tuple[str, ...]) -> 
     for module, paths in names.items():
         path = paths[0]
         reason = _why_not(module, path)
-        layer = None if reason else (read_linear(module) or read_convolution(module))
+        layer = None if reason else read_layer(module)
         if layer is not None and where is not None and not _wanted(where, path, module):
             layer, reason = None, "not selected"
         if layer is not None and (reason := _why_no_site(layer)):
@@ -77,8 +106,8 @@ def _sites(model: nn.Module, where: Where | None, composed: tuple[str, ...]) -> 
             if reason and not module._parameters:
                 left_out.append((path, reason))
             continue
-        weight: torch.Tensor = module.weight
-        parameter_name = f"{path}.weight"
+        weight = layer.weight(module)
+        parameter_name = f"{path}.{layer.parameter}"
         tied = tuple(other for other in owners[id(weight)] if other != parameter_name)
         covered.add(parameter_name)
         if getattr(module, "bias", None) is not None:
@@ -89,6 +118,8 @@ def _sites(model: nn.Module, where: Where | None, composed: tuple[str, ...]) -> 
         if products(module):
             covered |= {f"{path}.parametrizations.weight.original{i}" for i in range(len(factors_of(module, "weight")))}
             tied = _same_product(module, names)
+        elif path.startswith(adapted):
+            forms, note = frozenset({Form.KEEP}), MERGE_FIRST
         elif tied:
             forms, note = frozenset({Form.KEEP}), f"tied to {', '.join(tied)}: factoring one would store both"
         found.append(Site(path, parameter_name, layer, forms, tied, tuple(paths[1:]), note))
@@ -138,7 +169,7 @@ def _why_not(module: nn.Module, path: str) -> str | None:
             return f"{type(module).__name__} overrides the forward of {base.__name__}"
     if "forward" in vars(module) and weight is not None and weight.dim() > 1:
         return "its forward was replaced from outside: remove that wrapper first"
-    if path == "" and (read_linear(module) or read_convolution(module)):
+    if path == "" and read_layer(module) is not None:
         return "the model is this one layer: wrap it (nn.Sequential(layer)) so that it can be replaced"
     return None
 

@@ -4,40 +4,33 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from functools import partial
 from math import prod
 from typing import Any
 
-import torch
 from torch import Tensor, nn
 
-from rankfold.layers import LowRankLinear
-from rankfold.sites.geometry import Matricization, Plain, Transposed
+from rankfold.forms import Call, Layer
+from rankfold.forms.geometry import Matricization, Plain, Transposed
 from rankfold.sites.product import ordinary_class
-from rankfold.sites.site import Call, Factors, Form, Side
 
 
 @dataclass(frozen=True)
-class LinearLayer:
+class LinearLayer(Layer):
+    """``y = W x + b`` along the last axis. ``stored_transposed``: the parameter is Wᵀ. ``parameter``: its name."""
+
     kind: str
-    shape: tuple[int, int]
+    size: tuple[int, int]
     has_bias: bool
     stored_transposed: bool = False
-    groups: int = 1
+    parameter: str = "weight"
 
     @property
-    def forms(self) -> frozenset[Form]:
-        return frozenset({Form.KEEP, Form.DENSE, Form.FACTORED})
+    def shape(self) -> tuple[int, int]:
+        return self.size
 
     @property
-    def side(self) -> Side:
-        return "output" if self.shape[0] <= self.shape[1] else "input"
-
-    def geometry(self, form: Form) -> Matricization:
+    def matricization(self) -> Matricization:
         return Transposed() if self.stored_transposed else Plain()
-
-    def max_rank(self, form: Form) -> int:
-        return min(self.shape)
 
     def rows(self, module: Any, inputs: Tensor, output: Tensor) -> Tensor:
         return (output if self.side == "output" else inputs).reshape(-1, min(self.shape))
@@ -49,41 +42,22 @@ class LinearLayer:
     def output_rows(self, output: Tensor) -> Tensor:
         return output.reshape(-1, self.shape[0])
 
-    def params(self, form: Form, rank: int, bias: bool) -> int:
+    def dense(self, old: Any, bias: bool) -> nn.Module:
         m, n = self.shape
-        weights = rank * (m + n) if form is Form.FACTORED else m * n
-        return weights + (m if bias else 0)
+        return nn.Linear(n, m, bias=bias, device="meta", dtype=self.weight(old).dtype)
 
-    def flops(self, form: Form, rank: int, calls: Sequence[Call]) -> int:
+    def dense_flops(self, calls: Sequence[Call]) -> int:
         m, n = self.shape
-        positions = sum(prod(call.output) // m for call in calls)
-        return 2 * positions * (rank * (m + n) if form is Form.FACTORED else m * n)
-
-    def skeleton(self, like: Any, form: Form, rank: int, bias: bool) -> nn.Module:
-        m, n = self.shape
-        # on the meta device first: nothing is initialised, and no random number is drawn
-        kind = partial(LowRankLinear, n, rank, m) if form is Form.FACTORED else partial(nn.Linear, n, m)
-        return kind(bias=bias, device="meta", dtype=like.weight.dtype).to_empty(device=like.weight.device)
-
-    @torch.no_grad()
-    def write_(self, layer: Any, form: Form, factors: Factors) -> None:
-        if form is Form.FACTORED:
-            right, left = factors.parts
-            layer.down.weight.copy_(right)
-            layer.up.weight.copy_(left)
-        else:
-            layer.weight.copy_(factors.parts[0])
+        return 2 * sum(prod(call.output) // m for call in calls) * m * n
 
 
 @dataclass(frozen=True)
 class EmbeddingLayer(LinearLayer):
     """A lookup: its matrix can be measured, but a product of factors would not be cheaper to look up."""
 
-    @property
-    def forms(self) -> frozenset[Form]:
-        return frozenset({Form.KEEP})
+    lookup: bool = True
 
-    def flops(self, form: Form, rank: int, calls: Sequence[Call]) -> int:
+    def dense_flops(self, calls: Sequence[Call]) -> int:
         return 0
 
 

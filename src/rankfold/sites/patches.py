@@ -10,6 +10,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from rankfold.forms.setting import setting_of
+
 POSITIONS = 32  # neighbouring patches say the same; their number costs time
 
 
@@ -28,8 +30,9 @@ def sampled(module: Any, inputs: Tensor) -> tuple[Tensor, tuple[Tensor, Tensor]]
     axes = len(kernel)
     batched = (inputs if inputs.dim() == axes + 2 else inputs.unsqueeze(0)).detach().float()
     mode = "constant" if module.padding_mode == "zeros" else module.padding_mode
-    windows = F.pad(batched, module._reversed_padding_repeated_twice, mode=mode)
-    for axis, (size, stride, dilation) in enumerate(zip(kernel, module.stride, module.dilation, strict=True), start=2):
+    given = setting_of(module)
+    windows = F.pad(batched, given.pads, mode=mode)
+    for axis, (size, stride, dilation) in enumerate(zip(kernel, given.stride, given.dilation, strict=True), start=2):
         windows = windows.unfold(axis, (size - 1) * dilation + 1, stride)[..., ::dilation]
     sizes = windows.shape[2 : 2 + axes]
     samples, places = len(windows), prod(sizes)

@@ -9,9 +9,9 @@ import torch
 from torch import Tensor, nn
 from torch.nn.utils import parametrize
 
+from rankfold.forms.geometry import Matricization
 from rankfold.linalg.balanced import balanced_factors
 from rankfold.linalg.chain import cheapest_order, multiply
-from rankfold.sites.geometry import Matricization
 
 
 class Product(nn.Module):

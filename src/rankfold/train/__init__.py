@@ -1,7 +1,8 @@
-"""Training and evaluation of classifiers: one loop, one recipe, any model and any labelled data."""
+"""Training and evaluation: one loop, one recipe, any model, any data, any objective."""
 
+from rankfold.objectives import Evaluation
 from rankfold.train.errors import TrainingError
-from rankfold.train.evaluation import Evaluation, evaluate
+from rankfold.train.evaluation import choose, evaluate
 from rankfold.train.fit import fit
 from rankfold.train.groups import parameter_groups
 from rankfold.train.history import Epoch, History, Progress, ProgressCallback
@@ -19,6 +20,7 @@ __all__ = [
     "Recipe",
     "Relax",
     "TrainingError",
+    "choose",
     "evaluate",
     "fit",
     "parameter_groups",

@@ -1,12 +1,13 @@
 """Training that has broken down without an error: answers no better than chance, weights gone to zero."""
 
 from collections.abc import Sequence
+from dataclasses import replace
 from math import sqrt
 
 import torch
 from torch import Tensor, nn
 
-from rankfold.train.evaluation import Evaluation
+from rankfold.objectives import Evaluation, Figure
 from rankfold.train.history import Epoch
 
 # Frobenius norm below which a layer hands on less than a thousandth of its input: too little for batch
@@ -27,10 +28,18 @@ def breakdown(model: nn.Module, start: Evaluation | None, epochs: Sequence[Epoch
     return f"{'; '.join(faults)}. {_REMEDY.capitalize()}" if faults else None
 
 
-def at_chance(accuracy: float, start: Evaluation) -> bool:
-    """Whether `accuracy` on the data of `start` cannot be told from always answering the most frequent label."""
+def at_chance(figure: Figure, start: Evaluation) -> bool:
+    """Whether a judging figure on the data of `start` cannot be told from guessing.
+
+    Of an accuracy that is always answering the most frequent label, within two standard deviations; of other figures,
+    such as r2, the value of guessing itself.
+    """
     p = start.chance
-    return p is not None and accuracy <= p + _DEVIATIONS * sqrt(p * (1 - p) / start.count)
+    if p is None or figure.name != start.judged.name or not start.count:
+        return False
+    if figure.name == "accuracy":
+        return figure.value <= p + _DEVIATIONS * sqrt(p * (1 - p) / start.count)
+    return not figure.value > p if figure.higher else not figure.value < p
 
 
 def vanished(model: nn.Module) -> tuple[list[str], int]:
@@ -52,17 +61,21 @@ def vanished(model: nn.Module) -> tuple[list[str], int]:
 def _at_chance(start: Evaluation | None, epochs: Sequence[Epoch], best_epoch: int) -> str | None:
     if start is None or start.chance is None or not epochs:
         return None
-    last = epochs[-1].validation_accuracy
-    if last is None or not at_chance(last, start):
+    last = epochs[-1].validation
+    if last is None or not at_chance(last.judged, start):
         return None
-    best = start.accuracy if best_epoch == 0 else epochs[best_epoch - 1].validation_accuracy
-    if best is not None and not at_chance(best, start):
-        said = f"the run collapsed, the weights of epoch {best_epoch} ({_percent(best)}) are kept"
+    best = start if best_epoch == 0 else epochs[best_epoch - 1].validation
+    if best is not None and not at_chance(best.judged, start):
+        said = f"the run collapsed, the weights of epoch {best_epoch} ({best.judged.text}) are kept"
     else:
         said = "the run sits at chance"
+    guess = replace(start.judged, value=start.chance).text
+    guessing = f"answering the most frequent class ({guess} of {start.count})"
+    if start.judged.name != "accuracy":
+        guessing = f"giving the mean of the targets ({start.judged.name} {guess})"
     return (
-        f"{said}: after the last epoch the validation accuracy, {_percent(last)}, cannot be told from always "
-        f"answering the most frequent class ({_percent(start.chance)} of {start.count})"
+        f"{said}: after the last epoch the validation {last.judged.name}, {last.judged.text}, cannot be told from "
+        f"always {guessing}"
     )
 
 
@@ -72,7 +85,3 @@ def _zero_weights(model: nn.Module) -> str | None:
         return None
     listed = f"{', '.join(gone[:3])}{', …' if len(gone) > 3 else ''}"
     return f"the weights of {len(gone)} of {count} layers have gone to zero ({listed})"
-
-
-def _percent(fraction: float) -> str:
-    return f"{100 * fraction:.2f} %"

@@ -1,34 +1,53 @@
-"""What can be trained at all, tried on two samples before any work."""
+"""What can be trained at all, tried on a few samples before any work."""
 
+from dataclasses import dataclass
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import nn
 from torch.nn.parameter import is_lazy
 
-from rankfold.batches import forward, logits_of
+from rankfold.batches import forward
 from rankfold.costs import evaluating
+from rankfold.objectives import Objective
+from rankfold.run.team import Team
 from rankfold.train import feed
 from rankfold.train.errors import TrainingError
-from rankfold.train.evaluation import materialised, rows
+from rankfold.train.evaluation import choose, materialised, named
 from rankfold.train.feed import Feed
-from rankfold.train.parallel import Team
 from rankfold.train.precision import arithmetic
 from rankfold.train.randomness import seeded
 from rankfold.train.recipe import Recipe
 
+_SCALED_ON = 256  # samples whose outputs say what a change of them is divided by
+
+
+@dataclass(frozen=True, eq=False)
+class Checked:
+    """What was found out: the objective, a batch of two samples, and what changes of its answers are divided by."""
+
+    objective: Objective
+    sample: Any
+    scales: tuple[float, ...] | None
+
 
 def checked(
-    model: nn.Module, data: Feed, validation: Any, recipe: Recipe, teacher: nn.Module | None, team: Team
-) -> Any:
-    """TrainingError for what cannot be trained; otherwise the batch of a few samples that was tried."""
+    model: nn.Module,
+    data: Feed,
+    validation: Any,
+    recipe: Recipe,
+    teacher: nn.Module | None,
+    objective: Objective | str | None,
+    team: Team,
+) -> Checked:
+    """TrainingError for what cannot be trained; otherwise what is to be known before."""
     if not data.is_batched:
         team.check(recipe.batch_size)
     if recipe.schedule == "plateau" and validation is None:
         raise TrainingError("the schedule plateau follows the validation loss: give validation data")
-    feed.check(data.data, "train")
+    feed.check(data.data, "train", again=True)
     if validation is not None:
-        feed.check(validation, "validation")
+        feed.check(validation, "validation", again=True)
     materialised(model)
     for name, parameter in model.named_parameters():
         if not is_lazy(parameter) and not bool(parameter.detach().double().isfinite().all()):
@@ -37,44 +56,68 @@ def checked(
         raise TrainingError(
             "no parameter of the model requires a gradient: there is nothing to train; requires_grad_(True) thaws it"
         )
-    if recipe.distill is not None and teacher is None:
-        raise TrainingError("the recipe distils but no teacher is given: pass teacher, or recipe.without_teacher()")
-    if recipe.distill is None and teacher is not None:
-        raise TrainingError("a teacher is given but the recipe does not distil: set distill, or pass no teacher")
-    sample = _sample(data)
-    logits = _logits(model, sample, recipe, "the model")
+    chosen = choose(model, data.data, objective).objective
+    _check_teacher(recipe, teacher, chosen)
+    sample = _sample(data, 2)
+    output = _output(model, sample, recipe, "the model")
+    with named("train"):
+        if chosen.labelled:
+            chosen.losses(output, sample)
+        answers = [tuple(answer.values.shape) for answer in chosen.answers(output, sample)]
+    scales = None
     if teacher is not None:
-        taught = _logits(teacher, sample, recipe, "the teacher")
-        if taught.shape != logits.shape:
+        taught = [
+            tuple(a.values.shape) for a in chosen.answers(_output(teacher, sample, recipe, "the teacher"), sample)
+        ]
+        if taught != answers:
             raise TrainingError(
-                f"teacher and model differ in their outputs, {tuple(taught.shape)} and {tuple(logits.shape)}: give the "
+                f"teacher and model differ in their outputs, {_listed(taught)} and {_listed(answers)}: give the "
                 "network that the model was made from, or recipe.without_teacher()"
             )
-    rows(logits, feed.labels(sample, "train").to(logits.device), "train")
+        many = _sample(data, _SCALED_ON)
+        with evaluating(teacher):
+            scales = chosen.scales(forward(teacher, many), many)
     for role, part in (("train", data.data), ("validation", validation)):
         tensors = feed.in_memory(part)
-        if tensors is not None:
-            feed.check_range(tensors.labels, logits.shape[-1], role)
-    return sample
+        if tensors is not None and tensors.labels is not None and chosen.labelled:
+            with named(role):
+                chosen.check(output, tensors.labels)
+    return Checked(chosen, sample, scales)
 
 
-def _logits(model: nn.Module, sample: Any, recipe: Recipe, title: str) -> Tensor:
+def _check_teacher(recipe: Recipe, teacher: nn.Module | None, objective: Objective) -> None:
+    if not objective.labelled and teacher is None:
+        raise TrainingError(
+            f"the objective {objective} compares outputs with those of the original network, and none is given: pass "
+            "teacher=, or data with targets"
+        )
+    if recipe.distill is not None and teacher is None:
+        raise TrainingError("the recipe distils but no teacher is given: pass teacher, or recipe.without_teacher()")
+    if recipe.distill is None and teacher is not None and objective.labelled:
+        raise TrainingError("a teacher is given but the recipe does not distil: set distill, or pass no teacher")
+
+
+def _listed(shapes: list[tuple[int, ...]]) -> str:
+    return ", ".join(map(str, shapes))
+
+
+def _output(model: nn.Module, sample: Any, recipe: Recipe, title: str) -> Any:
     """What `model` answers in its own precision; TrainingError if it cannot in that of the recipe."""
     with evaluating(model):
-        logits = logits_of(forward(model, sample))
+        output = forward(model, sample)
         if recipe.precision != "float32":
             try:
-                with arithmetic(recipe.precision, logits.device):
+                with arithmetic(recipe.precision, next(model.parameters()).device):
                     forward(model, sample)
             except RuntimeError as error:
                 cause = " ".join(str(error).split())
                 raise TrainingError(
                     f"{title} cannot compute in bfloat16 ({cause}): give a recipe with precision 'float32'"
                 ) from error
-    return logits
+    return output
 
 
-def _sample(data: Feed) -> Any:
-    """One batch, drawn without a trace in any random state."""
+def _sample(data: Feed, count: int) -> Any:
+    """One batch, of `count` samples where the data are not in batches, drawn without a trace in any random state."""
     with seeded(0, torch.device("cpu"), data.generators()):
-        return next(iter(Feed(data.data, 2, None).epoch(torch.Generator())))
+        return next(iter(Feed(data.data, count, None).epoch(torch.Generator())))

@@ -4,21 +4,48 @@ A checkpoint is a file `checkpoint-<epoch>.pt` of tensors and plain values and, 
 `checkpoint.json` with its name and SHA-256. Reading never runs code from the file.
 """
 
-import hashlib
+import errno
 import io
 import json
 import pickle
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import Any
 
 import torch
 
-from rankfold.files import write_atomically
+from rankfold.run import claim
+from rankfold.run.container import FAULTS, read_object, said
+from rankfold.run.files import sha256, write_atomically
+from rankfold.run.team import Team
 from rankfold.train.errors import TrainingError
 
 _MANIFEST = "checkpoint.json"
 _FORMAT = 1
+
+
+@contextmanager
+def claimed(directory: str | Path | None, team: Team) -> Iterator[None]:
+    """The directory of a run held by the first process of ``team``; TrainingError in all while another job has it."""
+    with ExitStack() as stack:
+        if directory is not None:
+            team.shared(lambda: stack.enter_context(_claimed(Path(directory))))
+        yield
+
+
+@contextmanager
+def _claimed(directory: Path) -> Iterator[None]:
+    with ExitStack() as stack:
+        try:
+            stack.enter_context(claim.claimed(directory, what="training"))
+        except claim.ClaimError as error:
+            raise TrainingError(str(error)) from None
+        except OSError as error:
+            if error.errno not in (errno.EACCES, errno.EPERM, errno.EROFS):
+                raise
+            # nobody can write here through us: a finished run may still be read back
+        yield
 
 
 def save(directory: Path, epoch: int, state: dict[str, Any]) -> None:
@@ -32,7 +59,7 @@ def save(directory: Path, epoch: int, state: dict[str, Any]) -> None:
     manifest = {
         "format": _FORMAT,
         "file": name,
-        "sha256": hashlib.sha256(content).hexdigest(),
+        "sha256": sha256(content),
         "epoch": epoch,
     }
     write_atomically(directory / _MANIFEST, json.dumps(manifest).encode())
@@ -49,27 +76,21 @@ def load(directory: Path) -> dict[str, Any] | None:
     manifest = directory / _MANIFEST
     if not manifest.exists():
         return None
+    anew = f"delete {directory} to begin anew"
     try:
-        entry = json.loads(manifest.read_text(encoding="utf-8"))
-        known = isinstance(entry, dict) and entry.get("format") == _FORMAT
+        entry = read_object(manifest, "the manifest of a checkpoint", anew)
+        known = entry.get("format") == _FORMAT
         file = directory / Path(str(entry["file"])).name if known else manifest
         content = file.read_bytes() if known else b""
-        if not known or hashlib.sha256(content).hexdigest() != entry["sha256"]:
+        if not known or sha256(content) != entry["sha256"]:
             raise TrainingError(
-                f"checkpoint {file} is damaged or not of this version: delete {directory} to begin anew"
+                f"checkpoint {file} is damaged, was altered since it was written, or is not of this version: {anew}"
             )
         return torch.load(io.BytesIO(content), map_location="cpu", weights_only=True)
-    except (
-        OSError,
-        json.JSONDecodeError,
-        UnicodeDecodeError,
-        KeyError,
-        RuntimeError,
-        pickle.UnpicklingError,
-    ) as error:
-        raise TrainingError(
-            f"checkpoint in {directory} cannot be read ({type(error).__name__}): delete the directory to begin anew"
-        ) from error
+    except TrainingError:
+        raise
+    except (OSError, pickle.UnpicklingError, EOFError, *FAULTS) as error:
+        raise TrainingError(f"checkpoint in {directory} cannot be read ({said(error)}): {anew}") from error
 
 
 def write_lines(file: Path, rows: Iterable[dict[str, Any]]) -> None:

@@ -3,9 +3,3 @@
 
 class TrainingError(ValueError):
     """One sentence: the cause and the remedy."""
-
-
-def one_line(error: BaseException) -> str:
-    """The text of an error without line breaks; of one that was not meant for a person, with its type."""
-    text = " ".join(str(error).split())
-    return text if isinstance(error, ValueError | OSError) and text else f"{type(error).__name__}: {text}"

@@ -1,63 +1,90 @@
-"""Accuracy and cross-entropy of a classifier on labelled data."""
+"""How good a model is on data, by whatever objective they belong to."""
 
-from dataclasses import dataclass
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager
 from typing import Any
 
 import torch
-import torch.nn.functional as F
-from torch import Tensor, nn
+from torch import nn
 
-from rankfold.batches import forward, logits_of
+from rankfold.batches import forward
 from rankfold.costs import evaluating
+from rankfold.objectives import Evaluation, Inferred, Objective, ObjectiveError, infer, objective_named
 from rankfold.train import feed
 from rankfold.train.errors import TrainingError
 from rankfold.train.layout import fitting_layout, laid_out
+from rankfold.train.randomness import seeded
+
+_ENOUGH = 64  # samples from which an objective is told
 
 
-@dataclass(frozen=True)
-class Evaluation:
-    """`accuracy` in [0, 1], mean cross-entropy `loss` in nats, over `count` labels.
-
-    `chance` is the share of the most frequent label: the accuracy of always answering that one (None: not counted).
-    """
-
-    accuracy: float
-    loss: float
-    count: int
-    chance: float | None = None
-
-
-def evaluate(model: nn.Module, data: Any, batch_size: int = 128, *, role: str = "evaluation") -> Evaluation:
+def evaluate(
+    model: nn.Module,
+    data: Any,
+    batch_size: int = 128,
+    *,
+    role: str = "evaluation",
+    objective: Objective | str | None = None,
+    teacher: nn.Module | None = None,
+) -> Evaluation:
     """Evaluate `model`, in eval mode and without gradients, on every sample of `data`.
 
-    `data`: an object with `inputs`, `labels` and `normalize` (`rankfold.zoo.Split`), a pair of tensors, a
-    torch Dataset of (input, label), a DataLoader or list of batches. Larger batches than `batch_size` are slower on a
-    CPU: tensors above 32 MB are given back to the operating system after every layer. The model may return a tensor, a
-    tuple that begins with one, or something with `logits`: (B, C), or (B, T, C) with labels (B, T). Its mode is left
-    as found. `role` names the data in errors. Raises TrainingError: no samples, no labels, labels that
-    are not class indices of the model's outputs, weights on the meta device.
+    `data`: an object with `inputs`, `labels` and `normalize` (`rankfold.zoo.Split`), a tensor or a pair of them, a
+    torch Dataset, a DataLoader, batches in a list or from an iterator; with targets or, where outputs are compared with
+    those of the `teacher`, without. `objective`: what outputs and targets mean, as an object or by name; by default it
+    is told from the first batch (`rankfold.objectives.infer`). Larger batches than `batch_size` are slower on a CPU:
+    tensors above 32 MB are given back to the operating system after every layer. Modes are left as
+    found. `role` names the data in errors.
+    Raises TrainingError: no samples, targets that do not fit the outputs or none where they are needed, weights on the
+    meta device. Cost: one forward pass, and one of `teacher` where the objective needs it.
     """
     feed.check(data, role)
     materialised(model)
-    correct = torch.zeros((), dtype=torch.int64)
-    loss = torch.zeros((), dtype=torch.float64)
-    frequencies = torch.zeros(0, dtype=torch.int64)
-    layout = None
-    with evaluating(model):
+    layout, sums = None, None
+    with ExitStack() as stack:
+        stack.enter_context(evaluating(model))
+        if teacher is not None:
+            stack.enter_context(evaluating(teacher))
+        stack.enter_context(named(role))
+        chosen = None if objective is None else objective_named(objective)
         for batch in feed.ordered(data, batch_size):
             layout = fitting_layout(model, batch) if layout is None else layout
-            logits = logits_of(forward(model, laid_out(batch, layout)))
-            target = feed.labels(batch, role).to(logits.device)
-            logits, target = rows(logits, target, role)
-            feed.check_range(target, logits.shape[1], role)
-            loss += F.cross_entropy(logits, target, reduction="sum").double().cpu()
-            correct += (logits.argmax(1) == target).sum().cpu()
-            seen = target.cpu().bincount(minlength=logits.shape[1])
-            frequencies = frequencies + seen if len(frequencies) else seen
-    count = int(frequencies.sum())
-    if count == 0:
-        raise TrainingError(f"{role} data: it is empty; give at least one labelled sample")
-    return Evaluation(int(correct) / count, float(loss) / count, count, int(frequencies.max()) / count)
+            output = forward(model, laid_out(batch, layout))
+            chosen = infer(output, batch).objective if chosen is None else chosen
+            sums = chosen.figures() if sums is None else sums
+            compared = teacher is not None and not chosen.labelled
+            sums.add(output, batch, forward(teacher, laid_out(batch, layout)) if compared and teacher else None)
+        if sums is None:
+            raise TrainingError("it is empty; give at least one batch")
+        return sums.result()
+
+
+def choose(model: nn.Module, data: Any, objective: Objective | str | None, *, role: str = "train") -> Inferred:
+    """The objective that was given, or else the one that `model` and a first batch of `data` tell.
+
+    Random states are left as found. Raises TrainingError where they do not tell, or where `data` are empty.
+    """
+    if objective is not None:
+        return Inferred(objective_named(objective), "as asked")
+    feed.check(data, role)
+    generators = feed.Feed(data, _ENOUGH, None).generators()
+    with seeded(0, torch.device("cpu"), generators), evaluating(model), named(role):
+        for batch in feed.ordered(data, _ENOUGH):
+            return infer(forward(model, batch), batch)
+    raise TrainingError(f"{role} data: it is empty; give at least one batch")
+
+
+@contextmanager
+def named(role: str) -> Iterator[None]:
+    """What an objective refuses as a TrainingError that names the data."""
+    try:
+        yield
+    except ObjectiveError as error:
+        raise TrainingError(f"{role} data: {error}") from error
+    except TrainingError as error:
+        raise (error if str(error).startswith(f"{role} data") else TrainingError(f"{role} data: {error}")) from error
 
 
 def materialised(model: nn.Module) -> None:
@@ -65,14 +92,3 @@ def materialised(model: nn.Module) -> None:
     for name, parameter in model.named_parameters():
         if parameter.is_meta:
             raise TrainingError(f"{name} is not materialised (on the meta device): load its weights first")
-
-
-def rows(logits: Tensor, target: Tensor, role: str) -> tuple[Tensor, Tensor]:
-    """Logits (B, …, C) and labels (B, …) as (rows, C), at least float32, and (rows,); or TrainingError."""
-    if logits.ndim < 2 or logits.shape[:-1] != target.shape:
-        raise TrainingError(
-            f"{role} data: labels of shape {tuple(target.shape)} do not fit outputs of shape "
-            f"{tuple(logits.shape)}; one class index belongs to each row of outputs"
-        )
-    logits = logits.reshape(-1, logits.shape[-1])
-    return logits.to(torch.promote_types(logits.dtype, torch.float32)), target.reshape(-1)

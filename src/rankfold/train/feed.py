@@ -1,14 +1,15 @@
-"""Labelled data of any kind as batches: shuffled anew in every epoch to train, in order to evaluate."""
+"""Data of any kind as batches: shuffled anew in every epoch to train, in order to evaluate."""
 
-from collections.abc import Iterator, Mapping, Sized
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Any, Protocol, runtime_checkable
 
 import torch
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset, IterableDataset, TensorDataset
 
-from rankfold.batches import batches_of, labels_of
+from rankfold.batches import Columns, batches_of, is_hugging_face, labels_of
 from rankfold.train.augment import augment
 from rankfold.train.errors import TrainingError
 from rankfold.train.recipe import Augment
@@ -22,74 +23,67 @@ class InMemory(Protocol):
     def inputs(self) -> Tensor: ...  # (N, …), any dtype
 
     @property
-    def labels(self) -> Tensor: ...  # (N,)
+    def labels(self) -> Tensor | None: ...  # (N, …), any dtype
 
     def normalize(self, batch: Tensor) -> Tensor: ...
 
 
 @dataclass(frozen=True, eq=False)
-class _Pair:
+class _Held:
     inputs: Tensor
-    labels: Tensor
+    labels: Tensor | None
 
     def normalize(self, batch: Tensor) -> Tensor:
         return batch
 
 
 def in_memory(data: Any) -> InMemory | None:
-    """`data` as tensors to be indexed, if that is what it is: a split, a TensorDataset, a pair of tensors."""
+    """`data` as tensors to be indexed, if that is what it is: a split, a tensor or a pair of them, a TensorDataset."""
     if isinstance(data, InMemory):
         return data
-    pair = data.tensors if isinstance(data, TensorDataset) else data
-    if isinstance(pair, tuple) and len(pair) == 2 and all(isinstance(part, Tensor) for part in pair):
-        return _Pair(*pair)
+    if isinstance(data, Tensor):
+        return _Held(data, None)
+    parts = data.tensors if isinstance(data, TensorDataset) else data
+    if isinstance(parts, tuple) and len(parts) in (1, 2) and all(isinstance(part, Tensor) for part in parts):
+        return _Held(parts[0], parts[1] if len(parts) == 2 else None)
     return None
 
 
-def check(data: Any, role: str) -> None:
-    """TrainingError, naming `role`, if `data` is empty, of unknown length or wrongly labelled."""
+def length(data: Any) -> int | None:
+    """Samples of a data set, batches of a loader or list; None where they do not know."""
+    if isinstance(data, Mapping):
+        return 1
+    try:
+        return len(data)
+    except TypeError:
+        return None
+
+
+def check(data: Any, role: str, *, again: bool = False) -> None:
+    """TrainingError, naming `role`, if `data` is empty, no data at all, or its labels are more or fewer than its
+    inputs; with `again`, which needs several passes, also if it can be read only once."""
     tensors = in_memory(data)
     if tensors is not None:
-        if len(tensors.inputs) != len(tensors.labels):
+        if tensors.labels is not None and len(tensors.inputs) != len(tensors.labels):
             raise TrainingError(
                 f"{role} data: {len(tensors.inputs)} inputs but {len(tensors.labels)} labels; "
                 "give one label for every input"
             )
-        _check_kind(tensors.labels, role)
-        if tensors.labels.numel() and int(tensors.labels.min()) < 0:
-            raise TrainingError(
-                f"{role} data: label {int(tensors.labels.min())} is negative: classes count from 0; renumber them, or "
-                "leave those samples out"
-            )
-    elif not isinstance(data, Sized) or isinstance(data, Mapping):
+        count: int | None = len(tensors.inputs)
+    elif data is None or not (hasattr(data, "__iter__") or hasattr(data, "__getitem__")):
         raise TrainingError(
-            f"{role} data: a {type(data).__name__} has no usable length; give a torch Dataset, a DataLoader "
-            "over one, a list of batches, or a pair of tensors (inputs, labels)"
+            f"{role} data: a {type(data).__name__} was given; a torch Dataset, a DataLoader, a list of batches, or "
+            "tensors (inputs, targets) were expected"
         )
-    count = len(tensors.labels) if tensors is not None else len(data)
+    elif again and isinstance(data, Iterator):
+        raise TrainingError(
+            f"{role} data: a {type(data).__name__} can be read only once, and every epoch reads it: give list(it), a "
+            "data set or a loader"
+        )
+    else:
+        count = length(data)
     if count == 0:
-        raise TrainingError(f"{role} data: it is empty; give at least one labelled sample")
-
-
-def labels(batch: Any, role: str) -> Tensor:
-    """Class indices (B,) or (B, T) int64 of a batch; TrainingError if there are none."""
-    found = labels_of(batch)
-    if found is None:
-        raise TrainingError(
-            f"{role} data: a batch holds no labels; give batches (inputs, labels), or mappings with a key labels"
-        )
-    _check_kind(found, role)
-    return found.long()
-
-
-def check_range(found: Tensor, classes: int, role: str) -> None:
-    """TrainingError if a label is not in 0 … classes − 1."""
-    if found.numel() and (int(found.min()) < 0 or int(found.max()) >= classes):
-        wrong = int(found.min()) if int(found.min()) < 0 else int(found.max())
-        raise TrainingError(
-            f"{role} data: label {wrong} is outside 0 … {classes - 1}, the model has {classes} outputs; "
-            "renumber the labels or widen the last layer"
-        )
+        raise TrainingError(f"{role} data: it is empty; give at least one sample")
 
 
 def ordered(data: Any, batch_size: int) -> Iterator[Any]:
@@ -98,9 +92,13 @@ def ordered(data: Any, batch_size: int) -> Iterator[Any]:
     if tensors is None:
         yield from batches_of(data, batch_size)
         return
-    for start in range(0, len(tensors.labels), batch_size):
+    for start in range(0, len(tensors.inputs), batch_size):
         part = slice(start, start + batch_size)
-        yield tensors.normalize(tensors.inputs[part]), tensors.labels[part]
+        yield _batch(tensors, tensors.normalize(tensors.inputs[part]), part)
+
+
+def _batch(tensors: InMemory, inputs: Tensor, part: Any) -> tuple[Tensor, ...]:
+    return (inputs,) if tensors.labels is None else (inputs, tensors.labels[part])
 
 
 @dataclass(frozen=True, eq=False)
@@ -108,7 +106,7 @@ class Feed:
     """Training data. `len` is the batches of an epoch; DataLoaders and lists of batches keep their own.
 
     Other data are cut into full batches, so that no tiny one disturbs batch normalisation; which samples fall
-    in the remainder changes with every epoch.
+    in the remainder changes with every epoch. Where the data do not know how many they are, an epoch is counted first.
     """
 
     data: Any
@@ -116,11 +114,18 @@ class Feed:
     augment: Augment | None
 
     def __len__(self) -> int:
-        if self.is_batched:
-            return len(self.data)
+        return self._count
+
+    @cached_property
+    def _count(self) -> int:
         tensors = in_memory(self.data)
-        count = len(tensors.labels) if tensors is not None else len(self.data)
-        return max(count // self.batch_size, 1)
+        known = len(tensors.inputs) if tensors is not None else length(self.data)
+        if known is None:
+            return max(sum(1 for _ in self._loader(torch.Generator())), 1)
+        if self.is_batched:
+            return known
+        cut = -(-known // self.batch_size) if isinstance(self.data, IterableDataset) else known // self.batch_size
+        return max(cut, 1)
 
     def epoch(self, generator: torch.Generator) -> Iterator[Any]:
         """The batches of one epoch; order and augmentation drawn from `generator` (on the CPU)."""
@@ -128,11 +133,11 @@ class Feed:
         if tensors is None:
             yield from (self._augmented(batch, generator) for batch in self._loader(generator))
             return
-        order = torch.randperm(len(tensors.labels), generator=generator)
+        order = torch.randperm(len(tensors.inputs), generator=generator)
         for index in order[: len(self) * self.batch_size].split(self.batch_size):
             # Before normalisation, so that what enters at the border is black, as in training elsewhere.
-            raw, target = self._augmented((tensors.inputs[index], tensors.labels[index]), generator)
-            yield tensors.normalize(raw), target
+            raw, *target = self._augmented(_batch(tensors, tensors.inputs[index], index), generator)
+            yield tensors.normalize(raw), *target
 
     def generators(self) -> list[torch.Generator]:
         """The generators that the user's own loader draws from."""
@@ -144,15 +149,16 @@ class Feed:
     @property
     def is_batched(self) -> bool:
         """Whether the data come in batches of their own."""
-        if in_memory(self.data) is not None:
-            return False
-        return not isinstance(self.data, Dataset) or isinstance(self.data, IterableDataset)
+        return in_memory(self.data) is None and not isinstance(self.data, Dataset) and not is_hugging_face(self.data)
 
     def _loader(self, generator: torch.Generator) -> Any:
-        if self.is_batched:
-            return self.data
-        whole = len(self.data) >= self.batch_size
-        return DataLoader(self.data, self.batch_size, shuffle=True, drop_last=whole, generator=generator)
+        if isinstance(self.data, Mapping):
+            return [self.data]
+        if self.is_batched or isinstance(self.data, IterableDataset):
+            return batches_of(self.data, self.batch_size)
+        data = Columns(self.data) if is_hugging_face(self.data) else self.data
+        whole = len(data) >= self.batch_size
+        return DataLoader(data, self.batch_size, shuffle=True, drop_last=whole, generator=generator)
 
     def _augmented(self, batch: Any, generator: torch.Generator) -> Any:
         if self.augment is None:
@@ -162,11 +168,10 @@ class Feed:
                 f"train data: augmentation needs batches (images, labels), got a {type(batch).__name__}: "
                 "use augment=None"
             )
+        target = labels_of(batch)
+        if isinstance(target, Tensor) and target.dim() > 2:
+            raise TrainingError(
+                f"train data: augmentation moves images, not their targets of shape {tuple(target.shape)}: "
+                "use augment=None"
+            )
         return augment(batch[0], self.augment, generator), *batch[1:]
-
-
-def _check_kind(found: Tensor, role: str) -> None:
-    if found.is_floating_point() or found.is_complex() or found.dtype == torch.bool:
-        raise TrainingError(
-            f"{role} data: labels must be class indices (integers), got {found.dtype}: convert them with .long()"
-        )

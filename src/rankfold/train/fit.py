@@ -1,4 +1,4 @@
-"""The training loop: any model, any labelled data, one recipe; resumable, reproducible, silent."""
+"""The training loop: any model, any data, any objective, one recipe; resumable, reproducible, silent."""
 
 import itertools
 import time
@@ -10,27 +10,30 @@ from pathlib import Path
 from typing import Any
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 
-from rankfold.batches import forward, logits_of
+from rankfold.batches import forward
 from rankfold.costs import evaluating
-from rankfold.train import feed
+from rankfold.objectives import Evaluation, Figures, Objective
+from rankfold.run.progress import showing_epochs
+from rankfold.run.seeds import derived_seed
+from rankfold.run.team import Team, joined
+from rankfold.train import checkpoint
 from rankfold.train.breakdown import breakdown
-from rankfold.train.check import checked
+from rankfold.train.check import Checked, checked
 from rankfold.train.errors import TrainingError
-from rankfold.train.evaluation import evaluate, rows
+from rankfold.train.evaluation import evaluate, named
 from rankfold.train.feed import Feed
 from rankfold.train.history import Epoch, History, Progress, ProgressCallback
 from rankfold.train.layout import fitting_layout, laid_out
-from rankfold.train.parallel import Team, joined
 from rankfold.train.precision import arithmetic
-from rankfold.train.randomness import derived_seed, seeded
-from rankfold.train.recipe import Distill, Plateau, Recipe
+from rankfold.train.randomness import seeded
+from rankfold.train.recipe import Plateau, Recipe
 from rankfold.train.run import Run
 from rankfold.train.schedule import decay_factor, plateau_factor, rate_factor
 
 
+@showing_epochs("training")
 def fit(
     model: nn.Module,
     train: Any,
@@ -40,14 +43,17 @@ def fit(
     teacher: nn.Module | None = None,
     directory: str | Path | None = None,
     progress: ProgressCallback | None = None,
+    objective: Objective | str | None = None,
 ) -> History:
     """Train `model` in place on `train` and leave it with the weights of its best epoch on `validation`.
 
-    Data are as in `evaluate`; a DataLoader's own batches and order are kept, other data are shuffled and cut
-    into `recipe.batch_size`. Parameters that do not require a gradient stay as they are; module modes,
-    gradients and the global random state are left as found. Without `validation` the last epoch is kept;
-    with it the start counts as epoch 0 and is kept if no epoch is better (accuracy, then loss). `teacher`
-    (eval mode, no gradients) is needed where `recipe.distill` is given.
+    Data are as in `evaluate`, to be read several times; a DataLoader's own batches and order are kept, other data are
+    shuffled and cut into `recipe.batch_size`. `objective` as in `evaluate`: its losses are minimised, and with a
+    teacher its distance from that one's outputs; where it needs no targets, that distance alone. Parameters that do not
+    require a gradient stay as they are; module modes, gradients and the global random state are left as found. Without
+    `validation` the last epoch is kept; with it the start counts as epoch 0 and is kept if no epoch is better
+    (`Evaluation.rank`: the judging figure, then the loss). `teacher` (eval mode, no gradients) is needed where
+    `recipe.distill` is given, or data have no targets.
 
     With `directory`, `checkpoint-*.pt` is written after every epoch, and `metrics.jsonl` holds a line per
     epoch. The same call with the same directory resumes after an interruption and computes, on the same
@@ -61,26 +67,32 @@ def fit(
 
     A loss that is not finite ends training: a sentence in `History.stopped`, and the best weights so far.
     KeyboardInterrupt passes through, also with the best weights so far.
-    Raises TrainingError before any work: empty data, labels outside the model's outputs (for data that are
-    not in memory: when the batch comes), nothing to train, a missing or unused teacher, a directory that
-    holds another run, a batch size that the processes cannot share.
+    Raises TrainingError before any work: empty data, targets that do not fit the model's outputs (for data that are
+    not in memory: when the batch comes), data that can be read only once, nothing to train, a missing or unused
+    teacher, a directory that holds another run, a batch size that the processes cannot share.
     """
     data = Feed(train, recipe.batch_size, recipe.augment)
     device = _device(model)
-    with joined(device) as team, _left_as_found(model), seeded(recipe.seed, device, data.generators()):
+    with (
+        joined(device, TrainingError) as team,
+        checkpoint.claimed(directory, team),
+        _left_as_found(model),
+        seeded(recipe.seed, device, data.generators()),
+    ):
         with team.agreed():
-            sample = checked(model, data, validation, recipe, teacher, team)
-            layout = fitting_layout(model, sample)
-            run = Run.begin_or_resume(model, recipe, directory, len(data), team)
+            known = checked(model, data, validation, recipe, teacher, objective, team)
+            layout = fitting_layout(model, known.sample)
+            run = Run.begin_or_resume(model, recipe, directory, len(data), known.objective.name, team)
         resumed_from = run.epoch
         if team.summed(resumed_from) != [resumed_from * team.size]:
             raise TrainingError(f"the processes find different checkpoints in {directory}: all must see the same files")
         progress = progress if team.first else None
-        setting = _Setting(model, team.wrapped(model, laid_out(sample, layout)), teacher, recipe, device, layout, team)
+        network = team.wrapped(model, laid_out(known.sample, layout))
+        setting = _Setting(model, network, teacher, recipe, known, device, layout, team)
         try:
             if run.epoch == 0:
                 if validation is not None:
-                    run.start = team.shared(lambda: evaluate(model, validation, role="validation"))
+                    run.start = team.shared(lambda: setting.evaluated(validation))
                 team.shared(run.save)
             stopped = None
             while run.epoch < recipe.epochs and stopped is None:
@@ -98,9 +110,14 @@ class _Setting:
     network: nn.Module  # the model, or what averages its gradients over the processes
     teacher: nn.Module | None
     recipe: Recipe
+    known: Checked
     device: torch.device
     layout: torch.memory_format
     team: Team
+
+    def evaluated(self, validation: Any) -> Evaluation:
+        objective, teacher = self.known.objective, self.teacher
+        return evaluate(self.model, validation, role="validation", objective=objective, teacher=teacher)
 
 
 def _epoch(
@@ -109,48 +126,50 @@ def _epoch(
     """One epoch of training, its validation and its checkpoint; or the sentence that ends the run."""
     recipe, model, team = setting.recipe, setting.model, setting.team
     number, batches, began = run.epoch + 1, len(data), time.perf_counter()
-    total, step = recipe.epochs * batches, run.epoch * batches
+    total_steps, step = recipe.epochs * batches, run.epoch * batches
     seed, peak = derived_seed(recipe.seed, number), _peak(recipe, run)
     generator = torch.Generator().manual_seed(seed)
-    loss_sum, correct, count, rate = 0.0, 0.0, 0.0, 0.0
+    figures = setting.known.objective.figures()
+    loss_sum, count, rate = 0.0, 0.0, 0.0
     model.train()
     with seeded(seed, setting.device, data.generators()):
         stream = data.epoch(generator)
         for index in itertools.count(1):
             with team.agreed():
                 batch = next(stream, None)
-                outcome = None if batch is None else _forward(setting, batch, step)
-            if outcome is None:
+                parts = None if batch is None else _forward(setting, batch, step, figures)
+            if parts is None:
                 break
-            losses, hits, size = team.summed(*outcome.sums)
-            rate = peak * rate_factor(recipe.schedule, min(step, total - 1), total, recipe.warmup)
+            totals = team.summed(*(number for part in parts for number in (part.total, part.count)))
+            counts = [max(found, 1) for found in totals[1::2]]
+            losses = sum(part.weight * total / n for part, total, n in zip(parts, totals[::2], counts, strict=True))
+            rate = peak * rate_factor(recipe.schedule, min(step, total_steps - 1), total_steps, recipe.warmup)
             if not isfinite(losses):
                 return (
                     f"training stopped in epoch {number}, batch {index} of {batches}: the loss is {losses} at "
                     f"learning rate {rate:.3g}; a smaller learning_rate, or clip_norm, is the usual remedy"
                 )
             # Gradients are averaged over the processes: what counts is the share of each in the batch.
-            decay = recipe.weight_decay * decay_factor(recipe.relax, step, total)
-            _update(setting, run, outcome.loss * (outcome.size * team.size / size), rate, decay)
+            shares = [part.weight * (part.count * team.size / n) for part, n in zip(parts, counts, strict=True)]
+            loss = torch.stack([share * part.loss for share, part in zip(shares, parts, strict=True)]).sum()
+            decay = recipe.weight_decay * decay_factor(recipe.relax, step, total_steps)
+            _update(setting, run, loss, rate, decay)
             step += 1
-            loss_sum, correct, count = loss_sum + losses, correct + hits, count + size
+            loss_sum, count = loss_sum + losses * totals[1], count + totals[1]
             if progress is not None and index < batches:
-                progress(Progress(number, recipe.epochs, index, batches, losses / size))
+                progress(Progress(number, recipe.epochs, index, batches, losses))
     if count == 0:
-        raise TrainingError("train data: an epoch gave no batch; give at least one labelled sample")
+        raise TrainingError("train data: an epoch gave no batch with anything to learn from; give at least one sample")
+    whole = setting.known.objective.figures()
+    for sums in team.gathered(figures.sums):
+        whole.add_sums(sums)
 
     def closed() -> Epoch:
         with run.averaged():
-            result = None if validation is None else evaluate(model, validation, role="validation")
-        return Epoch(
-            number,
-            loss_sum / count,
-            correct / count,
-            None if result is None else result.loss,
-            None if result is None else result.accuracy,
-            rate,
-            time.perf_counter() - began,
-        )
+            result = None if validation is None else setting.evaluated(validation)
+        seconds = time.perf_counter() - began
+        with named("train"):
+            return Epoch(number, loss_sum / count, whole.result().figures, result, rate, seconds)
 
     record = team.shared(closed)
     with team.agreed():
@@ -169,31 +188,46 @@ def _peak(recipe: Recipe, run: Run) -> float:
 
 
 @dataclass(frozen=True, eq=False)
-class _Outcome:
-    """Of this process's slice of a batch: mean `loss` of `size` rows, `correct` of them."""
+class _Part:
+    """One term of the loss on this process's slice of a batch: `weight` times the mean `loss` of `count` positions."""
 
     loss: Tensor
-    correct: int
-    size: int
+    count: int
+    weight: float
 
     @property
-    def sums(self) -> tuple[float, float, float]:
-        return self.loss.item() * self.size, self.correct, self.size
+    def total(self) -> float:
+        return self.loss.item() * self.count
 
 
-def _forward(setting: _Setting, batch: Any, step: int) -> _Outcome:
-    recipe, team = setting.recipe, setting.team
+def _forward(setting: _Setting, batch: Any, step: int, figures: Figures) -> list[_Part]:
+    recipe, team, objective = setting.recipe, setting.team, setting.known.objective
     batch = team.share(batch)
-    target = feed.labels(batch, "train").to(setting.device)
-    batch = laid_out(batch, setting.layout)
+    given = laid_out(batch, setting.layout)
     with arithmetic(recipe.precision, setting.device), team.own_draws(recipe.seed, step):
-        with torch.no_grad():
-            taught = None if setting.teacher is None else _teach(setting.teacher, batch)
-        logits = logits_of(forward(setting.network, batch))
-    logits, target = rows(logits, target, "train")
-    feed.check_range(target, logits.shape[1], "train")
-    loss = _loss(logits, target, taught, recipe.distill, recipe.label_smoothing)
-    return _Outcome(loss, int((logits.argmax(1) == target).sum()), len(target))
+        taught = None if setting.teacher is None else _teach(setting.teacher, given)
+        output = forward(setting.network, given)
+    with named("train"):
+        parts = loss_parts(objective, output, batch, taught, recipe, setting.known.scales)
+        plain = objective.labelled and taught is None and not recipe.label_smoothing
+        figures.add(output, batch, taught, known=(parts[0].loss, parts[0].count) if plain else None, rows=False)
+    return parts
+
+
+def loss_parts(
+    objective: Objective, output: Any, batch: Any, taught: Any, recipe: Recipe, scales: tuple[float, ...] | None = None
+) -> list[_Part]:
+    """What is minimised: (1 − w) · losses + w · distance from the teacher (Hinton, Vinyals, Dean 2015, section 2); the
+    distance alone where there are no targets."""
+    how = recipe.distill
+    if taught is None:
+        return [_Part(*objective.losses(output, batch, recipe.label_smoothing), 1.0)]
+    temperature, weight = (1.0, 1.0) if how is None else (how.temperature, how.weight)
+    weight = weight if objective.labelled else 1.0
+    parts = [_Part(*objective.distances(output, taught, batch, temperature, scales), weight)]
+    if weight < 1:
+        parts.append(_Part(*objective.losses(output, batch, recipe.label_smoothing), 1 - weight))
+    return parts
 
 
 def _update(setting: _Setting, run: Run, loss: Tensor, rate: float, decay: float) -> None:
@@ -209,27 +243,9 @@ def _update(setting: _Setting, run: Run, loss: Tensor, rate: float, decay: float
     run.average()
 
 
-def _teach(teacher: nn.Module, batch: Any) -> Tensor:
-    with evaluating(teacher):
-        logits = logits_of(forward(teacher, batch))
-    return logits.reshape(-1, logits.shape[-1])
-
-
-def _loss(logits: Tensor, target: Tensor, taught: Tensor | None, distill: Distill | None, smoothing: float) -> Tensor:
-    """(1 − w)·CE + w·T²·KL(teacher ‖ model) at temperature T: Hinton, Vinyals, Dean 2015, section 2."""
-    if distill is None or taught is None:
-        return F.cross_entropy(logits, target, label_smoothing=smoothing)
-    t, w = distill.temperature, distill.weight
-    divergence = F.kl_div(
-        F.log_softmax(logits / t, 1),
-        F.log_softmax(taught.to(logits) / t, 1),
-        reduction="batchmean",
-        log_target=True,
-    )
-    loss = w * t * t * divergence
-    if w < 1:
-        loss = loss + (1 - w) * F.cross_entropy(logits, target, label_smoothing=smoothing)
-    return loss
+def _teach(teacher: nn.Module, batch: Any) -> Any:
+    with torch.no_grad(), evaluating(teacher):
+        return forward(teacher, batch)
 
 
 def _device(model: nn.Module) -> torch.device:

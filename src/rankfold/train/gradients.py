@@ -1,27 +1,37 @@
-"""Gradients of the classification loss with respect to chosen weights, frozen ones too."""
+"""Gradients of an objective's loss with respect to chosen weights, frozen ones too."""
 
 from collections.abc import Sequence
 from contextlib import ExitStack
 from typing import Any
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 
-from rankfold.batches import batches_of, forward, labels_of, logits_of
+from rankfold.batches import batches_of, forward
 from rankfold.costs import evaluating
+from rankfold.objectives import Objective
 from rankfold.train.errors import TrainingError
-from rankfold.train.evaluation import rows
+from rankfold.train.evaluation import choose, named
 
 
 def weight_gradients(
-    model: nn.Module, weights: Sequence[nn.Parameter], data: Any, *, samples: int = 2048, batch_size: int = 128
+    model: nn.Module,
+    weights: Sequence[nn.Parameter],
+    data: Any,
+    *,
+    samples: int = 2048,
+    batch_size: int = 128,
+    objective: Objective | str | None = None,
 ) -> list[Tensor]:
-    """Mean gradient of the cross-entropy over the first `samples` of labelled `data`, of each of `weights`, on the CPU.
+    """Mean gradient of the loss over the first `samples` of `data` with targets, of each of `weights`, on the CPU.
 
-    In eval mode; modes, gradients and `requires_grad` are left as found. Zero for a weight that the loss does not
-    reach. Raises TrainingError for data without labels or without samples, and for gradients that are not finite.
+    `objective` as in `rankfold.train.evaluate`. In eval mode; modes, gradients and `requires_grad` are left as found.
+    Zero for a weight that the loss does not reach. Raises TrainingError for data without targets or without samples,
+    and for gradients that are not finite.
     """
+    chosen = choose(model, data, objective).objective
+    if not chosen.labelled:
+        raise TrainingError("the data have no labels, from which the subspaces are taken: give labelled batches")
     sums = [torch.zeros_like(weight, device="cpu", dtype=torch.float64) for weight in weights]
     seen = 0
     with ExitStack() as stack:
@@ -31,16 +41,10 @@ def weight_gradients(
             stack.callback(weight.requires_grad_, weight.requires_grad)
             weight.requires_grad_(True)
         for batch in batches_of(data, batch_size, samples):
-            labels = labels_of(batch)
-            if labels is None:
-                raise TrainingError(
-                    "the data have no labels, from which the subspaces are taken: give labelled batches"
-                )
-            logits = logits_of(forward(model, batch))
-            logits, target = rows(logits, labels.to(logits.device), "train")
-            loss = F.cross_entropy(logits.float(), target, reduction="sum")
-            found = torch.autograd.grad(loss, list(weights), allow_unused=True)
-            seen += len(target)
+            with named("train"):
+                loss, count = chosen.losses(forward(model, batch), batch)
+            found = torch.autograd.grad(loss * count, list(weights), allow_unused=True)
+            seen += count
             for total, gradient in zip(sums, found, strict=True):
                 if gradient is not None:
                     total += gradient.cpu()

@@ -1,32 +1,69 @@
 """What happened while training: a record for every epoch, and which epoch's weights were kept."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass
 from typing import Any
 
-from rankfold.train.evaluation import Evaluation
+from rankfold.objectives import Evaluation, Figure
 
 
 @dataclass(frozen=True)
 class Epoch:
     """One pass over the training data.
 
-    Accuracies lie in [0, 1]; `train_accuracy` is that of the changing model on augmented batches. Losses are
-    means of what was minimised (train) and of the cross-entropy in nats (validation). `learning_rate` is that
+    `train_loss` is the mean of what was minimised; `train` has the figures of the changing model on augmented batches,
+    `validation` those after the epoch (None without validation data); the first of each judges. `learning_rate` is that
     of the last step.
     """
 
     epoch: int
     train_loss: float
-    train_accuracy: float
-    validation_loss: float | None
-    validation_accuracy: float | None
+    train: tuple[Figure, ...]
+    validation: Evaluation | None
     learning_rate: float
     seconds: float
 
+    @property
+    def validation_loss(self) -> float | None:
+        """The loss on the validation data; None without any."""
+        return None if self.validation is None else self.validation.loss
+
+    @property
+    def train_accuracy(self) -> float | None:
+        """The accuracy while training, in [0, 1]; None for objectives without one."""
+        return next((figure.value for figure in self.train if figure.name == "accuracy"), None)
+
+    @property
+    def validation_accuracy(self) -> float | None:
+        """The accuracy on the validation data, in [0, 1]; None for objectives without one."""
+        return None if self.validation is None else self.validation.values.get("accuracy")
+
     def to_dict(self) -> dict[str, Any]:
-        """Plain values: a line of metrics.jsonl."""
-        return asdict(self)
+        """Plain values: a line of metrics.jsonl, with every figure by its name, the judging one first."""
+        values: dict[str, Any] = {"epoch": self.epoch, "train_loss": self.train_loss}
+        values |= {f"train_{figure.name}": figure.value for figure in self.train}
+        values["validation_loss"] = self.validation_loss
+        judged = self.train if self.validation is None else self.validation.figures
+        values |= {f"validation_{f.name}": None if self.validation is None else f.value for f in judged}
+        return values | {"learning_rate": self.learning_rate, "seconds": self.seconds}
+
+    def state(self) -> dict[str, Any]:
+        """Everything, as a checkpoint keeps it; `from_state` is the inverse."""
+        values = asdict(self) | {"train": [asdict(figure) for figure in self.train]}
+        return values | {"validation": None if self.validation is None else self.validation.to_dict()}
+
+    @classmethod
+    def from_state(cls, values: Mapping[str, Any]) -> "Epoch":
+        """From `state`, or from the flat values with accuracies that earlier checkpoints hold."""
+        values = dict(values)
+        if "train" not in values:
+            values["train"] = [{"name": "accuracy", "value": values.pop("train_accuracy"), "unit": "fraction"}]
+            accuracy, loss = values.pop("validation_accuracy"), values.pop("validation_loss")
+            values["validation"] = None if accuracy is None else {"accuracy": accuracy, "loss": loss, "count": 0}
+        values["train"] = tuple(Figure(**figure) for figure in values["train"])
+        if values["validation"] is not None:
+            values["validation"] = Evaluation.from_dict(values["validation"])
+        return cls(**values)
 
 
 @dataclass(frozen=True)

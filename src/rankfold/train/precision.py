@@ -1,26 +1,32 @@
-"""The arithmetic of the forward pass: as the parameters are, or bfloat16 where the machine computes in it."""
+"""The arithmetic of the forward pass: as the parameters are, or in half precision where the machine computes in it."""
 
 from collections.abc import Iterator
 from contextlib import contextmanager
-from typing import Any
+from typing import Any, Literal
 
 import torch
 
 from rankfold.sites import without_fused_attention
-from rankfold.train.recipe import Precision
+from rankfold.train.errors import TrainingError
+
+Arithmetic = Literal["float32", "bfloat16", "float16", "auto"]
 
 
 @contextmanager
-def arithmetic(precision: Precision, device: torch.device) -> Iterator[None]:
+def arithmetic(precision: Arithmetic, device: torch.device) -> Iterator[None]:
     """A context for forward passes on `device`; "auto" is bfloat16 if it is native there, else nothing.
 
     Under autocast torch's fused kernels for attention in eval mode are off: given a padding mask they mix float32
-    with bfloat16, which is an error. The setting is left as found.
+    with bfloat16, which is an error. The setting is left as found. "float16" is for CUDA, and not for training, whose
+    small gradients it loses: TrainingError elsewhere.
     """
-    if precision != "bfloat16" and not (precision == "auto" and has_bfloat16(device)):
+    if precision == "float16" and device.type != "cuda":
+        raise TrainingError(f"float16 is computed on cuda alone, not on {device.type}: take bfloat16, or float32")
+    if precision == "float32" or (precision == "auto" and not has_bfloat16(device)):
         yield
         return
-    with without_fused_attention(), torch.autocast(device.type, torch.bfloat16):
+    half = torch.float16 if precision == "float16" else torch.bfloat16
+    with without_fused_attention(), torch.autocast(device.type, half):
         yield
 
 

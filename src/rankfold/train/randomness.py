@@ -1,17 +1,11 @@
 """Randomness as a function of (seed, epoch): a resumed run draws what the uninterrupted one would have."""
 
-import hashlib
 import random
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 
 import numpy as np
 import torch
-
-
-def derived_seed(seed: int, epoch: int) -> int:
-    """A 63-bit seed for one epoch, unrelated to that of any other (seed, epoch)."""
-    return int.from_bytes(hashlib.sha256(f"{seed} {epoch}".encode()).digest()[:8], "big") >> 1
 
 
 @contextmanager

@@ -3,20 +3,19 @@
 import json
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass, field
-from math import isfinite
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
+from rankfold.objectives import Evaluation
+from rankfold.run.team import Team
 from rankfold.train import checkpoint
 from rankfold.train.errors import TrainingError
-from rankfold.train.evaluation import Evaluation
 from rankfold.train.groups import parameter_groups
 from rankfold.train.history import Epoch
-from rankfold.train.parallel import Team
 from rankfold.train.recipe import Recipe
 
 Weights = dict[str, Tensor]
@@ -32,6 +31,7 @@ class Run:
     trained: list[nn.Parameter]
     directory: Path | None
     batches: int
+    objective: str
     mean: Weights | None
     best: Weights
     team: Team
@@ -42,14 +42,20 @@ class Run:
 
     @classmethod
     def begin_or_resume(
-        cls, model: nn.Module, recipe: Recipe, directory: str | Path | None, batches: int, team: Team
+        cls,
+        model: nn.Module,
+        recipe: Recipe,
+        directory: str | Path | None,
+        batches: int,
+        objective: str,
+        team: Team,
     ) -> "Run":
         """A run at its start, or where its checkpoint left it; TrainingError if `directory` holds another."""
         optimizer, trained = _optimizer(model, recipe)
         place = None if directory is None else Path(directory)
         weights = _copy(model.state_dict())
         mean = None if recipe.ema is None else _copy(weights)
-        run = cls(model, recipe, optimizer, trained, place, batches, mean, weights, team)
+        run = cls(model, recipe, optimizer, trained, place, batches, objective, mean, weights, team)
         saved = None if place is None else checkpoint.load(place)
         if saved is not None:
             run._take(saved)
@@ -96,7 +102,7 @@ class Run:
     def _best_score(self) -> tuple[float, float] | None:
         if self.best_epoch > 0:
             return _score(self.epochs[self.best_epoch - 1])
-        return None if self.start is None else _order(self.start.accuracy, self.start.loss)
+        return None if self.start is None else self.start.rank
 
     def share_best(self) -> None:
         """Give all processes the best weights of the first, whose buffers were validated."""
@@ -113,13 +119,14 @@ class Run:
         state = {
             "recipe": json.dumps(self.recipe.to_dict()),
             "batches": self.batches,
+            "objective": self.objective,
             "model": self.model.state_dict(),
             "optimizer": self.optimizer.state_dict(),
             "mean": self.mean,
             "best": self.best,
             "best_epoch": self.best_epoch,
-            "start": None if self.start is None else asdict(self.start),
-            "epochs": [record.to_dict() for record in self.epochs],
+            "start": None if self.start is None else self.start.to_dict(),
+            "epochs": [record.state() for record in self.epochs],
             "steps": self.steps,
         }
         checkpoint.save(self.directory, self.epoch, state)
@@ -134,6 +141,11 @@ class Run:
                 f"{where}, with {saved['batches']} batches an epoch and not {self.batches}: choose another "
                 "directory, or the same data"
             )
+        if saved.get("objective", self.objective) != self.objective:
+            raise TrainingError(
+                f"{where}, with the objective {saved['objective']} and not {self.objective}: choose another directory, "
+                "or the same objective"
+            )
         if _shapes(saved["model"]) != _shapes(self.model.state_dict()):
             raise TrainingError(f"{where}, of another model: choose another directory, or the same model")
         device = {name: value.device for name, value in self.model.state_dict().items()}
@@ -143,8 +155,8 @@ class Run:
         if saved["mean"] is not None:
             self.mean = {name: value.to(device[name]) for name, value in saved["mean"].items()}
         self.best_epoch, self.steps = saved["best_epoch"], saved["steps"]
-        self.start = None if saved["start"] is None else Evaluation(**saved["start"])
-        self.epochs = [Epoch(**record) for record in saved["epochs"]]
+        self.start = None if saved["start"] is None else Evaluation.from_dict(saved["start"])
+        self.epochs = [Epoch.from_state(record) for record in saved["epochs"]]
 
 
 def _optimizer(model: nn.Module, recipe: Recipe) -> tuple[torch.optim.Optimizer, list[nn.Parameter]]:
@@ -166,14 +178,7 @@ def _optimizer(model: nn.Module, recipe: Recipe) -> tuple[torch.optim.Optimizer,
 
 
 def _score(record: Epoch) -> tuple[float, float] | None:
-    if record.validation_accuracy is None or record.validation_loss is None:
-        return None
-    return _order(record.validation_accuracy, record.validation_loss)
-
-
-def _order(accuracy: float, loss: float) -> tuple[float, float]:
-    """Larger is better; outputs that are not finite are worse than anything."""
-    return (accuracy, -loss) if isfinite(loss) else (-1.0, 0.0)
+    return None if record.validation is None else record.validation.rank
 
 
 def _copy(state: dict[str, Tensor]) -> Weights:

@@ -1,7 +1,8 @@
 """Data sets by name: the bundled digits, the papers' images, and whatever a user's factory returns."""
 
 import hashlib
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from dataclasses import replace
 from importlib.metadata import version
 from operator import index as integer
 from typing import Any
@@ -9,18 +10,22 @@ from typing import Any
 import numpy as np
 import torch
 from torch import Tensor
-from torch.utils.data import DataLoader
+from torch.utils.data import DataLoader, IterableDataset, TensorDataset
 
+from rankfold.batches import Columns, is_hugging_face
+from rankfold.run.progress import showing
+from rankfold.train.feed import length
 from rankfold.zoo.errors import ZooError
 from rankfold.zoo.images import IMAGE_SETS, Progress, load_images
 from rankfold.zoo.kept import kept
 from rankfold.zoo.resolve import call_factory
-from rankfold.zoo.samples import Samples, as_pair, as_tensors, layout
-from rankfold.zoo.split import Data, Split, held_indices, hold_out, parted
+from rankfold.zoo.samples import Samples, are_batches, as_pair, as_tensors, layout
+from rankfold.zoo.split import Data, Split, held_indices, hold_out, of_classes, parted
 
 _VALIDATION_IMAGES = 5_000
 _VALIDATION_SHARE = {"digits": 0.2, "custom": 0.1}
 _DIGITS_TEST_SHARE = 0.25
+_IGNORED = -100  # a label that leaves its sample out, as torch has it
 
 
 def data_names() -> tuple[str, ...]:
@@ -28,16 +33,19 @@ def data_names() -> tuple[str, ...]:
     return ("digits", *IMAGE_SETS)
 
 
+@showing
 def load_data(spec: str, *, download: bool = False, progress: Progress | None = None) -> Data:
     """The data set that `spec` names: one of `data_names()` or `package.module:factory`.
 
     `digits` (8×8, scikit-learn) needs no file. `mnist`, `fashion-mnist`, `cifar10` come from the folder in
     the environment variable RANKFOLD_DATA, or, with `download=True`, from the Hugging Face hub; see
     `load_images`. A factory is called without arguments and returns (train, test) or (train, validation,
-    test): sized, indexable data sets of (input, label) pairs with inputs of one shape, as a model takes them;
-    uint8 images are divided by 255. Models with several inputs have a tuple or dict of tensors for the input, or
-    dicts that hold the label too. They are read into memory. Or sized DataLoaders, which are left as they are, their
-    order included; their validation must come with them, and `classes` is None then. A validation split that
+    test): sized, indexable data sets of (input, target) pairs with inputs of one shape, as a model takes them;
+    uint8 images are divided by 255. A target is an integer label, a number or a tensor; data without targets have
+    inputs alone. Models with several inputs have a tuple or dict of tensors for the input, or dicts that hold the
+    target too. They are read into memory. Or DataLoaders, lists of batches and iterable data sets, which are left as
+    they are, their order included; their validation must come with them, and `classes` is None then. An attribute
+    `objective` of the factory, a name or an object, says what outputs and targets mean. A validation split that
     does not come with the data is a fixed part of train, in the proportions of the classes (5,000 images; 20 % of
     digits; 10 % of a factory's); test is never touched. Raises ZooError, one sentence.
     """
@@ -78,7 +86,7 @@ def _read_digits() -> dict[str, Tensor]:
 def _held_out(name: str, split: Split, count: int) -> tuple[Split, Split]:
     """``hold_out``, whose choice is kept: the import of scikit-learn for it takes longer than a short command."""
     identity = f"{count} of {_digest(split.labels)}, scikit-learn {version('scikit-learn')}"
-    chosen = kept(f"{name}-split", identity, lambda: {"held": held_indices(split.labels, count)})
+    chosen = kept(f"{name}-split", identity, lambda: {"held": held_indices(split.labels, len(split), count)})
     return parted(split, chosen["held"])
 
 
@@ -87,10 +95,10 @@ def _digest(labels: Tensor) -> str:
 
 
 def _custom(spec: str) -> Data:
-    parts, _ = call_factory(spec)
+    parts, factory = call_factory(spec)
     if not isinstance(parts, tuple | list) or len(parts) not in (2, 3):
         raise ZooError(f"{spec}: the factory must return (train, test) or (train, validation, test) data sets")
-    return data_of(spec, parts)
+    return replace(data_of(spec, parts), objective=getattr(factory, "objective", None))
 
 
 def data_of(spec: str, parts: Sequence[Any]) -> Data:
@@ -99,58 +107,83 @@ def data_of(spec: str, parts: Sequence[Any]) -> Data:
     `spec` names them in messages. Raises ZooError, one sentence.
     """
     names = ("train", "test") if len(parts) == 2 else ("train", "validation", "test")
-    splits: dict[str, Any] = {
-        name: _in_memory(f"{spec}, {name}", part) for name, part in zip(names, parts, strict=True)
-    }
-    labelled = [split for split in splits.values() if not isinstance(split, DataLoader)]
-    classes = 1 + max(int(split.labels.max()) for split in labelled) if len(labelled) == len(splits) else None
+    splits: dict[str, Any] = {name: _part(f"{spec}, {name}", part) for name, part in zip(names, parts, strict=True)}
+    labels = [split.labels for split in splits.values() if isinstance(split, Split | Samples)]
+    known = [label for label in labels if label is not None and of_classes(label)]
+    classes = 1 + max(int(label.max()) for label in known) if len(known) == len(splits) else None
     if "validation" not in splits:
         train = splits["train"]
-        if isinstance(train, DataLoader):
-            raise ZooError(f"{spec}: no validation can be taken from a DataLoader: return (train, validation, test)")
+        if not isinstance(train, Split | Samples):
+            kind = type(train).__name__ if isinstance(train, DataLoader) else f"{type(train).__name__} of batches"
+            raise ZooError(f"{spec}: no validation can be taken from a {kind}: return (train, validation, test)")
         count = max(1, round(_VALIDATION_SHARE["custom"] * len(train)))
-        splits["train"], splits["validation"] = hold_out(train, count)
+        splits["train"], splits["validation"] = hold_out(splits["train"], count)
     return Data(spec, splits["train"], splits["validation"], splits["test"], classes)
 
 
-def _in_memory(where: str, samples: Any) -> Split | Samples | DataLoader:
-    if isinstance(samples, Split):
-        return samples
-    if isinstance(samples, DataLoader):
-        return _sized(where, samples)
-    if not hasattr(samples, "__len__") or not hasattr(samples, "__getitem__"):
-        raise ZooError(f"{where}: a {type(samples).__name__} is not a sized, indexable data set")
-    if len(samples) == 0:
-        raise ZooError(f"{where}: the data set is empty")
-    inputs, labels = [], []
+def _part(where: str, part: Any) -> Any:
+    """A part in memory where it can be indexed; loaders, batches and other iterables as they are."""
+    if isinstance(part, Split | Samples):
+        return part
+    if isinstance(part, Tensor) or (isinstance(part, tuple) and part and all(isinstance(x, Tensor) for x in part)):
+        part = TensorDataset(*((part,) if isinstance(part, Tensor) else part))
+    if isinstance(part, Iterator) or not (hasattr(part, "__iter__") or hasattr(part, "__getitem__")):
+        raise ZooError(
+            f"{where}: a {type(part).__name__} is not a sized, indexable data set, a DataLoader or a list of batches"
+        )
+    if length(part) == 0:
+        what = "DataLoader gives no batch" if isinstance(part, DataLoader) else "data set is empty"
+        raise ZooError(f"{where}: the {what}")
+    if isinstance(part, DataLoader | IterableDataset) or are_batches(part):
+        return part
+    if length(part) is None or not hasattr(part, "__getitem__"):
+        return part
+    return _in_memory(where, Columns(part) if is_hugging_face(part) else part)
+
+
+def _in_memory(where: str, samples: Any) -> Split | Samples:
+    inputs: list[Any] = []
+    targets: list[Any] = []
     for index in range(len(samples)):
         try:
-            sample, label = as_pair(samples[index])
+            sample, target = as_pair(samples[index])
             inputs.append(as_tensors(sample))
-            labels.append(integer(label))
+            targets.append(_target(target))
         except (TypeError, ValueError, RuntimeError) as error:
             raise ZooError(
-                f"{where}: sample {index} is not a pair of a tensor and an integer label, nor of a tuple or dict of "
-                f"tensors and one, nor a dict with labels: {error}"
+                f"{where}: sample {index} is not a pair of a tensor and an integer label or a tensor of targets, nor "
+                f"of a tuple or dict of tensors and one, nor inputs alone: {error}"
             ) from error
         if layout(inputs[-1]) != layout(inputs[0]):
             raise ZooError(
                 f"{where}: sample {index} is {layout(inputs[-1])} and sample 0 is {layout(inputs[0])}; "
                 "all inputs must be alike: pad them, or return DataLoaders that do"
             )
-    if min(labels) < 0:
-        raise ZooError(f"{where}: label {min(labels)} is negative; labels count from 0")
+        if _kind(targets[-1]) != _kind(targets[0]):
+            raise ZooError(
+                f"{where}: sample {index} has {_kind(targets[-1])} and sample 0 {_kind(targets[0])}; all targets must "
+                "be alike: pad them, or return DataLoaders that do"
+            )
+    if targets[0] is None:
+        return Samples(inputs, None)
+    labels = torch.stack(targets)
+    if labels.dtype == torch.int64 and labels.dim() == 1 and bool(((labels < 0) & (labels != _IGNORED)).any()):
+        raise ZooError(f"{where}: label {int(labels.min())} is negative; labels count from 0")
     if not isinstance(inputs[0], Tensor):
-        return Samples(inputs, torch.tensor(labels))
+        return Samples(inputs, labels)
     channels = inputs[0].shape[0] if inputs[0].ndim else 1
-    return Split(torch.stack(inputs), torch.tensor(labels), torch.zeros(channels), torch.ones(channels))
+    return Split(torch.stack(inputs), labels, torch.zeros(channels), torch.ones(channels))
 
 
-def _sized(where: str, loader: DataLoader) -> DataLoader:
+def _target(target: Any) -> Tensor | None:
+    """A whole number as a class; other numbers and arrays as they are."""
+    if target is None:
+        return None
     try:
-        batches = len(loader)
+        return torch.tensor(integer(target))
     except TypeError:
-        raise ZooError(f"{where}: a DataLoader of unknown length; give one over a sized data set") from None
-    if batches == 0:
-        raise ZooError(f"{where}: the DataLoader gives no batch")
-    return loader
+        return torch.as_tensor(target)
+
+
+def _kind(target: Tensor | None) -> str:
+    return "no target" if target is None else f"a target {layout(target)}"

@@ -1,7 +1,6 @@
 """Images of a published data set: decoded once from parquet, then mapped from a cache of plain tensors."""
 
 import os
-from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -10,10 +9,10 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from rankfold.run.progress import Progress
 from rankfold.zoo.errors import ZooError
 from rankfold.zoo.kept import kept
 
-Progress = Callable[[str, int, int], None]  # what is decoded, images done, images in all
 _EVERY = 1000
 
 

@@ -54,6 +54,19 @@ def resolve(
 
 def call_factory(spec: str) -> tuple[Any, Any]:
     """Import `package.module`, call `factory()`, return (result, factory); ZooError where any of it fails."""
+    factory = imported(spec)
+    if not callable(factory):
+        attribute = spec.partition(":")[2]
+        raise ZooError(f"{spec}: {attribute!r} is a {type(factory).__name__} and cannot be called")
+    with _current_directory_importable():
+        try:
+            return factory(), factory
+        except Exception as error:  # whatever a user's function raises, told with its spec
+            raise ZooError(f"{spec}: the factory raised {_one_line(error)}") from error
+
+
+def imported(spec: str) -> Any:
+    """What `package.module:attribute` names; ZooError where it cannot be imported."""
     module_name, _, attribute = spec.partition(":")
     if not module_name or not attribute or ":" in attribute:
         raise ZooError(f"{spec!r} is not of the form package.module:factory")
@@ -63,12 +76,7 @@ def call_factory(spec: str) -> tuple[Any, Any]:
             if not hasattr(factory, part):
                 raise ZooError(_no_attribute(spec, module_name, attribute, part, factory))
             factory = getattr(factory, part)
-        if not callable(factory):
-            raise ZooError(f"{spec}: {attribute!r} is a {type(factory).__name__} and cannot be called")
-        try:
-            return factory(), factory
-        except Exception as error:  # whatever a user's function raises, told with its spec
-            raise ZooError(f"{spec}: the factory raised {_one_line(error)}") from error
+    return factory
 
 
 def _no_attribute(spec: str, module_name: str, attribute: str, part: str, owner: Any) -> str:

@@ -1,4 +1,4 @@
-"""Labelled samples whose inputs are several tensors, as a transformer's ids and mask."""
+"""Samples whose inputs are several tensors, as a transformer's ids and mask, or that have no targets."""
 
 from __future__ import annotations
 
@@ -16,28 +16,30 @@ from rankfold.batches import LABELS
 
 @dataclass(frozen=True, eq=False)
 class Samples(Dataset):
-    """N samples: `inputs_of` each a tuple or dict of tensors, alike in all of them, `labels` (N,) int64.
+    """N samples: `inputs_of` each a tensor, or a tuple or dict of them, alike in all; `labels` (N, …), None without.
 
     A tuple is what a model takes in this order, a dict what it takes by name.
     """
 
     inputs_of: Sequence[Any]
-    labels: Tensor
+    labels: Tensor | None
 
     def __repr__(self) -> str:
         """The number alone: the samples themselves would fill the screen."""
         return f"Samples({len(self):,} samples)"
 
     def __len__(self) -> int:
-        return len(self.labels)
+        return len(self.inputs_of)
 
-    def __getitem__(self, index: int) -> tuple[Any, Tensor]:
-        """Inputs of sample `index`, without batch dimension, and its label (a scalar int64 tensor)."""
-        return self.inputs_of[index], self.labels[index]
+    def __getitem__(self, index: int) -> tuple[Any, ...]:
+        """Inputs of sample `index`, without batch dimension, and its target, where there are any."""
+        inputs = self.inputs_of[index]
+        return (inputs,) if self.labels is None else (inputs, self.labels[index])
 
     def subset(self, indices: Tensor) -> Samples:
         """The samples at `indices` (K,) int64, in that order."""
-        return Samples([self.inputs_of[index] for index in indices.tolist()], self.labels[indices])
+        labels = None if self.labels is None else self.labels[indices]
+        return Samples([self.inputs_of[index] for index in indices.tolist()], labels)
 
     def take(self, count: int, generator: torch.Generator) -> Samples:
         """`count` samples drawn without replacement; ValueError if there are fewer."""
@@ -47,14 +49,34 @@ class Samples(Dataset):
 
 
 def as_pair(item: Any) -> tuple[Any, Any]:
-    """(inputs, label) of one item of a data set: a pair, or a mapping with its label under a usual name."""
-    if not isinstance(item, Mapping):
-        inputs, label = item
-        return inputs, label
-    names = [name for name in LABELS if name in item]
-    if not names:
-        raise ValueError(f"none of {', '.join(LABELS)} is among {', '.join(map(str, item))}")
-    return {name: value for name, value in item.items() if name not in LABELS}, item[names[0]]
+    """(inputs, target or None) of one item of a data set: a pair, inputs alone, or a mapping that may hold its target
+    under a usual name."""
+    if isinstance(item, Mapping):
+        names = [name for name in LABELS if name in item]
+        inputs = {name: value for name, value in item.items() if name not in LABELS and not isinstance(value, str)}
+        return inputs, item[names[0]] if names else None
+    if isinstance(item, Tensor | np.ndarray):
+        return item, None
+    if len(item) == 1:
+        return item[0], None
+    inputs, label = item
+    return inputs, label
+
+
+def are_batches(samples: Any) -> bool:
+    """Whether a list holds batches rather than samples: targets as many as inputs, or inputs with a batch axis."""
+    if not isinstance(samples, list) or not samples:
+        return False
+    try:
+        inputs, target = as_pair(samples[0])
+        first = [x for x in (inputs.values() if isinstance(inputs, Mapping) else (inputs,)) if isinstance(x, Tensor)]
+    except (TypeError, ValueError):
+        return False
+    if not first or any(not x.dim() for x in first):
+        return False
+    if target is None:
+        return all(x.dim() > 1 for x in first) and len({len(x) for x in first}) == 1
+    return isinstance(target, Tensor) and target.dim() > 0 and all(x.dim() > 1 and len(x) == len(target) for x in first)
 
 
 def as_tensors(inputs: Any) -> Any:

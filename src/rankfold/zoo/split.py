@@ -1,4 +1,4 @@
-"""Labelled samples held in memory, and the three parts of a data set."""
+"""Samples held in memory, and the three parts of a data set."""
 
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
@@ -16,7 +16,7 @@ VALIDATION_SEED = 0
 
 @dataclass(frozen=True, eq=False)
 class Split:
-    """N labelled samples: `inputs` (N, …) as stored, `labels` (N,) int64; indexed like torch's Dataset.
+    """N samples: `inputs` (N, …) as stored, `labels` (N,) int64, or other targets (N, …); indexed like torch's Dataset.
 
     uint8 inputs are pixels (N, C, H, W), normalised when they are taken: (pixel / scale − mean) / std, with
     `mean`, `std` (C,) float32. Inputs of another dtype are taken as they are.
@@ -97,8 +97,9 @@ class Batches:
 class Data:
     """A data set: `train` to learn from, `validation` to choose on, `test` to report once.
 
-    Each a Split; of a factory's data also `rankfold.zoo.samples.Samples` or a DataLoader. `classes` is None where the
-    labels are not known.
+    Each a Split; of a factory's data also `rankfold.zoo.samples.Samples`, a DataLoader or batches. `classes` is None
+    where the labels are not known, or are none of classes. `objective`: what outputs and targets mean, where the
+    factory says so.
     """
 
     name: str
@@ -106,6 +107,7 @@ class Data:
     validation: Any
     test: Any
     classes: int | None
+    objective: Any = None
 
     @property
     def channels(self) -> int | None:
@@ -115,32 +117,45 @@ class Data:
     def amount(self, part: str) -> str:
         """How much there is in `part`, for a person: samples, or of a DataLoader its batches."""
         found = getattr(self, part)
-        return f"{len(found)} {part} {'samples' if isinstance(found, Split | Samples) else 'batches'}"
+        try:
+            count = len(found)
+        except TypeError:
+            return f"the {part} data"
+        return f"{count} {part} {'samples' if isinstance(found, Split | Samples) else 'batches'}"
+
+
+def of_classes(labels: Tensor) -> bool:
+    """Whether there is one class for each sample."""
+    whole = not (labels.is_floating_point() or labels.is_complex() or labels.dtype == torch.bool)
+    return labels.dim() == 1 and whole and bool((labels >= 0).all())
 
 
 def hold_out(split: _Part, count: int) -> tuple[_Part, _Part]:
     """`split` without `count` samples, and those samples: always the same, in the classes' proportions.
 
-    Where a class has fewer than two samples, or a part fewer than the classes, proportions cannot be kept and
-    the choice is uniform. Both parts keep the order of `split`. ZooError unless 0 < count < len(split).
+    Where targets are no classes, a class has fewer than two samples, or a part fewer than the classes, proportions
+    cannot be kept and the choice is uniform. Both parts keep the order of `split`. ZooError unless 0 < count <
+    len(split).
     """
-    return parted(split, held_indices(split.labels, count))
+    return parted(split, held_indices(split.labels, len(split), count))
 
 
-def held_indices(labels: Tensor, count: int) -> Tensor:
-    """The indices that ``hold_out`` holds out of samples with these `labels` (N,), ascending."""
-    if not 0 < count < len(labels):
-        raise ZooError(f"cannot hold out {count} samples of {len(labels)}")
+def held_indices(labels: Tensor | None, samples: int, count: int) -> Tensor:
+    """The indices that ``hold_out`` holds out of so many samples, ascending; `labels` (N,) where they have any."""
+    if not 0 < count < samples:
+        raise ZooError(f"cannot hold out {count} samples of {samples}")
     from sklearn.model_selection import train_test_split  # a second to import: only where a choice is made
 
-    sizes = labels.bincount()
-    sizes = sizes[sizes > 0]
-    proportional = sizes.min() >= 2 and len(sizes) <= min(count, len(labels) - count)
+    proportional = False
+    if labels is not None and of_classes(labels):
+        sizes = labels.bincount()
+        sizes = sizes[sizes > 0]
+        proportional = bool(sizes.min() >= 2) and len(sizes) <= min(count, samples - count)
     _, held = train_test_split(
-        torch.arange(len(labels)).numpy(),
+        torch.arange(samples).numpy(),
         test_size=count,
         random_state=VALIDATION_SEED,
-        stratify=labels.numpy() if proportional else None,
+        stratify=labels.numpy() if proportional and labels is not None else None,
     )
     return torch.from_numpy(held).sort().values
 

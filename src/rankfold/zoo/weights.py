@@ -5,34 +5,20 @@ import struct
 import warnings
 from collections.abc import Mapping
 from pathlib import Path
-from zipfile import is_zipfile
+from zipfile import BadZipFile, is_zipfile
 
 import torch
-from safetensors import SafetensorError
-from safetensors.torch import load_file
 from torch import Tensor, nn
 from torch.nn.parameter import is_lazy
 
+from rankfold.run.container import FAULTS, read_tensors
 from rankfold.zoo.errors import ZooError
 
 _WRAPPERS = ("state_dict", "model_state_dict", "model")
 _WRAPPER_PREFIX = "module."  # DataParallel, DistributedDataParallel
 _COMPILED = "_orig_mod."  # torch.compile; may stand before any submodule
 # What torch's restricted unpickler and the zip and safetensors readers raise on damaged bytes.
-_DAMAGED = (
-    RuntimeError,
-    EOFError,
-    ValueError,
-    KeyError,
-    IndexError,
-    TypeError,
-    AttributeError,
-    AssertionError,
-    OverflowError,
-    MemoryError,
-    struct.error,
-    SafetensorError,
-)
+_DAMAGED = (*FAULTS, EOFError, AssertionError, struct.error)
 
 
 def load_weights(model: nn.Module, file: str | Path) -> None:
@@ -60,7 +46,7 @@ def _read(file: Path) -> dict[str, Tensor]:
         raise ZooError(f"weights: {file} is damaged or truncated: it begins as a torch file and has no end")
     try:
         if file.suffix == ".safetensors":
-            return load_file(file)
+            return read_tensors(file)
         with warnings.catch_warnings():
             # Its remarks on how a file was written add nothing to the checks that follow.
             warnings.simplefilter("ignore")
@@ -84,6 +70,8 @@ def _is_half_a_zip(file: Path) -> bool:
     try:
         with file.open("rb") as opened:
             return opened.read(4) == b"PK\x03\x04" and not is_zipfile(file)
+    except BadZipFile:
+        return True
     except OSError:
         return False  # said where it is read
 

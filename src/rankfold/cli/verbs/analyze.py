@@ -7,7 +7,19 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from rankfold.cli.options import DataName, Download, Json, Samples, Seed, Spec, Threads, Weights
+from rankfold.cli.options import (
+    DataName,
+    DeviceName,
+    Download,
+    Json,
+    Precision,
+    PrecisionName,
+    Samples,
+    Seed,
+    Spec,
+    Threads,
+    Weights,
+)
 from rankfold.cli.printing import count, print_json, print_table
 
 if TYPE_CHECKING:
@@ -26,6 +38,8 @@ def analyze(
     samples: Samples = 2048,
     seed: Seed = 0,
     download: Download = False,
+    device: DeviceName = "cpu",
+    precision: Precision = PrecisionName.float32,
     threads: Threads = None,
     as_json: Json = False,
 ) -> None:
@@ -34,13 +48,13 @@ def analyze(
     The columns "90 %" and "99 %" are the ranks that keep so much of the energy. Parameters that no row covers are
     listed with the reason.
     """
-    from rankfold.cli.loading import open_model, set_threads
-    from rankfold.cli.talk import Talk
-    from rankfold.pipeline import analyse, calibration_part, samples_of
+    from rankfold.cli.loading import computing, open_model, set_threads
+    from rankfold.pipeline import analyse, calibration_part, samples_of, write_analysis
+    from rankfold.run.progress import Talk
 
     set_threads(threads)
-    with Talk() as talk:
-        loaded = open_model(model, weights, data, download, talk, trained=False, own_data=False)
+    with Talk() as talk, computing(device, precision) as place:
+        loaded = open_model(model, weights, data, download, talk, trained=False, own_data=False).to(place)
         if weights is None and ":" not in model:
             talk.say(f"{model} without --weights: these are the spectra of freshly drawn weights")
         part = None if loaded.data is None else calibration_part(loaded.data.train, samples, seed)

@@ -7,7 +7,20 @@ from typing import Annotated
 
 import typer
 
-from rankfold.cli.options import DataName, Download, Json, NoSlices, Seed, Spec, Threads, Weights
+from rankfold.cli.options import (
+    DataName,
+    DeviceName,
+    Download,
+    Json,
+    NoSlices,
+    ObjectiveName,
+    Precision,
+    PrecisionName,
+    Seed,
+    Spec,
+    Threads,
+    Weights,
+)
 
 
 def apply(
@@ -16,43 +29,51 @@ def apply(
     out: Annotated[Path, typer.Option("-o", "--out", metavar="DIR", help="Where to save the model.")],
     weights: Weights = None,
     data: DataName = None,
+    objective: ObjectiveName = None,
     no_slices: NoSlices = False,
     seed: Seed = 0,
     download: Download = False,
+    device: DeviceName = "cpu",
+    precision: Precision = PrecisionName.float32,
     threads: Threads = None,
     as_json: Json = False,
 ) -> None:
     """Apply a plan. With --data, BatchNorm statistics are corrected beside the original, and slice will work."""
-    from rankfold.cli.loading import open_model, set_threads
+    from rankfold.cli.loading import computing, objective_of, open_model, set_threads
     from rankfold.cli.printing import count, percent, print_json
-    from rankfold.cli.talk import Talk
     from rankfold.compress.planning.apply import apply_
     from rankfold.compress.planning.plan import Plan
     from rankfold.compress.slicing.bottlenecks import bottlenecks
     from rankfold.costs import model_cost
     from rankfold.pipeline import calibration_part, compressed_copy, model_notes
+    from rankfold.run.progress import Talk
     from rankfold.sites import narrowable_sites
     from rankfold.store import save
+    from rankfold.train import choose
 
     set_threads(threads)
     made = Plan.load(plan)
-    with Talk() as talk:
-        loaded = open_model(model, weights, data, download, talk, trained=True, own_data=False)
-        example = loaded.needed_example()
+    with Talk() as talk, computing(device, precision) as place:
+        loaded = open_model(model, weights, data, download, talk, trained=True, own_data=False).to(place)
+        example, chosen = loaded.needed_example(), None
         if loaded.data is None:
             small = apply_(loaded.model, made, progress=lambda _, done, total: talk.progress("factoring", done, total))
             talk.say("BatchNorm statistics stay those of the original; --data NAME measures them again")
         else:
-            calibration = calibration_part(loaded.data.train, 2048, seed)
-            small, score = compressed_copy(
-                loaded.model, made, calibration, loaded.data.validation, progress=talk.progress
+            calibration, validation = calibration_part(loaded.data.train, 2048, seed), loaded.data.validation
+            chosen = choose(
+                loaded.model, validation, objective_of(objective) or loaded.data.objective, role="validation"
             )
-            talk.say(f"validation accuracy: {percent(score.accuracy, 2)}")
+            talk.say(str(chosen))
+            small, score = compressed_copy(
+                loaded.model, made, calibration, validation, progress=talk.progress, objective=chosen.objective
+            )
+            talk.say(f"validation {score.judged.name}: {score.judged.text}")
         cost = model_cost(small, example)
         known = None
         if loaded.data is not None and not no_slices and narrowable_sites(small):
             known = bottlenecks(small, calibration, progress=talk.progress)
-        save(small, made, out, notes=model_notes(loaded.spec, loaded.data, example), bottlenecks=known)
+        save(small, made, out, notes=model_notes(loaded.spec, loaded.data, example, chosen), bottlenecks=known)
         talk.say(f"saved in {out}")
     removed = {
         "params_removed": 1 - cost.params / made.before.params,

@@ -8,7 +8,19 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from rankfold.cli.options import DataName, Download, Json, Samples, Seed, Spec, Threads, Weights
+from rankfold.cli.options import (
+    DataName,
+    DeviceName,
+    Download,
+    Json,
+    Precision,
+    PrecisionName,
+    Samples,
+    Seed,
+    Spec,
+    Threads,
+    Weights,
+)
 from rankfold.cli.printing import print_json, print_table
 
 if TYPE_CHECKING:
@@ -38,6 +50,8 @@ def collapse(
     samples: Samples = 2048,
     seed: Seed = 0,
     download: Download = False,
+    device: DeviceName = "cpu",
+    precision: Precision = PrecisionName.float32,
     threads: Threads = None,
     as_json: Json = False,
 ) -> None:
@@ -45,15 +59,15 @@ def collapse(
 
     Says which layers are low-rank, which bound explains it, and at which weight decay the others would be.
     """
-    from rankfold.cli.loading import open_model, set_threads
-    from rankfold.cli.talk import Talk
+    from rankfold.cli.loading import computing, open_model, set_threads
     from rankfold.pipeline import calibration_part, samples_of
     from rankfold.pipeline.collapse.page import write_collapse
     from rankfold.pipeline.collapse.study import collapse_report
+    from rankfold.run.progress import Talk
 
     set_threads(threads)
-    with Talk() as talk:
-        loaded = open_model(model, weights, data, download, talk, trained=False, own_data=True)
+    with Talk() as talk, computing(device, precision) as place:
+        loaded = open_model(model, weights, data, download, talk, trained=False, own_data=True).to(place)
         if weights is None and ":" not in model:
             talk.say(f"{model} without --weights: these are freshly drawn weights, and nothing has collapsed")
         part = calibration_part(loaded.needed_data().train, samples, seed)

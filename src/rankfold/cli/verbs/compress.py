@@ -11,12 +11,16 @@ from rankfold.cli.failure import Interrupted
 from rankfold.cli.options import (
     Budgets,
     DataName,
+    DeviceName,
     Download,
     Json,
     Memory,
     MethodName,
     NoCurve,
     NoSlices,
+    ObjectiveName,
+    Precision,
+    PrecisionName,
     Restart,
     RuleName,
     Samples,
@@ -25,7 +29,7 @@ from rankfold.cli.options import (
     Threads,
     Weights,
 )
-from rankfold.cli.printing import count, percent, print_json, print_table
+from rankfold.cli.printing import count, loss_text, percent, print_json, print_table
 
 if TYPE_CHECKING:
     from rankfold.pipeline import Figures, Result
@@ -37,6 +41,7 @@ def compress(
     out: Annotated[Path, typer.Option("-o", "--out", metavar="DIR", help="Where everything is written.")],
     weights: Weights = None,
     data: DataName = None,
+    objective: ObjectiveName = None,
     method: MethodName = "project",
     ranks: RuleName = "optimal",
     finetune_epochs: Annotated[
@@ -52,6 +57,8 @@ def compress(
     seed: Seed = 0,
     restart: Restart = False,
     download: Download = False,
+    device: DeviceName = "cpu",
+    precision: Precision = PrecisionName.float32,
     threads: Threads = None,
     as_json: Json = False,
 ) -> None:
@@ -60,17 +67,20 @@ def compress(
     The same command resumes after an interruption. Choices are made on the validation split; the figures are those of
     the test split, and latency_ms is for batch 1 on this machine.
     """
-    from rankfold.cli.loading import open_model, set_threads
-    from rankfold.cli.talk import Talk
+    from rankfold.cli.loading import computing, objective_of, open_model, set_threads
     from rankfold.pipeline import Settings, Tell, parsed
     from rankfold.pipeline import compress as run
     from rankfold.report.quantities import bytes_of
+    from rankfold.run.progress import Talk
 
     budgets, limit = parsed(budget), None if memory is None else bytes_of(memory)
-    settings = Settings(method, ranks, samples, finetune_epochs, not no_curve, seed, model, not no_slices, limit, tune)
+    settings = Settings(
+        method, ranks, samples, finetune_epochs, not no_curve, seed, model, not no_slices, limit, tune,
+        objective_of(objective),
+    )  # fmt: skip
     set_threads(threads)
-    with Talk() as talk:
-        loaded = open_model(model, weights, data, download, talk, trained=True, own_data=True)
+    with Talk() as talk, computing(device, precision) as place:
+        loaded = open_model(model, weights, data, download, talk, trained=True, own_data=True).to(place)
         tell = Tell(talk.progress, talk.say)
         try:
             result = run(
@@ -97,6 +107,7 @@ def print_result(result: Result) -> None:
     if result.finetuned is not None:
         stages.append(("fine-tuned", result.finetuned))
     last, first = stages[-1][1], result.before
+    judged = first.judged
 
     def row(name: str, texts: list[str], note: str) -> tuple[str, ...]:
         return (name, *texts, note)
@@ -106,11 +117,15 @@ def print_result(result: Result) -> None:
 
     rows = [
         row(
-            f"accuracy ({result.split})",
-            [percent(f.accuracy, 2) for _, f in stages],
-            f"{100 * (last.accuracy - first.accuracy):+.2f} points",
+            f"{judged.name} ({result.split})",
+            [f.judged.text for _, f in stages],
+            last.judged.less(first.judged).replace("−", "-"),
         ),
-        row("loss", [f"{f.loss:.4f}" for _, f in stages], ""),
+        *(
+            row(figure.name, [f.score.figures[index].text for _, f in stages], "")
+            for index, figure in enumerate(first.score.figures[1:], 1)
+        ),
+        row("loss", [loss_text(f.loss) for _, f in stages], ""),
         row("parameters", [count(f.params) for _, f in stages], removed(last.params, first.params)),
         row("FLOPs", [count(f.flops) for _, f in stages], removed(last.flops, first.flops)),
         row("bytes", [count(f.bytes) for _, f in stages], removed(last.bytes, first.bytes)),

@@ -13,7 +13,7 @@ from rankfold.cli.options import Json, Threads
 if TYPE_CHECKING:
     import torch
 
-    from rankfold.cli.talk import Talk
+    from rankfold.run.progress import Talk
     from rankfold.zoo import Data
 
 MODEL, BUDGET, EPOCHS, FINETUNE_EPOCHS, SAMPLES = "digits-cnn", "flops=0.2", 8, 4, 1024
@@ -33,11 +33,11 @@ def demo(
     """
     from rankfold.cli.loading import set_threads
     from rankfold.cli.printing import count, percent, print_json
-    from rankfold.cli.talk import Talk
     from rankfold.cli.verbs.analyze import print_analysis
     from rankfold.cli.verbs.compress import print_result
     from rankfold.cli.verbs.show import print_plan
     from rankfold.pipeline import Settings, Tell, analyse, check_place, compress
+    from rankfold.run.progress import Talk
     from rankfold.zoo import load_data
 
     began = time.perf_counter()
@@ -104,11 +104,10 @@ def trained(data: Data, talk: Talk) -> torch.nn.Module:
 
 
 def save_weights(network: torch.nn.Module, file: Path) -> None:
-    from safetensors.torch import save
+    from rankfold.run.container import packed
+    from rankfold.run.files import write_atomically
 
-    from rankfold.files import write_atomically
-
-    write_atomically(file, save({name: value.contiguous() for name, value in network.state_dict().items()}))
+    write_atomically(file, packed(network.state_dict()))
 
 
 def loaded_difference(saved: torch.nn.Module, directory: Path, data: Data) -> float:

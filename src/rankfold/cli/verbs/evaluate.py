@@ -1,4 +1,4 @@
-"""``rankfold evaluate``: accuracy, loss, cost and latency of a model."""
+"""``rankfold evaluate``: quality, cost and latency of a model."""
 
 from __future__ import annotations
 
@@ -8,8 +8,18 @@ from typing import Annotated
 
 import typer
 
-from rankfold.cli.options import DataName, Download, Json, Threads, Weights
-from rankfold.cli.printing import count, percent, print_json, print_table
+from rankfold.cli.options import (
+    DataName,
+    DeviceName,
+    Download,
+    Json,
+    ObjectiveName,
+    Precision,
+    PrecisionName,
+    Threads,
+    Weights,
+)
+from rankfold.cli.printing import count, loss_text, print_json, print_table
 
 
 class SplitName(StrEnum):
@@ -28,18 +38,42 @@ def evaluate(
     factory: Annotated[
         str | None, typer.Option("--model", metavar="MODEL", help="What DIR was made from, if that is code of yours.")
     ] = None,
+    objective: ObjectiveName = None,
+    original: Annotated[
+        Path | None,
+        typer.Option(
+            "--original", metavar="FILE", help="Weights of the network that DIR was made from, to compare outputs with."
+        ),
+    ] = None,
     download: Download = False,
+    device: DeviceName = "cpu",
+    precision: Precision = PrecisionName.float32,
     threads: Threads = None,
     as_json: Json = False,
 ) -> None:
-    """Measure accuracy and loss on a split, and parameters, FLOPs, bytes and latency at batch 1."""
-    from rankfold.cli.loading import check_is_model, is_saved, open_model, open_saved, set_threads
-    from rankfold.cli.talk import Talk
+    """Measure how good a model is on a split, and parameters, FLOPs, bytes and latency at batch 1.
+
+    Without targets, outputs are compared with those of the network that DIR was made from.
+    """
+    from rankfold.cli.loading import (
+        check_is_model,
+        computing,
+        is_saved,
+        noted_objective,
+        objective_of,
+        open_model,
+        open_saved,
+        original_of,
+        set_threads,
+    )
     from rankfold.cli.trained import is_run, open_run
+    from rankfold.objectives import objective_named
     from rankfold.pipeline import figures
+    from rankfold.run.progress import Talk
+    from rankfold.train import choose
 
     set_threads(threads)
-    with Talk() as talk:
+    with Talk() as talk, computing(device, precision) as place:
         if is_saved(model):
             if weights is not None:
                 raise typer.BadParameter("a saved model brings its weights", param_hint="--weights")
@@ -50,15 +84,24 @@ def evaluate(
         else:
             check_is_model(model)
             loaded = open_model(model, weights, data, download, talk, trained=True, own_data=True)
-        samples = loaded.needed_data()
+        loaded, samples = loaded.to(place), loaded.needed_data()
+        noted = None if loaded.stored is None else noted_objective(loaded.stored.notes)
+        asked = objective_of(objective) or samples.objective or noted
+        example, part = loaded.needed_example(), getattr(samples, split)
+        chosen = choose(loaded.model, part, None if asked is None else objective_named(asked), role=split)
+        talk.say(str(chosen))
+        teacher = None if chosen.objective.labelled else original_of(loaded, original).to(place)
         talk.say(f"evaluating {loaded.spec} on {samples.amount(split)} of {samples.name}")
-        found = figures({"model": loaded.model}, getattr(samples, split), loaded.needed_example())["model"]
+        found = figures({"model": loaded.model}, part, example, objective=chosen.objective, teacher=teacher)["model"]
     if as_json:
         print_json(found.to_dict())
         return
     rows = [
-        ("accuracy", percent(found.accuracy, 2)),
-        ("loss", f"{found.loss:.4f} nats"),
+        *((figure.name, figure.text) for figure in found.score.figures),
+        (
+            "loss",
+            f"{loss_text(found.loss)}{' nats' if found.judged.name in ('accuracy', 'mean_iou', 'perplexity') else ''}",
+        ),
         ("parameters", count(found.params)),
         ("FLOPs", f"{count(found.flops)} a sample"),
         ("bytes", count(found.bytes)),

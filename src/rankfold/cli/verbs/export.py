@@ -31,8 +31,8 @@ def export(
     """Export with a dynamic batch size. What was written is run on random input and compared with the model."""
     from rankfold.cli.loading import open_saved, set_threads
     from rankfold.cli.printing import count, print_json
-    from rankfold.cli.talk import Talk
     from rankfold.export import to_onnx, to_torch_export
+    from rankfold.run.progress import Talk
 
     set_threads(threads)
     with Talk() as talk:

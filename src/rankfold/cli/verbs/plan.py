@@ -11,10 +11,14 @@ from rankfold.cli.failure import Interrupted
 from rankfold.cli.options import (
     Budgets,
     DataName,
+    DeviceName,
     Download,
     Json,
     Memory,
     MethodName,
+    ObjectiveName,
+    Precision,
+    PrecisionName,
     RuleName,
     Samples,
     Seed,
@@ -30,12 +34,15 @@ def plan(
     out: Annotated[Path, typer.Option("-o", "--out", metavar="FILE", help="Where to write the plan (JSON).")],
     weights: Weights = None,
     data: DataName = None,
+    objective: ObjectiveName = None,
     method: MethodName = "project",
     ranks: RuleName = "optimal",
     samples: Samples = 2048,
     memory: Memory = None,
     seed: Seed = 0,
     download: Download = False,
+    device: DeviceName = "cpu",
+    precision: Precision = PrecisionName.float32,
     threads: Threads = None,
     as_json: Json = False,
 ) -> None:
@@ -45,31 +52,40 @@ def plan(
     """
     import json
     import shutil
+    from contextlib import ExitStack
 
-    from rankfold.cli.loading import open_model, set_threads
+    from rankfold.cli.loading import computing, objective_of, open_model, set_threads
     from rankfold.cli.printing import print_json
-    from rankfold.cli.talk import Talk
     from rankfold.cli.verbs.show import print_plan
     from rankfold.compress.methods import method_named
     from rankfold.compress.methods.method import sweeps
-    from rankfold.compress.planning.planner import Calibration
     from rankfold.compress.planning.planner import plan as make_plan
+    from rankfold.compress.planning.profile import Calibration
     from rankfold.pipeline import calibration_part, memory_sentence, parsed, samples_of
     from rankfold.report.quantities import bytes_of
-    from rankfold.train.parallel import first_process, world_size
+    from rankfold.run.claim import claimed
+    from rankfold.run.progress import Talk
+    from rankfold.run.team import first_process, world_size
+    from rankfold.train import choose
 
     parsed(budget)
     set_threads(threads)
-    with Talk() as talk:
-        loaded = open_model(model, weights, data, download, talk, trained=True, own_data=True)
+    with Talk() as talk, computing(device, precision) as place:
+        loaded = open_model(model, weights, data, download, talk, trained=True, own_data=True).to(place)
         known = loaded.needed_data()
         part = calibration_part(known.train, samples, seed)
         limit = None if memory is None else bytes_of(memory)
         first = first_process()
+        chosen = choose(loaded.model, part, objective_of(objective) or known.objective)
+        if first:
+            talk.say(str(chosen))
         if first and sweeps(method_named(method)):
             talk.say(memory_sentence(loaded.model, limit))
         partial = out.with_name(f"{out.name}.partial")
+        stack = ExitStack()
         try:
+            if first and sweeps(method_named(method)):
+                stack.enter_context(claimed(partial, what=f"plan -o {out}"))
             made = make_plan(
                 loaded.model,
                 budget,
@@ -84,8 +100,11 @@ def plan(
                 progress=talk.progress if first else None,
             )
         except KeyboardInterrupt:
-            goes_on = "The same command goes on from here." if partial.exists() else "Nothing was kept yet."
+            kept = any(path.is_dir() for path in partial.glob("*"))
+            goes_on = "The same command goes on from here." if kept else "Nothing was kept yet."
             raise Interrupted(goes_on) from None
+        finally:
+            stack.close()
         if not first:
             return
         made.save(out)

@@ -12,8 +12,8 @@ from rankfold.cli.options import Json, Seed, Threads
 from rankfold.cli.printing import count, print_json, print_table
 
 if TYPE_CHECKING:
-    from rankfold.cli.talk import Talk
     from rankfold.recover import Choice, FactorModel, Tried, Triplets
+    from rankfold.run.progress import Talk
 
 
 def recover(
@@ -55,8 +55,8 @@ def recover(
     cross-validation.csv and .svg, and with --top the best unseen columns of every row in top.csv.
     """
     from rankfold.cli.loading import set_threads
-    from rankfold.cli.talk import Talk
     from rankfold.recover import METHODS, choices, read_arrays, read_triplets
+    from rankfold.run.progress import Talk
 
     wanted = _listed("methods", methods, str)
     unknown = [name for name in wanted if name not in METHODS]
@@ -98,8 +98,8 @@ def _completed(
     out: Path,
     talk: Talk,
 ) -> dict[str, Any]:
-    from rankfold.files import write_atomically
     from rankfold.recover import cross_validate, fit
+    from rankfold.run.files import write_atomically
 
     tried = cross_validate(entries, candidates, folds=folds, seed=seed, progress=talk.progress)
     best = tried[0]
@@ -139,11 +139,11 @@ def _completed(
 
 
 def _sensed(file: Path, arrays: dict[str, Any], rank: int | None, seed: int, out: Path, talk: Talk) -> dict[str, Any]:
-    import numpy as np
-    from safetensors.numpy import save
+    import torch
 
-    from rankfold.files import write_atomically
     from rankfold.recover import LowRank, sensed
+    from rankfold.run.container import packed
+    from rankfold.run.files import write_atomically
 
     try:
         operator, y = sensed(arrays)
@@ -155,8 +155,8 @@ def _sensed(file: Path, arrays: dict[str, Any], rank: int | None, seed: int, out
         found = LowRank(rank, random_state=seed, progress=talk.progress).fit(operator, y)
     except ValueError as error:
         raise ValueError(f"{file}: {error}") from None
-    tensors = {"left": np.ascontiguousarray(found.left_), "right": np.ascontiguousarray(found.right_)}
-    write_atomically(out / "factors.safetensors", save(tensors))
+    tensors = {"left": torch.tensor(found.left_), "right": torch.tensor(found.right_)}
+    write_atomically(out / "factors.safetensors", packed(tensors))
     report = {
         "measurements": operator.count,
         "shape": [m, n],
@@ -176,7 +176,7 @@ def _sensed(file: Path, arrays: dict[str, Any], rank: int | None, seed: int, out
 def _save_report(report: dict[str, Any], out: Path) -> None:
     import json
 
-    from rankfold.files import write_atomically
+    from rankfold.run.files import write_atomically
 
     report["directory"] = str(out)
     write_atomically(out / "recover.json", (json.dumps(report, indent=1, ensure_ascii=False) + "\n").encode())

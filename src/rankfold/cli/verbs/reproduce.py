@@ -64,11 +64,11 @@ def reproduce(
     from rankfold.cli.failure import Interrupted
     from rankfold.cli.loading import set_threads
     from rankfold.cli.printing import print_json
-    from rankfold.cli.talk import Talk
     from rankfold.papers import reproduce as run
     from rankfold.papers.request import Request
     from rankfold.papers.writing import page, records
     from rankfold.pipeline import Tell
+    from rankfold.run.progress import Talk
 
     set_threads(threads)
     request = Request(

@@ -7,12 +7,26 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from rankfold.cli.options import Budgets, DataName, Download, Json, Threads
+from rankfold.cli.options import (
+    Budgets,
+    DataName,
+    DeviceName,
+    Download,
+    Json,
+    ObjectiveName,
+    Precision,
+    PrecisionName,
+    Threads,
+)
 from rankfold.cli.printing import count, percent, print_json, print_table, short
 
 if TYPE_CHECKING:
     from rankfold.compress.planning.plan import Plan
+    from rankfold.objectives import Figure
     from rankfold.store import Stored
+
+
+_NOTED = ("model", "data", "classes", "input", "objective", "objective_why")
 
 
 def slice_(
@@ -29,33 +43,36 @@ def slice_(
     factory: Annotated[
         str | None, typer.Option("--model", metavar="MODEL", help="What DIR was made from, if that is code of yours.")
     ] = None,
+    objective: ObjectiveName = None,
     download: Download = False,
+    device: DeviceName = "cpu",
+    precision: Precision = PrecisionName.float32,
     threads: Threads = None,
     as_json: Json = False,
 ) -> None:
     """Make a compressed network smaller still, without data, and say what that is predicted to cost.
 
     Budgets are fractions of the ORIGINAL network, as in compress. With --data, BatchNorm statistics are corrected
-    beside DIR, and accuracy is measured on the validation split, before and after.
+    beside DIR, and the judging figure is measured on the validation split, before and after.
     """
     import copy
 
-    from rankfold.cli.loading import open_saved, set_threads
-    from rankfold.cli.talk import Talk
+    from rankfold.cli.loading import computing, noted_objective, objective_of, open_saved, set_threads
     from rankfold.compress.repair.batchnorm import reestimate_
     from rankfold.compress.slicing.bottlenecks import bottlenecks
     from rankfold.compress.slicing.narrowed import SliceError
     from rankfold.pipeline import calibration_part, slice_
+    from rankfold.run.progress import Talk
     from rankfold.store import Stored, save
-    from rankfold.train import evaluate
+    from rankfold.train import choose, evaluate
 
     if measure and data is None:
         raise typer.BadParameter("needs --data NAME", param_hint="--measure")
     if out is not None and out.resolve() == directory.resolve():
         raise typer.BadParameter(f"{out} holds the larger network: give another directory", param_hint="--out")
     set_threads(threads)
-    with Talk() as talk:
-        loaded = open_saved(directory, factory, data, download, talk, own_data=False)
+    with Talk() as talk, computing(device, precision) as place:
+        loaded = open_saved(directory, factory, data, download, talk, own_data=False).to(place)
         stored = loaded.needed_stored()
         if stored.bottlenecks is None and not measure:
             raise SliceError(
@@ -68,20 +85,26 @@ def slice_(
             stored = Stored(stored.model, stored.plan, stored.notes, known)
         before = copy.deepcopy(stored.model)
         sliced = slice_(stored, budget, example=loaded.example)
-        accuracies: dict[str, float] = {}
+        judged: dict[str, Figure] = {}
         if loaded.data is not None:
             reestimate_(sliced.model, before, calibration_part(loaded.data.train, 2048, 0))
+            validation = loaded.data.validation
+            asked = objective_of(objective) or loaded.data.objective or noted_objective(stored.notes)
+            chosen = choose(before, validation, asked, role="validation")
+            talk.say(str(chosen))
             for name, network in (("before", before), ("after", sliced.model)):
-                accuracies[name] = evaluate(network, loaded.data.validation, role="validation").accuracy
+                judged[name] = evaluate(
+                    network, validation, role="validation", objective=chosen.objective, teacher=before
+                ).judged
         if out is not None:
-            notes = {key: value for key, value in stored.notes.items() if key in ("model", "data", "classes", "input")}
+            notes = {key: value for key, value in stored.notes.items() if key in _NOTED}
             save(sliced.model, sliced.plan, out, notes=notes, bottlenecks=sliced.bottlenecks)
             talk.say(f"saved in {out}")
-    found = _figures(stored, sliced) | {"accuracy": accuracies or None, "directory": None if out is None else str(out)}
+    found = _figures(stored, sliced) | _judged(judged) | {"directory": None if out is None else str(out)}
     if as_json:
         print_json(found)
     else:
-        _print(stored.plan, sliced.plan, found)
+        _print(stored.plan, sliced.plan, found, judged)
 
 
 def _figures(stored: Stored, sliced: Stored) -> dict[str, Any]:
@@ -117,7 +140,14 @@ def _figures(stored: Stored, sliced: Stored) -> dict[str, Any]:
     }
 
 
-def _print(plan: Plan, made: Plan, found: dict[str, Any]) -> None:
+def _judged(judged: dict[str, Figure]) -> dict[str, Any]:
+    """The judging figure by its name before and after; ``accuracy`` is null where nothing was measured."""
+    if not judged:
+        return {"accuracy": None}
+    return {judged["before"].name: {stage: figure.value for stage, figure in judged.items()}}
+
+
+def _print(plan: Plan, made: Plan, found: dict[str, Any], judged: dict[str, Figure]) -> None:
     rows = [
         (
             row["site"],
@@ -145,9 +175,9 @@ def _print(plan: Plan, made: Plan, found: dict[str, Any]) -> None:
         print(
             f"predicted change of the outputs: {percent(found['change'], 2)} of their variance, layer by layer added up"
         )
-    if found["accuracy"] is not None:
-        before, after = (percent(found["accuracy"][stage], 2) for stage in ("before", "after"))
-        print(f"validation accuracy: {before} → {after}, BatchNorm corrected")
+    if judged:
+        name, before, after = judged["before"].name, judged["before"].text, judged["after"].text
+        print(f"validation {name}: {before} → {after}, BatchNorm corrected")
     for note in found["notes"]:
         print(f"note: {note}")
 

@@ -2,17 +2,19 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
 from rankfold.cli.failure import Interrupted
-from rankfold.cli.options import Download, Json, Restart, Threads
-from rankfold.cli.printing import percent, print_json, print_table
-from rankfold.cli.verbs.train import Settings
+from rankfold.cli.options import Download, Json, ObjectiveName, Restart, Threads
+from rankfold.cli.printing import print_json, print_table
+from rankfold.cli.verbs.train import Settings, TrainDevice, TrainPrecision, trained_with
 
 if TYPE_CHECKING:
+    from rankfold.objectives import Figure
     from rankfold.pipeline import SweepResult
 
 
@@ -32,24 +34,29 @@ def sweep(
     ] = None,
     restart: Restart = False,
     download: Download = False,
+    objective: ObjectiveName = None,
+    device: TrainDevice = None,
+    precision: TrainPrecision = None,
     threads: Threads = None,
     as_json: Json = False,
 ) -> None:
     """Train every combination of the values in grid, each in a directory of its own under DIR.
 
     The same command goes on after an interruption: finished runs are read back, others resumed, failed ones tried
-    again. Weight decay is selected by mean validation accuracy; test accuracy is shown of the selected alone.
+    again. Weight decay is selected by the mean judging figure on validation; that on test is shown of the selected
+    alone.
     """
-    from rankfold.cli.talk import Talk
     from rankfold.pipeline import Tell, parse_sweep
     from rankfold.pipeline import sweep as run
     from rankfold.pipeline.trainings.config import overridden, read
-    from rankfold.train.parallel import world_size
+    from rankfold.run.progress import Talk
+    from rankfold.run.team import world_size
 
     if world_size() > 1:
         raise ValueError("sweep starts its own processes: run it without torchrun")
     values = overridden(read(grid), settings or ())
     given = {"out": out and str(out), "jobs": jobs, "download": download or None, "threads": threads}
+    given |= trained_with(objective, device, precision)
     values |= {key: value for key, value in given.items() if value is not None}
     asked = parse_sweep(values, grid)
     with Talk() as talk:
@@ -66,7 +73,7 @@ def sweep(
 
 
 def print_sweep(result: SweepResult) -> None:
-    """A row for each combination; the selected ones carry a star and their test accuracy."""
+    """A row for each combination; the selected ones carry a star and their figure on the test split."""
     table = result.table
     keys = [str(key) for key in table.columns[: table.columns.get_loc("runs")]]
     lines = []
@@ -76,15 +83,15 @@ def print_sweep(result: SweepResult) -> None:
             [
                 *(str(row[key]) for key in keys),
                 str(row["runs"] - row["failed"]),
-                _with_deviation(row["validation_mean"], row["validation_std"]),
+                _with_deviation(result.figure, row["validation_mean"], row["validation_std"]),
                 "*" if row["selected"] else "",
-                _with_deviation(row["test_mean"], row["test_std"]),
+                _with_deviation(result.figure, row["test_mean"], row["test_std"]),
                 ", ".join(odd),
             ]
         )
     print_table([*keys, "runs", "validation", "", "test", ""], lines, left=(len(keys) + 2, len(keys) + 4))
     if "weight_decay" in keys:
-        print(_footnote([key for key in keys if key != "weight_decay"]))
+        print(_footnote(result.figure, [key for key in keys if key != "weight_decay"]))
     for row in result.runs.to_dict("records"):
         for what in ("error", "warning"):
             if isinstance(row[what], str):
@@ -92,15 +99,17 @@ def print_sweep(result: SweepResult) -> None:
     print(f"\ntable: {result.out / 'sweep.csv'}, {result.out / 'sweep.json'}")
 
 
-def _footnote(others: list[str]) -> str:
+def _footnote(kind: Figure, others: list[str]) -> str:
     each = f" for each {' and '.join(others)}" if others else ""
-    return f"* marks the weight decay chosen{each}: highest mean validation accuracy; ± is the deviation over seeds"
+    best = f"{'highest' if kind.higher else 'lowest'} mean validation {kind.name}"
+    return f"* marks the weight decay chosen{each}: {best}; ± is the deviation over seeds"
 
 
 _ODD = {"failed": "failed", "warned": "broke down"}
 
 
-def _with_deviation(mean: Any, deviation: Any) -> str:
+def _with_deviation(kind: Figure, mean: Any, deviation: Any) -> str:
     if mean != mean:
         return ""
-    return percent(mean, 2) + ("" if deviation != deviation else f" ± {100 * deviation:.2f}")
+    spread = f" ± {100 * deviation:.2f}" if kind.unit == "fraction" else f" ± {deviation:.2g}"
+    return replace(kind, value=mean).text + ("" if deviation != deviation else spread)

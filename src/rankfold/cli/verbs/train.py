@@ -5,13 +5,13 @@ from __future__ import annotations
 import os
 import time
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
 from rankfold.cli.failure import FAILED, Interrupted
-from rankfold.cli.options import Download, Json, Restart, Threads
-from rankfold.cli.printing import count, percent, print_json, print_table
+from rankfold.cli.options import Download, Json, ObjectiveName, Restart, Threads
+from rankfold.cli.printing import count, print_json, print_table
 
 if TYPE_CHECKING:
     from rankfold.pipeline import TrainResult
@@ -29,6 +29,26 @@ Settings = Annotated[
 ]
 
 
+TrainDevice = Annotated[
+    str | None,
+    typer.Option("--device", metavar="D", help="In place of the key device: cpu, cuda or auto.", show_default=False),
+]
+TrainPrecision = Annotated[
+    str | None,
+    typer.Option(
+        "--precision",
+        metavar="P",
+        help="In place of the key precision: float32, bfloat16 or auto.",
+        show_default=False,
+    ),
+]
+
+
+def trained_with(objective: str | None, device: str | None, precision: str | None) -> dict[str, Any]:
+    """The keys of a run that options stand for, where they are given."""
+    return {"objective": objective, "device": device, "precision": precision}
+
+
 def train(
     config: Annotated[Path, typer.Argument(metavar="CONFIG", help="YAML: model, data, depth, out, and the recipe.")],
     settings: Settings = None,
@@ -37,6 +57,9 @@ def train(
     ] = None,
     restart: Restart = False,
     download: Download = False,
+    objective: ObjectiveName = None,
+    device: TrainDevice = None,
+    precision: TrainPrecision = None,
     threads: Threads = None,
     as_json: Json = False,
 ) -> None:
@@ -45,16 +68,17 @@ def train(
     The same command resumes after an interruption, and runs on several processes under
     torchrun --nproc-per-node=N -m rankfold train CONFIG. Relative paths start from the current directory.
     """
-    from rankfold.cli.talk import Talk
     from rankfold.pipeline import Tell
     from rankfold.pipeline import train as run
     from rankfold.pipeline.trainings.config import overridden, parse, read
-    from rankfold.train.parallel import world_size
+    from rankfold.run.progress import Talk
+    from rankfold.run.team import world_size
 
     quiet = world_size() > 1 and os.environ["RANK"] != "0"
     try:
         values = overridden(read(config), settings or ())
         given = {"out": out and str(out), "download": download or None, "threads": threads}
+        given |= trained_with(objective, device, precision)
         values |= {key: value for key, value in given.items() if value is not None}
         asked = parse(values, config)
         with Talk() as talk:
@@ -76,10 +100,11 @@ def train(
 
 def print_result(result: TrainResult) -> None:
     """What was reached, what is odd about it, and what can be done next."""
+    judged = result.validation.judged
     composed = f", {count(result.trained_params)} in factors while training" if result.depth > 1 else ""
     rows = [
-        ("validation accuracy", f"{percent(result.validation_accuracy, 2)}, of epoch {result.best_epoch}"),
-        ("test accuracy", percent(result.test_accuracy, 2)),
+        (f"validation {judged.name}", f"{judged.text}, of epoch {result.best_epoch}"),
+        (f"test {judged.name}", result.test.judged.text),
         ("parameters", f"{count(result.params)}{composed}"),
         ("training", f"{result.seconds:.1f} s, {result.epochs} epochs, seed {result.seed}"),
     ]

@@ -21,8 +21,8 @@ from rankfold.batches import batches_of, forward, size_of
 from rankfold.compress.layerwise.following import Followed, Following, Reached
 from rankfold.linalg import NonFiniteError
 from rankfold.linalg.cross_moments import CrossMoments
+from rankfold.run.team import Team
 from rankfold.sites import Site
-from rankfold.train.parallel import Team
 
 FOLDS = 2
 _NO_SCALE = 1e-3  # of the largest: through a smaller BatchNorm scale an output says nothing

@@ -1,136 +1,179 @@
-"""Sweeps until they stop helping: fit, choose ranks anew from the errors that were met, fit again; the best is kept."""
+"""Layer-after-layer fits until they stop helping: fit, choose ranks anew from the errors that were met, fit again.
+
+What judges are held-out samples, and the network that was factored in one shot takes part: with few samples it is often
+the better one on new inputs.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
-from dataclasses import replace
+import copy
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, replace
 from functools import partial
-from itertools import islice
-from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor, nn
 
-from rankfold.batches import batches_of, forward
-from rankfold.compress.layerwise.survey import Survey
-from rankfold.compress.layerwise.sweep import Samples, Swept, refittable, sweep
+from rankfold.batches import forward
+from rankfold.compress.layerwise.survey import Curve
+from rankfold.compress.layerwise.sweep import Swept, refittable, sweep
 from rankfold.compress.methods.method import SweepMethod
 from rankfold.compress.metric import output_metrics
+from rankfold.compress.planning.apply import filled, place_, prepare_
+from rankfold.compress.planning.candidates import decompose
+from rankfold.compress.planning.fitted import Fitted
 from rankfold.compress.planning.plan import Entry, Plan, decisions
-from rankfold.compress.sensitivity import change, outcome
+from rankfold.compress.statistics import calibrate
 from rankfold.costs import evaluating
+from rankfold.objectives import Objective, Teacher
+from rankfold.observe import Samples
 from rankfold.sites import Form, SiteList, split_attention, without_fused_attention
 
-Progress = Callable[[str, int, int], None]
+if TYPE_CHECKING:
+    from rankfold.compress.planning.profile import Profile
+
+from rankfold.run.progress import Progress
+
 Choose = Callable[[Mapping[tuple[str, Form], Tensor]], Plan]
 
-JUDGES = 8  # one batch in so many is not fitted to, but decides between sweeps
 METRIC_SAMPLES = 1024
 
 
-def fit(
-    root: nn.Module,
-    first: Plan,
-    choose: Choose | None,
-    found: SiteList,
-    method: SweepMethod,
-    seen: Samples,
-    known: Survey,
-    *,
-    directory: Path | None = None,
-    progress: Progress,
-) -> Plan:
-    """``first`` with the factors that sweeps over the network give; its ranks are those of the best sweep.
+def fit(known: Profile, first: Plan, choose: Choose | None) -> Plan:
+    """``first`` with the factors that fits give; its ranks are those of the best one on held-out samples.
 
-    ``choose``: the plan for other prices; None keeps the ranks, and makes one sweep. A further sweep is made with ranks
-    and output metrics from the one before, up to ``method.rounds``, as long as the outputs on held-out batches come
-    nearer to the original's. Cost of a sweep: see ``sweep``.
+    ``choose``: the plan for other prices; None keeps the ranks, and fits once. A further fit is made with ranks and
+    output metrics from the one before, up to ``method.rounds``, as long as the outputs on held-out samples come nearer
+    to the original's. Where the factors made in one shot are nearer there than any fit, they are kept. Where nothing
+    changes, nothing is fitted. Cost of a fit: see ``sweep``.
     """
-    rounds = method.rounds if choose is not None else 1
-    fitted, judges = _parted(seen) if rounds > 1 else (seen, ())
-    rounds = rounds if judges else 1  # nothing can be held out of one batch
-    plan, metrics, prices = first, known.metrics, {}
-    best: tuple[float, Plan, Swept] | None = None
-    lost: list[float] = []
-    for number in range(rounds):
-        entries = _with_refits(root, plan, found, known, method)
-        place = None if directory is None else directory / f"sweep-{number}-{decisions(entries)}"
-        tell = partial(_sweeping, progress, number, rounds)
-        swept = sweep(root, entries, found, method, fitted, metrics, known.absorbers, directory=place, progress=tell)
-        loss = divergence(root, swept.network, judges) if judges else 0.0
-        lost.append(loss)
-        if best is not None and not loss < best[0]:
-            break
-        best = loss, plan, swept
-        if number + 1 == rounds or choose is None or not swept.losses:
-            break
-        with split_attention(swept.network):
-            metrics = metrics | output_metrics(
-                swept.network, fitted.data, found, METRIC_SAMPLES, fitted.batch_size, None, fitted.team
-            )
-        prices = dict(swept.losses)
-        plan = choose(prices)
-    assert best is not None
-    notes = best[1].notes
-    if len(lost) > 1:
+    if not first.changed:
+        return first
+    with known.calibration.team(known.needed_model()) as team:
+        seen = replace(known.calibration.of(known.needed_data()), team=team)
+        return _Fit(known, seen, known.objective or Teacher()).run(first, choose)
+
+
+@dataclass(frozen=True, eq=False)
+class _Round:
+    loss: float
+    plan: Plan
+    swept: Swept
+
+
+@dataclass(frozen=True, eq=False)
+class _Fit:
+    known: Profile
+    seen: Samples
+    objective: Objective
+
+    def run(self, first: Plan, choose: Choose | None) -> Plan:
+        known, root, method = self.known, self.known.needed_model(), self.method
+        one_shot = bool(getattr(method, "one_shot", False))
+        judged = (method.rounds > 1 and choose is not None) or one_shot
+        judges = self.seen.judges(root) if judged else ()
+        fitted = self.seen.without_judges() if judges else self.seen
+        rounds = method.rounds if choose is not None and judges else 1
+        plan, metrics, best = first, known.metrics, None
+        lost: list[float] = []
+        for number in range(rounds):
+            swept = self._swept(plan, fitted, metrics, number, rounds)
+            loss = divergence(root, swept.network, judges, self.objective) if judges else 0.0
+            lost.append(loss)
+            if best is not None and not loss < best.loss:
+                break
+            best = _Round(loss, plan, swept)
+            if number + 1 == rounds or choose is None or not swept.losses:
+                break
+            again = output_metrics(swept.network, fitted.first(METRIC_SAMPLES), known.sites, self.objective)
+            metrics, plan = {**metrics, **again}, choose(dict(swept.losses))
+        assert best is not None
+        if judges and self.seen.memory is None and one_shot:
+            shot = self._one_shot(first)
+            loss = divergence(root, shot.network, judges, self.objective)
+            if loss <= best.loss:
+                told = f"fitting layer after layer is no nearer on held-out samples ({best.loss:.4g}) than one shot"
+                return self._ended(first, shot, f"{told} ({loss:.4g}), which is kept")
+        if len(lost) < 2:
+            return self._ended(best.plan, best.swept)
         said = ", ".join(f"{loss:.4g}" for loss in lost)
-        kept = lost.index(best[0]) + 1
-        notes = (*notes, f"divergence of held-out outputs after each sweep: {said}; that of sweep {kept} is kept")
-    _, plan, swept = best
-    entries = swept.entries
-    return replace(plan, entries=entries, decided=decisions(entries), factors=swept.fitted, notes=notes)
+        note = f"divergence of held-out outputs after each fit: {said}; that of fit {lost.index(best.loss) + 1} is kept"
+        return self._ended(best.plan, best.swept, note)
+
+    @property
+    def method(self) -> SweepMethod:
+        return self.known.method  # type: ignore[return-value]  # who calls this has asked ``sweeps``
+
+    def _ended(self, plan: Plan, swept: Swept, *notes: str) -> Plan:
+        return replace(
+            plan, entries=swept.entries, decided=decisions(swept.entries), factors=swept.fitted,
+            notes=(*plan.notes, *notes),
+        )  # fmt: skip
+
+    def _swept(self, plan: Plan, fitted: Samples, metrics: Mapping[str, Tensor], number: int, rounds: int) -> Swept:
+        known, root = self.known, self.known.needed_model()
+        entries = self._with_refits(plan)
+        place = None if known.directory is None else known.directory / f"sweep-{number}-{decisions(entries)}"
+        tell = partial(_telling, known.tell, number, rounds)
+        return sweep(
+            root, entries, known.sites, self.method, fitted, metrics, known.absorbers, directory=place, progress=tell
+        )
+
+    def _with_refits(self, plan: Plan) -> tuple[Entry, ...]:
+        """Layers that stay dense are fitted anew where that is free: where a bias, or a BatchNorm, takes the shift."""
+        if not self.method.kept:
+            return plan.entries
+        entries, known, root = [], self.known, self.known.needed_model()
+        with split_attention(root):
+            for entry in plan.entries:
+                site = known.sites[entry.site]
+                free = site.layer.has_bias or known.absorbers.get(site.name) is not None
+                if entry.form is Form.KEEP and free and refittable(root, site) and site.name in known.absorbers:
+                    entry = replace(entry, form=Form.DENSE, note="; ".join(filter(None, (entry.note, "fitted anew"))))
+                entries.append(entry)
+        return tuple(entries)
+
+    def _one_shot(self, plan: Plan) -> Swept:
+        """The network with the factors of the survey; they are made again where only their errors were kept."""
+        known, root = self.known, self.known.needed_model()
+        candidates = {entry.site: known.candidate(entry.site, entry.form) for entry in plan.changed}
+        if any(each is None or isinstance(each.decomposition, Curve) for each in candidates.values()):
+            part = SiteList(tuple(known.sites[entry.site] for entry in plan.changed))
+            with split_attention(root):
+                statistics = calibrate(
+                    root, self.seen.data, part, samples=self.seen.samples, batch_size=self.seen.batch_size,
+                    objective=self.objective, team=self.seen.team,
+                )  # fmt: skip
+                made = decompose(root, part, known.method, statistics, lambda what, done, total: None).candidates
+            candidates = {e.site: next(c for c in made[e.site] if c.form is e.form) for e in plan.changed}
+        network, fitted = copy.deepcopy(root), {}
+        prepare_(network, plan.changed)
+        with split_attention(root):
+            for entry in plan.changed:
+                candidate = candidates[entry.site]
+                assert candidate is not None
+                absorber = None if entry.bias else known.absorbers.get(entry.site)
+                fitted[entry.site] = Fitted(candidate.decomposition.factors(entry.rank), absorber)
+                new = filled(root, known.sites[entry.site], entry, fitted[entry.site])
+                place_(network, entry.site, new, fitted[entry.site])
+        return Swept(network, plan.entries, fitted, {})
 
 
 @torch.no_grad()
-def divergence(original: nn.Module, model: nn.Module, batches: Any) -> float:
-    """Mean over all positions of what the outputs of ``model`` lose: KL divergence in nats, or squared change of a
-    single output as a fraction of its mean square."""
-    total, rows = 0.0, 0
+def divergence(
+    original: nn.Module, model: nn.Module, batches: Sequence[Any], objective: Objective | None = None
+) -> float:
+    """Mean over the samples of how far the outputs of ``model`` are from those of ``original``; see
+    ``Objective.divergence``."""
+    objective, total, samples = objective or Teacher(), 0.0, 0
     with evaluating(original), evaluating(model), without_fused_attention():
         for batch in batches:
-            then = outcome(forward(original, batch))
-            total += change(outcome(forward(model, batch)), then)
-            rows += len(then)
-    return total / max(rows, 1)
+            found = objective.divergence(forward(model, batch), forward(original, batch), batch)
+            total += float(found.sum())
+            samples += len(found)
+    return total / max(samples, 1)
 
 
-def _sweeping(progress: Progress, number: int, rounds: int, what: str, done: int, total: int) -> None:
-    progress(what if rounds == 1 else f"{what}, sweep {number + 1} of at most {rounds}", done, total)
-
-
-def _parted(seen: Samples) -> tuple[Samples, tuple[Any, ...]]:
-    """What is fitted to, and the batches that judge: every ``JUDGES``-th, or the last of fewer; none of one."""
-    count = sum(1 for _ in islice(batches_of(seen.data, seen.batch_size, seen.samples), JUDGES))
-    if count < 2:
-        return seen, ()
-    others = _Others(seen, min(JUDGES, count))
-    judges = islice(batches_of(seen.data, seen.batch_size, seen.samples), others.every - 1, None, others.every)
-    return replace(seen, data=others, samples=None), tuple(judges)
-
-
-class _Others:
-    """Every batch that does not judge, to be iterated any number of times."""
-
-    def __init__(self, seen: Samples, every: int) -> None:
-        self.seen, self.every = seen, every
-
-    def __iter__(self):
-        for index, batch in enumerate(batches_of(self.seen.data, self.seen.batch_size, self.seen.samples)):
-            if index % self.every != self.every - 1:
-                yield batch
-
-
-def _with_refits(root: nn.Module, plan: Plan, found: SiteList, known: Survey, method: SweepMethod) -> tuple[Entry, ...]:
-    """Layers that stay dense are fitted anew where that is free: where a bias, or a BatchNorm, takes the shift."""
-    if not method.kept:
-        return plan.entries
-    entries = []
-    with split_attention(root):
-        for entry in plan.entries:
-            site = found[entry.site]
-            free = site.layer.has_bias or known.absorbers.get(site.name) is not None
-            if entry.form is Form.KEEP and free and refittable(root, site) and site.name in known.absorbers:
-                entry = replace(entry, form=Form.DENSE, note="; ".join(filter(None, (entry.note, "fitted anew"))))
-            entries.append(entry)
-    return tuple(entries)
+def _telling(progress: Progress, number: int, rounds: int, what: str, done: int, total: int) -> None:
+    progress(what if rounds == 1 else f"{what}, fit {number + 1} of at most {rounds}", done, total)

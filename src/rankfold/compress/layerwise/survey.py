@@ -6,25 +6,26 @@ takes as many sites at a time as the memory limit allows, keeps the numbers, and
 
 from __future__ import annotations
 
-import json
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from contextlib import suppress
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from safetensors import SafetensorError, safe_open
-from safetensors.torch import save as to_safetensors
 from torch import Tensor, nn
+from typing_extensions import TypedDict
 
 from rankfold.compress.layerwise.evidence import bytes_needed
-from rankfold.compress.layerwise.sweep import Samples, partition
-from rankfold.compress.methods.method import Method
+from rankfold.compress.layerwise.sweep import partition
+from rankfold.compress.methods.method import Forecast, Method
 from rankfold.compress.planning.candidates import Candidate, decompose
 from rankfold.compress.statistics import Statistics, calibrate
-from rankfold.files import write_atomically
+from rankfold.objectives import Objective
+from rankfold.observe import Samples
+from rankfold.run.container import Kind
+from rankfold.run.files import write_atomically
+from rankfold.run.progress import Progress
 from rankfold.sites import Factors, Form, Site, SiteList, sites
-
-Progress = Callable[[str, int, int], None]
 
 
 @dataclass(frozen=True)
@@ -52,6 +53,8 @@ class Survey:
     metrics: dict[str, Tensor]
     absorbers: dict[str, str | None]
     unreached: tuple[str, ...]
+    count: int = 0
+    weighed: int = 0
 
 
 def moments_bytes(site: Site) -> int:
@@ -77,7 +80,7 @@ def survey(
     found: SiteList,
     method: Method,
     seen: Samples,
-    every_form: bool,
+    objective: Objective | None = None,
     *,
     metric_samples: int = 1024,
     directory: Path | None = None,
@@ -94,7 +97,7 @@ def survey(
         part = SiteList(tuple(run))
         known = _read(file, part) if file is not None else None
         if known is None:
-            known = _surveyed(root, part, method, seen, every_form, metric_samples, progress)
+            known = _surveyed(root, part, method, seen, objective, metric_samples, progress)
             if file is not None and seen.team.first:
                 _write(file, known)
         whole = _joined(whole, known)
@@ -108,7 +111,7 @@ def _surveyed(
     part: SiteList,
     method: Method,
     seen: Samples,
-    every_form: bool,
+    objective: Objective | None,
     metric_samples: int,
     tell: Progress,
 ) -> Survey:
@@ -116,17 +119,21 @@ def _surveyed(
     if seen.memory is None or sum(map(moments_bytes, part)) <= seen.memory:
         statistics = calibrate(
             root, seen.data, part, samples=seen.samples, batch_size=seen.batch_size, metric_samples=metric_samples,
-            progress=tell, team=seen.team,
+            objective=objective, progress=tell, team=seen.team,
         )  # fmt: skip
-    candidates, unsolved = decompose(root, part, method, statistics, every_form, tell)
-    curves = {name: [Candidate(c.site, c.form, _curve(c), c.bias) for c in group] for name, group in candidates.items()}
+    made = decompose(root, part, method, statistics, tell)
+    curves = made.candidates
+    if seen.memory is not None:
+        curves = {name: [replace(each, decomposition=_curve(each)) for each in group] for name, group in curves.items()}
     known = {} if statistics is None else statistics.sites
     return Survey(
         curves,
-        unsolved,
+        made.unsolved,
         {name: each.metric for name, each in known.items() if each.metric is not None},
         {name: each.absorber for name, each in known.items()},
-        tuple(site.name for site in part if site.name not in known),
+        tuple(site.name for site in part.reducible if site.name not in known),
+        made.count,
+        made.weighed,
     )
 
 
@@ -138,40 +145,66 @@ def _curve(candidate: Candidate) -> Curve:
 def _joined(a: Survey, b: Survey) -> Survey:
     return Survey(
         a.candidates | b.candidates, a.unsolved | b.unsolved, a.metrics | b.metrics, a.absorbers | b.absorbers,
-        (*a.unreached, *b.unreached),
+        (*a.unreached, *b.unreached), a.count + b.count, a.weighed + b.weighed,
     )  # fmt: skip
 
 
 def _write(file: Path, known: Survey) -> None:
     tensors: dict[str, Tensor] = {f"metric|{name}": metric for name, metric in known.metrics.items()}
-    curves: list[dict[str, Any]] = []
+    curves: list[_Curve] = []
     for name, group in known.candidates.items():
         for candidate in group:
             key = f"{candidate.form}|{name}"
             curve = candidate.decomposition
             tensors |= {f"errors|{key}": curve.errors, f"levels|{key}": curve.levels}
+            if candidate.forecast is not None:
+                forecast = candidate.forecast
+                tensors |= {f"forecast|{key}": forecast.errors, f"relative|{key}": forecast.relative}
             curves.append(
                 {"site": name, "form": candidate.form, "ranks": list(curve.ranks), "bias": candidate.bias,
-                 "comparable": curve.comparable}
+                 "comparable": bool(curve.comparable), "note": candidate.note}
             )  # fmt: skip
-    note = {"curves": curves, "unsolved": known.unsolved, "absorbers": known.absorbers, "unreached": known.unreached}
-    kept = {name: tensor.contiguous().clone() for name, tensor in tensors.items()}
-    write_atomically(file, to_safetensors(kept, metadata={"rankfold.survey": json.dumps(note)}))
+    note = _Note(curves=curves, unsolved=known.unsolved, absorbers=known.absorbers, unreached=list(known.unreached))
+    write_atomically(file, _FILE.write(tensors, note))
 
 
 def _read(file: Path, part: SiteList) -> Survey | None:
     """What an interrupted survey has left; None for a file that is not there or not whole: it is surveyed again."""
-    try:
-        with safe_open(str(file), "pt") as stored:
-            note: Mapping[str, Any] = json.loads((stored.metadata() or {})["rankfold.survey"])
-            tensors = {key: stored.get_tensor(key) for key in stored.keys()}  # noqa: SIM118  # not a dict
+
+    def built(tensors: Mapping[str, Tensor], note: _Note) -> Survey:
         candidates: dict[str, list[Candidate]] = {site.name: [] for site in part.reducible}
         for known in note["curves"]:
             key = f"{known['form']}|{known['site']}"
             curve = Curve(tensors[f"errors|{key}"], tensors[f"levels|{key}"], known["ranks"], known["comparable"])
             site = part[known["site"]]
-            candidates[site.name].append(Candidate(site, Form(known["form"]), curve, known["bias"]))
+            forecast = None
+            if f"forecast|{key}" in tensors:
+                forecast = Forecast(tensors[f"forecast|{key}"], tensors[f"relative|{key}"])
+            candidates[site.name].append(
+                Candidate(site, Form(known["form"]), curve, known["bias"], forecast, known["note"])
+            )
         metrics = {key.partition("|")[2]: value for key, value in tensors.items() if key.startswith("metric|")}
         return Survey(candidates, note["unsolved"], metrics, note["absorbers"], tuple(note["unreached"]))
-    except (SafetensorError, OSError, KeyError, ValueError):
-        return None
+
+    with suppress(OSError, ValueError):
+        return _FILE.read(file, built)
+    return None
+
+
+class _Curve(TypedDict):
+    site: str
+    form: str
+    ranks: list[int]
+    bias: bool
+    comparable: bool
+    note: str
+
+
+class _Note(TypedDict):
+    curves: list[_Curve]
+    unsolved: dict[str, str]
+    absorbers: dict[str, str | None]
+    unreached: list[str]
+
+
+_FILE = Kind[_Note]("rankfold.survey", _Note, "a part of a survey", "it is surveyed again")

@@ -7,10 +7,9 @@ on disk where there is a directory, so that an interrupted sweep goes on from th
 from __future__ import annotations
 
 import copy
-import json
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import ExitStack
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -25,26 +24,14 @@ from rankfold.compress.planning.fitted import Fitted, read, to_bytes
 from rankfold.compress.planning.plan import Entry
 from rankfold.compress.statistics import calibrate
 from rankfold.costs import evaluating
-from rankfold.files import write_atomically
 from rankfold.layers import SplitAttention
 from rankfold.linalg import NotConvergedError
+from rankfold.observe import Samples
+from rankfold.run.files import write_atomically
+from rankfold.run.progress import Progress
 from rankfold.sites import Factors, Form, Site, SiteList, split_attention
-from rankfold.train.parallel import Team
-
-Progress = Callable[[str, int, int], None]
 
 _ROUNDING = 1e-5
-
-
-@dataclass(frozen=True)
-class Samples:
-    """What a sweep sees: the first ``samples`` of ``data`` in batches. ``memory``: bytes that moments may take."""
-
-    data: Any
-    samples: int | None
-    batch_size: int
-    memory: int | None = None
-    team: Team = field(default_factory=Team)
 
 
 @dataclass(frozen=True)
@@ -276,5 +263,5 @@ def _stored(file: Path) -> dict[str, Solution] | None:
             )
             for name, known in fitted.items()
         }
-    except (ValueError, KeyError, json.JSONDecodeError):
+    except (OSError, ValueError, KeyError, TypeError):
         return None

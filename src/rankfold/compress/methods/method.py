@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from typing import Protocol, TypeGuard
+from typing import Protocol, TypeGuard, runtime_checkable
 
 import torch
 from torch import Tensor
@@ -42,6 +42,27 @@ class Decomposition(Protocol):
         ...
 
     def factors(self, rank: int) -> Factors: ...
+
+
+@dataclass(frozen=True)
+class Forecast:
+    """The errors of one decomposition on samples that it has not seen, at rank 0, 1, …, k.
+
+    ``errors`` in the units of ``Decomposition.errors``; ``relative``: of the layer's output, as a fraction of its
+    deviation there. Both may rise with the rank, where directions were fitted to chance.
+    """
+
+    errors: Tensor
+    relative: Tensor
+
+
+@runtime_checkable
+class Forecasting(Protocol):
+    """A decomposition that can be checked on other data of the same site."""
+
+    def forecast(self, moment: Tensor) -> Forecast:
+        """``moment``: the second moment of one row there, at the layer's ``side``."""
+        ...
 
 
 class Method(Protocol):

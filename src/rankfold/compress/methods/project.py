@@ -8,19 +8,21 @@ from a closed form by alternation.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 
 import torch
 from torch import Tensor
 
-from rankfold.compress.methods.method import Decomposition, balanced, relative
+from rankfold.compress.methods.method import Decomposition, Forecast, balanced, relative
 from rankfold.compress.methods.truncate import Truncate
 from rankfold.compress.statistics import SiteStatistics
 from rankfold.linalg import Projection, bias_from_inputs, bias_from_outputs, project, tails
 from rankfold.linalg.spatial import SpatialProjection, project_spatial
 from rankfold.sites import Factors, Form, Site
 
+_MANY = 4  # rows for each direction: more need no ridge
+_RIDGES = (0.1, 1.0, 10.0)
 DAMPING = 0.1  # of the mean sensitivity, added to every output: few gradients see few directions
 
 
@@ -28,10 +30,13 @@ DAMPING = 0.1  # of the mean sensitivity, added to every output: few gradients s
 class Project:
     """Where a site has no statistics (the data never reached it) this is singular value truncation.
 
-    ``damping`` of the output metric, as a part of its mean diagonal.
+    ``damping`` of the output metric, as a part of its mean diagonal. ``ridge``: how much a weight's change counts
+    off the data, as a part of what it counts on them: 0 is the optimum on the samples, a large one is truncation
+    without data.
     """
 
     damping: float = DAMPING
+    ridge: float = 0.0
     name: str = "project"
     forms: frozenset[Form] = frozenset({Form.FACTORED, Form.SPATIAL})
     needs_data: bool = True
@@ -42,9 +47,16 @@ class Project:
         if statistics is None:
             return Truncate().decompose(site, form, weight, None, bias)
         if form is Form.SPATIAL:
-            return SpatialPair(weight, statistics, self.damping) if site.layer.side == "input" else None
+            return SpatialPair(weight, statistics, self.damping, self.ridge) if site.layer.side == "input" else None
         matrix = site.layer.geometry(form).matrix(weight)
-        return Projected(site.layer.side, matrix, statistics, bias, self.damping)
+        return Projected(site.layer.side, matrix, statistics, bias, self.damping, self.ridge)
+
+    def alternatives(self, fitted: SiteStatistics) -> tuple[Project, ...]:
+        """What is weighed on held-out samples: ridges too, where rows are few beside the directions they have."""
+        moments = fitted.moments
+        if moments.count >= _MANY * moments.size or self.ridge:
+            return (self,)
+        return (self, *(replace(self, ridge=ridge) for ridge in _RIDGES))
 
 
 def damped(metric: Tensor | None, damping: float) -> Tensor | None:
@@ -61,17 +73,28 @@ def damped(metric: Tensor | None, damping: float) -> Tensor | None:
 
 class Projected:
     def __init__(
-        self, side: str, matrix: Tensor, statistics: SiteStatistics, bias: Tensor | None, damping: float
+        self,
+        side: str,
+        matrix: Tensor,
+        statistics: SiteStatistics,
+        bias: Tensor | None,
+        damping: float,
+        ridge: float = 0.0,
     ) -> None:
         self.side, self.matrix, self.statistics, self.bias = side, matrix, statistics, bias
         self.metric = damped(statistics.metric, damping)
         self.comparable = self.metric is not None
+        self.ridge = ridge
 
     @cached_property
     def projection(self) -> Projection:
-        if self.side == "output":
-            return project(self.matrix, outputs=self.statistics.covariance, metric=self.metric)
-        return project(self.matrix, inputs=self.statistics.covariance, metric=self.metric)
+        covariance, weight = self.statistics.covariance, self.matrix
+        side = {"outputs" if self.side == "output" else "inputs": covariance}
+        ridge = 0.0
+        if self.ridge:
+            outputs = _trace(covariance).sum() if self.side == "output" else _energy(weight, covariance)
+            ridge = self.ridge * float(outputs) / max(float(weight.double().square().sum()), 1e-300)
+        return project(weight, **side, metric=self.metric, ridge=ridge, refine=False)
 
     @cached_property
     def _values(self) -> Tensor:
@@ -101,6 +124,19 @@ class Projected:
         eye = torch.eye(left.shape[-2], dtype=left.dtype, device=left.device)
         return _ratio(_energy(eye - left @ weighted.mT, covariance), float(_trace(covariance)))
 
+    def forecast(self, moment: Tensor) -> Forecast:
+        errors = self.projection.errors_on(moment)
+        left, right = self.projection.factors()
+        if self.side == "output":
+            right = left.mT if self.metric is None else self._times_metric(left).mT
+        # the output is Σ_i left_i (right_i · row): what is left out at rank r are the terms beyond r
+        terms = (right @ moment @ right.mT) * (left.mT @ left)
+        lost = terms.flip(-1, -2).cumsum(-1).cumsum(-2).diagonal(dim1=-2, dim2=-1).flip(-1).clamp_min(0)
+        lost = torch.cat([lost, lost.new_zeros(*lost.shape[:-1], 1)], -1)
+        if lost.dim() > 1:  # grouped
+            lost, errors = lost.sum(0), errors.square().sum(0).sqrt()
+        return Forecast(errors, relative(lost.sqrt()))
+
     def _times_metric(self, left: Tensor) -> Tensor:
         metric: Tensor = self.metric  # type: ignore[assignment]
         return metric.unsqueeze(-1) * left if metric.dim() == left.dim() - 1 else metric @ left
@@ -117,14 +153,14 @@ class Projected:
 
 
 class SpatialPair:
-    def __init__(self, weight: Tensor, statistics: SiteStatistics, damping: float) -> None:
-        self.weight, self.statistics = weight, statistics
+    def __init__(self, weight: Tensor, statistics: SiteStatistics, damping: float, ridge: float = 0.0) -> None:
+        self.weight, self.statistics, self.ridge = weight, statistics, ridge
         self.metric = damped(statistics.metric, damping)
         self.comparable = self.metric is not None
 
     @cached_property
     def projection(self) -> SpatialProjection:
-        return project_spatial(self.weight, self.statistics.covariance, self.metric)
+        return project_spatial(self.weight, self.statistics.covariance, self.metric, ridge=self.ridge)
 
     @property
     def errors(self) -> Tensor:
@@ -137,6 +173,10 @@ class SpatialPair:
     @property
     def ranks(self) -> range:
         return range(1, len(self.errors))
+
+    def forecast(self, moment: Tensor) -> Forecast:
+        plain = self.projection.errors_on(moment, torch.eye(len(self.weight), dtype=torch.float64))
+        return Forecast(self.projection.errors_on(moment), relative(plain))
 
     def _change(self, left: Tensor, right: Tensor) -> Tensor:
         c_out, c_in, k_h, k_w = self.weight.shape

@@ -22,7 +22,8 @@ class Sequential(Project):
     """Ranks as by ``Project``; in every further round from the errors that the sweep before has met.
 
     ``rounds``: sweeps; the best by the divergence of the network's outputs on held-out samples is kept. ``kept``:
-    layers that stay dense are fitted anew too, at no cost in size.
+    layers that stay dense are fitted anew too, at no cost in size. ``one_shot``: factors that were not fitted layer
+    after layer are kept where they are better on held-out samples.
     """
 
     damping: float = DAMPING
@@ -32,6 +33,7 @@ class Sequential(Project):
     name: str = "sequential"
     forms: frozenset[Form] = frozenset({Form.FACTORED, Form.SPATIAL})
     needs_data: bool = True
+    one_shot: bool = True
 
     def solve(
         self, site: Site, form: Form, rank: int, weight: Tensor, bias: Tensor | None, known: Evidence,

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from functools import cached_property
+from functools import cached_property, partial
 from typing import Any
 
 import torch
@@ -12,6 +12,7 @@ from torch import Tensor
 
 from rankfold.compress.methods.method import relative
 from rankfold.compress.statistics import SiteStatistics
+from rankfold.forms.tucker import TUCKER
 from rankfold.linalg import svd
 from rankfold.sites import Factors, Form, Site
 
@@ -37,7 +38,7 @@ class Tucker:
         bias: Tensor | None = None,
     ) -> Tuckered:
         layer: Any = site.layer  # a convolution: no other layer offers this form
-        return Tuckered(weight, layer.tucker_ranks, layer.max_rank(form))
+        return Tuckered(weight, partial(TUCKER.ranks_of, layer), layer.max_rank(form))
 
 
 class Tuckered:

@@ -3,15 +3,16 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor, nn
 
 from rankfold.compress.methods import method_named
-from rankfold.compress.methods.method import Method, sweeps
+from rankfold.compress.methods.method import Decomposition, Method, sweeps
 from rankfold.compress.planning.fitted import Fitted
 from rankfold.compress.planning.plan import Entry, Plan, check_fingerprint
+from rankfold.run.progress import Progress, showing
 from rankfold.sites import (
     Factors,
     Form,
@@ -26,45 +27,43 @@ from rankfold.sites import (
     unwrap,
 )
 
-Progress = Callable[[str, int, int], None]
+if TYPE_CHECKING:
+    from rankfold.compress.planning.profile import Profile
 
 
 class ApplyError(ValueError):
     """A plan cannot be carried out on this model; names the site, what was asked and the remedy."""
 
 
+@showing
 def apply_(
-    model: nn.Module, plan: Plan, *, method: Method | None = None, progress: Progress | None = None
+    model: nn.Module,
+    plan: Plan,
+    profile: Profile | None = None,
+    *,
+    method: Method | None = None,
+    progress: Progress | None = None,
 ) -> nn.Module:
     """Replace every changed site of ``model`` by its factored layer, in place; returns the model.
 
     Plan and model are compared before the first change: ``ValueError`` if the plan was made for another model,
     ``ApplyError`` if a site is missing, if a form or rank is impossible there, or if factors overflow half precision.
-    ``method``: the one the plan was made with, where it is your own. Optimizers built before do not know the new
+    ``profile``: the one that the plan was made from: then nothing is decomposed again. ``method``: the one the plan was
+    made with, where it is your own. Optimizers built before do not know the new
     parameters. Layers keep dtype, device, mode, hooks and ``requires_grad``. Extra memory: the new layers, all of which
     are made before the first takes its place.
     """
     root = unwrap(model)
     check_fingerprint(plan, root)
-    method = method_named(plan.method if method is None else method)
-    if method.needs_data and plan.changed and plan.statistics is None and plan.factors is None:
-        kind, what = ("factors", "were fitted in a sweep") if sweeps(method) else ("statistics", "need second moments")
-        raise ApplyError(
-            f"the factors of method {plan.method!r} {what}, and this plan has none: keep the file "
-            f"*.{kind}.safetensors beside the plan, or make the plan again with data"
-        )
     here = sites(root)
     _check(plan, here)
-    if plan.factors is None:
-        _check_method(root, plan, here, method)
-    else:
-        _check_fitted(root, plan, plan.factors, here)
+    source = _source(root, plan, here, profile, method)
     changed = plan.changed
     ready: list[tuple[str, nn.Module, Fitted]] = []
     with split_attention(root):
         for done, entry in enumerate(changed):
             site = here[entry.site]
-            fitted = _decomposed(root, site, entry, plan, method) if plan.factors is None else plan.factors[site.name]
+            fitted = source(site, entry)
             ready.append((site.name, filled(root, site, entry, fitted), fitted))
             if progress is not None:
                 progress(site.name, done + 1, len(changed))
@@ -136,33 +135,75 @@ def _check(plan: Plan, here: SiteList) -> None:
             raise ApplyError(f"{site.title}: the layer has a bias, which the plan's entry would drop: set bias to true")
 
 
-def _check_method(root: nn.Module, plan: Plan, here: SiteList, method: Method) -> None:
+def _source(
+    root: nn.Module, plan: Plan, here: SiteList, profile: Profile | None, method: Method | None
+) -> Callable[[Site, Entry], Fitted]:
+    """Where the factors come from: the plan's own, a profile, or decompositions made now; checked before any change."""
+    if plan.factors is not None:
+        factors = plan.factors
+        _check_fitted(root, plan, factors, here)
+        return lambda site, entry: factors[site.name]
+    if profile is not None:
+        return _from_profile(root, plan, here, profile)
+    method = method_named(plan.method if method is None else method)
+    if method.needs_data and plan.changed and plan.statistics is None:
+        kind, what = ("factors", "were fitted layer after layer") if sweeps(method) else ("statistics", "need moments")
+        raise ApplyError(
+            f"the factors of method {plan.method!r} {what}, and this plan has none: keep the file "
+            f"*.{kind}.safetensors beside the plan, or make the plan again with data"
+        )
+    return _decomposed(root, plan, here, method)
+
+
+def _from_profile(root: nn.Module, plan: Plan, here: SiteList, profile: Profile) -> Callable[[Site, Entry], Fitted]:
+    if profile.fingerprint != plan.fingerprint:
+        raise ApplyError("the profile was made of another model than the plan: leave it out, or make the plan from it")
+
+    def of(site: Site, entry: Entry) -> Fitted:
+        candidate = profile.candidate(entry.site, entry.form)
+        if candidate is None:
+            raise ApplyError(f"{site.title}: the profile has no {entry.form} for this site: leave it out")
+        known = None if profile.statistics is None else profile.statistics.sites.get(site.name)
+        return Fitted(candidate.decomposition.factors(entry.rank), None if known is None else known.absorber)
+
+    _check_materialised(root, plan, here)
+    return of
+
+
+def _check_materialised(root: nn.Module, plan: Plan, here: SiteList) -> None:
     with split_attention(root):
         for entry in plan.changed:
-            site = here[entry.site]
+            if here[entry.site].weight(root).is_meta:
+                raise ApplyError(f"{here[entry.site].title}: not materialised (on the meta device); load weights first")
+
+
+def _decomposed(root: nn.Module, plan: Plan, here: SiteList, method: Method) -> Callable[[Site, Entry], Fitted]:
+    made: dict[str, tuple[Decomposition, str | None]] = {}
+    _check_materialised(root, plan, here)
+    with split_attention(root):
+        for entry in plan.changed:
+            site, base = here[entry.site], entry.form.decomposed
             known = None if plan.statistics is None else plan.statistics.sites.get(site.name)
-            weight = site.weight(root)
-            if weight.is_meta:
-                raise ApplyError(f"{site.title}: not materialised (on the meta device); load weights first")
-            offered = entry.form in method.forms
-            if not offered or method.decompose(site, entry.form, weight, known, site.bias(root)) is None:
+            found = None
+            if base in method.forms:
+                found = method.decompose(site, base, site.weight(root), known, site.bias(root))
+            if found is None:
                 raise ApplyError(f"{site.title}: method {method.name!r} does not offer form {entry.form} here")
+            made[site.name] = found, None if known is None else known.absorber
+    return lambda site, entry: Fitted(made[site.name][0].factors(entry.rank), made[site.name][1])
 
 
 def _check_fitted(root: nn.Module, plan: Plan, fitted: Mapping[str, Fitted], here: SiteList) -> None:
-    with split_attention(root):
-        for entry in plan.changed:
-            site = here[entry.site]
-            if site.weight(root).is_meta:
-                raise ApplyError(f"{site.title}: not materialised (on the meta device); load weights first")
-            rank = _rank_of(fitted[site.name], entry) if site.name in fitted else None
-            if rank != entry.rank:
-                was = "kept" if rank is None else f"fitted at rank {rank}"
-                raise ApplyError(
-                    f"{site.title}: {entry.form} of rank {entry.rank} was asked, and the sweep left it {was}: "
-                    "make the plan again with data and this rank (Ranks), or use method='project', whose plans can be "
-                    "edited"
-                )
+    _check_materialised(root, plan, here)
+    for entry in plan.changed:
+        rank = _rank_of(fitted[entry.site], entry) if entry.site in fitted else None
+        if rank != entry.rank:
+            was = "kept" if rank is None else f"fitted at rank {rank}"
+            raise ApplyError(
+                f"{here[entry.site].title}: {entry.form} of rank {entry.rank} was asked, and the fit left it {was}: "
+                "make the plan again with data and this rank (Ranks), or use method='project', whose plans can be "
+                "edited"
+            )
 
 
 def _rank_of(fitted: Fitted, entry: Entry) -> int | None:
@@ -170,14 +211,6 @@ def _rank_of(fitted: Fitted, entry: Entry) -> int | None:
     if (entry.form is Form.DENSE) != (len(parts) == 1):
         return None
     return entry.rank if entry.form is Form.DENSE else parts[0].shape[-2]
-
-
-def _decomposed(root: nn.Module, site: Site, entry: Entry, plan: Plan, method: Method) -> Fitted:
-    known = plan.statistics.sites.get(site.name) if plan.statistics is not None else None
-    decomposition = method.decompose(site, entry.form, site.weight(root), known, site.bias(root))
-    if decomposition is None:
-        raise ApplyError(f"{site.title}: method {method.name!r} does not offer form {entry.form} here")
-    return Fitted(decomposition.factors(entry.rank), None if known is None else known.absorber)
 
 
 def filled(root: nn.Module, site: Site, entry: Entry, fitted: Fitted) -> nn.Module:

@@ -3,38 +3,75 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from rankfold.compress.methods.method import Decomposition, Method
+from rankfold.compress.methods.method import Decomposition, Forecast, Forecasting, Method
 from rankfold.compress.ranks.allocate import Option
 from rankfold.compress.ranks.budget import Budget, KeepEnergy, Latency, Ranks, Resource
 from rankfold.compress.sound import check_sound
-from rankfold.compress.statistics import Statistics
+from rankfold.compress.statistics import SiteStatistics, Statistics
 from rankfold.costs import Cost, site_cost
 from rankfold.linalg import NotConvergedError
+from rankfold.run.progress import Progress
 from rankfold.sites import Call, Form, Site, SiteList
 
-Progress = Callable[[str, int, int], None]
 Timing = Callable[[Site, Form, int], float]
+
+_FAR = 1.5  # times the error that was fitted
+_FEW = 4  # rows for each direction of a site below which one sample alone says nothing of others
 
 
 @dataclass(frozen=True)
 class Candidate:
-    """One way to factor one site. ``bias``: the new layer carries one."""
+    """One way to factor one site. ``bias``: the new layer carries one. ``forecast``: its errors on held-out samples,
+    where some were held back; ``note``: what a person should know."""
 
     site: Site
     form: Form
     decomposition: Decomposition
     bias: bool
+    forecast: Forecast | None = None
+    note: str = ""
+
+    @property
+    def errors(self) -> Tensor:
+        """(k + 1,) absolute errors at rank 0..k, on held-out samples where there are any."""
+        return self.decomposition.errors if self.forecast is None else self.forecast.errors
 
     @property
     def relative_errors(self) -> Tensor:
         """(k + 1,) errors at rank 0..k as fractions of the norm; zeros for a site whose output is zero."""
-        errors = self.decomposition.errors
+        errors = self.errors
         return errors / errors[0] if errors[0] > 0 else torch.zeros_like(errors)
+
+    def overfitted(self, rank: int) -> bool:
+        """Whether the error on held-out samples is far above the one on the samples that were fitted to."""
+        if self.forecast is None:
+            return False
+        held, fitted = self.forecast.errors, self.decomposition.errors
+        there, here = (float(errors[rank] / errors[0]) if errors[0] > 0 else 0.0 for errors in (held, fitted))
+        return there > max(_FAR * here, here + 0.05)
+
+    def relative_error(self, rank: int) -> float:
+        """Of the layer's output (of its weight without data) at ``rank``, as a fraction of its norm."""
+        if self.forecast is None:
+            return self.decomposition.relative_error(rank)
+        return float(self.forecast.relative[rank])
+
+
+@dataclass(frozen=True)
+class Decomposed:
+    """``candidates`` of every reducible site; ``unsolved``: why a form of a site is missing; ``count``: decompositions
+    made in all, ``weighed``: those of them that only served to compare candidates on held-out samples."""
+
+    candidates: dict[str, list[Candidate]]
+    unsolved: dict[str, str]
+    count: int = 0
+    weighed: int = 0
 
 
 @dataclass(frozen=True)
@@ -44,66 +81,95 @@ class Counter:
     calls: Mapping[str, Sequence[Call]]
     samples: int
     element_sizes: Mapping[str, int]
-    timings: Mapping[int, Timing] = field(default_factory=dict)  # by batch: milliseconds of a site in a form at a rank
+    timings: dict[int, Timing] = field(default_factory=dict)  # by batch: milliseconds of a site in a form at a rank
+    known: dict[tuple[str, Form, int, bool], Cost] = field(default_factory=dict, repr=False)
 
     def cost(self, site: Site, form: Form, rank: int, bias: bool) -> Cost:
-        size = self.element_sizes[site.name]
-        return site_cost(site, form, rank, self.calls.get(site.name, ()), self.samples, size, bias)
+        key = (site.name, form, rank, bias)
+        if key not in self.known:
+            size, calls = self.element_sizes[site.name], self.calls.get(site.name, ())
+            self.known[key] = site_cost(site, form, rank, calls, self.samples, size, bias)
+        return self.known[key]
 
-    def costs(self, budgets: Sequence[Budget], site: Site, form: Form, rank: int, bias: bool) -> tuple[float, ...]:
-        cost, result = self.cost(site, form, rank, bias), []
-        for budget in budgets:
-            if isinstance(budget, Latency):
-                result.append(self.timings[budget.batch](site, form, rank))
-            else:
-                result.append(float(getattr(cost, budget.kind)))
-        return tuple(result)
+    def costs(self, budgets: Sequence[Resource], site: Site, form: Form, rank: int, bias: bool) -> tuple[float, ...]:
+        cost = self.cost(site, form, rank, bias)
+        return tuple(
+            self.timings[budget.batch](site, form, rank) if isinstance(budget, Latency) else budget.of(cost)
+            for budget in budgets
+        )
 
-
-def resources(budgets: Sequence[Budget]) -> tuple[Resource, ...]:
-    return tuple(b for b in budgets if isinstance(b, Resource))
+    def kept(self, budgets: Sequence[Resource], site: Site) -> tuple[float, ...]:
+        return self.costs(budgets, site, Form.KEEP, 0, site.layer.has_bias)
 
 
 def decompose(
-    root: nn.Module,
-    sites: SiteList,
-    method: Method,
-    statistics: Statistics | None,
-    every_form: bool,
-    progress: Progress,
-) -> tuple[dict[str, list[Candidate]], dict[str, str]]:
-    """Every reducible site in every form that the method offers there, or in one; attention must be split.
+    root: nn.Module, sites: SiteList, method: Method, statistics: Statistics | None, progress: Progress
+) -> Decomposed:
+    """Every reducible site in every form that the method offers there; attention must be split.
 
-    And, for each site with a form whose matrix no driver decomposes, the reason why that form is not among them.
-    Raises ``ValueError`` naming the site for weights that are not finite or not materialised.
+    Where samples were held back, the candidates that a method weighs are made from the others and compared on them; the
+    best one is made again from all. Raises ``ValueError`` naming the site for weights that are not finite or not
+    materialised.
     """
-    found: dict[str, list[Candidate]] = {}
-    unsolved: dict[str, str] = {}
-    todo = sites.reducible
-    for done, site in enumerate(todo):
+    found = Decomposed({}, {})
+    counts = [0, 0]
+    for done, site in enumerate(sites.reducible):
         known = None if statistics is None else statistics.sites.get(site.name)
-        weight, bias = site.weight(root), site.bias(root)
-        found[site.name] = []
-        forms = sorted(method.forms & site.forms - {Form.DENSE})
+        note = ""
+        if known is not None and known.parts is None and known.moments.count < _FEW * known.moments.size:
+            known, note = None, "one sample says nothing of others here: truncated without data"
+        made: dict[Form, tuple[Decomposition | None, Forecast | None]] = {}
+        forms = sorted(form for form in site.forms - {Form.KEEP, Form.DENSE} if form.decomposed in method.forms)
         if forms:
             check_sound(root, [site])
-        for form in forms if every_form else forms[:1]:
+        group = found.candidates[site.name] = []
+        for form in forms:
+            base = form.decomposed
             try:
-                decomposition = method.decompose(site, form, weight, known, bias)
-                if decomposition is None:
-                    continue
-                decomposition.errors  # noqa: B018  # decomposes now, so that a bad weight is named here
+                if base not in made:
+                    made[base] = _weighed(root, site, base, method, known, counts)
             except NotConvergedError as error:
-                unsolved[site.name] = f"not decomposed: {error}"
+                found.unsolved[site.name] = f"not decomposed: {error}"
                 continue
             except (ValueError, ArithmeticError) as error:
                 raise ValueError(
                     f"{site.title}: {error}; mend the weights, or leave the site out with where="
                 ) from error
-            carries = site.layer.has_bias or (known is not None and known.absorber is None)
-            found[site.name].append(Candidate(site, form, decomposition, carries))
-        progress("decomposing", done + 1, len(todo))
-    return found, unsolved
+            decomposition, forecast = made[base]
+            if decomposition is not None:
+                carries = site.layer.has_bias or (known is not None and known.absorber is None)
+                group.append(Candidate(site, form, decomposition, carries, forecast, note))
+        progress("decomposing", done + 1, len(sites.reducible))
+    return replace(found, count=counts[0], weighed=counts[1])
+
+
+def _weighed(
+    root: nn.Module, site: Site, form: Form, method: Method, known: SiteStatistics | None, counts: list[int]
+) -> tuple[Decomposition | None, Forecast | None]:
+    """The decomposition from all samples, and what it is worth on those that another was not made from."""
+    weight, bias = site.weight(root), site.bias(root)
+    fitted = None if known is None else known.fitted
+    best: tuple[float, Any, Forecast] | None = None
+    if known is not None and fitted is not None:
+        moment = known.held_out
+        assert moment is not None
+        alternatives = getattr(method, "alternatives", None)
+        for each in (method,) if alternatives is None else alternatives(fitted):
+            tried = each.decompose(site, form, weight, fitted, bias)
+            if not isinstance(tried, Forecasting):
+                break
+            forecast = tried.forecast(moment)
+            counts[0], counts[1] = counts[0] + 1, counts[1] + 1
+            score = float(forecast.errors.square().sum())
+            if best is None or score < best[0]:
+                best = score, each, forecast
+    chosen = method if best is None else best[1]
+    decomposition = chosen.decompose(site, form, weight, known, bias)
+    if decomposition is None:
+        return None, None
+    decomposition.errors  # noqa: B018  # decomposes now, so that a bad weight is named here
+    counts[0] += 1
+    return decomposition, None if best is None else best[2]
 
 
 def options(
@@ -111,7 +177,7 @@ def options(
     candidates: Mapping[str, Sequence[Candidate]],
     prices: Mapping[tuple[str, Form], Tensor],
     budgets: Sequence[Budget],
-    resource: Sequence[Budget],
+    resource: Sequence[Resource],
     counter: Counter,
 ) -> dict[str, list[Option]]:
     """The choices of every site: keeping it, and every candidate at every rank, less what the budgets rule out.
@@ -123,13 +189,7 @@ def options(
     pinned = any(isinstance(b, Ranks) for b in budgets)
     result: dict[str, list[Option]] = {}
     for site in sites:
-        keep = Option(
-            Form.KEEP,
-            min(site.shape),
-            0.0,
-            counter.costs(resource, site, Form.KEEP, 0, site.layer.has_bias),
-            0.0,
-        )
+        keep = Option(Form.KEEP, min(site.shape), 0.0, counter.kept(resource, site), 0.0)
         group = [keep]
         for candidate in candidates.get(site.name, ()):
             loss = prices[site.name, candidate.form].tolist()

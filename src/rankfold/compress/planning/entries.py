@@ -5,55 +5,59 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 
-from rankfold.compress.layerwise.survey import Survey
-from rankfold.compress.planning.candidates import Candidate, Counter
+from rankfold.compress.planning.candidates import Candidate
 from rankfold.compress.planning.plan import Entry
+from rankfold.compress.planning.profile import Profile
 from rankfold.compress.ranks.allocate import Option
-from rankfold.compress.statistics import Statistics
 from rankfold.costs import Cost
-from rankfold.sites import Form, Site, SiteList
+from rankfold.sites import Form, Site
 
-Candidates = Mapping[str, list[Candidate]]
-Choices = Mapping[str, list[Option]]
+Choices = Mapping[str, Sequence[Option]]
 
 
-def entries_of(
-    found: SiteList,
-    known: Survey,
-    choices: Choices,
-    picked: Mapping[str, Option],
-    counter: Counter,
-    statistics: Statistics | None,
-) -> tuple[Entry, ...]:
-    sampled = {} if statistics is None else statistics.sites
+def entries_of(known: Profile, choices: Choices, picked: Mapping[str, Option]) -> tuple[Entry, ...]:
     entries = []
-    for site in found:
+    for site in known.sites:
         option = picked[site.name]
-        if option.form is Form.KEEP:
-            bias, rank, error, note = (
-                site.layer.has_bias,
-                min(site.shape),
-                0.0,
-                site.note or known.unsolved.get(site.name) or _why_kept(site, known.candidates, choices[site.name]),
-            )
-        else:
-            candidate = next(c for c in known.candidates[site.name] if c.form is option.form)
-            bias, rank, note = candidate.bias, option.rank, ""
-            error = candidate.decomposition.relative_error(rank)
-            rows = sampled[site.name].moments.count if site.name in sampled else rank
-            if rows < rank:
-                note = f"rank {rank} was fitted to {rows} rows of data: give more samples"
-            if site.name in known.unreached:
-                note = "never called on the calibration data: truncated without data"
-        cost = counter.cost(site, option.form, rank, bias)
-        if option.form is not Form.KEEP and _gains_nothing(cost, counter.cost(site, Form.KEEP, 0, site.layer.has_bias)):
+        entry = _entry(known, site, option, choices[site.name])
+        cost = known.counter.cost(site, option.form, entry.rank, entry.bias)
+        note = entry.note
+        if option.form is not Form.KEEP and _gains_nothing(cost, _dense(known, site)):
             note = "; ".join(filter(None, (note, "this rank was asked for; it costs no less than the layer itself")))
-        entry = Entry(site.name, option.form, rank, site.shape, site.groups, error, option.loss, bias=bias, note=note)
-        entries.append(replace(entry, params=cost.params, flops=cost.flops))
+        entries.append(replace(entry, note=note, params=cost.params, flops=cost.flops))
     return tuple(entries)
 
 
-def _why_kept(site: Site, candidates: Candidates, group: Sequence[Option]) -> str:
+def _dense(known: Profile, site: Site) -> Cost:
+    return known.counter.cost(site, Form.KEEP, 0, site.layer.has_bias)
+
+
+def _entry(known: Profile, site: Site, option: Option, group: Sequence[Option]) -> Entry:
+    if option.form is Form.KEEP:
+        note = site.note or known.unsolved.get(site.name) or _why_kept(site, known.candidates, group)
+        return Entry(
+            site.name, Form.KEEP, min(site.shape), site.shape, site.groups, bias=site.layer.has_bias, note=note
+        )
+    candidate = known.candidate(site.name, option.form)
+    assert candidate is not None  # the option was made from it
+    notes = [candidate.note]
+    sampled = None if known.statistics is None else known.statistics.sites.get(site.name)
+    if sampled is not None and sampled.moments.count - 1 < option.rank:
+        notes.append(f"rank {option.rank} was fitted to {sampled.moments.count} rows of data: give more samples")
+    elif candidate.overfitted(option.rank):
+        notes.append(
+            f"few samples: the error on those that were held back is {candidate.relative_error(option.rank):.2f}, far "
+            "above that on the others"
+        )
+    if site.name in known.unreached:
+        notes.append("never called on the calibration data: truncated without data")
+    return Entry(
+        site.name, option.form, option.rank, site.shape, site.groups, candidate.relative_error(option.rank),
+        option.loss, bias=candidate.bias, note="; ".join(filter(None, notes)),
+    )  # fmt: skip
+
+
+def _why_kept(site: Site, candidates: Mapping[str, Sequence[Candidate]], group: Sequence[Option]) -> str:
     if site.forms == {Form.KEEP}:
         return f"{site.kind}: measured, never factored"
     if not candidates.get(site.name):
@@ -68,22 +72,26 @@ def _gains_nothing(cost: Cost, dense: Cost) -> bool:
     return cost.params >= dense.params and cost.flops >= dense.flops and cost.bytes >= dense.bytes
 
 
-def after_of(before: Cost, whole: int, found: SiteList, entries: Sequence[Entry], counter: Counter) -> Cost:
-    """``whole``: FLOPs of the dense model for all samples of the example, so that only their sum is rounded."""
-    after = before
-    for site, entry in zip(found, entries, strict=True):
-        after = after - counter.cost(site, Form.KEEP, 0, site.layer.has_bias)
-        after = after + counter.cost(site, entry.form, entry.rank, entry.bias)
-        calls = counter.calls.get(site.name, ())
+def after_of(known: Profile, entries: Sequence[Entry]) -> Cost:
+    """What the model costs once the entries are carried out."""
+    after, whole = known.cost, known.flops
+    for site, entry in zip(known.sites, entries, strict=True):
+        after = after - _dense(known, site) + known.counter.cost(site, entry.form, entry.rank, entry.bias)
+        calls = known.counter.calls.get(site.name, ())
         whole += site.layer.flops(entry.form, entry.rank, calls) - site.layer.flops(Form.KEEP, 0, calls)
-    return replace(after, flops=whole // counter.samples)
+    return replace(after, flops=whole // known.counter.samples)
 
 
-def notes_of(known: Survey, counter: Counter, found: SiteList) -> tuple[str, ...]:
-    notes = []
+def notes_of(known: Profile, entries: Sequence[Entry]) -> tuple[str, ...]:
+    notes = list(known.notes)
     if known.unreached:
         notes.append(f"never called on the calibration data: {', '.join(known.unreached)}")
-    silent = [site.name for site in found if site.name not in counter.calls and site.kind != "Embedding"]
+    calls = known.counter.calls
+    silent = [s.name for s in known.sites if s.name not in calls and s.kind != "Embedding" and not s.note]
     if silent:
         notes.append(f"never called on the example input, so without FLOPs: {', '.join(silent)}")
+    few = [entry.site for entry in entries if "few samples" in entry.note]
+    if few:
+        shown = f"{', '.join(few[:3])}{', …' if len(few) > 3 else ''}"
+        notes.append(f"too few samples for {len(few)} of {len(entries)} sites ({shown}): give more calibration samples")
     return tuple(notes)

@@ -2,18 +2,24 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
-from safetensors import SafetensorError, safe_open
-from safetensors.torch import save as to_safetensors
 from torch import Tensor
+from typing_extensions import TypedDict
 
+from rankfold.run.container import Kind
 from rankfold.sites import Factors
 
-_KEY = "rankfold.factors"
+
+class _Note(TypedDict):
+    absorbers: dict[str, str]
+    note: dict[str, Any]
+
+
+_FILE = Kind[_Note]("rankfold.factors", _Note, "a file of fitted factors", "make the plan again with data")
 
 
 @dataclass(frozen=True)
@@ -29,30 +35,28 @@ def to_bytes(fitted: Mapping[str, Fitted], note: Mapping[str, object] | None = N
     tensors: dict[str, Tensor] = {}
     for name, known in fitted.items():
         for index, part in enumerate(known.factors.parts):
-            tensors[f"{name}|{index}"] = part.detach().cpu().contiguous().clone()
+            tensors[f"{name}|{index}"] = part
         if known.factors.shift is not None:
-            tensors[f"{name}|shift"] = known.factors.shift.detach().cpu().contiguous().clone()
-    absorbers = {name: known.absorber for name, known in fitted.items() if known.absorber is not None}
-    text = json.dumps({"absorbers": absorbers, "note": note or {}}, sort_keys=True)
-    return to_safetensors(tensors, metadata={_KEY: text})
+            tensors[f"{name}|shift"] = known.factors.shift
+    absorbers = {name: known.absorber for name, known in sorted(fitted.items()) if known.absorber is not None}
+    return _FILE.write(tensors, _Note(absorbers=absorbers, note=dict(note or {})))
 
 
-def read(path: str | Path) -> tuple[dict[str, Fitted], dict]:
-    """What ``to_bytes`` wrote; ``ValueError`` with one line if it is damaged or something else."""
+def read(path: str | Path | bytes, name: str = "") -> tuple[dict[str, Fitted], dict[str, Any]]:
+    """What ``to_bytes`` wrote, from a file or its bytes; ``ValueError`` in one line if that is something else."""
+    return _FILE.read(path, _built, name)
+
+
+def _built(tensors: Mapping[str, Tensor], text: _Note) -> tuple[dict[str, Fitted], dict[str, Any]]:
     found: dict[str, dict[str, Tensor]] = {}
-    try:
-        with safe_open(str(path), "pt") as file:
-            text = json.loads((file.metadata() or {})[_KEY])
-            for full in file.keys():  # noqa: SIM118  # not a dict
-                name, _, key = full.rpartition("|")
-                found.setdefault(name, {})[key] = file.get_tensor(full)
-        fitted = {
-            name: Fitted(
-                Factors(tuple(parts[str(i)] for i in range(len(parts) - ("shift" in parts))), parts.get("shift")),
-                text["absorbers"].get(name),
-            )
-            for name, parts in found.items()
-        }
-        return fitted, text["note"]
-    except (SafetensorError, OSError, KeyError, ValueError) as error:
-        raise ValueError(f"{path}: damaged or not a file of fitted factors ({error})") from None
+    for full, value in tensors.items():
+        name, _, key = full.rpartition("|")
+        found.setdefault(name, {})[key] = value
+    fitted = {
+        name: Fitted(
+            Factors(tuple(parts[str(i)] for i in range(len(parts) - ("shift" in parts))), parts.get("shift")),
+            text["absorbers"].get(name),
+        )
+        for name, parts in found.items()
+    }
+    return fitted, text["note"]

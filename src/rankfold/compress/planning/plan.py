@@ -7,15 +7,16 @@ import json
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import torch
-from pydantic import ConfigDict, TypeAdapter, ValidationError
+from pydantic import BeforeValidator, ConfigDict, TypeAdapter, ValidationError
 from torch import nn
 
-from rankfold.compress.ranks.budget import Budget, describe
+from rankfold.compress.ranks.budget import budget_from, describe
 from rankfold.costs import Cost
-from rankfold.files import by_digest, sha256, whole, write_atomically, write_together
+from rankfold.run.container import parsed, said
+from rankfold.run.files import by_digest, read_whole, sha256, undisturbed, write_atomically, write_together
 from rankfold.sites import Form, unwrap
 
 if TYPE_CHECKING:
@@ -66,7 +67,7 @@ class Plan:
     __pydantic_config__ = ConfigDict(extra="forbid")
 
     entries: tuple[Entry, ...]
-    budgets: tuple[Budget, ...]
+    budgets: tuple[Annotated[Any, BeforeValidator(budget_from)], ...]
     method: str
     rule: str
     fingerprint: str
@@ -112,8 +113,8 @@ class Plan:
     def from_json(cls, text: str) -> Plan:
         """Read a plan; ``ValueError`` with one line that names the field if it is not one."""
         try:
-            data = json.loads(text)
-        except json.JSONDecodeError as error:
+            data = parsed(text)
+        except ValueError as error:
             raise ValueError(f"not a plan: not JSON ({error})") from None
         if not isinstance(data, dict) or "entries" not in data:
             raise ValueError("not a plan: a JSON object with 'entries' was expected")
@@ -122,9 +123,7 @@ class Plan:
         try:
             return _adapter().validate_python(data)
         except ValidationError as error:
-            first = error.errors()[0]
-            where = ".".join(str(part) for part in first["loc"])
-            raise ValueError(f"not a valid plan: {where}: {first['msg']}") from None
+            raise ValueError(f"not a valid plan: {said(error)}") from None
 
     def save(self, path: str | Path) -> None:
         """Write ``plan.json``, and beside it ``plan.statistics.safetensors`` and ``plan.factors.safetensors`` where
@@ -154,19 +153,24 @@ class Plan:
         from rankfold.compress.statistics import Statistics
 
         path = Path(path)
-        try:
-            plan = cls.from_json(path.read_text(encoding="utf-8"))
-        except (OSError, UnicodeDecodeError) as error:
-            raise ValueError(f"{path}: cannot be read as a plan ({error})") from None
-        except ValueError as error:
-            raise ValueError(f"{path}: {error}") from None
-        statistics = _beside(statistics_path(path), _STATISTICS, plan.statistics_sha256, "statistics")
-        factors = _beside(factors_path(path), _FACTORS, plan.factors_sha256, "factors")
-        return replace(
-            plan,
-            statistics=None if statistics is None else Statistics.load(statistics),
-            factors=None if factors is None else read(factors)[0],
-        )
+
+        def whole() -> Plan:
+            try:
+                plan = cls.from_json(path.read_text(encoding="utf-8"))
+            except (OSError, UnicodeDecodeError) as error:
+                raise ValueError(f"{path}: cannot be read as a plan ({error})") from None
+            except ValueError as error:
+                raise ValueError(f"{path}: {error}") from None
+            places = statistics_path(path), factors_path(path)
+            statistics = _beside(places[0], _STATISTICS, plan.statistics_sha256, "statistics")
+            factors = _beside(places[1], _FACTORS, plan.factors_sha256, "factors")
+            return replace(
+                plan,
+                statistics=None if statistics is None else Statistics.load(statistics, str(places[0])),
+                factors=None if factors is None else read(factors, str(places[1]))[0],
+            )
+
+        return undisturbed(path, whole, ValueError)
 
     def table(self) -> list[dict[str, Any]]:
         """One row for each site, for a person or a data frame."""
@@ -208,12 +212,12 @@ def factors_path(plan_path: Path) -> Path:
     return plan_path.with_name(plan_path.stem + _FACTORS)
 
 
-def _beside(file: Path, ending: str, digest: str, what: str) -> Path | None:
-    """The file beside a plan with this hash; None if the plan has none, or if it is gone."""
+def _beside(file: Path, ending: str, digest: str, what: str) -> bytes | None:
+    """What is in the file beside a plan with this hash; None if the plan has none, or if it is gone."""
     if not digest:
         return None
     try:
-        found, missing = whole(file.parent, file.name, digest), False
+        found, missing = read_whole(file.parent, file.name, digest), False
     except FileNotFoundError:
         found, missing = None, True
     found = found or by_digest(file.parent, f"*{ending}", digest)

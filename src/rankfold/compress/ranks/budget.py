@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, fields
 from difflib import get_close_matches
-from typing import Literal
+from typing import TYPE_CHECKING, Any, Literal
+
+if TYPE_CHECKING:
+    from rankfold.costs import Cost
 
 
 def _fraction(name: str, value: float) -> None:
@@ -14,50 +17,65 @@ def _fraction(name: str, value: float) -> None:
 
 
 @dataclass(frozen=True)
-class Params:
+class Resource:
+    """At most the fraction ``keep`` of something that the whole model costs. A budget of one's own is a subclass with
+    a field ``kind`` and ``of``, which must be a sum over the layers, as parameters are."""
+
+    keep: float
+    kind: str = ""
+
+    def __post_init__(self) -> None:
+        _fraction(self.kind, self.keep)
+
+    def of(self, cost: Cost) -> float:
+        """How much of it a layer or a model of this cost takes."""
+        return float(getattr(cost, self.kind))
+
+    def describe(self) -> str:
+        return f"{self.kind} ≤ {self.keep:g} of dense"
+
+
+@dataclass(frozen=True)
+class Params(Resource):
     """At most this fraction of the model's parameters."""
 
-    keep: float
     kind: Literal["params"] = "params"
 
-    def __post_init__(self) -> None:
-        _fraction("params", self.keep)
-
 
 @dataclass(frozen=True)
-class Flops:
+class Flops(Resource):
     """At most this fraction of the model's FLOPs."""
 
-    keep: float
     kind: Literal["flops"] = "flops"
 
-    def __post_init__(self) -> None:
-        _fraction("flops", self.keep)
-
 
 @dataclass(frozen=True)
-class Bytes:
+class Bytes(Resource):
     """At most this fraction of the bytes of parameters and buffers."""
 
-    keep: float
     kind: Literal["bytes"] = "bytes"
-
-    def __post_init__(self) -> None:
-        _fraction("bytes", self.keep)
 
 
 @dataclass(frozen=True)
-class Latency:
+class Latency(Resource):
     """At most this fraction of the dense model's time for one forward of ``batch`` samples, measured here."""
 
-    keep: float
     batch: int = 1
     kind: Literal["latency"] = "latency"
+
+    def __init__(self, keep: float, batch: int = 1, kind: Literal["latency"] = "latency") -> None:
+        object.__setattr__(self, "keep", keep)
+        object.__setattr__(self, "batch", batch)
+        object.__setattr__(self, "kind", kind)
+        self.__post_init__()
 
     def __post_init__(self) -> None:
         _fraction("latency", self.keep)
         if self.batch < 1:
             raise ValueError(f"latency is measured at a batch of at least 1, got {self.batch}")
+
+    def describe(self) -> str:
+        return f"latency ≤ {self.keep:g} of dense at batch {self.batch}"
 
 
 @dataclass(frozen=True)
@@ -69,6 +87,9 @@ class KeepEnergy:
 
     def __post_init__(self) -> None:
         _fraction("energy", self.keep)
+
+    def describe(self) -> str:
+        return f"energy ≥ {self.keep:g} in each site"
 
 
 @dataclass(frozen=True)
@@ -83,26 +104,62 @@ class Ranks:
             if rank < 1:
                 raise ValueError(f"rank of {site} must be at least 1, got {rank}")
 
+    def describe(self) -> str:
+        return f"ranks given for {len(self.ranks)} sites"
 
-Budget = Params | Flops | Bytes | Latency | KeepEnergy | Ranks
-Resource = Params | Flops | Bytes | Latency
+
+Budget = Resource | KeepEnergy | Ranks
+_KINDS: dict[str, Any] = {
+    "params": Params, "flops": Flops, "bytes": Bytes, "latency": Latency, "energy": KeepEnergy, "ranks": Ranks,
+}  # fmt: skip
+
+
+def register_budget(kind: type[Resource]) -> type[Resource]:
+    """Make a budget of one's own known by its ``kind``, to plans that are read; returns it, to serve as a decorator."""
+    name = next(field.default for field in fields(kind) if field.name == "kind")
+    if not isinstance(name, str) or not name:
+        raise TypeError(f"{kind.__name__}: a budget needs a default for its field 'kind', by which plans name it")
+    _KINDS[name] = kind
+    return kind
+
+
+def budget_from(values: Any) -> Budget:
+    """A budget from what a plan keeps of it; ``ValueError`` for something else."""
+    if not isinstance(values, Mapping):
+        if isinstance(values, Budget):
+            return values
+        raise ValueError(f"a budget was expected, not a {type(values).__name__}")
+    kind, rest = values.get("kind"), {key: value for key, value in values.items() if key != "kind"}
+    if not isinstance(kind, str):
+        raise ValueError("a budget without its kind")
+    known = _KINDS.get(kind)
+    if known is None:
+        raise ValueError(
+            f"no budget of kind {kind!r}; there are {', '.join(_KINDS)} (one of your own is registered before a plan "
+            "that names it is read: rankfold.register_budget)"
+        )
+    unknown = sorted(set(rest) - {field.name for field in fields(known)})
+    if unknown:
+        raise ValueError(f"a budget of {kind} has no {unknown[0]!r}")
+    try:
+        return known(**rest)
+    except TypeError as error:
+        raise ValueError(f"a budget of {kind}: {error}") from None
 
 
 def parse_budget(text: str) -> Budget:
     """``flops=0.5``, ``params=0.39``, ``bytes=0.5``, ``energy=0.99``, ``latency=0.8`` or ``latency=0.8@64``."""
     name, found, value = text.partition("=")
     fraction, at, batch = value.partition("@")
-    kinds: dict[str, type[Params | Flops | Bytes | KeepEnergy]]
-    kinds = {"params": Params, "flops": Flops, "bytes": Bytes, "energy": KeepEnergy}
     try:
         if name == "latency":
             return Latency(float(fraction), int(batch)) if at else Latency(float(fraction))
-        if found and name in kinds and not at:
-            return kinds[name](float(value))
+        if found and name in ("params", "flops", "bytes", "energy") and not at:
+            return _KINDS[name](float(value))
     except ValueError as error:
         percent = "; write 0.5 for 50 %" if "%" in value else ""
         raise ValueError(f"budget {text!r}: {error}{percent}") from None
-    near = get_close_matches(name, [*kinds, "latency"], 1)
+    near = get_close_matches(name, ["params", "flops", "bytes", "energy", "latency"], 1)
     raise ValueError(
         f"budget {text!r} is not understood: write NAME=FRACTION with NAME one of "
         "params, flops, bytes, latency (latency=0.8@64 for batch 64), energy"
@@ -110,11 +167,19 @@ def parse_budget(text: str) -> Budget:
     )
 
 
+def parsed(budget: str | Budget | Sequence[str | Budget]) -> tuple[Budget, ...]:
+    """Budgets from their text or as they are; ``ValueError`` if there is none."""
+    given = [budget] if isinstance(budget, str) or not isinstance(budget, Sequence) else budget
+    budgets = tuple(parse_budget(item) if isinstance(item, str) else item for item in given)
+    if not budgets:
+        raise ValueError("no budget was given: for example 'flops=0.5'")
+    return budgets
+
+
+def resources(budgets: Sequence[Budget]) -> tuple[Resource, ...]:
+    """Those that bound what the model costs."""
+    return tuple(budget for budget in budgets if isinstance(budget, Resource))
+
+
 def describe(budget: Budget) -> str:
-    if isinstance(budget, Ranks):
-        return f"ranks given for {len(budget.ranks)} sites"
-    if isinstance(budget, Latency):
-        return f"latency ≤ {budget.keep:g} of dense at batch {budget.batch}"
-    if isinstance(budget, KeepEnergy):
-        return f"energy ≥ {budget.keep:g} in each site"
-    return f"{budget.kind} ≤ {budget.keep:g} of dense"
+    return budget.describe()

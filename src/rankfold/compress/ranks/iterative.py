@@ -16,9 +16,9 @@ from rankfold.compress.ranks.rules import Iterative
 from rankfold.compress.ranks.sampling import draw
 from rankfold.compress.trial import Trial
 from rankfold.costs import evaluating
+from rankfold.run.progress import Progress
 from rankfold.sites import Form, split_attention
 
-Progress = Callable[[str, int, int], None]
 Candidates = Mapping[str, Sequence[Candidate]]
 Choices = Mapping[str, Sequence[Option]]
 

@@ -19,8 +19,8 @@ from rankfold.compress.ranks.allocate import BudgetError, Costs, Option
 from rankfold.compress.ranks.budget import Budget, Latency
 from rankfold.compress.ranks.timing import draw_
 from rankfold.costs import Example, evaluating, once, with_batch
+from rankfold.run.progress import Progress
 
-Progress = Callable[[str, int, int], None]
 Measure = Callable[..., Mapping[str, float]]
 Ratios = dict[int, float]  # by resource: a fraction of the dense time
 

@@ -1,21 +1,48 @@
-"""Rank rules as values: how ranks are chosen, whatever the method."""
+"""Rank rules: how ranks are chosen within limits, whatever the method. A rule carries its own ``choose``.
+
+A rule of one's own is any object with ``name`` and ``choose(choices, limits, known)``: for each site a list of options,
+the first of which keeps it, and one limit for each resource; it gives the option picked for each site. ``known`` is the
+profile, for rules that run the model.
+"""
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass, is_dataclass
+from typing import TYPE_CHECKING, Any, Protocol, runtime_checkable
+
+from rankfold.compress.ranks.allocate import Costs, Option, global_, local, optimal
+
+if TYPE_CHECKING:
+    from rankfold.compress.planning.profile import Profile
+
+Choices = Mapping[str, Sequence[Option]]
+
+
+@runtime_checkable
+class RankRule(Protocol):
+    @property
+    def name(self) -> str: ...
+
+    def choose(self, choices: Choices, limits: Costs, known: Profile) -> dict[str, Option]:
+        """The option of each site; their costs together within ``limits``. ``BudgetError`` where none is."""
+        ...
 
 
 @dataclass(frozen=True)
 class Optimal:
     """Least predicted loss within the budget, keeping dense always among the choices. The default.
 
-    ``probes``: truncations of each site whose effect on the loss is measured on ``samples`` calibration samples;
-    0 compares sites by relative error alone, and so does a plan without data.
+    ``probes``: truncations of each site whose effect on the loss is measured on ``samples`` calibration samples, for
+    methods that cannot tell it themselves; 0 compares sites by relative error alone, and so does a plan without data.
     """
 
     probes: int = 4
     samples: int = 256
     name: str = "optimal"
+
+    def choose(self, choices: Choices, limits: Costs, known: Profile) -> dict[str, Option]:
+        return optimal(choices, limits)
 
 
 @dataclass(frozen=True)
@@ -32,12 +59,18 @@ class Local:
         if self.rank is not None and self.rank < 1:
             raise ValueError(f"the rank must be at least 1, got {self.rank}")
 
+    def choose(self, choices: Choices, limits: Costs, known: Profile) -> dict[str, Option]:
+        return local(choices, limits, self.fraction, self.rank)
+
 
 @dataclass(frozen=True)
 class Global:
     """All spectra, each divided by its largest value, ranked together (GSVT)."""
 
     name: str = "global"
+
+    def choose(self, choices: Choices, limits: Costs, known: Profile) -> dict[str, Option]:
+        return global_(choices, limits)
 
 
 @dataclass(frozen=True)
@@ -57,8 +90,10 @@ class Iterative:
         if self.step < 1 or self.samples < 1:
             raise ValueError(f"step and samples must be at least 1, got {self.step} and {self.samples}")
 
+    def choose(self, choices: Choices, limits: Costs, known: Profile) -> dict[str, Option]:
+        from rankfold.compress.ranks.iterative import iterate
 
-RankRule = Optimal | Local | Global | Iterative
+        return iterate(known.needed_model(), known.candidates, choices, limits, known.needed_data(), self, known.tell)
 
 
 def rule_named(name: str | RankRule) -> RankRule:
@@ -68,3 +103,8 @@ def rule_named(name: str | RankRule) -> RankRule:
         if rule.name == name:
             return rule
     raise ValueError(f"no rank rule named {name!r}; there are optimal, local, global and iterative")
+
+
+def described(rule: RankRule) -> dict[str, Any]:
+    """The settings of a rule as plain values."""
+    return asdict(rule) if is_dataclass(rule) and not isinstance(rule, type) else {"name": rule.name}

@@ -15,9 +15,9 @@ from torch import Tensor, nn
 
 from rankfold.compress.planning.candidates import Candidate
 from rankfold.costs import Example, evaluating, trace, with_batch
+from rankfold.run.progress import Progress
 from rankfold.sites import Call, Form, Site, SiteList, replace_
 
-Progress = Callable[[str, int, int], None]
 Timing = Callable[[Site, Form, int], float]
 Timer = Callable[[nn.Module, tuple[Any, ...], dict[str, Any]], tuple[Any, float]]
 Variant = tuple[Form, int]

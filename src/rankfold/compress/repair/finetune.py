@@ -6,8 +6,10 @@ from typing import Any
 
 from torch import nn
 
-from rankfold.train import Augment, Distill, History, ProgressCallback, Recipe, TrainingError, fit
-from rankfold.train.feed import in_memory
+from rankfold.objectives import Objective
+from rankfold.run.progress import showing_epochs
+from rankfold.train import Augment, Distill, History, ProgressCallback, Recipe, TrainingError, choose, fit
+from rankfold.train.feed import check, in_memory
 
 FINETUNE = Recipe(
     epochs=30,
@@ -26,6 +28,7 @@ FINETUNE = Recipe(
 _PHOTOGRAPH_CHANNELS, _PHOTOGRAPH_SIDE = 3, 32
 
 
+@showing_epochs("fine-tuning")
 def finetune(
     model: nn.Module,
     data: Any,
@@ -35,39 +38,48 @@ def finetune(
     epochs: int | None = None,
     directory: str | Path | None = None,
     progress: ProgressCallback | None = None,
+    objective: Objective | str | None = None,
 ) -> History:
     """Train the compressed `model` in place to answer like `teacher`, the network that it was made from.
 
     `data` has `train` and `validation` (`rankfold.zoo.Data`), is that pair, or a tuple (train, validation, test), whose
-    test part is left alone; each part is as in `rankfold.train.evaluate`: tensors, data sets, loaders, batches with
-    labels. Validation chooses the epoch whose weights are kept. `recipe` defaults to `finetune_recipe(data)`, of 30
-    epochs or of so many `epochs` where they are given; one that does not distil ignores the teacher. Everything else,
-    resuming and errors included, is as in `rankfold.train.fit`. Where the original was trained on the samples of
-    `validation` too, their accuracy is too good: it still ranks epochs, but only a test split says how well the network
-    generalises.
+    test part is left alone; each part is as in `rankfold.train.evaluate`: tensors, data sets, loaders, batches, with
+    targets or without. `objective` as there; where it needs no targets, the distance from the teacher's outputs alone
+    is minimised. Validation chooses the epoch whose weights are kept. `recipe` defaults to `finetune_recipe(data)`, of
+    30 epochs or of so many `epochs` where they are given; one that does not distil ignores the teacher where there are
+    targets. Everything else, resuming and errors included, is as in `rankfold.train.fit`. Where the original was
+    trained on the samples of `validation` too, their accuracy is too good: it still ranks epochs, but only a test split
+    says how well the network generalises.
     """
     train, validation = _parts(data)
     if recipe is not None and epochs is not None:
         raise TrainingError("give a recipe, which says how many epochs, or epochs alone")
     recipe = finetune_recipe(data, FINETUNE.epochs if epochs is None else epochs) if recipe is None else recipe
+    check(train, "train", again=True)
+    chosen = choose(model, train, objective).objective
     return fit(
         model,
         train,
         validation,
         recipe,
-        teacher=None if recipe.distill is None else teacher,
+        teacher=None if recipe.distill is None and chosen.labelled else teacher,
         directory=directory,
         progress=progress,
+        objective=chosen,
     )
 
 
 def finetune_recipe(data: Any, epochs: int = FINETUNE.epochs) -> Recipe:
     """The default recipe for `data`: photographs are shifted and mirrored, other inputs left as they are.
 
-    Taken for photographs: in-memory images (N, 3, H, W) with H, W ≥ 32. A mirrored digit is another sign.
+    Taken for photographs: in-memory images (N, 3, H, W) with H, W ≥ 32, with one class each or without targets. A
+    mirrored digit is another sign, and a target of pixels would have to move with them.
     """
     tensors = in_memory(_parts(data)[0])
-    shape = () if tensors is None else tuple(tensors.inputs.shape[1:])
+    movable = tensors is not None and (
+        tensors.labels is None or (tensors.labels.dim() == 1 and not tensors.labels.is_floating_point())
+    )
+    shape = tuple(tensors.inputs.shape[1:]) if tensors is not None and movable else ()
     photographs = len(shape) == 3 and shape[0] == _PHOTOGRAPH_CHANNELS and min(shape[1:]) >= _PHOTOGRAPH_SIDE
     padding = min(shape[1:]) // 8 if photographs else 0
     return replace(FINETUNE, epochs=epochs, augment=Augment(padding, flip=True) if photographs else None)

@@ -7,7 +7,7 @@ activations between them. No labels are needed, and one block at a time is in me
 from __future__ import annotations
 
 import copy
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import ExitStack, suppress
 from dataclasses import dataclass
 from typing import Any
@@ -18,9 +18,8 @@ from torch import Tensor, nn
 from rankfold.batches import batches_of, check_rereadable, forward, tensors_in
 from rankfold.compress.layerwise.following import Reached
 from rankfold.costs import evaluating
+from rankfold.run.progress import Progress, showing
 from rankfold.sites import factored_sites, unwrap, without_fused_attention
-
-Progress = Callable[[str, int, int], None]
 
 _CONTAINERS = (nn.Sequential, nn.ModuleList, nn.ModuleDict)
 
@@ -34,6 +33,7 @@ class Tuned:
     after: float
 
 
+@showing
 def tune_(
     model: nn.Module,
     original: nn.Module,

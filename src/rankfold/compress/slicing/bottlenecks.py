@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import hashlib
-import json
 from collections.abc import Callable, Mapping
 from contextlib import ExitStack
 from dataclasses import dataclass
@@ -11,23 +10,22 @@ from math import isqrt
 from typing import Any
 
 import torch
-from safetensors import SafetensorError
-from safetensors.torch import load as from_safetensors
-from safetensors.torch import save as to_safetensors
 from torch import Tensor, nn
+from typing_extensions import TypedDict
 
-from rankfold.batches import batches_of, check_rereadable, forward, logits_of, size_of
+from rankfold.batches import batches_of, check_rereadable, forward, size_of
 from rankfold.compress.absorb import Absorbers
 from rankfold.compress.methods.project import DAMPING, damped
-from rankfold.compress.metric import output_metrics
+from rankfold.compress.metric import Spread, output_metrics
 from rankfold.costs import evaluating
 from rankfold.layers import FactoredConv, LowRankLinear
 from rankfold.linalg import Moments
 from rankfold.linalg.bottleneck import root_of, triangle
+from rankfold.objectives import Objective, ObjectiveError, Teacher
+from rankfold.observe import Samples
+from rankfold.run.container import Kind
+from rankfold.run.progress import Progress, showing
 from rankfold.sites import Site, bottleneck_rows, narrowable_sites, output_rows_alone, pair, unwrap, weights_of
-
-Progress = Callable[[str, int, int], None]
-_KEY = "rankfold.bottlenecks"
 
 
 @dataclass(frozen=True)
@@ -89,31 +87,45 @@ class Bottlenecks:
                 packed["weighting"] = _packed(known.weighting)
             if known.outputs is not None:
                 packed |= {"diagonal": known.outputs} if known.diagonal else {"outputs": _packed(known.outputs)}
-            tensors |= {f"{name}|{key}": value.float().contiguous() for key, value in packed.items()}
-        note = {
-            "mark": self.mark,
-            "samples": self.samples,
-            "energy": self.energy,
-            "unreached": list(self.unreached),
-            "norms": {name: known.norm for name, known in self.sites.items() if known.norm is not None},
-        }
-        return to_safetensors(tensors, metadata={_KEY: json.dumps(note, sort_keys=True)})
+            tensors |= {f"{name}|{key}": value.float() for key, value in packed.items()}
+        note = _Note(
+            mark=self.mark,
+            samples=self.samples,
+            energy=self.energy,
+            unreached=list(self.unreached),
+            norms={name: known.norm for name, known in sorted(self.sites.items()) if known.norm is not None},
+        )
+        return _FILE.write(tensors, note)
 
     @classmethod
-    def from_bytes(cls, data: bytes) -> Bottlenecks:
-        """``ValueError`` in one line for anything that ``to_bytes`` did not write."""
-        try:
-            length = int.from_bytes(data[:8], "little")
-            note = json.loads((json.loads(data[8 : 8 + length]).get("__metadata__") or {})[_KEY])
-            states: dict[str, dict[str, Tensor]] = {}
-            for full, value in from_safetensors(data).items():
-                name, _, key = full.rpartition("|")
-                states.setdefault(name, {})[key] = value.double()
-            found = {name: _bottleneck(state, note["norms"].get(name)) for name, state in states.items()}
-            unreached = tuple(str(name) for name in note["unreached"])
-            return cls(found, str(note["mark"]), int(note["samples"]), float(note["energy"]), unreached)
-        except (SafetensorError, KeyError, ValueError, AttributeError, TypeError) as error:
-            raise ValueError(f"damaged or no bottlenecks of rankfold ({error})") from None
+    def from_bytes(cls, data: bytes, name: str = "") -> Bottlenecks:
+        """``ValueError`` in one line, with ``name``, for anything that ``to_bytes`` did not write."""
+        return _FILE.read(data, _built, name)
+
+
+class _Note(TypedDict):
+    mark: str
+    samples: int
+    energy: float
+    unreached: list[str]
+    norms: dict[str, str]
+
+
+_FILE = Kind[_Note](
+    "rankfold.bottlenecks",
+    _Note,
+    "bottlenecks of rankfold",
+    "measure them again and save with them",
+)
+
+
+def _built(tensors: Mapping[str, Tensor], note: _Note) -> Bottlenecks:
+    states: dict[str, dict[str, Tensor]] = {}
+    for full, value in tensors.items():
+        name, _, key = full.rpartition("|")
+        states.setdefault(name, {})[key] = value.double()
+    found = {name: _bottleneck(state, note["norms"].get(name)) for name, state in states.items()}
+    return Bottlenecks(found, note["mark"], note["samples"], note["energy"], tuple(note["unreached"]))
 
 
 def _packed(lower: Tensor) -> Tensor:
@@ -152,6 +164,7 @@ def factor_mark(model: nn.Module) -> str:
     return digest.hexdigest()[:16]
 
 
+@showing
 def bottlenecks(
     model: nn.Module,
     data: Any,
@@ -159,6 +172,7 @@ def bottlenecks(
     samples: int = 2048,
     metric_samples: int = 1024,
     batch_size: int = 128,
+    objective: Objective | None = None,
     progress: Progress | None = None,
 ) -> Bottlenecks:
     """Measure the bottlenecks of a network that a plan was applied to, on ``data`` without labels, in eval mode.
@@ -173,7 +187,8 @@ def bottlenecks(
         check_rereadable(data)
     found = narrowable_sites(root)
     moments: dict[str, Moments] = {}
-    spread = _Spread()
+    asked = objective or Teacher()
+    spread: Spread | None = Spread()
     absorbers = Absorbers()
 
     def watch(site: Site, module: nn.Module) -> Callable[..., None]:
@@ -206,22 +221,27 @@ def bottlenecks(
             else:
                 stack.callback(module.register_forward_hook(watch(site, module)).remove)
             stack.callback(module.register_forward_hook(produced(site.name)).remove)
-        absorbers.watch_norms(root, stack)
+        stack.enter_context(absorbers.watching(root))
         for batch in batches_of(data, batch_size, samples):
-            spread.add(logits_of(forward(root, batch)))
+            output = forward(root, batch)
+            if metric_samples:
+                spread = _spreading(spread, asked, output, batch)
             seen += size_of(batch)
             if progress is not None:
                 progress("measuring bottlenecks", seen, samples)
     if not seen:
         raise ValueError("the calibration data is empty: give at least one batch")
-    metrics = output_metrics(root, data, found, metric_samples, batch_size, progress) if metric_samples else {}
+    metrics = {}
+    if spread is not None and metric_samples:
+        few = Samples(data, min(samples, metric_samples), batch_size)
+        metrics = output_metrics(root, few, found, asked, spread, progress)
     reached = {
         site.name: _measured(root, site, moments[site.name], metrics.get(site.name), absorbers.of(site.name))
         for site in found
         if site.name in moments
     }
     unreached = tuple(site.name for site in found if site.name not in moments)
-    return Bottlenecks(reached, factor_mark(root), seen, spread.energy / seen, unreached)
+    return Bottlenecks(reached, factor_mark(root), seen, 1.0 if metrics else 0.0, unreached)
 
 
 def _measured(root: nn.Module, site: Site, moments: Moments, metric: Tensor | None, norm: str | None) -> Bottleneck:
@@ -240,21 +260,12 @@ def _measured(root: nn.Module, site: Site, moments: Moments, metric: Tensor | No
     return Bottleneck(known.root, known.mean, weighting=triangle(left.mT @ half), norm=norm)
 
 
-class _Spread:
-    """Σ ‖z − mean z‖² of the model's outputs, each less its mean over the last axis, as the output metrics have it."""
-
-    def __init__(self) -> None:
-        self.count, self.squares, self.total = 0, 0.0, torch.zeros(())
-
-    def add(self, outputs: Tensor) -> None:
-        if not outputs.is_floating_point():
-            return
-        rows = (outputs if outputs.dim() > 1 else outputs.reshape(-1, 1)).double().flatten(0, -2)
-        rows = rows - rows.mean(-1, keepdim=True) if rows.shape[-1] > 1 else rows
-        self.count += len(rows)
-        self.squares += float(rows.square().sum())
-        self.total = self.total + rows.sum(0).cpu()
-
-    @property
-    def energy(self) -> float:
-        return max(0.0, self.squares - float(self.total.square().sum()) / self.count) if self.count else 0.0
+def _spreading(spread: Spread | None, objective: Objective, output: Any, batch: Any) -> Spread | None:
+    """``spread`` with another batch; None for a model whose outputs cannot be compared."""
+    if spread is None:
+        return None
+    try:
+        spread.add(objective.answers(output, batch), size_of(batch))
+    except ObjectiveError:
+        return None
+    return spread

@@ -19,7 +19,6 @@ from matplotlib.figure import Figure
 from torch import Tensor, nn
 from torch.utils.flop_counter import FlopCounterMode
 
-from rankfold.files import write_atomically
 from rankfold.induce import fold_
 from rankfold.papers import quick
 from rankfold.papers.cdln.families import FAMILIES, VARIANTS, Case, Published, build, data_of
@@ -27,6 +26,8 @@ from rankfold.papers.request import TRAINING, Request
 from rankfold.papers.runs import device
 from rankfold.papers.writing import Outcome, band, panels
 from rankfold.pipeline import Tell
+from rankfold.run.container import parsed
+from rankfold.run.files import write_atomically
 from rankfold.train import Progress, evaluate, fit
 
 REACHED = 0.99  # training accuracy
@@ -97,7 +98,7 @@ def _all(cases: list[Case], directory: Path, jobs: int, tell: Tell) -> list[dict
             tell.say(
                 f"{number} of {len(waiting)}, {found['variant']}: test {100 * found['test']:.2f} %, {_when(found)}"
             )
-    return [json.loads((directory / f"{case.name}.json").read_text(encoding="utf-8")) for case in cases]
+    return [parsed((directory / f"{case.name}.json").read_bytes()) for case in cases]
 
 
 def _when(found: dict[str, Any]) -> str:
@@ -121,7 +122,7 @@ def _train(case: Case, directory: Path, tell: Tell) -> dict[str, Any]:
     def watch(progress: Progress) -> None:
         if progress.finished is not None:
             record = progress.finished
-            curve.append((clock() - began, record.train_accuracy, record.validation_accuracy or 0.0))
+            curve.append((clock() - began, record.train_accuracy or 0.0, record.validation_accuracy or 0.0))
         told(progress)
 
     watched = data.validation.take(min(WATCHED, len(data.validation)), torch.Generator().manual_seed(0))

@@ -14,7 +14,6 @@ from typing import Any
 import pandas as pd
 from matplotlib.figure import Figure
 
-from rankfold.files import write_atomically
 from rankfold.papers.lorita.truncation import (
     FRACTIONS,
     MEASURES,
@@ -33,6 +32,8 @@ from rankfold.papers.lorita.truncation import (
 from rankfold.papers.runs import Trained, device, short
 from rankfold.papers.writing import COLOURS, against, band, panels
 from rankfold.pipeline import Tell, analyse
+from rankfold.run.container import parsed
+from rankfold.run.files import write_atomically
 from rankfold.spectrum import Spectrum
 from rankfold.zoo import Data
 
@@ -95,7 +96,7 @@ def _curve(known: Decomposed, run: Trained, data: Data, scope: Scope, tell: Tell
     mark = hashlib.sha256(json.dumps(asked).encode()).hexdigest()[:8]
     file = run.weights.with_name(f"curve-{mark}.json")
     if file.exists():
-        return [Point(**point) for point in json.loads(file.read_text(encoding="utf-8"))]
+        return [Point(**point) for point in parsed(file.read_bytes())]
     found = curve(known, data.test, scope.rules, scope.fractions, scope.group, scope.measures, progress=tell.progress)
     write_atomically(file, (json.dumps([asdict(point) for point in found]) + "\n").encode())
     return found

@@ -15,15 +15,17 @@ from torch import nn
 
 from rankfold.compress.planning.apply import apply_
 from rankfold.compress.planning.plan import fingerprint
-from rankfold.compress.planning.planner import Calibration, plan
+from rankfold.compress.planning.planner import plan
+from rankfold.compress.planning.profile import Calibration
 from rankfold.compress.ranks.budget import Flops, Params
 from rankfold.compress.ranks.rules import Iterative, Optimal, RankRule
 from rankfold.compress.repair.finetune import finetune, finetune_recipe
-from rankfold.files import write_atomically
 from rankfold.papers.lorita.truncation import by_kind, curve, decomposed, needed, ranks_at, truncated
 from rankfold.papers.runs import without_checkpoints
 from rankfold.pipeline import Tell, calibration_part, compressed_copy, first_example
 from rankfold.report.quantities import percent
+from rankfold.run.container import parsed
+from rankfold.run.files import write_atomically
 from rankfold.train import Recipe, evaluate
 from rankfold.zoo import Data
 
@@ -103,7 +105,7 @@ def squeeze(
     place = place_of(network, data, way, budget, epochs, directory)
     file = place / "point.json"
     if file.exists():
-        return Squeezed(**json.loads(file.read_text(encoding="utf-8"))["squeezed"])
+        return Squeezed(**parsed(file.read_bytes())["squeezed"])
     example = first_example(network, data.train)
     calibration = calibration_part(data.train, Calibration().samples, 0)
     start = globally_truncated(network, data) if way.global_first else network

@@ -13,6 +13,7 @@ from torch import Tensor, nn
 
 from rankfold.compress.methods.truncate import Truncate, Truncated
 from rankfold.compress.ranks.allocate import BudgetError, Option, global_, local
+from rankfold.run.progress import Progress
 from rankfold.sites import Form, Site, sites
 from rankfold.train import evaluate
 
@@ -151,7 +152,7 @@ def curve(
     fractions: Iterable[float] = FRACTIONS,
     group: Group = one_group,
     measures: Sequence[Measure] = MEASURES,
-    progress: Callable[[str, int, int], None] | None = None,
+    progress: Progress | None = None,
 ) -> list[Point]:
     """Accuracy on ``data`` at every fraction that can be reached, of each measure, fewest singular values first.
 

@@ -12,11 +12,13 @@ import torch
 from torch import Tensor, nn
 from torch.utils.data import DataLoader
 
-from rankfold.batches import batches_of, check_rereadable, forward, labels_of, logits_of
+from rankfold.batches import batches_of, check_rereadable, forward, labels_of
 from rankfold.compress.planning.plan import Plan
-from rankfold.compress.planning.planner import Calibration, plan
+from rankfold.compress.planning.planner import plan
+from rankfold.compress.planning.profile import Calibration
 from rankfold.compress.ranks.allocate import BudgetError
 from rankfold.costs import evaluating
+from rankfold.objectives import main_tensor
 from rankfold.pipeline.collapse.conclusion import few
 from rankfold.pipeline.measure import calibration_part
 from rankfold.zoo.data import data_of
@@ -102,7 +104,7 @@ class Margins:
         parts, labels = [], []
         with evaluating(model):
             for batch in batches_of(data, 256, samples):
-                found, answer = labels_of(batch), logits_of(forward(model, batch))
+                found, answer = labels_of(batch), main_tensor(forward(model, batch))
                 if found is None or answer.ndim != 2 or answer.shape[1] < 2 or len(found) != len(answer):
                     raise ValueError("a forecast of accuracy needs one label for each row of two or more logits")
                 parts.append(answer.double().cpu())

@@ -6,11 +6,11 @@ import math
 from collections.abc import Sequence
 from pathlib import Path
 
-from rankfold.files import write_atomically
 from rankfold.pipeline.collapse.conclusion import longest, roughness
 from rankfold.pipeline.collapse.study import CollapseReport
 from rankfold.pipeline.page import environment
 from rankfold.report.collapse import CollapseData, render_collapse
+from rankfold.run.files import write_atomically
 
 
 def collapse_data(found: CollapseReport, model: str, data: str) -> CollapseData:

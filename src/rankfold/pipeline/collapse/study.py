@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from rankfold.batches import batches_of, forward, labels_of, logits_of
+from rankfold.batches import batches_of, forward, labels_of
 from rankfold.collapse import (
     LOSSES,
     LayerBound,
@@ -25,15 +25,15 @@ from rankfold.collapse import (
 )
 from rankfold.collapse.losses import vectors
 from rankfold.costs import evaluating
+from rankfold.objectives import main_tensor
 from rankfold.pipeline.collapse.conclusion import conclusion, few
 from rankfold.pipeline.trainings.stationarity import stationarity
+from rankfold.run.progress import Progress, showing
 from rankfold.sites import Site, SiteList, sites, split_attention, unwrap
 from rankfold.spectrum import Spectrum, spectrum
 
 _MOST_INPUTS = 4096  # numbers of an input, for the covariance that the transitions need
 _EXACT_PARAMS = 20_000_000  # up to here the chain is computed in float64
-
-Progress = Callable[[str, int, int], None]
 
 
 @dataclass(frozen=True, eq=False)
@@ -115,6 +115,7 @@ class CollapseReport:
         return conclusion(self)
 
 
+@showing
 def collapse_report(
     model: nn.Module,
     data: Any,
@@ -226,7 +227,7 @@ def _outputs(root: nn.Module, inputs: Any) -> int | None:
     if not isinstance(inputs, Tensor):
         return None
     with evaluating(root):
-        answer = logits_of(forward(root, inputs[:2]))
+        answer = main_tensor(forward(root, inputs[:2]))
     return answer.shape[1] if answer.ndim == 2 else None
 
 

@@ -12,6 +12,7 @@ import yaml
 from pydantic import BaseModel, ConfigDict, Field, TypeAdapter, ValidationError, field_validator, model_validator
 
 from rankfold.induce import LORITA
+from rankfold.objectives import objective_named
 from rankfold.train import Augment, Distill, Plateau, Recipe, Relax
 from rankfold.train.recipe import Decay
 from rankfold.zoo import ZooError, default_data
@@ -41,8 +42,9 @@ class TrainConfig(BaseModel):
     """One training run. In the file the keys of `recipe` (`rankfold.train.Recipe`) stand beside the others.
 
     `depth` 1 is the ordinary network, 2 and more make a product of that many factors of every matrix that `where`
-    selects (`rankfold.induce.overparametrize_`, with `start` and `inner`). `weights`: what to start from. `decay` only
-    checks that the optimizer is the one you mean. `device`: "auto" is CUDA where there is any.
+    selects (`rankfold.induce.overparametrize_`, with `start` and `inner`). `weights`: what to start from. `objective`:
+    what outputs and targets mean, by name; by default it is told from data and model. `decay` only checks that the
+    optimizer is the one you mean. `device`: "auto" is CUDA where there is any.
     """
 
     model_config = ConfigDict(extra="forbid", frozen=True)
@@ -57,6 +59,7 @@ class TrainConfig(BaseModel):
     start: str = "balanced"
     inner: int | list[int] | str | None = None
     teacher: Teacher | None = None
+    objective: str | None = None
     decay: Decay | None = None
     record_spectra: bool = False
     tensorboard: bool = False
@@ -71,6 +74,11 @@ class TrainConfig(BaseModel):
             raise ValueError(f"must be 1, the ordinary network, or a whole number of at least 2 factors, got {value!r}")
         return value
 
+    @field_validator("objective")
+    @classmethod
+    def _known_objective(cls, value: str | None) -> str | None:
+        return None if value is None else objective_named(value).name
+
     @model_validator(mode="after")
     def _fits_together(self) -> TrainConfig:
         if self.decay not in (None, self.recipe.decay):
@@ -84,6 +92,8 @@ class TrainConfig(BaseModel):
     def to_dict(self) -> dict[str, Any]:
         """Every key of the file, defaults included; `parse` is the inverse."""
         values = self.model_dump(mode="json", exclude={"recipe"})
+        if self.objective is None:
+            del values["objective"]  # as before there was such a key: what was written then compares equal
         return values | {"decay": self.recipe.decay} | self.recipe.to_dict()
 
     def to_yaml(self) -> str:
@@ -95,6 +105,8 @@ def read(file: str | Path) -> dict[str, Any]:
     file = Path(file)
     try:
         values = yaml.safe_load(file.read_text(encoding="utf-8"))
+    except RecursionError:
+        raise ConfigError(f"{file}: nested too deeply to be a configuration") from None
     except (yaml.YAMLError, UnicodeDecodeError) as error:
         raise ConfigError(f"{file}: not YAML: {' '.join(str(error).split())}") from None
     if not isinstance(values, dict) or not all(isinstance(key, str) for key in values):

@@ -3,12 +3,16 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 from typing import Any
 
-from rankfold.files import write_atomically
+from rankfold.objectives import Evaluation
 from rankfold.pipeline.trainings.config import ConfigError, TrainConfig, parse, read
+from rankfold.run.container import FAULTS, read_object, said
+from rankfold.run.files import write_atomically
+from rankfold.run.place import Place
 
 # What may differ between two commands that continue each other.
 FREE = ("out", "threads", "device", "download", "tensorboard")
@@ -19,8 +23,9 @@ _OWN = ("result.json", "model.safetensors", "spectra.*", "checkpoint*", "metrics
 class TrainResult:
     """What a run reached: all figures are of the folded, ordinary network in `model.safetensors`.
 
-    Accuracies in [0, 1], losses in nats. `best_epoch`: whose weights were kept, by validation; 0 is the start. The
-    test split was seen once, by the end. `params` of the ordinary network, `trained_params` with all factors.
+    `validation` and `test` are what the objective says, losses included; of classifiers `validation_accuracy` and the
+    like are their parts. `best_epoch`: whose weights were kept, by validation; 0 is the start. The test split was seen
+    once, by the end. `params` of the ordinary network, `trained_params` with all factors.
     `seconds`: of all epochs. `warning`: a sentence if training broke down (None: it did not).
     """
 
@@ -31,10 +36,8 @@ class TrainResult:
     seed: int
     epochs: int
     best_epoch: int
-    validation_accuracy: float
-    validation_loss: float
-    test_accuracy: float
-    test_loss: float
+    validation: Evaluation
+    test: Evaluation
     params: int
     trained_params: int
     seconds: float
@@ -44,36 +47,46 @@ class TrainResult:
     warning: str | None
     directory: str
 
+    @property
+    def validation_accuracy(self) -> float:
+        """In [0, 1]; AttributeError for objectives without one."""
+        return self.validation.accuracy
+
+    @property
+    def test_accuracy(self) -> float:
+        """In [0, 1]; AttributeError for objectives without one."""
+        return self.test.accuracy
+
+    @property
+    def validation_loss(self) -> float:
+        return self.validation.loss
+
     def to_dict(self) -> dict[str, Any]:
-        """What `rankfold train --json` prints and `result.json` holds."""
-        return asdict(self)
+        """What `rankfold train --json` prints: every figure by its name, `validation_…` and `test_…`, then its loss."""
+        values: dict[str, Any] = {}
+        for key, value in asdict(self).items():
+            if key not in ("validation", "test"):
+                values[key] = value
+                continue
+            score = self.validation if key == "validation" else self.test
+            values |= {f"{key}_{figure}": number for figure, number in score.values.items()}
+            values[f"{key}_loss"] = score.loss
+        return values
 
+    def state(self) -> dict[str, Any]:
+        """What `result.json` holds; `from_state` is the inverse."""
+        return self.to_dict() | {"scores": {"validation": self.validation.to_dict(), "test": self.test.to_dict()}}
 
-def claim(config: TrainConfig, restart: bool) -> None:
-    """Make `config.out` the place of this run: new, or the same one again.
-
-    Raises ConfigError for a directory with other files in it, and, unless `restart`, for one that holds a run of
-    another configuration. `restart` removes what the earlier run wrote.
-    A run that failed before it began (a missing file) is in nobody's way.
-    """
-    place = Path(config.out)
-    file = place / "config.yaml"
-    if place.exists() and not place.is_dir():
-        raise ConfigError(f"out: {place} is a file; give a directory")
-    if place.exists() and not file.exists() and any(not path.name.startswith(".") for path in place.iterdir()):
-        raise ConfigError(f"out: {place} is not empty and holds no run of rankfold: give another directory")
-    begun = (place / "checkpoint.json").exists() or (place / "result.json").exists()
-    if file.exists() and (restart or not begun):
-        forget(place)
-    elif file.exists():
-        differing = _differing(config, file)
-        if differing:
-            raise ConfigError(
-                f"{place} holds a run with another configuration ({', '.join(differing)}): give another directory with "
-                "--out DIR, or --restart to replace it"
-            )
-        return
-    write_atomically(file, config.to_yaml().encode())
+    @classmethod
+    def from_state(cls, values: Mapping[str, Any]) -> TrainResult:
+        """From `state`, or from what the first release wrote, of a classifier; KeyError and TypeError if damaged."""
+        own = {key: values[key] for key in (field.name for field in fields(cls)) if key not in ("validation", "test")}
+        scores = values.get("scores") or {
+            part: {"accuracy": values[f"{part}_accuracy"], "loss": values[f"{part}_loss"], "count": 0}
+            for part in ("validation", "test")
+        }
+        own |= {part: Evaluation.from_dict(scores[part]) for part in ("validation", "test")}
+        return cls(**own)
 
 
 def forget(place: Path) -> None:
@@ -91,31 +104,36 @@ def read_result(place: Path) -> TrainResult | None:
     if not file.exists():
         return None
     try:
-        values = json.loads(file.read_text(encoding="utf-8"))
-        return TrainResult(
-            **{field.name: values[field.name] for field in fields(TrainResult)} | {"directory": str(place)}
-        )
-    except (OSError, ValueError, KeyError, TypeError) as error:
-        raise ConfigError(f"{file}: damaged ({error}): --restart replaces the run") from None
+        values = read_object(file, "the result of a training", "--restart replaces the run")
+    except (OSError, ValueError) as error:
+        raise ConfigError(str(error)) from None
+    try:
+        return TrainResult.from_state(values | {"directory": str(place)})
+    except FAULTS as error:
+        raise ConfigError(f"{file}: damaged ({said(error)}): --restart replaces the run") from None
 
 
 def write_result(place: Path, result: TrainResult) -> None:
-    text = json.dumps(result.to_dict(), indent=1, ensure_ascii=False)
+    text = json.dumps(result.state(), indent=1, ensure_ascii=False)
     write_atomically(place / "result.json", f"{text}\n".encode())
 
 
 def finished(config: TrainConfig) -> TrainResult | None:
     """The result that is there already for just this configuration; None if there is none."""
     place = Path(config.out)
-    if not (place / "config.yaml").exists() or _differing(config, place / "config.yaml"):
+    if not (place / "config.yaml").exists() or PLACE.differing(place, config.to_dict()):
         return None
     return read_result(place)
 
 
-def _differing(config: TrainConfig, file: Path) -> list[str]:
-    before, now = parse(read(file), file).to_dict(), config.to_dict()
-    return [
-        f"{key} was {before.get(key)!r} and is {value!r}"
-        for key, value in now.items()
-        if key not in FREE and before.get(key) != value
-    ]
+PLACE = Place(
+    file="config.yaml",
+    read=lambda file: parse(read(file), file).to_dict(),
+    written=lambda values: parse(values).to_yaml().encode(),
+    # a run that failed before it began (a missing file) is in nobody's way
+    begun=lambda place: (place / "checkpoint.json").exists() or (place / "result.json").exists(),
+    forget=forget,
+    error=ConfigError,
+    free=FREE,
+    prefix="out: ",
+)

@@ -9,32 +9,34 @@ import pandas as pd
 SELECTED = "weight_decay"
 
 
-def selection(runs: pd.DataFrame, grid: Sequence[str]) -> pd.DataFrame:
+def selection(runs: pd.DataFrame, grid: Sequence[str], figure: str = "accuracy", higher: bool = True) -> pd.DataFrame:
     """One row for each combination of the `grid` keys other than seed, in their order of appearance.
 
     Columns: those keys; `runs`, `failed` and `warned`, counts; `validation_mean` and `validation_std` over the finished
     runs (deviation of a sample, NaN for one run); `selected`; `test_mean` and `test_std` of the selected rows alone.
-    Among rows that differ in weight decay only, the one of highest mean validation accuracy is selected; rows with
+    Among rows that differ in weight decay only, the one of best mean validation `figure` is selected, the highest
+    unless `higher` is false; rows with
     failed runs only where there is no other. Equal means: the larger decay. Without weight decay in the grid nothing
     is chosen, and every row with a finished run counts as selected.
     """
     keys = [key for key in grid if key != "seed"]
-    figures = runs.astype({"validation_accuracy": "float64", "test_accuracy": "float64"}).assign(every=True)
+    figures = runs.astype({f"validation_{figure}": "float64", f"test_{figure}": "float64"}).assign(every=True)
     grouped = figures.groupby(keys or ["every"], sort=False, dropna=False)
     table = grouped.agg(
         runs=("directory", "size"),
         failed=("error", "count"),
         warned=("warning", "count"),
-        validation_mean=("validation_accuracy", "mean"),
-        validation_std=("validation_accuracy", "std"),
-        test_mean=("test_accuracy", "mean"),
-        test_std=("test_accuracy", "std"),
+        validation_mean=(f"validation_{figure}", "mean"),
+        validation_std=(f"validation_{figure}", "std"),
+        test_mean=(f"test_{figure}", "mean"),
+        test_std=(f"test_{figure}", "std"),
     ).reset_index()
     table = table.drop(columns=[] if keys else ["every"])
     finished = table[table["runs"] > table["failed"]]
     if SELECTED in keys:
         peers = [key for key in keys if key != SELECTED]
-        mean = finished["validation_mean"].round(9)  # equal but for rounding is equal
+        # equal but for rounding is equal
+        mean = (finished["validation_mean"] if higher else -finished["validation_mean"]).round(9)
         ranked = finished.assign(whole=finished["failed"] == 0, mean=mean).sort_values(["whole", "mean", SELECTED])
         finished = ranked.groupby(peers, dropna=False).tail(1) if peers else ranked.tail(1)
     table.insert(table.columns.get_loc("test_mean"), "selected", table.index.isin(finished.index))  # type: ignore[arg-type]

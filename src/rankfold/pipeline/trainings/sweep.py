@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import itertools
 import json
+import os
 import threading
+import time
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 from urllib.parse import quote
@@ -15,17 +17,22 @@ from urllib.parse import quote
 import joblib
 import pandas as pd
 
-from rankfold.files import write_atomically
-from rankfold.pipeline.tell import Tell
+from rankfold.objectives import Figure
 from rankfold.pipeline.trainings.config import ConfigError, TrainConfig, at_key, parse, with_key
 from rankfold.pipeline.trainings.rundir import FREE, TrainResult, finished
 from rankfold.pipeline.trainings.selection import SELECTED, selection
 from rankfold.pipeline.trainings.training import train
-from rankfold.report.quantities import percent
-from rankfold.train.errors import one_line
+from rankfold.run.claim import claimed, holder
+from rankfold.run.errors import one_line
+from rankfold.run.files import write_atomically
+from rankfold.run.process import ends_with
+from rankfold.run.progress import Progress, Tell, shown
+from rankfold.train import TrainingError
 
 # Runs draw from the random state of their process: in one process (Dask workers of several threads) one at a time.
 _ALONE = threading.Lock()
+_LOOK, _GONE = 10.0, 300.0  # seconds between looks for the sweep; without a sign of it, on another machine
+_ACCURACY = Figure("accuracy", float("nan"), True, "fraction")
 
 
 @dataclass(frozen=True)
@@ -43,11 +50,13 @@ class Sweep:
 
 @dataclass(frozen=True)
 class SweepResult:
-    """`runs`: a row for each run; `table`: a row for each combination without its seeds (`selection`)."""
+    """`runs`: a row for each run; `table`: a row for each combination without its seeds (`selection`); `figure`: the
+    kind that judges."""
 
     runs: pd.DataFrame
     table: pd.DataFrame
     out: Path
+    figure: Figure = _ACCURACY
 
     def to_dict(self) -> dict[str, Any]:
         """What `rankfold sweep --json` prints and `sweep.json` holds; what is not known is null."""
@@ -100,7 +109,11 @@ def sweep(
     `sweep.json` into `asked.out`. Dask workers must see the same files under the same paths. Raises ConfigError
     where no scheduler answers.
     """
-    tell = tell or Tell()
+    with shown(tell) as told, claimed(asked.out, what="sweep"):
+        return _swept(asked, scheduler, restart, told)
+
+
+def _swept(asked: Sweep, scheduler: str | None, restart: bool, tell: Tell) -> SweepResult:
     outcomes: dict[int, TrainResult | str] = {}
     for index, config in enumerate(asked.runs):
         with suppress(ConfigError):  # a damaged result: what is to be done is said in its row
@@ -113,33 +126,55 @@ def sweep(
         (i, c.to_dict() | {"out": str(Path(c.out).absolute())}) for i, c in enumerate(asked.runs) if i not in outcomes
     ]
     tell.progress("runs", len(outcomes), len(asked.runs))
-    running = _local(todo, asked.jobs, restart) if scheduler is None else _on_dask(todo, scheduler, restart)
+    running = _local(todo, asked.jobs, restart) if scheduler is None else _on_dask(todo, scheduler, restart, asked.out)
     for index, outcome in running:
         outcomes[index] = outcome
         name = Path(asked.runs[index].out).name
         tell.say(f"{len(outcomes)} of {len(asked.runs)}: {name}: {_said(outcome)}")
         tell.progress("runs", len(outcomes), len(asked.runs))
-    runs = pd.DataFrame([_row(asked, config, outcomes[index]) for index, config in enumerate(asked.runs)])
-    table = selection(runs, list(asked.grid))
+    kind = next((o.validation.judged for o in outcomes.values() if isinstance(o, TrainResult)), _ACCURACY)
+    runs = pd.DataFrame([_row(asked, config, outcomes[index], kind) for index, config in enumerate(asked.runs)])
+    table = selection(runs, list(asked.grid), kind.name, kind.higher)
     keys = [key for key in asked.grid if key != "seed"]
     chosen = runs.merge(table[[*keys, "selected"]], on=keys, how="left") if keys else runs.assign(selected=True)
-    chosen.loc[~chosen["selected"], "test_accuracy"] = float("nan")
-    result = SweepResult(chosen, table, asked.out)
+    chosen.loc[~chosen["selected"], f"test_{kind.name}"] = float("nan")
+    result = SweepResult(chosen, table, asked.out, replace(kind, value=float("nan")))
     write_atomically(asked.out / "sweep.csv", chosen.to_csv(index=False).encode())
     write_atomically(asked.out / "sweep.json", (json.dumps(result.to_dict(), indent=1) + "\n").encode())
     return result
 
 
-def train_one(values: Mapping[str, Any], restart: bool) -> TrainResult | str:
-    """One run in whatever process this is: its result, or in a line why it failed."""
+def train_one(values: Mapping[str, Any], restart: bool, sweep: tuple[str, str] | None = None) -> TrainResult | str:
+    """One run in whatever process this is: its result, or in a line why it failed.
+
+    ``sweep``: directory of the sweep and mark of its claim; the run ends, with its checkpoint kept, soon after the
+    sweep has ended.
+    """
     with _ALONE:
         try:
-            return train(parse(values), restart=restart)
+            return train(parse(values), restart=restart, tell=Tell() if sweep is None else Tell(_while_held(*sweep)))
         except Exception as error:
             return one_line(error)
 
 
-def _indexed(index: int, values: Mapping[str, Any], restart: bool) -> tuple[int, TrainResult | str]:
+def _while_held(out: str, mark: str) -> Progress:
+    """Progress that ends the work once the claim with this ``mark`` is no longer held."""
+    looked = time.monotonic()
+
+    def look(what: str, done: int, total: int) -> None:
+        nonlocal looked
+        if time.monotonic() - looked < _LOOK:
+            return
+        looked = time.monotonic()
+        found = holder(out, stale=_GONE)
+        if found is None or found.mark != mark:
+            raise TrainingError("the sweep that this run belongs to has ended: the same command goes on")
+
+    return look
+
+
+def _indexed(index: int, values: Mapping[str, Any], restart: bool, parent: int) -> tuple[int, TrainResult | str]:
+    ends_with(parent)
     return index, train_one(values, restart)
 
 
@@ -150,7 +185,9 @@ def _local(todo: Todo, jobs: int, restart: bool) -> Iterator[tuple[int, TrainRes
     left = dict(todo)
     pool = joblib.Parallel(n_jobs=min(jobs, max(len(todo), 1)), return_as="generator_unordered")
     try:
-        for index, outcome in pool(joblib.delayed(_indexed)(index, values, restart) for index, values in todo):
+        for index, outcome in pool(
+            joblib.delayed(_indexed)(index, values, restart, os.getpid()) for index, values in todo
+        ):
             del left[index]
             yield index, outcome
     except joblib.externals.loky.process_executor.TerminatedWorkerError:
@@ -158,7 +195,7 @@ def _local(todo: Todo, jobs: int, restart: bool) -> Iterator[tuple[int, TrainRes
             yield index, "its process was killed, perhaps for want of memory: fewer jobs; the same command goes on"
 
 
-def _on_dask(todo: Todo, scheduler: str, restart: bool) -> Iterator[tuple[int, TrainResult | str]]:
+def _on_dask(todo: Todo, scheduler: str, restart: bool, out: Path) -> Iterator[tuple[int, TrainResult | str]]:
     try:
         from distributed import Client, as_completed
     except ImportError:
@@ -167,30 +204,31 @@ def _on_dask(todo: Todo, scheduler: str, restart: bool) -> Iterator[tuple[int, T
         client = Client(scheduler, timeout=10)
     except (OSError, ValueError) as error:
         raise ConfigError(f"--scheduler {scheduler}: no Dask scheduler answers there ({error})") from None
+    held = holder(out)
+    mine = None if held is None else (str(out.absolute()), held.mark)
     with client:
-        futures = {client.submit(train_one, values, restart, pure=False): index for index, values in todo}
+        futures = {client.submit(train_one, values, restart, mine, pure=False): index for index, values in todo}
         for future in as_completed(futures):
             failure = future.exception()  # a worker that died; what a run raises is its outcome
             yield futures[future], future.result() if failure is None else f"{type(failure).__name__}: {failure}"
 
 
-def _row(asked: Sweep, config: TrainConfig, outcome: TrainResult | str) -> dict[str, Any]:
+def _row(asked: Sweep, config: TrainConfig, outcome: TrainResult | str, kind: Figure) -> dict[str, Any]:
     values = config.to_dict()
+    names = (f"validation_{kind.name}", "validation_loss", "best_epoch", f"test_{kind.name}", "seconds")
     row = {key: _cell(at_key(values, key)) for key in asked.grid}
     if isinstance(outcome, str):
-        return row | {"error": outcome, "warning": None, "directory": config.out, **dict.fromkeys(_FIGURES)}
-    figures = {name: getattr(outcome, name) for name in _FIGURES}
+        return row | {"error": outcome, "warning": None, "directory": config.out, **dict.fromkeys(names)}
+    values = outcome.to_dict()
+    figures = {name: values[name] for name in names}
     return row | {"error": None, "warning": outcome.warning, "directory": config.out, **figures}
-
-
-_FIGURES = ("validation_accuracy", "validation_loss", "best_epoch", "test_accuracy", "seconds")
 
 
 def _said(outcome: TrainResult | str) -> str:
     if isinstance(outcome, str):
         return f"failed: {outcome}"
     odd = "" if outcome.warning is None else f" (warning: {outcome.warning})"
-    return f"validation {percent(outcome.validation_accuracy, 2)}, {outcome.seconds:.1f} s{odd}"
+    return f"validation {outcome.validation.judged}, {outcome.seconds:.1f} s{odd}"
 
 
 def _cell(value: Any) -> Any:

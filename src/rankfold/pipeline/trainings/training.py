@@ -9,18 +9,17 @@ from contextlib import ExitStack, contextmanager
 from pathlib import Path
 
 import torch
-from safetensors.torch import save
 from torch import nn
 
-from rankfold.files import write_atomically
 from rankfold.induce import fold_, overparametrize_
-from rankfold.pipeline.tell import Tell
 from rankfold.pipeline.trainings.config import ConfigError, TrainConfig
-from rankfold.pipeline.trainings.rundir import TrainResult, claim, read_result, write_result
+from rankfold.pipeline.trainings.rundir import PLACE, TrainResult, finished, read_result, write_result
 from rankfold.record import SpectrumRecorder
-from rankfold.report.quantities import percent
-from rankfold.train import Epoch, History, Progress, TrainingError, checkpoint, evaluate, fit
-from rankfold.train.parallel import Team, joined
+from rankfold.run.container import packed
+from rankfold.run.files import write_atomically
+from rankfold.run.progress import Tell, shown
+from rankfold.run.team import Team, joined
+from rankfold.train import Epoch, History, Progress, TrainingError, checkpoint, choose, evaluate, fit
 from rankfold.train.randomness import seeded
 from rankfold.zoo import Data, load_data, load_weights, resolve
 
@@ -38,24 +37,33 @@ def train(config: TrainConfig, *, restart: bool = False, tell: Tell | None = Non
     the checkpoint of the last good epoch stays.
     """
     device = _device(config.device)
-    with _threads(config.threads), joined(device) as team:
-        tell = tell if tell is not None and team.first else Tell()
+    with _threads(config.threads), joined(device, TrainingError) as team, ExitStack() as stack:
+        tell = stack.enter_context(shown(tell if team.first else Tell()))
         place = Path(config.out)
-        team.shared(lambda: claim(config, restart))
-        done = team.shared(lambda: read_result(place))
-        if done is not None:
-            tell.say(f"{place} holds the finished run: nothing to do")
-            return done
-        if config.download:
-            team.shared(lambda: _load(config, tell) and None)
-        with team.agreed():
-            data = _load(config, tell)
-            model = built(config, data).to(device)
-            teacher = None if config.teacher is None else _teacher(config, data).to(device)
-        size = sum(parameter.numel() for parameter in model.parameters())
-        history = _fitted(config, model, data, teacher, place, tell, team)
-        fold_(model)
-        return team.shared(lambda: _delivered(config, model, data, history, size, team, tell))
+        done = team.shared(lambda: None if restart else finished(config))
+        if done is None:
+            team.shared(lambda: PLACE.check(place))
+            with checkpoint.claimed(place, team):
+                team.shared(lambda: PLACE.take(place, config.to_dict(), restart))
+                done = team.shared(lambda: read_result(place))  # of another process, while this one came to it
+                if done is None:
+                    return _trained(config, device, tell, team)
+        tell.say(f"{place} holds the finished run: nothing to do")
+        return done
+
+
+def _trained(config: TrainConfig, device: torch.device, tell: Tell, team: Team) -> TrainResult:
+    """The run itself, in a directory that is its own."""
+    if config.download:
+        team.shared(lambda: _load(config, tell) and None)
+    with team.agreed():
+        data = _load(config, tell)
+        model = built(config, data).to(device)
+        teacher = None if config.teacher is None else _teacher(config, data).to(device)
+    size = sum(parameter.numel() for parameter in model.parameters())
+    history = _fitted(config, model, data, teacher, Path(config.out), tell, team)
+    fold_(model)
+    return team.shared(lambda: _delivered(config, model, data, history, teacher, size, team))
 
 
 def built(config: TrainConfig, data: Data) -> nn.Module:
@@ -99,6 +107,9 @@ def _fitted(
     config: TrainConfig, model: nn.Module, data: Data, teacher: nn.Module | None, place: Path, tell: Tell, team: Team
 ) -> History:
     """Train, with whatever watches; TrainingError where the loss was not finite."""
+    with team.agreed():
+        objective = choose(model, data.train, config.objective or data.objective)
+    tell.say(str(objective))
     with ExitStack() as stack:
         watching = [_narrator(tell)]
         if config.record_spectra and team.first:
@@ -111,8 +122,9 @@ def _fitted(
                 watch(now)
 
         history = fit(
-            model, data.train, data.validation, config.recipe, teacher=teacher, directory=place, progress=progress
-        )
+            model, data.train, data.validation, config.recipe, teacher=teacher, directory=place, progress=progress,
+            objective=objective.objective,
+        )  # fmt: skip
     if history.resumed_from and history.resumed_from == len(history.epochs) and history.stopped is None:
         tell.say(f"all {len(history.epochs)} epochs were done already")
     if history.stopped is None:
@@ -136,10 +148,10 @@ def _narrator(tell: Tell) -> Callable[[Progress], None]:
         if now.finished is None:
             return
         end = now.finished
-        accuracy = "" if end.validation_accuracy is None else f", validation {percent(end.validation_accuracy, 2)}"
+        reached = "" if end.validation is None else f", validation {end.validation.judged}"
         left = end.seconds * (now.epochs - now.epoch)
         tell.say(
-            f"epoch {now.epoch} of {now.epochs}: loss {end.train_loss:.4f}{accuracy}, {end.seconds:.1f} s"
+            f"epoch {now.epoch} of {now.epochs}: loss {end.train_loss:.4f}{reached}, {end.seconds:.1f} s"
             + (f", about {duration(left)} left" if left else "")
         )
 
@@ -204,12 +216,19 @@ def _scalars(epoch: Epoch) -> dict[str, float]:
 
 
 def _delivered(
-    config: TrainConfig, model: nn.Module, data: Data, history: History, trained: int, team: Team, tell: Tell
+    config: TrainConfig,
+    model: nn.Module,
+    data: Data,
+    history: History,
+    teacher: nn.Module | None,
+    trained: int,
+    team: Team,
 ) -> TrainResult:
     """The only place that sees the test split."""
     place = Path(config.out)
-    validation = evaluate(model, data.validation, role="validation")
-    test = evaluate(model, data.test, role="test")
+    chosen = choose(model, data.train, config.objective or data.objective).objective
+    validation = evaluate(model, data.validation, role="validation", objective=chosen, teacher=teacher)
+    test = evaluate(model, data.test, role="test", objective=chosen, teacher=teacher)
     result = TrainResult(
         model=config.model,
         data=config.data,
@@ -218,10 +237,8 @@ def _delivered(
         seed=config.recipe.seed,
         epochs=len(history.epochs),
         best_epoch=history.best_epoch,
-        validation_accuracy=validation.accuracy,
-        validation_loss=validation.loss,
-        test_accuracy=test.accuracy,
-        test_loss=test.loss,
+        validation=validation,
+        test=test,
         params=sum(parameter.numel() for parameter in model.parameters()),
         trained_params=trained,
         seconds=history.seconds,
@@ -238,8 +255,7 @@ def _delivered(
 
 def _save(model: nn.Module, place: Path) -> None:
     """The ordinary state dict; tied tensors under each of their names, as `load_weights` wants them."""
-    state = {name: value.detach().cpu().contiguous().clone() for name, value in model.state_dict().items()}
-    write_atomically(place / "model.safetensors", save(state))
+    write_atomically(place / "model.safetensors", packed(model.state_dict()))
 
 
 def _device(name: str) -> torch.device:

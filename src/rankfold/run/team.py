@@ -1,14 +1,20 @@
-"""Data parallel training: several processes compute what one would, each on its slice of every batch."""
+"""The processes of one run: they share every batch, agree on failures, and part in order.
+
+Several processes compute what one would, each on its slice of every batch. One that dies ends the others within a
+minute, in one line.
+"""
 
 from __future__ import annotations
 
 import atexit
+import gc
 import inspect
 import os
 import warnings
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
+from datetime import timedelta
 from typing import Any, TypeVar
 
 import torch
@@ -16,29 +22,38 @@ import torch.distributed as dist
 from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
-from rankfold.batches import forward, logits_of, mapped, size_of
-from rankfold.costs import evaluating
-from rankfold.train.errors import TrainingError, one_line
-from rankfold.train.randomness import derived_seed
+from rankfold.batches import forward, mapped, size_of, tensors_in
+from rankfold.run.errors import one_line
+from rankfold.run.peers import leave_peers, watch_peers
+from rankfold.run.seeds import derived_seed
 
 _VARIABLES = ("RANK", "WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT")  # what torchrun sets
 # How to ask for no communication in forward passes; torch 2.13 renamed it.
 _NAMES = inspect.signature(DistributedDataParallel).parameters
 _OWN_BUFFERS = "forward_sync_buffers" if "forward_sync_buffers" in _NAMES else "broadcast_buffers"
 
+_PARTING = timedelta(seconds=20)  # for the others to come to the end as well
+# what gloo, nccl and the store say when a process at the other end is gone
+_LOST = ("gloo", "nccl", "connection closed", "connection reset", "broken pipe", "connection refused", "tcpstore")
+
 T = TypeVar("T")
+
+
+class TeamError(ValueError):
+    """Another process of the run failed, or cannot be reached; one line."""
 
 
 @dataclass(frozen=True)
 class Team:
-    """The processes that train together; alone by default, and then every method does nothing.
+    """The processes that work together; alone by default, and then every method does nothing.
 
-    All processes call the same methods in the same order. Raises TrainingError where another process failed.
+    All processes call the same methods in the same order. Where another process failed they raise ``error``.
     """
 
     rank: int = 0
     size: int = 1
     device: torch.device = field(default_factory=lambda: torch.device("cpu"))
+    error: type[ValueError] = TeamError
 
     @property
     def first(self) -> bool:
@@ -46,10 +61,10 @@ class Team:
         return self.rank == 0
 
     def check(self, batch_size: int) -> None:
-        """TrainingError for a batch that cannot be cut into equal slices."""
+        """``error`` for a batch that cannot be cut into equal slices."""
         if batch_size % self.size:
             below = batch_size - batch_size % self.size
-            raise TrainingError(
+            raise self.error(
                 f"batch_size {batch_size} cannot be shared equally by {self.size} processes: "
                 f"take {below or self.size} or another multiple of {self.size}"
             )
@@ -60,7 +75,7 @@ class Team:
             return batch
         count = size_of(batch)
         if count < self.size:
-            raise TrainingError(
+            raise self.error(
                 f"train data: a batch of {count} cannot be shared by {self.size} processes: give larger batches, or "
                 "start fewer processes"
             )
@@ -106,8 +121,16 @@ class Team:
         if failure is not None:
             raise failure
         if outcome[1] is not None:
-            raise TrainingError(f"process 1 of {self.size}: {outcome[1]}")
+            raise self.error(f"process 1 of {self.size}: {outcome[1]}")
         return outcome[0]
+
+    def gathered(self, value: T) -> list[T]:
+        """What every process gives, in the order of their ranks; plain values and tensors on the CPU."""
+        if self.size == 1:
+            return [value]
+        every: list[Any] = [None] * self.size
+        dist.all_gather_object(every, value)
+        return every
 
     @contextmanager
     def agreed(self) -> Iterator[None]:
@@ -128,7 +151,7 @@ class Team:
         if failure is not None:
             raise failure
         rank, text = next((rank, text) for rank, text in enumerate(texts) if text is not None)
-        raise TrainingError(f"process {rank + 1} of {self.size}: {text}")
+        raise self.error(f"process {rank + 1} of {self.size}: {text}")
 
     @contextmanager
     def own_draws(self, seed: int, step: int) -> Iterator[None]:
@@ -151,32 +174,60 @@ class Team:
 
 
 @contextmanager
-def joined(device: torch.device) -> Iterator[Team]:
+def joined(device: torch.device, error: type[ValueError] = TeamError) -> Iterator[Team]:
     """The team of this process: a process group that exists, or the one that torchrun announces; else alone.
 
     A group made here (gloo on the CPU, nccl on CUDA) stays for the next call, since processes that meet twice at the
-    same address may miss each other, and ends with the process. Raises TrainingError where they cannot meet.
+    same address may miss each other, and ends with the process. Raises ``error`` where they cannot meet, and where
+    another one is gone in the middle of the work.
     """
     if not dist.is_available() or (world_size() == 1 and not dist.is_initialized()):
-        yield Team(device=device)
+        yield Team(device=device, error=error)
         return
     if not dist.is_initialized():
-        _meet(device)
+        _meet(device, error)
+    team = Team(dist.get_rank(), dist.get_world_size(), device, error)
     with _undisturbed():
-        yield Team(dist.get_rank(), dist.get_world_size(), device)
+        try:
+            yield team
+        except RuntimeError as cause:
+            if not _lost(cause):
+                raise
+            raise error(
+                f"another of the {team.size} processes is gone or cannot be reached: start them again, the same "
+                "command goes on from what was kept"
+            ) from cause
 
 
-def _meet(device: torch.device) -> None:
+def _lost(error: RuntimeError) -> bool:
+    text = str(error).lower()
+    return isinstance(error, dist.DistError) or any(word in text for word in _LOST)
+
+
+def _meet(device: torch.device, error: type[ValueError]) -> None:
+    place = f"{os.environ['MASTER_ADDR']}:{os.environ['MASTER_PORT']}"
     try:
         dist.init_process_group("nccl" if device.type == "cuda" else "gloo")
-    except (RuntimeError, ValueError) as error:
-        place = f"{os.environ['MASTER_ADDR']}:{os.environ['MASTER_PORT']}"
-        raise TrainingError(f"the processes cannot meet at {place} ({one_line(error)}): start with torchrun") from error
+    except (RuntimeError, ValueError) as cause:
+        raise error(f"the processes cannot meet at {place} ({one_line(cause)}): start with torchrun") from cause
+    watch_peers(dist.get_rank(), dist.get_world_size())
     atexit.register(_part)
 
 
 def _part() -> None:
-    if dist.is_initialized():
+    """Leave together: no collective and no wrapped network alive, then a barrier that nobody waits at for long."""
+    if not dist.is_initialized():
+        return
+    leave_peers()
+    gc.collect()  # a network wrapped for the group lies in a cycle, and holds it
+    with suppress(RuntimeError):  # somebody is gone, or does not come: it is no use to wait
+        if dist.get_backend() == "gloo":
+            dist.monitored_barrier(timeout=_PARTING)
+        else:
+            work = dist.barrier(async_op=True)
+            if work is not None:
+                work.wait(_PARTING)
+    with suppress(RuntimeError):
         dist.destroy_process_group()
 
 
@@ -201,7 +252,13 @@ def first_process() -> bool:
 def _some_unused(model: nn.Module, sample: Any) -> bool:
     """Whether a parameter takes no part in the outputs; gradients must not be waited for then."""
     trained = [parameter for parameter in model.parameters() if parameter.requires_grad]
-    with evaluating(model), torch.enable_grad():
-        outputs = logits_of(forward(model, sample))
-        gradients = torch.autograd.grad(outputs.sum(), trained, allow_unused=True)
+    modes = [(module, module.training) for module in model.modules()]
+    model.eval()
+    try:
+        with torch.enable_grad():
+            outputs = [x.sum() for x in tensors_in(forward(model, sample)) if x.requires_grad]
+            gradients = torch.autograd.grad(outputs, trained, allow_unused=True)
+    finally:
+        for module, mode in modes:
+            module.training = mode
     return any(gradient is None for gradient in gradients)

@@ -1,0 +1,157 @@
+"""From a profile and a budget to a plan: prices, options, the rule's choice, and what is written down."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from functools import partial
+from math import ceil
+from typing import Any
+
+from torch import Tensor
+
+from rankfold.compress.layerwise.fitting import fit
+from rankfold.compress.methods.method import sweeps
+from rankfold.compress.planning.candidates import options
+from rankfold.compress.planning.entries import after_of, entries_of, notes_of
+from rankfold.compress.planning.plan import Plan, decisions
+from rankfold.compress.planning.profile import Profile, checked_names
+from rankfold.compress.ranks.allocate import Option, check_feasible
+from rankfold.compress.ranks.budget import Budget, Latency, Params, Ranks, Resource, parsed, resources
+from rankfold.compress.ranks.latency import meet_latency
+from rankfold.compress.ranks.rules import Choices, Iterative, Optimal, RankRule, described, rule_named
+from rankfold.compress.ranks.timing import site_timing
+from rankfold.compress.sensitivity import output_changes, price, relative_energy
+from rankfold.costs import latencies
+from rankfold.sites import Form, split_attention
+
+Prices = Mapping[tuple[str, Form], Tensor]
+
+
+def decide(known: Profile, budget: Any, rule: str | RankRule) -> Plan:
+    """The plan of ``known`` for ``budget``; see ``Profile.plan``."""
+    rule, budgets = rule_named(rule), parsed(budget)
+    for each in budgets:
+        checked_names(tuple(each.ranks) if isinstance(each, Ranks) else (), known.sites)
+    fitted = sweeps(known.method)
+    if fitted and isinstance(rule, Iterative):
+        raise ValueError(
+            f"method {known.method.name!r} fits layers after ranks are chosen: take another rule than the iterative"
+        )
+    if isinstance(rule, Iterative) and known.data is None:
+        raise ValueError("the iterative rule needs data: give data=, or use method='truncate' with another rule")
+    _time(known, budgets)
+    asked = _Asked(known, budgets, rule, _prices(known, rule))
+    if any(isinstance(each, Latency) for each in budgets):
+        choices = asked.choices({})
+        made = meet_latency(
+            known.needed_model(), partial(asked.write, choices), partial(asked.solve, choices), asked.limits,
+            asked.resource, known.needed_example(), known.tell,
+        )  # fmt: skip
+        choose = None
+    else:
+        made, choose = asked.plan({}), asked.plan
+    return fit(known, made, choose) if fitted else made
+
+
+def _time(known: Profile, budgets: Sequence[Budget]) -> None:
+    """Measure what every candidate takes, once for each batch size that a budget names."""
+    for each in budgets:
+        if isinstance(each, Latency) and each.batch not in known.counter.timings:
+            root = known.needed_model()
+            with split_attention(root):
+                known.counter.timings[each.batch] = site_timing(
+                    root, known.sites, known.candidates, known.needed_example(), each.batch, known.tell
+                )
+
+
+def _prices(known: Profile, rule: RankRule) -> Prices:
+    """What each candidate loses at each rank, in one unit: the model's own outputs, where data can say."""
+    flat = [candidate for group in known.candidates.values() for candidate in group]
+    if any(candidate.decomposition.comparable for candidate in flat):
+        return output_changes(flat)
+    if isinstance(rule, Optimal) and rule.probes and known.data is not None and not sweeps(known.method):
+        key = (rule.probes, rule.samples)
+        if key not in known.prices:
+            root = known.needed_model()
+            with split_attention(root):
+                known.prices[key] = price(root, flat, known.data, rule, known.tell, known.objective)
+        return known.prices[key]
+    return relative_energy(flat)
+
+
+@dataclass(frozen=True, eq=False)
+class _Asked:
+    """One question to a profile."""
+
+    known: Profile
+    budgets: tuple[Budget, ...]
+    rule: RankRule
+    prices: Prices
+
+    @property
+    def asked(self) -> tuple[Resource, ...]:
+        return resources(self.budgets)
+
+    @property
+    def resource(self) -> tuple[Resource, ...]:
+        """What options are counted in, where nothing was asked in parameters."""
+        return self.asked or (Params(1.0),)
+
+    @property
+    def limits(self) -> tuple[float, ...]:
+        """What the sites together may cost: the budget less what the rest of the model costs whatever is decided."""
+        known, limits = self.known, []
+        dense = [known.counter.kept(self.resource, site) for site in known.sites]
+        for axis, budget in enumerate(self.resource):
+            total = self._whole(budget)
+            limits.append(budget.keep * total - (total - sum(costs[axis] for costs in dense)))
+        return tuple(limits)
+
+    def _whole(self, budget: Resource) -> float:
+        if not isinstance(budget, Latency):
+            return budget.of(self.known.cost)
+        models = {"dense": self.known.needed_model()}
+        return latencies(models, self.known.needed_example(), batch=budget.batch)["dense"]
+
+    def plan(self, met: Prices) -> Plan:
+        """The plan for other prices of some candidates, those that a fit has met."""
+        choices = self.choices(met)
+        return self.write(choices, self.solve(choices, self.limits))
+
+    def choices(self, met: Prices) -> dict[str, list[Option]]:
+        known = self.known
+        candidates = known.candidates
+        if not isinstance(self.rule, Optimal):  # the other rules compare ranks, not forms
+            candidates = {name: group[:1] for name, group in candidates.items()}
+        prices = {**self.prices, **met}
+        return options(known.sites, candidates, prices, self.budgets, self.resource, known.counter)
+
+    def solve(self, choices: Choices, limits: tuple[float, ...]) -> dict[str, Option]:
+        if not self.asked:  # only energies or ranks were asked: the cheapest that satisfies them
+            return {name: min(group, key=lambda o: (o.costs, o.loss)) for name, group in choices.items()}
+        check_feasible(choices, limits, [each.describe() for each in self.asked], self._smallest)
+        return self.rule.choose(choices, limits, self.known)
+
+    def _smallest(self, axis: int, lacking: float) -> str:
+        budget = self.asked[axis]
+        whole = 0.0 if isinstance(budget, Latency) else budget.of(self.known.cost)
+        if not whole:
+            return ""
+        fraction = ceil(1e4 * (budget.keep + lacking / whole)) / 1e4  # four digits, never less
+        return f"{budget.kind}={fraction:g} is the smallest that can be reached: allow that" if fraction <= 1 else ""
+
+    def write(self, choices: Choices, picked: Mapping[str, Option], notes: Sequence[str] = ()) -> Plan:
+        known = self.known
+        entries = entries_of(known, choices, picked)
+        calibration = {"data": known.calibration.name, "samples": known.samples, "rule": described(self.rule)}
+        if known.objective is not None:
+            calibration["objective"] = known.objective.name
+        return Plan(
+            entries, self.budgets, known.method.name, self.rule.name, known.fingerprint, known.cost,
+            after_of(known, entries), calibration, known.sites.left_out, (*notes, *notes_of(known, entries)),
+            decided=decisions(entries), statistics=known.statistics,
+        )  # fmt: skip
+
+
+Choose = Callable[[Prices], Plan]

@@ -1,0 +1,258 @@
+"""A profile: a model's matrices, measured and decomposed once. It is asked for plans as often as one likes.
+
+model, data ── profile ──▶ Profile ── budget, rule ──▶ Plan ── apply_(model, plan, profile) ──▶ smaller model
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from contextlib import AbstractContextManager, nullcontext
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from rankfold.batches import arguments, batches_of, check_rereadable, moved, size_of
+from rankfold.compress.layerwise.survey import survey
+from rankfold.compress.methods.method import Method, sweeps
+from rankfold.compress.planning.candidates import Candidate, Counter, Decomposed, decompose
+from rankfold.compress.planning.plan import Plan, fingerprint
+from rankfold.compress.statistics import Statistics, calibrate
+from rankfold.costs import Cost, Example, measure, storage
+from rankfold.objectives import Objective
+from rankfold.observe import Samples
+from rankfold.run.progress import Progress, showing
+from rankfold.run.team import Team, joined
+from rankfold.sites import FOLD_FIRST, Form, SiteList, sites, split_attention, unwrap
+
+
+@dataclass(frozen=True)
+class Calibration:
+    """Which part of the data is used: its first ``samples`` samples in batches of ``batch_size``.
+
+    ``name`` of the data is written into the plan, for whoever reads it. ``statistics`` of an earlier plan for the same
+    model (``plan.statistics``) save taking them again. For methods that fit layer after layer: ``memory`` in bytes that
+    second moments and their decompositions may take (None: as it comes), and ``distributed``: every process of torchrun
+    takes its share of the data, and all end with the same plan.
+    """
+
+    samples: int = 2048
+    batch_size: int = 128
+    name: str = ""
+    statistics: Statistics | None = None
+    memory: int | None = None
+    distributed: bool = False
+
+    def __post_init__(self) -> None:
+        if self.memory is not None and (isinstance(self.memory, str) or not self.memory > 0):
+            raise ValueError(f"memory is a number of bytes, such as 2_000_000_000, got {self.memory!r}")
+
+    def of(self, data: Any) -> Samples:
+        return Samples(data, self.samples, self.batch_size, self.memory)
+
+    def team(self, root: nn.Module) -> AbstractContextManager[Team]:
+        if not self.distributed:
+            return nullcontext(Team())
+        return joined(next((p.device for p in root.parameters()), torch.device("cpu")))
+
+
+@dataclass(frozen=True, eq=False)
+class Profile:
+    """What plans are made of. Made by ``profile``; ``plan`` decides ranks, and decomposes nothing.
+
+    ``sites`` of the model, ``candidates`` for each, ``cost`` of the whole model; ``unsolved``: sites that could not be
+    decomposed, with the reason; ``decomposed``: how many decompositions were made, those included that only served to
+    weigh candidates on held-out samples (``weighed``). ``metrics`` of the model's outputs and ``absorbers`` of shifts,
+    where a method needs them later. ``model`` and ``data`` are those that were measured; a profile that was read from a
+    file has none until they are given.
+    """
+
+    sites: SiteList
+    method: Method
+    candidates: Mapping[str, list[Candidate]]
+    counter: Counter
+    cost: Cost
+    flops: int  # of the whole model on all samples of the example, so that only their sum is rounded
+    fingerprint: str
+    calibration: Calibration
+    objective: Objective | None
+    samples: int
+    unsolved: Mapping[str, str] = field(default_factory=dict)
+    unreached: tuple[str, ...] = ()
+    notes: tuple[str, ...] = ()
+    statistics: Statistics | None = None
+    metrics: Mapping[str, Tensor] = field(default_factory=dict)
+    absorbers: Mapping[str, str | None] = field(default_factory=dict)
+    decomposed: int = 0
+    weighed: int = 0
+    model: nn.Module | None = field(default=None, repr=False)
+    data: Any = field(default=None, repr=False)
+    example: Example | None = field(default=None, repr=False)
+    directory: Path | None = None
+    tell: Progress = field(default=lambda what, done, total: None, repr=False)
+    prices: dict[Any, Mapping[tuple[str, Form], Tensor]] = field(default_factory=dict, repr=False)
+
+    def plan(self, budget: Any, rule: Any = "optimal", *, progress: Progress | None = None) -> Plan:
+        """Decide what becomes of every site within ``budget``, by ``rule``; see ``rankfold.plan``.
+
+        Decomposes nothing and runs the model only where the rule, a budget in latency or a method that fits layer after
+        layer needs it. Raises ``BudgetError`` when nothing fits.
+        """
+        from rankfold.compress.planning.decide import decide
+
+        return decide(self if progress is None else replace(self, tell=progress), budget, rule)
+
+    def candidate(self, site: str, form: Form) -> Candidate | None:
+        return next((each for each in self.candidates.get(site, ()) if each.form is form), None)
+
+    def needed_model(self) -> nn.Module:
+        if self.model is None:
+            raise ValueError("this profile was read from a file, and the model has to run here: give model=")
+        return self.model
+
+    def needed_data(self) -> Any:
+        if self.data is None:
+            raise ValueError("data are needed here: give data= when the profile is made or read")
+        return self.data
+
+    def needed_example(self) -> Example:
+        return example_of(self.needed_model(), self.data) if self.example is None else self.example
+
+    def with_model(self, model: nn.Module, data: Any = None) -> Profile:
+        """The same profile with the model that it was made of; ``ValueError`` for another one."""
+        root = unwrap(model)
+        if fingerprint(root) != self.fingerprint:
+            raise ValueError("this profile was made of another model, or of other weights: make it again")
+        return replace(self, model=root, data=data)
+
+
+@showing
+def profile(
+    model: nn.Module,
+    data: Any = None,
+    *,
+    method: str | Method = "project",
+    objective: Objective | None = None,
+    example: Any = None,
+    where: Any = None,
+    calibration: Calibration | None = None,
+    directory: str | Path | None = None,
+    progress: Progress | None = None,
+) -> Profile:
+    """Measure and decompose every site of ``model`` once; plans for any budget then follow at little cost.
+
+    ``data``: a loader, data set or batches (see ``rankfold.batches.batches_of``), needed by methods that use data; one
+    sample in eight is held back, and every forecast is made on those. ``objective``: what the outputs mean (see
+    ``rankfold.objectives``); every floating output counts otherwise. ``example``: one input, for counting; taken from
+    the data otherwise. ``where`` narrows the sites. ``directory``: where methods that fit layer after layer keep what
+    is finished. ``progress(what, done, total)`` is called as the work goes on.
+
+    Raises ``ValueError`` for data that is missing, empty or not finite, for weights that are not finite, naming the
+    site, and for over-parametrised models, which are folded first. Cost: one pass over the calibration data with one
+    backward pass, and two decompositions for each site and form, one of them for the forecast.
+    """
+    from rankfold.compress.methods import method_named
+
+    root, tell = unwrap(model), progress or (lambda what, done, total: None)
+    calibration, method = calibration or Calibration(), method_named(method)
+    found = sites(root, where)
+    check_folded(found)
+    if data is None and method.needs_data:
+        raise ValueError(f"method {method.name!r} needs data: give data=, or use method='truncate' with another rule")
+    check_rereadable(data)
+    first = example_of(root, data) if example is None else Example.of(example)
+    params, size = storage(root)
+    traced = measure(root, replace(first, samples=1), found)  # FLOPs of the example with all its samples
+    found = traced.kept(found)
+    mark = fingerprint(root)
+    statistics = None if sweeps(method) or not method.needs_data else calibration.statistics
+    if statistics is not None and statistics.model not in ("", mark):
+        raise ValueError(
+            "the statistics were taken of another model (or of other weights): leave Calibration(statistics=…) out, so "
+            "that they are taken again"
+        )
+    with split_attention(root), calibration.team(root) as team:
+        sizes = {site.name: site.weight(root).element_size() for site in found}
+        seen = replace(calibration.of(data), team=team)
+        known = _measured(root, found, method, seen, statistics, objective, directory, tell)
+    return replace(
+        known,
+        counter=Counter(traced.calls, first.samples, sizes),
+        cost=Cost(params, traced.flops // first.samples, size),
+        flops=traced.flops,
+        notes=traced.notes,
+        fingerprint=mark,
+        calibration=calibration,
+        example=first,
+        data=data,
+        directory=None if directory is None else Path(directory),
+    )
+
+
+def _measured(
+    root: nn.Module,
+    found: SiteList,
+    method: Method,
+    seen: Samples,
+    statistics: Statistics | None,
+    objective: Objective | None,
+    directory: str | Path | None,
+    tell: Progress,
+) -> Profile:
+    """Everything that data and decompositions say; attention must be split."""
+    blank: dict[str, Any] = {"counter": Counter({}, 1, {}), "cost": Cost(0, 0, 0), "flops": 0, "fingerprint": ""}
+    blank |= {"calibration": Calibration(), "objective": objective, "model": root, "tell": tell}
+    if sweeps(method):
+        place = None if directory is None else Path(directory)
+        part = survey(root, found, method, seen, objective, directory=place, progress=tell)
+        samples = sum(size_of(batch) for _, batch in seen.batches())
+        return Profile(
+            found, method, part.candidates, unsolved=part.unsolved, unreached=part.unreached, metrics=part.metrics,
+            absorbers=part.absorbers, samples=samples, decomposed=part.count, weighed=part.weighed, **blank,
+        )  # fmt: skip
+    if method.needs_data and statistics is None:
+        statistics = calibrate(
+            root, seen.data, found, samples=seen.samples, batch_size=seen.batch_size, objective=objective,
+            progress=tell, team=seen.team,
+        )  # fmt: skip
+    made: Decomposed = decompose(root, found, method, statistics, tell)
+    return Profile(
+        found, method, made.candidates, unsolved=made.unsolved,
+        unreached=() if statistics is None else statistics.unreached,
+        statistics=None if statistics is None else statistics.kept, decomposed=made.count, weighed=made.weighed,
+        samples=0 if statistics is None else statistics.samples, **blank,
+    )  # fmt: skip
+
+
+def check_folded(found: SiteList) -> None:
+    """``ValueError`` for a model whose weights are products."""
+    composed = [site.name for site in found if site.note == FOLD_FIRST]
+    if composed:
+        raise ValueError(
+            f"{len(composed)} weights are products of factors (the first is {composed[0]}): fold before planning, "
+            "rankfold.fold_(model)"
+        )
+
+
+def example_of(root: nn.Module, data: Any) -> Example:
+    """One input of the model, from its data."""
+    if data is None:
+        raise ValueError("one input of the model is needed to count its cost: give example= or data=")
+    for batch in batches_of(data, 2, 2):
+        args, kwargs = arguments(batch)
+        place = next((p for p in root.parameters() if p.is_floating_point()), None)
+        if place is not None and not place.is_meta:
+            args, kwargs = moved(args, place.device, place.dtype), moved(kwargs, place.device, place.dtype)
+        return Example.of(kwargs if kwargs else args)
+    raise ValueError("the data is empty: give at least one batch")
+
+
+def checked_names(names: Sequence[str], found: SiteList) -> None:
+    """``ValueError`` for a name that is no site's."""
+    for name in names:
+        try:
+            found[name]
+        except KeyError as error:
+            raise ValueError(f"a rank was given for {name!r}: {error.args[0]}") from None

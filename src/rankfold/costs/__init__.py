@@ -1,0 +1,15 @@
+"""What a model costs: parameters, FLOPs, bytes, and measured latency; of the whole, or of one site in one form.
+
+FLOPs count two for each multiply-add, as ``torch.utils.flop_counter`` does, for one sample; published tables often
+count one. Fractions are the same either way.
+"""
+
+from rankfold.costs.clock import latencies, once
+from rankfold.costs.cost import Cost, storage
+from rankfold.costs.count import Traced, UncountedWarning, check, measure, model_cost, site_cost, trace, uncounted
+from rankfold.costs.example import Example, evaluating, with_batch
+
+__all__ = [
+    "Cost", "Example", "Traced", "UncountedWarning", "check", "evaluating", "latencies", "measure", "model_cost",
+    "once", "site_cost", "storage", "trace", "uncounted", "with_batch",
+]  # fmt: skip

@@ -1,0 +1,136 @@
+"""FLOPs of everything that runs, as ``torch.utils.flop_counter`` counts them, and of what that does not know."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from math import prod
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils.flop_counter import flop_registry
+
+aten = torch.ops.aten
+
+
+class Counter(TorchDispatchMode):
+    """Counts two for each multiply-add, where only shapes matter; ``unknown`` names the operations it cannot count.
+
+    The formulas are those of ``torch.utils.flop_counter.FlopCounterMode``, and some that it lacks. That one also takes
+    normalisations and activations apart in search of products, for which torch imports its compiler (two seconds and
+    200 MB); here only operations that are made of others by torch's definition are taken apart.
+    """
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.total = 0
+        self.unknown: set[str] = set()
+
+    @classmethod
+    def _should_skip_dynamo(cls) -> bool:
+        return False  # torch would wrap the method below, and import the compiler for the wrapping
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: tuple = (), kwargs: Any = None) -> Any:
+        kwargs, packet = kwargs or {}, func._overloadpacket
+        formula = FORMULAS.get(packet) or flop_registry.get(packet)
+        if formula is None and _composite(func):
+            with self:
+                parts = func.decompose(*args, **kwargs)
+            if parts is not NotImplemented:
+                return parts
+        out = func(*args, **kwargs)
+        if formula is not None:
+            self.total += formula(*args, **kwargs, out_val=out)
+        elif _may_multiply(packet):
+            self.unknown.add(str(packet))
+        return out
+
+
+def _composite(func: Any) -> bool:
+    return torch._C._dispatch_has_kernel_for_dispatch_key(func.name(), "CompositeImplicitAutograd")
+
+
+def _attention(query: Tensor, key: Tensor, value: Tensor, *_: Any, **__: Any) -> int:
+    """Scores and weighted sum, masked places too; keys and values may have fewer heads than queries."""
+    *many, length, width = query.shape
+    return 2 * prod(many) * length * key.shape[-2] * (width + value.shape[-1])
+
+
+def _onednn_lstm(x: Tensor, w_input: Tensor, w_hidden: Tensor, *_: Any, **__: Any) -> int:
+    return 2 * prod(x.shape[:-1]) * (w_input.numel() + w_hidden.numel())
+
+
+def _cudnn_rnn(x: Tensor, weights: list[Tensor], *_: Any, **__: Any) -> int:
+    return 2 * prod(x.shape[:-1]) * sum(w.numel() for w in weights if w.dim() == 2)
+
+
+def _bilinear(first: Tensor, weight: Tensor, second: Tensor, *_: Any, **__: Any) -> int:
+    """x₁ᵀ W x₂ for each output: the first product, then the second. ``first`` and ``second`` are (N, n₁), (N, n₂)."""
+    outputs, n_1, n_2 = weight.shape[-3:]
+    rows = first.numel() // n_1
+    return 2 * rows * outputs * n_2 * (n_1 + 1)
+
+
+def _product_with_vector(matrix: Tensor, vector: Tensor, *_: Any, **__: Any) -> int:
+    return 2 * matrix.numel()
+
+
+def _plus_product_with_vector(_: Any, matrix: Tensor, vector: Tensor, *__: Any, **___: Any) -> int:
+    return 2 * matrix.numel()
+
+
+def _dot(a: Tensor, b: Tensor, *_: Any, **__: Any) -> int:
+    return 2 * a.numel()
+
+
+def _grouped(a: Tensor, b: Tensor, *_: Any, out_val: Any = None, **__: Any) -> int:
+    """Experts: each row of ``a`` (T, n) by the matrix of its group; or groups along the axis that is summed over."""
+    if a.dim() == 2 and b.dim() == 2:
+        return 2 * a.shape[0] * a.shape[1] * b.shape[1]
+    return 2 * out_val.numel() * a.shape[-1]
+
+
+def _integers(a: Tensor, b: Tensor, *_: Any, **__: Any) -> int:
+    return 2 * a.shape[0] * a.shape[1] * b.shape[1]
+
+
+def _formulas() -> dict[Any, Callable[..., int]]:
+    found: dict[Any, Callable[..., int]] = {}
+    formulas: dict[str, Any] = {
+        "_scaled_dot_product_flash_attention_for_cpu": _attention,
+        "_scaled_dot_product_flash_attention": _attention,
+        "_scaled_dot_product_efficient_attention": _attention,
+        "_scaled_dot_product_cudnn_attention": _attention,
+        "_scaled_dot_product_fused_attention_overrideable": _attention,
+        "mkldnn_rnn_layer": _onednn_lstm,
+        "_cudnn_rnn": _cudnn_rnn,
+        "_trilinear": _bilinear,
+        "mv": _product_with_vector,
+        "addmv": _plus_product_with_vector,
+        "dot": _dot,
+        "vdot": _dot,
+        "_grouped_mm": _grouped,
+        "_int_mm": _integers,
+    }
+    for name, formula in formulas.items():
+        if hasattr(aten, name):  # not every version of torch has every one
+            found[getattr(aten, name)] = formula
+    return found
+
+
+FORMULAS = _formulas()
+
+_OWN = ("aten", "prim", "prims", "profiler", "debugprims", "c10d", "_c10d_functional", "rngprims")
+_MULTIPLY = (
+    "linalg_", "_linalg", "_fft", "fft_", "_cdist", "cdist", "cholesky", "triangular_solve", "lu_", "_lu", "miopen",
+    "mkldnn_linear", "mkldnn_convolution", "_native_multi_head", "_transformer_encoder", "_weight_int", "_sparse",
+    "sspaddmm", "_thnn_fused", "geqrf", "householder", "ormqr", "grid_sampler", "_addmm_activation",
+)  # fmt: skip
+"""Beginnings of the names of torch's operations that do more than one step for each number, and have no formula."""
+
+
+def _may_multiply(packet: Any) -> bool:
+    """Whether an operation without a formula may hold multiply-adds: a stranger's, or one of torch's that does."""
+    namespace, _, name = packet._qualified_op_name.partition("::")
+    return namespace not in _OWN or name.startswith(_MULTIPLY)

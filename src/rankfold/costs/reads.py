@@ -1,0 +1,138 @@
+"""Weights that are read without a call of their layer: which reads a factored layer answers at the thin cost.
+
+A forward of the dense model is watched. What becomes of a read once the layer is factored is asked of the very rules
+that will answer it (``rankfold.layers``).
+"""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from collections.abc import Sequence
+from typing import Any
+
+from torch import Tensor, nn
+from torch.overrides import TorchFunctionMode
+from torch.utils import _pytree as pytree
+
+from rankfold.layers.rules import Matrix, Pair, Rule
+from rankfold.layers.weight import LOOKS, STAYS, FactoredWeight, casts, name_of, only_seen, turns, writes
+from rankfold.sites import Call, Form, Site
+
+
+class WeightReads(TorchFunctionMode):
+    """Within the block: every use of a site's weight outside of a call of its own layer.
+
+    ``calls``: those that will run on thin factors, as calls of the layer. ``others``: sites whose weight is read in
+    another way, where a factored layer would multiply its factors out or refuse, with the reason.
+    """
+
+    def __init__(self, model: nn.Module, sites: Sequence[Site]) -> None:
+        super().__init__()
+        self.calls: dict[str, list[Call]] = defaultdict(list)
+        self.others: dict[str, str] = {}
+        self.inside: set[str] = set()
+        self._rules: dict[str, Rule] = {}
+        # by identity: the weight itself, then what stays a product of factors; held, so that no identity is used twice
+        self._known: dict[int, tuple[Tensor, Site]] = {}
+        for site in sites:
+            if site.forms - {Form.KEEP}:
+                weight: Any = model.get_submodule(site.name).weight
+                layer: Any = site.layer
+                self._rules[site.name] = Matrix() if weight.dim() == 2 else Pair(layer.groups, layer.transposed)
+                self._known[id(weight)] = (weight, site)
+
+    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        kwargs = kwargs or {}
+        name = name_of(func)
+        if name in _HARMLESS:
+            return func(*args, **kwargs)
+        leaves = pytree.tree_leaves((args, kwargs))
+        if any(isinstance(leaf, FactoredWeight) for leaf in leaves):
+            with self:  # the factors may be sites themselves: what it does with them counts
+                return FactoredWeight.__torch_function__(func, types, args, kwargs)
+        result = func(*args, **kwargs)
+        known = [self._known[id(leaf)] for leaf in leaves if isinstance(leaf, Tensor) and id(leaf) in self._known]
+        outside = [found for found in known if found[1].name not in self.inside]
+        for found in outside:
+            self._note(name, func, args, kwargs, result, *found, alone=len(outside) == 1)
+        return result
+
+    def _note(
+        self,
+        name: str,
+        func: Any,
+        args: Any,
+        kwargs: Any,
+        result: Any,
+        weight: Tensor,
+        site: Site,
+        *,
+        alone: bool,
+    ) -> None:
+        first = args[0] if args else next(iter(kwargs.values()), None)
+        if first is weight and self._stays(name, args, kwargs, weight, site):
+            self._known[id(result)] = (result, site)
+            return
+        if only_seen(name, args, weight):
+            return
+        thin = None if writes(name) and first is weight else self._rules[site.name].thin(func, args, kwargs, weight)
+        if thin is None or not alone or kwargs.get("out") is not None:
+            what = "written by" if writes(name) and first is weight else "read by"
+            self.others.setdefault(
+                site.name, f"its weight is {what} {name.removesuffix('.get')} outside of its own call, which needs the "
+                "product of the factors",
+            )  # fmt: skip
+            return
+        m, n = site.shape
+        shape_in, shape_out = tuple(thin.input.shape), tuple(result.shape)
+        if weight.dim() == 2:  # only the number of rows counts, whichever side is summed over
+            rows = result.numel() // weight.shape[thin.output_axis]
+            shape_in, shape_out = (rows, n), (rows, m)
+        self.calls[site.name].append(Call(shape_in, shape_out))
+
+    def _stays(self, name: str, args: Any, kwargs: Any, weight: Tensor, site: Site) -> bool:
+        """Whether the result is a product of factors again."""
+        if name not in STAYS:
+            return False
+        if name in _CASTING:
+            return casts(name, args, kwargs)
+        if name in _SAME_SIDE:
+            return not kwargs and len(args) == 1
+        return self._rules[site.name].turned() is not None and turns(name, args, kwargs, weight.dim())
+
+
+_CASTING = frozenset({"to", "float", "double", "half", "bfloat16", "cpu", "cuda", "type_as"})
+_SAME_SIDE = _CASTING | {"contiguous", "__copy__"}
+_HARMLESS = LOOKS | {
+    "requires_grad.get", "requires_grad_", "is_leaf.get", "grad.get", "layout.get", "is_sparse.get", "stride",
+    "is_contiguous", "storage_offset", "nbytes.get", "__repr__", "__format__", "_has_compatible_shallow_copy_type",
+}  # fmt: skip
+
+
+class Calls:
+    """Calls of the sites' layers with their shapes, by hooks; ``reads.inside`` holds those that are running."""
+
+    def __init__(self, model: nn.Module, sites: Sequence[Site], reads: WeightReads) -> None:
+        self.seen: dict[str, list[Call]] = defaultdict(list)
+        self._handles = []
+        for site in sites:
+            module = model.get_submodule(site.name)
+
+            def enter(module: nn.Module, args: Any, name: str = site.name) -> None:
+                reads.inside.add(name)
+
+            def leave(module: nn.Module, args: Any, kwargs: Any, output: Any, name: str = site.name) -> None:
+                reads.inside.discard(name)
+                first = args[0] if args else next(iter(kwargs.values()))
+                self.seen[name].append(Call(tuple(first.shape), tuple(output.shape)))
+
+            # around the layer's own hooks, which may move or widen it for the call
+            self._handles.append(module.register_forward_pre_hook(enter, prepend=True))
+            self._handles.append(module.register_forward_hook(leave, with_kwargs=True))
+
+    def __enter__(self) -> Calls:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        for handle in self._handles:
+            handle.remove()

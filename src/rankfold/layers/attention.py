@@ -1,0 +1,100 @@
+"""Attention taken apart into four linear layers."""
+
+from __future__ import annotations
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+
+class SplitAttention(nn.Module):
+    """``nn.MultiheadAttention`` with q, k, v and output projections as four ordinary linear layers.
+
+    The built-in module keeps its projections in one parameter and reads the output projection's weight without
+    calling it, so nothing can be hooked or factored there. This one computes the same (same arguments, same result,
+    same state of training) through submodules. ``in_proj_bias`` is None so that ``nn.TransformerEncoderLayer`` calls
+    it instead of its fused kernel.
+    """
+
+    in_proj_bias = None
+    in_proj_weight = None
+    bias_k = None
+    bias_v = None
+    add_zero_attn = False
+    _qkv_same_embed_dim = False
+
+    def __init__(self, embed_dim: int, num_heads: int, dropout: float = 0.0, batch_first: bool = False) -> None:
+        super().__init__()
+        self.embed_dim, self.num_heads, self.head_dim = embed_dim, num_heads, embed_dim // num_heads
+        self.dropout, self.batch_first = dropout, batch_first
+        self.q_proj: nn.Module
+        self.k_proj: nn.Module
+        self.v_proj: nn.Module
+        self.out_proj: nn.Module
+
+    @property
+    def kdim(self) -> int:
+        return self.k_proj.in_features  # type: ignore[return-value]
+
+    @property
+    def vdim(self) -> int:
+        return self.v_proj.in_features  # type: ignore[return-value]
+
+    def forward(
+        self,
+        query: Tensor,
+        key: Tensor,
+        value: Tensor,
+        key_padding_mask: Tensor | None = None,
+        need_weights: bool = True,
+        attn_mask: Tensor | None = None,
+        average_attn_weights: bool = True,
+        is_causal: bool = False,
+    ) -> tuple[Tensor, Tensor | None]:
+        """See ``torch.nn.MultiheadAttention.forward``: same arguments, shapes and result."""
+        # (length, batch, width) throughout, as the built-in module: dropout behind it then draws in the same order
+        batched = query.dim() == 3
+        if not batched:
+            query, key, value = (x.unsqueeze(1) for x in (query, key, value))
+            key_padding_mask = None if key_padding_mask is None else key_padding_mask.unsqueeze(0)
+        elif self.batch_first:
+            query, key, value = (x.transpose(0, 1) for x in (query, key, value))
+        if is_causal and attn_mask is None:
+            raise ValueError("is_causal=True needs attn_mask too, as in torch.nn.MultiheadAttention")
+        q, k, v = (
+            project(x).unflatten(-1, (self.num_heads, self.head_dim)).permute(1, 2, 0, 3)
+            for project, x in ((self.q_proj, query), (self.k_proj, key), (self.v_proj, value))
+        )
+        mask = self._mask(attn_mask, key_padding_mask, q)
+        drop = self.dropout if self.training else 0.0
+        weights = None
+        if need_weights:
+            scores = q @ k.transpose(-2, -1) * self.head_dim**-0.5
+            weights = (scores if mask is None else scores + mask).softmax(-1)
+            weights = F.dropout(weights, drop) if drop else weights
+            heads = weights @ v
+            weights = weights.mean(1) if average_attn_weights else weights
+        else:
+            heads = F.scaled_dot_product_attention(q, k, v, attn_mask=mask, dropout_p=drop)
+        out = self.out_proj(heads.permute(2, 0, 1, 3).flatten(2))
+        if not batched:
+            return out.squeeze(1), None if weights is None else weights.squeeze(0)
+        return (out.transpose(0, 1) if self.batch_first else out), weights
+
+    def _mask(self, attn_mask: Tensor | None, key_padding_mask: Tensor | None, q: Tensor) -> Tensor | None:
+        masks = []
+        if attn_mask is not None:
+            mask = self._additive(attn_mask, q)
+            masks.append(mask.unflatten(0, (-1, self.num_heads)) if mask.dim() == 3 else mask)
+        if key_padding_mask is not None:
+            masks.append(self._additive(key_padding_mask, q)[:, None, None, :])
+        return None if not masks else masks[0] if len(masks) == 1 else masks[0] + masks[1]
+
+    @staticmethod
+    def _additive(mask: Tensor, q: Tensor) -> Tensor:
+        if mask.dtype == torch.bool:
+            return torch.zeros_like(mask, dtype=q.dtype).masked_fill_(mask, float("-inf"))
+        return mask.to(q.dtype)
+
+    def extra_repr(self) -> str:
+        return f"embed_dim={self.embed_dim}, num_heads={self.num_heads}, batch_first={self.batch_first}"

@@ -1,0 +1,94 @@
+"""How far the outputs of two networks are from each other, answer by answer."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from rankfold.objectives.answer import Answer
+from rankfold.objectives.evaluation import ObjectiveError
+
+_TINY = 1e-30
+
+
+def paired(now: Sequence[Answer], then: Sequence[Answer]) -> list[tuple[Answer, Answer]]:
+    """Answers of two networks side by side; ``ObjectiveError`` where their shapes differ."""
+    if [a.values.shape for a in now] != [a.values.shape for a in then]:
+        raise ObjectiveError(
+            f"two networks differ in their outputs, {_shapes(now)} and {_shapes(then)}: give the network that this one "
+            "was made from"
+        )
+    return list(zip(now, then, strict=True))
+
+
+def _shapes(answers: Sequence[Answer]) -> str:
+    return ", ".join("×".join(map(str, a.values.shape)) for a in answers)
+
+
+def scored(answer: Answer) -> bool:
+    """Whether it holds scores of several classes, which are compared as distributions."""
+    return answer.classes and answer.values.shape[-1] > 1
+
+
+def divergences(now: Answer, then: Answer) -> Tensor:
+    """(N,) float64: of class scores KL(then ‖ now) in nats, of numbers the squared change over their deviation."""
+    a, b = now.values.double(), then.values.double()
+    if scored(now):
+        kl = F.kl_div(a.log_softmax(-1), b.log_softmax(-1), reduction="none", log_target=True).sum(-1)
+        return _counted_mean(kl, then.counted).clamp_min(0)
+    return _counted_mean((a - b).square().sum(-1), then.counted) / deviation(then).clamp_min(_TINY)
+
+
+def deviation(then: Answer) -> Tensor:
+    """Mean squared deviation of a position from the mean over the samples; of constants or one sample their energy."""
+    b = then.values.double()
+    energy = _counted_mean((b - b.mean(0, keepdim=True)).square().sum(-1), then.counted).mean()
+    return energy if float(energy) > 0 else _counted_mean(b.square().sum(-1), then.counted).mean()
+
+
+def distance(now: Answer, then: Answer, temperature: float, scale: float | None) -> tuple[Tensor, int]:
+    """The mean over the positions that count, with gradients, and how many those are; ``scale`` (None: taken from
+    ``then``) divides squared changes."""
+    a, b = now.rows, then.rows.to(now.rows)
+    if not len(a):
+        return a.sum() * 0, 0
+    if scored(now):
+        t = temperature
+        soft = F.kl_div((a / t).log_softmax(-1), (b / t).log_softmax(-1), reduction="batchmean", log_target=True)
+        return soft * t * t, len(a)
+    energy = float(deviation(then)) if scale is None else scale
+    return (a - b).square().sum(-1).mean() / max(energy, _TINY), len(a)
+
+
+def _counted_mean(values: Tensor, counted: Tensor | None) -> Tensor:
+    """(N, …) → (N,): the mean over the positions that count."""
+    values = values.reshape(len(values), -1)
+    if counted is None:
+        return values.mean(1)
+    kept = counted.reshape(len(values), -1).to(values)
+    return (values * kept).sum(1) / kept.sum(1).clamp_min(1)
+
+
+def assumed_axis(values: Tensor) -> int:
+    """The axis of classes where no objective says: the second of (N, C) and of images (N, C, …), the last of sequences
+    (N, T, C)."""
+    return -1 if values.dim() in (1, 3) else 1
+
+
+def assumed_rows(values: Tensor) -> Tensor:
+    """Outputs of an unknown objective as float64 rows: log-probabilities (R, C) along ``assumed_axis``, or single
+    numbers (R, 1)."""
+    wide = values.double()
+    wide = wide.unsqueeze(-1) if wide.dim() == 1 else wide.movedim(assumed_axis(values), -1)
+    rows = wide.reshape(-1, wide.shape[-1])
+    return rows if rows.shape[1] == 1 else rows.log_softmax(-1)
+
+
+def change(now: Tensor, then: Tensor) -> float:
+    """Between two ``assumed_rows``, summed over the rows: KL divergence, or the squared change over the mean square."""
+    if then.shape[1] == 1:
+        return float((now - then).square().sum() / then.square().mean().clamp_min(torch.finfo(then.dtype).tiny))
+    return float(F.kl_div(now, then, reduction="sum", log_target=True))

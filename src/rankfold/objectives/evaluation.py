@@ -1,0 +1,196 @@
+"""What is measured of a network: figures with names, the evaluation that they make, and the sums they follow from."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass
+from math import isfinite
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import Tensor
+
+if TYPE_CHECKING:
+    from rankfold.objectives.base import Objective
+
+_ROWS = 4096  # samples of which whole rows are kept: neighbours among more cost their number squared
+
+
+class ObjectiveError(ValueError):
+    """Outputs or targets are not what the objective expects; one line that names what was expected and given."""
+
+
+@dataclass(frozen=True)
+class Figure:
+    """One number about a network. ``unit``: "fraction" (printed in per cent), "nats", or "" for a plain number.
+
+    >>> print(Figure("accuracy", 0.915, unit="fraction"), Figure("perplexity", 4.613, higher=False), sep=", ")
+    accuracy 91.50 %, perplexity 4.61
+    """
+
+    name: str
+    value: float
+    higher: bool = True
+    unit: str = ""
+
+    def better(self, other: Figure) -> float:
+        """By how much this one is better than ``other``, in its unit; −∞ for what is not a number."""
+        if not isfinite(self.value):
+            return -float("inf")
+        if not isfinite(other.value):
+            return float("inf")
+        return self.value - other.value if self.higher else other.value - self.value
+
+    @property
+    def text(self) -> str:
+        """The value for a person: per cent of a fraction, otherwise three significant figures and the unit."""
+        return _text(self.value, self.unit)
+
+    def less(self, other: Figure) -> str:
+        """How far this one is from ``other``, with its sign: "+0.31 points" of a fraction, "−0.021" of a number."""
+        moved = self.value - other.value
+        sign = "−" if moved < 0 else "+"
+        if self.unit == "fraction":
+            return f"{sign}{abs(100 * moved):.2f} points"
+        return f"{sign}{_text(abs(moved), self.unit)}"
+
+    def __str__(self) -> str:
+        return f"{self.name} {self.text}"
+
+
+def _text(value: float, unit: str) -> str:
+    if not isfinite(value):
+        return str(value)
+    if unit == "fraction":
+        return f"{100 * value:.2f} %"
+    if value == 0:
+        said = "0"
+    elif 0.99 < abs(value) < 1:  # a cosine or an r2: what is lacking counts
+        said = f"{value:.{min(1 - math.floor(math.log10(1 - abs(value))), 9)}f}"
+    elif 1e-4 <= abs(value) < 1e5:
+        said = f"{value:.{max(0, 2 - math.floor(math.log10(abs(value))))}f}"
+    else:
+        said = f"{value:.2e}"
+    return f"{said} {unit}".rstrip()
+
+
+@dataclass(frozen=True)
+class Evaluation:
+    """How good a network is on some data: its figures, of which the first one judges.
+
+    ``loss``: mean over ``count`` counted positions, what training would minimise. ``chance``: the judging figure of
+    always giving the most frequent answer, where that means anything. ``objective``: by which these were measured.
+    """
+
+    figures: tuple[Figure, ...]
+    loss: float
+    count: int
+    chance: float | None = None
+    objective: str = ""
+
+    @property
+    def judged(self) -> Figure:
+        """The figure that decides which of two networks is better."""
+        return self.figures[0]
+
+    def __getitem__(self, name: str) -> float:
+        for figure in self.figures:
+            if figure.name == name:
+                return figure.value
+        raise KeyError(f"{name!r} was not measured; there are {', '.join(figure.name for figure in self.figures)}")
+
+    @property
+    def accuracy(self) -> float:
+        """Share of right answers, for objectives that have one; ``AttributeError`` otherwise."""
+        try:
+            return self["accuracy"]
+        except KeyError as error:
+            raise AttributeError(f"accuracy: {error.args[0]}") from None
+
+    @property
+    def values(self) -> dict[str, float]:
+        """Every figure by its name, the judging one first."""
+        return {figure.name: figure.value for figure in self.figures}
+
+    @property
+    def rank(self) -> tuple[float, float]:
+        """Orders evaluations of one objective, the better one last: by the judging figure, then by the loss.
+
+        Outputs that are not finite are worse than anything.
+        """
+        if not isfinite(self.loss) or not isfinite(self.judged.value):
+            return -float("inf"), -float("inf")
+        return (self.judged.value if self.judged.higher else -self.judged.value), -self.loss
+
+    def to_dict(self) -> dict[str, Any]:
+        """Plain values; ``from_dict`` is the inverse."""
+        values = asdict(self)
+        return values | {"figures": list(values["figures"])}
+
+    @classmethod
+    def from_dict(cls, values: Mapping[str, Any]) -> Evaluation:
+        """The evaluation with these values; those of a classifier may be written as ``accuracy`` alone."""
+        values = dict(values)
+        if "figures" not in values:
+            values["figures"] = [asdict(Figure("accuracy", values.pop("accuracy"), True, "fraction"))]
+        return cls(**{**values, "figures": tuple(Figure(**figure) for figure in values["figures"])})
+
+
+class Figures:
+    """Running sums over batches, from which an ``Evaluation`` follows; sums of two parts of the data merge."""
+
+    def __init__(self, objective: Objective) -> None:
+        self.objective = objective
+        self.sums: dict[str, Tensor] = {}
+        self.rows: dict[str, list[Tensor]] = {}
+
+    def add(
+        self, output: Any, batch: Any, taught: Any = None, *, known: tuple[Tensor, int] | None = None, rows: bool = True
+    ) -> None:
+        """Take in one batch; ``taught``: what the original network answers to it.
+
+        ``known``: the losses of this batch, where they are at hand. ``rows``: also what needs whole rows (neighbours).
+        """
+        found: dict[str, Tensor] = {}
+        with torch.no_grad():
+            if self.objective.labelled:
+                loss, count = self.objective.losses(output, batch) if known is None else known
+                found = {"loss": loss.detach().double() * count, "count": torch.tensor(count)}
+            found |= self.objective.measure(output, batch, taught)
+        for name, value in found.items():
+            if not name.endswith("[]"):
+                self._sum(name, value.detach().double().cpu())
+            elif rows and sum(map(len, self.rows.get(name, ()))) < _ROWS:
+                self.rows.setdefault(name, []).append(value.detach().cpu())
+
+    def merge(self, other: Figures) -> None:
+        """Take in what another one has seen."""
+        self.add_sums(other.sums)
+        for name, parts in other.rows.items():
+            self.rows.setdefault(name, []).extend(parts)
+
+    def add_sums(self, sums: Mapping[str, Tensor]) -> None:
+        """Take in the sums alone of what another one has seen."""
+        for name, value in sums.items():
+            self._sum(name, value)
+
+    def _sum(self, name: str, value: Tensor) -> None:
+        before = self.sums.get(name)
+        if before is not None and before.shape != value.shape:
+            raise ObjectiveError(
+                f"{self.objective.name}: two batches differ in the shape of what is counted, {tuple(before.shape)} and "
+                f"{tuple(value.shape)}: pad outputs and targets to one size"
+            )
+        self.sums[name] = value if before is None else before + value
+
+    def result(self) -> Evaluation:
+        """Raises ``ObjectiveError`` where nothing was counted."""
+        count = int(self.sums["count"]) if "count" in self.sums else 0
+        if not count:
+            raise ObjectiveError(
+                f"{self.objective.name}: nothing to count: the data are empty, or every target is left out"
+            )
+        sums = {**self.sums, **{name: torch.cat(parts)[:_ROWS] for name, parts in self.rows.items()}}
+        figures, chance = self.objective.conclude(sums)
+        return Evaluation(figures, self.objective.mean_loss(sums), count, chance, self.objective.name)

@@ -1,0 +1,86 @@
+"""An objective of one's own, from a loss and a figure."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from rankfold.batches import size_of
+from rankfold.objectives.answer import Answer
+from rankfold.objectives.base import Objective
+from rankfold.objectives.evaluation import Figure, ObjectiveError
+
+
+@dataclass(frozen=True, eq=False, kw_only=True)
+class Own(Objective):
+    """An objective of one's own; made by ``objective``."""
+
+    name: str
+    loss: Callable[[Any, Any], Tensor]
+    figure: Callable[[Any, Any], Any] | None = None
+    higher: bool = False
+    unit: str = ""
+    answer: Callable[[Any], Any] | None = None
+
+    def answers(self, output: Any, batch: Any = None) -> tuple[Answer, ...]:
+        return super().answers(output if self.answer is None else self.answer(output), batch)
+
+    def losses(self, output: Any, batch: Any, smoothing: float = 0.0) -> tuple[Tensor, int]:
+        value = self.loss(output, batch)
+        if not isinstance(value, Tensor) or value.dim():
+            given = tuple(value.shape) if isinstance(value, Tensor) else type(value).__name__
+            raise ObjectiveError(f"{self.name}: its loss must give one number as a tensor, not {given}")
+        return value, size_of(batch)
+
+    def measure(self, output: Any, batch: Any, taught: Any = None) -> dict[str, Tensor]:
+        if self.figure is None:
+            return {}
+        try:
+            values = torch.as_tensor(self.figure(output, batch))
+        except (TypeError, ValueError, RuntimeError) as error:
+            raise ObjectiveError(f"{self.name}: its figure is not a number ({error})") from error
+        if values.dim() > 1 or values.is_complex():
+            raise ObjectiveError(
+                f"{self.name}: its figure must give one number for each sample or their mean, not {tuple(values.shape)}"
+            )
+        size = size_of(batch)
+        if values.dim() and len(values) != size:
+            raise ObjectiveError(f"{self.name}: its figure gives {len(values)} numbers for a batch of {size} samples")
+        return {
+            "figure": values.double().sum() if values.dim() else values.double() * size,
+            "samples": torch.tensor(size),
+        }
+
+    def conclude(self, sums: Mapping[str, Tensor]) -> tuple[tuple[Figure, ...], float | None]:
+        if "figure" not in sums:
+            return (Figure(self.name, self.mean_loss(sums), False, self.unit),), None
+        return (Figure(self.name, float(sums["figure"] / sums["samples"]), self.higher, self.unit),), None
+
+
+def objective(
+    name: str,
+    *,
+    loss: Callable[[Any, Any], Tensor],
+    figure: Callable[[Any, Any], Any] | None = None,
+    higher: bool = False,
+    unit: str = "",
+    answer: Callable[[Any], Any] | None = None,
+) -> Objective:
+    """An objective of one's own: ``loss(output, batch)``, a scalar to be minimised, and ``figure(output, batch)``,
+    which judges, one number for each sample or their mean; the loss judges where there is no figure.
+
+    ``name`` is that of the figure too. ``higher``: whether more of it is better. ``unit``: "fraction", "nats" or "".
+    ``answer(output)``: the tensors that count where networks are compared; every floating one by default. Tensors of
+    ``batch`` are where the data have them: move them to the output's device. ``rankfold.objectives.register`` makes it
+    known to ``--objective``.
+
+    >>> import torch
+    >>> mine = objective("mae", loss=lambda out, batch: (out - batch[1]).abs().mean())
+    >>> float(mine.losses(torch.ones(2, 1), (torch.ones(2, 3), torch.zeros(2, 1)))[0])
+    1.0
+    """
+    return Own(name=name, loss=loss, figure=figure, higher=higher, unit=unit, answer=answer)

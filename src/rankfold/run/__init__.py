@@ -1,0 +1,1 @@
+"""What long work shares: files, claims of directories, containers of tensors, digests of data, progress, processes."""

@@ -1,0 +1,343 @@
+"""Layers whose weight is read instead of called, adapters, odd settings: the plan says what the result costs."""
+
+import copy
+
+import pytest
+import torch
+import torch.nn.functional as F
+from torch import nn
+from torch.utils.flop_counter import FlopCounterMode
+
+from rankfold import costs
+from rankfold.compress.planning.apply import apply_
+from rankfold.compress.planning.planner import plan
+from rankfold.compress.ranks.budget import Ranks
+from rankfold.costs import check, measure, model_cost
+from rankfold.layers import LowRankConv1D, LowRankLinear
+from rankfold.sites import Form, setting_of, sites
+
+X = torch.randn(1, 5, 32, generator=torch.Generator().manual_seed(0))
+
+
+class Reads(nn.Module):
+    """``a`` and ``c`` are used by ``read``; ``b`` is called."""
+
+    def __init__(self, read) -> None:
+        super().__init__()
+        self.a, self.b, self.c, self.read = nn.Linear(32, 32), nn.Linear(32, 32), nn.Conv2d(8, 16, 3, padding=1), read
+
+    def forward(self, x):
+        return self.read(self, self.b(x))
+
+
+def as_map(x):
+    return x.reshape(1, 8, 4, 5)
+
+
+THIN = {  # site, rank, how
+    "linear": ("a", lambda s, x: F.linear(x, s.a.weight, s.a.bias)),
+    "@ T": ("a", lambda s, x: x @ s.a.weight.T + s.a.bias),
+    "@": ("a", lambda s, x: x @ s.a.weight),
+    "from the left": ("a", lambda s, x: s.a.weight @ x[0].T),
+    "addmm": ("a", lambda s, x: torch.addmm(s.a.bias, x[0], s.a.weight.t())),
+    "cast": ("a", lambda s, x: F.linear(x, s.a.weight.to(x.dtype))),
+    "forward": ("a", lambda s, x: s.a.forward(x)),
+    "called and read": ("a", lambda s, x: F.linear(s.a(x), s.a.weight)),
+    "dtype": ("a", lambda s, x: s.a(x.to(s.a.weight.dtype).to(s.a.weight.device).type_as(s.a.weight))),
+    "values decide": ("a", lambda s, x: F.linear(x, s.a.weight) if x.sum().item() < 1e9 else x),
+    "conv": ("c", lambda s, x: F.conv2d(as_map(x), s.c.weight, s.c.bias, s.c.stride, s.c.padding)),
+    "conv otherwise": ("c", lambda s, x: F.conv2d(as_map(x), weight=s.c.weight, stride=2, dilation=(1, 2))),
+    "conv same": ("c", lambda s, x: F.conv2d(as_map(x), s.c.weight, padding="same")),
+}
+OTHERS = {
+    "einsum": lambda s, x: torch.einsum("bti,oi->bto", x, s.a.weight),
+    "norm": lambda s, x: s.a(x) / s.a.weight.norm(),
+    "rows": lambda s, x: F.linear(x, s.a.weight[:16]),
+    "gram": lambda s, x: x @ (s.a.weight @ s.a.weight.T),
+    "embedding": lambda s, x: x + F.embedding(torch.zeros(5, dtype=torch.long, device=x.device), s.a.weight),
+    "data": lambda s, x: F.linear(x, s.a.weight.data),
+    "written": lambda s, x: (s.a.weight.data.clamp_(-1, 1), s.a(x))[1],
+}
+
+
+@pytest.mark.parametrize("read", THIN)
+@pytest.mark.parametrize("form", ["factored", "spatial", "tucker", "cp"])
+def test_a_weight_that_is_read_thin_costs_what_the_plan_says(read: str, form: str):
+    name, run = THIN[read]
+    model = Reads(run).eval()
+    site = sites(model)[name]
+    if Form(form) not in site.forms:
+        return
+    method = form if form in ("tucker", "cp") else "truncate"
+    made = plan(model, Ranks({name: 2}), method, example=X)
+    assert made.before == model_cost(model, X)
+    small = apply_(copy.deepcopy(model), made)
+    assert made[name].form is not Form.KEEP
+    assert check(made.after, small, X) == ""
+    assert made.after.flops < made.before.flops
+    with FlopCounterMode(display=False) as counter, torch.no_grad():
+        small(X)
+    assert counter.get_total_flops() == made.after.flops
+    with torch.no_grad():  # the same read, of the product
+        dense = copy.deepcopy(small)
+        whole = copy.deepcopy(getattr(model, name))
+        whole.weight.copy_(getattr(small, name).weight)
+        whole.bias.copy_(getattr(small, name).bias)
+        setattr(dense, name, whole)
+        torch.testing.assert_close(small(X), dense(X), rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.parametrize("read", OTHERS)
+def test_a_weight_that_is_read_otherwise_is_kept_with_the_reason(read: str):
+    model = Reads(OTHERS[read]).eval()
+    made = plan(model, "params=0.8", "truncate", example=X)
+    assert made["a"].form is Form.KEEP
+    assert "outside of its own call" in made["a"].note
+    assert check(made.after, apply_(copy.deepcopy(model), made), X) == ""
+
+
+def test_the_check_names_every_number_that_differs():
+    model = nn.Sequential(nn.Linear(8, 4))
+    said = model_cost(model, torch.randn(1, 8))
+    assert check(said, model, torch.randn(1, 8)) == ""
+    told = check(costs.Cost(said.params + 1, said.flops, said.bytes * 2), model, torch.randn(1, 8))
+    assert (
+        told == "the compressed model takes 36 parameters where the plan says 37 and 144 bytes where the plan says 288"
+    )
+
+
+def test_a_second_compression_of_what_is_read_costs_what_it_says():
+    class Reader(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.layer = LowRankLinear(32, 20, 32)
+
+        def forward(self, x):
+            return F.linear(x, self.layer.weight, self.layer.bias)
+
+    model = Reader()
+    made = plan(model, Ranks({"layer.down": 4}), "truncate", example=X)
+    assert check(made.after, apply_(copy.deepcopy(model), made), X) == ""
+    assert made.after.flops < made.before.flops
+
+
+def test_hugging_face_conv1d_shows_its_weight_as_it_was_stored():
+    from transformers.pytorch_utils import Conv1D
+
+    class Reader(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.layer = Conv1D(24, 32)
+
+        def forward(self, x):
+            return x @ self.layer.weight + self.layer.bias[: self.layer.nf]
+
+    model = Reader()
+    made = plan(model, Ranks({"layer": 5}), "truncate", example=X)
+    small = apply_(copy.deepcopy(model), made)
+    assert isinstance(small.layer, LowRankConv1D)
+    assert small.layer.weight.shape == model.layer.weight.shape == (32, 24)
+    assert check(made.after, small, X) == ""
+    torch.testing.assert_close(small(X), small.layer(X))
+
+
+# ---- what torch's counter does not see -------------------------------------------------------------------------------
+
+
+class Real(nn.Module):
+    """A module, in a model that needs values where ``real``."""
+
+    def __init__(self, inner: nn.Module, real: bool) -> None:
+        super().__init__()
+        self.inner, self.real = inner, real
+
+    def forward(self, *args):
+        if self.real:
+            args[0].sum().item()
+        return self.inner(*args)
+
+
+class Attend(nn.Module):
+    def forward(self, query, key):
+        return F.scaled_dot_product_attention(query, key, key, enable_gqa=query.shape[1] != key.shape[1])
+
+
+SEEN = {
+    "lstm": (nn.LSTM(10, 20), [(7, 1, 10)], 2 * 7 * 80 * 30),
+    "lstm both ways": (nn.LSTM(10, 20, bidirectional=True), [(7, 1, 10)], 2 * 2 * 7 * 80 * 30),
+    "lstm of two": (nn.LSTM(10, 20, num_layers=2), [(7, 1, 10)], 2 * 7 * 80 * 30 + 2 * 7 * 80 * 40),
+    "gru": (nn.GRU(10, 20), [(7, 1, 10)], 2 * 7 * 60 * 30),
+    "bilinear": (nn.Bilinear(3, 4, 5), [(1, 3), (1, 4)], 2 * 5 * 4 * (3 + 1)),
+    "attention": (Attend(), [(1, 4, 6, 8), (1, 4, 9, 8)], 2 * 4 * 6 * 9 * 16),
+    "grouped queries": (Attend(), [(1, 4, 6, 8), (1, 2, 9, 8)], 2 * 4 * 6 * 9 * 16),
+    "bias for keys": (
+        nn.MultiheadAttention(8, 2, batch_first=True, add_bias_kv=True), [(1, 5, 8)] * 3,
+        4 * 2 * 5 * 64 + 4 * 5 * 6 * 8,
+    ),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("real", [False, True], ids=["by shapes", "for real"])
+@pytest.mark.parametrize("name", SEEN)
+def test_what_torch_counts_as_nothing_is_counted(name: str, real: bool):
+    inner, shapes, expected = SEEN[name]
+    inputs = tuple(torch.randn(shape) for shape in shapes)
+    example = costs.Example(inputs, {}, 1)
+    assert model_cost(Real(inner, real), example).flops == expected
+
+
+def test_attention_by_a_kernel_of_the_models_own_choice_is_counted():
+    from torch.nn.attention import SDPBackend, sdpa_kernel
+
+    class Own(Attend):
+        def forward(self, query, key):
+            query.sum().item()
+            with sdpa_kernel(SDPBackend.FLASH_ATTENTION):
+                return super().forward(query, key)
+
+    q, k = torch.randn(1, 4, 6, 8), torch.randn(1, 4, 9, 8)
+    assert model_cost(Own(), (q, k)).flops == 2 * 4 * 6 * 9 * 16
+    with FlopCounterMode(display=False) as counter:
+        Own()(q, k)
+    assert counter.get_total_flops() == 0  # which is why
+
+
+def test_packed_sequences_count_their_own_length():
+    class Packed(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.lstm = nn.LSTM(10, 20, batch_first=True)
+
+        def forward(self, x, lengths):
+            return self.lstm(nn.utils.rnn.pack_padded_sequence(x, lengths, batch_first=True, enforce_sorted=False))[1][
+                0
+            ]
+
+    assert model_cost(Packed(), (torch.randn(2, 7, 10), torch.tensor([7, 3]))).flops == 2 * 10 * 80 * 30 // 2
+
+
+def test_a_view_of_a_parameter_may_enter_a_module():
+    class Pool(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.query, self.layer = nn.Parameter(torch.randn(1, 3, 16)), nn.Linear(16, 16)
+
+        def forward(self, x):
+            return self.layer(self.query.expand(len(x), -1, -1)) + x[:, :3]
+
+    assert model_cost(Pool(), torch.randn(2, 5, 16)).flops == 2 * 3 * 16 * 16
+
+
+@torch.library.custom_op("rankfold_tests::product", mutates_args=())
+def product(a: torch.Tensor, b: torch.Tensor) -> torch.Tensor:
+    return a @ b
+
+
+@product.register_fake
+def _(a, b):
+    return a.new_empty(a.shape[0], b.shape[1])
+
+
+class Foreign(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.layer = nn.Linear(8, 8)
+
+    def forward(self, x):
+        return product(torch.linalg.inv(self.layer(x)), x)
+
+
+def test_what_nobody_can_count_is_named():
+    with pytest.warns(costs.UncountedWarning, match=r"linalg_inv.*rankfold_tests.product.*count 0"):
+        found = model_cost(Foreign(), torch.randn(8, 8))
+    assert found.flops == 2 * 8 * 8
+    assert measure(nn.Sequential(nn.Linear(8, 8), nn.LayerNorm(8), nn.GELU(), nn.Softmax(-1)), X[..., :8]).unknown == ()
+    made = plan(Foreign(), Ranks({"layer": 2}), "truncate", example=torch.randn(8, 8))
+    assert any("rankfold_tests.product" in note for note in made.notes)
+
+
+# ---- adapters --------------------------------------------------------------------------------------------------------
+
+
+class Two(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.a, self.b = nn.Linear(32, 48), nn.Linear(48, 32)
+
+    def forward(self, x):
+        return self.b(torch.relu(self.a(x)))
+
+
+def test_adapters_on_factors_merge():
+    import peft
+
+    torch.manual_seed(0)
+    model = Two().eval()
+    small = apply_(model, plan(model, Ranks({"a": 12, "b": 12}), "truncate", example=X))
+    config = peft.LoraConfig(r=4, target_modules=r".*\.(up|down)", init_lora_weights=False)
+    adapted = peft.get_peft_model(copy.deepcopy(small), config).eval()
+    before = adapted(X).detach()
+    assert not torch.allclose(before, small(X), rtol=0.1)
+    merged = adapted.merge_and_unload()
+    torch.testing.assert_close(merged(X), before, rtol=1e-5, atol=1e-5)
+    assert isinstance(merged.a, LowRankLinear)
+
+
+def test_layers_inside_adapters_are_kept_until_they_are_merged():
+    import peft
+
+    torch.manual_seed(0)
+    adapted = peft.get_peft_model(Two(), peft.LoraConfig(r=4, target_modules=["a"], init_lora_weights=False)).eval()
+    inside = [site for site in sites(adapted) if ".a." in site.name]
+    assert [site.name.removeprefix("base_model.model.a.") for site in inside] == [
+        "base_layer", "lora_A.default", "lora_B.default"
+    ]  # fmt: skip
+    assert all(site.forms == {Form.KEEP} and "merge first" in site.note for site in inside)
+    with pytest.raises(ValueError, match=r"base_model\.model\.a\.base_layer.*merge_and_unload"):
+        plan(adapted, Ranks({"base_model.model.a.base_layer": 12}), "truncate", example=X)
+    small = apply_(copy.deepcopy(adapted), plan(adapted, "params=0.8", "truncate", example=X))
+    before = small(X).detach()
+    torch.testing.assert_close(small.merge_and_unload()(X), before, rtol=1e-5, atol=1e-5)
+
+
+# ---- settings of convolutions ----------------------------------------------------------------------------------------
+
+GIVEN = [
+    {"padding": [1]}, {"padding": (2,)}, {"stride": [2]}, {"dilation": (2,)}, {"stride": [2], "padding": [1]},
+    {"padding": "same", "dilation": [2]},
+    {"padding": 1, "stride": (1, 2)}, {"padding": "valid", "stride": [3]},
+    {"padding": "same", "padding_mode": "replicate"}, {"padding": (1, 2), "padding_mode": "reflect"},
+]  # fmt: skip
+
+
+@pytest.mark.parametrize("given", GIVEN, ids=str)
+@pytest.mark.parametrize("method", ["truncate", "project", "tucker", "cp", "sequential"])
+def test_settings_given_in_any_way_are_those_of_the_layer(given: dict, method: str):
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Conv2d(6, 8, 3, **given)).double().eval()
+    x = torch.randn(16, 6, 9, 10, dtype=torch.float64)
+    rank = 8 if method != "cp" else 3
+    made = plan(model, Ranks({"0": rank}), method, x, example=x[:1])
+    small = apply_(copy.deepcopy(model), made)
+    with torch.no_grad():
+        assert small(x).shape == model(x).shape
+        if method in ("truncate", "project", "sequential"):
+            torch.testing.assert_close(small(x), model(x), rtol=1e-4, atol=1e-5)
+        else:  # whatever the error, it is the function of its weight
+            whole = copy.deepcopy(model)
+            whole[0].weight.copy_(small[0].weight)
+            whole[0].bias.copy_(small[0].bias)
+            torch.testing.assert_close(small(x), whole(x), rtol=1e-8, atol=1e-9)
+    assert made.after == model_cost(small, x[:1])
+
+
+@pytest.mark.parametrize("given", GIVEN, ids=str)
+def test_padding_is_what_the_layer_pads(given: dict):
+    """Read as ``F.pad`` takes it, before a convolution without padding, it gives what the layer gives."""
+    layer = nn.Conv2d(2, 3, 3, **given).double()
+    x = torch.randn(2, 2, 9, 10, dtype=torch.float64)
+    setting = setting_of(layer)
+    mode = "constant" if setting.padding_mode == "zeros" else setting.padding_mode
+    padded = F.pad(x, setting.pads, mode=mode)
+    found = F.conv2d(padded, layer.weight, layer.bias, setting.stride, 0, setting.dilation)
+    torch.testing.assert_close(found, layer(x))

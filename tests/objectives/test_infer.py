@@ -1,0 +1,142 @@
+"""What data and model tell of their objective, and what they do not."""
+
+from types import SimpleNamespace
+
+import pytest
+import torch
+
+from rankfold.objectives import Classification, ObjectiveError, infer, objective_named
+
+
+def whole(high, *shape):
+    return torch.randint(high, shape, generator=torch.Generator().manual_seed(0))
+
+
+X = torch.randn(6, 2)
+IDS = whole(50, 6, 8) + 1
+MASKED = torch.where(torch.arange(8) % 4 == 0, IDS, -100)
+SHIFTED = torch.cat([IDS[:, 1:], IDS[:, :1] * 0 - 100], 1)
+
+
+def logits(*shape):
+    return {"logits": torch.randn(*shape)}
+
+
+class CausalLMOutputWithPast(SimpleNamespace):
+    pass
+
+
+TABLE = [
+    ("classification", torch.randn(6, 4), (X, whole(4, 6))),
+    ("classification", torch.randn(6, 4), (X, whole(4, 6, 1))),
+    ("classification", torch.randn(6, 4), {"x": X, "labels": whole(4, 6)}),
+    ("classification", (torch.randn(6, 4), X), (X, whole(4, 6))),
+    ("classification", torch.randn(6, 4), (X, torch.randn(6, 4).softmax(1))),
+    ("classification", torch.randn(6, 4, 9), (X, whole(4, 6, 9))),
+    ("segmentation", torch.randn(6, 4, 5, 5), (X, whole(4, 6, 5, 5))),
+    ("token-classification", torch.randn(6, 8, 4), (X, whole(4, 6, 8))),
+    ("token-classification", logits(6, 8, 4), {"input_ids": IDS, "labels": whole(4, 6, 8)}),
+    ("token-classification", logits(6, 8, 8), {"input_ids": IDS, "labels": whole(4, 6, 8)}),
+    ("multi-label", torch.randn(6, 4), (X, whole(2, 6, 4))),
+    ("multi-label", torch.randn(6, 4), (X, whole(2, 6, 4).float())),
+    ("multi-label", torch.randn(6, 4), (X, whole(2, 6, 4).bool())),
+    ("multi-label", torch.randn(6, 1), (X, whole(2, 6))),
+    ("regression", torch.randn(6, 4), (X, torch.randn(6, 4))),
+    ("regression", torch.randn(6, 1), (X, torch.randn(6))),
+    ("regression", torch.randn(6), (X, torch.randn(6, 1))),
+    ("regression", torch.randn(6, 1), (X, whole(9, 6))),
+    ("regression", torch.randn(6, 3, 5, 5), (X, torch.randn(6, 3, 5, 5))),
+    ("causal-lm", logits(6, 8, 60), {"input_ids": IDS, "labels": IDS}),
+    ("causal-lm", logits(6, 8, 60), {"input_ids": IDS, "labels": IDS.masked_fill(whole(2, 6, 8) == 0, -100)}),
+    ("causal-lm", torch.randn(6, 8, 60), (IDS, IDS)),
+    ("causal-lm", torch.randn(6, 8, 60), (IDS, SHIFTED)),
+    ("causal-lm", CausalLMOutputWithPast(logits=torch.randn(6, 8, 60)), {"input_ids": IDS}),
+    ("masked-lm", logits(6, 8, 60), {"input_ids": IDS.masked_fill(MASKED > 0, 0), "labels": MASKED}),
+    ("teacher", torch.randn(6, 4), X),
+    ("teacher", torch.randn(6, 4), (X,)),
+    ("teacher", {"last_hidden_state": torch.randn(6, 8, 4)}, {"input_ids": IDS}),
+]
+
+
+@pytest.mark.parametrize("index", range(len(TABLE)))
+def test_the_table_of_kinds(index):
+    name, output, batch = TABLE[index]
+    found = infer(output, batch)
+    assert found.objective.name == name
+    assert str(found).startswith(f"objective: {name} (")
+    if found.objective.labelled:  # and it can be measured by
+        figures = found.objective.figures()
+        figures.add(output, batch)
+        assert figures.result().count > 0
+
+
+def test_labels_that_are_shifted_already_are_not_shifted_again():
+    output = torch.randn(6, 8, 60)
+    ahead, own = infer(output, (IDS, SHIFTED)).objective, infer(output, (IDS, IDS)).objective
+    assert (ahead.shift, own.shift) == (False, True)
+    assert float(ahead.losses(output, (IDS, SHIFTED))[0]) == pytest.approx(float(own.losses(output, (IDS, IDS))[0]))
+
+
+@pytest.mark.parametrize(
+    ("output", "target", "sentence"),
+    [
+        (torch.randn(6, 5, 5), whole(5, 6, 5), r"second axis and along the last: say which, objective=Classification"),
+        (torch.randn(6, 5, 5, 5), whole(5, 6, 5, 5), "--objective classification or token-classification"),
+        (torch.randn(6, 4), whole(4, 6, 2), r"do not fit outputs of shape \(6, 4\)"),
+        (torch.randn(6, 4), torch.randn(6), r"one number was expected for each output; class labels are integers"),
+        (torch.randn(6, 3, 4), torch.randn(6, 4, 3), "do not fit"),
+        (torch.randn(6, 4), torch.ones(6, dtype=torch.complex64), "complex64 mean nothing known: give objective="),
+        (torch.randn(6, 4), {"boxes": X}, "type dict mean nothing known"),
+    ],
+)
+def test_what_does_not_tell_is_refused_with_the_remedy(output, target, sentence):
+    with pytest.raises(ObjectiveError, match=sentence) as caught:
+        infer(output, (X, target))
+    assert "\n" not in str(caught.value)
+
+
+def test_the_remedy_for_an_ambiguous_shape_works():
+    output, target = torch.randn(6, 5, 5), whole(5, 6, 5)
+    along = [float(Classification(axis=axis).losses(output, (X, target))[0]) for axis in (1, -1)]
+    assert along[0] == pytest.approx(float(torch.nn.functional.cross_entropy(output, target)))
+    assert along[1] == pytest.approx(float(torch.nn.functional.cross_entropy(output.mT, target)))
+    assert abs(along[0] - along[1]) > 1e-3
+
+
+@pytest.mark.parametrize(
+    ("name", "output", "target", "sentence"),
+    [
+        ("classification", torch.randn(6, 4), whole(4, 6) + 1, "label 4 is outside 0 … 3, the model has 4 outputs"),
+        ("classification", torch.randn(6, 4), whole(4, 6) - 1, "label -1 is negative"),
+        ("classification", torch.randn(6, 4), whole(4, 6, 3), "do not fit outputs of shape"),
+        ("classification", torch.randn(6, 4), torch.randn(6, 4), "must be probabilities of the classes"),
+        ("classification", torch.randn(6), whole(4, 6), "do not fit outputs of shape"),
+        ("regression", torch.randn(6, 4), torch.randn(6, 3), "one number was expected for each output"),
+        ("multi-label", torch.randn(6, 4), torch.randn(6, 4), "targets between 0 and 1 were expected, got -"),
+        ("causal-lm", torch.randn(6, 8, 9), torch.randn(6, 8), r"tokens \(N, length\) .* got \(6, 8\)"),
+        ("regression", torch.randn(6, 4), None, "a batch holds no targets"),
+        ("teacher", torch.randn(6, 4), whole(4, 6), "give teacher="),
+    ],
+)
+def test_targets_that_do_not_fit_are_refused_in_a_line(name, output, target, sentence):
+    batch = (X,) if target is None else (X, target)
+    with pytest.raises(ObjectiveError, match=sentence) as caught:
+        objective_named(name).figures().add(output, batch)
+    assert "\n" not in str(caught.value)
+
+
+def test_nothing_to_count_and_unknown_names():
+    with pytest.raises(ObjectiveError, match="nothing to count"):
+        objective_named("classification").figures().result()
+    left_out = objective_named("classification").figures()
+    left_out.add(torch.randn(2, 3), (X[:2], torch.tensor([-100, -100])))
+    with pytest.raises(ObjectiveError, match="every target is left out"):
+        left_out.result()
+    with pytest.raises(ObjectiveError, match="did you mean regression"):
+        objective_named("regresion")
+    with pytest.raises(ObjectiveError, match="got a int"):
+        objective_named(3)
+    with pytest.raises(ObjectiveError, match="differ in their outputs, 2×3 and 2×4"):
+        objective_named("teacher").divergence(torch.ones(2, 3), torch.ones(2, 4))
+    with pytest.raises(ObjectiveError, match="without a floating tensor"):
+        objective_named("teacher").answers(torch.ones(2, dtype=torch.int64))
