@@ -49,7 +49,7 @@ def analyze(
     listed with the reason.
     """
     from rankfold.cli.loading import computing, open_model, set_threads
-    from rankfold.pipeline import analyse, calibration_part, samples_of, write_analysis
+    from rankfold.pipeline import analyse, calibration_part, samples_of
     from rankfold.run.progress import Talk
 
     set_threads(threads)
