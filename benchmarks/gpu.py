@@ -36,8 +36,8 @@ NEEDED = {
     "sklearn": "scikit-learn",
     "safetensors": "safetensors",
     "pydantic": "pydantic",
+    "typing_extensions": "typing_extensions",
     "tensorly": "tensorly",
-    "pandas": "pandas",
     "threadpoolctl": "threadpoolctl",
 }
 

@@ -104,13 +104,23 @@ def test_missing_packages_are_named(
 
 
 def test_two_commits_are_measured_and_compared(tmp_path: Path) -> None:
-    """The working tree against itself: what is counted is equal."""
     root = BENCHMARKS.parent
-    done = run("two_commits.py", root, root, "--jobs", "help,counts digits-cnn", "--rounds", 1, "--out", tmp_path / "x")
+    done = run("two_commits.py", root, root, "--jobs", "help,show", "--rounds", 1, "--out", tmp_path / "x")
     assert done.returncode == 0, done.stdout + done.stderr
     jobs = json.loads((tmp_path / "x").read_text())["jobs"]
-    assert jobs["help"]["median"]["a"]["peak_mb"] > 1
-    a, b = (jobs["counts digits-cnn"]["rounds"][side][0]["found"] for side in ("a", "b"))
-    assert a == b
-    assert a["decompositions"] > 0
+    assert set(jobs) == {"help", "show"}
+    for job in jobs.values():
+        assert min(job["median"]["a"].values()) > 0
+        assert set(job["ratio"]) == {"seconds", "wall", "peak_mb"}
+        assert len(job["ratios"]["seconds"]) == 1
     assert "no job nonsense" in run("two_commits.py", root, root, "--jobs", "nonsense").stderr
+
+
+def test_costly_things_are_counted() -> None:
+    """Singular values of six matrices, and no pass over data."""
+    done = run("measured.py", "counts", "analyze", "digits-cnn", "--no-plots")
+    assert done.returncode == 0, done.stderr
+    found = json.loads(done.stdout.splitlines()[-1])
+    assert found["decompositions"] == found["matrices decomposed"] == 6
+    assert found["searches for sites"] == 1
+    assert "forward passes" not in found

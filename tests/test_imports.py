@@ -91,3 +91,11 @@ def test_a_short_command_imports_only_what_it_uses(place: Path, name: str) -> No
     found = loaded(place, arguments)
     assert "torch" in found
     assert not found & absent
+
+
+def test_the_public_names_bring_no_slow_library() -> None:
+    code = "import rankfold as rf, sys; assert callable(rf.plan); print(*sys.modules)"
+    done = subprocess.run([sys.executable, "-c", code], check=True, capture_output=True, text=True)
+    found = set(done.stdout.split())
+    assert "torch" in found
+    assert not found & (HEAVY | COMPILER | {"scipy"})

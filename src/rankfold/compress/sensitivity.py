@@ -23,6 +23,8 @@ from rankfold.sites import Form, carry_hooks_, replace_
 
 Prices = dict[tuple[str, Form], Tensor]
 
+_AGREE = 1.2  # how much more than on all samples may be lost on those held back
+_TAIL = 1e-4  # shares of the energy below which nobody asks
 _HOPELESS = 1e6  # nats: outputs that are not finite
 
 
@@ -32,16 +34,35 @@ def relative_energy(candidates: Sequence[Candidate]) -> Prices:
 
 
 def output_changes(candidates: Sequence[Candidate]) -> Prices:
-    """From errors in the metric of the model's outputs: the expected squared change of these outputs for one sample.
+    """From errors in the metric of the model's outputs: the expected squared change of these outputs for one sample, as
+    a fraction of their variance.
 
     A site that the data never reached has none; it is priced as an average site of its relative energy.
     """
-    known = [float(c.errors[0]) ** 2 for c in candidates if c.decomposition.comparable]
+    known = [float(c.decomposition.errors[0]) ** 2 for c in candidates if c.decomposition.comparable]
     average = sum(known) / max(len(known), 1)
     return {
-        (c.site.name, c.form): c.errors.square() if c.decomposition.comparable else c.relative_errors.square() * average
+        (c.site.name, c.form): _expected(c) if c.decomposition.comparable else c.relative_errors.square() * average
         for c in candidates
     }
+
+
+def _expected(candidate: Candidate) -> Tensor:
+    """(k + 1,) squared errors to be expected on new samples.
+
+    Where held-out samples agree with the others about the share of the energy that each rank loses, all samples
+    together know it best; where they do not, the held-out ones alone are believed.
+    """
+    whole = candidate.decomposition.errors.square()
+    if candidate.forecast is None or not whole[0] > 0:
+        return whole
+    held = candidate.forecast.errors.square()
+    if not held[0] > 0:
+        return whole
+    told, shown = held / held[0], whole / whole[0]
+    counted = shown[1:] > _TAIL
+    agree = bool(counted.any()) and float((told[1:] / shown[1:].clamp_min(_TAIL))[counted].median()) < _AGREE
+    return whole if agree else told * whole[0]
 
 
 def price(

@@ -102,7 +102,10 @@ class Statistics:
     @classmethod
     def load(cls, path: str | Path | bytes, name: str = "") -> Statistics:
         """What ``save`` wrote, from its file or its bytes; ``ValueError`` in one line if that is something else."""
-        return _FILE.read(path, _built, name)
+        try:
+            return _FILE.read(path, _built, name)
+        except OSError as error:
+            raise ValueError(f"{path}: cannot be read as a statistics file of rankfold ({error.strerror})") from None
 
 
 class _Note(TypedDict):

@@ -8,12 +8,13 @@ from typing import Any
 
 from torch import nn
 
+from rankfold.compress.planning.plan import Plan
 from rankfold.compress.planning.profile import Profile
 from rankfold.compress.ranks.allocate import BudgetError
 from rankfold.compress.ranks.budget import Flops
 from rankfold.compress.ranks.rules import RankRule
 from rankfold.compress.repair.batchnorm import Reference
-from rankfold.objectives import Figure, Objective
+from rankfold.objectives import Evaluation, Figure, Objective
 from rankfold.pipeline.repair import compressed_copy
 from rankfold.run.progress import Progress
 
@@ -49,12 +50,14 @@ def quality_curve(
     kept: tuple[float, ...] = KEPT,
     progress: Progress | None = None,
     objective: Objective | None = None,
+    measured: tuple[Plan, Evaluation] | None = None,
 ) -> Iterator[Point]:
     """One point for each fraction of the FLOPs that can be reached, the largest first; all from one profile.
 
     On validation data, so that the test split is left for the final report. Cost for each point: the factors of one
     plan, one pass over ``calibration`` and one over ``validation``; once, a pass of ``model`` over ``calibration``,
-    unless the ``reference`` to it knows them.
+    unless the ``reference`` to it knows them. ``measured``: a plan whose copy was evaluated by the same steps already;
+    a point with the same decisions is taken from it.
     """
     original = reference or Reference(model)
     for done, fraction in enumerate(kept):
@@ -62,9 +65,12 @@ def quality_curve(
             plan = known.plan(Flops(fraction), rule)
         except BudgetError:
             return
-        _, score = compressed_copy(
-            model, plan, calibration, validation, profile=known, reference=original, objective=objective
-        )
+        if measured is not None and plan.decided == measured[0].decided:
+            score = measured[1]
+        else:
+            _, score = compressed_copy(
+                model, plan, calibration, validation, profile=known, reference=original, objective=objective
+            )
         if progress is not None:
             progress(f"{score.judged.name} against budget", done + 1, len(kept))
         label = f"{plan.method}, {plan.rule}"

@@ -124,6 +124,7 @@ class _Job:
             reference=self.reference, progress=self.tell.progress, objective=objective.objective,
         )  # fmt: skip
         self.tell.say(f"validation {before.name}: {before.text} before, {score.judged.text} compressed")
+        untuned = score
         small, score = self.block_tuned(small, score, calibration, objective)
         tuned, history = self.finetuned(small, objective)
         validation = {"before": before, "compressed": score.judged}
@@ -141,7 +142,7 @@ class _Job:
         save_result(self.directory, result, self.data, example, self.settings, objective, inside)
         self.tell.say(f"saved in {self.directory}")
         errors = layer_errors(self.model, made, self.data.validation, profile=known, method=self.method)
-        points = self.curve(known, calibration, objective)
+        points = self.curve(known, (made, untuned), calibration, objective)
         result = replace(result, remarks=result.remarks + _gaps(made, errors, self.method))
         write_page(self.directory, known, result, self.settings, errors, points, history)
         result = replace(result, seconds=time.perf_counter() - began)
@@ -280,7 +281,9 @@ class _Job:
             result.model, calibration, samples=samples, objective=objective.objective, progress=self.tell.progress
         )
 
-    def curve(self, known: Profile, calibration: Any, objective: Inferred) -> list[Point]:
+    def curve(
+        self, known: Profile, measured: tuple[Plan, Evaluation], calibration: Any, objective: Inferred
+    ) -> list[Point]:
         """Other budgets than the one asked for; the iterative rule takes minutes, so that the optimal stands in."""
         if not self.settings.curve or sweeps(self.method):  # a fit for each budget would take longer than the job
             return []
@@ -288,7 +291,7 @@ class _Job:
         rule = Optimal() if isinstance(rule, Iterative) else rule
         points = quality_curve(
             self.model, self.data.validation, calibration, known, rule=rule, reference=self.reference,
-            progress=self.tell.progress, objective=objective.objective,
+            progress=self.tell.progress, objective=objective.objective, measured=measured,
         )  # fmt: skip
         return list(points)
 

@@ -1,5 +1,7 @@
 """SpectrumRecorder: spectra, updates and subspaces of every site during any training loop; never owns the loop."""
 
+from __future__ import annotations
+
 import math
 from collections import deque
 from collections.abc import Mapping, Sequence
@@ -7,17 +9,18 @@ from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import replace
 from pathlib import Path
 from types import TracebackType
-from typing import Protocol
+from typing import TYPE_CHECKING, Protocol
 
-import pandas as pd
 from torch import Tensor, nn
 
 from rankfold.record.measure import measure, missing
-from rankfold.record.plot import draw
 from rankfold.record.reading import read
 from rankfold.record.recording import Recording, Track
 from rankfold.sites import Site, sites
 from rankfold.sites.find import Where
+
+if TYPE_CHECKING:
+    import pandas as pd
 
 
 class RecordError(RuntimeError):
@@ -165,6 +168,8 @@ class SpectrumRecorder:
         The ending of ``path`` says the format (svg, png, pdf). ``where``: a glob over the names of sites.
         Waits; raises ``RecordError``, and ``ValueError`` where there is nothing to draw.
         """
+        from rankfold.record.plot import draw  # brings matplotlib
+
         self._settle()
         draw(self._recording, Path(path), where)
 
@@ -176,7 +181,7 @@ class SpectrumRecorder:
     @classmethod
     def load(
         cls, path: str | Path, model: nn.Module | None = None, *, pending: int = 2, probe: Probe | None = None
-    ) -> "SpectrumRecorder":
+    ) -> SpectrumRecorder:
         """The inverse of ``save``, exact. With the ``model`` it was recorded from it goes on, from the same W(0).
 
         Raises ``ValueError`` for a damaged or foreign file, for a model without one of the sites, and for a ``probe``
@@ -202,7 +207,7 @@ class SpectrumRecorder:
             self._worker = None
         self._settle()
 
-    def __enter__(self) -> "SpectrumRecorder":
+    def __enter__(self) -> SpectrumRecorder:
         return self
 
     def __exit__(

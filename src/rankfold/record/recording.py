@@ -4,9 +4,8 @@ import math
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, NotRequired
+from typing import TYPE_CHECKING, Any, NotRequired
 
-import pandas as pd
 import torch
 from torch import Tensor
 from typing_extensions import TypedDict
@@ -15,6 +14,9 @@ from rankfold.record.measure import Measurement, Subspaces
 from rankfold.run.container import Kind
 from rankfold.run.files import write_atomically
 from rankfold.spectrum import Spectrum
+
+if TYPE_CHECKING:
+    import pandas as pd
 
 _FORMAT = 1
 
@@ -52,7 +54,9 @@ class Recording:
     last: float = -math.inf  # label of the last measured call
     columns: tuple[str, ...] = ()
 
-    def frame(self, eps: float) -> pd.DataFrame:
+    def frame(self, eps: float) -> "pd.DataFrame":
+        import pandas as pd  # slow to import: only where a table is asked for
+
         records = [
             {
                 "epoch": row.epoch,
@@ -74,7 +78,9 @@ class Recording:
         kinds = _COLUMNS | dict.fromkeys(self.columns, "float64")
         return pd.DataFrame.from_records(records, columns=[*kinds]).astype(kinds)
 
-    def singular_values(self) -> pd.DataFrame:
+    def singular_values(self) -> "pd.DataFrame":
+        import pandas as pd
+
         parts = [
             pd.DataFrame(
                 {
