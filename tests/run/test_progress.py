@@ -123,7 +123,7 @@ def test_a_training_tells_batches_and_epochs():
         )
     )
     assert calls == [("fine-tuning", 11, 30), ("fine-tuning", 20, 30)]
-    assert said == ["  epoch 2 of 3: loss 0.2500, validation accuracy 87.50\N{NO-BREAK SPACE}%, 1.5 s"]
+    assert said == ["  epoch 2 of 3: loss 0.2500, validation accuracy 87.50 %, 1.5 s"]
 
 
 def test_training_shows_its_batches(opened):

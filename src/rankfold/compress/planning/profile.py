@@ -251,7 +251,7 @@ def told(root: nn.Module, data: Any) -> Objective | None:
     if data is None or any(p.is_meta for p in root.parameters()):
         return None
     for batch in batches_of(data, 64, 64):
-        with evaluating(root):
+        with evaluating(root), split_attention(root):
             try:
                 return infer(forward(root, batch), batch).objective
             except (ObjectiveError, TypeError):  # labels that are something else: they are not needed here
