@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from rankfold.batches import batches_of, forward
-from rankfold.compress.layerwise.following import Followed, Following
+from rankfold.compress.layerwise.preactivations import Followed, Following
 from rankfold.compress.methods import method_named
 from rankfold.compress.methods.method import Method
 from rankfold.compress.planning.apply import apply_
@@ -58,17 +58,17 @@ def layer_errors(
 ) -> dict[str, float]:
     """Relative output error of every changed site, given the inputs that this layer has in the ``original``.
 
-    ‖ŷ − y‖ / ‖y − mean y‖ over the samples, which is what ``Entry.predicted_error`` predicts for methods that use
-    data. Layers that a sweep has fitted are given what the compressed network feeds them, and compared with their
-    target at the pre-activation behind them, as ``layerwise.evidence`` has it. Where the new layer has no bias,
-    a constant in each channel is not counted: the BatchNorm behind takes it up. Sites that the data never reach are
-    missing. ``method``: your own, where the plan was made with one.
-    Cost: one factorization of the model, one pass of ``original`` and of every new layer.
+    ‖ŷ − y‖ / ‖y − mean y‖ over the samples, which is what ``Entry.predicted_error`` predicts for methods that use data.
+    Layers that were fitted one after another are given what the compressed network feeds them, and compared with their
+    target at the pre-activation behind them, as ``layerwise.pairs`` has it. Where the new layer has no bias, a constant
+    in each channel is not counted: the BatchNorm behind takes it up. Sites that the data never reach are missing.
+    ``method``: your own, where the plan was made with one. Cost: one factorization of the model, one pass of
+    ``original`` and of every new layer.
     """
     root = unwrap(original)
     new_root = apply_(copy.deepcopy(root), plan, profile, method=method)
     if plan.factors is not None:
-        return _swept_errors(root, new_root, plan, data, samples)
+        return _fitted_errors(root, new_root, plan, data, samples)
     sums: dict[str, _Sums] = {}
     with ExitStack() as stack:
         stack.enter_context(evaluating(root))
@@ -97,7 +97,7 @@ def _compare(site: Site, new: nn.Module, sums: dict[str, _Sums]) -> Callable[...
     return hook
 
 
-def _swept_errors(root: nn.Module, new_root: nn.Module, plan: Plan, data: Any, samples: int) -> dict[str, float]:
+def _fitted_errors(root: nn.Module, new_root: nn.Module, plan: Plan, data: Any, samples: int) -> dict[str, float]:
     """Both networks side by side: what the compressed one lacks at each pre-activation, over the target's deviation."""
     sums: dict[str, _Sums] = {}
     with ExitStack() as stack:

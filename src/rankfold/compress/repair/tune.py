@@ -1,7 +1,7 @@
 """Short training of each block to the output that it has in the original network, given the compressed one's inputs.
 
-After a sweep the layers of a block are each at their own optimum; together they can still do better, through the
-activations between them. No labels are needed, and one block at a time is in memory.
+Fitted one after another the layers of a block are each at their own optimum; together they can still do better, through
+the activations between them. No labels are needed, and one block at a time is in memory.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ import torch
 from torch import Tensor, nn
 
 from rankfold.batches import batches_of, check_rereadable, forward, tensors_in
-from rankfold.compress.layerwise.following import Reached
+from rankfold.compress.layerwise.preactivations import Reached
 from rankfold.costs import evaluating
 from rankfold.run.progress import Progress, showing
 from rankfold.sites import factored_sites, unwrap, without_fused_attention

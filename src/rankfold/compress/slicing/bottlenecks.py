@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from typing_extensions import TypedDict
 
 from rankfold.batches import batches_of, check_rereadable, forward, size_of
-from rankfold.compress.absorb import Absorbers
+from rankfold.compress.absorbers import Absorbers
 from rankfold.compress.methods.project import DAMPING, damped
 from rankfold.compress.metric import Spread, output_metrics
 from rankfold.costs import evaluating
