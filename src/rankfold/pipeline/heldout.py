@@ -19,6 +19,7 @@ from rankfold.compress.planning.apply import apply_
 from rankfold.compress.planning.plan import Plan
 from rankfold.compress.planning.profile import Profile
 from rankfold.costs import evaluating
+from rankfold.observe import after
 from rankfold.sites import Site, sites, split_attention, unwrap
 
 
@@ -75,10 +76,10 @@ def layer_errors(
         stack.enter_context(evaluating(new_root))
         stack.enter_context(split_attention(root))
         found = sites(root)
-        for entry in plan.changed:
-            site, new = found[entry.site], new_root.get_submodule(entry.site)
-            hook = root.get_submodule(entry.site).register_forward_hook(_compare(site, new, sums), with_kwargs=True)
-            stack.callback(hook.remove)
+        comparing = {
+            entry.site: _compare(found[entry.site], new_root.get_submodule(entry.site), sums) for entry in plan.changed
+        }
+        stack.enter_context(after(root, comparing))
         for batch in batches_of(data, 256, samples):
             forward(root, batch)
     return {name: total.error(plan[name].bias) for name, total in sums.items()}
@@ -129,17 +130,14 @@ def _followed(network: nn.Module, plan: Plan, batch: Any) -> dict[str, tuple[Fol
     follower, outputs = Following(), {}
 
     def watch(name: str) -> Callable[..., None]:
-        def hook(module: nn.Module, args: tuple, output: Tensor) -> None:
+        def hook(module: nn.Module, args: tuple, kwargs: dict, output: Tensor) -> None:
             outputs[name] = output.clone()
             follower.produced(name, output)
 
         return hook
 
-    with ExitStack() as stack:
-        for entry in plan.changed:
-            stack.callback(network.get_submodule(entry.site).register_forward_hook(watch(entry.site)).remove)
-        with follower:
-            forward(network, batch)
+    with after(network, {entry.site: watch(entry.site) for entry in plan.changed}), follower:
+        forward(network, batch)
     return {name: (known, outputs[name]) for name, known in follower.found.items()}
 
 

@@ -26,7 +26,7 @@ from rankfold.compress.statistics import calibrate
 from rankfold.costs import evaluating
 from rankfold.layers import SplitAttention
 from rankfold.linalg import NotConvergedError
-from rankfold.observe import Samples
+from rankfold.observe import Samples, before
 from rankfold.run.files import write_atomically
 from rankfold.run.progress import Progress
 from rankfold.sites import Factors, Form, Site, SiteList, split_attention
@@ -133,11 +133,7 @@ def _groups(original: nn.Module, changed: Sequence[Site], seen: Samples) -> list
 
         return hook
 
-    with ExitStack() as stack:
-        stack.enter_context(evaluating(original))
-        for site in changed:
-            module = original.get_submodule(site.name)
-            stack.callback(module.register_forward_pre_hook(watch(site), with_kwargs=True).remove)
+    with evaluating(original), before(original, {site.name: watch(site) for site in changed}):
         for batch in batches_of(seen.data, 2, 2):
             forward(original, batch)
     runs: list[list[Site]] = []

@@ -8,7 +8,7 @@ original output; with a residual connection the layer also makes good what its o
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import ExitStack
+from contextlib import suppress
 from dataclasses import dataclass, field
 from itertools import islice
 from typing import Any
@@ -18,9 +18,10 @@ import torch.distributed as dist
 from torch import Tensor, nn
 
 from rankfold.batches import batches_of, forward, size_of
-from rankfold.compress.layerwise.preactivations import Followed, Following, Reached
+from rankfold.compress.layerwise.preactivations import Followed, Following
 from rankfold.linalg import NonFiniteError
 from rankfold.linalg.cross_moments import CrossMoments
+from rankfold.observe import Enough, after, first_of
 from rankfold.run.team import Team
 from rankfold.sites import Site
 
@@ -127,22 +128,14 @@ def _run(
 
     def watch(name: str) -> Callable[..., None]:
         def hook(module: nn.Module, args: tuple, kwargs: dict, output: Tensor) -> None:
-            inputs = args[0] if args else next(iter(kwargs.values()))
-            seen[name].inputs.append(inputs.detach())
+            seen[name].inputs.append(first_of(args, kwargs).detach())
             seen[name].outputs.append(output.detach().clone())
             follower.produced(name, output)
 
         return hook
 
-    with ExitStack() as stack:
-        for site in group:
-            module = network.get_submodule(site.name)
-            stack.callback(module.register_forward_hook(watch(site.name), with_kwargs=True).remove)
-        try:
-            with torch.no_grad(), follower:
-                forward(network, batch)
-        except Reached:
-            pass
+    with after(network, {site.name: watch(site.name) for site in group}), suppress(Enough), torch.no_grad(), follower:
+        forward(network, batch)
     for name, known in follower.found.items():
         seen[name].followed = known
     return seen, follower
