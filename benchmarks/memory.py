@@ -79,7 +79,7 @@ def main() -> None:
         calibration=rf.Calibration(samples=given.samples, batch_size=64, memory=limit), progress=progress,
     )  # fmt: skip
     watch.on = False
-    # the sweep works on a copy of the network, whose layers shrink, and the plan holds the new factors in float64
+    # layers are fitted on a copy of the network, in which they shrink, and the plan holds the new factors in float64
     factors = sum(p.numel() * p.element_size() for f in plan.factors.values() for p in f.factors.parts)
     rest = watch.peak - before - weights - factors
     print(

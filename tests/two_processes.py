@@ -72,8 +72,8 @@ class Failing(torch.utils.data.Dataset):
         return self.data[index]
 
 
-def swept(distributed: bool) -> Plan:
-    """A plan whose factors come from a sweep over both layers."""
+def fitted(distributed: bool) -> Plan:
+    """A plan whose factors were fitted layer after layer."""
     model = network().double()
     x = torch.randn(96, 1, 8, 8, generator=torch.Generator().manual_seed(0)).double()
     how = Calibration(batch_size=8, distributed=distributed)
@@ -126,7 +126,7 @@ def main(directory: Path) -> None:
         fit(model, data.train, data.validation, RECIPE)
         found["wrong"] = state(model)
         Team.share = share  # type: ignore[method-assign]
-        swept(distributed=True).save(directory / f"plan-{team.rank}.json")
+        fitted(distributed=True).save(directory / f"plan-{team.rank}.json")
     (directory / f"{team.rank}.json").write_text(json.dumps(found))
 
     from rankfold.cli.main import main as command

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 import rankfold as rf
 from gpu_stages.stage import Context, stage
 from rankfold.compress.methods import METHODS
-from rankfold.compress.methods.method import sweeps
+from rankfold.compress.methods.method import fits_layers
 
 # relative distance of outputs, ‖device − CPU‖ / ‖CPU‖. Factors are computed in float64 from moments of float32
 # activations, so that only forward passes differ; bfloat16 has eight bits, and errors add up over the layers.
@@ -133,7 +133,7 @@ def _outputs(name: str, dtype: torch.dtype, device: torch.device, samples: int) 
     data = [batch.to(device, dtype) for batch in _images(samples, 1).split(64)]
     plan = rf.plan(original, rf.Ranks(RANKS.get(name, RANKS["matrix"])), name, data, example=data[0][:1])
     small = rf.apply_(copy.deepcopy(original), plan)
-    if not any(method.name == name and sweeps(method) for method in METHODS):
+    if not any(method.name == name and fits_layers(method) for method in METHODS):
         rf.reestimate_(small, original, data)
     with torch.no_grad():
         return small(_images(128, 2).to(device, dtype))

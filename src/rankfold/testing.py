@@ -18,6 +18,7 @@ from rankfold.compress.methods.method import Decomposition, Method
 from rankfold.compress.statistics import calibrate
 from rankfold.costs import Example, evaluating
 from rankfold.forms.tucker import TUCKER
+from rankfold.observe import before, first_of
 from rankfold.sites import Call, Factors, Form, Site, sites, split_attention, unwrap
 
 _TOLERANCE = {torch.float64: 1e-9, torch.float32: 2e-4, torch.bfloat16: 6e-2, torch.float16: 1e-2}
@@ -119,14 +120,10 @@ def _calls(root: nn.Module, layer: nn.Module, example: Example) -> list[Tensor]:
     seen: list[Tensor] = []
 
     def hook(module: nn.Module, args: tuple, kwargs: dict) -> None:
-        seen.append((args[0] if args else next(iter(kwargs.values()))).detach().clone())
+        seen.append(first_of(args, kwargs).detach().clone())
 
-    handle = layer.register_forward_pre_hook(hook, with_kwargs=True)
-    try:
-        with evaluating(root):
-            root(*example.args, **example.kwargs)
-    finally:
-        handle.remove()
+    with evaluating(root), before(root, {layer: hook}):
+        root(*example.args, **example.kwargs)
     return seen
 
 

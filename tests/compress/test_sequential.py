@@ -1,4 +1,4 @@
-"""Sweeps: every layer fitted to the original, given what the compressed network feeds it."""
+"""Layer after layer: each one fitted to the original, given what the compressed network feeds it."""
 
 from __future__ import annotations
 
@@ -12,9 +12,9 @@ from networks import NETWORKS, network
 from torch import nn
 
 import rankfold as rf
-from rankfold.compress.layerwise.evidence import gather
-from rankfold.compress.layerwise.fitting import divergence
-from rankfold.compress.layerwise.following import Following
+from rankfold.compress.layerwise.pairs import gather
+from rankfold.compress.layerwise.preactivations import Following
+from rankfold.compress.layerwise.rounds import divergence
 from rankfold.compress.methods.maxnorm import MaxNorm
 from rankfold.compress.methods.nuclear import NuclearBall
 from rankfold.compress.methods.refit import refit
@@ -143,7 +143,7 @@ def test_given_the_inputs_no_other_matrix_of_that_rank_errs_less():
     with torch.no_grad():
         y = layer(x)
     known = [CrossMoments(9, 7).update(bent[i::2], y[i::2]) for i in range(2)]
-    full = refit(site, layer[0].weight.detach(), _evidence(known), None)
+    full = refit(site, layer[0].weight.detach(), _pairs(known), None)
     centred, target = bent - bent.mean(0), y - y.mean(0)
     u = torch.linalg.qr(centred)[0]
     s = torch.linalg.svdvals(u.mT @ target)
@@ -156,13 +156,13 @@ def test_given_the_inputs_no_other_matrix_of_that_rank_errs_less():
         assert full.error(wrong[1].double() @ wrong[0].double()) > 1.05 * best
 
 
-def _evidence(folds):
-    from rankfold.compress.layerwise.evidence import Evidence
+def _pairs(folds):
+    from rankfold.compress.layerwise.pairs import Pairs
 
-    return Evidence(folds)
+    return Pairs(folds)
 
 
-def test_a_sweep_makes_good_what_earlier_layers_lost():
+def test_a_fit_makes_good_what_earlier_layers_lost():
     model, x = residual()
     data = list(x.split(8))
     budget = "params=0.5"
@@ -176,7 +176,7 @@ def test_a_sweep_makes_good_what_earlier_layers_lost():
 
 
 @pytest.mark.parametrize("name", NETWORKS)
-def test_any_network_is_swept(name):
+def test_any_network_is_fitted(name):
     model, batch = network(name)
     before = copy.deepcopy(model.state_dict())
     plan = rf.plan(model, "params=0.8", Sequential(), [batch] * 2)
@@ -189,14 +189,14 @@ def test_any_network_is_swept(name):
 
 
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
-def test_half_precision_is_swept(dtype):
+def test_half_precision_is_fitted(dtype):
     model, batch = network("conv_net", dtype)
     plan = rf.plan(model, "params=0.7", Sequential(), [batch])
     small = rf.apply_(copy.deepcopy(model), plan)
     assert {p.dtype for p in small.parameters()} == {dtype}
 
 
-def test_plans_of_sweeps_are_saved_with_their_factors(tmp_path):
+def test_plans_of_fits_are_saved_with_their_factors(tmp_path):
     model, x = residual()
     plan = rf.plan(model, "params=0.5", Sequential(rounds=1), [x])
     plan.save(tmp_path / "a.json")
@@ -233,7 +233,7 @@ class Interrupt(Exception):
     pass
 
 
-def test_an_interrupted_sweep_goes_on(tmp_path):
+def test_an_interrupted_fit_goes_on(tmp_path):
     model, x = residual()
     data = list(x.split(6))
     whole = rf.plan(model, "params=0.5", Sequential(), data, calibration=Calibration(batch_size=6))
@@ -250,13 +250,13 @@ def test_an_interrupted_sweep_goes_on(tmp_path):
 
     with pytest.raises(Interrupt):
         go(stop)
-    left = sorted(tmp_path.rglob("*.safetensors"))
+    left = sorted(tmp_path.rglob("fit-*/*.safetensors"))
     assert len(left) >= 2
     left[-1].write_bytes(left[-1].read_bytes()[:-7])  # cut short while it was written
     told = []
     resumed = go(lambda *step: told.append(step))
     assert resumed == whole
-    assert not any(what == "calibrating" for what, _, _ in told), "the survey was made again"
+    assert not any(what == "calibrating" for what, _, _ in told), "everything was measured again"
     for name, fitted in whole.factors.items():
         assert all(map(torch.equal, fitted.factors.parts, resumed.factors[name].factors.parts))
 
@@ -280,7 +280,7 @@ def test_errors_on_held_out_data_are_those_of_the_whole_network():
     assert all(0 < fresh[entry.site] < 3 for entry in plan.changed)
 
 
-def test_a_memory_limit_changes_how_many_are_surveyed_at_a_time_and_not_the_plan(tmp_path):
+def test_a_memory_limit_changes_how_many_are_measured_at_a_time_and_not_the_plan(tmp_path):
     model = nn.Sequential(*(layer for _ in range(4) for layer in (nn.Linear(24, 24), nn.ReLU())), nn.Linear(24, 5))
     data = list(torch.randn(256, 24, generator=torch.Generator().manual_seed(0)).split(32))
     free = rf.plan(model, "params=0.5", Sequential(rounds=1), data)
@@ -289,7 +289,7 @@ def test_a_memory_limit_changes_how_many_are_surveyed_at_a_time_and_not_the_plan
     tight = rf.plan(
         model, "params=0.5", Sequential(rounds=1), data, calibration=limit, progress=lambda *step: told.append(step)
     )
-    assert max(total for what, _, total in told if what == "surveying") > 1
+    assert max(total for what, _, total in told if what == "measuring part after part") > 1
     assert [(e.form, e.rank) for e in tight.entries] == [(e.form, e.rank) for e in free.entries]
     for name, fitted in free.factors.items():
         for a, b in zip(fitted.factors.parts, tight.factors[name].factors.parts, strict=True):
@@ -412,7 +412,7 @@ def test_the_max_norm_program_states_its_gap():
     assert "relative duality gap" in plan["second.0"].certificate
 
 
-def test_evidence_comes_from_the_compressed_network():
+def test_pairs_come_from_the_compressed_network():
     model, x = residual()
     bent = copy.deepcopy(model)
     with torch.no_grad():

@@ -166,7 +166,7 @@ def test_the_figures_of_other_data_are_not_handed_out(tmp_path):
     assert again.before == done.before
 
 
-def test_a_sweep_of_other_data_is_not_taken_up(tmp_path):
+def test_a_fit_of_other_data_is_not_taken_up(tmp_path):
     """Although its first batch is the same."""
     network = torch.nn.Sequential(torch.nn.Linear(8, 8), torch.nn.ReLU(), torch.nn.Linear(8, 4)).eval()
     x = torch.randn(512, 8, generator=torch.Generator().manual_seed(0))

@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 import torch
 from safetensors.torch import load_file
-from two_processes import RECIPE, by_objective, figures, network, state, swept
+from two_processes import RECIPE, by_objective, figures, fitted, network, state
 
 from rankfold.compress.planning.plan import Plan
 from rankfold.pipeline import train
@@ -117,9 +117,9 @@ def test_one_process_takes_up_what_two_have_begun(pair, alone):
     assert difference(state(model), alone["state"]) < 1e-5
 
 
-def test_two_processes_sweep_as_one_does(pair):
+def test_two_processes_fit_layers_as_one_does(pair):
     directory, _, _ = pair
-    alone = swept(distributed=False)
+    alone = fitted(distributed=False)
     for rank in range(2):
         shared = Plan.load(directory / f"plan-{rank}.json")
         assert [(e.form, e.rank) for e in shared.entries] == [(e.form, e.rank) for e in alone.entries]

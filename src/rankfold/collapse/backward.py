@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
-from contextlib import ExitStack, contextmanager
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 
 import torch
@@ -15,6 +15,7 @@ from rankfold.collapse.features import is_swapped, patches
 from rankfold.collapse.losses import Loss
 from rankfold.collapse.partition import Partition
 from rankfold.objectives import main_tensor
+from rankfold.observe import after, first_of
 
 Rows = tuple[str, Tensor, Tensor]
 
@@ -45,24 +46,21 @@ class _Seen:
 @contextmanager
 def _watching(model: nn.Module, names: Sequence[str], slopes: bool) -> Iterator[_Seen]:
     seen = _Seen()
-    with ExitStack() as stack:
-        for name in names:
-            swapped = is_swapped(model, name)
 
-            def hook(
-                module: nn.Module, args: tuple, kwargs: dict, output: Tensor, name: str = name, swapped: bool = swapped
-            ) -> Tensor | None:
-                entering = (args[0] if args else next(iter(kwargs.values()))).detach()
-                seen.entered.setdefault(name, []).append((module, entering.transpose(0, 1) if swapped else entering))
-                if not slopes:
-                    return None
-                # what is added here has the gradient at the output, even if the output is overwritten in place
-                zeros = torch.zeros_like(output.transpose(0, 1) if swapped else output, requires_grad=True)
-                seen.zeros[name] = zeros
-                return output + (zeros.transpose(0, 1) if swapped else zeros)
+    def watch(name: str, swapped: bool) -> Callable[..., Tensor | None]:
+        def hook(module: nn.Module, args: tuple, kwargs: dict, output: Tensor) -> Tensor | None:
+            entering = first_of(args, kwargs).detach()
+            seen.entered.setdefault(name, []).append((module, entering.transpose(0, 1) if swapped else entering))
+            if not slopes:
+                return None
+            # what is added here has the gradient at the output, even if the output is overwritten in place
+            zeros = torch.zeros_like(output.transpose(0, 1) if swapped else output, requires_grad=True)
+            seen.zeros[name] = zeros
+            return output + (zeros.transpose(0, 1) if swapped else zeros)
 
-            handle = model.get_submodule(name).register_forward_hook(hook, with_kwargs=True)
-            stack.callback(handle.remove)
+        return hook
+
+    with after(model, {name: watch(name, is_swapped(model, name)) for name in names}):
         yield seen
 
 

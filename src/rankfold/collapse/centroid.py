@@ -15,6 +15,7 @@ from rankfold.collapse.features import is_swapped, watched
 from rankfold.collapse.losses import Loss
 from rankfold.collapse.partition import Partition
 from rankfold.objectives import main_tensor
+from rankfold.observe import before, with_first
 
 INPUT = ""  # the cut before the first layer: the model's own input
 
@@ -26,20 +27,9 @@ class NotAChainError(ValueError):
 @contextmanager
 def _entering(model: nn.Module, name: str, value: Tensor) -> Iterator[None]:
     """Within the block ``value`` enters the module ``name`` instead of whatever is given to it."""
-    module = model.get_submodule(name)
     value = value.transpose(0, 1) if is_swapped(model, name) else value
-
-    def hook(module: nn.Module, args: tuple, kwargs: dict) -> tuple[tuple, dict]:
-        if args:
-            return (value, *args[1:]), kwargs
-        first = next(iter(kwargs))
-        return args, {**kwargs, first: value}
-
-    handle = module.register_forward_pre_hook(hook, with_kwargs=True)
-    try:
+    with before(model, {name: lambda module, args, kwargs: with_first(value, args, kwargs)}):
         yield
-    finally:
-        handle.remove()
 
 
 class Tail:

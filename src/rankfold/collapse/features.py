@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import ExitStack, contextmanager
+from contextlib import contextmanager
 from typing import Any, Literal
 
 import torch
@@ -11,6 +11,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from rankfold.layers import SplitAttention
+from rankfold.observe import after, first_of
 from rankfold.sites import ordinary_class, setting_of
 
 Side = Literal["input", "output"]
@@ -90,31 +91,28 @@ def watched(model: nn.Module, modules: Sequence[str], side: Side, take: Taken) -
     Raises ``ValueError`` for a name that is no module.
     """
     known = dict(model.named_modules(remove_duplicate=False))
-    with ExitStack() as stack:
-        for name in modules:
-            if name not in known:
-                raise ValueError(f"no module named {name!r}; there are {', '.join(filter(None, known))}")
+    for name in modules:
+        if name not in known:
+            raise ValueError(f"no module named {name!r}; there are {', '.join(filter(None, known))}")
 
-            swapped = is_swapped(model, name)
+    def watch(name: str, swapped: bool) -> Callable[..., None]:
+        def hook(module: nn.Module, args: tuple, kwargs: dict, output: Any) -> None:
+            if side == "input":
+                value = first_of(args, kwargs)
+            else:
+                value = output[0] if isinstance(output, tuple | list) else output
+            if not isinstance(value, Tensor):
+                value = getattr(value, "last_hidden_state", value)
+            if not isinstance(value, Tensor):
+                raise ValueError(f"{name}: its {side} is a {type(value).__name__}, not a tensor")
+            if swapped:
+                value = value.transpose(0, 1)
+            # an activation behind may overwrite what leaves a layer
+            take(name, module, value.clone() if side == "output" else value)
 
-            def hook(
-                module: nn.Module, args: tuple, kwargs: dict, output: Any, name: str = name, swapped: bool = swapped
-            ) -> None:
-                if side == "input":
-                    value = args[0] if args else next(iter(kwargs.values()))
-                else:
-                    value = output[0] if isinstance(output, tuple | list) else output
-                if not isinstance(value, Tensor):
-                    value = getattr(value, "last_hidden_state", value)
-                if not isinstance(value, Tensor):
-                    raise ValueError(f"{name}: its {side} is a {type(value).__name__}, not a tensor")
-                if swapped:
-                    value = value.transpose(0, 1)
-                # an activation behind may overwrite what leaves a layer
-                take(name, module, value.clone() if side == "output" else value)
+        return hook
 
-            handle = known[name].register_forward_hook(hook, with_kwargs=True)
-            stack.callback(handle.remove)
+    with after(model, {name: watch(name, is_swapped(model, name)) for name in modules}):
         yield
 
 

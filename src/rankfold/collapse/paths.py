@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from rankfold.batches import forward, tensors_in
 from rankfold.collapse.centroid import without_grad_mode
 from rankfold.objectives import main_tensor
+from rankfold.observe import after
 
 Node = Any  # of autograd's graph
 _INPUT = "input"
@@ -47,8 +48,7 @@ def paths(model: nn.Module, names: Sequence[str], inputs: Tensor) -> Paths:
     with ExitStack() as stack:
         stack.enter_context(without_grad_mode(model))
         stack.enter_context(torch.enable_grad())
-        for name in names:
-            stack.callback(model.get_submodule(name).register_forward_hook(hook, with_kwargs=True).remove)
+        stack.enter_context(after(model, dict.fromkeys(names, hook)))
         mode = model.training
         stack.callback(model.train, mode)
         model.eval()

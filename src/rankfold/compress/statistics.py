@@ -13,10 +13,10 @@ from torch import Tensor, nn
 from typing_extensions import TypedDict
 
 from rankfold.batches import check_rereadable, forward, size_of
-from rankfold.compress.absorb import Absorbers
+from rankfold.compress.absorbers import Absorbers
+from rankfold.compress.finite import check_finite
 from rankfold.compress.metric import Spread, output_metrics
 from rankfold.compress.planning.plan import fingerprint
-from rankfold.compress.sound import check_sound
 from rankfold.costs import evaluating
 from rankfold.linalg import Moments
 from rankfold.objectives import Objective, ObjectiveError, Teacher
@@ -162,7 +162,7 @@ def calibrate(
     if metric_samples:
         check_rereadable(data)
     with evaluating(root), split_attention(root):
-        check_sound(root, sites.reducible)
+        check_finite(root, sites.reducible)
         gathered = _gather(root, seen, sites, asked if metric_samples else None, progress)
     if not gathered.samples:
         raise ValueError("the calibration data is empty: give at least one batch")

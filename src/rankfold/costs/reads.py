@@ -7,7 +7,8 @@ that will answer it (``rankfold.layers``).
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from contextlib import ExitStack
 from typing import Any
 
 from torch import Tensor, nn
@@ -16,6 +17,7 @@ from torch.utils import _pytree as pytree
 
 from rankfold.layers.rules import Matrix, Pair, Rule
 from rankfold.layers.weight import LOOKS, STAYS, FactoredWeight, casts, name_of, only_seen, turns, writes
+from rankfold.observe import after, before, first_of
 from rankfold.sites import Call, Form, Site
 
 
@@ -69,7 +71,7 @@ class WeightReads(TorchFunctionMode):
         *,
         alone: bool,
     ) -> None:
-        first = args[0] if args else next(iter(kwargs.values()), None)
+        first = first_of(args, kwargs)
         if first is weight and self._stays(name, args, kwargs, weight, site):
             self._known[id(result)] = (result, site)
             return
@@ -110,29 +112,30 @@ _HARMLESS = LOOKS | {
 
 
 class Calls:
-    """Calls of the sites' layers with their shapes, by hooks; ``reads.inside`` holds those that are running."""
+    """Calls of the sites' layers with their shapes, within a block; ``reads.inside`` holds those that are running."""
 
     def __init__(self, model: nn.Module, sites: Sequence[Site], reads: WeightReads) -> None:
         self.seen: dict[str, list[Call]] = defaultdict(list)
-        self._handles = []
-        for site in sites:
-            module = model.get_submodule(site.name)
-
-            def enter(module: nn.Module, args: Any, name: str = site.name) -> None:
-                reads.inside.add(name)
-
-            def leave(module: nn.Module, args: Any, kwargs: Any, output: Any, name: str = site.name) -> None:
-                reads.inside.discard(name)
-                first = args[0] if args else next(iter(kwargs.values()))
-                self.seen[name].append(Call(tuple(first.shape), tuple(output.shape)))
-
-            # around the layer's own hooks, which may move or widen it for the call
-            self._handles.append(module.register_forward_pre_hook(enter, prepend=True))
-            self._handles.append(module.register_forward_hook(leave, with_kwargs=True))
+        self._model, self._sites, self._reads = model, sites, reads
+        self._stack = ExitStack()
 
     def __enter__(self) -> Calls:
+        entering = {site.name: self._enter(site.name) for site in self._sites}
+        leaving = {site.name: self._leave(site.name) for site in self._sites}
+        # around the layer's own hooks, which may move or widen it for the call
+        self._stack.enter_context(before(self._model, entering, first=True))
+        self._stack.enter_context(after(self._model, leaving))
         return self
 
     def __exit__(self, *_: object) -> None:
-        for handle in self._handles:
-            handle.remove()
+        self._stack.close()
+
+    def _enter(self, name: str) -> Callable[..., None]:
+        return lambda module, args, kwargs: self._reads.inside.add(name)
+
+    def _leave(self, name: str) -> Callable[..., None]:
+        def leave(module: nn.Module, args: Any, kwargs: Any, output: Any) -> None:
+            self._reads.inside.discard(name)
+            self.seen[name].append(Call(tuple(first_of(args, kwargs).shape), tuple(output.shape)))
+
+        return leave

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from contextlib import ExitStack
 from typing import Any, Literal, TypeVar, get_args
 
 import torch
@@ -17,6 +16,7 @@ from rankfold.induce.earlier import warn_of_earlier_optimizers
 from rankfold.induce.overparametrize import compose_
 from rankfold.linalg.compressed import compressed_factors
 from rankfold.linalg.errors import NonFiniteError, NotMaterialisedError
+from rankfold.observe import before, first_of
 from rankfold.sites import Product, sites, unwrap
 from rankfold.train.gradients import weight_gradients
 from rankfold.train.groups import SCALES
@@ -149,15 +149,11 @@ def correlations(root: nn.Module, targets: Mapping[str, Target], data: Any, samp
 
     def watch(name: str) -> Callable[..., None]:
         def hook(module: nn.Module, args: tuple[Tensor, ...], kwargs: dict[str, Tensor]) -> None:
-            inputs.setdefault(name, []).append((args[0] if args else kwargs["input"]).detach())
+            inputs.setdefault(name, []).append(first_of(args, kwargs).detach())
 
         return hook
 
-    with ExitStack() as stack:
-        stack.enter_context(evaluating(root))
-        for name, target in targets.items():
-            handle = target.module.register_forward_pre_hook(watch(name), with_kwargs=True)
-            stack.callback(handle.remove)
+    with evaluating(root), before(root, {target.module: watch(name) for name, target in targets.items()}):
         for batch in batches_of(data, 128, samples):
             labels = labels_of(batch)
             if labels is None or labels.is_floating_point() or labels.dim() != 1:

@@ -12,13 +12,14 @@ import torch
 from torch import Tensor, nn
 
 from rankfold.batches import batches_of, forward
-from rankfold.compress.layerwise.following import Followed, Following
+from rankfold.compress.layerwise.preactivations import Followed, Following
 from rankfold.compress.methods import method_named
 from rankfold.compress.methods.method import Method
 from rankfold.compress.planning.apply import apply_
 from rankfold.compress.planning.plan import Plan
 from rankfold.compress.planning.profile import Profile
 from rankfold.costs import evaluating
+from rankfold.observe import after
 from rankfold.sites import Site, sites, split_attention, unwrap
 
 
@@ -58,27 +59,27 @@ def layer_errors(
 ) -> dict[str, float]:
     """Relative output error of every changed site, given the inputs that this layer has in the ``original``.
 
-    ‖ŷ − y‖ / ‖y − mean y‖ over the samples, which is what ``Entry.predicted_error`` predicts for methods that use
-    data. Layers that a sweep has fitted are given what the compressed network feeds them, and compared with their
-    target at the pre-activation behind them, as ``layerwise.evidence`` has it. Where the new layer has no bias,
-    a constant in each channel is not counted: the BatchNorm behind takes it up. Sites that the data never reach are
-    missing. ``method``: your own, where the plan was made with one.
-    Cost: one factorization of the model, one pass of ``original`` and of every new layer.
+    ‖ŷ − y‖ / ‖y − mean y‖ over the samples, which is what ``Entry.predicted_error`` predicts for methods that use data.
+    Layers that were fitted one after another are given what the compressed network feeds them, and compared with their
+    target at the pre-activation behind them, as ``layerwise.pairs`` has it. Where the new layer has no bias, a constant
+    in each channel is not counted: the BatchNorm behind takes it up. Sites that the data never reach are missing.
+    ``method``: your own, where the plan was made with one. Cost: one factorization of the model, one pass of
+    ``original`` and of every new layer.
     """
     root = unwrap(original)
     new_root = apply_(copy.deepcopy(root), plan, profile, method=method)
     if plan.factors is not None:
-        return _swept_errors(root, new_root, plan, data, samples)
+        return _fitted_errors(root, new_root, plan, data, samples)
     sums: dict[str, _Sums] = {}
     with ExitStack() as stack:
         stack.enter_context(evaluating(root))
         stack.enter_context(evaluating(new_root))
         stack.enter_context(split_attention(root))
         found = sites(root)
-        for entry in plan.changed:
-            site, new = found[entry.site], new_root.get_submodule(entry.site)
-            hook = root.get_submodule(entry.site).register_forward_hook(_compare(site, new, sums), with_kwargs=True)
-            stack.callback(hook.remove)
+        comparing = {
+            entry.site: _compare(found[entry.site], new_root.get_submodule(entry.site), sums) for entry in plan.changed
+        }
+        stack.enter_context(after(root, comparing))
         for batch in batches_of(data, 256, samples):
             forward(root, batch)
     return {name: total.error(plan[name].bias) for name, total in sums.items()}
@@ -97,7 +98,7 @@ def _compare(site: Site, new: nn.Module, sums: dict[str, _Sums]) -> Callable[...
     return hook
 
 
-def _swept_errors(root: nn.Module, new_root: nn.Module, plan: Plan, data: Any, samples: int) -> dict[str, float]:
+def _fitted_errors(root: nn.Module, new_root: nn.Module, plan: Plan, data: Any, samples: int) -> dict[str, float]:
     """Both networks side by side: what the compressed one lacks at each pre-activation, over the target's deviation."""
     sums: dict[str, _Sums] = {}
     with ExitStack() as stack:
@@ -129,17 +130,14 @@ def _followed(network: nn.Module, plan: Plan, batch: Any) -> dict[str, tuple[Fol
     follower, outputs = Following(), {}
 
     def watch(name: str) -> Callable[..., None]:
-        def hook(module: nn.Module, args: tuple, output: Tensor) -> None:
+        def hook(module: nn.Module, args: tuple, kwargs: dict, output: Tensor) -> None:
             outputs[name] = output.clone()
             follower.produced(name, output)
 
         return hook
 
-    with ExitStack() as stack:
-        for entry in plan.changed:
-            stack.callback(network.get_submodule(entry.site).register_forward_hook(watch(entry.site)).remove)
-        with follower:
-            forward(network, batch)
+    with after(network, {entry.site: watch(entry.site) for entry in plan.changed}), follower:
+        forward(network, batch)
     return {name: (known, outputs[name]) for name, known in follower.found.items()}
 
 

@@ -14,9 +14,9 @@ from typing import Any
 
 from torch import nn
 
-from rankfold.compress.layerwise.survey import memory_needed
+from rankfold.compress.layerwise.in_parts import memory_needed
 from rankfold.compress.methods import method_named
-from rankfold.compress.methods.method import Method, sweeps
+from rankfold.compress.methods.method import Method, fits_layers
 from rankfold.compress.planning.plan import Plan
 from rankfold.compress.planning.profile import Calibration, Profile, profile
 from rankfold.compress.ranks.budget import Budget
@@ -157,18 +157,19 @@ class _Job:
         """The plan of this request and the profile that it comes from, read back where an interrupted run had them."""
         place = None if self.directory is None else self.directory / "run"
         file = None if place is None else place / "plan.json"
-        kept = None if place is None or sweeps(self.method) else place / "profile.safetensors"
+        kept = None if place is None or fits_layers(self.method) else place / "profile.safetensors"
         if file is not None and file.exists():
             self.tell.say(f"resuming: the plan is taken from {file}")
             made = kept_plan(file, self.model, self.budgets, self.method, example, self.tell)
             return made, self.profiled(calibration, example, objective, kept, made)
-        if sweeps(self.method):
+        if fits_layers(self.method):
             self.tell.say(memory_sentence(self.model, self.settings.memory))
         known = self.profiled(calibration, example, objective, kept, None)
         made = known.plan(self.budgets, self.settings.rule, progress=self.tell.progress)
         if file is not None:
             keep_plan(made, file)
-            shutil.rmtree(file.with_name("sweep"), ignore_errors=True)
+            for fits in ("fits", "sweep"):  # the second: as the first release named it
+                shutil.rmtree(file.with_name(fits), ignore_errors=True)
         return made, known
 
     def profiled(
@@ -182,11 +183,11 @@ class _Job:
                 return Profile.load(kept, self.model, calibration, method=method, objective=chosen)
         samples, memory = samples_of(calibration, self.settings.samples), self.settings.memory
         how = Calibration(samples, name=getattr(self.data, "name", ""), memory=memory)
-        counted = made is not None and sweeps(method)
-        sweep = None if self.directory is None else self.directory / "run" / "sweep"
+        counted = made is not None and fits_layers(method)
+        fits = None if self.directory is None else self.directory / "run" / "fits"
         known = profile(
             self.model, None if counted else calibration, method="truncate" if counted else method, objective=chosen,
-            example=example, calibration=how, directory=sweep, progress=self.tell.progress,
+            example=example, calibration=how, directory=fits, progress=self.tell.progress,
         )  # fmt: skip
         if kept is not None:
             known.save(kept)
@@ -285,7 +286,7 @@ class _Job:
         self, known: Profile, measured: tuple[Plan, Evaluation], calibration: Any, objective: Inferred
     ) -> list[Point]:
         """Other budgets than the one asked for; the iterative rule takes minutes, so that the optimal stands in."""
-        if not self.settings.curve or sweeps(self.method):  # a fit for each budget would take longer than the job
+        if not self.settings.curve or fits_layers(self.method):  # a fit for each budget would take longer than the job
             return []
         rule = rule_named(self.settings.rule)
         rule = Optimal() if isinstance(rule, Iterative) else rule

@@ -45,10 +45,10 @@ def compressed_copy(
 
     small = copy.deepcopy(model)
     apply_(small, plan, profile, method=method, progress=lambda _, done, total: tell("factoring", done, total))
-    swept = None
+    fitted = None
     if plan.factors is not None:
-        swept = copy.deepcopy(small), scored(small)
-    if not reestimate_(small, reference or model, calibration, samples=None) and swept is not None:
-        return swept
+        fitted = copy.deepcopy(small), scored(small)
+    if not reestimate_(small, reference or model, calibration, samples=None) and fitted is not None:
+        return fitted
     score = scored(small)
-    return swept if swept is not None and swept[1].loss <= score.loss else (small, score)
+    return fitted if fitted is not None and fitted[1].loss <= score.loss else (small, score)

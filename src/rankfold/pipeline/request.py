@@ -33,7 +33,8 @@ class Settings:
     ``samples``: calibration samples, drawn from the training split with ``seed``. ``finetune``: epochs of the default
     recipe, or a recipe; 0 for none. ``curve``: also measure accuracy at other budgets for the report.
     ``slices``: keep what is needed to slice the result later (``rankfold.pipeline.slice_``); it takes disk space.
-    ``memory``: bytes that second moments may take, for methods that sweep (``rankfold.compress.layerwise.survey``).
+    ``memory``: bytes that second moments may take, for methods that fit layer after layer
+    (``rankfold.compress.layerwise.in_parts``).
     ``tune``: steps of training of each block to its original output, before fine-tuning (``rankfold.tune_``).
     ``objective``: what outputs and targets mean, by name or as an object; by default it is told from data and model.
     ``model``: the name from which the original can be built again, kept in the manifest beside ``notes``.

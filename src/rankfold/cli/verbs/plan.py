@@ -48,7 +48,8 @@ def plan(
 ) -> None:
     """Decide the rank of every layer within a budget. The plan can be read, edited and applied; nothing changes yet.
 
-    Methods that sweep resume after an interruption, and share the data under torchrun --nproc-per-node=N -m rankfold.
+    Methods that fit layer after layer resume after an interruption, and share the data under
+    torchrun --nproc-per-node=N -m rankfold.
     """
     import json
     import shutil
@@ -58,7 +59,7 @@ def plan(
     from rankfold.cli.printing import print_json
     from rankfold.cli.verbs.show import print_plan
     from rankfold.compress.methods import method_named
-    from rankfold.compress.methods.method import sweeps
+    from rankfold.compress.methods.method import fits_layers
     from rankfold.compress.planning.planner import plan as make_plan
     from rankfold.compress.planning.profile import Calibration
     from rankfold.pipeline import calibration_part, memory_sentence, parsed, samples_of
@@ -79,12 +80,12 @@ def plan(
         chosen = choose(loaded.model, part, objective_of(objective) or known.objective)
         if first:
             talk.say(str(chosen))
-        if first and sweeps(method_named(method)):
+        if first and fits_layers(method_named(method)):
             talk.say(memory_sentence(loaded.model, limit))
         partial = out.with_name(f"{out.name}.partial")
         stack = ExitStack()
         try:
-            if first and sweeps(method_named(method)):
+            if first and fits_layers(method_named(method)):
                 stack.enter_context(claimed(partial, what=f"plan -o {out}"))
             made = make_plan(
                 loaded.model,

@@ -10,11 +10,11 @@ from dataclasses import dataclass
 
 from torch import Tensor
 
-from rankfold.compress.layerwise.evidence import Evidence
+from rankfold.compress.layerwise.pairs import Pairs
 from rankfold.compress.methods.method import Solution, balanced
 from rankfold.compress.methods.project import DAMPING, Project, damped
 from rankfold.compress.methods.refit import refit
-from rankfold.compress.methods.rows import layer_rows
+from rankfold.compress.methods.sampled_rows import layer_rows
 from rankfold.compress.methods.sequential import projected, solution
 from rankfold.linalg import project
 from rankfold.linalg.programs.maxnorm import nuclear_max_norm
@@ -24,8 +24,9 @@ from rankfold.sites import Form, Site
 
 @dataclass(frozen=True)
 class MaxNorm(Project):
-    """Sweeps like ``Sequential``. ``bound``: α as a part of the largest target, both less their mean; ``tolerance`` of
-    the relative duality gap. A solution of higher rank than planned is cut to it, which its certificate says.
+    """Fits layer after layer like ``Sequential``. ``bound``: α as a part of the largest target, both less their mean;
+    ``tolerance`` of the relative duality gap. A solution of higher rank than planned is cut to it, which its
+    certificate says.
     """
 
     damping: float = DAMPING
@@ -40,7 +41,7 @@ class MaxNorm(Project):
     needs_data: bool = True
 
     def solve(
-        self, site: Site, form: Form, rank: int, weight: Tensor, bias: Tensor | None, known: Evidence,
+        self, site: Site, form: Form, rank: int, weight: Tensor, bias: Tensor | None, known: Pairs,
         metric: Tensor | None,
     ) -> Solution:  # fmt: skip
         full = refit(site, weight, known, metric)

@@ -9,7 +9,7 @@ from typing import Protocol, TypeGuard, runtime_checkable
 import torch
 from torch import Tensor
 
-from rankfold.compress.layerwise.evidence import Evidence
+from rankfold.compress.layerwise.pairs import Pairs
 from rankfold.compress.statistics import SiteStatistics
 from rankfold.sites import Factors, Form, Site
 
@@ -92,7 +92,7 @@ class Method(Protocol):
 
 @dataclass(frozen=True)
 class Solution:
-    """One site fitted in a sweep.
+    """One site fitted to the original, given what the compressed network feeds it.
 
     ``error``: of the layer's output against its target, as a fraction of the target's deviation, on the calibration
     data. ``losses``: for every form that was tried the price of rank 0, 1, …, k there. ``certificate``: how well the
@@ -109,10 +109,10 @@ class Solution:
         return replace(self, note="; ".join(filter(None, (self.note, note))))
 
 
-class SweepMethod(Method, Protocol):
+class LayerwiseMethod(Method, Protocol):
     """A method that fits each layer to the original's output, given what the compressed network feeds it.
 
-    Ranks are chosen as for any method; factors come from ``solve``, in a sweep over the network (``sweep``).
+    Ranks are chosen as for any method; factors come from ``solve``, layer after layer (``fit_layers``).
     ``rows``: how many rows of each site it needs to see; 0 if moments are enough.
     """
 
@@ -125,19 +125,19 @@ class SweepMethod(Method, Protocol):
 
     @property
     def rounds(self) -> int:
-        """Sweeps; before each but the first, ranks are chosen anew."""
+        """Fits of all layers; before each but the first, ranks are chosen anew."""
         ...
 
     def solve(
-        self, site: Site, form: Form, rank: int, weight: Tensor, bias: Tensor | None, known: Evidence,
+        self, site: Site, form: Form, rank: int, weight: Tensor, bias: Tensor | None, known: Pairs,
         metric: Tensor | None,
     ) -> Solution:  # fmt: skip
         """``form`` DENSE asks for the best full matrix, in place of a layer that is kept."""
         ...
 
 
-def sweeps(method: Method) -> TypeGuard[SweepMethod]:
-    """Whether the factors of ``method`` come from a sweep over the network."""
+def fits_layers(method: Method) -> TypeGuard[LayerwiseMethod]:
+    """Whether the factors of ``method`` come from fitting layer after layer."""
     return hasattr(method, "solve")
 
 

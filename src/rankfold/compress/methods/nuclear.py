@@ -11,7 +11,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from rankfold.compress.layerwise.evidence import Evidence
+from rankfold.compress.layerwise.pairs import Pairs
 from rankfold.compress.methods.method import Solution, balanced
 from rankfold.compress.methods.project import DAMPING, Project, damped
 from rankfold.compress.methods.refit import Refit, refit
@@ -23,8 +23,8 @@ from rankfold.sites import Form, Site
 
 @dataclass(frozen=True)
 class NuclearBall(Project):
-    """Sweeps like ``Sequential``. ``debias``: give the singular values back after the rank is found; then nothing
-    differs from it.
+    """Fits layer after layer like ``Sequential``. ``debias``: give the singular values back after the rank is found;
+    then nothing differs from it.
     """
 
     damping: float = DAMPING
@@ -37,7 +37,7 @@ class NuclearBall(Project):
     needs_data: bool = True
 
     def solve(
-        self, site: Site, form: Form, rank: int, weight: Tensor, bias: Tensor | None, known: Evidence,
+        self, site: Site, form: Form, rank: int, weight: Tensor, bias: Tensor | None, known: Pairs,
         metric: Tensor | None,
     ) -> Solution:  # fmt: skip
         full = refit(site, weight, known, metric)

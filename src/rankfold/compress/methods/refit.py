@@ -12,7 +12,7 @@ from dataclasses import dataclass, replace
 import torch
 from torch import Tensor
 
-from rankfold.compress.layerwise.evidence import Evidence
+from rankfold.compress.layerwise.pairs import Pairs
 from rankfold.compress.methods.method import Decomposition
 from rankfold.compress.methods.project import Projected, SpatialPair
 from rankfold.compress.statistics import SiteStatistics
@@ -75,7 +75,7 @@ class Refit:
         )
 
 
-def refit(site: Site, weight: Tensor, known: Evidence, metric: Tensor | None) -> Refit:
+def refit(site: Site, weight: Tensor, known: Pairs, metric: Tensor | None) -> Refit:
     """The least-squares matrix of a site, with the ridge that cross-validation between the two halves chooses.
 
     Cost: some Cholesky factorisations of the input side, n³/3 each.

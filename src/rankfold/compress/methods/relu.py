@@ -13,11 +13,11 @@ from dataclasses import dataclass, replace
 import torch
 from torch import Tensor
 
-from rankfold.compress.layerwise.evidence import Evidence
+from rankfold.compress.layerwise.pairs import Pairs
 from rankfold.compress.methods.method import Solution, balanced
 from rankfold.compress.methods.project import DAMPING, Project
 from rankfold.compress.methods.refit import Refit, multiplied, refit
-from rankfold.compress.methods.rows import pre_activation_rows, scale_of
+from rankfold.compress.methods.sampled_rows import pre_activation_rows, scale_of
 from rankfold.compress.methods.sequential import projected
 from rankfold.linalg import project
 from rankfold.linalg.programs.activation_aware import activation_aware
@@ -32,7 +32,8 @@ _SHOWN = 0.05  # a channel counts as shown at least this often, so that no weigh
 
 @dataclass(frozen=True)
 class ActivationAware(Project):
-    """Sweeps like ``Sequential`` and starts from its solution; ``iterations`` of each layer's descent at most.
+    """Fits layer after layer like ``Sequential`` and starts from its solution; at most
+    ``iterations`` of each layer's descent.
 
     ``convex``: where a ReLU is behind a factored matrix, solve the convex program instead (log Φ, nuclear norm), with
     its certified gap, and cut its solution to the rank; ``sigma`` of it as a part of the pre-activations' root mean
@@ -51,7 +52,7 @@ class ActivationAware(Project):
     needs_data: bool = True
 
     def solve(
-        self, site: Site, form: Form, rank: int, weight: Tensor, bias: Tensor | None, known: Evidence,
+        self, site: Site, form: Form, rank: int, weight: Tensor, bias: Tensor | None, known: Pairs,
         metric: Tensor | None,
     ) -> Solution:  # fmt: skip
         full = refit(site, weight, known, metric)
@@ -81,7 +82,7 @@ class _Task:
     full: Refit
     form: Form
     rank: int
-    known: Evidence
+    known: Pairs
     inputs: Tensor
     targets: Tensor
     offsets: Tensor
@@ -138,7 +139,7 @@ class _Task:
 def _convex(
     full: Refit,
     rank: int,
-    known: Evidence,
+    known: Pairs,
     found: tuple[Tensor, Tensor, Tensor],
     bias: Tensor | None,
     start: Solution,
@@ -169,7 +170,7 @@ def _convex(
     )
 
 
-def _weights(known: Evidence, targets: Tensor, metric: Tensor | None) -> Tensor:
+def _weights(known: Pairs, targets: Tensor, metric: Tensor | None) -> Tensor:
     """(m,) how much an output behind the activation counts.
 
     The metric counts the layer's own output, on average over what the activation shows and hides; behind it, it is

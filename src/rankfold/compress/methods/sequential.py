@@ -10,7 +10,7 @@ from dataclasses import dataclass
 
 from torch import Tensor
 
-from rankfold.compress.layerwise.evidence import Evidence
+from rankfold.compress.layerwise.pairs import Pairs
 from rankfold.compress.methods.method import Solution
 from rankfold.compress.methods.project import DAMPING, Project
 from rankfold.compress.methods.refit import Refit, multiplied, refit
@@ -19,11 +19,11 @@ from rankfold.sites import Factors, Form, Site
 
 @dataclass(frozen=True)
 class Sequential(Project):
-    """Ranks as by ``Project``; in every further round from the errors that the sweep before has met.
+    """Ranks as by ``Project``; in every further round from the errors that the fit before has met.
 
-    ``rounds``: sweeps; the best by the divergence of the network's outputs on held-out samples is kept. ``kept``:
-    layers that stay dense are fitted anew too, at no cost in size. ``one_shot``: factors that were not fitted layer
-    after layer are kept where they are better on held-out samples.
+    ``rounds``: fits of all layers; the best by the divergence of the network's outputs on held-out samples is kept.
+    ``kept``: layers that stay dense are fitted anew too, at no cost in size. ``one_shot``: factors that were not fitted
+    layer after layer are kept where they are better on held-out samples.
     """
 
     damping: float = DAMPING
@@ -36,7 +36,7 @@ class Sequential(Project):
     one_shot: bool = True
 
     def solve(
-        self, site: Site, form: Form, rank: int, weight: Tensor, bias: Tensor | None, known: Evidence,
+        self, site: Site, form: Form, rank: int, weight: Tensor, bias: Tensor | None, known: Pairs,
         metric: Tensor | None,
     ) -> Solution:  # fmt: skip
         return projected(refit(site, weight, known, metric), form, rank, bias, self.damping, self.forms)

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from rankfold.compress.methods import method_named
-from rankfold.compress.methods.method import Decomposition, Method, sweeps
+from rankfold.compress.methods.method import Decomposition, Method, fits_layers
 from rankfold.compress.planning.candidates import with_ridge
 from rankfold.compress.planning.fitted import Fitted
 from rankfold.compress.planning.plan import Entry, Plan, check_fingerprint
@@ -148,7 +148,9 @@ def _source(
         return _from_profile(root, plan, here, profile)
     method = method_named(plan.method if method is None else method)
     if method.needs_data and plan.changed and plan.statistics is None:
-        kind, what = ("factors", "were fitted layer after layer") if sweeps(method) else ("statistics", "need moments")
+        kind, what = (
+            ("factors", "were fitted layer after layer") if fits_layers(method) else ("statistics", "need moments")
+        )
         raise ApplyError(
             f"the factors of method {plan.method!r} {what}, and this plan has none: keep the file "
             f"*.{kind}.safetensors beside the plan, or make the plan again with data"

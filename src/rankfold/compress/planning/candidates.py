@@ -9,10 +9,10 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from rankfold.compress.finite import check_finite
 from rankfold.compress.methods.method import Decomposition, Forecast, Forecasting, Method
 from rankfold.compress.ranks.allocate import Option
 from rankfold.compress.ranks.budget import Budget, KeepEnergy, Latency, Ranks, Resource
-from rankfold.compress.sound import check_sound
 from rankfold.compress.statistics import SiteStatistics, Statistics
 from rankfold.costs import Cost, site_cost
 from rankfold.linalg import NotConvergedError
@@ -123,7 +123,7 @@ def decompose(
         made: dict[Form, tuple[Decomposition | None, Forecast | None, float]] = {}
         forms = sorted(form for form in site.forms - {Form.KEEP, Form.DENSE} if form.decomposed in method.forms)
         if forms:
-            check_sound(root, [site])
+            check_finite(root, [site])
         group = found.candidates[site.name] = []
         for form in forms:
             base = form.decomposed

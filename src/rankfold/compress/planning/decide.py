@@ -10,8 +10,8 @@ from typing import Any
 
 from torch import Tensor
 
-from rankfold.compress.layerwise.fitting import fit
-from rankfold.compress.methods.method import sweeps
+from rankfold.compress.layerwise.rounds import fit
+from rankfold.compress.methods.method import fits_layers
 from rankfold.compress.planning.candidates import options
 from rankfold.compress.planning.entries import after_of, entries_of, notes_of
 from rankfold.compress.planning.plan import Plan, decisions
@@ -33,7 +33,7 @@ def decide(known: Profile, budget: Any, rule: str | RankRule) -> Plan:
     rule, budgets = rule_named(rule), parsed(budget)
     for each in budgets:
         checked_names(tuple(each.ranks) if isinstance(each, Ranks) else (), known.sites)
-    fitted = sweeps(known.method)
+    fitted = fits_layers(known.method)
     if fitted and isinstance(rule, Iterative):
         raise ValueError(
             f"method {known.method.name!r} fits layers after ranks are chosen: take another rule than the iterative"
@@ -70,7 +70,7 @@ def _prices(known: Profile, rule: RankRule) -> Prices:
     flat = [candidate for group in known.candidates.values() for candidate in group]
     if any(candidate.decomposition.comparable for candidate in flat):
         return output_changes(flat)
-    if isinstance(rule, Optimal) and rule.probes and known.data is not None and not sweeps(known.method):
+    if isinstance(rule, Optimal) and rule.probes and known.data is not None and not fits_layers(known.method):
         key = (rule.probes, rule.samples)
         if key not in known.prices:
             root = known.needed_model()

@@ -1,4 +1,4 @@
-"""Factors that were fitted in a sweep, kept beside the plan: such a plan is carried out without data."""
+"""Factors that were fitted layer after layer, kept beside the plan: such a plan is carried out without data."""
 
 from __future__ import annotations
 

@@ -63,7 +63,7 @@ class Plan:
 
     ``method`` and ``rule`` say how the matrices are factored and how ranks were chosen; ``calibration`` names the
     data that was used. ``statistics`` are the second moments that the method needs to factor again; they are kept
-    beside the JSON, in a file of their own; so are ``factors`` by site, where a sweep over the network fitted them.
+    beside the JSON, in a file of their own; so are ``factors`` by site, where they were fitted layer after layer.
     """
 
     __pydantic_config__ = ConfigDict(extra="forbid")

@@ -10,7 +10,7 @@ from typing import Any
 from torch import nn
 
 from rankfold.compress.methods import method_named
-from rankfold.compress.methods.method import Method, sweeps
+from rankfold.compress.methods.method import Method, fits_layers
 from rankfold.compress.planning.plan import Plan, fingerprint
 from rankfold.compress.planning.profile import Calibration, checked_names, profile
 from rankfold.compress.ranks.budget import Budget, Ranks, parsed
@@ -54,7 +54,7 @@ def plan(
     method, rule, budgets = method_named(method), rule_named(rule), parsed(budget)
     if data is None and isinstance(rule, Iterative) and not method.needs_data:
         raise ValueError("the iterative rule needs data: give data=, or use method='truncate' with another rule")
-    if sweeps(method) and isinstance(rule, Iterative):
+    if fits_layers(method) and isinstance(rule, Iterative):
         raise ValueError(
             f"method {method.name!r} fits layers after ranks are chosen: take another rule than the iterative"
         )
@@ -72,7 +72,7 @@ def plan(
 
 
 def _digest(root: nn.Module, found: SiteList, data: Any, method: Method, rule: RankRule, how: Calibration) -> str:
-    """A name for everything that a survey and its fits depend on."""
+    """A name for everything that a profile and its fits depend on."""
     names = [site.name for site in found.reducible]
     asked = (fingerprint(root), names, method, rule, how.samples, how.batch_size, how.memory, digest(data))
     return sha256(repr(asked).encode()).hexdigest()[:16]

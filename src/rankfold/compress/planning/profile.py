@@ -15,8 +15,8 @@ import torch
 from torch import Tensor, nn
 
 from rankfold.batches import arguments, batches_of, check_rereadable, forward, moved, size_of
-from rankfold.compress.layerwise.survey import survey
-from rankfold.compress.methods.method import Method, sweeps
+from rankfold.compress.layerwise.in_parts import measure_in_parts
+from rankfold.compress.methods.method import Method, fits_layers
 from rankfold.compress.planning.candidates import Candidate, Counter, Decomposed, decompose
 from rankfold.compress.planning.plan import Plan, fingerprint
 from rankfold.compress.statistics import Statistics, calibrate
@@ -187,7 +187,7 @@ def profile(
     traced = measure(root, replace(first, samples=1), found)  # FLOPs of the example with all its samples
     found = traced.kept(found)
     mark = fingerprint(root)
-    statistics = None if sweeps(method) or not method.needs_data else calibration.statistics
+    statistics = None if fits_layers(method) or not method.needs_data else calibration.statistics
     if statistics is not None and statistics.model not in ("", mark):
         raise ValueError(
             "the statistics were taken of another model (or of other weights): leave Calibration(statistics=…) out, so "
@@ -224,9 +224,9 @@ def _measured(
     """Everything that data and decompositions say; attention must be split."""
     blank: dict[str, Any] = {"counter": Counter({}, 1, {}), "cost": Cost(0, 0, 0), "flops": 0, "fingerprint": ""}
     blank |= {"calibration": Calibration(), "objective": objective, "model": root, "tell": tell}
-    if sweeps(method):
+    if fits_layers(method):
         place = None if directory is None else Path(directory)
-        part = survey(root, found, method, seen, objective, directory=place, progress=tell)
+        part = measure_in_parts(root, found, method, seen, objective, directory=place, progress=tell)
         samples = sum(size_of(batch) for _, batch in seen.batches())
         return Profile(
             found, method, part.candidates, unsolved=part.unsolved, unreached=part.unreached, metrics=part.metrics,

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from typing_extensions import TypedDict
 
 from rankfold.compress.methods import method_named
-from rankfold.compress.methods.method import Decomposition, Forecast, Method, sweeps
+from rankfold.compress.methods.method import Decomposition, Forecast, Method, fits_layers
 from rankfold.compress.planning.candidates import Candidate, Counter, with_ridge
 from rankfold.compress.planning.plan import fingerprint
 from rankfold.compress.planning.profile import Calibration, Profile
@@ -85,7 +85,7 @@ _FILE = Kind[_Note]("rankfold.profile", _Note, "a profile of rankfold", "make it
 def save_profile(known: Profile, path: str | Path) -> None:
     """Write ``known`` to one file, whole or not at all. ``ValueError`` for methods that fit layer after layer, whose
     factors are not in a profile."""
-    if sweeps(known.method):
+    if fits_layers(known.method):
         raise ValueError(
             f"method {known.method.name!r} fits its factors after ranks are chosen: save its plans, not its profile"
         )

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 from collections import deque
-from contextlib import ExitStack
+from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -13,6 +13,7 @@ from torch.nn.modules.batchnorm import _BatchNorm
 
 from rankfold.batches import arguments, batches_of, forward, mapped, tensors_in
 from rankfold.costs import evaluating
+from rankfold.observe import before, first_of
 from rankfold.sites import unwrap
 from rankfold.train.layout import fitting_layout, laid_out
 
@@ -50,14 +51,14 @@ class Reference:
         if key not in self._known:
             layout = self.layout(batch)
             met: dict[str, list[Moments]] = {name: [] for name in self.norms}
-            with ExitStack() as stack:
-                stack.enter_context(evaluating(self.model))
-                for name, module in self.norms.items():
-                    hook = module.register_forward_pre_hook(lambda _, args, to=met[name]: to.append(moments(args[0])))
-                    stack.callback(hook.remove)
+            with evaluating(self.model), before(self.model, {name: _meeting(to) for name, to in met.items()}):
                 forward(self.model, laid_out(batch, layout))
             self._known[key] = met
         return self._known[key]
+
+
+def _meeting(to: list[Moments]) -> Callable[..., None]:
+    return lambda module, args, kwargs: to.append(moments(first_of(args, kwargs)))
 
 
 def reestimate_(
@@ -91,10 +92,7 @@ def reestimate_(
     if not trackers:
         return ()
     count, layout = 0, None
-    with ExitStack() as stack:
-        stack.enter_context(evaluating(root))
-        for name, tracker in trackers.items():
-            stack.callback(root.get_submodule(name).register_forward_pre_hook(tracker.correct).remove)
+    with evaluating(root), before(root, {name: tracker.correct for name, tracker in trackers.items()}):
         for batch in batches_of(data, batch_size, samples):
             if layout is None:  # tried while no tracker expects anything
                 layout = _layout_of_both(reference, root, batch)
@@ -125,10 +123,10 @@ class _Tracker:
         self.count = 0
         self.moved = False
 
-    def correct(self, module: nn.Module, args: tuple[Tensor, ...]) -> None:
+    def correct(self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
         if not self.expected:  # called more often than in the original: nothing to compare with
             return
-        mean, variance = moments(args[0])
+        mean, variance = moments(first_of(args, kwargs))
         mean_before, variance_before = self.expected.popleft()
         self.sums += torch.stack([mean, mean_before, variance, variance_before])
         self.count += 1

@@ -1,7 +1,7 @@
 """Short training of each block to the output that it has in the original network, given the compressed one's inputs.
 
-After a sweep the layers of a block are each at their own optimum; together they can still do better, through the
-activations between them. No labels are needed, and one block at a time is in memory.
+Fitted one after another the layers of a block are each at their own optimum; together they can still do better, through
+the activations between them. No labels are needed, and one block at a time is in memory.
 """
 
 from __future__ import annotations
@@ -16,8 +16,8 @@ import torch
 from torch import Tensor, nn
 
 from rankfold.batches import batches_of, check_rereadable, forward, tensors_in
-from rankfold.compress.layerwise.following import Reached
 from rankfold.costs import evaluating
+from rankfold.observe import Enough, after, before
 from rankfold.run.progress import Progress, showing
 from rankfold.sites import factored_sites, unwrap, without_fused_attention
 
@@ -138,21 +138,17 @@ def _examples(
 
     def given(module: nn.Module, args: tuple, kwargs: dict) -> None:
         caught["args"], caught["kwargs"] = copy.deepcopy((args, kwargs))
-        raise Reached
+        raise Enough
 
     def gives(module: nn.Module, args: tuple, kwargs: dict, output: Any) -> None:
         caught["output"] = [x.detach().clone() for x in tensors_in(output) if x.is_floating_point()]
-        raise Reached
+        raise Enough
 
-    with ExitStack() as stack:
-        hook = root.get_submodule(name).register_forward_pre_hook(given, with_kwargs=True)
-        stack.callback(hook.remove)
-        hook = reference.get_submodule(name).register_forward_hook(gives, with_kwargs=True)
-        stack.callback(hook.remove)
+    with before(root, {name: given}), after(reference, {name: gives}):
         found = []
         for batch in batches_of(data, batch_size, samples):
             for network in (root, reference):
-                with suppress(Reached):
+                with suppress(Enough):
                     forward(network, batch)
             found.append(_Example(caught["args"], caught["kwargs"], caught["output"]))
     yield from found

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Callable, Mapping
-from contextlib import ExitStack
 from dataclasses import dataclass
 from math import isqrt
 from typing import Any
@@ -14,7 +13,7 @@ from torch import Tensor, nn
 from typing_extensions import TypedDict
 
 from rankfold.batches import batches_of, check_rereadable, forward, size_of
-from rankfold.compress.absorb import Absorbers
+from rankfold.compress.absorbers import Absorbers
 from rankfold.compress.methods.project import DAMPING, damped
 from rankfold.compress.metric import Spread, output_metrics
 from rankfold.costs import evaluating
@@ -22,7 +21,7 @@ from rankfold.layers import FactoredConv, LowRankLinear
 from rankfold.linalg import Moments
 from rankfold.linalg.bottleneck import root_of, triangle
 from rankfold.objectives import Objective, ObjectiveError, Teacher
-from rankfold.observe import Samples
+from rankfold.observe import Samples, after, before, first_of
 from rankfold.run.container import Kind
 from rankfold.run.progress import Progress, showing
 from rankfold.sites import Site, bottleneck_rows, narrowable_sites, output_rows_alone, pair, unwrap, weights_of
@@ -192,10 +191,10 @@ def bottlenecks(
     absorbers = Absorbers()
 
     def watch(site: Site, module: nn.Module) -> Callable[..., None]:
-        def inside(stage: nn.Module, args: tuple) -> None:
-            take(bottleneck_rows(module, args[0]))
+        def inside(stage: nn.Module, args: tuple, kwargs: dict) -> None:
+            take(bottleneck_rows(module, first_of(args, kwargs)))
 
-        def behind(layer: nn.Module, args: tuple, output: Tensor) -> None:
+        def behind(layer: nn.Module, args: tuple, kwargs: dict, output: Tensor) -> None:
             take(output_rows_alone(module, output))
 
         def take(rows: Tensor) -> None:
@@ -208,20 +207,19 @@ def bottlenecks(
         return inside if isinstance(module, LowRankLinear | FactoredConv) else behind
 
     def produced(name: str) -> Callable[..., None]:
-        return lambda module, args, output: absorbers.produced(name, output)
+        return lambda module, args, kwargs, output: absorbers.produced(name, output)
 
     seen = 0
-    with ExitStack() as stack:
-        stack.enter_context(evaluating(root))
-        for site in found:
-            module: Any = root.get_submodule(site.name)
-            if isinstance(module, LowRankLinear | FactoredConv):
-                up = root.get_submodule(f"{site.name}.up")
-                stack.callback(up.register_forward_pre_hook(watch(site, module)).remove)
-            else:
-                stack.callback(module.register_forward_hook(watch(site, module)).remove)
-            stack.callback(module.register_forward_hook(produced(site.name)).remove)
-        stack.enter_context(absorbers.watching(root))
+    entering: dict[str, Callable[..., None]] = {}
+    leaving: dict[str, list[Callable[..., None]]] = {}
+    for site in found:
+        module = root.get_submodule(site.name)
+        leaving[site.name] = [produced(site.name)]
+        if isinstance(module, LowRankLinear | FactoredConv):
+            entering[f"{site.name}.up"] = watch(site, module)
+        else:
+            leaving[site.name].insert(0, watch(site, module))
+    with evaluating(root), before(root, entering), after(root, leaving), absorbers.watching(root):
         for batch in batches_of(data, batch_size, samples):
             output = forward(root, batch)
             if metric_samples:

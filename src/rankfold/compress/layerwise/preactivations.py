@@ -17,6 +17,8 @@ import torch.nn.functional as F
 from torch import Tensor
 from torch.overrides import TorchFunctionMode
 
+from rankfold.observe import Enough
+
 _ADDITIONS: set[Callable] = {
     torch.add, Tensor.add, Tensor.add_, Tensor.__add__, Tensor.__radd__, Tensor.__iadd__,
 }  # fmt: skip
@@ -24,10 +26,6 @@ _ACTIVATIONS: dict[Callable, str] = {
     F.relu: "relu", torch.relu: "relu", torch.relu_: "relu", Tensor.relu: "relu", Tensor.relu_: "relu",
     F.leaky_relu: "leaky_relu", F.gelu: "gelu", F.silu: "silu",
 }  # fmt: skip
-
-
-class Reached(BaseException):
-    """Everything that was asked for has been seen: the rest of the forward pass is not needed."""
 
 
 @dataclass
@@ -48,7 +46,7 @@ class Followed:
 class Following(TorchFunctionMode):
     """Follows the outputs of some sites within a ``with`` block; ``produced`` is called when one is there.
 
-    ``stop_after`` ends the forward pass with ``Reached`` once so many torch functions ran. Shared layers are followed
+    ``stop_after`` ends the forward pass with ``Enough`` once so many torch functions ran. Shared layers are followed
     from their last call on. Memory: one tensor for each site.
     """
 
@@ -81,7 +79,7 @@ class Following(TorchFunctionMode):
         elif first and output is args[0]:  # changed in place by something else
             self._tracked.pop(id(output), None)
         if self._stop_after is not None and self.events > self._stop_after:
-            raise Reached
+            raise Enough
         return output
 
     def _scales(self, value: Any) -> dict[str, Tensor | None] | None:

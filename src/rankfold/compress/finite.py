@@ -10,7 +10,7 @@ from rankfold.linalg import NonFiniteError, NotMaterialisedError, checked
 from rankfold.sites import Site
 
 
-def check_sound(root: nn.Module, sites: Iterable[Site]) -> None:
+def check_finite(root: nn.Module, sites: Iterable[Site]) -> None:
     """``ValueError`` for the first weight or bias that is NaN, infinite or on the meta device; attention must be split.
 
     Cost: one pass over the weights, and one of them in float64.

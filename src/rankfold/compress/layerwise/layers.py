@@ -1,7 +1,7 @@
-"""A sweep over the network: layer after layer is fitted to the original, given what comes before it by then.
+"""Layer after layer is fitted to the original network, given what comes before it by then.
 
 Only the moments of one layer (of several that read the same tensor) are in memory at a time. What is finished is kept
-on disk where there is a directory, so that an interrupted sweep goes on from there.
+on disk where there is a directory, so that an interrupted fit goes on from there.
 """
 
 from __future__ import annotations
@@ -17,8 +17,8 @@ import torch
 from torch import Tensor, nn
 
 from rankfold.batches import batches_of, forward, tensors_in
-from rankfold.compress.layerwise.evidence import FOLDS, Evidence, bytes_needed, gather
-from rankfold.compress.methods.method import Solution, SweepMethod
+from rankfold.compress.layerwise.pairs import FOLDS, Pairs, bytes_needed, gather
+from rankfold.compress.methods.method import LayerwiseMethod, Solution
 from rankfold.compress.planning.apply import filled, place_, prepare_
 from rankfold.compress.planning.fitted import Fitted, read, to_bytes
 from rankfold.compress.planning.plan import Entry
@@ -26,7 +26,7 @@ from rankfold.compress.statistics import calibrate
 from rankfold.costs import evaluating
 from rankfold.layers import SplitAttention
 from rankfold.linalg import NotConvergedError
-from rankfold.observe import Samples
+from rankfold.observe import Samples, before
 from rankfold.run.files import write_atomically
 from rankfold.run.progress import Progress
 from rankfold.sites import Factors, Form, Site, SiteList, split_attention
@@ -35,7 +35,7 @@ _ROUNDING = 1e-5
 
 
 @dataclass(frozen=True)
-class Swept:
+class FittedNetwork:
     """``network``: the compressed copy. ``entries``: with their measured errors. ``losses``: prices at every rank."""
 
     network: nn.Module
@@ -44,21 +44,21 @@ class Swept:
     losses: Mapping[tuple[str, Form], Tensor]
 
 
-def sweep(
+def fit_layers(
     original: nn.Module,
     entries: Sequence[Entry],
     found: SiteList,
-    method: SweepMethod,
+    method: LayerwiseMethod,
     seen: Samples,
     metrics: Mapping[str, Tensor],
     absorbers: Mapping[str, str | None],
     *,
     directory: Path | None = None,
     progress: Progress | None = None,
-) -> Swept:
+) -> FittedNetwork:
     """Fit every entry that is not kept, in the order in which the sites are called; ``original`` is left as it is.
 
-    ``directory``: of this sweep alone; what is in it already was fitted for the same request. Cost: for each group of
+    ``directory``: of this fit alone; what is in it already was fitted for the same request. Cost: for each group of
     sites that read the same tensor, both networks up to there over all samples, and its fits.
     """
     tell = progress or (lambda what, done, total: None)
@@ -93,7 +93,7 @@ def sweep(
                 losses |= {(site.name, form): values for form, values in solution.losses.items()}
                 known[site.name] = _told(entry, solution)
             tell("fitting", done, len(changed))
-    return Swept(current, tuple(known[entry.site] for entry in entries), fitted, losses)
+    return FittedNetwork(current, tuple(known[entry.site] for entry in entries), fitted, losses)
 
 
 def refittable(original: nn.Module, site: Site) -> bool:
@@ -133,11 +133,7 @@ def _groups(original: nn.Module, changed: Sequence[Site], seen: Samples) -> list
 
         return hook
 
-    with ExitStack() as stack:
-        stack.enter_context(evaluating(original))
-        for site in changed:
-            module = original.get_submodule(site.name)
-            stack.callback(module.register_forward_pre_hook(watch(site), with_kwargs=True).remove)
+    with evaluating(original), before(original, {site.name: watch(site) for site in changed}):
         for batch in batches_of(seen.data, 2, 2):
             forward(original, batch)
     runs: list[list[Site]] = []
@@ -157,7 +153,7 @@ def _solve(
     current: nn.Module,
     group: Sequence[Site],
     entries: Mapping[str, Entry],
-    method: SweepMethod,
+    method: LayerwiseMethod,
     seen: Samples,
     metrics: Mapping[str, Tensor],
 ) -> dict[str, Solution]:
@@ -165,9 +161,9 @@ def _solve(
     if seen.memory is not None and sum(map(bytes_needed, group)) > seen.memory:
         folds = 1
     fits = seen.memory is None or sum(bytes_needed(site, folds) for site in group) <= seen.memory
-    evidence: dict[str, Evidence] = {}
+    pairs: dict[str, Pairs] = {}
     if fits:
-        evidence = gather(
+        pairs = gather(
             original, current, group, seen.data, samples=seen.samples, batch_size=seen.batch_size,
             rows=method.rows, folds=folds, team=seen.team,
         )  # fmt: skip
@@ -175,9 +171,9 @@ def _solve(
     for site in group:
         entry, weight, bias = entries[site.name], site.weight(original), site.bias(original)
         try:
-            if site.name in evidence:
+            if site.name in pairs:
                 solved[site.name] = method.solve(
-                    site, entry.form, entry.rank, weight, bias, evidence.pop(site.name), metrics.get(site.name)
+                    site, entry.form, entry.rank, weight, bias, pairs.pop(site.name), metrics.get(site.name)
                 )
             else:
                 why = "its inputs and outputs cannot be paired" if fits else "its moments exceed the memory limit"
@@ -193,7 +189,7 @@ def _alone(
     original: nn.Module,
     site: Site,
     entry: Entry,
-    method: SweepMethod,
+    method: LayerwiseMethod,
     seen: Samples,
     metrics: Mapping[str, Tensor],
     why: str,
@@ -250,7 +246,7 @@ def _store(file: Path, solved: Mapping[str, Solution]) -> None:
 
 
 def _stored(file: Path) -> dict[str, Solution] | None:
-    """What an interrupted sweep has left; None for a file that is not whole, which is then fitted again."""
+    """What an interrupted fit has left; None for a file that is not whole, which is then fitted again."""
     try:
         fitted, note = read(file)
         return {

@@ -16,9 +16,9 @@ import torch
 from torch import Tensor, nn
 
 from rankfold.batches import forward
-from rankfold.compress.layerwise.survey import Curve
-from rankfold.compress.layerwise.sweep import Swept, refittable, sweep
-from rankfold.compress.methods.method import SweepMethod
+from rankfold.compress.layerwise.in_parts import Curve
+from rankfold.compress.layerwise.layers import FittedNetwork, fit_layers, refittable
+from rankfold.compress.methods.method import LayerwiseMethod
 from rankfold.compress.metric import output_metrics
 from rankfold.compress.planning.apply import filled, place_, prepare_
 from rankfold.compress.planning.candidates import decompose
@@ -46,7 +46,7 @@ def fit(known: Profile, first: Plan, choose: Choose | None) -> Plan:
     ``choose``: the plan for other prices; None keeps the ranks, and fits once. A further fit is made with ranks and
     output metrics from the one before, up to ``method.rounds``, as long as the outputs on held-out samples come nearer
     to the original's. Where the factors made in one shot are nearer there than any fit, they are kept. Where nothing
-    changes, nothing is fitted. Cost of a fit: see ``sweep``.
+    changes, nothing is fitted. Cost of a fit: see ``fit_layers``.
     """
     if not first.changed:
         return first
@@ -59,7 +59,7 @@ def fit(known: Profile, first: Plan, choose: Choose | None) -> Plan:
 class _Round:
     loss: float
     plan: Plan
-    swept: Swept
+    made: FittedNetwork
 
 
 @dataclass(frozen=True, eq=False)
@@ -78,16 +78,16 @@ class _Fit:
         plan, metrics, best = first, known.metrics, None
         lost: list[float] = []
         for number in range(rounds):
-            swept = self._swept(plan, fitted, metrics, number, rounds)
-            loss = divergence(root, swept.network, judges, self.objective) if judges else 0.0
+            made = self._fitted(plan, fitted, metrics, number, rounds)
+            loss = divergence(root, made.network, judges, self.objective) if judges else 0.0
             lost.append(loss)
             if best is not None and not loss < best.loss:
                 break
-            best = _Round(loss, plan, swept)
-            if number + 1 == rounds or choose is None or not swept.losses:
+            best = _Round(loss, plan, made)
+            if number + 1 == rounds or choose is None or not made.losses:
                 break
-            again = output_metrics(swept.network, fitted.first(METRIC_SAMPLES), known.sites, self.objective)
-            metrics, plan = {**metrics, **again}, choose(dict(swept.losses))
+            again = output_metrics(made.network, fitted.first(METRIC_SAMPLES), known.sites, self.objective)
+            metrics, plan = {**metrics, **again}, choose(dict(made.losses))
         assert best is not None
         if judges and self.seen.memory is None and one_shot:
             shot = self._one_shot(first)
@@ -96,27 +96,29 @@ class _Fit:
                 told = f"fitting layer after layer is no nearer on held-out samples ({best.loss:.4g}) than one shot"
                 return self._ended(first, shot, f"{told} ({loss:.4g}), which is kept")
         if len(lost) < 2:
-            return self._ended(best.plan, best.swept)
+            return self._ended(best.plan, best.made)
         said = ", ".join(f"{loss:.4g}" for loss in lost)
         note = f"divergence of held-out outputs after each fit: {said}; that of fit {lost.index(best.loss) + 1} is kept"
-        return self._ended(best.plan, best.swept, note)
+        return self._ended(best.plan, best.made, note)
 
     @property
-    def method(self) -> SweepMethod:
-        return self.known.method  # type: ignore[return-value]  # who calls this has asked ``sweeps``
+    def method(self) -> LayerwiseMethod:
+        return self.known.method  # type: ignore[return-value]  # who calls this has asked ``fits_layers``
 
-    def _ended(self, plan: Plan, swept: Swept, *notes: str) -> Plan:
+    def _ended(self, plan: Plan, made: FittedNetwork, *notes: str) -> Plan:
         return replace(
-            plan, entries=swept.entries, decided=decisions(swept.entries), factors=swept.fitted,
+            plan, entries=made.entries, decided=decisions(made.entries), factors=made.fitted,
             notes=(*plan.notes, *notes),
         )  # fmt: skip
 
-    def _swept(self, plan: Plan, fitted: Samples, metrics: Mapping[str, Tensor], number: int, rounds: int) -> Swept:
+    def _fitted(
+        self, plan: Plan, fitted: Samples, metrics: Mapping[str, Tensor], number: int, rounds: int
+    ) -> FittedNetwork:
         known, root = self.known, self.known.needed_model()
         entries = self._with_refits(plan)
-        place = None if known.directory is None else known.directory / f"sweep-{number}-{decisions(entries)}"
+        place = None if known.directory is None else known.directory / f"fit-{number}-{decisions(entries)}"
         tell = partial(_telling, known.tell, number, rounds)
-        return sweep(
+        return fit_layers(
             root, entries, known.sites, self.method, fitted, metrics, known.absorbers, directory=place, progress=tell
         )
 
@@ -134,8 +136,8 @@ class _Fit:
                 entries.append(entry)
         return tuple(entries)
 
-    def _one_shot(self, plan: Plan) -> Swept:
-        """The network with the factors of the survey; they are made again where only their errors were kept."""
+    def _one_shot(self, plan: Plan) -> FittedNetwork:
+        """The network with the factors of the decompositions; they are made again where only their errors were kept."""
         known, root = self.known, self.known.needed_model()
         candidates = {entry.site: known.candidate(entry.site, entry.form) for entry in plan.changed}
         if any(each is None or isinstance(each.decomposition, Curve) for each in candidates.values()):
@@ -157,7 +159,7 @@ class _Fit:
                 fitted[entry.site] = Fitted(candidate.decomposition.factors(entry.rank), absorber)
                 new = filled(root, known.sites[entry.site], entry, fitted[entry.site])
                 place_(network, entry.site, new, fitted[entry.site])
-        return Swept(network, plan.entries, fitted, {})
+        return FittedNetwork(network, plan.entries, fitted, {})
 
 
 @torch.no_grad()

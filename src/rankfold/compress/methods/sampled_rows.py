@@ -5,12 +5,12 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from rankfold.compress.layerwise.evidence import Evidence
+from rankfold.compress.layerwise.pairs import Pairs
 
 _FAINT = 1e-3  # of the largest scale: what passes a smaller one is not blown up any further
 
 
-def scale_of(known: Evidence, outputs: int) -> Tensor:
+def scale_of(known: Pairs, outputs: int) -> Tensor:
     """(m,) float64 from the layer's output to its pre-activation, away from zero."""
     if known.scale is None:
         return torch.ones(outputs, dtype=torch.float64)
@@ -19,7 +19,7 @@ def scale_of(known: Evidence, outputs: int) -> Tensor:
     return torch.where(scale.abs() < floor, torch.copysign(floor, scale), scale)
 
 
-def pre_activation_rows(known: Evidence) -> tuple[Tensor, Tensor, Tensor] | None:
+def pre_activation_rows(known: Pairs) -> tuple[Tensor, Tensor, Tensor] | None:
     """Inputs (N, n), pre-activations of the original (N, m), and what everything but this layer brings there (N, m)."""
     if known.rows is None or not known.rows.inputs:
         return None
@@ -27,7 +27,7 @@ def pre_activation_rows(known: Evidence) -> tuple[Tensor, Tensor, Tensor] | None
     return torch.cat(rows.inputs), torch.cat(rows.targets), torch.cat(rows.offsets)
 
 
-def layer_rows(known: Evidence) -> tuple[Tensor, Tensor] | None:
+def layer_rows(known: Pairs) -> tuple[Tensor, Tensor] | None:
     """Inputs (N, n) and what the layer should give (N, m)."""
     found = pre_activation_rows(known)
     if found is None:

@@ -1,7 +1,7 @@
 """The errors that every site would make at every rank, with the moments of a few sites in memory at a time.
 
-What a plan needs of a decomposition are a few numbers for each rank; the moments they come from are d² each. A survey
-takes as many sites at a time as the memory limit allows, keeps the numbers, and lets the moments go.
+What a plan needs of a decomposition are a few numbers for each rank; the moments they come from are d² each. As many
+sites are measured at a time as the memory limit allows; the numbers are kept, and the moments let go.
 """
 
 from __future__ import annotations
@@ -15,8 +15,8 @@ from typing import Any
 from torch import Tensor, nn
 from typing_extensions import TypedDict
 
-from rankfold.compress.layerwise.evidence import bytes_needed
-from rankfold.compress.layerwise.sweep import partition
+from rankfold.compress.layerwise.layers import partition
+from rankfold.compress.layerwise.pairs import bytes_needed
 from rankfold.compress.methods.method import Forecast, Method
 from rankfold.compress.planning.candidates import Candidate, decompose
 from rankfold.compress.statistics import Statistics, calibrate
@@ -41,11 +41,13 @@ class Curve:
         return float(self.errors[rank] / self.errors[0]) if self.errors[0] > 0 else 0.0
 
     def factors(self, rank: int) -> Factors:
-        raise ValueError("this decomposition was let go after planning: its factors come from the sweep")
+        raise ValueError(
+            "this decomposition was let go after planning: its factors come from fitting layer after layer"
+        )
 
 
 @dataclass(frozen=True)
-class Survey:
+class Measured:
     """``metrics`` of the model's outputs by site; ``absorbers`` of all sites that were reached."""
 
     candidates: dict[str, list[Candidate]]
@@ -75,7 +77,7 @@ def memory_needed(model: nn.Module, memory: int | None = None, where: Any = None
     return sum(sizes.values()), len(runs), beyond
 
 
-def survey(
+def measure_in_parts(
     root: nn.Module,
     found: SiteList,
     method: Method,
@@ -85,28 +87,28 @@ def survey(
     metric_samples: int = 1024,
     directory: Path | None = None,
     progress: Progress,
-) -> Survey:
-    """Curves of all reducible sites; attention must be split. A site beyond the limit is surveyed without data.
+) -> Measured:
+    """Curves of all reducible sites; attention must be split. A site beyond the limit is decomposed without data.
 
     ``directory``: finished parts are kept there and read back. Cost: for each part one pass over the samples.
     """
     runs = partition(found.reducible, moments_bytes, seen.memory)
-    whole = Survey({}, {}, {}, {}, ())
+    whole = Measured({}, {}, {}, {}, ())
     for number, run in enumerate(runs):
-        file = None if directory is None else directory / f"survey-{number:04d}.safetensors"
+        file = None if directory is None else directory / f"measured-{number:04d}.safetensors"
         part = SiteList(tuple(run))
         known = _read(file, part) if file is not None else None
         if known is None:
-            known = _surveyed(root, part, method, seen, objective, metric_samples, progress)
+            known = _measured(root, part, method, seen, objective, metric_samples, progress)
             if file is not None and seen.team.first:
                 _write(file, known)
         whole = _joined(whole, known)
         if len(runs) > 1:
-            progress("surveying", number + 1, len(runs))
+            progress("measuring part after part", number + 1, len(runs))
     return whole
 
 
-def _surveyed(
+def _measured(
     root: nn.Module,
     part: SiteList,
     method: Method,
@@ -114,7 +116,7 @@ def _surveyed(
     objective: Objective | None,
     metric_samples: int,
     tell: Progress,
-) -> Survey:
+) -> Measured:
     statistics: Statistics | None = None
     if seen.memory is None or sum(map(moments_bytes, part)) <= seen.memory:
         statistics = calibrate(
@@ -126,7 +128,7 @@ def _surveyed(
     if seen.memory is not None:
         curves = {name: [replace(each, decomposition=_curve(each)) for each in group] for name, group in curves.items()}
     known = {} if statistics is None else statistics.sites
-    return Survey(
+    return Measured(
         curves,
         made.unsolved,
         {name: each.metric for name, each in known.items() if each.metric is not None},
@@ -142,14 +144,14 @@ def _curve(candidate: Candidate) -> Curve:
     return Curve(known.errors.clone(), known.levels.clone(), known.ranks, known.comparable)
 
 
-def _joined(a: Survey, b: Survey) -> Survey:
-    return Survey(
+def _joined(a: Measured, b: Measured) -> Measured:
+    return Measured(
         a.candidates | b.candidates, a.unsolved | b.unsolved, a.metrics | b.metrics, a.absorbers | b.absorbers,
         (*a.unreached, *b.unreached), a.count + b.count, a.weighed + b.weighed,
     )  # fmt: skip
 
 
-def _write(file: Path, known: Survey) -> None:
+def _write(file: Path, known: Measured) -> None:
     tensors: dict[str, Tensor] = {f"metric|{name}": metric for name, metric in known.metrics.items()}
     curves: list[_Curve] = []
     for name, group in known.candidates.items():
@@ -168,10 +170,10 @@ def _write(file: Path, known: Survey) -> None:
     write_atomically(file, _FILE.write(tensors, note))
 
 
-def _read(file: Path, part: SiteList) -> Survey | None:
-    """What an interrupted survey has left; None for a file that is not there or not whole: it is surveyed again."""
+def _read(file: Path, part: SiteList) -> Measured | None:
+    """What an interrupted call has left; None for a file that is not there or not whole: it is measured again."""
 
-    def built(tensors: Mapping[str, Tensor], note: _Note) -> Survey:
+    def built(tensors: Mapping[str, Tensor], note: _Note) -> Measured:
         candidates: dict[str, list[Candidate]] = {site.name: [] for site in part.reducible}
         for known in note["curves"]:
             key = f"{known['form']}|{known['site']}"
@@ -184,7 +186,7 @@ def _read(file: Path, part: SiteList) -> Survey | None:
                 Candidate(site, Form(known["form"]), curve, known["bias"], forecast, known["note"])
             )
         metrics = {key.partition("|")[2]: value for key, value in tensors.items() if key.startswith("metric|")}
-        return Survey(candidates, note["unsolved"], metrics, note["absorbers"], tuple(note["unreached"]))
+        return Measured(candidates, note["unsolved"], metrics, note["absorbers"], tuple(note["unreached"]))
 
     with suppress(OSError, ValueError):
         return _FILE.read(file, built)
@@ -207,4 +209,4 @@ class _Note(TypedDict):
     unreached: list[str]
 
 
-_FILE = Kind[_Note]("rankfold.survey", _Note, "a part of a survey", "it is surveyed again")
+_FILE = Kind[_Note]("rankfold.measured", _Note, "a part of what was measured", "it is measured again")

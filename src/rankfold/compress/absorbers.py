@@ -9,7 +9,7 @@ from contextlib import contextmanager
 
 from torch import Tensor, nn
 
-from rankfold.observe import before
+from rankfold.observe import before, first_of
 
 
 class Absorbers:
@@ -48,8 +48,8 @@ class Absorbers:
 
     def _hook(self, path: str) -> Callable[..., None]:
         def hook(module: nn.Module, args: tuple, kwargs: dict) -> None:
-            if args and getattr(module, "running_mean", None) is not None:
-                self.taken(path, args[0])
+            if getattr(module, "running_mean", None) is not None:
+                self.taken(path, first_of(args, kwargs))
 
         return hook
 

@@ -1,4 +1,4 @@
-"""What a sweep learns of a few sites: their inputs in the network compressed so far, and the outputs they should give.
+"""Inputs of a few sites in the network compressed so far, paired with the outputs that they should give.
 
 Both networks run on the same batches. The target of a layer is what the original network has at the pre-activation
 behind it, less what everything else already brings there: without BatchNorm or addition on the way that is the
@@ -8,7 +8,7 @@ original output; with a residual connection the layer also makes good what its o
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import ExitStack
+from contextlib import suppress
 from dataclasses import dataclass, field
 from itertools import islice
 from typing import Any
@@ -18,9 +18,10 @@ import torch.distributed as dist
 from torch import Tensor, nn
 
 from rankfold.batches import batches_of, forward, size_of
-from rankfold.compress.layerwise.following import Followed, Following, Reached
+from rankfold.compress.layerwise.preactivations import Followed, Following
 from rankfold.linalg import NonFiniteError
 from rankfold.linalg.cross_moments import CrossMoments
+from rankfold.observe import Enough, after, first_of
 from rankfold.run.team import Team
 from rankfold.sites import Site
 
@@ -40,7 +41,7 @@ class Rows:
 
 
 @dataclass
-class Evidence:
+class Pairs:
     """Moments of (x̃, t) in ``FOLDS`` halves of the batches, and what stands behind the layer.
 
     ``scale`` (m,) from the layer's output to its pre-activation, None for one; ``rows`` where they were asked for.
@@ -78,15 +79,15 @@ def gather(
     rows: int = 0,
     folds: int = FOLDS,
     team: Team | None = None,
-) -> dict[str, Evidence]:
-    """Evidence of every site of ``group`` that is called and whose rows can be paired; attention must be split.
+) -> dict[str, Pairs]:
+    """Pairs of every site of ``group`` that is called and whose rows can be paired; attention must be split.
 
     ``group``: sites whose inputs do not depend on one another; in ``current`` they are not compressed yet. ``rows``:
     how many rows to keep of each (0: none). With a ``team`` every process takes its share of the batches and ends with
-    the evidence of all. Cost: the forward passes of both networks up to the last site of the group.
+    the pairs of all. Cost: the forward passes of both networks up to the last site of the group.
     """
     team = team or Team()
-    collected: dict[str, Evidence] = {}
+    collected: dict[str, Pairs] = {}
     stops: dict[str, int | None] = {"original": None, "current": None}
     total = sum(size_of(batch) for batch in batches_of(data, batch_size, samples)) if rows else 0
     single = len(list(islice(batches_of(data, batch_size, samples), 2))) < 2
@@ -127,22 +128,14 @@ def _run(
 
     def watch(name: str) -> Callable[..., None]:
         def hook(module: nn.Module, args: tuple, kwargs: dict, output: Tensor) -> None:
-            inputs = args[0] if args else next(iter(kwargs.values()))
-            seen[name].inputs.append(inputs.detach())
+            seen[name].inputs.append(first_of(args, kwargs).detach())
             seen[name].outputs.append(output.detach().clone())
             follower.produced(name, output)
 
         return hook
 
-    with ExitStack() as stack:
-        for site in group:
-            module = network.get_submodule(site.name)
-            stack.callback(module.register_forward_hook(watch(site.name), with_kwargs=True).remove)
-        try:
-            with torch.no_grad(), follower:
-                forward(network, batch)
-        except Reached:
-            pass
+    with after(network, {site.name: watch(site.name) for site in group}), suppress(Enough), torch.no_grad(), follower:
+        forward(network, batch)
     for name, known in follower.found.items():
         seen[name].followed = known
     return seen, follower
@@ -181,38 +174,38 @@ def _paired(site: Site, current: nn.Module, there: _Seen, here: _Seen) -> _Paire
     return _Paired(torch.cat([x for x, _ in known], -2), torch.cat([y for _, y in known], -2), None)
 
 
-def _add(collected: dict[str, Evidence], site: Site, found: _Paired, fold: int | None, folds: int, share: int) -> None:
+def _add(collected: dict[str, Pairs], site: Site, found: _Paired, fold: int | None, folds: int, share: int) -> None:
     """``fold`` None: the only batch, whose samples are shared out."""
     x, t = found.inputs, found.targets
     if site.name not in collected:
         groups = x.shape[0] if x.dim() == 3 else None
-        collected[site.name] = Evidence([CrossMoments(x.shape[-1], t.shape[-1], groups) for _ in range(folds)])
-    evidence = collected[site.name]
+        collected[site.name] = Pairs([CrossMoments(x.shape[-1], t.shape[-1], groups) for _ in range(folds)])
+    pairs = collected[site.name]
     try:
         if fold is None:
-            for part, rows, targets in zip(evidence.folds, x.chunk(folds, -2), t.chunk(folds, -2), strict=False):
+            for part, rows, targets in zip(pairs.folds, x.chunk(folds, -2), t.chunk(folds, -2), strict=False):
                 part.update(rows, targets)
         else:
-            evidence.folds[fold].update(x, t)
+            pairs.folds[fold].update(x, t)
     except NonFiniteError as error:
         raise ValueError(
             f"{site.title}: activations are not finite on the calibration data ({error}); look for bad samples, or for "
             "overflow (convert to float32)"
         ) from error
     if found.followed is not None:
-        evidence.activation, evidence.slope = found.followed.activation, found.followed.slope
-        evidence.scale = found.followed.scale
+        pairs.activation, pairs.slope = found.followed.activation, found.followed.slope
+        pairs.scale = found.followed.scale
     if share and x.dim() == 2 and found.pre is not None and found.offset is not None:
-        evidence.rows = evidence.rows or Rows()
+        pairs.rows = pairs.rows or Rows()
         picked = torch.arange(min(share, len(x)), device=x.device) * len(x) // min(share, len(x))
         for kept, rows in (
-            (evidence.rows.inputs, x), (evidence.rows.targets, found.pre), (evidence.rows.offsets, found.offset),
+            (pairs.rows.inputs, x), (pairs.rows.targets, found.pre), (pairs.rows.offsets, found.offset),
         ):  # fmt: skip
             kept.append(rows[picked].cpu())
 
 
-def _reduce(collected: dict[str, Evidence], group: Sequence[Site], team: Team) -> None:
-    """Give every process the evidence of all, merged in the order of their ranks."""
+def _reduce(collected: dict[str, Pairs], group: Sequence[Site], team: Team) -> None:
+    """Give every process the pairs of all, merged in the order of their ranks."""
     parts: list[Any] = [None] * team.size
     dist.all_gather_object(parts, collected)
     collected.clear()
