@@ -7,10 +7,8 @@ of 4 × 4 pixels its 25.2, 44.1 and 23.8 million of transformers.
 
 from __future__ import annotations
 
-import hashlib
-import json
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass, replace
+from dataclasses import dataclass, replace
 from typing import Literal
 
 import torch
@@ -89,9 +87,8 @@ class Case:
     rate_scale: float = 1.0
 
     @property
-    def name(self) -> str:
-        mark = hashlib.sha256(json.dumps(asdict(self), sort_keys=True).encode()).hexdigest()[:8]
-        return f"{self.family}-{self.variant}-seed{self.recipe.seed}-{mark}"
+    def title(self) -> str:
+        return f"{self.family}-{self.variant}-seed{self.recipe.seed}"
 
 
 def data_of(case: Case) -> Data:

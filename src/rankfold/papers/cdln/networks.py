@@ -5,21 +5,18 @@ Its times are headed "99 % test accuracy" beside test accuracies of 90 %: traini
 
 from __future__ import annotations
 
-import json
 import time
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pandas as pd
 import torch
-from joblib import Parallel, delayed
 from matplotlib.figure import Figure
 from torch import Tensor, nn
 from torch.utils.flop_counter import FlopCounterMode
 
-from rankfold.files import write_atomically
 from rankfold.induce import fold_
 from rankfold.papers import quick
 from rankfold.papers.cdln.families import FAMILIES, VARIANTS, Case, Published, build, data_of
@@ -27,6 +24,7 @@ from rankfold.papers.request import TRAINING, Request
 from rankfold.papers.runs import device
 from rankfold.papers.writing import Outcome, band, panels
 from rankfold.pipeline import Tell
+from rankfold.run.cells import Kept, run_cells
 from rankfold.train import Progress, evaluate, fit
 
 REACHED = 0.99  # training accuracy
@@ -67,7 +65,10 @@ def _reproduce(family: str, request: Request, directory: Path, tell: Tell) -> Ou
         for seed in asked.seeds or ()
         for variant in asked.models or ()
     ]
-    runs = pd.DataFrame(_all(cases, directory / "runs", asked.jobs, tell))
+    kept = Kept(_train, directory / "runs", pattern="{}.json", words=_said)
+    found = run_cells(cases, kept, asked.jobs, what="trainings", progress=tell.progress, say=tell.say)
+    own = ("case", "cpu_seconds", "wall_seconds")  # of the cell; those of the first release have none
+    runs = pd.DataFrame(found).drop(columns=list(own), errors="ignore")
     curves = {variant: list(runs[runs.variant == variant].curve) for variant in asked.models or ()}
     table = summary(runs, kind.published)
     size = len(data_of(cases[0]).train)
@@ -81,32 +82,12 @@ def _reproduce(family: str, request: Request, directory: Path, tell: Tell) -> Ou
     )
 
 
-def _all(cases: list[Case], directory: Path, jobs: int, tell: Tell) -> list[dict[str, Any]]:
-    waiting = [case for case in cases if not (directory / f"{case.name}.json").exists()]
-    if len(waiting) < len(cases):
-        tell.say(f"{len(cases) - len(waiting)} of {len(cases)} trainings are read back from {directory}")
-    if jobs == 1:
-        for number, case in enumerate(waiting):
-            found = _train(case, directory, tell)
-            tell.say(f"{number + 1} of {len(waiting)}, {case.name}: test {100 * found['test']:.2f} %, {_when(found)}")
-    elif waiting:
-        done = Parallel(n_jobs=jobs, return_as="generator_unordered")(
-            delayed(_train)(case, directory, Tell()) for case in waiting
-        )
-        for number, found in enumerate(done, start=1):
-            tell.say(
-                f"{number} of {len(waiting)}, {found['variant']}: test {100 * found['test']:.2f} %, {_when(found)}"
-            )
-    return [json.loads((directory / f"{case.name}.json").read_text(encoding="utf-8")) for case in cases]
+def _said(found: dict[str, Any]) -> str:
+    when = "never reached" if found["seconds"] is None else f"after {found['seconds']:.1f} s"
+    return f"test {100 * found['test']:.2f} %, {100 * REACHED:g} % of the training images {when}"
 
 
-def _when(found: dict[str, Any]) -> str:
-    if found["seconds"] is None:
-        return f"{100 * REACHED:g} % of the training images never reached"
-    return f"{100 * REACHED:g} % of the training images after {found['seconds']:.1f} s"
-
-
-def _train(case: Case, directory: Path, tell: Tell) -> dict[str, Any]:
+def _train(case: Case, place: Path, progress: Callable[[str, int, int], None]) -> dict[str, Any]:
     torch.set_num_threads(1)
     data = data_of(case)
     network = build(case, data).to(device())
@@ -116,19 +97,19 @@ def _train(case: Case, directory: Path, tell: Tell) -> dict[str, Any]:
     curve: list[tuple[float, float, float]] = []  # seconds, training and validation accuracy
     clock = time.perf_counter if device().type == "cuda" else time.process_time
     began = clock()
-    told = Tell(tell.progress).training(case.name)
+    told = Tell(progress).training(case.title)
 
-    def watch(progress: Progress) -> None:
-        if progress.finished is not None:
-            record = progress.finished
+    def watch(now: Progress) -> None:
+        if now.finished is not None:
+            record = now.finished
             curve.append((clock() - began, record.train_accuracy, record.validation_accuracy or 0.0))
-        told(progress)
+        told(now)
 
     watched = data.validation.take(min(WATCHED, len(data.validation)), torch.Generator().manual_seed(0))
     fit(network, data.train, watched, case.recipe, progress=watch)
     fold_(network)
     reached = next((seconds for seconds, accuracy, _ in curve if accuracy >= REACHED), None)
-    found = {
+    return {
         "variant": case.variant,
         "seed": case.recipe.seed,
         "test": evaluate(network, data.test, role="test").accuracy,
@@ -139,8 +120,6 @@ def _train(case: Case, directory: Path, tell: Tell) -> dict[str, Any]:
         **costs,
         "curve": curve,
     }
-    write_atomically(directory / f"{case.name}.json", (json.dumps(found) + "\n").encode())
-    return found
 
 
 def training_costs(network: nn.Module, inputs: Tensor, moments: int = 2) -> dict[str, int]:

@@ -15,7 +15,9 @@ from rankfold.collapse.losses import vectors
 from rankfold.papers.collapse.descent import chain_network
 from rankfold.papers.recorded import fit_recorded
 from rankfold.papers.request import Request
+from rankfold.pipeline import Tell
 from rankfold.record import SpectrumRecorder
+from rankfold.run.cells import Progress
 from rankfold.train import Recipe, evaluate
 from rankfold.zoo import Data, Split, load_data
 
@@ -113,13 +115,16 @@ def network(case: Case, inputs: int, classes: int) -> nn.Sequential:
     return chain_network(widths, "tanh", bias=True, seed=case.seed).float()
 
 
-def train(case: Case, place: Path) -> dict[str, Any]:
+def train(case: Case, place: Path, progress: Progress) -> dict[str, Any]:
     """Train, record every ``every`` epochs, and look closely at the end. Resumable inside ``place``."""
     data = flat(case)
     classes = int(data.classes or 10)
     model = network(case, data.train.inputs.shape[1], classes)
     probe = CollapseProbe(data.train, samples=_PROBED, decay=2 * case.decay)
-    history, recorder = fit_recorded(model, data.train, None, recipe(case), place, every=case.every, probe=probe)
+    told = Tell(progress).training(case.title)
+    history, recorder = fit_recorded(
+        model, data.train, None, recipe(case), place, every=case.every, probe=probe, progress=told
+    )
     frame, tails = recorder.frame(1e-2), _tails(recorder)
     return {
         "frame": frame.astype(object).where(frame.notna(), None).to_dict("records"),

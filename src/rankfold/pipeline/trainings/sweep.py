@@ -4,8 +4,7 @@ from __future__ import annotations
 
 import itertools
 import json
-import threading
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
@@ -22,10 +21,7 @@ from rankfold.pipeline.trainings.rundir import FREE, TrainResult, finished
 from rankfold.pipeline.trainings.selection import SELECTED, selection
 from rankfold.pipeline.trainings.training import train
 from rankfold.report.quantities import percent
-from rankfold.train.errors import one_line
-
-# Runs draw from the random state of their process: in one process (Dask workers of several threads) one at a time.
-_ALONE = threading.Lock()
+from rankfold.run.cells import Progress, run_cells
 
 
 @dataclass(frozen=True)
@@ -97,29 +93,15 @@ def sweep(
 
     Finished runs are read back and others resumed, so that the same call goes on after an interruption. A run that
     fails is a row with its reason, and is tried again by the next call. Writes `sweep.csv` (a line for each run) and
-    `sweep.json` into `asked.out`. Dask workers must see the same files under the same paths. Raises ConfigError
+    `sweep.json` into `asked.out`. Dask workers must see the same files under the same paths. Raises ValueError
     where no scheduler answers.
     """
-    tell = tell or Tell()
-    outcomes: dict[int, TrainResult | str] = {}
-    for index, config in enumerate(asked.runs):
-        with suppress(ConfigError):  # a damaged result: what is to be done is said in its row
-            done = None if restart else finished(config)
-            if done is not None:
-                outcomes[index] = done
-    if outcomes:
-        tell.say(f"{len(outcomes)} of {len(asked.runs)} runs are finished already")
-    todo = [
-        (i, c.to_dict() | {"out": str(Path(c.out).absolute())}) for i, c in enumerate(asked.runs) if i not in outcomes
-    ]
-    tell.progress("runs", len(outcomes), len(asked.runs))
-    running = _local(todo, asked.jobs, restart) if scheduler is None else _on_dask(todo, scheduler, restart)
-    for index, outcome in running:
-        outcomes[index] = outcome
-        name = Path(asked.runs[index].out).name
-        tell.say(f"{len(outcomes)} of {len(asked.runs)}: {name}: {_said(outcome)}")
-        tell.progress("runs", len(outcomes), len(asked.runs))
-    runs = pd.DataFrame([_row(asked, config, outcomes[index]) for index, config in enumerate(asked.runs)])
+    tell, runner = tell or Tell(), _Runs(Path.cwd(), restart)
+    outcomes = run_cells(
+        asked.runs, runner, asked.jobs, what="runs", scheduler=scheduler, failed=str, progress=tell.progress,
+        say=tell.say,
+    )  # fmt: skip
+    runs = pd.DataFrame([_row(asked, *each) for each in zip(asked.runs, outcomes, strict=True)])
     table = selection(runs, list(asked.grid))
     keys = [key for key in asked.grid if key != "seed"]
     chosen = runs.merge(table[[*keys, "selected"]], on=keys, how="left") if keys else runs.assign(selected=True)
@@ -130,48 +112,32 @@ def sweep(
     return result
 
 
-def train_one(values: Mapping[str, Any], restart: bool) -> TrainResult | str:
-    """One run in whatever process this is: its result, or in a line why it failed."""
-    with _ALONE:
-        try:
-            return train(parse(values), restart=restart)
-        except Exception as error:
-            return one_line(error)
+@dataclass(frozen=True)
+class _Runs:
+    """Each run in the directory that its configuration names, seen from ``here``."""
 
+    here: Path
+    restart: bool
 
-def _indexed(index: int, values: Mapping[str, Any], restart: bool) -> tuple[int, TrainResult | str]:
-    return index, train_one(values, restart)
+    def name(self, config: TrainConfig) -> str:
+        return config.out
 
+    def read(self, config: TrainConfig) -> TrainResult | str | None:
+        with suppress(ConfigError):  # a damaged result: what is to be done is said in its row
+            return None if self.restart else finished(self._seen(config))
+        return None
 
-Todo = Sequence[tuple[int, dict[str, Any]]]
+    def do(self, config: TrainConfig, progress: Progress) -> TrainResult | str:
+        return train(self._seen(config), restart=self.restart, tell=Tell(progress))
 
+    def said(self, config: TrainConfig, result: TrainResult | str) -> str:
+        if isinstance(result, str):
+            return result
+        odd = "" if result.warning is None else f" (warning: {result.warning})"
+        return f"validation {percent(result.validation_accuracy, 2)}, {result.seconds:.1f} s{odd}"
 
-def _local(todo: Todo, jobs: int, restart: bool) -> Iterator[tuple[int, TrainResult | str]]:
-    left = dict(todo)
-    pool = joblib.Parallel(n_jobs=min(jobs, max(len(todo), 1)), return_as="generator_unordered")
-    try:
-        for index, outcome in pool(joblib.delayed(_indexed)(index, values, restart) for index, values in todo):
-            del left[index]
-            yield index, outcome
-    except joblib.externals.loky.process_executor.TerminatedWorkerError:
-        for index in left:
-            yield index, "its process was killed, perhaps for want of memory: fewer jobs; the same command goes on"
-
-
-def _on_dask(todo: Todo, scheduler: str, restart: bool) -> Iterator[tuple[int, TrainResult | str]]:
-    try:
-        from distributed import Client, as_completed
-    except ImportError:
-        raise ConfigError("--scheduler needs the package distributed: pip install 'rankfold[dask]'") from None
-    try:
-        client = Client(scheduler, timeout=10)
-    except (OSError, ValueError) as error:
-        raise ConfigError(f"--scheduler {scheduler}: no Dask scheduler answers there ({error})") from None
-    with client:
-        futures = {client.submit(train_one, values, restart, pure=False): index for index, values in todo}
-        for future in as_completed(futures):
-            failure = future.exception()  # a worker that died; what a run raises is its outcome
-            yield futures[future], future.result() if failure is None else f"{type(failure).__name__}: {failure}"
+    def _seen(self, config: TrainConfig) -> TrainConfig:
+        return config.model_copy(update={"out": str(self.here / config.out)})
 
 
 def _row(asked: Sweep, config: TrainConfig, outcome: TrainResult | str) -> dict[str, Any]:
@@ -184,13 +150,6 @@ def _row(asked: Sweep, config: TrainConfig, outcome: TrainResult | str) -> dict[
 
 
 _FIGURES = ("validation_accuracy", "validation_loss", "best_epoch", "test_accuracy", "seconds")
-
-
-def _said(outcome: TrainResult | str) -> str:
-    if isinstance(outcome, str):
-        return f"failed: {outcome}"
-    odd = "" if outcome.warning is None else f" (warning: {outcome.warning})"
-    return f"validation {percent(outcome.validation_accuracy, 2)}, {outcome.seconds:.1f} s{odd}"
 
 
 def _cell(value: Any) -> Any:

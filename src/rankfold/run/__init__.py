@@ -1,0 +1,1 @@
+"""What all long work shares: cells that are run once and read back."""

@@ -1,0 +1,303 @@
+"""One runner of cells: each is done once, several at a time, and read back where it is finished."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import math
+import os
+import signal
+import socket
+import threading
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from concurrent.futures import FIRST_COMPLETED, BrokenExecutor, Executor, wait
+from contextlib import contextmanager, suppress
+from dataclasses import asdict, dataclass, field
+from functools import partial
+from pathlib import Path
+from secrets import token_hex
+from typing import Any, Protocol, TypeVar
+
+import joblib
+from joblib.externals.loky import ProcessPoolExecutor
+
+from rankfold.files import write_atomically
+
+Progress = Callable[[str, int, int], None]  # (what, done, total)
+Cell = TypeVar("Cell")
+Given = TypeVar("Given", contravariant=True)
+Result = TypeVar("Result")
+# Cells draw from the random state of their process: where one has several threads (Dask), one at a time.
+_ALONE = threading.RLock()
+_THREADS = ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS")
+_LOOK = 0.2  # seconds between looks at what the workers say, and at whether their parent lives
+_KILLED = "its process was killed, perhaps for want of memory: fewer jobs; the same command goes on"
+
+
+class Work(Protocol[Given, Result]):
+    """What is done to a cell, and where it is kept. It is pickled, and so are the cells and the results."""
+
+    def name(self, cell: Given, /) -> str:
+        """By which a cell is known: cells of one name are one cell."""
+
+    def read(self, cell: Given, /) -> Result | None:
+        """The finished result, None where there is none. ``ValueError`` for a damaged one."""
+
+    def do(self, cell: Given, progress: Progress, /) -> Result:
+        """In whatever process this is: leave the result where ``read`` finds it, whole, and return it."""
+
+    def said(self, cell: Given, result: Result, /) -> str:
+        """What was reached, in a few words; "" where there is nothing to say."""
+
+
+@dataclass(frozen=True)
+class Failed:
+    """In place of a result: why there is none, in one line."""
+
+    sentence: str
+
+
+def _silent(*told: Any) -> None:
+    """Nobody listens."""
+
+
+def run_cells(
+    cells: Sequence[Cell],
+    work: Work[Cell, Result],
+    jobs: int = 1,
+    *,
+    what: str = "cells",
+    scheduler: str | None = None,
+    failed: Callable[[str], Result] | None = None,
+    progress: Progress = _silent,
+    say: Callable[[str], None] = _silent,
+) -> list[Result]:
+    """The result of every cell, in the order given; finished ones are read back, each of the others is done once.
+
+    ``jobs``: 1 does them in this process, with the threads it has; more in so many processes of one thread each (-1:
+    one for each core), which end when this process does, however it ends (but on Windows, where they are left behind if
+    it is killed). With a ``scheduler``, the address of a Dask scheduler, its workers do them instead, which must see
+    the same files under the same paths. An interruption loses only the cells at work. ``failed``: what stands in the
+    place of a cell that fails or whose process is killed, made of a line that says why; the others go on, and the next
+    call tries it again. Without ``failed`` the first error is raised (``RuntimeError`` for a killed process); what is
+    finished stays. ``what``: how cells are called in sentences. ``progress`` is told of the cells, and of what happens
+    inside one of them (not of those on Dask); ``say`` each result in a sentence. Raises ``ValueError`` for two
+    different cells of one name, for a damaged result, and where no scheduler answers.
+    """
+    names = [work.name(cell) for cell in cells]
+    waiting: dict[str, Cell] = {}
+    for name, cell in zip(names, cells, strict=True):
+        if waiting.setdefault(name, cell) != cell:
+            raise ValueError(f"two different {what} have the name {name}: {waiting[name]} and {cell}")
+    total = len(waiting)
+    results = {name: found for name, cell in waiting.items() if (found := work.read(cell)) is not None}
+    if results:
+        say(f"{len(results)} of {total} {what} are finished already")
+    named = {name: waiting.pop(name) for name in results} | waiting
+    progress(what, len(results), total)
+    for name, outcome in _outcomes(waiting, work, joblib.effective_n_jobs(jobs), scheduler, failed is None, progress):
+        if not isinstance(outcome, Failed):
+            results[name], words = outcome, work.said(named[name], outcome)
+        elif failed is not None:
+            results[name], words = failed(outcome.sentence), f"failed: {outcome.sentence}"
+        else:
+            raise RuntimeError(f"{name}: {outcome.sentence}")
+        if words:
+            say(f"{len(results)} of {total}: {Path(name).name}: {words}")
+        progress(what, len(results), total)
+    return [results[name] for name in names]
+
+
+Outcomes = Iterator[tuple[str, Result | Failed]]
+
+
+def _outcomes(
+    left: dict[str, Cell], work: Work[Cell, Any], jobs: int, scheduler: str | None, strict: bool, progress: Progress
+) -> Outcomes[Any]:
+    """(name, outcome) of each cell of ``left``, as it comes; taken from ``left`` then."""
+    if scheduler is None and jobs == 1:
+        for name in list(left):
+            yield name, _done(work, left.pop(name), strict, progress)
+        return
+    yield from _pooled(left, list(left), work, jobs, scheduler, strict, progress)
+    while left:  # a process was killed. The cell that it was at is one of the first that are left: each again, alone
+        for name in list(left)[:jobs]:
+            yield from _pooled(left, [name], work, 1, scheduler, strict, progress)
+            if name in left:
+                del left[name]
+                yield name, Failed(_KILLED)
+        yield from _pooled(left, list(left), work, jobs, scheduler, strict, progress)
+
+
+def _pooled(
+    left: dict[str, Cell],
+    names: Sequence[str],
+    work: Work[Cell, Any],
+    jobs: int,
+    scheduler: str | None,
+    strict: bool,
+    progress: Progress,
+) -> Outcomes[Any]:
+    """Cells of these names in other processes; those whose process was killed stay in ``left``."""
+    with _ear() as (hear, speaker), _pool(min(jobs, len(names)), scheduler) as pool:
+        futures = {pool.submit(_done, work, left[name], strict, speaker(name)): name for name in names}
+        while futures:
+            finished, _ = wait(futures, _LOOK, FIRST_COMPLETED)
+            for told in hear(left):
+                progress(*told)
+            for future in finished:
+                name, failure = futures.pop(future), future.exception()
+                if isinstance(failure, BrokenExecutor):
+                    continue
+                if failure is not None and strict:
+                    raise failure
+                del left[name]
+                yield name, future.result() if failure is None else Failed(_one_line(failure))
+
+
+def _done(work: Work[Cell, Result], cell: Cell, strict: bool, progress: Progress) -> Result | Failed:
+    """One cell, in this process; read back if another process finished it meanwhile."""
+    try:
+        with _ALONE:
+            found = work.read(cell)
+            return work.do(cell, progress) if found is None else found
+    except Exception as error:
+        if strict:
+            raise
+        return Failed(_one_line(error))
+
+
+def _one_line(error: BaseException) -> str:
+    text = " ".join(str(error).split())
+    return text if isinstance(error, ValueError | OSError) and text else f"{type(error).__name__}: {text}"
+
+
+@contextmanager
+def _pool(jobs: int, scheduler: str | None) -> Iterator[Executor]:
+    if scheduler is None:
+        threads = dict.fromkeys(_THREADS, "1")
+        pool = ProcessPoolExecutor(jobs, initializer=_begin, initargs=(os.getpid(),), env=threads)
+        try:
+            yield pool
+        finally:
+            pool.shutdown(kill_workers=True)
+        return
+    try:
+        from distributed import Client
+    except ImportError:
+        raise ValueError("a Dask scheduler needs the package distributed: pip install 'rankfold[dask]'") from None
+    try:
+        client = Client(scheduler, timeout=10)
+    except (OSError, ValueError) as error:
+        raise ValueError(f"no Dask scheduler answers at {scheduler} ({error})") from None
+    with client:
+        yield client.get_executor(pure=False)
+
+
+def _begin(parent: int) -> None:
+    """A worker leaves interruptions to its parent, and ends with it."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    threading.Thread(target=_end_with, args=(parent,), daemon=True).start()
+
+
+def _end_with(parent: int) -> None:
+    while os.getppid() == parent:
+        time.sleep(_LOOK)
+    os._exit(1)
+
+
+@contextmanager
+def _ear() -> Iterator[tuple[Callable[[Mapping[str, Any]], list[Any]], Callable[[str], Progress]]]:
+    """(the last that was said of the first cell that is still at work, how one of a name speaks from its process).
+
+    By datagrams of this machine: what is lost is no harm, and nobody waits.
+    """
+    with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as ear:
+        ear.bind(("127.0.0.1", 0))
+        ear.setblocking(False)
+        word, latest = token_hex(8), dict[str, Any]()
+
+        def hear(left: Mapping[str, Any]) -> list[Any]:
+            with suppress(BlockingIOError, ValueError, TypeError):
+                while True:
+                    token, name, *told = json.loads(ear.recv(4096))
+                    if token == word:
+                        latest[name] = told
+            return [latest.pop(name) for name in list(left) if name in latest][:1]
+
+        yield hear, lambda name: partial(_speak, ear.getsockname(), word, name)
+
+
+def _speak(address: tuple[str, int], word: str, name: str, what: str, done: int, total: int) -> None:
+    with suppress(OSError), socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as mouth:
+        mouth.sendto(json.dumps([word, name, what, done, total]).encode(), address)
+
+
+@dataclass(frozen=True)
+class Kept:
+    """``function(cell, place, progress)`` → plain values, kept as JSON in ``directory`` under the name of the cell.
+
+    A cell is a frozen dataclass with a ``title``, whose fields are all that decides its result. ``asked`` goes into the
+    digest beside them: what the function is called, so that experiments may share cells and a directory; by default its
+    module and name. ``pattern``: the file of a name. ``words`` of the values, for people. ``place`` is a directory of
+    the cell's own, for what the function wants to keep. Results hold ``case``, the cell; ``cpu_seconds`` and
+    ``wall_seconds``; numbers that JSON does not know are None.
+    """
+
+    function: Callable[[Any, Path, Progress], Mapping[str, Any]]
+    directory: Path
+    asked: Mapping[str, Any] = field(default_factory=dict)
+    pattern: str = "{}/result.json"
+    words: Callable[[dict[str, Any]], str] = field(default=lambda values: "")
+
+    def name(self, cell: Any) -> str:
+        return named(cell, self.asked)
+
+    def file(self, cell: Any) -> Path:
+        return self.directory.absolute() / self.pattern.format(self.name(cell))
+
+    def read(self, cell: Any) -> dict[str, Any] | None:
+        file = self.file(cell)
+        if not file.exists():
+            return None
+        try:
+            values = json.loads(file.read_text(encoding="utf-8"))
+            other = values.get("case", plain(asdict(cell))) != plain(asdict(cell))
+        except (ValueError, AttributeError) as error:
+            raise ValueError(f"{file} is damaged ({error}): delete it to compute it again") from None
+        if other:
+            raise ValueError(f"{file} holds another cell, {values['case']}: give another directory, or delete it")
+        return values
+
+    def do(self, cell: Any, progress: Progress) -> dict[str, Any]:
+        began, wall = time.process_time(), time.perf_counter()
+        values = self.function(cell, self.directory.absolute() / self.name(cell), progress)
+        times = {"cpu_seconds": time.process_time() - began, "wall_seconds": time.perf_counter() - wall}
+        text = json.dumps(plain({"case": asdict(cell)} | dict(values) | times), indent=1) + "\n"
+        write_atomically(self.file(cell), text.encode())
+        return json.loads(text)
+
+    def said(self, cell: Any, result: dict[str, Any]) -> str:
+        return self.words(result)
+
+
+def named(cell: Any, asked: Mapping[str, Any]) -> str:
+    """Readable, and another one for whatever else was asked differently."""
+    return f"{cell.title}-{mark(dict(asked) | asdict(cell))}"
+
+
+def mark(values: Mapping[str, Any], digits: int = 8) -> str:
+    """The first hexadecimal ``digits`` of a digest of plain values."""
+    return hashlib.sha256(json.dumps(values, sort_keys=True).encode()).hexdigest()[:digits]
+
+
+def plain(value: Any) -> Any:
+    """``value`` as JSON gives it back, numbers that JSON does not know as None."""
+    if isinstance(value, float) and not math.isfinite(value):
+        return None
+    if isinstance(value, Mapping):
+        return {str(key): plain(item) for key, item in value.items()}
+    if isinstance(value, list | tuple):
+        return [plain(item) for item in value]
+    return value
