@@ -11,12 +11,13 @@ import pytest
 import torch
 from commands import failed, rankfold
 
-from rankfold.papers import EXPERIMENTS, grid
+from rankfold.papers import EXPERIMENTS
 from rankfold.papers.collapse.bounds import chain_remark, tightness
 from rankfold.papers.collapse.figure_3 import falls
 from rankfold.papers.recorded import fit_recorded
 from rankfold.papers.writing import panels, svg
 from rankfold.record import SpectrumRecorder
+from rankfold.run.cells import Kept
 from rankfold.train import Recipe
 from rankfold.zoo import load_data
 from rankfold.zoo.fcn import FCN
@@ -39,7 +40,7 @@ def test_every_experiment_in_small(name: str, tmp_path: Path, monkeypatch: pytes
     if name.startswith("nrc-"):
         assert any(": 0 violations" in remark for remark in result["remarks"])
     # everything is read back: no cell is computed again
-    monkeypatch.setattr(grid, "_do", None)
+    monkeypatch.setattr(Kept, "do", None)
     again = rankfold("reproduce", name, "--quick", "-o", tmp_path, "--json")
     assert again.exit_code == 0, again.output
     assert json.loads(again.stdout)["tables"] == result["tables"]

@@ -20,7 +20,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from rankfold.run.cells import Failed, Kept, mark, named, run_cells
+from rankfold.run.cells import Failed, Kept, named, run_cells
 
 
 @dataclass(frozen=True)
@@ -160,7 +160,7 @@ def test_a_process_that_is_killed_costs_its_own_cell_only(tmp_path):
     assert "its process was killed" in found[1].sentence
     del cells[1], found[1]
     assert values(found) == expected(cells)
-    with pytest.raises(RuntimeError, match="square2-.*its process was killed"):
+    with pytest.raises(RuntimeError, match=r"square2-.*its process was killed"):
         run([Square(2, "dies")], tmp_path, 2)
 
 

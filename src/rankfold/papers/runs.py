@@ -99,14 +99,25 @@ def build(case: Case) -> nn.Module:
         return resolve(case.model, generator=torch.Generator().manual_seed(seed)).model
 
 
+def given(model: str, weights: Path) -> nn.Module:
+    """The network ``model`` with the ``weights`` of a file, in eval mode."""
+    network = resolve(model).model
+    load_weights(network, weights)
+    return network.eval()
+
+
 def data_of(case: Case) -> Data:
     """The data of ``case``, its training split restricted where that is asked."""
     if not case.data and case.model not in model_names():
         raise ValueError(f"{case.model}: name the data set that belongs to it")
-    data = load_data(case.data or default_data(case.model))
-    if case.train_samples is None or case.train_samples >= len(data.train):
+    return restricted(load_data(case.data or default_data(case.model)), case.train_samples, case.recipe.seed)
+
+
+def restricted(data: Data, samples: int | None, seed: int) -> Data:
+    """``data`` with so many training samples, drawn with ``seed``; all of them where there are no more."""
+    if samples is None or samples >= len(data.train):
         return data
-    part = data.train.take(case.train_samples, torch.Generator().manual_seed(case.recipe.seed))
+    part = data.train.take(samples, torch.Generator().manual_seed(seed))
     return Data(data.name, part, data.validation, data.test, data.classes)
 
 

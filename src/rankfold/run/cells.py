@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import hashlib
 import json
-import math
 import os
 import signal
 import socket
@@ -25,29 +24,26 @@ from joblib.externals.loky import ProcessPoolExecutor
 from rankfold.files import write_atomically
 
 Progress = Callable[[str, int, int], None]  # (what, done, total)
-Cell = TypeVar("Cell")
-Given = TypeVar("Given", contravariant=True)
 Result = TypeVar("Result")
 # Cells draw from the random state of their process: where one has several threads (Dask), one at a time.
 _ALONE = threading.RLock()
-_THREADS = ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS")
 _LOOK = 0.2  # seconds between looks at what the workers say, and at whether their parent lives
 _KILLED = "its process was killed, perhaps for want of memory: fewer jobs; the same command goes on"
 
 
-class Work(Protocol[Given, Result]):
+class Work(Protocol[Result]):
     """What is done to a cell, and where it is kept. It is pickled, and so are the cells and the results."""
 
-    def name(self, cell: Given, /) -> str:
+    def name(self, cell: Any, /) -> str:
         """By which a cell is known: cells of one name are one cell."""
 
-    def read(self, cell: Given, /) -> Result | None:
+    def read(self, cell: Any, /) -> Result | None:
         """The finished result, None where there is none. ``ValueError`` for a damaged one."""
 
-    def do(self, cell: Given, progress: Progress, /) -> Result:
+    def do(self, cell: Any, progress: Progress, /) -> Result:
         """In whatever process this is: leave the result where ``read`` finds it, whole, and return it."""
 
-    def said(self, cell: Given, result: Result, /) -> str:
+    def said(self, cell: Any, result: Result, /) -> str:
         """What was reached, in a few words; "" where there is nothing to say."""
 
 
@@ -63,8 +59,8 @@ def _silent(*told: Any) -> None:
 
 
 def run_cells(
-    cells: Sequence[Cell],
-    work: Work[Cell, Result],
+    cells: Sequence[Any],
+    work: Work[Result],
     jobs: int = 1,
     *,
     what: str = "cells",
@@ -86,7 +82,7 @@ def run_cells(
     different cells of one name, for a damaged result, and where no scheduler answers.
     """
     names = [work.name(cell) for cell in cells]
-    waiting: dict[str, Cell] = {}
+    waiting: dict[str, Any] = {}
     for name, cell in zip(names, cells, strict=True):
         if waiting.setdefault(name, cell) != cell:
             raise ValueError(f"two different {what} have the name {name}: {waiting[name]} and {cell}")
@@ -109,54 +105,46 @@ def run_cells(
     return [results[name] for name in names]
 
 
-Outcomes = Iterator[tuple[str, Result | Failed]]
+Outcomes = Iterator[tuple[str, Any]]  # (name, result or Failed)
 
 
 def _outcomes(
-    left: dict[str, Cell], work: Work[Cell, Any], jobs: int, scheduler: str | None, strict: bool, progress: Progress
-) -> Outcomes[Any]:
-    """(name, outcome) of each cell of ``left``, as it comes; taken from ``left`` then."""
+    left: dict[str, Any], work: Work[Any], jobs: int, scheduler: str | None, strict: bool, progress: Progress
+) -> Outcomes:
+    """Of each cell of ``left``, as it comes; taken from ``left`` then."""
+    do = partial(_done, work, strict)
     if scheduler is None and jobs == 1:
         for name in list(left):
-            yield name, _done(work, left.pop(name), strict, progress)
-        return
-    yield from _pooled(left, list(left), work, jobs, scheduler, strict, progress)
-    while left:  # a process was killed. The cell that it was at is one of the first that are left: each again, alone
-        for name in list(left)[:jobs]:
-            yield from _pooled(left, [name], work, 1, scheduler, strict, progress)
-            if name in left:
-                del left[name]
+            yield name, do(left.pop(name), progress)
+
+    def pooled(names: Sequence[str], jobs: int) -> Outcomes:
+        """Cells of these names in other processes; those whose process was killed stay in ``left``."""
+        with _ear() as (ear, word), _pool(jobs, scheduler) as pool:
+            mouth = partial(_speak, ear.getsockname(), word)
+            futures = {pool.submit(do, left[name], partial(mouth, name)): name for name in names}
+            while futures:
+                finished, _ = wait(futures, _LOOK, FIRST_COMPLETED)
+                heard = _heard(ear, word)
+                for name in [name for name in left if name in heard][:1]:
+                    progress(*heard[name])
+                for future in finished:
+                    name, failure = futures.pop(future), future.exception()
+                    if isinstance(failure, BrokenExecutor):
+                        continue
+                    if failure is not None and strict:
+                        raise failure
+                    del left[name]
+                    yield name, future.result() if failure is None else Failed(_one_line(failure))
+
+    while left:
+        yield from pooled(list(left), min(jobs, len(left)))
+        for name in list(left)[:jobs]:  # a process was killed, at one of the first cells left: each again, alone
+            yield from pooled([name], 1)
+            if left.pop(name, None) is not None:
                 yield name, Failed(_KILLED)
-        yield from _pooled(left, list(left), work, jobs, scheduler, strict, progress)
 
 
-def _pooled(
-    left: dict[str, Cell],
-    names: Sequence[str],
-    work: Work[Cell, Any],
-    jobs: int,
-    scheduler: str | None,
-    strict: bool,
-    progress: Progress,
-) -> Outcomes[Any]:
-    """Cells of these names in other processes; those whose process was killed stay in ``left``."""
-    with _ear() as (hear, speaker), _pool(min(jobs, len(names)), scheduler) as pool:
-        futures = {pool.submit(_done, work, left[name], strict, speaker(name)): name for name in names}
-        while futures:
-            finished, _ = wait(futures, _LOOK, FIRST_COMPLETED)
-            for told in hear(left):
-                progress(*told)
-            for future in finished:
-                name, failure = futures.pop(future), future.exception()
-                if isinstance(failure, BrokenExecutor):
-                    continue
-                if failure is not None and strict:
-                    raise failure
-                del left[name]
-                yield name, future.result() if failure is None else Failed(_one_line(failure))
-
-
-def _done(work: Work[Cell, Result], cell: Cell, strict: bool, progress: Progress) -> Result | Failed:
+def _done(work: Work[Result], strict: bool, cell: Any, progress: Progress) -> Result | Failed:
     """One cell, in this process; read back if another process finished it meanwhile."""
     try:
         with _ALONE:
@@ -176,7 +164,7 @@ def _one_line(error: BaseException) -> str:
 @contextmanager
 def _pool(jobs: int, scheduler: str | None) -> Iterator[Executor]:
     if scheduler is None:
-        threads = dict.fromkeys(_THREADS, "1")
+        threads = dict.fromkeys(("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS"), "1")
         pool = ProcessPoolExecutor(jobs, initializer=_begin, initargs=(os.getpid(),), env=threads)
         try:
             yield pool
@@ -185,10 +173,10 @@ def _pool(jobs: int, scheduler: str | None) -> Iterator[Executor]:
         return
     try:
         from distributed import Client
+
+        client = Client(scheduler, timeout=10)
     except ImportError:
         raise ValueError("a Dask scheduler needs the package distributed: pip install 'rankfold[dask]'") from None
-    try:
-        client = Client(scheduler, timeout=10)
     except (OSError, ValueError) as error:
         raise ValueError(f"no Dask scheduler answers at {scheduler} ({error})") from None
     with client:
@@ -197,41 +185,39 @@ def _pool(jobs: int, scheduler: str | None) -> Iterator[Executor]:
 
 def _begin(parent: int) -> None:
     """A worker leaves interruptions to its parent, and ends with it."""
+
+    def end() -> None:
+        while os.getppid() == parent:
+            time.sleep(_LOOK)
+        os._exit(1)
+
     signal.signal(signal.SIGINT, signal.SIG_IGN)
-    threading.Thread(target=_end_with, args=(parent,), daemon=True).start()
-
-
-def _end_with(parent: int) -> None:
-    while os.getppid() == parent:
-        time.sleep(_LOOK)
-    os._exit(1)
+    threading.Thread(target=end, daemon=True).start()
 
 
 @contextmanager
-def _ear() -> Iterator[tuple[Callable[[Mapping[str, Any]], list[Any]], Callable[[str], Progress]]]:
-    """(the last that was said of the first cell that is still at work, how one of a name speaks from its process).
-
-    By datagrams of this machine: what is lost is no harm, and nobody waits.
-    """
+def _ear() -> Iterator[tuple[socket.socket, str]]:
+    """Where workers of this machine speak to, by datagrams: what is lost is no harm. And a word that others lack."""
     with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as ear:
         ear.bind(("127.0.0.1", 0))
         ear.setblocking(False)
-        word, latest = token_hex(8), dict[str, Any]()
-
-        def hear(left: Mapping[str, Any]) -> list[Any]:
-            with suppress(BlockingIOError, ValueError, TypeError):
-                while True:
-                    token, name, *told = json.loads(ear.recv(4096))
-                    if token == word:
-                        latest[name] = told
-            return [latest.pop(name) for name in list(left) if name in latest][:1]
-
-        yield hear, lambda name: partial(_speak, ear.getsockname(), word, name)
+        yield ear, token_hex(8)
 
 
 def _speak(address: tuple[str, int], word: str, name: str, what: str, done: int, total: int) -> None:
     with suppress(OSError), socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as mouth:
         mouth.sendto(json.dumps([word, name, what, done, total]).encode(), address)
+
+
+def _heard(ear: socket.socket, word: str) -> dict[str, list[Any]]:
+    """What each said last."""
+    heard: dict[str, list[Any]] = {}
+    with suppress(BlockingIOError, ValueError, TypeError):
+        while True:
+            said, name, *told = json.loads(ear.recv(4096))
+            if said == word:
+                heard[name] = told
+    return heard
 
 
 @dataclass(frozen=True)
@@ -274,9 +260,9 @@ class Kept:
         began, wall = time.process_time(), time.perf_counter()
         values = self.function(cell, self.directory.absolute() / self.name(cell), progress)
         times = {"cpu_seconds": time.process_time() - began, "wall_seconds": time.perf_counter() - wall}
-        text = json.dumps(plain({"case": asdict(cell)} | dict(values) | times), indent=1) + "\n"
-        write_atomically(self.file(cell), text.encode())
-        return json.loads(text)
+        kept = plain({"case": asdict(cell)} | dict(values) | times)
+        write_atomically(self.file(cell), (json.dumps(kept, indent=1) + "\n").encode())
+        return kept
 
     def said(self, cell: Any, result: dict[str, Any]) -> str:
         return self.words(result)
@@ -287,17 +273,11 @@ def named(cell: Any, asked: Mapping[str, Any]) -> str:
     return f"{cell.title}-{mark(dict(asked) | asdict(cell))}"
 
 
-def mark(values: Mapping[str, Any], digits: int = 8) -> str:
+def mark(values: Any, digits: int = 8) -> str:
     """The first hexadecimal ``digits`` of a digest of plain values."""
     return hashlib.sha256(json.dumps(values, sort_keys=True).encode()).hexdigest()[:digits]
 
 
 def plain(value: Any) -> Any:
     """``value`` as JSON gives it back, numbers that JSON does not know as None."""
-    if isinstance(value, float) and not math.isfinite(value):
-        return None
-    if isinstance(value, Mapping):
-        return {str(key): plain(item) for key, item in value.items()}
-    if isinstance(value, list | tuple):
-        return [plain(item) for item in value]
-    return value
+    return json.loads(json.dumps(value), parse_constant=lambda name: None)

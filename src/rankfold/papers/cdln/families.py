@@ -16,7 +16,7 @@ from torch import nn
 
 from rankfold.induce import cdln_, overparametrize_
 from rankfold.train import Recipe
-from rankfold.zoo import Data, load_data
+from rankfold.zoo import Data
 from rankfold.zoo.fcn import FCN
 from rankfold.zoo.vit import ViT
 
@@ -89,15 +89,6 @@ class Case:
     @property
     def title(self) -> str:
         return f"{self.family}-{self.variant}-seed{self.recipe.seed}"
-
-
-def data_of(case: Case) -> Data:
-    """The data of ``case``, its training split restricted where that is asked."""
-    data = load_data(case.data)
-    if case.train_samples is None or case.train_samples >= len(data.train):
-        return data
-    part = data.train.take(case.train_samples, torch.Generator().manual_seed(case.recipe.seed))
-    return Data(data.name, part, data.validation, data.test, data.classes)
 
 
 def build(case: Case, data: Data) -> nn.Module:

@@ -8,6 +8,7 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Mapping
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -19,29 +20,20 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from rankfold.induce import fold_
 from rankfold.papers import quick
-from rankfold.papers.cdln.families import FAMILIES, VARIANTS, Case, Published, build, data_of
+from rankfold.papers.cdln.families import FAMILIES, VARIANTS, Case, Published, build
 from rankfold.papers.request import TRAINING, Request
-from rankfold.papers.runs import device
+from rankfold.papers.runs import device, restricted
 from rankfold.papers.writing import Outcome, band, panels
 from rankfold.pipeline import Tell
 from rankfold.run.cells import Kept, run_cells
 from rankfold.train import Progress, evaluate, fit
+from rankfold.zoo import load_data
 
 REACHED = 0.99  # training accuracy
 WATCHED = 1000  # validation images after each epoch: all 5,000 would take as long as a short epoch
 TITLES = {"plain": "Original", "dln": "DLN", "c-dln": "C-DLN", "c-dln-gradient": "C-DLN, gradient"}
 FULL = Request(models=VARIANTS, seeds=(0, 1, 2, 3, 4))
 QUICK = Request(models=VARIANTS, seeds=(0, 1))
-
-
-def mlp(request: Request, directory: Path, tell: Tell) -> Outcome:
-    """Four matrices of width 784 on FashionMNIST."""
-    return _reproduce("mlp", request, directory, tell)
-
-
-def vit(request: Request, directory: Path, tell: Tell) -> Outcome:
-    """Six blocks of width 512 on CIFAR-10: for a GPU."""
-    return _reproduce("vit", request, directory, tell)
 
 
 def _reproduce(family: str, request: Request, directory: Path, tell: Tell) -> Outcome:
@@ -71,7 +63,7 @@ def _reproduce(family: str, request: Request, directory: Path, tell: Tell) -> Ou
     runs = pd.DataFrame(found).drop(columns=list(own), errors="ignore")
     curves = {variant: list(runs[runs.variant == variant].curve) for variant in asked.models or ()}
     table = summary(runs, kind.published)
-    size = len(data_of(cases[0]).train)
+    size = len(restricted(load_data(source), asked.train_samples, 0).train)
     return Outcome(
         f"C-DLN, table 1: {kind.title} on {source}, {size} training images, {asked.setting} setting, {base.epochs} "
         "epochs",
@@ -82,6 +74,10 @@ def _reproduce(family: str, request: Request, directory: Path, tell: Tell) -> Ou
     )
 
 
+mlp = partial(_reproduce, "mlp")  # four matrices of width 784 on FashionMNIST
+vit = partial(_reproduce, "vit")  # six blocks of width 512 on CIFAR-10: for a GPU
+
+
 def _said(found: dict[str, Any]) -> str:
     when = "never reached" if found["seconds"] is None else f"after {found['seconds']:.1f} s"
     return f"test {100 * found['test']:.2f} %, {100 * REACHED:g} % of the training images {when}"
@@ -89,7 +85,7 @@ def _said(found: dict[str, Any]) -> str:
 
 def _train(case: Case, place: Path, progress: Callable[[str, int, int], None]) -> dict[str, Any]:
     torch.set_num_threads(1)
-    data = data_of(case)
+    data = restricted(load_data(case.data), case.train_samples, case.recipe.seed)
     network = build(case, data).to(device())
     batch = next(iter(data.train.batches(case.recipe.batch_size)))
     moments = 2 if case.recipe.optimizer != "sgd" else int(case.recipe.momentum > 0)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, Literal
@@ -192,6 +192,11 @@ def train_all(cases: Sequence[Case], directory: Path, jobs: int, tell: Tell) -> 
     """Every network trained, or read back from ``directory``; several at a time where ``jobs`` says so."""
     found = computed(cases, train, "recover_networks.train", directory, jobs, tell, _reason)
     return [_read(value) for value in found]
+
+
+def train_named(cases: Mapping[str, Case], directory: Path, jobs: int, tell: Tell) -> dict[str, Trained]:
+    """``train_all`` of cases by name."""
+    return dict(zip(cases, train_all(list(cases.values()), directory, jobs, tell), strict=True))
 
 
 def _reason(value: dict[str, Any]) -> str:

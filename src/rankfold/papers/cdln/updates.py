@@ -20,7 +20,7 @@ from torch import nn
 from rankfold.papers import quick
 from rankfold.papers.recorded import fit_recorded
 from rankfold.papers.request import FIXED, Request
-from rankfold.papers.runs import computed, device, short
+from rankfold.papers.runs import computed, device, restricted, short
 from rankfold.papers.writing import COLOURS, Outcome, panels
 from rankfold.pipeline import Tell
 from rankfold.run.cells import Progress
@@ -120,10 +120,8 @@ def deep_linear(widths: Sequence[int]) -> nn.Sequential:
 
 def train(case: Case, place: Path, progress: Progress) -> dict[str, Any]:
     """Train and record; the site is the one before the last."""
-    data = load_data(case.data)
+    data = restricted(load_data(case.data), case.images, case.seed)
     images = data.train
-    if case.images is not None and case.images < len(images):
-        images = images.take(case.images, torch.Generator().manual_seed(case.seed))
     network = build(case, data).to(device())
     base = SGD if case.network in ON_MNIST else VIT if isinstance(network, ViT) else VGG
     recipe = replace(
