@@ -45,7 +45,9 @@ def square(cell: Square, place: Path, progress: Callable[[str, int, int], None])
             progress(cell.title, step, 4)
             time.sleep(0.3)
     if cell.mood == "raises":
-        raise RuntimeError(f"no square\nof {cell.number}")
+        raise ValueError(f"no square\nof {cell.number}")
+    if cell.mood == "stuck":
+        time.sleep(100)
     if cell.mood == "dies":
         os.kill(os.getpid(), signal.SIGKILL)
     return {"square": cell.number**2, "third": cell.number / 3, "nothing": float("nan")}
@@ -119,6 +121,23 @@ def test_processes_compute_what_one_computes_and_are_heard(tmp_path):
     assert said == []
 
 
+def test_a_worker_has_one_thread(tmp_path, monkeypatch):
+    monkeypatch.setenv("OMP_NUM_THREADS", "3")
+    found = run_cells([Square(1), Square(2)], Kept(threads, tmp_path), 2)
+    assert [one["threads"] for one in found] == ["1", "1"]
+
+
+def threads(cell: Square, place: Path, progress: Callable[[str, int, int], None]) -> dict[str, Any]:
+    return {"threads": os.environ.get("OMP_NUM_THREADS")}
+
+
+def test_what_another_has_finished_meanwhile_is_read_back(tmp_path):
+    cells = [Square(1), Square(2)]
+    found = run(cells, tmp_path, progress=lambda *told: run(cells, tmp_path))  # after the first look, before the work
+    assert values(found) == expected(cells)
+    assert set(calls(tmp_path).values()) == {1}
+
+
 def test_dask_computes_what_one_process_computes(tmp_path):
     from distributed import LocalCluster
 
@@ -127,9 +146,9 @@ def test_dask_computes_what_one_process_computes(tmp_path):
         n_workers=1, threads_per_worker=2, processes=False, dashboard_address=None, protocol="inproc"
     ) as cluster:
         found = run(cells, tmp_path, scheduler=cluster.scheduler_address, failed=Failed)
-        with pytest.raises(RuntimeError, match="no square"):
+        with pytest.raises(ValueError, match="no square"):
             run(cells, tmp_path, scheduler=cluster.scheduler_address)
-    assert found[1] == Failed("RuntimeError: no square of 2")
+    assert found[1] == Failed("no square of 2")
     assert values([found[0], found[2]]) == expected([cells[0], cells[2]])
     with pytest.raises(ValueError, match="no Dask scheduler answers at nonsense://nowhere"):
         run(cells, tmp_path, scheduler="nonsense://nowhere")
@@ -143,14 +162,22 @@ def test_a_cell_that_fails_is_a_row_and_the_others_go_on(tmp_path, jobs):
     cells = [Square(1), Square(2, "raises"), Square(3)]
     said: list[str] = []
     found = run(cells, tmp_path, jobs, failed=Failed, say=said.append)
-    assert found[1] == Failed("RuntimeError: no square of 2")
+    assert found[1] == Failed("no square of 2")
     assert values([found[0], found[2]]) == expected([cells[0], cells[2]])
     (line,) = said
-    assert line.endswith(": failed: RuntimeError: no square of 2")
-    with pytest.raises(RuntimeError, match="no square"):
+    assert line.endswith(": failed: no square of 2")
+    with pytest.raises(ValueError, match="no square"):
         run(cells, tmp_path, jobs)
     assert max(calls(tmp_path).values()) == 2  # tried again, it alone
     assert calls(tmp_path).total() == 4
+
+
+def test_an_error_that_is_raised_ends_the_cells_at_work(tmp_path):
+    with pytest.raises(ValueError, match="no square"):
+        run([Square(1, "stuck"), Square(2), Square(3, "raises")], tmp_path, 2)
+    until(lambda: not any(map(lives, workers(tmp_path))), 10)
+    assert run([Square(2)], tmp_path)
+    assert calls(tmp_path).total() == 3
 
 
 def test_a_process_that_is_killed_costs_its_own_cell_only(tmp_path):
@@ -174,6 +201,8 @@ def test_experiments_in_one_directory_do_not_read_each_others_cells(tmp_path, ch
     run([Square(1, "other")], tmp_path)
     assert set(calls(tmp_path).values()) == {1}
     assert len(calls(tmp_path)) == 3
+    assert "threads" in run_cells([Square(1)], Kept(threads, tmp_path))[0]
+    assert "square" in run_cells([Square(1)], Kept(square, tmp_path))[0]
 
 
 def test_a_file_of_another_cell_or_a_damaged_one_is_named_and_never_read(tmp_path):
@@ -214,11 +243,12 @@ run([Square(number, "slow") for number in range(5)], Path(sys.argv[1]), int(sys.
 """
 
 
-def started(directory: Path, jobs: int) -> subprocess.Popen[bytes]:
+def started(directory: Path, jobs: int) -> subprocess.Popen[str]:
     here = Path(__file__).parent
     path = os.pathsep.join([str(here), *sys.path])
     command = [sys.executable, "-c", SCRIPT, str(directory), str(jobs)]
-    return subprocess.Popen(command, env=os.environ | {"PYTHONPATH": path}, stderr=subprocess.DEVNULL)
+    environment = os.environ | {"PYTHONPATH": path}
+    return subprocess.Popen(command, env=environment, stderr=subprocess.PIPE, text=True, start_new_session=True)
 
 
 def until(condition: Callable[[], object], seconds: float = 60) -> None:
@@ -235,6 +265,10 @@ def lives(pid: int) -> bool:
         return False
 
 
+def workers(directory: Path) -> list[int]:
+    return [int(pid) for file in directory.glob("*/calls") for pid in file.read_text().split()]
+
+
 def finished(directory: Path) -> int:
     return len(list(directory.glob("*/result.json")))
 
@@ -248,12 +282,16 @@ def test_after_any_death_nothing_is_left_behind_and_the_same_call_goes_on(tmp_pa
     try:
         until(lambda: finished(tmp_path) > seed % 3)
         time.sleep(seed / 5000)
-        process.send_signal(how)
-        assert process.wait(timeout=30) != 0
+        if how == signal.SIGINT:
+            os.killpg(process.pid, how)  # as a terminal does: to the workers too, which leave it to their parent
+        else:
+            process.kill()
+        said = process.communicate(timeout=30)[1].splitlines()
+        assert process.returncode != 0
+        assert said.count("KeyboardInterrupt") == (how == signal.SIGINT)
     finally:
         process.kill()
-    workers = [int(pid) for file in tmp_path.glob("*/calls") for pid in file.read_text().split()]
-    until(lambda: not any(map(lives, workers)), 10)
+    until(lambda: not any(map(lives, workers(tmp_path))), 10)
     before = finished(tmp_path)
     assert 0 < before <= 5, seed
     first = {file: file.stat().st_mtime_ns for file in tmp_path.glob("*/result.json")}

@@ -233,12 +233,13 @@ class Kept:
 
     function: Callable[[Any, Path, Progress], Mapping[str, Any]]
     directory: Path
-    asked: Mapping[str, Any] = field(default_factory=dict)
+    asked: Mapping[str, Any] | None = None
     pattern: str = "{}/result.json"
     words: Callable[[dict[str, Any]], str] = field(default=lambda values: "")
 
     def name(self, cell: Any) -> str:
-        return named(cell, self.asked)
+        kind = f"{self.function.__module__}.{self.function.__qualname__}"
+        return named(cell, {"kind": kind} if self.asked is None else self.asked)
 
     def file(self, cell: Any) -> Path:
         return self.directory.absolute() / self.pattern.format(self.name(cell))

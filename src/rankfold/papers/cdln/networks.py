@@ -57,7 +57,7 @@ def _reproduce(family: str, request: Request, directory: Path, tell: Tell) -> Ou
         for seed in asked.seeds or ()
         for variant in asked.models or ()
     ]
-    kept = Kept(_train, directory / "runs", pattern="{}.json", words=_said)
+    kept = Kept(_train, directory / "runs", {}, "{}.json", words=_said)
     found = run_cells(cases, kept, asked.jobs, what="trainings", progress=tell.progress, say=tell.say)
     own = ("case", "cpu_seconds", "wall_seconds")  # of the cell; those of the first release have none
     runs = pd.DataFrame(found).drop(columns=list(own), errors="ignore")
