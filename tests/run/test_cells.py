@@ -283,7 +283,7 @@ def test_after_any_death_nothing_is_left_behind_and_the_same_call_goes_on(tmp_pa
         until(lambda: finished(tmp_path) > seed % 3)
         time.sleep(seed / 5000)
         if how == signal.SIGINT:
-            os.killpg(process.pid, how)  # as a terminal does: to the workers too, which leave it to their parent
+            os.killpg(process.pid, how)  # as a terminal does: to the workers too
         else:
             process.kill()
         said = process.communicate(timeout=30)[1].splitlines()

@@ -5,7 +5,6 @@ from __future__ import annotations
 import hashlib
 import json
 import os
-import signal
 import socket
 import threading
 import time
@@ -184,14 +183,13 @@ def _pool(jobs: int, scheduler: str | None) -> Iterator[Executor]:
 
 
 def _begin(parent: int) -> None:
-    """A worker leaves interruptions to its parent, and ends with it."""
+    """A worker ends with its parent."""
 
     def end() -> None:
         while os.getppid() == parent:
             time.sleep(_LOOK)
         os._exit(1)
 
-    signal.signal(signal.SIGINT, signal.SIG_IGN)
     threading.Thread(target=end, daemon=True).start()
 
 
@@ -237,12 +235,15 @@ class Kept:
     pattern: str = "{}/result.json"
     words: Callable[[dict[str, Any]], str] = field(default=lambda values: "")
 
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "directory", self.directory.absolute())  # the same place for every worker
+
     def name(self, cell: Any) -> str:
         kind = f"{self.function.__module__}.{self.function.__qualname__}"
         return named(cell, {"kind": kind} if self.asked is None else self.asked)
 
     def file(self, cell: Any) -> Path:
-        return self.directory.absolute() / self.pattern.format(self.name(cell))
+        return self.directory / self.pattern.format(self.name(cell))
 
     def read(self, cell: Any) -> dict[str, Any] | None:
         file = self.file(cell)
@@ -259,7 +260,7 @@ class Kept:
 
     def do(self, cell: Any, progress: Progress) -> dict[str, Any]:
         began, wall = time.process_time(), time.perf_counter()
-        values = self.function(cell, self.directory.absolute() / self.name(cell), progress)
+        values = self.function(cell, self.directory / self.name(cell), progress)
         times = {"cpu_seconds": time.process_time() - began, "wall_seconds": time.perf_counter() - wall}
         kept = plain({"case": asdict(cell)} | dict(values) | times)
         write_atomically(self.file(cell), (json.dumps(kept, indent=1) + "\n").encode())
