@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 import os
+import signal
 import socket
 import threading
 import time
@@ -183,13 +184,14 @@ def _pool(jobs: int, scheduler: str | None) -> Iterator[Executor]:
 
 
 def _begin(parent: int) -> None:
-    """A worker ends with its parent."""
+    """A worker leaves interruptions to its parent, silently, and ends with it."""
 
     def end() -> None:
         while os.getppid() == parent:
             time.sleep(_LOOK)
         os._exit(1)
 
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
     threading.Thread(target=end, daemon=True).start()
 
 
