@@ -59,8 +59,8 @@ def _reproduce(family: str, request: Request, directory: Path, tell: Tell) -> Ou
     ]
     kept = Kept(_train, directory / "runs", {}, "{}.json", words=_said)
     found = run_cells(cases, kept, asked.jobs, what="trainings", progress=tell.progress, say=tell.say)
-    own = ("case", "cpu_seconds", "wall_seconds")  # of the cell; those of the first release have none
-    runs = pd.DataFrame(found).drop(columns=list(own), errors="ignore")
+    # of the cell, not of the table; cells of the first release have none
+    runs = pd.DataFrame(found).drop(columns=["case", "cpu_seconds", "wall_seconds"], errors="ignore")
     curves = {variant: list(runs[runs.variant == variant].curve) for variant in asked.models or ()}
     table = summary(runs, kind.published)
     size = len(restricted(load_data(source), asked.train_samples, 0).train)

@@ -41,8 +41,7 @@ def reproduce(request: Request, directory: Path, tell: Tell) -> Outcome:
     recipe = _recipe(asked)
     runs, grid = tuned(asked, recipe, data, directory / "runs", tell)
     scope = retention.Scope(fractions=FRACTIONS[::4] if asked.quick else FRACTIONS)
-    retained = {"fcn-10": FCN10_RETAINED}
-    found = retention.measure(runs, data, scope, _both(TABLE_1A), _both(retained), tell)
+    found = retention.measure(runs, data, scope, _both(TABLE_1A), _both({"fcn-10": FCN10_RETAINED}), tell)
     models = asked.models or ()
     return Outcome(
         f"LoRITa, table 1a: fully connected networks on {data.name}, {asked.setting} setting, {recipe.epochs} epochs",
