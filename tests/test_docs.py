@@ -87,7 +87,7 @@ def test_code_of_a_page_runs(
     monkeypatch.chdir(tmp_path)
     names: dict[str, Any] = {"__name__": page.stem}
     for block, expected in runnable(page):
-        code = compile("\n" * (block.line - 1) + block.text, str(page), "exec")
+        code = compile("\n" * (block.line - 1) + block.text, str(page), "exec", dont_inherit=True)
         exec(code, names)
         printed = capsys.readouterr().out
         assert expected is None or printed == expected, f"{page.name}, line {block.line}, printed:\n{printed}"

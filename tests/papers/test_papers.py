@@ -27,10 +27,11 @@ from rankfold.papers.lorita.squeezing import ISVT, OURS, Budget, budgets_of, glo
 from rankfold.papers.lorita.truncation import Point, curve, decomposed, drop_at, needed, ranks_at, retained, truncated
 from rankfold.papers.published import TABLE_2, TABLE_3, Row, Table
 from rankfold.papers.request import Request
-from rankfold.papers.runs import Case, train, train_all
+from rankfold.papers.runs import Case, Trained, train_all
 from rankfold.papers.selection import choose
 from rankfold.papers.writing import against, markdown, records
 from rankfold.pipeline import Tell
+from rankfold.run import cells
 from rankfold.sites import sites
 from rankfold.train import Recipe
 from rankfold.zoo import Split, load_data
@@ -215,15 +216,19 @@ def case() -> Case:
     return Case(quick.FULLY_CONNECTED, 2, TINY, quick.DATA, train_samples=128)
 
 
+def train(one: Case, directory: Path) -> Trained:
+    return train_all([one], directory, 1, Tell())[0]
+
+
 def test_a_training_is_read_back(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    first = train(case(), tmp_path, Tell())
+    first = train(case(), tmp_path)
     assert not list(tmp_path.rglob("checkpoint-*"))
     weights = first.network().state_dict()
     assert set(weights) == set(quick.fcn().state_dict())  # folded
     (tmp_path / case().name / "run.json").unlink()
-    again = train(case(), tmp_path, Tell())
+    again = train(case(), tmp_path)
     assert all(torch.equal(value, weights[name]) for name, value in again.network().state_dict().items())
-    write = runs.write_atomically
+    write = cells.write_atomically
 
     def killed(file: Path, data: bytes) -> None:
         """After the last epoch, before the run is closed."""
@@ -232,21 +237,22 @@ def test_a_training_is_read_back(tmp_path: Path, monkeypatch: pytest.MonkeyPatch
         write(file, data)
 
     with monkeypatch.context() as patched:
-        patched.setattr(runs, "write_atomically", killed)
+        patched.setattr(cells, "write_atomically", killed)
         other = replace(case(), depth=3)
         with pytest.raises(ZeroDivisionError):
-            train(other, tmp_path, Tell())
-    resumed = train(other, tmp_path, Tell())
+            train(other, tmp_path)
+    resumed = train(other, tmp_path)
     assert resumed.epochs == TINY.epochs
     monkeypatch.setattr(runs, "fit", None)
-    assert train(other, tmp_path, Tell()) == resumed
-    assert train(case(), tmp_path, Tell()).best_epoch == again.best_epoch
+    assert train(other, tmp_path) == resumed
+    assert train(case(), tmp_path).best_epoch == again.best_epoch
     assert train_all([other], tmp_path, 1, Tell()) == train_all([other], tmp_path, 4, Tell()) == [resumed]
     with pytest.raises(TypeError):  # what was not trained is trained
-        train(replace(case(), depth=1), tmp_path, Tell())
-    (tmp_path / other.name / "run.json").write_text("{")
-    with pytest.raises(ValueError, match=f"{other.name}.*to train it again"):
-        train(other, tmp_path, Tell())
+        train(replace(case(), depth=1), tmp_path)
+    for text in ("{", '{"validation": 1.0}'):
+        (tmp_path / other.name / "run.json").write_text(text)
+        with pytest.raises(ValueError, match=f"{other.name}.*: damaged.*to compute it again"):
+            train(other, tmp_path)
 
 
 @pytest.mark.parametrize(
@@ -278,7 +284,7 @@ def test_jobs_do_not_change_results(tmp_path: Path) -> None:
 
 def test_a_collapse_is_told(tmp_path: Path) -> None:
     wild = replace(case(), start="random", depth=3, recipe=replace(TINY, learning_rate=50.0, epochs=3))
-    trained = train(wild, tmp_path, Tell())
+    trained = train(wild, tmp_path)
     assert trained.collapse or trained.stopped
 
 

@@ -11,12 +11,13 @@ import pytest
 import torch
 from commands import failed, rankfold
 
-from rankfold.papers import EXPERIMENTS, grid
+from rankfold.papers import EXPERIMENTS
 from rankfold.papers.collapse.bounds import chain_remark, tightness
 from rankfold.papers.collapse.figure_3 import falls
 from rankfold.papers.recorded import fit_recorded
 from rankfold.papers.writing import panels, svg
 from rankfold.record import SpectrumRecorder
+from rankfold.run.cells import Kept
 from rankfold.train import Recipe
 from rankfold.zoo import load_data
 from rankfold.zoo.fcn import FCN
@@ -39,7 +40,7 @@ def test_every_experiment_in_small(name: str, tmp_path: Path, monkeypatch: pytes
     if name.startswith("nrc-"):
         assert any(": 0 violations" in remark for remark in result["remarks"])
     # everything is read back: no cell is computed again
-    monkeypatch.setattr(grid, "_do", None)
+    monkeypatch.setattr(Kept, "do", None)
     again = rankfold("reproduce", name, "--quick", "-o", tmp_path, "--json")
     assert again.exit_code == 0, again.output
     assert json.loads(again.stdout)["tables"] == result["tables"]
@@ -57,7 +58,9 @@ def test_bounds_are_counted_and_a_violation_is_told() -> None:
 
 def test_a_damaged_cell_is_named(tmp_path: Path) -> None:
     assert rankfold("reproduce", "nrc-figure-2", "--quick", "--decays", "0.1", "-o", tmp_path).exit_code == 0
-    file = next((tmp_path / "runs").glob("*/result.json"))
+    # named as by the first release, whose cells are found: what is asked of a cell, and of whom, decides the digest
+    file = tmp_path / "runs" / "autoencoder-decay0.1-sigma0.1-seed0-11fafaaf" / "result.json"
+    assert "iterations" in json.loads(file.read_text(encoding="utf-8"))["case"]
     file.write_text("{", encoding="utf-8")
     assert str(file) in failed("reproduce", "nrc-figure-2", "--quick", "--decays", "0.1", "-o", tmp_path)
     assert "no option models" in failed("reproduce", "nrc-figure-1", "--models", "fcn-6", "-o", tmp_path)

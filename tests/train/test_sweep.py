@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from contextlib import ExitStack
 
 import pandas as pd
 import pytest
@@ -11,7 +12,10 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from rankfold.pipeline import ConfigError, parse_sweep, sweep
+from rankfold.pipeline.trainings import sweep as sweep_module
 from rankfold.pipeline.trainings.selection import selection
+from rankfold.run.claim import claimed, holder
+from rankfold.train import TrainingError
 from rankfold.zoo import load_data
 
 NETWORK = """
@@ -118,6 +122,27 @@ def test_processes_of_joblib_and_threads_of_dask_compute_the_same(here):
     assert local.runs["validation_loss"].nunique() == 2
     assert local.runs["error"].isna().all()
     assert (here / "distant" / "seed=1" / "model.safetensors").exists()
+
+
+def test_a_run_elsewhere_ends_when_its_sweep_has_and_is_taken_up_again(here, monkeypatch):
+    monkeypatch.setattr(sweep_module, "_LOOK", 0.0)
+    (config,) = parse_sweep({"model": "digits-cnn", "epochs": 3, "out": "grid", "grid": {"seed": [0]}}).runs
+
+    def listen(what, done, total):
+        if what == "training" and 3 * done > total:  # in the second epoch
+            sweeps.close()
+
+    with ExitStack() as sweeps:
+        sweeps.enter_context(claimed(here / "grid", what="sweep"))
+        work = sweep_module._Runs(here, False, (str(here / "grid"), holder(here / "grid").mark))
+        with pytest.raises(TrainingError, match="has ended"):
+            work.do(config, listen)
+    with claimed(here / "grid"), pytest.raises(TrainingError, match="has ended"):  # of another sweep
+        work.do(config, listen)
+    metrics = (here / "grid" / "seed=0" / "metrics.jsonl").read_text().splitlines()
+    assert len(metrics) == 1  # the epoch that was done is kept
+    result = sweep(parse_sweep({"model": "digits-cnn", "epochs": 3, "out": "grid", "grid": {"seed": [0]}}))
+    assert result.runs["error"].isna().all()
 
 
 def test_bad_grids_are_one_line_before_any_run(here):

@@ -75,6 +75,12 @@ class Request:
         """How a product of factors begins."""
         return "random" if self.setting == "paper" else "balanced"
 
+    def one_model(self, experiment: str) -> str:
+        """The only model; ``ValueError`` where there are more."""
+        if len(self.models or ()) != 1:
+            raise ValueError(f"{experiment} compresses one network: give one model")
+        return (self.models or ())[0]
+
     def filled(self, standard: Request) -> Request:
         """This request, with what it leaves open taken from ``standard``."""
         missing = {field.name for field in fields(self) if getattr(self, field.name) is None}

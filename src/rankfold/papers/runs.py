@@ -1,27 +1,26 @@
-"""Training the networks that an experiment compares: each once, several at a time, read back when it is there."""
+"""The cells of experiments: what is computed once and read back, and among them the networks that are compared."""
 
 from __future__ import annotations
 
-import hashlib
-import json
-from collections.abc import Sequence
-from dataclasses import asdict, dataclass
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Any, Literal
 
 import torch
-from joblib import Parallel, delayed
 from torch import nn
 
 from rankfold.induce import fold_, overparametrize_
 from rankfold.pipeline import Tell
 from rankfold.report.quantities import percent
-from rankfold.run.container import packed, parsed
+from rankfold.run.cells import Kept, named, run_cells
+from rankfold.run.container import packed
 from rankfold.run.files import write_atomically
+from rankfold.run.progress import Progress
 from rankfold.train import Recipe, evaluate, fit
 from rankfold.zoo import Data, default_data, load_data, load_weights, model_names, resolve
 
-FORMAT = 1
+_ASKED = {"format": 1}
 
 
 @dataclass(frozen=True)
@@ -41,11 +40,13 @@ class Case:
     train_samples: int | None = None
 
     @property
+    def title(self) -> str:
+        return f"{short(self.model)}-n{self.depth}-decay{self.recipe.weight_decay:g}-seed{self.recipe.seed}"
+
+    @property
     def name(self) -> str:
         """Readable, and another one for whatever else was asked differently."""
-        text = json.dumps({"format": FORMAT} | asdict(self), sort_keys=True)
-        mark = hashlib.sha256(text.encode()).hexdigest()[:8]
-        return f"{short(self.model)}-n{self.depth}-decay{self.recipe.weight_decay:g}-seed{self.recipe.seed}-{mark}"
+        return named(self, _ASKED)
 
 
 @dataclass(frozen=True)
@@ -99,15 +100,50 @@ def build(case: Case) -> nn.Module:
         return resolve(case.model, generator=torch.Generator().manual_seed(seed)).model
 
 
+def given(model: str, weights: Path) -> nn.Module:
+    """The network ``model`` with the ``weights`` of a file, in eval mode."""
+    network = resolve(model).model
+    load_weights(network, weights)
+    return network.eval()
+
+
 def data_of(case: Case) -> Data:
     """The data of ``case``, its training split restricted where that is asked."""
     if not case.data and case.model not in model_names():
         raise ValueError(f"{case.model}: name the data set that belongs to it")
-    data = load_data(case.data or default_data(case.model))
-    if case.train_samples is None or case.train_samples >= len(data.train):
+    return restricted(load_data(case.data or default_data(case.model)), case.train_samples, case.recipe.seed)
+
+
+def restricted(data: Data, samples: int | None, seed: int) -> Data:
+    """``data`` with so many training samples, drawn with ``seed``; all of them where there are no more."""
+    if samples is None or samples >= len(data.train):
         return data
-    part = data.train.take(case.train_samples, torch.Generator().manual_seed(case.recipe.seed))
+    part = data.train.take(samples, torch.Generator().manual_seed(seed))
     return Data(data.name, part, data.validation, data.test, data.classes)
+
+
+def computed(
+    cases: Sequence[Any],
+    work: Callable[[Any, Path, Progress], dict[str, Any]],
+    kind: str,
+    directory: Path,
+    jobs: int,
+    tell: Tell,
+    words: Callable[[dict[str, Any]], str] = lambda values: "",
+) -> list[dict[str, Any]]:
+    """``work`` done for every case, or read back from ``directory/runs``: see ``rankfold.run.cells``.
+
+    ``kind`` tells apart what is computed of equal cases: ``work`` as the first release had it, so that its cells count.
+    """
+    asked = {"format": 2, "kind": f"rankfold.papers.{kind}"}
+    return run_cells(
+        cases, Kept(work, directory / "runs", asked, words=words), jobs, progress=tell.progress, say=tell.say
+    )
+
+
+def time_remark(found: Sequence[dict[str, Any]]) -> str:
+    """What the cells cost, in a sentence."""
+    return f"Processor time of all cells: {sum(value['cpu_seconds'] for value in found) / 60:.1f} minutes."
 
 
 def train_all(cases: Sequence[Case], directory: Path, jobs: int, tell: Tell) -> list[Trained]:
@@ -116,46 +152,22 @@ def train_all(cases: Sequence[Case], directory: Path, jobs: int, tell: Tell) -> 
     With several ``jobs`` each training has a process and one thread of its own, so that its result does not depend
     on their number.
     """
-    waiting = [case for case in cases if _read(case, directory) is None]
-    if len(waiting) < len(cases):
-        tell.say(f"{len(cases) - len(waiting)} of {len(cases)} trainings are read back from {directory}")
-    if jobs == 1:
-        for case in waiting:
-            _say(_train(case, directory, tell), tell)
-    elif waiting:
-        done = Parallel(n_jobs=jobs, return_as="generator_unordered")(
-            delayed(_train_alone)(case, directory) for case in waiting
-        )
-        for number, trained in enumerate(done, start=1):
-            _say(trained, tell)
-            tell.progress("training", number, len(waiting))
-    return [train(case, directory, tell) for case in cases]
+    kept = _Trainings(_train, directory, _ASKED, "{}/run.json", _said)
+    found = run_cells(cases, kept, jobs, what="trainings", progress=tell.progress, say=tell.say)
+    return [_trained(case, kept.file(case), values) for case, values in zip(cases, found, strict=True)]
 
 
-def train(case: Case, directory: Path, tell: Tell) -> Trained:
-    """The case trained, or read back from ``directory``."""
-    return _read(case, directory) or _train(case, directory, tell)
-
-
-def _train_alone(case: Case, directory: Path) -> Trained:
-    torch.set_num_threads(1)
-    return _train(case, directory, Tell())
-
-
-def _train(case: Case, directory: Path, tell: Tell) -> Trained:
-    place, data = directory / case.name, data_of(case)
-    network = build(case)
+def _train(case: Case, place: Path, progress: Progress) -> dict[str, Any]:
+    data, network = data_of(case), build(case)
     if case.depth > 1:
         generator = torch.Generator().manual_seed(case.recipe.seed)
         overparametrize_(network, case.depth, case.where, start=case.start, generator=generator)
     network.to(device())
-    told = Tell(tell.progress).training(case.name)  # an epoch's sentence would be one of thousands here
+    told = Tell(progress).training(case.name)  # an epoch's sentence would be one of thousands here
     history = fit(network, data.train, data.validation, case.recipe, directory=place / "training", progress=told)
     fold_(network).eval()
-    score = evaluate(network, data.validation, role="validation").accuracy
     values = {
-        "case": asdict(case),
-        "validation": score,
+        "validation": evaluate(network, data.validation, role="validation").accuracy,
         "validation_count": len(data.validation),
         "test": evaluate(network, data.test, role="test").accuracy,
         "best_epoch": history.best_epoch,
@@ -165,28 +177,25 @@ def _train(case: Case, directory: Path, tell: Tell) -> Trained:
         "collapse": history.warning,
     }
     write_atomically(place / "weights.safetensors", packed(network.state_dict()))
-    write_atomically(place / "run.json", (json.dumps(values, indent=1) + "\n").encode())
-    without_checkpoints(place / "training")
-    trained = _read(case, directory)
-    assert trained is not None
-    return trained
+    return values
 
 
-def _read(case: Case, directory: Path) -> Trained | None:
-    file = directory / case.name / "run.json"
-    if not file.exists():
-        return None
+class _Trainings(Kept):
+    def do(self, cell: Case, progress: Progress) -> dict[str, Any]:
+        values = super().do(cell, progress)
+        without_checkpoints(self.file(cell).parent / "training")  # only now: a full disk loses no training
+        return values
+
+
+def _trained(case: Case, file: Path, values: dict[str, Any]) -> Trained:
+    own = {field.name: values[field.name] for field in fields(Trained) if field.name in values}
     try:
-        values: dict[str, Any] = parsed(file.read_bytes())
-        del values["case"]  # its name tells it apart; kept for people
-        return Trained(case, **values, weights=file.with_name("weights.safetensors"))
-    except (ValueError, KeyError, TypeError) as error:
-        raise ValueError(f"{file} is damaged ({error}): delete {file.parent} to train it again") from None
+        return Trained(**own | {"case": case, "weights": file.with_name("weights.safetensors")})
+    except TypeError as error:
+        raise ValueError(f"{file}: damaged ({error}): delete it to compute it again") from None
 
 
-def _say(trained: Trained, tell: Tell) -> None:
-    ended = trained.collapse or trained.stopped
-    tell.say(
-        f"{trained.case.name}: validation {percent(trained.validation, 2)}, {trained.epochs} epochs, "
-        f"{trained.seconds:.0f} s" + (f"; {ended}" if ended else "")
-    )
+def _said(values: dict[str, Any]) -> str:
+    ended = values["collapse"] or values["stopped"]
+    reached = f"validation {percent(values['validation'], 2)}, {values['epochs']} epochs, {values['seconds']:.0f} s"
+    return f"{reached}; {ended}" if ended else reached

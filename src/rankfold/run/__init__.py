@@ -1,1 +1,2 @@
-"""What long work shares: files, claims of directories, containers of tensors, digests of data, progress, processes."""
+"""What long work shares: files, claims of directories, containers of tensors, digests of data, progress, processes,
+cells that are computed once."""

@@ -23,6 +23,7 @@ from rankfold.papers.cdln.trainings import (
     small,
     target,
     train_all,
+    train_named,
 )
 from rankfold.papers.request import FIXED, Request
 from rankfold.papers.writing import COLOURS, Outcome, panels
@@ -116,7 +117,7 @@ def depth(request: Request, directory: Path, tell: Tell) -> Outcome:
         for factors in (2, 3)
         for wide in (True, False)
     }
-    runs = dict(zip(cases, train_all(list(cases.values()), directory, request.jobs, tell), strict=True))
+    runs = train_named(cases, directory, request.jobs, tell)
     rows = [
         {"network": name, "final error": run.errors[-1], "iterations": run.iterations[-1]} for name, run in runs.items()
     ]
@@ -139,7 +140,7 @@ def start(request: Request, directory: Path, tell: Tell) -> Outcome:
             "wide, random": Case(problem, True, start="random"),
             "compressed": Case(problem, False),
         }
-        runs = dict(zip(cases, train_all(list(cases.values()), directory, request.jobs, tell), strict=True))
+        runs = train_named(cases, directory, request.jobs, tell)
         rows += [{"problem": problem.kind} | _reached(name, None, run) for name, run in runs.items()]
         figures[problem.kind] = curves(runs)
         remarks.append(
@@ -162,8 +163,8 @@ def svd(request: Request, directory: Path, tell: Tell) -> Outcome:
             begun = time.process_time()
             compressed_start(operator, y, problem.width, problem.depth, problem.scale)
             spent = time.process_time() - begun
-        cases = [Case(replace(problem, steps=problem.steps // 4), True), Case(problem, False)]
-        runs = dict(zip(("wide", "compressed"), train_all(cases, directory, request.jobs, tell), strict=True))
+        cases = {"wide": Case(replace(problem, steps=problem.steps // 4), True), "compressed": Case(problem, False)}
+        runs = train_named(cases, directory, request.jobs, tell)
         published = SVD_TIMES.get(size, (None, None, None))
         for name, run in runs.items():
             row = {

@@ -7,10 +7,8 @@ of 4 × 4 pixels its 25.2, 44.1 and 23.8 million of transformers.
 
 from __future__ import annotations
 
-import hashlib
-import json
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass, replace
+from dataclasses import dataclass, replace
 from typing import Literal
 
 import torch
@@ -18,7 +16,7 @@ from torch import nn
 
 from rankfold.induce import cdln_, overparametrize_
 from rankfold.train import Recipe
-from rankfold.zoo import Data, load_data
+from rankfold.zoo import Data
 from rankfold.zoo.fcn import FCN
 from rankfold.zoo.vit import ViT
 
@@ -89,18 +87,8 @@ class Case:
     rate_scale: float = 1.0
 
     @property
-    def name(self) -> str:
-        mark = hashlib.sha256(json.dumps(asdict(self), sort_keys=True).encode()).hexdigest()[:8]
-        return f"{self.family}-{self.variant}-seed{self.recipe.seed}-{mark}"
-
-
-def data_of(case: Case) -> Data:
-    """The data of ``case``, its training split restricted where that is asked."""
-    data = load_data(case.data)
-    if case.train_samples is None or case.train_samples >= len(data.train):
-        return data
-    part = data.train.take(case.train_samples, torch.Generator().manual_seed(case.recipe.seed))
-    return Data(data.name, part, data.validation, data.test, data.classes)
+    def title(self) -> str:
+        return f"{self.family}-{self.variant}-seed{self.recipe.seed}"
 
 
 def build(case: Case, data: Data) -> nn.Module:

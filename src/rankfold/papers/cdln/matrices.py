@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -165,13 +166,6 @@ def incremental_figure(runs: dict[str, Trained]) -> Figure:
     return figure
 
 
-def factorization(request: Request, directory: Path, tell: Tell) -> Outcome:
-    return reproduce("factorization", request, directory, tell)
-
-
-def completion(request: Request, directory: Path, tell: Tell) -> Outcome:
-    return reproduce("completion", request, directory, tell)
-
-
-def sensing(request: Request, directory: Path, tell: Tell) -> Outcome:
-    return reproduce("sensing", request, directory, tell)
+factorization = partial(reproduce, "factorization")
+completion = partial(reproduce, "completion")
+sensing = partial(reproduce, "sensing")

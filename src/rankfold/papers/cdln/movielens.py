@@ -93,22 +93,15 @@ def reproduce(request: Request, directory: Path, tell: Tell) -> Outcome:
     for name, method in methods.items():
         begun = time.process_time()
         method.fit(x)
-        spent = time.process_time() - begun
+        row = {"seconds": time.process_time() - begun, "training": method.training_error_}
         missed = ratings.mean + method.at(rows, columns) - values
-        row = {"method": name, "test RMSE": float(np.sqrt(np.mean(missed**2))), "iterations": method.n_iter_}
-        table.append(row | {"seconds": spent, "training": method.training_error_})
-        tell.say(f"{name}: {table[-1]['test RMSE']:.4f} in {spent:.1f} s")
+        table.append({"method": name, "test RMSE": _rmse(missed), "iterations": method.n_iter_} | row)
+        tell.say(f"{name}: {table[-1]['test RMSE']:.4f} in {row['seconds']:.1f} s")
     begun = time.process_time()
     model, _, _ = fit(ratings.learn, Choice("ratings", rank))
-    missed = (
-        model.at(*ratings.judge.numbered(ratings.learn.row_names, ratings.learn.column_names)) - ratings.judge.values
-    )
-    row = {
-        "method": "our ratings model",
-        "test RMSE": float(np.sqrt(np.mean(missed**2))),
-        "iterations": BURN_IN + DRAWS,
-    }
-    table.append(row | {"seconds": time.process_time() - begun})
+    everyone = ratings.judge.numbered(ratings.learn.row_names, ratings.learn.column_names)
+    row = {"test RMSE": _rmse(model.at(*everyone) - ratings.judge.values), "iterations": BURN_IN + DRAWS}
+    table.append({"method": "our ratings model"} | row | {"seconds": time.process_time() - begun})
     runs = {}
     for name in ("wide", "compressed"):
         points = methods[name].history_
@@ -119,6 +112,10 @@ def reproduce(request: Request, directory: Path, tell: Tell) -> Outcome:
     return Outcome(
         f"C-DLN, figure 6 (right): {ratings.title} at rank {rank}", {"movielens": pd.DataFrame(table)}, figures, remarks
     )
+
+
+def _rmse(missed: np.ndarray) -> float:
+    return float(np.sqrt(np.mean(missed**2)))
 
 
 def _remarks(runs: dict[str, Trained]) -> list[str]:

@@ -5,46 +5,35 @@ Its times are headed "99 % test accuracy" beside test accuracies of 90 %: traini
 
 from __future__ import annotations
 
-import json
 import time
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import pandas as pd
 import torch
-from joblib import Parallel, delayed
 from matplotlib.figure import Figure
 from torch import Tensor, nn
 from torch.utils.flop_counter import FlopCounterMode
 
 from rankfold.induce import fold_
 from rankfold.papers import quick
-from rankfold.papers.cdln.families import FAMILIES, VARIANTS, Case, Published, build, data_of
+from rankfold.papers.cdln.families import FAMILIES, VARIANTS, Case, Published, build
 from rankfold.papers.request import TRAINING, Request
-from rankfold.papers.runs import device
+from rankfold.papers.runs import device, restricted
 from rankfold.papers.writing import Outcome, band, panels
 from rankfold.pipeline import Tell
-from rankfold.run.container import parsed
-from rankfold.run.files import write_atomically
+from rankfold.run.cells import Kept, run_cells
 from rankfold.train import Progress, evaluate, fit
+from rankfold.zoo import load_data
 
 REACHED = 0.99  # training accuracy
 WATCHED = 1000  # validation images after each epoch: all 5,000 would take as long as a short epoch
 TITLES = {"plain": "Original", "dln": "DLN", "c-dln": "C-DLN", "c-dln-gradient": "C-DLN, gradient"}
 FULL = Request(models=VARIANTS, seeds=(0, 1, 2, 3, 4))
 QUICK = Request(models=VARIANTS, seeds=(0, 1))
-
-
-def mlp(request: Request, directory: Path, tell: Tell) -> Outcome:
-    """Four matrices of width 784 on FashionMNIST."""
-    return _reproduce("mlp", request, directory, tell)
-
-
-def vit(request: Request, directory: Path, tell: Tell) -> Outcome:
-    """Six blocks of width 512 on CIFAR-10: for a GPU."""
-    return _reproduce("vit", request, directory, tell)
 
 
 def _reproduce(family: str, request: Request, directory: Path, tell: Tell) -> Outcome:
@@ -68,10 +57,13 @@ def _reproduce(family: str, request: Request, directory: Path, tell: Tell) -> Ou
         for seed in asked.seeds or ()
         for variant in asked.models or ()
     ]
-    runs = pd.DataFrame(_all(cases, directory / "runs", asked.jobs, tell))
+    kept = Kept(_train, directory / "runs", {}, "{}.json", words=_said)
+    found = run_cells(cases, kept, asked.jobs, what="trainings", progress=tell.progress, say=tell.say)
+    # of the cell, not of the table; cells of the first release have none
+    runs = pd.DataFrame(found).drop(columns=["case", "cpu_seconds", "wall_seconds"], errors="ignore")
     curves = {variant: list(runs[runs.variant == variant].curve) for variant in asked.models or ()}
     table = summary(runs, kind.published)
-    size = len(data_of(cases[0]).train)
+    size = len(restricted(load_data(source), asked.train_samples, 0).train)
     return Outcome(
         f"C-DLN, table 1: {kind.title} on {source}, {size} training images, {asked.setting} setting, {base.epochs} "
         "epochs",
@@ -82,34 +74,18 @@ def _reproduce(family: str, request: Request, directory: Path, tell: Tell) -> Ou
     )
 
 
-def _all(cases: list[Case], directory: Path, jobs: int, tell: Tell) -> list[dict[str, Any]]:
-    waiting = [case for case in cases if not (directory / f"{case.name}.json").exists()]
-    if len(waiting) < len(cases):
-        tell.say(f"{len(cases) - len(waiting)} of {len(cases)} trainings are read back from {directory}")
-    if jobs == 1:
-        for number, case in enumerate(waiting):
-            found = _train(case, directory, tell)
-            tell.say(f"{number + 1} of {len(waiting)}, {case.name}: test {100 * found['test']:.2f} %, {_when(found)}")
-    elif waiting:
-        done = Parallel(n_jobs=jobs, return_as="generator_unordered")(
-            delayed(_train)(case, directory, Tell()) for case in waiting
-        )
-        for number, found in enumerate(done, start=1):
-            tell.say(
-                f"{number} of {len(waiting)}, {found['variant']}: test {100 * found['test']:.2f} %, {_when(found)}"
-            )
-    return [parsed((directory / f"{case.name}.json").read_bytes()) for case in cases]
+mlp = partial(_reproduce, "mlp")  # four matrices of width 784 on FashionMNIST
+vit = partial(_reproduce, "vit")  # six blocks of width 512 on CIFAR-10: for a GPU
 
 
-def _when(found: dict[str, Any]) -> str:
-    if found["seconds"] is None:
-        return f"{100 * REACHED:g} % of the training images never reached"
-    return f"{100 * REACHED:g} % of the training images after {found['seconds']:.1f} s"
+def _said(found: dict[str, Any]) -> str:
+    when = "never reached" if found["seconds"] is None else f"after {found['seconds']:.1f} s"
+    return f"test {100 * found['test']:.2f} %, {100 * REACHED:g} % of the training images {when}"
 
 
-def _train(case: Case, directory: Path, tell: Tell) -> dict[str, Any]:
+def _train(case: Case, place: Path, progress: Callable[[str, int, int], None]) -> dict[str, Any]:
     torch.set_num_threads(1)
-    data = data_of(case)
+    data = restricted(load_data(case.data), case.train_samples, case.recipe.seed)
     network = build(case, data).to(device())
     batch = next(iter(data.train.batches(case.recipe.batch_size)))
     moments = 2 if case.recipe.optimizer != "sgd" else int(case.recipe.momentum > 0)
@@ -117,19 +93,19 @@ def _train(case: Case, directory: Path, tell: Tell) -> dict[str, Any]:
     curve: list[tuple[float, float, float]] = []  # seconds, training and validation accuracy
     clock = time.perf_counter if device().type == "cuda" else time.process_time
     began = clock()
-    told = Tell(tell.progress).training(case.name)
+    told = Tell(progress).training(case.title)
 
-    def watch(progress: Progress) -> None:
-        if progress.finished is not None:
-            record = progress.finished
+    def watch(now: Progress) -> None:
+        if now.finished is not None:
+            record = now.finished
             curve.append((clock() - began, record.train_accuracy or 0.0, record.validation_accuracy or 0.0))
-        told(progress)
+        told(now)
 
     watched = data.validation.take(min(WATCHED, len(data.validation)), torch.Generator().manual_seed(0))
     fit(network, data.train, watched, case.recipe, progress=watch)
     fold_(network)
     reached = next((seconds for seconds, accuracy, _ in curve if accuracy >= REACHED), None)
-    found = {
+    return {
         "variant": case.variant,
         "seed": case.recipe.seed,
         "test": evaluate(network, data.test, role="test").accuracy,
@@ -140,8 +116,6 @@ def _train(case: Case, directory: Path, tell: Tell) -> dict[str, Any]:
         **costs,
         "curve": curve,
     }
-    write_atomically(directory / f"{case.name}.json", (json.dumps(found) + "\n").encode())
-    return found
 
 
 def training_costs(network: nn.Module, inputs: Tensor, moments: int = 2) -> dict[str, int]:

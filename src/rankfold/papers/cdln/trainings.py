@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, Literal
 
 import numpy as np
 
-from rankfold.papers import grid
+from rankfold.papers.runs import computed
 from rankfold.pipeline import Tell
 from rankfold.recover import (
     Descent,
@@ -25,6 +25,7 @@ from rankfold.recover import (
     wide_start,
 )
 from rankfold.recover.deep_linear import Start
+from rankfold.run.progress import Progress
 
 Kind = Literal["factorization", "completion", "sensing"]
 
@@ -146,8 +147,11 @@ def measure(problem: Problem, matrix: np.ndarray, seed: int) -> tuple[Any, np.nd
     return gaussian, gaussian.push(u[:, :r] * s[:r], vt[:r])
 
 
-def train(case: Case, place: Path) -> dict[str, Any]:
-    """The network by the paper's descent, looked at every ``problem.every`` iterations, as plain values."""
+def train(case: Case, place: Path, progress: Progress) -> dict[str, Any]:
+    """The network by the paper's descent, looked at every ``problem.every`` iterations, as plain values.
+
+    Its seconds are a result: no progress is told meanwhile.
+    """
     problem = case.problem
     u, s, vt = target(problem, case.seed)
     matrix = u * s @ vt
@@ -186,10 +190,17 @@ def train(case: Case, place: Path) -> dict[str, Any]:
 
 def train_all(cases: Sequence[Case], directory: Path, jobs: int, tell: Tell) -> list[Trained]:
     """Every network trained, or read back from ``directory``; several at a time where ``jobs`` says so."""
-    found = grid.cells(cases, train, directory / "runs", jobs, tell)
-    for case, value in zip(cases, found, strict=True):
-        tell.say(f"{case.title}: {value['reason']}")
+    found = computed(cases, train, "recover_networks.train", directory, jobs, tell, _reason)
     return [_read(value) for value in found]
+
+
+def train_named(cases: Mapping[str, Case], directory: Path, jobs: int, tell: Tell) -> dict[str, Trained]:
+    """``train_all`` of cases by name."""
+    return dict(zip(cases, train_all(list(cases.values()), directory, jobs, tell), strict=True))
+
+
+def _reason(value: dict[str, Any]) -> str:
+    return value["reason"]
 
 
 def _read(value: dict[str, Any]) -> Trained:

@@ -18,12 +18,12 @@ from matplotlib.ticker import MaxNLocator
 from torch import nn
 
 from rankfold.papers import quick
-from rankfold.papers.grid import cells
 from rankfold.papers.recorded import fit_recorded
 from rankfold.papers.request import FIXED, Request
-from rankfold.papers.runs import device, short
+from rankfold.papers.runs import computed, device, restricted, short
 from rankfold.papers.writing import COLOURS, Outcome, panels
 from rankfold.pipeline import Tell
+from rankfold.run.progress import Progress
 from rankfold.sites import sites
 from rankfold.train import Recipe
 from rankfold.zoo import Data, load_data, resolve
@@ -82,7 +82,7 @@ def reproduce(request: Request, directory: Path, tell: Tell) -> Outcome:
         for network in request.models or (QUICK if request.quick else NETWORKS)
         for seed in request.seeds or (0,)
     ]
-    found = cells(cases, train, directory / "runs", request.jobs, tell)
+    found = computed(cases, train, "cdln_updates.train", directory, request.jobs, tell)
     table = summary(found)
     return Outcome(
         "C-DLN, figures 1 and 20: singular values of the update W(t) − W(0) of the penultimate weight, and how far its "
@@ -118,12 +118,10 @@ def deep_linear(widths: Sequence[int]) -> nn.Sequential:
     return nn.Sequential(nn.Flatten(), *layers)
 
 
-def train(case: Case, place: Path) -> dict[str, Any]:
+def train(case: Case, place: Path, progress: Progress) -> dict[str, Any]:
     """Train and record; the site is the one before the last."""
-    data = load_data(case.data)
+    data = restricted(load_data(case.data), case.images, case.seed)
     images = data.train
-    if case.images is not None and case.images < len(images):
-        images = images.take(case.images, torch.Generator().manual_seed(case.seed))
     network = build(case, data).to(device())
     base = SGD if case.network in ON_MNIST else VIT if isinstance(network, ViT) else VGG
     recipe = replace(
@@ -134,7 +132,8 @@ def train(case: Case, place: Path) -> dict[str, Any]:
         seed=case.seed,
     )
     site = [each.name for each in sites(network)][-2]
-    history, recorder = fit_recorded(network, images, data.validation, recipe, place, where=site)
+    told = Tell(progress).training(case.title)
+    history, recorder = fit_recorded(network, images, data.validation, recipe, place, where=site, progress=told)
     values, frame = recorder.singular_values(), recorder.frame()
     updates = values[values["of"] == "update"]
     return {

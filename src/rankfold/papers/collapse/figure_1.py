@@ -16,10 +16,11 @@ from rankfold.collapse.gaussian import proposition_4_1, scatter_interval
 from rankfold.papers.collapse.blobs import Cell, Size
 from rankfold.papers.collapse.bounds import chain_remark
 from rankfold.papers.collapse.descent import chain_network, minimise
-from rankfold.papers.grid import cells
 from rankfold.papers.request import SMALL, Request
+from rankfold.papers.runs import computed
 from rankfold.papers.writing import Outcome, panels
 from rankfold.pipeline import Tell
+from rankfold.run.progress import Progress
 from rankfold.spectrum import spectrum
 
 NAME = "nrc-figure-1"
@@ -47,7 +48,7 @@ def full(request: Request, directory: Path, tell: Tell) -> Outcome:
 def _reproduce(name: str, size: Size, request: Request, directory: Path, tell: Tell) -> Outcome:
     request.only(name, SMALL - {"train_samples"})
     size = size.asked(request)
-    found = cells(size.cells(), train, directory / "runs", request.jobs, tell)
+    found = computed(size.cells(), train, "nrc_figure_1.train", directory, request.jobs, tell)
     table = pd.DataFrame([_row(value) for value in found])
     chains = [row for value in found for moment in value["moments"] for row in moment["chain"]]
     return Outcome(
@@ -60,7 +61,7 @@ def _reproduce(name: str, size: Size, request: Request, directory: Path, tell: T
     )
 
 
-def train(case: Cell, place: Path) -> dict[str, Any]:
+def train(case: Cell, place: Path, progress: Progress) -> dict[str, Any]:
     """One cell, to stationarity; the chain of theorem 3.4 at every record."""
     data = case.data
     model = chain_network(case.widths, "tanh", bias=True, seed=case.seed)

@@ -19,10 +19,11 @@ from rankfold.linalg import singular_values
 from rankfold.papers.collapse.blobs import Cell, Size
 from rankfold.papers.collapse.bounds import chain_remark
 from rankfold.papers.collapse.descent import chain_network, minimise
-from rankfold.papers.grid import cells
 from rankfold.papers.request import SMALL, Request
+from rankfold.papers.runs import computed
 from rankfold.papers.writing import COLOURS, Outcome, panels
 from rankfold.pipeline import Tell
+from rankfold.run.progress import Progress
 
 NAME = "nrc-figure-2"
 
@@ -36,7 +37,7 @@ def reproduce(request: Request, directory: Path, tell: Tell) -> Outcome:
     """Train every cell twice, and put the products beside ridge and beside the threshold of factor decay."""
     request.only(NAME, SMALL - {"train_samples"})
     size = (QUICK if request.quick else CI).asked(request)
-    found = cells(size.cells(), train, directory / "runs", request.jobs, tell)
+    found = computed(size.cells(), train, "nrc_figure_2.train", directory, request.jobs, tell)
     table = pd.DataFrame([_row(value) for value in found])
     chains = [row for value in found for row in value["chain"]]
     return Outcome(
@@ -49,7 +50,7 @@ def reproduce(request: Request, directory: Path, tell: Tell) -> Outcome:
     )
 
 
-def train(case: Cell, place: Path) -> dict[str, Any]:
+def train(case: Cell, place: Path, progress: Progress) -> dict[str, Any]:
     """Two linear chains without biases, one trained on the blobs and one on their centroids, and every closed form."""
     data = case.data
     x, blobs = data.points, Partition.of(data.blob)

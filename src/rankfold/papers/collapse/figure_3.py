@@ -14,8 +14,8 @@ from matplotlib.figure import Figure
 from rankfold.papers import quick
 from rankfold.papers.collapse.bounds import chain_remark
 from rankfold.papers.collapse.mnist import TAIL_RANKS, Case, chains, recorded, shape_of, train
-from rankfold.papers.grid import cells, time_remark
 from rankfold.papers.request import SMALL, Request
+from rankfold.papers.runs import computed, time_remark
 from rankfold.papers.writing import COLOURS, Outcome, panels
 from rankfold.pipeline import Tell
 
@@ -35,7 +35,7 @@ def reproduce(request: Request, directory: Path, tell: Tell) -> Outcome:
     if request.quick:
         decays = request.decays or (1e-4, 5e-3)
     cases = [Case(decay=decay, hidden=3, seed=seed, **shape) for seed in seeds for decay in decays]
-    found = cells(cases, train, directory / "runs", request.jobs, tell)
+    found = computed(cases, train, "nrc_mnist.train", directory, request.jobs, tell)
     table = recorded(found)
     return Outcome(
         f"Neural rank collapse, figure 3: {shape['data']}, three hidden layers of {shape['width']}, "

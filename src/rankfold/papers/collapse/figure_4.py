@@ -11,8 +11,8 @@ from matplotlib.figure import Figure
 from rankfold.papers import quick
 from rankfold.papers.collapse.bounds import chain_remark
 from rankfold.papers.collapse.mnist import Case, chains, recorded, shape_of, train
-from rankfold.papers.grid import cells, time_remark
 from rankfold.papers.request import SMALL, Request
+from rankfold.papers.runs import computed, time_remark
 from rankfold.papers.writing import Outcome, band, panels
 from rankfold.pipeline import Tell
 
@@ -64,7 +64,7 @@ def _reproduce(
         for each in shapes
         for seed in seeds
     ]
-    found = cells(cases, train, directory / "runs", request.jobs, tell)
+    found = computed(cases, train, "nrc_mnist.train", directory, request.jobs, tell)
     table = middle(found, along)
     figure_name = NAMES[along].removeprefix("nrc-")
     return Outcome(

@@ -17,12 +17,13 @@ from torch import nn
 from rankfold.collapse import measure_layers
 from rankfold.compress.planning.plan import Plan
 from rankfold.papers.collapse.mnist import Case, flat, network, recipe
-from rankfold.papers.grid import cells
 from rankfold.papers.request import SMALL, Request
+from rankfold.papers.runs import computed
 from rankfold.papers.writing import COLOURS, Outcome, panels
 from rankfold.pipeline import Tell
 from rankfold.pipeline.collapse.forecast import Margins, accuracy_at, accuracy_curve_of, forecast, learned
 from rankfold.pipeline.repair import compressed_copy
+from rankfold.run.progress import Progress
 from rankfold.sites import Form, sites
 from rankfold.spectrum import spectrum
 from rankfold.train import evaluate, fit
@@ -58,7 +59,7 @@ def reproduce(request: Request, directory: Path, tell: Tell) -> Outcome:
         for depth in hidden
         for seed in seeds
     ]
-    found = cells(asked, compare, directory / "runs", request.jobs, tell)
+    found = computed(asked, compare, "collapse_forecast.compare", directory, request.jobs, tell)
     table = corrected(found)
     return Outcome(
         f"Forecast of accuracy against budget: {len(found)} networks on digits, {len(budgets)} budgets each",
@@ -69,11 +70,11 @@ def reproduce(request: Request, directory: Path, tell: Tell) -> Outcome:
     )
 
 
-def compare(asked: Asked, place: Path) -> dict[str, Any]:
+def compare(asked: Asked, place: Path, progress: Progress) -> dict[str, Any]:
     """Train; forecast from training and validation data; then compress, and evaluate on test."""
     case, data = asked.case, flat(asked.case)
     model = network(case, data.train.inputs.shape[1], int(data.classes or 10))
-    fit(model, data.train, None, recipe(case))
+    fit(model, data.train, None, recipe(case), progress=Tell(progress).training(case.title))
     model.eval()
     made = forecast(model, data.train, asked.budgets, labelled=data.validation)
     margins = Margins.of(model, data.validation)

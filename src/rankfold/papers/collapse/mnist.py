@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -15,40 +15,15 @@ from rankfold.collapse.losses import vectors
 from rankfold.papers.collapse.descent import chain_network
 from rankfold.papers.recorded import fit_recorded
 from rankfold.papers.request import Request
+from rankfold.papers.runs import restricted
+from rankfold.pipeline import Tell
 from rankfold.record import SpectrumRecorder
+from rankfold.run.progress import Progress
 from rankfold.train import Recipe, evaluate
 from rankfold.zoo import Data, Split, load_data
 
-TAIL_RANKS = (
-    0,
-    1,
-    2,
-    3,
-    4,
-    5,
-    6,
-    7,
-    8,
-    9,
-    10,
-    12,
-    14,
-    17,
-    20,
-    25,
-    30,
-    40,
-    50,
-    65,
-    80,
-    100,
-    130,
-    170,
-    220,
-    300,
-    500,
-    1000,
-)
+TAIL_RANKS = (*range(11), 12, 14, 17, 20, 25, 30, 40, 50, 65, 80, 100, 130, 170, 220, 300, 500, 1000)
+SGD = Recipe(learning_rate=0.05, momentum=0.9, nesterov=False, decay_vectors=True, schedule="cosine", warmup=0.0)
 _PROBED = 1024  # training images on which clusters and bounds are recorded
 
 
@@ -79,11 +54,8 @@ def shape_of(request: Request, small: dict[str, Any], usual: dict[str, Any]) -> 
 
 def flat(case: Case) -> Data:
     """The data of ``case`` with images as rows of numbers; ``images`` of the training split, the same for all."""
-    data = load_data(case.data)
-    train = data.train
-    if case.images < len(train):
-        train = train.take(case.images, torch.Generator().manual_seed(0))
-    return Data(data.name, _rows(train), _rows(data.validation), _rows(data.test), data.classes)
+    data = restricted(load_data(case.data), case.images, 0)
+    return Data(data.name, _rows(data.train), _rows(data.validation), _rows(data.test), data.classes)
 
 
 def _rows(split: Split) -> Split:
@@ -93,18 +65,8 @@ def _rows(split: Split) -> Split:
 
 def recipe(case: Case) -> Recipe:
     """Constant momentum, a rate that falls to 0 over the run, so that the end is near a stationary point."""
-    return Recipe(
-        epochs=case.epochs,
-        batch_size=case.batch,
-        learning_rate=0.05,
-        momentum=0.9,
-        nesterov=False,
-        weight_decay=2 * case.decay,
-        decay_vectors=True,
-        schedule="cosine",
-        warmup=0.0,
-        seed=case.seed,
-    )
+    recipe = replace(SGD, epochs=case.epochs, batch_size=case.batch, seed=case.seed)
+    return replace(recipe, weight_decay=2 * case.decay)
 
 
 def network(case: Case, inputs: int, classes: int) -> nn.Sequential:
@@ -113,13 +75,16 @@ def network(case: Case, inputs: int, classes: int) -> nn.Sequential:
     return chain_network(widths, "tanh", bias=True, seed=case.seed).float()
 
 
-def train(case: Case, place: Path) -> dict[str, Any]:
+def train(case: Case, place: Path, progress: Progress) -> dict[str, Any]:
     """Train, record every ``every`` epochs, and look closely at the end. Resumable inside ``place``."""
     data = flat(case)
     classes = int(data.classes or 10)
     model = network(case, data.train.inputs.shape[1], classes)
     probe = CollapseProbe(data.train, samples=_PROBED, decay=2 * case.decay)
-    history, recorder = fit_recorded(model, data.train, None, recipe(case), place, every=case.every, probe=probe)
+    told = Tell(progress).training(case.title)
+    history, recorder = fit_recorded(
+        model, data.train, None, recipe(case), place, every=case.every, probe=probe, progress=told
+    )
     frame, tails = recorder.frame(1e-2), _tails(recorder)
     return {
         "frame": frame.astype(object).where(frame.notna(), None).to_dict("records"),

@@ -12,10 +12,11 @@ from matplotlib.figure import Figure
 
 from rankfold.collapse.warmup import class_centroids, warm_up_
 from rankfold.papers.collapse.mnist import Case, flat, network, shape_of
-from rankfold.papers.grid import cells
 from rankfold.papers.request import SMALL, Request
+from rankfold.papers.runs import computed
 from rankfold.papers.writing import Outcome, band, panels
 from rankfold.pipeline import Tell
+from rankfold.run.progress import Progress
 from rankfold.train import evaluate
 
 NAME = "collapse-warmup"
@@ -55,7 +56,7 @@ def reproduce(request: Request, directory: Path, tell: Tell) -> Outcome:
         for seed in seeds
         for per_class, steps in settings
     ]
-    found = cells(asked, compare, directory / "runs", request.jobs, tell)
+    found = computed(asked, compare, "collapse_warmup.compare", directory, request.jobs, tell)
     table, curves = savings(found)
     return Outcome(
         f"Centroid warm-up on {shape['data']}, {shape['images']} training images, {len(seeds)} seeds",
@@ -66,7 +67,7 @@ def reproduce(request: Request, directory: Path, tell: Tell) -> Outcome:
     )
 
 
-def compare(asked: Asked, place: Path) -> dict[str, Any]:
+def compare(asked: Asked, place: Path, progress: Progress) -> dict[str, Any]:
     """Validation accuracy against samples processed; a centroid counts as a sample, k-means by its own passes."""
     case, data = asked.case, flat(asked.case)
     model = network(case, data.train.inputs.shape[1], int(data.classes or 10))
@@ -80,7 +81,8 @@ def compare(asked: Asked, place: Path) -> dict[str, Any]:
     optimizer = torch.optim.SGD(model.parameters(), 0.05, momentum=0.9, weight_decay=2 * case.decay)
     generator = torch.Generator().manual_seed(case.seed)
     step = 0
-    for _ in range(case.epochs):
+    for epoch in range(case.epochs):
+        progress(asked.title, epoch, case.epochs)
         for part in torch.randperm(len(labels), generator=generator).split(case.batch):
             optimizer.zero_grad()
             torch.nn.functional.cross_entropy(model(inputs[part]), labels[part]).backward()

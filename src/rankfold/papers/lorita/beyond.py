@@ -8,17 +8,16 @@ from dataclasses import replace
 from pathlib import Path
 
 import pandas as pd
-from torch import nn
 
 from rankfold.papers import quick
 from rankfold.papers.lorita import isvt
 from rankfold.papers.lorita.squeezing import ISVT, OURS, Budget, budgets_of, squeeze
 from rankfold.papers.published import TABLE_2
 from rankfold.papers.request import GIVEN, TRAINING, Request
-from rankfold.papers.runs import device, short
+from rankfold.papers.runs import device, given, short
 from rankfold.papers.writing import Outcome
 from rankfold.pipeline import Tell
-from rankfold.zoo import load_data, load_weights, resolve
+from rankfold.zoo import load_data
 
 NAME = "lorita-beyond"
 DEPTH = 3
@@ -34,14 +33,12 @@ def reproduce(request: Request, directory: Path, tell: Tell) -> Outcome:
     asked = replace(isvt.defaults(request, TABLE_2), depths=(DEPTH,))
     data = load_data(quick.DATA if asked.quick else "cifar10")
     epochs, grid = asked.finetune_epochs or 0, pd.DataFrame()
-    if len(asked.models or ()) != 1:
-        raise ValueError(f"{NAME} compresses one network: give one model")
-    (model,) = asked.models or ()
+    model = asked.one_model(NAME)
     if asked.weights is None:
         runs, grid = isvt.trained(asked, data, directory, tell)
         networks = [run.network() for run in runs[model, DEPTH]]
     else:
-        networks = [_loaded(model, asked.weights)]
+        networks = [given(model, asked.weights)]
     rows, budgets = [], (isvt.QUICK_BUDGET,) if asked.quick else BUDGETS
     for way in (OURS.at(asked.finetune_rate), ISVT.at(asked.finetune_rate)):
         for budget in budgets:
@@ -60,12 +57,6 @@ def reproduce(request: Request, directory: Path, tell: Tell) -> Outcome:
         [*_gains(table, budgets), *isvt.sentences(table)],
         {"asked": asked.to_dict(), "budgets": [vars(budget) for budget in budgets]},
     )
-
-
-def _loaded(model: str, weights: Path) -> nn.Module:
-    network = resolve(model).model
-    load_weights(network, weights)
-    return network.eval()
 
 
 def _gains(table: pd.DataFrame, budgets: Sequence[Budget]) -> list[str]:

@@ -38,13 +38,7 @@ def reproduce(request: Request, directory: Path, tell: Tell) -> Outcome:
     found = retention.measure(runs, data, scope, TABLE_1B, {}, tell)
     return Outcome(
         f"LoRITa, table 1b: convolutional networks on {data.name}, {asked.setting} setting, {recipe.epochs} epochs",
-        {
-            "table-1b-cnn": retention.table(found),
-            "drops": retention.drops(found),
-            "effective-ranks": retention.ranks(found),
-            "points": retention.points(found),
-            "trainings": grid,
-        },
+        retention.tables("table-1b-cnn", found, grid),
         {"figure-4": retention.retention_figure(found, asked.models or ())},
         retention.remarks(found, grid),
         {"asked": asked.to_dict(), "recipe": recipe.to_dict(), "train_images": len(data.train)},

@@ -58,11 +58,7 @@ def reproduce(name: str, published: Table, request: Request, directory: Path, te
         {"table": table, "published": rows_of(published), "trainings": grid},
         {"accuracy-against-size": figure(table, published_rows(published, models[0], asked.depths or ()))},
         [*_trainings(runs, published), *sentences(table)],
-        {
-            "asked": asked.to_dict(),
-            "recipe": recipe_of(asked).to_dict(),
-            "train_images": len(data.train),
-        },
+        {"asked": asked.to_dict(), "recipe": recipe_of(asked).to_dict(), "train_images": len(data.train)},
     )
 
 

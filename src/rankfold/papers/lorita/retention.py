@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import json
 import math
 from collections.abc import Iterator, Mapping, Sequence
@@ -32,6 +31,7 @@ from rankfold.papers.lorita.truncation import (
 from rankfold.papers.runs import Trained, device, short
 from rankfold.papers.writing import COLOURS, against, band, panels
 from rankfold.pipeline import Tell, analyse
+from rankfold.run.cells import mark
 from rankfold.run.container import parsed
 from rankfold.run.files import write_atomically
 from rankfold.spectrum import Spectrum
@@ -93,13 +93,18 @@ def _curve(known: Decomposed, run: Trained, data: Data, scope: Scope, tell: Tell
     """The curve of one network, read back where it was measured before."""
     asked = [data.name, len(data.test), scope.where, scope.group.__name__]
     asked += [scope.rules, scope.measures, scope.fractions]
-    mark = hashlib.sha256(json.dumps(asked).encode()).hexdigest()[:8]
-    file = run.weights.with_name(f"curve-{mark}.json")
+    file = run.weights.with_name(f"curve-{mark(asked)}.json")
     if file.exists():
         return [Point(**point) for point in parsed(file.read_bytes())]
     found = curve(known, data.test, scope.rules, scope.fractions, scope.group, scope.measures, progress=tell.progress)
     write_atomically(file, (json.dumps([asdict(point) for point in found]) + "\n").encode())
     return found
+
+
+def tables(name: str, found: Measured, grid: pd.DataFrame) -> dict[str, pd.DataFrame]:
+    """All of them by file name, the one to read first under ``name``; ``grid`` of all trainings."""
+    first = {name: table(found), "drops": drops(found), "effective-ranks": ranks(found)}
+    return first | {"points": points(found), "trainings": grid}
 
 
 def table(found: Measured) -> pd.DataFrame:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import copy
-import hashlib
 import json
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, replace
@@ -24,6 +23,7 @@ from rankfold.papers.lorita.truncation import by_kind, curve, decomposed, needed
 from rankfold.papers.runs import without_checkpoints
 from rankfold.pipeline import Tell, calibration_part, compressed_copy, first_example
 from rankfold.report.quantities import percent
+from rankfold.run.cells import mark
 from rankfold.run.container import parsed
 from rankfold.run.files import write_atomically
 from rankfold.train import Recipe, evaluate
@@ -169,5 +169,4 @@ def place_of(network: nn.Module, data: Data, way: Way, budget: Budget, epochs: i
         "budget": asdict(budget),
         "recipe": way.recipe(data, epochs).to_dict() if epochs else None,
     }
-    mark = hashlib.sha256(json.dumps(asked, sort_keys=True).encode()).hexdigest()[:12]
-    return directory / f"{way.method}-flops{budget.flops:g}-params{budget.params:g}-{mark}"
+    return directory / f"{way.method}-flops{budget.flops:g}-params{budget.params:g}-{mark(asked, 12)}"

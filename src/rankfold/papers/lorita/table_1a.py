@@ -41,19 +41,11 @@ def reproduce(request: Request, directory: Path, tell: Tell) -> Outcome:
     recipe = _recipe(asked)
     runs, grid = tuned(asked, recipe, data, directory / "runs", tell)
     scope = retention.Scope(fractions=FRACTIONS[::4] if asked.quick else FRACTIONS)
-    retained = {"fcn-10": FCN10_RETAINED}
-    found = retention.measure(runs, data, scope, _both(TABLE_1A), _both(retained), tell)
-    tables = {
-        "table-1a": retention.table(found),
-        "drops": retention.drops(found),
-        "effective-ranks": retention.ranks(found),
-        "points": retention.points(found),
-        "trainings": grid,
-    }
+    found = retention.measure(runs, data, scope, _both(TABLE_1A), _both({"fcn-10": FCN10_RETAINED}), tell)
     models = asked.models or ()
     return Outcome(
         f"LoRITa, table 1a: fully connected networks on {data.name}, {asked.setting} setting, {recipe.epochs} epochs",
-        tables,
+        retention.tables("table-1a", found, grid),
         {"figure-3": retention.retention_figure(found, models), "figure-6": spectra_figure(found, models)},
         retention.remarks(found, grid),
         {"asked": asked.to_dict(), "recipe": recipe.to_dict(), "train_images": len(data.train)},

@@ -55,15 +55,8 @@ def _reproduce(
     return Outcome(
         f"LoRITa: vision transformers on {data.name} {'without' if recipe.augment is None else 'with'} augmentation, "
         f"{asked.setting} setting, {recipe.epochs} epochs",
-        {
-            "table-1-vit": retention.table(found),
-            "all-layers": retention.table(every),
-            "drops": retention.drops(found),
-            "effective-ranks": retention.ranks(found),
-            "points": retention.points(found),
-            "points-all-layers": retention.points(every),
-            "trainings": grid,
-        },
+        retention.tables("table-1-vit", found, grid)
+        | {"all-layers": retention.table(every), "points-all-layers": retention.points(every)},
         {
             "figure-5": retention.retention_figure(found, models, ("global",)),
             "figure-5-all-layers": retention.retention_figure(every, models, ("global",)),

@@ -22,12 +22,12 @@ from rankfold.induce import LORITA
 from rankfold.papers import quick
 from rankfold.papers.lorita.squeezing import Budget, Way, place_of, squeeze
 from rankfold.papers.request import GIVEN, TRAINING, Request
-from rankfold.papers.runs import device, short
+from rankfold.papers.runs import device, given, short
 from rankfold.papers.selection import tuned
 from rankfold.papers.writing import COLOURS, MARKS, Outcome, panels
 from rankfold.pipeline import Tell, layer_errors
 from rankfold.train import Recipe
-from rankfold.zoo import Data, default_data, load_data, load_weights, resolve
+from rankfold.zoo import Data, default_data, load_data
 
 NAME = "recovery-layers"
 QUICK = Request(models=(quick.CONVOLUTIONAL,), depths=(1,), decays=(5e-4,), seeds=(0,), epochs=4, finetune_epochs=1)
@@ -47,9 +47,7 @@ def reproduce(request: Request, directory: Path, tell: Tell) -> Outcome:
     """Train one network for each seed (or read ``weights``), compress it in four ways to each size, fine-tune it."""
     request.only(NAME, GIVEN if request.weights else (TRAINING - {"precision"}) | GIVEN)
     asked = request.filled(QUICK if request.quick else FULL)
-    if len(asked.models or ()) != 1:
-        raise ValueError(f"{NAME} compresses one network: give one model")
-    (model,) = asked.models or ()
+    model = asked.one_model(NAME)
     data = load_data(quick.DATA if asked.quick else default_data(model))
     networks, grid = _networks(model, asked, data, directory, tell)
     points, layers = [], []
@@ -75,9 +73,7 @@ def _networks(
     model: str, asked: Request, data: Data, directory: Path, tell: Tell
 ) -> tuple[dict[int, nn.Module], pd.DataFrame]:
     if asked.weights is not None:
-        network = resolve(model).model
-        load_weights(network, asked.weights)
-        return {0: network.eval()}, pd.DataFrame()
+        return {0: given(model, asked.weights)}, pd.DataFrame()
     recipe: Recipe = replace(RECIPE, epochs=asked.epochs or RECIPE.epochs)
     recipe = replace(recipe, batch_size=32) if asked.quick else recipe
     runs, grid = tuned(asked, recipe, data, directory / "runs", tell)

@@ -8,7 +8,6 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-import joblib
 import numpy as np
 import pandas as pd
 from matplotlib.figure import Figure
@@ -18,6 +17,8 @@ from rankfold.papers.recovery.trials import THEOREMS, Planted, Theorem, Trial
 from rankfold.papers.request import FIXED, Request
 from rankfold.papers.writing import COLOURS, MARKS, Outcome, panels
 from rankfold.pipeline import Tell
+from rankfold.run.cells import Kept, run_cells
+from rankfold.run.progress import Progress
 
 NAME = "recovery-planted"
 SEEDS = (0, 1, 2, 3, 4)
@@ -39,15 +40,10 @@ def reproduce(request: Request, directory: Path, tell: Tell) -> Outcome:
     request.only(NAME, FIXED | {"seeds"})
     seeds = request.seeds or (SEEDS[:2] if request.quick else SEEDS)
     problems = planned(request.quick)
-    calls = [(problem, seed) for problem in problems for seed in seeds]
-    # one thread each: the matrices are small
-    found = joblib.Parallel(n_jobs=request.jobs, return_as="generator")(
-        joblib.delayed(problem.theorem.trial)(problem.planted, seed) for problem, seed in calls
-    )
-    trials: list[Trial] = []
-    for trial in found:
-        trials.append(trial)
-        tell.progress("planted problems", len(trials), len(calls))
+    draws = [Draw(problem.theorem.name, problem.planted, seed) for problem in problems for seed in seeds]
+    kept = Kept(solved, directory / "runs", {"kind": NAME}, "{}.json")
+    found = run_cells(draws, kept, request.jobs, what="planted problems", progress=tell.progress, say=tell.say)
+    trials = [Trial(**value["trial"]) for value in found]
     points = pd.DataFrame(
         [row(problem, trials[i * len(seeds) : (i + 1) * len(seeds)]) for i, problem in enumerate(problems)]
     )
@@ -69,6 +65,25 @@ class Problem:
     theorem: Theorem
     varied: str
     planted: Planted
+
+
+@dataclass(frozen=True)
+class Draw:
+    """One planted problem with its noise. The base of a theorem is a point of every panel, and solved once."""
+
+    theorem: str
+    planted: Planted
+    seed: int
+
+    @property
+    def title(self) -> str:
+        return f"theorem-{self.theorem}-seed{self.seed}"
+
+
+def solved(draw: Draw, place: Path, progress: Progress) -> dict[str, Any]:
+    """The trial as plain values; one thread is enough, the matrices are small."""
+    (theorem,) = (each for each in THEOREMS if each.name == draw.theorem)
+    return {"trial": vars(theorem.trial(draw.planted, draw.seed))}
 
 
 def planned(quick: bool) -> list[Problem]:

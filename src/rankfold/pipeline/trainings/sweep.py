@@ -4,10 +4,8 @@ from __future__ import annotations
 
 import itertools
 import json
-import os
-import threading
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -22,15 +20,12 @@ from rankfold.pipeline.trainings.config import ConfigError, TrainConfig, at_key,
 from rankfold.pipeline.trainings.rundir import FREE, TrainResult, finished
 from rankfold.pipeline.trainings.selection import SELECTED, selection
 from rankfold.pipeline.trainings.training import train
+from rankfold.run.cells import run_cells
 from rankfold.run.claim import claimed, holder
-from rankfold.run.errors import one_line
 from rankfold.run.files import write_atomically
-from rankfold.run.process import ends_with
 from rankfold.run.progress import Progress, Tell, shown
 from rankfold.train import TrainingError
 
-# Runs draw from the random state of their process: in one process (Dask workers of several threads) one at a time.
-_ALONE = threading.Lock()
 _LOOK, _GONE = 10.0, 300.0  # seconds between looks for the sweep; without a sign of it, on another machine
 _ACCURACY = Figure("accuracy", float("nan"), True, "fraction")
 
@@ -106,7 +101,7 @@ def sweep(
 
     Finished runs are read back and others resumed, so that the same call goes on after an interruption. A run that
     fails is a row with its reason, and is tried again by the next call. Writes `sweep.csv` (a line for each run) and
-    `sweep.json` into `asked.out`. Dask workers must see the same files under the same paths. Raises ConfigError
+    `sweep.json` into `asked.out`. Dask workers must see the same files under the same paths. Raises ValueError
     where no scheduler answers.
     """
     with shown(tell) as told, claimed(asked.out, what="sweep"):
@@ -114,26 +109,14 @@ def sweep(
 
 
 def _swept(asked: Sweep, scheduler: str | None, restart: bool, tell: Tell) -> SweepResult:
-    outcomes: dict[int, TrainResult | str] = {}
-    for index, config in enumerate(asked.runs):
-        with suppress(ConfigError):  # a damaged result: what is to be done is said in its row
-            done = None if restart else finished(config)
-            if done is not None:
-                outcomes[index] = done
-    if outcomes:
-        tell.say(f"{len(outcomes)} of {len(asked.runs)} runs are finished already")
-    todo = [
-        (i, c.to_dict() | {"out": str(Path(c.out).absolute())}) for i, c in enumerate(asked.runs) if i not in outcomes
-    ]
-    tell.progress("runs", len(outcomes), len(asked.runs))
-    running = _local(todo, asked.jobs, restart) if scheduler is None else _on_dask(todo, scheduler, restart, asked.out)
-    for index, outcome in running:
-        outcomes[index] = outcome
-        name = Path(asked.runs[index].out).name
-        tell.say(f"{len(outcomes)} of {len(asked.runs)}: {name}: {_said(outcome)}")
-        tell.progress("runs", len(outcomes), len(asked.runs))
-    kind = next((o.validation.judged for o in outcomes.values() if isinstance(o, TrainResult)), _ACCURACY)
-    runs = pd.DataFrame([_row(asked, config, outcomes[index], kind) for index, config in enumerate(asked.runs)])
+    held = None if scheduler is None else holder(asked.out)  # workers of this machine end with this process
+    work = _Runs(Path.cwd(), restart, None if held is None else (str(asked.out.absolute()), held.mark))
+    outcomes = run_cells(
+        asked.runs, work, asked.jobs, what="runs", scheduler=scheduler, failed=str, progress=tell.progress,
+        say=tell.say,
+    )  # fmt: skip
+    kind = next((o.validation.judged for o in outcomes if isinstance(o, TrainResult)), _ACCURACY)
+    runs = pd.DataFrame([_row(asked, *each, kind) for each in zip(asked.runs, outcomes, strict=True)])
     table = selection(runs, list(asked.grid), kind.name, kind.higher)
     keys = [key for key in asked.grid if key != "seed"]
     chosen = runs.merge(table[[*keys, "selected"]], on=keys, how="left") if keys else runs.assign(selected=True)
@@ -144,73 +127,54 @@ def _swept(asked: Sweep, scheduler: str | None, restart: bool, tell: Tell) -> Sw
     return result
 
 
-def train_one(values: Mapping[str, Any], restart: bool, sweep: tuple[str, str] | None = None) -> TrainResult | str:
-    """One run in whatever process this is: its result, or in a line why it failed.
+@dataclass(frozen=True)
+class _Runs:
+    """Each run in the directory that its configuration names, seen from ``here``.
 
-    ``sweep``: directory of the sweep and mark of its claim; the run ends, with its checkpoint kept, soon after the
-    sweep has ended.
+    ``sweep``: directory of the sweep and mark of its claim, where runs must look whether it lives; they end, with
+    their checkpoints kept, soon after it has.
     """
-    with _ALONE:
-        try:
-            return train(parse(values), restart=restart, tell=Tell() if sweep is None else Tell(_while_held(*sweep)))
-        except Exception as error:
-            return one_line(error)
+
+    here: Path
+    restart: bool
+    sweep: tuple[str, str] | None = None
+
+    def name(self, config: TrainConfig) -> str:
+        return config.out
+
+    def read(self, config: TrainConfig) -> TrainResult | str | None:
+        with suppress(ConfigError):  # a damaged result: what is to be done is said in its row
+            return None if self.restart else finished(self._seen(config))
+        return None
+
+    def do(self, config: TrainConfig, progress: Progress) -> TrainResult | str:
+        watched = progress if self.sweep is None else _while_held(*self.sweep, progress)
+        return train(self._seen(config), restart=self.restart, tell=Tell(watched))
+
+    def said(self, config: TrainConfig, result: TrainResult | str) -> str:
+        if isinstance(result, str):
+            return result
+        odd = "" if result.warning is None else f" (warning: {result.warning})"
+        return f"validation {result.validation.judged}, {result.seconds:.1f} s{odd}"
+
+    def _seen(self, config: TrainConfig) -> TrainConfig:
+        return config.model_copy(update={"out": str(self.here / config.out)})
 
 
-def _while_held(out: str, mark: str) -> Progress:
-    """Progress that ends the work once the claim with this ``mark`` is no longer held."""
+def _while_held(out: str, mark: str, progress: Progress) -> Progress:
+    """``progress`` that ends the work once the claim with this ``mark`` is no longer held."""
     looked = time.monotonic()
 
     def look(what: str, done: int, total: int) -> None:
         nonlocal looked
-        if time.monotonic() - looked < _LOOK:
-            return
-        looked = time.monotonic()
-        found = holder(out, stale=_GONE)
-        if found is None or found.mark != mark:
-            raise TrainingError("the sweep that this run belongs to has ended: the same command goes on")
+        if time.monotonic() - looked >= _LOOK:
+            looked = time.monotonic()
+            found = holder(out, stale=_GONE)
+            if found is None or found.mark != mark:
+                raise TrainingError("the sweep that this run belongs to has ended: the same command goes on")
+        progress(what, done, total)
 
     return look
-
-
-def _indexed(index: int, values: Mapping[str, Any], restart: bool, parent: int) -> tuple[int, TrainResult | str]:
-    ends_with(parent)
-    return index, train_one(values, restart)
-
-
-Todo = Sequence[tuple[int, dict[str, Any]]]
-
-
-def _local(todo: Todo, jobs: int, restart: bool) -> Iterator[tuple[int, TrainResult | str]]:
-    left = dict(todo)
-    pool = joblib.Parallel(n_jobs=min(jobs, max(len(todo), 1)), return_as="generator_unordered")
-    try:
-        for index, outcome in pool(
-            joblib.delayed(_indexed)(index, values, restart, os.getpid()) for index, values in todo
-        ):
-            del left[index]
-            yield index, outcome
-    except joblib.externals.loky.process_executor.TerminatedWorkerError:
-        for index in left:
-            yield index, "its process was killed, perhaps for want of memory: fewer jobs; the same command goes on"
-
-
-def _on_dask(todo: Todo, scheduler: str, restart: bool, out: Path) -> Iterator[tuple[int, TrainResult | str]]:
-    try:
-        from distributed import Client, as_completed
-    except ImportError:
-        raise ConfigError("--scheduler needs the package distributed: pip install 'rankfold[dask]'") from None
-    try:
-        client = Client(scheduler, timeout=10)
-    except (OSError, ValueError) as error:
-        raise ConfigError(f"--scheduler {scheduler}: no Dask scheduler answers there ({error})") from None
-    held = holder(out)
-    mine = None if held is None else (str(out.absolute()), held.mark)
-    with client:
-        futures = {client.submit(train_one, values, restart, mine, pure=False): index for index, values in todo}
-        for future in as_completed(futures):
-            failure = future.exception()  # a worker that died; what a run raises is its outcome
-            yield futures[future], future.result() if failure is None else f"{type(failure).__name__}: {failure}"
 
 
 def _row(asked: Sweep, config: TrainConfig, outcome: TrainResult | str, kind: Figure) -> dict[str, Any]:
@@ -222,13 +186,6 @@ def _row(asked: Sweep, config: TrainConfig, outcome: TrainResult | str, kind: Fi
     values = outcome.to_dict()
     figures = {name: values[name] for name in names}
     return row | {"error": None, "warning": outcome.warning, "directory": config.out, **figures}
-
-
-def _said(outcome: TrainResult | str) -> str:
-    if isinstance(outcome, str):
-        return f"failed: {outcome}"
-    odd = "" if outcome.warning is None else f" (warning: {outcome.warning})"
-    return f"validation {outcome.validation.judged}, {outcome.seconds:.1f} s{odd}"
 
 
 def _cell(value: Any) -> Any:
