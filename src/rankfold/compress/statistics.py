@@ -105,7 +105,9 @@ class Statistics:
         try:
             return _FILE.read(path, _built, name)
         except OSError as error:
-            raise ValueError(f"{path}: cannot be read as a statistics file of rankfold ({error.strerror})") from None
+            raise ValueError(
+                f"{name or path!s}: cannot be read as a statistics file of rankfold ({error.strerror})"
+            ) from None
 
 
 class _Note(TypedDict):
