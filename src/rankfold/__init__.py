@@ -76,6 +76,8 @@ __all__ = [
     "profile",
     "reestimate_",
     "register_budget",
+    "register_method",
+    "register_rule",
     "save",
     "sites",
     "slice_",

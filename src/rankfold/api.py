@@ -3,6 +3,7 @@
 # ruff: noqa: F401  # re-exported by rankfold/__init__.py
 
 from rankfold.adapt import deep_lora_
+from rankfold.compress.methods import register_method
 from rankfold.compress.methods.maxnorm import MaxNorm
 from rankfold.compress.methods.nuclear import NuclearBall
 from rankfold.compress.methods.relu import ActivationAware
@@ -13,7 +14,7 @@ from rankfold.compress.planning.planner import plan
 from rankfold.compress.planning.profile import Calibration, Profile, profile
 from rankfold.compress.ranks.allocate import BudgetError
 from rankfold.compress.ranks.budget import Bytes, Flops, KeepEnergy, Latency, Params, Ranks, Resource, register_budget
-from rankfold.compress.ranks.rules import Global, Iterative, Local, Optimal
+from rankfold.compress.ranks.rules import Global, Iterative, Local, Optimal, register_rule
 from rankfold.compress.repair.batchnorm import reestimate_
 from rankfold.compress.repair.finetune import finetune, finetune_recipe
 from rankfold.compress.repair.tune import tune_

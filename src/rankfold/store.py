@@ -72,7 +72,8 @@ def save(
         raise StoreError(f"{directory} is a file; give a directory")
     state, aliases = _tensors(unwrap(model))
     for entry in plan.changed:
-        if entry.form is not Form.DENSE and f"{entry.site}.up.weight" not in state.keys() | aliases.keys():
+        own = f"{entry.site}.{entry.form.parameter}"
+        if entry.form is not Form.DENSE and own not in state.keys() | aliases.keys():
             raise StoreError(f"{entry.site}: {entry.form} in the plan, not in the model: apply the plan first")
     files = {
         _PLAN: plan.to_json().encode(),

@@ -93,7 +93,7 @@ def price(
         for done, candidate in enumerate(candidates):
             errors = candidate.relative_errors.numpy()
             points = []
-            for rank in probe_ranks(errors, candidate.decomposition.ranks, rule.probes):
+            for rank in probe_ranks(errors, candidate.ranks, rule.probes):
                 lost = _divergence(root, candidate, rank, batches, originals, objective)
                 points.append((float(errors[rank]), lost))
             prices[candidate.site.name, candidate.form] = torch.from_numpy(interpolate(errors, points))

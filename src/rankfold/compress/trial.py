@@ -82,7 +82,7 @@ class Trial:
     def loss(self, site: str, option: Option, bound: float = math.inf) -> float:
         """Sum of the losses with ``site`` as ``option``; a part of the sum as soon as it is above ``bound``."""
         module = self.root.get_submodule(site)
-        now = module._parameters["weight"], module._parameters["bias"]
+        now = self._held(site)
         self._place(site, *self._prepare(site, option))
         total = 0.0
         try:
@@ -97,7 +97,7 @@ class Trial:
     def commit(self, site: str, option: Option) -> None:
         """Leave ``site`` as ``option``. Cost: a forward pass from there on."""
         module = self.root.get_submodule(site)
-        self._own.setdefault(site, (module._parameters["weight"], module._parameters["bias"]))
+        self._own.setdefault(site, self._held(site))
         self._place(site, *self._prepare(site, option))
         self._evaluate(module)
 
@@ -190,13 +190,22 @@ class Trial:
         if known is None or known[0] != option:
             candidate = next(c for c in self.candidates[site] if c.form is option.form)
             module = self.root.get_submodule(site)
-            weight, bias = self._own.get(site, (module._parameters["weight"], module._parameters["bias"]))
+            weight, bias = self._own.get(site, self._held(site))
             known = self._ready[site] = (option, *multiplied_out(module, candidate, option.rank, weight, bias))
         return known[1:]
 
+    def _held(self, site: str) -> tuple[Any, Any]:
+        parameters = self.root.get_submodule(site)._parameters
+        return parameters[self._weight(site)], parameters.get("bias")
+
     def _place(self, site: str, weight: Any, bias: Any) -> None:
         parameters = self.root.get_submodule(site)._parameters
-        parameters["weight"], parameters["bias"] = weight, bias
+        parameters[self._weight(site)] = weight
+        if bias is not None or "bias" in parameters:
+            parameters["bias"] = bias
+
+    def _weight(self, site: str) -> str:
+        return self.candidates[site][0].site.layer.parameter
 
 
 def multiplied_out(
@@ -204,7 +213,7 @@ def multiplied_out(
 ) -> tuple[nn.Parameter, nn.Parameter | None]:
     """The dense weight and bias with which ``module`` computes what its truncation to ``rank`` computes."""
     factors, layer, form = candidate.decomposition.factors(rank), candidate.site.layer, candidate.form
-    if form in (Form.FACTORED, Form.SPATIAL):
+    if form.decomposed in (Form.FACTORED, Form.SPATIAL):
         right, left = factors.parts
         product = layer.geometry(form).put(weight, left @ right)
     else:

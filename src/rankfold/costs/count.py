@@ -159,4 +159,5 @@ def site_cost(
 ) -> Cost:
     """What one site costs in one form at one rank; ``bias`` says whether the layer carries one in that form."""
     params = site.layer.params(form, rank, bias)
-    return Cost(params, site.layer.flops(form, rank, calls) // samples, params * element_size)
+    size = params * element_size + form.buffers(site.layer, rank)
+    return Cost(params, site.layer.flops(form, rank, calls) // samples, size)

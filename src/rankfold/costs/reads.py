@@ -38,9 +38,8 @@ class WeightReads(TorchFunctionMode):
         self._known: dict[int, tuple[Tensor, Site]] = {}
         for site in sites:
             if site.forms - {Form.KEEP}:
-                weight: Any = model.get_submodule(site.name).weight
-                layer: Any = site.layer
-                self._rules[site.name] = Matrix() if weight.dim() == 2 else Pair(layer.groups, layer.transposed)
+                weight, conv = site.layer.weight(model.get_submodule(site.name)), site.layer.convolution
+                self._rules[site.name] = Matrix() if conv is None else Pair(conv.groups, conv.transposed)
                 self._known[id(weight)] = (weight, site)
 
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:

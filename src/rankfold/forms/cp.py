@@ -6,7 +6,6 @@ from collections.abc import Sequence
 from math import prod
 from typing import Any
 
-import torch
 from torch import nn
 
 from rankfold.forms import convolving
@@ -49,7 +48,6 @@ class CP(Form):
         down = convolving.one_by_one(old, dims, conv.channels_in, rank)
         return CPConv({"down": down, **lines, "up": convolving.one_by_one(old, dims, rank, conv.channels_out, bias)})
 
-    @torch.no_grad()
     def write_(self, layer: Layer, new: Any, factors: Factors) -> None:
         fill_stages_(new, factors)
 

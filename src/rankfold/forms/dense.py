@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
-import torch
 from torch import Tensor, nn
 
 from rankfold.forms.form import Call, Factors, Form, register
@@ -30,7 +29,6 @@ class Dense(Form):
     def skeleton(self, layer: Layer, old: Any, rank: int, bias: bool) -> nn.Module:
         return layer.dense(old, bias)
 
-    @torch.no_grad()
     def write_(self, layer: Layer, new: Any, factors: Factors) -> None:
         weight: Tensor = new.weight
         matrix = factors.parts[0].to(weight.dtype)

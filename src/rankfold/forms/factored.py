@@ -6,7 +6,6 @@ from collections.abc import Sequence
 from math import prod
 from typing import Any
 
-import torch
 from torch import nn
 
 from rankfold.forms import convolving
@@ -50,7 +49,6 @@ class Factored(Form):
         up = convolving.one_by_one(old, dims, wide, conv.channels_out, bias, conv.groups)
         return LowRankConv({"down": down, "up": up})
 
-    @torch.no_grad()
     def write_(self, layer: Layer, new: Any, factors: Factors) -> None:
         right, left = factors.parts
         conv = layer.convolution

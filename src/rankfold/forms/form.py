@@ -104,6 +104,10 @@ class Form(str, metaclass=_Forms):
     def params(self, layer: Layer, rank: int, bias: bool) -> int:
         raise NotImplementedError(f"form {self}: params(layer, rank, bias) is missing")
 
+    def buffers(self, layer: Layer, rank: int) -> int:
+        """Bytes of what the new layer stores beside its parameters, such as an order of its outputs."""
+        return 0
+
     def flops(self, layer: Layer, rank: int, calls: Sequence[Call]) -> int:
         """Two for each multiply-add, as ``torch.utils.flop_counter`` counts; biases are free."""
         raise NotImplementedError(f"form {self}: flops(layer, rank, calls) is missing")

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from math import prod
 from typing import Any, Literal
 
+import torch
 from torch import Tensor, nn
 
 from rankfold.forms.form import Call, Factors, Form, offered
@@ -112,5 +113,6 @@ class Layer:
         """The new layer with parameters of the right shape, dtype and device, not filled; no random number is drawn."""
         return form.skeleton(self, like, rank, bias).to_empty(device=self.weight(like).device)
 
+    @torch.no_grad()
     def write_(self, layer: Any, form: Form, factors: Factors) -> None:
         form.write_(self, layer, factors)

@@ -6,7 +6,6 @@ from collections.abc import Sequence
 from math import prod
 from typing import Any
 
-import torch
 from torch import nn
 
 from rankfold.forms import convolving
@@ -47,7 +46,6 @@ class Spatial(Form):
         down = convolving.along(old, 2, 0, conv.channels_in, rank)
         return SpatialConv2d({"down": down, "up": convolving.along(old, 2, 1, rank, conv.channels_out, bias=bias)})
 
-    @torch.no_grad()
     def write_(self, layer: Layer, new: Any, factors: Factors) -> None:
         right, left = factors.parts
         c_out, rank, _, k_w = new.up.weight.shape

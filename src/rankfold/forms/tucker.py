@@ -6,7 +6,6 @@ from collections.abc import Sequence
 from math import ceil, prod
 from typing import Any
 
-import torch
 from torch import nn
 
 from rankfold.forms import convolving
@@ -48,7 +47,6 @@ class Tucker(Form):
             {"down": down, "core": core, "up": convolving.one_by_one(old, dims, r_out, conv.channels_out, bias)}
         )
 
-    @torch.no_grad()
     def write_(self, layer: Layer, new: Any, factors: Factors) -> None:
         fill_stages_(new, factors)
 

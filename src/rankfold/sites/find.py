@@ -20,19 +20,35 @@ from rankfold.sites.site import Site, SiteList
 
 FOLD_FIRST = "parametrized: fold first (rankfold.fold_)"
 Reader = Callable[[nn.Module], Layer | None]
-_READERS: list[Reader] = [read_linear, read_convolution]
+_OWN: list[Reader] = []
+_BUILT_IN: tuple[Reader, ...] = (read_linear, read_convolution)
 
 
 def register_reader(reader: Reader) -> Reader:
     """Make a layer type known: ``reader(module)`` gives its layer object, or None for any other module. The latest
     reader is asked first. Returns the reader, so that it serves as a decorator."""
-    _READERS.insert(0, reader)
+    _OWN.insert(0, reader)
     return reader
+
+
+def _own_layer(module: nn.Module) -> Layer | None:
+    """What a reader of one's own says of a module; ``TypeError`` for what is no layer object."""
+    for reader in _OWN:
+        layer = reader(module)
+        if layer is not None and not isinstance(layer, Layer):
+            raise TypeError(
+                f"reader {getattr(reader, '__name__', reader)}: a layer object (rankfold.forms.Layer) or None was "
+                f"expected for a {type(module).__name__}, got {type(layer).__name__}"
+            )
+        if layer is not None:
+            return layer
+    return None
 
 
 def read_layer(module: nn.Module) -> Layer | None:
     """The layer object of a module that computes with one matrix, or None."""
-    return next((layer for reader in _READERS if (layer := reader(module)) is not None), None)
+    own = _own_layer(module)
+    return own or next((layer for reader in _BUILT_IN if (layer := reader(module)) is not None), None)
 
 
 MERGE_FIRST = (
@@ -165,7 +181,7 @@ def _why_not(module: nn.Module, path: str) -> str | None:
         nn.ConvTranspose2d,
         nn.ConvTranspose3d,
     ):
-        if isinstance(module, base) and _overrides(ordinary_class(module), base):
+        if isinstance(module, base) and _overrides(ordinary_class(module), base) and _own_layer(module) is None:
             return f"{type(module).__name__} overrides the forward of {base.__name__}"
     if "forward" in vars(module) and weight is not None and weight.dim() > 1:
         return "its forward was replaced from outside: remove that wrapper first"

@@ -52,9 +52,9 @@ def apply(
     from rankfold.train import choose
 
     set_threads(threads)
-    made = Plan.load(plan)
     with Talk() as talk, computing(device, precision) as place:
         loaded = open_model(model, weights, data, download, talk, trained=True, own_data=False).to(place)
+        made = Plan.load(plan)  # after the model: its module may register forms and methods that the plan names
         example, chosen = loaded.needed_example(), None
         if loaded.data is None:
             small = apply_(loaded.model, made, progress=lambda _, done, total: talk.progress("factoring", done, total))

@@ -90,7 +90,8 @@ def fit_layers(
                     continue
                 fitted[site.name] = Fitted(solution.factors, None if entry.bias else absorbers.get(site.name))
                 place_(current, site.name, filled(current, site, entry, fitted[site.name]), fitted[site.name])
-                losses |= {(site.name, form): values for form, values in solution.losses.items()}
+                offered = (form for form in site.forms if form.decomposed in solution.losses)
+                losses |= {(site.name, form): solution.losses[form.decomposed] for form in offered}
                 known[site.name] = _told(entry, solution)
             tell("fitting", done, len(changed))
     return FittedNetwork(current, tuple(known[entry.site] for entry in entries), fitted, losses)
@@ -173,7 +174,13 @@ def _solve(
         try:
             if site.name in pairs:
                 solved[site.name] = method.solve(
-                    site, entry.form, entry.rank, weight, bias, pairs.pop(site.name), metrics.get(site.name)
+                    site,
+                    entry.form.decomposed,
+                    entry.rank,
+                    weight,
+                    bias,
+                    pairs.pop(site.name),
+                    metrics.get(site.name),
                 )
             else:
                 why = "its inputs and outputs cannot be paired" if fits else "its moments exceed the memory limit"
@@ -208,7 +215,7 @@ def _alone(
     weight, bias = site.weight(original), site.bias(original)
     if entry.form is Form.DENSE:
         return Solution(Factors((site.matrix(original),)), 0.0, {}, note=note)
-    decomposition = method.decompose(site, entry.form, weight, statistics, bias)
+    decomposition = method.decompose(site, entry.form.decomposed, weight, statistics, bias)
     if decomposition is None:
         raise ValueError(f"method {method.name!r} does not offer form {entry.form} here")
     return Solution(decomposition.factors(entry.rank), decomposition.relative_error(entry.rank), {}, note=note)
@@ -227,8 +234,8 @@ def _told(entry: Entry, solution: Solution) -> Entry:
     values: dict[str, Any] = {"predicted_error": solution.error, "certificate": solution.certificate}
     if solution.note:
         values["note"] = "; ".join(filter(None, (entry.note, solution.note)))
-    if entry.form in solution.losses:
-        values["predicted_loss"] = float(solution.losses[entry.form][entry.rank])
+    if entry.form.decomposed in solution.losses:
+        values["predicted_loss"] = float(solution.losses[entry.form.decomposed][entry.rank])
     return replace(entry, **values)
 
 

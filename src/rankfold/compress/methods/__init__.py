@@ -17,12 +17,28 @@ METHODS: tuple[Method, ...] = (
 )  # fmt: skip
 
 
+_NAMED: dict[str, Method] = {method.name: method for method in METHODS}
+
+
+def register_method(method: Method) -> Method:
+    """Make a method of one's own known by its name, to plans and to files that name it; returns it."""
+    _NAMED[method_named(method).name] = method
+    return method
+
+
 def method_named(name: str | Method) -> Method:
     """The method called ``name``; anything that is a method already is returned as it is."""
     if not isinstance(name, str):
+        lacking = [part for part in ("name", "forms", "needs_data", "decompose") if not hasattr(name, part)]
+        if lacking or isinstance(name, type):
+            raise ValueError(
+                "a method was expected, an object with name, forms, needs_data and decompose(…), or its name; got "
+                f"{name!r}"
+            )
         return name
-    for method in METHODS:
-        if method.name == name:
-            return method
-    known = ", ".join(method.name for method in METHODS)
-    raise ValueError(f"no method named {name!r}; there are {known}")
+    if name in _NAMED:
+        return _NAMED[name]
+    raise ValueError(
+        f"no method named {name!r}; there are {', '.join(_NAMED)} (one of your own is registered before a plan that "
+        "names it is read: rankfold.register_method)"
+    )

@@ -12,6 +12,7 @@ from rankfold.compress.methods import method_named
 from rankfold.compress.methods.method import Decomposition, Method, fits_layers
 from rankfold.compress.planning.candidates import with_ridge
 from rankfold.compress.planning.fitted import Fitted
+from rankfold.compress.planning.lawful import ApplyError, check_alike, check_counted, written_
 from rankfold.compress.planning.plan import Entry, Plan, check_fingerprint
 from rankfold.run.progress import Progress, showing
 from rankfold.sites import (
@@ -32,10 +33,6 @@ if TYPE_CHECKING:
     from rankfold.compress.planning.profile import Profile
 
 
-class ApplyError(ValueError):
-    """A plan cannot be carried out on this model; names the site, what was asked and the remedy."""
-
-
 @showing
 def apply_(
     model: nn.Module,
@@ -49,14 +46,14 @@ def apply_(
 
     Plan and model are compared before the first change: ``ValueError`` if the plan was made for another model,
     ``ApplyError`` if a site is missing, if a form or rank is impossible there, or if factors overflow half precision.
-    ``profile``: the one that the plan was made from: then nothing is decomposed again. ``method``: the one the plan was
-    made with, where it is your own. Optimizers built before do not know the new
-    parameters. Layers keep dtype, device, mode, hooks and ``requires_grad``. Extra memory: the new layers, all of which
+    ``profile``: the one that the plan was made from: then nothing is searched or decomposed again. ``method``: the one
+    the plan was made with, where it is your own. Optimizers built before do not know the new parameters. Layers keep
+    dtype, device, mode, hooks and ``requires_grad``. Extra memory: the new layers, all of which
     are made before the first takes its place.
     """
     root = unwrap(model)
     check_fingerprint(plan, root)
-    here = sites(root)
+    here = profile.sites if profile is not None and profile.fingerprint == plan.fingerprint else sites(root)
     _check(plan, here)
     source = _source(root, plan, here, profile, method)
     changed = plan.changed
@@ -80,7 +77,7 @@ def place_(root: nn.Module, name: str, new: nn.Module, fitted: Fitted) -> None:
     That BatchNorm subtracts its running mean: moving the mean is the bias, for free.
     """
     shift = fitted.factors.shift
-    if new.bias is None and fitted.absorber is not None and shift is not None:
+    if _bias(new) is None and fitted.absorber is not None and shift is not None:
         with torch.no_grad():
             mean = root.get_submodule(fitted.absorber).get_buffer("running_mean")
             mean.sub_(shift.to(mean))
@@ -224,31 +221,37 @@ def filled(root: nn.Module, site: Site, entry: Entry, fitted: Fitted) -> nn.Modu
     """
     old: Any = root.get_submodule(site.name)
     new = build(old, site, entry)
-    site.layer.write_(new, entry.form, fitted.factors)
+    written_(site, entry.form, entry.rank, new, fitted.factors)
     _fill_bias_(old, new, fitted.factors)
     if not all(bool(p.double().isfinite().all()) for p in new.parameters()):
-        raise ApplyError(
-            f"{site.title}: the factors overflow {old.weight.dtype}: convert the model to float32 or bfloat16 first"
-        )
+        kind = site.layer.weight(old).dtype
+        raise ApplyError(f"{site.title}: the factors overflow {kind}: convert the model to float32 or bfloat16 first")
+    check_alike(old, new, site, entry.form, entry.rank, fitted.factors)
     return new
 
 
 def build(old: Any, site: Site, entry: Entry) -> nn.Module:
     """The empty new layer for ``entry``, with the old one's mode, hooks and ``requires_grad``."""
     new = site.layer.skeleton(old, entry.form, entry.rank, entry.bias)
+    check_counted(new, site, entry.form, entry.rank, entry.bias)
     new.train(old.training)
     carry_hooks_(old, new)
-    new.requires_grad_(bool(old.weight.requires_grad))
-    bias: Any = new.bias
-    if bias is not None and old.bias is not None:
-        bias.requires_grad_(bool(old.bias.requires_grad))
+    new.requires_grad_(bool(site.layer.weight(old).requires_grad))
+    bias, before = _bias(new), _bias(old)
+    if bias is not None and before is not None:
+        bias.requires_grad_(bool(before.requires_grad))
     return new
+
+
+def _bias(layer: nn.Module) -> Any:
+    return getattr(layer, "bias", None)
 
 
 @torch.no_grad()
 def _fill_bias_(old: Any, new: Any, factors: Factors) -> None:
-    bias: Tensor | None = new.bias
+    bias: Tensor | None = _bias(new)
     if bias is not None:
         # in float64: float8 cannot be added
-        start = torch.zeros_like(bias, dtype=torch.float64) if old.bias is None else old.bias.double()
+        before: Tensor | None = _bias(old)
+        start = torch.zeros_like(bias, dtype=torch.float64) if before is None else before.double()
         bias.copy_(start if factors.shift is None else start + factors.shift.to(start))

@@ -11,6 +11,7 @@ from torch import Tensor, nn
 
 from rankfold.compress.finite import check_finite
 from rankfold.compress.methods.method import Decomposition, Forecast, Forecasting, Method
+from rankfold.compress.planning.lawful import check_decomposition
 from rankfold.compress.ranks.allocate import Option
 from rankfold.compress.ranks.budget import Budget, KeepEnergy, Latency, Ranks, Resource
 from rankfold.compress.statistics import SiteStatistics, Statistics
@@ -38,6 +39,12 @@ class Candidate:
     forecast: Forecast | None = None
     note: str = ""
     ridge: float = 0.0
+
+    @property
+    def ranks(self) -> Sequence[int]:
+        """Those worth considering that the form allows, ascending."""
+        most = self.form.max_rank(self.site.layer)
+        return [rank for rank in self.decomposition.ranks if rank <= most]
 
     @property
     def errors(self) -> Tensor:
@@ -139,6 +146,7 @@ def decompose(
                 ) from error
             decomposition, forecast, ridge = made[base]
             if decomposition is not None:
+                check_decomposition(method, site, form, decomposition)
                 carries = site.layer.has_bias or (known is not None and known.absorber is None)
                 group.append(Candidate(site, form, decomposition, carries, forecast, note, ridge))
         progress("decomposing", done + 1, len(sites.reducible))
@@ -203,7 +211,7 @@ def options(
             loss = prices[site.name, candidate.form].tolist()
             kept = (1 - candidate.relative_errors.square()).tolist()
             levels = candidate.decomposition.levels.tolist()
-            for rank in candidate.decomposition.ranks:
+            for rank in candidate.ranks:
                 if kept[rank] < floor - 1e-12:
                     continue
                 costs = counter.costs(resource, site, candidate.form, rank, candidate.bias)

@@ -14,10 +14,11 @@ from rankfold.compress.layerwise.rounds import fit
 from rankfold.compress.methods.method import fits_layers
 from rankfold.compress.planning.candidates import options
 from rankfold.compress.planning.entries import after_of, entries_of, notes_of
+from rankfold.compress.planning.lawful import check_picked, check_summed
 from rankfold.compress.planning.plan import Plan, decisions
 from rankfold.compress.planning.profile import Profile, checked_names
 from rankfold.compress.ranks.allocate import Option, check_feasible
-from rankfold.compress.ranks.budget import Budget, Latency, Params, Ranks, Resource, parsed, resources
+from rankfold.compress.ranks.budget import Budget, Latency, Params, Ranks, Resource, amount, parsed, resources
 from rankfold.compress.ranks.latency import meet_latency
 from rankfold.compress.ranks.rules import Choices, Iterative, Optimal, RankRule, described, rule_named
 from rankfold.compress.ranks.timing import site_timing
@@ -70,12 +71,17 @@ def _prices(known: Profile, rule: RankRule) -> Prices:
     flat = [candidate for group in known.candidates.values() for candidate in group]
     if any(candidate.decomposition.comparable for candidate in flat):
         return output_changes(flat)
-    if isinstance(rule, Optimal) and rule.probes and known.data is not None and not fits_layers(known.method):
+    if (
+        isinstance(rule, Optimal)
+        and rule.probes
+        and (known.data is not None or known.probed)
+        and not fits_layers(known.method)
+    ):
         key = (rule.probes, rule.samples)
         if key not in known.prices:
             root = known.needed_model()
             with split_attention(root):
-                known.prices[key] = price(root, flat, known.data, rule, known.tell, known.objective)
+                known.prices[key] = price(root, flat, known.needed_data(), rule, known.tell, known.objective)
         return known.prices[key]
     return relative_energy(flat)
 
@@ -110,7 +116,7 @@ class _Asked:
 
     def _whole(self, budget: Resource) -> float:
         if not isinstance(budget, Latency):
-            return budget.of(self.known.cost)
+            return amount(budget, self.known.cost)
         models = {"dense": self.known.needed_model()}
         return latencies(models, self.known.needed_example(), batch=budget.batch)["dense"]
 
@@ -122,7 +128,7 @@ class _Asked:
     def choices(self, met: Prices) -> dict[str, list[Option]]:
         known = self.known
         candidates = known.candidates
-        if not isinstance(self.rule, Optimal):  # the other rules compare ranks, not forms
+        if not getattr(self.rule, "across_forms", False):  # such a rule compares ranks, not forms
             candidates = {name: group[:1] for name, group in candidates.items()}
         prices = {**self.prices, **met}
         return options(known.sites, candidates, prices, self.budgets, self.resource, known.counter)
@@ -131,7 +137,8 @@ class _Asked:
         if not self.asked:  # only energies or ranks were asked: the cheapest that satisfies them
             return {name: min(group, key=lambda o: (o.costs, o.loss)) for name, group in choices.items()}
         check_feasible(choices, limits, [each.describe() for each in self.asked], self._smallest)
-        return self.rule.choose(choices, limits, self.known)
+        picked = self.rule.choose(choices, limits, self.known)
+        return check_picked(self.rule.name, picked, choices, limits, [each.describe() for each in self.asked])
 
     def _smallest(self, axis: int, lacking: float) -> str:
         budget = self.asked[axis]
@@ -144,12 +151,14 @@ class _Asked:
     def write(self, choices: Choices, picked: Mapping[str, Option], notes: Sequence[str] = ()) -> Plan:
         known = self.known
         entries = entries_of(known, choices, picked)
+        after = after_of(known, entries)
+        check_summed([each for each in self.asked if not isinstance(each, Latency)], known.cost, after)
         calibration = {"data": known.calibration.name, "samples": known.samples, "rule": described(self.rule)}
         if known.objective is not None:
             calibration["objective"] = known.objective.name
         return Plan(
             entries, self.budgets, known.method.name, self.rule.name, known.fingerprint, known.cost,
-            after_of(known, entries), calibration, known.sites.left_out, (*notes, *notes_of(known, entries)),
+            after, calibration, known.sites.left_out, (*notes, *notes_of(known, entries)),
             decided=decisions(entries), statistics=known.statistics,
         )  # fmt: skip
 

@@ -92,6 +92,7 @@ class Profile:
     example: Example | None = field(default=None, repr=False)
     directory: Path | None = None
     tell: Progress = field(default=lambda what, done, total: None, repr=False)
+    probed: bool = False  # read from a file, and made with data: layers are priced by probes on them
     prices: dict[Any, Mapping[tuple[str, Form], Tensor]] = field(default_factory=dict, repr=False)
 
     def plan(self, budget: Any, rule: Any = "optimal", *, progress: Progress | None = None) -> Plan:

@@ -18,7 +18,7 @@ from rankfold.compress.planning.plan import fingerprint
 from rankfold.compress.planning.profile import Calibration, Profile
 from rankfold.compress.statistics import Statistics
 from rankfold.costs import Cost
-from rankfold.objectives import Objective
+from rankfold.objectives import Objective, objective_named
 from rankfold.run.container import Kind
 from rankfold.run.files import write_atomically
 from rankfold.sites import Call, Factors, Form, SiteList, sites, split_attention, unwrap
@@ -77,6 +77,8 @@ class _Note(TypedDict):
     decomposed: int
     weighed: int
     objective: NotRequired[str]
+    probed: NotRequired[bool]
+    prices: NotRequired[list[tuple[int, int, str, str]]]
 
 
 _FILE = Kind[_Note]("rankfold.profile", _Note, "a profile of rankfold", "make it again: rankfold.profile(model, data)")
@@ -118,6 +120,11 @@ def save_profile(known: Profile, path: str | Path) -> None:
     )  # fmt: skip
     if known.objective is not None:
         note["objective"] = known.objective.name
+    note["probed"], note["prices"] = known.data is not None or known.probed, []
+    for (probes, asked), prices in known.prices.items():
+        for (site, form), values in prices.items():
+            tensors[f"price|{len(note['prices'])}"] = values
+            note["prices"].append((probes, asked, site, str(form)))
     write_atomically(Path(path), _FILE.write(tensors, note))
 
 
@@ -131,8 +138,8 @@ def load_profile(
 ) -> Profile:
     """What ``save_profile`` wrote, for the ``model`` that it was made of; ``ValueError`` in one line for another one.
 
-    ``data``: as they were given to ``profile``; needed by rules and budgets that run the model on them. ``method``: the
-    one it was made with, where it is your own.
+    ``data``: as they were given to ``profile``; needed by rules and budgets that run the model on them. ``method`` and
+    ``objective``: those it was made with, where they are your own and not registered.
     """
     root = unwrap(model)
 
@@ -154,6 +161,8 @@ def _built(
     objective: Objective | None,
 ) -> Profile:
     method = method_named(note["method"]) if method is None else method
+    if objective is None and "objective" in note:
+        objective = objective_named(note["objective"])
     everything = sites(root)
     items = tuple(
         replace(site, forms=frozenset({Form.KEEP}), note=note["others"][site.name])
@@ -174,8 +183,15 @@ def _built(
         found, method, candidates, Counter(calls, note["example"], note["element_sizes"]), Cost(*note["cost"]),
         note["flops"], note["fingerprint"], Calibration(name=note["data"]), objective, note["samples"],
         note["unsolved"], tuple(note["unreached"]), tuple(note["notes"]), statistics, decomposed=note["decomposed"],
-        weighed=note["weighed"], model=root, data=data,
+        weighed=note["weighed"], model=root, data=data, probed=note.get("probed", False), prices=_prices(tensors, note),
     )  # fmt: skip
+
+
+def _prices(tensors: Mapping[str, Tensor], note: _Note) -> dict[Any, Mapping[tuple[str, Form], Tensor]]:
+    found: dict[Any, dict[tuple[str, Form], Tensor]] = {}
+    for index, (probes, asked, site, form) in enumerate(note.get("prices", ())):
+        found.setdefault((probes, asked), {})[site, Form(form)] = tensors[f"price|{index}"]
+    return dict(found)
 
 
 def _candidate(

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, fields
 from difflib import get_close_matches
+from math import inf
 from typing import TYPE_CHECKING, Any, Literal
 
 if TYPE_CHECKING:
@@ -171,9 +172,23 @@ def parsed(budget: str | Budget | Sequence[str | Budget]) -> tuple[Budget, ...]:
     """Budgets from their text or as they are; ``ValueError`` if there is none."""
     given = [budget] if isinstance(budget, str) or not isinstance(budget, Sequence) else budget
     budgets = tuple(parse_budget(item) if isinstance(item, str) else item for item in given)
+    for each in budgets:
+        if not isinstance(each, Budget):
+            raise ValueError(f"a budget was expected, such as 'flops=0.5' or rankfold.Flops(0.5), not {each!r}")
     if not budgets:
         raise ValueError("no budget was given: for example 'flops=0.5'")
     return budgets
+
+
+def amount(budget: Resource, cost: Cost) -> float:
+    """How much of a budget's resource the whole model takes; ``ValueError`` where that is no number from 0 on."""
+    found = budget.of(cost)
+    if not isinstance(found, int | float) or not 0 <= found < inf:
+        raise ValueError(
+            f"budget {budget.describe()}: {type(budget).__name__}.of must give a number of at least 0 for the whole "
+            f"model, got {found!r}"
+        )
+    return float(found)
 
 
 def resources(budgets: Sequence[Budget]) -> tuple[Resource, ...]:

@@ -2,14 +2,16 @@
 
 A rule of one's own is any object with ``name`` and ``choose(choices, limits, known)``: for each site a list of options,
 the first of which keeps it, and one limit for each resource; it gives the option picked for each site. ``known`` is the
-profile, for rules that run the model.
+profile, for rules that run the model. With an attribute ``across_forms = True`` a rule is offered every form of a site,
+otherwise the first one alone.
 """
 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, is_dataclass
-from typing import TYPE_CHECKING, Any, Protocol, runtime_checkable
+from types import NoneType
+from typing import TYPE_CHECKING, Any, ClassVar, Protocol, runtime_checkable
 
 from rankfold.compress.ranks.allocate import Costs, Option, global_, local, optimal
 
@@ -40,6 +42,7 @@ class Optimal:
     probes: int = 4
     samples: int = 256
     name: str = "optimal"
+    across_forms: ClassVar[bool] = True
 
     def choose(self, choices: Choices, limits: Costs, known: Profile) -> dict[str, Option]:
         return optimal(choices, limits)
@@ -97,14 +100,29 @@ class Iterative:
 
 
 def rule_named(name: str | RankRule) -> RankRule:
+    """The rule called ``name``; an object that is one already is returned as it is. ``ValueError`` for other things."""
     if not isinstance(name, str):
+        if isinstance(name, type) or not isinstance(name, RankRule):
+            raise ValueError(f"a rank rule was expected, an object with name and choose(…), or its name; got {name!r}")
         return name
-    for rule in (Optimal(), Local(), Global(), Iterative()):
-        if rule.name == name:
-            return rule
-    raise ValueError(f"no rank rule named {name!r}; there are optimal, local, global and iterative")
+    if name in _NAMED:
+        return _NAMED[name]
+    raise ValueError(f"no rank rule named {name!r}; there are {', '.join(_NAMED)}")
+
+
+_NAMED: dict[str, RankRule] = {rule.name: rule for rule in (Optimal(), Local(), Global(), Iterative())}
+
+
+def register_rule(rule: RankRule) -> RankRule:
+    """Make a rule of one's own known by its name; returns it."""
+    _NAMED[rule_named(rule).name] = rule
+    return rule
 
 
 def described(rule: RankRule) -> dict[str, Any]:
     """The settings of a rule as plain values."""
-    return asdict(rule) if is_dataclass(rule) and not isinstance(rule, type) else {"name": rule.name}
+    values: dict[str, Any] = asdict(rule) if is_dataclass(rule) and not isinstance(rule, type) else {}
+    plain = (str, int, float, bool, NoneType)
+    return {key: value if isinstance(value, plain) else repr(value) for key, value in values.items()} | {
+        "name": rule.name
+    }

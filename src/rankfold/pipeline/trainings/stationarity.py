@@ -22,7 +22,8 @@ def stationarity(
     model.eval()
     try:
         with without_grad_mode(model), split_attention(model):
-            shared: dict[int, Any] = {id(w): w for w in (model.get_submodule(site.name).weight for site in found)}
+            every = (site.layer.weight(model.get_submodule(site.name)) for site in found)
+            shared: dict[int, Any] = {id(weight): weight for weight in every}
             weights = list(shared.values())
             slopes = gradients(Tail(model, INPUT, inputs[:2]), inputs, targets, LOSSES[loss], weights)
             pairs = [(w.detach().double(), g) for w, g in zip(weights, slopes, strict=True) if g is not None]

@@ -1,0 +1,161 @@
+"""Objects of one's own are held to their laws where they are used: one line says what was expected and what was given.
+
+``rankfold.testing`` checks the same and more, for whoever writes one.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from rankfold.compress.methods.method import Decomposition, Method
+from rankfold.compress.ranks.allocate import Costs, Option
+from rankfold.compress.ranks.budget import Resource
+from rankfold.costs import Cost
+from rankfold.sites import Factors, Form, Site, setting_of
+
+_SLACK = 1e-9  # of a limit: sums of floats
+_FLOORED = 0.01  # of a budget: FLOPs are rounded for each layer
+
+
+class ApplyError(ValueError):
+    """A plan cannot be carried out on this model; names the site, what was asked and the remedy."""
+
+
+class LawError(ValueError):
+    """A method, rule or budget of one's own breaks one of its laws."""
+
+
+def check_decomposition(method: Method, site: Site, form: Form, made: Decomposition) -> None:
+    """``LawError`` for errors, levels or ranks that do not fit one another."""
+
+    def need(holds: bool, what: str) -> None:
+        if not holds:
+            raise LawError(f"{site.title}: the decomposition of method {method.name!r} for {form}: {what}")
+
+    errors, levels, ranks = made.errors, made.levels, list(made.ranks)
+    numbers = isinstance(errors, Tensor) and errors.dtype == torch.float64 and errors.dim() == 1 and len(errors) > 0
+    need(numbers, f"errors (k + 1,) in float64 were expected, got {_said(errors)}")
+    need(bool((errors >= 0).all()), "errors of at least 0 were expected, one is negative or not a number")
+    k = len(errors) - 1
+    fits = isinstance(levels, Tensor) and tuple(levels.shape) == (k,)
+    need(fits, f"levels ({k},) were expected beside {k + 1} errors, got {_said(levels)}")
+    inside = all(isinstance(rank, int) and 1 <= rank <= k for rank in ranks) and ranks == sorted(set(ranks))
+    need(inside, f"ascending ranks from 1 to {k} were expected, got {_listed(ranks)}")
+
+
+def written_(site: Site, form: Form, rank: int, new: nn.Module, factors: Factors) -> None:
+    """Fill a new layer; ``ApplyError`` for factors of other shapes than the form takes."""
+    expected, given = _expected(site, form, rank), [tuple(part.shape) for part in factors.parts]
+    if expected is not None and given != expected:
+        raise ApplyError(
+            f"{site.title}: factors right {expected[0]} and left {expected[1]} were expected for {form} of rank "
+            f"{rank}, got {_listed(given)}: mend the factors of the method"
+        )
+    try:
+        site.layer.write_(new, form, factors)
+    except (RuntimeError, ValueError, IndexError, TypeError) as error:
+        reason = str(error).strip().splitlines()[0]
+        raise ApplyError(
+            f"{site.title}: form {form} of rank {rank} cannot take factors of shapes {_listed(given)}: {reason}"
+        ) from error
+
+
+def _expected(site: Site, form: Form, rank: int) -> list[tuple[int, ...]] | None:
+    """Shapes of (right, left) for forms that are one product; None for others."""
+    if form.decomposed is Form.FACTORED:
+        (m, n), groups = site.shape, () if site.groups == 1 else (site.groups,)
+        return [(*groups, rank, n), (*groups, m, rank)]
+    return None
+
+
+def check_counted(new: nn.Module, site: Site, form: Form, rank: int, bias: bool) -> None:
+    """``ApplyError`` for a layer that holds another number of parameters than its form counts."""
+    held, counted = sum(p.numel() for p in new.parameters()), site.layer.params(form, rank, bias)
+    if held != counted:
+        raise ApplyError(
+            f"{site.title}: form {form} counts {counted} parameters at rank {rank}, and the layer that it builds has "
+            f"{held}: mend its params or its skeleton"
+        )
+
+
+@torch.no_grad()
+def check_alike(old: Any, new: nn.Module, site: Site, form: Form, rank: int, factors: Factors) -> None:
+    """``ApplyError`` for a form that stores the factors of another one and computes something else with them."""
+    if form.like is None:
+        return
+    layer, carries = site.layer, getattr(new, "bias", None) is not None
+    other: Any = layer.skeleton(old, form.like, rank, carries).eval()
+    layer.write_(other, form.like, factors)
+    if carries:
+        other.bias.copy_(new.bias)
+    weight, mode = layer.weight(old), new.training
+    inputs = torch.linspace(-1, 1, _numel(shape := _probe(site, old)), dtype=torch.float64).sin().reshape(shape)
+    expected = other(inputs.to(weight)).double()
+    try:
+        given = new.eval()(inputs.to(weight)).double()
+    finally:
+        new.train(mode)
+    slack = torch.finfo(weight.dtype).eps ** 0.5
+    if given.shape != expected.shape:
+        what = f"an output {tuple(expected.shape)} was expected, got {tuple(given.shape)}"
+    elif not (given - expected).norm() <= slack * expected.norm().clamp_min(1e-12):
+        away = float((given - expected).norm() / expected.norm().clamp_min(1e-12))
+        what = f"the output of the product of its factors was expected, it is {away:.2g} of its norm away"
+    else:
+        return
+    raise ApplyError(f"{site.title}: form {form} at rank {rank}: {what}: mend its write_ or its module")
+
+
+def _probe(site: Site, old: Any) -> tuple[int, ...]:
+    """The shape of a small input."""
+    conv = site.layer.convolution
+    if conv is None:
+        return 3, site.shape[1]
+    spread = setting_of(old).dilation
+    return 2, conv.channels_in, *(d * (k - 1) + 3 for d, k in zip(spread, conv.kernel, strict=True))
+
+
+def _numel(shape: Sequence[int]) -> int:
+    return torch.Size(shape).numel()
+
+
+def check_picked(
+    rule: str, picked: Any, choices: Mapping[str, Sequence[Option]], limits: Costs, names: Sequence[str]
+) -> dict[str, Option]:
+    """What a rule chose; ``LawError`` for other sites or options than were offered, or for more than the budget."""
+    if not isinstance(picked, Mapping) or picked.keys() != choices.keys():
+        given = _listed(sorted(map(str, picked))) if isinstance(picked, Mapping) else type(picked).__name__
+        raise LawError(f"rule {rule!r}: one option for each of the {len(choices)} sites was expected, got {given}")
+    for site, option in picked.items():
+        if option not in choices[site]:
+            raise LawError(f"rule {rule!r}: for {site} one of the {len(choices[site])} options offered was expected")
+    for axis, limit in enumerate(limits):
+        spent = sum(option.costs[axis] for option in picked.values())
+        if spent > limit + _SLACK * max(abs(limit), 1.0):
+            raise LawError(
+                f"rule {rule!r}: {names[axis]} leaves {limit:.6g} for the sites, and what it chose costs {spent:.6g}"
+            )
+    return dict(picked)
+
+
+def check_summed(asked: Sequence[Resource], before: Cost, after: Cost) -> None:
+    """``LawError`` for a budget that is no sum over the layers: then a plan within its limits is beyond it."""
+    for budget in asked:
+        whole, now = budget.of(before), budget.of(after)
+        if not now <= (budget.keep + _FLOORED) * whole:
+            raise LawError(
+                f"budget {budget.describe()}: the plan has {now:.6g} of {whole:.6g}, although its layers are within: "
+                f"{type(budget).__name__}.of must be a sum over layers, as parameters are"
+            )
+
+
+def _said(value: Any) -> str:
+    return f"{tuple(value.shape)} {value.dtype}" if isinstance(value, Tensor) else type(value).__name__
+
+
+def _listed(values: Sequence[Any]) -> str:
+    return ", ".join(map(str, values[:6])) + (", …" if len(values) > 6 else "") if values else "none"
