@@ -52,6 +52,7 @@ __all__ = [
     "Site",
     "SiteList",
     "SliceError",
+    "Smallest",
     "Spectrum",
     "SpectrumRecorder",
     "StoreError",
@@ -79,6 +80,7 @@ __all__ = [
     "save",
     "sites",
     "slice_",
+    "smallest",
     "spectrum",
     "tune_",
 ]

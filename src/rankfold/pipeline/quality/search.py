@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
@@ -36,13 +36,11 @@ class Tried:
         return values
 
 
-def search(
-    attempt: Callable[[float], Tried | None], *, top: float = 1.0, known: bool = True
-) -> tuple[Tried, ...]:
+def search(attempt: Callable[[float], Tried | None], *, top: float = 1.0, known: bool = True) -> tuple[Tried, ...]:
     """Try budgets in (0, ``top``] and return every network that was tried, each once, in that order.
 
-    ``attempt(fraction)`` tries the network of that budget; None where no network is so small. ``known``: ``top`` is good
-    enough, which needs no trial, as is the original itself.
+    ``attempt(fraction)`` tries the network of that budget; None where no network is so small. ``known``: ``top`` is
+    good enough, which needs no trial, as is the original itself.
 
     Bisection first, until the smallest good budget is known to ``WITHIN`` of itself, as if figures fell steadily. They
     do not: of two networks of nearly one size the smaller may be the better by chance. So budgets below are probed,
@@ -84,6 +82,17 @@ def _probe(ask: Callable[[float], Tried | None], below: float) -> None:
             below = min(below, point.kept)
 
 
-def smallest_met(tried: tuple[Tried, ...]) -> tuple[Tried, ...]:
-    """The good ones, the smallest first."""
-    return tuple(sorted((point for point in tried if point.met), key=lambda point: point.kept))
+def larger_by_steps(good: Sequence[Tried], most: int) -> Iterator[Tried]:
+    """The smallest of ``good``, then larger ones, at most ``most``: each by more of its size than the one before.
+
+    At least 1 %, then 2 %, 4 %, …: what is hardly larger is hardly better. Where none is so much larger, the largest.
+    """
+    ordered, step = sorted(good, key=lambda point: point.kept), STEP
+    point = ordered[0] if ordered else None
+    for _ in range(most):
+        if point is None:
+            return
+        yield point
+        left = [other for other in ordered if other.kept > point.kept]
+        beyond = [other for other in left if other.kept >= point.kept * (1 + step)]
+        point, step = next(iter(beyond or left[-1:]), None), 2 * step

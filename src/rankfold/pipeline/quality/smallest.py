@@ -20,10 +20,10 @@ from rankfold.compress.ranks.budget import Budget, parsed
 from rankfold.compress.ranks.rules import RankRule
 from rankfold.compress.repair.batchnorm import Reference
 from rankfold.objectives import Figures, Objective
-from rankfold.pipeline.measure import calibration_part, samples_of
+from rankfold.pipeline.measure import calibration_part
 from rankfold.pipeline.quality.halves import Halves, halves
 from rankfold.pipeline.quality.interval import Fall, fall
-from rankfold.pipeline.quality.search import ROUNDING, Tried, search, smallest_met
+from rankfold.pipeline.quality.search import ROUNDING, Tried, larger_by_steps, search
 from rankfold.pipeline.quality.value import MaxDrop, Quality
 from rankfold.pipeline.repair import compressed_copy
 from rankfold.run.files import write_atomically
@@ -147,7 +147,7 @@ class Hunt:
         """The whole search: try, take the smallest that is good enough, judge it."""
         self.tell.say(f"max drop: {self.asked.told(self.start.judged)}, on {self.halves.search.samples} samples")
         tried = self.tried()
-        good = smallest_met(tried)
+        good = [point for point in tried if point.met]
         if not good:
             raise self.failed(tried, "is good enough on the samples that search")
         return self.judge(tried, good)
@@ -201,10 +201,10 @@ class Hunt:
             reference=self.original, objective=self.objective,
         )  # fmt: skip
 
-    def judge(self, tried: tuple[Tried, ...], good: tuple[Tried, ...]) -> Smallest:
+    def judge(self, tried: tuple[Tried, ...], good: Sequence[Tried]) -> Smallest:
         """The smallest good one that the other half finds good too."""
-        before, notes, least = self.sums(self.model), list[str](), float("inf")
-        for number, point in enumerate(good[:JUDGED], 1):
+        before, notes, least, number = self.sums(self.model), list[str](), float("inf"), 0
+        for number, point in enumerate(larger_by_steps(good, JUDGED), 1):
             plan = self.planned(self.known, point.fraction)
             network, _ = self.built(plan, self.known)
             met = fall(before, self.sums(network))
@@ -217,7 +217,16 @@ class Hunt:
                 f"{self.asked.by}={point.fraction:.4g} is worse by {quality.text} on the samples that judge; the next "
                 "larger network that was tried is taken"
             )
-        raise self.failed(tried, f"of {min(JUDGED, len(good))} that were judged is good enough", least)
+        raise self.failed(tried, f"of {number} that were judged is good enough", least)
+
+    def again(self, plan: Plan, quality: Quality) -> Quality:
+        """``quality`` of a plan that somebody changed since: judged anew; ``BudgetError`` where it falls too far."""
+        network, _ = self.built(plan, self.known)
+        met = fall(self.sums(self.model), self.sums(network))
+        if not self.good(met.drop):
+            raise self.failed(quality.tried, "that was changed since it was found is good enough", met.drop)
+        found = replace(quality, after=met.after.judged.value, drop=met.drop, interval=met.interval)
+        return replace(found, judged=quality.judged + 1, key=decisions(plan.entries))
 
     def quality(
         self, tried: tuple[Tried, ...], point: Tried, met: Fall, number: int, key: str, notes: tuple[str, ...]
@@ -247,8 +256,9 @@ class Hunt:
         drops = [point.drop for point in tried] if least is None else [least]
         if not drops:
             return BudgetError("no network is smaller than the original: no layer of it can be factored with a gain")
+        met = f"{scale * min(drops):.3g} {unit}".rstrip()
         return BudgetError(
             f"no network {why}: {figure.name} may be worse by {self.asked.points:g} {unit}".rstrip()
-            + f", and the least that was met, of {len(tried)} networks tried, is {scale * min(drops):.3g} {unit}".rstrip()
+            + f", and the least that was met, of {len(tried)} networks tried, is {met}"
             + ": allow more (--max-drop, max_drop=), or let another method or larger budgets take part"
         )
