@@ -52,6 +52,7 @@ __all__ = [
     "Site",
     "SiteList",
     "SliceError",
+    "Smallest",
     "Spectrum",
     "SpectrumRecorder",
     "StoreError",
@@ -81,6 +82,7 @@ __all__ = [
     "save",
     "sites",
     "slice_",
+    "smallest",
     "spectrum",
     "tune_",
 ]

@@ -38,6 +38,7 @@ from rankfold.objectives import (
     TokenClassification,
     objective,
 )
+from rankfold.pipeline.quality.smallest import Smallest, smallest
 from rankfold.pipeline.slicing import slice_
 from rankfold.record import SpectrumRecorder
 from rankfold.sites import Form, Site, SiteList, sites

@@ -80,7 +80,7 @@ def test_a_form_that_is_none():
 
     with pytest.raises(TypeError, match="a form is an instance of a subclass of Form, got str"):
         register("mine")
-    with pytest.raises(ValueError, match="there are keep, .*register"):
+    with pytest.raises(ValueError, match=r"there are keep, .*register"):
         Form("nothing")
 
 
@@ -237,7 +237,7 @@ def test_a_reader(mine):
     with pytest.raises(AssertionError, match="takes an Identity"):
         check_reader(lambda m: LinearLayer("Mix", (6, 8), False, True, "kernel"), module, x)
     register_reader(lambda m: 7 if type(m) is mine.layer.Mix else None)
-    with pytest.raises(TypeError, match="a layer object .* was expected for a Mix, got int") as error:
+    with pytest.raises(TypeError, match=r"a layer object .* was expected for a Mix, got int") as error:
         rf.sites(nn.Sequential(module))
     line(error)
 
@@ -290,7 +290,7 @@ class Drifting(rf.Objective):
 
 
 def test_an_objective_whose_figure_depends_on_the_batches(mine):
-    with pytest.raises(AssertionError, match="drifting: drift is .* in one batch and .* in halves"):
+    with pytest.raises(AssertionError, match=r"drifting: drift is .* in one batch and .* in halves"):
         check_objective(Drifting(), nn.Linear(3, 2), (torch.randn(12, 3), torch.randn(12, 2)))
 
 

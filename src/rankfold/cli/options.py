@@ -104,6 +104,28 @@ Budgets = Annotated[
         callback=_budgets,
     ),
 ]
+BudgetsOrNone = Annotated[
+    list[str],
+    typer.Option(
+        "--budget",
+        metavar="KIND=FRACTION",
+        help="Kept fraction of the whole model: flops=0.5, params=0.4, bytes=0.5, latency=0.8@64, energy=0.99. "
+        "Give it again for several; all must hold.",
+        callback=_budgets,
+        show_default=False,
+    ),
+]
+
+
+class SmallestBy(StrEnum):
+    """What a search for the smallest network makes small."""
+
+    flops = "flops"
+    params = "params"
+    bytes = "bytes"
+    latency = "latency"
+
+
 MethodName = Annotated[
     str,
     typer.Option(

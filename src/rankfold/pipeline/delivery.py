@@ -21,6 +21,7 @@ from rankfold.objectives import Evaluation, Inferred
 from rankfold.pipeline.curve import Point
 from rankfold.pipeline.measure import Figures
 from rankfold.pipeline.page import report_data
+from rankfold.pipeline.quality.value import Quality
 from rankfold.pipeline.request import Settings
 from rankfold.pipeline.result import Result
 from rankfold.report import write_report
@@ -77,6 +78,7 @@ def write_page(
         "ranks": ", ".join(f"{key} {value}" for key, value in described(rule_named(settings.rule)).items()),
         "objective": result.objective.removeprefix("objective: ") or "classification",
         "calibration samples": settings.samples,
+        "max drop": "none" if settings.quality is None else f"{settings.max_drop:g}, smallest {settings.smallest}",
         "fine-tuning": "none" if history is None else f"{len(history.epochs)} epochs",
         "seed": settings.seed,
         "results on": f"the {result.split} split",
@@ -103,6 +105,7 @@ def close(directory: Path, result: Result) -> None:
         "validation": dict(result.validation),
         "remarks": list(result.remarks),
         "objective": result.objective,
+        "search": None if result.quality is None else result.quality.kept(),
         "scores": {name: stage and stage.score.to_dict() for name, stage in stages.items()},
         "latencies": {name: stage and dict(stage.latencies) for name, stage in stages.items()},
     }
@@ -132,12 +135,14 @@ def read_result(directory: Path, original: nn.Module) -> Result:
         before, compressed = stages["before"], stages["compressed"]
         if before is None or compressed is None:
             raise ValueError("a stage is missing")
+        searched = known.get("search")
+        quality = None if searched is None else Quality.read(searched)
     except FAULTS as error:
         raise StoreError(f"{file}: damaged ({said(error)}): {again}") from None
     stored = load(directory, copy.deepcopy(original))
     return Result(
         stored.model, stored.plan, before, compressed, stages["finetuned"], known["seconds"], known["split"],
-        known["validation"], tuple(known["remarks"]), directory, known.get("objective", ""),
+        known["validation"], tuple(known["remarks"]), directory, known.get("objective", ""), quality,
     )  # fmt: skip
 
 
@@ -149,6 +154,7 @@ class _Kept(TypedDict):
     latencies: dict[str, dict[int, float] | None]
     scores: NotRequired[dict[str, Any]]
     objective: NotRequired[str]
+    search: NotRequired[dict[str, Any] | None]
 
 
 def _stage(

@@ -17,7 +17,7 @@ from torch import nn
 from rankfold.compress.layerwise.in_parts import memory_needed
 from rankfold.compress.methods import method_named
 from rankfold.compress.methods.method import Method, fits_layers
-from rankfold.compress.planning.plan import Plan
+from rankfold.compress.planning.plan import Plan, decisions
 from rankfold.compress.planning.profile import Calibration, Profile, profile
 from rankfold.compress.ranks.budget import Budget
 from rankfold.compress.ranks.rules import Iterative, Optimal, rule_named
@@ -31,8 +31,11 @@ from rankfold.objectives import Evaluation, Figure, Inferred
 from rankfold.pipeline.curve import Point, quality_curve
 from rankfold.pipeline.delivery import close, finished, read_result, save_result, write_page
 from rankfold.pipeline.heldout import layer_errors, over_fitted
-from rankfold.pipeline.kept import keep_plan, kept_plan
+from rankfold.pipeline.kept import keep_plan, keep_quality, kept_plan, kept_quality
 from rankfold.pipeline.measure import calibration_part, figures, first_example, held_out, samples_of
+from rankfold.pipeline.quality.halves import Halves, halves
+from rankfold.pipeline.quality.smallest import Hunt
+from rankfold.pipeline.quality.value import MaxDrop, Quality
 from rankfold.pipeline.repair import compressed_copy
 from rankfold.pipeline.request import PLACE, Settings, parsed, request_of
 from rankfold.pipeline.result import Result
@@ -49,7 +52,7 @@ LATENCY_BATCHES = (1, 64)
 def compress(
     model: nn.Module,
     data: Any,
-    budget: str | Budget | Sequence[str | Budget],
+    budget: str | Budget | Sequence[str | Budget] = (),
     *,
     settings: Settings | None = None,
     directory: str | Path | None = None,
@@ -62,7 +65,8 @@ def compress(
     there is one, ``test`` (measured once for each stage, at the end): ``rankfold.zoo.Data`` or anything alike, whose
     parts are as in ``rankfold.train.evaluate``, with targets or without. What they mean, ``settings.objective`` or else
     the attribute ``objective`` of ``data`` says; by default it is told from the validation part. ``budget`` as in
-    ``rankfold.compress.planning.planner.plan``.
+    ``rankfold.compress.planning.planner.plan``; with ``settings.max_drop`` there need not be one: the smallest network
+    that is good enough is searched (``rankfold.smallest``), within the budget where there is one.
 
     With ``directory``: the compressed model is saved there (``rankfold.store``) with ``report.html`` and
     ``result.json``; the plan and the epochs of fine-tuning are kept in ``directory/run`` while the job runs, so that
@@ -73,9 +77,10 @@ def compress(
     ``ClaimError`` while another job is at work in ``directory``.
     """
     with ExitStack() as stack:
-        place = None if directory is None else Path(directory)
+        place, settings = None if directory is None else Path(directory), settings or Settings()
+        budgets = parsed(budget) if budget or settings.quality is None else ()
         told = stack.enter_context(shown(tell))
-        job = _Job(model, data, parsed(budget), settings or Settings(), place, told)
+        job = _Job(model, data, budgets, settings, place, told)
         if place is None:
             return job.run()
         asked = request_of(model, data, job.budgets, job.settings)
@@ -117,12 +122,9 @@ class _Job:
         before, unlearned = start.judged, _unlearned(start)
         for remark in unlearned:
             self.tell.say(remark)
-        made, known = self.planned(calibration, example, objective)
+        made, known, quality = self.planned(calibration, example, objective)
         self.tell.say(f"plan: {summary(made)}")
-        small, score = compressed_copy(
-            self.model, made, calibration, self.data.validation, profile=known, method=self.method,
-            reference=self.reference, progress=self.tell.progress, objective=objective.objective,
-        )  # fmt: skip
+        small, score = self.built(made, known, calibration, objective)
         self.tell.say(f"validation {before.name}: {before.text} before, {score.judged.text} compressed")
         untuned = score
         small, score = self.block_tuned(small, score, calibration, objective)
@@ -135,7 +137,9 @@ class _Job:
                 f"with the weights of epoch {history.best_epoch}"
             )
         result = self.measured(made, small, tuned, example, validation, history, objective)
-        result = replace(result, remarks=unlearned + result.remarks)
+        result = replace(
+            result, remarks=(*unlearned, *(() if quality is None else quality.notes), *result.remarks), quality=quality
+        )
         if self.directory is None:
             return replace(result, seconds=time.perf_counter() - began)
         inside = self.bottlenecks(result, calibration, objective)
@@ -153,24 +157,62 @@ class _Job:
         chosen = objective.objective
         return evaluate(network, self.data.validation, role="validation", objective=chosen, teacher=self.model)
 
-    def planned(self, calibration: Any, example: Example, objective: Inferred) -> tuple[Plan, Profile]:
-        """The plan of this request and the profile that it comes from, read back where an interrupted run had them."""
+    @cached_property
+    def halves(self) -> Halves:
+        """Of the validation data: one searches, the other judges."""
+        return halves(self.data.validation, self.settings.seed)
+
+    def hunt(self, known: Profile, asked: MaxDrop, calibration: Any, objective: Inferred) -> Hunt:
+        """The search for the smallest network within a drop."""
+        place = None if self.directory is None else self.directory / "run" / "tried.json"
+        return Hunt(
+            self.model, known, asked, self.budgets, self.settings.rule, calibration, self.halves, objective.objective,
+            self.tell, self.reference, place,
+        )  # fmt: skip
+
+    def built(self, made: Plan, known: Profile, calibration: Any, objective: Inferred) -> tuple[nn.Module, Evaluation]:
+        """The compressed network, and how good it is on validation; one that was searched is that which was judged."""
+        searched = self.settings.quality is not None
+        small, score = compressed_copy(
+            self.model, made, calibration, self.halves.search.data if searched else self.data.validation,
+            profile=known, method=self.method, reference=self.reference, progress=self.tell.progress,
+            objective=objective.objective,
+        )  # fmt: skip
+        return small, self.scored(small, objective) if searched else score
+
+    def planned(self, calibration: Any, example: Example, objective: Inferred) -> tuple[Plan, Profile, Quality | None]:
+        """The plan of this request, the profile that it comes from and, where a drop was allowed, what the search for
+        it found; read back where an interrupted run had them."""
+        asked, quality = self.settings.quality, None
         place = None if self.directory is None else self.directory / "run"
         file = None if place is None else place / "plan.json"
         kept = None if place is None or fits_layers(self.method) else place / "profile.safetensors"
         if file is not None and file.exists():
             self.tell.say(f"resuming: the plan is taken from {file}")
-            made = kept_plan(file, self.model, self.budgets, self.method, example, self.tell)
-            return made, self.profiled(calibration, example, objective, kept, made)
+            budgets = self.budgets
+            if asked is not None:
+                quality = kept_quality(file.with_name("quality.json"))
+                budgets = (*budgets, asked.budget(quality.fraction))
+            made = kept_plan(file, self.model, budgets, self.method, example, self.tell)
+            known = self.profiled(calibration, example, objective, kept, made)
+            if asked is not None and quality is not None and quality.key != decisions(made.entries):
+                quality = self.hunt(known, asked, calibration, objective).again(made, quality)
+            return made, known, quality
         if fits_layers(self.method):
             self.tell.say(memory_sentence(self.model, self.settings.memory))
         known = self.profiled(calibration, example, objective, kept, None)
-        made = known.plan(self.budgets, self.settings.rule, progress=self.tell.progress)
+        if asked is None:
+            made = known.plan(self.budgets, self.settings.rule, progress=self.tell.progress)
+        else:
+            found = self.hunt(known, asked, calibration, objective).found()
+            made, quality = found.plan, found.quality
+            if file is not None:
+                keep_quality(quality, file.with_name("quality.json"))
         if file is not None:
             keep_plan(made, file)
             for fits in ("fits", "sweep"):  # the second: as the first release named it
                 shutil.rmtree(file.with_name(fits), ignore_errors=True)
-        return made, known
+        return made, known, quality
 
     def profiled(
         self, calibration: Any, example: Example, objective: Inferred, kept: Path | None, made: Plan | None
@@ -287,6 +329,8 @@ class _Job:
     ) -> list[Point]:
         """Other budgets than the one asked for; the iterative rule takes minutes, so that the optimal stands in."""
         if not self.settings.curve or fits_layers(self.method):  # a fit for each budget would take longer than the job
+            return []
+        if self.settings.quality is not None:  # what was tried is drawn instead
             return []
         rule = rule_named(self.settings.rule)
         rule = Optimal() if isinstance(rule, Iterative) else rule

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import json
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -14,7 +15,9 @@ from rankfold.compress.planning.apply import shape_
 from rankfold.compress.planning.plan import Plan, check_fingerprint, decisions
 from rankfold.compress.ranks.budget import Budget, Bytes, Flops, Params, describe
 from rankfold.costs import Example, model_cost
+from rankfold.pipeline.quality.value import Quality
 from rankfold.report.quantities import percent
+from rankfold.run.container import FAULTS, read_object, said
 from rankfold.run.files import sha256, write_atomically
 from rankfold.run.progress import Tell
 from rankfold.store import StoreError
@@ -57,6 +60,22 @@ def kept_plan(
             )
     tell.say(f"the plan was changed since it was made; it keeps {' and '.join(kept) or 'what was asked'}, as allowed")
     return replace(made, after=after, decided=decisions(made.entries))
+
+
+def keep_quality(quality: Quality, file: Path) -> None:
+    """Save what a search found; before the plan, so that there is no plan of a search without it."""
+    write_atomically(file, (json.dumps(quality.kept(), indent=1, ensure_ascii=False) + "\n").encode())
+
+
+def kept_quality(file: Path) -> Quality:
+    """What ``keep_quality`` saved; ``StoreError`` where it is missing or damaged."""
+    again = "--restart (restart=True) searches anew"
+    try:
+        return Quality.read(read_object(file, "what a search found", again))
+    except FAULTS as error:
+        raise StoreError(f"{file}: damaged ({said(error)}): {again}") from None
+    except (OSError, ValueError) as error:
+        raise StoreError(str(error)) from None
 
 
 def _mark(file: Path) -> Path:

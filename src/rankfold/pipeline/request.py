@@ -17,6 +17,7 @@ from rankfold.compress.ranks.budget import Budget, parse_budget
 from rankfold.compress.ranks.rules import RankRule, described, rule_named
 from rankfold.compress.repair.finetune import finetune_recipe
 from rankfold.objectives import Objective, objective_named
+from rankfold.pipeline.quality.value import MaxDrop
 from rankfold.run.container import read_object
 from rankfold.run.digest import digest
 from rankfold.run.place import Place
@@ -37,6 +38,8 @@ class Settings:
     (``rankfold.compress.layerwise.in_parts``).
     ``tune``: steps of training of each block to its original output, before fine-tuning (``rankfold.tune_``).
     ``objective``: what outputs and targets mean, by name or as an object; by default it is told from data and model.
+    ``max_drop``: a budget in quality besides, or instead: the smallest network by ``smallest`` ("flops", "params",
+    "bytes" or "latency") whose judging figure falls by at most so much, in points of a percentage or in its own unit.
     ``model``: the name from which the original can be built again, kept in the manifest beside ``notes``.
     """
 
@@ -51,14 +54,24 @@ class Settings:
     memory: int | None = None
     tune: int = 0
     objective: str | Objective | None = None
+    max_drop: float | None = None
+    smallest: str = "flops"
 
     def __post_init__(self) -> None:
+        _ = self.quality  # refused where it is given
         if self.samples < 1:
             raise ValueError(f"samples must be at least 1, got {self.samples}")
         if self.tune < 0:
             raise ValueError(f"the number of tuning steps must be at least 0, got {self.tune}")
         if isinstance(self.finetune, int) and self.finetune < 0:
             raise ValueError(f"the number of fine-tuning epochs must be at least 0, got {self.finetune}")
+
+    @property
+    def quality(self) -> MaxDrop | None:
+        """The budget in quality; None for none."""
+        if self.max_drop is None:
+            return None
+        return MaxDrop(self.max_drop, self.smallest)
 
     def objective_for(self, data: Any) -> Objective | None:
         """The objective that was asked for here, or that ``data`` bring as an attribute; None for neither."""
@@ -100,6 +113,7 @@ def request_of(model: nn.Module, data: Any, budgets: Sequence[Budget], settings:
         "seed": settings.seed,
     } | ({"tune": settings.tune} if settings.tune else {})
     request |= {} if objective is None else {"objective": objective.name}
+    request |= {} if settings.quality is None else {"max_drop": settings.quality.points, "smallest": settings.smallest}
     return json.loads(json.dumps(request))
 
 

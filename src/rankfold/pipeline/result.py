@@ -11,6 +11,7 @@ from torch import nn
 
 from rankfold.compress.planning.plan import Plan
 from rankfold.pipeline.measure import Figures
+from rankfold.pipeline.quality.value import Quality
 
 
 @dataclass(frozen=True)
@@ -19,7 +20,8 @@ class Result:
 
     Figures are on the split named ``split`` (test where there is one), measured once, when every choice was made.
     ``validation``: the judging figure of each stage on the split that chose. ``seconds``: wall clock of this call.
-    ``objective``: what outputs and targets were taken to mean, and why.
+    ``objective``: what outputs and targets were taken to mean, and why. ``quality``: what a search for the smallest
+    network found, where a drop was allowed (``Settings.max_drop``).
     """
 
     model: nn.Module
@@ -33,6 +35,7 @@ class Result:
     remarks: tuple[str, ...] = ()
     directory: Path | None = field(default=None, compare=False)
     objective: str = ""
+    quality: Quality | None = None
 
     @property
     def params_removed(self) -> float:
@@ -53,4 +56,4 @@ class Result:
             "params_removed": self.params_removed,
             "flops_removed": self.flops_removed,
             "seconds": self.seconds,
-        }
+        } | ({} if self.quality is None else {"quality": self.quality.to_dict()})

@@ -2,7 +2,7 @@
 
 from rankfold.objectives import Evaluation
 from rankfold.train.errors import TrainingError
-from rankfold.train.evaluation import choose, evaluate
+from rankfold.train.evaluation import choose, counted, evaluate
 from rankfold.train.fit import fit
 from rankfold.train.groups import parameter_groups
 from rankfold.train.history import Epoch, History, Progress, ProgressCallback
@@ -21,6 +21,7 @@ __all__ = [
     "Relax",
     "TrainingError",
     "choose",
+    "counted",
     "evaluate",
     "fit",
     "parameter_groups",

@@ -11,7 +11,7 @@ from torch import nn
 
 from rankfold.batches import forward
 from rankfold.costs import evaluating
-from rankfold.objectives import Evaluation, Inferred, Objective, ObjectiveError, infer, objective_named
+from rankfold.objectives import Evaluation, Figures, Inferred, Objective, ObjectiveError, infer, objective_named
 from rankfold.train import feed
 from rankfold.train.errors import TrainingError
 from rankfold.train.layout import fitting_layout, laid_out
@@ -40,9 +40,25 @@ def evaluate(
     Raises TrainingError: no samples, targets that do not fit the outputs or none where they are needed, weights on the
     meta device. Cost: one forward pass, and one of `teacher` where the objective needs it.
     """
+    sums = counted(model, data, batch_size, role=role, objective=objective, teacher=teacher)
+    with named(role):
+        return sums[0].result()
+
+
+def counted(
+    model: nn.Module,
+    data: Any,
+    batch_size: int = 128,
+    *,
+    role: str = "evaluation",
+    objective: Objective | str | None = None,
+    teacher: nn.Module | None = None,
+    apart: bool = False,
+) -> list[Figures]:
+    """The sums from which `evaluate` concludes, as one, or with `apart` one for each batch, without whole rows."""
     feed.check(data, role)
     materialised(model)
-    layout, sums = None, None
+    layout, sums = None, list[Figures]()
     with ExitStack() as stack:
         stack.enter_context(evaluating(model))
         if teacher is not None:
@@ -53,12 +69,14 @@ def evaluate(
             layout = fitting_layout(model, batch) if layout is None else layout
             output = forward(model, laid_out(batch, layout))
             chosen = infer(output, batch).objective if chosen is None else chosen
-            sums = chosen.figures() if sums is None else sums
+            if apart or not sums:
+                sums.append(chosen.figures())
             compared = teacher is not None and not chosen.labelled
-            sums.add(output, batch, forward(teacher, laid_out(batch, layout)) if compared and teacher else None)
-        if sums is None:
+            taught = forward(teacher, laid_out(batch, layout)) if compared and teacher else None
+            sums[-1].add(output, batch, taught, rows=not apart)
+        if not sums:
             raise TrainingError("it is empty; give at least one batch")
-        return sums.result()
+    return sums
 
 
 def choose(model: nn.Module, data: Any, objective: Objective | str | None, *, role: str = "train") -> Inferred:

@@ -9,7 +9,7 @@ import typer
 
 from rankfold.cli.failure import Interrupted
 from rankfold.cli.options import (
-    Budgets,
+    BudgetsOrNone,
     DataName,
     DeviceName,
     Download,
@@ -25,6 +25,7 @@ from rankfold.cli.options import (
     RuleName,
     Samples,
     Seed,
+    SmallestBy,
     Spec,
     Threads,
     Weights,
@@ -37,8 +38,22 @@ if TYPE_CHECKING:
 
 def compress(
     model: Spec,
-    budget: Budgets,
     out: Annotated[Path, typer.Option("-o", "--out", metavar="DIR", help="Where everything is written.")],
+    budget: BudgetsOrNone = [],  # noqa: B006  # typer copies it
+    max_drop: Annotated[
+        float | None,
+        typer.Option(
+            "--max-drop",
+            metavar="X",
+            help="The smallest network whose judging figure falls by at most X on validation, in points of a "
+            "percentage (accuracy, mean IoU) or in the figure's own unit; instead of --budget or besides.",
+            show_default=False,
+        ),
+    ] = None,
+    smallest: Annotated[
+        SmallestBy | None,
+        typer.Option("--smallest", help="With --max-drop: smallest by what; by FLOPs otherwise.", show_default=False),
+    ] = None,
     weights: Weights = None,
     data: DataName = None,
     objective: ObjectiveName = None,
@@ -73,10 +88,14 @@ def compress(
     from rankfold.report.quantities import bytes_of
     from rankfold.run.progress import Talk
 
-    budgets, limit = parsed(budget), None if memory is None else bytes_of(memory)
+    if not budget and max_drop is None:
+        raise typer.BadParameter("give a budget (--budget flops=0.5), or how far quality may fall (--max-drop 0.5)")
+    if smallest is not None and max_drop is None:
+        raise typer.BadParameter("--smallest goes with --max-drop: how far may quality fall?")
+    budgets, limit = parsed(budget) if budget else (), None if memory is None else bytes_of(memory)
     settings = Settings(
         method, ranks, samples, finetune_epochs, not no_curve, seed, model, not no_slices, limit, tune,
-        objective_of(objective),
+        objective_of(objective), max_drop, "flops" if smallest is None else smallest.value,
     )  # fmt: skip
     set_threads(threads)
     with Talk() as talk, computing(device, precision) as place:
@@ -139,5 +158,7 @@ def print_result(result: Result) -> None:
         for batch in first.latencies
     ]
     print_table(("", *(name for name, _ in stages), ""), rows, left=(0, len(stages) + 1))
+    if result.quality is not None:
+        print(f"max drop: {result.quality.sentence}")
     for remark in result.remarks:
         print(f"note: {remark}")

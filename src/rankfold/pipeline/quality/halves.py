@@ -1,0 +1,146 @@
+"""Validation data in two halves: one searches, the other judges what was found."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from itertools import islice
+from math import ceil
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.utils.data import BatchSampler, DataLoader, Dataset, IterableDataset, Subset
+
+from rankfold.batches import batches_of, is_hugging_face, samples_of, size_of
+from rankfold.train import TrainingError, feed
+
+GROUPS = 32  # of the judging half, from which an interval follows
+_BATCH = 128
+
+
+@dataclass(frozen=True, eq=False)
+class Half:
+    """Some of the validation samples, as ``rankfold.train.evaluate`` takes them, and how many they are."""
+
+    data: Any
+    samples: int
+
+    @property
+    def batch_size(self) -> int:
+        """Of batches that can be put together into ``GROUPS`` groups of one size, or nearly."""
+        return max(1, ceil(self.samples / (GROUPS * ceil(self.samples / (GROUPS * _BATCH)))))
+
+
+@dataclass(frozen=True, eq=False)
+class Halves:
+    """Two parts of one data set without a sample in common; the larger one judges."""
+
+    search: Half
+    judge: Half
+
+
+def halves(data: Any, seed: int = 0) -> Halves:
+    """``data`` in two halves: drawn with ``seed`` where samples have an index (tensors, data sets, loaders over them).
+
+    Of batches in a list, of an iterable data set and of a loader with batches of its own making every other batch goes
+    to each half; they must come in the same order at every pass. A single batch is parted by its samples. Raises
+    ``TrainingError`` for what is no data, is empty, can be read only once, or holds fewer than four samples.
+    """
+    feed.check(data, "validation", again=True)
+    single = _single(data)
+    if single is not None:
+        data = [single]
+    count = _indexed(data)
+    if count is not None:
+        order = torch.randperm(count, generator=torch.Generator().manual_seed(seed))
+        first, second = (part.sort().values for part in (order[: count // 2], order[count // 2 :]))
+        parts = _chosen(data, first), _chosen(data, second)
+    elif single is not None:
+        size = size_of(single)
+        order = torch.randperm(size, generator=torch.Generator().manual_seed(seed))
+        parts = [samples_of(single, size, order[: size // 2])], [samples_of(single, size, order[size // 2 :])]
+    else:
+        parts = _Every(data, 1), _Every(data, 0)
+    made = Halves(*(Half(part, _samples(part)) for part in parts))
+    if min(made.search.samples, made.judge.samples) < 2:
+        raise TrainingError(
+            "validation data: a search needs two halves of them, with two samples or batches each; "
+            f"{made.search.samples + made.judge.samples} were given"
+        )
+    return made
+
+
+def _single(data: Any) -> Any:
+    """The one batch that the data are; None where they are more, or samples."""
+    if isinstance(data, Mapping):
+        return data
+    if isinstance(data, list) and len(data) == 1 and feed.in_memory(data) is None:
+        return data[0]
+    return None
+
+
+def _indexed(data: Any) -> int | None:
+    """How many samples, or batches, can be chosen by index; None where none can."""
+    held = feed.in_memory(data)
+    if held is not None:
+        return len(held.inputs)
+    if isinstance(data, DataLoader):
+        return None if isinstance(data.dataset, IterableDataset) else len(_order(data))
+    if isinstance(data, IterableDataset) or not (isinstance(data, Dataset) or is_hugging_face(data)):
+        return None
+    return feed.length(data)
+
+
+def _order(loader: DataLoader[Any]) -> list[Any]:
+    """What a loader over a data set draws: indices of samples, or lists of them where it makes batches its own way."""
+    if loader.batch_sampler is None or type(loader.batch_sampler) is BatchSampler:
+        return sorted({int(index) for index in loader.sampler})
+    return [list(batch) for batch in loader.batch_sampler]
+
+
+def _chosen(data: Any, indices: Tensor) -> Any:
+    held = feed.in_memory(data)
+    if held is not None:
+        return _Held(held.inputs[indices], None if held.labels is None else held.labels[indices], held)
+    if is_hugging_face(data):
+        return data.select(indices.tolist())
+    if not isinstance(data, DataLoader):
+        return Subset(data, indices.tolist())
+    order = _order(data)
+    chosen = [order[index] for index in indices.tolist()]
+    shared: dict[str, Any] = {"collate_fn": data.collate_fn, "num_workers": data.num_workers}
+    if chosen and isinstance(chosen[0], list):
+        return DataLoader(data.dataset, batch_sampler=chosen, **shared)
+    return DataLoader(Subset(data.dataset, chosen), batch_size=data.batch_size, **shared)
+
+
+@dataclass(frozen=True, eq=False)
+class _Held:
+    """Samples in memory that are normalised as those they were taken from."""
+
+    inputs: Tensor
+    labels: Tensor | None
+    origin: feed.InMemory
+
+    def normalize(self, batch: Tensor) -> Tensor:
+        return self.origin.normalize(batch)
+
+
+@dataclass(frozen=True, eq=False)
+class _Every:
+    """Every other batch, from the first or from the second on."""
+
+    data: Any
+    start: int
+
+    def __iter__(self) -> Iterator[Any]:
+        return islice(iter(batches_of(self.data, _BATCH)), self.start, None, 2)
+
+
+def _samples(part: Any) -> int:
+    if isinstance(part, _Held):
+        return len(part.inputs)
+    if isinstance(part, Subset) or is_hugging_face(part):
+        return len(part)
+    return sum(size_of(batch) for batch in part)

@@ -1,0 +1,98 @@
+"""The smallest budget that is good enough, by trying as few as one can; knows nothing of networks."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import asdict, dataclass
+from typing import Any
+
+WITHIN = 0.005  # of the smallest good budget: how far the bisection goes
+STEP = 0.01  # of the smallest good budget: between the probes below it
+MISSES = 8  # probes in a row that are not good, after which no smaller one is tried
+ROUNDING = 1e-9
+
+
+@dataclass(frozen=True)
+class Tried:
+    """A network that was tried: the ``fraction`` of the resource that was asked, and the ``kept`` one that it takes.
+
+    ``figure`` is the judging one on the samples that search, ``drop`` by how much it is worse than the original's
+    there, in its own unit; ``met``: whether that is allowed. ``key`` stands for the decisions of its plan.
+    """
+
+    fraction: float
+    kept: float
+    flops: int
+    params: int
+    bytes: int
+    figure: float
+    drop: float
+    met: bool
+    key: str = ""
+
+    def to_dict(self) -> dict[str, Any]:
+        values = asdict(self)
+        del values["key"]
+        return values
+
+
+def search(attempt: Callable[[float], Tried | None], *, top: float = 1.0, known: bool = True) -> tuple[Tried, ...]:
+    """Try budgets in (0, ``top``] and return every network that was tried, each once, in that order.
+
+    ``attempt(fraction)`` tries the network of that budget; None where no network is so small. ``known``: ``top`` is
+    good enough, which needs no trial, as is the original itself.
+
+    Bisection first, until the smallest good budget is known to ``WITHIN`` of itself, as if figures fell steadily. They
+    do not: of two networks of nearly one size the smaller may be the better by chance. So budgets below are probed,
+    ``STEP`` apart, until ``MISSES`` in a row are not good enough; a good one starts the count again. What a plan leaves
+    unused of its budget is skipped over, so that no network is tried twice. At most about 8 + 8 trials where figures
+    fall steadily.
+    """
+    tried: dict[tuple[str, float], Tried] = {}
+
+    def ask(fraction: float) -> Tried | None:
+        point = attempt(fraction)
+        if point is not None:
+            tried.setdefault((point.key, point.kept), point)
+        return point
+
+    low, high = 0.0, top
+    if not known:
+        point = ask(top)
+        high = top if point is None else min(top, point.kept)
+        low = 0.0 if point is not None and point.met else high
+    while high - low > WITHIN * high:
+        middle = (low + high) / 2
+        point = ask(middle)
+        if point is not None and point.met:
+            high = min(middle, point.kept)
+        else:
+            low = middle
+    _probe(ask, high)
+    return tuple(tried.values())
+
+
+def _probe(ask: Callable[[float], Tried | None], below: float) -> None:
+    missed = 0
+    while missed < MISSES:
+        below *= 1 - STEP
+        point = ask(below)
+        missed = 0 if point is not None and point.met else missed + 1
+        if point is not None:
+            below = min(below, point.kept)
+
+
+def larger_by_steps(good: Sequence[Tried], most: int) -> Iterator[Tried]:
+    """The smallest of ``good``, then larger ones, at most ``most``: each by more of its size than the one before.
+
+    At least 1 %, then 2 %, 4 %, …: what is hardly larger is hardly better. Where none is so much larger, the largest.
+    """
+    ordered, step = sorted(good, key=lambda point: point.kept), STEP
+    point = ordered[0] if ordered else None
+    for _ in range(most):
+        if point is None:
+            return
+        yield point
+        left = [other for other in ordered if other.kept > point.kept]
+        beyond = [other for other in left if other.kept >= point.kept * (1 + step)]
+        point, step = next(iter(beyond or left[-1:]), None), 2 * step

@@ -1,0 +1,264 @@
+"""The smallest network whose judging figure falls by at most so much, found from one profile."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Sequence
+from contextlib import suppress
+from dataclasses import dataclass, field, replace
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+from torch import nn
+
+from rankfold.compress.methods.method import sweeps
+from rankfold.compress.planning.plan import Plan, decisions
+from rankfold.compress.planning.profile import Calibration, Profile, profile
+from rankfold.compress.ranks.allocate import BudgetError
+from rankfold.compress.ranks.budget import Budget, parsed
+from rankfold.compress.ranks.rules import RankRule
+from rankfold.compress.repair.batchnorm import Reference
+from rankfold.objectives import Figures, Objective
+from rankfold.pipeline.measure import calibration_part
+from rankfold.pipeline.quality.halves import Halves, halves
+from rankfold.pipeline.quality.interval import Fall, fall
+from rankfold.pipeline.quality.search import ROUNDING, Tried, larger_by_steps, search
+from rankfold.pipeline.quality.value import MaxDrop, Quality
+from rankfold.pipeline.repair import compressed_copy
+from rankfold.run.files import write_atomically
+from rankfold.run.progress import Tell, showing
+from rankfold.train import choose, counted, evaluate
+
+JUDGED = 5  # networks that the judging half sees at most: a choice among many would be one made on it
+
+
+@dataclass(frozen=True, eq=False)
+class Smallest:
+    """The found network with the plan that it follows, and how good it is."""
+
+    model: nn.Module
+    plan: Plan
+    quality: Quality
+
+
+@showing
+def smallest(
+    model: nn.Module,
+    data: Any,
+    max_drop: float,
+    by: str = "flops",
+    *,
+    budget: str | Budget | Sequence[str | Budget] = (),
+    rule: str | RankRule = "optimal",
+    profile: Profile | None = None,
+    seed: int = 0,
+    progress: Callable[[str, int, int], None] | None = None,
+) -> Smallest:
+    """The smallest compressed copy of ``model`` whose judging figure falls by at most ``max_drop``, without training.
+
+    ``max_drop``: in points of a percentage where the figure's unit is "fraction" (accuracy, mean IoU), else in the
+    figure's own unit. ``by``: what is to be smallest, "flops", "params", "bytes" or "latency". ``data`` has ``train``
+    and ``validation`` as in ``rankfold.pipeline.compress``. ``budget``: others that must hold besides. ``profile``: of
+    ``model``, by the method, objective and calibration of your choice (``rankfold.profile``); by default made here, by
+    ``project`` from 2,048 samples of ``data.train`` drawn with ``seed``, which also parts ``validation`` in two halves.
+
+    One half searches: plans for ever smaller budgets, all from the one profile, are applied, corrected (BatchNorm) and
+    evaluated. The other judges the smallest that is good enough there, with an interval of the drop; where it does not
+    pass, the next larger of those that were tried is taken, ``JUDGED`` times at most. A method that fits layer after
+    layer (``sequential``) is searched with plans of ``project``, and fitted once for each network that is judged.
+
+    Raises ``BudgetError`` where nothing is good enough, with the least drop that was met; ``ValueError`` in one line
+    for a drop below zero or above what the figure can fall by, and for validation data that are missing or too few.
+    Cost: the profile; for each network tried (about 20) its factors, one pass over the calibration data where there is
+    BatchNorm, and one over half of ``validation``.
+    """
+    from rankfold.compress.planning import profile as planning
+
+    asked = MaxDrop(max_drop, by)
+    parts = halves(data.validation, seed)
+    chosen = None if profile is None else profile.objective
+    objective = choose(model, data.validation, chosen or getattr(data, "objective", None), role="validation").objective
+    calibration = calibration_part(data.train, 2048, seed) if profile is None or profile.data is None else profile.data
+    tell = Tell() if progress is None else Tell(progress)
+    if profile is None:
+        profile = planning.profile(model, calibration, objective=objective, progress=progress)
+    found = Hunt(model, profile, asked, parsed(budget) if budget else (), rule, calibration, parts, objective, tell)
+    return found.found()
+
+
+@dataclass(frozen=True, eq=False)
+class Hunt:
+    """One search. ``known``: the profile of the method that was asked; ``calibration`` corrects BatchNorm.
+
+    ``place``: a file that keeps the figures of networks that were tried, so that an interrupted search goes on.
+    """
+
+    model: nn.Module
+    known: Profile
+    asked: MaxDrop
+    budgets: tuple[Budget, ...]
+    rule: str | RankRule
+    calibration: Any
+    halves: Halves
+    objective: Objective
+    tell: Tell = field(default_factory=Tell)
+    reference: Reference | None = None
+    place: Path | None = None
+
+    @cached_property
+    def figures(self) -> dict[str, float]:
+        """The judging figure on the searching half of each plan's network, by the plan's decisions."""
+        if self.place is not None and self.place.exists():
+            with suppress(ValueError, OSError):
+                return {str(key): float(value) for key, value in json.loads(self.place.read_text()).items()}
+        return {}
+
+    @cached_property
+    def start(self) -> Any:
+        """The original on the searching half."""
+        return self.scored(self.model)
+
+    @cached_property
+    def allowed(self) -> float:
+        return self.asked.allowed(self.start.judged)
+
+    @cached_property
+    def original(self) -> Reference:
+        return self.reference or Reference(self.model)
+
+    @cached_property
+    def searched(self) -> Profile:
+        """What budgets are searched with: the profile itself, or one by ``project`` where each plan would be a fit."""
+        if not sweeps(self.known.method):
+            return self.known
+        self.tell.say(
+            f"{self.known.method.name} fits layer after layer: the budget is searched with plans of project, then "
+            f"fitted by {self.known.method.name}"
+        )
+        data, how = self.known.needed_data(), self.known.calibration
+        one_shot = Calibration(how.samples, how.batch_size, how.name)
+        return profile(
+            self.model, data, method="project", objective=self.objective, example=self.known.example,
+            calibration=one_shot, progress=self.tell.progress,
+        )  # fmt: skip
+
+    def found(self) -> Smallest:
+        """The whole search: try, take the smallest that is good enough, judge it."""
+        self.tell.say(f"max drop: {self.asked.told(self.start.judged)}, on {self.halves.search.samples} samples")
+        tried = self.tried()
+        good = [point for point in tried if point.met]
+        if not good:
+            raise self.failed(tried, "is good enough on the samples that search")
+        return self.judge(tried, good)
+
+    def tried(self) -> tuple[Tried, ...]:
+        top = self.searched.plan(self.budgets, self.rule) if self.budgets else None
+        counted: list[Tried] = []
+
+        def attempt(fraction: float) -> Tried | None:
+            point = self.attempt(fraction)
+            if point is not None:
+                counted.append(point)
+                name = self.start.judged.name
+                self.tell.progress(f"the smallest by {self.asked.by} ({name} {point.figure:.4g})", len(counted), 20)
+            return point
+
+        found = search(attempt, known=top is None)
+        return tuple(point for point in found if point.key)  # without the one that changes nothing
+
+    def planned(self, known: Profile, fraction: float) -> Plan:
+        return known.plan((*self.budgets, self.asked.budget(fraction)), self.rule)
+
+    def attempt(self, fraction: float) -> Tried | None:
+        """The network of this budget; None where none is so small. What was tried before is not evaluated again."""
+        try:
+            plan = self.planned(self.searched, fraction)
+        except BudgetError:
+            return None
+        key = decisions(plan.entries) if plan.changed else ""
+        if key and key not in self.figures:
+            _, score = self.built(plan, self.searched)
+            self.figures[key] = score.judged.value
+            if self.place is not None:
+                write_atomically(self.place, json.dumps(self.figures).encode())
+        start = self.start.judged
+        figure = replace(start, value=self.figures[key]) if key else start
+        drop, after, before = start.better(figure), plan.after, plan.before
+        kind = self.asked.by
+        kept = fraction if kind == "latency" else min(fraction, getattr(after, kind) / max(getattr(before, kind), 1))
+        return Tried(
+            fraction, kept, after.flops, after.params, after.bytes, figure.value, drop, self.good(drop), key
+        )  # fmt: skip
+
+    def good(self, drop: float) -> bool:
+        return drop <= self.allowed + ROUNDING * max(1.0, abs(self.start.judged.value))
+
+    def built(self, plan: Plan, known: Profile) -> Any:
+        """A network and its figures on the searching half."""
+        return compressed_copy(
+            self.model, plan, self.calibration, self.halves.search.data, profile=known, method=known.method,
+            reference=self.original, objective=self.objective,
+        )  # fmt: skip
+
+    def judge(self, tried: tuple[Tried, ...], good: Sequence[Tried]) -> Smallest:
+        """The smallest good one that the other half finds good too."""
+        before, notes, least, number = self.sums(self.model), list[str](), float("inf"), 0
+        for number, point in enumerate(larger_by_steps(good, JUDGED), 1):
+            plan = self.planned(self.known, point.fraction)
+            network, _ = self.built(plan, self.known)
+            met = fall(before, self.sums(network))
+            quality = self.quality(tried, point, met, number, decisions(plan.entries), tuple(notes))
+            self.tell.say(f"{self.asked.by}={point.fraction:.4g}: {quality.sentence}")
+            if self.good(met.drop):
+                return Smallest(network, plan, quality)
+            least = min(least, met.drop)
+            notes.append(
+                f"{self.asked.by}={point.fraction:.4g} is worse by {quality.text} on the samples that judge; the next "
+                "larger network that was tried is taken"
+            )
+        raise self.failed(tried, f"of {number} that were judged is good enough", least)
+
+    def again(self, plan: Plan, quality: Quality) -> Quality:
+        """``quality`` of a plan that somebody changed since: judged anew; ``BudgetError`` where it falls too far."""
+        network, _ = self.built(plan, self.known)
+        met = fall(self.sums(self.model), self.sums(network))
+        if not self.good(met.drop):
+            raise self.failed(quality.tried, "that was changed since it was found is good enough", met.drop)
+        found = replace(quality, after=met.after.judged.value, drop=met.drop, interval=met.interval)
+        return replace(found, judged=quality.judged + 1, key=decisions(plan.entries))
+
+    def quality(
+        self, tried: tuple[Tried, ...], point: Tried, met: Fall, number: int, key: str, notes: tuple[str, ...]
+    ) -> Quality:
+        return Quality(
+            self.allowed, self.asked.by, self.start.judged, met.before.judged.value, met.after.judged.value, met.drop,
+            met.interval, (self.halves.search.samples, self.halves.judge.samples), tried, number, point.fraction, key,
+            notes,
+        )  # fmt: skip
+
+    def scored(self, network: nn.Module) -> Any:
+        part = self.halves.search.data
+        return evaluate(network, part, role="validation", objective=self.objective, teacher=self.model)
+
+    def sums(self, network: nn.Module) -> list[Figures]:
+        """Of each batch of the judging half."""
+        part = self.halves.judge
+        return counted(
+            network, part.data, part.batch_size, role="validation", objective=self.objective, teacher=self.model,
+            apart=True,
+        )  # fmt: skip
+
+    def failed(self, tried: Sequence[Tried], why: str, least: float | None = None) -> BudgetError:
+        """The least drop that was met, in the words of ``max_drop``."""
+        figure = self.start.judged
+        scale, unit = (100, "points") if figure.unit == "fraction" else (1, figure.unit)
+        drops = [point.drop for point in tried] if least is None else [least]
+        if not drops:
+            return BudgetError("no network is smaller than the original: no layer of it can be factored with a gain")
+        met = f"{scale * min(drops):.3g} {unit}".rstrip()
+        return BudgetError(
+            f"no network {why}: {figure.name} may be worse by {self.asked.points:g} {unit}".rstrip()
+            + f", and the least that was met, of {len(tried)} networks tried, is {met}"
+            + ": allow more (--max-drop, max_drop=), or let another method or larger budgets take part"
+        )

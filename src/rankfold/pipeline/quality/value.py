@@ -1,0 +1,154 @@
+"""What was asked in quality, and what a search found: plain values that go through JSON."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass
+from math import isfinite
+from typing import Any
+
+from rankfold.compress.ranks.allocate import BudgetError
+from rankfold.compress.ranks.budget import Budget, Bytes, Flops, Latency, Params
+from rankfold.objectives import Figure
+from rankfold.pipeline.quality.search import ROUNDING, Tried
+
+BY: Mapping[str, Any] = {"flops": Flops, "params": Params, "bytes": Bytes, "latency": Latency}
+
+
+@dataclass(frozen=True)
+class MaxDrop:
+    """At most so much worse in the judging figure: in points of a percentage where its unit is "fraction", else in the
+    figure's own unit. ``by``: what is to be smallest, "flops", "params", "bytes" or "latency" (of one sample)."""
+
+    points: float
+    by: str = "flops"
+
+    def __post_init__(self) -> None:
+        if isinstance(self.points, bool | str) or not isfinite(self.points) or self.points < 0:
+            raise ValueError(
+                "max drop is how far the judging figure may fall, in points of a percentage or in the figure's own "
+                f"unit: 0 or more, got {self.points!r}"
+            )
+        if self.by not in BY:
+            raise ValueError(f"the smallest by what? {', '.join(BY)} were expected, got {self.by!r}")
+
+    def budget(self, fraction: float) -> Budget:
+        """The budget in which this fraction of what is to be smallest is kept."""
+        return BY[self.by](fraction)
+
+    def allowed(self, start: Figure) -> float:
+        """The drop in the figure's own unit; ``BudgetError`` where the original has no such figure to lose."""
+        if not isfinite(start.value):
+            raise BudgetError(
+                f"the original's {start.name} on validation is not a number ({start.value}): nothing can be compared "
+                "with it"
+            )
+        if start.unit != "fraction":
+            return self.points
+        room = start.value if start.higher else 1 - start.value
+        if self.points / 100 > room + ROUNDING:
+            raise BudgetError(
+                f"max drop is {self.points:g} points, but {start.name} is {start.text} and can get worse by "
+                f"{100 * room:.2f} points at most"
+            )
+        return self.points / 100
+
+    def told(self, start: Figure) -> str:
+        """What is allowed, as a sentence."""
+        sign = -1 if start.higher else 1
+        bound = Figure("", start.value + sign * self.allowed(start), unit=start.unit)
+        way, end = ("fall", "no lower") if start.higher else ("rise", "no higher")
+        unit = "points" if start.unit == "fraction" else start.unit or f"in its own unit of {start.name}"
+        return f"{start.name} may {way} by {self.points:g} {unit}, from {start.text} to {bound.text} and {end}"
+
+
+@dataclass(frozen=True)
+class Quality:
+    """How good the found network is, on samples that the search did not use, and what was tried to find it.
+
+    ``before``, ``after``, ``drop`` and its 95 % ``interval`` (None: too few samples to tell) are of the judging figure
+    on the judging half, in its own unit (a drop of 0.005 of a fraction is half a point), as are ``asked`` and the
+    figures of ``tried``, which are of the searching half. ``samples``: how many each half has. ``judged``: how many
+    networks the judging half has seen. ``fraction``: the budget of the found one, ``key`` its plan's decisions.
+    """
+
+    asked: float
+    by: str
+    figure: Figure  # of the original, on the searching half
+    before: float
+    after: float
+    drop: float
+    interval: tuple[float, float] | None
+    samples: tuple[int, int]
+    tried: tuple[Tried, ...]
+    judged: int
+    fraction: float
+    key: str
+    notes: tuple[str, ...] = ()
+
+    @property
+    def scale(self) -> float:
+        """From the figure's unit to that of ``max_drop``."""
+        return 100.0 if self.figure.unit == "fraction" else 1.0
+
+    @property
+    def unit(self) -> str:
+        """The unit of ``max_drop``."""
+        return "points" if self.figure.unit == "fraction" else self.figure.unit
+
+    @property
+    def text(self) -> str:
+        """The drop and its interval, for a person."""
+        said = f"{self.scale * self.drop:.3g} {self.unit}".rstrip()
+        if self.interval is None:
+            return f"{said} (too few samples for an interval)"
+        low, high = (self.scale * value for value in self.interval)
+        return f"{said}, 95 % interval {low:.3g} to {high:.3g}"
+
+    @property
+    def sentence(self) -> str:
+        """What was found, and on what it was judged."""
+        return (
+            f"{self.figure.name} is worse by {self.text}, on {self.samples[1]} validation samples that the search did "
+            f"not use; {self.scale * self.asked:g} {self.unit}".rstrip()
+            + f" were allowed; {len(self.tried)} networks were tried on {self.samples[0]} others, {self.judged} judged"
+        )
+
+    def to_dict(self) -> dict[str, Any]:
+        """What ``rankfold compress --json`` has under "quality": drops in the unit of ``max_drop``."""
+        return {
+            "asked": self.scale * self.asked,
+            "unit": self.unit,
+            "smallest": self.by,
+            "figure": self.figure.name,
+            "before": self.before,
+            "after": self.after,
+            "drop": self.scale * self.drop,
+            "interval": None if self.interval is None else [self.scale * value for value in self.interval],
+            "samples": {"searched": self.samples[0], "judged": self.samples[1]},
+            "networks": {"tried": len(self.tried), "judged": self.judged},
+            "tried": [
+                point.to_dict() | {"drop": self.scale * point.drop, "chosen": point.fraction == self.fraction}
+                for point in self.tried
+            ],
+        }
+
+    def kept(self) -> dict[str, Any]:
+        """Plain values; ``read`` is the inverse."""
+        return asdict(self)
+
+    @classmethod
+    def read(cls, values: Mapping[str, Any]) -> Quality:
+        """The value that ``kept`` gave; ``TypeError`` or ``KeyError`` for something else."""
+        known = dict(values)
+        interval = known["interval"]
+        return cls(
+            **known
+            | {
+                "figure": Figure(**known["figure"]),
+                "interval": None if interval is None else (float(interval[0]), float(interval[1])),
+                "samples": tuple(known["samples"]),
+                "tried": tuple(Tried(**point) for point in known["tried"]),
+                "notes": tuple(known["notes"]),
+            }
+        )
