@@ -12,7 +12,7 @@ from typing import Any
 
 from torch import nn
 
-from rankfold.compress.methods.method import sweeps
+from rankfold.compress.methods.method import fits_layers
 from rankfold.compress.planning.plan import Plan, decisions
 from rankfold.compress.planning.profile import Calibration, Profile, profile
 from rankfold.compress.ranks.allocate import BudgetError
@@ -130,7 +130,7 @@ class Hunt:
     @cached_property
     def searched(self) -> Profile:
         """What budgets are searched with: the profile itself, or one by ``project`` where each plan would be a fit."""
-        if not sweeps(self.known.method):
+        if not fits_layers(self.known.method):
             return self.known
         self.tell.say(
             f"{self.known.method.name} fits layer after layer: the budget is searched with plans of project, then "
