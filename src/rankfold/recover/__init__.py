@@ -1,6 +1,7 @@
 """Recovery of low-rank matrices from few linear measurements: operators, estimators, ratings, and what theory says of
 them."""
 
+from rankfold.recover.base import Recovery
 from rankfold.recover.bayesian import Ratings
 from rankfold.recover.choose import METHODS, Choice, Tried, choices, cross_validate, fit
 from rankfold.recover.deep_linear import Descent, compressed_start, descend, stable_rate, wide_start
@@ -41,6 +42,7 @@ __all__ = [
     "Point",
     "Ratings",
     "Recovered",
+    "Recovery",
     "Rules",
     "ScaledGradientDescent",
     "Tried",
