@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import copy
 import re
 import runpy
 import shlex
 import sys
+import tomllib
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -16,6 +18,11 @@ import typer.main
 
 import rankfold
 from rankfold.cli.main import app
+from rankfold.compress import methods
+from rankfold.compress.ranks import budget, rules
+from rankfold.forms import form
+from rankfold.objectives import names as objectives
+from rankfold.sites import find
 
 ROOT = Path(__file__).parent.parent
 PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
@@ -80,6 +87,23 @@ def parse(words: list[str]) -> None:
         group.make_context("rankfold", words, resilient_parsing=asks_help)
 
 
+@pytest.fixture
+def own_registries() -> Iterator[None]:
+    """What a page registers is forgotten at its end."""
+    tables = [
+        table
+        for module in (form, find, methods, budget, rules, objectives)
+        for name, table in vars(module).items()
+        if isinstance(table, dict | list) and not name.startswith("__")
+    ]
+    before = [copy.copy(table) for table in tables]
+    yield
+    for table, kept in zip(tables, before, strict=True):
+        table.clear()
+        table.update(kept) if isinstance(table, dict) else table.extend(kept)
+
+
+@pytest.mark.usefixtures("own_registries")
 @pytest.mark.parametrize("page", [page for page in PAGES if runnable(page)], ids=lambda page: page.stem)
 def test_code_of_a_page_runs(
     page: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture
@@ -137,6 +161,19 @@ def test_every_public_name_has_its_page() -> None:
         )
         missing = [name for name in re.findall(r"`(\w+)`", names) if not re.search(rf"\b{name}\b", pages)]
         assert not missing, links
+
+
+def test_every_room_is_on_the_page_inside() -> None:
+    """In the order of the contract that the code is held to."""
+    contract = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["tool"]["importlinter"][
+        "contracts"
+    ][0]
+    rooms = [name.strip(" ()") for layer in contract["layers"] for name in layer.split("|")]
+    text = (ROOT / "docs" / "inside.md").read_text(encoding="utf-8").partition("## Rooms")[2].partition("\n## ")[0]
+    told = re.findall(r"(?m)^\| `(\w+)` \|", text)
+    assert sorted(told) == sorted(rooms)
+    heights = {name.strip(" ()"): at for at, layer in enumerate(contract["layers"]) for name in layer.split("|")}
+    assert [heights[name] for name in told] == sorted(heights[name] for name in told)
 
 
 def test_every_verb_and_option_is_explained() -> None:
