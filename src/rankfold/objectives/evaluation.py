@@ -193,4 +193,10 @@ class Figures:
             )
         sums = {**self.sums, **{name: torch.cat(parts)[:_ROWS] for name, parts in self.rows.items()}}
         figures, chance = self.objective.conclude(sums)
-        return Evaluation(figures, self.objective.mean_loss(sums), count, chance, self.objective.name)
+        loss = self.objective.mean_loss(sums)
+        if math.isnan(figures[0].value) and isfinite(loss):  # where outputs are not numbers, the loss is none either
+            raise ObjectiveError(
+                f"{self.objective.name}: its figure is nan while the loss is {loss:.4g}: a number was expected from "
+                f"{count} counted positions"
+            )
+        return Evaluation(figures, loss, count, chance, self.objective.name)

@@ -20,7 +20,7 @@ from rankfold.compress.planning.plan import Plan
 from rankfold.compress.planning.profile import Profile
 from rankfold.costs import evaluating
 from rankfold.observe import after
-from rankfold.sites import Site, sites, split_attention, unwrap
+from rankfold.sites import Site, SiteList, sites, split_attention, unwrap
 
 
 @dataclass
@@ -68,14 +68,14 @@ def layer_errors(
     """
     root = unwrap(original)
     new_root = apply_(copy.deepcopy(root), plan, profile, method=method)
+    found = sites(root) if profile is None else profile.sites
     if plan.factors is not None:
-        return _fitted_errors(root, new_root, plan, data, samples)
+        return _fitted_errors(root, new_root, plan, found, data, samples)
     sums: dict[str, _Sums] = {}
     with ExitStack() as stack:
         stack.enter_context(evaluating(root))
         stack.enter_context(evaluating(new_root))
         stack.enter_context(split_attention(root))
-        found = sites(root)
         comparing = {
             entry.site: _compare(found[entry.site], new_root.get_submodule(entry.site), sums) for entry in plan.changed
         }
@@ -98,14 +98,15 @@ def _compare(site: Site, new: nn.Module, sums: dict[str, _Sums]) -> Callable[...
     return hook
 
 
-def _fitted_errors(root: nn.Module, new_root: nn.Module, plan: Plan, data: Any, samples: int) -> dict[str, float]:
+def _fitted_errors(
+    root: nn.Module, new_root: nn.Module, plan: Plan, found: SiteList, data: Any, samples: int
+) -> dict[str, float]:
     """Both networks side by side: what the compressed one lacks at each pre-activation, over the target's deviation."""
     sums: dict[str, _Sums] = {}
     with ExitStack() as stack:
         for network in (root, new_root):
             stack.enter_context(evaluating(network))
             stack.enter_context(split_attention(network))
-        found = sites(root)
         for batch in batches_of(data, 256, samples):
             theirs, ours = (_followed(network, plan, batch) for network in (root, new_root))
             for entry in plan.changed:

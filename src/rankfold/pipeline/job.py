@@ -42,7 +42,6 @@ from rankfold.pipeline.result import Result
 from rankfold.report.quantities import count, percent
 from rankfold.run.claim import claimed
 from rankfold.run.progress import Tell, shown
-from rankfold.sites import narrowable_sites, unwrap
 from rankfold.train import History, TrainingError, choose, evaluate
 from rankfold.train.breakdown import at_chance
 
@@ -201,6 +200,11 @@ class _Job:
         if fits_layers(self.method):
             self.tell.say(memory_sentence(self.model, self.settings.memory))
         known = self.profiled(calibration, example, objective, kept, None)
+        if fits_layers(known.method):
+            most, layers = known.method.rounds, len(known.sites.reducible)
+            self.tell.say(
+                f"then {layers} layers are fitted one after another, at most {most} times: {most * layers} fits"
+            )
         if asked is None:
             made = known.plan(self.budgets, self.settings.rule, progress=self.tell.progress)
         else:
@@ -317,12 +321,13 @@ class _Job:
 
     def bottlenecks(self, result: Result, calibration: Any, objective: Inferred) -> Bottlenecks | None:
         """What is needed to slice the finished network; None if nothing in it has a bottleneck."""
-        if not self.settings.slices or not narrowable_sites(unwrap(result.model)):
+        if not self.settings.slices:
             return None
         samples = samples_of(calibration, self.settings.samples)
-        return bottlenecks(
+        found = bottlenecks(
             result.model, calibration, samples=samples, objective=objective.objective, progress=self.tell.progress
         )
+        return found if found.sites or found.unreached else None
 
     def curve(
         self, known: Profile, measured: tuple[Plan, Evaluation], calibration: Any, objective: Inferred

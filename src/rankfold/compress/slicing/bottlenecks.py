@@ -24,7 +24,16 @@ from rankfold.objectives import Objective, ObjectiveError, Teacher
 from rankfold.observe import Samples, after, before, first_of
 from rankfold.run.container import Kind
 from rankfold.run.progress import Progress, showing
-from rankfold.sites import Site, bottleneck_rows, narrowable_sites, output_rows_alone, pair, unwrap, weights_of
+from rankfold.sites import (
+    Site,
+    SiteList,
+    bottleneck_rows,
+    narrowable_sites,
+    output_rows_alone,
+    pair,
+    unwrap,
+    weights_of,
+)
 
 
 @dataclass(frozen=True)
@@ -153,10 +162,12 @@ def _bottleneck(state: Mapping[str, Tensor], norm: str | None) -> Bottleneck:
     return Bottleneck(root, state["mean"], weighting, outputs, norm)
 
 
-def factor_mark(model: nn.Module) -> str:
-    """A hash of the weights of every layer that can become narrower: what bottlenecks belong to. One pass over them."""
+def factor_mark(model: nn.Module, found: SiteList | None = None) -> str:
+    """A hash of the weights of every layer that can become narrower: what bottlenecks belong to. One pass over them.
+
+    ``found``: those layers, where they are known."""
     digest = hashlib.sha256()
-    for site in narrowable_sites(unwrap(model)):
+    for site in narrowable_sites(unwrap(model)) if found is None else found:
         for weight in weights_of(unwrap(model).get_submodule(site.name)):
             digest.update(f"{site.name}{tuple(weight.shape)}{weight.dtype};".encode())
             digest.update(weight.detach().cpu().contiguous().flatten().view(torch.uint8).numpy().data)
@@ -177,14 +188,17 @@ def bottlenecks(
     """Measure the bottlenecks of a network that a plan was applied to, on ``data`` without labels, in eval mode.
 
     ``data``: anything ``rankfold.batches.batches_of`` understands. Measure after fine-tuning: they belong to the
-    weights as they are. Cost: the forward passes, one backward pass over ``metric_samples`` (0 for none), and q² for
-    each row at each factored layer, q its rank (times the kernel's width for a spatial pair). Raises ``ValueError`` for
+    weights as they are; a network without any has none, and is not run. Cost: the forward passes, one backward pass
+    over ``metric_samples`` (0 for none), and q² for each row at each factored layer, q its rank (times the kernel's
+    width for a spatial pair). Raises ``ValueError`` for
     empty data, and for activations that are not finite, naming the layer. Hooks, mode and gradients are left as found.
     """
     root = unwrap(model)
     if metric_samples:
         check_rereadable(data)
     found = narrowable_sites(root)
+    if not found:
+        return Bottlenecks({}, factor_mark(root, found), 0, 0.0, ())
     moments: dict[str, Moments] = {}
     asked = objective or Teacher()
     spread: Spread | None = Spread()
@@ -239,7 +253,7 @@ def bottlenecks(
         if site.name in moments
     }
     unreached = tuple(site.name for site in found if site.name not in moments)
-    return Bottlenecks(reached, factor_mark(root), seen, 1.0 if metrics else 0.0, unreached)
+    return Bottlenecks(reached, factor_mark(root, found), seen, 1.0 if metrics else 0.0, unreached)
 
 
 def _measured(root: nn.Module, site: Site, moments: Moments, metric: Tensor | None, norm: str | None) -> Bottleneck:
