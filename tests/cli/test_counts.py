@@ -82,8 +82,8 @@ def test_one_compress(counts, tmp_path):
     # the original is searched once, its copies not at all, the compressed network when it is measured and when saved
     searches = {key[1]: times for key, times in counts.items() if key[0] == "sites"}
     assert searches == {id(network): 1, id(result.model): 2}
-    # before, after, and one copy for each point of the curve; each stage once on test
-    assert evaluations(counts, split="validation") == [1] * (2 + len(KEPT))
+    # before, and one network for each point of the curve, of which the result is one; each stage once on test
+    assert evaluations(counts, split="validation") == [1] * (1 + len(KEPT))
     assert evaluations(counts, split="test") == [1, 1]
 
 
@@ -131,7 +131,7 @@ def test_an_interrupted_run_decomposes_again_only_what_it_factors(counts, tmp_pa
     assert counts.decompositions <= first + len(result.plan.changed)
 
 
-def test_a_sweep_tells_its_own_count_beforehand(counts, tmp_path):
+def test_layers_that_are_fitted_one_after_another_tell_their_count_beforehand(counts, tmp_path):
     result, said = job(trained(), tmp_path / "run", method="sequential", samples=256)
     (told,) = [text for text in said if text.endswith("fits")]
     layers, times, most = map(int, re.findall(r"\d+", told))
