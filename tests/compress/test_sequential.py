@@ -321,11 +321,12 @@ def test_layers_that_calibration_never_reached_are_named():
 
 def test_few_samples_are_said():
     model = nn.Sequential(nn.Linear(30, 30), nn.Tanh(), nn.Linear(30, 30))
+    ranks = rf.Ranks({"0": 8, "2": 8})
     data = list(torch.randn(24, 30, generator=torch.Generator().manual_seed(0)).split(4))
-    plan = rf.plan(model, "params=0.7", Sequential(rounds=1), data, calibration=Calibration(batch_size=4))
+    plan = rf.plan(model, ranks, Sequential(rounds=1, one_shot=False), data, calibration=Calibration(batch_size=4))
     many = list(torch.randn(4000, 30, generator=torch.Generator().manual_seed(0)).split(500))
-    enough = rf.plan(model, "params=0.7", Sequential(rounds=1), many)
-    single = rf.plan(model, "params=0.7", Sequential(), [torch.cat(data)])
+    enough = rf.plan(model, ranks, Sequential(rounds=1), many)
+    single = rf.plan(model, ranks, Sequential(one_shot=False), [torch.cat(data)])
     for made in (plan, single):
         assert any("few" in entry.note for entry in made.entries)
         assert any("few samples" in note for note in made.notes)
@@ -397,7 +398,8 @@ def test_the_nuclear_ball_shrinks_and_after_debiasing_is_the_projection():
     made = {
         key: rf.plan(model, ranks, method, [x])
         for key, method in (
-            ("ball", NuclearBall()), ("debiased", NuclearBall(debias=True)), ("cut", Sequential(rounds=1, kept=False)),
+            ("ball", NuclearBall()), ("debiased", NuclearBall(debias=True)),
+            ("cut", Sequential(rounds=1, kept=False, one_shot=False)),
         )
     }  # fmt: skip
     assert made["ball"]["stem.0"].predicted_error > made["cut"]["stem.0"].predicted_error

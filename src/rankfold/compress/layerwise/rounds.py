@@ -22,6 +22,7 @@ from rankfold.compress.methods.method import LayerwiseMethod
 from rankfold.compress.metric import output_metrics
 from rankfold.compress.planning.apply import filled, place_, prepare_
 from rankfold.compress.planning.candidates import decompose
+from rankfold.compress.planning.entries import few_samples
 from rankfold.compress.planning.fitted import Fitted
 from rankfold.compress.planning.plan import Entry, Plan, decisions
 from rankfold.compress.statistics import calibrate
@@ -106,9 +107,10 @@ class _Fit:
         return self.known.method  # type: ignore[return-value]  # who calls this has asked ``fits_layers``
 
     def _ended(self, plan: Plan, made: FittedNetwork, *notes: str) -> Plan:
+        before = [note for note in plan.notes if note not in few_samples(plan.entries)]
         return replace(
             plan, entries=made.entries, decided=decisions(made.entries), factors=made.fitted,
-            notes=(*plan.notes, *notes),
+            notes=(*before, *few_samples(made.entries), *notes),
         )  # fmt: skip
 
     def _fitted(

@@ -70,7 +70,7 @@ class Refit:
         if held_out is None or energy <= 0 or held_out <= max(OVERFIT**2 * fitted, fitted + 0.03**2 * energy):
             return ""
         return (
-            f"few calibration samples: a full fit errs by {(held_out / energy) ** 0.5:.1%} on data it has not seen, by "
+            f"few samples: a full fit errs by {(held_out / energy) ** 0.5:.1%} on data it has not seen, by "
             f"{(fitted / energy) ** 0.5:.1%} on its own"
         )
 

@@ -90,8 +90,13 @@ def notes_of(known: Profile, entries: Sequence[Entry]) -> tuple[str, ...]:
     silent = [s.name for s in known.sites if s.name not in calls and s.kind != "Embedding" and not s.note]
     if silent:
         notes.append(f"never called on the example input, so without FLOPs: {', '.join(silent)}")
+    return (*notes, *few_samples(entries))
+
+
+def few_samples(entries: Sequence[Entry]) -> tuple[str, ...]:
+    """What the notes of a plan say of sites that were fitted to too few samples, whoever found it; empty if none."""
     few = [entry.site for entry in entries if "few samples" in entry.note]
-    if few:
-        shown = f"{', '.join(few[:3])}{', …' if len(few) > 3 else ''}"
-        notes.append(f"too few samples for {len(few)} of {len(entries)} sites ({shown}): give more calibration samples")
-    return tuple(notes)
+    if not few:
+        return ()
+    shown = f"{', '.join(few[:3])}{', …' if len(few) > 3 else ''}"
+    return (f"too few samples for {len(few)} of {len(entries)} sites ({shown}): give more calibration samples",)

@@ -101,6 +101,8 @@ class Ranks:
     kind: Literal["ranks"] = "ranks"
 
     def __post_init__(self) -> None:
+        if not isinstance(self.ranks, Mapping):
+            raise TypeError(f"ranks are given as a mapping of site names to ranks, got a {type(self.ranks).__name__}")
         for site, rank in self.ranks.items():
             if rank < 1:
                 raise ValueError(f"rank of {site} must be at least 1, got {rank}")
