@@ -14,10 +14,10 @@ from scipy.stats import kstest
 from torch import Tensor
 
 from rankfold.collapse import Partition, critical_decay, scatter_of, transitions
-from rankfold.collapse.gaussian import exceedance, mixture, proposition_4_1, scatter_interval, stable_rank
-from rankfold.collapse.linear import best_of_rank, critical_point, linear_bounds, ridge, target, with_ridge
 from rankfold.collapse.neural_collapse import Projected, cdnv, neural_collapse, simplex
-from rankfold.collapse.transition import chain_factor, schatten, shrunk, threshold_product
+from rankfold.collapse.theory.gaussian import exceedance, mixture, proposition_4_1, scatter_interval, stable_rank
+from rankfold.collapse.theory.linear import best_of_rank, critical_point, linear_bounds, ridge, target, with_ridge
+from rankfold.collapse.theory.transition import chain_factor, schatten, shrunk, threshold_product
 
 seeds = st.integers(0, 2**31)
 

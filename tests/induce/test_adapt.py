@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from rankfold.adapt import deep_lora_, merge_, remove_, save_adapter, updates
 from rankfold.train import Recipe, fit, parameter_groups
-from rankfold.train.gradients import weight_gradients
+from rankfold.train.step.gradients import weight_gradients
 
 
 class Network(nn.Module):

@@ -19,7 +19,7 @@ from rankfold.papers.cdln import networks as cdln_networks
 from rankfold.papers.request import Request
 from rankfold.pipeline import Tell
 from rankfold.train import Recipe, TrainingError, fit, parameter_groups
-from rankfold.train.gradients import weight_gradients
+from rankfold.train.step.gradients import weight_gradients
 from rankfold.zoo.split import Data, Split
 
 CLASSES = 3

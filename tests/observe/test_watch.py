@@ -98,6 +98,30 @@ def test_a_pass_ends_when_all_is_seen():
     assert registered(model) == 0
 
 
+class Forgiving(nn.Module):
+    """Takes any error of its layer for one that it can do without."""
+
+    def __init__(self):
+        super().__init__()
+        self.layer, self.rest = nn.Linear(3, 3), nn.Linear(3, 3)
+
+    def forward(self, x):
+        with suppress(Exception):
+            x = self.layer(x)
+        return self.rest(x)
+
+
+def test_a_model_that_catches_errors_does_not_catch_the_end():
+    model, seen = Forgiving(), []
+
+    def enough(module, args, kwargs, output):
+        raise Enough
+
+    with after(model, {"layer": enough, "rest": lambda *given: seen.append(given)}), suppress(Enough):
+        model(torch.randn(2, 3))
+    assert not seen
+
+
 def registrations(source: str) -> Iterator[str]:
     """Every attribute named like a registration of hooks; a word in a string or a comment is none."""
     for node in ast.walk(ast.parse(source)):

@@ -16,7 +16,7 @@ from rankfold.train import Augment, Distill, Epoch, Plateau, Recipe, Relax, Trai
 from rankfold.train.augment import augment
 from rankfold.train.breakdown import at_chance, breakdown, vanished
 from rankfold.train.fit import loss_parts
-from rankfold.train.schedule import plateau_factor, rate_factor
+from rankfold.train.step.schedule import plateau_factor, rate_factor
 
 
 def test_recipe_round_trips_through_json():

@@ -13,8 +13,8 @@ from rankfold.adapt.layer import DeepLoRALinear
 from rankfold.linalg.compressed import compressed_factors
 from rankfold.sites import Site, carry_hooks_, leave_fused_kernels_, replace_, sites, unwrap
 from rankfold.sites.find import Where
-from rankfold.train.gradients import weight_gradients
-from rankfold.train.groups import SCALES
+from rankfold.train.step.gradients import weight_gradients
+from rankfold.train.step.groups import SCALES
 
 Model = TypeVar("Model", bound=nn.Module)
 

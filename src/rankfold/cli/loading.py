@@ -17,7 +17,7 @@ from rankfold.objectives import Objective, objective_named, objective_names
 from rankfold.pipeline import first_example
 from rankfold.run.progress import Talk
 from rankfold.store import Stored, StoreError, load, read_manifest
-from rankfold.train.precision import Arithmetic, arithmetic
+from rankfold.train.step.precision import Arithmetic, arithmetic
 from rankfold.zoo import Data, Resolved, ZooError, load_data, load_weights, model_names, resolve
 from rankfold.zoo.resolve import imported
 

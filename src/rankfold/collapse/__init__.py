@@ -8,7 +8,7 @@ from rankfold.collapse.partition import Partition, kmeans
 from rankfold.collapse.paths import Paths, paths
 from rankfold.collapse.probe import CollapseProbe
 from rankfold.collapse.scatter import Clusters, Scatter, scatter_of
-from rankfold.collapse.transition import Transitions, critical_decay, transitions
+from rankfold.collapse.theory.transition import Transitions, critical_decay, transitions
 
 __all__ = [
     "LOSSES",

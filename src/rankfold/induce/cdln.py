@@ -18,8 +18,8 @@ from rankfold.linalg.compressed import compressed_factors
 from rankfold.linalg.errors import NonFiniteError, NotMaterialisedError
 from rankfold.observe import before, first_of
 from rankfold.sites import Product, sites, unwrap
-from rankfold.train.gradients import weight_gradients
-from rankfold.train.groups import SCALES
+from rankfold.train.step.gradients import weight_gradients
+from rankfold.train.step.groups import SCALES
 
 Model = TypeVar("Model", bound=nn.Module)
 CdlnStart = Literal["correlation", "gradient", "random"]

@@ -15,9 +15,9 @@ from rankfold.train import feed
 from rankfold.train.errors import TrainingError
 from rankfold.train.evaluation import choose, materialised, named
 from rankfold.train.feed import Feed
-from rankfold.train.precision import arithmetic
 from rankfold.train.randomness import seeded
 from rankfold.train.recipe import Recipe
+from rankfold.train.step.precision import arithmetic
 
 _SCALED_ON = 256  # samples whose outputs say what a change of them is divided by
 

@@ -25,12 +25,12 @@ from rankfold.train.errors import TrainingError
 from rankfold.train.evaluation import evaluate, named
 from rankfold.train.feed import Feed
 from rankfold.train.history import Epoch, History, Progress, ProgressCallback
-from rankfold.train.layout import fitting_layout, laid_out
-from rankfold.train.precision import arithmetic
 from rankfold.train.randomness import seeded
 from rankfold.train.recipe import Plateau, Recipe
 from rankfold.train.run import Run
-from rankfold.train.schedule import decay_factor, plateau_factor, rate_factor
+from rankfold.train.step.layout import fitting_layout, laid_out
+from rankfold.train.step.precision import arithmetic
+from rankfold.train.step.schedule import decay_factor, plateau_factor, rate_factor
 
 
 @showing_epochs("training")

@@ -14,9 +14,9 @@ from rankfold.objectives import Evaluation
 from rankfold.run.team import Team
 from rankfold.train import checkpoint
 from rankfold.train.errors import TrainingError
-from rankfold.train.groups import parameter_groups
 from rankfold.train.history import Epoch
 from rankfold.train.recipe import Recipe
+from rankfold.train.step.groups import parameter_groups
 
 Weights = dict[str, Tensor]
 

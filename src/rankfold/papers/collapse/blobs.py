@@ -6,7 +6,7 @@ from dataclasses import dataclass, replace
 
 import torch
 
-from rankfold.collapse.gaussian import Mixture, mixture
+from rankfold.collapse.theory.gaussian import Mixture, mixture
 from rankfold.papers.request import Request
 
 

@@ -12,7 +12,7 @@ from matplotlib.colors import LogNorm
 from matplotlib.figure import Figure
 
 from rankfold.collapse import Partition, chain, critical_decay, kmeans, scatter_of, squared_error
-from rankfold.collapse.gaussian import proposition_4_1, scatter_interval
+from rankfold.collapse.theory.gaussian import proposition_4_1, scatter_interval
 from rankfold.papers.collapse.blobs import Cell, Size
 from rankfold.papers.collapse.bounds import chain_remark
 from rankfold.papers.collapse.descent import chain_network, minimise

@@ -13,8 +13,8 @@ from torch import Tensor, nn
 
 from rankfold.collapse import Partition, chain, squared_error
 from rankfold.collapse.centroid import centroids
-from rankfold.collapse.linear import linear_bounds, ridge
-from rankfold.collapse.transition import threshold_product
+from rankfold.collapse.theory.linear import linear_bounds, ridge
+from rankfold.collapse.theory.transition import threshold_product
 from rankfold.linalg import singular_values
 from rankfold.papers.collapse.blobs import Cell, Size
 from rankfold.papers.collapse.bounds import chain_remark
