@@ -26,7 +26,7 @@ class WeightReads(TorchFunctionMode):
     another way, where a factored layer would multiply its factors out or refuse, with the reason.
     """
 
-    def __init__(self, model: nn.Module, sites: Sequence[Site]) -> None:
+    def __init__(self, layers: Sequence[tuple[Site, nn.Module]]) -> None:
         super().__init__()
         self.calls: dict[str, list[Call]] = defaultdict(list)
         self.others: dict[str, str] = {}
@@ -34,9 +34,9 @@ class WeightReads(TorchFunctionMode):
         self._rules: dict[str, Rule] = {}
         # by identity: the weight itself, then what stays a product of factors; held, so that no identity is used twice
         self._known: dict[int, tuple[Tensor, Site]] = {}
-        for site in sites:
+        for site, module in layers:
             if site.forms - {Form.KEEP}:
-                weight, conv = site.layer.weight(model.get_submodule(site.name)), site.layer.convolution
+                weight, conv = site.layer.weight(module), site.layer.convolution
                 self._rules[site.name] = Matrix() if conv is None else Pair(conv.groups, conv.transposed)
                 self._known[id(weight)] = (weight, site)
 
@@ -111,11 +111,10 @@ _HARMLESS = LOOKS | {
 class Calls:
     """Calls of the sites' layers with their shapes, by hooks; ``reads.inside`` holds those that are running."""
 
-    def __init__(self, model: nn.Module, sites: Sequence[Site], reads: WeightReads) -> None:
+    def __init__(self, layers: Sequence[tuple[Site, nn.Module]], reads: WeightReads) -> None:
         self.seen: dict[str, list[Call]] = defaultdict(list)
         self._handles = []
-        for site in sites:
-            module = model.get_submodule(site.name)
+        for site, module in layers:
 
             def enter(module: nn.Module, args: Any, name: str = site.name) -> None:
                 reads.inside.add(name)
