@@ -5,6 +5,7 @@ from __future__ import annotations
 import inspect
 import warnings
 from collections.abc import Callable, Iterable, Iterator, Mapping
+from contextlib import contextmanager
 from typing import Any
 
 import torch
@@ -15,6 +16,19 @@ LABELS = ("labels", "label", "targets", "target")
 
 class LeftOut(UserWarning):
     """What a batch holds and the model does not take."""
+
+
+@contextmanager
+def evaluating(model: nn.Module) -> Iterator[nn.Module]:
+    """Eval mode and no gradients inside; every module's own mode restored afterwards."""
+    modes = [(module, module.training) for module in model.modules()]
+    model.eval()
+    try:
+        with torch.no_grad():
+            yield model
+    finally:
+        for module, mode in modes:
+            module.training = mode
 
 
 def arguments(batch: Any, model: nn.Module | None = None) -> tuple[tuple[Any, ...], dict[str, Any]]:

@@ -245,6 +245,93 @@ def test_filling_never_raises_the_loss_or_breaks_a_limit(case):
         assert total(filled) <= total(start)
 
 
+# ---- the solver's tolerance, and what is left of a budget ------------------------------------------------------------
+
+
+def ladder(*steps: tuple[float, float], keep: float) -> list[Option]:
+    """Keeping at the cost ``keep`` without loss, and (cost, loss) at ranks 1, 2, …"""
+    ranks = (Option(Form.FACTORED, rank, loss, (cost,)) for rank, (cost, loss) in enumerate(steps, 1))
+    return [Option(Form.KEEP, len(steps) + 1, 0.0, (keep,)), *ranks]
+
+
+@pytest.mark.parametrize("excess", [1.0, 10.0, 300.0])
+def test_a_choice_within_the_solver_s_tolerance_and_not_within_the_budget_is_taken_back(excess):
+    """The best choice is beyond the limit by less than a millionth of it, which the solver takes for nothing."""
+    half = 5e8 + excess / 2
+    options = {
+        "a": ladder((4e8, 2.0), (half, 1.0), keep=2e9),
+        "b": ladder((4e8, 1.5), (half, 1.0), keep=2e9),
+    }
+    picked = optimal(options, (1e9,))
+    assert within(picked, (1e9,))
+    assert total(picked) == brute_force(options, (1e9,)) == 2.5
+
+
+@given(st.integers(0, 2**31), st.integers(2, 4), st.integers(1, 2))
+def test_no_budget_of_any_size_is_exceeded(seed, sites, resources):
+    """Limits that the best choice exceeds by a few units in a thousand million."""
+    options, limits = problem(seed, sites, 4, resources, 2.0, 0.5)
+    best = min(
+        (c for c in itertools.product(*options.values()) if all(
+            sum(o.costs[axis] for o in c) <= limit for axis, limit in enumerate(limits))),
+        key=lambda c: sum(o.loss for o in c), default=None,
+    )  # fmt: skip
+    if best is None:
+        return
+    large = {
+        site: [Option(o.form, o.rank, o.loss, tuple(1e7 * cost for cost in o.costs), o.level) for o in group]
+        for site, group in options.items()
+    }
+    tight = tuple(1e7 * sum(o.costs[axis] for o in best) - 3.0 for axis in range(resources))
+    try:
+        assert within(optimal(large, tight), tight)
+    except BudgetError:
+        assert brute_force(large, tight) is None or resources > 1
+
+
+def test_what_a_step_back_frees_is_spent():
+    """From a rank that is given back, another site takes what it can use."""
+    half = 5e8 + 5
+    options = {
+        "a": ladder((1e8, 1.1), (half, 1.0), keep=2e9),
+        "b": ladder((half, 1.0), (8e8, 0.95), keep=2e9),
+    }
+    picked = optimal(options, (1e9,))
+    assert (picked["a"].rank, picked["b"].rank) == (1, 2)
+    assert total(picked) == brute_force(options, (1e9,))
+
+
+def nothing(picked, options, limits):
+    """Deliberately wrong: what is left stays."""
+    return dict(picked)
+
+
+def filled_up(spend, options, limits) -> bool:
+    """From the cheapest choice on: whether no rank step that saves loss, and something beside keeping, still fits."""
+    start = {site: min(group, key=lambda o: (o.costs, o.loss)) for site, group in options.items()}
+    if not within(start, limits):
+        return True
+    found = spend(start, options, limits)
+    for site, group in options.items():
+        for option in group[1:]:
+            saves = any(new < old for new, old in zip(option.costs, group[0].costs, strict=True))
+            step = option.form is found[site].form and option.rank > found[site].rank
+            if saves and step and option.loss < found[site].loss and within({**found, site: option}, limits):
+                return False
+    return within(found, limits)
+
+
+@given(problems)
+def test_filling_ends_where_no_rank_step_fits(case):
+    assert filled_up(fill, *case)
+
+
+def test_the_law_of_filling_rejects_one_that_does_nothing():
+    cases = [problem(seed, 3, 5, 1 + seed % 2, 2.0, 0.6) for seed in range(20)]
+    assert all(filled_up(fill, *case) for case in cases)
+    assert not all(filled_up(nothing, *case) for case in cases)
+
+
 # ---- the other rules, against naive references ---------------------------------------------------------------------
 
 

@@ -4,20 +4,20 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 
-from torch import nn
+from torch import Tensor
 
 from rankfold.linalg import NonFiniteError, NotMaterialisedError, checked
 from rankfold.sites import Site
 
 
-def check_finite(root: nn.Module, sites: Iterable[Site]) -> None:
-    """``ValueError`` for the first weight or bias that is NaN, infinite or on the meta device; attention must be split.
+def check_finite(held: Iterable[tuple[Site, Tensor, Tensor | None]]) -> None:
+    """``ValueError`` for the first site whose weight or bias is NaN, infinite or on the meta device.
 
     Cost: one pass over the weights, and one of them in float64.
     """
-    for site in sites:
+    for site, *tensors in held:
         try:
-            for tensor in (site.weight(root), site.bias(root)):
+            for tensor in tensors:
                 if tensor is not None:
                     checked(tensor)
         except NotMaterialisedError as error:

@@ -164,7 +164,7 @@ def calibrate(
     if metric_samples:
         check_rereadable(data)
     with evaluating(root), split_attention(root):
-        check_finite(root, sites.reducible)
+        check_finite((site, site.weight(root), site.bias(root)) for site in sites.reducible)
         gathered = _gather(root, seen, sites, asked if metric_samples else None, progress)
     if not gathered.samples:
         raise ValueError("the calibration data is empty: give at least one batch")

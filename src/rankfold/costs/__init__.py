@@ -4,10 +4,21 @@ FLOPs count two for each multiply-add, as ``torch.utils.flop_counter`` does, for
 count one. Fractions are the same either way.
 """
 
+from rankfold.batches import evaluating
 from rankfold.costs.clock import latencies, once
-from rankfold.costs.cost import Cost, storage
-from rankfold.costs.count import Traced, UncountedWarning, check, measure, model_cost, site_cost, trace, uncounted
-from rankfold.costs.example import Example, evaluating, with_batch
+from rankfold.costs.cost import Cost
+from rankfold.costs.count import (
+    Traced,
+    UncountedWarning,
+    check,
+    measure,
+    model_cost,
+    site_cost,
+    storage,
+    trace,
+    uncounted,
+)
+from rankfold.costs.example import Example, with_batch
 
 __all__ = [
     "Cost", "Example", "Traced", "UncountedWarning", "check", "evaluating", "latencies", "measure", "model_cost",

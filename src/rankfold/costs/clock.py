@@ -10,7 +10,8 @@ from typing import Any
 import torch
 from torch import nn
 
-from rankfold.costs.example import Example, evaluating, with_batch
+from rankfold.batches import evaluating
+from rankfold.costs.example import Example, with_batch
 
 
 def latencies(
@@ -38,7 +39,7 @@ def latencies(
 def once(model: nn.Module, example: Example) -> float:
     """Seconds of one forward, waiting for an accelerator where there is one."""
     device = next((p.device for p in model.parameters()), torch.device("cpu"))
-    example = example.fitting(model)
+    example = example.fitting(model.parameters())
     wait = torch.cuda.synchronize if device.type == "cuda" else (lambda: None)
     wait()
     start = time.perf_counter()

@@ -12,10 +12,10 @@ from torch import nn
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.nn.parameter import UninitializedParameter
 
-from rankfold.batches import tensors_in
-from rankfold.costs.cost import Cost, storage
+from rankfold.batches import evaluating, tensors_in
+from rankfold.costs.cost import Cost
 from rankfold.costs.counter import Counter
-from rankfold.costs.example import Example, evaluating
+from rankfold.costs.example import Example
 from rankfold.costs.reads import Calls, WeightReads
 from rankfold.sites import Call, Form, Site, SiteList, split_attention, unwrap
 
@@ -55,8 +55,9 @@ class Traced:
 
 
 def _count(model: nn.Module, example: Example, sites: Sequence[Site]) -> Traced:
-    reads = WeightReads(model, sites)
-    with Calls(model, sites, reads) as calls, Counter() as counter, sdpa_kernel(SDPBackend.MATH), reads:
+    layers = [(site, model.get_submodule(site.name)) for site in sites]
+    reads = WeightReads(layers)
+    with Calls(layers, reads) as calls, Counter() as counter, sdpa_kernel(SDPBackend.MATH), reads:
         model(*example.args, **example.kwargs)
     seen = {s.name: [*calls.seen.get(s.name, ()), *reads.calls.get(s.name, ())] for s in sites}
     seen = {name: found for name, found in seen.items() if found}
@@ -104,14 +105,27 @@ def _small(model: nn.Module, example: Example) -> bool:
 
 def _really(model: nn.Module, example: Example, sites: Sequence[Site]) -> Traced:
     with evaluating(model), split_attention(model):
-        return _count(model, example.fitting(model), sites)
+        return _count(model, example.fitting(model.parameters()), sites)
 
 
 def _on_meta(model: nn.Module, example: Example, sites: Sequence[Site]) -> Traced:
     ghost = _ghost(model)
     with evaluating(ghost), split_attention(ghost), warnings.catch_warnings():
         warnings.simplefilter("ignore")
-        return _count(ghost, example.fitting(ghost).to("meta"), sites)
+        return _count(ghost, example.fitting(ghost.parameters()).to("meta"), sites)
+
+
+def storage(model: nn.Module) -> tuple[int, int]:
+    """(parameters, bytes of parameters and buffers) of a model; shared tensors count once.
+
+    Raises ``ValueError`` for a parameter that has no shape yet.
+    """
+    model = unwrap(model)
+    for name, parameter in model.named_parameters():
+        if isinstance(parameter, UninitializedParameter):
+            raise ValueError(f"{name} has no shape yet: run the model once first (lazy module)")
+    params = sum(p.numel() for p in model.parameters())
+    return params, sum(t.numel() * t.element_size() for t in (*model.parameters(), *model.buffers()))
 
 
 def trace(model: nn.Module, example: Any, sites: SiteList | None = None) -> tuple[int, Mapping[str, Sequence[Call]]]:

@@ -1,14 +1,13 @@
-"""One input of a model, and the model as it is when it is measured."""
+"""One input of a model."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from rankfold.batches import mapped, moved, tensors_in
 
@@ -38,9 +37,9 @@ class Example:
     def to(self, device: torch.device | str, dtype: torch.dtype | None = None) -> Example:
         return Example(moved(self.args, device, dtype), moved(self.kwargs, device, dtype), self.samples)
 
-    def fitting(self, model: nn.Module) -> Example:
-        """On the model's device and in its floating dtype."""
-        parameter = next((p for p in model.parameters() if p.is_floating_point()), None)
+    def fitting(self, parameters: Iterable[Tensor]) -> Example:
+        """On the device and in the floating dtype of a model's parameters."""
+        parameter = next((p for p in parameters if p.is_floating_point()), None)
         return self if parameter is None else self.to(parameter.device, parameter.dtype)
 
 
@@ -54,16 +53,3 @@ def with_batch(example: Any, batch: int) -> Example:
         return x[torch.arange(batch, device=x.device) % example.samples]
 
     return Example(mapped(example.args, resize), mapped(example.kwargs, resize), batch)
-
-
-@contextmanager
-def evaluating(model: nn.Module) -> Iterator[nn.Module]:
-    """Eval mode and no gradients inside; every module's own mode restored afterwards."""
-    modes = [(module, module.training) for module in model.modules()]
-    model.eval()
-    try:
-        with torch.no_grad():
-            yield model
-    finally:
-        for module, mode in modes:
-            module.training = mode

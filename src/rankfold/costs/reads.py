@@ -18,6 +18,7 @@ from torch.utils import _pytree as pytree
 from rankfold.layers.rules import Matrix, Pair, Rule
 from rankfold.layers.weight import LOOKS, STAYS, FactoredWeight, casts, name_of, only_seen, turns, writes
 from rankfold.observe import after, before, first_of
+from rankfold.observe.watch import Coming, Seen
 from rankfold.sites import Call, Form, Site
 
 
@@ -28,7 +29,7 @@ class WeightReads(TorchFunctionMode):
     another way, where a factored layer would multiply its factors out or refuse, with the reason.
     """
 
-    def __init__(self, model: nn.Module, sites: Sequence[Site]) -> None:
+    def __init__(self, layers: Sequence[tuple[Site, nn.Module]]) -> None:
         super().__init__()
         self.calls: dict[str, list[Call]] = defaultdict(list)
         self.others: dict[str, str] = {}
@@ -36,9 +37,9 @@ class WeightReads(TorchFunctionMode):
         self._rules: dict[str, Rule] = {}
         # by identity: the weight itself, then what stays a product of factors; held, so that no identity is used twice
         self._known: dict[int, tuple[Tensor, Site]] = {}
-        for site in sites:
+        for site, module in layers:
             if site.forms - {Form.KEEP}:
-                weight, conv = site.layer.weight(model.get_submodule(site.name)), site.layer.convolution
+                weight, conv = site.layer.weight(module), site.layer.convolution
                 self._rules[site.name] = Matrix() if conv is None else Pair(conv.groups, conv.transposed)
                 self._known[id(weight)] = (weight, site)
 
@@ -113,17 +114,20 @@ _HARMLESS = LOOKS | {
 class Calls:
     """Calls of the sites' layers with their shapes, within a block; ``reads.inside`` holds those that are running."""
 
-    def __init__(self, model: nn.Module, sites: Sequence[Site], reads: WeightReads) -> None:
+    def __init__(self, layers: Sequence[tuple[Site, nn.Module]], reads: WeightReads) -> None:
         self.seen: dict[str, list[Call]] = defaultdict(list)
-        self._model, self._sites, self._reads = model, sites, reads
+        self._layers, self._reads = layers, reads
         self._stack = ExitStack()
 
     def __enter__(self) -> Calls:
-        entering = {site.name: self._enter(site.name) for site in self._sites}
-        leaving = {site.name: self._leave(site.name) for site in self._sites}
+        entering: dict[nn.Module, list[Coming]] = defaultdict(list)
+        leaving: dict[nn.Module, list[Seen]] = defaultdict(list)
+        for site, module in self._layers:
+            entering[module].append(self._enter(site.name))
+            leaving[module].append(self._leave(site.name))
         # around the layer's own hooks, which may move or widen it for the call
-        self._stack.enter_context(before(self._model, entering, first=True))
-        self._stack.enter_context(after(self._model, leaving))
+        self._stack.enter_context(before(None, entering, first=True))
+        self._stack.enter_context(after(None, leaving))
         return self
 
     def __exit__(self, *_: object) -> None:

@@ -24,10 +24,11 @@ class Enough(BaseException):
 
 
 @contextmanager
-def after(root: nn.Module, callbacks: Watched[Seen]) -> Iterator[None]:
+def after(root: nn.Module | None, callbacks: Watched[Seen]) -> Iterator[None]:
     """``callback(module, args, kwargs, output)`` after each call of a module of ``root``, within the block.
 
-    ``callbacks``: by the module's name or by the module itself; several for one of them are called in their order.
+    ``callbacks``: by the module's name or by the module itself (then ``root`` may be None); several for one of them are
+    called in their order.
     What a callback returns, unless None, takes the place of the output. Behind the hooks that are there already. Only
     these hooks are removed at the end. Raises ``AttributeError`` for a name that is no module.
     """
@@ -38,7 +39,7 @@ def after(root: nn.Module, callbacks: Watched[Seen]) -> Iterator[None]:
 
 
 @contextmanager
-def before(root: nn.Module, callbacks: Watched[Coming], *, first: bool = False) -> Iterator[None]:
+def before(root: nn.Module | None, callbacks: Watched[Coming], *, first: bool = False) -> Iterator[None]:
     """``callback(module, args, kwargs)`` before each call of a module of ``root``; see ``after``.
 
     A pair that a callback returns takes the place of the arguments. ``first``: ahead of the hooks that are there
@@ -51,9 +52,14 @@ def before(root: nn.Module, callbacks: Watched[Coming], *, first: bool = False) 
         yield
 
 
-def _each(root: nn.Module, callbacks: Watched[_C]) -> Iterator[tuple[nn.Module, _C]]:
+def _each(root: nn.Module | None, callbacks: Watched[_C]) -> Iterator[tuple[nn.Module, _C]]:
     for place, given in callbacks.items():
-        module = root.get_submodule(place) if isinstance(place, str) else place
+        if isinstance(place, nn.Module):
+            module = place
+        elif root is not None:
+            module = root.get_submodule(place)
+        else:
+            raise TypeError(f"{place}: a module is found by its name in a model, and there is none")
         yield from ((module, callback) for callback in (given if isinstance(given, Sequence) else (given,)))
 
 

@@ -107,6 +107,8 @@ def _sites(model: nn.Module, where: Where | None, composed: tuple[str, ...], ada
     found, left_out, covered = [], [], set()
     for module, paths in names.items():
         path = paths[0]
+        if path == "" and _only_holds(module):
+            continue
         reason = _why_not(module, path)
         layer = None if reason else read_layer(module)
         if layer is not None and where is not None and not _wanted(where, path, module):
@@ -140,6 +142,11 @@ def _sites(model: nn.Module, where: Where | None, composed: tuple[str, ...], ada
             forms, note = frozenset({Form.KEEP}), f"tied to {', '.join(tied)}: factoring one would store both"
         found.append(Site(path, parameter_name, layer, forms, tied, tuple(paths[1:]), note))
     return SiteList(tuple(found), tuple((p, why) for p, why in left_out if p not in covered))
+
+
+def _only_holds(root: nn.Module) -> bool:
+    """Whether the model itself is nothing but its parts."""
+    return next(root.children(), None) is not None and not root._parameters and not hasattr(root, "parametrizations")
 
 
 def _same_product(module: nn.Module, names: dict[nn.Module, list[str]]) -> tuple[str, ...]:

@@ -130,7 +130,7 @@ def decompose(
         made: dict[Form, tuple[Decomposition | None, Forecast | None, float]] = {}
         forms = sorted(form for form in site.forms - {Form.KEEP, Form.DENSE} if form.decomposed in method.forms)
         if forms:
-            check_finite(root, [site])
+            check_finite([(site, site.weight(root), site.bias(root))])
         group = found.candidates[site.name] = []
         for form in forms:
             base = form.decomposed

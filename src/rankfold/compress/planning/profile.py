@@ -188,12 +188,7 @@ def profile(
     traced = measure(root, replace(first, samples=1), found)  # FLOPs of the example with all its samples
     found = traced.kept(found)
     mark = fingerprint(root)
-    statistics = None if fits_layers(method) or not method.needs_data else calibration.statistics
-    if statistics is not None and statistics.model not in ("", mark):
-        raise ValueError(
-            "the statistics were taken of another model (or of other weights): leave Calibration(statistics=…) out, so "
-            "that they are taken again"
-        )
+    statistics = _earlier(method, calibration, mark)
     with split_attention(root), calibration.team(root) as team:
         sizes = {site.name: site.weight(root).element_size() for site in found}
         seen = replace(calibration.of(data), team=team)
@@ -210,6 +205,17 @@ def profile(
         data=data,
         directory=None if directory is None else Path(directory),
     )
+
+
+def _earlier(method: Method, calibration: Calibration, mark: str) -> Statistics | None:
+    """The statistics that were given, for methods that use some; ``ValueError`` for those of another model."""
+    statistics = None if fits_layers(method) or not method.needs_data else calibration.statistics
+    if statistics is not None and statistics.model not in ("", mark):
+        raise ValueError(
+            "the statistics were taken of another model (or of other weights): leave Calibration(statistics=…) out, so "
+            "that they are taken again"
+        )
+    return statistics
 
 
 def _measured(
