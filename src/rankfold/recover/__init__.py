@@ -1,11 +1,8 @@
 """Recovery of low-rank matrices from few linear measurements: operators, estimators, ratings, and what theory says of
 them."""
 
-from rankfold.recover.bayesian import Ratings
 from rankfold.recover.choose import METHODS, Choice, Tried, choices, cross_validate, fit
-from rankfold.recover.deep_linear import Descent, compressed_start, descend, stable_rate, wide_start
-from rankfold.recover.dynamics import Fitted, cosines, incremental, singular_value_recursion
-from rankfold.recover.estimators import (
+from rankfold.recover.estimators.completion import (
     AlternatingMinimization,
     CompressedDeepLinear,
     DeepLinear,
@@ -13,13 +10,16 @@ from rankfold.recover.estimators import (
     NuclearNorm,
     ScaledGradientDescent,
 )
+from rankfold.recover.measurements.operators import Entries, Identity, Mask, Operator, entries, surrogate
+from rankfold.recover.measurements.sensing import Gaussian, Measurements
 from rankfold.recover.model import FactorModel
-from rankfold.recover.npz import from_arrays, read_arrays, sensed
-from rankfold.recover.operators import Entries, Identity, Mask, Operator, entries, surrogate
-from rankfold.recover.outcome import Point, Recovered, Rules, Watch
-from rankfold.recover.reading import read_triplets
-from rankfold.recover.sensing import Gaussian, Measurements
-from rankfold.recover.triplets import Triplets, triplets
+from rankfold.recover.ratings.estimator import Ratings
+from rankfold.recover.solvers.deep_linear import Descent, compressed_start, descend, stable_rate, wide_start
+from rankfold.recover.solvers.dynamics import Fitted, cosines, incremental, singular_value_recursion
+from rankfold.recover.solvers.outcome import Point, Recovered, Rules, Watch
+from rankfold.recover.tables.npz import from_arrays, read_arrays, sensed
+from rankfold.recover.tables.reading import read_triplets
+from rankfold.recover.tables.triplets import Triplets, triplets
 
 __all__ = [
     "AlternatingMinimization",

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 import numpy as np
 import scipy.sparse
 
-from rankfold.recover.estimators import (
+from rankfold.recover.estimators.completion import (
     AlternatingMinimization,
     CompressedDeepLinear,
     LowRank,
@@ -16,8 +16,8 @@ from rankfold.recover.estimators import (
     ScaledGradientDescent,
 )
 from rankfold.recover.model import FactorModel, narrowed
-from rankfold.recover.ratings import sample
-from rankfold.recover.triplets import Triplets
+from rankfold.recover.ratings.sampler import sample
+from rankfold.recover.tables.triplets import Triplets
 
 Progress = Callable[[str, int, int], None]
 BURN_IN, DRAWS = 30, 60  # sweeps of the ratings model thrown away, and averaged

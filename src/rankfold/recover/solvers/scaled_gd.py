@@ -8,10 +8,10 @@ from __future__ import annotations
 
 import numpy as np
 
-from rankfold.recover.arrays import Array, contiguous, eye, namespace, norm, normal
-from rankfold.recover.operators import Operator, surrogate
-from rankfold.recover.outcome import Recovered, Watch, recovered
-from rankfold.recover.tangent import leading
+from rankfold.recover.measurements.arrays import Array, contiguous, eye, namespace, norm, normal
+from rankfold.recover.measurements.operators import Operator, surrogate
+from rankfold.recover.solvers.outcome import Recovered, Watch, recovered
+from rankfold.recover.solvers.tangent import leading
 
 
 def scaled_descent(

@@ -4,15 +4,15 @@ from __future__ import annotations
 
 from typing import Any, Literal
 
-from rankfold.recover.alternating import alternate
-from rankfold.recover.arrays import Array
-from rankfold.recover.base import Recovery, allowed
-from rankfold.recover.deep_linear import Descent, compressed_start, descend, wide_start
-from rankfold.recover.nuclear import penalties, soft_impute
-from rankfold.recover.operators import Operator
-from rankfold.recover.outcome import Recovered
-from rankfold.recover.scaled_gd import scaled_descent
-from rankfold.recover.search import Search, recover
+from rankfold.recover.estimators.base import Recovery, allowed
+from rankfold.recover.measurements.arrays import Array
+from rankfold.recover.measurements.operators import Operator
+from rankfold.recover.solvers.alternating import alternate
+from rankfold.recover.solvers.deep_linear import Descent, compressed_start, descend, wide_start
+from rankfold.recover.solvers.nuclear import penalties, soft_impute
+from rankfold.recover.solvers.outcome import Recovered
+from rankfold.recover.solvers.scaled_gd import scaled_descent
+from rankfold.recover.solvers.search import Search, recover
 
 
 class LowRank(Recovery):

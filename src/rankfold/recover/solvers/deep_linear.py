@@ -17,11 +17,21 @@ from typing import Literal
 import numpy as np
 import torch
 
-from rankfold.recover.arrays import Array, contiguous, like, namespace, norm, normal, numpy, side_by_side, stacked
-from rankfold.recover.operators import Operator, surrogate
-from rankfold.recover.outcome import Recovered, Watch, recovered
-from rankfold.recover.tangent import Point, leading
-from rankfold.recover.threads import elements, threads_for
+from rankfold.recover.measurements.arrays import (
+    Array,
+    contiguous,
+    like,
+    namespace,
+    norm,
+    normal,
+    numpy,
+    side_by_side,
+    stacked,
+)
+from rankfold.recover.measurements.operators import Operator, surrogate
+from rankfold.recover.measurements.threads import elements, threads_for
+from rankfold.recover.solvers.outcome import Recovered, Watch, recovered
+from rankfold.recover.solvers.tangent import Point, leading
 
 HALVINGS = 8  # of a rate that was not given and turns out too large
 Start = Literal["orthogonal", "random"]

@@ -9,8 +9,8 @@ import numpy as np
 import scipy.sparse
 import torch
 
-from rankfold.recover.arrays import Array, like, norm, numpy
-from rankfold.recover.operators import Operator, entries
+from rankfold.recover.measurements.arrays import Array, like, norm, numpy
+from rankfold.recover.measurements.operators import Operator, entries
 
 
 def observed(x: np.ndarray | scipy.sparse.spmatrix, kind: Array | None = None) -> tuple[Operator, Array]:

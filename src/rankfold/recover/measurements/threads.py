@@ -9,7 +9,7 @@ from threading import Lock
 
 from threadpoolctl import ThreadpoolController
 
-from rankfold.recover.operators import Entries, Mask, Operator
+from rankfold.recover.measurements.operators import Entries, Mask, Operator
 
 ALONE = 2**20  # numbers in the largest matrix that is multiplied
 _lock, _limit, _inside = Lock(), ExitStack(), 0

@@ -12,11 +12,11 @@ import scipy.sparse
 from sklearn.base import BaseEstimator, TransformerMixin
 from sklearn.utils.validation import check_is_fitted, check_random_state, validate_data
 
-from rankfold.recover.arrays import Array
-from rankfold.recover.observed import held_apart, kind_for, measured, observed, zero
-from rankfold.recover.operators import Operator
-from rankfold.recover.outcome import Point, Recovered, Rules, Watch
-from rankfold.recover.threads import elements, threads_for
+from rankfold.recover.measurements.arrays import Array
+from rankfold.recover.measurements.observed import held_apart, kind_for, measured, observed, zero
+from rankfold.recover.measurements.operators import Operator
+from rankfold.recover.measurements.threads import elements, threads_for
+from rankfold.recover.solvers.outcome import Point, Recovered, Rules, Watch
 
 
 class Recovery(TransformerMixin, BaseEstimator):

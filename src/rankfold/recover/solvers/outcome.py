@@ -9,8 +9,8 @@ from dataclasses import dataclass, field
 
 import numpy as np
 
-from rankfold.recover.arrays import Array, norm, numpy
-from rankfold.recover.operators import Operator
+from rankfold.recover.measurements.arrays import Array, norm, numpy
+from rankfold.recover.measurements.operators import Operator
 
 Progress = Callable[[str, int, int], None]
 Factors = tuple[Array, Array]  # left (m, k), right (k, n)

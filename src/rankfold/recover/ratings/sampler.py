@@ -15,7 +15,7 @@ import numpy as np
 import scipy.linalg
 import scipy.sparse
 
-from rankfold.recover.threads import threads_for
+from rankfold.recover.measurements.threads import threads_for
 
 Progress = Callable[[str, int, int], None]
 

@@ -10,10 +10,10 @@ from collections.abc import Callable
 
 import numpy as np
 
-from rankfold.recover.arrays import Array, contiguous, dot, eye, like, namespace, normal, numpy
-from rankfold.recover.operators import Entries, Mask, Operator, surrogate
-from rankfold.recover.outcome import Recovered, Watch, recovered
-from rankfold.recover.tangent import leading
+from rankfold.recover.measurements.arrays import Array, contiguous, dot, eye, like, namespace, normal, numpy
+from rankfold.recover.measurements.operators import Entries, Mask, Operator, surrogate
+from rankfold.recover.solvers.outcome import Recovered, Watch, recovered
+from rankfold.recover.solvers.tangent import leading
 
 
 def alternate(operator: Operator, y: Array, rank: int, watch: Watch, *, ridge: float = 0.0, seed: int = 0) -> Recovered:

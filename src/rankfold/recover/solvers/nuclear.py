@@ -12,10 +12,10 @@ from typing import Any
 
 import numpy as np
 
-from rankfold.recover.arrays import Array, contiguous, norm, normal, side_by_side
-from rankfold.recover.operators import Entries, Mask, Operator
-from rankfold.recover.outcome import Recovered, Watch, recovered
-from rankfold.recover.tangent import Point, leading
+from rankfold.recover.measurements.arrays import Array, contiguous, norm, normal, side_by_side
+from rankfold.recover.measurements.operators import Entries, Mask, Operator
+from rankfold.recover.solvers.outcome import Recovered, Watch, recovered
+from rankfold.recover.solvers.tangent import Point, leading
 
 
 class _Sum:

@@ -9,7 +9,7 @@ import numpy as np
 import scipy.sparse
 import torch
 
-from rankfold.recover.arrays import Array, like
+from rankfold.recover.measurements.arrays import Array, like
 
 _BLOCK = 1 << 25  # bytes of one streamed block
 

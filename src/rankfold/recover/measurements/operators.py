@@ -14,7 +14,7 @@ import numpy as np
 import scipy.sparse
 import torch
 
-from rankfold.recover.arrays import Array, like, numpy
+from rankfold.recover.measurements.arrays import Array, like, numpy
 
 DENSE_BELOW = 250_000  # entries of X up to which a mask is quicker than indices, whatever is observed
 DENSE_FROM = 0.1  # observed fraction from which it is so for larger ones

@@ -9,8 +9,8 @@ from sklearn.base import BaseEstimator, RegressorMixin
 from sklearn.utils.validation import check_is_fitted, check_random_state
 
 from rankfold.recover.model import FactorModel, narrowed
-from rankfold.recover.ratings import sample
-from rankfold.recover.triplets import triplets
+from rankfold.recover.ratings.sampler import sample
+from rankfold.recover.tables.triplets import triplets
 
 
 class Ratings(RegressorMixin, BaseEstimator):

@@ -12,8 +12,18 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from rankfold.recover.arrays import Array, contiguous, dot, like, namespace, norm, orthonormal, side_by_side, stacked
-from rankfold.recover.operators import Operator
+from rankfold.recover.measurements.arrays import (
+    Array,
+    contiguous,
+    dot,
+    like,
+    namespace,
+    norm,
+    orthonormal,
+    side_by_side,
+    stacked,
+)
+from rankfold.recover.measurements.operators import Operator
 
 
 @dataclass(frozen=True, eq=False)

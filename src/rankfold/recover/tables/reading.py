@@ -10,9 +10,9 @@ from pathlib import Path
 
 import numpy as np
 
-from rankfold.recover.columns import Columns, by_header
-from rankfold.recover.npz import from_arrays, read_arrays
-from rankfold.recover.triplets import Duplicates, Triplets, triplets
+from rankfold.recover.tables.columns import Columns, by_header
+from rankfold.recover.tables.npz import from_arrays, read_arrays
+from rankfold.recover.tables.triplets import Duplicates, Triplets, triplets
 
 _TEXT = (".csv", ".tsv", ".txt", ".data", ".base", ".test")
 _DELIMITERS = "\t;,| "  # the first that makes three fields of line 1: a comma may stand in numbers, a space in names

@@ -11,10 +11,10 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from rankfold.recover.arrays import Array, dot, like, norm, normal, numpy
-from rankfold.recover.operators import Operator, surrogate
-from rankfold.recover.outcome import Progress, Rules
-from rankfold.recover.tangent import Point, joined, krylov, residual, step
+from rankfold.recover.measurements.arrays import Array, dot, like, norm, normal, numpy
+from rankfold.recover.measurements.operators import Operator, surrogate
+from rankfold.recover.solvers.outcome import Progress, Rules
+from rankfold.recover.solvers.tangent import Point, joined, krylov, residual, step
 
 PATIENCE = 5  # larger ranks looked at without gain: of nearly equal singular values the first few gain nothing
 WORSE = 1.2  # held-out error over the best that ends the search then, and

@@ -14,12 +14,12 @@ from dataclasses import replace
 
 import numpy as np
 
-from rankfold.recover.arrays import Array, norm, numpy
-from rankfold.recover.folds import FEWEST, cross_validated
-from rankfold.recover.growth import Grown, Search, freedom, grow, smallest
-from rankfold.recover.operators import Operator
-from rankfold.recover.outcome import Progress, Recovered, Rules, Watch, recovered
-from rankfold.recover.tangent import Point, residual, step
+from rankfold.recover.measurements.arrays import Array, norm, numpy
+from rankfold.recover.measurements.operators import Operator
+from rankfold.recover.solvers.folds import FEWEST, cross_validated
+from rankfold.recover.solvers.growth import Grown, Search, freedom, grow, smallest
+from rankfold.recover.solvers.outcome import Progress, Recovered, Rules, Watch, recovered
+from rankfold.recover.solvers.tangent import Point, residual, step
 
 HELD_OUT = 0.05  # of the measurements, while the rank is sought
 ENOUGH, AT_MOST = 200, 0.1  # but so many, where that is no more than a tenth

@@ -10,11 +10,11 @@ import math
 
 import numpy as np
 
-from rankfold.recover.arrays import Array, norm, numpy
-from rankfold.recover.growth import Grown, Search, grow, paired, settle, simplest
-from rankfold.recover.operators import Operator
-from rankfold.recover.outcome import Progress, Rules
-from rankfold.recover.tangent import Point, residual
+from rankfold.recover.measurements.arrays import Array, norm, numpy
+from rankfold.recover.measurements.operators import Operator
+from rankfold.recover.solvers.growth import Grown, Search, grow, paired, settle, simplest
+from rankfold.recover.solvers.outcome import Progress, Rules
+from rankfold.recover.solvers.tangent import Point, residual
 
 FOLDS = 10
 FEWEST = 4  # measurements of which some can be held out

@@ -9,9 +9,9 @@ from typing import Any
 import numpy as np
 import scipy.sparse
 
-from rankfold.recover.operators import Operator
-from rankfold.recover.sensing import Gaussian, Measurements
-from rankfold.recover.triplets import Duplicates, Triplets, triplets
+from rankfold.recover.measurements.operators import Operator
+from rankfold.recover.measurements.sensing import Gaussian, Measurements
+from rankfold.recover.tables.triplets import Duplicates, Triplets, triplets
 
 FORMS = (
     "entries are rows, columns, values (and shape), a matrix X with NaN for unknown, or what scipy.sparse.save_npz "
