@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -13,13 +12,13 @@ from rankfold.cli.printing import count, print_json, print_table
 
 if TYPE_CHECKING:
     from rankfold.cli.talk import Talk
-    from rankfold.recover import Choice, FactorModel, Tried, Triplets
+    from rankfold.recover import Triplets
 
 
 def recover(
     file: Annotated[
         Path,
-        typer.Argument(metavar="FILE", help="Entries: .csv, .npz, or MovieLens (u.data). Measurements: .npz."),
+        typer.Argument(metavar="FILE", help="Entries: .csv, .parquet, .npz, u.data, ratings.dat. Measurements: .npz."),
     ],
     test: Annotated[Path | None, typer.Option(metavar="FILE", help="Entries to judge the result by, once.")] = None,
     methods: Annotated[
@@ -35,8 +34,12 @@ def recover(
         typer.Option(metavar="5,10,20", help="Ranks to try; low-rank and nuclear find theirs up to the largest."),
     ] = None,
     folds: Annotated[int, typer.Option(min=2, help="Parts for cross-validation, each held out once.")] = 5,
+    columns: Annotated[
+        str | None,
+        typer.Option(metavar="A,B,C", help="Row, column, value: names of the header, or of the columns in order."),
+    ] = None,
     duplicates: Annotated[
-        str, typer.Option(metavar="D", help="Of an entry given twice: refuse, mean or last.")
+        str, typer.Option(metavar="D", help="Of an entry given twice: refuse, mean, last or sum.")
     ] = "refuse",
     top: Annotated[int, typer.Option(min=0, help="Write so many best unseen columns for every row.")] = 0,
     out: Annotated[
@@ -49,32 +52,44 @@ def recover(
     """Complete a matrix: choose method and rank by cross-validation, fit on all entries, save the factors.
 
     Entries are lines "row, column, value" with names of any kind; a header may order them otherwise (user, item,
-    timestamp, rating). An .npz holds rows, columns, values (and shape), a matrix X with NaN where it is not known,
+    timestamp, rating), and so may --columns. An .npz
+    holds rows, columns, values (and shape), a matrix X with NaN where it is not known,
     scipy's sparse format, or measurements y of ⟨A, X⟩ with their matrices A (count, m, n) or the seed, count and shape
     of Gaussian ones. DIR gets factors.safetensors, recover.json,
     cross-validation.csv and .svg, and with --top the best unseen columns of every row in top.csv.
     """
     from rankfold.cli.loading import set_threads
     from rankfold.cli.talk import Talk
+    from rankfold.pipeline.recovery import complete
     from rankfold.recover import METHODS, choices, read_arrays, read_triplets
 
     wanted = _listed("methods", methods, str)
     unknown = [name for name in wanted if name not in METHODS]
     if unknown:
         raise typer.BadParameter(f"no method {unknown[0]!r}: there are {', '.join(METHODS)}")
-    if duplicates not in ("refuse", "mean", "last"):
-        raise typer.BadParameter(f"duplicates are refused, or give the mean or the last, got {duplicates!r}")
+    if duplicates not in ("refuse", "mean", "last", "sum"):
+        raise typer.BadParameter(f"duplicates are refused, or give the mean, the last or the sum, got {duplicates!r}")
     tried = _listed("ranks", ranks, int) if ranks is not None else None
     set_threads(threads)
     with Talk() as talk:
-        arrays = read_arrays(file) if file.suffix == ".npz" else {}
+        arrays = read_arrays(file) if file.suffix.lower() == ".npz" else {}
         if "y" in arrays:
             report = _sensed(file, arrays, max(tried) if tried else None, seed, out, talk)
         else:
-            entries = read_triplets(file, duplicates=duplicates)  # type: ignore[arg-type] # checked above
-            judge = None if test is None else read_triplets(test, duplicates="mean")
+            named = _listed("columns", columns, str) if columns is not None else None
+            entries = read_triplets(file, duplicates=duplicates, columns=named)  # type: ignore[arg-type] # checked above
+            judge = None if test is None else read_triplets(test, duplicates="mean", columns=named)
             _about(entries, talk)
-            report = _completed(entries, judge, choices(wanted, tried, entries.shape), folds, seed, top, out, talk)
+            report = complete(
+                entries,
+                choices(wanted, tried, entries.shape),
+                out,
+                judge=judge,
+                folds=folds,
+                seed=seed,
+                top=top,
+                progress=talk.progress,
+            )
     if as_json:
         print_json(report)
         return
@@ -88,134 +103,17 @@ def _about(entries: Triplets, talk: Talk) -> None:
         talk.say(remark)
 
 
-def _completed(
-    entries: Triplets,
-    judge: Triplets | None,
-    candidates: list[Choice],
-    folds: int,
-    seed: int,
-    top: int,
-    out: Path,
-    talk: Talk,
-) -> dict[str, Any]:
-    from rankfold.files import write_atomically
-    from rankfold.recover import cross_validate, fit
-
-    tried = cross_validate(entries, candidates, folds=folds, seed=seed, progress=talk.progress)
-    best = tried[0]
-    model, rank, remark = fit(entries, best.choice, seed=seed, progress=talk.progress)
-    report: dict[str, Any] = {
-        "entries": len(entries),
-        "shape": list(entries.shape),
-        "remarks": list(entries.remarks),
-        "chosen": str(best.choice),
-        "method": best.choice.method,
-        "rank": rank,
-        "held_out_error": best.error,
-        "how": remark,
-        "tried": [
-            {"choice": str(one.choice), "error": one.error, "folds": list(one.folds), "rank": one.rank} for one in tried
-        ],
-        "seed": seed,
-    }
-    if judge is not None:
-        rows, columns = judge.numbered(entries.row_names, entries.column_names)
-        missed = model.at(rows, columns) - judge.values
-        report["test"] = {
-            "entries": len(judge),
-            "error": math.sqrt(float((missed**2).mean())),
-            "absolute_error": float(abs(missed).mean()),
-            "unknown_rows": len(set(judge.rows[rows < 0])),
-            "unknown_columns": len(set(judge.columns[columns < 0])),
-        }
-    write_atomically(out / "factors.safetensors", model.to_bytes())
-    table = "choice,error,rank\n" + "".join(f'"{one.choice}",{one.error:.6g},{one.rank}\n' for one in tried)
-    write_atomically(out / "cross-validation.csv", table.encode())
-    write_atomically(out / "cross-validation.svg", _drawn(tried))
-    if top:
-        write_atomically(out / "top.csv", _best(model, entries, top).encode())
-    _save_report(report, out)
-    return report
-
-
 def _sensed(file: Path, arrays: dict[str, Any], rank: int | None, seed: int, out: Path, talk: Talk) -> dict[str, Any]:
-    import numpy as np
-    from safetensors.numpy import save
-
-    from rankfold.files import write_atomically
-    from rankfold.recover import LowRank, sensed
+    from rankfold.pipeline.recovery import sense
+    from rankfold.recover import sensed
 
     try:
         operator, y = sensed(arrays)
+        m, n = operator.shape
+        talk.say(f"{count(operator.count)} measurements of a {count(m)} × {count(n)} matrix")
+        return sense(operator, y, out, rank=rank, seed=seed, progress=talk.progress)
     except ValueError as error:
         raise ValueError(f"{file}: {error}") from None
-    m, n = operator.shape
-    talk.say(f"{count(operator.count)} measurements of a {count(m)} × {count(n)} matrix")
-    try:
-        found = LowRank(rank, random_state=seed, progress=talk.progress).fit(operator, y)
-    except ValueError as error:
-        raise ValueError(f"{file}: {error}") from None
-    tensors = {"left": np.ascontiguousarray(found.left_), "right": np.ascontiguousarray(found.right_)}
-    write_atomically(out / "factors.safetensors", save(tensors))
-    report = {
-        "measurements": operator.count,
-        "shape": [m, n],
-        "method": "low-rank",
-        "rank": found.rank_,
-        "residual": found.training_error_,
-        "held_out_error": None if math.isnan(found.validation_error_) else found.validation_error_,
-        "converged": found.converged_,
-        "how": found.reason_,
-        "singular_values": [float(value) for value in found.singular_values_],
-        "seed": seed,
-    }
-    _save_report(report, out)
-    return report
-
-
-def _save_report(report: dict[str, Any], out: Path) -> None:
-    import json
-
-    from rankfold.files import write_atomically
-
-    report["directory"] = str(out)
-    write_atomically(out / "recover.json", (json.dumps(report, indent=1, ensure_ascii=False) + "\n").encode())
-
-
-def _best(model: FactorModel, entries: Triplets, top: int) -> str:
-    """The ``top`` best columns of each row that it has no entry for, as CSV."""
-    import csv
-    import io
-
-    seen: dict[int, list[int]] = {}
-    for row, column in zip(entries.rows.tolist(), entries.columns.tolist(), strict=True):
-        seen.setdefault(row, []).append(column)
-    text = io.StringIO()
-    writer = csv.writer(text, lineterminator="\n")
-    writer.writerow(("row", "column", "predicted"))
-    for row, name in enumerate(entries.row_names):
-        writer.writerows((name, column, f"{value:.4g}") for column, value in model.top(name, top, seen.get(row, [])))
-    return text.getvalue()
-
-
-def _drawn(tried: list[Tried]) -> bytes:
-    """Held-out error of every candidate, each fold a dot."""
-    import io
-
-    from matplotlib import rc_context
-    from matplotlib.figure import Figure
-
-    with rc_context({"svg.hashsalt": "rankfold", "text.parse_math": False}):
-        figure = Figure(figsize=(6, 0.5 + 0.35 * len(tried)), layout="constrained")
-        axes = figure.subplots()
-        for at, one in enumerate(reversed(tried)):
-            axes.plot(one.folds, [at] * len(one.folds), ".", color="#6b6b6b")
-            axes.plot([one.error], [at], "D", color="#1b6ca8")
-        axes.set_yticks(range(len(tried)), [str(one.choice) for one in reversed(tried)])
-        axes.set_xlabel("held-out root mean square error")
-        buffer = io.BytesIO()
-        figure.savefig(buffer, format="svg", metadata={"Date": None})
-    return buffer.getvalue()
 
 
 def _print(report: dict[str, Any]) -> None:

@@ -13,7 +13,7 @@ from sklearn.base import BaseEstimator, TransformerMixin
 from sklearn.utils.validation import check_is_fitted, check_random_state, validate_data
 
 from rankfold.recover.measurements.arrays import Array
-from rankfold.recover.measurements.observed import held_apart, kind_for, measured, observed, zero
+from rankfold.recover.measurements.observed import held_apart, kind_for, measured, observed, plain, zero
 from rankfold.recover.measurements.operators import Operator
 from rankfold.recover.measurements.threads import elements, threads_for
 from rankfold.recover.solvers.outcome import Point, Recovered, Rules, Watch
@@ -71,7 +71,7 @@ class Recovery(TransformerMixin, BaseEstimator):
     def _validated(self, X: Any, reset: bool) -> Any:
         return validate_data(
             self,
-            X,
+            plain(X),
             reset=reset,
             dtype=(np.float64, np.float32),
             ensure_all_finite="allow-nan",
@@ -100,7 +100,8 @@ class Recovery(TransformerMixin, BaseEstimator):
         check_is_fitted(self)
         X = self._validated(X, reset=False)
         if scipy.sparse.issparse(X):
-            known = scipy.sparse.coo_array(X)
+            known = scipy.sparse.coo_array(X, copy=True)
+            known.sum_duplicates()
             dense = np.full(X.shape, np.nan, dtype=X.dtype)
             dense[known.coords[0], known.coords[1]] = known.data
             X = dense

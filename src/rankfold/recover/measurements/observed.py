@@ -19,7 +19,8 @@ def observed(x: np.ndarray | scipy.sparse.spmatrix, kind: Array | None = None) -
     Raises ``ValueError`` where nothing is known, and for infinite entries, with the place of the first.
     """
     if scipy.sparse.issparse(x):
-        known = scipy.sparse.coo_array(x)
+        known = scipy.sparse.coo_array(x, copy=True)
+        known.sum_duplicates()  # scipy's meaning of repeated coordinates
         rows, columns, values = known.coords[0], known.coords[1], known.data
     else:
         rows, columns = np.nonzero(~np.isnan(x))
@@ -33,6 +34,17 @@ def observed(x: np.ndarray | scipy.sparse.spmatrix, kind: Array | None = None) -
             f"entry at row {rows[at]}, column {columns[at]} is {values[at]}: leave it out, or NaN for unknown"
         )
     return entries(x.shape, rows, columns, values, kind)
+
+
+def plain(x: Any) -> Any:
+    """``x`` with NaN for what NumPy masks and pandas calls NA; anything else as it is."""
+    if isinstance(x, np.ma.MaskedArray):
+        return np.ma.filled(x.astype(np.result_type(x.dtype, np.float32)), np.nan)
+    if hasattr(x, "isna") and hasattr(x, "to_numpy") and hasattr(x, "dtypes"):
+        kinds = list(np.atleast_1d(x.dtypes))
+        if any(not isinstance(kind, np.dtype) or kind.kind == "O" for kind in kinds):
+            return x.astype(object).where(x.notna(), np.nan).astype(np.float64)
+    return x
 
 
 def measured(operator: Operator, y: Any, kind: Array) -> Array:

@@ -76,11 +76,11 @@ class Ratings(RegressorMixin, BaseEstimator):
         """Ratings (count,), within the range of those that were learned from."""
         check_is_fitted(self)
         pairs = _pairs(X)
-        return self.model_.predict([str(name) for name in pairs[:, 0]], [str(name) for name in pairs[:, 1]])
+        return self.model_.predict(pairs[:, 0].tolist(), pairs[:, 1].tolist())
 
 
 def _pairs(x: Any) -> np.ndarray:
-    pairs = np.asarray(x)
+    pairs = np.asarray(x, dtype=object) if isinstance(x, list) else np.asarray(x)
     if pairs.ndim != 2 or pairs.shape[1] != 2:
         raise ValueError(f"pairs of row and column names are an array (count, 2), got shape {pairs.shape}")
     return pairs

@@ -1,0 +1,6 @@
+"""``rankfold recover``: from a file of entries or measurements to factors, figures and predictions in a directory."""
+
+from rankfold.pipeline.recovery.completing import complete
+from rankfold.pipeline.recovery.sensing import sense
+
+__all__ = ["complete", "sense"]

@@ -1,0 +1,30 @@
+"""What a recovery leaves behind: a report in JSON, tables in CSV."""
+
+from __future__ import annotations
+
+import csv
+import io
+import json
+from pathlib import Path
+from typing import Any
+
+from rankfold.files import write_atomically
+from rankfold.recover import FactorModel, Triplets
+
+
+def save_report(report: dict[str, Any], out: Path) -> None:
+    """``recover.json``, with the directory in it."""
+    report["directory"] = str(out)
+    write_atomically(out / "recover.json", (json.dumps(report, indent=1, ensure_ascii=False) + "\n").encode())
+
+
+def best_columns(model: FactorModel, entries: Triplets, top: int) -> bytes:
+    """The ``top`` best columns of each row that it has no entry for, as CSV."""
+    text = io.StringIO()
+    writer = csv.writer(text, lineterminator="\n")
+    writer.writerow(("row", "column", "predicted"))
+    for row, at, told in model.best(top, entries.rows, entries.columns):
+        name = model.row_names[row]
+        pairs = zip(at.tolist(), told.tolist(), strict=True)
+        writer.writerows((name, model.column_names[column], f"{value:.4g}") for column, value in pairs)
+    return text.getvalue().encode()
