@@ -10,6 +10,10 @@ from rankfold.recover.estimators.completion import (
     NuclearNorm,
     ScaledGradientDescent,
 )
+from rankfold.recover.implicit.candidates import Candidate, candidates
+from rankfold.recover.implicit.estimator import ImplicitFeedback
+from rankfold.recover.implicit.search import choose
+from rankfold.recover.implicit.splits import held_out
 from rankfold.recover.measurements.operators import Entries, Identity, Mask, Operator, entries, surrogate
 from rankfold.recover.measurements.sensing import Gaussian, Measurements
 from rankfold.recover.model import FactorModel
@@ -18,11 +22,12 @@ from rankfold.recover.solvers.deep_linear import Descent, compressed_start, desc
 from rankfold.recover.solvers.dynamics import Fitted, cosines, incremental, singular_value_recursion
 from rankfold.recover.solvers.outcome import Point, Recovered, Rules, Watch
 from rankfold.recover.tables.npz import from_arrays, read_arrays, sensed
-from rankfold.recover.tables.reading import read_triplets
+from rankfold.recover.tables.reading import read_plays, read_triplets
 from rankfold.recover.tables.triplets import Triplets, triplets
 
 __all__ = [
     "AlternatingMinimization",
+    "Candidate",
     "Choice",
     "CompressedDeepLinear",
     "DeepLinear",
@@ -32,6 +37,7 @@ __all__ = [
     "Fitted",
     "Gaussian",
     "Identity",
+    "ImplicitFeedback",
     "LowRank",
     "METHODS",
     "Mask",
@@ -46,7 +52,9 @@ __all__ = [
     "Tried",
     "Triplets",
     "Watch",
+    "candidates",
     "choices",
+    "choose",
     "compressed_start",
     "cosines",
     "cross_validate",
@@ -54,8 +62,10 @@ __all__ = [
     "entries",
     "fit",
     "from_arrays",
+    "held_out",
     "incremental",
     "read_arrays",
+    "read_plays",
     "read_triplets",
     "sensed",
     "singular_value_recursion",

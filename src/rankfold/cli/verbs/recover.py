@@ -22,13 +22,14 @@ def recover(
     ],
     test: Annotated[Path | None, typer.Option(metavar="FILE", help="Entries to judge the result by, once.")] = None,
     methods: Annotated[
-        str,
+        str | None,
         typer.Option(
             "--methods",
             metavar="A,B",
-            help="low-rank, ratings, compressed-deep-linear, alternating, nuclear, scaled-gd: the best one is taken.",
+            help="low-rank, ratings (both by default), compressed-deep-linear, alternating, nuclear, scaled-gd; with "
+            "--implicit als, regression, neighbours, popularity: the best one is taken.",
         ),
-    ] = "low-rank,ratings",
+    ] = None,
     ranks: Annotated[
         str | None,
         typer.Option(metavar="5,10,20", help="Ranks to try; low-rank and nuclear find theirs up to the largest."),
@@ -41,6 +42,17 @@ def recover(
     duplicates: Annotated[
         str, typer.Option(metavar="D", help="Of an entry given twice: refuse, mean, last or sum.")
     ] = "refuse",
+    implicit: Annotated[
+        bool, typer.Option("--implicit", help="Who did what: rank the unseen. Two columns, or counts as values.")
+    ] = False,
+    at_least: Annotated[
+        float | None,
+        typer.Option(metavar="X", help="With --implicit: values from X on are a play each."),
+    ] = None,
+    split: Annotated[
+        str | None,
+        typer.Option(metavar="S", help="With --implicit: by-time (default where there are times) or leave-one-out."),
+    ] = None,
     top: Annotated[int, typer.Option(min=0, help="Write so many best unseen columns for every row.")] = 0,
     out: Annotated[
         Path, typer.Option("-o", "--out", metavar="DIR", help="Where factors, errors and predictions go.")
@@ -61,12 +73,10 @@ def recover(
     from rankfold.cli.loading import set_threads
     from rankfold.cli.talk import Talk
     from rankfold.pipeline.recovery import complete
-    from rankfold.recover import METHODS, choices, read_arrays, read_triplets
+    from rankfold.recover import choices, read_arrays, read_triplets
 
-    wanted = _listed("methods", methods, str)
-    unknown = [name for name in wanted if name not in METHODS]
-    if unknown:
-        raise typer.BadParameter(f"no method {unknown[0]!r}: there are {', '.join(METHODS)}")
+    wanted = _methods(methods, implicit)
+    _fitting(implicit, ranks=ranks, test=test, at_least=at_least, split=split)
     if duplicates not in ("refuse", "mean", "last", "sum"):
         raise typer.BadParameter(f"duplicates are refused, or give the mean, the last or the sum, got {duplicates!r}")
     tried = _listed("ranks", ranks, int) if ranks is not None else None
@@ -77,6 +87,10 @@ def recover(
             report = _sensed(file, arrays, max(tried) if tried else None, seed, out, talk)
         else:
             named = _listed("columns", columns, str) if columns is not None else None
+            if implicit:
+                report = _implicit(file, wanted, named, at_least, split, duplicates, top, seed, out, talk)
+                print_json(report) if as_json else _print_ranked(report)
+                return
             entries = read_triplets(file, duplicates=duplicates, columns=named)  # type: ignore[arg-type] # checked above
             judge = None if test is None else read_triplets(test, duplicates="mean", columns=named)
             _about(entries, talk)
@@ -94,6 +108,66 @@ def recover(
         print_json(report)
         return
     _print(report)
+
+
+def _methods(methods: str | None, implicit: bool) -> list[str]:
+    from rankfold.recover import METHODS
+    from rankfold.recover.implicit.candidates import METHODS as RANKERS
+
+    known = RANKERS if implicit else METHODS
+    wanted = _listed("methods", methods, str) if methods else list(RANKERS if implicit else ("low-rank", "ratings"))
+    unknown = [name for name in wanted if name not in known]
+    if unknown:
+        raise typer.BadParameter(f"no method {unknown[0]!r}: there are {', '.join(known)}")
+    return wanted
+
+
+def _fitting(implicit: bool, **given: Any) -> None:
+    """Options that the other kind of data does not have are refused."""
+    for name, value in given.items():
+        if value is not None and implicit != (name in ("at_least", "split")):
+            kind = "ratings and other values, not for --implicit" if implicit else "--implicit"
+            raise typer.BadParameter(f"--{name.replace('_', '-')} is for {kind}")
+    if given["split"] not in (None, "by-time", "leave-one-out"):
+        raise typer.BadParameter(f"--split is by-time or leave-one-out, got {given['split']!r}")
+
+
+def _implicit(
+    file: Path,
+    methods: list[str],
+    columns: list[str] | None,
+    at_least: float | None,
+    split: str | None,
+    duplicates: str,
+    top: int,
+    seed: int,
+    out: Path,
+    talk: Talk,
+) -> dict[str, Any]:
+    from rankfold.pipeline.recovery import rank_unseen
+    from rankfold.recover import candidates, read_plays
+
+    entries = read_plays(
+        file,
+        columns=columns,
+        at_least=at_least,
+        duplicates="sum" if duplicates == "refuse" else duplicates,  # type: ignore[arg-type] # checked above
+        time=True if split == "by-time" else None,
+    )
+    _about(entries, talk)
+    how = split or ("leave-one-out" if entries.times is None else "by-time")
+    try:
+        return rank_unseen(
+            entries,
+            candidates(entries, tuple(methods)),
+            out,
+            split=how,  # type: ignore[arg-type] # one of two
+            top=top or 10,
+            seed=seed,
+            progress=talk.progress,
+        )
+    except ValueError as error:
+        raise ValueError(f"{file}: {error}") from None
 
 
 def _about(entries: Triplets, talk: Talk) -> None:
@@ -138,6 +212,23 @@ def _print(report: dict[str, Any]) -> None:
             f"{test['absolute_error']:.4f}; {test['unknown_rows']} rows and {test['unknown_columns']} columns unknown"
         )
     print(f"wrote {report['directory']}")
+
+
+def _print_ranked(report: dict[str, Any]) -> None:
+    k, last = report["k"], {"by-time": "the latest tenth", "leave-one-out": "one entry of each row"}[report["split"]]
+
+    def line(one: dict[str, Any]) -> tuple[str, ...]:
+        return (one["choice"], f"{one['ndcg']:.4f}", f"{one['recall']:.4f}", f"{one['map']:.4f}")
+
+    head = (f"NDCG@{k}", f"recall@{k}", f"MAP@{k}")
+    print_table(("tried on the part before the last", *head), [line(one) for one in report["tried"]])
+    print(f"\non {last}, not seen before ({count(report['tested'][0]['rows'])} rows):\n")
+    print_table(("fitted to all that is earlier", *head), [line(one) for one in report["tested"]])
+    for one in report["ahead"]:
+        ahead = one["ndcg"] > 2 * one["standard_error"]
+        told = "ahead" if ahead else "behind" if one["ndcg"] < -2 * one["standard_error"] else "not told apart from it"
+        print(f"\nagainst {one['of']}: NDCG {one['ndcg']:+.4f} ± {one['standard_error']:.4f}, {told}", end="")
+    print(f"\n\ntaken: {report['chosen']}\nwrote {report['directory']}")
 
 
 def _listed(option: str, text: str, kind: type) -> list[Any]:

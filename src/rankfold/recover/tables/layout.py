@@ -85,7 +85,7 @@ def _found(first: list[str], below: list[list[str]], delimiter: str, number: int
         return Layout(delimiter, number, columns, columns.header, size)
     if size < (2 if wanted.implicit else 3):
         raise Fault(too_few(number, first, delimiter, "row, column, value"))
-    header = not any(_numeric(field) for field in first) or _names_numbers(first, below)
+    header = _header(first, below)
     if header and _wide(first, below):
         return Layout(delimiter, number, None, tuple(first), size)
     if header:
@@ -100,7 +100,14 @@ def _found(first: list[str], below: list[list[str]], delimiter: str, number: int
     return Layout(delimiter, number, by_order(size, implicit=wanted.implicit, time=wanted.time), None, size)
 
 
-def _names_numbers(first: Sequence[str], below: list[list[str]]) -> bool:
+def _header(first: Sequence[str], below: list[list[str]]) -> bool:
+    """Whether line 1 names the columns: no number in it, and either a customary name or numbers below."""
+    if any(_numeric(field) for field in first):
+        return _names_numbers(first)
+    return any(map(role_of, first)) or any(_numeric(field) for row in below for field in row)
+
+
+def _names_numbers(first: Sequence[str]) -> bool:
     """Whether a line with numbers is the header of a wide table: user,101,102,103 above u1,5,,3."""
     named = first[0] == "" or bool(role_of(first[0]))
     return named and len(first) > 3 and len(set(first)) == len(first) and all(map(_numeric, first[1:]))

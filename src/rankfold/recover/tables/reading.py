@@ -4,7 +4,10 @@ from __future__ import annotations
 
 import codecs
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
+
+import numpy as np
 
 from rankfold.recover.tables.fast import Odd, read_fast
 from rankfold.recover.tables.layout import Fault, Layout, Wanted, layout
@@ -54,6 +57,40 @@ def read_triplets(
     except ValueError as error:
         told = str(error)
         raise ValueError(told if told.startswith(str(path)) else f"{path}: {told}") from None
+    return found
+
+
+def read_plays(
+    file: str | Path,
+    *,
+    duplicates: Duplicates = "sum",
+    columns: Sequence[str] | None = None,
+    at_least: float | None = None,
+    time: bool | None = None,
+) -> Triplets:
+    """Implicit feedback of a file, as `read_triplets` reads it. ``at_least``: values from it on count one, others are
+    left out. ``time``: None reads a column of times where there is one in the header or in fourth place.
+
+    Raises ``ValueError`` also for counts below zero, and where nothing is left.
+    """
+    timed = bool(time)
+    if time is None:
+        try:
+            found = read_triplets(file, duplicates="last", columns=columns, implicit=True, time=True)
+            timed = bool(np.isfinite(found.times).all()) if found.times is not None else False
+        except ValueError:
+            timed = False
+    found = read_triplets(file, duplicates=duplicates, columns=columns, implicit=True, time=timed)
+    if at_least is not None:
+        kept = found.take(np.flatnonzero(found.values >= at_least))
+        if not len(kept):
+            raise ValueError(f"{file}: no value is at least {at_least:g}, the largest is {found.values.max():g}")
+        remark = f"{len(kept)} of {len(found)} values are at least {at_least:g} and count one each"
+        found = replace(kept, values=np.ones(len(kept)), remarks=(*found.remarks, remark))
+    if (found.values < 0).any():
+        at = int(np.flatnonzero(found.values < 0)[0])
+        place = f"row {found.row_names[found.rows[at]]}, column {found.column_names[found.columns[at]]}"
+        raise ValueError(f"{file}: the count at {place} is {found.values[at]:g}: implicit feedback counts from 0 on")
     return found
 
 
