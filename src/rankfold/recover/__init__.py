@@ -22,7 +22,8 @@ from rankfold.recover.solvers.deep_linear import Descent, compressed_start, desc
 from rankfold.recover.solvers.dynamics import Fitted, cosines, incremental, singular_value_recursion
 from rankfold.recover.solvers.outcome import Point, Recovered, Rules, Watch
 from rankfold.recover.tables.npz import from_arrays, read_arrays, sensed
-from rankfold.recover.tables.reading import read_plays, read_triplets
+from rankfold.recover.tables.reading import read_pairs, read_plays, read_sides, read_triplets
+from rankfold.recover.tables.sides import Sides, read_side
 from rankfold.recover.tables.triplets import Triplets, triplets
 
 __all__ = [
@@ -49,6 +50,7 @@ __all__ = [
     "Recovered",
     "Rules",
     "ScaledGradientDescent",
+    "Sides",
     "Tried",
     "Triplets",
     "Watch",
@@ -65,7 +67,10 @@ __all__ = [
     "held_out",
     "incremental",
     "read_arrays",
+    "read_pairs",
     "read_plays",
+    "read_side",
+    "read_sides",
     "read_triplets",
     "sensed",
     "singular_value_recursion",

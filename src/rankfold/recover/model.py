@@ -5,20 +5,33 @@ from __future__ import annotations
 import json
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import scipy.sparse
 from safetensors import SafetensorError
 from safetensors.numpy import load, save
 
+from rankfold.recover.ratings.moments import SPANS, Moments
 from rankfold.recover.tables.names import name_of
 
 
 @dataclass(frozen=True, eq=False)
-class FactorModel:
-    """value ≈ clip(offset + left_i · right_j, low, high): left (m + 1, k), right (k, n + 1).
+class Spread:
+    """Some draws (d, m + 1, k + 1), (d, n + 1, k + 1), the bias last, and the deviation of the noise."""
 
-    The last row and the last column stand for those that have no entry: an average one.
+    lefts: np.ndarray
+    rights: np.ndarray
+    noise: float
+
+
+@dataclass(frozen=True, eq=False)
+class FactorModel:
+    """value ≈ clip(offset + left_i · right_j + moment, low, high): left (m + 1, k), right (k, n + 1).
+
+    The last row and the last column stand for those that have no entry: an average one. ``biases``: how many of the
+    last columns of ``left`` carry biases and are not counted in the rank. ``moments``: offsets of a row at a time.
+    ``spread``: what the uncertainty of predictions comes from; it is not saved.
     """
 
     left: np.ndarray
@@ -28,23 +41,52 @@ class FactorModel:
     high: float
     row_names: tuple[str, ...]
     column_names: tuple[str, ...]
+    biases: int = 0
+    moments: Moments | None = None
+    spread: Spread | None = None
 
     @property
     def rank(self) -> int:
-        return int(self.left.shape[1])
+        return int(self.left.shape[1]) - self.biases
 
-    def at(self, rows: np.ndarray, columns: np.ndarray) -> np.ndarray:
-        """Predictions (count,) at pairs of indices; −1 is one that is not known."""
-        rows = np.where(np.asarray(rows) < 0, len(self.row_names), rows)
-        columns = np.where(np.asarray(columns) < 0, len(self.column_names), columns)
-        told = np.einsum("ij,ij->i", self.left[rows], self.right.T[columns])
-        return np.clip(self.offset + told, self.low, self.high)
+    def at(self, rows: np.ndarray, columns: np.ndarray, times: np.ndarray | None = None) -> np.ndarray:
+        """Predictions (count,) at pairs of indices; −1 is one that is not known. ``times`` (count,): when."""
+        at, to = self._known(rows, columns)
+        told = self.offset + np.einsum("ij,ij->i", self.left[at], self.right.T[to])
+        if times is not None and self.moments is not None:
+            told = told + self.moments.at(np.asarray(rows), np.asarray(times, dtype=np.float64))
+        return np.clip(told, self.low, self.high)
 
-    def predict(self, rows: Sequence[str], columns: Sequence[str]) -> np.ndarray:
+    def uncertainty(self, rows: np.ndarray, columns: np.ndarray) -> np.ndarray:
+        """(count,): the standard deviation of a value about its prediction: noise, and how far draws differ (before
+        they are clipped). Raises ``ValueError`` for a model that was not averaged over draws, or was read from a
+        file."""
+        if self.spread is None:
+            raise ValueError("this model has no draws: only ratings that were fitted just now know their uncertainty")
+        at, to = self._known(rows, columns)
+        first, second = np.zeros(len(at)), np.zeros(len(at))
+        count = len(self.spread.lefts)
+        for left, right in zip(self.spread.lefts, self.spread.rights, strict=True):
+            told = np.einsum("ij,ij->i", left[at, :-1], right[to, :-1]) + left[at, -1] + right[to, -1]
+            first, second = first + told / count, second + told.astype(np.float64) ** 2 / count
+        varies = np.maximum(second - first**2, 0.0) * count / max(count - 1, 1)
+        return np.sqrt(varies + self.spread.noise**2)
+
+    def _known(self, rows: np.ndarray, columns: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        return (
+            np.where(np.asarray(rows) < 0, len(self.row_names), rows),
+            np.where(np.asarray(columns) < 0, len(self.column_names), columns),
+        )
+
+    def predict(self, rows: Sequence[Any], columns: Sequence[Any], times: np.ndarray | None = None) -> np.ndarray:
         """Predictions (count,) for pairs of names; unknown ones get the prediction for an average row or column."""
+        return self.at(*self.indices(rows, columns), times)
+
+    def indices(self, rows: Sequence[Any], columns: Sequence[Any]) -> tuple[np.ndarray, np.ndarray]:
+        """Where pairs of names stand; −1 for those that are not known."""
         row_at = {name: index for index, name in enumerate(self.row_names)}
         column_at = {name: index for index, name in enumerate(self.column_names)}
-        return self.at(
+        return (
             np.array([row_at.get(name_of(name), -1) for name in rows], dtype=np.int64),
             np.array([column_at.get(name_of(name), -1) for name in columns], dtype=np.int64),
         )
@@ -86,8 +128,12 @@ class FactorModel:
             "high": repr(self.high),
             "rows": json.dumps(self.row_names, ensure_ascii=False),
             "columns": json.dumps(self.column_names, ensure_ascii=False),
+            "biases": str(self.biases),
         }
         tensors = {"left": np.ascontiguousarray(self.left), "right": np.ascontiguousarray(self.right)}
+        if self.moments is not None:
+            for number, (keys, offsets) in enumerate(zip(self.moments.keys, self.moments.offsets, strict=True)):
+                tensors |= {f"moment_keys.{number}": keys, f"moments.{number}": offsets}
         return save(tensors, metadata=about)
 
     @staticmethod
@@ -105,20 +151,21 @@ class FactorModel:
                 float(about["high"]),
                 tuple(json.loads(about["rows"])),
                 tuple(json.loads(about["columns"])),
+                int(about.get("biases", 0)),
+                _moments(tensors),
             )
         except (SafetensorError, KeyError, ValueError) as error:
             raise ValueError(f"these are not factors saved by rankfold recover ({error})") from None
 
 
-def narrowed(left: np.ndarray, right: np.ndarray, keep: float = 1e-5) -> tuple[np.ndarray, np.ndarray]:
-    """Factors of the same product with as few columns as lose at most ``keep`` of its energy. O((m + n) k²)."""
-    q, a = np.linalg.qr(left)
-    p, b = np.linalg.qr(right.T)
-    u, s, vt = np.linalg.svd(a @ b.T)
-    lost = np.cumsum((s**2)[::-1])[::-1]
-    k = max(1, int((lost > keep * lost[0]).sum()))
-    root = np.sqrt(s[:k])
-    return q @ u[:, :k] * root, (p @ vt[:k].T * root).T
+def _moments(tensors: dict[str, np.ndarray]) -> Moments | None:
+    levels = [number for number in range(len(SPANS)) if f"moments.{number}" in tensors]
+    if len(levels) < len(SPANS):
+        return None
+    return Moments(
+        tuple(tensors[f"moment_keys.{number}"] for number in levels),
+        tuple(tensors[f"moments.{number}"] for number in levels),
+    )
 
 
 def largest(scores: np.ndarray, count: int) -> np.ndarray:

@@ -8,7 +8,8 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from rankfold.cli.options import Json, Seed, Threads
-from rankfold.cli.printing import count, print_json, print_table
+from rankfold.cli.printing import count, print_json
+from rankfold.cli.recovered import print_ranked, print_recovered
 
 if TYPE_CHECKING:
     from rankfold.cli.talk import Talk
@@ -33,6 +34,19 @@ def recover(
     ranks: Annotated[
         str | None,
         typer.Option(metavar="5,10,20", help="Ranks to try; low-rank and nuclear find theirs up to the largest."),
+    ] = None,
+    time: Annotated[
+        bool,
+        typer.Option("--time", help="Read times too, and try ratings that know when they were given."),
+    ] = False,
+    rows: Annotated[
+        Path | None, typer.Option("--rows", metavar="FILE", help="Properties of rows (users): names first, a header.")
+    ] = None,
+    items: Annotated[
+        Path | None, typer.Option("--items", metavar="FILE", help="Properties of columns (items), likewise.")
+    ] = None,
+    predict: Annotated[
+        Path | None, typer.Option(metavar="FILE", help="Pairs row, column (and time) to predict, into predictions.csv.")
     ] = None,
     folds: Annotated[int, typer.Option(min=2, help="Parts for cross-validation, each held out once.")] = 5,
     columns: Annotated[
@@ -73,10 +87,20 @@ def recover(
     from rankfold.cli.loading import set_threads
     from rankfold.cli.talk import Talk
     from rankfold.pipeline.recovery import complete
-    from rankfold.recover import choices, read_arrays, read_triplets
+    from rankfold.recover import choices, read_arrays, read_pairs, read_sides, read_triplets
 
     wanted = _methods(methods, implicit)
-    _fitting(implicit, ranks=ranks, test=test, at_least=at_least, split=split)
+    _fitting(
+        implicit,
+        ranks=ranks,
+        test=test,
+        time=time or None,
+        rows=rows,
+        items=items,
+        predict=predict,
+        at_least=at_least,
+        split=split,
+    )
     if duplicates not in ("refuse", "mean", "last", "sum"):
         raise typer.BadParameter(f"duplicates are refused, or give the mean, the last or the sum, got {duplicates!r}")
     tried = _listed("ranks", ranks, int) if ranks is not None else None
@@ -89,16 +113,22 @@ def recover(
             named = _listed("columns", columns, str) if columns is not None else None
             if implicit:
                 report = _implicit(file, wanted, named, at_least, split, duplicates, top, seed, out, talk)
-                print_json(report) if as_json else _print_ranked(report)
+                print_json(report) if as_json else print_ranked(report)
                 return
-            entries = read_triplets(file, duplicates=duplicates, columns=named)  # type: ignore[arg-type] # checked above
-            judge = None if test is None else read_triplets(test, duplicates="mean", columns=named)
+            entries = read_triplets(file, duplicates=duplicates, columns=named, time=time)  # type: ignore[arg-type]
+            judge = None if test is None else read_triplets(test, duplicates="mean", columns=named, time=time)
+            asked = None if predict is None else read_pairs(predict, columns=named, time=time)
+            sides, remarks = read_sides(rows, items, entries)
             _about(entries, talk)
+            for remark in remarks:
+                talk.say(remark)
             report = complete(
                 entries,
-                choices(wanted, tried, entries.shape),
+                choices(wanted, tried, entries.shape, time=time, sides=sides is not None),
                 out,
                 judge=judge,
+                asked=asked,
+                sides=sides,
                 folds=folds,
                 seed=seed,
                 top=top,
@@ -107,7 +137,7 @@ def recover(
     if as_json:
         print_json(report)
         return
-    _print(report)
+    print_recovered(report)
 
 
 def _methods(methods: str | None, implicit: bool) -> list[str]:
@@ -188,47 +218,6 @@ def _sensed(file: Path, arrays: dict[str, Any], rank: int | None, seed: int, out
         return sense(operator, y, out, rank=rank, seed=seed, progress=talk.progress)
     except ValueError as error:
         raise ValueError(f"{file}: {error}") from None
-
-
-def _print(report: dict[str, Any]) -> None:
-    rank = report["rank"]
-    how = report["how"].removeprefix(f"rank {rank}; ")
-    if "tried" in report:
-        lines = [(one["choice"], f"{one['error']:.4f}", str(one["rank"])) for one in report["tried"]]
-        print_table(("choice", "held-out RMSE", "rank"), lines)
-        print(f"\ntaken: {report['chosen']}, root mean square error {report['held_out_error']:.4f} on held-out entries")
-        other = report["tried"][0]["rank"]
-        more = "" if other == rank else f" (in the table {other}, of the last fold: its fit had fewer entries to go by)"
-        print(f"fitted to all {count(report['entries'])} entries: rank {rank}{more}; {how}")
-    else:
-        error = report["held_out_error"]
-        held = "none needed" if error is None else f"{error:.2g}"
-        print(f"rank {rank}, {'converged' if report['converged'] else 'NOT converged'}: {how}")
-        print(f"relative residual {report['residual']:.2g}; relative held-out error {held}")
-    if "test" in report:
-        test = report["test"]
-        print(
-            f"on {count(test['entries'])} test entries: root mean square error {test['error']:.4f}, absolute "
-            f"{test['absolute_error']:.4f}; {test['unknown_rows']} rows and {test['unknown_columns']} columns unknown"
-        )
-    print(f"wrote {report['directory']}")
-
-
-def _print_ranked(report: dict[str, Any]) -> None:
-    k, last = report["k"], {"by-time": "the latest tenth", "leave-one-out": "one entry of each row"}[report["split"]]
-
-    def line(one: dict[str, Any]) -> tuple[str, ...]:
-        return (one["choice"], f"{one['ndcg']:.4f}", f"{one['recall']:.4f}", f"{one['map']:.4f}")
-
-    head = (f"NDCG@{k}", f"recall@{k}", f"MAP@{k}")
-    print_table(("tried on the part before the last", *head), [line(one) for one in report["tried"]])
-    print(f"\non {last}, not seen before ({count(report['tested'][0]['rows'])} rows):\n")
-    print_table(("fitted to all that is earlier", *head), [line(one) for one in report["tested"]])
-    for one in report["ahead"]:
-        ahead = one["ndcg"] > 2 * one["standard_error"]
-        told = "ahead" if ahead else "behind" if one["ndcg"] < -2 * one["standard_error"] else "not told apart from it"
-        print(f"\nagainst {one['of']}: NDCG {one['ndcg']:+.4f} ± {one['standard_error']:.4f}, {told}", end="")
-    print(f"\n\ntaken: {report['chosen']}\nwrote {report['directory']}")
 
 
 def _listed(option: str, text: str, kind: type) -> list[Any]:

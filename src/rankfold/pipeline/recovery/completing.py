@@ -9,8 +9,8 @@ from typing import Any
 
 from rankfold.files import write_atomically
 from rankfold.pipeline.recovery.drawing import candidates_drawn
-from rankfold.pipeline.recovery.writing import best_columns, save_report
-from rankfold.recover import Choice, FactorModel, Triplets, cross_validate, fit
+from rankfold.pipeline.recovery.writing import best_columns, predictions, save_report
+from rankfold.recover import Choice, FactorModel, Sides, Triplets, cross_validate, fit
 from rankfold.recover.solvers.outcome import Progress
 
 
@@ -20,13 +20,16 @@ def complete(
     out: Path,
     *,
     judge: Triplets | None = None,
+    asked: Triplets | None = None,
+    sides: Sides | None = None,
     folds: int = 5,
     seed: int = 0,
     top: int = 0,
     progress: Progress | None = None,
 ) -> dict[str, Any]:
-    """Choose among ``candidates``, fit to all ``entries``, judge by ``judge`` and write factors, errors and the ``top``
-    best unseen columns of every row into ``out``. Returns what ``recover.json`` holds.
+    """Choose among ``candidates``, fit to all ``entries``, judge by ``judge`` and write factors, errors, predictions of
+    the pairs ``asked`` and the ``top`` best unseen columns of every row into ``out``. Returns what ``recover.json``
+    holds.
 
     Raises ``ValueError`` where the values never vary: that is implicit feedback, or nothing to learn.
     """
@@ -36,9 +39,14 @@ def complete(
             f"every value is {value:g}: nothing is to be learnt from values that never vary. If they say who did what, "
             "they are implicit feedback: add --implicit"
         )
-    tried = cross_validate(entries, candidates, folds=folds, seed=seed, progress=progress)
+    if judge is not None and (judge.numbered(entries.row_names, entries.column_names)[0] < 0).all():
+        raise ValueError(
+            f"none of the {len(set(judge.rows.tolist()))} rows to judge by is known, such as {judge.row_names[0]}: are "
+            "rows and columns in the same order as in the entries (--columns)?"
+        )
+    tried = cross_validate(entries, candidates, folds=folds, seed=seed, sides=sides, progress=progress)
     best = tried[0]
-    model, rank, remark = fit(entries, best.choice, seed=seed, progress=progress)
+    model, rank, remark = fit(entries, best.choice, seed=seed, sides=sides, progress=progress)
     report: dict[str, Any] = {
         "entries": len(entries),
         "shape": list(entries.shape),
@@ -61,6 +69,8 @@ def complete(
     write_atomically(out / "cross-validation.svg", candidates_drawn(tried))
     if top:
         write_atomically(out / "top.csv", best_columns(model, entries, top))
+    if asked is not None:
+        write_atomically(out / "predictions.csv", predictions(model, asked))
     save_report(report, out)
     return report
 
@@ -68,7 +78,7 @@ def complete(
 def judged(model: FactorModel, judge: Triplets) -> dict[str, Any]:
     """Errors of the predictions for other entries, those of unknown rows and columns among them."""
     rows, columns = judge.numbered(model.row_names, model.column_names)
-    missed = model.at(rows, columns) - judge.values
+    missed = model.at(rows, columns, judge.times) - judge.values
     return {
         "entries": len(judge),
         "error": math.sqrt(float((missed**2).mean())),

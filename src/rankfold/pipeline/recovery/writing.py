@@ -8,6 +8,10 @@ import json
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+import pyarrow as pa
+import pyarrow.csv
+
 from rankfold.files import write_atomically
 from rankfold.recover import FactorModel, Triplets
 
@@ -28,3 +32,19 @@ def best_columns(model: FactorModel, entries: Triplets, top: int) -> bytes:
         pairs = zip(at.tolist(), told.tolist(), strict=True)
         writer.writerows((name, model.column_names[column], f"{value:.4g}") for column, value in pairs)
     return text.getvalue().encode()
+
+
+def predictions(model: FactorModel, asked: Triplets) -> bytes:
+    """A line for each pair that was asked for: row, column, prediction, and for ratings its standard deviation."""
+    rows, columns = asked.numbered(model.row_names, model.column_names)
+    told = model.at(rows, columns, asked.times)
+    table = {
+        "row": np.array(asked.row_names, dtype=object)[asked.rows],
+        "column": np.array(asked.column_names, dtype=object)[asked.columns],
+        "predicted": np.round(told, 5),
+    }
+    if model.spread is not None:
+        table["uncertainty"] = np.round(model.uncertainty(rows, columns), 5)
+    sink = io.BytesIO()
+    pyarrow.csv.write_csv(pa.table(table), sink, pyarrow.csv.WriteOptions(quoting_style="needed"))
+    return sink.getvalue()

@@ -8,8 +8,8 @@ import numpy as np
 from sklearn.base import BaseEstimator, RegressorMixin
 from sklearn.utils.validation import check_is_fitted, check_random_state
 
-from rankfold.recover.model import FactorModel, narrowed
-from rankfold.recover.ratings.sampler import sample
+from rankfold.recover.ratings.factors import averaged
+from rankfold.recover.ratings.sampler import Known, sample
 from rankfold.recover.tables.triplets import triplets
 
 
@@ -39,12 +39,13 @@ class Ratings(RegressorMixin, BaseEstimator):
         self.random_state = random_state
         self.progress = progress
 
-    def fit(self, X: Any, y: Any) -> Ratings:
-        """Pairs ``X`` (count, 2) and their ratings ``y``. Raises ``ValueError`` for faults in them, by name."""
+    def fit(self, X: Any, y: Any, *, times: Any = None) -> Ratings:
+        """Pairs ``X`` (count, 2) and their ratings ``y``; ``times`` (count,), seconds since 1970: a row's day, five
+        minutes and second then have offsets of their own. Raises ``ValueError`` for faults in them, by name."""
         if self.rank < 1 or self.draws < 1 or self.burn_in < 0 or not self.strength > 0:
             raise ValueError("rank and draws are at least 1, burn_in at least 0, and strength is above 0")
         pairs = _pairs(X)
-        given = triplets(pairs[:, 0], pairs[:, 1], y)
+        given = triplets(pairs[:, 0], pairs[:, 1], y, times=_seconds(times, len(pairs)))
         seed = int(check_random_state(self.random_state).randint(2**31 - 1))
         found = sample(
             given.rows,
@@ -56,11 +57,10 @@ class Ratings(RegressorMixin, BaseEstimator):
             draws=self.draws,
             strength=self.strength,
             seed=seed,
+            known=Known(given.times),
             progress=self.progress,
         )
-        left, right = narrowed(found.left, found.right)
-        low, high = float(given.values.min()), float(given.values.max())
-        self.model_ = FactorModel(left, right, found.offset, low, high, given.row_names, given.column_names)
+        self.model_ = averaged(found, given)
         self.noise_, self.history_ = found.noise, found.history
         third = max(1, self.draws // 3)
         before, after = np.mean(self.history_[-2 * third : -third] or self.history_), np.mean(self.history_[-third:])
@@ -72,11 +72,26 @@ class Ratings(RegressorMixin, BaseEstimator):
         )
         return self
 
-    def predict(self, X: Any) -> np.ndarray:
-        """Ratings (count,), within the range of those that were learned from."""
+    def predict(self, X: Any, *, times: Any = None, return_std: bool = False) -> Any:
+        """Ratings (count,), within the range of those that were learned from; with ``return_std`` also the standard
+        deviation of a rating about each of them: noise, and how far the draws differ."""
         check_is_fitted(self)
         pairs = _pairs(X)
-        return self.model_.predict(pairs[:, 0].tolist(), pairs[:, 1].tolist())
+        at = self.model_.indices(pairs[:, 0].tolist(), pairs[:, 1].tolist())
+        told = self.model_.at(*at, _seconds(times, len(pairs)))
+        return (told, self.model_.uncertainty(*at)) if return_std else told
+
+
+def _seconds(times: Any, count: int) -> np.ndarray | None:
+    if times is None:
+        return None
+    found = np.asarray(times)
+    if found.dtype.kind == "M":
+        found = found.astype("datetime64[ms]").astype(np.int64) / 1000
+    found = np.asarray(found, dtype=np.float64)
+    if found.shape != (count,) or not np.isfinite(found).all():
+        raise ValueError(f"times are {count} finite numbers of seconds, one for each pair, got shape {found.shape}")
+    return found
 
 
 def _pairs(x: Any) -> np.ndarray:

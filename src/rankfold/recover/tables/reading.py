@@ -9,11 +9,13 @@ from pathlib import Path
 
 import numpy as np
 
+from rankfold.recover.tables.columns import role_of
 from rankfold.recover.tables.fast import Odd, read_fast
 from rankfold.recover.tables.layout import Fault, Layout, Wanted, layout
 from rankfold.recover.tables.lines import read_lines
 from rankfold.recover.tables.npz import from_arrays, read_arrays
 from rankfold.recover.tables.parquet import read_parquet
+from rankfold.recover.tables.sides import Sides, read_side
 from rankfold.recover.tables.triplets import Duplicates, Triplets, one_of
 
 TEXT = (".csv", ".tsv", ".txt", ".data", ".dat", ".base", ".test", ".train", ".ratings", ".rating")
@@ -92,6 +94,30 @@ def read_plays(
         place = f"row {found.row_names[found.rows[at]]}, column {found.column_names[found.columns[at]]}"
         raise ValueError(f"{file}: the count at {place} is {found.values[at]:g}: implicit feedback counts from 0 on")
     return found
+
+
+def read_pairs(file: str | Path, *, columns: Sequence[str] | None = None, time: bool = False) -> Triplets:
+    """Pairs (row, column) to predict, perhaps with times; a value is read where there is one and means nothing."""
+    named = None
+    if columns is not None:
+        named = [name for name in columns if role_of(name) != "value"]
+    try:
+        return read_triplets(file, duplicates="last", columns=named, implicit=True, time=time)
+    except ValueError:
+        if columns is None:
+            raise
+        return read_triplets(file, duplicates="last", columns=columns, implicit=True, time=time)
+
+
+def read_sides(
+    rows: str | Path | None, columns: str | Path | None, entries: Triplets
+) -> tuple[Sides | None, tuple[str, ...]]:
+    """Side tables of the rows and of the columns of ``entries`` (`sides.read_side`), and remarks; None without any."""
+    if rows is None and columns is None:
+        return None, ()
+    first, told = (None, ()) if rows is None else read_side(rows, entries.row_names, "row")
+    second, more = (None, ()) if columns is None else read_side(columns, entries.column_names, "column")
+    return Sides(first, second), (*told, *more)
 
 
 def _text(path: Path, wanted: Wanted, duplicates: Duplicates) -> Triplets:
