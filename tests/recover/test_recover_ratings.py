@@ -6,7 +6,7 @@ from commands import failed, succeeded
 from scipy.sparse import csr_array
 
 from rankfold.recover import Choice, FactorModel, Ratings, Sides, choices, cross_validate, fit, read_side, triplets
-from rankfold.recover.ratings.grams import Grams
+from rankfold.recover.measurements.grams import Grams
 from rankfold.recover.ratings.moments import Level, Moments
 
 

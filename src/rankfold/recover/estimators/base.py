@@ -99,20 +99,23 @@ class Recovery(TransformerMixin, BaseEstimator):
         """
         check_is_fitted(self)
         X = self._validated(X, reset=False)
-        if scipy.sparse.issparse(X):
-            known = scipy.sparse.coo_array(X, copy=True)
-            known.sum_duplicates()
-            dense = np.full(X.shape, np.nan, dtype=X.dtype)
-            dense[known.coords[0], known.coords[1]] = known.data
-            X = dense
+        X = _unknown_as_nan(X)
         filled = X.copy()
-        for row in filled:
-            missing = np.isnan(row)
-            if missing.any():
-                known = self.right_[:, ~missing]
-                coefficients = np.linalg.lstsq(known.T, row[~missing], rcond=None)[0] if known.size else known.sum(1)
-                row[missing] = coefficients @ self.right_[:, missing]
+        missing = np.isnan(X)
+        told = _coefficients(X, self.right_) @ self.right_
+        filled[missing] = told[missing]
         return filled
+
+    def partial_fit(self, X: Any, y: Any = None) -> Recovery:
+        """More rows X (any number, n), appended to what was fitted: each is met by the right factor, which stays.
+
+        A first call is `fit`. Cost: a least squares for each new row.
+        """
+        if not hasattr(self, "right_"):
+            return self.fit(X, y)
+        new = _coefficients(_unknown_as_nan(self._validated(X, reset=False)), self.right_)
+        self.left_ = np.vstack([self.left_, new])
+        return self
 
     def at(self, rows: Any, columns: Any) -> np.ndarray:
         """Entries of the recovered matrix at pairs of indices, (count,)."""
@@ -130,6 +133,26 @@ class Recovery(TransformerMixin, BaseEstimator):
         tags.input_tags.sparse = True
         tags.transformer_tags.preserves_dtype = ["float64", "float32"]
         return tags
+
+
+def _unknown_as_nan(x: Any) -> np.ndarray:
+    if not scipy.sparse.issparse(x):
+        return np.asarray(x)
+    known = scipy.sparse.coo_array(x, copy=True)
+    known.sum_duplicates()
+    dense = np.full(x.shape, np.nan, dtype=x.dtype)
+    dense[known.coords[0], known.coords[1]] = known.data
+    return dense
+
+
+def _coefficients(x: np.ndarray, right: np.ndarray) -> np.ndarray:
+    """(rows, k): of each row the least squares of its known entries by ``right`` (k, n); zero where none is known."""
+    found = np.zeros((len(x), len(right)), dtype=x.dtype)
+    for number, row in enumerate(x):
+        known = ~np.isnan(row)
+        if known.any() and len(right):
+            found[number] = np.linalg.lstsq(right[:, known].T, row[known], rcond=None)[0]
+    return found
 
 
 def allowed(rank: int | None, shape: tuple[int, int], default: int) -> int:

@@ -191,3 +191,17 @@ def entries(
         return (Identity(shape, kind) if mask.all() else Mask(like(mask, kind))), like(y, kind)
     order = np.lexsort((columns, rows))
     return Entries(shape, rows[order], columns[order], kind), like(np.asarray(values)[order], kind)
+
+
+def known_entries(operator: Operator, y: Array) -> tuple[np.ndarray, np.ndarray, np.ndarray] | None:
+    """(rows, columns, values) where ``operator`` observes single entries with NumPy, else None."""
+    if isinstance(y, torch.Tensor):
+        return None
+    if isinstance(operator, Entries):
+        return operator.rows, operator.columns, np.asarray(y, dtype=np.float64)
+    if isinstance(operator, Mask):
+        if isinstance(operator.mask, torch.Tensor):
+            return None
+        rows, columns = np.nonzero(operator.mask)
+        return rows, columns, np.asarray(y[rows, columns], dtype=np.float64)
+    return None

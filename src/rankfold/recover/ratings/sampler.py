@@ -16,9 +16,9 @@ import numpy as np
 import torch
 from scipy.sparse import csr_array as Csr
 
+from rankfold.recover.measurements.grams import Grams
 from rankfold.recover.measurements.threads import threads_for
 from rankfold.recover.ratings.features import Features
-from rankfold.recover.ratings.grams import Grams
 from rankfold.recover.ratings.moments import SPANS, Level, Moments
 
 Progress = Callable[[str, int, int], None]

@@ -15,9 +15,10 @@ from dataclasses import replace
 import numpy as np
 
 from rankfold.recover.measurements.arrays import Array, norm, numpy
-from rankfold.recover.measurements.operators import Operator
+from rankfold.recover.measurements.operators import Mask, Operator, known_entries
 from rankfold.recover.solvers.folds import FEWEST, cross_validated
-from rankfold.recover.solvers.growth import Grown, Search, freedom, grow, smallest
+from rankfold.recover.solvers.graded import graded
+from rankfold.recover.solvers.growth import Grown, Search, freedom, grow, paired, settle, smallest
 from rankfold.recover.solvers.outcome import Progress, Recovered, Rules, Watch, recovered
 from rankfold.recover.solvers.tangent import Point, residual, step
 
@@ -25,6 +26,8 @@ HELD_OUT = 0.05  # of the measurements, while the rank is sought
 ENOUGH, AT_MOST = 200, 0.1  # but so many, where that is no more than a tenth
 SOME = 20  # held-out measurements that say anything while the search goes on
 NOTHING = 0.9  # relative held-out error from which next to nothing was found
+POOR, BETTER = 0.3, 0.5  # held-out error from which another way is tried, and the part of it that it must reach
+WIDEST = 30  # columns of its factors
 SURE = 2.0  # standard errors by which held-out measurements must be met better than by nothing
 
 
@@ -51,6 +54,8 @@ def recover(
         part, part_y, judge = _apart(operator, y, count, rng)
     watch = Watch("recovering", operator, y, rules, held_out, progress)
     found, history = grow(part, part_y, judge, search, rules, rng, progress)
+    if judge is not None and history[-1].training > rules.tol:
+        found, history = _harder(part, part_y, judge, search, rules, found, history, rng, progress)
     if history[-1].training <= rules.tol and not search.exact:
         found = smallest(operator, y, found, search, rules.tol * watch.size)
     x = finish(operator, y, found, search, watch)
@@ -61,6 +66,36 @@ def recover(
         x = finish(operator, y, found, search, watch)
     result = recovered((x.left, x.v), watch, cut=max(rules.tol, 1e-8) if watch.converged else 0.0)
     return _explained(result, operator, history, search, rules.tol)
+
+
+def _harder(
+    operator: Operator,
+    y: Array,
+    judge: tuple[Operator, Array],
+    search: Search,
+    rules: Rules,
+    found: Point,
+    history: list[Grown],
+    rng: np.random.Generator,
+    progress: Progress | None,
+) -> tuple[Point, list[Grown]]:
+    """Where held-out measurements are badly missed, another way, and what it found where those are met far better."""
+    size = norm(judge[1]) or 1.0
+
+    def missed(x: Point) -> float:
+        return norm(residual(*judge, x)) / size
+
+    before = missed(found)
+    if before < POOR:
+        return found, history
+    x = graded(operator, y, min(search.max_rank, WIDEST), rng, missed, progress)
+    if x is None or missed(x) > BETTER * before:
+        return found, history
+    x, rest = settle(operator, y, x, search, rules.tol * (norm(y) or 1.0))
+    squares = residual(*judge, x) ** 2
+    mean, error = paired(judge[1] ** 2 - squares, judge[0].count)
+    seen = Grown(x.rank, norm(rest) / (norm(y) or 1.0), missed(x), squares, mean / max(error, 1e-300))
+    return x, [*history, seen]
 
 
 def _apart(operator: Operator, y: Array, count: int, rng: np.random.Generator) -> tuple[Operator, Array, tuple]:
@@ -119,5 +154,23 @@ def _explained(result: Recovered, operator: Operator, seen: list[Grown], search:
     elif not exact:
         reason += f"; {count} measurements for {free} degrees of freedom"
         reason += "" if best is None else f", held-out ones missed by {judged:.2g} of their size"
+    if exact and converged:
+        reason += _undetermined(operator, k)
     told = judged if math.isnan(result.validation_error) else result.validation_error
     return replace(result, reason=reason, converged=converged, validation_error=told)
+
+
+def _undetermined(operator: Operator, rank: int) -> str:
+    """A sentence on rows and columns that have too few entries of their own."""
+    known = known_entries(operator, np.empty(operator.count if not isinstance(operator, Mask) else operator.shape))
+    if known is None:
+        return ""
+    told = []
+    for what, index, size in (("row", known[0], operator.shape[0]), ("column", known[1], operator.shape[1])):
+        few = int((np.bincount(index, minlength=size) < rank).sum())
+        if few:
+            told.append(f"{few} {what} has" if few == 1 else f"{few} {what}s have")
+    if not told:
+        return ""
+    one = len(told) == 1 and told[0].startswith("1 ")
+    return f"; {' and '.join(told)} fewer entries than that and {'is' if one else 'are'} not determined"
