@@ -36,6 +36,7 @@ def test_few_entries_are_enough_with_a_falling_ridge(monkeypatch):
     assert np.abs((found.reconstruct() - left @ right)[enough]).max() < 1e-6
     assert "1 row has fewer entries than that and is not determined" in found.reason_
     monkeypatch.setattr(search, "POOR", np.inf)  # as it was without
+    monkeypatch.setattr(search, "NEAR", np.inf)
     before = LowRank(20).fit(x)
     assert off(before, left, right) > 0.1
     assert not before.converged_

@@ -20,9 +20,9 @@ from rankfold.pipeline import Tell
 from rankfold.recover import AlternatingMinimization, LowRank, NuclearNorm
 
 NAME = "recovery-phase"
-SEEDS = tuple(range(10))
-OVER = (1.1, 1.2, 1.3, 1.4, 1.5, 1.75, 2.0, 2.5, 3.0, 4.0)
-SHAPE, RANK = (500, 400), 5
+SEEDS = tuple(range(5))
+OVER = (1.2, 1.35, 1.5, 1.75, 2.0, 2.5, 3.0, 4.0)
+SHAPE, RANK = (300, 240), 4
 NEAR = 1e-2  # relative error that counts as found
 WAYS: dict[str, Callable[[int], Any]] = {
     "default, rank at most 2r": lambda rank: LowRank(2 * rank),

@@ -23,8 +23,9 @@ class LowRank(Recovery):
     kept apart to the end; with 0 some are set aside for finding the rank only: a twentieth or 200 of them, or, of few
     with noise, each in turn (cross-validation, ten times the cost).
 
-    It fails where the measurements are few (below about 1.6 times the degrees of freedom r (m + n − r) of a small
-    matrix, 2 to 3 times those of a large one with nearly equal singular values), or missing not at random. ``reason_``
+    It fails where the measurements are few (below about 1.5 times the degrees of freedom r (m + n − r); single entries
+    of matrices with nearly equal singular values are then met by a falling ridge), where a row or column has fewer
+    entries than the rank, or where they are missing not at random. ``reason_``
     then says so in most cases: an exact fit of the measurements proves nothing.
     """
 

@@ -24,7 +24,7 @@ from rankfold.recover.solvers.tangent import Point, krylov
 
 FIRST, LAST, STEPS = 0.2, 1e-3, 120  # λ over the mean of the Gram matrices' diagonals, at first and at last
 LOOK = 20  # steps between looks at held-out measurements
-HOPE = 0.95  # of the size of held-out measurements: missed by more after a third of the steps, it is given up
+HOPELESS = ((1 / 3, 0.9), (2 / 3, 0.3))  # parts of the way from which on so large an error on held-out entries ends it
 GAP = 3.0  # between neighbouring singular values at the end: what is below are columns that die
 
 
@@ -48,8 +48,8 @@ def graded(
 ) -> Point | None:
     """A start near a matrix of rank at most ``rank`` that meets the entries; None where ``operator`` has no entries.
 
-    ``missed``: the relative error of a point on held-out entries, by which hopeless cases end early. Cost: ``STEPS``
-    times O(count rank² + (m + n) rank³).
+    ``missed``: the relative error of a point on held-out entries, by which hopeless cases end early.
+    Cost: ``STEPS`` times O(count rank² + (m + n) rank³).
     """
     known = known_entries(operator, y)
     if known is None:
@@ -66,8 +66,10 @@ def graded(
         right = _solved(table.by_columns, left, table.turned, weight)
         if progress is not None and step % LOOK == 0:
             progress("following a falling ridge", step, STEPS)
-        if missed is not None and step >= STEPS // 3 and step % LOOK == 0 and missed(_point(left, right)) > HOPE:
-            break
+        if missed is not None and step % LOOK == 0 and step >= STEPS * HOPELESS[0][0]:
+            bound = min(most for part, most in HOPELESS if step >= STEPS * part)
+            if missed(_point(left, right)) > bound:
+                break
     if progress is not None:
         progress("following a falling ridge", STEPS, STEPS)
     x = _point(left, right)

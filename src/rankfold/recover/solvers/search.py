@@ -26,6 +26,10 @@ HELD_OUT = 0.05  # of the measurements, while the rank is sought
 ENOUGH, AT_MOST = 200, 0.1  # but so many, where that is no more than a tenth
 SOME = 20  # held-out measurements that say anything while the search goes on
 NOTHING = 0.9  # relative held-out error from which next to nothing was found
+FEW, NEAR = (
+    1 / 3,
+    0.02,
+)  # degrees of freedom over measurements from which growing may end in a poor place, unless so near
 POOR, BETTER = 0.3, 0.5  # held-out error from which another way is tried, and the part of it that it must reach
 WIDEST = 30  # columns of its factors
 SURE = 2.0  # standard errors by which held-out measurements must be met better than by nothing
@@ -86,7 +90,8 @@ def _harder(
         return norm(residual(*judge, x)) / size
 
     before = missed(found)
-    if before < POOR:
+    few = freedom(operator, found.rank) > FEW * operator.count
+    if before < (NEAR if few else POOR):
         return found, history
     x = graded(operator, y, min(search.max_rank, WIDEST), rng, missed, progress)
     if x is None or missed(x) > BETTER * before:
