@@ -82,7 +82,7 @@ def test_data_that_can_be_read_once_are_refused() -> None:
 
 def test_data_sets_without_labels_are_said() -> None:
     inputs = TensorDataset(torch.zeros(20, 1, 8, 8))
-    with pytest.raises(ValueError, match="the data, train: sample 0 is not a pair"):
+    with pytest.raises(ValueError, match="a forecast of accuracy needs one label"):
         forecast(tiny(), (inputs, inputs), BUDGETS)
 
 

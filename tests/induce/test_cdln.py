@@ -246,7 +246,7 @@ def test_the_experiment_runs_and_is_read_back(tmp_path):
     assert any("C-DLN lies" in remark for remark in outcome.remarks)
     said: list[str] = []
     again = reproduce("cdln-mlp", tmp_path, request, Tell(say=said.append))
-    assert "4 of 4 trainings are read back" in said[0]
+    assert "4 of 4 trainings are finished already" in said[0]
     assert again.table.equals(outcome.table)
     for wrong in ({"decays": (0.1,)}, {"models": ("resnet20",)}, {"setting": "relaxed"}, {"tolerance": 0.1}):
         with pytest.raises(ValueError, match="cdln-mlp has no"):

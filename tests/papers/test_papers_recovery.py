@@ -102,3 +102,12 @@ def test_options_of_training_are_refused(tmp_path: Path):
     failed = rankfold("reproduce", "recovery-planted", "--quick", "--epochs", 3, "-o", tmp_path)
     assert failed.exit_code == 1
     assert "no option epochs" in failed.stderr
+
+
+def test_the_phase_diagram_tells_ways_apart(tmp_path):
+    outcome = reproduce("recovery-phase", tmp_path, Request(quick=True))
+    rates = outcome.tables["rates"].set_index(["way", "entries / freedom"])["found"]
+    assert rates["default, rank at most 2r", 4.0] == 1
+    assert rates["default, rank at most 2r", 2.0] >= rates["nuclear norm", 2.0]
+    assert any(remark.startswith("nuclear norm: ") for remark in outcome.remarks)
+    assert (tmp_path / "phase.svg").exists()

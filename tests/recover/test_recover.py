@@ -26,9 +26,9 @@ from rankfold.recover import (
     ScaledGradientDescent,
     entries,
     surrogate,
-    threads,
 )
-from rankfold.recover.alternating import solve_left
+from rankfold.recover.measurements import threads
+from rankfold.recover.solvers.alternating import solve_left
 
 F64 = np.empty(0)
 

@@ -5,9 +5,9 @@ import pytest
 import scipy.sparse
 
 from rankfold.recover import LowRank, Measurements, entries, surrogate
-from rankfold.recover.growth import Search, _next, _sparer, grow, simplest
-from rankfold.recover.outcome import Rules
-from rankfold.recover.tangent import Point, krylov, leading, residual
+from rankfold.recover.solvers.growth import Search, _next, _sparer, grow, simplest
+from rankfold.recover.solvers.outcome import Rules
+from rankfold.recover.solvers.tangent import Point, krylov, leading, residual
 
 
 def equal(m, n, r, over, seed=0):

@@ -137,7 +137,7 @@ def test_rectangular_networks_and_wrong_depths():
 
 
 def test_gradients_are_those_of_finite_differences():
-    from rankfold.recover.deep_linear import _chain, _gradients
+    from rankfold.recover.solvers.deep_linear import _chain, _gradients
 
     rng = np.random.default_rng(0)
     weights = [rng.standard_normal(shape) for shape in ((3, 5), (3, 3), (3, 3), (4, 3))]

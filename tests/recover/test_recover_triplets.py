@@ -7,7 +7,7 @@ import pytest
 import scipy.sparse
 from commands import failed, rankfold, succeeded
 
-from rankfold.cli.verbs.recover import _print
+from rankfold.cli.recovered import print_recovered
 from rankfold.recover import (
     Choice,
     FactorModel,
@@ -19,7 +19,6 @@ from rankfold.recover import (
     read_triplets,
     triplets,
 )
-from rankfold.recover.model import narrowed
 
 
 def write(path, text):
@@ -181,15 +180,6 @@ def test_ratings_learn_biases_factors_and_know_strangers():
     assert np.array_equal(found.predict(pairs), again.predict(pairs))
 
 
-def test_narrow_factors_are_the_same_product():
-    rng = np.random.default_rng(0)
-    left, right = rng.standard_normal((9, 3)), rng.standard_normal((3, 7))
-    wide = np.hstack([left, left]) / 2, np.vstack([right, right])
-    a, b = narrowed(*wide)
-    assert a.shape[1] == 3
-    assert np.allclose(a @ b, left @ right)
-
-
 def test_factors_come_back_from_their_file():
     rng = np.random.default_rng(0)
     names = (("ann", "bob"), ("x", "y", "ü"))
@@ -255,13 +245,13 @@ def test_command_completes_and_judges(tmp_path):
 def test_the_table_and_the_last_fit_are_kept_apart(capsys):
     tried = [{"choice": "low-rank", "error": 0.726, "rank": 1}]
     report = {"chosen": "low-rank", "rank": 2, "held_out_error": 0.726, "tried": tried, "entries": 30}
-    _print(report | {"how": "rank 2; least squares solved", "directory": "out"})
+    print_recovered(report | {"how": "rank 2; least squares solved", "directory": "out"})
     told = capsys.readouterr().out
     assert "held-out RMSE" in told
     assert "taken: low-rank, root mean square error 0.7260 on held-out entries\n" in told
     assert "fitted to all 30 entries: rank 2 (in the table 1, of the last fold: its fit had fewer entries" in told
     assert told.count("rank 2") == 1
-    _print(report | {"how": "mean of 60 draws", "directory": "out", "rank": 1})
+    print_recovered(report | {"how": "mean of 60 draws", "directory": "out", "rank": 1})
     assert "fitted to all 30 entries: rank 1; mean of 60 draws\n" in capsys.readouterr().out
 
 

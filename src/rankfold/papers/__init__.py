@@ -46,6 +46,7 @@ EXPERIMENTS = {
     "cdln-mlp": ("cdln.networks", "mlp"),
     "cdln-vit": ("cdln.networks", "vit"),
     "recovery-planted": ("recovery.planted", "reproduce"),
+    "recovery-phase": ("recovery.phase", "reproduce"),
     "recovery-layers": ("recovery.layers", "reproduce"),
 }
 

@@ -1,12 +1,9 @@
 """Recovery of low-rank matrices from few linear measurements: operators, estimators, ratings, and what theory says of
 them."""
 
-from rankfold.recover.base import Recovery
-from rankfold.recover.bayesian import Ratings
 from rankfold.recover.choose import METHODS, Choice, Tried, choices, cross_validate, fit
-from rankfold.recover.deep_linear import Descent, compressed_start, descend, stable_rate, wide_start
-from rankfold.recover.dynamics import Fitted, cosines, incremental, singular_value_recursion
-from rankfold.recover.estimators import (
+from rankfold.recover.estimators.base import Recovery
+from rankfold.recover.estimators.completion import (
     AlternatingMinimization,
     CompressedDeepLinear,
     DeepLinear,
@@ -14,16 +11,25 @@ from rankfold.recover.estimators import (
     NuclearNorm,
     ScaledGradientDescent,
 )
+from rankfold.recover.implicit.candidates import Candidate, candidates
+from rankfold.recover.implicit.estimator import ImplicitFeedback
+from rankfold.recover.implicit.search import choose
+from rankfold.recover.implicit.splits import held_out
+from rankfold.recover.measurements.operators import Entries, Identity, Mask, Operator, entries, surrogate
+from rankfold.recover.measurements.sensing import Gaussian, Measurements
 from rankfold.recover.model import FactorModel
-from rankfold.recover.npz import from_arrays, read_arrays, sensed
-from rankfold.recover.operators import Entries, Identity, Mask, Operator, entries, surrogate
-from rankfold.recover.outcome import Point, Recovered, Rules, Watch
-from rankfold.recover.reading import read_triplets
-from rankfold.recover.sensing import Gaussian, Measurements
-from rankfold.recover.triplets import Triplets, triplets
+from rankfold.recover.ratings.estimator import Ratings
+from rankfold.recover.solvers.deep_linear import Descent, compressed_start, descend, stable_rate, wide_start
+from rankfold.recover.solvers.dynamics import Fitted, cosines, incremental, singular_value_recursion
+from rankfold.recover.solvers.outcome import Point, Recovered, Rules, Watch
+from rankfold.recover.tables.npz import from_arrays, read_arrays, sensed
+from rankfold.recover.tables.reading import read_pairs, read_plays, read_sides, read_triplets
+from rankfold.recover.tables.sides import Sides, read_side
+from rankfold.recover.tables.triplets import Triplets, triplets
 
 __all__ = [
     "AlternatingMinimization",
+    "Candidate",
     "Choice",
     "CompressedDeepLinear",
     "DeepLinear",
@@ -33,6 +39,7 @@ __all__ = [
     "Fitted",
     "Gaussian",
     "Identity",
+    "ImplicitFeedback",
     "LowRank",
     "METHODS",
     "Mask",
@@ -45,10 +52,13 @@ __all__ = [
     "Recovery",
     "Rules",
     "ScaledGradientDescent",
+    "Sides",
     "Tried",
     "Triplets",
     "Watch",
+    "candidates",
     "choices",
+    "choose",
     "compressed_start",
     "cosines",
     "cross_validate",
@@ -56,8 +66,13 @@ __all__ = [
     "entries",
     "fit",
     "from_arrays",
+    "held_out",
     "incremental",
     "read_arrays",
+    "read_pairs",
+    "read_plays",
+    "read_side",
+    "read_sides",
     "read_triplets",
     "sensed",
     "singular_value_recursion",

@@ -8,16 +8,18 @@ from dataclasses import dataclass
 import numpy as np
 import scipy.sparse
 
-from rankfold.recover.estimators import (
+from rankfold.recover.estimators.completion import (
     AlternatingMinimization,
     CompressedDeepLinear,
     LowRank,
     NuclearNorm,
     ScaledGradientDescent,
 )
-from rankfold.recover.model import FactorModel, narrowed
-from rankfold.recover.ratings import sample
-from rankfold.recover.triplets import Triplets
+from rankfold.recover.model import FactorModel
+from rankfold.recover.ratings.factors import averaged
+from rankfold.recover.ratings.sampler import Known, sample
+from rankfold.recover.tables.sides import Sides
+from rankfold.recover.tables.triplets import Triplets
 
 Progress = Callable[[str, int, int], None]
 BURN_IN, DRAWS = 30, 60  # sweeps of the ratings model thrown away, and averaged
@@ -27,13 +29,18 @@ STRENGTH = 2.0  # of the prior on what is learned from who rated what
 
 @dataclass(frozen=True)
 class Choice:
-    """A ``method`` of `METHODS` at a ``rank`` (None: it finds its own)."""
+    """A ``method`` of `METHODS` at a ``rank`` (None: it finds its own); ratings perhaps with offsets of their moments
+    (``time``) and with properties of rows and columns (``sides``)."""
 
     method: str
     rank: int | None = None
+    time: bool = False
+    sides: bool = False
 
     def __str__(self) -> str:
-        return self.method if self.rank is None else f"{self.method}, rank {self.rank}"
+        beside = [name for name, used in (("time", self.time), ("side tables", self.sides)) if used]
+        name = f"{self.method} with {' and '.join(beside)}" if beside else self.method
+        return name if self.rank is None else f"{name}, rank {self.rank}"
 
 
 @dataclass(frozen=True)
@@ -47,8 +54,16 @@ class Tried:
     remark: str
 
 
-def choices(methods: Sequence[str], ranks: Sequence[int] | None, shape: tuple[int, int]) -> list[Choice]:
+def choices(
+    methods: Sequence[str],
+    ranks: Sequence[int] | None,
+    shape: tuple[int, int],
+    *,
+    time: bool = False,
+    sides: bool = False,
+) -> list[Choice]:
     """Each method at each rank, by default 5, 10 and 20; those that find their rank take the largest as a bound, once.
+    Ratings at the middle rank also with ``time``, with ``sides``, and with both, where there are any.
 
     Raises ``ValueError`` for an unknown method, and for a rank that a matrix of ``shape`` cannot have.
     """
@@ -65,11 +80,20 @@ def choices(methods: Sequence[str], ranks: Sequence[int] | None, shape: tuple[in
             found.append(Choice(method, max(ranks) if ranks else None))
         else:
             found += [Choice(method, rank) for rank in tried]
+        if method == "ratings":
+            ways = [(a, b) for a in (False, True) for b in (False, True) if (a or b) and a <= time and b <= sides]
+            found += [Choice(method, tried[len(tried) // 2], *way) for way in ways]
     return found
 
 
 def cross_validate(
-    entries: Triplets, candidates: Sequence[Choice], *, folds: int, seed: int, progress: Progress | None = None
+    entries: Triplets,
+    candidates: Sequence[Choice],
+    *,
+    folds: int,
+    seed: int,
+    sides: Sides | None = None,
+    progress: Progress | None = None,
 ) -> list[Tried]:
     """The held-out error of every candidate, best first. ``folds`` parts of the entries, each held out once.
 
@@ -88,8 +112,9 @@ def cross_validate(
             if progress is not None:
                 progress(f"cross-validating {choice}", number * folds + fold, len(candidates) * folds)
             learnt = entries.take(np.concatenate([part for at, part in enumerate(parts) if at != fold]))
-            model, rank, remark = fit(learnt, choice, seed=seed)
-            missed = model.at(entries.rows[held], entries.columns[held]) - entries.values[held]
+            model, rank, remark = fit(learnt, choice, seed=seed, sides=sides)
+            times = None if entries.times is None else entries.times[held]
+            missed = model.at(entries.rows[held], entries.columns[held], times) - entries.values[held]
             errors.append(float(np.sqrt(np.mean(missed**2))))
             sizes.append(len(held))
         error = float(np.sqrt(np.average(np.square(errors), weights=sizes)))
@@ -100,7 +125,12 @@ def cross_validate(
 
 
 def fit(
-    entries: Triplets, choice: Choice, *, seed: int = 0, progress: Progress | None = None
+    entries: Triplets,
+    choice: Choice,
+    *,
+    seed: int = 0,
+    sides: Sides | None = None,
+    progress: Progress | None = None,
 ) -> tuple[FactorModel, int, str]:
     """(model, rank, sentence on how it went) of one choice on all ``entries``.
 
@@ -122,11 +152,11 @@ def fit(
             draws=DRAWS,
             strength=STRENGTH,
             seed=seed,
+            known=_known(entries, choice, sides),
             progress=progress,
         )
-        left, right = narrowed(draws.left, draws.right)
-        model = FactorModel(left, right, draws.offset, low, high, entries.row_names, entries.column_names)
-        return model, rank, f"mean of {DRAWS} draws; noise {draws.noise:.3g} in the units of the values"
+        how = f"mean of {DRAWS} draws, cut to rank {rank} beside biases; noise {draws.noise:.3g} in units of the values"
+        return averaged(draws, entries), rank, how
     table = scipy.sparse.csr_array((entries.values, (entries.rows, entries.columns)), shape=(m, n))
     estimator = _estimator(choice, progress).set_params(random_state=seed).fit(table)
     left = np.vstack([estimator.left_, _average(estimator.left_, entries.rows)])
@@ -137,6 +167,18 @@ def fit(
         empty = np.bincount(index, minlength=len(which) - 1) == 0
         which[:-1][empty] = which[-1]  # of whom nothing is known: an average one
     return model, estimator.rank_, estimator.reason_
+
+
+def _known(entries: Triplets, choice: Choice, sides: Sides | None) -> Known:
+    if choice.time and entries.times is None:
+        raise ValueError("ratings with time need times beside the values: read them too (time=True)")
+    if choice.sides and sides is None:
+        raise ValueError("ratings with side tables need one of rows or of columns")
+    return Known(
+        entries.times if choice.time else None,
+        sides.rows if choice.sides and sides is not None else None,
+        sides.columns if choice.sides and sides is not None else None,
+    )
 
 
 def _average(factor: np.ndarray, index: np.ndarray) -> np.ndarray:

@@ -3,22 +3,37 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from typing import Any, NotRequired
 
 import numpy as np
+import scipy.sparse
 import torch
 from torch import Tensor
 from typing_extensions import TypedDict
 
+from rankfold.recover.ratings.moments import SPANS, Moments
+from rankfold.recover.tables.names import name_of
 from rankfold.run.container import Kind, checked, parsed
 
 
 @dataclass(frozen=True, eq=False)
-class FactorModel:
-    """value ≈ clip(offset + left_i · right_j, low, high): left (m + 1, k), right (k, n + 1).
+class Spread:
+    """Some draws (d, m + 1, k + 1), (d, n + 1, k + 1), the bias last, and the deviation of the noise."""
 
-    The last row and the last column stand for those that have no entry: an average one.
+    lefts: np.ndarray
+    rights: np.ndarray
+    noise: float
+
+
+@dataclass(frozen=True, eq=False)
+class FactorModel:
+    """value ≈ clip(offset + left_i · right_j + moment, low, high): left (m + 1, k), right (k, n + 1).
+
+    The last row and the last column stand for those that have no entry: an average one. ``biases``: how many of the
+    last columns of ``left`` carry biases and are not counted in the rank. ``moments``: offsets of a row at a time.
+    ``spread``: what the uncertainty of predictions comes from; it is not saved.
     """
 
     left: np.ndarray
@@ -28,25 +43,54 @@ class FactorModel:
     high: float
     row_names: tuple[str, ...]
     column_names: tuple[str, ...]
+    biases: int = 0
+    moments: Moments | None = None
+    spread: Spread | None = None
 
     @property
     def rank(self) -> int:
-        return int(self.left.shape[1])
+        return int(self.left.shape[1]) - self.biases
 
-    def at(self, rows: np.ndarray, columns: np.ndarray) -> np.ndarray:
-        """Predictions (count,) at pairs of indices; −1 is one that is not known."""
-        rows = np.where(np.asarray(rows) < 0, len(self.row_names), rows)
-        columns = np.where(np.asarray(columns) < 0, len(self.column_names), columns)
-        told = np.einsum("ij,ij->i", self.left[rows], self.right.T[columns])
-        return np.clip(self.offset + told, self.low, self.high)
+    def at(self, rows: np.ndarray, columns: np.ndarray, times: np.ndarray | None = None) -> np.ndarray:
+        """Predictions (count,) at pairs of indices; −1 is one that is not known. ``times`` (count,): when."""
+        at, to = self._known(rows, columns)
+        told = self.offset + np.einsum("ij,ij->i", self.left[at], self.right.T[to])
+        if times is not None and self.moments is not None:
+            told = told + self.moments.at(np.asarray(rows), np.asarray(times, dtype=np.float64))
+        return np.clip(told, self.low, self.high)
 
-    def predict(self, rows: Sequence[str], columns: Sequence[str]) -> np.ndarray:
+    def uncertainty(self, rows: np.ndarray, columns: np.ndarray) -> np.ndarray:
+        """(count,): the standard deviation of a value about its prediction: noise, and how far draws differ (before
+        they are clipped). Raises ``ValueError`` for a model that was not averaged over draws, or was read from a
+        file."""
+        if self.spread is None:
+            raise ValueError("this model has no draws: only ratings that were fitted just now know their uncertainty")
+        at, to = self._known(rows, columns)
+        first, second = np.zeros(len(at)), np.zeros(len(at))
+        count = len(self.spread.lefts)
+        for left, right in zip(self.spread.lefts, self.spread.rights, strict=True):
+            told = np.einsum("ij,ij->i", left[at, :-1], right[to, :-1]) + left[at, -1] + right[to, -1]
+            first, second = first + told / count, second + told.astype(np.float64) ** 2 / count
+        varies = np.maximum(second - first**2, 0.0) * count / max(count - 1, 1)
+        return np.sqrt(varies + self.spread.noise**2)
+
+    def _known(self, rows: np.ndarray, columns: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        return (
+            np.where(np.asarray(rows) < 0, len(self.row_names), rows),
+            np.where(np.asarray(columns) < 0, len(self.column_names), columns),
+        )
+
+    def predict(self, rows: Sequence[Any], columns: Sequence[Any], times: np.ndarray | None = None) -> np.ndarray:
         """Predictions (count,) for pairs of names; unknown ones get the prediction for an average row or column."""
+        return self.at(*self.indices(rows, columns), times)
+
+    def indices(self, rows: Sequence[Any], columns: Sequence[Any]) -> tuple[np.ndarray, np.ndarray]:
+        """Where pairs of names stand; −1 for those that are not known."""
         row_at = {name: index for index, name in enumerate(self.row_names)}
         column_at = {name: index for index, name in enumerate(self.column_names)}
-        return self.at(
-            np.array([row_at.get(str(name), -1) for name in rows], dtype=np.int64),
-            np.array([column_at.get(str(name), -1) for name in columns], dtype=np.int64),
+        return (
+            np.array([row_at.get(name_of(name), -1) for name in rows], dtype=np.int64),
+            np.array([column_at.get(name_of(name), -1) for name in columns], dtype=np.int64),
         )
 
     def top(self, row: str, count: int, without: Sequence[int] = ()) -> list[tuple[str, float]]:
@@ -59,6 +103,24 @@ class FactorModel:
         best = columns[np.argsort(-told, kind="stable")[:count]]
         return [(self.column_names[j], float(np.clip(told[j], self.low, self.high))) for j in best if told[j] > -np.inf]
 
+    def best(self, count: int, rows: np.ndarray, columns: np.ndarray) -> Iterator[tuple[int, np.ndarray, np.ndarray]]:
+        """(row, its ``count`` best columns, predictions) for every row, without its entries at ``rows``, ``columns``.
+
+        Cost O(m n k) in blocks of 16 MB.
+        """
+        seen = scipy.sparse.csr_array(
+            (np.ones(len(rows), bool), (rows, columns)), shape=(len(self.row_names), len(self.column_names))
+        )
+        step = max(1, (1 << 21) // len(self.column_names))
+        for start in range(0, len(self.row_names), step):
+            block = seen[start : start + step]
+            # unclipped: many predictions may lie at the upper end
+            told = self.offset + self.left[start : start + block.shape[0]] @ self.right[:, :-1]
+            told[np.repeat(np.arange(block.shape[0]), np.diff(block.indptr)), block.indices] = -np.inf
+            for number, at in enumerate(largest(told, count)):
+                at = at[np.isfinite(told[number, at])]
+                yield start + number, at, np.clip(told[number, at], self.low, self.high)
+
     def to_bytes(self) -> bytes:
         """A safetensors file; the names and the range are in its header."""
         about = _About(
@@ -68,8 +130,13 @@ class FactorModel:
             high=repr(self.high),
             rows=json.dumps(self.row_names, ensure_ascii=False),
             columns=json.dumps(self.column_names, ensure_ascii=False),
+            biases=str(self.biases),
         )
-        return _FILE.write({"left": torch.tensor(self.left), "right": torch.tensor(self.right)}, about)
+        tensors = {"left": torch.tensor(self.left), "right": torch.tensor(self.right)}
+        if self.moments is not None:
+            for number, (keys, offsets) in enumerate(zip(self.moments.keys, self.moments.offsets, strict=True)):
+                tensors |= {f"moment_keys.{number}": torch.tensor(keys), f"moments.{number}": torch.tensor(offsets)}
+        return _FILE.write(tensors, about)
 
     @staticmethod
     def from_bytes(data: bytes, name: str = "") -> FactorModel:
@@ -84,27 +151,45 @@ class _About(TypedDict):
     high: str
     rows: str
     columns: str
+    biases: NotRequired[str]  # not in files of the first release
 
 
 _FILE = Kind[_About]("", _About, "factors saved by rankfold recover", "recover them again")
 
 
 def _built(tensors: Mapping[str, Tensor], about: _About) -> FactorModel:
-    names = [checked(tuple[str, ...], parsed(about[axis])) for axis in ("rows", "columns")]
+    rows, columns = (checked(tuple[str, ...], parsed(about[axis])) for axis in ("rows", "columns"))
     left, right = (tensors[side].numpy() for side in ("left", "right"))
     if left.ndim != 2 or right.ndim != 2 or left.shape[1] != right.shape[0]:
         raise ValueError(f"left {left.shape} and right {right.shape} are no factors of one matrix")
-    if (left.shape[0], right.shape[1]) != (len(names[0]) + 1, len(names[1]) + 1):
-        raise ValueError(f"factors of {left.shape[0]} × {right.shape[1]} for {len(names[0])} and {len(names[1])} names")
-    return FactorModel(left, right, float(about["offset"]), float(about["low"]), float(about["high"]), *names)
+    if (left.shape[0], right.shape[1]) != (len(rows) + 1, len(columns) + 1):
+        raise ValueError(f"factors of {left.shape[0]} × {right.shape[1]} for {len(rows)} and {len(columns)} names")
+    biases = int(about.get("biases", "0"))
+    if not 0 <= biases <= left.shape[1]:
+        raise ValueError(f"{biases} columns of biases among {left.shape[1]}")
+    moments = _moments(tensors)
+    offset, low, high = (float(about[name]) for name in ("offset", "low", "high"))
+    return FactorModel(left, right, offset, low, high, rows, columns, biases, moments)
 
 
-def narrowed(left: np.ndarray, right: np.ndarray, keep: float = 1e-5) -> tuple[np.ndarray, np.ndarray]:
-    """Factors of the same product with as few columns as lose at most ``keep`` of its energy. O((m + n) k²)."""
-    q, a = np.linalg.qr(left)
-    p, b = np.linalg.qr(right.T)
-    u, s, vt = np.linalg.svd(a @ b.T)
-    lost = np.cumsum((s**2)[::-1])[::-1]
-    k = max(1, int((lost > keep * lost[0]).sum()))
-    root = np.sqrt(s[:k])
-    return q @ u[:, :k] * root, (p @ vt[:k].T * root).T
+def _moments(tensors: Mapping[str, Tensor]) -> Moments | None:
+    levels = [number for number in range(len(SPANS)) if f"moments.{number}" in tensors]
+    if len(levels) < len(SPANS):
+        return None
+    return Moments(
+        tuple(tensors[f"moment_keys.{number}"].numpy() for number in levels),
+        tuple(tensors[f"moments.{number}"].numpy() for number in levels),
+    )
+
+
+def largest(scores: np.ndarray, count: int) -> np.ndarray:
+    """(rows, ≤ count): where the largest numbers of each row stand, the largest first, of equal ones the leftmost."""
+    size = scores.shape[1]
+    count = min(count, size)
+    if count < size // 4:
+        # of equal ones at the border any may be among the candidates: a few more, then sorted
+        some = np.sort(np.argpartition(-scores, min(2 * count, size - 1), axis=1)[:, : 2 * count], axis=1)
+    else:
+        some = np.broadcast_to(np.arange(size), scores.shape)
+    order = np.argsort(-np.take_along_axis(scores, some, 1), axis=1, kind="stable")[:, :count]
+    return np.take_along_axis(some, order, 1)

@@ -2,42 +2,71 @@
 
 from __future__ import annotations
 
-import math
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
 from rankfold.cli.options import Json, Seed, Threads
-from rankfold.cli.printing import count, print_json, print_table
+from rankfold.cli.printing import count, print_json
+from rankfold.cli.recovered import print_ranked, print_recovered
 
 if TYPE_CHECKING:
-    from rankfold.recover import Choice, FactorModel, Tried, Triplets
+    from rankfold.recover import Triplets
     from rankfold.run.progress import Talk
 
 
 def recover(
     file: Annotated[
         Path,
-        typer.Argument(metavar="FILE", help="Entries: .csv, .npz, or MovieLens (u.data). Measurements: .npz."),
+        typer.Argument(metavar="FILE", help="Entries: .csv, .parquet, .npz, u.data, ratings.dat. Measurements: .npz."),
     ],
     test: Annotated[Path | None, typer.Option(metavar="FILE", help="Entries to judge the result by, once.")] = None,
     methods: Annotated[
-        str,
+        str | None,
         typer.Option(
             "--methods",
             metavar="A,B",
-            help="low-rank, ratings, compressed-deep-linear, alternating, nuclear, scaled-gd: the best one is taken.",
+            help="low-rank, ratings (both by default), compressed-deep-linear, alternating, nuclear, scaled-gd; with "
+            "--implicit als, regression, neighbours, popularity: the best one is taken.",
         ),
-    ] = "low-rank,ratings",
+    ] = None,
     ranks: Annotated[
         str | None,
         typer.Option(metavar="5,10,20", help="Ranks to try; low-rank and nuclear find theirs up to the largest."),
     ] = None,
+    time: Annotated[
+        bool,
+        typer.Option("--time", help="Read times too, and try ratings that know when they were given."),
+    ] = False,
+    rows: Annotated[
+        Path | None, typer.Option("--rows", metavar="FILE", help="Properties of rows (users): names first, a header.")
+    ] = None,
+    items: Annotated[
+        Path | None, typer.Option("--items", metavar="FILE", help="Properties of columns (items), likewise.")
+    ] = None,
+    predict: Annotated[
+        Path | None, typer.Option(metavar="FILE", help="Pairs row, column (and time) to predict, into predictions.csv.")
+    ] = None,
     folds: Annotated[int, typer.Option(min=2, help="Parts for cross-validation, each held out once.")] = 5,
+    columns: Annotated[
+        str | None,
+        typer.Option(metavar="A,B,C", help="Row, column, value: names of the header, or of the columns in order."),
+    ] = None,
     duplicates: Annotated[
-        str, typer.Option(metavar="D", help="Of an entry given twice: refuse, mean or last.")
+        str, typer.Option(metavar="D", help="Of an entry given twice: refuse, mean, last or sum.")
     ] = "refuse",
+    implicit: Annotated[
+        bool, typer.Option("--implicit", help="Who did what: rank the unseen. Two columns, or counts as values.")
+    ] = False,
+    at_least: Annotated[
+        float | None,
+        typer.Option(metavar="X", help="With --implicit: values from X on are a play each."),
+    ] = None,
+    split: Annotated[
+        str | None,
+        typer.Option(metavar="S", help="With --implicit: by-time (default where there are times) or leave-one-out."),
+    ] = None,
     top: Annotated[int, typer.Option(min=0, help="Write so many best unseen columns for every row.")] = 0,
     out: Annotated[
         Path, typer.Option("-o", "--out", metavar="DIR", help="Where factors, errors and predictions go.")
@@ -49,36 +78,126 @@ def recover(
     """Complete a matrix: choose method and rank by cross-validation, fit on all entries, save the factors.
 
     Entries are lines "row, column, value" with names of any kind; a header may order them otherwise (user, item,
-    timestamp, rating). An .npz holds rows, columns, values (and shape), a matrix X with NaN where it is not known,
+    timestamp, rating), and so may --columns. An .npz
+    holds rows, columns, values (and shape), a matrix X with NaN where it is not known,
     scipy's sparse format, or measurements y of ⟨A, X⟩ with their matrices A (count, m, n) or the seed, count and shape
     of Gaussian ones. DIR gets factors.safetensors, recover.json,
     cross-validation.csv and .svg, and with --top the best unseen columns of every row in top.csv.
     """
     from rankfold.cli.loading import set_threads
-    from rankfold.recover import METHODS, choices, read_arrays, read_triplets
+    from rankfold.pipeline.recovery import complete
+    from rankfold.recover import choices, read_arrays, read_pairs, read_sides, read_triplets
     from rankfold.run.progress import Talk
 
-    wanted = _listed("methods", methods, str)
-    unknown = [name for name in wanted if name not in METHODS]
-    if unknown:
-        raise typer.BadParameter(f"no method {unknown[0]!r}: there are {', '.join(METHODS)}")
-    if duplicates not in ("refuse", "mean", "last"):
-        raise typer.BadParameter(f"duplicates are refused, or give the mean or the last, got {duplicates!r}")
+    wanted = _methods(methods, implicit)
+    _fitting(
+        implicit,
+        ranks=ranks,
+        test=test,
+        time=time or None,
+        rows=rows,
+        items=items,
+        predict=predict,
+        at_least=at_least,
+        split=split,
+    )
+    if duplicates not in ("refuse", "mean", "last", "sum"):
+        raise typer.BadParameter(f"duplicates are refused, or give the mean, the last or the sum, got {duplicates!r}")
     tried = _listed("ranks", ranks, int) if ranks is not None else None
     set_threads(threads)
     with Talk() as talk:
-        arrays = read_arrays(file) if file.suffix == ".npz" else {}
+        arrays = read_arrays(file) if file.suffix.lower() == ".npz" else {}
         if "y" in arrays:
             report = _sensed(file, arrays, max(tried) if tried else None, seed, out, talk)
         else:
-            entries = read_triplets(file, duplicates=duplicates)  # type: ignore[arg-type] # checked above
-            judge = None if test is None else read_triplets(test, duplicates="mean")
+            named = _listed("columns", columns, str) if columns is not None else None
+            if implicit:
+                report = _implicit(file, wanted, named, at_least, split, duplicates, top, seed, out, talk)
+                print_json(report) if as_json else print_ranked(report)
+                return
+            entries = read_triplets(file, duplicates=duplicates, columns=named, time=time)  # type: ignore[arg-type]
+            judge = None if test is None else read_triplets(test, duplicates="mean", columns=named, time=time)
+            asked = None if predict is None else read_pairs(predict, columns=named, time=time)
+            sides, remarks = read_sides(rows, items, entries)
             _about(entries, talk)
-            report = _completed(entries, judge, choices(wanted, tried, entries.shape), folds, seed, top, out, talk)
+            for remark in remarks:
+                talk.say(remark)
+            report = complete(
+                entries,
+                choices(wanted, tried, entries.shape, time=time, sides=sides is not None),
+                out,
+                judge=judge,
+                asked=asked,
+                sides=sides,
+                folds=folds,
+                seed=seed,
+                top=top,
+                progress=talk.progress,
+            )
     if as_json:
         print_json(report)
         return
-    _print(report)
+    print_recovered(report)
+
+
+def _methods(methods: str | None, implicit: bool) -> list[str]:
+    from rankfold.recover import METHODS
+    from rankfold.recover.implicit.candidates import METHODS as RANKERS
+
+    known = RANKERS if implicit else METHODS
+    wanted = _listed("methods", methods, str) if methods else list(RANKERS if implicit else ("low-rank", "ratings"))
+    unknown = [name for name in wanted if name not in known]
+    if unknown:
+        raise typer.BadParameter(f"no method {unknown[0]!r}: there are {', '.join(known)}")
+    return wanted
+
+
+def _fitting(implicit: bool, **given: Any) -> None:
+    """Options that the other kind of data does not have are refused."""
+    for name, value in given.items():
+        if value is not None and implicit != (name in ("at_least", "split")):
+            kind = "ratings and other values, not for --implicit" if implicit else "--implicit"
+            raise typer.BadParameter(f"--{name.replace('_', '-')} is for {kind}")
+    if given["split"] not in (None, "by-time", "leave-one-out"):
+        raise typer.BadParameter(f"--split is by-time or leave-one-out, got {given['split']!r}")
+
+
+def _implicit(
+    file: Path,
+    methods: list[str],
+    columns: list[str] | None,
+    at_least: float | None,
+    split: str | None,
+    duplicates: str,
+    top: int,
+    seed: int,
+    out: Path,
+    talk: Talk,
+) -> dict[str, Any]:
+    from rankfold.pipeline.recovery import rank_unseen
+    from rankfold.recover import candidates, read_plays
+
+    entries = read_plays(
+        file,
+        columns=columns,
+        at_least=at_least,
+        duplicates="sum" if duplicates == "refuse" else duplicates,  # type: ignore[arg-type] # checked above
+        time=True if split == "by-time" else None,
+    )
+    _about(entries, talk)
+    how = split or ("leave-one-out" if entries.times is None else "by-time")
+    try:
+        return rank_unseen(
+            entries,
+            candidates(entries, tuple(methods)),
+            out,
+            split=how,  # type: ignore[arg-type] # one of two
+            top=top or 10,
+            seed=seed,
+            progress=talk.progress,
+        )
+    except ValueError as error:
+        raise ValueError(f"{file}: {error}") from None
 
 
 def _about(entries: Triplets, talk: Talk) -> None:
@@ -88,158 +207,17 @@ def _about(entries: Triplets, talk: Talk) -> None:
         talk.say(remark)
 
 
-def _completed(
-    entries: Triplets,
-    judge: Triplets | None,
-    candidates: list[Choice],
-    folds: int,
-    seed: int,
-    top: int,
-    out: Path,
-    talk: Talk,
-) -> dict[str, Any]:
-    from rankfold.recover import cross_validate, fit
-    from rankfold.run.files import write_atomically
-
-    tried = cross_validate(entries, candidates, folds=folds, seed=seed, progress=talk.progress)
-    best = tried[0]
-    model, rank, remark = fit(entries, best.choice, seed=seed, progress=talk.progress)
-    report: dict[str, Any] = {
-        "entries": len(entries),
-        "shape": list(entries.shape),
-        "remarks": list(entries.remarks),
-        "chosen": str(best.choice),
-        "method": best.choice.method,
-        "rank": rank,
-        "held_out_error": best.error,
-        "how": remark,
-        "tried": [
-            {"choice": str(one.choice), "error": one.error, "folds": list(one.folds), "rank": one.rank} for one in tried
-        ],
-        "seed": seed,
-    }
-    if judge is not None:
-        rows, columns = judge.numbered(entries.row_names, entries.column_names)
-        missed = model.at(rows, columns) - judge.values
-        report["test"] = {
-            "entries": len(judge),
-            "error": math.sqrt(float((missed**2).mean())),
-            "absolute_error": float(abs(missed).mean()),
-            "unknown_rows": len(set(judge.rows[rows < 0])),
-            "unknown_columns": len(set(judge.columns[columns < 0])),
-        }
-    write_atomically(out / "factors.safetensors", model.to_bytes())
-    table = "choice,error,rank\n" + "".join(f'"{one.choice}",{one.error:.6g},{one.rank}\n' for one in tried)
-    write_atomically(out / "cross-validation.csv", table.encode())
-    write_atomically(out / "cross-validation.svg", _drawn(tried))
-    if top:
-        write_atomically(out / "top.csv", _best(model, entries, top).encode())
-    _save_report(report, out)
-    return report
-
-
 def _sensed(file: Path, arrays: dict[str, Any], rank: int | None, seed: int, out: Path, talk: Talk) -> dict[str, Any]:
-    import torch
-
-    from rankfold.recover import LowRank, sensed
-    from rankfold.run.container import packed
-    from rankfold.run.files import write_atomically
+    from rankfold.pipeline.recovery import sense
+    from rankfold.recover import sensed
 
     try:
         operator, y = sensed(arrays)
+        m, n = operator.shape
+        talk.say(f"{count(operator.count)} measurements of a {count(m)} × {count(n)} matrix")
+        return sense(operator, y, out, rank=rank, seed=seed, progress=talk.progress)
     except ValueError as error:
         raise ValueError(f"{file}: {error}") from None
-    m, n = operator.shape
-    talk.say(f"{count(operator.count)} measurements of a {count(m)} × {count(n)} matrix")
-    try:
-        found = LowRank(rank, random_state=seed, progress=talk.progress).fit(operator, y)
-    except ValueError as error:
-        raise ValueError(f"{file}: {error}") from None
-    tensors = {"left": torch.tensor(found.left_), "right": torch.tensor(found.right_)}
-    write_atomically(out / "factors.safetensors", packed(tensors))
-    report = {
-        "measurements": operator.count,
-        "shape": [m, n],
-        "method": "low-rank",
-        "rank": found.rank_,
-        "residual": found.training_error_,
-        "held_out_error": None if math.isnan(found.validation_error_) else found.validation_error_,
-        "converged": found.converged_,
-        "how": found.reason_,
-        "singular_values": [float(value) for value in found.singular_values_],
-        "seed": seed,
-    }
-    _save_report(report, out)
-    return report
-
-
-def _save_report(report: dict[str, Any], out: Path) -> None:
-    import json
-
-    from rankfold.run.files import write_atomically
-
-    report["directory"] = str(out)
-    write_atomically(out / "recover.json", (json.dumps(report, indent=1, ensure_ascii=False) + "\n").encode())
-
-
-def _best(model: FactorModel, entries: Triplets, top: int) -> str:
-    """The ``top`` best columns of each row that it has no entry for, as CSV."""
-    import csv
-    import io
-
-    seen: dict[int, list[int]] = {}
-    for row, column in zip(entries.rows.tolist(), entries.columns.tolist(), strict=True):
-        seen.setdefault(row, []).append(column)
-    text = io.StringIO()
-    writer = csv.writer(text, lineterminator="\n")
-    writer.writerow(("row", "column", "predicted"))
-    for row, name in enumerate(entries.row_names):
-        writer.writerows((name, column, f"{value:.4g}") for column, value in model.top(name, top, seen.get(row, [])))
-    return text.getvalue()
-
-
-def _drawn(tried: list[Tried]) -> bytes:
-    """Held-out error of every candidate, each fold a dot."""
-    import io
-
-    from matplotlib import rc_context
-    from matplotlib.figure import Figure
-
-    with rc_context({"svg.hashsalt": "rankfold", "text.parse_math": False}):
-        figure = Figure(figsize=(6, 0.5 + 0.35 * len(tried)), layout="constrained")
-        axes = figure.subplots()
-        for at, one in enumerate(reversed(tried)):
-            axes.plot(one.folds, [at] * len(one.folds), ".", color="#6b6b6b")
-            axes.plot([one.error], [at], "D", color="#1b6ca8")
-        axes.set_yticks(range(len(tried)), [str(one.choice) for one in reversed(tried)])
-        axes.set_xlabel("held-out root mean square error")
-        buffer = io.BytesIO()
-        figure.savefig(buffer, format="svg", metadata={"Date": None})
-    return buffer.getvalue()
-
-
-def _print(report: dict[str, Any]) -> None:
-    rank = report["rank"]
-    how = report["how"].removeprefix(f"rank {rank}; ")
-    if "tried" in report:
-        lines = [(one["choice"], f"{one['error']:.4f}", str(one["rank"])) for one in report["tried"]]
-        print_table(("choice", "held-out RMSE", "rank"), lines)
-        print(f"\ntaken: {report['chosen']}, root mean square error {report['held_out_error']:.4f} on held-out entries")
-        other = report["tried"][0]["rank"]
-        more = "" if other == rank else f" (in the table {other}, of the last fold: its fit had fewer entries to go by)"
-        print(f"fitted to all {count(report['entries'])} entries: rank {rank}{more}; {how}")
-    else:
-        error = report["held_out_error"]
-        held = "none needed" if error is None else f"{error:.2g}"
-        print(f"rank {rank}, {'converged' if report['converged'] else 'NOT converged'}: {how}")
-        print(f"relative residual {report['residual']:.2g}; relative held-out error {held}")
-    if "test" in report:
-        test = report["test"]
-        print(
-            f"on {count(test['entries'])} test entries: root mean square error {test['error']:.4f}, absolute "
-            f"{test['absolute_error']:.4f}; {test['unknown_rows']} rows and {test['unknown_columns']} columns unknown"
-        )
-    print(f"wrote {report['directory']}")
 
 
 def _listed(option: str, text: str, kind: type) -> list[Any]:

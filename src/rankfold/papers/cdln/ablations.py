@@ -29,7 +29,7 @@ from rankfold.papers.request import FIXED, Request
 from rankfold.papers.writing import COLOURS, Outcome, panels
 from rankfold.pipeline import Tell
 from rankfold.recover import compressed_start
-from rankfold.recover.threads import elements, threads_for
+from rankfold.recover.measurements.threads import elements, threads_for
 
 ALPHA = Problem("completion", 100, 5, 10.0, 1.0, observed=0.2, steps=30_000, every=100)
 ALPHAS = tuple(np.arange(0.5, 10, 0.25).tolist())

@@ -33,7 +33,7 @@ from rankfold.recover import (
     triplets,
 )
 from rankfold.recover.choose import BURN_IN, DRAWS
-from rankfold.recover.observed import observed
+from rankfold.recover.measurements.observed import observed
 
 RANK, ALPHA = 10, 5.0  # the paper's
 # The paper's η is 0.5, its ε and whether ratings are centred are not told. On centred ratings 0.5 is what `rate=None`

@@ -24,7 +24,7 @@ from rankfold.recover import (
     entries,
     wide_start,
 )
-from rankfold.recover.deep_linear import Start
+from rankfold.recover.solvers.deep_linear import Start
 from rankfold.run.progress import Progress
 
 Kind = Literal["factorization", "completion", "sensing"]

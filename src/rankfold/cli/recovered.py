@@ -1,0 +1,48 @@
+"""What ``rankfold recover`` prints."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from rankfold.cli.printing import count, print_table
+
+
+def print_recovered(report: dict[str, Any]) -> None:
+    rank = report["rank"]
+    how = report["how"].removeprefix(f"rank {rank}; ")
+    if "tried" in report:
+        lines = [(one["choice"], f"{one['error']:.4f}", str(one["rank"])) for one in report["tried"]]
+        print_table(("choice", "held-out RMSE", "rank"), lines)
+        print(f"\ntaken: {report['chosen']}, root mean square error {report['held_out_error']:.4f} on held-out entries")
+        other = report["tried"][0]["rank"]
+        more = "" if other == rank else f" (in the table {other}, of the last fold: its fit had fewer entries to go by)"
+        print(f"fitted to all {count(report['entries'])} entries: rank {rank}{more}; {how}")
+    else:
+        error = report["held_out_error"]
+        held = "none needed" if error is None else f"{error:.2g}"
+        print(f"rank {rank}, {'converged' if report['converged'] else 'NOT converged'}: {how}")
+        print(f"relative residual {report['residual']:.2g}; relative held-out error {held}")
+    if "test" in report:
+        test = report["test"]
+        print(
+            f"on {count(test['entries'])} test entries: root mean square error {test['error']:.4f}, absolute "
+            f"{test['absolute_error']:.4f}; {test['unknown_rows']} rows and {test['unknown_columns']} columns unknown"
+        )
+    print(f"wrote {report['directory']}")
+
+
+def print_ranked(report: dict[str, Any]) -> None:
+    k, last = report["k"], {"by-time": "the latest tenth", "leave-one-out": "one entry of each row"}[report["split"]]
+
+    def line(one: dict[str, Any]) -> tuple[str, ...]:
+        return (one["choice"], f"{one['ndcg']:.4f}", f"{one['recall']:.4f}", f"{one['map']:.4f}")
+
+    head = (f"NDCG@{k}", f"recall@{k}", f"MAP@{k}")
+    print_table(("tried on the part before the last", *head), [line(one) for one in report["tried"]])
+    print(f"\non {last}, not seen before ({count(report['tested'][0]['rows'])} rows):\n")
+    print_table(("fitted to all that is earlier", *head), [line(one) for one in report["tested"]])
+    for one in report["ahead"]:
+        ahead = one["ndcg"] > 2 * one["standard_error"]
+        told = "ahead" if ahead else "behind" if one["ndcg"] < -2 * one["standard_error"] else "not told apart from it"
+        print(f"\nagainst {one['of']}: NDCG {one['ndcg']:+.4f} ± {one['standard_error']:.4f}, {told}", end="")
+    print(f"\n\ntaken: {report['chosen']}\nwrote {report['directory']}")

@@ -1,0 +1,7 @@
+"""``rankfold recover``: from a file of entries or measurements to factors, figures and predictions in a directory."""
+
+from rankfold.pipeline.recovery.completing import complete
+from rankfold.pipeline.recovery.implicit import rank_unseen
+from rankfold.pipeline.recovery.sensing import sense
+
+__all__ = ["complete", "rank_unseen", "sense"]

@@ -1,0 +1,88 @@
+"""A matrix completed: candidates compared by cross-validation, the best one fitted to all entries and judged once."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from rankfold.pipeline.recovery.drawing import candidates_drawn
+from rankfold.pipeline.recovery.writing import best_columns, predictions, save_report
+from rankfold.recover import Choice, FactorModel, Sides, Triplets, cross_validate, fit
+from rankfold.recover.solvers.outcome import Progress
+from rankfold.run.files import write_atomically
+
+
+def complete(
+    entries: Triplets,
+    candidates: Sequence[Choice],
+    out: Path,
+    *,
+    judge: Triplets | None = None,
+    asked: Triplets | None = None,
+    sides: Sides | None = None,
+    folds: int = 5,
+    seed: int = 0,
+    top: int = 0,
+    progress: Progress | None = None,
+) -> dict[str, Any]:
+    """Choose among ``candidates``, fit to all ``entries``, judge by ``judge`` and write factors, errors, predictions of
+    the pairs ``asked`` and the ``top`` best unseen columns of every row into ``out``. Returns what ``recover.json``
+    holds.
+
+    Raises ``ValueError`` where the values never vary: that is implicit feedback, or nothing to learn.
+    """
+    value = entries.values[0]
+    if len(entries) > 1 and (entries.values == value).all():
+        raise ValueError(
+            f"every value is {value:g}: nothing is to be learnt from values that never vary. If they say who did what, "
+            "they are implicit feedback: add --implicit"
+        )
+    if judge is not None and (judge.numbered(entries.row_names, entries.column_names)[0] < 0).all():
+        raise ValueError(
+            f"none of the {len(set(judge.rows.tolist()))} rows to judge by is known, such as {judge.row_names[0]}: are "
+            "rows and columns in the same order as in the entries (--columns)?"
+        )
+    tried = cross_validate(entries, candidates, folds=folds, seed=seed, sides=sides, progress=progress)
+    best = tried[0]
+    model, rank, remark = fit(entries, best.choice, seed=seed, sides=sides, progress=progress)
+    report: dict[str, Any] = {
+        "entries": len(entries),
+        "shape": list(entries.shape),
+        "remarks": list(entries.remarks),
+        "chosen": str(best.choice),
+        "method": best.choice.method,
+        "rank": rank,
+        "held_out_error": best.error,
+        "how": remark,
+        "tried": [
+            {"choice": str(one.choice), "error": one.error, "folds": list(one.folds), "rank": one.rank} for one in tried
+        ],
+        "seed": seed,
+    }
+    if judge is not None:
+        report["test"] = judged(model, judge)
+    write_atomically(out / "factors.safetensors", model.to_bytes())
+    table = "choice,error,rank\n" + "".join(f'"{one.choice}",{one.error:.6g},{one.rank}\n' for one in tried)
+    write_atomically(out / "cross-validation.csv", table.encode())
+    write_atomically(out / "cross-validation.svg", candidates_drawn(tried))
+    if top:
+        write_atomically(out / "top.csv", best_columns(model, entries, top))
+    if asked is not None:
+        write_atomically(out / "predictions.csv", predictions(model, asked))
+    save_report(report, out)
+    return report
+
+
+def judged(model: FactorModel, judge: Triplets) -> dict[str, Any]:
+    """Errors of the predictions for other entries, those of unknown rows and columns among them."""
+    rows, columns = judge.numbered(model.row_names, model.column_names)
+    missed = model.at(rows, columns, judge.times) - judge.values
+    return {
+        "entries": len(judge),
+        "error": math.sqrt(float((missed**2).mean())),
+        "absolute_error": float(abs(missed).mean()),
+        "unknown_rows": len(set(judge.rows[rows < 0].tolist())),
+        "unknown_columns": len(set(judge.columns[columns < 0].tolist())),
+    }

@@ -1,0 +1,81 @@
+"""Implicit feedback ranked: candidates compared on what was held out, baselines beside, the best one fitted to all."""
+
+from __future__ import annotations
+
+import csv
+import io
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from rankfold.pipeline.recovery.writing import save_report
+from rankfold.recover import Candidate, ImplicitFeedback, Triplets, choose
+from rankfold.recover.implicit.search import Progress, Ranked, best_unseen
+from rankfold.recover.implicit.splits import Split
+from rankfold.run.files import write_atomically
+
+
+def rank_unseen(
+    entries: Triplets,
+    tried: Sequence[Candidate],
+    out: Path,
+    *,
+    split: Split,
+    k: int = 10,
+    top: int = 10,
+    seed: int = 0,
+    progress: Progress | None = None,
+) -> dict[str, Any]:
+    """Choose among ``tried`` by NDCG@k, judge the best one and the baselines on what came last, fit it to all entries
+    and write the ``top`` best unseen columns of every row into ``out``. Returns what ``recover.json`` holds."""
+    found = choose(entries, tried, split=split, k=k, seed=seed, progress=progress)
+    best = found.best
+    model = ImplicitFeedback(
+        best.method,
+        rank=best.rank,
+        alpha=best.alpha,
+        regularization=best.regularization,
+        iterations=best.iterations,
+        count=best.count,
+        half_life=best.half_life,
+        random_state=seed,
+    ).fit(entries)
+    report: dict[str, Any] = {
+        "entries": len(entries),
+        "shape": list(entries.shape),
+        "remarks": list(entries.remarks),
+        "implicit": True,
+        "split": split,
+        "k": k,
+        "chosen": str(best),
+        "method": best.method,
+        "tried": [_told(one) for one in found.tried],
+        "tested": [_told(one) for one in found.tested],
+        "ahead": [
+            {"of": str(one.candidate), "ndcg": mean, "standard_error": error}
+            for one, (mean, error) in zip(found.tested[1:], found.differences, strict=True)
+        ],
+        "seed": seed,
+    }
+    if top:
+        write_atomically(out / "top.csv", _top(model, top))
+    save_report(report, out)
+    return report
+
+
+def _told(one: Ranked) -> dict[str, Any]:
+    return {"choice": str(one.candidate), "rows": len(one.ranking.users), **one.ranking.figures()}
+
+
+def _top(model: ImplicitFeedback, count: int) -> bytes:
+    text = io.StringIO()
+    writer = csv.writer(text, lineterminator="\n")
+    writer.writerow(("row", "column", "place"))
+    rows = np.arange(len(model.row_names_))
+    for name, columns in zip(model.row_names_, best_unseen(model.model_, model.history_, rows, count), strict=True):
+        writer.writerows(
+            (name, model.column_names_[column], place) for place, column in enumerate(columns, 1) if column >= 0
+        )
+    return text.getvalue().encode()

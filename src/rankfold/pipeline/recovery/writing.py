@@ -1,0 +1,50 @@
+"""What a recovery leaves behind: a report in JSON, tables in CSV."""
+
+from __future__ import annotations
+
+import csv
+import io
+import json
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.csv
+
+from rankfold.recover import FactorModel, Triplets
+from rankfold.run.files import write_atomically
+
+
+def save_report(report: dict[str, Any], out: Path) -> None:
+    """``recover.json``, with the directory in it."""
+    report["directory"] = str(out)
+    write_atomically(out / "recover.json", (json.dumps(report, indent=1, ensure_ascii=False) + "\n").encode())
+
+
+def best_columns(model: FactorModel, entries: Triplets, top: int) -> bytes:
+    """The ``top`` best columns of each row that it has no entry for, as CSV."""
+    text = io.StringIO()
+    writer = csv.writer(text, lineterminator="\n")
+    writer.writerow(("row", "column", "predicted"))
+    for row, at, told in model.best(top, entries.rows, entries.columns):
+        name = model.row_names[row]
+        pairs = zip(at.tolist(), told.tolist(), strict=True)
+        writer.writerows((name, model.column_names[column], f"{value:.4g}") for column, value in pairs)
+    return text.getvalue().encode()
+
+
+def predictions(model: FactorModel, asked: Triplets) -> bytes:
+    """A line for each pair that was asked for: row, column, prediction, and for ratings its standard deviation."""
+    rows, columns = asked.numbered(model.row_names, model.column_names)
+    told = model.at(rows, columns, asked.times)
+    table = {
+        "row": np.array(asked.row_names, dtype=object)[asked.rows],
+        "column": np.array(asked.column_names, dtype=object)[asked.columns],
+        "predicted": np.round(told, 5),
+    }
+    if model.spread is not None:
+        table["uncertainty"] = np.round(model.uncertainty(rows, columns), 5)
+    sink = io.BytesIO()
+    pyarrow.csv.write_csv(pa.table(table), sink, pyarrow.csv.WriteOptions(quoting_style="needed"))
+    return sink.getvalue()

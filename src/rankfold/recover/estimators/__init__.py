@@ -1,0 +1,1 @@
+"""Estimators of a matrix, in scikit-learn's form."""

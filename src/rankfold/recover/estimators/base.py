@@ -1,0 +1,172 @@
+"""The part that all estimators of a low-rank matrix share: from what is given to factors, from factors to
+predictions."""
+
+from __future__ import annotations
+
+import math
+from abc import abstractmethod
+from typing import Any
+
+import numpy as np
+import scipy.sparse
+from sklearn.base import BaseEstimator, TransformerMixin
+from sklearn.utils.validation import check_is_fitted, check_random_state, validate_data
+
+from rankfold.recover.measurements.arrays import Array
+from rankfold.recover.measurements.observed import held_apart, kind_for, measured, observed, plain, zero
+from rankfold.recover.measurements.operators import Operator
+from rankfold.recover.measurements.threads import elements, threads_for
+from rankfold.recover.solvers.outcome import Point, Recovered, Rules, Watch
+
+
+class Recovery(TransformerMixin, BaseEstimator):
+    """``fit(X)``: X (m, n) with NaN where nothing is known, or sparse (what is stored is known), or an operator with
+    its measurements as ``y``. Learned: ``left_`` (m, rank_), ``right_`` (rank_, n), ``singular_values_``, ``n_iter_``,
+    ``converged_``, ``reason_`` (a sentence), ``history_``, ``training_error_``, ``validation_error_`` (relative).
+    """
+
+    _thin = True  # it works on thin factors, unless the measurements need the whole matrix
+
+    tol: float
+    max_iter: int
+    validation_fraction: float
+    patience: int
+    random_state: Any
+    device: str | None
+    progress: Any
+
+    def fit(self, X: Any, y: Any = None) -> Recovery:
+        """Find the factors. Not converging is told by ``converged_`` and ``reason_``, not raised.
+
+        Raises ``ValueError`` for infinite entries, for nothing known, and for a rank that the shape does not allow.
+        """
+        self._check()
+        operator, values = self._given(X, y)
+        seed = int(check_random_state(self.random_state).randint(2**31 - 1))
+        with threads_for(elements(operator, thin=self._thin)):
+            found = _nothing(operator.shape) if zero(values) else self._recover(operator, values, seed)
+        self.left_, self.right_ = found.left, found.right
+        self.singular_values_, self.rank_ = found.singular_values, found.rank
+        self.converged_, self.reason_ = found.converged, found.reason
+        self.n_iter_, self.history_ = found.iterations, found.history
+        self.training_error_, self.validation_error_ = found.training_error, found.validation_error
+        self.seconds_ = found.seconds
+        return self
+
+    @abstractmethod
+    def _recover(self, operator: Operator, y: Array, seed: int) -> Recovered:
+        """The recovery itself."""
+
+    def _given(self, X: Any, y: Any) -> tuple[Operator, Array]:
+        if hasattr(X, "push") and hasattr(X, "adjoint"):
+            if y is None:
+                raise ValueError("an operator comes with its measurements: fit(operator, y)")
+            kind = getattr(X, "_kind", None)
+            kind = getattr(X, "mask", kind) if kind is None else kind
+            self.n_features_in_ = X.shape[1]
+            return X, measured(X, y, kind)
+        X = self._validated(X, reset=True)
+        return observed(X, kind_for(X.dtype, self.device))
+
+    def _validated(self, X: Any, reset: bool) -> Any:
+        return validate_data(
+            self,
+            plain(X),
+            reset=reset,
+            dtype=(np.float64, np.float32),
+            ensure_all_finite="allow-nan",
+            accept_sparse=("csr", "csc", "coo"),
+        )
+
+    def _check(self) -> None:
+        if not self.tol >= 0:
+            raise ValueError(f"tol is a relative residual, at least 0, got {self.tol}")
+        if self.max_iter < 1:
+            raise ValueError(f"max_iter must be at least 1, got {self.max_iter}")
+        if not 0 <= self.validation_fraction < 1:
+            raise ValueError(f"validation_fraction must be at least 0 and below 1, got {self.validation_fraction}")
+
+    def _watch(self, operator: Operator, y: Array, seed: int, **rules: Any) -> tuple[Operator, Array, Watch]:
+        """The measurements to learn from, and the watch that judges by the others."""
+        part, part_y, judge = held_apart(operator, y, self.validation_fraction, seed)
+        kept = Rules(tol=self.tol, max_iter=self.max_iter, patience=self.patience, **rules)
+        return part, part_y, Watch(type(self).__name__, part, part_y, kept, judge, self.progress)
+
+    def transform(self, X: Any) -> np.ndarray:
+        """X (any number of rows, n) with what is missing filled in; what is known is kept.
+
+        Each row is fitted by the right factor on its known entries; a row of which nothing is known becomes zero.
+        """
+        check_is_fitted(self)
+        X = self._validated(X, reset=False)
+        X = _unknown_as_nan(X)
+        filled = X.copy()
+        missing = np.isnan(X)
+        told = _coefficients(X, self.right_) @ self.right_
+        filled[missing] = told[missing]
+        return filled
+
+    def partial_fit(self, X: Any, y: Any = None) -> Recovery:
+        """More rows X (any number, n), appended to what was fitted: each is met by the right factor, which stays.
+
+        A first call is `fit`. Cost: a least squares for each new row.
+        """
+        if not hasattr(self, "right_"):
+            return self.fit(X, y)
+        new = _coefficients(_unknown_as_nan(self._validated(X, reset=False)), self.right_)
+        self.left_ = np.vstack([self.left_, new])
+        return self
+
+    def at(self, rows: Any, columns: Any) -> np.ndarray:
+        """Entries of the recovered matrix at pairs of indices, (count,)."""
+        check_is_fitted(self)
+        return np.einsum("ij,ji->i", self.left_[np.asarray(rows)], self.right_[:, np.asarray(columns)])
+
+    def reconstruct(self) -> np.ndarray:
+        """The recovered matrix (m, n), known entries included."""
+        check_is_fitted(self)
+        return self.left_ @ self.right_
+
+    def __sklearn_tags__(self) -> Any:
+        tags = super().__sklearn_tags__()
+        tags.input_tags.allow_nan = True
+        tags.input_tags.sparse = True
+        tags.transformer_tags.preserves_dtype = ["float64", "float32"]
+        return tags
+
+
+def _unknown_as_nan(x: Any) -> np.ndarray:
+    if not scipy.sparse.issparse(x):
+        return np.asarray(x)
+    known = scipy.sparse.coo_array(x, copy=True)
+    known.sum_duplicates()
+    dense = np.full(x.shape, np.nan, dtype=x.dtype)
+    dense[known.coords[0], known.coords[1]] = known.data
+    return dense
+
+
+def _coefficients(x: np.ndarray, right: np.ndarray) -> np.ndarray:
+    """(rows, k): of each row the least squares of its known entries by ``right`` (k, n); zero where none is known."""
+    found = np.zeros((len(x), len(right)), dtype=x.dtype)
+    for number, row in enumerate(x):
+        known = ~np.isnan(row)
+        if known.any() and len(right):
+            found[number] = np.linalg.lstsq(right[:, known].T, row[known], rcond=None)[0]
+    return found
+
+
+def allowed(rank: int | None, shape: tuple[int, int], default: int) -> int:
+    """``rank`` if the shape allows it. Raises ``ValueError``."""
+    bound = min(shape)
+    if rank is None:
+        return min(default, bound)
+    if not 1 <= rank <= bound:
+        raise ValueError(f"rank {rank} is not within 1 … {bound}, what a matrix of shape {shape} allows")
+    return int(rank)
+
+
+def _nothing(shape: tuple[int, int]) -> Recovered:
+    m, n = shape
+    point = Point(0, 0.0, 0.0, math.nan, 0)
+    reason = "every measurement is zero: so is the matrix"
+    return Recovered(np.zeros((m, 0)), np.zeros((0, n)), np.zeros(0), True, reason, 0, 0.0, 0.0, math.nan, (point,))

@@ -1,0 +1,1 @@
+"""Implicit feedback: who did what, perhaps how often, and nothing said about the rest."""

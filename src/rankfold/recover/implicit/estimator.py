@@ -1,0 +1,137 @@
+"""Implicit feedback as an estimator: ``fit``, ``recommend``, ``similar``."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+import scipy.sparse
+from scipy.sparse import csr_array as Csr
+from sklearn.base import BaseEstimator
+from sklearn.utils.validation import check_is_fitted
+
+from rankfold.recover.implicit.candidates import Candidate, trained, weights
+from rankfold.recover.implicit.search import best_unseen
+from rankfold.recover.tables.names import name_of
+from rankfold.recover.tables.triplets import Triplets, triplets
+
+
+class ImplicitFeedback(BaseEstimator):
+    """Ranks what a row (a user) has not taken yet, from who took what.
+
+    ``method``: ``als`` (weighted alternating least squares, by the package ``implicit`` where it is installed; a cell
+    not seen weighs 1, one seen α r with r = log₂(1 + count)), ``regression`` (each column on all others, EASE; up to
+    some thousand columns), ``neighbours`` (columns alike), ``popularity`` (with ``half_life`` in days: of late).
+    Each needs only some of the settings. Learned: ``model_``, ``history_`` (rows × columns), ``row_names_``,
+    ``column_names_``.
+
+    >>> plays = [("ann", "a"), ("ann", "b"), ("bob", "a"), ("bob", "b"), ("bob", "c"), ("cid", "c"), ("cid", "d")]
+    >>> ImplicitFeedback("neighbours").fit(plays).recommend("ann", 1)[0][0]
+    'c'
+    """
+
+    def __init__(
+        self,
+        method: str = "als",
+        *,
+        rank: int = 32,
+        alpha: float = 1.0,
+        regularization: float = 10.0,
+        iterations: int = 15,
+        count: int = 50,
+        half_life: float | None = None,
+        random_state: int = 0,
+    ) -> None:
+        self.method = method
+        self.rank = rank
+        self.alpha = alpha
+        self.regularization = regularization
+        self.iterations = iterations
+        self.count = count
+        self.half_life = half_life
+        self.random_state = random_state
+
+    def fit(self, X: Any, y: Any = None, *, times: Any = None) -> ImplicitFeedback:
+        """``X``: pairs (count, 2) of names with their counts ``y`` (by default 1; repeated pairs are summed), a sparse
+        matrix rows × columns of counts, or `Triplets`. ``times`` (count,): seconds, for ``half_life``.
+
+        Raises ``ValueError`` for negative counts, missing names, and settings that the shape does not allow.
+        """
+        entries = _entries(X, y, times)
+        self.model_ = trained(entries, self._candidate(min(entries.shape)), self.random_state)
+        self.history_, self.row_names_, self.column_names_ = weights(entries), entries.row_names, entries.column_names
+        return self
+
+    def partial_fit(self, X: Any, y: Any = None) -> ImplicitFeedback:
+        """More of what rows did, new rows too, without a new fit of the columns: their history grows, and scores follow
+        from it. Columns that are not known are left out. Cost: that of the new entries."""
+        if not hasattr(self, "model_"):
+            return self.fit(X, y)
+        entries = _entries(X, y, None)
+        at = {name: number for number, name in enumerate(self.row_names_)}
+        new = [name for name in entries.row_names if name not in at]
+        names = (*self.row_names_, *new)
+        rows, columns = entries.numbered(names, self.column_names_)
+        known = columns >= 0
+        shape = (len(names), len(self.column_names_))
+        more = scipy.sparse.csr_array((np.log2(1 + entries.values[known]), (rows[known], columns[known])), shape=shape)
+        old = self.history_.tocoo()
+        before = scipy.sparse.csr_array((old.data, (old.coords[0], old.coords[1])), shape=shape)
+        counts = before.copy()
+        counts.data, more.data = 2.0**before.data - 1.0, 2.0**more.data - 1.0
+        total = Csr(counts + more)
+        total.data = np.log2(1.0 + total.data)
+        self.history_, self.row_names_ = total, names
+        return self
+
+    def recommend(self, row: Any, count: int = 10, *, seen: bool = False) -> list[tuple[str, float]]:
+        """The ``count`` best columns for ``row`` with their scores; those it has taken only if ``seen``.
+
+        Raises ``ValueError`` for a row that is not known.
+        """
+        check_is_fitted(self)
+        at = _place(self.row_names_, row, "row")
+        top = best_unseen(self.model_, self.history_, np.array([at]), count, seen=seen)[0]
+        told = self.model_.scores(Csr(self.history_[[at]]))[0]
+        return [(self.column_names_[column], float(told[column])) for column in top if column >= 0]
+
+    def similar(self, column: Any, count: int = 10) -> list[tuple[str, float]]:
+        """The ``count`` columns most alike ``column``. Raises ``ValueError`` for one that is not known."""
+        check_is_fitted(self)
+        at = _place(self.column_names_, column, "column")
+        told = np.array(self.model_.similar(at), dtype=np.float64)
+        told[at] = -np.inf
+        order = np.argsort(-told, kind="stable")[: min(count, len(told) - 1)]
+        return [(self.column_names_[other], float(told[other])) for other in order]
+
+    def _candidate(self, largest: int) -> Candidate:
+        return Candidate(
+            self.method,
+            min(self.rank, largest),
+            self.alpha,
+            self.regularization,
+            self.count,
+            self.half_life,
+            self.iterations,
+        )
+
+
+def _entries(x: Any, y: Any, times: Any) -> Triplets:
+    if isinstance(x, Triplets):
+        return x
+    if scipy.sparse.issparse(x):
+        known = scipy.sparse.coo_array(x)
+        m, n = known.shape
+        return triplets(known.coords[0], known.coords[1], known.data, shape=(m, n), duplicates="sum")
+    pairs = np.asarray(x, dtype=object) if isinstance(x, list) else np.asarray(x)
+    if pairs.ndim != 2 or pairs.shape[1] != 2:
+        raise ValueError(f"pairs of row and column names are an array (count, 2), got shape {pairs.shape}")
+    counts = np.ones(len(pairs)) if y is None else y
+    return triplets(pairs[:, 0], pairs[:, 1], counts, duplicates="sum", times=times)
+
+
+def _place(names: tuple[str, ...], name: Any, what: str) -> int:
+    try:
+        return names.index(name_of(name))
+    except ValueError:
+        raise ValueError(f"{what} {name_of(name)!r} is not among the {len(names)} that were fitted") from None

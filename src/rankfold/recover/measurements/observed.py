@@ -1,0 +1,93 @@
+"""What a user may hand to ``fit``: an array with NaN where nothing is known, a sparse matrix, or an operator with its
+measurements."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+import scipy.sparse
+import torch
+
+from rankfold.recover.measurements.arrays import Array, like, norm, numpy
+from rankfold.recover.measurements.operators import Operator, entries
+
+
+def observed(x: np.ndarray | scipy.sparse.spmatrix, kind: Array | None = None) -> tuple[Operator, Array]:
+    """The operator and the measurements of the known entries of ``x``: those that are not NaN, or are stored.
+
+    Raises ``ValueError`` where nothing is known, and for infinite entries, with the place of the first.
+    """
+    if scipy.sparse.issparse(x):
+        known = scipy.sparse.coo_array(x, copy=True)
+        known.sum_duplicates()  # scipy's meaning of repeated coordinates
+        rows, columns, values = known.coords[0], known.coords[1], known.data
+    else:
+        rows, columns = np.nonzero(~np.isnan(x))
+        values = x[rows, columns]
+    if not len(values):
+        raise ValueError(f"nothing is known of this matrix {x.shape}: every entry is missing")
+    wrong = np.flatnonzero(~np.isfinite(values))
+    if len(wrong):
+        at = wrong[0]
+        raise ValueError(
+            f"entry at row {rows[at]}, column {columns[at]} is {values[at]}: leave it out, or NaN for unknown"
+        )
+    return entries(x.shape, rows, columns, values, kind)
+
+
+def plain(x: Any) -> Any:
+    """``x`` with NaN for what NumPy masks and pandas calls NA; anything else as it is."""
+    if isinstance(x, np.ma.MaskedArray):
+        return np.ma.filled(x.astype(np.result_type(x.dtype, np.float32)), np.nan)
+    if hasattr(x, "isna") and hasattr(x, "to_numpy") and hasattr(x, "dtypes"):
+        kinds = list(np.atleast_1d(x.dtypes))
+        if any(not isinstance(kind, np.dtype) or kind.kind == "O" for kind in kinds):
+            return x.astype(object).where(x.notna(), np.nan).astype(np.float64)
+    return x
+
+
+def measured(operator: Operator, y: Any, kind: Array) -> Array:
+    """Measurements ``y`` as ``operator`` takes them. ``ValueError`` for another number of them, or values not
+    finite."""
+    y = like(y, kind)
+    vector = operator.push(kind_of((operator.shape[0], 1), kind), kind_of((1, operator.shape[1]), kind))
+    if tuple(y.shape) != tuple(vector.shape):
+        raise ValueError(f"{tuple(y.shape)} measurements for an operator that makes {tuple(vector.shape)}")
+    wrong = np.argwhere(~np.isfinite(numpy(y)))
+    if len(wrong):
+        raise ValueError(f"measurement {', '.join(map(str, wrong[0]))} is not finite: leave it out, and its matrix")
+    return y
+
+
+def kind_of(shape: tuple[int, int], kind: Array) -> Array:
+    """Zeros of the kind of ``kind``."""
+    return like(np.zeros(shape), kind)
+
+
+def kind_for(dtype: np.dtype | type, device: str | None) -> Array:
+    """An empty array that says which dtype and device the work is to use: NumPy without ``device``, torch with one."""
+    dtype = np.dtype(dtype)
+    if device is None:
+        return np.empty(0, dtype)
+    return torch.empty(0, dtype=torch.float32 if dtype == np.float32 else torch.float64, device=device)
+
+
+def held_apart(
+    operator: Operator, y: Array, fraction: float, seed: int
+) -> tuple[Operator, Array, tuple[Operator, Array] | None]:
+    """The measurements in two: those to learn from, and a random ``fraction`` of at least one to judge by."""
+    if fraction <= 0:
+        return operator, y, None
+    count = max(1, round(fraction * operator.count))
+    if count >= operator.count:
+        raise ValueError(f"validation_fraction {fraction:g} leaves none of {operator.count} measurements to learn from")
+    order = np.random.default_rng(seed).permutation(operator.count)
+    part, take = operator.part(order[count:])
+    judge, take_judge = operator.part(order[:count])
+    return part, take(y), (judge, take_judge(y))
+
+
+def zero(y: Array) -> bool:
+    """Whether every measurement is zero: the matrix is then taken to be zero."""
+    return norm(y) == 0.0

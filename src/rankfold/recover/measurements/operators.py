@@ -1,0 +1,207 @@
+"""Linear measurements of a matrix X (m, n), seen through products of thin factors so that X need never be formed.
+
+Every operator offers ``push(left, right)``, the measurements of left @ right, and ``adjoint(y)``, a matrix that can be
+multiplied from both sides. Measurements have the form that suits the operator (a masked matrix, a vector) and are
+only added, scaled and multiplied with each other.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any, Protocol
+
+import numpy as np
+import scipy.sparse
+import torch
+
+from rankfold.recover.measurements.arrays import Array, like, numpy
+
+DENSE_BELOW = 250_000  # entries of X up to which a mask is quicker than indices, whatever is observed
+DENSE_FROM = 0.1  # observed fraction from which it is so for larger ones
+_GATHERED = 1 << 19  # numbers of a gathered block: two of them stay in the cache
+
+
+class Operator(Protocol):
+    """``shape`` (m, n) of X; ``count`` measurements; ``scale``: A*A ≈ scale · identity, so A*(y) / scale estimates
+    X."""
+
+    @property
+    def shape(self) -> tuple[int, int]: ...
+
+    @property
+    def count(self) -> int: ...
+
+    @property
+    def scale(self) -> float: ...
+
+    def push(self, left: Array, right: Array) -> Array:
+        """The measurements of left (m, k) @ right (k, n)."""
+        ...
+
+    def adjoint(self, y: Array) -> Any:
+        """A*(y): (m, n), or what multiplies as such a matrix."""
+        ...
+
+    def part(self, which: np.ndarray) -> tuple[Any, Any]:
+        """Only the measurements numbered ``which``, and a function that takes them from all measurements."""
+        ...
+
+
+def surrogate(operator: Operator, y: Array) -> Any:
+    """A*(y) / scale, whose singular subspaces are near those of X (C-DLN, equation 6, rightly scaled)."""
+    return operator.adjoint(y * (1.0 / operator.scale))
+
+
+@dataclass(frozen=True, eq=False)
+class Mask:
+    """Entries of a matrix small enough, or observed enough, to be held whole. Measurements: (m, n), 0 elsewhere."""
+
+    mask: Array
+
+    @property
+    def shape(self) -> tuple[int, int]:
+        return (int(self.mask.shape[0]), int(self.mask.shape[1]))
+
+    @property
+    def count(self) -> int:
+        return int(self.mask.sum())
+
+    @property
+    def scale(self) -> float:
+        return float(self.mask.mean())
+
+    def push(self, left: Array, right: Array) -> Array:
+        product = left @ right
+        product *= self.mask
+        return product
+
+    def adjoint(self, y: Array) -> Array:
+        return y
+
+    def part(self, which: np.ndarray) -> tuple[Mask, Any]:
+        flat = np.zeros(self.shape[0] * self.shape[1])
+        flat[np.flatnonzero(numpy(self.mask).reshape(-1))[which]] = 1.0
+        mask = like(flat.reshape(self.shape), self.mask)
+        return Mask(mask), lambda y: y * mask
+
+
+class Identity(Mask):
+    """All entries: factorization. ``kind``: an array or tensor whose dtype and device to take; else float64 of
+    NumPy."""
+
+    def __init__(self, shape: tuple[int, int], kind: Array | None = None) -> None:
+        super().__init__(like(np.ones(shape), np.empty(0) if kind is None else kind))
+
+    def push(self, left: Array, right: Array) -> Array:
+        return left @ right
+
+
+class Entries:
+    """Entries of a large matrix, by rows. Measurements: (count,), in the order of ``rows`` and ``columns``.
+
+    Indices must be sorted by row, then column (``entries`` sees to it). Memory: O(count), whatever the shape.
+    ``kind``: an array or tensor whose dtype and device to compute with; by default float64 of NumPy.
+    """
+
+    def __init__(
+        self, shape: tuple[int, int], rows: np.ndarray, columns: np.ndarray, kind: Array | None = None
+    ) -> None:
+        kind = np.empty(0) if kind is None else kind
+        self.shape = shape
+        self.rows, self.columns = rows.astype(np.int32), columns.astype(np.int32)
+        self.count = len(rows)
+        self.scale = self.count / (shape[0] * shape[1])
+        self._starts = np.searchsorted(rows, np.arange(shape[0] + 1)).astype(np.int32)
+        self._order = np.lexsort((rows, columns)).astype(np.int32)
+        self._column_starts = np.searchsorted(columns[self._order], np.arange(shape[1] + 1)).astype(np.int32)
+        self._rows_by_column = self.rows[self._order]
+        self._kind = kind
+        if isinstance(kind, torch.Tensor):
+            self._index = torch.as_tensor(rows).to(kind.device), torch.as_tensor(columns).to(kind.device)
+
+    def push(self, left: Array, right: Array) -> Array:
+        transposed = right.T
+        if isinstance(left, torch.Tensor):
+            rows, columns = self._index
+            return (left[rows] * transposed[columns]).sum(1)
+        transposed = np.ascontiguousarray(transposed)
+        out = np.empty(self.count, dtype=left.dtype)
+        step = max(1, _GATHERED // left.shape[1])
+        for start in range(0, self.count, step):
+            these = slice(start, start + step)
+            np.einsum(
+                "ij,ij->i",
+                left.take(self.rows[these], axis=0),
+                transposed.take(self.columns[these], axis=0),
+                out=out[these],
+            )
+        return out
+
+    def adjoint(self, y: Array) -> Any:
+        if isinstance(y, torch.Tensor):
+            return torch.sparse_coo_tensor(
+                torch.stack(self._index), y, self.shape, is_coalesced=True, check_invariants=False
+            )
+        return _ByRowsAndColumns(self, y)
+
+    def part(self, which: np.ndarray) -> tuple[Entries, Any]:
+        which = np.sort(which)
+        kept = Entries(self.shape, self.rows[which], self.columns[which], self._kind)
+        return kept, lambda y: y[which]
+
+
+class _ByRowsAndColumns:
+    """A sparse matrix that is quick to multiply from either side: its values once by rows and once by columns."""
+
+    __array_ufunc__ = None  # so that array @ this asks __rmatmul__
+
+    def __init__(self, operator: Entries, y: np.ndarray) -> None:
+        self.shape = operator.shape
+        m, n = operator.shape
+        self._rows = scipy.sparse.csr_array((y, operator.columns, operator._starts), shape=(m, n))
+        by_column = (y[operator._order], operator._rows_by_column, operator._column_starts)
+        self._columns = scipy.sparse.csr_array(by_column, shape=(n, m))
+
+    def __matmul__(self, other: np.ndarray) -> np.ndarray:
+        return self._rows @ other
+
+    def __rmatmul__(self, other: np.ndarray) -> np.ndarray:
+        return (self._columns @ np.ascontiguousarray(other.T)).T
+
+
+def entries(
+    shape: tuple[int, int], rows: np.ndarray, columns: np.ndarray, values: np.ndarray, kind: Array | None = None
+) -> tuple[Operator, Array]:
+    """The operator of observed entries in its quicker form, and the measurements ``values`` (count,) in that form.
+
+    ``kind``: an array or tensor whose dtype and device to take; by default float64 on the CPU. Each entry once
+    (``triplets`` checks that). Raises ``ValueError`` for indices outside ``shape``.
+    """
+    kind = np.empty(0) if kind is None else kind
+    rows, columns = np.asarray(rows, dtype=np.int64), np.asarray(columns, dtype=np.int64)
+    for name, index, size in (("row", rows, shape[0]), ("column", columns, shape[1])):
+        if len(index) and (index.min() < 0 or index.max() >= size):
+            at = int(np.flatnonzero((index < 0) | (index >= size))[0])
+            raise ValueError(f"entry {at}: {name} {index[at]} is not within 0 … {size - 1}")
+    cells = shape[0] * shape[1]
+    if cells <= DENSE_BELOW or len(rows) >= DENSE_FROM * cells:
+        mask, y = np.zeros(shape), np.zeros(shape)
+        mask[rows, columns] = 1.0
+        y[rows, columns] = values
+        return (Identity(shape, kind) if mask.all() else Mask(like(mask, kind))), like(y, kind)
+    order = np.lexsort((columns, rows))
+    return Entries(shape, rows[order], columns[order], kind), like(np.asarray(values)[order], kind)
+
+
+def known_entries(operator: Operator, y: Array) -> tuple[np.ndarray, np.ndarray, np.ndarray] | None:
+    """(rows, columns, values) where ``operator`` observes single entries with NumPy, else None."""
+    if isinstance(y, torch.Tensor):
+        return None
+    if isinstance(operator, Entries):
+        return operator.rows, operator.columns, np.asarray(y, dtype=np.float64)
+    if isinstance(operator, Mask):
+        if isinstance(operator.mask, torch.Tensor):
+            return None
+        rows, columns = np.nonzero(operator.mask)
+        return rows, columns, np.asarray(y[rows, columns], dtype=np.float64)
+    return None

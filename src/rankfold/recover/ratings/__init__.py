@@ -1,0 +1,1 @@
+"""Ratings: biases, factors and who rated what, averaged over draws from their posterior."""

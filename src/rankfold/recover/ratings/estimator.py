@@ -1,0 +1,101 @@
+"""Ratings as a scikit-learn regressor: pairs of names in, ratings out."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+from sklearn.base import BaseEstimator, RegressorMixin
+from sklearn.utils.validation import check_is_fitted, check_random_state
+
+from rankfold.recover.ratings.factors import averaged
+from rankfold.recover.ratings.sampler import Known, sample
+from rankfold.recover.tables.triplets import triplets
+
+
+class Ratings(RegressorMixin, BaseEstimator):
+    """Predicts ratings of pairs (user, item), names of any kind, (count, 2). Biases, factors and implicit feedback.
+
+    The mean of ``draws`` Gibbs sweeps after ``burn_in``, so that regularisation is learned, not tuned. ``strength``: of
+    the prior on the weights of who rated what; a large one turns that off. Users and items that were not in the
+    training data get the prediction for an average one. Learned: ``model_``, ``noise_`` (standard deviation),
+    ``history_`` (training root mean square error of each sweep), ``converged_`` and ``reason_``.
+    """
+
+    def __init__(
+        self,
+        rank: int = 10,
+        *,
+        burn_in: int = 30,
+        draws: int = 60,
+        strength: float = 2.0,
+        random_state: Any = 0,
+        progress: Any = None,
+    ) -> None:
+        self.rank = rank
+        self.burn_in = burn_in
+        self.draws = draws
+        self.strength = strength
+        self.random_state = random_state
+        self.progress = progress
+
+    def fit(self, X: Any, y: Any, *, times: Any = None) -> Ratings:
+        """Pairs ``X`` (count, 2) and their ratings ``y``; ``times`` (count,), seconds since 1970: a row's day, five
+        minutes and second then have offsets of their own. Raises ``ValueError`` for faults in them, by name."""
+        if self.rank < 1 or self.draws < 1 or self.burn_in < 0 or not self.strength > 0:
+            raise ValueError("rank and draws are at least 1, burn_in at least 0, and strength is above 0")
+        pairs = _pairs(X)
+        given = triplets(pairs[:, 0], pairs[:, 1], y, times=_seconds(times, len(pairs)))
+        seed = int(check_random_state(self.random_state).randint(2**31 - 1))
+        found = sample(
+            given.rows,
+            given.columns,
+            given.values,
+            given.shape,
+            rank=self.rank,
+            burn_in=self.burn_in,
+            draws=self.draws,
+            strength=self.strength,
+            seed=seed,
+            known=Known(given.times),
+            progress=self.progress,
+        )
+        self.model_ = averaged(found, given)
+        self.noise_, self.history_ = found.noise, found.history
+        third = max(1, self.draws // 3)
+        before, after = np.mean(self.history_[-2 * third : -third] or self.history_), np.mean(self.history_[-third:])
+        self.converged_ = bool(abs(before - after) < 0.03 * after)
+        self.reason_ = (
+            f"{self.draws} draws after {self.burn_in}: the training error is at rest"
+            if self.converged_
+            else f"the training error still moves ({before:.4g} to {after:.4g}): raise burn_in"
+        )
+        return self
+
+    def predict(self, X: Any, *, times: Any = None, return_std: bool = False) -> Any:
+        """Ratings (count,), within the range of those that were learned from; with ``return_std`` also the standard
+        deviation of a rating about each of them: noise, and how far the draws differ."""
+        check_is_fitted(self)
+        pairs = _pairs(X)
+        at = self.model_.indices(pairs[:, 0].tolist(), pairs[:, 1].tolist())
+        told = self.model_.at(*at, _seconds(times, len(pairs)))
+        return (told, self.model_.uncertainty(*at)) if return_std else told
+
+
+def _seconds(times: Any, count: int) -> np.ndarray | None:
+    if times is None:
+        return None
+    found = np.asarray(times)
+    if found.dtype.kind == "M":
+        found = found.astype("datetime64[ms]").astype(np.int64) / 1000
+    found = np.asarray(found, dtype=np.float64)
+    if found.shape != (count,) or not np.isfinite(found).all():
+        raise ValueError(f"times are {count} finite numbers of seconds, one for each pair, got shape {found.shape}")
+    return found
+
+
+def _pairs(x: Any) -> np.ndarray:
+    pairs = np.asarray(x, dtype=object) if isinstance(x, list) else np.asarray(x)
+    if pairs.ndim != 2 or pairs.shape[1] != 2:
+        raise ValueError(f"pairs of row and column names are an array (count, 2), got shape {pairs.shape}")
+    return pairs

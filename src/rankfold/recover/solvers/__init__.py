@@ -1,0 +1,1 @@
+"""From measurements to factors: functions of arrays, without names and files."""

@@ -1,0 +1,176 @@
+"""What a recovery found, how it went, and in a sentence why it stopped."""
+
+from __future__ import annotations
+
+import math
+import time
+from collections.abc import Callable
+from dataclasses import dataclass, field
+
+import numpy as np
+
+from rankfold.recover.measurements.arrays import Array, norm, numpy
+from rankfold.recover.measurements.operators import Operator
+
+Progress = Callable[[str, int, int], None]
+Factors = tuple[Array, Array]  # left (m, k), right (k, n)
+
+
+@dataclass(frozen=True)
+class Point:
+    """``training`` and ``validation``: residual over the norm of the measurements; NaN where there is none."""
+
+    iteration: int
+    seconds: float
+    training: float
+    validation: float
+    rank: int
+
+
+@dataclass(frozen=True, eq=False)
+class Recovered:
+    """X ≈ left (m, k) @ right (k, n), NumPy, with left = U √Σ and right = √Σ Vᵀ (balanced).
+
+    ``converged`` and ``reason``: whether it is what was asked for, and the sentence that says so.
+    """
+
+    left: np.ndarray
+    right: np.ndarray
+    singular_values: np.ndarray
+    converged: bool
+    reason: str
+    iterations: int
+    seconds: float
+    training_error: float
+    validation_error: float
+    history: tuple[Point, ...] = field(repr=False)
+
+    @property
+    def rank(self) -> int:
+        return len(self.singular_values)
+
+    @property
+    def matrix(self) -> np.ndarray:
+        return self.left @ self.right
+
+
+def recovered(factors: Factors, watch: Watch, cut: float = 0.0) -> Recovered:
+    """The factors balanced, without singular values at or below ``cut`` of the largest. Cost O((m + n) k²)."""
+    left, right = (numpy(factor) for factor in factors)
+    q, a = np.linalg.qr(left)
+    p, b = np.linalg.qr(right.T)
+    u, s, vt = np.linalg.svd(a @ b.T)
+    floor = max(cut, np.finfo(s.dtype).eps * max(left.shape[0], right.shape[1])) * s[:1].sum()
+    k = int((s > floor).sum())
+    root = np.sqrt(s[:k])
+    last = watch.history[-1]
+    return Recovered(
+        q @ u[:, :k] * root,
+        (p @ vt[:k].T * root).T,
+        s[:k],
+        watch.converged,
+        watch.reason,
+        last.iteration,
+        watch.seconds(),
+        last.training,
+        last.validation,
+        tuple(watch.history),
+    )
+
+
+@dataclass(frozen=True)
+class Rules:
+    """When to stop: at a relative residual of ``tol``, where held-out entries have not improved for ``patience`` looks,
+    where the residual falls by less than ``stall`` between looks, or after ``max_iter`` iterations.
+
+    A look costs one product and happens every ``every`` iterations.
+    """
+
+    tol: float = 1e-10
+    max_iter: int = 1000
+    every: int = 1
+    patience: int = 10
+    stall: float = 0.0
+
+
+class Watch:
+    """Follows a solver: keeps the history, tells progress, and says when to stop and why."""
+
+    def __init__(
+        self,
+        what: str,
+        operator: Operator,
+        y: Array,
+        rules: Rules,
+        held_out: tuple[Operator, Array] | None = None,
+        progress: Progress | None = None,
+    ) -> None:
+        self.what, self.operator, self.y, self.rules = what, operator, y, rules
+        self.held_out, self.progress = held_out, progress
+        self.size = norm(y) or 1.0
+        self.held_size = 1.0 if held_out is None else norm(held_out[1]) or 1.0
+        self.history: list[Point] = []
+        self.converged, self.reason = False, ""
+        self.best = math.inf  # of held-out entries
+        self.taken: Factors | None = None  # the best for held-out entries; without any, the last that was finite
+        self._since = 0
+        self._begun = time.perf_counter()
+
+    def seconds(self) -> float:
+        return time.perf_counter() - self._begun
+
+    def look(self, iteration: int, factors: Factors, residual: float | None = None) -> bool:
+        """Record this iterate; True to stop. ``residual``: its norm, where the solver has it already."""
+        if residual is None:
+            residual = norm(self.operator.push(*factors) - self.y)
+        training = residual / self.size
+        validation = self.held_error(factors)
+        before = self.history[-1].training if self.history else math.inf
+        self.history.append(Point(iteration, self.seconds(), training, validation, int(factors[0].shape[1])))
+        if self.progress is not None:
+            self.progress(self.what, min(iteration, self.rules.max_iter), self.rules.max_iter)
+        return self._judge(iteration, factors, training, validation, before)
+
+    def held_error(self, factors: Factors) -> float:
+        """The relative error on held-out entries, NaN without any."""
+        if self.held_out is None:
+            return math.nan
+        operator, y = self.held_out
+        return norm(operator.push(*factors) - y) / self.held_size
+
+    def _judge(self, iteration: int, factors: Factors, training: float, validation: float, before: float) -> bool:
+        rules = self.rules
+        if not math.isfinite(training) or training > 1e6:
+            return self.stop(False, f"diverged after {iteration} iterations: take a smaller rate, or fewer unknowns")
+        if self.held_out is None or validation < self.best:
+            self.best, self.taken, self._since = validation, factors, 0
+        else:
+            self._since += 1
+        if training <= rules.tol and (self.held_out is None or validation <= max(1e3 * rules.tol, 1e-2)):
+            return self.stop(True, f"residual {training:.1e} is below the tolerance {rules.tol:g}")
+        if training <= rules.tol:
+            return self.stop(
+                False,
+                f"the measurements are met to {training:.1e} while held-out ones are missed by {validation:.2g}: "
+                "they do not determine a matrix of this rank; lower the rank or measure more",
+            )
+        if self.held_out is not None and self._since >= rules.patience:
+            return self.stop(
+                True, f"held-out entries have not improved for {rules.patience} looks; best {self.best:.3g}"
+            )
+        if rules.stall and before - training < rules.stall * before:
+            return self.stop(True, f"the residual rests at {training:.3g}: noise, or not of this rank")
+        if iteration >= rules.max_iter:
+            return self.stop(
+                False,
+                f"not converged: residual {training:.2g} after {iteration} iterations, tolerance {rules.tol:g}; "
+                "raise max_iter or the rate, or accept a larger tol",
+            )
+        return False
+
+    def stop(self, converged: bool, reason: str) -> bool:
+        """End here, for this ``reason``; always True."""
+        self.converged, self.reason = converged, reason
+        if self.progress is not None:
+            self.progress(self.what, self.rules.max_iter, self.rules.max_iter)
+        return True

@@ -1,0 +1,181 @@
+"""Our default: the rank is found while the matrix is, then all of it is solved by Gauss–Newton.
+
+The rank grows by those singular pairs of what the residual leaves that stand out from noise, all at once, or by a few
+where none does (`growth`). A part of the measurements is held out; the rank at which those are met best is taken, and
+the matrix is finished on all measurements. Where they can be met, an over-large bound on the rank costs nothing: the
+search ends at the true one. Where they cannot, for noise, a pair must earn its place on held-out measurements; where
+one part of them is too small to say, each is held out once (`folds`).
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import replace
+
+import numpy as np
+
+from rankfold.recover.measurements.arrays import Array, norm, numpy
+from rankfold.recover.measurements.operators import Mask, Operator, known_entries
+from rankfold.recover.solvers.folds import FEWEST, cross_validated
+from rankfold.recover.solvers.graded import graded
+from rankfold.recover.solvers.growth import Grown, Search, freedom, grow, paired, settle, smallest
+from rankfold.recover.solvers.outcome import Progress, Recovered, Rules, Watch, recovered
+from rankfold.recover.solvers.tangent import Point, residual, step
+
+HELD_OUT = 0.05  # of the measurements, while the rank is sought
+ENOUGH, AT_MOST = 200, 0.1  # but so many, where that is no more than a tenth
+SOME = 20  # held-out measurements that say anything while the search goes on
+NOTHING = 0.9  # relative held-out error from which next to nothing was found
+FEW, NEAR = (
+    1 / 3,
+    0.02,
+)  # degrees of freedom over measurements from which growing may end in a poor place, unless so near
+POOR, BETTER = 0.3, 0.5  # held-out error from which another way is tried, and the part of it that it must reach
+WIDEST = 30  # columns of its factors
+SURE = 2.0  # standard errors by which held-out measurements must be met better than by nothing
+
+
+def recover(
+    operator: Operator,
+    y: Array,
+    search: Search,
+    rules: Rules,
+    *,
+    seed: int = 0,
+    held_out: tuple[Operator, Array] | None = None,
+    progress: Progress | None = None,
+) -> Recovered:
+    """X of low rank with A(X) = y, its rank found between 1 and ``search.max_rank``.
+
+    ``held_out``: measurements to judge the rank by; without them a twentieth of y is set aside for the search and used
+    again at the end. Cost: about 100 to 300 products of thin factors at the size of the problem, each O(count · k);
+    ten times that for fewer than 2000 measurements with noise, which are cross-validated.
+    """
+    rng = np.random.default_rng(seed)
+    part, part_y, judge = operator, y, held_out
+    count = int(max(HELD_OUT * operator.count, min(ENOUGH, AT_MOST * operator.count)))
+    if held_out is None and count >= SOME:
+        part, part_y, judge = _apart(operator, y, count, rng)
+    watch = Watch("recovering", operator, y, rules, held_out, progress)
+    found, history = grow(part, part_y, judge, search, rules, rng, progress)
+    if judge is not None and history[-1].training > rules.tol:
+        found, history = _harder(part, part_y, judge, search, rules, found, history, rng, progress)
+    if history[-1].training <= rules.tol and not search.exact:
+        found = smallest(operator, y, found, search, rules.tol * watch.size)
+    x = finish(operator, y, found, search, watch)
+    if held_out is None and watch.history[-1].training > rules.tol and operator.count >= FEWEST and count < ENOUGH:
+        ranks = [search.max_rank] if search.exact else list(range(1, history[-1].rank + 1))
+        found, history = cross_validated(operator, y, ranks, search, rules, rng, ENOUGH, progress)
+        watch = Watch("recovering", operator, y, rules, None, progress)
+        x = finish(operator, y, found, search, watch)
+    result = recovered((x.left, x.v), watch, cut=max(rules.tol, 1e-8) if watch.converged else 0.0)
+    return _explained(result, operator, history, search, rules.tol)
+
+
+def _harder(
+    operator: Operator,
+    y: Array,
+    judge: tuple[Operator, Array],
+    search: Search,
+    rules: Rules,
+    found: Point,
+    history: list[Grown],
+    rng: np.random.Generator,
+    progress: Progress | None,
+) -> tuple[Point, list[Grown]]:
+    """Where held-out measurements are badly missed, another way, and what it found where those are met far better."""
+    size = norm(judge[1]) or 1.0
+
+    def missed(x: Point) -> float:
+        return norm(residual(*judge, x)) / size
+
+    before = missed(found)
+    few = freedom(operator, found.rank) > FEW * operator.count
+    if before < (NEAR if few else POOR):
+        return found, history
+    x = graded(operator, y, min(search.max_rank, WIDEST), rng, missed, progress)
+    if x is None or missed(x) > BETTER * before:
+        return found, history
+    x, rest = settle(operator, y, x, search, rules.tol * (norm(y) or 1.0))
+    squares = residual(*judge, x) ** 2
+    mean, error = paired(judge[1] ** 2 - squares, judge[0].count)
+    seen = Grown(x.rank, norm(rest) / (norm(y) or 1.0), missed(x), squares, mean / max(error, 1e-300))
+    return x, [*history, seen]
+
+
+def _apart(operator: Operator, y: Array, count: int, rng: np.random.Generator) -> tuple[Operator, Array, tuple]:
+    order = rng.permutation(operator.count)
+    part, take = operator.part(order[count:])
+    judge, take_judge = operator.part(order[:count])
+    return part, take(y), (judge, take_judge(y))
+
+
+def finish(operator: Operator, y: Array, x: Point, search: Search, watch: Watch) -> Point:
+    """Gauss–Newton on all measurements until the rules of ``watch`` say stop; singular values that die are dropped."""
+    rest, damping, iteration = residual(operator, y, x), 0.0, 0
+    while not watch.look(iteration, (x.left, x.v), norm(rest)):
+        before = norm(rest)
+        tol = max(1e-4, min(0.1, before / watch.size))
+        x, rest, damping, used = step(operator, y, x, rest, iterations=search.last, tol=tol, damping=damping)
+        iteration += 1
+        alive = _alive(x)
+        if not search.exact and alive < x.rank and norm(rest) < 0.1 * watch.size:
+            x = x.cut(alive)
+            rest = residual(operator, y, x)
+        if norm(rest) > (1 - 1e-3) * before and used < search.last:
+            watch.look(iteration, (x.left, x.v), norm(rest))
+            watch.stop(True, f"least squares solved: the residual rests at {norm(rest) / watch.size:.3g}")
+            break
+    return x
+
+
+def _alive(x: Point) -> int:
+    """How many singular values are not on their way to zero: those before a fall to less than a thousandth."""
+    s = numpy(x.s)
+    falls = np.flatnonzero(s[1:] < 1e-3 * s[:-1])
+    return int(falls[0]) + 1 if len(falls) else len(s)
+
+
+def _explained(result: Recovered, operator: Operator, seen: list[Grown], search: Search, tol: float) -> Recovered:
+    """``result`` with what its measurements can vouch for."""
+    k, count = result.rank, operator.count
+    free = freedom(operator, k)
+    best = min((one for one in seen if not math.isnan(one.validation)), key=lambda one: one.validation, default=None)
+    judged = math.nan if best is None else best.validation
+    exact = result.training_error <= tol
+    converged, reason = result.converged, f"rank {k}; {result.reason}"
+    if free >= count:
+        converged = False
+        reason += (
+            f". {count} measurements are no more than the {free} degrees of freedom of rank {k}: "
+            "they do not determine the matrix"
+        )
+    elif best is not None and (judged > NOTHING or best.gain < SURE) and not (search.exact and exact):
+        converged = False
+        reason += (
+            f". {count} measurements for {free} degrees of freedom; held-out ones are missed by {judged:.0%} of their "
+            "size: too few of them, or only noise"
+        )
+    elif not exact:
+        reason += f"; {count} measurements for {free} degrees of freedom"
+        reason += "" if best is None else f", held-out ones missed by {judged:.2g} of their size"
+    if exact and converged:
+        reason += _undetermined(operator, k)
+    told = judged if math.isnan(result.validation_error) else result.validation_error
+    return replace(result, reason=reason, converged=converged, validation_error=told)
+
+
+def _undetermined(operator: Operator, rank: int) -> str:
+    """A sentence on rows and columns that have too few entries of their own."""
+    known = known_entries(operator, np.empty(operator.count if not isinstance(operator, Mask) else operator.shape))
+    if known is None:
+        return ""
+    told = []
+    for what, index, size in (("row", known[0], operator.shape[0]), ("column", known[1], operator.shape[1])):
+        few = int((np.bincount(index, minlength=size) < rank).sum())
+        if few:
+            told.append(f"{few} {what} has" if few == 1 else f"{few} {what}s have")
+    if not told:
+        return ""
+    one = len(told) == 1 and told[0].startswith("1 ")
+    return f"; {' and '.join(told)} fewer entries than that and {'is' if one else 'are'} not determined"

@@ -1,0 +1,1 @@
+"""Tables of entries: read from files and arrays, checked, named."""

@@ -1,0 +1,152 @@
+"""Which column of a table is the row, the column and the value: by customary names in its header, else by order."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+ROLES = ("row", "column", "value")
+NAMES = {
+    "row": "row user customer reviewer rater viewer reader listener member person profile subject student patient",
+    "column": "column col item movie film product asin book isbn song track artist joke article game restaurant",
+    "value": "value rating score stars star overall grade entry count plays listens clicks",
+    "time": "timestamp time datetime date unixreviewtime",
+    "ignored": "day year index",
+}
+_ROLE_OF = {name: role for role, names in NAMES.items() for name in names.split()}
+NO_VALUE = "two columns, who and what, are implicit feedback: add --implicit (in Python implicit=True)"
+
+
+@dataclass(frozen=True)
+class Columns:
+    """The positions of row, column and value among ``fields`` columns; ``header``: their names, where there are any.
+
+    ``value`` is None where each line counts once, ``time`` where no time is read.
+    """
+
+    row: int
+    column: int
+    value: int | None
+    fields: int
+    header: tuple[str, ...] | None = None
+    time: int | None = None
+
+    @property
+    def needed(self) -> tuple[int, ...]:
+        """The positions that are read."""
+        return tuple(at for at in (self.row, self.column, self.value, self.time) if at is not None)
+
+    def remark(self) -> str:
+        """What was taken as what, in a sentence."""
+        others = [number for number in range(self.fields) if number not in self.needed]
+        if self.header is None:
+            more = f"; {listed([str(number + 1) for number in others])} ignored" if others else ""
+            numbers = ", ".join(str(at + 1) for at in self.needed)
+            roles = ", ".join(self.roles())
+            return f"no header: columns {numbers} are {roles}{more}"
+        told = [
+            f"{self.header[at]} {'is ' * (not number)}the {role}" for number, (at, role) in enumerate(self._pairs())
+        ]
+        more = f"; {listed([self.header[number] or 'the nameless' for number in others])} ignored" if others else ""
+        counted = ", each line counted once" if self.value is None else ""
+        return f"line 1 taken as a header: {', '.join(told)}{counted}{more}"
+
+    def roles(self) -> list[str]:
+        """Of the positions that are read, in their order."""
+        return [role for _, role in self._pairs()]
+
+    def _pairs(self) -> list[tuple[int, str]]:
+        given = zip((self.row, self.column, self.value, self.time), (*ROLES, "time"), strict=True)
+        return [(at, role) for at, role in given if at is not None]
+
+    def order(self) -> str:
+        """The order in which fields are read, for a line that cannot be."""
+        role_of = dict(self._pairs())
+        told = ", ".join(role_of.get(number, "ignored") for number in range(self.fields))
+        header = "there is no header" if self.header is None else f"by the header {','.join(self.header)}"
+        return f"the order is {told}; {header}"
+
+
+def by_order(fields: int, *, implicit: bool = False, time: bool = False) -> Columns:
+    """Row, column, value, time in that order. Raises ``ValueError`` where there are too few of ``fields`` columns."""
+    value = 2 if fields > 2 else None
+    when = None
+    if time:
+        when = 3 if fields > 3 else None
+        if when is None:
+            raise ValueError(f"there is no column of times: {fields} columns and no header")
+    if value is None and not implicit:
+        raise ValueError(f"{fields} of 3 fields (row, column, value); {NO_VALUE}")
+    return Columns(0, 1, value, fields, time=when)
+
+
+def by_header(names: Sequence[str], *, implicit: bool = False, time: bool = False, header: bool = True) -> Columns:
+    """Columns by their names, such as user, item, rating, timestamp, in any order; what is not known keeps the order
+    row, column, value. Raises ``ValueError`` where fewer than three are left.
+
+    With ``implicit`` the value may be missing: each line counts once. ``time``: read the column of times too.
+    """
+    known = [role_of(name) if name else "ignored" for name in names]
+    found = {role: known.index(role) for role in ROLES if role in known}
+    when = known.index("time") if time and "time" in known else None
+    if time and when is None:
+        raise ValueError(f"of {', '.join(names)} none is a time: call it time, or say which it is")
+    wanted = [role for role in ROLES if role not in found]
+    left = [
+        number
+        for number, role in enumerate(known)
+        if role not in ("ignored", "time") and number not in found.values() and number != when
+    ]
+    if implicit and "value" in wanted and len(left) < len(wanted):
+        wanted.remove("value")
+    if len(left) < len(wanted):  # a date may be the row, where nothing else is
+        left = [number for number, name in enumerate(names) if name and number not in (*found.values(), when)]
+    if len(left) < len(wanted):
+        if wanted == ["value"] and len(names) == 2:
+            raise ValueError(f"2 of 3 fields (row, column, value); {NO_VALUE}")
+        raise ValueError(
+            f"of {', '.join(names)} none can be the {wanted[-1]}: call it {wanted[-1]}, or leave line 1 out"
+        )
+    found |= dict(zip(wanted, left, strict=False))
+    told = tuple(names) if header else None
+    return Columns(found["row"], found["column"], found.get("value"), len(names), told, when)
+
+
+def asked(first: Sequence[str], names: Sequence[str], *, implicit: bool = False, time: bool = False) -> Columns:
+    """Columns by the ``names`` that were asked for: those of the header ``first`` where it has all of them, else names
+    of the columns in their order, without a header.
+
+    Raises ``ValueError`` where ``names`` are fewer than two, or more than the columns there are.
+    """
+    there = [plain(name) for name in first]
+    wanted = [plain(name) for name in names]
+    if all(name in there for name in wanted):
+        at = [there.index(name) for name in wanted]
+        given = by_header(list(names), implicit=implicit, time=time)
+        value = None if given.value is None else at[given.value]
+        when = None if given.time is None else at[given.time]
+        return Columns(at[given.row], at[given.column], value, len(first), tuple(first), when)
+    if len(names) > len(first):
+        raise ValueError(f"{len(names)} columns are named ({', '.join(names)}), line 1 has {len(first)} fields")
+    padded = [*names, *[""] * (len(first) - len(names))]
+    return by_header(padded, implicit=implicit, time=time, header=False)
+
+
+def role_of(name: str) -> str:
+    """The role of a customary name, or an empty text."""
+    return _ROLE_OF.get(plain(name), "")
+
+
+def plain(name: str) -> str:
+    """userId, user_id and "User ID" are user; id alone is what it is."""
+    letters = "".join(letter for letter in name.lower() if letter.isalnum())
+    for ending in ("id", "name", "s"):
+        short = letters.removesuffix(ending)
+        if letters not in _ROLE_OF and short in _ROLE_OF:
+            return short
+    return letters
+
+
+def listed(names: Sequence[str]) -> str:
+    """ "a, b and c"."""
+    return names[0] if len(names) == 1 else f"{', '.join(names[:-1])} and {names[-1]}"

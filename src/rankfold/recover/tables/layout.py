@@ -1,0 +1,177 @@
+"""What the first lines of a text say of it: delimiter, header, columns; entries one a line, or a wide table."""
+
+from __future__ import annotations
+
+import csv
+import re
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from rankfold.recover.tables.columns import Columns, asked, by_header, by_order, role_of
+
+DELIMITERS = ("\t", ";", ",", "|", "::", " ")  # the first that makes three fields of line 1: a comma may stand in
+# numbers, a space in names
+UNIT = "\x1f"  # stands for a delimiter of two characters, which no csv reader takes
+UNKNOWN = ("", "na", "n/a", "nan", "null", "none", "?", "-")  # of a wide table
+
+NUMBERS = 0.75  # of the cells of a wide table that are numbers or empty: those that are not are faults
+
+
+class Fault(ValueError):
+    """Of one line, which its message begins with."""
+
+
+@dataclass(frozen=True)
+class Wanted:
+    """What was asked of a file: ``columns`` by name, ``implicit`` feedback (a value may be missing), times."""
+
+    columns: tuple[str, ...] | None = None
+    implicit: bool = False
+    time: bool = False
+
+
+@dataclass(frozen=True)
+class Layout:
+    """How entries lie in a text: ``first``: the number of its first line with any text, counted from 1.
+
+    ``columns`` is None for a wide table, a row of it a line; ``header``: the fields of line ``first`` where it is one.
+    """
+
+    delimiter: str
+    first: int
+    columns: Columns | None
+    header: tuple[str, ...] | None
+    fields: int
+
+    @property
+    def one(self) -> str:
+        """The delimiter as one character, after `translated`."""
+        return UNIT if len(self.delimiter) > 1 else self.delimiter
+
+    @property
+    def skip(self) -> int:
+        """Lines before the first entry, if none of them is blank."""
+        return self.first if self.header is not None else self.first - 1
+
+    def translated(self, text: str) -> str:
+        return text.replace(self.delimiter, UNIT) if len(self.delimiter) > 1 else text
+
+
+def layout(head: str, wanted: Wanted) -> Layout:
+    """The layout of a text that begins with ``head`` (whole lines). Raises ``Fault`` or ``ValueError``."""
+    lines = [(number, line) for number, line in enumerate(re.split("\r\n|\n|\r", head), 1) if line.strip()]
+    if not lines:
+        raise ValueError("the file is empty: there are no entries")
+    delimiter = _delimiter([line for _, line in lines[:2]])
+    zero = next((number for number, line in lines if "\0" in line), None)
+    if zero is not None:
+        raise Fault(f"line {zero}: a zero byte in it: is this a text file in UTF-8?")
+    if lines[0][1].count('"') % 2:
+        raise Fault(f"line {lines[0][0]}: {stray_quote(delimiter)}")
+    rows = [split(line, delimiter) for _, line in lines[:1000]]
+    first, number = rows[0], lines[0][0]
+    try:
+        return _found(first, rows[1:], delimiter, number, wanted)
+    except Fault:
+        raise
+    except ValueError as error:
+        raise Fault(f"line {number}: {error}") from None
+
+
+def _found(first: list[str], below: list[list[str]], delimiter: str, number: int, wanted: Wanted) -> Layout:
+    size = len(first)
+    if wanted.columns is not None:
+        columns = asked(first, wanted.columns, implicit=wanted.implicit, time=wanted.time)
+        return Layout(delimiter, number, columns, columns.header, size)
+    if size < (2 if wanted.implicit else 3):
+        raise Fault(too_few(number, first, delimiter, "row, column, value"))
+    header = _header(first, below)
+    if header and _wide(first, below):
+        return Layout(delimiter, number, None, tuple(first), size)
+    if header:
+        columns = by_header(first, implicit=wanted.implicit, time=wanted.time)
+        return Layout(delimiter, number, columns, tuple(first), size)
+    if size > 4 and all(_numeric(field) or field == "" for row in [first, *below] for field in row):
+        raise Fault(
+            f"line {number}: {size} columns of numbers without a header: a table with a row a line needs a header and "
+            "names in its first column, entries one a line need --columns row,column,value (in Python columns=…); a "
+            "matrix may also come as X in an .npz"
+        )
+    return Layout(delimiter, number, by_order(size, implicit=wanted.implicit, time=wanted.time), None, size)
+
+
+def _header(first: Sequence[str], below: list[list[str]]) -> bool:
+    """Whether line 1 names the columns: no number in it, and either a customary name or numbers below."""
+    if any(_numeric(field) for field in first):
+        return _names_numbers(first)
+    return any(map(role_of, first)) or any(_numeric(field) for row in below for field in row)
+
+
+def _names_numbers(first: Sequence[str]) -> bool:
+    """Whether a line with numbers is the header of a wide table: user,101,102,103 above u1,5,,3."""
+    named = first[0] == "" or bool(role_of(first[0]))
+    return named and len(first) > 3 and len(set(first)) == len(first) and all(map(_numeric, first[1:]))
+
+
+def _wide(first: Sequence[str], below: list[list[str]]) -> bool:
+    """Whether each line has one row of a matrix: a name that comes once, then numbers or nothing."""
+    roles = {role_of(name) for name in first[1:]}
+    if len(first) < 4 or {"column", "value"} & roles or (role_of(first[0]) in ("column", "value") and "row" in roles):
+        return False
+    if len(set(first)) < len(first) or "time" in roles or not below:
+        return False
+    names = [row[0] for row in below if row]
+    numbers = [field for row in below for field in row[1:]]
+    fit = sum(_numeric(one) or one.lower() in UNKNOWN for one in numbers)
+    return len(set(names)) == len(names) and fit >= NUMBERS * len(numbers)
+
+
+def too_few(line: int, fields: list[str], delimiter: str, order: str) -> str:
+    """The sentence on a line with too few fields."""
+    whole = delimiter.join(fields)
+    for other in DELIMITERS:
+        if other != delimiter and len(split(whole, other)) >= 3:
+            return (
+                f"line {line}: {len(fields)} of 3 fields by the delimiter {delimiter!r} of line 1, though {other!r} "
+                "makes three: keep to one delimiter, and write decimals with a point"
+            )
+    if len(fields) == 2 and order == "row, column, value":
+        by_order(2)  # says that two columns are implicit feedback
+    return f"line {line}: {len(fields)} of 3 fields; is the file cut short? {order[0].upper()}{order[1:]}"
+
+
+def stray_quote(delimiter: str) -> str:
+    """The sentence on a quote that has no partner."""
+    return (
+        f'a quote (") opens a field here and does not close at a {delimiter!r} or the end of a line: remove it, or '
+        "double it and quote the whole field"
+    )
+
+
+def number_of(text: str) -> float | None:
+    """The number that ``text`` is, if it is one."""
+    try:
+        return float(text)
+    except ValueError:
+        return None
+
+
+def split(line: str, delimiter: str) -> list[str]:
+    """The stripped fields of one line."""
+    one = UNIT if len(delimiter) > 1 else delimiter
+    fields = next(csv.reader([line.replace(delimiter, one)], delimiter=one), [])
+    return [field.strip() for field in fields]
+
+
+def _numeric(field: str) -> bool:
+    return number_of(field.replace(",", ".")) is not None
+
+
+def _delimiter(lines: list[str]) -> str:
+    """Of the first line, by the second where a space would make three fields of names with spaces."""
+    made = {one: [len(split(line, one)) for line in lines] for one in DELIMITERS}
+    three = [one for one in DELIMITERS if made[one][0] >= 3]
+    two = [one for one in DELIMITERS if set(made[one]) == {2} and one != " "]
+    if three and not (three == [" "] and two and len(set(made[" "])) > 1):
+        return three[0]
+    return two[0] if two else max((",", ";", "\t", "|", " "), key=lines[0].count)

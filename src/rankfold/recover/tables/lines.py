@@ -1,0 +1,137 @@
+"""Entries of a text line by line: slow, and able to name the line, row and column of every fault."""
+
+from __future__ import annotations
+
+import csv
+import sys
+from array import array
+from collections.abc import Iterator
+from pathlib import Path
+
+import numpy as np
+
+from rankfold.recover.tables.columns import Columns
+from rankfold.recover.tables.found import Found
+from rankfold.recover.tables.layout import UNKNOWN, Fault, Layout, number_of, stray_quote, too_few
+from rankfold.recover.tables.times import seconds
+
+
+def read_lines(path: Path, form: Layout) -> Found:
+    """The entries of a text in the given form. Raises ``Fault``. About 3 µs a line."""
+    row_at: dict[str, int] = {}
+    column_at: dict[str, int] = {}
+    rows, columns, values, numbers, times = array("q"), array("q"), array("d"), array("q"), array("d")
+    for line, fields in _records(path, form):
+        if form.header is not None and line == form.first:
+            continue
+        for row, column, value, when in _entries(line, fields, form):
+            rows.append(row_at.setdefault(row, len(row_at)))
+            columns.append(column_at.setdefault(column, len(column_at)))
+            values.append(value)
+            numbers.append(line)
+            times.append(when)
+    if not values:
+        raise ValueError(f"there are no entries below the header {','.join(form.header or ())}")
+    timed = form.columns is not None and form.columns.time is not None
+    return Found(
+        np.array(rows),
+        np.array(columns),
+        np.array(values),
+        list(row_at),
+        list(column_at),
+        np.array(numbers),
+        np.array(times) if timed else None,
+    )
+
+
+def _entries(line: int, fields: list[str], form: Layout) -> Iterator[tuple[str, str, float, float]]:
+    if form.columns is not None:
+        yield _entry(line, fields, form.columns, form.delimiter)
+        return
+    header = form.header or ()
+    if len(fields) != len(header):
+        raise Fault(f"line {line}: {len(fields)} fields where line {form.first}, the header, has {len(header)}")
+    if not fields[0]:
+        raise Fault(f"line {line}: the row has no name in column 1 of the table")
+    for name, field in zip(header[1:], fields[1:], strict=True):
+        if field.lower() in UNKNOWN:
+            continue
+        number = number_of(field)
+        if number is None or not np.isfinite(number):
+            raise Fault(
+                f"line {line}: {field!r} is not a number (row {fields[0]}, column {name}): leave it empty where "
+                "nothing is known"
+            )
+        yield fields[0], name, number, np.nan
+
+
+def _entry(line: int, fields: list[str], columns: Columns, delimiter: str) -> tuple[str, str, float, float]:
+    if len(fields) <= max(columns.needed):
+        raise Fault(too_few(line, fields, delimiter, columns.order()))
+    if any(fields[columns.fields :]):
+        raise Fault(
+            f"line {line}: {len(fields)} fields where line 1 has {columns.fields}; is there a {delimiter!r} within a "
+            "name or a number?"
+        )
+    row, column = fields[columns.row], fields[columns.column]
+    place = f"(row {row}, column {column})"
+    for name in (row, column):
+        if "\n" in name or "\r" in name:
+            raise Fault(
+                f"line {line}: a name spans lines ({name.splitlines()[0][:40]!r} …): is there a stray quote before it?"
+            )
+    value = 1.0 if columns.value is None else _value(line, fields[columns.value], place, columns)
+    if not row or not column:
+        raise Fault(f"line {line}: the {'row' if not row else 'column'} is missing; {columns.order()}")
+    when = np.nan if columns.time is None else _time(line, fields[columns.time], place)
+    return row, column, value, when
+
+
+def _time(line: int, text: str, place: str) -> float:
+    when = seconds(text)
+    if when is None:
+        raise Fault(f"line {line}: {text!r} is no time {place}: seconds since 1970, or a date such as 2001-02-28")
+    return when
+
+
+def _value(line: int, value: str, place: str, columns: Columns) -> float:
+    number = number_of(value)
+    if number is None:
+        shown = f"{value!r} is not a number" if value else "the value is missing"
+        if number_of(value.replace(",", ".")) is not None:
+            shown += ": decimals take a point"
+        raise Fault(f"line {line}: {shown} {place}; {columns.order()}")
+    if not np.isfinite(number):
+        raise Fault(f"line {line}: the value is {value} {place}: leave the line out")
+    return number
+
+
+def _records(path: Path, form: Layout) -> Iterator[tuple[int, list[str]]]:
+    """(number of its last line, stripped fields) of every line that is not blank. Quotes must close properly."""
+    limit = csv.field_size_limit(sys.maxsize // 2**32)  # a field of any length: 2 GB
+    try:
+        with path.open(encoding="utf-8-sig", newline="") as opened:
+            lines = (form.translated(line) for line in opened)
+            reader = csv.reader(lines, delimiter=form.one, strict=True)
+            begun = 1
+            while True:
+                try:
+                    fields = next(reader)
+                except StopIteration:
+                    return
+                except csv.Error as error:
+                    raise Fault(_quoted(begun, str(error), form)) from None
+                begun = reader.line_num + 1
+                stripped = [field.strip() for field in fields]
+                if any(stripped):
+                    yield reader.line_num, stripped
+    finally:
+        csv.field_size_limit(limit)
+
+
+def _quoted(line: int, error: str, form: Layout) -> str:
+    if "NUL" in error:
+        return f"line {line}: a zero byte in it: is this a text file in UTF-8?"
+    if "expected after" in error or "unexpected end" in error:
+        return f"line {line}: {stray_quote(form.delimiter)}"
+    return f"line {line}: {error}"

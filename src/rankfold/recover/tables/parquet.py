@@ -1,0 +1,90 @@
+"""Entries of a Parquet file: a column each for row, column and value, found by name as in a text with a header."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute
+import pyarrow.parquet
+
+from rankfold.recover.tables.columns import Columns, asked, by_header
+from rankfold.recover.tables.found import Found
+from rankfold.recover.tables.layout import Wanted
+from rankfold.recover.tables.names import name_of
+from rankfold.recover.tables.triplets import Duplicates, Triplets
+
+
+def read_parquet(path: Path, wanted: Wanted, duplicates: Duplicates) -> Triplets:
+    """The entries; nulls and what is no number are named with their row of the file. Raises ``ValueError``."""
+    try:
+        file = pyarrow.parquet.ParquetFile(path)
+        header = [name for name in file.schema_arrow.names if not name.startswith("__index_level_")]
+        columns = _columns(header, wanted)
+        table = file.read([header[at] for at in columns.needed])
+    except (pa.ArrowException, OSError) as error:
+        if isinstance(error, FileNotFoundError):
+            raise
+        raise ValueError(f"{path} cannot be read as Parquet ({_first(error)}): is the file cut short?") from None
+    if not table.num_rows:
+        raise ValueError("there are no entries: the file has columns and no rows")
+    rows, row_names = _names(table, header[columns.row], "row")
+    names, column_names = _names(table, header[columns.column], "column")
+    values = np.ones(table.num_rows)
+    if columns.value is not None:
+        values = _numbers(table.column(header[columns.value]), header[columns.value])
+    times = None if columns.time is None else _times(table.column(header[columns.time]), header[columns.time])
+    lines = np.arange(1, table.num_rows + 1)
+    remark = columns.remark().replace("line 1 taken as a header: ", "")
+    return Found(rows, names, values, row_names, column_names, lines, times).triplets(duplicates, remark)
+
+
+def _columns(header: list[str], wanted: Wanted) -> Columns:
+    if wanted.columns is not None:
+        missing = [name for name in wanted.columns if name not in header]
+        if missing:
+            raise ValueError(f"there is no column {missing[0]}: there are {', '.join(header)}")
+        return asked(header, wanted.columns, implicit=wanted.implicit, time=wanted.time)
+    return by_header(header, implicit=wanted.implicit, time=wanted.time)
+
+
+def _names(table: Any, name: str, what: str) -> tuple[np.ndarray, list[str]]:
+    column = table.column(name)
+    _nulls(column, f"the {what}")
+    coded = column if pa.types.is_dictionary(column.type) else column.dictionary_encode()
+    chunk = coded.unify_dictionaries().combine_chunks()
+    if isinstance(chunk, pa.ChunkedArray):
+        chunk = chunk.chunk(0)
+    return chunk.indices.to_numpy().astype(np.int64), [name_of(value) for value in chunk.dictionary.to_pylist()]
+
+
+def _numbers(column: Any, name: str) -> np.ndarray:
+    _nulls(column, f"the value ({name})")
+    try:
+        values = column.cast(pa.float64()).to_numpy()
+    except pa.ArrowException as error:
+        raise ValueError(f"the values in column {name} are no numbers ({_first(error)})") from None
+    wrong = np.flatnonzero(~np.isfinite(values))
+    if len(wrong):
+        raise ValueError(f"row {wrong[0] + 1} of the file: the value is {values[wrong[0]]}: leave the row out")
+    return np.asarray(values)
+
+
+def _times(column: Any, name: str) -> np.ndarray:
+    _nulls(column, f"the time ({name})")
+    if pa.types.is_timestamp(column.type) or pa.types.is_date(column.type):
+        return np.asarray(column.cast(pa.timestamp("ms")).cast(pa.int64()).to_numpy()) / 1000
+    times = _numbers(column, name)
+    return np.where(np.abs(times) >= 1e11, times / 1000, times)
+
+
+def _nulls(column: Any, what: str) -> None:
+    if column.null_count:
+        at = int(np.argmax(pyarrow.compute.is_null(column).to_numpy()))
+        raise ValueError(f"row {at + 1} of the file: {what} is missing: leave the row out")
+
+
+def _first(error: BaseException) -> str:
+    return (str(error).splitlines() or [""])[0]

@@ -1,0 +1,171 @@
+"""Reading (row, column, value) entries from files, with every fault named by its line, row and column."""
+
+from __future__ import annotations
+
+import codecs
+from collections.abc import Sequence
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+
+from rankfold.recover.tables.columns import role_of
+from rankfold.recover.tables.fast import Odd, read_fast
+from rankfold.recover.tables.layout import Fault, Layout, Wanted, layout
+from rankfold.recover.tables.lines import read_lines
+from rankfold.recover.tables.npz import from_arrays, read_arrays
+from rankfold.recover.tables.parquet import read_parquet
+from rankfold.recover.tables.sides import Sides, read_side
+from rankfold.recover.tables.triplets import Duplicates, Triplets, one_of
+
+TEXT = (".csv", ".tsv", ".txt", ".data", ".dat", ".base", ".test", ".train", ".ratings", ".rating")
+PARQUET = (".parquet", ".pq")
+_HEAD = 1 << 18  # bytes that say how a text lies
+
+
+def read_triplets(
+    file: str | Path,
+    *,
+    duplicates: Duplicates = "refuse",
+    columns: Sequence[str] | None = None,
+    implicit: bool = False,
+    time: bool = False,
+) -> Triplets:
+    """Entries of a text file (``.csv`` and others: comma, semicolon, tab, bar, ``::`` or space; MovieLens' ``u.data``,
+    ``u1.base``, ``ratings.dat``), of a Parquet file, or of an ``.npz`` with ``rows``, ``columns``, ``values`` and
+    perhaps ``shape``, a matrix ``X`` with NaN, or scipy's sparse format.
+
+    Names of rows and columns are texts, kept as written. A first line without any number is a header: columns are found
+    by customary names in it (user, item, rating, timestamp and others, `columns.NAMES`), and by the order row, column,
+    value otherwise; the first of ``remarks`` tells. ``columns``: names in their place, of a header or in the order of
+    the file. A table with a row of the matrix a line is read as such. ``implicit``: a value may be missing, each line
+    counts once and repeated ones are summed. ``time``: read the column of times too.
+
+    Raises ``ValueError`` that names the line. A million lines take about 0.3 s; a text with quotes in unusual places,
+    blank lines or faults is read line by line, ten times slower.
+    """
+    one_of(duplicates)
+    path, wanted = Path(file), Wanted(None if columns is None else tuple(columns), implicit, time)
+    kind = path.suffix.lower()
+    try:
+        if kind == ".npz":
+            found = from_arrays(read_arrays(path), duplicates)
+        elif kind in PARQUET:
+            found = read_parquet(path, wanted, duplicates)
+        elif kind in TEXT:
+            return _text(path, wanted, duplicates)
+        else:
+            raise ValueError(f"entries are read from {', '.join((*TEXT, *PARQUET))} and .npz files")
+    except ValueError as error:
+        told = str(error)
+        raise ValueError(told if told.startswith(str(path)) else f"{path}: {told}") from None
+    return found
+
+
+def read_plays(
+    file: str | Path,
+    *,
+    duplicates: Duplicates = "sum",
+    columns: Sequence[str] | None = None,
+    at_least: float | None = None,
+    time: bool | None = None,
+) -> Triplets:
+    """Implicit feedback of a file, as `read_triplets` reads it. ``at_least``: values from it on count one, others are
+    left out. ``time``: None reads a column of times where there is one in the header or in fourth place.
+
+    Raises ``ValueError`` also for counts below zero, and where nothing is left.
+    """
+    timed = bool(time)
+    if time is None:
+        try:
+            found = read_triplets(file, duplicates="last", columns=columns, implicit=True, time=True)
+            timed = bool(np.isfinite(found.times).all()) if found.times is not None else False
+        except ValueError:
+            timed = False
+    found = read_triplets(file, duplicates=duplicates, columns=columns, implicit=True, time=timed)
+    if at_least is not None:
+        kept = found.take(np.flatnonzero(found.values >= at_least))
+        if not len(kept):
+            raise ValueError(f"{file}: no value is at least {at_least:g}, the largest is {found.values.max():g}")
+        remark = f"{len(kept)} of {len(found)} values are at least {at_least:g} and count one each"
+        found = replace(kept, values=np.ones(len(kept)), remarks=(*found.remarks, remark))
+    if (found.values < 0).any():
+        at = int(np.flatnonzero(found.values < 0)[0])
+        place = f"row {found.row_names[found.rows[at]]}, column {found.column_names[found.columns[at]]}"
+        raise ValueError(f"{file}: the count at {place} is {found.values[at]:g}: implicit feedback counts from 0 on")
+    return found
+
+
+def read_pairs(file: str | Path, *, columns: Sequence[str] | None = None, time: bool = False) -> Triplets:
+    """Pairs (row, column) to predict, perhaps with times; a value is read where there is one and means nothing."""
+    named = None
+    if columns is not None:
+        named = [name for name in columns if role_of(name) != "value"]
+    try:
+        return read_triplets(file, duplicates="last", columns=named, implicit=True, time=time)
+    except ValueError:
+        if columns is None:
+            raise
+        return read_triplets(file, duplicates="last", columns=columns, implicit=True, time=time)
+
+
+def read_sides(
+    rows: str | Path | None, columns: str | Path | None, entries: Triplets
+) -> tuple[Sides | None, tuple[str, ...]]:
+    """Side tables of the rows and of the columns of ``entries`` (`sides.read_side`), and remarks; None without any."""
+    if rows is None and columns is None:
+        return None, ()
+    first, told = (None, ()) if rows is None else read_side(rows, entries.row_names, "row")
+    second, more = (None, ()) if columns is None else read_side(columns, entries.column_names, "column")
+    return Sides(first, second), (*told, *more)
+
+
+def _text(path: Path, wanted: Wanted, duplicates: Duplicates) -> Triplets:
+    try:
+        form = layout(_head(path), wanted)
+        remarks = _remarks(form)
+        try:
+            return read_fast(path, form).triplets(duplicates, *remarks)
+        except (Odd, ValueError):
+            return read_lines(path, form).triplets(duplicates, *remarks)
+    except UnicodeDecodeError:
+        raise ValueError(f"{path} is not a text file in UTF-8 ({_undecodable(path)}): save it as UTF-8") from None
+    except Fault as error:
+        raise ValueError(f"{path}, {error}") from None
+
+
+def _remarks(form: Layout) -> list[str]:
+    if form.columns is not None:
+        return [form.columns.remark()]
+    names = (form.header or ())[1:]
+    shown = ", ".join(names[:3]) + (", …" if len(names) > 3 else "")
+    return [
+        f"read as a table: each line is a row of the matrix, {shown} its columns (with an entry a line instead, say "
+        "which columns: --columns user,item,rating)"
+    ]
+
+
+def _head(path: Path) -> str:
+    """The first whole lines, at least two."""
+    with path.open("rb") as opened:
+        head = opened.read(_HEAD)
+        while head.count(b"\n") < 2 and (more := opened.read(_HEAD)):
+            head += more
+        whole = not opened.read(1)
+    if not whole and b"\n" in head:
+        head = head[: head.rfind(b"\n") + 1]
+    return head.decode("utf-8-sig")
+
+
+def _undecodable(path: Path) -> str:
+    decoder, at, line = codecs.getincrementaldecoder("utf-8")(), 0, 1
+    with path.open("rb") as opened:
+        while block := opened.read(_HEAD):
+            pending = len(decoder.getstate()[0])
+            try:
+                decoder.decode(block)
+            except UnicodeDecodeError as error:
+                on = line + block[: error.start].count(b"\n")
+                return f"byte {at - pending + error.start}, line {on}"
+            at, line = at + len(block), line + block.count(b"\n")
+    return "its end"

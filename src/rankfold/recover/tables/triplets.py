@@ -1,0 +1,178 @@
+"""Entries (row, column, value) of a matrix, each once, with the names of rows and columns."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+from typing import Any, Literal, get_args
+
+import numpy as np
+import pandas as pd
+
+from rankfold.recover.tables.memory import affordable_names
+from rankfold.recover.tables.names import named
+
+Duplicates = Literal["refuse", "mean", "last", "sum"]
+
+
+@dataclass(frozen=True, eq=False)
+class Triplets:
+    """``values`` (count,) at ``rows`` and ``columns`` (indices), whose names are ``row_names`` and ``column_names``.
+
+    ``remarks``: what was done to them, in sentences. ``times`` (count,): seconds since 1970, where they were asked for.
+    """
+
+    rows: np.ndarray
+    columns: np.ndarray
+    values: np.ndarray
+    row_names: tuple[str, ...]
+    column_names: tuple[str, ...]
+    remarks: tuple[str, ...] = ()
+    times: np.ndarray | None = None
+
+    @property
+    def shape(self) -> tuple[int, int]:
+        return len(self.row_names), len(self.column_names)
+
+    def __len__(self) -> int:
+        return len(self.values)
+
+    def take(self, which: np.ndarray) -> Triplets:
+        """Only the entries numbered ``which``; the names stay."""
+        times = None if self.times is None else self.times[which]
+        return replace(self, rows=self.rows[which], columns=self.columns[which], values=self.values[which], times=times)
+
+    def numbered(self, row_names: tuple[str, ...], column_names: tuple[str, ...]) -> tuple[np.ndarray, np.ndarray]:
+        """(rows, columns) by the numbering of other names; those that are not among them get −1."""
+        row_at = {name: index for index, name in enumerate(row_names)}
+        column_at = {name: index for index, name in enumerate(column_names)}
+        rows = np.array([row_at.get(name, -1) for name in self.row_names], dtype=np.int64)
+        columns = np.array([column_at.get(name, -1) for name in self.column_names], dtype=np.int64)
+        return rows[self.rows], columns[self.columns]
+
+
+def triplets(
+    rows: Any,
+    columns: Any,
+    values: Any,
+    *,
+    shape: tuple[int, int] | None = None,
+    duplicates: Duplicates = "refuse",
+    lines: np.ndarray | None = None,
+    times: Any = None,
+) -> Triplets:
+    """Entries from arrays. With ``shape`` rows and columns are indices into it, else names of any kind: texts are kept
+    as written, 7 and 7.0 are one name.
+
+    ``duplicates`` of one entry: ``refuse`` unless they agree (then it is kept once), take the ``mean``, the ``last`` or
+    the ``sum``. ``lines`` (count,) of the file they come from, for messages. Raises ``ValueError`` that names row and
+    column: values that are missing (masked, NA, NaN) or not finite, indices out of range, duplicates that differ; and
+    for arrays of unequal length.
+    """
+    one_of(duplicates)
+    sizes = [np.shape(each) for each in (rows, columns, values)]
+    if not sizes[0] == sizes[1] == sizes[2] or len(sizes[0]) != 1:
+        raise ValueError(f"rows {sizes[0]}, columns {sizes[1]} and values {sizes[2]}: as many of each, in a list")
+    if not sizes[0][0]:
+        raise ValueError("there are no entries")
+    given = numbers(values)
+    wrong = np.flatnonzero(~np.isfinite(given))
+    if len(wrong):
+        at = wrong[0]
+        place = f"row {np.asarray(rows)[at]}, column {np.asarray(columns)[at]}"
+        raise ValueError(f"the value at {place} is {given[at]}: leave the entry out")
+    if shape is None:
+        row_names, row_at = named(rows, "row")
+        column_names, column_at = named(columns, "column")
+    else:
+        affordable_names(shape, len(given))
+        row_at, column_at = _within(rows, shape[0], "row"), _within(columns, shape[1], "column")
+        row_names, column_names = (tuple(str(i) for i in range(size)) for size in shape)
+    when = None if times is None else np.asarray(times, dtype=np.float64)
+    return gathered(Triplets(row_at, column_at, given, row_names, column_names, times=when), duplicates, lines)
+
+
+def gathered(found: Triplets, duplicates: Duplicates, lines: np.ndarray | None = None) -> Triplets:
+    """Each entry once, with remarks. ``lines`` (count,) of a file, for messages."""
+    return _remarked(_once(found, duplicates, lines))
+
+
+def one_of(duplicates: str) -> None:
+    """Raises ``ValueError`` where ``duplicates`` is no way of treating them."""
+    if duplicates not in get_args(Duplicates):
+        raise ValueError(f"duplicates are refused, or give the mean, the last or the sum, got {duplicates!r}")
+
+
+def numbers(values: Any) -> np.ndarray:
+    """``values`` as float64, NaN where they are masked, None or pandas' NA. Raises ``ValueError`` for what is none."""
+    if isinstance(values, np.ma.MaskedArray):
+        return np.ma.filled(values.astype(np.float64), np.nan)
+    array = np.asarray(values)
+    if array.dtype.kind == "O":
+        array = np.where(pd.isna(array), np.nan, array)
+    if array.dtype.kind == "c":
+        raise ValueError("values are real numbers, these are complex")
+    try:
+        return np.asarray(array, dtype=np.float64)
+    except (TypeError, ValueError) as error:
+        raise ValueError(f"values are numbers, these are not: {error}") from None
+
+
+def _within(given: Any, size: int, what: str) -> np.ndarray:
+    index = np.asarray(given)
+    if index.dtype.kind == "f" and np.all(np.isfinite(index)) and np.all(index == np.floor(index)):
+        index = index.astype(np.int64)
+    if not np.issubdtype(index.dtype, np.integer):
+        raise ValueError(f"with a shape, {what}s are whole numbers, got {index.dtype}")
+    wrong = np.flatnonzero((index < 0) | (index >= size))
+    if len(wrong):
+        raise ValueError(f"entry {wrong[0]}: {what} {index[wrong[0]]} is not within 0 … {size - 1}")
+    return index.astype(np.int64)
+
+
+def _once(found: Triplets, duplicates: Duplicates, lines: np.ndarray | None) -> Triplets:
+    cells = found.rows * found.shape[1] + found.columns
+    ordered = np.sort(cells)
+    if not (ordered[1:] == ordered[:-1]).any():
+        return found
+    order = np.argsort(cells, kind="stable")
+    rows, columns, values = found.rows[order], found.columns[order], found.values[order]
+    first = np.r_[True, (np.diff(rows) != 0) | (np.diff(columns) != 0)]
+    repeated = int(len(first) - first.sum())
+
+    def place(at: int) -> str:
+        return f"row {found.row_names[rows[at]]}, column {found.column_names[columns[at]]}"
+
+    starts = np.flatnonzero(first)
+    ends = np.r_[starts[1:], len(first)]
+    differ = np.flatnonzero(~first & np.r_[False, np.diff(values) != 0])
+    if duplicates == "refuse" and len(differ):
+        one, two = int(differ[0]) - 1, int(differ[0])
+        numbers = order if lines is None else lines[order]
+        what = "entry" if lines is None else "line"
+        raise ValueError(
+            f"the entry at {place(two)} is given twice, as {values[one]:g} ({what} {numbers[one]}) and "
+            f"{values[two]:g} ({what} {numbers[two]}): remove one, or take the mean, the last or the sum of them "
+            "(--duplicates mean; in Python duplicates='mean')"
+        )
+    sums = np.add.reduceat(values, starts)
+    kept = {"last": values[ends - 1], "sum": sums}.get(duplicates, sums / (ends - starts))
+    if duplicates == "refuse":
+        kept = values[starts]
+    how = {"refuse": "equal, kept once", "mean": "averaged", "last": "the last kept", "sum": "summed"}[duplicates]
+    many = "1 duplicate entry" if repeated == 1 else f"{repeated} duplicate entries, the first"
+    remark = f"{many} at {place(int(np.flatnonzero(~first)[0]))}: {how}"
+    times = None if found.times is None else np.maximum.reduceat(found.times[order], starts)
+    return replace(found, rows=rows[starts], columns=columns[starts], values=kept, remarks=(remark,), times=times)
+
+
+def _remarked(found: Triplets) -> Triplets:
+    remarks = list(found.remarks)
+    for what, index, names in (("row", found.rows, found.row_names), ("column", found.columns, found.column_names)):
+        empty = np.flatnonzero(np.bincount(index, minlength=len(names)) == 0)
+        if len(empty) == 1:
+            remarks.append(f"1 {what} has no entry, {names[empty[0]]}: it is predicted as an average one")
+        elif len(empty):
+            remarks.append(
+                f"{len(empty)} {what}s have no entry, {names[empty[0]]} the first: they are predicted as an average one"
+            )
+    return replace(found, remarks=tuple(remarks))

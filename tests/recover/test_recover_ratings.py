@@ -1,0 +1,173 @@
+"""Ratings beside their times and properties: sums by their definitions, what helps is used, what is asked is stored."""
+
+import numpy as np
+import pytest
+from commands import failed, succeeded
+from scipy.sparse import csr_array
+
+from rankfold.recover import Choice, FactorModel, Ratings, Sides, choices, cross_validate, fit, read_side, triplets
+from rankfold.recover.measurements.grams import Grams
+from rankfold.recover.ratings.moments import Level, Moments
+
+
+def planted(users=80, items=50, seed=0, mood=0.7):
+    """Ratings of rank 2 with biases; each user rates on three days, with a mood of each day; items have genres."""
+    rng = np.random.default_rng(seed)
+    rows, columns = np.nonzero(rng.random((users, items)) < 0.4)
+    genre = np.arange(items) % 3
+    liking = rng.standard_normal((users, 3))
+    day = rng.integers(0, 3, len(rows))
+    moods = mood * rng.standard_normal((users, 3))
+    values = 3 + rng.standard_normal(items)[columns] * 0.3 + 0.5 * liking[rows, genre[columns]] + moods[rows, day]
+    values += 0.2 * rng.standard_normal(len(rows))
+    times = 1e9 // 86_400 * 86_400 + 86_400.0 * day + rng.integers(0, 86_400, len(rows))
+    return triplets(rows, columns, values, times=times), genre
+
+
+@pytest.mark.parametrize("seed", range(3))
+def test_batched_sums_are_the_sums(seed):
+    rng = np.random.default_rng(seed)
+    dense = (rng.random((40, 30)) < rng.random((40, 1)) ** 2) * 1.0
+    table = csr_array(dense)
+    known, rest = rng.standard_normal((30, 4)), rng.standard_normal(table.nnz)
+    grams, right = Grams(table, 4)(known, rest)
+    values = csr_array((rest, table.indices, table.indptr), shape=table.shape).toarray()
+    for row in range(40):
+        assert np.allclose(grams[row].numpy(), (known * dense[row][:, None]).T @ known, atol=1e-4)
+        assert np.allclose(right[row].numpy(), values[row] @ known, atol=1e-4)
+
+
+def test_offsets_of_moments_are_normal_means():
+    rng = np.random.default_rng(0)
+    rows, times = rng.integers(0, 5, 400), rng.integers(0, 3, 400) * 86_400.0
+    level = Level(rows, times, 86_400.0)
+    truth = rng.standard_normal(len(level.keys))
+    rest = truth[level.of] + 0.1 * rng.standard_normal(400)
+    drawn = []
+    for _ in range(200):
+        level.resample(rest, 100.0, rng)
+        drawn.append(level.offsets)
+    assert np.allclose(np.mean(drawn, 0), truth, atol=0.1)
+    assert 0.3 < level.precision < 3.0
+    moments = Moments((level.keys,) * 3, (truth,) * 3)
+    told = Moments((level.keys, *[np.zeros(1, np.int64)] * 2), (truth, *[np.zeros(1)] * 2)).at(rows, times)
+    assert np.array_equal(told, truth[level.of])
+    assert not moments.at(np.array([-1, 99]), np.array([0.0, 0.0])).any()
+
+
+def test_time_and_side_tables_are_taken_where_they_help_and_left_where_not():
+    entries, genre = planted()
+    names = [int(name) for name in entries.column_names]
+    sides = Sides(None, csr_array(np.eye(3)[genre[names]]))
+    tried = choices(["ratings"], [2], entries.shape, time=True, sides=True)
+    assert [str(one) for one in tried] == [
+        "ratings, rank 2",
+        "ratings with side tables, rank 2",
+        "ratings with time, rank 2",
+        "ratings with time and side tables, rank 2",
+    ]
+    found = cross_validate(entries, tried, folds=3, seed=0, sides=sides)
+    errors = {str(one.choice): one.error for one in found}
+    assert found[0].choice.time
+    assert errors["ratings with time, rank 2"] < 0.8 * errors["ratings, rank 2"]
+    assert errors["ratings with side tables, rank 2"] < errors["ratings, rank 2"]
+    calm, _ = planted(mood=0.0)
+    errors = {str(one.choice): one.error for one in cross_validate(calm, tried, folds=3, seed=0, sides=sides)}
+    assert errors["ratings with time, rank 2"] > 0.97 * errors["ratings, rank 2"]
+    with pytest.raises(ValueError, match="need times beside the values"):
+        fit(triplets([0, 1], [0, 1], [1.0, 2.0]), Choice("ratings", 1, time=True))
+    with pytest.raises(ValueError, match="need one of rows or of columns"):
+        fit(entries, Choice("ratings", 1, sides=True))
+
+
+def test_what_is_stored_has_the_rank_that_was_asked_for():
+    entries, _ = planted()
+    model, rank, how = fit(entries, Choice("ratings", 3, time=True))
+    assert (rank, model.rank, model.left.shape[1]) == (3, 3, 5)
+    assert "cut to rank 3 beside biases" in how
+    same = FactorModel.from_bytes(model.to_bytes())
+    assert same.rank == 3
+    assert np.array_equal(
+        same.at(entries.rows, entries.columns, entries.times), model.at(entries.rows, entries.columns, entries.times)
+    )
+    assert not np.array_equal(
+        model.at(entries.rows, entries.columns, entries.times), model.at(entries.rows, entries.columns)
+    )
+    # without times the mean of all draws and what is stored are near each other
+    draws = np.mean(
+        [
+            np.einsum("ij,ij->i", a[entries.rows, :-1], b[entries.columns, :-1])
+            + a[entries.rows, -1]
+            + b[entries.columns, -1]
+            for a, b in zip(model.spread.lefts, model.spread.rights, strict=True)
+        ],
+        0,
+    )
+    stored = np.einsum("ij,ij->i", model.left[entries.rows], model.right.T[entries.columns])
+    assert np.sqrt(np.mean((draws - stored) ** 2)) < 0.1
+    with pytest.raises(ValueError, match="has no draws"):
+        same.uncertainty(np.array([0]), np.array([0]))
+
+
+def test_uncertainty_is_about_as_large_as_errors_are():
+    entries, _ = planted(mood=0.0)
+    held = np.random.default_rng(1).random(len(entries)) < 0.3
+    pairs = np.column_stack([entries.rows, entries.columns])
+    found = Ratings(3).fit(pairs[~held], entries.values[~held])
+    told, deviation = found.predict(pairs[held], return_std=True)
+    missed = told - entries.values[held]
+    assert 0.75 < np.sqrt(np.mean((missed / deviation) ** 2)) < 1.35
+    _, stranger = found.predict([["nobody", 0]], return_std=True)
+    assert stranger[0] > 1.5 * np.median(deviation)
+    with pytest.raises(ValueError, match="times are 1 finite numbers"):
+        found.predict([["nobody", 0]], times=[np.nan])
+
+
+def test_side_tables(tmp_path):
+    file = tmp_path / "users.csv"
+    file.write_text("id|age|sex|name\na|20|F|Ann\nb|30|M|Bob\nc|40||Cid\n")
+    features, remarks = read_side(file, ("a", "b", "c", "who"))
+    assert features.shape[0] == 4
+    assert features.toarray()[3].sum() == 0
+    assert remarks == (
+        "of each row: age, sex, name",
+        "1 of 4 rows have no line in users.csv, who the first",
+    )
+    with pytest.raises(ValueError, match="none of its 3 names is a row of the entries, such as x"):
+        read_side(file, ("x",))
+    file.write_text("id,age\na,20\na,30\n")
+    with pytest.raises(ValueError, match="line 3: the row a comes twice"):
+        read_side(file, ("a",))
+    file.write_text("id,age\na,20\nb,20\n")
+    with pytest.raises(ValueError, match="no column says anything: age"):
+        read_side(file, ("a", "b"))
+    file.write_text("")
+    with pytest.raises(ValueError, match="cannot be read as a table"):
+        read_side(file, ("a", "b"))
+
+
+def test_the_command_uses_times_and_tables_and_predicts(tmp_path):
+    entries, genre = planted(40, 20)
+    lines = [
+        f"u{entries.row_names[row]},i{entries.column_names[column]},{value:.2f},{when:.0f}"
+        for row, column, value, when in zip(entries.rows, entries.columns, entries.values, entries.times, strict=True)
+    ]
+    file, table, ask = tmp_path / "e.csv", tmp_path / "items.csv", tmp_path / "ask.csv"
+    file.write_text("user,item,rating,timestamp\n" + "\n".join(lines[30:]) + "\n")
+    table.write_text("item,genre\n" + "".join(f"i{number},g{kind}\n" for number, kind in enumerate(genre)))
+    ask.write_text("user,item,timestamp\n" + "".join(f"u{i},i{i % 20},1000000000\n" for i in range(41)))
+    out, common = tmp_path / "out", ("--methods", "ratings", "--ranks", "2", "--folds", "2")
+    done = succeeded("recover", file, *common, "--time", "--items", table, "--predict", ask, "-o", out)
+    assert done["method"] == "ratings"
+    assert "time" in done["chosen"]
+    told = (out / "predictions.csv").read_text().splitlines()
+    assert told[0].replace('"', "") == "row,column,predicted,uncertainty"
+    assert len(told) == 42
+    assert float(told[1].split(",")[3]) > 0
+    test = tmp_path / "t.csv"
+    test.write_text("user,item,rating\nx1,i1,3\nx2,i2,4\n")
+    assert "none of the 2 rows to judge by is known, such as x1" in failed(
+        "recover", file, *common, "--test", test, "-o", out
+    )
+    file.write_text("user,item,rating,timestamp\na,b,1,soon\n")
+    assert "line 2: 'soon' is no time (row a, column b)" in failed("recover", file, *common, "--time", "-o", out)

@@ -1,0 +1,244 @@
+"""Tables as people have them: names are text, two readers give one answer, what cannot be meant is refused."""
+
+import io
+import zipfile
+
+import numpy as np
+import pandas as pd
+import pyarrow as pa
+import pyarrow.parquet
+import pytest
+import scipy.sparse
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from rankfold.recover import LowRank, Ratings, read_triplets, triplets
+from rankfold.recover.tables.fast import Odd, read_fast
+from rankfold.recover.tables.layout import Wanted, layout
+from rankfold.recover.tables.lines import read_lines
+from rankfold.recover.tables.names import named
+
+
+def write(path, text):
+    path.write_bytes(text.encode())
+    return path
+
+
+def entries(found):
+    """{(row name, column name): value}."""
+    names = zip(found.rows.tolist(), found.columns.tolist(), found.values.tolist(), strict=True)
+    return {(found.row_names[row], found.column_names[column]): value for row, column, value in names}
+
+
+@pytest.fixture(scope="module")
+def scratch(tmp_path_factory):
+    return tmp_path_factory.mktemp("tables")
+
+
+NAME = st.text(st.sampled_from("ab 0123'é\"x-_.#"), min_size=1, max_size=5)
+FIELD = st.one_of(NAME, st.just(""), st.just("7" * 5), st.just(" padded "))
+VALUE = st.sampled_from(["1", "2.5", " 3", "1e2", "-4", "+5", "nan", "", "x", "1_0", "inf", "0x1"])
+LINE = st.tuples(FIELD, FIELD, VALUE, st.sampled_from(["", ",9", ","]))
+
+
+@settings(max_examples=300, deadline=None)
+@given(lines=st.lists(LINE, min_size=1, max_size=6), quoted=st.booleans(), end=st.sampled_from(["\n", "\r\n", "\n\n"]))
+def test_the_fast_reader_never_differs_from_the_slow_one(scratch, lines, quoted, end):
+    mark = '"' if quoted else ""
+    text = "user,item,rating\n" + end.join(f"{mark}{a}{mark},{b},{c}{d}" for a, b, c, d in lines)
+    path = write(scratch / "e.csv", text)
+    form = layout(text.splitlines()[0] + "\n", Wanted())
+    try:
+        fast = read_fast(path, form).triplets("last")
+    except Odd:
+        return
+    slow = read_lines(path, form).triplets("last")
+    assert entries(fast) == entries(slow)
+    assert (fast.row_names, fast.column_names) == (slow.row_names, slow.column_names)
+
+
+def test_plain_files_take_the_fast_way(tmp_path):
+    for text in ("user,item,rating\na,b,1\n", '"a","b",1\r\n"c","b",2\r\n', "1::2::3::9\n2::2::4::9\n"):
+        path = write(tmp_path / "e.csv", text)
+        assert len(read_fast(path, layout(text, Wanted())).values) == text.count("\n") - text.startswith("user")
+
+
+@pytest.mark.parametrize("count", [1, 2, 3, 5, 1000])
+def test_two_colons_across_the_borders_of_blocks(tmp_path, monkeypatch, count):
+    monkeypatch.setattr("rankfold.recover.tables.fast._BLOCK", 7)
+    text = "".join(f"{i}::{i % 3}::{i % 5 + 1}::97830{i}\n" for i in range(count))
+    found = read_triplets(write(tmp_path / "ratings.dat", text))
+    assert entries(found) == {(str(i), str(i % 3)): i % 5 + 1.0 for i in range(count)}
+    assert "4 ignored" in found.remarks[0]
+
+
+def test_names_are_kept_as_written_and_agree_across_files(tmp_path):
+    found = read_triplets(write(tmp_path / "a.csv", "007,a,1\n7,a,2\n08,b,3\n"))
+    assert found.row_names == ("007", "7", "08")
+    other = read_triplets(write(tmp_path / "b.csv", "user,item,rating\n7,a,3\nX,a,1\n"))
+    assert other.numbered(found.row_names, found.column_names)[0].tolist() == [1, -1]
+    huge = "9" * 5000
+    assert read_triplets(write(tmp_path / "c.csv", f"{huge},a,1\n1,a,2\n")).row_names == ("1", huge)
+
+
+def test_numbers_in_arrays_are_one_name_whatever_their_kind():
+    for rows in ([1, 2], [1.0, 2.0], np.array([1, 2], np.int8), pd.array([1, 2], "Int64"), ["1", "2"], [1, 2.0]):
+        assert triplets(rows, ["a", "b"], [1, 2]).row_names == ("1", "2")
+    assert named(np.array(["2", 10, 1.0], dtype=object))[0] == ("1", "2", "10")
+    pairs = pd.DataFrame({"user": [1.0, 2.0, 3.0], "item": ["a", "b", "a"]})
+    model = Ratings(1, burn_in=2, draws=2).fit(pairs, [1.0, 2.0, 3.0])
+    assert model.model_.row_names == ("1", "2", "3")
+    assert np.array_equal(model.predict(pairs), model.predict([[1, "a"], [2, "b"], ["3", "a"]]))
+    with pytest.raises(ValueError, match="entry 1: the row is missing"):
+        triplets(pd.array([1, None], "Int64"), ["a", "b"], [1, 2])
+    with pytest.raises(ValueError, match="value at row 1, column b is nan"):
+        triplets([0, 1], ["a", "b"], pd.array([1, None], "Int64"))
+    with pytest.raises(ValueError, match="value at row 1, column b is nan"):
+        triplets([0, 1], ["a", "b"], np.ma.array([1.0, 2.0], mask=[False, True]))
+
+
+def test_unknown_is_what_numpy_scipy_and_pandas_mean_by_it():
+    rng = np.random.default_rng(0)
+    truth = rng.standard_normal((30, 2)) @ rng.standard_normal((2, 25))
+    known = rng.random(truth.shape) < 0.5
+    x = np.where(known, truth, np.nan)
+    rows, columns = np.nonzero(known)
+    half = truth[known] / 2
+    twice = scipy.sparse.coo_array((np.r_[half, half], (np.r_[rows, rows], np.r_[columns, columns])), truth.shape)
+    masked = np.ma.array(np.where(known, truth, 99.0), mask=~known)
+    nullable = pd.DataFrame(x).astype("Float64")
+    for given_x in (x, masked, nullable, twice, twice.tocsr(), twice.tolil()):
+        assert np.abs(LowRank().fit(given_x).reconstruct() - truth).max() < 1e-6
+    assert twice.nnz == 2 * known.sum()  # and left as it was
+
+
+def test_repeated_entries_as_asked(tmp_path):
+    file = write(tmp_path / "e.csv", "a,b,1\na,c,7\na,b,2\n")
+    assert read_triplets(file, duplicates="sum").values.tolist() == [3, 7]
+    np.savez(tmp_path / "s.npz", format="coo", row=[0, 0], col=[1, 1], data=[1.0, 2.0], shape=[2, 2])
+    assert read_triplets(tmp_path / "s.npz").values.tolist() == [3]
+    with pytest.raises(ValueError, match="the mean, the last or the sum, got 'first'"):
+        read_triplets(file, duplicates="first")
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ('u1,a,1\n"bob,b,2\nu2,a,1\n', "line 2: a quote"),
+        ('u1,a,1\n"bob,b,2\nu2,a,1\n"amy,b,2\n', "line 2: a quote"),
+        ('u1,a,1\n"bob,b,2\nu2,a",b,2\n', r"line 3: a name spans lines \('bob,b,2' …\)"),
+        ('"bob,1,3\n' + "u,i,3\n" * 50_000, "line 1: a quote"),
+        ('u1,a,1\n"weird al" yankovic,b,2\n', "line 2: a quote"),
+        ("a,b,1\0\n", "line 1: a zero byte"),
+        ("ann,b1\nbob,b2\n", "implicit feedback: add --implicit"),
+        ("user,item\nann,b1\n", "implicit feedback: add --implicit"),
+        ("1,5,3,4,1\n2,1,2,3,4\n", "5 columns of numbers without a header"),
+        ("u,a,b,c\nx,1,2,3\ny,1,two,3\n", "line 3: 'two' is not a number"),
+        ("user,1,2,3\nx,1,2,3\ny,1,two,3\n", r"line 3: 'two' is not a number|line 1"),
+    ],
+)
+def test_what_cannot_be_meant_is_refused(tmp_path, text, message):
+    with pytest.raises(ValueError, match=message):
+        read_triplets(write(tmp_path / "e.csv", text))
+
+
+def test_text_that_is_ignored_may_be_long_and_span_lines(tmp_path):
+    text = 'user,item,rating,review\na,b,1,"' + "long\n" * 100_000 + '"\nc,d,2,"say ""no"""\n'
+    found = read_triplets(write(tmp_path / "e.csv", text))
+    assert entries(found) == {("a", "b"): 1.0, ("c", "d"): 2.0}
+
+
+def test_what_is_not_utf_8_is_told_by_its_line(tmp_path):
+    (tmp_path / "e.csv").write_bytes(b"a,b,1\n" * 100_000 + "é,b,2\n".encode("latin-1"))
+    with pytest.raises(ValueError, match=r"not a text file in UTF-8 \(byte 600000, line 100001\): save it as UTF-8"):
+        read_triplets(tmp_path / "e.csv")
+
+
+def test_wide_tables(tmp_path):
+    pivot = pd.DataFrame({"101": [5, np.nan], "102": [np.nan, 3], "103": [1, 2]}, index=pd.Index([7, 8], name="userId"))
+    expected = {("7", "101"): 5.0, ("7", "103"): 1.0, ("8", "102"): 3.0, ("8", "103"): 2.0}
+    pivot.to_csv(tmp_path / "e.csv")
+    found = read_triplets(tmp_path / "e.csv")
+    assert entries(found) == expected
+    assert "read as a table" in found.remarks[0]
+    pivot.to_csv(tmp_path / "e.csv", sep=";", na_rep="NA")
+    assert entries(read_triplets(tmp_path / "e.csv")) == expected
+    named_table = "who,i1,i2,i3\nann, 5,,1\nbob,?,3,2\n"
+    assert len(read_triplets(write(tmp_path / "e.csv", named_table))) == 4
+    wrong = "who,i1,i2,i3\n" + "".join(f"u{i},5,,1\n" for i in range(2000)) + "bob,1,3,x\n"
+    with pytest.raises(ValueError, match=r"line 2002: 'x' is not a number \(row bob, column i3\)"):
+        read_triplets(write(tmp_path / "e.csv", wrong))
+    long = "who,what,heat,when\nann,1,30.5,9\nann,2,31,9\n"  # a name comes twice: an entry a line
+    assert read_triplets(write(tmp_path / "e.csv", long)).shape == (1, 2)
+    told = read_triplets(write(tmp_path / "e.csv", "who,what,heat,when\n1,2,30.5,9\n"), columns=["who", "what", "heat"])
+    assert entries(told) == {("1", "2"): 30.5}
+
+
+def test_columns_as_asked(tmp_path):
+    headless = write(tmp_path / "e.csv", "5,ann,b1\n3,bob,b2\n")
+    expected = {("ann", "b1"): 5.0, ("bob", "b2"): 3.0}
+    assert entries(read_triplets(headless, columns=["rating", "user", "item"])) == expected
+    with_header = write(tmp_path / "f.csv", "heat,who,site,movieId,day\n5,ann,b1,x,9\n3,bob,b2,y,9\n")
+    assert entries(read_triplets(with_header, columns=["who", "site", "heat"])) == expected
+    with pytest.raises(ValueError, match=r"line 1: 4 columns are named .*, line 1 has 3 fields"):
+        read_triplets(headless, columns=["user", "item", "rating", "time"])
+    pairs = write(tmp_path / "p.csv", "ann,b1\nann,b1\nbob,b2\n")
+    found = read_triplets(pairs, columns=["user", "item"], implicit=True, duplicates="sum")
+    assert entries(found) == {("ann", "b1"): 2.0, ("bob", "b2"): 1.0}
+
+
+def test_times(tmp_path):
+    file = write(tmp_path / "e.csv", "user,item,rating,date\na,b,1,1970-01-02\nc,d,2,1970-01-01T00:00:10+00:00\n")
+    assert read_triplets(file, time=True).times.tolist() == [86400, 10]
+    milliseconds = write(tmp_path / "e.csv", "a,b,1,978300760000\nc,d,2,978300761000\n")
+    assert read_triplets(milliseconds, time=True).times.tolist() == [978300760, 978300761]
+    with pytest.raises(ValueError, match=r"line 2: 'soon' is no time \(row a, column b\): seconds since 1970"):
+        read_triplets(write(tmp_path / "e.csv", "user,item,rating,date\na,b,1,soon\n"), time=True)
+    assert len(read_triplets(tmp_path / "e.csv")) == 1  # not asked for, not read
+    with pytest.raises(ValueError, match="none is a time"):
+        read_triplets(write(tmp_path / "e.csv", "user,item,rating\na,b,1\n"), time=True)
+
+
+def test_parquet(tmp_path):
+    table = pd.DataFrame({"rating": [1.0, 2.5], "userId": pd.array([7, 8], "Int64"), "item": ["07", "7"]})
+    table.to_parquet(tmp_path / "e.parquet")
+    found = read_triplets(tmp_path / "e.parquet")
+    assert entries(found) == {("7", "07"): 1.0, ("8", "7"): 2.5}
+    assert found.remarks[0] == "userId is the row, item the column, rating the value"
+    table.loc[1, "rating"] = None
+    table.to_parquet(tmp_path / "e.parquet")
+    with pytest.raises(ValueError, match=r"row 2 of the file: the value.* is (missing|nan)"):
+        read_triplets(tmp_path / "e.parquet")
+    pa.parquet.write_table(
+        pa.table({"user": ["a", None], "item": ["x", "y"], "rating": [1, 2]}), tmp_path / "e.parquet"
+    )
+    with pytest.raises(ValueError, match="row 2 of the file: the row is missing"):
+        read_triplets(tmp_path / "e.parquet")
+    (tmp_path / "e.parquet").write_bytes((tmp_path / "e.parquet").read_bytes()[:100])
+    with pytest.raises(ValueError, match="cannot be read as Parquet"):
+        read_triplets(tmp_path / "e.parquet")
+
+
+def npz_with(path, name, shape):
+    """An .npz whose array says that it has ``shape`` and holds nothing."""
+    header = io.BytesIO()
+    np.lib.format.write_array_header_1_0(header, {"descr": "<f8", "fortran_order": False, "shape": shape})
+    with zipfile.ZipFile(path, "w") as archive:
+        archive.writestr(f"{name}.npy", header.getvalue())
+    return path
+
+
+def test_absurd_shapes_are_refused_before_memory_is_asked_for(tmp_path):
+    with pytest.raises(ValueError, match="the array X says it has shape"):
+        read_triplets(npz_with(tmp_path / "a.npz", "X", (10**9, 10**9)))
+    few = {"rows": [0, 1], "columns": [0, 1], "values": [1.0, 2.0]}
+    for shape in ([10**12, 5], [5, 10**12], [-3, 5], [2.5, 3], [np.inf, 3], [3]):
+        np.savez(tmp_path / "a.npz", shape=shape, **few)
+        with pytest.raises(ValueError, match=r"the shape|shape is the two numbers"):
+            read_triplets(tmp_path / "a.npz")
+    np.savez(tmp_path / "a.npz", format="coo", row=[0], col=[0], data=[1.0], shape=[10**12, 10**12])
+    with pytest.raises(ValueError, match="rows for 1 entries: is it right"):
+        read_triplets(tmp_path / "a.npz")
+    np.savez(tmp_path / "a.npz", format="csr", indices=[0, 99], indptr=[0, 1, 2], data=[1.0, 2.0], shape=[2, 2])
+    with pytest.raises(ValueError):
+        read_triplets(tmp_path / "a.npz")
