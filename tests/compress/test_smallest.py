@@ -5,8 +5,9 @@ from __future__ import annotations
 import copy
 from collections import Counter
 from dataclasses import replace
-from functools import partial
+from functools import lru_cache, partial
 from types import SimpleNamespace
+from typing import Any
 
 import numpy as np
 import pytest
@@ -14,7 +15,6 @@ import torch
 from digits import digits, tiny, trained
 from hypothesis import given
 from hypothesis import strategies as st
-from torch import nn
 from torch.utils.data import DataLoader, IterableDataset, TensorDataset
 
 import rankfold as rf
@@ -26,6 +26,7 @@ from rankfold.pipeline.quality.interval import fall
 from rankfold.pipeline.quality.search import MISSES, PROBES, WITHIN, Tried, larger_by_steps, search
 from rankfold.pipeline.quality.smallest import Hunt
 from rankfold.pipeline.quality.value import MaxDrop, Quality
+from rankfold.run.progress import Tell
 from rankfold.train import TrainingError, counted, feed
 
 FIFTY = [number / 50 for number in range(1, 51)]
@@ -58,15 +59,19 @@ def test_a_steady_curve_is_searched_to_half_a_per_cent(edge: float, power: float
     assert len(asked) <= 13 + 2 * MISSES
 
 
-@given(st.integers(0, 10_000))
-def test_curves_that_do_not_fall_steadily_against_fifty_tried_one_by_one(seed: int) -> None:
-    """Bisection alone would leave up to a tenth; what the probes leave has to be rare and small."""
-    drop = wavy(seed)
-    best = min(f for f in FIFTY if drop(f) <= 0.5)
-    assert smallest_of(search(on(drop, 0.5, error=0.15))) <= 1.02 * best or seed % 10_000 in MISSED
+def test_curves_that_do_not_fall_steadily_against_fifty_tried_one_by_one(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Nobody finds every lucky network without trying all; bisection alone finds far fewer."""
 
+    def found() -> int:
+        curves = [wavy(seed) for seed in range(200)]
+        best = [min(f for f in FIFTY if drop(f) <= 0.5) for drop in curves]
+        mine = [smallest_of(search(on(drop, 0.5, error=0.1))) for drop in curves]
+        return sum(a <= 1.02 * b for a, b in zip(mine, best, strict=True))
 
-MISSED: frozenset[int] = frozenset()
+    both = found()
+    monkeypatch.setattr("rankfold.pipeline.quality.search.MISSES", 0)
+    assert both >= 190
+    assert found() < 170
 
 
 def wavy(seed: int):
@@ -79,10 +84,10 @@ def wavy(seed: int):
 
 def test_bisection_alone_would_miss_what_the_probes_find(monkeypatch: pytest.MonkeyPatch) -> None:
     """A dip below the first crossing: good, bad, and good again further down."""
-    drop = lambda f: 0.6 if 0.46 < f < 0.5 else 0.4 if f >= 0.43 else 1.0  # noqa: E731
-    assert 0.43 <= smallest_of(search(on(drop, 0.5))) <= 0.43 * 1.011
+    drop = lambda f: 0.6 if 0.485 < f < 0.52 else 0.4 if f >= 0.45 else 1.0  # noqa: E731
+    assert 0.45 <= smallest_of(search(on(drop, 0.5))) <= 0.45 * 1.011
     monkeypatch.setattr("rankfold.pipeline.quality.search.MISSES", 0)
-    assert smallest_of(search(on(drop, 0.5))) >= 0.5
+    assert smallest_of(search(on(drop, 0.5))) >= 0.52
 
 
 def test_near_misses_do_not_end_the_probes_but_their_number_does() -> None:
@@ -136,7 +141,7 @@ def test_the_interval_is_that_of_a_bootstrap_of_pairs() -> None:
     assert found.error == pytest.approx(np.std(draws), rel=0.35)  # 32 groups know a spread to about an eighth
     low, high = np.quantile(draws, [0.025, 0.975])
     assert found.interval == pytest.approx((low, high), abs=0.4 * (high - low))
-    unpaired = np.sqrt(before.double().var() / n + after.double().var() / n)
+    unpaired = (float(before.double().var()) / n + float(after.double().var()) / n) ** 0.5
     assert found.error < 0.7 * unpaired  # one that forgets the pairs is rejected
 
 
@@ -236,20 +241,25 @@ def test_validation_data_that_cannot_be_parted_are_refused(data, said) -> None:
 # -- the whole
 
 
-def hunt(network: nn.Module, points: float, seed: int = 0, **how) -> Hunt:
-    calibration = calibration_part(digits().train, 256, seed)
-    known = rf.profile(network, calibration)
-    given = {"budgets": (), "rule": "optimal"} | how
-    return Hunt(
-        network, known, MaxDrop(points), given["budgets"], given["rule"], calibration,
-        halves(digits().validation, seed), rf.Classification(),
-    )  # fmt: skip
+@lru_cache
+def measured(seed: int) -> tuple[Any, ...]:
+    """A network, calibration data, their profile, and the figures of what tests have tried with them."""
+    network, calibration = trained(), calibration_part(digits().train, 128, seed)
+    return network, calibration, rf.profile(network, calibration), {}
+
+
+def hunt(points: float, seed: int = 0, *, budgets: Any = (), fresh: bool = False) -> Hunt:
+    network, calibration, known, figures = measured(seed)
+    parts = halves(digits().validation, seed)
+    made = Hunt(network, known, MaxDrop(points), budgets, "optimal", calibration, parts, rf.Classification(), Tell())
+    made.__dict__["figures"] = {} if fresh else figures
+    return made
 
 
 @pytest.mark.parametrize("seed", [0, 1, 2])
 def test_no_more_flops_than_the_smallest_of_fifty_plans(seed: int) -> None:
     """Tried one by one on the same half; and the largest of the good ones would not do."""
-    searching = hunt(trained(), 2, seed)
+    searching = hunt(2, seed)
     tried = searching.tried()
     found = min(point.flops for point in tried if point.met)
     fifty = [point for f in FIFTY if (point := searching.attempt(f)) is not None]
@@ -260,7 +270,7 @@ def test_no_more_flops_than_the_smallest_of_fifty_plans(seed: int) -> None:
 
 
 def test_one_profile_and_no_decomposition_after_it(monkeypatch: pytest.MonkeyPatch) -> None:
-    searching = hunt(trained(), 4)
+    searching = hunt(4, fresh=True)
     counts: Counter[str] = Counter()
 
     def counting(name, function):
@@ -284,9 +294,9 @@ def test_one_profile_and_no_decomposition_after_it(monkeypatch: pytest.MonkeyPat
 
 
 def test_what_is_found_is_judged_on_the_other_half_and_stays_within_the_drop() -> None:
-    network = trained()
+    network = hunt(4).model
     before = copy.deepcopy(network.state_dict())
-    found = rf.smallest(network, digits(), max_drop=4, profile=hunt(network, 4).known)
+    found = rf.smallest(network, digits(), max_drop=4, profile=hunt(4).known)
     quality, parts = found.quality, halves(digits().validation, 0)
     judged = [rf.evaluate(each, parts.judge.data).accuracy for each in (network, found.model)]
     assert quality.drop == pytest.approx(judged[0] - judged[1], abs=1e-12)
@@ -300,7 +310,7 @@ def test_what_is_found_is_judged_on_the_other_half_and_stays_within_the_drop() -
 
 
 def test_a_network_that_the_judge_refuses_makes_room_for_a_larger_one(monkeypatch: pytest.MonkeyPatch) -> None:
-    searching, real, seen = hunt(trained(), 2), fall, []
+    searching, real, seen = hunt(2), fall, []
 
     def harsh(before, after):
         met = real(before, after)
@@ -316,19 +326,18 @@ def test_a_network_that_the_judge_refuses_makes_room_for_a_larger_one(monkeypatc
     assert all("the next larger network that was tried is taken" in note for note in found.quality.notes)
     assert found.plan.after.flops > min(point.flops for point in found.quality.tried if point.met)
     monkeypatch.setattr(smallest_module, "fall", lambda b, a: replace(real(b, a), drop=0.0 if b is a else 0.5))
-    again = hunt(trained(), 2)
-    again.__dict__["figures"] = searching.figures
+    again = hunt(2)
     with pytest.raises(rf.BudgetError, match=r"judged is good enough: .* is 50 points"):
         again.found()
 
 
 def test_a_budget_and_a_drop_both_hold() -> None:
-    searching = hunt(trained(), 4, budgets=(rf.Params(0.2),))
+    searching = hunt(4, budgets=(rf.Params(0.2),))
     found = searching.found()
     assert found.plan.after.params <= 0.2 * found.plan.before.params
     assert found.quality.drop <= 0.04 + 1e-9
     with pytest.raises(rf.BudgetError, match="least that was met"):
-        hunt(trained(), 0.1, budgets=(rf.Flops(0.07),)).found()
+        hunt(0.1, budgets=(rf.Flops(0.07),)).found()
 
 
 @pytest.mark.parametrize("by", ["params", "bytes"])
