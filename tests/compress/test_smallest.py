@@ -12,6 +12,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+import torch.nn.functional as F
 from digits import digits, tiny, trained
 from hypothesis import given
 from hypothesis import strategies as st
@@ -258,14 +259,20 @@ def hunt(points: float, seed: int = 0, *, budgets: Any = (), fresh: bool = False
 
 @pytest.mark.parametrize("seed", [0, 1, 2])
 def test_no_more_flops_than_the_smallest_of_fifty_plans(seed: int) -> None:
-    """Tried one by one on the same half; and the largest of the good ones would not do."""
-    searching = hunt(2, seed)
+    """Tried one by one from the smallest, until one is good enough, on the same half; what bisection meets first would
+    not do. In nats: of accuracy on 135 samples one in a hundred is a step, and luck decides."""
+
+    def nats(output, batch):
+        return F.cross_entropy(output, batch[1], reduction="none")
+
+    own = rf.objective("nats", loss=lambda output, batch: nats(output, batch).mean(), figure=nats, unit="nats")
+    searching = replace(hunt(0.1, seed), objective=own)
     tried = searching.tried()
-    found = min(point.flops for point in tried if point.met)
-    fifty = [point for f in FIFTY if (point := searching.attempt(f)) is not None]
-    least = min(point.flops for point in fifty if searching.good(point.drop))
-    assert found <= 1.02 * least
-    assert max(point.flops for point in tried if point.met) > 1.02 * least
+    good = [point.flops for point in tried if point.met]
+    fifty = (searching.attempt(fraction) for fraction in FIFTY)
+    least = next(point.flops for point in fifty if point is not None and searching.good(point.drop))
+    assert min(good) <= 1.02 * least
+    assert max(good) > 1.02 * least
     assert len({point.key for point in tried}) == len(tried)
 
 
