@@ -16,7 +16,8 @@ from torch import nn
 from rankfold.compress.methods.method import sweeps
 from rankfold.compress.planning.apply import apply_
 from rankfold.compress.planning.plan import Plan, decisions
-from rankfold.compress.planning.profile import Calibration, Profile, profile
+from rankfold.compress.planning.profile import Calibration, Profile
+from rankfold.compress.planning.profile import profile as measured
 from rankfold.compress.ranks.allocate import BudgetError
 from rankfold.compress.ranks.budget import Budget, parsed
 from rankfold.compress.ranks.rules import RankRule
@@ -65,18 +66,16 @@ def smallest(
     ``model``, by the method, objective and calibration of your choice (``rankfold.profile``); by default made here, by
     ``project`` from 2,048 samples of ``data.train`` drawn with ``seed``, which also parts ``validation`` in two halves.
 
-    One half searches: plans for ever smaller budgets, all from the one profile, are applied, corrected (BatchNorm) and
-    evaluated. The other judges the smallest that is good enough there, with an interval of the drop; where it does not
-    pass, the next larger of those that were tried is taken, ``JUDGED`` times at most. A method that fits layer after
-    layer (``sequential``) is searched with plans of ``project``, and fitted once for each network that is judged.
+    One half searches: networks of ever smaller budgets are made from the one profile and evaluated. The other judges
+    the smallest that is good enough there, with an interval of the drop; where it does not pass, a larger one that was
+    tried is taken, ``JUDGED`` times at most. A method that fits layer after layer is searched with plans of
+    ``project``, and fitted once for each network that is judged.
 
     Raises ``BudgetError`` where nothing is good enough, with the least drop that was met; ``ValueError`` in one line
     for a drop below zero or above what the figure can fall by, and for validation data that are missing or too few.
     Cost: the profile; for each network tried (about 20) its factors, one pass over the calibration data where there is
     BatchNorm, and one over half of ``validation``.
     """
-    from rankfold.compress.planning import profile as planning
-
     asked = MaxDrop(max_drop, by)
     parts = halves(data.validation, seed)
     chosen = None if profile is None else profile.objective
@@ -84,7 +83,7 @@ def smallest(
     calibration = calibration_part(data.train, 2048, seed) if profile is None or profile.data is None else profile.data
     tell = Tell() if progress is None else Tell(progress)
     if profile is None:
-        profile = planning.profile(model, calibration, objective=objective, progress=progress)
+        profile = measured(model, calibration, objective=objective, progress=progress)
     found = Hunt(model, profile, asked, parsed(budget) if budget else (), rule, calibration, parts, objective, tell)
     return found.found()
 
@@ -147,7 +146,7 @@ class Hunt:
         )
         data, how = self.known.needed_data(), self.known.calibration
         one_shot = Calibration(how.samples, how.batch_size, how.name)
-        return profile(
+        return measured(
             self.model, data, method="project", objective=self.objective, example=self.known.example,
             calibration=one_shot, progress=self.tell.progress,
         )  # fmt: skip
