@@ -324,7 +324,7 @@ def test_a_network_that_the_judge_refuses_makes_room_for_a_larger_one(monkeypatc
         if before is searching.__dict__.get("before"):
             return met
         seen.append(met)
-        return met if len(seen) > 2 else replace(met, drop=0.5)
+        return replace(met, drop=0.0 if len(seen) > 2 else 0.5)
 
     monkeypatch.setattr(smallest_module, "fall", harsh)
     found = searching.found()
