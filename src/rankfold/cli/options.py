@@ -61,6 +61,15 @@ def _budgets(texts: list[str]) -> list[str]:
     return texts
 
 
+def _max_drop(value: float | None) -> float | None:
+    if value is not None and not 0 <= value < float("inf"):
+        raise typer.BadParameter(
+            "how far the judging figure may fall, in points of a percentage or in its own unit: 0 or more, got "
+            f"{value:g}"
+        )
+    return value
+
+
 def _memory(text: str | None) -> str | None:
     from rankfold.report.quantities import bytes_of
 
@@ -126,6 +135,21 @@ class SmallestBy(StrEnum):
     latency = "latency"
 
 
+MaxDropped = Annotated[
+    float | None,
+    typer.Option(
+        "--max-drop",
+        metavar="X",
+        help="The smallest network whose judging figure falls by at most X on validation, in points of a percentage "
+        "(accuracy, mean IoU) or in the figure's own unit; instead of --budget or besides.",
+        callback=_max_drop,
+        show_default=False,
+    ),
+]
+Smallest = Annotated[
+    SmallestBy | None,
+    typer.Option("--smallest", help="With --max-drop: smallest by what; by FLOPs otherwise.", show_default=False),
+]
 MethodName = Annotated[
     str,
     typer.Option(

@@ -121,6 +121,9 @@ class _Job:
         before, unlearned = start.judged, _unlearned(start)
         for remark in unlearned:
             self.tell.say(remark)
+        if self.settings.quality is not None:  # what is wrong with these is told before anything is measured
+            self.settings.quality.allowed(before)
+            _ = self.halves
         made, known, quality = self.planned(calibration, example, objective)
         self.tell.say(f"plan: {summary(made)}")
         small, score = self.built(made, known, calibration, objective)

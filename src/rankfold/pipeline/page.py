@@ -15,7 +15,7 @@ from rankfold.pipeline.curve import Point
 from rankfold.pipeline.heldout import over_fitted
 from rankfold.pipeline.measure import Figures
 from rankfold.pipeline.result import Result
-from rankfold.report import CurvePoint, FigureKind, LayerRow, ReportData
+from rankfold.report import CurvePoint, FigureKind, LayerRow, ReportData, SearchShown, TriedPoint
 from rankfold.sites import Form
 from rankfold.train import History
 
@@ -35,7 +35,7 @@ def report_data(
     ``layer_errors``."""
     return ReportData(
         title=title,
-        asked=f"{result.plan.asked()}; method {result.plan.method}, ranks {result.plan.rule}",
+        asked=f"{_asked(result)}; method {result.plan.method}, ranks {result.plan.rule}",
         before=_stage(result.before),
         compressed=_stage(result.compressed),
         finetuned=None if result.finetuned is None else _stage(result.finetuned),
@@ -47,8 +47,36 @@ def report_data(
         curve_start=result.validation["before"],
         history=[] if history is None else [epoch.to_dict() for epoch in history.epochs],
         best_epoch=None if history is None else history.best_epoch,
+        search=None if result.quality is None else _search(result),
         settings=settings,
         environment=environment(),
+    )
+
+
+def _asked(result: Result) -> str:
+    """The budgets, and the drop that was allowed."""
+    quality = result.quality
+    if quality is None:
+        return result.plan.asked()
+    text = f"smallest {quality.by} with {quality.figure.name} worse by at most {quality.scale * quality.asked:g}"
+    return f"{text} {quality.unit}".rstrip() + f"; found: {result.plan.asked()}"
+
+
+def _search(result: Result) -> SearchShown:
+    quality, before = result.quality, result.plan.before
+    assert quality is not None
+    start, sign = quality.figure.value, -1 if quality.figure.higher else 1
+    points = [
+        TriedPoint(
+            p.flops / before.flops if before.flops else None, p.params / before.params if before.params else None,
+            p.figure, p.met, p.fraction == quality.fraction,
+        )
+        for p in quality.tried
+    ]  # fmt: skip
+    last = quality.sentence[:1].upper() + quality.sentence[1:] + "."
+    drawn = f"Drawn are the figures on the {quality.samples[0]} samples that searched."
+    return SearchShown(
+        (last, *(note + "." for note in quality.notes), drawn), start + sign * quality.asked, start, points
     )
 
 

@@ -1,6 +1,6 @@
 """The report of a compression: one HTML file with numbers, spectra and curves."""
 
 from rankfold.report.render import render, write_report
-from rankfold.report.values import CurvePoint, FigureKind, LayerRow, ReportData
+from rankfold.report.values import CurvePoint, FigureKind, LayerRow, ReportData, SearchShown, TriedPoint
 
-__all__ = ["CurvePoint", "FigureKind", "LayerRow", "ReportData", "render", "write_report"]
+__all__ = ["CurvePoint", "FigureKind", "LayerRow", "ReportData", "SearchShown", "TriedPoint", "render", "write_report"]

@@ -135,9 +135,9 @@ def budget_curves(data: ReportData) -> list[tuple[str, Markup]]:
                     markersize=4.5,
                     linestyle=("-", "--", ":")[index // len(SERIES) % 3],
                 )
-            _percent_axis(axes.xaxis)
+            percent_axis(axes.xaxis)
             if kind.unit == "fraction":
-                _percent_axis(axes.yaxis)
+                percent_axis(axes.yaxis)
             axes.set_ylim(bottom - margin, top + margin)
             axes.set_xlabel(f"{quantity} kept")
             axes.set_ylabel(kind.name.replace("_", " "))
@@ -178,7 +178,7 @@ def fine_tuning(history: Sequence[Mapping[str, Any]], best_epoch: int | None, ju
                 axes.axvline(best_epoch, color=SERIES[1], linewidth=1.2)
             axes.xaxis.set_major_locator(MaxNLocator(integer=True, nbins=6))
             if heading != "loss" and judged.unit == "fraction":
-                _percent_axis(axes.yaxis)
+                percent_axis(axes.yaxis)
             axes.set_xlabel("epoch")
             axes.set_ylabel(heading)
             label = f"{heading.capitalize()} over {len(history)} epochs of fine-tuning"
@@ -207,7 +207,7 @@ def _log_ticks(low: float, high: float) -> list[float]:
     return [tick for k in powers for s in steps if low <= (tick := k + math.log10(s)) <= high]
 
 
-def _percent_axis(axis: Any) -> None:
+def percent_axis(axis: Any) -> None:
     axis.set_major_locator(MaxNLocator(nbins=6, steps=[1, 2, 5, 10]))
     axis.set_major_formatter(FuncFormatter(lambda value, _: percent(value, 0 if _whole(axis) else 1)))
 

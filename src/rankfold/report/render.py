@@ -21,6 +21,7 @@ def render(data: ReportData) -> str:
     from jinja2 import Environment, PackageLoader, StrictUndefined
 
     from rankfold.report import plots  # brings matplotlib: sizes and percentages are read without it
+    from rankfold.report.search import search
 
     environment = Environment(
         loader=PackageLoader("rankfold.report", "."),
@@ -48,6 +49,7 @@ def render(data: ReportData) -> str:
         figures={
             "errors": plots.errors(data.layers),
             "curves": plots.budget_curves(data),
+            "search": None if data.search is None else search(data.search, data.judged),
             "fine_tuning": plots.fine_tuning(data.history, data.best_epoch, data.judged),
         },
         methods=plots.methods(data.curve),

@@ -50,6 +50,29 @@ class CurvePoint:
 
 
 @dataclass(frozen=True)
+class TriedPoint:
+    """A network that a search tried: `value` of the judging figure, and whether that was good enough."""
+
+    kept_flops: float | None
+    kept_params: float | None
+    value: float
+    met: bool
+    chosen: bool = False
+
+
+@dataclass(frozen=True)
+class SearchShown:
+    """A search for the smallest network that is good enough. `told`: sentences on what was allowed and what was found;
+    `limit` and `start`: the judging figure that is allowed, and that of the original, where the `points` were
+    measured."""
+
+    told: Sequence[str]
+    limit: float
+    start: float
+    points: Sequence[TriedPoint]
+
+
+@dataclass(frozen=True)
 class ReportData:
     """Everything that one report shows; a part that was not measured is None, empty or absent.
 
@@ -58,8 +81,9 @@ class ReportData:
     numbers and `latency_ms` to {batch size: milliseconds}. `history` holds a mapping per epoch of fine-tuning with
     `epoch` and any of `train_loss`, `validation_loss` and `validation_` with the name of the judging figure;
     `best_epoch` is the one whose weights were kept. `skipped`: (name, reason). `curve_on` says on which data the curve
-    was measured, `curve_start` is the judging figure before compression there (None: that of `before`). `settings`
-    (what the run was given) and `environment` (where it ran) are shown as they are.
+    was measured, `curve_start` is the judging figure before compression there (None: that of `before`). `search`: what
+    was tried, where a drop was allowed. `settings` (what the run was given) and `environment` (where it ran) are shown
+    as they are.
     """
 
     title: str
@@ -77,6 +101,7 @@ class ReportData:
     curve_on: str = ""
     curve_start: float | None = None
     figures: Sequence[FigureKind] = (FigureKind("accuracy", "fraction"),)
+    search: SearchShown | None = None
 
     @property
     def judged(self) -> FigureKind:

@@ -14,6 +14,7 @@ from rankfold.cli.options import (
     DeviceName,
     Download,
     Json,
+    MaxDropped,
     Memory,
     MethodName,
     NoCurve,
@@ -25,7 +26,7 @@ from rankfold.cli.options import (
     RuleName,
     Samples,
     Seed,
-    SmallestBy,
+    Smallest,
     Spec,
     Threads,
     Weights,
@@ -40,20 +41,8 @@ def compress(
     model: Spec,
     out: Annotated[Path, typer.Option("-o", "--out", metavar="DIR", help="Where everything is written.")],
     budget: BudgetsOrNone = [],  # noqa: B006  # typer copies it
-    max_drop: Annotated[
-        float | None,
-        typer.Option(
-            "--max-drop",
-            metavar="X",
-            help="The smallest network whose judging figure falls by at most X on validation, in points of a "
-            "percentage (accuracy, mean IoU) or in the figure's own unit; instead of --budget or besides.",
-            show_default=False,
-        ),
-    ] = None,
-    smallest: Annotated[
-        SmallestBy | None,
-        typer.Option("--smallest", help="With --max-drop: smallest by what; by FLOPs otherwise.", show_default=False),
-    ] = None,
+    max_drop: MaxDropped = None,
+    smallest: Smallest = None,
     weights: Weights = None,
     data: DataName = None,
     objective: ObjectiveName = None,

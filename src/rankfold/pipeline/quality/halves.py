@@ -95,8 +95,10 @@ def _indexed(data: Any) -> int | None:
 def _order(loader: DataLoader[Any]) -> list[Any]:
     """What a loader over a data set draws: indices of samples, or lists of them where it makes batches its own way."""
     if loader.batch_sampler is None or type(loader.batch_sampler) is BatchSampler:
-        return sorted({int(index) for index in loader.sampler})
-    return [list(batch) for batch in loader.batch_sampler]
+        with torch.random.fork_rng(devices=[]):
+            return sorted({int(index) for index in loader.sampler})
+    with torch.random.fork_rng(devices=[]):
+        return [list(batch) for batch in loader.batch_sampler]
 
 
 def _chosen(data: Any, indices: Tensor) -> Any:

@@ -14,13 +14,14 @@ from rankfold.pipeline.quality.halves import GROUPS
 class Fall:
     """By how much the judging figure is worse ``after`` than ``before``, in its own unit, and a 95 % ``interval``.
 
-    ``interval``: None where there are too few groups of samples to tell.
+    ``error``: its standard error, 0 where there are too few groups of samples to tell; ``interval`` is None then.
     """
 
     before: Evaluation
     after: Evaluation
     drop: float
-    interval: tuple[float, float] | None
+    error: float = 0.0
+    interval: tuple[float, float] | None = None
 
 
 def fall(before: Sequence[Figures], after: Sequence[Figures], groups: int = GROUPS) -> Fall:
@@ -35,17 +36,23 @@ def fall(before: Sequence[Figures], after: Sequence[Figures], groups: int = GROU
     pairs = [(a, b) for a, b in zip(_grouped(before, groups), _grouped(after, groups), strict=True) if _size(a)]
     whole = _difference(pairs)
     total = _concluded([a for a, _ in pairs]), _concluded([b for _, b in pairs])
-    return Fall(*total, whole, _interval(whole, pairs, _difference) if len(pairs) > 1 else None)
+    error = _error(whole, pairs, _difference) if len(pairs) > 1 and isfinite(whole) else float("nan")
+    if not isfinite(error):
+        return Fall(*total, whole)
+    reach = error * _student(len(pairs) - 1)
+    return Fall(*total, whole, error, (whole - reach, whole + reach))
 
 
 Pair = tuple[Figures, Figures]
 
 
-def _interval(
-    whole: float, pairs: Sequence[Pair], difference: Callable[[Sequence[Pair]], float]
-) -> tuple[float, float] | None:
+def _student(freedom: int) -> float:
     from scipy.stats import t
 
+    return float(t.ppf(0.975, freedom))
+
+
+def _error(whole: float, pairs: Sequence[Pair], difference: Callable[[Sequence[Pair]], float]) -> float:
     count, positions = len(pairs), [_size(a) for a, _ in pairs]
     shares = [sum(positions) / size for size in positions]
     without = [difference([*pairs[:index], *pairs[index + 1 :]]) for index in range(count)]
@@ -54,8 +61,7 @@ def _interval(
         (share * whole - (share - 1) * value - centre) ** 2 / (share - 1)
         for share, value in zip(shares, without, strict=True)
     )
-    reach = float(t.ppf(0.975, count - 1)) * (spread / count) ** 0.5
-    return (whole - reach, whole + reach) if isfinite(reach) else None
+    return (spread / count) ** 0.5
 
 
 def _difference(pairs: Sequence[Pair]) -> float:

@@ -8,7 +8,8 @@ from typing import Any
 
 WITHIN = 0.005  # of the smallest good budget: how far the bisection goes
 STEP = 0.01  # of the smallest good budget: between the probes below it
-MISSES = 8  # probes in a row that are not good, after which no smaller one is tried
+MISSES = 8  # probes in a row that are clearly not good, after which no smaller one is tried
+PROBES = 32  # in a row that are not good, clearly or not
 ROUNDING = 1e-9
 
 
@@ -17,7 +18,8 @@ class Tried:
     """A network that was tried: the ``fraction`` of the resource that was asked, and the ``kept`` one that it takes.
 
     ``figure`` is the judging one on the samples that search, ``drop`` by how much it is worse than the original's
-    there, in its own unit; ``met``: whether that is allowed. ``key`` stands for the decisions of its plan.
+    there, in its own unit, ``error`` the standard error of that; ``met``: whether that is allowed, ``near``: whether it
+    is, or is beyond by no more than the error. ``key`` stands for the decisions of its plan.
     """
 
     fraction: float
@@ -28,11 +30,13 @@ class Tried:
     figure: float
     drop: float
     met: bool
+    near: bool = False
+    error: float = 0.0
     key: str = ""
 
     def to_dict(self) -> dict[str, Any]:
         values = asdict(self)
-        del values["key"]
+        del values["key"], values["near"]
         return values
 
 
@@ -44,8 +48,9 @@ def search(attempt: Callable[[float], Tried | None], *, top: float = 1.0, known:
 
     Bisection first, until the smallest good budget is known to ``WITHIN`` of itself, as if figures fell steadily. They
     do not: of two networks of nearly one size the smaller may be the better by chance. So budgets below are probed,
-    ``STEP`` apart, until ``MISSES`` in a row are not good enough; a good one starts the count again. What a plan leaves
-    unused of its budget is skipped over, so that no network is tried twice. At most about 8 + 8 trials where figures
+    ``STEP`` apart, until ``MISSES`` in a row are not good enough; a good one starts the count again, and one that is
+    beyond by less than its error does not count, as long as there are fewer than ``PROBES`` in a row. What a plan
+    leaves unused of its budget is skipped over, so that no network is tried twice. About 8 + 8 trials where figures
     fall steadily.
     """
     tried: dict[tuple[str, float], Tried] = {}
@@ -73,13 +78,18 @@ def search(attempt: Callable[[float], Tried | None], *, top: float = 1.0, known:
 
 
 def _probe(ask: Callable[[float], Tried | None], below: float) -> None:
-    missed = 0
-    while missed < MISSES:
+    missed = probes = 0
+    while missed < MISSES and probes < PROBES:
         below *= 1 - STEP
-        point = ask(below)
-        missed = 0 if point is not None and point.met else missed + 1
-        if point is not None:
-            below = min(below, point.kept)
+        point, probes = ask(below), probes + 1
+        if point is None:
+            missed += 1
+            continue
+        below = min(below, point.kept)
+        if point.met:
+            missed = probes = 0
+        else:
+            missed += not point.near
 
 
 def larger_by_steps(good: Sequence[Tried], most: int) -> Iterator[Tried]:

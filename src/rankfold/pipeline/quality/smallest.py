@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import json
 from collections.abc import Callable, Sequence
 from contextlib import suppress
@@ -13,22 +14,24 @@ from typing import Any
 from torch import nn
 
 from rankfold.compress.methods.method import fits_layers
+from rankfold.compress.planning.apply import apply_
 from rankfold.compress.planning.plan import Plan, decisions
-from rankfold.compress.planning.profile import Calibration, Profile, profile
+from rankfold.compress.planning.profile import Calibration, Profile
+from rankfold.compress.planning.profile import profile as measured
 from rankfold.compress.ranks.allocate import BudgetError
 from rankfold.compress.ranks.budget import Budget, parsed
 from rankfold.compress.ranks.rules import RankRule
-from rankfold.compress.repair.batchnorm import Reference
-from rankfold.objectives import Figures, Objective
+from rankfold.compress.repair.batchnorm import Reference, reestimate_
+from rankfold.objectives import Figure, Figures, Objective
 from rankfold.pipeline.measure import calibration_part
-from rankfold.pipeline.quality.halves import Halves, halves
+from rankfold.pipeline.quality.halves import Half, Halves, halves
 from rankfold.pipeline.quality.interval import Fall, fall
 from rankfold.pipeline.quality.search import ROUNDING, Tried, larger_by_steps, search
 from rankfold.pipeline.quality.value import MaxDrop, Quality
 from rankfold.pipeline.repair import compressed_copy
 from rankfold.run.files import write_atomically
 from rankfold.run.progress import Tell, showing
-from rankfold.train import choose, counted, evaluate
+from rankfold.train import choose, counted
 
 JUDGED = 5  # networks that the judging half sees at most: a choice among many would be one made on it
 
@@ -63,18 +66,16 @@ def smallest(
     ``model``, by the method, objective and calibration of your choice (``rankfold.profile``); by default made here, by
     ``project`` from 2,048 samples of ``data.train`` drawn with ``seed``, which also parts ``validation`` in two halves.
 
-    One half searches: plans for ever smaller budgets, all from the one profile, are applied, corrected (BatchNorm) and
-    evaluated. The other judges the smallest that is good enough there, with an interval of the drop; where it does not
-    pass, the next larger of those that were tried is taken, ``JUDGED`` times at most. A method that fits layer after
-    layer (``sequential``) is searched with plans of ``project``, and fitted once for each network that is judged.
+    One half searches: networks of ever smaller budgets are made from the one profile and evaluated. The other judges
+    the smallest that is good enough there, with an interval of the drop; where it does not pass, a larger one that was
+    tried is taken, ``JUDGED`` times at most. A method that fits layer after layer is searched with plans of
+    ``project``, and fitted once for each network that is judged.
 
     Raises ``BudgetError`` where nothing is good enough, with the least drop that was met; ``ValueError`` in one line
     for a drop below zero or above what the figure can fall by, and for validation data that are missing or too few.
     Cost: the profile; for each network tried (about 20) its factors, one pass over the calibration data where there is
     BatchNorm, and one over half of ``validation``.
     """
-    from rankfold.compress.planning import profile as planning
-
     asked = MaxDrop(max_drop, by)
     parts = halves(data.validation, seed)
     chosen = None if profile is None else profile.objective
@@ -82,7 +83,7 @@ def smallest(
     calibration = calibration_part(data.train, 2048, seed) if profile is None or profile.data is None else profile.data
     tell = Tell() if progress is None else Tell(progress)
     if profile is None:
-        profile = planning.profile(model, calibration, objective=objective, progress=progress)
+        profile = measured(model, calibration, objective=objective, progress=progress)
     found = Hunt(model, profile, asked, parsed(budget) if budget else (), rule, calibration, parts, objective, tell)
     return found.found()
 
@@ -107,21 +108,28 @@ class Hunt:
     place: Path | None = None
 
     @cached_property
-    def figures(self) -> dict[str, float]:
-        """The judging figure on the searching half of each plan's network, by the plan's decisions."""
+    def figures(self) -> dict[str, tuple[float, float]]:
+        """The judging figure on the searching half of each plan's network and the error of its drop, by the plan's
+        decisions."""
         if self.place is not None and self.place.exists():
-            with suppress(ValueError, OSError):
-                return {str(key): float(value) for key, value in json.loads(self.place.read_text()).items()}
+            with suppress(ValueError, OSError, TypeError, AttributeError):  # damaged: they are tried again
+                stored = json.loads(self.place.read_text()).items()
+                return {str(key): (float(figure), float(error)) for key, (figure, error) in stored}
         return {}
 
     @cached_property
-    def start(self) -> Any:
-        """The original on the searching half."""
-        return self.scored(self.model)
+    def before(self) -> list[Figures]:
+        """Sums of the original on the searching half."""
+        return self.sums(self.model, self.halves.search)
+
+    @cached_property
+    def start(self) -> Figure:
+        """The judging figure of the original on the searching half."""
+        return fall(self.before, self.before).before.judged
 
     @cached_property
     def allowed(self) -> float:
-        return self.asked.allowed(self.start.judged)
+        return self.asked.allowed(self.start)
 
     @cached_property
     def original(self) -> Reference:
@@ -138,14 +146,14 @@ class Hunt:
         )
         data, how = self.known.needed_data(), self.known.calibration
         one_shot = Calibration(how.samples, how.batch_size, how.name)
-        return profile(
+        return measured(
             self.model, data, method="project", objective=self.objective, example=self.known.example,
             calibration=one_shot, progress=self.tell.progress,
         )  # fmt: skip
 
     def found(self) -> Smallest:
         """The whole search: try, take the smallest that is good enough, judge it."""
-        self.tell.say(f"max drop: {self.asked.told(self.start.judged)}, on {self.halves.search.samples} samples")
+        self.tell.say(f"max drop: {self.asked.told(self.start)}, on {self.halves.search.samples} samples")
         tried = self.tried()
         good = [point for point in tried if point.met]
         if not good:
@@ -160,7 +168,7 @@ class Hunt:
             point = self.attempt(fraction)
             if point is not None:
                 counted.append(point)
-                name = self.start.judged.name
+                name = self.start.name
                 self.tell.progress(f"the smallest by {self.asked.by} ({name} {point.figure:.4g})", len(counted), 20)
             return point
 
@@ -178,36 +186,41 @@ class Hunt:
             return None
         key = decisions(plan.entries) if plan.changed else ""
         if key and key not in self.figures:
-            _, score = self.built(plan, self.searched)
-            self.figures[key] = score.judged.value
+            met = fall(self.before, self.sums(self.built(plan, self.searched), self.halves.search))
+            self.figures[key] = met.after.judged.value, met.error
             if self.place is not None:
                 write_atomically(self.place, json.dumps(self.figures).encode())
-        start = self.start.judged
-        figure = replace(start, value=self.figures[key]) if key else start
-        drop, after, before = start.better(figure), plan.after, plan.before
+        value, error = self.figures[key] if key else (self.start.value, 0.0)
+        drop, after, before = self.start.better(replace(self.start, value=value)), plan.after, plan.before
         kind = self.asked.by
         kept = fraction if kind == "latency" else min(fraction, getattr(after, kind) / max(getattr(before, kind), 1))
         return Tried(
-            fraction, kept, after.flops, after.params, after.bytes, figure.value, drop, self.good(drop), key
+            fraction, kept, after.flops, after.params, after.bytes, value, drop, self.good(drop),
+            self.good(drop - error), error, key,
         )  # fmt: skip
 
     def good(self, drop: float) -> bool:
-        return drop <= self.allowed + ROUNDING * max(1.0, abs(self.start.judged.value))
+        return drop <= self.allowed + ROUNDING * max(1.0, abs(self.start.value))
 
-    def built(self, plan: Plan, known: Profile) -> Any:
-        """A network and its figures on the searching half."""
-        return compressed_copy(
-            self.model, plan, self.calibration, self.halves.search.data, profile=known, method=known.method,
-            reference=self.original, objective=self.objective,
-        )  # fmt: skip
+    def built(self, plan: Plan, known: Profile) -> nn.Module:
+        """The network of a plan, corrected; where a fit decides by data whether to correct, by those that search."""
+        if plan.factors is not None:
+            return compressed_copy(
+                self.model, plan, self.calibration, self.halves.search.data, profile=known, method=known.method,
+                reference=self.original, objective=self.objective,
+            )[0]  # fmt: skip
+        small = apply_(copy.deepcopy(self.model), plan, known, method=known.method)
+        reestimate_(small, self.original, self.calibration, samples=None)
+        return small
 
     def judge(self, tried: tuple[Tried, ...], good: Sequence[Tried]) -> Smallest:
         """The smallest good one that the other half finds good too."""
-        before, notes, least, number = self.sums(self.model), list[str](), float("inf"), 0
+        before = self.sums(self.model, self.halves.judge)
+        notes, least, number = list[str](), float("inf"), 0
         for number, point in enumerate(larger_by_steps(good, JUDGED), 1):
             plan = self.planned(self.known, point.fraction)
-            network, _ = self.built(plan, self.known)
-            met = fall(before, self.sums(network))
+            network = self.built(plan, self.known)
+            met = fall(before, self.sums(network, self.halves.judge))
             quality = self.quality(tried, point, met, number, decisions(plan.entries), tuple(notes))
             self.tell.say(f"{self.asked.by}={point.fraction:.4g}: {quality.sentence}")
             if self.good(met.drop):
@@ -221,8 +234,8 @@ class Hunt:
 
     def again(self, plan: Plan, quality: Quality) -> Quality:
         """``quality`` of a plan that somebody changed since: judged anew; ``BudgetError`` where it falls too far."""
-        network, _ = self.built(plan, self.known)
-        met = fall(self.sums(self.model), self.sums(network))
+        part, network = self.halves.judge, self.built(plan, self.known)
+        met = fall(self.sums(self.model, part), self.sums(network, part))
         if not self.good(met.drop):
             raise self.failed(quality.tried, "that was changed since it was found is good enough", met.drop)
         found = replace(quality, after=met.after.judged.value, drop=met.drop, interval=met.interval)
@@ -232,18 +245,13 @@ class Hunt:
         self, tried: tuple[Tried, ...], point: Tried, met: Fall, number: int, key: str, notes: tuple[str, ...]
     ) -> Quality:
         return Quality(
-            self.allowed, self.asked.by, self.start.judged, met.before.judged.value, met.after.judged.value, met.drop,
+            self.allowed, self.asked.by, self.start, met.before.judged.value, met.after.judged.value, met.drop,
             met.interval, (self.halves.search.samples, self.halves.judge.samples), tried, number, point.fraction, key,
             notes,
         )  # fmt: skip
 
-    def scored(self, network: nn.Module) -> Any:
-        part = self.halves.search.data
-        return evaluate(network, part, role="validation", objective=self.objective, teacher=self.model)
-
-    def sums(self, network: nn.Module) -> list[Figures]:
-        """Of each batch of the judging half."""
-        part = self.halves.judge
+    def sums(self, network: nn.Module, part: Half) -> list[Figures]:
+        """Of each batch of a half."""
         return counted(
             network, part.data, part.batch_size, role="validation", objective=self.objective, teacher=self.model,
             apart=True,
@@ -251,7 +259,7 @@ class Hunt:
 
     def failed(self, tried: Sequence[Tried], why: str, least: float | None = None) -> BudgetError:
         """The least drop that was met, in the words of ``max_drop``."""
-        figure = self.start.judged
+        figure = self.start
         scale, unit = (100, "points") if figure.unit == "fraction" else (1, figure.unit)
         drops = [point.drop for point in tried] if least is None else [least]
         if not drops:

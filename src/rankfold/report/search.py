@@ -1,0 +1,39 @@
+"""The picture of a search: every network that was tried, the limit, the one that was chosen."""
+
+from __future__ import annotations
+
+from markupsafe import Markup
+from matplotlib import rc_context
+from matplotlib.figure import Figure
+
+from rankfold.report.plots import percent_axis
+from rankfold.report.quantities import known, title
+from rankfold.report.svg import MUTED, SERIES, STYLE, inline
+from rankfold.report.values import FigureKind, SearchShown
+
+
+def search(shown: SearchShown, kind: FigureKind) -> Markup | None:
+    """The judging figure over the kept FLOPs; None where nothing can be drawn."""
+    points = [(p.kept_flops, p.value, p) for p in shown.points if p.kept_flops is not None and known(p.value)]
+    if not points:
+        return None
+    with rc_context(STYLE):
+        figure = Figure(figsize=(4.6, 3.4))
+        axes = figure.add_axes((0.14, 0.15, 0.83, 0.82))
+        axes.axhline(shown.start, color=MUTED, linewidth=1)
+        axes.axhline(shown.limit, color=MUTED, linewidth=1, dashes=(4, 3))
+        for met, mark, colour in ((True, "o", SERIES[0]), (False, "^", SERIES[1])):
+            some = [(x, y) for x, y, point in points if point.met is met]
+            axes.scatter([x for x, _ in some], [y for _, y in some], s=20, marker=mark, color=colour, linewidths=0)
+        chosen = [(x, y) for x, y, point in points if point.chosen]
+        axes.scatter(
+            [x for x, _ in chosen], [y for _, y in chosen], s=110, facecolors="none", edgecolors=SERIES[0],
+            linewidths=1.4,
+        )  # fmt: skip
+        percent_axis(axes.xaxis)
+        if kind.unit == "fraction":
+            percent_axis(axes.yaxis)
+        axes.set_xlabel("FLOPs kept")
+        axes.set_ylabel(kind.name.replace("_", " "))
+        label = f"{title(kind)} against kept FLOPs of {len(points)} networks that were tried; the table has the numbers"
+        return inline(figure, "search", label)
