@@ -8,6 +8,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from rankfold.compress.ranks import allocate
 from rankfold.compress.ranks.allocate import (
     BudgetError,
     Option,
@@ -163,6 +164,29 @@ def test_an_exact_low_rank_is_not_padded_with_useless_directions():
     for rule in (optimal, lambda o, b: optimal(o, b, exact=0)):
         picked = rule({"a": group}, (1000.0,))["a"]
         assert (picked.form, picked.rank) == (Form.FACTORED, 2)
+
+
+def by_table(options, limit):
+    """The least total loss with one limit and whole costs: the textbook table over every sum of costs."""
+    best = np.zeros(int(limit) + 1)
+    for group in options.values():
+        after = np.full_like(best, np.inf)
+        for option in group:
+            cost = int(option.costs[0])
+            if cost < len(best):
+                after[cost:] = np.minimum(after[cost:], best[: len(best) - cost] + option.loss)
+        best = after
+    return best[-1]
+
+
+@given(st.integers(0, 2**31), st.sampled_from([0.5, 2.0]), st.floats(0.1, 0.9))
+def test_one_limit_is_met_exactly_as_well_as_by_a_table_and_without_integer_programming(seed, spread, tightness):
+    options, limits = problem(seed, 12, 20, 1, spread, tightness)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(allocate, "_integer", None)
+        picked = optimal(options, limits)
+    assert within(picked, limits)
+    assert total(picked) == pytest.approx(by_table(options, limits[0]), rel=1e-9)
 
 
 def test_losses_of_any_size_are_told_apart():

@@ -30,10 +30,12 @@ from rankfold.observe.passes import separable
 from rankfold.run.progress import Progress
 from rankfold.run.team import Team
 from rankfold.sites import Site, SiteList, split_attention
+from rankfold.train.step.layout import laid_out, layout_for
 
 FULL = 1024  # outputs up to which the whole matrix is kept; above, its diagonal
 ORTHOGONAL = 512  # entries of an answer up to which directions are made orthogonal: a table of as many squared
-CHUNK = 32  # samples whose graph is in memory at once
+CHUNK = 32  # samples of one half, then as many of the other
+GRAPH = 16  # samples whose graph is in memory at once
 SEED = 0
 
 
@@ -48,7 +50,7 @@ def output_metrics(
     """D for every reducible site that gradients reach, float64: (m, m), or (m,) above ``FULL`` outputs; or grouped.
 
     ``spread`` of the answers on these or more samples; measured in a pass of its own where it is not known. One forward
-    and one backward pass in eval mode, some ``CHUNK`` samples at a time. Parameters get no gradients. A model that
+    and one backward pass in eval mode, ``GRAPH`` samples at a time. Parameters get no gradients. A model that
     cannot be differentiated gives no metrics. Leaves everything as found. With a team each process takes its share of
     the batches.
     """
@@ -68,18 +70,22 @@ def output_metrics(
         if not spread.names:
             return {}
         directions, size = _Directions(), spread.chunk
+        graph = GRAPH
         if not separable(root, next(batch for _, batch in seen.batches())):
-            size = 1 << 62
+            size = graph = 1 << 62
+        layout = layout_for(root, seen.data)
         with after(root, {site.name: tap(site) for site in sites.reducible}):
             for index, batch in seen.batches():
                 count = size_of(batch)
-                for start, chunk in chunks(batch, count, before, size) if index in seen else ():
-                    taps.clear()
-                    gradients = _gradients(root, chunk, objective, spread, directions, start, taps)
-                    if gradients is None:
-                        return {}
-                    sums.add(gradients, size_of(chunk), (start // size if size < count else index) % 2)
-                    done += size_of(chunk)
+                for first, group in chunks(batch, count, before, size) if index in seen else ():
+                    half = (first // size if size < count else index) % 2
+                    for start, chunk in chunks(group, size_of(group), 0, graph):
+                        taps.clear()
+                        gradients = _gradients(root, chunk, layout, objective, spread, directions, first + start, taps)
+                        if gradients is None:
+                            return {}
+                        sums.add(gradients, size_of(chunk), half)
+                    done += size_of(group)
                     if progress is not None:
                         progress("weighing", done, seen.samples or done)
                 before += count
@@ -89,6 +95,7 @@ def output_metrics(
 def _gradients(
     root: nn.Module,
     chunk: Any,
+    layout: torch.memory_format,
     objective: Objective,
     spread: Spread,
     directions: _Directions,
@@ -97,7 +104,7 @@ def _gradients(
 ) -> list[tuple[Site, Tensor]] | None:
     """∂(vᵀz)/∂y of every tapped output for some samples; None where nothing can be differentiated."""
     with torch.enable_grad():
-        answers = spread.ordered(objective.answers(forward(root, chunk), chunk))
+        answers = spread.ordered(objective.answers(forward(root, laid_out(chunk, layout)), chunk))
         if not taps or not any(answer.values.requires_grad for answer in answers):
             return None
         total = torch.zeros((), device=answers[0].values.device)

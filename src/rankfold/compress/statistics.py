@@ -24,9 +24,11 @@ from rankfold.observe import Samples, after, first_of
 from rankfold.observe.passes import held
 from rankfold.run.container import Kind
 from rankfold.run.files import write_atomically
+from rankfold.run.memory import give_back
 from rankfold.run.progress import Progress, showing
 from rankfold.run.team import Team
 from rankfold.sites import Site, SiteList, split_attention, unwrap
+from rankfold.train.step.layout import laid_out, layout_for
 
 _ROWS = 8  # one row in so many is held back where rows cannot be told by samples
 
@@ -168,6 +170,7 @@ def calibrate(
         gathered = _gather(root, seen, sites, asked if metric_samples else None, progress)
     if not gathered.samples:
         raise ValueError("the calibration data is empty: give at least one batch")
+    give_back()
     metrics = {}
     if metric_samples:
         metrics = output_metrics(root, seen.first(metric_samples), sites, asked, gathered.spread, progress)
@@ -178,6 +181,7 @@ def calibrate(
             absorber = None if site.layer.has_bias else absorbers.of(site.name)
             reached[site.name] = _of_site(parts, absorber, metrics.get(site.name))
     unreached = tuple(site.name for site in sites.reducible if site.name not in reached)
+    give_back()
     return Statistics(reached, gathered.samples, unreached, fingerprint(model))
 
 
@@ -225,6 +229,7 @@ def _gather(
 
         return hook
 
+    layout = layout_for(root, seen.data)
     every, hooks = seen.held_back, {site.name: watch(site) for site in sites.reducible}
     with found.absorbers.watching(root), after(root, hooks), seen.team.agreed():
         for index, batch in seen.batches():
@@ -233,7 +238,7 @@ def _gather(
             found.samples += size
             if index not in seen:
                 continue
-            output = forward(root, batch)
+            output = forward(root, laid_out(batch, layout))
             if objective is not None and comparable:
                 try:
                     found.spread.add(objective.answers(output, batch), size)

@@ -21,6 +21,7 @@ from rankfold.compress.planning.profile import Profile
 from rankfold.costs import evaluating
 from rankfold.observe import after
 from rankfold.sites import Site, SiteList, sites, split_attention, unwrap
+from rankfold.train.step.layout import laid_out, layout_for
 
 
 @dataclass
@@ -79,9 +80,10 @@ def layer_errors(
         comparing = {
             entry.site: _compare(found[entry.site], new_root.get_submodule(entry.site), sums) for entry in plan.changed
         }
+        layout = layout_for(root, data)
         stack.enter_context(after(root, comparing))
-        for batch in batches_of(data, 256, samples):
-            forward(root, batch)
+        for batch in batches_of(data, 64, samples):
+            forward(root, laid_out(batch, layout))
     return {name: total.error(plan[name].bias) for name, total in sums.items()}
 
 

@@ -23,7 +23,7 @@ _ENOUGH = 64  # samples from which an objective is told
 def evaluate(
     model: nn.Module,
     data: Any,
-    batch_size: int = 128,
+    batch_size: int = 64,
     *,
     role: str = "evaluation",
     objective: Objective | str | None = None,
@@ -35,7 +35,7 @@ def evaluate(
     torch Dataset, a DataLoader, batches in a list or from an iterator; with targets or, where outputs are compared with
     those of the `teacher`, without. `objective`: what outputs and targets mean, as an object or by name; by default it
     is told from the first batch (`rankfold.objectives.infer`). Larger batches than `batch_size` are slower on a CPU:
-    tensors above 32 MB are given back to the operating system after every layer. Modes are left as
+    what one layer writes is no longer in the cache when the next one reads it. Modes are left as
     found. `role` names the data in errors.
     Raises TrainingError: no samples, targets that do not fit the outputs or none where they are needed, weights on the
     meta device. Cost: one forward pass, and one of `teacher` where the objective needs it.

@@ -174,7 +174,8 @@ def _weighed(
             if best is None or score < best[0]:
                 best = score, each, forecast
     chosen = method if best is None else best[1]
-    decomposition = chosen.decompose(site, form, weight, known, bias)
+    whole = None if known is None else replace(known, parts=None)  # a decomposition holds on to what it was made from
+    decomposition = chosen.decompose(site, form, weight, whole, bias)
     ridge = float(getattr(chosen, "ridge", 0.0)) if chosen is not method else 0.0
     if decomposition is None:
         return None, None, ridge

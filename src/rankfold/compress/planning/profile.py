@@ -23,6 +23,7 @@ from rankfold.compress.statistics import Statistics, calibrate
 from rankfold.costs import Cost, Example, evaluating, measure, storage
 from rankfold.objectives import Objective, ObjectiveError, Teacher, infer, objective_named
 from rankfold.observe import Samples
+from rankfold.run.memory import give_back
 from rankfold.run.progress import Progress, showing
 from rankfold.run.team import Team, joined
 from rankfold.sites import FOLD_FIRST, Form, SiteList, sites, split_attention, unwrap
@@ -245,6 +246,7 @@ def _measured(
             progress=tell, team=seen.team,
         )  # fmt: skip
     made: Decomposed = decompose(root, found, method, statistics, tell)
+    give_back()
     return Profile(
         found, method, made.candidates, unsolved=made.unsolved,
         unreached=() if statistics is None else statistics.unreached,

@@ -105,8 +105,7 @@ def save_profile(known: Profile, path: str | Path) -> None:
             )
         )  # fmt: skip
     if known.statistics is not None:
-        data = known.statistics.to_bytes()
-        tensors["statistics"] = torch.frombuffer(bytearray(data), dtype=torch.uint8)
+        tensors["statistics"] = torch.frombuffer(bytearray(known.statistics.to_bytes()), dtype=torch.uint8)
     counter = known.counter
     note = _Note(
         method=known.method.name, candidates=noted,

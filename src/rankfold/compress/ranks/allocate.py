@@ -16,6 +16,7 @@ from typing import Any
 
 import numpy as np
 
+from rankfold.compress.ranks.frontier import frontier
 from rankfold.sites import Form
 
 Costs = tuple[float, ...]
@@ -55,14 +56,26 @@ def useful(options: Sequence[Option]) -> list[Option]:
 def optimal(options: Mapping[str, Sequence[Option]], limits: Costs, *, exact: int = 4000) -> dict[str, Option]:
     """The choice of least total loss with total costs within ``limits``: a multiple-choice knapsack.
 
-    Solved by integer programming (HiGHS). With more than ``exact`` options in all, only those next to the solution
-    of the linear relaxation take part, which leaves at most a few rank steps to chance; what is left of the budget
-    is then filled. Raises ``BudgetError`` if nothing fits.
+    Options that the linear relaxation proves useless are left out. With one limit every sum that can still be best is
+    followed (``frontier``); with several, or where these are too many, the rest is integer programming (HiGHS). With
+    more than ``exact`` options even then, only those next to the solution of the relaxation take part, which leaves at
+    most a few rank steps to chance; what is left of the budget is then filled. Raises ``BudgetError`` if nothing fits.
     """
     choices = {site: useful(list(group)) for site, group in options.items()}
     check_feasible(choices, limits)
     if not limits or not choices:
         return {site: min(group, key=lambda o: (o.loss, o.costs)) for site, group in choices.items()}
+    choices, prices, room = promising(choices, limits)
+    if len(limits) == 1 and isfinite(room):
+        losses, costs = (
+            [np.array([get(o) for o in group]) for group in choices.values()]
+            for get in (lambda o: o.loss, lambda o: o.costs[0])
+        )
+        indices = frontier(losses, costs, limits[0], float(prices[0]), room)
+        if indices is not None:
+            found = {site: group[i] for (site, group), i in zip(choices.items(), indices, strict=True)}
+            if within(found, limits):
+                return fill(found, options, limits)
     if sum(map(len, choices.values())) > exact:
         choices = _near_relaxation(choices, limits)
     picked = _integer(choices, limits)
@@ -109,6 +122,51 @@ def _program(choices: Mapping[str, Sequence[Option]], limits: Costs) -> tuple[An
     finite = np.isfinite(loss)
     loss[~finite] = 10 * loss[finite].sum() + 1  # worse than anything finite
     return flat, owner, one, costs, loss / max(loss.max(), 1e-300)
+
+
+def promising(
+    choices: Mapping[str, Sequence[Option]], limits: Costs
+) -> tuple[dict[str, list[Option]], np.ndarray, float]:
+    """``choices`` less every option that no best choice contains; prices λ of the costs; and how far a best choice lies
+    above its least loss + λ·cost, at most (infinite where that is not known).
+
+    For λ ≥ 0, no choice within the limits has a loss below Σ_site min(loss + λ·cost) − λ·limit, and one that takes an
+    option whose loss + λ·cost is δ above its site's least has a loss of δ more: where that is more than the loss of a
+    choice already known, the option is in no better one. λ: dual prices of the linear relaxation, for which few options
+    remain. The known choice: of each site the cheapest that the relaxation mixes, filled.
+    """
+    from scipy.optimize import linprog
+
+    flat, owner, one, costs, loss = _program(choices, limits)
+    everything = {site: list(group) for site, group in choices.items()}
+    unknown = everything, np.zeros(len(limits)), float("inf")
+    if not all(isfinite(option.loss) for option in flat):
+        return unknown
+    ones = np.ones(len(choices))
+    result = linprog(loss, A_ub=costs, b_ub=np.ones(len(limits)), A_eq=one, b_eq=ones, method="highs")
+    if result.status != 0:
+        return unknown
+    largest = max(option.loss for option in flat)  # by which losses are divided in the program
+    scale = np.maximum(np.asarray(limits, float), 1e-300)
+    prices = np.maximum(-result.ineqlin.marginals, 0.0) * (largest if largest > 0 else 1.0) / scale
+    starts = np.flatnonzero(np.diff(owner, prepend=-1))
+    reduced = np.array([option.loss for option in flat]) + prices @ np.array([option.costs for option in flat]).T
+    least = np.minimum.reduceat(reduced, starts)
+    spent = np.where(result.x > 1e-9, prices @ np.array([option.costs for option in flat]).T, np.inf)
+    cheapest = np.lexsort((spent, owner))[starts]
+    known = {site: flat[index] for site, index in zip(choices, cheapest, strict=True)}
+    if not within(known, limits):
+        return unknown
+    best = _total(fill(known, choices, limits))
+    # what is subtracted is known to rounding only
+    room = best - (least.sum() - float(prices @ np.asarray(limits))) + 1e-9 * (best + float(np.abs(least).sum()))
+    stays = reduced - least[owner] <= room
+    ends = [*starts[1:], len(flat)]
+    kept = {
+        site: [flat[index] for index in range(start, end) if stays[index]]
+        for site, start, end in zip(choices, starts, ends, strict=True)
+    }
+    return kept, prices, float(room)
 
 
 def _near_relaxation(choices: Mapping[str, Sequence[Option]], limits: Costs, width: int = 6) -> dict[str, list[Option]]:

@@ -14,6 +14,7 @@ from torch.nn.modules.batchnorm import _BatchNorm
 from rankfold.batches import arguments, batches_of, forward, mapped, tensors_in
 from rankfold.costs import evaluating
 from rankfold.observe import before, first_of
+from rankfold.run.memory import give_back
 from rankfold.sites import unwrap
 from rankfold.train.step.layout import fitting_layout, laid_out
 
@@ -67,7 +68,7 @@ def reestimate_(
     data: Any,
     *,
     samples: int | None = 2048,
-    batch_size: int = 256,
+    batch_size: int = 128,
 ) -> tuple[str, ...]:
     """Correct the running statistics of every BatchNorm of ``model`` in place; returns the names of the changed ones.
 
@@ -103,6 +104,7 @@ def reestimate_(
             count += 1
     if count == 0:
         raise ValueError("the data for the BatchNorm statistics is empty: give at least one batch")
+    give_back()
     return tuple(name for name, tracker in trackers.items() if tracker.moved)
 
 

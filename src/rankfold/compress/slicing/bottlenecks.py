@@ -23,6 +23,7 @@ from rankfold.linalg.bottleneck import root_of, triangle
 from rankfold.objectives import Objective, ObjectiveError, Teacher
 from rankfold.observe import Samples, after, before, first_of
 from rankfold.run.container import Kind
+from rankfold.run.memory import give_back
 from rankfold.run.progress import Progress, showing
 from rankfold.sites import (
     Site,
@@ -34,6 +35,7 @@ from rankfold.sites import (
     unwrap,
     weights_of,
 )
+from rankfold.train.step.layout import laid_out, layout_for
 
 
 @dataclass(frozen=True)
@@ -233,9 +235,10 @@ def bottlenecks(
             entering[f"{site.name}.up"] = watch(site, module)
         else:
             leaving[site.name].insert(0, watch(site, module))
+    layout = layout_for(root, data)
     with evaluating(root), before(root, entering), after(root, leaving), absorbers.watching(root):
         for batch in batches_of(data, batch_size, samples):
-            output = forward(root, batch)
+            output = forward(root, laid_out(batch, layout))
             if metric_samples:
                 spread = _spreading(spread, asked, output, batch)
             seen += size_of(batch)
@@ -243,6 +246,7 @@ def bottlenecks(
                 progress("measuring bottlenecks", seen, samples)
     if not seen:
         raise ValueError("the calibration data is empty: give at least one batch")
+    give_back()
     metrics = {}
     if spread is not None and metric_samples:
         few = Samples(data, min(samples, metric_samples), batch_size)
@@ -253,6 +257,7 @@ def bottlenecks(
         if site.name in moments
     }
     unreached = tuple(site.name for site in found if site.name not in moments)
+    give_back()
     return Bottlenecks(reached, factor_mark(root, found), seen, 1.0 if metrics else 0.0, unreached)
 
 

@@ -1,5 +1,6 @@
 """The memory layout of image batches: channels last is several times faster in convolutions on a CPU."""
 
+from collections.abc import Iterator
 from typing import Any
 
 import torch
@@ -19,6 +20,15 @@ def fitting_layout(model: nn.Module, batch: Any) -> torch.memory_format:
             # Whatever else is wrong with model or batch is raised where it is used in its own layout.
             return torch.contiguous_format
     return torch.channels_last
+
+
+def layout_for(model: nn.Module, data: Any) -> torch.memory_format:
+    """`fitting_layout` for the first of `data`; their own layout where they can be read only once, or are empty."""
+    if isinstance(data, Iterator):
+        return torch.contiguous_format
+    for few in batches_of(data, limit=2):
+        return fitting_layout(model, few)
+    return torch.contiguous_format
 
 
 def laid_out(batch: Any, layout: torch.memory_format) -> Any:

@@ -1,0 +1,44 @@
+"""A multiple-choice knapsack with one limit, exactly: every sum of costs that no other beats, site after site."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from itertools import accumulate
+
+import numpy as np
+
+MANY = 50_000  # sums at once; with fifty options in a group some 60 MB for a moment
+
+
+def frontier(
+    losses: Sequence[np.ndarray], costs: Sequence[np.ndarray], limit: float, price: float, room: float
+) -> list[int] | None:
+    """Of each group the index of one option, with the least total loss at total costs up to ``limit``.
+
+    Kept are only sums of the first groups that can still become the best: no other sum has less of both loss and cost,
+    the cheapest of the other groups fit, and loss + ``price``·cost lies at most ``room`` above its least (see
+    ``allocate.promising``, which says what ``room`` is enough). None where more than ``MANY`` sums remain, or none.
+    Cost: a sort of (sums × options) numbers for each group.
+    """
+    rest = [*accumulate((float(cost.min()) for cost in reversed(costs)), initial=0.0)][-2::-1]
+    loss, cost, excess = np.zeros(1), np.zeros(1), np.zeros(1)
+    came: list[tuple[np.ndarray, np.ndarray]] = []
+    for more, takes, after in zip(losses, costs, rest, strict=True):
+        above = more + price * takes
+        above = above - above.min()
+        sums = [np.add.outer(a, b).ravel() for a, b in ((loss, more), (cost, takes), (excess, above))]
+        can = np.flatnonzero((sums[1] + after <= limit * (1 + 1e-12)) & (sums[2] <= room))
+        can = can[np.lexsort((sums[0][can], sums[1][can]))]
+        if not can.size:
+            return None
+        least = np.minimum.accumulate(sums[0][can])
+        can = can[np.concatenate([[True], sums[0][can][1:] < least[:-1]])]
+        if can.size > MANY:
+            return None
+        loss, cost, excess = (each[can] for each in sums)
+        came.append((can // len(more), can % len(more)))
+    at, picked = len(loss) - 1, []
+    for before, option in reversed(came):
+        picked.append(int(option[at]))
+        at = before[at]
+    return picked[::-1]
