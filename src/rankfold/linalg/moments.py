@@ -78,8 +78,10 @@ class Moments:
         groups = 1 if self.groups is None else self.groups
         step = max(1, _BLOCK_ELEMENTS // max(1, self.size * groups))
         for start in range(0, count, step):
-            block = rows[..., start : start + step, :].to(self._mean.device, torch.float64)
-            centred = block - mean.unsqueeze(-2)
+            part = rows[..., start : start + step, :]
+            block = part.to(self._mean.device, torch.float64)
+            # a block that was widened is a copy already
+            centred = block - mean.unsqueeze(-2) if block is part else block.sub_(mean.unsqueeze(-2))
             add_upper_(self._centred, centred.mT, centred)
         self._shift_(count, mean)
         return self
