@@ -172,7 +172,8 @@ def batches_of(data: Any, batch_size: int = 256, limit: int | None = None) -> It
     """Batches of ``data`` up to ``limit`` samples: a data loader, an iterable of batches, a tensor, or samples.
 
     Objects with ``batches(batch_size)`` (the splits of ``rankfold.zoo``) and ``torch.utils.data.Dataset`` are cut
-    into batches in their own order; of an ``IterableDataset`` too single samples are expected, as torch has it. Where
+    into batches in their own order, and so is a list of pairs whose targets are single numbers; of an
+    ``IterableDataset`` too single samples are expected, as torch has it. Where
     yours gives whole batches, wrap it in ``DataLoader(data, batch_size=None)``.
     """
     seen = 0
@@ -200,9 +201,16 @@ def _batches(data: Any, batch_size: int) -> Iterable[Any]:
         if not hasattr(data, "__len__"):
             raise ValueError("a streamed data set gives single samples: give a DataLoader over it, or batches")
         return _hugging_face(data, batch_size)
-    if isinstance(data, torch.utils.data.Dataset):
+    if isinstance(data, torch.utils.data.Dataset) or _are_pairs(data):
         return torch.utils.data.DataLoader(data, batch_size=batch_size)
     return data
+
+
+def _are_pairs(data: Any) -> bool:
+    """Whether a list holds single samples with one number each as target, and so no batches."""
+    first = data[0] if isinstance(data, list) and data else None
+    target = first[1] if isinstance(first, tuple | list) and len(first) == 2 else None
+    return isinstance(target, int | float) or (isinstance(target, Tensor) and not target.dim())
 
 
 def is_hugging_face(data: Any) -> bool:

@@ -124,3 +124,43 @@ def test_train_by_the_judged_figure(tmp_path):
         "evaluate", tmp_path / "run", "--model", "own:segmenter", "--data", "own:maps", "--split", "validation"
     )
     assert found["mean_iou"] == pytest.approx(result["validation_mean_iou"])
+
+
+def test_the_original_that_outputs_are_compared_with_has_its_weights(made, tmp_path):
+    """A factory that draws other weights is refused, the weights themselves are taken."""
+    from own import regression
+    from safetensors.torch import save_file
+
+    _, _, out = made("teacher")
+    network = regression()
+    save_file(network.state_dict(), tmp_path / "right.safetensors")
+    right = succeeded(
+        "evaluate",
+        out,
+        "--model",
+        "own:regression",
+        "--data",
+        "own:inputs",
+        "--original",
+        tmp_path / "right.safetensors",
+    )
+    assert right["change"] == pytest.approx(made("teacher")[0]["finetuned"]["change"], rel=1e-4)
+    save_file({name: value + 0.5 for name, value in network.state_dict().items()}, tmp_path / "wrong.safetensors")
+    said = failed(
+        "evaluate",
+        out,
+        "--model",
+        "own:regression",
+        "--data",
+        "own:inputs",
+        "--original",
+        tmp_path / "wrong.safetensors",
+    )
+    assert "other weights than those that the network was made from" in said
+    assert "--original FILE" in said
+
+
+def test_an_objective_that_nobody_asked_for_is_that_of_the_directory(made):
+    _, _, out = made("regression")
+    done = rankfold("evaluate", out, "--model", "own:regression", "--data", "own:numbers")
+    assert f"objective: regression (as {out} was made)" in done.stderr

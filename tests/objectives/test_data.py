@@ -11,8 +11,8 @@ from torch import nn
 from torch.utils.data import DataLoader, Dataset, IterableDataset, TensorDataset
 
 import rankfold as rf
-from rankfold.batches import LeftOut, arguments, forward
-from rankfold.objectives import Classification, Embedding, Teacher, objective
+from rankfold.batches import LeftOut, arguments, batches_of, forward
+from rankfold.objectives import Classification, Embedding, ObjectiveError, Teacher, infer, objective
 from rankfold.train import Augment, TrainingError, checkpoint, evaluate, fit
 
 RECIPE = rf.Recipe(epochs=2, batch_size=8, learning_rate=0.02, precision="float32")
@@ -278,3 +278,52 @@ def test_what_is_missing_is_said_before_any_work():
         with pytest.raises(ValueError, match=words) as caught:
             call()
         assert "\n" not in str(caught.value)
+
+
+class Taking(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.body = nn.Linear(12, 3)
+
+    def forward(self, x):
+        return self.body(x)
+
+
+def test_a_profile_leaves_out_what_the_model_does_not_take():
+    batches = [{"x": torch.randn(40, 12), "extra": torch.zeros(40)} for _ in range(3)]
+    with pytest.warns(LeftOut, match="extra"):
+        known = rf.profile(Taking(), batches)
+    assert known.plan(rf.Ranks({"body": 2}))["body"].rank == 2
+
+
+def test_a_profile_checks_targets_against_the_objective_that_was_named():
+    batches = [(torch.randn(40, 12), torch.randn(40, 3))]
+    with pytest.raises(ObjectiveError, match="segmentation"):
+        rf.profile(Taking(), batches, objective="segmentation")
+    assert rf.profile(Taking(), batches, objective="regression").candidates
+
+
+def test_a_list_of_samples_is_a_data_set():
+    pairs = [(torch.randn(12), number % 3) for number in range(100)]
+    found = rf.evaluate(Taking(), pairs)
+    assert found.objective == "classification"
+    assert found.count == 100
+    assert [len(batch[0]) for batch in batches_of(pairs, 64)] == [64, 36]
+
+
+def test_how_many_targets_were_expected_is_said():
+    with pytest.raises(ObjectiveError, match="3 a sample, not 2"):
+        infer(torch.randn(8, 3), (torch.randn(8, 12), torch.randn(8, 2)))
+    with pytest.raises(ObjectiveError, match="integers"):
+        infer(torch.randn(8, 3), (torch.randn(8, 12), torch.arange(8.0)))
+
+
+def test_the_whole_job_takes_a_tuple_of_data_sets():
+    from rankfold.pipeline import Settings, compress
+
+    pairs = [(torch.randn(12), number % 3) for number in range(120)]
+    settings = Settings(curve=False, slices=False, samples=64)
+    result = compress(Taking(), (pairs[:80], pairs[80:]), rf.Ranks({"body": 2}), settings=settings)
+    assert result.plan["body"].rank == 2
+    with pytest.raises(ValueError, match=r"a list: an object with train.*or a tuple"):
+        compress(Taking(), pairs, "params=0.9", settings=settings)

@@ -12,6 +12,7 @@ import torch
 from torch import nn
 
 from rankfold.cli.failure import one_line
+from rankfold.compress.planning.plan import other_weights
 from rankfold.costs import Example
 from rankfold.objectives import Objective, objective_named, objective_names
 from rankfold.pipeline import first_example
@@ -105,6 +106,12 @@ def original_of(loaded: Loaded, weights: Path | None) -> nn.Module:
     model = resolve(loaded.spec, classes=_noted_classes(loaded.stored.notes)).model
     if weights is not None:
         load_weights(model, weights)
+    if loaded.plan is not None and other_weights(loaded.plan, model):
+        given = f"{weights} holds" if weights is not None else f"{loaded.spec} gives"
+        raise ZooError(
+            f"the data have no targets, and {given} other weights than those that the network was made from, so that "
+            "there is nothing to compare outputs with: give these weights with --original FILE"
+        )
     return model.eval()
 
 

@@ -70,7 +70,7 @@ class SpatialProjection:
         """``left`` (O·k_w, rank) with rows (o, j), and ``right`` (rank, C·k_h) with columns (c, i).
 
         At most ``rounds`` alternations improve both from the closed form: U by ``steps`` of conjugate gradients, V
-        exactly, until one of them saves less than a thousandth of the squared error. The error never rises. Cost of a
+        exactly, until one of them saves less than 7e-4 of the squared error. The error never rises. Cost of a
         round: O(steps·O·n² + (rank·k_w)³), n = C·k_h·k_w.
         """
         if not 1 <= rank <= len(self.values):

@@ -82,7 +82,7 @@ def _of_targets(values: Tensor, target: Any, batch: Any) -> Inferred:
     raise ObjectiveError(
         f"targets of shape {tuple(target.shape)}, {_dtype(target)}, do not fit outputs of shape {tuple(values.shape)}: "
         "class indices (N, …) for outputs (N, classes, …), or one number for each output, were expected; or say which "
-        "objective= (--objective) is meant"
+        "objective= (--objective) is meant, such as embedding for vectors that are compared with one another"
     )
 
 
@@ -90,7 +90,7 @@ def _of_numbers(values: Tensor, target: Tensor) -> Inferred:
     if not alike(values, target):
         raise ObjectiveError(
             f"targets of shape {tuple(target.shape)}, {_dtype(target)}, do not fit outputs of shape "
-            f"{tuple(values.shape)}: one number was expected for each output; class labels are integers (.long())"
+            f"{tuple(values.shape)}: one number was expected for each output{_counts(values, target)}"
         )
     if target.dtype == torch.bool or (target.numel() and _binary(target)):
         return Inferred(MultiLabel(), "targets 0 and 1, one for each output")
@@ -98,6 +98,16 @@ def _of_numbers(values: Tensor, target: Tensor) -> Inferred:
     if sums is not None and bool((target >= 0).all()) and torch.allclose(sums, torch.ones_like(sums), atol=1e-4):
         return Inferred(Classification(), "probabilities of the classes for each sample")
     return Inferred(Regression(), "one number for each output")
+
+
+def _counts(values: Tensor, target: Tensor) -> str:
+    """What differs between them, in a few words."""
+    if target.dim() == values.dim() > 1 and len(target) == len(values):
+        if target.dim() == 2:
+            return f", {values.shape[1]} a sample, not {target.shape[1]}"
+        return ""
+    whole = target.dtype != torch.bool and target.numel() and bool((target == target.round()).all())
+    return "; class labels are integers (.long())" if whole else ""
 
 
 def _binary(target: Tensor) -> bool:

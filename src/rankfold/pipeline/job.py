@@ -44,6 +44,7 @@ from rankfold.run.claim import claimed
 from rankfold.run.progress import Tell, shown
 from rankfold.train import History, TrainingError, choose, evaluate
 from rankfold.train.breakdown import at_chance
+from rankfold.zoo.data import parts_of
 
 LATENCY_BATCHES = (1, 64)
 
@@ -61,7 +62,8 @@ def compress(
     """Make a smaller copy of the trained ``model`` within ``budget``; ``model`` itself is left as it is.
 
     ``data`` has ``train`` (to calibrate and fine-tune on), ``validation`` (which every choice is made on) and, where
-    there is one, ``test`` (measured once for each stage, at the end): ``rankfold.zoo.Data`` or anything alike, whose
+    there is one, ``test`` (measured once for each stage, at the end): ``rankfold.zoo.Data`` or anything alike, or a
+    tuple (train, test) or (train, validation, test) of them, whose
     parts are as in ``rankfold.train.evaluate``, with targets or without. What they mean, ``settings.objective`` or else
     the attribute ``objective`` of ``data`` says; by default it is told from the validation part. ``budget`` as in
     ``rankfold.compress.planning.planner.plan``; with ``settings.max_drop`` there need not be one: the smallest network
@@ -79,6 +81,7 @@ def compress(
         place, settings = None if directory is None else Path(directory), settings or Settings()
         budgets = parsed(budget) if budget or settings.quality is None else ()
         told = stack.enter_context(shown(tell))
+        data = parts_of(data)
         job = _Job(model, data, budgets, settings, place, told)
         if place is None:
             return job.run()

@@ -121,6 +121,21 @@ def data_of(spec: str, parts: Sequence[Any]) -> Data:
     return Data(spec, splits["train"], splits["validation"], splits["test"], classes)
 
 
+def parts_of(data: Any) -> Any:
+    """Data with parts as they are; of a tuple (train, test) or (train, validation, test) what `load_data` makes.
+
+    Raises ZooError, one sentence, for anything else.
+    """
+    if hasattr(data, "train") and hasattr(data, "validation"):
+        return data
+    if isinstance(data, tuple) and len(data) in (2, 3):
+        return data_of("the data", data)
+    raise ZooError(
+        f"the data are a {type(data).__name__}: an object with train, validation and test was expected, such as "
+        "zoo.Data, or a tuple (train, test) or (train, validation, test)"
+    )
+
+
 def _part(where: str, part: Any) -> Any:
     """A part in memory where it can be indexed; loaders, batches and other iterables as they are."""
     if isinstance(part, Split | Samples):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from enum import StrEnum
 from pathlib import Path
 from typing import Annotated
@@ -89,6 +90,8 @@ def evaluate(
         asked = objective_of(objective) or samples.objective or noted
         example, part = loaded.needed_example(), getattr(samples, split)
         chosen = choose(loaded.model, part, None if asked is None else objective_named(asked), role=split)
+        if asked is not None and asked is noted:
+            chosen = replace(chosen, why=f"as {model} was made")
         talk.say(str(chosen))
         teacher = None if chosen.objective.labelled else original_of(loaded, original).to(place)
         talk.say(f"evaluating {loaded.spec} on {samples.amount(split)} of {samples.name}")

@@ -244,13 +244,18 @@ def fingerprint(model: nn.Module) -> str:
     return f"{structure.hexdigest()[:16]}:{values.hexdigest()[:16]}"
 
 
+def other_weights(plan: Plan, model: nn.Module) -> bool:
+    """Whether ``model`` has the architecture that the plan was made for, with other weights."""
+    theirs, ours = plan.fingerprint.split(":"), fingerprint(model).split(":")
+    return theirs[0] == ours[0] and theirs != ours
+
+
 def check_fingerprint(plan: Plan, model: nn.Module) -> None:
     """``ValueError`` if the plan was made for another model, saying whether architecture or weights differ."""
     here = fingerprint(model)
     if here == plan.fingerprint:
         return
-    theirs, ours = plan.fingerprint.split(":"), here.split(":")
-    what = "other weights of this architecture" if theirs[0] == ours[0] else "another architecture"
+    what = "other weights of this architecture" if other_weights(plan, model) else "another architecture"
     raise ValueError(
         f"this plan was made for {what} (plan {plan.fingerprint}, model {here}): "
         "make a new plan for this model, or load the weights the plan was made for"

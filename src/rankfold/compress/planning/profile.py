@@ -14,7 +14,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from rankfold.batches import arguments, batches_of, check_rereadable, forward, moved, size_of
+from rankfold.batches import arguments, batches_of, check_rereadable, forward, labels_of, moved, size_of
 from rankfold.compress.layerwise.in_parts import measure_in_parts
 from rankfold.compress.methods.method import Method, fits_layers
 from rankfold.compress.planning.candidates import Candidate, Counter, Decomposed, decompose
@@ -185,7 +185,7 @@ def profile(
     check_rereadable(data)
     first = example_of(root, data) if example is None else Example.of(example)
     params, size = storage(root)
-    objective = told(root, data) if objective is None else objective_named(objective)
+    objective = told(root, data) if objective is None else fitting(objective_named(objective), root, data)
     traced = measure(root, replace(first, samples=1), found)  # FLOPs of the example with all its samples
     found = traced.kept(found)
     mark = fingerprint(root)
@@ -268,6 +268,18 @@ def told(root: nn.Module, data: Any) -> Objective | None:
     return None
 
 
+def fitting(objective: Objective, root: nn.Module, data: Any) -> Objective:
+    """The objective itself; ``ObjectiveError`` where the first targets of the data are none of its."""
+    if data is None or not objective.labelled or any(p.is_meta for p in root.parameters()):
+        return objective
+    for batch in batches_of(data, 64, 64):
+        if labels_of(batch) is not None:
+            with evaluating(root), split_attention(root):
+                objective.losses(forward(root, batch), batch)
+        break
+    return objective
+
+
 def check_folded(found: SiteList) -> None:
     """``ValueError`` for a model whose weights are products."""
     composed = [site.name for site in found if site.note == FOLD_FIRST]
@@ -283,7 +295,7 @@ def example_of(root: nn.Module, data: Any) -> Example:
     if data is None:
         raise ValueError("one input of the model is needed to count its cost: give example= or data=")
     for batch in batches_of(data, 2, 2):
-        args, kwargs = arguments(batch)
+        args, kwargs = arguments(batch, root)
         place = next((p for p in root.parameters() if p.is_floating_point()), None)
         if place is not None and not place.is_meta:
             args, kwargs = moved(args, place.device, place.dtype), moved(kwargs, place.device, place.dtype)

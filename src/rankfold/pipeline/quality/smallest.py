@@ -32,6 +32,7 @@ from rankfold.pipeline.repair import compressed_copy
 from rankfold.run.files import write_atomically
 from rankfold.run.progress import Tell, showing
 from rankfold.train import choose, counted
+from rankfold.zoo.data import parts_of
 
 JUDGED = 5  # networks that the judging half sees at most: a choice among many would be one made on it
 
@@ -77,6 +78,7 @@ def smallest(
     BatchNorm, and one over half of ``validation``.
     """
     asked = MaxDrop(max_drop, by)
+    data = parts_of(data)
     parts = halves(data.validation, seed)
     chosen = None if profile is None else profile.objective
     objective = choose(model, data.validation, chosen or getattr(data, "objective", None), role="validation").objective
