@@ -106,8 +106,7 @@ def _counts(values: Tensor, target: Tensor) -> str:
         if target.dim() == 2:
             return f", {values.shape[1]} a sample, not {target.shape[1]}"
         return ""
-    whole = target.dtype != torch.bool and target.numel() and bool((target == target.round()).all())
-    return "; class labels are integers (.long())" if whole else ""
+    return "; class labels are integers (.long())"
 
 
 def _binary(target: Tensor) -> bool:

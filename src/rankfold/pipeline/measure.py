@@ -13,6 +13,8 @@ from rankfold.batches import arguments, batches_of, forward, moved
 from rankfold.costs import Cost, Example, evaluating, latencies, model_cost
 from rankfold.objectives import Evaluation, Figure, Objective
 from rankfold.train import evaluate
+from rankfold.zoo.samples import Samples
+from rankfold.zoo.split import Split
 
 
 @dataclass(frozen=True)
@@ -141,10 +143,13 @@ def samples_of(part: Any, asked: int) -> int:
 
 
 def calibration_part(train: Any, samples: int, seed: int) -> Any:
-    """``samples`` samples drawn from ``train`` where it can be indexed (``rankfold.zoo.Split``); else ``train`` itself.
+    """``samples`` samples drawn from ``train`` if it is in memory (``rankfold.zoo.Split``, a tensor); else ``train``.
 
     Data sorted by class would otherwise calibrate on a few classes alone.
     """
-    if not hasattr(train, "take") or not hasattr(train, "__len__"):
+    generator = torch.Generator().manual_seed(seed)
+    if isinstance(train, torch.Tensor):
+        return train[torch.randperm(len(train), generator=generator)[:samples].to(train.device)]
+    if not isinstance(train, Split | Samples):
         return train
-    return train.take(min(samples, len(train)), torch.Generator().manual_seed(seed))
+    return train.take(min(samples, len(train)), generator)
