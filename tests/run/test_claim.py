@@ -66,7 +66,7 @@ def test_a_second_process_is_refused_while_the_first_lives_and_takes_over_when_i
 def test_a_number_that_was_given_to_another_process_does_not_count(tmp_path):
     left_behind(tmp_path, replace(this_process(), started="1"))
     with claimed(tmp_path):
-        pass
+        assert holder(tmp_path).process == this_process()
 
 
 def test_a_holder_on_another_machine_lives_by_its_touches(tmp_path):

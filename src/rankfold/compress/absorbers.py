@@ -38,12 +38,12 @@ class Absorbers:
     @contextmanager
     def watching(self, root: nn.Module) -> Iterator[None]:
         """Call ``taken`` at every BatchNorm of ``root`` that has running statistics, within the block."""
-        norms = {
-            path: self._hook(path)
+        norms: dict[nn.Module, Callable[..., None]] = {
+            module: self._hook(path)
             for path, module in root.named_modules()
             if isinstance(module, nn.modules.batchnorm._BatchNorm)
         }
-        with before(root, norms):
+        with before(None, norms):
             yield
 
     def _hook(self, path: str) -> Callable[..., None]:

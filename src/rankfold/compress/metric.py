@@ -26,11 +26,11 @@ from rankfold.batches import forward, samples_of, size_of
 from rankfold.costs import evaluating
 from rankfold.objectives import Answer, Objective, ObjectiveError
 from rankfold.observe import Samples, after
+from rankfold.observe.layout import laid_out, layout_for
 from rankfold.observe.passes import separable
 from rankfold.run.progress import Progress
 from rankfold.run.team import Team
 from rankfold.sites import Site, SiteList, split_attention
-from rankfold.train.step.layout import laid_out, layout_for
 
 FULL = 1024  # outputs up to which the whole matrix is kept; above, its diagonal
 ORTHOGONAL = 512  # entries of an answer up to which directions are made orthogonal: a table of as many squared
@@ -74,7 +74,7 @@ def output_metrics(
         if not separable(root, next(batch for _, batch in seen.batches())):
             size = graph = 1 << 62
         layout = layout_for(root, seen.data)
-        with after(root, {site.name: tap(site) for site in sites.reducible}):
+        with after(None, {root.get_submodule(site.name): tap(site) for site in sites.reducible}):
             for index, batch in seen.batches():
                 count = size_of(batch)
                 for first, group in chunks(batch, count, before, size) if index in seen else ():

@@ -21,6 +21,7 @@ from rankfold.costs import evaluating
 from rankfold.linalg import Moments
 from rankfold.objectives import Objective, ObjectiveError, Teacher
 from rankfold.observe import Samples, after, first_of
+from rankfold.observe.layout import laid_out, layout_for
 from rankfold.observe.passes import held
 from rankfold.run.container import Kind
 from rankfold.run.files import write_atomically
@@ -28,7 +29,6 @@ from rankfold.run.memory import give_back
 from rankfold.run.progress import Progress, showing
 from rankfold.run.team import Team
 from rankfold.sites import Site, SiteList, split_attention, unwrap
-from rankfold.train.step.layout import laid_out, layout_for
 
 _ROWS = 8  # one row in so many is held back where rows cannot be told by samples
 
@@ -230,8 +230,8 @@ def _gather(
         return hook
 
     layout = layout_for(root, seen.data)
-    every, hooks = seen.held_back, {site.name: watch(site) for site in sites.reducible}
-    with found.absorbers.watching(root), after(root, hooks), seen.team.agreed():
+    every, hooks = seen.held_back, {root.get_submodule(site.name): watch(site) for site in sites.reducible}
+    with found.absorbers.watching(root), after(None, hooks), seen.team.agreed():
         for index, batch in seen.batches():
             size = size_of(batch)
             back = held(size, found.samples, every)

@@ -12,10 +12,10 @@ from torch import nn
 from rankfold.batches import forward
 from rankfold.costs import evaluating
 from rankfold.objectives import Evaluation, Figures, Inferred, Objective, ObjectiveError, infer, objective_named
+from rankfold.observe.layout import fitting_layout, laid_out
 from rankfold.train import feed
 from rankfold.train.errors import TrainingError
 from rankfold.train.randomness import seeded
-from rankfold.train.step.layout import fitting_layout, laid_out
 
 _ENOUGH = 64  # samples from which an objective is told
 

@@ -15,6 +15,7 @@ from torch import Tensor, nn
 from rankfold.batches import forward
 from rankfold.costs import evaluating
 from rankfold.objectives import Evaluation, Figures, Objective
+from rankfold.observe.layout import fitting_layout, laid_out
 from rankfold.run.progress import showing_epochs
 from rankfold.run.seeds import derived_seed
 from rankfold.run.team import Team, joined
@@ -28,7 +29,6 @@ from rankfold.train.history import Epoch, History, Progress, ProgressCallback
 from rankfold.train.randomness import seeded
 from rankfold.train.recipe import Plateau, Recipe
 from rankfold.train.run import Run
-from rankfold.train.step.layout import fitting_layout, laid_out
 from rankfold.train.step.precision import arithmetic
 from rankfold.train.step.schedule import decay_factor, plateau_factor, rate_factor
 

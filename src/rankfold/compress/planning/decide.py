@@ -16,7 +16,7 @@ from rankfold.compress.planning.candidates import options
 from rankfold.compress.planning.entries import after_of, entries_of, notes_of
 from rankfold.compress.planning.lawful import check_picked, check_summed
 from rankfold.compress.planning.plan import Plan, decisions
-from rankfold.compress.planning.profile import Profile, checked_names
+from rankfold.compress.planning.profile import Profile
 from rankfold.compress.ranks.allocate import Option, check_feasible
 from rankfold.compress.ranks.budget import Budget, Latency, Params, Ranks, Resource, amount, parsed, resources
 from rankfold.compress.ranks.latency import meet_latency
@@ -24,7 +24,7 @@ from rankfold.compress.ranks.rules import Choices, Iterative, Optimal, RankRule,
 from rankfold.compress.ranks.timing import site_timing
 from rankfold.compress.sensitivity import output_changes, price, relative_energy
 from rankfold.costs import latencies
-from rankfold.sites import Form, split_attention
+from rankfold.sites import Form, SiteList, split_attention
 
 Prices = Mapping[tuple[str, Form], Tensor]
 
@@ -164,3 +164,12 @@ class _Asked:
 
 
 Choose = Callable[[Prices], Plan]
+
+
+def checked_names(names: Sequence[str], found: SiteList) -> None:
+    """``ValueError`` for a name that is no site's."""
+    for name in names:
+        try:
+            found[name]
+        except KeyError as error:
+            raise ValueError(f"a rank was given for {name!r}: {error.args[0]}") from None

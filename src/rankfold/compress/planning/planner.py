@@ -11,8 +11,9 @@ from torch import nn
 
 from rankfold.compress.methods import method_named
 from rankfold.compress.methods.method import Method, fits_layers
+from rankfold.compress.planning.decide import checked_names
 from rankfold.compress.planning.plan import Plan, fingerprint
-from rankfold.compress.planning.profile import Calibration, checked_names, profile
+from rankfold.compress.planning.profile import Calibration, profile
 from rankfold.compress.ranks.budget import Budget, Ranks, parsed
 from rankfold.compress.ranks.rules import Iterative, RankRule, rule_named
 from rankfold.objectives import Objective

@@ -5,7 +5,7 @@ model, data ── profile ──▶ Profile ── budget, rule ──▶ Plan 
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -185,7 +185,7 @@ def profile(
     check_rereadable(data)
     first = example_of(root, data) if example is None else Example.of(example)
     params, size = storage(root)
-    objective = told(root, data) if objective is None else fitting(objective_named(objective), root, data)
+    objective = meant(root, data, objective)
     traced = measure(root, replace(first, samples=1), found)  # FLOPs of the example with all its samples
     found = traced.kept(found)
     mark = fingerprint(root)
@@ -255,31 +255,6 @@ def _measured(
     )  # fmt: skip
 
 
-def told(root: nn.Module, data: Any) -> Objective | None:
-    """The objective that the first samples and the model's answers to them tell; ``Teacher`` where they do not."""
-    if data is None or any(p.is_meta for p in root.parameters()):
-        return None
-    for batch in batches_of(data, 64, 64):
-        with evaluating(root), split_attention(root):
-            try:
-                return infer(forward(root, batch), batch).objective
-            except (ObjectiveError, TypeError):  # labels that are something else: they are not needed here
-                return Teacher()
-    return None
-
-
-def fitting(objective: Objective, root: nn.Module, data: Any) -> Objective:
-    """The objective itself; ``ObjectiveError`` where the first targets of the data are none of its."""
-    if data is None or not objective.labelled or any(p.is_meta for p in root.parameters()):
-        return objective
-    for batch in batches_of(data, 64, 64):
-        if labels_of(batch) is not None:
-            with evaluating(root), split_attention(root):
-                objective.losses(forward(root, batch), batch)
-        break
-    return objective
-
-
 def check_folded(found: SiteList) -> None:
     """``ValueError`` for a model whose weights are products."""
     composed = [site.name for site in found if site.note == FOLD_FIRST]
@@ -288,6 +263,29 @@ def check_folded(found: SiteList) -> None:
             f"{len(composed)} weights are products of factors (the first is {composed[0]}): fold before planning, "
             "rankfold.fold_(model)"
         )
+
+
+def meant(root: nn.Module, data: Any, asked: Objective | str | None) -> Objective | None:
+    """The objective that was asked for, or the one that the first samples and the model's answers to them tell.
+
+    ``Teacher`` where they tell none: labels are not needed here. Without data, or values, None. Raises
+    ``ObjectiveError`` where the first targets are none of the objective that was asked for.
+    """
+    objective = None if asked is None else objective_named(asked)
+    if data is None or any(p.is_meta for p in root.parameters()):
+        return objective
+    for batch in batches_of(data, 64, 64):
+        if objective is not None and (not objective.labelled or labels_of(batch) is None):
+            return objective
+        with evaluating(root), split_attention(root):
+            if objective is not None:
+                objective.losses(forward(root, batch), batch)
+                return objective
+            try:
+                return infer(forward(root, batch), batch).objective
+            except (ObjectiveError, TypeError):  # labels that are something else
+                return Teacher()
+    return objective
 
 
 def example_of(root: nn.Module, data: Any) -> Example:
@@ -301,12 +299,3 @@ def example_of(root: nn.Module, data: Any) -> Example:
             args, kwargs = moved(args, place.device, place.dtype), moved(kwargs, place.device, place.dtype)
         return Example.of(kwargs if kwargs else args)
     raise ValueError("the data is empty: give at least one batch")
-
-
-def checked_names(names: Sequence[str], found: SiteList) -> None:
-    """``ValueError`` for a name that is no site's."""
-    for name in names:
-        try:
-            found[name]
-        except KeyError as error:
-            raise ValueError(f"a rank was given for {name!r}: {error.args[0]}") from None

@@ -14,9 +14,9 @@ from torch.nn.modules.batchnorm import _BatchNorm
 from rankfold.batches import arguments, batches_of, forward, mapped, tensors_in
 from rankfold.costs import evaluating
 from rankfold.observe import before, first_of
+from rankfold.observe.layout import fitting_layout, laid_out
 from rankfold.run.memory import give_back
 from rankfold.sites import unwrap
-from rankfold.train.step.layout import fitting_layout, laid_out
 
 Moments = tuple[Tensor, Tensor]  # mean and variance of each channel, float64
 AT_ONCE = 1 << 18  # numbers that are centred together: 1 MB of float32, which stays in the cache

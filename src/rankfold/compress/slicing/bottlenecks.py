@@ -22,6 +22,7 @@ from rankfold.linalg import Moments
 from rankfold.linalg.bottleneck import root_of, triangle
 from rankfold.objectives import Objective, ObjectiveError, Teacher
 from rankfold.observe import Samples, after, before, first_of
+from rankfold.observe.layout import laid_out, layout_for
 from rankfold.run.container import Kind
 from rankfold.run.memory import give_back
 from rankfold.run.progress import Progress, showing
@@ -35,7 +36,6 @@ from rankfold.sites import (
     unwrap,
     weights_of,
 )
-from rankfold.train.step.layout import laid_out, layout_for
 
 
 @dataclass(frozen=True)

@@ -6,8 +6,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from rankfold.batches import arguments, batches_of, forward
-from rankfold.costs import evaluating
+from rankfold.batches import arguments, batches_of, evaluating, forward
 
 
 def fitting_layout(model: nn.Module, batch: Any) -> torch.memory_format:
