@@ -134,7 +134,8 @@ def _groups(original: nn.Module, changed: Sequence[Site], seen: Samples) -> list
 
         return hook
 
-    with evaluating(original), before(original, {site.name: watch(site) for site in changed}):
+    coming = {original.get_submodule(site.name): watch(site) for site in changed}
+    with evaluating(original), before(None, coming):
         for batch in batches_of(seen.data, 2, 2):
             forward(original, batch)
     runs: list[list[Site]] = []

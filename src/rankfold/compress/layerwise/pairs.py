@@ -134,7 +134,8 @@ def _run(
 
         return hook
 
-    with after(network, {site.name: watch(site.name) for site in group}), suppress(Enough), torch.no_grad(), follower:
+    watched = {network.get_submodule(site.name): watch(site.name) for site in group}
+    with after(None, watched), suppress(Enough), torch.no_grad(), follower:
         forward(network, batch)
     for name, known in follower.found.items():
         seen[name].followed = known
