@@ -8,7 +8,8 @@ from sklearn.pipeline import make_pipeline
 from sklearn.preprocessing import FunctionTransformer
 
 from rankfold.recover import LowRank, Ratings, entries
-from rankfold.recover.solvers import search
+from rankfold.recover.solvers import growth, search, spectral
+from rankfold.recover.solvers.blocks import Blocks
 from rankfold.recover.solvers.graded import graded
 
 
@@ -26,7 +27,7 @@ def off(found, left, right):
     return np.linalg.norm(found.reconstruct() - left @ right) / np.linalg.norm(left @ right)
 
 
-def test_few_entries_are_enough_with_a_falling_ridge(monkeypatch):
+def test_few_entries_are_enough_once_rows_and_columns_count_alike(monkeypatch):
     x, left, right = few(1000, 800, 10, 1.5)
     found = LowRank(20).fit(x)
     assert found.rank_ == 10
@@ -35,11 +36,61 @@ def test_few_entries_are_enough_with_a_falling_ridge(monkeypatch):
     assert 0 < (~enough).sum() < 3
     assert np.abs((found.reconstruct() - left @ right)[enough]).max() < 1e-6
     assert "1 row has fewer entries than that and is not determined" in found.reason_
-    monkeypatch.setattr(search, "POOR", np.inf)  # as it was without
+    monkeypatch.setattr(spectral, "ROUNDS", 0)  # as it was without, and without a falling ridge
+    monkeypatch.setattr(search, "POOR", np.inf)
     monkeypatch.setattr(search, "NEAR", np.inf)
     before = LowRank(20).fit(x)
     assert off(before, left, right) > 0.1
     assert not before.converged_
+
+
+def test_all_pairs_stand_out_from_few_entries():
+    x, _, _ = few(1000, 800, 10, 1.5)
+    known = x.tocoo()
+    operator, y = entries(x.shape, *known.coords, known.data)
+    assert spectral.outstanding(operator, y, 1, 40, np.random.default_rng(0)).rank == 10
+    signs = np.random.default_rng(1).choice([-1.0, 1.0], len(y))
+    assert spectral.outstanding(operator, y * signs, 1, 40, np.random.default_rng(0)).rank == 1
+    large = np.geomspace(1, 1e3, 1000)[known.coords[0]]  # rows of other units leave the rank as it is
+    assert spectral.outstanding(operator, y * large, 1, 40, np.random.default_rng(0)).rank == 10
+
+
+@pytest.mark.parametrize("density", [0.05, 0.5])  # single entries, and a mask
+def test_rows_are_solved_by_their_own_systems(density):
+    """One step of least squares in which only the rows move, started at the true columns, ends at the truth."""
+    rng = np.random.default_rng(0)
+    m, n, r = 700, 600, 3
+    left, right = rng.standard_normal((m, r)), rng.standard_normal((r, n))
+    rows, columns = np.nonzero(rng.random((m, n)) < density)
+    operator, y = entries((m, n), rows, columns, (left @ right)[rows, columns])
+    v = np.linalg.qr(right.T)[0].T
+    u = np.linalg.qr(rng.standard_normal((m, r)))[0]
+    blocks = Blocks.at(operator, u, v, 0.0)
+    image = operator.adjoint(y)
+    solved, _ = blocks(image @ v.T, u.T @ image)
+    assert np.allclose(solved @ v, left @ right, atol=1e-6)
+    damped, _ = Blocks.at(operator, u, v, 1e9)(image @ v.T, u.T @ image)
+    assert np.abs(damped).max() < 1e-6
+
+
+def test_a_barely_determined_row_is_met(monkeypatch):
+    """Of 300 rows a few have as many entries as the rank: conjugate gradients alone leave the residual where it is."""
+    x, left, right = few(300, 240, 4, 2.0, seed=4)
+    enough = np.ix_(np.diff(x.indptr) >= 4, np.diff(x.tocsc().indptr) >= 4)
+    found = LowRank(8).fit(x)
+    assert found.converged_
+    assert np.abs((found.reconstruct() - left @ right)[enough]).max() < 1e-6
+    monkeypatch.setattr(growth, "CLOSE", 0.0)
+    assert np.abs((LowRank(8).fit(x).reconstruct() - left @ right)[enough]).max() > 1.0
+
+
+@pytest.mark.parametrize("seed", range(3))
+def test_a_wrong_matrix_that_meets_its_entries_is_not_called_found(seed):
+    x, left, right = few(300, 240, 4, 1.2, seed)
+    found = LowRank(rank=4).fit(x)
+    assert off(found, left, right) > 0.5
+    assert not found.converged_
+    assert "held-out ones are missed" in found.reason_
 
 
 def test_too_few_are_not_called_found():

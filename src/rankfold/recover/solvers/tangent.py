@@ -23,7 +23,8 @@ from rankfold.recover.measurements.arrays import (
     side_by_side,
     stacked,
 )
-from rankfold.recover.measurements.operators import Operator
+from rankfold.recover.measurements.operators import Entries, Mask, Operator
+from rankfold.recover.solvers.blocks import Blocks
 
 
 @dataclass(frozen=True, eq=False)
@@ -53,7 +54,14 @@ def residual(operator: Operator, y: Array, x: Point) -> Array:
 
 
 def tangent_step(
-    operator: Operator, rest: Array, x: Point, *, iterations: int, tol: float, damping: float = 0.0
+    operator: Operator,
+    rest: Array,
+    x: Point,
+    *,
+    iterations: int,
+    tol: float,
+    damping: float = 0.0,
+    blocks: bool = False,
 ) -> tuple[Array, Array, int]:
     """(du, dv, iterations used): ‖A(du v + u dv) − rest‖² + damping · scale · (‖du‖² + ‖dv‖²), solved until the
     gradient has fallen by ``tol``. Each iteration is one push and one adjoint with 2k columns."""
@@ -62,10 +70,11 @@ def tangent_step(
     image = operator.adjoint(rest)
     gu, gv = image @ vt, ut @ image
     du, dv = gu * 0.0, gv * 0.0
-    pu, pv = gu, gv
-    size = dot(gu, gu) + dot(gv, gv)
-    enough = tol * tol * size
     weight = damping * operator.scale
+    scaled = Blocks.at(operator, u, v, weight) if blocks and isinstance(operator, (Mask, Entries)) else _as_it_is
+    pu, pv = scaled(gu, gv)
+    size = dot(gu, pu) + dot(gv, pv)
+    enough = tol * tol * size
     used = 0
     while used < iterations and size > enough:
         used += 1
@@ -79,9 +88,14 @@ def tangent_step(
         step = size / curvature
         du, dv = du + step * pu, dv + step * pv
         gu, gv = gu - step * hu, gv - step * hv
-        before, size = size, dot(gu, gu) + dot(gv, gv)
-        pu, pv = gu + (size / before) * pu, gv + (size / before) * pv
+        zu, zv = scaled(gu, gv)
+        before, size = size, dot(gu, zu) + dot(gv, zv)
+        pu, pv = zu + (size / before) * pu, zv + (size / before) * pv
     return du, dv, used
+
+
+def _as_it_is(gu: Array, gv: Array) -> tuple[Array, Array]:
+    return gu, gv
 
 
 def retract(x: Point, du: Array, dv: Array) -> Point:
@@ -136,7 +150,15 @@ def joined(x: Point, more: Point) -> Point:
 
 
 def step(
-    operator: Operator, y: Array, x: Point, rest: Array, *, iterations: int, tol: float, damping: float
+    operator: Operator,
+    y: Array,
+    x: Point,
+    rest: Array,
+    *,
+    iterations: int,
+    tol: float,
+    damping: float,
+    blocks: bool = False,
 ) -> tuple[Point, Array, float, int]:
     """One damped step that does not raise the residual: (X, its residual, the damping for the next, inner iterations).
 
@@ -144,7 +166,7 @@ def step(
     """
     before, used = norm(rest), 0
     while True:
-        du, dv, count = tangent_step(operator, rest, x, iterations=iterations, tol=tol, damping=damping)
+        du, dv, count = tangent_step(operator, rest, x, iterations=iterations, tol=tol, damping=damping, blocks=blocks)
         used += count
         trial = retract(x, du, dv)
         after = residual(operator, y, trial)
