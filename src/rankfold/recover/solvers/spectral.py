@@ -35,13 +35,15 @@ def outstanding(operator: Operator, rest: Array, least: int, most: int, rng: np.
     """
     n = operator.shape[1]
     even, high, wide = _balanced(operator, rest) if isinstance(operator, (Mask, Entries)) else (rest, None, None)
+    if isinstance(operator, Entries) and isinstance(rest, np.ndarray):
+        even = even.astype(np.float32)  # enough for a start, in half of the memory
 
     def pairs(measurements: Array, width: int) -> Point:
         matrix = surrogate(operator, measurements)
         if small and isinstance(matrix, np.ndarray):
             u, s, vt = np.linalg.svd(matrix, full_matrices=False)
             return Point(contiguous(u[:, :width]), s[:width], vt[:width])
-        return krylov(matrix, width, normal((n, min(n, width + 4)), rng, rest), BLOCKS)
+        return krylov(matrix, width, normal((n, min(n, width + 4)), rng, even), BLOCKS)
 
     def largest(measurements: Array) -> float:
         matrix = surrogate(operator, measurements)
@@ -50,7 +52,7 @@ def outstanding(operator: Operator, rest: Array, least: int, most: int, rng: np.
         return float(pairs(measurements, width).s[0])
 
     small = min(operator.shape) <= SMALL
-    signs = like(1.0 - 2.0 * rng.integers(0, 2, tuple(rest.shape)), rest)
+    signs = like(1 - 2 * rng.integers(0, 2, tuple(rest.shape), dtype=np.int8), even)
     width = most if small else min(most, max(least, AT_FIRST))
     noise = largest(even * signs)
     while True:

@@ -64,7 +64,23 @@ def tangent_step(
     blocks: bool = False,
 ) -> tuple[Array, Array, int]:
     """(du, dv, iterations used): ‖A(du v + u dv) − rest‖² + damping · scale · (‖du‖² + ‖dv‖²), solved until the
-    gradient has fallen by ``tol``. Each iteration is one push and one adjoint with 2k columns."""
+    gradient has fallen by ``tol``. Each iteration is one push and one adjoint with 2k columns.
+
+    Of single entries it is solved in single precision, in half of the time and memory: it is a direction, and the
+    residual that it is to meet is computed in the precision asked for. Not with ``blocks``, which are for systems that
+    are nearly singular.
+    """
+    size = norm(rest)
+    if blocks or size == 0.0 or not isinstance(operator, Entries) or not isinstance(rest, np.ndarray):
+        return _solved(operator, rest, x, iterations, tol, damping, blocks)
+    near = Point(x.u.astype(np.float32), x.s, x.v.astype(np.float32))
+    du, dv, used = _solved(operator, (rest / size).astype(np.float32), near, iterations, tol, damping, blocks)
+    return du.astype(rest.dtype) * size, dv.astype(rest.dtype) * size, used
+
+
+def _solved(
+    operator: Operator, rest: Array, x: Point, iterations: int, tol: float, damping: float, blocks: bool
+) -> tuple[Array, Array, int]:
     u, v = x.u, x.v
     vt, ut = v.T, u.T
     image = operator.adjoint(rest)
@@ -136,8 +152,13 @@ def krylov(matrix: Array, rank: int, seed: Array, blocks: int) -> Point:
 
 
 def _within(matrix: Array, basis: Array, rank: int) -> Point:
-    a, s, b = namespace(basis).linalg.svd(basis.T @ matrix, full_matrices=False)
-    return Point(contiguous(basis @ a[:, :rank]), s[:rank], contiguous(b[:rank]))
+    """The leading pairs of ``basis`` basisᵀ ``matrix``: the larger side is decomposed at ``rank`` columns only."""
+    xp = namespace(basis)
+    part = basis.T @ matrix
+    a = xp.linalg.eigh(part @ part.T)[1][:, -rank:]
+    q, r = xp.linalg.qr((a.T @ part).T)
+    u, s, vt = xp.linalg.svd(r.T, full_matrices=False)
+    return Point(contiguous(basis @ (a @ u)), s, contiguous(vt @ q.T))
 
 
 def joined(x: Point, more: Point) -> Point:
