@@ -29,9 +29,9 @@ def to_onnx(model: nn.Module, example: Any, path: str | Path) -> float:
 
     ``example``: an input as in ``rankfold.costs.Example.of``. The batch is free, and so is every other axis (length of
     a sequence, height, width) at which the model itself runs at other sizes than the example's. Inputs have the names
-    of the arguments of ``forward``; outputs those that the model gives them, ``output`` or ``output_0`` … where it gives
-    none. Caches and losses are left out. Factored layers stay factored. All outputs are compared, on random input of
-    two batch sizes and of other sizes of every free axis.
+    of the arguments of ``forward``; outputs those that the model gives them, ``output`` or ``output_0`` … without any.
+    Caches and losses are left out. Factored layers stay factored. All outputs are compared, on random input of two
+    batch sizes and of other sizes of every free axis.
 
     Raises ``ExportError``: onnx packages missing, a precision in which onnxruntime does not compute on a CPU, a model
     that torch cannot trace, a result that differs by more than rounding, more than 2 GB. The file is written whole or
