@@ -162,7 +162,7 @@ def test_recurrent_and_static_kinds_are_counted_too():
         prepared = torch.ao.quantization.prepare(dense)
         prepared(images)
         assert "prepared for quantization" in dict(sites(prepared).left_out)["conv.weight"]
-        with pytest.raises(ValueError, match=r"^conv is prepared for quantization, .* compress first"):
+        with pytest.raises(ValueError, match=r"^conv.weight is prepared for quantization, .* compress first"):
             rf.plan(prepared, "params=0.9", "truncate", images)
         model = torch.ao.quantization.convert(prepared)
         cost = costs.model_cost(model, images[:1])

@@ -126,7 +126,7 @@ def storage(model: nn.Module) -> tuple[int, int]:
     for name, parameter in model.named_parameters():
         if isinstance(parameter, UninitializedParameter):
             raise ValueError(f"{name} has no shape yet: run the model once first (lazy module)")
-    hidden = packed(model).values()
+    hidden = packed(model.named_modules()).values()
     params = sum(p.numel() for p in model.parameters()) + sum(x.numel() for x in hidden if x.dim())
     held = (part for tensor in (*model.parameters(), *model.buffers(), *hidden) for part in stored(tensor))
     return params, sum(part.numel() * part.element_size() for part in held)

@@ -21,7 +21,7 @@ from rankfold.sites.factored import (
     weights_of,
 )
 from rankfold.sites.find import FOLD_FIRST, NOT_SELECTED, Names, fits, read_layer, register_reader, sites, unwrap
-from rankfold.sites.foreign import QUANTIZED, packed, refuse_foreign, stored, why_tensor
+from rankfold.sites.foreign import QUANTIZED, check_ordinary, packed, stored, why_tensor
 from rankfold.sites.hooks import carry_hooks_
 from rankfold.sites.linear import LinearLayer
 from rankfold.sites.product import Product, factors_of, ordinary_class, products
@@ -32,7 +32,7 @@ __all__ = [
     "Site", "SiteList", "bottleneck_rows", "carry_hooks_",
     "factored_sites", "factors_of", "fits", "leave_fused_kernels_", "narrow_", "narrowable_sites", "narrower",
     "ordinary_class", "output_rows_alone", "pair",
-    "packed", "positions", "products", "read_layer", "refuse_foreign", "register_reader", "setting_of",
+    "packed", "positions", "products", "read_layer", "check_ordinary", "register_reader", "setting_of",
     "replace_", "settle_attention_", "sites", "split_attention", "stored", "unwrap",
     "weights_of", "why_tensor",
     "without_fused_attention",

@@ -5,12 +5,14 @@ They are listed with the reason, never factored, and counted by the tensors that
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 from torch.nn.parameter import is_lazy
+
+from rankfold.sites.site import SiteList
 
 QUANTIZED = "quantized: compress first, quantize afterwards"
 PREPARED = "prepared for quantization, whose observers change with every pass: compress first, prepare afterwards"
@@ -19,6 +21,8 @@ SHARDED = (
     "sharded over processes ({}): gather the whole weights first (get_model_state_dict of "
     "torch.distributed.checkpoint.state_dict, with full_state_dict=True), and compress on one process"
 )
+PARTITIONED = "partitioned by DeepSpeed: gather the whole weights first (deepspeed.zero.GatheredParameters)"
+_REFUSED = (SHARDED.partition(" (")[0], PARTITIONED, PREPARED)
 _INTEGERS = (torch.int8, torch.uint8, torch.int16, torch.int32)
 
 
@@ -26,7 +30,7 @@ def why_foreign(module: nn.Module) -> str | None:
     """Why the weights of this very module cannot be factored as they are stored; None for ordinary ones."""
     if isinstance(module, torch.jit.ScriptModule):
         return TORCHSCRIPT
-    if is_packed(module) or _holds_scaled_integers(module):
+    if is_packed(type(module)) or _holds_scaled_integers(module):
         return QUANTIZED
     if _is_observed(module):
         return PREPARED
@@ -41,7 +45,7 @@ def why_tensor(parameter: Tensor) -> str | None:
     if "DTensor" in names or "FlatParameter" in names:
         return SHARDED.format("DTensor" if "DTensor" in names else "FSDP")
     if hasattr(parameter, "ds_id"):
-        return "partitioned by DeepSpeed: gather the whole weights first (deepspeed.zero.GatheredParameters)"
+        return PARTITIONED
     if is_lazy(parameter) or "FakeTensor" in names or not _own_functions(kind):
         return None
     library = kind.__module__.partition(".")[0]
@@ -54,9 +58,8 @@ def _own_functions(kind: type) -> bool:
     return any({"__torch_dispatch__", "__torch_function__"} & vars(base).keys() for base in own)
 
 
-def is_packed(module: nn.Module) -> bool:
-    """Whether it is a quantised layer of torch, which keeps its weight out of parameters and buffers."""
-    kind = type(module)
+def is_packed(kind: type[nn.Module]) -> bool:
+    """Whether these are quantised layers of torch, which keep their weight out of parameters and buffers."""
     return any(callable(getattr(kind, name, None)) for name in ("weight", "get_weight"))
 
 
@@ -72,19 +75,13 @@ def _is_observed(module: nn.Module) -> bool:
     return watched and "weight" in module._parameters
 
 
-def refuse_foreign(model: nn.Module) -> None:
+def check_ordinary(found: SiteList) -> None:
     """``ValueError`` for a model that cannot be measured as it stands: a script, in pieces, or under observation."""
-    if isinstance(model, torch.jit.ScriptModule):
+    if found.left_out and not found.items and all(why == TORCHSCRIPT for _, why in found.left_out):
         raise ValueError(f"the model is {TORCHSCRIPT}")
-    for path, module in model.named_modules():
-        if isinstance(module, torch.jit.ScriptModule):
-            continue
-        reasons = {name: why_tensor(p) for name, p in module._parameters.items() if p is not None}
-        for name, reason in reasons.items():
-            if reason is not None and not reason.startswith("a tensor of"):
-                raise ValueError(f"{path}.{name}".lstrip(".") + f" is {reason}")
-        if _is_observed(module):
-            raise ValueError(f"{path or 'the model'} is {PREPARED}")
+    for name, why in found.left_out:
+        if why.startswith(_REFUSED):
+            raise ValueError(f"{name} is {why}")
 
 
 def stored(tensor: Tensor) -> Iterator[Tensor]:
@@ -102,11 +99,12 @@ def stored(tensor: Tensor) -> Iterator[Tensor]:
         yield tensor
 
 
-def packed(model: nn.Module) -> dict[str, Tensor]:
-    """What quantised layers of torch keep out of parameters and buffers, by name; each tensor once."""
+def packed(modules: Iterable[tuple[str, nn.Module]]) -> dict[str, Tensor]:
+    """What quantised layers of torch, among ``modules`` with their names, keep out of parameters and buffers, by name;
+    each tensor once."""
     found: dict[str, Tensor] = {}
-    for path, module in model.named_modules():
-        if not is_packed(module):
+    for path, module in modules:
+        if not is_packed(type(module)):
             continue
         known = {name for name, _ in (*module.named_parameters(), *module.named_buffers())}
         for key, value in module.state_dict().items():

@@ -234,7 +234,7 @@ def fingerprint(model: nn.Module) -> str:
     Buffers that training updates (BatchNorm statistics) count too. Cost: one pass over the parameters.
     """
     structure, values, root = hashlib.sha256(), hashlib.sha256(), unwrap(model)
-    for name, tensor in sorted({**packed(root), **root.state_dict()}.items()):
+    for name, tensor in sorted({**packed(root.named_modules()), **root.state_dict()}.items()):
         if not isinstance(tensor, torch.Tensor):
             continue
         structure.update(f"{name}{tuple(tensor.shape)}{tensor.dtype};".encode())

@@ -26,7 +26,7 @@ from rankfold.observe import Samples
 from rankfold.run.memory import give_back
 from rankfold.run.progress import Progress, showing
 from rankfold.run.team import Team, joined
-from rankfold.sites import FOLD_FIRST, Form, SiteList, refuse_foreign, sites, split_attention, unwrap
+from rankfold.sites import FOLD_FIRST, Form, SiteList, check_ordinary, sites, split_attention, unwrap
 
 
 @dataclass(frozen=True)
@@ -179,8 +179,8 @@ def profile(
 
     root, tell = unwrap(model), progress or (lambda what, done, total: None)
     calibration, method = calibration or Calibration(), method_named(method)
-    refuse_foreign(root)
     found = sites(root, where)
+    check_ordinary(found)
     check_folded(found)
     if data is None and method.needs_data:
         raise ValueError(f"method {method.name!r} needs data: give data=, or use method='truncate' with another rule")
