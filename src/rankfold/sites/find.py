@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from collections import defaultdict
 from collections.abc import Callable
-from fnmatch import fnmatch
+from dataclasses import dataclass
+from fnmatch import fnmatchcase
 
 import torch
 from torch import nn
@@ -14,10 +15,12 @@ from torch.nn.parameter import UninitializedParameter
 from rankfold.forms import Form, Layer
 from rankfold.sites.attention import split_attention, why_not_split
 from rankfold.sites.convolution import read_convolution
+from rankfold.sites.foreign import TORCHSCRIPT, why_foreign
 from rankfold.sites.linear import read_linear
 from rankfold.sites.product import factors_of, ordinary_class, other_parametrizations, products
 from rankfold.sites.site import Site, SiteList
 
+NOT_SELECTED = "not selected"
 FOLD_FIRST = "parametrized: fold first (rankfold.fold_)"
 Reader = Callable[[nn.Module], Layer | None]
 _OWN: list[Reader] = []
@@ -58,6 +61,24 @@ MERGE_FIRST = (
 Where = str | Callable[[str, nn.Module], bool]
 
 
+@dataclass(frozen=True)
+class Names:
+    """A choice of layers by their names: those that a pattern of ``only`` fits (all, without any), and none of
+    ``exclude``."""
+
+    only: tuple[str, ...] = ()
+    exclude: tuple[str, ...] = ()
+
+    def __call__(self, name: str, module: nn.Module) -> bool:
+        chosen = not self.only or any(fits(name, pattern) for pattern in self.only)
+        return chosen and not any(fits(name, pattern) for pattern in self.exclude)
+
+
+def fits(name: str, pattern: str) -> bool:
+    """Whether a glob fits the path of a module or of a block that it lies in."""
+    return fnmatchcase(name, pattern) or fnmatchcase(name, f"{pattern}.*")
+
+
 def unwrap(model: nn.Module) -> nn.Module:
     """The model inside ``DataParallel``, ``DistributedDataParallel`` and ``torch.compile`` wrappers."""
     while True:
@@ -72,7 +93,8 @@ def unwrap(model: nn.Module) -> nn.Module:
 def sites(model: nn.Module, where: Where | None = None) -> SiteList:
     """Every matrix of ``model`` that can be measured or factored, and every other parameter with its reason.
 
-    ``where`` narrows the choice: a glob over module paths (``"blocks.*.fc?"``) or a predicate ``(name, module)``.
+    ``where`` narrows the choice: a glob over module paths (``"blocks.*.fc?"``; that of a block, ``"blocks.0"``, is for
+    all inside), several in a ``rankfold.sites.Names(only, exclude)``, or a predicate ``(name, module)``.
     Shared modules and tied parameters are recognised by identity. Nothing in the model changes; no data is needed;
     works on the meta device.
     """
@@ -88,9 +110,11 @@ def sites(model: nn.Module, where: Where | None = None) -> SiteList:
 
 
 def _is_adapter(module: nn.Module) -> bool:
-    """Whether this is a layer of PEFT around another, told without importing it."""
+    """Whether this is a layer of PEFT around another, or around copies of one, told without importing it."""
     return any(
-        kind.__name__ == "BaseTunerLayer" and kind.__module__.startswith("peft.") for kind in type(module).__mro__
+        kind.__name__ in ("BaseTunerLayer", "AuxiliaryTrainingWrapper", "ModulesToSaveWrapper")
+        and kind.__module__.startswith("peft.")
+        for kind in type(module).__mro__
     )
 
 
@@ -112,7 +136,7 @@ def _sites(model: nn.Module, where: Where | None, composed: tuple[str, ...], ada
         reason = _why_not(module, path)
         layer = None if reason else read_layer(module)
         if layer is not None and where is not None and not _wanted(where, path, module):
-            layer, reason = None, "not selected"
+            layer, reason = None, NOT_SELECTED
         if layer is not None and (reason := _why_no_site(layer)):
             layer = None
         if layer is not None and isinstance(module, NonDynamicallyQuantizableLinear):
@@ -121,19 +145,20 @@ def _sites(model: nn.Module, where: Where | None, composed: tuple[str, ...], ada
             for key, parameter in module._parameters.items():
                 if parameter is not None:
                     left_out.append((f"{path}.{key}".lstrip("."), reason or _why_parameter(module, parameter)))
-            if reason and not module._parameters:
+            if reason and reason != TORCHSCRIPT and not module._parameters:
                 left_out.append((path, reason))
             continue
-        weight = layer.weight(module)
-        parameter_name = f"{path}.{layer.parameter}"
-        tied = tuple(other for other in owners[id(weight)] if other != parameter_name)
+        parameter_name, composed_here = f"{path}.{layer.parameter}", bool(products(module))
+        tied: tuple[str, ...] = ()
+        if not composed_here:  # a product would be formed to be looked at
+            tied = tuple(other for other in owners[id(layer.weight(module))] if other != parameter_name)
         covered.add(parameter_name)
         if getattr(module, "bias", None) is not None:
             covered.add(f"{path}.bias")
         forms, note = layer.forms, ""
-        if products(module) or path.startswith(composed):
+        if composed_here or path.startswith(composed):
             forms, note = frozenset({Form.KEEP}), FOLD_FIRST
-        if products(module):
+        if composed_here:
             covered |= {f"{path}.parametrizations.weight.original{i}" for i in range(len(factors_of(module, "weight")))}
             tied = _same_product(module, names)
         elif path.startswith(adapted):
@@ -159,11 +184,13 @@ def _same_product(module: nn.Module, names: dict[nn.Module, list[str]]) -> tuple
 
 
 def _wanted(where: Where, path: str, module: nn.Module) -> bool:
-    return fnmatch(path, where) if isinstance(where, str) else where(path, module)
+    return fits(path, where) if isinstance(where, str) else where(path, module)
 
 
 def _why_not(module: nn.Module, path: str) -> str | None:
     """Why a module of which a matrix might be expected gives no site."""
+    if (foreign := why_foreign(module)) is not None:
+        return foreign
     if isinstance(module, nn.MultiheadAttention):
         return why_not_split(module)
     if other_parametrizations(module):
@@ -172,8 +199,6 @@ def _why_not(module: nn.Module, path: str) -> str | None:
         return "weight_norm or spectral_norm: remove it first, since the weight is recomputed at every call"
     if any(isinstance(p, UninitializedParameter) for p in module._parameters.values()):
         return "not initialised: run the model once first (lazy module)"
-    if callable(getattr(module, "weight", None)) and not isinstance(module.weight, torch.Tensor | nn.Module):
-        return "quantized: compress first, quantize afterwards"
     weight = module._parameters.get("weight")
     if weight is not None and not (weight.dtype.is_floating_point):
         return f"weight of dtype {weight.dtype}: only real floating-point weights are factored"
