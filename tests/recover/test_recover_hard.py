@@ -8,9 +8,10 @@ from sklearn.pipeline import make_pipeline
 from sklearn.preprocessing import FunctionTransformer
 
 from rankfold.recover import LowRank, Ratings, entries
-from rankfold.recover.solvers import growth, search, spectral
+from rankfold.recover.solvers import search, spectral
 from rankfold.recover.solvers.blocks import Blocks
 from rankfold.recover.solvers.graded import graded
+from rankfold.recover.solvers.tangent import Point, residual, retract, tangent_step
 
 
 def few(m, n, r, over, seed=0):
@@ -73,15 +74,20 @@ def test_rows_are_solved_by_their_own_systems(density):
     assert np.abs(damped).max() < 1e-6
 
 
-def test_a_barely_determined_row_is_met(monkeypatch):
-    """Of 300 rows a few have as many entries as the rank: conjugate gradients alone leave the residual where it is."""
+def test_barely_determined_rows_take_few_iterations_by_their_own_systems():
     x, left, right = few(300, 240, 4, 2.0, seed=4)
-    enough = np.ix_(np.diff(x.indptr) >= 4, np.diff(x.tocsc().indptr) >= 4)
-    found = LowRank(8).fit(x)
-    assert found.converged_
-    assert np.abs((found.reconstruct() - left @ right)[enough]).max() < 1e-6
-    monkeypatch.setattr(growth, "CLOSE", 0.0)
-    assert np.abs((LowRank(8).fit(x).reconstruct() - left @ right)[enough]).max() > 1.0
+    known = x.tocoo()
+    assert (np.diff(x.indptr) == 4).any()  # as many entries as the rank
+    operator, y = entries(x.shape, *known.coords, known.data)
+    u, s, vt = np.linalg.svd(left @ right, full_matrices=False)
+    u = np.linalg.qr(u[:, :4] + 1e-4 * np.random.default_rng(0).standard_normal((300, 4)))[0]
+    near = Point(u, s[:4], vt[:4])
+    rest = residual(operator, y, near)
+    *_, plain = tangent_step(operator, rest, near, iterations=1000, tol=1e-4)
+    du, dv, by_rows = tangent_step(operator, rest, near, iterations=1000, tol=1e-4, blocks=True)
+    assert 3 * by_rows < plain
+    after = residual(operator, y, retract(near, du, dv))
+    assert np.linalg.norm(after) < 0.01 * np.linalg.norm(rest)
 
 
 @pytest.mark.parametrize("seed", range(3))
@@ -135,3 +141,26 @@ def test_ratings_in_a_pipeline_and_a_grid():
     grid.fit(pairs, values)
     assert grid.best_score_ > -0.9
     assert set(grid.best_estimator_[-1].model_.row_names) <= {str(number) for number in range(25)}
+
+
+@pytest.mark.parametrize("unit", [1e-25, 1e25])
+def test_units_do_not_matter_to_directions_in_single_precision(unit):
+    x, left, right = few(1000, 800, 5, 4.0)
+    found = LowRank(10).fit(x * unit)
+    assert found.rank_ == 5
+    assert found.converged_
+    assert off(found, left * unit, right) < 1e-8
+
+
+def test_entries_in_any_order_are_the_same_operator():
+    x, _, _ = few(1000, 800, 5, 4.0)
+    known = x.tocoo()
+    rows, columns = known.coords
+    order = np.random.default_rng(0).permutation(len(rows))
+    operator, y = entries(x.shape, rows[order], columns[order], known.data[order])
+    assert (operator.rows == rows).all()
+    assert (operator.columns == columns).all()
+    assert (y == known.data).all()
+    few_columns = np.random.default_rng(1).standard_normal((1000, 3))
+    assert np.allclose(few_columns.T @ operator.adjoint(y), few_columns.T @ x.toarray())
+    assert np.allclose(operator.adjoint(y) @ x[:3].toarray().T, x.toarray() @ x[:3].toarray().T)

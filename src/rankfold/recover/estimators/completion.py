@@ -25,8 +25,9 @@ class LowRank(Recovery):
     kept apart to the end; with 0 some are set aside for finding the rank only: a twentieth or 200 of them, or, of few
     with noise, each in turn (cross-validation, ten times the cost).
 
-    It fails where the measurements are few (below about 1.4 times the degrees of freedom r (m + n − r), measured at
-    300 × 240 of rank 4), where a row or column has fewer entries than the rank, or where they are missing not at random.
+    It fails where the measurements are few (below about 1.4 times the degrees of freedom r (m + n − r), measured on
+    300 × 240 of rank 4), where a row or column has fewer entries than the rank, or where they are missing not at
+    random.
     An exact fit of the measurements proves nothing: where held-out ones contradict it, ``converged_`` is False and
     ``reason_`` says so.
     """

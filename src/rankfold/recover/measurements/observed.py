@@ -26,7 +26,7 @@ def observed(x: np.ndarray | scipy.sparse.spmatrix, kind: Array | None = None) -
         rows = np.repeat(np.arange(x.shape[0], dtype=np.int32), np.diff(known.indptr))
         columns, values = known.indices, known.data
     else:
-        rows, columns = np.nonzero(~np.isnan(x))
+        rows, columns = (index.astype(np.int32) for index in np.nonzero(~np.isnan(x)))
         values = x[rows, columns]
     if not len(values):
         raise ValueError(f"nothing is known of this matrix {x.shape}: every entry is missing")

@@ -16,6 +16,7 @@ from rankfold.recover.measurements.arrays import (
     dot,
     like,
     namespace,
+    norm,
     normal,
     numpy,
 )
@@ -34,9 +35,11 @@ def outstanding(operator: Operator, rest: Array, least: int, most: int, rng: np.
     are, and the steps that follow would fit it. Their sizes are those that take most from ``rest``, jointly.
     """
     n = operator.shape[1]
-    even, high, wide = _balanced(operator, rest) if isinstance(operator, (Mask, Entries)) else (rest, None, None)
+    even, high, wide = rest, None, None
     if isinstance(operator, Entries) and isinstance(rest, np.ndarray):
-        even = even.astype(np.float32)  # enough for a start, in half of the memory
+        even = (rest / (norm(rest) or 1.0)).astype(np.float32)  # enough for a start, in half of the memory
+    if isinstance(operator, (Mask, Entries)):
+        even, high, wide = _balanced(operator, even)
 
     def pairs(measurements: Array, width: int) -> Point:
         matrix = surrogate(operator, measurements)
@@ -63,7 +66,7 @@ def outstanding(operator: Operator, rest: Array, least: int, most: int, rng: np.
         width = min(most, 4 * width)
     found = found.cut(min(most, max(least, count)))
     if high is not None and wide is not None:
-        found = _scaled(found, high, wide)
+        found = _scaled(found, like(high, rest), like(wide, rest))
     return _fitted(operator, rest, found)
 
 

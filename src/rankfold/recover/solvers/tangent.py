@@ -147,8 +147,15 @@ def krylov(matrix: Array, rank: int, seed: Array, blocks: int) -> Point:
     m, n = (int(size) for size in matrix.shape)
     found = [orthonormal(matrix @ seed)]
     while len(found) < blocks and (len(found) + 1) * seed.shape[1] <= min(m, n):
-        found.append(orthonormal(matrix @ orthonormal((found[-1].T @ matrix).T)))
-    return _within(matrix, orthonormal(side_by_side(*found)), rank)
+        more = matrix @ orthonormal((found[-1].T @ matrix).T)
+        for _ in range(2):  # once leaves rounding behind
+            for block in found:
+                more = more - block @ (block.T @ more)
+            more = orthonormal(more)
+        found.append(more)
+    span = side_by_side(*found)
+    found.clear()
+    return _within(matrix, span, rank)
 
 
 def _within(matrix: Array, basis: Array, rank: int) -> Point:
