@@ -142,7 +142,7 @@ def forward(model: nn.Module, batch: Any) -> Any:
     if parameter is not None:
         args = moved(args, parameter.device, parameter.dtype)
         kwargs = moved(kwargs, parameter.device, parameter.dtype)
-    with explained(model):
+    with explained(model.named_modules):
         return model(*args, **kwargs)
 
 

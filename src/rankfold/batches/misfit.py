@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from typing import Any
 
@@ -20,24 +20,27 @@ class InputError(ValueError):
     """An input does not fit a layer of the model; one line: which layer, what it takes, what came."""
 
 
-@contextmanager
-def explained(model: nn.Module) -> Iterator[None]:
-    """Errors of calls of ``model`` inside, as ``InputError`` where a layer was given what does not fit it.
+Named = Callable[[], Iterable[tuple[str, nn.Module]]]  # as ``model.named_modules``
 
-    Costs nothing where nothing fails. Whatever else fails is raised as it was.
+
+@contextmanager
+def explained(named: Named) -> Iterator[None]:
+    """Errors of calls of a model inside, as ``InputError`` where a layer was given what does not fit it.
+
+    ``named``: gives the layers by name. Costs nothing where nothing fails; whatever else fails is raised as it was.
     """
     try:
         yield
     except InputError:
         raise
     except _FAULTS as error:
-        said = misfit(model, error)
+        said = misfit(named, error)
         if not said:
             raise
         raise InputError(said) from error
 
 
-def misfit(model: nn.Module, error: BaseException) -> str:
+def misfit(named: Named, error: BaseException) -> str:
     """One line about the innermost module whose call raised ``error``; "" where it was given what it takes."""
     found: tuple[nn.Module, tuple[Any, ...], Mapping[str, Any]] | None = None
     trace = error.__traceback__
@@ -53,7 +56,7 @@ def misfit(model: nn.Module, error: BaseException) -> str:
     takes = None if x is None else _takes(module, x)
     if x is None or not takes:
         return ""
-    name = next((path for path, other in model.named_modules() if other is module), "")
+    name = next((path for path, other in named() if other is module), "")
     title = f"{name} ({type(module).__name__})" if name else type(module).__name__
     shape = "×".join(map(str, x.shape)) or "a single number"
     kind = str(x.dtype).removeprefix("torch.")
