@@ -19,8 +19,8 @@ from rankfold.store import _own_hash
 
 DEEP = "[" * 100_000
 ABSURD: list[Any] = [
-    None, True, -1, 0, 3, 2**63, -(2**70), 1e308, float("nan"), float("inf"), 0.5, "", "x", "../../x", "ä" * 500, [], {},
-    [[]], {"a": {"b": []}}, [None] * 1000, {str(i): i for i in range(1000)}, [1, "a", None],
+    None, True, -1, 0, 3, 2**63, -(2**70), 1e308, float("nan"), float("inf"), 0.5, "", "x", "../../x", "ä" * 500, [],
+    {}, [[]], {"a": {"b": []}}, [None] * 1000, {str(i): i for i in range(1000)}, [1, "a", None],
 ]  # fmt: skip
 DTYPES = [torch.bool, torch.int8, torch.int64, torch.float16, torch.bfloat16, torch.float64, torch.float32, torch.uint8]
 
