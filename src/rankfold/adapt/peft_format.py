@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import json
 import re
-from collections import Counter
+from collections import Counter, defaultdict
+from collections.abc import Mapping
 from pathlib import Path
 
 from torch import nn
@@ -13,6 +14,7 @@ from torch.nn.functional import pad
 from rankfold.adapt.deep_lora import updates
 from rankfold.run.container import packed
 from rankfold.run.files import write_atomically
+from rankfold.sites import unwrap
 
 
 def save_adapter(
@@ -30,7 +32,8 @@ def save_adapter(
     to note. ``tolerance``: singular values of an update of at most this fraction of its largest are left out, so that
     layers get ranks of their own (``rank_pattern``, ``alpha_pattern``). ``uniform``: all get the largest of these ranks
     by zeros, and one alpha, for readers that know one rank and one alpha alone; the updates stay what they are. Raises
-    ``ValueError`` for a model without adapters.
+    ``ValueError`` for a model without adapters, and for a layer that hangs in several places: PEFT would adapt the
+    first of them alone.
     """
     found = updates(model)
     if not found:
@@ -39,6 +42,7 @@ def save_adapter(
         raise ValueError(
             f"tolerance is a fraction of the largest singular value, at least 0 and below 1: {tolerance!r}"
         )
+    _check_places(model, found)
     pairs = {name: adapted.lora(tolerance) for name, adapted in found.items()}
     if uniform:
         most = max(len(a) for a, _ in pairs.values())
@@ -71,3 +75,22 @@ def save_adapter(
     write_atomically(place / "adapter_model.safetensors", packed(tensors, {"format": "pt"}))
     write_atomically(place / "adapter_config.json", (json.dumps(config, indent=1) + "\n").encode())
     return place
+
+
+def _check_places(model: nn.Module, found: Mapping[str, nn.Module]) -> None:
+    """``ValueError`` for an adapted layer that hangs in several places.
+
+    PEFT replaces a layer where it first meets it. One inside a block that is itself shared hangs in one place.
+    """
+    places: dict[nn.Module, list[str]] = defaultdict(list)
+    for path, parent in unwrap(model).named_modules():
+        for name, child in parent._modules.items():
+            if child is not None:
+                places[child].append(f"{path}.{name}".lstrip("."))
+    for adapted in found.values():
+        if len(places[adapted]) > 1:
+            raise ValueError(
+                f"{places[adapted][0]} is the same layer as {', '.join(places[adapted][1:])}: of such a layer PEFT "
+                "would adapt the first place alone. merge_ the updates and save the weights of the model, or give each "
+                "place a layer of its own before deep_lora_"
+            )

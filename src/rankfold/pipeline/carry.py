@@ -17,7 +17,7 @@ from rankfold.costs import Cost, Example, model_cost
 from rankfold.objectives import Objective
 from rankfold.pipeline.delivery import model_notes
 from rankfold.pipeline.measure import calibration_part
-from rankfold.pipeline.repair import repaired
+from rankfold.pipeline.repair import mended
 from rankfold.run.progress import Tell
 from rankfold.sites import narrowable_sites
 from rankfold.store import save
@@ -72,7 +72,7 @@ def _improved(
     calibration = calibration_part(data.train, 2048, how.seed)
     chosen = choose(original, data.validation, how.objective, role="validation")
     tell.say(str(chosen))
-    small, score = repaired(small, original, plan, calibration, data.validation, objective=chosen.objective)
+    small, score = mended(small, original, plan, calibration, data.validation, objective=chosen.objective)
     tell.say(f"validation {score.judged.name}: {score.judged.text}")
     known = None
     if how.slices and narrowable_sites(small):
