@@ -111,6 +111,9 @@ def measure_in_parts(
     return whole
 
 
+_BEYOND = "truncated without data: its moments exceed the memory limit"
+
+
 def _measured(
     root: nn.Module,
     part: SiteList,
@@ -130,13 +133,15 @@ def _measured(
     curves = made.candidates
     if seen.memory is not None:
         curves = {name: [replace(each, decomposition=_curve(each)) for each in group] for name, group in curves.items()}
+    if statistics is None:
+        curves = {name: [replace(each, note=_BEYOND) for each in group] for name, group in curves.items()}
     known = {} if statistics is None else statistics.sites
     return Measured(
         curves,
         made.unsolved,
         {name: each.metric for name, each in known.items() if each.metric is not None},
         {name: each.absorber for name, each in known.items()},
-        tuple(site.name for site in part.reducible if site.name not in known),
+        () if statistics is None else tuple(site.name for site in part.reducible if site.name not in known),
         made.count,
         made.weighed,
     )
