@@ -50,6 +50,10 @@ class Calibration:
         if self.memory is not None and (isinstance(self.memory, str) or not self.memory > 0):
             raise ValueError(f"memory is a number of bytes, such as 2_000_000_000, got {self.memory!r}")
 
+    def bounded(self, found: SiteList, method: Method) -> Calibration:
+        """The same with a bound of memory where layers are fitted and their moments would not fit without one."""
+        return replace(self, memory=affordable(found, self.memory)) if fits_layers(method) else self
+
     def of(self, data: Any) -> Samples:
         return Samples(data, self.samples, self.batch_size, self.memory)
 
@@ -190,8 +194,7 @@ def profile(
     objective = meant(root, data, objective)
     traced = measure(root, replace(first, samples=1), found)  # FLOPs of the example with all its samples
     found = traced.kept(found)
-    if fits_layers(method):
-        calibration = replace(calibration, memory=affordable(found, calibration.memory))
+    calibration = calibration.bounded(found, method)
     mark = fingerprint(root)
     statistics = _earlier(method, calibration, mark)
     with split_attention(root), calibration.team(root) as team:
