@@ -220,6 +220,11 @@ def _check_fit(root: nn.Module, state: Mapping[str, torch.Tensor], directory: Pa
             raise StoreError(
                 f"{directory}: {name} is {tuple(state[name].shape)}, the model wants {tuple(wanted.shape)}"
             )
+        if wanted.is_floating_point() != state[name].is_floating_point():
+            kind = str(state[name].dtype).removeprefix("torch.")
+            raise StoreError(
+                f"{directory}: {name} is {kind}, the model wants {str(wanted.dtype).removeprefix('torch.')}"
+            )
     hollow = [name for name, buffer in root.named_buffers() if buffer.is_meta and name not in here]
     if hollow:
         raise StoreError(

@@ -316,7 +316,12 @@ def test_a_damaged_file_is_read_as_it_was_meant_or_refused_in_one_line(kind, bas
 def _untouched(place: Path, name: str) -> bool:
     """Whether the hash of a file is still in it; without, it counts as one of the first release."""
     file = place / name
-    return file.suffix != ".safetensors" or not file.exists() or b"rankfold.sha256" in file.read_bytes()
+    if file.suffix != ".safetensors" or not file.exists():
+        return True
+    try:
+        return "rankfold.sha256" in metadata(file.read_bytes())
+    except ValueError:
+        return True
 
 
 def test_the_damage_is_no_illusion(base, tmp_path):
