@@ -42,21 +42,15 @@ def _declare_one_(model: Any, own: Mapping[str, Decision], start: str) -> None:
     if before is not None and not isinstance(before, RankfoldQuantizer):
         return
     if not own:
-        _forget_(model)
         return
     body = f"{getattr(model, 'base_model_prefix', '')}."  # what is loaded whichever head it is to have
     poisons = [each.parameter.removeprefix(start) for each in own.values() if each.form is not Form.DENSE]
     poisons.sort(key=lambda name: not name.startswith(body))
     sites = {name: {"form": str(each.form), "rank": each.rank, "bias": each.bias} for name, each in own.items()}
-    config = RankfoldConfig(sites, poisons[0] if poisons else "")
+    earlier: Any = RankfoldConfig() if before is None else before.quantization_config
+    config = RankfoldConfig(earlier.sites | sites, earlier.poison or next(iter(poisons), ""))
     model.hf_quantizer = RankfoldQuantizer(config)
     model.config.quantization_config = config
-
-
-def _forget_(model: Any) -> None:
-    if isinstance(getattr(model, "hf_quantizer", None), RankfoldQuantizer):
-        del model.hf_quantizer
-        del model.config.quantization_config
 
 
 def check_ours(model: Any) -> None:

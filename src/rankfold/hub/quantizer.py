@@ -140,6 +140,8 @@ def shape_(model: nn.Module, decisions: Mapping[str, Mapping[str, Any]]) -> None
     leave_fused_kernels_(model, decisions)
     here = sites(model)
     for name, decision in decisions.items():
+        if name not in {site.name for site in here}:  # a factor of a layer that was just made
+            here = sites(model)
         site, form, rank, bias = _understood(here, name, decision)
         old = model.get_submodule(name)
         new = site.layer.skeleton(old, form, rank, bias)

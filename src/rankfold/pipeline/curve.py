@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -11,7 +11,7 @@ from torch import nn
 from rankfold.compress.planning.plan import Plan
 from rankfold.compress.planning.profile import Profile
 from rankfold.compress.ranks.allocate import BudgetError
-from rankfold.compress.ranks.budget import Flops
+from rankfold.compress.ranks.budget import Budget, Flops
 from rankfold.compress.ranks.rules import RankRule
 from rankfold.compress.repair.batchnorm import Reference
 from rankfold.objectives import Evaluation, Figure, Objective
@@ -51,18 +51,19 @@ def quality_curve(
     progress: Progress | None = None,
     objective: Objective | None = None,
     measured: tuple[Plan, Evaluation] | None = None,
+    besides: Sequence[Budget] = (),
 ) -> Iterator[Point]:
     """One point for each fraction of the FLOPs that can be reached, the largest first; all from one profile.
 
     On validation data, so that the test split is left for the final report. Cost for each point: the factors of one
     plan, one pass over ``calibration`` and one over ``validation``; once, a pass of ``model`` over ``calibration``,
     unless the ``reference`` to it knows them. ``measured``: a plan whose copy was evaluated by the same steps already;
-    a point with the same decisions is taken from it.
+    a point with the same decisions is taken from it. ``besides``: what holds for every point.
     """
     original = reference or Reference(model)
     for done, fraction in enumerate(kept):
         try:
-            plan = known.plan(Flops(fraction), rule)
+            plan = known.plan((Flops(fraction), *besides), rule)
         except BudgetError:
             return
         if measured is not None and plan.decided == measured[0].decided:

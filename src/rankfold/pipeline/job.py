@@ -19,7 +19,7 @@ from rankfold.compress.methods import method_named
 from rankfold.compress.methods.method import Method, fits_layers
 from rankfold.compress.planning.plan import Plan, decisions
 from rankfold.compress.planning.profile import Calibration, Profile, profile
-from rankfold.compress.ranks.budget import Budget
+from rankfold.compress.ranks.budget import Budget, Multiples, parsed
 from rankfold.compress.ranks.rules import Iterative, Optimal, rule_named
 from rankfold.compress.repair.batchnorm import Reference
 from rankfold.compress.repair.finetune import finetune
@@ -37,11 +37,12 @@ from rankfold.pipeline.quality.halves import Halves, halves
 from rankfold.pipeline.quality.smallest import Hunt
 from rankfold.pipeline.quality.value import MaxDrop, Quality
 from rankfold.pipeline.repair import compressed_copy
-from rankfold.pipeline.request import PLACE, Settings, parsed, request_of
+from rankfold.pipeline.request import PLACE, Settings, request_of
 from rankfold.pipeline.result import Result
 from rankfold.report.quantities import count, percent
 from rankfold.run.claim import claimed
 from rankfold.run.progress import Tell, shown
+from rankfold.sites.find import Where
 from rankfold.train import History, TrainingError, choose, evaluate
 from rankfold.train.breakdown import at_chance
 from rankfold.zoo.data import parts_of
@@ -204,7 +205,7 @@ class _Job:
                 quality = self.hunt(known, asked, calibration, objective).again(made, quality)
             return made, known, quality
         if fits_layers(self.method):
-            self.tell.say(memory_sentence(self.model, self.settings.memory))
+            self.tell.say(memory_sentence(self.model, self.settings.memory, self.settings.where))
         known = self.profiled(calibration, example, objective, kept, None)
         if fits_layers(known.method):
             most, layers = known.method.rounds, len(known.sites.reducible)
@@ -239,7 +240,7 @@ class _Job:
         fits = None if self.directory is None else self.directory / "run" / "fits"
         known = profile(
             self.model, None if counted else calibration, method="truncate" if counted else method, objective=chosen,
-            example=example, calibration=how, directory=fits, progress=self.tell.progress,
+            example=example, where=self.settings.where, calibration=how, directory=fits, progress=self.tell.progress,
         )  # fmt: skip
         if kept is not None:
             known.save(kept)
@@ -348,13 +349,14 @@ class _Job:
         points = quality_curve(
             self.model, self.data.validation, calibration, known, rule=rule, reference=self.reference,
             progress=self.tell.progress, objective=objective.objective, measured=measured,
+            besides=[budget for budget in self.budgets if isinstance(budget, Multiples)],
         )  # fmt: skip
         return list(points)
 
 
-def memory_sentence(model: nn.Module, memory: int | None) -> str:
+def memory_sentence(model: nn.Module, memory: int | None, where: Where | None = None) -> str:
     """What second moments will take, said before they are taken."""
-    together, passes, beyond = memory_needed(model, memory)
+    together, passes, beyond = memory_needed(model, memory, where)
     said = f"second moments of all layers together take {count(together, 'B')}"
     if memory is not None:
         said += f"; within {count(memory, 'B')} they are taken in {passes} {'pass' if passes == 1 else 'passes'}"
