@@ -36,14 +36,18 @@ def model_notes(spec: str, data: Any, example: Example, objective: Inferred | No
     the objective with the reason for it."""
     inputs = [x for x in example.args if isinstance(x, Tensor)]
     plain = len(inputs) == len(example.args) == 1 and not example.kwargs
-    return {
-        "model": spec,
-        "data": getattr(data, "name", ""),
-        "classes": getattr(data, "classes", None),
-        "input": {"shape": list(inputs[0].shape[1:]), "dtype": str(inputs[0].dtype).removeprefix("torch.")}
-        if plain
-        else None,
-    } | ({} if objective is None else {"objective": objective.objective.name, "objective_why": objective.why})
+    return (
+        {
+            "model": spec,
+            "data": getattr(data, "name", ""),
+            "classes": getattr(data, "classes", None),
+            "input": {"shape": list(inputs[0].shape[1:]), "dtype": str(inputs[0].dtype).removeprefix("torch.")}
+            if plain
+            else None,
+        }
+        | dict(getattr(data, "cut", {}))
+        | ({} if objective is None else {"objective": objective.objective.name, "objective_why": objective.why})
+    )
 
 
 def save_result(
@@ -165,5 +169,6 @@ def _stage(
         return None
     known = {"accuracy": values["accuracy"], "loss": values["loss"], "count": 0} if score is None else score
     costs = {key: values[key] for key in ("params", "flops", "bytes", "latency_ms")}
+    costs |= {key: values[key] for key in ("prefill_ms", "decode_ms") if key in values}
     score = checked(Evaluation, asdict(Evaluation.from_dict(known)))
     return checked(Figures, {"score": score, **costs, "latencies": dict(latencies or {})})

@@ -32,7 +32,7 @@ from rankfold.pipeline.curve import Point, quality_curve
 from rankfold.pipeline.delivery import close, finished, read_result, save_result, write_page
 from rankfold.pipeline.heldout import layer_errors, over_fitted
 from rankfold.pipeline.kept import keep_plan, keep_quality, kept_plan, kept_quality
-from rankfold.pipeline.measure import calibration_part, figures, first_example, held_out, samples_of
+from rankfold.pipeline.measure import calibration_part, figures, first_example, held_out, protocol, samples_of
 from rankfold.pipeline.quality.halves import Halves, halves
 from rankfold.pipeline.quality.smallest import Hunt
 from rankfold.pipeline.quality.value import MaxDrop, Quality
@@ -46,6 +46,7 @@ from rankfold.sites.find import Where
 from rankfold.train import History, TrainingError, choose, evaluate
 from rankfold.train.breakdown import at_chance
 from rankfold.zoo.data import parts_of
+from rankfold.zoo.text import Texts
 
 LATENCY_BATCHES = (1, 64)
 
@@ -161,7 +162,8 @@ class _Job:
 
     def scored(self, network: nn.Module, objective: Inferred) -> Evaluation:
         chosen = objective.objective
-        return evaluate(network, self.data.validation, role="validation", objective=chosen, teacher=self.model)
+        teacher = None if chosen.labelled else self.model  # what judges is enough to choose by
+        return evaluate(network, self.data.validation, role="validation", objective=chosen, teacher=teacher)
 
     @cached_property
     def halves(self) -> Halves:
@@ -303,12 +305,13 @@ class _Job:
         for done, (stage, network) in enumerate(models.items()):
             scores[stage] = evaluate(network, split, role=name, objective=objective.objective, teacher=self.model)
             self.tell.progress(f"evaluating on {name}", done + 1, len(models))
-        figure = figures(models, split, example, batches=LATENCY_BATCHES, scores=scores)
+        figure = figures(models, split, example, batches=_timed(split), scores=scores)
         differs = check_cost(made.after, small, example)
         remarks = [
             *made.notes,
             *([differs] if differs else []),
             *_known_samples(validation["before"], scores["before"].judged, name),
+            *filter(None, [protocol(scores["before"], split)]),
         ]
         if history is not None and history.stopped is not None:
             remarks.append(history.stopped)
@@ -372,7 +375,14 @@ def summary(made: Plan) -> str:
         for kind, name in (("flops", "FLOPs"), ("params", "parameters"))
         if getattr(made.before, kind)
     ]
-    return f"{' and '.join(parts)} kept; {len(made.changed)} of {len(made.entries)} sites change"
+    part = made.kept_of_factorable()
+    share = "" if part is None else f" ({percent(part)} of the parameters that can be factored)"
+    return f"{' and '.join(parts)} kept{share}; {len(made.changed)} of {len(made.entries)} sites change"
+
+
+def _timed(split: Any) -> tuple[int, ...]:
+    """Batch sizes that are timed; of text one window alone, whose scores may take 100 MB."""
+    return LATENCY_BATCHES[:1] if isinstance(split, Texts) else LATENCY_BATCHES
 
 
 def _kept(history: History, start: Evaluation) -> Figure:

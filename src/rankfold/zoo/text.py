@@ -164,7 +164,8 @@ class Reader:
         if self.windows is not None:
             parts = [part.first(self.windows) for part in parts]
         train, validation, test = parts
-        return Data(spec, train, validation, test, None, self.objective)
+        cut = {"length": self.length} | ({} if self.windows is None else {"windows": self.windows})
+        return Data(spec, train, validation, test, None, self.objective, cut)
 
     def _given(self, file: str, download: bool, alone: bool) -> Texts:
         if self.tokenizer is None:

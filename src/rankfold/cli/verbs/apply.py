@@ -12,6 +12,7 @@ from rankfold.cli.options import (
     DeviceName,
     Download,
     Json,
+    Length,
     NoSlices,
     ObjectiveName,
     Precision,
@@ -20,6 +21,7 @@ from rankfold.cli.options import (
     Spec,
     Threads,
     Weights,
+    Windows,
 )
 
 
@@ -29,6 +31,8 @@ def apply(
     out: Annotated[Path, typer.Option("-o", "--out", metavar="DIR", help="Where to save the model.")],
     weights: Weights = None,
     data: DataName = None,
+    length: Length = None,
+    windows: Windows = None,
     objective: ObjectiveName = None,
     no_slices: NoSlices = False,
     seed: Seed = 0,
@@ -39,7 +43,7 @@ def apply(
     as_json: Json = False,
 ) -> None:
     """Apply a plan. With --data, BatchNorm statistics are corrected beside the original, and slice will work."""
-    from rankfold.cli.loading import computing, objective_of, open_model, set_threads
+    from rankfold.cli.loading import Cut, computing, objective_of, open_model, set_threads
     from rankfold.cli.printing import count, percent, print_json
     from rankfold.compress.planning.apply import apply_
     from rankfold.compress.planning.plan import Plan
@@ -53,7 +57,9 @@ def apply(
 
     set_threads(threads)
     with Talk() as talk, computing(device, precision) as place:
-        loaded = open_model(model, weights, data, download, talk, trained=True, own_data=False).to(place)
+        loaded = open_model(
+            model, weights, data, download, talk, trained=True, own_data=False, cut=Cut(length, windows)
+        ).to(place)
         made = Plan.load(plan)  # after the model: its module may register forms and methods that the plan names
         example, chosen = loaded.needed_example(), None
         if loaded.data is None:
