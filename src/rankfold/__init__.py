@@ -85,6 +85,7 @@ __all__ = [
     "slice_",
     "smallest",
     "spectrum",
+    "text",
     "tune_",
 ]
 

@@ -55,3 +55,4 @@ from rankfold.sites import Form, Site, SiteList, sites
 from rankfold.spectrum import Spectrum, spectrum
 from rankfold.store import Stored, StoreError, load, save
 from rankfold.train import Distill, Recipe, evaluate, fit
+from rankfold.zoo.text import text

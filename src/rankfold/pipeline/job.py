@@ -25,7 +25,7 @@ from rankfold.compress.repair.batchnorm import Reference
 from rankfold.compress.repair.finetune import finetune
 from rankfold.compress.repair.tune import tune_
 from rankfold.compress.slicing.bottlenecks import Bottlenecks, bottlenecks
-from rankfold.costs import Example
+from rankfold.costs import Example, storage
 from rankfold.costs import check as check_cost
 from rankfold.objectives import Evaluation, Figure, Inferred
 from rankfold.pipeline.curve import SAMPLES, Curve, quality_curve
@@ -41,6 +41,7 @@ from rankfold.pipeline.request import PLACE, Settings, request_of
 from rankfold.pipeline.result import Result
 from rankfold.report.quantities import count, percent
 from rankfold.run.claim import claimed
+from rankfold.run.files import check_room
 from rankfold.run.progress import Tell, shown
 from rankfold.sites.find import Where
 from rankfold.train import History, TrainingError, choose, evaluate
@@ -90,6 +91,8 @@ def compress(
             return job.run()
         asked = request_of(model, data, job.budgets, job.settings)
         PLACE.check(place)
+        if not finished(place):
+            check_room(place, 2 * storage(model)[1])  # a model is written beside its place first
         if restart or not finished(place) or PLACE.differing(place, asked):
             stack.enter_context(claimed(place, what="compress"))
             PLACE.take(place, asked, restart)

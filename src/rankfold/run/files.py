@@ -7,6 +7,7 @@ import hashlib
 import os
 import re
 import secrets
+import shutil
 import time
 from collections.abc import Callable, Iterable, Mapping
 from contextlib import suppress
@@ -27,6 +28,18 @@ _EARLIER = re.compile(r"\.[a-z0-9_]{8}")
 _WAITING = re.compile(r"\.[0-9a-f]{16}")
 
 T = TypeVar("T")
+
+
+def check_room(directory: Path, size: int) -> None:
+    """``OSError`` in one line, before any work, where the disk of ``directory`` has less than ``size`` bytes free."""
+    place = next(path for path in (directory.absolute(), *directory.absolute().parents) if path.exists())
+    free = shutil.disk_usage(place).free
+    if free < size:
+        raise OSError(
+            errno.ENOSPC,
+            f"{size:,} bytes will be needed there, and {free:,} are free: make room, or give a directory elsewhere",
+            str(directory),
+        )
 
 
 def sha256(data: bytes) -> str:

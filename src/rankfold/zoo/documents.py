@@ -49,7 +49,8 @@ def _of_parquet(file: Path) -> Iterator[str]:
 
     try:
         opened = pyarrow.parquet.ParquetFile(file)
-        texts = [field.name for field in opened.schema_arrow if pyarrow.types.is_string(field.type)]
+        kinds = pyarrow.types.is_string, pyarrow.types.is_large_string
+        texts = [field.name for field in opened.schema_arrow if any(kind(field.type) for kind in kinds)]
         column = "text" if "text" in texts else texts[0] if len(texts) == 1 else None
         if column is None:
             raise ZooError(

@@ -48,8 +48,9 @@ def apply(
     from rankfold.compress.planning.apply import apply_
     from rankfold.compress.planning.plan import Plan
     from rankfold.compress.slicing.bottlenecks import bottlenecks
-    from rankfold.costs import model_cost
+    from rankfold.costs import model_cost, storage
     from rankfold.pipeline import calibration_part, compressed_copy, model_notes
+    from rankfold.run.files import check_room
     from rankfold.run.progress import Talk
     from rankfold.sites import narrowable_sites
     from rankfold.store import save
@@ -60,6 +61,7 @@ def apply(
         loaded = open_model(
             model, weights, data, download, talk, trained=True, own_data=False, cut=Cut(length, windows)
         ).to(place)
+        check_room(out, 2 * storage(loaded.model)[1])
         made = Plan.load(plan)  # after the model: its module may register forms and methods that the plan names
         example, chosen = loaded.needed_example(), None
         if loaded.data is None:

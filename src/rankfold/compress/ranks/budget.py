@@ -243,7 +243,7 @@ def of_sites(budget: Resource, whole: Cost, factorable: Cost) -> Resource:
     """
     if isinstance(budget, Latency):
         raise ValueError(
-            f"budget {budget.describe()}: time is that of the whole model: leave out of=sites (--of sites)"
+            f"budget {budget.describe()}: time is that of the whole model: leave of=sites out (--of sites)"
         )
     total, part = amount(budget, whole), amount(budget, factorable)
     return replace(budget, keep=1 - (1 - budget.keep) * part / total) if total else budget
