@@ -72,11 +72,15 @@ def open_pretrained(spec: str, *, download: bool = False) -> tuple[Any, Any]:
 
 
 def example_of(model: Any) -> Any:
-    """One input of a model of transformers, as far as its configuration tells; None where it does not."""
+    """One input of a model of transformers, as far as its configuration tells; None where it does not.
+
+    Of tokens a few, drawn, with their mask, which whoever runs padded batches must give."""
     name, config = model.main_input_name, model.config
     if name == "input_ids":
-        ids = torch.zeros(1, 8, dtype=torch.long)
-        return {"input_ids": ids, "decoder_input_ids": ids} if config.is_encoder_decoder else {"input_ids": ids}
+        known = model.get_input_embeddings().num_embeddings
+        ids = torch.randint(known, (1, 8), generator=torch.Generator().manual_seed(0))
+        found = {"input_ids": ids, "attention_mask": torch.ones_like(ids)}
+        return found | ({"decoder_input_ids": ids} if config.is_encoder_decoder else {})
     if name == "pixel_values":
         side = getattr(config, "image_size", _SIDE)
         size = tuple(side) if isinstance(side, list | tuple) else (side, side)

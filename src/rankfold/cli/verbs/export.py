@@ -29,9 +29,8 @@ def export(
     threads: Threads = None,
     as_json: Json = False,
 ) -> None:
-    """Export with a dynamic batch size, of tokens with a dynamic length. What was written is run on random input and
-    compared with the model. dense is a Hugging Face folder with the factors multiplied out: it loads anywhere, saves no
-    space.
+    """Export with every axis free that the model leaves free. What was written is compared with the model. dense is a
+    Hugging Face folder with the factors multiplied out: it loads anywhere and saves no space.
     """
     from rankfold.cli.loading import open_saved, set_threads
     from rankfold.cli.printing import count, print_json
