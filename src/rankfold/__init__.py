@@ -40,6 +40,7 @@ __all__ = [
     "Multiples",
     "NuclearBall",
     "Objective",
+    "OfSites",
     "ObjectiveError",
     "Optimal",
     "Params",

@@ -19,6 +19,7 @@ from rankfold.compress.ranks.budget import (
     KeepEnergy,
     Latency,
     Multiples,
+    OfSites,
     Params,
     Ranks,
     Resource,

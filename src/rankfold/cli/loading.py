@@ -261,7 +261,7 @@ def open_saved(
     """
     notes = read_manifest(directory)["notes"]
     if is_folder(directory):
-        return _open_folder(directory, notes, data, download, talk, own_data, cut)
+        return _open_folder(directory, notes, spec, data, download, talk, own_data, cut)
     if spec is None:
         spec = str(notes.get("model") or "")
         if not spec:
@@ -281,9 +281,17 @@ def open_saved(
 
 
 def _open_folder(
-    directory: Path, notes: Any, data: str | None, download: bool, talk: Talk, own_data: bool, cut: Cut | None
+    directory: Path,
+    notes: Any,
+    spec: str | None,
+    data: str | None,
+    download: bool,
+    talk: Talk,
+    own_data: bool,
+    cut: Cut | None,
 ) -> Loaded:
-    """A Hugging Face folder that rankfold wrote: nothing but its configuration says what to build."""
+    """A Hugging Face folder that rankfold wrote: its configuration alone says what to build; ``spec`` may name what it
+    was made from, to compare with."""
     stored = load(directory)
     name, noted = data or (str(notes.get("data") or "") or None if own_data else None), cut or Cut()
     if data is None and name is not None:
@@ -293,7 +301,7 @@ def _open_folder(
     known = data_named(name, download, talk, stored.model, noted)
     found = example_of(stored.model)
     example = None if found is None else Example.of(found)
-    return Loaded(str(directory), stored.model.eval(), known, example, stored.plan, stored)
+    return Loaded(spec or str(directory), stored.model.eval(), known, example, stored.plan, stored)
 
 
 def _noted_number(notes: Any, key: str) -> int | None:

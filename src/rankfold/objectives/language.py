@@ -93,10 +93,10 @@ class CausalLanguageModel(Classification):
     def conclude(self, sums: Mapping[str, Tensor]) -> tuple[tuple[Figure, ...], float | None]:
         count, loss = float(sums["count"]), float(sums["loss"] / sums["count"])
         perplexity = math.exp(loss) if loss < 700 else math.inf
-        figures = [Figure("perplexity", perplexity, False)]
+        accuracy = Figure("accuracy", float(sums["right"]) / count, True, "fraction")
+        figures = [Figure("perplexity", perplexity, False), accuracy]
         if float(sums.get("samples", 0)) > 1 and math.isfinite(perplexity):
             figures.append(Figure("perplexity_error", perplexity * _standard_error(sums, loss), False))
-        figures.append(Figure("accuracy", float(sums["right"]) / count, True, "fraction"))
         if "kl" in sums:
             figures.append(Figure("kl", float(sums["kl"]) / count, False, "nats"))
             figures.append(Figure("agreement", float(sums["same"]) / count, True, "fraction"))
