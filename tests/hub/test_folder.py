@@ -10,7 +10,6 @@ from pathlib import Path
 
 import pytest
 import torch
-from mine.form import PIVOTED
 from networks import network
 from safetensors.torch import load_file
 from torch import nn
@@ -112,8 +111,23 @@ def test_a_gained_bias_has_no_place_in_the_architecture():
         rf.hub.to_dense(rf.apply_(model, plan))
 
 
-def test_a_form_of_ones_own_is_read_through_its_skeleton(tmp_path):
-    _, batch, small, plan = compressed("bert", PIVOTED)
+@pytest.fixture
+def own_form(monkeypatch):
+    """A form that is registered for one test."""
+    import importlib
+
+    from rankfold.forms import form
+
+    monkeypatch.setattr(form, "_REGISTERED", dict(form._REGISTERED))
+    for name in ("mine", "mine.form"):
+        monkeypatch.delitem(sys.modules, name, raising=False)
+    yield importlib.import_module("mine.form").PIVOTED
+    for name in ("mine", "mine.form"):
+        sys.modules.pop(name, None)
+
+
+def test_a_form_of_ones_own_is_read_through_its_skeleton(tmp_path, own_form):
+    _, batch, small, plan = compressed("bert", own_form)
     assert small.bert.pooler.dense.rest.weight.shape == (22, 10)
     rf.save(small, plan, tmp_path)
     again = rf.load(tmp_path).model
