@@ -185,7 +185,8 @@ def _built(
         found, method, candidates, Counter(calls, note["example"], note["element_sizes"]), Cost(*note["cost"]),
         note["flops"], note["fingerprint"], Calibration(name=note["data"]), objective, note["samples"],
         note["unsolved"], tuple(note["unreached"]), tuple(note["notes"]), statistics, decomposed=note["decomposed"],
-        weighed=note["weighed"], model=root, data=data, probed=note.get("probed", False), prices=_prices(tensors, note, candidates),
+        weighed=note["weighed"], model=root, data=data, probed=note.get("probed", False),
+        prices=_prices(tensors, note, candidates),
     )  # fmt: skip
 
 
