@@ -6,7 +6,6 @@ the better one on new inputs.
 
 from __future__ import annotations
 
-import copy
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
@@ -15,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor, nn
 
-from rankfold.batches import forward
+from rankfold.batches import copied, forward
 from rankfold.compress.layerwise.in_parts import Curve
 from rankfold.compress.layerwise.layers import FittedNetwork, fit_layers, refittable
 from rankfold.compress.methods.method import LayerwiseMethod
@@ -151,7 +150,7 @@ class _Fit:
                 )  # fmt: skip
                 made = decompose(root, part, known.method, statistics, lambda what, done, total: None).candidates
             candidates = {e.site: next(c for c in made[e.site] if c.form is e.form) for e in plan.changed}
-        network, fitted = copy.deepcopy(root), {}
+        network, fitted = copied(root), {}
         prepare_(network, plan.changed)
         with split_attention(root):
             for entry in plan.changed:
