@@ -23,10 +23,11 @@ def multiplied_out(original: nn.Module, compressed: nn.Module) -> nn.Module:
             if new is None:  # inside attention that stayed in one piece
                 continue
             layer.weight.copy_(new.weight)
-            if new.bias is not None and layer.bias is None:
-                layer.bias = nn.Parameter(new.bias.clone())
-            elif new.bias is not None:
-                layer.bias.copy_(new.bias)
+            bias = getattr(new, "bias", None)  # an embedding has none
+            if bias is not None and layer.bias is None:
+                layer.bias = nn.Parameter(bias.clone())
+            elif bias is not None:
+                layer.bias.copy_(bias)
         for name, buffer in dense.named_buffers():
             if name in dict(compressed.named_buffers()):
                 buffer.copy_(compressed.get_buffer(name))
