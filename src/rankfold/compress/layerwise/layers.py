@@ -6,7 +6,6 @@ on disk where there is a directory, so that an interrupted fit goes on from ther
 
 from __future__ import annotations
 
-import copy
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass, replace
@@ -17,7 +16,7 @@ import torch
 from torch import Tensor, nn
 from typing_extensions import TypedDict
 
-from rankfold.batches import batches_of, forward, tensors_in
+from rankfold.batches import batches_of, copied, forward, tensors_in
 from rankfold.compress.layerwise.pairs import FOLDS, Pairs, bytes_needed, gather
 from rankfold.compress.methods.method import LayerwiseMethod, Solution
 from rankfold.compress.planning.apply import filled, place_, prepare_
@@ -67,7 +66,7 @@ def fit_layers(
     known = {entry.site: entry for entry in entries}
     with split_attention(original):
         groups = _groups(original, [found[e.site] for e in entries if e.form is not Form.KEEP], seen)
-    current = copy.deepcopy(original)
+    current = copied(original)
     changed = tuple(known[site.name] for group in groups for site in group)
     prepare_(current, changed)
     fitted: dict[str, Fitted] = {}
