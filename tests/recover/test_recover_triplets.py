@@ -8,6 +8,8 @@ import scipy.sparse
 from commands import failed, rankfold, succeeded
 
 from rankfold.cli.recovered import print_recovered
+from rankfold.pipeline.recovery.completing import complete
+from rankfold.pipeline.recovery.page import factors
 from rankfold.recover import (
     Choice,
     FactorModel,
@@ -325,3 +327,31 @@ def test_command_refuses_in_one_line(tmp_path):
     assert "no method 'svd'" in rankfold("recover", good, "--methods", "svd").stderr
     assert "5 folds of 4 entries" in failed("recover", good, "-o", tmp_path / "o")
     assert "No such file" in failed("recover", tmp_path / "none.csv")
+
+
+def test_the_page_of_a_fit_names_the_largest_factors(tmp_path):
+    rows, columns = ("ann", "bob", "cay & co"), ("x", "y", "<z>")
+    left = np.array([[3.0, 0.1, 1.0], [0.0, 1.0, 1.0], [0.0, 0.0, 1.0], [1.0, 1.0, 1.0]])  # the last: an average row
+    right = np.array([[2.0, 0.0, 0.0, 1.0], [0.0, 0.0, 1.0, 1.0], [0.5, 0.5, 0.5, 0.5]])  # the last: biases
+    first, second = factors(FactorModel(left, right, 0.0, -9.0, 9.0, rows, columns, biases=1))
+    assert first.rows[0][0] == "ann"
+    assert first.columns[0][0] == "x"
+    assert abs(first.rows[0][1] * first.columns[0][1] - 6.0) < 0.02
+    assert second.rows[0][0] == "bob"
+    assert second.columns[0][0] == "<z>"
+    assert first.share + second.share == pytest.approx(1.0)
+    assert first.share > 0.9
+
+
+def test_a_completion_leaves_a_page(tmp_path):
+    rng = np.random.default_rng(0)
+    pairs = np.unique(rng.integers(0, 20, (300, 2)), axis=0)
+    values = np.outer(np.arange(1, 21), np.arange(1, 21))[pairs[:, 0], pairs[:, 1]]
+    names = [f"<b>{one}" for one in pairs[:, 1]]
+    found = triplets(pairs[:, 0], names, values)
+    complete(found, choices(("low-rank", "alternating"), (1, 2), found.shape), tmp_path, folds=2)
+    text = (tmp_path / "report.html").read_text()
+    assert text.count("<svg") == 2
+    assert "&lt;b&gt;19" in text
+    assert "<b>19" not in text
+    assert "low-rank, rank 2" in text

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from rankfold.pipeline.recovery.drawing import candidates_drawn
+from rankfold.pipeline.recovery.page import page
 from rankfold.pipeline.recovery.writing import best_columns, predictions, save_report
 from rankfold.recover import Choice, FactorModel, Sides, Triplets, cross_validate, fit
 from rankfold.recover.solvers.outcome import Progress
@@ -67,6 +68,7 @@ def complete(
     table = "choice,error,rank\n" + "".join(f'"{one.choice}",{one.error:.6g},{one.rank}\n' for one in tried)
     write_atomically(out / "cross-validation.csv", table.encode())
     write_atomically(out / "cross-validation.svg", candidates_drawn(tried))
+    write_atomically(out / "report.html", page(entries, tried, model, report))
     if top:
         write_atomically(out / "top.csv", best_columns(model, entries, top))
     if asked is not None:

@@ -1,0 +1,70 @@
+"""The report page of a completed matrix, put together from what was tried and what was fitted."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+
+from rankfold.pipeline.page import environment
+from rankfold.recover import FactorModel, Tried, Triplets
+from rankfold.report.recovery import FactorShown, RecoveryData, render_recovery
+
+SHOWN, NAMES = 5, 5  # factors, and names at either side of each
+MOST = 200_000  # residuals that are drawn
+
+
+def page(entries: Triplets, tried: Sequence[Tried], model: FactorModel, report: dict[str, Any]) -> bytes:
+    """HTML. ``report`` is what ``recover.json`` holds."""
+    rng = np.random.default_rng(0)
+    which = np.arange(len(entries)) if len(entries) <= MOST else rng.choice(len(entries), MOST, replace=False)
+    times = None if entries.times is None else entries.times[which]
+    told = model.at(entries.rows[which], entries.columns[which], times)
+    of = f"{'all' if len(which) == len(entries) else 'a random sample of'} {len(which):,} entries that were fitted"
+    facts = [
+        ("Taken", report["chosen"]),
+        ("Held-out error", f"{report['held_out_error']:.4g} (root mean square)"),
+        ("Rank", str(report["rank"])),
+        ("Entries", f"{len(entries):,} of {entries.shape[0]:,} × {entries.shape[1]:,}"),
+        ("Fit", report["how"]),
+    ]
+    if "test" in report:
+        facts.append(("Test error", f"{report['test']['error']:.4g} on {report['test']['entries']:,} entries"))
+    data = RecoveryData(
+        "A matrix completed",
+        facts,
+        list(entries.remarks),
+        [(str(one.choice), one.choice.method, _asked(one), one.error, one.folds) for one in tried],
+        entries.values[which] - told,
+        of,
+        factors(model),
+        environment(),
+    )
+    return render_recovery(data).encode()
+
+
+def _asked(one: Tried) -> int | None:
+    """The rank; None where the method finds its own, up to the one in its choice."""
+    return None if one.choice.method in ("low-rank", "nuclear") else one.choice.rank
+
+
+def factors(model: FactorModel) -> list[FactorShown]:
+    """The largest factors, orthogonal to each other, with the names that weigh most; biases are left out."""
+    k, m, n = model.rank, len(model.row_names), len(model.column_names)
+    q, a = np.linalg.qr(np.asarray(model.left[:m, :k], dtype=np.float64))
+    p, b = np.linalg.qr(np.asarray(model.right[:k, :n], dtype=np.float64).T)
+    u, s, vt = np.linalg.svd(a @ b.T)
+    left, right, all_of_it = q @ u, p @ vt.T, float((s**2).sum()) or 1.0
+    return [
+        FactorShown(
+            float(s[at] ** 2) / all_of_it,
+            _largest(left[:, at] * s[at] ** 0.5, model.row_names),
+            _largest(right[:, at] * s[at] ** 0.5, model.column_names),
+        )
+        for at in range(min(SHOWN, int((s > 1e-12 * s[:1].sum()).sum())))
+    ]
+
+
+def _largest(weights: np.ndarray, names: Sequence[str]) -> list[tuple[str, float]]:
+    return [(names[at], float(weights[at])) for at in np.argsort(-np.abs(weights), kind="stable")[:NAMES]]

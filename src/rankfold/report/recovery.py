@@ -1,0 +1,101 @@
+"""The report of a completed matrix: plain values in, one self-contained HTML page out."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+from jinja2 import Environment, PackageLoader, StrictUndefined
+from markupsafe import Markup
+from matplotlib import rc_context
+from matplotlib.figure import Figure
+from matplotlib.ticker import MaxNLocator
+
+from rankfold.report.svg import MUTED, SERIES, STYLE, inline
+
+_WIDTH = 10.4  # inches: the page's column
+_BINS = 60
+
+
+@dataclass(frozen=True)
+class FactorShown:
+    """One factor: its part of the square of the predictions, and (name, weight) of rows and columns at either end."""
+
+    share: float
+    rows: Sequence[tuple[str, float]]
+    columns: Sequence[tuple[str, float]]
+
+
+@dataclass(frozen=True)
+class RecoveryData:
+    """``tried``: (candidate, its method, rank asked for or None, held-out error, error of each fold), best first;
+    ``residuals`` (count,): of ``residuals_of``; ``factors``: the largest first; ``facts``: (name, text) at the head."""
+
+    title: str
+    facts: Sequence[tuple[str, str]]
+    remarks: Sequence[str]
+    tried: Sequence[tuple[str, str, int | None, float, Sequence[float]]]
+    residuals: np.ndarray
+    residuals_of: str
+    factors: Sequence[FactorShown]
+    environment: Mapping[str, Any] = field(default_factory=dict)
+
+
+def render_recovery(data: RecoveryData) -> str:
+    """The page: style and pictures inside, no script, nothing fetched; text is escaped."""
+    environment = Environment(
+        loader=PackageLoader("rankfold.report", "."),
+        autoescape=True,
+        undefined=StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+    )
+    figures = [
+        (
+            "Held-out error against rank",
+            "Root mean square error on entries that were held out in turn. A line for each method, a dot for each "
+            "fold. Dashed: methods that find their own rank, up to the one named.",
+            _against_rank(data),
+        ),
+        ("Residuals", f"Given minus predicted, of {data.residuals_of}.", _residuals(data)),
+    ]
+    return environment.get_template("recovery.html.j2").render(data=data, figures=figures)
+
+
+def _against_rank(data: RecoveryData) -> Markup:
+    with rc_context(STYLE):
+        figure = Figure(figsize=(_WIDTH, 3.0), layout="constrained")
+        panel = figure.subplots()
+        for number, method in enumerate(dict.fromkeys(one[1] for one in data.tried)):
+            colour = SERIES[number % len(SERIES)]
+            mine = [one for one in data.tried if one[1] == method]
+            ranked = sorted((one[2], one[3], one[4], one[0]) for one in mine if one[2] is not None)
+            for name in dict.fromkeys(one[3].rsplit(", rank", 1)[0] for one in ranked):
+                line = [one for one in ranked if one[3].rsplit(", rank", 1)[0] == name]
+                panel.plot([one[0] for one in line], [one[1] for one in line], color=colour, marker="o", label=name)
+                for rank, _, folds, _ in line:
+                    panel.plot([rank] * len(folds), folds, ".", color=MUTED, markersize=3)
+            for one in mine:
+                if one[2] is None:
+                    panel.axhline(one[3], color=colour, linestyle="--", linewidth=1.2, label=one[0])
+        panel.xaxis.set_major_locator(MaxNLocator(integer=True))
+        panel.set_xlabel("rank")
+        panel.set_ylabel("held-out error")
+        panel.legend(fontsize=8, frameon=False)
+        return inline(figure, "ranks", "Held-out error against rank")
+
+
+def _residuals(data: RecoveryData) -> Markup:
+    with rc_context(STYLE):
+        figure = Figure(figsize=(_WIDTH, 2.6), layout="constrained")
+        panel = figure.subplots()
+        values = np.asarray(data.residuals, dtype=np.float64)
+        most = float(np.quantile(np.abs(values), 0.999)) or 1.0
+        panel.hist(np.clip(values, -most, most), bins=_BINS, color=SERIES[0])
+        panel.axvline(float(values.mean()), color=SERIES[1], linestyle="--", linewidth=1.2, label="mean")
+        panel.set_xlabel("residual")
+        panel.set_ylabel("entries")
+        panel.legend(fontsize=8, frameon=False)
+        return inline(figure, "residuals", "Histogram of residuals")
