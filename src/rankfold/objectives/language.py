@@ -5,12 +5,12 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, ClassVar
 
 from torch import Tensor
 
 from rankfold.batches import labels_of
-from rankfold.objectives.answer import attention_mask, named_input
+from rankfold.objectives.answer import attention_mask, named_input, unpadded
 from rankfold.objectives.classification import Classification
 from rankfold.objectives.evaluation import Figure, ObjectiveError
 
@@ -27,6 +27,7 @@ class CausalLanguageModel(Classification):
     axis: int = -1
     name: str = "causal-lm"
     shift: bool = True
+    by_token: ClassVar[bool] = True
 
     def target(self, batch: Any) -> Tensor:
         """Position t holds token t + 1; the last position is left out."""
@@ -50,8 +51,7 @@ class CausalLanguageModel(Classification):
         return shifted
 
     def _counted(self, values: Tensor, batch: Any) -> Tensor | None:
-        mask = attention_mask(batch)
-        return None if mask is None or mask.shape != values.shape[:-1] else mask.to(values.device).bool()
+        return unpadded(values, batch)
 
     def conclude(self, sums: Mapping[str, Tensor]) -> tuple[tuple[Figure, ...], float | None]:
         loss = float(sums["loss"] / sums["count"])

@@ -147,7 +147,7 @@ def decompose(
             decomposition, forecast, ridge = made[base]
             if decomposition is not None:
                 check_decomposition(method, site, form, decomposition)
-                carries = site.layer.has_bias or (known is not None and known.absorber is None)
+                carries = site.layer.has_bias or (known is not None and known.free and known.absorber is None)
                 group.append(Candidate(site, form, decomposition, carries, forecast, note, ridge))
         progress("decomposing", done + 1, len(sites.reducible))
     return replace(found, count=counts[0], weighed=counts[1])
