@@ -37,6 +37,7 @@ __all__ = [
     "MaskedLanguageModel",
     "MaxNorm",
     "MultiLabel",
+    "Multiples",
     "NuclearBall",
     "Objective",
     "ObjectiveError",

@@ -13,7 +13,17 @@ from rankfold.compress.planning.plan import Entry, Plan
 from rankfold.compress.planning.planner import plan
 from rankfold.compress.planning.profile import Calibration, Profile, profile
 from rankfold.compress.ranks.allocate import BudgetError
-from rankfold.compress.ranks.budget import Bytes, Flops, KeepEnergy, Latency, Params, Ranks, Resource, register_budget
+from rankfold.compress.ranks.budget import (
+    Bytes,
+    Flops,
+    KeepEnergy,
+    Latency,
+    Multiples,
+    Params,
+    Ranks,
+    Resource,
+    register_budget,
+)
 from rankfold.compress.ranks.rules import Global, Iterative, Local, Optimal, register_rule
 from rankfold.compress.repair.batchnorm import reestimate_
 from rankfold.compress.repair.finetune import finetune, finetune_recipe

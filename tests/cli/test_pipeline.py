@@ -318,9 +318,10 @@ def test_what_has_been_measured_is_not_measured_again_for_the_curve(planned, mon
     expected = points()
     assert len(copies) == 2
     made = known.plan("flops=0.3")
-    _, score = real(network, made, part, digits().validation, profile=known)
-    assert points(measured=(made, score)) == expected
-    assert [made.budgets for made in copies[2:]] == [(Flops(0.6),)]
+    small, score = real(network, made, part, digits().validation, profile=known)
+    assert points(measured=(made, small, score)) == expected
+    assert points(measured=(made, small, None)) == expected
+    assert [made.budgets for made in copies[2:]] == 2 * [(Flops(0.6),)]
 
 
 def test_figures_time_every_batch_size_and_count_the_whole_model():
@@ -421,3 +422,20 @@ def test_analysis_files_hold_every_site(tmp_path):
     assert values["sites"][0]["spectrum"] == rows[0].spectrum.values.tolist()
     picture = (tmp_path / "new" / "spectra.svg").read_text()
     assert all(row.site.name in picture for row in rows)
+
+
+def test_the_curve_is_drawn_from_a_few_validation_samples_and_says_so(tmp_path, monkeypatch):
+    monkeypatch.setattr("rankfold.pipeline.job.SAMPLES", 40)
+    seen, real = [], curve_module.compressed_copy
+
+    def copied(model, plan, calibration, validation, **how):
+        seen.append((len(validation.inputs), how["repaired"]))
+        return real(model, plan, calibration, validation, **how)
+
+    monkeypatch.setattr(curve_module, "compressed_copy", copied)
+    settings = Settings(samples=256, model="digits-cnn")
+    result = compress(trained(), digits(), "flops=0.5", settings=settings, directory=tmp_path / "run")
+    assert seen == [(40, curve_module.REPAIRED)] * (len(curve_module.KEPT) - 1)  # one of them is the result itself
+    page = (tmp_path / "run" / "report.html").read_text(encoding="utf-8")
+    assert "Measured on 40 samples of the validation split, the same for all points, without fine-tuning" in page
+    assert result.validation["before"] > 0.9  # of all validation samples, not of these

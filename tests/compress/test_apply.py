@@ -502,3 +502,24 @@ def test_ranks_given_by_hand_are_what_is_applied():
         warnings.simplefilter("error")
         small = apply_(copy.deepcopy(model), made)
     assert small.head.rank == 2
+
+
+def test_an_optimizer_that_holds_what_leaves_the_model_is_warned_of():
+    model = nn.Sequential(nn.Linear(16, 32), nn.ReLU(), nn.Linear(32, 16))
+    made = plan(model, Ranks({"2": 4}), "truncate", example=torch.randn(2, 16))
+    early = torch.optim.SGD(model.parameters(), lr=0.1)
+    with pytest.warns(UserWarning, match=r"built earlier \(SGD\) holds 2.weight, .*factors.* after apply_"):
+        apply_(model, made)
+    before = [p.detach().clone() for p in model[2].parameters()]
+    model(torch.randn(8, 16)).square().mean().backward()
+    early.step()
+    assert all(torch.equal(a, b) for a, b in zip(before, model[2].parameters(), strict=True))
+
+
+def test_an_optimizer_of_what_stays_is_not_warned_of():
+    model = nn.Sequential(nn.Linear(16, 32), nn.ReLU(), nn.Linear(32, 16))
+    made = plan(model, Ranks({"2": 4}), "truncate", example=torch.randn(2, 16))
+    kept = torch.optim.SGD(model[0].parameters(), lr=0.1)
+    apply_(model, made)  # warnings are errors here
+    apply_(copy.deepcopy(model), plan(model, Ranks({"0": 4}), "truncate", example=torch.randn(2, 16)))
+    assert kept.param_groups

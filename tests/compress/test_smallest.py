@@ -22,7 +22,7 @@ import rankfold as rf
 import rankfold.pipeline.quality.smallest as smallest_module
 from rankfold.objectives import Figure
 from rankfold.pipeline import calibration_part
-from rankfold.pipeline.quality.halves import halves
+from rankfold.pipeline.quality.halves import few_of, halves
 from rankfold.pipeline.quality.interval import fall
 from rankfold.pipeline.quality.search import MISSES, PROBES, WITHIN, Tried, larger_by_steps, search
 from rankfold.pipeline.quality.smallest import Hunt
@@ -390,3 +390,21 @@ def test_figures_that_cannot_fall_so_far_or_are_no_numbers_are_refused() -> None
             MaxDrop(drop).allowed(figure)
     with pytest.raises(ValueError, match="flops, params, bytes, latency"):
         MaxDrop(1, "speed")
+
+
+def test_a_few_samples_are_drawn_where_they_have_an_index_and_are_no_more_than_asked():
+    """As a curve needs them: the same ones each time, as they are used in evaluation."""
+    rows = torch.arange(40.0).reshape(20, 2)
+    pairs = TensorDataset(rows, torch.arange(20))
+    drawn = few_of(pairs, 6, seed=3)
+    assert len(drawn.inputs) == 6
+    assert torch.equal(drawn.labels, few_of(pairs, 6, seed=3).labels)
+    assert not torch.equal(drawn.labels, few_of(pairs, 6, seed=4).labels)
+    assert torch.equal(drawn.inputs, rows[drawn.labels])
+    batches = [(rows[:8], torch.arange(8)), (rows[8:], torch.arange(8, 20))]
+    assert few_of(pairs, 20) is pairs
+    assert few_of(batches, 6) is batches  # have no index
+    own = DataLoader(pairs, batch_sampler=[[0, 1, 2], [3, 4], [5, 6], [7]])
+    assert few_of(own, 2) is own  # batches, not samples
+    shuffled = few_of(DataLoader(pairs, batch_size=4, shuffle=True), 6)
+    assert sum(len(x) for x, _ in shuffled) == 6

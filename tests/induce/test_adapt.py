@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import json
 import warnings
 
@@ -170,7 +171,9 @@ def test_hugging_face_conv1d(tmp_path):
     ("rank", "more", "says"),
     [
         ({"nowhere": 2}, {}, "'nowhere' is no linear layer that can be adapted"),
-        (9, {}, r"rank 9 was asked; possible here: 1 to 8"),
+        ({"block.out": 9}, {}, r"rank 9 was asked; possible here: 1 to 8"),
+        (0, {}, r"rank 0 was asked; possible here: 1 to 10"),
+        (True, {}, r"rank True was asked"),
         (2, {"where": "conv*"}, "no linear layer to adapt"),
         (2, {"depth": 1}, "at least 2 factors"),
         (2, {"epsilon": -1.0}, "epsilon"),
@@ -194,3 +197,90 @@ def test_what_cannot_be(tmp_path):
         deep_lora_(model, 2)
     with pytest.raises(ValueError, match="tolerance"):
         save_adapter(model, tmp_path, tolerance=1.0)
+
+
+# ---- layers that hang in several places ------------------------------------------------------------------------------
+
+
+class Thrice(nn.Module):
+    """One layer called three times under three names."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        layer = nn.Linear(10, 10)
+        self.layers = nn.ModuleList([layer] * 3)
+
+    def forward(self, x: Tensor) -> Tensor:
+        for layer in self.layers:
+            x = torch.relu(layer(x))
+        return x
+
+
+class SharedBlock(nn.Module):
+    """A block under two names; the layer inside it hangs in the block alone."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.first = nn.Sequential(nn.Linear(10, 10), nn.Tanh())
+        self.second = self.first
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.second(self.first(x))
+
+
+def updated(model: nn.Module) -> nn.Module:
+    deep_lora_(model, 2, generator=torch.Generator().manual_seed(0))
+    with torch.no_grad():
+        for adapted in updates(model).values():
+            for factor in adapted.factors:
+                factor.normal_(0, 0.3, generator=torch.Generator().manual_seed(1))
+    return model
+
+
+def test_a_layer_in_several_places_is_no_adapter_of_peft(tmp_path):
+    """PEFT adapts the first place of it alone, and would compute something else in silence."""
+    model = updated(Thrice())
+    with pytest.raises(ValueError, match=r"layers\.0 is the same layer as layers\.1, layers\.2: .* merge_ the updates"):
+        save_adapter(model, tmp_path)
+    assert list(tmp_path.iterdir()) == []
+    (x, _), before = samples(), len(list(Thrice().parameters()))
+    expected = model(x).detach()
+    torch.testing.assert_close(merge_(model)(x), expected)
+    assert len(list(model.parameters())) == before
+
+
+def test_a_layer_inside_a_shared_block_is_read_by_peft(tmp_path):
+    peft = pytest.importorskip("peft")
+    base, (x, _) = SharedBlock(), samples()
+    model = updated(copy.deepcopy(base))
+    save_adapter(model, tmp_path)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        loaded = peft.PeftModel.from_pretrained(copy.deepcopy(base), tmp_path)
+    torch.testing.assert_close(loaded(x), model(x), rtol=1e-5, atol=1e-5)
+    assert not torch.allclose(base(x), model(x), rtol=0.05)
+
+
+# ---- told beforehand -------------------------------------------------------------------------------------------------
+
+
+def test_a_rank_for_all_is_no_more_than_a_small_layer_has():
+    model = network()
+    with pytest.warns(UserWarning, match=r"rank 9 is more than .*: block\.out \(Linear 8×12\) gets 8, head .* gets 3;"):
+        deep_lora_(model, 9)
+    assert {name: adapted.rank for name, adapted in updates(model).items()} == {
+        "fc": 9, "block.fc": 9, "block.out": 8, "head": 3,
+    }  # fmt: skip
+    with pytest.raises(ValueError, match=r"head \(Linear 3×8\): rank 4 was asked; possible here: 1 to 3"):
+        deep_lora_(network(), {"head": 4})
+
+
+def test_an_optimizer_built_before_is_warned_of_and_trains_nothing():
+    model, (x, _) = network(), samples()
+    early = torch.optim.SGD(model.parameters(), lr=0.1)
+    with pytest.warns(UserWarning, match=r"built earlier \(SGD\) holds fc.weight, .*frozen.* after deep_lora_"):
+        deep_lora_(model, 2)
+    before = {name: value.clone() for name, value in model.state_dict().items()}
+    model(x).square().mean().backward()
+    early.step()
+    assert all(torch.equal(before[name], value) for name, value in model.state_dict().items())

@@ -533,3 +533,62 @@ def test_optimizers_step_as_unfused_ones_do(kind, optimizer):
     assert not torch.equal(model.weight, Layer().weight)
     if kind == "view":
         assert torch.equal(model.base[:, 1::2], between)
+
+
+# ---- a last batch of one sample ------------------------------------------------------------------------------------
+
+
+def rows_net():
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        return nn.Sequential(nn.Linear(6, 8), nn.BatchNorm1d(8), nn.ReLU(), nn.Linear(8, 3))
+
+
+def rows(count, shape=(6,)):
+    generator = torch.Generator().manual_seed(1)
+    return torch.randn(count, *shape, generator=generator), torch.arange(count) % 3
+
+
+def loader(data, batch_size):
+    return torch.utils.data.DataLoader(torch.utils.data.TensorDataset(*data), batch_size)
+
+
+def test_one_row_that_batch_normalisation_cannot_take_is_left_out():
+    recipe = replace(RECIPE, epochs=2, batch_size=8, schedule="constant", warmup=0.0)
+    x, y = rows(17)
+    model, whole = rows_net(), rows_net()
+    history = fit(model, loader((x, y), 8), None, recipe)
+    assert len(history.epochs) == 2
+    fit(whole, [(x[:8], y[:8]), (x[8:16], y[8:16])], None, recipe)
+    found, expected = weights(model), weights(whole)
+    calls = "1.num_batches_tracked"  # counted before torch looks at the batch
+    assert (found.pop(calls), expected.pop(calls)) == (6, 4)
+    assert same(found, expected)
+
+
+def test_one_image_has_a_variance_and_is_trained_on():
+    data = [(image[None], label[None]) for image, label in zip(*rows(4, (1, 8, 8)), strict=True)]
+    model = net()
+    before = weights(model)
+    fit(model, data, None, replace(RECIPE, epochs=1, batch_size=1))
+    assert not same(before, weights(model))
+
+
+def test_nothing_but_single_rows_is_refused_with_the_remedy():
+    with pytest.raises(TrainingError, match="batches of at least two"):
+        fit(rows_net(), loader(rows(5), 1), None, replace(RECIPE, epochs=1, batch_size=1))
+
+
+def test_other_faults_of_a_single_sample_come_through():
+    class Picky(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.layer = nn.Linear(6, 3)
+
+        def forward(self, x):
+            if self.training and len(x) == 1:
+                raise ValueError("never alone")
+            return self.layer(x)
+
+    with pytest.raises(ValueError, match="never alone"):
+        fit(Picky(), loader(rows(5), 4), None, replace(RECIPE, epochs=1, batch_size=4))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Mapping
 from typing import Any, TypeVar
 
@@ -13,6 +14,7 @@ from rankfold.adapt.layer import DeepLoRALinear
 from rankfold.linalg.compressed import compressed_factors
 from rankfold.sites import Site, carry_hooks_, leave_fused_kernels_, replace_, sites, unwrap
 from rankfold.sites.find import Where
+from rankfold.train.earlier import warn_of_earlier_optimizers
 from rankfold.train.step.gradients import weight_gradients
 from rankfold.train.step.groups import SCALES
 
@@ -35,9 +37,10 @@ def deep_lora_(
     """Give linear layers a trainable update scaling · W_L … W_1 of rank at most ``rank``; returns ``model``.
 
     **Everything else is frozen**; set ``requires_grad`` of a head anew to train it too (it is then no part of the
-    adapter). ``where`` as in ``rankfold.sites``; by default every linear layer. ``rank``: one for all, or by layer
-    name, which then also says which layers. ``depth`` 2 is ordinary LoRA. Build the optimizer afterwards: its
-    parameters are the factors.
+    adapter). ``where`` as in ``rankfold.sites``; by default every linear layer. ``rank``: one for all, of which a
+    layer that is smaller takes what it has (``UserWarning``), or by layer name, which then also says which layers.
+    ``depth`` 2 is ordinary LoRA. Build the optimizer afterwards: its parameters are the factors. A living one that
+    holds a weight of the model, which is frozen from now on, is told (``UserWarning``).
 
     The update begins as zero: W_L = 0, identities inside, W_1 with orthonormal rows. With labelled ``data`` these span
     the leading right singular subspace of the loss's gradient with respect to the layer, on the first ``samples``, so
@@ -73,6 +76,7 @@ def deep_lora_(
         if rate_scale != 1.0:
             setattr(new.factors, SCALES, {"0": rate_scale, str(depth - 1): rate_scale})
         ready.append((base, new))
+    warn_of_earlier_optimizers(dict(root.named_parameters()), "which is frozen from now on", "deep_lora_")
     leave_fused_kernels_(root, [site.name for site, _ in chosen])
     root.requires_grad_(False)
     for base, new in ready:
@@ -97,11 +101,26 @@ def _chosen(root: nn.Module, rank: int | Mapping[str, int], where: Where | None)
         raise ValueError(f"no linear layer to adapt{'' if where is None else f' for where={where!r}'}")
     chosen = []
     for site in linear:
-        r = rank if isinstance(rank, int) else rank[site.name]
-        if isinstance(r, bool) or not 1 <= r <= min(site.shape):
-            raise ValueError(f"{site.title}: rank {r} was asked; possible here: 1 to {min(site.shape)}")
-        chosen.append((site, r))
+        most = min(site.shape)
+        r = rank[site.name] if isinstance(rank, Mapping) else rank
+        if isinstance(r, bool) or not isinstance(r, int) or r < 1 or (isinstance(rank, Mapping) and r > most):
+            raise ValueError(f"{site.title}: rank {r} was asked; possible here: 1 to {most}")
+        chosen.append((site, min(r, most)))
+    _tell_of_smaller(chosen, rank)
     return chosen
+
+
+def _tell_of_smaller(chosen: list[tuple[Site, int]], asked: int | Mapping[str, int]) -> None:
+    """One warning that names the layers which are too small for the rank of all."""
+    small = [f"{site.title} gets {r}" for site, r in chosen if not isinstance(asked, Mapping) and r < asked]
+    if small:
+        more = f" and {len(small) - 3} more" if len(small) > 3 else ""
+        warnings.warn(
+            f"rank {asked} is more than some layers can have: {', '.join(small[:3])}{more}; leave them out with "
+            "where=, or give ranks by layer name",
+            UserWarning,
+            stacklevel=4,
+        )
 
 
 def _own_layer(root: nn.Module, site: Site) -> bool:

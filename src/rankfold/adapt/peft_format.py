@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import json
 import re
-from collections import Counter
+from collections import Counter, defaultdict
+from collections.abc import Mapping
 from pathlib import Path
 
 import torch
@@ -13,6 +14,7 @@ from torch import nn
 from rankfold.adapt.deep_lora import updates
 from rankfold.run.container import packed
 from rankfold.run.files import write_atomically
+from rankfold.sites import unwrap
 
 
 def save_adapter(model: nn.Module, directory: str | Path, *, base_model: str = "", tolerance: float = 0.0) -> Path:
@@ -22,7 +24,7 @@ def save_adapter(model: nn.Module, directory: str | Path, *, base_model: str = "
     and whatever else reads LoRA; peft is not needed to write them. ``base_model``: the name or path of the base model
     to note. ``tolerance``: singular values of an update of at most this fraction of its largest are left out, so that
     layers get ranks of their own (``rank_pattern``, ``alpha_pattern``). Raises ``ValueError`` for a model without
-    adapters.
+    adapters, and for a layer that hangs in several places: PEFT would adapt the first of them alone.
     """
     found = updates(model)
     if not found:
@@ -31,6 +33,7 @@ def save_adapter(model: nn.Module, directory: str | Path, *, base_model: str = "
         raise ValueError(
             f"tolerance is a fraction of the largest singular value, at least 0 and below 1: {tolerance!r}"
         )
+    _check_places(model, found)
     tensors: dict[str, torch.Tensor] = {}
     ranks: dict[str, int] = {}
     for name, adapted in found.items():
@@ -61,3 +64,22 @@ def save_adapter(model: nn.Module, directory: str | Path, *, base_model: str = "
     write_atomically(place / "adapter_model.safetensors", packed(tensors, {"format": "pt"}))
     write_atomically(place / "adapter_config.json", (json.dumps(config, indent=1) + "\n").encode())
     return place
+
+
+def _check_places(model: nn.Module, found: Mapping[str, nn.Module]) -> None:
+    """``ValueError`` for an adapted layer that hangs in several places.
+
+    PEFT replaces a layer where it first meets it. One inside a block that is itself shared hangs in one place.
+    """
+    places: dict[nn.Module, list[str]] = defaultdict(list)
+    for path, parent in unwrap(model).named_modules():
+        for name, child in parent._modules.items():
+            if child is not None:
+                places[child].append(f"{path}.{name}".lstrip("."))
+    for adapted in found.values():
+        if len(places[adapted]) > 1:
+            raise ValueError(
+                f"{places[adapted][0]} is the same layer as {', '.join(places[adapted][1:])}: of such a layer PEFT "
+                "would adapt the first place alone. merge_ the updates and save the weights of the model, or give each "
+                "place a layer of its own before deep_lora_"
+            )

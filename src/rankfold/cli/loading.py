@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
+from difflib import get_close_matches
 from pathlib import Path
 from typing import Any, cast
 
@@ -13,10 +14,12 @@ from torch import nn
 
 from rankfold.cli.failure import one_line
 from rankfold.compress.planning.plan import other_weights
+from rankfold.compress.ranks.budget import Budget, Multiples, parsed
 from rankfold.costs import Example
 from rankfold.objectives import Objective, objective_named, objective_names
 from rankfold.pipeline import first_example
 from rankfold.run.progress import Talk
+from rankfold.sites import Names, fits, sites
 from rankfold.store import Stored, StoreError, load, read_manifest
 from rankfold.train.step.precision import Arithmetic, arithmetic
 from rankfold.zoo import Data, Resolved, ZooError, load_data, load_weights, model_names, resolve
@@ -119,6 +122,27 @@ def noted_objective(notes: Any) -> str | None:
     """The objective that a saved model was judged by, where it is a built-in one."""
     name = notes.get("objective")
     return name if isinstance(name, str) and name in objective_names() else None
+
+
+def budgets_of(texts: Sequence[str], multiple: int) -> tuple[Budget, ...]:
+    """The budgets that were typed, and the ranks that they may have."""
+    budgets = parsed(list(texts)) if texts else ()
+    return (*budgets, Multiples(multiple)) if multiple > 1 else budgets
+
+
+def chosen_layers(model: nn.Module, only: Sequence[str], exclude: Sequence[str]) -> Names | None:
+    """Which layers may be factored; None for all. ``ZooError`` for a pattern that fits no layer of the model."""
+    if not only and not exclude:
+        return None
+    names = [site.name for site in sites(model)]
+    for option, patterns in (("--only", only), ("--exclude", exclude)):
+        for pattern in patterns:
+            if not any(fits(name, pattern) for name in names):
+                near = get_close_matches(pattern, names, 3, 0.3) or names[:3]
+                raise ZooError(
+                    f"{option} {pattern}: no layer of this model has such a name; there are {', '.join(near)}, …"
+                )
+    return Names(tuple(only), tuple(exclude))
 
 
 def set_threads(threads: int | None) -> None:

@@ -173,6 +173,25 @@ Memory = Annotated[
 RuleName = Annotated[
     str, typer.Option("--ranks", metavar="R", help="optimal, local, global or iterative.", callback=_rule)
 ]
+RankMultiple = Annotated[
+    int,
+    typer.Option(
+        min=1, metavar="N", help="Ranks in multiples of N: 32 or 64 for block quantisers, 8 for most matrix kernels."
+    ),
+]
+Only = Annotated[
+    list[str],
+    typer.Option(
+        metavar="PATTERN",
+        help="Only layers whose name, or that of a block around them, matches; * stands for anything. Give it again "
+        "for several.",
+        show_default=False,
+    ),
+]
+Exclude = Annotated[
+    list[str],
+    typer.Option(metavar="PATTERN", help="Leave such layers as they are; goes before --only.", show_default=False),
+]
 Samples = Annotated[int, typer.Option(min=1, help="Calibration samples, drawn from the training split.")]
 Seed = Annotated[int, typer.Option(min=0, help="Seed of every random choice.")]
 ObjectiveName = Annotated[

@@ -98,6 +98,10 @@ class Form(str, metaclass=_Forms):
     def max_rank(self, layer: Layer) -> int:
         return min(layer.shape)
 
+    def ranks_of(self, layer: Layer, rank: int) -> tuple[int, ...]:
+        """The sizes between the parts of the new layer at ``rank``: the rank itself, of Tucker's form two."""
+        return (rank,)
+
     def geometry(self, layer: Layer) -> Matricization:
         """How the layer's parameter is read as the matrix that is factored."""
         return layer.matricization

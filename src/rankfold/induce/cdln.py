@@ -12,12 +12,12 @@ from rankfold.batches import batches_of, forward, labels_of
 from rankfold.costs import evaluating
 from rankfold.forms.geometry import Plain, Transposed
 from rankfold.induce.choose import Target, choose
-from rankfold.induce.earlier import warn_of_earlier_optimizers
 from rankfold.induce.overparametrize import compose_
 from rankfold.linalg.compressed import compressed_factors
 from rankfold.linalg.errors import NonFiniteError, NotMaterialisedError
 from rankfold.observe import before, first_of
 from rankfold.sites import Product, sites, unwrap
+from rankfold.train.earlier import warn_of_earlier_optimizers
 from rankfold.train.step.gradients import weight_gradients
 from rankfold.train.step.groups import SCALES
 
@@ -83,7 +83,8 @@ def cdln_(
         sizes = (target.shape[0], *(ranks[name],) * (depth - 1), target.shape[1])
         product = Product(target.geometry, weight.shape, sizes, target.groups)
         ready.append((target, product, tuple(factor.to(weight) for factor in factors)))
-    warn_of_earlier_optimizers({id(target.weight): name for name, target in targets.items()})
+    weights = {f"{name}.weight": target.weight for name, target in targets.items()}
+    warn_of_earlier_optimizers(weights, "which is now a product of factors that it does not know", "cdln_")
     for target, product, factors in ready:
         compose_(target, product, factors)
         if rate_scale != 1.0:

@@ -10,13 +10,13 @@ from torch import Tensor, nn
 from torch.nn.utils import parametrize
 
 from rankfold.induce.choose import Choice, Target, choose
-from rankfold.induce.earlier import warn_of_earlier_optimizers
 from rankfold.induce.fold import is_overparametrized
 from rankfold.induce.serial import composed_class
 from rankfold.induce.start import Start, starting_factors
 from rankfold.linalg.errors import NonFiniteError, NotMaterialisedError
 from rankfold.sites import Product, factors_of, ordinary_class, products, sites
 from rankfold.sites.find import Where
+from rankfold.train.earlier import warn_of_earlier_optimizers
 
 Model = TypeVar("Model", bound=nn.Module)
 Inner = int | Sequence[int] | Literal["paper", "thin"]
@@ -70,7 +70,9 @@ def overparametrize_(
     if not choice.targets:
         raise ValueError(_why_nothing(model, where, choice))
     ready = [(target, *_started(target, depth, widths, start, generator)) for target in choice.targets]
-    warn_of_earlier_optimizers({id(target.weight): target.name for target in choice.targets})
+    weights = {f"{target.name}.weight": target.weight for target in choice.targets}
+    became = "which is now a product of factors that it does not know"
+    warn_of_earlier_optimizers(weights, became, "overparametrize_")
     for target, product, factors in ready:
         compose_(target, product, factors)
     return model

@@ -15,7 +15,7 @@ if TYPE_CHECKING:
     from rankfold.pipeline.job import compress, memory_sentence, summary
     from rankfold.pipeline.measure import Figures, calibration_part, figures, first_example, held_out, samples_of
     from rankfold.pipeline.repair import compressed_copy
-    from rankfold.pipeline.request import Settings, check_place, parsed
+    from rankfold.pipeline.request import Settings, check_place
     from rankfold.pipeline.result import Result
     from rankfold.pipeline.slicing import slice_
     from rankfold.pipeline.trainings.config import ConfigError, TrainConfig
@@ -33,7 +33,7 @@ _ROOMS = {
     "job": ("compress", "memory_sentence", "summary"),
     "measure": ("Figures", "calibration_part", "figures", "first_example", "held_out", "samples_of"),
     "repair": ("compressed_copy",),
-    "request": ("Settings", "check_place", "parsed"),
+    "request": ("Settings", "check_place"),
     "result": ("Result",),
     "slicing": ("slice_",),
     "trainings.config": ("ConfigError", "TrainConfig"),
@@ -70,7 +70,6 @@ __all__ = [
     "model_notes",
     "over_fitted",
     "parse_sweep",
-    "parsed",
     "samples_of",
     "slice_",
     "spectra_svg",

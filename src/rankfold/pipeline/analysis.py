@@ -12,6 +12,7 @@ from rankfold.compress.methods.project import Project
 from rankfold.compress.statistics import calibrate
 from rankfold.run.progress import Progress, showing
 from rankfold.sites import Form, Site, SiteList, sites, split_attention, unwrap
+from rankfold.sites.find import Where
 from rankfold.spectrum import Spectrum, spectrum
 
 ENERGIES = (0.9, 0.99)
@@ -60,16 +61,17 @@ def analyse(
     data: Any = None,
     *,
     samples: int = 2048,
+    where: Where | None = None,
     progress: Progress | None = None,
 ) -> tuple[tuple[SiteAnalysis, ...], SiteList]:
     """Every site of ``model`` with its spectrum, and the list of sites, which says what was left out and why.
 
-    The numerical rank counts what stands out of float32 rounding. ``data`` as in ``rankfold.batches.batches_of``.
-    Raises ``ValueError`` naming the site for weights that are not finite. Cost: one decomposition of every site, and
-    with ``data`` one pass over ``samples`` samples.
+    ``where`` narrows the sites, as in ``rankfold.sites``. The numerical rank counts what stands out of float32
+    rounding. ``data`` as in ``rankfold.batches.batches_of``. Raises ``ValueError`` naming the site for weights that are
+    not finite. Cost: one decomposition of every site, and with ``data`` one pass over ``samples`` samples.
     """
     root, tell = unwrap(model), progress or (lambda what, done, total: None)
-    found = sites(root)
+    found = sites(root, where)
     known = {}
     if data is not None and found.reducible:
         known = dict(calibrate(root, data, found, samples=samples, metric_samples=0, progress=tell).sites)

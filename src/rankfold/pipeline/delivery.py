@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import copy
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any, NotRequired
@@ -18,7 +18,7 @@ from rankfold.compress.ranks.rules import described, rule_named
 from rankfold.compress.slicing.bottlenecks import Bottlenecks
 from rankfold.costs import Example
 from rankfold.objectives import Evaluation, Inferred
-from rankfold.pipeline.curve import Point
+from rankfold.pipeline.curve import Curve
 from rankfold.pipeline.measure import Figures
 from rankfold.pipeline.page import report_data
 from rankfold.pipeline.quality.value import Quality
@@ -68,7 +68,7 @@ def write_page(
     result: Result,
     settings: Settings,
     errors: Mapping[str, float],
-    points: Sequence[Point],
+    curve: Curve,
     history: History | None,
 ) -> None:
     method = method_named(settings.method)
@@ -90,7 +90,7 @@ def write_page(
         method=method,
         title=f"{shown['model']} compressed",
         errors=errors,
-        points=points,
+        curve=curve,
         history=history,
         settings=shown,
     )

@@ -56,7 +56,7 @@ def layer_errors(
     *,
     profile: Profile | None = None,
     method: Method | None = None,
-    samples: int = 1024,
+    samples: int = 512,
 ) -> dict[str, float]:
     """Relative output error of every changed site, given the inputs that this layer has in the ``original``.
 

@@ -19,7 +19,7 @@ from rankfold.compress.methods import method_named
 from rankfold.compress.methods.method import Method, fits_layers
 from rankfold.compress.planning.plan import Plan, decisions
 from rankfold.compress.planning.profile import Calibration, Profile, profile
-from rankfold.compress.ranks.budget import Budget
+from rankfold.compress.ranks.budget import Budget, Multiples, parsed
 from rankfold.compress.ranks.rules import Iterative, Optimal, rule_named
 from rankfold.compress.repair.batchnorm import Reference
 from rankfold.compress.repair.finetune import finetune
@@ -28,25 +28,27 @@ from rankfold.compress.slicing.bottlenecks import Bottlenecks, bottlenecks
 from rankfold.costs import Example
 from rankfold.costs import check as check_cost
 from rankfold.objectives import Evaluation, Figure, Inferred
-from rankfold.pipeline.curve import Point, quality_curve
+from rankfold.pipeline.curve import SAMPLES, Curve, quality_curve
 from rankfold.pipeline.delivery import close, finished, read_result, save_result, write_page
 from rankfold.pipeline.heldout import layer_errors, over_fitted
 from rankfold.pipeline.kept import keep_plan, keep_quality, kept_plan, kept_quality
 from rankfold.pipeline.measure import calibration_part, figures, first_example, held_out, samples_of
-from rankfold.pipeline.quality.halves import Halves, halves
+from rankfold.pipeline.quality.halves import Halves, few_of, halves
 from rankfold.pipeline.quality.smallest import Hunt
 from rankfold.pipeline.quality.value import MaxDrop, Quality
 from rankfold.pipeline.repair import compressed_copy
-from rankfold.pipeline.request import PLACE, Settings, parsed, request_of
+from rankfold.pipeline.request import PLACE, Settings, request_of
 from rankfold.pipeline.result import Result
 from rankfold.report.quantities import count, percent
 from rankfold.run.claim import claimed
 from rankfold.run.progress import Tell, shown
+from rankfold.sites.find import Where
 from rankfold.train import History, TrainingError, choose, evaluate
 from rankfold.train.breakdown import at_chance
 from rankfold.zoo.data import parts_of
 
 LATENCY_BATCHES = (1, 64)
+BOTTLENECKS = 1024  # calibration samples on which they are measured: r × r moments need fewer than those of a weight
 
 
 def compress(
@@ -131,7 +133,7 @@ class _Job:
         self.tell.say(f"plan: {summary(made)}")
         small, score = self.built(made, known, calibration, objective)
         self.tell.say(f"validation {before.name}: {before.text} before, {score.judged.text} compressed")
-        untuned = score
+        untuned = (small, score)
         small, score = self.block_tuned(small, score, calibration, objective)
         tuned, history = self.finetuned(small, objective)
         validation = {"before": before, "compressed": score.judged}
@@ -151,9 +153,9 @@ class _Job:
         save_result(self.directory, result, self.data, example, self.settings, objective, inside)
         self.tell.say(f"saved in {self.directory}")
         errors = layer_errors(self.model, made, self.data.validation, profile=known, method=self.method)
-        points = self.curve(known, (made, untuned), calibration, objective)
+        curve = self.curve(known, made, (start, *untuned), calibration, objective)
         result = replace(result, remarks=result.remarks + _gaps(made, errors, self.method))
-        write_page(self.directory, known, result, self.settings, errors, points, history)
+        write_page(self.directory, known, result, self.settings, errors, curve, history)
         result = replace(result, seconds=time.perf_counter() - began)
         close(self.directory, result)
         return result
@@ -204,7 +206,7 @@ class _Job:
                 quality = self.hunt(known, asked, calibration, objective).again(made, quality)
             return made, known, quality
         if fits_layers(self.method):
-            self.tell.say(memory_sentence(self.model, self.settings.memory))
+            self.tell.say(memory_sentence(self.model, self.settings.memory, self.settings.where))
         known = self.profiled(calibration, example, objective, kept, None)
         if fits_layers(known.method):
             most, layers = known.method.rounds, len(known.sites.reducible)
@@ -239,7 +241,7 @@ class _Job:
         fits = None if self.directory is None else self.directory / "run" / "fits"
         known = profile(
             self.model, None if counted else calibration, method="truncate" if counted else method, objective=chosen,
-            example=example, calibration=how, directory=fits, progress=self.tell.progress,
+            example=example, where=self.settings.where, calibration=how, directory=fits, progress=self.tell.progress,
         )  # fmt: skip
         if kept is not None:
             known.save(kept)
@@ -331,32 +333,46 @@ class _Job:
         """What is needed to slice the finished network; None if nothing in it has a bottleneck."""
         if not self.settings.slices:
             return None
-        samples = samples_of(calibration, self.settings.samples)
+        samples = samples_of(calibration, min(self.settings.samples, BOTTLENECKS))
         found = bottlenecks(
-            result.model, calibration, samples=samples, objective=objective.objective, progress=self.tell.progress
-        )
+            result.model, calibration, samples=samples, metric_samples=samples // 2, objective=objective.objective,
+            progress=self.tell.progress,
+        )  # fmt: skip
         return found if found.sites or found.unreached else None
 
     def curve(
-        self, known: Profile, measured: tuple[Plan, Evaluation], calibration: Any, objective: Inferred
-    ) -> list[Point]:
-        """Other budgets than the one asked for; the iterative rule takes minutes, so that the optimal stands in."""
+        self,
+        known: Profile,
+        made: Plan,
+        measured: tuple[Evaluation, nn.Module, Evaluation],
+        calibration: Any,
+        objective: Inferred,
+    ) -> Curve:
+        """Other budgets than the one asked for; the iterative rule takes minutes, so that the optimal stands in.
+
+        ``measured``: the original's result, and the copy that ``made`` gave before any training, with its result."""
         if not self.settings.curve or fits_layers(self.method):  # a fit for each budget would take longer than the job
-            return []
+            return Curve()
         if self.settings.quality is not None:  # what was tried is drawn instead
-            return []
+            return Curve()
         rule = rule_named(self.settings.rule)
         rule = Optimal() if isinstance(rule, Iterative) else rule
+        start, small, score = measured
+        few = few_of(self.data.validation, SAMPLES, self.settings.seed)
+        drawn = few is not self.data.validation
+        if drawn:
+            start = evaluate(self.model, few, role="validation", objective=objective.objective, teacher=self.model)
         points = quality_curve(
-            self.model, self.data.validation, calibration, known, rule=rule, reference=self.reference,
-            progress=self.tell.progress, objective=objective.objective, measured=measured,
+            self.model, few, calibration, known, rule=rule, reference=self.reference, progress=self.tell.progress,
+            objective=objective.objective, measured=(made, small, None if drawn else score),
+            besides=[budget for budget in self.budgets if isinstance(budget, Multiples)],
         )  # fmt: skip
-        return list(points)
+        return Curve(tuple(points), start.judged.value, SAMPLES if drawn else None)
 
 
-def memory_sentence(model: nn.Module, memory: int | None) -> str:
+def memory_sentence(model: nn.Module, memory: int | None, where: Where | None = None) -> str:
     """What second moments will take, said before they are taken."""
-    together, passes, beyond = memory_needed(model, memory)
+    together, passes, beyond = memory_needed(model, memory, where)
     said = f"second moments of all layers together take {count(together, 'B')}"
     if memory is not None:
         said += f"; within {count(memory, 'B')} they are taken in {passes} {'pass' if passes == 1 else 'passes'}"

@@ -13,7 +13,7 @@ from torch import nn
 from rankfold.compress.methods.method import Method
 from rankfold.compress.planning.apply import shape_
 from rankfold.compress.planning.plan import Plan, check_fingerprint, decisions
-from rankfold.compress.ranks.budget import Budget, Bytes, Flops, Params, describe
+from rankfold.compress.ranks.budget import Budget, Bytes, Flops, Params, describe, multiple_of
 from rankfold.costs import Example, model_cost
 from rankfold.pipeline.quality.value import Quality
 from rankfold.report.quantities import percent
@@ -57,6 +57,13 @@ def kept_plan(
             raise StoreError(
                 f"{file} was changed since it was made, and now keeps {kept[-1]}, where {describe(budget)} was asked: "
                 f"smaller ranks there, or {anew}"
+            )
+    multiple = multiple_of(budgets)
+    for entry in made.changed:
+        if entry.rank % multiple:
+            raise StoreError(
+                f"{file} was changed since it was made, and {entry.site} has rank {entry.rank} now, where ranks in "
+                f"multiples of {multiple} were asked: mend it there, or {anew}"
             )
     tell.say(f"the plan was changed since it was made; it keeps {' and '.join(kept) or 'what was asked'}, as allowed")
     return replace(made, after=after, decided=decisions(made.entries))

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import platform
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from typing import Any
 
 import torch
@@ -11,7 +11,7 @@ import torch
 from rankfold.compress.methods.method import Method
 from rankfold.compress.planning.plan import Entry, Plan
 from rankfold.compress.planning.profile import Profile
-from rankfold.pipeline.curve import Point
+from rankfold.pipeline.curve import Curve
 from rankfold.pipeline.heldout import over_fitted
 from rankfold.pipeline.measure import Figures
 from rankfold.pipeline.result import Result
@@ -27,7 +27,7 @@ def report_data(
     title: str,
     method: Method,
     errors: Mapping[str, float],
-    points: Sequence[Point],
+    curve: Curve,
     history: History | None,
     settings: Mapping[str, Any],
 ) -> ReportData:
@@ -42,15 +42,21 @@ def report_data(
         layers=_layers(known, result.plan, errors, method),
         skipped=result.plan.left_out,
         figures=[FigureKind(figure.name, figure.unit) for figure in result.before.score.figures],
-        curve=[CurvePoint(p.label, p.kept_flops, p.kept_params, p.figure.value) for p in points],
-        curve_on=f"the validation split, without fine-tuning; the table above is of the {result.split} split",
-        curve_start=result.validation["before"],
+        curve=[CurvePoint(p.label, p.kept_flops, p.kept_params, p.figure.value) for p in curve.points],
+        curve_on=f"{_drawn_on(curve)}, without fine-tuning; the table above is of the {result.split} split",
+        curve_start=result.validation["before"] if curve.start is None else curve.start,
         history=[] if history is None else [epoch.to_dict() for epoch in history.epochs],
         best_epoch=None if history is None else history.best_epoch,
         search=None if result.quality is None else _search(result),
         settings=settings,
         environment=environment(),
     )
+
+
+def _drawn_on(curve: Curve) -> str:
+    if curve.samples is None:
+        return "the validation split"
+    return f"{curve.samples} samples of the validation split, the same for all points"
 
 
 def _asked(result: Result) -> str:

@@ -28,13 +28,15 @@ def compressed_copy(
     reference: Reference | None = None,
     progress: Progress | None = None,
     objective: Objective | str | None = None,
+    repaired: int | None = None,
 ) -> tuple[nn.Module, Evaluation]:
     """A copy of ``model`` with ``plan`` applied and BatchNorm statistics corrected, and its result on ``validation``.
 
     Where a fit layer after layer has fitted the layers to what they meet, the statistics are only corrected if that
     lowers the loss on ``validation``. ``objective`` as in ``rankfold.train.evaluate``. ``model`` is left as it is.
     ``profile``: the one that the plan was made from: then nothing is decomposed again. ``method``: your own, where the
-    plan was made with one. ``reference``: to ``model``, where several copies of it are made. Cost: the factorization,
+    plan was made with one. ``reference``: to ``model``, where several copies of it are made. ``repaired``: samples of
+    ``calibration`` that correct the statistics; None for all. Cost: the factorization,
     one pass of both networks over ``calibration`` (of the new one alone where the reference knows the data), and one of
     it over ``validation``.
     """
@@ -48,7 +50,7 @@ def compressed_copy(
     fitted = None
     if plan.factors is not None:
         fitted = copy.deepcopy(small), scored(small)
-    if not reestimate_(small, reference or model, calibration, samples=None) and fitted is not None:
+    if not reestimate_(small, reference or model, calibration, samples=repaired) and fitted is not None:
         return fitted
     score = scored(small)
     return fitted if fitted is not None and fitted[1].loss <= score.loss else (small, score)

@@ -13,7 +13,7 @@ from torch import nn
 from rankfold.compress.methods import method_named
 from rankfold.compress.methods.method import Method
 from rankfold.compress.planning.plan import fingerprint
-from rankfold.compress.ranks.budget import Budget, parse_budget
+from rankfold.compress.ranks.budget import Budget
 from rankfold.compress.ranks.rules import RankRule, described, rule_named
 from rankfold.compress.repair.finetune import finetune_recipe
 from rankfold.objectives import Objective, objective_named
@@ -21,6 +21,8 @@ from rankfold.pipeline.quality.value import MaxDrop
 from rankfold.run.container import read_object
 from rankfold.run.digest import digest
 from rankfold.run.place import Place
+from rankfold.sites import Names
+from rankfold.sites.find import Where
 from rankfold.store import StoreError
 from rankfold.train import Recipe
 
@@ -40,6 +42,7 @@ class Settings:
     ``objective``: what outputs and targets mean, by name or as an object; by default it is told from data and model.
     ``max_drop``: a budget in quality besides, or instead: the smallest network by ``smallest`` ("flops", "params",
     "bytes" or "latency") whose judging figure falls by at most so much, in points of a percentage or in its own unit.
+    ``where``: which layers may be factored, as in ``rankfold.sites``; all by default.
     ``model``: the name from which the original can be built again, kept in the manifest beside ``notes``.
     """
 
@@ -56,6 +59,7 @@ class Settings:
     objective: str | Objective | None = None
     max_drop: float | None = None
     smallest: str = "flops"
+    where: Where | None = None
 
     def __post_init__(self) -> None:
         _ = self.quality  # refused where it is given
@@ -88,15 +92,6 @@ class Settings:
         return Recipe.from_dict(values | {"seed": self.seed})
 
 
-def parsed(budget: str | Budget | Sequence[str | Budget]) -> tuple[Budget, ...]:
-    """Budgets from their text or as they are; ``ValueError`` if there is none."""
-    given = [budget] if isinstance(budget, str) or not isinstance(budget, Sequence) else budget
-    budgets = tuple(parse_budget(item) if isinstance(item, str) else item for item in given)
-    if not budgets:
-        raise ValueError("no budget was given: for example 'flops=0.5'")
-    return budgets
-
-
 def request_of(model: nn.Module, data: Any, budgets: Sequence[Budget], settings: Settings) -> dict[str, Any]:
     """Everything that the result depends on, as JSON: the model by its fingerprint, the data by their content."""
     recipe, objective = settings.recipe(data), settings.objective_for(data)
@@ -114,7 +109,19 @@ def request_of(model: nn.Module, data: Any, budgets: Sequence[Budget], settings:
     } | ({"tune": settings.tune} if settings.tune else {})
     request |= {} if objective is None else {"objective": objective.name}
     request |= {} if settings.quality is None else {"max_drop": settings.quality.points, "smallest": settings.smallest}
+    request |= {} if settings.where is None else {"where": _named(settings.where)}
     return json.loads(json.dumps(request))
+
+
+def _named(where: Where) -> Any:
+    """A choice of layers as plain values; of a function its name."""
+    if isinstance(where, Names):
+        return asdict(where)
+    return (
+        where
+        if isinstance(where, str)
+        else f"{where.__module__}.{getattr(where, '__qualname__', type(where).__name__)}"
+    )
 
 
 def forget(directory: Path) -> None:

@@ -20,16 +20,16 @@ from rankfold.sites.factored import (
     positions,
     weights_of,
 )
-from rankfold.sites.find import FOLD_FIRST, read_layer, register_reader, sites, unwrap
+from rankfold.sites.find import FOLD_FIRST, NOT_SELECTED, Names, fits, read_layer, register_reader, sites, unwrap
 from rankfold.sites.hooks import carry_hooks_
 from rankfold.sites.linear import LinearLayer
 from rankfold.sites.product import Product, factors_of, ordinary_class, products
 from rankfold.sites.site import Site, SiteList
 
 __all__ = [
-    "Call", "FOLD_FIRST", "Factors", "Form", "Layer", "LinearLayer", "Product", "Site", "SiteList",
-    "bottleneck_rows", "carry_hooks_",
-    "factored_sites", "factors_of", "leave_fused_kernels_", "narrow_", "narrowable_sites", "narrower",
+    "Call", "FOLD_FIRST", "Factors", "Form", "Layer", "LinearLayer", "NOT_SELECTED", "Names", "Product",
+    "Site", "SiteList", "bottleneck_rows", "carry_hooks_",
+    "factored_sites", "factors_of", "fits", "leave_fused_kernels_", "narrow_", "narrowable_sites", "narrower",
     "ordinary_class", "output_rows_alone", "pair",
     "positions", "products", "read_layer", "register_reader", "setting_of",
     "replace_", "settle_attention_", "sites", "split_attention", "unwrap",

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from collections import defaultdict
 from collections.abc import Callable
-from fnmatch import fnmatch
+from dataclasses import dataclass
+from fnmatch import fnmatchcase
 
 import torch
 from torch import nn
@@ -18,6 +19,7 @@ from rankfold.sites.linear import read_linear
 from rankfold.sites.product import factors_of, ordinary_class, other_parametrizations, products
 from rankfold.sites.site import Site, SiteList
 
+NOT_SELECTED = "not selected"
 FOLD_FIRST = "parametrized: fold first (rankfold.fold_)"
 Reader = Callable[[nn.Module], Layer | None]
 _OWN: list[Reader] = []
@@ -58,6 +60,24 @@ MERGE_FIRST = (
 Where = str | Callable[[str, nn.Module], bool]
 
 
+@dataclass(frozen=True)
+class Names:
+    """A choice of layers by their names: those that a pattern of ``only`` fits (all, without any), and none of
+    ``exclude``."""
+
+    only: tuple[str, ...] = ()
+    exclude: tuple[str, ...] = ()
+
+    def __call__(self, name: str, module: nn.Module) -> bool:
+        chosen = not self.only or any(fits(name, pattern) for pattern in self.only)
+        return chosen and not any(fits(name, pattern) for pattern in self.exclude)
+
+
+def fits(name: str, pattern: str) -> bool:
+    """Whether a glob fits the path of a module or of a block that it lies in."""
+    return fnmatchcase(name, pattern) or fnmatchcase(name, f"{pattern}.*")
+
+
 def unwrap(model: nn.Module) -> nn.Module:
     """The model inside ``DataParallel``, ``DistributedDataParallel`` and ``torch.compile`` wrappers."""
     while True:
@@ -72,7 +92,8 @@ def unwrap(model: nn.Module) -> nn.Module:
 def sites(model: nn.Module, where: Where | None = None) -> SiteList:
     """Every matrix of ``model`` that can be measured or factored, and every other parameter with its reason.
 
-    ``where`` narrows the choice: a glob over module paths (``"blocks.*.fc?"``) or a predicate ``(name, module)``.
+    ``where`` narrows the choice: a glob over module paths (``"blocks.*.fc?"``; that of a block, ``"blocks.0"``, is for
+    all inside), several in a ``rankfold.sites.Names(only, exclude)``, or a predicate ``(name, module)``.
     Shared modules and tied parameters are recognised by identity. Nothing in the model changes; no data is needed;
     works on the meta device.
     """
@@ -112,7 +133,7 @@ def _sites(model: nn.Module, where: Where | None, composed: tuple[str, ...], ada
         reason = _why_not(module, path)
         layer = None if reason else read_layer(module)
         if layer is not None and where is not None and not _wanted(where, path, module):
-            layer, reason = None, "not selected"
+            layer, reason = None, NOT_SELECTED
         if layer is not None and (reason := _why_no_site(layer)):
             layer = None
         if layer is not None and isinstance(module, NonDynamicallyQuantizableLinear):
@@ -159,7 +180,7 @@ def _same_product(module: nn.Module, names: dict[nn.Module, list[str]]) -> tuple
 
 
 def _wanted(where: Where, path: str, module: nn.Module) -> bool:
-    return fnmatch(path, where) if isinstance(where, str) else where(path, module)
+    return fits(path, where) if isinstance(where, str) else where(path, module)
 
 
 def _why_not(module: nn.Module, path: str) -> str | None:

@@ -12,7 +12,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from rankfold.batches import forward
+from rankfold.batches import forward, size_of
 from rankfold.costs import evaluating
 from rankfold.objectives import Evaluation, Figures, Objective
 from rankfold.observe.layout import fitting_layout, laid_out
@@ -20,6 +20,7 @@ from rankfold.run.progress import showing_epochs
 from rankfold.run.seeds import derived_seed
 from rankfold.run.team import Team, joined
 from rankfold.train import checkpoint
+from rankfold.train.alone import without_variance
 from rankfold.train.breakdown import breakdown
 from rankfold.train.check import Checked, checked
 from rankfold.train.errors import TrainingError
@@ -47,8 +48,9 @@ def fit(
 ) -> History:
     """Train `model` in place on `train` and leave it with the weights of its best epoch on `validation`.
 
-    Data are as in `evaluate`, to be read several times; a DataLoader's own batches and order are kept, other data are
-    shuffled and cut into `recipe.batch_size`. `objective` as in `evaluate`: its losses are minimised, and with a
+    Data are as in `evaluate`, to be read several times; a DataLoader's own batches and order are kept (but a batch of
+    one sample, where batch normalisation has no variance of it), other data are shuffled and cut into
+    `recipe.batch_size`. `objective` as in `evaluate`: its losses are minimised, and with a
     teacher its distance from that one's outputs; where it needs no targets, that distance alone. Parameters that do not
     require a gradient stay as they are; module modes, gradients and the global random state are left as found. Without
     `validation` the last epoch is kept; with it the start counts as epoch 0 and is kept if no epoch is better
@@ -138,8 +140,10 @@ def _epoch(
             with team.agreed():
                 batch = next(stream, None)
                 parts = None if batch is None else _forward(setting, batch, step, figures)
-            if parts is None:
+            if batch is None or parts is None:
                 break
+            if _too_small(team, batch, parts):
+                continue
             totals = team.summed(*(number for part in parts for number in (part.total, part.count)))
             counts = [max(found, 1) for found in totals[1::2]]
             losses = sum(part.weight * total / n for part, total, n in zip(parts, totals[::2], counts, strict=True))
@@ -159,7 +163,10 @@ def _epoch(
             if progress is not None and index < batches:
                 progress(Progress(number, recipe.epochs, index, batches, losses))
     if count == 0:
-        raise TrainingError("train data: an epoch gave no batch with anything to learn from; give at least one sample")
+        raise TrainingError(
+            "train data: an epoch gave no batch with anything to learn from; give at least one sample, and with batch "
+            "normalisation batches of at least two"
+        )
     whole = setting.known.objective.figures()
     for sums in team.gathered(figures.sums):
         whole.add_sums(sums)
@@ -200,13 +207,26 @@ class _Part:
         return self.loss.item() * self.count
 
 
+def _too_small(team: Team, batch: Any, parts: list[_Part]) -> bool:
+    """Whether a process had a single sample, of which its batch normalisation has no variance: then none trains."""
+    if size_of(batch) >= 2 * team.size:
+        return False
+    return team.summed(0 if parts else 1) != [0]
+
+
 def _forward(setting: _Setting, batch: Any, step: int, figures: Figures) -> list[_Part]:
+    """The terms of the loss; none for a single sample that batch normalisation cannot be trained on."""
     recipe, team, objective = setting.recipe, setting.team, setting.known.objective
     batch = team.share(batch)
     given = laid_out(batch, setting.layout)
     with arithmetic(recipe.precision, setting.device), team.own_draws(recipe.seed, step):
         taught = None if setting.teacher is None else _teach(setting.teacher, given)
-        output = forward(setting.network, given)
+        try:
+            output = forward(setting.network, given)
+        except ValueError as error:
+            if not without_variance(error, given):
+                raise
+            return []
     with named("train"):
         parts = loss_parts(objective, output, batch, taught, recipe, setting.known.scales)
         plain = objective.labelled and taught is None and not recipe.label_smoothing

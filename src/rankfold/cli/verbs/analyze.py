@@ -11,7 +11,9 @@ from rankfold.cli.options import (
     DataName,
     DeviceName,
     Download,
+    Exclude,
     Json,
+    Only,
     Precision,
     PrecisionName,
     Samples,
@@ -34,6 +36,8 @@ def analyze(
     out: Annotated[
         Path, typer.Option("-o", "--out", metavar="DIR", help="Where spectra.svg, sites.csv and sites.json go.")
     ] = Path("spectra"),
+    only: Only = [],  # noqa: B006  # typer copies it
+    exclude: Exclude = [],  # noqa: B006
     no_plots: Annotated[bool, typer.Option("--no-plots", help="Only print, write no files.")] = False,
     samples: Samples = 2048,
     seed: Seed = 0,
@@ -48,7 +52,7 @@ def analyze(
     The columns "90 %" and "99 %" are the ranks that keep so much of the energy. Parameters that no row covers are
     listed with the reason.
     """
-    from rankfold.cli.loading import computing, open_model, set_threads
+    from rankfold.cli.loading import chosen_layers, computing, open_model, set_threads
     from rankfold.pipeline import analyse, calibration_part, samples_of
     from rankfold.run.progress import Talk
 
@@ -60,7 +64,10 @@ def analyze(
         part = None if loaded.data is None else calibration_part(loaded.data.train, samples, seed)
         if part is not None:
             loaded.needed_example()
-        rows, found = analyse(loaded.model, part, samples=samples_of(part, samples), progress=talk.progress)
+        where = chosen_layers(loaded.model, only, exclude)
+        rows, found = analyse(
+            loaded.model, part, samples=samples_of(part, samples), where=where, progress=talk.progress
+        )
         if not no_plots:
             from rankfold.pipeline import write_analysis  # brings matplotlib
 

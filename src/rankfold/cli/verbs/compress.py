@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -13,6 +14,7 @@ from rankfold.cli.options import (
     DataName,
     DeviceName,
     Download,
+    Exclude,
     Json,
     MaxDropped,
     Memory,
@@ -20,8 +22,10 @@ from rankfold.cli.options import (
     NoCurve,
     NoSlices,
     ObjectiveName,
+    Only,
     Precision,
     PrecisionName,
+    RankMultiple,
     Restart,
     RuleName,
     Samples,
@@ -48,6 +52,9 @@ def compress(
     objective: ObjectiveName = None,
     method: MethodName = "project",
     ranks: RuleName = "optimal",
+    rank_multiple: RankMultiple = 1,
+    only: Only = [],  # noqa: B006
+    exclude: Exclude = [],  # noqa: B006
     finetune_epochs: Annotated[
         int, typer.Option(min=0, metavar="N", help="Epochs of training with the original as teacher; 0 for none.")
     ] = 0,
@@ -71,8 +78,8 @@ def compress(
     The same command resumes after an interruption. Choices are made on the validation split; the figures are those of
     the test split, and latency_ms is for batch 1 on this machine.
     """
-    from rankfold.cli.loading import computing, objective_of, open_model, set_threads
-    from rankfold.pipeline import Settings, Tell, parsed
+    from rankfold.cli.loading import budgets_of, chosen_layers, computing, objective_of, open_model, set_threads
+    from rankfold.pipeline import Settings, Tell
     from rankfold.pipeline import compress as run
     from rankfold.report.quantities import bytes_of
     from rankfold.run.progress import Talk
@@ -81,14 +88,16 @@ def compress(
         raise typer.BadParameter("give a budget (--budget flops=0.5), or how far quality may fall (--max-drop 0.5)")
     if smallest is not None and max_drop is None:
         raise typer.BadParameter("--smallest goes with --max-drop: how far may quality fall?")
-    budgets, limit = parsed(budget) if budget else (), None if memory is None else bytes_of(memory)
+    budgets = budgets_of(budget, rank_multiple)
     settings = Settings(
-        method, ranks, samples, finetune_epochs, not no_curve, seed, model, not no_slices, limit, tune,
-        objective_of(objective), max_drop, "flops" if smallest is None else smallest.value,
+        method, ranks, samples, finetune_epochs, not no_curve, seed, model, not no_slices,
+        None if memory is None else bytes_of(memory), tune, objective_of(objective), max_drop,
+        "flops" if smallest is None else smallest.value,
     )  # fmt: skip
     set_threads(threads)
     with Talk() as talk, computing(device, precision) as place:
         loaded = open_model(model, weights, data, download, talk, trained=True, own_data=True).to(place)
+        settings = replace(settings, where=chosen_layers(loaded.model, only, exclude))
         tell = Tell(talk.progress, talk.say)
         try:
             result = run(

@@ -13,12 +13,15 @@ from rankfold.cli.options import (
     DataName,
     DeviceName,
     Download,
+    Exclude,
     Json,
     Memory,
     MethodName,
     ObjectiveName,
+    Only,
     Precision,
     PrecisionName,
+    RankMultiple,
     RuleName,
     Samples,
     Seed,
@@ -37,6 +40,9 @@ def plan(
     objective: ObjectiveName = None,
     method: MethodName = "project",
     ranks: RuleName = "optimal",
+    rank_multiple: RankMultiple = 1,
+    only: Only = [],  # noqa: B006  # typer copies it
+    exclude: Exclude = [],  # noqa: B006
     samples: Samples = 2048,
     memory: Memory = None,
     seed: Seed = 0,
@@ -55,25 +61,25 @@ def plan(
     import shutil
     from contextlib import ExitStack
 
-    from rankfold.cli.loading import computing, objective_of, open_model, set_threads
+    from rankfold.cli.loading import budgets_of, chosen_layers, computing, objective_of, open_model, set_threads
     from rankfold.cli.printing import print_json
     from rankfold.cli.verbs.show import print_plan
     from rankfold.compress.methods import method_named
     from rankfold.compress.methods.method import fits_layers
     from rankfold.compress.planning.planner import plan as make_plan
     from rankfold.compress.planning.profile import Calibration
-    from rankfold.pipeline import calibration_part, memory_sentence, parsed, samples_of
+    from rankfold.pipeline import calibration_part, memory_sentence, samples_of
     from rankfold.report.quantities import bytes_of
     from rankfold.run.claim import claimed
     from rankfold.run.progress import Talk
     from rankfold.run.team import first_process, world_size
     from rankfold.train import choose
 
-    parsed(budget)
+    budgets = budgets_of(budget, rank_multiple)
     set_threads(threads)
     with Talk() as talk, computing(device, precision) as place:
         loaded = open_model(model, weights, data, download, talk, trained=True, own_data=True).to(place)
-        known = loaded.needed_data()
+        known, where = loaded.needed_data(), chosen_layers(loaded.model, only, exclude)
         part = calibration_part(known.train, samples, seed)
         limit = None if memory is None else bytes_of(memory)
         first = first_process()
@@ -81,7 +87,7 @@ def plan(
         if first:
             talk.say(str(chosen))
         if first and fits_layers(method_named(method)):
-            talk.say(memory_sentence(loaded.model, limit))
+            talk.say(memory_sentence(loaded.model, limit, where))
         partial = out.with_name(f"{out.name}.partial")
         stack = ExitStack()
         try:
@@ -89,11 +95,12 @@ def plan(
                 stack.enter_context(claimed(partial, what=f"plan -o {out}"))
             made = make_plan(
                 loaded.model,
-                budget,
+                budgets,
                 method,
                 part,
                 rule=ranks,
                 example=loaded.needed_example(),
+                where=where,
                 calibration=Calibration(
                     samples_of(part, samples), name=known.name, memory=limit, distributed=world_size() > 1
                 ),

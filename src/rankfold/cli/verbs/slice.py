@@ -16,6 +16,7 @@ from rankfold.cli.options import (
     ObjectiveName,
     Precision,
     PrecisionName,
+    RankMultiple,
     Threads,
 )
 from rankfold.cli.printing import count, percent, print_json, print_table, short
@@ -36,6 +37,7 @@ def slice_(
         Path | None,
         typer.Option("-o", "--out", metavar="OUT", help="Where to save it; without, only the price is told."),
     ] = None,
+    rank_multiple: RankMultiple = 1,
     data: DataName = None,
     measure: Annotated[
         bool, typer.Option("--measure", help="Measure on --data what DIR was saved without, before slicing.")
@@ -57,7 +59,7 @@ def slice_(
     """
     import copy
 
-    from rankfold.cli.loading import computing, noted_objective, objective_of, open_saved, set_threads
+    from rankfold.cli.loading import budgets_of, computing, noted_objective, objective_of, open_saved, set_threads
     from rankfold.compress.repair.batchnorm import reestimate_
     from rankfold.compress.slicing.bottlenecks import bottlenecks
     from rankfold.compress.slicing.narrowed import SliceError
@@ -84,7 +86,7 @@ def slice_(
             known = bottlenecks(stored.model, part, progress=talk.progress)
             stored = Stored(stored.model, stored.plan, stored.notes, known)
         before = copy.deepcopy(stored.model)
-        sliced = slice_(stored, budget, example=loaded.example)
+        sliced = slice_(stored, budgets_of(budget, rank_multiple), example=loaded.example)
         judged: dict[str, Figure] = {}
         if loaded.data is not None:
             reestimate_(sliced.model, before, calibration_part(loaded.data.train, 2048, 0))

@@ -28,6 +28,7 @@ from rankfold.sites import (
     split_attention,
     unwrap,
 )
+from rankfold.train.earlier import warn_of_earlier_optimizers
 
 if TYPE_CHECKING:
     from rankfold.compress.planning.profile import Profile
@@ -47,9 +48,9 @@ def apply_(
     Plan and model are compared before the first change: ``ValueError`` if the plan was made for another model,
     ``ApplyError`` if a site is missing, if a form or rank is impossible there, or if factors overflow half precision.
     ``profile``: the one that the plan was made from: then nothing is searched or decomposed again. ``method``: the one
-    the plan was made with, where it is your own. Optimizers built before do not know the new parameters. Layers keep
-    dtype, device, mode, hooks and ``requires_grad``. Extra memory: the new layers, all of which
-    are made before the first takes its place.
+    the plan was made with, where it is your own. Optimizers built before do not know the new parameters: a living one
+    that holds a weight which has left the model is told (``UserWarning``). Layers keep dtype, device, mode, hooks and
+    ``requires_grad``. Extra memory: the new layers, all of which are made before the first takes its place.
     """
     root = unwrap(model)
     check_fingerprint(plan, root)
@@ -65,9 +66,14 @@ def apply_(
             ready.append((site.name, filled(root, site, entry, fitted), fitted))
             if progress is not None:
                 progress(site.name, done + 1, len(changed))
+    before = dict(root.named_parameters())
     prepare_(root, changed)
     for name, new, fitted in ready:
         place_(root, name, new, fitted)
+    staying = {id(parameter) for parameter in root.parameters()}
+    gone = {name: parameter for name, parameter in before.items() if id(parameter) not in staying}
+    del before
+    warn_of_earlier_optimizers(gone, "which has left the model: factors stand in its place", "apply_")
     return model
 
 

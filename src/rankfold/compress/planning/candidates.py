@@ -13,7 +13,7 @@ from rankfold.compress.finite import check_finite
 from rankfold.compress.methods.method import Decomposition, Forecast, Forecasting, Method
 from rankfold.compress.planning.lawful import check_decomposition
 from rankfold.compress.ranks.allocate import Option
-from rankfold.compress.ranks.budget import Budget, KeepEnergy, Latency, Ranks, Resource
+from rankfold.compress.ranks.budget import Budget, KeepEnergy, Latency, Ranks, Resource, multiple_of
 from rankfold.compress.statistics import SiteStatistics, Statistics
 from rankfold.costs import Cost, site_cost
 from rankfold.linalg import NotConvergedError
@@ -203,7 +203,7 @@ def options(
     """
     floor = max((b.keep for b in budgets if isinstance(b, KeepEnergy)), default=0.0)
     pins = {site: rank for b in budgets if isinstance(b, Ranks) for site, rank in b.ranks.items()}
-    pinned = any(isinstance(b, Ranks) for b in budgets)
+    pinned, multiple = any(isinstance(b, Ranks) for b in budgets), multiple_of(budgets)
     result: dict[str, list[Option]] = {}
     for site in sites:
         keep = Option(Form.KEEP, min(site.shape), 0.0, counter.kept(resource, site), 0.0)
@@ -213,19 +213,24 @@ def options(
             kept = (1 - candidate.relative_errors.square()).tolist()
             levels = candidate.decomposition.levels.tolist()
             for rank in candidate.ranks:
-                if kept[rank] < floor - 1e-12:
+                if kept[rank] < floor - 1e-12 or not divisible(site, candidate.form, rank, multiple):
                     continue
                 costs = counter.costs(resource, site, candidate.form, rank, candidate.bias)
                 group.append(Option(candidate.form, rank, loss[rank], costs, levels[rank - 1]))
         if site.name in pins:
-            group = [_pin(site, group, pins[site.name])]
+            group = [_pin(site, group, pins[site.name], multiple)]
         elif pinned:
             group = [keep]
         result[site.name] = group
     return result
 
 
-def _pin(site: Site, group: Sequence[Option], rank: int) -> Option:
+def divisible(site: Site, form: Form, rank: int, multiple: int) -> bool:
+    """Whether every size between the parts of the layer in ``form`` is a multiple of ``multiple``."""
+    return not any(size % multiple for size in form.ranks_of(site.layer, rank))
+
+
+def _pin(site: Site, group: Sequence[Option], rank: int, multiple: int) -> Option:
     fitting = [option for option in group if option.form is not Form.KEEP and option.rank == rank]
     if not fitting:
         ranks = sorted({option.rank for option in group if option.form is not Form.KEEP})
@@ -233,5 +238,6 @@ def _pin(site: Site, group: Sequence[Option], rank: int) -> Option:
         if ranks:
             every = len(ranks) == ranks[-1] - ranks[0] + 1
             allowed = f"{ranks[0]} to {ranks[-1]}" if every else ", ".join(map(str, ranks))
-        raise ValueError(f"{site.title}: rank {rank} was asked; possible here: {allowed}. {site.note}".strip())
+        only = f" in multiples of {multiple}" if multiple > 1 else ""
+        raise ValueError(f"{site.title}: rank {rank} was asked; possible here{only}: {allowed}. {site.note}".strip())
     return min(fitting, key=lambda option: option.loss)

@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
-from math import ceil
 from typing import Any
 
 from torch import Tensor
@@ -15,11 +14,23 @@ from rankfold.compress.methods.method import fits_layers
 from rankfold.compress.planning.candidates import options
 from rankfold.compress.planning.entries import after_of, entries_of, notes_of
 from rankfold.compress.planning.lawful import check_picked, check_summed
+from rankfold.compress.planning.obstacle import obstacle
 from rankfold.compress.planning.plan import NATS, Plan, decisions
 from rankfold.compress.planning.probe import CERTAIN, nearer
 from rankfold.compress.planning.profile import Profile
 from rankfold.compress.ranks.allocate import Option, check_feasible
-from rankfold.compress.ranks.budget import Budget, Latency, Params, Ranks, Resource, amount, parsed, resources
+from rankfold.compress.ranks.budget import (
+    Budget,
+    Latency,
+    Multiples,
+    Params,
+    Ranks,
+    Resource,
+    amount,
+    multiple_of,
+    parsed,
+    resources,
+)
 from rankfold.compress.ranks.latency import meet_latency
 from rankfold.compress.ranks.rules import Choices, Iterative, Optimal, RankRule, described, rule_named
 from rankfold.compress.ranks.timing import site_timing
@@ -45,6 +56,10 @@ def decide(known: Profile, budget: Any, rule: str | RankRule) -> Plan:
 
 def _decided(known: Profile, budget: Any, rule: str | RankRule) -> Plan:
     rule, budgets = rule_named(rule), parsed(budget)
+    if all(isinstance(each, Multiples) for each in budgets):
+        raise ValueError(
+            f"{budgets[0].describe()} were asked, but not how small: give a budget too, such as 'flops=0.5'"
+        )
     for each in budgets:
         checked_names(tuple(each.ranks) if isinstance(each, Ranks) else (), known.sites)
     fitted = fits_layers(known.method)
@@ -149,21 +164,18 @@ class _Asked:
     def solve(self, choices: Choices, limits: tuple[float, ...]) -> dict[str, Option]:
         if not self.asked:  # only energies or ranks were asked: the cheapest that satisfies them
             return {name: min(group, key=lambda o: (o.costs, o.loss)) for name, group in choices.items()}
-        check_feasible(choices, limits, [each.describe() for each in self.asked], self._smallest)
+        check_feasible(choices, limits, [each.describe() for each in self.asked], partial(self._obstacle, choices))
         picked = self.rule.choose(choices, limits, self.known)
         return check_picked(self.rule.name, picked, choices, limits, [each.describe() for each in self.asked])
 
-    def _smallest(self, axis: int, lacking: float) -> str:
+    def _obstacle(self, choices: Choices, axis: int, lacking: float) -> str:
+        """What stands in the way of the budget of ``axis``, which the cheapest choice exceeds by ``lacking``."""
         budget = self.asked[axis]
-        whole = 0.0 if isinstance(budget, Latency) else budget.of(self.known.cost)
-        if not whole:
-            return ""
-        fraction = ceil(1e4 * (budget.keep + lacking / whole)) / 1e4  # four digits, never less
-        return f"{budget.kind}={fraction:g} is the smallest that can be reached: allow that" if fraction <= 1 else ""
+        return obstacle(self.known, choices, axis, budget, self._whole(budget), lacking)
 
     def write(self, choices: Choices, picked: Mapping[str, Option], notes: Sequence[str] = ()) -> Plan:
         known = self.known
-        entries = entries_of(known, choices, picked)
+        entries = entries_of(known, choices, picked, multiple_of(self.budgets))
         after = after_of(known, entries)
         check_summed([each for each in self.asked if not isinstance(each, Latency)], known.cost, after)
         calibration = {"data": known.calibration.name, "samples": known.samples, "rule": described(self.rule)}

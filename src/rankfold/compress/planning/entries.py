@@ -15,11 +15,12 @@ from rankfold.sites import Form, Site
 Choices = Mapping[str, Sequence[Option]]
 
 
-def entries_of(known: Profile, choices: Choices, picked: Mapping[str, Option]) -> tuple[Entry, ...]:
+def entries_of(known: Profile, choices: Choices, picked: Mapping[str, Option], multiple: int = 1) -> tuple[Entry, ...]:
+    """``multiple``: of which ranks had to be, for the note of a layer that has no such rank."""
     entries = []
     for site in known.sites:
         option = picked[site.name]
-        entry = _entry(known, site, option, choices[site.name])
+        entry = _entry(known, site, option, choices[site.name], multiple)
         cost = known.counter.cost(site, option.form, entry.rank, entry.bias)
         note = entry.note
         if option.form is not Form.KEEP and _gains_nothing(cost, _dense(known, site)):
@@ -32,9 +33,9 @@ def _dense(known: Profile, site: Site) -> Cost:
     return known.counter.cost(site, Form.KEEP, 0, site.layer.has_bias)
 
 
-def _entry(known: Profile, site: Site, option: Option, group: Sequence[Option]) -> Entry:
+def _entry(known: Profile, site: Site, option: Option, group: Sequence[Option], multiple: int) -> Entry:
     if option.form is Form.KEEP:
-        note = site.note or known.unsolved.get(site.name) or _why_kept(site, known.candidates, group)
+        note = site.note or known.unsolved.get(site.name) or _why_kept(site, known.candidates, group, multiple)
         return Entry(
             site.name, Form.KEEP, min(site.shape), site.shape, site.groups, bias=site.layer.has_bias, note=note
         )
@@ -57,11 +58,13 @@ def _entry(known: Profile, site: Site, option: Option, group: Sequence[Option]) 
     )  # fmt: skip
 
 
-def _why_kept(site: Site, candidates: Mapping[str, Sequence[Candidate]], group: Sequence[Option]) -> str:
+def _why_kept(site: Site, candidates: Mapping[str, Sequence[Candidate]], group: Sequence[Option], multiple: int) -> str:
     if site.forms == {Form.KEEP}:
         return f"{site.kind}: measured, never factored"
     if not candidates.get(site.name):
         return f"this method does not factor a {site.kind} of this setting"
+    if min(site.shape) < multiple:
+        return f"no rank of this layer is a multiple of {multiple}"
     keep, others = group[0], group[1:]  # no others where ranks were given for other sites alone
     if others and not any(new < old for o in others for new, old in zip(o.costs, keep.costs, strict=True)):
         return "factoring gains nothing here: no rank that is allowed costs less than the layer itself"

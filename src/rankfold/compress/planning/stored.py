@@ -79,6 +79,7 @@ class _Note(TypedDict):
     objective: NotRequired[str]
     probed: NotRequired[bool]
     prices: NotRequired[list[tuple[int, int, str, str]]]
+    left_out: NotRequired[list[tuple[str, str]]]
 
 
 _FILE = Kind[_Note]("rankfold.profile", _Note, "a profile of rankfold", "make it again: rankfold.profile(model, data)")
@@ -119,6 +120,7 @@ def save_profile(known: Profile, path: str | Path) -> None:
     )  # fmt: skip
     if known.objective is not None:
         note["objective"] = known.objective.name
+    note["left_out"] = list(known.sites.left_out)
     note["probed"], note["prices"] = known.data is not None or known.probed, []
     for (probes, asked), prices in known.prices.items():
         for (site, form), values in prices.items():
@@ -171,7 +173,7 @@ def _built(
         if site.name in note["element_sizes"]
     )
     statistics = Statistics.load(bytes(tensors["statistics"].numpy().tobytes())) if note["statistics"] else None
-    found = SiteList(items, everything.left_out)
+    found = SiteList(items, tuple((name, why) for name, why in note.get("left_out", everything.left_out)))
     candidates: dict[str, list[Candidate]] = {site.name: [] for site in found.reducible}
     for index, one in enumerate(note["candidates"]):
         candidates[one["site"]].append(_candidate(root, tensors, str(index), one, found, method, statistics))

@@ -96,18 +96,17 @@ def check_feasible(
     options: Mapping[str, Sequence[Option]],
     limits: Costs,
     names: Sequence[str] = (),
-    remedy: Callable[[int, float], str] | None = None,
+    obstacle: Callable[[int, float], str] | None = None,
 ) -> None:
-    """``BudgetError`` if one of the limits alone excludes every choice; it tells ``remedy(limit, what it lacks)``."""
+    """``BudgetError`` if one of the limits alone excludes every choice; ``obstacle(limit, what it lacks)`` says why."""
     for axis, limit in enumerate(limits):
         least = sum(min(o.costs[axis] for o in group) for group in options.values())
         if least > limit * (1 + 1e-12):
             name = names[axis] if names else f"limit {axis + 1}"
-            advice = remedy(axis, least - limit) if remedy is not None else ""
-            raise BudgetError(
-                f"{name}: the budget cannot be met: with every site at its cheapest the sites cost {least:.6g}, and "
-                f"{max(limit, 0.0):.6g} is left for them; {advice or 'allow more'}, or let more sites be factored"
-            )
+            why = "" if obstacle is None else obstacle(axis, least - limit)
+            if not why:
+                why = f"at their cheapest the layers cost {least:.6g}, and {max(limit, 0.0):.6g} is left: allow more"
+            raise BudgetError(f"{name}: the budget cannot be met: {why}")
 
 
 def _program(choices: Mapping[str, Sequence[Option]], limits: Costs) -> tuple[Any, ...]:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, fields
 from difflib import get_close_matches
-from math import inf
+from math import inf, lcm
 from typing import TYPE_CHECKING, Any, Literal
 
 if TYPE_CHECKING:
@@ -111,9 +111,28 @@ class Ranks:
         return f"ranks given for {len(self.ranks)} sites"
 
 
-Budget = Resource | KeepEnergy | Ranks
+@dataclass(frozen=True)
+class Multiples:
+    """Ranks are multiples of ``multiple``, in every layer that is factored; says nothing of how large they are.
+
+    For what comes afterwards and takes no other sizes: kernels, and quantisers that treat blocks of 32 or 64 weights.
+    """
+
+    multiple: int
+    kind: Literal["multiple"] = "multiple"
+
+    def __post_init__(self) -> None:
+        if isinstance(self.multiple, bool) or not isinstance(self.multiple, int) or self.multiple < 1:
+            raise ValueError(f"ranks are multiples of a whole number of at least 1, got {self.multiple!r}")
+
+    def describe(self) -> str:
+        return f"ranks in multiples of {self.multiple}"
+
+
+Budget = Resource | KeepEnergy | Ranks | Multiples
 _KINDS: dict[str, Any] = {
     "params": Params, "flops": Flops, "bytes": Bytes, "latency": Latency, "energy": KeepEnergy, "ranks": Ranks,
+    "multiple": Multiples,
 }  # fmt: skip
 
 
@@ -180,6 +199,11 @@ def parsed(budget: str | Budget | Sequence[str | Budget]) -> tuple[Budget, ...]:
     if not budgets:
         raise ValueError("no budget was given: for example 'flops=0.5'")
     return budgets
+
+
+def multiple_of(budgets: Sequence[Budget]) -> int:
+    """The number of which every rank must be a multiple; 1 where none was given."""
+    return lcm(*(budget.multiple for budget in budgets if isinstance(budget, Multiples)))
 
 
 def amount(budget: Resource, cost: Cost) -> float:

@@ -15,10 +15,20 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from rankfold.compress.planning.candidates import Candidate
+from rankfold.compress.planning.candidates import Candidate, divisible
 from rankfold.compress.planning.plan import Entry, Plan, decisions
 from rankfold.compress.ranks.allocate import BudgetError, Option, optimal
-from rankfold.compress.ranks.budget import Budget, KeepEnergy, Latency, Params, Ranks, Resource, describe, parse_budget
+from rankfold.compress.ranks.budget import (
+    Budget,
+    KeepEnergy,
+    Latency,
+    Params,
+    Ranks,
+    Resource,
+    describe,
+    multiple_of,
+    parse_budget,
+)
 from rankfold.compress.sensitivity import output_changes, relative_energy
 from rankfold.compress.slicing.bottlenecks import Bottlenecks
 from rankfold.compress.slicing.narrowed import Narrowed, SliceError, listed, sliceable
@@ -112,6 +122,7 @@ def _options(
     """The layer at every rank that the budgets allow; the last one is the layer as it is."""
     floor = max((b.keep for b in budgets if isinstance(b, KeepEnergy)), default=0.0)
     pins = {name: rank for b in budgets if isinstance(b, Ranks) for name, rank in b.ranks.items()}
+    multiple = multiple_of(budgets)
     errors = narrowed.errors
     lost = (errors / errors[0]).square() if errors[0] > 0 else torch.zeros_like(errors)
     group = []
@@ -121,6 +132,8 @@ def _options(
         if pinned or (not last and 1 - float(lost[rank]) < floor - 1e-12):
             continue
         form = _form(entry, rank)
+        if not last and not divisible(site, form, rank, multiple):
+            continue
         cost = costs.cost(site, form, rank)
         loss = 0.0 if last else float(price[rank])
         group.append(Option(form, rank, loss, tuple(float(getattr(cost, b.kind)) for b in resource)))

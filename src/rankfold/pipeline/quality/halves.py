@@ -71,6 +71,20 @@ def halves(data: Any, seed: int = 0) -> Halves:
     return made
 
 
+def few_of(data: Any, most: int, seed: int = 0) -> Any:
+    """``most`` samples of ``data``, drawn with ``seed``; all of them where there are no more, or none has an index."""
+    count = _indexed(data)
+    if count is None or count <= most or _batched(data):
+        return data
+    order = torch.randperm(count, generator=torch.Generator().manual_seed(seed))
+    return _chosen(data, order[:most].sort().values)
+
+
+def _batched(data: Any) -> bool:
+    """Whether what is chosen by index are batches of the loader's own making."""
+    return isinstance(data, DataLoader) and not isinstance(next(iter(_order(data)), 0), int)
+
+
 def _single(data: Any) -> Any:
     """The one batch that the data are; None where they are more, or samples."""
     if isinstance(data, Mapping):

@@ -19,7 +19,7 @@ from rankfold.compress.planning.plan import Plan, decisions
 from rankfold.compress.planning.profile import Calibration, Profile
 from rankfold.compress.planning.profile import profile as measured
 from rankfold.compress.ranks.allocate import BudgetError
-from rankfold.compress.ranks.budget import Budget, parsed
+from rankfold.compress.ranks.budget import Budget, Multiples, parsed
 from rankfold.compress.ranks.rules import RankRule
 from rankfold.compress.repair.batchnorm import Reference, reestimate_
 from rankfold.objectives import Figure, Figures, Objective
@@ -147,10 +147,10 @@ class Hunt:
             f"fitted by {self.known.method.name}"
         )
         data, how = self.known.needed_data(), self.known.calibration
-        one_shot = Calibration(how.samples, how.batch_size, how.name)
+        one_shot, chosen = Calibration(how.samples, how.batch_size, how.name), {site.name for site in self.known.sites}
         return measured(
             self.model, data, method="project", objective=self.objective, example=self.known.example,
-            calibration=one_shot, progress=self.tell.progress,
+            where=lambda name, module: name in chosen, calibration=one_shot, progress=self.tell.progress,
         )  # fmt: skip
 
     def found(self) -> Smallest:
@@ -163,7 +163,8 @@ class Hunt:
         return self.judge(tried, good)
 
     def tried(self) -> tuple[Tried, ...]:
-        top = self.searched.plan(self.budgets, self.rule) if self.budgets else None
+        binding = any(not isinstance(budget, Multiples) for budget in self.budgets)
+        top = self.searched.plan(self.budgets, self.rule) if binding else None
         counted: list[Tried] = []
 
         def attempt(fraction: float) -> Tried | None:

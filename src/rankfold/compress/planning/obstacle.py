@@ -1,0 +1,119 @@
+"""What stands in the way of a budget: the parts of a network that stay as large as they are, named by their kind."""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from math import ceil
+
+from rankfold.compress.planning.profile import Profile
+from rankfold.compress.ranks.allocate import Option
+from rankfold.compress.ranks.budget import Bytes, Params, Resource
+from rankfold.sites import NOT_SELECTED, Form
+
+_NAMED = 0.05  # of the whole network: smaller parts are not worth a word
+_SHOWN = 2  # parts that are named at most
+_UNITS = {"params": "parameters", "flops": "FLOPs", "bytes": "bytes", "latency": "time"}
+
+
+@dataclass
+class _Part:
+    """Layers that are alike in why they are not smaller."""
+
+    cost: float = 0.0
+    names: list[str] = field(default_factory=list)
+
+
+def obstacle(
+    known: Profile, choices: Mapping[str, Sequence[Option]], axis: int, budget: Resource, whole: float, lacking: float
+) -> str:
+    """Why ``budget`` cannot be met, and what can be, in words.
+
+    ``choices``: the options of every site, whose costs at ``axis`` the budget bounds. ``whole``: what the whole network
+    costs there; ``lacking``: by how much the cheapest choice is above the limit.
+    """
+    unit, parts = _UNITS.get(budget.kind, budget.kind), defaultdict[tuple[str, str], _Part](_Part)
+    for name, kind, why, cost in (*_kept(known, choices, axis), *_outside(known, choices, axis, budget, whole)):
+        part = parts[kind, why]
+        part.cost += cost
+        part.names += [name] if name else []
+    shares = sorted(((part.cost / whole, key, part) for key, part in parts.items() if whole), key=lambda item: -item[0])
+    large = [(why, _said(share, unit, kind, why, part)) for share, (kind, why), part in shares if share >= _NAMED]
+    said, left = [words for _, words in large[:_SHOWN]], any(why == NOT_SELECTED for why, _ in large)
+    floor = budget.keep + lacking / whole if whole else 1.0
+    least = sum(min(option.costs[axis] for option in group) for group in choices.values() if _smaller(group, axis))
+    if not said or least > 0.5 * floor * whole:
+        share = _percent(least / whole if whole else 1.0)
+        said.append(f"the layers that can be factored take {share} of the {unit} even at the smallest ranks allowed")
+    smallest = ceil(1e4 * floor) / 1e4  # four digits, never less
+    advice = f"{budget.kind}={smallest:g} is the smallest that can be reached: allow that" if smallest <= 1 else ""
+    more = ("or " if advice else "") + "let more layers be factored" if left else ""
+    return "; ".join(filter(None, (" and ".join(said), ", ".join(filter(None, (advice, more))))))
+
+
+def _smaller(group: Sequence[Option], axis: int) -> bool:
+    """Whether some option costs less than the first, the layer as it is."""
+    return any(option.costs[axis] < group[0].costs[axis] for option in group)
+
+
+def _kept(known: Profile, choices: Mapping[str, Sequence[Option]], axis: int) -> Iterator[tuple[str, str, str, float]]:
+    """(name, kind, why, cost) of the sites that no option makes cheaper."""
+    for site in known.sites:
+        group = choices[site.name]
+        if _smaller(group, axis):
+            continue
+        why = site.note or known.unsolved.get(site.name, "")
+        if not why and site.forms == {Form.KEEP}:
+            why = "never factored"
+        elif not why and not known.candidates.get(site.name):
+            why = f"method {known.method.name!r} does not factor it"
+        elif not why and len(group) == 1:
+            why = "what else was asked allows no smaller rank"
+        yield site.name, site.kind, why or "no rank that is allowed is smaller", group[0].costs[axis]
+
+
+def _outside(
+    known: Profile, choices: Mapping[str, Sequence[Option]], axis: int, budget: Resource, whole: float
+) -> Iterator[tuple[str, str, str, float]]:
+    """The same of what is no site: by parameter where parameters are counted, else in one sum."""
+    rest = whole - sum(group[0].costs[axis] for group in choices.values())
+    if isinstance(budget, Params | Bytes) and known.model is not None:
+        parameters, reasons = dict(known.model.named_parameters(remove_duplicate=False)), dict[str, str]()
+        left = [(name, why) for name, why in known.sites.left_out if name in parameters]
+        for name, why in sorted(left, key=lambda item: -parameters[item[0]].numel()):
+            size, owner = parameters[name], name.rpartition(".")[0]
+            cost = size.numel() * (size.element_size() if isinstance(budget, Bytes) else 1)
+            rest -= cost
+            # a bias is in the way for the reason of its matrix
+            yield owner, type(known.model.get_submodule(owner)).__name__, reasons.setdefault(owner, why), cost
+    if rest > 0:
+        yield "", "", "outside of the layers that can be factored" + _example(known), rest
+
+
+def _example(known: Profile) -> str:
+    """The largest module of which nothing is known but that it has parameters."""
+    parameters = {} if known.model is None else dict(known.model.named_parameters(remove_duplicate=False))
+    others = [name for name, why in known.sites.left_out if name in parameters and why != NOT_SELECTED]
+    largest = max(others, key=lambda name: parameters[name].numel(), default=None)
+    if known.model is None or largest is None or parameters[largest].dim() < 2:
+        return ""
+    owner = largest.rpartition(".")[0]
+    return f", such as {owner} ({type(known.model.get_submodule(owner)).__name__})" if owner else ""
+
+
+def _said(share: float, unit: str, kind: str, why: str, part: _Part) -> str:
+    names = list(dict.fromkeys(part.names))
+    if not kind:
+        return f"{_percent(share)} of the {unit} are {why}"
+    what = f"{_article(kind)} {kind} ({names[0]})" if len(names) == 1 else f"{len(names)} × {kind} ({names[0]}, …)"
+    return f"{_percent(share)} of the {unit} are {what}: {why.removeprefix(f'{kind}: ')}"
+
+
+def _article(kind: str) -> str:
+    letters = kind[:1].upper() in "AEIO" or (kind[:2].isupper() and kind[:1] in "AEFHILMNORSX")
+    return "an" if letters else "a"
+
+
+def _percent(fraction: float) -> str:
+    return f"{100 * fraction:.3g} %"

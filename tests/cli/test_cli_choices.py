@@ -1,0 +1,68 @@
+"""Layers and ranks chosen on the command line."""
+
+from pathlib import Path
+
+import pytest
+from commands import failed, rankfold, succeeded
+from digits import write_weights
+
+from rankfold.compress.planning.plan import Plan
+from rankfold.forms import Form
+
+
+@pytest.fixture(scope="module")
+def weights(tmp_path_factory) -> Path:
+    return write_weights(tmp_path_factory.mktemp("weights") / "digits.safetensors")
+
+
+def planned(weights: Path, out: Path, *options: object) -> Plan:
+    succeeded(
+        "plan", "digits-cnn", "--weights", weights, "--data", "digits", "--samples", 100, "-o", out, *options
+    )  # fmt: skip
+    return Plan.load(out)
+
+
+def test_layers_are_chosen_by_patterns(weights, tmp_path):
+    budget = ("--budget", "params=0.9")
+    everything = planned(weights, tmp_path / "all.json", *budget)
+    names = [entry.site for entry in everything.entries]
+    (first, *_) = names
+    only = planned(weights, tmp_path / "only.json", *budget, "--only", "features", "--exclude", first)
+    assert [entry.site for entry in only.entries] == [name for name in names if name != first and "features." in name]
+    assert (f"{first}.weight", "not selected") in only.left_out
+    said = rankfold("analyze", "digits-cnn", "--no-plots", "--json", "--only", first)
+    assert [line.split('"')[3] for line in said.stdout.splitlines() if '"site":' in line] == [first]
+
+
+def test_a_pattern_that_fits_nothing_is_refused_with_names_that_there_are(weights, tmp_path):
+    for option in ("--only", "--exclude"):
+        line = failed(
+            "compress", "digits-cnn", "--weights", weights, "--budget", "params=0.5", option, "feature.3", "-o",
+            tmp_path / "small",
+        )  # fmt: skip
+        assert line.startswith(f"error: {option} feature.3: no layer of this model has such a name")
+        assert "features.3" in line
+    assert not (tmp_path / "small").exists()
+
+
+def test_ranks_in_multiples_through_compress_and_slice(weights, tmp_path):
+    asked = (
+        "compress", "digits-cnn", "--weights", weights, "--data", "digits", "--samples", 100, "--no-curve",
+        "--budget", "params=0.6", "--rank-multiple", 4, "-o", tmp_path / "small",
+    )  # fmt: skip
+    succeeded(*asked)
+    plan = Plan.load(tmp_path / "small" / "plan.json")
+    assert plan.changed
+    assert {entry.rank % 4 for entry in plan.changed} == {0}
+    assert "--restart" in failed(*asked, "--exclude", plan.changed[0].site)  # another request
+    budget = ("--budget", "params=0.5", "--rank-multiple", 8, "-o", tmp_path / "smaller")
+    succeeded("slice", tmp_path / "small", *budget)
+    sliced = Plan.load(tmp_path / "smaller" / "plan.json")
+    changed = [entry for entry in sliced.changed if entry.rank != plan[entry.site].rank]
+    assert changed
+    assert all(entry.rank % 8 == 0 and entry.form is not Form.KEEP for entry in changed)
+
+
+def test_a_multiple_below_one_is_wrong_usage(tmp_path):
+    result = rankfold("plan", "digits-cnn", "--budget", "params=0.5", "--rank-multiple", 0, "-o", tmp_path / "x")
+    assert result.exit_code == 2

@@ -1,0 +1,82 @@
+"""A budget that cannot be met names the parts of the network that are in the way, with their share."""
+
+import re
+from itertools import pairwise
+
+import pytest
+import torch
+from torch import nn
+
+import rankfold as rf
+from rankfold.sites import Names
+
+
+class Recurrent(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.words, self.memory, self.head = (
+            nn.Embedding(10, 16),
+            nn.LSTM(16, 64, 2, batch_first=True),
+            nn.Linear(64, 4),
+        )
+
+    def forward(self, ids):
+        return self.head(self.memory(self.words(ids))[0][:, -1])
+
+
+TOKENS = torch.arange(64 * 7).reshape(64, 7) % 10
+
+
+def refused(model: nn.Module, budget, data, **more) -> str:
+    with pytest.raises(rf.BudgetError) as caught:
+        rf.plan(model.eval(), budget, data=data, **more)
+    said = str(caught.value)
+    assert "\n" not in said
+    return said
+
+
+@pytest.mark.parametrize("rule", ["optimal", "local", "global"])
+@pytest.mark.parametrize("kind", ["params", "bytes"])
+def test_an_lstm_is_named_with_its_share(kind, rule):
+    model = Recurrent()
+    share = sum(p.numel() for p in model.memory.parameters()) / sum(p.numel() for p in model.parameters())
+    said = refused(model, f"{kind}=0.2", TOKENS, rule=rule)
+    unit = {"params": "parameters"}.get(kind, kind)
+    assert (
+        f"{100 * share:.3g} % of the {unit} are an LSTM (memory): recurrent weights are read by a fused kernel" in said
+    )
+    (smallest,) = re.findall(rf"{kind}=(\S+) is the smallest", said)
+    reached = rf.plan(model, f"{kind}={smallest}", data=TOKENS, rule="global")
+    assert getattr(reached.after, kind) <= float(smallest) * getattr(reached.before, kind)
+
+
+def test_operations_that_no_layer_owns_are_named_by_the_module_around_them():
+    assert "of the FLOPs are outside of the layers that can be factored, such as memory (LSTM)" in refused(
+        Recurrent(), "flops=0.1", TOKENS
+    )
+
+
+def layers(*sizes: int) -> nn.Module:
+    return nn.Sequential(*(nn.Linear(a, b) for a, b in pairwise(sizes)))
+
+
+def test_layers_that_nobody_selected_are_named_and_may_be_let_in():
+    said = refused(layers(16, 64, 32, 4), "params=0.3", torch.randn(128, 16), where=Names(exclude=("0", "1")))
+    assert "are 2 × Linear (1, …): not selected" in said
+    assert said.endswith("or let more layers be factored")
+
+
+def test_a_tied_weight_is_named():
+    model = nn.Sequential(nn.Embedding(50, 16), nn.Linear(16, 16), nn.Linear(16, 50, bias=False))
+    model[2].weight = model[0].weight
+    assert "(0): tied to" in refused(model, "params=0.2", torch.arange(64).reshape(16, 4) % 50)
+
+
+def test_where_nothing_is_in_the_way_the_smallest_ranks_are():
+    model, data = layers(16, 64, 32, 4), torch.randn(128, 16)
+    said = refused(model, "params=0.01", data)
+    assert "the layers that can be factored take" in said
+    assert "even at the smallest ranks allowed" in said
+    assert "more layers" not in said
+    with_energy = refused(model, ["params=0.3", "energy=0.99999"], data)
+    assert "Linear (0, …)" in with_energy
