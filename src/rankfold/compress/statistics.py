@@ -21,7 +21,7 @@ from rankfold.compress.tokens import token_metrics
 from rankfold.costs import evaluating
 from rankfold.linalg import Moments
 from rankfold.objectives import Objective, ObjectiveError, Teacher
-from rankfold.objectives.answer import attention_mask
+from rankfold.objectives.answer import unpadded
 from rankfold.observe import Samples, after, first_of
 from rankfold.observe.layout import laid_out, layout_for
 from rankfold.observe.passes import held
@@ -261,7 +261,7 @@ def _gather(
     """One pass over the samples; attention must be split, the model in eval mode. ``objective``: of whose answers the
     spread is measured."""
     found, comparable = _Gathered(), objective is not None
-    back, mask = torch.zeros(0, dtype=torch.bool), None
+    back, batch = torch.zeros(0, dtype=torch.bool), None
 
     def watch(site: Site) -> Callable[..., None]:
         def hook(module: nn.Module, args: tuple, kwargs: dict, output: Tensor) -> None:
@@ -272,8 +272,8 @@ def _gather(
                     "samples, for weights before this site that are not finite, or for overflow (convert to float32)"
                 )
             parts = found.moments.setdefault(site.name, {})
-            padded = mask is not None and output.dim() == 3 and output.shape[:2] == mask.shape
-            for side, part in _parted(rows, back, mask if padded and rows.dim() == 2 else None):
+            mask = None if rows.dim() > 2 else unpadded(output, batch)
+            for side, part in _parted(rows, back, mask):
                 if side not in parts:
                     parts[side] = Moments(rows.shape[-1], groups=rows.shape[0] if rows.dim() == 3 else None)
                 parts[side].update(part)
@@ -286,7 +286,7 @@ def _gather(
     with found.absorbers.watching(root), after(None, hooks), seen.team.agreed():
         for index, batch in seen.batches():
             size = size_of(batch)
-            back, mask = held(size, found.samples, every), attention_mask(batch)
+            back = held(size, found.samples, every)
             found.samples += size
             if index not in seen:
                 continue
