@@ -114,13 +114,17 @@ def apart(small: nn.Module, model: nn.Module, data: list) -> float:
 
 
 def test_factors_are_tuned_as_a_whole_without_labels():
-    model, small, data = spoken()
+    model, small, data = spoken("params=0.4")
+    with torch.no_grad():
+        for parameter in small.a.parameters():
+            parameter.add_(0.2 * torch.randn(parameter.shape, generator=torch.Generator().manual_seed(1)))
     before, was = apart(small, model, speaking(64, 5)), copy.deepcopy(small.state_dict())
     original = copy.deepcopy(model.state_dict())
-    (told,) = tune_(small, model, data, objective=LM, steps=60, batch_size=16)
-    assert (told.block, told.step) == ("", 60)
-    assert told.after < 0.8 * told.before
-    assert apart(small, model, speaking(64, 5)) < 0.9 * before
+    (told,) = tune_(small, model, data, objective=LM, steps=90, batch_size=16, learning_rate=0.03)
+    assert told.block == ""
+    assert told.step > 0
+    assert told.after < 0.7 * told.before
+    assert apart(small, model, speaking(64, 5)) < 0.7 * before
     for key, value in small.state_dict().items():
         assert torch.equal(value, was[key]) == (key == "embed.weight" or key.endswith("order")), key
     assert all(torch.equal(value, original[key]) for key, value in model.state_dict().items())
@@ -130,7 +134,7 @@ def test_factors_are_tuned_as_a_whole_without_labels():
 
 def test_labels_are_not_looked_at():
     model, small, data = spoken()
-    other, _ = copy.deepcopy(small), None
+    other = copy.deepcopy(small)
     labelled = [{**batch, "labels": torch.randint(0, 30, batch["input_ids"].shape)} for batch in data]
     tune_(small, model, data, objective=LM, steps=4)
     tune_(other, model, labelled, objective=LM, steps=4)

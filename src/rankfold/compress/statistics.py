@@ -43,8 +43,9 @@ class SiteStatistics:
     between; ``metric``: how much the model's outputs move when this site's outputs do, (m, m), its diagonal (m,), or
     with a leading group axis; of a linear layer with m > n it may be (n, n): WᵀDW, all that is needed of it there.
     ``coarse``: another such metric, which ranks layers better where much is lost. ``free``: the new layer may carry a
-    bias of its own, so that moments are taken about the mean. ``parts``: the moments of the samples to fit to, and of
-    those that were held back so that a forecast can be checked on them; not saved.
+    bias of its own, so that moments are taken about the mean. ``tokens``: both metrics are of tokens. ``parts``: the
+    moments of the samples to fit to, and of those that were held back so that a forecast can be checked on them; not
+    saved.
     """
 
     moments: Moments
@@ -52,6 +53,7 @@ class SiteStatistics:
     metric: Tensor | None = None
     coarse: Tensor | None = None
     free: bool = True
+    tokens: bool = False
     parts: tuple[Moments, Moments] | None = field(default=None, compare=False, repr=False)
 
     @property
@@ -126,8 +128,9 @@ class Statistics:
             if known.absorber is not None:
                 absorbers[name] = known.absorber
         note = _Note(samples=self.samples, unreached=list(self.unreached), absorbers=absorbers, model=self.model)
-        if bound or self.nats:
-            note |= {"bound": sorted(bound), "nats": self.nats}
+        tokens = any(known.tokens for known in self.sites.values())
+        if tokens:
+            note |= {"bound": sorted(bound), "nats": self.nats, "tokens": tokens}
         return _FILE.write(tensors, note)
 
     def save(self, path: str | Path) -> None:
@@ -151,6 +154,7 @@ class _Note(TypedDict):
     model: NotRequired[str]
     bound: NotRequired[list[str]]
     nats: NotRequired[bool]
+    tokens: NotRequired[bool]
 
 
 _FILE = Kind[_Note](
@@ -170,7 +174,7 @@ def _built(tensors: Mapping[str, Tensor], note: _Note) -> Statistics:
     found = {
         name: SiteStatistics(
             Moments.from_state_dict(state), note["absorbers"].get(name), state.get("metric"), state.get("coarse"),
-            name not in bound,
+            name not in bound, note.get("tokens", False),
         )
         for name, state in states.items()
     }  # fmt: skip
@@ -230,7 +234,7 @@ def calibrate(
             known = _of_site(parts, absorber, metrics.get(site.name))
             # code for language models knows no biases where the original has none
             free = not tokens or site.layer.has_bias or absorber is not None
-            reached[site.name] = replace(known, coarse=coarse.get(site.name), free=free)
+            reached[site.name] = replace(known, coarse=coarse.get(site.name), free=free, tokens=tokens)
     unreached = tuple(site.name for site in sites.reducible if site.name not in reached)
     give_back()
     return Statistics(reached, gathered.samples, unreached, fingerprint(model), nats=tokens and bool(metrics))

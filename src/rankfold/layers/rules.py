@@ -309,7 +309,9 @@ def low_rank_matrix(down: Tensor, up: Tensor) -> Tensor:
 def completed(rest: Tensor, order: Tensor, groups: int) -> Tensor:
     """[I; C] in the order of the outputs, (m, r, …): of each group the identity, then C = ``rest``."""
     eye = torch.eye(rest.shape[1], dtype=rest.dtype, device=rest.device).repeat(groups, 1)
-    return torch.cat([eye.reshape([-1, *list(rest.shape[1:])]), rest]).index_select(0, order)
+    while eye.dim() < rest.dim():  # 1×1 kernels
+        eye = eye.unsqueeze(-1)
+    return torch.cat([eye, rest]).index_select(0, order)
 
 
 def low_rank_kernel(down: Tensor, up: Tensor, groups: int, transposed: bool) -> Tensor:

@@ -114,8 +114,8 @@ def attention_mask(batch: Any) -> Tensor | None:
 
 
 def unpadded(values: Tensor, batch: Any) -> Tensor | None:
-    """(N, length), which tokens of ``values`` (N, length, C) are no padding; None where the batch does not say, as for a
-    decoder beside an encoder, whose mask it is."""
+    """(N, length), which tokens of ``values`` (N, length, C) are no padding; None where the batch does not say, as for
+    a decoder beside an encoder, whose mask it is."""
     mask = attention_mask(batch)
     if mask is None or values.dim() != 3 or mask.shape != values.shape[:2]:
         return None

@@ -24,6 +24,7 @@ from rankfold.sites import Factors, Form, Site
 _MANY = 2  # rows for each direction: more need no ridge
 _RIDGES = (0.1, 1.0, 10.0)
 DAMPING = 0.1  # of the mean sensitivity, added to every output: few gradients see few directions
+OF_TOKENS = 0.1  # of the damping: there are many more of them
 
 
 @dataclass(frozen=True)
@@ -93,6 +94,7 @@ class Projected:
         ridge: float = 0.0,
     ) -> None:
         self.side, self.matrix, self.statistics, self.bias = side, matrix, statistics, bias
+        damping = damping * OF_TOKENS if statistics.tokens else damping
         known = statistics.metric
         self.inner: Tensor | None = None
         if known is not None and known.shape[-1] == matrix.shape[-1] < matrix.shape[-2]:
