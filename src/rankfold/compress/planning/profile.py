@@ -26,7 +26,7 @@ from rankfold.observe import Samples
 from rankfold.run.memory import give_back
 from rankfold.run.progress import Progress, showing
 from rankfold.run.team import Team, joined
-from rankfold.sites import FOLD_FIRST, Form, SiteList, sites, split_attention, unwrap
+from rankfold.sites import FOLD_FIRST, Form, SiteList, check_ordinary, sites, split_attention, unwrap
 
 
 @dataclass(frozen=True)
@@ -193,7 +193,8 @@ def profile(
     after layer keep what is finished. ``progress(what, done, total)`` is called as the work goes on.
 
     Raises ``ValueError`` for data that is missing, empty or not finite, for weights that are not finite, naming the
-    site, and for over-parametrised models, which are folded first. Cost: one pass over the calibration data with one
+    site, for weights in pieces (FSDP) or under observation (quantization), and for over-parametrised models, which are
+    folded first. Cost: one pass over the calibration data with one
     backward pass, and two decompositions for each site and form, one of them for the forecast.
     """
     from rankfold.compress.methods import method_named
@@ -201,6 +202,7 @@ def profile(
     root, tell = unwrap(model), progress or (lambda what, done, total: None)
     calibration, method = calibration or Calibration(), method_named(method)
     found = sites(root, where)
+    check_ordinary(found)
     check_folded(found)
     if data is None and method.needs_data:
         raise ValueError(f"method {method.name!r} needs data: give data=, or use method='truncate' with another rule")
