@@ -12,7 +12,7 @@ from torch import nn
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.nn.parameter import UninitializedParameter
 
-from rankfold.batches import evaluating, tensors_in
+from rankfold.batches import evaluating, explained, tensors_in
 from rankfold.costs.cost import Cost
 from rankfold.costs.counter import Counter
 from rankfold.costs.example import Example
@@ -57,7 +57,13 @@ class Traced:
 def _count(model: nn.Module, example: Example, sites: Sequence[Site]) -> Traced:
     layers = [(site, model.get_submodule(site.name)) for site in sites]
     reads = WeightReads(layers)
-    with Calls(layers, reads) as calls, Counter() as counter, sdpa_kernel(SDPBackend.MATH), reads:
+    with (
+        Calls(layers, reads) as calls,
+        Counter() as counter,
+        sdpa_kernel(SDPBackend.MATH),
+        reads,
+        explained(model.named_modules),
+    ):
         model(*example.args, **example.kwargs)
     seen = {s.name: [*calls.seen.get(s.name, ()), *reads.calls.get(s.name, ())] for s in sites}
     seen = {name: found for name, found in seen.items() if found}
