@@ -40,6 +40,7 @@ __all__ = [
     "Multiples",
     "NuclearBall",
     "Objective",
+    "OfSites",
     "ObjectiveError",
     "Optimal",
     "Params",
@@ -85,6 +86,7 @@ __all__ = [
     "slice_",
     "smallest",
     "spectrum",
+    "text",
     "tune_",
 ]
 

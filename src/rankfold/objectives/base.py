@@ -33,6 +33,16 @@ class Objective:
     labelled = True
     by_token: ClassVar[bool] = False
 
+    @property
+    def compares(self) -> bool:
+        """Whether figures compare with the original network where it is given; by default where there are no labels."""
+        return not self.labelled
+
+    @property
+    def counts_losses(self) -> bool:
+        """Whether ``measure`` gives ``loss`` and ``count`` too, so that losses need not be computed twice."""
+        return False
+
     def answers(self, output: Any, batch: Any = None) -> tuple[Answer, ...]:
         """The tensors of an output that count: by default each floating one, as plain numbers."""
         found = tuple(

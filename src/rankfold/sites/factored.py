@@ -170,7 +170,7 @@ def narrow_(module: Any, made: Sequence[Tensor]) -> None:
     last.weight = rest
     rank = rest.shape[1]
     if order:
-        module.up.order.copy_(order[0])
+        module.up.order = order[0]  # not copied: what was there may be put back
         module.up.rank = rank
     if isinstance(module, LowRankLinear):
         module.rank = module.down.out_features = last.in_features = rank
