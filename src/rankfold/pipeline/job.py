@@ -156,7 +156,8 @@ class _Job:
         result = replace(
             result, quality=quality,
             remarks=(
-                *unlearned, *(() if quality is None else quality.notes), *result.remarks,
+                *unlearned, *_forecast(made, result, small is not untuned[0]),
+                *(() if quality is None else quality.notes), *result.remarks,
                 *_known_samples(start, result.before.score, self.data.validation, result.split),
             ),
         )  # fmt: skip
@@ -434,6 +435,19 @@ def _unlearned(start: Evaluation) -> tuple[str, ...]:
     return (
         f"the original answers the validation split no better than chance ({start.judged}; {known}): were its trained "
         "weights loaded (--weights)?",
+    )
+
+
+def _forecast(made: Plan, result: Result, tuned: bool) -> tuple[str, ...]:
+    """What a language model was forecast to lose beside what it has lost."""
+    lost = result.compressed.score.values.get("kl")
+    if made.forecast is None or lost is None:
+        return ()
+    probe = made.calibration.get("probe")
+    tried = "" if probe is None else f" ({probe:.3g} on a few tokens of the calibration data)"
+    return (
+        f"KL divergence from the original, nats per token: {made.forecast:.3g} forecast{tried}, {lost:.3g} measured on "
+        f"the {result.split} split{' after tuning' if tuned else ''}",
     )
 
 
