@@ -6,10 +6,11 @@ Parameters are named ``down`` (n → r), ``core`` where there is one, and ``up``
 
 from rankfold.layers.attention import SplitAttention
 from rankfold.layers.convolution import CPConv, FactoredConv, LowRankConv, SpatialConv2d, TuckerConv
+from rankfold.layers.dynamic import DynamicLowRank
 from rankfold.layers.linear import LowRankConv1D, LowRankLinear
 from rankfold.layers.weight import FactoredWeight, FactoredWriteError, weight_of
 
 __all__ = [
-    "CPConv", "FactoredConv", "FactoredWeight", "FactoredWriteError", "LowRankConv", "LowRankConv1D", "LowRankLinear",
+    "CPConv", "DynamicLowRank", "FactoredConv", "FactoredWeight", "FactoredWriteError", "LowRankConv", "LowRankConv1D", "LowRankLinear",
     "SpatialConv2d", "SplitAttention", "TuckerConv", "weight_of",
 ]  # fmt: skip
