@@ -1,5 +1,7 @@
 """Laws of steps on the manifold of low rank, in float64."""
 
+from itertools import pairwise
+
 import pytest
 import torch
 
@@ -81,7 +83,7 @@ def flow(steps: int = 5) -> list[torch.Tensor]:
 def test_flows_of_that_rank_are_reproduced_by_the_integrators_that_are_exact_and_not_by_the_parallel_one(integrator):
     path = flow()
     now = tangent.starting(path[0], 3)
-    for before, after in zip(path, path[1:], strict=False):
+    for before, after in pairwise(path):
         g = before - after  # a step of rate 1 along −g
         left, right = g @ now.right.mT, now.left.mT @ g
         if integrator == "fixed":
@@ -108,7 +110,7 @@ def test_small_singular_values_do_no_harm(integrator):
 
     rank, times = 32, [0.02 * k for k in range(51)]
     now = tangent.starting(at(0), rank)
-    for before, after in zip(times, times[1:], strict=False):
+    for before, after in pairwise(times):
         g = at(before) - at(after)
         left, right = g @ now.right.mT, now.left.mT @ g
         wide, _ = tangent.moved(now, left, right, 1.0) if integrator == "fixed" else tangent.augmented(now, left, right)

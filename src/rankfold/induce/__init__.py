@@ -12,5 +12,6 @@ from rankfold.induce.recipes import LORITA, LORITA_RELAXED, PAPER_FCN
 
 __all__ = [
     "Choice", "Condition", "Dlrt", "LORITA", "LORITA_RELAXED", "PAPER_FCN", "Spread", "Target", "cdln_", "choose",
-    "dlrt_", "dlrt_choice", "factor_energy", "factors", "fold_", "is_overparametrized", "overparametrize_", "schatten_penalty",
+    "dlrt_", "dlrt_choice", "factor_energy", "factors", "fold_", "is_overparametrized", "overparametrize_",
+    "schatten_penalty",
 ]  # fmt: skip

@@ -111,6 +111,18 @@ def dynamic_layers(model: nn.Module) -> dict[str, DynamicLowRank]:
     return {name: module for name, module in unwrap(model).named_modules() if isinstance(module, DynamicLowRank)}
 
 
+def ranks_of(model: nn.Module) -> dict[str, int]:
+    """The rank of each of these layers, by name."""
+    return {name: layer.rank for name, layer in dynamic_layers(model).items()}
+
+
+def trained_numbers(model: nn.Module) -> int:
+    """Parameters in training: all of ``model``, and of layers of low rank r(m + n), as they are when factored."""
+    layers = dynamic_layers(model).values()
+    count = sum(parameter.numel() for parameter in model.parameters())
+    return count + sum(layer.rank * sum(layer.shape) - layer.core.numel() for layer in layers)
+
+
 def ordinary_(layer: DynamicLowRank) -> nn.Module:
     """The ordinary layer with the product as its weight, and the bias in its place again."""
     ordinary, known = layer.ordinary, read_layer(layer)
@@ -131,11 +143,13 @@ def factored_(layer: DynamicLowRank) -> nn.Module:
     roots = values.sqrt()
     factors = Factors((roots.unsqueeze(1) * (q @ layer.right.double()), layer.left.double() @ p * roots))
     ordinary = layer.ordinary
-    ordinary._parameters["weight"] = nn.Parameter(torch.empty(layer.weight.shape, dtype=layer.core.dtype, device="meta"))
+    ordinary._parameters["weight"] = nn.Parameter(
+        torch.empty(layer.weight.shape, dtype=layer.core.dtype, device="meta")
+    )
     new = Form.FACTORED.skeleton(known, ordinary, layer.rank, layer.bias is not None).to_empty(device=layer.core.device)
     ordinary._parameters["weight"] = None
     known.write_(new, Form.FACTORED, factors)
     if layer.bias is not None:
-        new.bias = layer.bias
+        setattr(new, "bias", layer.bias)  # noqa: B010  # carried by its last stage
     new.requires_grad_(layer.core.requires_grad)
     return new.train(layer.training)

@@ -22,10 +22,10 @@ def fold_(model: Model, *, keep: bool = False) -> Model:
     ``LowRankConv``), ready for ``save``, ``export`` and ``slice_``; products of ``overparametrize_``, which are larger
     than the weight, are multiplied out in any case.
 
-    The inverse of ``overparametrize_`` and ``dlrt_``: classes, state-dict keys and their order, shared modules and tied weights are
-    as before, hooks and modes stay; weights are the products to the last bit, in the dtype of the factors. Only part
-    of a model may be composed; one without products stays as it is. An optimizer that trained the factors does not
-    know the weights: build a new one for further training.
+    The inverse of ``overparametrize_`` and ``dlrt_``: classes, state-dict keys and their order, shared modules and tied
+    weights are as before, hooks and modes stay; weights are the products to the last bit, in the dtype of the factors.
+    Only part of a model may be composed; one without products stays as it is. An optimizer that trained the factors
+    does not know the weights: build a new one for further training.
 
     Raises ``ValueError`` before anything is changed, for a layer that carries another parametrization beside.
     """

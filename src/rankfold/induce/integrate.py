@@ -19,6 +19,7 @@ from rankfold.linalg.tangent import Triple, Turn
 from rankfold.sites import unwrap
 
 Integrator = Literal["window", "parallel", "augmented", "fixed"]
+_FEW = 4  # directions that bases may always grow by: at such ranks they cost little
 _SQUARED = frozenset({"exp_avg_sq", "max_exp_avg_sq", "square_avg", "sum", "acc_delta"})  # means of squared gradients
 
 
@@ -32,13 +33,14 @@ class Dlrt(torch.optim.Optimizer):
     ``integrator``:
 
     - "window" (default): bases grow by the gradient's directions, which leaves the weight as it is; ``window`` steps of
-      ``optimizer`` on the cores follow; then directions are cut. Ranks can grow as well as fall.
+      ``optimizer`` on the cores follow; then directions are cut. Ranks can grow as well as fall. ``grow``: by at most
+      this share of the rank, or by four, the gradient's largest directions; more make a step dearer.
     - "parallel": a window of a single step, along the gradient projected onto the tangent space. A new direction begins
       with weight η‖g‖ and is cut at once where that is below the tolerance: ranks hardly grow.
-    - "augmented": bases grow, then one step of the cores by the gradient in the larger bases, then directions are cut.
+    - "augmented": bases grow; one step of the cores by the gradient in the larger bases, then directions are cut.
     - "fixed": bases follow K = US − ηgVᵀ and L = SV − ηUᵀg at an unchanged rank. No descent is promised.
 
-    The last two evaluate the loss twice: ``step(closure)``, where ``closure`` clears gradients, computes the loss, calls
+    The last two evaluate the loss twice: ``step(closure)``; a ``closure`` clears gradients, computes the loss, calls
     backward and returns the loss.
 
     Directions are cut where the tail (Σ σ²)^½ stays within ``tolerance`` of the layer's norm; or, with ``budget``, a
@@ -62,6 +64,7 @@ class Dlrt(torch.optim.Optimizer):
         groups: Iterable[Any] | None = None,
         integrator: Integrator = "window",
         window: int = 20,
+        grow: float = 0.5,
         tolerance: float = 0.1,
         budget: float | None = None,
         most: int | None = None,
@@ -71,8 +74,9 @@ class Dlrt(torch.optim.Optimizer):
         self.layers = dynamic_layers(model)
         if not self.layers:
             raise ValueError("the model has no layers of low rank to train: call rankfold.dlrt_ first")
-        _check(integrator, window, tolerance, budget, most)
+        _check(integrator, window, grow, tolerance, budget, most)
         self.integrator, self.window = integrator, 1 if integrator != "window" else window
+        self.grow = grow if integrator == "window" else 1.0
         self.tolerance, self.most, self.condition = tolerance, most, condition
         self.position = 0
         self.tails: dict[str, float] = {}
@@ -90,7 +94,7 @@ class Dlrt(torch.optim.Optimizer):
     # what schedulers, scalers and checkpoints ask of an optimizer
 
     @property
-    def param_groups(self) -> list[dict[str, Any]]:  # type: ignore[override]
+    def param_groups(self) -> list[dict[str, Any]]:
         return self.inner.param_groups
 
     @param_groups.setter
@@ -143,7 +147,7 @@ class Dlrt(torch.optim.Optimizer):
 
     @property
     def ranks(self) -> dict[str, int]:
-        """Of every layer now; within a window up to twice as many as are kept at its end."""
+        """Of every layer now; within a window more than are kept at its end."""
         return {name: layer.rank for name, layer in self.layers.items()}
 
     @torch.no_grad()
@@ -165,7 +169,7 @@ class Dlrt(torch.optim.Optimizer):
         return norm
 
     @torch.no_grad()
-    def step(self, closure: Callable[[], Any] | None = None) -> Any:  # type: ignore[override]
+    def step(self, closure: Callable[[], Any] | None = None) -> Any:
         """One step. Returns the loss where a ``closure`` gave it."""
         self._follow()
         loss = None
@@ -196,6 +200,16 @@ class Dlrt(torch.optim.Optimizer):
         self._probe(self.position == 0)
         return loss
 
+    @torch.no_grad()
+    def settle(self) -> None:
+        """Close a window that is open, so that ranks are those within the tolerance or budget: before the network is
+        validated or saved. Nothing where none is open."""
+        self._follow()
+        if self.position:
+            self._close()
+            self.position = 0
+            self._probe(True)
+
     def _open(self) -> None:
         """Bases follow the gradient, or grow by its directions."""
         self._probe(False)
@@ -208,7 +222,7 @@ class Dlrt(torch.optim.Optimizer):
                 wide, turn = tangent.moved(now, left, right, self._rate(layer.core))
                 core_gradient = None
             else:
-                wide, turn = tangent.augmented(now, left, right)
+                wide, turn = tangent.augmented(now, left, right, max(_FEW, int(self.grow * now.rank)))
                 # within a window the new directions wait for the next step, whose gradient knows all of the core
                 core_gradient = turn.linear(_wide(gradient))
                 if self.integrator == "parallel":
@@ -325,7 +339,7 @@ def _numbers(model: nn.Module, layers: dict[str, DynamicLowRank], share: float) 
     return left
 
 
-def _check(integrator: str, window: int, tolerance: float, budget: float | None, most: int | None) -> None:
+def _check(integrator: str, window: int, grow: float, tolerance: float, budget: float | None, most: int | None) -> None:
     if integrator not in get_args(Integrator):
         raise ValueError(f"integrator must be one of {', '.join(get_args(Integrator))}, got {integrator!r}")
     for name, value in (("window", window), ("most", most)):
@@ -333,5 +347,7 @@ def _check(integrator: str, window: int, tolerance: float, budget: float | None,
             raise ValueError(f"{name} must be a whole number of at least 1, got {value!r}")
     if not (isfinite(tolerance) and 0 <= tolerance < 1):
         raise ValueError(f"tolerance is a share of the layer's norm, at least 0 and below 1, got {tolerance!r}")
+    if not 0 < grow <= 1:
+        raise ValueError(f"grow is a share of the rank, above 0 and at most 1, got {grow!r}")
     if budget is not None and not 0 < budget <= 1:
         raise ValueError(f"budget is a share of the dense network's parameters, above 0 and at most 1, got {budget!r}")

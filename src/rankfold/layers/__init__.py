@@ -11,6 +11,6 @@ from rankfold.layers.linear import LowRankConv1D, LowRankLinear
 from rankfold.layers.weight import FactoredWeight, FactoredWriteError, weight_of
 
 __all__ = [
-    "CPConv", "DynamicLowRank", "FactoredConv", "FactoredWeight", "FactoredWriteError", "LowRankConv", "LowRankConv1D", "LowRankLinear",
-    "SpatialConv2d", "SplitAttention", "TuckerConv", "weight_of",
+    "CPConv", "DynamicLowRank", "FactoredConv", "FactoredWeight", "FactoredWriteError", "LowRankConv",
+    "LowRankConv1D", "LowRankLinear", "SpatialConv2d", "SplitAttention", "TuckerConv", "weight_of",
 ]  # fmt: skip

@@ -6,6 +6,7 @@ basis, without the weight's gradient and without an inverse of the core.
 
 from __future__ import annotations
 
+import copy
 from typing import Any
 
 import torch
@@ -29,6 +30,7 @@ class DynamicLowRank(nn.Module):
 
     left: Tensor
     right: Tensor
+    bias: nn.Parameter | None
 
     def __init__(
         self, ordinary: nn.Module, left: Tensor, core: Tensor, right: Tensor, *, stored_transposed: bool = False
@@ -87,7 +89,11 @@ class DynamicLowRank(nn.Module):
         return main + self._out(self._in(input, right_probe), self.left, None)
 
     def _ready(self) -> tuple[Tensor, Tensor]:
-        if self._probes is None or self._probes[0].shape != self.left.shape or self._probes[0].device != self.left.device:
+        if (
+            self._probes is None
+            or self._probes[0].shape != self.left.shape
+            or self._probes[0].device != self.left.device
+        ):
             self._probes = (
                 torch.zeros_like(self.left).requires_grad_(),
                 torch.zeros_like(self.right).requires_grad_(),
@@ -108,8 +114,6 @@ class DynamicLowRank(nn.Module):
         return _CONVOLUTIONS[len(self.kernel)](h, left[(..., *(None,) * len(self.kernel))], bias)
 
     def __deepcopy__(self, memo: Any) -> DynamicLowRank:
-        import copy
-
         probes, self._probes = self._probes, None  # of a graph of the original alone
         try:
             made = self.__class__.__new__(self.__class__)
@@ -122,15 +126,12 @@ class DynamicLowRank(nn.Module):
     def __getstate__(self) -> dict[str, Any]:
         return self.__dict__ | {"_probes": None}
 
-    def _load_from_state_dict(self, state: dict[str, Tensor], prefix: str, *args: Any, **kwargs: Any) -> None:
+    def _load_from_state_dict(self, state_dict: Any, prefix: str, *rest: Any) -> None:
         """Of another rank too: the layer takes the rank of what is loaded; another m or n is refused as always."""
-        found = [state.get(f"{prefix}{name}") for name in ("left", "core", "right")]
-        if all(x is not None and x.dim() == 2 for x in found):
-            left, core, right = found
-            fits = (left.shape[0], right.shape[1]) == self.shape and core.shape == (left.shape[1], right.shape[0])
-            if fits and core.shape[0] != self.rank:
-                self.resize_(core.shape[0])
-        super()._load_from_state_dict(state, prefix, *args, **kwargs)
+        core = state_dict.get(f"{prefix}core")
+        if isinstance(core, Tensor) and core.dim() == 2 and core.shape[0] == core.shape[1] != self.rank:
+            self.resize_(core.shape[0])
+        super()._load_from_state_dict(state_dict, prefix, *rest)
 
     @torch.no_grad()
     def resize_(self, rank: int) -> None:
@@ -142,7 +143,8 @@ class DynamicLowRank(nn.Module):
     def put_(self, left: Tensor, core: Tensor, right: Tensor) -> None:
         """Other factors, of any rank, in the dtype and on the device of the present ones. The core becomes another
         ``nn.Parameter``, without a gradient: graphs that are still alive know the former one at its former shape."""
-        self.left, self.right = left.to(self.left), right.to(self.right)
+        # contiguous, as they are when they are loaded: another layout rounds otherwise
+        self.left, self.right = left.to(self.left).contiguous(), right.to(self.right).contiguous()
         self.core = nn.Parameter(core.to(self.core).contiguous(), self.core.requires_grad)
         self.clear_gradients()
 

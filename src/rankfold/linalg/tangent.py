@@ -85,15 +85,19 @@ def orthonormal(columns: Tensor) -> tuple[Tensor, Tensor]:
     return q * signs, signs.unsqueeze(1) * r
 
 
-def augmented(now: Triple, left_gradient: Tensor, right_gradient: Tensor) -> tuple[Triple, Turn]:
+def augmented(
+    now: Triple, left_gradient: Tensor, right_gradient: Tensor, most: int | None = None
+) -> tuple[Triple, Turn]:
     """The same W in bases that also hold the gradient's directions, [U, U₁] and [V; V₁], with a core padded by zeros.
+
+    With ``most`` only so many directions, the gradient's largest.
 
     ``left_gradient`` gVᵀ (m, r), ``right_gradient`` Uᵀg (r, n). The ranks of both sides grow together, by the smaller
     number of new directions, so that the core stays square. (Rank-adaptive BUG, Ceruti, Kusch, Lubich 2022.)
     """
     below = new_directions(now.left, left_gradient)
     beside = new_directions(now.right.mT, right_gradient.mT)
-    extra = min(below.shape[1], beside.shape[1])
+    extra = min(below.shape[1], beside.shape[1], now.rank if most is None else most)
     left = torch.cat([now.left, below[:, :extra]], 1)
     right = torch.cat([now.right, beside[:, :extra].mT])
     turn = torch.eye(now.rank, now.rank + extra, dtype=now.core.dtype, device=now.core.device)

@@ -1,7 +1,7 @@
 """The state of a training run between two epochs, its best weights, and how both come to disk and back."""
 
 import json
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -10,6 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from rankfold.layers import DynamicLowRank
 from rankfold.objectives import Evaluation
 from rankfold.run.team import Team
 from rankfold.train import checkpoint
@@ -19,6 +20,7 @@ from rankfold.train.recipe import Recipe
 from rankfold.train.step.groups import parameter_groups
 
 Weights = dict[str, Tensor]
+Make = Callable[..., torch.optim.Optimizer]  # (model, class of torch, groups=…, **settings): the optimizer
 
 
 @dataclass(eq=False)
@@ -28,7 +30,6 @@ class Run:
     model: nn.Module
     recipe: Recipe
     optimizer: torch.optim.Optimizer
-    trained: list[nn.Parameter]
     directory: Path | None
     batches: int
     objective: str
@@ -49,13 +50,16 @@ class Run:
         batches: int,
         objective: str,
         team: Team,
+        make: Make | None = None,
     ) -> "Run":
         """A run at its start, or where its checkpoint left it; TrainingError if `directory` holds another."""
-        optimizer, trained = _optimizer(model, recipe)
+        if recipe.ema is not None and moving(model):
+            raise TrainingError("ema: the average of weights of low rank is not of low rank: leave it out")
+        optimizer = _optimizer(model, recipe, make)
         place = None if directory is None else Path(directory)
         weights = _copy(model.state_dict())
         mean = None if recipe.ema is None else _copy(weights)
-        run = cls(model, recipe, optimizer, trained, place, batches, objective, mean, weights, team)
+        run = cls(model, recipe, optimizer, place, batches, objective, mean, weights, team)
         saved = None if place is None else checkpoint.load(place)
         if saved is not None:
             run._take(saved)
@@ -89,6 +93,21 @@ class Run:
             yield
         finally:
             self.model.load_state_dict(present)
+
+    def clip(self) -> None:
+        """Bound the norm of the whole gradient, where the recipe says so."""
+        most = self.recipe.clip_norm
+        if most is None:
+            return
+        own = getattr(self.optimizer, "clip_grad_norm_", None)  # one that knows more gradients than the parameters'
+        if own is not None:
+            own(most)
+        else:
+            nn.utils.clip_grad_norm_([p for p in self.model.parameters() if p.requires_grad], most)
+
+    def settle(self) -> None:
+        """Before weights are judged: what the optimizer does between some steps alone is done now."""
+        getattr(self.optimizer, "settle", lambda: None)()
 
     def finish(self, record: Epoch) -> None:
         """Close an epoch: keep its weights if it is the best, write the checkpoint and the metrics."""
@@ -146,7 +165,8 @@ class Run:
                 f"{where}, with the objective {saved['objective']} and not {self.objective}: choose another directory, "
                 "or the same objective"
             )
-        if _shapes(saved["model"]) != _shapes(self.model.state_dict()):
+        free = moving(self.model)
+        if _shapes(saved["model"], free) != _shapes(self.model.state_dict(), free):
             raise TrainingError(f"{where}, of another model: choose another directory, or the same model")
         device = {name: value.device for name, value in self.model.state_dict().items()}
         self.model.load_state_dict(saved["model"])
@@ -159,7 +179,7 @@ class Run:
         self.epochs = [Epoch.from_state(record) for record in saved["epochs"]]
 
 
-def _optimizer(model: nn.Module, recipe: Recipe) -> tuple[torch.optim.Optimizer, list[nn.Parameter]]:
+def _optimizer(model: nn.Module, recipe: Recipe, make: Make | None) -> torch.optim.Optimizer:
     trained = [parameter for parameter in model.parameters() if parameter.requires_grad]
     rate = recipe.learning_rate
     groups = parameter_groups(model, rate, recipe.weight_decay, decay_vectors=recipe.decay_vectors)
@@ -169,12 +189,11 @@ def _optimizer(model: nn.Module, recipe: Recipe) -> tuple[torch.optim.Optimizer,
         p.dtype in (torch.float32, torch.float64) and p.is_contiguous() and p.device.type in ("cpu", "cuda")
         for p in trained
     )
+    kinds = {"sgd": torch.optim.SGD, "adam": torch.optim.Adam, "adamw": torch.optim.AdamW}
+    kind, settings = kinds[recipe.optimizer], {"lr": rate, "fused": fused}
     if recipe.optimizer == "sgd":
-        return torch.optim.SGD(
-            groups, lr=rate, momentum=recipe.momentum, nesterov=recipe.nesterov, fused=fused
-        ), trained
-    kind = torch.optim.Adam if recipe.optimizer == "adam" else torch.optim.AdamW
-    return kind(groups, lr=rate, fused=fused), trained
+        settings |= {"momentum": recipe.momentum, "nesterov": recipe.nesterov}
+    return kind(groups, **settings) if make is None else make(model, kind, groups=groups, **settings)
 
 
 def _score(record: Epoch) -> tuple[float, float] | None:
@@ -185,5 +204,15 @@ def _copy(state: dict[str, Tensor]) -> Weights:
     return {name: value.detach().clone() for name, value in state.items()}
 
 
-def _shapes(state: dict[str, Tensor]) -> dict[str, tuple[tuple[int, ...], torch.dtype]]:
-    return {name: (tuple(value.shape), value.dtype) for name, value in state.items()}
+def moving(model: nn.Module) -> frozenset[str]:
+    """Entries of the state dict whose shapes change in training: factors of layers whose rank does."""
+    return frozenset(
+        f"{path}.{name}".lstrip(".")
+        for path, module in model.named_modules()
+        if isinstance(module, DynamicLowRank)
+        for name in ("left", "core", "right")
+    )
+
+
+def _shapes(state: dict[str, Tensor], free: frozenset[str]) -> dict[str, tuple[tuple[int, ...] | None, torch.dtype]]:
+    return {name: (None if name in free else tuple(value.shape), value.dtype) for name, value in state.items()}
