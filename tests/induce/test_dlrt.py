@@ -150,12 +150,16 @@ def test_ranks_grow_in_windows_and_not_when_directions_are_cut_at_every_step():
     assert found["parallel"] == 2
 
 
-def test_a_budget_holds_after_every_window_and_the_folded_network_has_as_many_parameters():
+def test_a_budget_holds_after_its_windows_and_the_folded_network_has_as_many_parameters():
     model = rf.dlrt_(network(), 20)
     dense = sum(p.numel() for p in network().parameters())
-    optimizer = rf.Dlrt(model, torch.optim.Adam, lr=3e-3, window=5, budget=0.4)
+    optimizer = rf.Dlrt(model, torch.optim.Adam, lr=3e-3, window=5, budget=0.4, reach=3)
+    trained(model, optimizer, 5)
+    assert not optimizer.met  # sizes fall step by step
+    trained(model, optimizer, 5)
     for _ in range(3):
         trained(model, optimizer, 5)
+        assert optimizer.met
         small = rf.fold_(copy.deepcopy(model), keep=True)
         count = sum(p.numel() for p in small.parameters())
         assert count <= 0.4 * dense

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable
-from math import isfinite
 from typing import Any, Literal, get_args
 
 import torch
@@ -11,12 +10,12 @@ import torch.distributed as dist
 from torch import Tensor, nn
 
 from rankfold.induce.condition import Conditioning
+from rankfold.induce.cut import Cut
 from rankfold.induce.dlrt import dynamic_layers
 from rankfold.layers import DynamicLowRank
 from rankfold.linalg import tangent
 from rankfold.linalg.errors import NonFiniteError
 from rankfold.linalg.tangent import Triple, Turn
-from rankfold.sites import unwrap
 
 Integrator = Literal["window", "parallel", "augmented", "fixed"]
 _FEW = 4  # directions that bases may always grow by: at such ranks they cost little
@@ -45,8 +44,9 @@ class Dlrt(torch.optim.Optimizer):
 
     Directions are cut where the tail (Σ σ²)^½ stays within ``tolerance`` of the layer's norm; or, with ``budget``, a
     share of the parameters of the dense network, all directions of all layers compete for it by the energy they hold
-    for the numbers they take; the network folded with ``keep=True`` then has at most as many parameters, after every
-    window. ``most``: a rank that no layer exceeds. ``condition``: a ``Condition`` or a ``Spread``.
+    for the numbers they take; the network folded with ``keep=True`` has at most as many parameters after ``reach``
+    windows, during which sizes fall by the same factor each time: what is cut at once does not come back. ``met`` says
+    whether it holds already. ``most``: a rank that no layer exceeds. ``condition``: a ``Condition`` or a ``Spread``.
 
     Raises ``ValueError`` for a model without such layers and settings out of range; at a step ``NonFiniteError`` that
     names the layer, before anything is changed. Cost of a window: O((m + n)r²) for each layer beside the steps.
@@ -64,9 +64,10 @@ class Dlrt(torch.optim.Optimizer):
         groups: Iterable[Any] | None = None,
         integrator: Integrator = "window",
         window: int = 20,
-        grow: float = 0.5,
+        grow: float = 0.25,
         tolerance: float = 0.1,
         budget: float | None = None,
+        reach: int = 40,
         most: int | None = None,
         condition: Conditioning | None = None,
         **settings: Any,
@@ -74,11 +75,11 @@ class Dlrt(torch.optim.Optimizer):
         self.layers = dynamic_layers(model)
         if not self.layers:
             raise ValueError("the model has no layers of low rank to train: call rankfold.dlrt_ first")
-        _check(integrator, window, grow, tolerance, budget, most)
+        _check(integrator, window, grow)
         self.integrator, self.window = integrator, 1 if integrator != "window" else window
         self.grow = grow if integrator == "window" else 1.0
-        self.tolerance, self.most, self.condition = tolerance, most, condition
-        self.position = 0
+        self.cut = Cut.of(model, tolerance, budget, reach, most)
+        self.condition, self.position = condition, 0
         self.tails: dict[str, float] = {}
         if groups is None:
             groups = [p for p in model.parameters() if p.requires_grad]
@@ -88,7 +89,6 @@ class Dlrt(torch.optim.Optimizer):
         if missing:
             raise ValueError(f"{missing[0]}.core is in none of the groups: every layer of low rank is to be trained")
         self._cores = [layer.core for layer in self.layers.values()]
-        self.budget = None if budget is None else _numbers(model, self.layers, budget)
         self._probe(True)
 
     # what schedulers, scalers and checkpoints ask of an optimizer
@@ -135,12 +135,14 @@ class Dlrt(torch.optim.Optimizer):
     def state_dict(self) -> dict[str, Any]:
         """That of the inner optimizer, with the place in the window: plain tensors and numbers. Factors and ranks are
         in the model's own state dict, which takes up layers of another rank."""
-        return self.inner.state_dict() | {"position": self.position}
+        return self.inner.state_dict() | {"position": self.position, "closed": self.cut.closed, "first": self.cut.first}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         """Load the model's state first, so that the moments find cores of their shape."""
         state = dict(state_dict)
-        self.position = int(state.pop("position"))
+        self.position, self.cut.closed, self.cut.first = (
+            int(state.pop(key)) for key in ("position", "closed", "first")
+        )
         self._follow()
         self.inner.load_state_dict(state)
         self._probe(self.position == 0)
@@ -232,24 +234,25 @@ class Dlrt(torch.optim.Optimizer):
 
     def _close(self) -> None:
         """Directions are cut, and the rest are made orthonormal to rounding."""
-        if self.integrator == "fixed" and self.budget is None:
+        if self.integrator == "fixed" and self.cut.budget is None:
             self._conditioned()
             return
         spectra = {}
         for name, layer in self.layers.items():
             with _named(name):
                 spectra[name] = tangent.singular_values(_wide(layer.core))
-        for (name, layer), rank in zip(self.layers.items(), self._kept(spectra), strict=True):
+        for (name, layer), rank in zip(
+            self.layers.items(), self.cut.ranks(self.layers.values(), spectra.values()), strict=True
+        ):
             values = spectra[name].double()
             self.tails[name] = float(values[rank:].norm() / values.norm().clamp_min(1e-300))
             self._put(layer, *tangent.truncated(_triple(layer), rank))
         self._conditioned()
 
-    def _kept(self, spectra: dict[str, Tensor]) -> list[int]:
-        if self.budget is None:
-            return [tangent.rank_within(values, self.tolerance, self.most) for values in spectra.values()]
-        prices = [sum(layer.shape) for layer in self.layers.values()]
-        return tangent.ranks_within([values[: self.most].cpu() for values in spectra.values()], prices, self.budget)
+    @property
+    def met(self) -> bool:
+        """Whether the layers are within the budget now; always where there is none."""
+        return self.cut.met(self.layers.values())
 
     def _conditioned(self) -> None:
         if self.condition is not None:
@@ -324,30 +327,10 @@ def _wide(x: Tensor) -> Tensor:
     return x.to(torch.promote_types(x.dtype, torch.float32))
 
 
-def _numbers(model: nn.Module, layers: dict[str, DynamicLowRank], share: float) -> int:
-    """What the bases and cores of all layers may take together, as factored layers, within a share of the dense
-    network's parameters; ``ValueError`` where not even rank 1 everywhere is within it."""
-    rest = sum(p.numel() for p in unwrap(model).parameters()) - sum(layer.core.numel() for layer in layers.values())
-    dense = rest + sum(layer.shape[0] * layer.shape[1] for layer in layers.values())
-    least = sum(sum(layer.shape) for layer in layers.values())
-    left = int(share * dense) - rest
-    if left < least:
-        raise ValueError(
-            f"budget {share:g} of {dense} parameters cannot be met: {rest} are in no layer of low rank, and rank 1 in "
-            f"each of the {len(layers)} layers takes {least}; {(rest + least) / dense:.4f} is the least"
-        )
-    return left
-
-
-def _check(integrator: str, window: int, grow: float, tolerance: float, budget: float | None, most: int | None) -> None:
+def _check(integrator: str, window: int, grow: float) -> None:
     if integrator not in get_args(Integrator):
         raise ValueError(f"integrator must be one of {', '.join(get_args(Integrator))}, got {integrator!r}")
-    for name, value in (("window", window), ("most", most)):
-        if value is not None and (isinstance(value, bool) or not isinstance(value, int) or value < 1):
-            raise ValueError(f"{name} must be a whole number of at least 1, got {value!r}")
-    if not (isfinite(tolerance) and 0 <= tolerance < 1):
-        raise ValueError(f"tolerance is a share of the layer's norm, at least 0 and below 1, got {tolerance!r}")
+    if isinstance(window, bool) or not isinstance(window, int) or window < 1:
+        raise ValueError(f"window must be a whole number of at least 1, got {window!r}")
     if not 0 < grow <= 1:
         raise ValueError(f"grow is a share of the rank, above 0 and at most 1, got {grow!r}")
-    if budget is not None and not 0 < budget <= 1:
-        raise ValueError(f"budget is a share of the dense network's parameters, above 0 and at most 1, got {budget!r}")

@@ -37,6 +37,7 @@ class Run:
     best: Weights
     team: Team
     best_epoch: int = 0
+    best_met: bool = True
     start: Evaluation | None = None
     epochs: list[Epoch] = field(default_factory=list)
     steps: int = 0
@@ -60,6 +61,7 @@ class Run:
         weights = _copy(model.state_dict())
         mean = None if recipe.ema is None else _copy(weights)
         run = cls(model, recipe, optimizer, place, batches, objective, mean, weights, team)
+        run.best_met = bool(getattr(optimizer, "met", True))
         saved = None if place is None else checkpoint.load(place)
         if saved is not None:
             run._take(saved)
@@ -113,8 +115,10 @@ class Run:
         """Close an epoch: keep its weights if it is the best, write the checkpoint and the metrics."""
         score, best = _score(record), self._best_score()
         self.epochs.append(record)
-        if score is None or best is None or score > best:
-            self.best_epoch = record.epoch
+        # weights within what the optimizer was to reach come before all others
+        met = bool(getattr(self.optimizer, "met", True))
+        if met > self.best_met or (met == self.best_met and (score is None or best is None or score > best)):
+            self.best_epoch, self.best_met = record.epoch, met
             self.best = _copy(self.model.state_dict() if self.mean is None else self.mean)
         self.save()
 
@@ -144,6 +148,7 @@ class Run:
             "mean": self.mean,
             "best": self.best,
             "best_epoch": self.best_epoch,
+            "best_met": self.best_met,
             "start": None if self.start is None else self.start.to_dict(),
             "epochs": [record.state() for record in self.epochs],
             "steps": self.steps,
@@ -175,6 +180,7 @@ class Run:
         if saved["mean"] is not None:
             self.mean = {name: value.to(device[name]) for name, value in saved["mean"].items()}
         self.best_epoch, self.steps = saved["best_epoch"], saved["steps"]
+        self.best_met = saved.get("best_met", True)
         self.start = None if saved["start"] is None else Evaluation.from_dict(saved["start"])
         self.epochs = [Epoch.from_state(record) for record in saved["epochs"]]
 

@@ -49,7 +49,8 @@ class Dynamic(BaseModel):
     rank: int | None = Field(None, ge=1)
     integrator: Literal["window", "parallel"] = "window"
     window: int = Field(20, ge=1)
-    grow: float = Field(0.5, gt=0, le=1)
+    grow: float = Field(0.25, gt=0, le=1)
+    reach: int = Field(40, ge=0)
     tolerance: float = Field(0.1, ge=0, lt=1)
     budget: float | None = Field(None, gt=0, le=1)
     most: int | None = Field(None, ge=1)
@@ -71,7 +72,7 @@ class Dynamic(BaseModel):
             how = Spread(self.spread)
         return Dlrt(
             model, kind, integrator=self.integrator, window=self.window, grow=self.grow, tolerance=self.tolerance,
-            budget=self.budget, most=self.most, condition=how, **settings,
+            budget=self.budget, reach=self.reach, most=self.most, condition=how, **settings,
         )  # fmt: skip
 
 
