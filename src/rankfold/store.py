@@ -27,7 +27,7 @@ from rankfold.compress.planning.plan import Plan
 from rankfold.compress.slicing.bottlenecks import Bottlenecks, factor_mark
 from rankfold.run.container import FAULTS, metadata, packed, parsed, said
 from rankfold.run.files import read_whole, sha256, undisturbed, write_together
-from rankfold.sites import Form, unwrap
+from rankfold.sites import QUANTIZED, Form, unwrap, why_tensor
 
 FORMAT = 1
 _PLAN, _TENSORS, _MANIFEST = "plan.json", "model.safetensors", "manifest.json"
@@ -109,7 +109,13 @@ def _tensors(model: nn.Module) -> tuple[dict[str, torch.Tensor], dict[str, str]]
     first: dict[tuple[int, tuple[int, ...], tuple[int, ...]], str] = {}
     for name, tensor in model.state_dict().items():
         if not isinstance(tensor, torch.Tensor):
-            raise StoreError(f"{name}: state of type {type(tensor).__name__} cannot be saved as a tensor")
+            raise StoreError(
+                f"{name}: state of type {type(tensor).__name__} cannot be saved as a tensor; a quantized model is "
+                "saved before it is quantized"
+            )
+        reason = why_tensor(tensor) or (QUANTIZED if tensor.is_quantized else None)
+        if reason is not None:
+            raise StoreError(f"{name}: {reason}; what is saved here is ordinary tensors")
         if is_lazy(tensor):
             raise StoreError(f"{name}: not initialised (lazy module): run the model once first")
         if tensor.is_meta:

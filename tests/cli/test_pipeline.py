@@ -22,6 +22,7 @@ from rankfold.compress.planning.planner import plan
 from rankfold.compress.planning.profile import Calibration
 from rankfold.compress.ranks.budget import Flops, Ranks
 from rankfold.costs import evaluating
+from rankfold.objectives import Evaluation, Figure
 from rankfold.pipeline import (
     Settings,
     Tell,
@@ -210,6 +211,28 @@ def test_an_original_that_knows_its_validation_samples_is_remarked():
         "probably trained on" in remark for remark in compress(tiny(), hard, "flops=0.5", settings=QUICK).remarks
     )
     assert compress(tiny(), known, "flops=0.5", settings=QUICK).remarks == ()
+    few = replace(known, validation=digits().train.subset(torch.arange(14)))
+    assert not any("trained on" in remark for remark in compress(tiny(), few, "flops=0.5", settings=QUICK).remarks)
+
+
+@pytest.mark.parametrize(
+    ("known", "new", "samples", "told"),
+    [
+        (1.0, 0.9, 14, False),
+        (1.0, 0.9, 200, True),
+        (0.95, 0.91, 5000, False),
+        (1.0, 1.0, 9, False),
+        (0.9, 1.0, 500, False),
+    ],
+)
+def test_knowing_samples_too_well_is_said_where_it_is_no_chance(known, new, samples, told):
+    def scored(share: float, count: int) -> Evaluation:
+        return Evaluation((Figure("accuracy", share, True, "fraction"),), 0.1, count)
+
+    remark = job_module._known_samples(scored(known, samples), scored(new, 449), [None] * samples, "test")
+    assert bool(remark) == told
+    # positions of one sample are no samples of their own
+    assert not job_module._known_samples(scored(1.0, 14 * 500), scored(0.9, 449), [None] * 14, "test")
 
 
 @pytest.mark.parametrize("settings", [{"samples": 0}, {"finetune": -1}])
@@ -370,8 +393,13 @@ def test_a_fine_tuning_that_cannot_be_says_how_to_do_without(tmp_path, monkeypat
         raise TrainingError("this network cannot be trained: thaw it")
 
     monkeypatch.setattr(job_module, "finetune", refuse)
-    with pytest.raises(TrainingError, match=r"cannot be trained: thaw it \(without it, --finetune-epochs 0 --restart"):
+    with pytest.raises(
+        TrainingError, match=r"thaw it; the compressed network is saved in .*--finetune-epochs 0 --restart"
+    ):
         compress(trained(), digits(), "flops=0.5", settings=TUNED, directory=tmp_path / "x")
+    stored = load(tmp_path / "x", trained())
+    assert stored.plan.after.flops <= 0.5 * stored.plan.before.flops
+    assert evaluate(stored.model, digits().validation).accuracy > 0.5
 
 
 def test_calibration_samples_are_drawn_and_fixed_by_the_seed():

@@ -1,4 +1,4 @@
-"""Exports: factors stay apart, any batch size runs, and what computes something else is never written."""
+"""Exports: factors stay apart, any size runs that the model runs, and what computes something else is never written."""
 
 from __future__ import annotations
 
@@ -8,9 +8,11 @@ from collections import Counter
 import numpy as np
 import pytest
 import torch
+from networks import network
 from torch import Tensor, nn
 
-import rankfold.export as export_module
+import rankfold.export.check as check_module
+import rankfold.export.onnx as onnx_module
 from rankfold.compress.planning.apply import apply_
 from rankfold.compress.planning.planner import plan
 from rankfold.costs import evaluating
@@ -115,7 +117,7 @@ def test_a_model_that_cannot_be_traced_is_told_in_one_line(write, tmp_path):
 def test_missing_packages_are_named_with_the_extra(digits_model, tmp_path, monkeypatch):
     real = importlib.util.find_spec
     monkeypatch.setattr(
-        export_module.importlib.util, "find_spec", lambda name: None if name == "onnxscript" else real(name)
+        onnx_module.importlib.util, "find_spec", lambda name: None if name == "onnxscript" else real(name)
     )
     with pytest.raises(ExportError, match=r"ONNX needs onnxscript: pip install 'rankfold\[onnx\]'"):
         to_onnx(digits_model, example_input("digits-cnn"), tmp_path / "file")
@@ -129,3 +131,172 @@ def test_the_model_is_left_as_found(write, digits_model, tmp_path):
     assert all(module.training for module in digits_model.modules())
     assert all(torch.equal(before[name], value) for name, value in digits_model.state_dict().items())
     digits_model.eval()
+
+
+# ---- sizes other than the example's ---------------------------------------------------------------------------------
+
+
+def shapes(file) -> dict[str, list]:
+    """Of every input and output in an ONNX file: its axes, names where they are free."""
+    graph = onnx.load(file).graph
+    return {
+        value.name: [axis.dim_param or axis.dim_value for axis in value.type.tensor_type.shape.dim]
+        for value in (*graph.input, *graph.output)
+    }
+
+
+def ran(file, **inputs: Tensor) -> list[Tensor]:
+    session = onnxruntime.InferenceSession(file.read_bytes())
+    return [torch.from_numpy(x) for x in session.run(None, {k: v.numpy() for k, v in inputs.items()})]
+
+
+class Reduced(nn.Module):
+    """A network for pictures of any size, or of one size where ``flat``."""
+
+    def __init__(self, flat: bool = False) -> None:
+        super().__init__()
+        self.down = nn.Conv2d(3, 8, 3, stride=2, padding=1)
+        self.up = nn.ConvTranspose2d(8, 4, 2, stride=2)
+        self.head = nn.Linear(4 * 12 * 12, 5) if flat else nn.Conv2d(4, 5, 1)
+        self.flat = flat
+
+    def forward(self, image: Tensor) -> Tensor:
+        hidden = self.up(torch.relu(self.down(image)))
+        return self.head(hidden.flatten(1) if self.flat else hidden)
+
+
+def test_pictures_of_other_sizes(tmp_path):
+    net = Reduced().eval()
+    to_onnx(net, torch.zeros(1, 3, 12, 12), tmp_path / "file")
+    assert shapes(tmp_path / "file")["image"] == ["batch", 3, "height", "width"]
+    image = torch.randn(2, 3, 20, 14)
+    with torch.no_grad():
+        torch.testing.assert_close(ran(tmp_path / "file", image=image)[0], net(image), rtol=1e-4, atol=1e-5)
+
+
+def test_an_axis_that_the_model_fixes_is_fixed(tmp_path):
+    to_onnx(Reduced(flat=True).eval(), torch.zeros(1, 3, 12, 12), tmp_path / "file")
+    assert shapes(tmp_path / "file")["image"] == ["batch", 3, 12, 12]
+
+
+def test_sequences_of_other_lengths_with_their_mask(tmp_path):
+    net, batch = network("gpt2")
+    to_onnx(net, batch, tmp_path / "file")
+    found = shapes(tmp_path / "file")
+    assert list(found) == ["input_ids", "attention_mask", "logits"]  # its cache is left out
+    assert found["input_ids"] == ["batch", "sequence"]
+    ids = batch["input_ids"][:2, :6]
+    mask = torch.tensor([[0, 0, 1, 1, 1, 1], [1] * 6])
+    with torch.no_grad():
+        expected = net(input_ids=ids, attention_mask=mask).logits
+    (logits,) = ran(tmp_path / "file", input_ids=ids, attention_mask=mask)
+    torch.testing.assert_close(logits[1], expected[1], rtol=1e-4, atol=1e-5)
+    torch.testing.assert_close(logits[0, 2:], expected[0, 2:], rtol=1e-4, atol=1e-5)
+
+
+class Stretching(nn.Module):
+    """Weighs by the length; a graph of it keeps the number of one length."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.layer = nn.Linear(4, 4)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.layer(x) * (8 if torch.compiler.is_exporting() else x.shape[1])
+
+
+@pytest.mark.parametrize("write", [to_onnx, to_torch_export])
+def test_what_differs_at_another_length_alone_is_not_free(write, tmp_path, monkeypatch):
+    """The axis is fixed as in the example, and what is written computes the same there."""
+    looked = []
+    real = check_module.traced
+
+    def watched(root, example, fixed):
+        looked.append(fixed)
+        return real(root, example, fixed)
+
+    monkeypatch.setattr(check_module, "traced", watched)
+    write(Stretching().eval(), torch.zeros(1, 8, 4), tmp_path / "file")
+    assert looked == [set(), {(0, 1)}]
+
+
+# ---- outputs --------------------------------------------------------------------------------------------------------
+
+
+class Several(nn.Module):
+    """Two answers of different widths, given in one of the ways in which models give them."""
+
+    def __init__(self, how: str) -> None:
+        super().__init__()
+        self.wide, self.narrow, self.how = nn.Linear(6, 8), nn.Linear(6, 3), how
+
+    def forward(self, x: Tensor):
+        wide, narrow = self.wide(x), self.narrow(x)
+        return {
+            "tuple": lambda: (wide, narrow),
+            "logits last": lambda: {"states": wide, "logits": narrow},
+            "number between": lambda: (x.shape[0], None, narrow, wide),
+            "place of the largest first": lambda: (wide.argmax(1), narrow),
+            "nested": lambda: {"both": (narrow, {"z": wide}), "past_key_values": (wide, wide)},
+            "handed on": lambda: {"x": x, "narrow": narrow},
+        }[self.how]()
+
+
+OUTPUTS = {
+    "tuple": {"output_0": 8, "output_1": 3},
+    "logits last": {"states": 8, "logits": 3},
+    "number between": {"output_2": 3, "output_3": 8},
+    "place of the largest first": {"output_0": None, "output_1": 3},
+    "nested": {"both.0": 3, "both.1.z": 8},
+    "handed on": {"output_x": 6, "narrow": 3},
+}
+
+
+@pytest.mark.parametrize("how", OUTPUTS)
+def test_every_output_is_compared_under_its_name(how, tmp_path):
+    net = Several(how).eval()
+    assert to_onnx(net, torch.zeros(1, 6), tmp_path / "file") < 1e-5
+    assert to_torch_export(net, torch.zeros(1, 6), tmp_path / "program") < 1e-5
+    found = shapes(tmp_path / "file")
+    assert found.pop("x") == ["batch", 6]
+    assert {name: axes[1] if len(axes) > 1 else None for name, axes in found.items()} == OUTPUTS[how]
+
+
+def test_an_output_that_differs_is_named(tmp_path):
+    class Half(Drifting):
+        def forward(self, x: Tensor):
+            return {"steady": self.layer(x), "drifting": super().forward(x)}
+
+    with pytest.raises(ExportError, match="drifting: onnxruntime differs from the model by"):
+        to_onnx(Half().eval(), torch.zeros(1, 4), tmp_path / "file")
+
+
+def test_a_program_keeps_names_of_parameters_and_of_outputs(tmp_path):
+    net, batch = network("bert")
+    given = {key: value for key, value in batch.items() if key != "labels"}
+    to_torch_export(net, given, tmp_path / "file.pt2")
+    program = torch.export.load(tmp_path / "file.pt2")
+    assert set(program.state_dict) <= set(dict(net.named_parameters()) | dict(net.named_buffers()))
+    assert list(program.module()(**given)) == ["logits"]
+
+
+# ---- what cannot be, in words ---------------------------------------------------------------------------------------
+
+
+def test_a_precision_without_kernels_has_its_remedy(tmp_path):
+    half = nn.Sequential(nn.Linear(4, 4)).to(torch.bfloat16)
+    with pytest.raises(ExportError, match=r"computes in bfloat16, .* export model\.float\(\)"):
+        to_onnx(half, torch.zeros(1, 4), tmp_path / "file")
+    assert to_torch_export(half, torch.zeros(1, 4), tmp_path / "file") == 0
+    to_onnx(half.float(), torch.zeros(1, 4), tmp_path / "file")
+
+
+@pytest.mark.filterwarnings("ignore:`torch.jit.script` is deprecated:DeprecationWarning")
+@pytest.mark.parametrize("write", [to_onnx, to_torch_export])
+def test_torchscript_and_wrong_examples_are_told(write, tmp_path):
+    net = nn.Sequential(nn.Linear(4, 4))
+    with pytest.raises(ExportError, match="TorchScript, which cannot be traced again: export the network"):
+        write(torch.jit.script(net), torch.zeros(1, 4), tmp_path / "file")
+    with pytest.raises(ExportError, match="does not run on the example"):
+        write(net, torch.zeros(1, 3), tmp_path / "file")
+    assert "forward" not in vars(net)

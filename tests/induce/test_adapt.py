@@ -147,6 +147,39 @@ def test_ranks_of_their_own_by_tolerance(tmp_path):
     torch.testing.assert_close(loaded(x), model(x), rtol=1e-5, atol=1e-5)
 
 
+def one_alpha(directory) -> dict[str, Tensor]:
+    """The updates as a reader has them that takes one alpha for all and divides it by each layer's own rank."""
+    from safetensors.torch import load_file
+
+    alpha = json.loads((directory / "adapter_config.json").read_text())["lora_alpha"]
+    tensors, found = load_file(directory / "adapter_model.safetensors"), {}
+    for key in tensors:
+        if key.endswith(".lora_A.weight"):
+            a, b = tensors[key], tensors[key.replace("lora_A", "lora_B")]
+            found[key.removeprefix("base_model.model.").removesuffix(".lora_A.weight")] = alpha / len(a) * b @ a
+    return found
+
+
+def test_one_rank_and_one_alpha_for_readers_that_know_no_others(tmp_path):
+    peft = pytest.importorskip("peft")
+    model, (x, _) = trained(), samples()
+    with torch.no_grad():  # of rank 1 and 4
+        updates(model)["fc"].factors[1].mul_(torch.diag(torch.tensor([1.0, 0.0, 0.0])))
+    wanted = {name: adapted.update() for name, adapted in updates(model).items()}
+    for uniform in (False, True):
+        directory = save_adapter(model, tmp_path / str(uniform), tolerance=1e-6, uniform=uniform)
+        near = [
+            (found - wanted[name]).norm() < 1e-4 * wanted[name].norm() for name, found in one_alpha(directory).items()
+        ]
+        assert all(near) == uniform  # and without it such a reader is wrong
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            loaded = peft.PeftModel.from_pretrained(network(), directory)
+        torch.testing.assert_close(loaded(x), model(x), rtol=1e-5, atol=1e-5)
+    config = json.loads((tmp_path / "True" / "adapter_config.json").read_text())
+    assert (config["r"], config["rank_pattern"], config["alpha_pattern"]) == (4, {}, {})
+
+
 def test_hugging_face_conv1d(tmp_path):
     peft = pytest.importorskip("peft")
     from transformers.pytorch_utils import Conv1D

@@ -153,8 +153,12 @@ def test_a_model_that_cannot_be_copied_is_run_for_real():
 
 
 def test_errors_of_the_model_itself_come_through():
-    with pytest.raises(RuntimeError, match="shapes cannot be multiplied"):
-        model_cost(nn.Sequential(nn.Linear(4, 3)), torch.randn(2, 5))
+    class Failing(nn.Sequential):
+        def forward(self, x):
+            raise RuntimeError("of its own")
+
+    with pytest.raises(RuntimeError, match="of its own"):
+        model_cost(Failing(nn.Linear(4, 3)), torch.randn(2, 4))
 
 
 def test_flops_are_those_of_one_sample_whatever_the_batch():

@@ -300,6 +300,17 @@ def test_layers_inside_adapters_are_kept_until_they_are_merged():
     torch.testing.assert_close(small.merge_and_unload()(X), before, rtol=1e-5, atol=1e-5)
 
 
+def test_a_layer_that_an_adapter_keeps_two_copies_of_is_kept():
+    """Merging throws one of them away; the other one would no longer be what the adapter saves."""
+    import peft
+
+    config = peft.LoraConfig(r=4, target_modules=["a"], modules_to_save=["b"])
+    adapted = peft.get_peft_model(Two(), config).eval()
+    copies = [site for site in sites(adapted) if ".b." in site.name]
+    assert [site.name.rpartition("b.")[2] for site in copies] == ["original_module", "modules_to_save.default"]
+    assert all(site.forms == {Form.KEEP} and "merge first" in site.note for site in copies)
+
+
 # ---- settings of convolutions ----------------------------------------------------------------------------------------
 
 GIVEN = [

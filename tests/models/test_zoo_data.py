@@ -473,14 +473,14 @@ def test_splits_are_passed_through(monkeypatch):
         (([], tabular(3)), "train: the data set is empty"),
         (
             ([(torch.zeros(2), "cat")] * 3, tabular(3)),
-            "sample 0 is not a pair of a tensor and an integer label",
+            r"sample 0 is not \(input, target\)",
         ),
         (
             ([(torch.zeros(2), 0), (torch.zeros(2), 0.5)], tabular(3)),
             r"sample 1 has a target \(\) float32 and sample 0",
         ),
         (([(torch.zeros(2), 0), (torch.zeros(2),)], tabular(3)), "sample 1 has no target and sample 0 a target"),
-        (([torch.zeros(5, 3)] * 3, tabular(3)), "no validation can be taken from a list of batches"),
+        (([(torch.zeros(2), torch.zeros(2), 0)] * 3, tabular(3)), r"it has 3 members: .* \(\(a, b\), target\)"),
         (([(torch.zeros(2), -1)] * 3, tabular(3)), "label -1 is negative"),
         (
             ([(torch.zeros(2), 0), (torch.zeros(3), 0)], tabular(3)),
@@ -488,10 +488,35 @@ def test_splits_are_passed_through(monkeypatch):
         ),
         (([(torch.zeros(2), 0)], tabular(3)), "cannot hold out 1 samples of 1"),
         ((several(3, "tuple") + several(3, "dict"), tabular(3)), r"sample 3 is \{ids: .* and sample 0 is \(\(2,\)"),
-        ((DataLoader(tabular(3)), tabular(3)), "no validation can be taken from a DataLoader"),
     ],
 )
 def test_faults_of_a_users_data(monkeypatch, result, sentence):
     with pytest.raises(zoo.ZooError, match=sentence) as caught:
         zoo.load_data(offered(monkeypatch, result))
     assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    "train", [[torch.zeros(5, 3)] * 3, DataLoader(tabular(3)), Stream()], ids=lambda x: type(x).__name__
+)
+def test_of_two_parts_that_cannot_be_divided_the_second_is_chosen_on(monkeypatch, train):
+    data = zoo.load_data(offered(monkeypatch, (train, tabular(3))))
+    assert data.train is train
+    assert len(data.validation) == 3
+    assert data.test is None
+    with pytest.raises(zoo.ZooError, match=r"there is no test part: give --split validation"):
+        data.needed("test")
+
+
+@pytest.mark.parametrize("labelled", [True, False])
+def test_batches_of_several_inputs_are_batches_and_words_in_them_are_left(monkeypatch, labelled):
+    """As long as there is a batch axis in all of them, and more than that in one."""
+    x, target = torch.zeros(4, 3), {"labels": torch.zeros(4, dtype=torch.int64)} if labelled else {}
+    mapping = [{"a": x, "id": torch.arange(4), "name": ["x"] * 4} | target] * 5
+    pairs = [((x, x), *target.values())] * 5
+    for batches in (mapping, pairs):
+        assert zoo.load_data(offered(monkeypatch, (batches, batches, batches))).train is batches
+    samples = [{"ids": torch.zeros(3), "mask": torch.ones(3), "name": "x", "words": ["a", "b"]}] * 20
+    found = zoo.load_data(offered(monkeypatch, (samples, samples))).train
+    assert len(found) == 18
+    assert set(found[0][0]) == {"ids", "mask"}

@@ -122,7 +122,7 @@ def test_an_installed_module_needs_no_current_directory(tmp_path, monkeypatch):
         (":not_a_module", r"returned a dict, not an nn\.Module"),
         (":raises", "the factory raised RuntimeError: no such checkpoint$"),
         (":needs_argument", "the factory raised TypeError: .*'width'"),
-        (":bad_example", "example_input is a str, neither a tensor nor a tuple"),
+        (":bad_example", "example_input is a str: a tensor, or a tuple or dict of tensors was expected"),
         (":", "not of the form package.module:factory"),
         (":a:b", "not of the form package.module:factory"),
     ],

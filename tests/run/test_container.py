@@ -156,3 +156,24 @@ def test_factors_of_a_recovery_are_checked_against_their_names():
     short = FactorModel(np.ones((3, 1)), np.ones((1, 4)), 0.5, 0.0, 1.0, ("a",), ("x", "y", "z"))
     with pytest.raises(ValueError, match=r"f: damaged, or not factors .*for 1 and 3 names"):
         FactorModel.from_bytes(short.to_bytes(), "f")
+
+
+@settings(max_examples=60, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(draw=st.data())
+def test_a_change_anywhere_is_noticed(draw):
+    """Also inside of the numbers, which mean something whatever they are."""
+    content = bytearray(KIND.write(TENSORS, NOTE))
+    at = draw.draw(st.integers(0, len(content) - 1))
+    content[at] ^= 1 << draw.draw(st.integers(0, 7))
+    try:
+        found = KIND.read(bytes(content), both)
+    except ValueError:
+        return
+    tensors, note = found  # what is left are blanks behind the header, and names of other notes
+    assert note == NOTE
+    assert all(torch.equal(tensors[name], value) for name, value in TENSORS.items())
+
+
+def test_files_without_a_hash_are_those_of_the_first_release():
+    content = to_safetensors({"b": torch.ones(2)}, metadata={"rankfold.test": json.dumps(NOTE)})
+    assert KIND.read(content, both)[1] == NOTE

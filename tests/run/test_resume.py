@@ -16,7 +16,7 @@ from rankfold.compress.planning.profile import Profile
 from rankfold.pipeline import Settings, Tell, compress
 from rankfold.pipeline.trainings.config import parse
 from rankfold.run.claim import ClaimError, claimed
-from rankfold.store import StoreError
+from rankfold.store import StoreError, load
 from rankfold.train import Recipe, TrainingError, fit
 
 SETTINGS = Settings(curve=False, samples=64, method="truncate", slices=False)
@@ -189,5 +189,45 @@ def test_a_result_of_another_kind_is_refused_in_one_line(tmp_path, content):
     with pytest.raises(StoreError, match=r"result\.json: damaged \(loss: "):
         compress(network(), Data(), BUDGET, settings=SETTINGS, directory=tmp_path)
     (tmp_path / "run" / "request.json").write_text(content)
-    with pytest.raises(StoreError, match=r"request\.json: |was asked otherwise"):
+    with pytest.raises(StoreError, match=r"request\.json: |in a format that this release does not know"):
         compress(network(), Data(), BUDGET, settings=SETTINGS, directory=tmp_path)
+
+
+def test_a_plan_in_a_directory_holds_it_while_something_is_kept_there(tmp_path):
+    import rankfold as rf
+
+    data, seen = [torch.randn(32, 16) for _ in range(4)], []
+
+    def look(what: str, done: int, total: int) -> None:
+        if not seen:
+            seen.append(elsewhere(lambda: rf.plan(network(), BUDGET, "sequential", data, directory=tmp_path / "kept")))
+
+    rf.plan(network(), BUDGET, "sequential", data, directory=tmp_path / "kept", progress=look)
+    assert isinstance(seen[0], ClaimError)
+    assert "(plan)" in str(seen[0])
+    assert rf.plan(network(), BUDGET, "sequential", data, directory=tmp_path / "kept").changed  # and is free again
+    with claimed(tmp_path / "other", what="another job"):  # nothing is kept by this method
+        assert elsewhere(lambda: rf.plan(network(), BUDGET, "project", data, directory=tmp_path / "other")) is None
+
+
+@pytest.mark.parametrize("written", [1, 3, None])
+def test_a_run_of_another_format_is_not_taken_for_this_one(tmp_path, written):
+    """The first release noted the number of samples and their type: figures of other data would pass for these."""
+    asked = (network(), Data(), BUDGET)
+    made = compress(*asked, settings=SETTINGS, directory=tmp_path)
+    file = tmp_path / "run" / "request.json"
+    values = json.loads(file.read_text()) | {"format": written}
+    values["data"] = {
+        "train": "128 of TensorDataset",
+        "validation": "64 of TensorDataset",
+        "test": "64 of TensorDataset",
+    }
+    file.write_text(json.dumps(values))
+    with pytest.raises(StoreError) as caught:
+        compress(*asked, settings=SETTINGS, directory=tmp_path)
+    said = str(caught.value)
+    assert "\n" not in said
+    assert ("of the first release" in said) == (written == 1)
+    assert f"rankfold evaluate {tmp_path} measures its network" in said
+    assert load(tmp_path, network()).plan == made.plan  # as it says
+    assert compress(*asked, settings=SETTINGS, directory=tmp_path, restart=True).before.score == made.before.score

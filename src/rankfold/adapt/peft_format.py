@@ -8,8 +8,8 @@ from collections import Counter, defaultdict
 from collections.abc import Mapping
 from pathlib import Path
 
-import torch
 from torch import nn
+from torch.nn.functional import pad
 
 from rankfold.adapt.deep_lora import updates
 from rankfold.run.container import packed
@@ -17,14 +17,23 @@ from rankfold.run.files import write_atomically
 from rankfold.sites import unwrap
 
 
-def save_adapter(model: nn.Module, directory: str | Path, *, base_model: str = "", tolerance: float = 0.0) -> Path:
+def save_adapter(
+    model: nn.Module,
+    directory: str | Path,
+    *,
+    base_model: str = "",
+    tolerance: float = 0.0,
+    uniform: bool = False,
+) -> Path:
     """Write the updates of ``model`` as an ordinary LoRA adapter; returns the directory.
 
     ``adapter_model.safetensors`` and ``adapter_config.json``, for ``peft.PeftModel.from_pretrained(base, directory)``
     and whatever else reads LoRA; peft is not needed to write them. ``base_model``: the name or path of the base model
     to note. ``tolerance``: singular values of an update of at most this fraction of its largest are left out, so that
-    layers get ranks of their own (``rank_pattern``, ``alpha_pattern``). Raises ``ValueError`` for a model without
-    adapters, and for a layer that hangs in several places: PEFT would adapt the first of them alone.
+    layers get ranks of their own (``rank_pattern``, ``alpha_pattern``). ``uniform``: all get the largest of these ranks
+    by zeros, and one alpha, for readers that know one rank and one alpha alone; the updates stay what they are. Raises
+    ``ValueError`` for a model without adapters, and for a layer that hangs in several places: PEFT would adapt the
+    first of them alone.
     """
     found = updates(model)
     if not found:
@@ -34,14 +43,16 @@ def save_adapter(model: nn.Module, directory: str | Path, *, base_model: str = "
             f"tolerance is a fraction of the largest singular value, at least 0 and below 1: {tolerance!r}"
         )
     _check_places(model, found)
-    tensors: dict[str, torch.Tensor] = {}
-    ranks: dict[str, int] = {}
-    for name, adapted in found.items():
-        a, b = adapted.lora(tolerance)
-        ranks[name] = len(a)
-        for key, matrix in (("A", a), ("B", b)):
-            tensor = matrix.to(adapted.factors[0].dtype)
-            tensors[f"base_model.model.{name}.lora_{key}.weight"] = tensor
+    pairs = {name: adapted.lora(tolerance) for name, adapted in found.items()}
+    if uniform:
+        most = max(len(a) for a, _ in pairs.values())
+        pairs = {name: (pad(a, (0, 0, 0, most - len(a))), pad(b, (0, most - len(a)))) for name, (a, b) in pairs.items()}
+    ranks = {name: len(a) for name, (a, _) in pairs.items()}
+    tensors = {
+        f"base_model.model.{name}.lora_{key}.weight": matrix.to(found[name].factors[0].dtype)
+        for name, pair in pairs.items()
+        for key, matrix in zip("AB", pair, strict=True)
+    }
     rank = Counter(ranks.values()).most_common(1)[0][0]
     scaling = next(iter(found.values())).scaling
     config = {

@@ -55,13 +55,18 @@ class Loaded:
             raise StoreError(f"{self.spec}: not a saved model")
         return self.stored
 
+    @property
+    def known_example(self) -> Example | None:
+        """One input, where data or the factory tell; None otherwise."""
+        return self.example if self.data is None else self.needed_example()
+
     def needed_example(self) -> Example:
         if self.data is not None:
             return first_example(self.model, self.data.train)
         if self.example is None:
             raise ZooError(
-                f"{self.spec}: the shape of an input is not known: give --data NAME, or set an attribute "
-                "example_input on the factory"
+                f"{self.spec}: the shape of an input is not known: give --data NAME, or set an attribute example_input "
+                "on the factory, a tensor, or a tuple or dict of arguments"
             )
         return self.example
 
@@ -230,20 +235,13 @@ def _noted_classes(notes: Any) -> int | None:
 
 
 def _noted_input(notes: Any) -> tuple[int, ...] | None:
-    noted = notes.get("input")
-    shape = noted.get("shape") if isinstance(noted, dict) else None
-    if not isinstance(shape, list) or not all(isinstance(size, int) and 0 < size < 1 << 20 for size in shape):
-        return None
-    return tuple(shape)
+    """The shape of one input where there is one, without the axis of samples."""
+    noted = Example.from_note(notes.get("input"))
+    tensors = () if noted is None or noted.kwargs else noted.args
+    return tuple(tensors[0].shape[1:]) if len(tensors) == 1 and isinstance(tensors[0], torch.Tensor) else None
 
 
 def _noted_example(notes: Any, built: Resolved) -> Example | None:
     if built.example_input is not None:
         return Example.of(built.example_input)
-    shape = _noted_input(notes)
-    if shape is None:
-        return None
-    dtype = getattr(torch, str(notes["input"].get("dtype")), None)
-    if not isinstance(dtype, torch.dtype):
-        return None
-    return Example.of(torch.zeros(1, *shape, dtype=dtype))
+    return Example.from_note(notes.get("input"))

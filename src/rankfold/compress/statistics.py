@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, NotRequired
@@ -25,11 +25,12 @@ from rankfold.observe.layout import laid_out, layout_for
 from rankfold.observe.passes import held
 from rankfold.run.container import Kind
 from rankfold.run.files import write_atomically
-from rankfold.run.memory import give_back
+from rankfold.run.memory import available, give_back
 from rankfold.run.progress import Progress, showing
 from rankfold.run.team import Team
 from rankfold.sites import Site, SiteList, split_attention, unwrap
 
+FREE = 0.9  # of the memory that is free: what moments may take
 _ROWS = 8  # one row in so many is held back where rows cannot be told by samples
 
 
@@ -139,6 +140,27 @@ def _built(tensors: Mapping[str, Tensor], note: _Note) -> Statistics:
     return Statistics(found, note["samples"], tuple(note["unreached"]), note.get("model", ""))
 
 
+def moments_bytes(site: Site) -> int:
+    """Memory of the moments of one site at its ``side``, and of decomposing them."""
+    m, n = site.shape
+    side = m if site.layer.side == "output" else n
+    return 8 * site.groups * (4 * side * side + m * n)
+
+
+def check_affordable(found: Sequence[Site]) -> None:
+    """``ValueError`` where the moments of these sites need more memory than is free; names the largest."""
+    need, free = sum(map(moments_bytes, found)), available()
+    if free is None or need <= FREE * free:
+        return
+    largest = max(found, key=moments_bytes)
+    raise ValueError(
+        f"second moments of {len(found)} layers would take {need / 1e9:,.1f} GB, and {free / 1e9:,.1f} GB are free "
+        f"({largest.title} alone {moments_bytes(largest) / 1e9:,.1f} GB): leave layers out (--exclude, where=), take "
+        "method 'sequential', which measures a few at a time (--memory, Calibration(memory=…)), or 'truncate', which "
+        "needs none"
+    )
+
+
 @showing
 def calibrate(
     model: nn.Module,
@@ -158,11 +180,13 @@ def calibrate(
     few): their moments are kept apart. On the first ``metric_samples`` also the output metrics (see
     ``rankfold.compress.metric``; 0 for none), of the answers of ``objective``; None: every floating output. Cost: the
     forward passes, one backward pass for the metrics, and d² for each row at each site, d its ``side``. Raises
-    ``ValueError`` for empty data and for a site whose weights or activations are not finite. Hooks, mode and gradients
-    are left as found. With a ``team`` every process takes its share of the batches and ends with the statistics of all.
+    ``ValueError`` for empty data, for a site whose weights or activations are not finite, and for moments that would
+    not fit into memory. Hooks, mode and gradients are left as found. With a ``team`` every process takes its share of
+    the batches and ends with the statistics of all.
     """
     seen = Samples(data, samples, batch_size, team=team or Team())
     root, asked = unwrap(model), objective or Teacher()
+    check_affordable(sites.reducible)
     if metric_samples:
         check_rereadable(data)
     with evaluating(root), split_attention(root):

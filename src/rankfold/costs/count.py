@@ -12,12 +12,12 @@ from torch import nn
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.nn.parameter import UninitializedParameter
 
-from rankfold.batches import evaluating, tensors_in
+from rankfold.batches import evaluating, explained, tensors_in
 from rankfold.costs.cost import Cost
 from rankfold.costs.counter import Counter
 from rankfold.costs.example import Example
 from rankfold.costs.reads import Calls, WeightReads
-from rankfold.sites import Call, Form, Site, SiteList, split_attention, unwrap
+from rankfold.sites import Call, Form, Site, SiteList, packed, split_attention, stored, unwrap
 
 # parameters of a model, and elements of its input, with which it is run for real to count its FLOPs
 _REALLY = 20_000_000, 1_000_000
@@ -57,7 +57,13 @@ class Traced:
 def _count(model: nn.Module, example: Example, sites: Sequence[Site]) -> Traced:
     layers = [(site, model.get_submodule(site.name)) for site in sites]
     reads = WeightReads(layers)
-    with Calls(layers, reads) as calls, Counter() as counter, sdpa_kernel(SDPBackend.MATH), reads:
+    with (
+        Calls(layers, reads) as calls,
+        Counter() as counter,
+        sdpa_kernel(SDPBackend.MATH),
+        reads,
+        explained(model.named_modules),
+    ):
         model(*example.args, **example.kwargs)
     seen = {s.name: [*calls.seen.get(s.name, ()), *reads.calls.get(s.name, ())] for s in sites}
     seen = {name: found for name, found in seen.items() if found}
@@ -118,14 +124,18 @@ def _on_meta(model: nn.Module, example: Example, sites: Sequence[Site]) -> Trace
 def storage(model: nn.Module) -> tuple[int, int]:
     """(parameters, bytes of parameters and buffers) of a model; shared tensors count once.
 
+    What quantised layers keep out of both counts too, and a weight takes the bytes of the tensors that hold it.
+
     Raises ``ValueError`` for a parameter that has no shape yet.
     """
     model = unwrap(model)
     for name, parameter in model.named_parameters():
         if isinstance(parameter, UninitializedParameter):
             raise ValueError(f"{name} has no shape yet: run the model once first (lazy module)")
-    params = sum(p.numel() for p in model.parameters())
-    return params, sum(t.numel() * t.element_size() for t in (*model.parameters(), *model.buffers()))
+    hidden = packed(model.named_modules()).values()
+    params = sum(p.numel() for p in model.parameters()) + sum(x.numel() for x in hidden if x.dim())
+    held = (part for tensor in (*model.parameters(), *model.buffers(), *hidden) for part in stored(tensor))
+    return params, sum(part.numel() * part.element_size() for part in held)
 
 
 def trace(model: nn.Module, example: Any, sites: SiteList | None = None) -> tuple[int, Mapping[str, Sequence[Call]]]:

@@ -95,6 +95,14 @@ def _integers(a: Tensor, b: Tensor, *_: Any, **__: Any) -> int:
     return 2 * a.shape[0] * a.shape[1] * b.shape[1]
 
 
+def _quantized_linear(x: Tensor, *_: Any, out_val: Any = None, **__: Any) -> int:
+    return 2 * out_val.numel() * x.shape[-1]
+
+
+def _quantized_convolution(_: Tensor, weights: Any, *__: Any, out_val: Any = None, **___: Any) -> int:
+    return 2 * out_val.numel() * prod(weights.unpack()[0].shape[1:])
+
+
 def _formulas() -> dict[Any, Callable[..., int]]:
     found: dict[Any, Callable[..., int]] = {}
     formulas: dict[str, Any] = {
@@ -116,6 +124,13 @@ def _formulas() -> dict[Any, Callable[..., int]]:
     for name, formula in formulas.items():
         if hasattr(aten, name):  # not every version of torch has every one
             found[getattr(aten, name)] = formula
+    quantized = torch.ops.quantized
+    found |= {
+        getattr(quantized, f"linear{kind}"): _quantized_linear for kind in ("", "_relu", "_dynamic", "_relu_dynamic")
+    }
+    found |= {
+        getattr(quantized, f"conv{dims}d{kind}"): _quantized_convolution for dims in (1, 2, 3) for kind in ("", "_relu")
+    }
     return found
 
 
@@ -125,7 +140,7 @@ _OWN = ("aten", "prim", "prims", "profiler", "debugprims", "c10d", "_c10d_functi
 _MULTIPLY = (
     "linalg_", "_linalg", "_fft", "fft_", "_cdist", "cdist", "cholesky", "triangular_solve", "lu_", "_lu", "miopen",
     "mkldnn_linear", "mkldnn_convolution", "_native_multi_head", "_transformer_encoder", "_weight_int", "_sparse",
-    "sspaddmm", "_thnn_fused", "geqrf", "householder", "ormqr", "grid_sampler", "_addmm_activation",
+    "sspaddmm", "_thnn_fused", "quantized_", "geqrf", "householder", "ormqr", "grid_sampler", "_addmm_activation",
 )  # fmt: skip
 """Beginnings of the names of torch's operations that do more than one step for each number, and have no formula."""
 

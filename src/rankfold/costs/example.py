@@ -4,12 +4,15 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
+from math import prod
 from typing import Any
 
 import torch
 from torch import Tensor
 
 from rankfold.batches import mapped, moved, tensors_in
+
+_LARGEST = 1 << 28  # numbers in one input that a file may ask for
 
 
 @dataclass(frozen=True)
@@ -34,6 +37,27 @@ class Example:
             raise ValueError("the example input holds no tensor: give a tensor, a tuple of arguments or a dict")
         return cls(args, kwargs, tensors[0].shape[0] if tensors[0].dim() else 1)
 
+    def noted(self) -> dict[str, Any] | None:
+        """Shapes and dtypes as plain values, from which ``from_note`` makes an input alike; None for nested inputs."""
+        try:
+            args = [_noted(value, self.samples) for value in self.args]
+            kwargs = {str(name): _noted(value, self.samples) for name, value in self.kwargs.items()}
+        except TypeError:
+            return None
+        return args[0] if len(args) == 1 and not kwargs and "shape" in args[0] else {"args": args, "kwargs": kwargs}
+
+    @classmethod
+    def from_note(cls, note: Any) -> Example | None:
+        """One sample alike the one that was noted: zeros, whole numbers as large as there; None for anything else."""
+        try:
+            if "shape" in note:
+                return cls.of(_of_note(note))
+            args = tuple(map(_of_note, note["args"]))
+            kwargs = {str(name): _of_note(value) for name, value in dict(note["kwargs"]).items()}
+            return cls.of(args) if not kwargs else cls(args, kwargs, 1)
+        except (TypeError, KeyError, ValueError, AttributeError, RuntimeError):
+            return None
+
     def to(self, device: torch.device | str, dtype: torch.dtype | None = None) -> Example:
         return Example(moved(self.args, device, dtype), moved(self.kwargs, device, dtype), self.samples)
 
@@ -41,6 +65,36 @@ class Example:
         """On the device and in the floating dtype of a model's parameters."""
         parameter = next((p for p in parameters if p.is_floating_point()), None)
         return self if parameter is None else self.to(parameter.device, parameter.dtype)
+
+
+def _noted(value: Any, samples: int) -> dict[str, Any]:
+    """One argument: a tensor by its shape (without the axis of samples, unless it has none), another by its value."""
+    if value is None or isinstance(value, bool | int | float | str):
+        return {"value": value}
+    if not isinstance(value, Tensor):
+        raise TypeError(type(value).__name__)
+    batched = value.dim() > 0 and value.shape[0] == samples
+    note: dict[str, Any] = {
+        "shape": list(value.shape[1:] if batched else value.shape), "dtype": str(value.dtype).removeprefix("torch."),
+    }  # fmt: skip
+    note |= {} if batched else {"whole": True}
+    if not (value.is_floating_point() or value.is_complex()) and value.numel():
+        note["fill"] = int(value.max())  # an id that there is, a mask that hides nothing
+    return note
+
+
+def _of_note(note: Any) -> Any:
+    if "value" in note:
+        value = note["value"]
+        if value is not None and not isinstance(value, bool | int | float | str):
+            raise TypeError(type(value).__name__)
+        return value
+    shape, dtype = note["shape"], getattr(torch, str(note["dtype"]))
+    whole = isinstance(shape, list) and all(type(size) is int and size > 0 for size in shape)
+    if not whole or prod(shape) > _LARGEST or not isinstance(dtype, torch.dtype):
+        raise ValueError("no shape and dtype of an input")
+    size = tuple(shape) if note.get("whole") else (1, *shape)
+    return torch.full(size, int(note.get("fill", 0)), dtype=dtype)
 
 
 def with_batch(example: Any, batch: int) -> Example:

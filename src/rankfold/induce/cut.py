@@ -18,7 +18,7 @@ Layers = Collection[DynamicLowRank]
 
 @dataclass
 class Cut:
-    """``budget``: numbers that all layers may take when factored, or None. It is reached over ``reach`` windows, of them
+    """``budget``: numbers that all layers may take when factored, or None. Reached over ``reach`` windows, of which
     ``closed`` have ended, from ``first`` numbers at the end of the first."""
 
     tolerance: float

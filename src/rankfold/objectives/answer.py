@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 # what a model hands on besides its answer: caches, states of its layers, a loss it computed itself
-_INTERNAL = ("past_key_values", "loss", "aux_loss", "z_loss", "router_logits", "cache_params", "mems", "rope_deltas")
+INTERNAL = ("past_key_values", "loss", "aux_loss", "z_loss", "router_logits", "cache_params", "mems", "rope_deltas")
 _STATES = ("hidden_state", "hidden_states", "attentions", "pooler_output")
 
 
@@ -66,13 +66,18 @@ def counting_tensors(output: Any) -> list[tuple[str, Tensor]]:
 
     Where a mapping holds nothing but states, such as the output of an encoder, its last state counts.
     """
-    every = [(name, tensor) for name, tensor in _walk("", output) if tensor.is_floating_point()]
+    every = [(name, tensor) for name, tensor in named_tensors(output) if tensor.is_floating_point()]
     found = [(name, tensor) for name, tensor in every if tensor.dim()] or every
     outer = [(name, tensor) for name, tensor in found if not name.split(".")[0].endswith(_STATES)]
     if outer or not found:
         return outer
     last = [(name, tensor) for name, tensor in found if name == "last_hidden_state"]
     return last or found
+
+
+def named_tensors(output: Any) -> list[tuple[str, Tensor]]:
+    """Every tensor of an output with its place, in order, but for caches and losses that it hands on."""
+    return list(_walk("", output))
 
 
 def _walk(place: str, value: Any) -> Iterator[tuple[str, Tensor]]:
@@ -87,7 +92,7 @@ def _walk(place: str, value: Any) -> Iterator[tuple[str, Tensor]]:
     elif hasattr(value, "__dataclass_fields__"):
         members = ((name, getattr(value, name)) for name in value.__dataclass_fields__)
     for name, member in members:
-        if place or str(name) not in _INTERNAL:
+        if place or str(name) not in INTERNAL:
             yield from _walk(f"{place}.{name}" if place else str(name), member)
 
 

@@ -91,4 +91,4 @@ def change(now: Tensor, then: Tensor) -> float:
     """Between two ``assumed_rows``, summed over the rows: KL divergence, or the squared change over the mean square."""
     if then.shape[1] == 1:
         return float((now - then).square().sum() / then.square().mean().clamp_min(torch.finfo(then.dtype).tiny))
-    return float(F.kl_div(now, then, reduction="sum", log_target=True))
+    return max(float(F.kl_div(now, then, reduction="sum", log_target=True)), 0.0)  # rounding leaves -1e-17

@@ -63,7 +63,7 @@ class Embedding(Objective):
         self, output: Any, taught: Any, batch: Any = None, temperature: float = 1.0, scales: Scales | None = None
     ) -> tuple[Tensor, int]:
         now, then = self.vectors(output, batch), self.vectors(taught, batch)
-        return (1 - F.cosine_similarity(now, then.to(now), dim=-1)).mean(), len(now)
+        return (1 - F.cosine_similarity(now, then.to(now), dim=-1)).clamp_min(0).mean(), len(now)
 
     def measure(self, output: Any, batch: Any, taught: Any = None) -> dict[str, Tensor]:
         if taught is None:
@@ -71,7 +71,7 @@ class Embedding(Objective):
         now, then = (F.normalize(self.vectors(x, batch).double(), dim=-1) for x in (output, taught))
         cosine = (now * then).sum(-1)
         return {
-            "count": torch.tensor(size_of(batch)), "loss": (1 - cosine).sum(), "cosine": cosine.sum(),
+            "count": torch.tensor(size_of(batch)), "loss": (1 - cosine).clamp_min(0).sum(), "cosine": cosine.sum(),
             "now[]": now.float(), "then[]": then.float(),
         }  # fmt: skip
 

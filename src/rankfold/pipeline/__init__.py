@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from rankfold.pipeline.analysis import SiteAnalysis, analyse
+    from rankfold.pipeline.carry import Carrying, carry_out_
     from rankfold.pipeline.curve import Point, quality_curve
     from rankfold.pipeline.delivery import model_notes
     from rankfold.pipeline.drawing import spectra_svg, write_analysis
@@ -26,6 +27,7 @@ if TYPE_CHECKING:
 
 _ROOMS = {
     "analysis": ("SiteAnalysis", "analyse"),
+    "carry": ("Carrying", "carry_out_"),
     "curve": ("Point", "quality_curve"),
     "delivery": ("model_notes",),
     "drawing": ("spectra_svg", "write_analysis"),
@@ -45,6 +47,7 @@ _HOME = {name: f"{__name__}.{room}" for room, names in _ROOMS.items() for name i
 _HOME["Tell"] = "rankfold.run.progress"
 
 __all__ = [
+    "Carrying",
     "ConfigError",
     "Figures",
     "Point",
@@ -59,6 +62,7 @@ __all__ = [
     "quality_curve",
     "analyse",
     "calibration_part",
+    "carry_out_",
     "check_place",
     "compress",
     "compressed_copy",

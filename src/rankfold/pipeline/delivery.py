@@ -9,7 +9,7 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any, NotRequired
 
-from torch import Tensor, nn
+from torch import nn
 from typing_extensions import TypedDict
 
 from rankfold.compress.methods import method_named
@@ -31,18 +31,14 @@ from rankfold.store import StoreError, load, save
 from rankfold.train import History
 
 
-def model_notes(spec: str, data: Any, example: Example, objective: Inferred | None = None) -> dict[str, Any]:
+def model_notes(spec: str, data: Any, example: Example | None, objective: Inferred | None = None) -> dict[str, Any]:
     """What a saved model keeps, to be built, fed and judged again: its name, the data's, the shape of one input, and
     the objective with the reason for it."""
-    inputs = [x for x in example.args if isinstance(x, Tensor)]
-    plain = len(inputs) == len(example.args) == 1 and not example.kwargs
     return {
         "model": spec,
         "data": getattr(data, "name", ""),
         "classes": getattr(data, "classes", None),
-        "input": {"shape": list(inputs[0].shape[1:]), "dtype": str(inputs[0].dtype).removeprefix("torch.")}
-        if plain
-        else None,
+        "input": None if example is None else example.noted(),
     } | ({} if objective is None else {"objective": objective.objective.name, "objective_why": objective.why})
 
 

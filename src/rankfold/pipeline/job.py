@@ -29,7 +29,7 @@ from rankfold.costs import Example
 from rankfold.costs import check as check_cost
 from rankfold.objectives import Evaluation, Figure, Inferred
 from rankfold.pipeline.curve import SAMPLES, Curve, quality_curve
-from rankfold.pipeline.delivery import close, finished, read_result, save_result, write_page
+from rankfold.pipeline.delivery import close, finished, model_notes, read_result, save_result, write_page
 from rankfold.pipeline.heldout import layer_errors, over_fitted
 from rankfold.pipeline.kept import keep_plan, keep_quality, kept_plan, kept_quality
 from rankfold.pipeline.measure import calibration_part, figures, first_example, held_out, samples_of
@@ -43,11 +43,14 @@ from rankfold.report.quantities import count, percent
 from rankfold.run.claim import claimed
 from rankfold.run.progress import Tell, shown
 from rankfold.sites.find import Where
+from rankfold.store import save
 from rankfold.train import History, TrainingError, choose, evaluate
 from rankfold.train.breakdown import at_chance
+from rankfold.train.feed import length
 from rankfold.zoo.data import parts_of
 
 LATENCY_BATCHES = (1, 64)
+_KNOWN = 0.05, 3.0  # points, and standard errors, by which samples are known too well to be new
 BOTTLENECKS = 1024  # calibration samples on which they are measured: r × r moments need fewer than those of a weight
 
 
@@ -133,11 +136,13 @@ class _Job:
         self.tell.say(f"plan: {summary(made)}")
         small, score = self.built(made, known, calibration, objective)
         self.tell.say(f"validation {before.name}: {before.text} before, {score.judged.text} compressed")
+        self.keep(small, made, example, objective)
         untuned = (small, score)
         small, score = self.block_tuned(small, score, calibration, objective)
         tuned, history = self.finetuned(small, objective)
         validation = {"before": before, "compressed": score.judged}
-        if history is not None:
+        if history is not None and tuned is not None:
+            self.keep(tuned, made, example, objective)
             validation["finetuned"] = _kept(history, score)
             self.tell.say(
                 f"validation {before.name}: {validation['finetuned'].text} after fine-tuning, "
@@ -145,8 +150,12 @@ class _Job:
             )
         result = self.measured(made, small, tuned, example, validation, history, objective)
         result = replace(
-            result, remarks=(*unlearned, *(() if quality is None else quality.notes), *result.remarks), quality=quality
-        )
+            result, quality=quality,
+            remarks=(
+                *unlearned, *(() if quality is None else quality.notes), *result.remarks,
+                *_known_samples(start, result.before.score, self.data.validation, result.split),
+            ),
+        )  # fmt: skip
         if self.directory is None:
             return replace(result, seconds=time.perf_counter() - began)
         inside = self.bottlenecks(result, calibration, objective)
@@ -159,6 +168,11 @@ class _Job:
         result = replace(result, seconds=time.perf_counter() - began)
         close(self.directory, result)
         return result
+
+    def keep(self, network: nn.Module, made: Plan, example: Example, objective: Inferred) -> None:
+        """Save what is finished, before a later step can fail."""
+        if self.directory is not None:
+            save(network, made, self.directory, notes=model_notes(self.settings.model, self.data, example, objective))
 
     def scored(self, network: nn.Module, objective: Inferred) -> Evaluation:
         chosen = objective.objective
@@ -282,9 +296,11 @@ class _Job:
                 objective=objective.objective,
             )
         except TrainingError as error:
-            raise TrainingError(
-                f"fine-tuning: {error} (without it, --finetune-epochs 0 --restart, the compressed network is saved)"
-            ) from error
+            kept = ""
+            if self.directory is not None:
+                again = "--finetune-epochs 0 --restart measures it"
+                kept = f"; the compressed network is saved in {self.directory} as it is ({again})"
+            raise TrainingError(f"fine-tuning: {error}{kept}") from error
         return tuned, history
 
     def measured(
@@ -309,7 +325,6 @@ class _Job:
         remarks = [
             *made.notes,
             *([differs] if differs else []),
-            *_known_samples(validation["before"], scores["before"].judged, name),
         ]
         if history is not None and history.stopped is not None:
             remarks.append(history.stopped)
@@ -407,13 +422,21 @@ def _unlearned(start: Evaluation) -> tuple[str, ...]:
     )
 
 
-def _known_samples(validation: Figure, held_out: Figure, name: str) -> tuple[str, ...]:
-    """A sentence where the original knows its validation samples too well to have been trained without them."""
-    if validation.unit != "fraction" or validation.better(held_out) < 0.05:
+def _known_samples(validation: Evaluation, held_out: Evaluation, part: Any, name: str) -> tuple[str, ...]:
+    """A sentence where the original knows its validation samples too well to have been trained without them.
+
+    By at least five points, and by more than three standard errors of the difference of two shares.
+    """
+    known, new = validation.judged, held_out.judged
+    if known.unit != "fraction" or name == "validation" or known.better(new) < _KNOWN[0]:
+        return ()
+    counts = [max(1, min(validation.count, length(part) or validation.count)), max(1, held_out.count)]
+    share = (known.value * counts[0] + new.value * counts[1]) / sum(counts)
+    if known.better(new) < _KNOWN[1] * (share * (1 - share) * sum(1 / count for count in counts)) ** 0.5:
         return ()
     return (
-        f"the original reaches {validation} on the validation split and {held_out.text} on the {name} "
-        "split: it was probably trained on the former, which still ranks choices but flatters them",
+        f"the original reaches {known} on the validation split and {new.text} on the {name} split: it was probably "
+        "trained on the former, which still ranks choices but flatters them",
     )
 
 

@@ -41,12 +41,29 @@ def compressed_copy(
     it over ``validation``.
     """
     tell = progress or (lambda what, done, total: None)
+    small = copy.deepcopy(model)
+    apply_(small, plan, profile, method=method, progress=lambda _, done, total: tell("factoring", done, total))
+    return mended(
+        small, model, plan, calibration, validation, reference=reference, objective=objective, repaired=repaired
+    )
+
+
+def mended(
+    small: nn.Module,
+    model: nn.Module,
+    plan: Plan,
+    calibration: Any,
+    validation: Any,
+    *,
+    reference: Reference | None = None,
+    objective: Objective | str | None = None,
+    repaired: int | None = None,
+) -> tuple[nn.Module, Evaluation]:
+    """What ``compressed_copy`` does with ``small``, to which ``plan`` was applied; ``small`` itself may be returned."""
 
     def scored(network: nn.Module) -> Evaluation:
         return evaluate(network, validation, role="validation", objective=objective, teacher=model)
 
-    small = copy.deepcopy(model)
-    apply_(small, plan, profile, method=method, progress=lambda _, done, total: tell("factoring", done, total))
     fitted = None
     if plan.factors is not None:
         fitted = copy.deepcopy(small), scored(small)

@@ -133,9 +133,19 @@ def forget(directory: Path) -> None:
 
 def _read(file: Path) -> dict[str, Any]:
     try:
-        return read_object(file, "a request of rankfold", "give another directory, or --restart")
+        found = read_object(file, "a request of rankfold", "give another directory, or --restart")
     except (OSError, ValueError) as error:
         raise StoreError(str(error)) from None
+    known, directory = found.get("format"), file.parent.parent
+    if known == FORMAT:
+        return found
+    why = "in a format that this release does not know"
+    if known == 1:
+        why = "of the first release, which noted how many samples the data had and not what is in them"
+    raise StoreError(
+        f"{directory} holds a run {why}, so that it cannot be told whether this is the same request: rankfold evaluate "
+        f"{directory} measures its network; for a new run give another directory, or --restart (restart=True)"
+    )
 
 
 PLACE = Place(

@@ -6,6 +6,7 @@ what it was to be, and the remedy.
 
 from __future__ import annotations
 
+import hashlib
 import json
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
@@ -22,6 +23,7 @@ from torch import Tensor
 N = TypeVar("N")
 T = TypeVar("T")
 
+_HASH = "rankfold.sha256"
 # what reading foreign content may raise, whatever it is made of
 FAULTS = (
     SafetensorError, ValueError, KeyError, IndexError, TypeError, AttributeError, RuntimeError, OverflowError,
@@ -51,10 +53,12 @@ class Kind(Generic[N]):
     def write(self, tensors: Mapping[str, Tensor], note: N, **more: str) -> bytes:
         """The bytes of a file; the same tensors and note give the same bytes. ``more``: further metadata, as text.
 
-        Tensors come to the CPU, contiguous; two that share memory are written twice.
+        A file whose note has a key holds its own hash, by which ``read`` notices any change. Tensors come to the CPU,
+        contiguous; two that share memory are written twice.
         """
-        own = {self.key: json.dumps(note)} if self.key else dict(cast(Mapping[str, str], note))
-        return packed(tensors, own | more)
+        if not self.key:
+            return packed(tensors, dict(cast(Mapping[str, str], note)) | more)
+        return _signed(packed(tensors, {self.key: json.dumps(note)} | more))
 
     def read(self, source: str | Path | bytes, build: Callable[[dict[str, Tensor], N], T], name: str = "") -> T:
         """``build(tensors, note)`` of a file, or of its bytes, which ``name`` then names in errors.
@@ -65,6 +69,7 @@ class Kind(Generic[N]):
         file = name or ("" if isinstance(source, bytes) else str(source))
         data = source if isinstance(source, bytes) else Path(source).read_bytes()
         try:
+            _check_signed(data)
             return build(load(data), self._noted(metadata(data)))
         except FAULTS as error:
             where = f"{file}: " if file else ""
@@ -87,11 +92,37 @@ def packed(tensors: Mapping[str, Tensor], metadata: Mapping[str, str] | None = N
     # safetensors writes metadata in an order that is drawn anew each time
     size = int.from_bytes(data[:8], "little")
     header = json.loads(data[8 : 8 + size])
-    text = json.dumps(
-        {"__metadata__": dict(sorted(metadata.items()))} | header, separators=(",", ":"), ensure_ascii=False
-    ).encode()
+    return b"".join((_header(metadata, header), memoryview(data)[8 + size :]))
+
+
+def _header(metadata: Mapping[str, str], tensors: Mapping[str, Any]) -> bytes:
+    """What a file begins with: the length of the header, and the header."""
+    everything = ({"__metadata__": dict(sorted(metadata.items()))} if metadata else {}) | dict(tensors)
+    text = json.dumps(everything, separators=(",", ":"), ensure_ascii=False).encode()
     text += b" " * (-len(text) % 8)
-    return b"".join((len(text).to_bytes(8, "little"), text, memoryview(data)[8 + size :]))
+    return len(text).to_bytes(8, "little") + text
+
+
+def _signed(data: bytes) -> bytes:
+    """The same file with the hash of all that it is without it."""
+    size = int.from_bytes(data[:8], "little")
+    header = json.loads(data[8 : 8 + size])
+    known = header.pop("__metadata__", {}) | {_HASH: hashlib.sha256(data).hexdigest()}
+    return b"".join((_header(known, header), memoryview(data)[8 + size :]))
+
+
+def _check_signed(data: bytes) -> None:
+    """``ValueError`` where a file holds a hash that is not its own; those of the first release hold none."""
+    known = metadata(data)
+    if _HASH not in known:
+        return
+    size = int.from_bytes(data[:8], "little")
+    header = parsed(data[8 : 8 + size])
+    del header["__metadata__"]
+    found = hashlib.sha256(_header({key: value for key, value in known.items() if key != _HASH}, header))
+    found.update(memoryview(data)[8 + size :])
+    if found.hexdigest() != known[_HASH]:
+        raise ValueError("its sha256 is not the one that it holds: it was changed since it was written")
 
 
 def _plain(tensor: Tensor) -> Tensor:

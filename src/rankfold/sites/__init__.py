@@ -21,18 +21,19 @@ from rankfold.sites.factored import (
     weights_of,
 )
 from rankfold.sites.find import FOLD_FIRST, NOT_SELECTED, Names, fits, read_layer, register_reader, sites, unwrap
+from rankfold.sites.foreign import QUANTIZED, check_ordinary, packed, stored, why_tensor
 from rankfold.sites.hooks import carry_hooks_
 from rankfold.sites.linear import LinearLayer
 from rankfold.sites.product import Product, factors_of, ordinary_class, products
 from rankfold.sites.site import Site, SiteList
 
 __all__ = [
-    "Call", "FOLD_FIRST", "Factors", "Form", "Layer", "LinearLayer", "NOT_SELECTED", "Names", "Product",
+    "Call", "FOLD_FIRST", "Factors", "Form", "Layer", "LinearLayer", "NOT_SELECTED", "Names", "Product", "QUANTIZED",
     "Site", "SiteList", "bottleneck_rows", "carry_hooks_",
     "factored_sites", "factors_of", "fits", "leave_fused_kernels_", "narrow_", "narrowable_sites", "narrower",
     "ordinary_class", "output_rows_alone", "pair",
-    "positions", "products", "read_layer", "register_reader", "setting_of",
-    "replace_", "settle_attention_", "sites", "split_attention", "unwrap",
-    "weights_of",
+    "packed", "positions", "products", "read_layer", "check_ordinary", "register_reader", "setting_of",
+    "replace_", "settle_attention_", "sites", "split_attention", "stored", "unwrap",
+    "weights_of", "why_tensor",
     "without_fused_attention",
 ]  # fmt: skip

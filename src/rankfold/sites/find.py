@@ -16,6 +16,7 @@ from rankfold.forms import Form, Layer
 from rankfold.sites.attention import split_attention, why_not_split
 from rankfold.sites.convolution import read_convolution
 from rankfold.sites.dynamic import is_dynamic, read_dynamic
+from rankfold.sites.foreign import TORCHSCRIPT, why_foreign
 from rankfold.sites.linear import read_linear
 from rankfold.sites.product import factors_of, ordinary_class, other_parametrizations, products
 from rankfold.sites.site import Site, SiteList
@@ -110,9 +111,11 @@ def sites(model: nn.Module, where: Where | None = None) -> SiteList:
 
 
 def _is_adapter(module: nn.Module) -> bool:
-    """Whether this is a layer of PEFT around another, told without importing it."""
+    """Whether this is a layer of PEFT around another, or around copies of one, told without importing it."""
     return any(
-        kind.__name__ == "BaseTunerLayer" and kind.__module__.startswith("peft.") for kind in type(module).__mro__
+        kind.__name__ in ("BaseTunerLayer", "AuxiliaryTrainingWrapper", "ModulesToSaveWrapper")
+        and kind.__module__.startswith("peft.")
+        for kind in type(module).__mro__
     )
 
 
@@ -143,19 +146,20 @@ def _sites(model: nn.Module, where: Where | None, composed: tuple[str, ...], ada
             for key, parameter in module._parameters.items():
                 if parameter is not None:
                     left_out.append((f"{path}.{key}".lstrip("."), reason or _why_parameter(module, parameter)))
-            if reason and not module._parameters:
+            if reason and reason != TORCHSCRIPT and not module._parameters:
                 left_out.append((path, reason))
             continue
-        weight = layer.weight(module)
-        parameter_name = f"{path}.{layer.parameter}"
-        tied = tuple(other for other in owners[id(weight)] if other != parameter_name)
+        parameter_name, composed_here = f"{path}.{layer.parameter}", bool(products(module))
+        tied: tuple[str, ...] = ()
+        if not composed_here:  # a product would be formed to be looked at
+            tied = tuple(other for other in owners[id(layer.weight(module))] if other != parameter_name)
         covered.add(parameter_name)
         if getattr(module, "bias", None) is not None:
             covered.add(f"{path}.bias")
         forms, note = layer.forms, ""
-        if is_dynamic(module) or products(module) or path.startswith(composed):
+        if is_dynamic(module) or composed_here or path.startswith(composed):
             forms, note = frozenset({Form.KEEP}), FOLD_FIRST
-        if products(module):
+        if composed_here:
             covered |= {f"{path}.parametrizations.weight.original{i}" for i in range(len(factors_of(module, "weight")))}
             tied = _same_product(module, names)
         elif path.startswith(adapted):
@@ -186,6 +190,8 @@ def _wanted(where: Where, path: str, module: nn.Module) -> bool:
 
 def _why_not(module: nn.Module, path: str) -> str | None:
     """Why a module of which a matrix might be expected gives no site."""
+    if (foreign := why_foreign(module)) is not None:
+        return foreign
     if isinstance(module, nn.MultiheadAttention):
         return why_not_split(module)
     if other_parametrizations(module):
@@ -194,8 +200,6 @@ def _why_not(module: nn.Module, path: str) -> str | None:
         return "weight_norm or spectral_norm: remove it first, since the weight is recomputed at every call"
     if any(isinstance(p, UninitializedParameter) for p in module._parameters.values()):
         return "not initialised: run the model once first (lazy module)"
-    if callable(getattr(module, "weight", None)) and not isinstance(module.weight, torch.Tensor | nn.Module):
-        return "quantized: compress first, quantize afterwards"
     weight = module._parameters.get("weight")
     if weight is not None and not (weight.dtype.is_floating_point):
         return f"weight of dtype {weight.dtype}: only real floating-point weights are factored"

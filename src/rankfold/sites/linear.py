@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from rankfold.forms import Call, Layer
 from rankfold.forms.geometry import Matricization, Plain, Transposed
-from rankfold.sites.product import ordinary_class
+from rankfold.sites.product import ordinary_class, products
 
 
 @dataclass(frozen=True)
@@ -65,12 +65,18 @@ def read_linear(module: Any) -> LinearLayer | None:
     """The layer object of a linear-like module, or None if it is none."""
     kind = ordinary_class(module)
     if kind.forward is nn.Linear.forward:
-        m, n = module.weight.shape
+        m, n = _shape(module)
         return LinearLayer("Linear", (m, n), module.bias is not None)
     if kind.__name__ == "Conv1D" and kind.__module__ == "transformers.pytorch_utils":
-        n, m = module.weight.shape
+        n, m = _shape(module)
         return LinearLayer("Conv1D", (m, n), module.bias is not None, stored_transposed=True)
     if kind.forward is nn.Embedding.forward:
-        m, n = module.weight.shape
+        m, n = _shape(module)
         return EmbeddingLayer("Embedding", (m, n), has_bias=False)
     return None
+
+
+def _shape(module: Any) -> tuple[int, ...]:
+    """Of the weight, without forming it where it is a product."""
+    product = products(module).get("weight")
+    return tuple(module.weight.shape) if product is None else product.shape

@@ -8,6 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from rankfold.objectives import Evaluation, Figure
+from rankfold.sites import why_tensor
 from rankfold.train.history import Epoch
 
 # Frobenius norm below which a layer hands on less than a thousandth of its input: too little for batch
@@ -51,7 +52,9 @@ def vanished(model: nn.Module) -> tuple[list[str], int]:
                 continue  # factors; the layer itself gives their product
             for key in ("weight", "in_proj_weight"):
                 weight = getattr(module, key, None)
-                if isinstance(weight, Tensor) and weight.ndim > 1 and weight.is_floating_point():
+                if not isinstance(weight, Tensor) or why_tensor(weight):
+                    continue
+                if weight.ndim > 1 and weight.is_floating_point():
                     count += 1
                     if float(torch.linalg.vector_norm(weight, dtype=torch.float64)) < _VANISHED:
                         gone.append(name or type(module).__name__)

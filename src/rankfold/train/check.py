@@ -11,6 +11,7 @@ from rankfold.batches import forward
 from rankfold.costs import evaluating
 from rankfold.objectives import Objective
 from rankfold.run.team import Team
+from rankfold.sites import stored
 from rankfold.train import feed
 from rankfold.train.errors import TrainingError
 from rankfold.train.evaluation import choose, materialised, named
@@ -50,7 +51,9 @@ def checked(
         feed.check(validation, "validation", again=True)
     materialised(model)
     for name, parameter in model.named_parameters():
-        if not is_lazy(parameter) and not bool(parameter.detach().double().isfinite().all()):
+        if not is_lazy(parameter) and not all(
+            bool(part.double().isfinite().all()) for part in stored(parameter.detach())
+        ):
             raise TrainingError(f"{name} holds NaN or infinity: mend the weights before training")
     if not any(parameter.requires_grad for parameter in model.parameters()):
         raise TrainingError(

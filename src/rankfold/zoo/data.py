@@ -25,6 +25,7 @@ from rankfold.zoo.split import Data, Split, held_indices, hold_out, of_classes, 
 _VALIDATION_IMAGES = 5_000
 _VALIDATION_SHARE = {"digits": 0.2, "custom": 0.1}
 _DIGITS_TEST_SHARE = 0.25
+_PAD = "pad them, or give DataLoaders whose collate_fn pads, as (train, validation) or (train, validation, test)"
 _IGNORED = -100  # a label that leaves its sample out, as torch has it
 
 
@@ -44,7 +45,8 @@ def load_data(spec: str, *, download: bool = False, progress: Progress | None = 
     uint8 images are divided by 255. A target is an integer label, a number or a tensor; data without targets have
     inputs alone. Models with several inputs have a tuple or dict of tensors for the input, or dicts that hold the
     target too. They are read into memory. Or DataLoaders, lists of batches and iterable data sets, which are left as
-    they are, their order included; their validation must come with them, and `classes` is None then. An attribute
+    they are, their order included; nothing can be held out of them, so that two such parts are train and validation,
+    and `classes` is None then. An attribute
     `objective` of the factory, a name or an object, says what outputs and targets mean. A validation split that
     does not come with the data is a fixed part of train, in the proportions of the classes (5,000 images; 20 % of
     digits; 10 % of a factory's); test is never touched. Raises ZooError, one sentence.
@@ -104,19 +106,18 @@ def _custom(spec: str) -> Data:
 def data_of(spec: str, parts: Sequence[Any]) -> Data:
     """The data that a factory returned, (train, test) or (train, validation, test), as `load_data` reads them.
 
-    `spec` names them in messages. Raises ZooError, one sentence.
+    Of two parts of which the first is a loader, batches or iterable, from which nothing can be held out, the second is
+    the validation part, and there is no test part. `spec` names them in messages. Raises ZooError, one sentence.
     """
     names = ("train", "test") if len(parts) == 2 else ("train", "validation", "test")
     splits: dict[str, Any] = {name: _part(f"{spec}, {name}", part) for name, part in zip(names, parts, strict=True)}
+    if len(parts) == 2 and not isinstance(splits["train"], Split | Samples):
+        return Data(spec, splits["train"], splits["test"], None, None)  # none can be taken from a loader
     labels = [split.labels for split in splits.values() if isinstance(split, Split | Samples)]
     known = [label for label in labels if label is not None and of_classes(label)]
     classes = 1 + max(int(label.max()) for label in known) if len(known) == len(splits) else None
     if "validation" not in splits:
-        train = splits["train"]
-        if not isinstance(train, Split | Samples):
-            kind = type(train).__name__ if isinstance(train, DataLoader) else f"{type(train).__name__} of batches"
-            raise ZooError(f"{spec}: no validation can be taken from a {kind}: return (train, validation, test)")
-        count = max(1, round(_VALIDATION_SHARE["custom"] * len(train)))
+        count = max(1, round(_VALIDATION_SHARE["custom"] * len(splits["train"])))
         splits["train"], splits["validation"] = hold_out(splits["train"], count)
     return Data(spec, splits["train"], splits["validation"], splits["test"], classes)
 
@@ -166,18 +167,18 @@ def _in_memory(where: str, samples: Any) -> Split | Samples:
             targets.append(_target(target))
         except (TypeError, ValueError, RuntimeError) as error:
             raise ZooError(
-                f"{where}: sample {index} is not a pair of a tensor and an integer label or a tensor of targets, nor "
-                f"of a tuple or dict of tensors and one, nor inputs alone: {error}"
+                f"{where}: sample {index} is not (input, target), with a tensor or a tuple or dict of tensors for the "
+                f"input, nor inputs alone: {error}"
             ) from error
         if layout(inputs[-1]) != layout(inputs[0]):
             raise ZooError(
                 f"{where}: sample {index} is {layout(inputs[-1])} and sample 0 is {layout(inputs[0])}; "
-                "all inputs must be alike: pad them, or return DataLoaders that do"
+                f"all inputs must be alike: {_PAD}"
             )
         if _kind(targets[-1]) != _kind(targets[0]):
             raise ZooError(
                 f"{where}: sample {index} has {_kind(targets[-1])} and sample 0 {_kind(targets[0])}; all targets must "
-                "be alike: pad them, or return DataLoaders that do"
+                f"be alike: {_PAD}"
             )
     if targets[0] is None:
         return Samples(inputs, None)

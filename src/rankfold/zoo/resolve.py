@@ -4,7 +4,7 @@ import difflib
 import importlib
 import os
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -13,17 +13,19 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from rankfold.batches import tensors_in
 from rankfold.zoo import models
 from rankfold.zoo.errors import ZooError
 
 
 @dataclass(frozen=True, eq=False)
 class Resolved:
-    """A model; `example_input` (None: take one from data), `data` (None: unknown)."""
+    """A model; `example_input` (a tensor, or a tuple or dict of arguments; None: take one from data), `data` (None:
+    unknown)."""
 
     spec: str
     model: nn.Module
-    example_input: Tensor | tuple[Any, ...] | None
+    example_input: Any
     data: str | None
 
 
@@ -37,8 +39,9 @@ def resolve(
     """The model that `spec` names: a built-in name or `package.module:factory`.
 
     The factory is called without arguments and returns an nn.Module; its Python module may lie in the current
-    directory. An attribute `example_input` (a tensor, or a tuple of positional arguments) of the model or of
-    the factory is taken over. `classes`, `in_channels` and `generator` concern built-in names alone.
+    directory. An attribute `example_input` (a tensor, a tuple of positional arguments or a dict of keyword
+    arguments) of the model or of the factory is taken over. `classes`, `in_channels` and `generator` concern built-in
+    names alone.
     Raises ZooError, one sentence: unknown name, module not found, attribute missing, factory raised, result
     not an nn.Module.
     """
@@ -105,14 +108,14 @@ def _import(spec: str, module_name: str) -> Any:
         raise ZooError(f"{spec}: importing {module_name} failed: {_one_line(error)}") from error
 
 
-def _example_input(spec: str, network: nn.Module, factory: Any) -> Tensor | tuple[Any, ...] | None:
+def _example_input(spec: str, network: nn.Module, factory: Any) -> Any:
     for owner in (network, factory):
         example = getattr(owner, "example_input", None)
         if example is None:
             continue
-        if not isinstance(example, Tensor | tuple):
+        if not isinstance(example, Tensor | tuple | Mapping) or not any(True for _ in tensors_in(example)):
             kind = type(example).__name__
-            raise ZooError(f"{spec}: example_input is a {kind}, neither a tensor nor a tuple")
+            raise ZooError(f"{spec}: example_input is a {kind}: a tensor, or a tuple or dict of tensors was expected")
         return example
     return None
 

@@ -53,14 +53,24 @@ def as_pair(item: Any) -> tuple[Any, Any]:
     under a usual name."""
     if isinstance(item, Mapping):
         names = [name for name in LABELS if name in item]
-        inputs = {name: value for name, value in item.items() if name not in LABELS and not isinstance(value, str)}
+        inputs = {name: value for name, value in item.items() if name not in LABELS and not _words(value)}
         return inputs, item[names[0]] if names else None
     if isinstance(item, Tensor | np.ndarray):
         return item, None
     if len(item) == 1:
         return item[0], None
+    if len(item) != 2:
+        raise ValueError(
+            f"it has {len(item)} members: several inputs are a tuple of their own, ((a, b), target), or ((a, b),) "
+            "without a target"
+        )
     inputs, label = item
     return inputs, label
+
+
+def _words(value: Any) -> bool:
+    """Text, or a list of it: for people, not for a model."""
+    return isinstance(value, str) or (isinstance(value, tuple | list) and bool(value) and isinstance(value[0], str))
 
 
 def are_batches(samples: Any) -> bool:
@@ -69,14 +79,14 @@ def are_batches(samples: Any) -> bool:
         return False
     try:
         inputs, target = as_pair(samples[0])
-        first = [x for x in (inputs.values() if isinstance(inputs, Mapping) else (inputs,)) if isinstance(x, Tensor)]
     except (TypeError, ValueError):
         return False
-    if not first or any(not x.dim() for x in first):
+    parts = inputs.values() if isinstance(inputs, Mapping) else inputs if isinstance(inputs, tuple | list) else [inputs]
+    first = [x for x in parts if isinstance(x, Tensor)]
+    if not first or any(not x.dim() for x in first) or all(x.dim() < 2 for x in first):
         return False
-    if target is None:
-        return all(x.dim() > 1 for x in first) and len({len(x) for x in first}) == 1
-    return isinstance(target, Tensor) and target.dim() > 0 and all(x.dim() > 1 and len(x) == len(target) for x in first)
+    size = len(first[0]) if target is None else len(target) if isinstance(target, Tensor) and target.dim() else None
+    return all(len(x) == size for x in first)
 
 
 def as_tensors(inputs: Any) -> Any:

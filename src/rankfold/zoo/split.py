@@ -95,7 +95,7 @@ class Batches:
 
 @dataclass(frozen=True, eq=False)
 class Data:
-    """A data set: `train` to learn from, `validation` to choose on, `test` to report once.
+    """A data set: `train` to learn from, `validation` to choose on, `test` to report once; None where there is none.
 
     Each a Split; of a factory's data also `rankfold.zoo.samples.Samples`, a DataLoader or batches. `classes` is None
     where the labels are not known, or are none of classes. `objective`: what outputs and targets mean, where the
@@ -113,6 +113,15 @@ class Data:
     def channels(self) -> int | None:
         """Channels of the images; None of other inputs."""
         return self.train.inputs.shape[1] if isinstance(self.train, Split) and self.train.inputs.ndim == 4 else None
+
+    def needed(self, part: str) -> Any:
+        """The part called so; ``ZooError`` where there is none."""
+        found = getattr(self, part)
+        if found is None:
+            raise ZooError(
+                f"{self.name}: there is no {part} part: give --split validation, or return (train, validation, test)"
+            )
+        return found
 
     def amount(self, part: str) -> str:
         """How much there is in `part`, for a person: samples, or of a DataLoader its batches."""

@@ -82,6 +82,9 @@ def _state_dict(file: Path, content: object) -> dict[str, Tensor]:
             content = content[wrapper]
     if not isinstance(content, Mapping):
         raise ZooError(f"weights: {file} holds a {type(content).__name__}, not a state dict")
+    quantized = [key for key, value in content.items() if "_packed_params" in str(key) or _is_quantized(value)]
+    if quantized:
+        raise ZooError(f"weights: {file} holds quantized weights ({quantized[0]}): give those from before quantization")
     foreign = [key for key, value in content.items() if not isinstance(key, str) or not isinstance(value, Tensor)]
     if foreign:
         raise ZooError(
@@ -115,6 +118,13 @@ def _check_fit(file: Path, state: Mapping[str, Tensor], slots: Mapping[str, Tens
         for name, slot in slots.items()
         if name in state and not is_lazy(slot) and state[name].shape != slot.shape
     ]
+    whole = [name for name, slot in slots.items() if name in state and _lost(state[name], slot)]
+    if whole:
+        kinds = str(state[whole[0]].dtype).removeprefix("torch."), str(slots[whole[0]].dtype).removeprefix("torch.")
+        raise ZooError(
+            f"weights: {file} holds {whole[0]} in {kinds[0]} where the model computes in {kinds[1]}: these are "
+            "quantized weights without their scales; give those from before quantization"
+        )
     faults = [
         _listed(f"{len(names)} {what}", names)
         for what, names in (("missing", missing), ("unexpected", unexpected), ("of another shape", misshapen))
@@ -122,6 +132,15 @@ def _check_fit(file: Path, state: Mapping[str, Tensor], slots: Mapping[str, Tens
     ]
     if faults:
         raise ZooError(f"weights: {file} does not fit the model: {'; '.join(faults)}")
+
+
+def _is_quantized(value: object) -> bool:
+    return isinstance(value, Tensor) and value.is_quantized
+
+
+def _lost(given: Tensor, slot: Tensor) -> bool:
+    """Whether whole numbers would be taken for weights."""
+    return slot.is_floating_point() and not given.is_floating_point() and given.dim() > 1
 
 
 def _listed(what: str, names: list[str], at_most: int = 3) -> str:

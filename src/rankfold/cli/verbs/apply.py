@@ -41,40 +41,17 @@ def apply(
     """Apply a plan. With --data, BatchNorm statistics are corrected beside the original, and slice will work."""
     from rankfold.cli.loading import computing, objective_of, open_model, set_threads
     from rankfold.cli.printing import count, percent, print_json
-    from rankfold.compress.planning.apply import apply_
     from rankfold.compress.planning.plan import Plan
-    from rankfold.compress.slicing.bottlenecks import bottlenecks
-    from rankfold.costs import model_cost
-    from rankfold.pipeline import calibration_part, compressed_copy, model_notes
+    from rankfold.pipeline import Carrying, carry_out_
     from rankfold.run.progress import Talk
-    from rankfold.sites import narrowable_sites
-    from rankfold.store import save
-    from rankfold.train import choose
 
     set_threads(threads)
     with Talk() as talk, computing(device, precision) as place:
         loaded = open_model(model, weights, data, download, talk, trained=True, own_data=False).to(place)
         made = Plan.load(plan)  # after the model: its module may register forms and methods that the plan names
-        example, chosen = loaded.needed_example(), None
-        if loaded.data is None:
-            small = apply_(loaded.model, made, progress=lambda _, done, total: talk.progress("factoring", done, total))
-            talk.say("BatchNorm statistics stay those of the original; --data NAME measures them again")
-        else:
-            calibration, validation = calibration_part(loaded.data.train, 2048, seed), loaded.data.validation
-            chosen = choose(
-                loaded.model, validation, objective_of(objective) or loaded.data.objective, role="validation"
-            )
-            talk.say(str(chosen))
-            small, score = compressed_copy(
-                loaded.model, made, calibration, validation, progress=talk.progress, objective=chosen.objective
-            )
-            talk.say(f"validation {score.judged.name}: {score.judged.text}")
-        cost = model_cost(small, example)
-        known = None
-        if loaded.data is not None and not no_slices and narrowable_sites(small):
-            known = bottlenecks(small, calibration, progress=talk.progress)
-        save(small, made, out, notes=model_notes(loaded.spec, loaded.data, example, chosen), bottlenecks=known)
-        talk.say(f"saved in {out}")
+        asked = objective_of(objective) or (None if loaded.data is None else loaded.data.objective)
+        how = Carrying(loaded.spec, loaded.data, loaded.known_example, asked, not no_slices, seed)
+        _, cost = carry_out_(loaded.model, made, out, how, talk.tell)
     removed = {
         "params_removed": 1 - cost.params / made.before.params,
         "flops_removed": 1 - cost.flops / made.before.flops if made.before.flops else 0.0,

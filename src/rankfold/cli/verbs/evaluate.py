@@ -88,7 +88,7 @@ def evaluate(
         loaded, samples = loaded.to(place), loaded.needed_data()
         noted = None if loaded.stored is None else noted_objective(loaded.stored.notes)
         asked = objective_of(objective) or samples.objective or noted
-        example, part = loaded.needed_example(), getattr(samples, split)
+        example, part = loaded.needed_example(), samples.needed(split)
         chosen = choose(loaded.model, part, None if asked is None else objective_named(asked), role=split)
         if asked is not None and asked is noted:
             chosen = replace(chosen, why=f"as {model} was made")

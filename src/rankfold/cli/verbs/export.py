@@ -28,7 +28,7 @@ def export(
     threads: Threads = None,
     as_json: Json = False,
 ) -> None:
-    """Export with a dynamic batch size. What was written is run on random input and compared with the model."""
+    """Export with every axis free that the model leaves free. What was written is compared with the model."""
     from rankfold.cli.loading import open_saved, set_threads
     from rankfold.cli.printing import count, print_json
     from rankfold.export import to_onnx, to_torch_export

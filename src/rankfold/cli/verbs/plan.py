@@ -59,7 +59,6 @@ def plan(
     """
     import json
     import shutil
-    from contextlib import ExitStack
 
     from rankfold.cli.loading import budgets_of, chosen_layers, computing, objective_of, open_model, set_threads
     from rankfold.cli.printing import print_json
@@ -70,7 +69,6 @@ def plan(
     from rankfold.compress.planning.profile import Calibration
     from rankfold.pipeline import calibration_part, memory_sentence, samples_of
     from rankfold.report.quantities import bytes_of
-    from rankfold.run.claim import claimed
     from rankfold.run.progress import Talk
     from rankfold.run.team import first_process, world_size
     from rankfold.train import choose
@@ -89,16 +87,14 @@ def plan(
         if first and fits_layers(method_named(method)):
             talk.say(memory_sentence(loaded.model, limit, where))
         partial = out.with_name(f"{out.name}.partial")
-        stack = ExitStack()
         try:
-            if first and fits_layers(method_named(method)):
-                stack.enter_context(claimed(partial, what=f"plan -o {out}"))
             made = make_plan(
                 loaded.model,
                 budgets,
                 method,
                 part,
                 rule=ranks,
+                objective=chosen.objective,
                 example=loaded.needed_example(),
                 where=where,
                 calibration=Calibration(
@@ -111,8 +107,6 @@ def plan(
             kept = any(path.is_dir() for path in partial.glob("*"))
             goes_on = "The same command goes on from here." if kept else "Nothing was kept yet."
             raise Interrupted(goes_on) from None
-        finally:
-            stack.close()
         if not first:
             return
         made.save(out)

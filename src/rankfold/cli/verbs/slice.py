@@ -88,8 +88,14 @@ def slice_(
         before = copy.deepcopy(stored.model)
         sliced = slice_(stored, budgets_of(budget, rank_multiple), example=loaded.example)
         judged: dict[str, Figure] = {}
+        corrected = ""
+        if loaded.data is not None and reestimate_(sliced.model, before, calibration_part(loaded.data.train, 2048, 0)):
+            corrected = ", BatchNorm corrected"
+        if out is not None:  # before anything that may fail
+            notes = {key: value for key, value in stored.notes.items() if key in _NOTED}
+            save(sliced.model, sliced.plan, out, notes=notes, bottlenecks=sliced.bottlenecks)
+            talk.say(f"saved in {out}")
         if loaded.data is not None:
-            reestimate_(sliced.model, before, calibration_part(loaded.data.train, 2048, 0))
             validation = loaded.data.validation
             asked = objective_of(objective) or loaded.data.objective or noted_objective(stored.notes)
             chosen = choose(before, validation, asked, role="validation")
@@ -98,15 +104,11 @@ def slice_(
                 judged[name] = evaluate(
                     network, validation, role="validation", objective=chosen.objective, teacher=before
                 ).judged
-        if out is not None:
-            notes = {key: value for key, value in stored.notes.items() if key in _NOTED}
-            save(sliced.model, sliced.plan, out, notes=notes, bottlenecks=sliced.bottlenecks)
-            talk.say(f"saved in {out}")
     found = _figures(stored, sliced) | _judged(judged) | {"directory": None if out is None else str(out)}
     if as_json:
         print_json(found)
     else:
-        _print(stored.plan, sliced.plan, found, judged)
+        _print(stored.plan, sliced.plan, found, judged, corrected)
 
 
 def _figures(stored: Stored, sliced: Stored) -> dict[str, Any]:
@@ -149,7 +151,7 @@ def _judged(judged: dict[str, Figure]) -> dict[str, Any]:
     return {judged["before"].name: {stage: figure.value for stage, figure in judged.items()}}
 
 
-def _print(plan: Plan, made: Plan, found: dict[str, Any], judged: dict[str, Figure]) -> None:
+def _print(plan: Plan, made: Plan, found: dict[str, Any], judged: dict[str, Figure], corrected: str) -> None:
     rows = [
         (
             row["site"],
@@ -179,7 +181,7 @@ def _print(plan: Plan, made: Plan, found: dict[str, Any], judged: dict[str, Figu
         )
     if judged:
         name, before, after = judged["before"].name, judged["before"].text, judged["after"].text
-        print(f"validation {name}: {before} → {after}, BatchNorm corrected")
+        print(f"validation {name}: {before} → {after}{corrected}")
     for note in found["notes"]:
         print(f"note: {note}")
 

@@ -19,13 +19,14 @@ from rankfold.compress.layerwise.layers import partition
 from rankfold.compress.layerwise.pairs import bytes_needed
 from rankfold.compress.methods.method import Forecast, Method
 from rankfold.compress.planning.candidates import Candidate, decompose
-from rankfold.compress.statistics import Statistics, calibrate
+from rankfold.compress.statistics import FREE, Statistics, calibrate, moments_bytes
 from rankfold.objectives import Objective
 from rankfold.observe import Samples
 from rankfold.run.container import Kind
 from rankfold.run.files import write_atomically
+from rankfold.run.memory import available
 from rankfold.run.progress import Progress
-from rankfold.sites import Factors, Form, Site, SiteList, sites
+from rankfold.sites import Factors, Form, SiteList, sites
 
 
 @dataclass(frozen=True)
@@ -59,13 +60,6 @@ class Measured:
     weighed: int = 0
 
 
-def moments_bytes(site: Site) -> int:
-    """Memory of the moments of one site at its ``side``, and of decomposing them."""
-    m, n = site.shape
-    side = m if site.layer.side == "output" else n
-    return 8 * site.groups * (4 * side * side + m * n)
-
-
 def memory_needed(model: nn.Module, memory: int | None = None, where: Any = None) -> tuple[int, int, list[str]]:
     """What second moments of all reducible sites take together in bytes, in how many passes they are taken within
     ``memory``, and the sites that alone need more: these are truncated without data. Nothing is computed.
@@ -75,6 +69,15 @@ def memory_needed(model: nn.Module, memory: int | None = None, where: Any = None
     runs = partition(found.reducible, moments_bytes, memory)
     beyond = [name for name, size in sizes.items() if memory is not None and size > memory]
     return sum(sizes.values()), len(runs), beyond
+
+
+def affordable(found: SiteList, memory: int | None) -> int | None:
+    """``memory``, or where none was given and the moments would not fit into what is free here, half of that."""
+    free = available()
+    if memory is not None or free is None:
+        return memory
+    together, alone = sum(map(moments_bytes, found.reducible)), max(map(bytes_needed, found.reducible), default=0)
+    return max(free // 2, 1) if max(together, alone) > FREE * free else None
 
 
 def measure_in_parts(
@@ -108,6 +111,9 @@ def measure_in_parts(
     return whole
 
 
+_BEYOND = "truncated without data: its moments exceed the memory limit"
+
+
 def _measured(
     root: nn.Module,
     part: SiteList,
@@ -127,13 +133,15 @@ def _measured(
     curves = made.candidates
     if seen.memory is not None:
         curves = {name: [replace(each, decomposition=_curve(each)) for each in group] for name, group in curves.items()}
+    if statistics is None:
+        curves = {name: [replace(each, note=_BEYOND) for each in group] for name, group in curves.items()}
     known = {} if statistics is None else statistics.sites
     return Measured(
         curves,
         made.unsolved,
         {name: each.metric for name, each in known.items() if each.metric is not None},
         {name: each.absorber for name, each in known.items()},
-        tuple(site.name for site in part.reducible if site.name not in known),
+        () if statistics is None else tuple(site.name for site in part.reducible if site.name not in known),
         made.count,
         made.weighed,
     )

@@ -22,7 +22,7 @@ from rankfold.compress.methods.method import LayerwiseMethod, Solution
 from rankfold.compress.planning.apply import filled, place_, prepare_
 from rankfold.compress.planning.fitted import Fitted, read, to_bytes
 from rankfold.compress.planning.plan import Entry
-from rankfold.compress.statistics import calibrate
+from rankfold.compress.statistics import calibrate, moments_bytes
 from rankfold.costs import evaluating
 from rankfold.layers import SplitAttention
 from rankfold.linalg import NotConvergedError
@@ -203,7 +203,7 @@ def _alone(
     why: str,
 ) -> Solution:
     """Fitted to the original alone, from moments of its smaller side; without data where it was never called."""
-    small = seen.memory is None or 8 * site.groups * min(site.shape) ** 2 <= seen.memory
+    small = seen.memory is None or moments_bytes(site) <= seen.memory
     statistics = None
     if (small and site.layer.side == "output") or seen.memory is None:
         known = calibrate(

@@ -7,7 +7,7 @@ the better one on new inputs.
 from __future__ import annotations
 
 import copy
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
 from typing import TYPE_CHECKING, Any
@@ -17,15 +17,15 @@ from torch import Tensor, nn
 
 from rankfold.batches import forward
 from rankfold.compress.layerwise.in_parts import Curve
-from rankfold.compress.layerwise.layers import FittedNetwork, fit_layers, refittable
+from rankfold.compress.layerwise.layers import FittedNetwork, fit_layers, partition, refittable
 from rankfold.compress.methods.method import LayerwiseMethod
 from rankfold.compress.metric import output_metrics
 from rankfold.compress.planning.apply import filled, place_, prepare_
-from rankfold.compress.planning.candidates import decompose
+from rankfold.compress.planning.candidates import Candidate, decompose
 from rankfold.compress.planning.entries import few_samples
 from rankfold.compress.planning.fitted import Fitted
 from rankfold.compress.planning.plan import Entry, Plan, decisions
-from rankfold.compress.statistics import calibrate
+from rankfold.compress.statistics import calibrate, moments_bytes
 from rankfold.costs import evaluating
 from rankfold.objectives import Objective, Teacher
 from rankfold.observe import Samples
@@ -90,12 +90,10 @@ class _Fit:
             again = output_metrics(made.network, fitted.first(METRIC_SAMPLES), known.sites, self.objective)
             metrics, plan = {**metrics, **again}, choose(dict(made.losses))
         assert best is not None
-        if judges and self.seen.memory is None and one_shot:
-            shot = self._one_shot(first)
-            loss = divergence(root, shot.network, judges, self.objective)
-            if loss <= best.loss:
-                told = f"fitting layer after layer is no nearer on held-out samples ({best.loss:.4g}) than one shot"
-                return self._ended(first, shot, f"{told} ({loss:.4g}), which is kept")
+        if one_shot:
+            kept = self._in_one_shot(first, judges, fitted, best.loss)
+            if kept is not None:
+                return kept
         if len(lost) < 2:
             return self._ended(best.plan, best.made)
         said = ", ".join(f"{loss:.4g}" for loss in lost)
@@ -138,30 +136,60 @@ class _Fit:
                 entries.append(entry)
         return tuple(entries)
 
-    def _one_shot(self, plan: Plan) -> FittedNetwork:
-        """The network with the factors of the decompositions; they are made again where only their errors were kept."""
+    def _in_one_shot(self, plan: Plan, judges: Sequence[Any], fitted: Samples, reached: float) -> Plan | None:
+        """The plan with the factors of the decompositions, unless fits have ``reached`` less on samples new to both.
+
+        Where nothing can be held back to tell, these factors.
+        """
+        if not judges:
+            told = (
+                "nothing could be held back to judge a fit layer after layer by (one batch of samples that cannot be "
+            )
+            return self._ended(
+                plan, self._one_shot(plan, self.seen), f"{told}parted): the factors of one shot are kept"
+            )
+        root = self.known.needed_model()
+        loss = divergence(root, self._one_shot(plan, fitted).network, judges, self.objective)
+        if reached < loss:
+            return None
+        told = f"fitting layer after layer is no nearer on held-out samples ({reached:.4g}) than one shot ({loss:.4g})"
+        return self._ended(plan, self._one_shot(plan, self.seen), f"{told}, which is kept")
+
+    def _one_shot(self, plan: Plan, seen: Samples) -> FittedNetwork:
+        """The network with the factors of the decompositions on ``seen``; those of the profile where they are kept."""
         known, root = self.known, self.known.needed_model()
-        candidates = {entry.site: known.candidate(entry.site, entry.form) for entry in plan.changed}
-        if any(each is None or isinstance(each.decomposition, Curve) for each in candidates.values()):
-            part = SiteList(tuple(known.sites[entry.site] for entry in plan.changed))
-            with split_attention(root):
-                statistics = calibrate(
-                    root, self.seen.data, part, samples=self.seen.samples, batch_size=self.seen.batch_size,
-                    objective=self.objective, team=self.seen.team,
-                )  # fmt: skip
-                made = decompose(root, part, known.method, statistics, lambda what, done, total: None).candidates
-            candidates = {e.site: next(c for c in made[e.site] if c.form is e.form) for e in plan.changed}
         network, fitted = copy.deepcopy(root), {}
         prepare_(network, plan.changed)
         with split_attention(root):
-            for entry in plan.changed:
-                candidate = candidates[entry.site]
-                assert candidate is not None
+            for entry, candidate in self._candidates(plan, seen):
                 absorber = None if entry.bias else known.absorbers.get(entry.site)
                 fitted[entry.site] = Fitted(candidate.decomposition.factors(entry.rank), absorber)
                 new = filled(root, known.sites[entry.site], entry, fitted[entry.site])
                 place_(network, entry.site, new, fitted[entry.site])
         return FittedNetwork(network, plan.entries, fitted, {})
+
+    def _candidates(self, plan: Plan, seen: Samples) -> Iterator[tuple[Entry, Candidate]]:
+        """Of every changed site what is decomposed on ``seen``, a few at a time where memory is bounded; attention must
+        be split."""
+        known, root = self.known, self.known.needed_model()
+        entries = {entry.site: entry for entry in plan.changed}
+        ready = {name: known.candidate(name, entry.form) for name, entry in entries.items()}
+        if seen is self.seen and not any(
+            each is None or isinstance(each.decomposition, Curve) for each in ready.values()
+        ):
+            yield from ((entry, ready[name]) for name, entry in entries.items())  # type: ignore[misc]
+            return
+        for run in partition([known.sites[name] for name in entries], moments_bytes, seen.memory):
+            part, statistics = SiteList(tuple(run)), None
+            if seen.memory is None or sum(map(moments_bytes, run)) <= seen.memory:
+                statistics = calibrate(
+                    root, seen.data, part, samples=seen.samples, batch_size=seen.batch_size,
+                    objective=self.objective, team=seen.team,
+                )  # fmt: skip
+            made = decompose(root, part, known.method, statistics, lambda what, done, total: None).candidates
+            for site in run:
+                entry = entries[site.name]
+                yield entry, next(each for each in made[site.name] if each.form is entry.form)
 
 
 @torch.no_grad()

@@ -17,7 +17,7 @@ from rankfold.compress.ranks.budget import budget_from, describe
 from rankfold.costs import Cost
 from rankfold.run.container import parsed, said
 from rankfold.run.files import by_digest, read_whole, sha256, undisturbed, write_atomically, write_together
-from rankfold.sites import Form, unwrap
+from rankfold.sites import Form, packed, stored, unwrap
 
 if TYPE_CHECKING:
     from rankfold.compress.planning.fitted import Fitted
@@ -233,13 +233,13 @@ def fingerprint(model: nn.Module) -> str:
 
     Buffers that training updates (BatchNorm statistics) count too. Cost: one pass over the parameters.
     """
-    structure, values = hashlib.sha256(), hashlib.sha256()
-    for name, tensor in sorted(unwrap(model).state_dict().items()):
+    structure, values, root = hashlib.sha256(), hashlib.sha256(), unwrap(model)
+    for name, tensor in sorted({**packed(root.named_modules()), **root.state_dict()}.items()):
         if not isinstance(tensor, torch.Tensor):
             continue
         structure.update(f"{name}{tuple(tensor.shape)}{tensor.dtype};".encode())
-        if not tensor.is_meta:
-            flat = tensor.detach().cpu().contiguous().flatten().view(torch.uint8)
+        for part in () if tensor.is_meta else stored(tensor):
+            flat = part.detach().cpu().contiguous().flatten().view(torch.uint8)
             values.update(flat.numpy().data)
     return f"{structure.hexdigest()[:16]}:{values.hexdigest()[:16]}"
 

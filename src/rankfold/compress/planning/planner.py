@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from contextlib import AbstractContextManager, nullcontext
 from hashlib import sha256
 from pathlib import Path
 from typing import Any
@@ -17,12 +18,13 @@ from rankfold.compress.planning.profile import Calibration, profile
 from rankfold.compress.ranks.budget import Budget, Ranks, parsed
 from rankfold.compress.ranks.rules import Iterative, RankRule, rule_named
 from rankfold.objectives import Objective
+from rankfold.run.claim import claimed
 from rankfold.run.digest import digest
 from rankfold.run.progress import Progress, showing
+from rankfold.run.team import first_process
 from rankfold.sites import SiteList, sites, unwrap
 
 
-@showing
 @showing
 def plan(
     model: nn.Module,
@@ -45,10 +47,12 @@ def plan(
     needed by methods that use data and by the iterative rule. ``objective``: what the outputs mean (see
     ``rankfold.objectives``). ``example``: one input, for counting; taken from the data otherwise. ``where`` narrows the
     sites (see ``rankfold.sites.sites``). ``directory``: where methods that fit layer after layer keep what is finished;
-    the same call takes up an interrupted one. ``progress(what, done, total)`` is called as the work goes on.
+    the same call takes up an interrupted one, and another job at the same time is refused.
+    ``progress(what, done, total)`` is called as the work goes on.
 
-    Raises ``BudgetError`` when nothing fits, ``ValueError`` for data that is missing, empty or not finite, for weights
-    that are not finite, naming the site, and for over-parametrised models, which are folded first.
+    Raises ``BudgetError`` when nothing fits, ``ClaimError`` while another job works in ``directory``, ``ValueError``
+    for data that is missing, empty or not finite, for weights that are not finite, naming the site, and for
+    over-parametrised models, which are folded first.
     Cost: that of a profile, and the probes of the rank rule.
     """
     root, how = unwrap(model), calibration or Calibration()
@@ -65,11 +69,19 @@ def plan(
     place = None
     if directory is not None and data is not None:
         place = Path(directory) / _digest(root, sites(root, where), data, method, rule, how)
-    known = profile(
-        root, data, method=method, objective=objective, example=example, where=where, calibration=how, directory=place,
-        progress=progress,
-    )  # fmt: skip
-    return known.plan(budgets, rule)
+    with _held(None if place is None or not fits_layers(method) else Path(directory or ""), how):
+        known = profile(
+            root, data, method=method, objective=objective, example=example, where=where, calibration=how,
+            directory=place, progress=progress,
+        )  # fmt: skip
+        return known.plan(budgets, rule)
+
+
+def _held(directory: Path | None, how: Calibration) -> AbstractContextManager[None]:
+    """The claim of a directory in which something is kept; of processes that share the work the first one has it."""
+    if directory is None or (how.distributed and not first_process()):
+        return nullcontext()
+    return claimed(directory, what="plan")
 
 
 def _digest(root: nn.Module, found: SiteList, data: Any, method: Method, rule: RankRule, how: Calibration) -> str:

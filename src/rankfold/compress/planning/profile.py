@@ -15,7 +15,7 @@ import torch
 from torch import Tensor, nn
 
 from rankfold.batches import arguments, batches_of, check_rereadable, forward, labels_of, moved, size_of
-from rankfold.compress.layerwise.in_parts import measure_in_parts
+from rankfold.compress.layerwise.in_parts import affordable, measure_in_parts
 from rankfold.compress.methods.method import Method, fits_layers
 from rankfold.compress.planning.candidates import Candidate, Counter, Decomposed, decompose
 from rankfold.compress.planning.plan import Plan, fingerprint
@@ -26,7 +26,7 @@ from rankfold.observe import Samples
 from rankfold.run.memory import give_back
 from rankfold.run.progress import Progress, showing
 from rankfold.run.team import Team, joined
-from rankfold.sites import FOLD_FIRST, Form, SiteList, sites, split_attention, unwrap
+from rankfold.sites import FOLD_FIRST, Form, SiteList, check_ordinary, sites, split_attention, unwrap
 
 
 @dataclass(frozen=True)
@@ -35,8 +35,8 @@ class Calibration:
 
     ``name`` of the data is written into the plan, for whoever reads it. ``statistics`` of an earlier plan for the same
     model (``plan.statistics``) save taking them again. For methods that fit layer after layer: ``memory`` in bytes that
-    second moments and their decompositions may take (None: as it comes), and ``distributed``: every process of torchrun
-    takes its share of the data, and all end with the same plan.
+    second moments and their decompositions may take (None: as it comes, or half of what is free where they would not
+    fit), and ``distributed``: every process of torchrun takes its share of the data, and all end with the same plan.
     """
 
     samples: int = 2048
@@ -49,6 +49,10 @@ class Calibration:
     def __post_init__(self) -> None:
         if self.memory is not None and (isinstance(self.memory, str) or not self.memory > 0):
             raise ValueError(f"memory is a number of bytes, such as 2_000_000_000, got {self.memory!r}")
+
+    def bounded(self, found: SiteList, method: Method) -> Calibration:
+        """The same with a bound of memory where layers are fitted and their moments would not fit without one."""
+        return replace(self, memory=affordable(found, self.memory)) if fits_layers(method) else self
 
     def of(self, data: Any) -> Samples:
         return Samples(data, self.samples, self.batch_size, self.memory)
@@ -171,7 +175,8 @@ def profile(
     after layer keep what is finished. ``progress(what, done, total)`` is called as the work goes on.
 
     Raises ``ValueError`` for data that is missing, empty or not finite, for weights that are not finite, naming the
-    site, and for over-parametrised models, which are folded first. Cost: one pass over the calibration data with one
+    site, for weights in pieces (FSDP) or under observation (quantization), and for over-parametrised models, which are
+    folded first. Cost: one pass over the calibration data with one
     backward pass, and two decompositions for each site and form, one of them for the forecast.
     """
     from rankfold.compress.methods import method_named
@@ -179,6 +184,7 @@ def profile(
     root, tell = unwrap(model), progress or (lambda what, done, total: None)
     calibration, method = calibration or Calibration(), method_named(method)
     found = sites(root, where)
+    check_ordinary(found)
     check_folded(found)
     if data is None and method.needs_data:
         raise ValueError(f"method {method.name!r} needs data: give data=, or use method='truncate' with another rule")
@@ -188,6 +194,7 @@ def profile(
     objective = meant(root, data, objective)
     traced = measure(root, replace(first, samples=1), found)  # FLOPs of the example with all its samples
     found = traced.kept(found)
+    calibration = calibration.bounded(found, method)
     mark = fingerprint(root)
     statistics = _earlier(method, calibration, mark)
     with split_attention(root), calibration.team(root) as team:

@@ -58,6 +58,11 @@ class Reference:
         return self._known[key]
 
 
+def has_statistics(model: nn.Module) -> bool:
+    """Whether there is a BatchNorm with running statistics, which ``reestimate_`` may correct."""
+    return any(isinstance(module, _BatchNorm) and module.running_mean is not None for module in model.modules())
+
+
 def _meeting(to: list[Moments]) -> Callable[..., None]:
     return lambda module, args, kwargs: to.append(moments(first_of(args, kwargs)))
 

@@ -11,6 +11,9 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from rankfold.batches.misfit import InputError as InputError
+from rankfold.batches.misfit import explained as explained
+
 LABELS = ("labels", "label", "targets", "target")
 
 
@@ -36,8 +39,16 @@ def arguments(batch: Any, model: nn.Module | None = None) -> tuple[tuple[Any, ..
 
     In a mapping the targets are left out; in a pair the second member is taken as targets. An input that is itself a
     tuple or mapping is spread over the arguments. With ``model``, what the signature of its ``forward`` does not name
-    is left out of a mapping too, which a warning (``LeftOut``) tells once.
+    is left out of a mapping too, which a warning (``LeftOut``) tells once. Raises ``TypeError`` where that is not what
+    it takes.
     """
+    args, kwargs = _arguments(batch, model)
+    if model is not None:
+        _check_count(model, args, kwargs, batch)
+    return args, kwargs
+
+
+def _arguments(batch: Any, model: nn.Module | None) -> tuple[tuple[Any, ...], dict[str, Any]]:
     if isinstance(batch, Mapping):
         return (), _taken({key: value for key, value in batch.items() if key not in LABELS}, model)
     inputs = batch[0] if isinstance(batch, tuple | list) else batch
@@ -123,19 +134,19 @@ def moved(value: Any, device: torch.device | str, dtype: torch.dtype | None = No
 def forward(model: nn.Module, batch: Any) -> Any:
     """The model's output for a batch, on the model's device and in its floating dtype.
 
-    Raises ``TypeError`` for a batch with fewer inputs than the model needs.
+    Raises ``TypeError`` for a batch with fewer inputs than the model needs, and ``InputError`` that names the layer for
+    one whose inputs do not fit it.
     """
     parameter = next((p for p in model.parameters() if p.is_floating_point()), None)
     args, kwargs = arguments(batch, model)
-    if isinstance(batch, tuple | list):
-        _check_count(model, args, kwargs, len(batch))
     if parameter is not None:
         args = moved(args, parameter.device, parameter.dtype)
         kwargs = moved(kwargs, parameter.device, parameter.dtype)
-    return model(*args, **kwargs)
+    with explained(model.named_modules):
+        return model(*args, **kwargs)
 
 
-def _check_count(model: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], members: int) -> None:
+def _check_count(model: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], batch: Any) -> None:
     inner = _inner(model)
     try:
         signature = inspect.signature(inner.forward)
@@ -144,10 +155,16 @@ def _check_count(model: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]
     try:
         signature.bind(*args, **kwargs)
     except TypeError as error:
-        raise TypeError(
-            f"{type(inner).__name__}.forward: {error}, for a batch of {members}: (inputs, targets) was expected, and "
-            "several inputs as a tuple or mapping of their own, ((a, b), targets), or ((a, b),) without targets"
-        ) from None
+        if isinstance(batch, Mapping):
+            given = f"a batch that holds {', '.join(map(str, batch)) or 'nothing'}"
+            remedy = f"it takes {', '.join(signature.parameters)}: name the inputs so (targets: {', '.join(LABELS)})"
+        else:
+            given = f"a batch of {len(batch)}" if isinstance(batch, tuple | list) else "a batch of one tensor"
+            remedy = (
+                "(inputs, targets) was expected, and several inputs as a tuple or mapping of their own, "
+                "((a, b), targets), or ((a, b),) without targets"
+            )
+        raise TypeError(f"{type(inner).__name__}.forward: {error}, for {given}: {remedy}") from None
 
 
 def size_of(batch: Any) -> int:

@@ -1,0 +1,91 @@
+"""Why a layer could not take its input: its name, what it takes and what came, told from where the call failed."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from contextlib import contextmanager
+from typing import Any
+
+from torch import Tensor, nn
+
+_CALL = "_call_impl"  # torch's own name of what every call of a module goes through
+_SETTINGS = (
+    "num_embeddings", "in_channels", "kernel_size", "num_features", "normalized_shape", "in_features", "input_size",
+    "embed_dim",
+)  # fmt: skip
+_FAULTS = (RuntimeError, IndexError, ValueError, TypeError, AssertionError)
+
+
+class InputError(ValueError):
+    """An input does not fit a layer of the model; one line: which layer, what it takes, what came."""
+
+
+Named = Callable[[], Iterable[tuple[str, nn.Module]]]  # as ``model.named_modules``
+
+
+@contextmanager
+def explained(named: Named) -> Iterator[None]:
+    """Errors of calls of a model inside, as ``InputError`` where a layer was given what does not fit it.
+
+    ``named``: gives the layers by name. Costs nothing where nothing fails; whatever else fails is raised as it was.
+    """
+    try:
+        yield
+    except InputError:
+        raise
+    except _FAULTS as error:
+        said = misfit(named, error)
+        if not said:
+            raise
+        raise InputError(said) from error
+
+
+def misfit(named: Named, error: BaseException) -> str:
+    """One line about the innermost module whose call raised ``error``; "" where it was given what it takes."""
+    found: tuple[nn.Module, tuple[Any, ...], Mapping[str, Any]] | None = None
+    trace = error.__traceback__
+    while trace is not None:
+        names = trace.tb_frame.f_locals
+        if trace.tb_frame.f_code.co_name == _CALL and isinstance(names.get("self"), nn.Module):
+            found = names["self"], names.get("args", ()), names.get("kwargs", {})
+        trace = trace.tb_next
+    if found is None:
+        return ""
+    module, args, kwargs = found
+    x = next((value for value in (*args, *kwargs.values()) if isinstance(value, Tensor)), None)
+    takes = None if x is None else _takes(module, x)
+    if x is None or not takes:
+        return ""
+    name = next((path for path, other in named() if other is module), "")
+    title = f"{name} ({type(module).__name__})" if name else type(module).__name__
+    shape = "×".join(map(str, x.shape)) or "a single number"
+    kind = str(x.dtype).removeprefix("torch.")
+    return f"{title} takes {takes}, and was given {shape} of {kind}: give inputs like those the network was trained on"
+
+
+def _takes(module: nn.Module, x: Tensor) -> str:
+    """What ``module`` takes in words, where ``x`` is something else; "" where it fits, or where that is not known."""
+    settings: dict[str, Any] = {name: getattr(module, name, None) for name in _SETTINGS}
+    size, channels, ids = settings["kernel_size"], settings["in_channels"], settings["num_embeddings"]
+    if isinstance(ids, int):
+        whole = not (x.is_floating_point() or x.is_complex())
+        fits = whole and (x.is_meta or not x.numel() or (int(x.min()) >= 0 and int(x.max()) < ids))
+        return "" if fits else f"whole numbers from 0 to {ids - 1}"
+    if isinstance(channels, int) and isinstance(size, tuple):
+        axes = len(size)
+        fits = x.dim() in (axes + 1, axes + 2) and x.shape[-axes - 1] == channels
+        return "" if fits else f"(samples, {channels} channels{', size' * axes})"
+    if isinstance(settings["num_features"], int):
+        count = settings["num_features"]
+        return "" if x.dim() > 1 and x.shape[1] == count else f"{count} channels in the second axis"
+    if isinstance(settings["normalized_shape"], tuple):
+        last = settings["normalized_shape"]
+        return "" if tuple(x.shape[-len(last) :]) == last else f"{'×'.join(map(str, last))} values in the last axes"
+    for width in (settings["in_features"], settings["input_size"], settings["embed_dim"]):
+        if isinstance(width, int):
+            if not x.dim() or x.shape[-1] != width:
+                return f"{width} values in the last axis"
+            return (
+                "" if x.is_floating_point() or x.is_complex() else f"floating-point numbers, {width} in the last axis"
+            )
+    return ""

@@ -1,0 +1,123 @@
+"""What was exported beside the model, on random input of several sizes; axes at which they differ are fixed."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any, TypeVar
+
+import torch
+from torch import Tensor, nn
+
+from rankfold.costs import Example, evaluating
+from rankfold.export.errors import ExportError
+from rankfold.export.outputs import in_a_row
+from rankfold.export.trace import Axis, Traced, other_sizes, traced
+
+_ENOUGH = 2  # other sizes at which the model itself runs
+_NEAR_TIES = 0.01  # of whole numbers, such as the place of a maximum, that rounding may turn
+
+Made = TypeVar("Made")
+Run = Callable[[Example], Sequence[Tensor]]
+
+
+def exported(
+    root: nn.Module, example: Example, make: Callable[[Traced], tuple[Made, Run]], names: Sequence[str], who: str
+) -> tuple[Made, float]:
+    """What ``make`` makes of the freest graph that computes what ``root`` does, and the largest difference.
+
+    ``make`` also gives a way to run it; ``names`` are those of its outputs, ``who`` is named in errors. Compared at two
+    batch sizes, and at other sizes of every free axis at which the model itself runs. An axis at which it never does,
+    or at which the two differ, is fixed as in the example. ``ExportError`` where not even the batch is free.
+    """
+    fixed: set[Axis] | None = set()  # None: every axis but the first
+    while True:
+        wrong: list[Any] = []
+        try:
+            graph = traced(root, example, fixed)
+            made, run = make(graph)
+            check = _Check(root, graph, run, tuple(names), who)
+            wrong = check.unfit()
+            if not wrong:
+                return made, max(check.at(3), check.at(1), *check.differences)
+        except ExportError:
+            if fixed is None:
+                raise
+        fixed = fixed | graph.axes(wrong) if wrong and fixed is not None else None
+
+
+@dataclass(frozen=True, eq=False)
+class _Check:
+    """The model and what was made of it, side by side. ``differences``: of what was compared so far."""
+
+    root: nn.Module
+    graph: Traced
+    run: Run
+    names: tuple[str, ...]
+    who: str
+    differences: list[float] = field(default_factory=list)
+
+    def unfit(self) -> list[Any]:
+        """The free axes, as symbols, that must be fixed."""
+        free = self.graph.free
+        alone = [[symbol] for symbol in free]
+        if not free or self._fits(alone) or self._fits(self.graph.alike):
+            return []
+        return [group[0] for group in alone if not self._fits([group])] or free
+
+    def _fits(self, groups: Sequence[Sequence[Any]]) -> bool:
+        """Whether the two agree wherever the model itself runs at other sizes of these axes, and somewhere it does."""
+        ran = 0
+        for sizes in other_sizes(self.graph, groups):
+            given = self._given(sizes, 2)
+            try:
+                expected = self._expected(given)
+            except Exception:  # a size that the model does not take, which it may say in any way
+                continue
+            try:
+                self.differences.append(self._compared(given, expected))
+            except ExportError:
+                return False
+            ran += 1
+            if ran == _ENOUGH:
+                break
+        return ran > 0
+
+    def at(self, batch: int) -> float:
+        """The largest difference in a batch of this size; ``ExportError`` if it is more than rounding."""
+        given = self._given({}, batch)
+        return self._compared(given, self._expected(given))
+
+    def _given(self, sizes: Mapping[Any, int], batch: int) -> Example:
+        return self.graph.resized(sizes, batch, torch.Generator().manual_seed(0))
+
+    def _expected(self, given: Example) -> tuple[Tensor, ...]:
+        with evaluating(self.root):
+            return in_a_row(self.root(*given.args, **given.kwargs))
+
+    def _compared(self, given: Example, expected: Sequence[Tensor]) -> float:
+        with torch.no_grad():
+            found = self.run(given)
+        if len(found) != len(expected):
+            raise ExportError(f"{self.who} gives {len(found)} tensors where the model gives {len(expected)}")
+        pairs = zip(self.names, expected, found, strict=True)
+        return max((_difference(a, b, name, self.who) for name, a, b in pairs), default=0.0)
+
+
+def _difference(expected: Tensor, found: Tensor, name: str, who: str) -> float:
+    """The largest one between two tensors of the same output; ``ExportError`` for more than rounding."""
+    if expected.shape != found.shape:
+        raise ExportError(f"{name}: {who} gives {tuple(found.shape)} where the model gives {tuple(expected.shape)}")
+    if not expected.is_floating_point():
+        share = float((expected.cpu() != found.cpu()).double().mean()) if expected.numel() else 0.0
+        if share > _NEAR_TIES:
+            raise ExportError(f"{name}: {who} differs from the model in {share:.0%} of its whole numbers")
+        return 0.0
+    a, b = expected.cpu().double(), found.cpu().double()
+    worst = float(torch.where(a == b, 0.0, (a - b).abs()).max()) if a.numel() else 0.0  # infinities are equal too
+    scale = max(float(a[a.isfinite()].abs().max()) if bool(a.isfinite().any()) else 0.0, 1.0)
+    if not worst <= min(2000 * torch.finfo(expected.dtype).eps, 0.1) * scale:
+        raise ExportError(
+            f"{name}: {who} differs from the model by {worst:.3g} on random input (outputs up to {scale:.3g})"
+        )
+    return worst

@@ -1,0 +1,112 @@
+"""A model as ONNX."""
+
+from __future__ import annotations
+
+import importlib.util
+import inspect
+import re
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from rankfold.costs import Example
+from rankfold.export.check import Run, exported
+from rankfold.export.errors import ExportError, first_line, quiet
+from rankfold.export.outputs import answering, in_a_row, names_of
+from rankfold.export.trace import Traced, answer, flat, ready
+from rankfold.run.files import write_atomically
+
+_LARGEST = 2**31 - 1  # a protocol buffer holds no more
+_RUN = (torch.float32, torch.float64, torch.float16)  # in which onnxruntime computes on a CPU
+_WHO = "onnxruntime"
+
+
+def to_onnx(model: nn.Module, example: Any, path: str | Path) -> float:
+    """Write ``model`` as ONNX; returns the largest absolute difference to onnxruntime.
+
+    ``example``: an input as in ``rankfold.costs.Example.of``. The batch is free, and so is every other axis (length of
+    a sequence, height, width) at which the model itself runs at other sizes than the example's. Inputs have the names
+    of the arguments of ``forward``; outputs those that the model gives them, ``output`` or ``output_0`` … without any.
+    Caches and losses are left out. Factored layers stay factored. All outputs are compared, on random input of two
+    batch sizes and of other sizes of every free axis.
+
+    Raises ``ExportError``: onnx packages missing, a precision in which onnxruntime does not compute on a CPU, a model
+    that torch cannot trace, a result that differs by more than rounding, more than 2 GB. The file is written whole or
+    not at all.
+    """
+    missing = [name for name in ("onnx", "onnxscript", "onnxruntime") if importlib.util.find_spec(name) is None]
+    if missing:
+        raise ExportError(f"ONNX needs {', '.join(missing)}: pip install 'rankfold[onnx]'")
+    root, example = ready(model, example)
+    _check_precision(root, example)
+    names = names_of(answer(root, example), list(inspect.signature(root.forward).parameters))
+    with answering(root, in_a_row):
+        data, difference = exported(root, example, lambda traced: _made(traced, names), names, _WHO)
+    write_atomically(Path(path), data)
+    return difference
+
+
+def _check_precision(root: nn.Module, example: Example) -> None:
+    for tensor in (*root.parameters(), *root.buffers(), *flat(example)):
+        if tensor.is_floating_point() and tensor.dtype not in _RUN:
+            kind = str(tensor.dtype).removeprefix("torch.")
+            raise ExportError(
+                f"the model computes in {kind}, which onnxruntime does not on a CPU, so that the file could not be "
+                "checked: export model.float() instead"
+            )
+
+
+def _made(traced: Traced, names: Sequence[str]) -> tuple[bytes, Run]:
+    """The file, and a way to run it."""
+    with quiet():
+        try:
+            written = torch.onnx.export(traced.program, dynamo=True, verbose=False, output_names=list(names))
+        except Exception as error:  # the exporter raises exceptions of many kinds, with pages of text
+            raise ExportError(
+                f"torch cannot write this model as ONNX: {first_line(error)}; torch-export may take it"
+            ) from error
+    assert written is not None
+    proto = written.model_proto
+    _name_axes(proto, traced.names)
+    if proto.ByteSize() > _LARGEST:
+        raise ExportError("the model is larger than 2 GB, which one ONNX file cannot hold: use torch-export")
+    data: bytes = proto.SerializeToString()
+    return data, _session(data, traced)
+
+
+def _name_axes(proto: Any, names: dict[str, str]) -> None:
+    """Call free axes by what they are instead of by torch's symbols, also within expressions."""
+
+    def name(found: re.Match[str]) -> str:
+        return names.get(found[0], found[0])
+
+    for value in (*proto.graph.input, *proto.graph.output, *proto.graph.value_info):
+        for axis in value.type.tensor_type.shape.dim:
+            if axis.dim_param.isdigit():  # fixed after all
+                axis.dim_value = int(axis.dim_param)
+            elif axis.dim_param:
+                axis.dim_param = re.sub(r"\bs\d+\b", name, axis.dim_param)
+
+
+def _session(data: bytes, traced: Traced) -> Run:
+    import onnxruntime
+
+    onnxruntime.set_default_logger_severity(4)  # what fails is raised too
+    try:
+        session = onnxruntime.InferenceSession(data, providers=["CPUExecutionProvider"])
+    except Exception as error:  # onnxruntime raises exceptions of its own for each fault
+        raise ExportError(f"onnxruntime cannot run what was exported: {first_line(error)}") from error
+    asked = [node.name for node in session.get_inputs()]
+
+    def run(given: Example) -> list[Tensor]:
+        every = {name: x.detach().cpu().numpy() for name, x in zip(traced.inputs, flat(given), strict=True)}
+        try:
+            outputs = session.run(None, {name: every[name] for name in asked})
+        except Exception as error:
+            raise ExportError(f"onnxruntime cannot run what was exported: {first_line(error)}") from error
+        return [torch.as_tensor(output) for output in outputs]
+
+    return run

@@ -1,0 +1,61 @@
+"""What a model answers with, as graphs can give it: tensors under the model's own names."""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from typing import Any
+
+from torch import Tensor, nn
+
+from rankfold.objectives.answer import INTERNAL, named_tensors
+
+
+@contextmanager
+def answering(root: nn.Module, change: Callable[[Any], Any]) -> Iterator[None]:
+    """Within the block ``root`` gives ``change`` of what it gives; its parameters keep their names."""
+    own, forward = vars(root).get("forward"), root.forward
+
+    @functools.wraps(forward)
+    def changed(*args: Any, **kwargs: Any) -> Any:
+        return change(forward(*args, **kwargs))
+
+    root.forward = changed
+    try:
+        yield
+    finally:
+        del root.forward
+        if own is not None:
+            root.forward = own
+
+
+def plain(output: Any) -> Any:
+    """An output without caches and what is no tensor: objects with names as dicts, tuples and lists as tuples."""
+    if isinstance(output, Tensor):
+        return output
+    if isinstance(output, Mapping):
+        return _named(output)
+    if hasattr(output, "__dataclass_fields__"):
+        return _named({name: getattr(output, name) for name in output.__dataclass_fields__})
+    if isinstance(output, Sequence) and not isinstance(output, str | bytes):
+        return tuple(plain(member) for member in output if named_tensors(member))
+    return None
+
+
+def _named(members: Mapping[Any, Any]) -> dict[str, Any]:
+    kept = {str(name): member for name, member in members.items() if str(name) not in INTERNAL}
+    return {name: plain(member) for name, member in kept.items() if named_tensors(member)}
+
+
+def in_a_row(output: Any) -> tuple[Tensor, ...]:
+    """Every tensor of ``plain``, in order; copies, so that an input that is handed on keeps its name as an input."""
+    return tuple(tensor.clone() for _, tensor in named_tensors(output))
+
+
+def names_of(output: Any, taken: Sequence[str]) -> list[str]:
+    """A name for each of ``in_a_row``: the model's own, ``output`` or ``output_0`` … where it has none. None is in
+    ``taken``, the names of the inputs."""
+    places = [place for place, _ in named_tensors(output)]
+    names = ["output"] if places == [""] else [f"output_{place}" if place[:1].isdigit() else place for place in places]
+    return [f"output_{name}" if name in taken else name for name in names]

@@ -1,0 +1,47 @@
+"""A model as an exported program of torch."""
+
+from __future__ import annotations
+
+import io
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from rankfold.costs import Example
+from rankfold.export.check import Run, exported
+from rankfold.export.errors import ExportError, first_line, quiet
+from rankfold.export.outputs import answering, in_a_row, names_of, plain
+from rankfold.export.trace import Traced, answer, ready
+from rankfold.run.files import write_atomically
+
+
+def to_torch_export(model: nn.Module, example: Any, path: str | Path) -> float:
+    """Write ``model`` as a ``.pt2`` of ``torch.export``; free axes, returned difference and errors as in ``to_onnx``.
+
+    An output with names becomes a dict of its tensors, without caches and losses. The program is compared in memory,
+    before it is written; a file of this kind can run code when it is loaded, so this library never loads one.
+    """
+    root, example = ready(model, example)
+    names = names_of(answer(root, example), ())
+    with answering(root, plain):
+        program, difference = exported(root, example, _made, names, "the exported program")
+    buffer = io.BytesIO()
+    with quiet():
+        torch.export.save(program, buffer)
+    write_atomically(Path(path), buffer.getvalue())
+    return difference
+
+
+def _made(traced: Traced) -> tuple[torch.export.ExportedProgram, Run]:
+    module = traced.program.module()
+
+    def run(given: Example) -> Sequence[Tensor]:
+        try:
+            return in_a_row(module(*given.args, **given.kwargs))
+        except Exception as error:  # a size that it refuses, in any of torch's ways
+            raise ExportError(f"the exported program cannot run: {first_line(error)}") from error
+
+    return traced.program, run

@@ -1,0 +1,128 @@
+"""Moments that would not fit are refused or measured a few at a time, before anything is measured."""
+
+import copy
+
+import pytest
+import torch
+from torch import nn
+
+import rankfold as rf
+from rankfold.compress import statistics as statistics_module
+from rankfold.compress.layerwise import in_parts
+from rankfold.compress.layerwise.in_parts import affordable
+from rankfold.compress.statistics import calibrate, moments_bytes
+from rankfold.pipeline import analyse
+from rankfold.run.memory import available
+from rankfold.sites import Names, sites
+
+
+class Counted(nn.Sequential):
+    calls = 0
+
+    def forward(self, x):
+        type(self).calls += 1
+        return super().forward(x)
+
+
+def network() -> nn.Module:
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        return Counted(nn.Linear(16, 48), nn.ReLU(), nn.Linear(48, 48), nn.ReLU(), nn.Linear(48, 8)).eval()
+
+
+def data() -> list[torch.Tensor]:
+    return list(torch.randn(256, 16, generator=torch.Generator().manual_seed(1)).split(32))
+
+
+@pytest.fixture
+def free(monkeypatch):
+    """Sets how much memory this machine says that it has."""
+
+    def has(size: int) -> None:
+        for module in (statistics_module, in_parts):
+            monkeypatch.setattr(module, "available", lambda: size)
+
+    return has
+
+
+def test_this_machine_tells_what_is_free():
+    size = available()
+    assert size is None or 1 << 20 < size < 1 << 50
+
+
+def test_what_would_not_fit_is_refused_before_any_sample_is_seen(free):
+    model, need = network(), sum(map(moments_bytes, sites(network()).reducible))
+    free(int(need / 0.9) + 1000)
+    rf.profile(model, data())
+    free(need // 2)
+    Counted.calls = 0
+    with pytest.raises(ValueError, match=r"second moments of 3 layers would take .*2 \(Linear 48×48\) alone") as caught:
+        calibrate(model, data(), sites(model))
+    assert Counted.calls == 0
+    assert "\n" not in str(caught.value)
+    with pytest.raises(ValueError, match=r"leave layers out \(--exclude, where=\)"):
+        rf.plan(model, "params=0.7", data=data())
+    with pytest.raises(ValueError, match="second moments"):
+        analyse(model, torch.cat(data()))
+    # each remedy that is named works
+    assert rf.plan(model, "params=0.9", data=data(), where=Names(exclude=("2",))).entries
+    assert rf.plan(model, "params=0.7", "truncate", data=data()).changed
+    assert rf.plan(model, "params=0.7", "sequential", data=data()).changed
+
+
+def test_layers_that_are_fitted_one_after_another_are_measured_in_parts_although_nobody_asked(free, monkeypatch):
+    torch.manual_seed(0)
+    model, passes = nn.Sequential(*(part for _ in range(6) for part in (nn.Linear(24, 24), nn.Tanh()))).eval(), []
+    seen, found = list(torch.randn(256, 24).split(32)), sites(model)
+    whole = sum(map(moments_bytes, found.reducible))
+    free(10 * whole)
+    assert affordable(found, None) is None
+    assert affordable(found, 5) == 5
+    at_once = rf.plan(model, "params=0.7", "sequential", seen)
+    original = in_parts.calibrate
+    monkeypatch.setattr(in_parts, "calibrate", lambda *args, **more: passes.append(1) or original(*args, **more))
+    free(whole)
+    assert affordable(found, None) == whole // 2
+    in_turn = rf.plan(model, "params=0.7", "sequential", seen)
+    assert len(passes) == 2  # three layers at a time
+    assert [(e.site, e.form) for e in in_turn.entries] == [(e.site, e.form) for e in at_once.entries]
+
+
+# ---- layer after layer only where held-out samples say so ------------------------------------------------------------
+
+
+def error(model: nn.Module, plan: rf.Plan, samples: torch.Tensor) -> float:
+    small = rf.apply_(copy.deepcopy(model), plan)
+    with torch.no_grad():
+        return float((small(samples) - model(samples)).norm() / model(samples).norm())
+
+
+@pytest.mark.parametrize("memory", [None, 1 << 20, 160_000])
+@pytest.mark.parametrize("samples", [24, 40, 64])
+def test_with_few_samples_one_shot_is_kept_where_it_is_nearer(samples, memory):
+    """Whatever the bound of memory: judged by samples that neither the fits nor the one shot have seen."""
+    model, few = network(), list(torch.cat(data())[:samples].split(8))
+    how = rf.Calibration(memory=memory)
+    plan = rf.plan(model, "params=0.5", "sequential", few, calibration=how)
+    told = [note for note in plan.notes if "one shot" in note]
+    new = torch.randn(2000, 16, generator=torch.Generator().manual_seed(2))
+    assert error(model, plan, new) < 1.15 * error(model, rf.plan(model, "params=0.5", "project", few), new)
+    if told:
+        assert "no nearer on held-out samples" in told[0]
+
+
+def test_where_nothing_can_be_held_back_one_shot_is_kept():
+    """One batch whose first axis is time: no sample can be taken out of it."""
+
+    class TimeFirst(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.mix, self.head = nn.Linear(16, 24), nn.Linear(24, 8)
+
+        def forward(self, x):
+            return self.head(torch.relu(self.mix(x)).cumsum(0) / len(x))
+
+    torch.manual_seed(0)
+    plan = rf.plan(TimeFirst().eval(), "params=0.6", "sequential", [torch.randn(40, 2, 16)])
+    assert any("nothing could be held back" in note for note in plan.notes)
+    assert all(entry.form is not rf.Form.DENSE for entry in plan.changed)
