@@ -6,6 +6,7 @@ selected on 10,000 validation images that training has not seen; the test split 
 
     python benchmarks/dlrt_lenet5.py                                   # five seeds at −92.9 % and −95 %
     python benchmarks/dlrt_lenet5.py --seeds 0 --removed 0.929 --epochs 1
+    python benchmarks/dlrt_lenet5.py --tolerance 0.15
     python benchmarks/dlrt_lenet5.py step                              # a step's time beside the dense network's
 
 Published (DLRT, five seeds, counted truly): 98.12 ± .34 % at −92.9 %, 98.14 ± .33 % at −88.5 %.
@@ -41,27 +42,25 @@ def weights(model: nn.Module) -> int:
     return sum(p.numel() for p in model.parameters() if p.dim() > 1)
 
 
-def trained(seed: int, removed: float, epochs: int) -> dict[str, object]:
+def trained(seed: int, how: dict[str, float], epochs: int, asked: float | None) -> dict[str, object]:
+    """``how``: settings of ``Dlrt``. ``asked``: the share of weights to remove, where a budget says how many."""
     data, model = zoo.load_data("mnist"), lenet5(seed)
     dense = weights(model)
-    biases = sum(p.numel() for p in model.parameters() if p.dim() == 1)
-    share = ((1 - removed) * dense + biases) / (dense + biases)
+    if asked is not None:
+        biases = sum(p.numel() for p in model.parameters() if p.dim() == 1)
+        how = how | {"budget": ((1 - asked) * dense + biases) / (dense + biases)}
     rf.dlrt_(model)
     recipe = rf.Recipe(
-        epochs=epochs,
-        batch_size=128,
-        learning_rate=0.05,
-        nesterov=False,
-        weight_decay=0.0,
-        schedule="cosine",
+        epochs=epochs, batch_size=128, learning_rate=0.05, nesterov=False, weight_decay=0.0, schedule="cosine",
         seed=seed,
-    )
+    )  # fmt: skip
     began = time.process_time()
-    history = rf.fit(model, data.train, data.validation, recipe, optimizer=functools.partial(rf.Dlrt, budget=share))
+    history = rf.fit(model, data.train, data.validation, recipe, optimizer=functools.partial(rf.Dlrt, **how))
     small = rf.fold_(model, keep=True)
     return {
-        "seed": seed, "asked": removed, "removed": 1 - weights(small) / dense, "best_epoch": history.best_epoch,
-        "validation": rf.evaluate(small, data.validation).accuracy, "test": rf.evaluate(small, data.test).accuracy,
+        "seed": seed, "asked": asked, "how": how, "removed": 1 - weights(small) / dense,
+        "best_epoch": history.best_epoch, "validation": rf.evaluate(small, data.validation).accuracy,
+        "test": rf.evaluate(small, data.test).accuracy,
         "ranks": {name: m.rank for name, m in small.named_modules() if isinstance(m, rf.LowRankLinear)}
         | {name: m.down.out_channels for name, m in small.named_modules() if isinstance(m, rf.LowRankConv)},
         "cpu_seconds": time.process_time() - began,
@@ -101,21 +100,28 @@ def main() -> None:
     parser.add_argument("--seeds", default="0,1,2,3,4")
     parser.add_argument("--removed", default="0.929,0.95", help="shares of the weights")
     parser.add_argument("--epochs", type=int, default=6)
+    parser.add_argument("--tolerance", type=float, help="cut by this, in place of a budget")
+    parser.add_argument("--reach", type=int, default=40, help="windows over which the budget is reached")
+    parser.add_argument("--grow", type=float, default=1.0, help="share of the rank by which bases grow in a window")
     parser.add_argument("--out", type=Path, help="a JSON file, written after each training")
     given = parser.parse_args()
     if given.what == "step":
         print(json.dumps(step(), indent=1))
         return
     rows: list[dict[str, object]] = []
-    for removed in map(float, given.removed.split(",")):
+    asked: list[float | None] = [None] if given.tolerance is not None else list(map(float, given.removed.split(",")))
+    how: dict[str, float] = {"grow": given.grow}
+    how |= {"reach": given.reach} if given.tolerance is None else {"tolerance": given.tolerance}
+    for removed in asked:
         for seed in map(int, given.seeds.split(",")):
-            rows.append(trained(seed, removed, given.epochs))
+            rows.append(trained(seed, how, given.epochs, removed))
             print(json.dumps(rows[-1]), flush=True)
             if given.out is not None:
                 given.out.write_text(json.dumps(rows, indent=1) + "\n", encoding="utf-8")
-        tests = [float(str(row["test"])) for row in rows if row["asked"] == removed]
+        found = [(float(str(row["test"])), float(str(row["removed"]))) for row in rows if row["asked"] == removed]
+        tests, sizes = [100 * test for test, _ in found], [100 * size for _, size in found]
         spread = statistics.stdev(tests) if len(tests) > 1 else 0.0
-        print(f"−{100 * removed:.1f} %: {100 * statistics.fmean(tests):.2f} ± {100 * spread:.2f} % on test", flush=True)
+        print(f"−{statistics.fmean(sizes):.1f} %: {statistics.fmean(tests):.2f} ± {spread:.2f} % on test", flush=True)
 
 
 if __name__ == "__main__":

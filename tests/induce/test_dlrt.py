@@ -132,6 +132,17 @@ def test_every_integrator_learns(integrator, kind):
         assert set(optimizer.ranks.values()) == {6}
 
 
+def test_gradients_may_be_cleared_between_forward_and_backward():
+    model = rf.dlrt_(network(), 4)
+    optimizer = rf.Dlrt(model, torch.optim.SGD, lr=0.1)
+    x, y = data()
+    loss = F.cross_entropy(model(x), y)
+    optimizer.zero_grad()
+    loss.backward()
+    optimizer.step()
+    assert optimizer.ranks == {"0": 8, "4": 8}  # bases grew by what backward gathered
+
+
 def test_ranks_grow_in_windows_and_not_when_directions_are_cut_at_every_step():
     torch.manual_seed(3)
     target = torch.randn(20, 6).double() @ torch.randn(6, 18).double()

@@ -33,7 +33,7 @@ class Dlrt(torch.optim.Optimizer):
 
     - "window" (default): bases grow by the gradient's directions, which leaves the weight as it is; ``window`` steps of
       ``optimizer`` on the cores follow; then directions are cut. Ranks can grow as well as fall. ``grow``: by at most
-      this share of the rank, or by four, the gradient's largest directions; more make a step dearer.
+      this share of the rank, or by four, the gradient's largest directions; fewer make a step cheaper and turn slower.
     - "parallel": a window of a single step, along the gradient projected onto the tangent space. A new direction begins
       with weight η‖g‖ and is cut at once where that is below the tolerance: ranks hardly grow.
     - "augmented": bases grow; one step of the cores by the gradient in the larger bases, then directions are cut.
@@ -64,7 +64,7 @@ class Dlrt(torch.optim.Optimizer):
         groups: Iterable[Any] | None = None,
         integrator: Integrator = "window",
         window: int = 20,
-        grow: float = 0.25,
+        grow: float = 1.0,
         tolerance: float = 0.1,
         budget: float | None = None,
         reach: int = 40,

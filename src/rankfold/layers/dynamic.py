@@ -78,7 +78,9 @@ class DynamicLowRank(nn.Module):
         return self._probes[0].grad, self._probes[1].grad  # type: ignore[return-value]
 
     def clear_gradients(self) -> None:
-        self._probes = None
+        """The probes themselves stay: a forward pass that is still to be differentiated may know them."""
+        for probe in self._probes or ():
+            probe.grad = None
 
     def forward(self, input: Tensor) -> Tensor:  # named as in nn.Linear: callers may
         if not (self.probing and self.training and torch.is_grad_enabled()):
@@ -146,7 +148,7 @@ class DynamicLowRank(nn.Module):
         # contiguous, as they are when they are loaded: another layout rounds otherwise
         self.left, self.right = left.to(self.left).contiguous(), right.to(self.right).contiguous()
         self.core = nn.Parameter(core.to(self.core).contiguous(), self.core.requires_grad)
-        self.clear_gradients()
+        self._probes = None
 
     def extra_repr(self) -> str:
         m, n = self.shape

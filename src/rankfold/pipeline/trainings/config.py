@@ -49,7 +49,7 @@ class Dynamic(BaseModel):
     rank: int | None = Field(None, ge=1)
     integrator: Literal["window", "parallel"] = "window"
     window: int = Field(20, ge=1)
-    grow: float = Field(0.25, gt=0, le=1)
+    grow: float = Field(1.0, gt=0, le=1)
     reach: int = Field(40, ge=0)
     tolerance: float = Field(0.1, ge=0, lt=1)
     budget: float | None = Field(None, gt=0, le=1)
