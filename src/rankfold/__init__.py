@@ -42,6 +42,7 @@ __all__ = [
     "Multiples",
     "NuclearBall",
     "Objective",
+    "OfSites",
     "ObjectiveError",
     "Optimal",
     "Params",
@@ -89,6 +90,7 @@ __all__ = [
     "slice_",
     "smallest",
     "spectrum",
+    "text",
     "tune_",
 ]
 

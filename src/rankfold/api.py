@@ -19,6 +19,7 @@ from rankfold.compress.ranks.budget import (
     KeepEnergy,
     Latency,
     Multiples,
+    OfSites,
     Params,
     Ranks,
     Resource,
@@ -55,3 +56,4 @@ from rankfold.sites import Form, Site, SiteList, sites
 from rankfold.spectrum import Spectrum, spectrum
 from rankfold.store import Stored, StoreError, load, save
 from rankfold.train import Distill, Recipe, evaluate, fit
+from rankfold.zoo.text import text

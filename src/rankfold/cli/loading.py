@@ -7,7 +7,7 @@ from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
 from difflib import get_close_matches
 from pathlib import Path
-from typing import Any, cast
+from typing import Any, NamedTuple, cast
 
 import torch
 from torch import nn
@@ -18,12 +18,15 @@ from rankfold.compress.ranks.budget import Budget, Multiples, parsed
 from rankfold.costs import Example
 from rankfold.objectives import Objective, objective_named, objective_names
 from rankfold.pipeline import first_example
+from rankfold.run.pretrained import is_folder
 from rankfold.run.progress import Talk
-from rankfold.sites import Names, fits, sites
-from rankfold.store import Stored, StoreError, load, read_manifest
+from rankfold.sites import Names, fits, sites, unwrap
+from rankfold.store import MANIFEST, Stored, StoreError, load, read_manifest
 from rankfold.train.step.precision import Arithmetic, arithmetic
 from rankfold.zoo import Data, Resolved, ZooError, load_data, load_weights, model_names, resolve
+from rankfold.zoo.pretrained import example_of, is_pretrained_name, tokenizer_of
 from rankfold.zoo.resolve import imported
+from rankfold.zoo.text import TEXT, TOKENS, reader_for
 
 
 @dataclass(frozen=True, eq=False)
@@ -106,6 +109,8 @@ def objective_of(spec: str | None) -> Objective | None:
 @_plainly()
 def original_of(loaded: Loaded, weights: Path | None) -> nn.Module:
     """The network that a saved one was made from, to compare outputs with; ``ZooError`` where it is not known."""
+    if weights is not None and is_folder(weights):
+        return resolve(str(weights)).model
     if loaded.stored is None or (weights is None and ":" not in loaded.spec):
         raise ZooError(
             f"{loaded.spec}: the data have no targets, and there is nothing to compare outputs with: give a directory "
@@ -129,9 +134,9 @@ def noted_objective(notes: Any) -> str | None:
     return name if isinstance(name, str) and name in objective_names() else None
 
 
-def budgets_of(texts: Sequence[str], multiple: int) -> tuple[Budget, ...]:
-    """The budgets that were typed, and the ranks that they may have."""
-    budgets = parsed(list(texts)) if texts else ()
+def budgets_of(texts: Sequence[str], multiple: int, of: str = "model") -> tuple[Budget, ...]:
+    """The budgets that were typed, what they are fractions of, and the ranks that they may have."""
+    budgets = parsed([*texts, *(["of=sites"] if of == "sites" else [])]) if texts else ()
     return (*budgets, Multiples(multiple)) if multiple > 1 else budgets
 
 
@@ -155,29 +160,71 @@ def set_threads(threads: int | None) -> None:
         torch.set_num_threads(threads)
 
 
-def data_named(name: str | None, download: bool, talk: Talk) -> Data | None:
+class Cut(NamedTuple):
+    """How text becomes samples: tokens of each, and at most how many of each part; None: as it comes."""
+
+    length: int | None = None
+    windows: int | None = None
+
+
+def data_named(
+    name: str | None, download: bool, talk: Talk, model: nn.Module | None = None, cut: Cut | None = None
+) -> Data | None:
+    """The data of a name; of text as ``model`` reads it, with the tokenizer that lies beside its weights."""
     if name is None:
         return None
-    return load_data(name, download=download, progress=talk.progress)
+    cut, reader = cut or Cut(), None
+    if name.startswith((TEXT, TOKENS)) and model is not None:
+        folder = str(getattr(unwrap(model), "name_or_path", ""))
+        tokenizer = tokenizer_of(folder) if name.startswith(TEXT) and is_folder(folder) else None
+        reader = reader_for(unwrap(model), tokenizer, *cut)
+    elif cut != Cut():
+        raise ZooError(f"--length and --windows belong to text:FILE and tokens:FILE.npy, not to {name}")
+    return load_data(name, download=download, progress=talk.progress, reader=reader)
 
 
 @_plainly()
 def open_model(
-    spec: str, weights: Path | None, data: str | None, download: bool, talk: Talk, *, trained: bool, own_data: bool
+    spec: str,
+    weights: Path | None,
+    data: str | None,
+    download: bool,
+    talk: Talk,
+    *,
+    trained: bool,
+    own_data: bool,
+    cut: Cut | None = None,
 ) -> Loaded:
     """The model that ``spec`` names with its weights. ``trained``: freshly drawn weights will not do.
 
-    ``own_data``: without ``data``, take the data set for which a built-in model was made.
+    ``own_data``: without ``data``, take the data set for which a built-in model was made. ``cut``: of text.
     """
+    text = data is not None and data.startswith((TEXT, TOKENS))
+    if is_pretrained_name(spec) or (text and ":" in spec):
+        return _open_reading(spec, weights, data, download, talk, cut)
     if trained and weights is None and ":" not in spec:
         resolve(spec)
         raise ZooError(f"{spec}: give the trained weights with --weights FILE; without them it knows nothing yet")
-    known = data_named(data, download, talk)
+    known = data_named(data, download, talk, cut=cut)
     built = _build(spec, known)
     if known is None and own_data and built.data is not None:
         known = data_named(built.data, download, talk)
     if weights is not None:
         load_weights(built.model, weights)
+    example = None if built.example_input is None else Example.of(built.example_input)
+    return Loaded(spec, built.model.eval(), known, example)
+
+
+def _open_reading(
+    spec: str, weights: Path | None, data: str | None, download: bool, talk: Talk, cut: Cut | None
+) -> Loaded:
+    """A model of transformers, before its data: it says how text is read."""
+    if weights is not None and ":" not in spec:
+        raise ZooError(f"{spec}: a folder brings its weights: leave --weights out")
+    built = resolve(spec, download=download)
+    if weights is not None:
+        load_weights(built.model, weights)
+    known = data_named(data, download, talk, built.model, cut)
     example = None if built.example_input is None else Example.of(built.example_input)
     return Loaded(spec, built.model.eval(), known, example)
 
@@ -189,28 +236,37 @@ def _build(spec: str, data: Data | None) -> Resolved:
 
 
 def is_saved(text: str) -> bool:
-    """Whether it is a directory rather than the name of a model."""
-    return Path(text).is_dir()
+    """Whether it is a directory that rankfold wrote, or looks like one, rather than the name or folder of a model."""
+    return Path(text).is_dir() and (not is_folder(text) or (Path(text) / MANIFEST).exists())
 
 
 def check_is_model(text: str) -> None:
     """``ZooError`` for what is neither the directory it looks like nor a model."""
-    if ":" not in text and text not in model_names():
+    if ":" not in text and text not in model_names() and not is_pretrained_name(text):
         raise ZooError(
             f"{text}: neither a directory here nor a model: give a directory that compress or apply wrote, "
-            f"package.module:factory, or one of {', '.join(model_names())}"
+            f"package.module:factory, a folder of transformers, or one of {', '.join(model_names())}"
         )
 
 
 @_plainly()
 def open_saved(
-    directory: Path, spec: str | None, data: str | None, download: bool, talk: Talk, *, own_data: bool
+    directory: Path,
+    spec: str | None,
+    data: str | None,
+    download: bool,
+    talk: Talk,
+    *,
+    own_data: bool,
+    cut: Cut | None = None,
 ) -> Loaded:
     """A model that was saved by ``compress`` or ``apply``, built as its manifest says or by ``spec``.
 
     A manifest may name built-in models and data alone: a file does not decide which code runs.
     """
     notes = read_manifest(directory)["notes"]
+    if is_folder(directory):
+        return _open_folder(directory, notes, spec, data, download, talk, own_data, cut)
     if spec is None:
         spec = str(notes.get("model") or "")
         if not spec:
@@ -220,13 +276,42 @@ def open_saved(
     name = data or (str(notes.get("data") or "") or None if own_data else None)
     if data is None and name is not None and ":" in name:
         raise StoreError(f"{directory}: its data are {name}; say --data {name} if its code may run")
-    known = data_named(name, download, talk)
+    known = data_named(name, download, talk, cut=cut)
     shape = _noted_input(notes)
     channels = shape[0] if shape is not None and len(shape) == 3 else None
     built = resolve(spec, classes=_noted_classes(notes), in_channels=channels)
     stored = load(directory, built.model)
     example = _noted_example(notes, built)
     return Loaded(spec, stored.model.eval(), known, example, stored.plan, stored)
+
+
+def _open_folder(
+    directory: Path,
+    notes: Any,
+    spec: str | None,
+    data: str | None,
+    download: bool,
+    talk: Talk,
+    own_data: bool,
+    cut: Cut | None,
+) -> Loaded:
+    """A Hugging Face folder that rankfold wrote: its configuration alone says what to build; ``spec`` may name what it
+    was made from, to compare with."""
+    stored = load(directory)
+    name, noted = data or (str(notes.get("data") or "") or None if own_data else None), cut or Cut()
+    if data is None and name is not None:
+        if ":" in name and not name.startswith((TEXT, TOKENS)):
+            raise StoreError(f"{directory}: its data are {name}; say --data {name} if its code may run")
+        noted = Cut(*(noted[i] or _noted_number(notes, key) for i, key in enumerate(Cut._fields)))
+    known = data_named(name, download, talk, stored.model, noted)
+    found = example_of(stored.model)
+    example = None if found is None else Example.of(found)
+    return Loaded(spec or str(directory), stored.model.eval(), known, example, stored.plan, stored)
+
+
+def _noted_number(notes: Any, key: str) -> int | None:
+    found = notes.get(key)
+    return found if isinstance(found, int) and not isinstance(found, bool) and found > 0 else None
 
 
 def _noted_classes(notes: Any) -> int | None:

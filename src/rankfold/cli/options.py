@@ -17,9 +17,12 @@ METHODS = ("project", "sequential", "relu", "nuclear", "maxnorm", "truncate", "t
 
 
 def _model(spec: str) -> str:
+    from rankfold.run.pretrained import is_folder
     from rankfold.zoo import model_names
 
-    return _known(spec, "unknown model", model_names(), "package.module:factory")
+    if is_folder(spec) or "/" in spec:  # a folder, or OWNER/NAME on the hub; looked up where it is opened
+        return spec
+    return _known(spec, "unknown model", model_names(), "package.module:factory, or a folder of transformers")
 
 
 def _data(name: str | None) -> str | None:
@@ -84,7 +87,10 @@ def _memory(text: str | None) -> str | None:
 Spec = Annotated[
     str,
     typer.Argument(
-        metavar="MODEL", help="Built-in name (resnet20, digits-cnn, …) or package.module:factory.", callback=_model
+        metavar="MODEL",
+        help="Built-in name (resnet20, digits-cnn, …), package.module:factory, a folder of transformers, or OWNER/NAME "
+        "of one in the cache of the Hugging Face hub.",
+        callback=_model,
     ),
 ]
 Weights = Annotated[
@@ -96,12 +102,40 @@ DataName = Annotated[
     typer.Option(
         "--data",
         metavar="NAME",
-        help="digits, mnist, fashion-mnist, cifar10, or package.module:factory; by default the model's own.",
+        help="digits, mnist, fashion-mnist, cifar10, package.module:factory, text:FILE (.txt, .parquet, .jsonl) or "
+        "tokens:FILE.npy; by default the model's own.",
         callback=_data,
     ),
 ]
 Download = Annotated[
-    bool, typer.Option("--download", help="Fetch a data set that is not in RANKFOLD_DATA from the Hugging Face hub.")
+    bool, typer.Option("--download", help="Fetch a model or data set that is not here from the Hugging Face hub.")
+]
+Length = Annotated[
+    int | None,
+    typer.Option(
+        min=2, help="Text: tokens of a window, or at most of a line; by default 256.", show_default=False, metavar="N"
+    ),
+]
+Windows = Annotated[
+    int | None,
+    typer.Option(
+        min=1, help="Text: at most N windows or lines of each part, the first.", show_default=False, metavar="N"
+    ),
+]
+
+
+class OfWhat(StrEnum):
+    """What a budget is a fraction of."""
+
+    model = "model"
+    sites = "sites"
+
+
+BudgetOf = Annotated[
+    OfWhat,
+    typer.Option(
+        "--of", help="What budgets are fractions of: the whole model, or the layers that can be factored, as in papers."
+    ),
 ]
 Budgets = Annotated[
     list[str],

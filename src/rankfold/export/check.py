@@ -101,10 +101,10 @@ class _Check:
         if len(found) != len(expected):
             raise ExportError(f"{self.who} gives {len(found)} tensors where the model gives {len(expected)}")
         pairs = zip(self.names, expected, found, strict=True)
-        return max((_difference(a, b, name, self.who) for name, a, b in pairs), default=0.0)
+        return max((difference(a, b, name, self.who) for name, a, b in pairs), default=0.0)
 
 
-def _difference(expected: Tensor, found: Tensor, name: str, who: str) -> float:
+def difference(expected: Tensor, found: Tensor, name: str, who: str) -> float:
     """The largest one between two tensors of the same output; ``ExportError`` for more than rounding."""
     if expected.shape != found.shape:
         raise ExportError(f"{name}: {who} gives {tuple(found.shape)} where the model gives {tuple(expected.shape)}")

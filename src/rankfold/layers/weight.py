@@ -94,6 +94,12 @@ class FactoredWeight(Tensor):
         args, kwargs = pytree.tree_map_only(FactoredWeight, FactoredWeight.product, (args, kwargs or {}))
         return func(*args, **kwargs)
 
+    @property
+    def _is_hf_initialized(self) -> bool:
+        """What transformers asks before it draws a weight that no file had: not this one, where its factors had."""
+        owners = (factor if factor._base is None else factor._base for factor in self.factors)  # of a turned one
+        return all(getattr(owner, "_is_hf_initialized", False) for owner in owners)
+
     def product(self) -> Tensor:
         """The weight multiplied out, an ordinary tensor; differentiable."""
         return self.rule.dense(self.factors)

@@ -10,7 +10,9 @@ import torch
 from torch import Tensor
 
 # what a model hands on besides its answer: caches, states of its layers, a loss it computed itself
-INTERNAL = ("past_key_values", "loss", "aux_loss", "z_loss", "router_logits", "cache_params", "mems", "rope_deltas")
+INTERNAL = (
+    "past_key_values", "cache", "loss", "aux_loss", "z_loss", "router_logits", "cache_params", "mems", "rope_deltas",
+)  # fmt: skip
 _STATES = ("hidden_state", "hidden_states", "attentions", "pooler_output")
 
 

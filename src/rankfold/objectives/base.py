@@ -31,6 +31,16 @@ class Objective:
     name = "objective"
     labelled = True
 
+    @property
+    def compares(self) -> bool:
+        """Whether figures compare with the original network where it is given; by default where there are no labels."""
+        return not self.labelled
+
+    @property
+    def counts_losses(self) -> bool:
+        """Whether ``measure`` gives ``loss`` and ``count`` too, so that losses need not be computed twice."""
+        return False
+
     def answers(self, output: Any, batch: Any = None) -> tuple[Answer, ...]:
         """The tensors of an output that count: by default each floating one, as plain numbers."""
         found = tuple(Answer(single(tensor), name=name) for name, tensor in counting_tensors(output))

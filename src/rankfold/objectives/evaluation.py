@@ -154,7 +154,7 @@ class Figures:
         """
         found: dict[str, Tensor] = {}
         with torch.no_grad():
-            if self.objective.labelled:
+            if self.objective.labelled and not self.objective.counts_losses:
                 loss, count = self.objective.losses(output, batch) if known is None else known
                 found = {"loss": loss.detach().double() * count, "count": torch.tensor(count)}
             found |= self.objective.measure(output, batch, taught)

@@ -7,6 +7,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
+import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 from rankfold.batches import labels_of
@@ -22,6 +24,10 @@ class CausalLanguageModel(Classification):
 
     ``shift`` False: labels are those of their own position, as where a data set has shifted them already, and for
     models of two halves, whose decoder is fed the labels one place later.
+
+    ``perplexity`` judges, the exponential of the mean loss of a token; ``perplexity_error`` is its standard error over
+    the samples. Where the original is given (``teacher=``): ``kl``, the divergence of the next token's distribution
+    from the original's in nats a token, and ``agreement``, how often both find the same token likeliest.
     """
 
     axis: int = -1
@@ -53,11 +59,55 @@ class CausalLanguageModel(Classification):
         mask = attention_mask(batch)
         return None if mask is None or mask.shape != values.shape[:-1] else mask.to(values.device).bool()
 
+    @property
+    def compares(self) -> bool:
+        """Beside what targets say: the divergence from the original's next tokens, and how often the first is the
+        same, where the original is given."""
+        return True
+
+    @property
+    def counts_losses(self) -> bool:
+        return True
+
+    def measure(self, output: Any, batch: Any, taught: Any = None) -> dict[str, Tensor]:
+        scores, target = self.pair(output, batch)
+        if target.dim() > 1:  # probabilities
+            return super().measure(output, batch, taught)
+        kept = (self.target(batch) != self.ignore).to(scores.device).flatten(1)
+        loss = F.cross_entropy(scores, target, reduction="none").double()
+        # of each sample: the sum over its tokens, and how many those are
+        sample = torch.arange(len(kept), device=scores.device).unsqueeze(1).expand_as(kept)[kept]
+        total = loss.new_zeros(len(kept)).index_add(0, sample, loss)
+        tokens = kept.sum(1).double()
+        given = scores.argmax(-1)
+        found = {
+            "loss": loss.sum(), "count": tokens.sum(), "right": (given == target).sum(), "samples": (tokens > 0).sum(),
+            "loss loss": total.square().sum(), "loss tokens": (total * tokens).sum(), "tokens tokens": tokens @ tokens,
+        }  # fmt: skip
+        if taught is not None:
+            other = self.pair(taught, batch)[0].to(scores)
+            kl = F.kl_div(scores.log_softmax(-1), other.log_softmax(-1), reduction="none", log_target=True).sum(-1)
+            found |= {"kl": kl.double().sum().clamp_min(0), "same": (given == other.argmax(-1)).sum()}
+        return found
+
     def conclude(self, sums: Mapping[str, Tensor]) -> tuple[tuple[Figure, ...], float | None]:
-        loss = float(sums["loss"] / sums["count"])
+        count, loss = float(sums["count"]), float(sums["loss"] / sums["count"])
         perplexity = math.exp(loss) if loss < 700 else math.inf
-        accuracy = float(sums["right"] / sums["count"])
-        return (Figure("perplexity", perplexity, False), Figure("accuracy", accuracy, True, "fraction")), None
+        accuracy = Figure("accuracy", float(sums["right"]) / count, True, "fraction")
+        figures = [Figure("perplexity", perplexity, False), accuracy]
+        if float(sums.get("samples", 0)) > 1 and math.isfinite(perplexity):
+            figures.append(Figure("perplexity_error", perplexity * _standard_error(sums, loss), False))
+        if "kl" in sums:
+            figures.append(Figure("kl", float(sums["kl"]) / count, False, "nats"))
+            figures.append(Figure("agreement", float(sums["same"]) / count, True, "fraction"))
+        return tuple(figures), None
+
+
+def _standard_error(sums: Mapping[str, Tensor], mean: float) -> float:
+    """Of the mean loss of a token, over samples of any number of tokens: that of a ratio of two sums."""
+    samples, count = float(sums["samples"]), float(sums["count"])
+    spread = float(sums["loss loss"] - 2 * mean * sums["loss tokens"] + mean**2 * sums["tokens tokens"])
+    return math.sqrt(max(spread, 0.0) * samples / (samples - 1)) / count
 
 
 @dataclass(frozen=True)

@@ -14,7 +14,15 @@ if TYPE_CHECKING:
     from rankfold.pipeline.drawing import spectra_svg, write_analysis
     from rankfold.pipeline.heldout import layer_errors, over_fitted
     from rankfold.pipeline.job import compress, memory_sentence, summary
-    from rankfold.pipeline.measure import Figures, calibration_part, figures, first_example, held_out, samples_of
+    from rankfold.pipeline.measure import (
+        Figures,
+        calibration_part,
+        figures,
+        first_example,
+        held_out,
+        protocol,
+        samples_of,
+    )
     from rankfold.pipeline.repair import compressed_copy
     from rankfold.pipeline.request import Settings, check_place
     from rankfold.pipeline.result import Result
@@ -33,7 +41,7 @@ _ROOMS = {
     "drawing": ("spectra_svg", "write_analysis"),
     "heldout": ("layer_errors", "over_fitted"),
     "job": ("compress", "memory_sentence", "summary"),
-    "measure": ("Figures", "calibration_part", "figures", "first_example", "held_out", "samples_of"),
+    "measure": ("Figures", "calibration_part", "figures", "first_example", "held_out", "protocol", "samples_of"),
     "repair": ("compressed_copy",),
     "request": ("Settings", "check_place"),
     "result": ("Result",),
@@ -72,6 +80,7 @@ __all__ = [
     "layer_errors",
     "memory_sentence",
     "model_notes",
+    "protocol",
     "over_fitted",
     "parse_sweep",
     "samples_of",

@@ -39,6 +39,7 @@ def model_notes(spec: str, data: Any, example: Example | None, objective: Inferr
         "data": getattr(data, "name", ""),
         "classes": getattr(data, "classes", None),
         "input": None if example is None else example.noted(),
+        **dict(getattr(data, "cut", {})),
     } | ({} if objective is None else {"objective": objective.objective.name, "objective_why": objective.why})
 
 
@@ -161,5 +162,6 @@ def _stage(
         return None
     known = {"accuracy": values["accuracy"], "loss": values["loss"], "count": 0} if score is None else score
     costs = {key: values[key] for key in ("params", "flops", "bytes", "latency_ms")}
+    costs |= {key: values[key] for key in ("prefill_ms", "decode_ms") if key in values}
     score = checked(Evaluation, asdict(Evaluation.from_dict(known)))
     return checked(Figures, {"score": score, **costs, "latencies": dict(latencies or {})})

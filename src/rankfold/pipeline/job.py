@@ -25,14 +25,14 @@ from rankfold.compress.repair.batchnorm import Reference
 from rankfold.compress.repair.finetune import finetune
 from rankfold.compress.repair.tune import tune_
 from rankfold.compress.slicing.bottlenecks import Bottlenecks, bottlenecks
-from rankfold.costs import Example
+from rankfold.costs import Example, storage
 from rankfold.costs import check as check_cost
 from rankfold.objectives import Evaluation, Figure, Inferred
 from rankfold.pipeline.curve import SAMPLES, Curve, quality_curve
 from rankfold.pipeline.delivery import close, finished, model_notes, read_result, save_result, write_page
 from rankfold.pipeline.heldout import layer_errors, over_fitted
 from rankfold.pipeline.kept import keep_plan, keep_quality, kept_plan, kept_quality
-from rankfold.pipeline.measure import calibration_part, figures, first_example, held_out, samples_of
+from rankfold.pipeline.measure import calibration_part, figures, first_example, held_out, protocol, samples_of
 from rankfold.pipeline.quality.halves import Halves, few_of, halves
 from rankfold.pipeline.quality.smallest import Hunt
 from rankfold.pipeline.quality.value import MaxDrop, Quality
@@ -41,6 +41,7 @@ from rankfold.pipeline.request import PLACE, Settings, request_of
 from rankfold.pipeline.result import Result
 from rankfold.report.quantities import count, percent
 from rankfold.run.claim import claimed
+from rankfold.run.files import check_room
 from rankfold.run.progress import Tell, shown
 from rankfold.sites.find import Where
 from rankfold.store import save
@@ -48,6 +49,7 @@ from rankfold.train import History, TrainingError, choose, evaluate
 from rankfold.train.breakdown import at_chance
 from rankfold.train.feed import length
 from rankfold.zoo.data import parts_of
+from rankfold.zoo.text import Texts
 
 LATENCY_BATCHES = (1, 64)
 _KNOWN = 0.05, 3.0  # points, and standard errors, by which samples are known too well to be new
@@ -92,6 +94,8 @@ def compress(
             return job.run()
         asked = request_of(model, data, job.budgets, job.settings)
         PLACE.check(place)
+        if not finished(place):
+            check_room(place, 2 * storage(model)[1])  # a model is written beside its place first
         if restart or not finished(place) or PLACE.differing(place, asked):
             stack.enter_context(claimed(place, what="compress"))
             PLACE.take(place, asked, restart)
@@ -176,7 +180,8 @@ class _Job:
 
     def scored(self, network: nn.Module, objective: Inferred) -> Evaluation:
         chosen = objective.objective
-        return evaluate(network, self.data.validation, role="validation", objective=chosen, teacher=self.model)
+        teacher = None if chosen.labelled else self.model  # what judges is enough to choose by
+        return evaluate(network, self.data.validation, role="validation", objective=chosen, teacher=teacher)
 
     @cached_property
     def halves(self) -> Halves:
@@ -320,11 +325,12 @@ class _Job:
         for done, (stage, network) in enumerate(models.items()):
             scores[stage] = evaluate(network, split, role=name, objective=objective.objective, teacher=self.model)
             self.tell.progress(f"evaluating on {name}", done + 1, len(models))
-        figure = figures(models, split, example, batches=LATENCY_BATCHES, scores=scores)
+        figure = figures(models, split, example, batches=_timed(split), scores=scores)
         differs = check_cost(made.after, small, example)
         remarks = [
             *made.notes,
             *([differs] if differs else []),
+            *filter(None, [protocol(scores["before"], split)]),
         ]
         if history is not None and history.stopped is not None:
             remarks.append(history.stopped)
@@ -401,7 +407,14 @@ def summary(made: Plan) -> str:
         for kind, name in (("flops", "FLOPs"), ("params", "parameters"))
         if getattr(made.before, kind)
     ]
-    return f"{' and '.join(parts)} kept; {len(made.changed)} of {len(made.entries)} sites change"
+    part = made.kept_of_factorable()
+    share = "" if part is None else f" ({percent(part)} of the parameters that can be factored)"
+    return f"{' and '.join(parts)} kept{share}; {len(made.changed)} of {len(made.entries)} sites change"
+
+
+def _timed(split: Any) -> tuple[int, ...]:
+    """Batch sizes that are timed; of text one window alone, whose scores may take 100 MB."""
+    return LATENCY_BATCHES[:1] if isinstance(split, Texts) else LATENCY_BATCHES
 
 
 def _kept(history: History, start: Evaluation) -> Figure:

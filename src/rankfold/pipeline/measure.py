@@ -11,10 +11,12 @@ from torch import nn
 
 from rankfold.batches import arguments, batches_of, forward, moved
 from rankfold.costs import Cost, Example, evaluating, latencies, model_cost
+from rankfold.costs.decoding import generates, prompt_latencies
 from rankfold.objectives import Evaluation, Figure, Objective
 from rankfold.train import evaluate
 from rankfold.zoo.samples import Samples
 from rankfold.zoo.split import Split
+from rankfold.zoo.text import Texts
 
 
 @dataclass(frozen=True)
@@ -23,7 +25,8 @@ class Figures:
 
     ``score``: what the objective says on one split, its judging figure first; ``flops`` for one sample, two per
     multiply-add; ``bytes`` of parameters and buffers; ``latency_ms``: median milliseconds of one forward of one
-    sample on this machine. ``latencies``: the same for other batch sizes; not part of ``to_dict``.
+    sample on this machine; of models that generate text also ``prefill_ms``, of reading the prompt, and ``decode_ms``,
+    of one more token after it. ``latencies``: the same for other batch sizes; not part of ``to_dict``.
     """
 
     score: Evaluation
@@ -31,6 +34,8 @@ class Figures:
     flops: int
     bytes: int
     latency_ms: float
+    prefill_ms: float | None = None
+    decode_ms: float | None = None
     latencies: Mapping[int, float] = field(default_factory=dict)
 
     @property
@@ -52,6 +57,7 @@ class Figures:
         """Every figure by its name, the judging one first, then the loss and what the model costs."""
         values = asdict(self)
         del values["latencies"], values["score"]
+        values = {name: value for name, value in values.items() if value is not None}
         return self.score.values | {"loss": self.score.loss} | values
 
 
@@ -81,6 +87,8 @@ def figures(
     first = _first_alike(models)
     distinct = {name: models[name] for name in dict.fromkeys(first.values())}
     timed = {batch: latencies(distinct, example, batch=batch) for batch in sorted({1, *batches})}
+    told = all(generates(model, example) for model in distinct.values())
+    prompts = prompt_latencies(distinct, example) if told else {}
     return {
         name: Figures(
             scored[name],
@@ -88,7 +96,8 @@ def figures(
             costs[name].flops,
             costs[name].bytes,
             timed[1][first[name]],
-            {batch: times[first[name]] for batch, times in timed.items()},
+            latencies={batch: times[first[name]] for batch, times in timed.items()},
+            **prompts.get(first[name], {}),
         )
         for name in models
     }
@@ -135,6 +144,16 @@ def held_out(data: Any) -> tuple[Any, str]:
     """The split that results are reported on, and its name: test where there is one, else validation."""
     test = getattr(data, "test", None)
     return (data.validation, "validation") if test is None else (test, "test")
+
+
+def protocol(evaluation: Evaluation, part: Any) -> str:
+    """How perplexity was measured on ``part``, in words; empty for other figures and data."""
+    if evaluation.judged.name != "perplexity" or not isinstance(part, Texts) or "line" in part.cut:
+        return ""
+    return (
+        f"perplexity over {len(part):,} {part.cut} that do not overlap, without special tokens; the first of each is "
+        f"not predicted, {evaluation.count:,} are; perplexity_error is the standard error over windows"
+    )
 
 
 def samples_of(part: Any, asked: int) -> int:

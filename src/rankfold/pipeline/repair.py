@@ -12,7 +12,7 @@ from rankfold.compress.planning.apply import apply_
 from rankfold.compress.planning.plan import Plan
 from rankfold.compress.planning.profile import Profile
 from rankfold.compress.repair.batchnorm import Reference, reestimate_
-from rankfold.objectives import Evaluation, Objective
+from rankfold.objectives import Evaluation, Objective, objective_named
 from rankfold.run.progress import Progress
 from rankfold.train import evaluate
 
@@ -62,7 +62,9 @@ def mended(
     """What ``compressed_copy`` does with ``small``, to which ``plan`` was applied; ``small`` itself may be returned."""
 
     def scored(network: nn.Module) -> Evaluation:
-        return evaluate(network, validation, role="validation", objective=objective, teacher=model)
+        known = None if objective is None else objective_named(objective)
+        teacher = None if known is not None and known.labelled else model  # what judges is enough to choose by
+        return evaluate(network, validation, role="validation", objective=known, teacher=teacher)
 
     fitted = None
     if plan.factors is not None:

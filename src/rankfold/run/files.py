@@ -7,6 +7,7 @@ import hashlib
 import os
 import re
 import secrets
+import shutil
 import time
 from collections.abc import Callable, Iterable, Mapping
 from contextlib import suppress
@@ -27,6 +28,18 @@ _EARLIER = re.compile(r"\.[a-z0-9_]{8}")
 _WAITING = re.compile(r"\.[0-9a-f]{16}")
 
 T = TypeVar("T")
+
+
+def check_room(directory: Path, size: int) -> None:
+    """``OSError`` in one line, before any work, where the disk of ``directory`` has less than ``size`` bytes free."""
+    place = next(path for path in (directory.absolute(), *directory.absolute().parents) if path.exists())
+    free = shutil.disk_usage(place).free
+    if free < size:
+        raise OSError(
+            errno.ENOSPC,
+            f"{size:,} bytes will be needed there, and {free:,} are free: make room, or give a directory elsewhere",
+            str(directory),
+        )
 
 
 def sha256(data: bytes) -> str:
@@ -55,14 +68,16 @@ def write_together(
 ) -> None:
     """Write several files and a ``manifest`` that holds their hashes; the manifest decides which of them count.
 
-    The files are first written beside their places. Then, one writer at a time, they get names made from their hashes,
-    the manifest is replaced, and they are renamed. A crash before the manifest leaves everything as it was; after it
-    ``read_whole`` finds the new files under either name. ``without``: files that belong to no manifest any more.
+    Names may lie one folder down ("stage/config.json"). The files are first written beside their places. Then, one
+    writer at a time, they get names made from their hashes, the manifest is replaced, and they are renamed. A crash
+    before the manifest leaves everything as it was; after it ``read_whole`` finds the new files under either name.
+    ``without``: files that belong to no manifest any more.
     """
     directory.mkdir(parents=True, exist_ok=True)
     ready: dict[str, Path] = {}
     try:
         for name, data in files.items():
+            (directory / name).parent.mkdir(exist_ok=True)
             ready[name] = _written(directory / name, data)
         ready[manifest] = _written(directory / manifest, text)
         with claimed(directory, name=_WRITING, wait=_WAIT):
@@ -76,7 +91,9 @@ def write_together(
                 os.replace(path, directory / name)
             for name in without:
                 (directory / name).unlink(missing_ok=True)
-            _clear(directory, [*files, manifest, *without], [*files, *without])
+            for folder in sorted({(directory / name).parent for name in (*files, *without)} | {directory}):
+                here = [Path(name).name for name in (*files, *without) if (directory / name).parent == folder]
+                _clear(folder, [*here, manifest] if folder == directory else here, here)
     finally:
         for path in ready.values():
             path.unlink(missing_ok=True)
@@ -156,11 +173,14 @@ def _written(path: Path, data: bytes) -> Path:
 
 
 def _waiting(directory: Path, name: str, digest: str) -> Path:
-    return directory / f".{name}.{digest[:16]}"
+    path = directory / name
+    return path.with_name(f".{path.name}.{digest[:16]}")
 
 
 def _clear(directory: Path, names: Iterable[str], together: Iterable[str]) -> None:
     """Remove what dead writers of ``names`` have left; of ``together`` also files that no manifest names any more."""
+    if not directory.is_dir():
+        return
     known, settled = [f".{name}" for name in names], {f".{name}" for name in together}
     for entry in list(os.scandir(directory)):
         for start in known:

@@ -24,15 +24,18 @@ from rankfold.sites.find import FOLD_FIRST, NOT_SELECTED, Names, fits, read_laye
 from rankfold.sites.foreign import QUANTIZED, check_ordinary, packed, stored, why_tensor
 from rankfold.sites.hooks import carry_hooks_
 from rankfold.sites.linear import LinearLayer
+from rankfold.sites.pretrained import is_pretrained, pretrained_parts
 from rankfold.sites.product import Product, factors_of, ordinary_class, products
 from rankfold.sites.site import Site, SiteList
 
 __all__ = [
     "Call", "FOLD_FIRST", "Factors", "Form", "Layer", "LinearLayer", "NOT_SELECTED", "Names", "Product", "QUANTIZED",
     "Site", "SiteList", "bottleneck_rows", "carry_hooks_",
-    "factored_sites", "factors_of", "fits", "leave_fused_kernels_", "narrow_", "narrowable_sites", "narrower",
+    "factored_sites", "factors_of", "fits", "is_pretrained", "leave_fused_kernels_", "narrow_", "narrowable_sites",
+    "narrower",
     "ordinary_class", "output_rows_alone", "pair",
-    "packed", "positions", "products", "read_layer", "check_ordinary", "register_reader", "setting_of",
+    "packed", "positions", "pretrained_parts", "products", "read_layer", "check_ordinary", "register_reader",
+    "setting_of",
     "replace_", "settle_attention_", "sites", "split_attention", "stored", "unwrap",
     "weights_of", "why_tensor",
     "without_fused_attention",

@@ -71,8 +71,9 @@ def counted(
             chosen = infer(output, batch).objective if chosen is None else chosen
             if apart or not sums:
                 sums.append(chosen.figures())
-            compared = teacher is not None and not chosen.labelled
-            taught = forward(teacher, laid_out(batch, layout)) if compared and teacher else None
+            taught = None
+            if teacher is not None and chosen.compares:
+                taught = output if teacher is model else forward(teacher, laid_out(batch, layout))
             sums[-1].add(output, batch, taught, rows=not apart)
         if not sums:
             raise TrainingError("it is empty; give at least one batch")

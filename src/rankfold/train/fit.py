@@ -122,7 +122,8 @@ class _Setting:
     team: Team
 
     def evaluated(self, validation: Any) -> Evaluation:
-        objective, teacher = self.known.objective, self.teacher
+        objective = self.known.objective
+        teacher = None if objective.labelled else self.teacher  # what judges is enough to choose by
         return evaluate(self.model, validation, role="validation", objective=objective, teacher=teacher)
 
 

@@ -5,6 +5,7 @@ from rankfold.zoo.errors import ZooError
 from rankfold.zoo.models import default_data, example_input, model, model_names
 from rankfold.zoo.resolve import Resolved, resolve
 from rankfold.zoo.split import Batches, Data, Split
+from rankfold.zoo.text import Texts, text
 from rankfold.zoo.weights import load_weights
 
 __all__ = [
@@ -12,6 +13,7 @@ __all__ = [
     "Data",
     "Resolved",
     "Split",
+    "Texts",
     "ZooError",
     "data_names",
     "default_data",
@@ -21,4 +23,5 @@ __all__ = [
     "model",
     "model_names",
     "resolve",
+    "text",
 ]

@@ -21,6 +21,7 @@ from rankfold.zoo.kept import kept
 from rankfold.zoo.resolve import call_factory
 from rankfold.zoo.samples import Samples, are_batches, as_pair, as_tensors, layout
 from rankfold.zoo.split import Data, Split, held_indices, hold_out, of_classes, parted
+from rankfold.zoo.text import TEXT, TOKENS, Reader
 
 _VALIDATION_IMAGES = 5_000
 _VALIDATION_SHARE = {"digits": 0.2, "custom": 0.1}
@@ -35,8 +36,12 @@ def data_names() -> tuple[str, ...]:
 
 
 @showing
-def load_data(spec: str, *, download: bool = False, progress: Progress | None = None) -> Data:
-    """The data set that `spec` names: one of `data_names()` or `package.module:factory`.
+def load_data(
+    spec: str, *, download: bool = False, progress: Progress | None = None, reader: Reader | None = None
+) -> Data:
+    """The data set that `spec` names: one of `data_names()`, `package.module:factory`, `text:FILE` or `tokens:FILE`.
+
+    Text and tokens need the `reader` of a model (`rankfold.zoo.text.reader_for`).
 
     `digits` (8×8, scikit-learn) needs no file. `mnist`, `fashion-mnist`, `cifar10` come from the folder in
     the environment variable RANKFOLD_DATA, or, with `download=True`, from the Hugging Face hub; see
@@ -51,6 +56,10 @@ def load_data(spec: str, *, download: bool = False, progress: Progress | None = 
     does not come with the data is a fixed part of train, in the proportions of the classes (5,000 images; 20 % of
     digits; 10 % of a factory's); test is never touched. Raises ZooError, one sentence.
     """
+    if spec.startswith((TEXT, TOKENS)):
+        if reader is None:
+            raise ZooError(f"{spec}: text belongs to a language model or encoder of transformers, given as a folder")
+        return reader.data(spec, download=download)
     if ":" in spec:
         return _custom(spec)
     if spec == "digits":

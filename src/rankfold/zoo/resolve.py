@@ -16,6 +16,7 @@ from torch import Tensor, nn
 from rankfold.batches import tensors_in
 from rankfold.zoo import models
 from rankfold.zoo.errors import ZooError
+from rankfold.zoo.pretrained import is_pretrained_name, open_pretrained
 
 
 @dataclass(frozen=True, eq=False)
@@ -35,8 +36,11 @@ def resolve(
     classes: int | None = None,
     in_channels: int | None = None,
     generator: torch.Generator | None = None,
+    download: bool = False,
 ) -> Resolved:
-    """The model that `spec` names: a built-in name or `package.module:factory`.
+    """The model that `spec` names: a built-in name, a folder of transformers, or `package.module:factory`.
+
+    OWNER/NAME is a model of the Hugging Face hub, taken from its cache, and fetched only with `download`.
 
     The factory is called without arguments and returns an nn.Module; its Python module may lie in the current
     directory. An attribute `example_input` (a tensor, a tuple of positional arguments or a dict of keyword
@@ -45,6 +49,9 @@ def resolve(
     Raises ZooError, one sentence: unknown name, module not found, attribute missing, factory raised, result
     not an nn.Module.
     """
+    if is_pretrained_name(spec):
+        network, example = open_pretrained(spec, download=download)
+        return Resolved(spec, network, example, None)
     if ":" not in spec:
         network = models.model(spec, classes=classes, in_channels=in_channels, generator=generator)
         example = models.example_input(spec, in_channels=in_channels)

@@ -1,7 +1,7 @@
 """Samples held in memory, and the three parts of a data set."""
 
-from collections.abc import Iterator
-from dataclasses import dataclass, replace
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field, replace
 from math import ceil
 from typing import Any, TypeVar
 
@@ -99,7 +99,7 @@ class Data:
 
     Each a Split; of a factory's data also `rankfold.zoo.samples.Samples`, a DataLoader or batches. `classes` is None
     where the labels are not known, or are none of classes. `objective`: what outputs and targets mean, where the
-    factory says so.
+    factory says so. `cut`: of text, its `length` in tokens and number of `windows`, where they were asked for.
     """
 
     name: str
@@ -108,6 +108,7 @@ class Data:
     test: Any
     classes: int | None
     objective: Any = None
+    cut: Mapping[str, int] = field(default_factory=dict)
 
     @property
     def channels(self) -> int | None:

@@ -13,6 +13,7 @@ from rankfold.cli.options import (
     Download,
     Exclude,
     Json,
+    Length,
     Only,
     Precision,
     PrecisionName,
@@ -21,6 +22,7 @@ from rankfold.cli.options import (
     Spec,
     Threads,
     Weights,
+    Windows,
 )
 from rankfold.cli.printing import count, print_json, print_table
 
@@ -33,6 +35,8 @@ def analyze(
     model: Spec,
     weights: Weights = None,
     data: DataName = None,
+    length: Length = None,
+    windows: Windows = None,
     out: Annotated[
         Path, typer.Option("-o", "--out", metavar="DIR", help="Where spectra.svg, sites.csv and sites.json go.")
     ] = Path("spectra"),
@@ -52,13 +56,15 @@ def analyze(
     The columns "90 %" and "99 %" are the ranks that keep so much of the energy. Parameters that no row covers are
     listed with the reason.
     """
-    from rankfold.cli.loading import chosen_layers, computing, open_model, set_threads
+    from rankfold.cli.loading import Cut, chosen_layers, computing, open_model, set_threads
     from rankfold.pipeline import analyse, calibration_part, samples_of
     from rankfold.run.progress import Talk
 
     set_threads(threads)
     with Talk() as talk, computing(device, precision) as place:
-        loaded = open_model(model, weights, data, download, talk, trained=False, own_data=False).to(place)
+        loaded = open_model(
+            model, weights, data, download, talk, trained=False, own_data=False, cut=Cut(length, windows)
+        ).to(place)
         if weights is None and ":" not in model:
             talk.say(f"{model} without --weights: these are the spectra of freshly drawn weights")
         part = None if loaded.data is None else calibration_part(loaded.data.train, samples, seed)

@@ -12,6 +12,7 @@ from rankfold.cli.options import (
     DeviceName,
     Download,
     Json,
+    Length,
     NoSlices,
     ObjectiveName,
     Precision,
@@ -20,6 +21,7 @@ from rankfold.cli.options import (
     Spec,
     Threads,
     Weights,
+    Windows,
 )
 
 
@@ -29,6 +31,8 @@ def apply(
     out: Annotated[Path, typer.Option("-o", "--out", metavar="DIR", help="Where to save the model.")],
     weights: Weights = None,
     data: DataName = None,
+    length: Length = None,
+    windows: Windows = None,
     objective: ObjectiveName = None,
     no_slices: NoSlices = False,
     seed: Seed = 0,
@@ -39,15 +43,20 @@ def apply(
     as_json: Json = False,
 ) -> None:
     """Apply a plan. With --data, BatchNorm statistics are corrected beside the original, and slice will work."""
-    from rankfold.cli.loading import computing, objective_of, open_model, set_threads
+    from rankfold.cli.loading import Cut, computing, objective_of, open_model, set_threads
     from rankfold.cli.printing import count, percent, print_json
     from rankfold.compress.planning.plan import Plan
+    from rankfold.costs import storage
     from rankfold.pipeline import Carrying, carry_out_
+    from rankfold.run.files import check_room
     from rankfold.run.progress import Talk
 
     set_threads(threads)
     with Talk() as talk, computing(device, precision) as place:
-        loaded = open_model(model, weights, data, download, talk, trained=True, own_data=False).to(place)
+        loaded = open_model(
+            model, weights, data, download, talk, trained=True, own_data=False, cut=Cut(length, windows)
+        ).to(place)
+        check_room(out, 2 * storage(loaded.model)[1])
         made = Plan.load(plan)  # after the model: its module may register forms and methods that the plan names
         asked = objective_of(objective) or (None if loaded.data is None else loaded.data.objective)
         how = Carrying(loaded.spec, loaded.data, loaded.known_example, asked, not no_slices, seed)

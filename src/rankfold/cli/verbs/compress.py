@@ -10,18 +10,21 @@ import typer
 
 from rankfold.cli.failure import Interrupted
 from rankfold.cli.options import (
+    BudgetOf,
     BudgetsOrNone,
     DataName,
     DeviceName,
     Download,
     Exclude,
     Json,
+    Length,
     MaxDropped,
     Memory,
     MethodName,
     NoCurve,
     NoSlices,
     ObjectiveName,
+    OfWhat,
     Only,
     Precision,
     PrecisionName,
@@ -34,6 +37,7 @@ from rankfold.cli.options import (
     Spec,
     Threads,
     Weights,
+    Windows,
 )
 from rankfold.cli.printing import count, loss_text, percent, print_json, print_table
 
@@ -49,8 +53,11 @@ def compress(
     smallest: Smallest = None,
     weights: Weights = None,
     data: DataName = None,
+    length: Length = None,
+    windows: Windows = None,
     objective: ObjectiveName = None,
     method: MethodName = "project",
+    of: BudgetOf = OfWhat.model,
     ranks: RuleName = "optimal",
     rank_multiple: RankMultiple = 1,
     only: Only = [],  # noqa: B006
@@ -78,7 +85,7 @@ def compress(
     The same command resumes after an interruption. Choices are made on the validation split; the figures are those of
     the test split, and latency_ms is for batch 1 on this machine.
     """
-    from rankfold.cli.loading import budgets_of, chosen_layers, computing, objective_of, open_model, set_threads
+    from rankfold.cli.loading import Cut, budgets_of, chosen_layers, computing, objective_of, open_model, set_threads
     from rankfold.pipeline import Settings, Tell
     from rankfold.pipeline import compress as run
     from rankfold.report.quantities import bytes_of
@@ -88,7 +95,7 @@ def compress(
         raise typer.BadParameter("give a budget (--budget flops=0.5), or how far quality may fall (--max-drop 0.5)")
     if smallest is not None and max_drop is None:
         raise typer.BadParameter("--smallest goes with --max-drop: how far may quality fall?")
-    budgets = budgets_of(budget, rank_multiple)
+    budgets = budgets_of(budget, rank_multiple, of.value)
     settings = Settings(
         method, ranks, samples, finetune_epochs, not no_curve, seed, model, not no_slices,
         None if memory is None else bytes_of(memory), tune, objective_of(objective), max_drop,
@@ -96,7 +103,9 @@ def compress(
     )  # fmt: skip
     set_threads(threads)
     with Talk() as talk, computing(device, precision) as place:
-        loaded = open_model(model, weights, data, download, talk, trained=True, own_data=True).to(place)
+        loaded = open_model(
+            model, weights, data, download, talk, trained=True, own_data=True, cut=Cut(length, windows)
+        ).to(place)
         settings = replace(settings, where=chosen_layers(loaded.model, only, exclude))
         tell = Tell(talk.progress, talk.say)
         try:
@@ -155,6 +164,12 @@ def print_result(result: Result) -> None:
         )
         for batch in first.latencies
     ]
+    if first.prefill_ms is not None:
+        for name in ("prefill_ms", "decode_ms"):
+            told = [getattr(f, name) for _, f in stages]
+            known = told[0] and told[-1]
+            note = f"{told[0] / told[-1]:.2f} times as fast" if known else ""
+            rows.append(row(name.replace("_", " "), [f"{ms:.3f}" if ms else "" for ms in told], note))
     print_table(("", *(name for name, _ in stages), ""), rows, left=(0, len(stages) + 1))
     if result.quality is not None:
         print(f"max drop: {result.quality.sentence}")

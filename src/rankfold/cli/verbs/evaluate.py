@@ -14,11 +14,13 @@ from rankfold.cli.options import (
     DeviceName,
     Download,
     Json,
+    Length,
     ObjectiveName,
     Precision,
     PrecisionName,
     Threads,
     Weights,
+    Windows,
 )
 from rankfold.cli.printing import count, loss_text, print_json, print_table
 
@@ -35,6 +37,8 @@ def evaluate(
     ],
     weights: Weights = None,
     data: DataName = None,
+    length: Length = None,
+    windows: Windows = None,
     split: Annotated[SplitName, typer.Option(help="Which part of the data.")] = SplitName.test,
     factory: Annotated[
         str | None, typer.Option("--model", metavar="MODEL", help="What DIR was made from, if that is code of yours.")
@@ -43,7 +47,9 @@ def evaluate(
     original: Annotated[
         Path | None,
         typer.Option(
-            "--original", metavar="FILE", help="Weights of the network that DIR was made from, to compare outputs with."
+            "--original",
+            metavar="FILE",
+            help="Weights, or the folder, of the network that DIR was made from, to compare outputs with.",
         ),
     ] = None,
     download: Download = False,
@@ -57,6 +63,7 @@ def evaluate(
     Without targets, outputs are compared with those of the network that DIR was made from.
     """
     from rankfold.cli.loading import (
+        Cut,
         check_is_model,
         computing,
         is_saved,
@@ -69,7 +76,7 @@ def evaluate(
     )
     from rankfold.cli.trained import is_run, open_run
     from rankfold.objectives import objective_named
-    from rankfold.pipeline import figures
+    from rankfold.pipeline import figures, protocol
     from rankfold.run.progress import Talk
     from rankfold.train import choose
 
@@ -81,10 +88,12 @@ def evaluate(
             if is_run(Path(model)):
                 loaded = open_run(Path(model), factory, data, download, talk)
             else:
-                loaded = open_saved(Path(model), factory, data, download, talk, own_data=True)
+                loaded = open_saved(Path(model), factory, data, download, talk, own_data=True, cut=Cut(length, windows))
         else:
             check_is_model(model)
-            loaded = open_model(model, weights, data, download, talk, trained=True, own_data=True)
+            loaded = open_model(
+                model, weights, data, download, talk, trained=True, own_data=True, cut=Cut(length, windows)
+            )
         loaded, samples = loaded.to(place), loaded.needed_data()
         noted = None if loaded.stored is None else noted_objective(loaded.stored.notes)
         asked = objective_of(objective) or samples.objective or noted
@@ -93,11 +102,13 @@ def evaluate(
         if asked is not None and asked is noted:
             chosen = replace(chosen, why=f"as {model} was made")
         talk.say(str(chosen))
-        teacher = None if chosen.objective.labelled else original_of(loaded, original).to(place)
+        compared = not chosen.objective.labelled or (original is not None and chosen.objective.compares)
+        teacher = original_of(loaded, original).to(place) if compared else None
         talk.say(f"evaluating {loaded.spec} on {samples.amount(split)} of {samples.name}")
         found = figures({"model": loaded.model}, part, example, objective=chosen.objective, teacher=teacher)["model"]
+    how = protocol(found.score, part)
     if as_json:
-        print_json(found.to_dict())
+        print_json(found.to_dict() | ({"protocol": how} if how else {}))
         return
     rows = [
         *((figure.name, figure.text) for figure in found.score.figures),
@@ -110,4 +121,11 @@ def evaluate(
         ("bytes", count(found.bytes)),
         ("latency", f"{found.latency_ms:.3f} ms at batch 1"),
     ]
+    if found.prefill_ms is not None and found.decode_ms is not None:
+        rows += [
+            ("prefill", f"{found.prefill_ms:.3f} ms for the prompt"),
+            ("decode", f"{found.decode_ms:.3f} ms for one token after it"),
+        ]
     print_table((loaded.spec, f"{samples.name}, {split}"), rows, left=(0, 1))
+    if how:
+        print(f"note: {how}")

@@ -1,4 +1,4 @@
-"""``rankfold export``: a saved model as ONNX or as an exported program."""
+"""``rankfold export``: a saved model as ONNX, as an exported program, or multiplied out."""
 
 from __future__ import annotations
 
@@ -14,12 +14,13 @@ from rankfold.cli.options import DataName, Download, Json, Threads
 class Target(StrEnum):
     onnx = "onnx"
     torch_export = "torch-export"
+    dense = "dense"
 
 
 def export(
     directory: Annotated[Path, typer.Argument(metavar="DIR", help="A directory that compress or apply wrote.")],
     to: Annotated[Target, typer.Option(help="The format.")],
-    out: Annotated[Path, typer.Option("-o", "--out", metavar="FILE", help="Where to write it.")],
+    out: Annotated[Path, typer.Option("-o", "--out", metavar="FILE", help="Where to write it; of dense a folder.")],
     factory: Annotated[
         str | None, typer.Option("--model", metavar="MODEL", help="What DIR was made from, if that is code of yours.")
     ] = None,
@@ -28,16 +29,25 @@ def export(
     threads: Threads = None,
     as_json: Json = False,
 ) -> None:
-    """Export with every axis free that the model leaves free. What was written is compared with the model."""
+    """Export with every axis free that the model leaves free. What was written is compared with the model. dense is a
+    Hugging Face folder with the factors multiplied out: it loads anywhere and saves no space.
+    """
     from rankfold.cli.loading import open_saved, set_threads
     from rankfold.cli.printing import count, print_json
-    from rankfold.export import to_onnx, to_torch_export
+    from rankfold.export import to_folder, to_onnx, to_torch_export
     from rankfold.run.progress import Talk
 
     set_threads(threads)
     with Talk() as talk:
         loaded = open_saved(directory, factory, data, download, talk, own_data=False)
         talk.say(f"exporting {loaded.spec}")
+        if to is Target.dense:
+            size, difference = to_folder(loaded.model, loaded.needed_example(), out)
+            if as_json:
+                print_json({"directory": str(out), "format": to.value, "bytes": size, "max_abs_difference": difference})
+            else:
+                print(f"{out}: {count(size)} bytes; loads anywhere, differs from the model by at most {difference:.2g}")
+            return
         write = to_onnx if to is Target.onnx else to_torch_export
         difference = write(loaded.model, loaded.needed_example(), out)
     size = out.stat().st_size

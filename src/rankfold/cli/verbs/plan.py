@@ -9,15 +9,18 @@ import typer
 
 from rankfold.cli.failure import Interrupted
 from rankfold.cli.options import (
+    BudgetOf,
     Budgets,
     DataName,
     DeviceName,
     Download,
     Exclude,
     Json,
+    Length,
     Memory,
     MethodName,
     ObjectiveName,
+    OfWhat,
     Only,
     Precision,
     PrecisionName,
@@ -28,6 +31,7 @@ from rankfold.cli.options import (
     Spec,
     Threads,
     Weights,
+    Windows,
 )
 
 
@@ -37,8 +41,11 @@ def plan(
     out: Annotated[Path, typer.Option("-o", "--out", metavar="FILE", help="Where to write the plan (JSON).")],
     weights: Weights = None,
     data: DataName = None,
+    length: Length = None,
+    windows: Windows = None,
     objective: ObjectiveName = None,
     method: MethodName = "project",
+    of: BudgetOf = OfWhat.model,
     ranks: RuleName = "optimal",
     rank_multiple: RankMultiple = 1,
     only: Only = [],  # noqa: B006  # typer copies it
@@ -60,7 +67,7 @@ def plan(
     import json
     import shutil
 
-    from rankfold.cli.loading import budgets_of, chosen_layers, computing, objective_of, open_model, set_threads
+    from rankfold.cli.loading import Cut, budgets_of, chosen_layers, computing, objective_of, open_model, set_threads
     from rankfold.cli.printing import print_json
     from rankfold.cli.verbs.show import print_plan
     from rankfold.compress.methods import method_named
@@ -73,10 +80,12 @@ def plan(
     from rankfold.run.team import first_process, world_size
     from rankfold.train import choose
 
-    budgets = budgets_of(budget, rank_multiple)
+    budgets = budgets_of(budget, rank_multiple, of.value)
     set_threads(threads)
     with Talk() as talk, computing(device, precision) as place:
-        loaded = open_model(model, weights, data, download, talk, trained=True, own_data=True).to(place)
+        loaded = open_model(
+            model, weights, data, download, talk, trained=True, own_data=True, cut=Cut(length, windows)
+        ).to(place)
         known, where = loaded.needed_data(), chosen_layers(loaded.model, only, exclude)
         part = calibration_part(known.train, samples, seed)
         limit = None if memory is None else bytes_of(memory)

@@ -53,8 +53,9 @@ def print_plan(made: Plan, *, brief: bool = False) -> None:
     print(f"asked: {made.asked()}; method {made.method}, ranks {made.rule}")
     for kind, name in (("params", "parameters"), ("flops", "FLOPs"), ("bytes", "bytes")):
         before, after = getattr(made.before, kind), getattr(made.after, kind)
-        share = f" ({percent(after / before)} kept)" if before else ""
-        print(f"{name}: {count(before)} → {count(after)}{share}")
+        share, part = f"{percent(after / before)} kept" if before else "", made.kept_of_factorable(kind)
+        share += "" if part is None else f", {percent(part)} of the layers that can be factored"
+        print(f"{name}: {count(before)} → {count(after)}{f' ({share})' if share else ''}")
     if made.edited:
         print("note: edited since: costs and errors above are those before; rankfold evaluate measures what apply made")
     for note in made.notes:

@@ -22,6 +22,7 @@ from rankfold.sites import (
     SiteList,
     carry_hooks_,
     leave_fused_kernels_,
+    pretrained_parts,
     replace_,
     settle_attention_,
     sites,
@@ -70,11 +71,34 @@ def apply_(
     prepare_(root, changed)
     for name, new, fitted in ready:
         place_(root, name, new, fitted)
+    declare_(root, here, changed)
     staying = {id(parameter) for parameter in root.parameters()}
     gone = {name: parameter for name, parameter in before.items() if id(parameter) not in staying}
     del before
     warn_of_earlier_optimizers(gone, "which has left the model: factors stand in its place", "apply_")
     return model
+
+
+def declare_(root: nn.Module, here: SiteList, changed: tuple[Entry, ...]) -> None:
+    """Tell the models of transformers in ``root`` what became of their layers: whoever saves them saves that."""
+    if next(pretrained_parts(root), None) is None:
+        return
+    from rankfold import hub  # imports transformers, which is there already
+
+    decisions = [
+        hub.Decision(
+            entry.site,
+            here[entry.site].parameter,
+            entry.form,
+            entry.rank,
+            entry.bias,
+            alike=entry.form is Form.DENSE
+            and here[entry.site].layer.has_bias == entry.bias
+            and not getattr(here[entry.site].layer, "stored_transposed", False),
+        )
+        for entry in changed
+    ]
+    hub.declare_(root, decisions)
 
 
 def place_(root: nn.Module, name: str, new: nn.Module, fitted: Fitted) -> None:
@@ -102,6 +126,7 @@ def shape_(model: nn.Module, plan: Plan) -> nn.Module:
     for entry in plan.changed:
         old = root.get_submodule(entry.site)
         replace_(root, old, build(old, here[entry.site], entry))
+    declare_(root, here, plan.changed)
     return model
 
 

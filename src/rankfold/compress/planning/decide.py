@@ -22,11 +22,13 @@ from rankfold.compress.ranks.budget import (
     Budget,
     Latency,
     Multiples,
+    OfSites,
     Params,
     Ranks,
     Resource,
     amount,
     multiple_of,
+    of_sites,
     parsed,
     resources,
 )
@@ -34,7 +36,7 @@ from rankfold.compress.ranks.latency import meet_latency
 from rankfold.compress.ranks.rules import Choices, Iterative, Optimal, RankRule, described, rule_named
 from rankfold.compress.ranks.timing import site_timing
 from rankfold.compress.sensitivity import output_changes, price, relative_energy
-from rankfold.costs import latencies
+from rankfold.costs import Cost, latencies
 from rankfold.sites import Form, SiteList, split_attention
 
 Prices = Mapping[tuple[str, Form], Tensor]
@@ -112,7 +114,17 @@ class _Asked:
 
     @property
     def asked(self) -> tuple[Resource, ...]:
-        return resources(self.budgets)
+        """What bounds the cost, as fractions of the whole model."""
+        found = resources(self.budgets)
+        if not any(isinstance(each, OfSites) for each in self.budgets):
+            return found
+        return tuple(of_sites(each, self.known.cost, self.factorable) for each in found)
+
+    @property
+    def factorable(self) -> Cost:
+        """What the layers that can be factored cost as they are."""
+        sites, counter = self.known.sites.reducible, self.known.counter
+        return sum((counter.cost(s, Form.KEEP, 0, s.layer.has_bias) for s in sites), Cost(0, 0, 0))
 
     @property
     def resource(self) -> tuple[Resource, ...]:
@@ -158,7 +170,10 @@ class _Asked:
     def _obstacle(self, choices: Choices, axis: int, lacking: float) -> str:
         """What stands in the way of the budget of ``axis``, which the cheapest choice exceeds by ``lacking``."""
         budget = self.asked[axis]
-        return obstacle(self.known, choices, axis, budget, self._whole(budget), lacking)
+        said = obstacle(self.known, choices, axis, budget, self._whole(budget), lacking)
+        if not any(isinstance(each, OfSites) for each in self.budgets):
+            return said
+        return f"{said} (these are fractions of the whole model, of which {budget.kind}={budget.keep:.4g} was asked)"
 
     def write(self, choices: Choices, picked: Mapping[str, Option], notes: Sequence[str] = ()) -> Plan:
         known = self.known
@@ -171,7 +186,7 @@ class _Asked:
         return Plan(
             entries, self.budgets, known.method.name, self.rule.name, known.fingerprint, known.cost,
             after, calibration, known.sites.left_out, (*notes, *notes_of(known, entries)),
-            decided=decisions(entries), statistics=known.statistics,
+            decided=decisions(entries), statistics=known.statistics, factorable=self.factorable,
         )  # fmt: skip
 
 

@@ -84,6 +84,8 @@ class Plan:
 
     factors_sha256: str = field(default="", compare=False)
 
+    factorable: Cost | None = field(default=None, compare=False)  # the layers that can be factored, as they were
+
     statistics: Statistics | None = field(default=None, compare=False, repr=False)
     factors: Mapping[str, Fitted] | None = field(default=None, compare=False, repr=False)
 
@@ -96,6 +98,12 @@ class Plan:
     @property
     def changed(self) -> tuple[Entry, ...]:
         return tuple(entry for entry in self.entries if entry.form is not Form.KEEP)
+
+    def kept_of_factorable(self, kind: str = "params") -> float | None:
+        """The kept fraction of the layers that can be factored, of "params", "flops" or "bytes", as many papers count
+        it; None where that is not known."""
+        whole = 0 if self.factorable is None else getattr(self.factorable, kind)
+        return 1 - (getattr(self.before, kind) - getattr(self.after, kind)) / whole if whole else None
 
     @property
     def edited(self) -> bool:

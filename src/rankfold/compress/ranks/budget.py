@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, fields, replace
 from difflib import get_close_matches
 from math import inf, lcm
 from typing import TYPE_CHECKING, Any, Literal
@@ -129,10 +129,21 @@ class Multiples:
         return f"ranks in multiples of {self.multiple}"
 
 
-Budget = Resource | KeepEnergy | Ranks | Multiples
+@dataclass(frozen=True)
+class OfSites:
+    """Fractions of parameters, FLOPs and bytes are of the layers that can be factored, as many papers count them, not
+    of the whole model; written ``of=sites`` beside the budgets that it is said of."""
+
+    kind: Literal["of"] = "of"
+
+    def describe(self) -> str:
+        return "fractions are of the layers that can be factored"
+
+
+Budget = Resource | KeepEnergy | Ranks | Multiples | OfSites
 _KINDS: dict[str, Any] = {
     "params": Params, "flops": Flops, "bytes": Bytes, "latency": Latency, "energy": KeepEnergy, "ranks": Ranks,
-    "multiple": Multiples,
+    "multiple": Multiples, "of": OfSites,
 }  # fmt: skip
 
 
@@ -170,7 +181,10 @@ def budget_from(values: Any) -> Budget:
 
 
 def parse_budget(text: str) -> Budget:
-    """``flops=0.5``, ``params=0.39``, ``bytes=0.5``, ``energy=0.99``, ``latency=0.8`` or ``latency=0.8@64``."""
+    """``flops=0.5``, ``params=0.39``, ``bytes=0.5``, ``energy=0.99``, ``latency=0.8`` or ``latency=0.8@64``; and
+    ``of=sites``, which says of what the others are fractions."""
+    if text == "of=sites":
+        return OfSites()
     name, found, value = text.partition("=")
     fraction, at, batch = value.partition("@")
     try:
@@ -220,6 +234,19 @@ def amount(budget: Resource, cost: Cost) -> float:
 def resources(budgets: Sequence[Budget]) -> tuple[Resource, ...]:
     """Those that bound what the model costs."""
     return tuple(budget for budget in budgets if isinstance(budget, Resource))
+
+
+def of_sites(budget: Resource, whole: Cost, factorable: Cost) -> Resource:
+    """``budget``, whose fraction is of the layers that can be factored, with the same limit as a fraction of the whole.
+
+    ``ValueError`` for what cannot be counted layer by layer.
+    """
+    if isinstance(budget, Latency):
+        raise ValueError(
+            f"budget {budget.describe()}: time is that of the whole model: leave of=sites out (--of sites)"
+        )
+    total, part = amount(budget, whole), amount(budget, factorable)
+    return replace(budget, keep=1 - (1 - budget.keep) * part / total) if total else budget
 
 
 def describe(budget: Budget) -> str:

@@ -22,6 +22,7 @@ from rankfold.compress.ranks.budget import (
     Budget,
     KeepEnergy,
     Latency,
+    OfSites,
     Params,
     Ranks,
     Resource,
@@ -95,6 +96,8 @@ def parsed(budget: str | Budget | Sequence[str | Budget]) -> tuple[Budget, ...]:
     budgets = tuple(parse_budget(item) if isinstance(item, str) else item for item in given)
     if not budgets:
         raise SliceError("no budget was given: for example 'flops=0.3'")
+    if any(isinstance(item, OfSites) for item in budgets):
+        raise SliceError("the fractions of a slice are of the whole original network: leave of=sites out")
     if any(isinstance(item, Latency) for item in budgets):
         raise SliceError(
             "a slice is not planned by the clock: ask for flops or params, then measure (rankfold evaluate)"

@@ -255,8 +255,9 @@ class Hunt:
 
     def sums(self, network: nn.Module, part: Half) -> list[Figures]:
         """Of each batch of a half."""
+        teacher = None if self.objective.labelled else self.model  # what judges is enough to choose by
         return counted(
-            network, part.data, part.batch_size, role="validation", objective=self.objective, teacher=self.model,
+            network, part.data, part.batch_size, role="validation", objective=self.objective, teacher=teacher,
             apart=True,
         )  # fmt: skip
 

@@ -1,0 +1,72 @@
+"""What a model of transformers must know of its factored layers, so that whatever saves it saves them right."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any, NamedTuple
+
+from torch import nn
+
+from rankfold.hub.errors import HubError
+from rankfold.hub.quantizer import RankfoldConfig, RankfoldQuantizer
+from rankfold.sites import Form, pretrained_parts
+
+
+class Decision(NamedTuple):
+    """What became of one site. ``parameter``: the name that its weight had, with the path. ``alike``: the layer is of
+    the kind and shapes that the architecture gives it, only filled anew."""
+
+    site: str
+    parameter: str
+    form: Form
+    rank: int
+    bias: bool
+    alike: bool = False
+
+
+def declare_(root: nn.Module, decisions: Sequence[Decision]) -> None:
+    """Tell every model of transformers in ``root`` of its changed layers: its configuration, and who saves it.
+
+    From then on ``save_pretrained``, which may be called by a Trainer or by sentence-transformers, writes a folder that
+    ``from_pretrained`` loads after ``import rankfold.hub`` and refuses without. A model that another library quantised
+    is left as it is; ``check_ours`` says so when it is saved.
+    """
+    for path, part in pretrained_parts(root):
+        start = f"{path}." if path else ""
+        own = [each for each in decisions if each.site.startswith(start) and not each.alike]
+        _declare_one_(part, {each.site.removeprefix(start): each for each in own}, start)
+
+
+def _declare_one_(model: Any, own: Mapping[str, Decision], start: str) -> None:
+    before = getattr(model, "hf_quantizer", None)
+    if before is not None and not isinstance(before, RankfoldQuantizer):
+        return
+    if not own:
+        return
+    body = f"{getattr(model, 'base_model_prefix', '')}."  # what is loaded whichever head it is to have
+    poisons = [each.parameter.removeprefix(start) for each in own.values() if each.form is not Form.DENSE]
+    poisons.sort(key=lambda name: not name.startswith(body))
+    sites = {name: {"form": str(each.form), "rank": each.rank, "bias": each.bias} for name, each in own.items()}
+    earlier: Any = RankfoldConfig() if before is None else before.quantization_config
+    config = RankfoldConfig(earlier.sites | sites, earlier.poison or next(iter(poisons), ""))
+    model.hf_quantizer = RankfoldQuantizer(config)
+    model.config.quantization_config = config
+
+
+def check_ours(model: Any) -> None:
+    """``HubError`` for a model that cannot be saved with its factors: read from GGUF or quantised by another library,
+    or without any layer whose old name could carry the poison."""
+    quantizer = getattr(model, "hf_quantizer", None)
+    kind = type(model).__name__
+    if quantizer is not None and not isinstance(quantizer, RankfoldQuantizer):
+        method = quantizer.quantization_config.quant_method
+        raise HubError(
+            f"{kind} was loaded by the quantizer {getattr(method, 'value', method)!r} of transformers, which saves it "
+            "in its own way: copy its weights into a fresh model before compressing, fresh = type(model)(config) of a "
+            "config without quantization_config, fresh.load_state_dict(model.state_dict())"
+        )
+    if quantizer is not None and not quantizer.quantization_config.poison:
+        raise HubError(
+            f"{kind}: its layers were filled anew in another shape and none is factored, so that a folder would load "
+            "wrong weights without a word: save it with rankfold.hub.to_dense"
+        )

@@ -1,0 +1,168 @@
+"""A Hugging Face folder: its files as bytes, and a model from it. Nothing is fetched, no code of a folder is run."""
+
+from __future__ import annotations
+
+import json
+import re
+import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+from rankfold.hub.declared import check_ours
+from rankfold.hub.errors import HubError
+from rankfold.run.container import FAULTS, read_object, said
+from rankfold.run.pretrained import CONFIG, config_of
+
+SHARD = "5GB"
+# what belongs to a model beside its weights: of its tokenizer or image processor, and of sentence-transformers
+_COMPANIONS = re.compile(
+    r"tokenizer.*\.(json|model)|vocab.*\.(json|txt)|merges\.txt|special_tokens_map\.json|added_tokens\.json|"
+    r"spiece\.model|sentencepiece.*\.model|chat_template\.(json|jinja)|(pre)?processor(_config)?\.json|"
+    r"preprocessor_config\.json|modules\.json|config_sentence_transformers\.json|sentence_\w+_config\.json|"
+    r"LICENSE.*|NOTICE.*"
+)
+_STAGE = re.compile(r"\d+_\w+")  # a stage of sentence-transformers after the transformer
+_STAGE_FILES = ("config.json", "model.safetensors")
+
+
+@contextmanager
+def quietly() -> Iterator[None]:
+    """Within the block transformers draws no bars and prints no tables: what is wrong is said by whoever calls it."""
+    from transformers.utils import logging
+
+    bars, level = logging.is_progress_bar_enabled(), logging.get_verbosity()
+    logging.disable_progress_bar()
+    logging.set_verbosity_error()
+    try:
+        yield
+    finally:
+        logging.set_verbosity(level)
+        if bars:
+            logging.enable_progress_bar()
+
+
+def files_of(model: Any, tokenizer: Any = None) -> dict[str, bytes]:
+    """Every file of the folder that ``model.save_pretrained`` writes, by name, with those of the ``tokenizer``.
+
+    Without a tokenizer, what lies beside the weights in the folder that the model was loaded from: tokenizer, image
+    processor, stages of sentence-transformers. Cost: the model twice in memory, once in the temporary folder.
+    """
+    check_ours(model)
+    beside = {} if tokenizer is not None else companions(Path(str(getattr(model, "name_or_path", "") or "")))
+    with tempfile.TemporaryDirectory(prefix="rankfold-") as place:
+        with quietly():
+            model.save_pretrained(place, max_shard_size=SHARD)
+        if tokenizer is not None:
+            tokenizer.save_pretrained(place)
+        folder = Path(place)
+        made = {
+            str(file.relative_to(folder)): file.read_bytes() for file in sorted(folder.rglob("*")) if file.is_file()
+        }
+    return beside | made
+
+
+def companions(folder: Path) -> dict[str, bytes]:
+    """What belongs to the model in ``folder`` beside configuration and weights, by name relative to it."""
+    if not str(folder) or not folder.is_dir() or not (folder / CONFIG).is_file():
+        return {}
+    found = {entry.name: entry for entry in folder.iterdir() if entry.is_file() and _COMPANIONS.fullmatch(entry.name)}
+    if "modules.json" in found:
+        for stage in folder.iterdir():
+            if stage.is_dir() and _STAGE.fullmatch(stage.name):
+                found |= {f"{stage.name}/{name}": stage / name for name in _STAGE_FILES if (stage / name).is_file()}
+    return {name: found[name].read_bytes() for name in sorted(found)}
+
+
+def check_code(directory: Path, config: dict[str, Any]) -> None:
+    """``HubError`` for an architecture whose code lies in the folder or on the hub, which is not run here."""
+    from transformers.models.auto.configuration_auto import CONFIG_MAPPING
+
+    kind = config.get("model_type")
+    if kind in CONFIG_MAPPING:
+        return
+    if "auto_map" in config:
+        raise HubError(
+            f"{directory}: the architecture {kind!r} needs code from the model's own folder, which rankfold does not "
+            "run: load it yourself (trust_remote_code=True) in a factory and give package.module:factory as MODEL"
+        )
+    raise HubError(
+        f"{directory}: this transformers does not know the architecture {kind!r}: a later version may, or the folder "
+        "is no model of transformers"
+    )
+
+
+def check_weights(directory: Path) -> int:
+    """The bytes of the weights in a folder; ``HubError`` in one line for a file that is missing or cut short.
+
+    Reads the headers alone; what is damaged inside is seen by hashes, where a manifest holds them.
+    """
+    index = directory / "model.safetensors.index.json"
+    files = [directory / "model.safetensors"]
+    if index.is_file():
+        try:
+            names = sorted(
+                set(read_object(index, "an index of shards", "download or save the model again")["weight_map"].values())
+            )
+        except FAULTS as error:
+            raise HubError(f"{index}: damaged ({said(error)}): download or save the model again") from None
+        if not all(isinstance(name, str) and Path(name).name == name for name in names):
+            raise HubError(f"{index}: damaged (it names files outside of its folder): download the model again")
+        files = [directory / name for name in names]
+    elif not files[0].is_file():
+        other = next((path.name for ending in ("*.bin", "*.gguf", "*.h5") for path in directory.glob(ending)), None)
+        there = f"only {other}, which is not read here" if other else "none"
+        raise HubError(
+            f"{directory}: weights in model.safetensors were expected, and there are {there}: save it as safetensors"
+        )
+    return sum(_size(file) for file in files)
+
+
+def _size(file: Path) -> int:
+    try:
+        size = file.stat().st_size
+        with file.open("rb") as opened:
+            length = int.from_bytes(opened.read(8), "little")
+            header = json.loads(opened.read(length)) if length < min(size, 1 << 28) else {}
+        ends = [entry["data_offsets"][1] for name, entry in header.items() if name != "__metadata__"]
+        if not header or size != 8 + length + max(ends, default=0):
+            raise ValueError("its length is not the one in its header")
+    except OSError as error:
+        raise HubError(
+            f"{file}: {error.strerror or error}: a part of the model is missing, download it again"
+        ) from None
+    except FAULTS as error:
+        raise HubError(f"{file}: damaged or cut short ({said(error)}): download or save the model again") from None
+    return size
+
+
+def opened(directory: str | Path, **options: Any) -> Any:
+    """The model in a folder, of the class that its configuration names; in eval mode, on the CPU, in its own dtype.
+
+    ``options`` go to ``from_pretrained``. Raises ``HubError`` in one line: no configuration, unknown architecture or
+    one with code of its own, weights missing or damaged, or that do not fit. Nothing is fetched.
+    """
+    import transformers
+
+    directory = Path(directory)
+    config = config_of(directory)
+    check_code(directory, config)
+    check_weights(directory)
+    names = config.get("architectures")
+    name = names[0] if isinstance(names, list) and names else ""
+    kind: Any = getattr(transformers, str(name), None)
+    if kind is None or not hasattr(kind, "from_pretrained"):
+        kind = transformers.AutoModel
+    try:
+        with quietly():
+            model, told = kind.from_pretrained(directory, local_files_only=True, output_loading_info=True, **options)
+    except (OSError, *FAULTS) as error:
+        raise HubError(f"{directory}: transformers cannot load it ({said(error)})") from None
+    lacking = sorted(told["missing_keys"]) + sorted(str(key) for key in told.get("mismatched_keys", ()))
+    if lacking:
+        raise HubError(
+            f"{directory}: {len(lacking)} tensors of {type(model).__name__} are missing or of another shape (the first "
+            f"is {lacking[0]}), and would be random: the folder is incomplete, or of another model"
+        )
+    return model.eval()

@@ -1,0 +1,161 @@
+"""How transformers learns of factored layers: an entry ``quantization_config`` in config.json, and who reads it.
+
+    {"quant_method": "rankfold", "format": 1, "poison": KEY, "sites": {NAME: {"form": …, "rank": …, "bias": …}}}
+
+Without this plug-in transformers would build dense layers, find no weights for them, fill them at random and say so in
+a report alone. The poison prevents that: an empty tensor under the name that a dense layer's weight had, whose shape
+fits nothing. The plug-in leaves it out when it loads, and puts it in again whenever the model is saved.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping
+from typing import Any
+
+import torch
+from torch import nn
+from transformers.quantizers.auto import AUTO_QUANTIZER_MAPPING, register_quantization_config, register_quantizer
+from transformers.quantizers.base import HfQuantizer
+from transformers.utils.quantization_config import QuantizationConfigMixin
+
+from rankfold.hub.errors import HubError
+from rankfold.run.container import checked
+from rankfold.run.pretrained import METHOD
+from rankfold.sites import Form, Site, SiteList, leave_fused_kernels_, replace_, settle_attention_, sites
+
+FORMAT = 1
+
+
+class RankfoldConfig(QuantizationConfigMixin):
+    """What became of the matrices of a model: ``sites`` by name, each with form, rank, and whether it has a bias."""
+
+    def __init__(
+        self, sites: Mapping[str, Mapping[str, Any]] | None = None, poison: str = "", format: int = FORMAT, **more: Any
+    ) -> None:
+        if format != FORMAT:
+            raise HubError(f"config.json: factored layers of format {format}; this version reads format {FORMAT}")
+        self.quant_method: Any = METHOD
+        self.format, self.poison = format, str(poison)
+        try:
+            self.sites = checked(dict[str, dict[str, Any]], dict(sites or {}))
+        except (TypeError, ValueError) as error:
+            raise HubError(f"config.json: what it says of factored layers cannot be read ({error})") from None
+
+
+class RankfoldQuantizer(HfQuantizer):
+    """Gives a model the layers of its configuration before weights are loaded, and the poison when it is saved."""
+
+    quantization_config: Any
+    requires_calibration = False
+
+    def _process_model_before_weight_loading(self, model: Any, **kwargs: Any) -> Any:
+        asked = self.quantization_config
+        named, poison = _names_here(model, asked.sites, asked.poison)
+        asked.sites, asked.poison = named, poison
+        shape_(model, named)
+        body = f"{getattr(model, 'base_model_prefix', '')}."  # a file of a body is read without it
+        pattern = rf"(^|\.){re.escape(poison.removeprefix(body))}$"
+        model._keys_to_ignore_on_load_unexpected = {*(model._keys_to_ignore_on_load_unexpected or ()), pattern}
+        return model
+
+    def _process_model_after_weight_loading(self, model: Any, **kwargs: Any) -> Any:
+        # layers of plain numbers: casting and training are as free as before
+        model.is_quantized = False
+        for module in model.modules():
+            vars(getattr(module, "config", None) or self).pop("_is_quantized", None)
+        return model
+
+    def get_state_dict_and_metadata(self, model: Any) -> tuple[dict[str, torch.Tensor], dict[str, str]]:
+        """What is saved. It is asked before the configuration is written, which so learns of layers that have changed
+        since: narrowed, merged with an adapter, or multiplied out by hand."""
+        self.quantization_config.sites = _as_they_are(model, self.quantization_config.sites)
+        state = model.state_dict()
+        poison = self.quantization_config.poison
+        if poison:
+            state[poison] = torch.empty(0, dtype=model.dtype)
+        return state, {}
+
+    def is_serializable(self) -> bool:
+        return True
+
+    @property
+    def is_trainable(self) -> bool:
+        return True
+
+    @property
+    def is_qat_trainable(self) -> bool:
+        return True
+
+    @property
+    def is_compileable(self) -> bool:
+        return True
+
+
+if METHOD not in AUTO_QUANTIZER_MAPPING:
+    register_quantization_config(METHOD)(RankfoldConfig)
+    register_quantizer(METHOD)(RankfoldQuantizer)
+
+
+def _as_they_are(model: nn.Module, named: Mapping[str, Mapping[str, Any]]) -> dict[str, dict[str, Any]]:
+    found = {}
+    for name, decision in named.items():
+        layer: Any = model.get_submodule(name)
+        if decision["form"] != Form.DENSE and "weight" in layer._parameters:
+            continue  # an ordinary layer again
+        rank = getattr(layer, "rank", None)
+        found[name] = dict(decision) | ({"rank": rank} if isinstance(rank, int) else {})
+    return found
+
+
+def _names_here(
+    model: Any, named: Mapping[str, Mapping[str, Any]], poison: str
+) -> tuple[dict[str, dict[str, Any]], str]:
+    """The names of a saved model in this one, which may be its body without a head, or a body with another head."""
+    modules, prefix = dict(model.named_modules()), f"{getattr(model, 'base_model_prefix', '')}."
+
+    def here(name: str, owner: str) -> str | None:
+        for start, end in ((name, owner), (name.removeprefix(prefix), owner.removeprefix(prefix))):
+            if end in modules:
+                return start
+        return prefix + name if prefix + owner in modules else None
+
+    found, absent = {}, []
+    for name, decision in named.items():
+        place = here(name, name)
+        if place is None:
+            absent.append(name)
+        else:
+            found[place] = dict(decision)
+    same = type(model).__name__ in (getattr(model.config, "architectures", None) or ())
+    if absent and (same or not found):  # where another class was asked for, it may lack a pooler or a head
+        raise HubError(f"config.json: {absent[0]} is factored there, and {type(model).__name__} has no such layer")
+    return found, here(poison, poison.rpartition(".")[0]) or poison
+
+
+def shape_(model: nn.Module, decisions: Mapping[str, Mapping[str, Any]]) -> None:
+    """Give ``model`` the layers that ``decisions`` name, on the meta device and not filled. ``HubError`` where one is
+    not possible."""
+    settle_attention_(model, decisions)
+    leave_fused_kernels_(model, decisions)
+    here = sites(model)
+    for name, decision in decisions.items():
+        if name not in {site.name for site in here}:  # a factor of a layer that was just made
+            here = sites(model)
+        site, form, rank, bias = _understood(here, name, decision)
+        old = model.get_submodule(name)
+        new = site.layer.skeleton(old, form, rank, bias)
+        replace_(model, old, new.train(old.training))
+
+
+def _understood(here: SiteList, name: str, decision: Mapping[str, Any]) -> tuple[Site, Form, int, bool]:
+    try:
+        site, form = here[name], Form(decision["form"])
+        rank, bias = int(decision["rank"]), bool(decision["bias"])
+    except KeyError as error:
+        raise HubError(f"config.json: {name}: {error.args[0]} is missing, or no layer that can be factored") from None
+    except (TypeError, ValueError) as error:
+        raise HubError(f"config.json: {name}: {error}") from None
+    if not form.offered(site.layer) or not 1 <= rank <= site.max_rank(form):
+        raise HubError(f"config.json: {site.title} cannot be {form} of rank {rank}")
+    return site, form, rank, bias

@@ -1,0 +1,7 @@
+"""Directories that others read: compressed models, whole or not at all."""
+
+from rankfold.store.loading import Stored, load
+from rankfold.store.manifest import MANIFEST, StoreError, read_manifest
+from rankfold.store.saving import save
+
+__all__ = ["MANIFEST", "StoreError", "Stored", "load", "read_manifest", "save"]

@@ -1,0 +1,54 @@
+"""The README of a Hugging Face folder with factored layers."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from torch import nn
+
+from rankfold.compress.planning.plan import Plan
+
+_NAME = re.compile(r"[A-Za-z0-9][\w.-]*/[\w.-]+")  # OWNER/NAME on the hub
+
+
+def card(model: nn.Module, plan: Plan, notes: Mapping[str, Any]) -> str:
+    """How to load the model, what was done to it and what that cost; no names of anybody's folders."""
+    names = (str(notes.get("model", "")), str(getattr(model, "name_or_path", "")))
+    base = next((name for name in names if _NAME.fullmatch(name) and not Path(name).exists()), "")
+    auto = "AutoModelForCausalLM" if type(model).__name__.endswith(("CausalLM", "LMHeadModel")) else "AutoModel"
+    lines = [
+        "---", "library_name: transformers", "tags: [rankfold, low-rank]",
+        *([f"base_model: {base}"] if base else []), "---",
+        "", f"# {base or type(model).__name__}, factored", "",
+        f"{len(plan.changed)} of {len(plan.entries)} matrices are products of thin ones. To load it, install rankfold "
+        "and import its plug-in first:",
+        "", "```python", "import rankfold.hub", f"from transformers import {auto}", "",
+        f'model = {auto}.from_pretrained("this folder")', "```", "",
+        "Without `import rankfold.hub` the same line raises an error about a tensor of size 0. Never answer it with "
+        "`ignore_mismatched_sizes=True`: the model would have random weights. `from_config` builds dense layers.", "",
+        "| | before | after |", "|---|---|---|",
+        f"| parameters | {plan.before.params:,} | {plan.after.params:,} |",
+        f"| bytes | {plan.before.bytes:,} | {plan.after.bytes:,} |",
+        *_figures(notes), "",
+        f"Asked: {plan.asked()}; method {plan.method}, ranks {plan.rule}. `plan.json` has the rank of every matrix, "
+        "`manifest.json` the hashes of all files. `rankfold export FOLDER --to dense -o dense` multiplies the factors "
+        "out for software without the plug-in.",
+    ]  # fmt: skip
+    return "\n".join(lines) + "\n"
+
+
+def _figures(notes: Mapping[str, Any]) -> list[str]:
+    """Rows of what was measured before and after, where the notes say."""
+    before, after = notes.get("before"), notes.get("figures")
+    if not isinstance(before, Mapping) or not isinstance(after, Mapping):
+        return []
+    counted = {"params", "bytes", "flops", "latency_ms"}
+    shown = [key for key in after if key not in counted and isinstance(after[key], int | float)]
+    return [f"| {key} | {_number(before.get(key))} | {_number(after[key])} |" for key in shown]
+
+
+def _number(value: Any) -> str:
+    return f"{value:.4g}" if isinstance(value, int | float) else ""

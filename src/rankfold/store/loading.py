@@ -1,0 +1,146 @@
+"""Loading what ``save`` wrote: into a fresh dense model, or, of a Hugging Face folder, as it is."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors.torch import load as from_safetensors
+from torch import nn
+from torch.nn.parameter import is_lazy
+
+from rankfold.compress.planning.apply import ApplyError, shape_
+from rankfold.compress.planning.plan import Plan
+from rankfold.compress.slicing.bottlenecks import Bottlenecks
+from rankfold.run.container import FAULTS, metadata, parsed, said
+from rankfold.run.pretrained import FolderError
+from rankfold.sites import unwrap
+from rankfold.store.manifest import BOTTLENECKS, PLAN, PRETRAINED, TENSORS, StoreError, opened
+from rankfold.store.saving import ALIASES
+
+
+@dataclass(frozen=True)
+class Stored:
+    """What ``load`` gives back: the model, its plan, and the manifest's own notes (name, measurements).
+
+    ``bottlenecks``: what is needed to slice the model; None where it was saved without.
+    """
+
+    model: nn.Module
+    plan: Plan
+    notes: Mapping[str, Any]
+    bottlenecks: Bottlenecks | None = None
+
+
+def load(directory: str | Path, model: nn.Module | None = None) -> Stored:
+    """Load a saved model into ``model``, a fresh dense model of the same architecture, in place.
+
+    Every file is checked against the manifest first. Parameters take the dtype they were saved in; a model on the meta
+    device is filled. Of a Hugging Face folder ``model`` may be left out: its configuration says what to build. Raises
+    ``StoreError`` with one line that names the file or the tensor, and leaves ``model`` as found. ``rankfold.zoo`` or
+    the user's factory builds the dense model.
+    """
+    directory = Path(directory)
+    manifest, contents = opened(directory)
+    try:
+        plan = Plan.from_json(contents[PLAN].decode())
+        known = Bottlenecks.from_bytes(contents[BOTTLENECKS], BOTTLENECKS) if BOTTLENECKS in contents else None
+        given = None if manifest["format"] == PRETRAINED else _state(contents.pop(TENSORS))
+    except FAULTS as error:
+        raise StoreError(f"{directory}: damaged or foreign ({said(error)}): save the model again") from None
+    if given is None:
+        contents.clear()
+        loaded = _pretrained(directory)
+        if model is None:
+            return Stored(loaded, plan, manifest.get("notes", {}), known)
+        given = loaded.state_dict()
+    if model is None:
+        raise StoreError(
+            f"{directory}: holds no architecture: give a fresh dense model to fill, load(directory, model)"
+        )
+    try:
+        _check_fit(shape_(_without_values(unwrap(model)), plan), given, directory)
+        shape_(model, plan)
+    except ApplyError as error:
+        raise StoreError(f"{directory}: saved from another model: {error}") from None
+    _fill_(unwrap(model), given)
+    return Stored(model, plan, manifest.get("notes", {}), known)
+
+
+def _state(data: bytes) -> dict[str, torch.Tensor]:
+    state = from_safetensors(data)
+    aliases = parsed(metadata(data).get(ALIASES, "{}"))
+    return state | {name: state[source] for name, source in aliases.items()}
+
+
+def _pretrained(directory: Path) -> nn.Module:
+    """The model of a Hugging Face folder whose files have been checked."""
+    from rankfold import hub
+
+    try:
+        return hub.opened(directory)
+    except FolderError as error:
+        raise StoreError(str(error)) from None
+
+
+def _without_values(root: nn.Module) -> nn.Module:
+    """A copy on the meta device, on which a plan is tried; buffers that are not saved stay where they are."""
+    memo: dict[int, Any] = {}
+    for name, tensor in root.state_dict(keep_vars=True).items():
+        if is_lazy(tensor):
+            raise StoreError(f"{name}: not initialised (lazy module): run the model once first")
+        if isinstance(tensor, nn.Parameter):
+            memo[id(tensor)] = nn.Parameter(tensor.detach().to("meta"), tensor.requires_grad)
+        elif isinstance(tensor, torch.Tensor):
+            memo[id(tensor)] = tensor.detach().to("meta")
+    return copy.deepcopy(root, memo)
+
+
+def _check_fit(root: nn.Module, state: Mapping[str, torch.Tensor], directory: Path) -> None:
+    here = root.state_dict(keep_vars=True)
+    missing, foreign = sorted(here.keys() - state.keys()), sorted(state.keys() - here.keys())
+    if missing or foreign:
+        raise StoreError(
+            f"{directory}: saved from another model: {len(missing)} tensors are missing ({', '.join(missing[:3])}), "
+            f"{len(foreign)} do not belong ({', '.join(foreign[:3])})"
+        )
+    for name, wanted in here.items():
+        if wanted.shape != state[name].shape:
+            raise StoreError(
+                f"{directory}: {name} is {tuple(state[name].shape)}, the model wants {tuple(wanted.shape)}"
+            )
+    hollow = [name for name, buffer in root.named_buffers() if buffer.is_meta and name not in here]
+    if hollow:
+        raise StoreError(
+            f"{directory}: {hollow[0]} is not saved (a buffer with persistent=False) and the model is on the meta "
+            "device: build it on a real one"
+        )
+
+
+def _fill_(root: nn.Module, state: Mapping[str, torch.Tensor]) -> None:
+    _make_room_(root, {id(tensor): state[name] for name, tensor in root.state_dict(keep_vars=True).items()})
+    root.load_state_dict(dict(state))
+
+
+def _make_room_(root: nn.Module, wanted: Mapping[int, torch.Tensor]) -> None:
+    """New tensors where the ones here are on the meta device or of another dtype; tied ones stay one object."""
+    fresh: dict[int, torch.Tensor] = {}
+    for module in root.modules():
+        groups: tuple[dict[str, Any], ...] = (module._parameters, module._buffers)
+        for group in groups:
+            for key, old in group.items():
+                if old is None or id(old) not in wanted:
+                    continue
+                like = wanted[id(old)]
+                if old.is_meta or old.dtype != like.dtype:
+                    # model.to("meta") unties parameters: what was tied when it was saved is tied again
+                    one = id(like) if old.is_meta else id(old)
+                    if one not in fresh:
+                        new = torch.empty_like(like, device="cpu" if old.is_meta else old.device)
+                        is_parameter = isinstance(old, nn.Parameter)
+                        fresh[one] = nn.Parameter(new, old.requires_grad) if is_parameter else new
+                    group[key] = fresh[one]

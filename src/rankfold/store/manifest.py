@@ -1,0 +1,106 @@
+"""The manifest of a directory: which files belong to it, and their hashes."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from rankfold.run.container import parsed
+from rankfold.run.files import read_whole, sha256, undisturbed, write_together
+
+FORMAT, PRETRAINED = 1, 2  # a directory of rankfold's own; a Hugging Face folder
+PLAN, TENSORS, MANIFEST = "plan.json", "model.safetensors", "manifest.json"
+BOTTLENECKS = "bottlenecks.safetensors"
+
+
+class StoreError(ValueError):
+    """A file is missing, damaged, foreign or does not fit the model; one line."""
+
+
+def write(directory: Path, files: Mapping[str, bytes], notes: Mapping[str, Any] | None, format: int = FORMAT) -> None:
+    """Write ``files`` with a manifest; what an earlier one vouched for and is not among them is removed."""
+    facts = {
+        "format": format,
+        "files": {name: sha256(data) for name, data in files.items()},
+        "notes": dict(notes or {}),
+    }
+    manifest = json.loads(json.dumps(facts))  # as it will be read: text keys, no tuples
+    manifest["sha256"] = _own_hash(manifest)
+    text = (json.dumps(manifest, indent=1) + "\n").encode()
+    earlier = {BOTTLENECKS, *_vouched(directory)} - files.keys()
+    write_together(directory, files, MANIFEST, text, without=sorted(earlier))
+
+
+def _vouched(directory: Path) -> set[str]:
+    """The files that the manifest in ``directory`` names, where it can be read."""
+    try:
+        named = parsed((directory / MANIFEST).read_text(encoding="utf-8"))["files"]
+        return {name for name in named if _inside(name)}
+    except (OSError, ValueError, KeyError, TypeError):
+        return set()
+
+
+def _inside(name: Any) -> bool:
+    """Whether it names a file in the directory or one level below it."""
+    path = Path(str(name))
+    return isinstance(name, str) and not path.is_absolute() and ".." not in path.parts and 0 < len(path.parts) < 3
+
+
+def _own_hash(manifest: Mapping[str, Any]) -> str:
+    """The hash of everything else in a manifest, whatever its layout as text."""
+    rest = {key: value for key, value in manifest.items() if key != "sha256"}
+    return sha256(json.dumps(rest, sort_keys=True).encode())
+
+
+def read_manifest(directory: str | Path) -> dict[str, Any]:
+    """The manifest of a saved model after checking every file against it. Raises ``StoreError``."""
+    return opened(Path(directory))[0]
+
+
+def opened(directory: Path) -> tuple[dict[str, Any], dict[str, bytes]]:
+    """The manifest, and what is in each file it vouches for; those of one writer where several are at work."""
+    return undisturbed(directory / MANIFEST, lambda: _once(directory), StoreError)
+
+
+def _once(directory: Path) -> tuple[dict[str, Any], dict[str, bytes]]:
+    manifest = _parsed(directory)
+    contents = {}
+    for name, digest in manifest["files"].items():
+        try:
+            found = read_whole(directory, name, str(digest))
+        except OSError as error:
+            raise StoreError(f"{directory}/{name}: {error.strerror or error}") from None
+        if found is None:
+            raise StoreError(f"{directory}/{name}: damaged: its sha256 is not the one in {MANIFEST}")
+        contents[name] = found
+    return manifest, contents
+
+
+def _parsed(directory: Path) -> dict[str, Any]:
+    try:
+        manifest = parsed((directory / MANIFEST).read_text(encoding="utf-8"))
+    except (FileNotFoundError, NotADirectoryError):
+        raise StoreError(f"{directory}: no {MANIFEST}: not a model saved by rankfold, or half written") from None
+    except (OSError, ValueError) as error:
+        raise StoreError(f"{directory}/{MANIFEST}: damaged ({error})") from None
+    if not isinstance(manifest, dict) or manifest.get("format") not in (FORMAT, PRETRAINED):
+        raise StoreError(f"{directory}: not a model directory that this version reads (format {FORMAT}, {PRETRAINED})")
+    files = manifest.get("files")
+    if (
+        not isinstance(files, dict)
+        or not _whole(files, manifest["format"])
+        or manifest.get("sha256") != _own_hash(manifest)
+    ):
+        raise StoreError(f"{directory}/{MANIFEST}: damaged: its contents and its own sha256 disagree")
+    if not isinstance(manifest.get("notes", {}), dict):
+        raise StoreError(f"{directory}/{MANIFEST}: damaged: its notes are no JSON object")
+    return manifest
+
+
+def _whole(files: Mapping[str, Any], format: int) -> bool:
+    """Whether a manifest names what a model needs, and nothing outside of its directory."""
+    if format == FORMAT:
+        return files.keys() - {BOTTLENECKS} == {PLAN, TENSORS}
+    return {PLAN, "config.json"} <= files.keys() and all(map(_inside, files))

@@ -1,0 +1,109 @@
+"""Saving compressed models: safetensors and JSON in a directory, hashed, written atomically.
+
+    DIR/plan.json            what became of every site
+    DIR/model.safetensors    the state dict of the compressed model
+    DIR/bottlenecks.safetensors    what is needed to slice it without data, where that was measured
+    DIR/manifest.json        sha256 of every file, the model's name, and what was measured
+
+The tensors can be read without rankfold: ``….down.weight`` (r, n) and ``….up.weight`` (m, r) for each factored layer. A
+model of transformers becomes a folder of its own kind, with plan and manifest beside (``rankfold.hub``).
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+from torch.nn.parameter import is_lazy
+
+from rankfold.compress.planning.plan import Plan
+from rankfold.compress.slicing.bottlenecks import Bottlenecks, factor_mark
+from rankfold.run.container import packed
+from rankfold.run.pretrained import FolderError
+from rankfold.sites import QUANTIZED, Form, is_pretrained, unwrap, why_tensor
+from rankfold.store import manifest
+from rankfold.store.manifest import BOTTLENECKS, FORMAT, PLAN, PRETRAINED, TENSORS, StoreError
+
+ALIASES = "rankfold.aliases"
+
+
+def save(
+    model: nn.Module,
+    plan: Plan,
+    directory: str | Path,
+    *,
+    notes: Mapping[str, Any] | None = None,
+    bottlenecks: Bottlenecks | None = None,
+    tokenizer: Any = None,
+) -> Path:
+    """Save a model that ``plan`` was applied to (fine-tuned or not); returns the directory.
+
+    ``notes`` are JSON-able facts to keep (``model``: the name it can be built from, measurements). ``bottlenecks``
+    (``rankfold.bottlenecks``) make it possible to slice the model later without data; they take about a tenth to a half
+    of the model's own bytes. A model of transformers is saved as a Hugging Face folder, which ``from_pretrained`` loads
+    after ``import rankfold.hub``; ``tokenizer`` is saved in it, or else what lies beside the weights in the folder that
+    the model came from. A crash or a full disk leaves the old model or the new one, whole. ``StoreError`` if the
+    plan was not applied, and for bottlenecks that were measured on other weights.
+    """
+    directory, root = Path(directory), unwrap(model)
+    if directory.exists() and not directory.is_dir():
+        raise StoreError(f"{directory} is a file; give a directory")
+    state, aliases = _tensors(root)
+    for entry in plan.changed:
+        own = f"{entry.site}.{entry.form.parameter}"
+        if entry.form is not Form.DENSE and own not in state.keys() | aliases.keys():
+            raise StoreError(f"{entry.site}: {entry.form} in the plan, not in the model: apply the plan first")
+    files = {PLAN: plan.to_json().encode()}
+    if is_pretrained(root):
+        files = _folder(root, plan, notes or {}, tokenizer) | files
+    else:
+        files[TENSORS] = packed(state, {"format": "pt", ALIASES: json.dumps(aliases)})
+    if bottlenecks is not None:
+        if bottlenecks.mark != factor_mark(model):
+            raise StoreError("the bottlenecks were measured on other weights: measure them again before saving")
+        files[BOTTLENECKS] = bottlenecks.to_bytes()
+    manifest.write(directory, files, notes, PRETRAINED if is_pretrained(root) else FORMAT)
+    return directory
+
+
+def _folder(root: nn.Module, plan: Plan, notes: Mapping[str, Any], tokenizer: Any) -> dict[str, bytes]:
+    """The files of a Hugging Face folder, with a card."""
+    from rankfold import hub
+    from rankfold.store.card import card
+
+    try:
+        files = hub.files_of(root, tokenizer)
+    except FolderError as error:
+        raise StoreError(str(error)) from None
+    return files | {"README.md": card(root, plan, notes).encode()}
+
+
+def _tensors(model: nn.Module) -> tuple[dict[str, torch.Tensor], dict[str, str]]:
+    """The state dict with every tensor once, and which further names share which tensor."""
+    state: dict[str, torch.Tensor] = {}
+    aliases: dict[str, str] = {}
+    first: dict[tuple[int, tuple[int, ...], tuple[int, ...]], str] = {}
+    for name, tensor in model.state_dict().items():
+        if not isinstance(tensor, torch.Tensor):
+            raise StoreError(
+                f"{name}: state of type {type(tensor).__name__} cannot be saved as a tensor; a quantized model is "
+                "saved before it is quantized"
+            )
+        reason = why_tensor(tensor) or (QUANTIZED if tensor.is_quantized else None)
+        if reason is not None:
+            raise StoreError(f"{name}: {reason}; what is saved here is ordinary tensors")
+        if is_lazy(tensor):
+            raise StoreError(f"{name}: not initialised (lazy module): run the model once first")
+        if tensor.is_meta:
+            raise StoreError(f"{name}: not materialised (on the meta device); load weights first")
+        key = (tensor.data_ptr(), tuple(tensor.shape), tuple(tensor.stride()))
+        if tensor.numel() and key in first:
+            aliases[name] = first[key]
+        else:
+            first[key] = name
+            state[name] = tensor
+    return state, aliases

@@ -1,0 +1,109 @@
+"""Files of text, and data sets of the hub, in pieces of whole lines."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager, nullcontext
+from pathlib import Path
+
+from rankfold.zoo.errors import ZooError
+
+_CHUNK = 1 << 20  # characters of a piece, which are tokenised at once
+
+
+def documents(file: Path) -> Iterator[str]:
+    """The text of a file in pieces, each whole lines: plain text, or the column ``text`` of parquet or JSON lines."""
+    try:
+        if file.suffix == ".parquet":
+            yield from _chunked(_of_parquet(file))
+        elif file.suffix in (".jsonl", ".json"):
+            yield from _chunked(_of_json_lines(file))
+        else:
+            with file.open(encoding="utf-8", newline="") as opened:
+                while lines := opened.readlines(_CHUNK):
+                    yield "".join(lines)
+    except UnicodeDecodeError as error:
+        raise ZooError(f"{file}: not text in UTF-8 ({error.reason} at byte {error.start}): save it as UTF-8") from None
+    except OSError as error:
+        raise ZooError(f"{file}: {error.strerror or error}: give --data text:FILE with a file that is there") from None
+
+
+def _chunked(rows: Iterable[str]) -> Iterator[str]:
+    """Rows, each on lines of its own, in pieces of about as many characters as are tokenised at once."""
+    kept: list[str] = []
+    size = 0
+    for row in rows:
+        kept.append(row if row.endswith("\n") else f"{row}\n")
+        size += len(kept[-1])
+        if size >= _CHUNK:
+            yield "".join(kept)
+            kept, size = [], 0
+    if kept:
+        yield "".join(kept)
+
+
+def _of_parquet(file: Path) -> Iterator[str]:
+    import pyarrow
+    import pyarrow.parquet
+
+    try:
+        opened = pyarrow.parquet.ParquetFile(file)
+        kinds = pyarrow.types.is_string, pyarrow.types.is_large_string
+        texts = [field.name for field in opened.schema_arrow if any(kind(field.type) for kind in kinds)]
+        column = "text" if "text" in texts else texts[0] if len(texts) == 1 else None
+        if column is None:
+            raise ZooError(
+                f"{file}: a column named text was expected; there are {', '.join(opened.schema_arrow.names)}"
+            )
+        for batch in opened.iter_batches(columns=[column]):
+            yield from (value for value in batch.column(0).to_pylist() if value)
+    except pyarrow.ArrowException as error:
+        raise ZooError(f"{file}: cannot be read as Parquet ({str(error).splitlines()[0]})") from None
+
+
+def _of_json_lines(file: Path) -> Iterator[str]:
+    with file.open(encoding="utf-8") as opened:
+        for number, line in enumerate(opened, 1):
+            if not line.strip():
+                continue
+            try:
+                text = json.loads(line)["text"]
+            except (ValueError, KeyError, TypeError, RecursionError):
+                text = None
+            if not isinstance(text, str):
+                raise ZooError(f'{file}, line {number}: a JSON object with "text" was expected on each line')
+            yield text
+
+
+def of_hub(name: str, download: bool) -> Iterator[str]:
+    """The training split of a data set of the hub, OWNER/NAME or OWNER/NAME@CONFIGURATION, in pieces."""
+    try:
+        import datasets
+    except ImportError:
+        raise ZooError(f"{name}: data sets of the hub need datasets: pip install 'rankfold[hf]'") from None
+    path, _, configuration = name.partition("@")
+    try:
+        with _offline() if not download else nullcontext():
+            found = datasets.load_dataset(path, configuration or None, split="train")
+    except Exception as error:  # the library raises exceptions of many kinds, with pages of text
+        remedy = "check the name" if download else "add --download to fetch it, or give a file"
+        reason = (str(error).strip().splitlines() or [type(error).__name__])[0][:160]
+        raise ZooError(f"text:{name}: neither a file here nor in the hub's cache ({reason}): {remedy}") from None
+    if "text" not in found.column_names:
+        raise ZooError(f"text:{name}: a column named text was expected; there are {', '.join(found.column_names)}")
+    return _chunked(str(text) for text in found["text"] if text)
+
+
+@contextmanager
+def _offline() -> Iterator[None]:
+    """Within the block the libraries of the hub read their cache alone."""
+    import datasets
+    from huggingface_hub import constants
+
+    before = constants.HF_HUB_OFFLINE, datasets.config.HF_HUB_OFFLINE
+    constants.HF_HUB_OFFLINE = datasets.config.HF_HUB_OFFLINE = True
+    try:
+        yield
+    finally:
+        constants.HF_HUB_OFFLINE, datasets.config.HF_HUB_OFFLINE = before

@@ -1,0 +1,140 @@
+"""The command line with a folder of transformers: from text to a smaller folder that everybody can load."""
+
+from __future__ import annotations
+
+import json
+import shutil
+
+import pytest
+import torch
+from commands import failed, rankfold, succeeded
+from folders import bert, llama, text
+
+import rankfold as rf
+
+transformers = pytest.importorskip("transformers")
+
+
+@pytest.fixture(scope="module")
+def place(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("models")
+    llama(folder / "decoder")
+    bert(folder / "encoder")
+    (folder / "corpus.txt").write_text(text(200))
+    (folder / "test.txt").write_text(text(60, seed=1))
+    return folder
+
+
+@pytest.fixture(autouse=True)
+def inside(place, monkeypatch):
+    monkeypatch.chdir(place)
+
+
+TEXT = ("--data", "text:corpus.txt,test.txt", "--length", 32, "--windows", 12)
+
+
+def test_a_decoder_from_plan_to_every_export(place):
+    rows = succeeded("analyze", "decoder", "--no-plots", *TEXT)["sites"]
+    assert {row["site"] for row in rows} >= {"model.layers.0.self_attn.q_proj", "lm_head"}
+    assert all(row["output_rank_90"] is not None for row in rows if row["kind"] == "Linear")
+    plan = succeeded(
+        "plan", "decoder", *TEXT, "--method", "truncate", "--budget", "params=0.8", "--of", "sites", "-o", "p.json"
+    )
+    assert plan["budgets"] == [{"keep": 0.8, "kind": "params"}, {"kind": "of"}]
+    shown = rankfold("show", "p.json").stdout
+    kept = rf.Plan.load("p.json").kept_of_factorable()
+    assert 0.77 < kept <= 0.8
+    assert f"{100 * kept:.1f} % of the layers that can be factored" in shown
+    succeeded("apply", "decoder", "p.json", "-o", "applied")
+    small = rf.load("applied").model
+    loaded = transformers.AutoModelForCausalLM.from_pretrained("applied")
+    ids = transformers.AutoTokenizer.from_pretrained("applied")("the cat", return_tensors="pt")["input_ids"]
+    assert torch.equal(loaded(ids).logits, small(ids).logits)
+    told = succeeded("evaluate", "applied", *TEXT, "--original", "decoder")
+    assert {"perplexity", "perplexity_error", "kl", "agreement", "prefill_ms", "decode_ms", "protocol"} <= told.keys()
+    assert told["kl"] > 0
+    assert told["protocol"].startswith("perplexity over 12 windows of 32 tokens that do not overlap")
+    assert "372 are" in told["protocol"]
+    for target, file in (("onnx", "s.onnx"), ("torch-export", "s.pt2"), ("dense", "dense")):
+        assert succeeded("export", "applied", "--to", target, "-o", file)["max_abs_difference"] < 1e-4
+    dense = transformers.AutoModelForCausalLM.from_pretrained("dense")
+    torch.testing.assert_close(dense(ids).logits, small(ids).logits, rtol=1e-4, atol=1e-4)
+    assert (place / "dense" / "tokenizer.json").exists()
+    assert "there is something already" in failed("export", "applied", "--to", "dense", "-o", "dense")
+
+
+def test_compress_writes_a_folder_that_is_read_back(place):
+    asked = (
+        "compress",
+        "decoder",
+        *TEXT,
+        "--method",
+        "truncate",
+        "--budget",
+        "params=0.8",
+        "-o",
+        "small",
+        "--no-curve",
+    )
+    made = succeeded(*asked)
+    for stage in ("before", "compressed"):
+        assert {"perplexity", "perplexity_error", "kl", "agreement", "prefill_ms", "decode_ms"} <= made[stage].keys()
+    assert (made["before"]["kl"], made["before"]["agreement"]) == (0, 1)
+    assert succeeded(*asked)["compressed"] == made["compressed"]  # finished: only read
+    config = json.loads((place / "small" / "config.json").read_text())
+    assert config["quantization_config"]["quant_method"] == "rankfold"
+    card = (place / "small" / "README.md").read_text()
+    assert "import rankfold.hub" in card
+    assert "| perplexity |" in card
+    again = succeeded("evaluate", "small")  # its data, length and windows are in the manifest
+    assert again["perplexity"] == pytest.approx(made["compressed"]["perplexity"])
+    assert again["protocol"].startswith("perplexity over 12 windows of 32")
+    assert "compressed already" in failed("compress", "small", *TEXT, "--budget", "params=0.5", "-o", "smaller")
+
+
+def test_an_encoder_is_judged_by_the_directions_of_its_vectors(place):
+    lines = ("--data", "text:corpus.txt", "--windows", 30)
+    made = succeeded("compress", "encoder", *lines, "--budget", "params=0.8", "-o", "vectors", "--no-curve")
+    assert made["before"]["cosine"] == pytest.approx(1)
+    assert 0.5 < made["compressed"]["cosine"] < 1
+    assert 0 <= made["compressed"]["neighbours"] <= 1
+    told = succeeded("evaluate", "vectors", "--original", "encoder")
+    assert told["cosine"] == pytest.approx(made["compressed"]["cosine"])
+    loaded = transformers.AutoModel.from_pretrained("vectors")
+    assert any(isinstance(module, rf.LowRankLinear) for module in loaded.modules())
+
+
+@pytest.mark.parametrize(
+    ("words", "said"),
+    [
+        (("analyze", "some/model", *TEXT), "neither a folder here nor in the hub's cache: add --download"),
+        (("plan", "decoder", "--budget", "params=0.5", "-o", "p.json"), "which data? give --data"),
+        (("plan", "decoder", "--data", "text:gone.txt", "--budget", "params=0.5", "-o", "p.json"), "gone.txt"),
+        (("analyze", "decoder", "--data", "text:test.txt", "--length", 65), "the model takes at most 64 tokens"),
+        (("analyze", "digits-cnn", "--data", "digits", "--length", 8), "--length and --windows belong to text:FILE"),
+        (("analyze", "digits-cnn", "--data", "text:test.txt"), "text belongs to a language model or encoder"),
+        (("analyze", "decoder", "--weights", "w.safetensors"), "a folder brings its weights"),
+        (("evaluate", "encoder", "--data", "text:test.txt"), "nothing to compare outputs with"),
+    ],
+)  # fmt: skip
+def test_what_is_wrong_is_told_before_the_work(words, said):
+    assert said in failed(*words)
+
+
+@pytest.mark.parametrize("verb", ["compress", "apply"])
+def test_a_disk_that_is_too_small_is_told_before_the_work(verb, monkeypatch, place):
+    usage = shutil.disk_usage(place)
+    monkeypatch.setattr(shutil, "disk_usage", lambda path: usage._replace(free=100))
+    words = ("decoder", *TEXT, "--budget", "params=0.5") if verb == "compress" else ("decoder", "p.json")
+    assert "bytes will be needed there, and 100 are free: make room" in failed(verb, *words, "-o", "elsewhere/small")
+    assert not (place / "elsewhere").exists()
+
+
+def test_a_foreign_tokenizer_and_a_damaged_shard_are_told(place, tmp_path):
+    small = llama(tmp_path / "small", vocabulary=8)
+    budget = ("--budget", "params=0.5", "-o", tmp_path / "p.json")
+    assert "outside of the 8 that the model knows" in failed("plan", small, "--data", "text:test.txt", *budget)
+    weights = place / "decoder" / "model.safetensors"
+    shutil.copytree(place / "decoder", tmp_path / "cut")
+    (tmp_path / "cut" / "model.safetensors").write_bytes(weights.read_bytes()[:-9])
+    assert "damaged or cut short" in failed("plan", tmp_path / "cut", *TEXT, *budget)

@@ -1,0 +1,294 @@
+"""A compressed model of transformers: the folder that it is saved as, and who can load it."""
+
+from __future__ import annotations
+
+import copy
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+from networks import network
+from safetensors.torch import load_file
+from torch import nn
+
+import rankfold as rf
+from rankfold.sites import Form
+
+transformers = pytest.importorskip("transformers")
+NAMES = ["llama", "gpt2", "bert", "bert_without_head", "t5", "vit"]
+
+
+def inputs(batch):
+    return {key: value for key, value in batch.items() if key != "labels"}
+
+
+def answer(model, batch):
+    with torch.no_grad():
+        found = model.eval()(**inputs(batch))
+    return found.logits if hasattr(found, "logits") else found.last_hidden_state
+
+
+def compressed(name: str, form: Form = Form.FACTORED):
+    """The dense model, a batch, the same with every matrix factored, and its plan."""
+    model, batch = network(name)
+    ranks = {site.name: max(1, min(site.shape) // 3) for site in rf.sites(model).reducible}
+    plan = rf.plan(model, rf.Ranks(ranks), "truncate", example=inputs(batch))
+    if form is not Form.FACTORED:
+        entries = [rf.Entry(**(vars(e) | {"form": form})) if e.form is Form.FACTORED else e for e in plan.entries]
+        plan = plan.with_entries(tuple(entries))
+    return model, batch, rf.apply_(copy.deepcopy(model), plan), plan
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_a_folder_gives_the_same_outputs_however_it_is_loaded(name, tmp_path):
+    model, batch, small, plan = compressed(name)
+    rf.save(small, plan, tmp_path / "small", notes={"made by": "me"})
+    wanted = answer(small, batch)
+    stored = rf.load(tmp_path / "small")
+    assert type(stored.model) is type(model)
+    assert (stored.plan, stored.notes) == (plan, {"made by": "me"})
+    assert torch.equal(answer(stored.model, batch), wanted)
+    assert torch.equal(answer(type(model).from_pretrained(tmp_path / "small"), batch), wanted)
+    assert torch.equal(answer(rf.load(tmp_path / "small", copy.deepcopy(model)).model, batch), wanted)
+    assert len(plan.changed) >= 8
+    kinds = {type(stored.model.get_submodule(entry.site)).__name__ for entry in plan.changed}
+    assert kinds <= {"LowRankLinear", "LowRankConv1D", "SpatialConv2d"}
+
+
+def test_without_the_plug_in_every_folder_raises(tmp_path):
+    """In a process of its own: saved, saved by transformers after it was loaded, and in shards; the dense one loads."""
+    _, batch, small, plan = compressed("llama")
+    rf.save(small, plan, tmp_path / "saved")
+    again = rf.load(tmp_path / "saved").model
+    again.save_pretrained(tmp_path / "resaved")
+    again.save_pretrained(tmp_path / "sharded", max_shard_size="20KB")
+    small.save_pretrained(tmp_path / "by hand")
+    rf.hub.to_dense(again).save_pretrained(tmp_path / "dense")
+    assert len(list((tmp_path / "sharded").glob("*.safetensors"))) > 2
+    folders = ["saved", "resaved", "sharded", "by hand"]
+    for folder in folders:
+        assert torch.equal(
+            answer(transformers.AutoModelForCausalLM.from_pretrained(tmp_path / folder), batch), answer(small, batch)
+        )
+    code = (
+        "import sys, transformers\n"
+        "for folder in sys.argv[1:]:\n"
+        "    try:\n"
+        "        transformers.AutoModelForCausalLM.from_pretrained(folder)\n"
+        "    except RuntimeError:\n"
+        "        print('raised')\n"
+        "    else:\n"
+        "        print('loaded')\n"
+        "assert not any(name.startswith('rankfold') for name in sys.modules)"
+    )
+    command = [sys.executable, "-c", code, *folders, "dense"]
+    done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, check=True)
+    assert done.stdout.split() == ["raised"] * 4 + ["loaded"]
+    dense = transformers.AutoModelForCausalLM.from_pretrained(tmp_path / "dense")
+    assert type(dense.model.layers[0].mlp.up_proj) is nn.Linear
+    torch.testing.assert_close(answer(dense, batch), answer(small, batch), rtol=1e-4, atol=1e-4)
+
+
+@pytest.mark.parametrize("name", ["gpt2", "bert", "t5"])
+def test_multiplied_out_it_is_the_architecture_again(name):
+    model, batch, small, _ = compressed(name)
+    dense = rf.hub.to_dense(small)
+    assert {k: v.shape for k, v in dense.state_dict().items()} == {k: v.shape for k, v in model.state_dict().items()}
+    torch.testing.assert_close(answer(dense, batch), answer(small, batch), rtol=1e-4, atol=1e-4)
+    assert not hasattr(dense.config, "quantization_config")
+    tied = [len({id(p) for p in m.parameters()}) for m in (dense, model)]
+    assert tied[0] == tied[1]
+
+
+def test_a_gained_bias_has_no_place_in_the_architecture():
+    model, batch = network("llama")
+    plan = rf.plan(model, rf.Ranks({"model.layers.0.mlp.up_proj": 4}), data=[inputs(batch)])
+    assert plan["model.layers.0.mlp.up_proj"].bias
+    with pytest.raises(ValueError, match=r"model\.layers\.0\.mlp.up_proj: its factors carry a bias"):
+        rf.hub.to_dense(rf.apply_(model, plan))
+
+
+@pytest.fixture
+def own_form(monkeypatch):
+    """A form that is registered for one test."""
+    import importlib
+
+    from rankfold.forms import form
+
+    monkeypatch.setattr(form, "_REGISTERED", dict(form._REGISTERED))
+    for name in ("mine", "mine.form"):
+        monkeypatch.delitem(sys.modules, name, raising=False)
+    yield importlib.import_module("mine.form").PIVOTED
+    for name in ("mine", "mine.form"):
+        sys.modules.pop(name, None)
+
+
+def test_a_form_of_ones_own_is_read_through_its_skeleton(tmp_path, own_form):
+    _, batch, small, plan = compressed("bert", own_form)
+    assert small.bert.pooler.dense.rest.weight.shape == (22, 10)
+    rf.save(small, plan, tmp_path)
+    again = rf.load(tmp_path).model
+    assert again.state_dict().keys() == small.state_dict().keys()
+    assert all(torch.equal(value, again.state_dict()[key]) for key, value in small.state_dict().items())
+    torch.testing.assert_close(answer(again, batch), answer(small, batch))  # memory may lie otherwise
+
+
+def test_a_body_and_another_head_find_their_layers(tmp_path, caplog):
+    _, batch, small, plan = compressed("bert")
+    rf.save(small, plan, tmp_path / "small")
+    body = transformers.AutoModel.from_pretrained(tmp_path / "small")
+    wanted = small.bert(**inputs(batch)).last_hidden_state
+    assert torch.equal(answer(body, batch), wanted)
+    body.save_pretrained(tmp_path / "body")
+    headed = transformers.AutoModelForTokenClassification.from_pretrained(tmp_path / "body")
+    assert torch.equal(headed.bert(**inputs(batch)).last_hidden_state, wanted)
+    assert "classifier" not in str(body.config.quantization_config.sites.keys())
+
+
+def test_tied_heads_stay_tied_and_dtypes_are_as_asked(tmp_path):
+    _, batch, small, plan = compressed("gpt2")
+    rf.save(small, plan, tmp_path)
+    loaded = transformers.AutoModelForCausalLM.from_pretrained(tmp_path, dtype=torch.bfloat16)
+    assert loaded.lm_head.weight is loaded.transformer.wte.weight
+    assert {p.dtype for p in loaded.parameters()} == {torch.bfloat16}
+    assert loaded.float().dtype == torch.float32  # a quantised model would refuse
+    assert loaded.generate(batch["input_ids"][:1, :4], max_new_tokens=3, do_sample=False, pad_token_id=0).shape == (
+        1,
+        7,
+    )
+
+
+def test_the_configuration_follows_the_layers(tmp_path):
+    """Ranks are those at the time of saving, and a layer that was multiplied out by hand is an ordinary one again."""
+    _, batch, small, _ = compressed("llama")
+    layer = small.model.layers[0].mlp.up_proj
+    layer.down = nn.Linear(32, 3, bias=False)
+    layer.up = nn.Linear(3, 48, bias=False)
+    layer.rank = 3
+    small.model.layers[1].mlp.up_proj = nn.Linear(32, 48, bias=False)
+    small.save_pretrained(tmp_path)
+    kept = json.loads((tmp_path / "config.json").read_text())["quantization_config"]
+    assert kept["sites"]["model.layers.0.mlp.up_proj"]["rank"] == 3
+    assert "model.layers.1.mlp.up_proj" not in kept["sites"]
+    assert load_file(tmp_path / "model.safetensors")[kept["poison"]].numel() == 0
+    again = type(small).from_pretrained(tmp_path)
+    assert torch.equal(answer(again, batch), answer(small, batch))
+
+
+def test_a_kept_model_needs_no_plug_in(tmp_path):
+    model, batch = network("llama")
+    plan = rf.plan(model, rf.Ranks({}), "truncate", example=inputs(batch))
+    rf.save(rf.apply_(model, plan), plan, tmp_path)
+    assert "quantization_config" not in json.loads((tmp_path / "config.json").read_text())
+    assert torch.equal(answer(rf.load(tmp_path).model, batch), answer(model, batch))
+
+
+def test_equal_saves_are_equal_bytes_and_an_earlier_shape_of_the_folder_goes(tmp_path, monkeypatch):
+    from rankfold.hub import folder
+
+    _, batch, small, plan = compressed("llama")
+    monkeypatch.setattr(folder, "SHARD", "20KB")
+    rf.save(small, plan, tmp_path / "a")
+    rf.save(small, plan, tmp_path / "b")
+    names = sorted(path.name for path in (tmp_path / "a").iterdir())
+    assert "model.safetensors" not in names
+    assert [(tmp_path / "a" / n).read_bytes() for n in names] == [(tmp_path / "b" / n).read_bytes() for n in names]
+    monkeypatch.undo()
+    rf.save(small, plan, tmp_path / "a")
+    assert [path.name for path in (tmp_path / "a").glob("model*")] == ["model.safetensors"]
+    assert torch.equal(answer(rf.load(tmp_path / "a").model, batch), answer(small, batch))
+
+
+def test_what_lies_beside_the_weights_comes_along(tmp_path):
+    """A tokenizer, and the stages of sentence-transformers; not the weights, code or card of the original."""
+    model, batch = network("bert_without_head")
+    source = tmp_path / "source"
+    model.save_pretrained(source)
+    extra = {"tokenizer.json": "{}", "modules.json": "[]", "1_Pooling/config.json": "{}", "modeling_x.py": "1/0",
+             "README.md": "the original", "pytorch_model.bin": "x", "2_Dense/model.safetensors": "y"}  # fmt: skip
+    for name, text in extra.items():
+        (source / name).parent.mkdir(exist_ok=True)
+        (source / name).write_text(text)
+    model = type(model).from_pretrained(source)
+    plan = rf.plan(model, rf.Ranks({"pooler.dense": 4}), "truncate", example=inputs(batch))
+    rf.save(rf.apply_(model, plan), plan, tmp_path / "small")
+    found = {str(path.relative_to(tmp_path / "small")) for path in (tmp_path / "small").rglob("*") if path.is_file()}
+    brought = {"tokenizer.json", "modules.json", "1_Pooling/config.json", "2_Dense/model.safetensors"}
+    assert found == brought | {"config.json", "model.safetensors", "plan.json", "manifest.json", "README.md"}
+    assert str(tmp_path) not in "".join(path.read_text(errors="ignore") for path in (tmp_path / "small").glob("*.*"))
+    rf.load(tmp_path / "small")
+    (tmp_path / "small" / "1_Pooling" / "config.json").write_text("[]")
+    with pytest.raises(rf.StoreError, match=r"1_Pooling/config\.json: damaged"):
+        rf.load(tmp_path / "small")
+
+
+def damaged(folder: Path, what: str) -> None:
+    shard = sorted(folder.glob("*.safetensors"))[0]
+    if what == "cut":
+        shard.write_bytes(shard.read_bytes()[:-7])
+    elif what == "gone":
+        shard.unlink()
+    elif what == "index":
+        (folder / "model.safetensors.index.json").write_text('{"weight_map": 3}')
+    elif what == "outside":
+        (folder / "model.safetensors.index.json").write_text('{"weight_map": {"a": "../a.safetensors"}}')
+    elif what == "pickle":
+        for path in folder.glob("model*"):
+            path.unlink()
+        (folder / "pytorch_model.bin").write_bytes(b"")
+    else:
+        config = json.loads((folder / "config.json").read_text())
+        site = next(iter(config["quantization_config"]["sites"]))
+        changed = {
+            "form": {"form": "woven"}, "rank": {"rank": 99}, "lacking": {"form": None}, "name": {},
+        }[what]  # fmt: skip
+        config["quantization_config"]["sites"][site] |= changed
+        if what == "name":
+            config["quantization_config"]["sites"]["model.layers.7.x"] = {"form": "factored", "rank": 1, "bias": False}
+        (folder / "config.json").write_text(json.dumps(config))
+
+
+@pytest.mark.parametrize(
+    ("what", "said"),
+    [
+        ("cut", "damaged or cut short"), ("gone", "a part of the model is missing"), ("index", "damaged"),
+        ("outside", "outside of its folder"), ("pickle", "save it as safetensors"), ("form", "no form named 'woven'"),
+        ("rank", "cannot be factored of rank 99"), ("lacking", "no form named None"), ("name", "has no such layer"),
+    ],
+)  # fmt: skip
+def test_a_damaged_folder_is_told_in_one_line(what, said, tmp_path):
+    _, _, small, _ = compressed("llama")
+    small.save_pretrained(tmp_path, max_shard_size="20KB")
+    rf.hub.opened(tmp_path)
+    damaged(tmp_path, what)
+    with pytest.raises(rf.hub.HubError, match=said) as caught:
+        rf.hub.opened(tmp_path)
+    assert "\n" not in str(caught.value)
+
+
+def test_code_of_a_folder_is_not_run(tmp_path):
+    (tmp_path / "config.json").write_text(json.dumps({"model_type": "strange", "auto_map": {"AutoModel": "m.M"}}))
+    (tmp_path / "m.py").write_text("raise SystemExit('run')")
+    with pytest.raises(rf.hub.HubError, match=r"needs code from the model's own folder.*package.module:factory"):
+        rf.hub.opened(tmp_path)
+    (tmp_path / "config.json").write_text(json.dumps({"model_type": "strange"}))
+    with pytest.raises(rf.hub.HubError, match="does not know the architecture 'strange'"):
+        rf.hub.opened(tmp_path)
+
+
+def test_a_model_of_another_quantiser_is_refused_when_it_is_saved(tmp_path):
+    from transformers.quantizers.base import HfQuantizer
+
+    class Other(HfQuantizer):
+        is_trainable = True
+
+        def is_serializable(self):
+            return True
+
+    _, _, small, plan = compressed("llama")
+    small.hf_quantizer = Other(type("C", (), {"quant_method": "gguf"})())
+    with pytest.raises(rf.StoreError, match=r"loaded by the quantizer 'gguf'.*fresh = type"):
+        rf.save(small, plan, tmp_path)
