@@ -7,6 +7,7 @@ from dataclasses import replace
 import pytest
 import torch
 from cases import CASES, Case
+from dense import FACTORED, multiplied_out
 from networks import NETWORKS, Encoder, network, tokens
 from torch import Tensor, nn
 
@@ -17,31 +18,9 @@ from rankfold.compress.planning.planner import plan
 from rankfold.compress.ranks.budget import Ranks
 from rankfold.compress.statistics import calibrate
 from rankfold.costs import Cost
-from rankfold.layers import FactoredConv, LowRankLinear, SplitAttention
+from rankfold.layers import LowRankLinear, SplitAttention
 from rankfold.objectives import main_tensor
-from rankfold.sites import Form, sites, split_attention
-
-FACTORED = (LowRankLinear, FactoredConv)
-
-
-def multiplied_out(original: nn.Module, compressed: nn.Module) -> nn.Module:
-    """The original architecture with the weights, biases and BatchNorm statistics of the compressed model."""
-    dense = copy.deepcopy(original)
-    theirs = dict(compressed.named_modules())
-    with split_attention(dense), torch.no_grad():
-        for site in sites(dense):
-            new, layer = theirs.get(site.name), dense.get_submodule(site.name)
-            if not isinstance(new, FACTORED):
-                continue
-            layer.weight.copy_(new.weight)
-            if new.bias is not None and layer.bias is None:
-                layer.bias = nn.Parameter(new.bias.clone())
-            elif new.bias is not None:
-                layer.bias.copy_(new.bias)
-        for name, buffer in dense.named_buffers():
-            if name in dict(compressed.named_buffers()):
-                buffer.copy_(compressed.get_buffer(name))
-    return dense
+from rankfold.sites import Form, sites
 
 
 def fixed(model: nn.Module, batch, method: str, form: Form | None = None, bias: bool | None = None) -> Plan:

@@ -17,6 +17,7 @@ from safetensors.torch import load_file
 from torch import nn
 
 import rankfold as rf
+from rankfold.run.container import metadata, packed
 from rankfold.run.files import sha256
 from rankfold.store import read_manifest
 
@@ -264,6 +265,17 @@ def test_tensors_that_are_none_are_refused_even_with_the_right_hash(saved, conte
     (saved / "model.safetensors").write_bytes(content)
     lie(saved, lambda m: m["files"].update({"model.safetensors": sha256(content)}))
     refused(saved, "damaged or foreign")
+
+
+def test_whole_numbers_in_place_of_weights_are_refused_even_with_the_right_hash(saved):
+    from safetensors.torch import load_file
+
+    state = load_file(saved / "model.safetensors")
+    name = next(key for key, value in state.items() if value.is_floating_point())
+    content = packed({**state, name: state[name].to(torch.int64)}, metadata((saved / "model.safetensors").read_bytes()))
+    (saved / "model.safetensors").write_bytes(content)
+    lie(saved, lambda m: m["files"].update({"model.safetensors": sha256(content)}))
+    refused(saved, f"{name} is int64, the model wants float32")
 
 
 def test_a_plan_that_is_none_is_refused_even_with_the_right_hash(saved):

@@ -15,7 +15,7 @@ from safetensors.torch import load, save
 
 from rankfold.run.container import metadata
 from rankfold.run.files import sha256
-from rankfold.store import _own_hash
+from rankfold.store.manifest import _own_hash
 
 DEEP = "[" * 100_000
 ABSURD: list[Any] = [

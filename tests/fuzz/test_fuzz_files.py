@@ -5,6 +5,7 @@ A short run by default; ``RANKFOLD_DAMAGED=1000`` damages so many files, ``RANKF
 
 from __future__ import annotations
 
+import copy
 import json
 import os
 import random
@@ -70,8 +71,8 @@ def stopped(at: str, run: Callable[[Tell], Any]) -> None:
 
 
 def outputs(model: nn.Module) -> torch.Tensor:
-    with torch.no_grad():
-        return model.eval()(X)
+    with torch.no_grad():  # in float64: weights keep the type that they were saved in
+        return copy.deepcopy(model).double().eval()(X.double())
 
 
 # ---- what is written, and how it is read -----------------------------------------------------------------------------
@@ -290,7 +291,7 @@ def damaged(kind: str, number: int, base: Path, place: Path) -> tuple[str, bool]
 def test_a_damaged_file_is_read_as_it_was_meant_or_refused_in_one_line(kind, base, tmp_path):
     expected = made(kind, base)[1]
     share = DAMAGED // len(KINDS) + (list(KINDS).index(kind) < DAMAGED % len(KINDS))
-    refused = 0
+    refused, wrong = 0, list[str]()
     for number in range(share):
         place = tmp_path / str(number)
         name, signed = damaged(kind, number, base, place)
@@ -300,23 +301,28 @@ def test_a_damaged_file_is_read_as_it_was_meant_or_refused_in_one_line(kind, bas
                 found = KINDS[kind].read(place)
         except (ValueError, OSError) as error:
             refused += 1
-            said = str(error)
-            assert said, about
-            assert "\n" not in said.strip(), f"{about}: {said}"
-            assert len(said) < LONGEST, f"{about}: {said}"
-        except BaseException as error:
-            raise AssertionError(f"{about}: {type(error).__name__}: {error}") from error
+            if not str(error) or "\n" in str(error).strip() or len(str(error)) > LONGEST:
+                wrong.append(f"{about}: no line for a person: {error}")
+        except Exception as error:
+            wrong.append(f"{about}: {type(error).__name__}: {error}")
         else:
-            if KINDS[kind].held and not signed and isinstance(expected, torch.Tensor) and _untouched(place, name):
-                torch.testing.assert_close(found, expected, msg=lambda text, about=about: f"{about}: {text}")
+            meant = not KINDS[kind].held or signed or not isinstance(expected, torch.Tensor)
+            if not meant and _untouched(place, name) and not torch.allclose(found, expected, atol=1e-5):
+                wrong.append(f"{about}: read as something else without a word")
         shutil.rmtree(place, ignore_errors=True)
+    assert not wrong, "\n".join(wrong)
     assert share < 20 or refused > 0
 
 
 def _untouched(place: Path, name: str) -> bool:
     """Whether the hash of a file is still in it; without, it counts as one of the first release."""
     file = place / name
-    return file.suffix != ".safetensors" or not file.exists() or b"rankfold.sha256" in file.read_bytes()
+    if file.suffix != ".safetensors" or not file.exists():
+        return True
+    try:
+        return "rankfold.sha256" in metadata(file.read_bytes())
+    except ValueError:
+        return True
 
 
 def test_the_damage_is_no_illusion(base, tmp_path):

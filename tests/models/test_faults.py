@@ -515,3 +515,44 @@ def test_interrupted_long_run(tmp_path, stop_at):
     assert history.resumed_from == stop_at
     for name, value in straight.state_dict().items():
         assert torch.equal(value, resumed.state_dict()[name])
+
+
+@pytest.mark.parametrize("method", ["nuclear", "maxnorm", "relu", "sequential"])
+@pytest.mark.parametrize("what", ["zero", "constant", "dead"])
+def test_one_zero_or_constant_layer_does_not_stop_the_others(method, what):
+    model = network()
+    with torch.no_grad():
+        if what == "zero":
+            model[2].weight.zero_()
+        elif what == "constant":
+            model[2].weight.fill_(0.1)
+        else:
+            model[0].bias.fill_(-100.0)  # the activation behind it gives zeros
+    small, plan = compress(model, method, budget="params=0.8")
+    assert {entry.site for entry in plan.entries} == {"0", "2", "4"}
+    assert plan.changed
+    assert bool(torch.isfinite(small(X)).all())
+    tied = [entry.note for entry in plan.entries if "singular values are equal" in entry.note]
+    assert all(note.endswith("projected instead") for note in tied)
+    assert bool(tied) == (method in ("nuclear", "maxnorm") and what != "constant")
+
+
+def test_large_kernels_by_cp_are_searched_within_bounds_and_say_so(monkeypatch):
+    from rankfold.compress.methods import cp
+
+    solved = []
+    monkeypatch.setattr(cp.Canonical, "_solve", lambda self, rank: solved.append((rank, self.iterations)) or [
+        self.weight.new_zeros(size, rank) for size in self.weight.shape
+    ])  # fmt: skip
+    kernel = nn.Sequential(nn.Conv3d(64, 128, 3))
+    site = rf.sites(kernel)["0"]
+    found = cp.CP().decompose(site, rf.Form.CP, kernel[0].weight)
+    assert found.errors.shape == (site.max_rank(rf.Form.CP) + 1,)
+    work = sum(rank * times * kernel[0].weight.numel() * kernel[0].weight.dim() for rank, times in solved)
+    assert work <= cp._WORK
+    assert found.note.startswith("a large kernel: CP was searched")
+    solved.clear()
+    small = nn.Sequential(nn.Conv2d(8, 8, 3))
+    found = cp.CP().decompose(rf.sites(small)["0"], rf.Form.CP, small[0].weight)
+    assert found.note == ""
+    assert found.iterations == 60

@@ -62,9 +62,15 @@ def test_other_errors_of_a_model_stay_what_they_are():
         def forward(self, x):
             return self.layer(x) @ torch.ones(2, 2)
 
+    class Flattening(nn.Linear):
+        def forward(self, x):
+            raise RuntimeError("of its own")
+
     with pytest.raises(RuntimeError, match="shapes cannot be multiplied") as caught:
         forward(nn.Sequential(Own()), torch.randn(2, 4))
     assert not isinstance(caught.value, InputError)
+    with pytest.raises(RuntimeError, match="of its own"):  # it may well take images
+        forward(nn.Sequential(Flattening(64, 10)), torch.randn(2, 1, 8, 8))
 
 
 def test_names_that_the_model_does_not_know_are_told_beside_those_that_it_takes():

@@ -140,3 +140,22 @@ def test_nothing_to_count_and_unknown_names():
         objective_named("teacher").divergence(torch.ones(2, 3), torch.ones(2, 4))
     with pytest.raises(ObjectiveError, match="without a floating tensor"):
         objective_named("teacher").answers(torch.ones(2, dtype=torch.int64))
+
+
+def test_a_label_of_ones_own_leaves_positions_out():
+    """Segmentation data keep 255 for what is no class; the remedy that the error names works."""
+    from rankfold.objectives import Classification
+    from rankfold.train import evaluate
+
+    torch.manual_seed(0)
+    model, images = torch.nn.Conv2d(3, 5, 1), torch.randn(6, 3, 4, 4)
+    labels = torch.randint(0, 5, (6, 4, 4))
+    labels[:, 0] = 255
+    with pytest.raises(ValueError, match=r"label 255 .* leave positions out: Classification\(ignore=255, areas=True\)"):
+        evaluate(model, [(images, labels)], objective="segmentation")
+    found = evaluate(model, [(images, labels)], objective=Classification(ignore=255, areas=True))
+    plain = torch.where(labels == 255, -100, labels)
+    expected = evaluate(model, [(images, plain)], objective="segmentation")
+    assert found.count == expected.count == 6 * 12
+    assert found.loss == pytest.approx(expected.loss)
+    assert [figure.value for figure in found.figures] == pytest.approx([f.value for f in expected.figures])

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import copy
 import inspect
 import warnings
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 from torch import Tensor, nn
@@ -14,6 +15,7 @@ from torch import Tensor, nn
 from rankfold.batches.misfit import InputError as InputError
 from rankfold.batches.misfit import explained as explained
 
+Model = TypeVar("Model", bound=nn.Module)
 LABELS = ("labels", "label", "targets", "target")
 
 
@@ -32,6 +34,13 @@ def evaluating(model: nn.Module) -> Iterator[nn.Module]:
     finally:
         for module, mode in modes:
             module.training = mode
+
+
+def copied(model: Model) -> Model:
+    """A deep copy, also of a model that keeps outputs of its last call, with their graph: these without it."""
+    kept = (tensor for module in model.modules() for tensor in tensors_in(list(vars(module).values())))
+    memo: dict[int, Any] = {id(tensor): tensor.detach().clone() for tensor in kept if tensor.grad_fn is not None}
+    return copy.deepcopy(model, memo)
 
 
 def arguments(batch: Any, model: nn.Module | None = None) -> tuple[tuple[Any, ...], dict[str, Any]]:

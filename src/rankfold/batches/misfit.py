@@ -65,6 +65,8 @@ def misfit(named: Named, error: BaseException) -> str:
 
 def _takes(module: nn.Module, x: Tensor) -> str:
     """What ``module`` takes in words, where ``x`` is something else; "" where it fits, or where that is not known."""
+    if not type(module).__module__.startswith("torch."):  # a stranger's may take something else than its settings say
+        return ""
     settings: dict[str, Any] = {name: getattr(module, name, None) for name in _SETTINGS}
     size, channels, ids = settings["kernel_size"], settings["in_channels"], settings["num_embeddings"]
     if isinstance(ids, int):

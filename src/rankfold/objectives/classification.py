@@ -91,7 +91,9 @@ class Classification(Objective):
         where = "negative" if low < 0 else f"outside 0 … {classes - 1}"
         raise ObjectiveError(
             f"label {low if low < 0 else high} is {where}, the model has {classes} outputs, counted from 0; "
-            f"renumber the labels ({self.ignore} leaves a position out), or widen the last layer"
+            f"renumber the labels ({self.ignore} leaves a position out), widen the last layer, or let this label leave "
+            f"positions out: {type(self).__name__}(ignore={low if low < 0 else high}"
+            f"{', areas=True' if self.areas else ''})"
         )
 
     def _refuse(self, values: Tensor, target: Tensor) -> None:

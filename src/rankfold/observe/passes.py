@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from rankfold.batches import batches_of, forward, samples_of, size_of
+from rankfold.batches import batches_of, evaluating, forward, samples_of, size_of
 from rankfold.objectives.answer import counting_tensors
 from rankfold.run.team import Team
 
@@ -110,14 +110,15 @@ def divided(batch: Any, every: int) -> Iterator[tuple[bool, Any]]:
 @torch.no_grad()
 def separable(root: nn.Module, batch: Any) -> bool:
     """Whether the outputs for some samples of a batch are what they are for these samples alone; not so for models
-    whose first axis is time, for instance. Two forward passes of the model as it stands."""
+    whose first axis is time, for instance. Two forward passes in eval mode."""
     size = size_of(batch)
     if size < 2:
         return True
     half = slice(0, (size + 1) // 2)
     try:
-        whole = [tensor for _, tensor in counting_tensors(forward(root, batch))]
-        part = [tensor for _, tensor in counting_tensors(forward(root, samples_of(batch, size, half)))]
+        with evaluating(root):
+            whole = [tensor for _, tensor in counting_tensors(forward(root, batch))]
+            part = [tensor for _, tensor in counting_tensors(forward(root, samples_of(batch, size, half)))]
     except (RuntimeError, ValueError, TypeError, IndexError):  # a model of a fixed batch
         return False
     return len(whole) == len(part) and all(

@@ -113,6 +113,9 @@ def _check_fit(root: nn.Module, state: Mapping[str, torch.Tensor], directory: Pa
             raise StoreError(
                 f"{directory}: {name} is {tuple(state[name].shape)}, the model wants {tuple(wanted.shape)}"
             )
+        if wanted.is_floating_point() != state[name].is_floating_point():
+            kinds = (str(dtype).removeprefix("torch.") for dtype in (state[name].dtype, wanted.dtype))
+            raise StoreError(f"{directory}: {name} is {', the model wants '.join(kinds)}")
     hollow = [name for name, buffer in root.named_buffers() if buffer.is_meta and name not in here]
     if hollow:
         raise StoreError(

@@ -1,17 +1,20 @@
 """The state of a training run between two epochs, its best weights, and how both come to disk and back."""
 
+import copy
 import json
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
+from rankfold.batches import tensors_in
 from rankfold.layers import DynamicLowRank
 from rankfold.objectives import Evaluation
+from rankfold.run.container import FAULTS, checked, said
 from rankfold.run.team import Team
 from rankfold.train import checkpoint
 from rankfold.train.errors import TrainingError
@@ -157,6 +160,19 @@ class Run:
         checkpoint.write_lines(self.directory / "metrics.jsonl", (record.to_dict() for record in self.epochs))
 
     def _take(self, saved: dict[str, Any]) -> None:
+        """Go on from what a checkpoint holds; TrainingError for one of another run, or with anything else in it."""
+        try:
+            self._check_same(saved)
+            self._take_over(saved)
+        except TrainingError:
+            raise
+        except FAULTS as error:
+            raise TrainingError(
+                f"the checkpoint in {self.directory} does not hold what a training writes ({said(error)}): delete "
+                f"{self.directory} to begin anew"
+            ) from error
+
+    def _check_same(self, saved: dict[str, Any]) -> None:
         where = f"{self.directory} holds the checkpoint of another run"
         if json.loads(saved["recipe"]) != json.loads(json.dumps(self.recipe.to_dict())):
             raise TrainingError(f"{where}, with another recipe: choose another directory, or the same recipe")
@@ -173,16 +189,36 @@ class Run:
         free = moving(self.model)
         if _shapes(saved["model"], free) != _shapes(self.model.state_dict(), free):
             raise TrainingError(f"{where}, of another model: choose another directory, or the same model")
-        device = {name: value.device for name, value in self.model.state_dict().items()}
-        self.model.load_state_dict(saved["model"])
-        self.optimizer.load_state_dict(saved["optimizer"])
-        self.best = {name: value.to(device[name]) for name, value in saved["best"].items()}
-        if saved["mean"] is not None:
-            self.mean = {name: value.to(device[name]) for name, value in saved["mean"].items()}
-        self.best_epoch, self.steps = saved["best_epoch"], saved["steps"]
-        self.best_met = saved.get("best_met", True)
-        self.start = None if saved["start"] is None else Evaluation.from_dict(saved["start"])
-        self.epochs = [Epoch.from_state(record) for record in saved["epochs"]]
+
+    def _take_over(self, saved: dict[str, Any]) -> None:
+        """Everything is looked at before the model is touched."""
+        start = None if saved["start"] is None else checked(Evaluation, asdict(Evaluation.from_dict(saved["start"])))
+        epochs = [Epoch.from_state(record) for record in saved["epochs"]]
+        checked(list[Epoch], [asdict(record) for record in epochs])
+        best_epoch, steps = (checked(int, saved[name]) for name in ("best_epoch", "steps"))
+        if not 0 <= best_epoch <= len(epochs) or steps < 0:
+            raise ValueError(f"epoch {best_epoch} of {len(epochs)} is the best, after {steps} steps")
+        free, state = moving(self.model), self.model.state_dict()
+        own, device = _shapes(state, free), {name: value.device for name, value in state.items()}
+        weights = {}
+        for kind in ("best", "mean"):
+            if saved[kind] is not None and _shapes(saved[kind], free) != own:
+                raise ValueError(f"the {kind} weights are of another model")
+            weights[kind] = None if saved[kind] is None else {n: v.to(device[n]) for n, v in saved[kind].items()}
+        before = _copy(state), copy.deepcopy(self.optimizer.state_dict())
+        try:
+            self.model.load_state_dict(saved["model"])  # first: moments belong to parameters of its shapes
+            self.optimizer.load_state_dict(saved["optimizer"])
+            for parameter, moments in self.optimizer.state.items():
+                if any(x.dim() and x.shape != parameter.shape for x in tensors_in(moments)):
+                    raise ValueError("moments of the optimizer are of another model")
+        except FAULTS:
+            self.model.load_state_dict(before[0])
+            self.optimizer.load_state_dict(before[1])
+            raise
+        self.best, self.mean = weights["best"] or self.best, weights["mean"] if saved["mean"] is not None else self.mean
+        self.best_epoch, self.steps, self.start, self.epochs = best_epoch, steps, start, epochs
+        self.best_met = checked(bool, saved.get("best_met", True))
 
 
 def _optimizer(model: nn.Module, recipe: Recipe, make: Make | None) -> torch.optim.Optimizer:

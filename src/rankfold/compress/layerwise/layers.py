@@ -6,7 +6,6 @@ on disk where there is a directory, so that an interrupted fit goes on from ther
 
 from __future__ import annotations
 
-import copy
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass, replace
@@ -15,8 +14,9 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from typing_extensions import TypedDict
 
-from rankfold.batches import batches_of, forward, tensors_in
+from rankfold.batches import batches_of, copied, forward, tensors_in
 from rankfold.compress.layerwise.pairs import FOLDS, Pairs, bytes_needed, gather
 from rankfold.compress.methods.method import LayerwiseMethod, Solution
 from rankfold.compress.planning.apply import filled, place_, prepare_
@@ -27,6 +27,7 @@ from rankfold.costs import evaluating
 from rankfold.layers import SplitAttention
 from rankfold.linalg import NotConvergedError
 from rankfold.observe import Samples, before
+from rankfold.run.container import FAULTS, checked
 from rankfold.run.files import write_atomically
 from rankfold.run.progress import Progress
 from rankfold.sites import Factors, Form, Site, SiteList, split_attention
@@ -65,7 +66,7 @@ def fit_layers(
     known = {entry.site: entry for entry in entries}
     with split_attention(original):
         groups = _groups(original, [found[e.site] for e in entries if e.form is not Form.KEEP], seen)
-    current = copy.deepcopy(original)
+    current = copied(original)
     changed = tuple(known[site.name] for group in groups for site in group)
     prepare_(current, changed)
     fitted: dict[str, Fitted] = {}
@@ -77,7 +78,7 @@ def fit_layers(
             stack.enter_context(split_attention(network))
         for number, group in enumerate(groups):
             file = None if directory is None else directory / f"{number:04d}.safetensors"
-            solved = _stored(file) if file is not None and file.exists() else None
+            solved = None if file is None else _stored(file, current, [(site, known[site.name]) for site in group])
             if solved is None:
                 solved = _solve(original, current, group, known, method, seen, metrics)
                 if file is not None and seen.team.first:
@@ -253,19 +254,29 @@ def _store(file: Path, solved: Mapping[str, Solution]) -> None:
     write_atomically(file, to_bytes({name: Fitted(solution.factors) for name, solution in solved.items()}, note))
 
 
-def _stored(file: Path) -> dict[str, Solution] | None:
-    """What an interrupted fit has left; None for a file that is not whole, which is then fitted again."""
+class _Solved(TypedDict):
+    error: float
+    certificate: str
+    note: str
+    losses: dict[str, list[float]]
+
+
+def _stored(file: Path, current: nn.Module, group: Sequence[tuple[Site, Entry]]) -> dict[str, Solution] | None:
+    """What an interrupted fit has left; None for no file, and for one that is not whole: it is fitted again."""
+    if not file.exists():
+        return None
     try:
         fitted, note = read(file)
-        return {
-            name: Solution(
-                known.factors,
-                note[name]["error"],
-                {Form(form): torch.tensor(values).double() for form, values in note[name]["losses"].items()},
-                note[name]["certificate"],
-                note[name]["note"],
+        known, solved = checked(dict[str, _Solved], note), {}
+        for site, entry in group:
+            told = known[site.name]
+            losses = {Form(form): torch.tensor(values).double() for form, values in told["losses"].items()}
+            if any(values.dim() != 1 or len(values) <= site.max_rank(form) for form, values in losses.items()):
+                raise ValueError(f"{site.name}: prices of fewer ranks than there are")
+            filled(current, site, entry, fitted[site.name])  # refuses factors of other shapes
+            solved[site.name] = Solution(
+                fitted[site.name].factors, told["error"], losses, told["certificate"], told["note"]
             )
-            for name, known in fitted.items()
-        }
-    except (OSError, ValueError, KeyError, TypeError):
+    except (OSError, *FAULTS):
         return None
+    return solved

@@ -6,7 +6,6 @@ the better one on new inputs.
 
 from __future__ import annotations
 
-import copy
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
@@ -15,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor, nn
 
-from rankfold.batches import forward
+from rankfold.batches import copied, forward
 from rankfold.compress.layerwise.in_parts import Curve
 from rankfold.compress.layerwise.layers import FittedNetwork, fit_layers, partition, refittable
 from rankfold.compress.methods.method import LayerwiseMethod
@@ -158,7 +157,7 @@ class _Fit:
     def _one_shot(self, plan: Plan, seen: Samples) -> FittedNetwork:
         """The network with the factors of the decompositions on ``seen``; those of the profile where they are kept."""
         known, root = self.known, self.known.needed_model()
-        network, fitted = copy.deepcopy(root), {}
+        network, fitted = copied(root), {}
         prepare_(network, plan.changed)
         with split_attention(root):
             for entry, candidate in self._candidates(plan, seen):

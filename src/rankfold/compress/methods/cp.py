@@ -14,6 +14,8 @@ from rankfold.compress.statistics import SiteStatistics
 from rankfold.sites import Factors, Form, Site
 
 SEED = 0
+_WORK = 5e9  # multiply-adds of the search of one kernel, about: a minute of one core at most
+_FEWEST = 5  # iterations below which a rank is not worth looking at
 
 
 @dataclass(frozen=True)
@@ -22,6 +24,8 @@ class CP:
 
     The best rank-r tensor has no closed form and does not contain the best rank r − 1, so the error is computed on a
     grid of about ``steps`` ranks; in between, the next smaller rank of the grid is used, whose error is reported.
+    The search is bounded: of a large kernel fewer iterations are made, then smaller ranks alone looked at, which its
+    ``note`` says.
     """
 
     steps: int = 8
@@ -48,9 +52,17 @@ class Canonical:
     comparable = False
 
     def __init__(self, weight: Tensor, full: int, top: int, steps: int, iterations: int) -> None:
-        self.weight, self.full, self.iterations = weight.detach().double(), full, iterations
-        grid = torch.logspace(0, torch.log10(torch.tensor(float(top))).item(), min(steps, top))
-        self.grid = sorted({round(float(r)) for r in grid} | {top})
+        self.weight, self.full, self.note = weight.detach().double(), full, ""
+        step = weight.numel() * weight.dim()  # multiply-adds of one iteration for each term
+        affordable, self.grid = top, _grid(top, steps)
+        while affordable > 1 and _FEWEST * step * sum(self.grid) > _WORK:
+            affordable //= 2
+            self.grid = _grid(affordable, steps)
+        self.iterations = max(_FEWEST, min(iterations, int(_WORK / (step * sum(self.grid)))))
+        if affordable < top:
+            self.note = f"a large kernel: CP was searched up to rank {affordable} of {top} alone"
+        elif self.iterations < iterations:
+            self.note = f"a large kernel: CP was searched in {self.iterations} iterations instead of {iterations}"
         self._solved: dict[int, tuple[float, list[Tensor]]] = {}
 
     def _at(self, rank: int) -> tuple[float, list[Tensor]]:
@@ -108,6 +120,12 @@ class Canonical:
         """Factors at ``rank``; solved afresh where it is not on the grid."""
         _, (out, into, *lines) = self._at(rank)
         return Factors((into.T.contiguous(), *(line.T.contiguous() for line in lines), out))
+
+
+def _grid(top: int, steps: int) -> list[int]:
+    """About ``steps`` ranks from 1 to ``top``, evenly in their logarithm."""
+    ranks = torch.logspace(0, torch.log10(torch.tensor(float(top))).item(), min(steps, top))
+    return sorted({round(float(r)) for r in ranks} | {top})
 
 
 def _compose(factors: list[Tensor]) -> Tensor:

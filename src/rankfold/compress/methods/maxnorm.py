@@ -18,7 +18,7 @@ from rankfold.compress.methods.sampled_rows import layer_rows
 from rankfold.compress.methods.sequential import projected, solution
 from rankfold.linalg import project
 from rankfold.linalg.programs.maxnorm import nuclear_max_norm
-from rankfold.linalg.programs.nuclear import nuclear_radius
+from rankfold.linalg.programs.nuclear import TiedError, nuclear_radius
 from rankfold.sites import Form, Site
 
 
@@ -53,8 +53,12 @@ class MaxNorm(Project):
         x, t = x - full.moments.inputs.mean, t - full.moments.target_mean
         whole = x.mT @ x
         inside = project(full.matrix, inputs=whole)
+        try:
+            radius = nuclear_radius(inside.singular_values, rank)
+        except TiedError as tied:  # a constant or zero layer, for instance
+            return projected(full, form, rank, bias, self.damping, self.forms).with_note(f"{tied}: projected instead")
         fit = nuclear_max_norm(
-            x, t, radius=nuclear_radius(inside.singular_values, rank), bound=self.bound * float(t.abs().max()),
+            x, t, radius=radius, bound=self.bound * float(t.abs().max()),
             iterations=self.iterations, tolerance=self.tolerance,
         )  # fmt: skip
         # the rows are a sample; the directions that are kept are those that count on all the data

@@ -17,7 +17,7 @@ from rankfold.compress.methods.project import DAMPING, Project, damped
 from rankfold.compress.methods.refit import Refit, refit
 from rankfold.compress.methods.sequential import projected, solution
 from rankfold.linalg import project
-from rankfold.linalg.programs.nuclear import NuclearFit, nuclear_radius, shrink_to_ball
+from rankfold.linalg.programs.nuclear import NuclearFit, TiedError, nuclear_radius, shrink_to_ball
 from rankfold.sites import Form, Site
 
 
@@ -43,7 +43,10 @@ class NuclearBall(Project):
         full = refit(site, weight, known, metric)
         if form is Form.DENSE:
             return projected(full, form, rank, bias, self.damping, self.forms)
-        fits = [_shrunk(*each, rank, self.debias) for each in _groups(full, damped(metric, self.damping))]
+        try:
+            fits = [_shrunk(*each, rank, self.debias) for each in _groups(full, damped(metric, self.damping))]
+        except TiedError as tied:  # a constant or zero layer, for instance
+            return projected(full, form, rank, bias, self.damping, self.forms).with_note(f"{tied}: projected instead")
         inner = min(rank, max(fit.rank for fit in fits))
         parts = balanced(
             *(torch.stack([_padded(getattr(fit, side), axis, rank) for fit in fits]) for side, axis in _SIDES)

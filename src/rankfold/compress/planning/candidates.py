@@ -148,7 +148,8 @@ def decompose(
             if decomposition is not None:
                 check_decomposition(method, site, form, decomposition)
                 carries = site.layer.has_bias or (known is not None and known.absorber is None)
-                group.append(Candidate(site, form, decomposition, carries, forecast, note, ridge))
+                said = "; ".join(filter(None, (note, getattr(decomposition, "note", ""))))
+                group.append(Candidate(site, form, decomposition, carries, forecast, said, ridge))
         progress("decomposing", done + 1, len(sites.reducible))
     return replace(found, count=counts[0], weighed=counts[1])
 

@@ -22,11 +22,13 @@ from rankfold.compress.planning.plan import Plan, fingerprint
 from rankfold.compress.statistics import Statistics, calibrate
 from rankfold.costs import Cost, Example, evaluating, measure, storage
 from rankfold.objectives import Objective, ObjectiveError, Teacher, infer, objective_named
-from rankfold.observe import Samples
+from rankfold.observe import Samples, unheard
 from rankfold.run.memory import give_back
 from rankfold.run.progress import Progress, showing
 from rankfold.run.team import Team, joined
 from rankfold.sites import FOLD_FIRST, Form, SiteList, check_ordinary, sites, split_attention, unwrap
+
+UNHEARD = "it is called, and what it gives never reaches what the model gives: left as it is"
 
 
 @dataclass(frozen=True)
@@ -193,7 +195,7 @@ def profile(
     params, size = storage(root)
     objective = meant(root, data, objective)
     traced = measure(root, replace(first, samples=1), found)  # FLOPs of the example with all its samples
-    found = traced.kept(found)
+    found = _heard(root, first, traced.kept(found))
     calibration = calibration.bounded(found, method)
     mark = fingerprint(root)
     statistics = _earlier(method, calibration, mark)
@@ -213,6 +215,18 @@ def profile(
         data=data,
         directory=None if directory is None else Path(directory),
     )
+
+
+def _heard(root: nn.Module, example: Example, found: SiteList) -> SiteList:
+    """The sites, of which those can only be kept whose outputs never reach what the model gives."""
+    if any(p.is_meta for p in root.parameters()):
+        return found
+    given = example.fitting(root.parameters())
+    with evaluating(root), split_attention(root):
+        modules = {site.name: root.get_submodule(site.name) for site in found.reducible}
+        silent = set(unheard(lambda: root(*given.args, **given.kwargs), modules))
+    kept = [replace(s, forms=frozenset({Form.KEEP}), note=UNHEARD) if s.name in silent else s for s in found]
+    return replace(found, items=tuple(kept))
 
 
 def _earlier(method: Method, calibration: Calibration, mark: str) -> Statistics | None:

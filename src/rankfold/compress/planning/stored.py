@@ -14,6 +14,7 @@ from typing_extensions import TypedDict
 from rankfold.compress.methods import method_named
 from rankfold.compress.methods.method import Decomposition, Forecast, Method, fits_layers
 from rankfold.compress.planning.candidates import Candidate, Counter, with_ridge
+from rankfold.compress.planning.lawful import check_decomposition
 from rankfold.compress.planning.plan import fingerprint
 from rankfold.compress.planning.profile import Calibration, Profile
 from rankfold.compress.statistics import Statistics
@@ -184,14 +185,22 @@ def _built(
         found, method, candidates, Counter(calls, note["example"], note["element_sizes"]), Cost(*note["cost"]),
         note["flops"], note["fingerprint"], Calibration(name=note["data"]), objective, note["samples"],
         note["unsolved"], tuple(note["unreached"]), tuple(note["notes"]), statistics, decomposed=note["decomposed"],
-        weighed=note["weighed"], model=root, data=data, probed=note.get("probed", False), prices=_prices(tensors, note),
+        weighed=note["weighed"], model=root, data=data, probed=note.get("probed", False),
+        prices=_prices(tensors, note, candidates),
     )  # fmt: skip
 
 
-def _prices(tensors: Mapping[str, Tensor], note: _Note) -> dict[Any, Mapping[tuple[str, Form], Tensor]]:
+def _prices(
+    tensors: Mapping[str, Tensor], note: _Note, candidates: Mapping[str, Sequence[Candidate]]
+) -> dict[Any, Mapping[tuple[str, Form], Tensor]]:
     found: dict[Any, dict[tuple[str, Form], Tensor]] = {}
     for index, (probes, asked, site, form) in enumerate(note.get("prices", ())):
         found.setdefault((probes, asked), {})[site, Form(form)] = tensors[f"price|{index}"]
+    for candidate in (each for group in candidates.values() for each in group):
+        for priced in found.values():
+            values = priced.get((candidate.site.name, candidate.form))
+            if values is not None and len(values) != len(candidate.decomposition.errors):
+                raise ValueError(f"{candidate.site.name}: prices of other ranks than the errors")
     return dict(found)
 
 
@@ -216,7 +225,10 @@ def _candidate(
         return made
 
     kept = Kept(tensors[f"errors|{key}"], tensors[f"levels|{key}"], one["ranks"], one["comparable"], again)
+    check_decomposition(method, site, form, kept)
     forecast = None
     if f"forecast|{key}" in tensors:
         forecast = Forecast(tensors[f"forecast|{key}"], tensors[f"relative|{key}"])
+        if not len(forecast.errors) == len(forecast.relative) == len(kept.errors):
+            raise ValueError(f"{site.name}: a forecast of other ranks than the errors")
     return Candidate(site, form, kept, one["bias"], forecast, one["note"], one["ridge"])

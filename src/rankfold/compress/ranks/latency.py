@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 import math
 import time
 from collections.abc import Callable, Mapping, Sequence
@@ -13,6 +12,7 @@ import numpy as np
 import torch
 from torch import nn
 
+from rankfold.batches import copied
 from rankfold.compress.planning.apply import shape_
 from rankfold.compress.planning.plan import Plan
 from rankfold.compress.ranks.allocate import BudgetError, Costs, Option
@@ -142,7 +142,7 @@ def _next_scale(scale: float, met: Sequence[tuple[float, float]]) -> float:
 def _shaped(root: nn.Module, plan: Plan) -> nn.Module:
     """A copy of the model in the shape of the plan, with random weights in the new layers."""
     with torch.random.fork_rng(devices=[]):  # constructors draw from the global generator
-        small = shape_(copy.deepcopy(root), plan)
+        small = shape_(copied(root), plan)
     for entry in plan.changed:
         layer = small.get_submodule(entry.site)
         place = next(layer.parameters()).device

@@ -50,11 +50,16 @@ class NuclearFit:
         return replace(self, right=right, shrunk=values, threshold=0.0)
 
 
+class TiedError(ValueError):
+    """No radius of the nuclear-norm ball leaves the rank that was asked for."""
+
+
 def nuclear_radius(singular_values: Tensor, rank: int) -> float:
     """τ = Σ_{i≤rank} (s_i − s_{rank+1}): the largest radius at which `nuclear_fit` has at most that rank.
 
     Exactly that rank unless s_rank = s_{rank+1}. `singular_values` (k,) descending, as a `Projection` or a `NuclearFit`
-    has them. Raises `ValueError` for a rank outside 1 … k, and where no radius above 0 exists: ties, or a fit of zero.
+    has them. Raises `ValueError` for a rank outside 1 … k, and `TiedError` where no radius above 0 exists: ties, or a
+    fit of zero.
     """
     s = checked(singular_values)
     if not 1 <= rank <= len(s):
@@ -62,7 +67,7 @@ def nuclear_radius(singular_values: Tensor, rank: int) -> float:
     following = s[rank] if rank < len(s) else s.new_zeros(())
     radius = float((s[:rank] - following).sum())
     if radius <= 0:
-        raise ValueError(f"the first {rank + 1} singular values are equal: no radius leaves rank {rank}")
+        raise TiedError(f"the first {rank + 1} singular values are equal: no radius leaves rank {rank}")
     return radius
 
 

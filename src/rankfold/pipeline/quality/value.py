@@ -11,6 +11,7 @@ from rankfold.compress.ranks.allocate import BudgetError
 from rankfold.compress.ranks.budget import Budget, Bytes, Flops, Latency, Params
 from rankfold.objectives import Figure
 from rankfold.pipeline.quality.search import ROUNDING, Tried
+from rankfold.run.container import checked
 
 BY: Mapping[str, Any] = {"flops": Flops, "params": Params, "bytes": Bytes, "latency": Latency}
 
@@ -139,16 +140,5 @@ class Quality:
 
     @classmethod
     def read(cls, values: Mapping[str, Any]) -> Quality:
-        """The value that ``kept`` gave; ``TypeError`` or ``KeyError`` for something else."""
-        known = dict(values)
-        interval = known["interval"]
-        return cls(
-            **known
-            | {
-                "figure": Figure(**known["figure"]),
-                "interval": None if interval is None else (float(interval[0]), float(interval[1])),
-                "samples": tuple(known["samples"]),
-                "tried": tuple(Tried(**point) for point in known["tried"]),
-                "notes": tuple(known["notes"]),
-            }
-        )
+        """The value that ``kept`` gave; ``ValueError`` in one line for something else."""
+        return checked(cls, dict(values))

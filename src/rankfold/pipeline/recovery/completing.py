@@ -47,6 +47,7 @@ def complete(
     tried = cross_validate(entries, candidates, folds=folds, seed=seed, sides=sides, progress=progress)
     best = tried[0]
     model, rank, remark = fit(entries, best.choice, seed=seed, sides=sides, progress=progress)
+    write_atomically(out / "factors.safetensors", model.to_bytes())  # before anything else can fail
     report: dict[str, Any] = {
         "entries": len(entries),
         "shape": list(entries.shape),
@@ -63,7 +64,6 @@ def complete(
     }
     if judge is not None:
         report["test"] = judged(model, judge)
-    write_atomically(out / "factors.safetensors", model.to_bytes())
     table = "choice,error,rank\n" + "".join(f'"{one.choice}",{one.error:.6g},{one.rank}\n' for one in tried)
     write_atomically(out / "cross-validation.csv", table.encode())
     write_atomically(out / "cross-validation.svg", candidates_drawn(tried))

@@ -1,0 +1,34 @@
+"""A compressed network as the dense one that computes the same."""
+
+from __future__ import annotations
+
+import copy
+
+import torch
+from torch import nn
+
+from rankfold.layers import FactoredConv, LowRankLinear
+from rankfold.sites import sites, split_attention
+
+FACTORED = (LowRankLinear, FactoredConv)
+
+
+def multiplied_out(original: nn.Module, compressed: nn.Module) -> nn.Module:
+    """The original architecture with the weights (refitted ones too), biases and BatchNorm statistics of the other."""
+    dense = copy.deepcopy(original)
+    theirs = dict(compressed.named_modules())
+    with split_attention(dense), torch.no_grad():
+        for site in sites(dense):
+            new, layer = theirs.get(site.name), dense.get_submodule(site.name)
+            if new is None:  # inside attention that stayed in one piece
+                continue
+            layer.weight.copy_(new.weight)
+            bias = getattr(new, "bias", None)  # an embedding has none
+            if bias is not None and layer.bias is None:
+                layer.bias = nn.Parameter(bias.clone())
+            elif bias is not None:
+                layer.bias.copy_(bias)
+        for name, buffer in dense.named_buffers():
+            if name in dict(compressed.named_buffers()):
+                buffer.copy_(compressed.get_buffer(name))
+    return dense

@@ -1,0 +1,135 @@
+"""Random networks: whatever is planned is what is done, it costs what is said, and what cannot be is said in words.
+
+A short run always; a long one by ``RANKFOLD_FUZZ=300`` (so many networks, and ``RANKFOLD_FUZZ_SEED`` for others).
+"""
+
+from __future__ import annotations
+
+import os
+import warnings
+from typing import Any
+
+import torch
+from dense import multiplied_out
+from hypothesis import HealthCheck, Phase, assume, given, seed, settings
+from random_networks import Network, Recipe, built, recipes
+from torch import Tensor, nn
+from torch.nn.attention import SDPBackend, sdpa_kernel
+from torch.utils.flop_counter import FlopCounterMode
+
+import rankfold as rf
+from rankfold import costs
+from rankfold.batches import copied
+from rankfold.objectives.answer import named_tensors
+
+LONG = int(os.environ.get("RANKFOLD_FUZZ", "0"))
+METHODS = ("truncate", "project", "sequential", "tucker", "cp", "nuclear", "relu")
+SHORT = ("truncate", "project", "sequential", "tucker")
+NEAR = {torch.float64: 1e-7, torch.float32: 2e-3, torch.bfloat16: 0.15}
+
+
+def counted(model: nn.Module) -> tuple[int, int]:
+    """Parameters and bytes, by their memory."""
+    parameters = {p.data_ptr(): p for p in model.parameters() if p.numel()}
+    held = {**parameters, **{b.data_ptr(): b for b in model.buffers() if b.numel()}}
+    return sum(p.numel() for p in parameters.values()), sum(t.nbytes for t in held.values())
+
+
+def multiplied(model: nn.Module, inputs: Tensor) -> int:
+    """FLOPs as torch counts them, with nothing fused."""
+    fast = torch.backends.mha.get_fastpath_enabled()
+    torch.backends.mha.set_fastpath_enabled(False)
+    counter = FlopCounterMode(display=False)
+    try:  # without gradients torch's counter fails on views of parameters
+        with costs.evaluating(model), torch.enable_grad(), sdpa_kernel(SDPBackend.MATH), counter:
+            model(inputs)
+    finally:
+        torch.backends.mha.set_fastpath_enabled(fast)
+    return counter.get_total_flops()
+
+
+def answers(model: nn.Module, inputs: Tensor) -> list[tuple[str, Tensor]]:
+    with costs.evaluating(model):
+        return [(name, x) for name, x in named_tensors(model(inputs)) if x.is_floating_point()]
+
+
+def state(model: nn.Module) -> dict[str, Any]:
+    values = {name: value.clone() for name, value in model.state_dict().items()}
+    hooks = sum(len(module._forward_hooks) + len(module._forward_pre_hooks) for module in model.modules())
+    return {**values, "modes": [module.training for module in model.modules()], "hooks": hooks}
+
+
+def unchanged(before: dict[str, Any], after: dict[str, Any]) -> bool:
+    return before.keys() == after.keys() and all(
+        torch.equal(a, after[name]) if isinstance(a, Tensor) else a == after[name] for name, a in before.items()
+    )
+
+
+def check(recipe: Recipe) -> str:
+    """``planned``, or in which words it was refused; AssertionError for whatever is wrong in silence."""
+    network, inputs = built(recipe)
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # of torch, about even kernels with padding "same"
+            answers(network, inputs[:2])
+    except (RuntimeError, ValueError):
+        assume(False)  # a kernel larger than what it meets
+    before, one = state(network), inputs[:1]
+    try:
+        plan = rf.plan(network, f"{recipe.resource}={recipe.keep}", recipe.method, inputs, example=one)
+    except ValueError as error:
+        plan, refused = None, str(error)
+    assert unchanged(before, state(network))
+    if plan is None:
+        assert "\n" not in refused
+        return refused
+    small = rf.apply_(copied(network), plan)
+    _costs(recipe, plan, network, small, one)
+    _computes(recipe, network, small, inputs)
+    kept = {name: module.training for name, module in network.named_modules()}
+    assert all(kept[name] == module.training for name, module in small.named_modules() if name in kept)
+    return "planned"
+
+
+def _costs(recipe: Recipe, plan: rf.Plan, network: Network, small: nn.Module, one: Tensor) -> None:
+    assert (plan.before.params, plan.before.bytes) == counted(network)
+    assert (plan.after.params, plan.after.bytes) == counted(small)
+    assert plan.before.flops - plan.after.flops == multiplied(network, one) - multiplied(small, one)
+    assert costs.check(plan.after, small, one) == ""
+    spent = getattr(plan.after, recipe.resource) / getattr(plan.before, recipe.resource)
+    assert spent <= recipe.keep + 1e-9
+
+
+def _computes(recipe: Recipe, network: Network, small: nn.Module, inputs: Tensor) -> None:
+    """The compressed network is the dense one with the products of the factors as weights."""
+    dense = multiplied_out(copied(network).eval(), copied(small).eval())
+    for (name, a), (same, b) in zip(answers(dense, inputs), answers(small, inputs), strict=True):
+        assert name == same
+        assert a.shape == b.shape
+        scale = float(a.double().norm().clamp_min(1e-3))
+        assert float((a.double() - b.double()).norm()) <= NEAR[recipe.dtype] * scale, name
+
+
+@seed(int(os.environ.get("RANKFOLD_FUZZ_SEED", "0")))
+@settings(
+    max_examples=LONG or 20,
+    deadline=None,
+    database=None,
+    suppress_health_check=list(HealthCheck),
+    phases=(Phase.generate, Phase.shrink) if LONG else (Phase.generate,),
+    print_blob=False,
+)
+@given(recipe=recipes(METHODS if LONG else SHORT))
+def test_random_networks(recipe: Recipe) -> None:
+    SEEN.append(check(recipe))
+
+
+SEEN: list[str] = []
+
+
+def test_most_of_them_were_planned() -> None:
+    """A fuzzer that draws nothing that can be planned would find nothing."""
+    planned = sum(outcome == "planned" for outcome in SEEN)
+    assert planned >= len(SEEN) // 3 > 0
+    if LONG:
+        print(f"{len(SEEN)} networks, {planned} planned, {len(SEEN) - planned} refused in words")
