@@ -117,7 +117,8 @@ def test_singular_values_are_learned_one_after_another():
     assert times == sorted(times)
     assert times[0] < times[1] < times[2]
     assert all(one.alone for one in found)
-    assert all(one.c_val < 1e-6 and one.c_vec < 1e-6 for one in found)
+    assert all(0 < one.c_val <= (0.1 * wanted) ** 2 for one, wanted in zip(found, s, strict=True))
+    assert all(0 <= one.c_vec <= 0.1 for one in found)
     # values that rise together are not incremental
     together = np.outer(np.linspace(0, 1, len(values)), s)
     assert not all(one.alone for one in incremental(together, left, right, s))
@@ -152,3 +153,13 @@ def test_gradients_are_those_of_finite_differences():
             moved = [w.copy() for w in weights]
             moved[l][index] += 1e-6
             assert gradient[index] == pytest.approx((loss(moved) - loss(weights)) / 1e-6, rel=1e-4)
+
+
+def test_constants_hold_from_the_time_of_fitting_to_the_end():
+    values = np.array([[0.0], [9.5], [10.4], [10.0]])  # fitted from the second look on
+    left = np.array([[0.0], [0.95], [0.99], [1.0]])
+    right = np.array([[0.0], [0.97], [0.93], [1.0]])
+    (one,) = incremental(values, left, right, np.array([10.0]))
+    assert one.at == 1
+    assert one.c_val == pytest.approx(0.25)  # of the second look, not of the last
+    assert one.c_vec == pytest.approx(0.07)

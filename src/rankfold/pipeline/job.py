@@ -277,12 +277,14 @@ class _Job:
         if not self.settings.tune:
             return small, score
         tuned = copy.deepcopy(small)
-        tune_(tuned, self.model, calibration, steps=self.settings.tune, samples=None, progress=self.tell.progress)
+        whole = objective.objective if objective.objective.by_token else None
+        tune_(
+            tuned, self.model, calibration, steps=self.settings.tune, objective=whole, samples=None,
+            progress=self.tell.progress,
+        )  # fmt: skip
         now = self.scored(tuned, objective)
-        better = now.loss < score.loss
-        self.tell.say(
-            f"validation {now.judged.name}: {now.judged.text} with tuned blocks" + ("" if better else "; not kept")
-        )
+        better, what = now.loss < score.loss, "tuned blocks" if whole is None else "tuned factors"
+        self.tell.say(f"validation {now.judged.name}: {now.judged.text} with {what}" + ("" if better else "; not kept"))
         return (tuned, now) if better else (small, score)
 
     def finetuned(self, small: nn.Module, objective: Inferred) -> tuple[nn.Module | None, History | None]:

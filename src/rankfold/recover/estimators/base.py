@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import math
 from abc import abstractmethod
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -19,21 +20,24 @@ from rankfold.recover.measurements.threads import elements, threads_for
 from rankfold.recover.solvers.outcome import Point, Recovered, Rules, Watch
 
 
+@dataclass(eq=False, repr=False, kw_only=True)
 class Recovery(TransformerMixin, BaseEstimator):
     """``fit(X)``: X (m, n) with NaN where nothing is known, or sparse (what is stored is known), or an operator with
     its measurements as ``y``. Learned: ``left_`` (m, rank_), ``right_`` (rank_, n), ``singular_values_``, ``n_iter_``,
     ``converged_``, ``reason_`` (a sentence), ``history_``, ``training_error_``, ``validation_error_`` (relative).
+
+    Settings are the fields of a dataclass: a subclass adds its own and needs no constructor.
     """
 
     _thin = True  # it works on thin factors, unless the measurements need the whole matrix
 
-    tol: float
-    max_iter: int
-    validation_fraction: float
-    patience: int
-    random_state: Any
-    device: str | None
-    progress: Any
+    tol: float = 1e-10
+    max_iter: int = 1000
+    validation_fraction: float = 0.0
+    patience: int = 10
+    random_state: Any = 0
+    device: str | None = None
+    progress: Any = None
 
     def fit(self, X: Any, y: Any = None) -> Recovery:
         """Find the factors. Not converging is told by ``converged_`` and ``reason_``, not raised.

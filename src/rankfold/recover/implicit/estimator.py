@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import KW_ONLY, dataclass
 from typing import Any
 
 import numpy as np
@@ -16,6 +17,7 @@ from rankfold.recover.tables.names import name_of
 from rankfold.recover.tables.triplets import Triplets, triplets
 
 
+@dataclass(eq=False, repr=False)
 class ImplicitFeedback(BaseEstimator):
     """Ranks what a row (a user) has not taken yet, from who took what.
 
@@ -30,26 +32,15 @@ class ImplicitFeedback(BaseEstimator):
     'c'
     """
 
-    def __init__(
-        self,
-        method: str = "als",
-        *,
-        rank: int = 32,
-        alpha: float = 1.0,
-        regularization: float = 10.0,
-        iterations: int = 15,
-        count: int = 50,
-        half_life: float | None = None,
-        random_state: int = 0,
-    ) -> None:
-        self.method = method
-        self.rank = rank
-        self.alpha = alpha
-        self.regularization = regularization
-        self.iterations = iterations
-        self.count = count
-        self.half_life = half_life
-        self.random_state = random_state
+    method: str = "als"
+    _: KW_ONLY
+    rank: int = 32
+    alpha: float = 1.0
+    regularization: float = 10.0
+    iterations: int = 15
+    count: int = 50
+    half_life: float | None = None
+    random_state: int = 0
 
     def fit(self, X: Any, y: Any = None, *, times: Any = None) -> ImplicitFeedback:
         """``X``: pairs (count, 2) of names with their counts ``y`` (by default 1; repeated pairs are summed), a sparse

@@ -19,11 +19,14 @@ def observed(x: np.ndarray | scipy.sparse.spmatrix, kind: Array | None = None) -
     Raises ``ValueError`` where nothing is known, and for infinite entries, with the place of the first.
     """
     if scipy.sparse.issparse(x):
-        known = scipy.sparse.coo_array(x, copy=True)
-        known.sum_duplicates()  # scipy's meaning of repeated coordinates
-        rows, columns, values = known.coords[0], known.coords[1], known.data
+        known = scipy.sparse.csr_array(x)
+        if not known.has_canonical_format:
+            known = known.copy()
+            known.sum_duplicates()  # scipy's meaning of repeated coordinates
+        rows = np.repeat(np.arange(x.shape[0], dtype=np.int32), np.diff(known.indptr))
+        columns, values = known.indices, known.data
     else:
-        rows, columns = np.nonzero(~np.isnan(x))
+        rows, columns = (index.astype(np.int32) for index in np.nonzero(~np.isnan(x)))
         values = x[rows, columns]
     if not len(values):
         raise ValueError(f"nothing is known of this matrix {x.shape}: every entry is missing")

@@ -108,13 +108,10 @@ class Entries:
     ) -> None:
         kind = np.empty(0) if kind is None else kind
         self.shape = shape
-        self.rows, self.columns = rows.astype(np.int32), columns.astype(np.int32)
+        self.rows, self.columns = rows.astype(np.int32, copy=False), columns.astype(np.int32, copy=False)
         self.count = len(rows)
         self.scale = self.count / (shape[0] * shape[1])
-        self._starts = np.searchsorted(rows, np.arange(shape[0] + 1)).astype(np.int32)
-        self._order = np.lexsort((rows, columns)).astype(np.int32)
-        self._column_starts = np.searchsorted(columns[self._order], np.arange(shape[1] + 1)).astype(np.int32)
-        self._rows_by_column = self.rows[self._order]
+        self._starts = np.searchsorted(self.rows, np.arange(shape[0] + 1, dtype=np.int32)).astype(np.int32)
         self._kind = kind
         if isinstance(kind, torch.Tensor):
             self._index = torch.as_tensor(rows).to(kind.device), torch.as_tensor(columns).to(kind.device)
@@ -142,7 +139,7 @@ class Entries:
             return torch.sparse_coo_tensor(
                 torch.stack(self._index), y, self.shape, is_coalesced=True, check_invariants=False
             )
-        return _ByRowsAndColumns(self, y)
+        return _ByRows(self, y)
 
     def part(self, which: np.ndarray) -> tuple[Entries, Any]:
         which = np.sort(which)
@@ -150,23 +147,20 @@ class Entries:
         return kept, lambda y: y[which]
 
 
-class _ByRowsAndColumns:
-    """A sparse matrix that is quick to multiply from either side: its values once by rows and once by columns."""
+class _ByRows:
+    """A sparse matrix that is multiplied from either side, from one copy of its values and indices."""
 
     __array_ufunc__ = None  # so that array @ this asks __rmatmul__
 
     def __init__(self, operator: Entries, y: np.ndarray) -> None:
         self.shape = operator.shape
-        m, n = operator.shape
-        self._rows = scipy.sparse.csr_array((y, operator.columns, operator._starts), shape=(m, n))
-        by_column = (y[operator._order], operator._rows_by_column, operator._column_starts)
-        self._columns = scipy.sparse.csr_array(by_column, shape=(n, m))
+        self._rows = scipy.sparse.csr_array((y, operator.columns, operator._starts), shape=operator.shape)
 
     def __matmul__(self, other: np.ndarray) -> np.ndarray:
         return self._rows @ other
 
     def __rmatmul__(self, other: np.ndarray) -> np.ndarray:
-        return (self._columns @ np.ascontiguousarray(other.T)).T
+        return (self._rows.T @ np.ascontiguousarray(other.T)).T
 
 
 def entries(
@@ -178,7 +172,7 @@ def entries(
     (``triplets`` checks that). Raises ``ValueError`` for indices outside ``shape``.
     """
     kind = np.empty(0) if kind is None else kind
-    rows, columns = np.asarray(rows, dtype=np.int64), np.asarray(columns, dtype=np.int64)
+    rows, columns = (a if a.dtype.kind in "iu" else a.astype(np.int64) for a in map(np.asarray, (rows, columns)))
     for name, index, size in (("row", rows, shape[0]), ("column", columns, shape[1])):
         if len(index) and (index.min() < 0 or index.max() >= size):
             at = int(np.flatnonzero((index < 0) | (index >= size))[0])
@@ -189,8 +183,16 @@ def entries(
         mask[rows, columns] = 1.0
         y[rows, columns] = values
         return (Identity(shape, kind) if mask.all() else Mask(like(mask, kind))), like(y, kind)
-    order = np.lexsort((columns, rows))
-    return Entries(shape, rows[order], columns[order], kind), like(np.asarray(values)[order], kind)
+    if not _ordered(rows, columns):
+        order = np.lexsort((columns, rows))
+        rows, columns, values = rows[order], columns[order], np.asarray(values)[order]
+    return Entries(shape, rows, columns, kind), like(np.asarray(values), kind)
+
+
+def _ordered(rows: np.ndarray, columns: np.ndarray) -> bool:
+    """Whether entries come by row, then column."""
+    later = rows[1:] > rows[:-1]
+    return bool((later | ((rows[1:] == rows[:-1]) & (columns[1:] > columns[:-1]))).all())
 
 
 def known_entries(operator: Operator, y: Array) -> tuple[np.ndarray, np.ndarray, np.ndarray] | None:

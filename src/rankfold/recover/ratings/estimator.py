@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import KW_ONLY, dataclass
 from typing import Any
 
 import numpy as np
@@ -13,6 +14,7 @@ from rankfold.recover.ratings.sampler import Known, sample
 from rankfold.recover.tables.triplets import triplets
 
 
+@dataclass(eq=False, repr=False)
 class Ratings(RegressorMixin, BaseEstimator):
     """Predicts ratings of pairs (user, item), names of any kind, (count, 2). Biases, factors and implicit feedback.
 
@@ -22,22 +24,13 @@ class Ratings(RegressorMixin, BaseEstimator):
     ``history_`` (training root mean square error of each sweep), ``converged_`` and ``reason_``.
     """
 
-    def __init__(
-        self,
-        rank: int = 10,
-        *,
-        burn_in: int = 30,
-        draws: int = 60,
-        strength: float = 2.0,
-        random_state: Any = 0,
-        progress: Any = None,
-    ) -> None:
-        self.rank = rank
-        self.burn_in = burn_in
-        self.draws = draws
-        self.strength = strength
-        self.random_state = random_state
-        self.progress = progress
+    rank: int = 10
+    _: KW_ONLY
+    burn_in: int = 30
+    draws: int = 60
+    strength: float = 2.0
+    random_state: Any = 0
+    progress: Any = None
 
     def fit(self, X: Any, y: Any, *, times: Any = None) -> Ratings:
         """Pairs ``X`` (count, 2) and their ratings ``y``; ``times`` (count,), seconds since 1970: a row's day, five

@@ -10,8 +10,9 @@ from collections.abc import Callable
 
 import numpy as np
 
-from rankfold.recover.measurements.arrays import Array, contiguous, dot, eye, like, namespace, normal, numpy
+from rankfold.recover.measurements.arrays import Array, contiguous, dot, eye, namespace, normal, numpy
 from rankfold.recover.measurements.operators import Entries, Mask, Operator, surrogate
+from rankfold.recover.solvers.blocks import column_grams, row_grams
 from rankfold.recover.solvers.outcome import Recovered, Watch, recovered
 from rankfold.recover.solvers.tangent import leading
 
@@ -38,32 +39,19 @@ def alternate(operator: Operator, y: Array, rank: int, watch: Watch, *, ridge: f
 def solve_left(operator: Operator, image: Array, left: Array, right: Array, ridge: float) -> Array:
     """The left factor (m, k) for which ``right`` (k, n) meets the measurements best; ``image`` = A*(y)."""
     if isinstance(operator, (Mask, Entries)):
-        pattern = _pattern(operator, right)
-        return _rows(pattern @ _outer(right.T), image @ right.T, ridge)
+        return _rows(row_grams(operator, right), image @ right.T, ridge)
     return _conjugate(operator, image @ right.T, left, lambda p: (p, right), lambda z: z @ right.T, ridge)
 
 
 def _solve_right(operator: Operator, image: Array, left: Array, right: Array, ridge: float) -> Array:
     if isinstance(operator, (Mask, Entries)):
-        pattern = _pattern(operator, left)
-        solved = _rows((_outer(left).T @ pattern).T, (left.T @ image).T, ridge)
-        return contiguous(solved.T)
+        return contiguous(_rows(column_grams(operator, left), (left.T @ image).T, ridge).T)
     return _conjugate(operator, left.T @ image, right, lambda p: (left, p), lambda z: left.T @ z, ridge)
 
 
-def _pattern(operator: Mask | Entries, kind: Array) -> Array:
-    return operator.mask if isinstance(operator, Mask) else operator.adjoint(like(np.ones(operator.count), kind))
-
-
-def _outer(rows: Array) -> Array:
-    """(n, k²): every row times itself."""
-    return (rows[:, :, None] * rows[:, None, :]).reshape(rows.shape[0], -1)
-
-
 def _rows(grams: Array, right_sides: Array, ridge: float) -> Array:
-    """All systems (G_i + ridge) x_i = b_i: (m, k²), (m, k) → (m, k); what a singular G_i leaves open is zero."""
-    m, k = right_sides.shape
-    grams = grams.reshape(m, k, k)
+    """All systems (G_i + ridge) x_i = b_i: (m, k, k), (m, k) → (m, k); what a singular G_i leaves open is zero."""
+    k = right_sides.shape[1]
     # a touch of ridge in the units of each row: rows with fewer entries than k have singular systems
     finest = np.finfo(numpy(grams[:0]).dtype)
     floor = float(500 * finest.eps) * namespace(grams).einsum("ijj->i", grams) + float(finest.tiny)

@@ -61,8 +61,8 @@ def incremental(
         if at >= len(values):
             found.append(Fitted(i, None, float("nan"), float("nan"), False))
             continue
-        c_val = float(np.max((values[-1, i] - wanted) ** 2))
-        c_vec = float(1 - min(left[-1, i], right[-1, i]))
+        c_val = float(np.max((values[at:, i] - wanted) ** 2))
+        c_vec = float(1 - min(left[at:, i].min(), right[at:, i].min()))
         alone = i + 1 == len(target) or bool(values[at, i + 1] < within * target[i + 1])
         found.append(Fitted(i, at, c_val, c_vec, alone))
     return found

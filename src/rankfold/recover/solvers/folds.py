@@ -63,7 +63,7 @@ def cross_validated(
     whole = np.concatenate(held_y)
     mean, error = paired(whole - joint[rank], count)
     validation = (float(joint[rank].sum()) / (float(whole.sum()) or 1.0)) ** 0.5
-    return x, [Grown(rank, norm(rest) / size, validation, gain=mean / max(error, 1e-300))]
+    return x, [Grown(rank, norm(rest) / size, validation, validation, gain=mean / max(error, 1e-300))]
 
 
 def _visited(

@@ -11,17 +11,19 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from rankfold.recover.measurements.arrays import Array, dot, like, norm, normal, numpy
-from rankfold.recover.measurements.operators import Operator, surrogate
+from rankfold.recover.measurements.arrays import Array, like, norm, numpy
+from rankfold.recover.measurements.operators import Entries, Mask, Operator
 from rankfold.recover.solvers.outcome import Progress, Rules
-from rankfold.recover.solvers.tangent import Point, joined, krylov, residual, step
+from rankfold.recover.solvers.spectral import outstanding
+from rankfold.recover.solvers.tangent import Point, joined, residual, step
 
 PATIENCE = 5  # larger ranks looked at without gain: of nearly equal singular values the first few gain nothing
 WORSE = 1.2  # held-out error over the best that ends the search then, and
 SPENT = 1 / 3  # degrees of freedom over measurements that do: before, the gain may still be to come
 GAIN = 0.995  # held-out error that counts as better
 FALL = 0.85  # residual after a step that is worth another one at the same rank
-AT_FIRST, BLOCKS = 4, 6  # singular pairs looked at first, more if all of them stand out; power steps to find them
+FEW = 1 / 3  # degrees of freedom over measurements from which growing may end in a poor place
+CLOSE = 0.02  # relative residual from which barely determined rows are what is slow
 GAP = 3.0  # between neighbouring singular values: what is below may belong to no rank at all
 
 
@@ -42,12 +44,14 @@ class Search:
 class Grown:
     """What was seen at each rank: relative residual of the measurements used, and of those held out (NaN: none).
 
-    ``gain``: by how many standard errors those are met better than by the zero matrix.
+    ``gain``: by how many standard errors those are met better than by the zero matrix. ``determined``: the error of
+    those in rows and columns with as many entries as the rank.
     """
 
     rank: int
     training: float
     validation: float
+    determined: float = math.nan
     squares: Array | None = None  # of the held-out residuals
     gain: float = math.inf
 
@@ -64,21 +68,15 @@ def grow(
 ) -> tuple[Point, list[Grown]]:
     """The matrix at the best rank, roughly solved, and what was seen on the way, from ``start`` or from nothing."""
     bound = min(search.max_rank, *operator.shape)
-    size, judged = norm(y) or 1.0, 1.0 if judge is None else norm(judge[1]) or 1.0
-    x = start if start is not None else _fitted(operator, y, _next(operator, y, 1, bound, rng))
+    size = norm(y) or 1.0
+    x = start if start is not None else outstanding(operator, y, 1, bound, rng)
     best, best_x, since = math.inf, x, 0
     seen: list[Grown] = []
     while True:
         x, rest = settle(operator, y, x, search, rules.tol * size)
-        training = norm(rest) / size
-        missed = None if judge is None else residual(*judge, x)
-        validation = training if missed is None else norm(missed) / judged
-        squares = None if missed is None else missed**2
-        if judge is None or squares is None:
-            seen.append(Grown(x.rank, training, math.nan))
-        else:
-            mean, error = paired(judge[1] ** 2 - squares, judge[0].count)
-            seen.append(Grown(x.rank, training, validation, squares, mean / max(error, 1e-300)))
+        seen.append(look(operator, y, judge, x, rest))
+        training = seen[-1].training
+        validation = training if judge is None else seen[-1].validation
         if progress is not None:
             progress("finding the rank", x.rank, bound)
         if validation < GAIN * best or search.exact:
@@ -88,7 +86,7 @@ def grow(
         solved = training <= rules.tol and not search.exact
         if solved or x.rank >= bound or _hopeless(operator, x.rank, since, validation > WORSE * best):
             break
-        x = joined(x, _fitted(operator, rest, _next(operator, rest, max(1, x.rank // 5), bound - x.rank, rng)))
+        x = joined(x, outstanding(operator, rest, max(1, x.rank // 5), bound - x.rank, rng))
     if progress is not None:
         progress("finding the rank", bound, bound)
     if judge is not None and not search.exact and seen[-1].training > rules.tol:
@@ -96,6 +94,34 @@ def grow(
         if rank < best_x.rank:
             best_x, _ = settle(operator, y, best_x.cut(rank), search, rules.tol * size)
     return best_x, seen
+
+
+def look(operator: Operator, y: Array, judge: tuple[Operator, Array] | None, x: Point, rest: Array) -> Grown:
+    """What is seen at ``x``, of which ``rest`` is the residual of the measurements ``y``."""
+    training = norm(rest) / (norm(y) or 1.0)
+    if judge is None:
+        return Grown(x.rank, training, math.nan)
+    squares = residual(*judge, x) ** 2
+    mean, error = paired(judge[1] ** 2 - squares, judge[0].count)
+    validation = float(squares.sum()) ** 0.5 / (norm(judge[1]) or 1.0)
+    gain = mean / max(error, 1e-300)
+    return Grown(x.rank, training, validation, determined_error(operator, judge, x), squares, gain)
+
+
+def determined_error(operator: Operator, judge: tuple[Operator, Array], x: Point) -> float:
+    """The relative error on held-out measurements: of single entries on those whose row and column have at least as
+    many others as ``x`` has ranks, for the rest any vector would do; of all of them where none is left."""
+    missed, y = residual(*judge, x), judge[1]
+    if isinstance(operator, (Mask, Entries)):
+        m, n = operator.shape
+        ones = operator.push(like(np.ones((m, 1)), y), like(np.ones((1, n)), y))
+        pattern = operator.adjoint(ones)
+        rows = like(numpy(pattern @ like(np.ones((n, 1)), y)) >= x.rank, y)
+        columns = like(numpy(like(np.ones((1, m)), y) @ pattern) >= x.rank, y)
+        kept = judge[0].push(rows, columns)
+        if norm(kept * y) > 0.0:
+            missed, y = kept * missed, kept * y
+    return norm(missed) / (norm(y) or 1.0)
 
 
 def _hopeless(operator: Operator, rank: int, since: int, worse: bool) -> bool:
@@ -106,6 +132,20 @@ def freedom(operator: Operator, rank: int) -> int:
     """Degrees of freedom r (m + n − r) of the matrices of that rank."""
     m, n = operator.shape
     return rank * (m + n - rank)
+
+
+def few(operator: Operator, rank: int) -> bool:
+    """Whether there are hardly more measurements than degrees of freedom."""
+    return freedom(operator, rank) > FEW * operator.count
+
+
+def barely(operator: Operator, x: Point, training: float) -> bool:
+    """Whether rows that are barely determined are what makes steps slow: of few measurements, near the solution.
+
+    Solving each row by its own system from the beginning would end in poor places: a few iterations without are a
+    regularisation.
+    """
+    return training < CLOSE and few(operator, x.rank)
 
 
 def _simplest(seen: list[Grown], count: int) -> int:
@@ -131,38 +171,6 @@ def paired(differences: Array, count: int) -> tuple[float, float]:
     return mean, (max(float((differences**2).sum()) / count - mean**2, 0.0) / count) ** 0.5
 
 
-def _next(operator: Operator, rest: Array, least: int, most: int, rng: np.random.Generator) -> Point:
-    """The leading singular pairs of what ``rest`` leaves: all that stand out, at least ``least`` and at most ``most``.
-
-    With random signs in front of the measurements nothing is left of them but noise as large as theirs; what is larger
-    than all of it stands out. One at a time would be slow, and wrong where many are nearly equal: any mixture of them
-    is as good a pair as they are, and the steps that follow would fit it.
-    """
-    n = operator.shape[1]
-
-    def pairs(measurements: Array, width: int) -> Point:
-        seed = normal((n, min(n, width + 4)), rng, rest)
-        return krylov(surrogate(operator, measurements), width, seed, BLOCKS)
-
-    signs = like(1.0 - 2.0 * rng.integers(0, 2, tuple(rest.shape)), rest)
-    width = min(most, max(least, AT_FIRST))
-    noise = float(pairs(rest * signs, width).s[0])
-    while True:
-        found = pairs(rest, width)
-        outstanding = int((numpy(found.s) > noise).sum())
-        if outstanding < width or width == most:
-            return found.cut(min(most, max(least, outstanding)))
-        width = min(most, 4 * width)
-
-
-def _fitted(operator: Operator, rest: Array, more: Point) -> Point:
-    """``more`` times the factor that takes most from ``rest``: a vector that lives on few rows is over-estimated
-    else."""
-    image = operator.push(more.left, more.v)
-    factor = dot(image, rest) / max(dot(image, image), 1e-300)
-    return Point(more.u, more.s * factor, more.v)
-
-
 def settle(operator: Operator, y: Array, x: Point, search: Search, enough: float) -> tuple[Point, Array]:
     """Steps at one rank for as long as they gain: below the true rank two or three, at it until the residual is
     ``enough``."""
@@ -173,7 +181,16 @@ def settle(operator: Operator, y: Array, x: Point, search: Search, enough: float
         if before <= enough:
             break
         inner, tol = (most, 0.1) if fall > 0.2 else (search.last, max(1e-4, min(0.1, before / size)))
-        x, rest, damping, used = step(operator, y, x, rest, iterations=inner, tol=tol, damping=damping)
+        x, rest, damping, used = step(
+            operator,
+            y,
+            x,
+            rest,
+            iterations=inner,
+            tol=tol,
+            damping=damping,
+            blocks=barely(operator, x, before / (size or 1.0)),
+        )
         fall = norm(rest) / before
         if used >= most:  # it was this bound that ended the step
             most = min(2 * most, search.last)

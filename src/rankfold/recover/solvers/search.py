@@ -18,7 +18,18 @@ from rankfold.recover.measurements.arrays import Array, norm, numpy
 from rankfold.recover.measurements.operators import Mask, Operator, known_entries
 from rankfold.recover.solvers.folds import FEWEST, cross_validated
 from rankfold.recover.solvers.graded import graded
-from rankfold.recover.solvers.growth import Grown, Search, freedom, grow, paired, settle, smallest
+from rankfold.recover.solvers.growth import (
+    Grown,
+    Search,
+    barely,
+    determined_error,
+    few,
+    freedom,
+    grow,
+    look,
+    settle,
+    smallest,
+)
 from rankfold.recover.solvers.outcome import Progress, Recovered, Rules, Watch, recovered
 from rankfold.recover.solvers.tangent import Point, residual, step
 
@@ -26,12 +37,10 @@ HELD_OUT = 0.05  # of the measurements, while the rank is sought
 ENOUGH, AT_MOST = 200, 0.1  # but so many, where that is no more than a tenth
 SOME = 20  # held-out measurements that say anything while the search goes on
 NOTHING = 0.9  # relative held-out error from which next to nothing was found
-FEW, NEAR = (
-    1 / 3,
-    0.02,
-)  # degrees of freedom over measurements from which growing may end in a poor place, unless so near
+NEAR = 0.02  # held-out error from which another way is tried where measurements are few
 POOR, BETTER = 0.3, 0.5  # held-out error from which another way is tried, and the part of it that it must reach
 WIDEST = 30  # columns of its factors
+OVER, LEAST = 5.0, 1e-2  # held-out error over that of the fit, if so large, from which nothing else was learned
 SURE = 2.0  # standard errors by which held-out measurements must be met better than by nothing
 
 
@@ -83,24 +92,28 @@ def _harder(
     rng: np.random.Generator,
     progress: Progress | None,
 ) -> tuple[Point, list[Grown]]:
-    """Where held-out measurements are badly missed, another way, and what it found where those are met far better."""
-    size = norm(judge[1]) or 1.0
+    """Where held-out measurements are badly missed, other starts, and what was found where those are met far better.
+
+    A falling ridge at the rank that stood out, at one more, and at the largest considered, until one of them is near.
+    """
 
     def missed(x: Point) -> float:
-        return norm(residual(*judge, x)) / size
+        return determined_error(operator, judge, x)
 
-    before = missed(found)
-    few = freedom(operator, found.rank) > FEW * operator.count
-    if before < (NEAR if few else POOR):
-        return found, history
-    x = graded(operator, y, min(search.max_rank, WIDEST), rng, missed, progress)
-    if x is None or missed(x) > BETTER * before:
-        return found, history
-    x, rest = settle(operator, y, x, search, rules.tol * (norm(y) or 1.0))
-    squares = residual(*judge, x) ** 2
-    mean, error = paired(judge[1] ** 2 - squares, judge[0].count)
-    seen = Grown(x.rank, norm(rest) / (norm(y) or 1.0), missed(x), squares, mean / max(error, 1e-300))
-    return x, [*history, seen]
+    before = best = missed(found)
+    near = NEAR if few(operator, found.rank) else POOR
+    widest, first = min(search.max_rank, WIDEST), history[0].rank
+    for rank in dict.fromkeys([widest] if search.exact else [min(first, widest), min(first + 1, widest), widest]):
+        if best < near:
+            break
+        start = graded(operator, y, rank, rng, missed, progress)
+        if start is None:
+            break
+        x, rest = settle(operator, y, start, search, rules.tol * (norm(y) or 1.0))
+        if missed(x) < min(best, BETTER * before):
+            best, found = missed(x), x
+            history = [*history, look(operator, y, judge, x, rest)]
+    return found, history
 
 
 def _apart(operator: Operator, y: Array, count: int, rng: np.random.Generator) -> tuple[Operator, Array, tuple]:
@@ -116,7 +129,10 @@ def finish(operator: Operator, y: Array, x: Point, search: Search, watch: Watch)
     while not watch.look(iteration, (x.left, x.v), norm(rest)):
         before = norm(rest)
         tol = max(1e-4, min(0.1, before / watch.size))
-        x, rest, damping, used = step(operator, y, x, rest, iterations=search.last, tol=tol, damping=damping)
+        by_rows = barely(operator, x, before / watch.size)
+        x, rest, damping, used = step(
+            operator, y, x, rest, iterations=search.last, tol=tol, damping=damping, blocks=by_rows
+        )
         iteration += 1
         alive = _alive(x)
         if not search.exact and alive < x.rank and norm(rest) < 0.1 * watch.size:
@@ -141,7 +157,7 @@ def _explained(result: Recovered, operator: Operator, seen: list[Grown], search:
     k, count = result.rank, operator.count
     free = freedom(operator, k)
     best = min((one for one in seen if not math.isnan(one.validation)), key=lambda one: one.validation, default=None)
-    judged = math.nan if best is None else best.validation
+    judged = math.nan if best is None else best.determined
     exact = result.training_error <= tol
     converged, reason = result.converged, f"rank {k}; {result.reason}"
     if free >= count:
@@ -150,7 +166,13 @@ def _explained(result: Recovered, operator: Operator, seen: list[Grown], search:
             f". {count} measurements are no more than the {free} degrees of freedom of rank {k}: "
             "they do not determine the matrix"
         )
-    elif best is not None and (judged > NOTHING or best.gain < SURE) and not (search.exact and exact):
+    elif best is not None and judged > max(OVER * result.training_error, LEAST):
+        converged = False
+        reason += (
+            f". {count} measurements for {free} degrees of freedom; held-out ones are missed by {judged:.2g} of their "
+            "size, far more than those that were fitted: these do not determine the matrix, or it was not found"
+        )
+    elif best is not None and (judged > NOTHING or best.gain < SURE):
         converged = False
         reason += (
             f". {count} measurements for {free} degrees of freedom; held-out ones are missed by {judged:.0%} of their "
