@@ -70,9 +70,10 @@ def compress(
 
     ``data`` has ``train`` (to calibrate and fine-tune on), ``validation`` (which every choice is made on) and, where
     there is one, ``test`` (measured once for each stage, at the end): ``rankfold.zoo.Data`` or anything alike, or a
-    tuple (train, test) or (train, validation, test) of them, whose
-    parts are as in ``rankfold.train.evaluate``, with targets or without. What they mean, ``settings.objective`` or else
-    the attribute ``objective`` of ``data`` says; by default it is told from the validation part. ``budget`` as in
+    tuple (train, test) or (train, validation, test) of them (of two loaders, or others from which nothing can be held
+    out, the second is validation), whose parts are as in ``rankfold.train.evaluate``, with targets or without. What
+    they mean, ``settings.objective`` or else the attribute ``objective`` of ``data`` says; by default it is told from
+    the validation part. ``budget`` as in
     ``rankfold.compress.planning.planner.plan``; with ``settings.max_drop`` there need not be one: the smallest network
     that is good enough is searched (``rankfold.smallest``), within the budget where there is one.
 

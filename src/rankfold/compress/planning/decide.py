@@ -58,10 +58,13 @@ def decide(known: Profile, budget: Any, rule: str | RankRule) -> Plan:
 
 def _decided(known: Profile, budget: Any, rule: str | RankRule) -> Plan:
     rule, budgets = rule_named(rule), parsed(budget)
-    if all(isinstance(each, Multiples) for each in budgets):
+    if all(isinstance(each, Multiples | OfSites) for each in budgets):
         raise ValueError(
             f"{budgets[0].describe()} were asked, but not how small: give a budget too, such as 'flops=0.5'"
         )
+    if any(isinstance(each, OfSites) for each in budgets):
+        for latency in (each for each in budgets if isinstance(each, Latency)):
+            of_sites(latency, known.cost, known.cost)  # refuses it before anything is measured
     for each in budgets:
         checked_names(tuple(each.ranks) if isinstance(each, Ranks) else (), known.sites)
     fitted = fits_layers(known.method)
