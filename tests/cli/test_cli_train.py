@@ -250,6 +250,32 @@ def test_a_mended_configuration_takes_the_place_of_one_that_never_ran(here):
     assert succeeded("train", "run.yaml", *short)["epochs"] == 1
 
 
+def test_a_network_is_trained_at_low_rank_from_the_first_step_and_taken_up_after_a_kill(here):
+    """`dlrt`: ranks in the result, weights of just these ranks, the same after an interruption."""
+    (here / "run.yaml").write_text(CONFIG + "dlrt: {rank: 6, window: 8, tolerance: 0.2}\n")
+    settings = ("--set", "depth=1", "--set", "record_spectra=true")
+    whole = succeeded("train", "run.yaml", *settings, "-o", "whole")
+    assert whole["ranks"]
+    weights = load_file(here / "whole" / "model.safetensors")
+    for name, rank in whole["ranks"].items():
+        values = torch.linalg.svdvals(weights[f"{name}.weight"].flatten(1).double())
+        assert int((values > 1e-5 * values[0]).sum()) == rank
+    assert whole["trained_params"] < whole["params"]
+    recorded = pd.read_csv(here / "whole" / "spectra.csv")
+    assert set(whole["ranks"]) <= set(recorded["site"])
+    environment = os.environ | {"OMP_NUM_THREADS": "1"}
+    code = KILLED.replace('"run.yaml"', '"run.yaml", "--set", "depth=1"')
+    subprocess.run([sys.executable, "-c", code], env=environment, capture_output=True, check=False)
+    again = succeeded("train", "run.yaml", *settings)
+    assert {**again, "seconds": 0, "directory": ""} == {**whole, "seconds": 0, "directory": ""}
+    resumed = load_file(here / "run" / "model.safetensors")
+    assert all(torch.equal(weights[name], resumed[name]) for name in weights)
+    assert "choose one" in failed("train", "run.yaml", "--set", "depth=2", "-o", "other")
+    assert "unknown key dlrt.windows; did you mean dlrt.window?" in failed(
+        "train", "run.yaml", "--set", "dlrt.windows=3"
+    )
+
+
 def test_bad_files_are_one_line(here):
     assert "none.yaml: No such file" in failed("train", "none.yaml")
     for text, word in (

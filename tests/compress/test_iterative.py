@@ -452,3 +452,13 @@ def test_labels_out_of_range_are_named() -> None:
     data = (torch.randn(20, 6), torch.full((20,), 7))
     with pytest.raises(ValueError, match=r"label 7 .* 0 … 2"):
         rf.plan(model, "params=0.6", "truncate", data, rule="iterative")
+
+
+def test_many_layers_are_probed_on_fewer_samples():
+    """A network of 40 layers passes no more samples in all than one of 64 candidates would."""
+    from rankfold.compress.ranks.rules import Optimal
+    from rankfold.compress.sensitivity import probe_samples
+
+    rule = Optimal()
+    assert [probe_samples(rule, count) for count in (1, 64, 128, 240, 10_000)] == [256, 256, 128, 68, 32]
+    assert probe_samples(Optimal(samples=16), 240) == 16

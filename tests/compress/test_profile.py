@@ -178,7 +178,7 @@ def at_rank(known: rf.Profile, rank: int) -> rf.Plan:
 def test_with_few_samples_nothing_is_lost_on_them_and_the_forecast_says_so_of_others():
     model, x = planted(), normal(32, 1)
     known = rf.profile(model, x, method=Project(ridge=0.0))
-    (candidate,) = known.candidates["0"]
+    candidate, _ = known.candidates["0"]  # the same decomposition, as a pair of factors and by rows
     in_sample = Project().decompose(
         candidate.site, rf.Form.FACTORED, model[0].weight, known.statistics.sites["0"], model[0].bias
     )
@@ -214,7 +214,7 @@ def test_the_error_on_the_samples_themselves_is_no_forecast():
     """What the test above is worth."""
     model, x = planted(), normal(300, 1)
     known = rf.profile(model, x)
-    (candidate,) = known.candidates["0"]
+    candidate, _ = known.candidates["0"]  # the same decomposition, as a pair of factors and by rows
     found = measured(model, rf.apply_(copy.deepcopy(model), at_rank(known, 150), known), normal(4000, 2))
     assert candidate.relative_error(150) == pytest.approx(found, rel=0.1)
     in_sample = Project().decompose(
@@ -246,6 +246,6 @@ def _new_error(model: nn.Module, made, rank: int, new: torch.Tensor) -> float:
 
 def test_many_rows_weigh_no_ridge():
     known = rf.profile(planted(24, 32), normal(2000, 1, 32))
-    assert [candidate.ridge for candidate in known.candidates["0"]] == [0.0]
+    assert [candidate.ridge for candidate in known.candidates["0"]] == [0.0, 0.0]
     assert known.decomposed == 2  # one for the forecast
     assert known.weighed == 1

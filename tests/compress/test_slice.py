@@ -415,7 +415,7 @@ def test_store(artifact, tmp_path):
     other = copy.deepcopy(artifact.model)
     with torch.no_grad():
         name = next(site.name for site in factored_sites(other))
-        other.get_submodule(name).up.weight.mul_(2)
+        other.get_submodule(name).down.weight.mul_(2)
     with pytest.raises(rf.StoreError, match="other weights"):
         rf.save(other, artifact.plan, place, bottlenecks=artifact.bottlenecks)
 

@@ -79,3 +79,128 @@ def test_an_ordinary_model_is_refused():
     model, data = three()
     with pytest.raises(ValueError, match="compress it first"):
         tune_(model, model, data)
+
+
+class Speaker(nn.Module):
+    """Tokens to scores of tokens."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        with torch.random.fork_rng():
+            torch.manual_seed(0)
+            self.embed, self.a = nn.Embedding(30, 16), nn.Linear(16, 32, bias=False)
+            self.drop, self.b = nn.Dropout(0.5), nn.Linear(32, 30, bias=False)
+
+    def forward(self, input_ids, attention_mask=None):
+        return 3 * self.b(self.drop(torch.tanh(self.a(self.embed(input_ids)))))
+
+
+def speaking(count: int = 128, seed: int = 0) -> list[dict[str, torch.Tensor]]:
+    ids = torch.randint(0, 30, (count, 12), generator=torch.Generator().manual_seed(seed))
+    return [{"input_ids": part} for part in ids.split(16)]
+
+
+def spoken(budget: str = "params=0.6") -> tuple[nn.Module, nn.Module, list]:
+    model, data = Speaker().eval(), speaking()
+    return model, rf.apply_(copy.deepcopy(model), rf.plan(model, budget, data=data, objective=LM)), data
+
+
+LM = rf.CausalLanguageModel()
+
+
+@torch.no_grad()
+def apart(small: nn.Module, model: nn.Module, data: list) -> float:
+    return float(torch.cat([LM.divergence(small(**b), model(**b), b) for b in data]).mean())
+
+
+def test_factors_are_tuned_as_a_whole_without_labels():
+    model, small, data = spoken("params=0.4")
+    with torch.no_grad():
+        for parameter in small.a.parameters():
+            parameter.add_(0.2 * torch.randn(parameter.shape, generator=torch.Generator().manual_seed(1)))
+    before, was = apart(small, model, speaking(64, 5)), copy.deepcopy(small.state_dict())
+    original = copy.deepcopy(model.state_dict())
+    (told,) = tune_(small, model, data, objective=LM, steps=90, batch_size=16, learning_rate=0.03)
+    assert told.block == ""
+    assert told.step > 0
+    assert told.after < 0.7 * told.before
+    assert apart(small, model, speaking(64, 5)) < 0.7 * before
+    for key, value in small.state_dict().items():
+        assert torch.equal(value, was[key]) == (key == "embed.weight" or key.endswith("order")), key
+    assert all(torch.equal(value, original[key]) for key, value in model.state_dict().items())
+    assert all(p.requires_grad and p.grad is None for p in (*small.parameters(), *model.parameters()))
+    assert not small.training
+
+
+def test_labels_are_not_looked_at():
+    model, small, data = spoken()
+    other = copy.deepcopy(small)
+    labelled = [{**batch, "labels": torch.randint(0, 30, batch["input_ids"].shape)} for batch in data]
+    tune_(small, model, data, objective=LM, steps=4)
+    tune_(other, model, labelled, objective=LM, steps=4)
+    assert all(torch.equal(a, b) for a, b in zip(small.parameters(), other.parameters(), strict=True))
+
+
+def test_the_step_is_chosen_on_what_is_held_out():
+    """What is tuned to says the contrary of what is held out: then nothing is changed."""
+    model, small, data = spoken()
+    before, seen = copy.deepcopy(small.state_dict()), []
+    held = data[-1]["input_ids"]
+
+    class Contrary(rf.CausalLanguageModel):
+        def distances(self, output, taught, batch=None, temperature=1.0, scales=None):
+            value, count = super().distances(output, taught, batch, temperature, scales)
+            judged = any(torch.equal(row, one) for row in batch["input_ids"] for one in held)
+            seen.append(judged)
+            return (value if judged else -value), count
+
+    (told,) = tune_(small, model, data, objective=Contrary(), steps=12)
+    assert told.step == 0
+    assert told.after == told.before
+    assert all(torch.equal(value, before[key]) for key, value in small.state_dict().items())
+    assert seen.count(False) == 12  # no step on what is held out
+
+
+def test_everything_is_trained_where_that_is_asked_and_padding_counts_nowhere():
+    model, small, _ = spoken()
+    ids = torch.randint(0, 30, (32, 12), generator=torch.Generator().manual_seed(3))
+    mask = torch.ones_like(ids)
+    mask[:, 8:] = 0
+    padded = [{"input_ids": a, "attention_mask": b} for a, b in zip(ids.split(4), mask.split(4), strict=True)]
+    short = [
+        {"input_ids": a[:, :8], "attention_mask": b[:, :8]} for a, b in zip(ids.split(4), mask.split(4), strict=True)
+    ]
+    found = []
+    for data in (padded, short):
+        tuned = copy.deepcopy(small)
+        (told,) = tune_(tuned, model, data, objective=LM, train="all", steps=6, batch_size=4)
+        assert not torch.equal(tuned.embed.weight, small.embed.weight)
+        found.append(told)
+    assert found[0].before == pytest.approx(found[1].before, rel=1e-4)
+    assert found[0].after == pytest.approx(found[1].after, rel=1e-3)
+
+
+def test_large_tables_of_scores_are_compared_in_chunks(monkeypatch):
+    from rankfold.objectives import compare
+    from rankfold.objectives.answer import Answer
+
+    scores = torch.randn(3, 5, 11, generator=torch.Generator().manual_seed(0))
+    counted = torch.ones(3, 5, dtype=torch.bool)
+    counted[0, 3:] = False
+    then = Answer(torch.randn(3, 5, 11), True, counted)
+    found = []
+    for chunk in (1 << 22, 25):  # two rows at a time
+        monkeypatch.setattr(compare, "CHUNK", chunk)
+        given = scores.clone().requires_grad_()
+        value, count = compare.distance(Answer(given, True, counted), then, 2.0, None)
+        value.backward()
+        found.append((value.detach(), given.grad))
+        assert count == 13
+    torch.testing.assert_close(found[0], found[1])
+
+
+@pytest.mark.parametrize(("how", "said"), [({"train": "all"}, "train is 'factors'"), ({"train": "head"}, "got 'head'")])
+def test_what_cannot_be_trained_is_said(how, said):
+    model, small, data = spoken()
+    with pytest.raises(ValueError, match=said):
+        tune_(small, model, data, steps=1, **how)

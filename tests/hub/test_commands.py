@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import shutil
 
 import pytest
@@ -90,6 +91,20 @@ def test_compress_writes_a_folder_that_is_read_back(place):
     assert again["perplexity"] == pytest.approx(made["compressed"]["perplexity"])
     assert again["protocol"].startswith("perplexity over 12 windows of 32")
     assert "compressed already" in failed("compress", "small", *TEXT, "--budget", "params=0.5", "-o", "smaller")
+
+
+def test_the_forecast_stands_beside_what_was_measured_and_tuning_takes_no_labels(place):
+    said = rankfold(
+        "compress", "decoder", *TEXT, "--budget", "params=0.9", "--tune", 3, "-o", "tuned", "--no-curve", "--no-slices"
+    )
+    assert said.exit_code == 0, said.output
+    (remark,) = [r for r in json.loads((place / "tuned" / "result.json").read_text())["remarks"] if "forecast" in r]
+    told = re.match(r"KL divergence.*per token: (\S+) forecast.*, (\S+) measured on the test split", remark)
+    assert all(float(number) > 0 for number in told.groups())
+    assert "with tuned factors" in said.output + said.stderr
+    plan = rf.Plan.load(place / "tuned" / "plan.json")
+    assert plan.forecast == pytest.approx(float(told[1]), rel=1e-2)
+    assert not any(entry.bias for entry in plan.entries)
 
 
 def test_an_encoder_is_judged_by_the_directions_of_its_vectors(place):

@@ -105,7 +105,7 @@ def test_multiplied_out_it_is_the_architecture_again(name):
 
 def test_a_gained_bias_has_no_place_in_the_architecture():
     model, batch = network("llama")
-    plan = rf.plan(model, rf.Ranks({"model.layers.0.mlp.up_proj": 4}), data=[inputs(batch)])
+    plan = rf.plan(model, rf.Ranks({"model.layers.0.mlp.up_proj": 4}), data=[inputs(batch)], objective="teacher")
     assert plan["model.layers.0.mlp.up_proj"].bias
     with pytest.raises(ValueError, match=r"model\.layers\.0\.mlp.up_proj: its factors carry a bias"):
         rf.hub.to_dense(rf.apply_(model, plan))

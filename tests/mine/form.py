@@ -55,4 +55,4 @@ class Pivoted(Form):
         new.order.copy_(order.argsort())
 
 
-PIVOTED = register(Pivoted("pivoted"))
+PIVOTED = register(Pivoted("my-pivoted"))

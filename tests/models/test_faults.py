@@ -12,7 +12,7 @@ from torch import nn
 from torch.nn.utils import parametrizations, parametrize
 
 import rankfold as rf
-from rankfold import zoo
+from rankfold import costs, zoo
 from rankfold.layers import LowRankConv, LowRankLinear
 from rankfold.train import TrainingError
 
@@ -556,3 +556,41 @@ def test_large_kernels_by_cp_are_searched_within_bounds_and_say_so(monkeypatch):
     found = cp.CP().decompose(rf.sites(small)["0"], rf.Form.CP, small[0].weight)
     assert found.note == ""
     assert found.iterations == 60
+
+
+MIXED = {
+    "plan": lambda m, data: rf.plan(m, "params=0.9", "sequential", data),
+    "apply": lambda m, data: rf.apply_(m, rf.plan(m, "params=0.9", "project", data)),
+    "evaluate": lambda m, data: rf.evaluate(m, data),
+    "fit": lambda m, data: rf.fit(m, data, data, rf.Recipe(epochs=1, batch_size=16)),
+    "overparametrize and fold": lambda m, data: rf.fold_(rf.overparametrize_(m, 2)),
+    "adapt and merge": lambda m, data: rf.adapt.merge_(rf.deep_lora_(m, 2, data=data)),
+    "reestimate": lambda m, data: rf.reestimate_(m, mixed(), [data]),
+    "cost": lambda m, data: costs.model_cost(m, data[0][:2]),
+}
+
+
+def mixed() -> nn.Module:
+    """In training mode, but for a BatchNorm that is frozen and a part that is, whose dropout is not."""
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        inner = nn.Sequential(nn.Linear(32, 32), nn.BatchNorm1d(32), nn.Dropout(0.3))
+        model = nn.Sequential(nn.Linear(16, 32), nn.BatchNorm1d(32), nn.ReLU(), inner, nn.ReLU(), nn.Linear(32, 4))
+    model.train()
+    model[1].eval()
+    inner.eval()
+    inner[2].train()
+    return model
+
+
+@pytest.mark.parametrize("what", MIXED)
+def test_modes_of_parts_are_left_as_found(what):
+    data = torch.randn(64, 16, generator=torch.Generator().manual_seed(0)), torch.arange(64) % 4
+    model = mixed()
+    before = {name: module.training for name, module in model.named_modules()}
+    statistics = {name: value.clone() for name, value in model.named_buffers()}
+    MIXED[what](model, data)
+    after = {name: module.training for name, module in model.named_modules()}
+    assert all(after[name] == mode for name, mode in before.items())
+    if what not in ("fit", "reestimate"):
+        assert all(torch.equal(statistics[name], value) for name, value in model.named_buffers())

@@ -47,7 +47,8 @@ def test_full_rank_is_the_dense_layer(case: Case):
     model, x = case.model(), case.inputs()
     dense = model(x)
     for site in sites(model):
-        for form in site.forms - {Form.KEEP, Form.CP}:
+        below = {Form.PIVOTED} if site.max_rank(Form.PIVOTED) < min(site.shape) else set()
+        for form in site.forms - {Form.KEEP, Form.CP} - below:
             with split_attention(model):
                 old = model.get_submodule(site.name)
                 new = site.layer.skeleton(old, form, site.max_rank(form), site.layer.has_bias)
@@ -68,7 +69,7 @@ def test_a_single_sample_without_batch_axis(case: Case):
     site = sites(model)[0]
     for form in site.forms - {Form.KEEP}:
         new = site.layer.skeleton(model[0], form, 2, site.layer.has_bias)
-        new.load_state_dict({key: torch.randn_like(value) for key, value in new.state_dict().items()})
+        new.load_state_dict({key: torch.randn_like(value) for key, value in new.named_parameters()}, strict=False)
         alone = new(x[0])
         torch.testing.assert_close(alone, new(x)[0], rtol=1e-9, atol=1e-11)
         with FlopCounterMode(display=False) as counter:

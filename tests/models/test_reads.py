@@ -1,10 +1,13 @@
 """Layers whose weight is read instead of called, adapters, odd settings: the plan says what the result costs."""
 
 import copy
+import warnings
 
 import pytest
 import torch
 import torch.nn.functional as F
+from hypothesis import given, settings
+from hypothesis import strategies as st
 from torch import nn
 from torch.utils.flop_counter import FlopCounterMode
 
@@ -352,3 +355,42 @@ def test_padding_is_what_the_layer_pads(given: dict):
     padded = F.pad(x, setting.pads, mode=mode)
     found = F.conv2d(padded, layer.weight, layer.bias, setting.stride, 0, setting.dilation)
     torch.testing.assert_close(found, layer(x))
+
+
+@st.composite
+def settings_of_a_convolution(draw) -> tuple[dict, int]:
+    """Every way in which torch takes a setting: a number, one for each axis, a sequence of one number, a word."""
+    dims = draw(st.sampled_from([1, 2, 3]))
+
+    def given_as(value: int):
+        return draw(st.sampled_from([value, (value,) * dims, [value] * dims, [value], (value,)]))
+
+    given = {"dilation": given_as(draw(st.sampled_from([1, 2])))}
+    word = draw(st.sampled_from([None, None, "same", "valid"]))
+    given["padding"] = word or given_as(draw(st.integers(0, 2)))
+    if word != "same":
+        given["stride"] = given_as(draw(st.sampled_from([1, 2, 3])))
+    mode = draw(st.sampled_from(["zeros", "zeros", "replicate", "circular", "reflect"]))
+    if word is not None or isinstance(given["padding"], int):  # of a sequence torch pads some axes alone; see above
+        given["padding_mode"] = mode
+    return given, dims
+
+
+@settings(max_examples=25, deadline=None, derandomize=True)
+@given(drawn=settings_of_a_convolution(), groups=st.sampled_from([1, 2]), bias=st.booleans())
+def test_full_rank_is_the_layer_whatever_its_setting(drawn, groups, bias):
+    given, dims = drawn
+    kind = (nn.Conv1d, nn.Conv2d, nn.Conv3d)[dims - 1]
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        model = nn.Sequential(kind(4, 6, 3, groups=groups, bias=bias, **given)).double().eval()
+    x = torch.randn(3, 4, *(9, 8, 7)[:dims], dtype=torch.float64, generator=torch.Generator().manual_seed(1))
+    with warnings.catch_warnings(), torch.no_grad():
+        warnings.simplefilter("ignore")  # of torch, about even kernels with padding "same"
+        expected = model(x)
+        for method in ("truncate", "project"):
+            data = None if method == "truncate" else x
+            made = plan(model, Ranks({"0": min(sites(model)["0"].shape)}), method, data, example=x[:1])
+            small = apply_(copy.deepcopy(model), made)
+            torch.testing.assert_close(small(x), expected, rtol=1e-8, atol=1e-9)
+            assert made.after == model_cost(small, x[:1])

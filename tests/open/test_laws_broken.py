@@ -124,7 +124,7 @@ def flipped(rank: int) -> Factors:
         ({"levels": lambda good: good.levels[1:]}, r"levels \(10,\) were expected beside 11 errors, got \(9,\)"),
         ({"ranks": lambda good: range(1, 99)}, "ascending ranks from 1 to 10 were expected, got 1, 2, 3, 4, 5, 6, …"),
         ({"ranks": lambda good: [3, 2]}, "ascending ranks from 1 to 10 were expected, got 3, 2"),
-        ({"factors": flipped}, r"factors right \(\d+, \d+\) and left \(\d+, \d+\) were expected for factored of rank"),
+        ({"factors": flipped}, r"factors right \(\d+, \d+\) and left \(\d+, \d+\) were expected for pivoted of rank"),
     ],
 )
 def test_a_method(mine, parts, expected):

@@ -14,9 +14,9 @@ halves of the samples, and D is drawn towards a multiple of the identity by as m
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, Protocol
 
 import torch
 import torch.distributed as dist
@@ -54,23 +54,50 @@ def output_metrics(
     cannot be differentiated gives no metrics. Leaves everything as found. With a team each process takes its share of
     the batches.
     """
-    taps: list[tuple[Site, Tensor]] = []
-
-    def tap(site: Site) -> Callable[..., Tensor]:
-        def hook(module: nn.Module, args: tuple, kwargs: dict, output: Tensor) -> Tensor:
-            zero = torch.zeros_like(output, requires_grad=True)
-            taps.append((site, zero))
-            return output + zero
-
-        return hook
-
-    sums, before, done = _Sums(), 0, 0
     with evaluating(root), split_attention(root):
         spread = measure_spread(root, seen, objective) if spread is None else spread
         if not spread.names:
             return {}
-        directions, size = _Directions(), spread.chunk
-        graph = GRAPH
+        sums = Sums()
+        gathered = Gathering(root, seen, objective, (Spreading(objective, spread, sums),), progress)
+        return sums.metrics(seen.team) if gathered.run(sites, spread.chunk, GRAPH) else {}
+
+
+class Estimate(Protocol):
+    """One scalar of the answers whose gradients are gathered."""
+
+    def of(self, answers: Sequence[Answer], first: int) -> tuple[Tensor, float]:
+        """The scalar for some samples, the first of which has number ``first``, and how much it counts."""
+        ...
+
+    def add(self, gradients: Sequence[tuple[Site, Tensor]], counted: float, half: int) -> None: ...
+
+
+@dataclass
+class Gathering:
+    """Gradients of one or several scalars with respect to the outputs of all sites: one forward pass, and one backward
+    pass for each scalar."""
+
+    root: nn.Module
+    seen: Samples
+    objective: Objective
+    estimates: Sequence[Estimate]
+    progress: Progress | None = None
+
+    def run(self, sites: SiteList, size: int, graph: int) -> bool:
+        """Go over the samples, ``size`` of one half, then as many of the other, ``graph`` at a time; whether the model
+        can be differentiated."""
+        root, seen, before, done = self.root, self.seen, 0, 0
+        taps: list[tuple[Site, Tensor]] = []
+
+        def tap(site: Site) -> Callable[..., Tensor]:
+            def hook(module: nn.Module, args: tuple, kwargs: dict, output: Tensor) -> Tensor:
+                zero = torch.zeros_like(output, requires_grad=True)
+                taps.append((site, zero))
+                return output + zero
+
+            return hook
+
         if not separable(root, next(batch for _, batch in seen.batches())):
             size = graph = 1 << 62
         layout = layout_for(root, seen.data)
@@ -81,38 +108,46 @@ def output_metrics(
                     half = (first // size if size < count else index) % 2
                     for start, chunk in chunks(group, size_of(group), 0, graph):
                         taps.clear()
-                        gradients = _gradients(root, chunk, layout, objective, spread, directions, first + start, taps)
-                        if gradients is None:
-                            return {}
-                        sums.add(gradients, size_of(chunk), half)
+                        if not self._gradients(laid_out(chunk, layout), chunk, first + start, half, taps):
+                            return False
                     done += size_of(group)
-                    if progress is not None:
-                        progress("weighing", done, seen.samples or done)
+                    if self.progress is not None:
+                        self.progress("weighing", done, seen.samples or done)
                 before += count
-    return sums.metrics(seen.team)
+        return True
+
+    def _gradients(self, given: Any, chunk: Any, first: int, half: int, taps: list[tuple[Site, Tensor]]) -> bool:
+        with torch.enable_grad():
+            answers = self.objective.answers(forward(self.root, given), chunk)
+            if not taps or not any(answer.values.requires_grad for answer in answers):
+                return False
+            for index, estimate in enumerate(self.estimates):
+                total, counted = estimate.of(answers, first)
+                again = index + 1 < len(self.estimates)
+                found = torch.autograd.grad(total, [zero for _, zero in taps], allow_unused=True, retain_graph=again)
+                pairs = [(site, g) for (site, _), g in zip(taps, found, strict=True) if g is not None]
+                estimate.add(pairs, counted, half)
+        return True
 
 
-def _gradients(
-    root: nn.Module,
-    chunk: Any,
-    layout: torch.memory_format,
-    objective: Objective,
-    spread: Spread,
-    directions: _Directions,
-    start: int,
-    taps: list[tuple[Site, Tensor]],
-) -> list[tuple[Site, Tensor]] | None:
-    """∂(vᵀz)/∂y of every tapped output for some samples; None where nothing can be differentiated."""
-    with torch.enable_grad():
-        answers = spread.ordered(objective.answers(forward(root, laid_out(chunk, layout)), chunk))
-        if not taps or not any(answer.values.requires_grad for answer in answers):
-            return None
+@dataclass
+class Spreading:
+    """∂(vᵀz)/∂y: the squared change of the outputs over their variance, for one sample."""
+
+    objective: Objective
+    spread: Spread
+    sums: Sums
+    directions: Directions = field(default_factory=lambda: Directions())  # which is defined below
+
+    def of(self, answers: Sequence[Answer], first: int) -> tuple[Tensor, float]:
         total = torch.zeros((), device=answers[0].values.device)
-        for index, (answer, scale) in enumerate(zip(answers, spread.scales, strict=True)):
+        for index, (answer, scale) in enumerate(zip(self.spread.ordered(answers), self.spread.scales, strict=True)):
             z = answer.centred
-            total = total + scale * (z * directions.of(z, index, start)).sum()
-        found = torch.autograd.grad(total, [zero for _, zero in taps], allow_unused=True)
-    return [(site, gradient) for (site, _), gradient in zip(taps, found, strict=True) if gradient is not None]
+            total = total + scale * (z * self.directions.of(z, index, first)).sum()
+        return total, len(answers[0].values)
+
+    def add(self, gradients: Sequence[tuple[Site, Tensor]], counted: float, half: int) -> None:
+        self.sums.add(gradients, counted, half)
 
 
 def chunks(batch: Any, count: int, before: int, size: int) -> Iterator[tuple[int, Any]]:
@@ -158,7 +193,7 @@ class Spread:
             rows = answer.centred.detach().reshape(-1, answer.values.shape[-1])
             self.energies[index] += float(rows.square().sum(dtype=torch.float64))
             self.totals[index] = self.totals[index] + rows.sum(0, dtype=torch.float64).cpu()
-            self.rows[index] += len(rows)
+            self.rows[index] += len(rows) if answer.counted is None else int(answer.counted.sum())
         self.samples += samples
 
     def joined(self, team: Team) -> Spread:
@@ -205,7 +240,7 @@ def measure_spread(root: nn.Module, seen: Samples, objective: Objective) -> Spre
     return spread.joined(seen.team)
 
 
-class _Directions:
+class Directions:
     """Random directions of variance one for numbered rows; of as many neighbours as a row has entries orthogonal."""
 
     def __init__(self) -> None:
@@ -217,7 +252,7 @@ class _Directions:
         count = z.numel() // max(size, 1)
         first = start * z.shape[1:-1].numel()
         if size > ORTHOGONAL:
-            drawn = torch.randn(count, size, generator=_generator(answer, first))
+            drawn = torch.randn(count, size, generator=generator_of(answer, first))
         else:
             groups = range(first // size, (first + count - 1) // size + 1)
             table = torch.cat([self._group(size, answer, group) for group in groups])
@@ -227,34 +262,35 @@ class _Directions:
     def _group(self, size: int, answer: int, group: int) -> Tensor:
         key = (size, answer)
         if key not in self.tables:
-            square = torch.randn(size, size, generator=_generator(answer, -1), dtype=torch.float64)
+            square = torch.randn(size, size, generator=generator_of(answer, -1), dtype=torch.float64)
             self.tables[key] = (torch.linalg.qr(square)[0] * size**0.5).float()
-        generator = _generator(answer, group)
+        generator = generator_of(answer, group)
         signs = torch.randint(0, 2, (2, size), generator=generator) * 2.0 - 1
         order = torch.randperm(size, generator=generator)
         return self.tables[key][order] * signs[0] * signs[1].unsqueeze(1)
 
 
-def _generator(answer: int, number: int) -> torch.Generator:
+def generator_of(answer: int, number: int) -> torch.Generator:
     return torch.Generator().manual_seed((SEED + answer) * 1_000_003 + number + 1)
 
 
 @dataclass
-class _Sums:
-    """Σ g gᵀ of each site in two halves of the chunks, float64."""
+class Sums:
+    """Σ g gᵀ of each site, or what ``moment`` makes of its gradients, in two halves of the chunks, float64."""
 
     halves: tuple[dict[str, Tensor], dict[str, Tensor]] = field(default_factory=lambda: ({}, {}))
-    samples: list[int] = field(default_factory=lambda: [0, 0])
+    samples: list[float] = field(default_factory=lambda: [0, 0])
+    moment: Callable[[Site, Tensor], Tensor] = field(default_factory=lambda: _moment)
 
-    def add(self, gradients: Sequence[tuple[Site, Tensor]], samples: int, half: int) -> None:
+    def add(self, gradients: Sequence[tuple[Site, Tensor]], samples: float, half: int) -> None:
         mine = self.halves[half]
         self.samples[half] += samples
         for site, gradient in gradients:
-            rows = site.layer.output_rows(gradient).double()
-            moment = rows.mT @ rows if rows.shape[-1] <= FULL else rows.square().sum(-2)
+            moment = self.moment(site, gradient)
             mine[site.name] = mine[site.name] + moment if site.name in mine else moment
 
-    def metrics(self, team: Team) -> dict[str, Tensor]:
+    def metrics(self, team: Team, towards: Mapping[str, Tensor] | None = None) -> dict[str, Tensor]:
+        """D of each site, drawn towards a multiple of the identity, or of what ``towards`` says."""
         halves, samples = self.halves, self.samples
         if team.size > 1:
             shares: list[Any] = [None] * team.size
@@ -265,7 +301,8 @@ class _Sums:
         for name in dict.fromkeys((*halves[0], *halves[1])):
             means = [halves[i][name] / samples[i] for i in (0, 1) if name in halves[i] and samples[i]]
             if all(bool(mean.isfinite().all()) for mean in means):
-                found[name] = shrunk(means, [samples[i] for i in (0, 1) if name in halves[i] and samples[i]])
+                counts = [samples[i] for i in (0, 1) if name in halves[i] and samples[i]]
+                found[name] = shrunk(means, counts, (towards or {}).get(name))
         return found
 
 
@@ -274,18 +311,26 @@ def _summed(parts: Sequence[dict[str, Tensor]]) -> dict[str, Tensor]:
     return {name: sum(part[name] for part in parts if name in part) for name in names}  # type: ignore[misc]
 
 
-def shrunk(means: Sequence[Tensor], samples: Sequence[int]) -> Tensor:
+def _moment(site: Site, gradient: Tensor) -> Tensor:
+    rows = site.layer.output_rows(gradient).double()
+    return rows.mT @ rows if rows.shape[-1] <= FULL else rows.square().sum(-2)
+
+
+def shrunk(means: Sequence[Tensor], samples: Sequence[float], towards: Tensor | None = None) -> Tensor:
     """The mean of two estimates (…, m, m), or diagonals (m,), drawn towards μI by the share of noise in its structure.
 
     What both halves say beyond a multiple of the identity is signal, what they differ in is noise: with A, B the halves
     less μI, 1 − λ = ⟨A, B⟩ / (⟨A, B⟩ + ‖A − B‖²/4), the λ that one half would choose for the other in least squares,
-    at twice the samples.
+    at twice the samples. ``towards``: what WᵀDW is drawn to in place of the identity, WᵀW.
     """
     whole = sum(m * n for m, n in zip(means, samples, strict=True)) / sum(samples)
     assert isinstance(whole, Tensor)
     if len(means) < 2:
         return whole
-    if whole.dim() == 1:
+    if towards is not None:
+        identity = towards.to(whole)
+        level = whole.trace() / identity.trace().clamp_min(torch.finfo(whole.dtype).tiny)
+    elif whole.dim() == 1:
         identity, level = torch.ones_like(whole), whole.mean()
     else:
         identity = torch.eye(whole.shape[-1], dtype=whole.dtype, device=whole.device)

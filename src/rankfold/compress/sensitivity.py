@@ -25,6 +25,8 @@ Prices = dict[tuple[str, Form], Tensor]
 
 _AGREE = 1.2  # how much more than on all samples may be lost on those held back
 _TAIL = 1e-4  # shares of the energy below which nobody asks
+_SAMPLES = 1 << 16  # that go through the network in all probes together, about
+_FEWEST = 32  # samples of one probe
 _HOPELESS = 1e6  # nats: outputs that are not finite
 
 
@@ -76,13 +78,15 @@ def price(
     """For each candidate what its errors do to the outputs at rank 0..k: the divergence of ``objective`` between the
     original and the network with this site alone truncated, a mean over the samples.
 
-    Measured at ``rule.probes`` ranks spread evenly over the logarithm of the error, on ``rule.samples`` samples;
+    Measured at ``rule.probes`` ranks spread evenly over the logarithm of the error, on ``rule.samples`` samples, on
+    fewer where there are many candidates (``probe_samples``);
     between two probes its logarithm is linear in log error, beyond the last one it falls with the error squared. Never
     rising with the rank. Raises ``ValueError`` for a model whose outputs are not floating. Cost: (probes × candidates
     + 1) forward passes over the samples.
     """
     objective = objective or Teacher()
-    batches = list(batches_of(data, rule.samples, rule.samples))
+    count = probe_samples(rule, len(candidates))
+    batches = list(batches_of(data, count, count))
     prices: Prices = {}
     with evaluating(root):
         originals = [forward(root, batch) for batch in batches]
@@ -99,6 +103,12 @@ def price(
             prices[candidate.site.name, candidate.form] = torch.from_numpy(interpolate(errors, points))
             progress("probing", done + 1, len(candidates))
     return prices
+
+
+def probe_samples(rule: Optimal, candidates: int) -> int:
+    """On how many samples each of so many candidates is probed, so that a deep network takes no longer than 64 layers
+    of it would."""
+    return min(rule.samples, max(_FEWEST, _SAMPLES // max(candidates * rule.probes, 1)))
 
 
 def probe_ranks(errors: np.ndarray, ranks: Sequence[int], count: int) -> list[int]:

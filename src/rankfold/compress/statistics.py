@@ -17,9 +17,11 @@ from rankfold.compress.absorbers import Absorbers
 from rankfold.compress.finite import check_finite
 from rankfold.compress.metric import Spread, output_metrics
 from rankfold.compress.planning.plan import fingerprint
+from rankfold.compress.tokens import token_metrics
 from rankfold.costs import evaluating
 from rankfold.linalg import Moments
 from rankfold.objectives import Objective, ObjectiveError, Teacher
+from rankfold.objectives.answer import unpadded
 from rankfold.observe import Samples, after, first_of
 from rankfold.observe.layout import laid_out, layout_for
 from rankfold.observe.passes import held
@@ -40,19 +42,26 @@ class SiteStatistics:
 
     ``moments`` at the layer's ``side``; ``absorber``: the BatchNorm that takes this site's output with nothing in
     between; ``metric``: how much the model's outputs move when this site's outputs do, (m, m), its diagonal (m,), or
-    with a leading group axis. ``parts``: the moments of the samples to fit to, and of those that were held back so that
-    a forecast can be checked on them; not saved.
+    with a leading group axis; of a linear layer with m > n it may be (n, n): WᵀDW, all that is needed of it there.
+    ``coarse``: another such metric, which ranks layers better where much is lost. ``free``: the new layer may carry a
+    bias of its own, so that moments are taken about the mean. ``tokens``: both metrics are of tokens. ``parts``: the
+    moments of the samples to fit to, and of those that were held back so that a forecast can be checked on them; not
+    saved.
     """
 
     moments: Moments
     absorber: str | None = None
     metric: Tensor | None = None
+    coarse: Tensor | None = None
+    free: bool = True
+    tokens: bool = False
     parts: tuple[Moments, Moments] | None = field(default=None, compare=False, repr=False)
 
     @property
     def covariance(self) -> Tensor:
-        """Centred second moment of one row, (d, d) or (groups, d, d)."""
-        return self.moments.covariance_sum / max(self.moments.count, 1)
+        """Second moment of one row, (d, d) or (groups, d, d), about the mean where a bias is free."""
+        total = self.moments.covariance_sum if self.free else self.moments.gram
+        return total / max(self.moments.count, 1)
 
     @property
     def fitted(self) -> SiteStatistics | None:
@@ -61,10 +70,13 @@ class SiteStatistics:
 
     @property
     def held_out(self) -> Tensor | None:
-        """Second moment of one held-out row about the mean of the others: what a bias misses there counts too."""
+        """Second moment of one held-out row about the mean of the others: what a bias misses there counts too. About
+        zero where no bias is free."""
         if self.parts is None:
             return None
         fitted, held = self.parts
+        if not self.free:
+            return held.gram / held.count
         moved = held.mean - fitted.mean
         return held.covariance_sum / held.count + moved.unsqueeze(-1) * moved.unsqueeze(-2)
 
@@ -73,30 +85,53 @@ class SiteStatistics:
 class Statistics:
     """Statistics by site name; sites that the data never reached are listed instead.
 
-    ``model``: fingerprint of the model they were taken of ("" if that is not known).
+    ``model``: fingerprint of the model they were taken of ("" if that is not known). ``nats``: squared errors in the
+    metric are nats of KL divergence per token.
     """
 
     sites: Mapping[str, SiteStatistics]
     samples: int
     unreached: tuple[str, ...] = ()
     model: str = ""
+    nats: bool = False
 
     @property
     def kept(self) -> Statistics:
         """Without the parts that only forecasts need."""
-        return replace(self, sites={name: replace(known, parts=None) for name, known in self.sites.items()})
+        return self._with(lambda known: replace(known, parts=None))
+
+    @property
+    def decided(self) -> Statistics:
+        """Without the metric that was not taken."""
+        return self._with(lambda known: replace(known, coarse=None))
+
+    @property
+    def coarser(self) -> Statistics | None:
+        """With the other metric in place of the one in nats; None where there is none."""
+        if not any(known.coarse is not None for known in self.sites.values()):
+            return None
+        return replace(self._with(lambda known: replace(known, metric=known.coarse, coarse=None)), nats=False)
+
+    def _with(self, change: Callable[[SiteStatistics], SiteStatistics]) -> Statistics:
+        return replace(self, sites={name: change(known) for name, known in self.sites.items()})
 
     def to_bytes(self) -> bytes:
         """One safetensors file; ``load`` is the inverse."""
         tensors, absorbers = {}, {}
+        bound = [name for name, known in self.sites.items() if not known.free]
         for name, known in sorted(self.sites.items()):  # whatever the order in which they were read
             for key, value in known.moments.state_dict().items():
                 tensors[f"{name}|{key}"] = torch.as_tensor(value)
             if known.metric is not None:
                 tensors[f"{name}|metric"] = known.metric
+            if known.coarse is not None:
+                tensors[f"{name}|coarse"] = known.coarse
             if known.absorber is not None:
                 absorbers[name] = known.absorber
         note = _Note(samples=self.samples, unreached=list(self.unreached), absorbers=absorbers, model=self.model)
+        tokens = any(known.tokens for known in self.sites.values())
+        if tokens:
+            note |= {"bound": sorted(bound), "nats": self.nats, "tokens": tokens}
         return _FILE.write(tensors, note)
 
     def save(self, path: str | Path) -> None:
@@ -118,6 +153,9 @@ class _Note(TypedDict):
     unreached: list[str]
     absorbers: dict[str, str]
     model: NotRequired[str]
+    bound: NotRequired[list[str]]
+    nats: NotRequired[bool]
+    tokens: NotRequired[bool]
 
 
 _FILE = Kind[_Note](
@@ -133,11 +171,16 @@ def _built(tensors: Mapping[str, Tensor], note: _Note) -> Statistics:
     for full, value in tensors.items():
         name, _, key = full.rpartition("|")
         states.setdefault(name, {})[key] = value
+    bound = frozenset(note.get("bound", ()))
     found = {
-        name: SiteStatistics(Moments.from_state_dict(state), note["absorbers"].get(name), state.get("metric"))
+        name: SiteStatistics(
+            Moments.from_state_dict(state), note["absorbers"].get(name), state.get("metric"), state.get("coarse"),
+            name not in bound, note.get("tokens", False),
+        )
         for name, state in states.items()
-    }
-    return Statistics(found, note["samples"], tuple(note["unreached"]), note.get("model", ""))
+    }  # fmt: skip
+    unreached, nats = tuple(note["unreached"]), note.get("nats", False)
+    return Statistics(found, note["samples"], unreached, note.get("model", ""), nats)
 
 
 def moments_bytes(site: Site) -> int:
@@ -171,6 +214,7 @@ def calibrate(
     metric_samples: int = 1024,
     batch_size: int = 128,
     objective: Objective | None = None,
+    tokenwise: bool = True,
     progress: Progress | None = None,
     team: Team | None = None,
 ) -> Statistics:
@@ -178,7 +222,9 @@ def calibrate(
 
     ``data``: anything ``rankfold.batches.batches_of`` understands. One sample in eight is held back (one in two of very
     few): their moments are kept apart. On the first ``metric_samples`` also the output metrics (see
-    ``rankfold.compress.metric``; 0 for none), of the answers of ``objective``; None: every floating output. Cost: the
+    ``rankfold.compress.metric``; 0 for none), of the answers of ``objective``; None: every floating output. Of a
+    language model, unless ``tokenwise`` is off, the token metric (``rankfold.compress.tokens``) and no new biases.
+    What ``attention_mask`` leaves out counts nowhere. Cost: the
     forward passes, one backward pass for the metrics, and d² for each row at each site, d its ``side``. Raises
     ``ValueError`` for empty data, for a site whose weights or activations are not finite, and for moments that would
     not fit into memory. Hooks, mode and gradients are left as found. With a ``team`` every process takes its share of
@@ -195,18 +241,27 @@ def calibrate(
     if not gathered.samples:
         raise ValueError("the calibration data is empty: give at least one batch")
     give_back()
-    metrics = {}
-    if metric_samples:
-        metrics = output_metrics(root, seen.first(metric_samples), sites, asked, gathered.spread, progress)
+    tokens = bool(metric_samples) and asked.by_token and tokenwise
+    metrics: Mapping[str, Tensor] = {}
+    coarse: Mapping[str, Tensor] = {}
+    few = seen.first(metric_samples)
+    if tokens:
+        both = token_metrics(root, few, sites, asked, gathered.spread, progress)
+        metrics, coarse = both.fisher, both.outputs
+    elif metric_samples:
+        metrics = output_metrics(root, few, sites, asked, gathered.spread, progress)
     reached, absorbers = {}, gathered.absorbers
     for site in sites.reducible:
         parts = gathered.moments.get(site.name)
         if parts is not None:
             absorber = None if site.layer.has_bias else absorbers.of(site.name)
-            reached[site.name] = _of_site(parts, absorber, metrics.get(site.name))
+            known = _of_site(parts, absorber, metrics.get(site.name))
+            # code for language models knows no biases where the original has none
+            free = not tokens or site.layer.has_bias or absorber is not None
+            reached[site.name] = replace(known, coarse=coarse.get(site.name), free=free, tokens=tokens)
     unreached = tuple(site.name for site in sites.reducible if site.name not in reached)
     give_back()
-    return Statistics(reached, gathered.samples, unreached, fingerprint(model))
+    return Statistics(reached, gathered.samples, unreached, fingerprint(model), nats=tokens and bool(metrics))
 
 
 Parts = dict[bool, Moments]  # by whether its samples are held back
@@ -225,7 +280,7 @@ def _of_site(parts: Parts, absorber: str | None, metric: Tensor | None) -> SiteS
         (moments,) = parts.values()
         return SiteStatistics(moments, absorber, metric)
     whole = Moments.from_state_dict(parts[False].state_dict()).merge(parts[True])
-    return SiteStatistics(whole, absorber, metric, (parts[False], parts[True]))
+    return SiteStatistics(whole, absorber, metric, parts=(parts[False], parts[True]))
 
 
 def _gather(
@@ -234,7 +289,7 @@ def _gather(
     """One pass over the samples; attention must be split, the model in eval mode. ``objective``: of whose answers the
     spread is measured."""
     found, comparable = _Gathered(), objective is not None
-    back = torch.zeros(0, dtype=torch.bool)
+    back, batch = torch.zeros(0, dtype=torch.bool), None
 
     def watch(site: Site) -> Callable[..., None]:
         def hook(module: nn.Module, args: tuple, kwargs: dict, output: Tensor) -> None:
@@ -245,7 +300,8 @@ def _gather(
                     "samples, for weights before this site that are not finite, or for overflow (convert to float32)"
                 )
             parts = found.moments.setdefault(site.name, {})
-            for side, part in _parted(rows, back):
+            mask = None if rows.dim() > 2 else unpadded(output, batch)
+            for side, part in _parted(rows, back, mask):
                 if side not in parts:
                     parts[side] = Moments(rows.shape[-1], groups=rows.shape[0] if rows.dim() == 3 else None)
                 parts[side].update(part)
@@ -276,14 +332,19 @@ def _gather(
     return found
 
 
-def _parted(rows: Tensor, back: Tensor) -> Iterator[tuple[bool, Tensor]]:
-    """Rows (…, R, d) of a batch in its two parts; each sample has as many rows, one sample after the other."""
-    if not bool(back.any()):
+def _parted(rows: Tensor, back: Tensor, mask: Tensor | None = None) -> Iterator[tuple[bool, Tensor]]:
+    """Rows (…, R, d) of a batch in its two parts; each sample has as many rows, one sample after the other. ``mask``
+    (N, length), one for each row: those that are no padding."""
+    if not bool(back.any()) and mask is None:
         yield False, rows
         return
-    each, rest = divmod(rows.shape[-2], len(back))
-    mask = (back.repeat_interleave(each) if not rest else held(rows.shape[-2], 0, _ROWS)).to(rows.device)
-    yield from ((side, rows[..., mask == side, :]) for side in (False, True) if bool((mask == side).any()))
+    each, rest = divmod(rows.shape[-2], max(len(back), 1))
+    sides = back.repeat_interleave(each) if not rest else held(rows.shape[-2], 0, _ROWS)
+    counts = torch.ones_like(sides) if mask is None else mask.flatten().bool().cpu()
+    for side in (False, True):
+        chosen = (sides == side) & counts
+        if bool(chosen.any()):
+            yield side, rows[..., chosen.to(rows.device), :]
 
 
 def _together(moments: dict[str, Parts], team: Team) -> dict[str, Parts]:

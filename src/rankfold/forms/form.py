@@ -69,6 +69,7 @@ class Form(str, metaclass=_Forms):
     KEEP: ClassVar[Form]
     DENSE: ClassVar[Form]
     FACTORED: ClassVar[Form]
+    PIVOTED: ClassVar[Form]
     SPATIAL: ClassVar[Form]
     TUCKER: ClassVar[Form]
     CP: ClassVar[Form]
@@ -119,6 +120,9 @@ class Form(str, metaclass=_Forms):
     def skeleton(self, layer: Layer, old: Any, rank: int, bias: bool) -> nn.Module:
         """The new layer on the meta device, of the old one's dtype, not filled."""
         raise NotImplementedError(f"form {self}: skeleton(layer, old, rank, bias) is missing")
+
+    def begin_(self, new: Any) -> None:
+        """Give a layer that is not filled the buffers with which it can be run, to be timed; none by default."""
 
     def write_(self, layer: Layer, new: Any, factors: Factors) -> None:
         """Fill a layer that ``skeleton`` made."""

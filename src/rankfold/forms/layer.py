@@ -111,7 +111,9 @@ class Layer:
 
     def skeleton(self, like: Any, form: Form, rank: int, bias: bool) -> nn.Module:
         """The new layer with parameters of the right shape, dtype and device, not filled; no random number is drawn."""
-        return form.skeleton(self, like, rank, bias).to_empty(device=self.weight(like).device)
+        made = form.skeleton(self, like, rank, bias).to_empty(device=self.weight(like).device)
+        form.begin_(made)
+        return made
 
     @torch.no_grad()
     def write_(self, layer: Any, form: Form, factors: Factors) -> None:

@@ -2,7 +2,8 @@
 
 torch takes a stride, padding or dilation as a number, as one number for each axis, or as a sequence of one number, and
 keeps what it was given. With a padding mode other than zeros it pads by a list of its own, in which a sequence of one
-number pads the last axis alone; that is what the layer computes, and so what is read here.
+number, of padding or of dilation beside "same", pads one axis alone; that is what the layer computes, and so what is
+read here.
 """
 
 from __future__ import annotations
@@ -32,7 +33,8 @@ def setting_of(module: Any) -> Setting:
     if module.padding_mode != "zeros":
         own = tuple(module._reversed_padding_repeated_twice)
         pads = own + (0,) * (2 * axes - len(own))
-        padding = padding if isinstance(padding, str) else pads[::2][::-1]
+        if pads[::2] == pads[1::2]:  # in numbers, also where torch was given a word: it may have left axes out
+            padding = pads[::2][::-1]
     elif padding == "same":
         total = [spread * (size - 1) for spread, size in zip(dilation, kernel, strict=True)]
         pads = tuple(side for width in reversed(total) for side in (width // 2, width - width // 2))

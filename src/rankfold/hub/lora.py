@@ -10,15 +10,17 @@ from peft.tuners.tuners_utils import check_adapters_to_merge
 from torch import nn
 
 from rankfold.hub.errors import HubError
-from rankfold.layers import LowRankConv1D, LowRankLinear
-from rankfold.sites import narrow_
+from rankfold.layers import LowRankConv1D, LowRankLinear, PivotedConv1D, PivotedLinear
+from rankfold.sites import narrow_, narrower, pair, weights_of
 
-_WIDENED = (LowRankLinear, LowRankConv1D)
+_PIVOTED = (PivotedLinear, PivotedConv1D)
+_WIDENED = (LowRankLinear, LowRankConv1D, *_PIVOTED)
 
 
 class FactoredLora(Linear):
     """A factored layer with LoRA beside it. Merging puts the adapter's two matrices beside the two factors, so that the
-    layer computes the same sum at a rank larger by the adapter's; nothing is approximated."""
+    layer computes the same sum at a rank larger by the adapter's; nothing is approximated. Of a pivoted layer the rows
+    that are stored are chosen anew, and what was there before is kept for ``unmerge``."""
 
     def _get_in_out_features(self, module: Any) -> tuple[int, int]:
         return module.in_features, module.out_features
@@ -40,7 +42,18 @@ class FactoredLora(Linear):
                 right, left = first.to(base.down.weight), (second * self.scaling[name]).to(base.up.weight)
                 if safe_merge and not (bool(right.isfinite().all()) and bool(left.isfinite().all())):
                     raise HubError(f"adapter {name!r} is not finite: train it again with a smaller step")
-                _stack_(base, torch.cat([base.down.weight, right]), torch.cat([base.up.weight, left], 1))
+                before = pair(base)
+                if isinstance(base, _PIVOTED):
+                    if base.rank + len(right) >= base.out_features:
+                        raise HubError(
+                            f"adapter {name!r} cannot be merged: with it the layer would have rank "
+                            f"{base.rank + len(right)}, as many as its {base.out_features} outputs or more: keep it "
+                            "beside the layer (save the adapter)"
+                        )
+                    self.__dict__.setdefault("kept", {})[name] = weights_of(base)
+                    narrow_(base, narrower(base, torch.cat([before[0], right]), torch.cat([before[1], left], 1)))
+                else:
+                    _stack_(base, torch.cat([before[0], right]), torch.cat([before[1], left], 1))
             self.merged_adapters.append(name)
 
     def _pair(self, name: str) -> tuple[torch.Tensor, torch.Tensor]:
@@ -53,6 +66,9 @@ class FactoredLora(Linear):
         base: Any = self.get_base_layer()
         while self.merged_adapters:
             name = self.merged_adapters.pop()
+            if isinstance(base, _PIVOTED):
+                narrow_(base, self.__dict__["kept"].pop(name))
+                continue
             kept = base.rank - len(self._pair(name)[0])
             with torch.no_grad():
                 _stack_(base, base.down.weight[:kept].clone(), base.up.weight[:, :kept].clone())
@@ -60,7 +76,7 @@ class FactoredLora(Linear):
 
 def _stack_(base: Any, down: torch.Tensor, up: torch.Tensor) -> None:
     trained = base.down.weight.requires_grad
-    narrow_(base, nn.Parameter(down, trained), nn.Parameter(up, trained))
+    narrow_(base, (nn.Parameter(down, trained), nn.Parameter(up, trained)))
 
 
 def known(config: Any) -> Any:

@@ -1,13 +1,17 @@
-"""Training in products: LoRITa (Alkhouri et al.) under plain weight decay, and compressed deep linear layers."""
+"""Training that makes low rank: products under weight decay (LoRITa), compressed deep linear layers, DLRT."""
 
 from rankfold.induce.cdln import cdln_
 from rankfold.induce.choose import Choice, Target, choose
+from rankfold.induce.condition import Condition, Spread
+from rankfold.induce.dlrt import dlrt_, dlrt_choice
 from rankfold.induce.fold import factors, fold_, is_overparametrized
+from rankfold.induce.integrate import Dlrt
 from rankfold.induce.overparametrize import overparametrize_
 from rankfold.induce.penalty import factor_energy, schatten_penalty
 from rankfold.induce.recipes import LORITA, LORITA_RELAXED, PAPER_FCN
 
 __all__ = [
-    "Choice", "LORITA", "LORITA_RELAXED", "PAPER_FCN", "Target", "cdln_", "choose", "factor_energy", "factors", "fold_",
-    "is_overparametrized", "overparametrize_", "schatten_penalty",
+    "Choice", "Condition", "Dlrt", "LORITA", "LORITA_RELAXED", "PAPER_FCN", "Spread", "Target", "cdln_", "choose",
+    "dlrt_", "dlrt_choice", "factor_energy", "factors", "fold_", "is_overparametrized", "overparametrize_",
+    "schatten_penalty",
 ]  # fmt: skip

@@ -8,19 +8,24 @@ import torch
 from torch import Tensor, nn
 
 from rankfold.forms.geometry import Stacked
-from rankfold.sites import factors_of, ordinary_class, products, unwrap
+from rankfold.induce.dlrt import dynamic_layers, factored_, ordinary_
+from rankfold.sites import factors_of, ordinary_class, products, replace_, unwrap
 from rankfold.sites.product import other_parametrizations
 
 Model = TypeVar("Model", bound=nn.Module)
 
 
-def fold_(model: Model) -> Model:
+def fold_(model: Model, *, keep: bool = False) -> Model:
     """Multiply every product of ``model`` out into the ordinary weight that it stands for; returns ``model``.
 
-    The inverse of ``overparametrize_``: classes, state-dict keys and their order, shared modules and tied weights are
-    as before, hooks and modes stay; weights are the products to the last bit, in the dtype of the factors. Only part
-    of a model may be composed; one without products stays as it is. An optimizer that trained the factors does not
-    know the weights: build a new one for further training.
+    With ``keep`` the layers of ``dlrt_`` become factored ones of their rank instead (``LowRankLinear``,
+    ``LowRankConv``), ready for ``save``, ``export`` and ``slice_``; products of ``overparametrize_``, which are larger
+    than the weight, are multiplied out in any case.
+
+    The inverse of ``overparametrize_`` and ``dlrt_``: classes, state-dict keys and their order, shared modules and tied
+    weights are as before, hooks and modes stay; weights are the products to the last bit, in the dtype of the factors.
+    Only part of a model may be composed; one without products stays as it is. An optimizer that trained the factors
+    does not know the weights: build a new one for further training.
 
     Raises ``ValueError`` before anything is changed, for a layer that carries another parametrization beside.
     """
@@ -33,6 +38,8 @@ def fold_(model: Model) -> Model:
                 f"{path}: another parametrization stands beside or on top of the product; remove it first "
                 "(torch.nn.utils.parametrize.remove_parametrizations)"
             )
+    for layer in dynamic_layers(model).values():
+        replace_(unwrap(model), layer, factored_(layer) if keep else ordinary_(layer))
     made: dict[tuple[int, ...], nn.Parameter] = {}
     for _, module in composed:
         _fold_module_(module, made)

@@ -1,15 +1,19 @@
 """The factored layers: plain modules that code written for the dense layers can use without knowing.
 
-Parameters are named ``down`` (n → r), ``core`` where there is one, and ``up`` (r → m, which carries the bias).
+Parameters are named ``down`` (n → r), ``core`` where there is one, and ``up`` (r → m, which carries the bias; in
+pivoted layers it is made of ``up.rest`` and ``up.order``).
 ``weight`` is that of the dense layer: a product, formed only where it must be, that refuses to be written to.
 """
 
 from rankfold.layers.attention import SplitAttention
 from rankfold.layers.convolution import CPConv, FactoredConv, LowRankConv, SpatialConv2d, TuckerConv
+from rankfold.layers.dynamic import DynamicLowRank
 from rankfold.layers.linear import LowRankConv1D, LowRankLinear
+from rankfold.layers.pivoted import Completion, PivotedConv, PivotedConv1D, PivotedLinear
 from rankfold.layers.weight import FactoredWeight, FactoredWriteError, weight_of
 
 __all__ = [
-    "CPConv", "FactoredConv", "FactoredWeight", "FactoredWriteError", "LowRankConv", "LowRankConv1D", "LowRankLinear",
-    "SpatialConv2d", "SplitAttention", "TuckerConv", "weight_of",
+    "CPConv", "Completion", "DynamicLowRank", "FactoredConv", "FactoredWeight", "FactoredWriteError", "LowRankConv",
+    "LowRankConv1D", "LowRankLinear", "PivotedConv", "PivotedConv1D", "PivotedLinear", "SpatialConv2d",
+    "SplitAttention", "TuckerConv", "weight_of",
 ]  # fmt: skip

@@ -22,7 +22,14 @@ class LowRankLinear(RefusesWeight, nn.Module):
         super().__init__()
         self.in_features, self.rank, self.out_features = in_features, rank, out_features
         self.down = nn.Linear(in_features, rank, bias=False, **factory)
-        self.up = nn.Linear(rank, out_features, bias=bias, **factory)
+        self.up: Any = self._second(bias, factory)
+
+    def _second(self, bias: bool, factory: dict[str, Any]) -> nn.Module:
+        """The map from the r numbers between the factors to the outputs."""
+        return nn.Linear(self.rank, self.out_features, bias=bias, **factory)
+
+    def _product(self) -> Tensor:
+        return weight_of(Matrix(), (self.down.weight, self.up.weight))
 
     @property
     def weight(self) -> Tensor:
@@ -59,4 +66,4 @@ class LowRankConv1D(LowRankLinear):
 
 @torch.jit.unused
 def _matrix(layer: Any) -> Tensor:
-    return weight_of(Matrix(), (layer.down.weight, layer.up.weight))
+    return layer._product()

@@ -68,27 +68,82 @@ class Matrix:
     def turned(self) -> Matrix:
         return self
 
+    def onward(self, x: Tensor, factors: Factors, bias: Tensor | None = None) -> Tensor:
+        """x Wᵀ + bias."""
+        right, left = factors
+        return F.linear(F.linear(x, right), left, bias)
+
+    def back(self, x: Tensor, factors: Factors) -> Tensor:
+        """x W."""
+        right, left = factors
+        return x @ left @ right
+
     def thin(self, func: Any, args: Sequence[Any], kwargs: Mapping[str, Any], weight: Any) -> Thin | None:
         if func is F.linear:
             x, given, bias = _arguments(args, kwargs, ("input", "weight", "bias"))
             if given is not weight or x is weight or bias is weight or x is None:
                 return None
-            return Thin(x, lambda x, f: F.linear(F.linear(x, f[0]), f[1], bias))
+            return Thin(x, lambda x, f: self.onward(x, f, bias))
         name = getattr(func, "__name__", "")
         if kwargs:
             return None
         if name == "addmm" and len(args) == 3 and args[2] is weight and args[1] is not weight and args[0] is not weight:
             bias = args[0]
-            return Thin(args[1], lambda x, f: torch.addmm(bias, x @ f[1], f[0]), 1)
+            return Thin(args[1], lambda x, f: bias + self.back(x, f), 1)
         if name == "__rmatmul__" and len(args) == 2:
             name, args = "__matmul__", (args[1], args[0])
         if name not in _RIGHT or len(args) != 2 or args[0] is args[1]:
             return None
-        if args[1] is weight:  # x·W = (x·left)·right
-            return Thin(args[0], lambda x, f: x @ f[1] @ f[0], 1)
-        if args[1].dim() == 1 or args[1].dim() == 2:  # W·x = left·(right·x)
-            return Thin(args[1], lambda x, f: f[1] @ (f[0] @ x))
+        if args[1] is weight:
+            return Thin(args[0], self.back, 1)
+        if args[1].dim() == 1:  # W·x
+            return Thin(args[1], self.onward)
+        if args[1].dim() == 2:
+            return Thin(args[1], lambda x, f: self.onward(x.mT, f).mT)
         return None
+
+
+@dataclass(frozen=True, eq=False)
+class PivotedMatrix(Matrix):
+    """W (m, n) = P [I; C] B, factors (B (r, n), C (m − r, r)); ``order`` (m): which row of [B; C B] each row is.
+
+    ``across``: the transposed weight (n, m), factors (Cᵀ, Bᵀ).
+    """
+
+    order: Tensor
+    across: bool = False
+
+    def _stored(self, factors: Factors) -> Factors:
+        return (factors[1].mT, factors[0].mT) if self.across else factors
+
+    def shape(self, factors: Factors) -> tuple[int, ...]:
+        m, n = len(self.order), self._stored(factors)[0].shape[1]
+        return (n, m) if self.across else (m, n)
+
+    def dense(self, factors: Factors) -> Tensor:
+        rows, rest = self._stored(factors)
+        matrix = torch.cat([rows, rest @ rows]).index_select(0, self.order)
+        return matrix.mT if self.across else matrix
+
+    def turned(self) -> PivotedMatrix:
+        return PivotedMatrix(self.order, not self.across)
+
+    def onward(self, x: Tensor, factors: Factors, bias: Tensor | None = None) -> Tensor:
+        result = self._condensed(x, factors) if self.across else self._completed(x, factors)
+        return result if bias is None else result + bias
+
+    def back(self, x: Tensor, factors: Factors) -> Tensor:
+        return self._completed(x, factors) if self.across else self._condensed(x, factors)
+
+    def _completed(self, x: Tensor, factors: Factors) -> Tensor:
+        rows, rest = self._stored(factors)
+        z = F.linear(x, rows)
+        return torch.cat([z, F.linear(z, rest)], -1).index_select(-1, self.order)
+
+    def _condensed(self, x: Tensor, factors: Factors) -> Tensor:
+        rows, rest = self._stored(factors)
+        x = x.index_select(-1, self.order.argsort())
+        return (x[..., : len(rows)] + x[..., len(rows) :] @ rest) @ rows
 
 
 @dataclass(frozen=True)
@@ -169,6 +224,29 @@ class Pair(Kernel):
         return last(first(x, down, groups=self.groups, **at.whole()), up, bias, groups=self.groups)
 
 
+@dataclass(frozen=True, eq=False)
+class PivotedPair(Pair):
+    """k×k to the channels that are stored, then 1×1 to the others: factors (down, rest); ``order`` of the channels."""
+
+    order: Tensor | None = None  # always given: a default because those before it have one
+
+    def shape(self, factors: Factors) -> tuple[int, ...]:
+        assert self.order is not None
+        return len(self.order), *factors[0].shape[1:]
+
+    def dense(self, factors: Factors) -> Tensor:
+        assert self.order is not None
+        return low_rank_kernel(factors[0], completed(factors[1], self.order, self.groups), self.groups, False)
+
+    def stages(self, x: Tensor, factors: Factors, bias: Tensor | None, at: Setting) -> Tensor:
+        assert self.order is not None
+        down, rest = factors
+        conv: Any = PLAIN[at.axes - 1]
+        z = conv(x, down, groups=self.groups, **at.whole())
+        y = torch.cat([z, conv(z, rest, groups=self.groups)], -1 - at.axes).index_select(-1 - at.axes, self.order)
+        return y if bias is None else y + bias.reshape([-1] + [1] * at.axes)
+
+
 @dataclass(frozen=True)
 class Spatial(Kernel):
     """k_h×1 to r channels, then 1×k_w: factors (down, up)."""
@@ -226,6 +304,14 @@ class CP(Kernel):
 
 def low_rank_matrix(down: Tensor, up: Tensor) -> Tensor:
     return up @ down
+
+
+def completed(rest: Tensor, order: Tensor, groups: int) -> Tensor:
+    """[I; C] in the order of the outputs, (m, r, …): of each group the identity, then C = ``rest``."""
+    eye = torch.eye(rest.shape[1], dtype=rest.dtype, device=rest.device).repeat(groups, 1)
+    while eye.dim() < rest.dim():  # 1×1 kernels
+        eye = eye.unsqueeze(-1)
+    return torch.cat([eye, rest]).index_select(0, order)
 
 
 def low_rank_kernel(down: Tensor, up: Tensor, groups: int, transposed: bool) -> Tensor:

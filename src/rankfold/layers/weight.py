@@ -273,6 +273,14 @@ class Product(Tensor):
 _OF_ANY_TENSOR = frozenset({"requires_grad.get", "requires_grad_", "is_leaf.get", "grad.get", "retains_grad.get"})
 
 
+@torch.jit.unused
+def guarded(made: Tensor) -> Tensor:
+    """``made``, a tensor that is computed at each read, as one that refuses to be written to."""
+    if torch.compiler.is_compiling() or torch._C._are_functorch_transforms_active():
+        return made
+    return made.as_subclass(Product)
+
+
 def _plain(product: Tensor) -> Tensor:
     with torch._C.DisableTorchFunctionSubclass():
         return product.as_subclass(Tensor)

@@ -5,6 +5,7 @@ from rankfold.linalg.decompositions import checked, eigh, singular_values, svd
 from rankfold.linalg.errors import NonFiniteError, NotConvergedError, NotMaterialisedError
 from rankfold.linalg.gram import gram
 from rankfold.linalg.moments import Moments
+from rankfold.linalg.pivoting import Pivoted, pivoted
 from rankfold.linalg.programs.activation_aware import ActivationAwareFit, activation_aware
 from rankfold.linalg.programs.certificate import ProgramFit
 from rankfold.linalg.programs.maxnorm import nuclear_max_norm
@@ -20,6 +21,7 @@ __all__ = [
     "NotConvergedError",
     "NotMaterialisedError",
     "NuclearFit",
+    "Pivoted",
     "ProgramFit",
     "Projection",
     "activation_aware",
@@ -35,6 +37,7 @@ __all__ = [
     "nuclear_max_norm",
     "nuclear_radius",
     "nuclear_tobit",
+    "pivoted",
     "product",
     "project",
     "shrink_to_ball",

@@ -91,6 +91,7 @@ def project(
     inputs: Tensor | None = None,
     outputs: Tensor | None = None,
     metric: Tensor | None = None,
+    inner: Tensor | None = None,
     ridge: float = 0.0,
     refine: bool = True,
 ) -> Projection:
@@ -103,6 +104,8 @@ def project(
     the same answer; the smaller one is cheaper to collect.
     `metric`: D, positive: (…, m, m) or its diagonal (…, m); minimises Σ (y − z)ᵀ D (y − z) and measures
     errors so.
+    `inner`: WᵀDW (…, n, n), positive, in place of D: with `inputs`, for m ≥ n. It is all of D that the optimum needs
+    there, so that no m × m matrix is ever formed.
     `ridge`: μ ≥ 0, minimises ‖X(W − Z)ᵀ‖² + μ‖W − Z‖² instead, which anchors Z at W off the data.
 
     The eigenproblem is formed and solved in float64, whatever the statistics are: in float32 a Gram matrix
@@ -139,11 +142,16 @@ def project(
             f"second moment of the {side} of shape {tuple(statistic.shape)} does not fit "
             f"a weight of shape {tuple(weight.shape)}: expected {(*batch, size, size)}"
         )
+    if inner is not None and (metric is not None or outputs is not None or m < n):
+        raise ValueError("WᵀDW goes with the second moment of the inputs, without another metric, for m ≥ n")
     root = None if metric is None else _root(checked(metric, dtype).to(statistic.device), (*batch, m))
     if root is not None:
         weight = _times_root(root, weight)
     basis, triangle, reduced = None, None, weight
-    if m > n:
+    if inner is not None:  # its triangle R serves as well as one of D^½W: RᵀR is the same
+        triangle = _root(checked(inner, dtype).to(statistic.device), (*batch, n), "WᵀDW").mT
+        basis, reduced = weight, triangle
+    elif m > n:
         basis, triangle, reduced = _reduce(weight)
         if outputs is not None and triangle is not None:
             basis, triangle = torch.linalg.solve_triangular(triangle, basis, upper=True, left=False), None
@@ -226,18 +234,16 @@ def _condition(triangle: Tensor) -> Tensor:
     return (large.norm(dim=-2) * small.norm(dim=-2)).sqrt().squeeze(-1)
 
 
-def _root(metric: Tensor, outputs: tuple[int, ...]) -> Tensor:
-    if metric.shape == outputs:
+def _root(metric: Tensor, outputs: tuple[int, ...], name: str = "output metric") -> Tensor:
+    if metric.shape == outputs and name == "output metric":
         if not bool((metric > 0).all()):
             raise ValueError("the output metric must be positive: clamp it from below")
         return metric.sqrt()
     if metric.shape != (*outputs, outputs[-1]):
-        raise ValueError(
-            f"output metric of shape {tuple(metric.shape)}: expected {outputs} or {(*outputs, outputs[-1])}"
-        )
+        raise ValueError(f"{name} of shape {tuple(metric.shape)}: expected {outputs} or {(*outputs, outputs[-1])}")
     root, failed = torch.linalg.cholesky_ex(metric)
     if bool(failed.any()):
-        raise ValueError("the output metric must be positive definite: add a multiple of the identity")
+        raise ValueError(f"the {name} must be positive definite: add a multiple of the identity")
     return root
 
 

@@ -113,3 +113,14 @@ def named_input(batch: Any, name: str) -> Tensor | None:
 def attention_mask(batch: Any) -> Tensor | None:
     """Which tokens of a batch are no padding (N, length), where it says."""
     return named_input(batch, "attention_mask")
+
+
+def unpadded(values: Tensor, batch: Any) -> Tensor | None:
+    """(N, length), which tokens of ``values`` (N, length, C) are no padding; None where the batch does not say, as for
+    a decoder beside an encoder, whose mask it is."""
+    mask = attention_mask(batch)
+    if mask is None or values.dim() != 3 or mask.shape != values.shape[:2]:
+        return None
+    if named_input(batch, "decoder_input_ids") is not None:
+        return None
+    return mask.to(values.device).bool()

@@ -8,14 +8,14 @@ network is (``figures``). The first two need no targets.
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor
 
 from rankfold.batches import labels_of
 from rankfold.objectives import compare
-from rankfold.objectives.answer import Answer, counting_tensors, single
+from rankfold.objectives.answer import Answer, counting_tensors, single, unpadded
 from rankfold.objectives.evaluation import Figure, Figures, ObjectiveError
 
 Scales = tuple[float, ...]
@@ -25,11 +25,13 @@ class Objective:
     """The base of every objective; a subclass of one's own overrides what it needs (see ``rankfold.objective``).
 
     ``name``: as it is printed and given to ``--objective``. ``labelled``: whether losses and figures need targets;
-    where not, they compare with the original network.
+    where not, they compare with the original network. ``by_token``: whether the answers are scores of tokens, of which
+    the softmax is a distribution: what is lost is then forecast in nats per token.
     """
 
     name = "objective"
     labelled = True
+    by_token: ClassVar[bool] = False
 
     @property
     def compares(self) -> bool:
@@ -43,7 +45,10 @@ class Objective:
 
     def answers(self, output: Any, batch: Any = None) -> tuple[Answer, ...]:
         """The tensors of an output that count: by default each floating one, as plain numbers."""
-        found = tuple(Answer(single(tensor), name=name) for name, tensor in counting_tensors(output))
+        found = tuple(
+            Answer(single(tensor), counted=unpadded(tensor, batch), name=name)
+            for name, tensor in counting_tensors(output)
+        )
         if not found:
             raise ObjectiveError(
                 f"the model returned {type(output).__name__} without a floating tensor, and layers are compared by "

@@ -10,7 +10,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from rankfold.objectives.answer import Answer, main_tensor
+from rankfold.objectives.answer import Answer, main_tensor, unpadded
 from rankfold.objectives.base import Objective
 from rankfold.objectives.evaluation import Figure, ObjectiveError
 
@@ -138,3 +138,6 @@ class TokenClassification(Classification):
 
     axis: int = -1
     name: str = "token-classification"
+
+    def _counted(self, values: Tensor, batch: Any) -> Tensor | None:
+        return unpadded(values, batch)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -12,6 +13,7 @@ from rankfold.objectives.answer import Answer
 from rankfold.objectives.evaluation import ObjectiveError
 
 _TINY = 1e-30
+CHUNK = 1 << 22  # scores whose distributions are compared at a time
 
 
 def paired(now: Sequence[Answer], then: Sequence[Answer]) -> list[tuple[Answer, Answer]]:
@@ -57,10 +59,34 @@ def distance(now: Answer, then: Answer, temperature: float, scale: float | None)
         return a.sum() * 0, 0
     if scored(now):
         t = temperature
+        if a.numel() > CHUNK:
+            return _InChunks.apply(a / t, b / t) * t * t, len(a)
         soft = F.kl_div((a / t).log_softmax(-1), (b / t).log_softmax(-1), reduction="batchmean", log_target=True)
         return soft * t * t, len(a)
     energy = float(deviation(then)) if scale is None else scale
     return (a - b).square().sum(-1).mean() / max(energy, _TINY), len(a)
+
+
+class _InChunks(torch.autograd.Function):
+    """Mean KL(softmax b ‖ softmax a) of rows (R, C), some rows at a time.
+
+    Beside its inputs it keeps one table of their size, the gradient, where the plain expression keeps four.
+    """
+
+    @staticmethod
+    def forward(ctx: Any, a: Tensor, b: Tensor) -> Tensor:
+        total, slope, size = a.new_zeros((), dtype=torch.float64), torch.empty_like(a), max(1, CHUNK // a.shape[-1])
+        for now, then, at in zip(a.split(size), b.split(size), slope.split(size), strict=True):
+            q, p = now.log_softmax(-1), then.log_softmax(-1)
+            total += F.kl_div(q, p, reduction="sum", log_target=True).double()
+            torch.sub(q.exp_(), p.exp_(), out=at)
+        ctx.save_for_backward(slope.div_(len(a)))
+        return (total / len(a)).to(a.dtype)
+
+    @staticmethod
+    def backward(ctx: Any, *grads: Tensor) -> Any:
+        (slope,) = ctx.saved_tensors
+        return slope * grads[0], None
 
 
 def _counted_mean(values: Tensor, counted: Tensor | None) -> Tensor:

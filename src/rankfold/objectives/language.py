@@ -5,14 +5,14 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
 from rankfold.batches import labels_of
-from rankfold.objectives.answer import attention_mask, named_input
+from rankfold.objectives.answer import attention_mask, named_input, unpadded
 from rankfold.objectives.classification import Classification
 from rankfold.objectives.evaluation import Figure, ObjectiveError
 
@@ -33,6 +33,7 @@ class CausalLanguageModel(Classification):
     axis: int = -1
     name: str = "causal-lm"
     shift: bool = True
+    by_token: ClassVar[bool] = True
 
     def target(self, batch: Any) -> Tensor:
         """Position t holds token t + 1; the last position is left out."""
@@ -56,8 +57,7 @@ class CausalLanguageModel(Classification):
         return shifted
 
     def _counted(self, values: Tensor, batch: Any) -> Tensor | None:
-        mask = attention_mask(batch)
-        return None if mask is None or mask.shape != values.shape[:-1] else mask.to(values.device).bool()
+        return unpadded(values, batch)
 
     @property
     def compares(self) -> bool:

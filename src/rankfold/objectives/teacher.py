@@ -36,6 +36,7 @@ class Teacher(Objective):
         for index, (now, then) in enumerate(paired(self.answers(output, batch), self.answers(taught, batch))):
             a, b = now.centred.double(), then.centred.double()
             mean, positions = _by_place(b)
+            positions = positions if then.counted is None else int(then.counted.sum())
             found |= {f"moved {index}": (a - b).square().sum(), f"sum {index}": mean}
             found |= {f"energy {index}": b.square().sum(), f"positions {index}": torch.tensor(positions)}
         return found

@@ -70,9 +70,10 @@ def compress(
 
     ``data`` has ``train`` (to calibrate and fine-tune on), ``validation`` (which every choice is made on) and, where
     there is one, ``test`` (measured once for each stage, at the end): ``rankfold.zoo.Data`` or anything alike, or a
-    tuple (train, test) or (train, validation, test) of them, whose
-    parts are as in ``rankfold.train.evaluate``, with targets or without. What they mean, ``settings.objective`` or else
-    the attribute ``objective`` of ``data`` says; by default it is told from the validation part. ``budget`` as in
+    tuple (train, test) or (train, validation, test) of them (of two loaders, or others from which nothing can be held
+    out, the second is validation), whose parts are as in ``rankfold.train.evaluate``, with targets or without. What
+    they mean, ``settings.objective`` or else the attribute ``objective`` of ``data`` says; by default it is told from
+    the validation part. ``budget`` as in
     ``rankfold.compress.planning.planner.plan``; with ``settings.max_drop`` there need not be one: the smallest network
     that is good enough is searched (``rankfold.smallest``), within the budget where there is one.
 
@@ -156,7 +157,8 @@ class _Job:
         result = replace(
             result, quality=quality,
             remarks=(
-                *unlearned, *(() if quality is None else quality.notes), *result.remarks,
+                *unlearned, *_forecast(made, result, small is not untuned[0]),
+                *(() if quality is None else quality.notes), *result.remarks,
                 *_known_samples(start, result.before.score, self.data.validation, result.split),
             ),
         )  # fmt: skip
@@ -277,12 +279,14 @@ class _Job:
         if not self.settings.tune:
             return small, score
         tuned = copy.deepcopy(small)
-        tune_(tuned, self.model, calibration, steps=self.settings.tune, samples=None, progress=self.tell.progress)
+        whole = objective.objective if objective.objective.by_token else None
+        tune_(
+            tuned, self.model, calibration, steps=self.settings.tune, objective=whole, samples=None,
+            progress=self.tell.progress,
+        )  # fmt: skip
         now = self.scored(tuned, objective)
-        better = now.loss < score.loss
-        self.tell.say(
-            f"validation {now.judged.name}: {now.judged.text} with tuned blocks" + ("" if better else "; not kept")
-        )
+        better, what = now.loss < score.loss, "tuned blocks" if whole is None else "tuned factors"
+        self.tell.say(f"validation {now.judged.name}: {now.judged.text} with {what}" + ("" if better else "; not kept"))
         return (tuned, now) if better else (small, score)
 
     def finetuned(self, small: nn.Module, objective: Inferred) -> tuple[nn.Module | None, History | None]:
@@ -432,6 +436,19 @@ def _unlearned(start: Evaluation) -> tuple[str, ...]:
     return (
         f"the original answers the validation split no better than chance ({start.judged}; {known}): were its trained "
         "weights loaded (--weights)?",
+    )
+
+
+def _forecast(made: Plan, result: Result, tuned: bool) -> tuple[str, ...]:
+    """What a language model was forecast to lose beside what it has lost."""
+    lost = result.compressed.score.values.get("kl")
+    if made.forecast is None or lost is None:
+        return ()
+    probe = made.calibration.get("probe")
+    tried = "" if probe is None else f" ({probe:.3g} on a few tokens of the calibration data)"
+    return (
+        f"KL divergence from the original, nats per token: {made.forecast:.3g} forecast{tried}, {lost:.3g} measured on "
+        f"the {result.split} split{' after tuning' if tuned else ''}",
     )
 
 

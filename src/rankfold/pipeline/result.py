@@ -54,7 +54,7 @@ class Result:
             "compressed": self.compressed.to_dict(),
             "finetuned": None if self.finetuned is None else self.finetuned.to_dict(),
             "params_removed": self.params_removed,
-            "kept_of_factorable": self.plan.kept_of_factorable(),
             "flops_removed": self.flops_removed,
+            "kept_of_factorable": self.plan.kept_of_factorable(),
             "seconds": self.seconds,
         } | ({} if self.quality is None else {"quality": self.quality.to_dict()})

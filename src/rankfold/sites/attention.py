@@ -46,7 +46,9 @@ def split(module: nn.MultiheadAttention) -> SplitAttention:
     out_bias = None if out.bias is None else out.bias.detach()
     new.add_module("out_proj", _linear(out.weight.detach(), out_bias, out.weight.requires_grad))
     carry_hooks_(module, new)
-    return new.train(module.training)
+    new.train(module.training)
+    new.out_proj.train(module.out_proj.training)  # its own mode, where modes are mixed
+    return new
 
 
 def _linear(weight: Tensor, bias: Tensor | None, requires_grad: bool) -> nn.Linear:

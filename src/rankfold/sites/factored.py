@@ -5,6 +5,7 @@ A dense layer counts as one whose bottleneck are its outputs, with the identity 
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import replace
 from typing import Any
 
@@ -13,7 +14,8 @@ from torch import Tensor, nn
 
 from rankfold.forms import Convolution, Form, Layer
 from rankfold.forms.geometry import ChannelFolding
-from rankfold.layers import LowRankConv, LowRankLinear, SpatialConv2d
+from rankfold.forms.pivoted import stored
+from rankfold.layers import Completion, LowRankConv, LowRankLinear, SpatialConv2d
 from rankfold.sites.convolution import ConvLayer, read_convolution
 from rankfold.sites.find import sites
 from rankfold.sites.linear import LinearLayer, read_linear
@@ -68,29 +70,33 @@ def _dense(module: nn.Module) -> Layer | None:
     return None if isinstance(module, nn.MultiheadAttention) else read_linear(module) or read_convolution(module)
 
 
-def weights_of(module: Any) -> tuple[nn.Parameter, ...]:
-    """The parameters that a narrower layer would replace."""
-    layers: tuple[Any, ...] = (module,)
-    if isinstance(module, LowRankLinear | LowRankConv | SpatialConv2d):
-        layers = module.down, module.up
-    return tuple(layer.weight for layer in layers)
+def weights_of(module: Any) -> tuple[Tensor, ...]:
+    """The tensors that a narrower layer would replace: its weights, and the order of a pivoted one."""
+    if not isinstance(module, LowRankLinear | LowRankConv | SpatialConv2d):
+        return (module.weight,)
+    up = module.up
+    return (module.down.weight, *((up.rest.weight, up.order) if isinstance(up, Completion) else (up.weight,)))
 
 
 def _stands_for(module: nn.Module) -> tuple[Layer, Form] | None:
-    if isinstance(module, LowRankLinear) and read_linear(module.down) and read_linear(module.up):
+    if not isinstance(module, LowRankLinear | LowRankConv | SpatialConv2d):
+        return None
+    completed = isinstance(module.up, Completion)
+    down, up = module.down, module.up.rest if completed else module.up
+    pair = Form.PIVOTED if completed else Form.FACTORED
+    if isinstance(module, LowRankLinear):
+        if not (read_linear(down) and read_linear(up)):
+            return None
         m, n = module.out_features, module.in_features
-        return LinearLayer("Linear", (m, n), module.bias is not None), Form.FACTORED
-    if not isinstance(module, LowRankConv | SpatialConv2d):
+        return LinearLayer("Linear", (m, n), module.bias is not None), pair
+    first, last = read_convolution(down), read_convolution(up)
+    if first is None or last is None:
         return None
-    down, up = read_convolution(module.down), read_convolution(module.up)
-    if down is None or up is None:
-        return None
-    form = Form.FACTORED if isinstance(module, LowRankConv) else Form.SPATIAL
-    kernel = down.kernel if form is Form.FACTORED else (down.kernel[0], up.kernel[1])
-    was = down.setting
-    conv = Convolution(was.channels_in, up.setting.channels_out, kernel, was.groups, was.transposed)
-    layer = ConvLayer(down.kind, conv, up.has_bias)
-    return layer, form
+    form = pair if isinstance(module, LowRankConv) else Form.SPATIAL
+    kernel = (first.kernel[0], last.kernel[1]) if form is Form.SPATIAL else first.kernel
+    was = first.setting
+    conv = Convolution(was.channels_in, module.up.out_channels, kernel, was.groups, was.transposed)
+    return ConvLayer(first.kind, conv, module.bias is not None), form
 
 
 def positions(module: Any) -> int:
@@ -114,7 +120,7 @@ def bottleneck_rows(module: Any, inside: Tensor) -> Tensor:
         return inside.reshape(-1, module.rank)
     if isinstance(module, SpatialConv2d):
         return patches(module.up, inside)
-    batched = inside if inside.dim() == module.up.weight.dim() else inside.unsqueeze(0)
+    batched = inside if inside.dim() == module.down.weight.dim() else inside.unsqueeze(0)
     rows = batched.movedim(1, -1).flatten(0, -2)
     groups = module.groups
     return rows if groups == 1 else rows.unflatten(1, (groups, -1)).transpose(0, 1)
@@ -139,31 +145,36 @@ def pair(module: Any) -> tuple[Tensor, Tensor]:
     return right, up.flatten(1) if module.groups == 1 else up.reshape(module.groups, -1, up.shape[1])
 
 
-def narrower(module: Any, right: Tensor, left: Tensor) -> tuple[nn.Parameter, nn.Parameter]:
-    """The parameters (down, up) for factors shaped as ``pair`` gives them; the module is left as it is."""
-    down, up, rank = module.down.weight, module.up.weight, right.shape[-2]
-    if isinstance(module, LowRankConv):
-        groups, transposed = module.groups, module.transposed
-        wide = rank * groups
-        shape = (down.shape[0], rank, *down.shape[2:]) if transposed else (wide, *down.shape[1:])
-        right = ChannelFolding(groups, transposed).fold(shape, right)
-        left = left.reshape(up.shape[0], rank, *up.shape[2:])
-    elif isinstance(module, SpatialConv2d):
-        right = right.reshape(rank, *down.shape[1:])
-        left = left.reshape(up.shape[0], rank, *up.shape[2:])
-    return (
-        nn.Parameter(right.to(down).contiguous().clone(), down.requires_grad),
-        nn.Parameter(left.to(up).contiguous().clone(), up.requires_grad),
-    )
+def narrower(module: Any, right: Tensor, left: Tensor) -> tuple[Tensor, ...]:
+    """What ``weights_of`` gives for factors shaped as ``pair`` gives them; the module is left as it is."""
+    rank, (down, up, *order) = right.shape[-2], weights_of(module)
+    places: tuple[Tensor, ...] = ()
+    if order:
+        right, left, place = stored(right, left)
+        places = (place.to(order[0]),)
+    if isinstance(module, LowRankConv) and module.transposed:
+        right = ChannelFolding(module.groups, True).fold((down.shape[0], rank, *down.shape[2:]), right)
+    else:
+        right = right.reshape(-1, *down.shape[1:])
+    left = left.reshape(-1, rank, *up.shape[2:])
+    made = (nn.Parameter(a.to(b).contiguous().clone(), b.requires_grad) for a, b in ((right, down), (left, up)))
+    return *made, *places
 
 
 @torch.no_grad()
-def narrow_(module: Any, down: nn.Parameter, up: nn.Parameter) -> None:
-    """Put the parameters that ``narrower`` made in their places; the module stays the same object, hooks and all."""
-    module.down.weight, module.up.weight = down, up
+def narrow_(module: Any, made: Sequence[Tensor]) -> None:
+    """Put what ``narrower`` made in its place; the module stays the same object, hooks and all."""
+    down, rest, *order = made
+    module.down.weight = down
+    last = module.up.rest if order else module.up
+    last.weight = rest
+    rank = rest.shape[1]
+    if order:
+        module.up.order = order[0]  # not copied: what was there may be put back
+        module.up.rank = rank
     if isinstance(module, LowRankLinear):
-        module.rank = module.down.out_features = module.up.in_features = down.shape[0]
+        module.rank = module.down.out_features = last.in_features = rank
+        last.out_features = rest.shape[0]
         return
-    groups = module.groups
-    rank = up.shape[1]
-    module.down.out_channels = module.up.in_channels = rank * groups
+    module.down.out_channels = last.in_channels = rank * module.groups
+    last.out_channels = rest.shape[0]

@@ -15,6 +15,7 @@ from torch.nn.parameter import UninitializedParameter
 from rankfold.forms import Form, Layer
 from rankfold.sites.attention import split_attention, why_not_split
 from rankfold.sites.convolution import read_convolution
+from rankfold.sites.dynamic import is_dynamic, read_dynamic
 from rankfold.sites.foreign import TORCHSCRIPT, why_foreign
 from rankfold.sites.linear import read_linear
 from rankfold.sites.product import factors_of, ordinary_class, other_parametrizations, products
@@ -24,7 +25,7 @@ NOT_SELECTED = "not selected"
 FOLD_FIRST = "parametrized: fold first (rankfold.fold_)"
 Reader = Callable[[nn.Module], Layer | None]
 _OWN: list[Reader] = []
-_BUILT_IN: tuple[Reader, ...] = (read_linear, read_convolution)
+_BUILT_IN: tuple[Reader, ...] = (read_dynamic, read_linear, read_convolution)
 
 
 def register_reader(reader: Reader) -> Reader:
@@ -156,7 +157,7 @@ def _sites(model: nn.Module, where: Where | None, composed: tuple[str, ...], ada
         if getattr(module, "bias", None) is not None:
             covered.add(f"{path}.bias")
         forms, note = layer.forms, ""
-        if composed_here or path.startswith(composed):
+        if is_dynamic(module) or composed_here or path.startswith(composed):
             forms, note = frozenset({Form.KEEP}), FOLD_FIRST
         if composed_here:
             covered |= {f"{path}.parametrizations.weight.original{i}" for i in range(len(factors_of(module, "weight")))}

@@ -5,7 +5,8 @@
     DIR/bottlenecks.safetensors    what is needed to slice it without data, where that was measured
     DIR/manifest.json        sha256 of every file, the model's name, and what was measured
 
-The tensors can be read without rankfold: ``….down.weight`` (r, n) and ``….up.weight`` (m, r) for each factored layer. A
+The tensors can be read without rankfold: ``….down.weight`` (r, n) and ``….up.weight`` (m, r) for each factored layer;
+of a pivoted one ``….up.rest.weight`` (m − r, r) and ``….up.order`` (m): the weight is [down; rest·down][order]. A
 model of transformers becomes a folder of its own kind, with plan and manifest beside (``rankfold.hub``).
 """
 

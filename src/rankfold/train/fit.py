@@ -29,7 +29,7 @@ from rankfold.train.feed import Feed
 from rankfold.train.history import Epoch, History, Progress, ProgressCallback
 from rankfold.train.randomness import seeded
 from rankfold.train.recipe import Plateau, Recipe
-from rankfold.train.run import Run
+from rankfold.train.run import Make, Run
 from rankfold.train.step.precision import arithmetic
 from rankfold.train.step.schedule import decay_factor, plateau_factor, rate_factor
 
@@ -45,6 +45,7 @@ def fit(
     directory: str | Path | None = None,
     progress: ProgressCallback | None = None,
     objective: Objective | str | None = None,
+    optimizer: Make | None = None,
 ) -> History:
     """Train `model` in place on `train` and leave it with the weights of its best epoch on `validation`.
 
@@ -67,6 +68,9 @@ def fit(
     process does, up to rounding; batch normalisation sees its slice alone. The first process validates, writes
     and reports progress; all read `directory`.
 
+    `optimizer` makes the optimizer in place of the recipe's own, from the model, one of torch's classes, `groups` and
+    settings: `functools.partial(rankfold.Dlrt, tolerance=0.1)` for a model that `rankfold.dlrt_` has prepared.
+
     A loss that is not finite ends training: a sentence in `History.stopped`, and the best weights so far.
     KeyboardInterrupt passes through, also with the best weights so far.
     Raises TrainingError before any work: empty data, targets that do not fit the model's outputs (for data that are
@@ -84,7 +88,7 @@ def fit(
         with team.agreed():
             known = checked(model, data, validation, recipe, teacher, objective, team)
             layout = fitting_layout(model, known.sample)
-            run = Run.begin_or_resume(model, recipe, directory, len(data), known.objective.name, team)
+            run = Run.begin_or_resume(model, recipe, directory, len(data), known.objective.name, team, optimizer)
         resumed_from = run.epoch
         if team.summed(resumed_from) != [resumed_from * team.size]:
             raise TrainingError(f"the processes find different checkpoints in {directory}: all must see the same files")
@@ -172,6 +176,8 @@ def _epoch(
     for sums in team.gathered(figures.sums):
         whole.add_sums(sums)
 
+    run.settle()
+
     def closed() -> Epoch:
         with run.averaged():
             result = None if validation is None else setting.evaluated(validation)
@@ -258,8 +264,7 @@ def _update(setting: _Setting, run: Run, loss: Tensor, rate: float, decay: float
             group["weight_decay"] = decay
     run.optimizer.zero_grad(set_to_none=True)
     loss.backward()
-    if setting.recipe.clip_norm is not None:
-        nn.utils.clip_grad_norm_(run.trained, setting.recipe.clip_norm)
+    run.clip()
     run.optimizer.step()
     run.average()
 

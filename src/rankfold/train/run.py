@@ -2,7 +2,7 @@
 
 import copy
 import json
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
@@ -12,6 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from rankfold.batches import tensors_in
+from rankfold.layers import DynamicLowRank
 from rankfold.objectives import Evaluation
 from rankfold.run.container import FAULTS, checked, said
 from rankfold.run.team import Team
@@ -22,6 +23,7 @@ from rankfold.train.recipe import Recipe
 from rankfold.train.step.groups import parameter_groups
 
 Weights = dict[str, Tensor]
+Make = Callable[..., torch.optim.Optimizer]  # (model, class of torch, groups=…, **settings): the optimizer
 
 
 @dataclass(eq=False)
@@ -31,7 +33,6 @@ class Run:
     model: nn.Module
     recipe: Recipe
     optimizer: torch.optim.Optimizer
-    trained: list[nn.Parameter]
     directory: Path | None
     batches: int
     objective: str
@@ -39,6 +40,7 @@ class Run:
     best: Weights
     team: Team
     best_epoch: int = 0
+    best_met: bool = True
     start: Evaluation | None = None
     epochs: list[Epoch] = field(default_factory=list)
     steps: int = 0
@@ -52,13 +54,17 @@ class Run:
         batches: int,
         objective: str,
         team: Team,
+        make: Make | None = None,
     ) -> "Run":
         """A run at its start, or where its checkpoint left it; TrainingError if `directory` holds another."""
-        optimizer, trained = _optimizer(model, recipe)
+        if recipe.ema is not None and moving(model):
+            raise TrainingError("ema: the average of weights of low rank is not of low rank: leave it out")
+        optimizer = _optimizer(model, recipe, make)
         place = None if directory is None else Path(directory)
         weights = _copy(model.state_dict())
         mean = None if recipe.ema is None else _copy(weights)
-        run = cls(model, recipe, optimizer, trained, place, batches, objective, mean, weights, team)
+        run = cls(model, recipe, optimizer, place, batches, objective, mean, weights, team)
+        run.best_met = bool(getattr(optimizer, "met", True))
         saved = None if place is None else checkpoint.load(place)
         if saved is not None:
             run._take(saved)
@@ -93,12 +99,29 @@ class Run:
         finally:
             self.model.load_state_dict(present)
 
+    def clip(self) -> None:
+        """Bound the norm of the whole gradient, where the recipe says so."""
+        most = self.recipe.clip_norm
+        if most is None:
+            return
+        own = getattr(self.optimizer, "clip_grad_norm_", None)  # one that knows more gradients than the parameters'
+        if own is not None:
+            own(most)
+        else:
+            nn.utils.clip_grad_norm_([p for p in self.model.parameters() if p.requires_grad], most)
+
+    def settle(self) -> None:
+        """Before weights are judged: what the optimizer does between some steps alone is done now."""
+        getattr(self.optimizer, "settle", lambda: None)()
+
     def finish(self, record: Epoch) -> None:
         """Close an epoch: keep its weights if it is the best, write the checkpoint and the metrics."""
         score, best = _score(record), self._best_score()
         self.epochs.append(record)
-        if score is None or best is None or score > best:
-            self.best_epoch = record.epoch
+        # weights within what the optimizer was to reach come before all others
+        met = bool(getattr(self.optimizer, "met", True))
+        if met > self.best_met or (met == self.best_met and (score is None or best is None or score > best)):
+            self.best_epoch, self.best_met = record.epoch, met
             self.best = _copy(self.model.state_dict() if self.mean is None else self.mean)
         self.save()
 
@@ -128,6 +151,7 @@ class Run:
             "mean": self.mean,
             "best": self.best,
             "best_epoch": self.best_epoch,
+            "best_met": self.best_met,
             "start": None if self.start is None else self.start.to_dict(),
             "epochs": [record.state() for record in self.epochs],
             "steps": self.steps,
@@ -162,7 +186,8 @@ class Run:
                 f"{where}, with the objective {saved['objective']} and not {self.objective}: choose another directory, "
                 "or the same objective"
             )
-        if _shapes(saved["model"]) != _shapes(self.model.state_dict()):
+        free = moving(self.model)
+        if _shapes(saved["model"], free) != _shapes(self.model.state_dict(), free):
             raise TrainingError(f"{where}, of another model: choose another directory, or the same model")
 
     def _take_over(self, saved: dict[str, Any]) -> None:
@@ -173,24 +198,30 @@ class Run:
         best_epoch, steps = (checked(int, saved[name]) for name in ("best_epoch", "steps"))
         if not 0 <= best_epoch <= len(epochs) or steps < 0:
             raise ValueError(f"epoch {best_epoch} of {len(epochs)} is the best, after {steps} steps")
-        own, device = _shapes(self.model.state_dict()), {n: v.device for n, v in self.model.state_dict().items()}
+        free, state = moving(self.model), self.model.state_dict()
+        own, device = _shapes(state, free), {name: value.device for name, value in state.items()}
         weights = {}
         for kind in ("best", "mean"):
-            if saved[kind] is not None and _shapes(saved[kind]) != own:
+            if saved[kind] is not None and _shapes(saved[kind], free) != own:
                 raise ValueError(f"the {kind} weights are of another model")
             weights[kind] = None if saved[kind] is None else {n: v.to(device[n]) for n, v in saved[kind].items()}
-        before = copy.deepcopy(self.optimizer.state_dict())
-        self.optimizer.load_state_dict(saved["optimizer"])
-        for parameter, state in self.optimizer.state.items():
-            if any(x.dim() and x.shape != parameter.shape for x in tensors_in(state)):
-                self.optimizer.load_state_dict(before)
-                raise ValueError("moments of the optimizer are of another model")
-        self.model.load_state_dict(saved["model"])
+        before = _copy(state), copy.deepcopy(self.optimizer.state_dict())
+        try:
+            self.model.load_state_dict(saved["model"])  # first: moments belong to parameters of its shapes
+            self.optimizer.load_state_dict(saved["optimizer"])
+            for parameter, moments in self.optimizer.state.items():
+                if any(x.dim() and x.shape != parameter.shape for x in tensors_in(moments)):
+                    raise ValueError("moments of the optimizer are of another model")
+        except FAULTS:
+            self.model.load_state_dict(before[0])
+            self.optimizer.load_state_dict(before[1])
+            raise
         self.best, self.mean = weights["best"] or self.best, weights["mean"] if saved["mean"] is not None else self.mean
         self.best_epoch, self.steps, self.start, self.epochs = best_epoch, steps, start, epochs
+        self.best_met = checked(bool, saved.get("best_met", True))
 
 
-def _optimizer(model: nn.Module, recipe: Recipe) -> tuple[torch.optim.Optimizer, list[nn.Parameter]]:
+def _optimizer(model: nn.Module, recipe: Recipe, make: Make | None) -> torch.optim.Optimizer:
     trained = [parameter for parameter in model.parameters() if parameter.requires_grad]
     rate = recipe.learning_rate
     groups = parameter_groups(model, rate, recipe.weight_decay, decay_vectors=recipe.decay_vectors)
@@ -200,12 +231,11 @@ def _optimizer(model: nn.Module, recipe: Recipe) -> tuple[torch.optim.Optimizer,
         p.dtype in (torch.float32, torch.float64) and p.is_contiguous() and p.device.type in ("cpu", "cuda")
         for p in trained
     )
+    kinds = {"sgd": torch.optim.SGD, "adam": torch.optim.Adam, "adamw": torch.optim.AdamW}
+    kind, settings = kinds[recipe.optimizer], {"lr": rate, "fused": fused}
     if recipe.optimizer == "sgd":
-        return torch.optim.SGD(
-            groups, lr=rate, momentum=recipe.momentum, nesterov=recipe.nesterov, fused=fused
-        ), trained
-    kind = torch.optim.Adam if recipe.optimizer == "adam" else torch.optim.AdamW
-    return kind(groups, lr=rate, fused=fused), trained
+        settings |= {"momentum": recipe.momentum, "nesterov": recipe.nesterov}
+    return kind(groups, **settings) if make is None else make(model, kind, groups=groups, **settings)
 
 
 def _score(record: Epoch) -> tuple[float, float] | None:
@@ -216,5 +246,15 @@ def _copy(state: dict[str, Tensor]) -> Weights:
     return {name: value.detach().clone() for name, value in state.items()}
 
 
-def _shapes(state: dict[str, Tensor]) -> dict[str, tuple[tuple[int, ...], torch.dtype]]:
-    return {name: (tuple(value.shape), value.dtype) for name, value in state.items()}
+def moving(model: nn.Module) -> frozenset[str]:
+    """Entries of the state dict whose shapes change in training: factors of layers whose rank does."""
+    return frozenset(
+        f"{path}.{name}".lstrip(".")
+        for path, module in model.named_modules()
+        if isinstance(module, DynamicLowRank)
+        for name in ("left", "core", "right")
+    )
+
+
+def _shapes(state: dict[str, Tensor], free: frozenset[str]) -> dict[str, tuple[tuple[int, ...] | None, torch.dtype]]:
+    return {name: (None if name in free else tuple(value.shape), value.dtype) for name, value in state.items()}

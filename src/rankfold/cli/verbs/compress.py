@@ -66,7 +66,12 @@ def compress(
         int, typer.Option(min=0, metavar="N", help="Epochs of training with the original as teacher; 0 for none.")
     ] = 0,
     tune: Annotated[
-        int, typer.Option(min=0, metavar="N", help="Steps of training of each block to its original output; no labels.")
+        int,
+        typer.Option(
+            min=0,
+            metavar="N",
+            help="Steps of training to the original, without labels: of each block, or of the whole language model.",
+        ),
     ] = 0,
     samples: Samples = 2048,
     memory: Memory = None,

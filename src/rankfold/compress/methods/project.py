@@ -24,6 +24,7 @@ from rankfold.sites import Factors, Form, Site
 _MANY = 2  # rows for each direction: more need no ridge
 _RIDGES = (0.1, 1.0, 10.0)
 DAMPING = 0.1  # of the mean sensitivity, added to every output: few gradients see few directions
+OF_TOKENS = 0.1  # of the damping: there are many more of them
 
 
 @dataclass(frozen=True)
@@ -71,6 +72,17 @@ def damped(metric: Tensor | None, damping: float) -> Tensor | None:
     return metric + damping * mean * eye if mean > 0 else None
 
 
+def damped_inside(inner: Tensor, weight: Tensor, damping: float) -> Tensor | None:
+    """WᵀDW (n, n) for D with ``damping`` of its mean, as W weighs it, added to every output; None for a zero one."""
+    alike = weight.to(inner).mT @ weight.to(inner)
+    mean = inner.trace() / alike.trace().clamp_min(torch.finfo(inner.dtype).tiny)
+    if not mean > 0:
+        return None
+    made = inner + damping * mean * alike
+    # a weight of a smaller rank has no triangle otherwise
+    return made + 1e-9 * made.diagonal().mean() * torch.eye(len(made), dtype=made.dtype, device=made.device)
+
+
 class Projected:
     def __init__(
         self,
@@ -82,8 +94,13 @@ class Projected:
         ridge: float = 0.0,
     ) -> None:
         self.side, self.matrix, self.statistics, self.bias = side, matrix, statistics, bias
-        self.metric = damped(statistics.metric, damping)
-        self.comparable = self.metric is not None
+        damping = damping * OF_TOKENS if statistics.tokens else damping
+        known = statistics.metric
+        self.inner: Tensor | None = None
+        if known is not None and known.shape[-1] == matrix.shape[-1] < matrix.shape[-2]:
+            self.inner, known = damped_inside(known, matrix, damping), None
+        self.metric = damped(known, damping)
+        self.comparable = self.metric is not None or self.inner is not None
         self.ridge = ridge
 
     @cached_property
@@ -94,7 +111,7 @@ class Projected:
         if self.ridge:
             outputs = _trace(covariance).sum() if self.side == "output" else _energy(weight, covariance)
             ridge = self.ridge * float(outputs) / max(float(weight.double().square().sum()), 1e-300)
-        return project(weight, **side, metric=self.metric, ridge=ridge, refine=False)
+        return project(weight, **side, metric=self.metric, inner=self.inner, ridge=ridge, refine=False)
 
     @cached_property
     def _values(self) -> Tensor:
@@ -141,8 +158,25 @@ class Projected:
         metric: Tensor = self.metric  # type: ignore[assignment]
         return metric.unsqueeze(-1) * left if metric.dim() == left.dim() - 1 else metric @ left
 
+    def cost_in(self, metric: Tensor, rank: int) -> float:
+        """tr(D E H Eᵀ) of these very factors in another metric: D (m, m), or WᵀDW (n, n) where that was gathered."""
+        left, right = self.projection.factors(rank)
+        covariance = self.statistics.covariance
+        if self.side == "output":  # E = (I − P) W, and W H Wᵀ is the covariance
+            weighted = left if self.metric is None else self._times_metric(left)
+            change = torch.eye(left.shape[-2], dtype=left.dtype, device=left.device) - left @ weighted.mT
+        elif metric.shape[-1] == self.matrix.shape[-1]:  # E = W (I − M)
+            inward = torch.linalg.lstsq(self.matrix.to(left), left, driver="gelsd").solution
+            change = (torch.eye(right.shape[-1], dtype=left.dtype, device=left.device) - inward @ right).mT
+            return max(float(((change @ metric) * (covariance @ change)).sum()), 0.0)
+        else:
+            change = self.matrix.to(left) - left @ right
+        return max(float(((metric @ change) * (change @ covariance)).sum()), 0.0)
+
     def factors(self, rank: int) -> Factors:
         left, right = self.projection.factors(rank)
+        if not self.statistics.free:
+            return Factors(balanced(right, left))
         mean = self.statistics.moments.mean
         if self.side == "input":
             shift = bias_from_inputs(self.matrix, left, right, mean)

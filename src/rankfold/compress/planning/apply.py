@@ -189,6 +189,7 @@ def _source(
 def _from_profile(root: nn.Module, plan: Plan, here: SiteList, profile: Profile) -> Callable[[Site, Entry], Fitted]:
     if profile.fingerprint != plan.fingerprint:
         raise ApplyError("the profile was made of another model than the plan: leave it out, or make the plan from it")
+    profile = profile.of(plan)
 
     def of(site: Site, entry: Entry) -> Fitted:
         candidate = profile.candidate(entry.site, entry.form)

@@ -147,7 +147,7 @@ def decompose(
             decomposition, forecast, ridge = made[base]
             if decomposition is not None:
                 check_decomposition(method, site, form, decomposition)
-                carries = site.layer.has_bias or (known is not None and known.absorber is None)
+                carries = site.layer.has_bias or (known is not None and known.free and known.absorber is None)
                 said = "; ".join(filter(None, (note, getattr(decomposition, "note", ""))))
                 group.append(Candidate(site, form, decomposition, carries, forecast, said, ridge))
         progress("decomposing", done + 1, len(sites.reducible))

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from typing import Any
 
@@ -15,7 +15,8 @@ from rankfold.compress.planning.candidates import options
 from rankfold.compress.planning.entries import after_of, entries_of, notes_of
 from rankfold.compress.planning.lawful import check_picked, check_summed
 from rankfold.compress.planning.obstacle import obstacle
-from rankfold.compress.planning.plan import Plan, decisions
+from rankfold.compress.planning.plan import NATS, Plan, decisions
+from rankfold.compress.planning.probe import CERTAIN, nearer
 from rankfold.compress.planning.profile import Profile
 from rankfold.compress.ranks.allocate import Option, check_feasible
 from rankfold.compress.ranks.budget import (
@@ -43,12 +44,27 @@ Prices = Mapping[tuple[str, Form], Tensor]
 
 
 def decide(known: Profile, budget: Any, rule: str | RankRule) -> Plan:
-    """The plan of ``known`` for ``budget``; see ``Profile.plan``."""
+    """The plan of ``known`` for ``budget``; see ``Profile.plan``.
+
+    Of a language model two are made, in nats per token and by the change of all outputs, unless next to nothing is
+    lost; the one that is nearer to the original on a few tokens is taken.
+    """
+    made = _decided(known, budget, rule)
+    if made.forecast is None or made.forecast <= CERTAIN or known.coarser is None:
+        return made
+    other = _decided(known.coarser, budget, rule)
+    return nearer(known, made, replace(other, calibration={**other.calibration, "metric": "outputs"}))
+
+
+def _decided(known: Profile, budget: Any, rule: str | RankRule) -> Plan:
     rule, budgets = rule_named(rule), parsed(budget)
-    if all(isinstance(each, Multiples) for each in budgets):
+    if all(isinstance(each, Multiples | OfSites) for each in budgets):
         raise ValueError(
             f"{budgets[0].describe()} were asked, but not how small: give a budget too, such as 'flops=0.5'"
         )
+    if any(isinstance(each, OfSites) for each in budgets):
+        for latency in (each for each in budgets if isinstance(each, Latency)):
+            of_sites(latency, known.cost, known.cost)  # refuses it before anything is measured
     for each in budgets:
         checked_names(tuple(each.ranks) if isinstance(each, Ranks) else (), known.sites)
     fitted = fits_layers(known.method)
@@ -183,10 +199,14 @@ class _Asked:
         calibration = {"data": known.calibration.name, "samples": known.samples, "rule": described(self.rule)}
         if known.objective is not None:
             calibration["objective"] = known.objective.name
+        statistics = known.statistics
+        if statistics is not None and statistics.nats:
+            calibration["unit"] = NATS
         return Plan(
             entries, self.budgets, known.method.name, self.rule.name, known.fingerprint, known.cost,
             after, calibration, known.sites.left_out, (*notes, *notes_of(known, entries)),
-            decided=decisions(entries), statistics=known.statistics, factorable=self.factorable,
+            decided=decisions(entries), statistics=None if statistics is None else statistics.decided,
+            factorable=self.factorable,
         )  # fmt: skip
 
 

@@ -26,6 +26,7 @@ if TYPE_CHECKING:
 FORMAT = 1
 _STATISTICS = ".statistics.safetensors"
 _FACTORS = ".factors.safetensors"
+NATS = "nats per token"
 
 
 @dataclass(frozen=True)
@@ -34,7 +35,8 @@ class Entry:
 
     ``predicted_error``: relative error of the layer's output (of its weight where no data was used), Frobenius.
     ``predicted_loss``: what this layer alone is expected to cost one sample, in the unit that the sites of this plan
-    were compared in: squared change of the model's outputs, KL divergence in nats, or lost energy without data.
+    were compared in: squared change of the model's outputs, KL divergence in nats (for one token of a language model),
+    or lost energy without data.
     ``params`` and ``flops`` are the site's own, in the new form. ``bias``: the new layer carries a bias.
     ``certificate``: how well the program behind the factors was solved, in words. ``ridge``: of the method, where
     held-out samples have chosen one.
@@ -104,6 +106,14 @@ class Plan:
         it; None where that is not known."""
         whole = 0 if self.factorable is None else getattr(self.factorable, kind)
         return 1 - (getattr(self.before, kind) - getattr(self.after, kind)) / whole if whole else None
+
+    @property
+    def forecast(self) -> float | None:
+        """Of a language model the KL divergence from the original that is expected, in nats per token: what each site
+        alone costs, added up. None for a plan in another unit, and where sites were edited since."""
+        if self.calibration.get("unit") != NATS or self.edited:
+            return None
+        return sum(entry.predicted_loss for entry in self.entries)
 
     @property
     def edited(self) -> bool:

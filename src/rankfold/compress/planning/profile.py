@@ -101,16 +101,38 @@ class Profile:
     tell: Progress = field(default=lambda what, done, total: None, repr=False)
     probed: bool = False  # read from a file, and made with data: layers are priced by probes on them
     prices: dict[Any, Mapping[tuple[str, Form], Tensor]] = field(default_factory=dict, repr=False)
+    others: dict[str, Profile] = field(default_factory=dict, repr=False)
 
     def plan(self, budget: Any, rule: Any = "optimal", *, progress: Progress | None = None) -> Plan:
         """Decide what becomes of every site within ``budget``, by ``rule``; see ``rankfold.plan``.
 
-        Decomposes nothing and runs the model only where the rule, a budget in latency or a method that fits layer after
-        layer needs it. Raises ``BudgetError`` when nothing fits.
+        Decomposes nothing (but see ``coarser``) and runs the model only where the rule, a budget in latency or a method
+        that fits layer after layer needs it. Raises ``BudgetError`` when nothing fits.
         """
         from rankfold.compress.planning.decide import decide
 
         return decide(self if progress is None else replace(self, tell=progress), budget, rule)
+
+    @property
+    def coarser(self) -> Profile | None:
+        """The same in the metric of all outputs, for a language model where much is lost; None where there is none.
+        Decomposes every site again, once, when it is first asked for."""
+        statistics = None if self.statistics is None else self.statistics.coarser
+        if statistics is None:
+            return None
+        if "coarser" not in self.others:
+            root = self.needed_model()
+            with split_attention(root):
+                made = decompose(root, self.sites, self.method, statistics, self.tell)
+            self.others["coarser"] = replace(
+                self, candidates=made.candidates, unsolved=made.unsolved, statistics=statistics, others={}
+            )
+        return replace(self.others["coarser"], tell=self.tell)
+
+    def of(self, plan: Plan) -> Profile:
+        """The one of these two that a plan was made from."""
+        other = self.coarser if plan.calibration.get("metric") == "outputs" else None
+        return self if other is None else other
 
     def candidate(self, site: str, form: Form) -> Candidate | None:
         return next((each for each in self.candidates.get(site, ()) if each.form is form), None)

@@ -36,7 +36,8 @@ class Optimal:
     """Least predicted loss within the budget, keeping dense always among the choices. The default.
 
     ``probes``: truncations of each site whose effect on the loss is measured on ``samples`` calibration samples, for
-    methods that cannot tell it themselves; 0 compares sites by relative error alone, and so does a plan without data.
+    methods that cannot tell it themselves (on fewer where more than 64 are to be probed); 0 compares sites by
+    relative error alone, and so does a plan without data.
     """
 
     probes: int = 4

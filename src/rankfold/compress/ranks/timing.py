@@ -156,7 +156,7 @@ def _variants(
     dense = layer.flops(Form.KEEP, 0, calls)
     with torch.random.fork_rng(devices=[]):  # constructors draw from the global generator
         for candidate in found:
-            ranks = candidate.decomposition.ranks
+            ranks = candidate.ranks
             fewer = [rank for rank in ranks if layer.flops(candidate.form, rank, calls) <= dense]
             for rank in grid(max(fewer, default=1), ranks):
                 variants[candidate.form, rank] = layer.skeleton(module, candidate.form, rank, candidate.bias)

@@ -1,7 +1,8 @@
-"""Short training of each block to the output that it has in the original network, given the compressed one's inputs.
+"""Short training of factors towards the original network, without labels: block after block, or the whole at once.
 
 Fitted one after another the layers of a block are each at their own optimum; together they can still do better, through
-the activations between them. No labels are needed, and one block at a time is in memory.
+the activations between them. Block after block, one is in memory at a time; the whole network comes nearer in the same
+time where it fits, since errors of one block can be made good in another.
 """
 
 from __future__ import annotations
@@ -16,7 +17,9 @@ import torch
 from torch import Tensor, nn
 
 from rankfold.batches import batches_of, check_rereadable, forward, tensors_in
+from rankfold.compress.repair.whole import Steps, gradients_of, tune_whole_
 from rankfold.costs import evaluating
+from rankfold.objectives import Objective, objective_named
 from rankfold.observe import Enough, after, before
 from rankfold.run.progress import Progress, showing
 from rankfold.sites import factored_sites, unwrap, without_fused_attention
@@ -26,11 +29,16 @@ _CONTAINERS = (nn.Sequential, nn.ModuleList, nn.ModuleDict)
 
 @dataclass(frozen=True)
 class Tuned:
-    """One block: the squared error of its output over its energy, on all batches, before and after."""
+    """One block: the squared error of its output over its energy, on all batches, before and after.
+
+    Of the whole network (``block`` ""), tuned to an objective: the divergence from the original on held-out samples,
+    and after how many steps it was least.
+    """
 
     block: str
     before: float
     after: float
+    step: int | None = None
 
 
 @showing
@@ -40,12 +48,24 @@ def tune_(
     data: Any,
     *,
     steps: int = 64,
+    objective: Objective | str | None = None,
+    train: str = "factors",
     learning_rate: float = 1e-3,
     samples: int | None = 2048,
-    batch_size: int = 128,
+    batch_size: int | None = None,
     progress: Progress | None = None,
 ) -> tuple[Tuned, ...]:
-    """Train the factored layers of ``model``, block after block, to the outputs of the same blocks of ``original``.
+    """Train the factored layers of ``model``, block after block, to the outputs of the same blocks of ``original``; or,
+    with an ``objective``, all at once to the answers of ``original``.
+
+    With an ``objective`` what is minimised is the divergence of its answers from the original's, for scores of classes
+    or tokens KL(original ‖ compressed): Adam for ``steps`` steps of ``batch_size`` samples (2 by default), its rate
+    falling to zero. One batch in eight (or the last, or some samples of a single one) is held back; the divergence
+    there is looked at six times, and the parameters of the best look are kept, those at the start too. ``train``:
+    "factors", or "all" for every parameter. Cost: ``steps`` steps, as many forward passes of the original, and seven
+    passes over what is held back. Labels are never looked at.
+
+    Without one:
 
     A block is a module in a list or sequence of modules (``nn.Sequential``, ``nn.ModuleList``) with factored layers in
     it; the whole model where there is none. Adam for ``steps`` batches, its rate falling to zero; what is not factored
@@ -56,9 +76,17 @@ def tune_(
     """
     root, reference = unwrap(model), unwrap(original)
     check_rereadable(data)
+    if train not in ("factors", "all") or (train == "all" and objective is None):
+        raise ValueError(f"train is 'factors', or with an objective 'all', got {train!r}")
     layers = {site.name: root.get_submodule(site.name) for site in factored_sites(root)}
     if not layers:
         raise ValueError("nothing in this model is factored: compress it first")
+    if objective is not None:
+        chosen = root if train == "all" else nn.ModuleList(layers.values())
+        how = Steps(steps, learning_rate, samples, batch_size or 2)
+        way = tune_whole_(root, reference, list(chosen.parameters()), data, objective_named(objective), how, progress)
+        return (Tuned("", way.before, way.after, way.step),)
+    batch_size = batch_size or 128
     told = []
     names = blocks(root, tuple(layers))
     for done, name in enumerate(names):
@@ -111,7 +139,7 @@ def _tune_block(
             raise ValueError("the calibration data is empty: give at least one batch")
         before = _error(block, examples)
         kept = [parameter.detach().clone() for parameter in trained]
-        with torch.enable_grad(), _only(root, trained):
+        with torch.enable_grad(), gradients_of(root, trained):
             optimizer = torch.optim.Adam(trained, lr=learning_rate)
             schedule = torch.optim.lr_scheduler.LinearLR(optimizer, 1.0, 0.0, max(steps, 1))
             for step in range(steps):
@@ -166,20 +194,3 @@ def _losses(block: nn.Module, example: _Example) -> Iterator[Tensor]:
 @torch.no_grad()
 def _error(block: nn.Module, examples: list[_Example]) -> float:
     return sum(float(loss) for example in examples for loss in _losses(block, example)) / len(examples)
-
-
-class _only:
-    """Within the block gradients are taken of some parameters and of no others."""
-
-    def __init__(self, root: nn.Module, trained: list[nn.Parameter]) -> None:
-        self.flags = [(parameter, parameter.requires_grad) for parameter in root.parameters()]
-        self.trained = {id(parameter) for parameter in trained}
-
-    def __enter__(self) -> None:
-        for parameter, _ in self.flags:
-            parameter.requires_grad_(id(parameter) in self.trained)
-
-    def __exit__(self, *_: object) -> None:
-        for parameter, flag in self.flags:
-            parameter.requires_grad_(flag)
-            parameter.grad = None

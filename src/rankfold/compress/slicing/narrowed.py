@@ -152,20 +152,20 @@ def slice_(model: nn.Module, plan: Plan, known: Bottlenecks, made: Plan) -> Bott
         if before.form is Form.KEEP:
             new = build(module, found[entry.site], entry)
             found[entry.site].layer.write_(new, entry.form, factors)
-            down, up = weights_of(new)
+            tensors = weights_of(new)
         else:
-            new, (down, up) = module, narrower(module, *factors.parts)
-        if not all(bool(p.double().isfinite().all()) for p in (down, up)):
+            new, tensors = module, narrower(module, *factors.parts)
+        if not all(bool(p.double().isfinite().all()) for p in tensors):
             raise SliceError(
-                f"{found[entry.site].title}: the factors overflow {up.dtype}: convert the model to float32"
+                f"{found[entry.site].title}: the factors overflow {tensors[0].dtype}: convert the model to float32"
             )
-        ready.append((entry.site, new, down, up, narrowed.moved(entry.rank), narrowed.narrowed(entry.rank)))
+        ready.append((entry.site, new, tensors, narrowed.moved(entry.rank), narrowed.narrowed(entry.rank)))
     sites = dict(known.sites)
     leave_fused_kernels_(root, [name for name, *_ in ready])
-    for name, new, down, up, moved, bottleneck in ready:
+    for name, new, tensors, moved, bottleneck in ready:
         module = root.get_submodule(name)
         if new is module:
-            narrow_(module, down, up)
+            narrow_(module, tensors)
         else:
             _take_bias_(module, new)
             replace_(root, module, new)

@@ -233,7 +233,7 @@ def _notes(plan: Plan, now: Cost, reasons: Mapping[str, Sequence[str]]) -> tuple
 
 @dataclass(frozen=True)
 class _Costs:
-    """What the network costs now, and what one site costs at any rank: all of it is proportional to the rank."""
+    """What the network costs now, and what one site costs at any rank: all of it in proportion to its weights."""
 
     now: Cost
     flops: Mapping[str, int]  # of a site as it is, for one sample
@@ -258,7 +258,7 @@ class _Costs:
                 name: site.layer.flops(plan[name].form, plan[name].rank, calls.get(name, ())) // first.samples
                 for name, site in found.items()
             }
-        sizes = {name: weights_of(root.get_submodule(name))[-1].element_size() for name in found}
+        sizes = {name: weights_of(root.get_submodule(name))[0].element_size() for name in found}
         kept = {name: plan[name].form is Form.KEEP for name in found}
         return cls(Cost(params, flops, size), each, sizes, {name: plan[name].rank for name in found}, found, kept)
 
@@ -269,7 +269,8 @@ class _Costs:
             m, n = site.shape
             flops = flops * rank * (m + n) // (m * n)
         elif not self.kept[site.name]:
-            flops = flops * rank // self.ranks[site.name]
+            now, then = (site.layer.params(form, r, False) for r in (rank, self.ranks[site.name]))
+            flops = flops * now // then
         return Cost(params, flops, params * self.sizes[site.name])
 
     def after(self, plan: Plan, entries: Sequence[Entry]) -> Cost:

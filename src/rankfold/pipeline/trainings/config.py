@@ -6,12 +6,14 @@ import difflib
 from collections.abc import Mapping, Sequence
 from dataclasses import fields
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import yaml
 from pydantic import BaseModel, ConfigDict, Field, TypeAdapter, ValidationError, field_validator, model_validator
+from torch import nn
 
-from rankfold.induce import LORITA
+from rankfold.induce import LORITA, Condition, Dlrt, Spread
+from rankfold.induce.condition import Conditioning
 from rankfold.objectives import objective_named
 from rankfold.train import Augment, Distill, Plateau, Recipe, Relax
 from rankfold.train.recipe import Decay
@@ -38,11 +40,48 @@ class Teacher(BaseModel):
     model: str | None = None
 
 
+class Dynamic(BaseModel):
+    """Dynamical low-rank training: `rankfold.dlrt_` at `rank`, and the settings of `rankfold.Dlrt`. `condition`: the
+    largest condition number of a layer; `spread`: the weight of a penalty on it."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    rank: int | None = Field(None, ge=1)
+    integrator: Literal["window", "parallel"] = "window"
+    window: int = Field(20, ge=1)
+    grow: float = Field(1.0, gt=0, le=1)
+    reach: int = Field(40, ge=0)
+    tolerance: float = Field(0.1, ge=0, lt=1)
+    budget: float | None = Field(None, gt=0, le=1)
+    most: int | None = Field(None, ge=1)
+    condition: float | None = Field(None, ge=1)
+    spread: float | None = Field(None, ge=0)
+
+    @model_validator(mode="after")
+    def _one_conditioning(self) -> Dynamic:
+        if self.condition is not None and self.spread is not None:
+            raise ValueError("condition: a bound and a penalty (spread) were given; choose one")
+        return self
+
+    def optimizer(self, model: nn.Module, kind: Any, **settings: Any) -> Dlrt:
+        """That of a `model` prepared by `dlrt_`, around one of torch's."""
+        how: Conditioning | None = None
+        if self.condition is not None:
+            how = Condition(self.condition)
+        elif self.spread is not None:
+            how = Spread(self.spread)
+        return Dlrt(
+            model, kind, integrator=self.integrator, window=self.window, grow=self.grow, tolerance=self.tolerance,
+            budget=self.budget, reach=self.reach, most=self.most, condition=how, **settings,
+        )  # fmt: skip
+
+
 class TrainConfig(BaseModel):
     """One training run. In the file the keys of `recipe` (`rankfold.train.Recipe`) stand beside the others.
 
     `depth` 1 is the ordinary network, 2 and more make a product of that many factors of every matrix that `where`
-    selects (`rankfold.induce.overparametrize_`, with `start` and `inner`). `weights`: what to start from. `objective`:
+    selects (`rankfold.induce.overparametrize_`, with `start` and `inner`). `dlrt`: layers of low rank instead, from the
+    first step. `weights`: what to start from. `objective`:
     what outputs and targets mean, by name; by default it is told from data and model. `decay` only checks that the
     optimizer is the one you mean. `device`: "auto" is CUDA where there is any.
     """
@@ -58,6 +97,7 @@ class TrainConfig(BaseModel):
     where: str | None = None
     start: str = "balanced"
     inner: int | list[int] | str | None = None
+    dlrt: Dynamic | None = None
     teacher: Teacher | None = None
     objective: str | None = None
     decay: Decay | None = None
@@ -87,13 +127,18 @@ class TrainConfig(BaseModel):
         if (self.recipe.distill is None) != (self.teacher is None):
             present, absent = ("teacher", "distill") if self.recipe.distill is None else ("distill", "teacher")
             raise ValueError(f"{absent}: is missing beside {present}")
+        if self.dlrt is not None and self.depth > 1:
+            raise ValueError(
+                f"dlrt: trains layers of low rank, depth {self.depth} products that are larger: choose one"
+            )
         return self
 
     def to_dict(self) -> dict[str, Any]:
         """Every key of the file, defaults included; `parse` is the inverse."""
         values = self.model_dump(mode="json", exclude={"recipe"})
-        if self.objective is None:
-            del values["objective"]  # as before there was such a key: what was written then compares equal
+        for key in ("objective", "dlrt"):
+            if values[key] is None:
+                del values[key]  # as before there was such a key: what was written then compares equal
         return values | {"decay": self.recipe.decay} | self.recipe.to_dict()
 
     def to_yaml(self) -> str:
@@ -171,6 +216,7 @@ def _check_names(values: Mapping[str, Any], source: str | Path) -> None:
     for key, part in (("augment", Augment), ("distill", Distill), ("plateau", Plateau), ("relax", Relax)):
         _check_level(values.get(key), [field.name for field in fields(part)], f"{key}.", source)
     _check_level(values.get("teacher"), list(Teacher.model_fields), "teacher.", source)
+    _check_level(values.get("dlrt"), list(Dynamic.model_fields), "dlrt.", source)
 
 
 def _check_level(values: Any, known: list[str], prefix: str, source: str | Path) -> None:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass, fields
+from dataclasses import asdict, dataclass, field, fields
 from pathlib import Path
 from typing import Any
 
@@ -25,7 +25,8 @@ class TrainResult:
 
     `validation` and `test` are what the objective says, losses included; of classifiers `validation_accuracy` and the
     like are their parts. `best_epoch`: whose weights were kept, by validation; 0 is the start. The test split was seen
-    once, by the end. `params` of the ordinary network, `trained_params` with all factors.
+    once, by the end. `params` of the ordinary network, `trained_params` with all factors; `ranks` of layers that were
+    trained at low rank.
     `seconds`: of all epochs. `warning`: a sentence if training broke down (None: it did not).
     """
 
@@ -46,6 +47,7 @@ class TrainResult:
     processes: int
     warning: str | None
     directory: str
+    ranks: Mapping[str, int] = field(default_factory=dict)
 
     @property
     def validation_accuracy(self) -> float:
@@ -80,6 +82,7 @@ class TrainResult:
     @classmethod
     def from_state(cls, values: Mapping[str, Any]) -> TrainResult:
         """From `state`, or from what the first release wrote, of a classifier; KeyError and TypeError if damaged."""
+        values = {"ranks": {}} | dict(values)  # of runs from before there were any
         own = {key: values[key] for key in (field.name for field in fields(cls)) if key not in ("validation", "test")}
         scores = values.get("scores") or {
             part: {"accuracy": values[f"{part}_accuracy"], "loss": values[f"{part}_loss"], "count": 0}

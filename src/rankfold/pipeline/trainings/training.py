@@ -11,7 +11,8 @@ from pathlib import Path
 import torch
 from torch import nn
 
-from rankfold.induce import fold_, overparametrize_
+from rankfold.induce import dlrt_, fold_, overparametrize_
+from rankfold.induce.dlrt import ranks_of, trained_numbers
 from rankfold.pipeline.trainings.config import ConfigError, TrainConfig
 from rankfold.pipeline.trainings.rundir import PLACE, TrainResult, finished, read_result, write_result
 from rankfold.record import SpectrumRecorder
@@ -60,10 +61,12 @@ def _trained(config: TrainConfig, device: torch.device, tell: Tell, team: Team) 
         data = _load(config, tell)
         model = built(config, data).to(device)
         teacher = None if config.teacher is None else _teacher(config, data).to(device)
-    size = sum(parameter.numel() for parameter in model.parameters())
     history = _fitted(config, model, data, teacher, Path(config.out), tell, team)
+    size, ranks = trained_numbers(model), ranks_of(model)
+    if ranks:
+        tell.say(f"ranks: {', '.join(f'{name} {rank}' for name, rank in ranks.items())}")
     fold_(model)
-    return team.shared(lambda: _delivered(config, model, data, history, teacher, size, team))
+    return team.shared(lambda: _delivered(config, model, data, history, teacher, size, ranks, team))
 
 
 def built(config: TrainConfig, data: Data) -> nn.Module:
@@ -82,6 +85,8 @@ def built(config: TrainConfig, data: Data) -> nn.Module:
             inner=config.inner,  # type: ignore[arg-type]
             generator=generator,
         )
+    if config.dlrt is not None:
+        dlrt_(model, config.dlrt.rank, config.where)
     return model
 
 
@@ -123,7 +128,7 @@ def _fitted(
 
         history = fit(
             model, data.train, data.validation, config.recipe, teacher=teacher, directory=place, progress=progress,
-            objective=objective.objective,
+            objective=objective.objective, optimizer=None if config.dlrt is None else config.dlrt.optimizer,
         )  # fmt: skip
     if history.resumed_from and history.resumed_from == len(history.epochs) and history.stopped is None:
         tell.say(f"all {len(history.epochs)} epochs were done already")
@@ -222,6 +227,7 @@ def _delivered(
     history: History,
     teacher: nn.Module | None,
     trained: int,
+    ranks: dict[str, int],
     team: Team,
 ) -> TrainResult:
     """The only place that sees the test split."""
@@ -247,6 +253,7 @@ def _delivered(
         processes=team.size,
         warning=history.warning,
         directory=str(place),
+        ranks=ranks,
     )
     _save(model, place)
     write_result(place, result)

@@ -1,0 +1,75 @@
+"""Two plans for a language model, in nats and by the change of all outputs: the one that is nearer on a few tokens.
+
+Where little is lost nats per token rank layers better, where much is lost the change of all outputs does: how much
+that is differs between networks. So both plans are carried out, each on a copy, and asked.
+"""
+
+from __future__ import annotations
+
+import copy
+from dataclasses import replace
+from typing import Any
+
+from rankfold.batches import forward, samples_of, size_of, tensors_in
+from rankfold.compress.planning.apply import apply_
+from rankfold.compress.planning.plan import NATS, Entry, Plan
+from rankfold.compress.planning.profile import Profile
+from rankfold.compress.sensitivity import output_changes
+from rankfold.costs import evaluating
+from rankfold.objectives import Teacher
+
+TOKENS = 512  # that both plans are tried on
+CERTAIN = 0.02  # nats per token up to which nothing is tried
+RELIABLE = 1.0  # nats per token up to which a forecast is believed where nothing can be tried
+
+
+def nearer(known: Profile, first: Plan, other: Plan) -> Plan:
+    """``first``, made in nats, or ``other``, made from ``known.coarser``: the one with less divergence on some tokens
+    of the calibration data. Its forecast is in nats, whichever it is. Cost: two copies of the model, one at a time.
+
+    Without data to try them on ``first`` is taken as long as its forecast is believable.
+    """
+    batch = _some(known)
+    if batch is None:
+        return first if (first.forecast or 0.0) <= RELIABLE else _in_nats(known, other)
+    lost = [_divergence(known, plan, batch) for plan in (first, other)]
+    taken = first if lost[0] <= lost[1] else _in_nats(known, other)
+    return replace(taken, calibration={**taken.calibration, "probe": min(lost)})
+
+
+def _some(known: Profile) -> Any:
+    """Some samples with ``TOKENS`` tokens or more; None without data."""
+    if known.data is None or known.model is None:
+        return None
+    batch = next((batch for _, batch in known.calibration.of(known.data).batches()), None)
+    if batch is None:
+        return None
+    size = size_of(batch)
+    length = max(next(tensors_in(batch)).numel() // size, 1)
+    return samples_of(batch, size, slice(min(size, -(-TOKENS // length))))
+
+
+def _divergence(known: Profile, plan: Plan, batch: Any) -> float:
+    model = known.needed_model()
+    small = apply_(copy.deepcopy(model), plan, known.of(plan))
+    with evaluating(model), evaluating(small):
+        found = (known.objective or Teacher()).divergence(forward(small, batch), forward(model, batch), batch)
+    lost = float(found.mean())
+    return lost if lost == lost else float("inf")
+
+
+def _in_nats(known: Profile, plan: Plan) -> Plan:
+    """What was decided by the change of all outputs, with what each site is expected to cost in nats."""
+    assert known.statistics is not None
+    prices = output_changes([each for group in known.candidates.values() for each in group])
+
+    def priced(entry: Entry) -> Entry:
+        candidate = known.of(plan).candidate(entry.site, entry.form)
+        metric = known.statistics.sites[entry.site].metric if entry.site in known.statistics.sites else None  # type: ignore[union-attr]
+        cost = getattr(getattr(candidate, "decomposition", None), "cost_in", None)
+        if cost is not None and metric is not None:
+            return replace(entry, predicted_loss=cost(metric, entry.rank))
+        price = prices.get((entry.site, entry.form))
+        return entry if price is None else replace(entry, predicted_loss=float(price[entry.rank]))
+
+    return replace(plan.with_entries(tuple(map(priced, plan.entries))), calibration={**plan.calibration, "unit": NATS})

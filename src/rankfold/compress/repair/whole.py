@@ -1,0 +1,136 @@
+"""A compressed network tuned as a whole towards the original's answers: no labels, factors only, the best step kept."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass
+from itertools import cycle, islice
+from typing import Any
+
+import torch
+from torch import nn
+
+from rankfold.batches import batches_of, forward, samples_of, size_of
+from rankfold.costs import evaluating
+from rankfold.objectives import Objective
+from rankfold.observe import Samples
+from rankfold.run.progress import Progress
+from rankfold.sites import without_fused_attention
+
+LOOKS = 6  # at held-out samples, spread over the steps
+JUDGES = 64  # samples that judge, at most
+CLIP = 1.0  # norm of a gradient
+
+
+@dataclass(frozen=True)
+class Steps:
+    """How a network is tuned. ``batch_size``: samples of one step."""
+
+    count: int
+    learning_rate: float
+    samples: int | None
+    batch_size: int
+
+
+@dataclass(frozen=True)
+class Way:
+    """Divergence from the original on held-out samples: ``before``, and ``after`` ``step`` steps, the best of those
+    that were looked at."""
+
+    before: float
+    after: float
+    step: int
+
+
+def tune_whole_(
+    root: nn.Module,
+    original: nn.Module,
+    trained: Sequence[nn.Parameter],
+    data: Any,
+    objective: Objective,
+    how: Steps,
+    progress: Progress | None = None,
+) -> Way:
+    """Train ``trained`` to the answers that ``original`` gives; see ``rankfold.tune_``."""
+    seen = Samples(data, how.samples, how.batch_size)
+    judges = list(_parts(seen.judges(original), how.batch_size, JUDGES))
+    if not judges:
+        raise ValueError("a tuned network is judged on samples that are held back: give at least two batches")
+    taught = list(_parts(seen.without_judges().data, how.batch_size))
+    if not taught:
+        raise ValueError("no data is left to tune on: give more samples")
+    with ExitStack() as stack:
+        for network in (root, original):
+            stack.enter_context(evaluating(network))
+        stack.enter_context(without_fused_attention())
+        stack.enter_context(gradients_of(root, trained))
+        best = before = _divergence(root, original, judges, objective)
+        kept, at = [parameter.detach().clone() for parameter in trained], 0
+        optimizer = torch.optim.Adam(trained, lr=how.learning_rate)
+        schedule = torch.optim.lr_scheduler.LinearLR(optimizer, 1.0, 0.0, max(how.count, 1))
+        looks = {round(how.count * (i + 1) / LOOKS) for i in range(LOOKS)}
+        for step, batch in enumerate(islice(_forever(taught), how.count), 1):
+            with torch.no_grad():
+                wanted = forward(original, batch)
+            with torch.enable_grad():
+                loss = objective.distance(forward(root, batch), wanted, batch)
+                optimizer.zero_grad()
+                loss.backward()
+            torch.nn.utils.clip_grad_norm_(trained, CLIP)
+            optimizer.step()
+            schedule.step()
+            if step in looks and (now := _divergence(root, original, judges, objective)) < best:
+                best, at = now, step
+                kept = [parameter.detach().clone() for parameter in trained]
+            if progress is not None:
+                progress("tuning", step, how.count)
+        with torch.no_grad():
+            for parameter, value in zip(trained, kept, strict=True):
+                parameter.copy_(value)
+    return Way(before, best, at)
+
+
+def _parts(data: Any, size: int, limit: int | None = None) -> Iterator[Any]:
+    """Batches of at most ``size`` samples, also of larger ones."""
+    seen = 0
+    for batch in batches_of(list(data) if isinstance(data, tuple) else data, size):
+        count = size_of(batch)
+        for start in range(0, count, size):
+            if limit is not None and seen >= limit:
+                return
+            yield batch if count <= size else samples_of(batch, count, slice(start, start + size))
+            seen += min(size, count - start)
+
+
+def _forever(parts: Sequence[Any]) -> Iterator[Any]:
+    """The parts in a random order, again and again in others; the same each time."""
+    generator = torch.Generator().manual_seed(0)
+    for _ in cycle((None,)):
+        for index in torch.randperm(len(parts), generator=generator).tolist():
+            yield parts[index]
+
+
+@torch.no_grad()
+def _divergence(root: nn.Module, original: nn.Module, judges: Sequence[Any], objective: Objective) -> float:
+    total, counted = 0.0, 0
+    for batch in judges:
+        value, count = objective.distances(forward(root, batch), forward(original, batch), batch)
+        total, counted = total + float(value) * count, counted + count
+    found = total / max(counted, 1)
+    return found if found == found else float("inf")
+
+
+@contextmanager
+def gradients_of(root: nn.Module, trained: Sequence[nn.Parameter]) -> Iterator[None]:
+    """Within the block gradients are taken of some parameters and of no others."""
+    flags = [(parameter, parameter.requires_grad) for parameter in root.parameters()]
+    chosen = {id(parameter) for parameter in trained}
+    for parameter, _ in flags:
+        parameter.requires_grad_(id(parameter) in chosen)
+    try:
+        yield
+    finally:
+        for parameter, flag in flags:
+            parameter.requires_grad_(flag)
+            parameter.grad = None

@@ -1,0 +1,122 @@
+"""The token metric: what an error in the outputs of one layer costs a language model, in nats per token.
+
+At every position that counts a token is drawn from the model's own distribution p; with ℓ = −Σ log p(token), the sum
+over the positions, and g = ∂ℓ/∂y at one token of a layer's outputs, D = E[Σ g gᵀ] / (2 · positions) is half the Fisher
+information for one token. As the draws are independent, what different positions contribute to one another vanishes in
+expectation, so that one backward pass of the sum will do. An error E of a layer with inputs x then costs
+tr(D E H Eᵀ) nats of KL(original ‖ compressed) per token to second order, H = E[x xᵀ] of one token.
+
+Beside it, from the same forward pass, the metric of all outputs (``rankfold.compress.metric``), which ranks layers
+better where the damage is large and the quadratic is no forecast any more.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+
+from rankfold.compress.metric import (
+    GRAPH,
+    Gathering,
+    Spread,
+    Spreading,
+    Sums,
+    generator_of,
+    measure_spread,
+)
+from rankfold.costs import evaluating
+from rankfold.objectives import Answer, Objective
+from rankfold.observe import Samples
+from rankfold.run.progress import Progress
+from rankfold.sites import Site, SiteList, split_attention
+
+NUMBERS = 1 << 25  # of the answers whose graph is in memory at once
+ROWS = 4096  # that are summed in float32 before they are added in float64
+
+
+@dataclass(frozen=True)
+class TokenMetrics:
+    """For each site D in nats per token (``fisher``) and of all outputs (``outputs``); see ``moment_for``."""
+
+    fisher: Mapping[str, Tensor]
+    outputs: Mapping[str, Tensor]
+
+
+def token_metrics(
+    root: nn.Module,
+    seen: Samples,
+    sites: SiteList,
+    objective: Objective,
+    spread: Spread | None = None,
+    progress: Progress | None = None,
+) -> TokenMetrics:
+    """Both metrics of every reducible site that gradients reach: one forward and two backward passes in eval mode.
+
+    As many samples at a time as keep the answers below ``NUMBERS`` numbers. Empty for a model that cannot be
+    differentiated. Leaves everything as found.
+    """
+    with evaluating(root), split_attention(root):
+        spread = measure_spread(root, seen, objective) if spread is None else spread
+        if not spread.names:
+            return TokenMetrics({}, {})
+        rows, entries = spread.row_shape
+        graph = max(1, min(GRAPH, NUMBERS // max(rows * entries, 1)))
+        inner = {site.name: site.matrix(root).float() for site in sites.reducible if inside(site)}
+        sums = tuple(Sums(moment=moment_for(inner, scale)) for scale in (0.5, 1.0))
+        estimates = (Drawn(sums[0]), Spreading(objective, spread, sums[1]))
+        if not Gathering(root, seen, objective, estimates, progress).run(sites, graph, graph):
+            return TokenMetrics({}, {})
+        towards = {name: weight.double().mT @ weight.double() for name, weight in inner.items()}
+        fisher, outputs = (each.metrics(seen.team, towards) for each in sums)
+    return TokenMetrics(fisher, outputs)
+
+
+def inside(site: Site) -> bool:
+    """Whether WᵀDW (n, n) is gathered in place of D (m, m): it is all that the optimum needs, and smaller."""
+    m, n = site.shape
+    return site.layer.convolution is None and site.groups == 1 and m > n
+
+
+def moment_for(inner: Mapping[str, Tensor], scale: float = 1.0) -> Callable[[Site, Tensor], Tensor]:
+    """Σ g gᵀ (m, m), or Σ (g W)ᵀ(g W) (n, n) where the weight is in ``inner``; float64 sums of float32 products."""
+
+    def moment(site: Site, gradient: Tensor) -> Tensor:
+        total = torch.zeros((), dtype=torch.float64, device=gradient.device)
+        rows = site.layer.output_rows(gradient)
+        for part in rows.to(torch.promote_types(rows.dtype, torch.float32)).split(ROWS, -2):
+            part = part @ inner[site.name].to(part) if site.name in inner else part
+            total = total + (part.mT @ part).double()
+        return scale * total
+
+    return moment
+
+
+@dataclass
+class Drawn:
+    """∂ℓ/∂y for tokens drawn from the model; counted by positions."""
+
+    sums: Sums
+
+    def of(self, answers: Sequence[Answer], first: int) -> tuple[Tensor, float]:
+        answer = next(each for each in answers if each.classes)
+        scores = answer.values.to(torch.promote_types(answer.values.dtype, torch.float32))
+        slope = slope_of(scores.detach(), generator_of(-1, first))
+        if answer.counted is not None:
+            slope = slope * answer.counted.unsqueeze(-1)
+        counted = scores.shape[:-1].numel() if answer.counted is None else int(answer.counted.sum())
+        return (scores * slope).sum(), counted
+
+    def add(self, gradients: Sequence[tuple[Site, Tensor]], counted: float, half: int) -> None:
+        self.sums.add(gradients, counted, half)
+
+
+def slope_of(scores: Tensor, generator: torch.Generator) -> Tensor:
+    """∂(−log p(k))/∂scores = p − e_k at every position, k drawn from p = softmax(scores); (…, C)."""
+    slope = scores.softmax(-1)
+    upto = slope.cumsum(-1)
+    drawn = torch.rand((*scores.shape[:-1], 1), generator=generator).to(upto) * upto[..., -1:]
+    chosen = torch.searchsorted(upto, drawn, right=True).clamp_max(scores.shape[-1] - 1)
+    return slope.scatter_add(-1, chosen, -torch.ones_like(drawn))

@@ -1,0 +1,53 @@
+"""Well-conditioned low rank: a bound on the condition number of each layer, and a penalty on its spread."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from math import isfinite
+
+from torch import Tensor
+
+from rankfold.linalg.tangent import clamped, spread
+
+
+@dataclass(frozen=True)
+class Condition:
+    """After each truncation singular values are drawn together until the condition number is at most ``bound``.
+
+    Ranks are chosen first, on values as training left them. (CondLR, Savostianova, Zangrando, Ceruti, Tudisco 2023.)
+    ``ValueError`` for a bound below 1.
+    """
+
+    bound: float = 2.0
+
+    def __post_init__(self) -> None:
+        if not 1 <= self.bound < float("inf"):
+            raise ValueError(f"Condition: the bound of a condition number is at least 1, got {self.bound!r}")
+
+    def gradient(self, core: Tensor) -> Tensor | None:
+        return None
+
+    def after(self, core: Tensor) -> Tensor:
+        return clamped(core, self.bound)
+
+
+@dataclass(frozen=True)
+class Spread:
+    """A penalty ``weight``·‖SᵀS − α²I‖, α² = ‖S‖²/r, on the core S of each layer, which draws its singular values
+    towards one another at whatever size they are. (RobustDLRT, Schotthöfer, Yang, Schnake 2025.) ``ValueError`` for a
+    weight that is negative."""
+
+    weight: float = 0.05
+
+    def __post_init__(self) -> None:
+        if not (isfinite(self.weight) and self.weight >= 0):
+            raise ValueError(f"Spread: the weight of a penalty is finite and not negative, got {self.weight!r}")
+
+    def gradient(self, core: Tensor) -> Tensor | None:
+        return self.weight * spread(core)[1]
+
+    def after(self, core: Tensor) -> Tensor:
+        return core
+
+
+Conditioning = Condition | Spread

@@ -1,0 +1,74 @@
+"""How many directions of each layer stay when a window closes: by a tolerance, or within a budget that all share."""
+
+from __future__ import annotations
+
+from collections.abc import Collection
+from dataclasses import dataclass
+from math import isfinite
+
+from torch import Tensor, nn
+
+from rankfold.induce.dlrt import dynamic_layers
+from rankfold.layers import DynamicLowRank
+from rankfold.linalg.tangent import rank_within, ranks_within
+from rankfold.sites import unwrap
+
+Layers = Collection[DynamicLowRank]
+
+
+@dataclass
+class Cut:
+    """``budget``: numbers that all layers may take when factored, or None. Reached over ``reach`` windows, of which
+    ``closed`` have ended, from ``first`` numbers at the end of the first."""
+
+    tolerance: float
+    budget: int | None
+    reach: int
+    most: int | None
+    closed: int = 0
+    first: int = 0
+
+    @classmethod
+    def of(cls, model: nn.Module, tolerance: float, budget: float | None, reach: int, most: int | None) -> Cut:
+        """``budget`` as a share of the parameters of the dense network. ``ValueError`` for what is out of range, and
+        for a budget below rank 1 in every layer."""
+        if not (isfinite(tolerance) and 0 <= tolerance < 1):
+            raise ValueError(f"tolerance is a share of the layer's norm, at least 0 and below 1, got {tolerance!r}")
+        if budget is not None and not 0 < budget <= 1:
+            raise ValueError(
+                f"budget is a share of the dense network's parameters, above 0 and at most 1, got {budget!r}"
+            )
+        for name, value, least in (("reach", reach, 0), ("most", most, 1)):
+            if value is not None and (isinstance(value, bool) or not isinstance(value, int) or value < least):
+                raise ValueError(f"{name} must be a whole number of at least {least}, got {value!r}")
+        return cls(tolerance, None if budget is None else _numbers(model, budget), reach, most)
+
+    def ranks(self, layers: Layers, spectra: Collection[Tensor]) -> list[int]:
+        """The rank of each layer at the end of a window, from the singular values that it has there."""
+        if self.budget is None:
+            return [rank_within(values, self.tolerance, self.most) for values in spectra]
+        self.first, self.closed = self.first or _taken(layers), self.closed + 1
+        left = max(0.0, 1 - self.closed / self.reach) if self.reach else 0.0
+        size = int(self.budget * max(1.0, self.first / self.budget) ** left)
+        return ranks_within([values[: self.most].cpu() for values in spectra], [sum(x.shape) for x in layers], size)
+
+    def met(self, layers: Layers) -> bool:
+        return self.budget is None or _taken(layers) <= self.budget
+
+
+def _taken(layers: Layers) -> int:
+    return sum(sum(layer.shape) * layer.rank for layer in layers)
+
+
+def _numbers(model: nn.Module, share: float) -> int:
+    """What the layers of low rank may take together within a share of the dense network's parameters."""
+    layers = dynamic_layers(model).values()
+    rest = sum(p.numel() for p in unwrap(model).parameters()) - sum(layer.core.numel() for layer in layers)
+    dense = rest + sum(layer.shape[0] * layer.shape[1] for layer in layers)
+    least, left = sum(sum(layer.shape) for layer in layers), int(share * dense) - rest
+    if left < least:
+        raise ValueError(
+            f"budget {share:g} of {dense} parameters cannot be met: {rest} are in no layer of low rank, and rank 1 in "
+            f"each of the {len(layers)} layers takes {least}; {(rest + least) / dense:.4f} is the least"
+        )
+    return left

@@ -1,0 +1,336 @@
+"""The optimizer of dynamical low-rank training: one of torch's for the cores and all else, and the bases' own steps."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable
+from typing import Any, Literal, get_args
+
+import torch
+import torch.distributed as dist
+from torch import Tensor, nn
+
+from rankfold.induce.condition import Conditioning
+from rankfold.induce.cut import Cut
+from rankfold.induce.dlrt import dynamic_layers
+from rankfold.layers import DynamicLowRank
+from rankfold.linalg import tangent
+from rankfold.linalg.errors import NonFiniteError
+from rankfold.linalg.tangent import Triple, Turn
+
+Integrator = Literal["window", "parallel", "augmented", "fixed"]
+_FEW = 4  # directions that bases may always grow by: at such ranks they cost little
+_SQUARED = frozenset({"exp_avg_sq", "max_exp_avg_sq", "square_avg", "sum", "acc_delta"})  # means of squared gradients
+
+
+class Dlrt(torch.optim.Optimizer):
+    """Trains a network that ``dlrt_`` has prepared, in anyone's loop: ``zero_grad``, backward, ``step``.
+
+    ``optimizer`` (a class of ``torch.optim``) with ``settings`` trains the cores and every other parameter; or, with
+    ``groups``, those of these parameter groups. Weight decay of a core is that of the layer's weight. Learning-rate
+    schedulers and gradient scalers take this optimizer as any other.
+
+    ``integrator``:
+
+    - "window" (default): bases grow by the gradient's directions, which leaves the weight as it is; ``window`` steps of
+      ``optimizer`` on the cores follow; then directions are cut. Ranks can grow as well as fall. ``grow``: by at most
+      this share of the rank, or by four, the gradient's largest directions; fewer make a step cheaper and turn slower.
+    - "parallel": a window of a single step, along the gradient projected onto the tangent space. A new direction begins
+      with weight η‖g‖ and is cut at once where that is below the tolerance: ranks hardly grow.
+    - "augmented": bases grow; one step of the cores by the gradient in the larger bases, then directions are cut.
+    - "fixed": bases follow K = US − ηgVᵀ and L = SV − ηUᵀg at an unchanged rank. No descent is promised.
+
+    The last two evaluate the loss twice: ``step(closure)``; a ``closure`` clears gradients, computes the loss, calls
+    backward and returns the loss.
+
+    Directions are cut where the tail (Σ σ²)^½ stays within ``tolerance`` of the layer's norm; or, with ``budget``, a
+    share of the parameters of the dense network, all directions of all layers compete for it by the energy they hold
+    for the numbers they take; the network folded with ``keep=True`` has at most as many parameters after ``reach``
+    windows, during which sizes fall by the same factor each time: what is cut at once does not come back. ``met`` says
+    whether it holds already. ``most``: a rank that no layer exceeds. ``condition``: a ``Condition`` or a ``Spread``.
+
+    Raises ``ValueError`` for a model without such layers and settings out of range; at a step ``NonFiniteError`` that
+    names the layer, before anything is changed. Cost of a window: O((m + n)r²) for each layer beside the steps.
+    Between processes (``torch.distributed``) gradients of these layers are averaged here; wrap the model in
+    ``DistributedDataParallel`` after ``dlrt_`` for all other parameters.
+
+    Source: Schotthöfer, Zangrando, Kusch, Ceruti, Tudisco 2022 (DLRT); Ceruti, Kusch, Lubich 2022 (rank-adaptive).
+    """
+
+    def __init__(
+        self,
+        model: nn.Module,
+        optimizer: Callable[..., torch.optim.Optimizer] = torch.optim.Adam,
+        *,
+        groups: Iterable[Any] | None = None,
+        integrator: Integrator = "window",
+        window: int = 20,
+        grow: float = 1.0,
+        tolerance: float = 0.1,
+        budget: float | None = None,
+        reach: int = 40,
+        most: int | None = None,
+        condition: Conditioning | None = None,
+        **settings: Any,
+    ) -> None:
+        self.layers = dynamic_layers(model)
+        if not self.layers:
+            raise ValueError("the model has no layers of low rank to train: call rankfold.dlrt_ first")
+        _check(integrator, window, grow)
+        self.integrator, self.window = integrator, 1 if integrator != "window" else window
+        self.grow = grow if integrator == "window" else 1.0
+        self.cut = Cut.of(model, tolerance, budget, reach, most)
+        self.condition, self.position = condition, 0
+        self.tails: dict[str, float] = {}
+        if groups is None:
+            groups = [p for p in model.parameters() if p.requires_grad]
+        self.inner = optimizer(groups, **settings)
+        trained = {id(p) for group in self.inner.param_groups for p in group["params"]}
+        missing = [name for name, layer in self.layers.items() if id(layer.core) not in trained]
+        if missing:
+            raise ValueError(f"{missing[0]}.core is in none of the groups: every layer of low rank is to be trained")
+        self._cores = [layer.core for layer in self.layers.values()]
+        self._probe(True)
+
+    # what schedulers, scalers and checkpoints ask of an optimizer
+
+    @property
+    def param_groups(self) -> list[dict[str, Any]]:
+        return self.inner.param_groups
+
+    @param_groups.setter
+    def param_groups(self, groups: list[dict[str, Any]]) -> None:
+        self.inner.param_groups = groups
+
+    @property
+    def state(self) -> Any:  # type: ignore[override]
+        return self.inner.state
+
+    @property
+    def defaults(self) -> dict[str, Any]:  # type: ignore[override]
+        return self.inner.defaults
+
+    def _follow(self) -> None:
+        """Take up the cores that loading other ranks into the model has put in place of those known here."""
+        for layer, old in zip(self.layers.values(), self._cores, strict=True):
+            if layer.core is not old:
+                self._exchange(old, layer.core)
+        self._cores = [layer.core for layer in self.layers.values()]
+
+    def _exchange(self, old: nn.Parameter, new: nn.Parameter) -> dict[str, Any]:
+        """Another parameter in the place of one, in its group and with its state, which is returned."""
+        for group in self.param_groups:
+            group["params"] = [new if p is old else p for p in group["params"]]
+        state = self.inner.state.pop(old, {})
+        if state:
+            self.inner.state[new] = state
+        self._cores = [new if core is old else core for core in self._cores]
+        return state
+
+    def zero_grad(self, set_to_none: bool = True) -> None:
+        """Also of what the bases' steps are taken from."""
+        self.inner.zero_grad(set_to_none)
+        for layer in self.layers.values():
+            layer.clear_gradients()
+
+    def state_dict(self) -> dict[str, Any]:
+        """That of the inner optimizer, with the place in the window: plain tensors and numbers. Factors and ranks are
+        in the model's own state dict, which takes up layers of another rank."""
+        return self.inner.state_dict() | {"position": self.position, "closed": self.cut.closed, "first": self.cut.first}
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        """Load the model's state first, so that the moments find cores of their shape."""
+        state = dict(state_dict)
+        self.position, self.cut.closed, self.cut.first = (
+            int(state.pop(key)) for key in ("position", "closed", "first")
+        )
+        self._follow()
+        self.inner.load_state_dict(state)
+        self._probe(self.position == 0)
+
+    @property
+    def ranks(self) -> dict[str, int]:
+        """Of every layer now; within a window more than are kept at its end."""
+        return {name: layer.rank for name, layer in self.layers.items()}
+
+    @torch.no_grad()
+    def clip_grad_norm_(self, most: float) -> Tensor:
+        """Scale all gradients so that their norm is at most ``most``; returns the norm before.
+
+        Of a layer of low rank it is that of the gradient projected onto the tangent space,
+        ‖P(g)‖² = ‖gVᵀ‖² + ‖Uᵀg‖² − ‖UᵀgVᵀ‖², where a step needs it, elsewhere that of the core's.
+        """
+        parts = [p.grad for group in self.param_groups for p in group["params"] if p.grad is not None]
+        probes = [g for layer in self.layers.values() if layer.gradients is not None for g in layer.gradients]
+        cores = [layer.core.grad for layer in self.layers.values() if layer.gradients is not None]
+        total = sum(g.double().square().sum() for g in (*parts, *probes))
+        total = total - 2 * sum(g.double().square().sum() for g in cores if g is not None)
+        norm = torch.as_tensor(total).clamp_min(0).sqrt()
+        if norm > most:
+            for gradient in (*parts, *probes):
+                gradient.mul_((most / norm).to(gradient))
+        return norm
+
+    @torch.no_grad()
+    def step(self, closure: Callable[[], Any] | None = None) -> Any:
+        """One step. Returns the loss where a ``closure`` gave it."""
+        self._follow()
+        loss = None
+        if closure is not None:
+            with torch.enable_grad():
+                loss = closure()
+        elif self.integrator in ("augmented", "fixed"):
+            raise ValueError(f"integrator={self.integrator!r} evaluates the loss twice: step(closure) is needed")
+        self._reduce()
+        self._check_finite()
+        if self.position == 0:
+            self._open()
+            if closure is not None and self.integrator in ("augmented", "fixed"):
+                with torch.enable_grad():
+                    closure()
+                self._reduce()
+                self._check_finite()
+        if self.condition is not None:
+            for layer in self.layers.values():
+                more = self.condition.gradient(layer.core)
+                if more is not None and layer.core.grad is not None:
+                    layer.core.grad.add_(more)
+        self.inner.step()
+        self.position += 1
+        if self.position >= self.window:
+            self._close()
+            self.position = 0
+        self._probe(self.position == 0)
+        return loss
+
+    @torch.no_grad()
+    def settle(self) -> None:
+        """Close a window that is open, so that ranks are those within the tolerance or budget: before the network is
+        validated or saved. Nothing where none is open."""
+        self._follow()
+        if self.position:
+            self._close()
+            self.position = 0
+            self._probe(True)
+
+    def _open(self) -> None:
+        """Bases follow the gradient, or grow by its directions."""
+        self._probe(False)
+        for layer in self.layers.values():
+            known, gradient = layer.gradients, layer.core.grad
+            if known is None or gradient is None:  # not reached in this step
+                continue
+            now, (left, right) = _triple(layer), (_wide(known[0]), _wide(known[1]))
+            if self.integrator == "fixed":
+                wide, turn = tangent.moved(now, left, right, self._rate(layer.core))
+                core_gradient = None
+            else:
+                wide, turn = tangent.augmented(now, left, right, max(_FEW, int(self.grow * now.rank)))
+                # within a window the new directions wait for the next step, whose gradient knows all of the core
+                core_gradient = turn.linear(_wide(gradient))
+                if self.integrator == "parallel":
+                    core_gradient = tangent.tangent_core(wide, left, right, _wide(gradient))
+            self._put(layer, wide, turn)
+            layer.core.grad = None if core_gradient is None else core_gradient.to(layer.core)
+
+    def _close(self) -> None:
+        """Directions are cut, and the rest are made orthonormal to rounding."""
+        if self.integrator == "fixed" and self.cut.budget is None:
+            self._conditioned()
+            return
+        spectra = {}
+        for name, layer in self.layers.items():
+            with _named(name):
+                spectra[name] = tangent.singular_values(_wide(layer.core))
+        for (name, layer), rank in zip(
+            self.layers.items(), self.cut.ranks(self.layers.values(), spectra.values()), strict=True
+        ):
+            values = spectra[name].double()
+            self.tails[name] = float(values[rank:].norm() / values.norm().clamp_min(1e-300))
+            self._put(layer, *tangent.truncated(_triple(layer), rank))
+        self._conditioned()
+
+    @property
+    def met(self) -> bool:
+        """Whether the layers are within the budget now; always where there is none."""
+        return self.cut.met(self.layers.values())
+
+    def _conditioned(self) -> None:
+        if self.condition is not None:
+            for layer in self.layers.values():
+                layer.core.copy_(self.condition.after(_wide(layer.core)))  # in place: nothing changes its shape
+
+    def _put(self, layer: DynamicLowRank, to: Triple, turn: Turn) -> None:
+        """Other bases; the moments of the core turn with them. Of squares those of new directions begin at the mean."""
+        old, before = layer.core, layer.core.shape
+        layer.put_(to.left, to.core, to.right)
+        state = self._exchange(old, layer.core)
+        for key, value in state.items():
+            if not isinstance(value, Tensor) or value.shape != before:
+                continue
+            if key not in _SQUARED:
+                state[key] = turn.linear(_wide(value)).to(value)
+                continue
+            turned = turn.squared(_wide(value))
+            if turned.shape[0] > before[0]:
+                new = torch.ones_like(turned, dtype=torch.bool)
+                new[: before[0], : before[1]] = False
+                turned = torch.where(new, value.mean().to(turned), turned)
+            state[key] = turned.to(value)
+
+    def _rate(self, core: nn.Parameter) -> float:
+        return next(float(g["lr"]) for g in self.param_groups if any(p is core for p in g["params"]))
+
+    def _probe(self, probing: bool) -> None:
+        for layer in self.layers.values():
+            layer.probing = probing
+
+    def _gradients(self, layer: DynamicLowRank) -> list[Tensor]:
+        return [g for g in (layer.core.grad, *(layer.gradients or ())) if g is not None]
+
+    def _reduce(self) -> None:
+        """The mean over processes, of what DistributedDataParallel leaves to us."""
+        if not (dist.is_available() and dist.is_initialized() and dist.get_world_size() > 1):
+            return
+        for layer in self.layers.values():
+            for gradient in self._gradients(layer):
+                dist.all_reduce(gradient)
+                gradient.div_(dist.get_world_size())
+
+    def _check_finite(self) -> None:
+        for name, layer in self.layers.items():
+            for gradient in self._gradients(layer):
+                if not bool(gradient.isfinite().all()):
+                    raise NonFiniteError(
+                        f"{name}: its gradient is not finite; this step was not taken and the weights are as before: "
+                        "lower the learning rate, or clip gradients (optimizer.clip_grad_norm_)"
+                    )
+
+
+class _named:
+    """Says which layer a core belongs to."""
+
+    def __init__(self, name: str) -> None:
+        self.name = name
+
+    def __enter__(self) -> None: ...
+
+    def __exit__(self, kind: Any, error: BaseException | None, _: Any) -> None:
+        if isinstance(error, NonFiniteError):
+            raise NonFiniteError(f"{self.name}: {error}: training has diverged; lower the learning rate") from error
+
+
+def _triple(layer: DynamicLowRank) -> Triple:
+    return Triple(_wide(layer.left), _wide(layer.core.detach()), _wide(layer.right))
+
+
+def _wide(x: Tensor) -> Tensor:
+    return x.to(torch.promote_types(x.dtype, torch.float32))
+
+
+def _check(integrator: str, window: int, grow: float) -> None:
+    if integrator not in get_args(Integrator):
+        raise ValueError(f"integrator must be one of {', '.join(get_args(Integrator))}, got {integrator!r}")
+    if isinstance(window, bool) or not isinstance(window, int) or window < 1:
+        raise ValueError(f"window must be a whole number of at least 1, got {window!r}")
+    if not 0 < grow <= 1:
+        raise ValueError(f"grow is a share of the rank, above 0 and at most 1, got {grow!r}")

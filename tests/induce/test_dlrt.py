@@ -1,0 +1,429 @@
+"""Dynamical low-rank training: what one backward pass gathers, how bases and ranks move, and what comes out."""
+
+import copy
+import functools
+import pickle
+from dataclasses import replace
+
+import pytest
+import torch
+import torch.nn.functional as F
+from torch import nn
+
+import rankfold as rf
+from rankfold.induce import dlrt_choice
+from rankfold.layers import DynamicLowRank
+from rankfold.linalg.errors import NonFiniteError
+from rankfold.train import TrainingError
+
+
+def network(seed: int = 0, dtype=torch.float64) -> nn.Module:
+    torch.manual_seed(seed)
+    return nn.Sequential(
+        nn.Conv2d(3, 20, 3, stride=2, padding=1, padding_mode="reflect"),
+        nn.BatchNorm2d(20),
+        nn.ReLU(),
+        nn.Flatten(),
+        nn.Linear(20 * 16, 24),
+        nn.Tanh(),
+        nn.Linear(24, 5),
+    ).to(dtype)
+
+
+def data(count: int = 64, dtype=torch.float64) -> tuple[torch.Tensor, torch.Tensor]:
+    generator = torch.Generator().manual_seed(1)
+    return torch.randn(count, 3, 8, 8, generator=generator).to(dtype), torch.randint(
+        0, 5, (count,), generator=generator
+    )
+
+
+def trained(model, optimizer, steps: int, batch: int = 16, half: bool = False) -> list[float]:
+    x, y = data(dtype=next(model.parameters()).dtype)
+    losses = []
+    for step in range(steps):
+        part = slice(batch * step % len(x), batch * step % len(x) + batch)
+
+        def closure(part=part):
+            optimizer.zero_grad()
+            with torch.autocast("cpu", dtype=torch.bfloat16, enabled=half):
+                loss = F.cross_entropy(model(x[part]), y[part])
+            loss.backward()
+            return loss
+
+        if optimizer.integrator in ("augmented", "fixed"):
+            losses.append(float(optimizer.step(closure).detach()))
+        else:
+            losses.append(float(closure().detach()))
+            optimizer.step()
+    return losses
+
+
+LAYERS = {
+    "linear": (lambda: nn.Linear(7, 6), (5, 7)),
+    "linear over time": (lambda: nn.Linear(7, 6, bias=False), (4, 3, 7)),
+    "strided": (lambda: nn.Conv2d(3, 6, 3, stride=2, padding=1), (4, 3, 9, 8)),
+    "dilated, circular": (
+        lambda: nn.Conv2d(3, 6, (3, 2), dilation=2, padding=2, padding_mode="circular"),
+        (2, 3, 9, 9),
+    ),
+    "same": (lambda: nn.Conv1d(4, 6, 3, padding="same"), (2, 4, 11)),
+    "volume": (lambda: nn.Conv3d(2, 6, 2), (2, 2, 4, 4, 4)),
+}
+
+
+@pytest.mark.parametrize("kind", LAYERS)
+def test_one_backward_gathers_the_weights_gradient_times_each_basis(kind):
+    make, shape = LAYERS[kind]
+    torch.manual_seed(0)
+    dense = nn.Sequential(make()).double()
+    low = rf.dlrt_(copy.deepcopy(dense), 3, where="*")
+    layer = low[0]
+    reference = rf.fold_(copy.deepcopy(low))
+    layer.probing = True
+    for seed in (1, 2):  # they add up
+        x = torch.randn(shape, dtype=torch.float64, generator=torch.Generator().manual_seed(seed)).requires_grad_()
+        out, expected = low(x), reference(x)
+        assert torch.allclose(out, expected, atol=1e-13)
+        toward = torch.randn(out.shape, dtype=torch.float64, generator=torch.Generator().manual_seed(seed + 9))
+        (given,) = torch.autograd.grad((out * toward).sum(), x, retain_graph=True)
+        (wanted,) = torch.autograd.grad((expected * toward).sum(), x, retain_graph=True)
+        assert torch.allclose(given, wanted, atol=1e-13)
+        (out * toward).sum().backward()
+        (expected * toward).sum().backward()
+    g = reference[0].weight.grad.reshape(layer.shape)
+    left, right = layer.gradients
+    assert torch.allclose(left, g @ layer.right.T, atol=1e-12)
+    assert torch.allclose(right, layer.left.T @ g, atol=1e-12)
+    assert torch.allclose(layer.core.grad, layer.left.T @ g @ layer.right.T, atol=1e-12)
+    if layer.bias is not None:
+        assert torch.allclose(layer.bias.grad, reference[0].bias.grad)
+    assert layer.weight.shape == dense[0].weight.shape
+
+
+def test_a_parallel_step_of_sgd_follows_the_projected_gradient():
+    torch.manual_seed(0)
+    model = rf.dlrt_(nn.Sequential(nn.Linear(9, 8)).double(), 2, where="*")
+    optimizer = rf.Dlrt(model, torch.optim.SGD, lr=0.1, integrator="parallel", tolerance=0.0)
+    layer = model[0]
+    w, u, v = (layer.left @ layer.core @ layer.right).detach(), layer.left @ layer.left.T, layer.right.T @ layer.right
+    x, y = torch.randn(6, 9).double(), torch.randn(6, 8).double()
+    dense = w.clone().requires_grad_()
+    F.mse_loss(F.linear(x, dense, layer.bias.detach()), y).backward()
+    F.mse_loss(model(x), y).backward()
+    optimizer.step()
+    g = dense.grad
+    assert torch.allclose(layer.left @ layer.core @ layer.right, w - 0.1 * (u @ g + g @ v - u @ g @ v), atol=1e-14)
+    assert layer.rank == 4
+
+
+@pytest.mark.parametrize("integrator", ["window", "parallel", "augmented", "fixed"])
+@pytest.mark.parametrize("kind", ["SGD", "Adam"])
+def test_every_integrator_learns(integrator, kind):
+    model = rf.dlrt_(network(), 6)
+    settings = {"lr": 0.05, "momentum": 0.9} if kind == "SGD" else {"lr": 0.02}
+    optimizer = rf.Dlrt(model, getattr(torch.optim, kind), integrator=integrator, window=8, **settings)
+    losses = trained(model, optimizer, 64)
+    assert sum(losses[-8:]) < 0.6 * sum(losses[:8])
+    assert all(tail <= 0.1 for tail in optimizer.tails.values())
+    for layer in optimizer.layers.values():
+        for basis in (layer.left, layer.right.T):
+            assert (basis.T @ basis - torch.eye(layer.rank).double()).norm() < 1e-12
+    if integrator == "fixed":
+        assert set(optimizer.ranks.values()) == {6}
+
+
+def test_gradients_may_be_cleared_between_forward_and_backward():
+    model = rf.dlrt_(network(), 4)
+    optimizer = rf.Dlrt(model, torch.optim.SGD, lr=0.1)
+    x, y = data()
+    loss = F.cross_entropy(model(x), y)
+    optimizer.zero_grad()
+    loss.backward()
+    optimizer.step()
+    assert optimizer.ranks == {"0": 8, "4": 8}  # bases grew by what backward gathered
+
+
+def test_ranks_grow_in_windows_and_not_when_directions_are_cut_at_every_step():
+    torch.manual_seed(3)
+    target = torch.randn(20, 6).double() @ torch.randn(6, 18).double()
+    x = torch.randn(200, 18, generator=torch.Generator().manual_seed(0)).double()
+    found = {}
+    for integrator in ("window", "parallel"):
+        torch.manual_seed(0)
+        model = rf.dlrt_(nn.Sequential(nn.Linear(18, 20, bias=False)).double(), 2, where="*")
+        optimizer = rf.Dlrt(model, torch.optim.SGD, lr=0.02, integrator=integrator, window=20, tolerance=0.1)
+        for _ in range(600):
+            optimizer.zero_grad()
+            F.mse_loss(model(x), x @ target.T).backward()
+            optimizer.step()
+        found[integrator] = optimizer.ranks["0"]
+    assert found["window"] >= 5
+    assert found["parallel"] == 2
+
+
+def test_a_budget_holds_after_its_windows_and_the_folded_network_has_as_many_parameters():
+    model = rf.dlrt_(network(), 20)
+    dense = sum(p.numel() for p in network().parameters())
+    optimizer = rf.Dlrt(model, torch.optim.Adam, lr=3e-3, window=5, budget=0.4, reach=3)
+    trained(model, optimizer, 5)
+    assert not optimizer.met  # sizes fall step by step
+    trained(model, optimizer, 5)
+    for _ in range(3):
+        trained(model, optimizer, 5)
+        assert optimizer.met
+        small = rf.fold_(copy.deepcopy(model), keep=True)
+        count = sum(p.numel() for p in small.parameters())
+        assert count <= 0.4 * dense
+        assert count + max(sum(layer.shape) for layer in optimizer.layers.values()) > 0.4 * dense  # little is left over
+    with pytest.raises(ValueError, match=r"cannot be met: .* is the least"):
+        rf.Dlrt(model, torch.optim.Adam, budget=0.001)
+
+
+def test_folding_gives_ordinary_layers_or_factored_ones_of_the_same_function(tmp_path):
+    model = rf.dlrt_(network(), 6)
+    keys = list(network().state_dict())
+    optimizer = rf.Dlrt(model, torch.optim.Adam, lr=3e-3, window=5)
+    trained(model, optimizer, 10)
+    model.eval()
+    x, _ = data()
+    expected = model(x).detach()
+    small = rf.fold_(copy.deepcopy(model), keep=True)
+    assert isinstance(small[0], rf.LowRankConv)
+    assert isinstance(small[4], rf.LowRankLinear)
+    assert torch.allclose(small(x), expected, atol=1e-12)
+    ranks = optimizer.ranks
+    rf.fold_(model)
+    assert type(model[0]) is nn.Conv2d
+    assert list(model.state_dict()) == keys
+    assert torch.allclose(model(x), expected, atol=1e-12)
+    plan = rf.plan(model, rf.Ranks(ranks), "truncate", example=x[:1])
+    again = copy.deepcopy(model)
+    rf.save(rf.apply_(again, plan), plan, tmp_path / "small")
+    assert torch.allclose(rf.load(tmp_path / "small", network()).model.eval()(x), expected, atol=1e-10)
+
+
+@pytest.mark.parametrize("kind", ["SGD", "AdamW"])
+def test_interrupted_and_resumed_is_as_uninterrupted_to_the_bit(kind, tmp_path):
+    settings = {"lr": 0.05, "momentum": 0.9} if kind == "SGD" else {"lr": 3e-3, "amsgrad": True}
+    made = lambda rank: rf.dlrt_(network(dtype=torch.float32), rank)  # noqa: E731
+    whole = made(4)
+    optimizer = rf.Dlrt(whole, getattr(torch.optim, kind), window=7, tolerance=0.3, **settings)
+    trained(whole, optimizer, 18)
+    torch.save({"model": whole.state_dict(), "optimizer": optimizer.state_dict()}, tmp_path / "kept.pt")
+    between = optimizer.ranks
+    trained(whole, optimizer, 20)
+    resumed = made(2)
+    other = rf.Dlrt(resumed, getattr(torch.optim, kind), window=7, tolerance=0.3, **settings)
+    kept = torch.load(tmp_path / "kept.pt", weights_only=True)
+    resumed.load_state_dict(kept["model"])
+    other.load_state_dict(kept["optimizer"])
+    assert other.ranks == between
+    trained(resumed, other, 20)
+    assert min(between.values()) > 2  # those that the resumed one began with
+    for (name, one), two in zip(whole.state_dict().items(), resumed.state_dict().values(), strict=True):
+        assert torch.equal(one, two), name
+
+
+def test_another_matrix_is_not_loaded():
+    one, two = rf.dlrt_(network(), 3), rf.dlrt_(nn.Sequential(*list(network())[:-3], nn.Linear(320, 30)).double(), 3)
+    with pytest.raises(RuntimeError, match="size mismatch"):
+        two.load_state_dict({key: value for key, value in one.state_dict().items() if not key.startswith("6")})
+
+
+@pytest.mark.parametrize("condition", [rf.Condition(1.5), rf.Spread(0.3)])
+def test_conditioning_keeps_singular_values_together(condition):
+    found = {}
+    for name, how in (("without", None), ("with", condition)):
+        model = rf.dlrt_(network(), 6)
+        optimizer = rf.Dlrt(model, torch.optim.Adam, lr=3e-3, window=8, tolerance=0.2, condition=how)
+        trained(model, optimizer, 48)
+        values = [torch.linalg.svdvals(layer.core.detach()) for layer in optimizer.layers.values()]
+        found[name] = max(float(v[0] / v[-1]) for v in values)
+    assert found["with"] < found["without"]
+    if isinstance(condition, rf.Condition):
+        assert found["with"] <= 1.5 * (1 + 1e-6)
+
+
+def test_what_is_left_out_has_a_reason():
+    model = nn.Sequential(
+        nn.Conv2d(16, 32, 3, groups=2), nn.ConvTranspose2d(32, 32, 3), nn.Linear(64, 10), nn.Linear(64, 64),
+        nn.MultiheadAttention(32, 2), nn.Linear(32, 32).requires_grad_(False), nn.Embedding(50, 32),
+    )  # fmt: skip
+    chosen, left_out = dlrt_choice(model)
+    assert [site.name for site in chosen] == ["3"]
+    reasons = dict(left_out)
+    assert reasons["0.weight"] == "a grouped convolution"
+    assert reasons["1.weight"] == "a transposed convolution"
+    assert "smaller side is 10" in reasons["2.weight"]
+    assert "attention" in reasons["4.out_proj.weight"]
+    assert "frozen" in reasons["5.weight"]
+    assert "embedding" in reasons["6.weight"]
+    with pytest.raises(ValueError, match=r"no layer of the model can be trained at low rank \(0\.weight: a grouped"):
+        rf.dlrt_(nn.Sequential(nn.Conv2d(16, 32, 3, groups=2)))
+    with pytest.raises(ValueError, match="rank must be"):
+        rf.dlrt_(model, 0)
+    with pytest.raises(ValueError, match="not materialised"):
+        rf.dlrt_(nn.Sequential(nn.Linear(64, 64, device="meta")))
+    with pytest.raises(ValueError, match=r"0 \(Linear 64×64\): .*NaN"):
+        rf.dlrt_(nn.Sequential(broken()))
+
+
+def broken() -> nn.Module:
+    layer = nn.Linear(64, 64)
+    nn.init.constant_(layer.weight, float("nan"))
+    return layer
+
+
+def test_an_optimizer_of_before_is_told_of():
+    model = network()
+    held = torch.optim.SGD(model.parameters(), lr=0.1)
+    with pytest.warns(UserWarning, match=r"an optimizer built earlier .* after dlrt_"):
+        rf.dlrt_(model)
+    del held
+
+
+@pytest.mark.parametrize(
+    ("how", "match"),
+    [
+        ({"integrator": "euler"}, "integrator must be one of"),
+        ({"window": 0}, "window must be"),
+        ({"tolerance": 1.0}, "tolerance is a share"),
+        ({"budget": 2.0}, "budget is a share"),
+        ({"groups": [nn.Parameter(torch.zeros(1))]}, "0.core is in none of the groups"),
+    ],
+)
+def test_settings_are_checked(how, match):
+    with pytest.raises(ValueError, match=match):
+        rf.Dlrt(rf.dlrt_(network()), torch.optim.SGD, lr=0.1, **how)
+
+
+def test_closures_are_asked_for_and_a_plain_model_is_refused():
+    with pytest.raises(ValueError, match=r"call rankfold\.dlrt_ first"):
+        rf.Dlrt(network(), torch.optim.SGD, lr=0.1)
+    optimizer = rf.Dlrt(rf.dlrt_(network()), torch.optim.SGD, lr=0.1, integrator="augmented")
+    with pytest.raises(ValueError, match=r"step\(closure\)"):
+        optimizer.step()
+
+
+def test_a_gradient_that_is_not_finite_names_its_layer_and_changes_nothing():
+    model = rf.dlrt_(network())
+    optimizer = rf.Dlrt(model, torch.optim.SGD, lr=0.1)
+    before = copy.deepcopy(model.state_dict())
+    x, y = data()
+    (F.cross_entropy(model(x), y) * float("inf")).backward()
+    with pytest.raises(NonFiniteError, match=r"0: its gradient is not finite; this step was not taken"):
+        optimizer.step()
+    after = model.state_dict()
+    assert all(
+        torch.equal(value, after[key]) for key, value in before.items() if "running" not in key and "num" not in key
+    )
+
+
+def test_schedulers_clipping_and_groups_work_as_with_any_optimizer():
+    model = rf.dlrt_(network())
+    cores = [layer.core for layer in model.modules() if isinstance(layer, DynamicLowRank)]
+    others = [p for p in model.parameters() if all(p is not core for core in cores)]
+    optimizer = rf.Dlrt(
+        model, torch.optim.SGD, lr=0.1, groups=[{"params": cores}, {"params": others, "lr": 0.01}], window=3
+    )
+    schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, 10)
+    x, y = data()
+    for _ in range(4):
+        optimizer.zero_grad()
+        F.cross_entropy(model(x), y).backward()
+        norm = optimizer.clip_grad_norm_(0.01)
+        assert norm > 0.01
+        assert optimizer.clip_grad_norm_(1.0) <= 0.01 * (1 + 1e-6)
+        optimizer.step()
+        schedule.step()
+    assert [g["lr"] for g in optimizer.param_groups] == pytest.approx([0.1 * 0.6545, 0.01 * 0.6545], rel=1e-3)
+
+
+def test_clipping_knows_the_norm_of_the_projected_gradient():
+    torch.manual_seed(0)
+    model = rf.dlrt_(nn.Sequential(nn.Linear(9, 8, bias=False)).double(), 2, where="*")
+    optimizer = rf.Dlrt(model, torch.optim.SGD, lr=0.1, integrator="parallel")
+    layer, x = model[0], torch.randn(6, 9).double()
+    dense = (layer.left @ layer.core @ layer.right).detach().requires_grad_()
+    F.linear(x, dense).square().sum().backward()
+    model(x).square().sum().backward()
+    u, v, g = layer.left @ layer.left.T, layer.right.T @ layer.right, dense.grad
+    assert float(optimizer.clip_grad_norm_(1e9)) == pytest.approx(float((u @ g + g @ v - u @ g @ v).norm()))
+
+
+def test_copies_pickles_compilers_and_sites_meet_it():
+    model = rf.dlrt_(network())
+    optimizer = rf.Dlrt(model, torch.optim.SGD, lr=0.1)
+    x, y = data()
+    F.cross_entropy(model(x), y).backward()
+    model.eval()
+    for other in (copy.deepcopy(model), pickle.loads(pickle.dumps(model))):
+        assert torch.equal(other(x), model(x))
+    compiled = torch.compile(model, backend="eager")
+    assert torch.allclose(compiled(x), model(x))
+    found = rf.sites(model)
+    assert [site.name for site in found] == ["0", "4", "6"]
+    assert found["0"].shape == (20, 27)
+    assert "fold first" in found["0"].note
+    assert torch.allclose(found["4"].matrix(model), rf.fold_(copy.deepcopy(model))[4].weight)
+    assert optimizer.ranks == {"0": 10, "4": 12}
+
+
+def test_half_precision_and_autocast():
+    model = rf.dlrt_(network(dtype=torch.bfloat16), 4)
+    optimizer = rf.Dlrt(model, torch.optim.SGD, lr=0.05, window=4)
+    losses = trained(model, optimizer, 24)
+    assert losses[-1] < losses[0]
+    assert model[0].core.dtype == torch.bfloat16
+    model = rf.dlrt_(network(dtype=torch.float32), 4)
+    optimizer = rf.Dlrt(model, torch.optim.SGD, lr=0.05, window=4)
+    losses = trained(model, optimizer, 24, half=True)
+    assert losses[-1] < losses[0]
+
+
+def test_nothing_of_the_size_of_the_weight_is_held_in_training():
+    model = rf.dlrt_(nn.Sequential(nn.Linear(400, 300)), 5)
+    optimizer = rf.Dlrt(model, torch.optim.Adam, lr=1e-3, window=3)
+    sizes = []
+    for _ in range(4):
+        optimizer.zero_grad()
+        model(torch.randn(8, 400)).square().mean().backward()
+        optimizer.step()
+        held = [*model.parameters(), *model.buffers(), *(v for s in optimizer.state.values() for v in s.values())]
+        held += [p.grad for p in model.parameters() if p.grad is not None]
+        sizes.append(max(x.numel() for x in held if isinstance(x, torch.Tensor)))
+    assert max(sizes) <= 400 * 10  # a basis of twice the rank
+
+
+class Stop(Exception):
+    pass
+
+
+def test_fit_takes_it_and_resumes_to_the_bit_with_ranks_that_changed(tmp_path):
+    x, y = data(256, torch.float32)
+    recipe = rf.Recipe(epochs=3, batch_size=32, optimizer="adam", learning_rate=0.01, clip_norm=1.0)
+    make = functools.partial(rf.Dlrt, window=6, tolerance=0.3)
+
+    def prepared(rank: int) -> nn.Module:
+        return rf.dlrt_(network(dtype=torch.float32), rank)
+
+    def stop(now) -> None:
+        if (now.epoch, now.batch) == (2, 3):
+            raise Stop
+
+    whole, broken, resumed = prepared(8), prepared(8), prepared(2)
+    history = rf.fit(whole, (x, y), (x, y), recipe, optimizer=make)
+    with pytest.raises(Stop):
+        rf.fit(broken, (x, y), (x, y), recipe, optimizer=make, directory=tmp_path, progress=stop)
+    again = rf.fit(resumed, (x, y), (x, y), recipe, optimizer=make, directory=tmp_path)
+    assert again.resumed_from == 1
+    assert again.best_epoch == history.best_epoch
+    assert {name: value.shape for name, value in whole.state_dict().items()} != {
+        name: value.shape for name, value in prepared(8).state_dict().items()
+    }
+    for (name, one), two in zip(whole.state_dict().items(), resumed.state_dict().values(), strict=True):
+        assert torch.equal(one, two), name
+    # the network that was validated is the one that is left: windows are closed before
+    assert rf.evaluate(whole, (x, y)).accuracy == history.best.validation.accuracy
+    with pytest.raises(TrainingError, match="average of weights of low rank"):
+        rf.fit(prepared(4), (x, y), None, replace(recipe, ema=0.9), optimizer=make)
