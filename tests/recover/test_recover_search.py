@@ -5,6 +5,7 @@ import pytest
 import scipy.sparse
 
 from rankfold.recover import LowRank, Measurements, entries, surrogate
+from rankfold.recover.solvers import search
 from rankfold.recover.solvers.growth import Search, _sparer, grow, simplest
 from rankfold.recover.solvers.outcome import Rules
 from rankfold.recover.solvers.spectral import outstanding
@@ -159,3 +160,19 @@ def test_the_smallest_rank_within_a_standard_error():
     squares = {1: noise + 1.0 * rng.random(200), 2: noise + 1e-3 * rng.standard_normal(200), 3: noise}
     assert simplest(squares, 3, 200) == 2
     assert simplest({3: noise, 1: squares[1]}, 3, 200) == 3  # rank 1 is surely worse
+
+
+def test_noise_is_no_reason_to_start_again(monkeypatch):
+    calls = []
+    monkeypatch.setattr(search, "graded", lambda *_: calls.append(1))
+    rng = np.random.default_rng(0)
+    left, right = rng.standard_normal((500, 3)), rng.standard_normal((3, 400))
+    rows, columns = np.nonzero(rng.random((500, 400)) < 0.1)
+    truth = (left @ right)[rows, columns]
+    given = truth + 1.5 * rng.standard_normal(len(rows))  # held-out ones are missed by more than half of their size
+    table = scipy.sparse.csr_array((given, (rows, columns)), shape=(500, 400))
+    assert LowRank(10).fit(table).rank_ == 3
+    assert not calls
+    monkeypatch.setattr(search, "NOISE", 0.0)
+    LowRank(10).fit(table)
+    assert calls

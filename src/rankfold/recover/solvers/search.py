@@ -39,6 +39,7 @@ SOME = 20  # held-out measurements that say anything while the search goes on
 NOTHING = 0.9  # relative held-out error from which next to nothing was found
 NEAR = 0.02  # held-out error from which another way is tried where measurements are few
 POOR, BETTER = 0.3, 0.5  # held-out error from which another way is tried, and the part of it that it must reach
+NOISE = 2.0  # held-out error over that of the fit up to which noise explains it where measurements are many
 WIDEST = 30  # columns of its factors
 OVER, LEAST = 5.0, 1e-2  # held-out error over that of the fit, if so large, from which nothing else was learned
 SURE = 2.0  # standard errors by which held-out measurements must be met better than by nothing
@@ -102,6 +103,8 @@ def _harder(
 
     before = best = missed(found)
     near = NEAR if few(operator, found.rank) else POOR
+    if not few(operator, found.rank) and before < NOISE * norm(residual(operator, y, found)) / (norm(y) or 1.0):
+        return found, history
     widest, first = min(search.max_rank, WIDEST), history[0].rank
     for rank in dict.fromkeys([widest] if search.exact else [min(first, widest), min(first + 1, widest), widest]):
         if best < near:
