@@ -212,7 +212,7 @@ def test_values_that_cannot_be_are_wrong_usage(tmp_path, options, said):
 
 def test_a_mistyped_directory_is_called_one():
     said = failed("evaluate", "smal/resnet")
-    assert "smal/resnet: neither a directory here nor a model" in said
+    assert "smal/resnet: neither a directory here nor in the hub's cache" in said
     assert "resnet20" in said
 
 

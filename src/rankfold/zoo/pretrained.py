@@ -13,6 +13,7 @@ from torch import Tensor
 
 from rankfold.run.pretrained import FolderError, is_factored, is_folder
 from rankfold.zoo.errors import ZooError
+from rankfold.zoo.models import model_names
 
 NAME = re.compile(r"[A-Za-z0-9][\w.-]*/[\w.-]+")  # OWNER/NAME
 _WANTED = ["*.json", "*.safetensors", "*.txt", "*.model", "*.jinja", "LICENSE*", "NOTICE*", "[0-9]_*/*"]
@@ -48,8 +49,11 @@ def located(spec: str, *, download: bool = False) -> Path:
             f"{spec}: the hub has no such model, or it is private: check the name, log in (hf auth login)"
         ) from None
     except LocalEntryNotFoundError:
-        remedy = "check the connection" if download else "add --download to fetch it, or give a folder"
-        raise ZooError(f"{spec}: neither a folder here nor in the hub's cache: {remedy}") from None
+        remedy = "check the connection" if download else "add --download to fetch it"
+        raise ZooError(
+            f"{spec}: neither a directory here nor in the hub's cache: {remedy}, or give a directory that there is, or "
+            f"one of {', '.join(model_names())}"
+        ) from None
     except (HfHubHTTPError, OSError, ValueError) as error:
         reason = (str(error).strip().splitlines() or [type(error).__name__])[0]
         raise ZooError(f"{spec}: cannot be fetched from the hub ({reason}): try again, or give a folder") from None
