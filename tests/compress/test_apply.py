@@ -363,7 +363,7 @@ def edit(made: Plan, name: str, **changes) -> Plan:
         ({"site": "missing"}, r"names 'missing'.*no site of this model"),
         ({"rank": 0}, r"head .*rank 0 was asked; factored allows 1 to 5"),
         ({"rank": 6}, r"head .*rank 6 was asked"),
-        ({"form": Form.TUCKER}, r"head .*form tucker is not possible here \(dense, factored, keep\)"),
+        ({"form": Form.TUCKER}, r"head .*form tucker is not possible here \(dense, factored, keep, pivoted\)"),
         ({"shape": (5, 13)}, r"head .*made for 5×13"),
         ({"groups": 2}, r"head .*2 groups"),
         ({"bias": False}, r"head .*bias"),
