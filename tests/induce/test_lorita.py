@@ -25,7 +25,7 @@ from rankfold.sites import Product, split_attention
 def _no_search_for_optimizers() -> Iterator[None]:
     """A tenth of a second each time, in a process as full as that of a test suite; tested in test_lorita_training."""
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr("rankfold.induce.overparametrize.warn_of_earlier_optimizers", lambda weights: None)
+        patch.setattr("rankfold.induce.overparametrize.warn_of_earlier_optimizers", lambda *_: None)
         yield
 
 

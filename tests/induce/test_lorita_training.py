@@ -71,7 +71,7 @@ LAYERS = [case for case in CASES if case.name.startswith(("linear", "hf-conv1d",
 @pytest.mark.parametrize("case", LAYERS, ids=repr)
 def test_either_way_computes_the_same(case: Case, monkeypatch: pytest.MonkeyPatch) -> None:
     # a tenth of a second each time, in a process as full as that of a test suite
-    monkeypatch.setattr("rankfold.induce.overparametrize.warn_of_earlier_optimizers", lambda weights: None)
+    monkeypatch.setattr("rankfold.induce.overparametrize.warn_of_earlier_optimizers", lambda *_: None)
     model = overparametrize_(case.model(), 3, start="random", generator=torch.Generator().manual_seed(1))
     x = case.inputs().requires_grad_()
     outputs, gradients = [], []
