@@ -310,11 +310,12 @@ def test_hooks_on_a_replaced_layer():
     handle = model[2].register_forward_hook(lambda module, args, out: seen.append(type(module)))
     rf.apply_(model, rf.plan(model, rf.Ranks({"2": 3}), "truncate", [X]))
     seen.clear()
+    assert type(model[2]) is not nn.Linear
     model(X)
-    assert seen == [LowRankLinear]
+    assert seen == [type(model[2])]
     handle.remove()
     model(X)
-    assert seen == [LowRankLinear]
+    assert seen == [type(model[2])]
 
 
 @pytest.mark.filterwarnings("ignore:`torch.jit.script_method` is deprecated:DeprecationWarning")
@@ -593,4 +594,5 @@ def test_modes_of_parts_are_left_as_found(what):
     after = {name: module.training for name, module in model.named_modules()}
     assert all(after[name] == mode for name, mode in before.items())
     if what not in ("fit", "reestimate"):
-        assert all(torch.equal(statistics[name], value) for name, value in model.named_buffers())
+        now = dict(model.named_buffers())  # with the order of a pivoted layer's outputs, where one was made
+        assert all(torch.equal(now[name], value) for name, value in statistics.items())
