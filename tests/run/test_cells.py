@@ -287,8 +287,9 @@ def test_after_any_death_nothing_is_left_behind_and_the_same_call_goes_on(tmp_pa
         else:
             process.kill()
         said = process.communicate(timeout=30)[1].splitlines()
-        assert process.returncode != 0
-        assert ("KeyboardInterrupt" in said) == (how == signal.SIGINT)
+        late = process.returncode == 0  # on a busy machine the signal may find the work done
+        assert not late or finished(tmp_path) == len(cells)
+        assert ("KeyboardInterrupt" in said) == (how == signal.SIGINT and not late)
     finally:
         process.kill()
     until(lambda: not any(map(lives, workers(tmp_path))), 10)
