@@ -219,16 +219,16 @@ class Dlrt(torch.optim.Optimizer):
             known, gradient = layer.gradients, layer.core.grad
             if known is None or gradient is None:  # not reached in this step
                 continue
-            now, (left, right) = _triple(layer), (_wide(known[0]), _wide(known[1]))
+            now, (left, right) = _triple(layer), (tangent.wide(known[0]), tangent.wide(known[1]))
             if self.integrator == "fixed":
                 wide, turn = tangent.moved(now, left, right, self._rate(layer.core))
                 core_gradient = None
             else:
                 wide, turn = tangent.augmented(now, left, right, max(_FEW, int(self.grow * now.rank)))
                 # within a window the new directions wait for the next step, whose gradient knows all of the core
-                core_gradient = turn.linear(_wide(gradient))
+                core_gradient = turn.linear(tangent.wide(gradient))
                 if self.integrator == "parallel":
-                    core_gradient = tangent.tangent_core(wide, left, right, _wide(gradient))
+                    core_gradient = tangent.tangent_core(wide, left, right, tangent.wide(gradient))
             self._put(layer, wide, turn)
             layer.core.grad = None if core_gradient is None else core_gradient.to(layer.core)
 
@@ -240,7 +240,7 @@ class Dlrt(torch.optim.Optimizer):
         spectra = {}
         for name, layer in self.layers.items():
             with _named(name):
-                spectra[name] = tangent.singular_values(_wide(layer.core))
+                spectra[name] = tangent.singular_values(tangent.wide(layer.core))
         for (name, layer), rank in zip(
             self.layers.items(), self.cut.ranks(self.layers.values(), spectra.values()), strict=True
         ):
@@ -257,7 +257,7 @@ class Dlrt(torch.optim.Optimizer):
     def _conditioned(self) -> None:
         if self.condition is not None:
             for layer in self.layers.values():
-                layer.core.copy_(self.condition.after(_wide(layer.core)))  # in place: nothing changes its shape
+                layer.core.copy_(self.condition.after(tangent.wide(layer.core)))  # in place: nothing changes its shape
 
     def _put(self, layer: DynamicLowRank, to: Triple, turn: Turn) -> None:
         """Other bases; the moments of the core turn with them. Of squares those of new directions begin at the mean."""
@@ -268,9 +268,9 @@ class Dlrt(torch.optim.Optimizer):
             if not isinstance(value, Tensor) or value.shape != before:
                 continue
             if key not in _SQUARED:
-                state[key] = turn.linear(_wide(value)).to(value)
+                state[key] = turn.linear(tangent.wide(value)).to(value)
                 continue
-            turned = turn.squared(_wide(value))
+            turned = turn.squared(tangent.wide(value))
             if turned.shape[0] > before[0]:
                 new = torch.ones_like(turned, dtype=torch.bool)
                 new[: before[0], : before[1]] = False
@@ -320,11 +320,7 @@ class _named:
 
 
 def _triple(layer: DynamicLowRank) -> Triple:
-    return Triple(_wide(layer.left), _wide(layer.core.detach()), _wide(layer.right))
-
-
-def _wide(x: Tensor) -> Tensor:
-    return x.to(torch.promote_types(x.dtype, torch.float32))
+    return Triple(tangent.wide(layer.left), tangent.wide(layer.core.detach()), tangent.wide(layer.right))
 
 
 def _check(integrator: str, window: int, grow: float) -> None:

@@ -56,7 +56,7 @@ def starting(weight: Tensor, rank: int) -> Triple:
     """The leading ``rank`` singular triples of a matrix, by its SVD. Raises ``NonFiniteError``."""
     if not bool(weight.isfinite().all()):
         raise NonFiniteError(f"a weight of shape {tuple(weight.shape)} holds NaN or infinity")
-    left, values, right = torch.linalg.svd(_wide(weight), full_matrices=False)
+    left, values, right = torch.linalg.svd(wide(weight), full_matrices=False)
     return Triple(left[:, :rank], torch.diag(values[:rank]), right[:rank])
 
 
@@ -203,6 +203,6 @@ def _svd(core: Tensor) -> tuple[Tensor, Tensor, Tensor]:
     return torch.linalg.svd(core, full_matrices=False)
 
 
-def _wide(x: Tensor) -> Tensor:
+def wide(x: Tensor) -> Tensor:
     """In at least float32: there is no linear algebra in half precision."""
     return x.to(torch.promote_types(x.dtype, torch.float32))

@@ -7,7 +7,6 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-from jinja2 import Environment, PackageLoader, StrictUndefined
 from markupsafe import Markup
 from matplotlib import rc_context
 from matplotlib.figure import Figure
@@ -15,6 +14,7 @@ from matplotlib.ticker import FuncFormatter, LogLocator, MaxNLocator, NullLocato
 
 from rankfold.report import quantities
 from rankfold.report.svg import MUTED, SERIES, STYLE, inline
+from rankfold.report.templates import templates
 
 _COLUMNS = 4
 _WIDTH = 10.4  # inches: the page's column
@@ -45,13 +45,7 @@ class CollapseData:
 
 def render_collapse(data: CollapseData) -> str:
     """The page: style and pictures inside, no script, nothing fetched; text is escaped."""
-    environment = Environment(
-        loader=PackageLoader("rankfold.report", "."),
-        autoescape=True,
-        undefined=StrictUndefined,
-        trim_blocks=True,
-        lstrip_blocks=True,
-    )
+    environment = templates()
     environment.filters |= {"decimal": quantities.decimal, "percent": quantities.percent, "times": _ratio}
     figures = [
         (

@@ -7,13 +7,13 @@ from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
-from jinja2 import Environment, PackageLoader, StrictUndefined
 from markupsafe import Markup
 from matplotlib import rc_context
 from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 
 from rankfold.report.svg import MUTED, SERIES, STYLE, inline
+from rankfold.report.templates import templates
 
 _WIDTH = 10.4  # inches: the page's column
 _BINS = 60
@@ -45,13 +45,7 @@ class RecoveryData:
 
 def render_recovery(data: RecoveryData) -> str:
     """The page: style and pictures inside, no script, nothing fetched; text is escaped."""
-    environment = Environment(
-        loader=PackageLoader("rankfold.report", "."),
-        autoescape=True,
-        undefined=StrictUndefined,
-        trim_blocks=True,
-        lstrip_blocks=True,
-    )
+    environment = templates()
     figures = [
         (
             "Held-out error against rank",

@@ -10,6 +10,7 @@ from typing import Any
 from markupsafe import Markup
 
 from rankfold.report import quantities, summary
+from rankfold.report.templates import templates
 from rankfold.report.values import ReportData
 
 
@@ -18,18 +19,10 @@ def render(data: ReportData) -> str:
 
     Costs about a tenth of a second for each layer (its picture).
     """
-    from jinja2 import Environment, PackageLoader, StrictUndefined
-
     from rankfold.report import plots  # brings matplotlib: sizes and percentages are read without it
     from rankfold.report.search import search
 
-    environment = Environment(
-        loader=PackageLoader("rankfold.report", "."),
-        autoescape=True,
-        undefined=StrictUndefined,
-        trim_blocks=True,
-        lstrip_blocks=True,
-    )
+    environment = templates()
     environment.filters |= {
         "integer": quantities.integer,
         "percent": quantities.percent,
