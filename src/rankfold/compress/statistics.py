@@ -115,8 +115,8 @@ class Statistics:
     def _with(self, change: Callable[[SiteStatistics], SiteStatistics]) -> Statistics:
         return replace(self, sites={name: change(known) for name, known in self.sites.items()})
 
-    def to_bytes(self) -> bytes:
-        """One safetensors file; ``load`` is the inverse."""
+    def to_bytes(self, parts: bool = False) -> bytes:
+        """One safetensors file; ``load`` is the inverse. ``parts``: also what only forecasts need."""
         tensors, absorbers = {}, {}
         bound = [name for name, known in self.sites.items() if not known.free]
         for name, known in sorted(self.sites.items()):  # whatever the order in which they were read
@@ -128,6 +128,8 @@ class Statistics:
                 tensors[f"{name}|coarse"] = known.coarse
             if known.absorber is not None:
                 absorbers[name] = known.absorber
+            for place, moments in zip(_PARTS, known.parts or () if parts else (), strict=False):
+                tensors |= {f"{name}|{place} {k}": torch.as_tensor(v) for k, v in moments.state_dict().items()}
         note = _Note(samples=self.samples, unreached=list(self.unreached), absorbers=absorbers, model=self.model)
         tokens = any(known.tokens for known in self.sites.values())
         if tokens:
@@ -146,6 +148,9 @@ class Statistics:
             raise ValueError(
                 f"{name or path!s}: cannot be read as a statistics file of rankfold ({error.strerror})"
             ) from None
+
+
+_PARTS = ("fitted", "held")  # before the names of the moments of a part of the samples
 
 
 class _Note(TypedDict):
@@ -175,12 +180,23 @@ def _built(tensors: Mapping[str, Tensor], note: _Note) -> Statistics:
     found = {
         name: SiteStatistics(
             Moments.from_state_dict(state), note["absorbers"].get(name), state.get("metric"), state.get("coarse"),
-            name not in bound, note.get("tokens", False),
+            name not in bound, note.get("tokens", False), _parts_in(state),
         )
         for name, state in states.items()
     }  # fmt: skip
     unreached, nats = tuple(note["unreached"]), note.get("nats", False)
     return Statistics(found, note["samples"], unreached, note.get("model", ""), nats)
+
+
+def _parts_in(state: Mapping[str, Tensor]) -> tuple[Moments, Moments] | None:
+    if not any(key.startswith(_PARTS) for key in state):
+        return None
+    fitted, held = (
+        Moments.from_state_dict({key.removeprefix(f"{place} "): value for key, value in state.items()
+                                 if key.startswith(f"{place} ")})
+        for place in _PARTS
+    )  # fmt: skip
+    return fitted, held
 
 
 def moments_bytes(site: Site) -> int:

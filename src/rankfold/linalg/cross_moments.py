@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from typing import Any, Self
 
 import torch
@@ -86,6 +87,31 @@ class CrossMoments:
             self._target_mean += targets * (other.count / total)
             self.inputs.merge(other.inputs)
         return self
+
+    def of_targets(self, chosen: slice) -> CrossMoments:
+        """Those of some targets alone; the moments of the inputs are shared with this one, and must not be added to."""
+        part = copy.copy(self)
+        part._cross, part._energy = self._cross[..., chosen], self._energy[..., chosen]
+        part._target_mean = self._target_mean[..., chosen]
+        return part
+
+    def about_zero(self) -> CrossMoments:
+        """The same rows with moments about zero in place of those about the mean: for a fit without a free bias."""
+        found = CrossMoments(self.inputs.size, self._energy.shape[-1], self.inputs.groups, self._cross.device)
+        if self.count:
+            x, t = self.inputs.mean, self._target_mean
+            still = {"count": self.count, "mean": torch.zeros_like(x), "covariance_sum": self.inputs.gram}
+            found.inputs = Moments.from_state_dict(still)
+            found._cross.copy_(self._cross + self.count * x.unsqueeze(-1) * t.unsqueeze(-2))
+            found._energy.copy_(self._energy + self.count * t.square())
+        return found
+
+    def towards(self, outputs: Tensor) -> CrossMoments:
+        """Those of targets P t for ``outputs`` P (k, m): in other coordinates. Their energy is not known (NaN)."""
+        part = copy.copy(self)
+        part._cross, part._target_mean = self._cross @ outputs.mT, self._target_mean @ outputs.mT
+        part._energy = torch.full_like(part._target_mean, torch.nan)
+        return part
 
     def state_dict(self) -> dict[str, Any]:
         """Plain tensors and a count; ``from_state_dict`` is the inverse."""

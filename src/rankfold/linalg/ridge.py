@@ -1,4 +1,8 @@
-"""How far a least-squares fit may leave its anchor: the ridge, chosen by two-fold cross-validation from moments."""
+"""How far a least-squares fit may leave its anchor: the ridge, chosen from moments of samples it was not fitted to.
+
+The ridge is scaled by channel: inputs of language models have a few huge channels, and what is small beside their mean
+is not small beside the others.
+"""
 
 from __future__ import annotations
 
@@ -12,15 +16,15 @@ from torch import Tensor
 from rankfold.linalg.cross_moments import CrossMoments
 from rankfold.linalg.decompositions import checked, eigh
 
-RIDGES = (1e-5, 1e-4, 1e-3, 1e-2, 1e-1, 1.0)  # of the mean variance of the inputs
+RIDGES = (1e-5, 1e-4, 1e-3, 1e-2, 1e-1, 1.0)  # of the variance of each input
 STANDARD = 1e-3  # where nothing can be held out
 
 
 @dataclass(frozen=True)
 class Ridge:
-    """``value`` in units of the Gram matrix. Squared errors of one row, on rows that were fitted and on others.
+    """``value``: of the variance of each input. Squared errors of one row, on rows that were fitted and on others.
 
-    The latter is None where there was one fold only.
+    The latter is None where there were none.
     """
 
     value: float
@@ -29,64 +33,97 @@ class Ridge:
 
 
 def anchored_path(gram: Tensor, cross: Tensor, anchor: Tensor, ridges: Sequence[float]) -> list[Tensor]:
-    """argmin tr[Z G Zᵀ − 2 Z B] + μ ‖Z − A‖² for every μ of ``ridges``: weights (…, m, n), float64.
+    """argmin tr[Z G Zᵀ − 2 Z B] + tr[(Z − A) Γ (Z − A)ᵀ], Γ = μ diag(G), for every μ of ``ridges``: weights (…, m, n),
+    float64.
 
     ``gram`` G (…, n, n), ``cross`` B (…, n, m), ``anchor`` A (…, m, n); directions in which the data say nothing are
-    left as the anchor has them. Cost: for each ridge one Cholesky factorisation, n³/3; where that fails (no ridge on
-    singular moments) one eigendecomposition.
+    left as the anchor has them. The scale of an input does not matter. Cost: for each ridge one Cholesky
+    factorisation, n³/3; where that fails (no ridge on singular moments) one eigendecomposition.
     """
     gram, anchor = checked(gram), checked(anchor)
     pull = checked(cross) - gram @ anchor.mT
+    scale = gram.diagonal(dim1=-2, dim2=-1).clamp_min(0).sqrt()
+    scale = torch.where(scale > 0, 1 / scale, 0.0).unsqueeze(-1)
+    alike, pull = scale * gram * scale.mT, scale * pull
     eye = torch.eye(gram.shape[-1], dtype=gram.dtype, device=gram.device)
     path, spectrum = [], None
     for ridge in ridges:
-        root, failed = torch.linalg.cholesky_ex(gram + ridge * eye)
+        root, failed = torch.linalg.cholesky_ex(alike + ridge * eye)
         if not bool(failed.any()):
-            path.append(anchor + torch.cholesky_solve(pull, root).mT)
+            path.append(anchor + (scale * torch.cholesky_solve(pull, root)).mT)
             continue
-        values, vectors = spectrum = spectrum or eigh(gram)
+        values, vectors = spectrum = spectrum or eigh(alike)
         damped = values + ridge
         usable = damped > 1e-12 * values[..., :1]
-        scale = torch.where(usable, 1 / torch.where(usable, damped, torch.ones_like(damped)), 0.0)
-        path.append(anchor + (vectors @ (scale.unsqueeze(-1) * (vectors.mT @ pull))).mT)
+        inverse = torch.where(usable, 1 / torch.where(usable, damped, torch.ones_like(damped)), 0.0)
+        path.append(anchor + (scale * (vectors @ (inverse.unsqueeze(-1) * (vectors.mT @ pull)))).mT)
     return path
 
 
-def squared_error(weight: Tensor, moments: CrossMoments, metric: Tensor | None = None) -> float:
-    """Mean of (t − Z x − free bias)ᵀ D (t − Z x − free bias) over the rows; D diagonal (…, m), ones if None.
+def squared_error(weight: Tensor, moments: CrossMoments) -> float:
+    """Mean of ‖t − Z x − free bias‖² over the rows, ``weight`` Z (…, m, n).
 
-    ``weight`` Z (…, m, n). At least 0; of an error far below 1e-15 of the targets' energy no digit is right.
+    At least 0; of an error far below 1e-15 of the targets' energy no digit is right.
     """
     weight = weight.double()
     fitted = (weight * (weight @ moments.gram - 2 * moments.cross.mT)).sum(-1)
-    by_output = (moments.energy + fitted).clamp_min(0)
-    return float((by_output if metric is None else by_output * metric).sum())
+    return float((moments.energy + fitted).clamp_min(0).sum())
+
+
+@dataclass(frozen=True)
+class Judge:
+    """Weighs errors e of the outputs as eᵀDe. ``metric`` D (…, m, m), or its diagonal (…, m), ones if None; with
+    ``inward`` P (k, m) it is (k, k), of P e: that is all of D that counts where the targets lie in a space of k
+    dimensions."""
+
+    metric: Tensor | None = None
+    inward: Tensor | None = None
+
+    def excess(self, weight: Tensor, moments: CrossMoments, bias: Tensor | None = None) -> float:
+        """Mean of (t − Z x − c)ᵀ D (t − Z x − c) over the rows, less what it is for Z = 0 and the best c.
+
+        ``weight`` Z (…, m, n); ``bias`` c (…, m), the best one for these rows if None. For comparing weights only.
+        """
+        z, cross = weight.double(), moments.cross.mT
+        wrong = None
+        if bias is not None:
+            wrong = moments.target_mean - (z @ moments.inputs.mean.unsqueeze(-1)).squeeze(-1) - bias.double()
+        if self.inward is not None:
+            z, cross = self.inward @ z, self.inward @ cross
+            wrong = None if wrong is None else wrong @ self.inward.mT
+        moved = z @ moments.gram - 2 * cross
+        metric = self.metric
+        if metric is None or metric.dim() == z.dim() - 1:
+            each = (z * moved).sum(-1) + (0 if wrong is None else wrong.square())
+            return float((each if metric is None else each * metric).sum())
+        found = (metric * (z @ moved.mT)).sum()
+        return float(found if wrong is None else found + ((metric @ wrong.unsqueeze(-1)).squeeze(-1) * wrong).sum())
 
 
 def choose_ridge(
-    folds: Sequence[CrossMoments], anchor: Tensor, metric: Tensor | None = None, ridges: Sequence[float] = RIDGES
+    fits: Sequence[tuple[CrossMoments, CrossMoments]],
+    anchor: Tensor,
+    judge: Judge | None = None,
+    ridges: Sequence[float] = RIDGES,
 ) -> Ridge:
-    """The ridge with which a fit on one fold errs least on the other; of such as differ by less than a thousandth of
-    that error, or by rounding, the one nearest to ``STANDARD``.
+    """The ridge with which a fit to the first of each pair of moments errs least on the second; of such as differ by no
+    more than rounding, the one nearest to ``STANDARD``.
 
-    ``metric``: diagonal weights of the outputs (…, m). With one fold (or an empty one) it is ``STANDARD``, unchecked.
-    Cost: one Cholesky factorisation of size n for each fold and ridge.
+    Without a pair it is ``STANDARD``, unchecked. Cost: one Cholesky factorisation of size n for each pair and ridge.
     """
-    known = [fold for fold in folds if fold.count]
-    scale = [float(fold.gram.diagonal(dim1=-2, dim2=-1).mean()) for fold in known]
-    if len(known) < 2:
-        value = STANDARD * (scale[0] if scale else 0.0)
-        fit = anchored_path(known[0].gram, known[0].cross, anchor, [value])[0] if known else anchor
-        return Ridge(value, squared_error(fit, known[0], metric) if known else 0.0, None)
-    unit = sum(scale) / len(scale)
-    values = [ridge * unit for ridge in ridges]
-    fitted, held_out = [0.0] * len(values), [0.0] * len(values)
-    for fold, other in ((known[0], known[1]), (known[1], known[0])):
-        for i, weight in enumerate(anchored_path(fold.gram, fold.cross, anchor, values)):
-            fitted[i] += squared_error(weight, fold, metric) / 2
-            held_out[i] += squared_error(weight, other, metric) / 2
-    energy = sum(float(fold.energy.sum()) for fold in known)
-    enough = 1.001 * min(held_out) + 1e-9 * energy
-    usable = [i for i in range(len(values)) if held_out[i] <= enough]
-    best = min(usable, key=lambda i: abs(log(ridges[i] / STANDARD)))
-    return Ridge(values[best], fitted[best], held_out[best])
+    judge = judge or Judge()
+    known = [(fitted, other) for fitted, other in fits if fitted.count and other.count]
+    if not known:
+        return Ridge(STANDARD, 0.0, None)
+    paths = [anchored_path(fitted.gram, fitted.cross, anchor, ridges) for fitted, _ in known]
+    scores = [
+        sum(judge.excess(path[i], other) for path, (_, other) in zip(paths, known, strict=True))
+        for i in range(len(ridges))
+    ]
+    enough = min(scores) + 1e-9 * sum(abs(judge.excess(anchor, other)) for _, other in known)
+    best = min((i for i in range(len(ridges)) if scores[i] <= enough), key=lambda i: abs(log(ridges[i] / STANDARD)))
+    errors = [
+        [squared_error(path[best], each) for path, each in zip(paths, side, strict=True)]
+        for side in zip(*known, strict=True)
+    ]
+    return Ridge(ridges[best], *(sum(each) / len(known) for each in errors))

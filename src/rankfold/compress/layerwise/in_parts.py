@@ -127,7 +127,7 @@ def _measured(
     if seen.memory is None or sum(map(moments_bytes, part)) <= seen.memory:
         statistics = calibrate(
             root, seen.data, part, samples=seen.samples, batch_size=seen.batch_size, metric_samples=metric_samples,
-            objective=objective, tokenwise=False, progress=tell, team=seen.team,
+            objective=objective, progress=tell, team=seen.team,
         )  # fmt: skip
     made = decompose(root, part, method, statistics, tell)
     curves = made.candidates

@@ -1,14 +1,15 @@
 """Layer after layer is fitted to the original network, given what comes before it by then.
 
-Only the moments of one layer (of several that read the same tensor) are in memory at a time. What is finished is kept
-on disk where there is a directory, so that an interrupted fit goes on from there.
+Only the moments of one group of layers that read the same tensor are in memory at a time. What is finished is kept on
+disk where there is a directory, so that an interrupted fit goes on from there.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import ExitStack
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -16,8 +17,10 @@ import torch
 from torch import Tensor, nn
 from typing_extensions import TypedDict
 
-from rankfold.batches import batches_of, copied, forward, tensors_in
-from rankfold.compress.layerwise.pairs import FOLDS, Pairs, bytes_needed, gather
+from rankfold.batches import batches_of, copied, size_of
+from rankfold.compress.layerwise.kept import keeping
+from rankfold.compress.layerwise.pairs import Pairs, bytes_needed
+from rankfold.compress.layerwise.sweep import Passes, Sweep
 from rankfold.compress.methods.method import LayerwiseMethod, Solution
 from rankfold.compress.planning.apply import filled, place_, prepare_
 from rankfold.compress.planning.fitted import Fitted, read, to_bytes
@@ -26,76 +29,80 @@ from rankfold.compress.statistics import calibrate, moments_bytes
 from rankfold.costs import evaluating
 from rankfold.layers import SplitAttention
 from rankfold.linalg import NotConvergedError
-from rankfold.observe import Samples, before
+from rankfold.objectives import Objective
+from rankfold.observe import AnotherWay, Chain, Samples, Span, find_chain
+from rankfold.observe.chain import MANY
 from rankfold.run.container import FAULTS, checked
 from rankfold.run.files import write_atomically
 from rankfold.run.progress import Progress
 from rankfold.sites import Factors, Form, Site, SiteList, split_attention
 
 _ROUNDING = 1e-5
+NO_CHAIN = (
+    "no chain of blocks was found in (a part of) this network: each of {groups} groups of layers was fitted with a run "
+    "from its beginning, so that the cost grows with the square of their number"
+)
 
 
 @dataclass(frozen=True)
 class FittedNetwork:
-    """``network``: the compressed copy. ``entries``: with their measured errors. ``losses``: prices at every rank."""
+    """``network``: the compressed copy. ``entries``: with their measured errors. ``losses``: prices at every rank.
+
+    ``loss``: divergence of the outputs on held-out samples; ``alone``: that of the network with the factors of one
+    shot, made from the same samples, where the method weighs them. ``passes``: what it took.
+    """
 
     network: nn.Module
     entries: tuple[Entry, ...]
     fitted: Mapping[str, Fitted]
     losses: Mapping[tuple[str, Form], Tensor]
+    passes: Passes = field(default_factory=Passes)
+    loss: float = 0.0
+    alone: float | None = None
+    notes: tuple[str, ...] = ()
 
 
-def fit_layers(
-    original: nn.Module,
-    entries: Sequence[Entry],
-    found: SiteList,
-    method: LayerwiseMethod,
-    seen: Samples,
-    metrics: Mapping[str, Tensor],
-    absorbers: Mapping[str, str | None],
-    *,
-    directory: Path | None = None,
-    progress: Progress | None = None,
-) -> FittedNetwork:
-    """Fit every entry that is not kept, in the order in which the sites are called; ``original`` is left as it is.
+@dataclass(frozen=True, eq=False)
+class Task:
+    """What is asked of a fit. ``seen``: the samples to fit to; ``judges``: batches that were held back from them;
+    ``metrics`` of the model's outputs by site, of tokens if ``tokens``; ``directory``: of this fit alone: what is in it
+    already was fitted for the same request."""
 
-    ``directory``: of this fit alone; what is in it already was fitted for the same request. Cost: for each group of
-    sites that read the same tensor, both networks up to there over all samples, and its fits.
+    original: nn.Module
+    found: SiteList
+    method: LayerwiseMethod
+    seen: Samples
+    objective: Objective
+    metrics: Mapping[str, Tensor]
+    absorbers: Mapping[str, str | None]
+    judges: Sequence[Any] = ()
+    tokens: bool = False
+    directory: Path | None = None
+    progress: Progress = lambda what, done, total: None
+
+
+def fit_layers(task: Task, entries: Sequence[Entry]) -> FittedNetwork:
+    """Fit every entry that is not kept, in the order in which the sites are called; the original is left as it is.
+
+    Cost: for each block of the network as many passes of that block as it has groups of sites that read the same
+    tensor, and two; its fits. A network that is no chain of blocks is one block. Raises ``OSError`` in one line, before
+    anything is fitted, where there is no room for the activations at the borders.
     """
-    tell = progress or (lambda what, done, total: None)
-    known = {entry.site: entry for entry in entries}
-    with split_attention(original):
-        groups = _groups(original, [found[e.site] for e in entries if e.form is not Form.KEEP], seen)
-    current = copied(original)
-    changed = tuple(known[site.name] for group in groups for site in group)
-    prepare_(current, changed)
-    fitted: dict[str, Fitted] = {}
-    losses: dict[tuple[str, Form], Tensor] = {}
-    done = 0
+    original = task.original
+    changed = [task.found[entry.site] for entry in entries if entry.form is not Form.KEEP]
     with ExitStack() as stack:
-        for network in (original, current):
-            stack.enter_context(evaluating(network))
-            stack.enter_context(split_attention(network))
-        for number, group in enumerate(groups):
-            file = None if directory is None else directory / f"{number:04d}.safetensors"
-            solved = None if file is None else _stored(file, current, [(site, known[site.name]) for site in group])
-            if solved is None:
-                solved = _solve(original, current, group, known, method, seen, metrics)
-                if file is not None and seen.team.first:
-                    _store(file, solved)
-            for site in group:
-                solution, entry = solved[site.name], known[site.name]
-                done += 1
-                if entry.form is Form.DENSE and _unchanged(site, site.matrix(original), solution):
-                    known[site.name] = replace(entry, form=Form.KEEP, note="")
-                    continue
-                fitted[site.name] = Fitted(solution.factors, None if entry.bias else absorbers.get(site.name))
-                place_(current, site.name, filled(current, site, entry, fitted[site.name]), fitted[site.name])
-                offered = (form for form in site.forms if form.decomposed in solution.losses)
-                losses |= {(site.name, form): solution.losses[form.decomposed] for form in offered}
-                known[site.name] = _told(entry, solution)
-            tell("fitting", done, len(changed))
-    return FittedNetwork(current, tuple(known[entry.site] for entry in entries), fitted, losses)
+        stack.enter_context(evaluating(original))
+        stack.enter_context(split_attention(original))
+        few = next(batches_of(task.seen.data, 2, 2))
+        names = [site.name for site in changed]
+        others = [site.name for site in task.found if site.name not in names]
+        chain = find_chain(original, few, names, others)
+        try:
+            return _Fit(task, entries, chain).run(few)
+        except AnotherWay:  # the calls depend on the data
+            groups = tuple(group for span in chain.spans for group in span.groups)
+            whole = Chain(chain.calls, (Span(None, None, groups),))
+            return _Fit(task, entries, whole).run(few)
 
 
 def refittable(original: nn.Module, site: Site) -> bool:
@@ -121,89 +128,150 @@ def partition(sites: Sequence[Site], needs: Callable[[Site], int], memory: int |
     return runs
 
 
-def _groups(original: nn.Module, changed: Sequence[Site], seen: Samples) -> list[list[Site]]:
-    """Sites by the tensor that they read, in the order of their first calls; those never called come last."""
-    calls: list[tuple[Site, tuple[int, int]]] = []
-    alive: list[Tensor] = []  # an id is that of one tensor only while it lives
+class _Fit:
+    """One fit of all layers."""
 
-    def watch(site: Site) -> Callable[..., None]:
-        def hook(module: nn.Module, args: tuple, kwargs: dict) -> None:
-            x = next(tensors_in((args, kwargs)))
-            alive.append(x)
-            if all(site is not other for other, _ in calls):
-                calls.append((site, (id(x), -1 if x.is_inference() else x._version)))
+    def __init__(self, task: Task, entries: Sequence[Entry], chain: Chain) -> None:
+        self.task, self.order, self.chain = task, [entry.site for entry in entries], chain
+        self.known = {entry.site: entry for entry in entries}
+        self.changed = tuple(entry for entry in entries if entry.form is not Form.KEEP)
+        self.current = copied(task.original)
+        prepare_(self.current, self.changed)
+        self.fitted: dict[str, Fitted] = {}
+        self.alone: dict[str, Fitted] = {}
+        self.losses: dict[tuple[str, Form], Tensor] = {}
+        self.files = self.done = 0
+        self.weighs = bool(getattr(task.method, "one_shot", False)) and bool(task.judges)
 
-        return hook
+    def run(self, few: Any) -> FittedNetwork:
+        task, spans = self.task, self.chain.spans
+        sites = {entry.site: task.found[entry.site] for entry in self.changed}
+        reached = {name for span in spans for group in span.groups for name in group}
+        with ExitStack() as stack:
+            stack.enter_context(evaluating(self.current))
+            stack.enter_context(split_attention(self.current))
+            place = None if task.directory is None else task.directory
+            kept = stack.enter_context(keeping(self._needed(few), task.seen.memory, place))
+            sweep = Sweep(
+                task.original, self.current, self.chain, sites, task.seen, task.judges, kept, task.method.rows,
+                self.weighs,
+            )  # fmt: skip
+            for span in spans:
+                self._block(sweep, span)
+            for name in sites.keys() - reached:
+                self._placed(self._solved([sites[name]], dict))
+            loss, alone = self._judged(sweep)
+        order = tuple(self.known[name] for name in self.order)
+        many = [len(span.groups) for span in spans if len(span.groups) > MANY]
+        notes = (NO_CHAIN.format(groups=max(many)),) if many else ()
+        return FittedNetwork(self.current, order, self.fitted, self.losses, sweep.passes, loss, alone, notes)
 
-    coming = {original.get_submodule(site.name): watch(site) for site in changed}
-    with evaluating(original), before(None, coming):
-        for batch in batches_of(seen.data, 2, 2):
-            forward(original, batch)
-    runs: list[list[Site]] = []
-    last = None
-    for site, read_from in calls:
-        if read_from != last:
-            runs.append([])
-        runs[-1].append(site)
-        last = read_from
-    called = {site.name for site, _ in calls}
-    runs += [[site] for site in changed if site.name not in called]
-    return [part for run in runs for part in partition(run, bytes_needed, seen.memory)]
+    def _block(self, sweep: Sweep, span: Span) -> None:
+        """Fit the groups of one block. Of a block with many of them what the original gives is kept for one at a time;
+        what is fitted already is not gathered again."""
+        groups = [[self.task.found[name] for name in group] for group in span.groups]
+        parts = [part for group in groups for part in partition(group, bytes_needed, self.task.seen.memory)]
+        many, first = len(span.groups) > MANY, True
+        for part in parts:
+            names = [site.name for site in part]
+            ready = self._stored(part)
+            if ready is None or first:
+                if many or first:
+                    sweep.run_original(span, [names] if many else span.groups)
+                first = False
+            self._placed(self._solved(part, partial(sweep.pairs, span, names)) if ready is None else ready)
+        sweep.run_current(span)
+
+    def _needed(self, few: Any) -> int:
+        """Bytes of what is kept at two borders and of one block's sites, at most."""
+        task, calls = self.task, self.chain.calls
+        samples = sum(size_of(batch) for _, batch in task.seen.batches()) + sum(map(size_of, task.judges))
+        by_name = {call.name: call.size for call in calls}
+        borders = [sum(calls[n].size for n in span.end.state) for span in self.chain.spans if span.end is not None]
+        inside = [
+            max(sum(2 * by_name[name] for name in group) for group in span.groups)
+            if len(span.groups) > MANY
+            else sum(2 * by_name[name] for group in span.groups for name in group)
+            for span in self.chain.spans
+        ]
+        return (2 * max(borders, default=0) + max(inside, default=0)) * samples // max(size_of(few), 1)
+
+    def _solved(self, group: Sequence[Site], gather: Callable[[], Mapping[str, Pairs]]) -> dict[str, Solution]:
+        task, memory = self.task, self.task.seen.memory
+        fits = memory is None or sum(bytes_needed(site, 1) for site in group) <= memory
+        pairs = dict(gather()) if fits else {}
+        solved = {}
+        for site in group:
+            entry, weight, bias = self.known[site.name], site.weight(task.original), site.bias(task.original)
+            free = entry.bias or task.absorbers.get(site.name) is not None
+            try:
+                if site.name in pairs:
+                    known = pairs.pop(site.name).about(free, task.tokens)
+                    solved[site.name] = task.method.solve(
+                        site, entry.form.decomposed, entry.rank, weight, bias, known, task.metrics.get(site.name)
+                    )
+                else:
+                    why = "its inputs and outputs cannot be paired" if fits else "its moments exceed the memory limit"
+                    solved[site.name] = _alone(task, site, entry, why)
+            except (NotConvergedError, ValueError) as error:
+                raise ValueError(
+                    f"{site.title}: {error}; leave the site out with where=, or use method='project'"
+                ) from error
+        file = self._file()
+        if file is not None and task.seen.team.first:
+            _store(file, solved)
+        return solved
+
+    def _file(self) -> Path | None:
+        return None if self.task.directory is None else self.task.directory / f"{self.files:04d}.safetensors"
+
+    def _stored(self, group: Sequence[Site]) -> dict[str, Solution] | None:
+        file = self._file()
+        return None if file is None else _read(file, self.current, [(s, self.known[s.name]) for s in group])
+
+    def _placed(self, solved: Mapping[str, Solution]) -> None:
+        """The fitted layers of a group take their places in the compressed network."""
+        self.files += 1
+        for name, solution in solved.items():
+            site, entry = self.task.found[name], self.known[name]
+            self.done += 1
+            absorber = None if entry.bias else self.task.absorbers.get(name)
+            if solution.alone is not None:
+                self.alone[name] = Fitted(solution.alone, absorber)
+            if entry.form is Form.DENSE and _unchanged(site, site.matrix(self.task.original), solution):
+                self.known[name] = replace(entry, form=Form.KEEP, note="")
+                continue
+            self.fitted[name] = Fitted(solution.factors, absorber)
+            place_(self.current, name, filled(self.current, site, entry, self.fitted[name]), self.fitted[name])
+            offered = (form for form in site.forms if form.decomposed in solution.losses)
+            self.losses |= {(name, form): solution.losses[form.decomposed] for form in offered}
+            self.known[name] = _told(entry, solution, priced=not self.task.tokens)
+        self.task.progress("fitting", self.done, len(self.changed))
+
+    def _judged(self, sweep: Sweep) -> tuple[float, float | None]:
+        """Divergence on held-out samples, also of the network with the factors of one shot."""
+        if not self.task.judges:
+            return 0.0, None
+        shot = self._in_one_shot() if self.weighs else None
+        loss, *others = sweep.losses(self.task.objective, [] if shot is None else [shot])
+        return loss, others[0] if others else None
+
+    def _in_one_shot(self) -> nn.Module | None:
+        """The network with the factors that are not fitted layer after layer."""
+        entries = [entry for entry in self.changed if entry.form is not Form.DENSE]
+        if any(entry.site not in self.alone for entry in entries):
+            return None
+        network = copied(self.task.original)
+        prepare_(network, tuple(entries))
+        for entry in entries:
+            made = self.alone[entry.site]
+            place_(network, entry.site, filled(network, self.task.found[entry.site], entry, made), made)
+        return network.eval()
 
 
-def _solve(
-    original: nn.Module,
-    current: nn.Module,
-    group: Sequence[Site],
-    entries: Mapping[str, Entry],
-    method: LayerwiseMethod,
-    seen: Samples,
-    metrics: Mapping[str, Tensor],
-) -> dict[str, Solution]:
-    folds = FOLDS
-    if seen.memory is not None and sum(map(bytes_needed, group)) > seen.memory:
-        folds = 1
-    fits = seen.memory is None or sum(bytes_needed(site, folds) for site in group) <= seen.memory
-    pairs: dict[str, Pairs] = {}
-    if fits:
-        pairs = gather(
-            original, current, group, seen.data, samples=seen.samples, batch_size=seen.batch_size,
-            rows=method.rows, folds=folds, team=seen.team,
-        )  # fmt: skip
-    solved = {}
-    for site in group:
-        entry, weight, bias = entries[site.name], site.weight(original), site.bias(original)
-        try:
-            if site.name in pairs:
-                solved[site.name] = method.solve(
-                    site,
-                    entry.form.decomposed,
-                    entry.rank,
-                    weight,
-                    bias,
-                    pairs.pop(site.name),
-                    metrics.get(site.name),
-                )
-            else:
-                why = "its inputs and outputs cannot be paired" if fits else "its moments exceed the memory limit"
-                solved[site.name] = _alone(original, site, entry, method, seen, metrics, why)
-        except (NotConvergedError, ValueError) as error:
-            raise ValueError(
-                f"{site.title}: {error}; leave the site out with where=, or use method='project'"
-            ) from error
-    return solved
-
-
-def _alone(
-    original: nn.Module,
-    site: Site,
-    entry: Entry,
-    method: LayerwiseMethod,
-    seen: Samples,
-    metrics: Mapping[str, Tensor],
-    why: str,
-) -> Solution:
+def _alone(task: Task, site: Site, entry: Entry, why: str) -> Solution:
     """Fitted to the original alone, from moments of its smaller side; without data where it was never called."""
+    seen, original = task.seen, task.original
     small = seen.memory is None or moments_bytes(site) <= seen.memory
     statistics = None
     if (small and site.layer.side == "output") or seen.memory is None:
@@ -217,14 +285,15 @@ def _alone(
     weight, bias = site.weight(original), site.bias(original)
     if entry.form is Form.DENSE:
         return Solution(Factors((site.matrix(original),)), 0.0, {}, note=note)
-    decomposition = method.decompose(site, entry.form.decomposed, weight, statistics, bias)
+    decomposition = task.method.decompose(site, entry.form.decomposed, weight, statistics, bias)
     if decomposition is None:
-        raise ValueError(f"method {method.name!r} does not offer form {entry.form} here")
-    return Solution(decomposition.factors(entry.rank), decomposition.relative_error(entry.rank), {}, note=note)
+        raise ValueError(f"method {task.method.name!r} does not offer form {entry.form} here")
+    factors = decomposition.factors(entry.rank)
+    return Solution(factors, decomposition.relative_error(entry.rank), {}, note=note, alone=factors)
 
 
 def _unchanged(site: Site, matrix: Tensor, solution: Solution) -> bool:
-    """Whether a layer fitted anew is what it was: nothing before it has changed."""
+    """Whether a layer fitted anew is what it was: nothing before it has changed, or nothing was to be gained."""
     shift = solution.factors.shift
     moved = float((solution.factors.parts[0].reshape(matrix.shape) - matrix.double()).norm())
     return moved <= _ROUNDING * float(matrix.double().norm()) and (
@@ -232,13 +301,17 @@ def _unchanged(site: Site, matrix: Tensor, solution: Solution) -> bool:
     )
 
 
-def _told(entry: Entry, solution: Solution) -> Entry:
+def _told(entry: Entry, solution: Solution, priced: bool) -> Entry:
+    """``priced``: prices of the fit are in the unit of those before."""
     values: dict[str, Any] = {"predicted_error": solution.error, "certificate": solution.certificate}
     if solution.note:
         values["note"] = "; ".join(filter(None, (entry.note, solution.note)))
-    if entry.form.decomposed in solution.losses:
+    if priced and entry.form.decomposed in solution.losses:
         values["predicted_loss"] = float(solution.losses[entry.form.decomposed][entry.rank])
     return replace(entry, **values)
+
+
+_SHOT = "|one shot"  # behind the name of a site: its factors of one shot
 
 
 def _store(file: Path, solved: Mapping[str, Solution]) -> None:
@@ -251,7 +324,9 @@ def _store(file: Path, solved: Mapping[str, Solution]) -> None:
         }
         for name, solution in solved.items()
     }
-    write_atomically(file, to_bytes({name: Fitted(solution.factors) for name, solution in solved.items()}, note))
+    fitted = {name: Fitted(solution.factors) for name, solution in solved.items()}
+    fitted |= {name + _SHOT: Fitted(made.alone) for name, made in solved.items() if made.alone is not None}
+    write_atomically(file, to_bytes(fitted, note))
 
 
 class _Solved(TypedDict):
@@ -261,7 +336,7 @@ class _Solved(TypedDict):
     losses: dict[str, list[float]]
 
 
-def _stored(file: Path, current: nn.Module, group: Sequence[tuple[Site, Entry]]) -> dict[str, Solution] | None:
+def _read(file: Path, current: nn.Module, group: Sequence[tuple[Site, Entry]]) -> dict[str, Solution] | None:
     """What an interrupted fit has left; None for no file, and for one that is not whole: it is fitted again."""
     if not file.exists():
         return None
@@ -274,9 +349,11 @@ def _stored(file: Path, current: nn.Module, group: Sequence[tuple[Site, Entry]])
             if any(values.dim() != 1 or len(values) <= site.max_rank(form) for form, values in losses.items()):
                 raise ValueError(f"{site.name}: prices of fewer ranks than there are")
             filled(current, site, entry, fitted[site.name])  # refuses factors of other shapes
+            shot = fitted.get(site.name + _SHOT)
             solved[site.name] = Solution(
-                fitted[site.name].factors, told["error"], losses, told["certificate"], told["note"]
-            )
+                fitted[site.name].factors, told["error"], losses, told["certificate"], told["note"],
+                None if shot is None else shot.factors,
+            )  # fmt: skip
     except (OSError, *FAULTS):
         return None
     return solved

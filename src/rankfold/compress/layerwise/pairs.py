@@ -1,27 +1,24 @@
 """Inputs of a few sites in the network compressed so far, paired with the outputs that they should give.
 
-Both networks run on the same batches. The target of a layer is what the original network has at the pre-activation
-behind it, less what everything else already brings there: without BatchNorm or addition on the way that is the
-original output; with a residual connection the layer also makes good what its other branch has lost.
+The target of a layer is what the original network has at the pre-activation behind it, less what everything else
+already brings there: without BatchNorm or addition on the way that is the original output; with a residual connection
+the layer also makes good what its other branch has lost.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import suppress
-from dataclasses import dataclass, field
-from itertools import islice
-from typing import Any
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from typing import Any, Self
 
 import torch
-import torch.distributed as dist
 from torch import Tensor, nn
 
-from rankfold.batches import batches_of, forward, size_of
 from rankfold.compress.layerwise.preactivations import Followed, Following
-from rankfold.linalg import NonFiniteError
+from rankfold.linalg import Moments, NonFiniteError
 from rankfold.linalg.cross_moments import CrossMoments
-from rankfold.observe import Enough, after, first_of
+from rankfold.objectives.answer import unpadded
+from rankfold.observe import after, first_of
 from rankfold.run.team import Team
 from rankfold.sites import Site
 
@@ -42,12 +39,19 @@ class Rows:
 
 @dataclass
 class Pairs:
-    """Moments of (x̃, t) in ``FOLDS`` halves of the batches, and what stands behind the layer.
+    """Moments of (x̃, t) of one site, and what stands behind it.
 
-    ``scale`` (m,) from the layer's output to its pre-activation, None for one; ``rows`` where they were asked for.
+    ``folds``: of the samples to fit to, in two halves where there are no others to test on; ``judged``: of those;
+    ``before``: of the inputs x in the original, of the samples to fit to. ``free``: the layer may have a bias of its
+    own. ``tokens``: the metric is one of tokens. ``scale`` (m,) from the layer's output to its pre-activation, None for
+    one; ``rows`` where they were asked for.
     """
 
     folds: list[CrossMoments]
+    judged: CrossMoments | None = None
+    before: Moments | None = None
+    free: bool = True
+    tokens: bool = False
     activation: str = ""
     slope: float = 0.0
     scale: Tensor | None = None
@@ -55,11 +59,21 @@ class Pairs:
 
     @property
     def moments(self) -> CrossMoments:
-        """Of both halves together."""
+        """Of all the samples to fit to."""
+        if len(self.folds) == 1:
+            return self.folds[0]
         whole = CrossMoments.from_state_dict(self.folds[0].state_dict())
         for fold in self.folds[1:]:
             whole.merge(fold)
         return whole
+
+    def about(self, free: bool, tokens: bool) -> Pairs:
+        """The same for a layer that may, or may not, have a bias: without one moments are about zero."""
+        if free:
+            return replace(self, tokens=tokens)
+        judged = None if self.judged is None else self.judged.about_zero()
+        folds = [fold.about_zero() for fold in self.folds]
+        return replace(self, folds=folds, judged=judged, free=False, tokens=tokens)
 
 
 def bytes_needed(site: Site, folds: int = FOLDS) -> int:
@@ -68,164 +82,242 @@ def bytes_needed(site: Site, folds: int = FOLDS) -> int:
     return 8 * site.groups * ((folds + 1) * n * (n + m) + 4 * n * n + 2 * n * m)
 
 
-def gather(
-    original: nn.Module,
-    current: nn.Module,
-    group: Sequence[Site],
-    data: Any,
-    *,
-    samples: int | None,
-    batch_size: int,
-    rows: int = 0,
-    folds: int = FOLDS,
-    team: Team | None = None,
-) -> dict[str, Pairs]:
-    """Pairs of every site of ``group`` that is called and whose rows can be paired; attention must be split.
-
-    ``group``: sites whose inputs do not depend on one another; in ``current`` they are not compressed yet. ``rows``:
-    how many rows to keep of each (0: none). With a ``team`` every process takes its share of the batches and ends with
-    the pairs of all. Cost: the forward passes of both networks up to the last site of the group.
-    """
-    team = team or Team()
-    collected: dict[str, Pairs] = {}
-    stops: dict[str, int | None] = {"original": None, "current": None}
-    total = sum(size_of(batch) for batch in batches_of(data, batch_size, samples)) if rows else 0
-    single = len(list(islice(batches_of(data, batch_size, samples), 2))) < 2
-    with team.agreed():
-        for index, batch in enumerate(batches_of(data, batch_size, samples)):
-            if index % team.size != team.rank:
-                continue
-            seen = {}
-            for name, network in (("original", original), ("current", current)):
-                seen[name], follower = _run(network, group, batch, stops[name])
-                if stops[name] is None and follower.found:
-                    stops[name] = max(known.event for known in follower.found.values())
-            for site in group:
-                found = _paired(site, current, seen["original"][site.name], seen["current"][site.name])
-                if found is not None:
-                    share = -(-rows * size_of(batch) // total) if rows else 0
-                    fold = None if single and folds > 1 else index % folds
-                    _add(collected, site, found, fold, folds, share)
-    if team.size > 1:
-        _reduce(collected, group, team)
-    return collected
-
-
 @dataclass
-class _Seen:
-    """The calls of one site in one forward pass."""
+class Seen:
+    """The calls of one site in one pass."""
 
     inputs: list[Tensor] = field(default_factory=list)
     outputs: list[Tensor] = field(default_factory=list)
     followed: Followed | None = None
 
 
-def _run(
-    network: nn.Module, group: Sequence[Site], batch: Any, stop_after: int | None
-) -> tuple[dict[str, _Seen], Following]:
-    seen = {site.name: _Seen() for site in group}
-    follower = Following(stop_after)
+class Looking(Following):
+    """Watches a pass of ``network`` at some sites within a ``with`` block: what they are given and give, and what
+    stands behind them. ``taken`` after each pass. ``stops``: passes end where nothing more is to be seen."""
 
-    def watch(name: str) -> Callable[..., None]:
+    def __init__(self, network: nn.Module, sites: Sequence[Site], stops: bool) -> None:
+        self.sites, self.stops = sites, stops
+        super().__init__()
+        self._watched = {network.get_submodule(site.name): self._watch(site.name) for site in sites}
+
+    def begin(self) -> None:
+        super().begin()
+        self.seen = {site.name: Seen() for site in self.sites}
+
+    def taken(self) -> dict[str, Seen]:
+        """What was seen since the last time. The first pass tells where later ones may end."""
+        seen = self.seen
+        for name, known in self.found.items():
+            seen[name].followed = known
+        if self.stops and self.stop_after is None and self.found:
+            self.stop_after = max(known.event for known in self.found.values())
+        self.begin()
+        return seen
+
+    def _watch(self, name: str) -> Callable[..., None]:
         def hook(module: nn.Module, args: tuple, kwargs: dict, output: Tensor) -> None:
-            seen[name].inputs.append(first_of(args, kwargs).detach())
-            seen[name].outputs.append(output.detach().clone())
-            follower.produced(name, output)
+            seen = self.seen[name]
+            seen.inputs.append(first_of(args, kwargs).detach().clone())
+            seen.outputs.append(output.detach().clone())
+            self.produced(name, output)
 
         return hook
 
-    watched = {network.get_submodule(site.name): watch(site.name) for site in group}
-    with after(None, watched), suppress(Enough), torch.no_grad(), follower:
-        forward(network, batch)
-    for name, known in follower.found.items():
-        seen[name].followed = known
-    return seen, follower
+    def __enter__(self) -> Self:
+        self._hooks = after(None, self._watched)
+        self._hooks.__enter__()
+        super().__enter__()
+        return self
+
+    def __exit__(self, *error: Any) -> None:
+        super().__exit__(*error)
+        self._hooks.__exit__(*error)
 
 
 @dataclass
-class _Paired:
+class There:
+    """What the original has at one site for one batch, as rows in float32 or float64: ``outputs`` of each call and,
+    where it was called once, its pre-activation ``pre``, of which ``followed`` tells the rest."""
+
+    outputs: list[Tensor]
+    pre: Tensor | None
+    followed: Followed | None
+
+    def tensors(self) -> dict[str, Tensor]:
+        found = {f"y{number}": y for number, y in enumerate(self.outputs)}
+        if self.pre is not None:
+            found["pre"] = self.pre
+        return found
+
+    @classmethod
+    def of(cls, tensors: Mapping[str, Tensor], followed: Followed | None) -> There:
+        outputs = [tensors[f"y{number}"] for number in range(sum(key.startswith("y") for key in tensors))]
+        return cls(outputs, tensors.get("pre"), followed)
+
+
+def recorded(site: Site, module: nn.Module, seen: Seen) -> tuple[There, list[Tensor]] | None:
+    """What is kept of the original's passes at one site, and its inputs as rows; None where rows cannot be paired."""
+    known = seen.followed
+    if len(seen.inputs) == 1 and known is not None:
+        alike = known.pre is seen.outputs[0] or torch.equal(known.pre, seen.outputs[0])
+        wanted = (seen.outputs[0],) if alike else (seen.outputs[0], known.pre)
+        rows = site.layer.paired_rows(module, seen.inputs[0], *wanted)
+        if rows is None:
+            return None
+        x, y, *rest = (_wide(part) for part in rows)
+        return There([y], rest[0] if rest else None, replace(known, pre=known.pre[:0])), [x]
+    parts = [site.layer.paired_rows(module, x, y) for x, y in zip(seen.inputs, seen.outputs, strict=True)]
+    if not parts or any(part is None for part in parts):
+        return None
+    both = [(_wide(part[0]), _wide(part[1])) for part in parts if part is not None]
+    return There([y for _, y in both], None, None), [x for x, _ in both]
+
+
+def _wide(rows: Tensor) -> Tensor:
+    return rows.to(torch.promote_types(rows.dtype, torch.float32))
+
+
+@dataclass
+class Paired:
     inputs: Tensor  # (…, N, n)
     targets: Tensor  # (…, N, m) in units of the layer's output
     followed: Followed | None  # of the original; None: nothing is known behind the layer
     pre: Tensor | None = None  # (…, N, m) pre-activation of the original
     offset: Tensor | None = None
+    counts: Tensor | None = None  # (N,) which rows are no padding; None: all
 
 
-def _paired(site: Site, current: nn.Module, there: _Seen, here: _Seen) -> _Paired | None:
-    if not there.inputs or len(there.inputs) != len(here.inputs):
+def paired(site: Site, module: nn.Module, there: There, here: Seen, batch: Any) -> Paired | None:
+    """The rows of one batch; ``module``: the layer in the compressed network, where it is still the original's."""
+    if not there.outputs or len(there.outputs) != len(here.inputs):
         return None
-    module, one = current.get_submodule(site.name), len(here.inputs) == 1
-    theirs, ours = there.followed, here.followed
-    if one and theirs is not None and ours is not None and theirs.pre.shape == ours.pre.shape:
-        rows = site.layer.paired_rows(module, here.inputs[0], there.outputs[0], here.outputs[0], theirs.pre, ours.pre)
+    found = _paired(site, module, there, here)
+    return None if found is None else replace(found, counts=counted(found.inputs, here, batch))
+
+
+def counted(rows: Tensor, seen: Seen, batch: Any) -> Tensor | None:
+    """(N,) which rows of a batch of padded sequences are tokens; None where all of them count."""
+    mask = unpadded(seen.outputs[0], batch) if len(seen.outputs) == 1 and rows.dim() == 2 else None
+    return None if mask is None or mask.numel() != len(rows) else mask.flatten().to(rows.device)
+
+
+def _paired(site: Site, module: nn.Module, there: There, here: Seen) -> Paired | None:
+    ours, theirs = here.followed, there.followed
+    if theirs is not None and ours is not None:
+        rows = site.layer.paired_rows(module, here.inputs[0], here.outputs[0], ours.pre)
         if rows is None:
             return None
-        x, y, now, pre, pre_now = (part.float() if part.dtype != torch.float64 else part for part in rows)
+        y = there.outputs[0]
+        x, now, pre_now = (_wide(part) for part in rows)
+        pre = y if there.pre is None else there.pre
+        if pre.shape != pre_now.shape:
+            return None
         if ours.scale is None:
-            return _Paired(x, now + (pre - pre_now), theirs, pre, pre_now - now)
+            return Paired(x, now + (pre - pre_now), theirs, pre, pre_now - now)
         scale = ours.scale.to(now).reshape(site.groups, 1, -1) if site.groups > 1 else ours.scale.to(now)
         usable = scale.abs() > _NO_SCALE * scale.abs().max()
         safe = torch.where(usable, scale, torch.ones_like(scale))
         target = torch.where(usable, now + (pre - pre_now) / safe, y)
-        return _Paired(x, target, theirs, pre, pre_now - scale * now)
-    parts = [site.layer.paired_rows(module, x, y) for x, y in zip(here.inputs, there.outputs, strict=True)]
-    if any(part is None for part in parts):
+        return Paired(x, target, theirs, pre, pre_now - scale * now)
+    parts = [site.layer.paired_rows(module, x, y) for x, y in zip(here.inputs, here.outputs, strict=True)]
+    if any(part is None or _wide(part[1]).shape != y.shape for part, y in zip(parts, there.outputs, strict=True)):
         return None
     known = [part for part in parts if part is not None]
-    return _Paired(torch.cat([x for x, _ in known], -2), torch.cat([y for _, y in known], -2), None)
+    return Paired(_wide(torch.cat([part[0] for part in known], -2)), torch.cat(there.outputs, -2), None)
 
 
-def _add(collected: dict[str, Pairs], site: Site, found: _Paired, fold: int | None, folds: int, share: int) -> None:
-    """``fold`` None: the only batch, whose samples are shared out."""
-    x, t = found.inputs, found.targets
-    if site.name not in collected:
-        groups = x.shape[0] if x.dim() == 3 else None
-        collected[site.name] = Pairs([CrossMoments(x.shape[-1], t.shape[-1], groups) for _ in range(folds)])
-    pairs = collected[site.name]
-    try:
-        if fold is None:
-            for part, rows, targets in zip(pairs.folds, x.chunk(folds, -2), t.chunk(folds, -2), strict=False):
-                part.update(rows, targets)
-        else:
-            pairs.folds[fold].update(x, t)
-    except NonFiniteError as error:
-        raise ValueError(
-            f"{site.title}: activations are not finite on the calibration data ({error}); look for bad samples, or for "
-            "overflow (convert to float32)"
-        ) from error
-    if found.followed is not None:
-        pairs.activation, pairs.slope = found.followed.activation, found.followed.slope
-        pairs.scale = found.followed.scale
-    if share and x.dim() == 2 and found.pre is not None and found.offset is not None:
-        pairs.rows = pairs.rows or Rows()
-        picked = torch.arange(min(share, len(x)), device=x.device) * len(x) // min(share, len(x))
-        for kept, rows in (
-            (pairs.rows.inputs, x), (pairs.rows.targets, found.pre), (pairs.rows.offsets, found.offset),
-        ):  # fmt: skip
-            kept.append(rows[picked].cpu())
+JUDGING = -1  # number of the part of the samples that nothing is fitted to
 
 
-def _reduce(collected: dict[str, Pairs], group: Sequence[Site], team: Team) -> None:
-    """Give every process the pairs of all, merged in the order of their ranks."""
-    parts: list[Any] = [None] * team.size
-    dist.all_gather_object(parts, collected)
-    collected.clear()
-    for site in group:
-        for part in parts:
-            if site.name not in part:
-                continue
-            if site.name not in collected:
-                collected[site.name] = part[site.name]
-                continue
-            mine, theirs = collected[site.name], part[site.name]
-            for fold, other in zip(mine.folds, theirs.folds, strict=True):
-                fold.merge(other)
-            if mine.rows is not None and theirs.rows is not None:
-                for kept, rows in _lists(mine.rows, theirs.rows):
-                    kept.extend(rows)
+@dataclass
+class Collected:
+    """The pairs of a group of sites, as its batches come. ``rows``: how many of each site's to keep, of ``samples``.
+
+    Linear layers that read the same rows share the moments of these. Memory: those, in each part.
+    """
+
+    group: Sequence[Site]
+    rows: int = 0
+    samples: int = 0
+    moments: dict[tuple[str, ...], dict[int, CrossMoments]] = field(default_factory=dict)
+    about: dict[str, Pairs] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        alike: dict[Any, list[Site]] = {}
+        for site in self.group:
+            alike.setdefault(site.shape[1] if site.layer.convolution is None else site.name, []).append(site)
+        self.bundles = [tuple(bundle) for bundle in alike.values()]
+
+    def add(self, found: Mapping[str, Paired], parts: Sequence[int], size: int) -> None:
+        """A batch of ``size`` samples, for the part of that number; shared out where there are several."""
+        for bundle in self.bundles:
+            if all(site.name in found for site in bundle):
+                rows = [found[site.name] for site in bundle]
+                x, counts = rows[0].inputs, rows[0].counts
+                t = rows[0].targets if len(rows) == 1 else torch.cat([each.targets for each in rows], -1)
+                self._add(bundle, *((x, t) if counts is None else (x[counts], t[counts])), parts)
+                for site, each in zip(bundle, rows, strict=True):
+                    self._tell(site, each, 0 if JUDGING in parts else size)
+
+    def _add(self, bundle: tuple[Site, ...], x: Tensor, t: Tensor, parts: Sequence[int]) -> None:
+        known = self.moments.setdefault(tuple(site.name for site in bundle), {})
+        for part, rows, targets in zip(parts, x.chunk(len(parts), -2), t.chunk(len(parts), -2), strict=False):
+            if part not in known:
+                known[part] = CrossMoments(x.shape[-1], t.shape[-1], x.shape[0] if x.dim() == 3 else None)
+            try:
+                known[part].update(rows, targets)
+            except NonFiniteError as error:
+                raise not_finite(bundle[0], error) from error
+
+    def _tell(self, site: Site, found: Paired, size: int) -> None:
+        about = self.about.setdefault(site.name, Pairs([]))
+        if found.followed is not None:
+            about.activation, about.slope = found.followed.activation, found.followed.slope
+            about.scale = found.followed.scale
+        share = -(-self.rows * size // self.samples) if self.rows else 0
+        x = found.inputs
+        if share and x.dim() == 2 and found.pre is not None and found.offset is not None:
+            about.rows = about.rows or Rows()
+            picked = torch.arange(min(share, len(x)), device=x.device) * len(x) // min(share, len(x))
+            for kept, rows in (
+                (about.rows.inputs, x), (about.rows.targets, found.pre), (about.rows.offsets, found.offset),
+            ):  # fmt: skip
+                kept.append(rows[picked].cpu())
+
+    def together(self, team: Team) -> dict[str, Pairs]:
+        """The pairs of each site from the batches of all processes, merged in the order of their ranks."""
+        shares = team.gathered((self.moments, self.about))
+        moments, about = shares[0]
+        for other, told in shares[1:]:
+            for names, parts in other.items():
+                mine = moments.setdefault(names, {})
+                for part, known in parts.items():
+                    mine[part] = mine[part].merge(known) if part in mine else known
+            for name, each in told.items():
+                about[name] = _joined(about[name], each) if name in about else each
+        found = {}
+        for bundle in self.bundles:
+            parts, first = moments.get(tuple(site.name for site in bundle), {}), 0
+            for site in bundle if parts else ():
+                m = site.shape[0]
+                chosen = {part: known.of_targets(slice(first, first + m)) for part, known in parts.items()}
+                first += m
+                folds = [chosen[part] for part in sorted(chosen) if part != JUDGING]
+                if folds:
+                    found[site.name] = replace(about[site.name], folds=folds, judged=chosen.get(JUDGING))
+        return found
 
 
-def _lists(mine: Rows, theirs: Rows) -> Iterator[tuple[list[Tensor], list[Tensor]]]:
-    yield mine.inputs, theirs.inputs
-    yield mine.targets, theirs.targets
-    yield mine.offsets, theirs.offsets
+def not_finite(site: Site, error: Exception) -> ValueError:
+    return ValueError(
+        f"{site.title}: activations are not finite on the calibration data ({error}); look for bad samples, or for "
+        "overflow (convert to float32)"
+    )
+
+
+def _joined(mine: Pairs, theirs: Pairs) -> Pairs:
+    if mine.rows is None or theirs.rows is None:
+        return replace(mine, rows=mine.rows or theirs.rows)
+    a, b = mine.rows, theirs.rows
+    rows = Rows([*a.inputs, *b.inputs], [*a.targets, *b.targets], [*a.offsets, *b.offsets])
+    return replace(mine, rows=rows)

@@ -8,7 +8,7 @@ compressed layer should reproduce, and the place where errors of an earlier laye
 from __future__ import annotations
 
 import weakref
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from typing import Any
 
@@ -26,6 +26,10 @@ _ACTIVATIONS: dict[Callable, str] = {
     F.relu: "relu", torch.relu: "relu", torch.relu_: "relu", Tensor.relu: "relu", Tensor.relu_: "relu",
     F.leaky_relu: "leaky_relu", F.gelu: "gelu", F.silu: "silu",
 }  # fmt: skip
+
+
+# what only looks at a tensor
+_LOOKS: set[Callable] = {Tensor.detach, Tensor.clone, torch.clone, torch.detach, Tensor.new_zeros}
 
 
 @dataclass
@@ -47,14 +51,19 @@ class Following(TorchFunctionMode):
     """Follows the outputs of some sites within a ``with`` block; ``produced`` is called when one is there.
 
     ``stop_after`` ends the forward pass with ``Enough`` once so many torch functions ran. Shared layers are followed
-    from their last call on. Memory: one tensor for each site.
+    from their last call on. What is followed is the first reader of a tensor: of a residual stream, which is added to
+    again and again, the first sum. Memory: one tensor for each site.
     """
 
     def __init__(self, stop_after: int | None = None) -> None:
         super().__init__()
+        self.stop_after = stop_after
+        self.begin()
+
+    def begin(self) -> None:
+        """Forget what was followed: another pass begins."""
         self.found: dict[str, Followed] = {}
         self.events = 0
-        self._stop_after = stop_after
         self._tracked: dict[int, tuple[weakref.ref[Tensor], dict[str, Tensor | None]]] = {}
 
     def produced(self, site: str, output: Tensor) -> None:
@@ -63,22 +72,25 @@ class Following(TorchFunctionMode):
     def __torch_function__(self, func: Callable, types: Any, args: tuple = (), kwargs: dict | None = None) -> Any:
         kwargs = kwargs or {}
         self.events += 1
+        if func in _LOOKS or getattr(func, "__name__", "") in ("__get__", "__repr__"):
+            return func(*args, **kwargs)
         first = self._scales(args[0]) if args else self._scales(kwargs.get("input"))
         if first and func in _ACTIVATIONS:
             self._activated(first, func, args, kwargs)
         other = self._scales(args[1]) if func in _ADDITIONS and len(args) > 1 else None
         output = func(*args, **kwargs)
+        if any(isinstance(each, Tensor) for each in (output if isinstance(output, tuple | list) else (output,))):
+            for value in _given(args, kwargs):
+                self._tracked.pop(id(value), None)
         if func is F.batch_norm and first:
             scale = _batch_norm_scale(args, kwargs)
             if scale is not None:
                 self._track(output, {site: scale if known is None else known * scale for site, known in first.items()})
         elif func in _ADDITIONS and (first or other) and isinstance(output, Tensor) and "alpha" not in kwargs:
             self._track(output, (first or {}) | (other or {}))
-        elif func is F.dropout and first and args and output is not args[0] and not _training(args, kwargs):
+        elif func is F.dropout and first and not _training(args, kwargs):
             self._track(output, first)
-        elif first and output is args[0]:  # changed in place by something else
-            self._tracked.pop(id(output), None)
-        if self._stop_after is not None and self.events > self._stop_after:
+        if self.stop_after is not None and self.events > self.stop_after:
             raise Enough
         return output
 
@@ -100,6 +112,11 @@ class Following(TorchFunctionMode):
             known = self.found[site]
             if not known.activation:
                 known.activation, known.slope, known.event = name, slope, self.events
+
+
+def _given(args: tuple, kwargs: dict) -> Iterator[Any]:
+    for value in (*args, *kwargs.values()):
+        yield from value if isinstance(value, tuple | list) else (value,)
 
 
 def _batch_norm_scale(args: tuple, kwargs: dict) -> Tensor | None:

@@ -16,7 +16,7 @@ from torch import Tensor, nn
 
 from rankfold.batches import copied, forward
 from rankfold.compress.layerwise.in_parts import Curve
-from rankfold.compress.layerwise.layers import FittedNetwork, fit_layers, partition, refittable
+from rankfold.compress.layerwise.layers import FittedNetwork, Task, fit_layers, partition, refittable
 from rankfold.compress.methods.method import LayerwiseMethod
 from rankfold.compress.metric import output_metrics
 from rankfold.compress.planning.apply import filled, place_, prepare_
@@ -57,7 +57,6 @@ def fit(known: Profile, first: Plan, choose: Choose | None) -> Plan:
 
 @dataclass(frozen=True, eq=False)
 class _Round:
-    loss: float
     plan: Plan
     made: FittedNetwork
 
@@ -69,113 +68,105 @@ class _Fit:
     objective: Objective
 
     def run(self, first: Plan, choose: Choose | None) -> Plan:
-        known, root, method = self.known, self.known.needed_model(), self.method
+        known, method = self.known, self.method
         one_shot = bool(getattr(method, "one_shot", False))
         judged = (method.rounds > 1 and choose is not None) or one_shot
-        judges = self.seen.judges(root) if judged else ()
+        judges = self.seen.judges(known.needed_model()) if judged else ()
+        if one_shot and not judges:
+            return self._ended(
+                self._shot(first),
+                "nothing could be held back to judge a fit layer after layer by (one batch of samples that cannot be "
+                "parted): the factors of one shot are kept",
+            )
         fitted = self.seen.without_judges() if judges else self.seen
         rounds = method.rounds if choose is not None and judges else 1
         plan, metrics, best = first, known.metrics, None
-        lost: list[float] = []
+        made: list[_Round] = []
         for number in range(rounds):
-            made = self._fitted(plan, fitted, metrics, number, rounds)
-            loss = divergence(root, made.network, judges, self.objective) if judges else 0.0
-            lost.append(loss)
-            if best is not None and not loss < best.loss:
+            made.append(_Round(plan, self._fitted(plan, fitted, judges, metrics, number, rounds)))
+            last = made[-1].made
+            if best is not None and not last.loss < best.made.loss:
                 break
-            best = _Round(loss, plan, made)
-            if number + 1 == rounds or choose is None or not made.losses:
+            best = made[-1]
+            if number + 1 == rounds or choose is None or not last.losses:
                 break
-            again = output_metrics(made.network, fitted.first(METRIC_SAMPLES), known.sites, self.objective)
-            metrics, plan = {**metrics, **again}, choose(dict(made.losses))
+            again = output_metrics(last.network, fitted.first(METRIC_SAMPLES), known.sites, self.objective)
+            metrics, plan = {**metrics, **again}, choose(dict(last.losses))
         assert best is not None
-        if one_shot:
-            kept = self._in_one_shot(first, judges, fitted, best.loss)
-            if kept is not None:
-                return kept
-        if len(lost) < 2:
-            return self._ended(best.plan, best.made)
-        said = ", ".join(f"{loss:.4g}" for loss in lost)
-        note = f"divergence of held-out outputs after each fit: {said}; that of fit {lost.index(best.loss) + 1} is kept"
-        return self._ended(best.plan, best.made, note)
+        shot = made[0].made.alone
+        if shot is not None and not best.made.loss < shot:
+            loss = best.made.loss
+            told = f"fitting layer after layer is no nearer on held-out samples ({loss:.4g}) than one shot ({shot:.4g})"
+            return self._ended(self._shot(first), f"{told}, which is kept")
+        if len(made) < 2:
+            return self._ended(best)
+        said = ", ".join(f"{each.made.loss:.4g}" for each in made)
+        kept = made.index(best) + 1
+        return self._ended(best, f"divergence of held-out outputs after each fit: {said}; that of fit {kept} is kept")
 
     @property
     def method(self) -> LayerwiseMethod:
         return self.known.method  # type: ignore[return-value]  # who calls this has asked ``fits_layers``
 
-    def _ended(self, plan: Plan, made: FittedNetwork, *notes: str) -> Plan:
+    def _ended(self, best: _Round, *notes: str) -> Plan:
+        plan, made = best.plan, best.made
         before = [note for note in plan.notes if note not in few_samples(plan.entries)]
         return replace(
-            plan, entries=made.entries, decided=decisions(made.entries), factors=made.fitted,
-            notes=(*before, *few_samples(made.entries), *notes),
+            plan, entries=made.entries, decided=decisions(made.entries), factors=made.fitted, statistics=None,
+            notes=(*before, *few_samples(made.entries), *made.notes, *notes),
         )  # fmt: skip
 
     def _fitted(
-        self, plan: Plan, fitted: Samples, metrics: Mapping[str, Tensor], number: int, rounds: int
+        self,
+        plan: Plan,
+        fitted: Samples,
+        judges: Sequence[Any],
+        metrics: Mapping[str, Tensor],
+        number: int,
+        rounds: int,
     ) -> FittedNetwork:
-        known, root = self.known, self.known.needed_model()
-        entries = self._with_refits(plan)
+        known, entries = self.known, self._with_refits(plan)
         place = None if known.directory is None else known.directory / f"fit-{number}-{decisions(entries)}"
-        tell = partial(_telling, known.tell, number, rounds)
-        return fit_layers(
-            root, entries, known.sites, self.method, fitted, metrics, known.absorbers, directory=place, progress=tell
-        )
+        task = Task(
+            known.needed_model(), known.sites, self.method, fitted, self.objective, metrics, known.absorbers, judges,
+            known.by_token, place, partial(_telling, known.tell, number, rounds),
+        )  # fmt: skip
+        return fit_layers(task, entries)
 
     def _with_refits(self, plan: Plan) -> tuple[Entry, ...]:
-        """Layers that stay dense are fitted anew where that is free: where a bias, or a BatchNorm, takes the shift."""
+        """Layers that stay dense are fitted anew where that is free: where a bias, or a BatchNorm, takes the shift, or
+        where there is none to be taken."""
         if not self.method.kept:
             return plan.entries
         entries, known, root = [], self.known, self.known.needed_model()
         with split_attention(root):
             for entry in plan.entries:
                 site = known.sites[entry.site]
-                free = site.layer.has_bias or known.absorbers.get(site.name) is not None
+                free = site.layer.has_bias or known.absorbers.get(site.name) is not None or known.by_token
                 if entry.form is Form.KEEP and free and refittable(root, site) and site.name in known.absorbers:
                     entry = replace(entry, form=Form.DENSE, note="; ".join(filter(None, (entry.note, "fitted anew"))))
                 entries.append(entry)
         return tuple(entries)
 
-    def _in_one_shot(self, plan: Plan, judges: Sequence[Any], fitted: Samples, reached: float) -> Plan | None:
-        """The plan with the factors of the decompositions, unless fits have ``reached`` less on samples new to both.
-
-        Where nothing can be held back to tell, these factors.
-        """
-        if not judges:
-            told = (
-                "nothing could be held back to judge a fit layer after layer by (one batch of samples that cannot be "
-            )
-            return self._ended(
-                plan, self._one_shot(plan, self.seen), f"{told}parted): the factors of one shot are kept"
-            )
-        root = self.known.needed_model()
-        loss = divergence(root, self._one_shot(plan, fitted).network, judges, self.objective)
-        if reached < loss:
-            return None
-        told = f"fitting layer after layer is no nearer on held-out samples ({reached:.4g}) than one shot ({loss:.4g})"
-        return self._ended(plan, self._one_shot(plan, self.seen), f"{told}, which is kept")
-
-    def _one_shot(self, plan: Plan, seen: Samples) -> FittedNetwork:
-        """The network with the factors of the decompositions on ``seen``; those of the profile where they are kept."""
+    def _shot(self, plan: Plan) -> _Round:
+        """The network with the factors of the decompositions on all samples; those of the profile, if it has them."""
         known, root = self.known, self.known.needed_model()
         network, fitted = copied(root), {}
         prepare_(network, plan.changed)
         with split_attention(root):
-            for entry, candidate in self._candidates(plan, seen):
+            for entry, candidate in self._candidates(plan):
                 absorber = None if entry.bias else known.absorbers.get(entry.site)
                 fitted[entry.site] = Fitted(candidate.decomposition.factors(entry.rank), absorber)
                 new = filled(root, known.sites[entry.site], entry, fitted[entry.site])
                 place_(network, entry.site, new, fitted[entry.site])
-        return FittedNetwork(network, plan.entries, fitted, {})
+        return _Round(plan, FittedNetwork(network, plan.entries, fitted, {}))
 
-    def _candidates(self, plan: Plan, seen: Samples) -> Iterator[tuple[Entry, Candidate]]:
-        """Of every changed site what is decomposed on ``seen``, a few at a time where memory is bounded; attention must
-        be split."""
-        known, root = self.known, self.known.needed_model()
+    def _candidates(self, plan: Plan) -> Iterator[tuple[Entry, Candidate]]:
+        """Of every changed site what is decomposed, a few at a time in bounded memory; attention must be split."""
+        known, root, seen = self.known, self.known.needed_model(), self.seen
         entries = {entry.site: entry for entry in plan.changed}
         ready = {name: known.candidate(name, entry.form) for name, entry in entries.items()}
-        if seen is self.seen and not any(
-            each is None or isinstance(each.decomposition, Curve) for each in ready.values()
-        ):
+        if not any(each is None or isinstance(each.decomposition, Curve) for each in ready.values()):
             yield from ((entry, ready[name]) for name, entry in entries.items())  # type: ignore[misc]
             return
         for run in partition([known.sites[name] for name in entries], moments_bytes, seen.memory):

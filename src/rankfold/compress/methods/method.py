@@ -96,7 +96,8 @@ class Solution:
 
     ``error``: of the layer's output against its target, as a fraction of the target's deviation, on the calibration
     data. ``losses``: for every form that was tried the price of rank 0, 1, …, k there. ``certificate``: how well the
-    program was solved, in words; ``note``: what a person should know.
+    program was solved, in words; ``note``: what a person should know. ``alone``: the factors that the original alone
+    gives, from the same samples, where they were weighed.
     """
 
     factors: Factors
@@ -104,6 +105,7 @@ class Solution:
     losses: dict[Form, Tensor]
     certificate: str = ""
     note: str = ""
+    alone: Factors | None = None
 
     def with_note(self, note: str) -> Solution:
         return replace(self, note="; ".join(filter(None, (self.note, note))))

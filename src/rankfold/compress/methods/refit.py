@@ -7,7 +7,8 @@ inputs before truncation, as X̃ ≠ X demands.
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
+from itertools import permutations
 
 import torch
 from torch import Tensor
@@ -18,15 +19,17 @@ from rankfold.compress.methods.project import Projected, SpatialPair
 from rankfold.compress.statistics import SiteStatistics
 from rankfold.linalg import Moments
 from rankfold.linalg.cross_moments import CrossMoments
-from rankfold.linalg.ridge import Ridge, anchored_path, choose_ridge, squared_error
+from rankfold.linalg.ridge import Judge, Ridge, anchored_path, choose_ridge, squared_error
 from rankfold.sites import Form, Site
 
+_DAMPED = 1e-5  # of the variance of each input, added to it: where a fit is projected
 OVERFIT = 1.5  # held-out error over fitted error, of the full matrix: above, there are too few samples
 
 
 @dataclass(frozen=True)
 class Refit:
-    """``matrix`` (…, m, n) float64, anchored at the layer's own by ``ridge``; ``moments`` of both halves."""
+    """``matrix`` (…, m, n) float64, anchored at the layer's own by ``ridge``; ``moments`` of the samples it was fitted
+    to, ``judged`` of others; ``judge`` weighs errors; ``statistics``: what a projection of it needs."""
 
     site: Site
     weight: Tensor
@@ -34,27 +37,38 @@ class Refit:
     moments: CrossMoments
     ridge: Ridge
     statistics: SiteStatistics
+    judge: Judge = field(default_factory=Judge)
+    judged: CrossMoments | None = None
 
     def decomposition(self, form: Form, damping: float) -> Decomposition:
         """``matrix`` at every rank in ``form``: FACTORED or SPATIAL."""
-        if form is Form.SPATIAL:
-            folded = self.site.layer.geometry(Form.FACTORED).fold(self.weight.shape, self.matrix)
-            return SpatialPair(folded, self.statistics, damping)
-        return Projected("input", self.matrix, self.statistics, None, damping)
+        return decomposed(self.site, form, self.weight, self.matrix, self.statistics, damping)
 
     def retargeted(self, cross: Tensor) -> Refit:
         """The same fit to other targets, whose centred moment with the inputs is ``cross`` (…, n, m)."""
         moments, ridge = self.moments, self.ridge.value
-        anchor = self.site.layer.geometry(Form.FACTORED).matrix(self.weight).double()
-        return replace(self, matrix=anchored_path(moments.gram, cross, anchor, [ridge])[0])
+        return replace(self, matrix=anchored_path(moments.gram, cross, self.anchor, [ridge])[0])
+
+    @property
+    def anchor(self) -> Tensor:
+        """The layer's own matrix (…, m, n), float64."""
+        return self.site.layer.geometry(Form.FACTORED).matrix(self.weight).double()
 
     def error(self, matrix: Tensor, free: Tensor | None = None) -> float:
         """Relative error of any matrix (…, m, n) on all the data; ``free``: its bias, the best one if None."""
         energy = float(self.moments.energy.sum())
         wrong = squared_error(matrix, self.moments)
-        if free is not None:
+        if free is not None and self.statistics.free:
             wrong += float((self.shift(matrix, None) - free).square().sum())
         return (wrong / energy) ** 0.5 if energy > 0 else 0.0
+
+    def excess(self, matrix: Tensor, shift: Tensor | None, bias: Tensor | None) -> float:
+        """What a matrix costs on the samples that nothing was fitted to, for comparing; ``shift``: above its bias."""
+        assert self.judged is not None
+        free = torch.zeros_like(self.judged.target_mean)
+        for part in (shift, bias):
+            free = free if part is None else free + part.double().reshape(free.shape)
+        return self.judge.excess(matrix, self.judged, free)
 
     def shift(self, matrix: Tensor, bias: Tensor | None) -> Tensor:
         """What the free bias of ``matrix`` is above the layer's own: (m_total,) float64."""
@@ -76,18 +90,37 @@ class Refit:
 
 
 def refit(site: Site, weight: Tensor, known: Pairs, metric: Tensor | None) -> Refit:
-    """The least-squares matrix of a site, with the ridge that cross-validation between the two halves chooses.
+    """The least-squares matrix of a site, with the ridge that is best on samples that it is not fitted to.
 
     Cost: some Cholesky factorisations of the input side, n³/3 each.
     """
     anchor = site.layer.geometry(Form.FACTORED).matrix(weight).double()
-    ridge = choose_ridge(known.folds, anchor)
-    moments = known.moments
+    moments, inward = known.moments, None
+    if metric is not None and metric.dim() == 2 and metric.shape[-1] != anchor.shape[-2]:
+        # WᵀDW: the targets are W x, so that a fit is W K, K = P W*, and costs what K does in WᵀDW
+        inward = torch.linalg.pinv(anchor)
+    judge = Judge(None if metric is None else metric.double(), inward)
+    fits = list(permutations(known.folds, 2)) if known.judged is None else [(moments, known.judged)]
+    ridge = choose_ridge(fits, anchor, judge)
     gram = moments.gram
     (matrix,) = anchored_path(gram, moments.cross, anchor, [ridge.value])
-    gram = gram + ridge.value * torch.eye(gram.shape[-1], dtype=gram.dtype, device=gram.device)
+    if inward is not None and metric is not None:
+        inside = inward @ matrix
+        metric = inside.mT @ metric.double() @ inside
+    gram = gram + _DAMPED * torch.diag_embed(gram.diagonal(dim1=-2, dim2=-1))
     inputs = Moments.from_state_dict({"count": 1, "mean": moments.inputs.mean, "covariance_sum": gram})
-    return Refit(site, weight, matrix, moments, ridge, SiteStatistics(inputs, None, metric))
+    statistics = SiteStatistics(inputs, None, metric, free=known.free, tokens=known.tokens)
+    return Refit(site, weight, matrix, moments, ridge, statistics, judge, known.judged)
+
+
+def decomposed(
+    site: Site, form: Form, weight: Tensor, matrix: Tensor, statistics: SiteStatistics, damping: float
+) -> Decomposition:
+    """``matrix`` (…, m, n), of the shape of a site's, at every rank in ``form``, given moments of its inputs."""
+    if form is Form.SPATIAL:
+        folded = site.layer.geometry(Form.FACTORED).fold(weight.shape, matrix)
+        return SpatialPair(folded, statistics, damping)
+    return Projected("input", matrix, statistics, None, damping)
 
 
 def multiplied(site: Site, form: Form, weight: Tensor, parts: tuple[Tensor, ...]) -> Tensor:

@@ -70,7 +70,9 @@ class ActivationAware(Project):
         certificate = f"loss behind {known.activation} {-gain:+.1%} in {steps} iterations"
         if not steps:
             certificate = f"loss behind {known.activation}: no step descends from the projection"
-        shift = free if bias is None else free - bias.double()
+        shift = None
+        if full.statistics.free:
+            shift = free if bias is None else free - bias.double()
         return replace(start, factors=Factors(parts, shift), error=full.error(matrix, free), certificate=certificate)
 
 
@@ -92,12 +94,14 @@ class _Task:
         """Exact majorisation, with the diagonal of the output metric."""
         scale = scale_of(self.known, self.targets.shape[1])
         right, left = (part.double() for part in start.factors.parts)
-        anchor = self.full.site.layer.geometry(Form.FACTORED).matrix(self.full.weight).double()
+        anchor = self.full.anchor
+        # there it is the same for all inputs
+        ridge = self.full.ridge.value * float(self.full.moments.gram.diagonal(dim1=-2, dim2=-1).mean())
         fit = activation_aware(
             self.inputs, self.targets, self.rank, offset=self.offsets, weights=self.weights,
             activation=self.known.activation, slope=self.known.slope or 0.01,
             start=(scale.unsqueeze(1) * left, right, scale * self._free(start, bias)),
-            anchor=scale.unsqueeze(1) * anchor, ridge=self.full.ridge.value * len(self.inputs), iterations=iterations,
+            anchor=scale.unsqueeze(1) * anchor, ridge=ridge * len(self.inputs), iterations=iterations,
         )  # fmt: skip
         parts = balanced(fit.right, fit.left / scale.unsqueeze(1))
         return parts, fit.bias / scale, fit.activation_losses[0], fit.activation_losses[fit.best], fit.best
@@ -132,7 +136,8 @@ class _Task:
 
     def _free(self, start: Solution, bias: Tensor | None) -> Tensor:
         shift = start.factors.shift
-        assert shift is not None
+        if shift is None:  # no bias is free
+            shift = torch.zeros_like(self.full.moments.target_mean).flatten()
         return shift if bias is None else shift + bias.double()
 
 

@@ -6,14 +6,15 @@ layer makes good, as far as it can, what those before it have lost.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
+import torch
 from torch import Tensor
 
 from rankfold.compress.layerwise.pairs import Pairs
 from rankfold.compress.methods.method import Solution
 from rankfold.compress.methods.project import DAMPING, Project
-from rankfold.compress.methods.refit import Refit, multiplied, refit
+from rankfold.compress.methods.refit import Refit, decomposed, multiplied, refit
 from rankfold.sites import Factors, Form, Site
 
 
@@ -23,11 +24,11 @@ class Sequential(Project):
 
     ``rounds``: fits of all layers; the best by the divergence of the network's outputs on held-out samples is kept.
     ``kept``: layers that stay dense are fitted anew too, at no cost in size. ``one_shot``: factors that were not fitted
-    layer after layer are kept where they are better on held-out samples.
+    layer after layer are kept where they are better on held-out samples, in each layer and in all together.
     """
 
     damping: float = DAMPING
-    rounds: int = 3
+    rounds: int = 1
     kept: bool = True
     rows: int = 0
     name: str = "sequential"
@@ -39,7 +40,39 @@ class Sequential(Project):
         self, site: Site, form: Form, rank: int, weight: Tensor, bias: Tensor | None, known: Pairs,
         metric: Tensor | None,
     ) -> Solution:  # fmt: skip
-        return projected(refit(site, weight, known, metric), form, rank, bias, self.damping, self.forms)
+        full = refit(site, weight, known, metric)
+        forms = self.forms if self.rounds > 1 else frozenset({form})
+        made = projected(full, form, rank, bias, self.damping, forms)
+        return weighed(full, made, form, rank, bias, known, self.damping) if self.one_shot else made
+
+
+def weighed(
+    full: Refit, made: Solution, form: Form, rank: int, bias: Tensor | None, known: Pairs, damping: float
+) -> Solution:
+    """``made``, or what the original alone gives from the same samples, whichever errs less on others: in place of a
+    dense layer the layer itself."""
+    if known.judged is None:
+        return made
+    site, weight = full.site, full.weight
+    if form is Form.DENSE:
+        alone = Factors((full.anchor,))
+    elif known.before is None:
+        return made
+    else:
+        given = replace(full.statistics, moments=known.before, metric=full.judge.metric)
+        alone = decomposed(site, form, weight, full.anchor, given, damping).factors(rank)
+    mine, other = multiplied(site, form, weight, made.factors.parts), multiplied(site, form, weight, alone.parts)
+    made = replace(made, alone=None if form is Form.DENSE else alone)
+    if full.excess(mine, made.factors.shift, bias) < full.excess(other, alone.shift, bias):
+        return made
+    free = None
+    if full.statistics.free:
+        free = torch.zeros_like(full.moments.target_mean).flatten()
+        for part in (alone.shift, bias):
+            free = free if part is None else free + part.double()
+    return replace(
+        made, factors=alone, error=full.error(other, free), certificate="one shot errs less on held-out samples"
+    )
 
 
 def projected(
@@ -66,5 +99,5 @@ def solution(
 ) -> Solution:
     """Factors with their free bias, and how far they are from the target."""
     matrix = multiplied(full.site, form, full.weight, parts)
-    factors = Factors(parts, full.shift(matrix, bias))
+    factors = Factors(parts, full.shift(matrix, bias) if full.statistics.free else None)
     return Solution(factors, full.error(matrix), losses, certificate, full.note)

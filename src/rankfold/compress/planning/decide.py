@@ -47,16 +47,20 @@ def decide(known: Profile, budget: Any, rule: str | RankRule) -> Plan:
     """The plan of ``known`` for ``budget``; see ``Profile.plan``.
 
     Of a language model two are made, in nats per token and by the change of all outputs, unless next to nothing is
-    lost; the one that is nearer to the original on a few tokens is taken.
+    lost; the one that is nearer to the original on a few tokens is taken. Then layers are fitted one after another,
+    where the method does so.
     """
-    made = _decided(known, budget, rule)
-    if made.forecast is None or made.forecast <= CERTAIN or known.coarser is None:
-        return made
-    other = _decided(known.coarser, budget, rule)
-    return nearer(known, made, replace(other, calibration={**other.calibration, "metric": "outputs"}))
+    made, choose = _decided(known, budget, rule)
+    if made.forecast is not None and made.forecast > CERTAIN and known.coarser is not None:
+        other, again = _decided(known.coarser, budget, rule)
+        made = nearer(known, made, replace(other, calibration={**other.calibration, "metric": "outputs"}))
+        if made.calibration.get("metric") == "outputs":
+            known, choose = known.coarser, again
+    return fit(known, made, choose) if fits_layers(known.method) else made
 
 
-def _decided(known: Profile, budget: Any, rule: str | RankRule) -> Plan:
+def _decided(known: Profile, budget: Any, rule: str | RankRule) -> tuple[Plan, Choose | None]:
+    """A plan, and how to choose ranks anew for other prices, where that is possible."""
     rule, budgets = rule_named(rule), parsed(budget)
     if all(isinstance(each, Multiples | OfSites) for each in budgets):
         raise ValueError(
@@ -67,8 +71,7 @@ def _decided(known: Profile, budget: Any, rule: str | RankRule) -> Plan:
             of_sites(latency, known.cost, known.cost)  # refuses it before anything is measured
     for each in budgets:
         checked_names(tuple(each.ranks) if isinstance(each, Ranks) else (), known.sites)
-    fitted = fits_layers(known.method)
-    if fitted and isinstance(rule, Iterative):
+    if fits_layers(known.method) and isinstance(rule, Iterative):
         raise ValueError(
             f"method {known.method.name!r} fits layers after ranks are chosen: take another rule than the iterative"
         )
@@ -82,10 +85,8 @@ def _decided(known: Profile, budget: Any, rule: str | RankRule) -> Plan:
             known.needed_model(), partial(asked.write, choices), partial(asked.solve, choices), asked.limits,
             asked.resource, known.needed_example(), known.tell,
         )  # fmt: skip
-        choose = None
-    else:
-        made, choose = asked.plan({}), asked.plan
-    return fit(known, made, choose) if fitted else made
+        return made, None
+    return asked.plan({}), asked.plan
 
 
 def _time(known: Profile, budgets: Sequence[Budget]) -> None:

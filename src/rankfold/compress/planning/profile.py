@@ -23,6 +23,7 @@ from rankfold.compress.statistics import Statistics, calibrate
 from rankfold.costs import Cost, Example, evaluating, measure, storage
 from rankfold.objectives import Objective, ObjectiveError, Teacher, infer, objective_named
 from rankfold.observe import Samples, unheard
+from rankfold.run.files import write_atomically
 from rankfold.run.memory import give_back
 from rankfold.run.progress import Progress, showing
 from rankfold.run.team import Team, joined
@@ -114,6 +115,11 @@ class Profile:
         return decide(self if progress is None else replace(self, tell=progress), budget, rule)
 
     @property
+    def by_token(self) -> bool:
+        """Whether layers are priced by the token: then none gets a bias that it had not."""
+        return any(known.tokens for known in ({} if self.statistics is None else self.statistics.sites).values())
+
+    @property
     def coarser(self) -> Profile | None:
         """The same in the metric of all outputs, for a language model where much is lost; None where there is none.
         Decomposes every site again, once, when it is first asked for."""
@@ -125,8 +131,9 @@ class Profile:
             with split_attention(root):
                 made = decompose(root, self.sites, self.method, statistics, self.tell)
             self.others["coarser"] = replace(
-                self, candidates=made.candidates, unsolved=made.unsolved, statistics=statistics, others={}
-            )
+                self, candidates=made.candidates, unsolved=made.unsolved, statistics=statistics, others={},
+                metrics=_metrics(statistics),
+            )  # fmt: skip
         return replace(self.others["coarser"], tell=self.tell)
 
     def of(self, plan: Plan) -> Profile:
@@ -275,8 +282,8 @@ def _measured(
     """Everything that data and decompositions say; attention must be split."""
     blank: dict[str, Any] = {"counter": Counter({}, 1, {}), "cost": Cost(0, 0, 0), "flops": 0, "fingerprint": ""}
     blank |= {"calibration": Calibration(), "objective": objective, "model": root, "tell": tell}
-    if fits_layers(method):
-        place = None if directory is None else Path(directory)
+    fits, place = fits_layers(method), None if directory is None else Path(directory)
+    if fits and seen.memory is not None:
         part = measure_in_parts(root, found, method, seen, objective, directory=place, progress=tell)
         samples = sum(size_of(batch) for _, batch in seen.batches())
         return Profile(
@@ -284,18 +291,38 @@ def _measured(
             absorbers=part.absorbers, samples=samples, decomposed=part.count, weighed=part.weighed, **blank,
         )  # fmt: skip
     if method.needs_data and statistics is None:
-        statistics = calibrate(
-            root, seen.data, found, samples=seen.samples, batch_size=seen.batch_size, objective=objective,
-            progress=tell, team=seen.team,
-        )  # fmt: skip
+        kept = None if place is None or not fits else place / "statistics.safetensors"
+        statistics = None if kept is None else _kept(kept)
+        if statistics is None:
+            statistics = calibrate(
+                root, seen.data, found, samples=seen.samples, batch_size=seen.batch_size, objective=objective,
+                progress=tell, team=seen.team,
+            )  # fmt: skip
+            if kept is not None and seen.team.first:
+                write_atomically(kept, statistics.to_bytes(parts=True))
     made: Decomposed = decompose(root, found, method, statistics, tell)
     give_back()
     return Profile(
         found, method, made.candidates, unsolved=made.unsolved,
         unreached=() if statistics is None else statistics.unreached,
         statistics=None if statistics is None else statistics.kept, decomposed=made.count, weighed=made.weighed,
-        samples=0 if statistics is None else statistics.samples, **blank,
+        samples=0 if statistics is None else statistics.samples,
+        metrics={} if statistics is None or not fits else _metrics(statistics),
+        absorbers={} if statistics is None else {name: known.absorber for name, known in statistics.sites.items()},
+        **blank,
     )  # fmt: skip
+
+
+def _kept(file: Path) -> Statistics | None:
+    """What an interrupted call has left; None for a file that is not there or not whole: they are taken again."""
+    try:
+        return Statistics.load(file) if file.exists() else None
+    except ValueError:
+        return None
+
+
+def _metrics(statistics: Statistics) -> dict[str, Tensor]:
+    return {name: known.metric for name, known in statistics.sites.items() if known.metric is not None}
 
 
 def check_folded(found: SiteList) -> None:

@@ -1,0 +1,203 @@
+"""Passes through a network that is a chain of blocks, block after block, with what is kept at the borders in between.
+
+The original's activations and the compressed network's go along side by side. Within a block
+
+    the original runs once: what its sites give is kept, and the block's output
+    for each group of sites that read one tensor the compressed block runs up to it, and its pairs are gathered
+    the compressed block runs once: its output
+
+so that a block costs groups + 2 passes, however many blocks there are.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field, replace
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from rankfold.batches import forward, size_of
+from rankfold.compress.layerwise.kept import Kept
+from rankfold.compress.layerwise.pairs import (
+    FOLDS,
+    JUDGING,
+    Collected,
+    Looking,
+    Pairs,
+    There,
+    counted,
+    paired,
+    recorded,
+)
+from rankfold.compress.layerwise.preactivations import Followed
+from rankfold.linalg import Moments
+from rankfold.objectives import Objective
+from rankfold.observe import Chain, Replay, Samples, Span, State
+from rankfold.observe.layout import laid_out, layout_for
+from rankfold.sites import Site
+
+
+@dataclass
+class Passes:
+    """Runs of one block of one network over the batches: ``fitting``, and over held-out ones alone ``held_out``; of
+    ``blocks`` with ``groups`` in all."""
+
+    blocks: int = 0
+    groups: int = 0
+    fitting: int = 0
+    held_out: int = 0
+
+    def __str__(self) -> str:
+        return (
+            f"{self.blocks} blocks with {self.groups} groups of layers: {self.fitting} passes of a block to fit, "
+            f"{self.held_out} over held-out samples"
+        )
+
+
+@dataclass
+class Sweep:
+    """``seen``: the samples to fit to; ``judges``: batches that are held back; ``rows``: how many of each site to keep;
+    ``before``: whether moments of the original's inputs are gathered, too."""
+
+    original: nn.Module
+    current: nn.Module
+    chain: Chain
+    sites: dict[str, Site]
+    seen: Samples
+    judges: Sequence[Any]
+    kept: Kept
+    rows: int = 0
+    before: bool = False
+    passes: Passes = field(default_factory=Passes)
+
+    def __post_init__(self) -> None:
+        names = frozenset(call.name for call in self.chain.calls if call.site)
+        self.theirs = Replay(self.chain, self.original, names)
+        self.ours = Replay(self.chain, self.current, names, self.theirs.shapes)
+        self.layout = layout_for(self.original, self.seen.data)
+        self.samples = sum(size_of(batch) for _, batch in self.seen.batches()) if self.rows else 0
+        few = list(zip(range(2), self.seen.batches(), strict=False))
+        self.several = tuple(range(FOLDS)) if len(few) < 2 and not self.judges else None
+        self.followed: dict[str, Followed] = {}
+        self.moments: dict[str, Moments] = {}
+        self.passes.blocks = len(self.chain.spans)
+        self.passes.groups = sum(len(span.groups) for span in self.chain.spans)
+
+    def batches(self) -> Iterator[tuple[int, tuple[int, ...], Any]]:
+        """The batches of this process: number, the parts that its rows are for, and the batch."""
+        count = 0
+        for number, batch in self.seen.batches():
+            count = number + 1
+            if number in self.seen:
+                yield number, self.several or ((0,) if self.judges else (number % FOLDS,)), batch
+        for number, batch in enumerate(self.judges, count):
+            if number in self.seen:
+                yield number, (JUDGING,), batch
+
+    def run_original(self, span: Span, groups: Sequence[Sequence[str]]) -> None:
+        """One pass of the original's block; what the sites of ``groups`` give is kept."""
+        sites = [self.sites[name] for group in groups for name in group]
+        stream = "next" if len(groups) < len(span.groups) else "x"
+        self.passes.fitting += 1
+        self.moments.clear()
+        looking = Looking(self.original, sites, stops=span.end is None)
+        with self.seen.team.agreed():
+            for index, parts, batch in self.batches():
+                state, _ = self._run(self.theirs, span, index, batch, "x", looking)
+                if span.end is not None:
+                    self.kept.put_state(f"{stream}-{index}", state)
+                self._record(looking, index, parts, batch)
+
+    def _record(self, looking: Looking, index: int, parts: tuple[int, ...], batch: Any) -> None:
+        tensors: dict[str, Tensor] = {}
+        for name, seen in looking.taken().items():
+            site = self.sites[name]
+            found = recorded(site, self.original.get_submodule(name), seen)
+            if found is None:
+                continue
+            there, inputs = found
+            tensors |= {f"{name}|{key}": value for key, value in there.tensors().items()}
+            if there.followed is not None:
+                self.followed[name] = there.followed
+            if self.before and JUDGING not in parts:
+                for rows in inputs:
+                    self._count_in(site, rows, counted(rows, seen, batch))
+        self.kept.put(f"rows-{index}", tensors)
+
+    def _count_in(self, site: Site, rows: Any, counts: Any) -> None:
+        moments = self.moments.get(site.name)
+        if moments is None:
+            groups = rows.shape[0] if rows.dim() == 3 else None
+            moments = self.moments[site.name] = Moments(rows.shape[-1], groups, rows.device)
+        moments.update(rows if counts is None else rows[counts])
+
+    def pairs(self, span: Span, group: Sequence[str]) -> dict[str, Pairs]:
+        """One pass of the compressed block up to ``group``, whose sites are not compressed yet: their pairs."""
+        sites = [self.sites[name] for name in group]
+        found = Collected(sites, self.rows, self.samples)
+        self.passes.fitting += 1
+        looking = Looking(self.current, sites, stops=True)
+        with self.seen.team.agreed():
+            for index, parts, batch in self.batches():
+                self._run(self.ours, span, index, batch, "y", looking)
+                tensors, rows = self.kept.get(f"rows-{index}"), {}
+                for name, here in looking.taken().items():
+                    prefix = f"{name}|"
+                    own = {key[len(prefix) :]: x for key, x in tensors.items() if key.startswith(prefix)}
+                    module = self.current.get_submodule(name)
+                    there = There.of(own, self.followed.get(name))
+                    pair = paired(self.sites[name], module, there, here, batch)
+                    if pair is not None:
+                        rows[name] = pair
+                found.add(rows, parts, size_of(batch))
+        return {
+            name: replace(each, before=self._moments(name)) for name, each in found.together(self.seen.team).items()
+        }
+
+    def _moments(self, name: str) -> Moments | None:
+        """Of the original's inputs, from all processes."""
+        shares = [each for each in self.seen.team.gathered(self.moments.get(name)) if each is not None]
+        if not self.before or not shares:
+            return None
+        first, *others = shares
+        for other in others:
+            first.merge(other)
+        return first
+
+    def run_current(self, span: Span) -> None:
+        """One pass of the compressed block, with all that was fitted in it: on to the next one."""
+        self.passes.fitting += 1
+        with self.seen.team.agreed():
+            for index, _, batch in self.batches() if span.end is not None else ():  # behind the last nothing is fitted
+                state, _ = self._run(self.ours, span, index, batch, "y")
+                self.kept.put_state(f"y-{index}", state)
+                if f"next-{index}" in self.kept.forms:
+                    self.kept.move(f"next-{index}", f"x-{index}")
+                self.kept.drop(f"rows-{index}")
+
+    def _run(
+        self, replay: Replay, span: Span, index: int, batch: Any, stream: str, looking: Looking | None = None
+    ) -> tuple[State, Any]:
+        """``stream`` x: what the original has, y: what the compressed network has."""
+        given = {} if span.start is None else self.kept.state(f"{stream}-{index}")
+        return replay.run(span, index, laid_out(batch, self.layout), given, looking)
+
+    @torch.no_grad()
+    def losses(self, objective: Objective, others: Sequence[nn.Module]) -> list[float]:
+        """Divergence of the held-out outputs from the original's, mean over the samples: of the compressed network,
+        whose last block is run, and of ``others``, which are run whole. Everything must have been fitted."""
+        last, totals, samples = self.chain.spans[-1], [0.0] * (1 + len(others)), 0
+        self.passes.held_out += 2 + len(others) * len(self.chain.spans)
+        with self.seen.team.agreed():
+            for index, parts, batch in self.batches():
+                if parts != (JUDGING,):
+                    continue
+                wanted = self._run(self.theirs, last, index, batch, "x")[1]
+                found = [self._run(self.ours, last, index, batch, "y")[1], *(forward(each, batch) for each in others)]
+                for number, output in enumerate(found):
+                    totals[number] += float(objective.divergence(output, wanted, batch).sum())
+                samples += size_of(batch)
+        *totals, count = self.seen.team.summed(*totals, samples)
+        return [total / max(count, 1) for total in totals]

@@ -1,0 +1,185 @@
+"""The calls of a model's modules in one forward pass, and what lives from before one of them to after it.
+
+A network is cut where few tensors cross: behind a block of a decoder that is the block's output, and what is computed
+from the inputs alone (masks, positions) can be had again. Nothing is known of any class: the operations of one forward
+pass are watched, with the storage that each reads and writes.
+"""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.utils._python_dispatch import TorchDispatchMode
+
+from rankfold.batches import forward, tensors_in
+from rankfold.observe.watch import first_of
+
+Instead = Callable[[nn.Module, str, Callable[[], Any], tuple[Any, ...], dict[str, Any]], Any]
+
+
+@dataclass(frozen=True)
+class Call:
+    """One call of a module. ``begin``, ``end``: moments of the forward pass, in operations and calls; ``stop``: how
+    many calls have begun when it ends. ``changing``: it holds, or is given, or gives what depends on a ``site``.
+    ``reads``: which tensor it is given first. ``given``: the tensors that it gives, as numbers of ``Lived``; ``size``:
+    their bytes.
+    """
+
+    name: str
+    begin: int
+    end: int
+    stop: int
+    site: bool
+    changing: bool
+    reads: tuple[int, int]
+    given: frozenset[int]
+    size: int
+
+
+@dataclass
+class Lived:
+    """A tensor: when it was written and last read. ``within``: the calls that were under way when it was written."""
+
+    written: int
+    read: int
+    within: tuple[int, ...]
+    changing: bool
+
+
+@contextmanager
+def intercepted(names: Mapping[int, str], instead: Instead) -> Iterator[None]:
+    """Within the block, of this thread, ``instead(module, name, go_on, args, kwargs)`` takes the place of every call of
+    a module whose id is in ``names``; ``go_on()`` makes the call, hooks and all."""
+    original, thread = nn.Module.__call__, threading.get_ident()
+
+    def call(module: nn.Module, *args: Any, **kwargs: Any) -> Any:
+        name = names.get(id(module))
+        if name is None or threading.get_ident() != thread:
+            return original(module, *args, **kwargs)
+        return instead(module, name, lambda: original(module, *args, **kwargs), args, kwargs)
+
+    nn.Module.__call__ = call  # type: ignore[method-assign]
+    try:
+        yield
+    finally:
+        nn.Module.__call__ = original  # type: ignore[method-assign]
+
+
+def called_names(root: nn.Module, sites: Collection[str]) -> dict[int, str]:
+    """The modules whose calls are told apart, by their ids: all but the root and what is inside of a site."""
+    inside = tuple(f"{name}." for name in sites)
+    return {
+        id(module): name
+        for name, module in root.named_modules()
+        if name in sites or (name and not f"{name}.".startswith(inside))
+    }
+
+
+@dataclass
+class Watched:
+    """What was seen of one forward pass: every call in the order in which they began, every tensor."""
+
+    calls: Sequence[Call]
+    lived: Sequence[Lived]
+    length: int
+
+
+def watch_calls(root: nn.Module, batch: Any, sites: Collection[str], stable: Collection[str] = ()) -> Watched:
+    """One forward pass of ``batch`` (few samples: all its tensors are kept while it runs), in eval mode, no gradients.
+
+    ``sites``: names of the modules that will change, and with them whatever is computed from what they give. What
+    ``stable`` modules give does not change, and is not to be computed again either.
+    """
+    watch = _Watch(frozenset(sites), frozenset(stable))
+    with torch.no_grad(), intercepted(called_names(root, sites), watch.call), watch:
+        output = forward(root, batch)
+    watch.clock += 1
+    for tensor in tensors_in(output):  # what the model gives is read by whoever called it
+        watch.read(tensor)
+    return Watched(watch.calls, watch.lived, watch.clock)  # type: ignore[arg-type]  # all have ended
+
+
+@dataclass
+class _Watch(TorchDispatchMode):
+    sites: frozenset[str]
+    stable: frozenset[str]
+    clock: int = 0
+    calls: list[Call | None] = field(default_factory=list)
+    lived: list[Lived] = field(default_factory=list)
+
+    def __post_init__(self) -> None:
+        super().__init__()
+        self.current: dict[int, int] = {}  # by storage: number of what was written there last
+        self.alive: list[Any] = []  # an address is that of one storage only while it lives
+        self.under_way: list[int] = []
+
+    def read(self, tensor: Tensor) -> bool:
+        """Whether it depends on a site."""
+        number = self.current.get(_storage(tensor))
+        if number is None:
+            return False
+        self.lived[number].read = self.clock
+        return self.lived[number].changing
+
+    def read_all(self, tensors: Iterable[Tensor]) -> bool:
+        found = [self.read(tensor) for tensor in tensors]
+        return any(found)
+
+    def written(self, tensor: Tensor, changing: bool) -> None:
+        self.current[_storage(tensor)] = len(self.lived)
+        self.alive.append(tensor.untyped_storage())
+        self.lived.append(Lived(self.clock, self.clock, tuple(self.under_way), changing))
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: tuple = (), kwargs: dict | None = None) -> Any:
+        kwargs = kwargs or {}
+        self.clock += 1
+        inputs = list(tensors_in((args, kwargs)))
+        changing = self.read_all(inputs)
+        output = func(*args, **kwargs)
+        before = {_storage(tensor) for tensor in inputs}
+        for tensor in tensors_in(output):
+            if func._schema.is_mutable or _storage(tensor) not in before:
+                self.written(tensor, changing)
+        return output
+
+    def call(
+        self, module: nn.Module, name: str, go_on: Callable[[], Any], args: tuple[Any, ...], kwargs: dict[str, Any]
+    ) -> Any:
+        self.clock += 1
+        begin, number, site = self.clock, len(self.calls), name in self.sites
+        self.calls.append(None)
+        self.under_way.append(number)
+        marked = site or name in self.stable
+        changing = self.read_all(tensors_in((args, kwargs))) or marked
+        first = next(tensors_in((first_of(args, kwargs), args, kwargs)), None)
+        reads = (-1, number) if first is None else self._state(first)
+        output = go_on()
+        self.under_way.pop()
+        self.clock += 1
+        given = [self.current[key] for key in map(_storage, tensors_in(output)) if key in self.current]
+        if marked:
+            for each in given:
+                self.lived[each].changing = True
+        changing = changing or any(self.lived[each].changing for each in given)
+        changing = changing or any(each is not None and each.changing for each in self.calls[number + 1 :])
+        size = sum(tensor.numel() * tensor.element_size() for tensor in tensors_in(output))
+        self.calls[number] = Call(
+            name, begin, self.clock, len(self.calls), site, changing, reads, frozenset(given), size
+        )  # fmt: skip
+        return output
+
+    def _state(self, tensor: Tensor) -> tuple[int, int]:
+        """Equal for the same numbers in the same place: of a view, where it begins is part of it."""
+        key = _storage(tensor)
+        self.alive.append(tensor.untyped_storage())
+        return self.current.get(key, -key), int(tensor.storage_offset())
+
+
+def _storage(tensor: Tensor) -> int:
+    return tensor.untyped_storage()._cdata

@@ -1,0 +1,169 @@
+"""A network as a chain of spans: between two borders everything is computed from what the first border gives.
+
+The state at a border is what one call of a module gives, in a network with connections past it (from an encoder to a
+decoder, within a UNet) what a few more give. What depends on the inputs alone is computed again, so it is no part of
+it. Between two borders lies at least one group of sites that read the same tensor.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Iterator, Sequence
+from dataclasses import dataclass
+from itertools import pairwise
+from typing import Any
+
+from torch import nn
+
+from rankfold.observe.calls import Call, Watched, watch_calls
+
+MANY = 8  # groups in one span above which it is cut where several calls must be kept, too
+CARRIED = 8  # calls beside the one at the border, at most
+
+
+@dataclass(frozen=True)
+class Border:
+    """``call`` after which the network is cut; ``state``: the numbers of all calls whose outputs are kept there."""
+
+    call: int
+    state: tuple[int, ...]
+
+
+@dataclass(frozen=True)
+class Span:
+    """What lies between two borders; None for the beginning and the end of the network. ``groups``: names of the sites
+    in it that read the same tensor one after another, in the order of their calls."""
+
+    start: Border | None
+    end: Border | None
+    groups: tuple[tuple[str, ...], ...]
+
+
+@dataclass(frozen=True)
+class Chain:
+    calls: Sequence[Call]
+    spans: tuple[Span, ...]
+
+    @property
+    def skipped(self) -> frozenset[int]:
+        """Calls that are not made where the pass begins behind them, though their outputs are not kept."""
+        found: set[int] = set()
+        for span in self.spans:
+            if span.start is not None:
+                found.update(self.past(span.start))
+        return frozenset(found)
+
+    def past(self, border: Border) -> Iterator[int]:
+        """The outermost calls that have ended at ``border`` and depend on a site, except those that are its state."""
+        ended, number = self.calls[border.call].end, 0
+        while number < len(self.calls):
+            call = self.calls[number]
+            if call.changing and call.end <= ended:
+                if number not in border.state:
+                    yield number
+                number = call.stop
+            else:
+                number += 1
+
+
+def find_chain(root: nn.Module, batch: Any, sites: Collection[str], stable: Collection[str] = ()) -> Chain:
+    """The chain of ``root`` in eval mode with respect to ``sites``; of a network that cannot be cut, one span.
+
+    ``batch``: few samples. ``stable``: see ``watch_calls``. Cost: one forward pass of it, a dozen times as long as
+    without looking.
+    """
+    seen = watch_calls(root, batch, sites, stable)
+    groups = list(_groups(seen.calls))
+    spans: list[Cut] = [(None, None, groups)] if groups else []
+    crossing = _Crossing(seen)
+    for carried in range(CARRIED + 1):
+        made: list[Cut] = []
+        for start, end, inside in spans:
+            if carried and len(inside) <= MANY:
+                made.append((start, end, inside))
+            else:
+                made += _cut(seen.calls, crossing, start, end, inside, carried)
+        spans = made
+    names = lambda inside: tuple(tuple(seen.calls[n].name for n in group) for group in inside)  # noqa: E731
+    return Chain(seen.calls, tuple(Span(start, end, names(inside)) for start, end, inside in spans))
+
+
+Groups = list[list[int]]
+Cut = tuple[Border | None, Border | None, Groups]
+
+
+def _groups(calls: Sequence[Call]) -> Iterator[list[int]]:
+    """The first calls of all sites, those together that read the same tensor one after another."""
+    run: list[int] = []
+    known: set[str] = set()
+    for number, call in enumerate(calls):
+        if not call.site or call.name in known:
+            continue
+        known.add(call.name)
+        if run and call.reads != calls[run[-1]].reads:
+            yield run
+            run = []
+        run.append(number)
+    if run:
+        yield run
+
+
+def _cut(
+    calls: Sequence[Call], crossing: _Crossing, start: Border | None, end: Border | None, groups: Groups, carried: int
+) -> Iterator[Cut]:
+    """One span cut into those between the borders that keep at most ``carried`` calls beside their own."""
+    last: dict[str, int] = {}
+    for number, call in enumerate(calls):
+        if call.site:
+            last[call.name] = number
+    kept: Groups = []
+    until = 0
+    for group, following in pairwise([*groups, []]):
+        kept.append(group)
+        until = max(until, *(calls[last[calls[n].name]].end for n in group))
+        if not following:
+            continue
+        border = crossing.between(until, calls[following[0]].begin, carried)
+        if border is not None:
+            yield start, border, kept
+            start, kept = border, []
+    yield start, end, kept
+
+
+class _Crossing:
+    """Which tensors are needed behind a call and cannot be had from the inputs alone."""
+
+    def __init__(self, seen: Watched) -> None:
+        self.calls = seen.calls
+        self.lived = [(n, each) for n, each in enumerate(seen.lived) if each.read > each.written]
+        self.given: dict[int, list[int]] = {}
+        for number, call in enumerate(seen.calls):
+            for each in call.given:
+                self.given.setdefault(each, []).append(number)
+
+    def between(self, begin: int, end: int, carried: int) -> Border | None:
+        """The border with the smallest state among the calls that end in between, of those the last one."""
+        best: Border | None = None
+        for number, call in enumerate(self.calls):
+            if begin <= call.end < end and call.changing:
+                state = self.state(number, carried)
+                if state is not None and (
+                    best is None or (len(state), -call.end) < (len(best.state), -self.calls[best.call].end)
+                ):
+                    best = Border(number, state)
+        return best
+
+    def state(self, number: int, carried: int) -> tuple[int, ...] | None:
+        here, taken = self.calls[number], {number}
+        for each, lived in self.lived:
+            if lived.written > here.end or lived.read <= here.end or each in here.given:
+                continue
+            lost = lived.changing or any(self.calls[n].changing and self.calls[n].end <= here.end for n in lived.within)
+            if not lost:
+                continue
+            givers = [n for n in self.given.get(each, ()) if self.calls[n].end <= here.end and self.calls[n].changing]
+            if not givers:
+                return None
+            taken.add(max(givers, key=lambda n: self.calls[n].end))  # the outermost: it is not entered
+            if len(taken) > carried + 1:
+                return None
+        return tuple(sorted(taken))
