@@ -19,7 +19,7 @@ from typing_extensions import TypedDict
 
 from rankfold.batches import batches_of, copied, size_of
 from rankfold.compress.layerwise.kept import keeping
-from rankfold.compress.layerwise.pairs import Pairs, bytes_needed
+from rankfold.compress.layerwise.pairs import FOLDS, Pairs, bytes_needed
 from rankfold.compress.layerwise.sweep import Passes, Sweep
 from rankfold.compress.methods.method import LayerwiseMethod, Solution
 from rankfold.compress.planning.apply import filled, place_, prepare_
@@ -161,6 +161,7 @@ class _Fit:
             for name in sites.keys() - reached:
                 self._placed(self._solved([sites[name]], dict))
             loss, alone = self._judged(sweep)
+        task.progress(str(sweep.passes), len(self.changed), len(self.changed))
         order = tuple(self.known[name] for name in self.order)
         many = [len(span.groups) for span in spans if len(span.groups) > MANY]
         notes = (NO_CHAIN.format(groups=max(many)),) if many else ()
@@ -179,8 +180,13 @@ class _Fit:
                 if many or first:
                     sweep.run_original(span, [names] if many else span.groups)
                 first = False
-            self._placed(self._solved(part, partial(sweep.pairs, span, names)) if ready is None else ready)
+            folds = self._folds(part)
+            self._placed(self._solved(part, partial(sweep.pairs, span, names, folds)) if ready is None else ready)
         sweep.run_current(span)
+
+    def _folds(self, part: Sequence[Site]) -> int:
+        memory = self.task.seen.memory
+        return FOLDS if memory is None or sum(map(bytes_needed, part)) <= memory else 1
 
     def _needed(self, few: Any) -> int:
         """Bytes of what is kept at two borders and of one block's sites, at most."""
@@ -345,7 +351,7 @@ def _read(file: Path, current: nn.Module, group: Sequence[tuple[Site, Entry]]) -
         known, solved = checked(dict[str, _Solved], note), {}
         for site, entry in group:
             told = known[site.name]
-            losses = {Form(form): torch.tensor(values).double() for form, values in told["losses"].items()}
+            losses = {Form(form): torch.tensor(values, dtype=torch.float64) for form, values in told["losses"].items()}
             if any(values.dim() != 1 or len(values) <= site.max_rank(form) for form, values in losses.items()):
                 raise ValueError(f"{site.name}: prices of fewer ranks than there are")
             filled(current, site, entry, fitted[site.name])  # refuses factors of other shapes

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from itertools import permutations
 from typing import Any, Self
 
 import torch
@@ -41,10 +42,10 @@ class Rows:
 class Pairs:
     """Moments of (x̃, t) of one site, and what stands behind it.
 
-    ``folds``: of the samples to fit to, in two halves where there are no others to test on; ``judged``: of those;
-    ``before``: of the inputs x in the original, of the samples to fit to. ``free``: the layer may have a bias of its
-    own. ``tokens``: the metric is one of tokens. ``scale`` (m,) from the layer's output to its pre-activation, None for
-    one; ``rows`` where they were asked for.
+    ``folds``: of the samples to fit to, in two halves where memory allows; ``judged``: of others; ``before``: of the
+    inputs x in the original, of the samples to fit to. ``free``: the layer may have a bias of its own. ``tokens``: the
+    metric is one of tokens. ``scale`` (m,) from the layer's output to its pre-activation, None for one; ``rows`` where
+    they were asked for.
     """
 
     folds: list[CrossMoments]
@@ -66,6 +67,14 @@ class Pairs:
         for fold in self.folds[1:]:
             whole.merge(fold)
         return whole
+
+    @property
+    def trials(self) -> list[tuple[CrossMoments, CrossMoments]]:
+        """Moments to fit to, and others to test the fit on: each half, and the rest."""
+        if len(self.folds) < 2:
+            return [] if self.judged is None else [(self.folds[0], self.judged)]
+        others = [] if self.judged is None else [self.judged]
+        return [(fold, replace(self, folds=[other, *others]).moments) for fold, other in permutations(self.folds, 2)]
 
     def about(self, free: bool, tokens: bool) -> Pairs:
         """The same for a layer that may, or may not, have a bias: without one moments are about zero."""

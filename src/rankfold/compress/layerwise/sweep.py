@@ -78,23 +78,22 @@ class Sweep:
         self.ours = Replay(self.chain, self.current, names, self.theirs.shapes)
         self.layout = layout_for(self.original, self.seen.data)
         self.samples = sum(size_of(batch) for _, batch in self.seen.batches()) if self.rows else 0
-        few = list(zip(range(2), self.seen.batches(), strict=False))
-        self.several = tuple(range(FOLDS)) if len(few) < 2 and not self.judges else None
+        self.alone = len(list(zip(range(2), self.seen.batches(), strict=False))) < 2
         self.followed: dict[str, Followed] = {}
         self.moments: dict[str, Moments] = {}
         self.passes.blocks = len(self.chain.spans)
         self.passes.groups = sum(len(span.groups) for span in self.chain.spans)
 
-    def batches(self) -> Iterator[tuple[int, tuple[int, ...], Any]]:
-        """The batches of this process: number, the parts that its rows are for, and the batch."""
+    def batches(self) -> Iterator[tuple[int, int | None, Any]]:
+        """The batches of this process: number, the part that its rows are for (None: all in turn), and the batch."""
         count = 0
         for number, batch in self.seen.batches():
             count = number + 1
             if number in self.seen:
-                yield number, self.several or ((0,) if self.judges else (number % FOLDS,)), batch
+                yield number, None if self.alone else number % FOLDS, batch
         for number, batch in enumerate(self.judges, count):
             if number in self.seen:
-                yield number, (JUDGING,), batch
+                yield number, JUDGING, batch
 
     def run_original(self, span: Span, groups: Sequence[Sequence[str]]) -> None:
         """One pass of the original's block; what the sites of ``groups`` give is kept."""
@@ -104,13 +103,13 @@ class Sweep:
         self.moments.clear()
         looking = Looking(self.original, sites, stops=span.end is None)
         with self.seen.team.agreed():
-            for index, parts, batch in self.batches():
+            for index, part, batch in self.batches():
                 state, _ = self._run(self.theirs, span, index, batch, "x", looking)
                 if span.end is not None:
                     self.kept.put_state(f"{stream}-{index}", state)
-                self._record(looking, index, parts, batch)
+                self._record(looking, index, part, batch)
 
-    def _record(self, looking: Looking, index: int, parts: tuple[int, ...], batch: Any) -> None:
+    def _record(self, looking: Looking, index: int, part: int | None, batch: Any) -> None:
         tensors: dict[str, Tensor] = {}
         for name, seen in looking.taken().items():
             site = self.sites[name]
@@ -121,7 +120,7 @@ class Sweep:
             tensors |= {f"{name}|{key}": value for key, value in there.tensors().items()}
             if there.followed is not None:
                 self.followed[name] = there.followed
-            if self.before and JUDGING not in parts:
+            if self.before and part != JUDGING:
                 for rows in inputs:
                     self._count_in(site, rows, counted(rows, seen, batch))
         self.kept.put(f"rows-{index}", tensors)
@@ -133,14 +132,15 @@ class Sweep:
             moments = self.moments[site.name] = Moments(rows.shape[-1], groups, rows.device)
         moments.update(rows if counts is None else rows[counts])
 
-    def pairs(self, span: Span, group: Sequence[str]) -> dict[str, Pairs]:
-        """One pass of the compressed block up to ``group``, whose sites are not compressed yet: their pairs."""
+    def pairs(self, span: Span, group: Sequence[str], folds: int = FOLDS) -> dict[str, Pairs]:
+        """One pass of the compressed block up to ``group``, whose sites are not compressed yet: their pairs, of the
+        samples to fit to in so many parts."""
         sites = [self.sites[name] for name in group]
         found = Collected(sites, self.rows, self.samples)
         self.passes.fitting += 1
         looking = Looking(self.current, sites, stops=True)
         with self.seen.team.agreed():
-            for index, parts, batch in self.batches():
+            for index, part, batch in self.batches():
                 self._run(self.ours, span, index, batch, "y", looking)
                 tensors, rows = self.kept.get(f"rows-{index}"), {}
                 for name, here in looking.taken().items():
@@ -151,7 +151,8 @@ class Sweep:
                     pair = paired(self.sites[name], module, there, here, batch)
                     if pair is not None:
                         rows[name] = pair
-                found.add(rows, parts, size_of(batch))
+                shared = tuple(range(folds)) if part is None else (part if part == JUDGING else part % folds,)
+                found.add(rows, shared, size_of(batch))
         return {
             name: replace(each, before=self._moments(name)) for name, each in found.together(self.seen.team).items()
         }
@@ -191,8 +192,8 @@ class Sweep:
         last, totals, samples = self.chain.spans[-1], [0.0] * (1 + len(others)), 0
         self.passes.held_out += 2 + len(others) * len(self.chain.spans)
         with self.seen.team.agreed():
-            for index, parts, batch in self.batches():
-                if parts != (JUDGING,):
+            for index, part, batch in self.batches():
+                if part != JUDGING:
                     continue
                 wanted = self._run(self.theirs, last, index, batch, "x")[1]
                 found = [self._run(self.ours, last, index, batch, "y")[1], *(forward(each, batch) for each in others)]

@@ -8,7 +8,6 @@ inputs before truncation, as X̃ ≠ X demands.
 from __future__ import annotations
 
 from dataclasses import dataclass, field, replace
-from itertools import permutations
 
 import torch
 from torch import Tensor
@@ -100,8 +99,7 @@ def refit(site: Site, weight: Tensor, known: Pairs, metric: Tensor | None) -> Re
         # WᵀDW: the targets are W x, so that a fit is W K, K = P W*, and costs what K does in WᵀDW
         inward = torch.linalg.pinv(anchor)
     judge = Judge(None if metric is None else metric.double(), inward)
-    fits = list(permutations(known.folds, 2)) if known.judged is None else [(moments, known.judged)]
-    ridge = choose_ridge(fits, anchor, judge)
+    ridge = choose_ridge(known.trials, anchor, judge)
     gram = moments.gram
     (matrix,) = anchored_path(gram, moments.cross, anchor, [ridge.value])
     if inward is not None and metric is not None:
