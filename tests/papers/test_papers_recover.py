@@ -11,7 +11,7 @@ from rankfold.papers.cdln.trainings import COMPLETION, Trained
 from rankfold.papers.request import Request
 
 NAMES = (
-    "factorization", "completion", "sensing", "alpha", "rate", "start", "depth", "svd", "movielens", "movielens-alpha",
+    "factorization", "completion", "sensing", "sensing-sizes", "incremental", "alpha", "rate", "start", "depth", "svd", "movielens", "movielens-alpha",
     "updates",
 )  # fmt: skip
 

@@ -26,6 +26,8 @@ EXPERIMENTS = {
     "cdln-factorization": ("cdln.matrices", "factorization"),
     "cdln-completion": ("cdln.matrices", "completion"),
     "cdln-sensing": ("cdln.matrices", "sensing"),
+    "cdln-sensing-sizes": ("cdln.matrices", "sensing_sizes"),
+    "cdln-incremental": ("cdln.matrices", "learned_in_turn"),
     "cdln-alpha": ("cdln.ablations", "alpha"),
     "cdln-start": ("cdln.ablations", "start"),
     "cdln-depth": ("cdln.ablations", "depth"),
