@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from itertools import pairwise
 
 import pytest
 import torch
@@ -24,7 +25,7 @@ def draw(*shape: int, seed: int = 0) -> Tensor:
 
 def network(seed: int, *widths: int) -> nn.Sequential:
     layers: list[nn.Module] = []
-    for n, m in zip(widths, widths[1:], strict=False):
+    for n, m in pairwise(widths):
         layer = nn.Linear(n, m).double()
         layer.weight.data = draw(m, n, seed=seed + len(layers)) / n**0.5
         layers += [layer, nn.Tanh()]
@@ -53,9 +54,8 @@ def test_clusters_of_mixed_classes_pay_for_their_labels_and_classes_pay_nothing(
     assert best.variation == pytest.approx(best.wcss + 0.5)
     assert layer.tcv["whole"] == best.variation < by_class.variation
     assert layer.to_dict()["tcv"] == layer.tcv
-    near = measure_layers(nn.Sequential(nn.Linear(3, 2)), [(inputs / 100, y)], clusters=2)[
-        "0"
-    ]  # places that hardly differ
+    hardly = [(inputs / 100, y)]
+    near = measure_layers(nn.Sequential(nn.Linear(3, 2)), hardly, clusters=2)["0"]
     assert near.tcv["whole"] == near.classes["whole"].variation < near.best["whole"].variation
 
 

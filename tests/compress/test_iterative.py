@@ -50,9 +50,8 @@ class Problem:
             taken.append((done.site, done.option.rank))
             return len(taken) < most
 
-        truncations(
-            self.root, self.candidates, self.choices, self.limits, samples, Iterative(step, counted=counted), watch
-        )
+        rule = Iterative(step, counted=counted)
+        truncations(self.root, self.candidates, self.choices, self.limits, samples, rule, watch)
         return taken
 
 
@@ -199,7 +198,7 @@ def test_steps_counted_by_value_are_those_of_plain_forward_passes(seed, step, ke
 
 
 def test_the_first_step_counts_what_is_stored_or_every_value_alike():
-    """40 × 40: rank 19 is the first whose factors have 50 fewer than the matrix; a value counts 80, so that one goes."""
+    """40 × 40: rank 19 is the first whose factors have 50 fewer than the matrix; a value counts 80: one goes."""
     torch.manual_seed(0)
     model = nn.Sequential(nn.Linear(40, 40, bias=False)).double()
     task = problem(model, torch.randn(20, 40).double(), 0.5)

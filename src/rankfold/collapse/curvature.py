@@ -53,11 +53,11 @@ def bends(
     *,
     nodes: Sequence[float] = NODES,
 ) -> tuple[float, dict[str, float]]:
-    """(WCSS, C of every layer of ``names`` behind the cut of ``tail``), by second differences at points of each segment.
+    """WCSS and, of every layer of ``names`` behind the cut of ``tail``, C, by second differences along the segments.
 
     ``features`` (N, …) enter the cut, ``targets`` (N, C); ``nodes``: the points, 0 at the centroid, 1 at the sample.
-    Samples at their centroid bend nothing. Layers whose rows cannot be taken apart are missing. Needs float64. Cost: three backward passes over the data for each node; memory:
-    the gradients of 32 samples at every layer.
+    Samples at their centroid bend nothing. Layers whose rows cannot be taken apart are missing. Needs float64. Cost:
+    three backward passes over the data for each node; memory: the gradients of 32 samples at every layer.
     """
     z, y = centroids(features, partition)[partition.index], centroids(targets, partition)[partition.index]
     dz, dy = features - z, targets - y

@@ -184,9 +184,9 @@ def svd(request: Request, directory: Path, tell: Tell) -> Outcome:
                 }
             )
     remarks = [
-        f"Seconds of processor to a relative error of {REACHED:g}, without looking; one matrix of each size, one thread. "
-        "The paper trains to convergence, on other hardware; its rank, rate and tolerance are not told: ours are rank "
-        "d/20, twice that as width, and a rate of 10 at d = 100."
+        f"Seconds of processor to a relative error of {REACHED:g}, looks left out; one matrix of each size, one "
+        "thread. The paper trains to convergence, on other hardware; its rank, rate and tolerance are not told: "
+        "ours are rank d/20, twice that as width, and a rate of 10 at d = 100."
     ]
     return Outcome(
         "C-DLN, table 3: the price of the singular value decomposition", {"svd": pd.DataFrame(rows)}, {}, remarks
