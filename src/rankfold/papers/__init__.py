@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING
 
 from rankfold.papers.cdln import experiments as cdln
 from rankfold.papers.collapse import experiments as collapse
+from rankfold.papers.dlrt import experiments as dlrt
 from rankfold.papers.index import Experiment, rows
 from rankfold.papers.lorita import experiments as lorita
 from rankfold.papers.recovery import experiments as recovery
@@ -20,7 +21,7 @@ if TYPE_CHECKING:
     from rankfold.papers.writing import Outcome
     from rankfold.pipeline import Tell
 
-_OF = (lorita, cdln, collapse, recovery)
+_OF = (lorita, cdln, collapse, dlrt, recovery)
 # imported when one is asked for, since they bring torch
 EXPERIMENTS: dict[str, Experiment] = {each.name: each for of in _OF for each in of.EXPERIMENTS}
 INDEX = rows(EXPERIMENTS.values(), [shown for of in _OF for shown in of.WITHOUT])

@@ -41,7 +41,7 @@ def reproduce(request: Request, directory: Path, tell: Tell) -> Outcome:
 
 
 def full(request: Request, directory: Path, tell: Tell) -> Outcome:
-    """The grid at the size of the paper's text: 243 trainings of up to a minute of processor each."""
+    """The grid at the size that we take for the paper's: 243 trainings of up to a minute of processor each."""
     return _reproduce(f"{NAME}-full", QUICK if request.quick else FULL, request, directory, tell)
 
 
