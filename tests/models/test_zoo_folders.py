@@ -184,7 +184,7 @@ def test_table_4_runs_on_a_stand_in_of_the_same_form(tmp_path: Path, monkeypatch
     rows = [line for line in shown.stdout.splitlines() if line.startswith("| cnn, N=")]
     assert len(rows) == 2
     published = (tmp_path / "out" / "published.csv").read_text()
-    assert "LoRITa+ISVT,3,67.82,66.47" in published
+    assert "LoRITa+ISVT,3.0,67.82,66.47" in published
     without = rankfold(*words)
     assert without.exit_code == 1
     assert "imagefolder:DIR" in without.stderr
