@@ -48,7 +48,7 @@ EXPERIMENTS = (
             shown(
                 "figure 4", "in part",
                 "10,000 images, λ = 3e-3 for 50 epochs and 1e-2 for 50 and 300, one seed. Smaller λ and all images "
-                "were not run: about an hour",
+                "were not run",
             ),
         ),
     ),
@@ -58,7 +58,7 @@ EXPERIMENTS = (
     ),
     Experiment(
         "nrc-figure-5-full", "collapse.figure_4", "depth_full", "MNIST, width 1568, two to eight hidden layers",
-        (shown("figure 5", "quick only", "width 1568 was not run: 28 trainings of twenty minutes on one core"),),
+        (shown("figure 5", "quick only", "width 1568 was not run: 28 trainings"),),
     ),
     Experiment(
         "collapse-forecast", "collapse.forecast", "reproduce", "not in the paper: forecast of accuracy, digits", ()

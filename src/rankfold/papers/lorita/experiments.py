@@ -27,7 +27,7 @@ EXPERIMENTS = (
         (
             shown(
                 "table 1a, ViT", "quick only",
-                "no augmentation; attention over-parametrised. In full 54 trainings of 100 epochs: days of one GPU",
+                "no augmentation; attention over-parametrised. In full 54 trainings of 100 epochs, which want a GPU",
             ),
             shown("figure 5, no augmentation", "quick only", "drawn by the same command, from the same networks"),
         ),
@@ -35,14 +35,14 @@ EXPERIMENTS = (
     Experiment(
         "lorita-vit-augmented", "lorita.vit", "augmented", "ViT-L4, L8, L16 with 8 heads on CIFAR-10, N = 1, 2",
         (
-            shown("table 1b, ViT", "quick only", "augmentation. In full 36 trainings of 100 epochs: days of one GPU"),
+            shown("table 1b, ViT", "quick only", "augmentation. In full 36 trainings of 100 epochs: a GPU"),
             shown("figure 5, augmentation", "quick only", "drawn by the same command, from the same networks"),
         ),
     ),
     Experiment(
         "lorita-cnn", "lorita.cnn", "reproduce", "VGG13, ResNet18 on CIFAR-10 or, with --data, CIFAR-100, N = 1, 2",
         (
-            shown("table 1b, CNN", "quick only", "in full 12 trainings of 100 epochs: about a day of one GPU"),
+            shown("table 1b, CNN", "quick only", "in full 12 trainings of 100 epochs, which want a GPU"),
             shown("figure 4, CIFAR-10", "quick only", "drawn by the same command, from the same networks"),
             shown(
                 "figure 4, CIFAR-100", "quick only",
