@@ -7,12 +7,12 @@ from difflib import get_close_matches
 from importlib import import_module
 from typing import TYPE_CHECKING
 
-from rankfold.papers.cdln import experiments as cdln
-from rankfold.papers.collapse import experiments as collapse
-from rankfold.papers.dlrt import experiments as dlrt
+from rankfold.papers.cdln import experiments as _cdln
+from rankfold.papers.collapse import experiments as _collapse
+from rankfold.papers.dlrt import experiments as _dlrt
 from rankfold.papers.index import Experiment, rows
-from rankfold.papers.lorita import experiments as lorita
-from rankfold.papers.recovery import experiments as recovery
+from rankfold.papers.lorita import experiments as _lorita
+from rankfold.papers.recovery import experiments as _recovery
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -21,7 +21,7 @@ if TYPE_CHECKING:
     from rankfold.papers.writing import Outcome
     from rankfold.pipeline import Tell
 
-_OF = (lorita, cdln, collapse, dlrt, recovery)
+_OF = (_lorita, _cdln, _collapse, _dlrt, _recovery)
 # imported when one is asked for, since they bring torch
 EXPERIMENTS: dict[str, Experiment] = {each.name: each for of in _OF for each in of.EXPERIMENTS}
 INDEX = rows(EXPERIMENTS.values(), [shown for of in _OF for shown in of.WITHOUT])
