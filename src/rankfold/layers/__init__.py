@@ -10,10 +10,11 @@ from rankfold.layers.convolution import CPConv, FactoredConv, LowRankConv, Spati
 from rankfold.layers.dynamic import DynamicLowRank
 from rankfold.layers.linear import LowRankConv1D, LowRankLinear
 from rankfold.layers.pivoted import Completion, PivotedConv, PivotedConv1D, PivotedLinear
+from rankfold.layers.recurrent import SplitCell, SplitRecurrent
 from rankfold.layers.weight import FactoredWeight, FactoredWriteError, weight_of
 
 __all__ = [
     "CPConv", "Completion", "DynamicLowRank", "FactoredConv", "FactoredWeight", "FactoredWriteError", "LowRankConv",
     "LowRankConv1D", "LowRankLinear", "PivotedConv", "PivotedConv1D", "PivotedLinear", "SpatialConv2d",
-    "SplitAttention", "TuckerConv", "weight_of",
+    "SplitAttention", "SplitCell", "SplitRecurrent", "TuckerConv", "weight_of",
 ]  # fmt: skip
