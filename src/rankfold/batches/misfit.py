@@ -86,7 +86,7 @@ def _takes(module: nn.Module, x: Tensor) -> str:
         last = settings["normalized_shape"]
         return "" if tuple(x.shape[-len(last) :]) == last else f"{'×'.join(map(str, last))} values in the last axes"
     if isinstance(settings["input_size"], int) and 0 in x.shape[:-1]:
-        return f"sequences of at least one step, {settings['input_size']} values in each"
+        return "sequences of at least one step"
     for width in (settings["in_features"], settings["input_size"], settings["embed_dim"]):
         if isinstance(width, int):
             if not x.dim() or x.shape[-1] != width:

@@ -20,10 +20,6 @@ from rankfold.layers.weight import FactoredWeight
 State = tuple[Tensor, ...]  # (h,), of an LSTM (h, c)
 Step = Callable[[Tensor, Tensor, State], State]
 
-SETTINGS = (
-    "mode", "input_size", "hidden_size", "num_layers", "bias", "batch_first", "dropout", "bidirectional", "proj_size",
-)  # fmt: skip
-
 
 def lstm(x: Tensor, h: Tensor, state: State) -> State:
     """(h, c) after one step, from what input and state give, each (B, 4·hidden)."""
@@ -53,15 +49,22 @@ class SplitRecurrent(nn.Module):
     """``nn.LSTM``, ``nn.GRU`` or ``nn.RNN`` with every matrix as a linear layer; same arguments, same result.
 
     Children ``ih_l0`` (from the input), ``hh_l0`` (from the state), of an LSTM with projections ``hr_l0``, then
-    ``ih_l0_reverse``, ``ih_l1`` …: the names of torch's weights. Without gradients every product runs on the factors.
-    With gradients torch's own kernel runs on the multiplied-out weights, once for each call: a time step costs less
-    than its bookkeeping there. Hooks on the children, or other layers in their places, keep to the products.
+    ``ih_l0_reverse``, ``ih_l1`` …: the names of torch's weights. Every product runs on the factors, but where gradients
+    of the weights are wanted: there torch's own kernel runs on the weights multiplied out, once for each call, since a
+    time step costs less than the bookkeeping of its gradients. Hooks on the children, or other layers in their places,
+    keep to the products.
     """
 
     def __init__(self, like: Any) -> None:
         super().__init__()
-        for name in SETTINGS:
-            setattr(self, name, getattr(like, name))
+        self.mode: str = like.mode
+        self.input_size: int = like.input_size
+        self.hidden_size: int = like.hidden_size
+        self.num_layers: int = like.num_layers
+        self.batch_first: bool = like.batch_first
+        self.dropout: float = like.dropout
+        self.bidirectional: bool = like.bidirectional
+        self.proj_size: int = like.proj_size
 
     @property
     def places(self) -> list[str]:
@@ -74,10 +77,10 @@ class SplitRecurrent(nn.Module):
 
     def takes(self, x: Tensor) -> str:
         """In words what the layer takes, where ``x`` is something else; "" where it fits."""
-        fits = x.dim() in (2, 3) and x.shape[-1] == self.input_size
-        if fits and x.shape[0 if x.dim() == 2 or not self.batch_first else 1]:
-            return ""
-        return f"sequences of at least one step, {self.input_size} values in each"
+        if x.dim() not in (2, 3) or x.shape[-1] != self.input_size:
+            return f"{self.input_size} values in the last axis of two or three"
+        steps = x.shape[1 if x.dim() == 3 and self.batch_first else 0]
+        return "" if steps else "sequences of at least one step"
 
     def forward(
         self, input: Tensor | PackedSequence, hx: Tensor | tuple[Tensor, Tensor] | None = None
@@ -162,8 +165,9 @@ class SplitRecurrent(nn.Module):
         return (torch.stack(outputs) if sizes is None else torch.cat(outputs)), now
 
     def _by_kernel(self) -> bool:
-        """Whether nothing is between the matrices and torch's kernel, and gradients are wanted."""
-        if not torch.is_grad_enabled() or torch.compiler.is_compiling() or torch.jit.is_tracing():
+        """Whether gradients of the matrices are wanted, and nothing is between these and torch's kernel."""
+        wanted = torch.is_grad_enabled() and any(p.requires_grad for p in self.parameters())
+        if not wanted or torch.compiler.is_compiling() or torch.jit.is_tracing():
             return False
         inside = [module for module in self.modules() if module is not self]
         plain = all(type(module) in _PLAIN and not _watched(module) for module in inside)
@@ -171,16 +175,17 @@ class SplitRecurrent(nn.Module):
 
     def _kernel(self, x: Tensor, sizes: Tensor | None, start: State) -> tuple[Tensor, State]:
         kernel, state = _KERNELS[self.mode], start if self.mode == "LSTM" else start[0]
-        layers = [[self._modules[f"{side}_{place}"] for side in ("ih", "hh")] for place in self.places]
-        biased = any(layer.bias is not None for pair in layers for layer in pair)  # type: ignore[union-attr]
-        flat = []
-        for place, pair in zip(self.places, layers, strict=True):
+        pairs: list[list[Any]] = [[self.get_submodule(f"{side}_{at}") for side in ("ih", "hh")] for at in self.places]
+        biased = any(layer.bias is not None for pair in pairs for layer in pair)
+        flat: list[Tensor] = []
+        for place, pair in zip(self.places, pairs, strict=True):
             weights = [_product(layer) for layer in pair]
             flat += weights
-            flat += [w.new_zeros(len(w)) if lay.bias is None else lay.bias for lay, w in zip(pair, weights) if biased]  # type: ignore[union-attr]
+            if biased:
+                flat += [w.new_zeros(len(w)) if lay.bias is None else lay.bias for lay, w in zip(pair, weights)]
             if self.proj_size:
-                flat.append(_product(self._modules[f"hr_{place}"]))
-        setting = (flat, biased, self.num_layers, float(self.dropout), self.training, self.bidirectional)
+                flat.append(_product(self.get_submodule(f"hr_{place}")))
+        setting = (flat, biased, self.num_layers, self.dropout, self.training, self.bidirectional)
         found = kernel(x, state, *setting, False) if sizes is None else kernel(x, sizes, state, *setting)
         return found[0], tuple(found[1:])
 
@@ -202,7 +207,7 @@ class SplitCell(nn.Module):
     def takes(self, x: Tensor) -> str:
         """In words what the cell takes, where ``x`` is something else; "" where it fits."""
         fits = x.dim() in (1, 2) and x.shape[-1] == self.input_size
-        return "" if fits else f"one step, (samples, {self.input_size} values)"
+        return "" if fits else f"{self.input_size} values in the last axis"
 
     def forward(self, input: Tensor, hx: Any = None) -> Any:
         """See ``torch.nn.LSTMCell.forward``: same arguments, shapes and result."""

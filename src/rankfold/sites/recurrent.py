@@ -17,8 +17,8 @@ _CELLS = {nn.LSTMCell: "LSTM", nn.GRUCell: "GRU", nn.RNNCell: "RNN"}
 
 def _why_not(module: nn.Module) -> str | None:
     """Why this recurrent module cannot be taken apart, or None if it can."""
-    kind = type(module)
-    base = next((base for base in (*_LAYERS, *_CELLS) if isinstance(module, base)), None)
+    kind: Any = type(module)
+    base: Any = next((base for base in (*_LAYERS, *_CELLS) if isinstance(module, base)), None)
     if parametrize.is_parametrized(module):
         return "parametrized: remove the parametrization first (torch.nn.utils.parametrize.remove_parametrizations)"
     if any(name.endswith(("_g", "_orig")) for name in module._parameters):

@@ -272,7 +272,7 @@ def _measured(
     directory: str | Path | None,
     tell: Progress,
 ) -> Profile:
-    """Everything that data and decompositions say; attention must be split."""
+    """Everything that data and decompositions say; the model must be ``opened``."""
     blank: dict[str, Any] = {"counter": Counter({}, 1, {}), "cost": Cost(0, 0, 0), "flops": 0, "fingerprint": ""}
     blank |= {"calibration": Calibration(), "objective": objective, "model": root, "tell": tell}
     if fits_layers(method):
