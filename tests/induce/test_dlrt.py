@@ -255,7 +255,7 @@ def test_what_is_left_out_has_a_reason():
     assert reasons["0.weight"] == "a grouped convolution"
     assert reasons["1.weight"] == "a transposed convolution"
     assert "smaller side is 10" in reasons["2.weight"]
-    assert "attention" in reasons["4.out_proj.weight"]
+    assert "MultiheadAttention" in reasons["4.out_proj.weight"]
     assert "frozen" in reasons["5.weight"]
     assert "embedding" in reasons["6.weight"]
     with pytest.raises(ValueError, match=r"no layer of the model can be trained at low rank \(0\.weight: a grouped"):
@@ -427,3 +427,18 @@ def test_fit_takes_it_and_resumes_to_the_bit_with_ranks_that_changed(tmp_path):
     assert rf.evaluate(whole, (x, y)).accuracy == history.best.validation.accuracy
     with pytest.raises(TrainingError, match="average of weights of low rank"):
         rf.fit(prepared(4), (x, y), None, replace(recipe, ema=0.9), optimizer=make)
+
+
+def test_a_square_weight_that_is_stored_transposed_comes_back_so():
+    from transformers.pytorch_utils import Conv1D
+
+    torch.manual_seed(0)
+    model = nn.Sequential(Conv1D(24, 24), nn.Tanh(), nn.Linear(24, 3)).double().eval()
+    x = torch.randn(5, 24, dtype=torch.float64)
+    expected, shape = model(x), model[0].weight.shape
+    for keep in (False, True):
+        low = rf.dlrt_(copy.deepcopy(model), 24, where="0")
+        assert torch.allclose(low[0].weight, model[0].weight)
+        folded = rf.fold_(low, keep=keep)
+        assert torch.allclose(folded(x), expected)
+        assert folded[0].weight.shape == shape

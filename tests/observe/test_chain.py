@@ -10,7 +10,7 @@ from torch import nn
 from rankfold import zoo
 from rankfold.batches import evaluating, forward, tensors_in
 from rankfold.observe import AnotherWay, Replay, find_chain
-from rankfold.sites import sites, split_attention
+from rankfold.sites import opened, sites
 from rankfold.zoo.vit import ViT
 
 
@@ -22,7 +22,7 @@ def chain_of(model, batch):
 
 def replayed(model, batch, other=None):
     """What ``model`` gives for ``other`` (or the same) when it is run span after span."""
-    with evaluating(model), split_attention(model):
+    with evaluating(model), opened(model):
         chain, names = chain_of(model, batch)
         replay, state = Replay(chain, model, names), {}
         for span in chain.spans:
@@ -31,7 +31,7 @@ def replayed(model, batch, other=None):
 
 
 def whole(model, batch):
-    with evaluating(model), split_attention(model):
+    with evaluating(model), opened(model):
         return list(tensors_in(forward(model, batch)))
 
 

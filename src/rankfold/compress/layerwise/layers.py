@@ -27,7 +27,7 @@ from rankfold.compress.planning.fitted import Fitted, read, to_bytes
 from rankfold.compress.planning.plan import Entry
 from rankfold.compress.statistics import calibrate, moments_bytes
 from rankfold.costs import evaluating
-from rankfold.layers import SplitAttention
+from rankfold.layers import SplitAttention, SplitCell, SplitRecurrent
 from rankfold.linalg import NotConvergedError
 from rankfold.objectives import Objective
 from rankfold.observe import AnotherWay, Chain, Samples, Span, find_chain
@@ -35,7 +35,7 @@ from rankfold.observe.chain import MANY
 from rankfold.run.container import FAULTS, checked
 from rankfold.run.files import write_atomically
 from rankfold.run.progress import Progress
-from rankfold.sites import Factors, Form, Site, SiteList, split_attention
+from rankfold.sites import Factors, Form, Site, SiteList, opened
 
 _ROUNDING = 1e-5
 NO_CHAIN = (
@@ -92,7 +92,7 @@ def fit_layers(task: Task, entries: Sequence[Entry]) -> FittedNetwork:
     changed = [task.found[entry.site] for entry in entries if entry.form is not Form.KEEP]
     with ExitStack() as stack:
         stack.enter_context(evaluating(original))
-        stack.enter_context(split_attention(original))
+        stack.enter_context(opened(original))
         few = next(batches_of(task.seen.data, 2, 2))
         names = [site.name for site in changed]
         others = [site.name for site in task.found if site.name not in names]
@@ -106,12 +106,12 @@ def fit_layers(task: Task, entries: Sequence[Entry]) -> FittedNetwork:
 
 
 def refittable(original: nn.Module, site: Site) -> bool:
-    """Whether a kept layer may be replaced by one of its own size; attention must be split.
+    """Whether a kept layer may be replaced by one of its own size; the original must be opened.
 
-    Not inside attention that is otherwise left alone: taken apart it would lose its fused kernel.
+    Not inside attention or a recurrent layer that is otherwise left alone: taken apart it would lose its fused kernel.
     """
     parent = original.get_submodule(site.name.rpartition(".")[0])
-    return Form.DENSE in site.forms and not isinstance(parent, SplitAttention)
+    return Form.DENSE in site.forms and not isinstance(parent, SplitAttention | SplitRecurrent | SplitCell)
 
 
 def partition(sites: Sequence[Site], needs: Callable[[Site], int], memory: int | None) -> list[list[Site]]:
@@ -149,7 +149,7 @@ class _Fit:
         reached = {name for span in spans for group in span.groups for name in group}
         with ExitStack() as stack:
             stack.enter_context(evaluating(self.current))
-            stack.enter_context(split_attention(self.current))
+            stack.enter_context(opened(self.current))
             place = None if task.directory is None else task.directory
             kept = stack.enter_context(keeping(self._needed(few), task.seen.memory, place))
             sweep = Sweep(

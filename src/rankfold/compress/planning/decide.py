@@ -38,7 +38,7 @@ from rankfold.compress.ranks.rules import Choices, Iterative, Optimal, RankRule,
 from rankfold.compress.ranks.timing import site_timing
 from rankfold.compress.sensitivity import output_changes, price, relative_energy
 from rankfold.costs import Cost, latencies
-from rankfold.sites import Form, SiteList, split_attention
+from rankfold.sites import Form, SiteList, opened
 
 Prices = Mapping[tuple[str, Form], Tensor]
 
@@ -94,7 +94,7 @@ def _time(known: Profile, budgets: Sequence[Budget]) -> None:
     for each in budgets:
         if isinstance(each, Latency) and each.batch not in known.counter.timings:
             root = known.needed_model()
-            with split_attention(root):
+            with opened(root):
                 known.counter.timings[each.batch] = site_timing(
                     root, known.sites, known.candidates, known.needed_example(), each.batch, known.tell
                 )
@@ -114,7 +114,7 @@ def _prices(known: Profile, rule: RankRule) -> Prices:
         key = (rule.probes, rule.samples)
         if key not in known.prices:
             root = known.needed_model()
-            with split_attention(root):
+            with opened(root):
                 known.prices[key] = price(root, flat, known.needed_data(), rule, known.tell, known.objective)
         return known.prices[key]
     return relative_energy(flat)
