@@ -5,7 +5,8 @@
 
 Baseline: what SVD-LLM does first, written plainly below. Every matrix of the decoder is multiplied by the Cholesky root
 of the second moment of its inputs, truncated, and multiplied back; the same share of the parameters is kept in each.
-Ours: one shot (`rankfold.plan`), then `--steps` steps of `rankfold.tune_` of `--step-windows` windows. "kept" counts
+Ours: one shot (`rankfold.plan`) or, with `--method sequential`, the sweep; then `--steps` steps of `rankfold.tune_` of
+`--step-windows` windows. "kept" counts
 the matrices of the decoder alone; the head and the embedding stay. Perplexity: windows that do not overlap, the first
 token of each not predicted. Excess: log perplexity less that of the original. Seconds are of processor time.
 
@@ -32,6 +33,7 @@ from torch import Tensor, nn
 import rankfold as rf
 
 BATCH = 4
+WHAT = {"project": "one shot", "sequential": "sweep"}
 
 
 def windows(tokens: np.ndarray, length: int) -> Tensor:
@@ -99,7 +101,7 @@ def rows(arguments: argparse.Namespace, model: nn.Module, train: Tensor, test: T
         batches = [{"input_ids": ids} for ids in calibration.split(BATCH)]
         began = time.process_time()
         how = rf.Calibration(samples=len(calibration), batch_size=BATCH)
-        known = rf.profile(model, batches, calibration=how)
+        known = rf.profile(model, batches, method=arguments.method, calibration=how)
         seconds = time.process_time() - began
         for keep in arguments.kept:
             about = {"seed": seed, "kept": keep}
@@ -113,7 +115,7 @@ def rows(arguments: argparse.Namespace, model: nn.Module, train: Tensor, test: T
             found = judged(small, model, test)
             forms = dict(Counter(entry.form.value for entry in plan.entries))
             yield about | {
-                "what": "one shot", "excess": found["log"] - dense["log"], **found,
+                "what": WHAT[arguments.method], "excess": found["log"] - dense["log"], **found,
                 "of baseline": (found["log"] - dense["log"]) / excess, "forecast": plan.forecast,
                 "probe": plan.calibration.get("probe"), "metric": plan.calibration.get("metric", "fisher"),
                 "forms": forms, "seconds": spent,
@@ -138,6 +140,7 @@ def parsed() -> argparse.Namespace:
     parser.add_argument("--model", type=Path, help="a folder that transformers reads; stories260k by default")
     parser.add_argument("--calibrate", type=Path, help="tokens to calibrate and tune on, .npy")
     parser.add_argument("--test", type=Path, help="tokens to test on, .npy")
+    parser.add_argument("--method", choices=WHAT, default="project")
     parser.add_argument("--kept", type=float, nargs="+", default=[0.8, 0.6])
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
     parser.add_argument("--length", type=int, default=256)

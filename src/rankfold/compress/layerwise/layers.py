@@ -13,17 +13,16 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-import torch
 from torch import Tensor, nn
-from typing_extensions import TypedDict
 
 from rankfold.batches import batches_of, copied, size_of
 from rankfold.compress.layerwise.kept import keeping
 from rankfold.compress.layerwise.pairs import FOLDS, Pairs, bytes_needed
+from rankfold.compress.layerwise.solved import read_solved, write_solved
 from rankfold.compress.layerwise.sweep import Passes, Sweep
 from rankfold.compress.methods.method import LayerwiseMethod, Solution
 from rankfold.compress.planning.apply import filled, place_, prepare_
-from rankfold.compress.planning.fitted import Fitted, read, to_bytes
+from rankfold.compress.planning.fitted import Fitted
 from rankfold.compress.planning.plan import Entry
 from rankfold.compress.statistics import calibrate, moments_bytes
 from rankfold.costs import evaluating
@@ -32,8 +31,6 @@ from rankfold.linalg import NotConvergedError
 from rankfold.objectives import Objective
 from rankfold.observe import AnotherWay, Chain, Samples, Span, find_chain
 from rankfold.observe.chain import MANY
-from rankfold.run.container import FAULTS, checked
-from rankfold.run.files import write_atomically
 from rankfold.run.progress import Progress
 from rankfold.sites import Factors, Form, Site, SiteList, opened
 
@@ -225,7 +222,7 @@ class _Fit:
                 ) from error
         file = self._file()
         if file is not None and task.seen.team.first:
-            _store(file, solved)
+            write_solved(file, solved)
         return solved
 
     def _file(self) -> Path | None:
@@ -233,7 +230,7 @@ class _Fit:
 
     def _stored(self, group: Sequence[Site]) -> dict[str, Solution] | None:
         file = self._file()
-        return None if file is None else _read(file, self.current, [(s, self.known[s.name]) for s in group])
+        return None if file is None else read_solved(file, self.current, [(s, self.known[s.name]) for s in group])
 
     def _placed(self, solved: Mapping[str, Solution]) -> None:
         """The fitted layers of a group take their places in the compressed network."""
@@ -315,51 +312,3 @@ def _told(entry: Entry, solution: Solution, priced: bool) -> Entry:
     if priced and entry.form.decomposed in solution.losses:
         values["predicted_loss"] = float(solution.losses[entry.form.decomposed][entry.rank])
     return replace(entry, **values)
-
-
-_SHOT = "|one shot"  # behind the name of a site: its factors of one shot
-
-
-def _store(file: Path, solved: Mapping[str, Solution]) -> None:
-    note = {
-        name: {
-            "error": solution.error,
-            "certificate": solution.certificate,
-            "note": solution.note,
-            "losses": {form: values.tolist() for form, values in solution.losses.items()},
-        }
-        for name, solution in solved.items()
-    }
-    fitted = {name: Fitted(solution.factors) for name, solution in solved.items()}
-    fitted |= {name + _SHOT: Fitted(made.alone) for name, made in solved.items() if made.alone is not None}
-    write_atomically(file, to_bytes(fitted, note))
-
-
-class _Solved(TypedDict):
-    error: float
-    certificate: str
-    note: str
-    losses: dict[str, list[float]]
-
-
-def _read(file: Path, current: nn.Module, group: Sequence[tuple[Site, Entry]]) -> dict[str, Solution] | None:
-    """What an interrupted fit has left; None for no file, and for one that is not whole: it is fitted again."""
-    if not file.exists():
-        return None
-    try:
-        fitted, note = read(file)
-        known, solved = checked(dict[str, _Solved], note), {}
-        for site, entry in group:
-            told = known[site.name]
-            losses = {Form(form): torch.tensor(values, dtype=torch.float64) for form, values in told["losses"].items()}
-            if any(values.dim() != 1 or len(values) <= site.max_rank(form) for form, values in losses.items()):
-                raise ValueError(f"{site.name}: prices of fewer ranks than there are")
-            filled(current, site, entry, fitted[site.name])  # refuses factors of other shapes
-            shot = fitted.get(site.name + _SHOT)
-            solved[site.name] = Solution(
-                fitted[site.name].factors, told["error"], losses, told["certificate"], told["note"],
-                None if shot is None else shot.factors,
-            )  # fmt: skip
-    except (OSError, *FAULTS):
-        return None
-    return solved

@@ -7,19 +7,18 @@ the layer also makes good what its other branch has lost.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from itertools import permutations
-from typing import Any, Self
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from rankfold.compress.layerwise.preactivations import Followed, Following
+from rankfold.compress.layerwise.looking import Seen, There, counted, wide
+from rankfold.compress.layerwise.preactivations import Followed
 from rankfold.linalg import Moments, NonFiniteError
 from rankfold.linalg.cross_moments import CrossMoments
-from rankfold.objectives.answer import unpadded
-from rankfold.observe import after, first_of
 from rankfold.run.team import Team
 from rankfold.sites import Site
 
@@ -92,101 +91,6 @@ def bytes_needed(site: Site, folds: int = FOLDS) -> int:
 
 
 @dataclass
-class Seen:
-    """The calls of one site in one pass."""
-
-    inputs: list[Tensor] = field(default_factory=list)
-    outputs: list[Tensor] = field(default_factory=list)
-    followed: Followed | None = None
-
-
-class Looking(Following):
-    """Watches a pass of ``network`` at some sites within a ``with`` block: what they are given and give, and what
-    stands behind them. ``taken`` after each pass. ``stops``: passes end where nothing more is to be seen."""
-
-    def __init__(self, network: nn.Module, sites: Sequence[Site], stops: bool) -> None:
-        self.sites, self.stops = sites, stops
-        super().__init__()
-        self._watched = {network.get_submodule(site.name): self._watch(site.name) for site in sites}
-
-    def begin(self) -> None:
-        super().begin()
-        self.seen = {site.name: Seen() for site in self.sites}
-
-    def taken(self) -> dict[str, Seen]:
-        """What was seen since the last time. The first pass tells where later ones may end."""
-        seen = self.seen
-        for name, known in self.found.items():
-            seen[name].followed = known
-        if self.stops and self.stop_after is None and self.found:
-            self.stop_after = max(known.event for known in self.found.values())
-        self.begin()
-        return seen
-
-    def _watch(self, name: str) -> Callable[..., None]:
-        def hook(module: nn.Module, args: tuple, kwargs: dict, output: Tensor) -> None:
-            seen = self.seen[name]
-            seen.inputs.append(first_of(args, kwargs).detach().clone())
-            seen.outputs.append(output.detach().clone())
-            self.produced(name, output)
-
-        return hook
-
-    def __enter__(self) -> Self:
-        self._hooks = after(None, self._watched)
-        self._hooks.__enter__()
-        super().__enter__()
-        return self
-
-    def __exit__(self, *error: Any) -> None:
-        super().__exit__(*error)
-        self._hooks.__exit__(*error)
-
-
-@dataclass
-class There:
-    """What the original has at one site for one batch, as rows in float32 or float64: ``outputs`` of each call and,
-    where it was called once, its pre-activation ``pre``, of which ``followed`` tells the rest."""
-
-    outputs: list[Tensor]
-    pre: Tensor | None
-    followed: Followed | None
-
-    def tensors(self) -> dict[str, Tensor]:
-        found = {f"y{number}": y for number, y in enumerate(self.outputs)}
-        if self.pre is not None:
-            found["pre"] = self.pre
-        return found
-
-    @classmethod
-    def of(cls, tensors: Mapping[str, Tensor], followed: Followed | None) -> There:
-        outputs = [tensors[f"y{number}"] for number in range(sum(key.startswith("y") for key in tensors))]
-        return cls(outputs, tensors.get("pre"), followed)
-
-
-def recorded(site: Site, module: nn.Module, seen: Seen) -> tuple[There, list[Tensor]] | None:
-    """What is kept of the original's passes at one site, and its inputs as rows; None where rows cannot be paired."""
-    known = seen.followed
-    if len(seen.inputs) == 1 and known is not None:
-        alike = known.pre is seen.outputs[0] or torch.equal(known.pre, seen.outputs[0])
-        wanted = (seen.outputs[0],) if alike else (seen.outputs[0], known.pre)
-        rows = site.layer.paired_rows(module, seen.inputs[0], *wanted)
-        if rows is None:
-            return None
-        x, y, *rest = (_wide(part) for part in rows)
-        return There([y], rest[0] if rest else None, replace(known, pre=known.pre[:0])), [x]
-    parts = [site.layer.paired_rows(module, x, y) for x, y in zip(seen.inputs, seen.outputs, strict=True)]
-    if not parts or any(part is None for part in parts):
-        return None
-    both = [(_wide(part[0]), _wide(part[1])) for part in parts if part is not None]
-    return There([y for _, y in both], None, None), [x for x, _ in both]
-
-
-def _wide(rows: Tensor) -> Tensor:
-    return rows.to(torch.promote_types(rows.dtype, torch.float32))
-
-
-@dataclass
 class Paired:
     inputs: Tensor  # (…, N, n)
     targets: Tensor  # (…, N, m) in units of the layer's output
@@ -204,12 +108,6 @@ def paired(site: Site, module: nn.Module, there: There, here: Seen, batch: Any) 
     return None if found is None else replace(found, counts=counted(found.inputs, here, batch))
 
 
-def counted(rows: Tensor, seen: Seen, batch: Any) -> Tensor | None:
-    """(N,) which rows of a batch of padded sequences are tokens; None where all of them count."""
-    mask = unpadded(seen.outputs[0], batch) if len(seen.outputs) == 1 and rows.dim() == 2 else None
-    return None if mask is None or mask.numel() != len(rows) else mask.flatten().to(rows.device)
-
-
 def _paired(site: Site, module: nn.Module, there: There, here: Seen) -> Paired | None:
     ours, theirs = here.followed, there.followed
     if theirs is not None and ours is not None:
@@ -217,7 +115,7 @@ def _paired(site: Site, module: nn.Module, there: There, here: Seen) -> Paired |
         if rows is None:
             return None
         y = there.outputs[0]
-        x, now, pre_now = (_wide(part) for part in rows)
+        x, now, pre_now = (wide(part) for part in rows)
         pre = y if there.pre is None else there.pre
         if pre.shape != pre_now.shape:
             return None
@@ -229,10 +127,10 @@ def _paired(site: Site, module: nn.Module, there: There, here: Seen) -> Paired |
         target = torch.where(usable, now + (pre - pre_now) / safe, y)
         return Paired(x, target, theirs, pre, pre_now - scale * now)
     parts = [site.layer.paired_rows(module, x, y) for x, y in zip(here.inputs, here.outputs, strict=True)]
-    if any(part is None or _wide(part[1]).shape != y.shape for part, y in zip(parts, there.outputs, strict=True)):
+    if any(part is None or wide(part[1]).shape != y.shape for part, y in zip(parts, there.outputs, strict=True)):
         return None
     known = [part for part in parts if part is not None]
-    return Paired(_wide(torch.cat([part[0] for part in known], -2)), torch.cat(there.outputs, -2), None)
+    return Paired(wide(torch.cat([part[0] for part in known], -2)), torch.cat(there.outputs, -2), None)
 
 
 JUDGING = -1  # number of the part of the samples that nothing is fitted to

@@ -20,17 +20,8 @@ from torch import Tensor, nn
 
 from rankfold.batches import forward, size_of
 from rankfold.compress.layerwise.kept import Kept
-from rankfold.compress.layerwise.pairs import (
-    FOLDS,
-    JUDGING,
-    Collected,
-    Looking,
-    Pairs,
-    There,
-    counted,
-    paired,
-    recorded,
-)
+from rankfold.compress.layerwise.looking import Looking, There, counted, recorded
+from rankfold.compress.layerwise.pairs import FOLDS, JUDGING, Collected, Pairs, paired
 from rankfold.compress.layerwise.preactivations import Followed
 from rankfold.linalg import Moments
 from rankfold.objectives import Objective
