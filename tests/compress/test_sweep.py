@@ -119,11 +119,11 @@ def test_a_block_takes_one_pass_for_each_group_and_two_more(depth, passes, monke
     assert calls["blocks"] == found + (GROUPS + 2) * depth * len(data) - last + made.passes.held_out * held_out
 
 
-def whole(root, batch, sites, stable):
+def whole(root, batch, sites):
     """The chain of a network that cannot be cut."""
     from rankfold.observe import find_chain
 
-    found = find_chain(root, batch, sites, stable)
+    found = find_chain(root, batch, sites)
     groups = tuple(group for span in found.spans for group in span.groups)
     return Chain(found.calls, (Span(None, None, groups),))
 

@@ -16,8 +16,7 @@ from rankfold.zoo.vit import ViT
 
 def chain_of(model, batch):
     found = [site.name for site in sites(model).reducible]
-    others = [site.name for site in sites(model) if site.name not in found]
-    return find_chain(model, batch, found, others), frozenset(found)
+    return find_chain(model, batch, found), frozenset(found)
 
 
 def replayed(model, batch, other=None):

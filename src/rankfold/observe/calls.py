@@ -26,7 +26,7 @@ Instead = Callable[[nn.Module, str, Callable[[], Any], tuple[Any, ...], dict[str
 @dataclass(frozen=True)
 class Call:
     """One call of a module. ``begin``, ``end``: moments of the forward pass, in operations and calls; ``stop``: how
-    many calls have begun when it ends. ``changing``: it holds, or is given, or gives what depends on a ``site``.
+    many calls have begun when it ends. ``changing``: it holds, or is given, or gives what depends on a ``site`` or on weights.
     ``reads``: which tensor it is given first. ``given``: the tensors that it gives, as numbers of ``Lived``; ``size``:
     their bytes.
     """
@@ -90,13 +90,14 @@ class Watched:
     length: int
 
 
-def watch_calls(root: nn.Module, batch: Any, sites: Collection[str], stable: Collection[str] = ()) -> Watched:
+def watch_calls(root: nn.Module, batch: Any, sites: Collection[str]) -> Watched:
     """One forward pass of ``batch`` (few samples: all its tensors are kept while it runs), in eval mode, no gradients.
 
-    ``sites``: names of the modules that will change, and with them whatever is computed from what they give. What
-    ``stable`` modules give does not change, and is not to be computed again either.
+    ``sites``: names of the modules that will change, and with them whatever is computed from what they give. What other
+    modules with parameters give (embeddings) does not change, and is not to be computed again either.
     """
-    watch = _Watch(frozenset(sites), frozenset(stable))
+    weighted = {name for name, module in root.named_modules() if any(True for _ in module.parameters(recurse=False))}
+    watch = _Watch(frozenset(sites), frozenset(weighted))
     with torch.no_grad(), intercepted(called_names(root, sites), watch.call), watch:
         output = forward(root, batch)
     watch.clock += 1
@@ -108,7 +109,7 @@ def watch_calls(root: nn.Module, batch: Any, sites: Collection[str], stable: Col
 @dataclass
 class _Watch(TorchDispatchMode):
     sites: frozenset[str]
-    stable: frozenset[str]
+    weighted: frozenset[str]
     clock: int = 0
     calls: list[Call | None] = field(default_factory=list)
     lived: list[Lived] = field(default_factory=list)
@@ -155,7 +156,7 @@ class _Watch(TorchDispatchMode):
         begin, number, site = self.clock, len(self.calls), name in self.sites
         self.calls.append(None)
         self.under_way.append(number)
-        marked = site or name in self.stable
+        marked = site or name in self.weighted
         changing = self.read_all(tensors_in((args, kwargs))) or marked
         first = next(tensors_in((first_of(args, kwargs), args, kwargs)), None)
         reads = (-1, number) if first is None else self._state(first)

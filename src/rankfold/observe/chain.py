@@ -65,13 +65,12 @@ class Chain:
                 number += 1
 
 
-def find_chain(root: nn.Module, batch: Any, sites: Collection[str], stable: Collection[str] = ()) -> Chain:
+def find_chain(root: nn.Module, batch: Any, sites: Collection[str]) -> Chain:
     """The chain of ``root`` in eval mode with respect to ``sites``; of a network that cannot be cut, one span.
 
-    ``batch``: few samples. ``stable``: see ``watch_calls``. Cost: one forward pass of it, a dozen times as long as
-    without looking.
+    ``batch``: few samples. Cost: one forward pass of it, a dozen times as long as without looking.
     """
-    seen = watch_calls(root, batch, sites, stable)
+    seen = watch_calls(root, batch, sites)
     groups = list(_groups(seen.calls))
     spans: list[Cut] = [(None, None, groups)] if groups else []
     crossing = _Crossing(seen)

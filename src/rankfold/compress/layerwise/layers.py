@@ -92,8 +92,7 @@ def fit_layers(task: Task, entries: Sequence[Entry]) -> FittedNetwork:
         stack.enter_context(opened(original))
         few = next(batches_of(task.seen.data, 2, 2))
         names = [site.name for site in changed]
-        others = [site.name for site in task.found if site.name not in names]
-        chain = find_chain(original, few, names, others)
+        chain = find_chain(original, few, names)
         try:
             return _Fit(task, entries, chain).run(few)
         except AnotherWay:  # the calls depend on the data
