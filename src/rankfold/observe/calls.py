@@ -26,9 +26,9 @@ Instead = Callable[[nn.Module, str, Callable[[], Any], tuple[Any, ...], dict[str
 @dataclass(frozen=True)
 class Call:
     """One call of a module. ``begin``, ``end``: moments of the forward pass, in operations and calls; ``stop``: how
-    many calls have begun when it ends. ``changing``: it holds, or is given, or gives what depends on a ``site`` or on weights.
-    ``reads``: which tensor it is given first. ``given``: the tensors that it gives, as numbers of ``Lived``; ``size``:
-    their bytes.
+    many calls have begun when it ends. ``changing``: it holds, or is given, or gives what depends on a ``site`` or on
+    other weights. ``reads``: which tensor it is given first. ``given``: the tensors that it gives, as numbers of
+    ``Lived``; ``size``: their bytes.
     """
 
     name: str
