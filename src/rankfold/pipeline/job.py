@@ -232,8 +232,8 @@ class _Job:
         if fits_layers(known.method):
             most, layers = known.method.rounds, len(known.sites.reducible)
             self.tell.say(
-                f"then {layers} layers are fitted one after another"
-                + (f", at most {most} times: {most * layers} fits" if most > 1 else "")
+                f"then {layers} layers are fitted one after another, {'once' if most == 1 else f'at most {most} times'}"
+                f": {most * layers} fits"
             )
         if asked is None:
             made = known.plan(self.budgets, self.settings.rule, progress=self.tell.progress)
