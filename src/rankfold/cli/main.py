@@ -15,6 +15,7 @@ from rankfold.cli.verbs.export import export
 from rankfold.cli.verbs.plan import plan
 from rankfold.cli.verbs.recover import recover
 from rankfold.cli.verbs.reproduce import reproduce
+from rankfold.cli.verbs.robustness import robustness
 from rankfold.cli.verbs.show import show
 from rankfold.cli.verbs.slice import slice_
 from rankfold.cli.verbs.sweep import sweep
@@ -43,6 +44,7 @@ for verb in (
     compress,
     slice_,
     evaluate,
+    robustness,
     export,
     recover,
     reproduce,
