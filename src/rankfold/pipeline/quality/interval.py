@@ -36,7 +36,7 @@ def fall(before: Sequence[Figures], after: Sequence[Figures], groups: int = GROU
     sums = _grouped(before, groups), _grouped(after, groups)
     counted = [index for index, part in enumerate(sums[0]) if _size(part)]
     kept = [[side[index] for index in counted] for side in sums]
-    total = [_merged(side).result() for side in kept]
+    total = _merged(kept[0]).result(), _merged(kept[1]).result()
     whole = total[0].judged.better(total[1].judged)
     error = float("nan")
     if len(counted) > 1 and isfinite(whole):
