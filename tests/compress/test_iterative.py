@@ -27,7 +27,7 @@ from rankfold.compress.statistics import calibrate
 from rankfold.compress.trial import Trial
 from rankfold.costs import evaluating, trace
 from rankfold.objectives import main_tensor
-from rankfold.sites import Form, replace_, sites, split_attention
+from rankfold.sites import Form, opened, replace_, sites
 
 
 def quiet(what, done, total):
@@ -61,7 +61,7 @@ def problem(root, batch, keep=0.5, method="truncate", only=None):
     _, calls = trace(root, kwargs if kwargs else args, found)
     method = method_named(method)
     statistics = calibrate(root, [batch], found) if method.needs_data else None
-    with split_attention(root):
+    with opened(root):
         candidates = {k: v[:1] for k, v in decompose(root, found, method, statistics, quiet).candidates.items()}
         counter = Counter(calls, 1, {site.name: 8 for site in found})
         prices = relative_energy([c for group in candidates.values() for c in group])
@@ -108,7 +108,7 @@ def naive(problem, samples, step, most=10_000):
             replace_(model, old, new)
         return model
 
-    with evaluating(problem.root), split_attention(problem.root):
+    with evaluating(problem.root), opened(problem.root):
         original = main_tensor(problem.root(*args, **kwargs))
         while cost(picked) > problem.limits[0] and len(taken) < most:
             tried = []

@@ -26,8 +26,8 @@ from rankfold.costs import evaluating
 from rankfold.linalg.cross_moments import CrossMoments
 from rankfold.linalg.ridge import RIDGES, Ridge, anchored_path, choose_ridge
 from rankfold.pipeline import layer_errors
+from rankfold.sites import opened, sites
 from rankfold.sites import patches as places
-from rankfold.sites import sites, split_attention
 
 METHODS = [Sequential(), Sequential(rounds=1, kept=False), ActivationAware(), NuclearBall(), MaxNorm(iterations=200)]
 
@@ -355,7 +355,7 @@ def test_activations_that_are_not_finite_name_the_site():
 @pytest.mark.parametrize("name", ["first.0", "second.0"])
 def test_behind_a_relu_the_descent_gains_what_it_says(form, name):
     model, x = residual()
-    with split_attention(model):
+    with opened(model):
         site = sites(model)[name]
         solved = {}
         for method in (ActivationAware(), Sequential()):
@@ -419,7 +419,7 @@ def test_pairs_come_from_the_compressed_network():
     bent = copy.deepcopy(model)
     with torch.no_grad():
         bent.stem[0].weight.mul_(0.5)
-    with split_attention(model):
+    with opened(model):
         site = sites(model)["second.0"]
         found = gather(model, bent, [site], [x], samples=None, batch_size=48)[site.name]
         same = gather(model, model, [site], [x], samples=None, batch_size=48)[site.name]

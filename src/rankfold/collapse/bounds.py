@@ -17,7 +17,7 @@ from rankfold.collapse.features import order_of_calls
 from rankfold.collapse.losses import Loss
 from rankfold.collapse.partition import Partition
 from rankfold.linalg import singular_values
-from rankfold.sites import Form, SiteList, sites, split_attention, unwrap
+from rankfold.sites import Form, SiteList, opened, sites, unwrap
 
 
 @dataclass(frozen=True)
@@ -136,7 +136,7 @@ def chain(
     mode = root.training
     root.eval()
     try:
-        with thawed(root), split_attention(root):
+        with thawed(root), opened(root):
             return _chain(root, sites(root), inputs, targets, partition, decay, loss, batch_size, local)
     finally:
         root.train(mode)

@@ -17,7 +17,7 @@ from rankfold.collapse.scatter import Clusters, Scatter, scatter_of
 from rankfold.costs import evaluating
 from rankfold.objectives import main_tensor
 from rankfold.run.progress import Progress
-from rankfold.sites import sites, split_attention, unwrap
+from rankfold.sites import opened, sites, unwrap
 
 MEMORY = 256 * 2**20  # bytes of features kept for k-means
 KMEANS_ROWS = 4096
@@ -101,7 +101,7 @@ def measure_layers(
     root = unwrap(model)
     tell = progress or (lambda what, done, total: None)
     names = tuple(site.name for site in sites(root)) if modules is None else tuple(modules)
-    with evaluating(root), split_attention(root):
+    with evaluating(root), opened(root):
         present, total = _classes(data, batch_size, samples)
         wanted = len(present) if clusters is None else clusters
         places: dict[str, dict[View, _Place]] = {}

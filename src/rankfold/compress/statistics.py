@@ -30,7 +30,7 @@ from rankfold.run.files import write_atomically
 from rankfold.run.memory import available, give_back
 from rankfold.run.progress import Progress, showing
 from rankfold.run.team import Team
-from rankfold.sites import Site, SiteList, split_attention, unwrap
+from rankfold.sites import Site, SiteList, opened, unwrap
 
 FREE = 0.9  # of the memory that is free: what moments may take
 _ROWS = 8  # one row in so many is held back where rows cannot be told by samples
@@ -241,7 +241,7 @@ def calibrate(
     check_affordable(sites.reducible)
     if metric_samples:
         check_rereadable(data)
-    with evaluating(root), split_attention(root):
+    with evaluating(root), opened(root):
         check_finite((site, site.weight(root), site.bias(root)) for site in sites.reducible)
         gathered = _gather(root, seen, sites, asked if metric_samples else None, progress)
     if not gathered.samples:

@@ -40,7 +40,7 @@ from rankfold.compress.ranks.timing import site_timing
 from rankfold.compress.sensitivity import output_changes, price, relative_energy
 from rankfold.compress.statistics import calibrate, is_affordable
 from rankfold.costs import Cost, latencies
-from rankfold.sites import Form, SiteList, split_attention
+from rankfold.sites import Form, SiteList, opened
 
 Prices = Mapping[tuple[str, Form], Tensor]
 
@@ -95,7 +95,7 @@ def _time(known: Profile, budgets: Sequence[Budget]) -> None:
     for each in budgets:
         if isinstance(each, Latency) and each.batch not in known.counter.timings:
             root = known.needed_model()
-            with split_attention(root):
+            with opened(root):
                 known.counter.timings[each.batch] = site_timing(
                     root, known.sites, known.candidates, known.needed_example(), each.batch, known.tell
                 )
@@ -115,7 +115,7 @@ def _prices(known: Profile, rule: RankRule) -> Prices:
         key = (rule.probes, rule.samples)
         if key not in known.prices:
             root, data = known.needed_model(), known.needed_data()
-            with split_attention(root):
+            with opened(root):
                 told = _from_statistics(known, flat, rule)
                 known.prices[key] = told or price(root, flat, data, rule, known.tell, known.objective)
         return known.prices[key]

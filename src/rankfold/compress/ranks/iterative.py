@@ -17,7 +17,7 @@ from rankfold.compress.ranks.sampling import draw
 from rankfold.compress.trial import Trial
 from rankfold.costs import evaluating
 from rankfold.run.progress import Progress
-from rankfold.sites import Form, split_attention
+from rankfold.sites import Form, opened
 
 Candidates = Mapping[str, Sequence[Candidate]]
 Choices = Mapping[str, Sequence[Option]]
@@ -88,7 +88,7 @@ def truncations(
     """
     picked = start(choices)
     ladders = {site: _ladder(candidates.get(site, ()), group) for site, group in choices.items()}
-    with evaluating(root), split_attention(root), Trial(root, candidates, samples) as trial:
+    with evaluating(root), opened(root), Trial(root, candidates, samples) as trial:
         for site, option in picked.items():
             if option.form is not Form.KEEP:
                 trial.commit(site, option)
