@@ -24,6 +24,7 @@ from rankfold.compress.planning.profile import Calibration
 from rankfold.compress.statistics import SiteStatistics, calibrate
 from rankfold.costs import evaluating
 from rankfold.linalg.cross_moments import CrossMoments
+from rankfold.linalg.programs.maxnorm import nuclear_max_norm
 from rankfold.linalg.ridge import RIDGES, Ridge, anchored_path, choose_ridge
 from rankfold.pipeline import layer_errors
 from rankfold.sites import opened, sites
@@ -390,6 +391,24 @@ def test_the_convex_program_behind_a_relu_is_certified():
     with torch.no_grad():
         wanted, found = (torch.relu(net.first[:2](net.stem(x))) for net in (model, small))
     assert (found - wanted).norm() < 0.5 * (wanted - wanted.mean((0, 2, 3), keepdim=True)).norm()
+
+
+def test_the_convex_program_behind_a_relu_has_the_bound_of_the_theorem(monkeypatch):
+    """|X̃Z| ≤ α, the largest output that is to be imitated: without it hidden outputs run away."""
+    seen = []
+
+    def spied(rows, y, **limits):
+        fit = nuclear_max_norm(rows, y, **limits)
+        seen.append((float((rows @ fit.weight.mT).abs().max()), limits["bound"], float(y.max())))
+        return fit
+
+    monkeypatch.setattr("rankfold.compress.methods.relu.nuclear_max_norm", spied)
+    model, x = residual()
+    method = ActivationAware(rounds=1, convex=True, forms=frozenset({rf.Form.FACTORED}))
+    rf.plan(model, rf.Ranks({"first.0": 6}), method, [x])
+    ((largest, bound, shown),) = seen
+    assert largest <= bound * (1 + 1e-9)
+    assert shown <= bound < 100 * shown
 
 
 def test_the_nuclear_ball_shrinks_and_after_debiasing_is_the_projection():
