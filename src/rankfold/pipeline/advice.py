@@ -179,13 +179,9 @@ def advise(
             for batch in batches
         }
         after, whole = plan.after, plan.before
-        tried.append(
-            Tried(
-                after.flops / max(whole.flops, 1), after.params / max(whole.params, 1), met.after.judged, met.drop,
-                met.interval, *({b: each[name] for b, each in timed.items()} for name in ("new", "old")),
-                _saved(plan, known),
-            )
-        )  # fmt: skip
+        new, old = ({batch: each[name] for batch, each in timed.items()} for name in ("new", "old"))
+        shares = after.flops / max(whole.flops, 1), after.params / max(whole.params, 1)
+        tried.append(Tried(*shares, met.after.judged, met.drop, met.interval, new, old, _saved(plan, known)))
         tell.progress(f"trying smaller networks ({met.after.judged})", len(tried), len(KEPT))
     covered, obstacles = _parts(root, known.sites, known)
     return Advice(
