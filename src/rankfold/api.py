@@ -50,6 +50,7 @@ from rankfold.objectives import (
     objective,
 )
 from rankfold.pipeline.quality.smallest import Smallest, smallest
+from rankfold.pipeline.robustness.study import Robustness, robustness
 from rankfold.pipeline.slicing import slice_
 from rankfold.record import SpectrumRecorder
 from rankfold.sites import Form, Site, SiteList, sites

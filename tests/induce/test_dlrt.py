@@ -427,3 +427,18 @@ def test_fit_takes_it_and_resumes_to_the_bit_with_ranks_that_changed(tmp_path):
     assert rf.evaluate(whole, (x, y)).accuracy == history.best.validation.accuracy
     with pytest.raises(TrainingError, match="average of weights of low rank"):
         rf.fit(prepared(4), (x, y), None, replace(recipe, ema=0.9), optimizer=make)
+
+
+def test_a_square_weight_that_is_stored_transposed_comes_back_so():
+    from transformers.pytorch_utils import Conv1D
+
+    torch.manual_seed(0)
+    model = nn.Sequential(Conv1D(24, 24), nn.Tanh(), nn.Linear(24, 3)).double().eval()
+    x = torch.randn(5, 24, dtype=torch.float64)
+    expected, shape = model(x), model[0].weight.shape
+    for keep in (False, True):
+        low = rf.dlrt_(copy.deepcopy(model), 24, where="0")
+        assert torch.allclose(low[0].weight, model[0].weight)
+        folded = rf.fold_(low, keep=keep)
+        assert torch.allclose(folded(x), expected)
+        assert folded[0].weight.shape == shape

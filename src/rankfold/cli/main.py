@@ -16,6 +16,7 @@ from rankfold.cli.verbs.extract import extract
 from rankfold.cli.verbs.plan import plan
 from rankfold.cli.verbs.recover import recover
 from rankfold.cli.verbs.reproduce import reproduce
+from rankfold.cli.verbs.robustness import robustness
 from rankfold.cli.verbs.show import show
 from rankfold.cli.verbs.slice import slice_
 from rankfold.cli.verbs.sweep import sweep
@@ -44,6 +45,7 @@ for verb in (
     compress,
     slice_,
     evaluate,
+    robustness,
     export,
     extract,
     recover,

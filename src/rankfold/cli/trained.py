@@ -5,7 +5,9 @@ from __future__ import annotations
 from dataclasses import replace
 from pathlib import Path
 
-from rankfold.cli.loading import Loaded, open_model
+import typer
+
+from rankfold.cli.loading import Cut, Loaded, check_is_model, is_saved, open_model, open_saved
 from rankfold.pipeline.trainings.config import ConfigError, parse, read
 from rankfold.run.progress import Talk
 
@@ -35,3 +37,24 @@ def open_run(directory: Path, spec: str | None, data: str | None, download: bool
     if config.objective is None or found.data is None:
         return found
     return replace(found, data=replace(found.data, objective=config.objective))
+
+
+def open_either(
+    model: str,
+    weights: Path | None,
+    spec: str | None,
+    data: str | None,
+    download: bool,
+    talk: Talk,
+    cut: Cut | None = None,
+) -> Loaded:
+    """A directory that ``compress``, ``apply`` or ``train`` wrote (of code of one's own, which ``spec`` names), or a
+    model with its trained ``weights``; with its own data where none are given."""
+    if not is_saved(model):
+        check_is_model(model)
+        return open_model(model, weights, data, download, talk, trained=True, own_data=True, cut=cut)
+    if weights is not None:
+        raise typer.BadParameter("a saved model brings its weights", param_hint="--weights")
+    if is_run(Path(model)):
+        return open_run(Path(model), spec, data, download, talk)
+    return open_saved(Path(model), spec, data, download, talk, own_data=True, cut=cut)

@@ -8,10 +8,9 @@ from math import isfinite
 
 from torch import Tensor, nn
 
-from rankfold.induce.dlrt import dynamic_layers
+from rankfold.induce.places import numbers_within
 from rankfold.layers import DynamicLowRank
 from rankfold.linalg.tangent import rank_within, ranks_within
-from rankfold.sites import unwrap
 
 Layers = Collection[DynamicLowRank]
 
@@ -41,7 +40,7 @@ class Cut:
         for name, value, least in (("reach", reach, 0), ("most", most, 1)):
             if value is not None and (isinstance(value, bool) or not isinstance(value, int) or value < least):
                 raise ValueError(f"{name} must be a whole number of at least {least}, got {value!r}")
-        return cls(tolerance, None if budget is None else _numbers(model, budget), reach, most)
+        return cls(tolerance, None if budget is None else numbers_within(model, budget), reach, most)
 
     def ranks(self, layers: Layers, spectra: Collection[Tensor]) -> list[int]:
         """The rank of each layer at the end of a window, from the singular values that it has there."""
@@ -58,17 +57,3 @@ class Cut:
 
 def _taken(layers: Layers) -> int:
     return sum(sum(layer.shape) * layer.rank for layer in layers)
-
-
-def _numbers(model: nn.Module, share: float) -> int:
-    """What the layers of low rank may take together within a share of the dense network's parameters."""
-    layers = dynamic_layers(model).values()
-    rest = sum(p.numel() for p in unwrap(model).parameters()) - sum(layer.core.numel() for layer in layers)
-    dense = rest + sum(layer.shape[0] * layer.shape[1] for layer in layers)
-    least, left = sum(sum(layer.shape) for layer in layers), int(share * dense) - rest
-    if left < least:
-        raise ValueError(
-            f"budget {share:g} of {dense} parameters cannot be met: {rest} are in no layer of low rank, and rank 1 in "
-            f"each of the {len(layers)} layers takes {least}; {(rest + least) / dense:.4f} is the least"
-        )
-    return left

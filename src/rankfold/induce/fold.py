@@ -8,7 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from rankfold.forms.geometry import Stacked
-from rankfold.induce.dlrt import dynamic_layers, factored_, ordinary_
+from rankfold.induce.places import factored_, in_training, ordinary_
 from rankfold.sites import factors_of, ordinary_class, products, replace_, unwrap
 from rankfold.sites.product import other_parametrizations
 
@@ -38,7 +38,7 @@ def fold_(model: Model, *, keep: bool = False) -> Model:
                 f"{path}: another parametrization stands beside or on top of the product; remove it first "
                 "(torch.nn.utils.parametrize.remove_parametrizations)"
             )
-    for layer in dynamic_layers(model).values():
+    for layer in in_training(model).values():
         replace_(unwrap(model), layer, factored_(layer) if keep else ordinary_(layer))
     made: dict[tuple[int, ...], nn.Parameter] = {}
     for _, module in composed:

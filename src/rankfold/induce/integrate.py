@@ -6,12 +6,12 @@ from collections.abc import Callable, Iterable
 from typing import Any, Literal, get_args
 
 import torch
-import torch.distributed as dist
 from torch import Tensor, nn
 
 from rankfold.induce.condition import Conditioning
 from rankfold.induce.cut import Cut
 from rankfold.induce.dlrt import dynamic_layers
+from rankfold.induce.places import averaged_, same_everywhere_
 from rankfold.layers import DynamicLowRank
 from rankfold.linalg import tangent
 from rankfold.linalg.errors import NonFiniteError
@@ -89,6 +89,7 @@ class Dlrt(torch.optim.Optimizer):
         if missing:
             raise ValueError(f"{missing[0]}.core is in none of the groups: every layer of low rank is to be trained")
         self._cores = [layer.core for layer in self.layers.values()]
+        same_everywhere_(self.layers.values())
         self._probe(True)
 
     # what schedulers, scalers and checkpoints ask of an optimizer
@@ -289,12 +290,7 @@ class Dlrt(torch.optim.Optimizer):
 
     def _reduce(self) -> None:
         """The mean over processes, of what DistributedDataParallel leaves to us."""
-        if not (dist.is_available() and dist.is_initialized() and dist.get_world_size() > 1):
-            return
-        for layer in self.layers.values():
-            for gradient in self._gradients(layer):
-                dist.all_reduce(gradient)
-                gradient.div_(dist.get_world_size())
+        averaged_(gradient for layer in self.layers.values() for gradient in self._gradients(layer))
 
     def _check_finite(self) -> None:
         for name, layer in self.layers.items():

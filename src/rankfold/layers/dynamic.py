@@ -7,19 +7,16 @@ basis, without the weight's gradient and without an inverse of the core.
 from __future__ import annotations
 
 import copy
+from collections.abc import Mapping
 from typing import Any
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 
-from rankfold.layers.rules import Matrix, Pair
-from rankfold.layers.weight import weight_of
-
-_CONVOLUTIONS: dict[int, Any] = {1: F.conv1d, 2: F.conv2d, 3: F.conv3d}
+from rankfold.layers.training import InTraining
 
 
-class DynamicLowRank(nn.Module):
+class DynamicLowRank(InTraining):
     """``y = x·(left·core·right)ᵀ + bias``, for a linear layer or a convolution, which ``ordinary`` is without weight.
 
     ``left`` (m, r) and ``right`` (r, n), orthonormal, are buffers; ``core`` (r, r) and ``bias`` are parameters.
@@ -28,47 +25,31 @@ class DynamicLowRank(nn.Module):
     the sums of gVᵀ (m, r) and Uᵀg (r, n) over all backward passes since they were cleared.
     """
 
+    moving = ("left", "core", "right")
     left: Tensor
     right: Tensor
-    bias: nn.Parameter | None
 
     def __init__(
         self, ordinary: nn.Module, left: Tensor, core: Tensor, right: Tensor, *, stored_transposed: bool = False
     ) -> None:
-        super().__init__()
-        self.stored_transposed, self.kernel = stored_transposed, tuple(getattr(ordinary, "kernel_size", ()))
+        super().__init__(ordinary, (left.shape[0], right.shape[1]), stored_transposed)
         self.register_buffer("left", left)
         self.core = nn.Parameter(core)
         self.register_buffer("right", right)
-        bias = ordinary._parameters.get("bias")
-        self.register_parameter("bias", bias)
-        ordinary._parameters["weight"] = ordinary._parameters["bias"] = None
-        self._ordinary = (ordinary,)  # no submodule: it has no weight and is only asked how it convolves
+        self.register_parameter("bias", self._parameters.pop("bias"))  # behind the core in the state dict
         self.probing = False
         self._probes: tuple[Tensor, Tensor] | None = None
-
-    @property
-    def ordinary(self) -> nn.Module:
-        """The layer that this one stands for, without weight and bias."""
-        return self._ordinary[0]
 
     @property
     def rank(self) -> int:
         return self.core.shape[0]
 
-    @property
-    def shape(self) -> tuple[int, int]:
-        """(m, n) of the matrix."""
-        return self.left.shape[0], self.right.shape[1]
+    def factors(self) -> tuple[Tensor, ...]:
+        return self.right, self.left @ self.core
 
-    @property
-    def weight(self) -> Tensor:
-        """The dense weight as the ordinary layer keeps it, multiplied out only where it must be (docs/layers.md)."""
-        factors = (self.right, self.left @ self.core)
-        if not self.kernel:
-            matrix = weight_of(Matrix(), factors)
-            return matrix.t() if self.stored_transposed else matrix
-        return weight_of(Pair(1, False), (self._kernel(factors[0]), factors[1][(..., *(None,) * len(self.kernel))]))
+    def fits(self, shapes: Mapping[str, torch.Size]) -> bool:
+        (m, n), rank = self.shape, shapes["core"][-1] if shapes["core"] else 0
+        return shapes == {"left": (m, rank), "core": (rank, rank), "right": (rank, n)}
 
     @property
     def gradients(self) -> tuple[Tensor, Tensor] | None:
@@ -82,9 +63,9 @@ class DynamicLowRank(nn.Module):
         for probe in self._probes or ():
             probe.grad = None
 
-    def forward(self, input: Tensor) -> Tensor:  # named as in nn.Linear: callers may
+    def forward(self, input: Tensor) -> Tensor:
         if not (self.probing and self.training and torch.is_grad_enabled()):
-            return self._out(self._in(input, self.right), self.left @ self.core, self.bias)
+            return self._through(input, self.factors())
         left_probe, right_probe = self._ready()
         # both are zero: nothing is added but two places where gradients are taken
         main = self._out(self._in(input, self.right), self.left @ self.core + left_probe, self.bias)
@@ -102,19 +83,6 @@ class DynamicLowRank(nn.Module):
             )
         return self._probes
 
-    def _kernel(self, right: Tensor) -> Tensor:
-        return right.reshape(right.shape[0], -1, *self.kernel)
-
-    def _in(self, x: Tensor, right: Tensor) -> Tensor:
-        if not self.kernel:
-            return F.linear(x, right)
-        return self.ordinary._conv_forward(x, self._kernel(right), None)  # type: ignore[operator]
-
-    def _out(self, h: Tensor, left: Tensor, bias: Tensor | None) -> Tensor:
-        if not self.kernel:
-            return F.linear(h, left, bias)
-        return _CONVOLUTIONS[len(self.kernel)](h, left[(..., *(None,) * len(self.kernel))], bias)
-
     def __deepcopy__(self, memo: Any) -> DynamicLowRank:
         probes, self._probes = self._probes, None  # of a graph of the original alone
         try:
@@ -128,19 +96,6 @@ class DynamicLowRank(nn.Module):
     def __getstate__(self) -> dict[str, Any]:
         return self.__dict__ | {"_probes": None}
 
-    def _load_from_state_dict(self, state_dict: Any, prefix: str, *rest: Any) -> None:
-        """Of another rank too: the layer takes the rank of what is loaded; another m or n is refused as always."""
-        core = state_dict.get(f"{prefix}core")
-        if isinstance(core, Tensor) and core.dim() == 2 and core.shape[0] == core.shape[1] != self.rank:
-            self.resize_(core.shape[0])
-        super()._load_from_state_dict(state_dict, prefix, *rest)
-
-    @torch.no_grad()
-    def resize_(self, rank: int) -> None:
-        """Room for another rank, not filled."""
-        (m, n), old = self.shape, self.core
-        self.put_(self.left.new_empty(m, rank), old.new_empty(rank, rank), self.right.new_empty(rank, n))
-
     @torch.no_grad()
     def put_(self, left: Tensor, core: Tensor, right: Tensor) -> None:
         """Other factors, of any rank, in the dtype and on the device of the present ones. The core becomes another
@@ -149,7 +104,3 @@ class DynamicLowRank(nn.Module):
         self.left, self.right = left.to(self.left).contiguous(), right.to(self.right).contiguous()
         self.core = nn.Parameter(core.to(self.core).contiguous(), self.core.requires_grad)
         self._probes = None
-
-    def extra_repr(self) -> str:
-        m, n = self.shape
-        return f"{n}, {m}, rank={self.rank}"

@@ -120,6 +120,15 @@ class Classification(Objective):
             found["confusion"] = cells.reshape(classes, classes)
         return found
 
+    def hits(self, output: Any, batch: Any) -> tuple[Tensor, Tensor]:
+        """Of each sample how many positions are answered rightly, and how many count: (N,) and (N,) int64."""
+        self.pair(output, batch)  # refuses targets that do not fit
+        given = main_tensor(output).movedim(self.axis, -1).argmax(-1)
+        target = self.target(batch).to(given.device)
+        target = target.movedim(self.axis, -1).argmax(-1) if target.is_floating_point() else target.reshape(given.shape)
+        counted = target != self.ignore
+        return ((given == target) & counted).reshape(len(given), -1).sum(1), counted.reshape(len(given), -1).sum(1)
+
     def conclude(self, sums: Mapping[str, Tensor]) -> tuple[tuple[Figure, ...], float | None]:
         count = float(sums["count"])
         accuracy = Figure("accuracy", float(sums["right"]) / count, True, "fraction")

@@ -45,6 +45,7 @@ EXPERIMENTS = {
     "cdln-movielens-alpha": ("cdln.movielens", "alpha"),
     "cdln-mlp": ("cdln.networks", "mlp"),
     "cdln-vit": ("cdln.networks", "vit"),
+    "condlr-mnist": ("dlrt.condlr", "reproduce"),
     "recovery-planted": ("recovery.planted", "reproduce"),
     "recovery-phase": ("recovery.phase", "reproduce"),
     "recovery-layers": ("recovery.layers", "reproduce"),

@@ -1,4 +1,4 @@
-"""Layers in dynamical low-rank training, read as the layers that they stand for."""
+"""Layers in training at low rank, read as the layers that they stand for."""
 
 from __future__ import annotations
 
@@ -8,14 +8,14 @@ from typing import Any
 from torch import nn
 
 from rankfold.forms import Convolution, Layer
-from rankfold.layers import DynamicLowRank
+from rankfold.layers import InTraining
 from rankfold.sites.convolution import ConvLayer
 from rankfold.sites.linear import LinearLayer
 from rankfold.sites.product import ordinary_class
 
 
 def is_dynamic(module: nn.Module) -> bool:
-    return isinstance(module, DynamicLowRank)
+    return isinstance(module, InTraining)
 
 
 def read_dynamic(module: Any) -> Layer | None:

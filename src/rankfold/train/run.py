@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from rankfold.batches import tensors_in
-from rankfold.layers import DynamicLowRank
+from rankfold.layers import InTraining
 from rankfold.objectives import Evaluation
 from rankfold.run.container import FAULTS, checked, said
 from rankfold.run.team import Team
@@ -251,8 +251,8 @@ def moving(model: nn.Module) -> frozenset[str]:
     return frozenset(
         f"{path}.{name}".lstrip(".")
         for path, module in model.named_modules()
-        if isinstance(module, DynamicLowRank)
-        for name in ("left", "core", "right")
+        if isinstance(module, InTraining)
+        for name in module.moving
     )
 
 

@@ -64,17 +64,13 @@ def evaluate(
     """
     from rankfold.cli.loading import (
         Cut,
-        check_is_model,
         computing,
-        is_saved,
         noted_objective,
         objective_of,
-        open_model,
-        open_saved,
         original_of,
         set_threads,
     )
-    from rankfold.cli.trained import is_run, open_run
+    from rankfold.cli.trained import open_either
     from rankfold.objectives import objective_named
     from rankfold.pipeline import figures, protocol
     from rankfold.run.progress import Talk
@@ -82,18 +78,7 @@ def evaluate(
 
     set_threads(threads)
     with Talk() as talk, computing(device, precision) as place:
-        if is_saved(model):
-            if weights is not None:
-                raise typer.BadParameter("a saved model brings its weights", param_hint="--weights")
-            if is_run(Path(model)):
-                loaded = open_run(Path(model), factory, data, download, talk)
-            else:
-                loaded = open_saved(Path(model), factory, data, download, talk, own_data=True, cut=Cut(length, windows))
-        else:
-            check_is_model(model)
-            loaded = open_model(
-                model, weights, data, download, talk, trained=True, own_data=True, cut=Cut(length, windows)
-            )
+        loaded = open_either(model, weights, factory, data, download, talk, Cut(length, windows))
         loaded, samples = loaded.to(place), loaded.needed_data()
         noted = None if loaded.stored is None else noted_objective(loaded.stored.notes)
         asked = objective_of(objective) or samples.objective or noted

@@ -16,7 +16,7 @@ from typing import Any
 
 import numpy as np
 
-from rankfold.compress.ranks.frontier import frontier
+from rankfold.linalg.frontier import frontier
 from rankfold.sites import Form
 
 Costs = tuple[float, ...]

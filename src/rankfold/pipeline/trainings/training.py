@@ -12,7 +12,7 @@ import torch
 from torch import nn
 
 from rankfold.induce import dlrt_, fold_, overparametrize_
-from rankfold.induce.dlrt import ranks_of, trained_numbers
+from rankfold.induce.places import ranks_of, trained_numbers
 from rankfold.pipeline.trainings.config import ConfigError, TrainConfig
 from rankfold.pipeline.trainings.rundir import PLACE, TrainResult, finished, read_result, write_result
 from rankfold.record import SpectrumRecorder

@@ -1,0 +1,180 @@
+"""Layers put in the place of linear layers and convolutions for training, and the ordinary ones put back."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Collection, Iterable
+
+import torch
+import torch.distributed as dist
+from torch import Tensor, nn
+
+from rankfold.layers import DynamicLowRank, InTraining, Phased
+from rankfold.sites import FOLD_FIRST, Factors, Form, Site, read_layer, replace_, sites, unwrap
+from rankfold.sites.find import Where
+from rankfold.train.earlier import warn_of_earlier_optimizers
+
+SMALL = 16  # a matrix with a smaller side gains nothing at the ranks that training ends with
+Make = Callable[[nn.Module, Tensor, bool], InTraining]  # (ordinary layer, matrix (m, n), stored transposed)
+
+
+def put_(model: nn.Module, where: Where | None, caller: str, make: Callable[[Site, Tensor], Make]) -> None:
+    """Put what ``make`` prepares of each site and its matrix (m, n) in the place of the layers that are chosen.
+
+    Raises ``ValueError``, before anything is changed, what ``make`` raises among it; warns of living optimizers.
+    """
+    if isinstance(model, nn.parallel.DistributedDataParallel):
+        raise ValueError(
+            f"the model is wrapped in DistributedDataParallel already: call {caller} first, and wrap it after"
+        )
+    root = unwrap(model)
+    chosen, left_out = choice(model, where)
+    if not chosen:
+        reasons = "; ".join(f"{name}: {why}" for name, why in left_out[:3]) or "it has no matrices"
+        raise ValueError(f"no layer of the model can be trained at low rank ({reasons})")
+    ready = []
+    for site in chosen:
+        module = root.get_submodule(site.name)
+        weight = site.layer.weight(module).detach()
+        if weight.is_meta:
+            raise ValueError(f"{site.title}: not materialised (on the meta device); load or draw its weights first")
+        matrix = site.layer.geometry(Form.FACTORED).matrix(weight)
+        if not bool(matrix.isfinite().all()):
+            raise ValueError(f"{site.title}: it holds NaN or infinity; load or mend its weights first")
+        ready.append((site, module, matrix, make(site, matrix)))
+    weights = {site.parameter: module._parameters["weight"] for site, module, _, _ in ready}
+    warn_of_earlier_optimizers(weights, "which is now a product that it does not know", caller)  # type: ignore[arg-type]
+    del weights
+    for site, module, matrix, made in ready:
+        transposed = bool(getattr(site.layer, "stored_transposed", False))
+        replace_(root, module, made(module, matrix.clone(), transposed).train(module.training))
+    # parameters whose place others will take: their optimizer averages what DistributedDataParallel would wait for
+    moving = [f"{name}.{entry}".lstrip(".") for name, layer in in_training(root).items() for entry in layer.moving]
+    nn.parallel.DistributedDataParallel._set_params_and_buffers_to_ignore_for_model(root, moving)
+
+
+def same_everywhere_(layers: Collection[InTraining]) -> None:
+    """Between processes: the weights of the first, of which ``DistributedDataParallel`` knows nothing."""
+    if dist.is_available() and dist.is_initialized() and dist.get_world_size() > 1:
+        for layer in layers:
+            for entry in layer.moving:
+                dist.broadcast(getattr(layer, entry).data, src=0)
+
+
+def averaged_(gradients: Iterable[Tensor]) -> None:
+    """The mean over processes, in place."""
+    if dist.is_available() and dist.is_initialized() and dist.get_world_size() > 1:
+        for gradient in gradients:
+            dist.all_reduce(gradient)
+            gradient.div_(dist.get_world_size())
+
+
+def choice(model: nn.Module, where: Where | None = None) -> tuple[tuple[Site, ...], tuple[tuple[str, str], ...]]:
+    """The sites that ``put_(model, where)`` would replace, and what it leaves as it is, with the reason."""
+    root = unwrap(model)
+    found = sites(root, where)
+    chosen, left_out = [], []
+    for site in found:
+        reason = _why_not(root, site, where)
+        if reason is None:
+            chosen.append(site)
+        else:
+            left_out.append((site.parameter, reason))
+    return tuple(chosen), (*left_out, *found.left_out)
+
+
+def _why_not(root: nn.Module, site: Site, where: Where | None) -> str | None:
+    conv = site.layer.convolution
+    if site.layer.lookup:
+        return "an embedding is looked up, not multiplied"
+    if Form.FACTORED not in site.forms:
+        return site.note or FOLD_FIRST
+    parent = root.get_submodule(site.name.rpartition(".")[0])
+    if isinstance(parent, nn.MultiheadAttention):
+        return "read by its attention module without being called"
+    if conv is not None and (conv.groups > 1 or conv.transposed):
+        return "a grouped convolution" if conv.groups > 1 else "a transposed convolution"
+    if not site.layer.weight(root.get_submodule(site.name)).requires_grad:
+        return "frozen (requires_grad=False): training would not change it"
+    if where is None and min(site.shape) < SMALL:
+        return f"its smaller side is {min(site.shape)}: low rank would save little (choose it with where)"
+    return None
+
+
+def in_training(model: nn.Module) -> dict[str, InTraining]:
+    """The layers of ``model`` that stand in the place of ordinary ones for training, by name."""
+    return {name: module for name, module in unwrap(model).named_modules() if isinstance(module, InTraining)}
+
+
+def ranks_of(model: nn.Module) -> dict[str, int]:
+    """The rank of each of these layers, by name."""
+    return {name: layer.rank for name, layer in in_training(model).items()}
+
+
+def trained_numbers(model: nn.Module) -> int:
+    """Parameters of ``model``, and of layers in training those that they are stored in at the end, r(m + n)."""
+    layers = in_training(model).values()
+    own = {id(p) for layer in layers for name, p in layer.named_parameters(recurse=False) if name != "bias"}
+    return sum(p.numel() for p in model.parameters() if id(p) not in own) + sum(layer.numbers for layer in layers)
+
+
+def numbers_within(model: nn.Module, share: float) -> int:
+    """What the layers in training may take together within a share of the dense network's parameters; ``ValueError``
+    for a share below rank 1 in every layer."""
+    layers = in_training(model).values()
+    rest = trained_numbers(model) - sum(layer.numbers for layer in layers)
+    dense = rest + sum(layer.shape[0] * layer.shape[1] for layer in layers)
+    least, left = sum(sum(layer.shape) for layer in layers), int(share * dense) - rest
+    if left < least:
+        raise ValueError(
+            f"budget {share:g} of {dense} parameters cannot be met: {rest} are in no layer of low rank, and rank 1 in "
+            f"each of the {len(layers)} layers takes {least}; {(rest + least) / dense:.4f} is the least"
+        )
+    return left
+
+
+def _folded(layer: InTraining, matrix: Tensor) -> Tensor:
+    """As the ordinary layer keeps it."""
+    known = read_layer(layer)
+    assert known is not None
+    return known.geometry(Form.FACTORED).fold(layer.weight.shape, matrix).contiguous()
+
+
+@torch.no_grad()
+def ordinary_(layer: InTraining) -> nn.Module:
+    """The ordinary layer with the product as its weight, and the bias in its place again."""
+    ordinary, first = layer.ordinary, next(layer.parameters())
+    parts = [part.double() for part in _parts(layer)]
+    matrix = (parts[0] if len(parts) == 1 else parts[1] @ parts[0]).to(first)
+    ordinary._parameters["weight"] = nn.Parameter(_folded(layer, matrix), first.requires_grad)
+    ordinary._parameters["bias"] = layer.bias
+    return ordinary.train(layer.training)
+
+
+@torch.no_grad()
+def factored_(layer: InTraining) -> nn.Module:
+    """The factored layer of the same product: of one on the manifold ``down`` is √S V, ``up`` is U √S, of others the
+    factors as they are, in their order. A layer that is dense stays ordinary."""
+    known, parts, first = read_layer(layer), _parts(layer), next(layer.parameters())
+    if len(parts) == 1:
+        return ordinary_(layer)
+    assert known is not None
+    ordinary = layer.ordinary
+    ordinary._parameters["weight"] = nn.Parameter(torch.empty(layer.weight.shape, dtype=first.dtype, device="meta"))
+    new = Form.FACTORED.skeleton(known, ordinary, layer.rank, layer.bias is not None).to_empty(device=first.device)
+    ordinary._parameters["weight"] = None
+    known.write_(new, Form.FACTORED, Factors(parts))
+    if layer.bias is not None:
+        setattr(new, "bias", layer.bias)  # noqa: B010  # carried by its last stage
+    new.requires_grad_(first.requires_grad)
+    return new.train(layer.training)
+
+
+def _parts(layer: InTraining) -> tuple[Tensor, ...]:
+    """(right (r, n), left (m, r)), or the matrix of a layer that is dense: what remains of it."""
+    if not isinstance(layer, DynamicLowRank):
+        if isinstance(layer, Phased) and layer.dense:
+            return (layer.left,)
+        return layer.right, layer.left  # type: ignore[return-value]
+    p, values, q = torch.linalg.svd(layer.core.double())
+    roots = values.sqrt()
+    return roots.unsqueeze(1) * (q @ layer.right.double()), layer.left.double() @ p * roots

@@ -1,0 +1,1 @@
+"""Training at low rank from the first step: tables of its papers, and all ways there side by side."""

@@ -1,0 +1,1 @@
+"""How a classifier stands small changes of its inputs, and what its matrices amplify."""

@@ -1,0 +1,279 @@
+"""Accuracy under attack, and what the matrices of a network amplify, as one value."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from rankfold.batches import evaluating, forward, moved, samples_of, size_of
+from rankfold.objectives import Classification, Objective
+from rankfold.pipeline.measure import calibration_part
+from rankfold.pipeline.robustness.attack import Ball, Norm, Space, held, movable
+from rankfold.pipeline.robustness.layers import Amplification, amplifications
+from rankfold.run.progress import Progress, showing
+from rankfold.train import choose
+from rankfold.train.evaluation import named
+from rankfold.train.feed import ordered
+from rankfold.zoo import Split
+
+FEWEST_STEPS = 15  # fewer find too little, and flatter the network
+LINF, L2 = (0.03, 0.06), (0.5, 1.0)
+
+
+@dataclass(frozen=True)
+class Attacked:
+    """The share of right answers, in [0, 1], that stands every change found within ``radius``; an upper bound of what
+    stands every change there is."""
+
+    norm: Norm
+    radius: float
+    accuracy: float
+
+
+@dataclass(frozen=True)
+class Robustness:
+    """What ``rankfold.robustness`` measured of one network; no adversarial training is part of it.
+
+    ``clean``: accuracy without attack, in [0, 1]. ``blind``: of the samples that were attacked, those that are answered
+    rightly, the share whose gradient is zero before the first step: the attack does not see where to go there, and
+    what it does not find proves nothing.
+    """
+
+    clean: float
+    attacks: tuple[Attacked, ...]
+    layers: tuple[Amplification, ...]
+    samples: int
+    params: int
+    steps: int
+    restarts: int
+    unit: str
+    blind: float
+
+    def accuracy(self, norm: Norm, radius: float) -> float:
+        """That under one attack; ``KeyError`` for one that was not measured."""
+        for attack in self.attacks:
+            if attack.norm == norm and math.isclose(attack.radius, radius):
+                return attack.accuracy
+        raise KeyError(f"no attack {norm} of radius {radius:g} was measured")
+
+    @property
+    def gain(self) -> float:
+        """∏ σ₁ over the layers: with activations that do not stretch, a bound on the network's gain if all follow one
+        another and none is a convolution."""
+        return math.exp(sum(math.log(max(layer.largest, 1e-300)) for layer in self.layers))
+
+    @property
+    def condition(self) -> float:
+        """∏ κ over the layers, a bound on how much more a relative change of the input can become. It says nothing of
+        the gain itself."""
+        logs = sum(math.log(layer.condition) if layer.condition < math.inf else math.inf for layer in self.layers)
+        return math.exp(logs) if logs < 700 else math.inf
+
+    @property
+    def notes(self) -> tuple[str, ...]:
+        """What a reader must know, in sentences."""
+        if self.blind <= 0.01:
+            return ()
+        return (
+            f"the gradient of {self.blind:.1%} of the attacked samples is zero, so that the attack is blind there: "
+            "accuracy under attack says little of this network",
+        )
+
+    def to_dict(self) -> dict[str, Any]:
+        """Plain values, for JSON; ``condition`` of a singular layer is null."""
+        values = asdict(self) | {"layers": [layer.to_dict() for layer in self.layers]}
+        values["attacks"] = [asdict(attack) for attack in self.attacks]
+        values |= {"gain": self.gain, "condition": self.condition, "notes": list(self.notes)}
+        for part in (values, *values["layers"]):
+            part["condition"] = part["condition"] if part["condition"] < math.inf else None
+        return values
+
+
+@showing
+def robustness(
+    model: nn.Module,
+    data: Any,
+    *,
+    linf: Sequence[float] = LINF,
+    l2: Sequence[float] = L2,
+    steps: int = 20,
+    restarts: int = 1,
+    samples: int | None = 1000,
+    objective: Objective | str | None = None,
+    pixels: tuple[Tensor, Tensor] | None = None,
+    bounds: tuple[float, float] | None = None,
+    batch_size: int = 128,
+    seed: int = 0,
+    progress: Progress | None = None,
+) -> Robustness:
+    """How many answers of a classifier stand small changes of its inputs, and what its matrices amplify.
+
+    For each radius of ``linf`` (largest change of an entry) and ``l2`` (Euclidean norm of the change) the loss is
+    climbed by ``steps`` projected gradient steps from each sample, and from ``restarts`` random points; a sample is
+    held only if it is answered rightly at every point passed. Samples lost to a smaller radius of a norm are lost to a
+    larger one. Any model with floating inputs, dense or compressed, in eval mode; modes and gradients stay as they are.
+
+    ``data`` as in ``evaluate``; ``samples`` of it, drawn with ``seed`` where it is in memory, else the first. Radii are
+    in units of pixels between 0 and 1 where data are images of bytes, or where ``pixels`` gives the (mean, std), each
+    (C,), by which they were normalised; elsewhere in units of the inputs, which then stay between ``bounds``, by
+    default the extremes that the data have.
+
+    Raises ``ValueError``: an objective that is no classification, inputs that are whole numbers, fewer than 15 steps,
+    no radius or one that is not positive, bounds that exclude a sample. Cost: (1 + restarts)·(steps + 1) forward and
+    backward passes over ``samples`` for each radius, fewer where samples are lost; one SVD of each matrix. Source of
+    the attack: Madry, Makelov, Schmidt, Tsipras, Vladu 2018.
+
+    >>> import rankfold as rf
+    >>> net = nn.Sequential(nn.Linear(2, 2, bias=False)).eval()
+    >>> _ = net[0].weight.data.copy_(torch.tensor([[1.0, 0.0], [-1.0, 0.0]]))
+    >>> x = torch.tensor([[0.1, 0.5], [-0.5, 0.5]])
+    >>> found = rf.robustness(net, (x, torch.tensor([0, 1])), linf=[0.2], l2=[], bounds=(-1, 1))
+    >>> found.clean, found.accuracy("linf", 0.2)
+    (1.0, 0.5)
+    """
+    balls = _balls(linf, l2, steps, restarts)
+    part = data if samples is None else calibration_part(data, samples, seed)
+    chosen = choose(model, part, objective).objective
+    if not isinstance(chosen, Classification) or chosen.by_token:
+        raise ValueError(
+            f"robustness is measured of classifiers, whose answers are right or wrong, and the objective is {chosen}: "
+            "give objective='classification' if the targets are classes"
+        )
+    batches = _batches(model, part, batch_size, samples)
+    space, unit = _space(data, batches, pixels, bounds)
+    tell = progress or (lambda what, done, total: None)
+    generator = torch.Generator().manual_seed(seed)
+    with evaluating(model), named("evaluation"):
+        counts = _counts(model, chosen, batches, balls, space, steps, restarts, generator, tell)
+    right, counted, under, blind, attacked, seen = counts
+    return Robustness(
+        clean=right / counted,
+        attacks=tuple(Attacked(b.norm, b.radius, found / counted) for b, found in zip(balls, under, strict=True)),
+        layers=amplifications(model),
+        samples=seen,
+        params=sum(p.numel() for p in model.parameters()),
+        steps=steps,
+        restarts=restarts,
+        unit=unit,
+        blind=blind / max(attacked, 1),
+    )
+
+
+def _balls(linf: Sequence[float], l2: Sequence[float], steps: int, restarts: int) -> list[Ball]:
+    if isinstance(steps, bool) or not isinstance(steps, int) or steps < FEWEST_STEPS:
+        raise ValueError(
+            f"steps must be a whole number of at least {FEWEST_STEPS}: a weaker attack flatters; got {steps!r}"
+        )
+    if isinstance(restarts, bool) or not isinstance(restarts, int) or restarts < 0:
+        raise ValueError(f"restarts must be a whole number of at least 0, got {restarts!r}")
+    norms: tuple[tuple[Norm, Sequence[float]], ...] = (("linf", linf), ("l2", l2))
+    balls = [Ball(norm, float(radius)) for norm, radii in norms for radius in sorted(radii)]
+    if not balls:
+        raise ValueError("no radius was given: linf=[0.03, 0.06], l2=[0.5, 1.0], or one of them")
+    for ball in balls:
+        if not (math.isfinite(ball.radius) and ball.radius > 0):
+            raise ValueError(f"a radius of an attack is positive and finite, got {ball.norm} {ball.radius:g}")
+    return balls
+
+
+def _batches(model: nn.Module, part: Any, batch_size: int, samples: int | None) -> list[Any]:
+    """The samples to attack, on the model's device and in its dtype."""
+    place = next((p for p in model.parameters() if p.is_floating_point()), torch.zeros(0))
+    found, left = list[Any](), samples
+    for batch in ordered(part, batch_size):
+        size = size_of(batch)
+        if left is not None and size > left:
+            batch, size = samples_of(batch, size, slice(left)), left
+        found.append(moved(batch, place.device, place.dtype))
+        left = None if left is None else left - size
+        if left == 0:
+            break
+    if not found:
+        raise ValueError("the data are empty: give at least one sample")
+    if not movable(found[0]):
+        raise ValueError(
+            "the inputs are whole numbers, such as tokens, of which no change is small: robustness is measured of "
+            "models that read numbers, such as images"
+        )
+    return found
+
+
+def _space(
+    data: Any, batches: list[Any], pixels: tuple[Tensor, Tensor] | None, bounds: tuple[float, float] | None
+) -> tuple[Space, str]:
+    """Units and extremes of the inputs, and what the unit is called."""
+    groups = list(zip(*map(movable, batches), strict=True))
+    if pixels is None and isinstance(data, Split) and data.inputs.dtype == torch.uint8:
+        pixels = data.mean, data.std
+    if pixels is None:
+        one = tuple(torch.ones(()) for _ in groups)
+        lows, highs = (
+            tuple(torch.stack([pick(x) for x in group]) for group in groups) for pick in (torch.amin, torch.amax)
+        )
+        low, high = (tuple(x.min() for x in lows), tuple(x.max() for x in highs))
+        if bounds is not None:
+            low, high = ((torch.tensor(float(end)),) * len(groups) for end in bounds)
+        space, unit = Space(one, low, high), "of the inputs"
+    else:
+        mean, std = (torch.as_tensor(part, dtype=torch.float64).reshape(-1) for part in pixels)
+        if any(len(mean) not in (1, group[0].shape[1]) or len(mean) != len(std) for group in groups):
+            raise ValueError(f"pixels: {len(mean)} means and {len(std)} deviations do not fit the inputs' channels")
+        ends = bounds or (0.0, 1.0)
+        shaped = [tuple(_channels(v, g[0]) for g in groups) for v in (1 / std, *((end - mean) / std for end in ends))]
+        space, unit = Space(*shaped), "of pixels between 0 and 1"
+    _check_inside(space, groups)
+    return space, unit
+
+
+def _channels(values: Tensor, like: Tensor) -> Tensor:
+    return values.reshape(1, -1, *(1,) * (like.dim() - 2))
+
+
+def _check_inside(space: Space, groups: list[tuple[Tensor, ...]]) -> None:
+    """``ValueError`` for a sample that lies outside of what inputs may be, beyond rounding."""
+    for low, high, unit, group in zip(space.low, space.high, space.unit, groups, strict=True):
+        for x in group:
+            slack = (1e-3 * unit).to(x)
+            if bool((x < low.to(x) - slack).any()) or bool((x > high.to(x) + slack).any()):
+                raise ValueError(
+                    f"a sample lies outside of the bounds: inputs run from {float(x.min()):.4g} to {float(x.max()):.4g}"
+                )
+
+
+def _counts(
+    model: nn.Module,
+    chosen: Classification,
+    batches: list[Any],
+    balls: list[Ball],
+    space: Space,
+    steps: int,
+    restarts: int,
+    generator: torch.Generator,
+    tell: Progress,
+) -> tuple[int, int, list[int], int, int, int]:
+    """Positions right, counted, right under each attack; samples without a gradient, attacked, and in all."""
+    right = counted = blind = attacked = seen = done = 0
+    under = [0] * len(balls)
+    for batch in batches:
+        hits, counts = chosen.hits(forward(model, batch), batch)
+        right, counted, seen = right + int(hits.sum()), counted + int(counts.sum()), seen + len(hits)
+        flat = torch.zeros_like(hits, dtype=torch.bool)
+        least: dict[Norm, Tensor] = {}
+        for place, ball in enumerate(balls):
+            found, zero = held(
+                model, chosen, batch, ball, space, steps=steps, restarts=restarts, generator=generator,
+                least=least.get(ball.norm),
+            )  # fmt: skip
+            least[ball.norm], flat = found, flat | zero
+            under[place] += int(found.sum())
+            done += 1
+            tell("attacking", done, len(batches) * len(balls))
+        blind, attacked = blind + int(flat.sum()), attacked + int((hits > 0).sum())
+    if not counted:
+        raise ValueError("nothing to count: every target is left out")
+    return right, counted, under, blind, attacked, seen
