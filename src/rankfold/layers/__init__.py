@@ -11,6 +11,7 @@ from rankfold.layers.dynamic import DynamicLowRank
 from rankfold.layers.linear import LowRankConv1D, LowRankLinear
 from rankfold.layers.phased import Approached, Phased
 from rankfold.layers.pivoted import Completion, PivotedConv, PivotedConv1D, PivotedLinear
+from rankfold.layers.recurrent import SplitCell, SplitRecurrent
 from rankfold.layers.training import InTraining
 from rankfold.layers.weight import FactoredWeight, FactoredWriteError, weight_of
 
@@ -18,5 +19,5 @@ __all__ = [
     "Approached", "CPConv", "Completion", "DynamicLowRank", "FactoredConv", "FactoredWeight", "FactoredWriteError",
     "InTraining", "LowRankConv",
     "LowRankConv1D", "LowRankLinear", "Phased", "PivotedConv", "PivotedConv1D", "PivotedLinear", "SpatialConv2d",
-    "SplitAttention", "TuckerConv", "weight_of",
+    "SplitAttention", "SplitCell", "SplitRecurrent", "TuckerConv", "weight_of",
 ]  # fmt: skip

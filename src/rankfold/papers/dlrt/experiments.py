@@ -1,0 +1,16 @@
+"""The commands for training at low rank (DLRT, CondLR), which are of none of the five documents of the index."""
+
+from __future__ import annotations
+
+from rankfold.papers.index import Experiment, Shown
+
+EXPERIMENTS = (
+    Experiment(
+        "condlr-mnist",
+        "dlrt.condlr",
+        "reproduce",
+        "not in the index: what low rank costs under PGD, and what a bound on condition numbers gives back; MNIST",
+        (),
+    ),
+)
+WITHOUT: tuple[Shown, ...] = ()
