@@ -12,6 +12,7 @@ if TYPE_CHECKING:
 
 __all__ = [
     "ActivationAware",
+    "Advice",
     "ApplyError",
     "Bottlenecks",
     "BudgetError",
@@ -66,6 +67,7 @@ __all__ = [
     "Stored",
     "Teacher",
     "TokenClassification",
+    "advise",
     "apply_",
     "bottlenecks",
     "cdln_",
