@@ -5,13 +5,16 @@ from __future__ import annotations
 import typer
 
 from rankfold.cli.failure import told
+from rankfold.cli.verbs.advise import advise
 from rankfold.cli.verbs.analyze import analyze
 from rankfold.cli.verbs.apply import apply
 from rankfold.cli.verbs.collapse import collapse
 from rankfold.cli.verbs.compress import compress
 from rankfold.cli.verbs.demo import demo
+from rankfold.cli.verbs.doctor import doctor
 from rankfold.cli.verbs.evaluate import evaluate
 from rankfold.cli.verbs.export import export
+from rankfold.cli.verbs.extract import extract
 from rankfold.cli.verbs.plan import plan
 from rankfold.cli.verbs.recover import recover
 from rankfold.cli.verbs.reproduce import reproduce
@@ -34,8 +37,10 @@ app = typer.Typer(
 )
 for verb in (
     demo,
+    doctor,
     train,
     sweep,
+    advise,
     analyze,
     collapse,
     plan,
@@ -46,6 +51,7 @@ for verb in (
     evaluate,
     robustness,
     export,
+    extract,
     recover,
     reproduce,
 ):
