@@ -7,6 +7,7 @@ it. Between two borders lies at least one group of sites that read the same tens
 
 from __future__ import annotations
 
+from bisect import bisect_left
 from collections.abc import Collection, Iterator, Sequence
 from dataclasses import dataclass
 from itertools import pairwise
@@ -14,7 +15,7 @@ from typing import Any
 
 from torch import nn
 
-from rankfold.observe.calls import Call, Watched, watch_calls
+from rankfold.observe.calls import Call, Lived, Watched, watch_calls
 
 MANY = 8  # groups in one span above which it is cut where several calls must be kept, too
 CARRIED = 8  # calls beside the one at the border, at most
@@ -133,28 +134,32 @@ class _Crossing:
 
     def __init__(self, seen: Watched) -> None:
         self.calls = seen.calls
-        self.lived = [(n, each) for n, each in enumerate(seen.lived) if each.read > each.written]
+        self.order = sorted(range(len(seen.calls)), key=lambda number: seen.calls[number].end)
+        self.ends = [seen.calls[number].end for number in self.order]
+        self.alive: list[list[tuple[int, Lived]]] = [[] for _ in self.order]  # at the end of each call, in that order
+        for number, each in enumerate(seen.lived):
+            for place in range(bisect_left(self.ends, each.written), bisect_left(self.ends, each.read)):
+                self.alive[place].append((number, each))
         self.given: dict[int, list[int]] = {}
         for number, call in enumerate(seen.calls):
-            for each in call.given:
-                self.given.setdefault(each, []).append(number)
+            for given in call.given:
+                self.given.setdefault(given, []).append(number)
 
     def between(self, begin: int, end: int, carried: int) -> Border | None:
         """The border with the smallest state among the calls that end in between, of those the last one."""
         best: Border | None = None
-        for number, call in enumerate(self.calls):
-            if begin <= call.end < end and call.changing:
-                state = self.state(number, carried)
-                if state is not None and (
-                    best is None or (len(state), -call.end) < (len(best.state), -self.calls[best.call].end)
-                ):
-                    best = Border(number, state)
+        for place in range(bisect_left(self.ends, begin), bisect_left(self.ends, end)):
+            number = self.order[place]
+            state = self._state(place, carried) if self.calls[number].changing else None
+            if state is not None and (best is None or len(state) <= len(best.state)):
+                best = Border(number, state)
         return best
 
-    def state(self, number: int, carried: int) -> tuple[int, ...] | None:
+    def _state(self, place: int, carried: int) -> tuple[int, ...] | None:
+        number = self.order[place]
         here, taken = self.calls[number], {number}
-        for each, lived in self.lived:
-            if lived.written > here.end or lived.read <= here.end or each in here.given:
+        for each, lived in self.alive[place]:
+            if each in here.given:
                 continue
             lost = lived.changing or any(self.calls[n].changing and self.calls[n].end <= here.end for n in lived.within)
             if not lost:
