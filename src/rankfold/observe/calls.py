@@ -73,12 +73,15 @@ def intercepted(names: Mapping[int, str], instead: Instead) -> Iterator[None]:
 
 def called_names(root: nn.Module, sites: Collection[str]) -> dict[int, str]:
     """The modules whose calls are told apart, by their ids: all but the root and what is inside of a site."""
-    inside = tuple(f"{name}." for name in sites)
-    return {
-        id(module): name
-        for name, module in root.named_modules()
-        if name in sites or (name and not f"{name}.".startswith(inside))
-    }
+    found: dict[int, str] = {}
+    inside = None
+    for name, module in root.named_modules():  # what is inside of a module comes right behind it
+        if inside is not None and name.startswith(inside):
+            continue
+        inside = f"{name}." if name in sites else None
+        if name:
+            found[id(module)] = name
+    return found
 
 
 @dataclass
