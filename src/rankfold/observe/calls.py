@@ -58,13 +58,13 @@ def intercepted(names: Mapping[int, str], instead: Instead) -> Iterator[None]:
     a module whose id is in ``names``; ``go_on()`` makes the call, hooks and all."""
     original, thread = nn.Module.__call__, threading.get_ident()
 
-    def call(module: nn.Module, *args: Any, **kwargs: Any) -> Any:
+    def let_through(module: nn.Module, *args: Any, **kwargs: Any) -> Any:
         name = names.get(id(module))
         if name is None or threading.get_ident() != thread:
             return original(module, *args, **kwargs)
         return instead(module, name, lambda: original(module, *args, **kwargs), args, kwargs)
 
-    nn.Module.__call__ = call  # type: ignore[method-assign]
+    nn.Module.__call__ = let_through  # type: ignore[method-assign]
     try:
         yield
     finally:
