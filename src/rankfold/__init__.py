@@ -98,6 +98,7 @@ __all__ = [
     "spectrum",
     "text",
     "tune_",
+    "untie_",
 ]
 
 
