@@ -66,7 +66,7 @@ BLOCKS = Sequential(kept=False)
 
 
 def planned(model, data, ranks=6, method=BLOCKS, **more):
-    names = [site.name for site in rf.sites(model).reducible]
+    names = [site.name for site in rf.sites(model).reducible if site.kind != "Embedding"]
     asked = rf.Ranks(dict.fromkeys(names, ranks))
     return rf.plan(model, asked, method, data, calibration=rf.Calibration(batch_size=4), **more)
 
