@@ -190,11 +190,17 @@ def moments_bytes(site: Site) -> int:
     return 8 * site.groups * (4 * side * side + m * n)
 
 
+def is_affordable(found: Sequence[Site]) -> bool:
+    """Whether the moments of these sites fit into the memory that is free."""
+    free = available()
+    return free is None or sum(map(moments_bytes, found)) <= FREE * free
+
+
 def check_affordable(found: Sequence[Site]) -> None:
     """``ValueError`` where the moments of these sites need more memory than is free; names the largest."""
-    need, free = sum(map(moments_bytes, found)), available()
-    if free is None or need <= FREE * free:
+    if is_affordable(found):
         return
+    need, free = sum(map(moments_bytes, found)), available() or 0
     largest = max(found, key=moments_bytes)
     raise ValueError(
         f"second moments of {len(found)} layers would take {need / 1e9:,.1f} GB, and {free / 1e9:,.1f} GB are free "

@@ -35,9 +35,10 @@ class RankRule(Protocol):
 class Optimal:
     """Least predicted loss within the budget, keeping dense always among the choices. The default.
 
-    ``probes``: truncations of each site whose effect on the loss is measured on ``samples`` calibration samples, for
-    methods that cannot tell it themselves (on fewer where more than 64 are to be probed); 0 compares sites by
-    relative error alone, and so does a plan without data.
+    For methods that cannot tell it themselves the loss follows in closed form from statistics of ``samples``
+    calibration samples. ``probes``: truncations of each site that are tried on them where these do not tell (on fewer
+    samples where more than 64 are to be tried); 0 compares sites by relative error alone, and so does a plan without
+    data.
     """
 
     probes: int = 4
