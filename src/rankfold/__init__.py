@@ -12,6 +12,7 @@ if TYPE_CHECKING:
 
 __all__ = [
     "ActivationAware",
+    "Advice",
     "ApplyError",
     "Bottlenecks",
     "BudgetError",
@@ -65,6 +66,7 @@ __all__ = [
     "Stored",
     "Teacher",
     "TokenClassification",
+    "advise",
     "apply_",
     "bottlenecks",
     "cdln_",
