@@ -13,6 +13,7 @@ from rankfold.cli.verbs.compress import compress
 from rankfold.cli.verbs.demo import demo
 from rankfold.cli.verbs.evaluate import evaluate
 from rankfold.cli.verbs.export import export
+from rankfold.cli.verbs.extract import extract
 from rankfold.cli.verbs.plan import plan
 from rankfold.cli.verbs.recover import recover
 from rankfold.cli.verbs.reproduce import reproduce
@@ -48,6 +49,7 @@ for verb in (
     evaluate,
     robustness,
     export,
+    extract,
     recover,
     reproduce,
 ):
