@@ -12,6 +12,7 @@ from rankfold.cli.verbs.apply import apply
 from rankfold.cli.verbs.collapse import collapse
 from rankfold.cli.verbs.compress import compress
 from rankfold.cli.verbs.demo import demo
+from rankfold.cli.verbs.doctor import doctor
 from rankfold.cli.verbs.evaluate import evaluate
 from rankfold.cli.verbs.export import export
 from rankfold.cli.verbs.extract import extract
@@ -37,6 +38,7 @@ app = typer.Typer(
 )
 for verb in (
     demo,
+    doctor,
     train,
     sweep,
     advise,
