@@ -50,7 +50,7 @@ class AdaptedLayer(nn.Module):
             return super().__getattr__(name)
         except AttributeError:
             base = self.__dict__.get("_modules", {}).get("base")
-            if base is None:
+            if base is None or name.startswith("__"):  # copying and pickling are this layer's own matter
                 raise
             return getattr(base, name)
 
