@@ -41,7 +41,7 @@ class Debora(torch.optim.Optimizer):
     their curvature, about s², for plain gradient descent; Adam needs no such thing. The gains s of all layers
     together take one step of away-step Frank–Wolfe on {s ≥ 0, Σs ≤ radius} along their plain gradient ∂f/∂sᵢ = uᵢᵀ(g
     vᵢ), so that the budget is met at every step. With ``step(closure)`` its length is found by backtracking; without
-    one it is ``way`` of the way along the gradients averaged with ``momentum``, shorter where a schedule lets the
+    one it is ``way`` of the way along the gradients averaged with ``averaging``, shorter where a schedule lets the
     rate fall. Gains that reach zero by a step away stay there until they pay again; ``prune_`` takes their atoms out.
 
     **Held-out half.** By default both levels see the same batches. ``step(level="lower")`` moves the atoms alone,
@@ -58,7 +58,7 @@ class Debora(torch.optim.Optimizer):
         optimizer: Callable[..., torch.optim.Optimizer] = torch.optim.Adam,
         *,
         groups: Iterable[Any] | None = None,
-        momentum: float = 0.9,
+        averaging: float = 0.9,
         way: float = 0.02,
         scaled: bool = False,
         **settings: Any,
@@ -66,12 +66,12 @@ class Debora(torch.optim.Optimizer):
         self.layers = atomic_layers(model)
         if not self.layers:
             raise ValueError("the model has no atoms to train: call rankfold.debora_ first")
-        if not 0 <= momentum < 1:
-            raise ValueError(f"momentum is a share, at least 0 and below 1, got {momentum!r}")
+        if not 0 <= averaging < 1:
+            raise ValueError(f"averaging is a share, at least 0 and below 1, got {averaging!r}")
         if not 0 < way <= 1:
             raise ValueError(f"way is a share of the way to a vertex, above 0 and at most 1, got {way!r}")
         self.radius = next(iter(self.layers.values())).radius
-        self.momentum, self.gap = momentum, float("inf")
+        self.averaging, self.gap = averaging, float("inf")
         gains = {id(layer.gains) for layer in self.layers.values()}
         if groups is None:
             groups = [p for p in model.parameters() if p.requires_grad]
@@ -164,7 +164,7 @@ class Debora(torch.optim.Optimizer):
         if closure is None:
             old = self._mean
             known = old is not None and len(old) == len(gradient)
-            mean = self.momentum * old + (1 - self.momentum) * gradient if known and old is not None else gradient
+            mean = self.averaging * old + (1 - self.averaging) * gradient if known and old is not None else gradient
             self._mean = self._turned(s, mean)
             along = direction(s, self._mean, self.radius)
             self.gap = along.gap
