@@ -102,6 +102,7 @@ __all__ = [
     "spectrum",
     "text",
     "tune_",
+    "untie_",
 ]
 
 
