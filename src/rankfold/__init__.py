@@ -22,6 +22,7 @@ __all__ = [
     "Classification",
     "Condition",
     "Cost",
+    "Debora",
     "Distill",
     "Dlrt",
     "Embedding",
@@ -31,6 +32,7 @@ __all__ = [
     "Figure",
     "Flops",
     "Form",
+    "GeoLora",
     "Global",
     "Iterative",
     "KeepEnergy",
@@ -71,6 +73,7 @@ __all__ = [
     "apply_",
     "bottlenecks",
     "cdln_",
+    "debora_",
     "deep_lora_",
     "dlrt_",
     "evaluate",
@@ -79,6 +82,7 @@ __all__ = [
     "finetune_recipe",
     "fit",
     "fold_",
+    "geolora_",
     "latencies",
     "load",
     "model_cost",
@@ -98,6 +102,7 @@ __all__ = [
     "spectrum",
     "text",
     "tune_",
+    "untie_",
 ]
 
 

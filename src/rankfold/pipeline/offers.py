@@ -15,7 +15,7 @@ from rankfold.report import Offer, OfferedLayer
 from rankfold.sites import Form
 
 MANY = 45  # budgets, of a network of up to LARGE sites; fewer of larger ones, in proportion
-LARGE = 64
+LARGE = 32
 FEWEST = 12
 _FROM, _TO = 0.98, 0.05  # of the FLOPs
 
