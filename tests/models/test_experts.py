@@ -22,8 +22,9 @@ from transformers import (
 import rankfold as rf
 import rankfold.hub
 from rankfold import costs
+from rankfold.compress.metric import generator_of
 from rankfold.compress.statistics import calibrate
-from rankfold.compress.tokens import token_metrics
+from rankfold.compress.tokens import slope_of, token_metrics
 from rankfold.layers.experts import LowRankEnter, LowRankLeave, SplitExperts, routed
 from rankfold.objectives import CausalLanguageModel
 from rankfold.observe import Samples, after
@@ -185,14 +186,22 @@ def test_the_shared_factor_is_the_best_one_for_what_enters():
 
 
 def test_the_metric_of_what_enters_is_that_of_the_stack():
-    """WᵀDW from gradients at the input: against gradients at the outputs of all experts, put below one another."""
+    """WᵀDW from gradients at the input: against gradients at the outputs of all experts, each times its matrix."""
     model, data = mixtral().double(), tokens(4, 6)
-    found = sites(model)
-    site = found["model.layers.0.mlp.experts.enter"]
+    found, objective = sites(model), CausalLanguageModel()
+    name, kept = "model.layers.0.mlp.experts.enter", {}
     with opened(model):
-        metric = token_metrics(model, Samples(data, 4, 4), found, CausalLanguageModel()).fisher[site.name]
-    assert metric.shape == (WIDTH, WIDTH)
-    assert bool((torch.linalg.eigvalsh(metric) > -1e-12).all())
+        metric = token_metrics(model, Samples(data, 4, 4), found, objective).fisher[name]
+        weight = model.get_submodule(name).weight.detach()
+        with after(model, {name: lambda module, args, kwargs, out: kept.update(index=args[1], out=out)}):
+            output = model(**data[0])
+    answer = next(each for each in objective.answers(output, data[0]) if each.classes)
+    slope = slope_of(answer.values.detach(), generator_of(-1, 0))
+    counted = slope.shape[:-1].numel() if answer.counted is None else int(answer.counted.sum())
+    slope = slope if answer.counted is None else slope * answer.counted.unsqueeze(-1)
+    (gradient,) = torch.autograd.grad((answer.values * slope).sum(), kept["out"])
+    rows = torch.einsum("tkm,tkmn->tn", gradient, weight[kept["index"]])
+    torch.testing.assert_close(metric, 0.5 * rows.mT @ rows / counted, rtol=1e-5, atol=1e-9)
 
 
 def test_an_expert_without_a_token_is_named_and_still_computes():

@@ -1,4 +1,4 @@
-"""The commands for training at low rank (DLRT, CondLR), which are of none of the five documents of the index."""
+"""The commands for training at low rank (DLRT, CondLR, dEBORA), which are of none of the documents of the index."""
 
 from __future__ import annotations
 
@@ -10,6 +10,13 @@ EXPERIMENTS = (
         "dlrt.condlr",
         "reproduce",
         "not in the index: what low rank costs under PGD, and what a bound on condition numbers gives back; MNIST",
+        (),
+    ),
+    Experiment(
+        "debora-bilevel",
+        "dlrt.debora",
+        "reproduce",
+        "not in the index: hypergradients of dEBORA beside finite differences, and its nuclear ball; planted matrices",
         (),
     ),
 )
