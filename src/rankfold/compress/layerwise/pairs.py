@@ -70,8 +70,9 @@ class Pairs:
     @property
     def trials(self) -> list[tuple[CrossMoments, CrossMoments]]:
         """Moments to fit to, and others to test the fit on: each half, and the rest."""
-        if len(self.folds) < 2:
-            return [] if self.judged is None else [(self.folds[0], self.judged)]
+        if len(self.folds) < 2:  # fewer rows than inputs tell nothing of a fit
+            known = self.judged is not None and self.judged.count >= self.judged.inputs.size
+            return [(self.folds[0], self.judged)] if known and self.judged is not None else []
         others = [] if self.judged is None else [self.judged]
         return [(fold, replace(self, folds=[other, *others]).moments) for fold, other in permutations(self.folds, 2)]
 

@@ -18,10 +18,11 @@ from rankfold.compress.methods.project import Projected, SpatialPair
 from rankfold.compress.statistics import SiteStatistics
 from rankfold.linalg import Moments
 from rankfold.linalg.cross_moments import CrossMoments
-from rankfold.linalg.ridge import Judge, Ridge, anchored_path, choose_ridge, squared_error
+from rankfold.linalg.ridge import RIDGES, Judge, Ridge, anchored_path, choose_ridge, squared_error
 from rankfold.sites import Form, Site
 
 _DAMPED = 1e-5  # of the variance of each input, added to it: where a fit is projected
+_MANY = 8  # rows for each input: where a fit needs no test
 OVERFIT = 1.5  # held-out error over fitted error, of the full matrix: above, there are too few samples
 
 
@@ -100,6 +101,8 @@ def refit(site: Site, weight: Tensor, known: Pairs, metric: Tensor | None) -> Re
         inward = torch.linalg.pinv(anchor)
     judge = Judge(None if metric is None else metric.double(), inward)
     ridge = choose_ridge(known.trials, anchor, judge)
+    if ridge.held_out is None and moments.count < _MANY * moments.inputs.size:  # nothing tells: near to what it was
+        ridge = replace(ridge, value=RIDGES[-1])
     gram = moments.gram
     (matrix,) = anchored_path(gram, moments.cross, anchor, [ridge.value])
     if inward is not None and metric is not None:
