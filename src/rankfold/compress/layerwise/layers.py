@@ -276,7 +276,7 @@ def _alone(task: Task, site: Site, entry: Entry, why: str) -> Solution:
     seen, original = task.seen, task.original
     small = seen.memory is None or moments_bytes(site) <= seen.memory
     statistics = None
-    if (small and site.layer.side == "output") or seen.memory is None:
+    if small:
         known = calibrate(
             original, seen.data, SiteList((site,)), samples=seen.samples, batch_size=seen.batch_size, metric_samples=0
         )
