@@ -64,8 +64,15 @@ def epoch(model: nn.Module, optimizer: torch.optim.Optimizer, batch: int = 16) -
 # --- what all of them keep
 
 
+OPTIMIZERS = {
+    "Adam": (torch.optim.Adam, {"lr": 0.01}),
+    "fused SGD": (torch.optim.SGD, {"lr": 0.03, "momentum": 0.9, "fused": True}),
+}
+
+
+@pytest.mark.parametrize("kind", OPTIMIZERS)
 @pytest.mark.parametrize("name", WAYS)
-def test_every_way_learns_within_its_budget_and_folds(name):
+def test_every_way_learns_within_its_budget_and_folds(name, kind):
     model = network()
     way = way_named(name, budget=0.3, **EAGER[name])
     dense = sum(p.numel() for p in model.parameters())
@@ -74,7 +81,7 @@ def test_every_way_learns_within_its_budget_and_folds(name):
     if name not in ("frobenius", "lcnn"):  # those begin at low rank
         assert torch.allclose(model.eval()(data()[0]), copy.deepcopy(model)(data()[0]))
         assert torch.allclose(model.train()(data()[0]), before, atol=1e-10)
-    optimizer = way.optimizer(model, torch.optim.Adam, lr=0.01)
+    optimizer = way.optimizer(model, OPTIMIZERS[kind][0], **OPTIMIZERS[kind][1])
     losses = [epoch(model, optimizer) for _ in range(8)]
     assert sum(losses[-2:]) < 0.9 * sum(losses[:2])
     assert optimizer.met

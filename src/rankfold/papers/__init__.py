@@ -45,6 +45,7 @@ EXPERIMENTS = {
     "cdln-movielens-alpha": ("cdln.movielens", "alpha"),
     "cdln-mlp": ("cdln.networks", "mlp"),
     "cdln-vit": ("cdln.networks", "vit"),
+    "ways-to-low-rank": ("dlrt.ways", "reproduce"),
     "condlr-mnist": ("dlrt.condlr", "reproduce"),
     "recovery-planted": ("recovery.planted", "reproduce"),
     "recovery-phase": ("recovery.phase", "reproduce"),

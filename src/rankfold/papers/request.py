@@ -28,7 +28,8 @@ class Request:
     composed matrices, ``decays`` the grid of weight decays; ``tolerance`` is the validation accuracy that may be given
     up for a larger one (one standard error of the best). ``finetune_rate``: the peak rate of fine-tuning in every way
     of compression, instead of the rate of each. ``precision`` of the arithmetic, as in a recipe. ``weights``: a trained
-    network's state dict, instead of training one. ``jobs``: trainings at a time, one thread each.
+    network's state dict, instead of training one. ``trials``: of each way over its own settings. ``jobs``:
+    trainings at a time, one thread each.
     """
 
     quick: bool = False
@@ -44,6 +45,7 @@ class Request:
     train_samples: int | None = None
     precision: Precision | None = None
     weights: Path | None = None
+    trials: int | None = None
     jobs: int = 1
 
     def __post_init__(self) -> None:
@@ -57,7 +59,7 @@ class Request:
                 raise ValueError(f"{name}: give at least one, and none twice")
         if self.depths is not None and min(self.depths) < 1:
             raise ValueError(f"depths: the number of composed matrices is at least 1, got {min(self.depths)}")
-        for name in ("epochs", "train_samples"):
+        for name in ("epochs", "train_samples", "trials"):
             value = getattr(self, name)
             if value is not None and value < 1:
                 raise ValueError(f"{name} must be at least 1, got {value}")

@@ -52,6 +52,9 @@ def reproduce(
         Path | None,
         typer.Option(metavar="FILE", help="lorita-beyond, recovery-layers: take this network, train none."),
     ] = None,
+    trials: Annotated[
+        int | None, typer.Option(min=1, help="ways-to-low-rank: trials of each way over its own settings.")
+    ] = None,
     jobs: Annotated[int, typer.Option(help="Trainings at a time, one thread each; -1 for one on each core.")] = 1,
     threads: Threads = None,
     as_json: Json = False,
@@ -85,6 +88,7 @@ def reproduce(
         train_samples=train_samples,
         precision=precision,  # type: ignore[arg-type] # checked there
         weights=weights,
+        trials=trials,
         jobs=jobs,
     )
     place = Path(name) if out is None else out

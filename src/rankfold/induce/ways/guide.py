@@ -169,6 +169,8 @@ class Guided(torch.optim.Optimizer):
     def follow(self, kept: dict[str, Tensor] | None = None) -> None:
         """Take up the parameters that have come in the place of those known here. Moments are left behind; of layers
         in ``kept`` those of these directions go along."""
+        # from zero, as SGD begins: its fused kernel takes no mixture of parameters with a buffer and without
+        rolling = any(isinstance(state.get("momentum_buffer"), Tensor) for state in self.inner.state.values())
         for key, new in self._own().items():
             old = self._known[key]
             if new is old:
@@ -182,6 +184,8 @@ class Guided(torch.optim.Optimizer):
                     k: v.index_select(axis, chosen) if isinstance(v, Tensor) and v.shape == old.shape else v
                     for k, v in state.items()
                 }
+            elif rolling:
+                self.inner.state[new] = {"momentum_buffer": torch.zeros_like(new)}
         self._known = self._own()
 
     @torch.no_grad()
