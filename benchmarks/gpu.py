@@ -3,13 +3,15 @@
     python benchmarks/gpu.py --out RESULTS [--stages equal,vgg16] [--minutes 9] [--data FOLDER] [--wheels FOLDER]
     python benchmarks/gpu.py --dry --out RESULTS        # tiny sizes, on the CPU: what continuous integration runs
     python benchmarks/gpu.py --pack FOLDER              # with RANKFOLD_DATA: the arrays that --data takes
+    python benchmarks/gpu.py --gather FOLDER            # with a network: the wheels that --wheels takes
     python benchmarks/gpu.py --list
 
 Needs no network, and of Python packages torch and what rankfold imports; on a bare machine those that are missing are
-named, or, with `--wheels`, installed from the wheels in FOLDER into a folder that is removed at the end. Each stage
-writes RESULTS/STAGE.json. One that fails, or whose estimate does not fit into what is left of `--minutes`, is told in
-one line, and the others go on. Exit code 1 if one failed. A further stage is one function in `gpu_stages/`, registered
-by `@stage(name, minutes)`.
+named, or, with `--wheels`, installed from the wheels in FOLDER into a folder that is removed at the end. Stages run in
+the order of their worth; each writes RESULTS/STAGE.json, and weights of at most 16 MB beside it. One that fails, or
+whose estimate does not fit into what is left of `--minutes`, is told in one line, and the others go on; one that
+RESULTS has already is not run again, so that the same call goes on where the last one ended. Exit code 1 if one failed.
+A further stage is one function in `gpu_stages/`, registered by `@stage(name, minutes)`, with a place in `ORDER`.
 """
 
 from __future__ import annotations
@@ -39,11 +41,30 @@ NEEDED = {
     "typing_extensions": "typing_extensions",
     "tensorly": "tensorly",
     "threadpoolctl": "threadpoolctl",
+    "pandas": "pandas",
 }
+# what those import in turn, without which they do not start
+WITH_THEM = (
+    "pydantic-core",
+    "annotated-types",
+    "typing-inspection",
+    "joblib",
+    "python-dateutil",
+    "pytz",
+    "tzdata",
+    "six",
+)
 
 
 def missing() -> list[str]:
     return [package for module, package in NEEDED.items() if importlib.util.find_spec(module) is None]
+
+
+def gathering(folder: Path) -> list[str]:
+    """The command that downloads the wheels of everything but torch, with what they need themselves."""
+    names = [*(name for name in NEEDED.values() if name != "torch"), *WITH_THEM]
+    pip = [sys.executable, "-m", "pip", "download", "--only-binary", ":all:", "--no-deps", "--dest", str(folder)]
+    return [*pip, *names]
 
 
 def install(wheels: Path, target: Path) -> None:
@@ -68,9 +89,15 @@ def main() -> int:
     parser.add_argument("--device", help="cuda by default, cpu with --dry")
     parser.add_argument("--data", type=Path, help="folder that --pack wrote")
     parser.add_argument("--wheels", type=Path, help="folder of wheels to install what is missing from")
+    parser.add_argument("--again", action="store_true", help="run also the stages that --out has finished")
+    parser.add_argument(
+        "--gather", type=Path, metavar="FOLDER", help="download the wheels that --wheels takes, and end"
+    )
     parser.add_argument("--pack", type=Path, metavar="FOLDER", help="write cifar10 as arrays, and end")
     parser.add_argument("--list", action="store_true", help="print the stages and their minutes")
     given = parser.parse_args()
+    if given.gather is not None:
+        return subprocess.run(gathering(given.gather), check=False).returncode
     if importlib.util.find_spec("rankfold") is None:
         sys.path.insert(0, str(HERE.parent / "src"))
     sys.path.insert(0, str(HERE))
@@ -92,7 +119,11 @@ def _with_packages(given: argparse.Namespace, parser: argparse.ArgumentParser) -
     from gpu_stages.arrays import pack
 
     if given.list:
-        print("\n".join(f"{stage.name:10} about {stage.minutes:g} min: {stage.says}" for stage in STAGES.values()))
+        print(
+            "\n".join(
+                f"{stage.name:10} {stage.needs:g} to {stage.minutes:g} min: {stage.says}" for stage in STAGES.values()
+            )
+        )
         return 0
     if given.pack is not None:
         print(f"wrote {', '.join(pack(given.pack))} to {given.pack}")
@@ -119,13 +150,17 @@ def run(names: list[str], given: argparse.Namespace, device: Any) -> int:
     for name in names:
         stage = STAGES[name]
         left = given.minutes - (time.monotonic() - began) / 60
-        needed = stage.minutes if not given.dry else 0.5
+        if not given.again and (done := _done(given.out, name, given.dry)):
+            print(f"{name}: done before, by {done}: --again runs it once more", flush=True)
+            continue
+        needed = stage.needs if not given.dry else 0.5
         if needed > left:
             _tell(given.out, name, "left out", f"needs about {needed:g} min, {left:.1f} are left")
             continue
         start = time.monotonic()
+        deadline = start + 60 * min(left, stage.minutes if not given.dry else left)
         try:
-            found = stage.run(Context(device, given.dry, start + 60 * left, given.data))
+            found = stage.run(Context(device, given.dry, deadline, given.data, given.out))
         except Exception as error:  # whatever it is, the other stages go on
             failed = True
             why = f"{type(error).__name__}: {' '.join(str(error).split())[:300]}"
@@ -137,6 +172,15 @@ def run(names: list[str], given: argparse.Namespace, device: Any) -> int:
         said = f"{len(wrong)} of its comparisons are off: {'; '.join(wrong)}"[:400] if wrong else found.get("said", "")
         _tell(given.out, name, "failed" if wrong else "done", said, **facts, wrong=wrong, found=found)
     return int(failed)
+
+
+def _done(out: Path, name: str, dry: bool) -> str:
+    """The device on which the stage was done already, as its file in ``out`` says; "" where it was not."""
+    try:
+        row = json.loads((out / f"{name}.json").read_text(encoding="utf-8"))
+        return row["device"] if row["state"] == "done" and row["dry"] == dry else ""
+    except (OSError, ValueError, KeyError, TypeError):
+        return ""
 
 
 def _tell(out: Path, name: str, state: str, said: str, **rest: Any) -> None:

@@ -8,7 +8,7 @@ import torch
 from torch import nn
 
 from rankfold.layers import FactoredConv, LowRankLinear
-from rankfold.sites import sites, split_attention
+from rankfold.sites import opened, sites
 
 FACTORED = (LowRankLinear, FactoredConv)
 
@@ -17,7 +17,7 @@ def multiplied_out(original: nn.Module, compressed: nn.Module) -> nn.Module:
     """The original architecture with the weights (refitted ones too), biases and BatchNorm statistics of the other."""
     dense = copy.deepcopy(original)
     theirs = dict(compressed.named_modules())
-    with split_attention(dense), torch.no_grad():
+    with opened(dense), torch.no_grad():
         for site in sites(dense):
             new, layer = theirs.get(site.name), dense.get_submodule(site.name)
             if new is None:  # inside attention that stayed in one piece

@@ -26,14 +26,27 @@ def results(folder: Path) -> dict[str, dict]:
     return {file.stem: json.loads(file.read_text()) for file in folder.glob("*.json")}
 
 
-def test_every_gpu_stage_runs_dry(tmp_path: Path) -> None:
+STAGES = ["equal", "vgg16", "vgg16-products", "resnet20", "block-7b", "decode", "vit", "cdln-vit", "cdln-updates"]
+
+
+def test_every_gpu_stage_runs_dry_in_the_order_of_worth(tmp_path: Path) -> None:
     done = run("gpu.py", "--dry", "--out", tmp_path)
     assert done.returncode == 0, done.stdout + done.stderr
+    assert [line.partition(":")[0] for line in done.stdout.splitlines()] == STAGES
     found = results(tmp_path)
-    assert {name: row["state"] for name, row in found.items()} == {"equal": "done", "vgg16": "done"}
+    assert {row["state"] for row in found.values()} == {"done"}
     compared = {row["what"] for row in found["equal"]["found"]["comparisons"]}
     assert {"project, float32", "sequential, bfloat16", "training, bfloat16", "recovery, nuclear"} <= compared
-    assert len(done.stdout.splitlines()) == 2
+    assert {"form cp of down", "form pivoted of hidden", "low-rank training, float32"} <= compared
+    assert "sequential in parts, float32" in compared
+    assert {row["N"] for row in found["resnet20"]["found"]["rows"]} == {3}
+    kept = [file for file in tmp_path.glob("*.safetensors") if "n3" in file.name]
+    assert kept
+    assert all(file.stat().st_size < 16 << 20 for file in kept)
+    again = run("gpu.py", "--dry", "--out", tmp_path, "--stages", "decode,vit")
+    assert again.stdout.splitlines() == [
+        f"{name}: done before, by {found[name]['device']}: --again runs it once more" for name in ("decode", "vit")
+    ]
 
 
 @pytest.fixture
@@ -57,26 +70,68 @@ def test_a_stage_that_fails_or_does_not_fit_is_one_line_and_the_others_go_on(
         "good": stages.Stage("good", 1, lambda context: {"said": f"{context.seconds_left:.0f} s", "x": 3}),
     }
     monkeypatch.setattr(stages, "STAGES", table)
-    given = argparse.Namespace(out=tmp_path, minutes=9.0, dry=False, data=None)
+    given = argparse.Namespace(out=tmp_path, minutes=9.0, dry=False, data=None, again=False)
     assert runner.run(list(table), given, torch.device("cpu")) == 1
     assert capsys.readouterr().out.splitlines() == [
         "long: left out: needs about 100 min, 9.0 are left",
         "bad: failed: RuntimeError: two lines",
         "off: failed: 1 of its comparisons are off: 1 is not 2",
-        "good: done: 540 s",
+        "good: done: 60 s",  # no more than it asked for
     ]
     found = results(tmp_path)
     assert [found[name]["state"] for name in table] == ["left out", "failed", "failed", "done"]
-    assert found["good"]["found"] == {"said": "540 s", "x": 3}
+    assert found["good"]["found"] == {"said": "60 s", "x": 3}
     assert runner.run(["good"], given, torch.device("cpu")) == 0
+    assert "done before" in capsys.readouterr().out  # the same call goes on where the last one ended
+    (tmp_path / "good.json").write_text("damaged")
+    assert runner.run(["good"], given, torch.device("cpu")) == 0
+    assert results(tmp_path)["good"]["state"] == "done"
+    short = argparse.Namespace(**(vars(given) | {"minutes": 0.5}))
+    assert runner.run(["good", "bad"], short, torch.device("cpu")) == 0
+    assert capsys.readouterr().out.splitlines()[-1] == "bad: left out: needs about 1 min, 0.5 are left"
 
 
 def test_data_that_are_missing_are_named(tmp_path: Path) -> None:
     done = run("gpu.py", "--device", "cpu", "--stages", "vgg16", "--out", tmp_path, "--data", tmp_path)
     assert done.returncode == 1
     assert "vgg16: failed: FileNotFoundError" in done.stdout
-    assert "train_images.npy" in done.stdout
+    assert "index.json" in done.stdout
     assert "--pack" in done.stdout
+
+
+def test_images_are_packed_in_parts_and_a_missing_one_is_named(
+    runner: ModuleType, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    arrays = importlib.import_module("gpu_stages.arrays")
+    images = torch.randint(0, 256, (50, 3, 32, 32), dtype=torch.uint8, generator=torch.Generator().manual_seed(0))
+    sets = {"train": (images, torch.arange(50) % 10), "test": (images[:20], torch.arange(20) % 10)}
+    monkeypatch.setattr(arrays, "load_images", lambda name: sets)
+    monkeypatch.setattr(arrays, "VALIDATION", 5)
+    names = arrays.pack(tmp_path, most=20 * 3072)
+    assert [name for name in names if "train_images" in name] == [f"cifar10/train_images-0{i}.npy" for i in range(3)]
+    assert max(file.stat().st_size for file in (tmp_path / "cifar10").iterdir()) <= 20 * 3072 + 128
+    data = arrays.cifar10(tmp_path)
+    assert torch.equal(torch.cat([data.train.inputs, data.validation.inputs]), images)
+    assert data.test.labels.tolist() == sets["test"][1].tolist()
+    (tmp_path / "cifar10" / "train_images-01.npy").unlink()
+    with pytest.raises(FileNotFoundError, match=r"lacks train_images-01\.npy: make them with --pack"):
+        arrays.cifar10(tmp_path)
+
+
+def test_too_many_weights_are_not_kept(runner: ModuleType, tmp_path: Path) -> None:
+    stages = importlib.import_module("gpu_stages")
+    context = stages.Context(torch.device("cpu"), True, 0.0, out=tmp_path)
+    assert context.keep("small", {"w": torch.zeros(1000)}) == "small.safetensors, 0.0 MB"
+    assert (tmp_path / "small.safetensors").stat().st_size < 3000
+    assert context.keep("large", {"w": torch.zeros(9 << 20)}) == "not kept: 18.0 MB"
+    assert not (tmp_path / "large.safetensors").exists()
+
+
+def test_what_a_bare_machine_needs_is_gathered_without_torch(runner: ModuleType, tmp_path: Path) -> None:
+    command = runner.gathering(tmp_path)
+    assert command[1:4] == ["-m", "pip", "download"]
+    assert {"pydantic", "pydantic-core", "tensorly", "pandas", "scikit-learn", "joblib"} <= set(command)
+    assert "torch" not in command
 
 
 def test_what_is_not_equal_is_seen(runner: ModuleType) -> None:

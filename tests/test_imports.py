@@ -99,3 +99,14 @@ def test_the_public_names_bring_no_slow_library() -> None:
     found = set(done.stdout.split())
     assert "torch" in found
     assert not found & (HEAVY | COMPILER | {"scipy"})
+
+
+def test_rooms_with_names_of_their_own_are_found_without_an_import() -> None:
+    lines = (
+        "import rankfold as rf",
+        "rooms = sorted(rf._ROOMS)",
+        "assert all(getattr(rf, room).__name__ == f'rankfold.{room}' for room in rooms) and rooms",
+        "assert rf.hub.to_dense and callable(rf.sites)",
+        "assert not hasattr(rf, 'nothing')",
+    )
+    subprocess.run([sys.executable, "-c", "\n".join(lines)], check=True)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 
 import numpy as np
@@ -12,15 +13,30 @@ from rankfold.zoo.images import IMAGE_SETS, load_images
 
 NAMES = ("train_images", "train_labels", "test_images", "test_labels")
 VALIDATION = 5_000
+PART = 16 << 20  # bytes of a file
 
 
-def pack(folder: Path, name: str = "cifar10") -> tuple[str, ...]:
-    """Write the images of a data set that ``RANKFOLD_DATA`` holds as four files; their names."""
-    (folder / name).mkdir(parents=True, exist_ok=True)
-    for split, (images, labels) in load_images(name).items():
-        np.save(folder / name / f"{split}_images.npy", images.numpy())
-        np.save(folder / name / f"{split}_labels.npy", labels.numpy())
-    return tuple(f"{name}/{file}.npy" for file in NAMES)
+def pack(folder: Path, name: str = "cifar10", most: int = PART) -> tuple[str, ...]:
+    """Write the images of a data set that ``RANKFOLD_DATA`` holds, in files of at most ``most`` bytes; their names.
+
+    ``index.json`` says how many parts each array has.
+    """
+    place = folder / name
+    place.mkdir(parents=True, exist_ok=True)
+    index = {}
+    for split, pair in load_images(name).items():
+        for what, array in zip(("images", "labels"), pair, strict=True):
+            rows = max(1, most // (array[0].numel() * array.element_size()))
+            begins = range(0, len(array), rows)
+            for number, begun in enumerate(begins):
+                np.save(place / f"{split}_{what}-{number:02d}.npy", array.numpy()[begun : begun + rows])
+            index[f"{split}_{what}"] = len(begins)
+    (place / "index.json").write_text(json.dumps(index) + "\n", encoding="utf-8")
+    return tuple(f"{name}/{file}" for file in (*_files(index), "index.json"))
+
+
+def _files(index: dict[str, int]) -> list[str]:
+    return [f"{array}-{number:02d}.npy" for array, parts in index.items() for number in range(parts)]
 
 
 def cifar10(folder: Path | None) -> zoo.Data:
@@ -30,10 +46,17 @@ def cifar10(folder: Path | None) -> zoo.Data:
     no further package.) Raises ``FileNotFoundError`` that names what is missing.
     """
     place = (folder or Path(".")) / "cifar10"
-    absent = [f"{name}.npy" for name in NAMES if folder is None or not (place / f"{name}.npy").is_file()]
-    if absent:
-        raise FileNotFoundError(f"{place} lacks {', '.join(absent)}: make them with --pack, and give --data FOLDER")
-    found = {name: torch.from_numpy(np.load(place / f"{name}.npy")) for name in NAMES}
+    remedy = "make them with --pack, and give --data FOLDER"
+    if folder is None or not (place / "index.json").is_file():
+        raise FileNotFoundError(f"{place} lacks index.json and its arrays: {remedy}")
+    index = json.loads((place / "index.json").read_text(encoding="utf-8"))
+    absent = [file for file in _files(index) if not (place / file).is_file()]
+    if absent or set(index) != set(NAMES):
+        raise FileNotFoundError(f"{place} lacks {', '.join(absent[:4]) or 'some arrays'}: {remedy}")
+    found = {
+        name: torch.from_numpy(np.concatenate([np.load(place / f"{name}-{i:02d}.npy") for i in range(index[name])]))
+        for name in NAMES
+    }
     return data_of(*(found[name] for name in NAMES), VALIDATION)
 
 

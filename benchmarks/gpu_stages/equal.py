@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -28,10 +29,10 @@ SEED = 0
 
 @stage("equal", minutes=4)
 def equal(context: Context) -> dict[str, Any]:
-    """Every method, sequential fitting, training and matrix recovery: the device against the CPU."""
+    """Every method and form, fits in parts, training, products, low rank and recovery: the device against the CPU."""
     rows: list[dict[str, Any]] = []
     with exact_products():
-        for case in (*_methods(context), *_trainings(context), *_recoveries(context)):
+        for case in (*_methods(context), *_forms(context), *_trainings(context), *_recoveries(context)):
             rows.append(case())
     wrong = [f"{row['what']}: {row['said']}" for row in rows if not row["equal"]]
     worst = max((row["distance"] / row["tolerance"] for row in rows if "distance" in row), default=0.0)
@@ -112,26 +113,66 @@ def _images(count: int, seed: int) -> Tensor:
 
 
 def _methods(context: Context) -> list[Callable[[], dict[str, Any]]]:
-    samples = 64 if context.dry else 512
+    samples = 32 if context.dry else 512
     names = [method.name for method in METHODS]
-    if context.dry:  # these two take most of the time, and differ from sequential in the program alone
-        names = [name for name in names if name not in ("nuclear", "maxnorm")]
+    cases = [(name, said) for said in DTYPES for name in names]
+    if context.dry:  # of the fits one, which the others differ from in the program alone, and one dtype for each
+        cases = [(name, "float32") for name in ("project", "truncate", "tucker")] + [("sequential", "bfloat16")]
 
-    def both(name: str, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
-        return tuple(_outputs(name, dtype, torch.device(place), samples) for place in ("cpu", context.device))
+    def both(name: str, dtype: torch.dtype, memory: int | None = None) -> tuple[Tensor, Tensor]:
+        return on_both(context, lambda device: _outputs(name, dtype, device, samples, memory))
+
+    made = [
+        compared(f"{name}, {said}", DTYPES[said][1], lambda name=name, said=said: both(name, DTYPES[said][0]))
+        for name, said in cases
+    ]
+    # 20 MB: moments a few layers at a time
+    streamed = compared("sequential in parts, float32", FLOAT32, lambda: both("sequential", torch.float32, 20_000_000))
+    return [*made, streamed]
+
+
+def on_both(context: Context, work: Callable[[torch.device], Tensor]) -> tuple[Tensor, Tensor]:
+    """(on the CPU, on the device); where the device is the CPU, the same once."""
+    expected = work(torch.device("cpu"))
+    return expected, expected if context.device.type == "cpu" else work(context.device)
+
+
+def _forms(context: Context) -> list[Callable[[], dict[str, Any]]]:
+    """Every form that a layer can take, at a rank, applied to the same inputs."""
+    model, images = _network(), _images(16, 4)
+    cases = {
+        (site.name, form): site
+        for site in rf.sites(model)
+        if site.name in RANKS["matrix"]
+        for form in sorted(site.forms - {rf.Form.KEEP, rf.Form.DENSE})
+        if not (context.dry and site.name == "body")  # of two convolutions one shows every form
+    }
+
+    def outputs(name: str, form: rf.Form, device: torch.device) -> Tensor:
+        method = form.value if form.value in RANKS else "truncate"
+        rank = RANKS.get(method, RANKS["matrix"])[name]
+        plan = rf.plan(model, rf.Ranks({name: rank}), method, example=images[:1])
+        entries = tuple(e if e.site != name else replace(e, form=form) for e in plan.entries)
+        small = rf.apply_(copy.deepcopy(model), plan.with_entries(entries)).to(device)
+        with torch.no_grad():
+            return small(images.to(device))
 
     return [
-        compared(f"{name}, {said}", tolerance, lambda name=name, dtype=dtype: both(name, dtype))
-        for said, (dtype, tolerance) in DTYPES.items()
-        for name in names
-    ]
+        compared(
+            f"form {form.value} of {name}", FLOAT32,
+            lambda name=name, form=form: on_both(context, lambda device: outputs(name, form, device)),
+        )
+        for name, form in cases
+    ]  # fmt: skip
 
 
-def _outputs(name: str, dtype: torch.dtype, device: torch.device, samples: int) -> Tensor:
+def _outputs(name: str, dtype: torch.dtype, device: torch.device, samples: int, memory: int | None = None) -> Tensor:
     """What a network answers that was compressed to fixed ranks and repaired, all of it on ``device``."""
     original = _network().to(device, dtype)
     data = [batch.to(device, dtype) for batch in _images(samples, 1).split(64)]
-    plan = rf.plan(original, rf.Ranks(RANKS.get(name, RANKS["matrix"])), name, data, example=data[0][:1])
+    ranks = rf.Ranks(RANKS.get(name, RANKS["matrix"]))
+    calibration = rf.Calibration(memory=memory)
+    plan = rf.plan(original, ranks, name, data, example=data[0][:1], calibration=calibration)
     small = rf.apply_(copy.deepcopy(original), plan)
     if not any(method.name == name and fits_layers(method) for method in METHODS):
         rf.reestimate_(small, original, data)
@@ -148,28 +189,44 @@ def _trainings(context: Context) -> list[Callable[[], dict[str, Any]]]:
         model = _network()
         prepare(model)
         model.to(place)
-        recipe = rf.Recipe(epochs=2, batch_size=32, learning_rate=0.02, precision=precision)
+        recipe = rf.Recipe(epochs=1 if context.dry else 2, batch_size=32, learning_rate=0.02, precision=precision)
         rf.fit(model, (images, labels), None, recipe)
         rf.fold_(model)
         return torch.tensor([rf.evaluate(model, (images, labels)).loss])
+
+    def low_rank(place: torch.device) -> Tensor:
+        """Layers on the manifold of rank 6, a window of five steps, the bases turned and cut."""
+        model = _network()
+        rf.dlrt_(model, rank=6)
+        model.to(place)
+        optimizer = rf.Dlrt(model, torch.optim.SGD, lr=0.02, window=5, tolerance=0.05)
+        x, y = images.to(place), labels.to(place)
+        for step in range(6 if context.dry else 20):
+            part = slice(32 * step % len(x), 32 * step % len(x) + 32)
+            optimizer.zero_grad()
+            nn.functional.cross_entropy(model(x[part]), y[part]).backward()
+            optimizer.step()
+        optimizer.settle()
+        with torch.no_grad():
+            return nn.functional.cross_entropy(model(x), y).cpu().view(1)
 
     kinds: dict[str, Callable[[nn.Module], Any]] = {
         "training": lambda model: None,
         "training of products": lambda model: rf.overparametrize_(model, 3),
     }
     precisions = (("float32", TRAINED), ("bfloat16", TRAINED_BFLOAT16))
-    return [
+    made = [
         compared(
             f"{what}, {precision}",
             tolerance,
-            lambda precision=precision, prepare=prepare: (
-                loss("cpu", precision, prepare),
-                loss(context.device, precision, prepare),
+            lambda precision=precision, prepare=prepare: on_both(
+                context, lambda place: loss(place, precision, prepare)
             ),
         )
         for what, prepare in kinds.items()
         for precision, tolerance in precisions
     ]
+    return [*made, compared("low-rank training, float32", TRAINED, lambda: on_both(context, low_rank))]
 
 
 def _recoveries(context: Context) -> list[Callable[[], dict[str, Any]]]:
@@ -188,8 +245,6 @@ def _recoveries(context: Context) -> list[Callable[[], dict[str, Any]]]:
     }
 
     def both(make: Callable[[str], Any]) -> tuple[Tensor, Tensor]:
-        return tuple(
-            torch.from_numpy(np.asarray(make(place).fit(known).reconstruct())) for place in ("cpu", str(context.device))
-        )
+        return on_both(context, lambda device: torch.from_numpy(np.asarray(make(str(device)).fit(known).reconstruct())))
 
     return [compared(f"recovery, {name}", RECOVERED, lambda make=make: both(make)) for name, make in estimators.items()]

@@ -20,7 +20,7 @@ KEPT = (0.5, 0.3, 0.15)  # of the FLOPs
 SHARE = 0.6  # of the time for training; what is left compresses and fine-tunes
 
 
-@stage("vgg16", minutes=8)
+@stage("vgg16", minutes=5, least=3)
 def vgg16(context: Context) -> dict[str, Any]:
     """VGG16-BN on CIFAR-10: accuracy on the test split at three FLOP budgets, before and after fine-tuning."""
     data = noise(32) if context.dry else cifar10(context.data)

@@ -12,6 +12,7 @@ if TYPE_CHECKING:
 
 __all__ = [
     "ActivationAware",
+    "Advice",
     "ApplyError",
     "Bottlenecks",
     "BudgetError",
@@ -71,6 +72,7 @@ __all__ = [
     "Stored",
     "Teacher",
     "TokenClassification",
+    "advise",
     "apply_",
     "bottlenecks",
     "cdln_",
@@ -103,11 +105,20 @@ __all__ = [
 ]
 
 
+_ROOMS = frozenset({"adapt", "collapse", "forms", "hub", "linalg", "recover", "testing", "zoo"})  # with public names
+
+
 class _Package(ModuleType):
-    """Imports the public names when the first of them is used, so that ``rankfold --help`` need not wait for torch.
+    """Imports the public names when the first of them is used, so that ``rankfold --help`` need not wait for torch; and
+    rooms with public names of their own, so that ``rankfold.hub.to_dense`` is found after ``import rankfold`` alone.
 
     Names that are also rooms of the package (``sites``, ``spectrum``) are the functions, whatever was imported before.
     """
+
+    def __getattr__(self, name: str) -> Any:
+        if name in _ROOMS:
+            return importlib.import_module(f"rankfold.{name}")
+        raise AttributeError(f"module 'rankfold' has no attribute {name!r}")
 
     def __getattribute__(self, name: str) -> Any:
         if name in super().__getattribute__("__all__"):

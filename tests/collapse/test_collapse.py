@@ -18,7 +18,7 @@ from rankfold.collapse.backward import layer_rows, local_gradients, product_boun
 from rankfold.collapse.centroid import NotAChainError, Tail, centroid_gradients, centroids, exact_remainder, gradients
 from rankfold.collapse.gradients import gradient_ranks, numerical_rank
 from rankfold.collapse.scatter import Scatter
-from rankfold.sites import split_attention
+from rankfold.sites import opened
 
 seeds = st.integers(0, 2**31)
 
@@ -151,7 +151,7 @@ def test_tokens_belong_to_their_samples(samples: int, length: int) -> None:
     assert found.classes["pooled"].wcss == pytest.approx(naive_wcss(z.mean(1), labels))
     assert found.classes["whole"].wcss == pytest.approx(naive_wcss(z.flatten(1), labels))
     assert found.classes["whole"].wcss != pytest.approx(naive_wcss(z.transpose(0, 1).reshape(samples, -1), labels))
-    with split_attention(model):
+    with opened(model):
         (_, a, delta), *_ = layer_rows(model, ("attention.v_proj",), ids, targets, cross_entropy, 1 / samples)
         near = local_gradients(model, ("attention.v_proj",), ids, targets, partition, cross_entropy)
         of_row = Partition.of(labels.repeat_interleave(length))

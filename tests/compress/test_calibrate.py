@@ -16,7 +16,7 @@ from rankfold.compress.planning.planner import plan
 from rankfold.compress.planning.profile import Calibration
 from rankfold.compress.ranks.budget import Ranks
 from rankfold.compress.statistics import Statistics, calibrate
-from rankfold.sites import Site, sites, split_attention
+from rankfold.sites import Site, opened, sites
 from rankfold.sites import patches as places
 
 
@@ -39,7 +39,7 @@ def test_moments_are_those_of_the_rows(case: Case, monkeypatch):
     model, x = case.model(), case.inputs()
     found = sites(model)
     seen: dict[str, tuple[Tensor, Tensor]] = {}
-    with split_attention(model), torch.no_grad():
+    with opened(model), torch.no_grad():
         for site in found:
             model.get_submodule(site.name).register_forward_hook(
                 lambda module, args, output, name=site.name: seen.update({name: (args[0], output)})

@@ -27,7 +27,7 @@ from rankfold.compress.statistics import calibrate
 from rankfold.compress.trial import Trial
 from rankfold.costs import evaluating, trace
 from rankfold.objectives import main_tensor
-from rankfold.sites import Form, replace_, sites, split_attention
+from rankfold.sites import Form, opened, replace_, sites
 
 
 def quiet(what, done, total):
@@ -43,14 +43,15 @@ class Problem:
     choices: dict
     limits: tuple
 
-    def steps(self, samples, step, most=10_000):
+    def steps(self, samples, step, most=10_000, counted="stored"):
         taken = []
 
         def watch(done):
             taken.append((done.site, done.option.rank))
             return len(taken) < most
 
-        truncations(self.root, self.candidates, self.choices, self.limits, samples, Iterative(step), watch)
+        rule = Iterative(step, counted=counted)
+        truncations(self.root, self.candidates, self.choices, self.limits, samples, rule, watch)
         return taken
 
 
@@ -61,7 +62,7 @@ def problem(root, batch, keep=0.5, method="truncate", only=None):
     _, calls = trace(root, kwargs if kwargs else args, found)
     method = method_named(method)
     statistics = calibrate(root, [batch], found) if method.needs_data else None
-    with split_attention(root):
+    with opened(root):
         candidates = {k: v[:1] for k, v in decompose(root, found, method, statistics, quiet).candidates.items()}
         counter = Counter(calls, 1, {site.name: 8 for site in found})
         prices = relative_energy([c for group in candidates.values() for c in group])
@@ -76,22 +77,28 @@ def singles(batch):
     return draw([batch], size, torch.Generator().manual_seed(0))
 
 
-def naive(problem, samples, step, most=10_000):
+def naive(problem, samples, step, most=10_000, counted="stored"):
     """The same steps by building every truncated network and running it from end to end."""
+    by_value = counted == "values"
     batch = join(samples)
     args, kwargs = arguments(batch)
     picked, taken = start(problem.choices), []
 
     def params(site, option):
         layer, kept = problem.candidates[site][0].site.layer, option.form is Form.KEEP
+        if kept and by_value:
+            (m, n), groups = problem.candidates[site][0].site.shape, layer.groups
+            bias = m * groups if problem.candidates[site][0].bias else 0
+            return groups * min(m, n) * (m + n) + bias
         return layer.params(option.form, option.rank, layer.has_bias if kept else problem.candidates[site][0].bias)
 
     def cost(choice):
-        return sum(option.costs[0] for option in choice.values())
+        return sum(min(option.costs[0], problem.choices[site][0].costs[0]) for site, option in choice.items())
 
     def options_of(site):
         keep, *rest = problem.choices[site]
-        return [o for o in rest if o.form is problem.candidates[site][0].form and o.costs[0] < keep.costs[0]]
+        alike = [o for o in rest if o.form is problem.candidates[site][0].form]
+        return [o for o in alike if o.costs[0] < keep.costs[0] or (by_value and o.rank < keep.rank)]
 
     def built(choice):
         model = copy.deepcopy(problem.root)
@@ -108,7 +115,7 @@ def naive(problem, samples, step, most=10_000):
             replace_(model, old, new)
         return model
 
-    with evaluating(problem.root), split_attention(problem.root):
+    with evaluating(problem.root), opened(problem.root):
         original = main_tensor(problem.root(*args, **kwargs))
         while cost(picked) > problem.limits[0] and len(taken) < most:
             tried = []
@@ -177,6 +184,42 @@ def test_steps_are_those_of_plain_forward_passes(seed, step, keep, labelled):
     steps = task.steps(samples, step, 6)
     assert steps == naive(task, samples, step, 6)
     assert len(steps) > 1
+
+
+@given(st.integers(0, 1000), st.integers(5, 40), st.floats(0.4, 0.8))
+@settings(max_examples=4)
+def test_steps_counted_by_value_are_those_of_plain_forward_passes(seed, step, keep):
+    model, batch = residual(seed)
+    task = problem(model, batch, keep)
+    samples = singles(batch)
+    steps = task.steps(samples, step, 8, "values")
+    assert steps == naive(task, samples, step, 8, "values")
+    assert steps != task.steps(samples, step, 8)
+
+
+def test_the_first_step_counts_what_is_stored_or_every_value_alike():
+    """40 × 40: rank 19 is the first whose factors have 50 fewer than the matrix; a value counts 80: one goes."""
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Linear(40, 40, bias=False)).double()
+    task = problem(model, torch.randn(20, 40).double(), 0.5)
+    samples = singles(torch.randn(20, 40).double())
+    assert task.steps(samples, 50, 2) == [("0", 19), ("0", 18)]
+    by_value = task.steps(samples, 50, counted="values")
+    assert by_value == [("0", rank) for rank in range(39, 9, -1)]  # 0.5 · 1,600 is rank 10
+    assert task.steps(samples, 170, counted="values")[:2] == [("0", 37), ("0", 34)]
+
+
+def test_a_layer_whose_factors_save_nothing_is_kept_whole():
+    """Counted by value both layers are truncated on the way; in the plan stands only what is smaller for it."""
+    torch.manual_seed(1)
+    model = nn.Sequential(nn.Linear(30, 30, bias=False), nn.Linear(30, 30, bias=False))
+    model[0].weight.data += 30 * torch.outer(torch.ones(30), torch.ones(30)) / 30  # its tail matters less
+    batch = torch.randn(64, 30)
+    plan = rf.plan(model, "params=0.75", "truncate", [batch], rule=Iterative(60, 64, counted="values"))
+    assert plan.after.params <= 0.75 * plan.before.params
+    assert all(entry.form is Form.KEEP or entry.rank < 15 for entry in plan.entries)
+    with pytest.raises(ValueError, match="stored or values"):
+        Iterative(counted="all")
 
 
 @pytest.mark.parametrize("name", ["conv_net", "encoder", "encoder_decoder", "gpt2", "t5"])

@@ -21,7 +21,7 @@ from rankfold.compress.ranks.budget import Latency, Params
 from rankfold.compress.ranks.latency import meet_latency, paired
 from rankfold.compress.ranks.timing import FASTER, Curve, grid, site_timing
 from rankfold.costs import Cost, Example
-from rankfold.sites import Form, sites, split_attention
+from rankfold.sites import Form, opened, sites
 
 
 def quiet(what, done, total):
@@ -45,7 +45,7 @@ class Clock:
 
 def timing_of(root, example, timer, method="truncate", batch=3, every_form=True):
     found, example = sites(root), Example.of(example)
-    with split_attention(root):
+    with opened(root):
         made = decompose(root, found, method_named(method), None, quiet).candidates
         candidates = made if every_form else {name: group[:1] for name, group in made.items()}
         return found, site_timing(root, found, candidates, example, batch, quiet, timer=timer)

@@ -24,10 +24,11 @@ from rankfold.compress.planning.profile import Calibration
 from rankfold.compress.statistics import SiteStatistics, calibrate
 from rankfold.costs import evaluating
 from rankfold.linalg.cross_moments import CrossMoments
+from rankfold.linalg.programs.maxnorm import nuclear_max_norm
 from rankfold.linalg.ridge import RIDGES, Ridge, anchored_path, choose_ridge
 from rankfold.pipeline import layer_errors
+from rankfold.sites import opened, sites
 from rankfold.sites import patches as places
-from rankfold.sites import sites, split_attention
 
 METHODS = [Sequential(), Sequential(rounds=1, kept=False), ActivationAware(), NuclearBall(), MaxNorm(iterations=200)]
 
@@ -355,7 +356,7 @@ def test_activations_that_are_not_finite_name_the_site():
 @pytest.mark.parametrize("name", ["first.0", "second.0"])
 def test_behind_a_relu_the_descent_gains_what_it_says(form, name):
     model, x = residual()
-    with split_attention(model):
+    with opened(model):
         site = sites(model)[name]
         solved = {}
         for method in (ActivationAware(), Sequential()):
@@ -392,6 +393,24 @@ def test_the_convex_program_behind_a_relu_is_certified():
     assert (found - wanted).norm() < 0.5 * (wanted - wanted.mean((0, 2, 3), keepdim=True)).norm()
 
 
+def test_the_convex_program_behind_a_relu_has_the_bound_of_the_theorem(monkeypatch):
+    """|X̃Z| ≤ α, the largest output that is to be imitated: without it hidden outputs run away."""
+    seen = []
+
+    def spied(rows, y, **limits):
+        fit = nuclear_max_norm(rows, y, **limits)
+        seen.append((float((rows @ fit.weight.mT).abs().max()), limits["bound"], float(y.max())))
+        return fit
+
+    monkeypatch.setattr("rankfold.compress.methods.relu.nuclear_max_norm", spied)
+    model, x = residual()
+    method = ActivationAware(rounds=1, convex=True, forms=frozenset({rf.Form.FACTORED}))
+    rf.plan(model, rf.Ranks({"first.0": 6}), method, [x])
+    ((largest, bound, shown),) = seen
+    assert largest <= bound * (1 + 1e-9)
+    assert shown <= bound < 100 * shown
+
+
 def test_the_nuclear_ball_shrinks_and_after_debiasing_is_the_projection():
     model, x = residual()
     ranks = rf.Ranks({"stem.0": 3})
@@ -419,7 +438,7 @@ def test_pairs_come_from_the_compressed_network():
     bent = copy.deepcopy(model)
     with torch.no_grad():
         bent.stem[0].weight.mul_(0.5)
-    with split_attention(model):
+    with opened(model):
         site = sites(model)["second.0"]
         found = gather(model, bent, [site], [x], samples=None, batch_size=48)[site.name]
         same = gather(model, model, [site], [x], samples=None, batch_size=48)[site.name]

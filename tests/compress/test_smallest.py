@@ -16,6 +16,7 @@ import torch.nn.functional as F
 from digits import digits, tiny, trained
 from hypothesis import given
 from hypothesis import strategies as st
+from torch import nn
 from torch.utils.data import DataLoader, IterableDataset, TensorDataset
 
 import rankfold as rf
@@ -28,7 +29,7 @@ from rankfold.pipeline.quality.search import MISSES, PROBES, WITHIN, Tried, larg
 from rankfold.pipeline.quality.smallest import Hunt
 from rankfold.pipeline.quality.value import MaxDrop, Quality
 from rankfold.run.progress import Tell
-from rankfold.train import TrainingError, counted, feed
+from rankfold.train import Recipe, TrainingError, counted, feed, fit
 
 FIFTY = [number / 50 for number in range(1, 51)]
 
@@ -243,9 +244,22 @@ def test_validation_data_that_cannot_be_parted_are_refused(data, said) -> None:
 
 
 @lru_cache
+def learned() -> nn.Module:
+    """Three layers and a BatchNorm: a search tries dozens of networks, and these are made in no time."""
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        network = nn.Sequential(
+            nn.Flatten(), nn.Linear(64, 48, bias=False), nn.BatchNorm1d(48), nn.ReLU(), nn.Linear(48, 32), nn.ReLU(),
+            nn.Linear(32, 10),
+        )  # fmt: skip
+    fit(network, digits().train, None, Recipe(epochs=8, batch_size=64, learning_rate=0.05))
+    return network.eval()
+
+
+@lru_cache
 def measured(seed: int) -> tuple[Any, ...]:
     """A network, calibration data, their profile, and the figures of what tests have tried with them."""
-    network, calibration = trained(), calibration_part(digits().train, 128, seed)
+    network, calibration = copy.deepcopy(learned()), calibration_part(digits().train, 128, seed)
     return network, calibration, rf.profile(network, calibration), {}
 
 
@@ -339,9 +353,9 @@ def test_a_network_that_the_judge_refuses_makes_room_for_a_larger_one(monkeypatc
 
 
 def test_a_budget_and_a_drop_both_hold() -> None:
-    searching = hunt(4, budgets=(rf.Params(0.2),))
+    searching = hunt(4, budgets=(rf.Params(0.6),))
     found = searching.found()
-    assert found.plan.after.params <= 0.2 * found.plan.before.params
+    assert found.plan.after.params <= 0.6 * found.plan.before.params
     assert found.quality.drop <= 0.04 + 1e-9
     with pytest.raises(rf.BudgetError, match="least that was met"):
         hunt(0.1, budgets=(rf.Flops(0.07),)).found()

@@ -255,7 +255,7 @@ def test_what_is_left_out_has_a_reason():
     assert reasons["0.weight"] == "a grouped convolution"
     assert reasons["1.weight"] == "a transposed convolution"
     assert "smaller side is 10" in reasons["2.weight"]
-    assert "attention" in reasons["4.out_proj.weight"]
+    assert "MultiheadAttention" in reasons["4.out_proj.weight"]
     assert "frozen" in reasons["5.weight"]
     assert "embedding" in reasons["6.weight"]
     with pytest.raises(ValueError, match=r"no layer of the model can be trained at low rank \(0\.weight: a grouped"):

@@ -18,7 +18,7 @@ from rankfold import fold_, overparametrize_, sites
 from rankfold.batches import forward
 from rankfold.induce import choose, factors, is_overparametrized
 from rankfold.objectives import main_tensor
-from rankfold.sites import Product, split_attention
+from rankfold.sites import Product, opened
 
 
 @pytest.fixture(autouse=True, scope="module")
@@ -35,7 +35,7 @@ def snapshot(model: nn.Module) -> tuple[list[type], list[str], list[str]]:
 
 def matrices(model: nn.Module) -> dict[str, Tensor]:
     found = sites(model)
-    with split_attention(model):
+    with opened(model):
         return {site.name: site.matrix(model) for site in found}
 
 

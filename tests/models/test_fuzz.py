@@ -5,6 +5,7 @@ A short run always; a long one by ``RANKFOLD_FUZZ=300`` (so many networks, and `
 
 from __future__ import annotations
 
+import copy
 import os
 import warnings
 from typing import Any
@@ -42,7 +43,7 @@ def multiplied(model: nn.Module, inputs: Tensor) -> int:
     counter = FlopCounterMode(display=False)
     try:  # without gradients torch's counter fails on views of parameters
         with costs.evaluating(model), torch.enable_grad(), sdpa_kernel(SDPBackend.MATH), counter:
-            model(inputs)
+            copy.deepcopy(model).requires_grad_(False)(inputs)  # for training a recurrent layer takes torch's kernel
     finally:
         torch.backends.mha.set_fastpath_enabled(fast)
     return counter.get_total_flops()

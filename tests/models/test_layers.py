@@ -13,7 +13,7 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from rankfold.forms.geometry import ChannelFolding, Plain
 from rankfold.layers import LowRankConv, LowRankLinear, SplitAttention
-from rankfold.sites import Call, Factors, Form, Site, sites, split_attention
+from rankfold.sites import Call, Factors, Form, Site, opened, sites
 from rankfold.sites.convolution import ConvLayer
 from rankfold.sites.linear import LinearLayer
 from rankfold.testing import check_site
@@ -49,7 +49,7 @@ def test_full_rank_is_the_dense_layer(case: Case):
     for site in sites(model):
         below = {Form.PIVOTED} if site.max_rank(Form.PIVOTED) < min(site.shape) else set()
         for form in site.forms - {Form.KEEP, Form.CP} - below:
-            with split_attention(model):
+            with opened(model):
                 old = model.get_submodule(site.name)
                 new = site.layer.skeleton(old, form, site.max_rank(form), site.layer.has_bias)
                 site.layer.write_(new, form, exact_factors(site, form, site.weight(model)))
@@ -323,7 +323,7 @@ def test_split_attention_is_multihead_attention(
         "average_attn_weights": average,
     }
     expected, expected_weights = attention(q, k, v, **arguments)
-    with split_attention(model):
+    with opened(model):
         assert isinstance(model["attention"], SplitAttention)
         found, found_weights = model["attention"](q, k, v, **arguments)
         assert (model["attention"].kdim, model["attention"].vdim) == (attention.kdim, attention.vdim)
@@ -341,7 +341,7 @@ def test_split_attention_is_causal_as_torch_is():
     mask = nn.Transformer.generate_square_subsequent_mask(5, dtype=torch.float64)
     for need_weights in (True, False):
         expected = attention(x, x, x, attn_mask=mask, is_causal=True, need_weights=need_weights)[0]
-        with split_attention(model):
+        with opened(model):
             found = model["attention"](x, x, x, attn_mask=mask, is_causal=True, need_weights=need_weights)[0]
             with pytest.raises(ValueError, match="is_causal"):
                 model["attention"](x, x, x, is_causal=True)
@@ -354,7 +354,7 @@ def test_split_attention_drops_out_as_torch_does():
     x = torch.randn(2, 5, 8, dtype=torch.float64)
     torch.manual_seed(3)
     expected = attention(x, x, x)[0]
-    with split_attention(model):
+    with opened(model):
         torch.manual_seed(3)
         found = model["attention"](x, x, x)[0]
         assert not torch.equal(found, model["attention"](x, x, x)[0])
@@ -370,7 +370,7 @@ def test_split_attention_shares_parameters_and_puts_everything_back():
     fast = torch.backends.mha.get_fastpath_enabled()
 
     def interrupted():
-        with split_attention(model):
+        with opened(model):
             assert not torch.backends.mha.get_fastpath_enabled()
             with torch.no_grad():
                 model.self_attn.q_proj.weight.fill_(7)

@@ -8,7 +8,7 @@ from networks import HUGGING_FACE, NETWORKS, network
 from torch import Tensor, nn
 from torch.nn.utils import parametrizations, parametrize, prune
 
-from rankfold.sites import Form, replace_, sites, split_attention, unwrap
+from rankfold.sites import Form, opened, replace_, sites, unwrap
 
 
 def reasons(model: nn.Module) -> dict[str, str]:
@@ -16,7 +16,7 @@ def reasons(model: nn.Module) -> dict[str, str]:
 
 
 def every_name(model: nn.Module) -> dict[str, Tensor]:
-    with split_attention(model):
+    with opened(model):
         return dict(model.named_parameters(remove_duplicate=False))
 
 
@@ -258,17 +258,21 @@ def test_other_weights_that_cannot_be_factored():
     assert "rank 1 already" in reasons(nn.Sequential(nn.Linear(1, 7)))["0.bias"]
 
 
-def test_recurrent_bilinear_and_bare_parameters_are_listed():
+def test_strange_recurrent_layers_bilinear_and_bare_parameters_are_listed():
+    class Own(nn.LSTM):
+        def forward(self, x):
+            return super().forward(2 * x)
+
     class Model(nn.Module):
         def __init__(self):
             super().__init__()
-            self.lstm, self.cell = nn.LSTM(6, 6), nn.GRUCell(6, 6)
+            self.lstm, self.cell = Own(6, 6), nn.utils.parametrizations.weight_norm(nn.GRUCell(6, 6), "weight_hh")
             self.bilinear, self.bag = nn.Bilinear(4, 4, 4), nn.EmbeddingBag(9, 4)
             self.scale, self.token = nn.Parameter(torch.ones(3)), nn.Parameter(torch.zeros(1, 2, 3))
 
     left = reasons(Model())
-    assert "LSTM: recurrent" in left["lstm.weight_hh_l0"]
-    assert "GRUCell: recurrent" in left["cell.weight_ih"]
+    assert "Own: overrides the forward" in left["lstm.weight_hh_l0"]
+    assert "remove the parametrization first" in left["cell.weight_ih"]
     assert "used by Bilinear" in left["bilinear.weight"]
     assert "used by EmbeddingBag" in left["bag.weight"]
     assert "a vector" in left["scale"]
@@ -293,7 +297,7 @@ def test_titles_name_kind_and_shape():
 
 def test_matrix_and_weight_of_a_site():
     model, _ = network("encoder")
-    with split_attention(model):
+    with opened(model):
         site = sites(model)["encoder.layers.0.self_attn.k_proj"]
         expected = model.encoder.layers[0].self_attn.k_proj
         assert torch.equal(site.matrix(model), expected.weight)

@@ -318,7 +318,7 @@ def test_missing_library_is_named(small_mnist, monkeypatch):
 
 
 def test_unknown_name_lists_the_names():
-    assert zoo.data_names() == ("digits", "mnist", "fashion-mnist", "cifar10")
+    assert zoo.data_names() == ("digits", "mnist", "fashion-mnist", "cifar10", "cifar100")
     with pytest.raises(zoo.ZooError, match=r"unknown data set 'cifar'.*cifar10.*package"):
         zoo.load_data("cifar")
 

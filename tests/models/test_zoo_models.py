@@ -20,6 +20,8 @@ SIZES = {
     "resnet44": (658_586, 97_174_144),
     "resnet56": (853_018, 125_485_696),
     "resnet18": (11_173_962, 555_422_720),
+    "resnet18-imagenet": (11_689_512, 1_814_073_344),
+    "resnet34-imagenet": (21_797_672, 3_663_761_408),
     "vgg13-bn": (9_416_010, 228_267_008),
     "vgg16-bn": (14_728_266, 313_201_664),
 }
@@ -29,6 +31,8 @@ PUBLISHED_PARAMETERS = {
     "resnet44": "0.66",
     "resnet56": "0.85",
     "resnet18": "11.17",
+    "resnet18-imagenet": "11.69",
+    "resnet34-imagenet": "21.80",
     "vgg16-bn": "14.73",
 }
 PUBLISHED_MEGAMACS = {"resnet20": 40.81, "vgg16-bn": 314.59}
@@ -104,7 +108,7 @@ def test_forward_shape_and_finite_gradient_everywhere(name):
     model = zoo.model(name)
     x = torch.randn((2, *zoo.example_input(name).shape[1:]), generator=torch.Generator().manual_seed(0))
     y = model(x)
-    assert y.shape == (2, 10)
+    assert y.shape == (2, 1000 if name.endswith("imagenet") else 10)
     y.square().sum().backward()
     for parameter_name, parameter in model.named_parameters():
         assert parameter.grad is not None, parameter_name
@@ -173,7 +177,30 @@ def test_faults_are_one_sentence():
 def test_default_data_is_known_and_fits():
     shapes = {"digits": (1, 1, 8, 8), "mnist": (1, 1, 28, 28), "cifar10": (1, 3, 32, 32)}
     for name in zoo.model_names():
-        assert zoo.example_input(name).shape == shapes[zoo.default_data(name)]
+        if name.endswith("-imagenet"):
+            assert zoo.resolve(name).data is None
+            with pytest.raises(zoo.ZooError, match="imagefolder:DIR"):
+                zoo.default_data(name)
+        else:
+            assert zoo.example_input(name).shape == shapes[zoo.default_data(name)]
+
+
+def test_imagenet_networks_take_the_names_of_published_files(tmp_path):
+    """20 and 36 convolutions, as many BatchNorms of five entries, and one linear layer: 122 and 218 entries."""
+    for name, entries, last in (("resnet18-imagenet", 122, 1), ("resnet34-imagenet", 218, 5)):
+        model = zoo.model(name, generator=torch.Generator().manual_seed(1))
+        state = model.state_dict()
+        assert len(state) == entries
+        assert state["conv1.weight"].shape == (64, 3, 7, 7)
+        assert state["layer2.0.downsample.0.weight"].shape == (128, 64, 1, 1)
+        assert state["layer4.0.downsample.1.running_var"].shape == (512,)
+        assert state[f"layer3.{last}.conv2.weight"].shape == (256, 256, 3, 3)
+        assert state["fc.weight"].shape == (1000, 512)
+        assert not [key for key in state if "layer1.0.downsample" in key]
+    torch.save(zoo.model("resnet18-imagenet").state_dict(), tmp_path / "published.pth")
+    other = zoo.model("resnet18-imagenet", generator=torch.Generator().manual_seed(1))
+    zoo.load_weights(other, tmp_path / "published.pth")
+    assert torch.equal(other.fc.weight, zoo.model("resnet18-imagenet").fc.weight)
 
 
 def test_digits_cnn_learns_the_digits():

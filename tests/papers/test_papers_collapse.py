@@ -52,6 +52,9 @@ def test_bounds_are_counted_and_a_violation_is_told() -> None:
     assert tightness(rows)["violations"] == 1
     assert "1 violations" in chain_remark(rows)
     assert "1 are vacuous" in chain_remark(rows)
+    assert "C·TCV/κ" not in chain_remark(rows)
+    measured = [sound | {"theorem_value": value} for value in (6.0, 30.0, 12.0)]
+    assert "3 of them: 6 times the distance at best, 12 in the median" in chain_remark([*rows, *measured])
     empty = chain_remark([sound | {"distance": 0.0, "tightness": None}])
     assert "no distance" in empty
 

@@ -65,6 +65,8 @@ def misfit(named: Named, error: BaseException) -> str:
 
 def _takes(module: nn.Module, x: Tensor) -> str:
     """What ``module`` takes in words, where ``x`` is something else; "" where it fits, or where that is not known."""
+    if callable(own := getattr(module, "takes", None)):  # a layer of ours that stands for one of torch
+        return own(x)
     if not type(module).__module__.startswith("torch."):  # a stranger's may take something else than its settings say
         return ""
     settings: dict[str, Any] = {name: getattr(module, name, None) for name in _SETTINGS}
@@ -83,6 +85,8 @@ def _takes(module: nn.Module, x: Tensor) -> str:
     if isinstance(settings["normalized_shape"], tuple):
         last = settings["normalized_shape"]
         return "" if tuple(x.shape[-len(last) :]) == last else f"{'×'.join(map(str, last))} values in the last axes"
+    if isinstance(settings["input_size"], int) and 0 in x.shape[:-1]:
+        return "sequences of at least one step"
     for width in (settings["in_features"], settings["input_size"], settings["embed_dim"]):
         if isinstance(width, int):
             if not x.dim() or x.shape[-1] != width:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import typer
 
 from rankfold.cli.failure import told
+from rankfold.cli.verbs.advise import advise
 from rankfold.cli.verbs.analyze import analyze
 from rankfold.cli.verbs.apply import apply
 from rankfold.cli.verbs.collapse import collapse
@@ -36,6 +37,7 @@ for verb in (
     demo,
     train,
     sweep,
+    advise,
     analyze,
     collapse,
     plan,

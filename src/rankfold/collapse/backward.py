@@ -145,14 +145,22 @@ def _add(
 
 
 def layer_rows(
-    model: nn.Module, names: Sequence[str], inputs: Tensor, targets: Tensor, loss: Loss, scale: float
+    model: nn.Module,
+    names: Sequence[str],
+    inputs: Tensor,
+    targets: Tensor,
+    loss: Loss,
+    scale: float,
+    run: Callable[[Tensor], Tensor] | None = None,
 ) -> list[Rows]:
     """(name, a (R, n), δ (R, m)) in float64: the rows that enter each layer's matrix and the gradients at its outputs.
 
-    Σ_r δ_r a_rᵀ is the gradient of ``scale`` · Σ ℓ. Layers whose rows cannot be taken apart (groups) are left out.
+    Σ_r δ_r a_rᵀ is the gradient of ``scale`` · Σ ℓ. Layers whose rows cannot be taken apart (groups) are left out, and
+    those that the outputs do not depend on. ``run``: outputs for ``inputs``, by default those of ``model``.
     """
     with _watching(model, names, True) as seen:
-        value = loss(main_tensor(forward(model, inputs)), targets).sum() * scale
+        answer = main_tensor(forward(model, inputs)) if run is None else run(inputs)
+        value = loss(answer, targets).sum() * scale
     return list(_rows(seen, torch.autograd.grad(value, list(seen.zeros.values()), allow_unused=True)))
 
 

@@ -13,11 +13,12 @@ from rankfold.batches import forward
 from rankfold.collapse.backward import whole_pass
 from rankfold.collapse.centroid import INPUT, NotAChainError, Tail, centroid_gradients
 from rankfold.collapse.centroid import without_grad_mode as thawed
+from rankfold.collapse.curvature import Promise, bends
 from rankfold.collapse.features import order_of_calls
 from rankfold.collapse.losses import Loss
 from rankfold.collapse.partition import Partition
 from rankfold.linalg import singular_values
-from rankfold.sites import Form, SiteList, sites, split_attention, unwrap
+from rankfold.sites import Form, SiteList, opened, sites, unwrap
 
 
 @dataclass(frozen=True)
@@ -29,7 +30,8 @@ class LayerBound:
     ``bound``; ``excess`` = dist(∇L_C^l, M_K)/κ is added to both bounds: 0 up to rounding for dense layers, while a
     centroid of maps or sequences has many patches or tokens.
     ``local`` = ‖W_j + G_K/κ‖ with G_K = Σ_k N_k δ̄_k ā_kᵀ of the layer's own rows (see ``local_gradients``), and
-    ``local_part`` = ‖∇L − G_K‖/κ; None where they cannot be taken apart. Vacuous: not below ‖W_j‖.
+    ``local_part`` = ‖∇L − G_K‖/κ; None where they cannot be taken apart. ``promise``: theorem 3.4 with its constant,
+    where that was asked for. Vacuous: not below ‖W_j‖.
     """
 
     name: str
@@ -44,6 +46,7 @@ class LayerBound:
     cut: str
     local: float | None
     local_part: float | None
+    promise: Promise | None = None
 
     @property
     def certain_from(self) -> float:
@@ -64,6 +67,7 @@ class LayerBound:
         """Whether the chain is true here; a False is a fault of the arithmetic, or of this program."""
         slack = 1e-9 * self.norm
         own = self.local is None or self.distance <= self.local + slack
+        own = own and (self.promise is None or self.promise.holds)
         return self.distance <= self.joint + slack and self.joint <= self.bound + slack and own
 
     @property
@@ -85,6 +89,7 @@ class LayerBound:
             "cut": self.cut,
             "local": self.local,
             "local_part": self.local_part,
+            "theorem": None if self.promise is None else vars(self.promise),
             "vacuous": self.vacuous,
             "holds": self.holds,
             "tightness": self.tightness if self.distance > 0 else None,
@@ -115,6 +120,7 @@ def chain(
     *,
     batch_size: int = 1024,
     local: bool = True,
+    constants: bool = False,
 ) -> Chain:
     """The testable chain of theorem 3.4 for every site of ``model`` in eval mode, on ``inputs`` (N, …) in memory.
 
@@ -122,10 +128,14 @@ def chain(
     λ‖Θ‖². (Decoupled decay, AdamW, has no penalty: the inequalities hold, and the residual does not vanish.) The cuts
     are the input and the entry of every site; where a residual connection passes a layer by there is no cut, and the
     reason is told. The chain holds for the data given, whatever part of the training set they are: what is missing is
-    in the residual. Gradients as found. Cost: one forward and one backward pass over the data, one decomposition of
-    each weight, and a few passes over K centroids for each cut. Raises ``ValueError`` for κ ≤ 0 and sizes that do not
-    fit.
+    in the residual. ``constants``: the constant of the theorem and C·WCSS/κ beside it (``curvature``), which needs a
+    model and data in float64. Gradients as found. Cost: one forward and one backward pass over the data, one
+    decomposition of each weight, and a few passes over K centroids for each cut; with ``constants`` fifteen backward
+    passes over the data for each cut. Raises ``ValueError`` for κ ≤ 0, sizes that do not
+    fit, and ``constants`` in another precision.
     """
+    if constants and targets.dtype != torch.float64:
+        raise ValueError(f"the constant is a second difference, which needs float64: targets are {targets.dtype}")
     if not decay > 0:
         raise ValueError(
             f"without weight decay stationary points are not bound to gradients: decay must be > 0, got {decay}"
@@ -136,27 +146,32 @@ def chain(
     mode = root.training
     root.eval()
     try:
-        with thawed(root), split_attention(root):
-            return _chain(root, sites(root), inputs, targets, partition, decay, loss, batch_size, local)
+        with thawed(root), opened(root):
+            asked = _Asked(targets, partition, decay, loss, batch_size, local, constants)
+            return _chain(root, sites(root), inputs, asked)
     finally:
         root.train(mode)
 
 
-def _chain(
-    root: nn.Module,
-    found: SiteList,
-    inputs: Tensor,
-    targets: Tensor,
-    partition: Partition,
-    decay: float,
-    loss: Loss,
-    batch_size: int,
-    local: bool,
-) -> Chain:
+@dataclass(frozen=True, eq=False)
+class _Asked:
+    targets: Tensor
+    partition: Partition
+    decay: float
+    loss: Loss
+    batch_size: int
+    local: bool
+    constants: bool
+
+
+def _chain(root: nn.Module, found: SiteList, inputs: Tensor, asked: _Asked) -> Chain:
+    targets, partition, loss, decay = asked.targets, asked.partition, asked.loss, asked.decay
     names = order_of_calls(root, [site.name for site in found], lambda: forward(root, inputs[:2]))
     weights: list[Any] = [root.get_submodule(name).weight for name in names]
     to_matrix = [found[name].layer.geometry(Form.FACTORED).matrix for name in names]
-    seen = whole_pass(root, names, inputs, targets, partition, loss, weights, batch_size=batch_size, local=local)
+    seen = whole_pass(
+        root, names, inputs, targets, partition, loss, weights, batch_size=asked.batch_size, local=asked.local
+    )
     skipped: dict[str, str] = {}
     layers = {
         name: _Layer(name, own, whole, seen.local.get(name), decay, partition.clusters)
@@ -177,12 +192,16 @@ def _chain(
         except ValueError as error:
             skipped[cut or "input"] = str(error) if isinstance(error, NotAChainError) else f"no cut: {error}"
             continue
+        behind = [name for name, part in zip(names, small, strict=True) if part is not None]
+        wcss, bend = bends(tail, features, targets, partition, loss, behind) if asked.constants else (0.0, {})
         for name, part in zip(names, _matrices(small, to_matrix), strict=True):
             if part is not None and name in layers:
                 # one row for each centroid: the gradient has rank K, and only rounding is beyond it
                 alone = name in seen.features and seen.features[name].ndim == 2
                 rounding = 8 * torch.finfo(targets.dtype).eps * float(part.norm())
                 layers[name].consider(part, cut, rounding if alone else _tail(part, partition.clusters))
+                if name in bend:
+                    layers[name].promised(part, cut, bend[name], wcss)
     bounds = [layer.bound() for layer in layers.values() if layer.cuts]
     return Chain(tuple(bounds), skipped, seen.features, seen.answers)
 
@@ -205,11 +224,16 @@ class _Layer:
     decay: float
     clusters: int
     cuts: list[tuple[float, float, float, str]] = field(default_factory=list)
+    promises: list[Promise] = field(default_factory=list)
 
     def consider(self, part: Tensor, cut: str, beyond: float) -> None:
         excess = beyond / self.decay
         joint = float((self.own + part / self.decay).norm()) + excess
         self.cuts.append((joint, float((self.whole - part).norm()) / self.decay, excess, cut))
+
+    def promised(self, part: Tensor, cut: str, constant: float, variation: float) -> None:
+        apart = float((self.whole - part).norm()) / self.decay
+        self.promises.append(Promise(constant, variation, cut, apart, constant * variation / self.decay))
 
     def bound(self) -> LayerBound:
         _, split, excess, cut = min(self.cuts, key=lambda found: found[1] + found[2])
@@ -231,6 +255,7 @@ class _Layer:
             cut=cut,
             local=local,
             local_part=local_part,
+            promise=min(self.promises, key=lambda promise: promise.value, default=None),
         )
 
 

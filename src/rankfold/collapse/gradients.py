@@ -12,7 +12,7 @@ from rankfold.collapse.backward import layer_rows
 from rankfold.collapse.centroid import without_grad_mode as thawed
 from rankfold.collapse.features import order_of_calls
 from rankfold.collapse.losses import Loss
-from rankfold.sites import sites, split_attention, unwrap
+from rankfold.sites import opened, sites, unwrap
 
 
 @dataclass(frozen=True)
@@ -63,7 +63,7 @@ def gradient_ranks(model: nn.Module, inputs: Tensor, targets: Tensor, loss: Loss
     mode = root.training
     root.eval()
     try:
-        with thawed(root), split_attention(root):
+        with thawed(root), opened(root):
             names = order_of_calls(root, [site.name for site in sites(root)], lambda: forward(root, inputs))
             found = {}
             for name, a, delta in layer_rows(root, names, inputs, targets, loss, 1 / len(inputs)):

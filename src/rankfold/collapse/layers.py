@@ -13,11 +13,11 @@ from rankfold.batches import batches_of, check_rereadable, forward, labels_of, s
 from rankfold.collapse.features import Side, View, has_channels_first, rows, watched
 from rankfold.collapse.neural_collapse import NeuralCollapse, Projected, neural_collapse
 from rankfold.collapse.partition import kmeans
-from rankfold.collapse.scatter import Clusters, Scatter, scatter_of
+from rankfold.collapse.scatter import Clusters, Scatter, label_variation, scatter_of
 from rankfold.costs import evaluating
 from rankfold.objectives import main_tensor
 from rankfold.run.progress import Progress
-from rankfold.sites import sites, split_attention, unwrap
+from rankfold.sites import opened, sites, unwrap
 
 MEMORY = 256 * 2**20  # bytes of features kept for k-means
 KMEANS_ROWS = 4096
@@ -27,7 +27,8 @@ KMEANS_ROWS = 4096
 class LayerClusters:
     """What the data say of the features at one module; ``views`` whole, position, pooled (see ``features.rows``).
 
-    ``classes`` and ``best`` by view: the partition by class labels, and the best one found, an upper bound of TCV_K.
+    ``classes`` and ``best`` by view: the partition by class labels, and the one of least variation of the features that
+    was found. ``tcv`` by view: an upper bound of TCV_K (equation 7), the least sum over features and labels of both.
     ``collapse`` is measured on ``collapse_view``: whole of vectors, pooled of maps and sequences.
     """
 
@@ -40,6 +41,14 @@ class LayerClusters:
     collapse_view: View
     notes: tuple[str, ...] = ()
 
+    @property
+    def tcv(self) -> dict[str, float]:
+        found: dict[str, float] = {}
+        for clusters in (self.classes, self.best):
+            for view, each in clusters.items():
+                found[view] = min(each.variation, found.get(view, each.variation))
+        return found
+
     def to_dict(self) -> dict[str, Any]:
         return {
             "name": self.name,
@@ -47,6 +56,7 @@ class LayerClusters:
             "size": self.size,
             "classes": {view: found.to_dict() for view, found in self.classes.items()},
             "best": {view: found.to_dict() for view, found in self.best.items()},
+            "tcv": self.tcv,
             "collapse": self.collapse.to_dict(),
             "collapse_view": self.collapse_view,
             "notes": list(self.notes),
@@ -66,6 +76,7 @@ class _Place:
     projected: Projected | None = None
     centres: Tensor | None = None
     found: Scatter | None = None
+    table: Tensor | None = None  # (clusters of k-means, classes): rows of each
     note: str = ""
 
 
@@ -101,7 +112,7 @@ def measure_layers(
     root = unwrap(model)
     tell = progress or (lambda what, done, total: None)
     names = tuple(site.name for site in sites(root)) if modules is None else tuple(modules)
-    with evaluating(root), split_attention(root):
+    with evaluating(root), opened(root):
         present, total = _classes(data, batch_size, samples)
         wanted = len(present) if clusters is None else clusters
         places: dict[str, dict[View, _Place]] = {}
@@ -215,8 +226,10 @@ def _compact(logits: Tensor, present: Tensor) -> Tensor | None:
 def _measure(place: _Place, found: Tensor, labels: Tensor, answers: Tensor | None) -> None:
     if place.projected is not None:
         place.projected.update(found, labels, answers)
-    if place.centres is not None and place.found is not None:
-        place.found.update(found, torch.cdist(found.cpu().double(), place.centres).argmin(1))
+    if place.centres is not None and place.found is not None and place.table is not None:
+        nearest = torch.cdist(found.cpu().double(), place.centres).argmin(1)
+        place.found.update(found, nearest)
+        place.table.index_put_((nearest, labels), torch.ones(len(labels), dtype=torch.int64), accumulate=True)
 
 
 def _between(places: dict[str, dict[View, _Place]], clusters: int, restarts: int, seed: int) -> None:
@@ -233,6 +246,7 @@ def _between(places: dict[str, dict[View, _Place]], clusters: int, restarts: int
                 partition = kmeans(sample, clusters, restarts=restarts, seed=seed)
                 place.centres = scatter_of(sample, partition).means
                 place.found = Scatter(partition.clusters, sample.shape[1])
+                place.table = torch.zeros(partition.clusters, len(place.scatter.counts), dtype=torch.int64)
             place.kept = []
 
 
@@ -250,9 +264,9 @@ def _result(root: nn.Module, name: str, side: Side, views: dict[View, _Place], c
             weight = getattr(root.get_submodule(name), "weight", None) if side == "input" else None
             fits = isinstance(weight, Tensor) and weight.shape == place.scatter.means.shape and len(weight) == classes
             collapse = neural_collapse(place.scatter, place.projected, weight if fits else None)
-        if place.found is not None:
+        if place.found is not None and place.table is not None:
             part = "" if place.held >= place.seen else f"centres from a sample of {place.held} of {place.seen} rows"
-            found = place.found.clusters("k-means", part)
+            found = place.found.clusters("k-means", part, label_variation(place.table))
             better = classes <= len(place.found.counts) and by_class[view].wcss < found.wcss
             best[view] = by_class[view] if better else found
         elif view != "pooled" and place.limit < classes:

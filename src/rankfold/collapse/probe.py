@@ -18,7 +18,7 @@ from rankfold.collapse.partition import Partition
 from rankfold.collapse.scatter import scatter_of
 from rankfold.costs import evaluating
 from rankfold.objectives import main_tensor
-from rankfold.sites import sites, split_attention, unwrap
+from rankfold.sites import opened, sites, unwrap
 
 COLUMNS = (
     "wcss", "total_variation", "normalised_wcss", "nc1", "cdnv", "nc2_norms", "nc2_angles", "nc3", "nc4",
@@ -68,7 +68,7 @@ class CollapseProbe:
         root = unwrap(model)
         mode = root.training
         try:
-            with evaluating(root), split_attention(root):
+            with evaluating(root), opened(root):
                 names = order_of_calls(root, [site.name for site in sites(root)], lambda: self._answers(root, 2))
                 bounds = self._chain(root) if self.decay else None
                 if bounds is not None and set(names) <= set(bounds.features):

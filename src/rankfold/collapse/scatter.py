@@ -1,4 +1,5 @@
-"""Within-cluster sums of squares, streamed: counts, means and variation of K clusters in one pass over rows."""
+"""Within-cluster sums of squares, streamed: counts, means and variation of K clusters in one pass over rows, and what
+labels add to it."""
 
 from __future__ import annotations
 
@@ -13,11 +14,13 @@ from rankfold.collapse.partition import Partition
 
 @dataclass(frozen=True)
 class Clusters:
-    """How clustered N rows are in K clusters (equation 6 of "Neural rank collapse", the features' part).
+    """How clustered N rows are in K clusters (equation 6 of "Neural rank collapse").
 
-    ``wcss`` = (1/N) Σ_k Σ_{i∈C_k} ‖z_i − z̄_k‖²; ``total`` the same about the mean of all rows, so that
-    ``normalised`` = wcss / total lies in 0 … 1 and does not fall because features shrink. ``by`` says which partition:
-    of the class labels, or of k-means, where ``wcss`` is an upper bound of TCV_K. ``note``: what the numbers hide.
+    ``wcss`` = (1/N) Σ_k Σ_{i∈C_k} ‖z_i − z̄_k‖², the features' part; ``total`` the same about the mean of all rows, so
+    that ``normalised`` = wcss / total lies in 0 … 1 and does not fall because features shrink. ``labels``: the same of
+    the one-hot labels, 0 where the classes are the clusters. ``variation``, the sum of both, is equation 6, and for
+    every partition an upper bound of TCV_K. ``by``: the partition, of class labels or of k-means. ``note``: what the
+    numbers hide.
     """
 
     by: str
@@ -26,6 +29,12 @@ class Clusters:
     wcss: float
     total: float
     note: str = ""
+    labels: float = 0.0
+
+    @property
+    def variation(self) -> float:
+        """Of features and labels together: WCSS of equation 6."""
+        return self.wcss + self.labels
 
     @property
     def normalised(self) -> float:
@@ -40,6 +49,8 @@ class Clusters:
             "wcss": self.wcss,
             "total": self.total,
             "normalised": self.normalised if self.total > 0 else None,
+            "labels": self.labels,
+            "variation": self.variation,
             "note": self.note,
         }
 
@@ -88,8 +99,11 @@ class Scatter:
         """Σ_k N_k ‖z̄_k − z̄‖², not divided."""
         return float((self.counts * (self.means - self.mean).square().sum(1)).sum())
 
-    def clusters(self, by: str, note: str = "") -> Clusters:
-        """The numbers; ``note`` gains what they hide: empty clusters, clusters of one row, constant features."""
+    def clusters(self, by: str, note: str = "", labels: float = 0.0) -> Clusters:
+        """The numbers, with the variation of the ``labels`` given.
+
+        ``note`` gains what they hide: empty clusters, clusters of one row, constant features.
+        """
         count, inner = max(self.rows, 1), float(self.within.sum())
         total = inner + self.between
         # rounding of constant features is not variation
@@ -106,7 +120,7 @@ class Scatter:
             notes.append("as many clusters as rows: the variation is 0 whatever the features")
         elif singles:
             notes.append(f"{singles} {'cluster' if singles == 1 else 'clusters'} of one row, in which nothing varies")
-        return Clusters(by, filled, self.rows, inner / count, total / count, "; ".join(notes))
+        return Clusters(by, filled, self.rows, inner / count, total / count, "; ".join(notes), labels)
 
 
 def scatter_of(rows: Tensor, partition: Partition) -> Scatter:
@@ -116,3 +130,14 @@ def scatter_of(rows: Tensor, partition: Partition) -> Scatter:
     found = Scatter(partition.clusters, rows.shape[1])
     found.update(rows, partition.index)
     return found
+
+
+def label_variation(table: Tensor) -> float:
+    """(1/N) Σ_k Σ_{i∈C_k} ‖y_i − ȳ_k‖² of one-hot labels, from ``table`` (K, C): rows of each class in each cluster.
+
+    A cluster of N_k rows, n_c of class c, adds N_k − Σ_c n_c²/N_k: nothing where it holds one class.
+    """
+    counts = table.double()
+    sizes = counts.sum(1)
+    spread = sizes - counts.square().sum(1) / sizes.clamp_min(1)
+    return float(spread.sum() / sizes.sum().clamp_min(1))

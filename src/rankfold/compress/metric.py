@@ -30,7 +30,7 @@ from rankfold.observe.layout import laid_out, layout_for
 from rankfold.observe.passes import separable
 from rankfold.run.progress import Progress
 from rankfold.run.team import Team
-from rankfold.sites import Site, SiteList, split_attention
+from rankfold.sites import Site, SiteList, opened
 
 FULL = 1024  # outputs up to which the whole matrix is kept; above, its diagonal
 ORTHOGONAL = 512  # entries of an answer up to which directions are made orthogonal: a table of as many squared
@@ -54,7 +54,7 @@ def output_metrics(
     cannot be differentiated gives no metrics. Leaves everything as found. With a team each process takes its share of
     the batches.
     """
-    with evaluating(root), split_attention(root):
+    with evaluating(root), opened(root):
         spread = measure_spread(root, seen, objective) if spread is None else spread
         if not spread.names:
             return {}

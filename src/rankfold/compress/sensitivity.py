@@ -1,19 +1,21 @@
 """What a layer's error does to the loss: the price that makes layers comparable.
 
-For each candidate a few truncations are tried alone in the network, and the divergence of its predictions from the
-original's is measured; between them the price follows the candidate's own error, as a power law.
+Methods that see data know it. For the others it follows from the statistics of the layers in closed form
+(``rankfold.compress.effect``); where these do not tell, a few truncations of each candidate are tried alone in the
+network, and the divergence of its predictions from the original's is measured.
 """
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from typing import Any
 
-import numpy as np
 import torch
 from torch import Tensor, nn
 
 from rankfold.batches import batches_of, forward
+from rankfold.compress.effect import between, spread_ranks
 from rankfold.compress.planning.candidates import Candidate
 from rankfold.compress.ranks.rules import Optimal
 from rankfold.costs import evaluating
@@ -81,8 +83,8 @@ def price(
     Measured at ``rule.probes`` ranks spread evenly over the logarithm of the error, on ``rule.samples`` samples, on
     fewer where there are many candidates (``probe_samples``);
     between two probes its logarithm is linear in log error, beyond the last one it falls with the error squared. Never
-    rising with the rank. Raises ``ValueError`` for a model whose outputs are not floating. Cost: (probes × candidates
-    + 1) forward passes over the samples.
+    rising with the rank. Raises ``ValueError`` for a model whose outputs are not floating. Cost: (probes ×
+    decompositions + 1) forward passes over the samples.
     """
     objective = objective or Teacher()
     count = probe_samples(rule, len(candidates))
@@ -90,17 +92,20 @@ def price(
     prices: Prices = {}
     with evaluating(root):
         originals = [forward(root, batch) for batch in batches]
+        known: dict[int, Tensor] = {}  # forms that share one decomposition share its price
         try:
             objective.answers(originals[0], batches[0])
         except ObjectiveError as error:
             raise ValueError(f"{error}, or use the rule Optimal(probes=0) with a method without data") from None
         for done, candidate in enumerate(candidates):
-            errors = candidate.relative_errors.numpy()
-            points = []
-            for rank in probe_ranks(errors, candidate.ranks, rule.probes):
-                lost = _divergence(root, candidate, rank, batches, originals, objective)
-                points.append((float(errors[rank]), lost))
-            prices[candidate.site.name, candidate.form] = torch.from_numpy(interpolate(errors, points))
+            made = id(candidate.decomposition)
+            if made not in known:
+                errors, points = candidate.relative_errors.numpy(), []
+                for rank in spread_ranks(errors, candidate.ranks, rule.probes):
+                    lost = _divergence(root, candidate, rank, batches, originals, objective)
+                    points.append((float(errors[rank]), lost))
+                known[made] = torch.from_numpy(between(errors, points))
+            prices[candidate.site.name, candidate.form] = known[made]
             progress("probing", done + 1, len(candidates))
     return prices
 
@@ -109,35 +114,6 @@ def probe_samples(rule: Optimal, candidates: int) -> int:
     """On how many samples each of so many candidates is probed, so that a deep network takes no longer than 64 layers
     of it would."""
     return min(rule.samples, max(_FEWEST, _SAMPLES // max(candidates * rule.probes, 1)))
-
-
-def probe_ranks(errors: np.ndarray, ranks: Sequence[int], count: int) -> list[int]:
-    """``count`` of the ranks, spread over the logarithm of their error; ranks without error are not probed."""
-    worth = [rank for rank in ranks if errors[rank] > 1e-9]
-    if len(worth) <= count:
-        return worth
-    logs = np.log([errors[rank] for rank in worth])
-    targets = np.linspace(logs[0], max(logs[-1], np.log(0.02)), count)
-    return sorted({worth[int(np.abs(logs - target).argmin())] for target in targets})
-
-
-def interpolate(errors: np.ndarray, points: Sequence[tuple[float, float]]) -> np.ndarray:
-    """Prices at every error (k + 1,) from measured (error, price) points: a power law between neighbours.
-
-    Outside the points the price goes with the square of the error, as it does for small errors of a smooth loss.
-    """
-    floor = 1e-12
-    if not points:
-        return np.zeros_like(errors)
-    known = sorted((np.log(error), np.log(max(value, floor))) for error, value in points)
-    x = np.array([k for k, _ in known])
-    y = np.maximum.accumulate([v for _, v in known])
-    logs = np.log(np.maximum(errors, 1e-300))
-    inside = np.interp(logs, x, y)
-    outside = np.where(
-        logs < x[0], y[0] + 2 * (logs - x[0]), np.where(logs > x[-1], y[-1] + 2 * (logs - x[-1]), inside)
-    )
-    return np.where(errors > 0, np.exp(outside), 0.0)
 
 
 def _divergence(
@@ -166,7 +142,7 @@ def _divergence(
     finally:
         replace_(root, new, old)
     value = float(torch.cat(lost).mean())
-    return value if np.isfinite(value) else _HOPELESS
+    return value if math.isfinite(value) else _HOPELESS
 
 
 def change(now: Any, then: Any) -> float:

@@ -30,7 +30,7 @@ from rankfold.run.files import write_atomically
 from rankfold.run.memory import available, give_back
 from rankfold.run.progress import Progress, showing
 from rankfold.run.team import Team
-from rankfold.sites import Site, SiteList, split_attention, unwrap
+from rankfold.sites import Site, SiteList, opened, unwrap
 
 FREE = 0.9  # of the memory that is free: what moments may take
 _ROWS = 8  # one row in so many is held back where rows cannot be told by samples
@@ -190,11 +190,17 @@ def moments_bytes(site: Site) -> int:
     return 8 * site.groups * (4 * side * side + m * n)
 
 
+def is_affordable(found: Sequence[Site]) -> bool:
+    """Whether the moments of these sites fit into the memory that is free."""
+    free = available()
+    return free is None or sum(map(moments_bytes, found)) <= FREE * free
+
+
 def check_affordable(found: Sequence[Site]) -> None:
     """``ValueError`` where the moments of these sites need more memory than is free; names the largest."""
-    need, free = sum(map(moments_bytes, found)), available()
-    if free is None or need <= FREE * free:
+    if is_affordable(found):
         return
+    need, free = sum(map(moments_bytes, found)), available() or 0
     largest = max(found, key=moments_bytes)
     raise ValueError(
         f"second moments of {len(found)} layers would take {need / 1e9:,.1f} GB, and {free / 1e9:,.1f} GB are free "
@@ -235,7 +241,7 @@ def calibrate(
     check_affordable(sites.reducible)
     if metric_samples:
         check_rereadable(data)
-    with evaluating(root), split_attention(root):
+    with evaluating(root), opened(root):
         check_finite((site, site.weight(root), site.bias(root)) for site in sites.reducible)
         gathered = _gather(root, seen, sites, asked if metric_samples else None, progress)
     if not gathered.samples:

@@ -31,7 +31,7 @@ from rankfold.costs import evaluating
 from rankfold.objectives import Answer, Objective
 from rankfold.observe import Samples
 from rankfold.run.progress import Progress
-from rankfold.sites import Site, SiteList, split_attention
+from rankfold.sites import Site, SiteList, opened
 
 NUMBERS = 1 << 25  # of the answers whose graph is in memory at once
 ROWS = 4096  # that are summed in float32 before they are added in float64
@@ -58,7 +58,7 @@ def token_metrics(
     As many samples at a time as keep the answers below ``NUMBERS`` numbers. Empty for a model that cannot be
     differentiated. Leaves everything as found.
     """
-    with evaluating(root), split_attention(root):
+    with evaluating(root), opened(root):
         spread = measure_spread(root, seen, objective) if spread is None else spread
         if not spread.names:
             return TokenMetrics({}, {})

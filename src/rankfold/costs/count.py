@@ -17,7 +17,7 @@ from rankfold.costs.cost import Cost
 from rankfold.costs.counter import Counter
 from rankfold.costs.example import Example
 from rankfold.costs.reads import Calls, WeightReads
-from rankfold.sites import Call, Form, Site, SiteList, packed, split_attention, stored, unwrap
+from rankfold.sites import Call, Form, Site, SiteList, opened, packed, stored, unwrap
 
 # parameters of a model, and elements of its input, with which it is run for real to count its FLOPs
 _REALLY = 20_000_000, 1_000_000
@@ -110,13 +110,13 @@ def _small(model: nn.Module, example: Example) -> bool:
 
 
 def _really(model: nn.Module, example: Example, sites: Sequence[Site]) -> Traced:
-    with evaluating(model), split_attention(model):
+    with evaluating(model), opened(model):
         return _count(model, example.fitting(model.parameters()), sites)
 
 
 def _on_meta(model: nn.Module, example: Example, sites: Sequence[Site]) -> Traced:
     ghost = _ghost(model)
-    with evaluating(ghost), split_attention(ghost), warnings.catch_warnings():
+    with evaluating(ghost), opened(ghost), warnings.catch_warnings():
         warnings.simplefilter("ignore")
         return _count(ghost, example.fitting(ghost.parameters()).to("meta"), sites)
 

@@ -22,7 +22,7 @@ from transformers.utils.quantization_config import QuantizationConfigMixin
 from rankfold.hub.errors import HubError
 from rankfold.run.container import checked
 from rankfold.run.pretrained import METHOD
-from rankfold.sites import Form, Site, SiteList, leave_fused_kernels_, replace_, settle_attention_, sites
+from rankfold.sites import Form, Site, SiteList, leave_fused_kernels_, replace_, settle_, sites
 
 FORMAT = 1
 
@@ -136,7 +136,7 @@ def _names_here(
 def shape_(model: nn.Module, decisions: Mapping[str, Mapping[str, Any]]) -> None:
     """Give ``model`` the layers that ``decisions`` name, on the meta device and not filled. ``HubError`` where one is
     not possible."""
-    settle_attention_(model, decisions)
+    settle_(model, decisions)
     leave_fused_kernels_(model, decisions)
     here = sites(model)
     for name, decision in decisions.items():

@@ -9,7 +9,7 @@ from typing import Any
 from torch import nn
 
 from rankfold.forms.geometry import ChannelFolding, Matricization, Plain, Stacked
-from rankfold.sites import Form, Site, sites, unwrap
+from rankfold.sites import Form, Site, hidden, sites, unwrap
 from rankfold.sites.find import Where
 
 
@@ -61,8 +61,9 @@ def choose(model: nn.Module, where: Where | None = None) -> Choice:
     """Every parameter of ``model`` that ``overparametrize_(model, where=where)`` would turn into a product.
 
     ``where`` as in ``rankfold.sites``. Left out, each with its reason: what ``sites`` leaves out (lazy, quantised,
-    depthwise, parametrised by something else, a matrix of rank 1, …), embeddings, frozen parameters, products already
-    formed, tied parameters of which not all places are chosen, and packed q, k, v of which not all three are.
+    depthwise, parametrised by something else, a matrix of rank 1, …), embeddings, recurrent layers, frozen parameters,
+    products already formed, tied parameters of which not all places are chosen, and packed q, k, v of which not all
+    three are.
     """
     root = unwrap(model)
     found = sites(root, where)
@@ -75,7 +76,7 @@ def choose(model: nn.Module, where: Where | None = None) -> Choice:
     targets: dict[tuple[int, str], Target] = {}
     packed: dict[str, int] = defaultdict(int)
     for site in found:
-        if (reason := _why_not(site)) is not None:
+        if (reason := _why_not(root, site)) is not None:
             left_out.append((site.parameter, reason))
             continue
         target = _target(root, site)
@@ -106,7 +107,9 @@ def choose(model: nn.Module, where: Where | None = None) -> Choice:
     return Choice(tuple(chosen), (*left_out, *found.left_out))
 
 
-def _why_not(site: Site) -> str | None:
+def _why_not(root: nn.Module, site: Site) -> str | None:
+    if isinstance(around := hidden(root, site.name), nn.RNNBase | nn.RNNCellBase):
+        return f"read by the kernel of a {type(around).__name__}, which takes no products"
     if site.kind == "Embedding":
         return "an embedding is looked up, not multiplied: a product would be formed at every step for a few rows"
     if site.forms == {Form.KEEP} and not site.tied_to:

@@ -9,7 +9,7 @@ import torch.distributed as dist
 from torch import Tensor, nn
 
 from rankfold.layers import DynamicLowRank, InTraining, Phased, Scaled
-from rankfold.sites import FOLD_FIRST, Factors, Form, Site, read_layer, replace_, sites, unwrap
+from rankfold.sites import FOLD_FIRST, Factors, Form, Site, hidden, read_layer, replace_, sites, unwrap
 from rankfold.sites.find import Where
 from rankfold.train.earlier import warn_of_earlier_optimizers
 
@@ -88,9 +88,8 @@ def _why_not(root: nn.Module, site: Site, where: Where | None) -> str | None:
         return "an embedding is looked up, not multiplied"
     if Form.FACTORED not in site.forms:
         return site.note or FOLD_FIRST
-    parent = root.get_submodule(site.name.rpartition(".")[0])
-    if isinstance(parent, nn.MultiheadAttention):
-        return "read by its attention module without being called"
+    if (around := hidden(root, site.name)) is not None:
+        return f"read by its {type(around).__name__} without being called"
     if conv is not None and (conv.groups > 1 or conv.transposed):
         return "a grouped convolution" if conv.groups > 1 else "a transposed convolution"
     if not site.layer.weight(root.get_submodule(site.name)).requires_grad:

@@ -11,11 +11,13 @@ from rankfold.layers.dynamic import DynamicLowRank
 from rankfold.layers.linear import LowRankConv1D, LowRankLinear
 from rankfold.layers.phased import Approached, Phased, Scaled
 from rankfold.layers.pivoted import Completion, PivotedConv, PivotedConv1D, PivotedLinear
+from rankfold.layers.recurrent import SplitCell, SplitRecurrent
 from rankfold.layers.training import InTraining
 from rankfold.layers.weight import FactoredWeight, FactoredWriteError, weight_of
 
 __all__ = [
     "Approached", "CPConv", "Completion", "DynamicLowRank", "FactoredConv", "FactoredWeight", "FactoredWriteError",
     "InTraining", "LowRankConv", "LowRankConv1D", "LowRankLinear", "Phased", "PivotedConv", "PivotedConv1D",
-    "PivotedLinear", "Scaled", "SpatialConv2d", "SplitAttention", "TuckerConv", "weight_of",
+    "PivotedLinear", "Scaled", "SpatialConv2d", "SplitAttention", "SplitCell",
+    "SplitRecurrent", "TuckerConv", "weight_of",
 ]  # fmt: skip

@@ -7,6 +7,13 @@ from difflib import get_close_matches
 from importlib import import_module
 from typing import TYPE_CHECKING
 
+from rankfold.papers.cdln import experiments as _cdln
+from rankfold.papers.collapse import experiments as _collapse
+from rankfold.papers.dlrt import experiments as _dlrt
+from rankfold.papers.index import Experiment, rows
+from rankfold.papers.lorita import experiments as _lorita
+from rankfold.papers.recovery import experiments as _recovery
+
 if TYPE_CHECKING:
     from pathlib import Path
 
@@ -14,43 +21,10 @@ if TYPE_CHECKING:
     from rankfold.papers.writing import Outcome
     from rankfold.pipeline import Tell
 
-# name → module of this package and its function; imported when it is asked for, since it brings torch
-EXPERIMENTS = {
-    "lorita-table-1a": ("lorita.table_1a", "reproduce"),
-    "lorita-vit": ("lorita.vit", "plain"),
-    "lorita-vit-augmented": ("lorita.vit", "augmented"),
-    "lorita-cnn": ("lorita.cnn", "reproduce"),
-    "lorita-table-2": ("lorita.table_2", "reproduce"),
-    "lorita-table-3": ("lorita.table_3", "reproduce"),
-    "lorita-beyond": ("lorita.beyond", "reproduce"),
-    "cdln-factorization": ("cdln.matrices", "factorization"),
-    "cdln-completion": ("cdln.matrices", "completion"),
-    "cdln-sensing": ("cdln.matrices", "sensing"),
-    "cdln-alpha": ("cdln.ablations", "alpha"),
-    "cdln-start": ("cdln.ablations", "start"),
-    "cdln-depth": ("cdln.ablations", "depth"),
-    "cdln-svd": ("cdln.ablations", "svd"),
-    "cdln-movielens": ("cdln.movielens", "reproduce"),
-    "nrc-figure-1": ("collapse.figure_1", "reproduce"),
-    "nrc-figure-1-full": ("collapse.figure_1", "full"),
-    "nrc-figure-2": ("collapse.figure_2", "reproduce"),
-    "nrc-figure-3": ("collapse.figure_3", "reproduce"),
-    "nrc-figure-4": ("collapse.figure_4", "width"),
-    "nrc-figure-5": ("collapse.figure_4", "depth"),
-    "nrc-figure-5-full": ("collapse.figure_4", "depth_full"),
-    "collapse-forecast": ("collapse.forecast", "reproduce"),
-    "collapse-warmup": ("collapse.warmup", "reproduce"),
-    "cdln-updates": ("cdln.updates", "reproduce"),
-    "cdln-rate": ("cdln.ablations", "rate"),
-    "cdln-movielens-alpha": ("cdln.movielens", "alpha"),
-    "cdln-mlp": ("cdln.networks", "mlp"),
-    "cdln-vit": ("cdln.networks", "vit"),
-    "ways-to-low-rank": ("dlrt.ways", "reproduce"),
-    "condlr-mnist": ("dlrt.condlr", "reproduce"),
-    "recovery-planted": ("recovery.planted", "reproduce"),
-    "recovery-phase": ("recovery.phase", "reproduce"),
-    "recovery-layers": ("recovery.layers", "reproduce"),
-}
+_OF = (_lorita, _cdln, _collapse, _dlrt, _recovery)
+# imported when one is asked for, since they bring torch
+EXPERIMENTS: dict[str, Experiment] = {each.name: each for of in _OF for each in of.EXPERIMENTS}
+INDEX = rows(EXPERIMENTS.values(), [shown for of in _OF for shown in of.WITHOUT])
 
 
 def reproduce(name: str, directory: str | Path, request: Request | None = None, tell: Tell | None = None) -> Outcome:
@@ -70,8 +44,8 @@ def reproduce(name: str, directory: str | Path, request: Request | None = None, 
         near = get_close_matches(name, EXPERIMENTS, n=1)
         meant = f", did you mean {near[0]}?" if near else ":"
         raise ValueError(f"unknown experiment {name!r}{meant} The names are {', '.join(sorted(EXPERIMENTS))}")
-    module, function = EXPERIMENTS[name]
-    experiment = getattr(import_module(f"rankfold.papers.{module}"), function)
+    found = EXPERIMENTS[name]
+    experiment = getattr(import_module(f"rankfold.papers.{found.module}"), found.function)
     asked = request or Request()
     with shown(tell) as told, claimed(directory, what=f"reproduce {name}"):
         return _written(name, experiment(asked, Path(directory), told), asked, Path(directory))

@@ -28,8 +28,9 @@ class Request:
     composed matrices, ``decays`` the grid of weight decays; ``tolerance`` is the validation accuracy that may be given
     up for a larger one (one standard error of the best). ``finetune_rate``: the peak rate of fine-tuning in every way
     of compression, instead of the rate of each. ``precision`` of the arithmetic, as in a recipe. ``weights``: a trained
-    network's state dict, instead of training one. ``trials``: of each way over its own settings. ``jobs``:
-    trainings at a time, one thread each.
+    network's state dict, instead of training one. ``data``: a data set by name, or a folder, as `load_data` takes
+    it, in place of the experiment's own. ``trials``: of each way over its own settings. ``jobs``: trainings at a time,
+    one thread each.
     """
 
     quick: bool = False
@@ -46,6 +47,7 @@ class Request:
     precision: Precision | None = None
     weights: Path | None = None
     trials: int | None = None
+    data: str | None = None
     jobs: int = 1
 
     def __post_init__(self) -> None:

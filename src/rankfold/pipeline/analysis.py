@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from rankfold.compress.methods.project import Project
 from rankfold.compress.statistics import calibrate
 from rankfold.run.progress import Progress, showing
-from rankfold.sites import Form, Site, SiteList, sites, split_attention, unwrap
+from rankfold.sites import Form, Site, SiteList, opened, sites, unwrap
 from rankfold.sites.find import Where
 from rankfold.spectrum import Spectrum, spectrum
 
@@ -76,7 +76,7 @@ def analyse(
     if data is not None and found.reducible:
         known = dict(calibrate(root, data, found, samples=samples, metric_samples=0, progress=tell).sites)
     rows = []
-    with split_attention(root):
+    with opened(root):
         for done, site in enumerate(found):
             weight = site.weight(root)
             try:

@@ -21,7 +21,7 @@ from rankfold.compress.planning.profile import Profile
 from rankfold.costs import evaluating
 from rankfold.observe import after
 from rankfold.observe.layout import laid_out, layout_for
-from rankfold.sites import Site, SiteList, sites, split_attention, unwrap
+from rankfold.sites import Site, SiteList, opened, sites, unwrap
 
 
 @dataclass
@@ -76,7 +76,7 @@ def layer_errors(
     with ExitStack() as stack:
         stack.enter_context(evaluating(root))
         stack.enter_context(evaluating(new_root))
-        stack.enter_context(split_attention(root))
+        stack.enter_context(opened(root))
         comparing = {
             entry.site: _compare(found[entry.site], new_root.get_submodule(entry.site), sums) for entry in plan.changed
         }
@@ -108,7 +108,7 @@ def _fitted_errors(
     with ExitStack() as stack:
         for network in (root, new_root):
             stack.enter_context(evaluating(network))
-            stack.enter_context(split_attention(network))
+            stack.enter_context(opened(network))
         for batch in batches_of(data, 256, samples):
             theirs, ours = (_followed(network, plan, batch) for network in (root, new_root))
             for entry in plan.changed:

@@ -6,7 +6,7 @@ from contextlib import ExitStack
 import torch
 from torch import Tensor, nn
 
-from rankfold.sites import Form, Site, split_attention, unwrap
+from rankfold.sites import Form, Site, opened, unwrap
 
 
 def read(model: nn.Module, sites: Iterable[Site]) -> dict[str, Tensor | str]:
@@ -20,7 +20,7 @@ def read(model: nn.Module, sites: Iterable[Site]) -> dict[str, Tensor | str]:
         stack.enter_context(torch.no_grad())
         for kind in {parameter.device.type for parameter in root.parameters()} - {"meta"}:
             stack.enter_context(torch.autocast(kind, enabled=False))
-        stack.enter_context(split_attention(root))
+        stack.enter_context(opened(root))
         return {site.name: _copy(root, site) for site in sites}
 
 

@@ -2,13 +2,7 @@
 
 from rankfold.forms import Call, Factors, Form, Layer
 from rankfold.forms.setting import setting_of
-from rankfold.sites.attention import (
-    leave_fused_kernels_,
-    replace_,
-    settle_attention_,
-    split_attention,
-    without_fused_attention,
-)
+from rankfold.sites.attention import leave_fused_kernels_, without_fused_attention
 from rankfold.sites.factored import (
     bottleneck_rows,
     factored_sites,
@@ -24,9 +18,12 @@ from rankfold.sites.find import FOLD_FIRST, NOT_SELECTED, Names, fits, read_laye
 from rankfold.sites.foreign import QUANTIZED, check_ordinary, packed, stored, why_tensor
 from rankfold.sites.hooks import carry_hooks_
 from rankfold.sites.linear import LinearLayer
+from rankfold.sites.opened import hidden, opened, replace_, settle_
 from rankfold.sites.pretrained import is_pretrained, pretrained_parts
 from rankfold.sites.product import Product, factors_of, ordinary_class, products
 from rankfold.sites.site import Site, SiteList
+
+split_attention = opened  # what it was called before it opened more
 
 __all__ = [
     "Call", "FOLD_FIRST", "Factors", "Form", "Layer", "LinearLayer", "NOT_SELECTED", "Names", "Product", "QUANTIZED",
@@ -35,8 +32,8 @@ __all__ = [
     "narrower",
     "ordinary_class", "output_rows_alone", "pair",
     "packed", "positions", "pretrained_parts", "products", "read_layer", "check_ordinary", "register_reader",
-    "setting_of",
-    "replace_", "settle_attention_", "sites", "split_attention", "stored", "unwrap",
+    "hidden", "opened", "setting_of", "settle_",
+    "replace_", "sites", "split_attention", "stored", "unwrap",
     "weights_of", "why_tensor",
     "without_fused_attention",
 ]  # fmt: skip

@@ -10,6 +10,7 @@ from torch import Tensor, nn
 
 from rankfold.layers import SplitAttention
 from rankfold.sites.hooks import carry_hooks_
+from rankfold.sites.opener import Opener, linear
 from rankfold.sites.product import ordinary_class, other_parametrizations
 
 
@@ -41,35 +42,14 @@ def split(module: nn.MultiheadAttention) -> SplitAttention:
     if module.in_proj_bias is not None:
         biases = [module.in_proj_bias.detach()[i * width : (i + 1) * width] for i in range(3)]
     for name, weight, bias in zip(("q_proj", "k_proj", "v_proj"), weights, biases, strict=True):
-        new.add_module(name, _linear(weight, bias, grad))
+        new.add_module(name, linear(weight, bias, grad))
     out = module.out_proj
     out_bias = None if out.bias is None else out.bias.detach()
-    new.add_module("out_proj", _linear(out.weight.detach(), out_bias, out.weight.requires_grad))
+    new.add_module("out_proj", linear(out.weight.detach(), out_bias, out.weight.requires_grad))
     carry_hooks_(module, new)
     new.train(module.training)
     new.out_proj.train(module.out_proj.training)  # its own mode, where modes are mixed
     return new
-
-
-def _linear(weight: Tensor, bias: Tensor | None, requires_grad: bool) -> nn.Linear:
-    m, n = weight.shape
-    linear = nn.Linear(n, m, bias=bias is not None, device="meta")
-    linear.weight = nn.Parameter(weight, requires_grad=requires_grad)
-    if bias is not None:
-        linear.bias = nn.Parameter(bias, requires_grad=requires_grad)
-    return linear
-
-
-def replace_(model: nn.Module, old: nn.Module, new: nn.Module) -> None:
-    """Put ``new`` wherever ``old`` (the very object) hangs in ``model``; a shared module has several places."""
-    for parent in list(model.modules()):
-        for name, child in parent._modules.items():
-            if child is old:
-                parent._modules[name] = new
-
-
-def attentions(model: nn.Module) -> list[nn.MultiheadAttention]:
-    return [m for m in model.modules() if isinstance(m, nn.MultiheadAttention) and why_not_split(m) is None]
 
 
 @contextmanager
@@ -81,36 +61,6 @@ def without_fused_attention() -> Iterator[None]:
         yield
     finally:
         torch.backends.mha.set_fastpath_enabled(fast)
-
-
-@contextmanager
-def split_attention(model: nn.Module) -> Iterator[nn.Module]:
-    """Within the block every attention module that can be is taken apart and the fused kernels are off.
-
-    Parameters are shared, not copied. On leaving, every module is back in its place.
-    """
-    pairs = [(old, split(old)) for old in attentions(model)]
-    with without_fused_attention():
-        try:
-            for old, new in pairs:
-                replace_(model, old, new)
-            yield model
-        finally:
-            for old, new in pairs:
-                replace_(model, new, old)
-
-
-def settle_attention_(model: nn.Module, names: Iterable[str]) -> None:
-    """For the sites in ``names`` that live in an attention module: take that module apart for good."""
-    wanted = set(names)
-    for path, module in list(model.named_modules(remove_duplicate=False)):
-        if isinstance(module, nn.MultiheadAttention) and why_not_split(module) is None:
-            projections = {f"{path}.{part}" for part in ("q_proj", "k_proj", "v_proj", "out_proj")}
-            if projections & wanted:
-                new = split(module)
-                for parameter in new.parameters():
-                    parameter.data = parameter.data.clone()
-                replace_(model, module, new)
 
 
 def leave_fused_kernels_(model: nn.Module, names: Iterable[str]) -> None:
@@ -126,3 +76,6 @@ def leave_fused_kernels_(model: nn.Module, names: Iterable[str]) -> None:
             module.activation_relu_or_gelu = 0
         if inside and isinstance(module, nn.TransformerEncoder):
             module.use_nested_tensor = False
+
+
+OPENER = Opener((nn.MultiheadAttention,), why_not_split, split)

@@ -13,11 +13,11 @@ from torch.nn.modules.linear import NonDynamicallyQuantizableLinear
 from torch.nn.parameter import UninitializedParameter
 
 from rankfold.forms import Form, Layer
-from rankfold.sites.attention import split_attention, why_not_split
 from rankfold.sites.convolution import read_convolution
 from rankfold.sites.dynamic import is_dynamic, read_dynamic
 from rankfold.sites.foreign import TORCHSCRIPT, why_foreign
 from rankfold.sites.linear import read_linear
+from rankfold.sites.opened import opened, opener_of, why_closed
 from rankfold.sites.product import factors_of, ordinary_class, other_parametrizations, products
 from rankfold.sites.site import Site, SiteList
 
@@ -106,7 +106,7 @@ def sites(model: nn.Module, where: Where | None = None) -> SiteList:
         if isinstance(module, nn.MultiheadAttention) and (products(module) or products(module.out_proj))
     )
     adapted = tuple(f"{path}." for path, module in model.named_modules(remove_duplicate=False) if _is_adapter(module))
-    with split_attention(model):
+    with opened(model):
         return _sites(model, where, composed, adapted)
 
 
@@ -192,8 +192,8 @@ def _why_not(module: nn.Module, path: str) -> str | None:
     """Why a module of which a matrix might be expected gives no site."""
     if (foreign := why_foreign(module)) is not None:
         return foreign
-    if isinstance(module, nn.MultiheadAttention):
-        return why_not_split(module)
+    if path and (closed := why_closed(module)) is not None:
+        return closed
     if other_parametrizations(module):
         return "parametrized: remove the parametrization first (torch.nn.utils.parametrize.remove_parametrizations)"
     if "weight_g" in module._parameters or "weight_orig" in module._parameters:
@@ -218,7 +218,7 @@ def _why_not(module: nn.Module, path: str) -> str | None:
             return f"{type(module).__name__} overrides the forward of {base.__name__}"
     if "forward" in vars(module) and weight is not None and weight.dim() > 1:
         return "its forward was replaced from outside: remove that wrapper first"
-    if path == "" and read_layer(module) is not None:
+    if path == "" and (read_layer(module) is not None or opener_of(module) is not None):
         return "the model is this one layer: wrap it (nn.Sequential(layer)) so that it can be replaced"
     return None
 
@@ -241,6 +241,4 @@ def _why_no_site(layer: Layer) -> str | None:
 def _why_parameter(module: nn.Module, parameter: torch.Tensor) -> str:
     if parameter.dim() < 2:
         return "a vector: nothing to factor"
-    if isinstance(module, nn.RNNBase | nn.RNNCellBase):
-        return f"{type(module).__name__}: recurrent weights are read by a fused kernel"
     return f"used by {type(module).__name__} in its own code, which cannot be factored from outside"

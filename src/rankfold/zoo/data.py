@@ -16,6 +16,7 @@ from rankfold.batches import Columns, is_hugging_face
 from rankfold.run.progress import showing
 from rankfold.train.feed import length
 from rankfold.zoo.errors import ZooError
+from rankfold.zoo.folders import is_folder_spec, load_folder
 from rankfold.zoo.images import IMAGE_SETS, Progress, load_images
 from rankfold.zoo.kept import kept
 from rankfold.zoo.resolve import call_factory
@@ -39,11 +40,12 @@ def data_names() -> tuple[str, ...]:
 def load_data(
     spec: str, *, download: bool = False, progress: Progress | None = None, reader: Reader | None = None
 ) -> Data:
-    """The data set that `spec` names: one of `data_names()`, `package.module:factory`, `text:FILE` or `tokens:FILE`.
+    """The data set that `spec` names: one of `data_names()`, `imagefolder:DIR` or `parquet:DIR` (see `load_folder`),
+    `package.module:factory`, `text:FILE` or `tokens:FILE`.
 
     Text and tokens need the `reader` of a model (`rankfold.zoo.text.reader_for`).
 
-    `digits` (8×8, scikit-learn) needs no file. `mnist`, `fashion-mnist`, `cifar10` come from the folder in
+    `digits` (8×8, scikit-learn) needs no file. `mnist`, `fashion-mnist`, `cifar10`, `cifar100` come from the folder in
     the environment variable RANKFOLD_DATA, or, with `download=True`, from the Hugging Face hub; see
     `load_images`. A factory is called without arguments and returns (train, test) or (train, validation,
     test): sized, indexable data sets of (input, target) pairs with inputs of one shape, as a model takes them;
@@ -60,6 +62,8 @@ def load_data(
         if reader is None:
             raise ZooError(f"{spec}: text belongs to a language model or encoder of transformers, given as a folder")
         return reader.data(spec, download=download)
+    if is_folder_spec(spec):
+        return load_folder(spec, progress)
     if ":" in spec:
         return _custom(spec)
     if spec == "digits":
@@ -73,7 +77,7 @@ def load_data(
     parts = load_images(spec, download=download, progress=progress)
     mean, std = torch.tensor(images.mean), torch.tensor(images.std)
     train, validation = _held_out(spec, Split(*parts["train"], mean, std), _VALIDATION_IMAGES)
-    return Data(spec, train, validation, Split(*parts["test"], mean, std), classes=10)
+    return Data(spec, train, validation, Split(*parts["test"], mean, std), classes=images.classes)
 
 
 def _digits() -> Data:

@@ -26,6 +26,8 @@ class ImageSet:
     counts: tuple[tuple[str, int], ...]  # images in each split
     mean: tuple[float, ...]
     std: tuple[float, ...]
+    label_column: str = "label"
+    classes: int = 10
 
 
 IMAGE_SETS = {
@@ -48,6 +50,16 @@ IMAGE_SETS = {
         (("train", 50_000), ("test", 10_000)),
         (0.485, 0.456, 0.406),
         (0.229, 0.224, 0.225),
+    ),
+    "cifar100": ImageSet(
+        "uoft-cs/cifar100",
+        "img",
+        (3, 32, 32),
+        (("train", 50_000), ("test", 10_000)),
+        (0.5071, 0.4865, 0.4409),
+        (0.2673, 0.2564, 0.2762),
+        "fine_label",
+        100,
     ),
 }
 
@@ -101,7 +113,7 @@ def _decode(
     name: str, images: ImageSet, split: str, count: int, file: Path | None, progress: Progress | None
 ) -> tuple[Tensor, Tensor]:
     source = images.hub if file is None else file
-    datasets = _datasets_library()
+    datasets = datasets_library()
     pixels = np.empty((count, *images.shape), dtype=np.uint8)
     labels = np.empty(count, dtype=np.int64)
     done = 0
@@ -110,22 +122,22 @@ def _decode(
             if done < count:
                 image = np.asarray(row[images.image_column])
                 pixels[done] = image[None] if image.ndim == 2 else image.transpose(2, 0, 1)
-                labels[done] = row["label"]
+                labels[done] = row[images.label_column]
             done += 1
             if progress is not None and (done % _EVERY == 0 or done == count):
                 progress(f"{name} {split}", done, count)
     except (OSError, ValueError, KeyError, RuntimeError, TypeError, ImportError) as error:
         reason = " ".join(str(error).split())
         raise ZooError(f"data set {name!r}: {source} cannot be read: {type(error).__name__}: {reason}") from error
-    if done != count or labels.min() < 0 or labels.max() > 9:
+    if done != count or labels.min() < 0 or labels.max() >= images.classes:
         raise ZooError(
             f"data set {name!r}: {source} is not its {split} split: {done} images for {count}, "
-            f"labels {labels[:done].min(initial=0)} to {labels[:done].max(initial=0)} for 0 to 9"
+            f"labels {labels[:done].min(initial=0)} to {labels[:done].max(initial=0)} for 0 to {images.classes - 1}"
         )
     return torch.from_numpy(pixels), torch.from_numpy(labels)
 
 
-def _datasets_library() -> Any:
+def datasets_library() -> Any:
     try:
         import datasets
     except ImportError as error:

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from rankfold.zoo.digits_cnn import DigitsCNN
 from rankfold.zoo.errors import ZooError
 from rankfold.zoo.fcn import FCN
-from rankfold.zoo.resnet import CifarResNet, ResNet18
+from rankfold.zoo.resnet import CifarResNet, ImageNetResNet, ResNet18
 from rankfold.zoo.vgg import VGG, VGG13, VGG16
 from rankfold.zoo.vit import ViT
 
@@ -18,8 +18,9 @@ from rankfold.zoo.vit import ViT
 @dataclass(frozen=True)
 class _Entry:
     build: Callable[..., nn.Module]  # called with classes=, in_channels=
-    data: str
+    data: str  # "": the data have no name here, they are a folder of the user's
     image: tuple[int, int, int]  # channels, height, width
+    classes: int = 10
 
 
 def _fcn(depth: int, batch_norm: bool, classes: int, in_channels: int) -> FCN:
@@ -33,6 +34,10 @@ _MODELS = (
     | {f"fcn-{depth}-plain": _Entry(partial(_fcn, depth, False), "mnist", (1, 28, 28)) for depth in (6, 8, 10)}
     | {f"resnet{6 * n + 2}": _Entry(partial(CifarResNet, n), "cifar10", _CIFAR) for n in (3, 5, 7, 9)}
     | {"resnet18": _Entry(ResNet18, "cifar10", _CIFAR)}
+    | {
+        f"resnet{depth}-imagenet": _Entry(partial(ImageNetResNet, blocks), "", (3, 224, 224), 1000)
+        for depth, blocks in ((18, (2, 2, 2, 2)), (34, (3, 4, 6, 3)))
+    }
     | {"vgg13-bn": _Entry(partial(VGG, VGG13), "cifar10", _CIFAR)}
     | {"vgg16-bn": _Entry(partial(VGG, VGG16), "cifar10", _CIFAR)}
     | {
@@ -62,7 +67,7 @@ def model(
     Raises ZooError for an unknown name or a size below one.
     """
     entry = _entry(name)
-    classes = 10 if classes is None else classes
+    classes = entry.classes if classes is None else classes
     in_channels = entry.image[0] if in_channels is None else in_channels
     for what, value in (("classes", classes), ("in_channels", in_channels)):
         if value < 1:
@@ -82,8 +87,16 @@ def example_input(name: str, *, in_channels: int | None = None) -> Tensor:
 
 
 def default_data(name: str) -> str:
-    """Name of the data set for which the built-in model was made."""
-    return _entry(name).data
+    """Name of the data set for which the built-in model was made; ZooError where it has none here (ImageNet)."""
+    entry = _entry(name)
+    if not entry.data:
+        raise ZooError(f"{name}: its data come with no package: give them, as imagefolder:DIR or parquet:DIR")
+    return entry.data
+
+
+def has_data(name: str) -> bool:
+    """Whether ``default_data`` names the data set of the built-in model."""
+    return bool(_entry(name).data)
 
 
 def _entry(name: str) -> _Entry:

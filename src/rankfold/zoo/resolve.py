@@ -55,7 +55,7 @@ def resolve(
     if ":" not in spec:
         network = models.model(spec, classes=classes, in_channels=in_channels, generator=generator)
         example = models.example_input(spec, in_channels=in_channels)
-        return Resolved(spec, network, example, models.default_data(spec))
+        return Resolved(spec, network, example, models.default_data(spec) if models.has_data(spec) else None)
     network, factory = call_factory(spec)
     if not isinstance(network, nn.Module):
         raise ZooError(f"{spec}: the factory returned a {type(network).__name__}, not an nn.Module")

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from rankfold.zoo.errors import ZooError
+from rankfold.zoo.pictures import Pictures
 from rankfold.zoo.samples import Samples
 
 VALIDATION_SEED = 0
@@ -17,6 +18,8 @@ VALIDATION_SEED = 0
 @dataclass(frozen=True, eq=False)
 class Split:
     """N samples: `inputs` (N, …) as stored, `labels` (N,) int64, or other targets (N, …); indexed like torch's Dataset.
+
+    `inputs` are a tensor, or `Pictures` that are decoded when they are indexed.
 
     uint8 inputs are pixels (N, C, H, W), normalised when they are taken: (pixel / scale − mean) / std, with
     `mean`, `std` (C,) float32. Inputs of another dtype are taken as they are.
@@ -59,8 +62,9 @@ class Split:
         return Batches(self, batch_size, generator if shuffle else None)
 
     def subset(self, indices: Tensor) -> "Split":
-        """The samples at `indices` (K,) int64, in that order, copied."""
-        return replace(self, inputs=self.inputs[indices], labels=self.labels[indices])
+        """The samples at `indices` (K,) int64, in that order, copied; pictures read when asked for stay so."""
+        inputs: Any = self.inputs.part(indices) if isinstance(self.inputs, Pictures) else self.inputs[indices]
+        return replace(self, inputs=inputs, labels=self.labels[indices])
 
     def take(self, count: int, generator: torch.Generator) -> "Split":
         """`count` samples drawn without replacement; ValueError if there are fewer."""

@@ -13,7 +13,15 @@ _WHEN_NOT = "by default as the experiment has it"
 
 
 def reproduce(
-    name: Annotated[str, typer.Argument(metavar="NAME", help="Of the experiment; lorita-table-1a, for example.")],
+    name: Annotated[
+        str | None, typer.Argument(metavar="[NAME]", help="Of the experiment; lorita-table-1a, for example.")
+    ] = None,
+    list_: Annotated[
+        bool,
+        typer.Option(
+            "--list", help="Every table and figure of the five documents: run in full, in part, in quick form, or not."
+        ),
+    ] = False,
     quick: Annotated[
         bool,
         typer.Option(
@@ -55,15 +63,25 @@ def reproduce(
     trials: Annotated[
         int | None, typer.Option(min=1, help="ways-to-low-rank: trials of each way over its own settings.")
     ] = None,
+    data: Annotated[
+        str | None,
+        typer.Option(
+            metavar="DATA", help="lorita-cnn: cifar10, cifar100; lorita-table-4, -5: imagefolder:DIR or parquet:DIR."
+        ),
+    ] = None,
     jobs: Annotated[int, typer.Option(help="Trainings at a time, one thread each; -1 for one on each core.")] = 1,
     threads: Threads = None,
     as_json: Json = False,
 ) -> None:
     """Train what a table or figure of a paper needs, write it beside the published numbers, and say where ours differ.
 
-    Resumable: the same command goes on after an interruption. An unknown NAME is answered with all names;
-    docs/reproductions.md says what each of them shows.
+    Resumable: the same command goes on after an interruption. --list says what each NAME shows, and how far it was run.
     """
+    if list_:
+        _index(as_json)
+        return
+    if name is None:
+        raise ValueError("give the NAME of an experiment: rankfold reproduce --list has them all")
     from rankfold.cli.failure import Interrupted
     from rankfold.cli.loading import set_threads
     from rankfold.cli.printing import print_json
@@ -89,6 +107,7 @@ def reproduce(
         precision=precision,  # type: ignore[arg-type] # checked there
         weights=weights,
         trials=trials,
+        data=data,
         jobs=jobs,
     )
     place = Path(name) if out is None else out
@@ -102,6 +121,18 @@ def reproduce(
         print_json({"experiment": name, "directory": str(place), "remarks": list(outcome.remarks), "tables": tables})
         return
     print(page(outcome), end="")
+
+
+def _index(as_json: bool) -> None:
+    from rankfold.cli.printing import print_json
+    from rankfold.papers import EXPERIMENTS, INDEX
+    from rankfold.papers.index import listing
+
+    if as_json:
+        print_json({"index": INDEX, "experiments": {each.name: each.about for each in EXPERIMENTS.values()}})
+        return
+    names = "\n".join(f"  {each.name}: {each.about}" for each in EXPERIMENTS.values())
+    print(f"{listing(INDEX)}\nExperiments\n{names}")
 
 
 def _listed(option: str, text: str | None, kind: type) -> tuple | None:

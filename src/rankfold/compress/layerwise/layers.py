@@ -24,13 +24,13 @@ from rankfold.compress.planning.fitted import Fitted, read, to_bytes
 from rankfold.compress.planning.plan import Entry
 from rankfold.compress.statistics import calibrate, moments_bytes
 from rankfold.costs import evaluating
-from rankfold.layers import SplitAttention
+from rankfold.layers import SplitAttention, SplitCell, SplitRecurrent
 from rankfold.linalg import NotConvergedError
 from rankfold.observe import Samples, before
 from rankfold.run.container import FAULTS, checked
 from rankfold.run.files import write_atomically
 from rankfold.run.progress import Progress
-from rankfold.sites import Factors, Form, Site, SiteList, split_attention
+from rankfold.sites import Factors, Form, Site, SiteList, opened
 
 _ROUNDING = 1e-5
 
@@ -64,7 +64,7 @@ def fit_layers(
     """
     tell = progress or (lambda what, done, total: None)
     known = {entry.site: entry for entry in entries}
-    with split_attention(original):
+    with opened(original):
         groups = _groups(original, [found[e.site] for e in entries if e.form is not Form.KEEP], seen)
     current = copied(original)
     changed = tuple(known[site.name] for group in groups for site in group)
@@ -75,7 +75,7 @@ def fit_layers(
     with ExitStack() as stack:
         for network in (original, current):
             stack.enter_context(evaluating(network))
-            stack.enter_context(split_attention(network))
+            stack.enter_context(opened(network))
         for number, group in enumerate(groups):
             file = None if directory is None else directory / f"{number:04d}.safetensors"
             solved = None if file is None else _stored(file, current, [(site, known[site.name]) for site in group])
@@ -99,12 +99,12 @@ def fit_layers(
 
 
 def refittable(original: nn.Module, site: Site) -> bool:
-    """Whether a kept layer may be replaced by one of its own size; attention must be split.
+    """Whether a kept layer may be replaced by one of its own size; the original must be opened.
 
-    Not inside attention that is otherwise left alone: taken apart it would lose its fused kernel.
+    Not inside attention or a recurrent layer that is otherwise left alone: taken apart it would lose its fused kernel.
     """
     parent = original.get_submodule(site.name.rpartition(".")[0])
-    return Form.DENSE in site.forms and not isinstance(parent, SplitAttention)
+    return Form.DENSE in site.forms and not isinstance(parent, SplitAttention | SplitRecurrent | SplitCell)
 
 
 def partition(sites: Sequence[Site], needs: Callable[[Site], int], memory: int | None) -> list[list[Site]]:

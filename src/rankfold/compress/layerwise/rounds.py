@@ -28,7 +28,7 @@ from rankfold.compress.statistics import calibrate, moments_bytes
 from rankfold.costs import evaluating
 from rankfold.objectives import Objective, Teacher
 from rankfold.observe import Samples
-from rankfold.sites import Form, SiteList, split_attention, without_fused_attention
+from rankfold.sites import Form, SiteList, opened, without_fused_attention
 
 if TYPE_CHECKING:
     from rankfold.compress.planning.profile import Profile
@@ -126,7 +126,7 @@ class _Fit:
         if not self.method.kept:
             return plan.entries
         entries, known, root = [], self.known, self.known.needed_model()
-        with split_attention(root):
+        with opened(root):
             for entry in plan.entries:
                 site = known.sites[entry.site]
                 free = site.layer.has_bias or known.absorbers.get(site.name) is not None
@@ -159,7 +159,7 @@ class _Fit:
         known, root = self.known, self.known.needed_model()
         network, fitted = copied(root), {}
         prepare_(network, plan.changed)
-        with split_attention(root):
+        with opened(root):
             for entry, candidate in self._candidates(plan, seen):
                 absorber = None if entry.bias else known.absorbers.get(entry.site)
                 fitted[entry.site] = Fitted(candidate.decomposition.factors(entry.rank), absorber)

@@ -22,8 +22,8 @@ from rankfold.compress.methods.sequential import projected
 from rankfold.linalg import project
 from rankfold.linalg.programs.activation_aware import activation_aware
 from rankfold.linalg.programs.activation_loss import activation_loss
+from rankfold.linalg.programs.maxnorm import nuclear_max_norm
 from rankfold.linalg.programs.nuclear import nuclear_radius
-from rankfold.linalg.programs.nuclear_tobit import nuclear_tobit
 from rankfold.sites import Factors, Form, Site
 
 _CONVEX_ROWS = 4096
@@ -35,9 +35,9 @@ class ActivationAware(Project):
     """Fits layer after layer like ``Sequential`` and starts from its solution; at most
     ``iterations`` of each layer's descent.
 
-    ``convex``: where a ReLU is behind a factored matrix, solve the convex program instead (log Φ, nuclear norm), with
-    its certified gap, and cut its solution to the rank; ``sigma`` of it as a part of the pre-activations' root mean
-    square. Layers with no activation behind them are projected.
+    ``convex``: where a ReLU is behind a factored matrix, solve the convex program instead (log Φ, nuclear norm, largest
+    entry), with its certified gap, and cut its solution to the rank; ``sigma`` of it as a part of the pre-activations'
+    root mean square. Layers with no activation behind them are projected.
     """
 
     damping: float = DAMPING
@@ -145,7 +145,8 @@ def _convex(
     start: Solution,
     sigma: float,
 ) -> Solution:
-    """Theorem 4.9 as printed: its program knows no offset, so that a bias is fitted with the weight: rows [x 1]."""
+    """Theorem 4.9 as printed: no output is larger than the largest that is to be imitated, and the program knows no
+    offset, so that a bias is fitted with the weight: rows [x 1]."""
     every = max(1, len(found[0]) // _CONVEX_ROWS)
     x, target, offset = (part[::every].double() for part in found)
     scale = scale_of(known, target.shape[1])
@@ -158,7 +159,8 @@ def _convex(
     rows = torch.cat([centred, ones], 1)
     linear = project((torch.linalg.lstsq(rows, target).solution).mT, inputs=rows.mT @ rows)
     radius = nuclear_radius(linear.singular_values, min(rank, len(linear.singular_values)))
-    fit = nuclear_tobit(rows, target.clamp_min(0), radius=radius, sigma=sigma * float(size))
+    bound = float(target.abs().max())
+    fit = nuclear_max_norm(rows, target.clamp_min(0), radius=radius, bound=bound, sigma=sigma * float(size))
     weight = fit.weight[:, :-1] / scale.unsqueeze(1)
     left, right = project(weight, inputs=full.statistics.covariance).factors(rank)
     matrix = left @ right

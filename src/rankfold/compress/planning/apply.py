@@ -22,11 +22,11 @@ from rankfold.sites import (
     SiteList,
     carry_hooks_,
     leave_fused_kernels_,
+    opened,
     pretrained_parts,
     replace_,
-    settle_attention_,
+    settle_,
     sites,
-    split_attention,
     unwrap,
 )
 from rankfold.train.earlier import warn_of_earlier_optimizers
@@ -60,7 +60,7 @@ def apply_(
     source = _source(root, plan, here, profile, method)
     changed = plan.changed
     ready: list[tuple[str, nn.Module, Fitted]] = []
-    with split_attention(root):
+    with opened(root):
         for done, entry in enumerate(changed):
             site = here[entry.site]
             fitted = source(site, entry)
@@ -133,7 +133,7 @@ def shape_(model: nn.Module, plan: Plan) -> nn.Module:
 def prepare_(root: nn.Module, changed: tuple[Entry, ...]) -> None:
     """Take apart the attention modules that hold changed sites, and leave the fused kernels around them."""
     names = [entry.site for entry in changed]
-    settle_attention_(root, names)
+    settle_(root, names)
     leave_fused_kernels_(root, names)
 
 
@@ -203,7 +203,7 @@ def _from_profile(root: nn.Module, plan: Plan, here: SiteList, profile: Profile)
 
 
 def _check_materialised(root: nn.Module, plan: Plan, here: SiteList) -> None:
-    with split_attention(root):
+    with opened(root):
         for entry in plan.changed:
             if here[entry.site].weight(root).is_meta:
                 raise ApplyError(f"{here[entry.site].title}: not materialised (on the meta device); load weights first")
@@ -212,7 +212,7 @@ def _check_materialised(root: nn.Module, plan: Plan, here: SiteList) -> None:
 def _decomposed(root: nn.Module, plan: Plan, here: SiteList, method: Method) -> Callable[[Site, Entry], Fitted]:
     made: dict[str, tuple[Decomposition, str | None]] = {}
     _check_materialised(root, plan, here)
-    with split_attention(root):
+    with opened(root):
         for entry in plan.changed:
             site, base = here[entry.site], entry.form.decomposed
             known = None if plan.statistics is None else plan.statistics.sites.get(site.name)

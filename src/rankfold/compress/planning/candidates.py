@@ -114,7 +114,7 @@ class Counter:
 def decompose(
     root: nn.Module, sites: SiteList, method: Method, statistics: Statistics | None, progress: Progress
 ) -> Decomposed:
-    """Every reducible site in every form that the method offers there; attention must be split.
+    """Every reducible site in every form that the method offers there; the model must be ``opened``.
 
     Where samples were held back, the candidates that a method weighs are made from the others and compared on them; the
     best one is made again from all. Raises ``ValueError`` naming the site for weights that are not finite or not

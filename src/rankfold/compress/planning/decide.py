@@ -2,16 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
 from typing import Any
 
 from torch import Tensor
 
+from rankfold.compress.effect import effects
 from rankfold.compress.layerwise.rounds import fit
 from rankfold.compress.methods.method import fits_layers
-from rankfold.compress.planning.candidates import options
+from rankfold.compress.planning.candidates import Candidate, options
 from rankfold.compress.planning.entries import after_of, entries_of, notes_of
 from rankfold.compress.planning.lawful import check_picked, check_summed
 from rankfold.compress.planning.obstacle import obstacle
@@ -37,8 +38,9 @@ from rankfold.compress.ranks.latency import meet_latency
 from rankfold.compress.ranks.rules import Choices, Iterative, Optimal, RankRule, described, rule_named
 from rankfold.compress.ranks.timing import site_timing
 from rankfold.compress.sensitivity import output_changes, price, relative_energy
+from rankfold.compress.statistics import calibrate, is_affordable
 from rankfold.costs import Cost, latencies
-from rankfold.sites import Form, SiteList, split_attention
+from rankfold.sites import Form, SiteList, opened
 
 Prices = Mapping[tuple[str, Form], Tensor]
 
@@ -93,7 +95,7 @@ def _time(known: Profile, budgets: Sequence[Budget]) -> None:
     for each in budgets:
         if isinstance(each, Latency) and each.batch not in known.counter.timings:
             root = known.needed_model()
-            with split_attention(root):
+            with opened(root):
                 known.counter.timings[each.batch] = site_timing(
                     root, known.sites, known.candidates, known.needed_example(), each.batch, known.tell
                 )
@@ -112,11 +114,25 @@ def _prices(known: Profile, rule: RankRule) -> Prices:
     ):
         key = (rule.probes, rule.samples)
         if key not in known.prices:
-            root = known.needed_model()
-            with split_attention(root):
-                known.prices[key] = price(root, flat, known.needed_data(), rule, known.tell, known.objective)
+            root, data = known.needed_model(), known.needed_data()
+            with opened(root):
+                told = _from_statistics(known, flat, rule)
+                known.prices[key] = told or price(root, flat, data, rule, known.tell, known.objective)
         return known.prices[key]
     return relative_energy(flat)
+
+
+def _from_statistics(known: Profile, candidates: Sequence[Candidate], rule: Optimal) -> Prices | None:
+    """What each candidate does to the outputs, from one pass over ``rule.samples`` samples; None where that does not
+    tell or does not fit into memory. Nothing is inverted, so that few samples do. Layers are compared by the change of
+    all outputs, of language models too: truncation without data changes too much for a metric in nats."""
+    root, data = known.needed_model(), known.needed_data()
+    if isinstance(data, Iterator) or not is_affordable(known.sites.reducible):
+        return None
+    statistics = calibrate(
+        root, data, known.sites, samples=rule.samples, objective=known.objective, tokenwise=False, progress=known.tell
+    )
+    return effects(root, candidates, statistics, known.tell)
 
 
 @dataclass(frozen=True, eq=False)

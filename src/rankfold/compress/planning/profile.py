@@ -26,7 +26,7 @@ from rankfold.observe import Samples, unheard
 from rankfold.run.memory import give_back
 from rankfold.run.progress import Progress, showing
 from rankfold.run.team import Team, joined
-from rankfold.sites import FOLD_FIRST, Form, SiteList, check_ordinary, sites, split_attention, unwrap
+from rankfold.sites import FOLD_FIRST, Form, SiteList, check_ordinary, opened, sites, unwrap
 
 UNHEARD = "it is called, and what it gives never reaches what the model gives: left as it is"
 
@@ -122,7 +122,7 @@ class Profile:
             return None
         if "coarser" not in self.others:
             root = self.needed_model()
-            with split_attention(root):
+            with opened(root):
                 made = decompose(root, self.sites, self.method, statistics, self.tell)
             self.others["coarser"] = replace(
                 self, candidates=made.candidates, unsolved=made.unsolved, statistics=statistics, others={}
@@ -221,7 +221,7 @@ def profile(
     calibration = calibration.bounded(found, method)
     mark = fingerprint(root)
     statistics = _earlier(method, calibration, mark)
-    with split_attention(root), calibration.team(root) as team:
+    with opened(root), calibration.team(root) as team:
         sizes = {site.name: site.weight(root).element_size() for site in found}
         seen = replace(calibration.of(data), team=team)
         known = _measured(root, found, method, seen, statistics, objective, directory, tell)
@@ -244,7 +244,7 @@ def _heard(root: nn.Module, example: Example, found: SiteList) -> SiteList:
     if any(p.is_meta for p in root.parameters()):
         return found
     given = example.fitting(root.parameters())
-    with evaluating(root), split_attention(root):
+    with evaluating(root), opened(root):
         modules = {site.name: root.get_submodule(site.name) for site in found.reducible}
         silent = set(unheard(lambda: root(*given.args, **given.kwargs), modules))
     kept = [replace(s, forms=frozenset({Form.KEEP}), note=UNHEARD) if s.name in silent else s for s in found]
@@ -272,7 +272,7 @@ def _measured(
     directory: str | Path | None,
     tell: Progress,
 ) -> Profile:
-    """Everything that data and decompositions say; attention must be split."""
+    """Everything that data and decompositions say; the model must be ``opened``."""
     blank: dict[str, Any] = {"counter": Counter({}, 1, {}), "cost": Cost(0, 0, 0), "flops": 0, "fingerprint": ""}
     blank |= {"calibration": Calibration(), "objective": objective, "model": root, "tell": tell}
     if fits_layers(method):
@@ -320,7 +320,7 @@ def meant(root: nn.Module, data: Any, asked: Objective | str | None) -> Objectiv
     for batch in batches_of(data, 64, 64):
         if objective is not None and (not objective.labelled or labels_of(batch) is None):
             return objective
-        with evaluating(root), split_attention(root):
+        with evaluating(root), opened(root):
             if objective is not None:
                 objective.losses(forward(root, batch), batch)
                 return objective

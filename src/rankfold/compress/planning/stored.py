@@ -22,7 +22,7 @@ from rankfold.costs import Cost
 from rankfold.objectives import Objective, objective_named
 from rankfold.run.container import Kind
 from rankfold.run.files import write_atomically
-from rankfold.sites import Call, Factors, Form, SiteList, sites, split_attention, unwrap
+from rankfold.sites import Call, Factors, Form, SiteList, opened, sites, unwrap
 
 
 @dataclass(eq=False)
@@ -217,7 +217,7 @@ def _candidate(
 
     def again() -> Decomposition:
         known = None if statistics is None else statistics.sites.get(site.name)
-        with split_attention(root):
+        with opened(root):
             chosen = with_ridge(method, one["ridge"])
             made = chosen.decompose(site, form.decomposed, site.weight(root), known, site.bias(root))
         if made is None:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
@@ -17,7 +17,7 @@ from rankfold.compress.ranks.sampling import draw
 from rankfold.compress.trial import Trial
 from rankfold.costs import evaluating
 from rankfold.run.progress import Progress
-from rankfold.sites import Form, split_attention
+from rankfold.sites import Form, opened
 
 Candidates = Mapping[str, Sequence[Candidate]]
 Choices = Mapping[str, Sequence[Option]]
@@ -57,7 +57,8 @@ def iterate(
         return True
 
     truncations(root, candidates, choices, limits, samples, rule, watch)
-    return picked
+    # what costs no less than the layer as it is gains nothing by being truncated
+    return {site: option if option in choices[site] else choices[site][0] for site, option in picked.items()}
 
 
 def start(choices: Choices) -> dict[str, Option]:
@@ -78,7 +79,9 @@ def truncations(
 
     ``samples``: batches of one sample; the loss is that of ``Trial``. A site goes down in the form of its first
     candidate, to the largest rank that removes ``step`` parameters or meets the limits; where no site has ``step``
-    parameters left to give, a site gives what it has. Ties go to the earlier site. ``watch`` is called after every
+    parameters left to give, a site gives what it has. Ties go to the earlier site. Parameters are those that the layer
+    stores, or with ``rule.counted`` "values" those of its factors from full rank on: there an option whose factors save
+    nothing has the costs of the layer as it is. ``watch`` is called after every
     step and may end the work by returning False. ``root`` is left as found.
 
     Every decision is the one that full forward passes would lead to, up to ties within rounding. Raises
@@ -87,8 +90,9 @@ def truncations(
     weight for each site.
     """
     picked = start(choices)
-    ladders = {site: _ladder(candidates.get(site, ()), group) for site, group in choices.items()}
-    with evaluating(root), split_attention(root), Trial(root, candidates, samples) as trial:
+    by_value = rule.counted == "values"
+    ladders = {site: _ladder(candidates.get(site, ()), group, by_value) for site, group in choices.items()}
+    with evaluating(root), opened(root), Trial(root, candidates, samples) as trial:
         for site, option in picked.items():
             if option.form is not Form.KEEP:
                 trial.commit(site, option)
@@ -98,7 +102,7 @@ def truncations(
         while not within(picked, limits):
             if count % SORT_EVERY == 0:
                 trial.sort()
-            ways = _ways(picked, ladders, candidates, limits, rule.step)
+            ways = _ways(picked, ladders, candidates, limits, rule)
             if not ways:
                 raise BudgetError(
                     "the budget cannot be met by the iterative rule: every site that gains from truncation is at its "
@@ -117,17 +121,24 @@ def truncations(
                 return
 
 
-def _ladder(found: Sequence[Candidate], group: Sequence[Option]) -> list[Option]:
-    """The options of the first candidate that cost less than keeping the site, highest rank first."""
+def _ladder(found: Sequence[Candidate], group: Sequence[Option], by_value: bool) -> list[Option]:
+    """The options of the first candidate that cost less than keeping the site, highest rank first.
+
+    ``by_value``: every option below full rank; those that do not cost less cost what the site does as it is.
+    """
     if not found or group[0].form is not Form.KEEP:
         return []
     keep, form = group[0], found[0].form
-    gaining = [
-        option
-        for option in group
-        if option.form is form and any(new < old for new, old in zip(option.costs, keep.costs, strict=True))
-    ]
-    return sorted(gaining, key=lambda option: -option.rank)
+    full = max((option.rank for option in group if option.form is form), default=0)
+    ladder = []
+    for option in group:
+        if option.form is not form:
+            continue
+        if any(new < old for new, old in zip(option.costs, keep.costs, strict=True)):
+            ladder.append(option)
+        elif by_value and option.rank < full:
+            ladder.append(replace(option, costs=keep.costs))
+    return sorted(ladder, key=lambda option: -option.rank)
 
 
 def _ways(
@@ -135,7 +146,7 @@ def _ways(
     ladders: Mapping[str, Sequence[Option]],
     candidates: Candidates,
     limits: Costs,
-    step: int,
+    rule: Iterative,
 ) -> dict[str, Option]:
     """Where each site would go in the next step; sites that cannot go anywhere are missing."""
     totals = [sum(option.costs[axis] for option in picked.values()) for axis in range(len(limits))]
@@ -147,10 +158,13 @@ def _ways(
             continue
         candidate = candidates[site][0]
         layer = candidate.site.layer
-        here = layer.params(now.form, now.rank, layer.has_bias if now.form is Form.KEEP else candidate.bias)
+        if now.form is Form.KEEP and rule.counted == "values":
+            here = layer.params(candidate.form, max(candidate.ranks), candidate.bias)
+        else:
+            here = layer.params(now.form, now.rank, layer.has_bias if now.form is Form.KEEP else candidate.bias)
         last[site] = lower[-1]
         for option in lower:
-            enough = layer.params(option.form, option.rank, candidate.bias) <= here - step
+            enough = layer.params(option.form, option.rank, candidate.bias) <= here - rule.step
             if enough or all(
                 total - old + new <= limit
                 for total, old, new, limit in zip(totals, now.costs, option.costs, limits, strict=True)

@@ -11,7 +11,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, is_dataclass
 from types import NoneType
-from typing import TYPE_CHECKING, Any, ClassVar, Protocol, runtime_checkable
+from typing import TYPE_CHECKING, Any, ClassVar, Literal, Protocol, runtime_checkable
 
 from rankfold.compress.ranks.allocate import Costs, Option, global_, local, optimal
 
@@ -35,9 +35,10 @@ class RankRule(Protocol):
 class Optimal:
     """Least predicted loss within the budget, keeping dense always among the choices. The default.
 
-    ``probes``: truncations of each site whose effect on the loss is measured on ``samples`` calibration samples, for
-    methods that cannot tell it themselves (on fewer where more than 64 are to be probed); 0 compares sites by
-    relative error alone, and so does a plan without data.
+    For methods that cannot tell it themselves the loss follows in closed form from statistics of ``samples``
+    calibration samples. ``probes``: truncations of each site that are tried on them where these do not tell (on fewer
+    samples where more than 64 are to be tried); 0 compares sites by relative error alone, and so does a plan without
+    data.
     """
 
     probes: int = 4
@@ -82,15 +83,21 @@ class Iterative:
     """Performance-preserving truncation (ISVT; LoRITa, appendix A).
 
     Each step removes ``step`` parameters from the site where that raises the loss least on ``samples`` random
-    calibration samples, drawn with ``seed``.
+    calibration samples, drawn with ``seed``. ``counted``: which parameters. "stored": those that the network has, so
+    that the first step of a layer goes from its m·n to the rank at which the factors are so many fewer. "values": m + n
+    for each singular value from full rank on, as the paper prints it; a layer is then truncated in small steps from the
+    first, and one that ends with more in its factors than in its matrix is kept whole.
     """
 
     step: int = 500
     samples: int = 120
     seed: int = 0
+    counted: Literal["stored", "values"] = "stored"
     name: str = "iterative"
 
     def __post_init__(self) -> None:
+        if self.counted not in ("stored", "values"):
+            raise ValueError(f"counted must be stored or values, got {self.counted!r}")
         if self.step < 1 or self.samples < 1:
             raise ValueError(f"step and samples must be at least 1, got {self.step} and {self.samples}")
 

@@ -152,32 +152,42 @@ def start(request: Request, directory: Path, tell: Tell) -> Outcome:
 
 
 def svd(request: Request, directory: Path, tell: Tell) -> Outcome:
-    """Table 3: seconds of the spectral start beside those of training."""
+    """Table 3: seconds of the spectral start beside those of training, to an error of 0.01."""
     request.only("cdln-svd", FIXED)
-    rows = []
-    for size in (24,) if request.quick else (100, 300):
-        problem = replace(COMPLETION, size=size, rank=max(2, size // 20), steps=500 if request.quick else 4000)
+    rows: list[dict[str, object]] = []
+    for size in (24,) if request.quick else tuple(SVD_TIMES):
+        # the rate grows with the size as gradients of the mean fall, so that both sizes take as many iterations
+        rate = COMPLETION.rate * (size / COMPLETION.size) ** 1.5
+        problem = replace(COMPLETION, size=size, rank=max(2, size // 20), rate=rate, every=100)
+        problem = replace(problem, steps=500) if request.quick else problem
         u, s, vt = target(problem, 0)
         operator, y = measure(problem, u * s @ vt, 0)
         with threads_for(elements(operator)):
             begun = time.process_time()
             compressed_start(operator, y, problem.width, problem.depth, problem.scale)
             spent = time.process_time() - begun
-        cases = {"wide": Case(replace(problem, steps=problem.steps // 4), True), "compressed": Case(problem, False)}
-        runs = train_named(cases, directory, request.jobs, tell)
-        published = SVD_TIMES.get(size, (None, None, None))
+        runs = train_named({"wide": Case(problem, True), "compressed": Case(problem, False)}, directory, 1, tell)
         for name, run in runs.items():
-            row = {
-                "network": name,
-                "d": size,
-                "SVD (s)": spent if name == "compressed" else None,
-                "1,000 its (s)": 1000 * run.seconds_each,
-            }
-            paper = published[1] if name == "compressed" else published[2]
+            own, theirs = (spent, SVD_TIMES.get(size, (None,))[0]) if name == "compressed" else (None, None)
+            published = SVD_TIMES.get(size, (None, None, None))[1 if name == "compressed" else 2]
+            reached = _reached(name, None, run)
             rows.append(
-                row | {"paper, SVD (s)": published[0] if name == "compressed" else None, "paper, all its (s)": paper}
+                {
+                    "network": name,
+                    "d": size,
+                    "SVD (s)": own,
+                    "training (s)": reached["seconds"],
+                    "iterations": reached["iterations"],
+                    "final error": reached["final error"],
+                    "paper, SVD (s)": theirs,
+                    "paper, training (s)": published,
+                }
             )
-    remarks = ["Seconds of processor; the paper trains to convergence on other hardware, and counts all iterations."]
+    remarks = [
+        f"Seconds of processor to a relative error of {REACHED:g}, looks left out; one matrix of each size, one "
+        "thread. The paper trains to convergence, on other hardware; its rank, rate and tolerance are not told: "
+        "ours are rank d/20, twice that as width, and a rate of 10 at d = 100."
+    ]
     return Outcome(
         "C-DLN, table 3: the price of the singular value decomposition", {"svd": pd.DataFrame(rows)}, {}, remarks
     )

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -14,11 +15,14 @@ from matplotlib.figure import Figure
 from rankfold.papers.cdln.trainings import (
     COMPLETION,
     COMPLETION_10,
+    COMPLETION_FIFTH,
     FACTORIZATION,
+    FACTORIZATION_3,
     FACTORIZATION_TEXT,
     SENSING,
+    SENSING_2000,
+    TEXT,
     Case,
-    Kind,
     Problem,
     Trained,
     measure,
@@ -32,18 +36,39 @@ from rankfold.pipeline import Tell
 from rankfold.recover import AlternatingMinimization, LowRank, incremental
 
 INCREMENTAL_WITHIN = 0.1
+PROBLEMS = {
+    "factorization": {"notebook": FACTORIZATION, "text": FACTORIZATION_TEXT},
+    "completion": {"r=5": COMPLETION, "r=10": COMPLETION_10},
+    "sensing": {"notebook": SENSING},
+    "sensing-sizes": {
+        f"d={d}, r={r}, m={m}": replace(SENSING_2000, size=d, rank=r, observed=m / d**2)
+        for d, r, m in ((50, 3, 1000), (50, 5, 1500), (100, 5, 2000))
+    },
+    "incremental": {
+        "factorization, r=3": FACTORIZATION_3,
+        "factorization, r=5": replace(TEXT, rank=5),
+        "factorization, r=10": TEXT,
+        "completion, r=5": COMPLETION_FIFTH,
+        "completion, r=10": replace(COMPLETION_FIFTH, rank=10),
+        "sensing, r=5": SENSING_2000,
+        "sensing, r=10": replace(SENSING_2000, rank=10),
+    },
+}
+TITLES = {
+    "factorization": "matrix factorization",
+    "completion": "matrix completion",
+    "sensing": "matrix sensing",
+    "sensing-sizes": "figure 14: matrix sensing of several sizes",
+    "incremental": "figures 4 and 7 to 13: values learned one after another, the text's settings",
+}
 
 
-def reproduce(kind: Kind, request: Request, directory: Path, tell: Tell) -> Outcome:
-    """Wide against compressed on one kind of problem: error, values one after another, alignment of the outer
+def reproduce(kind: str, request: Request, directory: Path, tell: Tell) -> Outcome:
+    """Wide against compressed on the problems of one kind: error, values one after another, alignment of the outer
     factors."""
     name = f"cdln-{kind}"
     request.only(name, FIXED)
-    problems = {
-        "factorization": {"notebook": FACTORIZATION, "text": FACTORIZATION_TEXT},
-        "completion": {"r=5": COMPLETION, "r=10": COMPLETION_10},
-        "sensing": {"notebook": SENSING},
-    }[kind]
+    problems = dict(PROBLEMS[kind])
     if request.quick:
         problems = {key: small(problem) for key, problem in problems.items()}
     cases = [Case(problem, wide) for problem in problems.values() for wide in (True, False)]
@@ -54,13 +79,17 @@ def reproduce(kind: Kind, request: Request, directory: Path, tell: Tell) -> Outc
         for network, run in runs.items():
             rows.append({"setting": key, "network": network, **_row(run)})
             times += _times(problem, key, network, run)
-        figures[f"errors-{key.replace('=', '')}"] = errors_figure(runs)
-        figures[f"incremental-{key.replace('=', '')}"] = incremental_figure(runs)
+        label = key.replace("=", "").replace(", ", "-")
+        figures[f"errors-{label}"] = errors_figure(runs)
+        figures[f"incremental-{label}"] = incremental_figure(runs)
         remarks += _compared(key, problem, runs)
     if kind == "completion":
         rows += _others(next(reversed(problems.values())))
     tables = {"errors": pd.DataFrame(rows), "incremental": pd.DataFrame(times)}
-    title = f"C-DLN, matrix {kind}: wide and compressed deep linear networks, L = 3, ε = 0.01"
+    if kind == "incremental":
+        remarks += _constants(tables["incremental"])
+    scales = " and ".join(f"{scale:g}" for scale in dict.fromkeys(one.scale for one in problems.values()))
+    title = f"C-DLN, {TITLES[kind]}: wide and compressed deep linear networks, L = 3, ε = {scales}"
     return Outcome(title, tables, figures, remarks, {"problems": {key: vars(one) for key, one in problems.items()}})
 
 
@@ -89,6 +118,22 @@ def _times(problem: Problem, key: str, network: str, run: Trained) -> list[dict[
         }
         for one in found
     ]
+
+
+def _constants(table: pd.DataFrame) -> list[str]:
+    """Of each setting and network, in a sentence: how many components were fitted, and the constants from then on."""
+    told = []
+    for (setting, network), part in table.groupby(["setting", "network"], sort=False):
+        fitted = part.dropna(subset=["fitted at"])
+        text = f"{setting}, {network}: {len(fitted)} of {len(part)} components fitted"
+        if len(fitted):
+            text += (
+                f", {int(fitted['before the next'].sum())} of them before the next began; from then on c_val is at "
+                f"most {fitted['c_val'].max():.1e} and c_vec {fitted['c_vec'].max():.1e} (within "
+                f"{INCREMENTAL_WITHIN:g} at the time of fitting; paper, figure 13: near 1e-15 at the end)"
+            )
+        told.append(text + ".")
+    return told
 
 
 def _compared(key: str, problem: Problem, runs: dict[str, Trained]) -> list[str]:
@@ -169,3 +214,5 @@ def incremental_figure(runs: dict[str, Trained]) -> Figure:
 factorization = partial(reproduce, "factorization")
 completion = partial(reproduce, "completion")
 sensing = partial(reproduce, "sensing")
+sensing_sizes = partial(reproduce, "sensing-sizes")
+learned_in_turn = partial(reproduce, "incremental")

@@ -104,8 +104,8 @@ def remarks(table: pd.DataFrame) -> list[str]:
     for (network, _), part in table[table.way != "dense"].groupby(["network", "share"], sort=False):
         first, second = part.iloc[0], part.iloc[1]
         said.append(
-            f"{network}, {100 * part.share.iloc[0]:g} % of the parameters: {first['way']} {first['test %']:.2f} %, then "
-            f"{second['way']} {second['test %']:.2f} %."
+            f"{network}, {100 * part.share.iloc[0]:g} % of the parameters: {first['way']} {first['test %']:.2f} %, "
+            f"then {second['way']} {second['test %']:.2f} %."
         )
     said.append(
         "Trial 0 has each way's defaults, others are drawn from the way's own choices (result.json); all are in "

@@ -65,7 +65,7 @@ class Way:
         return self if rate is None else replace(self, rate=rate)
 
 
-ISVT = Way("GSVT, ISVT, fine-tuned", "truncate", Iterative(), global_first=True, rate=RATE)
+ISVT = Way("GSVT, ISVT, fine-tuned", "truncate", Iterative(counted="values"), global_first=True, rate=RATE)
 OURS = Way("project, optimal ranks, distilled", "project", Optimal(), repaired=True, distilled=True)
 
 

@@ -29,7 +29,7 @@ from rankfold.objectives import main_tensor
 from rankfold.pipeline.collapse.conclusion import conclusion, few
 from rankfold.pipeline.trainings.stationarity import stationarity
 from rankfold.run.progress import Progress, showing
-from rankfold.sites import Site, SiteList, sites, split_attention, unwrap
+from rankfold.sites import Site, SiteList, opened, sites, unwrap
 from rankfold.spectrum import Spectrum, spectrum
 
 _MOST_INPUTS = 4096  # numbers of an input, for the covariance that the transitions need
@@ -166,7 +166,7 @@ def collapse_report(
         kappa, residual = stationarity(exact, found, inputs, targets, loss, decay)
         if estimated and residual > 1:
             kappa = float("nan")
-        with split_attention(exact):
+        with opened(exact):
             ways = paths(exact, [site.name for site in found], inputs[:2])
         if kappa == kappa:
             tell("bounds", 0, 1)
@@ -185,7 +185,7 @@ def collapse_report(
 
 def _spectra(root: nn.Module, found: SiteList, tell: Progress) -> dict[str, Spectrum]:
     values = {}
-    with split_attention(root):
+    with opened(root):
         for done, site in enumerate(found):
             try:
                 values[site.name] = spectrum(site.matrix(root))

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from math import ceil, isfinite
 
@@ -31,19 +31,21 @@ def fall(before: Sequence[Figures], after: Sequence[Figures], groups: int = GROU
     how much it varies (jackknife without a group). Groups of m of n counted positions have the weights of F. Busing,
     E. Meijer, R. van der Leeden, "Delete-m jackknife for unequal m", 1999; the interval takes Student's t with one
     degree less than there are groups. Both networks meet the same samples, so that what is hard in them cancels. Cost:
-    two sums over the groups for each of them, and no forward pass.
+    three sums over the groups, and no forward pass.
     """
-    pairs = [(a, b) for a, b in zip(_grouped(before, groups), _grouped(after, groups), strict=True) if _size(a)]
-    whole = _difference(pairs)
-    total = _concluded([a for a, _ in pairs]), _concluded([b for _, b in pairs])
-    error = _error(whole, pairs, _difference) if len(pairs) > 1 and isfinite(whole) else float("nan")
+    sums = _grouped(before, groups), _grouped(after, groups)
+    counted = [index for index, part in enumerate(sums[0]) if _size(part)]
+    kept = [[side[index] for index in counted] for side in sums]
+    total = _merged(kept[0]).result(), _merged(kept[1]).result()
+    whole = total[0].judged.better(total[1].judged)
+    error = float("nan")
+    if len(counted) > 1 and isfinite(whole):
+        without = [a.judged.better(b.judged) for a, b in zip(*map(_without_each, kept), strict=True)]
+        error = _error(whole, [_size(part) for part in kept[0]], without)
     if not isfinite(error):
         return Fall(*total, whole)
-    reach = error * _student(len(pairs) - 1)
+    reach = error * _student(len(counted) - 1)
     return Fall(*total, whole, error, (whole - reach, whole + reach))
-
-
-Pair = tuple[Figures, Figures]
 
 
 def _student(freedom: int) -> float:
@@ -52,10 +54,9 @@ def _student(freedom: int) -> float:
     return float(t.ppf(0.975, freedom))
 
 
-def _error(whole: float, pairs: Sequence[Pair], difference: Callable[[Sequence[Pair]], float]) -> float:
-    count, positions = len(pairs), [_size(a) for a, _ in pairs]
+def _error(whole: float, positions: Sequence[int], without: Sequence[float]) -> float:
+    count = len(positions)
     shares = [sum(positions) / size for size in positions]
-    without = [difference([*pairs[:index], *pairs[index + 1 :]]) for index in range(count)]
     centre = count * whole - sum((1 - 1 / share) * value for share, value in zip(shares, without, strict=True))
     spread = sum(
         (share * whole - (share - 1) * value - centre) ** 2 / (share - 1)
@@ -64,9 +65,15 @@ def _error(whole: float, pairs: Sequence[Pair], difference: Callable[[Sequence[P
     return (spread / count) ** 0.5
 
 
-def _difference(pairs: Sequence[Pair]) -> float:
-    before, after = (_concluded([pair[side] for pair in pairs]).judged for side in (0, 1))
-    return before.better(after)
+def _without_each(sums: Sequence[Figures]) -> list[Evaluation]:
+    """What follows without each of the groups, from the sums of those before it and of those behind it."""
+    first, last = [_merged(sums[:1])], [_merged(sums[-1:])]
+    for part in sums[1:-1]:
+        first.append(_merged([first[-1], part]))
+    for part in sums[-2:0:-1]:
+        last.append(_merged([part, last[-1]]))
+    inner = [_merged(both) for both in zip(first, last[-2::-1], strict=False)]
+    return [each.result() for each in (last[-1], *inner, first[-1])]
 
 
 def _grouped(sums: Sequence[Figures], groups: int) -> list[Figures]:
@@ -79,10 +86,6 @@ def _merged(sums: Sequence[Figures]) -> Figures:
     for part in sums:
         merged.merge(part)
     return merged
-
-
-def _concluded(sums: Sequence[Figures]) -> Evaluation:
-    return _merged(sums).result()
 
 
 def _size(sums: Figures) -> int:

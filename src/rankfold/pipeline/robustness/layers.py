@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from rankfold.layers import FactoredConv, InTraining
-from rankfold.sites import Form, factored_sites, sites, split_attention, unwrap
+from rankfold.sites import Form, factored_sites, opened, sites, unwrap
 from rankfold.spectrum import spectrum
 
 
@@ -46,7 +46,7 @@ def amplifications(model: nn.Module) -> tuple[Amplification, ...]:
     out. A layer of factors is measured as the one that it stands for. Cost: one SVD of each, in float64."""
     root, found = unwrap(model), []
     order = {name: place for place, (name, _) in enumerate(root.named_modules(remove_duplicate=False))}
-    with split_attention(root):
+    with opened(root):
         for name, matrix, precision in _matrices(root):
             values = spectrum(matrix)
             rank = values.numerical_rank(precision * max(values.shape))

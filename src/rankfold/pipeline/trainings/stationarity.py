@@ -8,7 +8,7 @@ from torch import Tensor, nn
 
 from rankfold.collapse import LOSSES
 from rankfold.collapse.centroid import INPUT, Tail, gradients, without_grad_mode
-from rankfold.sites import SiteList, split_attention
+from rankfold.sites import SiteList, opened
 
 
 def stationarity(
@@ -21,7 +21,7 @@ def stationarity(
     mode = model.training
     model.eval()
     try:
-        with without_grad_mode(model), split_attention(model):
+        with without_grad_mode(model), opened(model):
             every = (site.layer.weight(model.get_submodule(site.name)) for site in found)
             shared: dict[int, Any] = {id(weight): weight for weight in every}
             weights = list(shared.values())

@@ -1,0 +1,99 @@
+"""``rankfold advise``: what would pay, in plain words."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from rankfold.cli.options import (
+    DataName,
+    DeviceName,
+    Download,
+    Exclude,
+    Json,
+    Length,
+    MaxDropped,
+    ObjectiveName,
+    Only,
+    Precision,
+    PrecisionName,
+    Seed,
+    Spec,
+    Threads,
+    Weights,
+    Windows,
+)
+from rankfold.cli.printing import count, percent, print_json, print_table
+
+if TYPE_CHECKING:
+    from rankfold.pipeline.advice import Advice
+
+
+def advise(
+    model: Spec,
+    weights: Weights = None,
+    data: DataName = None,
+    length: Length = None,
+    windows: Windows = None,
+    objective: ObjectiveName = None,
+    max_drop: MaxDropped = None,
+    seconds: Annotated[float, typer.Option(min=1, metavar="S", help="How long to look, about.")] = 60,
+    only: Only = [],  # noqa: B006  # typer copies it
+    exclude: Exclude = [],  # noqa: B006
+    seed: Seed = 0,
+    download: Download = False,
+    device: DeviceName = "cpu",
+    precision: Precision = PrecisionName.float32,
+    threads: Threads = None,
+    as_json: Json = False,
+) -> None:
+    """Look at a model for a minute and say what would pay: how much smaller, at what price, and whether it is faster.
+
+    Nothing is written and nothing is trained; the test split is not opened. Without --max-drop one point of a
+    percentage may be lost, or 2 % of another figure.
+    """
+    from rankfold.cli.loading import Cut, chosen_layers, computing, objective_of, open_model, set_threads
+    from rankfold.pipeline import Tell
+    from rankfold.pipeline.advice import advise as look
+    from rankfold.run.progress import Talk
+
+    set_threads(threads)
+    with Talk() as talk, computing(device, precision) as place:
+        loaded = open_model(
+            model, weights, data, download, talk, trained=True, own_data=True, cut=Cut(length, windows)
+        ).to(place)
+        found = look(
+            loaded.model, loaded.needed_data(), seconds=seconds, max_drop=max_drop, objective=objective_of(objective),
+            where=chosen_layers(loaded.model, only, exclude), seed=seed, tell=Tell(talk.progress, talk.say),
+        )  # fmt: skip
+    if as_json:
+        print_json({"model": model} | found.to_dict())
+        return
+    named = [("--weights", weights), ("--data", data), ("--length", length), ("--windows", windows)]
+    named += [("--objective", objective), *(("--only", each) for each in only), *(("--exclude", e) for e in exclude)]
+    print_advice(found, model, " ".join(f"{name} {value}" for name, value in named if value is not None))
+
+
+def print_advice(found: Advice, model: str, extra: str) -> None:
+    """Sentences, a table of what was tried, and commands."""
+    from rankfold.pipeline.advising import commands, sentences
+
+    for sentence in sentences(found):
+        print(sentence)
+    if found.tried:
+        print()
+        header = ["FLOPs", "parameters", found.start.name, *(f"ms at batch {batch}" for batch in found.latencies)]
+        whole = ["100.0 %", "100.0 %", found.start.text, *(f"{ms:.3f}" for ms in found.latencies.values())]
+        rows = [
+            [percent(p.flops), percent(p.params), p.figure.text, *(f"{ms:.3f}" for ms in p.latencies.values())]
+            for p in found.tried
+        ]
+        print_table(header, [whole, *rows], left=())
+    said = list(commands(found, model, extra))
+    if said:
+        print("\nto go on:")
+        for what, line in said:
+            print(f"  {line}\n    {what}")
+    seen = f"{count(found.samples[0])} samples measured, {count(found.samples[1])} judged"
+    print(f"\nA short look ({found.seconds:.0f} s, {seen}): compress measures again, with more.")

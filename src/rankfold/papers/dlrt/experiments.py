@@ -1,0 +1,23 @@
+"""The commands for training at low rank (DLRT, CondLR), which are of none of the five documents of the index."""
+
+from __future__ import annotations
+
+from rankfold.papers.index import Experiment, Shown
+
+EXPERIMENTS = (
+    Experiment(
+        "condlr-mnist",
+        "dlrt.condlr",
+        "reproduce",
+        "not in the index: what low rank costs under PGD, and what a bound on condition numbers gives back; MNIST",
+        (),
+    ),
+    Experiment(
+        "ways-to-low-rank",
+        "dlrt.ways",
+        "reproduce",
+        "not in the index: ten ways to low rank, accuracy against true parameters, time, memory; FCN, LeNet5, MNIST",
+        (),
+    ),
+)
+WITHOUT: tuple[Shown, ...] = ()

@@ -1,0 +1,134 @@
+"""An ``Advice`` in plain words, and the commands that follow from it."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+from rankfold.objectives import Figure
+from rankfold.pipeline.advice import FASTER, Advice, Tried
+
+_NAMED = 0.01  # of all FLOPs: what a layer must save to be named
+
+
+def sentences(found: Advice) -> Iterator[str]:
+    """What pays and what does not, one thought each."""
+    yield from _reach(found)
+    if not found.tried:
+        yield "Nothing smaller could be made: factoring these layers does not even bring the FLOPs down to 90 %."
+        return
+    best = found.best
+    yield _price(found) if best is None else _pays(found, best)
+    further = _beyond(found)
+    if further is not None:
+        yield further
+    yield from _speed(found, best or found.tried[0])
+    named = [layer for layer in (() if best is None else best.layers) if layer.flops >= _NAMED]
+    if named:
+        told = ", ".join(f"{layer.site} ({_percent(layer.flops)} of all)" for layer in named)
+        yield f"Most FLOPs are saved in {told}."
+
+
+def commands(found: Advice, model: str, extra: str = "") -> Iterator[tuple[str, str]]:
+    """(what for, command line), the most useful first. ``extra``: options that name weights and data."""
+    best, base = found.best, " ".join(filter(None, ("rankfold compress", model, extra)))
+    points = 100 * found.allowed if found.start.unit == "fraction" else found.allowed
+    if best is not None:
+        yield "the network above", f"{base} --budget flops={best.flops:.2g} -o small"
+        yield "the smallest that keeps its quality, searched finely", f"{base} --max-drop {points:.3g} -o small"
+    if found.tried:
+        target = min((p for p in found.tried if best is None or p.flops < best.flops), key=_near_half, default=None)
+        if target is not None:
+            more = "--finetune-epochs 5" if found.labelled and found.start.name != "perplexity" else "--tune 100"
+            yield "a smaller one, trained afterwards", f"{base} --budget flops={target.flops:.2g} {more} -o small"
+        if _fastest(found) is not None:
+            yield "only what saves time here", f"{base} --budget latency=0.8 -o small"
+    if best is None:
+        yield "which matrices are near low rank", " ".join(filter(None, ("rankfold analyze", model, extra)))
+
+
+def _near_half(point: Tried) -> float:
+    return abs(point.flops - 0.5)
+
+
+def _reach(found: Advice) -> Iterator[str]:
+    params, flops = found.covered
+    if not found.sites:
+        yield "No: no layer of this network can be factored."
+    else:
+        layers = "one layer" if found.sites == 1 else f"{found.sites} layers"
+        inside = f"{_percent(params)} of the parameters and {_percent(flops)} of the FLOPs"
+        yield f"{inside} are in {layers} that can be factored."
+    for share, name, why in found.obstacles:
+        yield f"{_percent(share)} of the parameters cannot, such as {name}: {why}."
+
+
+def _pays(found: Advice, best: Tried) -> str:
+    gone = f"{_percent(1 - best.flops)} of the FLOPs and {_percent(1 - best.params)} of the parameters"
+    return (
+        f"Yes: without any training {gone} can go: {found.start.name} is {best.figure.text} instead of "
+        f"{found.start.text} on {found.samples[1]:,} validation samples{_range(found.start, best)}."
+    )
+
+
+def _price(found: Advice) -> str:
+    least = found.tried[0]
+    return (
+        f"Not without training: removing {_percent(1 - least.flops)} of the FLOPs already leaves {found.start.name} at "
+        f"{least.figure.text} instead of {found.start.text} on {found.samples[1]:,} validation samples"
+        f"{_range(found.start, least)}, more than the {_amount(found.start, found.allowed)} that may be lost."
+    )
+
+
+def _beyond(found: Advice) -> str | None:
+    """What the next smaller network would cost, where one was tried."""
+    best = found.best
+    more = [point for point in found.tried if best is not None and point.flops < best.flops]
+    if not more:
+        return None
+    point = more[0]
+    gone, after = _percent(1 - point.flops), f"{point.figure.text}{_range(found.start, point)}"
+    return f"With {gone} of the FLOPs gone it would be {after}: for that, train it afterwards."
+
+
+def _speed(found: Advice, point: Tried) -> Iterator[str]:
+    told = [f"{found.speed(point, batch):.2f} times as fast at batch {batch}" for batch in found.latencies]
+    quick = [batch for batch in found.latencies if point.latencies[batch] < FASTER * found.latencies[batch]]
+    verdict = "smaller and faster" if len(quick) == len(told) else "faster at some batch sizes only"
+    if not quick:
+        verdict = "smaller, but not faster on this machine"
+    yield f"That network is {verdict}: {', '.join(told)}."
+    fastest = _fastest(found)
+    if not quick and fastest is not None and fastest is not point:
+        batch = min(found.latencies, key=lambda b: fastest.latencies[b] / found.latencies[b])
+        speed = f"{found.speed(fastest, batch):.2f} times as fast at batch {batch}"
+        yield f"With {_percent(fastest.flops)} of the FLOPs it is {speed}."
+
+
+def _fastest(found: Advice) -> Tried | None:
+    """The largest network that is faster at some batch size; None where none is."""
+    quick = [
+        point
+        for point in found.tried
+        if any(point.latencies[batch] < FASTER * found.latencies[batch] for batch in found.latencies)
+    ]
+    return max(quick, key=lambda point: point.flops, default=None)
+
+
+def _range(figure: Figure, point: Tried) -> str:
+    if point.interval is None:
+        return ""
+    low, high = point.interval
+    scale, unit = (100, "points") if figure.unit == "fraction" else (1, figure.unit)
+    return (
+        f" (worse by {scale * point.drop:.3g}, 95 % interval {scale * low:.3g} to {scale * high:.3g} {unit}".rstrip()
+        + ")"
+    )
+
+
+def _amount(figure: Figure, value: float) -> str:
+    scale, unit = (100, "points") if figure.unit == "fraction" else (1, figure.unit)
+    return f"{scale * value:.3g} {unit}".rstrip()
+
+
+def _percent(fraction: float) -> str:
+    return f"{100 * fraction:.3g} %" if fraction < 0.995 else f"{100 * fraction:.4g} %"

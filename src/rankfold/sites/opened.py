@@ -1,0 +1,77 @@
+"""Modules that hide their matrices, taken apart into layers that hold one each, for the moment or for good.
+
+What hides matrices is known by one ``Opener`` each (``sites/attention.py``, ``sites/recurrent.py``).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
+
+from torch import nn
+
+from rankfold.sites import attention, recurrent
+from rankfold.sites.opener import Opener
+
+_OPENERS: tuple[Opener, ...] = (attention.OPENER, *recurrent.OPENERS)
+
+
+def opener_of(module: nn.Module) -> Opener | None:
+    """Who takes this module apart; None for one that hides nothing."""
+    return next((opener for opener in _OPENERS if isinstance(module, opener.kinds)), None)
+
+
+def why_closed(module: nn.Module) -> str | None:
+    """Why a module that hides matrices cannot be taken apart; None where it can, and for any other module."""
+    opener = opener_of(module)
+    return None if opener is None else opener.why_not(module)
+
+
+def replace_(model: nn.Module, old: nn.Module, new: nn.Module) -> None:
+    """Put ``new`` wherever ``old`` (the very object) hangs in ``model``; a shared module has several places."""
+    for parent in list(model.modules()):
+        for name, child in parent._modules.items():
+            if child is old:
+                parent._modules[name] = new
+
+
+@contextmanager
+def opened(model: nn.Module) -> Iterator[nn.Module]:
+    """Within the block every module that hides matrices is taken apart where it can be, and the fused kernels are off.
+
+    Parameters are shared, not copied. On leaving, every module is back in its place.
+    """
+    pairs = [
+        (old, opener.split(old))
+        for old in model.modules()
+        if old is not model and (opener := opener_of(old)) is not None and opener.why_not(old) is None
+    ]
+    with attention.without_fused_attention():
+        try:
+            for old, new in pairs:
+                replace_(model, old, new)
+            yield model
+        finally:
+            for old, new in pairs:
+                replace_(model, new, old)
+
+
+def settle_(model: nn.Module, names: Iterable[str]) -> None:
+    """Take the modules that hide the sites in ``names`` apart for good."""
+    wanted = {name.rpartition(".")[0] for name in names}
+    for path, module in list(model.named_modules(remove_duplicate=False)):
+        opener = opener_of(module)
+        if path in wanted and opener is not None and opener.why_not(module) is None:
+            new = opener.split(module)
+            for parameter in new.parameters():
+                parameter.data = parameter.data.clone()
+            replace_(model, module, new)
+
+
+def hidden(model: nn.Module, name: str) -> nn.Module | None:
+    """The module of ``model`` as it is that hides the site of this name; None for a layer of its own."""
+    try:
+        parent = model.get_submodule(name.rpartition(".")[0])
+    except AttributeError:
+        return None
+    return parent if opener_of(parent) is not None else None

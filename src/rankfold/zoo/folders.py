@@ -1,0 +1,214 @@
+"""Any classification set in a folder: `imagefolder:DIR`, a folder of pictures a class, or `parquet:DIR`."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from rankfold.run.progress import Progress
+from rankfold.zoo.errors import ZooError
+from rankfold.zoo.kept import kept
+from rankfold.zoo.pictures import STATISTICS, Pictures, Transform
+from rankfold.zoo.resolve import imported
+from rankfold.zoo.split import Data, Split, hold_out
+
+IMAGEFOLDER, PARQUET = "imagefolder:", "parquet:"
+ENDINGS = (".jpeg", ".jpg", ".png", ".bmp", ".gif", ".webp", ".tif", ".tiff", ".ppm", ".pgm")
+MEMORY = 1 << 30  # bytes of decoded pictures that are held; of more, each is read when it is asked for
+_NAMES = {"train": ("train", "training"), "validation": ("validation", "valid", "dev"), "test": ("test", "val")}
+_HELD = 0.1  # of train, at most so many pictures, where no validation part comes with the data
+_MOST_HELD = 5_000
+_IMAGES, _LABELS = ("image", "img", "pixel_values"), ("label", "labels", "fine_label", "class")
+_KEYS = "resize=256, crop=224, statistics=imagenet, transform=package.module:function"
+
+
+@dataclass(frozen=True)
+class Asked:
+    """A spec taken apart: ``kind:DIR,key=value,…``."""
+
+    spec: str
+    folder: Path
+    transform: Transform
+    statistics: str = "imagenet"
+
+    @classmethod
+    def parsed(cls, spec: str, kind: str) -> Asked:
+        """Raises ``ZooError``: an unknown key, a number that is none, a function that cannot be imported."""
+        folder, *settings = spec.removeprefix(kind).split(",")
+        values: dict[str, Any] = {}
+        statistics = "imagenet"
+        for setting in settings:
+            key, equals, value = setting.partition("=")
+            if key in ("resize", "crop") and value.isdigit() and int(value) > 0:
+                values[key] = int(value)
+            elif key == "statistics" and value in STATISTICS:
+                statistics = value
+            elif key == "transform" and equals:
+                values["own"] = imported(value)
+            else:
+                raise ZooError(
+                    f"{spec}: {setting!r} is no setting: there are {_KEYS}; statistics are "
+                    f"{', '.join(STATISTICS)}; a folder's name cannot hold a comma"
+                )
+        transform = Transform(**({"resize": round(values["crop"] / 0.875)} if set(values) == {"crop"} else {}) | values)
+        if transform.own is None and transform.resize < transform.crop:
+            raise ZooError(f"{spec}: crop={transform.crop} is larger than resize={transform.resize}")
+        return cls(spec, Path(folder).expanduser(), transform, statistics)
+
+
+@dataclass(frozen=True)
+class Part:
+    """Sources of pictures with their labels (N,), how to open one, and what to call it."""
+
+    sources: Any
+    labels: Tensor
+    open_: Callable[[Any], Any]
+    name: Callable[[Any], str]
+    identity: str
+
+
+def is_folder_spec(spec: str) -> bool:
+    return spec.startswith((IMAGEFOLDER, PARQUET))
+
+
+def load_folder(spec: str, progress: Progress | None = None) -> Data:
+    """The data of `imagefolder:DIR` or `parquet:DIR`, as ``load_data`` has it.
+
+    `imagefolder:DIR` has DIR/train/CLASS/picture.jpg and the like, `parquet:DIR` files whose names begin with those of
+    the parts, with columns of pictures and of labels. The parts are train, validation (valid, dev) and test (val);
+    where two are there, the second is judged once, as a test part, and validation is held out of train. Settings follow
+    the folder: `imagefolder:DIR,resize=256,crop=224,statistics=imagenet`, or `transform=package.module:function`,
+    which is given a PIL image. Up to 1 GiB of decoded pictures is held and kept in the cache; of more, each is read
+    when it is asked for. Raises ``ZooError``, one sentence.
+    """
+    kind = IMAGEFOLDER if spec.startswith(IMAGEFOLDER) else PARQUET
+    asked = Asked.parsed(spec, kind)
+    if not asked.folder.is_dir():
+        raise ZooError(f"{spec}: there is no folder {asked.folder}")
+    parts, classes = _folders(asked) if kind == IMAGEFOLDER else _tables(asked)
+    if "train" not in parts or len(parts) < 2:
+        there = ", ".join(parts) or "none of them"
+        raise ZooError(
+            f"{spec}: parts train and test (or val) are needed, and validation if there is one: found {there}"
+        )
+    splits = {name: _split(asked, name, part, progress) for name, part in parts.items()}
+    if "test" not in splits:
+        splits["test"] = splits.pop("validation")
+    if "validation" not in splits:
+        count = max(1, min(_MOST_HELD, round(_HELD * len(splits["train"]))))
+        splits["train"], splits["validation"] = hold_out(splits["train"], count)
+    return Data(spec, splits["train"], splits["validation"], splits["test"], classes)
+
+
+def _split(asked: Asked, name: str, part: Part, progress: Progress | None) -> Split:
+    mean, std = (torch.tensor(values) for values in STATISTICS[asked.statistics])
+    pictures = Pictures(part.sources, part.open_, asked.transform, part.name)
+    first = pictures[0]
+    inputs: Any = pictures
+    if len(pictures) * first.numel() * first.element_size() <= MEMORY:
+
+        def decode() -> dict[str, Tensor]:
+            chunks = []
+            for begun in range(0, len(pictures), 256):
+                chunks.append(pictures[begun : begun + 256])
+                if progress is not None:
+                    progress(f"{asked.folder.name} {name}", min(begun + 256, len(pictures)), len(pictures))
+            return {"images": torch.cat(chunks)}
+
+        own = asked.transform.own is not None  # a function may change without its name: nothing is kept of it
+        settings = f"resize={asked.transform.resize} crop={asked.transform.crop}"
+        inputs = (decode() if own else kept(f"folder-{name}", f"{part.identity} {settings}", decode))["images"]
+    channels = first.shape[0]
+    mean, std = mean[:channels], std[:channels]
+    if channels > len(mean):
+        raise ZooError(f"{asked.spec}: pictures of {channels} channels: give at most three, or floats")
+    return Split(inputs, part.labels, mean, std)
+
+
+def _folders(asked: Asked) -> tuple[dict[str, Part], int]:
+    places = {part: asked.folder / n for part, names in _NAMES.items() for n in names if (asked.folder / n).is_dir()}
+    found = {part: _pictures_of(place) for part, place in places.items()}
+    classes = sorted({name for part in found.values() for name, _ in part})
+    if len(classes) < 2:
+        raise ZooError(f"{asked.spec}: fewer than two folders of pictures, one a class, below train and test (or val)")
+    numbers = {name: number for number, name in enumerate(classes)}
+    made = {}
+    for part, pairs in found.items():
+        if not pairs:
+            raise ZooError(f"{asked.spec}: {places[part]} holds no picture ({', '.join(ENDINGS[:3])}, …) of any class")
+        files = [file for _, file in pairs]
+        status = [(str(file), file.stat().st_size, file.stat().st_mtime_ns) for file in files]
+        labels = torch.tensor([numbers[name] for name, _ in pairs])
+        made[part] = Part(files, labels, _opened, str, repr(status))
+    return made, len(classes)
+
+
+def _pictures_of(place: Path) -> list[tuple[str, Path]]:
+    """(class, file), classes and files in the order of their names."""
+    return [
+        (folder.name, file)
+        for folder in sorted(p for p in place.iterdir() if p.is_dir())
+        for file in sorted(folder.rglob("*"))
+        if file.suffix.lower() in ENDINGS and file.is_file()
+    ]
+
+
+def _opened(file: Path) -> Any:
+    image = _pil().open(file)
+    image.load()
+    return image
+
+
+def _pil() -> Any:
+    try:
+        from PIL import Image
+    except ImportError as error:
+        raise ZooError("reading pictures needs the package pillow: pip install 'rankfold[data]'") from error
+    return Image
+
+
+def _tables(asked: Asked) -> tuple[dict[str, Part], int]:
+    from rankfold.zoo.images import datasets_library
+
+    files: dict[str, list[Path]] = {}
+    for file in sorted(asked.folder.rglob("*.parquet")):
+        for part, names in _NAMES.items():
+            if any(file.name.startswith(name) for name in names):
+                files.setdefault(part, []).append(file)
+                break
+    made, classes = {}, 0
+    for part, group in files.items():
+        named = [str(file) for file in group]
+        try:
+            table = datasets_library().load_dataset("parquet", data_files={"train": named}, split="train")
+        except (OSError, ValueError, RuntimeError, TypeError) as error:
+            raise ZooError(f"{asked.spec}: {group[0]} cannot be read: {' '.join(str(error).split())}") from error
+        columns = [next((n for n in names if n in table.column_names), None) for names in (_IMAGES, _LABELS)]
+        if None in columns:
+            raise ZooError(
+                f"{asked.spec}: {group[0].name} has columns {', '.join(table.column_names)}; one of "
+                f"{', '.join(_IMAGES)} and one of {', '.join(_LABELS)} were expected"
+            )
+        labels = torch.as_tensor(table[columns[1]][:] if len(table) else [])
+        if not len(labels) or labels.is_floating_point() or int(labels.min()) < 0:
+            raise ZooError(f"{asked.spec}: {group[0].name}: labels must be whole numbers from 0, and at least one")
+        classes = max(classes, 1 + int(labels.max()))
+        pictures = table.select_columns([columns[0]])
+        status = [(str(file), file.stat().st_size, file.stat().st_mtime_ns) for file in group]
+        made[part] = Part(
+            range(len(table)), labels.long(), _reader(pictures, str(columns[0])), _row(group[0].name), repr(status)
+        )
+    return made, classes
+
+
+def _reader(table: Any, column: str) -> Callable[[int], Any]:
+    return lambda index: table[index][column]
+
+
+def _row(name: str) -> Callable[[int], str]:
+    return lambda index: f"{name}, picture {index}"

@@ -1,0 +1,172 @@
+"""Advice: measured on real networks, honest about what does not pay, and in words that follow from the numbers."""
+
+from __future__ import annotations
+
+import copy
+import json
+import shlex
+from dataclasses import replace
+from types import SimpleNamespace
+
+import pytest
+import torch
+from digits import digits, tiny, trained, write_weights
+from torch import nn
+from typer.testing import CliRunner
+
+import rankfold as rf
+from rankfold.cli.main import app
+from rankfold.costs import Cost
+from rankfold.objectives import Figure
+from rankfold.pipeline.advice import Advice, Saved, Tried
+from rankfold.pipeline.advising import commands, sentences
+from rankfold.train import counted
+
+ACCURACY = Figure("accuracy", 0.9, unit="fraction")
+
+
+def point(flops: float, value: float, drop: float, ms: float = 5.0, interval=(0.0, 0.02)) -> Tried:
+    layers = (Saved("conv", "spatial", 4, 0.3, 0.2), Saved("head", "factored", 2, 0.001, 0.1))
+    return Tried(flops, flops + 0.02, replace(ACCURACY, value=value), drop, interval, {1: ms, 64: 10 * ms}, layers)
+
+
+def advice(*tried: Tried, **changed) -> Advice:
+    made = Advice(
+        Cost(1000, 2000, 4000), 3, (0.8, 0.97), ((0.2, "lstm", "a layer of its own kind"),), ACCURACY,
+        {1: 6.0, 64: 60.0}, tried, 0.01, (256, 500), True,
+    )  # fmt: skip
+    return replace(made, **changed)
+
+
+def test_the_smallest_that_keeps_its_quality_is_recommended() -> None:
+    found = advice(point(0.9, 0.899, 0.001), point(0.6, 0.893, 0.007), point(0.45, 0.85, 0.05))
+    assert found.best is found.tried[1]
+    said = " ".join(sentences(found))
+    assert "Yes: without any training 40 % of the FLOPs and 38 % of the parameters can go" in said
+    assert "89.30 % instead of 90.00 % on 500 validation samples (worse by 0.7, 95 % interval 0 to 2 points)" in said
+    assert "With 55 % of the FLOPs gone it would be 85.00 %" in said
+    assert "20 % of the parameters cannot, such as lstm: a layer of its own kind." in said
+    assert "1.20 times as fast at batch 1, 1.20 times as fast at batch 64" in said
+    assert "conv (30 % of all)" in said
+    assert "head" not in said
+    lines = [line for _, line in commands(found, "net", "--data mine:data")]
+    assert lines[0] == "rankfold compress net --data mine:data --budget flops=0.6 -o small"
+    assert "--budget flops=0.45 --finetune-epochs 5" in lines[2]
+
+
+def test_it_says_no_where_nothing_is_good_enough_or_nothing_can_be_factored() -> None:
+    found = advice(point(0.9, 0.8, 0.1), point(0.6, 0.5, 0.4))
+    assert found.best is None
+    said = " ".join(sentences(found))
+    assert "Not without training: removing 10 % of the FLOPs already leaves accuracy at 80.00 %" in said
+    assert "more than the 1 points that may be lost" in said
+    assert "Yes" not in said
+    nothing = advice(sites=0, covered=(0.0, 0.0))
+    assert next(iter(sentences(nothing))) == "No: no layer of this network can be factored."
+    assert any("Nothing smaller" in each for each in sentences(nothing))
+
+
+def test_smaller_is_not_called_faster_where_it_is_not() -> None:
+    found = advice(point(0.6, 0.9, 0.0, ms=6.0), point(0.3, 0.9, 0.0, ms=7.0))
+    said = " ".join(sentences(found))
+    assert "smaller, but not faster on this machine" in said
+    assert not any("latency" in line for _, line in commands(found, "net"))
+    mixed = advice(replace(point(0.6, 0.9, 0.0), latencies={1: 7.0, 64: 30.0}))
+    assert "faster at some batch sizes only: 0.86 times as fast at batch 1, 2.00" in " ".join(sentences(mixed))
+
+
+def test_figures_in_their_own_unit() -> None:
+    perplexity = Figure("perplexity", 40.0, higher=False)
+    tried = Tried(0.7, 0.7, replace(perplexity, value=40.5), 0.5, (0.2, 0.8), {1: 5.0}, ())
+    found = advice(tried, start=perplexity, allowed=0.8, latencies={1: 6.0})
+    said = " ".join(sentences(found))
+    assert "perplexity is 40.5 instead of 40.0" in said
+    assert "(worse by 0.5, 95 % interval 0.2 to 0.8)" in said
+    assert "--max-drop 0.8 " in list(commands(found, "lm"))[1][1]
+
+
+@pytest.fixture(scope="module")
+def found() -> Advice:
+    return rf.advise(trained(), digits(), seconds=4)
+
+
+def test_what_it_says_was_measured(found: Advice) -> None:
+    model, data = trained(), digits()
+    assert found.cost == rf.model_cost(model, torch.rand(1, 1, 8, 8))
+    assert found.samples[1] == len(data.validation)
+    whole = rf.evaluate(model, data.validation)
+    assert found.start.value == pytest.approx(whole.accuracy)
+    assert [p.flops for p in found.tried] == sorted((p.flops for p in found.tried), reverse=True)
+    for p in found.tried:
+        assert p.drop == pytest.approx(found.start.value - p.figure.value)
+        assert p.interval[0] <= p.drop <= p.interval[1]
+        assert 0 < sum(layer.flops for layer in p.layers) <= 1 - p.flops + 1e-9
+    assert found.covered[1] > 0.95
+    assert found.best is not None
+
+
+def test_the_model_is_left_as_it_was_and_the_test_split_closed() -> None:
+    network = tiny()
+    before = copy.deepcopy(network.state_dict())
+    data = SimpleNamespace(train=digits().train, validation=digits().validation)  # without a test split
+    made = rf.advise(network, data, seconds=1, max_drop=5)
+    assert made.allowed == 0.05
+    assert all(torch.equal(value, network.state_dict()[name]) for name, value in before.items())
+    assert not network.training
+
+
+def test_without_labels_it_is_judged_by_the_original() -> None:
+    torch.manual_seed(0)
+    network = nn.Sequential(nn.Linear(16, 24), nn.Tanh(), nn.Linear(24, 8)).eval()
+    data = SimpleNamespace(train=torch.randn(300, 16), validation=torch.randn(200, 16))
+    made = rf.advise(network, data, seconds=1)
+    assert not made.labelled
+    assert made.tried
+    assert not any("finetune" in line for _, line in commands(made, "own:net"))
+    assert all(isinstance(sentence, str) for sentence in sentences(made))
+
+
+def test_what_cannot_be_factored_is_named_with_its_share() -> None:
+    class Looks(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.table, self.head = nn.Embedding(300, 16), nn.Linear(16, 4)
+
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            return self.head(self.table(x).mean(1))
+
+    torch.manual_seed(0)
+    inputs, labels = torch.randint(300, (200, 5)), torch.randint(4, (200,))
+    data = SimpleNamespace(train=[(inputs, labels)], validation=[(inputs, labels)])
+    made = rf.advise(Looks().eval(), data, seconds=1)
+    assert made.covered[0] < 0.05 or made.obstacles == ()
+    if made.obstacles:
+        assert made.obstacles[0][0] > 0.9
+        assert "table" in made.obstacles[0][1]
+
+
+def test_from_the_command_line(tmp_path) -> None:
+    weights = write_weights(tmp_path / "digits.safetensors")
+    arguments = ["advise", "digits-cnn", "--weights", str(weights), "--seconds", "3", "--max-drop", "2"]
+    done = CliRunner().invoke(app, arguments)
+    assert done.exit_code == 0, done.output
+    assert "layers that can be factored" in done.output
+    lines = [line.strip() for line in done.output.splitlines() if line.strip().startswith("rankfold ")]
+    assert lines
+    for line in lines:
+        assert str(weights) in line
+        helped = CliRunner().invoke(app, [*shlex.split(line)[1:], "--help"])
+        assert helped.exit_code == 0
+    told = json.loads(CliRunner().invoke(app, [*arguments, "--json"]).stdout)
+    assert told["allowed"] == 0.02
+    assert told["advice"]
+    assert {"flops", "params", "value", "drop", "interval", "latency_ms", "layers"} == set(told["tried"][0])
+
+
+def test_the_passes_over_validation_are_one_for_each_network(monkeypatch: pytest.MonkeyPatch) -> None:
+    from rankfold.pipeline import advice as module
+
+    seen = []
+    monkeypatch.setattr(module, "counted", lambda *a, **k: seen.append(1) or counted(*a, **k))
+    made = rf.advise(tiny(), digits(), seconds=2)
+    assert len(seen) == len(made.tried) + 1

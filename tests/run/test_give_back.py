@@ -1,0 +1,48 @@
+"""Memory that is given back: when it is worth it, and not at every call."""
+
+import gc
+
+import numpy as np
+import pytest
+
+from rankfold.run import memory
+
+MIB = 2**20
+
+
+@pytest.fixture
+def collections(monkeypatch: pytest.MonkeyPatch) -> list[int]:
+    """What each collection was asked for; none of them is carried out."""
+    seen: list[int] = []
+    monkeypatch.setattr(gc, "collect", lambda *generation: seen.append(1))
+    monkeypatch.setattr(memory, "_left", 0)
+    return seen
+
+
+def test_it_collects_when_the_process_has_grown_and_not_again_at_once(collections, monkeypatch) -> None:
+    size = 500 * MIB
+    monkeypatch.setattr(memory, "_resident", lambda: size)
+    memory.give_back()
+    assert len(collections) == 1
+    size += 63 * MIB
+    memory.give_back()
+    assert len(collections) == 1
+    size += 2 * MIB
+    memory.give_back()
+    assert len(collections) == 2
+
+
+def test_it_collects_every_time_where_the_system_does_not_tell(collections, monkeypatch) -> None:
+    monkeypatch.setattr(memory, "_resident", lambda: None)
+    for _ in range(3):
+        memory.give_back()
+    assert len(collections) == 3
+
+
+@pytest.mark.skipif(memory._resident() is None, reason="this system does not tell what lies in memory")
+def test_what_lies_in_memory_is_counted_in_bytes() -> None:
+    before = memory._resident()
+    held = np.ones(200 * MIB // 8)
+    after = memory._resident()
+    assert 190 * MIB < after - before < 260 * MIB
+    assert held.nbytes == 200 * MIB
