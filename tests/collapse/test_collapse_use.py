@@ -145,6 +145,52 @@ def test_a_planted_low_rank_layer_is_named_and_an_absent_decay_is_estimated() ->
         collapse_report(model, digits().train, decay=0.0)
 
 
+@lru_cache(maxsize=1)
+def pairs() -> tuple[nn.Module, Tensor, Tensor]:
+    """A network, inputs, and three classes."""
+    torch.manual_seed(0)
+    labels = torch.arange(240) % 3
+    inputs = 3 * torch.randn(3, 12)[labels] + torch.randn(240, 12)
+    return nn.Sequential(nn.Linear(12, 16), nn.Tanh(), nn.Linear(16, 8), nn.Tanh(), nn.Linear(8, 3)), inputs, labels
+
+
+def test_targets_that_are_numbers_fall_into_clusters_and_bounds_are_of_the_numbers_themselves() -> None:
+    """One-hot vectors as numbers: k-means finds the classes, and everything is as with the labels."""
+    model, inputs, labels = pairs()
+    vectors = nn.functional.one_hot(labels).float()
+    of_classes = collapse_report(model, [(inputs, labels)], decay=1e-2, loss="squared-error", samples=240)
+    of_numbers = collapse_report(model, [(inputs, vectors)], decay=1e-2, clusters=3, samples=240)
+    assert of_numbers.loss == "squared-error"
+    assert of_numbers.classes == 3
+    assert "numbers" in of_numbers.notes[0]
+    for a, b in zip(of_classes.layers, of_numbers.layers, strict=True):
+        assert a.clusters.classes["whole"].normalised == pytest.approx(b.clusters.classes["whole"].normalised)
+        assert a.clusters.collapse.nc1 == pytest.approx(b.clusters.collapse.nc1)
+        assert math.isnan(b.clusters.collapse.nc4)  # outputs are no scores of clusters
+        assert a.bound.bound == pytest.approx(b.bound.bound, rel=1e-6)
+        assert b.bound.holds
+    moved = collapse_report(model, [(inputs, vectors + 5)], decay=1e-2, clusters=3, samples=240)
+    assert moved.layers[0].bound.bound != pytest.approx(of_numbers.layers[0].bound.bound, rel=1e-2)
+
+
+def test_one_number_for_each_sample_from_the_command_line(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.syspath_prepend(tmp_path)
+    (tmp_path / "heights.py").write_text(
+        "import torch\nfrom torch import nn\n\n\n"
+        "def data():\n    torch.manual_seed(0)\n    x = torch.randn(200, 5)\n"
+        "    rows = [(a, a[:2].sum()) for a in x]\n    return rows[:120], rows[120:160], rows[160:]\n\n\n"
+        "def net():\n    torch.manual_seed(1)\n"
+        "    return nn.Sequential(nn.Linear(5, 24), nn.Tanh(), nn.Linear(24, 20), nn.Tanh(), nn.Linear(20, 1))\n"
+    )
+    asked = ("collapse", "heights:net", "--data", "heights:data", "--decay", 1e-2, "-o", tmp_path / "c.html")
+    found = succeeded(*asked, "--clusters", 4)
+    assert (found["classes"], found["loss"]) == (4, "squared-error")
+    assert found["violations"] == 0
+    assert succeeded(*asked)["classes"] == 10
+    assert "the targets are numbers" in failed(*asked, "--loss", "cross-entropy")
+
+
 def test_classes_of_one_sample_are_said() -> None:
     split = digits().train
     chosen = torch.cat([torch.arange(60), torch.tensor([int((split.labels == k).nonzero()[0]) for k in range(10)])])

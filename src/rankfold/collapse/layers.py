@@ -93,6 +93,7 @@ def measure_layers(
     samples: int | None = None,
     batch_size: int = 256,
     seed: int = 0,
+    judged: bool = True,
     progress: Progress | None = None,
 ) -> dict[str, LayerClusters]:
     """Clusters and neural collapse at ``modules`` (all sites by default), of what enters them, or leaves them.
@@ -101,7 +102,8 @@ def measure_layers(
     k-means, by default the number of classes; 0 for none. K-means is fitted to a random sample of ``kmeans_rows`` rows,
     or of as many as fit into ``memory`` bytes for each module and view; every row is then given to its nearest centre
     in the second pass, so that the value holds for all of the data and remains an upper bound. If the class partition
-    has no more clusters and is better, it is the best one found.
+    has no more clusters and is better, it is the best one found. ``judged``: outputs are scores of the classes, of
+    which NC3 and NC4 speak.
     Model in eval mode; hooks, mode and gradients left as found. Modules the data never reach, or that are called
     several times for a batch, are left out or measured over all calls. Cost: two forward passes, three additions for
     each number, k-means.
@@ -118,12 +120,12 @@ def measure_layers(
         places: dict[str, dict[View, _Place]] = {}
         generator = torch.Generator().manual_seed(seed)
         for number in (1, 2):
-            walk = _Walk(places, len(present), total, kmeans_rows, memory, generator, number == 1)
+            walk = _Walk(places, len(present), total, kmeans_rows, memory, generator, number == 1, judged)
             for seen in _pass(root, data, batch_size, samples, present, names, side, walk):
                 tell(f"features, pass {number} of 2", seen, total)
             if number == 1:
                 _between(places, wanted, restarts, seed)
-        return {name: _result(root, name, side, places[name], len(present)) for name in names if name in places}
+        return {name: _result(root, name, side, places[name], len(present), judged) for name in names if name in places}
 
 
 def _classes(data: Any, batch_size: int, samples: int | None) -> tuple[Tensor, int]:
@@ -154,6 +156,7 @@ class _Walk:
     memory: int
     generator: torch.Generator
     first: bool
+    judged: bool = True
     done: int = 0
 
     def take(self, name: str, module: nn.Module, value: Tensor, index: Tensor, answers: Tensor | None) -> None:
@@ -205,7 +208,8 @@ def _pass(
             labels = labels_of(batch)
             assert labels is not None
             index = torch.searchsorted(present, labels.cpu().long())
-            answers = _compact(main_tensor(forward(root, batch)), present)
+            output = main_tensor(forward(root, batch))
+            answers = _compact(output, present) if walk.judged else None
             for name, module, value in taken:
                 if len(value) == len(index):
                     walk.take(name, module, value, index, answers)
@@ -250,7 +254,9 @@ def _between(places: dict[str, dict[View, _Place]], clusters: int, restarts: int
             place.kept = []
 
 
-def _result(root: nn.Module, name: str, side: Side, views: dict[View, _Place], classes: int) -> LayerClusters:
+def _result(
+    root: nn.Module, name: str, side: Side, views: dict[View, _Place], classes: int, judged: bool = True
+) -> LayerClusters:
     by_class: dict[str, Clusters] = {}
     best: dict[str, Clusters] = {}
     notes = [f"{view}: {place.note}" for view, place in views.items() if place.note]
@@ -261,7 +267,7 @@ def _result(root: nn.Module, name: str, side: Side, views: dict[View, _Place], c
         by_class[view] = place.scatter.clusters("class")
         if place.projected is not None:
             chosen = view
-            weight = getattr(root.get_submodule(name), "weight", None) if side == "input" else None
+            weight = getattr(root.get_submodule(name), "weight", None) if judged and side == "input" else None
             fits = isinstance(weight, Tensor) and weight.shape == place.scatter.means.shape and len(weight) == classes
             collapse = neural_collapse(place.scatter, place.projected, weight if fits else None)
         if place.found is not None and place.table is not None:

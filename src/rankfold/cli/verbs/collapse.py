@@ -38,11 +38,19 @@ def collapse(
             help="Weight decay of the training, coupled as in SGD; by default estimated, where the weights tell it.",
         ),
     ] = None,
-    loss: Annotated[str, typer.Option(metavar="L", help="cross-entropy or squared-error (on one-hot targets).")] = (
-        "cross-entropy"
-    ),
+    loss: Annotated[
+        str | None,
+        typer.Option(
+            metavar="L", help="cross-entropy, or squared-error (of classes on one-hot targets, and of numbers always)."
+        ),
+    ] = None,
     clusters: Annotated[
-        int | None, typer.Option(min=1, metavar="K", help="Clusters of k-means; by default the number of classes.")
+        int | None,
+        typer.Option(
+            min=1,
+            metavar="K",
+            help="Clusters of k-means; by default the number of classes, of targets that are numbers 10.",
+        ),
     ] = None,
     out: Annotated[Path, typer.Option("-o", "--out", metavar="FILE", help="Where the report goes.")] = Path(
         "collapse.html"
