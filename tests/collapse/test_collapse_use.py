@@ -191,6 +191,46 @@ def test_one_number_for_each_sample_from_the_command_line(tmp_path: Path, monkey
     assert "the targets are numbers" in failed(*asked, "--loss", "cross-entropy")
 
 
+class NextToken(nn.Module):
+    """Tokens in, scores of the next ones out; the second layer sees what the first makes of each token."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        torch.manual_seed(0)
+        self.embed, self.body, self.head = nn.Embedding(7, 12), nn.Linear(12, 16), nn.Linear(16, 7)
+
+    def forward(self, input_ids: Tensor, attention_mask: Tensor | None = None) -> Tensor:
+        return self.head(torch.tanh(self.body(self.embed(input_ids))))
+
+
+def test_positions_of_a_language_model_are_grouped_by_their_next_token() -> None:
+    """Beside the definition: rows of features by the token that follows, padding and rare tokens left out."""
+    model, g = NextToken().double().eval(), torch.Generator().manual_seed(0)
+    ids = torch.multinomial(torch.tensor([0.4, 0.3, 0.1, 0.1, 0.05, 0.03, 0.02]), 30 * 9, True, generator=g).reshape(
+        30, 9
+    )
+    mask = torch.ones_like(ids)
+    mask[:10, 6:] = 0
+    objective = rf.CausalLanguageModel()
+    following = objective.target({"input_ids": ids, "attention_mask": mask})
+    data = [{"input_ids": ids, "attention_mask": mask, "labels": ids.masked_fill(mask == 0, -100)}]
+    found = collapse_report(model, data, samples=30, clusters=2)
+    assert found.classes == 2
+    assert "2 most frequent next tokens" in found.notes[0]
+    assert not any(layer.bound for layer in found.layers)
+    two = following[following >= 0].bincount().argsort(descending=True)[:2]
+    features = torch.tanh(model.body(model.embed(ids))).detach()
+    parts = [features[following == token] for token in two]
+    whole = torch.cat(parts)
+    within = sum(float((p - p.mean(0)).square().sum()) for p in parts)
+    expected = within / float((whole - whole.mean(0)).square().sum())
+    layers = {layer.site.name: layer.clusters for layer in found.layers if layer.clusters is not None}
+    assert layers["head"].classes["position"].normalised == pytest.approx(expected)
+    assert layers["head"].collapse_view == "position"
+    assert 0 <= layers["head"].best["position"].normalised <= expected + 1e-9
+    assert "embed" not in layers  # tokens have no mean
+
+
 def test_classes_of_one_sample_are_said() -> None:
     split = digits().train
     chosen = torch.cat([torch.arange(60), torch.tensor([int((split.labels == k).nonzero()[0]) for k in range(10)])])

@@ -115,8 +115,9 @@ def print_collapse(found: CollapseReport) -> None:
     for layer in found.layers:
         values = layer.to_dict(found.classes)
         clusters, bound = layer.clusters, layer.bound
-        whole = None if clusters is None else clusters.classes.get("whole")
-        best = None if clusters is None else clusters.best.get("whole")
+        view = "whole" if clusters is None or "whole" in clusters.classes else "position"
+        whole = None if clusters is None else clusters.classes.get(view)
+        best = None if clusters is None else clusters.best.get(view)
         lines.append(
             [
                 layer.site.name,

@@ -141,7 +141,7 @@ def collapse_report(
     _check(decay, loss)
     root, tell = unwrap(model), progress or (lambda what, done, total: None)
     found = sites(root)
-    groups = grouped(data, samples, clusters, seed)
+    groups = grouped(root, data, samples, clusters, seed)
     data, loss, numbers = groups.data, groups.loss_as(loss), groups.targets is not None
     measured = measure_layers(
         root, data, samples=samples, clusters=clusters, seed=seed, progress=tell, judged=not numbers
@@ -149,12 +149,13 @@ def collapse_report(
     spectra = _spectra(root, found, tell)
     inputs, labels = _in_memory(data, samples)
     classes = _outputs(root, inputs)
-    partition = Partition.of(labels, None if numbers else classes)
+    partition = Partition.of(labels, None if groups.note else classes)
     notes = [note for note in (groups.note, partition.note) if note]
     notes += _about_clusters(measured)
     theory = _Theory(float("nan") if decay is None else decay)
     if not isinstance(inputs, Tensor):
-        notes.append("no bounds: the model takes more than one tensor")
+        several = "features are those of positions" if groups.note else "the model takes more than one tensor"
+        notes.append(f"no bounds: {several}")
     elif classes is None:
         notes.append("no bounds: the model's output is not one row of numbers for each sample")
     else:
@@ -259,7 +260,8 @@ def _in_memory(data: Any, samples: int) -> tuple[Any, Tensor]:
         if isinstance(batch, tuple | list) and isinstance(batch[0], Tensor):
             parts.append(batch[0])
     alike = len(parts) == len(labels) and len({part.shape[1:] for part in parts}) == 1
-    return (torch.cat(parts) if alike else None), torch.cat(labels)
+    found = torch.cat([label.flatten()[label.flatten() >= 0] if label.ndim > 1 else label for label in labels])
+    return (torch.cat(parts) if alike and labels[0].ndim == 1 else None), found
 
 
 def _outputs(root: nn.Module, inputs: Any) -> int | None:
