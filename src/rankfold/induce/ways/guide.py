@@ -188,6 +188,15 @@ class Guided(torch.optim.Optimizer):
                 self.inner.state[new] = {"momentum_buffer": torch.zeros_like(new)}
         self._known = self._own()
 
+    def _average(self) -> None:
+        averaged_(p.grad for p in self._known.values() if p.grad is not None)
+
+    def clip_grad_norm_(self, most: float) -> Tensor:
+        """Scale all gradients so that their norm is at most ``most``, the same in all processes; returns it before."""
+        self._average()
+        every = [p for group in self.param_groups for p in group["params"]]
+        return nn.utils.clip_grad_norm_(every, most)
+
     @torch.no_grad()
     def step(self, closure: Callable[[], Any] | None = None) -> Any:
         """One step. Returns the loss where a ``closure`` gave it."""
@@ -196,7 +205,7 @@ class Guided(torch.optim.Optimizer):
         if closure is not None:
             with torch.enable_grad():
                 loss = closure()
-        averaged_(p.grad for p in self._known.values() if p.grad is not None)
+        self._average()
         for (name, _), parameter in self._known.items():
             if parameter.grad is not None and not bool(parameter.grad.isfinite().all()):
                 raise NonFiniteError(
