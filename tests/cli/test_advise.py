@@ -23,17 +23,18 @@ from rankfold.pipeline.advising import commands, sentences
 from rankfold.train import counted
 
 ACCURACY = Figure("accuracy", 0.9, unit="fraction")
+OLD = {1: 6.0, 64: 60.0}
 
 
 def point(flops: float, value: float, drop: float, ms: float = 5.0, interval=(0.0, 0.02)) -> Tried:
     layers = (Saved("conv", "spatial", 4, 0.3, 0.2), Saved("head", "factored", 2, 0.001, 0.1))
-    return Tried(flops, flops + 0.02, replace(ACCURACY, value=value), drop, interval, {1: ms, 64: 10 * ms}, layers)
+    return Tried(flops, flops + 0.02, replace(ACCURACY, value=value), drop, interval, {1: ms, 64: 10 * ms}, OLD, layers)
 
 
 def advice(*tried: Tried, **changed) -> Advice:
     made = Advice(
         Cost(1000, 2000, 4000), 3, (0.8, 0.97), ((0.2, "lstm", "a layer of its own kind"),), ACCURACY,
-        {1: 6.0, 64: 60.0}, tried, 0.01, (256, 500), True,
+        tried, 0.01, (256, 500), True,
     )  # fmt: skip
     return replace(made, **changed)
 
@@ -77,8 +78,8 @@ def test_smaller_is_not_called_faster_where_it_is_not() -> None:
 
 def test_figures_in_their_own_unit() -> None:
     perplexity = Figure("perplexity", 40.0, higher=False)
-    tried = Tried(0.7, 0.7, replace(perplexity, value=40.5), 0.5, (0.2, 0.8), {1: 5.0}, ())
-    found = advice(tried, start=perplexity, allowed=0.8, latencies={1: 6.0})
+    tried = Tried(0.7, 0.7, replace(perplexity, value=40.5), 0.5, (0.2, 0.8), {1: 5.0}, {1: 6.0}, ())
+    found = advice(tried, start=perplexity, allowed=0.8)
     said = " ".join(sentences(found))
     assert "perplexity is 40.5 instead of 40.0" in said
     assert "(worse by 0.5, 95 % interval 0.2 to 0.8)" in said
@@ -160,7 +161,9 @@ def test_from_the_command_line(tmp_path) -> None:
     told = json.loads(CliRunner().invoke(app, [*arguments, "--json"]).stdout)
     assert told["allowed"] == 0.02
     assert told["advice"]
-    assert {"flops", "params", "value", "drop", "interval", "latency_ms", "layers"} == set(told["tried"][0])
+    assert {"flops", "params", "value", "drop", "interval", "latency_ms", "original_ms", "layers"} == set(
+        told["tried"][0]
+    )
 
 
 def test_the_passes_over_validation_are_one_for_each_network(monkeypatch: pytest.MonkeyPatch) -> None:

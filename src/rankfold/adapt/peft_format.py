@@ -1,96 +1,188 @@
-"""Adapters on the disk as PEFT reads them: ordinary LoRA, whatever the depth they were trained with."""
+"""Adapters on the disk as PEFT reads and writes them: ordinary LoRA, whatever made it."""
 
 from __future__ import annotations
 
 import json
+import math
 import re
-from collections import Counter, defaultdict
-from collections.abc import Mapping
+from collections import Counter
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field, replace
 from pathlib import Path
+from typing import Any
 
-from torch import nn
+from torch import Tensor
 from torch.nn.functional import pad
 
-from rankfold.adapt.deep_lora import updates
-from rankfold.run.container import packed
+from rankfold.run.container import packed, read_object
 from rankfold.run.files import write_atomically
-from rankfold.sites import unwrap
+from rankfold.run.tensors import Checkpoint
+
+CONFIG, WEIGHTS = "adapter_config.json", "adapter_model.safetensors"
+_PREFIX = "base_model.model."
+_PAIR = re.compile(r"(?P<name>.+)\.lora_(?P<embedding>embedding_)?(?P<key>[AB])(\.weight)?")
+_BROKEN = "train or save the adapter again"
+Pair = tuple[Tensor, Tensor]
 
 
-def save_adapter(
-    model: nn.Module,
-    directory: str | Path,
-    *,
-    base_model: str = "",
-    tolerance: float = 0.0,
-    uniform: bool = False,
-) -> Path:
-    """Write the updates of ``model`` as an ordinary LoRA adapter; returns the directory.
+@dataclass(frozen=True)
+class Adapter:
+    """Updates of low rank by layer name: ``scaling`` · B A of ``pairs`` A (r, n) and B (m, r), as matrices.
 
-    ``adapter_model.safetensors`` and ``adapter_config.json``, for ``peft.PeftModel.from_pretrained(base, directory)``
-    and whatever else reads LoRA; peft is not needed to write them. ``base_model``: the name or path of the base model
-    to note. ``tolerance``: singular values of an update of at most this fraction of its largest are left out, so that
-    layers get ranks of their own (``rank_pattern``, ``alpha_pattern``). ``uniform``: all get the largest of these ranks
-    by zeros, and one alpha, for readers that know one rank and one alpha alone; the updates stay what they are. Raises
-    ``ValueError`` for a model without adapters, and for a layer that hangs in several places: PEFT would adapt the
-    first of them alone.
+    ``kernels``: (C_in, k, …) of those that are convolutions; ``lookups``: those of embeddings, whose update is stored
+    transposed; ``stored_transposed``: every layer keeps its weight as (n, m). ``whole``: tensors that are given as they
+    are in place of those of the base, by name (``modules_to_save``).
     """
-    found = updates(model)
-    if not found:
-        raise ValueError("the model has no adapters: deep_lora_ first, and save before merging")
-    if not 0 <= tolerance < 1:
-        raise ValueError(
-            f"tolerance is a fraction of the largest singular value, at least 0 and below 1: {tolerance!r}"
-        )
-    _check_places(model, found)
-    pairs = {name: adapted.lora(tolerance) for name, adapted in found.items()}
-    if uniform:
-        most = max(len(a) for a, _ in pairs.values())
-        pairs = {name: (pad(a, (0, 0, 0, most - len(a))), pad(b, (0, most - len(a)))) for name, (a, b) in pairs.items()}
-    ranks = {name: len(a) for name, (a, _) in pairs.items()}
-    tensors = {
-        f"base_model.model.{name}.lora_{key}.weight": matrix.to(found[name].factors[0].dtype)
-        for name, pair in pairs.items()
-        for key, matrix in zip("AB", pair, strict=True)
-    }
-    rank = Counter(ranks.values()).most_common(1)[0][0]
-    scaling = next(iter(found.values())).scaling
-    config = {
-        "peft_type": "LORA",
-        "task_type": None,
-        "base_model_name_or_path": base_model or None,
-        "inference_mode": True,
-        "r": rank,
-        "lora_alpha": scaling * rank,
-        # full names, each anchored: a bare one would also match the end of a longer one
-        "target_modules": "|".join(re.escape(name) for name in found),
-        "rank_pattern": {f"^{re.escape(name)}": r for name, r in ranks.items() if r != rank},
-        "alpha_pattern": {f"^{re.escape(name)}": scaling * r for name, r in ranks.items() if r != rank},
-        "lora_dropout": 0.0,
-        "bias": "none",
-        "fan_in_fan_out": all(adapted.stored_transposed for adapted in found.values()),
-        "init_lora_weights": True,
-    }
+
+    pairs: Mapping[str, Pair]
+    scaling: float = 1.0
+    kernels: Mapping[str, tuple[int, ...]] = field(default_factory=dict)
+    lookups: frozenset[str] = frozenset()
+    stored_transposed: bool = False
+    whole: Mapping[str, Tensor] = field(default_factory=dict)
+    base_model: str = ""
+    task: str | None = None
+
+    @property
+    def ranks(self) -> dict[str, int]:
+        return {name: len(a) for name, (a, _) in self.pairs.items()}
+
+    @property
+    def params(self) -> int:
+        """Numbers that are stored."""
+        factors = sum(part.numel() for pair in self.pairs.values() for part in pair)
+        return factors + sum(tensor.numel() for tensor in self.whole.values())
+
+    def padded(self) -> Adapter:
+        """The same updates, every layer at the largest rank, by zeros."""
+        most = max(self.ranks.values(), default=0)
+        pairs = {
+            name: (pad(a, (0, 0, 0, most - len(a))), pad(b, (0, most - len(a)))) for name, (a, b) in self.pairs.items()
+        }
+        return replace(self, pairs=pairs)
+
+    def _tensors(self) -> Iterator[tuple[str, Tensor]]:
+        for name, (a, b) in self.pairs.items():
+            if name in self.lookups:
+                yield f"{_PREFIX}{name}.lora_embedding_A", a
+                yield f"{_PREFIX}{name}.lora_embedding_B", b
+                continue
+            kernel = self.kernels.get(name)
+            yield f"{_PREFIX}{name}.lora_A.weight", a if kernel is None else a.reshape(len(a), *kernel)
+            points = () if kernel is None else (1,) * (len(kernel) - 1)
+            yield f"{_PREFIX}{name}.lora_B.weight", b.reshape(*b.shape, *points)
+        for name, tensor in self.whole.items():
+            yield f"{_PREFIX}{name}", tensor
+
+    def _config(self) -> dict[str, Any]:
+        ranks = self.ranks
+        rank = Counter(ranks.values()).most_common(1)[0][0]
+        names = [re.escape(name) for name in ranks]
+        config: dict[str, Any] = {
+            "peft_type": "LORA",
+            "task_type": self.task,
+            "base_model_name_or_path": self.base_model or None,
+            "inference_mode": True,
+            "r": rank,
+            "lora_alpha": self.scaling * rank,
+            # full names, each anchored: a bare one would also match the end of a longer one
+            "target_modules": "|".join(names),
+            "rank_pattern": {f"^{re.escape(name)}": r for name, r in ranks.items() if r != rank},
+            "alpha_pattern": {f"^{re.escape(name)}": self.scaling * r for name, r in ranks.items() if r != rank},
+            "lora_dropout": 0.0,
+            "bias": "none",
+            "fan_in_fan_out": self.stored_transposed,
+            "init_lora_weights": True,
+        }
+        if self.whole:
+            config["modules_to_save"] = sorted({name.rpartition(".")[0] for name in self.whole})
+        return config
+
+
+def write_adapter(adapter: Adapter, directory: str | Path, *, uniform: bool = False) -> Path:
+    """Write ``adapter_model.safetensors`` and ``adapter_config.json`` for ``peft.PeftModel.from_pretrained(base,
+    directory)`` and whatever else reads LoRA; peft is not needed. Layers of rank 0 are left out, as PEFT knows none.
+
+    ``uniform``: every layer gets the largest rank by zeros, and one alpha, for readers that know one rank and one alpha
+    alone. Returns the directory. Raises ``ValueError`` where no layer has an update.
+    """
+    adapter = replace(adapter, pairs={name: pair for name, pair in adapter.pairs.items() if len(pair[0])})
+    if not adapter.pairs:
+        raise ValueError("no layer has an update: there is nothing to write")
+    adapter = adapter.padded() if uniform else adapter
     place = Path(directory)
-    write_atomically(place / "adapter_model.safetensors", packed(tensors, {"format": "pt"}))
-    write_atomically(place / "adapter_config.json", (json.dumps(config, indent=1) + "\n").encode())
+    write_atomically(place / WEIGHTS, packed(dict(adapter._tensors()), {"format": "pt"}))
+    write_atomically(place / CONFIG, (json.dumps(adapter._config(), indent=1) + "\n").encode())
     return place
 
 
-def _check_places(model: nn.Module, found: Mapping[str, nn.Module]) -> None:
-    """``ValueError`` for an adapted layer that hangs in several places.
+def is_adapter(path: str | Path) -> bool:
+    """Whether it is a folder that PEFT wrote, or that looks like one."""
+    return (Path(path) / CONFIG).is_file()
 
-    PEFT replaces a layer where it first meets it. One inside a block that is itself shared hangs in one place.
+
+def read_adapter(directory: str | Path) -> Adapter:
+    """A LoRA adapter that PEFT wrote, or ``write_adapter``; ``scaling`` is 1, as each layer's own is in its B.
+
+    rsLoRA, patterns of ranks and of alphas, convolutions, embeddings and modules to save are understood. Raises
+    ``ValueError`` in one line for other adapters (DoRA: its update is no product of two matrices), damaged files, and
+    values that are not finite.
     """
-    places: dict[nn.Module, list[str]] = defaultdict(list)
-    for path, parent in unwrap(model).named_modules():
-        for name, child in parent._modules.items():
-            if child is not None:
-                places[child].append(f"{path}.{name}".lstrip("."))
-    for adapted in found.values():
-        if len(places[adapted]) > 1:
-            raise ValueError(
-                f"{places[adapted][0]} is the same layer as {', '.join(places[adapted][1:])}: of such a layer PEFT "
-                "would adapt the first place alone. merge_ the updates and save the weights of the model, or give each "
-                "place a layer of its own before deep_lora_"
-            )
+    place = Path(directory)
+    try:
+        config = read_object(place / CONFIG, "the configuration of an adapter", _BROKEN)
+    except OSError as error:
+        raise ValueError(f"{place / CONFIG}: {error.strerror}: give the folder of an adapter of PEFT") from None
+    _check_plain(place, config)
+    weights = Checkpoint(place / WEIGHTS)
+    parts: dict[str, dict[str, Tensor]] = {}
+    whole: dict[str, Tensor] = {}
+    lookups = set()
+    for key in weights.names:
+        bare = key.removeprefix(_PREFIX)
+        tensor = weights.read(key)
+        if not bool(tensor.isfinite().all()):
+            raise ValueError(f"{place}: {bare} holds values that are NaN or infinite: {_BROKEN}")
+        found = _PAIR.fullmatch(bare)
+        if found is None:
+            if ".lora_" in bare:
+                raise ValueError(f"{place}: {bare} is no part of an ordinary LoRA adapter: merge it into its base")
+            whole[bare] = tensor
+            continue
+        parts.setdefault(found["name"], {})[found["key"]] = tensor
+        if found["embedding"]:
+            lookups.add(found["name"])
+    pairs, kernels = {}, {}
+    for name, both in parts.items():
+        if set(both) != {"A", "B"} or both["A"].shape[0] != both["B"].shape[1]:
+            raise ValueError(f"{place}: {name} has no A and B that fit each other: {_BROKEN}")
+        a, b = both["A"], both["B"]
+        if a.dim() > 2:
+            kernels[name] = tuple(a.shape[1:])
+        pairs[name] = (a.flatten(1), scaling_of(config, name, len(a)) * b.flatten(1))
+    return Adapter(
+        pairs, 1.0, kernels, frozenset(lookups), bool(config.get("fan_in_fan_out")), whole,
+        config.get("base_model_name_or_path") or "", config.get("task_type"),
+    )  # fmt: skip
+
+
+def _check_plain(place: Path, config: Mapping[str, Any]) -> None:
+    if config.get("peft_type") != "LORA":
+        raise ValueError(f"{place}: an adapter of type {config.get('peft_type')}: only LoRA is read here")
+    if config.get("use_dora"):
+        raise ValueError(
+            f"{place}: a DoRA adapter also scales columns, which is no update of low rank: merge it into its base "
+            "(merge_and_unload of PEFT) and extract from the two checkpoints"
+        )
+    if config.get("bias", "none") != "none":
+        raise ValueError(f"{place}: the adapter brings biases (bias={config['bias']}): merge it into its base first")
+
+
+def scaling_of(config: Mapping[str, Any], name: str, rank: int) -> float:
+    """What PEFT multiplies the product of a layer's two matrices with: alpha / r, or alpha / √r of rsLoRA."""
+    patterns = config.get("alpha_pattern") or {}
+    # the first that fits the end of the name, as PEFT looks it up
+    alpha = next(
+        (patterns[key] for key in patterns if re.match(rf"(.*\.)?({key})$", name)), config.get("lora_alpha", 8)
+    )
+    return float(alpha) / (math.sqrt(rank) if config.get("use_rslora") else rank)

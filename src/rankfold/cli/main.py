@@ -11,8 +11,10 @@ from rankfold.cli.verbs.apply import apply
 from rankfold.cli.verbs.collapse import collapse
 from rankfold.cli.verbs.compress import compress
 from rankfold.cli.verbs.demo import demo
+from rankfold.cli.verbs.doctor import doctor
 from rankfold.cli.verbs.evaluate import evaluate
 from rankfold.cli.verbs.export import export
+from rankfold.cli.verbs.extract import extract
 from rankfold.cli.verbs.plan import plan
 from rankfold.cli.verbs.recover import recover
 from rankfold.cli.verbs.reproduce import reproduce
@@ -35,6 +37,7 @@ app = typer.Typer(
 )
 for verb in (
     demo,
+    doctor,
     train,
     sweep,
     advise,
@@ -48,6 +51,7 @@ for verb in (
     evaluate,
     robustness,
     export,
+    extract,
     recover,
     reproduce,
 ):

@@ -12,7 +12,7 @@ from typing import Any
 from rankfold.hub.declared import Decision, declare_
 from rankfold.hub.dense import to_dense
 from rankfold.hub.errors import HubError
-from rankfold.hub.folder import files_of, opened
+from rankfold.hub.folder import files_of, opened, skeleton
 from rankfold.hub.quantizer import RankfoldConfig, RankfoldQuantizer
 
 
@@ -30,5 +30,5 @@ def adapters(config: Any) -> Any:
 
 __all__ = [
     "Decision", "HubError", "RankfoldConfig", "RankfoldQuantizer", "adapters", "declare_", "files_of", "opened",
-    "to_dense",
+    "skeleton", "to_dense",
 ]  # fmt: skip

@@ -137,23 +137,46 @@ def _size(file: Path) -> int:
     return size
 
 
+def _class_of(config: dict[str, Any]) -> Any:
+    """The class that a configuration names, or the one without a head."""
+    import transformers
+
+    names = config.get("architectures")
+    kind: Any = getattr(transformers, str(names[0]) if isinstance(names, list) and names else "", None)
+    return kind if kind is not None and hasattr(kind, "from_pretrained") else transformers.AutoModel
+
+
+def skeleton(directory: str | Path) -> Any:
+    """The network of a folder on the meta device: names, kinds and shapes of its layers, and no weights.
+
+    Raises ``HubError`` in one line: no configuration, unknown architecture or one with code of its own.
+    """
+    import torch
+    import transformers
+
+    directory = Path(directory)
+    config = config_of(directory)
+    check_code(directory, config)
+    kind = _class_of(config)
+    try:
+        with quietly(), torch.device("meta"):
+            read = transformers.AutoConfig.from_pretrained(directory, local_files_only=True)
+            return (kind._from_config if hasattr(kind, "_from_config") else kind.from_config)(read).eval()
+    except (OSError, *FAULTS) as error:
+        raise HubError(f"{directory}: transformers cannot build it ({said(error)})") from None
+
+
 def opened(directory: str | Path, **options: Any) -> Any:
     """The model in a folder, of the class that its configuration names; in eval mode, on the CPU, in its own dtype.
 
     ``options`` go to ``from_pretrained``. Raises ``HubError`` in one line: no configuration, unknown architecture or
     one with code of its own, weights missing or damaged, or that do not fit. Nothing is fetched.
     """
-    import transformers
-
     directory = Path(directory)
     config = config_of(directory)
     check_code(directory, config)
     check_weights(directory)
-    names = config.get("architectures")
-    name = names[0] if isinstance(names, list) and names else ""
-    kind: Any = getattr(transformers, str(name), None)
-    if kind is None or not hasattr(kind, "from_pretrained"):
-        kind = transformers.AutoModel
+    kind = _class_of(config)
     try:
         with quietly():
             model, told = kind.from_pretrained(directory, local_files_only=True, output_loading_info=True, **options)

@@ -7,6 +7,7 @@ import time
 from collections import defaultdict
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from statistics import median
 from typing import Any
 
 from torch import nn
@@ -52,7 +53,7 @@ class Saved:
 class Tried:
     """One compressed network, not trained: its share of the FLOPs and parameters, how it answers validation samples,
     how much worse than the original that is with a 95 % ``interval`` (None where samples are too few to tell), and
-    milliseconds by batch size."""
+    milliseconds by batch size, of it and of the original ``beside`` it, measured in turns."""
 
     flops: float
     params: float
@@ -60,7 +61,17 @@ class Tried:
     drop: float
     interval: tuple[float, float] | None
     latencies: Mapping[int, float]
+    beside: Mapping[int, float]
     layers: tuple[Saved, ...]
+
+    def speed(self, batch: int) -> float:
+        """How many times as fast as the original."""
+        return self.beside[batch] / self.latencies[batch]
+
+    @property
+    def faster(self) -> tuple[int, ...]:
+        """The batch sizes at which it takes clearly less time than the original."""
+        return tuple(batch for batch in self.latencies if self.latencies[batch] < FASTER * self.beside[batch])
 
 
 @dataclass(frozen=True)
@@ -77,7 +88,6 @@ class Advice:
     covered: tuple[float, float]
     obstacles: tuple[tuple[float, str, str], ...]
     start: Figure
-    latencies: Mapping[int, float]
     tried: tuple[Tried, ...]
     allowed: float
     samples: tuple[int, int]
@@ -90,9 +100,11 @@ class Advice:
         good = [point for point in self.tried if point.drop <= self.allowed]
         return min(good, key=lambda point: point.flops, default=None)
 
-    def speed(self, point: Tried, batch: int) -> float:
-        """How many times as fast as the original."""
-        return self.latencies[batch] / point.latencies[batch]
+    @property
+    def latencies(self) -> Mapping[int, float]:
+        """Milliseconds of the original by batch size: the median of what was measured beside each network."""
+        batches = self.tried[0].beside if self.tried else ()
+        return {batch: median(point.beside[batch] for point in self.tried) for batch in batches}
 
     def to_dict(self) -> dict[str, Any]:
         """Plain values, with the sentences that follow from them."""
@@ -109,7 +121,7 @@ class Advice:
             "tried": [
                 {
                     "flops": p.flops, "params": p.params, "value": p.figure.value, "drop": p.drop,
-                    "interval": p.interval, "latency_ms": dict(p.latencies),
+                    "interval": p.interval, "latency_ms": dict(p.latencies), "original_ms": dict(p.beside),
                     "layers": [vars(layer) for layer in p.layers],
                 }
                 for p in self.tried
@@ -155,7 +167,6 @@ def advise(
     before = _sums(root, root, validation, meaning)
     start = fall(before, before).before
     allowed = _allowed(start.judged, max_drop)
-    times = {batch: latencies({"": root}, example, batch=batch, rounds=5, seconds=1.0)[""] for batch in batches}
     tried: list[Tried] = []
     for plan in _plans(known):
         if tried and time.perf_counter() - begun > 0.85 * seconds:
@@ -163,18 +174,18 @@ def advise(
         small = apply_(copy.deepcopy(root), plan, known)
         reestimate_(small, reference, calibration, samples=taught)
         met = fall(before, _sums(small, root, validation, meaning))
-        timed = {batch: latencies({"": small}, example, batch=batch, rounds=5, seconds=1.0)[""] for batch in batches}
+        timed = {
+            batch: latencies({"new": small, "old": root}, example, batch=batch, rounds=9, seconds=1.0)
+            for batch in batches
+        }
         after, whole = plan.after, plan.before
-        tried.append(
-            Tried(
-                after.flops / max(whole.flops, 1), after.params / max(whole.params, 1), met.after.judged, met.drop,
-                met.interval, timed, _saved(plan, known),
-            )
-        )  # fmt: skip
+        new, old = ({batch: each[name] for batch, each in timed.items()} for name in ("new", "old"))
+        shares = after.flops / max(whole.flops, 1), after.params / max(whole.params, 1)
+        tried.append(Tried(*shares, met.after.judged, met.drop, met.interval, new, old, _saved(plan, known)))
         tell.progress(f"trying smaller networks ({met.after.judged})", len(tried), len(KEPT))
     covered, obstacles = _parts(root, known.sites, known)
     return Advice(
-        known.cost, len(known.sites.reducible), covered, obstacles, start.judged, times, tuple(tried), allowed,
+        known.cost, len(known.sites.reducible), covered, obstacles, start.judged, tuple(tried), allowed,
         (taught, start.count), bool(meaning is not None and meaning.labelled), time.perf_counter() - begun,
     )  # fmt: skip
 

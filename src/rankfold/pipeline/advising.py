@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 
 from rankfold.objectives import Figure
-from rankfold.pipeline.advice import FASTER, Advice, Tried
+from rankfold.pipeline.advice import Advice, Tried
 
 _NAMED = 0.01  # of all FLOPs: what a layer must save to be named
 
@@ -40,7 +40,7 @@ def commands(found: Advice, model: str, extra: str = "") -> Iterator[tuple[str, 
         if target is not None:
             more = "--finetune-epochs 5" if found.labelled and found.start.name != "perplexity" else "--tune 100"
             yield "a smaller one, trained afterwards", f"{base} --budget flops={target.flops:.2g} {more} -o small"
-        if _fastest(found) is not None:
+        if _faster(found) is not None:
             yield "only what saves time here", f"{base} --budget latency=0.8 -o small"
     if best is None:
         yield "which matrices are near low rank", " ".join(filter(None, ("rankfold analyze", model, extra)))
@@ -91,27 +91,21 @@ def _beyond(found: Advice) -> str | None:
 
 
 def _speed(found: Advice, point: Tried) -> Iterator[str]:
-    told = [f"{found.speed(point, batch):.2f} times as fast at batch {batch}" for batch in found.latencies]
-    quick = [batch for batch in found.latencies if point.latencies[batch] < FASTER * found.latencies[batch]]
-    verdict = "smaller and faster" if len(quick) == len(told) else "faster at some batch sizes only"
-    if not quick:
-        verdict = "smaller, but not faster on this machine"
+    told = [f"{point.speed(batch):.2f} times as fast at batch {batch}" for batch in point.latencies]
+    verdict = "smaller, but not faster on this machine"
+    if point.faster:
+        verdict = "smaller and faster" if len(point.faster) == len(told) else "faster at some batch sizes only"
     yield f"That network is {verdict}: {', '.join(told)}."
-    fastest = _fastest(found)
-    if not quick and fastest is not None and fastest is not point:
-        batch = min(found.latencies, key=lambda b: fastest.latencies[b] / found.latencies[b])
-        speed = f"{found.speed(fastest, batch):.2f} times as fast at batch {batch}"
+    fastest = _faster(found)
+    if not point.faster and fastest is not None:
+        batch = max(fastest.faster, key=fastest.speed)
+        speed = f"{fastest.speed(batch):.2f} times as fast at batch {batch}"
         yield f"With {_percent(fastest.flops)} of the FLOPs it is {speed}."
 
 
-def _fastest(found: Advice) -> Tried | None:
+def _faster(found: Advice) -> Tried | None:
     """The largest network that is faster at some batch size; None where none is."""
-    quick = [
-        point
-        for point in found.tried
-        if any(point.latencies[batch] < FASTER * found.latencies[batch] for batch in found.latencies)
-    ]
-    return max(quick, key=lambda point: point.flops, default=None)
+    return max((point for point in found.tried if point.faster), key=lambda point: point.flops, default=None)
 
 
 def _range(figure: Figure, point: Tried) -> str:

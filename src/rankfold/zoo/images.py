@@ -76,7 +76,7 @@ def load_images(
     Raises ZooError when the images are not there, not readable, or not those of the data set.
     """
     images = IMAGE_SETS[name]
-    folder = _folder(name)
+    folder = folder_of(name)
     if folder is None and not (download or os.environ.get("RANKFOLD_DOWNLOAD") == "1"):
         root = os.environ.get("RANKFOLD_DATA")
         place = f"in {root} (RANKFOLD_DATA)" if root else "here: RANKFOLD_DATA is not set"
@@ -88,7 +88,7 @@ def load_images(
     return {split: _cached(name, images, split, count, folder, progress) for split, count in images.counts}
 
 
-def _folder(name: str) -> Path | None:
+def folder_of(name: str) -> Path | None:
     root = os.environ.get("RANKFOLD_DATA")
     if not root:
         return None

@@ -19,7 +19,7 @@ def kept(name: str, identity: str, make: Callable[[], dict[str, Tensor]]) -> dic
     mapped from the file. One that cannot be read is made anew; one that cannot be written is a warning.
     """
     digest = hashlib.sha256(identity.encode()).hexdigest()[:16]
-    file = _folder() / f"{name}-{digest}.safetensors"
+    file = cache_folder() / f"{name}-{digest}.safetensors"
     if file.is_file():
         try:
             return load_file(file)
@@ -33,7 +33,7 @@ def kept(name: str, identity: str, make: Callable[[], dict[str, Tensor]]) -> dic
     return made
 
 
-def _folder() -> Path:
+def cache_folder() -> Path:
     chosen = os.environ.get("RANKFOLD_CACHE")
     if chosen:
         return Path(chosen)

@@ -1,0 +1,1 @@
+"""From two checkpoints, or from adapters, to one adapter within a budget."""

@@ -1,0 +1,89 @@
+"""Adapters made smaller, and several made one."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import replace
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+from rankfold.adapt.extraction.budget import Asked, asked
+from rankfold.adapt.extraction.compare import LeftOut
+from rankfold.adapt.extraction.result import Extraction, extraction_of
+from rankfold.adapt.extraction.spread import Update, spread
+from rankfold.adapt.peft_format import Adapter, read_adapter
+from rankfold.linalg.leading import Leading, leading_of_product
+
+
+def combine(
+    adapters: Sequence[str | Path | Adapter],
+    budget: str | Asked | Sequence[str],
+    *,
+    weights: Sequence[float] | None = None,
+) -> Extraction:
+    """One adapter within ``budget`` for the sum of the updates of one or several: Σ wᵢ Bᵢ Aᵢ, cut once.
+
+    ``adapters``: folders of PEFT's LoRA (rsLoRA, patterns, convolutions and embeddings too), or what ``read_adapter``
+    gave. ``budget`` as in ``extract``; as there is no model, ``params`` is a fraction of what all adapters together
+    store, or a count. ``weights``: 1 each by default. A layer that one of them lacks is updated by the others alone.
+    Modules to save come along from a single adapter; of several they are left out and listed. The error is against the
+    whole sum; ``save`` writes. Raises ``ValueError`` in one line for adapters of different networks. Cost O((m + n) r²)
+    for each layer, r the sum of ranks: no product is formed.
+    """
+    wanted, read = asked(budget), [a if isinstance(a, Adapter) else read_adapter(a) for a in adapters]
+    if not read:
+        raise ValueError("no adapter was given")
+    scales = [1.0] * len(read) if weights is None else list(weights)
+    if len(scales) != len(read) or not all(abs(scale) < float("inf") for scale in scales):
+        raise ValueError(f"{len(read)} adapters need as many finite weights, got {scales}")
+    names = list(dict.fromkeys(name for adapter in read for name in adapter.pairs))
+    stacked = {name: _stacked(name, read, scales) for name in names}
+    shapes = {name: (len(left), right.shape[1]) for name, (right, left) in stacked.items()}
+    updates = {name: Update(shapes[name], _deferred(*pair)) for name, pair in stacked.items()}
+    size = sum(adapter.params for adapter in read)
+    limit, whole = wanted.limit(size), dict(read[0].whole) if len(read) == 1 else {}
+    if limit is not None:
+        limit -= sum(tensor.numel() for tensor in whole.values())
+    parts = spread(updates, wanted, limit)
+    first = read[0]
+    blank = replace(
+        first, pairs={}, scaling=1.0, whole=whole,
+        kernels={name: shape for adapter in read for name, shape in adapter.kernels.items()},
+        lookups=frozenset[str]().union(*(adapter.lookups for adapter in read)),
+        stored_transposed=all(adapter.stored_transposed for adapter in read),
+        base_model=_one(adapter.base_model for adapter in read), task=first.task,
+    )  # fmt: skip
+    left = () if len(read) == 1 else tuple(
+        LeftOut(name, "a module that one of the adapters keeps whole", None)
+        for name in dict.fromkeys(name for adapter in read for name in adapter.whole)
+    )  # fmt: skip
+    return extraction_of(parts, shapes, blank, wanted, size, left, False)
+
+
+def _stacked(name: str, read: Sequence[Adapter], scales: Sequence[float]) -> tuple[Tensor, Tensor]:
+    """(A of all below one another, B of all beside one another): their product is the weighted sum."""
+    given = [
+        (adapter.pairs[name][0], scale * adapter.scaling * adapter.pairs[name][1])
+        for adapter, scale in zip(read, scales, strict=True)
+        if name in adapter.pairs
+    ]
+    sizes = {(len(b), a.shape[1]) for a, b in given}
+    if len(sizes) > 1:
+        told = " and ".join(f"{m}×{n}" for m, n in sorted(sizes))
+        raise ValueError(f"{name} is {told}: these adapters are not of one network")
+    return torch.cat([a.double() for a, _ in given]), torch.cat([b.double() for _, b in given], 1)
+
+
+def _deferred(right: Tensor, left: Tensor) -> Callable[[int], Leading]:
+    def found(rank: int) -> Leading:
+        return leading_of_product(left, right)
+
+    return found
+
+
+def _one(names: Iterable[str]) -> str:
+    """The one name that all have, where they have one."""
+    known = {name for name in names if name}
+    return known.pop() if len(known) == 1 else ""

@@ -1,0 +1,136 @@
+"""Two checkpoints side by side: whether they belong together, and what differs that no adapter takes."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from rankfold.adapt.places import Places
+from rankfold.run.tensors import Checkpoint, is_weights
+from rankfold.sites import unwrap
+
+_CHUNK = 1 << 22  # numbers that are widened at once
+_ALIKE = 0.5  # relative change of an embedding above which its rows are those of other tokens
+_QUANTISED = ("qweight", "qzeros", "scales", "weight_packed", "weight_scale", "absmax", "SCB", "_packed_params")
+
+
+@dataclass(frozen=True)
+class LeftOut:
+    """A tensor that differs and that the adapter does not have: why, and how much it differs, relative to the base's
+    norm (None: it has no counterpart there)."""
+
+    name: str
+    why: str
+    change: float | None
+
+
+def keys_of(names: Iterable[str], checkpoint: Checkpoint) -> dict[str, str]:
+    """The key in ``checkpoint`` of each name of a model, where it has one.
+
+    Files of a model without its head, or with one, differ by one word in front of every name.
+    """
+    wanted = list(names)
+    heads = {"", *(f"{key.partition('.')[0]}." for key in checkpoint.names)}
+    ways: list[dict[str, str]] = [{name: head + name for name in wanted if head + name in checkpoint} for head in heads]
+    for head in {f"{name.partition('.')[0]}." for name in wanted}:
+        bare = {name: name.removeprefix(head) for name in wanted if name.startswith(head)}
+        ways.append({name: key for name, key in bare.items() if key in checkpoint})
+    plain = {name: name for name in wanted if name in checkpoint}
+    return max([plain, *ways], key=len)
+
+
+def check_alike(base: Checkpoint, tuned: Checkpoint, names: Mapping[str, tuple[str, str]]) -> None:
+    """``ValueError`` in one line, with the layer, for checkpoints of which one is no tuning of the other.
+
+    ``names``: for each weight to adapt its key in both.
+    """
+    for which, other in ((base, tuned), (tuned, base)):
+        # scales beside the weights of a quantiser have names of their own, which the other side has not
+        found = next((n for n in which.names if n not in other and n.rpartition(".")[2] in _QUANTISED), None)
+        if found is not None:
+            raise ValueError(_quantised(which, found))
+    for name, (first, second) in names.items():
+        if base.shape(first) != tuned.shape(second):
+            raise ValueError(
+                f"{name} is {_size(base.shape(first))} in {base.title} and {_size(tuned.shape(second))} in "
+                f"{tuned.title}: these are different architectures; give a checkpoint and one that was tuned from it"
+            )
+
+
+def _quantised(which: Checkpoint, name: str) -> str:
+    return (
+        f"{which.title} is quantised ({name}): what it lost in rounding is no update; give the checkpoint from before "
+        "quantisation"
+    )
+
+
+def read_weight(which: Checkpoint, key: str) -> Tensor:
+    """A weight, finite and not quantised; ``ValueError`` in one line with its name otherwise."""
+    tensor = which.read(key)
+    if not is_weights(tensor.dtype):
+        raise ValueError(_quantised(which, key))
+    if not bool(tensor.isfinite().all()):
+        count = int((~tensor.isfinite()).sum())
+        raise ValueError(f"{key} in {which.title}: {count} of {tensor.numel()} values are NaN or infinite")
+    return tensor
+
+
+def differences(
+    model: nn.Module, base: Checkpoint, tuned: Checkpoint, found: Places, taken: Iterable[str]
+) -> tuple[LeftOut, ...]:
+    """Every tensor that differs and is none of ``taken`` (names of weights), with the reason."""
+    whys, done = dict(found.left_out), set(taken)
+    known = [name for name, value in unwrap(model).state_dict().items() if value is not None]
+    there, here = keys_of(known, base), keys_of(known, tuned)
+    left: list[LeftOut | None] = []
+    for name in known:
+        if name in done or name not in here:
+            continue
+        why = whys.get(name, "a buffer")
+        if name in there:
+            left.append(_left(name, why, base, there[name], tuned, here[name]))
+        else:
+            left.append(LeftOut(name, f"{why}; the base has none", None))
+    stray = set(tuned.names) - set(here.values())
+    for key in sorted(stray):
+        why = "of no layer of this model"
+        left.append(_left(key, why, base, key, tuned, key) if key in base else LeftOut(key, why, None))
+    return tuple(item for item in left if item is not None)
+
+
+def _left(name: str, why: str, base: Checkpoint, first: str, tuned: Checkpoint, second: str) -> LeftOut | None:
+    old, new = base.read(first), tuned.read(second)
+    if old.shape != new.shape:
+        rows = min(len(old), len(new)) if old.dim() == new.dim() and old.dim() else 0
+        if not rows or old.shape[1:] != new.shape[1:]:
+            raise ValueError(
+                f"{name} is {_size(old.shape)} in {base.title} and {_size(new.shape)} in {tuned.title}: these are "
+                "different architectures; give a checkpoint and one that was tuned from it"
+            )
+        change = _change(old[:rows], new[:rows])
+        if len(new) < len(old) or change > _ALIKE:
+            raise ValueError(
+                f"{name} has {len(old):,} rows in {base.title} and {len(new):,} in {tuned.title}, and those in common "
+                f"differ by {change:.0%}: these are different vocabularies, of which no adapter can be made"
+            )
+        return LeftOut(name, f"{why}; {len(new) - len(old):,} new rows (tokens)", change)
+    change = _change(old, new)
+    return LeftOut(name, why, change) if change > 0 else None
+
+
+def _change(old: Tensor, new: Tensor) -> float:
+    """‖new − old‖ / ‖old‖, some numbers at a time."""
+    moved = size = 0.0
+    for a, b in zip(old.reshape(-1).split(_CHUNK), new.reshape(-1).split(_CHUNK), strict=True):
+        first, second = a.to(torch.float64), b.to(torch.float64)
+        moved += float((second - first).square().sum())
+        size += float(first.square().sum())
+    return (moved / size) ** 0.5 if size > 0 else float("inf") if moved > 0 else 0.0
+
+
+def _size(shape: Any) -> str:
+    return "×".join(map(str, shape)) or "one number"

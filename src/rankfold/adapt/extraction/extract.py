@@ -1,0 +1,213 @@
+"""The update between two checkpoints as a LoRA adapter, read one layer at a time."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from rankfold.adapt.extraction.budget import Asked, asked
+from rankfold.adapt.extraction.compare import LeftOut, check_alike, differences, keys_of, read_weight
+from rankfold.adapt.extraction.metric import Metric, metrics
+from rankfold.adapt.extraction.refine import refined
+from rankfold.adapt.extraction.result import Extraction, extraction_of
+from rankfold.adapt.extraction.spread import Update, spread
+from rankfold.adapt.extraction.whole import kept_whole
+from rankfold.adapt.peft_format import Adapter
+from rankfold.adapt.places import Places, places
+from rankfold.compress.repair.whole import Steps
+from rankfold.linalg.leading import Leading, leading
+from rankfold.objectives import CausalLanguageModel, Objective, Teacher
+from rankfold.run.pretrained import config_of, is_folder
+from rankfold.run.progress import Progress, showing
+from rankfold.run.tensors import Checkpoint
+from rankfold.sites import Form, Site, unwrap
+from rankfold.sites.find import Where
+
+RATE, BATCH = 3e-3, 8  # of the steps of tuning
+Source = str | Path | nn.Module | Mapping[str, Tensor]
+
+
+@showing
+def extract(
+    base: Source,
+    tuned: Source,
+    budget: str | Asked | Sequence[str],
+    *,
+    model: nn.Module | None = None,
+    data: Any = None,
+    objective: Objective | None = None,
+    samples: int = 512,
+    where: Where | None = None,
+    whole: Sequence[str] = (),
+    tune: int = 0,
+    progress: Progress | None = None,
+) -> Extraction:
+    """What ``tuned`` has learnt beyond ``base``, as a LoRA adapter for ``base``; nothing is written until ``save``.
+
+    ``base``, ``tuned``: folders of transformers, safetensors files, modules or state dicts; of files one layer is in
+    memory at a time. ``model``: a network of that architecture, which says what the tensors are, where neither is a
+    module nor ``base`` a folder; its own weights do not matter. ``budget``: ``"rank=16"``, ``"params=0.1"`` (of the
+    model; above 1 a count), ``"error=0.1"`` (relative, of all updates), or several; ranks are shared out between layers
+    so that the error is least. ``data``: unlabelled inputs; then errors are changes of the tuned model's outputs on the
+    first ``samples`` of them, as ``objective`` reads these (None: told from the model), and layers that they do not
+    reach are left out. ``where`` as in ``rankfold.sites``. ``whole``: globs of modules, such as norms, whose tuned
+    tensors go into the adapter as they are (``modules_to_save``); they count in ``params``. ``tune``: then train all
+    factors together for so many steps of Adam towards the tuned model's answers on ``data``, without labels; the best
+    of six looks at samples that are held back is kept. For this both models are in memory.
+
+    Every difference that the adapter does not take is in ``left_out`` with its reason. Raises ``ValueError`` in one
+    line: checkpoints of different architectures or vocabularies, quantised ones, values that are not finite, equal
+    ones, a budget that cannot be met (``BudgetError``). Cost: of each layer m n (rank + 16) · 8 multiplications, not a
+    full decomposition; with data also what ``metrics`` costs, in float64.
+    """
+    if tune and data is None:
+        raise ValueError("tune= needs data=: inputs on which the adapted base is to answer as the tuned model does")
+    wanted = asked(budget)
+    network = _network(base, tuned, model)
+    first, second = Checkpoint(base), Checkpoint(tuned)
+    found = places(network, where)
+    if not found.sites:
+        raise ValueError(
+            f"{type(unwrap(network)).__name__} has no layer to adapt{'' if where is None else f' {where=}'}"
+        )
+    keys = _keys(found, first, second)
+    check_alike(first, second, keys)
+    tensors, found = kept_whole(network, whole, found, second)
+    left = differences(network, first, second, found, [*(s.parameter for s in found.sites), *tensors])
+    running = None if data is None else _running(tuned, network, second)
+    if running is not None and objective is None:
+        objective = CausalLanguageModel() if _is_causal(running) else Teacher()
+    weighed = None
+    if running is not None and objective is not None:
+        weighed = metrics(running, data, found.sites, objective, samples=samples, progress=progress)
+        lost = [LeftOut(s.parameter, "not reached by the data", None) for s in found.sites if s.name not in weighed]
+        left = (*left, *lost)
+    chosen = tuple(site for site in found.sites if weighed is None or site.name in weighed)
+    if not chosen:
+        raise ValueError("no layer is reached by the data: give inputs that the model was tuned for")
+    size = sum(parameter.numel() for parameter in unwrap(network).parameters())
+    limit = wanted.limit(size)
+    if limit is not None:
+        limit -= sum(tensor.numel() for tensor in tensors.values())
+    updates = {site.name: Difference(site, first, second, keys, weighed).update() for site in chosen}
+    parts = spread(updates, wanted, limit, progress)
+    if not tensors and not any(part.energy > 0 for part in parts.values()):
+        raise ValueError(f"{first.title} and {second.title} are the same in every layer that can be adapted")
+    blank = _blank(chosen, tensors, network, first.title if isinstance(base, str | Path) else "")
+    result = extraction_of(parts, {s.name: s.shape for s in chosen}, blank, wanted, size, left, data is not None)
+    if not tune or running is None or objective is None:
+        return result
+    here, how = _running(base, network, first), Steps(tune, RATE, samples, BATCH)
+    adapter, way = refined(here, running, {s.name: s for s in chosen}, result.adapter, data, objective, how, progress)
+    return replace(result, adapter=adapter, tuned=way)
+
+
+def _is_causal(model: nn.Module) -> bool:
+    return type(unwrap(model)).__name__.endswith("ForCausalLM")
+
+
+def _blank(chosen: Sequence[Site], whole: Mapping[str, Tensor], network: nn.Module, base: str) -> Adapter:
+    """The adapter of these sites without its factors."""
+    convolutions = ((site.name, site.layer.convolution) for site in chosen)
+    return Adapter(
+        {},
+        kernels={name: (conv.channels_in, *conv.kernel) for name, conv in convolutions if conv is not None},
+        stored_transposed=all(site.layer.stored_transposed for site in chosen),
+        whole=whole,
+        base_model=base,
+        task="CAUSAL_LM" if _is_causal(network) else None,
+    )
+
+
+@dataclass
+class Difference:
+    """The update of one site, read from both checkpoints whenever it is needed."""
+
+    site: Site
+    base: Checkpoint
+    tuned: Checkpoint
+    keys: Mapping[str, tuple[str, str]]
+    weighed: Mapping[str, Metric] | None
+    _noise: float = field(default=0.0, init=False)
+
+    def update(self) -> Update:
+        """It as what ranks are shared out over."""
+        return Update(self.site.shape, self.leading, lambda: self._noise)
+
+    def leading(self, rank: int) -> Leading:
+        """Its leading triplets; ``ValueError`` with the layer's name for weights that are not finite."""
+        first, second = self.keys[self.site.parameter]
+        old, new = read_weight(self.base, first), read_weight(self.tuned, second)
+        wide = torch.float64 if torch.float64 in (old.dtype, new.dtype) else torch.float32
+        change = self._matrix(new.to(wide) - old.to(wide))
+        if self.weighed is not None:
+            return self.weighed[self.site.name].leading(change, rank)
+        if torch.float16 not in (old.dtype, new.dtype) and torch.bfloat16 not in (old.dtype, new.dtype):
+            # each entry is off by about a unit in the last place of a weight; such a matrix has norm σ (√m + √n)
+            size = float((old.double().square().mean() + new.double().square().mean()).sqrt())
+            self._noise = torch.finfo(wide).eps * size * sum(side**0.5 for side in change.shape)
+        return leading(change, rank)
+
+    def _matrix(self, weight: Tensor) -> Tensor:
+        return self.site.layer.geometry(Form.FACTORED).matrix(weight)
+
+
+def _network(base: Source, tuned: Source, model: nn.Module | None) -> nn.Module:
+    """A network that says what the tensors are; its weights are not looked at."""
+    if isinstance(base, str | Path) and isinstance(tuned, str | Path) and is_folder(base) and is_folder(tuned):
+        kinds = [config_of(folder).get("model_type") for folder in (base, tuned)]
+        if kinds[0] != kinds[1]:
+            raise ValueError(
+                f"{base} is a {kinds[0]} and {tuned} a {kinds[1]}: these are different architectures; give a "
+                "checkpoint and one that was tuned from it"
+            )
+    for known in (model, base, tuned):
+        if isinstance(known, nn.Module):
+            return known
+    from rankfold.hub import skeleton  # which imports transformers
+
+    for folder in (base, tuned):
+        if isinstance(folder, str | Path) and is_folder(folder):
+            return skeleton(folder)
+    raise ValueError(
+        f"{base if isinstance(base, str | Path) else 'a state dict'}: names of tensors do not say which layers they "
+        "are: give model= (--model), a network of that architecture"
+    )
+
+
+def _keys(found: Places, first: Checkpoint, second: Checkpoint) -> dict[str, tuple[str, str]]:
+    """Of each weight to adapt its key in both checkpoints; ``ValueError`` where one lacks it."""
+    names = [site.parameter for site in found.sites]
+    there, here = keys_of(names, first), keys_of(names, second)
+    for keys, which in ((there, first), (here, second)):
+        lacking = [name for name in names if name not in keys]
+        if lacking:
+            more = f" (and {len(lacking) - 1} more)" if len(lacking) > 1 else ""
+            raise ValueError(
+                f"{which.title} has no {lacking[0]}{more}: it is of another architecture, or quantised; give a "
+                "checkpoint and one that was tuned from it"
+            )
+    return {name: (there[name], here[name]) for name in names}
+
+
+def _running(source: Source, network: nn.Module, checkpoint: Checkpoint) -> nn.Module:
+    """The model with the weights of ``source``, which can be called."""
+    if isinstance(source, nn.Module):
+        return unwrap(source)
+    if isinstance(source, str | Path) and is_folder(source):
+        from rankfold.hub import opened
+
+        return opened(source)
+    running = copy.deepcopy(unwrap(network))
+    state = running.state_dict()
+    if any(value.is_meta for value in state.values()):
+        raise ValueError("with data, give model= a network with weights of its own, not on the meta device")
+    keys = keys_of(state, checkpoint)
+    running.load_state_dict({name: checkpoint.read(key) for name, key in keys.items()}, strict=False)
+    return running.eval()

@@ -1,0 +1,71 @@
+"""The updates that a model was trained with, written as an ordinary LoRA adapter."""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from collections.abc import Mapping
+from pathlib import Path
+
+from torch import nn
+
+from rankfold.adapt.deep_lora import updates
+from rankfold.adapt.peft_format import Adapter, write_adapter
+from rankfold.sites import unwrap
+
+
+def save_adapter(
+    model: nn.Module,
+    directory: str | Path,
+    *,
+    base_model: str = "",
+    tolerance: float = 0.0,
+    uniform: bool = False,
+) -> Path:
+    """Write the updates of ``model`` as an ordinary LoRA adapter; returns the directory.
+
+    ``adapter_model.safetensors`` and ``adapter_config.json``, for ``peft.PeftModel.from_pretrained(base, directory)``
+    and whatever else reads LoRA; peft is not needed to write them. ``base_model``: the name or path of the base model
+    to note. ``tolerance``: singular values of an update of at most this fraction of its largest are left out, so that
+    layers get ranks of their own (``rank_pattern``, ``alpha_pattern``). ``uniform``: all get the largest of these ranks
+    by zeros, and one alpha, for readers that know one rank and one alpha alone; the updates stay what they are. Raises
+    ``ValueError`` for a model without adapters, and for a layer that hangs in several places: PEFT would adapt the
+    first of them alone.
+    """
+    found = updates(model)
+    if not found:
+        raise ValueError("the model has no adapters: deep_lora_ first, and save before merging")
+    if not 0 <= tolerance < 1:
+        raise ValueError(
+            f"tolerance is a fraction of the largest singular value, at least 0 and below 1: {tolerance!r}"
+        )
+    _check_places(model, found)
+    pairs = {}
+    for name, adapted in found.items():
+        a, b = adapted.lora(tolerance)
+        pairs[name] = (a.to(adapted.factors[0].dtype), b.to(adapted.factors[0].dtype))
+    adapter = Adapter(
+        pairs,
+        next(iter(found.values())).scaling,
+        stored_transposed=all(adapted.stored_transposed for adapted in found.values()),
+        base_model=base_model,
+    )
+    return write_adapter(adapter, directory, uniform=uniform)
+
+
+def _check_places(model: nn.Module, found: Mapping[str, nn.Module]) -> None:
+    """``ValueError`` for an adapted layer that hangs in several places.
+
+    PEFT replaces a layer where it first meets it. One inside a block that is itself shared hangs in one place.
+    """
+    places: dict[nn.Module, list[str]] = defaultdict(list)
+    for path, parent in unwrap(model).named_modules():
+        for name, child in parent._modules.items():
+            if child is not None:
+                places[child].append(f"{path}.{name}".lstrip("."))
+    for adapted in found.values():
+        if len(places[adapted]) > 1:
+            raise ValueError(
+                f"{places[adapted][0]} is the same layer as {', '.join(places[adapted][1:])}: of such a layer PEFT "
+                "would adapt the first place alone. merge_ the updates and save the weights of the model, or give each "
+                "place a layer of its own before deep_lora_"
+            )

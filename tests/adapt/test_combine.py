@@ -1,0 +1,155 @@
+"""Adapters made smaller and several made one: what PEFT would merge, cut once, the error as said."""
+
+from __future__ import annotations
+
+import copy
+import json
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+import rankfold as rf
+from rankfold.adapt import Adapter, combine, read_adapter, write_adapter
+
+peft = pytest.importorskip("peft")
+
+
+def network() -> nn.Module:
+    torch.manual_seed(0)
+    first = {"table": nn.Embedding(9, 12), "fc": nn.Linear(12, 14)}
+    return Network(nn.ModuleDict(first | {"conv": nn.Conv1d(14, 6, 3), "out": nn.Linear(4, 5)})).eval()
+
+
+class Network(nn.Module):
+    def __init__(self, parts: nn.ModuleDict) -> None:
+        super().__init__()
+        self.parts = parts
+
+    def forward(self, tokens: Tensor) -> Tensor:
+        x = self.parts["fc"](self.parts["table"](tokens))
+        return self.parts["out"](self.parts["conv"](x.mT))
+
+
+def trained(place, seed: int, **how) -> tuple[str, dict[str, Tensor]]:
+    """An adapter as PEFT saves it, its B no longer zero, and the updates that PEFT itself computes."""
+    config = peft.LoraConfig(**{"r": 3, "lora_alpha": 7, "target_modules": ["fc", "conv", "table"]} | how)
+    model = peft.get_peft_model(network(), config)
+    torch.manual_seed(seed)
+    for name, parameter in model.named_parameters():
+        if "lora_" in name:
+            nn.init.normal_(parameter, std=0.3)
+    model.save_pretrained(place)
+    layers = {name: module for name, module in model.base_model.model.named_modules() if hasattr(module, "lora_A")}
+    return str(place), {name: module.get_delta_weight("default").detach() for name, module in layers.items()}
+
+
+def update(adapter: Adapter, name: str) -> Tensor:
+    a, b = adapter.pairs[name]
+    product = adapter.scaling * b @ a
+    return product.T if name in adapter.lookups else product
+
+
+KINDS = {
+    "plain": {},
+    "rank-stabilised": {"use_rslora": True},
+    "patterns": {"rank_pattern": {"fc": 2, "conv": 4}, "alpha_pattern": {"conv": 5}},
+}
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_an_adapter_is_read_as_peft_reads_it(kind, tmp_path):
+    place, wanted = trained(tmp_path, 1, **KINDS[kind])
+    found = read_adapter(place)
+    assert set(found.pairs) == set(wanted)
+    assert found.lookups == {"parts.table"}
+    for name, delta in wanted.items():
+        torch.testing.assert_close(update(found, name).reshape(delta.shape), delta, rtol=1e-5, atol=1e-6)
+
+
+def test_a_smaller_adapter_is_the_best_of_its_rank(tmp_path):
+    place, wanted = trained(tmp_path, 1)
+    found = combine([place], "rank=2")
+    squares = {name: torch.linalg.svdvals(delta.double().flatten(1)).square() for name, delta in wanted.items()}
+    for layer in found.layers:
+        best = float((squares[layer.name][2:].sum() / squares[layer.name].sum()) ** 0.5)
+        assert layer.error == pytest.approx(best, rel=1e-5)
+    whole = sum(float(s[2:].sum()) for s in squares.values()) / sum(float(s.sum()) for s in squares.values())
+    assert found.error == pytest.approx(whole**0.5, rel=1e-5)
+
+
+def test_several_become_one_and_peft_reads_it(tmp_path):
+    first, one = trained(tmp_path / "1", 1)
+    second, two = trained(tmp_path / "2", 2, target_modules=["fc", "conv"], use_rslora=True)
+    found = combine([first, second], "rank=6", weights=[1.0, -0.5])
+    assert found.adapter.ranks == {"parts.table": 3, "parts.fc": 6, "parts.conv": 6}
+    assert found.error < 1e-6
+    read = peft.PeftModel.from_pretrained(network(), found.save(tmp_path / "both"))
+    layers = {n: m for n, m in read.base_model.model.named_modules() if hasattr(m, "lora_A")}
+    for name, delta in one.items():
+        wanted = delta - 0.5 * two.get(name, torch.zeros_like(delta))
+        torch.testing.assert_close(layers[name].get_delta_weight("default"), wanted, rtol=1e-4, atol=1e-5)
+    with pytest.raises(ValueError, match="2 adapters need as many finite weights"):
+        combine([first, second], "rank=6", weights=[1.0])
+
+
+def test_a_share_is_of_what_the_adapters_store(tmp_path):
+    place, _ = trained(tmp_path, 1)
+    found = combine([place], "params=0.5")
+    assert found.model_params == 3 * (21 + 26 + 48)
+    assert found.params <= found.model_params / 2
+    with pytest.raises(rf.BudgetError, match="leave no layer a single rank"):
+        combine([place], "params=3")
+
+
+def test_modules_to_save_come_along_from_one_and_are_told_of_several(tmp_path):
+    first, _ = trained(tmp_path / "1", 1, modules_to_save=["parts.out"])
+    assert set(combine([first], "rank=2").adapter.whole) == {"parts.out.weight", "parts.out.bias"}
+    second, _ = trained(tmp_path / "2", 2)
+    found = combine([first, second], "rank=2")
+    assert not found.adapter.whole
+    assert {item.name for item in found.left_out} == {"parts.out.weight", "parts.out.bias"}
+
+
+def test_adapters_of_other_networks_do_not_go_together(tmp_path):
+    first, _ = trained(tmp_path / "1", 1)
+    write_adapter(Adapter({"parts.fc": (torch.ones(1, 5), torch.ones(4, 1))}), tmp_path / "2")
+    with pytest.raises(ValueError, match=r"parts.fc is 4×5 and 14×12: these adapters are not of one network"):
+        combine([first, tmp_path / "2"], "rank=2")
+
+
+FAULTS = {
+    "DoRA": ({"use_dora": True, "target_modules": ["fc"]}, None, "a DoRA adapter also scales columns"),
+    "biases": ({"bias": "lora_only"}, None, "the adapter brings biases"),
+    "another kind": ({}, lambda config: config.update(peft_type="IA3"), "an adapter of type IA3: only LoRA"),
+}
+
+
+@pytest.mark.parametrize("fault", FAULTS)
+def test_other_adapters_are_refused_in_one_line(fault, tmp_path):
+    how, change, told = FAULTS[fault]
+    place, _ = trained(tmp_path, 1, **how)
+    if change is not None:
+        config = json.loads((tmp_path / "adapter_config.json").read_text())
+        change(config)
+        (tmp_path / "adapter_config.json").write_text(json.dumps(config))
+    with pytest.raises(ValueError, match=told) as error:
+        combine([place], "rank=2")
+    assert "\n" not in str(error.value)
+
+
+def test_damaged_adapters_are_refused_in_one_line(tmp_path):
+    with pytest.raises(ValueError, match="give the folder of an adapter"):
+        read_adapter(tmp_path / "none")
+    place, _ = trained(tmp_path, 1)
+    adapter = read_adapter(place)
+    pairs = copy.deepcopy(dict(adapter.pairs))
+    pairs["parts.fc"][0][0, 0] = float("inf")
+    write_adapter(Adapter(pairs, kernels=adapter.kernels, lookups=adapter.lookups), tmp_path / "inf")
+    with pytest.raises(ValueError, match=r"parts.fc.lora_A.weight holds values that are NaN or infinite"):
+        read_adapter(tmp_path / "inf")
+    weights = tmp_path / "adapter_model.safetensors"
+    weights.write_bytes(weights.read_bytes()[:-40])
+    with pytest.raises(ValueError, match="damaged") as error:
+        read_adapter(place)
+    assert "\n" not in str(error.value)
