@@ -10,10 +10,10 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from rankfold.batches import evaluating, forward, moved, samples_of, size_of
+from rankfold.batches import evaluating, moved, samples_of, size_of
 from rankfold.objectives import Classification, Objective
 from rankfold.pipeline.measure import calibration_part
-from rankfold.pipeline.robustness.attack import Ball, Norm, Space, held, movable
+from rankfold.pipeline.robustness.attack import Ball, Norm, Space, answered, held, movable
 from rankfold.pipeline.robustness.layers import Amplification, amplifications
 from rankfold.run.progress import Progress, showing
 from rankfold.train import choose
@@ -260,7 +260,7 @@ def _counts(
     right = counted = blind = attacked = seen = done = 0
     under = [0] * len(balls)
     for batch in batches:
-        hits, counts = chosen.hits(forward(model, batch), batch)
+        hits, counts = chosen.hits(answered(model, batch), batch)
         right, counted, seen = right + int(hits.sum()), counted + int(counts.sum()), seen + len(hits)
         flat = torch.zeros_like(hits, dtype=torch.bool)
         least: dict[Norm, Tensor] = {}
