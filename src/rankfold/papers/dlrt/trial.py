@@ -204,7 +204,12 @@ class Held:
     """The most bytes that parameters, gradients and state of the optimizer took, looked at throughout a training."""
 
     def __init__(self) -> None:
-        self.most, self.optimizer = 0, torch.optim.SGD([torch.zeros(1)])
+        self.most = 0
+        self.forget()
+
+    def forget(self) -> None:
+        """The optimizer has done its work: what it trained may leave the model."""
+        self.optimizer: torch.optim.Optimizer = torch.optim.SGD([torch.zeros(1)])
 
     def make(self, inner: Make | None, *args: Any, **settings: Any) -> Any:
         """An optimizer that is remembered; with ``inner`` made by it."""
@@ -229,6 +234,7 @@ def _fit(model: nn.Module, recipe: Recipe, *, data: Data, held: Held, make: Any 
         model, data.train, data.validation, recipe, progress=functools.partial(held.look, model),
         optimizer=functools.partial(held.make, make),
     )  # fmt: skip
+    held.forget()
 
 
 def _params(model: nn.Module) -> int:
