@@ -104,6 +104,7 @@ __all__ = [
     "spectrum",
     "text",
     "tune_",
+    "untie_",
 ]
 
 

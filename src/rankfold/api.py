@@ -68,7 +68,7 @@ from rankfold.pipeline.quality.smallest import Smallest, smallest
 from rankfold.pipeline.robustness.study import Robustness, robustness
 from rankfold.pipeline.slicing import slice_
 from rankfold.record import SpectrumRecorder
-from rankfold.sites import Form, Site, SiteList, sites
+from rankfold.sites import Form, Site, SiteList, sites, untie_
 from rankfold.spectrum import Spectrum, spectrum
 from rankfold.store import Stored, StoreError, load, save
 from rankfold.train import Distill, Recipe, evaluate, fit

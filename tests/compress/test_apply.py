@@ -36,7 +36,7 @@ def fixed(model: nn.Module, batch, method: str, form: Form | None = None, bias: 
             continue
         rank = max(1, site.max_rank(wanted) // 2)
         known = None if statistics is None else statistics.sites.get(site.name)
-        carries = site.layer.has_bias or (known is not None and known.absorber is None)
+        carries = site.layer.has_bias or (known is not None and known.absorber is None and site.layer.takes_bias)
         entries.append(Entry(site.name, wanted, rank, site.shape, site.groups, bias=carries))
     zero = Cost(0, 0, 0)
     return Plan(tuple(entries), (), method, "optimal", fingerprint(model), zero, zero, statistics=statistics)

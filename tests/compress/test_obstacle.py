@@ -53,7 +53,7 @@ def test_an_lstm_is_named_with_its_share(kind, rule):
         f"{100 * share:.3g} % of the {unit} are a Memory (memory): overrides the forward of a recurrent layer" in said
     )
     (smallest,) = re.findall(rf"{kind}=(\S+) is the smallest", said)
-    reached = rf.plan(model, f"{kind}={smallest}", data=TOKENS, rule="global")
+    reached = rf.plan(model, f"{kind}={smallest}", data=TOKENS, rule=rule)
     assert getattr(reached.after, kind) <= float(smallest) * getattr(reached.before, kind)
 
 

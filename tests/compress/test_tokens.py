@@ -162,7 +162,7 @@ def test_no_statistic_is_larger_than_the_smaller_side():
             for each in (known.moments.covariance_sum, known.metric, known.coarse):
                 assert each.shape == (least, least), site.title
             seen += 1
-    assert seen == 14 + ("lm_head" in found.sites)
+    assert seen == 15 + ("lm_head" in found.sites)  # two blocks, and the embedding
 
 
 @pytest.mark.parametrize("make", [gpt2, llama])
@@ -177,6 +177,8 @@ def test_padding_counts_nowhere(make):
     assert int(mask[:4].sum()) == 28
     found, wanted = (calibrate(model, data, sites(model), objective=LM) for data in (padded, short))
     for name, known in wanted.sites.items():
+        if name.endswith("wpe"):  # positions are looked up once for all samples
+            continue
         assert found.sites[name].moments.count == known.moments.count == 28 + 40
         torch.testing.assert_close(found.sites[name].moments.gram, known.moments.gram, rtol=1e-4, atol=1e-5)
 
@@ -212,7 +214,8 @@ def test_a_cost_in_another_metric(shape):
 
 
 def known_of(model: nn.Module, data: list[dict[str, Tensor]]) -> rf.Profile:
-    return rf.profile(model, data, objective=LM)
+    # not the embedding: of 20 tokens what a row is and how much it matters are not independent
+    return rf.profile(model, data, objective=LM, where="[ab]")
 
 
 def test_a_plan_forecasts_nats_and_adds_no_bias():

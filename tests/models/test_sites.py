@@ -267,7 +267,7 @@ def test_strange_recurrent_layers_bilinear_and_bare_parameters_are_listed():
         def __init__(self):
             super().__init__()
             self.lstm, self.cell = Own(6, 6), nn.utils.parametrizations.weight_norm(nn.GRUCell(6, 6), "weight_hh")
-            self.bilinear, self.bag = nn.Bilinear(4, 4, 4), nn.EmbeddingBag(9, 4)
+            self.bilinear, self.bag = nn.Bilinear(4, 4, 4), nn.EmbeddingBag(9, 4, mode="max")
             self.scale, self.token = nn.Parameter(torch.ones(3)), nn.Parameter(torch.zeros(1, 2, 3))
 
     left = reasons(Model())
@@ -277,11 +277,6 @@ def test_strange_recurrent_layers_bilinear_and_bare_parameters_are_listed():
     assert "used by EmbeddingBag" in left["bag.weight"]
     assert "a vector" in left["scale"]
     assert "used by Model" in left["token"]
-
-
-def test_embeddings_are_listed_and_never_factored():
-    site = sites(nn.ModuleDict({"e": nn.Embedding(9, 4)}))["e"]
-    assert (site.shape, site.forms) == ((9, 4), {Form.KEEP})
 
 
 def test_a_model_that_is_one_layer_asks_for_a_wrapper():

@@ -115,8 +115,10 @@ def product(root: nn.Module, candidate: Candidate, rank: int) -> Tensor | None:
     """The weight that the layer of this rank stands for, shaped like the original's, float64; None where the layer of
     a form has no ``weight``."""
     site = candidate.site
-    made = site.layer.skeleton(root.get_submodule(site.name), candidate.form.decomposed, rank, bias=False).double()
-    site.layer.write_(made, candidate.form.decomposed, candidate.decomposition.factors(rank))
+    form = candidate.form.decomposed
+    form = form if form.offered(site.layer) else candidate.form
+    made = site.layer.skeleton(root.get_submodule(site.name), form, rank, bias=False).double()
+    site.layer.write_(made, form, candidate.decomposition.factors(rank))
     weight = getattr(made, "weight", None)
     if not isinstance(weight, Tensor):
         return None

@@ -25,9 +25,10 @@ from torch import Tensor, nn
 from rankfold.batches import forward, samples_of, size_of
 from rankfold.costs import evaluating
 from rankfold.objectives import Answer, Objective, ObjectiveError
-from rankfold.observe import Samples, after
+from rankfold.observe import Samples, after, before, first_of
 from rankfold.observe.layout import laid_out, layout_for
 from rankfold.observe.passes import separable
+from rankfold.observe.watch import with_first
 from rankfold.run.progress import Progress
 from rankfold.run.team import Team
 from rankfold.sites import Site, SiteList, opened
@@ -60,7 +61,16 @@ def output_metrics(
             return {}
         sums = Sums()
         gathered = Gathering(root, seen, objective, (Spreading(objective, spread, sums),), progress)
-        return sums.metrics(seen.team) if gathered.run(sites, spread.chunk, GRAPH) else {}
+        return sums.metrics(seen.team, alike(root, sites)) if gathered.run(sites, spread.chunk, GRAPH) else {}
+
+
+def alike(root: nn.Module, sites: SiteList) -> dict[str, Tensor]:
+    """WᵀW (n, n) of the sites whose gradients are taken at their inputs, and so are of WᵀDW."""
+    return {site.name: gram_of(site.matrix(root)) for site in sites.reducible if site.layer.tapped == "input"}
+
+
+def gram_of(weight: Tensor) -> Tensor:
+    return weight.double().mT @ weight.double()
 
 
 class Estimate(Protocol):
@@ -87,24 +97,31 @@ class Gathering:
     def run(self, sites: SiteList, size: int, graph: int) -> bool:
         """Go over the samples, ``size`` of one half, then as many of the other, ``graph`` at a time; whether the model
         can be differentiated."""
-        root, seen, before, done = self.root, self.seen, 0, 0
+        root, seen, earlier, done = self.root, self.seen, 0, 0
         taps: list[tuple[Site, Tensor]] = []
 
-        def tap(site: Site) -> Callable[..., Tensor]:
-            def hook(module: nn.Module, args: tuple, kwargs: dict, output: Tensor) -> Tensor:
-                zero = torch.zeros_like(output, requires_grad=True)
-                taps.append((site, zero))
-                return output + zero
+        def tapped(site: Site, value: Tensor) -> Tensor:
+            zero = torch.zeros_like(value, requires_grad=True)
+            taps.append((site, zero))
+            return value + zero
 
-            return hook
+        def behind(site: Site) -> Callable[..., Tensor]:
+            return lambda module, args, kwargs, output: tapped(site, output)
+
+        def ahead(site: Site) -> Callable[..., Any]:
+            return lambda module, args, kwargs: with_first(tapped(site, first_of(args, kwargs)), args, kwargs)
+
+        found = [(site, root.get_submodule(site.name)) for site in sites.reducible]
+        outputs = {module: behind(site) for site, module in found if site.layer.tapped == "output"}
+        inputs = {module: ahead(site) for site, module in found if site.layer.tapped == "input"}
 
         if not separable(root, next(batch for _, batch in seen.batches())):
             size = graph = 1 << 62
         layout = layout_for(root, seen.data)
-        with after(None, {root.get_submodule(site.name): tap(site) for site in sites.reducible}):
+        with after(None, outputs), before(None, inputs):
             for index, batch in seen.batches():
                 count = size_of(batch)
-                for first, group in chunks(batch, count, before, size) if index in seen else ():
+                for first, group in chunks(batch, count, earlier, size) if index in seen else ():
                     half = (first // size if size < count else index) % 2
                     for start, chunk in chunks(group, size_of(group), 0, graph):
                         taps.clear()
@@ -113,7 +130,7 @@ class Gathering:
                     done += size_of(group)
                     if self.progress is not None:
                         self.progress("weighing", done, seen.samples or done)
-                before += count
+                earlier += count
         return True
 
     def _gradients(self, given: Any, chunk: Any, first: int, half: int, taps: list[tuple[Site, Tensor]]) -> bool:
@@ -313,7 +330,7 @@ def _summed(parts: Sequence[dict[str, Tensor]]) -> dict[str, Tensor]:
 
 def _moment(site: Site, gradient: Tensor) -> Tensor:
     rows = site.layer.output_rows(gradient).double()
-    return rows.mT @ rows if rows.shape[-1] <= FULL else rows.square().sum(-2)
+    return rows.mT @ rows if rows.shape[-1] <= FULL or site.layer.tapped == "input" else rows.square().sum(-2)
 
 
 def shrunk(means: Sequence[Tensor], samples: Sequence[float], towards: Tensor | None = None) -> Tensor:

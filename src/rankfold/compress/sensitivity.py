@@ -127,11 +127,12 @@ def _divergence(
     site = candidate.site
     old: Any = root.get_submodule(site.name)
     factors = candidate.decomposition.factors(rank)
-    new: Any = site.layer.skeleton(old, candidate.form, rank, bias=True)
+    new: Any = site.layer.skeleton(old, candidate.form, rank, bias=site.layer.takes_bias)
     site.layer.write_(new, candidate.form, factors)
-    bias: Tensor = new.bias
-    start = old.bias.detach().double() if site.layer.has_bias else torch.zeros_like(bias, dtype=torch.float64)
-    bias.data.copy_(start if factors.shift is None else start + factors.shift.to(start))
+    bias: Tensor | None = new.bias
+    if bias is not None:
+        start = old.bias.detach().double() if site.layer.has_bias else torch.zeros_like(bias, dtype=torch.float64)
+        bias.data.copy_(start if factors.shift is None else start + factors.shift.to(start))
     carry_hooks_(old, new)
     replace_(root, old, new.eval())
     try:

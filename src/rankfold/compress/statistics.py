@@ -46,7 +46,7 @@ class SiteStatistics:
     ``coarse``: another such metric, which ranks layers better where much is lost. ``free``: the new layer may carry a
     bias of its own, so that moments are taken about the mean. ``tokens``: both metrics are of tokens. ``parts``: the
     moments of the samples to fit to, and of those that were held back so that a forecast can be checked on them; not
-    saved.
+    saved. ``idle``: experts that were given no token.
     """
 
     moments: Moments
@@ -56,6 +56,7 @@ class SiteStatistics:
     free: bool = True
     tokens: bool = False
     parts: tuple[Moments, Moments] | None = field(default=None, compare=False, repr=False)
+    idle: tuple[int, ...] = field(default=(), compare=False)
 
     @property
     def covariance(self) -> Tensor:
@@ -260,11 +261,12 @@ def calibrate(
     for site in sites.reducible:
         parts = gathered.moments.get(site.name)
         if parts is not None:
-            absorber = None if site.layer.has_bias else absorbers.of(site.name)
+            absorber = None if site.layer.has_bias or not site.layer.takes_bias else absorbers.of(site.name)
             known = _of_site(parts, absorber, metrics.get(site.name))
-            # code for language models knows no biases where the original has none
-            free = not tokens or site.layer.has_bias or absorber is not None
-            reached[site.name] = replace(known, coarse=coarse.get(site.name), free=free, tokens=tokens)
+            # code for language models knows no biases where the original has none; a row of padding is to stay zero
+            free = site.layer.has_bias or (not tokens and site.layer.takes_bias) or absorber is not None
+            idle = tuple((gathered.tokens[site.name] == 0).nonzero().flatten().tolist()) if site.layer.experts else ()
+            reached[site.name] = replace(known, coarse=coarse.get(site.name), free=free, tokens=tokens, idle=idle)
     unreached = tuple(site.name for site in sites.reducible if site.name not in reached)
     give_back()
     return Statistics(reached, gathered.samples, unreached, fingerprint(model), nats=tokens and bool(metrics))
@@ -278,6 +280,7 @@ class _Gathered:
     moments: dict[str, Parts] = field(default_factory=dict)
     absorbers: Absorbers = field(default_factory=Absorbers)
     spread: Spread = field(default_factory=Spread)
+    tokens: dict[str, Tensor] = field(default_factory=dict)  # of each expert
     samples: int = 0
 
 
@@ -292,7 +295,7 @@ def _of_site(parts: Parts, absorber: str | None, metric: Tensor | None) -> SiteS
 def _gather(
     root: nn.Module, seen: Samples, sites: SiteList, objective: Objective | None, progress: Progress | None
 ) -> _Gathered:
-    """One pass over the samples; attention must be split, the model in eval mode. ``objective``: of whose answers the
+    """One pass over the samples; the model must be ``opened`` and in eval mode. ``objective``: of whose answers the
     spread is measured."""
     found, comparable = _Gathered(), objective is not None
     back, batch = torch.zeros(0, dtype=torch.bool), None
@@ -305,6 +308,9 @@ def _gather(
                     f"{site.title}: activations in {rows.dtype} are not finite on the calibration data; look for bad "
                     "samples, for weights before this site that are not finite, or for overflow (convert to float32)"
                 )
+            if site.layer.experts:
+                given = torch.bincount(args[1].flatten(), minlength=site.layer.experts)[: site.layer.experts].cpu()
+                found.tokens[site.name] = found.tokens.get(site.name, torch.zeros_like(given)) + given
             parts = found.moments.setdefault(site.name, {})
             mask = None if rows.dim() > 2 else unpadded(output, batch)
             for side, part in _parted(rows, back, mask):
@@ -335,6 +341,8 @@ def _gather(
     if seen.team.size > 1:
         found.moments = _together(found.moments, seen.team)
         found.spread = found.spread.joined(seen.team)
+        for given in found.tokens.values():
+            dist.all_reduce(given)
     return found
 
 

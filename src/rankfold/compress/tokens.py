@@ -24,7 +24,9 @@ from rankfold.compress.metric import (
     Spread,
     Spreading,
     Sums,
+    alike,
     generator_of,
+    gram_of,
     measure_spread,
 )
 from rankfold.costs import evaluating
@@ -69,7 +71,7 @@ def token_metrics(
         estimates = (Drawn(sums[0]), Spreading(objective, spread, sums[1]))
         if not Gathering(root, seen, objective, estimates, progress).run(sites, graph, graph):
             return TokenMetrics({}, {})
-        towards = {name: weight.double().mT @ weight.double() for name, weight in inner.items()}
+        towards = alike(root, sites) | {name: gram_of(weight) for name, weight in inner.items()}
         fisher, outputs = (each.metrics(seen.team, towards) for each in sums)
     return TokenMetrics(fisher, outputs)
 
@@ -77,7 +79,13 @@ def token_metrics(
 def inside(site: Site) -> bool:
     """Whether WᵀDW (n, n) is gathered in place of D (m, m): it is all that the optimum needs, and smaller."""
     m, n = site.shape
-    return site.layer.convolution is None and site.groups == 1 and m > n
+    return (
+        site.layer.convolution is None
+        and not site.layer.lookup
+        and not site.layer.experts
+        and site.groups == 1
+        and m > n
+    )
 
 
 def moment_for(inner: Mapping[str, Tensor], scale: float = 1.0) -> Callable[[Site, Tensor], Tensor]:

@@ -72,11 +72,14 @@ class WeightReads(TorchFunctionMode):
         alone: bool,
     ) -> None:
         first = first_of(args, kwargs)
-        if first is weight and self._stays(name, args, kwargs, weight, site):
+        if first is weight and not site.layer.lookup and self._stays(name, args, kwargs, weight, site):
             self._known[id(result)] = (result, site)
             return
         if only_seen(name, args, weight):
             return
+        alone = (
+            alone and not site.layer.lookup
+        )  # what is looked up and multiplied by costs otherwise than it is counted
         thin = None if writes(name) and first is weight else self._rules[site.name].thin(func, args, kwargs, weight)
         if thin is None or not alone or kwargs.get("out") is not None:
             what = "written by" if writes(name) and first is weight else "read by"

@@ -17,7 +17,7 @@ class Dense(Form):
     parameter = "weight"
 
     def offered(self, layer: Layer) -> bool:
-        return not layer.lookup
+        return not layer.lookup and not layer.experts
 
     def params(self, layer: Layer, rank: int, bias: bool) -> int:
         m, n = layer.shape

@@ -73,6 +73,7 @@ class Form(str, metaclass=_Forms):
     SPATIAL: ClassVar[Form]
     TUCKER: ClassVar[Form]
     CP: ClassVar[Form]
+    SHARED: ClassVar[Form]
 
     like: Form | None = None
     parameter: str = "up.weight"

@@ -63,6 +63,28 @@ class Stacked(Matricization):
 
 
 @dataclass(frozen=True)
+class Below(Matricization):
+    """Matrices (k, m, n) of one size below one another, (k·m, n): what several layers make of one input."""
+
+    def matrix(self, weight: Tensor) -> Tensor:
+        return weight.flatten(0, 1)
+
+    def fold(self, shape: Sequence[int], matrix: Tensor) -> Tensor:
+        return matrix.reshape(shape)
+
+
+@dataclass(frozen=True)
+class Beside(Matricization):
+    """Matrices (k, m, n) of one size side by side, (m, k·n): layers whose outputs are summed."""
+
+    def matrix(self, weight: Tensor) -> Tensor:
+        return weight.transpose(0, 1).flatten(1)
+
+    def fold(self, shape: Sequence[int], matrix: Tensor) -> Tensor:
+        return matrix.unflatten(1, (shape[0], -1)).transpose(0, 1).reshape(shape)
+
+
+@dataclass(frozen=True)
 class ChannelFolding(Matricization):
     """A convolution as ``C_out × (C_in·k)``; with groups, one such matrix for each group.
 

@@ -42,6 +42,9 @@ class Layer:
     has_bias: bool
     stored_transposed: bool = False  # the parameter is Wᵀ
     lookup: bool = False  # rows are picked, not multiplied: an embedding
+    experts: int = 0  # whose matrices lie below one another, or side by side, in the matrix of this layer
+    entering: bool = False  # of experts: below one another, and so multiplied by one input
+    takes_bias: bool = True  # whether a layer in its place may carry a bias that it has not
     parameter: str = "weight"  # the attribute that holds the matrix
     convolution: Convolution | None = None
 
@@ -58,6 +61,15 @@ class Layer:
     def side(self) -> Side:
         """Where second moments are taken: where the matrix is smaller, or at the inputs if a form needs them."""
         return "output" if self.shape[0] <= self.shape[1] else "input"
+
+    @property
+    def tapped(self) -> Side:
+        """Where gradients are taken for the metric of its outputs; at the inputs they are those times the matrix."""
+        return "output"
+
+    def slots(self, call: Call) -> int:
+        """Of experts: in one call, products by the matrix of one of them."""
+        raise NotImplementedError
 
     @property
     def matricization(self) -> Matricization:

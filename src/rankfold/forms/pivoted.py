@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from rankfold.forms import convolving
 from rankfold.forms.form import Call, Factors, Form, register
 from rankfold.forms.layer import Layer
-from rankfold.layers import Completion, PivotedConv, PivotedConv1D, PivotedLinear
+from rankfold.layers import Completion, PivotedConv, PivotedConv1D, PivotedEmbedding, PivotedLinear
 from rankfold.linalg import pivoted
 
 
@@ -40,6 +40,8 @@ class Pivoted(Form):
 
     def flops(self, layer: Layer, rank: int, calls: Sequence[Call]) -> int:
         conv, one = layer.convolution, self.params(layer, rank, False)
+        if layer.lookup:
+            one = rank * (layer.shape[0] - rank)
         if conv is None:
             return 2 * sum(prod(call.output) // layer.shape[0] for call in calls) * one
         return 2 * sum(convolving.kernel_macs(conv, call) for call in calls) * one
@@ -47,6 +49,8 @@ class Pivoted(Form):
     def skeleton(self, layer: Layer, old: Any, rank: int, bias: bool) -> nn.Module:
         (m, n), conv = layer.shape, layer.convolution
         if conv is None:
+            if layer.lookup:
+                return PivotedEmbedding(old, rank, bias=bias, device="meta", dtype=layer.weight(old).dtype)
             kind = PivotedConv1D if layer.stored_transposed else PivotedLinear
             return kind(n, rank, m, bias=bias, device="meta", dtype=layer.weight(old).dtype)
         dims, wide = len(conv.kernel), rank * conv.groups
@@ -62,7 +66,7 @@ class Pivoted(Form):
 
     def write_(self, layer: Layer, new: Any, factors: Factors) -> None:
         rows, rest, order = stored(*factors.parts)
-        new.down.weight.copy_(rows.reshape(new.down.weight.shape))
+        new.down.weight.copy_(rows.mT if layer.lookup else rows.reshape(new.down.weight.shape))
         new.up.rest.weight.copy_(rest.reshape(new.up.rest.weight.shape))
         new.up.order.copy_(order)
 

@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from rankfold.hub.declared import check_ours
 from rankfold.hub.errors import HubError
 from rankfold.hub.quantizer import RankfoldQuantizer
+from rankfold.sites import opened
 
 
 def to_dense(model: nn.Module) -> nn.Module:
@@ -38,7 +39,11 @@ def to_dense(model: nn.Module) -> nn.Module:
     del config.quantization_config
     with torch.device("meta"):
         dense = type(small)(config)
-    state = _multiplied_out(small, dense, quantizer.quantization_config.sites)
+    names = {id(parameter): name for name, parameter in dense.named_parameters()}
+    with opened(dense):
+        whole = {name: names[id(p)] for name, p in dense.named_parameters() if id(p) in names}
+        state = _multiplied_out(small, dense, quantizer.quantization_config.sites)
+    state = {whole.get(name, name): value for name, value in state.items()}
     dense.load_state_dict(state, strict=False, assign=True)  # strict but for buffers, and names of tied weights
     dense.tie_weights()
     for path, buffer in list(dense.named_buffers()):

@@ -22,7 +22,7 @@ from transformers.utils.quantization_config import QuantizationConfigMixin
 from rankfold.hub.errors import HubError
 from rankfold.run.container import checked
 from rankfold.run.pretrained import METHOD
-from rankfold.sites import Form, Site, SiteList, leave_fused_kernels_, replace_, settle_, sites
+from rankfold.sites import Form, Site, SiteList, leave_fused_kernels_, opened, replace_, settle_, sites
 
 FORMAT = 1
 
@@ -112,7 +112,9 @@ def _names_here(
     model: Any, named: Mapping[str, Mapping[str, Any]], poison: str
 ) -> tuple[dict[str, dict[str, Any]], str]:
     """The names of a saved model in this one, which may be its body without a head, or a body with another head."""
-    modules, prefix = dict(model.named_modules()), f"{getattr(model, 'base_model_prefix', '')}."
+    with opened(model):
+        modules = dict(model.named_modules())
+    prefix = f"{getattr(model, 'base_model_prefix', '')}."
 
     def here(name: str, owner: str) -> str | None:
         for start, end in ((name, owner), (name.removeprefix(prefix), owner.removeprefix(prefix))):

@@ -61,9 +61,9 @@ def choose(model: nn.Module, where: Where | None = None) -> Choice:
     """Every parameter of ``model`` that ``overparametrize_(model, where=where)`` would turn into a product.
 
     ``where`` as in ``rankfold.sites``. Left out, each with its reason: what ``sites`` leaves out (lazy, quantised,
-    depthwise, parametrised by something else, a matrix of rank 1, …), embeddings, recurrent layers, frozen parameters,
-    products already formed, tied parameters of which not all places are chosen, and packed q, k, v of which not all
-    three are.
+    depthwise, parametrised by something else, a matrix of rank 1, …), embeddings, recurrent layers, experts, frozen
+    parameters, products already formed, tied parameters of which not all places are chosen, and packed q, k, v of which
+    not all three are.
     """
     root = unwrap(model)
     found = sites(root, where)
@@ -108,9 +108,10 @@ def choose(model: nn.Module, where: Where | None = None) -> Choice:
 
 
 def _why_not(root: nn.Module, site: Site) -> str | None:
-    if isinstance(around := hidden(root, site.name), nn.RNNBase | nn.RNNCellBase):
-        return f"read by the kernel of a {type(around).__name__}, which takes no products"
-    if site.kind == "Embedding":
+    around = hidden(root, site.name)
+    if around is not None and not isinstance(around, nn.MultiheadAttention):
+        return f"read by the {type(around).__name__} around it, which takes no products"
+    if site.layer.lookup:
         return "an embedding is looked up, not multiplied: a product would be formed at every step for a few rows"
     if site.forms == {Form.KEEP} and not site.tied_to:
         return site.note

@@ -86,10 +86,10 @@ def _why_not(root: nn.Module, site: Site, where: Where | None) -> str | None:
     conv = site.layer.convolution
     if site.layer.lookup:
         return "an embedding is looked up, not multiplied"
-    if Form.FACTORED not in site.forms:
-        return site.note or FOLD_FIRST
     if (around := hidden(root, site.name)) is not None:
         return f"read by its {type(around).__name__} without being called"
+    if Form.FACTORED not in site.forms:
+        return site.note or FOLD_FIRST
     if conv is not None and (conv.groups > 1 or conv.transposed):
         return "a grouped convolution" if conv.groups > 1 else "a transposed convolution"
     if not site.layer.weight(root.get_submodule(site.name)).requires_grad:

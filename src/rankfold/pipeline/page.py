@@ -14,6 +14,7 @@ from rankfold.compress.planning.profile import Profile
 from rankfold.pipeline.curve import Curve
 from rankfold.pipeline.heldout import over_fitted
 from rankfold.pipeline.measure import Figures
+from rankfold.pipeline.offers import loss_unit, offers
 from rankfold.pipeline.result import Result
 from rankfold.report import CurvePoint, FigureKind, LayerRow, ReportData, SearchShown, TriedPoint
 from rankfold.sites import Form
@@ -50,6 +51,8 @@ def report_data(
         search=None if result.quality is None else _search(result),
         settings=settings,
         environment=environment(),
+        offers=offers(known, result.plan),
+        offers_lose=loss_unit(known, result.plan),
     )
 
 

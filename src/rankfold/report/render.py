@@ -9,13 +9,15 @@ from typing import Any
 
 from markupsafe import Markup
 
-from rankfold.report import quantities, summary
+from rankfold.report import budget, quantities, summary
 from rankfold.report.templates import templates
 from rankfold.report.values import ReportData
 
 
 def render(data: ReportData) -> str:
-    """The report as one HTML page: style and pictures inside, no script, nothing fetched; text is escaped.
+    """The report as one HTML page: style, pictures and one script inside, nothing fetched; text is escaped.
+
+    The script moves the slider over other budgets; the page names its digest and lets no other run.
 
     Costs about a tenth of a second for each layer (its picture).
     """
@@ -46,7 +48,19 @@ def render(data: ReportData) -> str:
             "fine_tuning": plots.fine_tuning(data.history, data.best_epoch, data.judged),
         },
         methods=plots.methods(data.curve),
+        budget=_slider(data),
     )
+
+
+def _slider(data: ReportData) -> dict[str, Any] | None:
+    """The slider over other budgets; None where one plan alone is known."""
+    if len(data.offers) < 2:
+        return None
+    text = budget.script()
+    return {
+        "payload": budget.payload(data), "script": text, "digest": budget.digest(text), "start": budget.nearest(data),
+        "offer": data.offers[budget.nearest(data)], "rows": budget.first_rows(data),
+    }  # fmt: skip
 
 
 def write_report(data: ReportData, path: str | Path) -> Path:

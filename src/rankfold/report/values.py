@@ -61,6 +61,29 @@ class TriedPoint:
 
 
 @dataclass(frozen=True)
+class OfferedLayer:
+    """What would become of one layer: its form, its rank (None: kept), its predicted error, its own costs."""
+
+    form: str
+    rank: int | None
+    error: float | None
+    params: int
+    flops: int
+
+
+@dataclass(frozen=True)
+class Offer:
+    """A plan for another budget: the shares of FLOPs, parameters and bytes of the whole model that it keeps, what it is
+    expected to lose (None where that is not known), and its layers in the order of ``ReportData.layers``."""
+
+    flops: float
+    params: float
+    bytes: float
+    loss: float | None
+    layers: Sequence[OfferedLayer]
+
+
+@dataclass(frozen=True)
 class SearchShown:
     """A search for the smallest network that is good enough. `told`: sentences on what was allowed and what was found;
     `limit` and `start`: the judging figure that is allowed, and that of the original, where the `points` were
@@ -82,8 +105,8 @@ class ReportData:
     `epoch` and any of `train_loss`, `validation_loss` and `validation_` with the name of the judging figure;
     `best_epoch` is the one whose weights were kept. `skipped`: (name, reason). `curve_on` says on which data the curve
     was measured, `curve_start` is the judging figure before compression there (None: that of `before`). `search`: what
-    was tried, where a drop was allowed. `settings` (what the run was given) and `environment` (where it ran) are shown
-    as they are.
+    was tried, where a drop was allowed. `offers`: plans for other budgets, the smallest first, and in what their loss
+    is expressed. `settings` (what the run was given) and `environment` (where it ran) are shown as they are.
     """
 
     title: str
@@ -102,6 +125,8 @@ class ReportData:
     curve_start: float | None = None
     figures: Sequence[FigureKind] = (FigureKind("accuracy", "fraction"),)
     search: SearchShown | None = None
+    offers: Sequence[Offer] = ()
+    offers_lose: str = ""
 
     @property
     def judged(self) -> FigureKind:

@@ -5,6 +5,7 @@ from rankfold.forms.setting import setting_of
 from rankfold.sites.attention import leave_fused_kernels_, without_fused_attention
 from rankfold.sites.factored import (
     bottleneck_rows,
+    factored_layers,
     factored_sites,
     narrow_,
     narrowable_sites,
@@ -22,18 +23,19 @@ from rankfold.sites.opened import hidden, opened, replace_, settle_
 from rankfold.sites.pretrained import is_pretrained, pretrained_parts
 from rankfold.sites.product import Product, factors_of, ordinary_class, products
 from rankfold.sites.site import Site, SiteList
+from rankfold.sites.tied import untie_
 
 split_attention = opened  # what it was called before it opened more
 
 __all__ = [
     "Call", "FOLD_FIRST", "Factors", "Form", "Layer", "LinearLayer", "NOT_SELECTED", "Names", "Product", "QUANTIZED",
     "Site", "SiteList", "bottleneck_rows", "carry_hooks_",
-    "factored_sites", "factors_of", "fits", "is_pretrained", "leave_fused_kernels_", "narrow_", "narrowable_sites",
-    "narrower",
+    "factored_layers", "factored_sites", "factors_of", "fits", "is_pretrained", "leave_fused_kernels_", "narrow_",
+    "narrowable_sites", "narrower",
     "ordinary_class", "output_rows_alone", "pair",
     "packed", "positions", "pretrained_parts", "products", "read_layer", "check_ordinary", "register_reader",
     "hidden", "opened", "setting_of", "settle_",
-    "replace_", "sites", "split_attention", "stored", "unwrap",
+    "replace_", "sites", "split_attention", "stored", "untie_", "unwrap",
     "weights_of", "why_tensor",
     "without_fused_attention",
 ]  # fmt: skip

@@ -78,4 +78,4 @@ def leave_fused_kernels_(model: nn.Module, names: Iterable[str]) -> None:
             module.use_nested_tensor = False
 
 
-OPENER = Opener((nn.MultiheadAttention,), why_not_split, split)
+OPENER = Opener(lambda module: isinstance(module, nn.MultiheadAttention), why_not_split, split)

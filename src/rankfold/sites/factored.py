@@ -15,7 +15,8 @@ from torch import Tensor, nn
 from rankfold.forms import Convolution, Form, Layer
 from rankfold.forms.geometry import ChannelFolding
 from rankfold.forms.pivoted import stored
-from rankfold.layers import Completion, LowRankConv, LowRankLinear, SpatialConv2d
+from rankfold.layers import Completion, LowRankConv, LowRankEmbedding, LowRankLinear, SpatialConv2d
+from rankfold.layers.experts import LowRankEnter, LowRankLeave
 from rankfold.sites.convolution import ConvLayer, read_convolution
 from rankfold.sites.find import sites
 from rankfold.sites.linear import LinearLayer, read_linear
@@ -42,6 +43,13 @@ def factored_sites(model: nn.Module) -> SiteList:
     return SiteList(tuple(found))
 
 
+def factored_layers(model: nn.Module) -> dict[str, nn.Module]:
+    """Every layer that is a product of two factors, by name: ``factored_sites``, embeddings, and experts."""
+    others = (LowRankEmbedding, LowRankEnter, LowRankLeave)
+    found = {site.name: model.get_submodule(site.name) for site in factored_sites(model)}
+    return found | {name: module for name, module in model.named_modules() if isinstance(module, others)}
+
+
 def narrowable_sites(model: nn.Module) -> SiteList:
     """``factored_sites``, and dense layers whose outputs are few beside their inputs (at most half as many).
 
@@ -54,6 +62,7 @@ def narrowable_sites(model: nn.Module) -> SiteList:
     for site in sites(model):
         m, n = site.shape
         fits = Form.FACTORED in site.forms and 2 * m <= n and not getattr(site.layer, "transposed", False)
+        fits = fits and not site.layer.lookup
         if fits and not f"{site.name}.".startswith(inside) and _is_own(model, site.name):
             dense.append(replace(site, forms=frozenset({Form.KEEP, Form.FACTORED})))
     return SiteList((*factored, *dense))

@@ -15,6 +15,8 @@ from torch.nn.parameter import UninitializedParameter
 from rankfold.forms import Form, Layer
 from rankfold.sites.convolution import read_convolution
 from rankfold.sites.dynamic import is_dynamic, read_dynamic
+from rankfold.sites.embedding import read_embedding, why_whole
+from rankfold.sites.experts import read_experts
 from rankfold.sites.foreign import TORCHSCRIPT, why_foreign
 from rankfold.sites.linear import read_linear
 from rankfold.sites.opened import opened, opener_of, why_closed
@@ -25,7 +27,7 @@ NOT_SELECTED = "not selected"
 FOLD_FIRST = "parametrized: fold first (rankfold.fold_)"
 Reader = Callable[[nn.Module], Layer | None]
 _OWN: list[Reader] = []
-_BUILT_IN: tuple[Reader, ...] = (read_dynamic, read_linear, read_convolution)
+_BUILT_IN: tuple[Reader, ...] = (read_dynamic, read_linear, read_convolution, read_embedding, read_experts)
 
 
 def register_reader(reader: Reader) -> Reader:
@@ -165,9 +167,16 @@ def _sites(model: nn.Module, where: Where | None, composed: tuple[str, ...], ada
         elif path.startswith(adapted):
             forms, note = frozenset({Form.KEEP}), MERGE_FIRST
         elif tied:
-            forms, note = frozenset({Form.KEEP}), f"tied to {', '.join(tied)}: factoring one would store both"
+            forms, note = frozenset({Form.KEEP}), _tied(tied, layer.weight(module))
+        elif layer.lookup and (whole := why_whole(module)) is not None:
+            forms, note = frozenset({Form.KEEP}), whole
         found.append(Site(path, parameter_name, layer, forms, tied, tuple(paths[1:]), note))
     return SiteList(tuple(found), tuple((p, why) for p, why in left_out if p not in covered))
+
+
+def _tied(others: tuple[str, ...], weight: torch.Tensor) -> str:
+    untied = f"rankfold.untie_(model) gives each its own, {weight.numel():,} parameters more"
+    return f"tied to {', '.join(others)}: factoring one would store both ({untied})"
 
 
 def _only_holds(root: nn.Module) -> bool:
@@ -233,7 +242,7 @@ def _why_no_site(layer: Layer) -> str | None:
     m, n = layer.shape
     if layer.groups > 1 and min(m, n) == 1:
         return "depthwise: every group already has rank 1"
-    if min(m, n) < 2 and layer.kind != "Embedding":
+    if min(m, n) < 2 and not layer.lookup:
         return f"a {m}×{n} matrix has rank 1 already"
     return None
 

@@ -1,4 +1,4 @@
-"""Linear layers: ``nn.Linear``, Hugging Face ``Conv1D``, and embeddings (measured, never factored)."""
+"""Linear layers: ``nn.Linear`` and Hugging Face ``Conv1D``."""
 
 from __future__ import annotations
 
@@ -51,16 +51,6 @@ class LinearLayer(Layer):
         return 2 * sum(prod(call.output) // m for call in calls) * m * n
 
 
-@dataclass(frozen=True)
-class EmbeddingLayer(LinearLayer):
-    """A lookup: its matrix can be measured, but a product of factors would not be cheaper to look up."""
-
-    lookup: bool = True
-
-    def dense_flops(self, calls: Sequence[Call]) -> int:
-        return 0
-
-
 def read_linear(module: Any) -> LinearLayer | None:
     """The layer object of a linear-like module, or None if it is none."""
     kind = ordinary_class(module)
@@ -70,9 +60,6 @@ def read_linear(module: Any) -> LinearLayer | None:
     if kind.__name__ == "Conv1D" and kind.__module__ == "transformers.pytorch_utils":
         n, m = _shape(module)
         return LinearLayer("Conv1D", (m, n), module.bias is not None, stored_transposed=True)
-    if kind.forward is nn.Embedding.forward:
-        m, n = _shape(module)
-        return EmbeddingLayer("Embedding", (m, n), has_bias=False)
     return None
 
 

@@ -1,6 +1,7 @@
 """Modules that hide their matrices, taken apart into layers that hold one each, for the moment or for good.
 
-What hides matrices is known by one ``Opener`` each (``sites/attention.py``, ``sites/recurrent.py``).
+What hides matrices is known by one ``Opener`` each: ``sites/attention.py``, ``sites/recurrent.py``,
+``sites/experts.py``.
 """
 
 from __future__ import annotations
@@ -10,15 +11,15 @@ from contextlib import contextmanager
 
 from torch import nn
 
-from rankfold.sites import attention, recurrent
+from rankfold.sites import attention, experts, recurrent
 from rankfold.sites.opener import Opener
 
-_OPENERS: tuple[Opener, ...] = (attention.OPENER, *recurrent.OPENERS)
+_OPENERS: tuple[Opener, ...] = (attention.OPENER, *recurrent.OPENERS, experts.OPENER)
 
 
 def opener_of(module: nn.Module) -> Opener | None:
     """Who takes this module apart; None for one that hides nothing."""
-    return next((opener for opener in _OPENERS if isinstance(module, opener.kinds)), None)
+    return next((opener for opener in _OPENERS if opener.takes(module)), None)
 
 
 def why_closed(module: nn.Module) -> str | None:

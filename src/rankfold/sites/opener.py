@@ -11,10 +11,11 @@ from torch import Tensor, nn
 
 @dataclass(frozen=True)
 class Opener:
-    """``kinds`` of modules; ``why_not(module)``: why this one stays in one piece, or None; ``split(module)``: the same
-    computation by layers that hold one matrix each, sharing its storage, its hooks and its mode."""
+    """``takes(module)``: whether it is of the kind; ``why_not(module)``: why this one stays in one piece, or None;
+    ``split(module)``: the same computation by layers that hold one matrix each, sharing its storage, its hooks and its
+    mode."""
 
-    kinds: tuple[type[nn.Module], ...]
+    takes: Callable[[nn.Module], bool]
     why_not: Callable[[Any], str | None]
     split: Callable[[Any], nn.Module]
 

@@ -57,6 +57,6 @@ def _alike(module: nn.Module, new: Any) -> Any:
 
 
 OPENERS = (
-    Opener((nn.RNNBase,), _why_not, _split),
-    Opener((nn.RNNCellBase,), _why_not, _split_cell),
+    Opener(lambda module: isinstance(module, nn.RNNBase), _why_not, _split),
+    Opener(lambda module: isinstance(module, nn.RNNCellBase), _why_not, _split_cell),
 )

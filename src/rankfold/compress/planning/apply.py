@@ -149,7 +149,8 @@ def _check(plan: Plan, here: SiteList) -> None:
         if site.name in seen:
             raise ApplyError(f"{site.title}: the plan has two entries for it")
         seen.add(site.name)
-        if (entry.shape, entry.groups) != (site.shape, site.groups):
+        shape = entry.shape[::-1] if site.layer.lookup and entry.form is Form.KEEP else entry.shape
+        if site.shape not in (entry.shape, shape) or entry.groups != site.groups:  # earlier versions read rows × width
             was = f"{entry.shape[0]}×{entry.shape[1]}" + (f", {entry.groups} groups" if entry.groups != 1 else "")
             raise ApplyError(f"{site.title}: the plan was made for {was}")
         if entry.form not in site.forms:
@@ -160,6 +161,8 @@ def _check(plan: Plan, here: SiteList) -> None:
                 f"{site.title}: rank {entry.rank} was asked; {entry.form} allows 1 to {site.max_rank(entry.form)}"
             )
 
+        if entry.form is not Form.KEEP and entry.bias and not (site.layer.has_bias or site.layer.takes_bias):
+            raise ApplyError(f"{site.title}: the layer has no place for a bias: set bias to false in the plan's entry")
         if entry.form is not Form.KEEP and site.layer.has_bias and not entry.bias:
             raise ApplyError(f"{site.title}: the layer has a bias, which the plan's entry would drop: set bias to true")
 
@@ -247,7 +250,7 @@ def _rank_of(fitted: Fitted, entry: Entry) -> int | None:
 
 
 def filled(root: nn.Module, site: Site, entry: Entry, fitted: Fitted) -> nn.Module:
-    """The new layer of a site with its factors; nothing in ``root`` changes; attention must be split.
+    """The new layer of a site with its factors; nothing in ``root`` changes; the model must be ``opened``.
 
     ``ApplyError`` if they overflow half precision.
     """

@@ -124,7 +124,7 @@ def decompose(
     counts = [0, 0]
     for done, site in enumerate(sites.reducible):
         known = None if statistics is None else statistics.sites.get(site.name)
-        note = ""
+        note = "" if known is None or not known.idle else _idle(known.idle)
         if known is not None and known.parts is None and known.moments.count < _FEW * known.moments.size:
             known, note = None, "one sample says nothing of others here: truncated without data"
         made: dict[Form, tuple[Decomposition | None, Forecast | None, float]] = {}
@@ -152,6 +152,11 @@ def decompose(
                 group.append(Candidate(site, form, decomposition, carries, forecast, said, ridge))
         progress("decomposing", done + 1, len(sites.reducible))
     return replace(found, count=counts[0], weighed=counts[1])
+
+
+def _idle(experts: Sequence[int]) -> str:
+    shown = f"{', '.join(map(str, experts[:8]))}{', …' if len(experts) > 8 else ''}"
+    return f"experts that were given no token: {shown}; they keep what the others need: give more data, or other"
 
 
 def _weighed(

@@ -154,8 +154,8 @@ class _Asked:
 
     @property
     def factorable(self) -> Cost:
-        """What the layers that can be factored cost as they are."""
-        sites, counter = self.known.sites.reducible, self.known.counter
+        """What the layers that can be factored cost as they are; tables that are looked up are not counted."""
+        sites, counter = [s for s in self.known.sites.reducible if not s.layer.lookup], self.known.counter
         return sum((counter.cost(s, Form.KEEP, 0, s.layer.has_bias) for s in sites), Cost(0, 0, 0))
 
     @property

@@ -90,7 +90,7 @@ def notes_of(known: Profile, entries: Sequence[Entry]) -> tuple[str, ...]:
     if known.unreached:
         notes.append(f"never called on the calibration data: {', '.join(known.unreached)}")
     calls = known.counter.calls
-    silent = [s.name for s in known.sites if s.name not in calls and s.kind != "Embedding" and not s.note]
+    silent = [s.name for s in known.sites if s.name not in calls and not s.layer.lookup and not s.note]
     if silent:
         notes.append(f"never called on the example input, so without FLOPs: {', '.join(silent)}")
     return (*notes, *few_samples(entries))

@@ -85,7 +85,7 @@ def check_counted(new: nn.Module, site: Site, form: Form, rank: int, bias: bool)
 @torch.no_grad()
 def check_alike(old: Any, new: nn.Module, site: Site, form: Form, rank: int, factors: Factors) -> None:
     """``ApplyError`` for a form that stores the factors of another one and computes something else with them."""
-    if form.like is None:
+    if form.like is None or not form.like.offered(site.layer):
         return
     layer, carries = site.layer, getattr(new, "bias", None) is not None
     other: Any = layer.skeleton(old, form.like, rank, carries).eval()
@@ -93,12 +93,12 @@ def check_alike(old: Any, new: nn.Module, site: Site, form: Form, rank: int, fac
     if carries:
         other.bias.copy_(new.bias)
     weight, mode = layer.weight(old), new.training
-    inputs = torch.linspace(-1, 1, _numel(shape := _probe(site, old)), dtype=torch.float64).sin().reshape(shape)
+    inputs = _probe(site, old)
     with torch.autocast(weight.device.type, enabled=False):  # its rounding is none of the form's faults
-        expected = other(inputs.to(weight)).double()
+        expected = other(inputs).double()
     try:
         with torch.autocast(weight.device.type, enabled=False):
-            given = new.eval()(inputs.to(weight)).double()
+            given = new.eval()(inputs).double()
     finally:
         new.train(mode)
     slack = torch.finfo(weight.dtype).eps ** 0.5
@@ -112,17 +112,16 @@ def check_alike(old: Any, new: nn.Module, site: Site, form: Form, rank: int, fac
     raise ApplyError(f"{site.title}: form {form} at rank {rank}: {what}: mend its write_ or its module")
 
 
-def _probe(site: Site, old: Any) -> tuple[int, ...]:
-    """The shape of a small input."""
-    conv = site.layer.convolution
-    if conv is None:
-        return 3, site.shape[1]
-    spread = setting_of(old).dilation
-    return 2, conv.channels_in, *(d * (k - 1) + 3 for d, k in zip(spread, conv.kernel, strict=True))
-
-
-def _numel(shape: Sequence[int]) -> int:
-    return torch.Size(shape).numel()
+def _probe(site: Site, old: Any) -> Tensor:
+    """A small input."""
+    weight, conv = site.layer.weight(old), site.layer.convolution
+    shape: tuple[int, ...] = (3, site.shape[1])
+    if site.layer.lookup:
+        return torch.arange(min(16, site.shape[1]), device=weight.device).unsqueeze(0)
+    if conv is not None:
+        spread = setting_of(old).dilation
+        shape = 2, conv.channels_in, *(d * (k - 1) + 3 for d, k in zip(spread, conv.kernel, strict=True))
+    return torch.linspace(-1, 1, torch.Size(shape).numel(), dtype=torch.float64).sin().reshape(shape).to(weight)
 
 
 def check_picked(

@@ -44,6 +44,13 @@ def useful(options: Sequence[Option]) -> list[Option]:
     """The options that no other beats: cheaper in some resource, or of less loss, than every other one."""
     ordered = sorted(options, key=lambda o: (o.loss, o.costs))
     kept: list[Option] = []
+    if ordered and len(ordered[0].costs) == 1:
+        least = float("inf")
+        for option in ordered:
+            if option.costs[0] < least or not kept:
+                kept.append(option)
+                least = option.costs[0]
+        return kept
     costs = np.empty((len(ordered), len(ordered[0].costs) if ordered else 0))
     for option in ordered:
         if kept and bool((costs[: len(kept)] <= np.asarray(option.costs)).all(1).any()):

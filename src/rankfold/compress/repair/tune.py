@@ -22,7 +22,7 @@ from rankfold.costs import evaluating
 from rankfold.objectives import Objective, objective_named
 from rankfold.observe import Enough, after, before
 from rankfold.run.progress import Progress, showing
-from rankfold.sites import factored_sites, unwrap, without_fused_attention
+from rankfold.sites import factored_layers, unwrap, without_fused_attention
 
 _CONTAINERS = (nn.Sequential, nn.ModuleList, nn.ModuleDict)
 
@@ -78,7 +78,7 @@ def tune_(
     check_rereadable(data)
     if train not in ("factors", "all") or (train == "all" and objective is None):
         raise ValueError(f"train is 'factors', or with an objective 'all', got {train!r}")
-    layers = {site.name: root.get_submodule(site.name) for site in factored_sites(root)}
+    layers = factored_layers(root)
     if not layers:
         raise ValueError("nothing in this model is factored: compress it first")
     if objective is not None:

@@ -1,0 +1,77 @@
+"""The slider over budgets: plans as data in the page, and the script that shows one of them."""
+
+import base64
+import hashlib
+import json
+from collections.abc import Sequence
+from importlib.resources import files
+from typing import Any
+
+from markupsafe import Markup
+
+from rankfold.report import quantities
+from rankfold.report.values import LayerRow, Offer, OfferedLayer, ReportData
+
+
+def script() -> Markup:
+    """The script of the page, word for word: its digest is what the page allows to run."""
+    return Markup(files("rankfold.report").joinpath("budget.js").read_text(encoding="utf-8"))
+
+
+def digest(text: str) -> str:
+    """As a content security policy names a script."""
+    return "sha256-" + base64.b64encode(hashlib.sha256(text.encode()).digest()).decode()
+
+
+def nearest(data: ReportData) -> int:
+    """The offer that is nearest to what was asked for: shown first, and without a script the only one."""
+    kept = quantities.kept(data.compressed.get("flops"), data.before.get("flops"))
+    wanted = 0.5 if kept is None else kept
+    return min(range(len(data.offers)), key=lambda index: abs(data.offers[index].flops - wanted))
+
+
+def payload(data: ReportData) -> Markup:
+    """Everything that the script needs, as JSON that may stand between tags."""
+    total = sum(layer.flops_before or 0 for layer in data.layers)
+    flops = data.before.get("flops") or total or 1
+    values = {
+        "layers": [{"flops": (layer.flops_before or 0) / flops} for layer in data.layers],
+        "offers": [_offer(offer, flops) for offer in data.offers],
+        "measured": [
+            {"flops": point.kept_flops, "text": quantities.of_figure(point.value, data.judged)}
+            for point in data.curve
+            if point.kept_flops is not None
+        ],
+    }
+    text = json.dumps(values, ensure_ascii=True, separators=(",", ":"), allow_nan=False)
+    return Markup(text.replace("<", "\\u003c").replace("&", "\\u0026"))  # nothing in it may end the element
+
+
+def _offer(offer: Offer, whole: float) -> dict[str, Any]:
+    return {
+        "flops": _short(offer.flops), "params": _short(offer.params), "bytes": _short(offer.bytes),
+        "loss": quantities.decimal(offer.loss),
+        "layers": [_row(one, whole) for one in offer.layers],
+    }  # fmt: skip
+
+
+def _row(one: OfferedLayer, whole: float) -> tuple[Any, ...]:
+    error = None if one.error is None else _short(one.error)
+    return one.form, one.rank, error, one.params, _short(one.flops / whole)
+
+
+def first_rows(data: ReportData) -> Sequence[tuple[LayerRow, Any, float, float]]:
+    """What the page shows before its script runs: (layer, what is offered for it, share saved of all, of its own)."""
+    flops = data.before.get("flops") or 1
+    offer = data.offers[nearest(data)]
+    rows = []
+    for layer, one in zip(data.layers, offer.layers, strict=True):
+        before = layer.flops_before or 0
+        rows.append(
+            (layer, one, (before - one.flops) / flops, max(0.0, (before - one.flops) / before) if before else 0.0)
+        )
+    return rows
+
+
+def _short(value: float) -> float:
+    return float(f"{value:.5g}")

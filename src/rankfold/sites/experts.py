@@ -1,0 +1,101 @@
+"""Experts of transformers, whose matrices are two parameters of three dimensions: taken apart, and read as sites."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from torch import Tensor, nn
+
+from rankfold.forms import Call, Layer, Side
+from rankfold.forms.geometry import Below, Beside, Matricization
+from rankfold.layers.experts import Enter, Leave, SplitExperts
+from rankfold.sites.hooks import carry_hooks_
+from rankfold.sites.opener import Opener
+
+_STORED = ("is_transposed", "has_bias", "has_post_expert_norm", "_is_expert_parallel")
+
+
+def _takes(module: nn.Module) -> bool:
+    """Whether these are experts as transformers keeps them, told without importing it."""
+    return type(module).__module__.startswith("transformers.") and hasattr(module, "_apply_gate")
+
+
+def _why_not(module: Any) -> str | None:
+    """Why these experts cannot be taken apart, or None if they can."""
+    held = {name: parameter for name, parameter in module._parameters.items() if parameter is not None}
+    known = set(held) == {"gate_up_proj", "down_proj"} and all(p.dim() == 3 for p in held.values())
+    if not known or any(getattr(module, name, False) for name in _STORED):
+        return "experts that are stored transposed, with biases or over several devices are not taken apart"
+    return None
+
+
+def _split(module: Any) -> SplitExperts:
+    new = SplitExperts(type(module)._apply_gate, module.act_fn, len(module.down_proj))
+    new.enter, new.leave = Enter(module.gate_up_proj), Leave(module.down_proj)
+    carry_hooks_(module, new)
+    return new.train(module.training)
+
+
+@dataclass(frozen=True)
+class ExpertsLayer(Layer):
+    """The matrices of all experts as one: below one another where tokens enter, side by side where they leave.
+
+    Statistics are those of the tokens that come, each by the experts that it is sent to.
+    """
+
+    kind: str
+    size: tuple[int, int]
+    experts: int
+    entering: bool
+    has_bias: bool = False
+    takes_bias: bool = False
+
+    @property
+    def shape(self) -> tuple[int, int]:
+        return self.size
+
+    @property
+    def side(self) -> Side:
+        return "input" if self.entering else "output"
+
+    @property
+    def tapped(self) -> Side:
+        return self.side
+
+    @property
+    def matricization(self) -> Matricization:
+        return Below() if self.entering else Beside()
+
+    def rows(self, module: Any, inputs: Tensor, output: Tensor) -> Tensor:
+        return inputs.reshape(-1, self.size[1]) if self.entering else output.reshape(-1, self.size[0])
+
+    def paired_rows(self, module: Any, inputs: Tensor, *outputs: Tensor) -> None:
+        return None  # a token's row belongs to some experts only
+
+    def output_rows(self, output: Tensor) -> Tensor:
+        return output.reshape(-1, self.size[1] if self.entering else self.size[0])
+
+    def dense_flops(self, calls: Sequence[Call]) -> int:
+        m, n = self.size
+        return 2 * sum(map(self.slots, calls)) * m * n // self.experts
+
+    def slots(self, call: Call) -> int:
+        """As many for each token as it is sent to experts."""
+        wide = call.output if self.entering else call.input
+        return wide[0] * wide[1]
+
+
+def read_experts(module: Any) -> ExpertsLayer | None:
+    """The layer object of either side of experts that were taken apart; None for any other module."""
+    if isinstance(module, Enter):
+        experts, width, n = module.weight.shape
+        return ExpertsLayer("Experts", (experts * width, n), experts, True)
+    if isinstance(module, Leave):
+        experts, m, inner = module.weight.shape
+        return ExpertsLayer("Experts", (m, experts * inner), experts, False)
+    return None
+
+
+OPENER = Opener(_takes, _why_not, _split)

@@ -1,0 +1,49 @@
+"""Parameters that several layers share, given to each as its own."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from torch import nn
+
+from rankfold.sites.pretrained import pretrained_parts
+
+
+def untie_(model: nn.Module) -> nn.Module:
+    """Give every parameter that several modules hold to the first alone, and the others copies; returns ``model``.
+
+    Outputs stay as they are; afterwards each place is a site of its own, such as an embedding and the head that was its
+    transpose. Cost: the copies, in parameters and memory, so that a budget must first win them back. A model of
+    transformers is told (``tie_word_embeddings``), and stays untied when it is saved and loaded. One module in several
+    places stays one.
+
+    >>> from torch import nn
+    >>> import rankfold as rf
+    >>> model = nn.Sequential(nn.Embedding(9, 4), nn.Linear(4, 9, bias=False))
+    >>> model[1].weight = model[0].weight
+    >>> len(rf.sites(model).reducible), len(rf.sites(rf.untie_(model)).reducible)
+    (0, 2)
+    """
+    seen: set[int] = set()
+    copied = False
+    for module in model.modules():
+        for name, parameter in module._parameters.items():
+            if parameter is None:
+                continue
+            if id(parameter) in seen:
+                module._parameters[name] = nn.Parameter(parameter.detach().clone(), parameter.requires_grad)
+                copied = True
+            seen.add(id(parameter))
+    if copied:
+        for _, part in pretrained_parts(model):
+            _tell(part)
+    return model
+
+
+def _tell(part: Any) -> None:
+    for config in {id(each.config): each.config for each in part.modules() if hasattr(each, "config")}.values():
+        if getattr(config, "tie_word_embeddings", False):
+            config.tie_word_embeddings = False
+    for module in part.modules():
+        if hasattr(module, "all_tied_weights_keys"):
+            module.all_tied_weights_keys = {}

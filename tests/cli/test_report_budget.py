@@ -1,0 +1,149 @@
+"""The slider over budgets: its numbers are those of the plans, its script alone may run, and it moves."""
+
+from __future__ import annotations
+
+import json
+import re
+import tempfile
+from collections import Counter
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+import torch
+from browser import CHROMIUM, Page
+from digits import digits, tiny, trained
+from torch import nn
+
+import rankfold as rf
+from rankfold.pipeline import offers as module
+from rankfold.pipeline.offers import offers
+from rankfold.report import LayerRow, Offer, OfferedLayer, ReportData, render
+from rankfold.report.budget import digest, nearest, payload, script
+
+
+@pytest.fixture(scope="module")
+def known() -> rf.Profile:
+    return rf.profile(trained(), digits().train.subset(torch.arange(256)))
+
+
+def data(*made: Offer, name: str = "a.weight", count: int = 2) -> ReportData:
+    rows = [
+        LayerRow(f"{name}{i}", "Linear", (8, 8), "keep", None, 8, 64, 64, 128 * (i + 1), 128, None, None)
+        for i in range(count)
+    ]
+    before = {"params": 128, "flops": 384, "bytes": 512, "accuracy": 0.9}
+    return ReportData("title", "asked", before, before | {"flops": 200}, layers=rows, offers=made)
+
+
+def offer(flops: float, *layers: OfferedLayer) -> Offer:
+    return Offer(flops, flops, flops, 1 - flops, layers)
+
+
+TWO = (
+    offer(0.5, OfferedLayer("factored", 2, 0.3, 32, 64), OfferedLayer("factored", 4, 0.1, 64, 128)),
+    offer(0.9, OfferedLayer("keep", None, None, 64, 128), OfferedLayer("factored", 6, 0.05, 64, 220)),
+)
+
+
+def test_every_offer_is_a_plan_of_the_profile(known: rf.Profile) -> None:
+    plan = known.plan("flops=0.5")
+    made = offers(known, plan)
+    assert len(made) > 30
+    assert [each.flops for each in made] == sorted(each.flops for each in made)
+    again = known.plan(rf.Flops(made[7].flops + 1e-9))
+    assert made[7].flops == again.after.flops / again.before.flops
+    assert made[7].loss == pytest.approx(sum(entry.predicted_loss for entry in again.entries))
+    for one, entry in zip(made[7].layers, again.entries, strict=True):
+        assert (one.form, one.params, one.flops) == (entry.form, entry.params, entry.flops)
+        assert one.rank == (None if entry.form is rf.Form.KEEP else entry.rank)
+
+
+def test_they_decompose_nothing_and_run_no_model(known: rf.Profile, monkeypatch: pytest.MonkeyPatch) -> None:
+    plan, counts = known.plan("flops=0.5"), Counter[str]()
+    for name in ("eigh", "svd", "eigvalsh", "svdvals"):
+        real = getattr(torch.linalg, name)
+        monkeypatch.setattr(torch.linalg, name, lambda *a, _n=name, _r=real, **k: counts.update([_n]) or _r(*a, **k))
+    monkeypatch.setattr(nn.Module, "__call__", lambda self, *a, **k: counts.update(["forward"]))
+    assert offers(known, plan)
+    assert not counts
+
+
+def test_large_networks_get_fewer(known: rf.Profile, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(module, "LARGE", 2)
+    assert len(offers(known, known.plan("flops=0.5"))) <= max(module.FEWEST, module.MANY * 2 // 6)
+
+
+def test_none_where_a_plan_costs_more_than_a_look() -> None:
+    known = rf.profile(tiny(), digits().train.subset(torch.arange(64)), method="sequential")
+    assert offers(known, known.plan("params=0.6")) == []
+
+
+def test_what_was_asked_is_shown_first_and_one_plan_alone_has_no_slider() -> None:
+    assert nearest(data(*TWO)) == 0  # 200 of 384
+    assert "budget-slider" in render(data(*TWO))
+    page = render(data(TWO[0]))
+    assert "budget-slider" not in page
+    assert "<script" not in page
+
+
+def test_no_other_script_may_run_and_no_name_ends_the_data() -> None:
+    made = data(*TWO, name="</script><script>alert(1)</script>&amp;")
+    page = render(made)
+    policy = re.search(r'Content-Security-Policy" content="([^"]+)"', page)
+    assert policy is not None
+    assert f"script-src '{digest(script())}'" in policy[1]
+    assert page.count("<script") == page.count("</script>") == 2
+    inside = re.search(r'<script type="application/json" id="offers">(.*?)</script>', page, re.DOTALL)
+    assert inside is not None
+    assert json.loads(inside[1])["offers"][1]["layers"][0] == ["keep", None, None, 64, 0.33333]
+    hostile = replace(made, offers=[offer(0.5, *(OfferedLayer("</script>", 1, 0.1, 1, 1),) * 2), TWO[1]])
+    assert "</script>" not in payload(hostile)
+    assert render(hostile).count("</script>") == 2
+
+
+@pytest.mark.skipif(CHROMIUM is None, reason="no Chromium here")
+def test_the_slider_shows_the_plan_and_the_layers_in_order(known: rf.Profile, tmp_path: Path) -> None:
+    plan = known.plan("flops=0.5")
+    made = offers(known, plan)
+    rows = [
+        LayerRow(
+            entry.site, "layer", entry.shape, "keep", None, 8, 0, 0,
+            known.counter.cost(known.sites[entry.site], rf.Form.KEEP, 0, True).flops, 0, None, None,
+        )
+        for entry in plan.entries
+    ]  # fmt: skip
+    before = {"params": plan.before.params, "flops": plan.before.flops, "bytes": plan.before.bytes, "accuracy": 1.0}
+    file = tmp_path / "report.html"
+    file.write_text(
+        render(ReportData("t", "a", before, before | {"flops": plan.after.flops}, layers=rows, offers=made)), "utf-8"
+    )
+    with tempfile.TemporaryDirectory() as folder:
+        page = Page(file, Path(folder))
+        try:
+            for index in (0, len(made) // 2, len(made) - 1):
+                page.ask(
+                    f"var s = document.getElementById('budget-slider'); s.value = {index}; "
+                    "s.dispatchEvent(new Event('input'))"
+                )
+                assert (
+                    page.ask("document.getElementById('budget-flops').textContent")
+                    == f"{100 * made[index].flops:.1f} %"
+                )
+                shown = page.ask(
+                    "[...document.getElementById('budget-rows').rows].map(r => [...r.cells].map(c => c.innerText))"
+                )
+                for row, one, entry in zip(shown, made[index].layers, plan.entries, strict=True):
+                    assert row[:3] == [entry.site, one.form, "" if one.rank is None else str(one.rank)]
+                    assert row[4] == f"{one.params:,}"
+            page.ask(
+                "var o = document.getElementById('budget-order'); o.value = 'saved'; "
+                "o.dispatchEvent(new Event('change'))"
+            )
+            saved = page.ask(
+                "[...document.getElementById('budget-rows').rows].map(r => parseFloat(r.cells[5].innerText))"
+            )
+            assert saved == sorted(saved, reverse=True)
+            assert page.ask("document.documentElement.scrollWidth <= window.innerWidth")
+        finally:
+            page.close()
