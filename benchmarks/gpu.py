@@ -144,6 +144,7 @@ def _with_packages(given: argparse.Namespace, parser: argparse.ArgumentParser) -
 
 def run(names: list[str], given: argparse.Namespace, device: Any) -> int:
     """The stages one after the other; 1 if one failed."""
+    import torch
     from gpu_stages import STAGES, Context
 
     began, failed = time.monotonic(), False
@@ -163,6 +164,8 @@ def run(names: list[str], given: argparse.Namespace, device: Any) -> int:
             found = stage.run(Context(device, given.dry, deadline, given.data, given.out))
         except Exception as error:  # whatever it is, the other stages go on
             failed = True
+            if device.type == "cuda":  # what a stage that ran out of memory had taken is there for the next
+                torch.cuda.empty_cache()
             why = f"{type(error).__name__}: {' '.join(str(error).split())[:300]}"
             _tell(given.out, name, "failed", why, traceback=traceback.format_exc().splitlines()[-12:])
             continue

@@ -48,7 +48,7 @@ def quiet(what: str, done: int, total: int) -> None:
 def problem(model: nn.Module, example: Tensor, keep: float):
     """What the planner hands to the iterative rule: candidates, choices, limits."""
     found = sites(model)
-    candidates, _ = decompose(model, found, method_named("truncate"), None, False, quiet)
+    candidates = decompose(model, found, method_named("truncate"), None, quiet).candidates
     counter = Counter(trace(model, example, found)[1], len(example), {site.name: 4 for site in found})
     prices = relative_energy([candidate for group in candidates.values() for candidate in group])
     choices = options(found, candidates, prices, (Params(keep),), (Params(keep),), counter)
@@ -147,7 +147,7 @@ def main() -> None:
     parser.add_argument("--model", default="resnet20")
     parser.add_argument("--weights", type=Path, required=True)
     parser.add_argument("--keep", type=float, default=0.4, help="fraction of the parameters")
-    parser.add_argument("--steps", type=int, default=5, help="steps that are also taken plainly")
+    parser.add_argument("--steps", type=int, default=5, help="steps that are also taken plainly; 0: none")
     parser.add_argument("--counted", choices=("stored", "values"), default="stored", help="what a step counts")
     parser.add_argument("--threads", type=int, default=2)
     parser.add_argument("--cpu-time", action="store_true", help="count processor seconds: on a busy machine")
@@ -158,7 +158,7 @@ def main() -> None:
     model = zoo.model(asked.model).eval()
     zoo.load_weights(model, asked.weights)
     data, rule = zoo.load_data(zoo.default_data(asked.model)), Iterative(counted=asked.counted)
-    if asked.counted == "values":  # the plain way counts what is stored: this one is completed alone
+    if asked.counted == "values" or not asked.steps:  # the plain way counts what is stored
         whole = complete(model, data, asked.keep, rule, clock)
         print(json.dumps(whole, indent=1))
         if asked.out:

@@ -62,6 +62,20 @@ def test_condlr_in_small_is_trained_attacked_and_read_back(tmp_path):
     assert (tmp_path / "robustness.svg").exists()
 
 
+def test_the_partial_derivative_is_the_hypergradient_and_the_printed_formula_its_opposite(tmp_path):
+    outcome = reproduce("debora-bilevel", tmp_path, Request(quick=True))
+    table = outcome.table.set_index(["lower level", "data"])
+    for level in ("penalty", "oblique", "stiefel"):
+        assert table.loc[(level, "same"), "cosine ∂f₁"] > 0.999
+        assert table.loc[(level, "same"), "cosine printed"] < -0.999
+    assert table.loc[("none", "same"), "size"] < 1e-2
+    oracle = outcome.tables["oracle"]
+    assert (oracle.gap < 1e-6).all()
+    assert oracle.exact.all()
+    assert (oracle["largest Σs / τ"] <= 1 + 1e-12).all()
+    assert "minus the partial derivative" in " ".join(outcome.remarks)
+
+
 # --- all ways beside one another
 
 

@@ -11,8 +11,8 @@ from rankfold.papers.cdln.trainings import COMPLETION, Trained
 from rankfold.papers.request import Request
 
 NAMES = (
-    "factorization", "completion", "sensing", "sensing-sizes", "incremental", "alpha", "rate", "start", "depth", "svd",
-    "movielens", "movielens-alpha", "updates",
+    "factorization", "completion", "sensing", "sensing-sizes", "incremental", "incremental-sensing", "alpha", "rate",
+    "start", "depth", "svd", "movielens", "movielens-alpha", "updates",
 )  # fmt: skip
 
 

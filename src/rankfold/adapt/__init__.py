@@ -1,14 +1,18 @@
 """Adapting a trained network by updates of low rank: trained, extracted, combined, exported as ordinary LoRA."""
 
+from rankfold.adapt.bilevel import Certificate, Debora
+from rankfold.adapt.debora import debora_
 from rankfold.adapt.deep_lora import deep_lora_, merge_, remove_, updates
 from rankfold.adapt.extraction.adapters import combine
 from rankfold.adapt.extraction.extract import extract
 from rankfold.adapt.extraction.result import Extraction
-from rankfold.adapt.layer import DeepLoRALinear
+from rankfold.adapt.geolora import GeoLora, geolora_
+from rankfold.adapt.layer import AdaptedLayer, DeepLoRALinear
 from rankfold.adapt.peft_format import Adapter, is_adapter, read_adapter, write_adapter
 from rankfold.adapt.saving import save_adapter
 
 __all__ = [
-    "Adapter", "DeepLoRALinear", "Extraction", "combine", "deep_lora_", "extract", "is_adapter", "merge_",
-    "read_adapter", "remove_", "save_adapter", "updates", "write_adapter",
+    "AdaptedLayer", "Adapter", "Certificate", "Debora", "DeepLoRALinear", "Extraction", "GeoLora", "combine", "debora_",
+    "deep_lora_", "extract", "geolora_", "is_adapter", "merge_", "read_adapter", "remove_", "save_adapter", "updates",
+    "write_adapter",
 ]  # fmt: skip

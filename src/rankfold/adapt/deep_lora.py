@@ -3,16 +3,17 @@
 from __future__ import annotations
 
 import warnings
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, TypeVar
 
 import torch
 from torch import Tensor, nn
 from torch.nn.modules.linear import NonDynamicallyQuantizableLinear
 
-from rankfold.adapt.layer import DeepLoRALinear
+from rankfold.adapt.layer import AdaptedLayer, DeepLoRALinear
+from rankfold.adapt.places import CONVOLUTIONS
 from rankfold.linalg.compressed import compressed_factors
-from rankfold.sites import Site, carry_hooks_, leave_fused_kernels_, replace_, sites, unwrap
+from rankfold.sites import Form, Site, carry_hooks_, leave_fused_kernels_, replace_, sites, unwrap
 from rankfold.sites.find import Where
 from rankfold.train.earlier import warn_of_earlier_optimizers
 from rankfold.train.step.gradients import weight_gradients
@@ -57,50 +58,69 @@ def deep_lora_(
     for name, value in (("epsilon", epsilon), ("scaling", scaling), ("rate_scale", rate_scale)):
         if value is not None and not 0 < value < float("inf"):
             raise ValueError(f"{name} must be positive and finite, got {value!r}")
-    if updates(root):
-        raise ValueError("the model has adapters already: merge_ or remove_ them first")
-    chosen = _chosen(root, rank, where)
+    chosen = chosen_layers(root, rank, where)
     guides: dict[str, Tensor] = {}
     if data is not None:
         weights: list[Any] = [root.get_submodule(site.name).weight for site, _ in chosen]
         gradients = weight_gradients(root, weights, data, samples=samples)
         guides = {site.name: -_matrix(site, gradient) for (site, _), gradient in zip(chosen, gradients)}
     scales = [0.0, *[1.0] * (depth - 1)] if epsilon is None else [epsilon] * depth
-    ready = []
-    for site, r in chosen:
+
+    def made(site: Site, r: int, base: Any) -> DeepLoRALinear:
         factors = compressed_factors(site.shape, r, scales, guides.get(site.name), generator)
-        base: Any = root.get_submodule(site.name)
         wide = base.weight.dtype if base.weight.dtype.itemsize > 1 else torch.float32
-        placed = [factor.to(base.weight.device, wide) for factor in factors]
-        new = DeepLoRALinear(base, placed, scaling, site.kind == "Conv1D").train(base.training)
+        new = DeepLoRALinear(base, [factor.to(base.weight.device, wide) for factor in factors], scaling)
         if rate_scale != 1.0:
             setattr(new.factors, SCALES, {"0": rate_scale, str(depth - 1): rate_scale})
-        ready.append((base, new))
-    warn_of_earlier_optimizers(dict(root.named_parameters()), "which is frozen from now on", "deep_lora_")
+        return new
+
+    place_(root, chosen, made, "deep_lora_")
+    return model
+
+
+def place_(
+    root: nn.Module,
+    chosen: Sequence[tuple[Site, int]],
+    made: Callable[[Site, int, nn.Module], AdaptedLayer],
+    caller: str,
+) -> None:
+    """Put what ``made(site, rank, base)`` gives in place of each layer, and freeze everything else.
+
+    All are made before the first is put in place. Hooks of a layer hang on the adapted one afterwards.
+    """
+    ready = []
+    for site, rank in chosen:
+        base = root.get_submodule(site.name)
+        ready.append((base, made(site, rank, base).train(base.training)))
+    warn_of_earlier_optimizers(dict(root.named_parameters()), "which is frozen from now on", caller)
     leave_fused_kernels_(root, [site.name for site, _ in chosen])
     root.requires_grad_(False)
     for base, new in ready:
         replace_(root, base, new)
         carry_hooks_(base, new)
         _without_hooks_(base)
-    return model
 
 
-def _chosen(root: nn.Module, rank: int | Mapping[str, int], where: Where | None) -> list[tuple[Site, int]]:
+def chosen_layers(
+    root: nn.Module, rank: int | Mapping[str, int], where: Where | None, *, convolutions: bool = False
+) -> list[tuple[Site, int]]:
+    """The layers to adapt with the rank of each. ``ValueError``: an adapted model, no layer, ranks that do not fit."""
+    if updates(root):
+        raise ValueError("the model has adapters already: merge_ or remove_ them first")
+    kinds = ("Linear", "Conv1D", *(CONVOLUTIONS if convolutions else ()))
     found = sites(root, where)
-    linear = [site for site in found if site.kind in ("Linear", "Conv1D") and _own_layer(root, site)]
+    fitting = [site for site in found if site.kind in kinds and site.groups == 1 and _own_layer(root, site)]
+    what = "layer" if convolutions else "linear layer"
     if isinstance(rank, Mapping):
-        names = {site.name for site in linear}
+        names = {site.name for site in fitting}
         missing = next((name for name in rank if name not in names), None)
         if missing is not None:
-            raise ValueError(
-                f"{missing!r} is no linear layer that can be adapted: there are {', '.join(sorted(names))}"
-            )
-        linear = [site for site in linear if site.name in rank]
-    if not linear:
-        raise ValueError(f"no linear layer to adapt{'' if where is None else f' for where={where!r}'}")
+            raise ValueError(f"{missing!r} is no {what} that can be adapted: there are {', '.join(sorted(names))}")
+        fitting = [site for site in fitting if site.name in rank]
+    if not fitting:
+        raise ValueError(f"no {what} to adapt{'' if where is None else f' for where={where!r}'}")
     chosen = []
-    for site in linear:
+    for site in fitting:
         most = min(site.shape)
         r = rank[site.name] if isinstance(rank, Mapping) else rank
         if isinstance(r, bool) or not isinstance(r, int) or r < 1 or (isinstance(rank, Mapping) and r > most):
@@ -141,21 +161,22 @@ def _without_hooks_(base: nn.Module) -> None:
     carry_hooks_(nn.Identity(), base)
 
 
-def updates(model: nn.Module) -> dict[str, DeepLoRALinear]:
+def updates(model: nn.Module) -> dict[str, AdaptedLayer]:
     """The adapted layers by name."""
-    return {name: module for name, module in unwrap(model).named_modules() if isinstance(module, DeepLoRALinear)}
+    return {name: module for name, module in unwrap(model).named_modules() if isinstance(module, AdaptedLayer)}
 
 
 @torch.no_grad()
 def merge_(model: Model) -> Model:
     """Add every update to its weight and put the ordinary layers back; returns ``model``. They stay frozen."""
     for adapted in updates(model).values():
-        weight: Any = adapted.base.weight
-        update = adapted.update().double()
-        weight.copy_(weight.double() + (update.T if adapted.stored_transposed else update))
+        weight = adapted.kind.weight(adapted.base)
+        update = adapted.kind.geometry(Form.FACTORED).fold(weight.shape, adapted.update().double())
+        weight.copy_(weight.double() + update)
     return remove_(model)
 
 
+@torch.no_grad()
 def remove_(model: Model) -> Model:
     """Put the ordinary layers back, without their updates; returns ``model``. They stay frozen."""
     root = unwrap(model)

@@ -31,6 +31,11 @@ def save_adapter(
     ``ValueError`` for a model without adapters, and for a layer that hangs in several places: PEFT would adapt the
     first of them alone.
     """
+    return write_adapter(adapter_of(model, base_model=base_model, tolerance=tolerance), directory, uniform=uniform)
+
+
+def adapter_of(model: nn.Module, *, base_model: str = "", tolerance: float = 0.0) -> Adapter:
+    """The updates of ``model`` as a value; arguments and errors as in ``save_adapter``."""
     found = updates(model)
     if not found:
         raise ValueError("the model has no adapters: deep_lora_ first, and save before merging")
@@ -42,14 +47,15 @@ def save_adapter(
     pairs = {}
     for name, adapted in found.items():
         a, b = adapted.lora(tolerance)
-        pairs[name] = (a.to(adapted.factors[0].dtype), b.to(adapted.factors[0].dtype))
-    adapter = Adapter(
+        dtype = adapted.matrices()[0].dtype
+        pairs[name] = (a.to(dtype), b.to(dtype))
+    return Adapter(
         pairs,
         next(iter(found.values())).scaling,
+        kernels={name: adapted.kernel for name, adapted in found.items() if adapted.kernel},
         stored_transposed=all(adapted.stored_transposed for adapted in found.values()),
         base_model=base_model,
     )
-    return write_adapter(adapter, directory, uniform=uniform)
 
 
 def _check_places(model: nn.Module, found: Mapping[str, nn.Module]) -> None:

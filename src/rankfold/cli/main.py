@@ -5,6 +5,7 @@ from __future__ import annotations
 import typer
 
 from rankfold.cli.failure import told
+from rankfold.cli.verbs.adapt import adapt
 from rankfold.cli.verbs.advise import advise
 from rankfold.cli.verbs.analyze import analyze
 from rankfold.cli.verbs.apply import apply
@@ -51,6 +52,7 @@ for verb in (
     evaluate,
     robustness,
     export,
+    adapt,
     extract,
     recover,
     reproduce,

@@ -1,4 +1,4 @@
-"""The commands for training at low rank (DLRT, CondLR), which are of none of the five documents of the index."""
+"""The commands for training at low rank (DLRT, CondLR, dEBORA), which are of none of the documents of the index."""
 
 from __future__ import annotations
 
@@ -17,6 +17,13 @@ EXPERIMENTS = (
         "dlrt.ways",
         "reproduce",
         "not in the index: ten ways to low rank, accuracy against true parameters, time, memory; FCN, LeNet5, MNIST",
+        (),
+    ),
+    Experiment(
+        "debora-bilevel",
+        "dlrt.debora",
+        "reproduce",
+        "not in the index: hypergradients of dEBORA beside finite differences, and its nuclear ball; planted matrices",
         (),
     ),
 )

@@ -1,0 +1,127 @@
+"""The ways of adapting by name: how a model is prepared, what trains it, and the adapter that comes out."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from functools import partial
+from typing import Any
+
+import torch
+from torch import nn
+
+from rankfold.adapt.bilevel import Debora
+from rankfold.adapt.debora import debora_
+from rankfold.adapt.deep_lora import chosen_layers, deep_lora_, remove_
+from rankfold.adapt.geolora import GeoLora, geolora_
+from rankfold.adapt.peft_format import Adapter
+from rankfold.adapt.saving import adapter_of
+from rankfold.sites import Form, Site, read_layer, unwrap
+from rankfold.sites.find import Where
+
+METHODS = ("lora", "rslora", "adalora", "deep-lora", "geolora", "debora")
+Chosen = list[tuple[Site, int]]
+
+
+@dataclass(frozen=True)
+class Way:
+    """A model that is ready to be trained. ``optimizer``: makes it, as ``rankfold.fit`` asks (None: an ordinary one).
+
+    ``finish()`` takes what was trained out of the model, which is the base again, and gives it as an adapter.
+    """
+
+    optimizer: Callable[..., torch.optim.Optimizer] | None
+    finish: Callable[[], Adapter]
+
+
+@dataclass(frozen=True)
+class Wish:
+    """``numbers`` of the adapter in the end, ``steps`` of training, ``radius`` of debora; ``where`` as in ``sites``."""
+
+    method: str
+    numbers: int
+    steps: int
+    radius: float = 8.0
+    where: Where | None = None
+    seed: int = 0
+    base_model: str = ""
+
+
+def uniform_ranks(model: nn.Module, numbers: int, where: Where | None, *, convolutions: bool) -> Chosen:
+    """Every layer at the largest rank at which all together take at most ``numbers``; ``ValueError`` below rank 1."""
+    found = chosen_layers(unwrap(model), 1, where, convolutions=convolutions)
+    price = sum(sum(site.shape) for site, _ in found)
+    if numbers < price:
+        raise ValueError(
+            f"{numbers:,} numbers are below rank 1 in each of {len(found)} layers, which takes {price:,}: allow more, "
+            "or choose fewer layers (--only)"
+        )
+    return [(site, min(numbers // price, *site.shape)) for site, _ in found]
+
+
+def prepare_(model: nn.Module, wish: Wish, data: Any) -> Way:
+    """Prepare ``model`` in place as ``wish.method`` does, with ``data`` for the starts that are taken from gradients.
+
+    "lora", "rslora" and "adalora" are PEFT's own. Methods whose ranks move start at twice the uniform rank.
+    """
+    linear = wish.method in ("deep-lora", "adalora")
+    chosen = uniform_ranks(model, wish.numbers, wish.where, convolutions=not linear)
+    generator = torch.Generator().manual_seed(wish.seed)
+    ranks = {site.name: rank for site, rank in chosen}
+    larger = {site.name: min(2 * rank, *site.shape) for site, rank in chosen}
+    if wish.method in ("lora", "rslora", "adalora"):
+        return _by_peft(model, wish, chosen)
+    if wish.method == "deep-lora":
+        deep_lora_(model, ranks, data=data, generator=generator)
+        return Way(None, partial(_taken_out, model, wish))
+    if wish.method == "geolora":
+        geolora_(model, larger, data=data, generator=generator)
+        window = max(1, min(20, wish.steps // 10))
+        reach = max(1, wish.steps // window // 2)
+        made = partial(GeoLora, params=wish.numbers, window=window, reach=reach, tolerance=0.0)
+        return Way(made, partial(_taken_out, model, wish))
+    debora_(model, larger, wish.radius, data=data, generator=generator)
+    return Way(Debora, partial(_taken_out, model, wish))
+
+
+def _taken_out(model: nn.Module, wish: Wish) -> Adapter:
+    found = adapter_of(model, base_model=wish.base_model, tolerance=1e-6)
+    remove_(model)
+    return found
+
+
+def _by_peft(model: nn.Module, wish: Wish, chosen: Chosen) -> Way:
+    from rankfold.adapt import by_peft
+
+    if wish.method == "adalora":
+        tuner = by_peft.with_adalora_(model, chosen, wish.steps, wish.seed)
+        make: Any = partial(by_peft.AdaLoraOptimizer, tuner)
+    else:
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(wish.seed)
+            tuner = by_peft.with_lora_(model, chosen, wish.method)
+        make = None
+
+    def finish() -> Adapter:
+        found = by_peft.trained_adapter(model, chosen, wish.base_model)
+        tuner.unload()
+        return found
+
+    return Way(make, finish)
+
+
+@torch.no_grad()
+def add_(model: nn.Module, adapter: Adapter, sign: float = 1.0) -> nn.Module:
+    """Add the updates of an adapter to the weights of its base; returns ``model``. ``sign`` −1 takes them away."""
+    for name, (a, b) in adapter.pairs.items():
+        module = unwrap(model).get_submodule(name)
+        layer = read_layer(module)
+        if layer is None:
+            raise ValueError(f"{name} is no layer with a matrix: the adapter is of another network")
+        weight = layer.weight(module)
+        update = sign * adapter.scaling * b.double() @ a.double()
+        update = update.T if name in adapter.lookups else update
+        weight += layer.geometry(Form.FACTORED).fold(weight.shape, update.to(weight.device)).to(weight)
+    for name, tensor in adapter.whole.items():
+        unwrap(model).get_parameter(name).copy_(tensor)
+    return model

@@ -1,0 +1,192 @@
+"""Adapting a trained network, from its data to a saved adapter: prepared, trained, cut to its budget, judged."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+
+from rankfold.adapt.extraction.adapters import combine
+from rankfold.adapt.extraction.budget import Asked
+from rankfold.adapt.extraction.result import Extraction
+from rankfold.adapt.peft_format import Adapter
+from rankfold.adapt.ways import METHODS, Wish, add_, prepare_
+from rankfold.objectives import Evaluation, Objective
+from rankfold.observe import before as before_call
+from rankfold.run.claim import claimed
+from rankfold.run.container import packed, read_object
+from rankfold.run.digest import digest
+from rankfold.run.files import write_atomically
+from rankfold.run.progress import Tell
+from rankfold.sites import is_pretrained, unwrap
+from rankfold.sites.find import Where
+from rankfold.train import Recipe, TrainingError, choose, evaluate, fit
+from rankfold.zoo import Data
+
+REQUEST, REPORT, TRAINING = "request.json", "report.json", "training"
+
+
+@dataclass(frozen=True)
+class AdaptSettings:
+    """``method``: one of ``rankfold.adapt.ways.METHODS``. ``params``: numbers of the adapter, as a share of the model's
+    up to 1, as a count above. ``radius`` of debora. ``base_model``: what the adapter says of its base. ``where`` as in
+    ``rankfold.sites``."""
+
+    method: str = "lora"
+    params: float = 0.01
+    radius: float = 8.0
+    epochs: int = 3
+    batch_size: int = 32
+    learning_rate: float = 1e-3
+    seed: int = 0
+    base_model: str = ""
+    where: Where | None = None
+
+    def __post_init__(self) -> None:
+        if self.method not in METHODS:
+            raise ValueError(f"no method named {self.method!r}; there are {', '.join(METHODS)}")
+        if not 0 < self.params < float("inf"):
+            raise ValueError(f"params is a share of the model, or a count above 1, got {self.params!r}")
+
+
+@dataclass(frozen=True)
+class Adapted:
+    """What came out. ``before``, ``after``: of the base and of the base with the saved adapter, on the ``split``."""
+
+    extraction: Extraction
+    before: Evaluation
+    after: Evaluation
+    split: str
+    objective: str
+    settings: AdaptSettings
+    history: tuple[Mapping[str, Any], ...]
+    directory: str
+
+    def to_dict(self) -> dict[str, Any]:
+        """A report as plain values."""
+        told = self.extraction.to_dict()
+        return {
+            "method": self.settings.method, "objective": self.objective, "split": self.split,
+            "params": told["params"], "model_params": told["model_params"], "budget": told["budget"],
+            "cut": told["error"], "layers": told["layers"],
+            "before": self.before.values | {"loss": self.before.loss},
+            "after": self.after.values | {"loss": self.after.loss},
+            "epochs": list(self.history), "directory": self.directory,
+        }  # fmt: skip
+
+
+def adapt(
+    model: nn.Module,
+    data: Data,
+    settings: AdaptSettings,
+    directory: str | Path,
+    *,
+    objective: Objective | str | None = None,
+    merge: bool = False,
+    restart: bool = False,
+    tell: Tell | None = None,
+) -> Adapted:
+    """Adapt ``model`` to ``data``; write the adapter as PEFT reads it, with ``report.json``, into ``directory``.
+
+    All methods end within the same number of parameters: what was trained at larger ranks is cut once, by the singular
+    values of all updates together. Epochs are chosen on the validation split, the figures are those of the test split.
+    ``merge``: also write the adapted weights, to ``merged``. ``model`` ends as the adapted network. The same call goes
+    on after an interruption; another one is refused unless ``restart``. Raises ``ValueError`` in one line.
+    """
+    tell, place = tell or Tell(), Path(directory)
+    root = unwrap(model).eval()
+    size = sum(parameter.numel() for parameter in root.parameters())
+    numbers = int(settings.params * size if settings.params <= 1 else settings.params)
+    with claimed(place):
+        _ask(place, _request(root, data, settings, objective), restart)
+        chosen = choose(root, data.train, objective or data.objective)
+        tell.say(str(chosen))
+        before = evaluate(root, data.test, role="test", objective=chosen.objective, teacher=root)
+        steps = settings.epochs * max(1, -(-len(data.train) // settings.batch_size))
+        wish = Wish(
+            settings.method, numbers, steps, settings.radius, settings.where, settings.seed, settings.base_model
+        )
+        way = prepare_(root, wish, data.train)
+        recipe = Recipe(
+            epochs=settings.epochs, batch_size=settings.batch_size, optimizer="adam", weight_decay=0.0,
+            learning_rate=settings.learning_rate, seed=settings.seed,
+        )  # fmt: skip
+        with before_call(root, _still(root)):
+            history = fit(
+                root, data.train, data.validation, recipe, directory=place / TRAINING, objective=chosen.objective,
+                optimizer=way.optimizer, progress=tell.training("adapting"),
+            )  # fmt: skip
+        if history.stopped is not None:
+            raise TrainingError(f"{history.stopped}; nothing was written but the checkpoint in {place / TRAINING}")
+        cut = _cut(way.finish(), numbers, size)
+        add_(root, cut.adapter)
+        after = evaluate(root, data.test, role="test", objective=chosen.objective, teacher=root)
+        epochs = tuple({"epoch": e.epoch, "loss": e.train_loss} for e in history.epochs)
+        told = Adapted(cut, before, after, "test", chosen.objective.name, settings, epochs, str(place))
+        cut.save(place)
+        if merge:
+            _write_merged(root, place / "merged")
+        write_atomically(place / REPORT, (json.dumps(told.to_dict(), indent=1) + "\n").encode())
+    return told
+
+
+def _still(root: nn.Module) -> dict[str, Any]:
+    """Normalisations keep the statistics that they have: an adapter has no place for others."""
+
+    def at_rest(module: nn.Module, args: tuple, kwargs: dict) -> None:
+        module.training = False
+
+    return {
+        name: at_rest for name, module in root.named_modules() if isinstance(module, nn.modules.batchnorm._NormBase)
+    }
+
+
+def _cut(found: Adapter, numbers: int, size: int) -> Extraction:
+    """The adapter within its numbers; ``ValueError`` where nothing was learnt."""
+    result = combine([found], Asked(params=float(max(numbers, 2))))
+    if not any(result.adapter.ranks.values()):
+        raise ValueError("training moved no layer: the radius or the learning rate starves it")
+    return Extraction(
+        result.adapter, result.layers, (), f"params={numbers}", result.error, result.norm, size, result.notes
+    )  # fmt: skip
+
+
+def _request(root: nn.Module, data: Data, settings: AdaptSettings, objective: Any) -> dict[str, Any]:
+    return {
+        **{key: value for key, value in asdict(settings).items() if key != "where"},
+        "where": repr(settings.where), "data": digest(data.train), "objective": str(objective),
+        "shapes": sorted(f"{name} {tuple(value.shape)}" for name, value in root.state_dict().items())[:50],
+    }  # fmt: skip
+
+
+def _ask(place: Path, request: dict[str, Any], restart: bool) -> None:
+    """Note what was asked; ``ValueError`` where the directory holds something else."""
+    file = place / REQUEST
+    if restart:
+        shutil.rmtree(place / TRAINING, ignore_errors=True)
+    elif file.exists():
+        known = read_object(file, "what an adaptation was asked for", "give another directory, or --restart")
+        other = next((key for key in request if known.get(key) != json.loads(json.dumps(request[key]))), None)
+        if other is not None:
+            raise ValueError(
+                f"{place} holds an adaptation with another {other} ({known.get(other)!r} there, {request[other]!r} "
+                "asked): give another directory, or --restart"
+            )
+    write_atomically(file, (json.dumps(request, indent=1) + "\n").encode())
+
+
+def _write_merged(root: nn.Module, place: Path) -> None:
+    if is_pretrained(root):
+        from rankfold.hub import files_of
+
+        for name, content in files_of(root).items():
+            write_atomically(place / name, content)
+        return
+    with torch.no_grad():
+        write_atomically(place / "model.safetensors", packed(root.state_dict(), {"format": "pt"}))

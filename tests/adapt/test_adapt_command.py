@@ -1,0 +1,102 @@
+"""``rankfold adapt``: every method within the same numbers, resumed, merged, and read by PEFT."""
+
+from __future__ import annotations
+
+import json
+
+import numpy as np
+import pytest
+import torch
+from commands import failed, rankfold, succeeded
+from safetensors.torch import load_file, save_file
+from test_extract import folders  # noqa: F401
+
+import rankfold as rf
+from rankfold import zoo
+from rankfold.adapt import read_adapter
+
+METHODS = ("lora", "rslora", "adalora", "deep-lora", "geolora", "debora")
+
+
+@pytest.fixture(scope="module")
+def weights(tmp_path_factory):
+    """A digits network after one short epoch."""
+    pytest.importorskip("peft")
+    torch.manual_seed(0)
+    model = zoo.model("digits-cnn")
+    data = zoo.load_data("digits")
+    rf.fit(model, data.train, None, rf.Recipe(epochs=1, batch_size=64, learning_rate=0.02))
+    file = tmp_path_factory.mktemp("weights") / "model.safetensors"
+    save_file(model.state_dict(), file)
+    return file
+
+
+def words(weights, out, method, *more):
+    return (
+        "adapt", "digits-cnn", "--weights", weights, "--data", "digits", "--method", method, "--budget", "params=4000",
+        "--epochs", 2, "--learning-rate", 0.01, "-o", out, *more,
+    )  # fmt: skip
+
+
+@pytest.mark.parametrize("method", METHODS)
+def test_every_method_learns_within_its_numbers(method, weights, tmp_path):
+    found = succeeded(*words(weights, tmp_path / "out", method, "--merge"))
+    assert found["params"] <= 4000
+    assert found["after"]["loss"] < found["before"]["loss"]
+    adapter = read_adapter(tmp_path / "out")
+    assert adapter.params == found["params"]
+    before, after = load_file(weights), load_file(tmp_path / "out" / "merged" / "model.safetensors")
+    for name, (a, b) in adapter.pairs.items():
+        moved = after[f"{name}.weight"] - before[f"{name}.weight"]
+        torch.testing.assert_close((adapter.scaling * b @ a).reshape(moved.shape), moved, rtol=1e-3, atol=1e-5)
+    assert {key for key in after if not torch.equal(after[key], before[key])} == {f"{n}.weight" for n in adapter.pairs}
+    assert json.loads((tmp_path / "out" / "report.json").read_text())["method"] == method
+
+
+@pytest.mark.parametrize("method", ["adalora", "geolora", "debora"])
+def test_it_goes_on_and_another_request_is_refused(method, weights, tmp_path, monkeypatch):
+    from rankfold.pipeline import adaptation
+
+    whole = succeeded(*words(weights, tmp_path / "whole", method))
+    real, seen = adaptation.fit, []
+
+    def stops(*args, **how):
+        tell = how["progress"]
+
+        def once(now):
+            tell(now)
+            if now.epoch == 2 and not seen:
+                seen.append(now.epoch)
+                raise KeyboardInterrupt
+
+        return real(*args, **(how | {"progress": once}))
+
+    monkeypatch.setattr(adaptation, "fit", stops)
+    assert rankfold(*words(weights, tmp_path / "out", method)).exit_code == 130
+    assert not (tmp_path / "out" / "adapter_config.json").exists()
+    again = succeeded(*words(weights, tmp_path / "out", method))
+    assert again["after"] == (pytest.approx(whole["after"], rel=1e-5) if method == "geolora" else whole["after"])
+    told = failed(*words(weights, tmp_path / "out", method, "--seed", 1))
+    assert "another seed (0 there, 1 asked): give another directory, or --restart" in told
+
+
+def test_a_language_model(folders, tmp_path):  # noqa: F811
+    place, *_ = folders
+    np.save(tmp_path / "tokens.npy", (np.arange(3000) % 7).astype(np.int16))
+    found = succeeded(
+        "adapt", place / "base", "--data", f"tokens:{tmp_path / 'tokens.npy'}", "--length", 16, "--method", "debora",
+        "--budget", "params=0.2", "--epochs", 1, "--batch-size", 8, "--learning-rate", 0.01, "-o", tmp_path / "out",
+    )  # fmt: skip
+    assert found["objective"] == "causal-lm"
+    assert found["after"]["loss"] < found["before"]["loss"]
+
+
+def test_what_is_refused(weights, tmp_path):
+    assert "below rank 1 in each of" in failed(*words(weights, tmp_path / "a", "lora", "--budget", "params=300"))
+    assert not (tmp_path / "a" / "adapter_config.json").exists()
+    result = rankfold(*words(weights, tmp_path / "a", "ia3"))
+    assert result.exit_code == 2
+    assert "no method named 'ia3'" in result.stderr
+    result = rankfold(*words(weights, tmp_path / "a", "lora", "--budget", "rank=3"))
+    assert result.exit_code == 2
+    assert "params=0.01" in result.stderr
