@@ -32,7 +32,21 @@ from rankfold.compress.repair.tune import tune_
 from rankfold.compress.slicing.bottlenecks import Bottlenecks, bottlenecks
 from rankfold.compress.slicing.narrowed import SliceError
 from rankfold.costs import Cost, latencies, model_cost
-from rankfold.induce import Condition, Dlrt, Spread, cdln_, dlrt_, fold_, overparametrize_
+from rankfold.induce import (
+    Condition,
+    Cuttlefish,
+    Dlrt,
+    FrobeniusDecay,
+    LearningCompression,
+    Maestro,
+    Pufferfish,
+    SparseFactors,
+    Spread,
+    cdln_,
+    dlrt_,
+    fold_,
+    overparametrize_,
+)
 from rankfold.layers import LowRankConv, LowRankLinear
 from rankfold.objectives import (
     CausalLanguageModel,

@@ -145,6 +145,92 @@ def test_a_planted_low_rank_layer_is_named_and_an_absent_decay_is_estimated() ->
         collapse_report(model, digits().train, decay=0.0)
 
 
+@lru_cache(maxsize=1)
+def pairs() -> tuple[nn.Module, Tensor, Tensor]:
+    """A network, inputs, and three classes."""
+    torch.manual_seed(0)
+    labels = torch.arange(240) % 3
+    inputs = 3 * torch.randn(3, 12)[labels] + torch.randn(240, 12)
+    return nn.Sequential(nn.Linear(12, 16), nn.Tanh(), nn.Linear(16, 8), nn.Tanh(), nn.Linear(8, 3)), inputs, labels
+
+
+def test_targets_that_are_numbers_fall_into_clusters_and_bounds_are_of_the_numbers_themselves() -> None:
+    """One-hot vectors as numbers: k-means finds the classes, and everything is as with the labels."""
+    model, inputs, labels = pairs()
+    vectors = nn.functional.one_hot(labels).float()
+    of_classes = collapse_report(model, [(inputs, labels)], decay=1e-2, loss="squared-error", samples=240)
+    of_numbers = collapse_report(model, [(inputs, vectors)], decay=1e-2, clusters=3, samples=240)
+    assert of_numbers.loss == "squared-error"
+    assert of_numbers.classes == 3
+    assert "numbers" in of_numbers.notes[0]
+    for a, b in zip(of_classes.layers, of_numbers.layers, strict=True):
+        assert a.clusters.classes["whole"].normalised == pytest.approx(b.clusters.classes["whole"].normalised)
+        assert a.clusters.collapse.nc1 == pytest.approx(b.clusters.collapse.nc1)
+        assert math.isnan(b.clusters.collapse.nc4)  # outputs are no scores of clusters
+        assert a.bound.bound == pytest.approx(b.bound.bound, rel=1e-6)
+        assert b.bound.holds
+    moved = collapse_report(model, [(inputs, vectors + 5)], decay=1e-2, clusters=3, samples=240)
+    assert moved.layers[0].bound.bound != pytest.approx(of_numbers.layers[0].bound.bound, rel=1e-2)
+
+
+def test_one_number_for_each_sample_from_the_command_line(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.syspath_prepend(tmp_path)
+    (tmp_path / "heights.py").write_text(
+        "import torch\nfrom torch import nn\n\n\n"
+        "def data():\n    torch.manual_seed(0)\n    x = torch.randn(200, 5)\n"
+        "    rows = [(a, a[:2].sum()) for a in x]\n    return rows[:120], rows[120:160], rows[160:]\n\n\n"
+        "def net():\n    torch.manual_seed(1)\n"
+        "    return nn.Sequential(nn.Linear(5, 24), nn.Tanh(), nn.Linear(24, 20), nn.Tanh(), nn.Linear(20, 1))\n"
+    )
+    asked = ("collapse", "heights:net", "--data", "heights:data", "--decay", 1e-2, "-o", tmp_path / "c.html")
+    found = succeeded(*asked, "--clusters", 4)
+    assert (found["classes"], found["loss"]) == (4, "squared-error")
+    assert found["violations"] == 0
+    assert succeeded(*asked)["classes"] == 10
+    assert "the targets are numbers" in failed(*asked, "--loss", "cross-entropy")
+
+
+class NextToken(nn.Module):
+    """Tokens in, scores of the next ones out; the second layer sees what the first makes of each token."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        torch.manual_seed(0)
+        self.embed, self.body, self.head = nn.Embedding(7, 12), nn.Linear(12, 16), nn.Linear(16, 7)
+
+    def forward(self, input_ids: Tensor, attention_mask: Tensor | None = None) -> Tensor:
+        return self.head(torch.tanh(self.body(self.embed(input_ids))))
+
+
+def test_positions_of_a_language_model_are_grouped_by_their_next_token() -> None:
+    """Beside the definition: rows of features by the token that follows, padding and rare tokens left out."""
+    model, g = NextToken().double().eval(), torch.Generator().manual_seed(0)
+    ids = torch.multinomial(torch.tensor([0.4, 0.3, 0.1, 0.1, 0.05, 0.03, 0.02]), 30 * 9, True, generator=g).reshape(
+        30, 9
+    )
+    mask = torch.ones_like(ids)
+    mask[:10, 6:] = 0
+    objective = rf.CausalLanguageModel()
+    following = objective.target({"input_ids": ids, "attention_mask": mask})
+    data = [{"input_ids": ids, "attention_mask": mask, "labels": ids.masked_fill(mask == 0, -100)}]
+    found = collapse_report(model, data, samples=30, clusters=2)
+    assert found.classes == 2
+    assert "2 most frequent next tokens" in found.notes[0]
+    assert not any(layer.bound for layer in found.layers)
+    two = following[following >= 0].bincount().argsort(descending=True)[:2]
+    features = torch.tanh(model.body(model.embed(ids))).detach()
+    parts = [features[following == token] for token in two]
+    whole = torch.cat(parts)
+    within = sum(float((p - p.mean(0)).square().sum()) for p in parts)
+    expected = within / float((whole - whole.mean(0)).square().sum())
+    layers = {layer.site.name: layer.clusters for layer in found.layers if layer.clusters is not None}
+    assert layers["head"].classes["position"].normalised == pytest.approx(expected)
+    assert layers["head"].collapse_view == "position"
+    assert 0 <= layers["head"].best["position"].normalised <= expected + 1e-9
+    assert "embed" not in layers  # tokens have no mean
+
+
 def test_classes_of_one_sample_are_said() -> None:
     split = digits().train
     chosen = torch.cat([torch.arange(60), torch.tensor([int((split.labels == k).nonzero()[0]) for k in range(10)])])

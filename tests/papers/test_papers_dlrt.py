@@ -5,8 +5,10 @@ from __future__ import annotations
 import pandas as pd
 import pytest
 
+from rankfold.induce.ways import WAYS
 from rankfold.papers import reproduce
-from rankfold.papers.dlrt import condlr
+from rankfold.papers.dlrt import condlr, ways
+from rankfold.papers.dlrt.trial import CHOICES, Case
 from rankfold.papers.request import Request
 
 
@@ -72,3 +74,38 @@ def test_the_partial_derivative_is_the_hypergradient_and_the_printed_formula_its
     assert oracle.exact.all()
     assert (oracle["largest Σs / τ"] <= 1 + 1e-12).all()
     assert "minus the partial derivative" in " ".join(outcome.remarks)
+
+
+# --- all ways beside one another
+
+
+def test_every_way_has_defaults_first_and_trials_of_its_own():
+    for way, choices in CHOICES.items():
+        first, *others = (Case(way, number, "quick", 0.4, 0, 1).settings for number in range(20))
+        assert first == {"learning_rate": 0.05} | {key: values[0] for key, values in choices.items()}
+        assert Case(way, 7, "fcn", 0.1, 3, 9).settings == others[6]  # of its number alone
+        assert len({str(each) for each in others}) > 5
+        assert all(each[key] in values for each in others for key, values in choices.items())
+    assert set(WAYS) < set(CHOICES)
+
+
+def test_the_trial_is_chosen_on_validation_and_test_figures_are_its_own():
+    trials = [
+        {"validation": v, "test": t, "case": {"number": n}}
+        for n, (v, t) in enumerate([(0.9, 0.5), (0.95, 0.4), (0.95, 0.9)])
+    ]
+    assert ways._best(trials) == 1
+
+
+def test_ways_to_low_rank_in_small(tmp_path):
+    outcome = reproduce("ways-to-low-rank", tmp_path, Request(quick=True, seeds=(0,), epochs=3, trials=1))
+    table, trials = outcome.table, outcome.tables["trials"]
+    assert set(table.way) == set(CHOICES)
+    small = trials[trials.way != "dense"]
+    assert (small.kept <= 0.4).all()
+    dense = trials[trials.way == "dense"].iloc[0]
+    assert dense.KiB * 1024 == 3 * 4 * dense.params  # weights, gradients, momentum
+    assert float(trials[trials.way == "frobenius"].KiB.iloc[0]) < 0.5 * dense.KiB
+    assert (tmp_path / "ways.svg").exists()
+    with pytest.raises(ValueError, match="no network 'vgg'"):
+        reproduce("ways-to-low-rank", tmp_path, Request(models=("vgg",)))

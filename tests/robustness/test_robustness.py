@@ -167,6 +167,16 @@ def test_of_several_inputs_the_floating_ones_move(kind):
     assert found.accuracy("linf", 0.2) < 1.0
 
 
+def test_a_network_may_overwrite_its_inputs():
+    model, x, y = linear()
+    writing = nn.Sequential(nn.ReLU(inplace=True), *model).eval()
+    plain = nn.Sequential(nn.ReLU(), *model).eval()
+    how = {"linf": [0.1], "l2": [0.3], "bounds": (-9, 9)}
+    before = x.clone()
+    assert rf.robustness(writing, (x, y), **how).attacks == rf.robustness(plain, (x, y), **how).attacks
+    assert torch.equal(x, before)
+
+
 def test_nothing_of_the_model_changes():
     model = trained().train()
     model[0].eval() if isinstance(model, nn.Sequential) else None

@@ -474,3 +474,67 @@ def test_the_picture_shows_every_site_and_survives_odd_values(tmp_path):
     assert (tmp_path / "one.png").read_bytes().startswith(b"\x89PNG")
     with pytest.raises(ValueError, match="named like 'q'"):
         found.plot(tmp_path / "x.svg", where="q")
+
+
+# the Trainer of transformers
+
+
+class Classifier(nn.Module):
+    """As the Trainer wants it: named inputs in, a mapping with the loss out."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        torch.manual_seed(0)
+        self.body, self.head = nn.Linear(6, 12), nn.Linear(12, 3)
+
+    def forward(self, x, labels=None):
+        scores = self.head(torch.tanh(self.body(x)))
+        found = {} if labels is None else {"loss": nn.functional.cross_entropy(scores, labels)}
+        return found | {"logits": scores}
+
+
+def trainer(model, recorder, place, epochs, **how):
+    from transformers import Trainer, TrainingArguments
+
+    x = torch.randn(48, 6, generator=torch.Generator().manual_seed(0))
+    data = [{"x": row, "labels": int(label)} for row, label in zip(x, x[:, :3].argmax(1), strict=True)]
+    asked = TrainingArguments(
+        output_dir=str(place), num_train_epochs=epochs, per_device_train_batch_size=8, learning_rate=0.05, use_cpu=True,
+        save_strategy="epoch", report_to="none", disable_tqdm=True, logging_strategy="no",
+    )  # fmt: skip
+    return Trainer(model, asked, train_dataset=data, callbacks=[recorder.callback(**how)])
+
+
+def test_in_the_trainer_of_transformers_epochs_are_recorded_and_gone_on_with(tmp_path):
+    model, twin = Classifier(), Classifier()
+    with rf.SpectrumRecorder(model, rank=2) as whole:
+        trainer(model, whole, tmp_path / "whole", 3).train()
+    frame = whole.frame()
+    assert sorted(set(frame.epoch)) == [0.0, 1.0, 2.0, 3.0]
+    assert frame.query("epoch == 3.0 and site == 'head'").spectral_norm.item() == pytest.approx(
+        float(torch.linalg.svdvals(model.head.weight.detach())[0])
+    )
+    (checkpoint,) = (tmp_path / "whole").glob("checkpoint-12")  # of the second epoch, six steps each
+    with rf.SpectrumRecorder.load(checkpoint / "spectra.safetensors", twin) as again:
+        assert again.last == 2.0
+        trainer(twin, again, tmp_path / "again", 3).train(resume_from_checkpoint=str(checkpoint))
+    pd.testing.assert_frame_equal(again.frame(), frame)
+
+
+def test_in_the_trainer_of_transformers_probes_are_asked_every_so_many_steps(tmp_path):
+    asked = []
+
+    class Probe:
+        columns = ("training",)
+
+        def __call__(self, model):
+            asked.append(1)
+            return {"head": {"training": float(model.training)}}
+
+    model = Classifier()
+    with rf.SpectrumRecorder(model, rank=2, probe=Probe()) as recorder:
+        trainer(model, recorder, tmp_path, 1, steps=4).train()
+    assert sorted(set(recorder.frame().epoch)) == [0.0, 4.0, 6.0]
+    assert len(asked) == 3
+    with pytest.raises(ValueError, match="steps must be"):
+        recorder.callback(steps=0)

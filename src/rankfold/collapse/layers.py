@@ -93,15 +93,18 @@ def measure_layers(
     samples: int | None = None,
     batch_size: int = 256,
     seed: int = 0,
+    judged: bool = True,
     progress: Progress | None = None,
 ) -> dict[str, LayerClusters]:
     """Clusters and neural collapse at ``modules`` (all sites by default), of what enters them, or leaves them.
 
-    ``data``: labelled batches as in ``rankfold.batches.batches_of``, read twice; up to ``samples``. ``clusters``: K of
-    k-means, by default the number of classes; 0 for none. K-means is fitted to a random sample of ``kmeans_rows`` rows,
-    or of as many as fit into ``memory`` bytes for each module and view; every row is then given to its nearest centre
-    in the second pass, so that the value holds for all of the data and remains an upper bound. If the class partition
-    has no more clusters and is better, it is the best one found.
+    ``data``: labelled batches as in ``rankfold.batches.batches_of``, read twice; up to ``samples``. Labels (n, T) are
+    those of the positions of sequences: features (n, T, C) are then seen by position alone, and labels below 0 count
+    nowhere. ``clusters``: K of k-means, by default the number of classes; 0 for none. K-means is fitted to a random
+    sample of ``kmeans_rows`` rows, or of as many as fit into ``memory`` bytes for each module and view; every row is
+    then given to its nearest centre in the second pass, so that the value holds for all of the data and remains an
+    upper bound. If the class partition has no more clusters and is better, it is the best one found. ``judged``:
+    outputs are scores of the classes, of which NC3 and NC4 speak.
     Model in eval mode; hooks, mode and gradients left as found. Modules the data never reach, or that are called
     several times for a batch, are left out or measured over all calls. Cost: two forward passes, three additions for
     each number, k-means.
@@ -118,12 +121,12 @@ def measure_layers(
         places: dict[str, dict[View, _Place]] = {}
         generator = torch.Generator().manual_seed(seed)
         for number in (1, 2):
-            walk = _Walk(places, len(present), total, kmeans_rows, memory, generator, number == 1)
+            walk = _Walk(places, len(present), total, kmeans_rows, memory, generator, number == 1, judged)
             for seen in _pass(root, data, batch_size, samples, present, names, side, walk):
                 tell(f"features, pass {number} of 2", seen, total)
             if number == 1:
                 _between(places, wanted, restarts, seed)
-        return {name: _result(root, name, side, places[name], len(present)) for name in names if name in places}
+        return {name: _result(root, name, side, places[name], len(present), judged) for name in names if name in places}
 
 
 def _classes(data: Any, batch_size: int, samples: int | None) -> tuple[Tensor, int]:
@@ -132,13 +135,13 @@ def _classes(data: Any, batch_size: int, samples: int | None) -> tuple[Tensor, i
     count = 0
     for batch in batches_of(data, batch_size, samples):
         labels = labels_of(batch)
-        if labels is None or labels.ndim != 1 or labels.is_floating_point():
+        if labels is None or labels.ndim not in (1, 2) or labels.is_floating_point():
             raise ValueError("clusters by class need one whole label for each sample: give batches (inputs, labels)")
         if len(labels) != size_of(batch):
             raise ValueError(f"a batch of {size_of(batch)} samples has {len(labels)} labels")
-        found = torch.cat([found, labels.cpu().long()]).unique()
+        found = torch.cat([found, (labels if labels.ndim == 1 else labels[labels >= 0]).cpu().long()]).unique()
         count += len(labels)
-    if not count:
+    if not count or not len(found):
         raise ValueError("the data is empty: give at least one labelled batch")
     return found, count
 
@@ -154,11 +157,15 @@ class _Walk:
     memory: int
     generator: torch.Generator
     first: bool
+    judged: bool = True
     done: int = 0
 
     def take(self, name: str, module: nn.Module, value: Tensor, index: Tensor, answers: Tensor | None) -> None:
         if not value.is_floating_point():
             return  # token ids have no mean
+        if index.ndim > 1:
+            self._positions(name, module, value, index, answers)
+            return
         channels, places = has_channels_first(module, value), self.places.setdefault(name, {})
         views: tuple[View, ...] = ("whole",) if value.ndim <= 2 else ("whole", "position", "pooled")
         for view in views:
@@ -176,11 +183,28 @@ class _Walk:
             elif not place.note:
                 _measure(place, found, labels, answers)
 
+    def _positions(self, name: str, module: nn.Module, value: Tensor, index: Tensor, answers: Tensor | None) -> None:
+        """Of sequences, the positions that have a label."""
+        if value.ndim != 3 or value.shape[:2] != index.shape or has_channels_first(module, value):
+            return
+        kept = index.flatten() >= 0
+        found, labels = value.detach().flatten(0, 1)[kept.to(value.device)], index.flatten()[kept]
+        views = self.places.setdefault(name, {})
+        if "position" not in views:
+            limit = min(self.most, self.memory // (8 * max(found.shape[1], 1)))
+            views["position"] = _Place("position", Scatter(self.classes, found.shape[1]), limit)
+        if not len(found):
+            return
+        if self.first:
+            self._gather(views["position"], found, labels, len(index))
+        else:
+            _measure(views["position"], found, labels, None if answers is None else answers[kept])
+
     def _gather(self, place: _Place, found: Tensor, labels: Tensor, samples: int) -> None:
         place.scatter.update(found, labels)
         place.seen += len(found)
         # as many rows of each batch as its share of all samples
-        rate = len(found) // samples
+        rate = max(1, len(found) // samples)
         due = min(place.limit * (self.done + samples) // self.total, rate * (self.done + samples)) - place.held
         if due > 0:
             chosen = torch.randperm(len(found), generator=self.generator)[:due]
@@ -204,8 +228,12 @@ def _pass(
         for batch in batches_of(data, batch_size, samples):
             labels = labels_of(batch)
             assert labels is not None
-            index = torch.searchsorted(present, labels.cpu().long())
-            answers = _compact(main_tensor(forward(root, batch)), present)
+            labels = labels.cpu().long()
+            index = torch.searchsorted(present, labels)
+            if labels.ndim > 1:
+                index = torch.where(labels < 0, -1, index)
+            output = main_tensor(forward(root, batch))
+            answers = _compact(output, present) if walk.judged and output.ndim == index.ndim + 1 else None
             for name, module, value in taken:
                 if len(value) == len(index):
                     walk.take(name, module, value, index, answers)
@@ -216,9 +244,9 @@ def _pass(
 
 def _compact(logits: Tensor, present: Tensor) -> Tensor | None:
     """The classes answered, numbered as the present ones are; −1 for a class of which there is no sample."""
-    if logits.ndim != 2:
+    if logits.ndim not in (2, 3):
         return None
-    answers = logits.argmax(1).cpu()
+    answers = logits.argmax(-1).flatten().cpu()
     index = torch.searchsorted(present, answers).clamp_max(len(present) - 1)
     return torch.where(present[index] == answers, index, -1)
 
@@ -235,7 +263,7 @@ def _measure(place: _Place, found: Tensor, labels: Tensor, answers: Tensor | Non
 def _between(places: dict[str, dict[View, _Place]], clusters: int, restarts: int, seed: int) -> None:
     """Between the passes: the axes of NC1, and the centres that k-means finds on the rows that were kept."""
     for views in places.values():
-        chosen: View = "whole" if len(views) == 1 else "pooled"
+        chosen: View = next(iter(views)) if len(views) == 1 else "pooled"
         for view, place in views.items():
             if place.note:
                 continue
@@ -250,18 +278,21 @@ def _between(places: dict[str, dict[View, _Place]], clusters: int, restarts: int
             place.kept = []
 
 
-def _result(root: nn.Module, name: str, side: Side, views: dict[View, _Place], classes: int) -> LayerClusters:
+def _result(
+    root: nn.Module, name: str, side: Side, views: dict[View, _Place], classes: int, judged: bool = True
+) -> LayerClusters:
     by_class: dict[str, Clusters] = {}
     best: dict[str, Clusters] = {}
     notes = [f"{view}: {place.note}" for view, place in views.items() if place.note]
-    collapse, chosen = NeuralCollapse(), views["whole"].view
+    first = next(iter(views.values()))
+    collapse, chosen = NeuralCollapse(), first.view
     for view, place in views.items():
         if place.note:
             continue
         by_class[view] = place.scatter.clusters("class")
         if place.projected is not None:
             chosen = view
-            weight = getattr(root.get_submodule(name), "weight", None) if side == "input" else None
+            weight = getattr(root.get_submodule(name), "weight", None) if judged and side == "input" else None
             fits = isinstance(weight, Tensor) and weight.shape == place.scatter.means.shape and len(weight) == classes
             collapse = neural_collapse(place.scatter, place.projected, weight if fits else None)
         if place.found is not None and place.table is not None:
@@ -271,5 +302,5 @@ def _result(root: nn.Module, name: str, side: Side, views: dict[View, _Place], c
             best[view] = by_class[view] if better else found
         elif view != "pooled" and place.limit < classes:
             notes.append(f"{view}: {place.scatter.means.shape[1]} numbers a row leave no memory for k-means")
-    size = views["whole"].scatter.means.shape[1]
+    size = first.scatter.means.shape[1]
     return LayerClusters(name, side, size, by_class, best, collapse, chosen, tuple(notes))

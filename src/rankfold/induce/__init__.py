@@ -9,9 +9,18 @@ from rankfold.induce.integrate import Dlrt
 from rankfold.induce.overparametrize import overparametrize_
 from rankfold.induce.penalty import factor_energy, schatten_penalty
 from rankfold.induce.recipes import LORITA, LORITA_RELAXED, PAPER_FCN
+from rankfold.induce.ways import (
+    Cuttlefish,
+    FrobeniusDecay,
+    LearningCompression,
+    Maestro,
+    Pufferfish,
+    SparseFactors,
+    Way,
+)
 
 __all__ = [
-    "Choice", "Condition", "Dlrt", "LORITA", "LORITA_RELAXED", "PAPER_FCN", "Spread", "Target", "cdln_", "choose",
-    "dlrt_", "dlrt_choice", "factor_energy", "factors", "fold_", "is_overparametrized", "overparametrize_",
-    "schatten_penalty",
+    "Choice", "Condition", "Cuttlefish", "Dlrt", "FrobeniusDecay", "LORITA", "LORITA_RELAXED", "LearningCompression",
+    "Maestro", "PAPER_FCN", "Pufferfish", "SparseFactors", "Spread", "Target", "Way", "cdln_", "choose", "dlrt_",
+    "dlrt_choice", "factor_energy", "factors", "fold_", "is_overparametrized", "overparametrize_", "schatten_penalty",
 ]  # fmt: skip

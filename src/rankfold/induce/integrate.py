@@ -160,6 +160,7 @@ class Dlrt(torch.optim.Optimizer):
         Of a layer of low rank it is that of the gradient projected onto the tangent space,
         ‖P(g)‖² = ‖gVᵀ‖² + ‖Uᵀg‖² − ‖UᵀgVᵀ‖², where a step needs it, elsewhere that of the core's.
         """
+        self._reduce()  # a norm that differs between processes would part their weights
         parts = [p.grad for group in self.param_groups for p in group["params"] if p.grad is not None]
         probes = [g for layer in self.layers.values() if layer.gradients is not None for g in layer.gradients]
         cores = [layer.core.grad for layer in self.layers.values() if layer.gradients is not None]

@@ -8,7 +8,7 @@ import torch
 import torch.distributed as dist
 from torch import Tensor, nn
 
-from rankfold.layers import DynamicLowRank, InTraining, Phased
+from rankfold.layers import DynamicLowRank, InTraining, Phased, Scaled
 from rankfold.sites import FOLD_FIRST, Factors, Form, Site, hidden, read_layer, replace_, sites, unwrap
 from rankfold.sites.find import Where
 from rankfold.train.earlier import warn_of_earlier_optimizers
@@ -173,6 +173,8 @@ def _parts(layer: InTraining) -> tuple[Tensor, ...]:
     if not isinstance(layer, DynamicLowRank):
         if isinstance(layer, Phased) and layer.dense:
             return (layer.left,)
+        if isinstance(layer, Scaled):
+            return layer.right, layer.left * layer.scale
         return layer.right, layer.left  # type: ignore[return-value]
     p, values, q = torch.linalg.svd(layer.core.double())
     roots = values.sqrt()

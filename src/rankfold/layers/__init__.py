@@ -10,7 +10,7 @@ from rankfold.layers.convolution import CPConv, FactoredConv, LowRankConv, Spati
 from rankfold.layers.dynamic import DynamicLowRank
 from rankfold.layers.embedding import LowRankEmbedding, PivotedEmbedding
 from rankfold.layers.linear import LowRankConv1D, LowRankLinear
-from rankfold.layers.phased import Approached, Phased
+from rankfold.layers.phased import Approached, Phased, Scaled
 from rankfold.layers.pivoted import Completion, PivotedConv, PivotedConv1D, PivotedLinear
 from rankfold.layers.recurrent import SplitCell, SplitRecurrent
 from rankfold.layers.training import InTraining
@@ -19,6 +19,6 @@ from rankfold.layers.weight import FactoredWeight, FactoredWriteError, weight_of
 __all__ = [
     "Approached", "CPConv", "Completion", "DynamicLowRank", "FactoredConv", "FactoredWeight", "FactoredWriteError",
     "InTraining", "LowRankConv", "LowRankConv1D", "LowRankEmbedding", "LowRankLinear", "Phased", "PivotedConv",
-    "PivotedConv1D", "PivotedEmbedding", "PivotedLinear", "SpatialConv2d", "SplitAttention", "SplitCell",
+    "PivotedConv1D", "PivotedEmbedding", "PivotedLinear", "Scaled", "SpatialConv2d", "SplitAttention", "SplitCell",
     "SplitRecurrent", "TuckerConv", "weight_of",
 ]  # fmt: skip

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from typing import ClassVar
 
 import torch
 from torch import Tensor, nn
@@ -17,7 +18,7 @@ class Phased(InTraining):
     ``active``: only so many leading directions take part in training (ordered dropout); all of them in eval mode.
     """
 
-    moving = ("left", "right")
+    moving: ClassVar[tuple[str, ...]] = ("left", "right")
 
     def __init__(self, ordinary: nn.Module, matrix: Tensor, *, stored_transposed: bool = False) -> None:
         m, n = matrix.shape
@@ -59,6 +60,32 @@ class Phased(InTraining):
     def fits(self, shapes: Mapping[str, torch.Size]) -> bool:
         (m, n), rank = self.shape, shapes["right"][0] if shapes["right"] else 0
         return shapes == {"left": (m, rank or n), "right": (rank, n)}
+
+
+class Scaled(Phased):
+    """W = left·diag(scale)·right in training, with ``scale`` (r,) a parameter of its own."""
+
+    moving: ClassVar[tuple[str, ...]] = ("left", "scale", "right")
+
+    def __init__(self, ordinary: nn.Module, matrix: Tensor, *, stored_transposed: bool = False) -> None:
+        super().__init__(ordinary, matrix, stored_transposed=stored_transposed)
+        self.scale = nn.Parameter(matrix.new_empty(0))
+
+    def factors(self) -> tuple[Tensor, ...]:
+        return (self.left,) if self.dense else (self.right, self.left * self.scale)
+
+    def matrix(self) -> Tensor:
+        return self.left if self.dense else (self.left * self.scale) @ self.right
+
+    @torch.no_grad()
+    def factor_(self, left: Tensor, right: Tensor, scale: Tensor | None = None) -> None:
+        super().factor_(left, right)
+        new = torch.ones(right.shape[0]) if scale is None else scale
+        self.scale = nn.Parameter(new.to(self.left).contiguous(), self.scale.requires_grad)
+
+    def fits(self, shapes: Mapping[str, torch.Size]) -> bool:
+        others = {name: shape for name, shape in shapes.items() if name != "scale"}
+        return super().fits(others) and shapes["scale"] == (shapes["right"][0],)
 
 
 class Approached(InTraining):

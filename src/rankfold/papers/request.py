@@ -29,7 +29,8 @@ class Request:
     up for a larger one (one standard error of the best). ``finetune_rate``: the peak rate of fine-tuning in every way
     of compression, instead of the rate of each. ``precision`` of the arithmetic, as in a recipe. ``weights``: a trained
     network's state dict, instead of training one. ``data``: a data set by name, or a folder, as `load_data` takes
-    it, in place of the experiment's own. ``jobs``: trainings at a time, one thread each.
+    it, in place of the experiment's own. ``trials``: of each way over its own settings. ``jobs``: trainings at a time,
+    one thread each.
     """
 
     quick: bool = False
@@ -45,6 +46,7 @@ class Request:
     train_samples: int | None = None
     precision: Precision | None = None
     weights: Path | None = None
+    trials: int | None = None
     data: str | None = None
     jobs: int = 1
 
@@ -59,7 +61,7 @@ class Request:
                 raise ValueError(f"{name}: give at least one, and none twice")
         if self.depths is not None and min(self.depths) < 1:
             raise ValueError(f"depths: the number of composed matrices is at least 1, got {min(self.depths)}")
-        for name in ("epochs", "train_samples"):
+        for name in ("epochs", "train_samples", "trials"):
             value = getattr(self, name)
             if value is not None and value < 1:
                 raise ValueError(f"{name} must be at least 1, got {value}")

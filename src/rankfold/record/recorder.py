@@ -9,7 +9,7 @@ from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import replace
 from pathlib import Path
 from types import TracebackType
-from typing import TYPE_CHECKING, Protocol
+from typing import TYPE_CHECKING, Any, Protocol
 
 from torch import Tensor, nn
 
@@ -125,6 +125,26 @@ class SpectrumRecorder:
         if self._worker is None:
             self._worker = ThreadPoolExecutor(1, "rankfold-record")
         self._waiting.append(self._worker.submit(self._measure, float(epoch), copies, extra))
+
+    @property
+    def last(self) -> float:
+        """The label of the last record; below any number before the first."""
+        return self._recording.last
+
+    def callback(self, steps: int | None = None) -> Any:
+        """A ``TrainerCallback`` for the Trainer of transformers, which records at the start and after every epoch, or
+        every so many ``steps``, in the first process, with the ``probe`` if there is one.
+
+            recorder = SpectrumRecorder(model)
+            Trainer(model, …, callbacks=[recorder.callback()]).train()
+
+        The recording goes into each checkpoint, ``spectra.safetensors``: load it with the model to resume from there
+        (``SpectrumRecorder.load(checkpoint / "spectra.safetensors", model)``), and it goes on behind what is recorded.
+        Raises ``ValueError`` for ``steps`` below 1, ``ImportError`` without transformers.
+        """
+        from rankfold.record.trainer import trainer_callback
+
+        return trainer_callback(self, steps)
 
     def _measure(self, epoch: float, copies: dict[str, Tensor | str], extra: Mapping[str, Mapping[str, float]]) -> None:
         failures: list[tuple[str, Exception]] = []

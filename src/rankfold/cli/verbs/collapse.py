@@ -38,11 +38,19 @@ def collapse(
             help="Weight decay of the training, coupled as in SGD; by default estimated, where the weights tell it.",
         ),
     ] = None,
-    loss: Annotated[str, typer.Option(metavar="L", help="cross-entropy or squared-error (on one-hot targets).")] = (
-        "cross-entropy"
-    ),
+    loss: Annotated[
+        str | None,
+        typer.Option(
+            metavar="L", help="cross-entropy, or squared-error (of classes on one-hot targets, and of numbers always)."
+        ),
+    ] = None,
     clusters: Annotated[
-        int | None, typer.Option(min=1, metavar="K", help="Clusters of k-means; by default the number of classes.")
+        int | None,
+        typer.Option(
+            min=1,
+            metavar="K",
+            help="Clusters of k-means; by default the number of classes, of targets that are numbers 10.",
+        ),
     ] = None,
     out: Annotated[Path, typer.Option("-o", "--out", metavar="FILE", help="Where the report goes.")] = Path(
         "collapse.html"
@@ -107,8 +115,9 @@ def print_collapse(found: CollapseReport) -> None:
     for layer in found.layers:
         values = layer.to_dict(found.classes)
         clusters, bound = layer.clusters, layer.bound
-        whole = None if clusters is None else clusters.classes.get("whole")
-        best = None if clusters is None else clusters.best.get("whole")
+        view = "whole" if clusters is None or "whole" in clusters.classes else "position"
+        whole = None if clusters is None else clusters.classes.get(view)
+        best = None if clusters is None else clusters.best.get(view)
         lines.append(
             [
                 layer.site.name,

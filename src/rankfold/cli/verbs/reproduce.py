@@ -60,6 +60,9 @@ def reproduce(
         Path | None,
         typer.Option(metavar="FILE", help="lorita-beyond, recovery-layers: take this network, train none."),
     ] = None,
+    trials: Annotated[
+        int | None, typer.Option(min=1, help="ways-to-low-rank: trials of each way over its own settings.")
+    ] = None,
     data: Annotated[
         str | None,
         typer.Option(
@@ -103,6 +106,7 @@ def reproduce(
         train_samples=train_samples,
         precision=precision,  # type: ignore[arg-type] # checked there
         weights=weights,
+        trials=trials,
         data=data,
         jobs=jobs,
     )

@@ -13,6 +13,13 @@ EXPERIMENTS = (
         (),
     ),
     Experiment(
+        "ways-to-low-rank",
+        "dlrt.ways",
+        "reproduce",
+        "not in the index: ten ways to low rank, accuracy against true parameters, time, memory; FCN, LeNet5, MNIST",
+        (),
+    ),
+    Experiment(
         "debora-bilevel",
         "dlrt.debora",
         "reproduce",

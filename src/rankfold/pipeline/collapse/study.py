@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from typing import Any
 
 import torch
@@ -27,6 +27,7 @@ from rankfold.collapse.losses import vectors
 from rankfold.costs import evaluating
 from rankfold.objectives import main_tensor
 from rankfold.pipeline.collapse.conclusion import conclusion, few
+from rankfold.pipeline.collapse.groups import grouped
 from rankfold.pipeline.trainings.stationarity import stationarity
 from rankfold.run.progress import Progress, showing
 from rankfold.sites import Site, SiteList, opened, sites, unwrap
@@ -121,7 +122,7 @@ def collapse_report(
     data: Any,
     *,
     decay: float | None = None,
-    loss: str = "cross-entropy",
+    loss: str | None = None,
     samples: int = 2048,
     clusters: int | None = None,
     seed: int = 0,
@@ -130,57 +131,96 @@ def collapse_report(
     """Measure ``model`` on ``samples`` labelled samples of ``data``: everything in ``CollapseReport``.
 
     ``decay``: κ, torch's coupled ``weight_decay`` of the training (2λ of λ‖Θ‖²); estimated if left out, where the
-    weights tell one. ``clusters``: K of k-means, by default the number of classes. The chain is computed in float64 for
-    models of up to 20 million parameters. Cost: one decomposition of every site, two passes, two backward passes, and
-    k-means at every layer.
+    weights tell one. ``clusters``: K of k-means, by default the number of classes. Targets that are numbers
+    (regression) are put into so many clusters, 10 by default, which take the place of classes; the bounds use the
+    targets themselves. ``loss``: by default cross-entropy of classes and squared error of numbers. The chain is
+    computed in float64 for models of up to 20 million parameters. Cost: one decomposition of every site, two passes,
+    two backward passes, and k-means at every layer.
     Raises ``ValueError``: no labels, an unknown loss, a decay that is not positive, weights that are not finite.
     """
-    if loss not in LOSSES:
-        raise ValueError(f"loss is one of {', '.join(LOSSES)}, got {loss!r}")
-    if decay is not None and not decay > 0:
-        raise ValueError(f"decay must be above 0, got {decay:g}; leave it out to have it estimated")
+    _check(decay, loss)
     root, tell = unwrap(model), progress or (lambda what, done, total: None)
     found = sites(root)
-    measured = measure_layers(root, data, samples=samples, clusters=clusters, seed=seed, progress=tell)
+    groups = grouped(root, data, samples, clusters, seed)
+    data, loss, numbers = groups.data, groups.loss_as(loss), groups.targets is not None
+    measured = measure_layers(
+        root, data, samples=samples, clusters=clusters, seed=seed, progress=tell, judged=not numbers
+    )
     spectra = _spectra(root, found, tell)
     inputs, labels = _in_memory(data, samples)
     classes = _outputs(root, inputs)
-    partition = Partition.of(labels, classes)
-    notes = [partition.note] if partition.note else []
+    partition = Partition.of(labels, None if groups.note else classes)
+    notes = [note for note in (groups.note, partition.note) if note]
     notes += _about_clusters(measured)
-    bounds: dict[str, LayerBound] = {}
-    skipped: dict[str, str] = {}
-    estimated, kappa, residual = decay is None, float("nan") if decay is None else decay, float("nan")
-    ways: Paths | None = None
+    theory = _Theory(float("nan") if decay is None else decay)
     if not isinstance(inputs, Tensor):
-        notes.append("no bounds: the model takes more than one tensor")
+        several = "features are those of positions" if groups.note else "the model takes more than one tensor"
+        notes.append(f"no bounds: {several}")
     elif classes is None:
         notes.append("no bounds: the model's output is not one row of numbers for each sample")
     else:
-        exact = root
-        if sum(p.numel() for p in root.parameters()) <= _EXACT_PARAMS:
-            exact = copy.deepcopy(root).double()
-            inputs = inputs.double() if inputs.is_floating_point() else inputs
-        place = next(p for p in exact.parameters() if p.is_floating_point())
-        targets = vectors(labels, classes, place.dtype)
-        kappa, residual = stationarity(exact, found, inputs, targets, loss, decay)
-        if estimated and residual > 1:
-            kappa = float("nan")
-        with opened(exact):
-            ways = paths(exact, [site.name for site in found], inputs[:2])
-        if kappa == kappa:
-            tell("bounds", 0, 1)
-            result = chain(exact, inputs, targets, partition, kappa, LOSSES[loss])
-            bounds, skipped = {layer.name: layer for layer in result.layers}, dict(result.skipped)
-            tell("bounds", 1, 1)
+        numbered = labels if groups.targets is None else groups.targets
+        theory = _bounded(root, found, inputs, numbered, classes, partition, decay, loss, tell)
     layers = tuple(
-        LayerCollapse(site, spectra[site.name], measured.get(site.name), bounds.get(site.name)) for site in found
+        LayerCollapse(site, spectra[site.name], measured.get(site.name), theory.bounds.get(site.name)) for site in found
     )
-    predicted = None if ways is None else _transitions(inputs, labels, classes, ways.longest, loss)
     return CollapseReport(
-        layers, partition.clusters, len(labels), kappa, estimated, loss, residual, predicted, skipped, found.left_out,
-        tuple(notes), ways, int((partition.counts == 1).sum()),
+        layers, partition.clusters, len(labels), theory.decay, decay is None, loss, theory.residual, theory.transitions,
+        dict(theory.skipped), found.left_out, tuple(notes), theory.paths, int((partition.counts == 1).sum()),
     )  # fmt: skip
+
+
+@dataclass(frozen=True, eq=False)
+class _Theory:
+    """What the chain says; NaN and nothing where there is none."""
+
+    decay: float
+    residual: float = float("nan")
+    bounds: Mapping[str, LayerBound] = field(default_factory=dict)
+    skipped: Mapping[str, str] = field(default_factory=dict)
+    paths: Paths | None = None
+    transitions: Transitions | None = None
+
+
+def _bounded(
+    root: nn.Module,
+    found: SiteList,
+    inputs: Tensor,
+    targets: Tensor,
+    classes: int,
+    partition: Partition,
+    decay: float | None,
+    loss: str,
+    tell: Progress,
+) -> _Theory:
+    """Decay, bounds and transitions of a network of one tensor in and one row of ``classes`` numbers out."""
+    exact = root
+    if sum(p.numel() for p in root.parameters()) <= _EXACT_PARAMS:
+        exact = copy.deepcopy(root).double()
+        inputs = inputs.double() if inputs.is_floating_point() else inputs
+    place = next(p for p in exact.parameters() if p.is_floating_point())
+    wanted = vectors(targets, classes, place.dtype)
+    kappa, residual = stationarity(exact, found, inputs, wanted, loss, decay)
+    if decay is None and residual > 1:
+        kappa = float("nan")
+    with opened(exact):
+        ways = paths(exact, [site.name for site in found], inputs[:2])
+    bounds: dict[str, LayerBound] = {}
+    skipped: dict[str, str] = {}
+    if kappa == kappa:
+        tell("bounds", 0, 1)
+        result = chain(exact, inputs, wanted, partition, kappa, LOSSES[loss])
+        bounds, skipped = {layer.name: layer for layer in result.layers}, dict(result.skipped)
+        tell("bounds", 1, 1)
+    dying = _transitions(inputs, targets, classes, ways.longest, loss)
+    return _Theory(kappa, residual, bounds, skipped, ways, dying)
+
+
+def _check(decay: float | None, loss: str | None) -> None:
+    if loss is not None and loss not in LOSSES:
+        raise ValueError(f"loss is one of {', '.join(LOSSES)}, got {loss!r}")
+    if decay is not None and not decay > 0:
+        raise ValueError(f"decay must be above 0, got {decay:g}; leave it out to have it estimated")
 
 
 def _spectra(root: nn.Module, found: SiteList, tell: Progress) -> dict[str, Spectrum]:
@@ -220,7 +260,8 @@ def _in_memory(data: Any, samples: int) -> tuple[Any, Tensor]:
         if isinstance(batch, tuple | list) and isinstance(batch[0], Tensor):
             parts.append(batch[0])
     alike = len(parts) == len(labels) and len({part.shape[1:] for part in parts}) == 1
-    return (torch.cat(parts) if alike else None), torch.cat(labels)
+    found = torch.cat([label.flatten()[label.flatten() >= 0] if label.ndim > 1 else label for label in labels])
+    return (torch.cat(parts) if alike and labels[0].ndim == 1 else None), found
 
 
 def _outputs(root: nn.Module, inputs: Any) -> int | None:

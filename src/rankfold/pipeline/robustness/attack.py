@@ -71,6 +71,11 @@ def movable(batch: Any) -> list[Tensor]:
     return [x for x in tensors_in(_inputs(batch)) if x.is_floating_point() and x.dim() > 1]
 
 
+def answered(model: nn.Module, batch: Any) -> Any:
+    """The output for a copy of the inputs: a network may overwrite them."""
+    return forward(model, _with(batch, {id(x): x.clone() for x in movable(batch)}))
+
+
 def held(
     model: nn.Module,
     objective: Classification,
@@ -91,7 +96,7 @@ def held(
     (1 + restarts)·(steps + 1) forward and backward passes over the rest.
     """
     with torch.no_grad():
-        worst = objective.hits(forward(model, batch), batch)[0]
+        worst = objective.hits(answered(model, batch), batch)[0]
     worst = worst if least is None else torch.minimum(worst, least)
     blind = torch.zeros_like(worst, dtype=torch.bool)
     for start in range(1 + restarts):
@@ -142,7 +147,7 @@ def _gradients(
     leaves = [x.detach().requires_grad_() for x in at]
     changed = _with(batch, {id(old): new for old, new in zip(origin, leaves, strict=True)})
     with torch.enable_grad():
-        output = forward(model, changed)
+        output = answered(model, changed)
         loss, count = objective.losses(output, changed)
         found = torch.autograd.grad(loss * count, leaves, allow_unused=True)
     gradients = [torch.zeros_like(x) if g is None else g.nan_to_num() for x, g in zip(leaves, found, strict=True)]

@@ -10,15 +10,14 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from rankfold.batches import evaluating, forward, moved, samples_of, size_of
-from rankfold.objectives import Classification, Objective
+from rankfold.batches import evaluating, moved, samples_of, size_of
+from rankfold.objectives import Classification, Objective, infer, objective_named
 from rankfold.pipeline.measure import calibration_part
-from rankfold.pipeline.robustness.attack import Ball, Norm, Space, held, movable
+from rankfold.pipeline.robustness.attack import Ball, Norm, Space, answered, held, movable
 from rankfold.pipeline.robustness.layers import Amplification, amplifications
 from rankfold.run.progress import Progress, showing
-from rankfold.train import choose
-from rankfold.train.evaluation import named
-from rankfold.train.feed import ordered
+from rankfold.train.evaluation import materialised, named
+from rankfold.train.feed import check, ordered
 from rankfold.zoo import Split
 
 FEWEST_STEPS = 15  # fewer find too little, and flatter the network
@@ -138,13 +137,15 @@ def robustness(
     """
     balls = _balls(linf, l2, steps, restarts)
     part = data if samples is None else calibration_part(data, samples, seed)
-    chosen = choose(model, part, objective).objective
+    check(part, "evaluation")
+    materialised(model)
+    batches = _batches(model, part, batch_size, samples)
+    chosen = _chosen(model, batches[0], objective)
     if not isinstance(chosen, Classification) or chosen.by_token:
         raise ValueError(
             f"robustness is measured of classifiers, whose answers are right or wrong, and the objective is {chosen}: "
             "give objective='classification' if the targets are classes"
         )
-    batches = _batches(model, part, batch_size, samples)
     space, unit = _space(data, batches, pixels, bounds)
     tell = progress or (lambda what, done, total: None)
     generator = torch.Generator().manual_seed(seed)
@@ -162,6 +163,13 @@ def robustness(
         unit=unit,
         blind=blind / max(attacked, 1),
     )
+
+
+def _chosen(model: nn.Module, batch: Any, objective: Objective | str | None) -> Objective:
+    if objective is not None:
+        return objective_named(objective)
+    with evaluating(model), named("evaluation"):
+        return infer(answered(model, batch), batch).objective
 
 
 def _balls(linf: Sequence[float], l2: Sequence[float], steps: int, restarts: int) -> list[Ball]:
@@ -260,7 +268,7 @@ def _counts(
     right = counted = blind = attacked = seen = done = 0
     under = [0] * len(balls)
     for batch in batches:
-        hits, counts = chosen.hits(forward(model, batch), batch)
+        hits, counts = chosen.hits(answered(model, batch), batch)
         right, counted, seen = right + int(hits.sum()), counted + int(counts.sum()), seen + len(hits)
         flat = torch.zeros_like(hits, dtype=torch.bool)
         least: dict[Norm, Tensor] = {}

@@ -14,6 +14,7 @@ from torch import nn
 
 from rankfold.induce import LORITA, Condition, Dlrt, Spread
 from rankfold.induce.condition import Conditioning
+from rankfold.induce.ways import Way, settings_of, way_named
 from rankfold.objectives import objective_named
 from rankfold.train import Augment, Distill, Plateau, Recipe, Relax
 from rankfold.train.recipe import Decay
@@ -81,9 +82,9 @@ class TrainConfig(BaseModel):
 
     `depth` 1 is the ordinary network, 2 and more make a product of that many factors of every matrix that `where`
     selects (`rankfold.induce.overparametrize_`, with `start` and `inner`). `dlrt`: layers of low rank instead, from the
-    first step. `weights`: what to start from. `objective`:
-    what outputs and targets mean, by name; by default it is told from data and model. `decay` only checks that the
-    optimizer is the one you mean. `device`: "auto" is CUDA where there is any.
+    first step; `way`: another way there (`rankfold.induce.ways`), its `name` and settings. `weights`: what to start
+    from. `objective`: what outputs and targets mean, by name; by default it is told from data and model. `decay` only
+    checks that the optimizer is the one you mean. `device`: "auto" is CUDA where there is any.
     """
 
     model_config = ConfigDict(extra="forbid", frozen=True)
@@ -98,6 +99,7 @@ class TrainConfig(BaseModel):
     start: str = "balanced"
     inner: int | list[int] | str | None = None
     dlrt: Dynamic | None = None
+    way: Any = None
     teacher: Teacher | None = None
     objective: str | None = None
     decay: Decay | None = None
@@ -113,6 +115,15 @@ class TrainConfig(BaseModel):
         if isinstance(value, bool) or not isinstance(value, int) or value < 1:
             raise ValueError(f"must be 1, the ordinary network, or a whole number of at least 2 factors, got {value!r}")
         return value
+
+    @field_validator("way", mode="before")
+    @classmethod
+    def _known_way(cls, value: Any) -> Way | None:
+        if value is None or isinstance(value, Way):
+            return value
+        if not isinstance(value, Mapping) or "name" not in value:
+            raise ValueError(f"give a name and settings below it, such as {{name: cuttlefish}}, got {value!r}")
+        return way_named(**value)
 
     @field_validator("objective")
     @classmethod
@@ -131,12 +142,17 @@ class TrainConfig(BaseModel):
             raise ValueError(
                 f"dlrt: trains layers of low rank, depth {self.depth} products that are larger: choose one"
             )
+        if self.way is not None and (self.dlrt is not None or self.depth > 1):
+            raise ValueError(
+                f"way: {self.way.name} is one way to low rank, {'dlrt' if self.dlrt else 'depth'} another: choose one"
+            )
         return self
 
     def to_dict(self) -> dict[str, Any]:
         """Every key of the file, defaults included; `parse` is the inverse."""
-        values = self.model_dump(mode="json", exclude={"recipe"})
-        for key in ("objective", "dlrt"):
+        values = self.model_dump(mode="json", exclude={"recipe", "way"})
+        values["way"] = None if self.way is None else settings_of(self.way)
+        for key in ("objective", "dlrt", "way"):
             if values[key] is None:
                 del values[key]  # as before there was such a key: what was written then compares equal
         return values | {"decay": self.recipe.decay} | self.recipe.to_dict()

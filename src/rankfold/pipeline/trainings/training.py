@@ -87,6 +87,8 @@ def built(config: TrainConfig, data: Data) -> nn.Module:
         )
     if config.dlrt is not None:
         dlrt_(model, config.dlrt.rank, config.where)
+    if config.way is not None:
+        config.way.prepare_(model, config.where)
     return model
 
 
@@ -128,7 +130,7 @@ def _fitted(
 
         history = fit(
             model, data.train, data.validation, config.recipe, teacher=teacher, directory=place, progress=progress,
-            objective=objective.objective, optimizer=None if config.dlrt is None else config.dlrt.optimizer,
+            objective=objective.objective, optimizer=getattr(config.dlrt or config.way, "optimizer", None),
         )  # fmt: skip
     if history.resumed_from and history.resumed_from == len(history.epochs) and history.stopped is None:
         tell.say(f"all {len(history.epochs)} epochs were done already")
