@@ -281,6 +281,8 @@ def _alone(task: Task, site: Site, entry: Entry, why: str) -> Solution:
             original, seen.data, SiteList((site,)), samples=seen.samples, batch_size=seen.batch_size, metric_samples=0
         )
         statistics = known.sites.get(site.name)
+        if statistics is not None:
+            statistics = replace(statistics, metric=task.metrics.get(site.name), tokens=task.tokens)
     note = f"fitted to the original's own inputs: {why}"
     if statistics is None:
         note = f"truncated without data: {why if seen.memory is not None else 'never called on the calibration data'}"
