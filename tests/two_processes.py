@@ -1,5 +1,6 @@
 """What each of two processes does for test_train_parallel.py; one line of JSON from each."""
 
+import functools
 import json
 import shutil
 import sys
@@ -9,11 +10,13 @@ from pathlib import Path
 import torch
 from torch import nn
 
+import rankfold as rf
 from rankfold.batches import mapped
 from rankfold.compress.methods.relu import ActivationAware
 from rankfold.compress.planning.plan import Plan
 from rankfold.compress.planning.planner import plan
 from rankfold.compress.planning.profile import Calibration
+from rankfold.layers import InTraining
 from rankfold.run.team import Team, joined
 from rankfold.train import Augment, Distill, History, Plateau, Recipe, fit
 from rankfold.zoo import load_data
@@ -55,6 +58,20 @@ def by_objective(kind: str) -> dict:
     epoch = history.epochs[0].to_dict()
     del epoch["seconds"]
     return {"state": state(model), "epoch": epoch}
+
+
+def at_low_rank(kind: str) -> dict:
+    """Two epochs with layers whose parameters others take the place of."""
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Flatten(), nn.Linear(64, 32), nn.Tanh(), nn.Linear(32, 10))
+    way = rf.Pufferfish(budget=0.5, warmup=1)
+    how = functools.partial(rf.Dlrt, budget=0.5, reach=4, window=5) if kind == "dlrt" else way.optimizer
+    model = rf.dlrt_(model, 12) if kind == "dlrt" else way.prepare_(model)
+    data, recipe = load_data("digits"), Recipe(epochs=3, batch_size=64, learning_rate=0.05, clip_norm=2.0)
+    history = fit(model, data.train, data.validation, recipe, optimizer=how)
+    ranks = [module.rank for module in model.modules() if isinstance(module, InTraining)]
+    rf.fold_(model)
+    return {"state": state(model), "ranks": ranks, "losses": [epoch.train_loss for epoch in history.epochs]}
 
 
 class Failing(torch.utils.data.Dataset):
@@ -100,6 +117,7 @@ def main(directory: Path) -> None:
         model = network(seed=team.rank)  # the first one's weights are everyone's
         history = fit(model, data.train, data.validation, RECIPE)
         found |= {kind: by_objective(kind) for kind in ("segmentation", "teacher")}
+        found |= {kind: at_low_rank(kind) for kind in ("dlrt", "way")}
         found["together"] = {"state": state(model), "figures": figures(history)}
         found["indivisible"] = error_of(
             lambda: fit(network(), data.train, data.validation, replace(RECIPE, batch_size=63))

@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 import torch
 from safetensors.torch import load_file
-from two_processes import RECIPE, by_objective, figures, fitted, network, state
+from two_processes import RECIPE, at_low_rank, by_objective, figures, fitted, network, state
 
 from rankfold.compress.planning.plan import Plan
 from rankfold.pipeline import train
@@ -69,6 +69,18 @@ def test_positions_that_count_are_summed_over_the_processes(pair, kind):
     assert difference(found[0][kind]["state"], single["state"]) < 1e-5
     assert found[0][kind]["epoch"] == pytest.approx(single["epoch"], rel=1e-4)
     assert ("train_mean_iou" if kind == "segmentation" else "train_change") in single["epoch"]
+
+
+@pytest.mark.parametrize("kind", ["dlrt", "way"])
+def test_layers_of_low_rank_train_together_as_alone(pair, kind):
+    """Their parameters change places and shapes, which DistributedDataParallel does not follow."""
+    _, found, _ = pair
+    single = at_low_rank(kind)
+    assert found[0][kind] == found[1][kind]
+    assert found[0][kind]["ranks"] == single["ranks"]
+    assert max(single["ranks"]) < 32
+    assert found[0][kind]["losses"] == pytest.approx(single["losses"], rel=1e-4)
+    assert difference(found[0][kind]["state"], single["state"]) < 1e-3
 
 
 def difference(a: dict[str, list[float]], b: dict[str, list[float]]) -> float:

@@ -250,8 +250,11 @@ def first_process() -> bool:
 
 
 def _some_unused(model: nn.Module, sample: Any) -> bool:
-    """Whether a parameter takes no part in the outputs; gradients must not be waited for then."""
-    trained = [parameter for parameter in model.parameters() if parameter.requires_grad]
+    """Whether a parameter that is waited for takes no part in the outputs; gradients must not be waited for then."""
+    left_out = frozenset(getattr(model, "_ddp_params_and_buffers_to_ignore", ()))  # they change places in training
+    trained = [p for name, p in model.named_parameters() if p.requires_grad and name not in left_out]
+    if not trained:
+        return False
     modes = [(module, module.training) for module in model.modules()]
     model.eval()
     try:
