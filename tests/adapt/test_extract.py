@@ -169,7 +169,7 @@ def test_all_that_is_left_out_is_said():
         "table.weight": "an embedding",
         "conv.bias": "a bias: no product of two matrices",
         "norm.weight": "a vector",
-        "norm.bias": "a vector",
+        "norm.bias": "a vector; all zeros in the base",
         "up.bias": "a bias: no product of two matrices",
         "shared.0.weight": "the same layer as shared.1: PEFT would adapt the first place alone",
         "shared.0.bias": "a bias: no product of two matrices",

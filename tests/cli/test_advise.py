@@ -173,3 +173,17 @@ def test_the_passes_over_validation_are_one_for_each_network(monkeypatch: pytest
     monkeypatch.setattr(module, "counted", lambda *a, **k: seen.append(1) or counted(*a, **k))
     made = rf.advise(tiny(), digits(), seconds=2)
     assert len(seen) == len(made.tried) + 1
+
+
+def test_of_a_network_that_has_learnt_nothing_there_is_no_advice() -> None:
+    from rankfold import zoo
+
+    torch.manual_seed(0)
+    made = rf.advise(zoo.model("digits-cnn").eval(), digits(), seconds=1)
+    assert made.unlearned
+    assert made.best is None
+    said = list(sentences(made))
+    assert "no better than chance" in said[-1]
+    assert "(--weights)?" in said[-1]
+    assert not any("Yes" in each for each in said)
+    assert not list(commands(made, "digits-cnn"))

@@ -110,7 +110,8 @@ def naive(problem, samples, step, most=10_000, counted="stored"):
             factors = candidate.decomposition.factors(option.rank)
             candidate.site.layer.write_(new, option.form, factors)
             with torch.no_grad():
-                bias = torch.zeros_like(new.bias) if old.bias is None else old.bias.detach().clone()
+                given = getattr(old, "bias", None)  # an embedding has none
+                bias = torch.zeros_like(new.bias) if given is None else given.detach().clone()
                 new.bias.copy_(bias if factors.shift is None else bias + factors.shift)
             replace_(model, old, new)
         return model

@@ -28,6 +28,7 @@ from rankfold.pipeline.quality.interval import fall
 from rankfold.run.progress import Tell
 from rankfold.sites import Form, SiteList, unwrap
 from rankfold.sites.find import Where
+from rankfold.train.breakdown import at_chance
 from rankfold.train.evaluation import counted
 
 KEPT = (0.9, 0.75, 0.6, 0.45, 0.3)  # fractions of the FLOPs that are tried, one after the other while time is left
@@ -80,7 +81,8 @@ class Advice:
 
     ``cost`` of the original; ``covered``: the shares of its parameters and FLOPs in layers that can be factored, of
     which there are ``sites``; ``obstacles``: the largest other parts, as (share of the parameters, name, reason);
-    ``allowed``: how far the judging figure may fall, in its own unit; ``samples``: for calibration and for judging.
+    ``allowed``: how far the judging figure may fall, in its own unit; ``samples``: for calibration and for judging;
+    ``unlearned``: the original is no better than chance, so that nothing follows.
     """
 
     cost: Cost
@@ -93,11 +95,12 @@ class Advice:
     samples: tuple[int, int]
     labelled: bool
     seconds: float = 0.0
+    unlearned: bool = False
 
     @property
     def best(self) -> Tried | None:
         """The smallest network that was tried whose figure falls by no more than what is allowed."""
-        good = [point for point in self.tried if point.drop <= self.allowed]
+        good = [] if self.unlearned else [point for point in self.tried if point.drop <= self.allowed]
         return min(good, key=lambda point: point.flops, default=None)
 
     @property
@@ -186,7 +189,8 @@ def advise(
     covered, obstacles = _parts(root, known.sites, known)
     return Advice(
         known.cost, len(known.sites.reducible), covered, obstacles, start.judged, tuple(tried), allowed,
-        (taught, start.count), bool(meaning is not None and meaning.labelled), time.perf_counter() - begun,
+        (known.samples, start.count), bool(meaning is not None and meaning.labelled), time.perf_counter() - begun,
+        start.chance is not None and at_chance(start.judged, start),
     )  # fmt: skip
 
 

@@ -16,6 +16,12 @@ def sentences(found: Advice) -> Iterator[str]:
     if not found.tried:
         yield "Nothing smaller could be made: factoring these layers does not even bring the FLOPs down to 90 %."
         return
+    if found.unlearned:
+        yield (
+            f"No advice: {found.start.name} is {found.start.text}, no better than chance. Were the trained weights "
+            "loaded (--weights)?"
+        )
+        return
     best = found.best
     yield _price(found) if best is None else _pays(found, best)
     further = _beyond(found)
@@ -30,6 +36,8 @@ def sentences(found: Advice) -> Iterator[str]:
 
 def commands(found: Advice, model: str, extra: str = "") -> Iterator[tuple[str, str]]:
     """(what for, command line), the most useful first. ``extra``: options that name weights and data."""
+    if found.unlearned:
+        return
     best, base = found.best, " ".join(filter(None, ("rankfold compress", model, extra)))
     points = 100 * found.allowed if found.start.unit == "fraction" else found.allowed
     if best is not None:
@@ -84,7 +92,7 @@ def _beyond(found: Advice) -> str | None:
     best = found.best
     more = [point for point in found.tried if best is not None and point.flops < best.flops]
     if not more:
-        return None
+        return None if best is None else "Nothing smaller was tried in this time: --max-drop searches further."
     point = more[0]
     gone, after = _percent(1 - point.flops), f"{point.figure.text}{_range(found.start, point)}"
     return f"With {gone} of the FLOPs gone it would be {after}: for that, train it afterwards."

@@ -21,7 +21,8 @@ _FROM, _TO = 0.98, 0.05  # of the FLOPs
 
 
 def offers(known: Profile, plan: Plan) -> list[Offer]:
-    """Plans up to 98 % of the FLOPs from where the first can be met, made as ``plan`` was; no two that decide alike.
+    """Plans up to 98 % of the FLOPs from where the first can be met, made as ``plan`` was, and ``plan`` itself; no two
+    that decide alike.
 
     None for methods that fit layer after layer and for the iterative rule, whose plans cost more than a look. Of a
     language model those in nats, without a trial. Decomposes nothing and runs no model.
@@ -31,7 +32,8 @@ def offers(known: Profile, plan: Plan) -> list[Offer]:
     if known.statistics is not None:
         known = replace(known, statistics=known.statistics.decided)
     besides = [budget for budget in plan.budgets if isinstance(budget, Multiples)]
-    return list(_offered(known, plan.rule, besides))[::-1]
+    found = _offered(known, plan.rule, besides, plan.decided)
+    return sorted((*found, _offer(plan)), key=lambda offer: offer.flops)
 
 
 def loss_unit(known: Profile, plan: Plan) -> str:
@@ -44,8 +46,8 @@ def loss_unit(known: Profile, plan: Plan) -> str:
     return "summed over the layers, in the unit in which they were compared"
 
 
-def _offered(known: Profile, rule: str, besides: list[Multiples]) -> Iterator[Offer]:
-    seen = set[str]()
+def _offered(known: Profile, rule: str, besides: list[Multiples], chosen: str | None) -> Iterator[Offer]:
+    seen = {chosen or ""}
     count = max(FEWEST, min(MANY, MANY * LARGE // max(len(known.sites.reducible), 1)))
     for index in range(count):
         try:

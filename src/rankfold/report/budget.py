@@ -3,7 +3,7 @@
 import base64
 import hashlib
 import json
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from importlib.resources import files
 from typing import Any
 
@@ -38,13 +38,19 @@ def payload(data: ReportData) -> Markup:
         "layers": [{"flops": (layer.flops_before or 0) / flops} for layer in data.layers],
         "offers": [_offer(offer, flops) for offer in data.offers],
         "measured": [
-            {"flops": point.kept_flops, "text": quantities.of_figure(point.value, data.judged)}
-            for point in data.curve
-            if point.kept_flops is not None
+            {"flops": kept, "text": quantities.of_figure(value, data.judged)} for kept, value in _measured(data)
         ],
     }
     text = json.dumps(values, ensure_ascii=True, separators=(",", ":"), allow_nan=False)
     return Markup(text.replace("<", "\\u003c").replace("&", "\\u0026"))  # nothing in it may end the element
+
+
+def _measured(data: ReportData) -> Iterator[tuple[float, float]]:
+    """(share of the FLOPs, judging figure) of every network that was built, for the curve or in a search."""
+    points = [(point.kept_flops, point.value) for point in data.curve]
+    if data.search is not None:
+        points += [(point.kept_flops, point.value) for point in data.search.points]
+    return ((kept, value) for kept, value in points if kept is not None)
 
 
 def _offer(offer: Offer, whole: float) -> dict[str, Any]:

@@ -21,7 +21,7 @@ _QUANTISED = ("qweight", "qzeros", "scales", "weight_packed", "weight_scale", "a
 @dataclass(frozen=True)
 class LeftOut:
     """A tensor that differs and that the adapter does not have: why, and how much it differs, relative to the base's
-    norm (None: it has no counterpart there)."""
+    norm (None: it has no counterpart there, or one of zeros)."""
 
     name: str
     why: str
@@ -119,6 +119,8 @@ def _left(name: str, why: str, base: Checkpoint, first: str, tuned: Checkpoint, 
             )
         return LeftOut(name, f"{why}; {len(new) - len(old):,} new rows (tokens)", change)
     change = _change(old, new)
+    if change == float("inf"):
+        return LeftOut(name, f"{why}; all zeros in the base", None)
     return LeftOut(name, why, change) if change > 0 else None
 
 

@@ -27,6 +27,7 @@ if TYPE_CHECKING:
     from rankfold.run.progress import Talk
 
 _SHOWN = 12  # tensors that are left out and told by name
+_MUCH = 0.1  # relative change of a tensor that is left out, above which the adapter is doubtful
 
 
 def _budgets(texts: list[str]) -> list[str]:
@@ -91,6 +92,7 @@ def extract(
         bool, typer.Option("--uniform", help="One rank and one alpha for all layers, by zeros, for simple readers.")
     ] = False,
     seed: Seed = 0,
+    restart: Annotated[bool, typer.Option("--restart", help="Replace an adapter that is there already.")] = False,
     download: Download = False,
     device: DeviceName = "cpu",
     threads: Threads = None,
@@ -106,6 +108,10 @@ def extract(
     from rankfold.run.progress import Talk
 
     set_threads(threads)
+    if not restart and is_adapter(str(out)):
+        raise typer.BadParameter(
+            f"{out} holds an adapter already: give another folder, or --restart to replace it", param_hint="--out"
+        )
     adapters = [is_adapter(source) for source in sources]
     if any(adapters) and not all(adapters):
         plain = sources[adapters.index(False)]
@@ -182,7 +188,7 @@ def _print(found: Extraction) -> None:
     print_table(("layer", "size", "rank", "numbers", "of the update", "error"), rows)
     of = f" ({percent(found.params / found.model_params, 2)} of the model)" if found.model_params else ""
     print(f"\nasked: {found.budget}; {count(found.params)} numbers{of}")
-    norm = "of what they change in the outputs" if found.norm == "outputs" else "in all updates together"
+    norm = "of what they change in the outputs" if found.norm == "outputs" else "in the updates that it holds together"
     print(f"error: {found.error:.4g}, relative, {norm}")
     if found.tuned is not None:
         way = found.tuned
@@ -194,5 +200,11 @@ def _print(found: Extraction) -> None:
         print(f"left out: {item.name} ({item.why}){told}")
     if len(found.left_out) > _SHOWN:
         print(f"left out: {len(found.left_out) - _SHOWN} more, see extraction.json")
+    largest = max(found.left_out, key=lambda item: item.change or 0.0, default=None)
+    if largest is not None and (largest.change or 0.0) > _MUCH:
+        print(
+            f"note: much of the change is not in the adapter: {largest.name} alone changed by "
+            f"{percent(largest.change or 0.0)}. --whole 'PATTERN' takes such modules along as they are"
+        )
     for note in found.notes:
         print(f"note: {note}")

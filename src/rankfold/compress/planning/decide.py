@@ -190,6 +190,8 @@ class _Asked:
         candidates = known.candidates
         if not getattr(self.rule, "across_forms", False):  # such a rule compares ranks, not forms
             candidates = {name: group[:1] for name, group in candidates.items()}
+        if any(isinstance(each, OfSites) for each in self.budgets):  # counts no embeddings, and so leaves them alone
+            candidates = {name: [] if known.sites[name].layer.lookup else group for name, group in candidates.items()}
         prices = {**self.prices, **met}
         return options(known.sites, candidates, prices, self.budgets, self.resource, known.counter)
 
