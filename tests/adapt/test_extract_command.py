@@ -21,6 +21,14 @@ def test_two_folders_then_the_adapter_smaller(folders, tmp_path):  # noqa: F811
     assert found["norm"] == "entries"
     assert found["left_out"] == []
     assert sum(layer["params"] for layer in found["layers"]) == found["params"] == read_adapter(tmp_path / "a").params
+    written = (tmp_path / "a" / "adapter_config.json").read_bytes()
+    again = ("extract", place / "base", place / "tuned", "-o", tmp_path / "a", "--budget", "rank=1")
+    done = rankfold(*again)
+    assert done.exit_code == 2
+    assert "holds an adapter already: give another folder, or --restart" in done.stderr
+    assert (tmp_path / "a" / "adapter_config.json").read_bytes() == written
+    assert succeeded(*again[:3], "-o", tmp_path / "d", *again[5:])["params"] < found["params"]
+    assert succeeded(*again[:3], "-o", tmp_path / "d", "--budget", "rank=4", "--restart")["params"] == found["params"]
     small = succeeded("extract", tmp_path / "a", "-o", tmp_path / "b", "--budget", "params=0.5", "--uniform")
     assert small["params"] <= found["params"] / 2
     config = json.loads((tmp_path / "b" / "adapter_config.json").read_text())

@@ -18,7 +18,7 @@ from torch import nn
 import rankfold as rf
 from rankfold.pipeline import offers as module
 from rankfold.pipeline.offers import offers
-from rankfold.report import LayerRow, Offer, OfferedLayer, ReportData, render
+from rankfold.report import CurvePoint, LayerRow, Offer, OfferedLayer, ReportData, SearchShown, TriedPoint, render
 from rankfold.report.budget import digest, nearest, payload, script
 
 
@@ -86,6 +86,13 @@ def test_what_was_asked_is_shown_first_and_one_plan_alone_has_no_slider() -> Non
     page = render(data(TWO[0]))
     assert "budget-slider" not in page
     assert "<script" not in page
+
+
+def test_networks_of_a_search_stand_beside_the_plans_too() -> None:
+    tried = SearchShown(("told",), 0.8, 0.9, [TriedPoint(0.5, 0.5, 0.85, True), TriedPoint(None, 0.4, 0.8, False)])
+    curve = [CurvePoint("project", 0.7, 0.7, 0.88)]
+    found = json.loads(payload(replace(data(*TWO), search=tried, curve=curve)))["measured"]
+    assert [point["flops"] for point in found] == [0.7, 0.5]
 
 
 def test_no_other_script_may_run_and_no_name_ends_the_data() -> None:
