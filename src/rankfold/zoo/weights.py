@@ -1,6 +1,7 @@
 """Weights from a file into a model, all or nothing, without ever running code from the file."""
 
 import pickle
+import re
 import struct
 import warnings
 from collections.abc import Mapping
@@ -52,9 +53,10 @@ def _read(file: Path) -> dict[str, Tensor]:
             warnings.simplefilter("ignore")
             content = torch.load(file, map_location="cpu", weights_only=True)
     except pickle.UnpicklingError as error:
+        foreign = re.search(r"GLOBAL (\S+)", str(error))  # the rest of torch's text is advice that would run the code
+        held = f"it holds {foreign[1]} beside tensors" if foreign else "it is damaged, or no file of tensors"
         raise ZooError(
-            f"weights: {file} is refused, it is damaged or truncated, or loading it could run code "
-            f"({_first_line(error)}): save model.state_dict() alone"
+            f"weights: {file} is refused, since {held}, and loading it could run code: save model.state_dict() alone"
         ) from error
     except OSError as error:
         raise ZooError(f"weights: {file} cannot be read: {_first_line(error)}") from error
