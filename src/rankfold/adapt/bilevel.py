@@ -15,6 +15,7 @@ from rankfold.linalg.errors import NonFiniteError
 from rankfold.linalg.frank_wolfe import Direction, direction, moved
 from rankfold.linalg.leading import leading
 from rankfold.sites import Form
+from rankfold.train.step.around import Around
 
 Level = Literal["both", "lower", "upper"]
 _TRIES = 30
@@ -32,7 +33,7 @@ class Certificate:
     note: str
 
 
-class Debora(torch.optim.Optimizer):
+class Debora(Around):
     """Trains what ``debora_`` has prepared, in anyone's loop: ``zero_grad``, backward, ``step``.
 
     ``optimizer`` (a class of ``torch.optim``) with ``settings`` moves U, V and whatever else is to be trained, or the
@@ -79,24 +80,6 @@ class Debora(torch.optim.Optimizer):
         self.way, self.scaled, self._peak = way, scaled, 0.0
         self.curvature: float | None = None
         self._mean: Tensor | None = None
-
-    # what schedulers, scalers and checkpoints ask of an optimizer
-
-    @property
-    def param_groups(self) -> list[dict[str, Any]]:
-        return self.inner.param_groups
-
-    @param_groups.setter
-    def param_groups(self, groups: list[dict[str, Any]]) -> None:
-        self.inner.param_groups = groups
-
-    @property
-    def state(self) -> Any:  # type: ignore[override]
-        return self.inner.state
-
-    @property
-    def defaults(self) -> dict[str, Any]:  # type: ignore[override]
-        return self.inner.defaults
 
     def zero_grad(self, set_to_none: bool = True) -> None:
         """Also of the gains."""

@@ -11,6 +11,7 @@ from torch import Tensor, nn
 
 from rankfold.adapt.peft_format import Adapter
 from rankfold.sites import Site
+from rankfold.train.step.around import Around
 
 NAME = "default"
 
@@ -44,7 +45,7 @@ def with_adalora_(model: nn.Module, chosen: list[tuple[Site, int]], steps: int, 
         return _peft().get_peft_model(model, config).base_model
 
 
-class AdaLoraOptimizer(torch.optim.Optimizer):
+class AdaLoraOptimizer(Around):
     """One of torch's optimizers with what AdaLoRA does beside each step: the orthogonality of its factors is asked for,
     and PEFT moves the budget (``update_and_allocate``)."""
 
@@ -54,25 +55,6 @@ class AdaLoraOptimizer(torch.optim.Optimizer):
         self.inner = kind([p for p in model.parameters() if p.requires_grad] if groups is None else groups, **settings)
         self._frames = [p for n, p in model.named_parameters() if "lora_A" in n or "lora_B" in n]
         self.weight = float(tuner.peft_config[NAME].orth_reg_weight)
-
-    @property
-    def param_groups(self) -> list[dict[str, Any]]:
-        return self.inner.param_groups
-
-    @param_groups.setter
-    def param_groups(self, groups: list[dict[str, Any]]) -> None:
-        self.inner.param_groups = groups
-
-    @property
-    def state(self) -> Any:  # type: ignore[override]
-        return self.inner.state
-
-    @property
-    def defaults(self) -> dict[str, Any]:  # type: ignore[override]
-        return self.inner.defaults
-
-    def zero_grad(self, set_to_none: bool = True) -> None:
-        self.inner.zero_grad(set_to_none)
 
     def step(self, closure: Callable[[], Any] | None = None) -> Any:
         """One step of the inner optimizer, then PEFT's."""

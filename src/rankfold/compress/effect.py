@@ -8,16 +8,19 @@ are fewer, WᵀDW in place of D where the inputs are. Then the change is read as
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING
 
 import numpy as np
 import torch
 from torch import Tensor, nn
 
-from rankfold.compress.planning.candidates import Candidate
-from rankfold.compress.statistics import SiteStatistics, Statistics
 from rankfold.forms.layer import Side
 from rankfold.run.progress import Progress
 from rankfold.sites import Form, Site
+
+if TYPE_CHECKING:  # methods ask for the effect of their own factors
+    from rankfold.compress.planning.candidates import Candidate
+    from rankfold.compress.statistics import SiteStatistics, Statistics
 
 _OUTSIDE = 1e-6  # of a change's norm: what may be lost when it is read as A W
 AT = 12  # ranks of one candidate at which its effect is computed; a power law of its error between them

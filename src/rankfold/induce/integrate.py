@@ -16,13 +16,14 @@ from rankfold.layers import DynamicLowRank
 from rankfold.linalg import tangent
 from rankfold.linalg.errors import NonFiniteError
 from rankfold.linalg.tangent import Triple, Turn
+from rankfold.train.step.around import Around
 
 Integrator = Literal["window", "parallel", "augmented", "fixed"]
 _FEW = 4  # directions that bases may always grow by: at such ranks they cost little
 _SQUARED = frozenset({"exp_avg_sq", "max_exp_avg_sq", "square_avg", "sum", "acc_delta"})  # means of squared gradients
 
 
-class Dlrt(torch.optim.Optimizer):
+class Dlrt(Around):
     """Trains a network that ``dlrt_`` has prepared, in anyone's loop: ``zero_grad``, backward, ``step``.
 
     ``optimizer`` (a class of ``torch.optim``) with ``settings`` trains the cores and every other parameter; or, with
@@ -91,24 +92,6 @@ class Dlrt(torch.optim.Optimizer):
         self._cores = [layer.core for layer in self.layers.values()]
         same_everywhere_(self.layers.values())
         self._probe(True)
-
-    # what schedulers, scalers and checkpoints ask of an optimizer
-
-    @property
-    def param_groups(self) -> list[dict[str, Any]]:
-        return self.inner.param_groups
-
-    @param_groups.setter
-    def param_groups(self, groups: list[dict[str, Any]]) -> None:
-        self.inner.param_groups = groups
-
-    @property
-    def state(self) -> Any:  # type: ignore[override]
-        return self.inner.state
-
-    @property
-    def defaults(self) -> dict[str, Any]:  # type: ignore[override]
-        return self.inner.defaults
 
     def _follow(self) -> None:
         """Take up the cores that loading other ranks into the model has put in place of those known here."""

@@ -15,9 +15,8 @@ import torch
 from torch import nn
 
 from rankfold.costs import latencies
-from rankfold.layers import LowRankLinear
-from rankfold.layers.pivoted import PivotedLinear
 from rankfold.run.memory import available
+from rankfold.sites import Form, sites
 from rankfold.zoo.images import IMAGE_SETS, folder_of
 from rankfold.zoo.kept import cache_folder
 
@@ -101,22 +100,16 @@ def paying(
     batch and form. All ranks are timed in turns with the dense layer. Cost: about ``seconds`` for each of them."""
     for width in widths:
         for batch in batches:
-            for form, kind in (("factored", LowRankLinear), ("pivoted", PivotedLinear)):
-                models: dict[str, nn.Module] = {"dense": nn.Linear(width, width, dtype=dtype, device=device)}
-                for fraction in FRACTIONS:
-                    models[str(fraction)] = _filled(kind(width, max(1, int(fraction * width)), width), dtype, device)
+            dense = nn.Linear(width, width, dtype=dtype, device=device)
+            layer = sites(nn.Sequential(dense))[0].layer
+            for form in sorted(layer.forms - {Form.KEEP, Form.DENSE}):
+                models = {"dense": dense} | {
+                    str(part): layer.skeleton(dense, form, max(1, int(part * width)), bias=True) for part in FRACTIONS
+                }
                 x = torch.randn(1, width, dtype=dtype, device=device)
                 times = latencies(models, x, batch=batch, rounds=rounds, seconds=seconds)
-                dense = times.pop("dense")
-                yield Pays(width, batch, form, dense, {float(key): ms for key, ms in times.items()})
-
-
-def _filled(layer: nn.Module, dtype: torch.dtype, device: str) -> nn.Module:
-    """Any values will do, but an order must be one."""
-    for name, buffer in layer.named_buffers():
-        if name.endswith("order"):
-            buffer.copy_(torch.arange(len(buffer)))
-    return layer.to(device=device, dtype=dtype)
+                whole = times.pop("dense")
+                yield Pays(width, batch, str(form), whole, {float(key): ms for key, ms in times.items()})
 
 
 def _version(name: str) -> str:

@@ -14,9 +14,11 @@ from functools import cached_property
 import torch
 from torch import Tensor
 
+from rankfold.compress.effect import effect
 from rankfold.compress.methods.method import Decomposition, Forecast, balanced, relative
 from rankfold.compress.methods.truncate import Truncate
 from rankfold.compress.statistics import SiteStatistics
+from rankfold.forms.layer import Side
 from rankfold.linalg import Projection, bias_from_inputs, bias_from_outputs, project, tails
 from rankfold.linalg.spatial import SpatialProjection, project_spatial
 from rankfold.sites import Factors, Form, Site
@@ -86,7 +88,7 @@ def damped_inside(inner: Tensor, weight: Tensor, damping: float) -> Tensor | Non
 class Projected:
     def __init__(
         self,
-        side: str,
+        side: Side,
         matrix: Tensor,
         statistics: SiteStatistics,
         bias: Tensor | None,
@@ -161,17 +163,10 @@ class Projected:
     def cost_in(self, metric: Tensor, rank: int) -> float:
         """tr(D E H Eᵀ) of these very factors in another metric: D (m, m), or WᵀDW (n, n) where that was gathered."""
         left, right = self.projection.factors(rank)
-        covariance = self.statistics.covariance
-        if self.side == "output":  # E = (I − P) W, and W H Wᵀ is the covariance
-            weighted = left if self.metric is None else self._times_metric(left)
-            change = torch.eye(left.shape[-2], dtype=left.dtype, device=left.device) - left @ weighted.mT
-        elif metric.shape[-1] == self.matrix.shape[-1]:  # E = W (I − M)
-            inward = torch.linalg.lstsq(self.matrix.to(left), left, driver="gelsd").solution
-            change = (torch.eye(right.shape[-1], dtype=left.dtype, device=left.device) - inward @ right).mT
-            return max(float(((change @ metric) * (covariance @ change)).sum()), 0.0)
-        else:
-            change = self.matrix.to(left) - left @ right
-        return max(float(((metric @ change) * (change @ covariance)).sum()), 0.0)
+        covariance, weight = self.statistics.covariance, self.matrix.to(left)
+        found = effect(weight - left @ right, weight, covariance, metric, self.side)
+        assert found is not None  # factors of a projection read what the weight reads
+        return found
 
     def factors(self, rank: int) -> Factors:
         left, right = self.projection.factors(rank)

@@ -16,6 +16,7 @@ from rankfold.linalg.errors import NonFiniteError
 from rankfold.linalg.tangent import wide
 from rankfold.sites import Site
 from rankfold.sites.find import Where
+from rankfold.train.step.around import Around
 
 Model = TypeVar("Model", bound=nn.Module)
 Layer = Phased | Approached
@@ -90,7 +91,7 @@ class Way:
         return all(not (isinstance(layer, Phased) and layer.dense) for layer in guided.layers.values())
 
 
-class Guided(torch.optim.Optimizer):
+class Guided(Around):
     """An optimizer around one of torch's, in whose steps and periods a ``Way`` takes part.
 
     ``layers`` by name; ``room``: what they may take within the budget, None without one; ``notes``: what the way
@@ -129,29 +130,10 @@ class Guided(torch.optim.Optimizer):
         }
 
     @property
-    def param_groups(self) -> list[dict[str, Any]]:
-        return self.inner.param_groups
-
-    @param_groups.setter
-    def param_groups(self, groups: list[dict[str, Any]]) -> None:
-        self.inner.param_groups = groups
-
-    @property
-    def state(self) -> Any:  # type: ignore[override]
-        return self.inner.state
-
-    @property
-    def defaults(self) -> dict[str, Any]:  # type: ignore[override]
-        return self.inner.defaults
-
-    @property
     def met(self) -> bool:
         """Whether the layers are what the way leads to, and within its budget."""
         within = self.room is None or sum(layer.numbers for layer in self.layers.values()) <= self.room
         return within and self.way.met(self)
-
-    def zero_grad(self, set_to_none: bool = True) -> None:
-        self.inner.zero_grad(set_to_none)
 
     def state_dict(self) -> dict[str, Any]:
         """That of the inner optimizer, with counts and notes: plain tensors and numbers."""
