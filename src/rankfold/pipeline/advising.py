@@ -92,7 +92,7 @@ def _beyond(found: Advice) -> str | None:
     best = found.best
     more = [point for point in found.tried if best is not None and point.flops < best.flops]
     if not more:
-        return None if best is None else "Nothing smaller was tried in this time: --max-drop searches further."
+        return None if best is None else "Nothing smaller was tried: --max-drop searches further."
     point = more[0]
     gone, after = _percent(1 - point.flops), f"{point.figure.text}{_range(found.start, point)}"
     return f"With {gone} of the FLOPs gone it would be {after}: for that, train it afterwards."
