@@ -19,8 +19,9 @@ from rankfold.compress.planning.plan import Entry, Plan
 from rankfold.compress.ranks.allocate import BudgetError, Option
 from rankfold.compress.ranks.budget import Latency, Params
 from rankfold.compress.ranks.latency import meet_latency, paired
-from rankfold.compress.ranks.timing import FASTER, Curve, grid, site_timing
+from rankfold.compress.ranks.timing import grid, site_timing
 from rankfold.costs import Cost, Example
+from rankfold.costs.curve import FASTER, Curve
 from rankfold.sites import Form, opened, sites
 
 
@@ -194,7 +195,7 @@ class Machine:
         entry = Entry("0", option.form, option.rank, (60, 40), bias=True)
         return Plan((entry,), (), "truncate", "optimal", "", Cost(1, 1, 1), Cost(1, 1, 1))
 
-    def measure(self, models, example, *, batch):
+    def measure(self, models, example, *, batch, phase):
         assert batch == 4
         times = {"dense": self.dense}
         if "compressed" in models:
@@ -282,7 +283,7 @@ def test_a_planned_latency_is_met_from_end_to_end(monkeypatch):
     """On a machine on which time is weights: half of the time means half of the weights."""
     model, (inputs, _) = network("conv_net")
 
-    def measure(models, example, *, batch):
+    def measure(models, example, *, batch, phase="forward"):
         return {name: 1e3 * 1e-6 * sum(p.numel() for p in m.parameters()) for name, m in models.items()}
 
     monkeypatch.setitem(site_timing.__kwdefaults__, "timer", Clock())

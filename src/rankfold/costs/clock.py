@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-import statistics
 import time
 from collections.abc import Mapping
 from typing import Any
 
+import numpy as np
 import torch
 from torch import nn
 
@@ -15,11 +15,18 @@ from rankfold.costs.example import Example, with_batch
 
 
 def latencies(
-    models: Mapping[str, nn.Module], example: Any, *, batch: int = 1, rounds: int = 15, seconds: float = 2.0
+    models: Mapping[str, nn.Module],
+    example: Any,
+    *,
+    batch: int = 1,
+    rounds: int = 15,
+    seconds: float = 2.0,
+    quantile: float = 0.5,
 ) -> dict[str, float]:
     """Median milliseconds of one forward of each model, measured in turns so that a noisy machine treats all alike.
 
-    At least three rounds; at most ``rounds`` or about ``seconds`` for each model, whichever ends first.
+    ``quantile``: another one than the median. At least three rounds; at most ``rounds`` or about ``seconds`` for each
+    model, whichever ends first.
     """
     example = with_batch(example, batch)
     times: dict[str, list[float]] = {name: [] for name in models}
@@ -33,7 +40,7 @@ def latencies(
                 times[name].append(once(model, example))
         if turn >= 2 and time.perf_counter() - start > seconds * len(models):
             break
-    return {name: 1e3 * statistics.median(values) for name, values in times.items()}
+    return {name: 1e3 * float(np.quantile(values, quantile)) for name, values in times.items()}
 
 
 def once(model: nn.Module, example: Example) -> float:

@@ -147,12 +147,24 @@ def traced(root: nn.Module, example: Example, fixed: Set[Axis] | None) -> Traced
     args, kwargs = given.args, dict(given.kwargs)
     with evaluating(root), quiet():
         try:
-            program = torch.export.export(
-                root, args, kwargs, dynamic_shapes=shapes.dynamic_shapes(root, args, kwargs), strict=False
-            )
-        except Exception as error:  # tracing runs the user's own forward, and torch raises exceptions of many kinds
-            raise ExportError(f"torch cannot trace this model: {first_line(error)}") from error
+            program = _program(root, args, kwargs, shapes)
+        except torch._dynamo.exc.UserError:  # the model itself asks how large a batch is: the largest that takes this way
+            for value in flat(given):
+                if value in shapes and 0 in shapes[value]:
+                    shapes[value][0] = torch.export.Dim.AUTO
+            program = _program(root, args, kwargs, shapes)
     return Traced(program, given, *_read(program, given))
+
+
+def _program(root: nn.Module, args: Any, kwargs: Any, shapes: Any) -> torch.export.ExportedProgram:
+    try:
+        return torch.export.export(
+            root, args, kwargs, dynamic_shapes=shapes.dynamic_shapes(root, args, kwargs), strict=False
+        )
+    except torch._dynamo.exc.UserError:
+        raise
+    except Exception as error:  # tracing runs the user's own forward, and torch raises exceptions of many kinds
+        raise ExportError(f"torch cannot trace this model: {first_line(error)}") from error
 
 
 def _read(program: torch.export.ExportedProgram, given: Example) -> tuple[tuple[str, ...], tuple[tuple[Any, ...], ...]]:

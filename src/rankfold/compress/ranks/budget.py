@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any, Literal
 
 if TYPE_CHECKING:
     from rankfold.costs import Cost
+    from rankfold.costs.decoding import Phase
 
 
 def _fraction(name: str, value: float) -> None:
@@ -31,6 +32,11 @@ class Resource:
     def of(self, cost: Cost) -> float:
         """How much of it a layer or a model of this cost takes."""
         return float(getattr(cost, self.kind))
+
+    @property
+    def text(self) -> str:
+        """As it is typed."""
+        return f"{self.kind}={self.keep:g}"
 
     def describe(self) -> str:
         return f"{self.kind} ≤ {self.keep:g} of dense"
@@ -59,24 +65,43 @@ class Bytes(Resource):
 
 @dataclass(frozen=True)
 class Latency(Resource):
-    """At most this fraction of the dense model's time for one forward of ``batch`` samples, measured here."""
+    """At most this fraction of the dense model's time for one forward of ``batch`` samples, measured here.
+
+    ``phase``: of a language model "prefill", reading the prompt, or "decode", one further token from the cache.
+    """
 
     batch: int = 1
+    phase: Literal["forward", "prefill", "decode"] = "forward"
     kind: Literal["latency"] = "latency"
 
-    def __init__(self, keep: float, batch: int = 1, kind: Literal["latency"] = "latency") -> None:
-        object.__setattr__(self, "keep", keep)
-        object.__setattr__(self, "batch", batch)
-        object.__setattr__(self, "kind", kind)
+    def __init__(
+        self, keep: float, batch: int = 1, phase: Phase = "forward", kind: Literal["latency"] = "latency"
+    ) -> None:
+        for name, value in (("keep", keep), ("batch", batch), ("phase", phase), ("kind", kind)):
+            object.__setattr__(self, name, value)
         self.__post_init__()
 
     def __post_init__(self) -> None:
         _fraction("latency", self.keep)
         if self.batch < 1:
             raise ValueError(f"latency is measured at a batch of at least 1, got {self.batch}")
+        if self.phase not in ("forward", "prefill", "decode"):
+            raise ValueError(f"latency is that of forward, prefill or decode, got {self.phase!r}")
+
+    @property
+    def text(self) -> str:
+        """As it is typed."""
+        where = "" if self.phase == "forward" else f"{self.phase}:" if self.batch > 1 else self.phase
+        batch = str(self.batch) if self.batch > 1 else ""
+        return f"latency={self.keep:g}{'@' if where or batch else ''}{where}{batch}"
+
+    @property
+    def place(self) -> str:
+        """Of what it is the time, in words."""
+        return f"at batch {self.batch}" + ("" if self.phase == "forward" else f" of {self.phase}")
 
     def describe(self) -> str:
-        return f"latency ≤ {self.keep:g} of dense at batch {self.batch}"
+        return f"latency ≤ {self.keep:g} of dense {self.place}"
 
 
 @dataclass(frozen=True)
@@ -180,16 +205,26 @@ def budget_from(values: Any) -> Budget:
         raise ValueError(f"a budget of {kind}: {error}") from None
 
 
+def _latency(keep: float, place: str) -> Latency:
+    """``64``, ``prefill``, ``decode``, or ``decode:4`` of four sequences."""
+    phase, colon, batch = place.partition(":")
+    if phase in ("prefill", "decode"):
+        return Latency(keep, int(batch) if colon else 1, "prefill" if phase == "prefill" else "decode")
+    if not place.isdigit():
+        raise ValueError(f"behind @ stands a batch, prefill, decode, or decode:4 of four sequences; got {place!r}")
+    return Latency(keep, int(place))
+
+
 def parse_budget(text: str) -> Budget:
-    """``flops=0.5``, ``params=0.39``, ``bytes=0.5``, ``energy=0.99``, ``latency=0.8`` or ``latency=0.8@64``; and
-    ``of=sites``, which says of what the others are fractions."""
+    """``flops=0.5``, ``params=0.39``, ``bytes=0.5``, ``energy=0.99``, ``latency=0.8``, ``latency=0.8@64`` or
+    ``latency=0.8@decode``; and ``of=sites``, which says of what the others are fractions."""
     if text == "of=sites":
         return OfSites()
     name, found, value = text.partition("=")
     fraction, at, batch = value.partition("@")
     try:
         if name == "latency":
-            return Latency(float(fraction), int(batch)) if at else Latency(float(fraction))
+            return _latency(float(fraction), batch) if at else Latency(float(fraction))
         if found and name in ("params", "flops", "bytes", "energy") and not at:
             return _KINDS[name](float(value))
     except ValueError as error:
@@ -198,7 +233,7 @@ def parse_budget(text: str) -> Budget:
     near = get_close_matches(name, ["params", "flops", "bytes", "energy", "latency"], 1)
     raise ValueError(
         f"budget {text!r} is not understood: write NAME=FRACTION with NAME one of "
-        "params, flops, bytes, latency (latency=0.8@64 for batch 64), energy"
+        "params, flops, bytes, latency (latency=0.8@64 for batch 64, latency=0.8@decode for a token), energy"
         f"{f'; did you mean {near[0]}?' if near else ''}"
     )
 
