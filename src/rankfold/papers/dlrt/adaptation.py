@@ -67,12 +67,15 @@ def reproduce(request: Request, directory: Path, tell: Tell) -> Outcome:
         found = computed(cases, measure, "adaptation", directory, asked.jobs, tell, _said)
         return dict(zip(cases, found, strict=True))
 
-    found = run([Case(*key, n, seeds[0], asked.train_samples) for n in range(count) for key in keys])
-    best = {
-        key: max(range(count), key=lambda n, key=key: found[Case(*key, n, seeds[0], asked.train_samples)]["validation"])
-        for key in keys
-    }
-    found |= run([Case(*key, best[key], seed, asked.train_samples) for seed in seeds[1:] for key in keys])
+    def case(key: tuple[str, str], number: int, seed: int) -> Case:
+        return Case(*key, number, seed, asked.train_samples)
+
+    found = run([case(key, number, seeds[0]) for number in range(count) for key in keys])
+    best = {}
+    for key in keys:
+        scores = [found[case(key, number, seeds[0])]["validation"] for number in range(count)]
+        best[key] = scores.index(max(scores))
+    found |= run([case(key, best[key], seed) for seed in seeds[1:] for key in keys])
     trials = pd.DataFrame([row(values, best) for values in found.values()])
     chosen = trials[trials.chosen]
     ours = named_before_test(chosen)
@@ -97,9 +100,10 @@ def measure(case: Case, place: Path, progress: Progress) -> dict[str, Any]:
     task, model = TASKS[case.task], base(case.task, place.parent.parent / BASES)
     data = restricted(adapted_to(case.task), case.samples or task.samples, case.seed)
     sites = chosen_layers(model, 1, None, convolutions=False)
+    chosen: Mapping[str, Any] = CHOICES[case.method][case.number]
     settings = AdaptSettings(
         case.method, params=float(task.rank * sum(sum(site.shape) for site, _ in sites)), epochs=task.epochs,
-        batch_size=task.batch, seed=case.seed, where=_linear, **CHOICES[case.method][case.number],
+        batch_size=task.batch, seed=case.seed, where=_linear, **chosen,
     )  # fmt: skip
     before = evaluate(model, data.test, role="test", objective=data.objective)
     try:
@@ -111,7 +115,7 @@ def measure(case: Case, place: Path, progress: Progress) -> dict[str, Any]:
     judged = evaluate(model, data.validation, role="validation", objective=data.objective)
     shutil.rmtree(place / "adapter")
     return {
-        "settings": dict(CHOICES[case.method][case.number]), "before": _score(before), "validation": _score(judged),
+        "settings": dict(chosen), "before": _score(before), "validation": _score(judged),
         "test": _score(after), "params": params, "budget": int(settings.params), "ranks": ranks,
     }  # fmt: skip
 
@@ -176,8 +180,8 @@ def remarks(table: pd.DataFrame, chosen: pd.DataFrame, ours: str) -> list[str]:
         f"{table.task.nunique()} tasks in the paired mean; in the mean over tasks {abs(behind):.2f} "
         f"{'behind' if behind > 0 else 'ahead of'} the best LoRA of one rank.",
         f"AdaLoRA ended with ranks that differ between layers in {int(moved.sum())} of {len(moved)} runs.",
-        "Scores are right answers in points; of the language model minus its loss in hundredths of a nat. All trials are "
-        "in trials.csv; all are cut to the same number of parameters at the end.",
+        "Scores are right answers in points; of the language model minus its loss in hundredths of a nat. All "
+        "trials are in trials.csv; all are cut to the same number of parameters at the end.",
     ]
 
 

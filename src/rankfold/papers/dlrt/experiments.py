@@ -23,7 +23,7 @@ EXPERIMENTS = (
         "adaptation-table",
         "dlrt.adaptation",
         "reproduce",
-        "not in the index: LoRA, AdaLoRA, deep LoRA, GeoLoRA, dEBORA at equal size; four adaptations, paired over seeds",
+        "not in the index: six ways to adapt by low rank at equal size; four adaptations, paired over seeds",
         (),
     ),
     Experiment(
