@@ -139,7 +139,8 @@ _TRAINING = Recipe(epochs=3, batch_size=128, optimizer="adam", learning_rate=1e-
 TASKS: dict[str, Task] = {
     "fashion": Task(
         "MNIST to Fashion-MNIST, FCN of 784-256-256-10", functools.partial(_fcn, 784, 256),
-        functools.partial(load_data, "mnist"), functools.partial(load_data, "fashion-mnist"), 4, 2_000, 10, 32, _TRAINING,
+        functools.partial(load_data, "mnist"), functools.partial(load_data, "fashion-mnist"), 4, 2_000, 10, 32,
+        _TRAINING,
     ),
     "turned": Task(
         "MNIST to MNIST turned by a quarter, FCN of 784-256-256-10", functools.partial(_fcn, 784, 256),
