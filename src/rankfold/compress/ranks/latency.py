@@ -91,8 +91,14 @@ def meet_latency(
     }
 
     def solved(scale: float) -> dict[str, Option]:
-        """The choice for ``scale`` times the latency that was asked, though not for more than the dense one."""
-        more = {axis: (min(1.0, scale * b.keep) - b.keep) * total[axis] for axis, b in asked.items()}
+        """The choice for ``scale`` times the latency that was asked; from the dense one on, whichever loses least.
+
+        The limits come from another measurement than ``total``: what is dense must not exceed them by noise.
+        """
+        more = {
+            axis: ((scale * b.keep if scale * b.keep < 1 else 1 + b.keep) - b.keep) * total[axis]
+            for axis, b in asked.items()
+        }
         return solve(tuple(limit + more.get(axis, 0.0) for axis, limit in enumerate(limits)))
 
     def timed(plan: Plan) -> Ratios:
