@@ -98,6 +98,14 @@ def test_what_the_table_has_not_is_timed_once_and_kept(tmp_path):
     assert known(found["5"], Form.FACTORED, 9) == times(found["5"], Form.FACTORED, 9)
 
 
+def test_times_that_cannot_be_kept_are_a_warning(tmp_path):
+    (tmp_path / "file").touch()
+    table = LatencyTable.of(tmp_path / "file" / "t.json")
+    with pytest.warns(UserWarning, match="layer times could not be kept"):
+        found, times = timing_of(layers(), torch.randn(2, 40), Clock(), table)
+    assert times(found["0"], Form.KEEP, 0) > 0
+
+
 def test_rows_between_and_beyond_those_that_were_timed(tmp_path):
     table, clock = measured(tmp_path / "t.json", rows=(1, 4, 64)), Clock()
     timing_of(layers(), torch.randn(2, 40), clock, table, batch=16)  # between: by the law

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+import warnings
 from collections import defaultdict
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -94,48 +95,69 @@ def site_timing(
     todo = [site for site in sites if candidates.get(site.name) and calls.get(site.name)]
     places = {s.name: _place(root, s, candidates[s.name], calls[s.name], batch, example.samples) for s in todo}
     ranks = {site.name: _ranks(site, candidates[site.name], calls[site.name]) for site in todo}
+    known, said = _tabled(table, todo, places, ranks)
+    switches: dict[str, Switch] = {}
+    for site in todo:
+        alike = sum(places[name] == places[site.name] for name in switches)
+        if places[site.name] not in known and alike < ALIKE:
+            variants = _variants(root.get_submodule(site.name), site, candidates[site.name], ranks[site.name])
+            switches[site.name] = Switch(root.get_submodule(site.name), variants, timer)
+    if switches:
+        device = next((p.device for p in root.parameters()), torch.device("cpu"))
+        module, given = phased(root, example.to(device), phase, batch)
+        with evaluating(root), _in_place(root, switches):
+            _run(module, list(switches.values()), given.to(device), tell)
+        known |= _noted(table, places, switches)
+    return Timing(places, known, said)
+
+
+def _tabled(
+    table: LatencyTable | None,
+    todo: Sequence[Site],
+    places: Mapping[str, Place],
+    ranks: Mapping[str, Mapping[Form, Sequence[int]]],
+) -> tuple[dict[Place, Mapping[Form, Curve]], str]:
+    """What the table knows of these sites, and a sentence on it."""
     known: dict[Place, Mapping[Form, Curve]] = {}
+    if table is None:
+        return known, ""
     exactly = 0
-    for site in todo if table is not None else ():
-        place, forms = places[site.name], ranks[site.name]
-        if place in known or table is None:
-            continue
+    for place, site in {places[site.name]: site for site in todo}.items():
+        forms = ranks[site.name]
         found = table.exact(place.spot, list(forms))
         exactly += found is not None
         found = found or table.by_law(place.spot, site.layer, forms)
         if found is not None:
             known[place] = {form: curve.times_calls(place.count) for form, curve in found.items()}
-    said = _said(table, places, known, exactly)
-    left = [site for site in todo if places[site.name] not in known]
-    switches: dict[str, Switch] = {}
-    for site in left:
-        if sum(places[name] == places[site.name] for name in switches) < ALIKE:
-            variants = _variants(root.get_submodule(site.name), site, candidates[site.name], ranks[site.name])
-            switches[site.name] = Switch(root.get_submodule(site.name), variants, timer)
-    device = next((p.device for p in root.parameters()), torch.device("cpu"))
-    if switches:
-        module, given = phased(root, example.to(device), phase, batch)
-        with evaluating(root), _in_place(root, switches):
-            _run(module, list(switches.values()), given.to(device), tell)
+    return known, _said(table, len(set(places.values())), len(known), exactly)
+
+
+def _noted(
+    table: LatencyTable | None, places: Mapping[str, Place], switches: Mapping[str, Switch]
+) -> dict[Place, Mapping[Form, Curve]]:
+    """The curves of what was timed, of layers alike together; they are kept in the table where there is one."""
     pooled: dict[Place, dict[Variant, list[float]]] = defaultdict(lambda: defaultdict(list))
     for name, switch in switches.items():
         for variant, seconds in switch.seconds.items():
             pooled[places[name]][variant] += seconds
-    known |= {place: _curves(seconds) for place, seconds in pooled.items()}
-    if table is not None and pooled:
-        for place in pooled:
-            table.add(place.spot, {form: curve.times_calls(1 / place.count) for form, curve in known[place].items()})
-        table.save()
-    return Timing(places, known, said)
+    found: dict[Place, Mapping[Form, Curve]] = {place: _curves(seconds) for place, seconds in pooled.items()}
+    if table is not None:
+        for place, forms in found.items():
+            table.add(place.spot, {form: curve.times_calls(1 / place.count) for form, curve in forms.items()})
+        try:
+            table.save()
+        except (OSError, ValueError) as error:  # a place where nothing can be written, or one that another job holds
+            warnings.warn(f"layer times could not be kept for next time: {error}", stacklevel=2)
+    return found
 
 
-def _said(table: LatencyTable | None, places: Mapping[str, Place], known: Mapping[Place, Any], exactly: int) -> str:
-    if table is None or not known:
+def _said(table: LatencyTable, kinds: int, known: int, exactly: int) -> str:
+    if not known:
         return ""
-    laws = [law for key, law in table.laws.items() if law is not None]
+    laws = [law for law in table.laws.values() if law is not None]
     off = f", off by {100 * max(law.error for law in laws):.0f} % in the median" if laws else ""
-    by_law = f", {len(known) - exactly} by its law{off}" if len(known) > exactly else ""
-    return f"layer times of {len(known)} of {len(set(places.values()))} kinds of layer from {table.file}{by_law}"
+    by_law = f", {known - exactly} by its law{off}" if known > exactly else ""
+    return f"layer times of {known} of {kinds} kinds of layer from {table.file}{by_law}"
 
 
 def _place(
