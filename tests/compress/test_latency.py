@@ -253,7 +253,7 @@ def test_what_is_predicted_out_of_reach_is_tried_before_it_is_refused():
 def test_a_machine_that_was_slower_before_does_not_hide_what_can_be_had():
     """Nothing is faster than dense, and the limits were measured at a slower moment: still a refusal by measurement."""
     machine = Machine(lambda rank: 1.2)
-    machine.limits, solve = (1e9, 25.0), machine.solve  # .5 of 110, of which the sites took 80
+    machine.limits, solve = (1e9, -300.0), machine.solve  # .5 of 760, of which the sites took 80
     machine.solve = lambda limits: solve(limits) if limits[1] >= machine.sites_take else refuse(limits)
     with pytest.raises(BudgetError, match="cannot be met on this machine"):
         machine.meet()

@@ -28,6 +28,7 @@ Ratios = dict[int, float]  # by resource: a fraction of the dense time
 ROUNDS = 8
 MARGIN = 0.99  # how much further than needed a limit is tightened
 SPARE = 0.9  # of the time allowed: where less is used, more is tried
+_ANY = 1e3  # dense times: whatever is planned is less
 CLOSE = 0.03  # scales between which nothing more is tried
 
 
@@ -96,8 +97,7 @@ def meet_latency(
         The limits come from another measurement than ``total``: what is dense must not exceed them by noise.
         """
         more = {
-            axis: ((scale * b.keep if scale * b.keep < 1 else 1 + b.keep) - b.keep) * total[axis]
-            for axis, b in asked.items()
+            axis: (scale * b.keep - b.keep if scale * b.keep < 1 else _ANY) * total[axis] for axis, b in asked.items()
         }
         return solve(tuple(limit + more.get(axis, 0.0) for axis, limit in enumerate(limits)))
 
