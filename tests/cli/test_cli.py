@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import subprocess
 import sys
 from pathlib import Path
@@ -75,6 +76,30 @@ def test_wrong_usage_is_2(arguments):
     assert result.exit_code == 2
     assert result.stdout == ""
     assert result.stderr
+
+
+@pytest.mark.parametrize(
+    ("typed", "offered"),
+    [
+        ("rankfold comp", ["compress"]),
+        ("rankfold compress --bud", ["--budget"]),
+        ("rankfold compress --smallest f", ["flops"]),
+        ("rankfold plan --method t", ["truncate", "tucker"]),
+        ("rankfold plan --objective nothing", []),
+    ],
+)
+def test_the_shell_completes_without_torch(typed, offered):
+    code = (
+        "import sys\n"
+        "from rankfold.cli.main import main\n"
+        "try:\n    main()\n"
+        "finally:\n    assert 'torch' not in sys.modules\n"
+    )
+    asked = {"_RANKFOLD_COMPLETE": "complete_bash", "COMP_WORDS": typed, "COMP_CWORD": str(typed.count(" "))}
+    done = subprocess.run(
+        [sys.executable, "-c", code], capture_output=True, text=True, check=True, env=os.environ | asked
+    )
+    assert done.stdout.split() == offered
 
 
 def test_version():

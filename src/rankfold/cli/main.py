@@ -31,7 +31,6 @@ app = typer.Typer(
     epilog="MODEL is a built-in name (resnet20, vit-l4-h4, digits-cnn) or package.module:factory. "
     "Data go to standard output, talk to standard error. Exit codes: 0 done, 1 failed, 2 wrong usage.",
     no_args_is_help=True,
-    add_completion=False,
     pretty_exceptions_enable=False,
     rich_markup_mode=None,
     context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 110},

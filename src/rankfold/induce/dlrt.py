@@ -20,23 +20,31 @@ Model = TypeVar("Model", bound=nn.Module)
 def dlrt_(model: Model, rank: int | None = None, where: Where | None = None) -> Model:
     """Put layers of low rank, to be trained by ``rankfold.Dlrt``, in place of linear layers and convolutions.
 
-    In place; returns ``model``. Each weight W (m, n) becomes the product of its ``rank`` leading singular triples, half
-    of min(m, n) by default and never more than that asks: training moves, adds and removes directions. **Build the
-    optimizer afterwards**; ``rankfold.fold_`` makes ordinary layers again, or, with ``keep=True``, factored ones that
-    can be saved, exported and sliced.
+    Each weight W (m, n) becomes the product of its leading singular triples; training moves, adds and removes
+    directions. **Build the optimizer afterwards**; a living one that holds a weight which is replaced is named in a
+    ``UserWarning``. ``rankfold.fold_`` makes ordinary layers again, or, with ``keep=True``, factored ones. Left out are
+    grouped and transposed convolutions, projections inside ``nn.MultiheadAttention``, tied and frozen weights,
+    embeddings, and what ``rankfold.sites`` leaves out; ``rankfold.induce.dlrt_choice`` lists each with its reason.
 
-    ``where`` as in ``rankfold.sites``; without it the matrices whose smaller side is below 16 are left as they are.
-    Left out as well: grouped and transposed convolutions, projections inside ``nn.MultiheadAttention``, tied and frozen
-    weights, embeddings, and what ``rankfold.sites`` leaves out; ``rankfold.induce.dlrt_choice`` lists each with its
-    reason. Memory for each layer in training: r(m + n) + r² numbers in place of m·n.
+    Args:
+        model: changed in place.
+        rank: at the start; half of min(m, n) by default, and never more.
+        where: as in ``rankfold.sites``; without it the matrices whose smaller side is below 16 are left as they are.
 
-    Raises ``ValueError`` before anything is changed: a rank below 1, a weight that is not finite or has no values yet,
-    nothing that can be trained so. Warns (``UserWarning``) of living optimizers that hold a weight which it replaces.
-    Cost: one SVD of each weight.
+    Returns:
+        ``model``.
 
-    >>> model = dlrt_(nn.Sequential(nn.Linear(64, 32), nn.ReLU(), nn.Linear(32, 10)), rank=4)
-    >>> model[0]
-    DynamicLowRank(64, 32, rank=4)
+    Raises:
+        ValueError: before anything is changed: a rank below 1, a weight that is not finite or has no values yet,
+            nothing that can be trained so.
+
+    Cost: one SVD of each weight. Memory in training: r(m + n) + r² numbers in place of m·n for each layer.
+
+    Source: Schotthöfer, Zangrando, Kusch, Ceruti, Tudisco 2022 (DLRT).
+    Example:
+        >>> net = rf.dlrt_(nn.Sequential(nn.Linear(64, 32), nn.ReLU(), nn.Linear(32, 10)), rank=4)
+        >>> net[0]
+        DynamicLowRank(64, 32, rank=4)
     """
     if rank is not None and (isinstance(rank, bool) or not isinstance(rank, int) or rank < 1):
         raise ValueError(f"rank must be a whole number of at least 1, or None for half of full rank, got {rank!r}")

@@ -96,10 +96,27 @@ def unwrap(model: nn.Module) -> nn.Module:
 def sites(model: nn.Module, where: Where | None = None) -> SiteList:
     """Every matrix of ``model`` that can be measured or factored, and every other parameter with its reason.
 
-    ``where`` narrows the choice: a glob over module paths (``"blocks.*.fc?"``; that of a block, ``"blocks.0"``, is for
-    all inside), several in a ``rankfold.sites.Names(only, exclude)``, or a predicate ``(name, module)``.
-    Shared modules and tied parameters are recognised by identity. Nothing in the model changes; no data is needed;
+    Shared modules and tied parameters are recognised by identity. Nothing in the model changes; no data are needed;
     works on the meta device.
+
+    Args:
+        model: any module.
+        where: narrows the choice: a glob over module paths (``"blocks.*.fc?"``; that of a block, ``"blocks.0"``, stands
+            for all inside), several in a ``rankfold.sites.Names(only, exclude)``, or a predicate ``(name, module)``.
+            None: all.
+
+    Returns:
+        The sites in the order of the modules; ``left_out`` names every other parameter, ``reducible`` the sites that a
+        form can make smaller.
+
+    Raises:
+        ValueError: a pattern that fits nothing.
+
+    Cost: a walk over the modules.
+    Example:
+        >>> net = nn.Sequential(nn.Linear(20, 30), nn.ReLU(), nn.Linear(30, 4))
+        >>> [(site.name, site.shape) for site in rf.sites(net)]
+        [('0', (30, 20)), ('2', (4, 30))]
     """
     model = unwrap(model)
     composed = tuple(

@@ -41,14 +41,32 @@ def save(
     bottlenecks: Bottlenecks | None = None,
     tokenizer: Any = None,
 ) -> Path:
-    """Save a model that ``plan`` was applied to (fine-tuned or not); returns the directory.
+    """Save a model that ``plan`` was applied to, fine-tuned or not.
 
-    ``notes`` are JSON-able facts to keep (``model``: the name it can be built from, measurements). ``bottlenecks``
-    (``rankfold.bottlenecks``) make it possible to slice the model later without data; they take about a tenth to a half
-    of the model's own bytes. A model of transformers is saved as a Hugging Face folder, which ``from_pretrained`` loads
-    after ``import rankfold.hub``; ``tokenizer`` is saved in it, or else what lies beside the weights in the folder that
-    the model came from. A crash or a full disk leaves the old model or the new one, whole. ``StoreError`` if the
-    plan was not applied, and for bottlenecks that were measured on other weights.
+    A crash or a full disk leaves the old one or the new, whole. A model of transformers is saved as a Hugging Face
+    folder, which ``from_pretrained`` loads after ``import rankfold.hub``.
+
+    Args:
+        model: with the layers of the plan.
+        plan: that was applied.
+        directory: made if it is missing; what rankfold saved there before is replaced.
+        notes: JSON-able facts to keep (``model``: the name it can be built from, measurements).
+        bottlenecks: from ``rankfold.bottlenecks``, which make it possible to slice the model later without data; about
+            a tenth to a half of the model's own bytes.
+        tokenizer: saved in a Hugging Face folder; by default what lies beside the weights in the folder that the model
+            came from.
+
+    Returns:
+        The directory.
+
+    Raises:
+        StoreError: the plan was not applied, bottlenecks were measured on other weights, or the directory holds weights
+            that rankfold did not write.
+    Example:
+        >>> net = nn.Sequential(nn.Linear(8, 8))
+        >>> plan = rf.plan(net, rf.Ranks({"0": 2}), "truncate", example=torch.randn(1, 8))
+        >>> sorted(file.name for file in rf.save(rf.apply_(net, plan), plan, "small").iterdir())
+        ['manifest.json', 'model.safetensors', 'plan.json']
     """
     directory, root = Path(directory), unwrap(model)
     if directory.exists() and not directory.is_dir():
