@@ -24,6 +24,7 @@ class Spectrum:
     Raises:
         ValueError: values that are not descending, negative, or more than the shape allows.
         NonFiniteError: values that are not finite.
+
     Example:
         >>> s = rf.Spectrum(torch.tensor([3.0, 4e-9], dtype=torch.float64), (5, 2))
         >>> s.energy, s.numerical_rank(1e-6), round(s.stable_rank, 3)
@@ -197,6 +198,7 @@ def spectrum(matrix: Tensor) -> Spectrum:
     Cost: O(m n min(m, n)) for each matrix.
 
     Source: Eckart and Young 1936.
+
     Example:
         >>> s = rf.spectrum(torch.diag(torch.tensor([3.0, 2.0, 1.0])))
         >>> s.values.tolist(), s.rank_for(0.9), round(s.relative_tail(2), 3)

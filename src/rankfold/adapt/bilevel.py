@@ -62,6 +62,7 @@ class Debora(Around):
         NonFiniteError: at a step, naming the layer, before anything is changed.
 
     Source: as ``debora_``.
+
     Example:
         >>> net, x = rf.debora_(nn.Sequential(nn.Linear(16, 8)), rank=2, radius=1.0), torch.randn(4, 16)
         >>> optimizer = rf.Debora(net, torch.optim.Adam, lr=1e-2)

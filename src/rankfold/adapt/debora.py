@@ -57,6 +57,7 @@ def debora_(
 
     Source: Zangrando, Venturini, Rinaldi, Tudisco, "dEBORA" (2025), with the gradient in s as it is: the printed
     formula is minus the partial derivative (docs/debora.md).
+
     Example:
         >>> net = rf.debora_(nn.Sequential(nn.Linear(16, 8)), rank=2, radius=1.0)
         >>> x = torch.randn(2, 16)

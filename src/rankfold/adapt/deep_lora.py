@@ -66,6 +66,7 @@ def deep_lora_(
     Cost: one forward and one backward pass over the samples with data.
 
     Source: Yaras, Wang, Balzano, Qu 2024 (Deep LoRA).
+
     Example:
         >>> net = rf.deep_lora_(nn.Sequential(nn.Linear(16, 8)), rank=2)
         >>> [tuple(p.shape) for p in net.parameters() if p.requires_grad]
@@ -197,6 +198,7 @@ def merge_(model: Model) -> Model:
 
     Raises:
         ValueError: a model without updates.
+
     Example:
         >>> net = rf.adapt.merge_(rf.deep_lora_(nn.Sequential(nn.Linear(16, 8)), rank=2))
         >>> type(net[0]).__name__
@@ -221,6 +223,7 @@ def remove_(model: Model) -> Model:
 
     Raises:
         ValueError: a model without updates.
+
     Example:
         >>> net = nn.Sequential(nn.Linear(16, 8))
         >>> weight = net[0].weight.clone()

@@ -73,6 +73,7 @@ def geolora_(
     Cost: one forward and one backward pass over the samples with data.
 
     Source: Schotthöfer, Zangrando, Ceruti, Tudisco, Kusch, "GeoLoRA" (2024).
+
     Example:
         >>> net, x = nn.Sequential(nn.Linear(16, 8)), torch.randn(2, 16)
         >>> before = net(x)
@@ -118,6 +119,7 @@ class GeoLora(Dlrt):
     Cost: as ``Dlrt``.
 
     Source: as ``geolora_``.
+
     Example:
         >>> net = rf.geolora_(nn.Sequential(nn.Linear(16, 8)), rank=2)
         >>> list(rf.GeoLora(net, torch.optim.Adam, lr=1e-3, params=48).ranks.values())

@@ -41,6 +41,7 @@ def save_adapter(
     Raises:
         ValueError: a model without updates, or a layer that hangs in several places: PEFT would adapt the first of them
             alone.
+
     Example:
         >>> net = rf.deep_lora_(nn.Sequential(nn.Linear(16, 8)), rank=2)
         >>> sorted(file.name for file in rf.adapt.save_adapter(net, "adapter").iterdir())

@@ -127,6 +127,7 @@ def measure_layers(
             finite, a module that is not there.
 
     Cost: two forward passes, three additions for each number, k-means.
+
     Example:
         >>> x = torch.randn(32, 8); y = torch.arange(32) % 2
         >>> sorted(rf.collapse.measure_layers(nn.Sequential(nn.Linear(8, 2)), [(x, y)]))

@@ -44,6 +44,7 @@ class CollapseProbe:
 
     Cost: of a record a forward pass over the sample and about d additions for each number; with ``decay`` a backward
     pass over it and one decomposition of each weight more.
+
     Example:
         >>> x = torch.randn(32, 8); y = torch.arange(32) % 2
         >>> probe = rf.collapse.CollapseProbe((x, y))

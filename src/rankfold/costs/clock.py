@@ -33,6 +33,7 @@ def latencies(
         ValueError: a batch below 1, or an input that cannot be repeated.
 
     Cost: ``seconds`` for each model.
+
     Example:
         >>> net = nn.Linear(8, 8)
         >>> sorted(rf.latencies({"a": net, "b": net}, torch.zeros(1, 8), rounds=3, seconds=0.01))

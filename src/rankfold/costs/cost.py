@@ -13,6 +13,7 @@ class Cost:
         params: number of parameters.
         flops: for one sample, two for each multiply-add.
         bytes: of parameters and buffers.
+
     Example:
         >>> rf.model_cost(nn.Linear(4, 3), torch.zeros(1, 4))
         Cost(params=15, flops=24, bytes=60)

@@ -161,6 +161,7 @@ def model_cost(model: nn.Module, example: Any) -> Cost:
         ValueError: an input that the model cannot take.
 
     Cost: one forward pass of one sample.
+
     Example:
         >>> rf.model_cost(nn.Sequential(nn.Linear(10, 20), nn.ReLU()), torch.zeros(1, 10)).flops
         400

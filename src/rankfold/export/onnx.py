@@ -46,6 +46,7 @@ def to_onnx(model: nn.Module, example: Any, path: str | Path) -> float:
             torch cannot trace, a result that differs by more than rounding, more than 2 GB.
 
     Cost: tracing, and a few forward passes of both.
+
     Example:
         >>> from rankfold.export import to_onnx
         >>> to_onnx(nn.Sequential(nn.Linear(4, 2)), torch.zeros(1, 4), "net.onnx") < 1e-4

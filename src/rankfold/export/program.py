@@ -34,6 +34,7 @@ def to_torch_export(model: nn.Module, example: Any, path: str | Path) -> float:
 
     Raises:
         ExportError: as in ``to_onnx``.
+
     Example:
         >>> from rankfold.export import to_torch_export
         >>> to_torch_export(nn.Sequential(nn.Linear(4, 2)), torch.zeros(1, 4), "net.pt2") < 1e-4

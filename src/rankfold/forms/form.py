@@ -71,6 +71,7 @@ class Form(str, metaclass=_Forms):
 
     Raises:
         ValueError: no form of this name is registered.
+
     Example:
         >>> rf.Form("factored") is rf.Form.FACTORED, str(rf.Form.FACTORED)
         (True, 'factored')

@@ -29,6 +29,7 @@ def to_dense(model: nn.Module) -> nn.Module:
         HubError: a layer has gained a bias for which the architecture has no place.
 
     Cost: the dense model beside the small one.
+
     Example:
         >>> from transformers import LlamaConfig, LlamaForCausalLM
         >>> config = LlamaConfig(vocab_size=9, hidden_size=8, intermediate_size=8, num_hidden_layers=1,

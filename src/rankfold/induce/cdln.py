@@ -70,6 +70,7 @@ def cdln_(
     Cost: one pass over the samples with data.
 
     Source: C-DLN, algorithm 1.
+
     Example:
         >>> net = rf.cdln_(nn.Sequential(nn.Linear(16, 16)), "0", rank=3)
         >>> int(torch.linalg.matrix_rank(net[0].weight))

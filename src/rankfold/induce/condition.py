@@ -1,4 +1,7 @@
-"""Well-conditioned low rank: a bound on the condition number of each layer, and a penalty on its spread."""
+"""Well-conditioned low rank: a bound on the condition number of each layer, and a penalty on its spread.
+
+Of a core in Tucker's form (p, q, …) both look at its unfolding along the outputs, (p, q·…).
+"""
 
 from __future__ import annotations
 
@@ -23,6 +26,7 @@ class Condition:
         ValueError: a bound below 1.
 
     Source: CondLR, Savostianova, Zangrando, Ceruti, Tudisco 2023.
+
     Example:
         >>> rf.Condition(2.0).bound
         2.0
@@ -38,7 +42,7 @@ class Condition:
         return None
 
     def after(self, core: Tensor) -> Tensor:
-        return clamped(core, self.bound)
+        return clamped(core.flatten(1), self.bound).reshape(core.shape)
 
 
 @dataclass(frozen=True)
@@ -54,6 +58,7 @@ class Spread:
         ValueError: a weight that is negative.
 
     Source: RobustDLRT, Schotthöfer, Yang, Schnake 2025.
+
     Example:
         >>> rf.Spread(0.1).weight
         0.1
@@ -66,7 +71,7 @@ class Spread:
             raise ValueError(f"Spread: the weight of a penalty is finite and not negative, got {self.weight!r}")
 
     def gradient(self, core: Tensor) -> Tensor | None:
-        return self.weight * spread(core)[1]
+        return self.weight * spread(core.flatten(1).mT)[1].mT.reshape(core.shape)
 
     def after(self, core: Tensor) -> Tensor:
         return core

@@ -34,6 +34,7 @@ def fold_(model: Model, *, keep: bool = False) -> Model:
         ValueError: before anything is changed, for a layer that carries another parametrization beside.
 
     Cost: the products.
+
     Example:
         >>> net = rf.fold_(rf.overparametrize_(nn.Sequential(nn.Linear(8, 6))))
         >>> sorted(net.state_dict()), type(net[0]).__name__

@@ -64,6 +64,7 @@ def overparametrize_(
     Cost: memory and time of training grow by the factors and their product; see docs/lorita.md.
 
     Source: LoRITa, proposition 4.2.
+
     Example:
         >>> net, x = nn.Sequential(nn.Linear(8, 6)), torch.randn(2, 8)
         >>> before = net(x)

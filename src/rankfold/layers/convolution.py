@@ -77,6 +77,7 @@ class LowRankConv(FactoredConv):
 
     Args:
         stages: its two convolutions by name, ``down`` and ``up``; made by ``rankfold.apply_``.
+
     Example:
         >>> net = nn.Sequential(nn.Conv2d(4, 8, 3))
         >>> _ = rf.apply_(net, rf.plan(net, rf.Ranks({"0": 2}), "truncate", example=torch.randn(1, 4, 5, 5)))

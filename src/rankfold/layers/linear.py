@@ -25,6 +25,7 @@ class LowRankLinear(RefusesWeight, nn.Module):
         factory: ``device`` and ``dtype``.
 
     Shapes: ``down.weight`` (r, n), ``up.weight`` (m, r), ``up.bias`` (m) or None.
+
     Example:
         >>> layer = rf.LowRankLinear(16, 2, 8)
         >>> layer(torch.randn(3, 16)).shape, sum(p.numel() for p in layer.parameters())

@@ -29,6 +29,7 @@ class Objective:
         labelled: whether losses and figures need targets; where not, they compare with the original network.
         by_token: whether the answers are scores of tokens, of which the softmax is a distribution: what is lost is then
             forecast in nats for a token.
+
     Example:
         >>> isinstance(rf.Regression(), rf.Objective), rf.Teacher().labelled
         (True, False)

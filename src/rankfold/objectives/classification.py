@@ -29,6 +29,7 @@ class Classification(Objective):
         areas: pixels: mean intersection over union judges, otherwise accuracy.
         ignore: targets of this value count nowhere.
         name: of the objective.
+
     Example:
         >>> scores, right = torch.eye(3), torch.tensor([0, 1, 1])
         >>> rf.evaluate(nn.Identity(), (scores, right), objective=rf.Classification()).judged.text
@@ -160,6 +161,7 @@ class TokenClassification(Classification):
         areas: pixels: mean intersection over union judges, otherwise accuracy.
         ignore: targets of this value count nowhere.
         name: of the objective.
+
     Example:
         >>> x, y = torch.eye(3)[None], torch.tensor([[0, 1, -100]])
         >>> rf.evaluate(nn.Identity(), (x, y), objective=rf.TokenClassification()).accuracy

@@ -26,6 +26,7 @@ class Embedding(Objective):
     Args:
         name: of the objective.
         labelled: False.
+
     Example:
         >>> x = torch.randn(8, 4)
         >>> rf.evaluate(nn.Identity(), x, objective=rf.Embedding(), teacher=nn.Identity()).judged.name

@@ -38,6 +38,7 @@ class Figure:
         value: of the figure.
         higher: whether more is better.
         unit: "fraction" (printed in per cent), "nats", or "" for a plain number.
+
     Example:
         >>> print(rf.Figure("accuracy", 0.915, unit="fraction"), rf.Figure("perplexity", 4.613, higher=False), sep=", ")
         accuracy 91.50 %, perplexity 4.61
@@ -99,6 +100,7 @@ class Evaluation:
         count: number of these.
         chance: the judging figure of always giving the most frequent answer, where that means anything.
         objective: by which these were measured.
+
     Example:
         >>> found = rf.Evaluation((rf.Figure("accuracy", 0.9, unit="fraction"),), loss=0.3, count=100)
         >>> found.accuracy, found.judged.text

@@ -34,6 +34,7 @@ class CausalLanguageModel(Classification):
         name: of the objective.
         shift: False: labels are those of their own position, as where a data set has shifted them already, and for
             models of two halves, whose decoder is fed the labels one place later.
+
     Example:
         >>> rf.CausalLanguageModel().by_token
         True
@@ -130,6 +131,7 @@ class MaskedLanguageModel(CausalLanguageModel):
         ignore: targets of this value count nowhere.
         name: of the objective.
         shift: False.
+
     Example:
         >>> rf.MaskedLanguageModel().shift
         False

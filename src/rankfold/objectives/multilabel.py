@@ -19,6 +19,7 @@ class MultiLabel(Regression):
 
     Args:
         name: of the objective.
+
     Example:
         >>> x, y = torch.tensor([[2.0, -1.0]]), torch.tensor([[1.0, 0.0]])
         >>> rf.evaluate(nn.Identity(), (x, y), objective=rf.MultiLabel()).judged.value

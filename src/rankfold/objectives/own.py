@@ -87,6 +87,7 @@ def objective(
 
     Raises:
         ObjectiveError: when it is used: a loss or figure that is no number.
+
     Example:
         >>> mine = rf.objective("mae", loss=lambda out, batch: (out - batch[1]).abs().mean())
         >>> float(mine.losses(torch.ones(2, 1), (torch.ones(2, 3), torch.zeros(2, 1)))[0])

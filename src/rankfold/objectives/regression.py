@@ -31,6 +31,7 @@ class Regression(Objective):
 
     Args:
         name: of the objective.
+
     Example:
         >>> x = torch.tensor([[1.0], [2.0], [3.0]])
         >>> rf.evaluate(nn.Identity(), (x, x), objective=rf.Regression()).judged.value

@@ -25,6 +25,7 @@ class Teacher(Objective):
     Args:
         name: of the objective.
         labelled: False.
+
     Example:
         >>> x = torch.randn(8, 4)
         >>> rf.evaluate(nn.Identity(), x, objective=rf.Teacher(), teacher=nn.Identity()).judged.value

@@ -91,6 +91,7 @@ class Advice:
         labelled: whether the data have targets.
         seconds: that the look took.
         unlearned: the original is no better than chance, so that nothing follows.
+
     Example:
         >>> figure, cost = rf.Figure("accuracy", 0.9, unit="fraction"), rf.Cost(100, 200, 400)
         >>> rf.Advice(cost, 1, (0.8, 0.9), (), figure, (), 0.01, (256, 256), True).best is None
@@ -182,6 +183,7 @@ def advise(
         ValueError: as ``rankfold.profile``.
 
     Cost: as many samples as a forward pass allows within ``seconds``, and at least 64: a large model takes longer.
+
     Example:
         >>> from types import SimpleNamespace
         >>> x = torch.randn(96, 16); y = (x[:, 0] > 0).long()

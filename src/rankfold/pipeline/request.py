@@ -52,6 +52,7 @@ class Settings:
 
     Raises:
         ValueError: a value out of range.
+
     Example:
         >>> rf.pipeline.Settings(samples=256).method
         'project'

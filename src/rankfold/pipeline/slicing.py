@@ -32,6 +32,7 @@ def slice_(stored: Stored, budget: str | Budget | Sequence[str | Budget], *, exa
         BudgetError: the budget cannot be met. Both come before the first change.
 
     Cost: one singular value decomposition for each bottleneck, and the new factors.
+
     Example:
         >>> net, x = nn.Sequential(nn.Linear(16, 32), nn.ReLU(), nn.Linear(32, 4)), torch.randn(64, 16)
         >>> plan = rf.plan(net, "params=0.7", data=x)

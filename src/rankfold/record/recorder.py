@@ -58,6 +58,7 @@ class SpectrumRecorder:
     Cost: in the loop one copy of the weights to the CPU. Beside it, for each matrix two singular value decompositions
     in float64, in one thread. Memory: W(0), ``pending`` + 1 copies, subspaces (m + n)·r, and 16·min(m, n) bytes for
     each record of a site.
+
     Example:
         >>> net = nn.Sequential(nn.Linear(8, 8))
         >>> with rf.SpectrumRecorder(net, rank=2) as recorder:

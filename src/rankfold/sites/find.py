@@ -113,6 +113,7 @@ def sites(model: nn.Module, where: Where | None = None) -> SiteList:
         ValueError: a pattern that fits nothing.
 
     Cost: a walk over the modules.
+
     Example:
         >>> net = nn.Sequential(nn.Linear(20, 30), nn.ReLU(), nn.Linear(30, 4))
         >>> [(site.name, site.shape) for site in rf.sites(net)]

@@ -23,6 +23,7 @@ class Site:
         tied_to: other parameters that share its storage.
         aliases: further paths of the same module object.
         note: what is particular about it, in words.
+
     Example:
         >>> site = rf.sites(nn.Sequential(nn.Conv2d(3, 8, 3)))["0"]
         >>> site.kind, site.shape, site.max_rank(rf.Form.FACTORED)
@@ -78,6 +79,7 @@ class SiteList(Sequence[Site]):
     Attributes:
         items: the sites.
         left_out: (parameter, reason) of every parameter that no site covers.
+
     Example:
         >>> found = rf.sites(nn.Sequential(nn.Linear(8, 8), nn.LayerNorm(8)))
         >>> len(found), found["0"].shape, found.left_out[0]

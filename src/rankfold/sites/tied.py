@@ -23,6 +23,7 @@ def untie_(model: nn.Module) -> nn.Module:
         ``model``.
 
     Cost: the copies, in parameters and memory, so that a budget must first win them back.
+
     Example:
         >>> model = nn.Sequential(nn.Embedding(9, 4), nn.Linear(4, 9, bias=False))
         >>> model[1].weight = model[0].weight

@@ -32,6 +32,7 @@ class Stored:
         plan: that it follows.
         notes: that were kept with it (name, measurements).
         bottlenecks: what is needed to slice the model; None where it was saved without.
+
     Example:
         >>> plan = rf.plan(nn.Sequential(nn.Linear(8, 8)), "params=0.9", "truncate", example=torch.randn(1, 8))
         >>> rf.Stored(nn.Identity(), plan, {"made by": "me"}).notes["made by"]
@@ -61,6 +62,7 @@ def load(directory: str | Path, model: nn.Module | None = None) -> Stored:
         StoreError: one line that names the file or the tensor: missing, damaged, foreign, or of another architecture.
 
     Cost: reading the files, and their hashes.
+
     Example:
         >>> net, x = nn.Sequential(nn.Linear(8, 8)), torch.randn(2, 8)
         >>> plan = rf.plan(net, rf.Ranks({"0": 2}), "truncate", example=x)

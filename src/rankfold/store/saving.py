@@ -62,6 +62,7 @@ def save(
     Raises:
         StoreError: the plan was not applied, bottlenecks were measured on other weights, or the directory holds weights
             that rankfold did not write.
+
     Example:
         >>> net = nn.Sequential(nn.Linear(8, 8))
         >>> plan = rf.plan(net, rf.Ranks({"0": 2}), "truncate", example=torch.randn(1, 8))

@@ -30,6 +30,7 @@ def check_form(form: Form, layer: nn.Module, inputs: Tensor) -> None:
 
     Raises:
         AssertionError: the form is not offered for this layer, and as ``check_site``.
+
     Example:
         >>> from rankfold.testing import check_form
         >>> check_form(rf.Form.FACTORED, nn.Linear(6, 5), torch.randn(3, 6))
@@ -55,6 +56,7 @@ def check_reader(reader: Any, module: nn.Module, inputs: Tensor) -> None:
 
     Raises:
         AssertionError: in words.
+
     Example:
         >>> from rankfold.sites.linear import read_linear
         >>> rf.testing.check_reader(read_linear, nn.Linear(6, 5), torch.randn(3, 6))
@@ -96,6 +98,7 @@ def check_site(site: Site, model: nn.Module, example: Any) -> None:
 
     Raises:
         AssertionError: naming the site, the form and the rank.
+
     Example:
         >>> net = nn.Sequential(nn.Linear(6, 5))
         >>> rf.testing.check_site(rf.sites(net)["0"], net, torch.randn(3, 6))

@@ -33,6 +33,7 @@ def check_method(
 
     Raises:
         AssertionError: naming the site, the form and the rank.
+
     Example:
         >>> from rankfold.compress.methods.truncate import Truncate
         >>> rf.testing.check_method(Truncate(), nn.Linear(6, 5), torch.randn(16, 6))

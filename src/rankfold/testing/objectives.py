@@ -33,6 +33,7 @@ def check_objective(objective: Objective, model: nn.Module, data: Any, *, tolera
 
     Raises:
         AssertionError: naming the objective.
+
     Example:
         >>> rf.testing.check_objective(rf.Regression(), nn.Linear(6, 2), (torch.randn(8, 6), torch.randn(8, 2)))
     """

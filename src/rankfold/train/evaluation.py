@@ -50,6 +50,7 @@ def evaluate(
             meta device.
 
     Cost: one forward pass, and one of ``teacher`` where the objective needs it.
+
     Example:
         >>> net = nn.Linear(2, 2)
         >>> _ = net.weight.data.copy_(torch.eye(2)), net.bias.data.zero_()

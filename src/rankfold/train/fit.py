@@ -86,6 +86,7 @@ def fit(
             teacher, a directory of another run.
 
     Cost: a training pass for each epoch, and one over ``validation``; an epoch at most is lost by an interruption.
+
     Example:
         >>> x = torch.randn(64, 4); y = (x[:, 0] > 0).long()
         >>> history = rf.fit(nn.Linear(4, 2), (x, y), (x, y), rf.Recipe(epochs=2, batch_size=16))

@@ -33,6 +33,7 @@ class Distill:
         ValueError: a value out of range.
 
     Source: Hinton, Vinyals, Dean 2015.
+
     Example:
         >>> rf.Distill(temperature=2.0).weight
         0.9
@@ -108,6 +109,7 @@ class Recipe:
 
     Raises:
         ValueError: a value out of range.
+
     Example:
         >>> rf.Recipe(epochs=5, optimizer="adamw", learning_rate=1e-3).epochs
         5

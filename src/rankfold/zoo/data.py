@@ -67,6 +67,7 @@ def load_data(
 
     Raises:
         ZooError: one sentence on what is missing or does not fit.
+
     Example:
         >>> data = rf.zoo.load_data("digits")
         >>> len(data.train), len(data.validation), len(data.test), data.classes

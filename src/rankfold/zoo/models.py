@@ -75,6 +75,7 @@ def model(
 
     Raises:
         ZooError: an unknown name, or a size below one.
+
     Example:
         >>> sum(p.numel() for p in rf.zoo.model("digits-cnn").parameters())
         82282

@@ -232,6 +232,7 @@ def text(
         ZooError: a file that cannot be read, or a text shorter than one window.
 
     Cost: the text once through the tokenizer.
+
     Example:
         >>> from pathlib import Path
         >>> from tokenizers import Tokenizer, models, pre_tokenizers

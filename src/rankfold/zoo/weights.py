@@ -37,6 +37,7 @@ def load_weights(model: nn.Module, file: str | Path) -> None:
 
     Raises:
         ZooError: one line, when the file cannot be read or does not fit.
+
     Example:
         >>> from safetensors.torch import save_file
         >>> save_file(nn.Linear(2, 2).state_dict(), "weights.safetensors")

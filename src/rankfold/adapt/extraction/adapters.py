@@ -42,6 +42,7 @@ def combine(
         ValueError: adapters of different networks, or a number of weights that does not fit.
 
     Cost: O((m + n) r²) for each layer, r the sum of ranks: no product is formed.
+
     Example:
         >>> net = rf.deep_lora_(nn.Sequential(nn.Linear(16, 8)), rank=4, epsilon=0.5)
         >>> rf.adapt.combine([rf.adapt.save_adapter(net, "adapter")], "rank=2").adapter.ranks

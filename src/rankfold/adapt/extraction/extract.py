@@ -81,6 +81,7 @@ def extract(
 
     Cost: of each layer m n (rank + 16) · 8 multiplications, not a full decomposition; with data also what second
     moments cost, in float64.
+
     Example:
         >>> base, tuned = nn.Sequential(nn.Linear(8, 8)), nn.Sequential(nn.Linear(8, 8))
         >>> _ = tuned.load_state_dict(base.state_dict()), tuned[0].weight.data.add_(1.0)

@@ -45,6 +45,7 @@ class Extraction:
         notes: sentences on what is odd.
         tuned: where the factors were trained afterwards, how far the answers were off on held-out samples before and
             after; errors are those before.
+
     Example:
         >>> base, tuned = nn.Sequential(nn.Linear(8, 8)), nn.Sequential(nn.Linear(8, 8))
         >>> found = rf.extract(base, tuned, "rank=2")

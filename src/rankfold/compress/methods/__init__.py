@@ -31,6 +31,7 @@ def register_method(method: Method) -> Method:
 
     Raises:
         ValueError: what is missing of it, or a name that is taken.
+
     Example:
         >>> from rankfold.compress.methods.truncate import Truncate
         >>> _ = rf.register_method(Truncate(name="mine"))

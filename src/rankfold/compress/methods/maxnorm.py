@@ -42,6 +42,7 @@ class MaxNorm(Project):
         rows: of each layer that are used.
 
     Source: "Theoretical Guarantees for Low-Rank Compression of Deep Neural Networks", theorem 1.
+
     Example:
         >>> rf.MaxNorm(bound=0.5).name
         'maxnorm'

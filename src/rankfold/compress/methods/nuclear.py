@@ -37,6 +37,7 @@ class NuclearBall(Project):
         rows: of each layer that are used; 0 for all.
 
     Source: "Theoretical Guarantees for Low-Rank Compression of Deep Neural Networks", theorem 2.
+
     Example:
         >>> rf.NuclearBall().name
         'nuclear'

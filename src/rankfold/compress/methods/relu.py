@@ -51,6 +51,7 @@ class ActivationAware(Project):
         rows: of each layer that are used.
 
     Source: "Theoretical Guarantees for Low-Rank Compression of Deep Neural Networks", theorem 3.
+
     Example:
         >>> rf.ActivationAware(iterations=4).name
         'relu'

@@ -36,6 +36,7 @@ class Sequential(Project):
             each layer and in all together.
 
     Cost: for each round, one pass of each block of the network, and one decomposition for each site.
+
     Example:
         >>> net, x = nn.Sequential(nn.Linear(16, 32), nn.ReLU(), nn.Linear(32, 4)), torch.randn(128, 16)
         >>> rf.plan(net, "params=0.7", rf.Sequential(), x).method

@@ -66,6 +66,7 @@ def apply_(
 
     Cost: with the profile, the factors; without it, one decomposition for each changed site. Memory: the new layers,
     all of which are made before the first takes its place.
+
     Example:
         >>> net, x = nn.Sequential(nn.Linear(16, 16)), torch.randn(64, 16)
         >>> known = rf.profile(net, x)

@@ -49,6 +49,7 @@ class Entry:
         note: what is particular about it.
         certificate: how well the program behind the factors was solved, in words.
         ridge: of the method, where held-out samples have chosen one.
+
     Example:
         >>> plan = rf.plan(nn.Sequential(nn.Linear(8, 8)), rf.Ranks({"0": 2}), "truncate", example=torch.randn(1, 8))
         >>> plan.entries[0].rank, plan.entries[0].params
@@ -94,6 +95,7 @@ class Plan:
         factorable: cost of the layers that can be factored.
         statistics: second moments that the method needs to factor again, kept in a file of their own.
         factors: by site, where they were fitted layer after layer.
+
     Example:
         >>> plan = rf.plan(nn.Sequential(nn.Linear(16, 16)), "params=0.7", "truncate", example=torch.randn(1, 16))
         >>> again = rf.Plan.from_json(plan.to_json())

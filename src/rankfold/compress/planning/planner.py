@@ -67,6 +67,7 @@ def plan(
         ValueError: as in ``rankfold.profile``.
 
     Cost: that of a profile, and the probes of the rank rule.
+
     Example:
         >>> net = nn.Sequential(nn.Linear(16, 32), nn.ReLU(), nn.Linear(32, 4))
         >>> plan = rf.plan(net, "params=0.5", data=torch.randn(64, 16))

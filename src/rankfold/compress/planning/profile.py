@@ -47,6 +47,7 @@ class Calibration:
 
     Raises:
         ValueError: a number below 1.
+
     Example:
         >>> net, x = nn.Sequential(nn.Linear(16, 16)), torch.randn(64, 16)
         >>> rf.profile(net, x, calibration=rf.Calibration(samples=32)).samples
@@ -108,6 +109,7 @@ class Profile:
         probed: whether sites were compared by trial.
         prices: what each rank costs in the outputs, by rule.
         others: profiles by other methods, made on demand.
+
     Example:
         >>> known = rf.profile(nn.Sequential(nn.Linear(16, 16)), torch.randn(64, 16))
         >>> known.plan("params=0.7").asked(), known.samples
@@ -257,6 +259,7 @@ def profile(
 
     Cost: one pass over the calibration data with one backward pass, and two decompositions for each site and form, one
     of them for the forecast.
+
     Example:
         >>> net, x = nn.Sequential(nn.Linear(16, 32), nn.ReLU(), nn.Linear(32, 4)), torch.randn(64, 16)
         >>> known = rf.profile(net, x)

@@ -29,6 +29,7 @@ class Resource:
 
     Raises:
         ValueError: a fraction out of range.
+
     Example:
         >>> isinstance(rf.Flops(0.5), rf.Resource), rf.Flops(0.5).of(rf.Cost(1, 2, 4))
         (True, 2.0)
@@ -59,6 +60,7 @@ class Params(Resource):
 
     Raises:
         ValueError: a fraction out of range.
+
     Example:
         >>> rf.Params(0.5).describe()
         'params ≤ 0.5 of dense'
@@ -78,6 +80,7 @@ class Flops(Resource):
 
     Raises:
         ValueError: a fraction out of range.
+
     Example:
         >>> rf.Flops(0.5).describe()
         'flops ≤ 0.5 of dense'
@@ -97,6 +100,7 @@ class Bytes(Resource):
 
     Raises:
         ValueError: a fraction out of range.
+
     Example:
         >>> rf.Bytes(0.5).describe()
         'bytes ≤ 0.5 of dense'
@@ -118,6 +122,7 @@ class Latency(Resource):
         ValueError: a fraction or a batch out of range.
 
     Cost: timing every site in about ten ranks, and each plan beside the original.
+
     Example:
         >>> rf.Latency(0.8, batch=64).batch
         64
@@ -151,6 +156,7 @@ class KeepEnergy:
 
     Raises:
         ValueError: a fraction out of range.
+
     Example:
         >>> net = nn.Sequential(nn.Linear(16, 16, bias=False))
         >>> plan = rf.plan(net, rf.KeepEnergy(0.9), "truncate", example=torch.randn(1, 16))
@@ -178,6 +184,7 @@ class Ranks:
 
     Raises:
         ValueError: a rank below 1.
+
     Example:
         >>> net = nn.Sequential(nn.Linear(16, 16), nn.Linear(16, 16))
         >>> plan = rf.plan(net, rf.Ranks({"1": 3}), "truncate", example=torch.randn(1, 16))
@@ -211,6 +218,7 @@ class Multiples:
 
     Raises:
         ValueError: a multiple below 1.
+
     Example:
         >>> net = nn.Sequential(nn.Linear(64, 64))
         >>> plan = rf.plan(net, [rf.Params(0.7), rf.Multiples(8)], "truncate", example=torch.randn(1, 64))
@@ -237,6 +245,7 @@ class OfSites:
 
     Args:
         kind: "of".
+
     Example:
         >>> net = nn.Sequential(nn.Linear(64, 64), nn.LayerNorm(64))
         >>> plan = rf.plan(net, ["params=0.7", "of=sites"], "truncate", example=torch.randn(1, 64))
@@ -268,6 +277,7 @@ def register_budget(kind: type[Resource]) -> type[Resource]:
 
     Raises:
         ValueError: a kind that is taken, or none.
+
     Example:
         >>> from dataclasses import dataclass
         >>> @rf.register_budget

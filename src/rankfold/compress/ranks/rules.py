@@ -47,6 +47,7 @@ class Optimal:
     Cost: an integer program of at most 30 seconds; see docs/budgets.md.
 
     Source: Kellerer, Pferschy, Pisinger 2004 (multiple-choice knapsack).
+
     Example:
         >>> net = nn.Sequential(nn.Linear(16, 16), nn.Linear(16, 16))
         >>> rf.plan(net, "params=0.6", data=torch.randn(64, 16), rule=rf.Optimal()).rule
@@ -75,6 +76,7 @@ class Local:
         ValueError: both are given, or one is out of range.
 
     Source: LoRITa, local singular value truncation.
+
     Example:
         >>> net = nn.Sequential(nn.Linear(16, 16), nn.Linear(16, 16))
         >>> plan = rf.plan(net, "params=0.9", "truncate", example=torch.randn(1, 16), rule=rf.Local(rank=3))
@@ -104,6 +106,7 @@ class Global:
         name: of the rule.
 
     Source: LoRITa, global singular value truncation.
+
     Example:
         >>> net = nn.Sequential(nn.Linear(16, 16), nn.Linear(16, 16))
         >>> rf.plan(net, "params=0.7", "truncate", example=torch.randn(1, 16), rule=rf.Global()).rule
@@ -136,6 +139,7 @@ class Iterative:
     Cost: for each step one evaluation of the samples for each site.
 
     Source: LoRITa, appendix A.
+
     Example:
         >>> rf.Iterative(step=1000, seed=1).samples
         120
@@ -184,6 +188,7 @@ def register_rule(rule: RankRule) -> RankRule:
 
     Raises:
         ValueError: what is missing of it, or a name that is taken.
+
     Example:
         >>> class Nothing:
         ...     name = "nothing"

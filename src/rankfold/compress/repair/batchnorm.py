@@ -98,6 +98,7 @@ def reestimate_(
         ValueError: data without a batch.
 
     Cost: one pass over the data with both networks, or with ``model`` alone where the reference knows the batches.
+
     Example:
         >>> net = nn.Sequential(nn.Linear(16, 32), nn.BatchNorm1d(32), nn.ReLU(), nn.Linear(32, 4)).eval()
         >>> x = torch.randn(64, 16)

@@ -65,6 +65,7 @@ def finetune(
         TrainingError: as ``rankfold.fit``.
 
     Cost: for each epoch one pass of the teacher and a training pass.
+
     Example:
         >>> x = torch.randn(64, 16); y = (x[:, 0] > 0).long()
         >>> net = nn.Sequential(nn.Linear(16, 32), nn.ReLU(), nn.Linear(32, 2))
@@ -102,6 +103,7 @@ def finetune_recipe(data: Any, epochs: int = FINETUNE.epochs) -> Recipe:
 
     Returns:
         A ``Recipe`` that distils.
+
     Example:
         >>> rf.finetune_recipe((torch.randn(8, 4), torch.randn(8, 4)), epochs=3).epochs
         3

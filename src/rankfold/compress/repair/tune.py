@@ -83,6 +83,7 @@ def tune_(
 
     Cost: for each block one pass of both networks up to it, and ``steps`` steps of the block alone, with its inputs and
     outputs in memory; with an objective ``steps`` steps and as many forward passes of the original.
+
     Example:
         >>> net, x = nn.Sequential(nn.Linear(16, 32), nn.ReLU(), nn.Linear(32, 4)), torch.randn(64, 16)
         >>> small = rf.apply_(copy.deepcopy(net), rf.plan(net, "params=0.6", data=x))

@@ -84,6 +84,7 @@ class Bottlenecks:
         energy: mean over the samples of the squared distance of the model's outputs from their mean, in which predicted
             changes of the outputs can be expressed; 0 if it is not known.
         unreached: factored layers that the data never reached.
+
     Example:
         >>> rf.Bottlenecks({}, "", 0).unreached
         ()
@@ -216,6 +217,7 @@ def bottlenecks(
 
     Cost: the forward passes, one backward pass over ``metric_samples``, and q² for each row at each factored layer, q
     its rank (times the kernel's width for a spatial pair).
+
     Example:
         >>> net, x = nn.Sequential(nn.Linear(16, 32), nn.ReLU(), nn.Linear(32, 4)), torch.randn(64, 16)
         >>> small = rf.apply_(net, rf.plan(net, rf.Ranks({"0": 5, "2": 2}), data=x))

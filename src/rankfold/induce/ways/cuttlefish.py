@@ -37,6 +37,7 @@ class Cuttlefish(Way):
     Cost: of a period the singular values of each weight.
 
     Source: Cuttlefish (Wang et al. 2023).
+
     Example:
         >>> rf.Cuttlefish(latest=3).name
         'cuttlefish'

@@ -29,6 +29,7 @@ class FrobeniusDecay(Way):
     Cost: of a step O((m + n)r²) for each layer.
 
     Source: Khodak, Tenenholtz, Mackey, Fusi 2021.
+
     Example:
         >>> rf.FrobeniusDecay(rank=0.5).decay
         0.0001

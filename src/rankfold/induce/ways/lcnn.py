@@ -37,6 +37,7 @@ class LearningCompression(Way):
     Cost: of a period one SVD of each weight; memory is that of the dense network.
 
     Source: Idelbayev and Carreira-Perpiñán 2020.
+
     Example:
         >>> rf.LearningCompression(budget=0.3).growth
         1.2

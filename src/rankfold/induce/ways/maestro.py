@@ -35,6 +35,7 @@ class Maestro(Pruning):
         ValueError: settings out of range.
 
     Source: Maestro (Horváth et al. 2024).
+
     Example:
         >>> rf.Maestro(lasso=1e-3).tolerance
         0.05

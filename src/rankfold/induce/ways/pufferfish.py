@@ -26,6 +26,7 @@ class Pufferfish(Way):
     Cost: one SVD of each weight.
 
     Source: Pufferfish (Wang, Agarwal, Papailiopoulos 2021).
+
     Example:
         >>> rf.Pufferfish(rank=0.25, warmup=2).name
         'pufferfish'

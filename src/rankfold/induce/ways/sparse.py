@@ -40,6 +40,7 @@ class SparseFactors(Pruning):
     Cost: of a step O((m + n)r²) for each layer.
 
     Source: Yang et al. 2020.
+
     Example:
         >>> rf.SparseFactors(penalty="nuclear").reach
         3

@@ -45,6 +45,7 @@ class Smallest:
         model: the network.
         plan: that it follows.
         quality: how good it is, what was tried, and a sentence that says it.
+
     Example:
         >>> net = nn.Sequential(nn.Linear(8, 8))
         >>> plan = rf.plan(net, "params=0.9", "truncate", example=torch.randn(1, 8))
@@ -99,6 +100,7 @@ def smallest(
 
     Cost: the profile; for each network that is tried (about 20) its factors, one pass over the calibration data where
     there is BatchNorm, and one over half of ``validation``.
+
     Example:
         >>> from types import SimpleNamespace
         >>> x = torch.randn(96, 16); y = (x[:, 0] > 0).long()

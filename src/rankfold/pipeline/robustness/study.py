@@ -49,6 +49,7 @@ class Robustness:
         unit: of the radii.
         blind: of the samples that are answered rightly, the share whose gradient is zero before the first step: the
             attack does not see where to go there, and what it does not find proves nothing.
+
     Example:
         >>> rf.Robustness(0.9, (), (), 100, 1000, 20, 1, "pixels", 0.0).clean
         0.9
@@ -154,6 +155,7 @@ def robustness(
     are lost; one SVD of each matrix.
 
     Source: Madry, Makelov, Schmidt, Tsipras, Vladu 2018.
+
     Example:
         >>> net = nn.Sequential(nn.Linear(2, 2, bias=False)).eval()
         >>> _ = net[0].weight.data.copy_(torch.tensor([[1.0, 0.0], [-1.0, 0.0]]))

@@ -39,6 +39,7 @@ class LowRank(Recovery):
         rank: take exactly this one.
 
     Cost: 0.1 to 1 s of one core for some thousand rows and columns.
+
     Example:
         >>> import numpy as np
         >>> rng = np.random.default_rng(0)

@@ -38,6 +38,7 @@ class ImplicitFeedback(BaseEstimator):
 
     Raises:
         ValueError: in ``fit``: an unknown method, or a setting out of range.
+
     Example:
         >>> plays = [("ann", "a"), ("ann", "b"), ("bob", "a"), ("bob", "b"), ("bob", "c"), ("cid", "c"), ("cid", "d")]
         >>> rf.recover.ImplicitFeedback("neighbours").fit(plays).recommend("ann", 1)[0][0]

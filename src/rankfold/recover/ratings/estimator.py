@@ -33,6 +33,7 @@ class Ratings(RegressorMixin, BaseEstimator):
     Cost: of a sweep O(entries · rank² + (rows + columns) · rank³).
 
     Source: Salakhutdinov and Mnih 2008; Rendle, Zhang, Koren 2019.
+
     Example:
         >>> import numpy as np
         >>> pairs = np.array([[u, i] for u in range(6) for i in range(4)])

@@ -55,6 +55,7 @@ def read_triplets(
 
     Cost: a million lines take about 0.3 s; a text with quotes in unusual places, blank lines or faults is read line by
     line, ten times slower.
+
     Example:
         >>> from pathlib import Path
         >>> _ = Path("ratings.csv").write_text("user,film,rating\nann,a,4\nbob,b,2\n")
