@@ -33,9 +33,9 @@ def dlrt_(
         model: changed in place.
         rank: at the start; half of min(m, n) by default, and never more.
         where: as in ``rankfold.sites``; without it the matrices whose smaller side is below 16 are left as they are.
-        convolutions: "matrix", outputs by patches; or "tucker", a kernel with an orthonormal basis along its outputs and
-            one along its inputs, which ``fold_(…, keep=True)`` makes a ``TuckerConv``. There ``rank`` is that of the
-            outputs, and the inputs keep the same share, as in the form ``tucker`` of plans; 1×1 convolutions stay
+        convolutions: "matrix", outputs by patches; or "tucker", a kernel with an orthonormal basis along its outputs
+            and one along its inputs, which ``fold_(…, keep=True)`` makes a ``TuckerConv``. There ``rank`` is that of
+            the outputs, and the inputs keep the same share, as in the form ``tucker`` of plans; 1×1 convolutions stay
             matrices.
 
     Returns:
