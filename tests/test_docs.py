@@ -20,7 +20,7 @@ import pytest
 import typer.main
 
 import rankfold
-from rankfold.cli.main import app
+from rankfold.cli.main import VERBS, app
 from rankfold.compress import methods
 from rankfold.compress.ranks import budget, rules
 from rankfold.forms import form
@@ -228,6 +228,13 @@ def test_every_verb_and_option_is_explained() -> None:
         for parameter in verb.params:
             long = [option for option in parameter.opts if option.startswith("--")]
             assert not long or any(option in text for option in parameter.opts), (name, parameter.opts)
+
+
+def test_the_list_of_commands_is_that_of_the_page() -> None:
+    text = (DOCS / "command-line.md").read_text(encoding="utf-8")
+    rows = re.findall(r"(?m)^\| \[(\w+)\]\(#\w+\) \| (.+) \|$", text)
+    told = [(verb.__name__.rstrip("_"), does.rstrip(".").lower()) for verb, does in VERBS]
+    assert [(name, does.replace("`", "").lower()) for name, does in rows] == told
 
 
 @pytest.mark.parametrize("name", QUICK)

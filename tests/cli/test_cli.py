@@ -53,6 +53,24 @@ def test_help_does_not_wait_for_torch():
     assert all(verb in done.stdout for verb in VERBS)
 
 
+def test_a_person_is_told_at_once_what_a_command_does(monkeypatch, capsys):
+    from rankfold.cli.failure import told
+
+    def slow() -> None:
+        """Count to ten.
+
+        Slowly.
+        """
+        said.append(capsys.readouterr().err)
+
+    said: list[str] = []
+    monkeypatch.setattr(sys.stderr, "isatty", lambda: True, raising=False)
+    told(slow)()
+    monkeypatch.setattr(sys.stderr, "isatty", lambda: False, raising=False)
+    told(slow)()
+    assert said == ["rankfold slow: Count to ten.\n", ""]  # a script is not
+
+
 @pytest.mark.parametrize("verb", VERBS)
 def test_every_verb_has_help_and_json(verb):
     result = rankfold(verb, "--help")
@@ -290,7 +308,7 @@ def test_a_network_and_data_of_ones_own(tmp_path, monkeypatch):
     )  # fmt: skip
     assert values["params_removed"] >= 0.4
     # what a file says never decides which code runs
-    assert "--model mine:make" in failed("evaluate", "run")
+    assert "say --model mine:make --data mine:data if that code may run" in failed("evaluate", "run")
     assert "--data mine:data" in failed("evaluate", "run", "--model", "mine:make")
     again = succeeded("evaluate", "run", "--model", "mine:make", "--data", "mine:data")
     assert again["accuracy"] == values["compressed"]["accuracy"]

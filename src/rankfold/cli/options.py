@@ -116,8 +116,8 @@ DataName = Annotated[
     typer.Option(
         "--data",
         metavar="NAME",
-        help="digits, mnist, fashion-mnist, cifar10, package.module:factory, text:FILE (.txt, .parquet, .jsonl) or "
-        "tokens:FILE.npy; by default the model's own.",
+        help="digits, mnist, fashion-mnist, cifar10, cifar100, imagefolder:DIR, parquet:DIR, package.module:factory, "
+        "text:FILE (.txt, .parquet, .jsonl) or tokens:FILE.npy; by default the model's own.",
         callback=_data,
     ),
 ]

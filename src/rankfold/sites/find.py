@@ -158,14 +158,14 @@ def _sites(model: nn.Module, where: Where | None, composed: tuple[str, ...], ada
         layer = None if reason else read_layer(module)
         if layer is not None and where is not None and not _wanted(where, path, module):
             layer, reason = None, NOT_SELECTED
-        if layer is not None and (reason := _why_no_site(layer)):
-            layer = None
+        of_matrix = layer is not None and (reason := _why_no_site(layer)) is not None
+        layer = None if of_matrix else layer
         if layer is not None and isinstance(module, NonDynamicallyQuantizableLinear):
             layer, reason = None, "read by its attention module without being called"
         if layer is None:
             for key, parameter in module._parameters.items():
                 if parameter is not None:
-                    left_out.append((f"{path}.{key}".lstrip("."), reason or _why_parameter(module, parameter)))
+                    left_out.append((f"{path}.{key}".lstrip("."), _why_left_out(module, parameter, reason, of_matrix)))
             if reason and reason != TORCHSCRIPT and not module._parameters:
                 left_out.append((path, reason))
             continue
@@ -263,6 +263,11 @@ def _why_no_site(layer: Layer) -> str | None:
     if min(m, n) < 2 and not layer.lookup:
         return f"a {m}×{n} matrix has rank 1 already"
     return None
+
+
+def _why_left_out(module: nn.Module, parameter: torch.Tensor, reason: str | None, of_matrix: bool) -> str:
+    """A reason that is that of the matrix alone is not that of the bias beside it."""
+    return reason if reason and not (of_matrix and parameter.dim() < 2) else _why_parameter(module, parameter)
 
 
 def _why_parameter(module: nn.Module, parameter: torch.Tensor) -> str:

@@ -18,6 +18,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from safetensors import SafetensorError, safe_open
 from torch import nn
 from torch.nn.parameter import is_lazy
 
@@ -72,6 +73,7 @@ def save(
     directory, root = Path(directory), unwrap(model)
     if directory.exists() and not directory.is_dir():
         raise StoreError(f"{directory} is a file; give a directory")
+    _check_ours(directory)
     state, aliases = _tensors(root)
     for entry in plan.changed:
         own = f"{entry.site}.{entry.form.parameter}"
@@ -88,6 +90,23 @@ def save(
         files[BOTTLENECKS] = bottlenecks.to_bytes()
     manifest.write(directory, files, notes, PRETRAINED if is_pretrained(root) else FORMAT)
     return directory
+
+
+def _check_ours(directory: Path) -> None:
+    """``StoreError`` where the weights in a directory are somebody else's: they would be lost."""
+    file = directory / TENSORS
+    if not file.exists() or (directory / manifest.MANIFEST).exists():
+        return
+    try:
+        with safe_open(file, "pt") as opened:
+            mark = opened.metadata() or {}
+        configuration = directory / "config.json"
+        config = json.loads(configuration.read_text(encoding="utf-8")) if configuration.exists() else {}
+        ours = ALIASES in mark or config["quantization_config"]["quant_method"] == "rankfold"
+    except (SafetensorError, OSError, ValueError, KeyError, TypeError):
+        ours = False
+    if not ours:
+        raise StoreError(f"{file}: weights that rankfold did not write; give another directory, or move them first")
 
 
 def _folder(root: nn.Module, plan: Plan, notes: Mapping[str, Any], tokenizer: Any) -> dict[str, bytes]:

@@ -170,8 +170,8 @@ class Reader:
     def _given(self, file: str, download: bool, alone: bool) -> Texts:
         if self.tokenizer is None:
             raise ZooError(
-                f"text:{file}: the model brings no tokenizer: give a folder of transformers that has one, or text that "
-                "is tokenised already (--data tokens:FILE.npy)"
+                f"text:{file}: the model brings no tokenizer: give a folder of transformers that has one (its files "
+                "lie beside the weights), or text that is tokenised already (--data tokens:FILE.npy)"
             )
         most = self.windows if alone else None
         if not Path(file).exists() and NAME.fullmatch(file.partition("@")[0]):
@@ -243,6 +243,11 @@ def text(
         >>> rf.text(PreTrainedTokenizerFast(tokenizer_object=words), "notes.txt", length=10)
         Texts(6 samples, windows of 10 tokens)
     """
+    if not callable(tokenizer) or not hasattr(tokenizer, "__len__"):
+        raise ZooError(
+            f"{file}: a tokenizer of transformers was expected, not {type(tokenizer).__name__}: give "
+            "AutoTokenizer.from_pretrained(FOLDER) of the model's own folder"
+        )
     return Reader(tokenizer, length, lines=lines, vocabulary=len(tokenizer)).read(file, samples)
 
 
