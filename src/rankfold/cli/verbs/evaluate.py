@@ -85,6 +85,7 @@ def evaluate(
     )
     from rankfold.cli.trained import open_either
     from rankfold.export import target_latencies
+    from rankfold.export.targets import Target
     from rankfold.objectives import objective_named
     from rankfold.pipeline import figures, protocol
     from rankfold.run.progress import Talk
@@ -110,7 +111,8 @@ def evaluate(
             beside = teacher if original is None or teacher is not None else original_of(loaded, original).to(place)
             timed = {"model": loaded.model} | ({} if beside is None else {"original": beside})
             talk.say(f"timing on {target.value}")
-            times = target_latencies(timed, example, target.value, batch=batch)
+            on: Target = "compile" if target is TargetName.compile else "onnxruntime"
+            times = target_latencies(timed, example, on, batch=batch)
     how = protocol(found.score, part)
     told = {"target": {"name": target.value, "batch": batch, "ms": times}} if times else {}
     if as_json:
