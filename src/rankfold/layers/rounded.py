@@ -74,12 +74,12 @@ class Rounded(WholeNumbers):
         return self.codes.to(self.scale.dtype) * self.scale.reshape(sizes)
 
 
-class RoundedLinear(Rounded, nn.Linear):
+class RoundedLinear(Rounded, nn.Linear):  # type: ignore[override]
     def forward(self, input: Tensor) -> Tensor:
         return F.linear(input, self.dense(), self.bias)
 
 
-class RoundedEmbedding(Rounded, nn.Embedding):
+class RoundedEmbedding(Rounded, nn.Embedding):  # type: ignore[override]
     """Only the rows that are looked up are multiplied by the scales; they lie along the columns."""
 
     def forward(self, input: Tensor) -> Tensor:
@@ -92,15 +92,15 @@ class _RoundedConv(Rounded):
         return stage._conv_forward(input, self.dense(), self.bias)
 
 
-class RoundedConv1d(_RoundedConv, nn.Conv1d):
+class RoundedConv1d(_RoundedConv, nn.Conv1d):  # type: ignore[override]
     pass
 
 
-class RoundedConv2d(_RoundedConv, nn.Conv2d):
+class RoundedConv2d(_RoundedConv, nn.Conv2d):  # type: ignore[override]
     pass
 
 
-class RoundedConv3d(_RoundedConv, nn.Conv3d):
+class RoundedConv3d(_RoundedConv, nn.Conv3d):  # type: ignore[override]
     pass
 
 

@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from functools import cached_property
 from typing import Any, Protocol, runtime_checkable
 
+import torch
 from torch import Tensor
 
 from rankfold.compress.methods.method import Decomposition, Forecast, Method
@@ -53,11 +54,12 @@ def _over_base(
             f"when data are measured (forms=[{str(form)!r}, …], --forms)"
         )
     geometry = site.layer.geometry(form)
-    matrix = geometry.matrix(weight).double()
-    base = form.base(matrix, weight.dtype, None if known is None else known.covariance.diagonal())
-    rest = matrix - form.based(base).to(matrix)
-    made = method.decompose(site, form.decomposed, geometry.put(weight.double(), rest), known, bias)
-    return None if made is None else OverBase(made, base, matrix, rest, known)
+    matrix = geometry.matrix(weight)
+    base = form.base(matrix.double(), weight.dtype, None if known is None else known.covariance.diagonal())
+    wide = torch.promote_types(weight.dtype, torch.float32)
+    rest = geometry.put(weight, matrix.double() - form.based(base).to(weight.device)).to(wide)
+    made = method.decompose(site, form.decomposed, rest, known, bias)
+    return None if made is None else OverBase(made, form, base, matrix, known)
 
 
 @dataclass(frozen=True, eq=False)
@@ -66,10 +68,15 @@ class OverBase:
     relative ones fractions of the whole matrix. Rank 0 is the base alone."""
 
     made: Decomposition
+    form: Form
     base: tuple[Tensor, ...]
     matrix: Tensor
-    rest: Tensor
     known: SiteStatistics | None
+
+    @property
+    def rest(self) -> Tensor:
+        """What the base leaves; formed when it is asked for, as there are many of them."""
+        return self.matrix.double() - self.form.based(self.base).to(self.matrix.device)
 
     @property
     def errors(self) -> Tensor:
@@ -94,14 +101,14 @@ class OverBase:
         if isinstance(made, Weighing):
             part, whole = float(made.errors[0]), made.weighed(self.matrix)
         else:
-            part, whole = float(self.rest.norm()), float(self.matrix.norm())
+            part, whole = float(self.rest.norm()), float(self.matrix.double().norm())
         return part / whole if whole > 0 else 0.0
 
     @cached_property
     def _of_outputs(self) -> float:
         """The share of the layer's output that the base alone loses."""
         if self.known is None:
-            return float(self.rest.norm() / self.matrix.norm().clamp_min(1e-300))
+            return float(self.rest.norm() / self.matrix.double().norm().clamp_min(1e-300))
         return self._share_on(self.known.covariance)
 
     def _share_on(self, moment: Tensor) -> float:
