@@ -17,7 +17,7 @@ from rankfold.costs.cost import Cost
 from rankfold.costs.counter import Counter
 from rankfold.costs.example import Example
 from rankfold.costs.reads import Calls, WeightReads
-from rankfold.layers.rounded import numbers_of
+from rankfold.layers.rounded import WholeNumbers
 from rankfold.sites import Call, Form, Site, SiteList, opened, packed, stored, unwrap
 
 # parameters of a model, and elements of its input, with which it is run for real to count its FLOPs
@@ -135,7 +135,8 @@ def storage(model: nn.Module) -> tuple[int, int]:
         if isinstance(parameter, UninitializedParameter):
             raise ValueError(f"{name} has no shape yet: run the model once first (lazy module)")
     hidden = packed(model.named_modules()).values()
-    params = numbers_of(model) + sum(x.numel() for x in hidden if x.dim())
+    whole = sum(each.numbers for each in model.modules() if isinstance(each, WholeNumbers))
+    params = whole + sum(p.numel() for p in model.parameters()) + sum(x.numel() for x in hidden if x.dim())
     held = (part for tensor in (*model.parameters(), *model.buffers(), *hidden) for part in stored(tensor))
     return params, sum(part.numel() * part.element_size() for part in held)
 
@@ -151,6 +152,22 @@ def model_cost(model: nn.Module, example: Any) -> Cost:
 
     Warns (``UncountedWarning``) of operations whose FLOPs nobody knows, which count 0: those of other libraries, and
     decompositions and transforms of torch.
+
+    Args:
+        model: any module.
+        example: one input with its batch axis, or a tuple or mapping of arguments.
+
+    Returns:
+        A ``Cost``.
+
+    Raises:
+        ValueError: an input that the model cannot take.
+
+    Cost: one forward pass of one sample.
+
+    Example:
+        >>> rf.model_cost(nn.Sequential(nn.Linear(10, 20), nn.ReLU()), torch.zeros(1, 10)).flops
+        400
     """
     params, size = storage(model)
     traced = measure(model, example)

@@ -1,4 +1,7 @@
-"""Well-conditioned low rank: a bound on the condition number of each layer, and a penalty on its spread."""
+"""Well-conditioned low rank: a bound on the condition number of each layer, and a penalty on its spread.
+
+Of a core in Tucker's form (p, q, …) both look at its unfolding along the outputs, (p, q·…).
+"""
 
 from __future__ import annotations
 
@@ -14,8 +17,19 @@ from rankfold.linalg.tangent import clamped, spread
 class Condition:
     """After each truncation singular values are drawn together until the condition number is at most ``bound``.
 
-    Ranks are chosen first, on values as training left them. (CondLR, Savostianova, Zangrando, Ceruti, Tudisco 2023.)
-    ``ValueError`` for a bound below 1.
+    Ranks are chosen first, on values as training left them.
+
+    Args:
+        bound: at least 1.
+
+    Raises:
+        ValueError: a bound below 1.
+
+    Source: CondLR, Savostianova, Zangrando, Ceruti, Tudisco 2023.
+
+    Example:
+        >>> rf.Condition(2.0).bound
+        2.0
     """
 
     bound: float = 2.0
@@ -28,14 +42,27 @@ class Condition:
         return None
 
     def after(self, core: Tensor) -> Tensor:
-        return clamped(core, self.bound)
+        return clamped(core.flatten(1), self.bound).reshape(core.shape)
 
 
 @dataclass(frozen=True)
 class Spread:
-    """A penalty ``weight``·‖SᵀS − α²I‖, α² = ‖S‖²/r, on the core S of each layer, which draws its singular values
-    towards one another at whatever size they are. (RobustDLRT, Schotthöfer, Yang, Schnake 2025.) ``ValueError`` for a
-    weight that is negative."""
+    """A penalty ``weight``·‖SᵀS − α²I‖, α² = ‖S‖²/r, on the core S of each layer.
+
+    It draws singular values towards one another at whatever size they are.
+
+    Args:
+        weight: of the penalty, at least 0.
+
+    Raises:
+        ValueError: a weight that is negative.
+
+    Source: RobustDLRT, Schotthöfer, Yang, Schnake 2025.
+
+    Example:
+        >>> rf.Spread(0.1).weight
+        0.1
+    """
 
     weight: float = 0.05
 
@@ -44,7 +71,7 @@ class Spread:
             raise ValueError(f"Spread: the weight of a penalty is finite and not negative, got {self.weight!r}")
 
     def gradient(self, core: Tensor) -> Tensor | None:
-        return self.weight * spread(core)[1]
+        return self.weight * spread(core.flatten(1).mT)[1].mT.reshape(core.shape)
 
     def after(self, core: Tensor) -> Tensor:
         return core
