@@ -92,8 +92,8 @@ def check_site(site: Site, model: nn.Module, example: Any) -> None:
     Reading a matrix and putting it back changes nothing; a layer written with factors computes what the dense layer
     computes with the product of the factors, has that product as its ``weight``, the parameters, bytes and FLOPs that
     the site counts, a state dict that restores it, and gradients for every parameter; a cast leaves whole numbers as
-    they are. What a form rounds is near to the product, and the layer computes with what it rounded to. Ranks tried: the
-    smallest, 1, the middle, the largest. The model is left as found.
+    they are. What a form rounds is near to the product, and the layer computes with what it rounded to. Ranks tried:
+    the smallest, 1, the middle, the largest. The model is left as found.
 
     Args:
         site: of the model.
