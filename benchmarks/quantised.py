@@ -9,8 +9,9 @@ All of it in bfloat16; bytes are fractions of those of the decoder's linear laye
 - int4 rounded to nearest with groups of 64, written plainly below: every group by its largest entry, no data;
 - the best mixture of all forms within each of `--bytes`, and the best of what is left without int8 or without residual.
 
-Perplexity as in `benchmarks/language.py`, of the bfloat16 numbers computed in float32. "bytes": measured.
-Calibration windows are drawn with each seed. Seconds are of processor time.
+With `--only` in the layers of that name alone, of which "bytes" are then fractions. Perplexity as in
+`benchmarks/language.py`, of the bfloat16 numbers computed in float32; "bytes" are measured. Calibration windows are
+drawn with each seed. Seconds are of processor time.
 """
 
 from __future__ import annotations
@@ -18,6 +19,7 @@ from __future__ import annotations
 import argparse
 import copy
 import json
+import math
 import os
 import time
 from collections import Counter
@@ -28,14 +30,16 @@ from typing import Any
 
 import numpy as np
 import torch
-from language import BATCH, judged, matrices, windows
+from language import BATCH, matrices, windows
 from torch import Tensor, nn
 
 import rankfold as rf
 from rankfold.costs import storage
+from rankfold.sites import fits
 
 GROUP = 64
-MIXTURES = {
+# of all forms, those that a mixture does without
+MIXTURES: dict[str, set[rf.Form]] = {
     "all forms": set(),
     "without int8": {rf.Form.INT8},
     "without residual": {rf.Form.RESIDUAL},
@@ -44,10 +48,25 @@ MIXTURES = {
 
 
 @torch.no_grad()
-def nearest(model: nn.Module) -> nn.Module:
-    """Every linear layer of the decoder rounded to int4, symmetric, in groups of 64."""
+def judged(model: nn.Module, test: Tensor) -> dict[str, float]:
+    """Perplexity with its standard error over the windows; see `benchmarks/language.py`."""
+    losses: list[float] = []
+    for ids in test.split(BATCH):
+        now = model(ids).logits[:, :-1].log_softmax(-1)
+        losses += (-now.gather(-1, ids[:, 1:, None])).squeeze(-1).mean(1).tolist()
+    mean, error = float(np.mean(losses)), float(np.std(losses, ddof=1) / len(losses) ** 0.5)
+    return {"log": mean, "perplexity": math.exp(mean), "error": math.exp(mean) * error}
+
+
+def chosen(model: nn.Module, only: str) -> dict[str, nn.Linear]:
+    return {name: layer for name, layer in matrices(model).items() if fits(name, only)}
+
+
+@torch.no_grad()
+def nearest(model: nn.Module, only: str) -> nn.Module:
+    """The linear layers of the decoder rounded to int4, symmetric, in groups of 64."""
     small = copy.deepcopy(model)
-    for layer in matrices(small).values():
+    for layer in chosen(small, only).values():
         for group in layer.weight.split(GROUP, 1):
             step = (group.float().abs().amax(-1, keepdim=True) / 7).to(group.dtype).float()
             group.copy_((group.float() / step).round().clamp(-8, 7) * step)
@@ -63,29 +82,29 @@ def without(known: Any, forms: set[rf.Form]) -> Any:
 
 
 def rows(arguments: argparse.Namespace, model: nn.Module, train: Tensor, test: Tensor) -> Iterator[dict[str, Any]]:
-    original = copy.deepcopy(model).float()
-    inside = sum(layer.weight.numel() for layer in matrices(model).values())
+    layers = chosen(model, arguments.only).values()
+    inside = sum(layer.weight.numel() for layer in layers)
     whole, total = storage(model)
-    dense = judged(original, original, test)
+    dense = judged(copy.deepcopy(model).float(), test)
 
     def measured(small: nn.Module) -> dict[str, Any]:
-        found = judged(copy.deepcopy(small).float(), original, test)
+        found = judged(copy.deepcopy(small).float(), test)
         return {"excess": found["log"] - dense["log"], **found}
 
     def share(small: nn.Module) -> float:
         return (storage(small)[1] - total + 2 * inside) / (2 * inside)
 
     yield {"what": "original", **dense}
-    plain = nearest(model)
-    scales = sum(-(-layer.in_features // GROUP) * layer.out_features for layer in matrices(model).values())
+    plain = nearest(model, arguments.only)
+    scales = sum(-(-layer.in_features // GROUP) * layer.out_features for layer in layers)
     yield {"what": "int4 to nearest", "bytes": (inside / 2 + 2 * scales) / (2 * inside), **measured(plain)}
     for seed in arguments.seeds:
         drawn = torch.randperm(len(train), generator=torch.Generator().manual_seed(seed))
         batches = [{"input_ids": ids} for ids in train[drawn[: arguments.windows]].split(BATCH)]
         began = time.process_time()
         how = rf.Calibration(samples=arguments.windows, batch_size=BATCH)
-        known = rf.profile(model, batches, forms="all", calibration=how)
-        _ = known.coarser  # once for all plans
+        where = lambda name, module: fits(name, arguments.only)  # noqa: E731
+        known = rf.profile(model, batches, forms="all", where=where, calibration=how)
         yield {"seed": seed, "what": "profile", "seconds": time.process_time() - began}
         for kept in arguments.kept:
             plan = without(known, {rf.Form.INT8, rf.Form.RESIDUAL, rf.Form.PIVOTED}).plan(
@@ -101,7 +120,7 @@ def rows(arguments: argparse.Namespace, model: nn.Module, train: Tensor, test: T
                 stored = sum(storage(layer)[1] for layer in changed)
                 yield {"seed": seed, "what": what, "kept": kept, "bytes of changed": stored, **measured(small)}
         for asked in arguments.bytes:
-            for what, left_out in MIXTURES.items():
+            for what, left_out in list(MIXTURES.items())[: arguments.mixtures]:
                 try:
                     plan = without(known, left_out).plan([f"bytes={asked}", "of=sites"])
                 except rf.BudgetError:
@@ -122,6 +141,8 @@ def parsed() -> argparse.Namespace:
     parser.add_argument("--calibrate", type=Path, help="tokens to calibrate on, .npy")
     parser.add_argument("--test", type=Path, help="tokens to test on, .npy")
     parser.add_argument("--kept", type=float, nargs="+", default=[0.8])
+    parser.add_argument("--only", default="*", help="names of the layers that take part; all of the decoder by default")
+    parser.add_argument("--mixtures", type=int, default=len(MIXTURES), help="how many of the mixtures are made")
     parser.add_argument("--bytes", type=float, nargs="+", default=[0.266, 0.3])
     parser.add_argument("--seeds", type=int, nargs="+", default=[0])
     parser.add_argument("--length", type=int, default=256)

@@ -174,7 +174,10 @@ class AfterRounding:
 
     def forecast(self, moment: Tensor) -> Forecast:
         made: Any = self.made
-        told = made.forecast(moment)
+        return self.told(made.forecast(moment))
+
+    def told(self, told: Forecast) -> Forecast:
+        """What is forecast of the factors, after their rounding."""
         share = float(told.errors[0]) ** 2 / max(float(self.made.errors[0]) ** 2, 1e-300)
         errors = (told.errors.square() + self._added * share).sqrt()
         return Forecast(errors, (told.relative.square() + self._shares).sqrt())

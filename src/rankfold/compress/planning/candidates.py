@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from rankfold.compress.finite import check_finite
 from rankfold.compress.methods.method import Decomposition, Forecast, Forecasting, Method
-from rankfold.compress.methods.rounding import decomposed
+from rankfold.compress.methods.rounding import AfterRounding, decomposed
 from rankfold.compress.planning.lawful import check_decomposition
 from rankfold.compress.ranks.allocate import Option
 from rankfold.compress.ranks.budget import Budget, KeepEnergy, Latency, Ranks, Resource, multiple_of
@@ -139,7 +139,7 @@ def decompose(
             check_finite([(site, site.weight(root), site.bias(root))])
         group = found.candidates[site.name] = []
         for form in forms:
-            base = form.decomposed if form.shares else form
+            base = form if form.over_base else form.decomposed
             try:
                 if base not in made:
                     made[base] = _weighed(root, site, base, method, known, counts)
@@ -151,6 +151,9 @@ def decompose(
                     f"{site.title}: {error}; repair or reload the weights, or leave the site out with where="
                 ) from error
             decomposition, forecast, ridge = made[base]
+            if decomposition is not None and not form.exact:
+                decomposition = rounds = AfterRounding(decomposition)
+                forecast = None if forecast is None else rounds.told(forecast)
             if decomposition is not None:
                 check_decomposition(method, site, form, decomposition)
                 carries = site.layer.has_bias or (known is not None and known.free and known.absorber is None)
