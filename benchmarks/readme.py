@@ -6,8 +6,8 @@ Peers, written plainly below or by method `truncate`: truncation of the same fra
 spectra ranked together (GSVT), as LoRITa compares with; whitening by the Cholesky root of the second moment of the
 inputs, the same share in each layer, as SVD-LLM and BALF begin. All use the same 2,048 training images. "as it is" is
 the network that such a method leaves; "corrected" the same after `rankfold.reestimate_` on 512 images, which rankfold's
-own rows always have. Accuracy is on the first --images of the test split, by which nothing is chosen. Rows that are stored already are
-not measured again: delete benchmarks/results/readme.json to begin anew.
+own rows always have. Accuracy is on the first --images of the test split, by which nothing is chosen. Rows that are
+stored already are not measured again: delete benchmarks/results/readme.json to begin anew.
 """
 
 from __future__ import annotations
