@@ -38,7 +38,8 @@ class Settings:
     ``slices``: keep what is needed to slice the result later (``rankfold.pipeline.slice_``); it takes disk space.
     ``memory``: bytes that second moments may take, for methods that fit layer after layer
     (``rankfold.compress.layerwise.in_parts``).
-    ``tune``: steps of training of each block to its original output, before fine-tuning (``rankfold.tune_``).
+    ``tune``: steps of training to what the original gives, before fine-tuning (``rankfold.tune_``); ``tune_by``: of the
+    "whole" network at once, or of its "blocks" one after another; by default the whole of a language model.
     ``objective``: what outputs and targets mean, by name or as an object; by default it is told from data and model.
     ``max_drop``: a budget in quality besides, or instead: the smallest network by ``smallest`` ("flops", "params",
     "bytes" or "latency") whose judging figure falls by at most so much, in points of a percentage or in its own unit.
@@ -60,6 +61,7 @@ class Settings:
     max_drop: float | None = None
     smallest: str = "flops"
     where: Where | None = None
+    tune_by: str | None = None
 
     def __post_init__(self) -> None:
         _ = self.quality  # refused where it is given
@@ -67,6 +69,8 @@ class Settings:
             raise ValueError(f"samples must be at least 1, got {self.samples}")
         if self.tune < 0:
             raise ValueError(f"the number of tuning steps must be at least 0, got {self.tune}")
+        if self.tune_by not in (None, "whole", "blocks"):
+            raise ValueError(f"tune_by is 'whole' or 'blocks', got {self.tune_by!r}")
         if isinstance(self.finetune, int) and self.finetune < 0:
             raise ValueError(f"the number of fine-tuning epochs must be at least 0, got {self.finetune}")
 
@@ -107,6 +111,7 @@ def request_of(model: nn.Module, data: Any, budgets: Sequence[Budget], settings:
         "finetune": None if recipe is None else recipe.to_dict(),
         "seed": settings.seed,
     } | ({"tune": settings.tune} if settings.tune else {})
+    request |= {} if settings.tune_by is None else {"tune_by": settings.tune_by}
     request |= {} if objective is None else {"objective": objective.name}
     request |= {} if settings.quality is None else {"max_drop": settings.quality.points, "smallest": settings.smallest}
     request |= {} if settings.where is None else {"where": _named(settings.where)}

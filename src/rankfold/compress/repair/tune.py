@@ -16,10 +16,11 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from rankfold.batches import batches_of, check_rereadable, forward, tensors_in
-from rankfold.compress.repair.whole import Steps, gradients_of, tune_whole_
+from rankfold.batches import check_rereadable, forward, tensors_in
+from rankfold.compress.repair.turning import Turning, rate_for
+from rankfold.compress.repair.whole import Steps, gradients_of, parts_of, tune_whole_
 from rankfold.costs import evaluating
-from rankfold.objectives import Objective, objective_named
+from rankfold.objectives import Objective, Teacher, objective_named
 from rankfold.observe import Enough, after, before
 from rankfold.run.progress import Progress, showing
 from rankfold.sites import factored_layers, unwrap, without_fused_attention
@@ -50,48 +51,56 @@ def tune_(
     steps: int = 64,
     objective: Objective | str | None = None,
     train: str = "factors",
-    learning_rate: float = 1e-3,
+    by: str | None = None,
+    learning_rate: float | None = None,
     samples: int | None = 2048,
     batch_size: int | None = None,
     progress: Progress | None = None,
 ) -> tuple[Tuned, ...]:
-    """Train the factored layers of ``model``, block after block, to the outputs of the same blocks of ``original``; or,
-    with an ``objective``, all at once to the answers of ``original``.
+    """Train the factored layers of ``model`` to what ``original`` gives, without labels: all at once (``by`` "whole",
+    with an ``objective`` the default), or block after block (``by`` "blocks", without one the default).
 
-    With an ``objective`` what is minimised is the divergence of its answers from the original's, for scores of classes
-    or tokens KL(original ‖ compressed): Adam for ``steps`` steps of ``batch_size`` samples (2 by default), its rate
-    falling to zero. One batch in eight (or the last, or some samples of a single one) is held back; the divergence
-    there is looked at six times, and the parameters of the best look are kept, those at the start too. ``train``:
-    "factors", or "all" for every parameter. Cost: ``steps`` steps, as many forward passes of the original, and seven
-    passes over what is held back. Labels are never looked at.
+    Each step changes a factor by ``learning_rate`` of its own norm, in every direction alike (see ``Turning``); the
+    rate falls to zero over ``steps`` steps of ``batch_size`` samples (2 with an objective, 128 without). By default it
+    is 0.005 times the root of what is lost at the start, up to 1: as far as weights are off, so long are the steps.
+    Mode and gradients are left as found. Raises ``ValueError`` for empty data, or where nothing is factored.
 
-    Without one:
+    The whole: what is minimised is the divergence of the answers of ``objective`` (any floating output without one)
+    from the original's, for scores of classes or tokens KL(original ‖ compressed). One batch in eight (or the last, or
+    some samples of a single one) is held back; the divergence there is looked at six times, and the parameters of the
+    best look are kept, those at the start too. ``train``: "factors", or "all" for every parameter. Cost: ``steps``
+    steps, as many forward passes of the original, and seven passes over what is held back.
 
-    A block is a module in a list or sequence of modules (``nn.Sequential``, ``nn.ModuleList``) with factored layers in
-    it; the whole model where there is none. Adam for ``steps`` batches, its rate falling to zero; what is not factored
-    stays as it is, BatchNorm statistics too. Where the error over all batches has not fallen, the block is left as it
-    was. Mode and gradients are left as found. Cost: for each block one pass of both networks up to it, and ``steps``
-    steps of the block alone; memory: its inputs and outputs for all samples.
-    Raises ``ValueError`` for empty data, or where nothing is factored.
+    Blocks: a block is a module in a list or sequence of modules (``nn.Sequential``, ``nn.ModuleList``) with factored
+    layers in it; the whole model where there is none. Its outputs for what it meets in the compressed network are drawn
+    to those of the original's block in the original; what is not factored stays as it is, BatchNorm statistics too.
+    Where the error over all samples has not fallen, the block is left as it was. Cost: for each block one pass of both
+    networks up to it, and ``steps`` steps of the block alone, whose gradients are all that is in memory beside both
+    networks and its inputs and outputs for all samples.
     """
     root, reference = unwrap(model), unwrap(original)
     check_rereadable(data)
-    if train not in ("factors", "all") or (train == "all" and objective is None):
-        raise ValueError(f"train is 'factors', or with an objective 'all', got {train!r}")
+    by = by or ("blocks" if objective is None else "whole")
+    if by not in ("whole", "blocks"):
+        raise ValueError(f"by is 'whole' or 'blocks', got {by!r}")
+    if train not in ("factors", "all") or (train == "all" and by == "blocks"):
+        raise ValueError(
+            f"train is 'factors', or for the whole (by='whole', or with an objective) 'all', got {train!r}"
+        )
     layers = factored_layers(root)
     if not layers:
         raise ValueError("nothing in this model is factored: compress it first")
-    if objective is not None:
+    size = batch_size or (128 if objective is None else 2)
+    if by == "whole":
         chosen = root if train == "all" else nn.ModuleList(layers.values())
-        how = Steps(steps, learning_rate, samples, batch_size or 2)
-        way = tune_whole_(root, reference, list(chosen.parameters()), data, objective_named(objective), how, progress)
+        how, asked = Steps(steps, learning_rate, samples, size), objective_named(objective or Teacher())
+        way = tune_whole_(root, reference, list(chosen.parameters()), data, asked, how, progress)
         return (Tuned("", way.before, way.after, way.step),)
-    batch_size = batch_size or 128
     told = []
     names = blocks(root, tuple(layers))
     for done, name in enumerate(names):
         trained = [p for layer, module in layers.items() if _within(layer, name) for p in module.parameters()]
-        told.append(_tune_block(root, reference, name, trained, data, steps, learning_rate, samples, batch_size))
+        told.append(_tune_block(root, reference, name, trained, data, steps, learning_rate, samples, size))
         if progress is not None:
             progress("tuning blocks", done + 1, len(names))
     return tuple(told)
@@ -127,7 +136,7 @@ class _Example:
 
 def _tune_block(
     root: nn.Module, reference: nn.Module, name: str, trained: list[nn.Parameter], data: Any, steps: int,
-    learning_rate: float, samples: int | None, batch_size: int,
+    learning_rate: float | None, samples: int | None, batch_size: int,
 ) -> Tuned:  # fmt: skip
     block = root.get_submodule(name)
     with ExitStack() as stack:
@@ -140,7 +149,7 @@ def _tune_block(
         before = _error(block, examples)
         kept = [parameter.detach().clone() for parameter in trained]
         with torch.enable_grad(), gradients_of(root, trained):
-            optimizer = torch.optim.Adam(trained, lr=learning_rate)
+            optimizer = Turning(trained, lr=rate_for(before) if learning_rate is None else learning_rate)
             schedule = torch.optim.lr_scheduler.LinearLR(optimizer, 1.0, 0.0, max(steps, 1))
             for step in range(steps):
                 example = examples[step % len(examples)]
@@ -174,7 +183,7 @@ def _examples(
 
     with before(root, {name: given}), after(reference, {name: gives}):
         found = []
-        for batch in batches_of(data, batch_size, samples):
+        for batch in parts_of(data, batch_size, samples):
             for network in (root, reference):
                 with suppress(Enough):
                     forward(network, batch)
