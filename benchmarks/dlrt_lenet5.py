@@ -21,6 +21,7 @@ import json
 import statistics
 import time
 from pathlib import Path
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -28,6 +29,7 @@ from torch import nn
 
 import rankfold as rf
 from rankfold import zoo
+from rankfold.layers import TuckerConv
 
 
 def lenet5(seed: int) -> nn.Module:
@@ -42,14 +44,21 @@ def weights(model: nn.Module) -> int:
     return sum(p.numel() for p in model.parameters() if p.dim() > 1)
 
 
-def trained(seed: int, how: dict[str, float], epochs: int, asked: float | None) -> dict[str, object]:
+def trained(
+    seed: int,
+    how: dict[str, float],
+    epochs: int,
+    asked: float | None,
+    convolutions: Any = "matrix",
+    rank: int | None = None,
+) -> dict[str, object]:
     """``how``: settings of ``Dlrt``. ``asked``: the share of weights to remove, where a budget says how many."""
     data, model = zoo.load_data("mnist"), lenet5(seed)
     dense = weights(model)
     if asked is not None:
         biases = sum(p.numel() for p in model.parameters() if p.dim() == 1)
         how = how | {"budget": ((1 - asked) * dense + biases) / (dense + biases)}
-    rf.dlrt_(model)
+    rf.dlrt_(model, rank, convolutions=convolutions)
     recipe = rf.Recipe(
         epochs=epochs, batch_size=128, learning_rate=0.05, nesterov=False, weight_decay=0.0, schedule="cosine",
         seed=seed,
@@ -58,11 +67,13 @@ def trained(seed: int, how: dict[str, float], epochs: int, asked: float | None) 
     history = rf.fit(model, data.train, data.validation, recipe, optimizer=functools.partial(rf.Dlrt, **how))
     small = rf.fold_(model, keep=True)
     return {
-        "seed": seed, "asked": asked, "how": how, "removed": 1 - weights(small) / dense,
+        "seed": seed, "asked": asked, "how": how, "start": rank, "convolutions": convolutions,
+        "removed": 1 - weights(small) / dense,
         "best_epoch": history.best_epoch, "validation": rf.evaluate(small, data.validation).accuracy,
         "test": rf.evaluate(small, data.test).accuracy,
         "ranks": {name: m.rank for name, m in small.named_modules() if isinstance(m, rf.LowRankLinear)}
-        | {name: m.down.out_channels for name, m in small.named_modules() if isinstance(m, rf.LowRankConv)},
+        | {name: m.down.out_channels for name, m in small.named_modules() if isinstance(m, rf.LowRankConv)}
+        | {name: tuple(m.core.weight.shape[:2]) for name, m in small.named_modules() if isinstance(m, TuckerConv)},
         "cpu_seconds": time.process_time() - began,
     }  # fmt: skip
 
@@ -103,6 +114,8 @@ def main() -> None:
     parser.add_argument("--tolerance", type=float, help="cut by this, in place of a budget")
     parser.add_argument("--reach", type=int, default=40, help="windows over which the budget is reached")
     parser.add_argument("--grow", type=float, default=1.0, help="share of the rank by which bases grow in a window")
+    parser.add_argument("--rank", type=int, help="at the start; half of full rank by default")
+    parser.add_argument("--convolutions", choices=("matrix", "tucker"), default="matrix")
     parser.add_argument("--out", type=Path, help="a JSON file, written after each training")
     given = parser.parse_args()
     if given.what == "step":
@@ -114,7 +127,7 @@ def main() -> None:
     how |= {"reach": given.reach} if given.tolerance is None else {"tolerance": given.tolerance}
     for removed in asked:
         for seed in map(int, given.seeds.split(",")):
-            rows.append(trained(seed, how, given.epochs, removed))
+            rows.append(trained(seed, how, given.epochs, removed, given.convolutions, given.rank))
             print(json.dumps(rows[-1]), flush=True)
             if given.out is not None:
                 given.out.write_text(json.dumps(rows, indent=1) + "\n", encoding="utf-8")

@@ -55,6 +55,10 @@ class AdaptSettings:
             raise ValueError(f"params is a share of the model, or a count above 1, got {self.params!r}")
 
 
+class NothingLearntError(ValueError):
+    """Training left every layer as it was."""
+
+
 @dataclass(frozen=True)
 class Adapted:
     """What came out. ``before``, ``after``: of the base and of the base with the saved adapter, on the ``split``."""
@@ -148,10 +152,10 @@ def _still(root: nn.Module) -> dict[str, Any]:
 
 
 def _cut(found: Adapter, numbers: int, size: int) -> Extraction:
-    """The adapter within its numbers; ``ValueError`` where nothing was learnt."""
+    """The adapter within its numbers; ``NothingLearntError`` where it is zero."""
     result = combine([found], Asked(params=float(max(numbers, 2))))
     if not any(result.adapter.ranks.values()):
-        raise ValueError("training moved no layer: the radius or the learning rate starves it")
+        raise NothingLearntError("training moved no layer: the radius or the learning rate starves it")
     return Extraction(
         result.adapter, result.layers, (), f"params={numbers}", result.error, result.norm, size, result.notes
     )  # fmt: skip
