@@ -9,7 +9,7 @@ Ours: one shot (`rankfold.plan`) or, with `--method sequential`, the sweep; then
 `--step-windows` windows. "kept" counts
 the matrices of the decoder alone; the head and the embedding stay. Perplexity: windows that do not overlap, the first
 token of each not predicted. Excess: log perplexity less that of the original. Seconds are of processor time.
-Everything that is finished is kept in `-o`: the same command goes on, and further seeds, sizes or steps use what is there.
+Everything that is finished is kept in `-o`: the same command goes on, and further seeds, sizes or steps use it.
 
 The tokens are arrays of integers. `--windows` windows to calibrate and tune on are drawn from the first file with each
 seed; those to test on are the first ones of the other file (of `stories260k` the last ones of the same).
@@ -134,7 +134,8 @@ class Tuned:
     steps: int
     step_windows: int
     tune_windows: int
-    rate: float
+    rate: float | None = None
+    by: str = "whole"
     title: str = "tuned"
 
 
@@ -236,13 +237,13 @@ class Bench:
         small: Any = rf.load(self.place(asked) / "small").model
         data = [{"input_ids": ids} for ids in self.drawn(cell.seed, max(self.windows, cell.tune_windows)).split(BATCH)]
         began = time.process_time()
-        (told,) = rf.tune_(
+        told, *_ = rf.tune_(
             small, self.model, data, objective=rf.CausalLanguageModel(), steps=cell.steps, samples=None,
-            batch_size=cell.step_windows, learning_rate=cell.rate,
+            batch_size=cell.step_windows, learning_rate=cell.rate, by=cell.by,
         )  # fmt: skip
         spent += time.process_time() - began
         found = self.against(cell, judged(small, self.model, self.test))
-        return {"what": "tuned", **found, "step": told.step, "held-out kl": told.after, "seconds": spent}
+        return {"what": f"tuned, {cell.by}", **found, "step": told.step, "seconds": spent}
 
 
 def cells(arguments: argparse.Namespace) -> Iterator[Any]:
@@ -254,7 +255,7 @@ def cells(arguments: argparse.Namespace) -> Iterator[Any]:
             if arguments.steps:
                 yield Tuned(
                     seed, arguments.method, kept, arguments.steps, arguments.step_windows, arguments.tune_windows,
-                    arguments.rate,
+                    arguments.rate, arguments.by,
                 )  # fmt: skip
 
 
@@ -272,7 +273,8 @@ def parsed() -> argparse.Namespace:
     parser.add_argument("--test-windows", type=int, default=64)
     parser.add_argument("--steps", type=int, default=100)
     parser.add_argument("--step-windows", type=int, default=8)
-    parser.add_argument("--rate", type=float, default=1e-3)
+    parser.add_argument("--rate", type=float, help="of tuning; by default what tune_ takes")
+    parser.add_argument("--by", choices=("whole", "blocks"), default="whole", help="what is tuned at once")
     parser.add_argument("-o", "--out", type=Path, required=True, help="directory of what is finished")
     return parser.parse_args()
 

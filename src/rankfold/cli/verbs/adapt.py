@@ -136,6 +136,7 @@ def adapt(
         check_is_model,
         chosen_layers,
         computing,
+        is_saved,
         objective_of,
         open_model,
         original_of,
@@ -150,6 +151,10 @@ def adapt(
     set_threads(threads)
     with Talk() as talk, computing(device, "float32") as place:
         if original is not None:
+            if not is_saved(model):
+                raise typer.BadParameter(
+                    f"goes with a directory that compress or apply wrote, which {model} is not", param_hint="--original"
+                )
             wish = RestoreSettings(asked(budget).params or 0.01, steps, learning_rate or RATE, batch_size)
             saved = open_either(model, weights, factory, data, download, talk, Cut(length, windows)).to(place)
             _restore(saved, original_of(saved, original).to(place), wish, out, objective_of(objective), talk, as_json)

@@ -17,7 +17,7 @@ import torch
 from torch import Tensor, nn
 
 from rankfold.batches import check_rereadable, forward, tensors_in
-from rankfold.compress.repair.turning import Turning, rate_for
+from rankfold.compress.repair.turning import RATE, Turning
 from rankfold.compress.repair.whole import Steps, gradients_of, parts_of, tune_whole_
 from rankfold.costs import evaluating
 from rankfold.objectives import Objective, Teacher, objective_named
@@ -62,7 +62,8 @@ def tune_(
 
     Each step changes a factor by ``learning_rate`` of its own norm, in every direction alike (see ``Turning``); the
     rate falls to zero over ``steps`` steps of ``batch_size`` samples (2 with an objective, 128 without). By default it
-    is 0.005 times the root of what is lost at the start, up to 1: as far as weights are off, so long are the steps.
+    is 0.005, and of the whole that times the root of what is lost at the start, up to 1: as far as weights are off, so
+    long are the steps.
     Mode and gradients are left as found. Raises ``ValueError`` for empty data, or where nothing is factored.
 
     The whole: what is minimised is the divergence of the answers of ``objective`` (any floating output without one)
@@ -96,7 +97,8 @@ def tune_(
         how, asked = Steps(steps, learning_rate, samples, size), objective_named(objective or Teacher())
         way = tune_whole_(root, reference, list(chosen.parameters()), data, asked, how, progress)
         return (Tuned("", way.before, way.after, way.step),)
-    told = []
+    told, most = [], max(steps, 1) * size  # more samples are not met
+    samples = most if samples is None else min(samples, most)
     names = blocks(root, tuple(layers))
     for done, name in enumerate(names):
         trained = [p for layer, module in layers.items() if _within(layer, name) for p in module.parameters()]
@@ -149,7 +151,7 @@ def _tune_block(
         before = _error(block, examples)
         kept = [parameter.detach().clone() for parameter in trained]
         with torch.enable_grad(), gradients_of(root, trained):
-            optimizer = Turning(trained, lr=rate_for(before) if learning_rate is None else learning_rate)
+            optimizer = Turning(trained, lr=RATE if learning_rate is None else learning_rate)
             schedule = torch.optim.lr_scheduler.LinearLR(optimizer, 1.0, 0.0, max(steps, 1))
             for step in range(steps):
                 example = examples[step % len(examples)]

@@ -16,8 +16,8 @@ SMALL = 1e-3  # root mean square of a parameter below which steps become no shor
 
 
 def rate_for(lost: float) -> float:
-    """The first rate where ``lost``, nats or a squared error over its energy, is to be won back: it grows with the
-    square of how far weights are off."""
+    """The first rate of a whole network that has ``lost`` so much, in nats or in squared errors over their energy: that
+    grows with the square of how far weights are off."""
     return RATE * min(max(lost, 0.0), 1.0) ** 0.5
 
 
