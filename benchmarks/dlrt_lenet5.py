@@ -8,6 +8,7 @@ selected on 10,000 validation images that training has not seen; the test split 
     python benchmarks/dlrt_lenet5.py --seeds 0 --removed 0.929 --epochs 1
     python benchmarks/dlrt_lenet5.py --tolerance 0.15
     python benchmarks/dlrt_lenet5.py step                              # a step's time beside the dense network's
+    python benchmarks/dlrt_lenet5.py memory                            # bytes in training beside the dense network's
 
 Published (DLRT, five seeds, counted truly): 98.12 ± .34 % at −92.9 %, 98.14 ± .33 % at −88.5 %.
 """
@@ -17,6 +18,7 @@ from __future__ import annotations
 import argparse
 import copy
 import functools
+import itertools
 import json
 import statistics
 import time
@@ -105,9 +107,52 @@ def step(rounds: int = 100) -> dict[str, float]:
     return found
 
 
+def held(model: nn.Module, optimizer: torch.optim.Optimizer) -> int:
+    """Bytes of parameters, buffers, gradients, the optimizer's state, and what the bases' steps are taken from."""
+    state = [x for moments in optimizer.state.values() for x in moments.values() if torch.is_tensor(x)]
+    gradients = [p.grad for p in model.parameters() if p.grad is not None]
+    probes = [probe for module in model.modules() for probe in getattr(module, "_probes", None) or ()]
+    thin = [probe.grad for probe in probes if probe.grad is not None]
+    return sum(x.nbytes for x in [*model.parameters(), *model.buffers(), *gradients, *state, *probes, *thin])
+
+
+def memory() -> list[dict[str, object]]:
+    """784-512-512-512-10, batches of 128: the most bytes over 45 steps in windows of 20, as a share of the dense
+    network's, and parameters of the folded network as a share of the dense one's."""
+
+    def network() -> nn.Module:
+        torch.manual_seed(0)
+        sizes = (784, 512, 512, 512, 10)
+        parts = [part for m, n in itertools.pairwise(sizes) for part in (nn.Linear(m, n), nn.ReLU())]
+        return nn.Sequential(*parts[:-1])
+
+    x, y, rows = torch.randn(128, 784), torch.randint(0, 10, (128,)), []
+    for kind, settings in ((torch.optim.Adam, {}), (torch.optim.SGD, {"lr": 1e-2, "momentum": 0.9})):
+        dense = network()
+        optimizer: Any = kind(dense.parameters(), **settings)
+        F.cross_entropy(dense(x), y).backward()
+        optimizer.step()
+        whole = held(dense, optimizer)
+        for rank in (16, 32, 64, 128):
+            model = rf.dlrt_(network(), rank)
+            optimizer, most = rf.Dlrt(model, kind, window=20, tolerance=0.0, most=rank, **settings), 0
+            for _ in range(45):
+                optimizer.zero_grad()
+                F.cross_entropy(model(x), y).backward()
+                most = max(most, held(model, optimizer))
+                optimizer.step()
+                most = max(most, held(model, optimizer))
+            optimizer.settle()
+            del optimizer
+            share = sum(p.numel() for p in rf.fold_(model, keep=True).parameters())
+            share /= sum(p.numel() for p in dense.parameters())
+            rows.append({"optimizer": kind.__name__, "rank": rank, "bytes": most / whole, "parameters": share})
+    return rows
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("what", nargs="?", choices=("train", "step"), default="train")
+    parser.add_argument("what", nargs="?", choices=("train", "step", "memory"), default="train")
     parser.add_argument("--seeds", default="0,1,2,3,4")
     parser.add_argument("--removed", default="0.929,0.95", help="shares of the weights")
     parser.add_argument("--epochs", type=int, default=6)
@@ -120,6 +165,9 @@ def main() -> None:
     given = parser.parse_args()
     if given.what == "step":
         print(json.dumps(step(), indent=1))
+        return
+    if given.what == "memory":
+        print("\n".join(json.dumps(row) for row in memory()))
         return
     rows: list[dict[str, object]] = []
     asked: list[float | None] = [None] if given.tolerance is not None else list(map(float, given.removed.split(",")))

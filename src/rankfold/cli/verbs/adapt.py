@@ -31,7 +31,7 @@ if TYPE_CHECKING:
     from rankfold.pipeline.restoring import RestoreSettings
     from rankfold.run.progress import Talk
 
-METHODS = ("lora", "rslora", "adalora", "deep-lora", "geolora", "debora")
+METHODS = ("lora", "rslora", "dora", "adalora", "deep-lora", "geolora", "debora")
 
 
 def _method(name: str) -> str:
@@ -72,7 +72,7 @@ def adapt(
         typer.Option(
             "--method",
             metavar="M",
-            help="lora, rslora, adalora (PEFT's), deep-lora, geolora or debora.",
+            help="lora, rslora, dora, adalora (PEFT's), deep-lora, geolora or debora.",
             callback=_method,
         ),
     ] = "lora",
