@@ -235,7 +235,8 @@ class Bench:
         asked = Made(cell.seed, cell.method, cell.kept)
         spent = self.of(asked)["seconds"]
         small: Any = rf.load(self.place(asked) / "small").model
-        data = [{"input_ids": ids} for ids in self.drawn(cell.seed, max(self.windows, cell.tune_windows)).split(BATCH)]
+        drawn = self.drawn(cell.seed, max(self.windows, cell.tune_windows))
+        data = [{"input_ids": ids} for ids in drawn.split(cell.step_windows)]
         began = time.process_time()
         told, *_ = rf.tune_(
             small, self.model, data, objective=rf.CausalLanguageModel(), steps=cell.steps, samples=None,

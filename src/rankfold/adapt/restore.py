@@ -90,17 +90,17 @@ def restore_(
 
 
 class Added(nn.Module):
-    """W ↦ W + ρ B A in the shape of W, ρ its root mean square: B zero at first, A of entries about one."""
+    """W ↦ W + ρ B A in the shape of W, ρ its root mean square: B zero at first, A of entries about one, in float32."""
 
     def __init__(self, weight: Tensor, right: Tensor) -> None:
         super().__init__()
-        matrix = weight.detach().flatten(1)
+        matrix = weight.detach().flatten(1).float()
         self.size = float(matrix.norm()) / matrix.numel() ** 0.5
         self.right = nn.Parameter(right.to(matrix) * matrix.shape[1] ** 0.5)
         self.left = nn.Parameter(matrix.new_zeros(len(matrix), len(right)))
 
     def forward(self, weight: Tensor) -> Tensor:
-        return weight + self.size * (self.left @ self.right).reshape(weight.shape)
+        return weight + self.size * (self.left @ self.right).reshape(weight.shape).to(weight)
 
 
 def _places(root: nn.Module) -> dict[str, nn.Parameter]:
@@ -131,7 +131,7 @@ def _gradients(
             with torch.enable_grad():
                 objective.distance(forward(root, batch), wanted, batch).backward()
         return {
-            name: weight.grad.detach().flatten(1).clone() for name, weight in places.items() if weight.grad is not None
+            name: weight.grad.detach().flatten(1).float() for name, weight in places.items() if weight.grad is not None
         }
 
 
