@@ -86,12 +86,12 @@ def adapt(
         ),
     ] = "params=0.01",
     radius: Annotated[float, typer.Option(help="debora: what the gains of all layers may add up to.")] = 8.0,
-    epochs: Annotated[int, typer.Option(min=1)] = 3,
+    epochs: Annotated[int, typer.Option(min=1, help="Passes over the training split.")] = 3,
     learning_rate: Annotated[
         float | None, typer.Option(min=0.0, help="The peak of Adam's rate: 0.001, with --original 0.01.")
     ] = None,
     batch_size: Annotated[
-        int | None, typer.Option(min=1, help="32; with --original 2 windows of a language model.")
+        int | None, typer.Option(min=1, help="Samples of one step: 32, with --original 2 windows of a language model.")
     ] = None,
     length: Length = None,
     windows: Windows = None,
@@ -123,8 +123,8 @@ def adapt(
 ) -> None:
     """Adapt a trained network to data by updates of low rank, and save an ordinary LoRA adapter.
 
-    Every method ends within the same numbers. The same command goes on after an interruption. Epochs are chosen on the
-    validation split; the figures are those of the test split.
+    Every method ends with at most --budget numbers. The same command goes on after an interruption. Epochs are chosen
+    on the validation split; the figures are those of the test split.
 
     With --original the adapter is one of a compressed network's factors, trained without labels to what the original
     gives, and merged into them: ranks and size stay.

@@ -57,27 +57,45 @@ def tune_(
     batch_size: int | None = None,
     progress: Progress | None = None,
 ) -> tuple[Tuned, ...]:
-    """Train the factored layers of ``model`` to what ``original`` gives, without labels: all at once (``by`` "whole",
-    with an ``objective`` the default), or block after block (``by`` "blocks", without one the default).
+    """Train the factored layers of ``model``, block after block or all at once, to what ``original`` gives.
 
-    Each step changes a factor by ``learning_rate`` of its own norm, in every direction alike (see ``Turning``); the
-    rate falls to zero over ``steps`` steps of ``batch_size`` samples (2 with an objective, 128 without). By default it
-    is 0.005, and of the whole that times the root of what is lost at the start, up to 1: as far as weights are off, so
-    long are the steps.
-    Mode and gradients are left as found. Raises ``ValueError`` for empty data, or where nothing is factored.
+    All at once what is minimised is the divergence of the answers, for scores of classes or tokens
+    KL(original ‖ compressed); of blocks the squared error of their outputs. Labels are never looked at. A block is a
+    module in a list or sequence of modules with factored layers in it; the whole model where there is none. What is not
+    factored stays as it is, BatchNorm statistics too. Mode and gradients are left as found. Each step changes a factor
+    by a share of its own norm, in every direction alike (K. Jordan et al., "Muon", 2024).
 
-    The whole: what is minimised is the divergence of the answers of ``objective`` (any floating output without one)
-    from the original's, for scores of classes or tokens KL(original ‖ compressed). One batch in eight (or the last, or
-    some samples of a single one) is held back; the divergence there is looked at six times, and the parameters of the
-    best look are kept, those at the start too. ``train``: "factors", or "all" for every parameter. Cost: ``steps``
-    steps, as many forward passes of the original, and seven passes over what is held back.
+    Args:
+        model: with factored layers, changed in place.
+        original: that it was made from.
+        data: inputs, with or without labels.
+        steps: of each block, or of the whole; their rate falls to zero.
+        objective: what the outputs mean; None: any floating output is compared.
+        train: of the whole, "factors" or "all" parameters.
+        by: "whole" or "blocks"; None: the whole with an objective, else blocks.
+        learning_rate: the share of a factor's norm at the start; None: 0.005, for the whole at that times the root of
+            what is lost at the start, up to 1: as far as weights are off, so long are the steps.
+        samples: of ``data`` that are used.
+        batch_size: of a step; 2 by default with an objective.
+        progress: called as ``progress(what, done, total)`` as the work goes on.
 
-    Blocks: a block is a module in a list or sequence of modules (``nn.Sequential``, ``nn.ModuleList``) with factored
-    layers in it; the whole model where there is none. Its outputs for what it meets in the compressed network are drawn
-    to those of the original's block in the original; what is not factored stays as it is, BatchNorm statistics too.
-    Where the error over all samples has not fallen, the block is left as it was. Cost: for each block one pass of both
-    networks up to it, and ``steps`` steps of the block alone, whose gradients are all that is in memory beside both
-    networks and its inputs and outputs for all samples.
+    Returns:
+        What was trained and what it gave. A block whose error has not fallen is left as it was; of the whole the
+        best of six looks at samples that are held back is kept, the start among them.
+
+    Raises:
+        ValueError: empty data, or nothing is factored.
+
+    Cost: for each block one pass of both networks up to it, and ``steps`` steps of the block alone, with its inputs and
+    outputs in memory; of the whole ``steps`` steps and as many forward passes of the original.
+
+    Example:
+        >>> net, x = nn.Sequential(nn.Linear(16, 32), nn.ReLU(), nn.Linear(32, 4)), torch.randn(64, 16)
+        >>> small = rf.apply_(copy.deepcopy(net), rf.plan(net, "params=0.6", data=x))
+        >>> away = lambda: float((small(x) - net(x)).detach().square().mean())
+        >>> before, _ = away(), rf.tune_(small, net, x, steps=20)
+        >>> away() <= before
+        True
     """
     root, reference = unwrap(model), unwrap(original)
     check_rereadable(data)
