@@ -20,6 +20,7 @@ from rankfold.batches import check_rereadable, forward, tensors_in
 from rankfold.compress.repair.turning import RATE, Turning
 from rankfold.compress.repair.whole import Steps, gradients_of, parts_of, tune_whole_
 from rankfold.costs import evaluating
+from rankfold.layers.rounded import is_whole
 from rankfold.objectives import Objective, Teacher, objective_named
 from rankfold.observe import Enough, after, before
 from rankfold.run.progress import Progress, showing
@@ -108,6 +109,11 @@ def tune_(
         )
     layers = factored_layers(root)
     if not layers:
+        if is_whole(root):
+            raise ValueError(
+                "the factors of this model are whole numbers (int8), which are not trained: tune a model in other "
+                "forms (forms= without int8), or leave tuning out"
+            )
         raise ValueError("nothing in this model is factored: compress it first")
     size = batch_size or (128 if objective is None else 2)
     if by == "whole":
