@@ -53,6 +53,26 @@ def test_every_method_learns_within_its_numbers(method, weights, tmp_path):
     assert json.loads((tmp_path / "out" / "report.json").read_text())["method"] == method
 
 
+def test_dora_is_read_by_peft_as_it_was_merged(weights, tmp_path):
+    """Its norms are among the numbers; it is no product of two matrices, and says so where one is needed."""
+    import peft
+
+    found = succeeded(*words(weights, tmp_path / "out", "dora", "--merge"))
+    assert found["params"] <= 4000
+    assert found["after"]["loss"] < found["before"]["loss"]
+    stored = load_file(tmp_path / "out" / "adapter_model.safetensors")
+    assert sum(tensor.numel() for tensor in stored.values()) == found["params"]
+    assert sum(layer["params"] for layer in found["layers"]) == found["params"]
+    model = zoo.model("digits-cnn")
+    model.load_state_dict(load_file(weights))
+    merged = peft.PeftModel.from_pretrained(model, tmp_path / "out").merge_and_unload().state_dict()
+    wanted = load_file(tmp_path / "out" / "merged" / "model.safetensors")
+    for name, tensor in wanted.items():
+        torch.testing.assert_close(merged[name], tensor, rtol=1e-4, atol=1e-6)
+    with pytest.raises(ValueError, match="DoRA adapter also scales"):
+        read_adapter(tmp_path / "out")
+
+
 @pytest.mark.parametrize("method", ["adalora", "geolora", "debora"])
 def test_it_goes_on_and_another_request_is_refused(method, weights, tmp_path, monkeypatch):
     from rankfold.pipeline import adaptation

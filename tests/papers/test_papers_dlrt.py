@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import numpy as np
 import pandas as pd
 import pytest
 
 from rankfold.induce.ways import WAYS
 from rankfold.papers import reproduce
-from rankfold.papers.dlrt import condlr, ways
+from rankfold.papers.dlrt import adaptation, condlr, ways
+from rankfold.papers.dlrt.tasks import tokens
 from rankfold.papers.dlrt.trial import CHOICES, Case
 from rankfold.papers.request import Request
 
@@ -109,3 +111,46 @@ def test_ways_to_low_rank_in_small(tmp_path):
     assert (tmp_path / "ways.svg").exists()
     with pytest.raises(ValueError, match="no network 'vgg'"):
         reproduce("ways-to-low-rank", tmp_path, Request(models=("vgg",)))
+
+
+# --- adaptations beside one another
+
+
+def test_adaptations_in_small_and_what_is_paired(tmp_path):
+    outcome = reproduce("adaptation-table", tmp_path, Request(quick=True, seeds=(0, 1), trials=1, train_samples=200))
+    table, trials = outcome.table.set_index("method"), outcome.tables["trials"]
+    assert set(table.index) == set(adaptation.METHODS)
+    assert (trials.params <= 404).all()  # rank 2 in each layer of 64-32-32-10
+    by_seed = trials.pivot(index="seed", columns="method", values="test")
+    assert table.loc["debora", "to adalora"] == pytest.approx((by_seed.debora - by_seed.adalora).mean())
+    assert table.loc["adalora", "to adalora"] == 0
+    assert (tmp_path / "adaptation.svg").exists()
+    with pytest.raises(ValueError, match="no task 'glue'"):
+        reproduce("adaptation-table", tmp_path, Request(models=("glue",)))
+
+
+def test_ours_is_named_by_validation_and_not_by_test():
+    rows = [
+        {"task": "a", "method": "geolora", "validation": 70.0, "test": 10.0},
+        {"task": "a", "method": "debora", "validation": 60.0, "test": 90.0},
+        {"task": "a", "method": "lora", "validation": 99.0, "test": 99.0},
+    ]
+    assert adaptation.named_before_test(pd.DataFrame(rows)) == "geolora"
+
+
+def test_every_method_has_as_many_trials():
+    assert {len(known) for known in adaptation.CHOICES.values()} == {4}
+    assert set(adaptation.CHOICES) == set(adaptation.METHODS)
+
+
+def test_text_becomes_the_tokens_of_its_vocabulary(tmp_path):
+    """Pieces with scores: the best two neighbours first, bytes for what has no piece."""
+    pieces = [("<unk>", 0.0), *((f"<0x{byte:02X}>", 0.0) for byte in range(256))]
+    pieces += [("ab", -1.0), ("bc", -0.5), ("a", -9.0), ("b", -9.0), ("c", -9.0), (" ", -9.0)]
+    content = (3).to_bytes(4, "little")
+    for piece, score in pieces:
+        content += np.float32(score).tobytes() + len(piece).to_bytes(4, "little") + piece.encode()
+    (tmp_path / "tok.bin").write_bytes(content)
+    names = [piece for piece, _ in pieces]
+    found = [names[number] for number in tokens(tmp_path / "tok.bin", "abc ab\n")]
+    assert found == ["a", "bc", " ", "ab", "<0x0A>"]

@@ -1,4 +1,4 @@
-"""LoRA, rsLoRA and AdaLoRA as PEFT has them, in the loop of rankfold; nothing of them is rewritten."""
+"""LoRA, rsLoRA, DoRA and AdaLoRA as PEFT has them, in the loop of rankfold; nothing of them is rewritten."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ NAME = "default"
 
 
 def with_lora_(model: nn.Module, chosen: list[tuple[Site, int]], kind: str) -> Any:
-    """Put PEFT's ``kind`` ("lora" or "rslora") on the layers, each at its rank; returns PEFT's tuner.
+    """Put PEFT's ``kind`` ("lora", "rslora" or "dora") on the layers, each at its rank; returns PEFT's tuner.
 
     The model itself is changed, and everything else is frozen. ``ValueError`` where PEFT is not installed.
     """
@@ -25,6 +25,7 @@ def with_lora_(model: nn.Module, chosen: list[tuple[Site, int]], kind: str) -> A
     most = max(ranks.values())
     config = _peft().LoraConfig(
         r=most, lora_alpha=most, target_modules="|".join(map(re.escape, ranks)), use_rslora=kind == "rslora",
+        use_dora=kind == "dora",
         rank_pattern={f"^{re.escape(name)}": rank for name, rank in ranks.items() if rank != most},
         alpha_pattern={f"^{re.escape(name)}": rank for name, rank in ranks.items() if rank != most},
     )  # fmt: skip
@@ -112,9 +113,14 @@ def trained_adapter(model: nn.Module, chosen: list[tuple[Site, int]], base_model
     convolutions = {site.name: site.layer.convolution for site, _ in chosen}
     kernels = {n: (c.channels_in, *c.kernel) for n, c in convolutions.items() if c is not None}
     pairs: Mapping[str, Any] = trained_pairs(model)
+    magnitudes = {
+        name: module.lora_magnitude_vector[NAME].weight.detach().flatten().clone()
+        for name, module in model.named_modules()
+        if name in pairs and NAME in getattr(module, "lora_magnitude_vector", ())
+    }
     return Adapter(
         pairs, kernels=kernels, stored_transposed=all(site.layer.stored_transposed for site, _ in chosen),
-        base_model=base_model,
+        base_model=base_model, magnitudes=magnitudes,
     )  # fmt: skip
 
 

@@ -31,7 +31,8 @@ class Adapter:
 
     ``kernels``: (C_in, k, …) of those that are convolutions; ``lookups``: those of embeddings, whose update is stored
     transposed; ``stored_transposed``: every layer keeps its weight as (n, m). ``whole``: tensors that are given as they
-    are in place of those of the base, by name (``modules_to_save``).
+    are in place of those of the base, by name (``modules_to_save``). ``magnitudes``: of DoRA, the norm (m,) that each
+    row of a weight has when the update was added.
     """
 
     pairs: Mapping[str, Pair]
@@ -42,6 +43,7 @@ class Adapter:
     whole: Mapping[str, Tensor] = field(default_factory=dict)
     base_model: str = ""
     task: str | None = None
+    magnitudes: Mapping[str, Tensor] = field(default_factory=dict)
 
     @property
     def ranks(self) -> dict[str, int]:
@@ -51,7 +53,7 @@ class Adapter:
     def params(self) -> int:
         """Numbers that are stored."""
         factors = sum(part.numel() for pair in self.pairs.values() for part in pair)
-        return factors + sum(tensor.numel() for tensor in self.whole.values())
+        return factors + sum(tensor.numel() for tensor in (*self.whole.values(), *self.magnitudes.values()))
 
     def padded(self) -> Adapter:
         """The same updates, every layer at the largest rank, by zeros."""
@@ -71,6 +73,8 @@ class Adapter:
             yield f"{_PREFIX}{name}.lora_A.weight", a if kernel is None else a.reshape(len(a), *kernel)
             points = () if kernel is None else (1,) * (len(kernel) - 1)
             yield f"{_PREFIX}{name}.lora_B.weight", b.reshape(*b.shape, *points)
+        for name, norms in self.magnitudes.items():
+            yield f"{_PREFIX}{name}.lora_magnitude_vector", norms
         for name, tensor in self.whole.items():
             yield f"{_PREFIX}{name}", tensor
 
@@ -94,6 +98,8 @@ class Adapter:
             "fan_in_fan_out": self.stored_transposed,
             "init_lora_weights": True,
         }
+        if self.magnitudes:
+            config["use_dora"] = True
         if self.whole:
             config["modules_to_save"] = sorted({name.rpartition(".")[0] for name in self.whole})
         return config

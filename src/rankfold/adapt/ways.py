@@ -19,7 +19,7 @@ from rankfold.adapt.saving import adapter_of
 from rankfold.sites import Form, Site, read_layer, unwrap
 from rankfold.sites.find import Where
 
-METHODS = ("lora", "rslora", "adalora", "deep-lora", "geolora", "debora")
+METHODS = ("lora", "rslora", "dora", "adalora", "deep-lora", "geolora", "debora")
 Chosen = list[tuple[Site, int]]
 
 
@@ -47,10 +47,14 @@ class Wish:
     base_model: str = ""
 
 
-def uniform_ranks(model: nn.Module, numbers: int, where: Where | None, *, convolutions: bool) -> Chosen:
-    """Every layer at the largest rank at which all together take at most ``numbers``; ``ValueError`` below rank 1."""
+def uniform_ranks(
+    model: nn.Module, numbers: int, where: Where | None, *, convolutions: bool, norms: bool = False
+) -> Chosen:
+    """Every layer at the largest rank at which all together take at most ``numbers``; ``ValueError`` below rank 1.
+    ``norms``: each also has m numbers beside its factors."""
     found = chosen_layers(unwrap(model), 1, where, convolutions=convolutions)
     price = sum(sum(site.shape) for site, _ in found)
+    numbers -= sum(site.shape[0] for site, _ in found) if norms else 0
     if numbers < price:
         raise ValueError(
             f"{numbers:,} numbers are below rank 1 in each of {len(found)} layers, which takes {price:,}: allow more, "
@@ -62,14 +66,14 @@ def uniform_ranks(model: nn.Module, numbers: int, where: Where | None, *, convol
 def prepare_(model: nn.Module, wish: Wish, data: Any) -> Way:
     """Prepare ``model`` in place as ``wish.method`` does, with ``data`` for the starts that are taken from gradients.
 
-    "lora", "rslora" and "adalora" are PEFT's own. Methods whose ranks move start at twice the uniform rank.
+    "lora", "rslora", "dora" and "adalora" are PEFT's own. Methods whose ranks move start at twice the uniform rank.
     """
-    linear = wish.method in ("deep-lora", "adalora")
-    chosen = uniform_ranks(model, wish.numbers, wish.where, convolutions=not linear)
+    linear = wish.method in ("deep-lora", "adalora", "dora")
+    chosen = uniform_ranks(model, wish.numbers, wish.where, convolutions=not linear, norms=wish.method == "dora")
     generator = torch.Generator().manual_seed(wish.seed)
     ranks = {site.name: rank for site, rank in chosen}
     larger = {site.name: min(2 * rank, *site.shape) for site, rank in chosen}
-    if wish.method in ("lora", "rslora", "adalora"):
+    if wish.method in ("lora", "rslora", "dora", "adalora"):
         return _by_peft(model, wish, chosen)
     if wish.method == "deep-lora":
         deep_lora_(model, ranks, data=data, generator=generator)
@@ -111,17 +115,22 @@ def _by_peft(model: nn.Module, wish: Wish, chosen: Chosen) -> Way:
 
 
 @torch.no_grad()
-def add_(model: nn.Module, adapter: Adapter, sign: float = 1.0) -> nn.Module:
-    """Add the updates of an adapter to the weights of its base; returns ``model``. ``sign`` −1 takes them away."""
+def add_(model: nn.Module, adapter: Adapter) -> nn.Module:
+    """Add the updates of an adapter to the weights of its base; returns ``model``."""
     for name, (a, b) in adapter.pairs.items():
         module = unwrap(model).get_submodule(name)
         layer = read_layer(module)
         if layer is None:
             raise ValueError(f"{name} is no layer with a matrix: the adapter is of another network")
-        weight = layer.weight(module)
-        update = sign * adapter.scaling * b.double() @ a.double()
+        weight, geometry = layer.weight(module), layer.geometry(Form.FACTORED)
+        update = adapter.scaling * b.double() @ a.double()
         update = update.T if name in adapter.lookups else update
-        weight += layer.geometry(Form.FACTORED).fold(weight.shape, update.to(weight.device)).to(weight)
+        if name in adapter.magnitudes:
+            rows = geometry.matrix(weight).double() + update.to(weight.device)
+            rows *= (adapter.magnitudes[name].to(rows) / rows.norm(dim=1)).unsqueeze(1)
+            weight.copy_(geometry.fold(weight.shape, rows))
+        else:
+            weight += geometry.fold(weight.shape, update.to(weight.device)).to(weight)
     for name, tensor in adapter.whole.items():
         unwrap(model).get_parameter(name).copy_(tensor)
     return model

@@ -1,4 +1,7 @@
-"""Well-conditioned low rank: a bound on the condition number of each layer, and a penalty on its spread."""
+"""Well-conditioned low rank: a bound on the condition number of each layer, and a penalty on its spread.
+
+Of a core in Tucker's form (p, q, …) both look at its unfolding along the outputs, (p, q·…).
+"""
 
 from __future__ import annotations
 
@@ -28,7 +31,7 @@ class Condition:
         return None
 
     def after(self, core: Tensor) -> Tensor:
-        return clamped(core, self.bound)
+        return clamped(core.flatten(1), self.bound).reshape(core.shape)
 
 
 @dataclass(frozen=True)
@@ -44,7 +47,7 @@ class Spread:
             raise ValueError(f"Spread: the weight of a penalty is finite and not negative, got {self.weight!r}")
 
     def gradient(self, core: Tensor) -> Tensor | None:
-        return self.weight * spread(core)[1]
+        return self.weight * spread(core.flatten(1).mT)[1].mT.reshape(core.shape)
 
     def after(self, core: Tensor) -> Tensor:
         return core

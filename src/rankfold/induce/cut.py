@@ -43,17 +43,18 @@ class Cut:
         return cls(tolerance, None if budget is None else numbers_within(model, budget), reach, most)
 
     def ranks(self, layers: Layers, spectra: Collection[Tensor]) -> list[int]:
-        """The rank of each layer at the end of a window, from the singular values that it has there."""
+        """The rank of each layer at the end of a window, from the sizes of its directions there: of a matrix the
+        singular values."""
         if self.budget is None:
             return [rank_within(values, self.tolerance, self.most) for values in spectra]
         self.first, self.closed = self.first or _taken(layers), self.closed + 1
         left = max(0.0, 1 - self.closed / self.reach) if self.reach else 0.0
         size = int(self.budget * max(1.0, self.first / self.budget) ** left)
-        return ranks_within([values[: self.most].cpu() for values in spectra], [sum(x.shape) for x in layers], size)
+        return ranks_within([values[: self.most].cpu() for values in spectra], [x.numbers_at for x in layers], size)
 
     def met(self, layers: Layers) -> bool:
         return self.budget is None or _taken(layers) <= self.budget
 
 
 def _taken(layers: Layers) -> int:
-    return sum(sum(layer.shape) * layer.rank for layer in layers)
+    return sum(layer.numbers for layer in layers)

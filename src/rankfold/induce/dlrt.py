@@ -2,22 +2,25 @@
 
 from __future__ import annotations
 
-from typing import TypeVar
+from typing import Literal, TypeVar, get_args
 
 from torch import Tensor, nn
 
 from rankfold.induce.places import Make, put_
 from rankfold.induce.places import choice as dlrt_choice  # noqa: F401  # by its own name
-from rankfold.layers import DynamicLowRank
+from rankfold.layers import DynamicLowRank, DynamicTucker
+from rankfold.linalg import tangent, tucker
 from rankfold.linalg.errors import NonFiniteError
-from rankfold.linalg.tangent import starting
-from rankfold.sites import Site, unwrap
+from rankfold.sites import Form, Site, unwrap
 from rankfold.sites.find import Where
 
 Model = TypeVar("Model", bound=nn.Module)
+Convolutions = Literal["matrix", "tucker"]
 
 
-def dlrt_(model: Model, rank: int | None = None, where: Where | None = None) -> Model:
+def dlrt_(
+    model: Model, rank: int | None = None, where: Where | None = None, *, convolutions: Convolutions = "matrix"
+) -> Model:
     """Put layers of low rank, to be trained by ``rankfold.Dlrt``, in place of linear layers and convolutions.
 
     In place; returns ``model``. Each weight W (m, n) becomes the product of its ``rank`` leading singular triples, half
@@ -30,9 +33,15 @@ def dlrt_(model: Model, rank: int | None = None, where: Where | None = None) -> 
     weights, embeddings, and what ``rankfold.sites`` leaves out; ``rankfold.induce.dlrt_choice`` lists each with its
     reason. Memory for each layer in training: r(m + n) + r² numbers in place of m·n.
 
+    ``convolutions``: "matrix", outputs by patches; or "tucker", a kernel with an orthonormal basis along its outputs
+    and one along its inputs, which ``fold_(…, keep=True)`` makes a ``TuckerConv``. There ``rank`` is that of the
+    outputs, and the inputs keep the same share, as in the form ``tucker`` of plans; 1×1 convolutions stay matrices.
+
     Raises ``ValueError`` before anything is changed: a rank below 1, a weight that is not finite or has no values yet,
     nothing that can be trained so. Warns (``UserWarning``) of living optimizers that hold a weight which it replaces.
-    Cost: one SVD of each weight.
+    Cost: one SVD of each weight, two of a kernel in Tucker's form.
+
+    Source: Schotthöfer et al. 2022 (matrices); Zangrando, Schotthöfer, Ceruti, Kusch, Tudisco 2024 (Tucker).
 
     >>> model = dlrt_(nn.Sequential(nn.Linear(64, 32), nn.ReLU(), nn.Linear(32, 10)), rank=4)
     >>> model[0]
@@ -41,21 +50,38 @@ def dlrt_(model: Model, rank: int | None = None, where: Where | None = None) -> 
     if rank is not None and (isinstance(rank, bool) or not isinstance(rank, int) or rank < 1):
         raise ValueError(f"rank must be a whole number of at least 1, or None for half of full rank, got {rank!r}")
 
+    if convolutions not in get_args(Convolutions):
+        raise ValueError(f"convolutions must be one of {', '.join(get_args(Convolutions))}, got {convolutions!r}")
+
     def make(site: Site, matrix: Tensor) -> Make:
-        full = min(site.shape)
+        full, conv = min(site.shape), site.layer.convolution
+        begin = min(rank or max(1, full // 2), full)
+        point: tangent.Triple | tucker.TuckerPoint
         try:
-            triple = starting(matrix, min(rank or max(1, full // 2), full))
+            if convolutions == "tucker" and conv is not None and conv.points > 1:
+                ladder = tuple(_pair(site, at) for at in range(1, full + 1))
+                kernel = matrix.reshape(conv.channels_out, conv.channels_in, *conv.kernel)
+                point = tucker.starting(kernel, begin, ladder)
+            else:
+                point = tangent.starting(matrix, begin)
         except (NonFiniteError, RuntimeError) as error:
             raise ValueError(f"{site.title}: {error}; load or mend its weights first") from error
 
         def layer(ordinary: nn.Module, matrix: Tensor, transposed: bool) -> DynamicLowRank:
-            parts = (part.to(matrix).contiguous() for part in (triple.left, triple.core, triple.right))
-            return DynamicLowRank(ordinary, *parts, stored_transposed=transposed)
+            left, core, right = (part.to(matrix).contiguous() for part in (point.left, point.core, point.right))
+            if isinstance(point, tucker.TuckerPoint):
+                return DynamicTucker(ordinary, left, core, right, point.ladder)
+            return DynamicLowRank(ordinary, left, core, right, stored_transposed=transposed)
 
         return layer
 
     put_(model, where, "dlrt_", make)
     return model
+
+
+def _pair(site: Site, rank: int) -> tuple[int, int]:
+    p, q = Form.TUCKER.ranks_of(site.layer, rank)
+    return p, q
 
 
 def dynamic_layers(model: nn.Module) -> dict[str, DynamicLowRank]:

@@ -12,10 +12,11 @@ from rankfold.induce.condition import Conditioning
 from rankfold.induce.cut import Cut
 from rankfold.induce.dlrt import dynamic_layers
 from rankfold.induce.places import averaged_, same_everywhere_
-from rankfold.layers import DynamicLowRank
+from rankfold.layers import DynamicLowRank, DynamicTucker
 from rankfold.linalg import tangent
 from rankfold.linalg.errors import NonFiniteError
 from rankfold.linalg.tangent import Triple, Turn
+from rankfold.linalg.tucker import TuckerPoint
 from rankfold.train.step.around import Around
 
 Integrator = Literal["window", "parallel", "augmented", "fixed"]
@@ -141,14 +142,17 @@ class Dlrt(Around):
         """Scale all gradients so that their norm is at most ``most``; returns the norm before.
 
         Of a layer of low rank it is that of the gradient projected onto the tangent space,
-        ‖P(g)‖² = ‖gVᵀ‖² + ‖Uᵀg‖² − ‖UᵀgVᵀ‖², where a step needs it, elsewhere that of the core's.
+        ‖P(g)‖² = ‖gVᵀ‖² + ‖Uᵀg‖² − ‖UᵀgVᵀ‖² for a matrix, where a step needs it, elsewhere that of the core's.
         """
         self._reduce()  # a norm that differs between processes would part their weights
         parts = [p.grad for group in self.param_groups for p in group["params"] if p.grad is not None]
-        probes = [g for layer in self.layers.values() if layer.gradients is not None for g in layer.gradients]
-        cores = [layer.core.grad for layer in self.layers.values() if layer.gradients is not None]
-        total = sum(g.double().square().sum() for g in (*parts, *probes))
-        total = total - 2 * sum(g.double().square().sum() for g in cores if g is not None)
+        total, probes = sum(g.double().square().sum() for g in parts), []
+        for layer in self.layers.values():
+            if layer.gradients is not None:
+                left, right = layer.gradients
+                probes += [left, right]
+                for gradient, inside in ((left, layer.left.mT @ left), (right, right @ layer.right.mT)):
+                    total = total + gradient.double().square().sum() - inside.double().square().sum()
         norm = torch.as_tensor(total).clamp_min(0).sqrt()
         if norm > most:
             for gradient in (*parts, *probes):
@@ -204,16 +208,16 @@ class Dlrt(Around):
             known, gradient = layer.gradients, layer.core.grad
             if known is None or gradient is None:  # not reached in this step
                 continue
-            now, (left, right) = _triple(layer), (tangent.wide(known[0]), tangent.wide(known[1]))
+            now, (left, right) = _point(layer), (tangent.wide(known[0]), tangent.wide(known[1]))
             if self.integrator == "fixed":
-                wide, turn = tangent.moved(now, left, right, self._rate(layer.core))
+                wide, turn = now.moved(left, right, self._rate(layer.core))
                 core_gradient = None
             else:
-                wide, turn = tangent.augmented(now, left, right, max(_FEW, int(self.grow * now.rank)))
+                wide, turn = now.augmented(left, right, max(_FEW, int(self.grow * now.rank)))
                 # within a window the new directions wait for the next step, whose gradient knows all of the core
                 core_gradient = turn.linear(tangent.wide(gradient))
                 if self.integrator == "parallel":
-                    core_gradient = tangent.tangent_core(wide, left, right, tangent.wide(gradient))
+                    core_gradient = wide.tangent_core(left, right, tangent.wide(gradient))
             self._put(layer, wide, turn)
             layer.core.grad = None if core_gradient is None else core_gradient.to(layer.core)
 
@@ -225,13 +229,13 @@ class Dlrt(Around):
         spectra = {}
         for name, layer in self.layers.items():
             with _named(name):
-                spectra[name] = tangent.singular_values(tangent.wide(layer.core))
+                spectra[name] = _point(layer).spectrum
         for (name, layer), rank in zip(
             self.layers.items(), self.cut.ranks(self.layers.values(), spectra.values()), strict=True
         ):
             values = spectra[name].double()
             self.tails[name] = float(values[rank:].norm() / values.norm().clamp_min(1e-300))
-            self._put(layer, *tangent.truncated(_triple(layer), rank))
+            self._put(layer, *_point(layer).truncated(rank))
         self._conditioned()
 
     @property
@@ -244,7 +248,7 @@ class Dlrt(Around):
             for layer in self.layers.values():
                 layer.core.copy_(self.condition.after(tangent.wide(layer.core)))  # in place: nothing changes its shape
 
-    def _put(self, layer: DynamicLowRank, to: Triple, turn: Turn) -> None:
+    def _put(self, layer: DynamicLowRank, to: Triple | TuckerPoint, turn: Turn) -> None:
         """Other bases; the moments of the core turn with them. Of squares those of new directions begin at the mean."""
         old, before = layer.core, layer.core.shape
         layer.put_(to.left, to.core, to.right)
@@ -256,7 +260,7 @@ class Dlrt(Around):
                 state[key] = turn.linear(tangent.wide(value)).to(value)
                 continue
             turned = turn.squared(tangent.wide(value))
-            if turned.shape[0] > before[0]:
+            if turned.shape != before:
                 new = torch.ones_like(turned, dtype=torch.bool)
                 new[: before[0], : before[1]] = False
                 turned = torch.where(new, value.mean().to(turned), turned)
@@ -299,8 +303,9 @@ class _named:
             raise NonFiniteError(f"{self.name}: {error}: training has diverged; lower the learning rate") from error
 
 
-def _triple(layer: DynamicLowRank) -> Triple:
-    return Triple(tangent.wide(layer.left), tangent.wide(layer.core.detach()), tangent.wide(layer.right))
+def _point(layer: DynamicLowRank) -> Triple | TuckerPoint:
+    parts = tangent.wide(layer.left), tangent.wide(layer.core.detach()), tangent.wide(layer.right)
+    return TuckerPoint(*parts, layer.ladder) if isinstance(layer, DynamicTucker) else Triple(*parts)
 
 
 def _check(integrator: str, window: int, grow: float) -> None:

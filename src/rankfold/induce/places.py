@@ -8,7 +8,7 @@ import torch
 import torch.distributed as dist
 from torch import Tensor, nn
 
-from rankfold.layers import DynamicLowRank, InTraining, Phased, Scaled
+from rankfold.layers import DynamicLowRank, DynamicTucker, InTraining, Phased, Scaled
 from rankfold.sites import FOLD_FIRST, Factors, Form, Site, hidden, read_layer, replace_, sites, unwrap
 from rankfold.sites.find import Where
 from rankfold.train.earlier import warn_of_earlier_optimizers
@@ -110,7 +110,8 @@ def ranks_of(model: nn.Module) -> dict[str, int]:
 
 
 def trained_numbers(model: nn.Module) -> int:
-    """Parameters of ``model``, and of layers in training those that they are stored in at the end, r(m + n)."""
+    """Parameters of ``model``, and of layers in training those that they are stored in at the end, as a rule
+    r(m + n)."""
     layers = in_training(model).values()
     own = {id(p) for layer in layers for name, p in layer.named_parameters(recurse=False) if name != "bias"}
     return sum(p.numel() for p in model.parameters() if id(p) not in own) + sum(layer.numbers for layer in layers)
@@ -122,7 +123,7 @@ def numbers_within(model: nn.Module, share: float) -> int:
     layers = in_training(model).values()
     rest = trained_numbers(model) - sum(layer.numbers for layer in layers)
     dense = rest + sum(layer.shape[0] * layer.shape[1] for layer in layers)
-    least, left = sum(sum(layer.shape) for layer in layers), int(share * dense) - rest
+    least, left = sum(layer.numbers_at(1) for layer in layers), int(share * dense) - rest
     if left < least:
         raise ValueError(
             f"budget {share:g} of {dense} parameters cannot be met: {rest} are in no layer of low rank, and rank 1 in "
@@ -143,8 +144,11 @@ def ordinary_(layer: InTraining) -> nn.Module:
     """The ordinary layer with the product as its weight, and the bias in its place again."""
     ordinary, first = layer.ordinary, next(layer.parameters())
     parts = [part.double() for part in _parts(layer)]
-    matrix = (parts[0] if len(parts) == 1 else parts[1] @ parts[0]).to(first)
-    ordinary._parameters["weight"] = nn.Parameter(_folded(layer, matrix), first.requires_grad)
+    if isinstance(layer, DynamicTucker):
+        weight = torch.einsum("qc,pq...,op->oc...", *parts).to(first).contiguous()
+    else:
+        weight = _folded(layer, (parts[0] if len(parts) == 1 else parts[1] @ parts[0]).to(first))
+    ordinary._parameters["weight"] = nn.Parameter(weight, first.requires_grad)
     ordinary._parameters["bias"] = layer.bias
     return ordinary.train(layer.training)
 
@@ -152,16 +156,18 @@ def ordinary_(layer: InTraining) -> nn.Module:
 @torch.no_grad()
 def factored_(layer: InTraining) -> nn.Module:
     """The factored layer of the same product: of one on the manifold ``down`` is √S V, ``up`` is U √S, of others the
-    factors as they are, in their order. A layer that is dense stays ordinary."""
+    factors as they are, in their order; of Tucker's form bases and core as they are. A layer that is dense stays
+    ordinary."""
     known, parts, first = read_layer(layer), _parts(layer), next(layer.parameters())
     if len(parts) == 1:
         return ordinary_(layer)
+    form = Form.TUCKER if isinstance(layer, DynamicTucker) else Form.FACTORED
     assert known is not None
     ordinary = layer.ordinary
     ordinary._parameters["weight"] = nn.Parameter(torch.empty(layer.weight.shape, dtype=first.dtype, device="meta"))
-    new = Form.FACTORED.skeleton(known, ordinary, layer.rank, layer.bias is not None).to_empty(device=first.device)
+    new = form.skeleton(known, ordinary, layer.rank, layer.bias is not None).to_empty(device=first.device)
     ordinary._parameters["weight"] = None
-    known.write_(new, Form.FACTORED, Factors(parts))
+    known.write_(new, form, Factors(parts))
     if layer.bias is not None:
         setattr(new, "bias", layer.bias)  # noqa: B010  # carried by its last stage
     new.requires_grad_(first.requires_grad)
@@ -169,7 +175,15 @@ def factored_(layer: InTraining) -> nn.Module:
 
 
 def _parts(layer: InTraining) -> tuple[Tensor, ...]:
-    """(right (r, n), left (m, r)), or the matrix of a layer that is dense: what remains of it."""
+    """(right (r, n), left (m, r)), or the matrix of a layer that is dense: what remains of it. Of Tucker's form (right,
+    core, left), with zeros where the ladder has more directions at the layer's rank than there are."""
+    if isinstance(layer, DynamicTucker):
+        (p, q), (has_p, has_q) = layer.ladder[layer.rank - 1], layer.core.shape[:2]
+        core = layer.core.new_zeros(p, q, *layer.core.shape[2:])
+        core[:has_p, :has_q] = layer.core
+        right, left = layer.right.new_zeros(q, layer.right.shape[1]), layer.left.new_zeros(layer.left.shape[0], p)
+        right[:has_q], left[:, :has_p] = layer.right, layer.left
+        return right, core, left
     if not isinstance(layer, DynamicLowRank):
         if isinstance(layer, Phased) and layer.dense:
             return (layer.left,)

@@ -7,7 +7,7 @@ pivoted layers it is made of ``up.rest`` and ``up.order``).
 
 from rankfold.layers.attention import SplitAttention
 from rankfold.layers.convolution import CPConv, FactoredConv, LowRankConv, SpatialConv2d, TuckerConv
-from rankfold.layers.dynamic import DynamicLowRank
+from rankfold.layers.dynamic import DynamicLowRank, DynamicTucker
 from rankfold.layers.embedding import LowRankEmbedding, PivotedEmbedding
 from rankfold.layers.linear import LowRankConv1D, LowRankLinear
 from rankfold.layers.phased import Approached, Phased, Scaled
@@ -17,8 +17,8 @@ from rankfold.layers.training import InTraining
 from rankfold.layers.weight import FactoredWeight, FactoredWriteError, weight_of
 
 __all__ = [
-    "Approached", "CPConv", "Completion", "DynamicLowRank", "FactoredConv", "FactoredWeight", "FactoredWriteError",
-    "InTraining", "LowRankConv", "LowRankConv1D", "LowRankEmbedding", "LowRankLinear", "Phased", "PivotedConv",
-    "PivotedConv1D", "PivotedEmbedding", "PivotedLinear", "Scaled", "SpatialConv2d", "SplitAttention", "SplitCell",
-    "SplitRecurrent", "TuckerConv", "weight_of",
+    "Approached", "CPConv", "Completion", "DynamicLowRank", "DynamicTucker", "FactoredConv", "FactoredWeight",
+    "FactoredWriteError", "InTraining", "LowRankConv", "LowRankConv1D", "LowRankEmbedding", "LowRankLinear", "Phased",
+    "PivotedConv", "PivotedConv1D", "PivotedEmbedding", "PivotedLinear", "Scaled", "SpatialConv2d", "SplitAttention",
+    "SplitCell", "SplitRecurrent", "TuckerConv", "weight_of",
 ]  # fmt: skip

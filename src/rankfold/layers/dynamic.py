@@ -1,6 +1,6 @@
 """A layer in training on the manifold of low rank: left · core · right, of which autograd trains the core alone.
 
-The bases move by themselves, from what ``Probes`` gather in one backward pass: the gradient of the weight times each
+The bases move by themselves, from what probes gather in one backward pass: the gradient of the weight times each
 basis, without the weight's gradient and without an inverse of the core.
 """
 
@@ -13,7 +13,11 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from rankfold.layers.training import InTraining
+from rankfold.layers.rules import Tucker
+from rankfold.layers.training import CONVOLUTIONS, InTraining
+from rankfold.layers.weight import weight_of
+from rankfold.linalg.tangent import wide
+from rankfold.linalg.tucker import Ladder, frames, rank_on
 
 
 class DynamicLowRank(InTraining):
@@ -68,8 +72,11 @@ class DynamicLowRank(InTraining):
             return self._through(input, self.factors())
         left_probe, right_probe = self._ready()
         # both are zero: nothing is added but two places where gradients are taken
-        main = self._out(self._in(input, self.right), self.left @ self.core + left_probe, self.bias)
-        return main + self._out(self._in(input, right_probe), self.left, None)
+        return self._probed(input, left_probe, right_probe)
+
+    def _probed(self, x: Tensor, left_probe: Tensor, right_probe: Tensor) -> Tensor:
+        main = self._out(self._in(x, self.right), self.left @ self.core + left_probe, self.bias)
+        return main + self._out(self._in(x, right_probe), self.left, None)
 
     def _ready(self) -> tuple[Tensor, Tensor]:
         if (
@@ -104,3 +111,64 @@ class DynamicLowRank(InTraining):
         self.left, self.right = left.to(self.left).contiguous(), right.to(self.right).contiguous()
         self.core = nn.Parameter(core.to(self.core).contiguous(), self.core.requires_grad)
         self._probes = None
+
+
+class DynamicTucker(DynamicLowRank):
+    """A convolution in Tucker's form, 1×1 by ``right`` (q, c), the kernel ``core`` (p, q, …) and 1×1 by ``left``
+    (m, p), of which autograd trains the core alone.
+
+    ``ladder``: (p, q) at rank 1, 2, …; in a window the layer may have others. While ``probing`` backward leaves in
+    ``gradients`` the weight's gradient seen through a basis of one side and the frame of the core's rows of the other,
+    (m, p) and (q, c); forward runs two more small convolutions.
+    """
+
+    def __init__(self, ordinary: nn.Module, left: Tensor, core: Tensor, right: Tensor, ladder: Ladder) -> None:
+        super().__init__(ordinary, left, core, right)
+        points = core[0, 0].numel()
+        self.shape, self.ladder = (left.shape[0], right.shape[1] * points), ladder
+
+    @property
+    def rank(self) -> int:
+        return rank_on(self.ladder, self.core)
+
+    def numbers_at(self, rank: int) -> int:
+        (m, n), (p, q), points = self.shape, self.ladder[rank - 1], self.core[0, 0].numel()
+        return q * (n // points) + p * q * points + m * p
+
+    def factors(self) -> tuple[Tensor, ...]:
+        return self.right, self.core, self.left
+
+    @property
+    def weight(self) -> Tensor:
+        right, core, left = self.factors()
+        return weight_of(Tucker(), (self._at_a_point(right), core, self._at_a_point(left)))
+
+    def fits(self, shapes: Mapping[str, torch.Size]) -> bool:
+        m, channels = self.left.shape[0], self.right.shape[1]
+        p, q = (*shapes["core"], 0, 0)[:2]
+        return shapes == {"left": (m, p), "core": (p, q, *self.core.shape[2:]), "right": (q, channels)}
+
+    def _through(self, x: Tensor, factors: tuple[Tensor, ...]) -> Tensor:
+        right, core, left = factors
+        return self._mix(self._convolved(self._mix(x, right), core), left, self.bias)
+
+    def _probed(self, x: Tensor, left_probe: Tensor, right_probe: Tensor) -> Tensor:
+        with torch.no_grad():
+            out_frame, in_frame = (frame.to(self.core) for frame in frames(wide(self.core.detach())))
+        within = self._mix(x, self.right)
+        core = self._convolved(within, self.core)
+        main = self._mix(core, self.left, self.bias) + self._mix(self._convolved(within, out_frame), left_probe)
+        return main + self._mix(self._convolved(self._mix(x, right_probe), in_frame), self.left)
+
+    def _mix(self, x: Tensor, matrix: Tensor, bias: Tensor | None = None) -> Tensor:
+        return CONVOLUTIONS[len(self.kernel)](x, self._at_a_point(matrix), bias)
+
+    def _convolved(self, x: Tensor, kernel: Tensor) -> Tensor:
+        return self.ordinary._conv_forward(x, kernel, None)  # type: ignore[operator]
+
+    def _at_a_point(self, matrix: Tensor) -> Tensor:
+        return matrix[(..., *(None,) * len(self.kernel))]
+
+    def extra_repr(self) -> str:
+        (m, n), (p, q) = self.shape, self.core.shape[:2]
+        return f"{n // self.core[0, 0].numel()}, {m}, kernel_size={self.kernel}, ranks=({p}, {q})"

@@ -37,7 +37,7 @@ class Phased(InTraining):
 
     @property
     def numbers(self) -> int:
-        return self.left.numel() if self.dense else self.rank * sum(self.shape)
+        return self.left.numel() if self.dense else self.numbers_at(self.rank)
 
     def factors(self) -> tuple[Tensor, ...]:
         if self.dense:

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from rankfold.layers.rules import Matrix, Pair
 from rankfold.layers.weight import weight_of
 
-_CONVOLUTIONS: dict[int, Any] = {1: F.conv1d, 2: F.conv2d, 3: F.conv3d}
+CONVOLUTIONS: dict[int, Any] = {1: F.conv1d, 2: F.conv2d, 3: F.conv3d}
 
 
 class InTraining(nn.Module):
@@ -47,7 +47,11 @@ class InTraining(nn.Module):
     @property
     def numbers(self) -> int:
         """How many its weight takes when it is stored as it is meant to end."""
-        return self.rank * sum(self.shape)
+        return self.numbers_at(self.rank)
+
+    def numbers_at(self, rank: int) -> int:
+        """How many that would be at another rank."""
+        return rank * sum(self.shape)
 
     def factors(self) -> tuple[Tensor, ...]:
         """(right (r, n), left (m, r)), whose product left·right the weight is; or the matrix (m, n) alone."""
@@ -86,7 +90,7 @@ class InTraining(nn.Module):
     def _out(self, h: Tensor, left: Tensor, bias: Tensor | None) -> Tensor:
         if not self.kernel:
             return F.linear(h, left, bias)
-        return _CONVOLUTIONS[len(self.kernel)](h, left[(..., *(None,) * len(self.kernel))], bias)
+        return CONVOLUTIONS[len(self.kernel)](h, left[(..., *(None,) * len(self.kernel))], bias)
 
     def resize_(self, shapes: Mapping[str, torch.Size]) -> None:
         """Room for other shapes of what is ``moving``, not filled; parameters become other ones. Nothing where they do

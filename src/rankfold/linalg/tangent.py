@@ -7,8 +7,9 @@ values may be as small as they like, or zero; nothing of size m × n is formed.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from heapq import heapify, heappop, heappush
 
 import torch
 from torch import Tensor
@@ -35,21 +36,77 @@ class Triple:
         """W itself, (m, n)."""
         return self.left @ self.core @ self.right
 
+    @property
+    def spectrum(self) -> Tensor:
+        """The singular values of W, which are those of its core: O(r³). Raises ``NonFiniteError``."""
+        return singular_values(self.core)
+
+    def augmented(self, left_gradient: Tensor, right_gradient: Tensor, most: int | None = None) -> tuple[Triple, Turn]:
+        """The same W in bases with the gradient's directions too, [U, U₁] and [V; V₁], and a core padded by zeros.
+
+        With ``most`` only so many directions, the gradient's largest.
+
+        ``left_gradient`` gVᵀ (m, r), ``right_gradient`` Uᵀg (r, n). The ranks of both sides grow together, by the
+        smaller number of new directions, so that the core stays square. (Rank-adaptive BUG, Ceruti, Kusch,
+        Lubich 2022.)
+        """
+        below = new_directions(self.left, left_gradient)
+        beside = new_directions(self.right.mT, right_gradient.mT)
+        extra = min(below.shape[1], beside.shape[1], self.rank if most is None else most)
+        left = torch.cat([self.left, below[:, :extra]], 1)
+        right = torch.cat([self.right, beside[:, :extra].mT])
+        turn = torch.eye(self.rank, self.rank + extra, dtype=self.core.dtype, device=self.core.device)
+        return Triple(left, turn.mT @ self.core @ turn, right), Turn(turn, turn)
+
+    def tangent_core(self, left_gradient: Tensor, right_gradient: Tensor, core_gradient: Tensor) -> Tensor:
+        """The gradient of the core of ``augmented`` as far as the three products know it: its block U₁ᵀgV₁ᵀ is zero.
+
+        A step S − η·this is W − η P(g) exactly, with P the projection onto the tangent space at W: the parallel
+        integrator (Schotthöfer et al., GeoLoRA).
+        """
+        rank = core_gradient.shape[0]
+        found = torch.zeros_like(self.core)
+        found[:rank, :rank] = core_gradient
+        found[rank:, :rank] = self.left[:, rank:].mT @ left_gradient
+        found[:rank, rank:] = right_gradient @ self.right[rank:].mT
+        return found
+
+    def moved(self, left_gradient: Tensor, right_gradient: Tensor, rate: float) -> tuple[Triple, Turn]:
+        """W projected onto the bases of K = US − ηgVᵀ and L = SV − ηUᵀg, at the same rank.
+
+        The fixed-rank step ("unconventional" integrator, Ceruti and Lubich 2022) before its core is updated. The
+        projection itself can raise a loss: it is no descent method.
+        """
+        left, _ = orthonormal(self.left @ self.core - rate * left_gradient)
+        right, _ = orthonormal((self.core @ self.right - rate * right_gradient).mT)
+        turn = Turn(self.left.mT @ left, self.right @ right)
+        return Triple(left, turn.linear(self.core), right.mT), turn
+
+    def truncated(self, rank: int) -> tuple[Triple, Turn]:
+        """The best approximation of W at ``rank``: its leading singular directions, orthonormal to rounding again."""
+        p, values, q = _svd(self.core)
+        left, r_left = orthonormal(self.left @ p[:, :rank])
+        right, r_right = orthonormal(self.right.mT @ q[:rank].mT)
+        core = r_left @ torch.diag(values[:rank]) @ r_right.mT
+        return Triple(left, core, right.mT), Turn(p[:, :rank], q[:rank].mT)
+
 
 @dataclass(frozen=True)
 class Turn:
-    """How coordinates change with the bases: a core C becomes Aᵀ C B, with ``left`` A (r, q) and ``right`` B (r, q)."""
+    """How coordinates change with the bases: a core C becomes Aᵀ C B, with ``left`` A (r, q) and ``right`` B (r, q).
+
+    Of a core with axes behind its first two, C (r, s, …), likewise along those two."""
 
     left: Tensor
     right: Tensor
 
     def linear(self, moment: Tensor) -> Tensor:
         """A mean of gradients of the core: it turns as the core does."""
-        return self.left.mT @ moment @ self.right
+        return torch.einsum("pa,pq...,qb->ab...", self.left, moment, self.right)
 
     def squared(self, moment: Tensor) -> Tensor:
         """A mean of squared gradients, entry by entry, as if the entries were uncorrelated; never negative."""
-        return self.left.square().mT @ moment @ self.right.square()
+        return torch.einsum("pa,pq...,qb->ab...", self.left.square(), moment, self.right.square())
 
 
 def starting(weight: Tensor, rank: int) -> Triple:
@@ -85,60 +142,6 @@ def orthonormal(columns: Tensor) -> tuple[Tensor, Tensor]:
     return q * signs, signs.unsqueeze(1) * r
 
 
-def augmented(
-    now: Triple, left_gradient: Tensor, right_gradient: Tensor, most: int | None = None
-) -> tuple[Triple, Turn]:
-    """The same W in bases that also hold the gradient's directions, [U, U₁] and [V; V₁], with a core padded by zeros.
-
-    With ``most`` only so many directions, the gradient's largest.
-
-    ``left_gradient`` gVᵀ (m, r), ``right_gradient`` Uᵀg (r, n). The ranks of both sides grow together, by the smaller
-    number of new directions, so that the core stays square. (Rank-adaptive BUG, Ceruti, Kusch, Lubich 2022.)
-    """
-    below = new_directions(now.left, left_gradient)
-    beside = new_directions(now.right.mT, right_gradient.mT)
-    extra = min(below.shape[1], beside.shape[1], now.rank if most is None else most)
-    left = torch.cat([now.left, below[:, :extra]], 1)
-    right = torch.cat([now.right, beside[:, :extra].mT])
-    turn = torch.eye(now.rank, now.rank + extra, dtype=now.core.dtype, device=now.core.device)
-    return Triple(left, turn.mT @ now.core @ turn, right), Turn(turn, turn)
-
-
-def tangent_core(wide: Triple, left_gradient: Tensor, right_gradient: Tensor, core_gradient: Tensor) -> Tensor:
-    """The gradient of the core of ``augmented`` as far as the three products know it: its block U₁ᵀgV₁ᵀ is zero.
-
-    A step S − η·this is W − η P(g) exactly, with P the projection onto the tangent space at W: the parallel integrator
-    (Schotthöfer et al., GeoLoRA).
-    """
-    rank = core_gradient.shape[0]
-    found = torch.zeros_like(wide.core)
-    found[:rank, :rank] = core_gradient
-    found[rank:, :rank] = wide.left[:, rank:].mT @ left_gradient
-    found[:rank, rank:] = right_gradient @ wide.right[rank:].mT
-    return found
-
-
-def moved(now: Triple, left_gradient: Tensor, right_gradient: Tensor, rate: float) -> tuple[Triple, Turn]:
-    """W projected onto the bases of K = US − ηgVᵀ and L = SV − ηUᵀg, at the same rank.
-
-    The fixed-rank step ("unconventional" integrator, Ceruti and Lubich 2022) before its core is updated. The projection
-    itself can raise a loss: it is no descent method.
-    """
-    left, _ = orthonormal(now.left @ now.core - rate * left_gradient)
-    right, _ = orthonormal((now.core @ now.right - rate * right_gradient).mT)
-    turn = Turn(now.left.mT @ left, now.right @ right)
-    return Triple(left, turn.linear(now.core), right.mT), turn
-
-
-def truncated(now: Triple, rank: int) -> tuple[Triple, Turn]:
-    """The best approximation of ``now`` at ``rank``: its leading singular directions, orthonormal to rounding again."""
-    p, values, q = _svd(now.core)
-    left, r_left = orthonormal(now.left @ p[:, :rank])
-    right, r_right = orthonormal(now.right.mT @ q[:rank].mT)
-    core = r_left @ torch.diag(values[:rank]) @ r_right.mT
-    return Triple(left, core, right.mT), Turn(p[:, :rank], q[:rank].mT)
-
-
 def rank_within(values: Tensor, tolerance: float, most: int | None = None) -> int:
     """The smallest rank whose tail (Σ_{i>r} σᵢ²)^½ is at most ``tolerance`` of ‖σ‖; at least 1, at most ``most``."""
     squares = values.double().square()
@@ -147,29 +150,41 @@ def rank_within(values: Tensor, tolerance: float, most: int | None = None) -> in
     return max(1, min(rank, len(values) if most is None else most))
 
 
-def ranks_within(spectra: Sequence[Tensor], prices: Sequence[int], budget: int) -> list[int]:
-    """Ranks of several matrices whose directions compete for ``budget``: as much of each one's energy for its price as
-    can be had, each at least 1. ``prices``: numbers that one direction of each takes, m + n.
+def ranks_within(spectra: Sequence[Tensor], numbers: Sequence[Callable[[int], int]], budget: int) -> list[int]:
+    """Ranks of several layers whose directions compete for ``budget``: as much of each one's energy for its price as
+    can be had, each at least 1. ``numbers`` of each: how many it takes at a rank; r(m + n) for a matrix.
 
-    Within a matrix directions go in order of their values, so that the best energy for the price taken first is the
-    optimum up to the one direction that no longer fits; smaller ones that do still fit are taken after it.
+    The best energy for the price is taken first, up to the directions that no longer fit; smaller ones that still fit
+    are taken after it. Of a matrix the directions come one by one, in order of their values; where prices or energies
+    go up and down with the rank, as many at once as give most for what they take together. Within one offer of the
+    optimum. Cost O(Σ r²).
     """
     ranks = [1] * len(spectra)
-    left = budget - sum(prices)
-    offers = []
-    for index, (values, price) in enumerate(zip(spectra, prices, strict=True)):
+    left = budget - sum(price(1) for price in numbers)
+    energies, costs = [], []
+    for values, price in zip(spectra, numbers, strict=True):
         share = values.double().square()
-        share = share / share.sum().clamp_min(1e-300)
-        offers += [(-float(gain) / price, index) for gain in share[1:] if gain > 0]
-    full: set[int] = set()
-    for _, index in sorted(offers):
-        if index in full:
-            continue
-        if prices[index] > left:
-            full.add(index)
-            continue
-        ranks[index] += 1
-        left -= prices[index]
+        energies.append((share / share.sum().clamp_min(1e-300)).cumsum(0))
+        costs.append(torch.tensor([price(rank) for rank in range(1, len(values) + 1)], dtype=torch.float64))
+
+    def offer(index: int) -> tuple[float, int, int] | None:
+        """(−energy for its price, layer, the rank that it leads to)"""
+        now = ranks[index]
+        gains = (energies[index][now:] - energies[index][now - 1]) / (costs[index][now:] - costs[index][now - 1])
+        if not len(gains) or not bool((gains > 0).any()):
+            return None
+        best = int(gains.argmax())
+        return -float(gains[best]), index, now + best + 1
+
+    waiting = [found for index in range(len(spectra)) if (found := offer(index)) is not None]
+    heapify(waiting)
+    while waiting:
+        _, index, rank = heappop(waiting)
+        more = numbers[index](rank) - numbers[index](ranks[index])
+        if more <= left:
+            ranks[index], left = rank, left - more
+            if (found := offer(index)) is not None:
+                heappush(waiting, found)
     return ranks
 
 
@@ -182,12 +197,11 @@ def clamped(core: Tensor, condition: float) -> Tensor:
 
 
 def spread(core: Tensor) -> tuple[Tensor, Tensor]:
-    """R(S) = ‖SᵀS − α²I‖, α² = ‖S‖²/r, and its gradient 2S(SᵀS − α²I)/R: zero where all singular values are equal.
-
-    κ(S) ≤ (1 + √2 R/σ_r²)^½ (RobustDLRT, Schotthöfer et al. 2025).
+    """R(S) = ‖SᵀS − α²I‖, α² = ‖S‖²/r, of S (·, r), and its gradient 2S(SᵀS − α²I)/R: zero where all singular values
+    are equal. κ(S) ≤ (1 + √2 R/σ_r²)^½ (RobustDLRT, Schotthöfer et al. 2025).
     """
-    away = core.mT @ core
-    away = away - torch.eye(len(core), dtype=core.dtype, device=core.device) * (core.square().sum() / len(core))
+    away, rank = core.mT @ core, core.shape[1]
+    away = away - torch.eye(rank, dtype=core.dtype, device=core.device) * (core.square().sum() / rank)
     size = away.norm()
     return size, torch.where(size > 0, 2 * core @ away / size.clamp_min(torch.finfo(core.dtype).tiny), 0.0)
 

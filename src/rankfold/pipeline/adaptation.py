@@ -14,7 +14,7 @@ from torch import nn
 
 from rankfold.adapt.extraction.adapters import combine
 from rankfold.adapt.extraction.budget import Asked
-from rankfold.adapt.extraction.result import Extraction
+from rankfold.adapt.extraction.result import Extraction, Layer
 from rankfold.adapt.peft_format import Adapter
 from rankfold.adapt.ways import METHODS, Wish, add_, prepare_
 from rankfold.objectives import Evaluation, Objective
@@ -53,6 +53,10 @@ class AdaptSettings:
             raise ValueError(f"no method named {self.method!r}; there are {', '.join(METHODS)}")
         if not 0 < self.params < float("inf"):
             raise ValueError(f"params is a share of the model, or a count above 1, got {self.params!r}")
+
+
+class NothingLearntError(ValueError):
+    """Training left every layer as it was."""
 
 
 @dataclass(frozen=True)
@@ -148,10 +152,18 @@ def _still(root: nn.Module) -> dict[str, Any]:
 
 
 def _cut(found: Adapter, numbers: int, size: int) -> Extraction:
-    """The adapter within its numbers; ``ValueError`` where nothing was learnt."""
+    """The adapter within its numbers; ``NothingLearntError`` where it is zero."""
+    if found.magnitudes:  # its directions belong to its norms: as it was trained, which is within the numbers
+        energies = {n: float(((b.mT @ b).double() * (a @ a.mT).double()).sum()) for n, (a, b) in found.pairs.items()}
+        whole = max(sum(energies.values()), 1e-300)
+        layers = tuple(
+            Layer(name, (len(b), a.shape[1]), len(a), a.numel() + b.numel() + len(b), energies[name] / whole, 0.0)
+            for name, (a, b) in found.pairs.items()
+        )
+        return Extraction(found, layers, (), f"params={numbers}", 0.0, "entries", size)
     result = combine([found], Asked(params=float(max(numbers, 2))))
     if not any(result.adapter.ranks.values()):
-        raise ValueError("training moved no layer: the radius or the learning rate starves it")
+        raise NothingLearntError("training moved no layer: the radius or the learning rate starves it")
     return Extraction(
         result.adapter, result.layers, (), f"params={numbers}", result.error, result.norm, size, result.notes
     )  # fmt: skip

@@ -29,7 +29,7 @@ from rankfold.cli.printing import count, loss_text, percent, print_json, print_t
 if TYPE_CHECKING:
     from rankfold.pipeline.adaptation import Adapted
 
-METHODS = ("lora", "rslora", "adalora", "deep-lora", "geolora", "debora")
+METHODS = ("lora", "rslora", "dora", "adalora", "deep-lora", "geolora", "debora")
 
 
 def _method(name: str) -> str:
@@ -59,7 +59,7 @@ def adapt(
         typer.Option(
             "--method",
             metavar="M",
-            help="lora, rslora, adalora (PEFT's), deep-lora, geolora or debora.",
+            help="lora, rslora, dora, adalora (PEFT's), deep-lora, geolora or debora.",
             callback=_method,
         ),
     ] = "lora",

@@ -56,7 +56,7 @@ class Pruning(Way):
             first = guided.notes.setdefault("first", torch.tensor(taken))
             left = max(0.0, 1 - guided.periods / self.reach)
             room = int(guided.room * max(1.0, float(first) / guided.room) ** left)
-            ranks = ranks_within(sorted_, [sum(x.shape) for x in guided.layers.values()], room)
+            ranks = ranks_within(sorted_, [layer.numbers_at for layer in guided.layers.values()], room)
         self._keep(guided, {n: orders[n][:rank].sort().values for n, rank in zip(sizes, ranks, strict=True)})
 
     def _keep(self, guided: Guided, kept: Mapping[str, Tensor]) -> None:

@@ -20,6 +20,13 @@ EXPERIMENTS = (
         (),
     ),
     Experiment(
+        "adaptation-table",
+        "dlrt.adaptation",
+        "reproduce",
+        "not in the index: six ways to adapt by low rank at equal size; four adaptations, paired over seeds",
+        (),
+    ),
+    Experiment(
         "debora-bilevel",
         "dlrt.debora",
         "reproduce",

@@ -42,12 +42,14 @@ class Teacher(BaseModel):
 
 
 class Dynamic(BaseModel):
-    """Dynamical low-rank training: `rankfold.dlrt_` at `rank`, and the settings of `rankfold.Dlrt`. `condition`: the
+    """Dynamical low-rank training: `rankfold.dlrt_` at `rank`, with `convolutions` as matrices or in Tucker's form, and
+    the settings of `rankfold.Dlrt`. `condition`: the
     largest condition number of a layer; `spread`: the weight of a penalty on it."""
 
     model_config = ConfigDict(extra="forbid", frozen=True)
 
     rank: int | None = Field(None, ge=1)
+    convolutions: Literal["matrix", "tucker"] = "matrix"
     integrator: Literal["window", "parallel"] = "window"
     window: int = Field(20, ge=1)
     grow: float = Field(1.0, gt=0, le=1)

@@ -86,7 +86,7 @@ def built(config: TrainConfig, data: Data) -> nn.Module:
             generator=generator,
         )
     if config.dlrt is not None:
-        dlrt_(model, config.dlrt.rank, config.where)
+        dlrt_(model, config.dlrt.rank, config.where, convolutions=config.dlrt.convolutions)
     if config.way is not None:
         config.way.prepare_(model, config.where)
     return model
