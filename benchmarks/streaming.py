@@ -4,8 +4,8 @@
     python benchmarks/streaming.py --blocks 1 --hidden 4096 --ffn 11008 --only '*.mlp.down_proj' --memory 4GB
 
 The folder is written a block at a time, too. Printed: the peak of resident memory above that of the idle process (torch
-and transformers imported, a model of one small block streamed before), seconds, seconds for each block. A run that was
-ended goes on where it was: call it again with the same ``--out``.
+and transformers imported, a small model streamed before), seconds, seconds for each block. A run that was ended goes on
+where it was: call it again with the same ``--out``; its peak is then the highest of its parts, its time their sum.
 """
 
 from __future__ import annotations
@@ -16,8 +16,11 @@ import os
 import subprocess
 import sys
 import tempfile
+import threading
 import time
 from pathlib import Path
+
+from rankfold.run.files import write_atomically
 
 
 def written(place: Path, blocks: int, hidden: int, ffn: int, kv: int, vocabulary: int) -> Path:
@@ -55,6 +58,26 @@ def resident(key: str) -> int:
     return 1024 * int(line.split()[1])
 
 
+class Watch:
+    """Peak above ``idle`` and seconds so far, kept in a file twice a second, so that parts of a run add up."""
+
+    def __init__(self, file: Path, idle: int) -> None:
+        self.file, self.idle, self.began = file, idle, time.perf_counter()
+        self.before = json.loads(file.read_text()) if file.exists() else {"peak": 0, "seconds": 0.0}
+        threading.Thread(target=self._beat, daemon=True).start()
+
+    def noted(self) -> dict[str, float]:
+        peak = max(self.before["peak"], resident("VmHWM") - self.idle)
+        found = {"peak": peak, "idle": self.idle, "seconds": self.before["seconds"] + time.perf_counter() - self.began}
+        write_atomically(self.file, json.dumps(found).encode())
+        return found
+
+    def _beat(self) -> None:
+        while True:
+            time.sleep(0.5)
+            self.noted()
+
+
 def measured(folder: Path, out: Path, memory: int, tokens: int, only: list[str]) -> dict[str, float]:
     """One streamed compression, in this process."""
     import torch
@@ -79,14 +102,11 @@ def measured(folder: Path, out: Path, memory: int, tokens: int, only: list[str])
     method = rf.Sequential(ridge=1e-2)  # one ridge: fewer decompositions, the same memory
     settings = Settings(method, where=Names(tuple(only)))
     Path("/proc/self/clear_refs").write_text("5")
-    idle, began = resident("VmRSS"), time.perf_counter()
+    watch = Watch(out.with_name(f"watch-{out.name}.json"), resident("VmRSS"))
     vocabulary = json.loads((folder / "config.json").read_text())["vocab_size"]
     found = run(folder, out, memory, tokens, vocabulary, settings)
-    return {
-        "peak": resident("VmHWM") - idle, "idle": idle, "seconds": time.perf_counter() - began,
-        "block": found.needs["block"], "smallest": found.needs["matrix"] + 2 * found.needs["block"],
-        "changed": len(found.plan.changed), "sites": len(found.plan.entries),
-    }  # fmt: skip
+    counts = {"changed": len(found.plan.changed), "sites": len(found.plan.entries)}
+    return {**watch.noted(), "block": found.needs["block"], **counts}
 
 
 def main() -> None:
