@@ -65,10 +65,10 @@ def _names(directory: Path, model: nn.Module, weights: Checkpoint) -> dict[str, 
     for group in alike.values():
         source = next((there for name in group if (there := _stored_as(name, model, weights)) is not None), None)
         if source is None:
-            near = "they are kept there in other pieces than in memory, or " if _pieces(group[0], weights) else ""
             raise HubError(
-                f"{directory}: {group[0]} is missing in its files: {near}the folder is incomplete or of another model: "
-                "download it again, or compress it as a whole, without --memory"
+                f"{directory}: {group[0]} is missing in its files: it is stored there under another name or in other "
+                "pieces than in memory (experts often are): compress it as a whole, without --memory; or the folder is "
+                "incomplete: download it again"
             )
         shape, kind = weights.shape(source), weights.kind(source)
         if shape != tuple(shapes[group[0]]):
@@ -88,12 +88,6 @@ def _names(directory: Path, model: nn.Module, weights: Checkpoint) -> dict[str, 
 def _stored_as(name: str, model: Any, weights: Checkpoint) -> str | None:
     prefix = f"{getattr(model, 'base_model_prefix', '')}."  # files of a body without a head lack it
     return next((each for each in (name, name.removeprefix(prefix), prefix + name) if each in weights), None)
-
-
-def _pieces(name: str, weights: Checkpoint) -> bool:
-    """Whether what is missing lies in the files in parts, one for each expert."""
-    place = name.rpartition(".")[0]
-    return any(other.startswith(place) for other in weights.names)
 
 
 @torch.no_grad()

@@ -67,19 +67,24 @@ class Pages:
         return self.buffers.get(name, tensor)
 
     def cut(self, batch: Any, sites: Collection[str]) -> None:
-        """Find the spans, between ``sites``, in a pass without values. ``batch``: few samples.
+        """Find the spans, between ``sites``, in a pass without values. ``batch``: few samples. Masks are looked into by
+        some models, and decide no call of a module: without them it is tried again.
 
         Raises ``PagesError`` for a network whose forward needs values, and for one that cannot be cut.
         """
         ghost = copied(self.network)
         kind = type(self.network).__name__
-        try:
-            self.chain = find_chain(ghost, batch, sites, GROUPS)
-        except (RuntimeError, NotImplementedError, ValueError, TypeError) as error:
-            raise PagesError(
-                f"{kind} cannot be followed without its weights ({(str(error).splitlines() or [''])[0][:120]}): "
-                "compress it as a whole, without a bound of memory"
-            ) from error
+        bare = {key: x for key, x in batch.items() if "mask" not in key} if isinstance(batch, Mapping) else batch
+        for given in (batch, bare):
+            try:
+                self.chain = find_chain(ghost, given, sites, GROUPS)
+                break
+            except (RuntimeError, NotImplementedError, ValueError, TypeError) as error:
+                if given is bare:
+                    raise PagesError(
+                        f"{kind} cannot be followed without its weights ({(str(error).splitlines() or [''])[0][:120]})"
+                        ": compress it as a whole, without a bound of memory"
+                    ) from error
         if not self.chain.spans:
             raise PagesError(f"{kind}: none of the layers that may be factored is called on the data")
         self.parts = _needs(self.network, self.chain, self.names)
