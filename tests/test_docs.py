@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import json
 import re
 import runpy
 import shlex
@@ -13,11 +14,13 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import navigation
+import notebooks
 import pytest
 import typer.main
 
 import rankfold
-from rankfold.cli.main import app
+from rankfold.cli.main import VERBS, app
 from rankfold.compress import methods
 from rankfold.compress.ranks import budget, rules
 from rankfold.forms import form
@@ -25,7 +28,8 @@ from rankfold.objectives import names as objectives
 from rankfold.sites import find
 
 ROOT = Path(__file__).parent.parent
-PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
+DOCS = ROOT / "docs"
+PAGES = [ROOT / "README.md", *sorted(DOCS.glob("*.md")), *sorted((DOCS / "tutorials").glob("*.md"))]
 EXAMPLES = sorted((ROOT / "examples").glob("*.py"))
 QUICK = ["compress_your_own_model.py", "look_at_spectra.py"]
 
@@ -151,16 +155,56 @@ def headings(file: Path) -> set[str]:
 
 
 def test_every_public_name_has_its_page() -> None:
-    text = (ROOT / "docs" / "index.md").read_text(encoding="utf-8")
-    rows = re.findall(r"(?m)^\| (`.*?) \| (.*) \|$", text.partition("## Public names")[2])
-    named = [name for names, _ in rows for name in re.findall(r"`(\w+)`", names)]
-    assert sorted(named) == sorted(rankfold.__all__)
-    for names, links in rows:
-        pages = "\n".join(
-            (ROOT / "docs" / link).read_text(encoding="utf-8") for link in re.findall(r"\((.+?)\)", links)
-        )
-        missing = [name for name in re.findall(r"`(\w+)`", names) if not re.search(rf"\b{name}\b", pages)]
-        assert not missing, links
+    text = navigation.index()
+    names = [name for _, group in navigation.groups(text) for name in group]
+    assert sorted(name for name in names if "." not in name) == sorted(rankfold.__all__)
+    rows = re.findall(r"(?m)^\| (`.*?) \| (.*) \|$", navigation.section(text, navigation.NAMES))
+    assert sum(len(re.findall(r"`[\w.]+`", names)) for names, _ in rows) == len(names)
+    for named, links in rows:
+        pages = "\n".join((DOCS / link).read_text(encoding="utf-8") for link in re.findall(r"\((.+?)\)", links))
+        plain = [name.rpartition(".")[2] for name in re.findall(r"`([\w.]+)`", named)]
+        assert [name for name in plain if not re.search(rf"\b{name}\b", pages)] == [], links
+
+
+def test_every_page_is_in_the_navigation_once() -> None:
+    """What stands in no table of the index is in no menu, and the site does not build."""
+    text = navigation.index()
+    listed = [entry.path for heading in navigation.LADDER for entry in navigation.entries(text, heading)]
+    there = [page.relative_to(DOCS).as_posix() for page in PAGES[1:] if page.name != "index.md"]
+    assert sorted(listed) == sorted(there)
+
+
+def test_the_list_for_language_models_is_that_of_the_index() -> None:
+    assert (DOCS / "llms.txt").read_text(encoding="utf-8") == navigation.llms(navigation.index()), (
+        "run python docs/navigation.py"
+    )
+
+
+@pytest.mark.parametrize("page", notebooks.PAGES)
+def test_a_notebook_is_made_of_its_page(page: str) -> None:
+    """Its cells are the blocks that run above."""
+    text = (notebooks.FOLDER / f"{page}.ipynb").read_text(encoding="utf-8")
+    assert text == notebooks.notebook(page), "run python docs/notebooks.py"
+    cells = ["".join(cell["source"]) for cell in json.loads(text)["cells"] if cell["cell_type"] == "code"]
+    assert cells == [block.text.strip("\n") for block, _ in runnable(DOCS / "tutorials" / f"{page}.md")]
+
+
+SEARCHED = {
+    "my model is slower": "My model is slower",
+    "accuracy fell": "Accuracy fell",
+    "singular Gram": "A matrix of moments is singular (singular Gram)",
+    "out of memory": "Out of memory",
+    "layer left out": "A layer was left out",
+}
+
+
+@pytest.mark.parametrize("words", SEARCHED)
+def test_a_symptom_is_found_by_the_words_one_has_for_it(words: str) -> None:
+    """As the search of the site does: a page with all the words, those in a heading first."""
+    headings = re.findall(r"(?m)^## (.+)$", (DOCS / "symptoms.md").read_text(encoding="utf-8"))
+    asked = set(words.lower().split())
+    found = [heading for heading in headings if asked <= set(re.findall(r"\w+", heading.lower()))]
+    assert found == [SEARCHED[words]]
 
 
 def test_every_room_is_on_the_page_inside() -> None:
@@ -184,6 +228,13 @@ def test_every_verb_and_option_is_explained() -> None:
         for parameter in verb.params:
             long = [option for option in parameter.opts if option.startswith("--")]
             assert not long or any(option in text for option in parameter.opts), (name, parameter.opts)
+
+
+def test_the_list_of_commands_is_that_of_the_page() -> None:
+    text = (DOCS / "command-line.md").read_text(encoding="utf-8")
+    rows = re.findall(r"(?m)^\| \[(\w+)\]\(#\w+\) \| (.+) \|$", text)
+    told = [(verb.__name__.rstrip("_"), does.rstrip(".").lower()) for verb, does in VERBS]
+    assert [(name, does.replace("`", "").lower()) for name, does in rows] == told
 
 
 @pytest.mark.parametrize("name", QUICK)

@@ -26,6 +26,19 @@ def test_the_citation_is_of_this_version() -> None:
 
 def test_contributing_names_what_ci_runs() -> None:
     text = (ROOT / "CONTRIBUTING.md").read_text(encoding="utf-8")
-    for command in ("ruff check", "ruff format --check", "mypy", "pytest"):
+    for command in ("ruff check", "ruff format --check", "mypy", "pytest", "sphinx-build -W", ".ci/wheel"):
         assert command in text
         assert command.split()[0] in (ROOT / ".ci" / "run").read_text(encoding="utf-8")
+
+
+def test_every_dependency_says_from_which_version_on() -> None:
+    """Those that were tried together; docs/versions.md says how."""
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]
+    extras = [name for extra, names in project["optional-dependencies"].items() if extra != "test" for name in names]
+    assert [name for name in (*project["dependencies"], *extras) if ">=" not in name] == []
+
+
+def test_the_readme_names_every_extra() -> None:
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]
+    text = (ROOT / "README.md").read_text(encoding="utf-8")
+    assert [extra for extra in project["optional-dependencies"] if f"`{extra}`" not in text and extra != "test"] == []

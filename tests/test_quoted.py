@@ -13,7 +13,7 @@ import pytest
 
 ROOT = Path(__file__).parents[1]
 RESULTS = ROOT / "benchmarks" / "results"
-PAGES = [ROOT / "README.md", ROOT / "benchmarks" / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
+PAGES = [ROOT / "README.md", ROOT / "benchmarks" / "README.md", *sorted((ROOT / "docs").rglob("*.md"))]
 MARK = re.compile(r"<!-- measured: ([\w.-]+) -->\n(.*?)(?:\n\n|\Z)", re.DOTALL)
 UNIT = r"(?= ?(?:%|points|s\b|×|times|±))"
 NUMBER = re.compile(rf"(?<![\w.,])[−-]?\d+(?:,\d{{3}})*(?:\.\d+)?{UNIT}|(?<=± )\d+\.\d+|\d*\.\d+(?= \|)")

@@ -114,7 +114,9 @@ __all__ = [
 ]
 
 
-_ROOMS = frozenset({"adapt", "collapse", "forms", "hub", "linalg", "recover", "testing", "zoo"})  # with public names
+_ROOMS = frozenset(
+    {"adapt", "collapse", "export", "forms", "hub", "linalg", "pipeline", "recover", "testing", "zoo"}
+)  # with public names
 
 
 class _Package(ModuleType):

@@ -13,14 +13,22 @@ from rankfold.linalg import NonFiniteError, checked, singular_values
 
 @dataclass(frozen=True, eq=False)
 class Spectrum:
-    """Singular values of an (m, n) matrix, descending. *Energy* is a sum of squares, *error* a Frobenius
-    norm.
+    """Singular values of an (m, n) matrix, descending. *Energy* is a sum of squares, *error* a Frobenius norm.
 
-    `values`: (k,) float64 on the CPU, k ≤ min(m, n). `shape`: (m, n). `unseen_energy`: the energy of values
-    that were not computed, measured on its own and never found by subtraction; 0 for a complete spectrum.
+    Args:
+        values: (k,) float64 on the CPU, k ≤ min(m, n).
+        shape: (m, n).
+        unseen_energy: the energy of values that were not computed, measured on its own and never found by subtraction;
+            0 for a complete spectrum.
 
-    Raises `ValueError` when the values are not descending, negative, or more than the shape allows,
-    `NonFiniteError` when they are not finite.
+    Raises:
+        ValueError: values that are not descending, negative, or more than the shape allows.
+        NonFiniteError: values that are not finite.
+
+    Example:
+        >>> s = rf.Spectrum(torch.tensor([3.0, 4e-9], dtype=torch.float64), (5, 2))
+        >>> s.energy, s.numerical_rank(1e-6), round(s.stable_rank, 3)
+        (9.0, 1, 1.0)
     """
 
     values: Tensor
@@ -170,13 +178,31 @@ class Spectrum:
 
 
 def spectrum(matrix: Tensor) -> Spectrum:
-    """The complete spectrum of `matrix` (m, n) of any real dtype, in float64.
+    """The complete spectrum of ``matrix``, computed in float64 whatever its dtype.
 
-    For a batch (g, m, n) of groups that share one rank: values_i = √(Σ_g σ_{g,i}²) and the shape of one
-    group, so that `tail(r)` is the error of all groups together when each keeps rank r.
+    Args:
+        matrix: (m, n) of any real dtype, or (g, m, n) for groups that share one rank. Of these the values are √(Σ_g
+            σ_{g,i}²) and the shape that of one group, so that ``tail(r)`` is the error of all groups together when each
+            keeps rank r.
 
-    Cost O(m n min(m, n)) per matrix. Raises `NonFiniteError`, `NotMaterialisedError`, `NotConvergedError`,
-    `ValueError` (not a matrix), `TypeError` (complex).
+    Returns:
+        A ``Spectrum``.
+
+    Raises:
+        NonFiniteError: NaN or infinite entries.
+        NotMaterialisedError: a tensor on the meta device.
+        NotConvergedError: no driver of the decomposition converged.
+        ValueError: not a matrix.
+        TypeError: complex entries.
+
+    Cost: O(m n min(m, n)) for each matrix.
+
+    Source: Eckart and Young 1936.
+
+    Example:
+        >>> s = rf.spectrum(torch.diag(torch.tensor([3.0, 2.0, 1.0])))
+        >>> s.values.tolist(), s.rank_for(0.9), round(s.relative_tail(2), 3)
+        ([3.0, 2.0, 1.0], 2, 0.267)
     """
     values = singular_values(matrix)
     m, n = matrix.shape[-2:]

@@ -423,3 +423,10 @@ def test_convolutions_are_read_by_peft(tmp_path):
     read = peft.PeftModel.from_pretrained(copy.deepcopy(base), found.save(tmp_path)).eval()
     torch.testing.assert_close(read(x), tuned(x), rtol=1e-4, atol=1e-4)
     assert re.fullmatch(r"0\|3", json.loads((tmp_path / "adapter_config.json").read_text())["target_modules"])
+
+
+def test_a_torch_file_is_refused_with_the_line_that_rewrites_it(tmp_path):
+    file = tmp_path / "base.pt"
+    torch.save(nn.Linear(4, 4).state_dict(), file)
+    with pytest.raises(ValueError, match=r"save_file\(torch.load\('.*base.pt', weights_only=True\), FILE\)"):
+        rf.extract(file, file, "rank=1", model=nn.Sequential(nn.Linear(4, 4)))

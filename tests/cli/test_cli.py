@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import subprocess
 import sys
 from pathlib import Path
@@ -52,6 +53,24 @@ def test_help_does_not_wait_for_torch():
     assert all(verb in done.stdout for verb in VERBS)
 
 
+def test_a_person_is_told_at_once_what_a_command_does(monkeypatch, capsys):
+    from rankfold.cli.failure import told
+
+    def slow() -> None:
+        """Count to ten.
+
+        Slowly.
+        """
+        said.append(capsys.readouterr().err)
+
+    said: list[str] = []
+    monkeypatch.setattr(sys.stderr, "isatty", lambda: True, raising=False)
+    told(slow)()
+    monkeypatch.setattr(sys.stderr, "isatty", lambda: False, raising=False)
+    told(slow)()
+    assert said == ["rankfold slow: Count to ten.\n", ""]  # a script is not
+
+
 @pytest.mark.parametrize("verb", VERBS)
 def test_every_verb_has_help_and_json(verb):
     result = rankfold(verb, "--help")
@@ -75,6 +94,30 @@ def test_wrong_usage_is_2(arguments):
     assert result.exit_code == 2
     assert result.stdout == ""
     assert result.stderr
+
+
+@pytest.mark.parametrize(
+    ("typed", "offered"),
+    [
+        ("rankfold comp", ["compress"]),
+        ("rankfold compress --bud", ["--budget"]),
+        ("rankfold compress --smallest f", ["flops"]),
+        ("rankfold plan --method t", ["truncate", "tucker"]),
+        ("rankfold plan --objective nothing", []),
+    ],
+)
+def test_the_shell_completes_without_torch(typed, offered):
+    code = (
+        "import sys\n"
+        "from rankfold.cli.main import main\n"
+        "try:\n    main()\n"
+        "finally:\n    assert 'torch' not in sys.modules\n"
+    )
+    asked = {"_RANKFOLD_COMPLETE": "complete_bash", "COMP_WORDS": typed, "COMP_CWORD": str(typed.count(" "))}
+    done = subprocess.run(
+        [sys.executable, "-c", code], capture_output=True, text=True, check=True, env=os.environ | asked
+    )
+    assert done.stdout.split() == offered
 
 
 def test_version():
@@ -265,7 +308,7 @@ def test_a_network_and_data_of_ones_own(tmp_path, monkeypatch):
     )  # fmt: skip
     assert values["params_removed"] >= 0.4
     # what a file says never decides which code runs
-    assert "--model mine:make" in failed("evaluate", "run")
+    assert "say --model mine:make --data mine:data if that code may run" in failed("evaluate", "run")
     assert "--data mine:data" in failed("evaluate", "run", "--model", "mine:make")
     again = succeeded("evaluate", "run", "--model", "mine:make", "--data", "mine:data")
     assert again["accuracy"] == values["compressed"]["accuracy"]

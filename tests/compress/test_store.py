@@ -13,7 +13,7 @@ import torch
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from safetensors.torch import load as from_safetensors
-from safetensors.torch import load_file
+from safetensors.torch import load_file, save_file
 from torch import nn
 
 import rankfold as rf
@@ -168,6 +168,18 @@ def test_what_cannot_be_saved_is_named(tmp_path):
     with pytest.raises(rf.StoreError, match="is a file; give a directory"):
         rf.save(model, plan, tmp_path / "file")
     assert (tmp_path / "file").read_text() == "mine"
+
+
+def test_weights_of_somebody_else_are_not_replaced(saved, tmp_path):
+    model, plan = compressed()
+    (tmp_path / "theirs").mkdir()
+    save_file({"a": torch.ones(2)}, tmp_path / "theirs" / "model.safetensors")
+    before = (tmp_path / "theirs" / "model.safetensors").read_bytes()
+    with pytest.raises(rf.StoreError, match="weights that rankfold did not write; give another directory"):
+        rf.save(model, plan, tmp_path / "theirs")
+    assert [file.read_bytes() for file in (tmp_path / "theirs").iterdir()] == [before]
+    (saved / "manifest.json").unlink()  # as after a crash before the last file of a first save
+    assert same(rf.load(rf.save(model, plan, saved), network(7)).model, model)
 
 
 # ---- damage ----------------------------------------------------------------------------------------------------------

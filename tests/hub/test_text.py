@@ -131,8 +131,10 @@ def test_a_model_says_how_it_reads(tmp_path):
         reader_for(decoder, tokenizer(), 65, None)
     with pytest.raises(ZooError, match="takes no tokens"):
         reader_for(nn.Linear(2, 2), None, None, None)
-    with pytest.raises(ZooError, match="has no tokenizer that can be read"):
+    with pytest.raises(ZooError, match=r"has no tokenizer that can be read .*save_pretrained\(FOLDER\) does"):
         tokenizer_of(tmp_path)
+    with pytest.raises(ZooError, match=r"a tokenizer of transformers was expected, not NoneType: give AutoTokenizer"):
+        rf.text(None, tmp_path / "a.txt")
     with pytest.raises(ZooError, match="the model brings no tokenizer"):
         load_data(f"text:{written(tmp_path, 'a.txt', text())}", reader=reader_for(decoder, None, None, None))
 

@@ -253,9 +253,13 @@ def test_other_weights_that_cannot_be_factored():
     with pytest.warns(UserWarning, match="zero-element"):
         empty = nn.Sequential(nn.Linear(0, 4), nn.Linear(4, 4))
     assert "zero-size" in reasons(empty)["0.weight"]
-    assert "depthwise" in reasons(nn.Sequential(nn.Conv2d(6, 6, 3, groups=6)))["0.weight"]
+    depthwise = reasons(nn.Sequential(nn.Conv2d(6, 6, 3, groups=6)))
+    assert "depthwise" in depthwise["0.weight"]
+    assert depthwise["0.bias"] == "a vector: nothing to factor"  # and not the reason of the matrix beside it
     assert "rank 1 already" in reasons(nn.Sequential(nn.Linear(7, 1)))["0.weight"]
-    assert "rank 1 already" in reasons(nn.Sequential(nn.Linear(1, 7)))["0.bias"]
+    assert "rank 1 already" in reasons(nn.Sequential(nn.Linear(1, 7)))["0.weight"]
+    chosen = dict(sites(nn.Sequential(nn.Linear(4, 4), nn.Linear(4, 4)), "0").left_out)
+    assert chosen == {"1.weight": "not selected", "1.bias": "not selected"}
 
 
 def test_strange_recurrent_layers_bilinear_and_bare_parameters_are_listed():

@@ -212,6 +212,18 @@ def test_cross_validation_prefers_the_right_method():
         choices(["svd"], None, (3, 3))
 
 
+def test_several_processes_find_what_one_does_and_say_so_as_they_go():
+    rows, columns, values, _ = planted()
+    entries, told = triplets(rows, columns, values), []
+    tried = choices(["ratings", "low-rank"], [2], entries.shape)
+    one = cross_validate(entries, tried, folds=2, seed=3)
+    two = cross_validate(entries, tried, folds=2, seed=3, jobs=2, progress=lambda *said: told.append(said))
+    assert two == one
+    assert [done for _, done, _ in told] == [0, 1, 2, 3, 4]
+    assert told[0][0] == f"cross-validating {tried[0]}"
+    assert {total for *_, total in told} == {4}
+
+
 def test_every_method_fits_and_predicts_for_those_without_entries():
     rows, columns, values, _ = planted(20, 15)
     entries = triplets(rows, columns, values, shape=(21, 16))

@@ -36,21 +36,39 @@ class Certificate:
 class Debora(Around):
     """Trains what ``debora_`` has prepared, in anyone's loop: ``zero_grad``, backward, ``step``.
 
-    ``optimizer`` (a class of ``torch.optim``) with ``settings`` moves U, V and whatever else is to be trained, or the
-    parameters of ``groups``, gains left out; gradients of columns are projected onto their tangent space, and columns
-    are put back to unit length (or orthonormal) after each step. ``scaled``: gradients of columns are divided by
-    their curvature, about s², for plain gradient descent; Adam needs no such thing. The gains s of all layers
-    together take one step of away-step Frank–Wolfe on {s ≥ 0, Σs ≤ radius} along their plain gradient ∂f/∂sᵢ = uᵢᵀ(g
-    vᵢ), so that the budget is met at every step. With ``step(closure)`` its length is found by backtracking; without
-    one it is ``way`` of the way along the gradients averaged with ``averaging``, shorter where a schedule lets the
-    rate fall. Gains that reach zero by a step away stay there until they pay again; ``prune_`` takes their atoms out.
+    Gradients of columns are projected onto their tangent space, and columns are put back to unit length (or
+    orthonormal) after each step. The gains s of all layers together take one step of away-step Frank–Wolfe on {s ≥ 0,
+    Σs ≤ radius} along their plain gradient, so that the budget is met at every step. With ``step(closure)`` its length
+    is found by backtracking. Gains that reach zero by a step away stay there until they pay again; ``prune_`` takes
+    their atoms out. ``certify(closure)`` measures the duality gap over the whole ball.
 
-    **Held-out half.** By default both levels see the same batches. ``step(level="lower")`` moves the atoms alone,
-    ``step(level="upper")`` the gains alone: call these on batches of two halves of the data. The gradient in s then
-    leaves out how the atoms would follow, so that it is biased; where both levels see the same data it is not.
+    By default both levels see the same batches. ``step(level="lower")`` moves the atoms alone, ``step(level="upper")``
+    the gains alone: call these on batches of two halves of the data. The gradient in s then leaves out how the atoms
+    would follow, so that it is biased; where both levels see the same data it is not.
 
-    ``certify(closure)`` measures the duality gap over the whole ball. Raises ``ValueError`` for a model without such
-    layers; at a step ``NonFiniteError`` that names the layer, before anything is changed.
+    Args:
+        model: prepared by ``debora_``.
+        optimizer: a class of ``torch.optim``, which moves U, V and whatever else is to be trained.
+        groups: parameter groups, gains left out, in place of every parameter.
+        averaging: of the gradients of the gains, without a closure.
+        way: part of the way that a step of the gains goes, without a closure; shorter where a schedule lets the rate
+            fall.
+        scaled: gradients of columns are divided by their curvature, about s², for plain gradient descent; Adam needs no
+            such thing.
+        settings: of ``optimizer``.
+
+    Raises:
+        ValueError: a model without such layers.
+        NonFiniteError: at a step, naming the layer, before anything is changed.
+
+    Source: as ``debora_``.
+
+    Example:
+        >>> net, x = rf.debora_(nn.Sequential(nn.Linear(16, 8)), rank=2, radius=1.0), torch.randn(4, 16)
+        >>> optimizer = rf.Debora(net, torch.optim.Adam, lr=1e-2)
+        >>> net(x).square().mean().backward(); optimizer.step()
+        >>> float(optimizer.gains.sum()) <= 1.0 + 1e-6
+        True
     """
 
     def __init__(

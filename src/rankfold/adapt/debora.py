@@ -31,20 +31,38 @@ def debora_(
 ) -> Model:
     """Give layers an update Σ sᵢ uᵢ vᵢᵀ of at most ``rank`` atoms, Σ s over all layers at most ``radius``.
 
-    In place; returns ``model``. **Everything else is frozen**; train it with ``rankfold.Debora``, which moves the atoms
-    by an ordinary optimizer and the gains by away-step Frank–Wolfe, so that atoms that no longer pay are dropped and
-    layers compete for the budget. ``where`` and ``rank`` as in ``deep_lora_``; convolutions are adapted too.
+    **Everything else is frozen.** Train it with ``rankfold.Debora``, which moves the atoms by an ordinary optimizer and
+    the gains by away-step Frank–Wolfe, so that atoms that no longer pay are dropped and layers compete for the budget.
+    The update begins as zero.
 
-    ``frame``: "oblique", columns u and v of unit length, or "stiefel", orthonormal ones. Oblique atoms may coincide, so
-    that there may be more of them than the update has rank; whatever is saved is cut to its rank by an SVD. With
-    f₁ = f₂ and oblique columns the whole is minimisation over Σ‖ΔW‖_* ≤ ``radius`` (the nuclear norm, added up).
+    Args:
+        model: changed in place.
+        rank: one for all, or by layer name.
+        radius: budget of all gains.
+        where: as in ``rankfold.sites``; convolutions are adapted too.
+        frame: "oblique", columns u and v of unit length, or "stiefel", orthonormal ones. Oblique atoms may coincide, so
+            that there may be more of them than the update has rank; whatever is saved is cut to its rank.
+        data: labelled samples: the atoms are then the leading singular pairs of minus the loss's gradient. Without data
+            they are random.
+        samples: of ``data`` that are used, the first.
+        generator: of random atoms.
 
-    The update begins as zero. With labelled ``data`` the atoms are the leading singular pairs of minus the loss's
-    gradient, on the first ``samples``; without data they are random, drawn from ``generator``. Raises ``ValueError``
-    before anything is changed: as ``deep_lora_``, and for a radius that is not positive.
+    Returns:
+        ``model``.
+
+    Raises:
+        ValueError: before anything is changed: as ``deep_lora_``, and a radius that is not positive.
+
+    Cost: one forward and one backward pass over the samples with data.
 
     Source: Zangrando, Venturini, Rinaldi, Tudisco, "dEBORA" (2025), with the gradient in s as it is: the printed
     formula is minus the partial derivative (docs/debora.md).
+
+    Example:
+        >>> net = rf.debora_(nn.Sequential(nn.Linear(16, 8)), rank=2, radius=1.0)
+        >>> x = torch.randn(2, 16)
+        >>> torch.equal(net(x), rf.adapt.remove_(net)(x))  # the update begins as zero
+        True
     """
     root = unwrap(model)
     if frame not in get_args(Frame):

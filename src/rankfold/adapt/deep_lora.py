@@ -35,22 +35,42 @@ def deep_lora_(
     samples: int = 1024,
     generator: torch.Generator | None = None,
 ) -> Model:
-    """Give linear layers a trainable update scaling · W_L … W_1 of rank at most ``rank``; returns ``model``.
+    """Give linear layers a trainable update scaling · W_L … W_1 of rank at most ``rank``; everything else is frozen.
 
-    **Everything else is frozen**; set ``requires_grad`` of a head anew to train it too (it is then no part of the
-    adapter). ``where`` as in ``rankfold.sites``; by default every linear layer. ``rank``: one for all, of which a
-    layer that is smaller takes what it has (``UserWarning``), or by layer name, which then also says which layers.
-    ``depth`` 2 is ordinary LoRA. Build the optimizer afterwards: its parameters are the factors. A living one that
-    holds a weight of the model, which is frozen from now on, is told (``UserWarning``).
+    Set ``requires_grad`` of a head anew to train it too (it is then no part of the adapter). Build the optimizer
+    afterwards: its parameters are the factors; a living one that holds a weight of the model is named in a
+    ``UserWarning``. ``rankfold.adapt.merge_`` adds the updates to the weights, ``remove_`` drops them, ``save_adapter``
+    writes ordinary LoRA.
 
-    The update begins as zero: W_L = 0, identities inside, W_1 with orthonormal rows. With labelled ``data`` these span
-    the leading right singular subspace of the loss's gradient with respect to the layer, on the first ``samples``, so
-    that the first step is the gradient's own, projected; without data they are random, drawn from ``generator``.
-    ``epsilon``: ε U, ε I, ε Vᵀ instead, as in Algorithm 1; then the update begins as ε^L U Vᵀ, not as zero.
-    ``rate_scale`` α: the outer factors learn with α times the rate (see ``rankfold.train.parameter_groups``).
+    Args:
+        model: changed in place.
+        rank: one for all, of which a smaller layer takes what it has (``UserWarning``), or by layer name, which then
+            also says which layers.
+        where: as in ``rankfold.sites``; by default every linear layer.
+        depth: L; 2 is ordinary LoRA.
+        data: labelled samples: W_1 then spans the leading right singular subspace of the loss's gradient with respect
+            to the layer, so that the first step is the gradient's own, projected. Without data it is random.
+        epsilon: None: the update begins as zero, W_L = 0. Otherwise ε U, ε I, ε Vᵀ as in Algorithm 1, which begins as
+            ε^L U Vᵀ.
+        scaling: of the update.
+        rate_scale: the outer factors learn with so many times the rate (``rankfold.train.parameter_groups``).
+        samples: of ``data`` that are used, the first.
+        generator: of random directions.
 
-    ``merge_`` adds the updates to the weights, ``remove_`` drops them, ``save_adapter`` writes ordinary LoRA.
-    Raises ``ValueError`` before anything is changed: no layer chosen, ranks that do not fit, an adapted model.
+    Returns:
+        ``model``.
+
+    Raises:
+        ValueError: before anything is changed: no layer chosen, ranks that do not fit, an adapted model.
+
+    Cost: one forward and one backward pass over the samples with data.
+
+    Source: Yaras, Wang, Balzano, Qu 2024 (Deep LoRA).
+
+    Example:
+        >>> net = rf.deep_lora_(nn.Sequential(nn.Linear(16, 8)), rank=2)
+        >>> [tuple(p.shape) for p in net.parameters() if p.requires_grad]
+        [(8, 2), (2, 2), (2, 16)]
     """
     root = unwrap(model)
     if isinstance(depth, bool) or not isinstance(depth, int) or depth < 2:
@@ -168,7 +188,22 @@ def updates(model: nn.Module) -> dict[str, AdaptedLayer]:
 
 @torch.no_grad()
 def merge_(model: Model) -> Model:
-    """Add every update to its weight and put the ordinary layers back; returns ``model``. They stay frozen."""
+    """Add every update to its weight and put the ordinary layers back. They stay frozen.
+
+    Args:
+        model: changed in place.
+
+    Returns:
+        ``model``.
+
+    Raises:
+        ValueError: a model without updates.
+
+    Example:
+        >>> net = rf.adapt.merge_(rf.deep_lora_(nn.Sequential(nn.Linear(16, 8)), rank=2))
+        >>> type(net[0]).__name__
+        'Linear'
+    """
     for adapted in updates(model).values():
         weight = adapted.kind.weight(adapted.base)
         update = adapted.kind.geometry(Form.FACTORED).fold(weight.shape, adapted.update().double())
@@ -178,7 +213,23 @@ def merge_(model: Model) -> Model:
 
 @torch.no_grad()
 def remove_(model: Model) -> Model:
-    """Put the ordinary layers back, without their updates; returns ``model``. They stay frozen."""
+    """Put the ordinary layers back, without their updates. They stay frozen.
+
+    Args:
+        model: changed in place.
+
+    Returns:
+        ``model``.
+
+    Raises:
+        ValueError: a model without updates.
+
+    Example:
+        >>> net = nn.Sequential(nn.Linear(16, 8))
+        >>> weight = net[0].weight.clone()
+        >>> torch.equal(rf.adapt.remove_(rf.deep_lora_(net, rank=2))[0].weight, weight)
+        True
+    """
     root = unwrap(model)
     for adapted in updates(root).values():
         replace_(root, adapted, adapted.base)

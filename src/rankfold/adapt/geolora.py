@@ -50,16 +50,35 @@ def geolora_(
     samples: int = 1024,
     generator: torch.Generator | None = None,
 ) -> Model:
-    """Give layers an update U S Vᵀ on the manifold of low rank, S = 0 at the start; returns ``model``.
+    """Give layers an update U S Vᵀ on the manifold of low rank, S = 0 at the start; everything else is frozen.
 
-    In place. **Everything else is frozen**; train it with ``rankfold.GeoLora``, which takes the settings of
-    ``rankfold.Dlrt``: no inverse of S is needed, so that zero is a start like any other, and ranks grow and fall.
-    ``where`` and ``rank``, here that of the start, as in ``deep_lora_``; convolutions are adapted too. With labelled
-    ``data`` U and V are the leading singular pairs of minus the loss's gradient on the first ``samples``; without data
-    they are random. The scaling is 1 whatever the rank, so that nothing jumps where a rank changes. Raises
-    ``ValueError`` before anything is changed, as ``deep_lora_``.
+    Train it with ``rankfold.GeoLora``: no inverse of S is needed, so that zero is a start like any other, and ranks
+    grow and fall. The scaling is 1 whatever the rank, so that nothing jumps where a rank changes.
+
+    Args:
+        model: changed in place.
+        rank: at the start, one for all or by layer name.
+        where: as in ``rankfold.sites``; convolutions are adapted too.
+        data: labelled samples: U and V are then the leading singular pairs of minus the loss's gradient. Without data
+            they are random.
+        samples: of ``data`` that are used, the first.
+        generator: of random directions.
+
+    Returns:
+        ``model``.
+
+    Raises:
+        ValueError: before anything is changed, as ``deep_lora_``.
+
+    Cost: one forward and one backward pass over the samples with data.
 
     Source: Schotthöfer, Zangrando, Ceruti, Tudisco, Kusch, "GeoLoRA" (2024).
+
+    Example:
+        >>> net, x = nn.Sequential(nn.Linear(16, 8)), torch.randn(2, 16)
+        >>> before = net(x)
+        >>> torch.equal(rf.geolora_(net, rank=2)(x), before)
+        True
     """
     root = unwrap(model)
     chosen = chosen_layers(root, rank, where, convolutions=True)
@@ -86,9 +105,25 @@ def geolora_(
 class GeoLora(Dlrt):
     """``rankfold.Dlrt`` for what ``geolora_`` has prepared, with a budget that counts the numbers of the adapter.
 
-    ``params``: numbers r(m + n) that all updates may take together; their directions compete for it at the end of each
-    window, by energy for the numbers they take, and it is reached over ``reach`` windows. Everything else as in
-    ``Dlrt``. Raises ``ValueError`` also for a budget below rank 1 in every layer.
+    Args:
+        model: prepared by ``geolora_``.
+        optimizer: a class of ``torch.optim``.
+        params: numbers r(m + n) that all updates may take together; their directions compete for it at the end of each
+            window, by energy for the numbers that they take. None: a tolerance decides, as in ``Dlrt``.
+        reach: windows after which the budget holds.
+        settings: of ``Dlrt`` and of ``optimizer``.
+
+    Raises:
+        ValueError: as ``Dlrt``, and a budget below rank 1 in every layer.
+
+    Cost: as ``Dlrt``.
+
+    Source: as ``geolora_``.
+
+    Example:
+        >>> net = rf.geolora_(nn.Sequential(nn.Linear(16, 8)), rank=2)
+        >>> list(rf.GeoLora(net, torch.optim.Adam, lr=1e-3, params=48).ranks.values())
+        [2]
     """
 
     def __init__(

@@ -21,15 +21,31 @@ def save_adapter(
     tolerance: float = 0.0,
     uniform: bool = False,
 ) -> Path:
-    """Write the updates of ``model`` as an ordinary LoRA adapter; returns the directory.
+    """Write the updates of ``model`` as an ordinary LoRA adapter.
 
     ``adapter_model.safetensors`` and ``adapter_config.json``, for ``peft.PeftModel.from_pretrained(base, directory)``
-    and whatever else reads LoRA; peft is not needed to write them. ``base_model``: the name or path of the base model
-    to note. ``tolerance``: singular values of an update of at most this fraction of its largest are left out, so that
-    layers get ranks of their own (``rank_pattern``, ``alpha_pattern``). ``uniform``: all get the largest of these ranks
-    by zeros, and one alpha, for readers that know one rank and one alpha alone; the updates stay what they are. Raises
-    ``ValueError`` for a model without adapters, and for a layer that hangs in several places: PEFT would adapt the
-    first of them alone.
+    and whatever else reads LoRA; peft is not needed to write them.
+
+    Args:
+        model: with updates.
+        directory: made if it is missing.
+        base_model: the name or path of the base model, to note.
+        tolerance: singular values of an update of at most this fraction of its largest are left out, so that layers get
+            ranks of their own (``rank_pattern``, ``alpha_pattern``).
+        uniform: all get the largest of these ranks by zeros, and one alpha, for readers that know one rank and one
+            alpha alone; the updates stay what they are.
+
+    Returns:
+        The directory.
+
+    Raises:
+        ValueError: a model without updates, or a layer that hangs in several places: PEFT would adapt the first of them
+            alone.
+
+    Example:
+        >>> net = rf.deep_lora_(nn.Sequential(nn.Linear(16, 8)), rank=2)
+        >>> sorted(file.name for file in rf.adapt.save_adapter(net, "adapter").iterdir())
+        ['adapter_config.json', 'adapter_model.safetensors']
     """
     return write_adapter(adapter_of(model, base_model=base_model, tolerance=tolerance), directory, uniform=uniform)
 

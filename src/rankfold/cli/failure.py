@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import inspect
 import sys
 from collections.abc import Callable
 from typing import Any
@@ -19,11 +20,16 @@ class Interrupted(Exception):
 def told(verb: Callable[..., None]) -> Callable[..., None]:
     """``verb`` with expected errors told in one line, exit code 1; Ctrl-C is 130.
 
-    What is neither a ValueError nor an OSError is a fault of this program, and keeps its traceback.
+    On a terminal the first line says what the command does, before anything slow is loaded. What is neither a
+    ValueError nor an OSError is a fault of this program, and keeps its traceback.
     """
+
+    name, (does, *_) = verb.__name__.rstrip("_"), (inspect.getdoc(verb) or "").split("\n\n")
 
     @functools.wraps(verb)
     def command(*args: Any, **kwargs: Any) -> None:
+        if sys.stderr.isatty():  # a person waits, and torch takes seconds to load
+            print(f"rankfold {name}: {' '.join(does.split())}", file=sys.stderr, flush=True)
         try:
             verb(*args, **kwargs)
         except BrokenPipeError:

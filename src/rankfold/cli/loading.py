@@ -249,6 +249,17 @@ def check_is_model(text: str) -> None:
         )
 
 
+def code_named(model: str | None, data: str | None) -> str | None:
+    """What must be said again, all at once, where a file names code of somebody's: ``model`` and ``data`` are what it
+    names and nobody has said. None where that is nothing of the kind."""
+    found = [("--model", model)] if model and ":" in model else []
+    found += [("--data", data)] if data and ":" in data and not data.startswith((TEXT, TOKENS)) else []
+    if not found:
+        return None
+    made = " with ".join(name for _, name in found)
+    return f"was made from {made}; say {' '.join(f'{option} {name}' for option, name in found)} if that code may run"
+
+
 @_plainly()
 def open_saved(
     directory: Path,
@@ -264,18 +275,16 @@ def open_saved(
 
     A manifest may name built-in models and data alone: a file does not decide which code runs.
     """
-    notes = read_manifest(directory)["notes"]
+    notes, named = read_manifest(directory)["notes"], spec is not None
     if is_folder(directory):
         return _open_folder(directory, notes, spec, data, download, talk, own_data, cut)
     if spec is None:
         spec = str(notes.get("model") or "")
         if not spec:
             raise StoreError(f"{directory}: its manifest names no model: give --model package.module:factory")
-        if ":" in spec:
-            raise StoreError(f"{directory}: was made from {spec}; say --model {spec} if its code may run")
     name = data or (str(notes.get("data") or "") or None if own_data else None)
-    if data is None and name is not None and ":" in name:
-        raise StoreError(f"{directory}: its data are {name}; say --data {name} if its code may run")
+    if (asked := code_named(None if named else spec, name if data is None else None)) is not None:
+        raise StoreError(f"{directory}: {asked}")
     known = data_named(name, download, talk, cut=cut)
     shape = _noted_input(notes)
     channels = shape[0] if shape is not None and len(shape) == 3 else None
@@ -300,8 +309,8 @@ def _open_folder(
     stored = load(directory)
     name, noted = data or (str(notes.get("data") or "") or None if own_data else None), cut or Cut()
     if data is None and name is not None:
-        if ":" in name and not name.startswith((TEXT, TOKENS)):
-            raise StoreError(f"{directory}: its data are {name}; say --data {name} if its code may run")
+        if (asked := code_named(None, name)) is not None:
+            raise StoreError(f"{directory}: {asked}")
         noted = Cut(*(noted[i] or _noted_number(notes, key) for i, key in enumerate(Cut._fields)))
     known = data_named(name, download, talk, stored.model, noted)
     found = example_of(stored.model)

@@ -18,6 +18,7 @@ from rankfold.cli.verbs.export import export
 from rankfold.cli.verbs.extract import extract
 from rankfold.cli.verbs.plan import plan
 from rankfold.cli.verbs.recover import recover
+from rankfold.cli.verbs.report import report
 from rankfold.cli.verbs.reproduce import reproduce
 from rankfold.cli.verbs.robustness import robustness
 from rankfold.cli.verbs.show import show
@@ -31,33 +32,34 @@ app = typer.Typer(
     epilog="MODEL is a built-in name (resnet20, vit-l4-h4, digits-cnn) or package.module:factory. "
     "Data go to standard output, talk to standard error. Exit codes: 0 done, 1 failed, 2 wrong usage.",
     no_args_is_help=True,
-    add_completion=False,
     pretty_exceptions_enable=False,
     rich_markup_mode=None,
     context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 110},
 )
-for verb in (
-    demo,
-    doctor,
-    train,
-    sweep,
-    advise,
-    analyze,
-    collapse,
-    plan,
-    show,
-    apply,
-    compress,
-    slice_,
-    evaluate,
-    robustness,
-    export,
-    adapt,
-    extract,
-    recover,
-    reproduce,
-):
-    app.command(verb.__name__.rstrip("_"))(told(verb))
+VERBS = (  # with what each does, in a few words: as in docs/command-line.md
+    (demo, "Everything once, on bundled data."),
+    (doctor, "What is here, what is missing for what, which form pays in time."),
+    (train, "Trains a network, ordinary or as products of factors."),
+    (sweep, "Trains a grid of runs and selects weight decay."),
+    (advise, "What would pay, in plain words."),
+    (analyze, "Ranks of every matrix."),
+    (collapse, "Why layers are low-rank: clusters, neural collapse, bounds."),
+    (plan, "Decides ranks within a budget, changes nothing."),
+    (show, "Prints a plan."),
+    (apply, "Carries a plan out and saves the model."),
+    (compress, "Plan, apply, repair, fine-tune, evaluate, save, report."),
+    (slice_, "Makes a compressed network smaller still, without data."),
+    (evaluate, "Quality by the objective, cost, latency."),
+    (report, "Several results side by side in one page."),
+    (robustness, "Accuracy under attack, and what each layer amplifies."),
+    (export, "ONNX, torch.export, or a dense folder."),
+    (adapt, "Trains an adapter of low rank."),
+    (extract, "An adapter from two checkpoints, or from adapters."),
+    (recover, "A matrix completed from some of its entries."),
+    (reproduce, "A table or figure of a paper, trained and drawn again."),
+)
+for verb, does in VERBS:
+    app.command(verb.__name__.rstrip("_"), short_help=does)(told(verb))
 
 
 @app.callback(invoke_without_command=True)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from difflib import get_close_matches
 from enum import StrEnum
 from pathlib import Path
@@ -14,9 +15,12 @@ OBJECTIVES = (
     "embedding", "teacher",
 )  # fmt: skip
 METHODS = ("project", "sequential", "relu", "nuclear", "maxnorm", "truncate", "tucker", "cp")
+RULES = ("optimal", "local", "global", "iterative")
 
 
 def _model(spec: str) -> str:
+    if not spec:  # nothing is typed yet: the shell completes a line
+        return spec
     from rankfold.run.pretrained import is_folder
     from rankfold.zoo import model_names
 
@@ -26,9 +30,11 @@ def _model(spec: str) -> str:
 
 
 def _data(name: str | None) -> str | None:
+    if name is None:
+        return None
     from rankfold.zoo import data_names
 
-    return None if name is None else _known(name, "unknown data set", data_names(), "package.module:factory")
+    return _known(name, "unknown data set", data_names(), "package.module:factory")
 
 
 def _method(name: str) -> str:
@@ -40,11 +46,16 @@ def _method_or_none(name: str | None) -> str | None:
 
 
 def _rule(name: str) -> str:
-    return _known(name, "no rank rule named", ("optimal", "local", "global", "iterative"))
+    return _known(name, "no rank rule named", RULES)
 
 
 def _objective(name: str | None) -> str | None:
     return None if name is None else _known(name, "no objective named", OBJECTIVES, "package.module:objective")
+
+
+def _complete(*names: str) -> Callable[[str], list[str]]:
+    """What the shell offers on Tab."""
+    return lambda incomplete: [name for name in names if name.startswith(incomplete)]
 
 
 def _known(value: str, fault: str, known: tuple[str, ...], other: str = "") -> str:
@@ -58,6 +69,8 @@ def _known(value: str, fault: str, known: tuple[str, ...], other: str = "") -> s
 
 
 def _budgets(texts: list[str]) -> list[str]:
+    if not texts:
+        return texts
     from rankfold.compress.ranks.budget import parse_budget
 
     for text in texts:
@@ -78,11 +91,12 @@ def _max_drop(value: float | None) -> float | None:
 
 
 def _memory(text: str | None) -> str | None:
+    if text is None:
+        return None
     from rankfold.report.quantities import bytes_of
 
     try:
-        if text is not None:
-            bytes_of(text)
+        bytes_of(text)
     except ValueError as error:
         raise typer.BadParameter(str(error)) from None
     return text
@@ -106,8 +120,8 @@ DataName = Annotated[
     typer.Option(
         "--data",
         metavar="NAME",
-        help="digits, mnist, fashion-mnist, cifar10, package.module:factory, text:FILE (.txt, .parquet, .jsonl) or "
-        "tokens:FILE.npy; by default the model's own.",
+        help="digits, mnist, fashion-mnist, cifar10, cifar100, imagefolder:DIR, parquet:DIR, package.module:factory, "
+        "text:FILE (.txt, .parquet, .jsonl) or tokens:FILE.npy; by default the model's own.",
         callback=_data,
     ),
 ]
@@ -199,6 +213,7 @@ MethodName = Annotated[
         metavar="M",
         help=_METHOD_HELP,
         callback=_method,
+        autocompletion=_complete(*METHODS),
     ),
 ]
 MethodOrNone = Annotated[
@@ -217,7 +232,14 @@ Memory = Annotated[
     ),
 ]
 RuleName = Annotated[
-    str, typer.Option("--ranks", metavar="R", help="optimal, local, global or iterative.", callback=_rule)
+    str,
+    typer.Option(
+        "--ranks",
+        metavar="R",
+        help="optimal, local, global or iterative.",
+        callback=_rule,
+        autocompletion=_complete(*RULES),
+    ),
 ]
 RankMultiple = Annotated[
     int,
@@ -249,6 +271,7 @@ ObjectiveName = Annotated[
         "regression, causal-lm, masked-lm, embedding, teacher, or package.module:objective; by default told from data "
         "and model.",
         callback=_objective,
+        autocompletion=_complete(*OBJECTIVES),
         show_default=False,
     ),
 ]

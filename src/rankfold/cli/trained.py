@@ -7,7 +7,7 @@ from pathlib import Path
 
 import typer
 
-from rankfold.cli.loading import Cut, Loaded, check_is_model, is_saved, open_model, open_saved
+from rankfold.cli.loading import Cut, Loaded, check_is_model, code_named, is_saved, open_model, open_saved
 from rankfold.pipeline.trainings.config import ConfigError, parse, read
 from rankfold.run.progress import Talk
 
@@ -29,10 +29,9 @@ def open_run(directory: Path, spec: str | None, data: str | None, download: bool
         raise ConfigError(
             f"{directory}: no model.safetensors yet: rankfold train {file} -o {directory} goes on with it"
         )
-    if spec is None and ":" in config.model:
-        raise ConfigError(f"{directory}: was made from {config.model}; say --model {config.model} if its code may run")
-    if data is None and ":" in config.data:
-        raise ConfigError(f"{directory}: its data are {config.data}; say --data {config.data} if its code may run")
+    asked = code_named(config.model if spec is None else None, config.data if data is None else None)
+    if asked is not None:
+        raise ConfigError(f"{directory}: {asked}")
     found = open_model(spec or config.model, weights, data or config.data, download, talk, trained=True, own_data=True)
     if config.objective is None or found.data is None:
         return found

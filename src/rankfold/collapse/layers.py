@@ -96,20 +96,42 @@ def measure_layers(
     judged: bool = True,
     progress: Progress | None = None,
 ) -> dict[str, LayerClusters]:
-    """Clusters and neural collapse at ``modules`` (all sites by default), of what enters them, or leaves them.
+    """Clusters and neural collapse of what enters modules, or leaves them.
 
-    ``data``: labelled batches as in ``rankfold.batches.batches_of``, read twice; up to ``samples``. Labels (n, T) are
-    those of the positions of sequences: features (n, T, C) are then seen by position alone, and labels below 0 count
-    nowhere. ``clusters``: K of k-means, by default the number of classes; 0 for none. K-means is fitted to a random
-    sample of ``kmeans_rows`` rows, or of as many as fit into ``memory`` bytes for each module and view; every row is
-    then given to its nearest centre in the second pass, so that the value holds for all of the data and remains an
-    upper bound. If the class partition has no more clusters and is better, it is the best one found. ``judged``:
-    outputs are scores of the classes, of which NC3 and NC4 speak.
-    Model in eval mode; hooks, mode and gradients left as found. Modules the data never reach, or that are called
-    several times for a batch, are left out or measured over all calls. Cost: two forward passes, three additions for
-    each number, k-means.
-    Raises ``ValueError``: no data, data that can be read only once, no labels, labels other than (n,), features that
-    are not finite, a module that is not there.
+    K-means is fitted to a random sample of rows; every row is then given to its nearest centre in the second pass, so
+    that the value holds for all of the data and remains an upper bound. If the class partition has no more clusters and
+    is better, it is the best one found. Model in eval mode; hooks, mode and gradients are left as found. Modules that
+    the data never reach are left out; those that are called several times for a batch are measured over all calls.
+
+    Args:
+        model: a classifier.
+        data: labelled batches, read twice. Labels (n, T) are those of the positions of sequences: features (n, T, C)
+            are then seen by position alone, and labels below 0 count nowhere.
+        modules: names; all sites by default.
+        side: "input" or "output" of them.
+        clusters: K of k-means, by default the number of classes; 0 for none.
+        restarts: of k-means.
+        kmeans_rows: of its sample, or as many as fit into ``memory``.
+        memory: bytes for each module and view.
+        samples: at most so many.
+        batch_size: of the passes.
+        seed: of k-means.
+        judged: whether outputs are scores of the classes, of which NC3 and NC4 speak.
+        progress: called as ``progress(what, done, total)`` as the work goes on.
+
+    Returns:
+        ``LayerClusters`` by name.
+
+    Raises:
+        ValueError: no data, data that can be read only once, no labels, labels other than (n,), features that are not
+            finite, a module that is not there.
+
+    Cost: two forward passes, three additions for each number, k-means.
+
+    Example:
+        >>> x = torch.randn(32, 8); y = torch.arange(32) % 2
+        >>> sorted(rf.collapse.measure_layers(nn.Sequential(nn.Linear(8, 2)), [(x, y)]))
+        ['0']
     """
     check_rereadable(data)
     root = unwrap(model)

@@ -27,14 +27,29 @@ COLUMNS = (
 
 
 class CollapseProbe:
-    """For ``SpectrumRecorder(model, probe=…)``: measures of the features that enter each site, on ``samples`` samples.
+    """For ``SpectrumRecorder(model, probe=…)``: measures of the features that enter each site.
 
-    ``data``: labelled batches; the first ``samples`` samples are kept in memory. ``decay``: κ of the training
-    (torch's coupled ``weight_decay``), for the chain of theorem 3.4 at every record; None leaves it out. ``loss``:
-    "cross-entropy" or "squared-error" (on one-hot targets). Call it with a model: columns ``COLUMNS`` for every site,
-    of the class partition; NaN where a number does not exist. Cost of a record: a forward pass over the sample and
-    about d additions for each number; with ``decay`` a backward pass over it and one decomposition of each weight more.
-    Raises ``ValueError`` for data without one whole label for each sample, and for an unknown loss.
+    Call it with a model: columns ``COLUMNS`` for every site, of the class partition; NaN where a number does not exist.
+
+    Args:
+        data: labelled batches; the first ``samples`` samples are kept in memory.
+        samples: how many.
+        decay: κ of the training (torch's coupled ``weight_decay``), for the chain of theorem 3.4 at every record; None
+            leaves it out.
+        loss: "cross-entropy" or "squared-error" (on one-hot targets).
+        local: whether bounds of single layers are measured too.
+
+    Raises:
+        ValueError: data without one whole label for each sample, or an unknown loss.
+
+    Cost: of a record a forward pass over the sample and about d additions for each number; with ``decay`` a backward
+    pass over it and one decomposition of each weight more.
+
+    Example:
+        >>> x = torch.randn(32, 8); y = torch.arange(32) % 2
+        >>> probe = rf.collapse.CollapseProbe((x, y))
+        >>> sorted(probe(nn.Sequential(nn.Linear(8, 8), nn.ReLU(), nn.Linear(8, 2))))
+        ['0', '2']
     """
 
     columns = COLUMNS

@@ -19,7 +19,25 @@ def latencies(
 ) -> dict[str, float]:
     """Median milliseconds of one forward of each model, measured in turns so that a noisy machine treats all alike.
 
-    At least three rounds; at most ``rounds`` or about ``seconds`` for each model, whichever ends first.
+    Args:
+        models: by name.
+        example: one input with its batch axis, or a tuple or mapping of arguments.
+        batch: samples of one forward; the example is repeated.
+        rounds: at most so many, and at least three.
+        seconds: about so long for each model, whichever ends first.
+
+    Returns:
+        Milliseconds by name.
+
+    Raises:
+        ValueError: a batch below 1, or an input that cannot be repeated.
+
+    Cost: ``seconds`` for each model.
+
+    Example:
+        >>> net = nn.Linear(8, 8)
+        >>> sorted(rf.latencies({"a": net, "b": net}, torch.zeros(1, 8), rounds=3, seconds=0.01))
+        ['a', 'b']
     """
     example = with_batch(example, batch)
     times: dict[str, list[float]] = {name: [] for name in models}

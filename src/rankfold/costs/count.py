@@ -149,6 +149,22 @@ def model_cost(model: nn.Module, example: Any) -> Cost:
 
     Warns (``UncountedWarning``) of operations whose FLOPs nobody knows, which count 0: those of other libraries, and
     decompositions and transforms of torch.
+
+    Args:
+        model: any module.
+        example: one input with its batch axis, or a tuple or mapping of arguments.
+
+    Returns:
+        A ``Cost``.
+
+    Raises:
+        ValueError: an input that the model cannot take.
+
+    Cost: one forward pass of one sample.
+
+    Example:
+        >>> rf.model_cost(nn.Sequential(nn.Linear(10, 20), nn.ReLU()), torch.zeros(1, 10)).flops
+        400
     """
     params, size = storage(model)
     traced = measure(model, example)

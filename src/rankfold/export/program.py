@@ -19,10 +19,26 @@ from rankfold.run.files import write_atomically
 
 
 def to_torch_export(model: nn.Module, example: Any, path: str | Path) -> float:
-    """Write ``model`` as a ``.pt2`` of ``torch.export``; free axes, returned difference and errors as in ``to_onnx``.
+    """Write ``model`` as a ``.pt2`` of ``torch.export``.
 
     An output with names becomes a dict of its tensors, without caches and losses. The program is compared in memory,
     before it is written; a file of this kind can run code when it is loaded, so this library never loads one.
+
+    Args:
+        model: any module.
+        example: one input with its batch axis, or a tuple or mapping of arguments.
+        path: of the file.
+
+    Returns:
+        The largest absolute difference, as in ``to_onnx``; free axes are as there.
+
+    Raises:
+        ExportError: as in ``to_onnx``.
+
+    Example:
+        >>> from rankfold.export import to_torch_export
+        >>> to_torch_export(nn.Sequential(nn.Linear(4, 2)), torch.zeros(1, 4), "net.pt2") < 1e-4
+        True
     """
     root, example = ready(model, example)
     names = names_of(answer(root, example), ())

@@ -60,10 +60,21 @@ class _Forms(type):
 
 
 class Form(str, metaclass=_Forms):
-    """A form by its name. ``Form("factored")`` is the one that is registered under it; ``ValueError`` if none is.
+    """How a matrix is stored in a network: ``rf.Form.FACTORED``, ``KEEP``, ``PIVOTED``, ``SPATIAL`` and others.
 
-    ``like``: the form whose factors this one stores, so that one decomposition serves both; itself by default.
-    ``parameter``: the key of a parameter that only a layer in this form has, relative to the layer.
+    ``Form("factored")`` is the one that is registered under the name. A form of one's own is a subclass, made known by
+    ``rankfold.forms.register``; ``like`` is then the form whose factors it stores (itself by default), ``parameter``
+    the key of a parameter that only a layer in this form has.
+
+    Args:
+        name: of a registered form, or of a new one in a subclass.
+
+    Raises:
+        ValueError: no form of this name is registered.
+
+    Example:
+        >>> rf.Form("factored") is rf.Form.FACTORED, str(rf.Form.FACTORED)
+        (True, 'factored')
     """
 
     KEEP: ClassVar[Form]

@@ -17,18 +17,28 @@ from rankfold.sites import opened
 def to_dense(model: nn.Module) -> nn.Module:
     """A dense copy of a model of transformers with factored layers; the model itself stays as it is.
 
-    Every product is formed in float64 and rounded once. ``HubError`` where a layer has gained a bias for which the
-    architecture has no place. A model without factored layers is copied. Cost: the dense model beside the small one.
+    Every product is formed in float64 and rounded once. A model without factored layers is copied.
 
-    >>> from transformers import LlamaConfig, LlamaForCausalLM
-    >>> import rankfold as rf
-    >>> config = LlamaConfig(vocab_size=9, hidden_size=8, intermediate_size=8, num_hidden_layers=1,
-    ...                      num_attention_heads=2, num_key_value_heads=2)
-    >>> model = LlamaForCausalLM(config)
-    >>> plan = rf.plan(model, rf.Ranks({"model.layers.0.mlp.up_proj": 2}), "truncate",
-    ...                example={"input_ids": torch.zeros(1, 4, dtype=torch.long)})
-    >>> to_dense(rf.apply_(model, plan)).model.layers[0].mlp.up_proj
-    Linear(in_features=8, out_features=8, bias=False)
+    Args:
+        model: of transformers.
+
+    Returns:
+        The copy, which loads anywhere and saves no space.
+
+    Raises:
+        HubError: a layer has gained a bias for which the architecture has no place.
+
+    Cost: the dense model beside the small one.
+
+    Example:
+        >>> from transformers import LlamaConfig, LlamaForCausalLM
+        >>> config = LlamaConfig(vocab_size=9, hidden_size=8, intermediate_size=8, num_hidden_layers=1,
+        ...                      num_attention_heads=2, num_key_value_heads=2)
+        >>> model = LlamaForCausalLM(config)
+        >>> plan = rf.plan(model, rf.Ranks({"model.layers.0.mlp.up_proj": 2}), "truncate",
+        ...                example={"input_ids": torch.zeros(1, 4, dtype=torch.long)})
+        >>> rf.hub.to_dense(rf.apply_(model, plan)).model.layers[0].mlp.up_proj
+        Linear(in_features=8, out_features=8, bias=False)
     """
     small: Any = model
     quantizer = getattr(small, "hf_quantizer", None)

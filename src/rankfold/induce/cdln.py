@@ -38,25 +38,43 @@ def cdln_(
     samples: int = 2048,
     generator: torch.Generator | None = None,
 ) -> Model:
-    """Replace linear layers by compressed deep linear products W_L … W_1, L = ``depth``; returns ``model``.
+    """Replace linear layers by compressed deep linear products W_L … W_1, L = ``depth``.
 
-    W_L is (m, r), W_1 (r, n), what is between them (r, r), r = ``rank`` (one for all ``layer``s, or by name): fewer
-    parameters and multiply-adds than the layer, unlike ``overparametrize_``. The layer's present weights are given up,
-    its bias stays. **Build the optimizer afterwards**; ``rankfold.fold_`` makes the ordinary layer again.
+    W_L is (m, r), W_1 (r, n), what is between them (r, r): fewer parameters and multiply-adds than the layer, unlike
+    ``overparametrize_``. The layer's present weights are given up, its bias stays. **Build the optimizer afterwards**;
+    ``rankfold.fold_`` makes the ordinary layer again. Factors begin as in Algorithm 1: ε U, ε I, …, ε Vᵀ.
 
-    They begin as in Algorithm 1: ε U, ε I, …, ε Vᵀ. ``start`` says where U and V come from, by the first ``samples``
-    labelled samples of ``data``: "correlation" (the default with data): V from the cross-correlation Y Xᵀ of one-hot
-    labels and the layer's inputs, U too where the layer gives one output for each class; "gradient": both from the
-    gradient of the loss with respect to the layer, which is that correlation for a last layer of weights zero under
-    squared error, and makes sense anywhere; "random" (the default without data). Missing directions are random,
-    drawn from ``generator``. ``epsilon`` None: as large as makes the product's norm that of the present weight.
+    Args:
+        model: changed in place.
+        layer: names of linear layers.
+        rank: r, one for all or by name.
+        depth: L, at least 2.
+        data: labelled samples, for the start.
+        start: where U and V come from. "correlation" (the default with data): V from the cross-correlation Y Xᵀ of
+            one-hot labels and the layer's inputs, U too where the layer gives one output for each class. "gradient":
+            both from the gradient of the loss with respect to the layer, which makes sense anywhere. "random" (the
+            default without data). Missing directions are random.
+        epsilon: ε; None: as large as makes the product's norm that of the present weight.
+        rate_scale: α: the outer two factors learn with α times the rate, in ``rankfold.fit`` and in optimizers built
+            from ``rankfold.train.parameter_groups``.
+        samples: of ``data`` that are used, the first.
+        generator: of random directions.
 
-    ``rate_scale`` α: the outer two factors learn with α times the rate, in ``rankfold.fit`` and in optimizers built
-    from ``rankfold.train.parameter_groups``.
+    Returns:
+        ``model``.
 
-    Raises ``ValueError`` before anything is changed: a name that is no linear layer, a rank above min(m, n), labels
-    that are missing where they are needed, weights that are not finite. Warns of living optimizers that hold a weight
-    which it replaces.
+    Raises:
+        ValueError: before anything is changed: a name that is no linear layer, a rank above min(m, n), labels that are
+            missing where they are needed, weights that are not finite.
+
+    Cost: one pass over the samples with data.
+
+    Source: C-DLN, algorithm 1.
+
+    Example:
+        >>> net = rf.cdln_(nn.Sequential(nn.Linear(16, 16)), "0", rank=3)
+        >>> int(torch.linalg.matrix_rank(net[0].weight))
+        3
     """
     if isinstance(depth, bool) or not isinstance(depth, int) or depth < 2:
         raise ValueError(f"depth must be a whole number of at least 2 factors, got {depth!r}")

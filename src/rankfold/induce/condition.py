@@ -17,8 +17,19 @@ from rankfold.linalg.tangent import clamped, spread
 class Condition:
     """After each truncation singular values are drawn together until the condition number is at most ``bound``.
 
-    Ranks are chosen first, on values as training left them. (CondLR, Savostianova, Zangrando, Ceruti, Tudisco 2023.)
-    ``ValueError`` for a bound below 1.
+    Ranks are chosen first, on values as training left them.
+
+    Args:
+        bound: at least 1.
+
+    Raises:
+        ValueError: a bound below 1.
+
+    Source: CondLR, Savostianova, Zangrando, Ceruti, Tudisco 2023.
+
+    Example:
+        >>> rf.Condition(2.0).bound
+        2.0
     """
 
     bound: float = 2.0
@@ -36,9 +47,22 @@ class Condition:
 
 @dataclass(frozen=True)
 class Spread:
-    """A penalty ``weight``·‖SᵀS − α²I‖, α² = ‖S‖²/r, on the core S of each layer, which draws its singular values
-    towards one another at whatever size they are. (RobustDLRT, Schotthöfer, Yang, Schnake 2025.) ``ValueError`` for a
-    weight that is negative."""
+    """A penalty ``weight``·‖SᵀS − α²I‖, α² = ‖S‖²/r, on the core S of each layer.
+
+    It draws singular values towards one another at whatever size they are.
+
+    Args:
+        weight: of the penalty, at least 0.
+
+    Raises:
+        ValueError: a weight that is negative.
+
+    Source: RobustDLRT, Schotthöfer, Yang, Schnake 2025.
+
+    Example:
+        >>> rf.Spread(0.1).weight
+        0.1
+    """
 
     weight: float = 0.05
 

@@ -23,29 +23,38 @@ def dlrt_(
 ) -> Model:
     """Put layers of low rank, to be trained by ``rankfold.Dlrt``, in place of linear layers and convolutions.
 
-    In place; returns ``model``. Each weight W (m, n) becomes the product of its ``rank`` leading singular triples, half
-    of min(m, n) by default and never more than that asks: training moves, adds and removes directions. **Build the
-    optimizer afterwards**; ``rankfold.fold_`` makes ordinary layers again, or, with ``keep=True``, factored ones that
-    can be saved, exported and sliced.
+    Each weight W (m, n) becomes the product of its leading singular triples; training moves, adds and removes
+    directions. **Build the optimizer afterwards**; a living one that holds a weight which is replaced is named in a
+    ``UserWarning``. ``rankfold.fold_`` makes ordinary layers again, or, with ``keep=True``, factored ones. Left out are
+    grouped and transposed convolutions, projections inside ``nn.MultiheadAttention``, tied and frozen weights,
+    embeddings, and what ``rankfold.sites`` leaves out; ``rankfold.induce.dlrt_choice`` lists each with its reason.
 
-    ``where`` as in ``rankfold.sites``; without it the matrices whose smaller side is below 16 are left as they are.
-    Left out as well: grouped and transposed convolutions, projections inside ``nn.MultiheadAttention``, tied and frozen
-    weights, embeddings, and what ``rankfold.sites`` leaves out; ``rankfold.induce.dlrt_choice`` lists each with its
-    reason. Memory for each layer in training: r(m + n) + r² numbers in place of m·n.
+    Args:
+        model: changed in place.
+        rank: at the start; half of min(m, n) by default, and never more.
+        where: as in ``rankfold.sites``; without it the matrices whose smaller side is below 16 are left as they are.
+        convolutions: "matrix", outputs by patches; or "tucker", a kernel with an orthonormal basis along its outputs
+            and one along its inputs, which ``fold_(…, keep=True)`` makes a ``TuckerConv``. There ``rank`` is that of
+            the outputs, and the inputs keep the same share, as in the form ``tucker`` of plans; 1×1 convolutions stay
+            matrices.
 
-    ``convolutions``: "matrix", outputs by patches; or "tucker", a kernel with an orthonormal basis along its outputs
-    and one along its inputs, which ``fold_(…, keep=True)`` makes a ``TuckerConv``. There ``rank`` is that of the
-    outputs, and the inputs keep the same share, as in the form ``tucker`` of plans; 1×1 convolutions stay matrices.
+    Returns:
+        ``model``.
 
-    Raises ``ValueError`` before anything is changed: a rank below 1, a weight that is not finite or has no values yet,
-    nothing that can be trained so. Warns (``UserWarning``) of living optimizers that hold a weight which it replaces.
-    Cost: one SVD of each weight, two of a kernel in Tucker's form.
+    Raises:
+        ValueError: before anything is changed: a rank below 1, a weight that is not finite or has no values yet,
+            nothing that can be trained so.
 
-    Source: Schotthöfer et al. 2022 (matrices); Zangrando, Schotthöfer, Ceruti, Kusch, Tudisco 2024 (Tucker).
+    Cost: one SVD of each weight, two of a kernel in Tucker's form. Memory in training: r(m + n) + r² numbers in place
+    of m·n for each layer.
 
-    >>> model = dlrt_(nn.Sequential(nn.Linear(64, 32), nn.ReLU(), nn.Linear(32, 10)), rank=4)
-    >>> model[0]
-    DynamicLowRank(64, 32, rank=4)
+    Source: Schotthöfer, Zangrando, Kusch, Ceruti, Tudisco 2022 (matrices); Zangrando, Schotthöfer, Ceruti, Kusch,
+    Tudisco 2024 (Tucker).
+
+    Example:
+        >>> net = rf.dlrt_(nn.Sequential(nn.Linear(64, 32), nn.ReLU(), nn.Linear(32, 10)), rank=4)
+        >>> net[0]
+        DynamicLowRank(64, 32, rank=4)
     """
     if rank is not None and (isinstance(rank, bool) or not isinstance(rank, int) or rank < 1):
         raise ValueError(f"rank must be a whole number of at least 1, or None for half of full rank, got {rank!r}")

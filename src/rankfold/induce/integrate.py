@@ -27,35 +27,56 @@ _SQUARED = frozenset({"exp_avg_sq", "max_exp_avg_sq", "square_avg", "sum", "acc_
 class Dlrt(Around):
     """Trains a network that ``dlrt_`` has prepared, in anyone's loop: ``zero_grad``, backward, ``step``.
 
-    ``optimizer`` (a class of ``torch.optim``) with ``settings`` trains the cores and every other parameter; or, with
-    ``groups``, those of these parameter groups. Weight decay of a core is that of the layer's weight. Learning-rate
-    schedulers and gradient scalers take this optimizer as any other.
+    Weight decay of a core is that of the layer's weight. Learning-rate schedulers and gradient scalers take this
+    optimizer as any other. Between processes (``torch.distributed``) gradients of these layers are averaged here; wrap
+    the model in ``DistributedDataParallel`` after ``dlrt_`` for all other parameters.
 
     ``integrator``:
 
     - "window" (default): bases grow by the gradient's directions, which leaves the weight as it is; ``window`` steps of
-      ``optimizer`` on the cores follow; then directions are cut. Ranks can grow as well as fall. ``grow``: by at most
-      this share of the rank, or by four, the gradient's largest directions; fewer make a step cheaper and turn slower.
+      ``optimizer`` on the cores follow; then directions are cut. Ranks can grow as well as fall.
     - "parallel": a window of a single step, along the gradient projected onto the tangent space. A new direction begins
       with weight η‖g‖ and is cut at once where that is below the tolerance: ranks hardly grow.
     - "augmented": bases grow; one step of the cores by the gradient in the larger bases, then directions are cut.
     - "fixed": bases follow K = US − ηgVᵀ and L = SV − ηUᵀg at an unchanged rank. No descent is promised.
 
-    The last two evaluate the loss twice: ``step(closure)``; a ``closure`` clears gradients, computes the loss, calls
-    backward and returns the loss.
+    The last two evaluate the loss twice: ``step(closure)``, where ``closure`` clears gradients, computes the loss,
+    calls backward and returns the loss.
 
-    Directions are cut where the tail (Σ σ²)^½ stays within ``tolerance`` of the layer's norm; or, with ``budget``, a
-    share of the parameters of the dense network, all directions of all layers compete for it by the energy they hold
-    for the numbers they take; the network folded with ``keep=True`` has at most as many parameters after ``reach``
-    windows, during which sizes fall by the same factor each time: what is cut at once does not come back. ``met`` says
-    whether it holds already. ``most``: a rank that no layer exceeds. ``condition``: a ``Condition`` or a ``Spread``.
+    Args:
+        model: prepared by ``dlrt_``.
+        optimizer: a class of ``torch.optim``, which trains the cores and every other parameter.
+        groups: parameter groups, in place of every other parameter.
+        integrator: see above.
+        window: steps between two cuts.
+        grow: bases grow by at most this share of the rank, or by four, the gradient's largest directions; fewer make a
+            step cheaper and bases turn more slowly.
+        tolerance: directions are cut where the tail (Σ σ²)^½ stays within this part of the layer's norm.
+        budget: in place of ``tolerance`` a share of the parameters of the dense network. All directions of all layers
+            compete for it by the energy that they hold for the numbers that they take; the network folded with
+            ``keep=True`` has at most as many parameters. ``met`` says whether it holds already.
+        reach: windows after which the budget holds; sizes fall by the same factor each time.
+        most: a rank that no layer exceeds.
+        condition: a ``Condition`` or a ``Spread``.
+        settings: of ``optimizer``.
 
-    Raises ``ValueError`` for a model without such layers and settings out of range; at a step ``NonFiniteError`` that
-    names the layer, before anything is changed. Cost of a window: O((m + n)r²) for each layer beside the steps.
-    Between processes (``torch.distributed``) gradients of these layers are averaged here; wrap the model in
-    ``DistributedDataParallel`` after ``dlrt_`` for all other parameters.
+    Raises:
+        ValueError: a model without such layers, settings out of range.
+        NonFiniteError: at a step, naming the layer, before anything is changed.
+
+    Cost: of a window O((m + n)r²) for each layer beside the steps.
 
     Source: Schotthöfer, Zangrando, Kusch, Ceruti, Tudisco 2022 (DLRT); Ceruti, Kusch, Lubich 2022 (rank-adaptive).
+
+    Example:
+        >>> net, x = rf.dlrt_(nn.Sequential(nn.Linear(32, 32)), rank=4), torch.randn(16, 32)
+        >>> optimizer = rf.Dlrt(net, torch.optim.SGD, lr=0.1, window=2)
+        >>> for _ in range(4):
+        ...     optimizer.zero_grad()
+        ...     net(x).square().mean().backward()
+        ...     optimizer.step()
+        >>> list(optimizer.ranks)
+        ['0']
     """
 
     def __init__(

@@ -31,29 +31,45 @@ def overparametrize_(
     inner: Inner | None = None,
     generator: torch.Generator | None = None,
 ) -> Model:
-    """Make every site's weight W (m, n) a product R_1 R_2 … R_N of N = ``depth`` trainable factors; returns ``model``.
+    """Make every site's weight W (m, n) a product R_1 R_2 … R_N of N = ``depth`` trainable factors.
 
-    Plain weight decay on the factors is then a Schatten quasi-norm penalty on W, with exponent 2/N (Proposition 4.2),
-    which drives singular values to zero. **Build the optimizer afterwards**: an earlier one holds the former weights,
-    which are no longer part of the model. ``fold_`` makes it the ordinary model again.
+    Plain weight decay on the factors is then a penalty on W by a Schatten quasi-norm with exponent 2/N, which drives
+    singular values to zero. **Build the optimizer afterwards**: an earlier one holds the former weights, which are no
+    longer part of the model, and a living one is named in a ``UserWarning``. ``rankfold.fold_`` makes it the ordinary
+    model again. Tied weights stay tied, through shared factors. The state dict holds
+    ``LAYER.parametrizations.weight.original0`` … in place of ``LAYER.weight``.
 
-    ``where`` narrows the choice as in ``rankfold.sites``; ``rankfold.induce.choose`` lists what is chosen, and why the
-    rest is not. ``start``: "balanced" factors of the present weights, which leave the function as it is up to rounding;
-    "random" as the paper; or "orthogonal" (``rankfold.induce.start``). Random numbers are drawn from ``generator``, on
-    the CPU; without one from torch's global state.
+    Args:
+        model: changed in place.
+        depth: N, at least 2.
+        where: narrows the choice, as in ``rankfold.sites``; ``rankfold.induce.choose`` lists what is chosen, and why
+            the rest is not.
+        start: "balanced" factors of the present weights, which leave the function as it is up to rounding; "random", as
+            in the paper; or "orthogonal".
+        inner: "paper": R_1 (m, n) and the others (n, n); for convolutions, whose matrix is (C_out, C_in·k), R_N of the
+            weight's size and the others (C_out, C_out). "thin": one factor of the weight's size and the others square
+            on its smaller side. None: "thin" for a balanced start, else "paper". Otherwise the widths d_1 … d_{N−1}
+            themselves, one for all or one each. Grouped convolutions and packed attention have a leading axis of
+            matrices.
+        generator: of random numbers, on the CPU; None: torch's global state.
 
-    ``inner`` "paper": R_1 (m, n) and the others (n, n); for convolutions, whose matrix is (C_out, C_in·k), R_N of the
-    weight's size and the others (C_out, C_out). "thin": one factor of the weight's size and the others square on its
-    smaller side. None: "thin" for a balanced start, whose factors are zero outside and would stay so for ever, at some
-    cost; else "paper". Otherwise the widths d_1 … d_{N−1} themselves, one for all or one each. Grouped convolutions
-    and the packed q, k, v of ``nn.MultiheadAttention`` have a leading axis of matrices.
+    Returns:
+        ``model``.
 
-    Tied weights stay tied, through shared factors. Training memory and time grow by the factors and their product
-    (docs/lorita.md); the state dict holds ``LAYER.parametrizations.weight.original0`` … in place of ``LAYER.weight``.
+    Raises:
+        ValueError: before anything is changed: a depth below 2, inner widths that do not fit, an unknown start, a
+            weight that is not finite or has no values yet, nothing to compose, a model already in
+            DistributedDataParallel.
 
-    Raises ``ValueError`` before anything is changed: a depth below 2, inner widths that do not fit, an unknown start, a
-    weight that is not finite or has no values yet, nothing to compose, a model already in DistributedDataParallel.
-    Warns (``UserWarning``) of living optimizers that hold a weight which it replaces.
+    Cost: memory and time of training grow by the factors and their product; see docs/lorita.md.
+
+    Source: LoRITa, proposition 4.2.
+
+    Example:
+        >>> net, x = nn.Sequential(nn.Linear(8, 6)), torch.randn(2, 8)
+        >>> before = net(x)
+        >>> torch.allclose(rf.overparametrize_(net, depth=3)(x), before, atol=1e-5), len(list(net.parameters()))
+        (True, 4)
     """
     if isinstance(depth, bool) or not isinstance(depth, int) or depth < 2:
         raise ValueError(f"depth must be a whole number of at least 2 factors, got {depth!r}; 1 is the ordinary model")

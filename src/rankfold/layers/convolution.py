@@ -73,7 +73,17 @@ class FactoredConv(RefusesWeight, nn.Module):
 
 
 class LowRankConv(FactoredConv):
-    """A k×k (transposed) convolution to r channels, then 1×1 to the outputs. Exact at full rank for every setting."""
+    """A k×k (transposed) convolution to r channels, then 1×1 to the outputs. Exact at full rank for every setting.
+
+    Args:
+        stages: its two convolutions by name, ``down`` and ``up``; made by ``rankfold.apply_``.
+
+    Example:
+        >>> net = nn.Sequential(nn.Conv2d(4, 8, 3))
+        >>> _ = rf.apply_(net, rf.plan(net, rf.Ranks({"0": 2}), "truncate", example=torch.randn(1, 4, 5, 5)))
+        >>> type(net[0]).__name__, net[0].down.out_channels
+        ('LowRankConv', 2)
+    """
 
     if TYPE_CHECKING:
         down: Any

@@ -15,7 +15,21 @@ from rankfold.layers.weight import weight_of
 class LowRankLinear(RefusesWeight, nn.Module):
     """``x ↦ x·downᵀ·upᵀ + bias``: a linear layer of rank r with r·(m + n) weights.
 
+    Its ``weight`` reads as the dense one does, and refuses to be written to.
+
+    Args:
+        in_features: n.
+        rank: r.
+        out_features: m.
+        bias: whether there is one.
+        factory: ``device`` and ``dtype``.
+
     Shapes: ``down.weight`` (r, n), ``up.weight`` (m, r), ``up.bias`` (m) or None.
+
+    Example:
+        >>> layer = rf.LowRankLinear(16, 2, 8)
+        >>> layer(torch.randn(3, 16)).shape, sum(p.numel() for p in layer.parameters())
+        (torch.Size([3, 8]), 56)
     """
 
     def __init__(self, in_features: int, rank: int, out_features: int, bias: bool = True, **factory: Any) -> None:

@@ -22,11 +22,17 @@ Scales = tuple[float, ...]
 
 
 class Objective:
-    """The base of every objective; a subclass of one's own overrides what it needs (see ``rankfold.objective``).
+    """What outputs and targets mean. The base of every objective; a subclass overrides what it needs.
 
-    ``name``: as it is printed and given to ``--objective``. ``labelled``: whether losses and figures need targets;
-    where not, they compare with the original network. ``by_token``: whether the answers are scores of tokens, of which
-    the softmax is a distribution: what is lost is then forecast in nats per token.
+    Attributes:
+        name: as it is printed and given to ``--objective``.
+        labelled: whether losses and figures need targets; where not, they compare with the original network.
+        by_token: whether the answers are scores of tokens, of which the softmax is a distribution: what is lost is then
+            forecast in nats for a token.
+
+    Example:
+        >>> isinstance(rf.Regression(), rf.Objective), rf.Teacher().labelled
+        (True, False)
     """
 
     name = "objective"

@@ -21,9 +21,19 @@ IGNORE = -100
 class Classification(Objective):
     """Scores of classes along ``axis`` of the output's main tensor, and the index of the right one as target.
 
-    ``axis``: 1 as in ``torch.nn.functional.cross_entropy`` (N, C, …), −1 for tokens (N, …, C). Targets ``ignore``
-    count nowhere; targets may also be probabilities of the classes. With ``areas`` (pixels) mean intersection over
-    union judges, otherwise accuracy.
+    Targets may also be probabilities of the classes.
+
+    Args:
+        axis: of the classes in the output: 1 as in ``torch.nn.functional.cross_entropy`` (N, C, …), −1 for tokens (N,
+            …, C).
+        areas: pixels: mean intersection over union judges, otherwise accuracy.
+        ignore: targets of this value count nowhere.
+        name: of the objective.
+
+    Example:
+        >>> scores, right = torch.eye(3), torch.tensor([0, 1, 1])
+        >>> rf.evaluate(nn.Identity(), (scores, right), objective=rf.Classification()).judged.text
+        '66.67 %'
     """
 
     axis: int = 1
@@ -143,7 +153,20 @@ class Classification(Objective):
 
 @dataclass(frozen=True)
 class TokenClassification(Classification):
-    """One class for each token, along the last axis."""
+    """One class for each token, along the last axis.
+
+    Args:
+        axis: of the classes in the output: 1 as in ``torch.nn.functional.cross_entropy`` (N, C, …), −1 for tokens (N,
+            …, C).
+        areas: pixels: mean intersection over union judges, otherwise accuracy.
+        ignore: targets of this value count nowhere.
+        name: of the objective.
+
+    Example:
+        >>> x, y = torch.eye(3)[None], torch.tensor([[0, 1, -100]])
+        >>> rf.evaluate(nn.Identity(), (x, y), objective=rf.TokenClassification()).accuracy
+        1.0
+    """
 
     axis: int = -1
     name: str = "token-classification"

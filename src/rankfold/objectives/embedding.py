@@ -22,6 +22,15 @@ class Embedding(Objective):
 
     No targets. ``cosine`` with the original's vector judges; ``neighbours`` is the share of samples whose nearest other
     sample, among the first 4096, is the same as before.
+
+    Args:
+        name: of the objective.
+        labelled: False.
+
+    Example:
+        >>> x = torch.randn(8, 4)
+        >>> rf.evaluate(nn.Identity(), x, objective=rf.Embedding(), teacher=nn.Identity()).judged.name
+        'cosine'
     """
 
     name: str = "embedding"

@@ -18,15 +18,30 @@ _ROWS = 4096  # samples of which whole rows are kept: neighbours among more cost
 
 
 class ObjectiveError(ValueError):
-    """Outputs or targets are not what the objective expects; one line that names what was expected and given."""
+    """Outputs or targets are not what the objective expects; one line that names what was expected and given.
+
+    Example:
+        >>> try:
+        ...     rf.evaluate(nn.Identity(), (torch.eye(2), torch.tensor([0, 7])), objective="classification")
+        ... except ValueError:
+        ...     print("there are two classes")
+        there are two classes
+    """
 
 
 @dataclass(frozen=True)
 class Figure:
-    """One number about a network. ``unit``: "fraction" (printed in per cent), "nats", or "" for a plain number.
+    """One number about a network.
 
-    >>> print(Figure("accuracy", 0.915, unit="fraction"), Figure("perplexity", 4.613, higher=False), sep=", ")
-    accuracy 91.50 %, perplexity 4.61
+    Args:
+        name: of the figure.
+        value: of the figure.
+        higher: whether more is better.
+        unit: "fraction" (printed in per cent), "nats", or "" for a plain number.
+
+    Example:
+        >>> print(rf.Figure("accuracy", 0.915, unit="fraction"), rf.Figure("perplexity", 4.613, higher=False), sep=", ")
+        accuracy 91.50 %, perplexity 4.61
     """
 
     name: str
@@ -79,8 +94,17 @@ def _text(value: float, unit: str) -> str:
 class Evaluation:
     """How good a network is on some data: its figures, of which the first one judges.
 
-    ``loss``: mean over ``count`` counted positions, what training would minimise. ``chance``: the judging figure of
-    always giving the most frequent answer, where that means anything. ``objective``: by which these were measured.
+    Attributes:
+        figures: the judging one first.
+        loss: mean over ``count`` counted positions, what training would minimise.
+        count: number of these.
+        chance: the judging figure of always giving the most frequent answer, where that means anything.
+        objective: by which these were measured.
+
+    Example:
+        >>> found = rf.Evaluation((rf.Figure("accuracy", 0.9, unit="fraction"),), loss=0.3, count=100)
+        >>> found.accuracy, found.judged.text
+        (0.9, '90.00 %')
     """
 
     figures: tuple[Figure, ...]

@@ -19,15 +19,25 @@ from rankfold.objectives.evaluation import Figure, ObjectiveError
 
 @dataclass(frozen=True)
 class CausalLanguageModel(Classification):
-    """The next token after each one. Labels are the tokens themselves, as Hugging Face gives them; the shift by one is
-    done here. Without labels the input tokens serve, less padding (``attention_mask``).
+    """The next token after each one; ``perplexity`` judges, the exponential of the mean loss of a token.
 
-    ``shift`` False: labels are those of their own position, as where a data set has shifted them already, and for
-    models of two halves, whose decoder is fed the labels one place later.
+    Labels are the tokens themselves, as Hugging Face gives them; the shift by one is done here. Without labels the
+    input tokens serve, less padding (``attention_mask``). ``perplexity_error`` is its standard error over the samples.
+    Where the original is given (``teacher=``): ``kl``, the divergence of the next token's distribution from the
+    original's in nats a token, and ``agreement``, how often both find the same token likeliest.
 
-    ``perplexity`` judges, the exponential of the mean loss of a token; ``perplexity_error`` is its standard error over
-    the samples. Where the original is given (``teacher=``): ``kl``, the divergence of the next token's distribution
-    from the original's in nats a token, and ``agreement``, how often both find the same token likeliest.
+    Args:
+        axis: of the classes in the output: 1 as in ``torch.nn.functional.cross_entropy`` (N, C, …), −1 for tokens (N,
+            …, C).
+        areas: pixels: mean intersection over union judges, otherwise accuracy.
+        ignore: targets of this value count nowhere.
+        name: of the objective.
+        shift: False: labels are those of their own position, as where a data set has shifted them already, and for
+            models of two halves, whose decoder is fed the labels one place later.
+
+    Example:
+        >>> rf.CausalLanguageModel().by_token
+        True
     """
 
     axis: int = -1
@@ -112,7 +122,20 @@ def _standard_error(sums: Mapping[str, Tensor], mean: float) -> float:
 
 @dataclass(frozen=True)
 class MaskedLanguageModel(CausalLanguageModel):
-    """The tokens that were masked: labels are theirs, and −100 everywhere else; nothing is shifted."""
+    """The tokens that were masked: labels are theirs, and −100 everywhere else; nothing is shifted.
+
+    Args:
+        axis: of the classes in the output: 1 as in ``torch.nn.functional.cross_entropy`` (N, C, …), −1 for tokens (N,
+            …, C).
+        areas: pixels: mean intersection over union judges, otherwise accuracy.
+        ignore: targets of this value count nowhere.
+        name: of the objective.
+        shift: False.
+
+    Example:
+        >>> rf.MaskedLanguageModel().shift
+        False
+    """
 
     name: str = "masked-lm"
     shift: bool = False

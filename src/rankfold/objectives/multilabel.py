@@ -15,7 +15,16 @@ from rankfold.objectives.regression import Regression
 
 @dataclass(frozen=True)
 class MultiLabel(Regression):
-    """One score for each label, positive for yes; targets of the same shape hold 0 and 1. F1 over all judges."""
+    """One score for each label, positive for yes; targets of the same shape hold 0 and 1. F1 over all judges.
+
+    Args:
+        name: of the objective.
+
+    Example:
+        >>> x, y = torch.tensor([[2.0, -1.0]]), torch.tensor([[1.0, 0.0]])
+        >>> rf.evaluate(nn.Identity(), (x, y), objective=rf.MultiLabel()).judged.value
+        1.0
+    """
 
     name: str = "multi-label"
 

@@ -70,17 +70,27 @@ def objective(
     unit: str = "",
     answer: Callable[[Any], Any] | None = None,
 ) -> Objective:
-    """An objective of one's own: ``loss(output, batch)``, a scalar to be minimised, and ``figure(output, batch)``,
-    which judges, one number for each sample or their mean; the loss judges where there is no figure.
+    """An objective of one's own, from a loss and a figure.
 
-    ``name`` is that of the figure too. ``higher``: whether more of it is better. ``unit``: "fraction", "nats" or "".
-    ``answer(output)``: the tensors that count where networks are compared; every floating one by default. Tensors of
-    ``batch`` are where the data have them: move them to the output's device. ``rankfold.objectives.register`` makes it
-    known to ``--objective``.
+    Args:
+        name: of the objective, and of its figure.
+        loss: ``loss(output, batch)``, a scalar to be minimised. Tensors of ``batch`` are where the data have them: move
+            them to the output's device.
+        figure: ``figure(output, batch)``, which judges: one number for each sample, or their mean. None: the loss
+            judges.
+        higher: whether more of it is better.
+        unit: "fraction", "nats" or "".
+        answer: ``answer(output)``, the tensors that count where networks are compared; every floating one by default.
 
-    >>> import torch
-    >>> mine = objective("mae", loss=lambda out, batch: (out - batch[1]).abs().mean())
-    >>> float(mine.losses(torch.ones(2, 1), (torch.ones(2, 3), torch.zeros(2, 1)))[0])
-    1.0
+    Returns:
+        An ``Objective``; ``rankfold.objectives.register`` makes it known to ``--objective``.
+
+    Raises:
+        ObjectiveError: when it is used: a loss or figure that is no number.
+
+    Example:
+        >>> mine = rf.objective("mae", loss=lambda out, batch: (out - batch[1]).abs().mean())
+        >>> float(mine.losses(torch.ones(2, 1), (torch.ones(2, 3), torch.zeros(2, 1)))[0])
+        1.0
     """
     return Own(name=name, loss=loss, figure=figure, higher=higher, unit=unit, answer=answer)

@@ -24,8 +24,19 @@ def alike(values: Tensor, target: Tensor) -> bool:
 
 @dataclass(frozen=True)
 class Regression(Objective):
-    """The output's main tensor and a target of its shape. Mean squared error is minimised; r2, the share of the
-    targets' variance that is explained, judges: 1 is perfect, 0 no better than their mean. Missing targets are NaN."""
+    """The output's main tensor and a target of its shape. Mean squared error is minimised; r2 judges.
+
+    r2 is the share of the targets' variance that is explained: 1 is perfect, 0 no better than their mean. Missing
+    targets are NaN.
+
+    Args:
+        name: of the objective.
+
+    Example:
+        >>> x = torch.tensor([[1.0], [2.0], [3.0]])
+        >>> rf.evaluate(nn.Identity(), (x, x), objective=rf.Regression()).judged.value
+        1.0
+    """
 
     name: str = "regression"
 

@@ -17,8 +17,20 @@ from rankfold.objectives.evaluation import Figure, ObjectiveError
 
 @dataclass(frozen=True)
 class Teacher(Objective):
-    """Every floating tensor of the output counts, each on its own scale. ``change``, the root of the squared change
-    over the outputs' own variance, judges: 0 is the original, 1 as far from it as its mean."""
+    """Every floating tensor of the output counts, each on its own scale; ``change`` from the original judges.
+
+    ``change`` is the root of the squared change over the outputs' own variance: 0 is the original, 1 as far from it as
+    its mean. No targets.
+
+    Args:
+        name: of the objective.
+        labelled: False.
+
+    Example:
+        >>> x = torch.randn(8, 4)
+        >>> rf.evaluate(nn.Identity(), x, objective=rf.Teacher(), teacher=nn.Identity()).judged.value
+        0.0
+    """
 
     name: str = "teacher"
     labelled: bool = False

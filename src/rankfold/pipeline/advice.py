@@ -79,10 +79,23 @@ class Tried:
 class Advice:
     """What was looked at, and what follows from it.
 
-    ``cost`` of the original; ``covered``: the shares of its parameters and FLOPs in layers that can be factored, of
-    which there are ``sites``; ``obstacles``: the largest other parts, as (share of the parameters, name, reason);
-    ``allowed``: how far the judging figure may fall, in its own unit; ``samples``: for calibration and for judging;
-    ``unlearned``: the original is no better than chance, so that nothing follows.
+    Attributes:
+        cost: of the original.
+        sites: how many layers can be factored.
+        covered: the shares of its parameters and FLOPs that lie in these.
+        obstacles: the largest other parts, as (share of the parameters, name, reason).
+        start: the judging figure of the original.
+        tried: what was measured of each network that was made.
+        allowed: how far the judging figure may fall, in its own unit.
+        samples: for calibration and for judging.
+        labelled: whether the data have targets.
+        seconds: that the look took.
+        unlearned: the original is no better than chance, so that nothing follows.
+
+    Example:
+        >>> figure, cost = rf.Figure("accuracy", 0.9, unit="fraction"), rf.Cost(100, 200, 400)
+        >>> rf.Advice(cost, 1, (0.8, 0.9), (), figure, (), 0.01, (256, 256), True).best is None
+        True
     """
 
     cost: Cost
@@ -148,13 +161,36 @@ def advise(
 ) -> Advice:
     """Look at ``model`` for about ``seconds``: what can be factored, what that costs in quality, what it gives in time.
 
-    ``data``: with the parts ``train`` and ``validation`` (``rankfold.zoo.Data``, or any object with these).
-    ``max_drop``: how far the judging figure may fall, in points of a percentage or in its own unit; by default one
-    point, or 2 % of the figure. Networks are made with method ``project`` from a few hundred samples, BatchNorm
-    statistics corrected, not trained; they are judged on validation samples, so that the test split stays closed.
-    ``model`` is left as it is. Raises ``ValueError`` as ``rankfold.profile`` does.
+    Networks are made by method ``project`` from a few hundred samples, BatchNorm statistics corrected, not trained;
+    they are judged on validation samples, so that the test split stays closed. ``model`` is left as it is.
+
+    Args:
+        model: a trained network.
+        data: with the parts ``train`` and ``validation`` (``rankfold.zoo.Data``, or any object with these).
+        seconds: about how long to look.
+        max_drop: how far the judging figure may fall, in points of a percentage or in its own unit; by default one
+            point, or 2 % of the figure.
+        objective: what outputs and targets mean; told from the data by default.
+        where: narrows the sites, as in ``rankfold.sites``.
+        batches: batch sizes at which networks are timed.
+        seed: of the samples that are drawn.
+        tell: progress.
+
+    Returns:
+        An ``Advice``; ``best`` is the network that is recommended, or None.
+
+    Raises:
+        ValueError: as ``rankfold.profile``.
 
     Cost: as many samples as a forward pass allows within ``seconds``, and at least 64: a large model takes longer.
+
+    Example:
+        >>> from types import SimpleNamespace
+        >>> x = torch.randn(96, 16); y = (x[:, 0] > 0).long()
+        >>> data = SimpleNamespace(train=(x[:64], y[:64]), validation=(x[64:], y[64:]))
+        >>> found = rf.advise(nn.Sequential(nn.Linear(16, 16), nn.ReLU(), nn.Linear(16, 2)), data, seconds=0.1)
+        >>> found.sites, all(point.flops <= 1 for point in found.tried)
+        (2, True)
     """
     begun, tell, root = time.perf_counter(), tell or Tell(), unwrap(model)
     example = first_example(root, data.train)

@@ -94,7 +94,7 @@ def write_page(
     write_report(data, directory / "report.html")
 
 
-def close(directory: Path, result: Result) -> None:
+def close(directory: Path, result: Result, curve: Curve) -> None:
     """Write ``result.json``, which says that the run is complete, and drop the checkpoints of fine-tuning."""
     stages = {"before": result.before, "compressed": result.compressed, "finetuned": result.finetuned}
     values = result.to_dict() | {
@@ -105,6 +105,10 @@ def close(directory: Path, result: Result) -> None:
         "search": None if result.quality is None else result.quality.kept(),
         "scores": {name: stage and stage.score.to_dict() for name, stage in stages.items()},
         "latencies": {name: stage and dict(stage.latencies) for name, stage in stages.items()},
+        "curve": [
+            {"label": p.label, "kept_flops": p.kept_flops, "kept_params": p.kept_params, "value": p.figure.value}
+            for p in curve.points
+        ],
     }
     write_atomically(directory / "result.json", (json.dumps(values, indent=1, ensure_ascii=False) + "\n").encode())
     for leftover in (directory / "run" / "finetune").glob("checkpoint*"):

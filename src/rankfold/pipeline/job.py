@@ -66,24 +66,37 @@ def compress(
     restart: bool = False,
     tell: Tell | None = None,
 ) -> Result:
-    """Make a smaller copy of the trained ``model`` within ``budget``; ``model`` itself is left as it is.
+    """The whole job: a smaller copy of the trained ``model`` within ``budget``; ``model`` itself is left as it is.
 
-    ``data`` has ``train`` (to calibrate and fine-tune on), ``validation`` (which every choice is made on) and, where
-    there is one, ``test`` (measured once for each stage, at the end): ``rankfold.zoo.Data`` or anything alike, or a
-    tuple (train, test) or (train, validation, test) of them (of two loaders, or others from which nothing can be held
-    out, the second is validation), whose parts are as in ``rankfold.train.evaluate``, with targets or without. What
-    they mean, ``settings.objective`` or else the attribute ``objective`` of ``data`` says; by default it is told from
-    the validation part. ``budget`` as in
-    ``rankfold.compress.planning.planner.plan``; with ``settings.max_drop`` there need not be one: the smallest network
-    that is good enough is searched (``rankfold.smallest``), within the budget where there is one.
+    Every choice is made on validation data; test data are measured once for each stage, at the end.
 
-    With ``directory``: the compressed model is saved there (``rankfold.store``) with ``report.html`` and
-    ``result.json``; the plan and the epochs of fine-tuning are kept in ``directory/run`` while the job runs, so that
-    the same call takes up an interrupted job, and only reads back a finished one. Another request for the same
-    directory is refused unless ``restart``.
+    Args:
+        model: a trained network.
+        data: with ``train``, ``validation`` and, where there is one, ``test`` (``rankfold.zoo.Data`` or anything
+            alike), or a tuple (train, test) or (train, validation, test); the parts are as in ``rankfold.evaluate``,
+            with targets or without.
+        budget: as in ``rankfold.plan``; with ``settings.max_drop`` there need not be one.
+        settings: how it works.
+        directory: the compressed model is saved there with ``report.html`` and ``result.json``; the plan and the epochs
+            of fine-tuning are kept in ``directory/run`` while the job runs, so that the same call takes up an
+            interrupted job, and only reads back a finished one.
+        restart: replace what another request has left in ``directory``, which is otherwise refused.
+        tell: progress.
 
-    Raises ``ValueError`` (``BudgetError``, ``StoreError``, ``TrainingError``, …) with one line that names the cause;
-    ``ClaimError`` while another job is at work in ``directory``.
+    Returns:
+        A ``Result``: the model, its plan, and figures before and after.
+
+    Raises:
+        ValueError: (``BudgetError``, ``StoreError``, ``TrainingError``, …) one line that names the cause.
+        ClaimError: another job is at work in ``directory``.
+
+    Example:
+        >>> x = torch.randn(96, 16); y = (x[:, 0] > 0).long()
+        >>> net = nn.Sequential(nn.Linear(16, 32), nn.ReLU(), nn.Linear(32, 2))
+        >>> done = rf.pipeline.compress(net, ((x[:48], y[:48]), (x[48:72], y[48:72]), (x[72:], y[72:])), "params=0.6",
+        ...                             settings=rf.pipeline.Settings(curve=False))
+        >>> done.params_removed >= 0.4
+        True
     """
     with ExitStack() as stack:
         place, settings = None if directory is None else Path(directory), settings or Settings()
@@ -172,7 +185,7 @@ class _Job:
         result = replace(result, remarks=result.remarks + _gaps(made, errors, self.method))
         write_page(self.directory, known, result, self.settings, errors, curve, history)
         result = replace(result, seconds=time.perf_counter() - began)
-        close(self.directory, result)
+        close(self.directory, result, curve)
         return result
 
     def keep(self, network: nn.Module, made: Plan, example: Example, objective: Inferred) -> None:

@@ -33,17 +33,29 @@ FORMAT = 2  # 1 knew data by their length and labels
 class Settings:
     """How ``compress`` works; the defaults are those of the command line.
 
-    ``samples``: calibration samples, drawn from the training split with ``seed``. ``finetune``: epochs of the default
-    recipe, or a recipe; 0 for none. ``curve``: also measure accuracy at other budgets for the report.
-    ``slices``: keep what is needed to slice the result later (``rankfold.pipeline.slice_``); it takes disk space.
-    ``memory``: bytes that second moments may take, for methods that fit layer after layer
-    (``rankfold.compress.layerwise.in_parts``).
-    ``tune``: steps of training of each block to its original output, before fine-tuning (``rankfold.tune_``).
-    ``objective``: what outputs and targets mean, by name or as an object; by default it is told from data and model.
-    ``max_drop``: a budget in quality besides, or instead: the smallest network by ``smallest`` ("flops", "params",
-    "bytes" or "latency") whose judging figure falls by at most so much, in points of a percentage or in its own unit.
-    ``where``: which layers may be factored, as in ``rankfold.sites``; all by default.
-    ``model``: the name from which the original can be built again, kept in the manifest beside ``notes``.
+    Args:
+        method: how matrices are factored, by name or as an object.
+        rule: how ranks are shared out between sites.
+        samples: calibration samples, drawn from the training split with ``seed``.
+        finetune: epochs of the default recipe, or a recipe; 0 for none.
+        curve: also measure the judging figure at other budgets, for the report.
+        seed: of every random choice.
+        model: the name from which the original can be built again, kept in the manifest.
+        slices: keep what is needed to slice the result later; it takes disk space.
+        memory: bytes that second moments may take, for methods that fit layer after layer.
+        tune: steps of training of each block to its original output, before fine-tuning.
+        objective: what outputs and targets mean; told from data and model by default.
+        max_drop: a budget in quality besides, or instead: how far the judging figure may fall, in points of a
+            percentage or in its own unit.
+        smallest: what is then to be small, "flops", "params", "bytes" or "latency".
+        where: which layers may be factored, as in ``rankfold.sites``.
+
+    Raises:
+        ValueError: a value out of range.
+
+    Example:
+        >>> rf.pipeline.Settings(samples=256).method
+        'project'
     """
 
     method: str | Method = "project"

@@ -15,14 +15,31 @@ from rankfold.store import Stored
 def slice_(stored: Stored, budget: str | Budget | Sequence[str | Budget], *, example: Any = None) -> Stored:
     """Make the model of ``stored`` narrower inside its bottlenecks, in place, until it is within ``budget``.
 
-    ``budget`` as in ``rankfold.plan``: fractions of the *original* network, several at once; not latency. What comes
-    back holds the same model object, the plan with the new ranks and what they are predicted to cost, and the
-    bottlenecks that the model then has, so that it can be saved and sliced again. Nothing is trained, nothing is run:
-    predictions are those of each layer alone, on the data that the bottlenecks were measured on.
+    Nothing is trained and nothing is run: predictions are those of each layer alone, on the data that the bottlenecks
+    were measured on.
 
-    ``example``: one input of the model, needed only where the plan was edited after its FLOPs were counted.
-    Raises ``SliceError`` (no bottlenecks, other weights, nothing to slice) and ``BudgetError`` before the first change.
+    Args:
+        stored: from ``rankfold.load``, saved with bottlenecks.
+        budget: as in ``rankfold.plan``: fractions of the *original* network, several at once; not latency.
+        example: one input of the model, needed only where the plan was edited after its FLOPs were counted.
+
+    Returns:
+        A ``Stored`` with the same model object, the plan with the new ranks and what they are predicted to cost, and
+        the bottlenecks that the model then has, so that it can be saved and sliced again.
+
+    Raises:
+        SliceError: no bottlenecks, those of other weights, or nothing to slice.
+        BudgetError: the budget cannot be met. Both come before the first change.
+
     Cost: one singular value decomposition for each bottleneck, and the new factors.
+
+    Example:
+        >>> net, x = nn.Sequential(nn.Linear(16, 32), nn.ReLU(), nn.Linear(32, 4)), torch.randn(64, 16)
+        >>> plan = rf.plan(net, "params=0.7", data=x)
+        >>> small = rf.apply_(net, plan)
+        >>> stored = rf.Stored(small, plan, {}, rf.bottlenecks(small, x))
+        >>> rf.slice_(stored, "params=0.5").plan.after.params <= 0.5 * plan.before.params
+        True
     """
     if stored.bottlenecks is None:
         raise SliceError(

@@ -49,8 +49,23 @@ _METRIC = 1024  # samples on which gradients are taken
 
 @dataclass(frozen=True)
 class Streamed:
-    """What became of a folder. ``before``, ``after``: how good both networks are on ``split``, from the same passes;
-    None where that was not watched (several processes). ``directory``: where the compressed one lies."""
+    """What became of a folder that went through block by block.
+
+    Attributes:
+        directory: where the compressed one lies.
+        plan: that it follows.
+        needs: bytes of memory and disk that were told beforehand, by name.
+        before: how good the original is on ``split``, from the passes of the job; None where that was not watched.
+        after: the same of the compressed one.
+        split: the part of the data that both were measured on.
+        remarks: what a person should know.
+        seconds: that it took.
+
+    Example:
+        >>> plan = rf.plan(nn.Sequential(nn.Linear(8, 8)), "params=0.9", "truncate", example=torch.randn(1, 8))
+        >>> rf.Streamed("small", plan, {"block": 256}, None, None, "test", (), 1.0).needs["block"]
+        256
+    """
 
     directory: Path
     plan: Plan
@@ -89,20 +104,43 @@ def stream(
     restart: bool = False,
     tell: Tell | None = None,
 ) -> Streamed:
-    """Make a smaller model of the one in ``folder`` (of transformers, weights in safetensors) within ``budget``, never
-    holding more of it than a block: into ``directory``, a folder that ``from_pretrained`` loads after
-    ``import rankfold.hub``.
+    """Make a smaller model of the one in a folder, block by block, never holding more of it than a block.
 
-    ``data``, ``budget``, ``restart`` and ``tell`` as in ``rankfold.pipeline.compress``. ``memory``: bytes that the work
-    may take beside the process; 8 GB by default. ``settings``: its method must fit layer after layer ("sequential" by
-    default); tuning, fine-tuning, a drop of quality and budgets of latency need the whole model, and are refused.
-    Embeddings and the head stay as they are. What it will need of memory and disk is told before anything is done. A
-    job that was interrupted, killed too, goes on behind the last block that was finished, and ends with the same bytes.
+    Ranks are shared out over all blocks in the token metric of the whole network. Embeddings and the head stay as they
+    are. What it will need of memory and disk is told before anything is done. A job that was interrupted, killed too,
+    goes on behind the last block that was finished, and ends with the same bytes.
 
-    Raises ``BoundError`` where the bound is below what one block needs, with the smallest that works, ``OSError``
-    where the disk has too little room, ``HubError`` for a folder that cannot be read so, each in one line. Cost: for
-    each block 1 + 2 passes over the data and one backward to measure it, then as many as it has groups of layers that
-    read the same tensor, and two, to fit it; its decompositions.
+    Args:
+        folder: of transformers, with its weights in safetensors.
+        data: with ``train``, ``validation`` and ``test``, or a tuple of them, as in ``rankfold.pipeline.compress``.
+        budget: as in ``rankfold.plan``; none of latency.
+        directory: where the result goes, a folder that ``from_pretrained`` loads after ``import rankfold.hub``.
+        memory: bytes that the work may take beside the process; 8 GB by default.
+        settings: its method must fit layer after layer ("sequential" by default); without tuning, fine-tuning and a
+            drop of quality, which need the whole model.
+        restart: replace what another request left in ``directory``.
+        tell: where it tells what it does.
+
+    Returns:
+        A ``Streamed``: the plan, what it needed, and how good both networks are.
+
+    Raises:
+        BoundError: ``memory`` is less than one block needs; with the smallest that works.
+        OSError: the disk has too little room.
+        HubError: a folder that cannot be read so.
+        ValueError: something is asked that needs the whole model; data of one batch.
+
+    Cost: for each block two passes over the data and more for the moments of its sites, one of them backward, then as
+    many as it has groups of layers that read the same tensor, and two, to fit it; its decompositions.
+
+    Example:
+        >>> from transformers import LlamaConfig, LlamaForCausalLM
+        >>> LlamaForCausalLM(LlamaConfig(vocab_size=9, hidden_size=8, intermediate_size=8, num_hidden_layers=1,
+        ...     num_attention_heads=2, num_key_value_heads=2)).save_pretrained("dense")
+        >>> train, test = ([{"input_ids": x} for x in torch.randint(9, (n, 4)).split(2)] for n in (8, 2))
+        >>> found = rf.stream("dense", (train, test, test), "params=0.9", "small", memory=10_000_000)
+        >>> found.plan.after.params <= 0.9 * found.plan.before.params
+        True
     """
     from rankfold import hub  # imports transformers
 

@@ -38,26 +38,35 @@ class Probe(Protocol):
 class SpectrumRecorder:
     """Measure every site of ``model`` whenever ``step`` is called; the decompositions run beside the training.
 
-    ``where`` narrows the sites, as in ``rankfold.sites``. ``rank``: dimension r of the leading subspaces. ``every``:
-    measure the first of this many calls. ``pending``: how many copies of the weights may wait or be in work; with more,
-    ``step`` waits for one to be done. W(0) is what ``model`` holds now: make the recorder before training. ``probe``:
-    called with the model at every record, in the hot path; its columns stand behind the others in ``frame``
-    (``rankfold.collapse.CollapseProbe``: clusters, neural collapse and bounds of every layer).
+    W(0) is what ``model`` holds now: make the recorder before training. The model may be wrapped
+    (``DistributedDataParallel``: record in one process), and may become over-parametrised, folded or factored in
+    between: sites are found by name, and of a product it is the product that is measured.
 
-        with SpectrumRecorder(model) as recorder:
-            recorder.step(0)
-            for epoch in range(1, epochs + 1):
-                train(model)
-                recorder.step(epoch)
-        recorder.save("spectra.safetensors")
+    Args:
+        model: to be watched.
+        where: narrows the sites, as in ``rankfold.sites``.
+        rank: dimension r of the leading subspaces.
+        every: measure the first of this many calls.
+        pending: how many copies of the weights may wait or be in work; with more, ``step`` waits for one to be done.
+        probe: called with the model at every record, in the hot path; its columns stand behind the others in ``frame``
+            (``rankfold.collapse.CollapseProbe``: clusters, neural collapse and bounds of every layer).
 
-    The model may be wrapped (``DistributedDataParallel``: record in one process), and may become over-parametrised,
-    folded or factored in between: sites are found by name, and of a product it is the product that is measured.
-    Hot path: one copy of the weights of the sites to the CPU. Beside it: two singular value decompositions of each
-    matrix, in float64, in one thread. Memory: W(0), ``pending`` + 1 copies, subspaces (m + n)·r, and 16·min(m, n)
-    bytes for each record of a site.
+    Raises:
+        ValueError: nothing can be recorded, or a number is out of range.
+        RecordError: at the next call, where a decomposition in the background failed.
 
-    Raises ``ValueError`` where nothing can be recorded, or a number is out of range.
+    Cost: in the loop one copy of the weights to the CPU. Beside it, for each matrix two singular value decompositions
+    in float64, in one thread. Memory: W(0), ``pending`` + 1 copies, subspaces (m + n)·r, and 16·min(m, n) bytes for
+    each record of a site.
+
+    Example:
+        >>> net = nn.Sequential(nn.Linear(8, 8))
+        >>> with rf.SpectrumRecorder(net, rank=2) as recorder:
+        ...     recorder.step(0)
+        ...     _ = net[0].weight.data.mul_(0.5)
+        ...     recorder.step(1)
+        >>> sorted(set(recorder.frame().epoch))
+        [0.0, 1.0]
     """
 
     def __init__(

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -18,10 +18,10 @@ from rankfold.recover.estimators.completion import (
 from rankfold.recover.model import FactorModel
 from rankfold.recover.ratings.factors import averaged
 from rankfold.recover.ratings.sampler import Known, sample
+from rankfold.recover.several import Progress, each
 from rankfold.recover.tables.sides import Sides
 from rankfold.recover.tables.triplets import Triplets
 
-Progress = Callable[[str, int, int], None]
 BURN_IN, DRAWS = 30, 60  # sweeps of the ratings model thrown away, and averaged
 METHODS = ("low-rank", "ratings", "compressed-deep-linear", "alternating", "nuclear", "scaled-gd")
 STRENGTH = 2.0  # of the prior on what is learned from who rated what
@@ -93,9 +93,13 @@ def cross_validate(
     folds: int,
     seed: int,
     sides: Sides | None = None,
+    jobs: int = 1,
     progress: Progress | None = None,
 ) -> list[Tried]:
     """The held-out error of every candidate, best first. ``folds`` parts of the entries, each held out once.
+
+    ``jobs``: fits at a time, in processes of one thread each (-1: one for each core); results do not depend on it.
+    Memory: one copy of the entries for all, and what a fit takes for each.
 
     With one candidate more than needed and few entries the best error is a little too good: judge the winner on others.
     Raises ``ValueError`` for fewer entries than folds.
@@ -105,23 +109,33 @@ def cross_validate(
             f"{folds} folds of {len(entries)} entries: take at least 2, and no more than there are entries"
         )
     parts = np.array_split(np.random.default_rng(seed).permutation(len(entries)), folds)
-    tried = []
+    fits = each(
+        _held_out,
+        [(entries, parts, fold, choice, seed, sides) for choice in candidates for fold in range(folds)],
+        jobs,
+        progress,
+        lambda number: f"cross-validating {candidates[number // folds]}",
+        "cross-validating",
+    )
+    tried, sizes = [], [len(part) for part in parts]
     for number, choice in enumerate(candidates):
-        errors, sizes, rank, remark = [], [], 0, ""
-        for fold, held in enumerate(parts):
-            if progress is not None:
-                progress(f"cross-validating {choice}", number * folds + fold, len(candidates) * folds)
-            learnt = entries.take(np.concatenate([part for at, part in enumerate(parts) if at != fold]))
-            model, rank, remark = fit(learnt, choice, seed=seed, sides=sides)
-            times = None if entries.times is None else entries.times[held]
-            missed = model.at(entries.rows[held], entries.columns[held], times) - entries.values[held]
-            errors.append(float(np.sqrt(np.mean(missed**2))))
-            sizes.append(len(held))
-        error = float(np.sqrt(np.average(np.square(errors), weights=sizes)))
-        tried.append(Tried(choice, error, tuple(errors), rank, remark))
-    if progress is not None:
-        progress("cross-validating", len(candidates) * folds, len(candidates) * folds)
+        of_folds = fits[number * folds : (number + 1) * folds]
+        errors = tuple(error for error, _, _ in of_folds)
+        mean = float(np.sqrt(np.average(np.square(errors), weights=sizes)))
+        tried.append(Tried(choice, mean, errors, *of_folds[-1][1:]))
     return sorted(tried, key=lambda one: one.error)
+
+
+def _held_out(
+    entries: Triplets, parts: Sequence[np.ndarray], fold: int, choice: Choice, seed: int, sides: Sides | None
+) -> tuple[float, int, str]:
+    """(root mean square over the held-out part, rank, remark) of a fit to the others."""
+    held = parts[fold]
+    learnt = entries.take(np.concatenate([part for at, part in enumerate(parts) if at != fold]))
+    model, rank, remark = fit(learnt, choice, seed=seed, sides=sides)
+    times = None if entries.times is None else entries.times[held]
+    missed = model.at(entries.rows[held], entries.columns[held], times) - entries.values[held]
+    return float(np.sqrt(np.mean(missed**2))), rank, remark
 
 
 def fit(

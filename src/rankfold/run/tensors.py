@@ -68,7 +68,8 @@ def _files(source: Path) -> list[Path]:
     if source.is_file():
         if source.suffix != ".safetensors":
             raise ValueError(
-                f"{source}: only safetensors are read one tensor at a time: save the state dict with safetensors"
+                f"{source}: only safetensors are read one tensor at a time: write it once with "
+                f"safetensors.torch.save_file(torch.load({str(source)!r}, weights_only=True), FILE)"
             )
         return [source]
     index = source / INDEX

@@ -96,10 +96,28 @@ def unwrap(model: nn.Module) -> nn.Module:
 def sites(model: nn.Module, where: Where | None = None) -> SiteList:
     """Every matrix of ``model`` that can be measured or factored, and every other parameter with its reason.
 
-    ``where`` narrows the choice: a glob over module paths (``"blocks.*.fc?"``; that of a block, ``"blocks.0"``, is for
-    all inside), several in a ``rankfold.sites.Names(only, exclude)``, or a predicate ``(name, module)``.
-    Shared modules and tied parameters are recognised by identity. Nothing in the model changes; no data is needed;
+    Shared modules and tied parameters are recognised by identity. Nothing in the model changes; no data are needed;
     works on the meta device.
+
+    Args:
+        model: any module.
+        where: narrows the choice: a glob over module paths (``"blocks.*.fc?"``; that of a block, ``"blocks.0"``, stands
+            for all inside), several in a ``rankfold.sites.Names(only, exclude)``, or a predicate ``(name, module)``.
+            None: all.
+
+    Returns:
+        The sites in the order of the modules; ``left_out`` names every other parameter, ``reducible`` the sites that a
+        form can make smaller.
+
+    Raises:
+        ValueError: a pattern that fits nothing.
+
+    Cost: a walk over the modules.
+
+    Example:
+        >>> net = nn.Sequential(nn.Linear(20, 30), nn.ReLU(), nn.Linear(30, 4))
+        >>> [(site.name, site.shape) for site in rf.sites(net)]
+        [('0', (30, 20)), ('2', (4, 30))]
     """
     model = unwrap(model)
     composed = tuple(
@@ -140,14 +158,14 @@ def _sites(model: nn.Module, where: Where | None, composed: tuple[str, ...], ada
         layer = None if reason else read_layer(module)
         if layer is not None and where is not None and not wanted(where, path, module):
             layer, reason = None, NOT_SELECTED
-        if layer is not None and (reason := _why_no_site(layer)):
-            layer = None
+        of_matrix = layer is not None and (reason := _why_no_site(layer)) is not None
+        layer = None if of_matrix else layer
         if layer is not None and isinstance(module, NonDynamicallyQuantizableLinear):
             layer, reason = None, "read by its attention module without being called"
         if layer is None:
             for key, parameter in module._parameters.items():
                 if parameter is not None:
-                    left_out.append((f"{path}.{key}".lstrip("."), reason or _why_parameter(module, parameter)))
+                    left_out.append((f"{path}.{key}".lstrip("."), _why_left_out(module, parameter, reason, of_matrix)))
             if reason and reason != TORCHSCRIPT and not module._parameters:
                 left_out.append((path, reason))
             continue
@@ -245,6 +263,11 @@ def _why_no_site(layer: Layer) -> str | None:
     if min(m, n) < 2 and not layer.lookup:
         return f"a {m}×{n} matrix has rank 1 already"
     return None
+
+
+def _why_left_out(module: nn.Module, parameter: torch.Tensor, reason: str | None, of_matrix: bool) -> str:
+    """A reason that is that of the matrix alone is not that of the bias beside it."""
+    return reason if reason and not (of_matrix and parameter.dim() < 2) else _why_parameter(module, parameter)
 
 
 def _why_parameter(module: nn.Module, parameter: torch.Tensor) -> str:

@@ -13,11 +13,21 @@ from rankfold.forms import Form, Layer
 
 @dataclass(frozen=True)
 class Site:
-    """One named matrix of a model.
+    """One named matrix of a model, m × n = outputs × inputs.
 
-    ``name`` is the module's path, ``aliases`` further paths of the same module object, ``parameter`` the entry of the
-    state dict, ``tied_to`` other parameters that share its storage. ``shape`` is (m, n) = (outputs, inputs), for each
-    of ``groups``.
+    Attributes:
+        name: the module's path.
+        parameter: the entry of the state dict.
+        layer: how the parameter is read as a matrix; ``shape`` is its (m, n), for each of ``groups``.
+        forms: what the matrix can become.
+        tied_to: other parameters that share its storage.
+        aliases: further paths of the same module object.
+        note: what is particular about it, in words.
+
+    Example:
+        >>> site = rf.sites(nn.Sequential(nn.Conv2d(3, 8, 3)))["0"]
+        >>> site.kind, site.shape, site.max_rank(rf.Form.FACTORED)
+        ('Conv2d', (8, 27), 8)
     """
 
     name: str
@@ -64,7 +74,17 @@ class Site:
 
 @dataclass(frozen=True)
 class SiteList(Sequence[Site]):
-    """The sites of a model in the order of its modules, and every parameter that no site covers with the reason."""
+    """The sites of a model in the order of its modules, by index or by name.
+
+    Attributes:
+        items: the sites.
+        left_out: (parameter, reason) of every parameter that no site covers.
+
+    Example:
+        >>> found = rf.sites(nn.Sequential(nn.Linear(8, 8), nn.LayerNorm(8)))
+        >>> len(found), found["0"].shape, found.left_out[0]
+        (1, (8, 8), ('1.weight', 'a vector: nothing to factor'))
+    """
 
     items: tuple[Site, ...]
     left_out: tuple[tuple[str, str], ...] = field(default=())

@@ -10,19 +10,25 @@ from rankfold.sites.pretrained import pretrained_parts
 
 
 def untie_(model: nn.Module) -> nn.Module:
-    """Give every parameter that several modules hold to the first alone, and the others copies; returns ``model``.
+    """Give every parameter that several modules hold to the first alone, and the others copies.
 
     Outputs stay as they are; afterwards each place is a site of its own, such as an embedding and the head that was its
-    transpose. Cost: the copies, in parameters and memory, so that a budget must first win them back. A model of
-    transformers is told (``tie_word_embeddings``), and stays untied when it is saved and loaded. One module in several
-    places stays one.
+    transpose. A model of transformers is told (``tie_word_embeddings``), and stays untied when it is saved and loaded.
+    One module in several places stays one.
 
-    >>> from torch import nn
-    >>> import rankfold as rf
-    >>> model = nn.Sequential(nn.Embedding(9, 4), nn.Linear(4, 9, bias=False))
-    >>> model[1].weight = model[0].weight
-    >>> len(rf.sites(model).reducible), len(rf.sites(rf.untie_(model)).reducible)
-    (0, 2)
+    Args:
+        model: changed in place.
+
+    Returns:
+        ``model``.
+
+    Cost: the copies, in parameters and memory, so that a budget must first win them back.
+
+    Example:
+        >>> model = nn.Sequential(nn.Embedding(9, 4), nn.Linear(4, 9, bias=False))
+        >>> model[1].weight = model[0].weight
+        >>> len(rf.sites(model).reducible), len(rf.sites(rf.untie_(model)).reducible)
+        (0, 2)
     """
     seen: set[int] = set()
     copied = False

@@ -25,9 +25,18 @@ from rankfold.store.saving import ALIASES
 
 @dataclass(frozen=True)
 class Stored:
-    """What ``load`` gives back: the model, its plan, and the manifest's own notes (name, measurements).
+    """What ``rankfold.load`` gives back.
 
-    ``bottlenecks``: what is needed to slice the model; None where it was saved without.
+    Attributes:
+        model: the network.
+        plan: that it follows.
+        notes: that were kept with it (name, measurements).
+        bottlenecks: what is needed to slice the model; None where it was saved without.
+
+    Example:
+        >>> plan = rf.plan(nn.Sequential(nn.Linear(8, 8)), "params=0.9", "truncate", example=torch.randn(1, 8))
+        >>> rf.Stored(nn.Identity(), plan, {"made by": "me"}).notes["made by"]
+        'me'
     """
 
     model: nn.Module
@@ -40,9 +49,26 @@ def load(directory: str | Path, model: nn.Module | None = None) -> Stored:
     """Load a saved model into ``model``, a fresh dense model of the same architecture, in place.
 
     Every file is checked against the manifest first. Parameters take the dtype they were saved in; a model on the meta
-    device is filled. Of a Hugging Face folder ``model`` may be left out: its configuration says what to build. Raises
-    ``StoreError`` with one line that names the file or the tensor, and leaves ``model`` as found. ``rankfold.zoo`` or
-    the user's factory builds the dense model.
+    device is filled. On any error ``model`` is left as found.
+
+    Args:
+        directory: that ``rankfold.save`` or a command wrote.
+        model: dense; may be left out for a Hugging Face folder, whose configuration says what to build.
+
+    Returns:
+        A ``Stored``.
+
+    Raises:
+        StoreError: one line that names the file or the tensor: missing, damaged, foreign, or of another architecture.
+
+    Cost: reading the files, and their hashes.
+
+    Example:
+        >>> net, x = nn.Sequential(nn.Linear(8, 8)), torch.randn(2, 8)
+        >>> plan = rf.plan(net, rf.Ranks({"0": 2}), "truncate", example=x)
+        >>> _ = rf.save(rf.apply_(net, plan), plan, "small")
+        >>> torch.equal(rf.load("small", nn.Sequential(nn.Linear(8, 8))).model(x), net(x))
+        True
     """
     directory = Path(directory)
     manifest, contents = opened(directory)

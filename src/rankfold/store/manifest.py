@@ -16,7 +16,15 @@ BOTTLENECKS = "bottlenecks.safetensors"
 
 
 class StoreError(ValueError):
-    """A file is missing, damaged, foreign or does not fit the model; one line."""
+    """A file is missing, damaged, foreign or does not fit the model; one line.
+
+    Example:
+        >>> try:
+        ...     rf.load("nowhere", nn.Sequential(nn.Linear(8, 8)))
+        ... except rf.StoreError as error:
+        ...     print("nowhere" in str(error))
+        True
+    """
 
 
 def write(

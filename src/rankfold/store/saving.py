@@ -18,6 +18,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from safetensors import SafetensorError, safe_open
 from torch import nn
 from torch.nn.parameter import is_lazy
 
@@ -41,18 +42,38 @@ def save(
     bottlenecks: Bottlenecks | None = None,
     tokenizer: Any = None,
 ) -> Path:
-    """Save a model that ``plan`` was applied to (fine-tuned or not); returns the directory.
+    """Save a model that ``plan`` was applied to, fine-tuned or not.
 
-    ``notes`` are JSON-able facts to keep (``model``: the name it can be built from, measurements). ``bottlenecks``
-    (``rankfold.bottlenecks``) make it possible to slice the model later without data; they take about a tenth to a half
-    of the model's own bytes. A model of transformers is saved as a Hugging Face folder, which ``from_pretrained`` loads
-    after ``import rankfold.hub``; ``tokenizer`` is saved in it, or else what lies beside the weights in the folder that
-    the model came from. A crash or a full disk leaves the old model or the new one, whole. ``StoreError`` if the
-    plan was not applied, and for bottlenecks that were measured on other weights.
+    A crash or a full disk leaves the old one or the new, whole. A model of transformers is saved as a Hugging Face
+    folder, which ``from_pretrained`` loads after ``import rankfold.hub``.
+
+    Args:
+        model: with the layers of the plan.
+        plan: that was applied.
+        directory: made if it is missing; what rankfold saved there before is replaced.
+        notes: JSON-able facts to keep (``model``: the name it can be built from, measurements).
+        bottlenecks: from ``rankfold.bottlenecks``, which make it possible to slice the model later without data; about
+            a tenth to a half of the model's own bytes.
+        tokenizer: saved in a Hugging Face folder; by default what lies beside the weights in the folder that the model
+            came from.
+
+    Returns:
+        The directory.
+
+    Raises:
+        StoreError: the plan was not applied, bottlenecks were measured on other weights, or the directory holds weights
+            that rankfold did not write.
+
+    Example:
+        >>> net = nn.Sequential(nn.Linear(8, 8))
+        >>> plan = rf.plan(net, rf.Ranks({"0": 2}), "truncate", example=torch.randn(1, 8))
+        >>> sorted(file.name for file in rf.save(rf.apply_(net, plan), plan, "small").iterdir())
+        ['manifest.json', 'model.safetensors', 'plan.json']
     """
     directory, root = Path(directory), unwrap(model)
     if directory.exists() and not directory.is_dir():
         raise StoreError(f"{directory} is a file; give a directory")
+    _check_ours(directory)
     state, aliases = _tensors(root)
     for entry in plan.changed:
         own = f"{entry.site}.{entry.form.parameter}"
@@ -69,6 +90,23 @@ def save(
         files[BOTTLENECKS] = bottlenecks.to_bytes()
     manifest.write(directory, files, notes, PRETRAINED if is_pretrained(root) else FORMAT)
     return directory
+
+
+def _check_ours(directory: Path) -> None:
+    """``StoreError`` where the weights in a directory are somebody else's: they would be lost."""
+    file = directory / TENSORS
+    if not file.exists() or (directory / manifest.MANIFEST).exists():
+        return
+    try:
+        with safe_open(file, "pt") as opened:
+            mark = opened.metadata() or {}
+        configuration = directory / "config.json"
+        config = json.loads(configuration.read_text(encoding="utf-8")) if configuration.exists() else {}
+        ours = ALIASES in mark or config["quantization_config"]["quant_method"] == "rankfold"
+    except (SafetensorError, OSError, ValueError, KeyError, TypeError):
+        ours = False
+    if not ours:
+        raise StoreError(f"{file}: weights that rankfold did not write; give another directory, or move them first")
 
 
 def _folder(root: nn.Module, plan: Plan, notes: Mapping[str, Any], tokenizer: Any) -> dict[str, bytes]:

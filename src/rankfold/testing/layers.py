@@ -21,9 +21,19 @@ _TOLERANCE = {torch.float64: 1e-9, torch.float32: 2e-4, torch.bfloat16: 6e-2, to
 
 
 def check_form(form: Form, layer: nn.Module, inputs: Tensor) -> None:
-    """The laws of ``check_site`` for one form, registered or not, of one layer; ``inputs``: a batch that it takes.
+    """The laws of ``check_site`` for one form, registered or not, of one layer.
 
-    Raises ``AssertionError`` where the form is not offered for this layer, and as ``check_site``.
+    Args:
+        form: to be checked.
+        layer: for which it is offered.
+        inputs: a batch that the layer takes.
+
+    Raises:
+        AssertionError: the form is not offered for this layer, and as ``check_site``.
+
+    Example:
+        >>> from rankfold.testing import check_form
+        >>> check_form(rf.Form.FACTORED, nn.Linear(6, 5), torch.randn(3, 6))
     """
     model = nn.Sequential(layer)
     found = sites(model)
@@ -37,7 +47,19 @@ def check_reader(reader: Any, module: nn.Module, inputs: Tensor) -> None:
 
     It knows no other module; the layer object that it gives says truly how large the matrix is and whether there is a
     bias, and the module's output is the product of its rows with the matrix; then the laws of ``check_site`` for every
-    form offered. Raises ``AssertionError`` in words.
+    form offered.
+
+    Args:
+        reader: to be checked.
+        module: that it knows.
+        inputs: a batch that the module takes.
+
+    Raises:
+        AssertionError: in words.
+
+    Example:
+        >>> from rankfold.sites.linear import read_linear
+        >>> rf.testing.check_reader(read_linear, nn.Linear(6, 5), torch.randn(3, 6))
     """
     name = type(module).__name__
     expect(reader(nn.Identity()) is None, f"the reader takes an Identity for a {name}")
@@ -65,9 +87,21 @@ def check_site(site: Site, model: nn.Module, example: Any) -> None:
     """Every form of ``site`` against the dense layer, on what reaches it when ``model`` runs on ``example``.
 
     Reading a matrix and putting it back changes nothing; a layer written with factors computes what the dense layer
-    computes with the product of the factors, has that product as its ``weight``, the parameters and FLOPs that the
-    site counts, a state dict that restores it, and gradients for every parameter. Ranks tried: 1, the middle, the
-    largest. The model is left as found. Raises ``AssertionError`` naming the site, the form and the rank.
+    computes with the product of the factors, has that product as its ``weight``, the parameters and FLOPs that the site
+    counts, a state dict that restores it, and gradients for every parameter. Ranks tried: 1, the middle, the largest.
+    The model is left as found.
+
+    Args:
+        site: of the model.
+        model: any module.
+        example: one batch.
+
+    Raises:
+        AssertionError: naming the site, the form and the rank.
+
+    Example:
+        >>> net = nn.Sequential(nn.Linear(6, 5))
+        >>> rf.testing.check_site(rf.sites(net)["0"], net, torch.randn(3, 6))
     """
     generator = torch.Generator().manual_seed(0)
     root, example = unwrap(model), Example.of(example)

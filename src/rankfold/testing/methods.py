@@ -20,10 +20,23 @@ def check_method(
 ) -> None:
     """``method`` on one layer, in float64, at every rank it offers, in every form that both know.
 
-    The errors it reports never rise with the rank, and the relative ones are what is measured, to ``tolerance``: of the
-    layer's output on ``inputs`` (batch first) for a method with data, of its weight for one without. With
-    ``exact=False`` the method reports an upper bound. The factors fit the layer, the answer is the same each time, and
-    neither weight nor statistics change. Raises ``AssertionError`` naming the site, the form and the rank.
+    The errors it reports never rise with the rank, and the relative ones are what is measured: of the layer's output on
+    ``inputs`` for a method with data, of its weight for one without. The factors fit the layer, the answer is the same
+    each time, and neither weight nor statistics change.
+
+    Args:
+        method: to be checked.
+        layer: that it factors.
+        inputs: batch first.
+        exact: False: the method reports an upper bound.
+        tolerance: of the relative errors.
+
+    Raises:
+        AssertionError: naming the site, the form and the rank.
+
+    Example:
+        >>> from rankfold.compress.methods.truncate import Truncate
+        >>> rf.testing.check_method(Truncate(), nn.Linear(6, 5), torch.randn(16, 6))
     """
     model = nn.Sequential(copy.deepcopy(layer).double()).eval()
     inputs = inputs.double()

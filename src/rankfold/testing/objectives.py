@@ -18,12 +18,24 @@ _UNITS = ("fraction", "nats", "")
 
 
 def check_objective(objective: Objective, model: nn.Module, data: Any, *, tolerance: float = 1e-5) -> None:
-    """``objective`` on what ``model`` answers to ``data`` (at least four samples), as in ``rankfold.evaluate``.
+    """``objective`` on what ``model`` answers to ``data``.
 
     An output does not differ from itself, and differs from another one by a number of at least 0 for each sample; the
     loss is one finite number over a counted number of positions, and its gradient reaches the outputs; every figure is
     a number with a name and a known unit, the same for the data in one batch and in halves. Targets and outputs are
-    left as found. Raises ``AssertionError`` naming the objective.
+    left as found.
+
+    Args:
+        objective: to be checked.
+        model: whose answers are judged.
+        data: at least four samples, as in ``rankfold.evaluate``.
+        tolerance: of the comparison of one batch with halves.
+
+    Raises:
+        AssertionError: naming the objective.
+
+    Example:
+        >>> rf.testing.check_objective(rf.Regression(), nn.Linear(6, 2), (torch.randn(8, 6), torch.randn(8, 2)))
     """
     name = objective.name
     expect(isinstance(name, str) and bool(name), f"a name was expected, got {name!r}")

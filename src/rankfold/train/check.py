@@ -54,7 +54,7 @@ def checked(
         if not is_lazy(parameter) and not all(
             bool(part.double().isfinite().all()) for part in stored(parameter.detach())
         ):
-            raise TrainingError(f"{name} holds NaN or infinity: mend the weights before training")
+            raise TrainingError(f"{name} holds NaN or infinity: repair or reload the weights before training")
     if not any(parameter.requires_grad for parameter in model.parameters()):
         raise TrainingError(
             "no parameter of the model requires a gradient: there is nothing to train; requires_grad_(True) thaws it"

@@ -29,16 +29,33 @@ def evaluate(
     objective: Objective | str | None = None,
     teacher: nn.Module | None = None,
 ) -> Evaluation:
-    """Evaluate `model`, in eval mode and without gradients, on every sample of `data`.
+    """Evaluate ``model``, in eval mode and without gradients, on every sample of ``data``. Modes are left as found.
 
-    `data`: an object with `inputs`, `labels` and `normalize` (`rankfold.zoo.Split`), a tensor or a pair of them, a
-    torch Dataset, a DataLoader, batches in a list or from an iterator; with targets or, where outputs are compared with
-    those of the `teacher`, without. `objective`: what outputs and targets mean, as an object or by name; by default it
-    is told from the first batch (`rankfold.objectives.infer`). Larger batches than `batch_size` are slower on a CPU:
-    what one layer writes is no longer in the cache when the next one reads it. Modes are left as
-    found. `role` names the data in errors.
-    Raises TrainingError: no samples, targets that do not fit the outputs or none where they are needed, weights on the
-    meta device. Cost: one forward pass, and one of `teacher` where the objective needs it.
+    Args:
+        model: any module.
+        data: an object with ``inputs``, ``labels`` and ``normalize`` (``rankfold.zoo.Split``), a tensor or a pair of
+            them, a torch Dataset, a DataLoader, batches in a list or from an iterator; with targets or, where outputs
+            are compared with those of the ``teacher``, without.
+        batch_size: of the passes. Larger ones are slower on a CPU: what one layer writes is no longer in the cache when
+            the next one reads it.
+        role: names the data in errors.
+        objective: what outputs and targets mean, as an object or by name; told from the first batch by default.
+        teacher: the original, where outputs are to be compared with its own.
+
+    Returns:
+        An ``Evaluation``, whose first figure judges.
+
+    Raises:
+        TrainingError: no samples, targets that do not fit the outputs or none where they are needed, weights on the
+            meta device.
+
+    Cost: one forward pass, and one of ``teacher`` where the objective needs it.
+
+    Example:
+        >>> net = nn.Linear(2, 2)
+        >>> _ = net.weight.data.copy_(torch.eye(2)), net.bias.data.zero_()
+        >>> rf.evaluate(net, (torch.eye(2), torch.tensor([0, 1]))).accuracy
+        1.0
     """
     sums = counted(model, data, batch_size, role=role, objective=objective, teacher=teacher)
     with named(role):

@@ -47,35 +47,51 @@ def fit(
     objective: Objective | str | None = None,
     optimizer: Make | None = None,
 ) -> History:
-    """Train `model` in place on `train` and leave it with the weights of its best epoch on `validation`.
+    """Train ``model`` in place on ``train`` and leave it with the weights of its best epoch on ``validation``.
 
-    Data are as in `evaluate`, to be read several times; a DataLoader's own batches and order are kept (but a batch of
-    one sample, where batch normalisation has no variance of it), other data are shuffled and cut into
-    `recipe.batch_size`. `objective` as in `evaluate`: its losses are minimised, and with a
-    teacher its distance from that one's outputs; where it needs no targets, that distance alone. Parameters that do not
-    require a gradient stay as they are; module modes, gradients and the global random state are left as found. Without
-    `validation` the last epoch is kept; with it the start counts as epoch 0 and is kept if no epoch is better
-    (`Evaluation.rank`: the judging figure, then the loss). `teacher` (eval mode, no gradients) is needed where
-    `recipe.distill` is given, or data have no targets.
+    Parameters that do not require a gradient stay as they are; module modes, gradients and the global random state are
+    left as found. A loss that is not finite ends training with a sentence in ``History.stopped`` and the best weights
+    so far; KeyboardInterrupt passes through, also with the best weights so far.
 
-    With `directory`, `checkpoint-*.pt` is written after every epoch, and `metrics.jsonl` holds a line per
-    epoch. The same call with the same directory resumes after an interruption and computes, on the same
-    machine with the same number of threads, the very same weights; a finished run is only read back. (Data
-    whose own randomness lives in persistent worker processes are beyond this.)
+    Under torchrun, or in a process group of torch.distributed, every process makes this same call: each takes its slice
+    of the same batches, gradients are averaged, and together they compute what one process does, up to rounding; batch
+    normalisation sees its slice alone. The first process validates, writes and reports progress; all read
+    ``directory``.
 
-    Under torchrun, or in a process group of torch.distributed, every process makes this same call. Each takes its
-    slice of the same batches, gradients are averaged (DistributedDataParallel), and together they compute what one
-    process does, up to rounding; batch normalisation sees its slice alone. The first process validates, writes
-    and reports progress; all read `directory`.
+    Args:
+        model: any module.
+        train: as ``data`` in ``rankfold.evaluate``, to be read several times. A DataLoader's own batches and order are
+            kept (less a batch of one sample, of which batch normalisation has no variance); other data are shuffled and
+            cut into ``recipe.batch_size``.
+        validation: chooses the epoch; the start counts as epoch 0, and is kept if no epoch is better. None: the last
+            epoch is kept.
+        recipe: everything else that training needs to know.
+        teacher: in eval mode; needed where ``recipe.distill`` is given, or where data have no targets.
+        directory: ``checkpoint-*.pt`` is written there after every epoch, and ``metrics.jsonl`` holds a line for each.
+            The same call resumes after an interruption and computes, on the same machine with the same number of
+            threads, the very same weights; a finished run is only read back.
+        progress: called after each epoch.
+        objective: as in ``rankfold.evaluate``; its losses are minimised, with a teacher also the distance from its
+            outputs.
+        optimizer: makes the optimizer in place of the recipe's own, from the model, one of torch's classes, ``groups``
+            and settings: ``functools.partial(rankfold.Dlrt, tolerance=0.1)`` for a model that ``rankfold.dlrt_`` has
+            prepared.
 
-    `optimizer` makes the optimizer in place of the recipe's own, from the model, one of torch's classes, `groups` and
-    settings: `functools.partial(rankfold.Dlrt, tolerance=0.1)` for a model that `rankfold.dlrt_` has prepared.
+    Returns:
+        The history: losses and figures of every epoch, and the best one.
 
-    A loss that is not finite ends training: a sentence in `History.stopped`, and the best weights so far.
-    KeyboardInterrupt passes through, also with the best weights so far.
-    Raises TrainingError before any work: empty data, targets that do not fit the model's outputs (for data that are
-    not in memory: when the batch comes), data that can be read only once, nothing to train, a missing or unused
-    teacher, a directory that holds another run, a batch size that the processes cannot share.
+    Raises:
+        TrainingError: before any work: empty data, targets that do not fit the model's outputs (for data that are not
+            in memory, when the batch comes), data that can be read only once, nothing to train, a missing or unused
+            teacher, a directory of another run.
+
+    Cost: a training pass for each epoch, and one over ``validation``; an epoch at most is lost by an interruption.
+
+    Example:
+        >>> x = torch.randn(64, 4); y = (x[:, 0] > 0).long()
+        >>> history = rf.fit(nn.Linear(4, 2), (x, y), (x, y), rf.Recipe(epochs=2, batch_size=16))
+        >>> [epoch.epoch for epoch in history.epochs]
+        [1, 2]
     """
     data = Feed(train, recipe.batch_size, recipe.augment)
     device = _device(model)

@@ -23,7 +23,21 @@ class Augment:
 
 @dataclass(frozen=True)
 class Distill:
-    """Learn from a teacher's outputs (Hinton, Vinyals, Dean 2015): `weight`·T²·KL at `temperature` T."""
+    """Learn from a teacher's outputs: ``weight``·T²·KL at ``temperature`` T, beside the loss of the labels.
+
+    Args:
+        temperature: T, above 0.
+        weight: between 0 and 1; the labels keep the rest.
+
+    Raises:
+        ValueError: a value out of range.
+
+    Source: Hinton, Vinyals, Dean 2015.
+
+    Example:
+        >>> rf.Distill(temperature=2.0).weight
+        0.9
+    """
 
     temperature: float = 4.0
     weight: float = 0.9
@@ -67,18 +81,38 @@ class Relax:
 
 @dataclass(frozen=True)
 class Recipe:
-    """Everything that `fit` decides besides model and data. The defaults train a small network from scratch.
+    """Everything that ``fit`` decides besides model and data. The defaults train a small network from scratch.
 
-    `learning_rate` is the peak; `schedule` scales it (see `schedule.rate_factor`) after a linear warm-up over
-    the fraction `warmup` of all steps; "plateau" needs validation data, and `plateau` says how it waits.
-    `weight_decay` is coupled for sgd and adam (it is added to the gradient, an L2 penalty), decoupled for adamw
-    (it shrinks the weights by itself, Loshchilov and Hutter 2019); see `decay`. Vectors and scalars
-    (normalisation, biases) are exempt unless `decay_vectors`; `relax` lets it go late in the run. `momentum` and
-    `nesterov` concern sgd alone. `ema` keeps an exponential moving average of weights and buffers with that decay
-    per step, which is then what is validated and kept. `clip_norm` bounds the norm of the whole gradient.
-    `precision` "bfloat16" computes forward passes under autocast, with parameters and loss in their own dtype;
-    "auto" does so where the machine has such arithmetic; "float32" leaves everything as the parameters are.
-    Raises ValueError for a value outside its range.
+    Args:
+        epochs: passes over the data.
+        batch_size: of all processes together.
+        optimizer: "sgd", "adam" or "adamw".
+        learning_rate: the peak.
+        momentum: of sgd.
+        nesterov: of sgd.
+        weight_decay: coupled for sgd and adam (added to the gradient, an L2 penalty), decoupled for adamw (it shrinks
+            the weights by itself, Loshchilov and Hutter 2019).
+        decay_vectors: whether vectors and scalars (normalisation, biases) are decayed too.
+        schedule: scales the rate after the warm-up; "plateau" needs validation data.
+        warmup: the fraction of all steps in which the rate rises linearly.
+        label_smoothing: the share of the target that all classes get.
+        augment: changes of training images.
+        distill: learning from a teacher.
+        precision: "bfloat16" computes forward passes under autocast, with parameters and loss in their own dtype;
+            "auto" does so where the machine has such arithmetic; "float32" leaves everything as the parameters are.
+        ema: decay for each step of an exponential moving average of weights and buffers, which is then what is
+            validated and kept; None for none.
+        clip_norm: bound of the norm of the whole gradient; None for none.
+        seed: of order and augmentation.
+        plateau: how the schedule "plateau" waits.
+        relax: lets weight decay go late in the run.
+
+    Raises:
+        ValueError: a value out of range.
+
+    Example:
+        >>> rf.Recipe(epochs=5, optimizer="adamw", learning_rate=1e-3).epochs
+        5
     """
 
     epochs: int = 30

@@ -40,23 +40,38 @@ def data_names() -> tuple[str, ...]:
 def load_data(
     spec: str, *, download: bool = False, progress: Progress | None = None, reader: Reader | None = None
 ) -> Data:
-    """The data set that `spec` names: one of `data_names()`, `imagefolder:DIR` or `parquet:DIR` (see `load_folder`),
-    `package.module:factory`, `text:FILE` or `tokens:FILE`.
+    """The data set that ``spec`` names.
 
-    Text and tokens need the `reader` of a model (`rankfold.zoo.text.reader_for`).
+    ``digits`` (8×8, scikit-learn) needs no file. ``mnist``, ``fashion-mnist``, ``cifar10`` and ``cifar100`` come from
+    the folder in the environment variable RANKFOLD_DATA, or, with ``download``, from the Hugging Face hub. A validation
+    split that does not come with the data is a fixed part of train, in the proportions of the classes (5,000 images; 20
+    % of digits; 10 % of a factory's); test is never touched.
 
-    `digits` (8×8, scikit-learn) needs no file. `mnist`, `fashion-mnist`, `cifar10`, `cifar100` come from the folder in
-    the environment variable RANKFOLD_DATA, or, with `download=True`, from the Hugging Face hub; see
-    `load_images`. A factory is called without arguments and returns (train, test) or (train, validation,
-    test): sized, indexable data sets of (input, target) pairs with inputs of one shape, as a model takes them;
-    uint8 images are divided by 255. A target is an integer label, a number or a tensor; data without targets have
-    inputs alone. Models with several inputs have a tuple or dict of tensors for the input, or dicts that hold the
-    target too. They are read into memory. Or DataLoaders, lists of batches and iterable data sets, which are left as
-    they are, their order included; nothing can be held out of them, so that two such parts are train and validation,
-    and `classes` is None then. An attribute
-    `objective` of the factory, a name or an object, says what outputs and targets mean. A validation split that
-    does not come with the data is a fixed part of train, in the proportions of the classes (5,000 images; 20 % of
-    digits; 10 % of a factory's); test is never touched. Raises ZooError, one sentence.
+    A factory is called without arguments and returns (train, test) or (train, validation, test): sized, indexable data
+    sets of (input, target) pairs with inputs of one shape, as a model takes them. A target is an integer label, a
+    number or a tensor; data without targets have inputs alone. Models with several inputs have a tuple or dict of
+    tensors for the input, or dicts that hold the target too. They are read into memory; images of uint8 are divided by
+    255. Or it returns DataLoaders, lists of batches and iterable data sets, which are left as they are, their order
+    included; nothing can be held out of them, so that two such parts are train and validation. An attribute
+    ``objective`` of the factory says what outputs and targets mean.
+
+    Args:
+        spec: one of ``rankfold.zoo.data_names()``, ``imagefolder:DIR``, ``parquet:DIR``, ``package.module:factory``,
+            ``text:FILE`` or ``tokens:FILE``.
+        download: whether the Hugging Face hub may be asked.
+        progress: called as ``progress(what, done, total)`` as the work goes on.
+        reader: of a model, for text and tokens (``rankfold.zoo.text.reader_for``).
+
+    Returns:
+        ``Data`` with ``train``, ``validation`` and ``test``.
+
+    Raises:
+        ZooError: one sentence on what is missing or does not fit.
+
+    Example:
+        >>> data = rf.zoo.load_data("digits")
+        >>> len(data.train), len(data.validation), len(data.test), data.classes
+        (1078, 270, 449, 10)
     """
     if spec.startswith((TEXT, TOKENS)):
         if reader is None:

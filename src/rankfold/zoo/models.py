@@ -62,9 +62,23 @@ def model(
 ) -> nn.Module:
     """A built-in network in training mode with freshly drawn weights.
 
-    `classes` and `in_channels` default to those of the model's data set (`default_data`). The initial weights
-    are a function of `generator` alone (without one: of seed 0); the global random state is left as found.
-    Raises ZooError for an unknown name or a size below one.
+    The global random state is left as found.
+
+    Args:
+        name: of a network; ``rankfold.zoo.model_names()`` lists them.
+        classes: by default those of the network's data set.
+        in_channels: likewise.
+        generator: of the initial weights; None: seed 0.
+
+    Returns:
+        The network.
+
+    Raises:
+        ZooError: an unknown name, or a size below one.
+
+    Example:
+        >>> sum(p.numel() for p in rf.zoo.model("digits-cnn").parameters())
+        82282
     """
     entry = _entry(name)
     classes = entry.classes if classes is None else classes

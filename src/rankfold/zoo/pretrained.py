@@ -130,6 +130,7 @@ def tokenizer_of(folder: str | Path) -> Any:
     ) as error:  # tokenizers raise exceptions of many kinds, some of them Rust panics turned to plain ones
         reason = (str(error).strip().splitlines() or [type(error).__name__])[0][:200]
         raise ZooError(
-            f"{folder}: has no tokenizer that can be read ({reason}): put its files beside the weights, or give text "
-            "that is tokenised already, --data tokens:FILE.npy"
+            f"{folder}: has no tokenizer that can be read ({reason}): put its files beside the weights, as "
+            "AutoTokenizer.from_pretrained(ORIGINAL).save_pretrained(FOLDER) does, or give text that is tokenised "
+            "already, --data tokens:FILE.npy"
         ) from None

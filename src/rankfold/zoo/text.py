@@ -170,8 +170,8 @@ class Reader:
     def _given(self, file: str, download: bool, alone: bool) -> Texts:
         if self.tokenizer is None:
             raise ZooError(
-                f"text:{file}: the model brings no tokenizer: give a folder of transformers that has one, or text that "
-                "is tokenised already (--data tokens:FILE.npy)"
+                f"text:{file}: the model brings no tokenizer: give a folder of transformers that has one (its files "
+                "lie beside the weights), or text that is tokenised already (--data tokens:FILE.npy)"
             )
         most = self.windows if alone else None
         if not Path(file).exists() and NAME.fullmatch(file.partition("@")[0]):
@@ -217,12 +217,37 @@ def text(
 ) -> Texts:
     """Text as data for a model of transformers: a data set of mappings, to plan, evaluate and train with.
 
-    ``tokenizer``: the model's own. ``file``: plain text in UTF-8, or the column ``text`` of .parquet or .jsonl. The
-    text is cut into windows of ``length`` tokens that do not overlap, without special tokens; with ``lines`` each line
-    is a sample of at most so many tokens, with special tokens, padded, and ``attention_mask`` says what is padding.
-    ``samples``: at most so many, the first. Raises ``ZooError``, one line: a file that cannot be read, a text shorter
-    than one window. Cost: the text once through the tokenizer.
+    Args:
+        tokenizer: the model's own.
+        file: plain text in UTF-8, or the column ``text`` of .parquet or .jsonl.
+        length: tokens of a window; windows do not overlap and have no special tokens.
+        samples: at most so many, the first; None for all.
+        lines: each line is a sample of at most ``length`` tokens, with special tokens, padded; ``attention_mask`` says
+            what is padding.
+
+    Returns:
+        A data set of ``{"input_ids": …}``.
+
+    Raises:
+        ZooError: a file that cannot be read, or a text shorter than one window.
+
+    Cost: the text once through the tokenizer.
+
+    Example:
+        >>> from pathlib import Path
+        >>> from tokenizers import Tokenizer, models, pre_tokenizers
+        >>> from transformers import PreTrainedTokenizerFast
+        >>> words = Tokenizer(models.WordLevel({"a": 0, "cat": 1, "sat": 2}, unk_token="a"))
+        >>> words.pre_tokenizer = pre_tokenizers.Whitespace()
+        >>> _ = Path("notes.txt").write_text("a cat sat " * 20)
+        >>> rf.text(PreTrainedTokenizerFast(tokenizer_object=words), "notes.txt", length=10)
+        Texts(6 samples, windows of 10 tokens)
     """
+    if not callable(tokenizer) or not hasattr(tokenizer, "__len__"):
+        raise ZooError(
+            f"{file}: a tokenizer of transformers was expected, not {type(tokenizer).__name__}: give "
+            "AutoTokenizer.from_pretrained(FOLDER) of the model's own folder"
+        )
     return Reader(tokenizer, length, lines=lines, vocabulary=len(tokenizer)).read(file, samples)
 
 

@@ -23,14 +23,25 @@ _DAMAGED = (*FAULTS, EOFError, AssertionError, struct.error)
 
 
 def load_weights(model: nn.Module, file: str | Path) -> None:
-    """Copy the weights of `file` into `model`: every parameter and buffer, or an error and nothing copied.
+    """Copy the weights of ``file`` into ``model``: every parameter and buffer, or an error and nothing copied.
 
-    `file` is .safetensors or a torch file, which is read with weights_only=True alone: a file that needs more
-    is refused. A state dict inside {"state_dict": …}, {"model": …} or {"model_state_dict": …} is unwrapped;
-    the prefixes of DataParallel and torch.compile are ignored on both sides. Batch-norm counters may be missing, as in
-    files of early torch versions, and all but one name of tied weights, as `safetensors` writes them. Values are
-    converted to the model's dtype and device.
-    Raises ZooError, one line, when the file cannot be read or does not fit.
+    A state dict inside {"state_dict": …}, {"model": …} or {"model_state_dict": …} is unwrapped; the prefixes of
+    DataParallel and torch.compile are ignored on both sides. Batch-norm counters may be missing, as in files of early
+    torch versions, and all but one name of tied weights, as safetensors writes them. Values are converted to the
+    model's dtype and device.
+
+    Args:
+        model: changed in place.
+        file: .safetensors, or a torch file, which is read with ``weights_only=True`` alone: one that needs more is
+            refused.
+
+    Raises:
+        ZooError: one line, when the file cannot be read or does not fit.
+
+    Example:
+        >>> from safetensors.torch import save_file
+        >>> save_file(nn.Linear(2, 2).state_dict(), "weights.safetensors")
+        >>> rf.zoo.load_weights(nn.Linear(2, 2), "weights.safetensors")
     """
     file = Path(file)
     state = _bare_names(_read(file))

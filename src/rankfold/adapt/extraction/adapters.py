@@ -25,12 +25,28 @@ def combine(
 ) -> Extraction:
     """One adapter within ``budget`` for the sum of the updates of one or several: Σ wᵢ Bᵢ Aᵢ, cut once.
 
-    ``adapters``: folders of PEFT's LoRA (rsLoRA, patterns, convolutions and embeddings too), or what ``read_adapter``
-    gave. ``budget`` as in ``extract``; as there is no model, ``params`` is a fraction of what all adapters together
-    store, or a count. ``weights``: 1 each by default. A layer that one of them lacks is updated by the others alone.
-    Modules to save come along from a single adapter; of several they are left out and listed. The error is against the
-    whole sum; ``save`` writes. Raises ``ValueError`` in one line for adapters of different networks. Cost O((m + n) r²)
-    for each layer, r the sum of ranks: no product is formed.
+    A layer that one of them lacks is updated by the others alone. Modules to save come along from a single adapter; of
+    several they are left out and listed. The error is against the whole sum; ``save`` of the result writes.
+
+    Args:
+        adapters: folders of PEFT's LoRA (rsLoRA, patterns, convolutions and embeddings too), or what ``read_adapter``
+            gave.
+        budget: as in ``rankfold.extract``; as there is no model, ``params`` is a fraction of what all adapters together
+            store, or a count.
+        weights: 1 each by default.
+
+    Returns:
+        An ``Extraction``.
+
+    Raises:
+        ValueError: adapters of different networks, or a number of weights that does not fit.
+
+    Cost: O((m + n) r²) for each layer, r the sum of ranks: no product is formed.
+
+    Example:
+        >>> net = rf.deep_lora_(nn.Sequential(nn.Linear(16, 8)), rank=4, epsilon=0.5)
+        >>> rf.adapt.combine([rf.adapt.save_adapter(net, "adapter")], "rank=2").adapter.ranks
+        {'0': 2}
     """
     wanted, read = asked(budget), [a if isinstance(a, Adapter) else read_adapter(a) for a in adapters]
     if not read:

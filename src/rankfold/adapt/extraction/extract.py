@@ -50,21 +50,43 @@ def extract(
 ) -> Extraction:
     """What ``tuned`` has learnt beyond ``base``, as a LoRA adapter for ``base``; nothing is written until ``save``.
 
-    ``base``, ``tuned``: folders of transformers, safetensors files, modules or state dicts; of files one layer is in
-    memory at a time. ``model``: a network of that architecture, which says what the tensors are, where neither is a
-    module nor ``base`` a folder; its own weights do not matter. ``budget``: ``"rank=16"``, ``"params=0.1"`` (of the
-    model; above 1 a count), ``"error=0.1"`` (relative, of all updates), or several; ranks are shared out between layers
-    so that the error is least. ``data``: unlabelled inputs; then errors are changes of the tuned model's outputs on the
-    first ``samples`` of them, as ``objective`` reads these (None: told from the model), and layers that they do not
-    reach are left out. ``where`` as in ``rankfold.sites``. ``whole``: globs of modules, such as norms, whose tuned
-    tensors go into the adapter as they are (``modules_to_save``); they count in ``params``. ``tune``: then train all
-    factors together for so many steps of Adam towards the tuned model's answers on ``data``, without labels; the best
-    of six looks at samples that are held back is kept. For this both models are in memory.
+    Every difference that the adapter does not take is in ``left_out`` with its reason.
 
-    Every difference that the adapter does not take is in ``left_out`` with its reason. Raises ``ValueError`` in one
-    line: checkpoints of different architectures or vocabularies, quantised ones, values that are not finite, equal
-    ones, a budget that cannot be met (``BudgetError``). Cost: of each layer m n (rank + 16) · 8 multiplications, not a
-    full decomposition; with data also what ``metrics`` costs, in float64.
+    Args:
+        base: a folder of transformers, a safetensors file, a module or a state dict; of files one layer is in memory at
+            a time.
+        tuned: likewise.
+        budget: ``"rank=16"``, ``"params=0.1"`` (of the model; above 1 a count), ``"error=0.1"`` (relative, of all
+            updates), or several; ranks are shared out between layers so that the error is least.
+        model: a network of that architecture, which says what the tensors are, where neither is a module nor ``base`` a
+            folder; its own weights do not matter.
+        data: unlabelled inputs; then errors are changes of the tuned model's outputs, and layers that they do not reach
+            are left out.
+        objective: how outputs are read; told from the model by default.
+        samples: of ``data`` that are used, the first.
+        where: as in ``rankfold.sites``.
+        whole: globs of modules, such as norms, whose tuned tensors go into the adapter as they are
+            (``modules_to_save``); they count in ``params``.
+        tune: train all factors together for so many steps of Adam towards the tuned model's answers on ``data``,
+            without labels; the best of six looks at samples that are held back is kept. Both models are then in memory.
+        progress: called as ``progress(what, done, total)`` as the work goes on.
+
+    Returns:
+        An ``Extraction``.
+
+    Raises:
+        ValueError: checkpoints of different architectures or vocabularies, quantised ones, values that are not finite,
+            equal ones.
+        BudgetError: a budget that cannot be met.
+
+    Cost: of each layer m n (rank + 16) · 8 multiplications, not a full decomposition; with data also what second
+    moments cost, in float64.
+
+    Example:
+        >>> base, tuned = nn.Sequential(nn.Linear(8, 8)), nn.Sequential(nn.Linear(8, 8))
+        >>> _ = tuned.load_state_dict(base.state_dict()), tuned[0].weight.data.add_(1.0)
+        >>> rf.extract(base, tuned, "rank=1").error < 1e-3
+        True
     """
     if tune and data is None:
         raise ValueError("tune= needs data=: inputs on which the adapted base is to answer as the tuned model does")

@@ -34,10 +34,23 @@ class Layer:
 class Extraction:
     """An adapter and what it cost.
 
-    ``error``: relative, of all updates together; ``norm``: in which it and the ranks were counted, "entries" of the
-    updates or "outputs" on data; ``model_params``: numbers of the model, or of the adapters that were combined;
-    ``notes``: sentences on what is odd. ``tuned``: where the factors were trained afterwards, how far the answers were
-    off on held-out samples before and after; errors are those before.
+    Attributes:
+        adapter: the factors of each layer; ``save`` writes them.
+        layers: name, shape, rank and error of each.
+        left_out: what the adapter does not have, with the reason.
+        budget: that was asked.
+        error: relative, of all updates together.
+        norm: in which it and the ranks were counted, "entries" of the updates or "outputs" on data.
+        model_params: numbers of the model, or of the adapters that were combined.
+        notes: sentences on what is odd.
+        tuned: where the factors were trained afterwards, how far the answers were off on held-out samples before and
+            after; errors are those before.
+
+    Example:
+        >>> base, tuned = nn.Sequential(nn.Linear(8, 8)), nn.Sequential(nn.Linear(8, 8))
+        >>> found = rf.extract(base, tuned, "rank=2")
+        >>> found.adapter.ranks, found.norm
+        ({'0': 2}, 'entries')
     """
 
     adapter: Adapter = field(repr=False)

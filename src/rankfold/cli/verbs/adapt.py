@@ -73,9 +73,9 @@ def adapt(
         ),
     ] = "params=0.01",
     radius: Annotated[float, typer.Option(help="debora: what the gains of all layers may add up to.")] = 8.0,
-    epochs: Annotated[int, typer.Option(min=1)] = 3,
+    epochs: Annotated[int, typer.Option(min=1, help="Passes over the training split.")] = 3,
     learning_rate: Annotated[float, typer.Option(min=0.0, help="The peak of Adam's rate.")] = 1e-3,
-    batch_size: Annotated[int, typer.Option(min=1)] = 32,
+    batch_size: Annotated[int, typer.Option(min=1, help="Samples of one step.")] = 32,
     length: Length = None,
     windows: Windows = None,
     objective: ObjectiveName = None,
@@ -91,8 +91,8 @@ def adapt(
 ) -> None:
     """Adapt a trained network to data by updates of low rank, and save an ordinary LoRA adapter.
 
-    Every method ends within the same numbers. The same command goes on after an interruption. Epochs are chosen on the
-    validation split; the figures are those of the test split.
+    Every method ends with at most --budget numbers. The same command goes on after an interruption. Epochs are chosen
+    on the validation split; the figures are those of the test split.
     """
     from rankfold.adapt.extraction.budget import asked
     from rankfold.cli.loading import Cut, chosen_layers, computing, objective_of, open_model, set_threads

@@ -85,7 +85,7 @@ def compress(
     threads: Threads = None,
     as_json: Json = False,
 ) -> None:
-    """Plan, apply, repair, fine-tune, evaluate, save, and write report.html.
+    """Do the whole job: plan, apply, repair, fine-tune, evaluate, save, and write report.html.
 
     The same command resumes after an interruption. Choices are made on the validation split; the figures are those of
     the test split, and latency_ms is for batch 1 on this machine. With --memory a folder of transformers is read,

@@ -73,6 +73,9 @@ def recover(
     ] = Path("recovered"),
     seed: Seed = 0,
     threads: Threads = None,
+    jobs: Annotated[
+        int, typer.Option(help="Candidates tried at a time, in processes of one thread; -1 for one on each core.")
+    ] = 1,
     as_json: Json = False,
 ) -> None:
     """Complete a matrix: choose method and rank by cross-validation, fit on all entries, save the factors.
@@ -104,6 +107,8 @@ def recover(
     if duplicates not in ("refuse", "mean", "last", "sum"):
         raise typer.BadParameter(f"duplicates are refused, or give the mean, the last or the sum, got {duplicates!r}")
     tried = _listed("ranks", ranks, int) if ranks is not None else None
+    if jobs == 0:
+        raise typer.BadParameter("--jobs is a number of processes, or -1 for one on each core")
     set_threads(threads)
     with Talk() as talk:
         arrays = read_arrays(file) if file.suffix.lower() == ".npz" else {}
@@ -112,7 +117,7 @@ def recover(
         else:
             named = _listed("columns", columns, str) if columns is not None else None
             if implicit:
-                report = _implicit(file, wanted, named, at_least, split, duplicates, top, seed, out, talk)
+                report = _implicit(file, wanted, named, at_least, split, duplicates, top, seed, out, jobs, talk)
                 print_json(report) if as_json else print_ranked(report)
                 return
             entries = read_triplets(file, duplicates=duplicates, columns=named, time=time)  # type: ignore[arg-type]
@@ -132,6 +137,7 @@ def recover(
                 folds=folds,
                 seed=seed,
                 top=top,
+                jobs=jobs,
                 progress=talk.progress,
             )
     if as_json:
@@ -172,6 +178,7 @@ def _implicit(
     top: int,
     seed: int,
     out: Path,
+    jobs: int,
     talk: Talk,
 ) -> dict[str, Any]:
     from rankfold.pipeline.recovery import rank_unseen
@@ -194,6 +201,7 @@ def _implicit(
             split=how,  # type: ignore[arg-type] # one of two
             top=top or 10,
             seed=seed,
+            jobs=jobs,
             progress=talk.progress,
         )
     except ValueError as error:

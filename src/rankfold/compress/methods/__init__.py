@@ -21,7 +21,23 @@ _NAMED: dict[str, Method] = {method.name: method for method in METHODS}
 
 
 def register_method(method: Method) -> Method:
-    """Make a method of one's own known by its name, to plans and to files that name it; returns it."""
+    """Make a method of one's own known by its name, to plans and to files that name it.
+
+    Args:
+        method: an object with ``name``, ``forms``, ``needs_data`` and ``decompose``; see docs/inside.md.
+
+    Returns:
+        ``method``.
+
+    Raises:
+        ValueError: what is missing of it, or a name that is taken.
+
+    Example:
+        >>> from rankfold.compress.methods.truncate import Truncate
+        >>> _ = rf.register_method(Truncate(name="mine"))
+        >>> rf.plan(nn.Sequential(nn.Linear(8, 8)), "params=0.9", "mine", example=torch.randn(1, 8)).method
+        'mine'
+    """
     _NAMED[method_named(method).name] = method
     return method
 

@@ -24,9 +24,28 @@ from rankfold.sites import Form, Site
 
 @dataclass(frozen=True)
 class MaxNorm(Project):
-    """Fits layer after layer like ``Sequential``. ``bound``: α as a part of the largest target, both less their mean;
-    ``tolerance`` of the relative duality gap. A solution of higher rank than planned is cut to it, which its
-    certificate says.
+    """Fits layer after layer like ``Sequential``, with the largest entry of the output bounded.
+
+    A solution of higher rank than planned is cut to it, which its certificate says.
+
+    Args:
+        damping: of the second moments, as a part of their mean.
+        ridge: weight of the anchor at the layer's own weight.
+        name: of the method.
+        forms: that it makes.
+        needs_data: True.
+        rounds: fits of all layers.
+        bound: α as a part of the largest target, both less their mean.
+        tolerance: of the relative duality gap.
+        iterations: at most.
+        kept: layers that stay dense are fitted anew too.
+        rows: of each layer that are used.
+
+    Source: "Theoretical Guarantees for Low-Rank Compression of Deep Neural Networks", theorem 1.
+
+    Example:
+        >>> rf.MaxNorm(bound=0.5).name
+        'maxnorm'
     """
 
     damping: float = DAMPING

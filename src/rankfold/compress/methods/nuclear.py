@@ -23,8 +23,24 @@ from rankfold.sites import Form, Site
 
 @dataclass(frozen=True)
 class NuclearBall(Project):
-    """Fits layer after layer like ``Sequential``. ``debias``: give the singular values back after the rank is found;
-    then nothing differs from it.
+    """Fits layer after layer like ``Sequential``, within a ball of the nuclear norm.
+
+    Args:
+        damping: of the second moments, as a part of their mean.
+        ridge: weight of the anchor at the layer's own weight.
+        name: of the method.
+        forms: that it makes.
+        needs_data: True.
+        rounds: fits of all layers.
+        debias: give the singular values back after the rank is found; then nothing differs from ``Sequential``.
+        kept: layers that stay dense are fitted anew too.
+        rows: of each layer that are used; 0 for all.
+
+    Source: "Theoretical Guarantees for Low-Rank Compression of Deep Neural Networks", theorem 2.
+
+    Example:
+        >>> rf.NuclearBall().name
+        'nuclear'
     """
 
     damping: float = DAMPING

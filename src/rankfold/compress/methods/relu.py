@@ -32,12 +32,29 @@ _SHOWN = 0.05  # a channel counts as shown at least this often, so that no weigh
 
 @dataclass(frozen=True)
 class ActivationAware(Project):
-    """Fits layer after layer like ``Sequential`` and starts from its solution; at most
-    ``iterations`` of each layer's descent.
+    """Fits layer after layer like ``Sequential`` and goes on to what comes out of the ReLU behind each layer.
 
-    ``convex``: where a ReLU is behind a factored matrix, solve the convex program instead (log Φ, nuclear norm, largest
-    entry), with its certified gap, and cut its solution to the rank; ``sigma`` of it as a part of the pre-activations'
-    root mean square. Layers with no activation behind them are projected.
+    Layers with no activation behind them are projected.
+
+    Args:
+        damping: of the second moments, as a part of their mean.
+        ridge: weight of the anchor at the layer's own weight.
+        name: of the method.
+        forms: that it makes.
+        needs_data: True.
+        rounds: fits of all layers.
+        kept: layers that stay dense are fitted anew too.
+        iterations: of each layer's descent, at most; it starts from the solution of ``Sequential``.
+        convex: where a ReLU is behind a factored matrix, solve the convex program instead (log Φ, nuclear norm, largest
+            entry), with its certified gap, and cut its solution to the rank.
+        sigma: of that program, as a part of the pre-activations' root mean square.
+        rows: of each layer that are used.
+
+    Source: "Theoretical Guarantees for Low-Rank Compression of Deep Neural Networks", theorem 3.
+
+    Example:
+        >>> rf.ActivationAware(iterations=4).name
+        'relu'
     """
 
     damping: float = DAMPING

@@ -20,11 +20,27 @@ from rankfold.sites import Factors, Form, Site
 
 @dataclass(frozen=True)
 class Sequential(Project):
-    """Ranks as by ``Project``; in every further round from the errors that the fit before has met.
+    """Fits layer after layer: each corrects what the compressed layers before it have lost. Ranks as by ``project``.
 
-    ``rounds``: fits of all layers; the best by the divergence of the network's outputs on held-out samples is kept.
-    ``kept``: layers that stay dense are fitted anew too, at no cost in size. ``one_shot``: factors that were not fitted
-    layer after layer are kept where they are better on held-out samples, in each layer and in all together.
+    Args:
+        damping: of the second moments, as a part of their mean.
+        ridge: weight of the anchor at the layer's own weight.
+        name: of the method.
+        forms: that it makes.
+        needs_data: True.
+        rounds: fits of all layers, in every further one with ranks from the errors that the fit before has met; the
+            best by the divergence of the network's outputs on held-out samples is kept.
+        kept: layers that stay dense are fitted anew too, at no cost in size.
+        rows: of each layer that are used; 0 for all.
+        one_shot: factors that were not fitted layer after layer are kept where they are better on held-out samples, in
+            each layer and in all together.
+
+    Cost: for each round, one pass of each block of the network, and one decomposition for each site.
+
+    Example:
+        >>> net, x = nn.Sequential(nn.Linear(16, 32), nn.ReLU(), nn.Linear(32, 4)), torch.randn(128, 16)
+        >>> rf.plan(net, "params=0.7", rf.Sequential(), x).method
+        'sequential'
     """
 
     damping: float = DAMPING

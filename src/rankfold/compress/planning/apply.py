@@ -44,14 +44,35 @@ def apply_(
     method: Method | None = None,
     progress: Progress | None = None,
 ) -> nn.Module:
-    """Replace every changed site of ``model`` by its factored layer, in place; returns the model.
+    """Replace every changed site of ``model`` by its factored layer, in place.
 
-    Plan and model are compared before the first change: ``ValueError`` if the plan was made for another model,
-    ``ApplyError`` if a site is missing, if a form or rank is impossible there, or if factors overflow half precision.
-    ``profile``: the one that the plan was made from: then nothing is searched or decomposed again. ``method``: the one
-    the plan was made with, where it is your own. Optimizers built before do not know the new parameters: a living one
-    that holds a weight which has left the model is told (``UserWarning``). Layers keep dtype, device, mode, hooks and
-    ``requires_grad``. Extra memory: the new layers, all of which are made before the first takes its place.
+    Layers keep dtype, device, mode, hooks and ``requires_grad``. Optimizers that were built before do not know the new
+    parameters: a living one that holds a weight which has left the model is named in a ``UserWarning``.
+
+    Args:
+        model: the one that the plan was made for, or a copy of it.
+        plan: from ``rankfold.plan``, a profile, or a file.
+        profile: the one that the plan was made from; then nothing is searched or decomposed again.
+        method: the one that the plan was made with, where it is your own and not registered.
+        progress: called as ``progress(what, done, total)`` as the work goes on.
+
+    Returns:
+        ``model``.
+
+    Raises:
+        ValueError: the plan was made for another model.
+        ApplyError: a site is missing, a form or rank is impossible there, or factors overflow half precision. All of it
+            is checked before the first change.
+
+    Cost: with the profile, the factors; without it, one decomposition for each changed site. Memory: the new layers,
+    all of which are made before the first takes its place.
+
+    Example:
+        >>> net, x = nn.Sequential(nn.Linear(16, 16)), torch.randn(64, 16)
+        >>> known = rf.profile(net, x)
+        >>> small = rf.apply_(copy.deepcopy(net), known.plan("params=0.7"), known)
+        >>> sum(p.numel() for p in small.parameters()) <= 0.7 * sum(p.numel() for p in net.parameters())
+        True
     """
     root = unwrap(model)
     check_fingerprint(plan, root)

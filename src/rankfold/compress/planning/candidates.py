@@ -142,7 +142,7 @@ def decompose(
                 continue
             except (ValueError, ArithmeticError) as error:
                 raise ValueError(
-                    f"{site.title}: {error}; mend the weights, or leave the site out with where="
+                    f"{site.title}: {error}; repair or reload the weights, or leave the site out with where="
                 ) from error
             decomposition, forecast, ridge = made[base]
             if decomposition is not None:

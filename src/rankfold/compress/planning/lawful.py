@@ -22,7 +22,18 @@ _FLOORED = 0.01  # of a budget: FLOPs are rounded for each layer
 
 
 class ApplyError(ValueError):
-    """A plan cannot be carried out on this model; names the site, what was asked and the remedy."""
+    """A plan cannot be carried out on this model; names the site, what was asked and the remedy.
+
+    Example:
+        >>> net = nn.Sequential(nn.Linear(8, 8), nn.Linear(8, 8))
+        >>> plan = rf.plan(net, rf.Ranks({"0": 2}), "truncate", example=torch.randn(1, 8))
+        >>> entry = rf.Entry("nowhere", rf.Form.FACTORED, 2, (8, 8))
+        >>> try:
+        ...     rf.apply_(net, plan.with_entries((entry,)))
+        ... except rf.ApplyError as error:
+        ...     print("nowhere" in str(error))
+        True
+    """
 
 
 class LawError(ValueError):

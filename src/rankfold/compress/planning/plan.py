@@ -35,13 +35,27 @@ NATS = "nats per token"
 class Entry:
     """The decision for one site.
 
-    ``predicted_error``: relative error of the layer's output (of its weight where no data was used), Frobenius.
-    ``predicted_loss``: what this layer alone is expected to cost one sample, in the unit that the sites of this plan
-    were compared in: squared change of the model's outputs, KL divergence in nats (for one token of a language model),
-    or lost energy without data.
-    ``params`` and ``flops`` are the site's own, in the new form. ``bias``: the new layer carries a bias.
-    ``certificate``: how well the program behind the factors was solved, in words. ``ridge``: of the method, where
-    held-out samples have chosen one.
+    Attributes:
+        site: its name.
+        form: what it becomes.
+        rank: in that form.
+        shape: (m, n).
+        groups: number of such matrices.
+        predicted_error: relative error of the layer's output (of its weight where no data was used), Frobenius.
+        predicted_loss: what this layer alone is expected to cost one sample, in the unit in which the sites of this
+            plan were compared: squared change of the model's outputs, KL divergence in nats (for one token of a
+            language model), or lost energy without data.
+        params: of the site, in the new form.
+        flops: of the site, in the new form, for one sample.
+        bias: whether the new layer carries one.
+        note: what is particular about it.
+        certificate: how well the program behind the factors was solved, in words.
+        ridge: of the method, where held-out samples have chosen one.
+
+    Example:
+        >>> plan = rf.plan(nn.Sequential(nn.Linear(8, 8)), rf.Ranks({"0": 2}), "truncate", example=torch.randn(1, 8))
+        >>> plan.entries[0].rank, plan.entries[0].params
+        (2, 40)
     """
 
     __pydantic_config__ = ConfigDict(extra="forbid")
@@ -63,11 +77,32 @@ class Entry:
 
 @dataclass(frozen=True)
 class Plan:
-    """Entries in the order of the model's modules; ``before`` and ``after`` are costs of the whole model.
+    """What becomes of every site, as data that can be read, edited, saved and applied again.
 
-    ``method`` and ``rule`` say how the matrices are factored and how ranks were chosen; ``calibration`` names the
-    data that was used. ``statistics`` are the second moments that the method needs to factor again; they are kept
-    beside the JSON, in a file of their own; so are ``factors`` by site, where they were fitted layer after layer.
+    Attributes:
+        entries: one for each site, in the order of the model's modules.
+        budgets: that were asked.
+        method: how the matrices are factored.
+        rule: how ranks were chosen.
+        fingerprint: of the weights that it was made for.
+        before: cost of the whole model as it was.
+        after: cost of the whole model as planned.
+        calibration: the data that were used, by name and number.
+        left_out: (parameter, reason) of what no site covers.
+        notes: sentences on what is odd.
+        format: version of the file.
+        decided: hash of the decision, to notice edits.
+        statistics_sha256: hash of the file of second moments beside it.
+        factors_sha256: hash of the file of factors beside it.
+        factorable: cost of the layers that can be factored.
+        statistics: second moments that the method needs to factor again, kept in a file of their own.
+        factors: by site, where they were fitted layer after layer.
+
+    Example:
+        >>> plan = rf.plan(nn.Sequential(nn.Linear(16, 16)), "params=0.7", "truncate", example=torch.randn(1, 16))
+        >>> again = rf.Plan.from_json(plan.to_json())
+        >>> again.entries == plan.entries, again.asked()
+        (True, 'params ≤ 0.7 of dense')
     """
 
     __pydantic_config__ = ConfigDict(extra="forbid")

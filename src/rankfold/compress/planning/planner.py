@@ -42,18 +42,37 @@ def plan(
 ) -> Plan:
     """Decide what becomes of every site of ``model`` within ``budget``: the short way through ``rankfold.profile``.
 
-    ``budget``: one or several of ``Params``, ``Flops``, ``Bytes``, ``Latency``, ``KeepEnergy``, ``Ranks`` or their text
-    (``"flops=0.5"``); all must hold. ``data``: a loader, data set or batches (see ``rankfold.batches.batches_of``);
-    needed by methods that use data and by the iterative rule. ``objective``: what the outputs mean (see
-    ``rankfold.objectives``). ``example``: one input, for counting; taken from the data otherwise. ``where`` narrows the
-    sites (see ``rankfold.sites.sites``). ``directory``: where methods that fit layer after layer keep what is finished;
-    the same call takes up an interrupted one, and another job at the same time is refused.
-    ``progress(what, done, total)`` is called as the work goes on.
+    Args:
+        model: any module, left as it is.
+        budget: one or several of ``Params``, ``Flops``, ``Bytes``, ``Latency``, ``KeepEnergy``, ``Ranks`` and others,
+            or their text (``"flops=0.5"``); all must hold.
+        method: how matrices are factored, by name or as an object.
+        data: a loader, data set or batches; needed by methods that use data and by the iterative rule. Labels are not
+            needed.
+        rule: how ranks are shared out between sites, by name or as an object.
+        objective: what the outputs mean; told from the first samples by default.
+        example: one input, for counting; taken from the data by default.
+        where: narrows the sites, as in ``rankfold.sites``.
+        calibration: which part of the data is used.
+        directory: where methods that fit layer after layer keep what is finished; the same call takes up an interrupted
+            one, and another job at the same time is refused.
+        progress: called as ``progress(what, done, total)`` as the work goes on.
 
-    Raises ``BudgetError`` when nothing fits, ``ClaimError`` while another job works in ``directory``, ``ValueError``
-    for data that is missing, empty or not finite, for weights that are not finite, naming the site, and for
-    over-parametrised models, which are folded first.
+    Returns:
+        A ``Plan``; nothing is changed before ``apply_``.
+
+    Raises:
+        BudgetError: nothing fits; names what stands in the way and the smallest budget that can be met.
+        ClaimError: another job works in ``directory``.
+        ValueError: as in ``rankfold.profile``.
+
     Cost: that of a profile, and the probes of the rank rule.
+
+    Example:
+        >>> net = nn.Sequential(nn.Linear(16, 32), nn.ReLU(), nn.Linear(32, 4))
+        >>> plan = rf.plan(net, "params=0.5", data=torch.randn(64, 16))
+        >>> plan.after.params <= 0.5 * plan.before.params
+        True
     """
     root, how = unwrap(model), calibration or Calibration()
     method, rule, budgets = method_named(method), rule_named(rule), parsed(budget)

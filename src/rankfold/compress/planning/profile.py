@@ -35,12 +35,24 @@ UNHEARD = "it is called, and what it gives never reaches what the model gives: l
 
 @dataclass(frozen=True)
 class Calibration:
-    """Which part of the data is used: its first ``samples`` samples in batches of ``batch_size``.
+    """Which part of the data is used: its first ``samples`` samples.
 
-    ``name`` of the data is written into the plan, for whoever reads it. ``statistics`` of an earlier plan for the same
-    model (``plan.statistics``) save taking them again. For methods that fit layer after layer: ``memory`` in bytes that
-    second moments and their decompositions may take (None: as it comes, or half of what is free where they would not
-    fit), and ``distributed``: every process of torchrun takes its share of the data, and all end with the same plan.
+    Args:
+        samples: how many.
+        batch_size: of the passes.
+        name: of the data, written into the plan for whoever reads it.
+        statistics: of an earlier plan for the same model (``plan.statistics``); they save taking them again.
+        memory: for methods that fit layer after layer, the bytes that second moments and their decompositions may take.
+            None: as many as needed, or half of what is free where they would not fit.
+        distributed: every process of torchrun takes its share of the data, and all end with the same plan.
+
+    Raises:
+        ValueError: a number below 1.
+
+    Example:
+        >>> net, x = nn.Sequential(nn.Linear(16, 16)), torch.randn(64, 16)
+        >>> rf.profile(net, x, calibration=rf.Calibration(samples=32)).samples
+        32
     """
 
     samples: int = 2048
@@ -69,13 +81,40 @@ class Calibration:
 
 @dataclass(frozen=True, eq=False)
 class Profile:
-    """What plans are made of. Made by ``profile``; ``plan`` decides ranks, and decomposes nothing.
+    """What plans are made of. Made by ``rankfold.profile``; ``plan`` decides ranks and decomposes nothing.
 
-    ``sites`` of the model, ``candidates`` for each, ``cost`` of the whole model; ``unsolved``: sites that could not be
-    decomposed, with the reason; ``decomposed``: how many decompositions were made, those included that only served to
-    weigh candidates on held-out samples (``weighed``). ``metrics`` of the model's outputs and ``absorbers`` of shifts,
-    where a method needs them later. ``model`` and ``data`` are those that were measured; a profile that was read from a
-    file has none until they are given.
+    Attributes:
+        sites: of the model.
+        method: that factored them.
+        candidates: for each site, each form with its decomposition and forecast.
+        counter: prices any form at any rank.
+        cost: of the whole model.
+        flops: of the whole model, for one sample.
+        fingerprint: of the weights, so that a plan is not applied to others.
+        calibration: which part of the data was used.
+        objective: what the outputs were taken to mean.
+        samples: how many were used.
+        unsolved: sites that could not be decomposed, with the reason.
+        unreached: sites that the data never reach.
+        notes: sentences on what is odd.
+        statistics: second moments that the method needs to factor again.
+        metrics: of the model's outputs, where a method needs them later.
+        absorbers: the BatchNorm that takes the shift of a site.
+        decomposed: how many decompositions were made, those included that only served to weigh candidates.
+        weighed: the latter alone.
+        model: that was measured; None after reading from a file, until it is given.
+        data: that was used; None after reading from a file, until it is given.
+        example: one input.
+        directory: where methods that fit layer after layer keep what is finished.
+        tell: progress.
+        probed: whether sites were compared by trial.
+        prices: what each rank costs in the outputs, by rule.
+        others: profiles by other methods, made on demand.
+
+    Example:
+        >>> known = rf.profile(nn.Sequential(nn.Linear(16, 16)), torch.randn(64, 16))
+        >>> known.plan("params=0.7").asked(), known.samples
+        ('params ≤ 0.7 of dense', 64)
     """
 
     sites: SiteList
@@ -203,16 +242,33 @@ def profile(
 ) -> Profile:
     """Measure and decompose every site of ``model`` once; plans for any budget then follow at little cost.
 
-    ``data``: a loader, data set or batches (see ``rankfold.batches.batches_of``), needed by methods that use data; one
-    sample in eight is held back, and every forecast is made on those. ``objective``: what the outputs mean, as an
-    object or by name (see ``rankfold.objectives``); told from the first samples otherwise. ``example``: one input, for
-    counting; taken from the data otherwise. ``where`` narrows the sites. ``directory``: where methods that fit layer
-    after layer keep what is finished. ``progress(what, done, total)`` is called as the work goes on.
+    Args:
+        model: any module, left as it is.
+        data: a loader, data set or batches (see ``rankfold.batches.batches_of``), needed by methods that use data;
+            labels are not needed. One sample in eight is held back, and every forecast is made on those.
+        method: how matrices are factored, by name or as an object.
+        objective: what the outputs mean, as an object or by name; told from the first samples by default.
+        example: one input, for counting; taken from the data by default.
+        where: narrows the sites, as in ``rankfold.sites``.
+        calibration: which part of the data is used.
+        directory: where methods that fit layer after layer keep what is finished.
+        progress: called as ``progress(what, done, total)`` as the work goes on.
 
-    Raises ``ValueError`` for data that is missing, empty or not finite, for weights that are not finite, naming the
-    site, for weights in pieces (FSDP) or under observation (quantization), and for over-parametrised models, which are
-    folded first. Cost: one pass over the calibration data with one
-    backward pass, and two decompositions for each site and form, one of them for the forecast.
+    Returns:
+        A ``Profile``; ask it for plans.
+
+    Raises:
+        ValueError: data that are missing, empty or not finite; weights that are not finite, naming the site, in pieces
+            (FSDP) or under observation (quantization); over-parametrised models, which are folded first.
+
+    Cost: one pass over the calibration data with one backward pass, and two decompositions for each site and form, one
+    of them for the forecast.
+
+    Example:
+        >>> net, x = nn.Sequential(nn.Linear(16, 32), nn.ReLU(), nn.Linear(32, 4)), torch.randn(64, 16)
+        >>> known = rf.profile(net, x)
+        >>> [known.plan(f"params={share}").after.params <= share * 676 for share in (0.8, 0.5)]
+        [True, True]
     """
     from rankfold.compress.methods import method_named
 

@@ -37,7 +37,15 @@ class Option:
 
 
 class BudgetError(ValueError):
-    """No choice of ranks meets the budget."""
+    """No choice of ranks meets the budget; names what stands in the way and the smallest budget that can be met.
+
+    Example:
+        >>> try:
+        ...     rf.plan(nn.Sequential(nn.Linear(8, 8)), "params=0.01", "truncate", example=torch.randn(1, 8))
+        ... except rf.BudgetError:
+        ...     print("too small")
+        too small
+    """
 
 
 def useful(options: Sequence[Option]) -> list[Option]:

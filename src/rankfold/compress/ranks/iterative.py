@@ -1,4 +1,4 @@
-"""Performance-preserving truncation (ISVT; LoRITa, appendix A): parameters leave where the loss minds least."""
+"""Performance-preserving truncation (ISVT; LoRITa, appendix A): each step is taken where it raises the loss least."""
 
 from __future__ import annotations
 

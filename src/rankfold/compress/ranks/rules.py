@@ -33,12 +33,25 @@ class RankRule(Protocol):
 
 @dataclass(frozen=True)
 class Optimal:
-    """Least predicted loss within the budget, keeping dense always among the choices. The default.
+    """Least predicted loss within the budget, with keeping among the choices of each site. The default rule.
 
-    For methods that cannot tell it themselves the loss follows in closed form from statistics of ``samples``
-    calibration samples. ``probes``: truncations of each site that are tried on them where these do not tell (on fewer
-    samples where more than 64 are to be tried); 0 compares sites by relative error alone, and so does a plan without
-    data.
+    For methods that cannot tell it themselves the loss follows in closed form from statistics of the calibration
+    samples.
+
+    Args:
+        probes: truncations of each site that are tried where these do not tell (on fewer samples where more than 64 are
+            to be tried); 0 compares sites by relative error alone, and so does a plan without data.
+        samples: calibration samples for it.
+        name: of the rule.
+
+    Cost: an integer program of at most 30 seconds; see docs/budgets.md.
+
+    Source: Kellerer, Pferschy, Pisinger 2004 (multiple-choice knapsack).
+
+    Example:
+        >>> net = nn.Sequential(nn.Linear(16, 16), nn.Linear(16, 16))
+        >>> rf.plan(net, "params=0.6", data=torch.randn(64, 16), rule=rf.Optimal()).rule
+        'optimal'
     """
 
     probes: int = 4
@@ -52,7 +65,24 @@ class Optimal:
 
 @dataclass(frozen=True)
 class Local:
-    """The same fraction of the full rank, or the same rank, in every site (LSVT); the largest that fits by default."""
+    """The same fraction of the full rank, or the same rank, in every site (LSVT); the largest that fits by default.
+
+    Args:
+        fraction: of the full rank.
+        rank: the same in every site.
+        name: of the rule.
+
+    Raises:
+        ValueError: both are given, or one is out of range.
+
+    Source: LoRITa, local singular value truncation.
+
+    Example:
+        >>> net = nn.Sequential(nn.Linear(16, 16), nn.Linear(16, 16))
+        >>> plan = rf.plan(net, "params=0.9", "truncate", example=torch.randn(1, 16), rule=rf.Local(rank=3))
+        >>> [entry.rank for entry in plan.entries]
+        [3, 3]
+    """
 
     fraction: float | None = None
     rank: int | None = None
@@ -70,7 +100,18 @@ class Local:
 
 @dataclass(frozen=True)
 class Global:
-    """All spectra, each divided by its largest value, ranked together (GSVT)."""
+    """All spectra, each divided by its largest value, ranked together (GSVT).
+
+    Args:
+        name: of the rule.
+
+    Source: LoRITa, global singular value truncation.
+
+    Example:
+        >>> net = nn.Sequential(nn.Linear(16, 16), nn.Linear(16, 16))
+        >>> rf.plan(net, "params=0.7", "truncate", example=torch.randn(1, 16), rule=rf.Global()).rule
+        'global'
+    """
 
     name: str = "global"
 
@@ -80,13 +121,28 @@ class Global:
 
 @dataclass(frozen=True)
 class Iterative:
-    """Performance-preserving truncation (ISVT; LoRITa, appendix A).
+    """Performance-preserving truncation (ISVT): each step shrinks the site where that raises the loss least.
 
-    Each step removes ``step`` parameters from the site where that raises the loss least on ``samples`` random
-    calibration samples, drawn with ``seed``. ``counted``: which parameters. "stored": those that the network has, so
-    that the first step of a layer goes from its m·n to the rank at which the factors are so many fewer. "values": m + n
-    for each singular value from full rank on, as the paper prints it; a layer is then truncated in small steps from the
-    first, and one that ends with more in its factors than in its matrix is kept whole.
+    Args:
+        step: parameters that one step removes.
+        samples: random calibration samples on which the loss is measured.
+        seed: that draws them.
+        counted: which parameters. "stored": those that the network has, so that the first step of a layer goes from its
+            m·n to the rank at which the factors are so many fewer. "values": m + n for each singular value from full
+            rank on, as the paper prints it; a layer is then truncated in small steps from the first, and one that ends
+            with more in its factors than in its matrix is kept whole.
+        name: of the rule.
+
+    Raises:
+        ValueError: a number out of range.
+
+    Cost: for each step one evaluation of the samples for each site.
+
+    Source: LoRITa, appendix A.
+
+    Example:
+        >>> rf.Iterative(step=1000, seed=1).samples
+        120
     """
 
     step: int = 500
@@ -122,7 +178,25 @@ _NAMED: dict[str, RankRule] = {rule.name: rule for rule in (Optimal(), Local(), 
 
 
 def register_rule(rule: RankRule) -> RankRule:
-    """Make a rule of one's own known by its name; returns it."""
+    """Make a rank rule of one's own known by its name.
+
+    Args:
+        rule: an object with ``name`` and ``choose(choices, limits, known)``; see docs/inside.md.
+
+    Returns:
+        ``rule``.
+
+    Raises:
+        ValueError: what is missing of it, or a name that is taken.
+
+    Example:
+        >>> class Nothing:
+        ...     name = "nothing"
+        ...     def choose(self, choices, limits, known):
+        ...         return {site: options[0] for site, options in choices.items()}
+        >>> rf.register_rule(Nothing()).name
+        'nothing'
+    """
     _NAMED[rule_named(rule).name] = rule
     return rule
 

@@ -75,18 +75,36 @@ def reestimate_(
     samples: int | None = 2048,
     batch_size: int = 128,
 ) -> tuple[str, ...]:
-    """Correct the running statistics of every BatchNorm of ``model`` in place; returns the names of the changed ones.
+    """Correct the running statistics of every BatchNorm of ``model`` in place.
 
     Both networks run on the same batches. The variance is the original's times the ratio of the two batch variances,
     and the mean lies as many standard deviations from the batch mean as in the original, layer after layer: every
     BatchNorm already normalises with its corrected values when the later ones are measured. What the calibration data
-    differs in from the training data (augmentation, a small sample) cancels, so that nothing changes where nothing was
-    compressed; measuring the statistics afresh, as is usual, would take accuracy even from the original network.
+    differ in from the training data (augmentation, a small sample) cancels, so that nothing changes where nothing was
+    compressed; measuring the statistics afresh, as is usual, would take accuracy even from the original network. Modes
+    are left as found.
 
-    BatchNorms are matched by name; those that ``original`` does not have are left alone. ``original``: the network, or
-    a ``Reference`` to it where several copies are repaired. Cost: one pass over the data with both networks, or with
-    ``model`` alone where the reference knows the batches. Modes are left as found. Raises ``ValueError`` for data
-    without a batch.
+    Args:
+        model: compressed. BatchNorms are matched by name; those that ``original`` does not have are left alone.
+        original: the network that it was made from, or a ``Reference`` to it where several copies are repaired.
+        data: inputs; labels are not needed.
+        samples: at most so many.
+        batch_size: of the passes.
+
+    Returns:
+        The names of the changed ones.
+
+    Raises:
+        ValueError: data without a batch.
+
+    Cost: one pass over the data with both networks, or with ``model`` alone where the reference knows the batches.
+
+    Example:
+        >>> net = nn.Sequential(nn.Linear(16, 32), nn.BatchNorm1d(32), nn.ReLU(), nn.Linear(32, 4)).eval()
+        >>> x = torch.randn(64, 16)
+        >>> small = rf.apply_(copy.deepcopy(net), rf.plan(net, "params=0.6", data=x))
+        >>> rf.reestimate_(small, net, x)
+        ('1',)
     """
     root = unwrap(model)
     reference = original if isinstance(original, Reference) else Reference(original)

@@ -40,16 +40,38 @@ def finetune(
     progress: ProgressCallback | None = None,
     objective: Objective | str | None = None,
 ) -> History:
-    """Train the compressed `model` in place to answer like `teacher`, the network that it was made from.
+    """Train the compressed ``model`` in place to answer like ``teacher``, the network that it was made from.
 
-    `data` has `train` and `validation` (`rankfold.zoo.Data`), is that pair, or a tuple (train, validation, test), whose
-    test part is left alone; each part is as in `rankfold.train.evaluate`: tensors, data sets, loaders, batches, with
-    targets or without. `objective` as there; where it needs no targets, the distance from the teacher's outputs alone
-    is minimised. Validation chooses the epoch whose weights are kept. `recipe` defaults to `finetune_recipe(data)`, of
-    30 epochs or of so many `epochs` where they are given; one that does not distil ignores the teacher where there are
-    targets. Everything else, resuming and errors included, is as in `rankfold.train.fit`. Where the original was
-    trained on the samples of `validation` too, their accuracy is too good: it still ranks epochs, but only a test split
-    says how well the network generalises.
+    Validation chooses the epoch whose weights are kept. Where the original was trained on the samples of ``validation``
+    too, their accuracy is too good: it still ranks epochs, but only a test split says how well the network generalises.
+
+    Args:
+        model: compressed.
+        data: with ``train`` and ``validation`` (``rankfold.zoo.Data``), that pair, or a tuple (train, validation,
+            test), whose test part is left alone; each part as in ``rankfold.evaluate``, with targets or without.
+        teacher: the original.
+        recipe: ``finetune_recipe(data)`` by default; one that does not distil ignores the teacher where there are
+            targets.
+        epochs: of the default recipe, in place of 30.
+        directory: for checkpoints, as in ``rankfold.fit``.
+        progress: called after each epoch.
+        objective: as in ``rankfold.evaluate``; where it needs no targets, the distance from the teacher's outputs alone
+            is minimised.
+
+    Returns:
+        The history, as ``rankfold.fit``.
+
+    Raises:
+        TrainingError: as ``rankfold.fit``.
+
+    Cost: for each epoch one pass of the teacher and a training pass.
+
+    Example:
+        >>> x = torch.randn(64, 16); y = (x[:, 0] > 0).long()
+        >>> net = nn.Sequential(nn.Linear(16, 32), nn.ReLU(), nn.Linear(32, 2))
+        >>> small = rf.apply_(copy.deepcopy(net), rf.plan(net, "params=0.5", data=x))
+        >>> rf.finetune(small, ((x, y), (x, y)), teacher=net, epochs=1).epochs[0].epoch
+        1
     """
     train, validation = _parts(data)
     if recipe is not None and epochs is not None:
@@ -70,10 +92,21 @@ def finetune(
 
 
 def finetune_recipe(data: Any, epochs: int = FINETUNE.epochs) -> Recipe:
-    """The default recipe for `data`: photographs are shifted and mirrored, other inputs left as they are.
+    """The default recipe of ``finetune``: photographs are shifted and mirrored, other inputs left as they are.
 
     Taken for photographs: in-memory images (N, 3, H, W) with H, W ≥ 32, with one class each or without targets. A
     mirrored digit is another sign, and a target of pixels would have to move with them.
+
+    Args:
+        data: as in ``rankfold.finetune``.
+        epochs: of the recipe.
+
+    Returns:
+        A ``Recipe`` that distils.
+
+    Example:
+        >>> rf.finetune_recipe((torch.randn(8, 4), torch.randn(8, 4)), epochs=3).epochs
+        3
     """
     tensors = in_memory(_parts(data)[0])
     movable = tensors is not None and (

@@ -55,24 +55,42 @@ def tune_(
     batch_size: int | None = None,
     progress: Progress | None = None,
 ) -> tuple[Tuned, ...]:
-    """Train the factored layers of ``model``, block after block, to the outputs of the same blocks of ``original``; or,
-    with an ``objective``, all at once to the answers of ``original``.
+    """Train the factored layers of ``model``, block after block, to the outputs of the same blocks of ``original``.
 
-    With an ``objective`` what is minimised is the divergence of its answers from the original's, for scores of classes
-    or tokens KL(original ‖ compressed): Adam for ``steps`` steps of ``batch_size`` samples (2 by default), its rate
-    falling to zero. One batch in eight (or the last, or some samples of a single one) is held back; the divergence
-    there is looked at six times, and the parameters of the best look are kept, those at the start too. ``train``:
-    "factors", or "all" for every parameter. Cost: ``steps`` steps, as many forward passes of the original, and seven
-    passes over what is held back. Labels are never looked at.
+    Or, with an ``objective``, all at once to the answers of ``original``: what is minimised is then the divergence of
+    the answers, for scores of classes or tokens KL(original ‖ compressed). Labels are never looked at. A block is a
+    module in a list or sequence of modules with factored layers in it; the whole model where there is none. What is not
+    factored stays as it is, BatchNorm statistics too. Mode and gradients are left as found.
 
-    Without one:
+    Args:
+        model: with factored layers, changed in place.
+        original: that it was made from.
+        data: inputs, with or without labels.
+        steps: of Adam, whose rate falls to zero: of each block, or of the whole.
+        objective: what the outputs mean; None: block after block.
+        train: with an objective, "factors" or "all" parameters.
+        learning_rate: at the start; None: a usual one.
+        samples: of ``data`` that are used.
+        batch_size: of a step; 2 by default with an objective.
+        progress: called as ``progress(what, done, total)`` as the work goes on.
 
-    A block is a module in a list or sequence of modules (``nn.Sequential``, ``nn.ModuleList``) with factored layers in
-    it; the whole model where there is none. Adam for ``steps`` batches, its rate falling to zero; what is not factored
-    stays as it is, BatchNorm statistics too. Where the error over all batches has not fallen, the block is left as it
-    was. Mode and gradients are left as found. Cost: for each block one pass of both networks up to it, and ``steps``
-    steps of the block alone; memory: its inputs and outputs for all samples.
-    Raises ``ValueError`` for empty data, or where nothing is factored.
+    Returns:
+        What was trained and what it gave. A block whose error has not fallen is left as it was; with an objective the
+        best of six looks at samples that are held back is kept, the start among them.
+
+    Raises:
+        ValueError: empty data, or nothing is factored.
+
+    Cost: for each block one pass of both networks up to it, and ``steps`` steps of the block alone, with its inputs and
+    outputs in memory; with an objective ``steps`` steps and as many forward passes of the original.
+
+    Example:
+        >>> net, x = nn.Sequential(nn.Linear(16, 32), nn.ReLU(), nn.Linear(32, 4)), torch.randn(64, 16)
+        >>> small = rf.apply_(copy.deepcopy(net), rf.plan(net, "params=0.6", data=x))
+        >>> away = lambda: float((small(x) - net(x)).detach().square().mean())
+        >>> before, _ = away(), rf.tune_(small, net, x, steps=20)
+        >>> away() <= before
+        True
     """
     root, reference = unwrap(model), unwrap(original)
     check_rereadable(data)

@@ -75,11 +75,19 @@ class Bottleneck:
 
 @dataclass(frozen=True)
 class Bottlenecks:
-    """Bottlenecks by site name; ``mark`` is a hash of the factors that they were measured on.
+    """What passes through the bottlenecks of a network: second moments by site, made by ``rankfold.bottlenecks``.
 
-    ``energy``: mean over the samples of the squared distance of the model's outputs from their mean, in which predicted
-    changes of the outputs can be expressed; 0 if it is not known. ``unreached``: factored layers that the data never
-    reached.
+    Attributes:
+        sites: the moments by site name.
+        mark: a hash of the factors that they were measured on.
+        samples: how many.
+        energy: mean over the samples of the squared distance of the model's outputs from their mean, in which predicted
+            changes of the outputs can be expressed; 0 if it is not known.
+        unreached: factored layers that the data never reached.
+
+    Example:
+        >>> rf.Bottlenecks({}, "", 0).unreached
+        ()
     """
 
     sites: Mapping[str, Bottleneck]
@@ -189,11 +197,32 @@ def bottlenecks(
 ) -> Bottlenecks:
     """Measure the bottlenecks of a network that a plan was applied to, on ``data`` without labels, in eval mode.
 
-    ``data``: anything ``rankfold.batches.batches_of`` understands. Measure after fine-tuning: they belong to the
-    weights as they are; a network without any has none, and is not run. Cost: the forward passes, one backward pass
-    over ``metric_samples`` (0 for none), and q² for each row at each factored layer, q its rank (times the kernel's
-    width for a spatial pair). Raises ``ValueError`` for
-    empty data, and for activations that are not finite, naming the layer. Hooks, mode and gradients are left as found.
+    Measure after fine-tuning: they belong to the weights as they are. A network without any has none, and is not run.
+    Hooks, mode and gradients are left as found.
+
+    Args:
+        model: with factored layers.
+        data: anything that ``rankfold.batches.batches_of`` understands.
+        samples: at most so many.
+        metric_samples: for the backward pass that weighs outputs; 0 for none.
+        batch_size: of the passes.
+        objective: what the outputs mean; told from the first samples by default.
+        progress: called as ``progress(what, done, total)`` as the work goes on.
+
+    Returns:
+        ``Bottlenecks``, to be saved with the model.
+
+    Raises:
+        ValueError: empty data; activations that are not finite, naming the layer.
+
+    Cost: the forward passes, one backward pass over ``metric_samples``, and q² for each row at each factored layer, q
+    its rank (times the kernel's width for a spatial pair).
+
+    Example:
+        >>> net, x = nn.Sequential(nn.Linear(16, 32), nn.ReLU(), nn.Linear(32, 4)), torch.randn(64, 16)
+        >>> small = rf.apply_(net, rf.plan(net, rf.Ranks({"0": 5, "2": 2}), data=x))
+        >>> list(rf.bottlenecks(small, x).sites)
+        ['0', '2']
     """
     root = unwrap(model)
     if metric_samples:

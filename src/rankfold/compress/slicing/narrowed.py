@@ -32,7 +32,17 @@ from rankfold.sites import (
 
 
 class SliceError(ValueError):
-    """A network cannot be sliced as asked; names the layer or the budget, and the remedy."""
+    """A network cannot be sliced as asked; names the layer or the budget, and the remedy.
+
+    Example:
+        >>> net = nn.Sequential(nn.Linear(8, 8))
+        >>> plan = rf.plan(net, rf.Ranks({"0": 2}), "truncate", example=torch.randn(1, 8))
+        >>> try:
+        ...     rf.slice_(rf.Stored(rf.apply_(net, plan), plan, {}), "params=0.3")
+        ... except rf.SliceError:
+        ...     print("saved without bottlenecks")
+        saved without bottlenecks
+    """
 
 
 @dataclass(frozen=True)

@@ -15,14 +15,32 @@ from rankfold.linalg.tangent import wide
 
 @dataclass(frozen=True)
 class Cuttlefish(Way):
-    """Each period the stable rank ρ = ‖W‖²/‖W‖₂² of every weight is taken. A layer is stable once the smoothed ρ
-    (exponential, span ``over``) has moved by at most ``threshold`` a period, on average over the last ``over``; where
-    six layers or fewer are still moving, by at most 2.5 times, where three or fewer, 5 times as much. When all are, or
-    after ``latest`` periods, each becomes a product of rank ρ·min(m, n)/ρ₀ with ρ₀ that of the start; a layer that
-    would not become smaller stays dense. With a ``budget`` these ranks are scaled together to the largest that fits.
-    ``decay``·‖W‖²/2 is added to what is minimised throughout, of factors that of their product.
+    """Dense training that switches to products once the stable rank of every weight has settled.
 
-    ``ValueError`` for settings out of range. Cost of a period: the singular values of each weight.
+    Each period the stable rank ρ = ‖W‖²/‖W‖₂² of every weight is taken. A layer is stable once the smoothed ρ has moved
+    by at most ``threshold`` a period, on average over the last ``over``; where six layers or fewer are still moving, by
+    at most 2.5 times, where three or fewer, 5 times as much. Each then becomes a product of rank ρ·min(m, n)/ρ₀, with
+    ρ₀ that of the start; a layer that would not become smaller stays dense. With a ``budget`` these ranks are scaled
+    together to the largest that fits.
+
+    Args:
+        budget: share of the parameters of the dense network that the folded one has at most; None for none.
+        every: steps of a period; None: an epoch, where ``fit`` trains.
+        threshold: how far ρ may move in a period.
+        over: periods of the average, and the span of the smoothing.
+        latest: periods after which it switches in any case; None for never.
+        decay: ``decay``·‖W‖²/2 is added to what is minimised throughout, of factors that of their product.
+
+    Raises:
+        ValueError: settings out of range.
+
+    Cost: of a period the singular values of each weight.
+
+    Source: Cuttlefish (Wang et al. 2023).
+
+    Example:
+        >>> rf.Cuttlefish(latest=3).name
+        'cuttlefish'
     """
 
     threshold: float = 0.33

@@ -13,11 +13,26 @@ from rankfold.induce.ways.guide import Guided, Way, add, alike, factor_, own, po
 
 @dataclass(frozen=True)
 class FrobeniusDecay(Way):
-    """W = U V at a fixed ``rank`` share (with a ``budget``: the largest that fits), from the SVD of the weight as it
-    was drawn or trained; ``decay``·‖U V‖²/2 is added to what is minimised, in place of the factors' own weight decay.
+    """W = U V from the SVD of the weight; ``decay``·‖U V‖²/2 replaces the factors' own weight decay.
 
-    Decay of the factors, ‖U‖² + ‖V‖², would be decay by the nuclear norm. ``ValueError`` for settings out of range.
-    Cost for a step: O((m + n)r²) for each layer.
+    Decay of the factors, ‖U‖² + ‖V‖², would be decay by the nuclear norm.
+
+    Args:
+        budget: share of the parameters of the dense network that the folded one has at most; None for none.
+        every: steps of a period; None: an epoch, where ``fit`` trains.
+        rank: share of the full rank; with a budget the largest that fits.
+        decay: of the product.
+
+    Raises:
+        ValueError: settings out of range.
+
+    Cost: of a step O((m + n)r²) for each layer.
+
+    Source: Khodak, Tenenholtz, Mackey, Fusi 2021.
+
+    Example:
+        >>> rf.FrobeniusDecay(rank=0.5).decay
+        0.0001
     """
 
     rank: float = 0.25

@@ -18,13 +18,29 @@ from rankfold.linalg.tangent import wide
 
 @dataclass(frozen=True)
 class LearningCompression(Way):
-    """Training adds μ/2·‖W − Θ‖² to what is minimised (L step); at the end of each period Θ becomes the matrices of low
-    rank that are best for the present W (C step), and μ grows by ``growth``, from ``pull`` on.
+    """Training adds μ/2·‖W − Θ‖² to what is minimised; Θ is the best of low rank for W, anew in each period.
 
-    The C step is exact. With a ``budget``: ranks of least Σ‖W − Θ‖² within it, over all layers. Without: in each layer
-    the rank of least ``price``·r(m + n) + μ/2·‖W − Θ‖². The network is judged, and folded, with Θ. Training holds W
-    with its gradient and moments: memory is that of the dense network. ``ValueError`` for settings out of range. Cost
-    of a period: one SVD of each weight.
+    At the end of each period Θ becomes the matrices of low rank that are best for the present W, exactly, and μ grows.
+    With a ``budget``: ranks of least Σ‖W − Θ‖² within it, over all layers; without, in each layer the rank of least
+    ``price``·r(m + n) + μ/2·‖W − Θ‖². The network is judged, and folded, with Θ.
+
+    Args:
+        budget: share of the parameters of the dense network that the folded one has at most; None for none.
+        every: steps of a period; None: an epoch, where ``fit`` trains.
+        pull: μ at the start.
+        growth: factor of μ for each period.
+        price: of a number, without a budget.
+
+    Raises:
+        ValueError: settings out of range.
+
+    Cost: of a period one SVD of each weight; memory is that of the dense network.
+
+    Source: Idelbayev and Carreira-Perpiñán 2020.
+
+    Example:
+        >>> rf.LearningCompression(budget=0.3).growth
+        1.2
     """
 
     pull: float = 1e-3

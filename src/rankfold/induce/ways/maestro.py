@@ -16,12 +16,29 @@ from rankfold.run.seeds import derived_seed
 
 @dataclass(frozen=True)
 class Maestro(Pruning):
-    """W = U V. In each step one layer, drawn at random, computes with its first b directions alone, b uniform from 1 to
-    its rank: so the first directions come to matter most (of a linear map they become its singular directions, of
-    inputs without correlation). ``lasso``·Σ_b (‖U_{b:}‖ + ‖V_{b:}‖) is added to what is minimised and empties the last
-    ones. Trailing directions leave at the end of each period (``Pruning``); what remains can be cut at any rank.
+    """W = U V with ordered dropout: in each step one layer computes with its first directions alone.
 
-    Draws follow from ``seed`` and the step. ``ValueError`` for settings out of range.
+    The layer is drawn at random, and of its directions the first b, uniform from 1 to its rank: so the first directions
+    come to matter most (of a linear map they become its singular directions, of inputs without correlation). Trailing
+    directions leave at the end of each period; what remains can be cut at any rank.
+
+    Args:
+        budget: share of the parameters of the dense network that the folded one has at most; None for none.
+        every: steps of a period; None: an epoch, where ``fit`` trains.
+        rank: share of the full rank at the start.
+        tolerance: part of the layer's norm that may be cut in a period, without a budget.
+        reach: periods after which the budget holds.
+        lasso: weight of Σ_b (‖U_(b:)‖ + ‖V_(b:)‖), which empties the last directions.
+        seed: draws follow from it and the step.
+
+    Raises:
+        ValueError: settings out of range.
+
+    Source: Maestro (Horváth et al. 2024).
+
+    Example:
+        >>> rf.Maestro(lasso=1e-3).tolerance
+        0.05
     """
 
     lasso: float = 0.0

@@ -10,12 +10,26 @@ from rankfold.induce.ways.guide import Guided, Way, alike, factor_, require, who
 
 @dataclass(frozen=True)
 class Pufferfish(Way):
-    """``warmup`` periods of the dense network; then each weight becomes the product of its ``rank`` share of singular
-    triples, √S on either side, and the factors train. With a ``budget`` the largest share that fits. Layers that would
-    not become smaller stay dense. ``ValueError`` for settings out of range. Cost: one SVD of each weight.
+    """``warmup`` periods of the dense network; then each weight becomes a product of its leading singular triples.
 
-    >>> Pufferfish(rank=0.25, warmup=2).name
-    'pufferfish'
+    √S goes to either side, and the factors train. Layers that would not become smaller stay dense.
+
+    Args:
+        budget: share of the parameters of the dense network that the folded one has at most; None for none.
+        every: steps of a period; None: an epoch, where ``fit`` trains.
+        rank: share of the singular triples that is kept; with a budget the largest share that fits.
+        warmup: periods.
+
+    Raises:
+        ValueError: settings out of range.
+
+    Cost: one SVD of each weight.
+
+    Source: Pufferfish (Wang, Agarwal, Papailiopoulos 2021).
+
+    Example:
+        >>> rf.Pufferfish(rank=0.25, warmup=2).name
+        'pufferfish'
     """
 
     rank: float = 0.25

@@ -18,11 +18,32 @@ Penalty = Literal["hoyer", "nuclear"]
 
 @dataclass(frozen=True)
 class SparseFactors(Pruning):
-    """W = U diag(s) V from the SVD of each weight. Added to what is minimised: ``weight`` times ‖s‖₁ ("nuclear") or
-    ‖s‖₁/‖s‖₂ ("hoyer", which does not shrink what is large), and ``orthogonality``·(‖UᵀU − I‖² + ‖VVᵀ − I‖²)/r², which
-    keeps s the singular values, nearly. Directions of small |sᵢ| leave at the end of each period (``Pruning``).
+    """W = U diag(s) V from the SVD of each weight, with a penalty that empties s.
 
-    The factors have no other weight decay. ``ValueError`` for settings out of range. Cost of a step: O((m + n)r²).
+    Added to what is minimised: ``weight`` times ‖s‖₁ ("nuclear") or ‖s‖₁/‖s‖₂ ("hoyer", which does not shrink what is
+    large), and ``orthogonality``·(‖UᵀU − I‖² + ‖VVᵀ − I‖²)/r², which keeps s close to the singular values. Directions
+    of small sᵢ leave at the end of each period. The factors have no other weight decay.
+
+    Args:
+        budget: share of the parameters of the dense network that the folded one has at most; None for none.
+        every: steps of a period; None: an epoch, where ``fit`` trains.
+        rank: share of the full rank at the start.
+        tolerance: part of the layer's norm that may be cut in a period, without a budget.
+        reach: periods after which the budget holds.
+        penalty: "hoyer" or "nuclear".
+        weight: of the penalty.
+        orthogonality: of the other one.
+
+    Raises:
+        ValueError: settings out of range.
+
+    Cost: of a step O((m + n)r²) for each layer.
+
+    Source: Yang et al. 2020.
+
+    Example:
+        >>> rf.SparseFactors(penalty="nuclear").reach
+        3
     """
 
     penalty: Penalty = "hoyer"

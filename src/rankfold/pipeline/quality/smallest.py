@@ -39,7 +39,19 @@ JUDGED = 5  # networks that the judging half sees at most: a choice among many w
 
 @dataclass(frozen=True, eq=False)
 class Smallest:
-    """The found network with the plan that it follows, and how good it is."""
+    """The network that ``rankfold.smallest`` found.
+
+    Attributes:
+        model: the network.
+        plan: that it follows.
+        quality: how good it is, what was tried, and a sentence that says it.
+
+    Example:
+        >>> net = nn.Sequential(nn.Linear(8, 8))
+        >>> plan = rf.plan(net, "params=0.9", "truncate", example=torch.randn(1, 8))
+        >>> rf.Smallest(net, plan, quality=None).plan.method
+        'truncate'
+    """
 
     model: nn.Module
     plan: Plan
@@ -61,21 +73,42 @@ def smallest(
 ) -> Smallest:
     """The smallest compressed copy of ``model`` whose judging figure falls by at most ``max_drop``, without training.
 
-    ``max_drop``: in points of a percentage where the figure's unit is "fraction" (accuracy, mean IoU), else in the
-    figure's own unit. ``by``: what is to be smallest, "flops", "params", "bytes" or "latency". ``data`` has ``train``
-    and ``validation`` as in ``rankfold.pipeline.compress``. ``budget``: others that must hold besides. ``profile``: of
-    ``model``, by the method, objective and calibration of your choice (``rankfold.profile``); by default made here, by
-    ``project`` from 2,048 samples of ``data.train`` drawn with ``seed``, which also parts ``validation`` in two halves.
+    One half of the validation data searches: networks of ever smaller budgets are made from the one profile and
+    evaluated. The other half judges the smallest that is good enough, with an interval of the drop; where it does not
+    pass, a larger one that was tried is taken, five times at most. A method that fits layer after layer is searched
+    with plans of ``project``, and fitted once for each network that is judged.
 
-    One half searches: networks of ever smaller budgets are made from the one profile and evaluated. The other judges
-    the smallest that is good enough there, with an interval of the drop; where it does not pass, a larger one that was
-    tried is taken, ``JUDGED`` times at most. A method that fits layer after layer is searched with plans of
-    ``project``, and fitted once for each network that is judged.
+    Args:
+        model: a trained network, left as it is.
+        data: with the parts ``train`` and ``validation``.
+        max_drop: in points of a percentage where the figure's unit is "fraction" (accuracy, mean IoU), else in the
+            figure's own unit.
+        by: what is to be smallest: "flops", "params", "bytes" or "latency".
+        budget: others that must hold besides.
+        rule: how ranks are shared out between sites.
+        profile: of ``model``, by the method, objective and calibration of your choice; by default made here, by
+            ``project`` from 2,048 samples of ``data.train``.
+        seed: draws these samples, and parts ``validation`` in two halves.
+        progress: called as ``progress(what, done, total)`` as the work goes on.
 
-    Raises ``BudgetError`` where nothing is good enough, with the least drop that was met; ``ValueError`` in one line
-    for a drop below zero or above what the figure can fall by, and for validation data that are missing or too few.
-    Cost: the profile; for each network tried (about 20) its factors, one pass over the calibration data where there is
-    BatchNorm, and one over half of ``validation``.
+    Returns:
+        A ``Smallest``: the network, its plan, and how good it is.
+
+    Raises:
+        BudgetError: nothing is good enough; with the least drop that was met.
+        ValueError: a drop below zero or above what the figure can fall by; validation data that are missing or too few.
+
+    Cost: the profile; for each network that is tried (about 20) its factors, one pass over the calibration data where
+    there is BatchNorm, and one over half of ``validation``.
+
+    Example:
+        >>> from types import SimpleNamespace
+        >>> x = torch.randn(96, 16); y = (x[:, 0] > 0).long()
+        >>> data = SimpleNamespace(train=(x[:64], y[:64]), validation=(x[64:], y[64:]))
+        >>> net = nn.Sequential(nn.Linear(16, 16), nn.ReLU(), nn.Linear(16, 2))
+        >>> found = rf.smallest(net, data, max_drop=20)
+        >>> found.quality.drop <= 0.2
+        True
     """
     asked = MaxDrop(max_drop, by)
     data = parts_of(data)

@@ -26,6 +26,7 @@ def complete(
     folds: int = 5,
     seed: int = 0,
     top: int = 0,
+    jobs: int = 1,
     progress: Progress | None = None,
 ) -> dict[str, Any]:
     """Choose among ``candidates``, fit to all ``entries``, judge by ``judge`` and write factors, errors, predictions of
@@ -45,7 +46,7 @@ def complete(
             f"none of the {len(set(judge.rows.tolist()))} rows to judge by is known, such as {judge.row_names[0]}: are "
             "rows and columns in the same order as in the entries (--columns)?"
         )
-    tried = cross_validate(entries, candidates, folds=folds, seed=seed, sides=sides, progress=progress)
+    tried = cross_validate(entries, candidates, folds=folds, seed=seed, sides=sides, jobs=jobs, progress=progress)
     best = tried[0]
     model, rank, remark = fit(entries, best.choice, seed=seed, sides=sides, progress=progress)
     write_atomically(out / "factors.safetensors", model.to_bytes())  # before anything else can fail

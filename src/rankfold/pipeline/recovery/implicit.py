@@ -26,11 +26,12 @@ def rank_unseen(
     k: int = 10,
     top: int = 10,
     seed: int = 0,
+    jobs: int = 1,
     progress: Progress | None = None,
 ) -> dict[str, Any]:
     """Choose among ``tried`` by NDCG@k, judge the best one and the baselines on what came last, fit it to all entries
     and write the ``top`` best unseen columns of every row into ``out``. Returns what ``recover.json`` holds."""
-    found = choose(entries, tried, split=split, k=k, seed=seed, progress=progress)
+    found = choose(entries, tried, split=split, k=k, seed=seed, jobs=jobs, progress=progress)
     best = found.best
     model = ImplicitFeedback(
         best.method,

@@ -38,9 +38,21 @@ class Attacked:
 class Robustness:
     """What ``rankfold.robustness`` measured of one network; no adversarial training is part of it.
 
-    ``clean``: accuracy without attack, in [0, 1]. ``blind``: of the samples that were attacked, those that are answered
-    rightly, the share whose gradient is zero before the first step: the attack does not see where to go there, and
-    what it does not find proves nothing.
+    Attributes:
+        clean: accuracy without attack, in [0, 1].
+        attacks: accuracy at each norm and radius.
+        layers: what each matrix amplifies.
+        samples: that were attacked.
+        params: of the network.
+        steps: of the attack.
+        restarts: from random points.
+        unit: of the radii.
+        blind: of the samples that are answered rightly, the share whose gradient is zero before the first step: the
+            attack does not see where to go there, and what it does not find proves nothing.
+
+    Example:
+        >>> rf.Robustness(0.9, (), (), 100, 1000, 20, 1, "pixels", 0.0).clean
+        0.9
     """
 
     clean: float
@@ -112,28 +124,45 @@ def robustness(
 ) -> Robustness:
     """How many answers of a classifier stand small changes of its inputs, and what its matrices amplify.
 
-    For each radius of ``linf`` (largest change of an entry) and ``l2`` (Euclidean norm of the change) the loss is
-    climbed by ``steps`` projected gradient steps from each sample, and from ``restarts`` random points; a sample is
-    held only if it is answered rightly at every point passed. Samples lost to a smaller radius of a norm are lost to a
-    larger one. Any model with floating inputs, dense or compressed, in eval mode; modes and gradients stay as they are.
+    For each radius the loss is climbed by projected gradient steps from each sample, and from random points; a sample
+    is held only if it is answered rightly at every point passed. Samples lost to a smaller radius of a norm are lost to
+    a larger one. Modes and gradients stay as they are.
 
-    ``data`` as in ``evaluate``; ``samples`` of it, drawn with ``seed`` where it is in memory, else the first. Radii are
-    in units of pixels between 0 and 1 where data are images of bytes, or where ``pixels`` gives the (mean, std), each
-    (C,), by which they were normalised; elsewhere in units of the inputs, which then stay between ``bounds``, by
-    default the extremes that the data have.
+    Args:
+        model: with floating inputs, dense or compressed; taken in eval mode.
+        data: as in ``rankfold.evaluate``.
+        linf: radii, of the largest change of an entry.
+        l2: radii, of the Euclidean norm of the change.
+        steps: of the attack, at least 15.
+        restarts: further attacks from random points.
+        samples: of the data, drawn with ``seed`` where it is in memory, else the first.
+        objective: told from the data by default.
+        pixels: the (mean, std), each (C,), by which images were normalised. Radii are in units of pixels between 0 and
+            1 where data are images of bytes, or where this is given; elsewhere in units of the inputs.
+        bounds: in which inputs stay where they are no pixels; by default the extremes that the data have.
+        batch_size: of the attack.
+        seed: of samples and random points.
+        progress: called as ``progress(what, done, total)`` as the work goes on.
 
-    Raises ``ValueError``: an objective that is no classification, inputs that are whole numbers, fewer than 15 steps,
-    no radius or one that is not positive, bounds that exclude a sample. Cost: (1 + restarts)·(steps + 1) forward and
-    backward passes over ``samples`` for each radius, fewer where samples are lost; one SVD of each matrix. Source of
-    the attack: Madry, Makelov, Schmidt, Tsipras, Vladu 2018.
+    Returns:
+        A ``Robustness``.
 
-    >>> import rankfold as rf
-    >>> net = nn.Sequential(nn.Linear(2, 2, bias=False)).eval()
-    >>> _ = net[0].weight.data.copy_(torch.tensor([[1.0, 0.0], [-1.0, 0.0]]))
-    >>> x = torch.tensor([[0.1, 0.5], [-0.5, 0.5]])
-    >>> found = rf.robustness(net, (x, torch.tensor([0, 1])), linf=[0.2], l2=[], bounds=(-1, 1))
-    >>> found.clean, found.accuracy("linf", 0.2)
-    (1.0, 0.5)
+    Raises:
+        ValueError: an objective that is no classification, inputs that are whole numbers, fewer than 15 steps, no
+            radius or one that is not positive, bounds that exclude a sample.
+
+    Cost: (1 + restarts)·(steps + 1) forward and backward passes over ``samples`` for each radius, fewer where samples
+    are lost; one SVD of each matrix.
+
+    Source: Madry, Makelov, Schmidt, Tsipras, Vladu 2018.
+
+    Example:
+        >>> net = nn.Sequential(nn.Linear(2, 2, bias=False)).eval()
+        >>> _ = net[0].weight.data.copy_(torch.tensor([[1.0, 0.0], [-1.0, 0.0]]))
+        >>> x = torch.tensor([[0.1, 0.5], [-0.5, 0.5]])
+        >>> found = rf.robustness(net, (x, torch.tensor([0, 1])), linf=[0.2], l2=[], bounds=(-1, 1))
+        >>> found.clean, found.accuracy("linf", 0.2)
+        (1.0, 0.5)
     """
     balls = _balls(linf, l2, steps, restarts)
     part = data if samples is None else calibration_part(data, samples, seed)

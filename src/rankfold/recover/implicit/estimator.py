@@ -21,15 +21,28 @@ from rankfold.recover.tables.triplets import Triplets, triplets
 class ImplicitFeedback(BaseEstimator):
     """Ranks what a row (a user) has not taken yet, from who took what.
 
-    ``method``: ``als`` (weighted alternating least squares, by the package ``implicit`` where it is installed; a cell
-    not seen weighs 1, one seen α r with r = log₂(1 + count)), ``regression`` (each column on all others, EASE; up to
-    some thousand columns), ``neighbours`` (columns alike), ``popularity`` (with ``half_life`` in days: of late).
-    Each needs only some of the settings. Learned: ``model_``, ``history_`` (rows × columns), ``row_names_``,
+    Each method needs only some of the settings. Learned: ``model_``, ``history_`` (rows × columns), ``row_names_``,
     ``column_names_``.
 
-    >>> plays = [("ann", "a"), ("ann", "b"), ("bob", "a"), ("bob", "b"), ("bob", "c"), ("cid", "c"), ("cid", "d")]
-    >>> ImplicitFeedback("neighbours").fit(plays).recommend("ann", 1)[0][0]
-    'c'
+    Args:
+        method: ``als`` (weighted alternating least squares, by the package ``implicit`` where it is installed; a cell
+            not seen weighs 1, one seen α r with r = log₂(1 + count)), ``regression`` (each column on all others, EASE;
+            up to some thousand columns), ``neighbours`` (columns alike), ``popularity``.
+        rank: of the factors.
+        alpha: α.
+        regularization: of als and regression.
+        iterations: of als.
+        count: of neighbours.
+        half_life: in days, of popularity; None: all times count alike.
+        random_state: seed.
+
+    Raises:
+        ValueError: in ``fit``: an unknown method, or a setting out of range.
+
+    Example:
+        >>> plays = [("ann", "a"), ("ann", "b"), ("bob", "a"), ("bob", "b"), ("bob", "c"), ("cid", "c"), ("cid", "d")]
+        >>> rf.recover.ImplicitFeedback("neighbours").fit(plays).recommend("ann", 1)[0][0]
+        'c'
     """
 
     method: str = "als"

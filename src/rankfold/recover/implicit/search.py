@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -14,9 +14,8 @@ from rankfold.recover.implicit.models import Model
 from rankfold.recover.implicit.ranking import Ranking, judge, paired
 from rankfold.recover.implicit.splits import Split, held_out
 from rankfold.recover.model import largest
+from rankfold.recover.several import Progress, each
 from rankfold.recover.tables.triplets import Triplets
-
-Progress = Callable[[str, int, int], None]
 
 
 @dataclass(frozen=True)
@@ -49,20 +48,17 @@ def choose(
     split: Split,
     k: int = 10,
     seed: int = 0,
+    jobs: int = 1,
     progress: Progress | None = None,
 ) -> Chosen:
     """Part ``entries`` twice by ``split``: candidates are compared by NDCG@k on the middle part, then the best one and
     the best of each other baseline are fitted to all but the last part and judged on it. Only rows that are known are
-    judged, only columns that they have not taken are ranked; columns that nobody took count as missed."""
+    judged, only columns that they have not taken are ranked; columns that nobody took count as missed. ``jobs``:
+    candidates at a time, in processes of one thread each (-1: one for each core)."""
     rest, test = held_out(entries, split, seed=seed)
     learn, validation = held_out(rest, split, seed=seed + 1)
-    found = []
-    for number, candidate in enumerate(tried):
-        if progress is not None:
-            progress(f"trying {candidate}", number, len(tried))
-        found.append(Ranked(candidate, ranked(trained(learn, candidate, seed), learn, validation, k)))
-    if progress is not None:
-        progress("trying", len(tried), len(tried))
+    given = [(learn, candidate, seed, validation, k) for candidate in tried]
+    found = each(_tried, given, jobs, progress, lambda number: f"trying {tried[number]}", "trying")
     found.sort(key=lambda one: -one.ranking.ndcg.mean())
     last = [found[0].candidate]
     for method in BASELINES:
@@ -71,6 +67,10 @@ def choose(
     tested = [Ranked(one, ranked(trained(rest, one, seed), rest, test, k)) for one in last]
     differences = tuple(paired(tested[0].ranking, one.ranking) for one in tested[1:])
     return Chosen(tuple(found), tuple(tested), differences, split)
+
+
+def _tried(learn: Triplets, candidate: Candidate, seed: int, validation: Triplets, k: int) -> Ranked:
+    return Ranked(candidate, ranked(trained(learn, candidate, seed), learn, validation, k))
 
 
 def ranked(model: Model, known: Triplets, held: Triplets, k: int) -> Ranking:

@@ -16,12 +16,30 @@ from rankfold.recover.tables.triplets import triplets
 
 @dataclass(eq=False, repr=False)
 class Ratings(RegressorMixin, BaseEstimator):
-    """Predicts ratings of pairs (user, item), names of any kind, (count, 2). Biases, factors and implicit feedback.
+    """Predicts ratings of pairs (user, item), names of any kind, by biases, factors and who rated what.
 
-    The mean of ``draws`` Gibbs sweeps after ``burn_in``, so that regularisation is learned, not tuned. ``strength``: of
-    the prior on the weights of who rated what; a large one turns that off. Users and items that were not in the
+    The mean of Gibbs sweeps, so that regularisation is learned, not tuned. Users and items that were not in the
     training data get the prediction for an average one. Learned: ``model_``, ``noise_`` (standard deviation),
     ``history_`` (training root mean square error of each sweep), ``converged_`` and ``reason_``.
+
+    Args:
+        rank: of the factors.
+        burn_in: sweeps before the first that counts.
+        draws: sweeps that count.
+        strength: of the prior on the weights of who rated what; a large one turns that off.
+        random_state: seed.
+        progress: called as ``progress(what, done, total)`` as the work goes on.
+
+    Cost: of a sweep O(entries · rank² + (rows + columns) · rank³).
+
+    Source: Salakhutdinov and Mnih 2008; Rendle, Zhang, Koren 2019.
+
+    Example:
+        >>> import numpy as np
+        >>> pairs = np.array([[u, i] for u in range(6) for i in range(4)])
+        >>> found = rf.recover.Ratings(1, burn_in=5, draws=5).fit(pairs, 3.0 + pairs[:, 0] % 2)
+        >>> bool(found.predict([[1, 0]])[0] > found.predict([[0, 0]])[0])
+        True
     """
 
     rank: int = 10

@@ -31,18 +31,36 @@ def read_triplets(
     implicit: bool = False,
     time: bool = False,
 ) -> Triplets:
-    """Entries of a text file (``.csv`` and others: comma, semicolon, tab, bar, ``::`` or space; MovieLens' ``u.data``,
-    ``u1.base``, ``ratings.dat``), of a Parquet file, or of an ``.npz`` with ``rows``, ``columns``, ``values`` and
-    perhaps ``shape``, a matrix ``X`` with NaN, or scipy's sparse format.
+    r"""Entries (row, column, value) of a file of text, of a Parquet file, or of an ``.npz``.
 
-    Names of rows and columns are texts, kept as written. A first line without any number is a header: columns are found
-    by customary names in it (user, item, rating, timestamp and others, `columns.NAMES`), and by the order row, column,
-    value otherwise; the first of ``remarks`` tells. ``columns``: names in their place, of a header or in the order of
-    the file. A table with a row of the matrix a line is read as such. ``implicit``: a value may be missing, each line
-    counts once and repeated ones are summed. ``time``: read the column of times too.
+    Text may be delimited by comma, semicolon, tab, bar, ``::`` or space (``.csv`` and others, MovieLens' ``u.data``,
+    ``ratings.dat``). An ``.npz`` holds ``rows``, ``columns``, ``values`` and perhaps ``shape``, a matrix ``X`` with
+    NaN, or scipy's sparse format. Names of rows and columns are texts, kept as written. A first line without any number
+    is a header: columns are found by customary names in it (user, item, rating, timestamp and others), and by the order
+    row, column, value otherwise; the first of ``remarks`` tells. A table with a row of the matrix a line is read as
+    such.
 
-    Raises ``ValueError`` that names the line. A million lines take about 0.3 s; a text with quotes in unusual places,
-    blank lines or faults is read line by line, ten times slower.
+    Args:
+        file: to be read.
+        duplicates: of one entry with two values: "refuse", "mean", "last" or "sum".
+        columns: names in their place, of a header or in the order of the file.
+        implicit: a value may be missing, each line counts once and repeated ones are summed.
+        time: read the column of times too.
+
+    Returns:
+        ``Triplets``.
+
+    Raises:
+        ValueError: naming the line.
+
+    Cost: a million lines take about 0.3 s; a text with quotes in unusual places, blank lines or faults is read line by
+    line, ten times slower.
+
+    Example:
+        >>> from pathlib import Path
+        >>> _ = Path("ratings.csv").write_text("user,film,rating\nann,a,4\nbob,b,2\n")
+        >>> rf.recover.read_triplets("ratings.csv").values.tolist()
+        [4.0, 2.0]
     """
     one_of(duplicates)
     path, wanted = Path(file), Wanted(None if columns is None else tuple(columns), implicit, time)

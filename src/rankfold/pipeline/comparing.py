@@ -1,0 +1,139 @@
+"""What finished directories of ``compress`` hold, read for a page that compares them. Builds and runs no model."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from math import sqrt
+from pathlib import Path
+from typing import Any, NotRequired
+
+from typing_extensions import TypedDict
+
+from rankfold.compress.planning.plan import Entry, Plan
+from rankfold.report import CurvePoint, FigureKind
+from rankfold.report.compare import Compared, LayerShown, render_compared
+from rankfold.run.container import FAULTS, checked, read_object, said
+from rankfold.run.files import write_atomically
+from rankfold.sites import Form
+from rankfold.store import MANIFEST, StoreError, read_manifest
+
+RESULT = "result.json"
+_Z = 1.96  # 95 % of a normal distribution
+
+
+class _Stored(TypedDict):
+    """What is read of ``result.json``; what the first release did not write may be missing."""
+
+    before: dict[str, Any]
+    compressed: dict[str, Any]
+    finetuned: dict[str, Any] | None
+    split: str
+    remarks: list[str]
+    latencies: dict[str, dict[str, float] | None]
+    scores: NotRequired[dict[str, Any]]
+    curve: NotRequired[list[dict[str, Any]]]
+
+
+def write_comparison(directories: Sequence[str | Path], file: str | Path) -> Path:
+    """Write one page that puts the results in ``directories`` side by side; returns its path.
+
+    Raises ``StoreError``, one line: nothing to compare, a directory that ``compress`` has not finished, a damaged file.
+    """
+    if len(directories) < 2:
+        raise StoreError("give two or more directories that compress wrote: one is shown by its own report.html")
+    names = _names([Path(directory) for directory in directories])
+    page = render_compared([read_compared(Path(d), name) for d, name in zip(directories, names, strict=True)])
+    write_atomically(Path(file), page.encode())
+    return Path(file)
+
+
+def read_compared(directory: Path, name: str = "") -> Compared:
+    """One result as the page shows it; ``StoreError`` as above."""
+    if not (directory / RESULT).is_file():
+        raise StoreError(f"{directory}: no finished result of rankfold compress there (it has no {RESULT})")
+    again = "run compress again with --restart"
+    try:
+        stored = checked(_Stored, _known(read_object(directory / RESULT, "the result of a run", again)))
+        plan = Plan.load(directory / "plan.json")
+        figures, stages = _figures(stored), _stages(stored)
+        return Compared(
+            name or str(directory), plan.asked(), f"{plan.method}, ranks {plan.rule}", _judged_on(directory, stored),
+            figures, stages, _intervals(stored, figures[0]), {e.site: _layer(e) for e in plan.entries},
+            [CurvePoint(p["label"], p["kept_flops"], p["kept_params"], p["value"]) for p in stored.get("curve", [])],
+            stored["remarks"],
+        )  # fmt: skip
+    except StoreError:
+        raise
+    except FAULTS as error:
+        raise StoreError(f"{directory / RESULT}: damaged ({said(error)}): {again}") from None
+
+
+def _known(values: Mapping[str, Any]) -> dict[str, Any]:
+    return {key: values[key] for key in _Stored.__annotations__ if key in values}
+
+
+def _names(directories: Sequence[Path]) -> list[str]:
+    """The last parts of the paths that tell them apart."""
+    for parts in range(1, 1 + max(len(d.resolve().parts) for d in directories)):
+        names = ["/".join(d.resolve().parts[-parts:]) for d in directories]
+        if len(set(names)) == len(names):
+            return names
+    return [f"{directory.name} ({number})" for number, directory in enumerate(directories, 1)]
+
+
+def _figures(stored: _Stored) -> list[FigureKind]:
+    score = (stored.get("scores") or {}).get("compressed")
+    if score is None:  # the first release judged by accuracy alone
+        return [FigureKind("accuracy", "fraction")]
+    return [FigureKind(str(figure["name"]), str(figure.get("unit", ""))) for figure in score["figures"]]
+
+
+def _stages(stored: _Stored) -> dict[str, dict[str, Any]]:
+    found: dict[str, dict[str, Any] | None] = {
+        "before": stored["before"],
+        "compressed": stored["compressed"],
+        "finetuned": stored["finetuned"],
+    }
+    return {
+        name: {**values, "latency_ms": stored["latencies"].get(name) or {"1": values.get("latency_ms")}}
+        for name, values in found.items()
+        if values is not None
+    }
+
+
+def _judged_on(directory: Path, stored: _Stored) -> str:
+    data = read_manifest(directory)["notes"].get("data") if (directory / MANIFEST).is_file() else ""
+    count = ((stored.get("scores") or {}).get("compressed") or {}).get("count")
+    text = f"{stored['split']} split" + (f" of {data}" if data else "")
+    return text + (f", {count:,} samples" if isinstance(count, int) and count else "")
+
+
+def _intervals(stored: _Stored, judged: FigureKind) -> dict[str, tuple[float, float]]:
+    """Of an accuracy by Wilson's formula, of a perplexity by its standard error; of others none is known."""
+    found = {}
+    for stage, score in (stored.get("scores") or {}).items():
+        if score is None:
+            continue
+        values = {figure["name"]: figure["value"] for figure in score["figures"]}
+        error = values.get(f"{judged.name}_error")
+        if judged.name == "accuracy" and score["count"]:
+            found[stage] = wilson(values["accuracy"], score["count"])
+        elif error is not None:
+            found[stage] = (values[judged.name] - _Z * error, values[judged.name] + _Z * error)
+    return found
+
+
+def wilson(share: float, count: int) -> tuple[float, float]:
+    """The interval of 95 % of a share of ``count`` independent samples (Wilson 1927)."""
+    middle, room = share + _Z**2 / (2 * count), _Z * sqrt(share * (1 - share) / count + _Z**2 / (4 * count**2))
+    scale = 1 + _Z**2 / count
+    return (middle - room) / scale, (middle + room) / scale
+
+
+def _layer(entry: Entry) -> LayerShown:
+    changed = entry.form is not Form.KEEP
+    dense = entry.groups * entry.shape[0] * entry.shape[1] + (entry.shape[0] * entry.groups if entry.bias else 0)
+    return LayerShown(
+        entry.form.value, entry.rank if changed else None, entry.predicted_error if changed else None,
+        min(1.0, entry.params / dense) if dense else None,
+    )  # fmt: skip

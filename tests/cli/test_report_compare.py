@@ -1,0 +1,146 @@
+"""Several results in one page: its numbers are those of the results, hostile names are text, and it works by hand."""
+
+from __future__ import annotations
+
+import json
+import re
+import shutil
+import tempfile
+from pathlib import Path
+
+import pytest
+from browser import CHROMIUM, Page
+from commands import failed, succeeded
+from digits import digits, tiny
+
+from rankfold.compress.planning.plan import Plan
+from rankfold.pipeline import Settings, compress
+from rankfold.pipeline.comparing import read_compared, wilson
+from rankfold.report import CurvePoint, FigureKind
+from rankfold.report.compare import Compared, LayerShown, render_compared
+
+ACCURACY = FigureKind("accuracy", "fraction")
+
+
+@pytest.fixture(scope="module")
+def results(tmp_path_factory: pytest.TempPathFactory) -> list[Path]:
+    """Two that ``compress`` wrote: half of the parameters by data, a quarter without."""
+    place, network = tmp_path_factory.mktemp("results"), tiny()
+    for budget, method in (("params=0.5", "project"), ("params=0.25", "truncate")):
+        settings = Settings(method=method, samples=128, slices=False, model="digits-cnn")
+        compress(network, digits(), budget, settings=settings, directory=place / method)
+    return [place / "project", place / "truncate"]
+
+
+def shown(name: str, flops: int, **layers: LayerShown) -> Compared:
+    before = {"accuracy": 0.9, "params": 100, "flops": 200, "bytes": 400, "latency_ms": {"1": 2.0}}
+    after = before | {"accuracy": 0.8, "params": 50, "flops": flops, "latency_ms": {"1": 3.0}}
+    curve = [CurvePoint("project", 0.5, 0.5, 0.8)]
+    return Compared(
+        name, f"flops {flops}", "project", "test split", [ACCURACY], {"before": before, "compressed": after},
+        {"compressed": (0.7, 0.9)}, layers, curve,
+    )  # fmt: skip
+
+
+def two(name: str = "a") -> str:
+    same, other = LayerShown("keep", None, None, 1.0), LayerShown("factored", 3, 0.2, 0.4)
+    small = LayerShown("factored", 2, 0.3, 0.2)
+    return render_compared(
+        [shown(name, 100, one=same, two=other, three=same), shown("b", 60, one=same, two=small, three=other)]
+    )
+
+
+def test_a_result_is_read_as_it_was_written(results: list[Path]) -> None:
+    found = read_compared(results[0])
+    stored = json.loads((results[0] / "result.json").read_text())
+    plan = Plan.load(results[0] / "plan.json")
+    assert found.stages["compressed"]["accuracy"] == stored["compressed"]["accuracy"]
+    assert found.stages["before"]["latency_ms"] == stored["latencies"]["before"]
+    assert found.judged_on == "test split of digits, 449 samples"
+    assert {name: one.rank for name, one in found.layers.items() if one.rank} == {
+        entry.site: entry.rank for entry in plan.entries if entry.form.value != "keep"
+    }
+    assert [point.value for point in found.curve] == [point["value"] for point in stored["curve"]]
+    assert len(found.curve) > 3
+    low, high = found.intervals["compressed"]
+    assert low < stored["compressed"]["accuracy"] < high
+    assert (low, high) == wilson(stored["compressed"]["accuracy"], 449)
+
+
+def test_the_command_writes_a_page_with_every_number(results: list[Path], tmp_path: Path) -> None:
+    file = tmp_path / "page.html"
+    assert succeeded("report", *results, "-o", file)["file"] == str(file)
+    page = file.read_text()
+    for directory in results:
+        stored = json.loads((directory / "result.json").read_text())
+        assert f"{100 * stored['compressed']['accuracy']:.2f}\u00a0%" in page
+        for entry in Plan.load(directory / "plan.json").entries:
+            assert entry.form.value == "keep" or f"{entry.form.value} {entry.rank}<small" in page
+    assert ">project<" in page
+    assert ">truncate<" in page
+
+
+def test_what_cannot_be_compared_is_said_in_one_line(results: list[Path], tmp_path: Path) -> None:
+    assert "two or more" in failed("report", results[0])
+    assert "no finished result" in failed("report", results[0], tmp_path)
+    broken = shutil.copytree(results[0], tmp_path / "broken")
+    (broken / "result.json").write_text('{"before": 3}')
+    assert "damaged" in failed("report", results[0], broken)
+
+
+def test_a_result_of_the_first_release_is_judged_by_accuracy(results: list[Path], tmp_path: Path) -> None:
+    old = shutil.copytree(results[0], tmp_path / "old")
+    values = json.loads((old / "result.json").read_text())
+    for key in ("scores", "curve", "objective", "search"):
+        del values[key]
+    (old / "result.json").write_text(json.dumps(values))
+    found = read_compared(old)
+    assert (found.judged, found.intervals, found.curve) == (ACCURACY, {}, [])
+
+
+def test_the_interval_is_that_of_wilson() -> None:
+    assert wilson(0.5, 100) == pytest.approx((0.4038, 0.5962), abs=1e-4)
+    assert wilson(1.0, 20) == pytest.approx((0.8389, 1.0), abs=1e-4)
+
+
+def test_nothing_is_fetched_and_names_are_text() -> None:
+    page = two('"><script>alert(1)</script>')
+    assert page.count("<script") == page.count("</script>") == 1
+    assert "http" not in page.replace("http-equiv", "")
+    assert re.search(r"script-src 'sha256-[\w+/=]+'", page)
+    assert not re.search(r"#0000[01]\d", page), "a colour of the drawing stayed"
+
+
+def test_different_data_and_networks_are_told() -> None:
+    other = shown("b", 60)
+    assert "made from different networks" not in render_compared([shown("a", 60), other])
+    changed = Compared(**{**vars(other), "judged_on": "validation split", "stages": {
+        "before": {"params": 7, "accuracy": 1.0}, "compressed": {"params": 5, "accuracy": 0.9}}})  # fmt: skip
+    page = render_compared([shown("a", 60), changed])
+    assert "made from different networks" in page
+    assert "of different data" in page
+
+
+@pytest.mark.skipif(CHROMIUM is None, reason="no Chromium here")
+@pytest.mark.parametrize("width", [1280, 500])
+def test_layers_that_differ_are_shown_alone_and_in_order(tmp_path: Path, width: int) -> None:
+    file = tmp_path / "page.html"
+    file.write_text(two("a-rather-long-name-of-a-directory"), "utf-8")
+    with tempfile.TemporaryDirectory() as folder:
+        page = Page(file, Path(folder), width)
+        try:
+            names = (
+                "[...document.getElementById('layers').rows].filter(r => !r.hidden && r.offsetHeight)"
+                ".map(r => r.cells[0].innerText)"
+            )
+            assert page.ask(names) == ["one", "two", "three"]
+            page.ask("document.getElementById('differing').focus(); document.activeElement.click()")
+            assert page.ask(names) == ["two", "three"]
+            assert page.ask("document.getElementById('shown').textContent") == "2 of 3"
+            page.ask(
+                "var o = document.getElementById('order'); o.value = 'spread'; o.dispatchEvent(new Event('change'))"
+            )
+            assert page.ask(names) == ["three", "two"]  # 1.0 against 0.4, then 0.4 against 0.2
+            assert page.ask("document.documentElement.scrollWidth <= window.innerWidth")
+        finally:
+            page.close()
