@@ -6,6 +6,7 @@ import copy
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import replace
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -194,10 +195,10 @@ def _trainings(context: Context) -> list[Callable[[], dict[str, Any]]]:
         rf.fold_(model)
         return torch.tensor([rf.evaluate(model, (images, labels)).loss])
 
-    def low_rank(place: torch.device) -> Tensor:
+    def low_rank(place: torch.device, convolutions: Any = "matrix") -> Tensor:
         """Layers on the manifold of rank 6, a window of five steps, the bases turned and cut."""
         model = _network()
-        rf.dlrt_(model, rank=6)
+        rf.dlrt_(model, rank=6, convolutions=convolutions)
         model.to(place)
         optimizer = rf.Dlrt(model, torch.optim.SGD, lr=0.02, window=5, tolerance=0.05)
         x, y = images.to(place), labels.to(place)
@@ -226,7 +227,12 @@ def _trainings(context: Context) -> list[Callable[[], dict[str, Any]]]:
         for what, prepare in kinds.items()
         for precision, tolerance in precisions
     ]
-    return [*made, compared("low-rank training, float32", TRAINED, lambda: on_both(context, low_rank))]
+    tucker = partial(low_rank, convolutions="tucker")
+    return [
+        *made,
+        compared("low-rank training, float32", TRAINED, lambda: on_both(context, low_rank)),
+        compared("low-rank training in Tucker's form, float32", TRAINED, lambda: on_both(context, tucker)),
+    ]
 
 
 def _recoveries(context: Context) -> list[Callable[[], dict[str, Any]]]:

@@ -71,16 +71,10 @@ LAYERS = {
 }
 
 
-@pytest.mark.parametrize("kind", LAYERS)
-def test_one_backward_gathers_the_weights_gradient_times_each_basis(kind):
-    make, shape = LAYERS[kind]
-    torch.manual_seed(0)
-    dense = nn.Sequential(make()).double()
-    low = rf.dlrt_(copy.deepcopy(dense), 3, where="*")
-    layer = low[0]
-    reference = rf.fold_(copy.deepcopy(low))
-    layer.probing = True
-    for seed in (1, 2):  # they add up
+def pass_through(low: nn.Module, reference: nn.Module, shape: tuple[int, ...]) -> None:
+    """Two backward passes, whose gradients add up, through a model and the same one folded: outputs and gradients of
+    the inputs are equal."""
+    for seed in (1, 2):
         x = torch.randn(shape, dtype=torch.float64, generator=torch.Generator().manual_seed(seed)).requires_grad_()
         out, expected = low(x), reference(x)
         assert torch.allclose(out, expected, atol=1e-13)
@@ -90,6 +84,18 @@ def test_one_backward_gathers_the_weights_gradient_times_each_basis(kind):
         assert torch.allclose(given, wanted, atol=1e-13)
         (out * toward).sum().backward()
         (expected * toward).sum().backward()
+
+
+@pytest.mark.parametrize("kind", LAYERS)
+def test_one_backward_gathers_the_weights_gradient_times_each_basis(kind):
+    make, shape = LAYERS[kind]
+    torch.manual_seed(0)
+    dense = nn.Sequential(make()).double()
+    low = rf.dlrt_(copy.deepcopy(dense), 3, where="*")
+    layer = low[0]
+    reference = rf.fold_(copy.deepcopy(low))
+    layer.probing = True
+    pass_through(low, reference, shape)
     g = reference[0].weight.grad.reshape(layer.shape)
     left, right = layer.gradients
     assert torch.allclose(left, g @ layer.right.T, atol=1e-12)

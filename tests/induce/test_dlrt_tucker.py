@@ -6,7 +6,7 @@ import pickle
 import pytest
 import torch
 import torch.nn.functional as F
-from test_dlrt import LAYERS, data, network, trained
+from test_dlrt import LAYERS, data, network, pass_through, trained
 from torch import nn
 
 import rankfold as rf
@@ -29,16 +29,7 @@ def test_one_backward_gathers_the_gradient_through_bases_and_frames(kind):
     assert type(reference[0]) is type(make())
     assert torch.allclose(layer.weight + 0, reference[0].weight, atol=1e-13)
     layer.probing = True
-    for seed in (1, 2):  # they add up
-        x = torch.randn(shape, dtype=torch.float64, generator=torch.Generator().manual_seed(seed)).requires_grad_()
-        out, expected = low(x), reference(x)
-        assert torch.allclose(out, expected, atol=1e-13)
-        toward = torch.randn(out.shape, dtype=torch.float64, generator=torch.Generator().manual_seed(seed + 9))
-        (given,) = torch.autograd.grad((out * toward).sum(), x, retain_graph=True)
-        (wanted,) = torch.autograd.grad((expected * toward).sum(), x, retain_graph=True)
-        assert torch.allclose(given, wanted, atol=1e-13)
-        (out * toward).sum().backward()
-        (expected * toward).sum().backward()
+    pass_through(low, reference, shape)
     g, (left, right) = reference[0].weight.grad, layer.gradients
     out_frame, in_frame = frames(layer.core.detach())
     assert torch.allclose(left, torch.einsum("oc...,qc,rq...->or", g, layer.right, out_frame), atol=1e-12)
