@@ -21,10 +21,11 @@ from rankfold.compress.layerwise import in_blocks, layers
 from rankfold.compress.planning.plan import fingerprint
 from rankfold.observe import Pages
 from rankfold.pipeline import BoundError, Settings
+from rankfold.pipeline.needs import BESIDE
 from rankfold.run.progress import Tell
 
 transformers = pytest.importorskip("transformers")
-MEMORY = 10_000_000
+MEMORY = 260_000_000
 
 
 def drawn(samples: int, seed: int) -> list[dict[str, torch.Tensor]]:
@@ -212,7 +213,7 @@ def test_a_disk_without_room_is_told_before_any_work(place, tmp_path, monkeypatc
 
 def test_the_smallest_bound_works_and_what_does_not_fit_is_fitted_from_its_smaller_side(place, streamed, tmp_path):
     known = streamed[0].needs
-    least = 2 * known["block"] + 3 * known["sample"] + known["matrix"]
+    least = BESIDE + 2 * known["block"] + 3 * known["sample"] + known["matrix"]
     found = rf.stream(place, DATA, "params=0.8", tmp_path, memory=least)
     beyond = [entry for entry in found.plan.changed if "its moments exceed the memory limit" in entry.note]
     assert {entry.site.rpartition(".")[2] for entry in beyond} == {"gate_proj", "up_proj", "down_proj"}
@@ -265,7 +266,7 @@ def test_what_needs_the_whole_is_refused(place, streamed, tmp_path):
 def test_the_command_line(place, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     np.save("tokens.npy", np.random.default_rng(0).integers(0, VOCABULARY, 12 * 48))
-    asked = ("--budget", "params=0.8", "--length", 12, "--memory", "10MB")
+    asked = ("--budget", "params=0.8", "--length", 12, "--memory", "260MB")
     told = succeeded("compress", place, "--data", "tokens:tokens.npy", *asked, "-o", "small")
     assert told["compressed"]["params"] <= 0.8 * told["before"]["params"]
     assert {"perplexity", "kl", "agreement", "params", "flops", "bytes"} <= told["compressed"].keys()

@@ -15,6 +15,7 @@ from rankfold.sites import Site, SiteList
 
 BLOCKS = 2  # the block as it is, and as it becomes
 ACTIVATIONS = 3  # what its modules give: as it is kept to be differentiated, its gradients, and what is on the way
+BESIDE = 250_000_000  # what allocator and linear algebra keep for themselves: 207 MB measured at width 512
 _ANSWERS = 1  # more of what the last module gives: it becomes probabilities, their sums, and draws
 _LEAST = 8  # batches, of which one is held back
 
@@ -42,19 +43,19 @@ class Needs:
     @property
     def smallest(self) -> int:
         """The least bound that works."""
-        return BLOCKS * self.block + ACTIVATIONS * self.sample + self.matrix
+        return BESIDE + BLOCKS * self.block + ACTIVATIONS * self.sample + self.matrix
 
     @property
     def moments(self) -> int:
         """What is left of the bound for statistics."""
-        return self.bound - BLOCKS * self.block - ACTIVATIONS * self.sample * self.batch
+        return self.bound - BESIDE - BLOCKS * self.block - ACTIVATIONS * self.sample * self.batch
 
     def check(self, directory: Path) -> None:
         """``BoundError`` for too little memory, ``OSError`` for too little disk, each in one line."""
         if self.bound < self.smallest:
             raise BoundError(
                 f"--memory {count(self.bound, 'B')} is less than one block needs ({self.name}: weights "
-                f"{count(self.block, 'B')}, twice, one sample {count(ACTIVATIONS * self.sample, 'B')}, statistics of "
+                f"{count(self.block, 'B')}, twice, what the libraries keep {count(BESIDE, 'B')}, one sample {count(ACTIVATIONS * self.sample, 'B')}, statistics of "
                 f"{self.site} {count(self.matrix, 'B')}): the smallest bound that works is "
                 f"{-(-self.smallest // 10**6):,} MB"
             )
@@ -64,7 +65,8 @@ class Needs:
         taken = count(ACTIVATIONS * self.sample * self.batch, "B")
         return (
             f"memory: at most {count(self.bound, 'B')} beside the process, of which a block takes "
-            f"{count(BLOCKS * self.block, 'B')}, {self.batch} samples at a time {taken} and statistics the rest; disk: "
+            f"{count(BLOCKS * self.block, 'B')}, {self.batch} samples at a time {taken}, what the libraries keep "
+            f"{count(BESIDE, 'B')} and statistics the rest; disk: "
             f"{count(self.disk, 'B')} while it runs, at most {count(self.model, 'B')} at the end"
         )
 
@@ -80,7 +82,7 @@ def needs_of(pages: Pages, found: SiteList, few: int, samples: int, metric_sampl
     sample = max(size + (_ANSWERS * chain.calls[-1].size if span.end is None else 0) for span, size in spans) // few
     known = dict(pages.network.named_parameters())
     model = sum(p.numel() * p.element_size() for p in known.values())
-    fixed = BLOCKS * sizes[widest] + measured_bytes(largest)
+    fixed = BESIDE + BLOCKS * sizes[widest] + measured_bytes(largest)
     batch = min(128, samples // _LEAST, max(bound - fixed, 0) // (2 * ACTIVATIONS * max(sample, 1)))
     names = [site.name for site in inside[widest]] or sorted(pages.parts[widest])
     return Needs(

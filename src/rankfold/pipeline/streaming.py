@@ -138,7 +138,7 @@ def stream(
         >>> LlamaForCausalLM(LlamaConfig(vocab_size=9, hidden_size=8, intermediate_size=8, num_hidden_layers=1,
         ...     num_attention_heads=2, num_key_value_heads=2)).save_pretrained("dense")
         >>> train, test = ([{"input_ids": x} for x in torch.randint(9, (n, 4)).split(2)] for n in (8, 2))
-        >>> found = rf.stream("dense", (train, test, test), "params=0.9", "small", memory=10_000_000)
+        >>> found = rf.stream("dense", (train, test, test), "params=0.9", "small", memory=300_000_000)
         >>> found.plan.after.params <= 0.9 * found.plan.before.params
         True
     """
