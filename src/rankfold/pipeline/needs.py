@@ -55,8 +55,8 @@ class Needs:
         if self.bound < self.smallest:
             raise BoundError(
                 f"--memory {count(self.bound, 'B')} is less than one block needs ({self.name}: weights "
-                f"{count(self.block, 'B')}, twice, what the libraries keep {count(BESIDE, 'B')}, one sample {count(ACTIVATIONS * self.sample, 'B')}, statistics of "
-                f"{self.site} {count(self.matrix, 'B')}): the smallest bound that works is "
+                f"{count(self.block, 'B')}, twice, one sample {count(ACTIVATIONS * self.sample, 'B')}, statistics of "
+                f"{self.site} {count(self.matrix, 'B')}, what the libraries keep {count(BESIDE, 'B')}): the smallest bound that works is "
                 f"{-(-self.smallest // 10**6):,} MB"
             )
         check_room(directory, self.disk)
