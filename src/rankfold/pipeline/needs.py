@@ -53,11 +53,12 @@ class Needs:
     def check(self, directory: Path) -> None:
         """``BoundError`` for too little memory, ``OSError`` for too little disk, each in one line."""
         if self.bound < self.smallest:
+            sample = count(ACTIVATIONS * self.sample, "B")
             raise BoundError(
                 f"--memory {count(self.bound, 'B')} is less than one block needs ({self.name}: weights "
-                f"{count(self.block, 'B')}, twice, one sample {count(ACTIVATIONS * self.sample, 'B')}, statistics of "
-                f"{self.site} {count(self.matrix, 'B')}, what the libraries keep {count(BESIDE, 'B')}): the smallest bound that works is "
-                f"{-(-self.smallest // 10**6):,} MB"
+                f"{count(self.block, 'B')}, twice, one sample {sample}, statistics of {self.site} "
+                f"{count(self.matrix, 'B')}, what the libraries keep {count(BESIDE, 'B')}): the smallest bound that "
+                f"works is {-(-self.smallest // 10**6):,} MB"
             )
         check_room(directory, self.disk)
 
