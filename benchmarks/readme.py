@@ -1,13 +1,13 @@
 """The table of README in one run: ResNet20 on CIFAR-10 at half of its FLOPs without training, beside what others do.
 
-    python benchmarks/readme.py WEIGHTS [--kept 0.5] [--threads 1]
+    python benchmarks/readme.py WEIGHTS [--kept 0.5] [--images 10000] [--threads 1]
 
 Peers, written plainly below or by method `truncate`: truncation of the same fraction in each layer (LSVT) and of all
 spectra ranked together (GSVT), as LoRITa compares with; whitening by the Cholesky root of the second moment of the
 inputs, the same share in each layer, as SVD-LLM and BALF begin. All use the same 2,048 training images. "as it is" is
 the network that such a method leaves; "corrected" the same after `rankfold.reestimate_` on 512 images, which rankfold's
-own rows always have. Accuracy is on the whole test split, by which nothing is chosen. Rows that are stored already are
-not measured again: delete benchmarks/results/readme.json to begin anew.
+own rows always have. Accuracy is on the first --images of the test split, by which nothing is chosen. Rows that are
+stored already are not measured again: delete benchmarks/results/readme.json to begin anew.
 """
 
 from __future__ import annotations
@@ -89,9 +89,10 @@ def rows(given: argparse.Namespace, done: set[str]) -> Iterator[dict[str, Any]]:
     data, original = zoo.load_data("cifar10"), zoo.model("resnet20")
     zoo.load_weights(original, given.weights)
     original.eval()
+    test = data.test.subset(torch.arange(given.images))
     part = calibration_part(data.train, SAMPLES, SEED)
     if "original" not in done:
-        yield {"what": "original", "flops": 1.0, "params": 1.0, "corrected": rf.evaluate(original, data.test).accuracy}
+        yield {"what": "original", "flops": 1.0, "params": 1.0, "corrected": rf.evaluate(original, test).accuracy}
     for what, (judged, make) in WAYS.items():
         if what in done:
             continue
@@ -99,23 +100,25 @@ def rows(given: argparse.Namespace, done: set[str]) -> Iterator[dict[str, Any]]:
         small, flops, params = make(original, part, given.kept)
         row: dict[str, Any] = {"what": what, "flops": flops, "params": params, "seconds": time.process_time() - began}
         if judged:
-            row["as it is"] = rf.evaluate(small, data.test).accuracy
+            row["as it is"] = rf.evaluate(small, test).accuracy
         rf.reestimate_(small, original, data.train, samples=512)
-        yield row | {"corrected": rf.evaluate(small, data.test).accuracy}
+        yield row | {"corrected": rf.evaluate(small, test).accuracy}
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("weights")
     parser.add_argument("--kept", type=float, default=0.5)
+    parser.add_argument("--images", type=int, default=10_000, help="of the test split, the first")
     parser.add_argument("--threads", type=int, default=1)
     given = parser.parse_args()
     torch.set_num_threads(given.threads)
     stored = json.loads(OUT.read_text(encoding="utf-8")) if OUT.exists() else {"rows": []}
     for row in rows(given, {row["what"] for row in stored["rows"]}):
         stored = {
-            "command": "python benchmarks/readme.py WEIGHTS", "seeds": [SEED], "images": 10_000, "kept": given.kept,
-            "versions": {"torch": torch.__version__}, "rows": [*stored["rows"], row],
+            "command": f"python benchmarks/readme.py WEIGHTS --images {given.images}", "seeds": [SEED],
+            "images": given.images, "kept": given.kept, "versions": {"torch": torch.__version__},
+            "rows": [*stored["rows"], row],
         }  # fmt: skip
         OUT.write_text(json.dumps(stored, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
     print(f"{'':42}{'FLOPs removed':>14}{'as it is':>11}{'corrected':>11}")

@@ -21,14 +21,12 @@ html_theme = "furo"
 html_title = f"rankfold {release}"
 html_extra_path = ["llms.txt"]
 html_copy_source = False
-exclude_patterns = ["requirements.txt"]
 autodoc_typehints = "description"
 autodoc_typehints_description_target = "documented"
 autodoc_member_order = "bysource"
 autodoc_class_signature = "mixed"
 autodoc_preserve_defaults = True
-napoleon_google_docstring, napoleon_numpy_docstring = True, False
-napoleon_custom_sections = [("Cost", "returns_style"), ("Source", "returns_style"), ("Shapes", "returns_style")]
+napoleon_google_docstring, napoleon_numpy_docstring, napoleon_use_ivar = True, False, True
 
 
 def directive(name: str) -> str:
