@@ -66,3 +66,19 @@ def test_ranks_in_multiples_through_compress_and_slice(weights, tmp_path):
 def test_a_multiple_below_one_is_wrong_usage(tmp_path):
     result = rankfold("plan", "digits-cnn", "--budget", "params=0.5", "--rank-multiple", 0, "-o", tmp_path / "x")
     assert result.exit_code == 2
+
+
+def test_forms_in_whole_numbers_are_taken_where_they_are_named(weights, tmp_path):
+    budget = ("--budget", "bytes=0.3")
+    plan = planned(weights, tmp_path / "forms.json", *budget, "--forms", "int8,residual,factored")
+    assert {Form.INT8, Form.RESIDUAL} >= {entry.form for entry in plan.changed} - {Form.FACTORED}
+    assert {entry.form for entry in plan.changed} & {Form.INT8, Form.RESIDUAL}
+    small = tmp_path / "small"
+    succeeded(
+        "compress", "digits-cnn", "--weights", weights, "--data", "digits", "--samples", 100, *budget, "--forms", "all",
+        "--no-curve", "-o", small,
+    )  # fmt: skip
+    made = Plan.load(small / "plan.json")
+    assert {entry.form for entry in made.changed} & {Form.INT8, Form.RESIDUAL}
+    assert made.after.bytes <= 0.3 * made.before.bytes
+    assert "did you mean int8" in rankfold("plan", "digits-cnn", *budget, "--forms", "int9", "-o", small).stderr

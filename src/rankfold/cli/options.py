@@ -14,6 +14,7 @@ OBJECTIVES = (
     "classification", "segmentation", "token-classification", "multi-label", "regression", "causal-lm", "masked-lm",
     "embedding", "teacher",
 )  # fmt: skip
+FORMS = ("factored", "pivoted", "spatial", "tucker", "cp", "shared", "int8", "residual", "all")
 METHODS = ("project", "sequential", "relu", "nuclear", "maxnorm", "truncate", "tucker", "cp")
 RULES = ("optimal", "local", "global", "iterative")
 
@@ -43,6 +44,12 @@ def _method(name: str) -> str:
 
 def _method_or_none(name: str | None) -> str | None:
     return None if name is None else _method(name)
+
+
+def _forms(names: str | None) -> str | None:
+    for name in () if names is None else names.split(","):
+        _known(name.strip(), "no form named", FORMS)
+    return names
 
 
 def _rule(name: str) -> str:
@@ -259,6 +266,17 @@ Only = Annotated[
 Exclude = Annotated[
     list[str],
     typer.Option(metavar="PATTERN", help="Leave such layers as they are; goes before --only.", show_default=False),
+]
+FormNames = Annotated[
+    str | None,
+    typer.Option(
+        "--forms",
+        metavar="NAMES",
+        help="Which forms are weighed, with commas between them: factored, pivoted, spatial, and in whole numbers "
+        "int8 and residual (low rank over int4), which only --budget bytes=… has reason to take; or all.",
+        show_default=False,
+        callback=_forms,
+    ),
 ]
 Samples = Annotated[int, typer.Option(min=1, help="Calibration samples, drawn from the training split.")]
 Seed = Annotated[int, typer.Option(min=0, help="Seed of every random choice.")]

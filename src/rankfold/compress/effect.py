@@ -119,7 +119,7 @@ def product(root: nn.Module, candidate: Candidate, rank: int) -> Tensor | None:
     a form has no ``weight``."""
     site = candidate.site
     form = candidate.form.decomposed
-    form = form if form.offered(site.layer) else candidate.form
+    form = form if form.offered(site.layer) and candidate.form.shares else candidate.form
     made = site.layer.skeleton(root.get_submodule(site.name), form, rank, bias=False).double()
     site.layer.write_(made, form, candidate.decomposition.factors(rank))
     weight = getattr(made, "weight", None)

@@ -43,7 +43,7 @@ def output_changes(candidates: Sequence[Candidate]) -> Prices:
 
     A site that the data never reached has none; it is priced as an average site of its relative energy.
     """
-    known = [float(c.decomposition.errors[0]) ** 2 for c in candidates if c.decomposition.comparable]
+    known = [float(c.decomposition.errors[0]) ** 2 for c in candidates if c.decomposition.comparable and c.share == 1]
     average = sum(known) / max(len(known), 1)
     return {
         (c.site.name, c.form): _expected(c) if c.decomposition.comparable else c.relative_errors.square() * average

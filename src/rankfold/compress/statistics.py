@@ -19,6 +19,7 @@ from rankfold.compress.metric import Spread, output_metrics
 from rankfold.compress.planning.plan import fingerprint
 from rankfold.compress.tokens import token_metrics
 from rankfold.costs import evaluating
+from rankfold.forms import Side
 from rankfold.linalg import Moments
 from rankfold.objectives import Objective, ObjectiveError, Teacher
 from rankfold.objectives.answer import unpadded
@@ -46,7 +47,7 @@ class SiteStatistics:
     ``coarse``: another such metric, which ranks layers better where much is lost. ``free``: the new layer may carry a
     bias of its own, so that moments are taken about the mean. ``tokens``: both metrics are of tokens. ``parts``: the
     moments of the samples to fit to, and of those that were held back so that a forecast can be checked on them; not
-    saved. ``idle``: experts that were given no token.
+    saved. ``idle``: experts that were given no token. ``side``: where moments were taken, if not where the layer says.
     """
 
     moments: Moments
@@ -57,6 +58,7 @@ class SiteStatistics:
     tokens: bool = False
     parts: tuple[Moments, Moments] | None = field(default=None, compare=False, repr=False)
     idle: tuple[int, ...] = field(default=(), compare=False)
+    side: Side | None = None
 
     @property
     def covariance(self) -> Tensor:
@@ -135,6 +137,9 @@ class Statistics:
         tokens = any(known.tokens for known in self.sites.values())
         if tokens:
             note |= {"bound": sorted(bound), "nats": self.nats, "tokens": tokens}
+        sides = {name: known.side for name, known in sorted(self.sites.items()) if known.side is not None}
+        if sides:
+            note["sides"] = sides
         return _FILE.write(tensors, note)
 
     def save(self, path: str | Path) -> None:
@@ -162,6 +167,7 @@ class _Note(TypedDict):
     bound: NotRequired[list[str]]
     nats: NotRequired[bool]
     tokens: NotRequired[bool]
+    sides: NotRequired[dict[str, Side]]
 
 
 _FILE = Kind[_Note](
@@ -181,7 +187,7 @@ def _built(tensors: Mapping[str, Tensor], note: _Note) -> Statistics:
     found = {
         name: SiteStatistics(
             Moments.from_state_dict(state), note["absorbers"].get(name), state.get("metric"), state.get("coarse"),
-            name not in bound, note.get("tokens", False), _parts_in(state),
+            name not in bound, note.get("tokens", False), _parts_in(state), side=note.get("sides", {}).get(name),
         )
         for name, state in states.items()
     }  # fmt: skip
@@ -291,7 +297,10 @@ def assembled(
             # code for language models knows no biases where the original has none; a row of padding is to stay zero
             free = site.layer.has_bias or (not tokens and site.layer.takes_bias) or absorber is not None
             idle = tuple((gathered.tokens[site.name] == 0).nonzero().flatten().tolist()) if site.layer.experts else ()
-            reached[site.name] = replace(known, coarse=coarse.get(site.name), free=free, tokens=tokens, idle=idle)
+            side = site.layer.side if site.layer.whole else None
+            reached[site.name] = replace(
+                known, coarse=coarse.get(site.name), free=free, tokens=tokens, idle=idle, side=side
+            )
     unreached = tuple(site.name for site in sites.reducible if site.name not in reached)
     return Statistics(reached, gathered.samples, unreached, nats=tokens and bool(metrics))
 

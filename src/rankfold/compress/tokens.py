@@ -36,6 +36,7 @@ from rankfold.run.progress import Progress
 from rankfold.sites import Site, SiteList, opened
 
 NUMBERS = 1 << 25  # of the answers whose graph is in memory at once
+WIDE = 4096  # outputs above which only the diagonal of D is gathered, where all of it would be needed
 ROWS = 4096  # that are summed in float32 before they are added in float64
 
 
@@ -84,6 +85,7 @@ def inside(site: Site) -> bool:
         and not site.layer.lookup
         and not site.layer.experts
         and site.groups == 1
+        and not site.layer.whole
         and m > n
     )
 
@@ -94,6 +96,8 @@ def moment_for(inner: Mapping[str, Tensor], scale: float = 1.0) -> Callable[[Sit
     def moment(site: Site, gradient: Tensor) -> Tensor:
         total = torch.zeros((), dtype=torch.float64, device=gradient.device)
         rows = site.layer.output_rows(gradient)
+        if site.layer.whole and rows.shape[-1] > WIDE:
+            return scale * rows.double().square().sum(-2)
         for part in rows.to(torch.promote_types(rows.dtype, torch.float32)).split(ROWS, -2):
             part = part @ inner[site.name].to(part) if site.name in inner else part
             total = total + (part.mT @ part).double()

@@ -17,6 +17,7 @@ from rankfold.costs.cost import Cost
 from rankfold.costs.counter import Counter
 from rankfold.costs.example import Example
 from rankfold.costs.reads import Calls, WeightReads
+from rankfold.layers.rounded import WholeNumbers
 from rankfold.sites import Call, Form, Site, SiteList, opened, packed, stored, unwrap
 
 # parameters of a model, and elements of its input, with which it is run for real to count its FLOPs
@@ -124,7 +125,8 @@ def _on_meta(model: nn.Module, example: Example, sites: Sequence[Site]) -> Trace
 def storage(model: nn.Module) -> tuple[int, int]:
     """(parameters, bytes of parameters and buffers) of a model; shared tensors count once.
 
-    What quantised layers keep out of both counts too, and a weight takes the bytes of the tensors that hold it.
+    What quantised layers keep out of both counts too, and a weight takes the bytes of the tensors that hold it. Weights
+    that are whole numbers in buffers are parameters here, their scales are not.
 
     Raises ``ValueError`` for a parameter that has no shape yet.
     """
@@ -133,7 +135,8 @@ def storage(model: nn.Module) -> tuple[int, int]:
         if isinstance(parameter, UninitializedParameter):
             raise ValueError(f"{name} has no shape yet: run the model once first (lazy module)")
     hidden = packed(model.named_modules()).values()
-    params = sum(p.numel() for p in model.parameters()) + sum(x.numel() for x in hidden if x.dim())
+    whole = sum(each.numbers for each in model.modules() if isinstance(each, WholeNumbers))
+    params = whole + sum(p.numel() for p in model.parameters()) + sum(x.numel() for x in hidden if x.dim())
     held = (part for tensor in (*model.parameters(), *model.buffers(), *hidden) for part in stored(tensor))
     return params, sum(part.numel() * part.element_size() for part in held)
 
@@ -199,5 +202,5 @@ def site_cost(
 ) -> Cost:
     """What one site costs in one form at one rank; ``bias`` says whether the layer carries one in that form."""
     params = site.layer.params(form, rank, bias)
-    size = params * element_size + form.buffers(site.layer, rank)
+    size = form.bytes(site.layer, rank, bias, element_size)
     return Cost(params, site.layer.flops(form, rank, calls) // samples, size)

@@ -4,5 +4,6 @@ from rankfold.export.dense import to_folder
 from rankfold.export.errors import ExportError
 from rankfold.export.onnx import to_onnx
 from rankfold.export.program import to_torch_export
+from rankfold.export.torchao import to_torchao
 
-__all__ = ["ExportError", "to_folder", "to_onnx", "to_torch_export"]
+__all__ = ["ExportError", "to_folder", "to_onnx", "to_torch_export", "to_torchao"]

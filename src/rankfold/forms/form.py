@@ -36,7 +36,8 @@ class Factors:
     ``parts`` in the order in which the data meets them, each shaped as the new layer stores it up to reshaping:
     FACTORED and SPATIAL ``(right (r, n), left (m, r))``, with a leading group axis for grouped convolutions;
     TUCKER ``(down (r_in, C_in), core (r_out, r_in, *k), up (C_out, r_out))``;
-    CP ``(down (r, C_in), line (r, k) for each axis, up (C_out, r))``; DENSE ``(matrix,)``.
+    CP ``(down (r, C_in), line (r, k) for each axis, up (C_out, r))``; DENSE ``(matrix,)``; a form over a base
+    ``(right, left, *base)``, what its ``base`` gave behind the factors.
     ``shift`` (m_total,) is added to the layer's output, to be carried by its bias.
     """
 
@@ -64,7 +65,10 @@ class Form(str, metaclass=_Forms):
 
     ``Form("factored")`` is the one that is registered under the name. A form of one's own is a subclass, made known by
     ``rankfold.forms.register``; ``like`` is then the form whose factors it stores (itself by default), ``parameter``
-    the key of a parameter that only a layer in this form has.
+    the key of a parameter or buffer that only a layer in this form has. ``exact``: the layer computes with the very
+    factors that it is given; others round them. ``optional``: taken only where it is asked for by name (``forms=``).
+    ``least``: the smallest rank. ``over_base``: the factors are of what another matrix leaves, which ``base`` makes and
+    the layer stores beside them.
 
     Args:
         name: of a registered form, or of a new one in a subclass.
@@ -85,9 +89,15 @@ class Form(str, metaclass=_Forms):
     TUCKER: ClassVar[Form]
     CP: ClassVar[Form]
     SHARED: ClassVar[Form]
+    INT8: ClassVar[Form]
+    RESIDUAL: ClassVar[Form]
 
     like: Form | None = None
     parameter: str = "up.weight"
+    exact: bool = True
+    optional: bool = False
+    least: int = 1
+    over_base: bool = False
 
     def __new__(cls, name: str) -> Any:
         if cls is Form:
@@ -102,6 +112,11 @@ class Form(str, metaclass=_Forms):
     def decomposed(self) -> Form:
         """The form that methods know: whose factors are stored here."""
         return self if self.like is None else self.like
+
+    @property
+    def shares(self) -> bool:
+        """Whether a decomposition for ``like`` says what this form loses, too."""
+        return self.exact and not self.over_base
 
     def offered(self, layer: Layer) -> bool:
         """Whether a layer can take this form."""
@@ -124,6 +139,19 @@ class Form(str, metaclass=_Forms):
     def buffers(self, layer: Layer, rank: int) -> int:
         """Bytes of what the new layer stores beside its parameters, such as an order of its outputs."""
         return 0
+
+    def bytes(self, layer: Layer, rank: int, bias: bool, element_size: int) -> int:
+        """Of everything that the new layer stores; ``element_size`` of the weight that it replaces."""
+        return self.params(layer, rank, bias) * element_size + self.buffers(layer, rank)
+
+    def base(self, matrix: Tensor, dtype: Any, weights: Tensor | None = None) -> tuple[Tensor, ...]:
+        """For a form over a base: the tensors of the base of ``matrix`` (m, n), stored in ``dtype`` where they are no
+        whole numbers. ``weights`` (n,): how much an error counts in each column."""
+        raise NotImplementedError(f"form {self}: base(matrix, dtype, weights) is missing")
+
+    def based(self, base: Sequence[Tensor]) -> Tensor:
+        """The matrix (m, n), float64, that the tensors of ``base`` stand for."""
+        raise NotImplementedError(f"form {self}: based(base) is missing")
 
     def flops(self, layer: Layer, rank: int, calls: Sequence[Call]) -> int:
         """Two for each multiply-add, as ``torch.utils.flop_counter`` counts; biases are free."""
@@ -186,5 +214,5 @@ def form_named(name: str) -> Form:
 
 
 def offered(layer: Layer) -> frozenset[Form]:
-    """Every registered form that a layer can take."""
-    return frozenset(form for form in _REGISTERED.values() if form.offered(layer))
+    """Every registered form that a layer can take without being asked for."""
+    return frozenset(form for form in _REGISTERED.values() if not form.optional and form.offered(layer))

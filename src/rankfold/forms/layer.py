@@ -44,6 +44,7 @@ class Layer:
     lookup: bool = False  # rows are picked, not multiplied: an embedding
     experts: int = 0  # whose matrices lie below one another, or side by side, in the matrix of this layer
     entering: bool = False  # of experts: below one another, and so multiplied by one input
+    whole: bool = False  # moments of inputs and the metric of outputs are taken whole: not all factors are the weight's
     takes_bias: bool = True  # whether a layer in its place may carry a bias that it has not
     parameter: str = "weight"  # the attribute that holds the matrix
     convolution: Convolution | None = None
@@ -61,6 +62,11 @@ class Layer:
     def side(self) -> Side:
         """Where second moments are taken: where the matrix is smaller, or at the inputs if a form needs them."""
         return "output" if self.shape[0] <= self.shape[1] else "input"
+
+    def wholly(self) -> Layer:
+        """The same, observed so that any matrix in its place can be weighed and not its own alone; itself where such
+        moments are not taken."""
+        return self
 
     @property
     def tapped(self) -> Side:

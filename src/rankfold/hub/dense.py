@@ -80,7 +80,7 @@ def _multiplied_out(small: nn.Module, dense: nn.Module, named: Any) -> dict[str,
             wanted, nn.Linear
         ):  # in place of one that stores it transposed
             weight = weight.mT
-        state[f"{name}.weight"] = weight.to(next(layer.parameters()).dtype).contiguous()
+        state[f"{name}.weight"] = weight.to(layer.weight.dtype).contiguous()
         if bias is None:
             continue
         if getattr(wanted, "bias", None) is None:

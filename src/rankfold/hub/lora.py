@@ -11,6 +11,7 @@ from torch import nn
 
 from rankfold.hub.errors import HubError
 from rankfold.layers import LowRankConv1D, LowRankLinear, PivotedConv1D, PivotedLinear
+from rankfold.layers.rounded import is_whole
 from rankfold.sites import narrow_, narrower, pair, weights_of
 
 _PIVOTED = (PivotedLinear, PivotedConv1D)
@@ -32,7 +33,7 @@ class FactoredLora(Linear):
             if name not in self.lora_A:
                 continue
             base: Any = self.get_base_layer()
-            if type(base) not in _WIDENED or name in self.lora_variant or self.lora_bias.get(name):
+            if type(base) not in _WIDENED or is_whole(base) or name in self.lora_variant or self.lora_bias.get(name):
                 raise HubError(
                     f"adapter {name!r} cannot be merged into a {type(base).__name__} without forming its product: keep "
                     "it beside the layer (save the adapter), or multiply the model out first (rankfold.hub.to_dense)"

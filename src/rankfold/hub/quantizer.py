@@ -158,6 +158,6 @@ def _understood(here: SiteList, name: str, decision: Mapping[str, Any]) -> tuple
         raise HubError(f"config.json: {name}: {error.args[0]} is missing, or no layer that can be factored") from None
     except (TypeError, ValueError) as error:
         raise HubError(f"config.json: {name}: {error}") from None
-    if not form.offered(site.layer) or not 1 <= rank <= site.max_rank(form):
+    if not form.offered(site.layer) or not form.least <= rank <= site.max_rank(form):
         raise HubError(f"config.json: {site.title} cannot be {form} of rank {rank}")
     return site, form, rank, bias

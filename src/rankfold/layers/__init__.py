@@ -13,12 +13,15 @@ from rankfold.layers.linear import LowRankConv1D, LowRankLinear
 from rankfold.layers.phased import Approached, Phased, Scaled
 from rankfold.layers.pivoted import Completion, PivotedConv, PivotedConv1D, PivotedLinear
 from rankfold.layers.recurrent import SplitCell, SplitRecurrent
+from rankfold.layers.residual import Int4, ResidualConv1D, ResidualLinear
+from rankfold.layers.rounded import WholeNumbers, is_whole, numbers_of
 from rankfold.layers.training import InTraining
 from rankfold.layers.weight import FactoredWeight, FactoredWriteError, weight_of
 
 __all__ = [
     "Approached", "CPConv", "Completion", "DynamicLowRank", "DynamicTucker", "FactoredConv", "FactoredWeight",
-    "FactoredWriteError", "InTraining", "LowRankConv", "LowRankConv1D", "LowRankEmbedding", "LowRankLinear", "Phased",
-    "PivotedConv", "PivotedConv1D", "PivotedEmbedding", "PivotedLinear", "Scaled", "SpatialConv2d", "SplitAttention",
-    "SplitCell", "SplitRecurrent", "TuckerConv", "weight_of",
+    "FactoredWriteError", "InTraining", "Int4", "LowRankConv", "LowRankConv1D", "LowRankEmbedding", "LowRankLinear",
+    "Phased", "PivotedConv", "PivotedConv1D", "PivotedEmbedding", "PivotedLinear", "ResidualConv1D", "ResidualLinear",
+    "Scaled", "SpatialConv2d", "SplitAttention", "SplitCell", "SplitRecurrent", "TuckerConv", "WholeNumbers",
+    "is_whole", "numbers_of", "weight_of",
 ]  # fmt: skip

@@ -97,7 +97,8 @@ class FactoredWeight(Tensor):
     @property
     def _is_hf_initialized(self) -> bool:
         """What transformers asks before it draws a weight that no file had: not this one, where its factors had."""
-        owners = (factor if factor._base is None else factor._base for factor in self.factors)  # of a turned one
+        stored = [factor for factor in self.factors if not isinstance(factor, Product)]  # others are computed
+        owners = (factor if factor._base is None else factor._base for factor in stored)  # of a turned one
         return all(getattr(owner, "_is_hf_initialized", False) for owner in owners)
 
     def product(self) -> Tensor:

@@ -276,7 +276,8 @@ class _Job:
         fits = None if self.directory is None else self.directory / "run" / "fits"
         known = profile(
             self.model, None if counted else calibration, method="truncate" if counted else method, objective=chosen,
-            example=example, where=self.settings.where, calibration=how, directory=fits, progress=self.tell.progress,
+            example=example, where=self.settings.where, forms=self.settings.forms, calibration=how, directory=fits,
+            progress=self.tell.progress,
         )  # fmt: skip
         if kept is not None:
             known.save(kept)

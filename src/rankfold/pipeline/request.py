@@ -12,6 +12,7 @@ from torch import nn
 
 from rankfold.compress.methods import method_named
 from rankfold.compress.methods.method import Method
+from rankfold.compress.planning.choice import Forms, asked_forms
 from rankfold.compress.planning.plan import fingerprint
 from rankfold.compress.ranks.budget import Budget
 from rankfold.compress.ranks.rules import RankRule, described, rule_named
@@ -49,6 +50,7 @@ class Settings:
             percentage or in its own unit.
         smallest: what is then to be small, "flops", "params", "bytes" or "latency".
         where: which layers may be factored, as in ``rankfold.sites``.
+        forms: which forms are weighed, as in ``rankfold.profile``.
 
     Raises:
         ValueError: a value out of range.
@@ -72,9 +74,11 @@ class Settings:
     max_drop: float | None = None
     smallest: str = "flops"
     where: Where | None = None
+    forms: Forms | None = None
 
     def __post_init__(self) -> None:
         _ = self.quality  # refused where it is given
+        asked_forms(self.forms)
         if self.samples < 1:
             raise ValueError(f"samples must be at least 1, got {self.samples}")
         if self.tune < 0:
@@ -122,6 +126,7 @@ def request_of(model: nn.Module, data: Any, budgets: Sequence[Budget], settings:
     request |= {} if objective is None else {"objective": objective.name}
     request |= {} if settings.quality is None else {"max_drop": settings.quality.points, "smallest": settings.smallest}
     request |= {} if settings.where is None else {"where": _named(settings.where)}
+    request |= {} if settings.forms is None else {"forms": sorted(asked_forms(settings.forms) or ())}
     return json.loads(json.dumps(request))
 
 

@@ -17,6 +17,8 @@ from rankfold.forms.geometry import ChannelFolding
 from rankfold.forms.pivoted import stored
 from rankfold.layers import Completion, LowRankConv, LowRankEmbedding, LowRankLinear, SpatialConv2d
 from rankfold.layers.experts import LowRankEnter, LowRankLeave
+from rankfold.layers.residual import ResidualLinear
+from rankfold.layers.rounded import is_whole
 from rankfold.sites.convolution import ConvLayer, read_convolution
 from rankfold.sites.find import sites
 from rankfold.sites.linear import LinearLayer, read_linear
@@ -44,10 +46,14 @@ def factored_sites(model: nn.Module) -> SiteList:
 
 
 def factored_layers(model: nn.Module) -> dict[str, nn.Module]:
-    """Every layer that is a product of two factors, by name: ``factored_sites``, embeddings, and experts."""
-    others = (LowRankEmbedding, LowRankEnter, LowRankLeave)
+    """Every layer that is a product of two factors that can be trained, by name: ``factored_sites``, embeddings,
+    experts, and those over a base; not what is stored as int8."""
+    others = (LowRankEmbedding, LowRankEnter, LowRankLeave, ResidualLinear)
     found = {site.name: model.get_submodule(site.name) for site in factored_sites(model)}
-    return found | {name: module for name, module in model.named_modules() if isinstance(module, others)}
+    for name, module in model.named_modules():
+        if isinstance(module, others) and (isinstance(module, ResidualLinear) or not is_whole(module)):
+            found[name] = module
+    return found
 
 
 def narrowable_sites(model: nn.Module) -> SiteList:
@@ -88,7 +94,7 @@ def weights_of(module: Any) -> tuple[Tensor, ...]:
 
 
 def _stands_for(module: nn.Module) -> tuple[Layer, Form] | None:
-    if not isinstance(module, LowRankLinear | LowRankConv | SpatialConv2d):
+    if not isinstance(module, LowRankLinear | LowRankConv | SpatialConv2d) or is_whole(module):
         return None
     completed = isinstance(module.up, Completion)
     down, up = module.down, module.up.rest if completed else module.up

@@ -166,7 +166,7 @@ def _sites(model: nn.Module, where: Where | None, composed: tuple[str, ...], ada
             for key, parameter in module._parameters.items():
                 if parameter is not None:
                     left_out.append((f"{path}.{key}".lstrip("."), _why_left_out(module, parameter, reason, of_matrix)))
-            if reason and reason != TORCHSCRIPT and not module._parameters:
+            if reason and reason != TORCHSCRIPT and all(each is None for each in module._parameters.values()):
                 left_out.append((path, reason))
             continue
         parameter_name, composed_here = f"{path}.{layer.parameter}", bool(products(module))

@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from math import prod
 from typing import Any
 
 from torch import Tensor, nn
 
-from rankfold.forms import Call, Layer
+from rankfold.forms import Call, Layer, Side
 from rankfold.forms.geometry import Matricization, Plain, Transposed
 from rankfold.sites.product import ordinary_class, products
 
@@ -23,6 +23,14 @@ class LinearLayer(Layer):
     has_bias: bool
     stored_transposed: bool = False
     parameter: str = "weight"
+    whole: bool = False
+
+    def wholly(self) -> LinearLayer:
+        return replace(self, whole=True)
+
+    @property
+    def side(self) -> Side:
+        return "input" if self.whole else super().side
 
     @property
     def shape(self) -> tuple[int, int]:
@@ -33,7 +41,8 @@ class LinearLayer(Layer):
         return Transposed() if self.stored_transposed else Plain()
 
     def rows(self, module: Any, inputs: Tensor, output: Tensor) -> Tensor:
-        return (output if self.side == "output" else inputs).reshape(-1, min(self.shape))
+        m, n = self.shape
+        return output.reshape(-1, m) if self.side == "output" else inputs.reshape(-1, n)
 
     def paired_rows(self, module: Any, inputs: Tensor, *outputs: Tensor) -> tuple[Tensor, ...] | None:
         m, n = self.shape

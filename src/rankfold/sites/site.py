@@ -59,6 +59,10 @@ class Site:
     def max_rank(self, form: Form) -> int:
         return self.layer.max_rank(form)
 
+    def takes(self, form: Form) -> bool:
+        """Whether ``form`` is possible here, those included that are only taken where they are asked for."""
+        return form in self.forms or (form.optional and self.forms != {Form.KEEP} and form.offered(self.layer))
+
     def weight(self, model: nn.Module) -> Tensor:
         """The parameter of this site in ``model`` (attention already split), detached."""
         return self.layer.weight(model.get_submodule(self.name)).detach()

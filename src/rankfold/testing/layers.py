@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from dataclasses import replace
 from typing import Any
 
@@ -12,11 +13,13 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from rankfold.costs import Example, evaluating
 from rankfold.forms.tucker import TUCKER
+from rankfold.layers.rounded import numbers_of
 from rankfold.observe import before, first_of
 from rankfold.sites import Call, Factors, Form, Layer, Site, opened, sites, unwrap
 from rankfold.testing.expect import expect, near
 from rankfold.testing.fill import filled
 
+_ROUNDED = 0.03  # of the norm: what a form may lose that rounds the factors it is given
 _TOLERANCE = {torch.float64: 1e-9, torch.float32: 2e-4, torch.bfloat16: 6e-2, torch.float16: 1e-2}
 
 
@@ -87,9 +90,10 @@ def check_site(site: Site, model: nn.Module, example: Any) -> None:
     """Every form of ``site`` against the dense layer, on what reaches it when ``model`` runs on ``example``.
 
     Reading a matrix and putting it back changes nothing; a layer written with factors computes what the dense layer
-    computes with the product of the factors, has that product as its ``weight``, the parameters and FLOPs that the site
-    counts, a state dict that restores it, and gradients for every parameter. Ranks tried: 1, the middle, the largest.
-    The model is left as found.
+    computes with the product of the factors, has that product as its ``weight``, the parameters, bytes and FLOPs that
+    the site counts, a state dict that restores it, and gradients for every parameter; a cast leaves whole numbers as
+    they are. What a form rounds is near to the product, and the layer computes with what it rounded to. Ranks tried:
+    the smallest, 1, the middle, the largest. The model is left as found.
 
     Args:
         site: of the model.
@@ -112,7 +116,7 @@ def check_site(site: Site, model: nn.Module, example: Any) -> None:
         for form in sorted(site.forms - {Form.KEEP}):
             _check_round_trip(site, form, layer, generator)
             top = site.max_rank(form)
-            for rank in sorted({1, (top + 1) // 2, top}):
+            for rank in sorted({form.least, 1, (top + 1) // 2, top}):
                 _check_form(site, form, rank, layer, calls[-1], generator)  # a recurrent layer begins with zeros
 
 
@@ -155,7 +159,12 @@ def _check_form(
     tolerance = _TOLERANCE[weight.dtype]
     factors, product = _random_factors(site, form, rank, weight, generator)
     new = filled(site, form, rank, layer, factors)
-    expect(all(p.dtype == weight.dtype for p in new.parameters()), f"{where}: another dtype")
+    floating = (x for x in (*new.parameters(), *new.buffers()) if x.is_floating_point())
+    expect(all(x.dtype == weight.dtype for x in floating), f"{where}: another dtype")
+    if not form.exact:
+        near_to = max(_ROUNDED, tolerance)
+        expect(near(_weight(new), product, near_to), f"{where}: weight is not near to the product of the factors")
+        product = _weight(new).clone()
     shown = product
     if form is Form.DENSE and weight.dim() == 2:  # an ordinary linear layer, also where the original stores (n, m)
         shown = site.layer.geometry(form).matrix(product)
@@ -169,9 +178,10 @@ def _check_form(
     call = Call(tuple(inputs.shape), tuple(dense.shape))
     for bias in (True, False):
         empty = site.layer.skeleton(layer, form, rank, bias).to("meta")
-        stored, said = sum(b.numel() * b.element_size() for b in empty.buffers()), form.buffers(site.layer, rank)
-        expect(stored == said, f"{where}: {said} bytes of buffers counted, the layer has {stored}")
-        held, counted = sum(p.numel() for p in empty.parameters()), site.layer.params(form, rank, bias)
+        stored = sum(x.numel() * x.element_size() for x in (*empty.parameters(), *empty.buffers()))
+        said = form.bytes(site.layer, rank, bias, weight.element_size())
+        expect(stored == said, f"{where}: {said} bytes counted, the layer has {stored}")
+        held, counted = numbers_of(empty), site.layer.params(form, rank, bias)
         expect(held == counted, f"{where}: {counted} parameters counted, the layer has {held}")
         with FlopCounterMode(display=False) as counter, torch.no_grad():
             empty(inputs.to("meta"))
@@ -185,11 +195,22 @@ def _check_form(
     twin = site.layer.skeleton(layer, form, rank, site.layer.has_bias)
     twin.load_state_dict(new.state_dict())
     expect(torch.equal(twin(inputs), output), f"{where}: the state dict does not restore the layer")
+    _check_cast(new, where)
+    trained = {name: p for name, p in new.requires_grad_(True).named_parameters() if p.numel()}
+    if not trained:
+        return
     with torch.enable_grad():
-        new.requires_grad_(True)
         new(inputs).float().square().sum().backward()
-    without = [name for name, p in new.named_parameters() if p.grad is None or not bool(p.grad.any())]
+    without = [name for name, p in trained.items() if p.grad is None or not bool(p.grad.any())]
     expect(not without, f"{where}: no gradient reaches {', '.join(without)}")
+
+
+def _check_cast(layer: nn.Module, where: str) -> None:
+    """Whole numbers stay what they are in a model of another precision."""
+    whole = {name: x for name, x in layer.named_buffers() if not x.is_floating_point()}
+    cast = copy.deepcopy(layer).to(torch.float16)
+    changed = [name for name, x in whole.items() if not torch.equal(x, cast.get_buffer(name))]
+    expect(not changed, f"{where}: a cast changes the whole numbers {', '.join(changed)}")
 
 
 def _random_factors(
@@ -214,5 +235,8 @@ def _random_factors(
         return Factors((down, *lines, up)), torch.einsum(rule, up, down, *lines)
     *groups, m, n = geometry.matrix(weight).shape
     right, left = draw(*groups, rank, n), draw(*groups, m, rank)
+    if form.over_base:
+        base = form.base(geometry.matrix(weight), weight.dtype)
+        return Factors((right, left, *base)), geometry.put(weight.double(), left @ right + form.based(base))
     product = geometry.put(weight, left @ right)
     return (Factors((left @ right,)) if form is Form.DENSE else Factors((right, left))), product

@@ -16,6 +16,7 @@ from rankfold.cli.options import (
     DeviceName,
     Download,
     Exclude,
+    FormNames,
     Json,
     Length,
     MaxDropped,
@@ -60,6 +61,7 @@ def compress(
     of: BudgetOf = OfWhat.model,
     ranks: RuleName = "optimal",
     rank_multiple: RankMultiple = 1,
+    forms: FormNames = None,
     only: Only = [],  # noqa: B006
     exclude: Exclude = [],  # noqa: B006
     finetune_epochs: Annotated[
@@ -130,7 +132,7 @@ def compress(
         loaded = open_model(
             model, weights, data, download, talk, trained=True, own_data=True, cut=Cut(length, windows)
         ).to(place)
-        settings = replace(settings, where=chosen_layers(loaded.model, only, exclude))
+        settings = replace(settings, where=chosen_layers(loaded.model, only, exclude), forms=forms)
         tell = Tell(talk.progress, talk.say)
         try:
             result = run(

@@ -15,6 +15,7 @@ from rankfold.cli.options import (
     DeviceName,
     Download,
     Exclude,
+    FormNames,
     Json,
     Length,
     Memory,
@@ -48,6 +49,7 @@ def plan(
     of: BudgetOf = OfWhat.model,
     ranks: RuleName = "optimal",
     rank_multiple: RankMultiple = 1,
+    forms: FormNames = None,
     only: Only = [],  # noqa: B006  # typer copies it
     exclude: Exclude = [],  # noqa: B006
     samples: Samples = 2048,
@@ -106,6 +108,7 @@ def plan(
                 objective=chosen.objective,
                 example=loaded.needed_example(),
                 where=where,
+                forms=forms,
                 calibration=Calibration(
                     samples_of(part, samples), name=known.name, memory=limit, distributed=world_size() > 1
                 ),

@@ -49,10 +49,11 @@ class Project:
     ) -> Decomposition | None:
         if statistics is None:
             return Truncate().decompose(site, form, weight, None, bias)
+        side = statistics.side or site.layer.side
         if form is Form.SPATIAL:
-            return SpatialPair(weight, statistics, self.damping, self.ridge) if site.layer.side == "input" else None
+            return SpatialPair(weight, statistics, self.damping, self.ridge) if side == "input" else None
         matrix = site.layer.geometry(form).matrix(weight)
-        return Projected(site.layer.side, matrix, statistics, bias, self.damping, self.ridge)
+        return Projected(side, matrix, statistics, bias, self.damping, self.ridge)
 
     def alternatives(self, fitted: SiteStatistics) -> tuple[Project, ...]:
         """What is weighed on held-out samples: ridges too, where rows are few beside the directions they have."""
@@ -139,7 +140,7 @@ class Projected:
         if self.side == "input":
             change, outputs = self.matrix.to(left) - left @ right, self.matrix.to(left)
             return _ratio(_energy(change, covariance), _energy(outputs, covariance))
-        weighted = left if self.metric is None else self._times_metric(left)
+        weighted = self._times_metric(left)
         eye = torch.eye(left.shape[-2], dtype=left.dtype, device=left.device)
         return _ratio(_energy(eye - left @ weighted.mT, covariance), float(_trace(covariance)))
 
@@ -147,7 +148,7 @@ class Projected:
         errors = self.projection.errors_on(moment)
         left, right = self.projection.factors()
         if self.side == "output":
-            right = left.mT if self.metric is None else self._times_metric(left).mT
+            right = self._times_metric(left).mT
         # the output is Σ_i left_i (right_i · row): what is left out at rank r are the terms beyond r
         terms = (right @ moment @ right.mT) * (left.mT @ left)
         lost = terms.flip(-1, -2).cumsum(-1).cumsum(-2).diagonal(dim1=-2, dim2=-1).flip(-1).clamp_min(0)
@@ -157,7 +158,9 @@ class Projected:
         return Forecast(errors, relative(lost.sqrt()))
 
     def _times_metric(self, left: Tensor) -> Tensor:
-        metric: Tensor = self.metric  # type: ignore[assignment]
+        metric = self.metric
+        if metric is None:
+            return left
         return metric.unsqueeze(-1) * left if metric.dim() == left.dim() - 1 else metric @ left
 
     def cost_in(self, metric: Tensor, rank: int) -> float:
@@ -167,6 +170,30 @@ class Projected:
         found = effect(weight - left @ right, weight, covariance, metric, self.side)
         assert found is not None  # factors of a projection read what the weight reads
         return found
+
+    def weighed(self, matrix: Tensor) -> float:
+        """√tr(D A H Aᵀ) of a matrix A (m, n), where moments are those of the inputs."""
+        covariance = self.statistics.covariance
+        change = matrix.to(covariance)
+        return max(float((self._times_metric(change) * (change @ covariance)).sum()), 0.0) ** 0.5
+
+    def sensitivities(self) -> tuple[Tensor, Tensor, tuple[Tensor, Tensor], tuple[Tensor, Tensor]]:
+        """How much errors in the entries of the factors count; see ``rankfold.linalg.rounding.rounding_cost``. What
+        the moments of the smaller side do not tell is taken as alike in all directions."""
+        left, right = self.projection.factors()
+        (m, n), covariance = self.matrix.shape, self.statistics.covariance
+        energy = self.matrix.double().square().sum().clamp_min(1e-300)
+        if self.side == "input":
+            inputs, trace = ((right @ covariance) * right).sum(-1), _trace(covariance)
+        else:
+            seen = self._times_metric(left)
+            inputs, trace = ((covariance @ seen) * seen).sum(0), n * _trace(covariance) / energy
+        outputs = torch.as_tensor(float(m), dtype=covariance.dtype)
+        if self.inner is not None:
+            outputs = m * _trace(self.inner) / energy
+        elif self.metric is not None:
+            outputs = self.metric.sum() if self.metric.dim() == 1 else _trace(self.metric)
+        return right, left, (inputs, trace), (torch.ones_like(inputs), outputs)
 
     def factors(self, rank: int) -> Factors:
         left, right = self.projection.factors(rank)

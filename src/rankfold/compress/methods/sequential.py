@@ -96,7 +96,7 @@ def projected(
 ) -> Solution:
     """The refitted matrix at ``rank`` in ``form``, and the prices of all ranks in every form of ``forms``."""
     site = full.site
-    offered = forms & site.forms
+    offered = forms & {each.decomposed for each in site.forms}
     if site.layer.side != "input":
         offered = offered - {Form.SPATIAL}
     tried = {each: full.decomposition(each, damping) for each in sorted(offered)}

@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from functools import cached_property
 
+import torch
 from torch import Tensor
 
 from rankfold.compress.methods.method import relative
@@ -61,6 +62,15 @@ class Truncated:
 
     def relative_error(self, rank: int) -> float:
         return float(relative(self.errors)[rank])
+
+    def weighed(self, matrix: Tensor) -> float:
+        return float(matrix.norm())
+
+    def sensitivities(self) -> tuple[Tensor, Tensor, tuple[Tensor, Tensor], tuple[Tensor, Tensor]]:
+        """In the Frobenius norm every entry counts alike."""
+        u, s, vh = self.svd
+        (m, n), one = self.matrix.shape, torch.ones_like(s)
+        return s.unsqueeze(-1) * vh, u, (s.square(), n * one[0]), (one, m * one[0])
 
     def factors(self, rank: int) -> Factors:
         u, s, vh = self.svd

@@ -10,6 +10,7 @@ from torch import Tensor, nn
 
 from rankfold.compress.methods import method_named
 from rankfold.compress.methods.method import Decomposition, Method, fits_layers
+from rankfold.compress.methods.rounding import decomposed
 from rankfold.compress.planning.candidates import with_ridge
 from rankfold.compress.planning.fitted import Fitted
 from rankfold.compress.planning.lawful import ApplyError, check_alike, check_counted, written_
@@ -174,13 +175,12 @@ def _check(plan: Plan, here: SiteList) -> None:
         if site.shape not in (entry.shape, shape) or entry.groups != site.groups:  # earlier versions read rows × width
             was = f"{entry.shape[0]}×{entry.shape[1]}" + (f", {entry.groups} groups" if entry.groups != 1 else "")
             raise ApplyError(f"{site.title}: the plan was made for {was}")
-        if entry.form not in site.forms:
+        if not site.takes(entry.form):
             possible = ", ".join(sorted(site.forms))
             raise ApplyError(f"{site.title}: form {entry.form} is not possible here ({possible}). {site.note}".strip())
-        if entry.form is not Form.KEEP and not 1 <= entry.rank <= site.max_rank(entry.form):
-            raise ApplyError(
-                f"{site.title}: rank {entry.rank} was asked; {entry.form} allows 1 to {site.max_rank(entry.form)}"
-            )
+        if entry.form is not Form.KEEP and not entry.form.least <= entry.rank <= site.max_rank(entry.form):
+            allowed = f"{entry.form.least} to {site.max_rank(entry.form)}"
+            raise ApplyError(f"{site.title}: rank {entry.rank} was asked; {entry.form} allows {allowed}")
 
         if entry.form is not Form.KEEP and entry.bias and not (site.layer.has_bias or site.layer.takes_bias):
             raise ApplyError(f"{site.title}: the layer has no place for a bias: set bias to false in the plan's entry")
@@ -216,7 +216,7 @@ def _from_profile(root: nn.Module, plan: Plan, here: SiteList, profile: Profile)
     profile = profile.of(plan)
 
     def of(site: Site, entry: Entry) -> Fitted:
-        candidate = profile.candidate(entry.site, entry.form)
+        candidate = profile.candidate(entry.site, entry.form) or profile.candidate_like(entry.site, entry.form)
         if candidate is None:
             raise ApplyError(f"{site.title}: the profile has no {entry.form} for this site: leave it out")
         known = None if profile.statistics is None else profile.statistics.sites.get(site.name)
@@ -243,7 +243,10 @@ def _decomposed(root: nn.Module, plan: Plan, here: SiteList, method: Method) -> 
             found = None
             if base in method.forms:
                 own = with_ridge(method, entry.ridge)
-                found = own.decompose(site, base, site.weight(root), known, site.bias(root))
+                try:
+                    found = decomposed(own, site, entry.form, site.weight(root), known, site.bias(root))
+                except ValueError as error:
+                    raise ApplyError(f"{site.title}: {error}") from error
             if found is None:
                 raise ApplyError(f"{site.title}: method {method.name!r} does not offer form {entry.form} here")
             made[site.name] = found, None if known is None else known.absorber
@@ -279,7 +282,7 @@ def filled(root: nn.Module, site: Site, entry: Entry, fitted: Fitted) -> nn.Modu
     new = build(old, site, entry)
     written_(site, entry.form, entry.rank, new, fitted.factors)
     _fill_bias_(old, new, fitted.factors)
-    if not all(bool(p.double().isfinite().all()) for p in new.parameters()):
+    if not all(bool(x.double().isfinite().all()) for x in (*new.parameters(), *new.buffers())):
         kind = site.layer.weight(old).dtype
         raise ApplyError(f"{site.title}: the factors overflow {kind}: convert the model to float32 or bfloat16 first")
     check_alike(old, new, site, entry.form, entry.rank, fitted.factors)

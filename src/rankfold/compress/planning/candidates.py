@@ -11,6 +11,7 @@ from torch import Tensor, nn
 
 from rankfold.compress.finite import check_finite
 from rankfold.compress.methods.method import Decomposition, Forecast, Forecasting, Method
+from rankfold.compress.methods.rounding import AfterRounding, decomposed
 from rankfold.compress.planning.lawful import check_decomposition
 from rankfold.compress.ranks.allocate import Option
 from rankfold.compress.ranks.budget import Budget, KeepEnergy, Latency, Ranks, Resource, multiple_of
@@ -55,7 +56,12 @@ class Candidate:
     def relative_errors(self) -> Tensor:
         """(k + 1,) errors at rank 0..k as fractions of the norm; zeros for a site whose output is zero."""
         errors = self.errors
-        return errors / errors[0] if errors[0] > 0 else torch.zeros_like(errors)
+        return self.share * errors / errors[0] if errors[0] > 0 else torch.zeros_like(errors)
+
+    @property
+    def share(self) -> float:
+        """The error at rank 0 as a fraction of the norm: 1 but where something else than the factors is kept."""
+        return float(getattr(self.decomposition, "share", 1.0))
 
     def overfitted(self, rank: int) -> bool:
         """Whether the error on held-out samples is far above the one on the samples that were fitted to."""
@@ -127,13 +133,13 @@ def decompose(
         note = "" if known is None or not known.idle else _idle(known.idle)
         if known is not None and known.parts is None and known.moments.count < _FEW * known.moments.size:
             known, note = None, "one sample says nothing of others here: truncated without data"
-        made: dict[Form, tuple[Decomposition | None, Forecast | None, float]] = {}
+        made: dict[Form, tuple[Decomposition | None, Forecast | None, float]] = {}  # forms may share one
         forms = sorted(form for form in site.forms - {Form.KEEP, Form.DENSE} if form.decomposed in method.forms)
         if forms:
             check_finite([(site, site.weight(root), site.bias(root))])
         group = found.candidates[site.name] = []
         for form in forms:
-            base = form.decomposed
+            base = form if form.over_base else form.decomposed
             try:
                 if base not in made:
                     made[base] = _weighed(root, site, base, method, known, counts)
@@ -145,6 +151,9 @@ def decompose(
                     f"{site.title}: {error}; repair or reload the weights, or leave the site out with where="
                 ) from error
             decomposition, forecast, ridge = made[base]
+            if decomposition is not None and not form.exact:
+                decomposition = rounds = AfterRounding(decomposition)
+                forecast = None if forecast is None else rounds.told(forecast)
             if decomposition is not None:
                 check_decomposition(method, site, form, decomposition)
                 carries = site.layer.has_bias or (known is not None and known.free and known.absorber is None)
@@ -171,7 +180,7 @@ def _weighed(
         assert moment is not None
         alternatives = getattr(method, "alternatives", None)
         for each in (method,) if alternatives is None else alternatives(fitted):
-            tried = each.decompose(site, form, weight, fitted, bias)
+            tried = decomposed(each, site, form, weight, fitted, bias)
             if not isinstance(tried, Forecasting):
                 break
             forecast = tried.forecast(moment)
@@ -181,7 +190,7 @@ def _weighed(
                 best = score, each, forecast
     chosen = method if best is None else best[1]
     whole = None if known is None else replace(known, parts=None)  # a decomposition holds on to what it was made from
-    decomposition = chosen.decompose(site, form, weight, whole, bias)
+    decomposition = decomposed(chosen, site, form, weight, whole, bias)
     ridge = float(getattr(chosen, "ridge", 0.0)) if chosen is not method else 0.0
     if decomposition is None:
         return None, None, ridge
@@ -222,7 +231,8 @@ def options(
                 if kept[rank] < floor - 1e-12 or not divisible(site, candidate.form, rank, multiple):
                     continue
                 costs = counter.costs(resource, site, candidate.form, rank, candidate.bias)
-                group.append(Option(candidate.form, rank, loss[rank], costs, levels[rank - 1]))
+                level = levels[rank - 1] if rank else 1.0
+                group.append(Option(candidate.form, rank, loss[rank], costs, level))
         if site.name in pins:
             group = [_pin(site, group, pins[site.name], multiple)]
         elif pinned:

@@ -15,6 +15,7 @@ from rankfold.compress.methods.method import Decomposition, Method
 from rankfold.compress.ranks.allocate import Costs, Option
 from rankfold.compress.ranks.budget import Resource
 from rankfold.costs import Cost
+from rankfold.layers.rounded import numbers_of
 from rankfold.sites import Factors, Form, Site, setting_of
 
 _SLACK = 1e-9  # of a limit: sums of floats
@@ -54,14 +55,15 @@ def check_decomposition(method: Method, site: Site, form: Form, made: Decomposit
     k = len(errors) - 1
     fits = isinstance(levels, Tensor) and tuple(levels.shape) == (k,)
     need(fits, f"levels ({k},) were expected beside {k + 1} errors, got {_said(levels)}")
-    inside = all(isinstance(rank, int) and 1 <= rank <= k for rank in ranks) and ranks == sorted(set(ranks))
-    need(inside, f"ascending ranks from 1 to {k} were expected, got {_listed(ranks)}")
+    inside = all(isinstance(rank, int) and form.least <= rank <= k for rank in ranks) and ranks == sorted(set(ranks))
+    need(inside, f"ascending ranks from {form.least} to {k} were expected, got {_listed(ranks)}")
 
 
 def written_(site: Site, form: Form, rank: int, new: nn.Module, factors: Factors) -> None:
     """Fill a new layer; ``ApplyError`` for factors of other shapes than the form takes."""
     expected, given = _expected(site, form, rank), [tuple(part.shape) for part in factors.parts]
-    if expected is not None and given != expected:
+    shown = given[:2] if form.over_base else given
+    if expected is not None and shown != expected:
         raise ApplyError(
             f"{site.title}: factors right {expected[0]} and left {expected[1]} were expected for {form} of rank "
             f"{rank}, got {_listed(given)}: mend the factors of the method"
@@ -76,7 +78,7 @@ def written_(site: Site, form: Form, rank: int, new: nn.Module, factors: Factors
 
 
 def _expected(site: Site, form: Form, rank: int) -> list[tuple[int, ...]] | None:
-    """Shapes of (right, left) for forms that are one product; None for others."""
+    """Shapes of (right, left) for forms that are one product, whatever stands behind them; None for others."""
     if form.decomposed is Form.FACTORED:
         (m, n), groups = site.shape, () if site.groups == 1 else (site.groups,)
         return [(*groups, rank, n), (*groups, m, rank)]
@@ -85,7 +87,7 @@ def _expected(site: Site, form: Form, rank: int) -> list[tuple[int, ...]] | None
 
 def check_counted(new: nn.Module, site: Site, form: Form, rank: int, bias: bool) -> None:
     """``ApplyError`` for a layer that holds another number of parameters than its form counts."""
-    held, counted = sum(p.numel() for p in new.parameters()), site.layer.params(form, rank, bias)
+    held, counted = numbers_of(new), site.layer.params(form, rank, bias)
     if held != counted:
         raise ApplyError(
             f"{site.title}: form {form} counts {counted} parameters at rank {rank}, and the layer that it builds has "
@@ -96,7 +98,7 @@ def check_counted(new: nn.Module, site: Site, form: Form, rank: int, bias: bool)
 @torch.no_grad()
 def check_alike(old: Any, new: nn.Module, site: Site, form: Form, rank: int, factors: Factors) -> None:
     """``ApplyError`` for a form that stores the factors of another one and computes something else with them."""
-    if form.like is None or not form.like.offered(site.layer):
+    if form.like is None or not form.shares or not form.like.offered(site.layer):
         return
     layer, carries = site.layer, getattr(new, "bias", None) is not None
     other: Any = layer.skeleton(old, form.like, rank, carries).eval()

@@ -12,6 +12,7 @@ from torch import nn
 
 from rankfold.compress.methods import method_named
 from rankfold.compress.methods.method import Method, fits_layers
+from rankfold.compress.planning.choice import Forms, asked_forms
 from rankfold.compress.planning.decide import checked_names
 from rankfold.compress.planning.plan import Plan, fingerprint
 from rankfold.compress.planning.profile import Calibration, profile
@@ -36,6 +37,7 @@ def plan(
     objective: Objective | str | None = None,
     example: Any = None,
     where: Any = None,
+    forms: Forms | None = None,
     calibration: Calibration | None = None,
     directory: str | Path | None = None,
     progress: Progress | None = None,
@@ -53,6 +55,7 @@ def plan(
         objective: what the outputs mean; told from the first samples by default.
         example: one input, for counting; taken from the data by default.
         where: narrows the sites, as in ``rankfold.sites``.
+        forms: those that are weighed, by name, or "all"; by default all but the quantised ones.
         calibration: which part of the data is used.
         directory: where methods that fit layer after layer keep what is finished; the same call takes up an interrupted
             one, and another job at the same time is refused.
@@ -87,10 +90,10 @@ def plan(
         checked_names(named, sites(root, where))
     place = None
     if directory is not None and data is not None:
-        place = Path(directory) / _digest(root, sites(root, where), data, method, rule, how)
+        place = Path(directory) / _digest(root, sites(root, where), data, method, rule, how, forms)
     with _held(None if place is None or not fits_layers(method) else Path(directory or ""), how):
         known = profile(
-            root, data, method=method, objective=objective, example=example, where=where, calibration=how,
+            root, data, method=method, objective=objective, example=example, where=where, forms=forms, calibration=how,
             directory=place, progress=progress,
         )  # fmt: skip
         return known.plan(budgets, rule)
@@ -103,8 +106,20 @@ def _held(directory: Path | None, how: Calibration) -> AbstractContextManager[No
     return claimed(directory, what="plan")
 
 
-def _digest(root: nn.Module, found: SiteList, data: Any, method: Method, rule: RankRule, how: Calibration) -> str:
+def _digest(
+    root: nn.Module, found: SiteList, data: Any, method: Method, rule: RankRule, how: Calibration, forms: Forms | None
+) -> str:
     """A name for everything that a profile and its fits depend on."""
     names = [site.name for site in found.reducible]
-    asked = (fingerprint(root), names, method, rule, how.samples, how.batch_size, how.memory, digest(data))
+    asked: tuple[object, ...] = (
+        fingerprint(root),
+        names,
+        method,
+        rule,
+        how.samples,
+        how.batch_size,
+        how.memory,
+        digest(data),
+    )
+    asked += () if forms is None else (sorted(asked_forms(forms) or ()),)
     return sha256(repr(asked).encode()).hexdigest()[:16]

@@ -19,6 +19,7 @@ from rankfold.compress.layerwise.in_blocks import measure_in_blocks
 from rankfold.compress.layerwise.in_parts import affordable, measure_in_parts
 from rankfold.compress.methods.method import Method, fits_layers
 from rankfold.compress.planning.candidates import Candidate, Counter, Decomposed, decompose
+from rankfold.compress.planning.choice import EVERY, Forms, asked_forms, chosen
 from rankfold.compress.planning.plan import Plan, fingerprint
 from rankfold.compress.statistics import Statistics, calibrate
 from rankfold.costs import Cost, Example, evaluating, measure, storage
@@ -187,6 +188,13 @@ class Profile:
     def candidate(self, site: str, form: Form) -> Candidate | None:
         return next((each for each in self.candidates.get(site, ()) if each.form is form), None)
 
+    def candidate_like(self, site: str, form: Form) -> Candidate | None:
+        """One whose factors ``form`` could store too, where it was not asked for itself."""
+        if form.over_base:
+            return None
+        group = self.candidates.get(site, ())
+        return next((c for c in group if c.form.decomposed is form.decomposed and not c.form.over_base), None)
+
     def needed_model(self) -> nn.Module:
         if self.model is None:
             raise ValueError("this profile was read from a file, and the model has to run here: give model=")
@@ -236,6 +244,7 @@ def profile(
     objective: Objective | str | None = None,
     example: Any = None,
     where: Any = None,
+    forms: Forms | None = None,
     calibration: Calibration | None = None,
     directory: str | Path | None = None,
     progress: Progress | None = None,
@@ -250,6 +259,7 @@ def profile(
         objective: what the outputs mean, as an object or by name; told from the first samples by default.
         example: one input, for counting; taken from the data by default.
         where: narrows the sites, as in ``rankfold.sites``.
+        forms: those that are weighed, by name, or "all"; by default all but the quantised ones (docs/quantised.md).
         calibration: which part of the data is used.
         directory: where methods that fit layer after layer keep what is finished.
         progress: called as ``progress(what, done, total)`` as the work goes on.
@@ -258,8 +268,9 @@ def profile(
         A ``Profile``; ask it for plans.
 
     Raises:
-        ValueError: data that are missing, empty or not finite; weights that are not finite, naming the site, in pieces
-            (FSDP) or under observation (quantization); over-parametrised models, which are folded first.
+        ValueError: unknown forms, or such that the method cannot fit; data that are missing, empty or not finite;
+            weights that are not finite, naming the site, in pieces (FSDP) or under observation (quantization); over-
+            parametrised models, which are folded first.
 
     Cost: one pass over the calibration data with one backward pass, and two decompositions for each site and form, one
     of them for the forecast.
@@ -277,6 +288,8 @@ def profile(
     found = sites(root, where)
     check_ordinary(found)
     check_folded(found)
+    found = chosen(found, forms)
+    check_fitting(method, forms)
     if data is None and method.needs_data:
         raise ValueError(f"method {method.name!r} needs data: give data=, or use method='truncate' with another rule")
     check_rereadable(data)
@@ -415,6 +428,16 @@ def _kept(file: Path) -> Statistics | None:
 
 def _metrics(statistics: Statistics) -> dict[str, Tensor]:
     return {name: known.metric for name, known in statistics.sites.items() if known.metric is not None}
+
+
+def check_fitting(method: Method, forms: Forms | None) -> None:
+    """``ValueError`` for a form over a base beside a method that fits its factors layer after layer."""
+    over = sorted(form for form in asked_forms(forms) or () if form.over_base)
+    if over and forms != EVERY and fits_layers(method):
+        raise ValueError(
+            f"form {over[0]} is not fitted layer after layer: use method='project' (or truncate, without data), or "
+            "leave it out of forms="
+        )
 
 
 def check_folded(found: SiteList) -> None:

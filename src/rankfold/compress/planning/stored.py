@@ -13,6 +13,7 @@ from typing_extensions import TypedDict
 
 from rankfold.compress.methods import method_named
 from rankfold.compress.methods.method import Decomposition, Forecast, Method, fits_layers
+from rankfold.compress.methods.rounding import decomposed
 from rankfold.compress.planning.candidates import Candidate, Counter, with_ridge
 from rankfold.compress.planning.lawful import check_decomposition
 from rankfold.compress.planning.plan import fingerprint
@@ -219,7 +220,7 @@ def _candidate(
         known = None if statistics is None else statistics.sites.get(site.name)
         with opened(root):
             chosen = with_ridge(method, one["ridge"])
-            made = chosen.decompose(site, form.decomposed, site.weight(root), known, site.bias(root))
+            made = decomposed(chosen, site, form, site.weight(root), known, site.bias(root))
         if made is None:
             raise ValueError(f"{site.title}: method {method.name!r} does not offer form {form} here")
         return made

@@ -19,6 +19,7 @@ from torch import Tensor, nn
 from rankfold.batches import batches_of, check_rereadable, forward, tensors_in
 from rankfold.compress.repair.whole import Steps, gradients_of, tune_whole_
 from rankfold.costs import evaluating
+from rankfold.layers.rounded import is_whole
 from rankfold.objectives import Objective, objective_named
 from rankfold.observe import Enough, after, before
 from rankfold.run.progress import Progress, showing
@@ -98,6 +99,11 @@ def tune_(
         raise ValueError(f"train is 'factors', or with an objective 'all', got {train!r}")
     layers = factored_layers(root)
     if not layers:
+        if is_whole(root):
+            raise ValueError(
+                "the factors of this model are whole numbers (int8), which are not trained: tune a model in other "
+                "forms (forms= without int8), or leave tuning out"
+            )
         raise ValueError("nothing in this model is factored: compress it first")
     if objective is not None:
         chosen = root if train == "all" else nn.ModuleList(layers.values())
