@@ -118,10 +118,8 @@ def compress(
     if streamed:
         streamable(weights, device)
         with Talk() as talk, computing(device, precision):
-            found = streaming(
-                model, data, budgets, out, replace(settings, where=Names(tuple(only), tuple(exclude))), download, talk,
-                Cut(length, windows), restart,
-            )  # fmt: skip
+            settings = replace(settings, where=Names(tuple(only), tuple(exclude)), forms=forms)
+            found = streaming(model, data, budgets, out, settings, download, talk, Cut(length, windows), restart)
         if as_json:
             print_json(found.to_dict())
             return
