@@ -261,7 +261,8 @@ class _Job:
         how = Calibration(self.samples, needs.batch, getattr(self.data, "name", ""), memory=needs.moments)
         known = profile(
             self.root, self.calibration, method=self.settings.method, objective=self.objective,
-            where=self.settings.where, forms=self.settings.forms, calibration=how, directory=run / "fits", progress=self.tell.progress,
+            where=self.settings.where, forms=self.settings.forms, calibration=how,
+            directory=run / "fits", progress=self.tell.progress,
         )  # fmt: skip
         plan = known.plan(self.budgets, self.settings.rule, progress=self.tell.progress)
         self.tell.say(f"plan: {summary(plan)}")
