@@ -101,6 +101,7 @@ __all__ = [
     "register_budget",
     "register_method",
     "register_rule",
+    "restore_",
     "robustness",
     "save",
     "sites",
