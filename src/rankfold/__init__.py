@@ -100,6 +100,7 @@ __all__ = [
     "register_budget",
     "register_method",
     "register_rule",
+    "restore_",
     "robustness",
     "save",
     "sites",

@@ -2,7 +2,7 @@
 
 # ruff: noqa: F401  # re-exported by rankfold/__init__.py
 
-from rankfold.adapt import Debora, Extraction, GeoLora, debora_, deep_lora_, extract, geolora_
+from rankfold.adapt import Debora, Extraction, GeoLora, debora_, deep_lora_, extract, geolora_, restore_
 from rankfold.compress.methods import register_method
 from rankfold.compress.methods.maxnorm import MaxNorm
 from rankfold.compress.methods.nuclear import NuclearBall

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from enum import StrEnum
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -46,6 +47,13 @@ if TYPE_CHECKING:
     from rankfold.pipeline import Figures, Result
 
 
+class TuneBy(StrEnum):
+    """What is trained at once."""
+
+    whole = "whole"
+    blocks = "blocks"
+
+
 def compress(
     model: Spec,
     out: Annotated[Path, typer.Option("-o", "--out", metavar="DIR", help="Where everything is written.")],
@@ -75,6 +83,12 @@ def compress(
             help="Steps of training to the original, without labels: of each block, or of the whole language model.",
         ),
     ] = 0,
+    tune_by: Annotated[
+        TuneBy | None,
+        typer.Option(
+            "--tune-by", help="What --tune trains at once: one block after another takes less memory than the whole."
+        ),
+    ] = None,
     samples: Samples = 2048,
     memory: Memory = None,
     no_curve: NoCurve = False,
@@ -100,13 +114,15 @@ def compress(
 
     if not budget and max_drop is None:
         raise typer.BadParameter("give a budget (--budget flops=0.5), or how far quality may fall (--max-drop 0.5)")
+    if tune_by is not None and not tune:
+        raise typer.BadParameter("--tune-by goes with --tune N: how many steps?")
     if smallest is not None and max_drop is None:
         raise typer.BadParameter("--smallest goes with --max-drop: how far may quality fall?")
     budgets = budgets_of(budget, rank_multiple, of.value)
     settings = Settings(
         method, ranks, samples, finetune_epochs, not no_curve, seed, model, not no_slices,
         None if memory is None else bytes_of(memory), tune, objective_of(objective), max_drop,
-        "flops" if smallest is None else smallest.value,
+        "flops" if smallest is None else smallest.value, tune_by=None if tune_by is None else tune_by.value,
     )  # fmt: skip
     set_threads(threads)
     with Talk() as talk, computing(device, precision) as place:
