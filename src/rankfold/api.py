@@ -67,6 +67,7 @@ from rankfold.pipeline.advice import Advice, advise
 from rankfold.pipeline.quality.smallest import Smallest, smallest
 from rankfold.pipeline.robustness.study import Robustness, robustness
 from rankfold.pipeline.slicing import slice_
+from rankfold.pipeline.streaming import Streamed, stream
 from rankfold.record import SpectrumRecorder
 from rankfold.sites import Form, Site, SiteList, sites, untie_
 from rankfold.spectrum import Spectrum, spectrum
