@@ -78,7 +78,9 @@ def test_what_is_compiled_is_compiled_before_the_clock_starts(monkeypatch: pytes
 
 
 def test_from_the_command_line(tmp_path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(targets, "latencies", lambda models, *_, **given: dict.fromkeys(models, float(given["batch"])))
+    monkeypatch.setattr(
+        rf.export, "target_latencies", lambda models, example, target, batch: dict.fromkeys(models, float(batch))
+    )
     torch.manual_seed(0)
     rf.zoo.model("digits-cnn")
     weights = tmp_path / "w.safetensors"

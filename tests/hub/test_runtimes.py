@@ -8,7 +8,7 @@ import pytest
 
 ROOT = Path(__file__).parents[2]
 SCRIPT = runpy.run_path(str(ROOT / "benchmarks" / "runtimes.py"))
-HERE = ("transformers", "onnxruntime", "OpenVINO", "lm-eval")  # the others have tests of their own
+HERE = ("transformers", "OpenVINO", "lm-eval")  # the others have tests of their own
 
 
 @pytest.fixture(scope="module")
