@@ -1,7 +1,7 @@
 """Language models: excess of log perplexity at equal size, beside whitening with uniform ranks.
 
-    RANKFOLD_DATA=... python benchmarks/language.py                                         # stories260k
-    python benchmarks/language.py --model FOLDER --calibrate valid.npy --test test.npy      # any other one
+    RANKFOLD_DATA=... python benchmarks/language.py -o DIR                                       # stories260k
+    python benchmarks/language.py --model FOLDER --calibrate valid.npy --test test.npy -o DIR    # any other one
 
 Baseline: what SVD-LLM does first, written plainly below. Every matrix of the decoder is multiplied by the Cholesky root
 of the second moment of its inputs, truncated, and multiplied back; the same share of the parameters is kept in each.
@@ -9,6 +9,7 @@ Ours: one shot (`rankfold.plan`) or, with `--method sequential`, the sweep; then
 `--step-windows` windows. "kept" counts
 the matrices of the decoder alone; the head and the embedding stay. Perplexity: windows that do not overlap, the first
 token of each not predicted. Excess: log perplexity less that of the original. Seconds are of processor time.
+Everything that is finished is kept in `-o`: the same command goes on, and further seeds, sizes or steps use it.
 
 The tokens are arrays of integers. `--windows` windows to calibrate and tune on are drawn from the first file with each
 seed; those to test on are the first ones of the other file (of `stories260k` the last ones of the same).
@@ -23,6 +24,8 @@ import math
 import os
 import time
 from collections import Counter
+from collections.abc import Iterator
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -31,6 +34,9 @@ import torch
 from torch import Tensor, nn
 
 import rankfold as rf
+from rankfold.compress.statistics import Statistics, calibrate
+from rankfold.run.cells import Kept, run_cells
+from rankfold.run.files import write_atomically
 
 BATCH = 4
 WHAT = {"project": "one shot", "sequential": "sweep"}
@@ -87,52 +93,171 @@ def whitened(model: nn.Module, calibration: Tensor, keep: float) -> nn.Module:
     return small
 
 
-def rows(arguments: argparse.Namespace, model: nn.Module, train: Tensor, test: Tensor) -> Any:
-    inside = sum(layer.weight.numel() for layer in matrices(model).values())
-    whole = sum(p.numel() for p in model.parameters())
-    dense = judged(model, model, test)
-    yield {"what": "original", **dense}
-    for seed in arguments.seeds:
-        drawn = torch.randperm(len(train), generator=torch.Generator().manual_seed(seed))
-        calibration = train[drawn[: arguments.windows]]
-        tuning = [
-            {"input_ids": ids} for ids in train[drawn[: max(arguments.windows, arguments.tune_windows)]].split(BATCH)
-        ]
-        batches = [{"input_ids": ids} for ids in calibration.split(BATCH)]
+@dataclass(frozen=True)
+class Original:
+    title: str = "original"
+
+
+@dataclass(frozen=True)
+class Baseline:
+    seed: int
+    kept: float
+    title: str = "whitened"
+
+
+@dataclass(frozen=True)
+class Measured:
+    seed: int
+    title: str = "moments"
+
+
+@dataclass(frozen=True)
+class Profiled:
+    seed: int
+    method: str
+    title: str = "profile"
+
+
+@dataclass(frozen=True)
+class Made:
+    seed: int
+    method: str
+    kept: float
+    title: str = "made"
+
+
+@dataclass(frozen=True)
+class Tuned:
+    seed: int
+    method: str
+    kept: float
+    steps: int
+    step_windows: int
+    tune_windows: int
+    rate: float | None = None
+    by: str = "whole"
+    title: str = "tuned"
+
+
+@dataclass
+class Bench:
+    """Every line is a cell that is kept in ``directory``; profiles and compressed networks stay beside them."""
+
+    model: nn.Module
+    train: Tensor
+    test: Tensor
+    windows: int
+    directory: Path
+    asked: dict[str, Any]
+
+    def __post_init__(self) -> None:
+        self.cells = Kept(self.do, self.directory, self.asked)
+        self.inside = sum(layer.weight.numel() for layer in matrices(self.model).values())
+        self.whole = sum(p.numel() for p in self.model.parameters())
+        self.fresh: dict[Any, Any] = {}  # profiles of this run, which need not be read back
+
+    def of(self, cell: Any) -> dict[str, Any]:
+        (found,) = run_cells([cell], self.cells)
+        return found
+
+    def place(self, cell: Any) -> Path:
+        return self.directory / self.cells.name(cell)
+
+    def do(self, cell: Any, place: Path, progress: Any) -> dict[str, Any]:
+        place.mkdir(parents=True, exist_ok=True)
+        ways: dict[type, Any] = {
+            Original: self.original, Baseline: self.baseline, Measured: self.moments, Profiled: self.profiled,
+            Made: self.made, Tuned: self.tuned,
+        }  # fmt: skip
+        return ways[type(cell)](cell, place)
+
+    def drawn(self, seed: int, count: int) -> Tensor:
+        return self.train[torch.randperm(len(self.train), generator=torch.Generator().manual_seed(seed))[:count]]
+
+    def calibration(self, seed: int) -> list[dict[str, Tensor]]:
+        return [{"input_ids": ids} for ids in self.drawn(seed, self.windows).split(BATCH)]
+
+    def against(self, cell: Any, found: dict[str, float]) -> dict[str, Any]:
+        dense = self.of(Original())["log"]
+        base = self.of(Baseline(cell.seed, cell.kept))["log"]
+        excess = found["log"] - dense
+        return {**found, "excess": excess, "of baseline": excess / (base - dense)}
+
+    def original(self, cell: Original, place: Path) -> dict[str, Any]:
+        return {"what": "original", **judged(self.model, self.model, self.test)}
+
+    def baseline(self, cell: Baseline, place: Path) -> dict[str, Any]:
+        found = judged(whitened(self.model, self.drawn(cell.seed, self.windows), cell.kept), self.model, self.test)
+        return {"what": "whitening, uniform ranks", **found, "excess": found["log"] - self.of(Original())["log"]}
+
+    def moments(self, cell: Measured, place: Path) -> dict[str, Any]:
+        known = calibrate(
+            self.model, self.calibration(cell.seed), rf.sites(self.model), samples=self.windows, batch_size=BATCH,
+            objective=rf.CausalLanguageModel(),
+        )  # fmt: skip
+        write_atomically(place / "statistics", known.to_bytes(parts=True))
+        return {"what": "moments"}
+
+    def profiled(self, cell: Profiled, place: Path) -> dict[str, Any]:
+        spent = self.of(Measured(cell.seed))["cpu_seconds"]
+        known = self.measured(cell)
+        if cell.method == "project":  # profiles of fits are no files
+            known.save(place / "profile")
+        return {"what": "profile", "moments": spent}
+
+    def measured(self, cell: Profiled) -> rf.Profile:
+        statistics = Statistics.load(self.place(Measured(cell.seed)) / "statistics")
+        how = rf.Calibration(samples=self.windows, batch_size=BATCH, statistics=statistics)
+        self.fresh[cell] = rf.profile(self.model, self.calibration(cell.seed), method=cell.method, calibration=how)
+        return self.fresh[cell]
+
+    def made(self, cell: Made, place: Path) -> dict[str, Any]:
+        asked = Profiled(cell.seed, cell.method)
+        told, file = self.of(asked), self.place(asked) / "profile"
+        spent = told["cpu_seconds"] + told["moments"]
+        known = self.fresh.get(asked)
+        if known is None:
+            data = self.calibration(cell.seed)
+            known = rf.Profile.load(file, self.model, data) if file.exists() else self.measured(asked)
         began = time.process_time()
-        how = rf.Calibration(samples=len(calibration), batch_size=BATCH)
-        known = rf.profile(model, batches, method=arguments.method, calibration=how)
-        seconds = time.process_time() - began
-        for keep in arguments.kept:
-            about = {"seed": seed, "kept": keep}
-            base = judged(whitened(model, calibration, keep), model, test)
-            excess = base["log"] - dense["log"]
-            yield about | {"what": "whitening, uniform ranks", "excess": excess, **base}
-            began = time.process_time()
-            plan = known.plan(f"params={(whole - inside + keep * inside) / whole}")
-            small = rf.apply_(copy.deepcopy(model), plan, known)
-            spent = seconds + time.process_time() - began
-            found = judged(small, model, test)
-            forms = dict(Counter(entry.form.value for entry in plan.entries))
-            yield about | {
-                "what": WHAT[arguments.method], "excess": found["log"] - dense["log"], **found,
-                "of baseline": (found["log"] - dense["log"]) / excess, "forecast": plan.forecast,
-                "probe": plan.calibration.get("probe"), "metric": plan.calibration.get("metric", "fisher"),
-                "forms": forms, "seconds": spent,
-            }  # fmt: skip
-            if not arguments.steps:
-                continue
-            began = time.process_time()
-            (told,) = rf.tune_(
-                small, model, tuning, objective=rf.CausalLanguageModel(), steps=arguments.steps, samples=None,
-                batch_size=arguments.step_windows, learning_rate=arguments.rate,
-            )  # fmt: skip
-            spent += time.process_time() - began
-            found = judged(small, model, test)
-            yield about | {
-                "what": "tuned", "excess": found["log"] - dense["log"], **found, "step": told.step,
-                "of baseline": (found["log"] - dense["log"]) / excess, "held-out kl": told.after, "seconds": spent,
-            }  # fmt: skip
+        plan = known.plan(f"params={(self.whole - self.inside + cell.kept * self.inside) / self.whole}")
+        small = rf.apply_(copy.deepcopy(self.model), plan, known)
+        spent += time.process_time() - began
+        rf.save(small, plan, place / "small")
+        return {
+            "what": WHAT[cell.method], **self.against(cell, judged(small, self.model, self.test)),
+            "forecast": plan.forecast, "probe": plan.calibration.get("probe"),
+            "metric": plan.calibration.get("metric", "fisher"),
+            "forms": dict(Counter(entry.form.value for entry in plan.entries)), "seconds": spent,
+        }  # fmt: skip
+
+    def tuned(self, cell: Tuned, place: Path) -> dict[str, Any]:
+        asked = Made(cell.seed, cell.method, cell.kept)
+        spent = self.of(asked)["seconds"]
+        small: Any = rf.load(self.place(asked) / "small").model
+        drawn = self.drawn(cell.seed, max(self.windows, cell.tune_windows))
+        data = [{"input_ids": ids} for ids in drawn.split(cell.step_windows)]
+        began = time.process_time()
+        told, *_ = rf.tune_(
+            small, self.model, data, objective=rf.CausalLanguageModel(), steps=cell.steps, samples=None,
+            batch_size=cell.step_windows, learning_rate=cell.rate, by=cell.by,
+        )  # fmt: skip
+        spent += time.process_time() - began
+        found = self.against(cell, judged(small, self.model, self.test))
+        return {"what": f"tuned, {cell.by}", **found, "step": told.step, "seconds": spent}
+
+
+def cells(arguments: argparse.Namespace) -> Iterator[Any]:
+    yield Original()
+    for seed in arguments.seeds:
+        for kept in arguments.kept:
+            yield Baseline(seed, kept)
+            yield Made(seed, arguments.method, kept)
+            if arguments.steps:
+                yield Tuned(
+                    seed, arguments.method, kept, arguments.steps, arguments.step_windows, arguments.tune_windows,
+                    arguments.rate, arguments.by,
+                )  # fmt: skip
 
 
 def parsed() -> argparse.Namespace:
@@ -149,8 +274,9 @@ def parsed() -> argparse.Namespace:
     parser.add_argument("--test-windows", type=int, default=64)
     parser.add_argument("--steps", type=int, default=100)
     parser.add_argument("--step-windows", type=int, default=8)
-    parser.add_argument("--rate", type=float, default=1e-3)
-    parser.add_argument("--out", type=Path)
+    parser.add_argument("--rate", type=float, help="of tuning; by default what tune_ takes")
+    parser.add_argument("--by", choices=("whole", "blocks"), default="whole", help="what is tuned at once")
+    parser.add_argument("-o", "--out", type=Path, required=True, help="directory of what is finished")
     return parser.parse_args()
 
 
@@ -168,12 +294,16 @@ def main() -> None:
         train, test = (windows(np.load(file), arguments.length) for file in (arguments.calibrate, arguments.test))
         test = test[: arguments.test_windows]
     model = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32).eval()
-    found = []
-    for row in rows(arguments, model, train, test):
-        print(json.dumps({k: round(v, 4) if isinstance(v, float) else v for k, v in row.items()}), flush=True)
-        found.append(row)
-    if arguments.out is not None:
-        arguments.out.write_text(json.dumps(found, indent=1) + "\n")
+    files = {
+        name: getattr(arguments, name) and str(getattr(arguments, name).name) for name in ("model", "calibrate", "test")
+    }
+    asked = {name: getattr(arguments, name) for name in ("length", "windows", "test_windows")} | files
+    bench = Bench(model, train, test, arguments.windows, arguments.out, asked)
+    for cell in cells(arguments):
+        row = bench.of(cell)
+        about = {name: row["case"][name] for name in ("seed", "kept") if name in row["case"]}
+        told = about | {key: value for key, value in row.items() if key != "case"}
+        print(json.dumps({k: round(v, 4) if isinstance(v, float) else v for k, v in told.items()}), flush=True)
 
 
 if __name__ == "__main__":

@@ -2,7 +2,7 @@
 
 # ruff: noqa: F401  # re-exported by rankfold/__init__.py
 
-from rankfold.adapt import Debora, Extraction, GeoLora, debora_, deep_lora_, extract, geolora_
+from rankfold.adapt import Debora, Extraction, GeoLora, debora_, deep_lora_, extract, geolora_, restore_
 from rankfold.compress.methods import register_method
 from rankfold.compress.methods.maxnorm import MaxNorm
 from rankfold.compress.methods.nuclear import NuclearBall
@@ -67,6 +67,7 @@ from rankfold.pipeline.advice import Advice, advise
 from rankfold.pipeline.quality.smallest import Smallest, smallest
 from rankfold.pipeline.robustness.study import Robustness, robustness
 from rankfold.pipeline.slicing import slice_
+from rankfold.pipeline.streaming import Streamed, stream
 from rankfold.record import SpectrumRecorder
 from rankfold.sites import Form, Site, SiteList, sites, untie_
 from rankfold.spectrum import Spectrum, spectrum

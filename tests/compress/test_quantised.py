@@ -448,6 +448,7 @@ def test_factors_are_written_whatever_their_order_of_size():
     (site,) = sites(nn.Sequential(nn.Linear(20, 16).half()))
     new = Form.INT8.skeleton(site.layer, nn.Linear(20, 16).half(), 3, False).to_empty(device="cpu")
     site.layer.write_(new, Form.INT8, Factors((right, left)))
+    assert torch.equal(new.up.scale, new.down.scale)  # however the factors were scaled
     for i in range(3):
         one = left[:, i : i + 1] @ right[i : i + 1]
         made = new.up.dense()[:, i : i + 1].double() @ new.down.dense()[i : i + 1].double()

@@ -199,7 +199,34 @@ def test_large_tables_of_scores_are_compared_in_chunks(monkeypatch):
     torch.testing.assert_close(found[0], found[1])
 
 
-@pytest.mark.parametrize(("how", "said"), [({"train": "all"}, "train is 'factors'"), ({"train": "head"}, "got 'head'")])
+def test_blocks_of_a_language_model_and_the_whole_of_any_other():
+    """``by`` says what is trained at once, whatever the objective."""
+    model, batch = network("llama")
+    small = rf.apply_(copy.deepcopy(model), rf.plan(model, "params=0.7", data=[batch]))
+    other, held = copy.deepcopy(small), [batch, batch]
+    told = tune_(small, model, held, objective=LM, by="blocks", steps=12)
+    assert [each.block for each in told] == ["model.layers.0", "model.layers.1"]
+    assert all(each.step is None and each.after <= each.before for each in told)
+    assert any(each.after < each.before for each in told)
+    blocked = {key for key, value in small.state_dict().items() if not torch.equal(value, other.state_dict()[key])}
+    assert blocked
+    assert all(key.startswith("model.layers.") for key in blocked)
+    model, data = three()
+    small = rf.apply_(copy.deepcopy(model), rf.plan(model, "params=0.6", "project", data))
+    (whole,) = tune_(small, model, data, by="whole", steps=24, batch_size=32)
+    assert whole.block == ""
+    assert whole.after < whole.before
+
+
+@pytest.mark.parametrize(
+    ("how", "said"),
+    [
+        ({"train": "all"}, "train is 'factors'"),
+        ({"train": "head"}, "got 'head'"),
+        ({"by": "layers"}, "by is 'whole' or 'blocks', got 'layers'"),
+        ({"by": "blocks", "objective": LM, "train": "all"}, "train is 'factors'"),
+    ],
+)
 def test_what_cannot_be_trained_is_said(how, said):
     model, small, data = spoken()
     with pytest.raises(ValueError, match=said):

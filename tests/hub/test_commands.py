@@ -105,6 +105,30 @@ def test_the_forecast_stands_beside_what_was_measured_and_tuning_takes_no_labels
     plan = rf.Plan.load(place / "tuned" / "plan.json")
     assert plan.forecast == pytest.approx(float(told[1]), rel=1e-2)
     assert not any(entry.bias for entry in plan.entries)
+    asked = ("compress", "decoder", *TEXT, "--budget", "params=0.9", "--tune", 2, "--no-curve", "--no-slices")
+    blocked = rankfold(*asked, "--tune-by", "blocks", "-o", "blocked")
+    assert "with tuned blocks" in blocked.output + blocked.stderr
+    request = json.loads((place / "blocked" / "run" / "request.json").read_text())
+    assert (request["tune"], request["tune_by"]) == (2, "blocks")
+
+
+def test_what_was_lost_is_won_back_by_an_adapter_that_merges(place):
+    succeeded("plan", "decoder", *TEXT, "--method", "truncate", "--budget", "params=0.7", "-o", "q.json")
+    succeeded("apply", "decoder", "q.json", "-o", "thin")
+    asked = ("adapt", "thin", "--original", "decoder", *TEXT, "--budget", "params=0.05")
+    told = succeeded(*asked, "--steps", 12, "-o", "restored")
+    assert told["after"]["kl"] < told["before"]["kl"]
+    assert told["adapter"]["after"] < told["adapter"]["before"]
+    thin, restored = rf.load("thin"), rf.load("restored")
+    assert restored.plan.to_json() == thin.plan.to_json()
+    shapes = [{key: value.shape for key, value in stored.model.state_dict().items()} for stored in (thin, restored)]
+    assert shapes[0] == shapes[1]
+    assert succeeded("evaluate", "restored", *TEXT, "--original", "decoder")["kl"] == pytest.approx(told["after"]["kl"])
+    assert transformers.AutoTokenizer.from_pretrained("restored")("the cat")
+    assert "something is there already" in failed(*asked, "-o", "restored")
+    dense = rankfold("adapt", "decoder", "--original", "decoder", *TEXT, "-o", "none")
+    assert dense.exit_code == 2
+    assert "a directory that compress or apply wrote" in dense.output + dense.stderr
 
 
 def test_an_encoder_is_judged_by_the_directions_of_its_vectors(place):

@@ -249,6 +249,10 @@ def test_sharded_weights_are_refused_by_name(alone):
             ValueError, match=r"^2\.weight is sharded over processes \(DTensor\): gather .* one process$"
         ):
             rf.plan(model, "params=0.8", method, X)
+    made = rf.plan(network(), "params=0.8", "truncate", example=X)
+    for measured in (lambda: rf.apply_(model, made), lambda: rf.model_cost(model, X)):
+        with pytest.raises(ValueError, match=r"is sharded over processes \(DTensor\): gather .* one process$"):
+            measured()
 
 
 # ---- files ----------------------------------------------------------------------------------------------------------

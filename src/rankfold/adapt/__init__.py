@@ -9,10 +9,11 @@ from rankfold.adapt.extraction.result import Extraction
 from rankfold.adapt.geolora import GeoLora, geolora_
 from rankfold.adapt.layer import AdaptedLayer, DeepLoRALinear
 from rankfold.adapt.peft_format import Adapter, is_adapter, read_adapter, write_adapter
+from rankfold.adapt.restore import Restored, restore_
 from rankfold.adapt.saving import save_adapter
 
 __all__ = [
-    "AdaptedLayer", "Adapter", "Certificate", "Debora", "DeepLoRALinear", "Extraction", "GeoLora", "combine", "debora_",
-    "deep_lora_", "extract", "geolora_", "is_adapter", "merge_", "read_adapter", "remove_", "save_adapter", "updates",
-    "write_adapter",
+    "AdaptedLayer", "Adapter", "Certificate", "Debora", "DeepLoRALinear", "Extraction", "GeoLora", "Restored",
+    "combine", "debora_", "deep_lora_", "extract", "geolora_", "is_adapter", "merge_", "read_adapter", "remove_",
+    "restore_", "save_adapter", "updates", "write_adapter",
 ]  # fmt: skip

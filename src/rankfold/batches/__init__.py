@@ -146,7 +146,8 @@ def forward(model: nn.Module, batch: Any) -> Any:
     Raises ``TypeError`` for a batch with fewer inputs than the model needs, and ``InputError`` that names the layer for
     one whose inputs do not fit it.
     """
-    parameter = next((p for p in model.parameters() if p.is_floating_point()), None)
+    floating = [p for p in model.parameters() if p.is_floating_point()]
+    parameter = next((p for p in floating if not p.is_meta), next(iter(floating), None))  # weights may be read in parts
     args, kwargs = arguments(batch, model)
     if parameter is not None:
         args = moved(args, parameter.device, parameter.dtype)

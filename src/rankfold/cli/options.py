@@ -42,6 +42,10 @@ def _method(name: str) -> str:
     return _known(name, "no method named", METHODS)
 
 
+def _method_or_none(name: str | None) -> str | None:
+    return None if name is None else _method(name)
+
+
 def _forms(names: str | None) -> str | None:
     for name in () if names is None else names.split(","):
         _known(name.strip(), "no form named", FORMS)
@@ -205,23 +209,31 @@ Smallest = Annotated[
     SmallestBy | None,
     typer.Option("--smallest", help="With --max-drop: smallest by what; by FLOPs otherwise.", show_default=False),
 ]
+_METHOD_HELP = (
+    "project (uses data); sequential (slower, better: each layer corrects those before it), relu, nuclear, maxnorm; "
+    "without data truncate, tucker, cp."
+)
 MethodName = Annotated[
     str,
     typer.Option(
         "--method",
         metavar="M",
-        help="project (uses data); sequential (slower, better: each layer corrects those before it), relu, nuclear, "
-        "maxnorm; without data truncate, tucker, cp.",
+        help=_METHOD_HELP,
         callback=_method,
         autocompletion=_complete(*METHODS),
     ),
+]
+MethodOrNone = Annotated[
+    str | None,
+    typer.Option("--method", metavar="M", help=f"{_METHOD_HELP} Default: project.", callback=_method_or_none),
 ]
 Memory = Annotated[
     str | None,
     typer.Option(
         "--memory",
         metavar="SIZE",
-        help="sequential, relu, nuclear, maxnorm: what second moments may take, as 2GB; layers are then measured a few "
+        help="What the work may take beside the process, as 8GB: a folder of transformers is then read, fitted and "
+        "written block by block; of other models second moments (sequential, relu, nuclear, maxnorm) are taken a few "
         "at a time.",
         callback=_memory,
     ),

@@ -15,6 +15,7 @@ halves of the samples, and D is drawn towards a multiple of the identity by as m
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Any, Protocol
 
@@ -73,6 +74,33 @@ def gram_of(weight: Tensor) -> Tensor:
     return weight.double().mT @ weight.double()
 
 
+Taps = list[tuple[Site, Tensor]]
+
+
+@contextmanager
+def tapping(root: nn.Module, sites: SiteList) -> Iterator[Taps]:
+    """Within the block every call of a reducible site has zeros added where its gradient is wanted (``tapped``: to its
+    output or to its input); they are put into the list, which whoever runs a pass clears."""
+    taps: Taps = []
+
+    def tapped(site: Site, value: Tensor) -> Tensor:
+        zero = torch.zeros_like(value, requires_grad=True)
+        taps.append((site, zero))
+        return value + zero
+
+    def behind(site: Site) -> Callable[..., Tensor]:
+        return lambda module, args, kwargs, output: tapped(site, output)
+
+    def ahead(site: Site) -> Callable[..., Any]:
+        return lambda module, args, kwargs: with_first(tapped(site, first_of(args, kwargs)), args, kwargs)
+
+    found = [(site, root.get_submodule(site.name)) for site in sites.reducible]
+    outputs = {module: behind(site) for site, module in found if site.layer.tapped == "output"}
+    inputs = {module: ahead(site) for site, module in found if site.layer.tapped == "input"}
+    with after(None, outputs), before(None, inputs):
+        yield taps
+
+
 class Estimate(Protocol):
     """One scalar of the answers whose gradients are gathered."""
 
@@ -98,27 +126,10 @@ class Gathering:
         """Go over the samples, ``size`` of one half, then as many of the other, ``graph`` at a time; whether the model
         can be differentiated."""
         root, seen, earlier, done = self.root, self.seen, 0, 0
-        taps: list[tuple[Site, Tensor]] = []
-
-        def tapped(site: Site, value: Tensor) -> Tensor:
-            zero = torch.zeros_like(value, requires_grad=True)
-            taps.append((site, zero))
-            return value + zero
-
-        def behind(site: Site) -> Callable[..., Tensor]:
-            return lambda module, args, kwargs, output: tapped(site, output)
-
-        def ahead(site: Site) -> Callable[..., Any]:
-            return lambda module, args, kwargs: with_first(tapped(site, first_of(args, kwargs)), args, kwargs)
-
-        found = [(site, root.get_submodule(site.name)) for site in sites.reducible]
-        outputs = {module: behind(site) for site, module in found if site.layer.tapped == "output"}
-        inputs = {module: ahead(site) for site, module in found if site.layer.tapped == "input"}
-
         if not separable(root, next(batch for _, batch in seen.batches())):
             size = graph = 1 << 62
         layout = layout_for(root, seen.data)
-        with after(None, outputs), before(None, inputs):
+        with tapping(root, sites) as taps:
             for index, batch in seen.batches():
                 count = size_of(batch)
                 for first, group in chunks(batch, count, earlier, size) if index in seen else ():
@@ -133,7 +144,7 @@ class Gathering:
                 earlier += count
         return True
 
-    def _gradients(self, given: Any, chunk: Any, first: int, half: int, taps: list[tuple[Site, Tensor]]) -> bool:
+    def _gradients(self, given: Any, chunk: Any, first: int, half: int, taps: Taps) -> bool:
         with torch.enable_grad():
             answers = self.objective.answers(forward(self.root, given), chunk)
             if not taps or not any(answer.values.requires_grad for answer in answers):

@@ -266,7 +266,7 @@ def calibrate(
         check_rereadable(data)
     with evaluating(root), opened(root):
         check_finite((site, site.weight(root), site.bias(root)) for site in sites.reducible)
-        gathered = _gather(root, seen, sites, asked if metric_samples else None, progress)
+        gathered = gather(root, seen, sites, asked if metric_samples else None, progress)
     if not gathered.samples:
         raise ValueError("the calibration data is empty: give at least one batch")
     give_back()
@@ -279,6 +279,15 @@ def calibrate(
         metrics, coarse = both.fisher, both.outputs
     elif metric_samples:
         metrics = output_metrics(root, few, sites, asked, gathered.spread, progress)
+    known = assembled(gathered, sites, metrics, coarse, tokens)
+    give_back()
+    return replace(known, model=fingerprint(model))
+
+
+def assembled(
+    gathered: Gathered, sites: SiteList, metrics: Mapping[str, Tensor], coarse: Mapping[str, Tensor], tokens: bool
+) -> Statistics:
+    """Statistics of the sites from the moments that were gathered and the metrics; ``tokens``: these are of tokens."""
     reached, absorbers = {}, gathered.absorbers
     for site in sites.reducible:
         parts = gathered.moments.get(site.name)
@@ -293,15 +302,15 @@ def calibrate(
                 known, coarse=coarse.get(site.name), free=free, tokens=tokens, idle=idle, side=side
             )
     unreached = tuple(site.name for site in sites.reducible if site.name not in reached)
-    give_back()
-    return Statistics(reached, gathered.samples, unreached, fingerprint(model), nats=tokens and bool(metrics))
+    return Statistics(reached, gathered.samples, unreached, nats=tokens and bool(metrics))
 
 
+Run = Callable[[int, Any], Any]  # what the model, or a part of it, gives for the batch of a number
 Parts = dict[bool, Moments]  # by whether its samples are held back
 
 
 @dataclass
-class _Gathered:
+class Gathered:
     moments: dict[str, Parts] = field(default_factory=dict)
     absorbers: Absorbers = field(default_factory=Absorbers)
     spread: Spread = field(default_factory=Spread)
@@ -317,12 +326,17 @@ def _of_site(parts: Parts, absorber: str | None, metric: Tensor | None) -> SiteS
     return SiteStatistics(whole, absorber, metric, parts=(parts[False], parts[True]))
 
 
-def _gather(
-    root: nn.Module, seen: Samples, sites: SiteList, objective: Objective | None, progress: Progress | None
-) -> _Gathered:
+def gather(
+    root: nn.Module,
+    seen: Samples,
+    sites: SiteList,
+    objective: Objective | None = None,
+    progress: Progress | None = None,
+    run: Run | None = None,
+) -> Gathered:
     """One pass over the samples; the model must be ``opened`` and in eval mode. ``objective``: of whose answers the
-    spread is measured."""
-    found, comparable = _Gathered(), objective is not None
+    spread is measured. ``run``: in place of a forward of the whole model."""
+    found, comparable = Gathered(), objective is not None
     back, batch = torch.zeros(0, dtype=torch.bool), None
 
     def watch(site: Site) -> Callable[..., None]:
@@ -346,7 +360,9 @@ def _gather(
 
         return hook
 
-    layout = layout_for(root, seen.data)
+    if run is None:
+        layout = layout_for(root, seen.data)
+        run = lambda index, batch: forward(root, laid_out(batch, layout))  # noqa: E731
     every, hooks = seen.held_back, {root.get_submodule(site.name): watch(site) for site in sites.reducible}
     with found.absorbers.watching(root), after(None, hooks), seen.team.agreed():
         for index, batch in seen.batches():
@@ -355,7 +371,7 @@ def _gather(
             found.samples += size
             if index not in seen:
                 continue
-            output = forward(root, laid_out(batch, layout))
+            output = run(index, batch)
             if objective is not None and comparable:
                 try:
                     found.spread.add(objective.answers(output, batch), size)

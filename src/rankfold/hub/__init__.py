@@ -12,8 +12,9 @@ from typing import Any
 from rankfold.hub.declared import Decision, declare_
 from rankfold.hub.dense import to_dense
 from rankfold.hub.errors import HubError
-from rankfold.hub.folder import files_of, opened, skeleton
+from rankfold.hub.folder import companions, files_of, opened, skeleton
 from rankfold.hub.quantizer import RankfoldConfig, RankfoldQuantizer
+from rankfold.hub.streamed import Shards, left_alone, paged
 
 
 def adapters(config: Any) -> Any:
@@ -29,6 +30,6 @@ def adapters(config: Any) -> Any:
 
 
 __all__ = [
-    "Decision", "HubError", "RankfoldConfig", "RankfoldQuantizer", "adapters", "declare_", "files_of", "opened",
-    "skeleton", "to_dense",
+    "Decision", "HubError", "RankfoldConfig", "RankfoldQuantizer", "Shards", "adapters", "companions", "declare_",
+    "files_of", "left_alone", "opened", "paged", "skeleton", "to_dense",
 ]  # fmt: skip

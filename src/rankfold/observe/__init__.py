@@ -1,12 +1,13 @@
 """The only room that registers hooks: passes over data, and what is seen of a model while it runs."""
 
 from rankfold.observe.chain import Border, Chain, Span, find_chain
+from rankfold.observe.pages import PAGES, Pages, PagesError, Sink
 from rankfold.observe.passes import Samples
 from rankfold.observe.reach import unheard
 from rankfold.observe.replay import AnotherWay, Replay, State, rebuilt
 from rankfold.observe.watch import Enough, after, before, first_of, with_first
 
 __all__ = [
-    "AnotherWay", "Border", "Chain", "Enough", "Replay", "Samples", "Span", "State", "after", "before", "find_chain",
-    "first_of", "rebuilt", "unheard", "with_first",
+    "PAGES", "AnotherWay", "Border", "Chain", "Enough", "Pages", "PagesError", "Replay", "Samples", "Sink", "Span",
+    "State", "after", "before", "find_chain", "first_of", "rebuilt", "unheard", "with_first",
 ]  # fmt: skip

@@ -66,10 +66,11 @@ class Chain:
                 number += 1
 
 
-def find_chain(root: nn.Module, batch: Any, sites: Collection[str]) -> Chain:
+def find_chain(root: nn.Module, batch: Any, sites: Collection[str], many: int = MANY) -> Chain:
     """The chain of ``root`` in eval mode with respect to ``sites``; of a network that cannot be cut, one span.
 
-    ``batch``: few samples. Cost: one forward pass of it, a dozen times as long as without looking.
+    ``batch``: few samples; it may lie on the meta device with ``root``. ``many``: groups in one span above which
+    several calls may be kept at a border. Cost: one forward pass of it, a dozen times as long as without looking.
     """
     seen = watch_calls(root, batch, sites)
     groups = list(_groups(seen.calls))
@@ -78,7 +79,7 @@ def find_chain(root: nn.Module, batch: Any, sites: Collection[str]) -> Chain:
     for carried in range(CARRIED + 1):
         made: list[Cut] = []
         for start, end, inside in spans:
-            if carried and len(inside) <= MANY:
+            if carried and len(inside) <= many:
                 made.append((start, end, inside))
             else:
                 made += _cut(seen.calls, crossing, start, end, inside, carried)

@@ -10,7 +10,10 @@ from rankfold.batches import arguments, batches_of, evaluating, forward
 
 
 def fitting_layout(model: nn.Module, batch: Any) -> torch.memory_format:
-    """Channels last, unless `model` cannot take it (a `.view` over the channels); one forward of two of `batch`."""
+    """Channels last, unless `model` cannot take it (a `.view` over the channels), or there is no image; one forward of
+    two of `batch`."""
+    if laid_out(batch, torch.channels_last) is batch:
+        return torch.contiguous_format
     with evaluating(model):
         try:
             for few in batches_of([batch], limit=2):

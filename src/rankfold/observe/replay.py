@@ -37,23 +37,29 @@ class Replay:
     def __post_init__(self) -> None:
         self.skipped = self.chain.skipped
 
-    @torch.no_grad()
     def run(
-        self, span: Span, index: int, batch: Any, state: State, looking: AbstractContextManager[Any] | None = None
+        self,
+        span: Span,
+        index: int,
+        batch: Any,
+        state: State,
+        looking: AbstractContextManager[Any] | None = None,
+        graph: bool = False,
     ) -> tuple[State, Any]:
         """What is kept at the end of ``span`` for the batch of number ``index``, given ``state`` at its start; and what
         the network gives, where that is its end (None elsewhere). ``looking``: entered for the pass itself; what raises
-        ``Enough`` ends the pass."""
+        ``Enough`` ends the pass. ``graph``: what is kept and given can be differentiated by ``state``."""
         looking = looking or nullcontext()
-        if span.start is None and span.end is None:
-            with suppress(Enough), looking:
-                return {}, forward(self.network, batch)
-            return {}, None
-        step = _Pass(self, span.start, span.end, state, self.shapes.setdefault(index, {}))
-        output = None
-        with intercepted(called_names(self.network, self.sites), step.call), suppress(Enough), looking:
-            output = forward(self.network, batch)
-        return step.kept, output if span.end is None else None
+        with torch.set_grad_enabled(graph):
+            if span.start is None and span.end is None:
+                with suppress(Enough), looking:
+                    return {}, forward(self.network, batch)
+                return {}, None
+            step = _Pass(self, span.start, span.end, state, self.shapes.setdefault(index, {}), graph)
+            output = None
+            with intercepted(called_names(self.network, self.sites), step.call), suppress(Enough), looking:
+                output = forward(self.network, batch)
+            return step.kept, output if span.end is None else None
 
 
 @dataclass
@@ -63,6 +69,7 @@ class _Pass:
     end: Border | None
     given: State
     shapes: State
+    graph: bool = False
     kept: State = field(default_factory=dict)
     number: int = 0
 
@@ -92,7 +99,7 @@ class _Pass:
         if self.number != here.stop:
             raise AnotherWay(f"{name} calls other modules than for the first samples")
         if number in self.wanted:
-            self.kept[number] = rebuilt(output, _taken)
+            self.kept[number] = rebuilt(output, torch.clone if self.graph else _taken)
         if number in self.replay.skipped and number not in self.shapes:
             self.shapes[number] = rebuilt(output, lambda x: x.detach().new_zeros(()).expand(x.shape))
         return output

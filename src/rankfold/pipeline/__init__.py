@@ -23,10 +23,12 @@ if TYPE_CHECKING:
         protocol,
         samples_of,
     )
+    from rankfold.pipeline.needs import BoundError, Needs
     from rankfold.pipeline.repair import compressed_copy
     from rankfold.pipeline.request import Settings, check_place
     from rankfold.pipeline.result import Result
     from rankfold.pipeline.slicing import slice_
+    from rankfold.pipeline.streaming import Streamed, stream
     from rankfold.pipeline.trainings.config import ConfigError, TrainConfig
     from rankfold.pipeline.trainings.rundir import TrainResult
     from rankfold.pipeline.trainings.sweep import Sweep, SweepResult, parse_sweep, sweep
@@ -45,7 +47,9 @@ _ROOMS = {
     "repair": ("compressed_copy",),
     "request": ("Settings", "check_place"),
     "result": ("Result",),
+    "needs": ("BoundError", "Needs"),
     "slicing": ("slice_",),
+    "streaming": ("Streamed", "stream"),
     "trainings.config": ("ConfigError", "TrainConfig"),
     "trainings.rundir": ("TrainResult",),
     "trainings.sweep": ("Sweep", "SweepResult", "parse_sweep", "sweep"),
@@ -55,6 +59,10 @@ _HOME = {name: f"{__name__}.{room}" for room, names in _ROOMS.items() for name i
 _HOME["Tell"] = "rankfold.run.progress"
 
 __all__ = [
+    "BoundError",
+    "Needs",
+    "Streamed",
+    "stream",
     "Carrying",
     "ConfigError",
     "Figures",

@@ -294,13 +294,14 @@ class _Job:
         if not self.settings.tune:
             return small, score
         tuned = copy.deepcopy(small)
-        whole = objective.objective if objective.objective.by_token else None
+        by = self.settings.tune_by or ("whole" if objective.objective.by_token else "blocks")
         tune_(
-            tuned, self.model, calibration, steps=self.settings.tune, objective=whole, samples=None,
+            tuned, self.model, calibration, steps=self.settings.tune, by=by, samples=None,
+            objective=objective.objective if objective.objective.by_token or by == "whole" else None,
             progress=self.tell.progress,
         )  # fmt: skip
         now = self.scored(tuned, objective)
-        better, what = now.loss < score.loss, "tuned blocks" if whole is None else "tuned factors"
+        better, what = now.loss < score.loss, "tuned blocks" if by == "blocks" else "tuned factors"
         self.tell.say(f"validation {now.judged.name}: {now.judged.text} with {what}" + ("" if better else "; not kept"))
         return (tuned, now) if better else (small, score)
 

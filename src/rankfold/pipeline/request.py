@@ -44,13 +44,14 @@ class Settings:
         model: the name from which the original can be built again, kept in the manifest.
         slices: keep what is needed to slice the result later; it takes disk space.
         memory: bytes that second moments may take, for methods that fit layer after layer.
-        tune: steps of training of each block to its original output, before fine-tuning.
+        tune: steps of training to what the original gives, before fine-tuning.
         objective: what outputs and targets mean; told from data and model by default.
         max_drop: a budget in quality besides, or instead: how far the judging figure may fall, in points of a
             percentage or in its own unit.
         smallest: what is then to be small, "flops", "params", "bytes" or "latency".
         where: which layers may be factored, as in ``rankfold.sites``.
         forms: which forms are weighed, as in ``rankfold.profile``.
+        tune_by: what ``tune`` trains at once, the "whole" or "blocks"; by default the whole of a language model.
 
     Raises:
         ValueError: a value out of range.
@@ -75,6 +76,7 @@ class Settings:
     smallest: str = "flops"
     where: Where | None = None
     forms: Forms | None = None
+    tune_by: str | None = None
 
     def __post_init__(self) -> None:
         _ = self.quality  # refused where it is given
@@ -83,6 +85,8 @@ class Settings:
             raise ValueError(f"samples must be at least 1, got {self.samples}")
         if self.tune < 0:
             raise ValueError(f"the number of tuning steps must be at least 0, got {self.tune}")
+        if self.tune_by not in (None, "whole", "blocks"):
+            raise ValueError(f"tune_by is 'whole' or 'blocks', got {self.tune_by!r}")
         if isinstance(self.finetune, int) and self.finetune < 0:
             raise ValueError(f"the number of fine-tuning epochs must be at least 0, got {self.finetune}")
 
@@ -123,6 +127,7 @@ def request_of(model: nn.Module, data: Any, budgets: Sequence[Budget], settings:
         "finetune": None if recipe is None else recipe.to_dict(),
         "seed": settings.seed,
     } | ({"tune": settings.tune} if settings.tune else {})
+    request |= {} if settings.tune_by is None else {"tune_by": settings.tune_by}
     request |= {} if objective is None else {"objective": objective.name}
     request |= {} if settings.quality is None else {"max_drop": settings.quality.points, "smallest": settings.smallest}
     request |= {} if settings.where is None else {"where": _named(settings.where)}

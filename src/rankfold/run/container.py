@@ -17,8 +17,10 @@ from typing import Any, Generic, TypeVar, cast
 import torch
 from pydantic import TypeAdapter, ValidationError
 from safetensors import SafetensorError
-from safetensors.torch import load, load_file, save
+from safetensors.torch import load, load_file, save, save_file
 from torch import Tensor
+
+from rankfold.run.files import replacing
 
 N = TypeVar("N")
 T = TypeVar("T")
@@ -127,6 +129,20 @@ def _check_signed(data: bytes) -> None:
 
 def _plain(tensor: Tensor) -> Tensor:
     return torch.clone(tensor.detach().cpu(), memory_format=torch.contiguous_format)
+
+
+def write_tensors(file: Path, tensors: Mapping[str, Tensor], settled: bool = True) -> None:
+    """A safetensors file of plain tensors, as other libraries write it, whole or not at all; no more than one copy of
+    them is in memory. ``settled``: see ``replacing``."""
+    own: dict[str, Tensor] = {}
+    taken: set[int] = set()
+    for name, tensor in tensors.items():
+        memory = tensor.untyped_storage()
+        shared = memory.data_ptr() in taken or memory.nbytes() != tensor.numel() * tensor.element_size()
+        taken.add(memory.data_ptr())
+        own[name] = _plain(tensor) if shared or not tensor.is_contiguous() else tensor.detach()
+    with replacing(file, settled) as place:
+        save_file(own, place, {"format": "pt"})
 
 
 def read_tensors(file: Path) -> dict[str, Tensor]:

@@ -9,8 +9,8 @@ import re
 import secrets
 import shutil
 import time
-from collections.abc import Callable, Iterable, Mapping
-from contextlib import suppress
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import TypeVar
 
@@ -61,6 +61,37 @@ def write_atomically(path: Path, data: bytes) -> None:
         raise
     _clear(path.parent, [path.name], ())
     _settle(path.parent)
+
+
+@contextmanager
+def replacing(path: Path, settled: bool = True) -> Iterator[Path]:
+    """A temporary file beside ``path`` to be written within the block, which then takes its place; as
+    ``write_atomically`` does for what does not fit into memory twice. ``settled``: it is waited for until it is on the
+    disk, which only a machine that stops needs, not a process that is killed."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    temporary = _temporary(path)
+    try:
+        yield temporary
+        if settled:
+            handle = os.open(temporary, os.O_RDONLY)
+            try:
+                os.fsync(handle)
+            finally:
+                os.close(handle)
+        os.replace(temporary, path)
+    except OSError as error:
+        raise OSError(error.errno, error.strerror, str(path)) from error
+    finally:
+        temporary.unlink(missing_ok=True)
+    if settled:
+        _clear(path.parent, [path.name], ())
+        _settle(path.parent)
+
+
+def digest_of(path: Path) -> str:
+    """The sha256 of a file, a part of it at a time in memory."""
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 def write_together(
@@ -147,16 +178,19 @@ def _version(file: Path) -> tuple[int, int] | None:
 def by_digest(directory: Path, pattern: str, digest: str) -> bytes | None:
     """What is in a file of ``directory`` whose name matches ``pattern`` and whose bytes have this sha256. Reads all."""
     for path in sorted(directory.glob(pattern)):
-        with path.open("rb") as file:
-            if hashlib.file_digest(file, "sha256").hexdigest() == digest:
-                return read_whole(directory, path.name, digest)
+        if digest_of(path) == digest:
+            return read_whole(directory, path.name, digest)
     return None
+
+
+def _temporary(path: Path) -> Path:
+    me = this_process()
+    return path.with_name(f".{path.name}.{me.place}-{me.pid}-{me.started}.{secrets.token_hex(4)}.tmp")
 
 
 def _written(path: Path, data: bytes) -> Path:
     """``data`` in a temporary file beside ``path``, on the disk; its name says whose it is."""
-    me = this_process()
-    temporary = path.with_name(f".{path.name}.{me.place}-{me.pid}-{me.started}.{secrets.token_hex(4)}.tmp")
+    temporary = _temporary(path)
     try:
         handle = os.open(temporary, os.O_CREAT | os.O_EXCL | os.O_WRONLY, 0o644)
         with os.fdopen(handle, "wb") as file:

@@ -46,6 +46,13 @@ class Checkpoint:
         with safe_open(self._files[name], "pt") as opened:
             return tuple(opened.get_slice(name).get_shape())
 
+    def kind(self, name: str) -> str:
+        """How the file calls the type of a tensor: F32, BF16, I8, …"""
+        if name in self._held:
+            return str(self._held[name].dtype)
+        with safe_open(self._files[name], "pt") as opened:
+            return str(opened.get_slice(name).get_dtype())
+
     def read(self, name: str) -> Tensor:
         """One tensor, detached. A file is mapped for this tensor alone, so that memory holds no other."""
         if name in self._held:

@@ -156,7 +156,7 @@ def _sites(model: nn.Module, where: Where | None, composed: tuple[str, ...], ada
             continue
         reason = _why_not(module, path)
         layer = None if reason else read_layer(module)
-        if layer is not None and where is not None and not _wanted(where, path, module):
+        if layer is not None and where is not None and not wanted(where, path, module):
             layer, reason = None, NOT_SELECTED
         of_matrix = layer is not None and (reason := _why_no_site(layer)) is not None
         layer = None if of_matrix else layer
@@ -211,7 +211,7 @@ def _same_product(module: nn.Module, names: dict[nn.Module, list[str]]) -> tuple
     )
 
 
-def _wanted(where: Where, path: str, module: nn.Module) -> bool:
+def wanted(where: Where, path: str, module: nn.Module) -> bool:
     return fits(path, where) if isinstance(where, str) else where(path, module)
 
 

@@ -84,8 +84,16 @@ def check_ordinary(found: SiteList) -> None:
             raise ValueError(f"{name} is {why}")
 
 
+def check_gathered(name: str, tensor: Tensor) -> None:
+    """``ValueError`` for a tensor in pieces, of which this process holds one."""
+    reason = why_tensor(tensor)
+    if reason is not None and reason.startswith(_REFUSED):
+        raise ValueError(f"{name} is {reason}")
+
+
 def stored(tensor: Tensor) -> Iterator[Tensor]:
-    """The ordinary tensors that hold the values of this one."""
+    """The ordinary tensors that hold the values of this one. ``ValueError`` for one of which others hold a part."""
+    check_gathered("a weight", tensor)
     if hasattr(type(tensor), "__tensor_flatten__"):
         for name in tensor.__tensor_flatten__()[0]:  # type: ignore[attr-defined]
             yield from stored(getattr(tensor, name))

@@ -27,17 +27,24 @@ class StoreError(ValueError):
     """
 
 
-def write(directory: Path, files: Mapping[str, bytes], notes: Mapping[str, Any] | None, format: int = FORMAT) -> None:
-    """Write ``files`` with a manifest; what an earlier one vouched for and is not among them is removed."""
+def write(
+    directory: Path,
+    files: Mapping[str, bytes],
+    notes: Mapping[str, Any] | None,
+    format: int = FORMAT,
+    there: Mapping[str, str] | None = None,
+) -> None:
+    """Write ``files`` with a manifest; what an earlier one vouched for and is not among them is removed. ``there``:
+    files that lie there already, with their hashes."""
     facts = {
         "format": format,
-        "files": {name: sha256(data) for name, data in files.items()},
+        "files": {name: sha256(data) for name, data in files.items()} | dict(there or {}),
         "notes": dict(notes or {}),
     }
     manifest = json.loads(json.dumps(facts))  # as it will be read: text keys, no tuples
     manifest["sha256"] = _own_hash(manifest)
     text = (json.dumps(manifest, indent=1) + "\n").encode()
-    earlier = {BOTTLENECKS, *_vouched(directory)} - files.keys()
+    earlier = {BOTTLENECKS, *_vouched(directory)} - manifest["files"].keys()
     write_together(directory, files, MANIFEST, text, without=sorted(earlier))
 
 

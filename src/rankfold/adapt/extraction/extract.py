@@ -125,7 +125,7 @@ def extract(
     result = extraction_of(parts, {s.name: s.shape for s in chosen}, blank, wanted, size, left, data is not None)
     if not tune or running is None or objective is None:
         return result
-    here, how = _running(base, network, first), Steps(tune, RATE, samples, BATCH)
+    here, how = _running(base, network, first), Steps(tune, RATE, samples, BATCH, torch.optim.Adam)
     adapter, way = refined(here, running, {s.name: s for s in chosen}, result.adapter, data, objective, how, progress)
     return replace(result, adapter=adapter, tuned=way)
 

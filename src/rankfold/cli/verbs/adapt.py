@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
@@ -19,7 +19,6 @@ from rankfold.cli.options import (
     Only,
     Restart,
     Seed,
-    Spec,
     Threads,
     Weights,
     Windows,
@@ -27,7 +26,10 @@ from rankfold.cli.options import (
 from rankfold.cli.printing import count, loss_text, percent, print_json, print_table
 
 if TYPE_CHECKING:
+    from rankfold.cli.loading import Loaded
     from rankfold.pipeline.adaptation import Adapted
+    from rankfold.pipeline.restoring import RestoreSettings
+    from rankfold.run.progress import Talk
 
 METHODS = ("lora", "rslora", "dora", "adalora", "deep-lora", "geolora", "debora")
 
@@ -50,8 +52,19 @@ def _params(text: str) -> str:
 
 
 def adapt(
-    model: Spec,
-    out: Annotated[Path, typer.Option("-o", "--out", metavar="DIR", help="Where the adapter goes, in PEFT's format.")],
+    model: Annotated[
+        str,
+        typer.Argument(metavar="MODEL|DIR", help="A model; with --original a directory that compress or apply wrote."),
+    ],
+    out: Annotated[
+        Path,
+        typer.Option(
+            "-o",
+            "--out",
+            metavar="DIR",
+            help="Where the adapter goes, in PEFT's format; with --original, the compressed model with it merged.",
+        ),
+    ],
     data: DataName = None,
     weights: Weights = None,
     method: Annotated[
@@ -74,11 +87,30 @@ def adapt(
     ] = "params=0.01",
     radius: Annotated[float, typer.Option(help="debora: what the gains of all layers may add up to.")] = 8.0,
     epochs: Annotated[int, typer.Option(min=1, help="Passes over the training split.")] = 3,
-    learning_rate: Annotated[float, typer.Option(min=0.0, help="The peak of Adam's rate.")] = 1e-3,
-    batch_size: Annotated[int, typer.Option(min=1, help="Samples of one step.")] = 32,
+    learning_rate: Annotated[
+        float | None, typer.Option(min=0.0, help="The peak of Adam's rate: 0.001, with --original 0.01.")
+    ] = None,
+    batch_size: Annotated[
+        int | None, typer.Option(min=1, help="Samples of one step: 32, with --original 2 windows of a language model.")
+    ] = None,
     length: Length = None,
     windows: Windows = None,
     objective: ObjectiveName = None,
+    original: Annotated[
+        Path | None,
+        typer.Option(
+            "--original",
+            metavar="FILE",
+            help="MODEL is a compressed directory, made from these weights or this folder: win back what it lost.",
+        ),
+    ] = None,
+    steps: Annotated[int, typer.Option(min=1, help="Of training, with --original.")] = 200,
+    factory: Annotated[
+        str | None,
+        typer.Option(
+            "--model", metavar="MODEL", help="With --original: what MODEL was made from, if that is your code."
+        ),
+    ] = None,
     only: Only = [],  # noqa: B006
     exclude: Exclude = [],  # noqa: B006
     merge: Annotated[bool, typer.Option("--merge", help="Also write the adapted weights, to DIR/merged.")] = False,
@@ -93,20 +125,47 @@ def adapt(
 
     Every method ends with at most --budget numbers. The same command goes on after an interruption. Epochs are chosen
     on the validation split; the figures are those of the test split.
+
+    With --original the adapter is one of a compressed network's factors, trained without labels to what the original
+    gives, and merged into them: ranks and size stay.
     """
     from rankfold.adapt.extraction.budget import asked
-    from rankfold.cli.loading import Cut, chosen_layers, computing, objective_of, open_model, set_threads
+    from rankfold.adapt.restore import RATE
+    from rankfold.cli.loading import (
+        Cut,
+        check_is_model,
+        chosen_layers,
+        computing,
+        is_saved,
+        objective_of,
+        open_model,
+        original_of,
+        set_threads,
+    )
+    from rankfold.cli.trained import open_either
     from rankfold.pipeline.adaptation import AdaptSettings
     from rankfold.pipeline.adaptation import adapt as run
+    from rankfold.pipeline.restoring import RestoreSettings
     from rankfold.run.progress import Talk
 
     set_threads(threads)
     with Talk() as talk, computing(device, "float32") as place:
+        if original is not None:
+            if not is_saved(model):
+                raise typer.BadParameter(
+                    f"goes with a directory that compress or apply wrote, which {model} is not", param_hint="--original"
+                )
+            wish = RestoreSettings(asked(budget).params or 0.01, steps, learning_rate or RATE, batch_size)
+            saved = open_either(model, weights, factory, data, download, talk, Cut(length, windows)).to(place)
+            _restore(saved, original_of(saved, original).to(place), wish, out, objective_of(objective), talk, as_json)
+            return
+        check_is_model(model)
         loaded = open_model(
             model, weights, data, download, talk, trained=True, own_data=True, cut=Cut(length, windows)
         ).to(place)  # fmt: skip
         settings = AdaptSettings(
-            method, asked(budget).params or 0.01, radius, epochs, batch_size, learning_rate, seed, model,
+            method, asked(budget).params or 0.01, radius, epochs, batch_size or 32, learning_rate or 1e-3, seed,
+            model,
             chosen_layers(loaded.model, only, exclude),
         )  # fmt: skip
         try:
@@ -134,3 +193,25 @@ def _print(found: Adapted) -> None:
     print(f"{judged.name} ({found.split}): {judged.text} before, {found.after.judged.text} adapted")
     print(f"loss ({found.split}): {loss_text(found.before.loss)} before, {loss_text(found.after.loss)} adapted")
     print(f"\nadapter: {found.directory}")
+
+
+def _restore(
+    saved: Loaded, original: Any, wish: RestoreSettings, out: Path, objective: Any, talk: Talk, as_json: bool
+) -> None:
+    from rankfold.cli.loading import noted_objective
+    from rankfold.pipeline.restoring import restore
+
+    stored = saved.needed_stored()
+    asked = objective or noted_objective(stored.notes)
+    found = restore(stored, original, saved.needed_data(), wish, out, objective=asked, tell=talk.tell)
+    if as_json:
+        print_json(found.to_dict())
+        return
+    print_table(("matrix", "rank of its update"), [(name, str(rank)) for name, rank in found.adapter.ranks.items()])
+    print(f"\n{count(found.adapter.params)} numbers, merged: ranks and size stay")
+    judged = found.before.judged
+    print(f"{judged.name} ({found.split}): {judged.text} before, {found.after.judged.text} with the adapter")
+    print(
+        f"loss ({found.split}): {loss_text(found.before.loss)} before, {loss_text(found.after.loss)} with the adapter"
+    )
+    print(f"\nmodel: {found.directory}")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from enum import StrEnum
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -21,7 +22,7 @@ from rankfold.cli.options import (
     Length,
     MaxDropped,
     Memory,
-    MethodName,
+    MethodOrNone,
     NoCurve,
     NoSlices,
     ObjectiveName,
@@ -46,6 +47,13 @@ if TYPE_CHECKING:
     from rankfold.pipeline import Figures, Result
 
 
+class TuneBy(StrEnum):
+    """What is trained at once."""
+
+    whole = "whole"
+    blocks = "blocks"
+
+
 def compress(
     model: Spec,
     out: Annotated[Path, typer.Option("-o", "--out", metavar="DIR", help="Where everything is written.")],
@@ -57,7 +65,7 @@ def compress(
     length: Length = None,
     windows: Windows = None,
     objective: ObjectiveName = None,
-    method: MethodName = "project",
+    method: MethodOrNone = None,
     of: BudgetOf = OfWhat.model,
     ranks: RuleName = "optimal",
     rank_multiple: RankMultiple = 1,
@@ -75,6 +83,12 @@ def compress(
             help="Steps of training to the original, without labels: of each block, or of the whole language model.",
         ),
     ] = 0,
+    tune_by: Annotated[
+        TuneBy | None,
+        typer.Option(
+            "--tune-by", help="What --tune trains at once: one block after another takes less memory than the whole."
+        ),
+    ] = None,
     samples: Samples = 2048,
     memory: Memory = None,
     no_curve: NoCurve = False,
@@ -90,25 +104,44 @@ def compress(
     """Do the whole job: plan, apply, repair, fine-tune, evaluate, save, and write report.html.
 
     The same command resumes after an interruption. Choices are made on the validation split; the figures are those of
-    the test split, and latency_ms is for batch 1 on this machine.
+    the test split, and latency_ms is for batch 1 on this machine. With --memory a folder of transformers is read,
+    fitted and written block by block, within so much memory, by a method that fits layer after layer.
     """
     from rankfold.cli.loading import Cut, budgets_of, chosen_layers, computing, objective_of, open_model, set_threads
+    from rankfold.cli.streaming import print_streamed, streamable, streaming
     from rankfold.pipeline import Settings, Tell
     from rankfold.pipeline import compress as run
     from rankfold.report.quantities import bytes_of
+    from rankfold.run.pretrained import is_folder
     from rankfold.run.progress import Talk
+    from rankfold.sites import Names
 
     if not budget and max_drop is None:
         raise typer.BadParameter("give a budget (--budget flops=0.5), or how far quality may fall (--max-drop 0.5)")
+    if tune_by is not None and not tune:
+        raise typer.BadParameter("--tune-by goes with --tune N: how many steps?")
     if smallest is not None and max_drop is None:
         raise typer.BadParameter("--smallest goes with --max-drop: how far may quality fall?")
     budgets = budgets_of(budget, rank_multiple, of.value)
+    streamed = memory is not None and is_folder(model)
+    how = method or ("sequential" if streamed else "project")
     settings = Settings(
-        method, ranks, samples, finetune_epochs, not no_curve, seed, model, not no_slices,
+        how, ranks, samples, finetune_epochs, not no_curve, seed, model, not no_slices,
         None if memory is None else bytes_of(memory), tune, objective_of(objective), max_drop,
-        "flops" if smallest is None else smallest.value,
+        "flops" if smallest is None else smallest.value, tune_by=None if tune_by is None else tune_by.value,
     )  # fmt: skip
     set_threads(threads)
+    if streamed:
+        streamable(weights, device)
+        with Talk() as talk, computing(device, precision):
+            settings = replace(settings, where=Names(tuple(only), tuple(exclude)), forms=forms)
+            found = streaming(model, data, budgets, out, settings, download, talk, Cut(length, windows), restart)
+        if as_json:
+            print_json(found.to_dict())
+            return
+        print_streamed(found)
+        print(f"\nmodel: {out}")
+        return
     with Talk() as talk, computing(device, precision) as place:
         loaded = open_model(
             model, weights, data, download, talk, trained=True, own_data=True, cut=Cut(length, windows)

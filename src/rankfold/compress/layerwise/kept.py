@@ -14,8 +14,8 @@ from torch import Tensor
 
 from rankfold.batches import tensors_in
 from rankfold.observe import State, rebuilt
-from rankfold.run.container import packed, read_tensors
-from rankfold.run.files import check_room, write_atomically
+from rankfold.run.container import read_tensors, write_tensors
+from rankfold.run.files import check_room
 from rankfold.run.memory import available
 
 SHARE = 0.5  # of the memory that is free: what activations may take
@@ -33,10 +33,13 @@ class Kept:
         if self.directory is None:
             self.known[key] = dict(tensors)
         else:
-            write_atomically(self.directory / f"{key}.safetensors", packed(tensors))
+            write_tensors(self.directory / f"{key}.safetensors", tensors, settled=False)
 
     def get(self, key: str) -> dict[str, Tensor]:
         return self.known[key] if self.directory is None else read_tensors(self.directory / f"{key}.safetensors")
+
+    def holds(self, key: str) -> bool:
+        return key in self.known if self.directory is None else (self.directory / f"{key}.safetensors").exists()
 
     def drop(self, key: str) -> None:
         if self.directory is None:

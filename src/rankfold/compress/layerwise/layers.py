@@ -18,21 +18,22 @@ from torch import Tensor, nn
 from rankfold.batches import batches_of, copied, size_of
 from rankfold.compress.layerwise.kept import keeping
 from rankfold.compress.layerwise.pairs import FOLDS, Pairs, bytes_needed
+from rankfold.compress.layerwise.shelf import Shelf
 from rankfold.compress.layerwise.solved import read_solved, write_solved
 from rankfold.compress.layerwise.sweep import Passes, Sweep
-from rankfold.compress.methods.method import LayerwiseMethod, Solution
+from rankfold.compress.layerwise.task import Task, alone, told, unchanged
+from rankfold.compress.methods.method import Solution
 from rankfold.compress.planning.apply import filled, place_, prepare_
 from rankfold.compress.planning.fitted import Fitted
 from rankfold.compress.planning.plan import Entry
-from rankfold.compress.statistics import calibrate, moments_bytes
 from rankfold.costs import evaluating
 from rankfold.layers import SplitAttention, SplitCell, SplitRecurrent
 from rankfold.linalg import NotConvergedError
-from rankfold.objectives import Objective
-from rankfold.observe import AnotherWay, Chain, Samples, Span, find_chain
+from rankfold.observe import PAGES, AnotherWay, Chain, Pages, Span, find_chain
 from rankfold.observe.chain import MANY
-from rankfold.run.progress import Progress
-from rankfold.sites import Factors, Form, Site, SiteList, opened
+from rankfold.observe.pages import spans_of
+from rankfold.run.memory import give_back
+from rankfold.sites import Form, Site, opened
 
 _ROUNDING = 1e-5
 NO_CHAIN = (
@@ -59,25 +60,6 @@ class FittedNetwork:
     notes: tuple[str, ...] = ()
 
 
-@dataclass(frozen=True, eq=False)
-class Task:
-    """What is asked of a fit. ``seen``: the samples to fit to; ``judges``: batches that were held back from them;
-    ``metrics`` of the model's outputs by site, of tokens if ``tokens``; ``directory``: of this fit alone: what is in it
-    already was fitted for the same request."""
-
-    original: nn.Module
-    found: SiteList
-    method: LayerwiseMethod
-    seen: Samples
-    objective: Objective
-    metrics: Mapping[str, Tensor]
-    absorbers: Mapping[str, str | None]
-    judges: Sequence[Any] = ()
-    tokens: bool = False
-    directory: Path | None = None
-    progress: Progress = lambda what, done, total: None
-
-
 def fit_layers(task: Task, entries: Sequence[Entry]) -> FittedNetwork:
     """Fit every entry that is not kept, in the order in which the sites are called; the original is left as it is.
 
@@ -92,6 +74,10 @@ def fit_layers(task: Task, entries: Sequence[Entry]) -> FittedNetwork:
         stack.enter_context(opened(original))
         few = next(batches_of(task.seen.data, 2, 2))
         names = [site.name for site in changed]
+        pages = getattr(original, PAGES, None)
+        if pages is not None:
+            chain = Chain(pages.chain.calls, spans_of(pages.chain, names))
+            return _Fit(task, entries, chain, pages).run(few)
         chain = find_chain(original, few, names)
         try:
             return _Fit(task, entries, chain).run(few)
@@ -127,8 +113,9 @@ def partition(sites: Sequence[Site], needs: Callable[[Site], int], memory: int |
 class _Fit:
     """One fit of all layers."""
 
-    def __init__(self, task: Task, entries: Sequence[Entry], chain: Chain) -> None:
+    def __init__(self, task: Task, entries: Sequence[Entry], chain: Chain, pages: Pages | None = None) -> None:
         self.task, self.order, self.chain = task, [entry.site for entry in entries], chain
+        self.shelf = None if pages is None else Shelf(pages, task.found)
         self.known = {entry.site: entry for entry in entries}
         self.changed = tuple(entry for entry in entries if entry.form is not Form.KEEP)
         self.current = copied(task.original)
@@ -137,6 +124,7 @@ class _Fit:
         self.alone: dict[str, Fitted] = {}
         self.losses: dict[tuple[str, Form], Tensor] = {}
         self.files = self.done = 0
+        self.verdict: tuple[float, float | None] = 0.0, None
         self.weighs = bool(getattr(task.method, "one_shot", False)) and bool(task.judges)
 
     def run(self, few: Any) -> FittedNetwork:
@@ -147,28 +135,61 @@ class _Fit:
             stack.enter_context(evaluating(self.current))
             stack.enter_context(opened(self.current))
             place = None if task.directory is None else task.directory
-            kept = stack.enter_context(keeping(self._needed(few), task.seen.memory, place))
-            sweep = Sweep(
+            limit = task.seen.memory if self.shelf is None else 0
+            kept = stack.enter_context(keeping(self._needed(few), limit, place))
+            beyond = frozenset(name for name in sites if not self._fits([sites[name]]))
+            sweep = self.sweep = Sweep(
                 task.original, self.current, self.chain, sites, task.seen, task.judges, kept, task.method.rows,
-                self.weighs,
+                self.weighs, beyond, () if self.shelf is None else self.shelf.pages.watched,
             )  # fmt: skip
-            for span in spans:
-                self._block(sweep, span)
+            for number, span in enumerate(spans):
+                self._block(sweep, number, span)
             for name in sites.keys() - reached:
                 self._placed(self._solved([sites[name]], dict))
-            loss, alone = self._judged(sweep)
+            loss, alone = self._judged(sweep) if self.shelf is None else self.verdict
         task.progress(str(sweep.passes), len(self.changed), len(self.changed))
         order = tuple(self.known[name] for name in self.order)
         many = [len(span.groups) for span in spans if len(span.groups) > MANY]
         notes = (NO_CHAIN.format(groups=max(many)),) if many else ()
         return FittedNetwork(self.current, order, self.fitted, self.losses, sweep.passes, loss, alone, notes)
 
-    def _block(self, sweep: Sweep, span: Span) -> None:
-        """Fit the groups of one block. Of a block with many of them what the original gives is kept for one at a time;
-        what is fitted already is not gathered again."""
+    def _block(self, sweep: Sweep, number: int, span: Span) -> None:
+        """Fit the groups of one block and go on to the next. Of one whose weights come from the disk what has become
+        of them goes there; where it is there already, only what comes behind the block is made again."""
+        if self.shelf is None:
+            self._groups(sweep, span)
+            sweep.run_current(span)
+            return
+        names = [name for group in span.groups for name in group]
+        self.shelf.pages.turn(number, self.current)
+        first, ready = self.files, self.shelf.ready(number, self.current, [self.known[name] for name in names])
+        if ready is None:
+            self._groups(sweep, span)
+        else:
+            self.known |= ready
+            self.files, self.done = self.files + len(self._parts(span)), self.done + len(names)
+            sweep.run_original(span, [])
+        sweep.run_current(span)
+        if ready is None and self.task.seen.team.first:
+            self.shelf.put(number, self.current, [self.known[name] for name in names])
+            for index in range(first, self.files):
+                self._unlink(index)
+        if span.end is None:
+            self.verdict = self._judged(sweep)
+            self.shelf.pages.scores = sweep.scores(self.task.objective)
+        self.shelf.clear(self.current, names)
+        give_back()
+
+    def _parts(self, span: Span) -> list[list[Site]]:
         groups = [[self.task.found[name] for name in group] for group in span.groups]
-        parts = [part for group in groups for part in partition(group, bytes_needed, self.task.seen.memory)]
-        many, first = len(span.groups) > MANY, True
+        return [part for group in groups for part in partition(group, bytes_needed, self.task.seen.memory)]
+
+    def _groups(self, sweep: Sweep, span: Span) -> None:
+        """Of a block with many groups what the original gives is kept for one at a time; what is fitted already is not
+        gathered again."""
+        many, first, parts = len(span.groups) > MANY, True, self._parts(span)
+        if not parts:
+            sweep.run_original(span, [])
         for part in parts:
             names = [site.name for site in part]
             ready = self._stored(part)
@@ -178,7 +199,6 @@ class _Fit:
                 first = False
             folds = self._folds(part)
             self._placed(self._solved(part, partial(sweep.pairs, span, names, folds)) if ready is None else ready)
-        sweep.run_current(span)
 
     def _folds(self, part: Sequence[Site]) -> int:
         memory = self.task.seen.memory
@@ -187,7 +207,8 @@ class _Fit:
     def _needed(self, few: Any) -> int:
         """Bytes of what is kept at two borders and of one block's sites, at most."""
         task, calls = self.task, self.chain.calls
-        samples = sum(size_of(batch) for _, batch in task.seen.batches()) + sum(map(size_of, task.judges))
+        watched = () if self.shelf is None else self.shelf.pages.watched
+        samples = sum(map(size_of, (*(batch for _, batch in task.seen.batches()), *task.judges, *watched)))
         by_name = {call.name: call.size for call in calls}
         borders = [sum(calls[n].size for n in span.end.state) for span in self.chain.spans if span.end is not None]
         inside = [
@@ -199,8 +220,8 @@ class _Fit:
         return (2 * max(borders, default=0) + max(inside, default=0)) * samples // max(size_of(few), 1)
 
     def _solved(self, group: Sequence[Site], gather: Callable[[], Mapping[str, Pairs]]) -> dict[str, Solution]:
-        task, memory = self.task, self.task.seen.memory
-        fits = memory is None or sum(bytes_needed(site, 1) for site in group) <= memory
+        task = self.task
+        fits = self._fits(group)
         pairs = dict(gather()) if fits else {}
         solved = {}
         for site in group:
@@ -214,7 +235,7 @@ class _Fit:
                     )
                 else:
                     why = "its inputs and outputs cannot be paired" if fits else "its moments exceed the memory limit"
-                    solved[site.name] = _alone(task, site, entry, why)
+                    solved[site.name] = alone(task, site, entry, why, self.sweep.aside_of(site.name))
             except (NotConvergedError, ValueError) as error:
                 raise ValueError(
                     f"{site.title}: {error}; leave the site out with where=, or use method='project'"
@@ -224,8 +245,18 @@ class _Fit:
             write_solved(file, solved)
         return solved
 
-    def _file(self) -> Path | None:
-        return None if self.task.directory is None else self.task.directory / f"{self.files:04d}.safetensors"
+    def _fits(self, group: Sequence[Site]) -> bool:
+        memory = self.task.seen.memory
+        return memory is None or sum(bytes_needed(site, 1) for site in group) <= memory
+
+    def _file(self, number: int | None = None) -> Path | None:
+        number = self.files if number is None else number
+        return None if self.task.directory is None else self.task.directory / f"{number:04d}.safetensors"
+
+    def _unlink(self, number: int) -> None:
+        file = self._file(number)
+        if file is not None:
+            file.unlink(missing_ok=True)
 
     def _stored(self, group: Sequence[Site]) -> dict[str, Solution] | None:
         file = self._file()
@@ -238,23 +269,25 @@ class _Fit:
             site, entry = self.task.found[name], self.known[name]
             self.done += 1
             absorber = None if entry.bias else self.task.absorbers.get(name)
-            if solution.alone is not None:
+            if solution.alone is not None and self.shelf is None:
                 self.alone[name] = Fitted(solution.alone, absorber)
-            if entry.form is Form.DENSE and _unchanged(site, site.matrix(self.task.original), solution):
+            if entry.form is Form.DENSE and unchanged(site, site.matrix(self.task.original), solution):
                 self.known[name] = replace(entry, form=Form.KEEP, note="")
                 continue
-            self.fitted[name] = Fitted(solution.factors, absorber)
-            place_(self.current, name, filled(self.current, site, entry, self.fitted[name]), self.fitted[name])
+            made = Fitted(solution.factors, absorber)
+            if self.shelf is None:  # else it is on the disk
+                self.fitted[name] = made
+            place_(self.current, name, filled(self.current, site, entry, made), made)
             offered = (form for form in site.forms if form.decomposed in solution.losses)
             self.losses |= {(name, form): solution.losses[form.decomposed] for form in offered}
-            self.known[name] = _told(entry, solution, priced=not self.task.tokens)
+            self.known[name] = told(entry, solution, priced=not self.task.tokens)
         self.task.progress("fitting", self.done, len(self.changed))
 
     def _judged(self, sweep: Sweep) -> tuple[float, float | None]:
         """Divergence on held-out samples, also of the network with the factors of one shot."""
         if not self.task.judges:
             return 0.0, None
-        shot = self._in_one_shot() if self.weighs else None
+        shot = self._in_one_shot() if self.weighs and self.shelf is None else None
         loss, *others = sweep.losses(self.task.objective, [] if shot is None else [shot])
         return loss, others[0] if others else None
 
@@ -269,47 +302,3 @@ class _Fit:
             made = self.alone[entry.site]
             place_(network, entry.site, filled(network, self.task.found[entry.site], entry, made), made)
         return network.eval()
-
-
-def _alone(task: Task, site: Site, entry: Entry, why: str) -> Solution:
-    """Fitted to the original alone, from moments of its smaller side; without data where it was never called."""
-    seen, original = task.seen, task.original
-    small = seen.memory is None or moments_bytes(site) <= seen.memory
-    statistics = None
-    if small:
-        known = calibrate(
-            original, seen.data, SiteList((site,)), samples=seen.samples, batch_size=seen.batch_size, metric_samples=0
-        )
-        statistics = known.sites.get(site.name)
-        if statistics is not None:
-            statistics = replace(statistics, metric=task.metrics.get(site.name), tokens=task.tokens)
-    note = f"fitted to the original's own inputs: {why}"
-    if statistics is None:
-        note = f"truncated without data: {why if seen.memory is not None else 'never called on the calibration data'}"
-    weight, bias = site.weight(original), site.bias(original)
-    if entry.form is Form.DENSE:
-        return Solution(Factors((site.matrix(original),)), 0.0, {}, note=note)
-    decomposition = task.method.decompose(site, entry.form.decomposed, weight, statistics, bias)
-    if decomposition is None:
-        raise ValueError(f"method {task.method.name!r} does not offer form {entry.form} here")
-    factors = decomposition.factors(entry.rank)
-    return Solution(factors, decomposition.relative_error(entry.rank), {}, note=note, alone=factors)
-
-
-def _unchanged(site: Site, matrix: Tensor, solution: Solution) -> bool:
-    """Whether a layer fitted anew is what it was: nothing before it has changed, or nothing was to be gained."""
-    shift = solution.factors.shift
-    moved = float((solution.factors.parts[0].reshape(matrix.shape) - matrix.double()).norm())
-    return moved <= _ROUNDING * float(matrix.double().norm()) and (
-        shift is None or float(shift.norm()) <= _ROUNDING * float(matrix.double().norm())
-    )
-
-
-def _told(entry: Entry, solution: Solution, priced: bool) -> Entry:
-    """``priced``: prices of the fit are in the unit of those before."""
-    values: dict[str, Any] = {"predicted_error": solution.error, "certificate": solution.certificate}
-    if solution.note:
-        values["note"] = "; ".join(filter(None, (entry.note, solution.note)))
-    if priced and entry.form.decomposed in solution.losses:
-        values["predicted_loss"] = float(solution.losses[entry.form.decomposed][entry.rank])
-    return replace(entry, **values)

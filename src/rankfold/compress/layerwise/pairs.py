@@ -134,7 +134,7 @@ def _paired(site: Site, module: nn.Module, there: There, here: Seen) -> Paired |
     return Paired(wide(torch.cat([part[0] for part in known], -2)), torch.cat(there.outputs, -2), None)
 
 
-JUDGING = -1  # number of the part of the samples that nothing is fitted to
+JUDGING, WATCHING = -1, -2  # numbers of the parts of the samples that nothing is fitted to; the latter decides nothing
 
 
 @dataclass

@@ -15,8 +15,9 @@ import torch
 from torch import Tensor, nn
 
 from rankfold.batches import copied, forward
-from rankfold.compress.layerwise.in_parts import Curve
-from rankfold.compress.layerwise.layers import FittedNetwork, Task, fit_layers, partition, refittable
+from rankfold.compress.layerwise.curves import Curve
+from rankfold.compress.layerwise.layers import FittedNetwork, fit_layers, partition, refittable
+from rankfold.compress.layerwise.task import Task
 from rankfold.compress.methods.method import LayerwiseMethod
 from rankfold.compress.metric import output_metrics
 from rankfold.compress.planning.apply import filled, place_, prepare_
@@ -27,7 +28,7 @@ from rankfold.compress.planning.plan import Entry, Plan, decisions
 from rankfold.compress.statistics import calibrate, moments_bytes
 from rankfold.costs import evaluating
 from rankfold.objectives import Objective, Teacher
-from rankfold.observe import Samples
+from rankfold.observe import PAGES, Samples
 from rankfold.sites import Form, SiteList, opened, without_fused_attention
 
 if TYPE_CHECKING:
@@ -50,6 +51,8 @@ def fit(known: Profile, first: Plan, choose: Choose | None) -> Plan:
     """
     if not first.changed:
         return first
+    if getattr(known.needed_model(), PAGES, None) is not None:
+        choose = None  # a network whose weights stay on the disk is gone through once
     with known.calibration.team(known.needed_model()) as team:
         seen = replace(known.calibration.of(known.needed_data()), team=team)
         return _Fit(known, seen, known.objective or Teacher()).run(first, choose)
@@ -112,7 +115,8 @@ class _Fit:
         plan, made = best.plan, best.made
         before = [note for note in plan.notes if note not in few_samples(plan.entries)]
         return replace(
-            plan, entries=made.entries, decided=decisions(made.entries), factors=made.fitted, statistics=None,
+            plan, entries=made.entries, decided=decisions(made.entries), statistics=None,
+            factors=made.fitted if getattr(self.known.needed_model(), PAGES, None) is None else None,
             notes=(*before, *few_samples(made.entries), *made.notes, *notes),
         )  # fmt: skip
 

@@ -20,11 +20,11 @@ from torch import Tensor, nn
 
 from rankfold.batches import forward, size_of
 from rankfold.compress.layerwise.kept import Kept
-from rankfold.compress.layerwise.looking import Looking, There, counted, recorded
-from rankfold.compress.layerwise.pairs import FOLDS, JUDGING, Collected, Pairs, paired
+from rankfold.compress.layerwise.looking import Looking, Seen, There, counted, recorded
+from rankfold.compress.layerwise.pairs import FOLDS, JUDGING, WATCHING, Collected, Pairs, paired
 from rankfold.compress.layerwise.preactivations import Followed
 from rankfold.linalg import Moments
-from rankfold.objectives import Objective
+from rankfold.objectives import Evaluation, Objective
 from rankfold.observe import Chain, Replay, Samples, Span, State
 from rankfold.observe.layout import laid_out, layout_for
 from rankfold.sites import Site
@@ -50,7 +50,9 @@ class Passes:
 @dataclass
 class Sweep:
     """``seen``: the samples to fit to; ``judges``: batches that are held back; ``rows``: how many of each site to keep;
-    ``before``: whether moments of the original's inputs are gathered, too."""
+    ``before``: whether moments of the original's inputs are gathered, too; ``beyond``: sites whose pairs would take too
+    much memory: of these, and of those that cannot be paired, moments at their smaller side are gathered instead;
+    ``watched``: batches that go along to see how good both networks are on them, and decide nothing."""
 
     original: nn.Module
     current: nn.Module
@@ -61,6 +63,8 @@ class Sweep:
     kept: Kept
     rows: int = 0
     before: bool = False
+    beyond: frozenset[str] = frozenset()
+    watched: Sequence[Any] = ()
     passes: Passes = field(default_factory=Passes)
 
     def __post_init__(self) -> None:
@@ -72,6 +76,7 @@ class Sweep:
         self.alone = len(list(zip(range(2), self.seen.batches(), strict=False))) < 2
         self.followed: dict[str, Followed] = {}
         self.moments: dict[str, Moments] = {}
+        self.aside: dict[str, Moments] = {}
         self.passes.blocks = len(self.chain.spans)
         self.passes.groups = sum(len(span.groups) for span in self.chain.spans)
 
@@ -82,9 +87,9 @@ class Sweep:
             count = number + 1
             if number in self.seen:
                 yield number, None if self.alone else number % FOLDS, batch
-        for number, batch in enumerate(self.judges, count):
+        for number, batch in enumerate((*self.judges, *self.watched), count):
             if number in self.seen:
-                yield number, JUDGING, batch
+                yield number, JUDGING if number - count < len(self.judges) else WATCHING, batch
 
     def run_original(self, span: Span, groups: Sequence[Sequence[str]]) -> None:
         """One pass of the original's block; what the sites of ``groups`` give is kept."""
@@ -92,6 +97,7 @@ class Sweep:
         stream = "next" if len(groups) < len(span.groups) else "x"
         self.passes.fitting += 1
         self.moments.clear()
+        self.aside.clear()
         looking = Looking(self.original, sites, stops=span.end is None)
         with self.seen.team.agreed():
             for index, part, batch in self.batches():
@@ -102,10 +108,12 @@ class Sweep:
 
     def _record(self, looking: Looking, index: int, part: int | None, batch: Any) -> None:
         tensors: dict[str, Tensor] = {}
-        for name, seen in looking.taken().items():
+        taken = looking.taken()
+        for name, seen in taken.items() if part != WATCHING else ():
             site = self.sites[name]
-            found = recorded(site, self.original.get_submodule(name), seen)
+            found = None if name in self.beyond else recorded(site, self.original.get_submodule(name), seen)
             if found is None:
+                self._set_aside(site, seen, part, batch)
                 continue
             there, inputs = found
             tensors |= {f"{name}|{key}": value for key, value in there.tensors().items()}
@@ -113,15 +121,19 @@ class Sweep:
                 self.followed[name] = there.followed
             if self.before and part != JUDGING:
                 for rows in inputs:
-                    self._count_in(site, rows, counted(rows, seen, batch))
+                    _count_in(self.moments, site, rows, counted(rows, seen, batch))
         self.kept.put(f"rows-{index}", tensors)
 
-    def _count_in(self, site: Site, rows: Any, counts: Any) -> None:
-        moments = self.moments.get(site.name)
-        if moments is None:
-            groups = rows.shape[0] if rows.dim() == 3 else None
-            moments = self.moments[site.name] = Moments(rows.shape[-1], groups, rows.device)
-        moments.update(rows if counts is None else rows[counts])
+    def _set_aside(self, site: Site, seen: Seen, part: int | None, batch: Any) -> None:
+        """Count in the rows at the side that the site's moments are taken at, of the samples to fit to."""
+        module = self.original.get_submodule(site.name)
+        for given, output in zip(seen.inputs, seen.outputs, strict=True) if part != JUDGING else ():
+            rows = site.layer.rows(module, given, output)
+            _count_in(self.aside, site, rows, counted(rows, seen, batch))
+
+    def aside_of(self, name: str) -> Moments | None:
+        """The moments of such a site, from all processes."""
+        return self._together(self.aside.get(name))
 
     def pairs(self, span: Span, group: Sequence[str], folds: int = FOLDS) -> dict[str, Pairs]:
         """One pass of the compressed block up to ``group``, whose sites are not compressed yet: their pairs, of the
@@ -132,6 +144,8 @@ class Sweep:
         looking = Looking(self.current, sites, stops=True)
         with self.seen.team.agreed():
             for index, part, batch in self.batches():
+                if part == WATCHING:
+                    continue
                 self._run(self.ours, span, index, batch, "y", looking)
                 tensors, rows = self.kept.get(f"rows-{index}"), {}
                 for name, here in looking.taken().items():
@@ -150,8 +164,11 @@ class Sweep:
 
     def _moments(self, name: str) -> Moments | None:
         """Of the original's inputs, from all processes."""
-        shares = [each for each in self.seen.team.gathered(self.moments.get(name)) if each is not None]
-        if not self.before or not shares:
+        return self._together(self.moments.get(name)) if self.before else None
+
+    def _together(self, mine: Moments | None) -> Moments | None:
+        shares = [each for each in self.seen.team.gathered(mine) if each is not None]
+        if not shares:
             return None
         first, *others = shares
         for other in others:
@@ -193,3 +210,25 @@ class Sweep:
                 samples += size_of(batch)
         *totals, count = self.seen.team.summed(*totals, samples)
         return [total / max(count, 1) for total in totals]
+
+    @torch.no_grad()
+    def scores(self, objective: Objective) -> tuple[Evaluation, Evaluation] | None:
+        """How good the original and the compressed network are on what was watched; as ``losses``, in one process."""
+        if not self.watched or self.seen.team.size > 1:
+            return None
+        last, sums = self.chain.spans[-1], (objective.figures(), objective.figures())
+        self.passes.held_out += 2
+        for index, part, batch in self.batches():
+            if part == WATCHING:
+                theirs = self._run(self.theirs, last, index, batch, "x")[1]
+                taught = theirs if objective.compares else None
+                for each, output in zip(sums, (theirs, self._run(self.ours, last, index, batch, "y")[1]), strict=True):
+                    each.add(output, batch, taught)
+        return sums[0].result(), sums[1].result()
+
+
+def _count_in(into: dict[str, Moments], site: Site, rows: Tensor, counts: Tensor | None) -> None:
+    if site.name not in into:
+        groups = rows.shape[0] if rows.dim() == 3 else None
+        into[site.name] = Moments(rows.shape[-1], groups, rows.device)
+    into[site.name].update(rows if counts is None else rows[counts])

@@ -219,7 +219,7 @@ class _Asked:
         if known.objective is not None:
             calibration["objective"] = known.objective.name
         statistics = known.statistics
-        if statistics is not None and statistics.nats:
+        if known.tokens or (statistics is not None and statistics.nats):
             calibration["unit"] = NATS
         return Plan(
             entries, self.budgets, known.method.name, self.rule.name, known.fingerprint, known.cost,

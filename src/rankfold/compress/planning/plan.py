@@ -15,9 +15,11 @@ from torch import nn
 
 from rankfold.compress.ranks.budget import budget_from, describe
 from rankfold.costs import Cost
+from rankfold.observe import PAGES, Pages
 from rankfold.run.container import parsed, said
 from rankfold.run.files import by_digest, read_whole, sha256, undisturbed, write_atomically, write_together
 from rankfold.sites import Form, packed, stored, unwrap
+from rankfold.sites.foreign import check_gathered
 
 if TYPE_CHECKING:
     from rankfold.compress.planning.fitted import Fitted
@@ -287,9 +289,13 @@ def fingerprint(model: nn.Module) -> str:
     Buffers that training updates (BatchNorm statistics) count too. Cost: one pass over the parameters.
     """
     structure, values, root = hashlib.sha256(), hashlib.sha256(), unwrap(model)
+    pages: Pages | None = getattr(root, PAGES, None)
     for name, tensor in sorted({**packed(root.named_modules()), **root.state_dict()}.items()):
         if not isinstance(tensor, torch.Tensor):
             continue
+        if pages is not None:
+            tensor = pages.value(name, tensor)
+        check_gathered(name, tensor)
         structure.update(f"{name}{tuple(tensor.shape)}{tensor.dtype};".encode())
         for part in () if tensor.is_meta else stored(tensor):
             flat = part.detach().cpu().contiguous().flatten().view(torch.uint8)

@@ -15,6 +15,7 @@ import torch
 from torch import Tensor, nn
 
 from rankfold.batches import arguments, batches_of, check_rereadable, forward, labels_of, moved, size_of
+from rankfold.compress.layerwise.in_blocks import measure_in_blocks
 from rankfold.compress.layerwise.in_parts import affordable, measure_in_parts
 from rankfold.compress.methods.method import Method, fits_layers
 from rankfold.compress.planning.candidates import Candidate, Counter, Decomposed, decompose
@@ -23,7 +24,7 @@ from rankfold.compress.planning.plan import Plan, fingerprint
 from rankfold.compress.statistics import Statistics, calibrate
 from rankfold.costs import Cost, Example, evaluating, measure, storage
 from rankfold.objectives import Objective, ObjectiveError, Teacher, infer, objective_named
-from rankfold.observe import Samples, unheard
+from rankfold.observe import PAGES, Pages, Samples, unheard
 from rankfold.run.files import write_atomically
 from rankfold.run.memory import give_back
 from rankfold.run.progress import Progress, showing
@@ -76,7 +77,7 @@ class Calibration:
     def team(self, root: nn.Module) -> AbstractContextManager[Team]:
         if not self.distributed:
             return nullcontext(Team())
-        return joined(next((p.device for p in root.parameters()), torch.device("cpu")))
+        return joined(next((p.device for p in root.parameters() if not p.is_meta), torch.device("cpu")))
 
 
 @dataclass(frozen=True, eq=False)
@@ -143,6 +144,7 @@ class Profile:
     probed: bool = False  # read from a file, and made with data: layers are priced by probes on them
     prices: dict[Any, Mapping[tuple[str, Form], Tensor]] = field(default_factory=dict, repr=False)
     others: dict[str, Profile] = field(default_factory=dict, repr=False)
+    tokens: bool = False  # without statistics: metrics are of tokens, in nats
 
     def plan(self, budget: Any, rule: Any = "optimal", *, progress: Progress | None = None) -> Plan:
         """Decide what becomes of every site within ``budget``, by ``rule``; see ``rankfold.plan``.
@@ -157,7 +159,9 @@ class Profile:
     @property
     def by_token(self) -> bool:
         """Whether layers are priced by the token: then none gets a bias that it had not."""
-        return any(known.tokens for known in ({} if self.statistics is None else self.statistics.sites).values())
+        if self.statistics is None:
+            return self.tokens
+        return any(known.tokens for known in self.statistics.sites.values())
 
     @property
     def coarser(self) -> Profile | None:
@@ -351,13 +355,16 @@ def _measured(
     """Everything that data and decompositions say; the model must be ``opened``."""
     blank: dict[str, Any] = {"counter": Counter({}, 1, {}), "cost": Cost(0, 0, 0), "flops": 0, "fingerprint": ""}
     blank |= {"calibration": Calibration(), "objective": objective, "model": root, "tell": tell}
-    fits, place = fits_layers(method), None if directory is None else Path(directory)
+    fits, place, pages = fits_layers(method), None if directory is None else Path(directory), getattr(root, PAGES, None)
+    if pages is not None:
+        return _in_blocks(root, pages, found, method, seen, objective, place, tell, blank)
     if fits and seen.memory is not None:
         part = measure_in_parts(root, found, method, seen, objective, directory=place, progress=tell)
         samples = sum(size_of(batch) for _, batch in seen.batches())
         return Profile(
             found, method, part.candidates, unsolved=part.unsolved, unreached=part.unreached, metrics=part.metrics,
-            absorbers=part.absorbers, samples=samples, decomposed=part.count, weighed=part.weighed, **blank,
+            absorbers=part.absorbers, samples=samples, decomposed=part.count, weighed=part.weighed,
+            tokens=objective is not None and objective.by_token, **blank,
         )  # fmt: skip
     if method.needs_data and statistics is None:
         kept = None if place is None or not fits else place / "statistics.safetensors"
@@ -379,6 +386,35 @@ def _measured(
         metrics={} if statistics is None or not fits else _metrics(statistics),
         absorbers={} if statistics is None else {name: known.absorber for name, known in statistics.sites.items()},
         **blank,
+    )  # fmt: skip
+
+
+def _in_blocks(
+    root: nn.Module,
+    pages: Pages,
+    found: SiteList,
+    method: Method,
+    seen: Samples,
+    objective: Objective | None,
+    place: Path | None,
+    tell: Progress,
+    blank: dict[str, Any],
+) -> Profile:
+    """Of a network whose weights stay on the disk, which must be cut: factors come from fitting layer after layer."""
+    if not fits_layers(method) or objective is None or place is None:
+        raise ValueError(
+            "a network whose weights stay on the disk is fitted block after block, and needs an objective and a "
+            f"directory: method='sequential' (not {method.name!r}), objective=, directory="
+        )
+    if not pages.parts:
+        pages.cut(next(batches_of(seen.data, 2, 2)), [site.name for site in found.reducible])
+    with evaluating(root):
+        part = measure_in_blocks(root, pages, found, method, seen, objective, place, progress=tell)
+    samples = sum(size_of(batch) for _, batch in seen.batches())
+    return Profile(
+        found, method, part.candidates, unsolved=part.unsolved, unreached=part.unreached, metrics=part.metrics,
+        absorbers=dict.fromkeys(part.absorbers), samples=samples, decomposed=part.count, weighed=part.weighed,
+        tokens=objective.by_token, **blank,
     )  # fmt: skip
 
 

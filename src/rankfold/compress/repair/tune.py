@@ -16,11 +16,12 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from rankfold.batches import batches_of, check_rereadable, forward, tensors_in
-from rankfold.compress.repair.whole import Steps, gradients_of, tune_whole_
+from rankfold.batches import check_rereadable, forward, tensors_in
+from rankfold.compress.repair.turning import RATE, Turning
+from rankfold.compress.repair.whole import Steps, gradients_of, parts_of, tune_whole_
 from rankfold.costs import evaluating
 from rankfold.layers.rounded import is_whole
-from rankfold.objectives import Objective, objective_named
+from rankfold.objectives import Objective, Teacher, objective_named
 from rankfold.observe import Enough, after, before
 from rankfold.run.progress import Progress, showing
 from rankfold.sites import factored_layers, unwrap, without_fused_attention
@@ -51,39 +52,43 @@ def tune_(
     steps: int = 64,
     objective: Objective | str | None = None,
     train: str = "factors",
-    learning_rate: float = 1e-3,
+    by: str | None = None,
+    learning_rate: float | None = None,
     samples: int | None = 2048,
     batch_size: int | None = None,
     progress: Progress | None = None,
 ) -> tuple[Tuned, ...]:
-    """Train the factored layers of ``model``, block after block, to the outputs of the same blocks of ``original``.
+    """Train the factored layers of ``model``, block after block or all at once, to what ``original`` gives.
 
-    Or, with an ``objective``, all at once to the answers of ``original``: what is minimised is then the divergence of
-    the answers, for scores of classes or tokens KL(original ‖ compressed). Labels are never looked at. A block is a
+    All at once what is minimised is the divergence of the answers, for scores of classes or tokens
+    KL(original ‖ compressed); of blocks the squared error of their outputs. Labels are never looked at. A block is a
     module in a list or sequence of modules with factored layers in it; the whole model where there is none. What is not
-    factored stays as it is, BatchNorm statistics too. Mode and gradients are left as found.
+    factored stays as it is, BatchNorm statistics too. Mode and gradients are left as found. Each step changes a factor
+    by a share of its own norm, in every direction alike (K. Jordan et al., "Muon", 2024).
 
     Args:
         model: with factored layers, changed in place.
         original: that it was made from.
         data: inputs, with or without labels.
-        steps: of Adam, whose rate falls to zero: of each block, or of the whole.
-        objective: what the outputs mean; None: block after block.
-        train: with an objective, "factors" or "all" parameters.
-        learning_rate: at the start; None: a usual one.
+        steps: of each block, or of the whole; their rate falls to zero.
+        objective: what the outputs mean; None: any floating output is compared.
+        train: of the whole, "factors" or "all" parameters.
+        by: "whole" or "blocks"; None: the whole with an objective, else blocks.
+        learning_rate: the share of a factor's norm at the start; None: 0.005, for the whole at that times the root of
+            what is lost at the start, up to 1: as far as weights are off, so long are the steps.
         samples: of ``data`` that are used.
         batch_size: of a step; 2 by default with an objective.
         progress: called as ``progress(what, done, total)`` as the work goes on.
 
     Returns:
-        What was trained and what it gave. A block whose error has not fallen is left as it was; with an objective the
+        What was trained and what it gave. A block whose error has not fallen is left as it was; of the whole the
         best of six looks at samples that are held back is kept, the start among them.
 
     Raises:
         ValueError: empty data, or nothing is factored.
 
     Cost: for each block one pass of both networks up to it, and ``steps`` steps of the block alone, with its inputs and
-    outputs in memory; with an objective ``steps`` steps and as many forward passes of the original.
+    outputs in memory; of the whole ``steps`` steps and as many forward passes of the original.
 
     Example:
         >>> net, x = nn.Sequential(nn.Linear(16, 32), nn.ReLU(), nn.Linear(32, 4)), torch.randn(64, 16)
@@ -95,8 +100,13 @@ def tune_(
     """
     root, reference = unwrap(model), unwrap(original)
     check_rereadable(data)
-    if train not in ("factors", "all") or (train == "all" and objective is None):
-        raise ValueError(f"train is 'factors', or with an objective 'all', got {train!r}")
+    by = by or ("blocks" if objective is None else "whole")
+    if by not in ("whole", "blocks"):
+        raise ValueError(f"by is 'whole' or 'blocks', got {by!r}")
+    if train not in ("factors", "all") or (train == "all" and by == "blocks"):
+        raise ValueError(
+            f"train is 'factors', or for the whole (by='whole', or with an objective) 'all', got {train!r}"
+        )
     layers = factored_layers(root)
     if not layers:
         if is_whole(root):
@@ -105,17 +115,18 @@ def tune_(
                 "forms (forms= without int8), or leave tuning out"
             )
         raise ValueError("nothing in this model is factored: compress it first")
-    if objective is not None:
+    size = batch_size or (128 if objective is None else 2)
+    if by == "whole":
         chosen = root if train == "all" else nn.ModuleList(layers.values())
-        how = Steps(steps, learning_rate, samples, batch_size or 2)
-        way = tune_whole_(root, reference, list(chosen.parameters()), data, objective_named(objective), how, progress)
+        how, asked = Steps(steps, learning_rate, samples, size), objective_named(objective or Teacher())
+        way = tune_whole_(root, reference, list(chosen.parameters()), data, asked, how, progress)
         return (Tuned("", way.before, way.after, way.step),)
-    batch_size = batch_size or 128
-    told = []
+    told, most = [], max(steps, 1) * size  # more samples are not met
+    samples = most if samples is None else min(samples, most)
     names = blocks(root, tuple(layers))
     for done, name in enumerate(names):
         trained = [p for layer, module in layers.items() if _within(layer, name) for p in module.parameters()]
-        told.append(_tune_block(root, reference, name, trained, data, steps, learning_rate, samples, batch_size))
+        told.append(_tune_block(root, reference, name, trained, data, steps, learning_rate, samples, size))
         if progress is not None:
             progress("tuning blocks", done + 1, len(names))
     return tuple(told)
@@ -151,7 +162,7 @@ class _Example:
 
 def _tune_block(
     root: nn.Module, reference: nn.Module, name: str, trained: list[nn.Parameter], data: Any, steps: int,
-    learning_rate: float, samples: int | None, batch_size: int,
+    learning_rate: float | None, samples: int | None, batch_size: int,
 ) -> Tuned:  # fmt: skip
     block = root.get_submodule(name)
     with ExitStack() as stack:
@@ -164,7 +175,7 @@ def _tune_block(
         before = _error(block, examples)
         kept = [parameter.detach().clone() for parameter in trained]
         with torch.enable_grad(), gradients_of(root, trained):
-            optimizer = torch.optim.Adam(trained, lr=learning_rate)
+            optimizer = Turning(trained, lr=RATE if learning_rate is None else learning_rate)
             schedule = torch.optim.lr_scheduler.LinearLR(optimizer, 1.0, 0.0, max(steps, 1))
             for step in range(steps):
                 example = examples[step % len(examples)]
@@ -198,7 +209,7 @@ def _examples(
 
     with before(root, {name: given}), after(reference, {name: gives}):
         found = []
-        for batch in batches_of(data, batch_size, samples):
+        for batch in parts_of(data, batch_size, samples):
             for network in (root, reference):
                 with suppress(Enough):
                     forward(network, batch)

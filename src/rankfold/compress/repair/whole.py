@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from itertools import cycle, islice
@@ -12,6 +12,7 @@ import torch
 from torch import nn
 
 from rankfold.batches import batches_of, forward, samples_of, size_of
+from rankfold.compress.repair.turning import Turning, rate_for
 from rankfold.costs import evaluating
 from rankfold.objectives import Objective
 from rankfold.observe import Samples
@@ -25,12 +26,13 @@ CLIP = 1.0  # norm of a gradient
 
 @dataclass(frozen=True)
 class Steps:
-    """How a network is tuned. ``batch_size``: samples of one step."""
+    """How a network is tuned. ``batch_size``: samples of one step. ``optimizer``: made of parameters and ``lr``."""
 
     count: int
-    learning_rate: float
+    learning_rate: float | None
     samples: int | None
     batch_size: int
+    optimizer: Callable[..., torch.optim.Optimizer] = Turning
 
 
 @dataclass(frozen=True)
@@ -54,10 +56,10 @@ def tune_whole_(
 ) -> Way:
     """Train ``trained`` to the answers that ``original`` gives; see ``rankfold.tune_``."""
     seen = Samples(data, how.samples, how.batch_size)
-    judges = list(_parts(seen.judges(original), how.batch_size, JUDGES))
+    judges = list(parts_of(seen.judges(original), how.batch_size, JUDGES))
     if not judges:
         raise ValueError("a tuned network is judged on samples that are held back: give at least two batches")
-    taught = list(_parts(seen.without_judges().data, how.batch_size))
+    taught = list(parts_of(seen.without_judges().data, how.batch_size))
     if not taught:
         raise ValueError("no data is left to tune on: give more samples")
     with ExitStack() as stack:
@@ -67,7 +69,8 @@ def tune_whole_(
         stack.enter_context(gradients_of(root, trained))
         best = before = _divergence(root, original, judges, objective)
         kept, at = [parameter.detach().clone() for parameter in trained], 0
-        optimizer = torch.optim.Adam(trained, lr=how.learning_rate)
+        rate = rate_for(before) if how.learning_rate is None else how.learning_rate
+        optimizer = how.optimizer(trained, lr=rate)
         schedule = torch.optim.lr_scheduler.LinearLR(optimizer, 1.0, 0.0, max(how.count, 1))
         looks = {round(how.count * (i + 1) / LOOKS) for i in range(LOOKS)}
         for step, batch in enumerate(islice(_forever(taught), how.count), 1):
@@ -91,7 +94,7 @@ def tune_whole_(
     return Way(before, best, at)
 
 
-def _parts(data: Any, size: int, limit: int | None = None) -> Iterator[Any]:
+def parts_of(data: Any, size: int, limit: int | None = None) -> Iterator[Any]:
     """Batches of at most ``size`` samples, also of larger ones."""
     seen = 0
     for batch in batches_of(list(data) if isinstance(data, tuple) else data, size):

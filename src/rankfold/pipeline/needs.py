@@ -1,0 +1,105 @@
+"""What a job that goes through a model block by block will need of memory and disk, told before it works."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from rankfold.compress.layerwise.in_blocks import measured_bytes
+from rankfold.observe import Pages
+from rankfold.observe.pages import bytes_in
+from rankfold.report.quantities import count
+from rankfold.run.files import check_room
+from rankfold.sites import Site, SiteList
+
+BLOCKS = 2  # the block as it is, and as it becomes
+ACTIVATIONS = 3  # what its modules give: as it is kept to be differentiated, its gradients, and what is on the way
+BESIDE = 250_000_000  # what allocator and linear algebra keep for themselves: 207 MB measured at width 512
+_ANSWERS = 1  # more of what the last module gives: it becomes probabilities, their sums, and draws
+_LEAST = 8  # batches, of which one is held back
+
+
+class BoundError(ValueError):
+    """A bound of memory that the smallest step of the work exceeds; one line with the smallest bound that works."""
+
+
+@dataclass(frozen=True)
+class Needs:
+    """Bytes. ``block``: weights of the largest block, ``name`` of its first layer; ``sample``: what its modules give
+    for one sample; ``matrix``: the statistics of the site with the largest ones, ``site``; ``disk``: in all, ``model``
+    of it at the end; ``batch``: samples at a time within ``bound``."""
+
+    block: int
+    name: str
+    sample: int
+    matrix: int
+    site: str
+    disk: int
+    model: int
+    bound: int
+    batch: int
+
+    @property
+    def smallest(self) -> int:
+        """The least bound that works."""
+        return BESIDE + BLOCKS * self.block + ACTIVATIONS * self.sample + self.matrix
+
+    @property
+    def moments(self) -> int:
+        """What is left of the bound for statistics."""
+        return self.bound - BESIDE - BLOCKS * self.block - ACTIVATIONS * self.sample * self.batch
+
+    def check(self, directory: Path) -> None:
+        """``BoundError`` for too little memory, ``OSError`` for too little disk, each in one line."""
+        if self.bound < self.smallest:
+            sample = count(ACTIVATIONS * self.sample, "B")
+            raise BoundError(
+                f"--memory {count(self.bound, 'B')} is less than one block needs ({self.name}: weights "
+                f"{count(self.block, 'B')}, twice, one sample {sample}, statistics of {self.site} "
+                f"{count(self.matrix, 'B')}, what the libraries keep {count(BESIDE, 'B')}): the smallest bound that "
+                f"works is {-(-self.smallest // 10**6):,} MB"
+            )
+        check_room(directory, self.disk)
+
+    def __str__(self) -> str:
+        taken = count(ACTIVATIONS * self.sample * self.batch, "B")
+        return (
+            f"memory: at most {count(self.bound, 'B')} beside the process, of which a block takes "
+            f"{count(BLOCKS * self.block, 'B')}, {self.batch} samples at a time {taken}, what the libraries keep "
+            f"{count(BESIDE, 'B')} and statistics the rest; disk: "
+            f"{count(self.disk, 'B')} while it runs, at most {count(self.model, 'B')} at the end"
+        )
+
+
+def needs_of(pages: Pages, found: SiteList, few: int, samples: int, metric_samples: int, bound: int) -> Needs:
+    """What the work on ``samples`` samples needs; ``pages`` were cut with ``few`` samples."""
+    chain, sizes = pages.chain, pages.sizes()
+    here = {site.name: site for site in found.reducible}
+    inside = [[here[name] for group in span.groups for name in group if name in here] for span in chain.spans]
+    widest = max(range(len(sizes)), key=lambda number: sizes[number])
+    largest = max((site for group in inside for site in group), key=measured_bytes)
+    spans = zip(chain.spans, bytes_in(chain), strict=True)
+    sample = max(size + (_ANSWERS * chain.calls[-1].size if span.end is None else 0) for span, size in spans) // few
+    known = dict(pages.network.named_parameters())
+    model = sum(p.numel() * p.element_size() for p in known.values())
+    fixed = BESIDE + BLOCKS * sizes[widest] + measured_bytes(largest)
+    batch = min(128, samples // _LEAST, max(bound - fixed, 0) // (2 * ACTIVATIONS * max(sample, 1)))
+    names = [site.name for site in inside[widest]] or sorted(pages.parts[widest])
+    return Needs(
+        sizes[widest], names[0], sample, measured_bytes(largest), largest.name,
+        _disk(pages, inside, few, samples, metric_samples) + model, model, bound, max(batch, 1),
+    )  # fmt: skip
+
+
+def _disk(pages: Pages, inside: Sequence[Sequence[Site]], few: int, samples: int, metric_samples: int) -> int:
+    """What the work keeps there for a time: activations at all borders, then those of one block; metrics; fits of one
+    block in float64, with those of one shot."""
+    calls = {call.name: call.size for call in pages.chain.calls}
+    borders = [sum(pages.chain.calls[n].size for n in s.end.state) for s in pages.chain.spans if s.end is not None]
+    first = sum(borders) * samples + 2 * max(borders, default=0) * min(metric_samples, samples)
+    block = max(sum(2 * calls[site.name] for site in group) for group in inside)
+    fits = max(sum(2 * 8 * site.groups * site.shape[0] * site.shape[1] for site in group) for group in inside)
+    second = (4 * max(borders, default=0) + block) * samples
+    metrics = sum(8 * site.groups * min(site.shape) ** 2 for group in inside for site in group)
+    return max(first, second + fits * few) // few + metrics

@@ -1,0 +1,318 @@
+"""The whole job for a model that need not fit into memory: block by block from one folder into another.
+
+folder ── cut ──▶ blocks ── measure, the last first ──▶ curves ── budget ──▶ ranks ── fit, block by block ──▶ shards
+"""
+
+from __future__ import annotations
+
+import json
+import shutil
+import time
+from collections.abc import Mapping, Sequence
+from contextlib import ExitStack
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
+from typing import Any
+
+from torch import nn
+
+from rankfold.batches import batches_of, copied, size_of
+from rankfold.compress.methods import method_named
+from rankfold.compress.methods.method import fits_layers
+from rankfold.compress.planning.apply import shape_
+from rankfold.compress.planning.plan import Plan
+from rankfold.compress.planning.profile import Calibration, profile
+from rankfold.compress.ranks.budget import Budget, Latency, parsed
+from rankfold.objectives import CausalLanguageModel, Evaluation, Objective, Teacher
+from rankfold.observe import PAGES, Pages
+from rankfold.pipeline.delivery import finished
+from rankfold.pipeline.job import summary
+from rankfold.pipeline.measure import calibration_part, held_out, protocol
+from rankfold.pipeline.needs import Needs, needs_of
+from rankfold.pipeline.request import PLACE, Settings, request_of
+from rankfold.run.claim import claimed
+from rankfold.run.container import read_object
+from rankfold.run.files import write_atomically
+from rankfold.run.progress import Tell, shown
+from rankfold.run.team import world_size
+from rankfold.sites import hidden, sites
+from rankfold.sites.find import Where, wanted
+from rankfold.store import StoreError, manifest
+from rankfold.store.card import card
+from rankfold.zoo.data import parts_of
+from rankfold.zoo.pretrained import reads
+
+MEMORY = 8_000_000_000
+WATCHED = 256  # samples of the test split on which both networks are measured
+_METRIC = 1024  # samples on which gradients are taken
+
+
+@dataclass(frozen=True)
+class Streamed:
+    """What became of a folder that went through block by block.
+
+    Attributes:
+        directory: where the compressed one lies.
+        plan: that it follows.
+        needs: bytes of memory and disk that were told beforehand, by name.
+        before: how good the original is on ``split``, from the passes of the job; None where that was not watched.
+        after: the same of the compressed one.
+        split: the part of the data that both were measured on.
+        remarks: what a person should know.
+        seconds: that it took.
+
+    Example:
+        >>> plan = rf.plan(nn.Sequential(nn.Linear(8, 8)), "params=0.9", "truncate", example=torch.randn(1, 8))
+        >>> rf.Streamed("small", plan, {"block": 256}, None, None, "test", (), 1.0).needs["block"]
+        256
+    """
+
+    directory: Path
+    plan: Plan
+    needs: Mapping[str, Any]
+    before: Evaluation | None
+    after: Evaluation | None
+    split: str
+    remarks: tuple[str, ...]
+    seconds: float
+
+    def to_dict(self) -> dict[str, Any]:
+        """Plain values, as ``rankfold compress --json`` prints them."""
+        scores = {"before": self.before, "compressed": self.after}
+        told: dict[str, Any] = {}
+        for name, cost in (("before", self.plan.before), ("compressed", self.plan.after)):
+            score = scores[name]
+            told[name] = ({} if score is None else score.values | {"loss": score.loss}) | asdict(cost)
+        return told | {
+            "split": self.split,
+            "kept_of_factorable": self.plan.kept_of_factorable(),
+            "forecast": self.plan.forecast,
+            "needs": dict(self.needs),
+            "remarks": list(self.remarks),
+            "seconds": self.seconds,
+        }
+
+
+def stream(
+    folder: str | Path,
+    data: Any,
+    budget: str | Budget | Sequence[str | Budget],
+    directory: str | Path,
+    *,
+    memory: int | None = None,
+    settings: Settings | None = None,
+    restart: bool = False,
+    tell: Tell | None = None,
+) -> Streamed:
+    """Make a smaller model of the one in a folder, block by block, never holding more of it than a block.
+
+    Ranks are shared out over all blocks in the token metric of the whole network. Embeddings and the head stay as they
+    are. What it will need of memory and disk is told before anything is done. A job that was interrupted, killed too,
+    goes on behind the last block that was finished, and ends with the same bytes.
+
+    Args:
+        folder: of transformers, with its weights in safetensors.
+        data: with ``train``, ``validation`` and ``test``, or a tuple of them, as in ``rankfold.pipeline.compress``.
+        budget: as in ``rankfold.plan``; none of latency.
+        directory: where the result goes, a folder that ``from_pretrained`` loads after ``import rankfold.hub``.
+        memory: bytes that the work may take beside the process; 8 GB by default.
+        settings: its method must fit layer after layer ("sequential" by default); without tuning, fine-tuning and a
+            drop of quality, which need the whole model.
+        restart: replace what another request left in ``directory``.
+        tell: where it tells what it does.
+
+    Returns:
+        A ``Streamed``: the plan, what it needed, and how good both networks are.
+
+    Raises:
+        BoundError: ``memory`` is less than one block needs; with the smallest that works.
+        OSError: the disk has too little room.
+        HubError: a folder that cannot be read so.
+        ValueError: something is asked that needs the whole model; data of one batch.
+
+    Cost: for each block two passes over the data and more for the moments of its sites, one of them backward, then as
+    many as it has groups of layers that read the same tensor, and two, to fit it; its decompositions.
+
+    Example:
+        >>> from transformers import LlamaConfig, LlamaForCausalLM
+        >>> LlamaForCausalLM(LlamaConfig(vocab_size=9, hidden_size=8, intermediate_size=8, num_hidden_layers=1,
+        ...     num_attention_heads=2, num_key_value_heads=2)).save_pretrained("dense")
+        >>> train, test = ([{"input_ids": x} for x in torch.randint(9, (n, 4)).split(2)] for n in (8, 2))
+        >>> found = rf.stream("dense", (train, test, test), "params=0.9", "small", memory=300_000_000)
+        >>> found.plan.after.params <= 0.9 * found.plan.before.params
+        True
+    """
+    from rankfold import hub  # imports transformers
+
+    settings, place = settings or Settings(method="sequential"), Path(directory)
+    check_streamable(settings)
+    budgets, memory = parsed(budget), MEMORY if memory is None else memory
+    if any(isinstance(each, Latency) for each in budgets):
+        raise ValueError(f"a budget of latency {_WHOLE}")
+    began = time.perf_counter()
+    with ExitStack() as stack:
+        told, root, data = stack.enter_context(shown(tell)), hub.paged(folder), parts_of(data)
+        PLACE.check(place)
+        chosen = replace(settings, memory=memory, where=_Layers(root, settings.where))
+        job = _Job(root, Path(folder), data, budgets, chosen, place, told)
+        needs = job.cut()
+        if restart or not finished(place):
+            told.say(str(needs))
+            needs.check(place)
+            for name in hub.left_alone(Path(folder)):
+                told.say(f"{name}: beside the model, left alone: neither read nor copied")
+        asked = request_of(root, data, budgets, settings) | {"streamed": {"memory": memory}}
+        if restart or not finished(place) or PLACE.differing(place, asked):
+            stack.enter_context(claimed(place, what="compress"))
+            PLACE.take(place, asked, restart)
+        if finished(place):
+            told.say(f"{place} holds the finished run: nothing to do")
+            return _read(place)
+        result = replace(job.run(needs), seconds=time.perf_counter() - began)
+        _close(result)
+        return result
+
+
+def check_streamable(settings: Settings) -> None:
+    """``ValueError`` for what cannot be had block by block."""
+    if world_size() > 1:
+        raise ValueError("one process goes through a folder block by block: start it without torchrun")
+    whole = {"tuning": settings.tune, "fine-tuning": settings.finetune, "a drop of quality": settings.quality}
+    for what, asked in whole.items():
+        if asked:
+            raise ValueError(f"{what} {_WHOLE}")
+    method = method_named(settings.method)
+    if not fits_layers(method):
+        raise ValueError(
+            f"method {method.name!r} is not fitted block by block: take sequential, or leave out the bound (--memory)"
+        )
+
+
+_WHOLE = "needs the whole model in memory: leave it out, or leave out the bound (--memory)"
+
+
+@dataclass(frozen=True)
+class _Layers:
+    """Which layers may be factored: those asked for that lie in the network as they are; no embeddings, no heads."""
+
+    root: Any
+    asked: Where | None
+
+    def __call__(self, name: str, module: nn.Module) -> bool:
+        ends = (self.root.get_input_embeddings(), self.root.get_output_embeddings())
+        if isinstance(module, nn.Embedding) or any(module is end for end in ends) or hidden(self.root, name):
+            return False
+        return self.asked is None or wanted(self.asked, name, module)
+
+
+@dataclass(frozen=True)
+class _Job:
+    root: Any
+    folder: Path
+    data: Any
+    budgets: tuple[Budget, ...]
+    settings: Settings
+    directory: Path
+    tell: Tell
+
+    @property
+    def pages(self) -> Pages:
+        pages = getattr(self.root, PAGES, None)
+        assert pages is not None
+        return pages
+
+    @property
+    def calibration(self) -> Any:
+        return calibration_part(self.data.train, self.settings.samples, self.settings.seed)
+
+    @property
+    def objective(self) -> Objective:
+        asked = self.settings.objective_for(self.data)
+        if asked is not None:
+            return asked
+        return CausalLanguageModel() if reads(self.root).generates else Teacher()
+
+    @property
+    def samples(self) -> int:
+        return sum(map(size_of, batches_of(self.calibration, 128, self.settings.samples)))
+
+    def cut(self) -> Needs:
+        """Find the blocks, and what the work on them needs."""
+        found = sites(self.root, self.settings.where)
+        few = next(batches_of(self.calibration, 2, 2))
+        if not found.reducible:
+            raise ValueError(f"{self.folder}: no layer of it may be factored: --only and --exclude leave none")
+        self.pages.cut(few, [site.name for site in found.reducible])
+        assert self.settings.memory is not None
+        needs = needs_of(self.pages, found, size_of(few), self.samples, _METRIC, self.settings.memory)
+        if len(list(zip(range(2), batches_of(self.calibration, needs.batch, self.settings.samples), strict=False))) < 2:
+            raise ValueError("the data to calibrate on are one batch: give two at least, of which one is held back")
+        return needs
+
+    def run(self, needs: Needs) -> Streamed:
+        from rankfold import hub
+
+        run = self.directory / "run"
+        for left in (run / "fits").glob("*/activations-*"):  # of a job that was killed
+            shutil.rmtree(left)
+        pages, (split, name) = self.pages, held_out(self.data)
+        shards = pages.sink = hub.Shards(run / "shards", pages)
+        pages.watched = list(batches_of(split, needs.batch, WATCHED))
+        how = Calibration(self.samples, needs.batch, getattr(self.data, "name", ""), memory=needs.moments)
+        known = profile(
+            self.root, self.calibration, method=self.settings.method, objective=self.objective,
+            where=self.settings.where, forms=self.settings.forms, calibration=how,
+            directory=run / "fits", progress=self.tell.progress,
+        )  # fmt: skip
+        plan = known.plan(self.budgets, self.settings.rule, progress=self.tell.progress)
+        self.tell.say(f"plan: {summary(plan)}")
+        scores = pages.scores or (None, None)
+        watched = sum(map(size_of, pages.watched))
+        said = protocol(scores[0], split.first(watched)) if scores[0] is not None and hasattr(split, "first") else ""
+        self.deliver(plan, shards, scores, name)
+        self.tell.say(f"saved in {self.directory}")
+        remarks = tuple(filter(None, (said, *plan.notes)))
+        return Streamed(self.directory, plan, asdict(needs), scores[0], scores[1], name, remarks, 0.0)
+
+    def deliver(self, plan: Plan, shards: Any, scores: Any, split: str) -> None:
+        """The folder: nothing loads it before all of it is there."""
+        from rankfold import hub
+
+        small = shape_(copied(self.root), plan)
+        files, there = shards.close(small)
+        notes = {"model": self.settings.model, "data": getattr(self.data, "name", ""), "split": split}
+        notes |= dict(getattr(self.data, "cut", {})) | {"objective": self.objective.name}
+        if scores[0] is not None:
+            costs = (plan.before, plan.after)
+            notes |= {key: s.values | asdict(c) for key, s, c in zip(("before", "figures"), scores, costs, strict=True)}
+        files |= hub.companions(self.folder)
+        files |= {manifest.PLAN: plan.to_json().encode(), "README.md": card(small, plan, notes).encode()}
+        (self.directory / "config.json").unlink(missing_ok=True)
+        for name in there:
+            shards.directory.joinpath(name).replace(self.directory / name)
+        manifest.write(self.directory, files, notes, manifest.PRETRAINED, there)
+
+
+def _close(result: Streamed) -> None:
+    """Say that the run is complete, and remove what only it needed."""
+    values = {
+        "plan": json.loads(result.plan.to_json()), "needs": dict(result.needs), "split": result.split,
+        "remarks": list(result.remarks), "seconds": result.seconds,
+        "scores": [each and each.to_dict() for each in (result.before, result.after)],
+    }  # fmt: skip
+    write_atomically(result.directory / "result.json", (json.dumps(values, indent=1) + "\n").encode())
+    for place in ("fits", "shards"):
+        shutil.rmtree(result.directory / "run" / place, ignore_errors=True)
+
+
+def _read(directory: Path) -> Streamed:
+    file = directory / "result.json"
+    try:
+        values = read_object(file, "the result of a run", "run again with --restart (restart=True)")
+        before, after = (each and Evaluation.from_dict(each) for each in values["scores"])
+        return Streamed(
+            directory, Plan.from_json(json.dumps(values["plan"])), values["needs"], before, after, values["split"],
+            tuple(values["remarks"]), values["seconds"],
+        )  # fmt: skip
+    except (OSError, KeyError, TypeError, ValueError) as error:
+        raise StoreError(f"{file}: damaged ({error}): run again with --restart (restart=True)") from None

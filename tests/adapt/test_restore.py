@@ -1,0 +1,73 @@
+"""An adapter of a compressed network that merges into its factors."""
+
+from __future__ import annotations
+
+import copy
+
+import pytest
+import torch
+from torch import nn
+
+import rankfold as rf
+from rankfold.adapt.restore import Added, restore_
+
+
+def networks() -> tuple[nn.Module, nn.Module, list[torch.Tensor]]:
+    """An original, its truncation with two factored layers, a dense one and a norm, and data."""
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        model = nn.Sequential(
+            nn.Linear(12, 24), nn.Tanh(), nn.LayerNorm(24), nn.Linear(24, 24), nn.Tanh(), nn.Linear(24, 6)
+        ).eval()
+        data = list(torch.randn(256, 12).split(32))
+    plan = rf.plan(model, rf.Ranks({"0": 6, "3": 8}), "truncate", example=data[0][:1])
+    return model, rf.apply_(copy.deepcopy(model), plan), data
+
+
+@torch.no_grad()
+def apart(small: nn.Module, model: nn.Module, data: list[torch.Tensor]) -> float:
+    return sum(float((small(x) - model(x)).square().mean()) for x in data)
+
+
+def test_what_was_lost_is_won_back_at_the_same_ranks():
+    model, small, data = networks()
+    before, was = apart(small, model, data), copy.deepcopy(small.state_dict())
+    found = restore_(small, model, data, params=150, steps=120, batch_size=32, learning_rate=0.02)
+    assert found.after < 0.8 * found.before
+    assert apart(small, model, data) < 0.8 * before
+    assert 0 < found.params <= 150
+    assert found.step > 0
+    now = small.state_dict()
+    assert {key: value.shape for key, value in now.items()} == {key: value.shape for key, value in was.items()}
+    assert type(small[0]) is type(networks()[1][0])
+    for key, value in now.items():
+        name = key.removesuffix(".weight")
+        assert torch.equal(value, was[key]) == (name not in found.ranks), key
+        if name in found.ranks:  # the update has the rank that was said
+            assert int(torch.linalg.matrix_rank((value - was[key]).double(), rtol=1e-4)) == found.ranks[name]
+    prices = {name: sum(was[f"{name}.weight"].shape) for name in found.ranks}
+    assert found.params == sum(prices[name] * rank for name, rank in found.ranks.items())
+    assert all(p.requires_grad and p.grad is None for p in small.parameters())
+    assert not any(isinstance(module, Added) for module in small.modules())
+
+
+def test_where_nothing_is_gained_nothing_changes():
+    model, small, data = networks()
+    was = copy.deepcopy(small.state_dict())
+    found = restore_(small, model, data, params=0.2, steps=6, batch_size=32, learning_rate=1e3)
+    assert (found.step, found.after) == (0, found.before)
+    assert all(torch.equal(value, was[key]) for key, value in small.state_dict().items())
+
+
+@pytest.mark.parametrize(("params", "said"), [(5, "5 numbers are too few .* takes 18 at least"), (0, "share of the")])
+def test_an_impossible_size_is_refused_and_nothing_is_left_behind(params, said):
+    model, small, data = networks()
+    with pytest.raises(ValueError, match=said):
+        restore_(small, model, data, params=params, steps=1)
+    assert not hasattr(small[0].down, "parametrizations")
+
+
+def test_a_dense_network_is_refused():
+    model, _, data = networks()
+    with pytest.raises(ValueError, match="compress it first"):
+        restore_(copy.deepcopy(model), model, data)

@@ -1,0 +1,277 @@
+"""A folder goes through block by block: what becomes of it is what becomes of it whole, and no more is ever held."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import signal
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from commands import failed, rankfold, succeeded
+from folders import VOCABULARY, tokenizer
+from safetensors.torch import load_file, save_file
+
+import rankfold as rf
+from rankfold import hub
+from rankfold.compress.layerwise import in_blocks, layers
+from rankfold.compress.planning.plan import fingerprint
+from rankfold.observe import Pages
+from rankfold.pipeline import BoundError, Settings
+from rankfold.pipeline.needs import BESIDE
+from rankfold.run.progress import Tell
+
+transformers = pytest.importorskip("transformers")
+MEMORY = 260_000_000
+
+
+def drawn(samples: int, seed: int) -> list[dict[str, torch.Tensor]]:
+    ids = torch.randint(VOCABULARY, (samples, 12), generator=torch.Generator().manual_seed(seed))
+    return [{"input_ids": part} for part in ids.split(4)]
+
+
+DATA = (drawn(20, 0), drawn(4, 1), drawn(8, 2))
+
+
+@pytest.fixture(scope="module")
+def place(tmp_path_factory) -> Path:
+    """Three blocks, biases beside q, k and v, the head tied to the embedding; in three shards, with others' files."""
+    torch.manual_seed(0)
+    config = transformers.Qwen2Config(
+        vocab_size=VOCABULARY, hidden_size=32, intermediate_size=48, num_hidden_layers=3, num_attention_heads=4,
+        num_key_value_heads=2, max_position_embeddings=64, initializer_range=0.2, tie_word_embeddings=True,
+    )  # fmt: skip
+    folder = tmp_path_factory.mktemp("models") / "dense"
+    model = transformers.Qwen2ForCausalLM(config)
+    torch.nn.init.normal_(model.model.layers[1].self_attn.q_proj.bias)
+    model.save_pretrained(folder, max_shard_size="50KB")
+    tokenizer().save_pretrained(folder)
+    for name in ("adapter_model.safetensors", "optimizer.pt"):
+        (folder / name).write_bytes(b"nobody reads this")
+    assert len(list(folder.glob("model-*.safetensors"))) > 1
+    return folder
+
+
+@pytest.fixture(scope="module")
+def streamed(place, tmp_path_factory):
+    """What was told, read and held on the way, and the result."""
+    said, held, read = [], [], []
+    turn, cut = Pages.turn, Pages.cut
+
+    def turned(pages, number, *others):
+        turn(pages, number, *others)
+        distinct = {p.data_ptr(): p.numel() * 4 for module, name, _ in pages.held for p in [module._parameters[name]]}
+        held.append(sum(distinct.values()))
+
+    def counting(pages, *args):
+        cut(pages, *args)
+        before = pages.read
+        pages.read = lambda name: (read.append(name), before(name))[1]
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(Pages, "turn", turned)
+        patch.setattr(Pages, "cut", counting)
+        out = tmp_path_factory.mktemp("streamed") / "small"
+        result = rf.stream(place, DATA, "params=0.8", out, memory=MEMORY, tell=Tell(say=said.append))
+    return result, said, held, read
+
+
+def test_gradients_through_the_blocks_are_those_of_the_whole(place, tmp_path):
+    whole, paged = hub.opened(place), hub.paged(place)
+    assert fingerprint(whole) == fingerprint(paged)
+    how = rf.Calibration(samples=20, memory=MEMORY)
+    objective = rf.CausalLanguageModel()
+    known = rf.profile(paged, DATA[0], method="sequential", objective=objective, calibration=how, directory=tmp_path)
+    other = rf.profile(whole, DATA[0], method="sequential", objective=objective, calibration=how)
+    assert all(p.is_meta for p in paged.parameters())
+    assert known.metrics.keys() == other.metrics.keys() == {site.name for site in known.sites.reducible}
+    for site in known.sites.reducible:
+        mine, theirs = (each.candidate(site.name, rf.Form.FACTORED).errors for each in (known, other))
+        torch.testing.assert_close(mine, theirs, rtol=1e-5, atol=1e-9)
+        apart = (known.metrics[site.name] - other.metrics[site.name]).norm()
+        assert apart <= 1e-5 * other.metrics[site.name].norm()
+
+
+def test_what_it_becomes_is_what_it_becomes_whole(place, streamed):
+    result, said, *_ = streamed
+    whole = hub.opened(place)
+    names = [entry.site for entry in result.plan.entries]
+    assert len(names) == 21
+    assert "lm_head" not in names
+    how = rf.Calibration(samples=20, batch_size=result.needs["batch"], memory=MEMORY)
+    known = rf.profile(
+        whole, DATA[0], method="sequential", objective=rf.CausalLanguageModel(), calibration=how,
+        where=lambda name, module: name in names,
+    )  # fmt: skip
+    with pytest.MonkeyPatch.context() as patch:  # that comparison needs the whole
+        patch.setattr(layers._Fit, "_in_one_shot", lambda self: None)
+        plan = known.plan("params=0.8")
+    forms = [(entry.site, entry.form, entry.rank) for entry in plan.entries]
+    assert [(entry.site, entry.form, entry.rank) for entry in result.plan.entries] == forms
+    small = transformers.AutoModelForCausalLM.from_pretrained(result.directory).eval()
+    batch = DATA[2][0]
+    torch.testing.assert_close(small(**batch).logits, rf.apply_(whole, plan)(**batch).logits, rtol=1e-3, atol=1e-3)
+    assert rf.evaluate(small, DATA[2], objective=rf.CausalLanguageModel())["perplexity"] == pytest.approx(
+        result.after["perplexity"], rel=1e-5
+    )
+    assert result.plan.after.params == rf.model_cost(small, batch).params <= 0.8 * result.plan.before.params
+    assert "saved in" in said[-1]
+
+
+def test_no_more_is_held_than_a_block_and_each_is_read_as_often(streamed):
+    result, said, held, read = streamed
+    assert result.needs["block"] == max(held)
+    assert held.count(max(held)) <= len(held) / 2
+    kinds = {name: read.count(name) for name in read}
+    first, second = (kinds[f"model.layers.{i}.mlp.up_proj.weight"] for i in (0, 1))
+    assert first == second  # forward, backward, fit: whatever the depth
+    assert said[0].startswith("memory: at most")
+    assert "disk:" in said[0]
+
+
+def test_the_folder_is_whole_and_nothing_else_is_in_it(place, streamed):
+    result, said, *_ = streamed
+    out = result.directory
+    assert sorted(said[1:3]) == [
+        "adapter_model.safetensors: beside the model, left alone: neither read nor copied",
+        "optimizer.pt: beside the model, left alone: neither read nor copied",
+    ]
+    index = json.loads((out / "model.safetensors.index.json").read_text())["weight_map"]
+    tensors = {name: value for file in set(index.values()) for name, value in load_file(out / file).items()}
+    assert index.keys() == tensors.keys()
+    original = hub.opened(place).state_dict()
+    for name in ("model.embed_tokens.weight", "model.norm.weight", "model.layers.1.input_layernorm.weight"):
+        assert torch.equal(tensors[name], original[name])
+    changed = {entry.site: entry for entry in result.plan.changed}
+    factored = [site for site, entry in changed.items() if entry.form is not rf.Form.DENSE]
+    assert factored
+    poisons = [name for name, value in tensors.items() if not value.numel()]
+    assert [name.removesuffix(".weight") for name in poisons] == [factored[0]]  # refused without the plug-in
+    assert "lm_head.weight" not in tensors
+    assert rf.load(out).plan == result.plan
+    assert {"config.json", "generation_config.json", "README.md", "tokenizer.json"} <= {p.name for p in out.iterdir()}
+    assert not (out / "optimizer.pt").exists()
+    assert [path.name for path in (out / "run").rglob("*")] == ["request.json"]
+
+
+def files(out: Path) -> dict[str, bytes]:
+    return {path.name: path.read_bytes() for path in out.iterdir() if path.is_file() and path.name != "result.json"}
+
+
+@pytest.mark.parametrize("where", [("rankfold.hub.streamed.Shards.put", 2), ("write_part", 2)], ids=["fit", "measure"])
+def test_a_job_that_is_killed_goes_on_to_the_same_bytes(place, streamed, tmp_path, where):
+    name, calls = where
+    out, done = tmp_path / "small", []
+    child = os.fork()
+    if not child:  # pragma: no cover
+        owner, key = (hub.Shards, "put") if "put" in name else (in_blocks, "write_part")
+        before = getattr(owner, key)
+
+        def killed(*args):
+            before(*args)
+            done.append(1)
+            if len(done) == calls:
+                os.kill(os.getpid(), signal.SIGKILL)
+
+        setattr(owner, key, killed)
+        rf.stream(place, DATA, "params=0.8", out, memory=MEMORY)
+        os._exit(1)
+    assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == -signal.SIGKILL
+    assert not (out / "config.json").exists()
+    fitted, measured, put, write = [], [], hub.Shards.put, in_blocks.write_part
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(hub.Shards, "put", lambda self, number, *rest: (fitted.append(number), put(self, number, *rest)))
+        patch.setattr(in_blocks, "write_part", lambda file, known: (measured.append(file), write(file, known)))
+        again = rf.stream(place, DATA, "params=0.8", out, memory=MEMORY)
+    spans = len(list(out.glob("model-*.safetensors"))) - 1
+    assert fitted == list(range(2 if "put" in name else 0, spans + 1))
+    assert len(measured) == (0 if "put" in name else spans - calls)
+    assert files(out) == files(streamed[0].directory)
+    assert again.after == streamed[0].after
+    assert rf.stream(place, DATA, "params=0.8", out, memory=MEMORY).plan == again.plan  # only read back
+    with pytest.raises(rf.StoreError, match="asked otherwise"):
+        rf.stream(place, DATA, "params=0.7", out, memory=MEMORY)
+
+
+def test_a_bound_below_one_block_names_the_smallest_that_works(place, tmp_path):
+    with pytest.raises(BoundError, match=r"smallest bound that works is [\d,]+ MB") as error:
+        rf.stream(place, DATA, "params=0.8", tmp_path / "small", memory=100_000)
+    assert "\n" not in str(error.value)
+    assert not (tmp_path / "small").exists()
+
+
+def test_a_disk_without_room_is_told_before_any_work(place, tmp_path, monkeypatch):
+    plain = shutil._ntuple_diskusage(10**9, 10**9, 1000)
+    monkeypatch.setattr(shutil, "disk_usage", lambda path: plain)
+    with pytest.raises(OSError, match="bytes will be needed there, and 1,000 are free"):
+        rf.stream(place, DATA, "params=0.8", tmp_path / "other", memory=MEMORY)
+    assert not (tmp_path / "other").exists()
+
+
+def test_the_smallest_bound_works_and_what_does_not_fit_is_fitted_from_its_smaller_side(place, streamed, tmp_path):
+    known = streamed[0].needs
+    least = BESIDE + 2 * known["block"] + 3 * known["sample"] + known["matrix"]
+    found = rf.stream(place, DATA, "params=0.8", tmp_path, memory=least)
+    beyond = [entry for entry in found.plan.changed if "its moments exceed the memory limit" in entry.note]
+    assert {entry.site.rpartition(".")[2] for entry in beyond} == {"gate_proj", "up_proj", "down_proj"}
+    assert not any("without data" in entry.note for entry in found.plan.entries)
+    assert found.after["kl"] < 2 * streamed[0].after["kl"]
+
+
+def spoiled(place: Path, out: Path, change) -> Path:
+    shutil.copytree(place, out)
+    change(out, sorted(out.glob("model-*.safetensors")))
+    return out
+
+
+def retyped(folder, shards):
+    tensors = load_file(shards[0])
+    name = next(name for name in tensors if "proj" in name)
+    save_file(tensors | {name: tensors[name].to(torch.int8)}, shards[0])
+
+
+def lessened(folder, shards):
+    tensors = load_file(shards[0])
+    del tensors[next(name for name in tensors if "proj" in name)]
+    save_file(tensors, shards[0])
+
+
+SPOILED = {
+    "cut short": (lambda folder, shards: shards[1].write_bytes(shards[1].read_bytes()[:-8]), "damaged or cut short"),
+    "missing": (lambda folder, shards: shards[1].unlink(), "a part of the model is missing"),
+    "key": (lessened, "is missing in its files"),
+    "type": (retyped, "is stored as I8, the numbers of a quantiser"),
+}
+
+
+@pytest.mark.parametrize("fault", SPOILED)
+def test_what_is_wrong_with_a_folder_is_told_in_one_line(place, tmp_path, fault):
+    change, told = SPOILED[fault]
+    with pytest.raises(hub.HubError, match=told) as error:
+        rf.stream(spoiled(place, tmp_path / "bad", change), DATA, "params=0.8", tmp_path / "out")
+    assert "\n" not in str(error.value)
+
+
+def test_what_needs_the_whole_is_refused(place, streamed, tmp_path):
+    for settings in (Settings("sequential", tune=3), Settings("sequential", finetune=1), Settings("project")):
+        with pytest.raises(ValueError, match="leave out the bound"):
+            rf.stream(place, DATA, "params=0.8", tmp_path, settings=settings)
+    with pytest.raises(hub.HubError, match="compressed by rankfold already"):
+        rf.stream(streamed[0].directory, DATA, "params=0.8", tmp_path)
+
+
+def test_the_command_line(place, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    np.save("tokens.npy", np.random.default_rng(0).integers(0, VOCABULARY, 12 * 48))
+    asked = ("--budget", "params=0.8", "--length", 12, "--memory", "260MB")
+    told = succeeded("compress", place, "--data", "tokens:tokens.npy", *asked, "-o", "small")
+    assert told["compressed"]["params"] <= 0.8 * told["before"]["params"]
+    assert {"perplexity", "kl", "agreement", "params", "flops", "bytes"} <= told["compressed"].keys()
+    again = rankfold("compress", place, "--data", "tokens:tokens.npy", *asked, "-o", "small")
+    assert again.exit_code == 0
+    assert "perplexity (test)" in again.stdout
+    assert "nothing to do" in again.stderr
+    assert "leave out the bound" in failed("compress", place, "--data", "text:x", *asked, "-o", "o", "--tune", 3)
