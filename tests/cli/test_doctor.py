@@ -8,8 +8,12 @@ import torch
 from typer.testing import CliRunner
 
 from rankfold.cli.main import app
+from rankfold.costs.machine import Machine
+from rankfold.costs.table import LatencyTable
 from rankfold.pipeline import health
-from rankfold.pipeline.health import Pays, examine, paying
+from rankfold.pipeline import paying as pay
+from rankfold.pipeline.health import examine
+from rankfold.pipeline.paying import FRACTIONS, Pays, paying, spots
 
 
 def invoke(*arguments: str) -> str:
@@ -47,24 +51,41 @@ def test_without_a_folder_it_says_so(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def test_a_form_pays_up_to_the_first_rank_that_is_not_faster() -> None:
-    assert Pays(8, 1, "factored", 1.0, {0.25: 0.5, 0.5: 0.9, 0.75: 1.2}).up_to == 0.5
-    assert Pays(8, 1, "factored", 1.0, {0.25: 0.97, 0.5: 0.5}).up_to is None  # within noise at the smallest rank
-    assert Pays(8, 1, "factored", 1.0, {0.75: 0.2, 0.25: 0.1}).up_to == 0.75
+    assert Pays((16, 8), 1, "factored", 1.0, {2: 0.5, 4: 0.9, 6: 1.2}).up_to == 0.5
+    assert Pays((8, 8), 1, "factored", 1.0, {2: 0.97, 4: 0.5}).up_to is None  # within noise at the smallest rank
+    assert Pays((8, 8), 1, "factored", 1.0, {6: 0.2, 2: 0.1}).up_to == 0.75
 
 
-def test_both_forms_are_timed_at_every_width_and_batch() -> None:
-    rows = list(paying((16, 32), (1, 2), rounds=3, seconds=0.001))
-    assert [(row.width, row.batch, row.form) for row in rows] == [
-        (width, batch, form) for width in (16, 32) for batch in (1, 2) for form in ("factored", "pivoted")
+def test_both_forms_are_timed_at_every_size_and_number_of_rows() -> None:
+    rows = list(paying(((16, 8), (32, 32)), (1, 2), rounds=3, seconds=0.001))
+    assert [(row.shape, row.rows, row.form) for row in rows] == [
+        (shape, many, form) for many in (1, 2) for shape in ((16, 8), (32, 32)) for form in ("factored", "pivoted")
     ]
-    assert all(set(row.ms) == set(health.FRACTIONS) and row.dense_ms > 0 for row in rows)
+    assert all(set(row.ms) == {int(part * min(row.shape)) for part in FRACTIONS} for row in rows)
+    assert all(row.dense_ms > 0 for row in rows)
 
 
-def test_from_the_command_line(monkeypatch: pytest.MonkeyPatch) -> None:
-    real = health.paying
-    monkeypatch.setattr(health, "paying", lambda **given: real((16,), (1,), rounds=3, seconds=0.001, **given))
-    said = invoke("--latency", "--precision", "bfloat16")
+def test_what_takes_too_long_is_not_timed() -> None:
+    assert list(spots(((10, 10), (10_000, 10_000)), (1, 4096))) == [
+        ((10, 10), 1), ((10_000, 10_000), 1), ((10, 10), 4096)
+    ]  # fmt: skip
+
+
+def test_from_the_command_line_it_measures_says_and_keeps(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    real, table = pay.paying, tmp_path / "times.json"
+    few = ((16, 16), (24, 16), (32, 32), (48, 32))
+    monkeypatch.setattr(pay, "paying", lambda **given: real(few, (1,), rounds=3, seconds=0.001, **given))
+    said = invoke("--latency", "--precision", "bfloat16", "--table", str(table))
     assert "faster in this form up to" in said
     assert "factored" in said
     assert "pivoted" in said
-    assert len(json.loads(invoke("--latency", "--json"))["latency"]) == 2
+    assert f"kept in {table} for {Machine.here()}" in said
+    assert "Linear keep, bfloat16: other sizes by a + b·weights + c·widths, off by" in said
+    found = json.loads(invoke("--latency", "--json", "--table", str(table)))
+    assert len(found["latency"]) == 2 * len(few)
+    kept = LatencyTable.of(table)
+    assert {spot.arithmetic for spot in kept.curves} == {"bfloat16", "float32"}
+    assert len(kept.curves) == 2 * len(few)
+    assert found["latency_table"] is None
+    monkeypatch.setenv("RANKFOLD_LATENCY", str(table))
+    assert json.loads(invoke("--json"))["latency_table"] == str(table)

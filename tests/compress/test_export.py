@@ -300,3 +300,20 @@ def test_torchscript_and_wrong_examples_are_told(write, tmp_path):
     with pytest.raises(ExportError, match="does not run on the example"):
         write(net, torch.zeros(1, 3), tmp_path / "file")
     assert "forward" not in vars(net)
+
+
+class ManyAtOnce(nn.Module):
+    """Takes another way from a batch of 64 on, as the upsampling of diffusion networks does."""
+
+    def __init__(self):
+        super().__init__()
+        self.layer = nn.Linear(6, 6)
+
+    def forward(self, x):
+        y = self.layer(x)
+        return y.mT.contiguous().mT if y.shape[0] >= 64 else y
+
+
+def test_a_model_that_asks_how_large_the_batch_is(tmp_path):
+    torch.manual_seed(0)
+    assert to_onnx(ManyAtOnce().eval(), torch.randn(1, 5, 6), tmp_path / "m.onnx") < 1e-5

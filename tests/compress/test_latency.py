@@ -19,8 +19,9 @@ from rankfold.compress.planning.plan import Entry, Plan
 from rankfold.compress.ranks.allocate import BudgetError, Option
 from rankfold.compress.ranks.budget import Latency, Params
 from rankfold.compress.ranks.latency import meet_latency, paired
-from rankfold.compress.ranks.timing import FASTER, Curve, grid, site_timing
+from rankfold.compress.ranks.timing import grid, site_timing
 from rankfold.costs import Cost, Example
+from rankfold.costs.curve import FASTER, Curve
 from rankfold.sites import Form, opened, sites
 
 
@@ -194,7 +195,7 @@ class Machine:
         entry = Entry("0", option.form, option.rank, (60, 40), bias=True)
         return Plan((entry,), (), "truncate", "optimal", "", Cost(1, 1, 1), Cost(1, 1, 1))
 
-    def measure(self, models, example, *, batch):
+    def measure(self, models, example, *, batch, phase):
         assert batch == 4
         times = {"dense": self.dense}
         if "compressed" in models:
@@ -249,6 +250,15 @@ def test_what_is_predicted_out_of_reach_is_tried_before_it_is_refused():
     assert 0.45 < machine.law(machine.meet()["0"].rank) <= 0.5
 
 
+def test_a_machine_that_was_slower_before_does_not_hide_what_can_be_had():
+    """Nothing is faster than dense, and the limits were measured at a slower moment: still a refusal by measurement."""
+    machine = Machine(lambda rank: 1.2)
+    machine.limits, solve = (1e9, -300.0), machine.solve  # .5 of 760, of which the sites took 80
+    machine.solve = lambda limits: solve(limits) if limits[1] >= machine.sites_take else refuse(limits)
+    with pytest.raises(BudgetError, match="cannot be met on this machine"):
+        machine.meet()
+
+
 def test_another_budget_out_of_reach_is_named():
     machine = Machine(lambda rank: rank / 40)
     machine.solve = refuse
@@ -282,7 +292,7 @@ def test_a_planned_latency_is_met_from_end_to_end(monkeypatch):
     """On a machine on which time is weights: half of the time means half of the weights."""
     model, (inputs, _) = network("conv_net")
 
-    def measure(models, example, *, batch):
+    def measure(models, example, *, batch, phase="forward"):
         return {name: 1e3 * 1e-6 * sum(p.numel() for p in m.parameters()) for name, m in models.items()}
 
     monkeypatch.setitem(site_timing.__kwdefaults__, "timer", Clock())

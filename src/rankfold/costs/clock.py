@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-import statistics
 import time
 from collections.abc import Mapping
 from typing import Any
 
+import numpy as np
 import torch
 from torch import nn
 
@@ -15,7 +15,13 @@ from rankfold.costs.example import Example, with_batch
 
 
 def latencies(
-    models: Mapping[str, nn.Module], example: Any, *, batch: int = 1, rounds: int = 15, seconds: float = 2.0
+    models: Mapping[str, nn.Module],
+    example: Any,
+    *,
+    batch: int = 1,
+    rounds: int = 15,
+    seconds: float = 2.0,
+    quantile: float = 0.5,
 ) -> dict[str, float]:
     """Median milliseconds of one forward of each model, measured in turns so that a noisy machine treats all alike.
 
@@ -25,6 +31,7 @@ def latencies(
         batch: samples of one forward; the example is repeated.
         rounds: at most so many, and at least three.
         seconds: about so long for each model, whichever ends first.
+        quantile: another one than the median.
 
     Returns:
         Milliseconds by name.
@@ -51,7 +58,7 @@ def latencies(
                 times[name].append(once(model, example))
         if turn >= 2 and time.perf_counter() - start > seconds * len(models):
             break
-    return {name: 1e3 * statistics.median(values) for name, values in times.items()}
+    return {name: 1e3 * float(np.quantile(values, quantile)) for name, values in times.items()}
 
 
 def once(model: nn.Module, example: Example) -> float:

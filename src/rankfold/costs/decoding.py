@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import inspect
 from collections.abc import Mapping
-from typing import Any
+from typing import Any, Literal
 
 from torch import Tensor, nn
 
@@ -12,6 +12,8 @@ from rankfold.batches import evaluating
 from rankfold.costs.clock import latencies
 from rankfold.costs.example import Example, with_batch
 from rankfold.sites import is_pretrained, unwrap
+
+Phase = Literal["forward", "prefill", "decode"]
 
 
 def generates(model: nn.Module, example: Any) -> bool:
@@ -22,29 +24,61 @@ def generates(model: nn.Module, example: Any) -> bool:
     return decoder and isinstance(ids, Tensor) and ids.dim() == 2 and ids.shape[1] > 1
 
 
-def prompt_latencies(models: Mapping[str, nn.Module], example: Any) -> dict[str, dict[str, float]]:
-    """Median milliseconds of each model, measured in turns: ``prefill_ms`` of reading a prompt and ``decode_ms`` of one
-    more token, at batch 1.
+def phased(model: nn.Module, example: Any, phase: Phase, batch: int) -> tuple[nn.Module, Example]:
+    """What runs in this phase, as a module around ``model``, and its input for ``batch`` samples.
 
-    The prompt are the ``input_ids`` of ``example`` less the last one, which is the further token; it is read from the
-    cache of keys and values that the prompt has left. Empty where a model keeps no such cache.
+    "forward": the model as it is. The prompt are the ``input_ids`` of ``example`` less the last one, which is the
+    further token; "decode" reads that one from the cache of keys and values that the prompt has left. Cost of "decode":
+    one forward pass over the prompt. Raises ``ValueError`` for a model that does not go on from a prompt, or keeps no
+    cache that can be taken back.
     """
-    ids = with_batch(Example.of(example), 1).kwargs["input_ids"]
-    prompt, token = {"input_ids": ids[:, :-1]}, {"input_ids": ids[:, -1:]}
-    after = {}
-    for name, model in models.items():
-        with evaluating(model):
-            place = next(model.parameters()).device
-            cache = _cache_of(model(input_ids=prompt["input_ids"].to(place), use_cache=True))
-        if not hasattr(cache, "crop"):
+    if phase == "forward":
+        return model, with_batch(example, batch)
+    if not generates(model, example):
+        raise ValueError(
+            f"latency of {phase} is that of a decoder of transformers which is given input_ids of two tokens or more; "
+            "this is none: leave the phase out (latency=0.8 or latency=0.8@64)"
+        )
+    ids = with_batch(Example.of(example), batch).kwargs["input_ids"]
+    if phase == "prefill":
+        return _Prompt(model), Example.of({"input_ids": ids[:, :-1]})
+    with evaluating(model):
+        place = next(model.parameters()).device
+        cache = _cache_of(model(input_ids=ids[:, :-1].to(place), use_cache=True))
+        step, token = _Next(model, cache), Example.of({"input_ids": ids[:, -1:]})
+        try:
+            step(input_ids=token.kwargs["input_ids"].to(place))
+        except (AttributeError, RuntimeError, ValueError):  # none at all, or as of sliding windows
+            raise ValueError(
+                "latency of decode: this model keeps no cache that a token can be taken back from, so that one token "
+                "cannot be timed again and again: leave the phase out"
+            ) from None
+    return step, token
+
+
+def tokens_in(example: Example, phase: Phase) -> Example:
+    """The input whose calls of layers are those of this phase, for a model that is run without a cache."""
+    if phase == "forward":
+        return example
+    ids = example.kwargs["input_ids"]
+    return Example.of({"input_ids": ids[:, :-1] if phase == "prefill" else ids[:, -1:]})
+
+
+def prompt_latencies(models: Mapping[str, nn.Module], example: Any, batch: int = 1) -> dict[str, dict[str, float]]:
+    """Median milliseconds of each model, measured in turns: ``prefill_ms`` of reading a prompt and ``decode_ms`` of one
+    more token, for ``batch`` sequences. Empty where a model keeps no cache that can be taken back."""
+    found: dict[str, dict[str, float]] = {name: {} for name in models}
+    phases: tuple[Phase, ...] = ("prefill", "decode")
+    for phase in phases:
+        try:
+            running = {name: phased(model, example, phase, batch) for name, model in models.items()}
+        except ValueError:
             return {}
-        after[name] = _Next(model, cache)
-    reading = latencies({name: _Prompt(model) for name, model in models.items()}, prompt)
-    try:
-        further = latencies(after, token)
-    except (RuntimeError, ValueError):  # a cache that cannot be taken back, as of sliding windows
-        return {}
-    return {name: {"prefill_ms": reading[name], "decode_ms": further[name]} for name in models}
+        given = next(each for _, each in running.values())
+        times = latencies({name: module for name, (module, _) in running.items()}, given, batch=batch)
+        for name, ms in times.items():
+            found[name][f"{phase}_ms"] = ms
+    return found
 
 
 def _cache_of(output: Any) -> Any:

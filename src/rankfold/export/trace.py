@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import inspect
+import re
 from collections.abc import Iterator, Mapping, Sequence, Set
 from dataclasses import dataclass
 from typing import Any
@@ -134,7 +135,21 @@ def traced(root: nn.Module, example: Example, fixed: Set[Axis] | None) -> Traced
     """``root`` in eval mode with the first axis of every batched tensor free, and every other one that the model lets
     free and that is not in ``fixed``; None fixes them all. ``ExportError`` where torch cannot."""
     given = in_order(root, with_batch(example, 2))  # a batch of 1 would be taken for a constant
-    batch, shapes = torch.export.Dim("batch", min=1, max=1 << 20), torch.export.ShapesCollection()
+    with evaluating(root), quiet():
+        try:
+            program = _program(root, given, fixed, 1 << 20)
+        except Exception as error:  # tracing runs the user's own forward, and torch raises exceptions of many kinds
+            # the model itself takes another way from some batch on: this one holds below
+            largest = re.search(r"Dim\('batch'.*?max=(\d+)\)", str(error))
+            if largest is None:
+                raise ExportError(f"torch cannot trace this model: {first_line(error)}") from error
+            program = _program(root, given, fixed, int(largest[1]))
+    return Traced(program, given, *_read(program, given))
+
+
+def _program(root: nn.Module, given: Example, fixed: Set[Axis] | None, most: int) -> torch.export.ExportedProgram:
+    """The graph for batches of at most so many."""
+    batch, shapes = torch.export.Dim("batch", min=1, max=most), torch.export.ShapesCollection()
     for which, value in enumerate(flat(given)):
         axes: dict[int, Any] = {}
         for place in range(value.dim()):
@@ -145,14 +160,9 @@ def traced(root: nn.Module, example: Example, fixed: Set[Axis] | None) -> Traced
         if axes:
             shapes[value] = axes
     args, kwargs = given.args, dict(given.kwargs)
-    with evaluating(root), quiet():
-        try:
-            program = torch.export.export(
-                root, args, kwargs, dynamic_shapes=shapes.dynamic_shapes(root, args, kwargs), strict=False
-            )
-        except Exception as error:  # tracing runs the user's own forward, and torch raises exceptions of many kinds
-            raise ExportError(f"torch cannot trace this model: {first_line(error)}") from error
-    return Traced(program, given, *_read(program, given))
+    return torch.export.export(
+        root, args, kwargs, dynamic_shapes=shapes.dynamic_shapes(root, args, kwargs), strict=False
+    )
 
 
 def _read(program: torch.export.ExportedProgram, given: Example) -> tuple[tuple[str, ...], tuple[tuple[Any, ...], ...]]:

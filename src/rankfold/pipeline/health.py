@@ -1,36 +1,29 @@
-"""What this machine and this installation offer: versions, devices, data, what is missing for what, and which form pays
-in time at which width."""
+"""What this machine and this installation offer: versions, devices, data, what is missing for what, known times."""
 
 from __future__ import annotations
 
 import os
 import platform
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from dataclasses import dataclass
 from importlib.metadata import PackageNotFoundError, metadata, requires, version
 from pathlib import Path
 from typing import Any
 
 import torch
-from torch import nn
 
-from rankfold.costs import latencies
+from rankfold.costs.machine import Machine
+from rankfold.costs.table import file_of
+from rankfold.run.cache import cache_folder
 from rankfold.run.memory import available
-from rankfold.sites import Form, sites
 from rankfold.zoo.images import IMAGE_SETS, folder_of
-from rankfold.zoo.kept import cache_folder
-
-WIDTHS = (256, 768, 2048)
-BATCHES = (1, 64)
-FRACTIONS = (0.125, 0.25, 0.375, 0.5, 0.75)  # of the full rank
-FASTER = 0.95  # of the dense layer's time, from which on a form is called faster: less is noise
 
 
 @dataclass(frozen=True)
 class Health:
     """``devices``: what torch can compute on, and their memory in bytes (None where it does not tell); ``data``: the
     folder of every published image set, None where it is not here; ``missing``: the packages that each extra of
-    rankfold still needs."""
+    rankfold still needs; ``latency_table``: where the times of this machine are kept, None where none were measured."""
 
     versions: dict[str, str]
     system: str
@@ -42,40 +35,17 @@ class Health:
     data_folder: Path | None
     cache: Path
     missing: dict[str, tuple[str, ...]]
+    latency_table: Path | None = None
 
     def to_dict(self) -> dict[str, Any]:
         """Plain values."""
         return {
             **vars(self), "data": {name: None if path is None else str(path) for name, path in self.data.items()},
             "data_folder": None if self.data_folder is None else str(self.data_folder), "cache": str(self.cache),
+            "latency_table": None if self.latency_table is None else str(self.latency_table),
             "devices": [{"name": name, "memory": memory} for name, memory in self.devices],
             "missing": {name: list(lacking) for name, lacking in self.missing.items()},
         }  # fmt: skip
-
-
-@dataclass(frozen=True)
-class Pays:
-    """One square linear layer of ``width`` at ``batch``: milliseconds of it and of each form by its fraction of the
-    full rank, and the largest of these fractions at which the form is faster; None where it is at none."""
-
-    width: int
-    batch: int
-    form: str
-    dense_ms: float
-    ms: dict[float, float]
-
-    @property
-    def up_to(self) -> float | None:
-        found = None
-        for fraction, ms in sorted(self.ms.items()):
-            if ms >= FASTER * self.dense_ms:
-                break
-            found = fraction
-        return found
-
-    def to_dict(self) -> dict[str, Any]:
-        """Plain values."""
-        return {**vars(self), "ms": {str(key): ms for key, ms in self.ms.items()}, "faster_up_to": self.up_to}
 
 
 def examine() -> Health:
@@ -86,30 +56,11 @@ def examine() -> Health:
     versions = {"rankfold": _version("rankfold"), "python": platform.python_version(), "torch": torch.__version__}
     for name in ("numpy", "transformers", "peft", "onnxruntime"):
         versions |= {name: known} if (known := _version(name)) else {}
+    table = file_of(Machine.here())
     return Health(
         versions, platform.platform(), os.cpu_count() or 1, torch.get_num_threads(), available(), tuple(_devices()),
-        found, root, cache_folder(), dict(_missing()),
+        found, root, cache_folder(), dict(_missing()), table if table.is_file() else None,
     )  # fmt: skip
-
-
-def paying(
-    widths: Sequence[int] = WIDTHS, batches: Sequence[int] = BATCHES, *, dtype: torch.dtype = torch.float32,
-    device: str = "cpu", rounds: int = 30, seconds: float = 0.3,
-) -> Iterator[Pays]:  # fmt: skip
-    """Which form of a square linear layer takes less time than the dense one, at which rank; one line for each width,
-    batch and form. All ranks are timed in turns with the dense layer. Cost: about ``seconds`` for each of them."""
-    for width in widths:
-        for batch in batches:
-            dense = nn.Linear(width, width, dtype=dtype, device=device)
-            layer = sites(nn.Sequential(dense))[0].layer
-            for form in sorted(layer.forms - {Form.KEEP, Form.DENSE}):
-                models = {"dense": dense} | {
-                    str(part): layer.skeleton(dense, form, max(1, int(part * width)), bias=True) for part in FRACTIONS
-                }
-                x = torch.randn(1, width, dtype=dtype, device=device)
-                times = latencies(models, x, batch=batch, rounds=rounds, seconds=seconds)
-                whole = times.pop("dense")
-                yield Pays(width, batch, str(form), whole, {float(key): ms for key, ms in times.items()})
 
 
 def _version(name: str) -> str:

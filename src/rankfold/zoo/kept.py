@@ -11,6 +11,8 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
+from rankfold.run.cache import cache_folder
+
 
 def kept(name: str, identity: str, make: Callable[[], dict[str, Tensor]]) -> dict[str, Tensor]:
     """What ``make`` returns: from the cache, ``$RANKFOLD_CACHE`` or ~/.cache/rankfold, where it has been made before.
@@ -31,13 +33,6 @@ def kept(name: str, identity: str, make: Callable[[], dict[str, Tensor]]) -> dic
     except OSError as error:
         warnings.warn(f"decoded {name} could not be kept for next time: {error}", stacklevel=3)
     return made
-
-
-def cache_folder() -> Path:
-    chosen = os.environ.get("RANKFOLD_CACHE")
-    if chosen:
-        return Path(chosen)
-    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "rankfold"
 
 
 def _write(file: Path, tensors: dict[str, Tensor]) -> None:

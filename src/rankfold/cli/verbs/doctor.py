@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
@@ -10,14 +11,23 @@ from rankfold.cli.options import DeviceName, Json, Precision, PrecisionName, Thr
 from rankfold.cli.printing import print_json, print_table
 
 if TYPE_CHECKING:
-    from rankfold.pipeline.health import Health, Pays
+    from rankfold.costs.table import LatencyTable
+    from rankfold.pipeline.health import Health
+    from rankfold.pipeline.paying import Pays
 
 
 def doctor(
     latency: Annotated[
         bool,
-        typer.Option("--latency", help="Also time factored layers beside dense ones, about a minute: which form pays?"),
+        typer.Option("--latency", help="Also time factored layers beside dense ones, and keep the times; two minutes."),
     ] = False,
+    table: Annotated[
+        Path | None,
+        typer.Option(
+            metavar="FILE",
+            help="Where the times are kept, for latency budgets; by default $RANKFOLD_LATENCY, or the user's cache.",
+        ),
+    ] = None,
     device: DeviceName = "cpu",
     precision: Precision = PrecisionName.float32,
     threads: Threads = None,
@@ -25,29 +35,36 @@ def doctor(
 ) -> None:
     """Print versions, threads, memory, devices and data folders, and which extra lacks which package.
 
-    Asks no network. With --latency also the ranks up to which factored layers are faster here.
+    Asks no network. With --latency also the ranks up to which factored layers are faster here; what was measured is
+    kept for this machine, these threads and this arithmetic, and latency budgets then time no such layer again.
     """
     import torch
 
     from rankfold.cli.loading import computing, set_threads
-    from rankfold.pipeline.health import BATCHES, FRACTIONS, WIDTHS, Pays, examine, paying
+    from rankfold.costs.table import LatencyTable
+    from rankfold.pipeline.health import examine
+    from rankfold.pipeline.paying import Pays, paying, spots
     from rankfold.run.progress import Talk
 
     set_threads(threads)
-    found, rows = examine(), list[Pays]()
+    rows, kept = list[Pays](), None
     if latency:
         dtypes = {"bfloat16": torch.bfloat16, "float16": torch.float16}
         with Talk() as talk, computing(device, "float32") as place:
-            whole = 2 * len(WIDTHS) * len(BATCHES)
-            for row in paying(dtype=dtypes.get(precision.value, torch.float32), device=str(place)):
+            kept = LatencyTable.of(table, place)
+            whole = 2 * len([*spots()])
+            for row in paying(dtype=dtypes.get(precision.value, torch.float32), device=str(place), table=kept):
                 rows.append(row)
-                talk.progress(f"timing {len(FRACTIONS)} ranks of width {row.width}", len(rows), whole)
+                talk.progress(f"timing layers of {row.shape[0]}×{row.shape[1]}, {row.rows} rows", len(rows), whole)
+            kept.save()
+    found = examine()
     if as_json:
         print_json(found.to_dict() | ({"latency": [row.to_dict() for row in rows]} if latency else {}))
         return
     print_health(found)
-    if rows:
+    if kept is not None:
         print_paying(rows)
+        print_laws(kept)
 
 
 def print_health(found: Health) -> None:
@@ -63,6 +80,8 @@ def print_health(found: Health) -> None:
         for name, path in found.data.items()
     ]
     rows += [("cache", str(found.cache))]
+    untimed = "none for this machine: rankfold doctor --latency"
+    rows += [("latency table", str(found.latency_table) if found.latency_table else untimed)]
     for extra, lacking in found.missing.items():
         remedy = f"lacks {', '.join(lacking)}: pip install 'rankfold[{extra}]'" if lacking else "complete"
         rows.append((f"extra {extra}", remedy))
@@ -71,10 +90,21 @@ def print_health(found: Health) -> None:
 
 def print_paying(rows: list[Pays]) -> None:
     """Up to which rank each form is faster than the dense layer."""
-    print("\nA square linear layer is faster in this form up to this part of its full rank:")
+    print("\nA linear layer of m×n is faster in this form up to this part of its full rank:")
     lines = []
     for row in rows:
         up_to = "at no rank that was timed" if row.up_to is None else f"{row.up_to:g}"
-        best = min(row.ms.values())
-        lines.append((str(row.width), str(row.batch), row.form, up_to, f"{row.dense_ms:.3f}", f"{best:.3f}"))
-    print_table(("width", "batch", "form", "up to", "dense ms", "least ms"), lines, left=(2, 3))
+        size, best = f"{row.shape[0]}×{row.shape[1]}", min(row.ms.values())
+        lines.append((size, str(row.rows), row.form, up_to, f"{row.dense_ms:.3f}", f"{best:.3f}"))
+    print_table(("m×n", "rows", "form", "up to", "dense ms", "least ms"), lines, left=(0, 2, 3))
+
+
+def print_laws(kept: LatencyTable) -> None:
+    """Where the times are, and how far off the law between them is."""
+    print(f"\nkept in {kept.file} for {kept.machine}: latency budgets time no such layer again")
+    for kind, how in sorted({(spot.layer, spot.arithmetic) for spot in kept.curves if spot.rows}):
+        for form in ("keep", *sorted({form for curves in kept.curves.values() for form in curves} - {"keep"})):
+            law = kept.law(kind, form, how)
+            if law is not None:
+                off = f"{100 * law.error:.0f} % in the median, {100 * law.worst:.0f} % at the ninth decile"
+                print(f"{kind} {form}, {how}: other sizes by a + b·weights + c·widths, off by {off}")

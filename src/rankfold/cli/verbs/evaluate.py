@@ -31,6 +31,14 @@ class SplitName(StrEnum):
     train = "train"
 
 
+class TargetName(StrEnum):
+    """What runs the model while it is timed."""
+
+    eager = "eager"
+    compile = "compile"
+    onnxruntime = "onnxruntime"
+
+
 def evaluate(
     model: Annotated[
         str, typer.Argument(metavar="DIR|MODEL", help="A directory that compress, apply or train wrote, or a model.")
@@ -52,6 +60,11 @@ def evaluate(
             help="Weights, or the folder, of the network that DIR was made from, to compare outputs with.",
         ),
     ] = None,
+    target: Annotated[
+        TargetName,
+        typer.Option(help="Also time it as torch.compile makes it, or as an ONNX graph, beside the --original."),
+    ] = TargetName.eager,
+    batch: Annotated[int, typer.Option(min=1, help="Samples at once for --target.")] = 1,
     download: Download = False,
     device: DeviceName = "cpu",
     precision: Precision = PrecisionName.float32,
@@ -71,6 +84,8 @@ def evaluate(
         set_threads,
     )
     from rankfold.cli.trained import open_either
+    from rankfold.export import target_latencies
+    from rankfold.export.targets import Target
     from rankfold.objectives import objective_named
     from rankfold.pipeline import figures, protocol
     from rankfold.run.progress import Talk
@@ -91,9 +106,17 @@ def evaluate(
         teacher = original_of(loaded, original).to(place) if compared else None
         talk.say(f"evaluating {loaded.spec} on {samples.amount(split)} of {samples.name}")
         found = figures({"model": loaded.model}, part, example, objective=chosen.objective, teacher=teacher)["model"]
+        times = dict[str, float]()
+        if target is not TargetName.eager:
+            beside = teacher if original is None or teacher is not None else original_of(loaded, original).to(place)
+            timed = {"model": loaded.model} | ({} if beside is None else {"original": beside})
+            talk.say(f"timing on {target.value}")
+            on: Target = "compile" if target is TargetName.compile else "onnxruntime"
+            times = target_latencies(timed, example, on, batch=batch)
     how = protocol(found.score, part)
+    told = {"target": {"name": target.value, "batch": batch, "ms": times}} if times else {}
     if as_json:
-        print_json(found.to_dict() | ({"protocol": how} if how else {}))
+        print_json(found.to_dict() | told | ({"protocol": how} if how else {}))
         return
     rows = [
         *((figure.name, figure.text) for figure in found.score.figures),
@@ -111,6 +134,10 @@ def evaluate(
             ("prefill", f"{found.prefill_ms:.3f} ms for the prompt"),
             ("decode", f"{found.decode_ms:.3f} ms for one token after it"),
         ]
+    rows += [
+        (f"{target.value}, {name}" if name == "original" else target.value, f"{ms:.3f} ms at batch {batch}")
+        for name, ms in times.items()
+    ]
     print_table((loaded.spec, f"{samples.name}, {split}"), rows, left=(0, 1))
     if how:
         print(f"note: {how}")

@@ -96,7 +96,8 @@ class Counter:
     calls: Mapping[str, Sequence[Call]]
     samples: int
     element_sizes: Mapping[str, int]
-    timings: dict[int, Timing] = field(default_factory=dict)  # by batch: milliseconds of a site in a form at a rank
+    # by batch and phase: milliseconds of a site in a form at a rank
+    timings: dict[tuple[int, str], Timing] = field(default_factory=dict)
     known: dict[tuple[str, Form, int, bool], Cost] = field(default_factory=dict, repr=False)
 
     def cost(self, site: Site, form: Form, rank: int, bias: bool) -> Cost:
@@ -109,7 +110,9 @@ class Counter:
     def costs(self, budgets: Sequence[Resource], site: Site, form: Form, rank: int, bias: bool) -> tuple[float, ...]:
         cost = self.cost(site, form, rank, bias)
         return tuple(
-            self.timings[budget.batch](site, form, rank) if isinstance(budget, Latency) else budget.of(cost)
+            self.timings[budget.batch, budget.phase](site, form, rank)
+            if isinstance(budget, Latency)
+            else budget.of(cost)
             for budget in budgets
         )
 

@@ -7,6 +7,7 @@ from dataclasses import dataclass, replace
 from functools import partial
 from typing import Any
 
+import torch
 from torch import Tensor
 
 from rankfold.compress.effect import effects
@@ -40,6 +41,8 @@ from rankfold.compress.ranks.timing import site_timing
 from rankfold.compress.sensitivity import output_changes, price, relative_energy
 from rankfold.compress.statistics import calibrate, is_affordable
 from rankfold.costs import Cost, latencies
+from rankfold.costs.decoding import phased
+from rankfold.costs.table import LatencyTable
 from rankfold.sites import Form, SiteList, opened
 
 Prices = Mapping[tuple[str, Form], Tensor]
@@ -87,18 +90,22 @@ def _decided(known: Profile, budget: Any, rule: str | RankRule) -> tuple[Plan, C
             known.needed_model(), partial(asked.write, choices), partial(asked.solve, choices), asked.limits,
             asked.resource, known.needed_example(), known.tell,
         )  # fmt: skip
-        return made, None
+        said = [getattr(timing, "said", "") for timing in known.counter.timings.values()]
+        return replace(made, notes=(*made.notes, *filter(None, dict.fromkeys(said)))), None
     return asked.plan({}), asked.plan
 
 
 def _time(known: Profile, budgets: Sequence[Budget]) -> None:
-    """Measure what every candidate takes, once for each batch size that a budget names."""
+    """What every candidate takes, once for each batch size and phase that a budget names: from the machine's table, or
+    measured."""
     for each in budgets:
-        if isinstance(each, Latency) and each.batch not in known.counter.timings:
-            root = known.needed_model()
+        if isinstance(each, Latency) and (each.batch, each.phase) not in known.counter.timings:
+            root, example = known.needed_model(), known.needed_example()
+            phased(root, example, each.phase, each.batch)  # refuses a phase that there is not
+            table = LatencyTable.kept(next((p.device for p in root.parameters()), torch.device("cpu")))
             with opened(root):
-                known.counter.timings[each.batch] = site_timing(
-                    root, known.sites, known.candidates, known.needed_example(), each.batch, known.tell
+                known.counter.timings[each.batch, each.phase] = site_timing(
+                    root, known.sites, known.candidates, example, each.batch, known.tell, phase=each.phase, table=table
                 )
 
 
@@ -177,8 +184,9 @@ class _Asked:
     def _whole(self, budget: Resource) -> float:
         if not isinstance(budget, Latency):
             return amount(budget, self.known.cost)
-        models = {"dense": self.known.needed_model()}
-        return latencies(models, self.known.needed_example(), batch=budget.batch)["dense"]
+        root, example = self.known.needed_model(), self.known.needed_example()
+        running, given = phased(root, example, budget.phase, budget.batch)
+        return latencies({"dense": running}, given, batch=budget.batch)["dense"]
 
     def plan(self, met: Prices) -> Plan:
         """The plan for other prices of some candidates, those that a fit has met."""

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections import defaultdict
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from math import ceil
 
 from rankfold.compress.planning.profile import Profile
@@ -47,7 +47,9 @@ def obstacle(
         share = _percent(least / whole if whole else 1.0)
         said.append(f"the layers that can be factored take {share} of the {unit} even at the smallest ranks allowed")
     smallest = ceil(1e4 * floor) / 1e4  # four digits, never less
-    advice = f"{budget.kind}={smallest:g} is the smallest that can be reached: allow that" if smallest <= 1 else ""
+    advice = ""
+    if smallest <= 1:
+        advice = f"{replace(budget, keep=smallest).text} is the smallest that can be reached: allow that"
     more = ("or " if advice else "") + "let more layers be factored" if left else ""
     return "; ".join(filter(None, (" and ".join(said), ", ".join(filter(None, (advice, more))))))
 

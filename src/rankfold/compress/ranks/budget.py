@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any, Literal
 
 if TYPE_CHECKING:
     from rankfold.costs import Cost
+    from rankfold.costs.decoding import Phase
 
 
 def _fraction(name: str, value: float) -> None:
@@ -44,6 +45,11 @@ class Resource:
     def of(self, cost: Cost) -> float:
         """How much of it a layer or a model of this cost takes."""
         return float(getattr(cost, self.kind))
+
+    @property
+    def text(self) -> str:
+        """As it is typed."""
+        return f"{self.kind}={self.keep:g}"
 
     def describe(self) -> str:
         return f"{self.kind} ≤ {self.keep:g} of dense"
@@ -116,12 +122,15 @@ class Latency(Resource):
     Args:
         keep: the fraction, above 0 and at most 1.
         batch: samples of one forward.
+        phase: "forward"; of a language model "prefill", reading the prompt, or "decode", one further token from the
+            cache.
         kind: "latency".
 
     Raises:
-        ValueError: a fraction or a batch out of range.
+        ValueError: a fraction or a batch out of range, another phase.
 
-    Cost: timing every site in about ten ranks, and each plan beside the original.
+    Cost: timing every site in about ten ranks where no table of this machine knows it (``rankfold doctor --latency``),
+    and each plan beside the original.
 
     Example:
         >>> rf.Latency(0.8, batch=64).batch
@@ -129,21 +138,37 @@ class Latency(Resource):
     """
 
     batch: int = 1
+    phase: Literal["forward", "prefill", "decode"] = "forward"
     kind: Literal["latency"] = "latency"
 
-    def __init__(self, keep: float, batch: int = 1, kind: Literal["latency"] = "latency") -> None:
-        object.__setattr__(self, "keep", keep)
-        object.__setattr__(self, "batch", batch)
-        object.__setattr__(self, "kind", kind)
+    def __init__(
+        self, keep: float, batch: int = 1, phase: Phase = "forward", kind: Literal["latency"] = "latency"
+    ) -> None:
+        for name, value in (("keep", keep), ("batch", batch), ("phase", phase), ("kind", kind)):
+            object.__setattr__(self, name, value)
         self.__post_init__()
 
     def __post_init__(self) -> None:
         _fraction("latency", self.keep)
         if self.batch < 1:
             raise ValueError(f"latency is measured at a batch of at least 1, got {self.batch}")
+        if self.phase not in ("forward", "prefill", "decode"):
+            raise ValueError(f"latency is that of forward, prefill or decode, got {self.phase!r}")
+
+    @property
+    def text(self) -> str:
+        """As it is typed."""
+        where = "" if self.phase == "forward" else f"{self.phase}:" if self.batch > 1 else self.phase
+        batch = str(self.batch) if self.batch > 1 else ""
+        return f"latency={self.keep:g}{'@' if where or batch else ''}{where}{batch}"
+
+    @property
+    def place(self) -> str:
+        """Of what it is the time, in words."""
+        return f"at batch {self.batch}" + ("" if self.phase == "forward" else f" of {self.phase}")
 
     def describe(self) -> str:
-        return f"latency ≤ {self.keep:g} of dense at batch {self.batch}"
+        return f"latency ≤ {self.keep:g} of dense {self.place}"
 
 
 @dataclass(frozen=True)
@@ -320,16 +345,26 @@ def budget_from(values: Any) -> Budget:
         raise ValueError(f"a budget of {kind}: {error}") from None
 
 
+def _latency(keep: float, place: str) -> Latency:
+    """``64``, ``prefill``, ``decode``, or ``decode:4`` of four sequences."""
+    phase, colon, batch = place.partition(":")
+    if phase in ("prefill", "decode"):
+        return Latency(keep, int(batch) if colon else 1, "prefill" if phase == "prefill" else "decode")
+    if not place.isdigit():
+        raise ValueError(f"behind @ stands a batch, prefill, decode, or decode:4 of four sequences; got {place!r}")
+    return Latency(keep, int(place))
+
+
 def parse_budget(text: str) -> Budget:
-    """``flops=0.5``, ``params=0.39``, ``bytes=0.5``, ``energy=0.99``, ``latency=0.8`` or ``latency=0.8@64``; and
-    ``of=sites``, which says of what the others are fractions."""
+    """``flops=0.5``, ``params=0.39``, ``bytes=0.5``, ``energy=0.99``, ``latency=0.8``, ``latency=0.8@64`` or
+    ``latency=0.8@decode``; and ``of=sites``, which says of what the others are fractions."""
     if text == "of=sites":
         return OfSites()
     name, found, value = text.partition("=")
     fraction, at, batch = value.partition("@")
     try:
         if name == "latency":
-            return Latency(float(fraction), int(batch)) if at else Latency(float(fraction))
+            return _latency(float(fraction), batch) if at else Latency(float(fraction))
         if found and name in ("params", "flops", "bytes", "energy") and not at:
             return _KINDS[name](float(value))
     except ValueError as error:
@@ -338,7 +373,7 @@ def parse_budget(text: str) -> Budget:
     near = get_close_matches(name, ["params", "flops", "bytes", "energy", "latency"], 1)
     raise ValueError(
         f"budget {text!r} is not understood: write NAME=FRACTION with NAME one of "
-        "params, flops, bytes, latency (latency=0.8@64 for batch 64), energy"
+        "params, flops, bytes, latency (latency=0.8@64 for batch 64, latency=0.8@decode for a token), energy"
         f"{f'; did you mean {near[0]}?' if near else ''}"
     )
 

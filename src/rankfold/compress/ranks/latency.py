@@ -18,7 +18,8 @@ from rankfold.compress.planning.plan import Plan
 from rankfold.compress.ranks.allocate import BudgetError, Costs, Option
 from rankfold.compress.ranks.budget import Budget, Latency
 from rankfold.compress.ranks.timing import draw_
-from rankfold.costs import Example, evaluating, once, with_batch
+from rankfold.costs import Example, evaluating, once
+from rankfold.costs.decoding import Phase, phased
 from rankfold.run.progress import Progress
 
 Measure = Callable[..., Mapping[str, float]]
@@ -27,28 +28,36 @@ Ratios = dict[int, float]  # by resource: a fraction of the dense time
 ROUNDS = 8
 MARGIN = 0.99  # how much further than needed a limit is tightened
 SPARE = 0.9  # of the time allowed: where less is used, more is tried
+_ANY = 1e3  # dense times: whatever is planned is less
 CLOSE = 0.03  # scales between which nothing more is tried
 
 
 def paired(
-    models: Mapping[str, nn.Module], example: Example, *, batch: int = 1, seconds: float = 3.0
+    models: Mapping[str, nn.Module],
+    example: Example,
+    *,
+    batch: int = 1,
+    phase: Phase = "forward",
+    seconds: float = 3.0,
 ) -> dict[str, float]:
     """Milliseconds of one forward pass of each model; those of all but the first from their ratios to the first.
+
+    ``phase``: of language models, reading the prompt or one token after it.
 
     The models run in turns, back and forth, and the median is taken of the ratios within each turn, so that what else
     the machine does weighs on both sides alike. At least five turns, at most 200.
     """
-    example = with_batch(example, batch)
+    running = {name: phased(model, example, phase, batch) for name, model in models.items()}
     names = list(models)
     times: dict[str, list[float]] = {name: [] for name in names}
     with ExitStack() as stack:
-        for model in models.values():
+        for model, given in running.values():
             stack.enter_context(evaluating(model))
-            once(model, example)
+            once(model, given)
         begun = time.perf_counter()
         for turn in range(200):
             for name in names if turn % 2 else reversed(names):
-                times[name].append(once(models[name], example))
+                times[name].append(once(*running[name]))
             if turn >= 4 and time.perf_counter() - begun > seconds:
                 break
     first = np.array(times[names[0]])
@@ -78,18 +87,25 @@ def meet_latency(
     Raises ``BudgetError`` with the best that was measured where nothing is fast enough.
     """
     asked = {axis: budget for axis, budget in enumerate(resource) if isinstance(budget, Latency)}
-    total = {axis: measure({"dense": root}, example, batch=b.batch)["dense"] for axis, b in asked.items()}
+    total = {
+        axis: measure({"dense": root}, example, batch=b.batch, phase=b.phase)["dense"] for axis, b in asked.items()
+    }
 
     def solved(scale: float) -> dict[str, Option]:
-        """The choice for ``scale`` times the latency that was asked, though not for more than the dense one."""
-        more = {axis: (min(1.0, scale * b.keep) - b.keep) * total[axis] for axis, b in asked.items()}
+        """The choice for ``scale`` times the latency that was asked; from the dense one on, whichever loses least.
+
+        The limits come from another measurement than ``total``: what is dense must not exceed them by noise.
+        """
+        more = {
+            axis: (scale * b.keep - b.keep if scale * b.keep < 1 else _ANY) * total[axis] for axis, b in asked.items()
+        }
         return solve(tuple(limit + more.get(axis, 0.0) for axis, limit in enumerate(limits)))
 
     def timed(plan: Plan) -> Ratios:
         if not plan.changed:
             return dict.fromkeys(asked, 1.0)
         models = {"dense": root, "compressed": _shaped(root, plan)}
-        times = {axis: measure(models, example, batch=budget.batch) for axis, budget in asked.items()}
+        times = {axis: measure(models, example, batch=each.batch, phase=each.phase) for axis, each in asked.items()}
         return {axis: t["compressed"] / t["dense"] for axis, t in times.items()}
 
     def taken(ratios: Ratios) -> float:
@@ -119,7 +135,8 @@ def meet_latency(
     if passed is None:
         raise BudgetError(
             f"the latency budget cannot be met on this machine: asked {_said(asked, {})}, the fastest that was "
-            f"measured took {_said(asked, best)}; the rest of the model takes its time whatever the ranks: allow more"
+            f"measured took {_said(asked, best)}; the rest of the model takes its time whatever the ranks: "
+            f"{_remedy(asked, best)}"
         )
     plan, ratios = passed
     return replace(plan, notes=(f"measured latency: {_said(asked, ratios)}", *plan.notes))
@@ -169,7 +186,15 @@ def _reached(solved: Callable[[float], dict[str, Option]], scale: float) -> tupl
     return picked, high
 
 
+def _remedy(asked: Mapping[int, Latency], best: Ratios) -> str:
+    """What can be had, as it is typed; three digits, never less than was measured."""
+    if max(best.values()) >= 1:
+        return (
+            "no compressed network that was tried is faster than the original here; keep it, or ask in FLOPs or bytes"
+        )
+    least = [replace(each, keep=max(each.keep, math.ceil(1e3 * best[axis]) / 1e3)).text for axis, each in asked.items()]
+    return f"{' and '.join(least)} is the smallest that was reached: allow that, or a little more"
+
+
 def _said(asked: Mapping[int, Latency], ratios: Ratios) -> str:
-    return ", ".join(
-        f"{ratios.get(axis, budget.keep):.3g} of dense at batch {budget.batch}" for axis, budget in asked.items()
-    )
+    return ", ".join(f"{ratios.get(axis, budget.keep):.3g} of dense {budget.place}" for axis, budget in asked.items())
