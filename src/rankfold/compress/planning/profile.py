@@ -111,6 +111,7 @@ class Profile:
         probed: whether sites were compared by trial.
         prices: what each rank costs in the outputs, by rule.
         others: profiles by other methods, made on demand.
+        tokens: whether metrics are of tokens, in nats, where there are no statistics to say it.
 
     Example:
         >>> known = rf.profile(nn.Sequential(nn.Linear(16, 16)), torch.randn(64, 16))
