@@ -17,7 +17,6 @@ import rankfold.pipeline.curve as curve_module
 import rankfold.pipeline.job as job_module
 from rankfold.compress.methods.project import Project
 from rankfold.compress.planning.apply import apply_
-from rankfold.compress.planning.plan import fingerprint
 from rankfold.compress.planning.planner import plan
 from rankfold.compress.planning.profile import Calibration
 from rankfold.compress.ranks.budget import Flops, Ranks
@@ -36,6 +35,7 @@ from rankfold.pipeline import (
     quality_curve,
     write_analysis,
 )
+from rankfold.sites import fingerprint
 from rankfold.store import StoreError, load
 from rankfold.train import TrainingError, evaluate
 from rankfold.zoo import model as zoo_model

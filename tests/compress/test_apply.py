@@ -13,14 +13,14 @@ from torch import Tensor, nn
 
 from rankfold.batches import forward
 from rankfold.compress.planning.apply import ApplyError, apply_, shape_
-from rankfold.compress.planning.plan import Entry, Plan, fingerprint
+from rankfold.compress.planning.plan import Entry, Plan
 from rankfold.compress.planning.planner import plan
 from rankfold.compress.ranks.budget import Ranks
 from rankfold.compress.statistics import calibrate
 from rankfold.costs import Cost
 from rankfold.layers import LowRankLinear, SplitAttention
 from rankfold.objectives import main_tensor
-from rankfold.sites import Form, sites
+from rankfold.sites import Form, fingerprint, sites
 
 
 def fixed(model: nn.Module, batch, method: str, form: Form | None = None, bias: bool | None = None) -> Plan:

@@ -18,11 +18,11 @@ from safetensors.torch import load_file, save_file
 import rankfold as rf
 from rankfold import hub
 from rankfold.compress.layerwise import in_blocks, layers
-from rankfold.compress.planning.plan import fingerprint
 from rankfold.observe import Pages
 from rankfold.pipeline import BoundError, Settings
 from rankfold.pipeline.needs import BESIDE
 from rankfold.run.progress import Tell
+from rankfold.sites import fingerprint
 
 transformers = pytest.importorskip("transformers")
 MEMORY = 260_000_000

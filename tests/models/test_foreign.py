@@ -15,8 +15,7 @@ from torch import Tensor, nn
 
 import rankfold as rf
 from rankfold import costs
-from rankfold.compress.planning.plan import fingerprint
-from rankfold.sites import sites
+from rankfold.sites import fingerprint, sites
 from rankfold.store import StoreError
 from rankfold.zoo import ZooError
 from rankfold.zoo.weights import load_weights

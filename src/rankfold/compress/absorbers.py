@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import weakref
 from collections import Counter
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 
 from torch import Tensor, nn
@@ -36,12 +36,10 @@ class Absorbers:
                 self._pairs[site, norm] += 1
 
     @contextmanager
-    def watching(self, root: nn.Module) -> Iterator[None]:
-        """Call ``taken`` at every BatchNorm of ``root`` that has running statistics, within the block."""
+    def watching(self, modules: Iterable[tuple[str, nn.Module]]) -> Iterator[None]:
+        """Call ``taken`` at every BatchNorm among named ``modules`` that has running statistics, within the block."""
         norms: dict[nn.Module, Callable[..., None]] = {
-            module: self._hook(path)
-            for path, module in root.named_modules()
-            if isinstance(module, nn.modules.batchnorm._BatchNorm)
+            module: self._hook(path) for path, module in modules if isinstance(module, nn.modules.batchnorm._BatchNorm)
         }
         with before(None, norms):
             yield

@@ -27,8 +27,7 @@ from rankfold.batches import forward, samples_of, size_of
 from rankfold.costs import evaluating
 from rankfold.objectives import Answer, Objective, ObjectiveError
 from rankfold.observe import Samples, after, before, first_of
-from rankfold.observe.layout import laid_out, layout_for
-from rankfold.observe.passes import separable
+from rankfold.observe.passes import laid_out, layout_for, separable
 from rankfold.observe.watch import with_first
 from rankfold.run.progress import Progress
 from rankfold.run.team import Team

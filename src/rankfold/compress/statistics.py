@@ -16,7 +16,6 @@ from rankfold.batches import check_rereadable, forward, size_of
 from rankfold.compress.absorbers import Absorbers
 from rankfold.compress.finite import check_finite
 from rankfold.compress.metric import Spread, output_metrics
-from rankfold.compress.planning.plan import fingerprint
 from rankfold.compress.tokens import token_metrics
 from rankfold.costs import evaluating
 from rankfold.forms import Side
@@ -24,14 +23,13 @@ from rankfold.linalg import Moments
 from rankfold.objectives import Objective, ObjectiveError, Teacher
 from rankfold.objectives.answer import unpadded
 from rankfold.observe import Samples, after, first_of
-from rankfold.observe.layout import laid_out, layout_for
-from rankfold.observe.passes import held
+from rankfold.observe.passes import held, laid_out, layout_for
 from rankfold.run.container import Kind
 from rankfold.run.files import write_atomically
 from rankfold.run.memory import available, give_back
 from rankfold.run.progress import Progress, showing
 from rankfold.run.team import Team
-from rankfold.sites import Site, SiteList, opened, unwrap
+from rankfold.sites import Site, SiteList, fingerprint, opened, unwrap
 
 FREE = 0.9  # of the memory that is free: what moments may take
 _ROWS = 8  # one row in so many is held back where rows cannot be told by samples
@@ -364,7 +362,7 @@ def gather(
         layout = layout_for(root, seen.data)
         run = lambda index, batch: forward(root, laid_out(batch, layout))  # noqa: E731
     every, hooks = seen.held_back, {root.get_submodule(site.name): watch(site) for site in sites.reducible}
-    with found.absorbers.watching(root), after(None, hooks), seen.team.agreed():
+    with found.absorbers.watching(root.named_modules()), after(None, hooks), seen.team.agreed():
         for index, batch in seen.batches():
             size = size_of(batch)
             back = held(size, found.samples, every)

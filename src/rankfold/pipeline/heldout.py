@@ -20,7 +20,7 @@ from rankfold.compress.planning.plan import Plan
 from rankfold.compress.planning.profile import Profile
 from rankfold.costs import evaluating
 from rankfold.observe import after
-from rankfold.observe.layout import laid_out, layout_for
+from rankfold.observe.passes import laid_out, layout_for
 from rankfold.sites import Site, SiteList, opened, sites, unwrap
 
 

@@ -13,7 +13,6 @@ from torch import nn
 from rankfold.compress.methods import method_named
 from rankfold.compress.methods.method import Method
 from rankfold.compress.planning.choice import Forms, asked_forms
-from rankfold.compress.planning.plan import fingerprint
 from rankfold.compress.ranks.budget import Budget
 from rankfold.compress.ranks.rules import RankRule, described, rule_named
 from rankfold.compress.repair.finetune import finetune_recipe
@@ -22,7 +21,7 @@ from rankfold.pipeline.quality.value import MaxDrop
 from rankfold.run.container import read_object
 from rankfold.run.digest import digest
 from rankfold.run.place import Place
-from rankfold.sites import Names
+from rankfold.sites import Names, fingerprint
 from rankfold.sites.find import Where
 from rankfold.store import StoreError
 from rankfold.train import Recipe

@@ -15,7 +15,17 @@ from rankfold.sites.factored import (
     positions,
     weights_of,
 )
-from rankfold.sites.find import FOLD_FIRST, NOT_SELECTED, Names, fits, read_layer, register_reader, sites, unwrap
+from rankfold.sites.find import (
+    FOLD_FIRST,
+    NOT_SELECTED,
+    Names,
+    fingerprint,
+    fits,
+    read_layer,
+    register_reader,
+    sites,
+    unwrap,
+)
 from rankfold.sites.foreign import QUANTIZED, check_ordinary, packed, stored, why_tensor
 from rankfold.sites.hooks import carry_hooks_
 from rankfold.sites.linear import LinearLayer
@@ -30,7 +40,8 @@ split_attention = opened  # what it was called before it opened more
 __all__ = [
     "Call", "FOLD_FIRST", "Factors", "Form", "Layer", "LinearLayer", "NOT_SELECTED", "Names", "Product", "QUANTIZED",
     "Site", "SiteList", "bottleneck_rows", "carry_hooks_",
-    "factored_layers", "factored_sites", "factors_of", "fits", "is_pretrained", "leave_fused_kernels_", "narrow_",
+    "factored_layers", "factored_sites", "factors_of", "fingerprint", "fits", "is_pretrained", "leave_fused_kernels_",
+    "narrow_",
     "narrowable_sites", "narrower",
     "ordinary_class", "output_rows_alone", "pair",
     "packed", "positions", "pretrained_parts", "products", "read_layer", "check_ordinary", "register_reader",

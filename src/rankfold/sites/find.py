@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 from collections import defaultdict
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -13,11 +14,12 @@ from torch.nn.modules.linear import NonDynamicallyQuantizableLinear
 from torch.nn.parameter import UninitializedParameter
 
 from rankfold.forms import Form, Layer
+from rankfold.observe import PAGES, Pages
 from rankfold.sites.convolution import read_convolution
 from rankfold.sites.dynamic import is_dynamic, read_dynamic
 from rankfold.sites.embedding import read_embedding, why_whole
 from rankfold.sites.experts import read_experts
-from rankfold.sites.foreign import TORCHSCRIPT, why_foreign
+from rankfold.sites.foreign import TORCHSCRIPT, check_gathered, packed, stored, why_foreign
 from rankfold.sites.linear import read_linear
 from rankfold.sites.opened import opened, opener_of, why_closed
 from rankfold.sites.product import factors_of, ordinary_class, other_parametrizations, products
@@ -274,3 +276,23 @@ def _why_parameter(module: nn.Module, parameter: torch.Tensor) -> str:
     if parameter.dim() < 2:
         return "a vector: nothing to factor"
     return f"used by {type(module).__name__} in its own code, which cannot be factored from outside"
+
+
+def fingerprint(model: nn.Module) -> str:
+    """``architecture:weights``: hashes of names, shapes and dtypes, and of the values, of parameters and buffers.
+
+    Buffers that training updates (BatchNorm statistics) count too. Cost: one pass over the parameters.
+    """
+    structure, values, root = hashlib.sha256(), hashlib.sha256(), unwrap(model)
+    pages: Pages | None = getattr(root, PAGES, None)
+    for name, tensor in sorted({**packed(root.named_modules()), **root.state_dict()}.items()):
+        if not isinstance(tensor, torch.Tensor):
+            continue
+        if pages is not None:
+            tensor = pages.value(name, tensor)
+        check_gathered(name, tensor)
+        structure.update(f"{name}{tuple(tensor.shape)}{tensor.dtype};".encode())
+        for part in () if tensor.is_meta else stored(tensor):
+            flat = part.detach().cpu().contiguous().flatten().view(torch.uint8)
+            values.update(flat.numpy().data)
+    return f"{structure.hexdigest()[:16]}:{values.hexdigest()[:16]}"

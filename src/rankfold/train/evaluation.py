@@ -12,7 +12,7 @@ from torch import nn
 from rankfold.batches import forward
 from rankfold.costs import evaluating
 from rankfold.objectives import Evaluation, Figures, Inferred, Objective, ObjectiveError, infer, objective_named
-from rankfold.observe.layout import fitting_layout, laid_out
+from rankfold.observe.passes import fitting_layout, laid_out
 from rankfold.train import feed
 from rankfold.train.errors import TrainingError
 from rankfold.train.randomness import seeded

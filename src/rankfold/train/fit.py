@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from rankfold.batches import forward, size_of
 from rankfold.costs import evaluating
 from rankfold.objectives import Evaluation, Figures, Objective
-from rankfold.observe.layout import fitting_layout, laid_out
+from rankfold.observe.passes import fitting_layout, laid_out
 from rankfold.run.progress import showing_epochs
 from rankfold.run.seeds import derived_seed
 from rankfold.run.team import Team, joined

@@ -19,7 +19,7 @@ from rankfold.linalg.leading import Leading, leading
 from rankfold.objectives import Objective
 from rankfold.objectives.answer import unpadded
 from rankfold.observe import Samples, after, first_of
-from rankfold.observe.layout import laid_out, layout_for
+from rankfold.observe.passes import laid_out, layout_for
 from rankfold.run.memory import available
 from rankfold.run.progress import Progress
 from rankfold.sites import Site, SiteList, unwrap

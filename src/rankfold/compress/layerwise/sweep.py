@@ -26,7 +26,7 @@ from rankfold.compress.layerwise.preactivations import Followed
 from rankfold.linalg import Moments
 from rankfold.objectives import Evaluation, Objective
 from rankfold.observe import Chain, Replay, Samples, Span, State
-from rankfold.observe.layout import laid_out, layout_for
+from rankfold.observe.passes import laid_out, layout_for
 from rankfold.sites import Site
 
 

@@ -2,24 +2,20 @@
 
 from __future__ import annotations
 
-import hashlib
 import json
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
-import torch
 from pydantic import BeforeValidator, ConfigDict, TypeAdapter, ValidationError
 from torch import nn
 
 from rankfold.compress.ranks.budget import budget_from, describe
 from rankfold.costs import Cost
-from rankfold.observe import PAGES, Pages
 from rankfold.run.container import parsed, said
 from rankfold.run.files import by_digest, read_whole, sha256, undisturbed, write_atomically, write_together
-from rankfold.sites import Form, packed, stored, unwrap
-from rankfold.sites.foreign import check_gathered
+from rankfold.sites import Form, fingerprint
 
 if TYPE_CHECKING:
     from rankfold.compress.planning.fitted import Fitted
@@ -281,26 +277,6 @@ def _beside(file: Path, ending: str, digest: str, what: str) -> bytes | None:
     if found is None and not missing:
         raise ValueError(f"{file}: damaged, or the {what} of another plan: its sha256 is not the plan's")
     return found
-
-
-def fingerprint(model: nn.Module) -> str:
-    """``architecture:weights``: hashes of names, shapes and dtypes, and of the values, of parameters and buffers.
-
-    Buffers that training updates (BatchNorm statistics) count too. Cost: one pass over the parameters.
-    """
-    structure, values, root = hashlib.sha256(), hashlib.sha256(), unwrap(model)
-    pages: Pages | None = getattr(root, PAGES, None)
-    for name, tensor in sorted({**packed(root.named_modules()), **root.state_dict()}.items()):
-        if not isinstance(tensor, torch.Tensor):
-            continue
-        if pages is not None:
-            tensor = pages.value(name, tensor)
-        check_gathered(name, tensor)
-        structure.update(f"{name}{tuple(tensor.shape)}{tensor.dtype};".encode())
-        for part in () if tensor.is_meta else stored(tensor):
-            flat = part.detach().cpu().contiguous().flatten().view(torch.uint8)
-            values.update(flat.numpy().data)
-    return f"{structure.hexdigest()[:16]}:{values.hexdigest()[:16]}"
 
 
 def other_weights(plan: Plan, model: nn.Module) -> bool:

@@ -14,7 +14,7 @@ from rankfold.compress.methods import method_named
 from rankfold.compress.methods.method import Method, fits_layers
 from rankfold.compress.planning.choice import Forms, asked_forms
 from rankfold.compress.planning.decide import checked_names
-from rankfold.compress.planning.plan import Plan, fingerprint
+from rankfold.compress.planning.plan import Plan
 from rankfold.compress.planning.profile import Calibration, profile
 from rankfold.compress.ranks.budget import Budget, Ranks, parsed
 from rankfold.compress.ranks.rules import Iterative, RankRule, rule_named
@@ -23,7 +23,7 @@ from rankfold.run.claim import claimed
 from rankfold.run.digest import digest
 from rankfold.run.progress import Progress, showing
 from rankfold.run.team import first_process
-from rankfold.sites import SiteList, sites, unwrap
+from rankfold.sites import SiteList, fingerprint, sites, unwrap
 
 
 @showing

@@ -20,7 +20,7 @@ from rankfold.compress.layerwise.in_parts import affordable, measure_in_parts
 from rankfold.compress.methods.method import Method, fits_layers
 from rankfold.compress.planning.candidates import Candidate, Counter, Decomposed, decompose
 from rankfold.compress.planning.choice import EVERY, Forms, asked_forms, chosen
-from rankfold.compress.planning.plan import Plan, fingerprint
+from rankfold.compress.planning.plan import Plan
 from rankfold.compress.statistics import Statistics, calibrate
 from rankfold.costs import Cost, Example, evaluating, measure, storage
 from rankfold.objectives import Objective, ObjectiveError, Teacher, infer, objective_named
@@ -29,7 +29,7 @@ from rankfold.run.files import write_atomically
 from rankfold.run.memory import give_back
 from rankfold.run.progress import Progress, showing
 from rankfold.run.team import Team, joined
-from rankfold.sites import FOLD_FIRST, Form, SiteList, check_ordinary, opened, sites, unwrap
+from rankfold.sites import FOLD_FIRST, Form, SiteList, check_ordinary, fingerprint, opened, sites, unwrap
 
 UNHEARD = "it is called, and what it gives never reaches what the model gives: left as it is"
 

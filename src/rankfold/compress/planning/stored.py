@@ -16,14 +16,13 @@ from rankfold.compress.methods.method import Decomposition, Forecast, Method, fi
 from rankfold.compress.methods.rounding import decomposed
 from rankfold.compress.planning.candidates import Candidate, Counter, with_ridge
 from rankfold.compress.planning.lawful import check_decomposition
-from rankfold.compress.planning.plan import fingerprint
 from rankfold.compress.planning.profile import Calibration, Profile
 from rankfold.compress.statistics import Statistics
 from rankfold.costs import Cost
 from rankfold.objectives import Objective, objective_named
 from rankfold.run.container import Kind
 from rankfold.run.files import write_atomically
-from rankfold.sites import Call, Factors, Form, SiteList, opened, sites, unwrap
+from rankfold.sites import Call, Factors, Form, SiteList, fingerprint, opened, sites, unwrap
 
 
 @dataclass(eq=False)

@@ -14,7 +14,7 @@ from torch.nn.modules.batchnorm import _BatchNorm
 from rankfold.batches import arguments, batches_of, forward, mapped, tensors_in
 from rankfold.costs import evaluating
 from rankfold.observe import before, first_of
-from rankfold.observe.layout import fitting_layout, laid_out
+from rankfold.observe.passes import fitting_layout, laid_out
 from rankfold.run.memory import give_back
 from rankfold.sites import unwrap
 

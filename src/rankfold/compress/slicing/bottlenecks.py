@@ -22,7 +22,7 @@ from rankfold.linalg import Moments
 from rankfold.linalg.bottleneck import root_of, triangle
 from rankfold.objectives import Objective, ObjectiveError, Teacher
 from rankfold.observe import Samples, after, before, first_of
-from rankfold.observe.layout import laid_out, layout_for
+from rankfold.observe.passes import laid_out, layout_for
 from rankfold.run.container import Kind
 from rankfold.run.memory import give_back
 from rankfold.run.progress import Progress, showing
@@ -265,7 +265,7 @@ def bottlenecks(
         else:
             leaving[site.name].insert(0, watch(site, module))
     layout = layout_for(root, data)
-    with evaluating(root), before(root, entering), after(root, leaving), absorbers.watching(root):
+    with evaluating(root), before(root, entering), after(root, leaving), absorbers.watching(root.named_modules()):
         for batch in batches_of(data, batch_size, samples):
             output = forward(root, laid_out(batch, layout))
             if metric_samples:

@@ -13,7 +13,6 @@ import torch
 from torch import nn
 
 from rankfold.compress.planning.apply import apply_
-from rankfold.compress.planning.plan import fingerprint
 from rankfold.compress.planning.planner import plan
 from rankfold.compress.planning.profile import Calibration
 from rankfold.compress.ranks.budget import Flops, Params
@@ -26,6 +25,7 @@ from rankfold.report.quantities import percent
 from rankfold.run.cells import mark
 from rankfold.run.container import parsed
 from rankfold.run.files import write_atomically
+from rankfold.sites import fingerprint
 from rankfold.train import Recipe, evaluate
 from rankfold.zoo import Data
 
