@@ -123,6 +123,7 @@ def test_transformer_encoder_in_both_modes(training: bool, padded: bool, norm_fi
         torch.testing.assert_close(forward(small, batch), found)
 
 
+@pytest.mark.filterwarnings("ignore:The PyTorch API of nested tensors:UserWarning")
 def test_a_plan_for_one_encoder_layer_leaves_the_others_on_their_fast_path():
     torch.manual_seed(0)
     model = Encoder(layers=3).double().eval()
