@@ -267,7 +267,7 @@ def test_the_teacher_is_asked_once_and_not_at_all_where_it_is_the_model(tmp_path
     model.register_forward_hook(lambda *_: calls.append(1))
     data = [{"input_ids": windows_of(model)}] * 3
     rf.evaluate(model, data, objective="causal-lm", teacher=model)
-    assert len(calls) == 3 + 1  # one of them to see whether images lie well
+    assert len(calls) == 3
 
 
 def test_budgets_of_the_layers_that_can_be_factored(tmp_path):

@@ -68,7 +68,7 @@ def test_nan_or_inf_weights(method, bad, parameter):
         getattr(model[2], parameter).view(-1)[3] = bad
     remedy = "leave the site out with where="
     told(ValueError, lambda: compress(model, method), "2 (Linear 16×16): 1 of ", "NaN or infinite; mend them", remedy)
-    mend = "2." + parameter + " holds NaN or infinity: mend the weights before training"
+    mend = "2." + parameter + " holds NaN or infinity: repair or reload the weights before training"
     told(TrainingError, lambda: rf.finetune(model, PAIR, teacher=network(), recipe=ONE_EPOCH), mend)
     small, _ = compress(model, "truncate", where=lambda name, _: name != "2", budget="params=0.9", rule="local")
     assert isinstance(small[0], LowRankLinear)

@@ -14,15 +14,15 @@ from rankfold.sites import opened, sites
 from rankfold.zoo.vit import ViT
 
 
-def chain_of(model, batch):
+def chain_of(model, batch, **how):
     found = [site.name for site in sites(model).reducible]
-    return find_chain(model, batch, found), frozenset(found)
+    return find_chain(model, batch, found, **how), frozenset(found)
 
 
-def replayed(model, batch, other=None):
+def replayed(model, batch, other=None, **how):
     """What ``model`` gives for ``other`` (or the same) when it is run span after span."""
     with evaluating(model), opened(model):
-        chain, names = chain_of(model, batch)
+        chain, names = chain_of(model, batch, **how)
         replay, state = Replay(chain, model, names), {}
         for span in chain.spans:
             state, output = replay.run(span, 0, batch if other is None else other, state)
@@ -111,13 +111,12 @@ class InPlace(Calls):
         return self.c(torch.relu_(x))
 
 
-def test_what_passes_over_a_border_is_kept_only_where_a_network_is_long(monkeypatch):
+def test_what_passes_over_a_border_is_kept_only_where_a_network_is_long():
     model, x = Bridge().eval(), torch.randn(4, 6)
     chain, given = replayed(model, x)
     assert len(chain.spans) == 2  # behind the first layer nothing but its output is needed
     assert torch.equal(given[0], model(x))
-    monkeypatch.setattr("rankfold.observe.chain.MANY", 1)
-    chain, given = replayed(model, x)
+    chain, given = replayed(model, x, many=1)
     assert [len(span.end.state) for span in chain.spans[:-1]] == [1, 2, 3, 3]
     assert torch.equal(given[0], model(x))
 
@@ -128,9 +127,8 @@ def test_there_is_no_cut_between_two_calls_of_a_site():
     assert torch.equal(given[0], model(x))
 
 
-def test_there_is_no_cut_where_something_else_crosses_that_no_module_gives(monkeypatch):
-    monkeypatch.setattr("rankfold.observe.chain.MANY", 1)
-    chain, given = replayed(model := Remembers().eval(), x := torch.randn(4, 6))
+def test_there_is_no_cut_where_something_else_crosses_that_no_module_gives():
+    chain, given = replayed(model := Remembers().eval(), x := torch.randn(4, 6), many=1)
     # behind a there is only its output; the gate is made of that, and crosses what comes then
     assert [span.groups for span in chain.spans] == [(("a",),), (("b",), ("c",), ("d",))]
     assert torch.equal(given[0], model(x))
