@@ -126,7 +126,7 @@ def test_the_slider_shows_the_plan_and_the_layers_in_order(known: rf.Profile, tm
     file.write_text(
         render(ReportData("t", "a", before, before | {"flops": plan.after.flops}, layers=rows, offers=made)), "utf-8"
     )
-    with tempfile.TemporaryDirectory() as folder:
+    with tempfile.TemporaryDirectory(ignore_cleanup_errors=True) as folder:
         page = Page(file, Path(folder))
         try:
             for index in (0, len(made) // 2, len(made) - 1):

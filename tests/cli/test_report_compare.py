@@ -126,7 +126,7 @@ def test_different_data_and_networks_are_told() -> None:
 def test_layers_that_differ_are_shown_alone_and_in_order(tmp_path: Path, width: int) -> None:
     file = tmp_path / "page.html"
     file.write_text(two("a-rather-long-name-of-a-directory"), "utf-8")
-    with tempfile.TemporaryDirectory() as folder:
+    with tempfile.TemporaryDirectory(ignore_cleanup_errors=True) as folder:
         page = Page(file, Path(folder), width)
         try:
             names = (
