@@ -73,6 +73,15 @@ def test_dora_is_read_by_peft_as_it_was_merged(weights, tmp_path):
         read_adapter(tmp_path / "out")
 
 
+def test_what_is_refused_stands_in_no_ones_way(weights, tmp_path):
+    few = [word if word != "params=4000" else "params=100" for word in words(weights, tmp_path / "out", "dora")]
+    told = failed(*few)
+    assert "100 numbers are below rank 1 in each of" in told
+    least = int(told.partition("allow more (params=")[2].partition(")")[0])
+    enough = [word if word != "params=4000" else f"params={least}" for word in words(weights, tmp_path / "out", "dora")]
+    assert succeeded(*enough)["params"] <= least
+
+
 @pytest.mark.parametrize("method", ["adalora", "geolora", "debora"])
 def test_it_goes_on_and_another_request_is_refused(method, weights, tmp_path, monkeypatch):
     from rankfold.pipeline import adaptation
@@ -120,3 +129,13 @@ def test_what_is_refused(weights, tmp_path):
     result = rankfold(*words(weights, tmp_path / "a", "lora", "--budget", "rank=3"))
     assert result.exit_code == 2
     assert "params=0.01" in result.stderr
+
+
+def test_winning_back_takes_no_other_method_and_an_original_that_is_there(tmp_path):
+    model = zoo.model("digits-cnn")
+    plan = rf.plan(model, "params=0.8", "truncate", example=torch.rand(1, 1, 8, 8))
+    rf.save(rf.apply_(model, plan), plan, tmp_path / "small")
+    asked = ("adapt", tmp_path / "small", "--data", "digits", "-o", tmp_path / "out", "--original", tmp_path / "none")
+    assert "there is no file or folder" in rankfold(*asked).output
+    assert "has no other method" in rankfold(*asked, "--method", "dora").output
+    assert not (tmp_path / "out").exists()

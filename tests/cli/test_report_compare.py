@@ -18,6 +18,7 @@ from rankfold.pipeline import Settings, compress
 from rankfold.pipeline.comparing import read_compared, wilson
 from rankfold.report import CurvePoint, FigureKind
 from rankfold.report.compare import Compared, LayerShown, render_compared
+from rankfold.store import StoreError
 
 ACCURACY = FigureKind("accuracy", "fraction")
 
@@ -144,3 +145,9 @@ def test_layers_that_differ_are_shown_alone_and_in_order(tmp_path: Path, width: 
             assert page.ask("document.documentElement.scrollWidth <= window.innerWidth")
         finally:
             page.close()
+
+
+def test_a_result_that_was_written_block_by_block_is_named_as_such(tmp_path: Path) -> None:
+    (tmp_path / "result.json").write_text('{"plan": {}, "needs": {}}', "utf-8")
+    with pytest.raises(StoreError, match="keeps no report; evaluate it"):
+        read_compared(tmp_path)

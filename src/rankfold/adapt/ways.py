@@ -54,13 +54,13 @@ def uniform_ranks(
     ``norms``: each also has m numbers beside its factors."""
     found = chosen_layers(unwrap(model), 1, where, convolutions=convolutions)
     price = sum(sum(site.shape) for site, _ in found)
-    numbers -= sum(site.shape[0] for site, _ in found) if norms else 0
-    if numbers < price:
+    beside = sum(site.shape[0] for site, _ in found) if norms else 0
+    if numbers < price + beside:
         raise ValueError(
-            f"{numbers:,} numbers are below rank 1 in each of {len(found)} layers, which takes {price:,}: allow more, "
-            "or choose fewer layers (--only)"
+            f"{numbers:,} numbers are below rank 1 in each of {len(found)} layers, which takes {price + beside:,}: "
+            f"allow more (params={price + beside}), or choose fewer layers (--only)"
         )
-    return [(site, min(numbers // price, *site.shape)) for site, _ in found]
+    return [(site, min((numbers - beside) // price, *site.shape)) for site, _ in found]
 
 
 def prepare_(model: nn.Module, wish: Wish, data: Any) -> Way:

@@ -108,7 +108,8 @@ def adapt(
     size = sum(parameter.numel() for parameter in root.parameters())
     numbers = int(settings.params * size if settings.params <= 1 else settings.params)
     with claimed(place):
-        _ask(place, _request(root, data, settings, objective), restart)
+        request = _request(root, data, settings, objective)
+        _check(place, request, restart)
         chosen = choose(root, data.train, objective or data.objective)
         tell.say(str(chosen))
         before = evaluate(root, data.test, role="test", objective=chosen.objective, teacher=root)
@@ -117,6 +118,7 @@ def adapt(
             settings.method, numbers, steps, settings.radius, settings.where, settings.seed, settings.base_model
         )
         way = prepare_(root, wish, data.train)
+        write_atomically(place / REQUEST, (json.dumps(request, indent=1) + "\n").encode())  # nothing refuses it now
         recipe = Recipe(
             epochs=settings.epochs, batch_size=settings.batch_size, optimizer="adam", weight_decay=0.0,
             learning_rate=settings.learning_rate, seed=settings.seed,
@@ -177,8 +179,8 @@ def _request(root: nn.Module, data: Data, settings: AdaptSettings, objective: An
     }  # fmt: skip
 
 
-def _ask(place: Path, request: dict[str, Any], restart: bool) -> None:
-    """Note what was asked; ``ValueError`` where the directory holds something else."""
+def _check(place: Path, request: dict[str, Any], restart: bool) -> None:
+    """``ValueError`` where the directory holds what was asked otherwise; with ``restart`` its training is removed."""
     file = place / REQUEST
     if restart:
         shutil.rmtree(place / TRAINING, ignore_errors=True)
@@ -190,7 +192,6 @@ def _ask(place: Path, request: dict[str, Any], restart: bool) -> None:
                 f"{place} holds an adaptation with another {other} ({known.get(other)!r} there, {request[other]!r} "
                 "asked): give another directory, or --restart"
             )
-    write_atomically(file, (json.dumps(request, indent=1) + "\n").encode())
 
 
 def _write_merged(root: nn.Module, place: Path) -> None:

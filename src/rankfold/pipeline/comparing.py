@@ -53,7 +53,13 @@ def read_compared(directory: Path, name: str = "") -> Compared:
         raise StoreError(f"{directory}: no finished result of rankfold compress there (it has no {RESULT})")
     again = "run compress again with --restart"
     try:
-        stored = checked(_Stored, _known(read_object(directory / RESULT, "the result of a run", again)))
+        found = read_object(directory / RESULT, "the result of a run", again)
+        if "needs" in found:
+            raise StoreError(
+                f"{directory}: written block by block (compress with --memory), which keeps no report; evaluate it "
+                "(rankfold evaluate), or compress without --memory to compare it here"
+            )
+        stored = checked(_Stored, _known(found))
         plan = Plan.load(directory / "plan.json")
         figures, stages = _figures(stored), _stages(stored)
         return Compared(

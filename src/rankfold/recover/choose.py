@@ -106,7 +106,7 @@ def cross_validate(
     """
     if not 2 <= folds <= len(entries):
         raise ValueError(
-            f"{folds} folds of {len(entries)} entries: take at least 2, and no more than there are entries"
+            f"{folds} folds of {len(entries)} entries: take folds (--folds) from 2 to the number of entries"
         )
     parts = np.array_split(np.random.default_rng(seed).permutation(len(entries)), folds)
     fits = each(

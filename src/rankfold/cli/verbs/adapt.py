@@ -34,8 +34,8 @@ if TYPE_CHECKING:
 METHODS = ("lora", "rslora", "dora", "adalora", "deep-lora", "geolora", "debora")
 
 
-def _method(name: str) -> str:
-    if name not in METHODS:
+def _method(name: str | None) -> str | None:
+    if name is not None and name not in METHODS:
         raise typer.BadParameter(f"no method named {name!r}; there are {', '.join(METHODS)}")
     return name
 
@@ -68,14 +68,14 @@ def adapt(
     data: DataName = None,
     weights: Weights = None,
     method: Annotated[
-        str,
+        str | None,
         typer.Option(
             "--method",
             metavar="M",
-            help="lora, rslora, dora, adalora (PEFT's), deep-lora, geolora or debora.",
+            help="lora (by default), rslora, dora, adalora (PEFT's), deep-lora, geolora or debora.",
             callback=_method,
         ),
-    ] = "lora",
+    ] = None,
     budget: Annotated[
         str,
         typer.Option(
@@ -155,6 +155,13 @@ def adapt(
                 raise typer.BadParameter(
                     f"goes with a directory that compress or apply wrote, which {model} is not", param_hint="--original"
                 )
+            if method is not None:
+                raise typer.BadParameter(
+                    "with --original the adapter is one of the factors, which has no other method",
+                    param_hint="--method",
+                )
+            if not original.exists():
+                raise typer.BadParameter(f"there is no file or folder {original}", param_hint="--original")
             wish = RestoreSettings(asked(budget).params or 0.01, steps, learning_rate or RATE, batch_size)
             saved = open_either(model, weights, factory, data, download, talk, Cut(length, windows)).to(place)
             _restore(saved, original_of(saved, original).to(place), wish, out, objective_of(objective), talk, as_json)
@@ -164,8 +171,8 @@ def adapt(
             model, weights, data, download, talk, trained=True, own_data=True, cut=Cut(length, windows)
         ).to(place)  # fmt: skip
         settings = AdaptSettings(
-            method, asked(budget).params or 0.01, radius, epochs, batch_size or 32, learning_rate or 1e-3, seed,
-            model,
+            method or "lora", asked(budget).params or 0.01, radius, epochs, batch_size or 32, learning_rate or 1e-3,
+            seed, model,
             chosen_layers(loaded.model, only, exclude),
         )  # fmt: skip
         try:
