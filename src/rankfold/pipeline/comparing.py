@@ -141,5 +141,5 @@ def _layer(entry: Entry) -> LayerShown:
     dense = entry.groups * entry.shape[0] * entry.shape[1] + (entry.shape[0] * entry.groups if entry.bias else 0)
     return LayerShown(
         entry.form.value, entry.rank if changed else None, entry.predicted_error if changed else None,
-        min(1.0, entry.params / dense) if dense else None,
+        entry.params / dense if dense else None,
     )  # fmt: skip
