@@ -238,10 +238,13 @@ def test_the_list_of_commands_is_that_of_the_page() -> None:
 
 
 @pytest.mark.parametrize("name", QUICK)
-def test_example_runs(name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_example_runs(
+    name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr(sys, "argv", [name])
     runpy.run_path(str(ROOT / "examples" / name), run_name="__main__")
+    assert capsys.readouterr().out or list(tmp_path.iterdir())  # it says, or leaves, something
 
 
 def test_every_example_is_named_in_the_readme() -> None:

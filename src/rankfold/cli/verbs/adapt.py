@@ -31,11 +31,13 @@ if TYPE_CHECKING:
     from rankfold.pipeline.restoring import RestoreSettings
     from rankfold.run.progress import Talk
 
-METHODS = ("lora", "rslora", "dora", "adalora", "deep-lora", "geolora", "debora")
-
 
 def _method(name: str | None) -> str | None:
-    if name is not None and name not in METHODS:
+    if name is None:
+        return None
+    from rankfold.adapt.ways import METHODS
+
+    if name not in METHODS:
         raise typer.BadParameter(f"no method named {name!r}; there are {', '.join(METHODS)}")
     return name
 

@@ -63,11 +63,29 @@ def _over_base(
 
 
 @dataclass(frozen=True, eq=False)
-class OverBase:
+class _Of:
+    """What a form that rounds makes of ``made``, and what stays as it is there."""
+
+    made: Decomposition
+
+    @property
+    def comparable(self) -> bool:
+        return self.made.comparable
+
+    @property
+    def levels(self) -> Tensor:
+        return self.made.levels
+
+    @property
+    def note(self) -> str:
+        return getattr(self.made, "note", "")
+
+
+@dataclass(frozen=True, eq=False)
+class OverBase(_Of):
     """The decomposition of what a ``base`` leaves of ``matrix``; errors are those of the base and the factors together,
     relative ones fractions of the whole matrix. Rank 0 is the base alone."""
 
-    made: Decomposition
     form: Form
     base: tuple[Tensor, ...]
     matrix: Tensor
@@ -81,14 +99,6 @@ class OverBase:
     @property
     def errors(self) -> Tensor:
         return self.made.errors
-
-    @property
-    def comparable(self) -> bool:
-        return self.made.comparable
-
-    @property
-    def levels(self) -> Tensor:
-        return self.made.levels
 
     @property
     def ranks(self) -> Any:
@@ -129,11 +139,9 @@ class OverBase:
 
 
 @dataclass(frozen=True, eq=False)
-class AfterRounding:
+class AfterRounding(_Of):
     """A decomposition whose factors are rounded when they are stored; each direction that is kept adds its rounding to
     the error, which so may rise with the rank."""
-
-    made: Decomposition
 
     @cached_property
     def _added(self) -> Tensor:
@@ -154,20 +162,8 @@ class AfterRounding:
         return self._added / whole if whole > 0 else self._added
 
     @property
-    def comparable(self) -> bool:
-        return self.made.comparable
-
-    @property
-    def levels(self) -> Tensor:
-        return self.made.levels
-
-    @property
     def ranks(self) -> Any:
         return self.made.ranks
-
-    @property
-    def note(self) -> str:
-        return getattr(self.made, "note", "")
 
     def relative_error(self, rank: int) -> float:
         return (self.made.relative_error(rank) ** 2 + float(self._shares[rank])) ** 0.5
