@@ -44,7 +44,7 @@ from rankfold.run.claim import claimed
 from rankfold.run.files import check_room
 from rankfold.run.progress import Tell, shown
 from rankfold.sites.find import Where
-from rankfold.store import save
+from rankfold.store import check_ours, save
 from rankfold.train import History, TrainingError, choose, evaluate
 from rankfold.train.breakdown import at_chance
 from rankfold.train.feed import length
@@ -108,6 +108,7 @@ def compress(
             return job.run()
         asked = request_of(model, data, job.budgets, job.settings)
         PLACE.check(place)
+        check_ours(place, model)
         if not finished(place):
             check_room(place, 2 * storage(model)[1])  # a model is written beside its place first
         if restart or not finished(place) or PLACE.differing(place, asked):

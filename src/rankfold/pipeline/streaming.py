@@ -37,7 +37,7 @@ from rankfold.run.progress import Tell, shown
 from rankfold.run.team import world_size
 from rankfold.sites import hidden, sites
 from rankfold.sites.find import Where, wanted
-from rankfold.store import StoreError, manifest
+from rankfold.store import StoreError, check_ours, manifest
 from rankfold.store.card import card
 from rankfold.zoo.data import parts_of
 from rankfold.zoo.pretrained import reads
@@ -153,6 +153,7 @@ def stream(
     with ExitStack() as stack:
         told, root, data = stack.enter_context(shown(tell)), hub.paged(folder), parts_of(data)
         PLACE.check(place)
+        check_ours(place, root)
         chosen = replace(settings, memory=memory, where=_Layers(root, settings.where))
         job = _Job(root, Path(folder), data, budgets, chosen, place, told)
         needs = job.cut()
