@@ -28,24 +28,25 @@ from rankfold.sites.find import (
 )
 from rankfold.sites.foreign import QUANTIZED, check_ordinary, packed, stored, why_tensor
 from rankfold.sites.hooks import carry_hooks_
+from rankfold.sites.joint import joint, part_of, with_joint
 from rankfold.sites.linear import LinearLayer
 from rankfold.sites.opened import hidden, opened, replace_, settle_
 from rankfold.sites.pretrained import is_pretrained, pretrained_parts
 from rankfold.sites.product import Product, factors_of, ordinary_class, products
-from rankfold.sites.site import Site, SiteList
+from rankfold.sites.site import Joint, Site, SiteList
 from rankfold.sites.tied import untie_
 
 split_attention = opened  # what it was called before it opened more
 
 __all__ = [
-    "Call", "FOLD_FIRST", "Factors", "Form", "Layer", "LinearLayer", "NOT_SELECTED", "Names", "Product", "QUANTIZED",
-    "Site", "SiteList", "bottleneck_rows", "carry_hooks_",
+    "Call", "FOLD_FIRST", "Factors", "Form", "Joint", "Layer", "LinearLayer", "NOT_SELECTED", "Names", "Product",
+    "QUANTIZED", "Site", "SiteList", "bottleneck_rows", "carry_hooks_",
     "factored_layers", "factored_sites", "factors_of", "fingerprint", "fits", "is_pretrained", "leave_fused_kernels_",
     "narrow_",
     "narrowable_sites", "narrower",
     "ordinary_class", "output_rows_alone", "pair",
     "packed", "positions", "pretrained_parts", "products", "read_layer", "check_ordinary", "register_reader",
-    "hidden", "opened", "setting_of", "settle_",
+    "hidden", "joint", "opened", "part_of", "with_joint", "setting_of", "settle_",
     "replace_", "sites", "split_attention", "stored", "untie_", "unwrap",
     "weights_of", "why_tensor",
     "without_fused_attention",
