@@ -2,8 +2,8 @@
 
     RANKFOLD_DATA=... python benchmarks/shared_factors.py                    # stories260k, three seeds
 
-Both plans weigh pairs and pivoted pairs of every layer; one also groups of layers that read one tensor. The budget counts
-the linear layers of the decoder.
+Both plans weigh the forms of every layer alone (--forms); one also groups of layers that read one tensor. The budget
+counts the linear layers of the decoder.
 """
 
 from __future__ import annotations
@@ -22,13 +22,11 @@ from language import BATCH, judged, matrices, windows
 
 import rankfold as rf
 
-ALONE = ["factored", "pivoted"]
 
-
-def measured(model: Any, data: Any, test: Any, kept: list[float]) -> list[dict[str, Any]]:
+def measured(model: Any, data: Any, test: Any, kept: list[float], alone: list[str]) -> list[dict[str, Any]]:
     inside = sum(layer.weight.numel() for layer in matrices(model).values())
     whole, rows = sum(p.numel() for p in model.parameters()), []
-    for title, forms in (("alone", ALONE), ("shared", [*ALONE, "shared"])):
+    for title, forms in (("alone", alone), ("shared", [*alone, "shared"])):
         how = rf.Calibration(samples=10**6, batch_size=BATCH)
         known = rf.profile(model, data, forms=forms, calibration=how)
         for keep in kept:
@@ -52,6 +50,7 @@ def main() -> None:
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
     parser.add_argument("--windows", type=int, default=128)
     parser.add_argument("--test-windows", type=int, default=64)
+    parser.add_argument("--forms", nargs="+", default=["factored", "pivoted"], help="of layers alone")
     given = parser.parse_args()
     folder = Path(os.environ["RANKFOLD_DATA"]) / "stories260k"
     tokens = np.load(folder / "tokens.npy")
@@ -61,7 +60,7 @@ def main() -> None:
     for seed in given.seeds:
         drawn = train[torch.randperm(len(train), generator=torch.Generator().manual_seed(seed))[: given.windows]]
         data = [{"input_ids": ids} for ids in drawn.split(BATCH)]
-        for row in measured(model, data, test, given.kept):
+        for row in measured(model, data, test, given.kept, given.forms):
             print(json.dumps({"seed": seed} | row), flush=True)
 
 

@@ -13,6 +13,7 @@ from torch import nn
 from torch.utils.checkpoint import checkpoint
 
 import rankfold as rf
+from rankfold import export
 from rankfold.compress.methods.project import Project
 from rankfold.compress.ranks.allocate import BudgetError, Option
 from rankfold.compress.ranks.groups import optimal_of_groups
@@ -338,6 +339,15 @@ def test_gradients_checkpointing_and_compilers(small, data):
         traced = torch.jit.trace(small, data)(data)
     for found in (exported, compiled, traced):
         torch.testing.assert_close(found, wanted, rtol=1e-5, atol=1e-6)
+
+
+def test_an_exported_network_computes_each_shared_product_once(small, data, tmp_path):
+    onnx = pytest.importorskip("onnx")
+    pytest.importorskip("onnxruntime")
+    assert export.to_onnx(small, data[:4], tmp_path / "small.onnx") < 1e-5
+    products = [node for node in onnx.load(tmp_path / "small.onnx").graph.node if node.op_type in ("Gemm", "MatMul")]
+    layers = [m for m in small.modules() if isinstance(m, nn.Linear)]  # factors, and what was kept
+    assert len(products) == len(layers)
 
 
 def test_saved_loaded_and_applied_again(model, data, known, plan, small, tmp_path):

@@ -14,8 +14,8 @@ from rankfold.sites import Form, pretrained_parts
 
 class Decision(NamedTuple):
     """What became of one site. ``parameter``: the name that its weight had, with the path. ``alike``: the layer is of
-    the kind and shapes that the architecture gives it, only filled anew. ``first``: the site that holds the factor which
-    this one shares, and which gives ``rows`` of its outputs."""
+    the kind and shapes that the architecture gives it, only filled anew. ``first``: the site that holds the factor that
+    this one shares, which gives ``rows`` of its outputs."""
 
     site: str
     parameter: str

@@ -42,7 +42,7 @@ def with_joint(
     groups: dict[Any, list[Site]] = defaultdict(list)
     notes = []
     for site in found.reducible:
-        if not isinstance(site.layer, LinearLayer) or Form.PIVOTED not in site.layer.forms:
+        if not isinstance(site.layer, LinearLayer) or site.layer.lookup or Form.PIVOTED not in site.layer.forms:
             continue
         calls = read.get(site.name, ())
         why = _why_not(site, calls)

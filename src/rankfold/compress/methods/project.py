@@ -83,7 +83,7 @@ def damped_inside(inner: Tensor, weight: Tensor, damping: float) -> Tensor | Non
     if not mean > 0:
         return None
     made = inner + damping * mean * alike
-    # a weight of a smaller rank has no triangle otherwise; how far below zero rounding takes it depends on the gradients
+    # a weight of a smaller rank has no triangle otherwise; rounding takes it below zero by an unknown share
     eye = made.diagonal().mean() * torch.eye(len(made), dtype=made.dtype, device=made.device)
     return next(
         (raised for share in _RAISED[:-1] if not torch.linalg.cholesky_ex(raised := made + share * eye)[1].any()),

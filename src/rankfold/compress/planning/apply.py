@@ -342,8 +342,8 @@ def _rank_of(fitted: Fitted, entry: Entry) -> int | None:
 def filled(
     root: nn.Module, site: Site, entry: Entry, fitted: Fitted, made: Mapping[str, nn.Module] | None = None
 ) -> nn.Module:
-    """The new layer of a site with its factors; nothing in ``root`` changes; the model must be ``opened``. ``made``: new
-    layers by site, among them the one whose factor this one shares.
+    """The new layer of a site with its factors; nothing in ``root`` changes; the model must be ``opened``. ``made``:
+    new layers by site, among them the one whose factor this one shares.
 
     ``ApplyError`` if they overflow half precision.
     """

@@ -3,8 +3,8 @@
 A rule of one's own is any object with ``name`` and ``choose(choices, limits, known)``: for each site a list of options,
 the first of which keeps it, and one limit for each resource; it gives the option picked for each site. ``known`` is the
 profile, for rules that run the model. With an attribute ``across_forms = True`` a rule is offered every form of a site,
-otherwise the first one alone; with ``across_groups = True`` also what the members of each group of ``known.sites.joint``
-may share, under the name of the group: where it takes one of these options, it gives none for the members.
+otherwise the first one alone; with ``across_groups = True`` also what the members of each of ``known.sites.joint`` may
+share, under the name of the group: where it takes one of these options, it gives none for the members.
 """
 
 from __future__ import annotations
