@@ -25,11 +25,11 @@ from rankfold.compress.planning.profile import Calibration, profile
 from rankfold.compress.ranks.budget import Budget, Latency, parsed
 from rankfold.objectives import CausalLanguageModel, Evaluation, Objective, Teacher
 from rankfold.observe import PAGES, Pages
-from rankfold.pipeline.delivery import finished
-from rankfold.pipeline.job import summary
-from rankfold.pipeline.measure import calibration_part, held_out, protocol
+from rankfold.pipeline.compression.delivery import finished
+from rankfold.pipeline.compression.measure import calibration_part, held_out, protocol
+from rankfold.pipeline.compression.remarks import summary
+from rankfold.pipeline.compression.request import PLACE, Settings, request_of
 from rankfold.pipeline.needs import Needs, needs_of
-from rankfold.pipeline.request import PLACE, Settings, request_of
 from rankfold.run.claim import claimed
 from rankfold.run.container import read_object
 from rankfold.run.files import write_atomically

@@ -2,19 +2,6 @@
 
 from rankfold.forms import Call, Factors, Form, Layer
 from rankfold.forms.setting import setting_of
-from rankfold.sites.attention import leave_fused_kernels_, without_fused_attention
-from rankfold.sites.factored import (
-    bottleneck_rows,
-    factored_layers,
-    factored_sites,
-    narrow_,
-    narrowable_sites,
-    narrower,
-    output_rows_alone,
-    pair,
-    positions,
-    weights_of,
-)
 from rankfold.sites.find import (
     FOLD_FIRST,
     NOT_SELECTED,
@@ -29,7 +16,20 @@ from rankfold.sites.find import (
 from rankfold.sites.foreign import QUANTIZED, check_ordinary, packed, stored, why_tensor
 from rankfold.sites.hooks import carry_hooks_
 from rankfold.sites.joint import joint, part_of, with_joint
-from rankfold.sites.linear import LinearLayer
+from rankfold.sites.kinds.attention import leave_fused_kernels_, without_fused_attention
+from rankfold.sites.kinds.factored import (
+    bottleneck_rows,
+    factored_layers,
+    factored_sites,
+    narrow_,
+    narrowable_sites,
+    narrower,
+    output_rows_alone,
+    pair,
+    positions,
+    weights_of,
+)
+from rankfold.sites.kinds.linear import LinearLayer
 from rankfold.sites.opened import hidden, opened, replace_, settle_
 from rankfold.sites.pretrained import is_pretrained, pretrained_parts
 from rankfold.sites.product import Product, factors_of, ordinary_class, products

@@ -10,7 +10,7 @@ from typing import Any
 from torch import nn
 
 from rankfold.forms import Form, Share
-from rankfold.sites.linear import LinearLayer
+from rankfold.sites.kinds.linear import LinearLayer
 from rankfold.sites.site import Joint, Site, SiteList
 
 

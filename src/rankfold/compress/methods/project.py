@@ -20,7 +20,7 @@ from rankfold.compress.methods.truncate import Truncate
 from rankfold.compress.statistics import SiteStatistics
 from rankfold.forms.layer import Side
 from rankfold.linalg import Projection, bias_from_inputs, bias_from_outputs, project, tails
-from rankfold.linalg.spatial import SpatialProjection, project_spatial
+from rankfold.linalg.on_data.spatial import SpatialProjection, project_spatial
 from rankfold.sites import Factors, Form, Site
 
 _MANY = 2  # rows for each direction: more need no ridge

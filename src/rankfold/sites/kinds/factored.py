@@ -20,9 +20,9 @@ from rankfold.layers.experts import LowRankEnter, LowRankLeave
 from rankfold.layers.residual import ResidualLinear
 from rankfold.layers.rounded import is_whole
 from rankfold.layers.shared import Shared
-from rankfold.sites.convolution import ConvLayer, read_convolution
 from rankfold.sites.find import sites
-from rankfold.sites.linear import LinearLayer, read_linear
+from rankfold.sites.kinds.convolution import ConvLayer, read_convolution
+from rankfold.sites.kinds.linear import LinearLayer, read_linear
 from rankfold.sites.patches import patches
 from rankfold.sites.site import Site, SiteList
 
