@@ -33,6 +33,7 @@ from rankfold.pipeline.needs import Needs, needs_of
 from rankfold.run.claim import claimed
 from rankfold.run.container import read_object
 from rankfold.run.files import write_atomically
+from rankfold.run.memory import steady
 from rankfold.run.progress import Tell, shown
 from rankfold.run.team import world_size
 from rankfold.sites import hidden, sites
@@ -152,6 +153,7 @@ def stream(
     began = time.perf_counter()
     with ExitStack() as stack:
         told, root, data = stack.enter_context(shown(tell)), hub.paged(folder), parts_of(data)
+        stack.enter_context(steady())
         PLACE.check(place)
         chosen = replace(settings, memory=memory, where=_Layers(root, settings.where))
         job = _Job(root, Path(folder), data, budgets, chosen, place, told)
