@@ -12,7 +12,7 @@ from torch import nn
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.nn.parameter import UninitializedParameter
 
-from rankfold.batches import evaluating, explained, tensors_in
+from rankfold.batches import evaluating, explained, tensors_in, unmasked
 from rankfold.costs.cost import Cost
 from rankfold.costs.counter import Counter
 from rankfold.costs.example import Example
@@ -97,7 +97,10 @@ def measure(model: nn.Module, example: Any, sites: SiteList | None = None) -> Tr
         except Exception as error:  # a stranger's forward may fail without values in any way; its own fault fails again
             parameter = next(model.parameters(), None)
             if parameter is not None and parameter.is_meta:
-                raise
+                bare = replace(example, kwargs=unmasked(example.kwargs))
+                if bare.kwargs.keys() == example.kwargs.keys():
+                    raise
+                return measure(model, bare, sites)
             failed = error if way is _really else failed
     assert failed is not None
     raise failed
