@@ -43,7 +43,7 @@ from rankfold.compress.statistics import calibrate, is_affordable
 from rankfold.costs import Cost, latencies
 from rankfold.costs.decoding import phased
 from rankfold.costs.table import LatencyTable
-from rankfold.sites import Form, Site, SiteList, opened
+from rankfold.sites import Form, Joint, Site, SiteList, opened
 
 Prices = Mapping[tuple[str, Form], Tensor]
 
@@ -209,22 +209,41 @@ class _Asked:
             candidates = {name: group[:1] for name, group in candidates.items()}
         if self._of_sites:  # counts no embeddings, and so leaves them alone
             candidates = {name: [] if known.sites[name].layer.lookup else group for name, group in candidates.items()}
+        if not getattr(self.rule, "across_groups", False) or any(isinstance(each, Latency) for each in self.budgets):
+            candidates = {name: [] if isinstance(known.sites[name], Joint) else c for name, c in candidates.items()}
         prices = {**self.prices, **met}
         return options(known.sites, candidates, prices, self.budgets, self.resource, known.counter)
 
     def solve(self, choices: Choices, limits: tuple[float, ...]) -> dict[str, Option]:
         if not self.asked:  # only energies or ranks were asked: the cheapest that satisfies them
-            return {name: min(group, key=lambda o: (o.costs, o.loss)) for name, group in choices.items()}
+            alone = {name: group for name, group in choices.items() if not isinstance(self.known.sites[name], Joint)}
+            return {name: min(group, key=lambda o: (o.costs, o.loss)) for name, group in alone.items()}
         names = [each.describe() for each in self.asked]
         if self._of_sites:
             names = [f"{b.kind} ≤ {b.keep:g} of the layers that can be factored" for b in resources(self.budgets)]
-        check_feasible(choices, limits, names, partial(self._obstacle, choices))
+        check_feasible(self._apart(choices), limits, names, partial(self._obstacle, choices))
         picked = self.rule.choose(choices, limits, self.known)
-        return check_picked(self.rule.name, picked, choices, limits, names)
+        groups = [each for each in self.known.sites.joint if each.name in picked]
+        taken = {name for each in groups for name in each.names}
+        left = {each.name for each in self.known.sites.joint} - {each.name for each in groups} | taken
+        offered = {name: group for name, group in choices.items() if name not in left}
+        return check_picked(self.rule.name, picked, offered, limits, names)
+
+    def _apart(self, choices: Choices) -> Choices:
+        """The choices, where those of a group and of its members are one: what each resource takes at least."""
+        found = dict(choices)
+        for each in self.known.sites.joint:
+            shared = found.pop(each.name, None)
+            if shared:
+                own = [found.pop(name) for name in each.names]
+                least = tuple(sum(min(costs) for costs in axis) for axis in zip(*map(_by_axis, own), strict=True))
+                found[each.name] = [*shared, Option(Form.KEEP, 0, 0.0, least)]
+        return found
 
     def _obstacle(self, choices: Choices, axis: int, lacking: float) -> str:
         """What stands in the way of the budget of ``axis``, which the cheapest choice exceeds by ``lacking``."""
         budget, known = resources(self.budgets)[axis], self.known
+        choices = {name: group for name, group in choices.items() if not isinstance(known.sites[name], Joint)}
         if not self._of_sites:
             return obstacle(known, choices, axis, budget, self._whole(budget), lacking)
         theirs = {site.name: choices[site.name] for site in self._factorable}
@@ -250,6 +269,10 @@ class _Asked:
 
 
 Choose = Callable[[Prices], Plan]
+
+
+def _by_axis(group: Sequence[Option]) -> list[tuple[float, ...]]:
+    return list(zip(*(option.costs for option in group), strict=True))
 
 
 def checked_names(names: Sequence[str], found: SiteList) -> None:
