@@ -7,6 +7,7 @@ import tracemalloc
 import numpy as np
 import pandas as pd
 import pytest
+from commands import failed, rankfold, succeeded
 
 from rankfold.recover import (
     AlternatingMinimization,
@@ -274,3 +275,29 @@ def test_implicit_least_squares_of_files_are_those_in_memory(tmp_path, monkeypat
         ImplicitFeedback("neighbours").fit(found)
     with pytest.raises(ValueError, match="lies in files: map the longer table"):
         far.partial_fit([(3, "i1")])
+
+
+def test_the_command_line_within_a_bound_of_memory(tmp_path):
+    rng = np.random.default_rng(0)
+    truth = rng.standard_normal((60, 2)) @ rng.standard_normal((2, 50))
+    rows, columns = np.nonzero(rng.random(truth.shape) < 0.5)
+    given = pd.DataFrame({"user": rows, "item": columns, "rating": truth[rows, columns]})
+    file, out, asked = tmp_path / "r.csv", tmp_path / "out", tmp_path / "asked.csv"
+    given[:-9].to_csv(file, index=False)
+    given[-9:].to_csv(asked, index=False)
+    common = (file, "--memory", "1GB", "--ranks", "4", "-o", out)
+    report = succeeded("recover", *common, "--test", asked, "--predict", asked, "--top", "2")
+    assert (report["rank"], report["entries"]) == (2, len(given) - 9)
+    assert report["held_out_error"] < 1e-6 > report["test"]["error"]
+    written = pd.read_csv(out / "predictions.csv").sort_values(["row", "column"])
+    assert np.allclose(written["predicted"], given[-9:].sort_values(["user", "item"])["rating"], atol=1e-4)
+    best = pd.read_csv(out / "top.csv")
+    taken = set(map(tuple, given[:-9][["user", "item"]].to_numpy()))
+    assert len(best) == 2 * 60
+    assert not taken & set(map(tuple, best[["row", "column"]].to_numpy()))
+    assert "MB were given: give more (--memory), or a smaller bound" in failed(
+        "recover", file, "--memory", "1MB", "-o", out
+    )
+    assert "--time is for ratings" in rankfold("recover", *common, "--time").stderr
+    assert "--memory is not for --implicit" in rankfold("recover", *common[:3], "--implicit").stderr
+    assert "the method is low-rank" in rankfold("recover", *common, "--methods", "ratings").stderr

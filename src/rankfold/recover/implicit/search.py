@@ -34,7 +34,7 @@ class Chosen:
 
     tried: tuple[Ranked, ...]
     tested: tuple[Ranked, ...]
-    differences: tuple[tuple[float, float], ...]
+    differences: tuple[tuple[float, float | None], ...]
     split: Split
 
     @property

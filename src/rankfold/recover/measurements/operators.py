@@ -264,6 +264,11 @@ def known_entries(operator: Operator, y: Array) -> tuple[np.ndarray, np.ndarray,
     return None
 
 
+def stored(operator: Operator, y: Array) -> Array:
+    """Measurements that are asked for many times: those that are computed anew each time go into a file."""
+    return operator.stored(y) if isinstance(y, Lazy) else y  # type: ignore[attr-defined] # as it has `apart`
+
+
 def entry_counts(operator: Operator) -> tuple[np.ndarray, np.ndarray] | None:
     """How many entries each row and each column has, where ``operator`` observes single entries; else None."""
     if isinstance(operator, Entries):

@@ -6,7 +6,9 @@ each. The products are those of `Entries`, block by block.
 
 from __future__ import annotations
 
+import tempfile
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -22,12 +24,13 @@ JUDGED = 1 << 19  # entries held out of very many at most: these are in memory
 @dataclass(frozen=True, eq=False)
 class Files:
     """A table by rows: where each row starts (m + 1,), and the columns (count,) int32 and values of its entries, which
-    may be memory-mapped."""
+    may be memory-mapped. ``place``: a folder for scratch, by default that of the system."""
 
     shape: tuple[int, int]
     starts: np.ndarray
     columns: np.ndarray
     values: np.ndarray
+    place: Path | None = None
 
 
 class StreamedEntries(Entries):
@@ -65,6 +68,15 @@ class StreamedEntries(Entries):
 
     def ones(self, kind: Array) -> Lazy:
         return Lazy(self.blocks, lambda b: np.ones(b.entries.stop - b.entries.start, kind.dtype), kind.dtype)
+
+    def stored(self, y: Lazy) -> Lazy:
+        """The numbers ``y`` in a nameless file, for what is asked for many times."""
+        with tempfile.TemporaryFile(dir=self.files.place) as file:
+            for block in y.blocks:
+                file.write(y.of(block).tobytes())
+            file.flush()
+            held = np.memmap(file, dtype=y.dtype, mode="r", shape=y.shape).view(np.ndarray)
+        return Lazy(self.blocks, lambda block: held[block.entries], y.dtype)
 
     def push(self, left: Array, right: Array) -> Lazy:
         turned = np.ascontiguousarray(right.T)
