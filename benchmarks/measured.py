@@ -40,15 +40,15 @@ STAGES: dict[str, At] = {
     "plan": ("/planner.py", "plan"),
     "statistics (of plan)": ("/statistics.py", "calibrate"),
     "output metrics (of statistics)": ("/metric.py", "output_metrics"),
-    "copies compressed and repaired": ("pipeline/repair.py", "compressed_copy"),
+    "copies compressed and repaired": ("pipeline/compression/repair.py", "compressed_copy"),
     "BatchNorm repair (of copies)": (("/batchnorm.py", "compress/repair.py"), "reestimate_"),
-    "curve": ("pipeline/curve.py", "quality_curve"),
+    "curve": ("pipeline/compression/curve.py", "quality_curve"),
     "evaluations": ("train/evaluation.py", "evaluate"),
-    "figures": ("pipeline/measure.py", "figures"),
+    "figures": ("pipeline/compression/measure.py", "figures"),
     "latencies (of figures)": ("rankfold/costs.py", "latencies"),
     "bottlenecks": ("/bottlenecks.py", "bottlenecks"),
-    "errors of layers": ("pipeline/heldout.py", "layer_errors"),
-    "page": ("pipeline/delivery.py", "write_page"),
+    "errors of layers": ("pipeline/compression/heldout.py", "layer_errors"),
+    "page": ("pipeline/compression/delivery.py", "write_page"),
 }
 
 

@@ -21,7 +21,7 @@ import rankfold as rf
 from rankfold import zoo
 from rankfold.compress.planning.profile import Calibration
 from rankfold.pipeline import calibration_part
-from rankfold.pipeline.repair import compressed_copy
+from rankfold.pipeline.compression.repair import compressed_copy
 
 
 def main() -> None:

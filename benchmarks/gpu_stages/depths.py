@@ -19,9 +19,9 @@ from rankfold.costs import model_cost
 from rankfold.papers.lorita.truncation import RULES, by_kind, curve, decomposed, needed
 from rankfold.pipeline import calibration_part
 from rankfold.train import Augment
-from rankfold.zoo.resnet import CifarResNet
-from rankfold.zoo.vgg import VGG
-from rankfold.zoo.vit import ViT
+from rankfold.zoo.networks.resnet import CifarResNet
+from rankfold.zoo.networks.vgg import VGG
+from rankfold.zoo.networks.vit import ViT
 
 TRAINING, LATER = 0.75, 45  # share of the time for training; seconds below which nothing more is compressed
 MOST_EPOCHS = 100

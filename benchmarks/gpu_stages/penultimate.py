@@ -14,7 +14,7 @@ from gpu_stages.depths import CNN
 from gpu_stages.stage import Context, stage
 from rankfold import zoo
 from rankfold.papers.cdln.families import VIT, Case, build
-from rankfold.zoo.vgg import VGG
+from rankfold.zoo.networks.vgg import VGG
 
 VARIANTS = ("plain", "dln", "c-dln", "c-dln-gradient")
 RANK = 10

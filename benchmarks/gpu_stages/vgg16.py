@@ -14,7 +14,7 @@ from gpu_stages.stage import Context, stage
 from rankfold import zoo
 from rankfold.costs import model_cost
 from rankfold.pipeline import calibration_part
-from rankfold.zoo.vgg import VGG
+from rankfold.zoo.networks.vgg import VGG
 
 KEPT = (0.5, 0.3, 0.15)  # of the FLOPs
 SHARE = 0.6  # of the time for training; what is left compresses and fine-tunes

@@ -63,7 +63,7 @@ from rankfold.objectives import (
     TokenClassification,
     objective,
 )
-from rankfold.pipeline.advice import Advice, advise
+from rankfold.pipeline.advice.look import Advice, advise
 from rankfold.pipeline.quality.smallest import Smallest, smallest
 from rankfold.pipeline.robustness.study import Robustness, robustness
 from rankfold.pipeline.slicing import slice_

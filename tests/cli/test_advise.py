@@ -18,8 +18,8 @@ import rankfold as rf
 from rankfold.cli.main import app
 from rankfold.costs import Cost
 from rankfold.objectives import Figure
-from rankfold.pipeline.advice import Advice, Saved, Tried
-from rankfold.pipeline.advising import commands, sentences
+from rankfold.pipeline.advice.look import Advice, Saved, Tried
+from rankfold.pipeline.advice.words import commands, sentences
 from rankfold.train import counted
 
 ACCURACY = Figure("accuracy", 0.9, unit="fraction")
@@ -167,7 +167,7 @@ def test_from_the_command_line(tmp_path) -> None:
 
 
 def test_the_passes_over_validation_are_one_for_each_network(monkeypatch: pytest.MonkeyPatch) -> None:
-    from rankfold.pipeline import advice as module
+    from rankfold.pipeline.advice import look as module
 
     seen = []
     monkeypatch.setattr(module, "counted", lambda *a, **k: seen.append(1) or counted(*a, **k))

@@ -366,7 +366,7 @@ def test_demo_proves_what_it_saved(tmp_path, monkeypatch):
     monkeypatch.setattr(demo, "EPOCHS", 2)
     monkeypatch.setattr(demo, "FINETUNE_EPOCHS", 1)
     monkeypatch.setattr(demo, "SAMPLES", 128)
-    monkeypatch.setattr("rankfold.pipeline.job.quality_curve", lambda *_, **__: iter(()))
+    monkeypatch.setattr("rankfold.pipeline.compression.job.quality_curve", lambda *_, **__: iter(()))
     out = tmp_path / "demo"
     result = rankfold("demo", "--out", out)
     assert result.exit_code == 0, result.stderr

@@ -10,8 +10,8 @@ from digits import digits, trained
 
 import rankfold as rf
 from rankfold.pipeline import Settings, Tell, compress
-from rankfold.pipeline.curve import KEPT
-from rankfold.pipeline.repair import compressed_copy
+from rankfold.pipeline.compression.curve import KEPT
+from rankfold.pipeline.compression.repair import compressed_copy
 
 DECOMPOSITIONS = ("eigh", "svd", "svdvals", "eigvalsh")
 
@@ -52,7 +52,12 @@ def counts(monkeypatch):
         kept.append(model)
         return "evaluate", id(model), splits[id(split)]
 
-    for place in ("pipeline.job", "pipeline.repair", "pipeline.measure", "train.fit"):
+    for place in (
+        "pipeline.compression.job",
+        "pipeline.compression.repair",
+        "pipeline.compression.measure",
+        "train.fit",
+    ):
         counted(importlib.import_module(f"rankfold.{place}"), "evaluate", what)
     counted(rf.Sequential, "solve", "fits")
     return found
@@ -120,7 +125,7 @@ def test_an_interrupted_run_decomposes_again_only_what_it_factors(counts, tmp_pa
     def stopped(*args, **kwargs):
         raise KeyboardInterrupt
 
-    network, module = trained(), importlib.import_module("rankfold.pipeline.job")
+    network, module = trained(), importlib.import_module("rankfold.pipeline.compression.job")
     with monkeypatch.context() as patch:
         patch.setattr(module, "save_result", stopped)
         with pytest.raises(KeyboardInterrupt):
@@ -148,7 +153,7 @@ def test_layers_that_are_fitted_one_after_another_tell_their_count_beforehand(co
 def test_the_count_notices_a_job_that_decomposes_again(counts, tmp_path, monkeypatch):
     """What the counts above are worth: without the profile the copies are factored anew."""
     real = compressed_copy
-    for place in ("pipeline.job", "pipeline.curve"):
+    for place in ("pipeline.compression.job", "pipeline.compression.curve"):
         module = importlib.import_module(f"rankfold.{place}")
         monkeypatch.setattr(module, "compressed_copy", lambda *a, profile, **k: real(*a, profile=None, **k))
     with pytest.raises(AssertionError):

@@ -10,10 +10,10 @@ from typer.testing import CliRunner
 from rankfold.cli.main import app
 from rankfold.costs.machine import Machine
 from rankfold.costs.table import LatencyTable
-from rankfold.pipeline import health
-from rankfold.pipeline import paying as pay
-from rankfold.pipeline.health import examine
-from rankfold.pipeline.paying import FRACTIONS, Pays, paying, spots
+from rankfold.pipeline.advice import health
+from rankfold.pipeline.advice import paying as pay
+from rankfold.pipeline.advice.health import examine
+from rankfold.pipeline.advice.paying import FRACTIONS, Pays, paying, spots
 
 
 def invoke(*arguments: str) -> str:

@@ -14,7 +14,7 @@ from digits import digits, tiny
 import rankfold as rf
 import rankfold.pipeline.quality.smallest as smallest_module
 from rankfold.pipeline import Settings, Tell, compress
-from rankfold.pipeline.job import _Job
+from rankfold.pipeline.compression.job import _Job
 from rankfold.pipeline.quality.halves import halves
 from rankfold.store import StoreError
 
@@ -111,7 +111,7 @@ def test_a_run_interrupted_after_the_search_takes_its_plan_and_judges_a_changed_
 
 
 def test_what_is_wrong_is_refused_before_anything_is_measured(monkeypatch):
-    monkeypatch.setattr("rankfold.pipeline.job.profile", None)
+    monkeypatch.setattr("rankfold.pipeline.compression.planned.profile", None)
     part = SimpleNamespace(train=digits().train, validation=None, test=None)
     with pytest.raises(ValueError, match="validation data: a NoneType"):
         compress(tiny(), part, settings=ASKED)

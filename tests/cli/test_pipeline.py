@@ -13,8 +13,9 @@ from digits import digits, tiny, trained
 from torch import nn
 
 import rankfold as rf
-import rankfold.pipeline.curve as curve_module
-import rankfold.pipeline.job as job_module
+import rankfold.pipeline.compression.curve as curve_module
+import rankfold.pipeline.compression.job as job_module
+import rankfold.pipeline.compression.planned as planned_module
 from rankfold.compress.methods.project import Project
 from rankfold.compress.planning.apply import apply_
 from rankfold.compress.planning.planner import plan
@@ -35,6 +36,7 @@ from rankfold.pipeline import (
     quality_curve,
     write_analysis,
 )
+from rankfold.pipeline.compression.remarks import samples_known
 from rankfold.sites import fingerprint
 from rankfold.store import StoreError, load
 from rankfold.train import TrainingError, evaluate
@@ -96,7 +98,7 @@ def test_what_was_saved_computes_the_same(finished):
 
 def test_the_same_call_reads_a_finished_run_back(finished, monkeypatch):
     network, result, directory = finished
-    monkeypatch.setattr(job_module, "profile", None)
+    monkeypatch.setattr(planned_module, "profile", None)
     again = compress(network, digits(), "flops=0.2", settings=TUNED, directory=directory)
     assert again.to_dict() == result.to_dict()
     assert again.before.latencies == result.before.latencies
@@ -134,7 +136,7 @@ def test_restart_replaces_a_run_and_nothing_else(tmp_path, monkeypatch):
     network = tiny()
     compress(network, digits(), "flops=0.5", settings=QUICK, directory=tmp_path)
     (tmp_path / "notes.txt").write_text("mine")
-    monkeypatch.setattr(job_module, "profile", None)
+    monkeypatch.setattr(planned_module, "profile", None)
     with pytest.raises(TypeError):
         compress(network, digits(), "flops=0.2", settings=QUICK, directory=tmp_path, restart=True)
     monkeypatch.undo()
@@ -166,7 +168,7 @@ def test_an_interrupted_run_goes_on_and_ends_with_the_very_same_weights(tmp_path
     with pytest.raises(KeyboardInterrupt):
         compress(network, digits(), "flops=0.2", settings=TUNED, directory=tmp_path, tell=Tell(say=stop))
     assert not (tmp_path / "result.json").exists()
-    monkeypatch.setattr(job_module, "profile", None)  # the plan is not made again
+    monkeypatch.setattr(planned_module, "profile", None)  # the plan is not made again
     said.clear()
     result = compress(network, digits(), "flops=0.2", settings=TUNED, directory=tmp_path, tell=Tell(say=said.append))
     assert not any("epoch 1 of 3" in sentence for sentence in said)
@@ -230,10 +232,10 @@ def test_knowing_samples_too_well_is_said_where_it_is_no_chance(known, new, samp
     def scored(share: float, count: int) -> Evaluation:
         return Evaluation((Figure("accuracy", share, True, "fraction"),), 0.1, count)
 
-    remark = job_module._known_samples(scored(known, samples), scored(new, 449), [None] * samples, "test")
+    remark = samples_known(scored(known, samples), scored(new, 449), [None] * samples, "test")
     assert bool(remark) == told
     # positions of one sample are no samples of their own
-    assert not job_module._known_samples(scored(1.0, 14 * 500), scored(0.9, 449), [None] * 14, "test")
+    assert not samples_known(scored(1.0, 14 * 500), scored(0.9, 449), [None] * 14, "test")
 
 
 @pytest.mark.parametrize("settings", [{"samples": 0}, {"finetune": -1}])
@@ -361,7 +363,8 @@ def test_figures_time_every_batch_size_and_count_the_whole_model():
 def test_one_structure_has_one_time(monkeypatch):
     clock = iter(range(1, 9))
     monkeypatch.setattr(
-        "rankfold.pipeline.measure.latencies", lambda models, example, batch: {name: next(clock) for name in models}
+        "rankfold.pipeline.compression.measure.latencies",
+        lambda models, example, batch: {name: next(clock) for name in models},
     )
     network = tiny()
     again = copy.deepcopy(network)
@@ -454,7 +457,7 @@ def test_analysis_files_hold_every_site(tmp_path):
 
 
 def test_the_curve_is_drawn_from_a_few_validation_samples_and_says_so(tmp_path, monkeypatch):
-    monkeypatch.setattr("rankfold.pipeline.job.SAMPLES", 40)
+    monkeypatch.setattr("rankfold.pipeline.compression.job.SAMPLES", 40)
     seen, real = [], curve_module.compressed_copy
 
     def copied(model, plan, calibration, validation, **how):

@@ -16,8 +16,8 @@ from digits import digits, tiny, trained
 from torch import nn
 
 import rankfold as rf
-from rankfold.pipeline import offers as module
-from rankfold.pipeline.offers import offers
+from rankfold.pipeline.compression import offers as module
+from rankfold.pipeline.compression.offers import offers
 from rankfold.report import CurvePoint, LayerRow, Offer, OfferedLayer, ReportData, SearchShown, TriedPoint, render
 from rankfold.report.budget import digest, nearest, payload, script
 

@@ -24,9 +24,9 @@ from rankfold.compress.methods.sequential import Sequential
 from rankfold.compress.planning.profile import Calibration
 from rankfold.compress.statistics import SiteStatistics, calibrate
 from rankfold.costs import evaluating
-from rankfold.linalg.cross_moments import CrossMoments
+from rankfold.linalg.on_data.cross_moments import CrossMoments
+from rankfold.linalg.on_data.ridge import RIDGES, Ridge, anchored_path, choose_ridge
 from rankfold.linalg.programs.maxnorm import nuclear_max_norm
-from rankfold.linalg.ridge import RIDGES, Ridge, anchored_path, choose_ridge
 from rankfold.observe import Chain, Samples, Span
 from rankfold.pipeline import layer_errors
 from rankfold.sites import opened, sites

@@ -11,7 +11,7 @@ from torch import nn
 
 import rankfold as rf
 from rankfold.layers import DynamicTucker, TuckerConv
-from rankfold.linalg.tucker import frames
+from rankfold.linalg.manifold.tucker import frames
 
 CONVOLUTIONS = [kind for kind in LAYERS if "linear" not in kind]
 

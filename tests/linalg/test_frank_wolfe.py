@@ -6,7 +6,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from rankfold.linalg.frank_wolfe import direction, moved
+from rankfold.linalg.manifold.frank_wolfe import direction, moved
 
 
 def projected(target: Tensor, radius: float) -> Tensor:

@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from rankfold.linalg import tails
-from rankfold.linalg.bottleneck import narrow, root_of, spread, triangle
+from rankfold.linalg.on_data.bottleneck import narrow, root_of, spread, triangle
 
 
 def draw(seed: int, samples: int, rank: int, outputs: int, groups: int | None = None) -> tuple[Tensor, Tensor, Tensor]:

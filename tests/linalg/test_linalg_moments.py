@@ -118,7 +118,7 @@ def test_states_that_do_not_fit_are_refused():
 def test_many_blocks_are_one(monkeypatch):
     x = rows((50, 4), 3, 2.0)
     whole = Moments(4).update(x).covariance_sum
-    monkeypatch.setattr("rankfold.linalg.moments._BLOCK_ELEMENTS", 28)
+    monkeypatch.setattr("rankfold.linalg.on_data.moments._BLOCK_ELEMENTS", 28)
     torch.testing.assert_close(Moments(4).update(x).covariance_sum, whole)
 
 

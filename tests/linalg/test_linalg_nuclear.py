@@ -17,8 +17,8 @@ from rankfold.linalg import (
     shrink_to_ball,
     squared_error,
 )
+from rankfold.linalg.on_data.regression import column_space
 from rankfold.linalg.programs.proximal import project_nuclear_ball
-from rankfold.linalg.regression import column_space
 
 with warnings.catch_warnings():
     warnings.simplefilter("ignore")

@@ -8,6 +8,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from rankfold.linalg import nuclear_fit_rows, nuclear_max_norm, recovery_bounds
+from rankfold.linalg.on_data.regression import column_space
 from rankfold.linalg.programs.entrywise import Tobit
 from rankfold.linalg.recovery_bounds import (
     approximate_rank,
@@ -23,7 +24,6 @@ from rankfold.linalg.recovery_bounds import (
     relu_mse_rate,
     relu_slope_bound,
 )
-from rankfold.linalg.regression import column_space
 
 seeds = st.integers(0, 2**31)
 

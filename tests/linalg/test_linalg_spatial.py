@@ -8,7 +8,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
-from rankfold.linalg.spatial import project_spatial
+from rankfold.linalg.on_data.spatial import project_spatial
 
 SIZES = st.tuples(st.integers(1, 5), st.integers(1, 4), st.integers(2, 3), st.integers(2, 4))
 

@@ -5,9 +5,9 @@ from itertools import pairwise
 import pytest
 import torch
 
-from rankfold.linalg import tangent
 from rankfold.linalg.errors import NonFiniteError
-from rankfold.linalg.tangent import Triple
+from rankfold.linalg.manifold import tangent
+from rankfold.linalg.manifold.tangent import Triple
 
 GRADED = (1.0, 0.3, 1e-3, 1e-9)
 

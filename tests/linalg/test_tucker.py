@@ -3,9 +3,9 @@
 import pytest
 import torch
 
-from rankfold.linalg import tucker
 from rankfold.linalg.errors import NonFiniteError
-from rankfold.linalg.tucker import TuckerPoint
+from rankfold.linalg.manifold import tucker
+from rankfold.linalg.manifold.tucker import TuckerPoint
 
 SHAPES = [(12, 7, 3, 3), (6, 10, 5), (9, 4, 2, 2, 2)]
 
@@ -128,7 +128,7 @@ def test_descent_finds_the_ranks_of_the_target():
         after = stepped(wide, rate * move)
         losses = [0.5 * float((x.product - target).square().sum()) for x in (now, after)]
         assert losses[1] <= losses[0] - rate * (1 - rate / 2) * float(move.square().sum()) + 1e-12
-        from rankfold.linalg.tangent import rank_within
+        from rankfold.linalg.manifold.tangent import rank_within
 
         now, _ = after.truncated(rank_within(after.spectrum, 1e-3))
     assert now.core.shape[:2] == (3, 2)

@@ -14,7 +14,7 @@ from rankfold.compress.methods import method_named
 from rankfold.compress.statistics import calibrate
 from rankfold.layers import LowRankEmbedding, PivotedEmbedding
 from rankfold.sites import Form, sites
-from rankfold.sites.embedding import read_embedding
+from rankfold.sites.kinds.embedding import read_embedding
 from rankfold.testing import check_reader
 
 ROWS, WIDTH = 40, 12

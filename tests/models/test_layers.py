@@ -14,8 +14,8 @@ from torch.utils.flop_counter import FlopCounterMode
 from rankfold.forms.geometry import ChannelFolding, Plain
 from rankfold.layers import LowRankConv, LowRankLinear, SplitAttention
 from rankfold.sites import Call, Factors, Form, Site, opened, sites
-from rankfold.sites.convolution import ConvLayer
-from rankfold.sites.linear import LinearLayer
+from rankfold.sites.kinds.convolution import ConvLayer
+from rankfold.sites.kinds.linear import LinearLayer
 from rankfold.testing import check_site
 
 

@@ -11,7 +11,7 @@ from rankfold import zoo
 from rankfold.batches import evaluating, forward, tensors_in
 from rankfold.observe import AnotherWay, Replay, find_chain
 from rankfold.sites import opened, sites
-from rankfold.zoo.vit import ViT
+from rankfold.zoo.networks.vit import ViT
 
 
 def chain_of(model, batch, **how):

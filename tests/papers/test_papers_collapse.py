@@ -20,7 +20,7 @@ from rankfold.record import SpectrumRecorder
 from rankfold.run.cells import Kept
 from rankfold.train import Recipe
 from rankfold.zoo import load_data
-from rankfold.zoo.fcn import FCN
+from rankfold.zoo.networks.fcn import FCN
 
 NAMES = [name for name in EXPERIMENTS if name.startswith(("nrc-", "collapse-")) and not name.endswith("-full")]
 

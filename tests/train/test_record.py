@@ -13,7 +13,7 @@ from torch import nn
 from torch.nn.utils import parametrize
 
 import rankfold as rf
-from rankfold.linalg.subspaces import subspace_distance
+from rankfold.linalg.manifold.subspaces import subspace_distance
 from rankfold.record import RecordError, recorder
 from rankfold.record.measure import measure
 

@@ -12,8 +12,8 @@ from torch import Tensor, nn
 from rankfold.adapt.debora import atomic_layers
 from rankfold.adapt.layer import AtomicLayer
 from rankfold.linalg.errors import NonFiniteError
-from rankfold.linalg.frank_wolfe import Direction, direction, moved
 from rankfold.linalg.leading import leading
+from rankfold.linalg.manifold.frank_wolfe import Direction, direction, moved
 from rankfold.sites import Form
 from rankfold.train.step.around import Around
 

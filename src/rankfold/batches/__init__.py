@@ -103,6 +103,12 @@ def _inner(model: nn.Module) -> nn.Module:
         model = inner
 
 
+def unmasked(named: Any) -> Any:
+    """A mapping of inputs without its masks; anything else as it is. Code of a model looks into the values of masks to
+    see whether it may leave them out; which modules are called with which shapes does not depend on it."""
+    return {k: x for k, x in named.items() if "mask" not in k} if isinstance(named, Mapping) else named
+
+
 def labels_of(batch: Any) -> Any:
     """The targets in a batch, usually a tensor; None where there are none."""
     if isinstance(batch, Mapping):

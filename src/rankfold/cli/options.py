@@ -273,7 +273,8 @@ FormNames = Annotated[
         "--forms",
         metavar="NAMES",
         help="Which forms are weighed, with commas between them: factored, pivoted, spatial, and in whole numbers "
-        "int8 and residual (low rank over int4), which only --budget bytes=… has reason to take; or all.",
+        "int8 and residual (low rank over int4), which only --budget bytes=… has reason to take; shared: one factor "
+        "of all layers that read one tensor; or all.",
         show_default=False,
         callback=_forms,
     ),

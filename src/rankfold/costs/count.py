@@ -5,18 +5,18 @@ from __future__ import annotations
 import copy
 import warnings
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 from torch import nn
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.nn.parameter import UninitializedParameter
 
-from rankfold.batches import evaluating, explained, tensors_in
+from rankfold.batches import evaluating, explained, tensors_in, unmasked
 from rankfold.costs.cost import Cost
 from rankfold.costs.counter import Counter
 from rankfold.costs.example import Example
-from rankfold.costs.reads import Calls, WeightReads
+from rankfold.costs.reads import Calls, Read, WeightReads
 from rankfold.layers.rounded import WholeNumbers
 from rankfold.sites import Call, Form, Site, SiteList, opened, packed, stored, unwrap
 
@@ -33,13 +33,15 @@ class Traced:
     """What one forward told. ``flops``: of one sample. ``calls``: of every site, with their shapes.
 
     ``calls`` hold reads of a weight too that a factored layer answers at the thin cost. ``others``: sites whose weight
-    is read in another way, with the reason for keeping them. ``unknown``: operations that nobody can count.
+    is read in another way, with the reason for keeping them. ``unknown``: operations that nobody can count. ``read``:
+    what each call of a site was given; equal for one tensor, and for views of the same numbers in the same shape.
     """
 
     flops: int
     calls: Mapping[str, Sequence[Call]]
     others: Mapping[str, str]
     unknown: tuple[str, ...]
+    read: Mapping[str, Sequence[Read]] = field(default_factory=dict)
 
     def kept(self, sites: SiteList) -> SiteList:
         """The sites, of which those in ``others`` can only be kept."""
@@ -47,7 +49,7 @@ class Traced:
             site if why is None else replace(site, forms=frozenset({Form.KEEP}), note=why)
             for site, why in ((site, self.others.get(site.name)) for site in sites)
         ]
-        return SiteList(tuple(items), sites.left_out)
+        return replace(sites, items=tuple(items))
 
     @property
     def notes(self) -> tuple[str, ...]:
@@ -68,7 +70,7 @@ def _count(model: nn.Module, example: Example, sites: Sequence[Site]) -> Traced:
         model(*example.args, **example.kwargs)
     seen = {s.name: [*calls.seen.get(s.name, ()), *reads.calls.get(s.name, ())] for s in sites}
     seen = {name: found for name, found in seen.items() if found}
-    return Traced(counter.total, seen, dict(reads.others), tuple(sorted(counter.unknown)))
+    return Traced(counter.total, seen, dict(reads.others), tuple(sorted(counter.unknown)), dict(calls.read))
 
 
 def _ghost(model: nn.Module) -> nn.Module:
@@ -95,7 +97,10 @@ def measure(model: nn.Module, example: Any, sites: SiteList | None = None) -> Tr
         except Exception as error:  # a stranger's forward may fail without values in any way; its own fault fails again
             parameter = next(model.parameters(), None)
             if parameter is not None and parameter.is_meta:
-                raise
+                bare = replace(example, kwargs=unmasked(example.kwargs))
+                if bare.kwargs.keys() == example.kwargs.keys():
+                    raise
+                return measure(model, bare, sites)
             failed = error if way is _really else failed
     assert failed is not None
     raise failed

@@ -114,11 +114,16 @@ _HARMLESS = LOOKS | {
 }  # fmt: skip
 
 
+Read = tuple[Any, ...]  # equal for the very same numbers in the same shape, by memory and version
+
+
 class Calls:
     """Calls of the sites' layers with their shapes, within a block; ``reads.inside`` holds those that are running."""
 
     def __init__(self, layers: Sequence[tuple[Site, nn.Module]], reads: WeightReads) -> None:
         self.seen: dict[str, list[Call]] = defaultdict(list)
+        self.read: dict[str, list[Read]] = defaultdict(list)  # what each layer was given
+        self._alive: list[Any] = []  # an address is that of one memory only while it lives
         self._layers, self._reads = layers, reads
         self._stack = ExitStack()
 
@@ -137,7 +142,17 @@ class Calls:
         self._stack.close()
 
     def _enter(self, name: str) -> Callable[..., None]:
-        return lambda module, args, kwargs: self._reads.inside.add(name)
+        def enter(module: nn.Module, args: Any, kwargs: Any) -> None:
+            self._reads.inside.add(name)
+            given = first_of(args, kwargs)
+            if isinstance(given, Tensor):
+                memory = given.untyped_storage()
+                self._alive.append(memory)
+                version = -1 if given.is_inference() else given._version
+                place = (memory._cdata, given.storage_offset(), version)
+                self.read[name].append((*place, tuple(given.shape), given.stride(), given.dtype))
+
+        return enter
 
     def _leave(self, name: str) -> Callable[..., None]:
         def leave(module: nn.Module, args: Any, kwargs: Any, output: Any) -> None:

@@ -12,6 +12,6 @@ from rankfold.forms import (  # noqa: F401  # they register themselves
     tucker,
 )
 from rankfold.forms.form import Call, Factors, Form, form_named, offered, register
-from rankfold.forms.layer import Convolution, Layer, Side
+from rankfold.forms.layer import Convolution, Layer, Share, Side
 
-__all__ = ["Call", "Convolution", "Factors", "Form", "Layer", "Side", "form_named", "offered", "register"]
+__all__ = ["Call", "Convolution", "Factors", "Form", "Layer", "Share", "Side", "form_named", "offered", "register"]

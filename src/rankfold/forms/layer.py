@@ -31,6 +31,16 @@ class Convolution:
         return prod(self.kernel)
 
 
+@dataclass(frozen=True)
+class Share:
+    """What one layer of a group has of the group's matrix, ``total`` outputs in all: the ``first`` one holds the shared
+    factor; ``rows``: how many of its outputs that factor gives itself."""
+
+    total: int
+    rows: int
+    first: bool
+
+
 class Layer:
     """How one type of layer is read, counted and rebuilt. The only objects that know a layer's type.
 
@@ -42,6 +52,8 @@ class Layer:
     has_bias: bool
     stored_transposed: bool = False  # the parameter is Wᵀ
     lookup: bool = False  # rows are picked, not multiplied: an embedding
+    members: tuple[int, ...] = ()  # outputs of the layers of a group that reads one tensor, whose matrix this is
+    share: Share | None = None  # of a layer that shares its first factor with others of a group
     experts: int = 0  # whose matrices lie below one another, or side by side, in the matrix of this layer
     entering: bool = False  # of experts: below one another, and so multiplied by one input
     whole: bool = False  # moments of inputs and the metric of outputs are taken whole: not all factors are the weight's

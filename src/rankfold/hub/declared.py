@@ -14,7 +14,8 @@ from rankfold.sites import Form, pretrained_parts
 
 class Decision(NamedTuple):
     """What became of one site. ``parameter``: the name that its weight had, with the path. ``alike``: the layer is of
-    the kind and shapes that the architecture gives it, only filled anew."""
+    the kind and shapes that the architecture gives it, only filled anew. ``first``: the site that holds the factor that
+    this one shares, which gives ``rows`` of its outputs."""
 
     site: str
     parameter: str
@@ -22,6 +23,13 @@ class Decision(NamedTuple):
     rank: int
     bias: bool
     alike: bool = False
+    first: str = ""
+    rows: int = 0
+
+    def told(self, start: str) -> dict[str, Any]:
+        """What the configuration says of it; names without ``start``."""
+        shared = {"first": self.first.removeprefix(start), "rows": self.rows} if self.first else {}
+        return {"form": str(self.form), "rank": self.rank, "bias": self.bias, **shared}
 
 
 def declare_(root: nn.Module, decisions: Sequence[Decision]) -> None:
@@ -46,7 +54,7 @@ def _declare_one_(model: Any, own: Mapping[str, Decision], start: str) -> None:
     body = f"{getattr(model, 'base_model_prefix', '')}."  # what is loaded whichever head it is to have
     poisons = [each.parameter.removeprefix(start) for each in own.values() if each.form is not Form.DENSE]
     poisons.sort(key=lambda name: not name.startswith(body))
-    sites = {name: {"form": str(each.form), "rank": each.rank, "bias": each.bias} for name, each in own.items()}
+    sites = {name: each.told(start) for name, each in own.items()}
     earlier: Any = RankfoldConfig() if before is None else before.quantization_config
     config = RankfoldConfig(earlier.sites | sites, earlier.poison or next(iter(poisons), ""))
     model.hf_quantizer = RankfoldQuantizer(config)

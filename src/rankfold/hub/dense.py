@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from rankfold.hub.declared import check_ours
 from rankfold.hub.errors import HubError
 from rankfold.hub.quantizer import RankfoldQuantizer
+from rankfold.layers.shared import SharedNext
 from rankfold.sites import opened
 
 
@@ -95,4 +96,6 @@ def _multiplied_out(small: nn.Module, dense: nn.Module, named: Any) -> dict[str,
 def _values(layer: Any) -> Tensor:
     """The dense weight as the architecture stores it, formed in float64."""
     wide = copy.deepcopy(layer).double()
+    if isinstance(wide, SharedNext):
+        wide.first.double()
     return wide.weight.clone()

@@ -10,7 +10,8 @@ fits nothing. The plug-in leaves it out when it loads, and puts it in again when
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping
+from collections import defaultdict
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import torch
@@ -20,9 +21,10 @@ from transformers.quantizers.base import HfQuantizer
 from transformers.utils.quantization_config import QuantizationConfigMixin
 
 from rankfold.hub.errors import HubError
+from rankfold.layers.shared import join_
 from rankfold.run.container import checked
 from rankfold.run.pretrained import METHOD
-from rankfold.sites import Form, Site, SiteList, leave_fused_kernels_, opened, replace_, settle_, sites
+from rankfold.sites import Form, Site, SiteList, leave_fused_kernels_, opened, part_of, replace_, settle_, sites
 
 FORMAT = 1
 
@@ -129,6 +131,8 @@ def _names_here(
             absent.append(name)
         else:
             found[place] = dict(decision)
+            if "first" in decision:
+                found[place]["first"] = here(decision["first"], decision["first"]) or decision["first"]
     same = type(model).__name__ in (getattr(model.config, "architectures", None) or ())
     if absent and (same or not found):  # where another class was asked for, it may lack a pooler or a head
         raise HubError(f"config.json: {absent[0]} is factored there, and {type(model).__name__} has no such layer")
@@ -141,18 +145,33 @@ def shape_(model: nn.Module, decisions: Mapping[str, Mapping[str, Any]]) -> None
     settle_(model, decisions)
     leave_fused_kernels_(model, decisions)
     here = sites(model)
+    groups: dict[str, list[str]] = defaultdict(list)
+    for name, decision in decisions.items():
+        if "first" in decision:
+            groups[decision["first"]].append(name)
+    for names in groups.values():
+        names.sort(key=[site.name for site in here].index)
+    made: dict[str, Any] = {}
     for name, decision in decisions.items():
         if name not in {site.name for site in here}:  # a factor of a layer that was just made
             here = sites(model)
-        site, form, rank, bias = _understood(here, name, decision)
+        members = groups.get(decision.get("first", ""), [])
+        site, form, rank, bias = _understood(here, name, decision, members)
         old = model.get_submodule(name)
-        new = site.layer.skeleton(old, form, rank, bias)
-        replace_(model, old, new.train(old.training))
+        made[name] = site.layer.skeleton(old, form, rank, bias)
+        replace_(model, old, made[name].train(old.training))
+    for names in groups.values():
+        for number, name in enumerate(names):
+            join_(made[name], made[names[0]], number, len(names))
 
 
-def _understood(here: SiteList, name: str, decision: Mapping[str, Any]) -> tuple[Site, Form, int, bool]:
+def _understood(
+    here: SiteList, name: str, decision: Mapping[str, Any], members: Sequence[str]
+) -> tuple[Site, Form, int, bool]:
     try:
         site, form = here[name], Form(decision["form"])
+        if members:
+            site = part_of([here[each] for each in members], site, int(decision["rows"]))
         rank, bias = int(decision["rank"]), bool(decision["bias"])
     except KeyError as error:
         raise HubError(f"config.json: {name}: {error.args[0]} is missing, or no layer that can be factored") from None

@@ -10,7 +10,7 @@ from math import isfinite
 
 from torch import Tensor
 
-from rankfold.linalg.tangent import clamped, spread
+from rankfold.linalg.manifold.tangent import clamped, spread
 
 
 @dataclass(frozen=True)

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from rankfold.induce.places import numbers_within
 from rankfold.layers import DynamicLowRank
-from rankfold.linalg.tangent import rank_within, ranks_within
+from rankfold.linalg.manifold.tangent import rank_within, ranks_within
 
 Layers = Collection[DynamicLowRank]
 

@@ -9,8 +9,8 @@ from torch import Tensor, nn
 from rankfold.induce.places import Make, put_
 from rankfold.induce.places import choice as dlrt_choice  # noqa: F401  # by its own name
 from rankfold.layers import DynamicLowRank, DynamicTucker
-from rankfold.linalg import tangent, tucker
 from rankfold.linalg.errors import NonFiniteError
+from rankfold.linalg.manifold import tangent, tucker
 from rankfold.sites import Form, Site, unwrap
 from rankfold.sites.find import Where
 

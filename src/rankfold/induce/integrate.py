@@ -13,10 +13,10 @@ from rankfold.induce.cut import Cut
 from rankfold.induce.dlrt import dynamic_layers
 from rankfold.induce.places import averaged_, same_everywhere_
 from rankfold.layers import DynamicLowRank, DynamicTucker
-from rankfold.linalg import tangent
 from rankfold.linalg.errors import NonFiniteError
-from rankfold.linalg.tangent import Triple, Turn
-from rankfold.linalg.tucker import TuckerPoint
+from rankfold.linalg.manifold import tangent
+from rankfold.linalg.manifold.tangent import Triple, Turn
+from rankfold.linalg.manifold.tucker import TuckerPoint
 from rankfold.train.step.around import Around
 
 Integrator = Literal["window", "parallel", "augmented", "fixed"]

@@ -16,8 +16,8 @@ from torch import Tensor, nn
 from rankfold.layers.rules import Tucker
 from rankfold.layers.training import CONVOLUTIONS, InTraining
 from rankfold.layers.weight import weight_of
-from rankfold.linalg.tangent import wide
-from rankfold.linalg.tucker import Ladder, frames, rank_on
+from rankfold.linalg.manifold.tangent import wide
+from rankfold.linalg.manifold.tucker import Ladder, frames, rank_on
 
 
 class DynamicLowRank(InTraining):

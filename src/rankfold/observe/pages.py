@@ -13,7 +13,7 @@ from typing import Any, Protocol
 
 from torch import Tensor, nn
 
-from rankfold.batches import copied
+from rankfold.batches import copied, unmasked
 from rankfold.observe.calls import called_names
 from rankfold.observe.chain import Chain, Span, find_chain
 
@@ -74,7 +74,7 @@ class Pages:
         """
         ghost = copied(self.network)
         kind = type(self.network).__name__
-        bare = {key: x for key, x in batch.items() if "mask" not in key} if isinstance(batch, Mapping) else batch
+        bare = unmasked(batch)
         for given in (batch, bare):
             try:
                 self.chain = find_chain(ghost, given, sites, GROUPS)

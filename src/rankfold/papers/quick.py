@@ -2,8 +2,8 @@
 
 from torch import nn
 
-from rankfold.zoo.fcn import FCN
-from rankfold.zoo.vit import ViT
+from rankfold.zoo.networks.fcn import FCN
+from rankfold.zoo.networks.vit import ViT
 
 DATA = "digits"
 FULLY_CONNECTED, CONVOLUTIONAL, TRANSFORMER = (f"{__name__}:{kind}" for kind in ("fcn", "cnn", "vit"))

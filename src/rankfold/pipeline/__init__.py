@@ -9,12 +9,11 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from rankfold.pipeline.analysis import SiteAnalysis, analyse
     from rankfold.pipeline.carry import Carrying, carry_out_
-    from rankfold.pipeline.curve import Point, quality_curve
-    from rankfold.pipeline.delivery import model_notes
-    from rankfold.pipeline.drawing import spectra_svg, write_analysis
-    from rankfold.pipeline.heldout import layer_errors, over_fitted
-    from rankfold.pipeline.job import compress, memory_sentence, summary
-    from rankfold.pipeline.measure import (
+    from rankfold.pipeline.compression.curve import Point, quality_curve
+    from rankfold.pipeline.compression.delivery import model_notes
+    from rankfold.pipeline.compression.heldout import layer_errors, over_fitted
+    from rankfold.pipeline.compression.job import compress
+    from rankfold.pipeline.compression.measure import (
         Figures,
         calibration_part,
         figures,
@@ -23,10 +22,12 @@ if TYPE_CHECKING:
         protocol,
         samples_of,
     )
+    from rankfold.pipeline.compression.remarks import memory_sentence, summary
+    from rankfold.pipeline.compression.repair import compressed_copy
+    from rankfold.pipeline.compression.request import Settings, check_place
+    from rankfold.pipeline.compression.result import Result
+    from rankfold.pipeline.drawing import spectra_svg, write_analysis
     from rankfold.pipeline.needs import BoundError, Needs
-    from rankfold.pipeline.repair import compressed_copy
-    from rankfold.pipeline.request import Settings, check_place
-    from rankfold.pipeline.result import Result
     from rankfold.pipeline.slicing import slice_
     from rankfold.pipeline.streaming import Streamed, stream
     from rankfold.pipeline.trainings.config import ConfigError, TrainConfig
@@ -38,15 +39,24 @@ if TYPE_CHECKING:
 _ROOMS = {
     "analysis": ("SiteAnalysis", "analyse"),
     "carry": ("Carrying", "carry_out_"),
-    "curve": ("Point", "quality_curve"),
-    "delivery": ("model_notes",),
+    "compression.curve": ("Point", "quality_curve"),
+    "compression.delivery": ("model_notes",),
     "drawing": ("spectra_svg", "write_analysis"),
-    "heldout": ("layer_errors", "over_fitted"),
-    "job": ("compress", "memory_sentence", "summary"),
-    "measure": ("Figures", "calibration_part", "figures", "first_example", "held_out", "protocol", "samples_of"),
-    "repair": ("compressed_copy",),
-    "request": ("Settings", "check_place"),
-    "result": ("Result",),
+    "compression.heldout": ("layer_errors", "over_fitted"),
+    "compression.job": ("compress",),
+    "compression.measure": (
+        "Figures",
+        "calibration_part",
+        "figures",
+        "first_example",
+        "held_out",
+        "protocol",
+        "samples_of",
+    ),
+    "compression.remarks": ("memory_sentence", "summary"),
+    "compression.repair": ("compressed_copy",),
+    "compression.request": ("Settings", "check_place"),
+    "compression.result": ("Result",),
     "needs": ("BoundError", "Needs"),
     "slicing": ("slice_",),
     "streaming": ("Streamed", "stream"),

@@ -14,6 +14,7 @@ from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
+import torch
 from torch import nn
 
 from rankfold.batches import batches_of, copied, size_of
@@ -25,16 +26,17 @@ from rankfold.compress.planning.profile import Calibration, profile
 from rankfold.compress.ranks.budget import Budget, Latency, parsed
 from rankfold.objectives import CausalLanguageModel, Evaluation, Objective, Teacher
 from rankfold.observe import PAGES, Pages
-from rankfold.pipeline.delivery import finished
-from rankfold.pipeline.job import summary
-from rankfold.pipeline.measure import calibration_part, held_out, protocol
+from rankfold.pipeline.compression.delivery import finished
+from rankfold.pipeline.compression.measure import calibration_part, held_out, protocol
+from rankfold.pipeline.compression.remarks import summary
+from rankfold.pipeline.compression.request import PLACE, Settings, request_of
 from rankfold.pipeline.needs import Needs, needs_of
-from rankfold.pipeline.request import PLACE, Settings, request_of
 from rankfold.run.claim import claimed
 from rankfold.run.container import read_object
 from rankfold.run.files import write_atomically
+from rankfold.run.memory import steady
 from rankfold.run.progress import Tell, shown
-from rankfold.run.team import world_size
+from rankfold.run.team import Team, joined
 from rankfold.sites import hidden, sites
 from rankfold.sites.find import Where, wanted
 from rankfold.store import StoreError, manifest
@@ -108,7 +110,8 @@ def stream(
 
     Ranks are shared out over all blocks in the token metric of the whole network. Embeddings and the head stay as they
     are. What it will need of memory and disk is told before anything is done. A job that was interrupted, killed too,
-    goes on behind the last block that was finished, and ends with the same bytes.
+    goes on behind the last block that was finished, and ends with the same bytes. Under torchrun every process takes
+    its share of the data, and the first one writes; all must see the same ``directory``.
 
     Args:
         folder: of transformers, with its weights in safetensors.
@@ -151,32 +154,34 @@ def stream(
         raise ValueError(f"a budget of latency {_WHOLE}")
     began = time.perf_counter()
     with ExitStack() as stack:
-        told, root, data = stack.enter_context(shown(tell)), hub.paged(folder), parts_of(data)
-        PLACE.check(place)
+        team = stack.enter_context(joined(torch.device("cpu")))
+        told = stack.enter_context(shown(tell if team.first else Tell()))
+        root, data = hub.paged(folder), parts_of(data)
+        stack.enter_context(steady())
+        team.shared(lambda: PLACE.check(place))
         chosen = replace(settings, memory=memory, where=_Layers(root, settings.where))
-        job = _Job(root, Path(folder), data, budgets, chosen, place, told)
+        job = _Job(root, Path(folder), data, budgets, chosen, place, told, team)
         needs = job.cut()
-        if restart or not finished(place):
-            told.say(str(needs))
-            needs.check(place)
-            for name in hub.left_alone(Path(folder)):
-                told.say(f"{name}: beside the model, left alone: neither read nor copied")
         asked = request_of(root, data, budgets, settings) | {"streamed": {"memory": memory}}
-        if restart or not finished(place) or PLACE.differing(place, asked):
-            stack.enter_context(claimed(place, what="compress"))
-            PLACE.take(place, asked, restart)
-        if finished(place):
+
+        def begin() -> bool:
+            if restart or not finished(place):
+                job.check(needs)
+            if restart or not finished(place) or PLACE.differing(place, asked):
+                stack.enter_context(claimed(place, what="compress"))
+                PLACE.take(place, asked, restart)
+            return finished(place)
+
+        if team.shared(begin):
             told.say(f"{place} holds the finished run: nothing to do")
             return _read(place)
         result = replace(job.run(needs), seconds=time.perf_counter() - began)
-        _close(result)
+        team.shared(lambda: _close(result))
         return result
 
 
 def check_streamable(settings: Settings) -> None:
     """``ValueError`` for what cannot be had block by block."""
-    if world_size() > 1:
-        raise ValueError("one process goes through a folder block by block: start it without torchrun")
     whole = {"tuning": settings.tune, "fine-tuning": settings.finetune, "a drop of quality": settings.quality}
     for what, asked in whole.items():
         if asked:
@@ -214,6 +219,7 @@ class _Job:
     settings: Settings
     directory: Path
     tell: Tell
+    team: Team
 
     @property
     def pages(self) -> Pages:
@@ -249,16 +255,25 @@ class _Job:
             raise ValueError("the data to calibrate on are one batch: give two at least, of which one is held back")
         return needs
 
+    def check(self, needs: Needs) -> None:
+        """Tell what is needed, and refuse where it is not there."""
+        from rankfold import hub
+
+        self.tell.say(str(needs))
+        needs.check(self.directory)
+        for name in hub.left_alone(self.folder):
+            self.tell.say(f"{name}: beside the model, left alone: neither read nor copied")
+
     def run(self, needs: Needs) -> Streamed:
         from rankfold import hub
 
         run = self.directory / "run"
-        for left in (run / "fits").glob("*/activations-*"):  # of a job that was killed
-            shutil.rmtree(left)
+        self.team.shared(lambda: _cleared(run / "fits"))
         pages, (split, name) = self.pages, held_out(self.data)
         shards = pages.sink = hub.Shards(run / "shards", pages)
         pages.watched = list(batches_of(split, needs.batch, WATCHED))
         how = Calibration(self.samples, needs.batch, getattr(self.data, "name", ""), memory=needs.moments)
+        how = replace(how, distributed=self.team.size > 1)
         known = profile(
             self.root, self.calibration, method=self.settings.method, objective=self.objective,
             where=self.settings.where, forms=self.settings.forms, calibration=how,
@@ -269,7 +284,7 @@ class _Job:
         scores = pages.scores or (None, None)
         watched = sum(map(size_of, pages.watched))
         said = protocol(scores[0], split.first(watched)) if scores[0] is not None and hasattr(split, "first") else ""
-        self.deliver(plan, shards, scores, name)
+        self.team.shared(lambda: self.deliver(plan, shards, scores, name))
         self.tell.say(f"saved in {self.directory}")
         remarks = tuple(filter(None, (said, *plan.notes)))
         return Streamed(self.directory, plan, asdict(needs), scores[0], scores[1], name, remarks, 0.0)
@@ -291,6 +306,12 @@ class _Job:
         for name in there:
             shards.directory.joinpath(name).replace(self.directory / name)
         manifest.write(self.directory, files, notes, manifest.PRETRAINED, there)
+
+
+def _cleared(fits: Path) -> None:
+    """Without the activations of a job that was killed."""
+    for left in fits.glob("*/activations-*"):
+        shutil.rmtree(left)
 
 
 def _close(result: Streamed) -> None:

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from rankfold.linalg import NonFiniteError, NotConvergedError, svd
-from rankfold.linalg.subspaces import subspace_distance
+from rankfold.linalg.manifold.subspaces import subspace_distance
 from rankfold.spectrum import Spectrum, spectrum
 
 Subspaces = tuple[Tensor, Tensor]

@@ -15,12 +15,12 @@ from torch.nn.parameter import UninitializedParameter
 
 from rankfold.forms import Form, Layer
 from rankfold.observe import PAGES, Pages
-from rankfold.sites.convolution import read_convolution
-from rankfold.sites.dynamic import is_dynamic, read_dynamic
-from rankfold.sites.embedding import read_embedding, why_whole
-from rankfold.sites.experts import read_experts
 from rankfold.sites.foreign import TORCHSCRIPT, check_gathered, packed, stored, why_foreign
-from rankfold.sites.linear import read_linear
+from rankfold.sites.kinds.convolution import read_convolution
+from rankfold.sites.kinds.dynamic import is_dynamic, read_dynamic
+from rankfold.sites.kinds.embedding import read_embedding, why_whole
+from rankfold.sites.kinds.experts import read_experts
+from rankfold.sites.kinds.linear import read_linear
 from rankfold.sites.opened import opened, opener_of, why_closed
 from rankfold.sites.product import factors_of, ordinary_class, other_parametrizations, products
 from rankfold.sites.site import Site, SiteList

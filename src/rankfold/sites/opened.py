@@ -1,7 +1,7 @@
 """Modules that hide their matrices, taken apart into layers that hold one each, for the moment or for good.
 
-What hides matrices is known by one ``Opener`` each: ``sites/attention.py``, ``sites/recurrent.py``,
-``sites/experts.py``.
+What hides matrices is known by one ``Opener`` each: ``sites/kinds/attention.py``, ``sites/kinds/recurrent.py``,
+``sites/kinds/experts.py``.
 """
 
 from __future__ import annotations
@@ -11,7 +11,7 @@ from contextlib import contextmanager
 
 from torch import nn
 
-from rankfold.sites import attention, experts, recurrent
+from rankfold.sites.kinds import attention, experts, recurrent
 from rankfold.sites.opener import Opener
 
 _OPENERS: tuple[Opener, ...] = (attention.OPENER, *recurrent.OPENERS, experts.OPENER)

@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import overload
 
+import torch
 from torch import Tensor, nn
 
 from rankfold.forms import Form, Layer
@@ -77,12 +78,32 @@ class Site:
 
 
 @dataclass(frozen=True)
+class Joint(Site):
+    """The sites of a group that reads one tensor as one matrix, theirs below one another. ``members``: these sites, the
+    first of which will hold what they share."""
+
+    members: tuple[Site, ...] = ()
+
+    @property
+    def names(self) -> tuple[str, ...]:
+        return tuple(member.name for member in self.members)
+
+    def weight(self, model: nn.Module) -> Tensor:
+        return torch.cat([member.matrix(model) for member in self.members])
+
+    def bias(self, model: nn.Module) -> Tensor | None:
+        found = [bias for bias in (member.bias(model) for member in self.members) if bias is not None]
+        return torch.cat(found) if found else None
+
+
+@dataclass(frozen=True)
 class SiteList(Sequence[Site]):
     """The sites of a model in the order of its modules, by index or by name.
 
     Attributes:
         items: the sites.
         left_out: (parameter, reason) of every parameter that no site covers.
+        joint: groups of sites that may share a factor; found by name, and not counted among the sites.
 
     Example:
         >>> found = rf.sites(nn.Sequential(nn.Linear(8, 8), nn.LayerNorm(8)))
@@ -92,6 +113,7 @@ class SiteList(Sequence[Site]):
 
     items: tuple[Site, ...]
     left_out: tuple[tuple[str, str], ...] = field(default=())
+    joint: tuple[Joint, ...] = field(default=(), repr=False)
 
     @overload
     def __getitem__(self, key: int | str) -> Site: ...
@@ -99,7 +121,7 @@ class SiteList(Sequence[Site]):
     def __getitem__(self, key: slice) -> tuple[Site, ...]: ...
     def __getitem__(self, key):
         if isinstance(key, str):
-            for site in self.items:
+            for site in (*self.items, *self.joint):
                 if key == site.name or key in site.aliases:
                     return site
             raise KeyError(f"no site named {key!r}; the sites are: {', '.join(s.name for s in self.items) or 'none'}")

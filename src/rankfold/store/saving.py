@@ -76,7 +76,7 @@ def save(
     _check_ours(directory)
     state, aliases = _tensors(root)
     for entry in plan.changed:
-        own = f"{entry.site}.{entry.form.parameter}"
+        own = f"{entry.site}.{'up.rest.weight' if entry.members else entry.form.parameter}"
         if entry.form is not Form.DENSE and own not in state.keys() | aliases.keys():
             raise StoreError(f"{entry.site}: {entry.form} in the plan, not in the model: apply the plan first")
     files = {PLAN: plan.to_json().encode()}

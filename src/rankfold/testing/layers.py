@@ -61,7 +61,7 @@ def check_reader(reader: Any, module: nn.Module, inputs: Tensor) -> None:
         AssertionError: in words.
 
     Example:
-        >>> from rankfold.sites.linear import read_linear
+        >>> from rankfold.sites.kinds.linear import read_linear
         >>> rf.testing.check_reader(read_linear, nn.Linear(6, 5), torch.randn(3, 6))
     """
     name = type(module).__name__

@@ -7,12 +7,12 @@ from functools import partial
 import torch
 from torch import Tensor, nn
 
-from rankfold.zoo.digits_cnn import DigitsCNN
 from rankfold.zoo.errors import ZooError
-from rankfold.zoo.fcn import FCN
-from rankfold.zoo.resnet import CifarResNet, ImageNetResNet, ResNet18
-from rankfold.zoo.vgg import VGG, VGG13, VGG16
-from rankfold.zoo.vit import ViT
+from rankfold.zoo.networks.digits_cnn import DigitsCNN
+from rankfold.zoo.networks.fcn import FCN
+from rankfold.zoo.networks.resnet import CifarResNet, ImageNetResNet, ResNet18
+from rankfold.zoo.networks.vgg import VGG, VGG13, VGG16
+from rankfold.zoo.networks.vit import ViT
 
 
 @dataclass(frozen=True)

@@ -14,8 +14,8 @@ from rankfold.compress.metric import FULL, GRAPH, Gathering, Spreading, Sums, me
 from rankfold.compress.tokens import NUMBERS, Drawn
 from rankfold.costs import evaluating
 from rankfold.linalg import Moments
-from rankfold.linalg.bottleneck import root_of
 from rankfold.linalg.leading import Leading, leading
+from rankfold.linalg.on_data.bottleneck import root_of
 from rankfold.objectives import Objective
 from rankfold.objectives.answer import unpadded
 from rankfold.observe import Samples, after, first_of

@@ -27,7 +27,7 @@ from rankfold.cli.options import (
 from rankfold.cli.printing import count, percent, print_json, print_table
 
 if TYPE_CHECKING:
-    from rankfold.pipeline.advice import Advice
+    from rankfold.pipeline.advice.look import Advice
 
 
 def advise(
@@ -55,7 +55,7 @@ def advise(
     """
     from rankfold.cli.loading import Cut, chosen_layers, computing, objective_of, open_model, set_threads
     from rankfold.pipeline import Tell
-    from rankfold.pipeline.advice import advise as look
+    from rankfold.pipeline.advice.look import advise as look
     from rankfold.run.progress import Talk
 
     set_threads(threads)
@@ -77,7 +77,7 @@ def advise(
 
 def print_advice(found: Advice, model: str, extra: str) -> None:
     """Sentences, a table of what was tried, and commands."""
-    from rankfold.pipeline.advising import commands, sentences
+    from rankfold.pipeline.advice.words import commands, sentences
 
     for sentence in sentences(found):
         print(sentence)

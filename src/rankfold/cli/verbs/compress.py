@@ -114,6 +114,7 @@ def compress(
     from rankfold.report.quantities import bytes_of
     from rankfold.run.pretrained import is_folder
     from rankfold.run.progress import Talk
+    from rankfold.run.team import first_process
     from rankfold.sites import Names
 
     if not budget and max_drop is None:
@@ -136,6 +137,8 @@ def compress(
         with Talk() as talk, computing(device, precision):
             settings = replace(settings, where=Names(tuple(only), tuple(exclude)), forms=forms)
             found = streaming(model, data, budgets, out, settings, download, talk, Cut(length, windows), restart)
+        if not first_process():
+            return
         if as_json:
             print_json(found.to_dict())
             return

@@ -12,8 +12,8 @@ from rankfold.cli.printing import print_json, print_table
 
 if TYPE_CHECKING:
     from rankfold.costs.table import LatencyTable
-    from rankfold.pipeline.health import Health
-    from rankfold.pipeline.paying import Pays
+    from rankfold.pipeline.advice.health import Health
+    from rankfold.pipeline.advice.paying import Pays
 
 
 def doctor(
@@ -42,8 +42,8 @@ def doctor(
 
     from rankfold.cli.loading import computing, set_threads
     from rankfold.costs.table import LatencyTable
-    from rankfold.pipeline.health import examine
-    from rankfold.pipeline.paying import Pays, paying, spots
+    from rankfold.pipeline.advice.health import examine
+    from rankfold.pipeline.advice.paying import Pays, paying, spots
     from rankfold.run.progress import Talk
 
     set_threads(threads)

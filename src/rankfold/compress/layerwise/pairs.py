@@ -18,7 +18,7 @@ from torch import Tensor, nn
 from rankfold.compress.layerwise.looking import Seen, There, counted, wide
 from rankfold.compress.layerwise.preactivations import Followed
 from rankfold.linalg import Moments, NonFiniteError
-from rankfold.linalg.cross_moments import CrossMoments
+from rankfold.linalg.on_data.cross_moments import CrossMoments
 from rankfold.run.team import Team
 from rankfold.sites import Site
 

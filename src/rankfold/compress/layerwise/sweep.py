@@ -88,8 +88,9 @@ class Sweep:
             if number in self.seen:
                 yield number, None if self.alone else number % FOLDS, batch
         for number, batch in enumerate((*self.judges, *self.watched), count):
-            if number in self.seen:
-                yield number, JUDGING if number - count < len(self.judges) else WATCHING, batch
+            part = JUDGING if number - count < len(self.judges) else WATCHING
+            if number in self.seen if part == JUDGING else self.seen.team.first:
+                yield number, part, batch
 
     def run_original(self, span: Span, groups: Sequence[Sequence[str]]) -> None:
         """One pass of the original's block; what the sites of ``groups`` give is kept."""
@@ -213,9 +214,11 @@ class Sweep:
 
     @torch.no_grad()
     def scores(self, objective: Objective) -> tuple[Evaluation, Evaluation] | None:
-        """How good the original and the compressed network are on what was watched; as ``losses``, in one process."""
-        if not self.watched or self.seen.team.size > 1:
-            return None
+        """How good the original and the compressed network are on what was watched, which went along in the first
+        process; as ``losses``."""
+        return self.seen.team.shared(lambda: self._scored(objective)) if self.watched else None
+
+    def _scored(self, objective: Objective) -> tuple[Evaluation, Evaluation]:
         last, sums = self.chain.spans[-1], (objective.figures(), objective.figures())
         self.passes.held_out += 2
         for index, part, batch in self.batches():

@@ -20,12 +20,13 @@ from rankfold.compress.methods.truncate import Truncate
 from rankfold.compress.statistics import SiteStatistics
 from rankfold.forms.layer import Side
 from rankfold.linalg import Projection, bias_from_inputs, bias_from_outputs, project, tails
-from rankfold.linalg.spatial import SpatialProjection, project_spatial
+from rankfold.linalg.on_data.spatial import SpatialProjection, project_spatial
 from rankfold.sites import Factors, Form, Site
 
 _MANY = 2  # rows for each direction: more need no ridge
 _RIDGES = (0.1, 1.0, 10.0)
 DAMPING = 0.1  # of the mean sensitivity, added to every output: few gradients see few directions
+_RAISED = (1e-9, 1e-8, 1e-7, 1e-6, 1e-5)  # of its mean, added to a metric that is singular
 OF_TOKENS = 0.1  # of the damping: there are many more of them
 
 
@@ -82,8 +83,12 @@ def damped_inside(inner: Tensor, weight: Tensor, damping: float) -> Tensor | Non
     if not mean > 0:
         return None
     made = inner + damping * mean * alike
-    # a weight of a smaller rank has no triangle otherwise
-    return made + 1e-9 * made.diagonal().mean() * torch.eye(len(made), dtype=made.dtype, device=made.device)
+    # a weight of a smaller rank has no triangle otherwise; rounding takes it below zero by an unknown share
+    eye = made.diagonal().mean() * torch.eye(len(made), dtype=made.dtype, device=made.device)
+    return next(
+        (raised for share in _RAISED[:-1] if not torch.linalg.cholesky_ex(raised := made + share * eye)[1].any()),
+        made + _RAISED[-1] * eye,
+    )
 
 
 class Projected:

@@ -17,8 +17,8 @@ from rankfold.compress.methods.method import Decomposition
 from rankfold.compress.methods.project import Projected, SpatialPair
 from rankfold.compress.statistics import SiteStatistics
 from rankfold.linalg import Moments
-from rankfold.linalg.cross_moments import CrossMoments
-from rankfold.linalg.ridge import RIDGES, Judge, Ridge, anchored_path, choose_ridge, squared_error
+from rankfold.linalg.on_data.cross_moments import CrossMoments
+from rankfold.linalg.on_data.ridge import RIDGES, Judge, Ridge, anchored_path, choose_ridge, squared_error
 from rankfold.sites import Form, Site
 
 _DAMPED = 1e-5  # of the variance of each input, added to it: where a fit is projected

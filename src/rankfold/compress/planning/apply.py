@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
+from dataclasses import replace
+from functools import partial
+from types import MappingProxyType
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -13,17 +16,22 @@ from rankfold.compress.methods.method import Decomposition, Method, fits_layers
 from rankfold.compress.methods.rounding import decomposed
 from rankfold.compress.planning.candidates import with_ridge
 from rankfold.compress.planning.fitted import Fitted
-from rankfold.compress.planning.lawful import ApplyError, check_alike, check_counted, written_
+from rankfold.compress.planning.lawful import ApplyError, check_alike, check_counted, check_members, written_
 from rankfold.compress.planning.plan import Entry, Plan, check_fingerprint
+from rankfold.compress.shared import shares, statistics_of
+from rankfold.layers.shared import join_
 from rankfold.run.progress import Progress, showing
 from rankfold.sites import (
     Factors,
     Form,
+    Joint,
     Site,
     SiteList,
     carry_hooks_,
+    joint,
     leave_fused_kernels_,
     opened,
+    part_of,
     pretrained_parts,
     replace_,
     settle_,
@@ -80,13 +88,16 @@ def apply_(
     here = profile.sites if profile is not None and profile.fingerprint == plan.fingerprint else sites(root)
     _check(plan, here)
     source = _source(root, plan, here, profile, method)
-    changed = plan.changed
+    changed = first_to_last(plan)
+    here = as_planned(here, plan)
     ready: list[tuple[str, nn.Module, Fitted]] = []
+    made: dict[str, nn.Module] = {}
     with opened(root):
         for done, entry in enumerate(changed):
             site = here[entry.site]
             fitted = source(site, entry)
-            ready.append((site.name, filled(root, site, entry, fitted), fitted))
+            made[site.name] = filled(root, site, entry, fitted, made)
+            ready.append((site.name, made[site.name], fitted))
             if progress is not None:
                 progress(site.name, done + 1, len(changed))
     before = dict(root.named_parameters())
@@ -117,6 +128,8 @@ def declare_(root: nn.Module, here: SiteList, changed: tuple[Entry, ...]) -> Non
             alike=entry.form is Form.DENSE
             and here[entry.site].layer.has_bias == entry.bias
             and not getattr(here[entry.site].layer, "stored_transposed", False),
+            first=entry.members[0] if entry.members else "",
+            rows=entry.rows,
         )
         for entry in changed
     ]
@@ -144,10 +157,13 @@ def shape_(model: nn.Module, plan: Plan) -> nn.Module:
     root = unwrap(model)
     here = sites(root)
     _check(plan, here)
+    here = as_planned(here, plan)
     prepare_(root, plan.changed)
-    for entry in plan.changed:
+    made: dict[str, nn.Module] = {}
+    for entry in first_to_last(plan):
         old = root.get_submodule(entry.site)
-        replace_(root, old, build(old, here[entry.site], entry))
+        made[entry.site] = build(old, here[entry.site], entry, made)
+        replace_(root, old, made[entry.site])
     declare_(root, here, plan.changed)
     return model
 
@@ -159,8 +175,25 @@ def prepare_(root: nn.Module, changed: tuple[Entry, ...]) -> None:
     leave_fused_kernels_(root, names)
 
 
+def first_to_last(plan: Plan) -> tuple[Entry, ...]:
+    """The changed entries, of a group that shares a factor the one first that holds it."""
+    return tuple(sorted(plan.changed, key=lambda entry: bool(entry.members) and entry.site != entry.members[0]))
+
+
+def as_planned(here: SiteList, plan: Plan) -> SiteList:
+    """The sites, of which those that share a factor are layers that do."""
+    parts = {
+        entry.site: part_of([here[name] for name in entry.members], here[entry.site], entry.rows)
+        for entry in plan.changed
+        if entry.members
+    }
+    return replace(here, items=tuple(parts.get(site.name, site) for site in here))
+
+
 def _check(plan: Plan, here: SiteList) -> None:
     seen: set[str] = set()
+    check_members(plan, here)
+    here = as_planned(here, plan)
     for entry in plan.entries:
         try:
             site = here[entry.site]
@@ -215,7 +248,16 @@ def _from_profile(root: nn.Module, plan: Plan, here: SiteList, profile: Profile)
         raise ApplyError("the profile was made of another model than the plan: leave it out, or make the plan from it")
     profile = profile.of(plan)
 
+    known_groups: dict[tuple[str, ...], list[Fitted]] = {}
+
     def of(site: Site, entry: Entry) -> Fitted:
+        if entry.members:
+            if entry.members not in known_groups:
+                group = profile.candidate("+".join(entry.members), entry.form)
+                if group is None:
+                    raise ApplyError(f"{site.title}: the profile has no such group: leave it out")
+                known_groups[entry.members] = split(group.site, entry, group.decomposition)
+            return known_groups[entry.members][entry.members.index(entry.site)]
         candidate = profile.candidate(entry.site, entry.form) or profile.candidate_like(entry.site, entry.form)
         if candidate is None:
             raise ApplyError(f"{site.title}: the profile has no {entry.form} for this site: leave it out")
@@ -235,9 +277,15 @@ def _check_materialised(root: nn.Module, plan: Plan, here: SiteList) -> None:
 
 def _decomposed(root: nn.Module, plan: Plan, here: SiteList, method: Method) -> Callable[[Site, Entry], Fitted]:
     made: dict[str, tuple[Decomposition, str | None]] = {}
+    shared: dict[str, Fitted] = {}
     _check_materialised(root, plan, here)
     with opened(root):
         for entry in plan.changed:
+            if entry.members:
+                if entry.site == entry.members[0]:
+                    parts = _decomposed_together(root, plan, entry, here, method)
+                    shared |= dict(zip(entry.members, parts, strict=True))
+                continue
             site, base = here[entry.site], entry.form.decomposed
             known = None if plan.statistics is None else plan.statistics.sites.get(site.name)
             found = None
@@ -250,7 +298,25 @@ def _decomposed(root: nn.Module, plan: Plan, here: SiteList, method: Method) -> 
             if found is None:
                 raise ApplyError(f"{site.title}: method {method.name!r} does not offer form {entry.form} here")
             made[site.name] = found, None if known is None else known.absorber
-    return lambda site, entry: Fitted(made[site.name][0].factors(entry.rank), made[site.name][1])
+    return lambda site, entry: (
+        shared.get(site.name) or Fitted(made[site.name][0].factors(entry.rank), made[site.name][1])
+    )
+
+
+def _decomposed_together(root: nn.Module, plan: Plan, entry: Entry, here: SiteList, method: Method) -> list[Fitted]:
+    group = joint([here[name] for name in entry.members])
+    known = statistics_of(plan.statistics, group, partial(group.weight, root))
+    own = with_ridge(method, entry.ridge)
+    found = None if known is None else decomposed(own, group, entry.form, group.weight(root), known, group.bias(root))
+    if found is None:
+        raise ApplyError(f"{group.name}: the plan has no statistics to share a factor by: make it again with data")
+    return split(group, entry, found)
+
+
+def split(group: Site, entry: Entry, decomposition: Decomposition) -> list[Fitted]:
+    """What each layer of a group gets of the factors of all."""
+    assert isinstance(group, Joint)
+    return shares(group, decomposition.factors(entry.rank))[0]
 
 
 def _check_fitted(root: nn.Module, plan: Plan, fitted: Mapping[str, Fitted], here: SiteList) -> None:
@@ -273,13 +339,16 @@ def _rank_of(fitted: Fitted, entry: Entry) -> int | None:
     return entry.rank if entry.form is Form.DENSE else parts[0].shape[-2]
 
 
-def filled(root: nn.Module, site: Site, entry: Entry, fitted: Fitted) -> nn.Module:
-    """The new layer of a site with its factors; nothing in ``root`` changes; the model must be ``opened``.
+def filled(
+    root: nn.Module, site: Site, entry: Entry, fitted: Fitted, made: Mapping[str, nn.Module] | None = None
+) -> nn.Module:
+    """The new layer of a site with its factors; nothing in ``root`` changes; the model must be ``opened``. ``made``:
+    new layers by site, among them the one whose factor this one shares.
 
     ``ApplyError`` if they overflow half precision.
     """
     old: Any = root.get_submodule(site.name)
-    new = build(old, site, entry)
+    new = build(old, site, entry, made or {})
     written_(site, entry.form, entry.rank, new, fitted.factors)
     _fill_bias_(old, new, fitted.factors)
     if not all(bool(x.double().isfinite().all()) for x in (*new.parameters(), *new.buffers())):
@@ -289,10 +358,12 @@ def filled(root: nn.Module, site: Site, entry: Entry, fitted: Fitted) -> nn.Modu
     return new
 
 
-def build(old: Any, site: Site, entry: Entry) -> nn.Module:
+def build(old: Any, site: Site, entry: Entry, made: Mapping[str, nn.Module] = MappingProxyType({})) -> nn.Module:
     """The empty new layer for ``entry``, with the old one's mode, hooks and ``requires_grad``."""
     new = site.layer.skeleton(old, entry.form, entry.rank, entry.bias)
     check_counted(new, site, entry.form, entry.rank, entry.bias)
+    if entry.members:
+        join_(new, made.get(entry.members[0], new), entry.members.index(entry.site), len(entry.members))
     new.train(old.training)
     carry_hooks_(old, new)
     new.requires_grad_(bool(site.layer.weight(old).requires_grad))

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from functools import partial
 from typing import Any
 
 import torch
@@ -15,11 +16,12 @@ from rankfold.compress.methods.rounding import AfterRounding, decomposed
 from rankfold.compress.planning.lawful import check_decomposition
 from rankfold.compress.ranks.allocate import Option
 from rankfold.compress.ranks.budget import Budget, KeepEnergy, Latency, Ranks, Resource, multiple_of
+from rankfold.compress.shared import statistics_of
 from rankfold.compress.statistics import SiteStatistics, Statistics
 from rankfold.costs import Cost, site_cost
 from rankfold.linalg import NotConvergedError
 from rankfold.run.progress import Progress
-from rankfold.sites import Call, Form, Site, SiteList
+from rankfold.sites import Call, Form, Joint, Site, SiteList
 
 Timing = Callable[[Site, Form, int], float]
 
@@ -131,8 +133,11 @@ def decompose(
     """
     found = Decomposed({}, {})
     counts = [0, 0]
-    for done, site in enumerate(sites.reducible):
-        known = None if statistics is None else statistics.sites.get(site.name)
+    every = (*sites.reducible, *sites.joint)
+    for done, site in enumerate(every):
+        known = statistics_of(statistics, site, partial(site.weight, root))
+        if known is None and isinstance(site, Joint):
+            continue
         note = "" if known is None or not known.idle else _idle(known.idle)
         if known is not None and known.parts is None and known.moments.count < _FEW * known.moments.size:
             known, note = None, "one sample says nothing of others here: truncated without data"
@@ -162,7 +167,7 @@ def decompose(
                 carries = site.layer.has_bias or (known is not None and known.free and known.absorber is None)
                 said = "; ".join(filter(None, (note, getattr(decomposition, "note", ""))))
                 group.append(Candidate(site, form, decomposition, carries, forecast, said, ridge))
-        progress("decomposing", done + 1, len(sites.reducible))
+        progress("decomposing", done + 1, len(every))
     return replace(found, count=counts[0], weighed=counts[1])
 
 
@@ -215,7 +220,8 @@ def options(
     resource: Sequence[Resource],
     counter: Counter,
 ) -> dict[str, list[Option]]:
-    """The choices of every site: keeping it, and every candidate at every rank, less what the budgets rule out.
+    """The choices of every site: keeping it, and every candidate at every rank, less what the budgets rule out. Those
+    of a group of ``sites.joint`` stand under its own name, and keep nothing: they are in place of all of its members'.
 
     ``prices``: for each candidate the predicted loss at rank 0..k. ``resource``: what the costs of an option count.
     """
@@ -227,21 +233,38 @@ def options(
         keep = Option(Form.KEEP, min(site.shape), 0.0, counter.kept(resource, site), 0.0)
         group = [keep]
         for candidate in candidates.get(site.name, ()):
-            loss = prices[site.name, candidate.form].tolist()
-            kept = (1 - candidate.relative_errors.square()).tolist()
-            levels = candidate.decomposition.levels.tolist()
-            for rank in candidate.ranks:
-                if kept[rank] < floor - 1e-12 or not divisible(site, candidate.form, rank, multiple):
-                    continue
-                costs = counter.costs(resource, site, candidate.form, rank, candidate.bias)
-                level = levels[rank - 1] if rank else 1.0
-                group.append(Option(candidate.form, rank, loss[rank], costs, level))
+            group += _ladder(candidate, prices, resource, counter, floor, multiple)
         if site.name in pins:
             group = [_pin(site, group, pins[site.name], multiple)]
         elif pinned:
             group = [keep]
         result[site.name] = group
+    for site in () if pinned else sites.joint:
+        for candidate in candidates.get(site.name, ()):
+            result[site.name] = _ladder(candidate, prices, resource, counter, floor, multiple)
     return result
+
+
+def _ladder(
+    candidate: Candidate,
+    prices: Mapping[tuple[str, Form], Tensor],
+    resource: Sequence[Resource],
+    counter: Counter,
+    floor: float,
+    multiple: int,
+) -> list[Option]:
+    site, form = candidate.site, candidate.form
+    loss = prices[site.name, form].tolist()
+    kept = (1 - candidate.relative_errors.square()).tolist()
+    levels = candidate.decomposition.levels.tolist()
+    return [
+        Option(
+            form, rank, loss[rank], counter.costs(resource, site, form, rank, candidate.bias),
+            levels[rank - 1] if rank else 1.0,
+        )
+        for rank in candidate.ranks
+        if kept[rank] >= floor - 1e-12 and divisible(site, form, rank, multiple)
+    ]  # fmt: skip
 
 
 def divisible(site: Site, form: Form, rank: int, multiple: int) -> bool:

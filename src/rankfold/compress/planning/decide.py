@@ -43,7 +43,7 @@ from rankfold.compress.statistics import calibrate, is_affordable
 from rankfold.costs import Cost, latencies
 from rankfold.costs.decoding import phased
 from rankfold.costs.table import LatencyTable
-from rankfold.sites import Form, SiteList, opened
+from rankfold.sites import Form, Joint, SiteList, opened
 
 Prices = Mapping[tuple[str, Form], Tensor]
 
@@ -200,19 +200,39 @@ class _Asked:
             candidates = {name: group[:1] for name, group in candidates.items()}
         if any(isinstance(each, OfSites) for each in self.budgets):  # counts no embeddings, and so leaves them alone
             candidates = {name: [] if known.sites[name].layer.lookup else group for name, group in candidates.items()}
+        if not getattr(self.rule, "across_groups", False) or any(isinstance(each, Latency) for each in self.budgets):
+            candidates = {name: [] if isinstance(known.sites[name], Joint) else c for name, c in candidates.items()}
         prices = {**self.prices, **met}
         return options(known.sites, candidates, prices, self.budgets, self.resource, known.counter)
 
     def solve(self, choices: Choices, limits: tuple[float, ...]) -> dict[str, Option]:
         if not self.asked:  # only energies or ranks were asked: the cheapest that satisfies them
-            return {name: min(group, key=lambda o: (o.costs, o.loss)) for name, group in choices.items()}
-        check_feasible(choices, limits, [each.describe() for each in self.asked], partial(self._obstacle, choices))
+            alone = {name: group for name, group in choices.items() if not isinstance(self.known.sites[name], Joint)}
+            return {name: min(group, key=lambda o: (o.costs, o.loss)) for name, group in alone.items()}
+        names = [each.describe() for each in self.asked]
+        check_feasible(self._apart(choices), limits, names, partial(self._obstacle, choices))
         picked = self.rule.choose(choices, limits, self.known)
-        return check_picked(self.rule.name, picked, choices, limits, [each.describe() for each in self.asked])
+        groups = [each for each in self.known.sites.joint if each.name in picked]
+        taken = {name for each in groups for name in each.names}
+        left = {each.name for each in self.known.sites.joint} - {each.name for each in groups} | taken
+        offered = {name: group for name, group in choices.items() if name not in left}
+        return check_picked(self.rule.name, picked, offered, limits, names)
+
+    def _apart(self, choices: Choices) -> Choices:
+        """The choices, where those of a group and of its members are one: what each resource takes at least."""
+        found = dict(choices)
+        for each in self.known.sites.joint:
+            shared = found.pop(each.name, None)
+            if shared:
+                own = [found.pop(name) for name in each.names]
+                least = tuple(sum(min(costs) for costs in axis) for axis in zip(*map(_by_axis, own), strict=True))
+                found[each.name] = [*shared, Option(Form.KEEP, 0, 0.0, least)]
+        return found
 
     def _obstacle(self, choices: Choices, axis: int, lacking: float) -> str:
         """What stands in the way of the budget of ``axis``, which the cheapest choice exceeds by ``lacking``."""
         budget = self.asked[axis]
+        choices = {name: group for name, group in choices.items() if not isinstance(self.known.sites[name], Joint)}
         said = obstacle(self.known, choices, axis, budget, self._whole(budget), lacking)
         if not any(isinstance(each, OfSites) for each in self.budgets):
             return said
@@ -238,6 +258,10 @@ class _Asked:
 
 
 Choose = Callable[[Prices], Plan]
+
+
+def _by_axis(group: Sequence[Option]) -> list[tuple[float, ...]]:
+    return list(zip(*(option.costs for option in group), strict=True))
 
 
 def checked_names(names: Sequence[str], found: SiteList) -> None:

@@ -9,8 +9,9 @@ from rankfold.compress.planning.candidates import Candidate
 from rankfold.compress.planning.plan import Entry
 from rankfold.compress.planning.profile import Profile
 from rankfold.compress.ranks.allocate import Option
-from rankfold.costs import Cost
-from rankfold.sites import Form, Site
+from rankfold.compress.shared import shares
+from rankfold.costs import Cost, site_cost
+from rankfold.sites import Form, Joint, Site, part_of
 
 Choices = Mapping[str, Sequence[Option]]
 
@@ -18,7 +19,11 @@ Choices = Mapping[str, Sequence[Option]]
 def entries_of(known: Profile, choices: Choices, picked: Mapping[str, Option], multiple: int = 1) -> tuple[Entry, ...]:
     """``multiple``: of which ranks had to be, for the note of a layer that has no such rank."""
     entries = []
+    sharing = _sharing(known, picked)
     for site in known.sites:
+        if site.name in sharing:
+            entries.append(sharing[site.name])
+            continue
         option = picked[site.name]
         entry = _entry(known, site, option, choices[site.name], multiple)
         cost = known.counter.cost(site, option.form, entry.rank, entry.bias)
@@ -27,6 +32,45 @@ def entries_of(known: Profile, choices: Choices, picked: Mapping[str, Option], m
             note = "; ".join(filter(None, (note, "this rank was asked for; it costs no less than the layer itself")))
         entries.append(replace(entry, note=note, params=cost.params, flops=cost.flops))
     return tuple(entries)
+
+
+def _sharing(known: Profile, picked: Mapping[str, Option]) -> dict[str, Entry]:
+    """The entries of all sites that share a factor."""
+    found = {}
+    for group in known.sites.joint:
+        option = picked.get(group.name)
+        if option is None:
+            continue
+        entry = _entry(known, group, option, (), 1)
+        candidate = known.candidate(group.name, option.form)
+        assert candidate is not None  # the option was made from it
+        _, rows = shares(group, candidate.decomposition.factors(option.rank))
+        others = ", ".join(group.names[1:])
+        for site, own in zip(group.members, rows, strict=True):
+            first = site is group.members[0]
+            note = (
+                f"holds the factor that {others} share{'s' if len(rows) == 2 else ''}"
+                if first
+                else (f"shares the first factor of {group.names[0]}")
+            )
+            made = replace(
+                entry, site=site.name, shape=site.shape, members=group.names, rows=own,
+                note="; ".join(filter(None, (note, entry.note if first else ""))),
+                predicted_loss=entry.predicted_loss if first else 0.0,
+            )  # fmt: skip
+            cost = cost_of(known, site, made)
+            found[site.name] = replace(made, params=cost.params, flops=cost.flops)
+    return found
+
+
+def cost_of(known: Profile, site: Site, entry: Entry) -> Cost:
+    """What a site costs as its entry says."""
+    counter = known.counter
+    if not entry.members:
+        return counter.cost(site, entry.form, entry.rank, entry.bias)
+    part = part_of([known.sites[name] for name in entry.members], site, entry.rows)
+    size, calls = counter.element_sizes[site.name], counter.calls.get(site.name, ())
+    return site_cost(part, entry.form, entry.rank, calls, counter.samples, size, entry.bias)
 
 
 def _dense(known: Profile, site: Site) -> Cost:
@@ -42,7 +86,8 @@ def _entry(known: Profile, site: Site, option: Option, group: Sequence[Option], 
     candidate = known.candidate(site.name, option.form)
     assert candidate is not None  # the option was made from it
     notes = [candidate.note]
-    sampled = None if known.statistics is None else known.statistics.sites.get(site.name)
+    named = site.names[0] if isinstance(site, Joint) else site.name
+    sampled = None if known.statistics is None else known.statistics.sites.get(named)
     if sampled is not None and sampled.moments.count - 1 < option.rank:
         notes.append(f"rank {option.rank} was fitted to {sampled.moments.count} rows of data: give more samples")
     elif candidate.overfitted(option.rank):
@@ -79,9 +124,10 @@ def after_of(known: Profile, entries: Sequence[Entry]) -> Cost:
     """What the model costs once the entries are carried out."""
     after, whole = known.cost, known.flops
     for site, entry in zip(known.sites, entries, strict=True):
-        after = after - _dense(known, site) + known.counter.cost(site, entry.form, entry.rank, entry.bias)
+        after = after - _dense(known, site) + cost_of(known, site, entry)
         calls = known.counter.calls.get(site.name, ())
-        whole += site.layer.flops(entry.form, entry.rank, calls) - site.layer.flops(Form.KEEP, 0, calls)
+        made = part_of([known.sites[n] for n in entry.members], site, entry.rows) if entry.members else site
+        whole += made.layer.flops(entry.form, entry.rank, calls) - site.layer.flops(Form.KEEP, 0, calls)
     return replace(after, flops=whole // known.counter.samples)
 
 

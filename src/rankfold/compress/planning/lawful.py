@@ -6,7 +6,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor, nn
@@ -16,7 +16,10 @@ from rankfold.compress.ranks.allocate import Costs, Option
 from rankfold.compress.ranks.budget import Resource
 from rankfold.costs import Cost
 from rankfold.layers.rounded import numbers_of
-from rankfold.sites import Factors, Form, Site, setting_of
+from rankfold.sites import Factors, Form, Site, SiteList, setting_of
+
+if TYPE_CHECKING:
+    from rankfold.compress.planning.plan import Plan
 
 _SLACK = 1e-9  # of a limit: sums of floats
 _FLOORED = 0.01  # of a budget: FLOPs are rounded for each layer
@@ -57,6 +60,31 @@ def check_decomposition(method: Method, site: Site, form: Form, made: Decomposit
     need(fits, f"levels ({k},) were expected beside {k + 1} errors, got {_said(levels)}")
     inside = all(isinstance(rank, int) and form.least <= rank <= k for rank in ranks) and ranks == sorted(set(ranks))
     need(inside, f"ascending ranks from {form.least} to {k} were expected, got {_listed(ranks)}")
+
+
+def check_members(plan: Plan, here: SiteList) -> None:
+    """``ApplyError`` for layers that share a factor, whose entries do not agree about it."""
+    entries = {entry.site: entry for entry in plan.entries}
+    for entry in plan.entries:
+        if not entry.members:
+            if (
+                entry.form is Form.SHARED
+                and entry.site in {s.name for s in here}
+                and not here[entry.site].layer.experts
+            ):
+                raise ApplyError(f"{entry.site}: form shared is that of a group: name its members in the plan's entry")
+            continue
+        group = [entries.get(name) for name in entry.members]
+        agreed = all(
+            e is not None and (e.form, e.rank, e.members) == (Form.SHARED, entry.rank, entry.members) for e in group
+        )
+        rows = sum(e.rows for e in group if e is not None)
+        if not agreed or entry.site not in entry.members or rows != entry.rank:
+            raise ApplyError(
+                f"{entry.site}: it shares a factor with {', '.join(n for n in entry.members if n != entry.site)}: all "
+                f"their entries need form shared, the same members and rank, and rows that add up to it: make the plan "
+                "again, with a smaller budget or rf.Ranks for layers of their own"
+            )
 
 
 def written_(site: Site, form: Form, rank: int, new: nn.Module, factors: Factors) -> None:

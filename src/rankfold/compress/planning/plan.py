@@ -47,6 +47,9 @@ class Entry:
         note: what is particular about it.
         certificate: how well the program behind the factors was solved, in words.
         ridge: of the method, where held-out samples have chosen one.
+        members: sites that read one tensor and share their first factor in this form; the first of them holds it. Loss
+            and error are those of all of them, and stand at the first.
+        rows: how many outputs of this site the shared factor gives itself.
 
     Example:
         >>> plan = rf.plan(nn.Sequential(nn.Linear(8, 8)), rf.Ranks({"0": 2}), "truncate", example=torch.randn(1, 8))
@@ -69,6 +72,8 @@ class Entry:
     note: str = ""
     certificate: str = ""
     ridge: float = 0.0
+    members: tuple[str, ...] = ()
+    rows: int = 0
 
 
 @dataclass(frozen=True)
@@ -160,6 +165,9 @@ class Plan:
         """One JSON object, readable and stable: equal plans give equal text. Statistics and factors are not in it."""
         data = asdict(replace(self, statistics=None, factors=None))
         del data["statistics"], data["factors"]
+        for entry in data["entries"]:
+            if not entry["members"]:
+                del entry["members"], entry["rows"]
         return json.dumps(data, indent=1, ensure_ascii=False) + "\n"
 
     @classmethod

@@ -64,6 +64,11 @@ def _in_nats(known: Profile, plan: Plan) -> Plan:
     prices = output_changes([each for group in known.candidates.values() for each in group])
 
     def priced(entry: Entry) -> Entry:
+        if entry.members:
+            price = prices.get(("+".join(entry.members), entry.form))
+            if price is None or entry.site != entry.members[0]:
+                return entry
+            return replace(entry, predicted_loss=float(price[entry.rank]))
         candidate = known.of(plan).candidate(entry.site, entry.form)
         metric = known.statistics.sites[entry.site].metric if entry.site in known.statistics.sites else None  # type: ignore[union-attr]
         cost = getattr(getattr(candidate, "decomposition", None), "cost_in", None)

@@ -22,14 +22,24 @@ from rankfold.compress.planning.candidates import Candidate, Counter, Decomposed
 from rankfold.compress.planning.choice import EVERY, Forms, asked_forms, chosen
 from rankfold.compress.planning.plan import Plan
 from rankfold.compress.statistics import Statistics, calibrate
-from rankfold.costs import Cost, Example, evaluating, measure, storage
+from rankfold.costs import Cost, Example, Traced, evaluating, measure, storage
 from rankfold.objectives import Objective, ObjectiveError, Teacher, infer, objective_named
 from rankfold.observe import PAGES, Pages, Samples, unheard
 from rankfold.run.files import write_atomically
 from rankfold.run.memory import give_back
 from rankfold.run.progress import Progress, showing
 from rankfold.run.team import Team, joined
-from rankfold.sites import FOLD_FIRST, Form, SiteList, check_ordinary, fingerprint, opened, sites, unwrap
+from rankfold.sites import (
+    FOLD_FIRST,
+    Form,
+    SiteList,
+    check_ordinary,
+    fingerprint,
+    opened,
+    sites,
+    unwrap,
+    with_joint,
+)
 
 UNHEARD = "it is called, and what it gives never reaches what the model gives: left as it is"
 
@@ -260,7 +270,8 @@ def profile(
         objective: what the outputs mean, as an object or by name; told from the first samples by default.
         example: one input, for counting; taken from the data by default.
         where: narrows the sites, as in ``rankfold.sites``.
-        forms: those that are weighed, by name, or "all"; by default all but the quantised ones (docs/quantised.md).
+        forms: those that are weighed, by name, or "all"; by default all but the quantised ones (docs/quantised.md) and
+            factors that linear layers share (docs/shared.md).
         calibration: which part of the data is used.
         directory: where methods that fit layer after layer keep what is finished.
         progress: called as ``progress(what, done, total)`` as the work goes on.
@@ -299,25 +310,42 @@ def profile(
     objective = meant(root, data, objective)
     traced = measure(root, replace(first, samples=1), found)  # FLOPs of the example with all its samples
     found = _heard(root, first, traced.kept(found))
+    found, apart = _grouped(root, found, traced, method, forms)
     calibration = calibration.bounded(found, method)
     mark = fingerprint(root)
     statistics = _earlier(method, calibration, mark)
     with opened(root), calibration.team(root) as team:
         sizes = {site.name: site.weight(root).element_size() for site in found}
+        sizes |= {each.name: sizes[each.names[0]] for each in found.joint}
         seen = replace(calibration.of(data), team=team)
         known = _measured(root, found, method, seen, statistics, objective, directory, tell)
     return replace(
         known,
-        counter=Counter(traced.calls, first.samples, sizes),
+        counter=Counter(
+            {**traced.calls, **{each.name: traced.calls[each.names[0]] for each in found.joint}}, first.samples, sizes
+        ),
         cost=Cost(params, traced.flops // first.samples, size),
         flops=traced.flops,
-        notes=traced.notes,
+        notes=(*traced.notes, *apart),
         fingerprint=mark,
         calibration=calibration,
         example=first,
         data=data,
         directory=None if directory is None else Path(directory),
     )
+
+
+def _grouped(
+    root: nn.Module, found: SiteList, traced: Traced, method: Method, forms: Forms | None
+) -> tuple[SiteList, tuple[str, ...]]:
+    """The sites with the groups that may share a factor, where that was asked for; and why some are in none."""
+    if Form.SHARED not in (asked_forms(forms) or ()):
+        return found, ()
+    if fits_layers(method) or not method.needs_data:
+        said = f"method {method.name!r} shares no factor between layers: method 'project' does"
+        return found, () if forms == EVERY else (said,)
+    with opened(root):
+        return with_joint(root, found, {n: r for n, r in traced.read.items() if len(r) == len(traced.calls.get(n, r))})
 
 
 def _heard(root: nn.Module, example: Example, found: SiteList) -> SiteList:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from functools import partial
 from pathlib import Path
 from typing import Any, NotRequired
 
@@ -17,12 +18,13 @@ from rankfold.compress.methods.rounding import decomposed
 from rankfold.compress.planning.candidates import Candidate, Counter, with_ridge
 from rankfold.compress.planning.lawful import check_decomposition
 from rankfold.compress.planning.profile import Calibration, Profile
+from rankfold.compress.shared import statistics_of
 from rankfold.compress.statistics import Statistics
 from rankfold.costs import Cost
 from rankfold.objectives import Objective, objective_named
 from rankfold.run.container import Kind
 from rankfold.run.files import write_atomically
-from rankfold.sites import Call, Factors, Form, SiteList, fingerprint, opened, sites, unwrap
+from rankfold.sites import Call, Factors, Form, SiteList, fingerprint, joint, opened, sites, unwrap
 
 
 @dataclass(eq=False)
@@ -81,6 +83,7 @@ class _Note(TypedDict):
     probed: NotRequired[bool]
     prices: NotRequired[list[tuple[int, int, str, str]]]
     left_out: NotRequired[list[tuple[str, str]]]
+    joint: NotRequired[list[list[str]]]
 
 
 _FILE = Kind[_Note]("rankfold.profile", _Note, "a profile of rankfold", "make it again: rankfold.profile(model, data)")
@@ -122,6 +125,8 @@ def save_profile(known: Profile, path: str | Path) -> None:
     if known.objective is not None:
         note["objective"] = known.objective.name
     note["left_out"] = list(known.sites.left_out)
+    if known.sites.joint:
+        note["joint"] = [list(each.names) for each in known.sites.joint]
     note["probed"], note["prices"] = known.data is not None or known.probed, []
     for (probes, asked), prices in known.prices.items():
         for (site, form), values in prices.items():
@@ -175,7 +180,8 @@ def _built(
     )
     statistics = Statistics.load(bytes(tensors["statistics"].numpy().tobytes())) if note["statistics"] else None
     found = SiteList(items, tuple((name, why) for name, why in note.get("left_out", everything.left_out)))
-    candidates: dict[str, list[Candidate]] = {site.name: [] for site in found.reducible}
+    found = replace(found, joint=tuple(joint([found[name] for name in names]) for names in note.get("joint", ())))
+    candidates: dict[str, list[Candidate]] = {site.name: [] for site in (*found.reducible, *found.joint)}
     for index, one in enumerate(note["candidates"]):
         candidates[one["site"]].append(_candidate(root, tensors, str(index), one, found, method, statistics))
     calls = {
@@ -216,8 +222,8 @@ def _candidate(
     site, form = found[one["site"]], Form(one["form"])
 
     def again() -> Decomposition:
-        known = None if statistics is None else statistics.sites.get(site.name)
         with opened(root):
+            known = statistics_of(statistics, site, partial(site.weight, root))
             chosen = with_ridge(method, one["ridge"])
             made = decomposed(chosen, site, form, site.weight(root), known, site.bias(root))
         if made is None:

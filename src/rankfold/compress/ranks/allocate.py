@@ -124,18 +124,58 @@ def check_feasible(
             raise BudgetError(f"{name}: the budget cannot be met: {why}")
 
 
-def _program(choices: Mapping[str, Sequence[Option]], limits: Costs) -> tuple[Any, ...]:
+def program(
+    choices: Mapping[str, Sequence[Option]], limits: Costs, groups: Mapping[str, Sequence[str]] | None = None
+) -> tuple[Any, ...]:
+    """(options, rows, costs, loss, largest loss) of the program: minimise loss·x, costs·x ≤ 1, rows·x = 1, x binary.
+
+    ``groups``: for the name of each the sites in place of which an option of it is taken.
+    """
     from scipy.sparse import csr_array
 
-    flat = [option for group in choices.values() for option in group]
-    owner = np.repeat(np.arange(len(choices)), [len(group) for group in choices.values()])
-    one = csr_array((np.ones(len(flat)), (owner, np.arange(len(flat)))), shape=(len(choices), len(flat)))
+    groups = groups or {}
+    rows = {site: index for index, site in enumerate(site for site in choices if site not in groups)}
+    flat: list[tuple[str, Option]] = []
+    places: list[tuple[int, int]] = []
+    for site, group in choices.items():
+        for option in group:
+            places += [(rows[member], len(flat)) for member in groups.get(site, (site,))]
+            flat.append((site, option))
+    at = np.array(places).reshape(-1, 2).T
+    matrix = csr_array((np.ones(at.shape[1]), (at[0], at[1])), shape=(len(rows), len(flat)))
     scale = np.maximum(np.asarray(limits, float), 1e-300)
-    costs = np.array([option.costs for option in flat]).T / scale[:, None]
-    loss = np.array([option.loss for option in flat])
+    costs = np.array([option.costs for _, option in flat]).T / scale[:, None]
+    loss = np.array([option.loss for _, option in flat])
     finite = np.isfinite(loss)
     loss[~finite] = 10 * loss[finite].sum() + 1  # worse than anything finite
-    return flat, owner, one, costs, loss / max(loss.max(), 1e-300)
+    largest = max(loss.max(), 1e-300)
+    return flat, matrix, costs, loss / largest, largest
+
+
+def solved(
+    flat: Sequence[tuple[str, Option]], rows: Any, costs: Any, loss: Any, limits: Costs
+) -> dict[str, Option] | None:
+    """What of a ``program`` is taken, by site or group; None where that is not within the limits."""
+    from scipy.optimize import Bounds, LinearConstraint, milp
+
+    with _silenced():
+        result = milp(
+            loss,
+            integrality=np.ones(len(flat)),
+            bounds=Bounds(0, 1),
+            constraints=[LinearConstraint(rows, 1, 1), LinearConstraint(costs, -np.inf, 1.0)],
+            options={"time_limit": 30.0, "mip_rel_gap": 1e-6},
+        )
+    if result.x is None:
+        return None
+    picked = {site: option for (site, option), taken in zip(flat, result.x, strict=True) if taken > 0.5}
+    return picked if within(picked, limits) else None
+
+
+def _program(choices: Mapping[str, Sequence[Option]], limits: Costs) -> tuple[Any, ...]:
+    flat, rows, costs, loss, _ = program(choices, limits)
+    owner = np.repeat(np.arange(len(choices)), [len(group) for group in choices.values()])
+    return [option for _, option in flat], owner, rows, costs, loss
 
 
 def promising(

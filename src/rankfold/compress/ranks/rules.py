@@ -3,7 +3,8 @@
 A rule of one's own is any object with ``name`` and ``choose(choices, limits, known)``: for each site a list of options,
 the first of which keeps it, and one limit for each resource; it gives the option picked for each site. ``known`` is the
 profile, for rules that run the model. With an attribute ``across_forms = True`` a rule is offered every form of a site,
-otherwise the first one alone.
+otherwise the first one alone; with ``across_groups = True`` also what the members of each of ``known.sites.joint`` may
+share, under the name of the group: where it takes one of these options, it gives none for the members.
 """
 
 from __future__ import annotations
@@ -14,6 +15,7 @@ from types import NoneType
 from typing import TYPE_CHECKING, Any, ClassVar, Literal, Protocol, runtime_checkable
 
 from rankfold.compress.ranks.allocate import Costs, Option, global_, local, optimal
+from rankfold.compress.ranks.groups import optimal_of_groups
 
 if TYPE_CHECKING:
     from rankfold.compress.planning.profile import Profile
@@ -58,9 +60,11 @@ class Optimal:
     samples: int = 256
     name: str = "optimal"
     across_forms: ClassVar[bool] = True
+    across_groups: ClassVar[bool] = True
 
     def choose(self, choices: Choices, limits: Costs, known: Profile) -> dict[str, Option]:
-        return optimal(choices, limits)
+        groups = {each.name: each.names for each in known.sites.joint if each.name in choices}
+        return optimal_of_groups(choices, limits, groups) if groups else optimal(choices, limits)
 
 
 @dataclass(frozen=True)

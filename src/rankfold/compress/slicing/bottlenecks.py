@@ -19,7 +19,7 @@ from rankfold.compress.metric import Spread, output_metrics
 from rankfold.costs import evaluating
 from rankfold.layers import FactoredConv, LowRankLinear
 from rankfold.linalg import Moments
-from rankfold.linalg.bottleneck import root_of, triangle
+from rankfold.linalg.on_data.bottleneck import root_of, triangle
 from rankfold.objectives import Objective, ObjectiveError, Teacher
 from rankfold.observe import Samples, after, before, first_of
 from rankfold.observe.passes import laid_out, layout_for

@@ -14,7 +14,7 @@ from rankfold.compress.methods.method import relative
 from rankfold.compress.planning.apply import build
 from rankfold.compress.planning.plan import Entry, Plan
 from rankfold.compress.slicing.bottlenecks import Bottleneck, Bottlenecks, factor_mark
-from rankfold.linalg.bottleneck import Narrowing, narrow, spread, triangle
+from rankfold.linalg.on_data.bottleneck import Narrowing, narrow, spread, triangle
 from rankfold.sites import (
     Factors,
     Form,

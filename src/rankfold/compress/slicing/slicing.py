@@ -1,8 +1,8 @@
 """Slices: a factored network made narrower inside its bottlenecks, to any smaller budget, without data.
 
 A layer n → r → m becomes n → r' → m: its first factor keeps r' combinations of its r activations, and the second is
-fitted to them (``rankfold.linalg.bottleneck``). What that costs at every r' follows from the bottlenecks that were
-measured on the finished network, in one unit for all layers: the expected squared change of the model's outputs.
+fitted to them (``rankfold.linalg.on_data.bottleneck``). What that costs at every r' follows from the bottlenecks that
+were measured on the finished network, in one unit for all layers: the expected squared change of the model's outputs.
 """
 
 from __future__ import annotations

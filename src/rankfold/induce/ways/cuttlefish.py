@@ -10,7 +10,7 @@ from torch import Tensor
 
 from rankfold.induce.ways.frobenius import decay_product
 from rankfold.induce.ways.guide import Guided, Way, factor_, positive, require, whole
-from rankfold.linalg.tangent import wide
+from rankfold.linalg.manifold.tangent import wide
 
 
 @dataclass(frozen=True)

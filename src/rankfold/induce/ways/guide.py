@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from rankfold.induce.places import Make, averaged_, in_training, numbers_within, put_, same_everywhere_
 from rankfold.layers import Approached, InTraining, Phased
 from rankfold.linalg.errors import NonFiniteError
-from rankfold.linalg.tangent import wide
+from rankfold.linalg.manifold.tangent import wide
 from rankfold.sites import Site
 from rankfold.sites.find import Where
 from rankfold.train.step.around import Around

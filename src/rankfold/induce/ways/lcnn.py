@@ -13,7 +13,7 @@ from rankfold.induce.places import numbers_within
 from rankfold.induce.ways.guide import Guided, Way, add, own, positive, require
 from rankfold.layers import Approached
 from rankfold.linalg.allocation import least_tails
-from rankfold.linalg.tangent import wide
+from rankfold.linalg.manifold.tangent import wide
 
 
 @dataclass(frozen=True)

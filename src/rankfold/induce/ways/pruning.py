@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from rankfold.induce.ways.guide import Guided, Way, factor_, own, positive, require, whole
 from rankfold.layers import Phased, Scaled
-from rankfold.linalg.tangent import rank_within, ranks_within
+from rankfold.linalg.manifold.tangent import rank_within, ranks_within
 
 
 @dataclass(frozen=True)

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from rankfold.induce.ways.guide import Guided, add, own, positive, require
 from rankfold.induce.ways.pruning import Pruning
 from rankfold.layers import Phased, Scaled
-from rankfold.linalg.tangent import wide
+from rankfold.linalg.manifold.tangent import wide
 
 Penalty = Literal["hoyer", "nuclear"]
 

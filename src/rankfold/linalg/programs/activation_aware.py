@@ -22,10 +22,10 @@ import torch
 from torch import Tensor
 
 from rankfold.linalg.decompositions import checked
-from rankfold.linalg.moments import Moments
+from rankfold.linalg.on_data.moments import Moments
+from rankfold.linalg.on_data.projection import project
+from rankfold.linalg.on_data.regression import GramInverse, invert
 from rankfold.linalg.programs.activation_loss import Loss, activation_loss, check_activation, surrogate_loss
-from rankfold.linalg.projection import project
-from rankfold.linalg.regression import GramInverse, invert
 
 _STEEPEST = 64.0  # the largest L that is tried: where even that does not descend, rounding does not let anything
 _FLATTEST = 0.25

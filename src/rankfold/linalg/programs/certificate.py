@@ -19,9 +19,9 @@ import torch
 from torch import Tensor
 
 from rankfold.linalg.decompositions import checked, singular_values, svd
+from rankfold.linalg.on_data.regression import ColumnSpace, column_space
 from rankfold.linalg.programs.entrywise import Loss, Squares, Tobit, conjugate
 from rankfold.linalg.programs.proximal import check_radius
-from rankfold.linalg.regression import ColumnSpace, column_space
 
 
 @dataclass(frozen=True, eq=False)

@@ -14,9 +14,9 @@ import torch
 from torch import Tensor
 
 from rankfold.linalg.decompositions import checked
+from rankfold.linalg.on_data.projection import Projection, project
+from rankfold.linalg.on_data.regression import CUT, column_space, least_squares
 from rankfold.linalg.programs.proximal import check_radius, threshold
-from rankfold.linalg.projection import Projection, project
-from rankfold.linalg.regression import CUT, column_space, least_squares
 
 
 @dataclass(frozen=True, eq=False)

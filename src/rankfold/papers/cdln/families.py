@@ -17,8 +17,8 @@ from torch import nn
 from rankfold.induce import cdln_, overparametrize_
 from rankfold.train import Recipe
 from rankfold.zoo import Data
-from rankfold.zoo.fcn import FCN
-from rankfold.zoo.vit import ViT
+from rankfold.zoo.networks.fcn import FCN
+from rankfold.zoo.networks.vit import ViT
 
 DEPTH = 3  # of the deep linear networks
 RANK_PER_CLASS = 4  # the paper: r̂ = 4 d_y

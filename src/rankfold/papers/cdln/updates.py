@@ -27,8 +27,8 @@ from rankfold.run.progress import Progress
 from rankfold.sites import sites
 from rankfold.train import Recipe
 from rankfold.zoo import Data, load_data, resolve
-from rankfold.zoo.fcn import FCN
-from rankfold.zoo.vit import ViT
+from rankfold.zoo.networks.fcn import FCN
+from rankfold.zoo.networks.vit import ViT
 
 NAME = "cdln-updates"
 RANK = 10  # r of the leading subspaces

@@ -22,7 +22,7 @@ from rankfold.papers.runs import computed
 from rankfold.papers.writing import COLOURS, Outcome, panels
 from rankfold.pipeline import Tell
 from rankfold.pipeline.collapse.forecast import Margins, accuracy_at, accuracy_curve_of, forecast, learned
-from rankfold.pipeline.repair import compressed_copy
+from rankfold.pipeline.compression.repair import compressed_copy
 from rankfold.run.progress import Progress
 from rankfold.sites import Form, sites
 from rankfold.spectrum import spectrum

@@ -20,9 +20,9 @@ from rankfold.run.container import packed, read_tensors
 from rankfold.run.files import write_atomically
 from rankfold.train import Recipe, fit
 from rankfold.zoo import Data, load_data
+from rankfold.zoo.networks.vit import ViT
 from rankfold.zoo.split import Split
 from rankfold.zoo.text import Texts
-from rankfold.zoo.vit import ViT
 
 JUDGED = 2_000  # validation samples that trials are judged on
 

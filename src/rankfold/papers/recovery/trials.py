@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from rankfold.linalg import least_squares, nuclear_max_norm, project
+from rankfold.linalg.on_data.regression import column_space
 from rankfold.linalg.programs.entrywise import Tobit
 from rankfold.linalg.recovery_bounds import (
     constrained_mse_bound,
@@ -19,7 +20,6 @@ from rankfold.linalg.recovery_bounds import (
     relu_curvature,
     relu_mse_rate,
 )
-from rankfold.linalg.regression import column_space
 
 _GAP = 1e-3  # relative duality gap: an error of 1e-3 of the objective is far below the differences that are shown
 _DRAWS = 20

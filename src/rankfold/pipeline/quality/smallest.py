@@ -23,12 +23,12 @@ from rankfold.compress.ranks.budget import Budget, Multiples, parsed
 from rankfold.compress.ranks.rules import RankRule
 from rankfold.compress.repair.batchnorm import Reference, reestimate_
 from rankfold.objectives import Figure, Figures, Objective
-from rankfold.pipeline.measure import calibration_part
+from rankfold.pipeline.compression.measure import calibration_part
+from rankfold.pipeline.compression.repair import compressed_copy
 from rankfold.pipeline.quality.halves import Half, Halves, halves
 from rankfold.pipeline.quality.interval import Fall, fall
 from rankfold.pipeline.quality.search import ROUNDING, Tried, larger_by_steps, search
 from rankfold.pipeline.quality.value import MaxDrop, Quality
-from rankfold.pipeline.repair import compressed_copy
 from rankfold.run.files import write_atomically
 from rankfold.run.progress import Tell, showing
 from rankfold.train import choose, counted

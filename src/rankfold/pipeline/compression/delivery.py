@@ -18,12 +18,12 @@ from rankfold.compress.ranks.rules import described, rule_named
 from rankfold.compress.slicing.bottlenecks import Bottlenecks
 from rankfold.costs import Example
 from rankfold.objectives import Evaluation, Inferred
-from rankfold.pipeline.curve import Curve
-from rankfold.pipeline.measure import Figures
-from rankfold.pipeline.page import report_data
+from rankfold.pipeline.compression.curve import Curve
+from rankfold.pipeline.compression.measure import Figures
+from rankfold.pipeline.compression.page import report_data
+from rankfold.pipeline.compression.request import Settings
+from rankfold.pipeline.compression.result import Result
 from rankfold.pipeline.quality.value import Quality
-from rankfold.pipeline.request import Settings
-from rankfold.pipeline.result import Result
 from rankfold.report import write_report
 from rankfold.run.container import FAULTS, checked, read_object, said
 from rankfold.run.files import write_atomically

@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 
 from rankfold.linalg.decompositions import checked, eigh
-from rankfold.linalg.gram import mirror, upper_product
+from rankfold.linalg.on_data.gram import mirror, upper_product
 
 # singular values below this fraction of the largest are refined: their squares have lost half their digits
 _SMALL = 1e-4

@@ -19,9 +19,10 @@ from rankfold.layers import Completion, LowRankConv, LowRankEmbedding, LowRankLi
 from rankfold.layers.experts import LowRankEnter, LowRankLeave
 from rankfold.layers.residual import ResidualLinear
 from rankfold.layers.rounded import is_whole
-from rankfold.sites.convolution import ConvLayer, read_convolution
+from rankfold.layers.shared import Shared
 from rankfold.sites.find import sites
-from rankfold.sites.linear import LinearLayer, read_linear
+from rankfold.sites.kinds.convolution import ConvLayer, read_convolution
+from rankfold.sites.kinds.linear import LinearLayer, read_linear
 from rankfold.sites.patches import patches
 from rankfold.sites.site import Site, SiteList
 
@@ -95,6 +96,8 @@ def weights_of(module: Any) -> tuple[Tensor, ...]:
 
 def _stands_for(module: nn.Module) -> tuple[Layer, Form] | None:
     if not isinstance(module, LowRankLinear | LowRankConv | SpatialConv2d) or is_whole(module):
+        return None
+    if isinstance(module, Shared):  # others have the same factor: it is not narrowed for one of them
         return None
     completed = isinstance(module.up, Completion)
     down, up = module.down, module.up.rest if completed else module.up

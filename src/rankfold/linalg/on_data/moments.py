@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 
 from rankfold.linalg.errors import NonFiniteError, NotMaterialisedError
-from rankfold.linalg.gram import add_upper_, mirror
+from rankfold.linalg.on_data.gram import add_upper_, mirror
 
 # rows are widened to float64 a block at a time: 32 MiB of copy at most, whatever the batch
 _BLOCK_ELEMENTS = 1 << 22

@@ -9,7 +9,7 @@ from typing import Any
 
 from torch import Tensor, nn
 
-from rankfold.forms import Call, Layer, Side
+from rankfold.forms import Call, Layer, Share, Side
 from rankfold.forms.geometry import Matricization, Plain, Transposed
 from rankfold.sites.product import ordinary_class, products
 
@@ -24,6 +24,8 @@ class LinearLayer(Layer):
     stored_transposed: bool = False
     parameter: str = "weight"
     whole: bool = False
+    members: tuple[int, ...] = ()
+    share: Share | None = None
 
     def wholly(self) -> LinearLayer:
         return replace(self, whole=True)

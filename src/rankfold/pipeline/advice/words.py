@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 
 from rankfold.objectives import Figure
-from rankfold.pipeline.advice import Advice, Tried
+from rankfold.pipeline.advice.look import Advice, Tried
 
 _NAMED = 0.01  # of all FLOPs: what a layer must save to be named
 

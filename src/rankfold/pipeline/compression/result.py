@@ -10,7 +10,7 @@ from typing import Any
 from torch import nn
 
 from rankfold.compress.planning.plan import Plan
-from rankfold.pipeline.measure import Figures
+from rankfold.pipeline.compression.measure import Figures
 from rankfold.pipeline.quality.value import Quality
 
 

@@ -21,8 +21,8 @@ import torch
 from torch import Tensor
 
 from rankfold.linalg.decompositions import checked, eigh, svd
-from rankfold.linalg.projection import tails
-from rankfold.linalg.spatial import SpatialProjection, project_spatial
+from rankfold.linalg.on_data.projection import tails
+from rankfold.linalg.on_data.spatial import SpatialProjection, project_spatial
 
 # directions whose standard deviation is below this fraction of the largest are rounding
 _NOISE = 1e-13

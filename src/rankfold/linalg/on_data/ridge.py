@@ -13,8 +13,8 @@ from math import log
 import torch
 from torch import Tensor
 
-from rankfold.linalg.cross_moments import CrossMoments
 from rankfold.linalg.decompositions import checked, eigh
+from rankfold.linalg.on_data.cross_moments import CrossMoments
 
 RIDGES = (1e-5, 1e-4, 1e-3, 1e-2, 1e-1, 1.0)  # of the variance of each input
 STANDARD = 1e-3  # where nothing can be held out

@@ -15,7 +15,7 @@ from rankfold.compress.ranks.budget import Budget, Flops
 from rankfold.compress.ranks.rules import RankRule
 from rankfold.compress.repair.batchnorm import Reference
 from rankfold.objectives import Evaluation, Figure, Objective
-from rankfold.pipeline.repair import compressed_copy
+from rankfold.pipeline.compression.repair import compressed_copy
 from rankfold.run.progress import Progress
 from rankfold.train import evaluate
 

@@ -9,7 +9,7 @@ from typing import Any
 from torch import Tensor, nn
 
 from rankfold.forms import Call, Side
-from rankfold.sites.linear import LinearLayer
+from rankfold.sites.kinds.linear import LinearLayer
 from rankfold.sites.product import ordinary_class, products
 
 

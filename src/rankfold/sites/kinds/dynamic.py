@@ -9,8 +9,8 @@ from torch import nn
 
 from rankfold.forms import Convolution, Layer
 from rankfold.layers import InTraining
-from rankfold.sites.convolution import ConvLayer
-from rankfold.sites.linear import LinearLayer
+from rankfold.sites.kinds.convolution import ConvLayer
+from rankfold.sites.kinds.linear import LinearLayer
 from rankfold.sites.product import ordinary_class
 
 

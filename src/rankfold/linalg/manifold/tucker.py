@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 from rankfold.linalg.errors import NonFiniteError
-from rankfold.linalg.tangent import Turn, new_directions, orthonormal, wide
+from rankfold.linalg.manifold.tangent import Turn, new_directions, orthonormal, wide
 
 Ladder = tuple[tuple[int, int], ...]
 """(p, q) at rank 1, 2, …: what a layer of that rank has along its outputs and inputs."""

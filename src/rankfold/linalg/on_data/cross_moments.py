@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from rankfold.linalg.errors import NonFiniteError
-from rankfold.linalg.moments import Moments
+from rankfold.linalg.on_data.moments import Moments
 
 _BLOCK_ELEMENTS = 1 << 22  # of a block that is widened to float64 at a time
 

@@ -22,7 +22,7 @@ from rankfold.costs import Cost, Example, evaluating, latencies
 from rankfold.costs.clock import once
 from rankfold.costs.example import with_batch
 from rankfold.objectives import Figure, Figures, Objective
-from rankfold.pipeline.measure import calibration_part, first_example
+from rankfold.pipeline.compression.measure import calibration_part, first_example
 from rankfold.pipeline.quality.halves import GROUPS, few_of
 from rankfold.pipeline.quality.interval import fall
 from rankfold.run.progress import Tell
@@ -124,7 +124,7 @@ class Advice:
 
     def to_dict(self) -> dict[str, Any]:
         """Plain values, with the sentences that follow from them."""
-        from rankfold.pipeline.advising import sentences
+        from rankfold.pipeline.advice.words import sentences
 
         best = self.best
         return {

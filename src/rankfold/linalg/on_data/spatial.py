@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 from rankfold.linalg.decompositions import checked, eigh
-from rankfold.linalg.projection import tails
+from rankfold.linalg.on_data.projection import tails
 
 # anchors the pair at the kernel off the data: this part of the mean patch variance is added to each direction
 _RIDGE = 1e-6

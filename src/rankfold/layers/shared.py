@@ -1,0 +1,164 @@
+"""Linear layers that read one tensor and share their first factor: what it gives is computed once for all of them.
+
+The first layer of such a group holds ``down`` (r, n); the others know the first, and are not whole without it. Of the
+matrices below one another r rows are what ``down`` gives; each layer holds what its other rows are made of them.
+"""
+
+from __future__ import annotations
+
+import threading
+import weakref
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from rankfold.layers.linear import LowRankLinear
+from rankfold.layers.pivoted import Completion
+from rankfold.layers.rules import Factors, PivotedMatrix
+from rankfold.layers.weight import weight_of
+
+
+@dataclass(frozen=True)
+class SharedMatrix(PivotedMatrix):
+    """Some rows of a ``PivotedMatrix``: ``order`` (m,) names the rows of [B; C B] that are those of the weight."""
+
+    def turned(self) -> SharedMatrix:
+        return SharedMatrix(self.order, not self.across)
+
+    def _condensed(self, x: Tensor, factors: Factors) -> Tensor:
+        rows, rest = self._stored(factors)
+        whole = x.new_zeros(*x.shape[:-1], len(rows) + len(rest)).index_add(-1, self.order, x)
+        return (whole[..., : len(rows)] + whole[..., len(rows) :] @ rest) @ rows
+
+
+class Share(Completion):
+    """``z ↦ [z; rest(z)]``, of which the outputs of one layer are picked by ``order`` (m,): those that another layer of
+    the group has are not among them. ``rows``: how many of the z are."""
+
+    def __init__(self, rest: nn.Linear, rank: int, rows: int, bias: bool = True, **factory: Any) -> None:
+        super().__init__(rest, rank, bias=False, **factory)
+        self.out_channels = self.out_features = size = rows + len(rest.weight)
+        self.bias = nn.Parameter(torch.empty(size, **factory)) if bias else None
+        self.register_buffer("order", torch.empty(size, dtype=torch.int32, device=factory.get("device")))
+
+
+class Shared(LowRankLinear):
+    """One of the layers of a group. ``number``: which; ``members``: how many there are."""
+
+    number: int = 0
+    members: int = 1
+
+    def __init__(self, n: int, rank: int, m: int, rows: int, bias: bool = True, **factory: Any) -> None:
+        nn.Module.__init__(self)
+        self.in_features, self.rank, self.out_features = n, rank, m
+        self.up = Share(nn.Linear(rank, m - rows, bias=False, **factory), rank, rows, bias, **factory)
+
+    @property
+    def first(self) -> SharedFirst:
+        raise NotImplementedError
+
+    def _product(self) -> Tensor:
+        return weight_of(SharedMatrix(self.up.order), (self.first.down.weight, self.up.rest.weight))
+
+    def forward(self, input: Tensor) -> Tensor:
+        return self.up(self.first.between(input, self.number))
+
+
+class SharedFirst(Shared):
+    """The layer that holds the shared factor ``down`` (r, n), and gives what it makes of an input to the others."""
+
+    def __init__(self, n: int, rank: int, m: int, rows: int, bias: bool = True, **factory: Any) -> None:
+        super().__init__(n, rank, m, rows, bias, **factory)
+        self.down = nn.Linear(n, rank, bias=False, **factory)
+        self.kept = Kept()
+
+    @property
+    def first(self) -> SharedFirst:
+        return self
+
+    def between(self, input: Tensor, number: int) -> Tensor:
+        """What ``down`` gives: computed for the first layer that asks, and the same for the others of one forward pass.
+
+        Where gradients are recorded, while torch compiles, exports or traces, within transforms of ``torch.func`` and
+        in inference mode, where a change of the input would not be seen, each computes it for itself; compilers then
+        merge equal products."""
+        if self.members < 2 or not _can_remember(input):
+            return self.down(input)
+        return self.kept.product(self.down, input, number, self.members)
+
+
+class SharedNext(Shared):
+    """A layer of the group that reads the shared factor of the ``first``, which holds it."""
+
+    def joins_(self, first: SharedFirst) -> None:
+        self.__dict__["_first"] = (first,)  # in a tuple: it is no part of this layer, and its weights are not its own
+
+    @property
+    def first(self) -> SharedFirst:
+        if "_first" not in self.__dict__:
+            raise RuntimeError("this layer shares a factor that another one holds, and was not joined to it")
+        return self.__dict__["_first"][0]
+
+    @property
+    def down(self) -> nn.Linear:  # type: ignore[override]  # nobody may give it one of its own
+        """Of the first layer."""
+        return self.first.down
+
+
+@dataclass
+class _Known:
+    """A product for one input. ``key``: tells the input and what it was multiplied by; ``owner``: of its memory, for as
+    long as which the key means something; ``cell`` holds the product, and nothing once the owner is gone."""
+
+    key: Any
+    owner: weakref.ref[Tensor]
+    cell: list[Tensor]
+    used: set[int] = field(default_factory=set)
+
+
+class Kept(threading.local):
+    """The last product of a shared factor, of this thread, until every layer of the group has had it.
+
+    A layer that asks a second time begins anew: it is another forward pass. Copies and files hold none."""
+
+    known: _Known | None = None
+
+    def product(self, down: nn.Linear, x: Tensor, number: int, members: int) -> Tensor:
+        owner, key, known = x._base if x._base is not None else x, _key(x, down), self.known
+        if known is not None and known.key == key and number not in known.used and known.owner() is owner:
+            product = known.cell[0]
+            known.used.add(number)
+            if len(known.used) == members:
+                self.known = None
+            return product
+        product = down(x)
+        cell = [product]
+        self.known = _Known(key, weakref.ref(owner, lambda _: cell.clear()), cell, {number})
+        return product
+
+    def __reduce__(self) -> Any:
+        return Kept, ()
+
+
+def _key(x: Tensor, down: nn.Linear) -> Any:
+    weight: Any = getattr(down, "weight", None)
+    device = x.device.type
+    return (
+        x.untyped_storage()._cdata, x.storage_offset(), x.shape, x.stride(), x.dtype, x._version,
+        id(down), id(weight), getattr(weight, "_version", 0),
+        torch.is_autocast_enabled(device) and torch.get_autocast_dtype(device),
+    )  # fmt: skip
+
+
+def _can_remember(x: Tensor) -> bool:
+    traced = torch.compiler.is_compiling() or torch.jit.is_tracing() or torch._C._are_functorch_transforms_active()
+    return not (traced or torch.is_grad_enabled()) and type(x) in (Tensor, nn.Parameter) and not x.is_inference()
+
+
+def join_(layer: Any, first: Any, number: int, members: int) -> None:
+    """Make ``layer`` the one of this ``number`` in the group of ``members`` layers whose factor ``first`` holds."""
+    layer.number, layer.members = number, members
+    if isinstance(layer, SharedNext):
+        layer.joins_(first)

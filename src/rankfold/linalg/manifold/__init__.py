@@ -1,0 +1,1 @@
+"""Steps that stay among matrices, or kernels, of low rank."""

@@ -1,0 +1,1 @@
+"""What data say of a matrix: moments, projections, regressions, and bottlenecks measured on them."""

@@ -1,0 +1,1 @@
+"""What would pay on this machine, before anybody compresses anything."""

@@ -1,0 +1,1 @@
+"""One compression, from a request to the files of its result."""

@@ -1,0 +1,1 @@
+"""Kinds of layers, a file each: how one is read as matrices."""
