@@ -149,7 +149,8 @@ def read(directory: str | Path) -> MappedEntries:
         raise ValueError(
             f"{folder}: damaged, or not entries stored by rankfold ({told}): remove it, and it is written again"
         ) from None
-    files = Files((known["rows"], known["columns"]), starts, *mapped, place=folder)
+    columns, values = mapped
+    files = Files((known["rows"], known["columns"]), starts, columns, values, folder)
     low, high, remarks = known["low"], known["high"], tuple(known["remarks"])
     return MappedEntries(folder, files, tuple(names["rows"]), tuple(names["columns"]), low, high, remarks)
 

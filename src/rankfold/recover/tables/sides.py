@@ -10,6 +10,7 @@ import pandas as pd
 import scipy.sparse
 from scipy.sparse import csr_array as Csr
 
+from rankfold.recover.tables.layout import UNKNOWN
 from rankfold.recover.tables.names import name_of
 
 MANY = 50  # different texts of a column beyond which it says who somebody is, not what
@@ -45,7 +46,9 @@ def read_side(file: str | Path, names: tuple[str, ...], what: str = "row") -> tu
                 first = opened.readline()
             delimiter = max((",", ";", "\t", "|"), key=first.count)
             # a name is text, also where pandas would read it as missing
-            table = pd.read_csv(path, sep=delimiter, converters={0: str}, encoding="utf-8-sig")
+            table = pd.read_csv(path, sep=delimiter, dtype=str, keep_default_na=False, encoding="utf-8-sig")
+            rest = table.iloc[:, 1:].apply(lambda column: column.mask(column.str.strip().str.lower().isin(UNKNOWN)))
+            table = pd.concat([table.iloc[:, 0], rest], axis=1)
     except (pd.errors.ParserError, pd.errors.EmptyDataError, UnicodeDecodeError, ImportError) as error:
         raise ValueError(f"{path} cannot be read as a table with a header ({str(error).splitlines()[0]})") from None
     if not isinstance(table.index, pd.RangeIndex) and path.suffix.lower() not in (".parquet", ".pq"):
