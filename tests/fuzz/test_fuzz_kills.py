@@ -9,6 +9,7 @@ import multiprocessing
 import os
 import random
 import re
+import shutil
 import time
 from pathlib import Path
 
@@ -22,6 +23,7 @@ import rankfold as rf
 KILLS = int(os.environ.get("RANKFOLD_KILLS", "4"))
 SEED = int(os.environ.get("RANKFOLD_FUZZ_SEED", "0"))
 TEMPORARY = re.compile(r"\..+\.tmp|\..+\.[0-9a-f]{16}|\.rankfold-.*")
+FORKED = multiprocessing.get_context("forkserver")
 X = torch.randn(7, 16, generator=torch.Generator().manual_seed(5))
 
 
@@ -36,10 +38,20 @@ def loaded(name: str, place: Path) -> nn.Module:
     return rf.load(place, None if name == "streaming" else network()).model
 
 
+@pytest.fixture(scope="module", autouse=True)
+def _reachable():
+    """The server that jobs are forked from imports them once, where it finds them."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("PYTHONPATH", str(Path(__file__).parent), prepend=os.pathsep)
+        FORKED.set_forkserver_preload(["jobs"])
+        server = FORKED.Process(target=os.getpid)  # it starts now, and not within the time of a job
+        server.start()
+        ended(server)
+        yield
+
+
 def started(name: str, place: Path) -> multiprocessing.process.BaseProcess:
-    context = multiprocessing.get_context("forkserver")
-    context.set_forkserver_preload(["jobs"])
-    process = context.Process(target=run, args=(name, str(place)))
+    process = FORKED.Process(target=run, args=(name, str(place)))
     process.start()
     return process
 
@@ -62,14 +74,16 @@ def test_a_job_that_is_killed_at_any_moment_goes_on(name, tmp_path):
     for _ in range(5 * share):
         process = started(name, place)
         process.join(draw.uniform(0, long))
-        if process.is_alive():
-            killed += 1
+        alive = process.is_alive()
+        killed += alive
         process.kill()
         process.join()
         if (place / "manifest.json").exists():  # whatever the moment: one whole network, the old one or the new one
             assert outputs(loaded(name, place)).isfinite().all()
         if killed == share:
             break
+        if not alive:  # it came to its end: another one from the start
+            shutil.rmtree(place)
     ended(started(name, place))
     assert killed > 0
     expected, found = (outputs(again(name, at)) for at in (tmp_path / "left alone", place))

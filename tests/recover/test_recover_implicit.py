@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 from rankfold.recover import Candidate, ImplicitFeedback, candidates, choose, held_out, read_plays, triplets
 from rankfold.recover.implicit.als import als
 from rankfold.recover.implicit.models import Factors, neighbours, popularity, regression
-from rankfold.recover.implicit.ranking import judge
+from rankfold.recover.implicit.ranking import judge, paired
 from rankfold.recover.model import largest
 
 CSR = scipy.sparse.csr_array
@@ -224,3 +224,13 @@ def test_the_command_ranks(tmp_path):
     assert "--split is for --implicit" in rankfold("recover", file, "--split", "by-time").stderr
     file.write_text("ann,a\n")
     assert "leaves none of the" in failed("recover", file, "--implicit", "-o", out)
+
+
+def test_one_row_has_no_standard_error_and_one_moment_no_order(tmp_path):
+    held = CSR(np.array([[0.0, 1.0, 1.0]]))
+    one = judge(np.array([[1, 0]]), held, np.array([0]), 2)
+    assert one.figures()["ndcg_error"] is None
+    assert paired(one, one) == (0.0, None)
+    entries = triplets([0, 0, 1, 1], [0, 1, 0, 1], np.ones(4), shape=(2, 2), times=np.full(4, 9.0))
+    with pytest.raises(ValueError, match="is of one moment, 9 seconds since 1970"):
+        held_out(entries, "by-time")

@@ -1,6 +1,7 @@
 """Ratings beside their times and properties: sums by their definitions, what helps is used, what is asked is stored."""
 
 import numpy as np
+import pandas as pd
 import pytest
 from commands import failed, succeeded
 from scipy.sparse import csr_array
@@ -144,6 +145,25 @@ def test_side_tables(tmp_path):
     file.write_text("")
     with pytest.raises(ValueError, match="cannot be read as a table"):
         read_side(file, ("a", "b"))
+    file.write_text("id,age\n")
+    with pytest.raises(ValueError, match="no lines below its header"):
+        read_side(file, ("a", "b"))
+    file.write_text("id,age\na,20,9\nb,30,9\n")
+    with pytest.raises(ValueError, match="line 2: more fields than its header has"):
+        read_side(file, ("a", "b"))
+
+
+def test_names_of_side_tables_are_text_and_lines_without_one_are_told(tmp_path):
+    names = ("7", "NA", "nan")
+    table = pd.DataFrame({"id": ["NA", None, "7"], "age": [20.0, 30.0, 40.0]})
+    table.to_csv(tmp_path / "users.csv", index=False)
+    table.to_parquet(tmp_path / "users.parquet")
+    for file in ("users.csv", "users.parquet"):
+        features, remarks = read_side(tmp_path / file, names)
+        assert features.toarray().any(1).tolist() == [True, True, False]
+        assert remarks[-1] == f"1 line of {file} has no row in its first column, line 3 the first: left out"
+    pd.DataFrame({"id": [7.0, 8.0], "age": [1, 2]}).to_parquet(tmp_path / "users.parquet")
+    assert read_side(tmp_path / "users.parquet", names)[0].toarray().any(1).tolist() == [True, False, False]
 
 
 def test_the_command_uses_times_and_tables_and_predicts(tmp_path):

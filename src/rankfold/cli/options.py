@@ -97,7 +97,7 @@ def _max_drop(value: float | None) -> float | None:
     return value
 
 
-def _memory(text: str | None) -> str | None:
+def checked_memory(text: str | None) -> str | None:
     if text is None:
         return None
     from rankfold.report.quantities import bytes_of
@@ -235,7 +235,7 @@ Memory = Annotated[
         help="What the work may take beside the process, as 8GB: a folder of transformers is then read, fitted and "
         "written block by block; of other models second moments (sequential, relu, nuclear, maxnorm) are taken a few "
         "at a time.",
-        callback=_memory,
+        callback=checked_memory,
     ),
 ]
 RuleName = Annotated[

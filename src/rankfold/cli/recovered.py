@@ -31,6 +31,13 @@ def print_recovered(report: dict[str, Any]) -> None:
     print(f"wrote {report['directory']}")
 
 
+def _sure(difference: float, error: float | None) -> str:
+    if error is None:
+        return ", of a single row: that says nothing"
+    told = "ahead" if difference > 2 * error else "behind" if difference < -2 * error else "not told apart from it"
+    return f" ± {error:.4f}, {told}"
+
+
 def print_ranked(report: dict[str, Any]) -> None:
     k, last = report["k"], {"by-time": "the latest tenth", "leave-one-out": "one entry of each row"}[report["split"]]
 
@@ -42,7 +49,5 @@ def print_ranked(report: dict[str, Any]) -> None:
     print(f"\non {last}, not seen before ({count(report['tested'][0]['rows'])} rows):\n")
     print_table(("fitted to all that is earlier", *head), [line(one) for one in report["tested"]])
     for one in report["ahead"]:
-        ahead = one["ndcg"] > 2 * one["standard_error"]
-        told = "ahead" if ahead else "behind" if one["ndcg"] < -2 * one["standard_error"] else "not told apart from it"
-        print(f"\nagainst {one['of']}: NDCG {one['ndcg']:+.4f} ± {one['standard_error']:.4f}, {told}", end="")
+        print(f"\nagainst {one['of']}: NDCG {one['ndcg']:+.4f}{_sure(one['ndcg'], one['standard_error'])}", end="")
     print(f"\n\ntaken: {report['chosen']}\nwrote {report['directory']}")

@@ -1,7 +1,7 @@
 """Recovery of low-rank matrices from few linear measurements: operators, estimators, ratings, and what theory says of
 them."""
 
-from rankfold.recover.choose import METHODS, Choice, Tried, choices, cross_validate, fit
+from rankfold.recover.choose import METHODS, Choice, Tried, choices, completed, cross_validate, fit
 from rankfold.recover.estimators.base import Recovery
 from rankfold.recover.estimators.completion import (
     AlternatingMinimization,
@@ -15,6 +15,8 @@ from rankfold.recover.implicit.candidates import Candidate, candidates
 from rankfold.recover.implicit.estimator import ImplicitFeedback
 from rankfold.recover.implicit.search import choose
 from rankfold.recover.implicit.splits import held_out
+from rankfold.recover.mapped.entries import MappedEntries
+from rankfold.recover.mapped.mapping import map_entries
 from rankfold.recover.measurements.operators import Entries, Identity, Mask, Operator, entries, surrogate
 from rankfold.recover.measurements.sensing import Gaussian, Measurements
 from rankfold.recover.model import FactorModel
@@ -42,6 +44,7 @@ __all__ = [
     "ImplicitFeedback",
     "LowRank",
     "METHODS",
+    "MappedEntries",
     "Mask",
     "Measurements",
     "NuclearNorm",
@@ -59,6 +62,7 @@ __all__ = [
     "candidates",
     "choices",
     "choose",
+    "completed",
     "compressed_start",
     "cosines",
     "cross_validate",
@@ -67,6 +71,7 @@ __all__ = [
     "fit",
     "from_arrays",
     "held_out",
+    "map_entries",
     "incremental",
     "read_arrays",
     "read_pairs",

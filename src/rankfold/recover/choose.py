@@ -8,6 +8,7 @@ from dataclasses import dataclass
 import numpy as np
 import scipy.sparse
 
+from rankfold.recover.estimators.base import Recovery
 from rankfold.recover.estimators.completion import (
     AlternatingMinimization,
     CompressedDeepLinear,
@@ -173,14 +174,26 @@ def fit(
         return averaged(draws, entries), rank, how
     table = scipy.sparse.csr_array((entries.values, (entries.rows, entries.columns)), shape=(m, n))
     estimator = _estimator(choice, progress).set_params(random_state=seed).fit(table)
-    left = np.vstack([estimator.left_, _average(estimator.left_, entries.rows)])
-    right = np.column_stack([estimator.right_, _average(estimator.right_.T, entries.columns)])
-    span = high - low
-    model = FactorModel(left, right, 0.0, low - span, high + span, entries.row_names, entries.column_names)
-    for index, which in ((entries.rows, model.left), (entries.columns, model.right.T)):
-        empty = np.bincount(index, minlength=len(which) - 1) == 0
-        which[:-1][empty] = which[-1]  # of whom nothing is known: an average one
-    return model, estimator.rank_, estimator.reason_
+    counts = (np.bincount(entries.rows, minlength=m), np.bincount(entries.columns, minlength=n))
+    names = (entries.row_names, entries.column_names)
+    return completed(estimator, counts, names, (low, high)), estimator.rank_, estimator.reason_
+
+
+def completed(
+    estimator: Recovery,
+    counts: tuple[np.ndarray, np.ndarray],
+    names: tuple[tuple[str, ...], tuple[str, ...]],
+    seen: tuple[float, float],
+) -> FactorModel:
+    """The model of a fitted ``estimator``; rows and columns without entries (by ``counts``) are predicted as average
+    ones, and values not farther from those ``seen``, the least and the largest, than these from each other."""
+    factors = []
+    for factor, count in zip((estimator.left_, estimator.right_.T), counts, strict=True):
+        average = factor[count > 0].mean(0)
+        factors.append(np.vstack([np.where((count > 0)[:, None], factor, average), average]))
+    span = seen[1] - seen[0]
+    right = np.ascontiguousarray(factors[1].T)
+    return FactorModel(factors[0], right, 0.0, seen[0] - span, seen[1] + span, *names)
 
 
 def _known(entries: Triplets, choice: Choice, sides: Sides | None) -> Known:
@@ -193,10 +206,6 @@ def _known(entries: Triplets, choice: Choice, sides: Sides | None) -> Known:
         sides.rows if choice.sides and sides is not None else None,
         sides.columns if choice.sides and sides is not None else None,
     )
-
-
-def _average(factor: np.ndarray, index: np.ndarray) -> np.ndarray:
-    return factor[np.unique(index)].mean(0)
 
 
 def _estimator(choice: Choice, progress: Progress | None):  # type: ignore[no-untyped-def]

@@ -5,10 +5,9 @@ from __future__ import annotations
 import json
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, NotRequired
+from typing import Any, NotRequired, Protocol
 
 import numpy as np
-import scipy.sparse
 import torch
 from torch import Tensor
 from typing_extensions import TypedDict
@@ -25,6 +24,12 @@ class Spread:
     lefts: np.ndarray
     rights: np.ndarray
     noise: float
+
+
+class Known(Protocol):
+    """Sparse rows, in memory or in files."""
+
+    def __getitem__(self, rows: slice, /) -> Any: ...
 
 
 @dataclass(frozen=True, eq=False)
@@ -103,17 +108,15 @@ class FactorModel:
         best = columns[np.argsort(-told, kind="stable")[:count]]
         return [(self.column_names[j], float(np.clip(told[j], self.low, self.high))) for j in best if told[j] > -np.inf]
 
-    def best(self, count: int, rows: np.ndarray, columns: np.ndarray) -> Iterator[tuple[int, np.ndarray, np.ndarray]]:
-        """(row, its ``count`` best columns, predictions) for every row, without its entries at ``rows``, ``columns``.
+    def best(self, count: int, known: Known) -> Iterator[tuple[int, np.ndarray, np.ndarray]]:
+        """(row, its ``count`` best columns, predictions) for every row, without the columns that are ``known`` of it:
+        sparse rows for a slice of them.
 
         Cost O(m n k) in blocks of 16 MB.
         """
-        seen = scipy.sparse.csr_array(
-            (np.ones(len(rows), bool), (rows, columns)), shape=(len(self.row_names), len(self.column_names))
-        )
         step = max(1, (1 << 21) // len(self.column_names))
         for start in range(0, len(self.row_names), step):
-            block = seen[start : start + step]
+            block = known[start : min(start + step, len(self.row_names))]
             # unclipped: many predictions may lie at the upper end
             told = self.offset + self.left[start : start + block.shape[0]] @ self.right[:, :-1]
             told[np.repeat(np.arange(block.shape[0]), np.diff(block.indptr)), block.indices] = -np.inf

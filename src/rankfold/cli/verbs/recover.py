@@ -7,12 +7,12 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from rankfold.cli.options import Json, Seed, Threads
+from rankfold.cli.options import Json, Seed, Threads, checked_memory
 from rankfold.cli.printing import count, print_json
 from rankfold.cli.recovered import print_ranked, print_recovered
 
 if TYPE_CHECKING:
-    from rankfold.recover import Triplets
+    from rankfold.recover import MappedEntries, Triplets
     from rankfold.run.progress import Talk
 
 
@@ -67,6 +67,16 @@ def recover(
         str | None,
         typer.Option(metavar="S", help="With --implicit: by-time (default where there are times) or leave-one-out."),
     ] = None,
+    memory: Annotated[
+        str | None,
+        typer.Option(
+            "--memory",
+            metavar="SIZE",
+            help="What the work may take beside the process, as 2GB: entries then go into files of DIR/entries, "
+            "sorted, and are read from there; by low-rank alone.",
+            callback=checked_memory,
+        ),
+    ] = None,
     top: Annotated[int, typer.Option(min=0, help="Write so many best unseen columns for every row.")] = 0,
     out: Annotated[
         Path, typer.Option("-o", "--out", metavar="DIR", help="Where factors, errors and predictions go.")
@@ -104,6 +114,8 @@ def recover(
         at_least=at_least,
         split=split,
     )
+    if memory is not None:
+        _in_files(implicit, file, methods, time=time, rows=rows, items=items)
     if duplicates not in ("refuse", "mean", "last", "sum"):
         raise typer.BadParameter(f"duplicates are refused, or give the mean, the last or the sum, got {duplicates!r}")
     tried = _listed("ranks", ranks, int) if ranks is not None else None
@@ -116,6 +128,12 @@ def recover(
             report = _sensed(file, arrays, max(tried) if tried else None, seed, out, talk)
         else:
             named = _listed("columns", columns, str) if columns is not None else None
+            if memory is not None:
+                bound = max(tried) if tried else None
+                given = (file, test, predict, named, duplicates)
+                report = _mapped(given, memory, bound, top, seed, out, talk)
+                print_json(report) if as_json else print_recovered(report)
+                return
             if implicit:
                 report = _implicit(file, wanted, named, at_least, split, duplicates, top, seed, out, jobs, talk)
                 print_json(report) if as_json else print_ranked(report)
@@ -168,6 +186,57 @@ def _fitting(implicit: bool, **given: Any) -> None:
         raise typer.BadParameter(f"--split is by-time or leave-one-out, got {given['split']!r}")
 
 
+def _in_files(implicit: bool, file: Path, methods: str | None, **held: Any) -> None:
+    """What holds all entries in memory is refused with a bound of it."""
+    if implicit:
+        raise typer.BadParameter(
+            "--memory is not for --implicit, whose candidates hold all entries; in Python ImplicitFeedback('als') is "
+            "fitted to map_entries(…)"
+        )
+    if methods is not None and _listed("methods", methods, str) != ["low-rank"]:
+        raise typer.BadParameter("with --memory the method is low-rank: the others hold all entries in memory")
+    for name, value in held.items():
+        if value:
+            raise typer.BadParameter(f"--{name} is for ratings, which hold all entries in memory: leave --memory out")
+    if file.suffix.lower() == ".npz":
+        raise typer.BadParameter("with --memory entries are read from text or Parquet; .npz arrays are held as a whole")
+
+
+def _mapped(
+    given: tuple[Path, Path | None, Path | None, list[str] | None, str],
+    memory: str,
+    rank: int | None,
+    top: int,
+    seed: int,
+    out: Path,
+    talk: Talk,
+) -> dict[str, Any]:
+    from rankfold.pipeline.recovery import complete_mapped
+    from rankfold.recover import map_entries, read_pairs, read_triplets
+    from rankfold.report.quantities import bytes_of
+
+    file, test, predict, columns, duplicates = given
+    entries = map_entries(
+        file,
+        out / "entries",
+        columns=columns,
+        duplicates=duplicates,  # type: ignore[arg-type] # checked above
+        progress=talk.progress,
+    )
+    _about(entries, talk)
+    return complete_mapped(
+        entries,
+        out,
+        memory=bytes_of(memory),
+        rank=rank,
+        judge=None if test is None else read_triplets(test, duplicates="mean", columns=columns),
+        asked=None if predict is None else read_pairs(predict, columns=columns),
+        seed=seed,
+        top=top,
+        progress=talk.progress,
+    )
+
+
 def _implicit(
     file: Path,
     methods: list[str],
@@ -208,7 +277,7 @@ def _implicit(
         raise ValueError(f"{file}: {error}") from None
 
 
-def _about(entries: Triplets, talk: Talk) -> None:
+def _about(entries: Triplets | MappedEntries, talk: Talk) -> None:
     m, n = entries.shape
     talk.say(f"{count(len(entries))} entries of a {count(m)} × {count(n)} matrix, {len(entries) / (m * n):.2%} of it")
     for remark in entries.remarks:

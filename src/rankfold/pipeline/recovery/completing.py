@@ -10,7 +10,7 @@ from typing import Any
 from rankfold.pipeline.recovery.drawing import candidates_drawn
 from rankfold.pipeline.recovery.page import page
 from rankfold.pipeline.recovery.writing import best_columns, predictions, save_report
-from rankfold.recover import Choice, FactorModel, Sides, Triplets, cross_validate, fit
+from rankfold.recover import Choice, FactorModel, MappedEntries, Sides, Tried, Triplets, cross_validate, fit
 from rankfold.recover.solvers.outcome import Progress
 from rankfold.run.files import write_atomically
 
@@ -35,30 +35,58 @@ def complete(
 
     Raises ``ValueError`` where the values never vary: that is implicit feedback, or nothing to learn.
     """
-    value = entries.values[0]
-    if len(entries) > 1 and (entries.values == value).all():
-        raise ValueError(
-            f"every value is {value:g}: nothing is to be learnt from values that never vary. If they say who did what, "
-            "they are implicit feedback: add --implicit"
-        )
-    if judge is not None and (judge.numbered(entries.row_names, entries.column_names)[0] < 0).all():
-        raise ValueError(
-            f"none of the {len(set(judge.rows.tolist()))} rows to judge by is known, such as {judge.row_names[0]}: are "
-            "rows and columns in the same order as in the entries (--columns)?"
-        )
+    low, high = float(entries.values.min()), float(entries.values.max())
+    learnable(len(entries), (low, high), (entries.row_names, entries.column_names), judge)
     tried = cross_validate(entries, candidates, folds=folds, seed=seed, sides=sides, jobs=jobs, progress=progress)
     best = tried[0]
     model, rank, remark = fit(entries, best.choice, seed=seed, sides=sides, progress=progress)
     write_atomically(out / "factors.safetensors", model.to_bytes())  # before anything else can fail
+    return written(entries, tried, model, (rank, remark), out, judge=judge, asked=asked, seed=seed, top=top)
+
+
+def learnable(
+    count: int,
+    seen: tuple[float, float],
+    names: tuple[tuple[str, ...], tuple[str, ...]],
+    judge: Triplets | None,
+) -> None:
+    """Raises ``ValueError`` where the values ``seen``, from the least to the largest, never vary, and where none of the
+    rows to judge by has a name among ``names``."""
+    if count > 1 and seen[0] == seen[1]:
+        raise ValueError(
+            f"every value is {seen[0]:g}: nothing is to be learnt from values that never vary. If they say who did "
+            "what, they are implicit feedback: add --implicit"
+        )
+    if judge is not None and (judge.numbered(*names)[0] < 0).all():
+        raise ValueError(
+            f"none of the {len(set(judge.rows.tolist()))} rows to judge by is known, such as {judge.row_names[0]}: are "
+            "rows and columns in the same order as in the entries (--columns)?"
+        )
+
+
+def written(
+    entries: Triplets | MappedEntries,
+    tried: Sequence[Tried],
+    model: FactorModel,
+    how: tuple[int, str],
+    out: Path,
+    *,
+    judge: Triplets | None,
+    asked: Triplets | None,
+    seed: int,
+    top: int,
+) -> dict[str, Any]:
+    """What is to be seen of a ``model`` of that rank, fitted so, into ``out``. Returns what ``recover.json`` holds."""
+    best = tried[0]
     report: dict[str, Any] = {
         "entries": len(entries),
         "shape": list(entries.shape),
         "remarks": list(entries.remarks),
         "chosen": str(best.choice),
         "method": best.choice.method,
-        "rank": rank,
+        "rank": how[0],
         "held_out_error": best.error,
-        "how": remark,
+        "how": how[1],
         "tried": [
             {"choice": str(one.choice), "error": one.error, "folds": list(one.folds), "rank": one.rank} for one in tried
         ],

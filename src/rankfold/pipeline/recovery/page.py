@@ -8,19 +8,21 @@ from typing import Any
 import numpy as np
 
 from rankfold.pipeline.compression.page import environment
-from rankfold.recover import FactorModel, Tried, Triplets
+from rankfold.recover import FactorModel, MappedEntries, Tried, Triplets
 from rankfold.report.recovery import FactorShown, RecoveryData, render_recovery
 
 SHOWN, NAMES = 5, 5  # factors, and names at either side of each
 MOST = 200_000  # residuals that are drawn
 
 
-def page(entries: Triplets, tried: Sequence[Tried], model: FactorModel, report: dict[str, Any]) -> bytes:
+def page(
+    entries: Triplets | MappedEntries, tried: Sequence[Tried], model: FactorModel, report: dict[str, Any]
+) -> bytes:
     """HTML. ``report`` is what ``recover.json`` holds."""
     rng = np.random.default_rng(0)
-    which = np.arange(len(entries)) if len(entries) <= MOST else rng.choice(len(entries), MOST, replace=False)
-    times = None if entries.times is None else entries.times[which]
-    told = model.at(entries.rows[which], entries.columns[which], times)
+    which = np.arange(len(entries)) if len(entries) <= MOST else np.unique(rng.integers(0, len(entries), MOST))
+    shown = entries.take(which)
+    told = model.at(shown.rows, shown.columns, shown.times)
     of = f"{'all' if len(which) == len(entries) else 'a random sample of'} {len(which):,} entries that were fitted"
     facts = [
         ("Taken", report["chosen"]),
@@ -36,7 +38,7 @@ def page(entries: Triplets, tried: Sequence[Tried], model: FactorModel, report: 
         facts,
         list(entries.remarks),
         [(str(one.choice), one.choice.method, _asked(one), one.error, one.folds) for one in tried],
-        entries.values[which] - told,
+        shown.values - told,
         of,
         factors(model),
         environment(),

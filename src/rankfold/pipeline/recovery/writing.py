@@ -11,8 +11,9 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 import pyarrow.csv
+import scipy.sparse
 
-from rankfold.recover import FactorModel, Triplets
+from rankfold.recover import FactorModel, MappedEntries, Triplets
 from rankfold.run.files import write_atomically
 
 
@@ -22,12 +23,15 @@ def save_report(report: dict[str, Any], out: Path) -> None:
     write_atomically(out / "recover.json", (json.dumps(report, indent=1, ensure_ascii=False) + "\n").encode())
 
 
-def best_columns(model: FactorModel, entries: Triplets, top: int) -> bytes:
+def best_columns(model: FactorModel, entries: Triplets | MappedEntries, top: int) -> bytes:
     """The ``top`` best columns of each row that it has no entry for, as CSV."""
+    known: Any = entries
+    if isinstance(entries, Triplets):
+        known = scipy.sparse.csr_array((np.ones(len(entries)), (entries.rows, entries.columns)), shape=entries.shape)
     text = io.StringIO()
     writer = csv.writer(text, lineterminator="\n")
     writer.writerow(("row", "column", "predicted"))
-    for row, at, told in model.best(top, entries.rows, entries.columns):
+    for row, at, told in model.best(top, known):
         name = model.row_names[row]
         pairs = zip(at.tolist(), told.tolist(), strict=True)
         writer.writerows((name, model.column_names[column], f"{value:.4g}") for column, value in pairs)

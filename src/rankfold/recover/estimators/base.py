@@ -14,6 +14,7 @@ from sklearn.base import BaseEstimator, TransformerMixin
 from sklearn.utils.validation import check_is_fitted, check_random_state, validate_data
 
 from rankfold.recover.measurements.arrays import Array
+from rankfold.recover.measurements.lazy import Lazy
 from rankfold.recover.measurements.observed import held_apart, kind_for, measured, observed, plain, zero
 from rankfold.recover.measurements.operators import Operator
 from rankfold.recover.measurements.threads import elements, threads_for
@@ -22,14 +23,16 @@ from rankfold.recover.solvers.outcome import Point, Recovered, Rules, Watch
 
 @dataclass(eq=False, repr=False, kw_only=True)
 class Recovery(TransformerMixin, BaseEstimator):
-    """``fit(X)``: X (m, n) with NaN where nothing is known, or sparse (what is stored is known), or an operator with
-    its measurements as ``y``. Learned: ``left_`` (m, rank_), ``right_`` (rank_, n), ``singular_values_``, ``n_iter_``,
-    ``converged_``, ``reason_`` (a sentence), ``history_``, ``training_error_``, ``validation_error_`` (relative).
+    """``fit(X)``: X (m, n) with NaN where nothing is known, or sparse (what is stored is known), or `MappedEntries`
+    (``LowRank``), or an operator with its measurements as ``y``. Learned: ``left_`` (m, rank_), ``right_`` (rank_, n),
+    ``singular_values_``, ``n_iter_``, ``converged_``, ``reason_`` (a sentence), ``history_``, ``training_error_``,
+    ``validation_error_`` (relative).
 
     Settings are the fields of a dataclass: a subclass adds its own and needs no constructor.
     """
 
     _thin = True  # it works on thin factors, unless the measurements need the whole matrix
+    _streams = False  # it takes entries that lie in files
 
     tol: float = 1e-10
     max_iter: int = 1000
@@ -69,6 +72,15 @@ class Recovery(TransformerMixin, BaseEstimator):
             kind = getattr(X, "mask", kind) if kind is None else kind
             self.n_features_in_ = X.shape[1]
             return X, measured(X, y, kind)
+        if hasattr(X, "measurements"):  # entries in files
+            operator, values = X.measurements()
+            if isinstance(values, Lazy) and not self._streams:
+                raise ValueError(
+                    f"{type(self).__name__} holds all entries in memory: take LowRank for entries in files, or read "
+                    "them whole (read_triplets)"
+                )
+            self.n_features_in_ = X.shape[1]
+            return operator, values
         X = self._validated(X, reset=True)
         return observed(X, kind_for(X.dtype, self.device))
 

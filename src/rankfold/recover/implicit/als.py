@@ -9,6 +9,7 @@ import numpy as np
 import scipy.sparse
 from scipy.sparse import csr_array as Csr
 
+from rankfold.recover.implicit.history import History
 from rankfold.recover.implicit.models import Factors
 from rankfold.recover.measurements.threads import threads_for
 
@@ -18,7 +19,7 @@ def installed() -> bool:
     return find_spec("implicit") is not None
 
 
-def als(plays: Csr, *, rank: int, alpha: float, regularization: float, iterations: int, seed: int) -> Factors:
+def als(plays: Csr | History, *, rank: int, alpha: float, regularization: float, iterations: int, seed: int) -> Factors:
     """Factors for Σ_seen α r (1 − x·v)² + Σ_others (x·v)² + λ (Σ‖x‖² + Σ‖v‖²), r what is stored in ``plays``.
 
     As ``implicit`` 0.7 has it: a cell that is not stored weighs 1, one that is stored weighs α r, and so a stored zero
@@ -28,12 +29,18 @@ def als(plays: Csr, *, rank: int, alpha: float, regularization: float, iteration
         return _package(plays, rank, alpha, regularization, iterations, seed)
     rng = np.random.default_rng(seed)
     rows = Factors(rng.standard_normal((rank, plays.shape[1])) * 0.01, alpha, regularization)
-    other = Csr(plays.T)
+    other = plays.turned() if isinstance(plays, History) else Csr(plays.T)
     for _ in range(iterations):
-        left = rows.rows(plays)
-        right = Factors(np.ascontiguousarray(left.T), alpha, regularization).rows(other)
-        rows = Factors(np.ascontiguousarray(right.T), alpha, regularization)
+        columns = Factors(_fitted(rows, plays), alpha, regularization)
+        rows = Factors(_fitted(columns, other), alpha, regularization)
     return rows
+
+
+def _fitted(known: Factors, plays: Csr | History) -> np.ndarray:
+    """(k, rows): the factors of all rows, given those of the columns."""
+    if isinstance(plays, History):
+        return np.concatenate([known.rows(part).T for part in plays.parts()], axis=1)
+    return np.ascontiguousarray(known.rows(plays).T)
 
 
 def _package(plays: Csr, rank: int, alpha: float, regularization: float, iterations: int, seed: int) -> Factors:

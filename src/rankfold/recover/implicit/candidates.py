@@ -9,7 +9,9 @@ import scipy.sparse
 from scipy.sparse import csr_array as Csr
 
 from rankfold.recover.implicit.als import als
+from rankfold.recover.implicit.history import History
 from rankfold.recover.implicit.models import Model, neighbours, popularity, regression
+from rankfold.recover.mapped.entries import MappedEntries
 from rankfold.recover.tables.triplets import Triplets
 
 METHODS = ("als", "regression", "neighbours", "popularity")
@@ -78,16 +80,7 @@ def trained(entries: Triplets, candidate: Candidate, seed: int = 0) -> Model:
         raise ValueError(f"the count at {place} is {entries.values[at]:g}: implicit feedback counts from 0 on")
     plays = weights(entries)
     if candidate.method == "als":
-        if not 1 <= candidate.rank <= min(entries.shape):
-            raise ValueError(f"rank {candidate.rank} is not within 1 … {min(entries.shape)}, what the shape allows")
-        return als(
-            plays,
-            rank=candidate.rank,
-            alpha=candidate.alpha,
-            regularization=candidate.regularization,
-            iterations=candidate.iterations,
-            seed=seed,
-        )
+        return _least_squares(plays, candidate, seed)
     if candidate.method == "regression":
         return regression(plays, candidate.regularization)
     if candidate.method == "neighbours":
@@ -96,3 +89,28 @@ def trained(entries: Triplets, candidate: Candidate, seed: int = 0) -> Model:
         times = None if entries.times is None else entries.times[np.lexsort((entries.columns, entries.rows))]
         return popularity(plays, times, candidate.half_life)
     raise ValueError(f"no method {candidate.method!r}: there are {', '.join(METHODS)}")
+
+
+def trained_mapped(entries: MappedEntries, candidate: Candidate, seed: int = 0) -> Model:
+    """The model of least squares of counts in files. Raises ``ValueError`` for other methods, and negative counts."""
+    if candidate.method != "als":
+        raise ValueError(
+            f"{candidate.method} holds all entries in memory: take als for entries in files, or read them whole "
+            "(read_plays)"
+        )
+    if entries.low < 0:
+        raise ValueError(f"the least count is {entries.low:g}: implicit feedback counts from 0 on")
+    return _least_squares(History(entries), candidate, seed)
+
+
+def _least_squares(plays: Csr | History, candidate: Candidate, seed: int) -> Model:
+    if not 1 <= candidate.rank <= min(plays.shape):
+        raise ValueError(f"rank {candidate.rank} is not within 1 … {min(plays.shape)}, what the shape allows")
+    return als(
+        plays,
+        rank=candidate.rank,
+        alpha=candidate.alpha,
+        regularization=candidate.regularization,
+        iterations=candidate.iterations,
+        seed=seed,
+    )

@@ -11,8 +11,10 @@ from scipy.sparse import csr_array as Csr
 from sklearn.base import BaseEstimator
 from sklearn.utils.validation import check_is_fitted
 
-from rankfold.recover.implicit.candidates import Candidate, trained, weights
+from rankfold.recover.implicit.candidates import Candidate, trained, trained_mapped, weights
+from rankfold.recover.implicit.history import History
 from rankfold.recover.implicit.search import best_unseen
+from rankfold.recover.mapped.entries import MappedEntries
 from rankfold.recover.tables.names import name_of
 from rankfold.recover.tables.triplets import Triplets, triplets
 
@@ -21,8 +23,8 @@ from rankfold.recover.tables.triplets import Triplets, triplets
 class ImplicitFeedback(BaseEstimator):
     """Ranks what a row (a user) has not taken yet, from who took what.
 
-    Each method needs only some of the settings. Learned: ``model_``, ``history_`` (rows × columns), ``row_names_``,
-    ``column_names_``.
+    Each method needs only some of the settings. Learned: ``model_``, ``history_`` (rows × columns; of entries in files
+    `History`), ``row_names_``, ``column_names_``.
 
     Args:
         method: ``als`` (weighted alternating least squares, by the package ``implicit`` where it is installed; a cell
@@ -57,10 +59,15 @@ class ImplicitFeedback(BaseEstimator):
 
     def fit(self, X: Any, y: Any = None, *, times: Any = None) -> ImplicitFeedback:
         """``X``: pairs (count, 2) of names with their counts ``y`` (by default 1; repeated pairs are summed), a sparse
-        matrix rows × columns of counts, or `Triplets`. ``times`` (count,): seconds, for ``half_life``.
+        matrix rows × columns of counts, `Triplets`, or `MappedEntries` (``als``). ``times`` (count,): seconds, for
+        ``half_life``.
 
         Raises ``ValueError`` for negative counts, missing names, and settings that the shape does not allow.
         """
+        if isinstance(X, MappedEntries):
+            self.model_ = trained_mapped(X, self._candidate(min(X.shape)), self.random_state)
+            self.history_, self.row_names_, self.column_names_ = History(X), X.row_names, X.column_names
+            return self
         entries = _entries(X, y, times)
         self.model_ = trained(entries, self._candidate(min(entries.shape)), self.random_state)
         self.history_, self.row_names_, self.column_names_ = weights(entries), entries.row_names, entries.column_names
@@ -71,6 +78,8 @@ class ImplicitFeedback(BaseEstimator):
         from it. Columns that are not known are left out. Cost: that of the new entries."""
         if not hasattr(self, "model_"):
             return self.fit(X, y)
+        if isinstance(self.history_, History):
+            raise ValueError("what rows did lies in files: map the longer table (map_entries) and fit again")
         entries = _entries(X, y, None)
         at = {name: number for number, name in enumerate(self.row_names_)}
         new = [name for name in entries.row_names if name not in at]

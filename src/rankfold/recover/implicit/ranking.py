@@ -18,9 +18,9 @@ class Ranking:
     ndcg: np.ndarray
     precision: np.ndarray
 
-    def figures(self) -> dict[str, float]:
-        """Means over users, and the standard error of that of NDCG."""
-        error = float(self.ndcg.std(ddof=1) / len(self.ndcg) ** 0.5) if len(self.ndcg) > 1 else float("nan")
+    def figures(self) -> dict[str, float | None]:
+        """Means over users, and the standard error of that of NDCG, None for one user."""
+        error = float(self.ndcg.std(ddof=1) / len(self.ndcg) ** 0.5) if len(self.ndcg) > 1 else None
         return {
             "ndcg": float(self.ndcg.mean()),
             "recall": float(self.recall.mean()),
@@ -48,7 +48,8 @@ def judge(top: np.ndarray, held: scipy.sparse.csr_array, users: np.ndarray, k: i
     return Ranking(k, users, hits.sum(1) / wanted, (hits * discounts).sum(1) / ideal, (hits * precision).sum(1) / most)
 
 
-def paired(one: Ranking, other: Ranking) -> tuple[float, float]:
-    """Mean difference of NDCG of the same users, and its standard error."""
+def paired(one: Ranking, other: Ranking) -> tuple[float, float | None]:
+    """Mean difference of NDCG of the same users, and its standard error, None for one user."""
     difference = one.ndcg - other.ndcg
-    return float(difference.mean()), float(difference.std(ddof=1) / len(difference) ** 0.5)
+    error = float(difference.std(ddof=1) / len(difference) ** 0.5) if len(difference) > 1 else None
+    return float(difference.mean()), error

@@ -10,6 +10,7 @@ import scipy.sparse
 from scipy.sparse import csr_array as Csr
 
 from rankfold.recover.implicit.candidates import BASELINES, Candidate, trained, weights
+from rankfold.recover.implicit.history import History
 from rankfold.recover.implicit.models import Model
 from rankfold.recover.implicit.ranking import Ranking, judge, paired
 from rankfold.recover.implicit.splits import Split, held_out
@@ -33,7 +34,7 @@ class Chosen:
 
     tried: tuple[Ranked, ...]
     tested: tuple[Ranked, ...]
-    differences: tuple[tuple[float, float], ...]
+    differences: tuple[tuple[float, float | None], ...]
     split: Split
 
     @property
@@ -81,7 +82,7 @@ def ranked(model: Model, known: Triplets, held: Triplets, k: int) -> Ranking:
     return judge(best_unseen(model, history, users, k), Csr(wanted), users, k)
 
 
-def best_unseen(model: Model, history: Csr, rows: np.ndarray, k: int, *, seen: bool = False) -> np.ndarray:
+def best_unseen(model: Model, history: Csr | History, rows: np.ndarray, k: int, *, seen: bool = False) -> np.ndarray:
     """(rows, ≤ k): the columns with the largest scores, those of their history left out unless ``seen``; −1: none."""
     step = max(1, (1 << 22) // history.shape[1])
     parts = []

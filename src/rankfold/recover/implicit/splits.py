@@ -23,6 +23,11 @@ def held_out(entries: Triplets, split: Split, *, fraction: float = 0.1, seed: in
             raise ValueError("a split by time needs times: a column of them, or a split that leaves one out")
         moment = np.quantile(entries.times, 1 - fraction, method="lower")
         held = entries.times > moment
+        if not held.any():
+            raise ValueError(
+                f"the latest tenth of the {len(entries)} entries is of one moment, {moment:.0f} seconds since 1970: "
+                "times tell no order; take the split leave-one-out"
+            )
     else:
         held = _one_each(entries, seed)
     learn, judge = entries.take(np.flatnonzero(~held)), entries.take(np.flatnonzero(held))

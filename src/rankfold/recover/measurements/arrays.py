@@ -9,6 +9,8 @@ from typing import Any
 import numpy as np
 import torch
 
+from rankfold.recover.measurements.lazy import Lazy
+
 Array = Any  # numpy.ndarray or torch.Tensor: the solvers use what both have, @, *, .T, slices, linalg
 
 
@@ -41,11 +43,15 @@ def normal(shape: tuple[int, ...], rng: np.random.Generator, a: Array) -> Array:
 
 def norm(a: Array) -> float:
     """Frobenius norm."""
+    if isinstance(a, Lazy):
+        return a.norm()
     return float(namespace(a).linalg.norm(a.reshape(-1)))
 
 
 def dot(a: Array, b: Array) -> float:
     """Σ a b over all entries."""
+    if isinstance(a, Lazy):
+        return a @ b
     return float(a.reshape(-1) @ b.reshape(-1))
 
 

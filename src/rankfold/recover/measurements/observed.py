@@ -10,7 +10,8 @@ import scipy.sparse
 import torch
 
 from rankfold.recover.measurements.arrays import Array, like, norm, numpy
-from rankfold.recover.measurements.operators import Operator, entries
+from rankfold.recover.measurements.lazy import Lazy
+from rankfold.recover.measurements.operators import Operator, apart, entries
 
 
 def observed(x: np.ndarray | scipy.sparse.spmatrix, kind: Array | None = None) -> tuple[Operator, Array]:
@@ -53,6 +54,8 @@ def plain(x: Any) -> Any:
 def measured(operator: Operator, y: Any, kind: Array) -> Array:
     """Measurements ``y`` as ``operator`` takes them. ``ValueError`` for another number of them, or values not
     finite."""
+    if isinstance(y, Lazy):
+        return y
     y = like(y, kind)
     vector = operator.push(kind_of((operator.shape[0], 1), kind), kind_of((1, operator.shape[1]), kind))
     if tuple(y.shape) != tuple(vector.shape):
@@ -85,10 +88,7 @@ def held_apart(
     count = max(1, round(fraction * operator.count))
     if count >= operator.count:
         raise ValueError(f"validation_fraction {fraction:g} leaves none of {operator.count} measurements to learn from")
-    order = np.random.default_rng(seed).permutation(operator.count)
-    part, take = operator.part(order[count:])
-    judge, take_judge = operator.part(order[:count])
-    return part, take(y), (judge, take_judge(y))
+    return apart(operator, y, count, np.random.default_rng(seed))
 
 
 def zero(y: Array) -> bool:

@@ -7,6 +7,7 @@ only added, scaled and multiplied with each other.
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any, Protocol
 
@@ -15,10 +16,13 @@ import scipy.sparse
 import torch
 
 from rankfold.recover.measurements.arrays import Array, like, numpy
+from rankfold.recover.measurements.bits import drawn
+from rankfold.recover.measurements.lazy import Block, Lazy
 
 DENSE_BELOW = 250_000  # entries of X up to which a mask is quicker than indices, whatever is observed
 DENSE_FROM = 0.1  # observed fraction from which it is so for larger ones
 _GATHERED = 1 << 19  # numbers of a gathered block: two of them stay in the cache
+BLOCK = 1 << 20  # entries that are multiplied at a time, at least as many as there are columns
 
 
 class Operator(Protocol):
@@ -111,56 +115,107 @@ class Entries:
         self.rows, self.columns = rows.astype(np.int32, copy=False), columns.astype(np.int32, copy=False)
         self.count = len(rows)
         self.scale = self.count / (shape[0] * shape[1])
-        self._starts = np.searchsorted(self.rows, np.arange(shape[0] + 1, dtype=np.int32)).astype(np.int32)
+        starts = np.searchsorted(self.rows, np.arange(shape[0] + 1, dtype=np.int32))
+        self._starts = starts.astype(np.int32) if self.count < 2**31 else starts
         self._kind = kind
+        self.blocks = blocks(self._starts, max(BLOCK, shape[1]))
         if isinstance(kind, torch.Tensor):
             self._index = torch.as_tensor(rows).to(kind.device), torch.as_tensor(columns).to(kind.device)
+
+    def indices(self, block: Block) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+        """(rows, columns, where each row starts) of the entries of a block."""
+        these, rows = block.entries, block.rows
+        starts = self._starts[rows.start : rows.stop + 1]
+        return self.rows[these], self.columns[these], starts - starts[0] if starts[0] else starts
+
+    def counts(self) -> tuple[np.ndarray, np.ndarray]:
+        """How many entries each row and each column has."""
+        columns = np.zeros(self.shape[1], dtype=np.int64)
+        for block in self.blocks:
+            columns += np.bincount(self.indices(block)[1], minlength=self.shape[1])
+        return np.diff(self._starts), columns
+
+    def ones(self, kind: Array) -> Array:
+        """A measurement of 1 at each entry."""
+        return like(np.ones(self.count), kind)
 
     def push(self, left: Array, right: Array) -> Array:
         transposed = right.T
         if isinstance(left, torch.Tensor):
             rows, columns = self._index
             return (left[rows] * transposed[columns]).sum(1)
-        transposed = np.ascontiguousarray(transposed)
-        out = np.empty(self.count, dtype=left.dtype)
-        step = max(1, _GATHERED // left.shape[1])
-        for start in range(0, self.count, step):
-            these = slice(start, start + step)
-            np.einsum(
-                "ij,ij->i",
-                left.take(self.rows[these], axis=0),
-                transposed.take(self.columns[these], axis=0),
-                out=out[these],
-            )
-        return out
+        return products(left, np.ascontiguousarray(transposed), self.rows, self.columns)
 
     def adjoint(self, y: Array) -> Any:
         if isinstance(y, torch.Tensor):
             return torch.sparse_coo_tensor(
                 torch.stack(self._index), y, self.shape, is_coalesced=True, check_invariants=False
             )
-        return _ByRows(self, y)
+        return ByRows(self, lambda block: y[block.entries], y.dtype)
 
     def part(self, which: np.ndarray) -> tuple[Entries, Any]:
-        which = np.sort(which)
+        if which.dtype != bool:
+            which = np.sort(which)
         kept = Entries(self.shape, self.rows[which], self.columns[which], self._kind)
         return kept, lambda y: y[which]
 
 
-class _ByRows:
-    """A sparse matrix that is multiplied from either side, from one copy of its values and indices."""
+def blocks(starts: np.ndarray, most: int) -> list[Block]:
+    """Whole rows, which start at ``starts``, with at most ``most`` entries together, or one row."""
+    found, row, rows = [], 0, len(starts) - 1
+    while row < rows:
+        end = max(row + 1, int(np.searchsorted(starts, starts[row] + most, side="right")) - 1)
+        entries = slice(int(starts[row]), int(starts[end]))
+        found.append(Block(slice(row, end), entries, entries))
+        row = end
+    return found
+
+
+def products(left: np.ndarray, right: np.ndarray, rows: np.ndarray, columns: np.ndarray) -> np.ndarray:
+    """(count,): row by row of left (m, k) with right (n, k)."""
+    out = np.empty(len(rows), dtype=left.dtype)
+    step = max(1, _GATHERED // max(1, left.shape[1]))
+    for start in range(0, len(rows), step):
+        these = slice(start, start + step)
+        np.einsum("ij,ij->i", left.take(rows[these], axis=0), right.take(columns[these], axis=0), out=out[these])
+    return out
+
+
+class ByRows:
+    """A sparse matrix that is multiplied from either side, a block of rows at a time: ``of`` gives its values there."""
 
     __array_ufunc__ = None  # so that array @ this asks __rmatmul__
 
-    def __init__(self, operator: Entries, y: np.ndarray) -> None:
-        self.shape = operator.shape
-        self._rows = scipy.sparse.csr_array((y, operator.columns, operator._starts), shape=operator.shape)
+    def __init__(self, operator: Entries, of: Callable[[Block], np.ndarray], dtype: np.dtype) -> None:
+        self.shape, self._operator, self._of, self._dtype = operator.shape, operator, of, dtype
+
+    def both(self, right: np.ndarray | None, left: np.ndarray | None) -> tuple[np.ndarray, np.ndarray]:
+        """(this @ right, left @ this), in one pass over the entries; nothing for None."""
+        m, n = self.shape
+        nothing = np.empty((0, 0))
+        high = nothing if right is None else np.zeros((m, right.shape[1]), np.result_type(self._dtype, right))
+        wide = nothing if left is None else np.zeros((n, left.shape[0]), np.result_type(self._dtype, left))
+        turned = nothing if left is None else np.ascontiguousarray(left.T)
+        for block in self._operator.blocks:
+            _, columns, starts = self._operator.indices(block)
+            size = (block.rows.stop - block.rows.start, n)
+            part = scipy.sparse.csr_array((self._of(block), columns, starts), shape=size)
+            if right is not None:
+                high[block.rows] = part @ right
+            if left is not None:
+                wide += part.T @ turned[block.rows]
+        return high, wide.T
 
     def __matmul__(self, other: np.ndarray) -> np.ndarray:
-        return self._rows @ other
+        return self.both(other, None)[0]
 
     def __rmatmul__(self, other: np.ndarray) -> np.ndarray:
-        return (self._rows.T @ np.ascontiguousarray(other.T)).T
+        return self.both(None, other)[1]
+
+
+def both(image: Any, right: Array, left: Array) -> tuple[Array, Array]:
+    """(image @ right, left @ image) of an adjoint, in one pass where it lies by rows."""
+    return image.both(right, left) if isinstance(image, ByRows) else (image @ right, left @ image)
 
 
 def entries(
@@ -197,7 +252,7 @@ def _ordered(rows: np.ndarray, columns: np.ndarray) -> bool:
 
 def known_entries(operator: Operator, y: Array) -> tuple[np.ndarray, np.ndarray, np.ndarray] | None:
     """(rows, columns, values) where ``operator`` observes single entries with NumPy, else None."""
-    if isinstance(y, torch.Tensor):
+    if isinstance(y, (torch.Tensor, Lazy)):
         return None
     if isinstance(operator, Entries):
         return operator.rows, operator.columns, np.asarray(y, dtype=np.float64)
@@ -207,3 +262,32 @@ def known_entries(operator: Operator, y: Array) -> tuple[np.ndarray, np.ndarray,
         rows, columns = np.nonzero(operator.mask)
         return rows, columns, np.asarray(y[rows, columns], dtype=np.float64)
     return None
+
+
+def stored(operator: Operator, y: Array) -> Array:
+    """Measurements that are asked for many times: those that are computed anew each time go into a file."""
+    return operator.stored(y) if isinstance(y, Lazy) else y  # type: ignore[attr-defined] # as it has `apart`
+
+
+def entry_counts(operator: Operator) -> tuple[np.ndarray, np.ndarray] | None:
+    """How many entries each row and each column has, where ``operator`` observes single entries; else None."""
+    if isinstance(operator, Entries):
+        return operator.counts()
+    if isinstance(operator, Mask):
+        mask = numpy(operator.mask)
+        return mask.sum(1), mask.sum(0)
+    return None
+
+
+def apart(
+    operator: Operator, y: Array, size: int, rng: np.random.Generator
+) -> tuple[Operator, Array, tuple[Operator, Array]]:
+    """The measurements without ``size`` of them that are drawn, and these."""
+    if isinstance(y, Lazy):
+        return operator.apart(y, size, rng)  # type: ignore[attr-defined] # whatever makes such measurements has it
+    bits = drawn(operator.count, size, rng)
+    held = np.concatenate([bits[these] for these in bits.chunks()])
+    single = isinstance(operator, (Mask, Entries))
+    part, take = operator.part(~held if single else np.flatnonzero(~held))
+    judge, take_judge = operator.part(held if single else np.flatnonzero(held))
+    return part, take(y), (judge, take_judge(y))

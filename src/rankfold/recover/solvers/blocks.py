@@ -8,9 +8,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-import numpy as np
-
-from rankfold.recover.measurements.arrays import Array, contiguous, eye, like, namespace
+from rankfold.recover.measurements.arrays import Array, contiguous, eye, namespace
 from rankfold.recover.measurements.operators import Entries, Mask
 
 LEAST = 1e-10  # of the mean of a system's diagonal, added to it: what is not determined stays small
@@ -29,7 +27,7 @@ def column_grams(operator: Mask | Entries, left: Array) -> Array:
 
 
 def _pattern(operator: Mask | Entries, kind: Array) -> Array:
-    return operator.mask if isinstance(operator, Mask) else operator.adjoint(like(np.ones(operator.count), kind))
+    return operator.mask if isinstance(operator, Mask) else operator.adjoint(operator.ones(kind))
 
 
 def _outer(rows: Array) -> Array:

@@ -12,7 +12,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from rankfold.recover.measurements.arrays import Array, like, norm, numpy
-from rankfold.recover.measurements.operators import Entries, Mask, Operator
+from rankfold.recover.measurements.operators import Operator, entry_counts
 from rankfold.recover.solvers.outcome import Progress, Rules
 from rankfold.recover.solvers.spectral import outstanding
 from rankfold.recover.solvers.tangent import Point, joined, residual, step
@@ -112,13 +112,10 @@ def determined_error(operator: Operator, judge: tuple[Operator, Array], x: Point
     """The relative error on held-out measurements: of single entries on those whose row and column have at least as
     many others as ``x`` has ranks, for the rest any vector would do; of all of them where none is left."""
     missed, y = residual(*judge, x), judge[1]
-    if isinstance(operator, (Mask, Entries)):
-        m, n = operator.shape
-        ones = operator.push(like(np.ones((m, 1)), y), like(np.ones((1, n)), y))
-        pattern = operator.adjoint(ones)
-        rows = like(numpy(pattern @ like(np.ones((n, 1)), y)) >= x.rank, y)
-        columns = like(numpy(like(np.ones((1, m)), y) @ pattern) >= x.rank, y)
-        kept = judge[0].push(rows, columns)
+    counts = entry_counts(operator)
+    if counts is not None:
+        rows, columns = (like((one >= x.rank).astype(np.float64), y) for one in counts)
+        kept = judge[0].push(rows[:, None], columns[None, :])
         if norm(kept * y) > 0.0:
             missed, y = kept * missed, kept * y
     return norm(missed) / (norm(y) or 1.0)

@@ -15,7 +15,7 @@ from dataclasses import replace
 import numpy as np
 
 from rankfold.recover.measurements.arrays import Array, norm, numpy
-from rankfold.recover.measurements.operators import Mask, Operator, known_entries
+from rankfold.recover.measurements.operators import Operator, apart, entry_counts
 from rankfold.recover.solvers.folds import FEWEST, cross_validated
 from rankfold.recover.solvers.graded import graded
 from rankfold.recover.solvers.growth import (
@@ -35,6 +35,7 @@ from rankfold.recover.solvers.tangent import Point, residual, step
 
 HELD_OUT = 0.05  # of the measurements, while the rank is sought
 ENOUGH, AT_MOST = 200, 0.1  # but so many, where that is no more than a tenth
+MANY = 1 << 19  # held-out measurements that say all there is to say
 SOME = 20  # held-out measurements that say anything while the search goes on
 NOTHING = 0.9  # relative held-out error from which next to nothing was found
 NEAR = 0.02  # held-out error from which another way is tried where measurements are few
@@ -63,9 +64,9 @@ def recover(
     """
     rng = np.random.default_rng(seed)
     part, part_y, judge = operator, y, held_out
-    count = int(max(HELD_OUT * operator.count, min(ENOUGH, AT_MOST * operator.count)))
+    count = int(max(min(HELD_OUT * operator.count, MANY), min(ENOUGH, AT_MOST * operator.count)))
     if held_out is None and count >= SOME:
-        part, part_y, judge = _apart(operator, y, count, rng)
+        part, part_y, judge = apart(operator, y, count, rng)
     watch = Watch("recovering", operator, y, rules, held_out, progress)
     found, history = grow(part, part_y, judge, search, rules, rng, progress)
     if judge is not None and history[-1].training > rules.tol:
@@ -117,13 +118,6 @@ def _harder(
             best, found = missed(x), x
             history = [*history, look(operator, y, judge, x, rest)]
     return found, history
-
-
-def _apart(operator: Operator, y: Array, count: int, rng: np.random.Generator) -> tuple[Operator, Array, tuple]:
-    order = rng.permutation(operator.count)
-    part, take = operator.part(order[count:])
-    judge, take_judge = operator.part(order[:count])
-    return part, take(y), (judge, take_judge(y))
 
 
 def finish(operator: Operator, y: Array, x: Point, search: Search, watch: Watch) -> Point:
@@ -192,12 +186,12 @@ def _explained(result: Recovered, operator: Operator, seen: list[Grown], search:
 
 def _undetermined(operator: Operator, rank: int) -> str:
     """A sentence on rows and columns that have too few entries of their own."""
-    known = known_entries(operator, np.empty(operator.count if not isinstance(operator, Mask) else operator.shape))
-    if known is None:
+    counts = entry_counts(operator)
+    if counts is None:
         return ""
     told = []
-    for what, index, size in (("row", known[0], operator.shape[0]), ("column", known[1], operator.shape[1])):
-        few = int((np.bincount(index, minlength=size) < rank).sum())
+    for what, of in zip(("row", "column"), counts, strict=True):
+        few = int((of < rank).sum())
         if few:
             told.append(f"{few} {what} has" if few == 1 else f"{few} {what}s have")
     if not told:

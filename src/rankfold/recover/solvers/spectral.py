@@ -20,7 +20,9 @@ from rankfold.recover.measurements.arrays import (
     normal,
     numpy,
 )
-from rankfold.recover.measurements.operators import Entries, Mask, Operator, surrogate
+from rankfold.recover.measurements.bits import signs
+from rankfold.recover.measurements.lazy import Lazy
+from rankfold.recover.measurements.operators import Entries, Mask, Operator, stored, surrogate
 from rankfold.recover.solvers.tangent import Point, krylov
 
 AT_FIRST, BLOCKS = 4, 6  # singular pairs looked at first, more if all of them stand out; power steps to find them
@@ -36,10 +38,11 @@ def outstanding(operator: Operator, rest: Array, least: int, most: int, rng: np.
     """
     n = operator.shape[1]
     even, high, wide = rest, None, None
-    if isinstance(operator, Entries) and isinstance(rest, np.ndarray):
-        even = (rest / (norm(rest) or 1.0)).astype(np.float32)  # enough for a start, in half of the memory
+    if isinstance(operator, Entries) and isinstance(rest, (np.ndarray, Lazy)):
+        even = stored(operator, (rest / (norm(rest) or 1.0)).astype(np.float32))  # enough for a start, in half of it
     if isinstance(operator, (Mask, Entries)):
         even, high, wide = _balanced(operator, even)
+        even = stored(operator, even)
 
     def pairs(measurements: Array, width: int) -> Point:
         matrix = surrogate(operator, measurements)
@@ -55,9 +58,9 @@ def outstanding(operator: Operator, rest: Array, least: int, most: int, rng: np.
         return float(pairs(measurements, width).s[0])
 
     small = min(operator.shape) <= SMALL
-    signs = like(1 - 2 * rng.integers(0, 2, tuple(rest.shape), dtype=np.int8), even)
+    flipped = even * _signs(even, rng)
     width = most if small else min(most, max(least, AT_FIRST))
-    noise = largest(even * signs)
+    noise = largest(flipped)
     while True:
         found = pairs(even, width)
         count = int((numpy(found.s) > noise).sum())
@@ -73,14 +76,22 @@ def outstanding(operator: Operator, rest: Array, least: int, most: int, rng: np.
 def _balanced(operator: Mask | Entries, rest: Array) -> tuple[Array, Array, Array]:
     """(``rest`` over the sizes of its rows and columns, those sizes (m, 1) and (1, n)): all norms are near one."""
     m, n = operator.shape
-    high, wide = like(np.ones((m, 1)), rest), like(np.ones((1, n)), rest)
-    even = rest
+    tall, flat = like(np.ones((m, 1)), rest), like(np.ones((1, n)), rest)
+    high, wide, even = tall, flat, rest
     for _ in range(ROUNDS):
-        by_rows = _root(operator.adjoint(even * even) @ like(np.ones((n, 1)), rest))
-        even, high = even * operator.push(1 / by_rows, like(np.ones((1, n)), rest)), high * by_rows
-        by_columns = _root(like(np.ones((1, m)), rest) @ operator.adjoint(even * even))
-        even, wide = even * operator.push(like(np.ones((m, 1)), rest), 1 / by_columns), wide * by_columns
+        high = high * _root(operator.adjoint(even * even) @ flat.T)
+        even = rest * operator.push(1 / high, 1 / wide)
+        wide = wide * _root(tall.T @ operator.adjoint(even * even))
+        even = rest * operator.push(1 / high, 1 / wide)
     return even, high, wide
+
+
+def _signs(even: Array, rng: np.random.Generator) -> Array:
+    """1 or −1 for each measurement, as likely."""
+    if isinstance(even, Lazy):
+        heads = signs(even.shape[0], rng)
+        return Lazy(even.blocks, lambda block: 1 - 2 * heads[block.entries].astype(np.int8), np.int8)
+    return like(1 - 2 * rng.integers(0, 2, tuple(even.shape), dtype=np.int8), even)
 
 
 def _root(squares: Array) -> Array:

@@ -23,7 +23,8 @@ from rankfold.recover.measurements.arrays import (
     side_by_side,
     stacked,
 )
-from rankfold.recover.measurements.operators import Entries, Mask, Operator
+from rankfold.recover.measurements.lazy import Lazy
+from rankfold.recover.measurements.operators import Entries, Mask, Operator, both
 from rankfold.recover.solvers.blocks import Blocks
 
 
@@ -71,7 +72,7 @@ def tangent_step(
     are nearly singular.
     """
     size = norm(rest)
-    if blocks or size == 0.0 or not isinstance(operator, Entries) or not isinstance(rest, np.ndarray):
+    if blocks or size == 0.0 or not isinstance(operator, Entries) or not isinstance(rest, (np.ndarray, Lazy)):
         return _solved(operator, rest, x, iterations, tol, damping, blocks)
     near = Point(x.u.astype(np.float32), x.s, x.v.astype(np.float32))
     du, dv, used = _solved(operator, (rest / size).astype(np.float32), near, iterations, tol, damping, blocks)
@@ -83,8 +84,7 @@ def _solved(
 ) -> tuple[Array, Array, int]:
     u, v = x.u, x.v
     vt, ut = v.T, u.T
-    image = operator.adjoint(rest)
-    gu, gv = image @ vt, ut @ image
+    gu, gv = both(operator.adjoint(rest), vt, ut)
     du, dv = gu * 0.0, gv * 0.0
     weight = damping * operator.scale
     scaled = Blocks.at(operator, u, v, weight) if blocks and isinstance(operator, (Mask, Entries)) else _as_it_is
@@ -94,8 +94,7 @@ def _solved(
     used = 0
     while used < iterations and size > enough:
         used += 1
-        image = operator.adjoint(operator.push(side_by_side(pu, u), stacked(v, pv)))
-        hu, hv = image @ vt, ut @ image
+        hu, hv = both(operator.adjoint(operator.push(side_by_side(pu, u), stacked(v, pv))), vt, ut)
         if weight:
             hu, hv = hu + weight * pu, hv + weight * pv
         curvature = dot(pu, hu) + dot(pv, hv)

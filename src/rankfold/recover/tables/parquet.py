@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -16,29 +18,71 @@ from rankfold.recover.tables.layout import Wanted
 from rankfold.recover.tables.names import name_of
 from rankfold.recover.tables.triplets import Duplicates, Triplets
 
+EMPTY = "there are no entries: the file has columns and no rows"
+
 
 def read_parquet(path: Path, wanted: Wanted, duplicates: Duplicates) -> Triplets:
     """The entries; nulls and what is no number are named with their row of the file. Raises ``ValueError``."""
-    try:
-        file = pyarrow.parquet.ParquetFile(path)
-        header = [name for name in file.schema_arrow.names if not name.startswith("__index_level_")]
-        columns = _columns(header, wanted)
+    with _opened(path) as file:
+        header, columns = _header(file, wanted)
         table = file.read([header[at] for at in columns.needed])
+    if not table.num_rows:
+        raise ValueError(EMPTY)
+    return _found(table, header, columns, 0).triplets(duplicates, remark(columns))
+
+
+def parquet_chunks(path: Path, wanted: Wanted, size: int) -> Iterator[Found]:
+    """The same, at most ``size`` entries at a time: names are those of the chunk."""
+    with _opened(path) as file:
+        header, columns = _header(file, wanted)
+        before = 0
+        for batch in file.iter_batches(size, columns=[header[at] for at in columns.needed]):
+            if batch.num_rows:
+                yield _found(pa.Table.from_batches([batch]), header, columns, before)
+            before += batch.num_rows
+    if not before:
+        raise ValueError(EMPTY)
+
+
+def parquet_columns(path: Path, wanted: Wanted) -> Columns:
+    """Which column is what. Raises ``ValueError``."""
+    with _opened(path) as file:
+        return _header(file, wanted)[1]
+
+
+def remark(columns: Columns) -> str:
+    """What was taken as what."""
+    return columns.remark().replace("line 1 taken as a header: ", "")
+
+
+@contextmanager
+def _opened(path: Path) -> Iterator[Any]:
+    try:
+        with pyarrow.parquet.ParquetFile(path) as file:
+            yield file
     except (pa.ArrowException, OSError) as error:
         if isinstance(error, FileNotFoundError):
             raise
         raise ValueError(f"{path} cannot be read as Parquet ({_first(error)}): is the file cut short?") from None
-    if not table.num_rows:
-        raise ValueError("there are no entries: the file has columns and no rows")
-    rows, row_names = _names(table, header[columns.row], "row")
-    names, column_names = _names(table, header[columns.column], "column")
+
+
+def _header(file: Any, wanted: Wanted) -> tuple[list[str], Columns]:
+    header = [name for name in file.schema_arrow.names if not name.startswith("__index_level_")]
+    return header, _columns(header, wanted)
+
+
+def _found(table: Any, header: list[str], columns: Columns, before: int) -> Found:
+    """The entries of a ``table``, which ``before`` rows of its file precede."""
+    rows, row_names = _names(table, header[columns.row], "row", before)
+    names, column_names = _names(table, header[columns.column], "column", before)
     values = np.ones(table.num_rows)
     if columns.value is not None:
-        values = _numbers(table.column(header[columns.value]), header[columns.value])
-    times = None if columns.time is None else _times(table.column(header[columns.time]), header[columns.time])
-    lines = np.arange(1, table.num_rows + 1)
-    remark = columns.remark().replace("line 1 taken as a header: ", "")
-    return Found(rows, names, values, row_names, column_names, lines, times).triplets(duplicates, remark)
+        values = _numbers(table.column(header[columns.value]), header[columns.value], before)
+    times = None
+    if columns.time is not None:
+        times = _times(table.column(header[columns.time]), header[columns.time], before)
+    lines = np.arange(before + 1, before + 1 + table.num_rows)
+    return Found(rows, names, values, row_names, column_names, lines, times)
 
 
 def _columns(header: list[str], wanted: Wanted) -> Columns:
@@ -50,9 +94,9 @@ def _columns(header: list[str], wanted: Wanted) -> Columns:
     return by_header(header, implicit=wanted.implicit, time=wanted.time)
 
 
-def _names(table: Any, name: str, what: str) -> tuple[np.ndarray, list[str]]:
+def _names(table: Any, name: str, what: str, before: int) -> tuple[np.ndarray, list[str]]:
     column = table.column(name)
-    _nulls(column, f"the {what}")
+    _nulls(column, f"the {what}", before)
     coded = column if pa.types.is_dictionary(column.type) else column.dictionary_encode()
     chunk = coded.unify_dictionaries().combine_chunks()
     if isinstance(chunk, pa.ChunkedArray):
@@ -60,30 +104,30 @@ def _names(table: Any, name: str, what: str) -> tuple[np.ndarray, list[str]]:
     return chunk.indices.to_numpy().astype(np.int64), [name_of(value) for value in chunk.dictionary.to_pylist()]
 
 
-def _numbers(column: Any, name: str) -> np.ndarray:
-    _nulls(column, f"the value ({name})")
+def _numbers(column: Any, name: str, before: int) -> np.ndarray:
+    _nulls(column, f"the value ({name})", before)
     try:
         values = column.cast(pa.float64()).to_numpy()
     except pa.ArrowException as error:
         raise ValueError(f"the values in column {name} are no numbers ({_first(error)})") from None
     wrong = np.flatnonzero(~np.isfinite(values))
     if len(wrong):
-        raise ValueError(f"row {wrong[0] + 1} of the file: the value is {values[wrong[0]]}: leave the row out")
+        raise ValueError(f"row {before + wrong[0] + 1} of the file: the value is {values[wrong[0]]}: leave the row out")
     return np.asarray(values)
 
 
-def _times(column: Any, name: str) -> np.ndarray:
-    _nulls(column, f"the time ({name})")
+def _times(column: Any, name: str, before: int) -> np.ndarray:
+    _nulls(column, f"the time ({name})", before)
     if pa.types.is_timestamp(column.type) or pa.types.is_date(column.type):
         return np.asarray(column.cast(pa.timestamp("ms")).cast(pa.int64()).to_numpy()) / 1000
-    times = _numbers(column, name)
+    times = _numbers(column, name, before)
     return np.where(np.abs(times) >= 1e11, times / 1000, times)
 
 
-def _nulls(column: Any, what: str) -> None:
+def _nulls(column: Any, what: str, before: int) -> None:
     if column.null_count:
         at = int(np.argmax(pyarrow.compute.is_null(column).to_numpy()))
-        raise ValueError(f"row {at + 1} of the file: {what} is missing: leave the row out")
+        raise ValueError(f"row {before + at + 1} of the file: {what} is missing: leave the row out")
 
 
 def _first(error: BaseException) -> str:

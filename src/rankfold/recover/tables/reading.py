@@ -140,7 +140,7 @@ def read_sides(
 
 def _text(path: Path, wanted: Wanted, duplicates: Duplicates) -> Triplets:
     try:
-        form = layout(_head(path), wanted)
+        form = layout_of(path, wanted)
         remarks = _remarks(form)
         try:
             return read_fast(path, form).triplets(duplicates, *remarks)
@@ -150,6 +150,11 @@ def _text(path: Path, wanted: Wanted, duplicates: Duplicates) -> Triplets:
         raise ValueError(f"{path} is not a text file in UTF-8 ({_undecodable(path)}): save it as UTF-8") from None
     except Fault as error:
         raise ValueError(f"{path}, {error}") from None
+
+
+def layout_of(path: Path, wanted: Wanted) -> Layout:
+    """How the entries of a text lie. Raises ``Fault`` or ``ValueError``."""
+    return layout(_head(path), wanted)
 
 
 def _remarks(form: Layout) -> list[str]:

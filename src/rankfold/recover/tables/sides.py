@@ -10,6 +10,9 @@ import pandas as pd
 import scipy.sparse
 from scipy.sparse import csr_array as Csr
 
+from rankfold.recover.tables.layout import UNKNOWN
+from rankfold.recover.tables.names import name_of
+
 MANY = 50  # different texts of a column beyond which it says who somebody is, not what
 BINS = 5  # of numbers
 
@@ -27,29 +30,42 @@ def read_side(file: str | Path, names: tuple[str, ...], what: str = "row") -> tu
     remarks.
 
     Texts become one feature for each of their values (columns with more than ``MANY`` values are left out), numbers one
-    for each fifth of them, 0 and 1 themselves. Names without a line have no features, lines with other names are left
-    out: both are counted in the remarks. Raises ``ValueError`` for a name that comes twice, and where nothing matches.
+    for each fifth of them, 0 and 1 themselves. Names without a line have no features, lines with other names and
+    lines without one are left out: they are counted in the remarks. Raises ``ValueError`` for a name that comes twice,
+    for lines longer than the header, and where nothing matches.
     """
     path = Path(file)
     try:
         if path.suffix.lower() in (".parquet", ".pq"):
             table = pd.read_parquet(path)
-            table = table.astype({table.columns[0]: str})
+            table = pd.concat(
+                [table.iloc[:, 0].map(name_of, na_action="ignore").astype(object).fillna(""), table.iloc[:, 1:]], axis=1
+            )
         else:
             with path.open(encoding="utf-8-sig") as opened:
                 first = opened.readline()
             delimiter = max((",", ";", "\t", "|"), key=first.count)
-            table = pd.read_csv(path, sep=delimiter, dtype={0: str}, encoding="utf-8-sig")
+            # a name is text, also where pandas would read it as missing
+            table = pd.read_csv(path, sep=delimiter, dtype=str, keep_default_na=False, encoding="utf-8-sig")
+            rest = table.iloc[:, 1:].apply(lambda column: column.mask(column.str.strip().str.lower().isin(UNKNOWN)))
+            table = pd.concat([table.iloc[:, 0], rest], axis=1)
     except (pd.errors.ParserError, pd.errors.EmptyDataError, UnicodeDecodeError, ImportError) as error:
         raise ValueError(f"{path} cannot be read as a table with a header ({str(error).splitlines()[0]})") from None
+    if not isinstance(table.index, pd.RangeIndex) and path.suffix.lower() not in (".parquet", ".pq"):
+        # pandas takes the first fields of lines that are longer than the header for an index
+        raise ValueError(f"{path}, line 2: more fields than its header has: is there a {delimiter!r} within a field?")
     if table.shape[1] < 2:
         raise ValueError(f"{path}: a side table has the {what} in its first column and properties in others")
-    keys = table.iloc[:, 0].astype(str).str.strip()
+    if not len(table):
+        raise ValueError(f"{path}: there are no lines below its header")
+    keys = table.iloc[:, 0].str.strip()
+    nameless = keys == ""
+    table, keys = table[~nameless], keys[~nameless]
     twice = keys[keys.duplicated()]
     if len(twice):
         raise ValueError(f"{path}, line {twice.index[0] + 2}: the {what} {twice.iloc[0]} comes twice")
     at = {name: number for number, name in enumerate(keys)}
-    place = np.array([at.get(name, -1) for name in names])
+    place = np.array([at.get(name, -1) for name in names], dtype=np.int64)
     if (place < 0).all():
         raise ValueError(f"{path}: none of its {len(keys)} names is a {what} of the entries, such as {names[0]}")
     parts: list[np.ndarray] = []
@@ -67,6 +83,11 @@ def read_side(file: str | Path, names: tuple[str, ...], what: str = "row") -> tu
     if (missing := int((place < 0).sum())) > 0:
         first = names[int(np.argmax(place < 0))]
         remarks.append(f"{missing} of {len(names)} {what}s have no line in {path.name}, {first} the first")
+    if nameless.any():
+        many = (
+            f"{nameless.sum()} lines of {path.name} have no" if nameless.sum() > 1 else f"1 line of {path.name} has no"
+        )
+        remarks.append(f"{many} {what} in its first column, line {int(np.argmax(nameless)) + 2} the first: left out")
     return Csr(scipy.sparse.csr_array(whole[place])), tuple(remarks)
 
 

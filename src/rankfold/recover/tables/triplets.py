@@ -93,7 +93,9 @@ def triplets(
 
 def gathered(found: Triplets, duplicates: Duplicates, lines: np.ndarray | None = None) -> Triplets:
     """Each entry once, with remarks. ``lines`` (count,) of a file, for messages."""
-    return _remarked(_once(found, duplicates, lines))
+    kept, repeated = once(found, duplicates, lines)
+    told = (repeated.remark(duplicates),) if repeated is not None else ()
+    return _remarked(replace(kept, remarks=(*kept.remarks, *told)))
 
 
 def one_of(duplicates: str) -> None:
@@ -129,11 +131,25 @@ def _within(given: Any, size: int, what: str) -> np.ndarray:
     return index.astype(np.int64)
 
 
-def _once(found: Triplets, duplicates: Duplicates, lines: np.ndarray | None) -> Triplets:
+@dataclass(frozen=True)
+class Repeated:
+    """How many entries were one too many, and where the first of them stands."""
+
+    count: int
+    place: str
+
+    def remark(self, duplicates: Duplicates) -> str:
+        how = {"refuse": "equal, kept once", "mean": "averaged", "last": "the last kept", "sum": "summed"}[duplicates]
+        many = "1 duplicate entry" if self.count == 1 else f"{self.count} duplicate entries, the first"
+        return f"{many} at {self.place}: {how}"
+
+
+def once(found: Triplets, duplicates: Duplicates, lines: np.ndarray | None) -> tuple[Triplets, Repeated | None]:
+    """Each entry once, by row, then column where any is repeated, else as they are."""
     cells = found.rows * found.shape[1] + found.columns
     ordered = np.sort(cells)
     if not (ordered[1:] == ordered[:-1]).any():
-        return found
+        return found, None
     order = np.argsort(cells, kind="stable")
     rows, columns, values = found.rows[order], found.columns[order], found.values[order]
     first = np.r_[True, (np.diff(rows) != 0) | (np.diff(columns) != 0)]
@@ -158,14 +174,13 @@ def _once(found: Triplets, duplicates: Duplicates, lines: np.ndarray | None) -> 
     kept = {"last": values[ends - 1], "sum": sums}.get(duplicates, sums / (ends - starts))
     if duplicates == "refuse":
         kept = values[starts]
-    how = {"refuse": "equal, kept once", "mean": "averaged", "last": "the last kept", "sum": "summed"}[duplicates]
-    many = "1 duplicate entry" if repeated == 1 else f"{repeated} duplicate entries, the first"
-    remark = f"{many} at {place(int(np.flatnonzero(~first)[0]))}: {how}"
     times = None if found.times is None else np.maximum.reduceat(found.times[order], starts)
-    return replace(found, rows=rows[starts], columns=columns[starts], values=kept, remarks=(remark,), times=times)
+    kept_once = replace(found, rows=rows[starts], columns=columns[starts], values=kept, times=times)
+    return kept_once, Repeated(repeated, place(int(np.flatnonzero(~first)[0])))
 
 
 def _remarked(found: Triplets) -> Triplets:
+    """With a remark on rows and columns that have no entry."""
     remarks = list(found.remarks)
     for what, index, names in (("row", found.rows, found.row_names), ("column", found.columns, found.column_names)):
         empty = np.flatnonzero(np.bincount(index, minlength=len(names)) == 0)

@@ -1,0 +1,65 @@
+"""A matrix completed from entries that lie in files, within a bound of memory."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from rankfold.pipeline.recovery.completing import learnable, written
+from rankfold.recover import Choice, LowRank, MappedEntries, Tried, Triplets, completed
+from rankfold.recover.measurements.arrays import norm
+from rankfold.recover.measurements.operators import apart
+from rankfold.recover.solvers.outcome import Progress
+from rankfold.recover.tables.memory import NAME
+from rankfold.run.files import write_atomically
+
+JUDGED = 0.1  # of the entries held out once, at most half a million
+RANK = 20  # bound where none is given
+_BLOCK = 100e6  # bytes for one block of entries, and what is held out
+_COPIES = 30  # of the factors: directions, gradients, and the space that singular pairs are sought in
+
+
+def needed(shape: tuple[int, int], count: int, rank: int) -> int:
+    """Bytes that a completion of ``count`` entries in files takes at most beside the process. Bits for two parts."""
+    return int(sum(shape) * (NAME + 8 * _COPIES * rank) + count / 4 + _BLOCK)
+
+
+def complete_mapped(
+    entries: MappedEntries,
+    out: Path,
+    *,
+    memory: int,
+    rank: int | None = None,
+    judge: Triplets | None = None,
+    asked: Triplets | None = None,
+    seed: int = 0,
+    top: int = 0,
+    progress: Progress | None = None,
+) -> dict[str, Any]:
+    """As `complete` does by the method low-rank alone: fitted without a part that judges it once, then to all entries.
+
+    ``memory``: bytes that it may take beside the process. ``rank``: a bound on it, by default 20. Raises ``ValueError``
+    where that is less than ``needed``.
+    """
+    names, seen = (entries.row_names, entries.column_names), (entries.low, entries.high)
+    learnable(len(entries), seen, names, judge)
+    bound = min(rank or RANK, *entries.shape)
+    wanted = needed(entries.shape, len(entries), bound)
+    if wanted > memory:
+        raise ValueError(
+            f"{entries.shape[0]} rows and {entries.shape[1]} columns at ranks up to {bound} take {wanted / 1e6:,.0f} "
+            f"MB, of which {memory / 1e6:,.0f} MB were given: give more (--memory), or a smaller bound on the rank "
+            "(--ranks)"
+        )
+    operator, y = entries.measurements()
+    part, part_y, (held, held_y) = apart(operator, y, max(1, int(JUDGED * len(entries))), np.random.default_rng(seed))
+    first = LowRank(bound, random_state=seed, progress=progress).fit(part, part_y)
+    error = norm(held.push(first.left_, first.right_) - held_y) / held.count**0.5
+    tried = Tried(Choice("low-rank", bound), error, (error,), first.rank_, first.reason_)
+    found = LowRank(bound, random_state=seed, progress=progress).fit(operator, y)
+    model = completed(found, entries.counts(), names, seen)
+    write_atomically(out / "factors.safetensors", model.to_bytes())  # before anything else can fail
+    how = (found.rank_, found.reason_)
+    return written(entries, [tried], model, how, out, judge=judge, asked=asked, seed=seed, top=top)
