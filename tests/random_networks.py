@@ -106,7 +106,18 @@ KINDS = {
     "rows": ROWS, "bags": ROWS, "tokens": TOKENS, "ids": TOKENS,
     **dict.fromkeys(DIMS, ("conv", "conv", "norm", "act", "around")),
 }  # fmt: skip
-FORMS = (None, None, None, "all", "int8", "int8,factored", "residual", "residual,int8,factored,tucker,cp", "pivoted")
+FORMS = (
+    None,
+    None,
+    None,
+    "all",
+    "factored,pivoted,shared",
+    "int8",
+    "int8,factored",
+    "residual",
+    "residual,int8,factored,tucker,cp",
+    "pivoted",
+)
 
 
 @st.composite
@@ -193,6 +204,8 @@ def _step(recipe: Recipe, piece: Piece, width: int) -> tuple[nn.Module, int]:
         if recipe.domain not in DIMS:
             return (nn.LayerNorm if recipe.domain in ("tokens", "ids") else nn.BatchNorm1d)(width), width
         return (nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d)[DIMS[recipe.domain] - 1](width), width
+    if piece.kind in ("attention", "encoder") and width % 2:
+        raise ValueError("two heads of an odd width")
     if piece.kind == "attention":
         return nn.MultiheadAttention(width, 2, batch_first=True), width
     if piece.kind == "encoder":

@@ -46,10 +46,14 @@ def multiplied(model: nn.Module, inputs: Tensor) -> int:
     """FLOPs as torch counts them, with nothing fused."""
     fast = torch.backends.mha.get_fastpath_enabled()
     torch.backends.mha.set_fastpath_enabled(False)
-    counter = FlopCounterMode(display=False)
+    counter, mkldnn = FlopCounterMode(display=False), torch.backends.mkldnn.flags(enabled=False)
     try:  # without gradients torch's counter fails on views of parameters
-        with costs.evaluating(model), torch.enable_grad(), sdpa_kernel(SDPBackend.MATH), counter:
-            copy.deepcopy(model).requires_grad_(False)(inputs)  # for training a recurrent layer takes torch's kernel
+        with warnings.catch_warnings(), costs.evaluating(model), torch.enable_grad(), sdpa_kernel(SDPBackend.MATH):
+            warnings.simplefilter("ignore")  # of torch, about a switch that it sets by the way
+            with mkldnn, counter:
+                copy.deepcopy(model).requires_grad_(False)(
+                    inputs
+                )  # for training a recurrent layer takes torch's kernel
     finally:
         torch.backends.mha.set_fastpath_enabled(fast)
     return counter.get_total_flops()
@@ -74,8 +78,8 @@ def unchanged(before: dict[str, Any], after: dict[str, Any]) -> bool:
 
 def check(recipe: Recipe) -> str:
     """``planned``, or in which words it was refused; AssertionError for whatever is wrong in silence."""
-    network, inputs = built(recipe)
     try:
+        network, inputs = built(recipe)
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # of torch, about even kernels with padding "same"
             answers(network, inputs[:2])
