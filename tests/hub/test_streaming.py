@@ -38,7 +38,7 @@ def drawn(samples: int, seed: int) -> list[dict[str, torch.Tensor]]:
     return [{"input_ids": x, "attention_mask": m} for x, m in zip((ids * mask).split(4), mask.split(4), strict=True)]
 
 
-DATA = (drawn(20, 0), drawn(4, 1), drawn(8, 2))
+DATA = (drawn(16, 0), drawn(4, 1), drawn(4, 2))
 
 
 @pytest.fixture(scope="module")
@@ -87,7 +87,7 @@ def streamed(place, tmp_path_factory):
 def test_gradients_through_the_blocks_are_those_of_the_whole(place, tmp_path):
     whole, paged = hub.opened(place), hub.paged(place)
     assert fingerprint(whole) == fingerprint(paged)
-    how = rf.Calibration(samples=20, memory=MEMORY)
+    how = rf.Calibration(samples=16, memory=MEMORY)
     objective = rf.CausalLanguageModel()
     known = rf.profile(paged, DATA[0], method="sequential", objective=objective, calibration=how, directory=tmp_path)
     other = rf.profile(whole, DATA[0], method="sequential", objective=objective, calibration=how)
@@ -106,7 +106,7 @@ def test_what_it_becomes_is_what_it_becomes_whole(place, streamed):
     names = [entry.site for entry in result.plan.entries]
     assert len(names) == 21
     assert "lm_head" not in names
-    how = rf.Calibration(samples=20, batch_size=result.needs["batch"], memory=MEMORY)
+    how = rf.Calibration(samples=16, batch_size=result.needs["batch"], memory=MEMORY)
     known = rf.profile(
         whole, DATA[0], method="sequential", objective=rf.CausalLanguageModel(), calibration=how,
         where=lambda name, module: name in names,
@@ -259,6 +259,64 @@ def test_two_processes_share_the_data_and_end_as_one_does(place, little, tmp_pat
     torch.testing.assert_close(*(model(**DATA[2][0]).logits for model in pair), rtol=1e-3, atol=1e-4)
 
 
+@pytest.fixture(scope="module")
+def mixture(tmp_path_factory) -> Path:
+    """Experts that lie in the files one by one, as two matrices each."""
+    torch.manual_seed(0)
+    config = transformers.MixtralConfig(
+        vocab_size=VOCABULARY, hidden_size=16, intermediate_size=24, num_hidden_layers=2, num_attention_heads=2,
+        num_key_value_heads=1, num_local_experts=3, num_experts_per_tok=2, initializer_range=0.2,
+    )  # fmt: skip
+    folder = tmp_path_factory.mktemp("models") / "mixture"
+    transformers.MixtralForCausalLM(config).save_pretrained(folder)
+    assert sum("experts.2" in name for name in load_file(folder / "model.safetensors")) == 6
+    return folder
+
+
+def test_experts_are_put_together_and_go_through_block_by_block(mixture, tmp_path):
+    whole = hub.opened(mixture)
+    assert fingerprint(hub.paged(mixture)) == fingerprint(whole)
+    asked = Settings("sequential", where=Names(("*.experts.*", "*.o_proj")))
+    found = rf.stream(mixture, DATA, "params=0.8", tmp_path / "small", memory=MEMORY, settings=asked)
+    forms = {entry.site: entry.form for entry in found.plan.entries}
+    assert len(forms) == 6
+    assert forms["model.layers.0.mlp.experts.leave"] is rf.Form.KEEP  # one side of them is as it was
+    assert forms["model.layers.0.mlp.experts.enter"] is rf.Form.SHARED
+    how = rf.Calibration(samples=16, batch_size=found.needs["batch"], memory=MEMORY)
+    known = rf.profile(whole, DATA[0], method="sequential", objective=rf.CausalLanguageModel(), calibration=how,
+                       where=lambda name, module: name in forms)  # fmt: skip
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(layers._Fit, "_in_one_shot", lambda self: None)
+        plan = known.plan("params=0.8")
+    assert [(e.form, e.rank) for e in plan.entries] == [(e.form, e.rank) for e in found.plan.entries]
+    assert (plan.before, plan.after) == (found.plan.before, found.plan.after)
+    small, batch = transformers.AutoModelForCausalLM.from_pretrained(found.directory), DATA[2][0]
+    assert small.num_parameters() == found.plan.after.params
+    torch.testing.assert_close(small(**batch).logits, rf.apply_(whole, plan)(**batch).logits, rtol=1e-3, atol=1e-4)
+
+
+def test_experts_that_nothing_becomes_of_are_whole_in_the_result(mixture, tmp_path):
+    asked = Settings("sequential", where=Names(("*.o_proj",)))
+    found = rf.stream(mixture, DATA, "params=0.99", tmp_path / "small", memory=MEMORY, settings=asked)
+    small = transformers.AutoModelForCausalLM.from_pretrained(found.directory)
+    here, there = (each.model.layers[1].mlp.experts for each in (small, hub.opened(mixture)))
+    assert torch.equal(here.gate_up_proj, there.gate_up_proj)
+    assert torch.equal(here.down_proj, there.down_proj)
+    assert rf.evaluate(small, DATA[2], objective=rf.CausalLanguageModel())["perplexity"] == pytest.approx(
+        found.after["perplexity"], rel=1e-5
+    )
+
+
+def test_an_expert_that_lacks_a_piece_is_named(mixture, tmp_path):
+    shutil.copytree(mixture, tmp_path / "bad")
+    tensors = load_file(mixture / "model.safetensors")
+    del tensors[next(name for name in tensors if "experts.1" in name)]
+    save_file(tensors, tmp_path / "bad" / "model.safetensors", {"format": "pt"})
+    with pytest.raises(hub.HubError, match="experts") as error:
+        rf.stream(tmp_path / "bad", DATA, "params=0.8", tmp_path / "out", memory=MEMORY)
+    assert "\n" not in str(error.value)
+
+
 def test_a_bound_below_one_block_names_the_smallest_that_works(place, tmp_path):
     with pytest.raises(BoundError, match=r"smallest bound that works is [\d,]+ MB") as error:
         rf.stream(place, DATA, "params=0.8", tmp_path / "small", memory=100_000)
@@ -274,14 +332,14 @@ def test_a_disk_without_room_is_told_before_any_work(place, tmp_path, monkeypatc
     assert not (tmp_path / "other").exists()
 
 
-def test_the_smallest_bound_works_and_what_does_not_fit_is_fitted_from_its_smaller_side(place, streamed, tmp_path):
-    known, asked = streamed[0].needs, Settings("sequential", where=Names(("model.layers.*",)))
+def test_the_smallest_bound_works_and_what_does_not_fit_is_fitted_from_its_smaller_side(place, little, tmp_path):
+    known = little[0].needs
     least = BESIDE + 2 * known["block"] + 3 * known["sample"] + known["matrix"]
-    found = rf.stream(place, DATA, "params=0.9", tmp_path, memory=least, settings=asked)
+    found = rf.stream(place, DATA, "params=0.9", tmp_path, memory=least, settings=LITTLE)
     beyond = [entry for entry in found.plan.changed if "its moments exceed the memory limit" in entry.note]
-    assert {entry.site.rpartition(".")[2] for entry in beyond} == {"gate_proj", "up_proj", "down_proj"}
+    assert {entry.site.rpartition(".")[2] for entry in beyond} == {"up_proj"}
     assert not any("without data" in entry.note for entry in found.plan.entries)
-    assert 0 < found.after["kl"] < streamed[0].after["kl"]
+    assert 0 < found.after["kl"] < 2 * little[0].after["kl"]
 
 
 def spoiled(place: Path, out: Path, change) -> Path:

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import json
 import tempfile
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -17,12 +17,13 @@ from torch import Tensor, nn
 from rankfold.hub.declared import check_ours
 from rankfold.hub.errors import HubError
 from rankfold.hub.folder import check_weights, companions, quietly, skeleton
+from rankfold.hub.stored import Stored
 from rankfold.observe import Pages
 from rankfold.run.container import FAULTS, read_object, read_tensors, write_tensors
 from rankfold.run.files import digest_of, write_atomically
 from rankfold.run.pretrained import CONFIG, config_of, is_factored
-from rankfold.run.tensors import INDEX, SINGLE, Checkpoint
-from rankfold.sites import Form
+from rankfold.run.tensors import INDEX, SINGLE
+from rankfold.sites import Form, settle_, sites
 
 _FLOATS = ("F64", "F32", "F16", "BF16")
 _GENERATION = "generation_config.json"
@@ -30,7 +31,7 @@ _GENERATION = "generation_config.json"
 
 def paged(directory: str | Path) -> Any:
     """The model of a folder on the meta device, in eval mode, with the pages that its weights are read by
-    (``rankfold.observe.Pages``). Of the weights the headers alone are read here.
+    (``rankfold.observe.Pages``). Of the weights the headers alone are read here. Experts are taken apart.
 
     Raises ``HubError`` in one line: whatever ``skeleton`` and ``check_weights`` refuse, a tensor that is missing, of
     another shape, or of a type that is no weight as it is, and a folder that is quantised or compressed already.
@@ -43,11 +44,18 @@ def paged(directory: str | Path) -> Any:
     model = skeleton(directory)
     check_weights(directory)
     try:
-        weights = Checkpoint(directory)
+        weights = Stored(directory, model)
     except ValueError as error:
         raise HubError(str(error)) from None
-    names = _names(directory, model, weights)
-    Pages(model, names, weights.read, _buffers(directory, model, weights))
+    names, buffers = _names(directory, model, weights), _buffers(directory, model, weights)
+    before = {id(parameter): name for name, parameter in model.named_parameters(remove_duplicate=False)}
+    settle_(model, [site.name for site in sites(model) if site.layer.experts])
+    here = model.named_parameters(remove_duplicate=False)
+    after = {name: name if name in names else before[id(parameter)] for name, parameter in here}
+    Pages(
+        model, {name: names[was] for name, was in after.items()}, weights.read, buffers,
+        earlier={name: was for name, was in after.items() if name != was},
+    )  # fmt: skip
     return model
 
 
@@ -55,7 +63,7 @@ def _method(asked: Any) -> str:
     return str(asked.get("quant_method", "?")) if isinstance(asked, Mapping) else "?"
 
 
-def _names(directory: Path, model: nn.Module, weights: Checkpoint) -> dict[str, str]:
+def _names(directory: Path, model: nn.Module, weights: Stored) -> dict[str, str]:
     """For every parameter the name that it has in the files."""
     alike: dict[int, list[str]] = {}
     for name, parameter in model.named_parameters(remove_duplicate=False):
@@ -66,11 +74,14 @@ def _names(directory: Path, model: nn.Module, weights: Checkpoint) -> dict[str, 
         source = next((there for name in group if (there := _stored_as(name, model, weights)) is not None), None)
         if source is None:
             raise HubError(
-                f"{directory}: {group[0]} is missing in its files: it is stored there under another name or in other "
-                "pieces than in memory (experts often are): compress it as a whole, without --memory; or the folder is "
-                "incomplete: download it again"
+                f"{directory}: {group[0]} is missing in its files: it is stored there under another name, or in pieces "
+                "that transformers puts together in another way: compress it as a whole, without --memory; or the "
+                "folder is incomplete: download it again"
             )
-        shape, kind = weights.shape(source), weights.kind(source)
+        try:
+            shape, kind = weights.shape(source), weights.kind(source)
+        except ValueError as error:
+            raise HubError(str(error)) from None
         if shape != tuple(shapes[group[0]]):
             raise HubError(
                 f"{directory}: {source} is {shape} there, and {type(model).__name__} wants {tuple(shapes[group[0]])}: "
@@ -85,13 +96,13 @@ def _names(directory: Path, model: nn.Module, weights: Checkpoint) -> dict[str, 
     return found
 
 
-def _stored_as(name: str, model: Any, weights: Checkpoint) -> str | None:
+def _stored_as(name: str, model: Any, weights: Stored) -> str | None:
     prefix = f"{getattr(model, 'base_model_prefix', '')}."  # files of a body without a head lack it
     return next((each for each in (name, name.removeprefix(prefix), prefix + name) if each in weights), None)
 
 
 @torch.no_grad()
-def _buffers(directory: Path, model: Any, weights: Checkpoint) -> dict[str, Tensor]:
+def _buffers(directory: Path, model: Any, weights: Stored) -> dict[str, Tensor]:
     """The values of all buffers: from the files, or as the model makes them where it is built."""
     meta, found = dict(model.named_buffers()), {}
     state = model.state_dict()
@@ -156,11 +167,20 @@ class Shards:
     def put(self, number: int, tensors: Mapping[str, Tensor], note: Any) -> None:
         changed = {entry["site"] for entry in note["entries"] if entry["form"] != Form.KEEP}
         left = [name for name in self.own[number] if name.rpartition(".")[0] not in changed]
-        whole = {name: self.pages.read(self.pages.names[name]) for name in left} | dict(tensors)
+        kept = {self._loaded_as(name, changed): self.pages.read(self.pages.names[name]) for name in left}
+        whole = kept | dict(tensors)
         write_tensors(self.file(number), whole)
         sizes = {name: value.numel() * value.element_size() for name, value in whole.items()}
         known = {"sha256": digest_of(self.file(number)), "sizes": sizes, **note}
         write_atomically(self._note(number), (json.dumps(known, indent=1) + "\n").encode())
+
+    def _loaded_as(self, name: str, changed: Collection[str]) -> str:
+        """The name that a tensor has in the model that will be loaded: what was taken apart here is whole there, where
+        neither part has changed."""
+        earlier = self.pages.earlier.get(name)
+        if earlier is None or any(site.startswith(f"{earlier.rpartition('.')[0]}.") for site in changed):
+            return name
+        return earlier
 
     def ready(self, number: int) -> tuple[Mapping[str, Tensor], Any] | None:
         try:

@@ -110,10 +110,10 @@ def routed(x: Tensor, index: Tensor, weight: Tensor) -> Tensor:
     """W_e x of rows (T, k, n), each by the matrix of its expert (T, k), from ``weight`` (experts, m, n): (T, k, m).
 
     Rows of no expert (an index beyond the last) give zeros. The rows of each expert are one product; where shapes must
-    be known beforehand every row gets a copy of its matrix.
+    be known beforehand, or there are no values, every row gets a copy of its matrix.
     """
     experts = weight.shape[0]
-    if torch.compiler.is_compiling() or torch.jit.is_tracing():
+    if torch.compiler.is_compiling() or torch.jit.is_tracing() or x.is_meta:
         copies = weight[index.clamp(max=experts - 1)]
         return (copies @ x.unsqueeze(-1)).squeeze(-1) * (index < experts).unsqueeze(-1)
     flat = index.reshape(-1)

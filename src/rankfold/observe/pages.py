@@ -40,7 +40,8 @@ class PagesError(ValueError):
 @dataclass(eq=False)
 class Pages:
     """``names``: of the parameters of ``network``, which lies on the meta device, each with the name by which ``read``
-    gives its values. ``buffers``: the values of its buffers by name, which are small and stay. ``sink``: see ``Sink``.
+    gives its values. ``earlier``: names of those that had others before something was taken apart, with these.
+    ``buffers``: the values of its buffers by name, which are small and stay. ``sink``: see ``Sink``.
     ``watched``: batches that go along when the network is fitted; ``scores``: what was seen of them then."""
 
     network: nn.Module
@@ -53,6 +54,7 @@ class Pages:
     chain: Chain = field(default_factory=lambda: Chain((), ()))
     parts: list[frozenset[str]] = field(default_factory=list)  # by span: parameters that it needs
     held: list[tuple[nn.Module, str, nn.Parameter]] = field(default_factory=list)
+    earlier: Mapping[str, str] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
         vars(self.network)[PAGES] = self

@@ -285,11 +285,13 @@ def fingerprint(model: nn.Module) -> str:
     """
     structure, values, root = hashlib.sha256(), hashlib.sha256(), unwrap(model)
     pages: Pages | None = getattr(root, PAGES, None)
-    for name, tensor in sorted({**packed(root.named_modules()), **root.state_dict()}.items()):
+    everything, earlier = {**packed(root.named_modules()), **root.state_dict()}, {} if pages is None else pages.earlier
+    for name, here in sorted((earlier.get(name, name), name) for name in everything):
+        tensor = everything[here]
         if not isinstance(tensor, torch.Tensor):
             continue
         if pages is not None:
-            tensor = pages.value(name, tensor)
+            tensor = pages.value(here, tensor)
         check_gathered(name, tensor)
         structure.update(f"{name}{tuple(tensor.shape)}{tensor.dtype};".encode())
         for part in () if tensor.is_meta else stored(tensor):

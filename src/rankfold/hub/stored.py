@@ -1,0 +1,112 @@
+"""The tensors of a folder by the names that its model has: as they lie there, or put together from pieces.
+
+Experts lie in the files of most folders one by one, and in the model as one tensor. How transformers makes one of the
+other is asked of transformers: its own conversions are run, for one tensor of the model at a time.
+"""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor
+
+from rankfold.run.tensors import Checkpoint
+
+
+class _Piece(NamedTuple):
+    """One tensor of the files. ``pattern``: by which the conversion knows it."""
+
+    stored: str
+    pattern: str
+
+
+class _Made(NamedTuple):
+    """A tensor of the model, the ``target`` that a ``conversion`` of transformers makes of its pieces."""
+
+    target: str
+    first: str
+    conversion: Any
+    pieces: list[_Piece]
+
+
+class Stored:
+    """The tensors of the model of ``directory``. Raises ``ValueError`` as ``Checkpoint`` does."""
+
+    def __init__(self, directory: str | Path, model: Any) -> None:
+        self.files = Checkpoint(directory)
+        self.made = _made(model, self.files)
+        self.model = model
+
+    def __contains__(self, name: str) -> bool:
+        return name in self.files or name in self.made
+
+    def shape(self, name: str) -> tuple[int, ...]:
+        """``ValueError`` for a tensor whose pieces do not fit one another."""
+        if name in self.files:
+            return self.files.shape(name)
+        pieces = self.made[name].pieces
+        try:
+            return tuple(self._converted(name, {p.stored: self._ghost(p.stored) for p in pieces}).shape)
+        except (RuntimeError, ValueError, LookupError, TypeError):
+            raise ValueError(
+                f"{self.files.title}: {name} is put together from {len(pieces)} tensors, the first of which is "
+                f"{pieces[0].stored}, and they do not fit one another: one is missing or of another shape: download "
+                "the folder again"
+            ) from None
+
+    def kind(self, name: str) -> str:
+        """How the file calls the type; of pieces that of the first, which all of them have, or "several types"."""
+        if name in self.files:
+            return self.files.kind(name)
+        kinds = {self.files.kind(piece.stored) for piece in self.made[name].pieces}
+        return kinds.pop() if len(kinds) == 1 else "several types"
+
+    def read(self, name: str) -> Tensor:
+        """One tensor; put together it takes its own size twice for a moment."""
+        if name in self.files:
+            return self.files.read(name)
+        return self._converted(name, {piece.stored: self.files.read(piece.stored) for piece in self.made[name].pieces})
+
+    def _ghost(self, stored: str) -> Tensor:
+        return torch.empty(self.files.shape(stored), device="meta")
+
+    def _converted(self, name: str, values: dict[str, Tensor]) -> Tensor:
+        made = self.made[name]
+        conversion = copy.deepcopy(made.conversion)
+        for stored, pattern in made.pieces:
+            conversion.add_tensor(made.first, stored, pattern, values.pop(stored))
+        found = conversion.convert(made.first, model=self.model, config=self.model.config)[made.target]
+        return found[0] if isinstance(found, list) else found
+
+
+def _made(model: Any, files: Checkpoint) -> dict[str, _Made]:
+    """What of the model is made of other tensors of the files; none with a version of transformers that does not."""
+    try:
+        from transformers.conversion_mapping import get_model_conversion_mapping
+        from transformers.core_model_loading import WeightConverter, WeightRenaming, dot_natural_key, rename_source_key
+    except ImportError:
+        return {}
+    mapping = get_model_conversion_mapping(model)
+    renamings = [each for each in mapping if isinstance(each, WeightRenaming)]
+    converters = [each for each in mapping if isinstance(each, WeightConverter)]
+    by_pattern = {pattern: each for each in converters for pattern in each.source_patterns}
+    state: Mapping[str, Tensor] = model.state_dict()
+    found: dict[str, _Made] = {}
+    for stored in sorted(files.names, key=dot_natural_key):
+        if stored in state:
+            continue
+        renamed, pattern = rename_source_key(stored, renamings, converters, model.base_model_prefix, dict(state))
+        conversion = WeightRenaming(stored, renamed) if pattern is None else by_pattern[pattern]
+        targets = [renamed]
+        if pattern is not None:
+            first, *others = conversion.target_patterns
+            targets += [renamed.replace(first, other) for other in others]
+        for target in targets:
+            if target in state and target not in files:
+                known = found.setdefault(target, _Made(target, renamed, conversion, []))
+                known.pieces.append(_Piece(stored, pattern or stored))
+    return found
