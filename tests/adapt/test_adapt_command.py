@@ -109,6 +109,14 @@ def test_it_goes_on_and_another_request_is_refused(method, weights, tmp_path, mo
     assert "another seed (0 there, 1 asked): give another directory, or --restart" in told
 
 
+def test_an_adapter_of_somebody_else_is_not_replaced(weights, tmp_path):
+    (tmp_path / "out").mkdir()
+    (tmp_path / "out" / "adapter_config.json").write_text("{}")
+    said = failed(*words(weights, tmp_path / "out", "lora"))
+    assert "holds an adapter that no adaptation wrote: give another directory, or move it first" in said
+    assert [path.name for path in (tmp_path / "out").iterdir()] == ["adapter_config.json"]
+
+
 def test_a_language_model(folders, tmp_path):  # noqa: F811
     place, *_ = folders
     np.save(tmp_path / "tokens.npy", (np.arange(3000) % 7).astype(np.int16))

@@ -15,7 +15,7 @@ from torch import nn
 from rankfold.adapt.extraction.adapters import combine
 from rankfold.adapt.extraction.budget import Asked
 from rankfold.adapt.extraction.result import Extraction, Layer
-from rankfold.adapt.peft_format import Adapter
+from rankfold.adapt.peft_format import Adapter, is_adapter
 from rankfold.adapt.ways import METHODS, Wish, add_, prepare_
 from rankfold.objectives import Evaluation, Objective
 from rankfold.observe import before as before_call
@@ -192,6 +192,8 @@ def _check(place: Path, request: dict[str, Any], restart: bool) -> None:
                 f"{place} holds an adaptation with another {other} ({known.get(other)!r} there, {request[other]!r} "
                 "asked): give another directory, or --restart"
             )
+    elif is_adapter(place):
+        raise ValueError(f"{place} holds an adapter that no adaptation wrote: give another directory, or move it first")
 
 
 def _write_merged(root: nn.Module, place: Path) -> None:
