@@ -8,7 +8,7 @@ import torch
 from torch import nn
 
 from rankfold.layers import FactoredConv, LowRankLinear
-from rankfold.sites import opened, sites
+from rankfold.sites import opened, settle_, sites
 
 FACTORED = (LowRankLinear, FactoredConv)
 
@@ -17,6 +17,13 @@ def multiplied_out(original: nn.Module, compressed: nn.Module) -> nn.Module:
     """The original architecture with the weights (refitted ones too), biases and BatchNorm statistics of the other."""
     dense = copy.deepcopy(original)
     theirs = dict(compressed.named_modules())
+    with opened(dense):
+        gained = [
+            site.name for site in sites(dense)
+            if getattr(theirs.get(site.name), "bias", None) is not None
+            and getattr(dense.get_submodule(site.name), "bias", None) is None
+        ]  # fmt: skip
+    settle_(dense, gained)  # a recurrent layer without biases has no place for them
     with opened(dense), torch.no_grad():
         for site in sites(dense):
             new, layer = theirs.get(site.name), dense.get_submodule(site.name)

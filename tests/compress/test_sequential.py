@@ -21,6 +21,9 @@ from rankfold.compress.methods.nuclear import NuclearBall
 from rankfold.compress.methods.refit import refit
 from rankfold.compress.methods.relu import ActivationAware
 from rankfold.compress.methods.sequential import Sequential
+from rankfold.compress.planning.apply import build
+from rankfold.compress.planning.lawful import written_
+from rankfold.compress.planning.plan import Entry
 from rankfold.compress.planning.profile import Calibration
 from rankfold.compress.statistics import SiteStatistics, calibrate
 from rankfold.costs import evaluating
@@ -29,7 +32,7 @@ from rankfold.linalg.on_data.ridge import RIDGES, Ridge, anchored_path, choose_r
 from rankfold.linalg.programs.maxnorm import nuclear_max_norm
 from rankfold.observe import Chain, Samples, Span
 from rankfold.pipeline import layer_errors
-from rankfold.sites import opened, sites
+from rankfold.sites import Factors, Form, opened, sites
 from rankfold.sites import patches as places
 
 METHODS = [Sequential(), Sequential(rounds=1, kept=False), ActivationAware(), NuclearBall(), MaxNorm(iterations=200)]
@@ -494,3 +497,15 @@ def test_the_ridge_is_the_one_that_predicts_the_other_half():
     near, far = anchored_path(folds[0].gram, folds[0].cross, anchor, [1e6, 1e-9])
     torch.testing.assert_close(near, anchor, atol=1e-4, rtol=0)
     assert (far - anchor).norm() > 1
+
+
+@pytest.mark.parametrize("size", [0, 1, 3])
+def test_factors_with_a_shift_of_another_layer_are_refused(size):
+    """One number would go to every output without a word."""
+    net = nn.Sequential(nn.Linear(12, 20), nn.ReLU(), nn.Linear(20, 3)).eval()
+    site = sites(net)["0"]
+    factors = Factors((torch.randn(2, 12), torch.randn(20, 2)), torch.ones(size))
+    new = build(net[0], site, Entry("0", Form.FACTORED, 2, (20, 12), bias=True)).to_empty(device="cpu")
+    with pytest.raises(ValueError, match=r"0 \(Linear 20×12\): a shift of its 20 outputs was expected"):
+        written_(site, Form.FACTORED, 2, new, factors)
+    written_(site, Form.FACTORED, 2, new, replace(factors, shift=torch.ones(20)))

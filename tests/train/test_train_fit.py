@@ -1,5 +1,6 @@
 """The training loop: it learns, repeats itself exactly, survives interruption, and leaves no trace."""
 
+import hashlib
 import json
 import random
 import signal
@@ -287,6 +288,19 @@ def test_damaged_checkpoints_are_refused(digits, tmp_path):
             target.write_bytes(content)
             with pytest.raises(TrainingError, match="anew"):
                 fit(net(), *digits, recipe, directory=tmp_path)
+
+
+@pytest.mark.parametrize(("key", "value"), [("batches", [None] * 1000), ("objective", {"a": ["b"] * 1000})])
+def test_a_checkpoint_of_something_else_is_told_in_a_short_line(digits, tmp_path, key, value):
+    recipe = replace(RECIPE, epochs=1)
+    fit(net(), *digits, recipe, directory=tmp_path)
+    file, manifest = tmp_path / "checkpoint-0001.pt", tmp_path / "checkpoint.json"
+    torch.save(torch.load(file, weights_only=True) | {key: value}, file)
+    known = json.loads(manifest.read_text())
+    manifest.write_text(json.dumps(known | {"sha256": hashlib.sha256(file.read_bytes()).hexdigest()}))
+    with pytest.raises(TrainingError, match=r"does not hold what a training writes .*: delete") as error:
+        fit(net(), *digits, recipe, directory=tmp_path)
+    assert len(str(error.value)) < 500
 
 
 def test_a_failed_write_keeps_the_old_checkpoint(digits, tmp_path, monkeypatch):

@@ -176,6 +176,8 @@ class Run:
         where = f"{self.directory} holds the checkpoint of another run"
         if json.loads(saved["recipe"]) != json.loads(json.dumps(self.recipe.to_dict())):
             raise TrainingError(f"{where}, with another recipe: choose another directory, or the same recipe")
+        if not isinstance(saved["batches"], int) or not isinstance(saved.get("objective", ""), str):
+            raise ValueError("its number of batches or its objective is something else")
         if saved["batches"] != self.batches:
             raise TrainingError(
                 f"{where}, with {saved['batches']} batches an epoch and not {self.batches}: choose another "

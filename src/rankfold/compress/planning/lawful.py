@@ -96,6 +96,12 @@ def written_(site: Site, form: Form, rank: int, new: nn.Module, factors: Factors
             f"{site.title}: factors right {expected[0]} and left {expected[1]} were expected for {form} of rank "
             f"{rank}, got {_listed(given)}: mend the factors of the method"
         )
+    outputs = site.shape[0] * site.groups
+    if factors.shift is not None and tuple(factors.shift.shape) != (outputs,):  # one number would go to all of them
+        raise ApplyError(
+            f"{site.title}: a shift of its {outputs} outputs was expected with the factors, got shape "
+            f"{tuple(factors.shift.shape)}: make the plan again, or mend the factors of the method"
+        )
     try:
         site.layer.write_(new, form, factors)
     except (RuntimeError, ValueError, IndexError, TypeError) as error:
