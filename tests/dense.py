@@ -22,7 +22,9 @@ def multiplied_out(original: nn.Module, compressed: nn.Module) -> nn.Module:
             new, layer = theirs.get(site.name), dense.get_submodule(site.name)
             if new is None:  # inside attention that stayed in one piece
                 continue
-            layer.weight.copy_(new.weight)
+            weight = new.weight  # a dense layer in place of one that stores its matrix transposed is an ordinary one
+            other = type(new) is nn.Linear and site.layer.stored_transposed
+            layer.weight.copy_(weight.mT if other else weight)
             bias = getattr(new, "bias", None)  # an embedding has none
             if bias is not None and layer.bias is None:
                 layer.bias = nn.Parameter(bias.clone())

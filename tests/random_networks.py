@@ -1,4 +1,5 @@
-"""Random networks as hypothesis draws and shrinks them: layers, settings, dtypes, sharing, outputs, modes."""
+"""Random networks as hypothesis draws and shrinks them: layers, settings, dtypes, sharing, outputs, modes; and what is
+asked of them: a method, budgets, forms, and what is done with the result."""
 
 from __future__ import annotations
 
@@ -11,8 +12,11 @@ import torch.nn.functional as F
 from hypothesis import strategies as st
 from torch import Tensor, nn
 
+from rankfold import Multiples
+
 BATCH = 24
-SIZES = {"rows": (), "tokens": (5,), "line": (13,), "image": (9, 8), "volume": (5, 4, 6)}
+SIZES = {"rows": (), "bags": (4,), "tokens": (5,), "ids": (5,), "line": (13,), "image": (9, 8), "volume": (5, 4, 6)}
+WORDS = 11  # rows of a table
 DIMS = {"line": 1, "image": 2, "volume": 3}
 PLAIN = (nn.Conv1d, nn.Conv2d, nn.Conv3d)
 TURNED = (nn.ConvTranspose1d, nn.ConvTranspose2d, nn.ConvTranspose3d)
@@ -41,6 +45,16 @@ class Recipe:
     method: str
     resource: str
     keep: float
+    beside: str = ""
+    forms: str | None = None
+    then: str = "nothing"
+    tied: bool = False
+
+    @property
+    def budgets(self) -> list[Any]:
+        """What is asked, as ``rankfold.plan`` takes it."""
+        asked = {"": [], "sites": ["of=sites"], "multiples": [Multiples(2)]}[self.beside]
+        return [f"{self.resource}={self.keep}", *asked]
 
 
 def given_as(draw: Any, value: int, dims: int) -> Any:
@@ -73,20 +87,50 @@ def convolution(draw: Any, domain: str, width: int) -> tuple[tuple[str, Any], ..
     return tuple(options.items())
 
 
+@st.composite
+def recurrent(draw: Any, width: int) -> tuple[tuple[str, Any], ...]:
+    """A recurrent layer of torch in any of its settings."""
+    kind = draw(st.sampled_from(["LSTM", "GRU", "RNN"]))
+    options = {
+        "kind": kind, "num_layers": draw(st.sampled_from([1, 1, 2])), "bidirectional": draw(st.booleans()),
+        "bias": draw(st.booleans()),
+    }  # fmt: skip
+    if kind == "LSTM":
+        options["proj_size"] = draw(st.sampled_from([0, width // 2]))
+    return tuple(options.items())
+
+
+ROWS = ("linear", "linear", "norm", "act", "residual", "shared", "read", "cell")
+TOKENS = ("linear", "norm", "act", "residual", "shared", "read", "attention", "encoder", "recurrent", "query")
 KINDS = {
-    "rows": ("linear", "linear", "norm", "act", "residual", "shared", "read"),
-    "tokens": ("linear", "norm", "act", "residual", "shared", "read", "attention", "encoder", "lstm", "query"),
+    "rows": ROWS, "bags": ROWS, "tokens": TOKENS, "ids": TOKENS,
     **dict.fromkeys(DIMS, ("conv", "conv", "norm", "act", "around")),
-}
+}  # fmt: skip
+FORMS = (
+    None,
+    None,
+    None,
+    "all",
+    "factored,pivoted,shared",
+    "int8",
+    "int8,factored",
+    "residual",
+    "residual,int8,factored,tucker,cp",
+    "pivoted",
+)
 
 
 @st.composite
-def recipes(draw: Any, methods: tuple[str, ...]) -> Recipe:
+def recipes(draw: Any, methods: tuple[str, ...], resources: tuple[str, ...]) -> Recipe:
     domain = draw(st.sampled_from(sorted(SIZES)))
     pieces = []
     for _ in range(draw(st.integers(1, 5))):
         kind, width = draw(st.sampled_from(KINDS[domain])), draw(st.sampled_from(WIDTHS))
         options = draw(convolution(domain, width)) if kind == "conv" else ()
+        if kind == "recurrent":
+            options = draw(recurrent(width))
+        if kind == "cell":
+            options = (("kind", draw(st.sampled_from(["LSTMCell", "GRUCell", "RNNCell"]))),)
         if kind == "act":
             options = (("name", draw(st.sampled_from(["relu", "gelu", "tanh", "silu"]))),)
         pieces.append(Piece(kind, width, options))
@@ -96,8 +140,12 @@ def recipes(draw: Any, methods: tuple[str, ...]) -> Recipe:
         draw(st.sampled_from([torch.float32, torch.float32, torch.float64, torch.bfloat16])),
         draw(st.sampled_from(["eval", "train", "mixed"])),
         draw(st.sampled_from(methods)),
-        draw(st.sampled_from(["params", "flops", "bytes"])),
+        draw(st.sampled_from(resources)),
         draw(st.sampled_from([0.95, 0.8, 0.6, 0.4])),
+        draw(st.sampled_from(["", "", "", "sites", "multiples"])),
+        draw(st.sampled_from(FORMS)),
+        draw(st.sampled_from(["nothing", "saved", "restored", "trained"])),
+        draw(st.booleans()),
     )  # fmt: skip
 
 
@@ -114,7 +162,7 @@ class Network(nn.Module):
         for kind, step in zip(self.kinds, self.steps, strict=True):
             x = WAYS.get(kind, lambda step, x: step(x))(step, x)
         if x.dim() > 2:
-            x = x.mean(1) if self.kinds and "tokens" in self.kinds[0] else x.flatten(2).mean(2)
+            x = x.mean(1) if self.kinds and self.kinds[0] in ("tokens", "ids") else x.flatten(2).mean(2)
         first, second = self.head(x), self.other(x)
         return {
             "tensor": first, "tuple": (first, second), "dict": {"wide": second, "logits": first},
@@ -137,7 +185,8 @@ WAYS: dict[str, Callable[[Any, Tensor], Tensor]] = {
     "shared": lambda step, x: step(torch.tanh(step(x))),
     "read": _read,
     "attention": lambda step, x: x + step(x, x, x, need_weights=False)[0],
-    "lstm": lambda step, x: step(x)[0],
+    "recurrent": lambda step, x: step(x)[0],
+    "cell": lambda step, x: found if isinstance(found := step(x), Tensor) else found[0],
     "query": _asked,
 }
 
@@ -152,15 +201,20 @@ def _step(recipe: Recipe, piece: Piece, width: int) -> tuple[nn.Module, int]:
     if piece.kind == "act":
         return {"relu": nn.ReLU(), "gelu": nn.GELU(), "tanh": nn.Tanh(), "silu": nn.SiLU()}[options["name"]], width
     if piece.kind == "norm":
-        if recipe.domain in ("rows", "tokens"):
-            return (nn.BatchNorm1d(width) if recipe.domain == "rows" else nn.LayerNorm(width)), width
+        if recipe.domain not in DIMS:
+            return (nn.LayerNorm if recipe.domain in ("tokens", "ids") else nn.BatchNorm1d)(width), width
         return (nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d)[DIMS[recipe.domain] - 1](width), width
+    if piece.kind in ("attention", "encoder") and width % 2:
+        raise ValueError("two heads of an odd width")
     if piece.kind == "attention":
         return nn.MultiheadAttention(width, 2, batch_first=True), width
     if piece.kind == "encoder":
         return nn.TransformerEncoderLayer(width, 2, piece.width, batch_first=True, dropout=0.1), width
-    if piece.kind == "lstm":
-        return nn.LSTM(width, piece.width, batch_first=True), piece.width
+    if piece.kind == "recurrent":
+        made = getattr(nn, options.pop("kind"))(width, piece.width, batch_first=True, **options)
+        return made, (options.get("proj_size") or piece.width) * (2 if options["bidirectional"] else 1)
+    if piece.kind == "cell":
+        return getattr(nn, options["kind"])(width, piece.width), piece.width
     if piece.kind == "query":
         return nn.ModuleDict({"query": nn.Embedding(3, width), "layer": nn.Linear(width, width)}), width
     if piece.kind == "around":
@@ -182,14 +236,21 @@ def built(recipe: Recipe) -> tuple[Network, Tensor]:
         for piece in recipe.pieces:
             module, width = _step(recipe, piece, width)
             steps.append((f"{recipe.domain} {piece.kind}" if piece.kind not in WAYS else piece.kind, module))
-        if recipe.domain == "tokens" and steps:
-            steps = [("tokens", nn.Identity()), *steps]
+        first = {"ids": nn.Embedding, "bags": nn.EmbeddingBag}.get(recipe.domain)
+        if first is not None or (recipe.domain == "tokens" and steps):
+            table = nn.Identity() if first is None else first(WORDS, recipe.start)
+            steps = [(recipe.domain, table), *steps]
         network = Network(steps, width, recipe.output).to(recipe.dtype)
+        if first is not None and recipe.tied and width == recipe.start:
+            network.other = nn.Linear(width, WORDS, bias=False, dtype=recipe.dtype)
+            network.other.weight = network.steps[0].weight
     network.train(recipe.mode == "train")
     if recipe.mode == "mixed":
         for number, module in enumerate(network.modules()):
             module.training = number % 3 == 0
     sizes = SIZES[recipe.domain]
+    if recipe.domain in ("ids", "bags"):
+        return network, torch.randint(WORDS, (BATCH, *sizes), generator=generator)
     shape = (BATCH, *sizes, recipe.start) if recipe.domain == "tokens" else (BATCH, recipe.start, *sizes)
     inputs = torch.randn(shape, generator=generator).to(recipe.dtype)
     return network, inputs

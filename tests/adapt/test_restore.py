@@ -71,3 +71,17 @@ def test_a_dense_network_is_refused():
     model, _, data = networks()
     with pytest.raises(ValueError, match="compress it first"):
         restore_(copy.deepcopy(model), model, data)
+
+
+def test_where_only_whole_numbers_lead_to_the_answers_nothing_can_be_trained():
+    model, _, data = networks()
+    model = nn.Sequential(model[0], model[3])
+    plan = rf.plan(model, "bytes=0.4", data=data, forms="int8")
+    small = rf.apply_(copy.deepcopy(model), plan)
+    assert {entry.form.value for entry in plan.entries} == {"int8"}
+    small.add_module("aside", rf.LowRankLinear(3, 1, 3))  # something factored, which nothing depends on
+    small.forward = lambda x: nn.Sequential.forward(small[:2], x)
+    was = copy.deepcopy(small.state_dict())
+    with pytest.raises(ValueError, match="no matrix that can be trained"):
+        restore_(small, model, data, batch_size=32)
+    assert all(torch.equal(value, was[key]) for key, value in small.state_dict().items())

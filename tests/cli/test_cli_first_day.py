@@ -10,7 +10,7 @@ from torch import nn
 
 import rankfold as rf
 from rankfold.costs import Example
-from rankfold.export import to_torch_export
+from rankfold.export import to_folder, to_torch_export
 from rankfold.store import load
 
 NETWORKS = """
@@ -189,3 +189,23 @@ def test_exported_from_a_note_computes_the_same(tmp_path):
     model = nn.Sequential(nn.Linear(4, 3)).eval()
     example = Example.from_note(Example.of(torch.randn(2, 4)).noted())
     assert to_torch_export(model, example, tmp_path / "x.pt2") < 1e-6
+
+
+def test_what_is_typed_wrong_is_told_with_its_remedy(here, tmp_path):
+    net = nn.Sequential(nn.Linear(16, 16), nn.ReLU(), nn.Linear(16, 3))
+    plan = rf.plan(net, rf.Ranks({"0": 2}), "truncate", example=torch.zeros(1, 16))
+    rf.save(rf.apply_(net, plan), plan, "small", notes={"model": "networks:described"})
+    wrong = rankfold("export", "small", "--to", "onxx", "-o", "x.onnx")
+    assert wrong.exit_code == 2
+    assert "Error: Invalid value for '--to': 'onxx' is not one of 'onnx', 'torch-export', 'dense'." in wrong.stderr
+    assert "nowhere: there is no such directory: give one" in failed("export", "nowhere", "--to", "onnx", "-o", "x")
+    assert "none.json: No such file or directory: give a plan.json" in failed("show", "none.json")
+
+
+def test_a_network_that_is_no_folder_is_told_how_to_be_ordinary_again(tmp_path):
+    net = nn.Sequential(nn.Linear(16, 16))
+    with pytest.raises(ValueError, match=r"this is a Sequential: --to onnx or .* has the ordinary weight as \.weight"):
+        to_folder(net, torch.zeros(1, 16), tmp_path / "dense")
+    small = rf.apply_(net, rf.plan(net, rf.Ranks({"0": 2}), "truncate", example=torch.zeros(1, 16)))
+    x = torch.randn(4, 16)  # what the message promises
+    torch.testing.assert_close(nn.functional.linear(x, small[0].weight, small[0].bias), small(x))

@@ -318,6 +318,20 @@ def test_the_directory_of_a_run_is_evaluated(finished, tmp_path):
     }
 
 
+@pytest.mark.parametrize("theirs", ["model.safetensors", "notes.txt"])
+def test_a_directory_of_somebody_else_is_left_alone(here, theirs):
+    """Other programs too write a config.yaml beside their weights."""
+    (here / "run").mkdir()
+    (here / "run" / "config.yaml").write_text("model: digits-cnn\ndata: digits\nout: run\n")
+    (here / "run" / theirs).write_bytes(b"theirs")
+    before = {path.name: path.read_bytes() for path in (here / "run").iterdir()}
+    (here / "train.yaml").write_text(CONFIG)
+    for more in ((), ("--restart",)):
+        said = failed("train", "train.yaml", *more)
+        assert f"holds no run of rankfold ({theirs} is there): give another directory" in said
+    assert {path.name: path.read_bytes() for path in (here / "run").iterdir()} == before
+
+
 def test_numbers_in_yaml_need_no_point():
     values = yaml.safe_load("{model: digits-cnn, out: run, weight_decay: 1e-3, augment: {crop_padding: 1}}")
     assert values["weight_decay"] == "1e-3"  # what YAML makes of it

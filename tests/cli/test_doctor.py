@@ -80,7 +80,7 @@ def test_from_the_command_line_it_measures_says_and_keeps(tmp_path: Path, monkey
     assert "factored" in said
     assert "pivoted" in said
     assert f"kept in {table} for {Machine.here()}" in said
-    assert "Linear keep, bfloat16: other sizes by a + b·weights + c·widths, off by" in said
+    assert "Linear as it is, bfloat16: the time at other sizes is a + b·weights + c·widths, off by" in said
     found = json.loads(invoke("--latency", "--json", "--table", str(table)))
     assert len(found["latency"]) == 2 * len(few)
     kept = LatencyTable.of(table)

@@ -12,12 +12,14 @@ import pytest
 from browser import CHROMIUM, Page
 from commands import failed, succeeded
 from digits import digits, tiny
+from matplotlib.figure import Figure
 
 from rankfold.compress.planning.plan import Plan
 from rankfold.pipeline import Settings, compress
 from rankfold.pipeline.comparing import read_compared, wilson
 from rankfold.report import CurvePoint, FigureKind
 from rankfold.report.compare import Compared, LayerShown, render_compared
+from rankfold.report.plots import percent_axis
 from rankfold.store import StoreError
 
 ACCURACY = FigureKind("accuracy", "fraction")
@@ -151,3 +153,13 @@ def test_a_result_that_was_written_block_by_block_is_named_as_such(tmp_path: Pat
     (tmp_path / "result.json").write_text('{"plan": {}, "needs": {}}', "utf-8")
     with pytest.raises(StoreError, match="keeps no report; evaluate it"):
         read_compared(tmp_path)
+
+
+@pytest.mark.parametrize(("low", "high"), [(0.0, 1.0), (0.9, 0.93), (0.97, 0.9725), (0.5, 0.50002), (0.99999, 1.0)])
+def test_no_two_labels_of_an_axis_are_the_same(low: float, high: float) -> None:
+    axes = Figure().add_subplot()
+    axes.plot([0, 1], [low, high])
+    percent_axis(axes.yaxis)
+    labels = [axes.yaxis.get_major_formatter()(tick, 0) for tick in axes.yaxis.get_majorticklocs()]
+    assert len(labels) > 2
+    assert len(set(labels)) == len(labels)

@@ -16,6 +16,7 @@ from rankfold.compress.planning import decide, planner
 from rankfold.compress.planning.apply import apply_
 from rankfold.compress.planning.candidates import decompose
 from rankfold.compress.planning.plan import Entry, Plan
+from rankfold.compress.planning.profile import profile
 from rankfold.compress.ranks.allocate import BudgetError, Option
 from rankfold.compress.ranks.budget import Latency, Params
 from rankfold.compress.ranks.latency import meet_latency, paired
@@ -133,6 +134,22 @@ def test_networks_are_timed_where_they_stand_and_left_as_found(name, method):
     for site in found.reducible:
         for form in method_named(method).forms & site.forms - {Form.DENSE}:
             assert 0 < timing(site, form, 1) < timing(site, Form.KEEP, 0)
+
+
+def test_a_pair_over_a_base_is_timed_at_all_its_ranks():
+    """It has more FLOPs than the dense layer at every rank but 0: what it spares is reading."""
+    small = two_layers()
+    known = profile(small, torch.randn(64, 40), forms="residual")
+    with opened(small):
+        timing = site_timing(small, known.sites, known.candidates, Example.of(torch.randn(2, 40)), 3, quiet,
+                             timer=Clock(lambda layer: 1e-6 * weights(layer)))  # fmt: skip
+    found = known.sites["0"]
+    ranks = timing.curves[timing.places["0"]][Form.RESIDUAL].ranks
+    assert ranks[0] == 0
+    assert ranks[-1] == 40
+    times = [timing(found, Form.RESIDUAL, rank) for rank in (*range(0, 41, 8), 40)]
+    assert times[0] < times[2] <= times[4]
+    assert Curve(1.0, (0,), (0.5,)).at(3) > Curve(1.0, (0,), (0.5,)).at(0)  # of a table from before
 
 
 def test_the_network_is_left_as_found_after_an_error():

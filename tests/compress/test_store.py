@@ -175,11 +175,61 @@ def test_weights_of_somebody_else_are_not_replaced(saved, tmp_path):
     (tmp_path / "theirs").mkdir()
     save_file({"a": torch.ones(2)}, tmp_path / "theirs" / "model.safetensors")
     before = (tmp_path / "theirs" / "model.safetensors").read_bytes()
-    with pytest.raises(rf.StoreError, match="weights that rankfold did not write; give another directory"):
+    with pytest.raises(
+        rf.StoreError, match=r"model\.safetensors is there already, and rankfold did not write it: give"
+    ):
         rf.save(model, plan, tmp_path / "theirs")
     assert [file.read_bytes() for file in (tmp_path / "theirs").iterdir()] == [before]
     (saved / "manifest.json").unlink()  # as after a crash before the last file of a first save
     assert same(rf.load(rf.save(model, plan, saved), network(7)).model, model)
+
+
+@pytest.mark.parametrize("file", ["manifest.json", "model.safetensors"])
+def test_a_manifest_of_somebody_else_vouches_for_nothing(file, tmp_path):
+    model, plan = compressed()
+    theirs = {"name": "an application", "files": {"icon.png": "", "model.safetensors": ""}}
+    (tmp_path / "manifest.json").write_text(json.dumps(theirs))
+    (tmp_path / "icon.png").write_bytes(b"theirs")
+    if file == "model.safetensors":
+        (tmp_path / "manifest.json").unlink()
+        (tmp_path / file).write_bytes(b"theirs")
+    before = {path.name: path.read_bytes() for path in tmp_path.iterdir()}
+    with pytest.raises(rf.StoreError, match=f"{file} is there already, and rankfold did not write it"):
+        rf.save(model, plan, tmp_path)
+    assert {path.name: path.read_bytes() for path in tmp_path.iterdir()} == before
+
+
+def test_what_is_not_in_the_way_stays(tmp_path):
+    """Of an ordinary network no configuration is written, so that one of the user's own may lie there."""
+    model, plan = compressed()
+    (tmp_path / "config.json").write_text("{}")
+    rf.save(model, plan, tmp_path)
+    rf.save(model, plan, tmp_path)
+    assert (tmp_path / "config.json").read_text() == "{}"
+
+
+def test_a_directory_whose_run_is_not_finished_is_told_so(tmp_path):
+    (tmp_path / "run").mkdir()
+    (tmp_path / "run" / "request.json").write_text("{}")
+    with pytest.raises(rf.StoreError, match="the run in it is not finished: give the same command again"):
+        rf.load(tmp_path)
+
+
+def test_without_a_plan_the_way_to_one_is_told(tmp_path):
+    model = nn.Sequential(nn.Linear(20, 18), nn.ReLU(), nn.Linear(18, 17))
+    ranks = {"0": 4, "2": 4}
+    rf.dlrt_(model, rank=4)
+    small = rf.fold_(copy.deepcopy(model), keep=True)
+    with pytest.raises(rf.StoreError, match=r"fold it without keep, then rankfold\.plan"):
+        rf.save(small, None, tmp_path / "small")
+    x = torch.randn(3, 20)
+    plan = rf.plan(rf.fold_(model), rf.Ranks(ranks), "truncate", example=x)  # as the message says
+    again = rf.apply_(model, plan)
+    torch.testing.assert_close(again(x), small(x), rtol=1e-4, atol=1e-5)
+    assert {name: value.shape for name, value in again.state_dict().items()} == {
+        name: value.shape for name, value in small.state_dict().items()
+    }
+    assert rf.save(again, plan, tmp_path / "small").exists()
 
 
 # ---- damage ----------------------------------------------------------------------------------------------------------
@@ -211,7 +261,7 @@ def test_truncated_files_are_refused(saved, name, part):
 @pytest.mark.parametrize("name", FILES)
 def test_missing_files_are_named(saved, name):
     (saved / name).unlink()
-    refused(saved, f"{name}: No such file" if name != "manifest.json" else "no manifest.json: not a model saved by")
+    refused(saved, f"{name}: No such file" if name != "manifest.json" else "there is no manifest.json")
 
 
 def test_without_the_manifest_a_flipped_bit_would_load_silently(saved):
@@ -267,11 +317,11 @@ def test_foreign_manifests_are_refused(saved, text):
 
 
 def test_foreign_directories_are_refused(tmp_path, saved):
-    refused(tmp_path / "absent", "not a model saved by rankfold, or half written")
+    refused(tmp_path / "absent", "absent: there is no such directory: give one that rankfold.save")
     (tmp_path / "photos").mkdir()
     (tmp_path / "photos" / "cat.jpg").write_bytes(b"\xff\xd8")
-    refused(tmp_path / "photos", "no manifest.json: not a model saved by rankfold")
-    refused(saved / "plan.json", "no manifest.json")
+    refused(tmp_path / "photos", "no model that rankfold saved \\(there is no manifest.json\\): give a directory")
+    refused(saved / "plan.json", "plan.json is a file: give a directory")
 
 
 @pytest.mark.parametrize("content", [b"", b"these are no tensors" * 9, (2**60).to_bytes(8, "little") + b"{}"])

@@ -22,6 +22,7 @@ import pandas as pd
 import pytest
 import torch
 from damage import damage, signed_anew
+from jobs import sequences, streaming
 from safetensors.torch import load, save_file
 from torch import nn
 from torch.utils.data import TensorDataset
@@ -104,6 +105,38 @@ def read_saved(place: Path) -> torch.Tensor:
     if stored.bottlenecks is not None:
         rf.slice_(stored, "params=0.6", example=X[:1])
     return found
+
+
+def write_quantised(place: Path) -> None:
+    model = network().bfloat16()
+    plan = rf.plan(model, "bytes=0.75", data=INPUTS.bfloat16(), forms="residual,int8")
+    assert {entry.form.value for entry in plan.changed} == {"residual", "int8"}
+    rf.save(rf.apply_(model, plan), plan, place)
+
+
+def read_quantised(place: Path) -> torch.Tensor:
+    return outputs(rf.load(place, network()).model)
+
+
+def write_streamed(place: Path) -> None:
+    streaming(place)
+
+
+def read_streamed(place: Path) -> torch.Tensor:
+    """The folder, and that the run in it is finished."""
+    with torch.no_grad():
+        found = rf.load(place).model(**sequences(4, 3)[0]).logits
+    streaming(place)
+    return found
+
+
+def write_interrupted_stream(place: Path) -> None:
+    stopped("plan: ", lambda tell: streaming(place, tell))
+
+
+def read_interrupted_stream(place: Path) -> torch.Tensor:
+    with torch.no_grad():
+        return streaming(place)(**sequences(4, 3)[0]).logits
 
 
 def write_profile(place: Path) -> None:
@@ -234,6 +267,9 @@ KINDS = {
     "plan": Kind(write_plan, read_plan, held=False),
     "plan with factors": Kind(write_fitted, read_plan, held=False),
     "saved network": Kind(write_saved, read_saved),
+    "quantised network": Kind(write_quantised, read_quantised),
+    "streamed folder": Kind(write_streamed, read_streamed),
+    "interrupted stream": Kind(write_interrupted_stream, read_interrupted_stream, held=False),
     "profile": Kind(write_profile, read_profile),
     "parts of a fit": Kind(write_parts, read_parts),
     "finished run": Kind(write_finished, read_finished, held=False),  # figures in result.json are under none

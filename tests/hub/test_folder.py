@@ -291,3 +291,17 @@ def test_a_model_of_another_quantiser_is_refused_when_it_is_saved(tmp_path):
     small.hf_quantizer = Other(type("C", (), {"quant_method": "gguf"})())
     with pytest.raises(rf.StoreError, match=r"loaded by the quantizer 'gguf'.*fresh = type"):
         rf.save(small, plan, tmp_path)
+
+
+@pytest.mark.parametrize("theirs", ["config.json", "model.safetensors.index.json"])
+def test_a_folder_of_somebody_else_is_not_replaced(theirs, tmp_path):
+    _, _, small, plan = compressed("llama")
+    (tmp_path / theirs).write_text(json.dumps({"model_type": "llama"}))
+    with pytest.raises(rf.StoreError, match=f"{theirs} is there already, and rankfold did not write it"):
+        rf.save(small, plan, tmp_path)
+    assert [path.name for path in tmp_path.iterdir()] == [theirs]
+    (tmp_path / theirs).unlink()
+    rf.save(small, plan, tmp_path)
+    (tmp_path / "manifest.json").unlink()  # the configuration says that the folder is ours
+    rf.save(small, plan, tmp_path)
+    assert rf.load(tmp_path).plan == plan

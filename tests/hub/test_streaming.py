@@ -376,6 +376,15 @@ def test_what_is_wrong_with_a_folder_is_told_in_one_line(place, tmp_path, fault)
     assert "\n" not in str(error.value)
 
 
+def test_a_configuration_of_somebody_else_is_not_replaced(place, tmp_path):
+    (tmp_path / "run").mkdir()
+    (tmp_path / "run" / "request.json").write_text("{}")
+    (tmp_path / "config.json").write_text("{}")
+    with pytest.raises(rf.StoreError, match=r"config\.json is there already, and rankfold did not write it"):
+        rf.stream(place, DATA, "params=0.8", tmp_path, memory=MEMORY)
+    assert (tmp_path / "config.json").read_text() == "{}"
+
+
 def test_what_needs_the_whole_is_refused(place, streamed, tmp_path):
     for settings in (Settings("sequential", tune=3), Settings("sequential", finetune=1), Settings("project")):
         with pytest.raises(ValueError, match="leave out the bound"):

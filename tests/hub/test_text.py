@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+import re
 from types import SimpleNamespace
 
 import numpy as np
@@ -286,5 +287,9 @@ def test_budgets_of_the_layers_that_can_be_factored(tmp_path):
         rf.plan(model, "of=sites", "truncate", example=example)
     with pytest.raises(ValueError, match="leave of=sites out"):
         rf.plan(model, ["latency=0.9", "of=sites"], "truncate", example=example)
-    with pytest.raises(rf.BudgetError, match=r"fractions of the whole model, of which params=0\.\d+ was asked"):
+    said = r"^params ≤ 0.001 of the layers that can be factored: .* they take .* of their param.*params=(0\.\d+) is"
+    with pytest.raises(rf.BudgetError, match=said) as error:
         rf.plan(model, ["params=0.001", "of=sites"], "truncate", example=example)
+    least = re.search(said, str(error.value))[1]  # a fraction of these layers too
+    plan = rf.plan(model, [f"params={least}", "of=sites"], "truncate", example=example)
+    assert float(least) - 1e-4 <= plan.kept_of_factorable() <= float(least)

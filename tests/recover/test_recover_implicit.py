@@ -234,3 +234,13 @@ def test_one_row_has_no_standard_error_and_one_moment_no_order(tmp_path):
     entries = triplets([0, 0, 1, 1], [0, 1, 0, 1], np.ones(4), shape=(2, 2), times=np.full(4, 9.0))
     with pytest.raises(ValueError, match="is of one moment, 9 seconds since 1970"):
         held_out(entries, "by-time")
+
+
+def test_a_score_is_the_ndcg_of_what_was_not_taken():
+    given = [("a", "x"), ("a", "y"), ("b", "x"), ("b", "y"), ("b", "z"), ("c", "z")]
+    model = ImplicitFeedback("popularity").fit(given)
+    assert model.score([("a", "z")]) == 1.0
+    assert model.score([("c", "x"), ("c", "y")]) == 1.0
+    assert model.score([("a", "z"), ("a", "new")]) == pytest.approx(1 / (1 + 1 / np.log2(3)))
+    assert model.score([("a", "x"), ("stranger", "z")]) == 0.0
+    assert model.score([("b", "x"), ("a", "z")]) == 1.0

@@ -5,8 +5,20 @@ import pandas as pd
 import pytest
 from commands import failed, succeeded
 from scipy.sparse import csr_array
+from sklearn.model_selection import GridSearchCV
 
-from rankfold.recover import Choice, FactorModel, Ratings, Sides, choices, cross_validate, fit, read_side, triplets
+from rankfold.recover import (
+    Choice,
+    FactorModel,
+    LowRank,
+    Ratings,
+    Sides,
+    choices,
+    cross_validate,
+    fit,
+    read_side,
+    triplets,
+)
 from rankfold.recover.measurements.grams import Grams
 from rankfold.recover.ratings.moments import Level, Moments
 
@@ -191,3 +203,50 @@ def test_the_command_uses_times_and_tables_and_predicts(tmp_path):
     )
     file.write_text("user,item,rating,timestamp\na,b,1,soon\n")
     assert "line 2: 'soon' is no time (row a, column b)" in failed("recover", file, *common, "--time", "-o", out)
+
+
+def test_new_rows_are_met_by_known_columns_and_drawn_to_known_rows():
+    entries, _ = planted(40, 20)
+    late = entries.rows >= 34
+    pairs, values = entries.pairs(), entries.values
+    model = Ratings(2, burn_in=8, draws=12).fit(pairs[~late], values[~late])
+    before, strangers = model.predict(pairs[~late]), model.predict(pairs[late])
+    learn = late & (np.arange(len(values)) % 4 > 0)
+    held = late & ~learn
+    average = model.predict(pairs[held])
+    model.partial_fit(pairs[learn], values[learn])
+    assert np.array_equal(model.predict(pairs[~late]), before)
+    told, deviation = model.predict(pairs[held], return_std=True)
+    assert np.mean((told - values[held]) ** 2) < 0.8 * np.mean((average - values[held]) ** 2)
+    assert np.isfinite(deviation).all()
+    assert len(strangers) == late.sum()
+    model.partial_fit([["nothing", "unheard of"]], [5.0])
+    assert np.allclose(model.predict([["nothing", pairs[0, 1]]]), model.predict([["who", pairs[0, 1]]]))
+    with pytest.raises(ValueError, match=f"row {pairs[0, 0]} is known, and its earlier ratings are not kept"):
+        model.partial_fit(pairs[:1], values[:1])
+
+
+def test_triplets_are_taken_as_they_are_and_split_by_a_search():
+    entries, _ = planted(30, 20)
+    one = Ratings(2, burn_in=3, draws=3).fit(entries)
+    two = Ratings(2, burn_in=3, draws=3).fit(entries.pairs(), entries.values, times=entries.times)
+    assert np.array_equal(one.predict(entries), two.predict(entries.pairs(), times=entries.times))
+    search = GridSearchCV(Ratings(burn_in=2, draws=2), {"rank": [1, 2]}, cv=2).fit(entries.pairs(), entries.values)
+    assert set(search.best_params_) == {"rank"}
+    with pytest.raises(ValueError, match="triplets have their ratings"):
+        Ratings().fit(entries, entries.values)
+    with pytest.raises(ValueError, match="pairs come with their ratings"):
+        Ratings().fit(entries.pairs())
+
+
+def test_a_score_over_rows_predicts_what_it_hides():
+    rng = np.random.default_rng(0)
+    truth = rng.standard_normal((40, 2)) @ rng.standard_normal((2, 30))
+    x = np.where(rng.random(truth.shape) < 0.7, truth, np.nan)
+    assert LowRank(rank=2).fit(x[:30]).score(x[30:]) > -1e-6
+    poor = LowRank(rank=1).fit(x[:30]).score(x[30:])
+    assert -np.nanstd(x) < poor < -0.1
+    found = GridSearchCV(LowRank(), {"rank": [1, 2]}, cv=3).fit(x)
+    assert found.best_params_ == {"rank": 2}
+    with pytest.raises(ValueError, match="nothing is known of these rows"):
+        found.score(np.full((2, 30), np.nan))

@@ -6,7 +6,7 @@ import scipy.sparse
 
 from rankfold.recover import LowRank, Measurements, entries, surrogate
 from rankfold.recover.solvers import search
-from rankfold.recover.solvers.growth import Search, _sparer, grow, simplest
+from rankfold.recover.solvers.growth import Search, _sparer, fineness, grow, simplest
 from rankfold.recover.solvers.outcome import Rules
 from rankfold.recover.solvers.spectral import outstanding
 from rankfold.recover.solvers.tangent import Point, krylov, leading, residual
@@ -176,3 +176,14 @@ def test_noise_is_no_reason_to_start_again(monkeypatch):
     monkeypatch.setattr(search, "NOISE", 0.0)
     LowRank(10).fit(table)
     assert calls
+
+
+def test_a_step_is_solved_no_further_than_the_tolerance_asks():
+    assert fineness(0.5, 1e-3) == 0.1
+    assert fineness(1e-3, 1e-5) == 1e-3
+    assert fineness(1e-9, 1e-9) == 1e-4
+    assert fineness(1e-9, 0.02) == pytest.approx(0.004)
+    rng = np.random.default_rng(0)
+    truth = rng.standard_normal((60, 3)) @ rng.standard_normal((3, 50))
+    found = LowRank(6, tol=1e-6).fit(np.where(rng.random(truth.shape) < 0.4, truth, np.nan))
+    assert 1e-12 < np.linalg.norm(found.reconstruct() - truth) / np.linalg.norm(truth) < 1e-5

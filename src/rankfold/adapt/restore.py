@@ -153,7 +153,9 @@ def _gradients(
             with torch.no_grad():
                 wanted = forward(original, batch)
             with torch.enable_grad():
-                objective.distance(forward(root, batch), wanted, batch).backward()
+                distance = objective.distance(forward(root, batch), wanted, batch)
+            if distance.requires_grad:  # else all that leads to it is whole numbers
+                distance.backward()
         return {
             name: weight.grad.detach().flatten(1).float() for name, weight in places.items() if weight.grad is not None
         }
@@ -178,6 +180,7 @@ def _starts(places: Mapping[str, Tensor], gradients: Mapping[str, Tensor], numbe
         raise ValueError(
             f"{numbers:,} numbers are too few for an adapter: one direction takes {least:,} at least"
             if atoms
-            else "the answers depend on none of the matrices, or already are those of the original"
+            else "the answers depend on no matrix that can be trained (whole numbers, of int8, cannot), or already are "
+            "those of the original"
         )
     return {name: rights[name][:rank] for name, rank in taken.items()}

@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import typer
+from typer.core import TyperGroup
 
 from rankfold.cli.failure import told
 from rankfold.cli.verbs.adapt import adapt
@@ -26,8 +29,21 @@ from rankfold.cli.verbs.slice import slice_
 from rankfold.cli.verbs.sweep import sweep
 from rankfold.cli.verbs.train import train
 
+
+class Verbs(TyperGroup):
+    """Says what is wrong with an argument without the words that a library puts before it."""
+
+    def invoke(self, ctx: Any) -> Any:
+        try:
+            return super().invoke(ctx)
+        except typer.BadParameter as error:
+            error.message = error.message.removeprefix("Value error, ")
+            raise
+
+
 app = typer.Typer(
     name="rankfold",
+    cls=Verbs,
     help="Find and exploit low-rank structure in deep networks: make a trained network smaller within a budget.",
     epilog="MODEL is a built-in name (resnet20, vit-l4-h4, digits-cnn) or package.module:factory. "
     "Data go to standard output, talk to standard error. Exit codes: 0 done, 1 failed, 2 wrong usage.",

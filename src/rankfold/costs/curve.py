@@ -26,7 +26,7 @@ class Curve:
             return self.dense
         time = float(np.interp(rank, self.ranks, self.times))
         if rank > self.ranks[-1]:  # the factors have more work to do than the dense layer
-            time *= rank / self.ranks[-1]
+            time *= rank / max(1, self.ranks[-1])
         return time if time < FASTER * self.dense else max(time, self.dense)
 
     def times_calls(self, calls: float) -> Curve:

@@ -25,13 +25,17 @@ def fold_(model: Model, *, keep: bool = False) -> Model:
 
     Args:
         model: changed in place.
-        keep: make factored layers, which can be saved, exported and sliced, where the training kept low rank.
+        keep: make factored layers, which can be exported and sliced, where the training kept low rank. Saving them
+            with ``rankfold.save`` takes the plan that leads to them, which folding does not make: fold without
+            ``keep``, and ``rankfold.plan`` at these ranks by the method "truncate" and ``rankfold.apply_`` give the
+            same layers and their plan (docs/dlrt.md).
 
     Returns:
         ``model``.
 
     Raises:
-        ValueError: before anything is changed, for a layer that carries another parametrization beside.
+        ValueError: before anything is changed, for a layer that carries another parametrization beside; with ``keep``
+            for a model in which nothing was trained at low rank.
 
     Cost: the products.
 
@@ -49,7 +53,13 @@ def fold_(model: Model, *, keep: bool = False) -> Model:
                 f"{path}: another parametrization stands beside or on top of the product; remove it first "
                 "(torch.nn.utils.parametrize.remove_parametrizations)"
             )
-    for layer in in_training(model).values():
+    low = in_training(model)
+    if keep and not low:
+        raise ValueError(
+            "keep=True keeps the factors of layers that were trained at low rank, and this model has none: prepare it "
+            "with rankfold.dlrt_ before training, or leave keep out"
+        )
+    for layer in low.values():
         replace_(unwrap(model), layer, factored_(layer) if keep else ordinary_(layer))
     made: dict[tuple[int, ...], nn.Parameter] = {}
     for _, module in composed:

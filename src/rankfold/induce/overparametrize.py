@@ -14,8 +14,8 @@ from rankfold.induce.fold import is_overparametrized
 from rankfold.induce.serial import composed_class
 from rankfold.induce.start import Start, starting_factors
 from rankfold.linalg.errors import NonFiniteError, NotMaterialisedError
-from rankfold.sites import Product, factors_of, ordinary_class, products, sites
-from rankfold.sites.find import Where
+from rankfold.sites import Product, factors_of, ordinary_class, products
+from rankfold.sites.find import Where, missed
 from rankfold.train.earlier import warn_of_earlier_optimizers
 
 Model = TypeVar("Model", bound=nn.Module)
@@ -95,11 +95,8 @@ def overparametrize_(
 
 
 def _why_nothing(model: nn.Module, where: Where | None, choice: Choice) -> str:
-    names = [site.name for site in sites(model)]
-    if names and not len(sites(model, where)):
-        listed = f"{', '.join(names[:5])}{', …' if len(names) > 5 else ''}"
-        given = f"where={where!r}" if isinstance(where, str) else "where"
-        return f"{given} matches no site of the model: its sites are {listed}"
+    if said := missed(model, where):
+        return said
     if is_overparametrized(model):
         return "the model is already over-parametrised: fold first (rankfold.fold_)"
     reasons = "; ".join(f"{name}: {why}" for name, why in choice.left_out[:3]) or "it has no parameters"

@@ -20,7 +20,7 @@ from rankfold.pipeline.compression.measure import calibration_part
 from rankfold.pipeline.compression.repair import mended
 from rankfold.run.progress import Tell
 from rankfold.sites import narrowable_sites
-from rankfold.store import save
+from rankfold.store import check_ours, save
 from rankfold.train import choose
 
 
@@ -51,6 +51,7 @@ def carry_out_(
     Raises ``ValueError`` in one line.
     """
     tell = tell or Tell()
+    check_ours(directory, original)
     small = original if how.data is None else copy.deepcopy(original)
     apply_(small, plan, progress=lambda _, done, total: tell.progress("factoring", done, total))
     save(small, plan, directory, notes=model_notes(how.model, how.data, how.example))

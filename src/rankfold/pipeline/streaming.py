@@ -39,7 +39,7 @@ from rankfold.run.progress import Tell, shown
 from rankfold.run.team import Team, joined
 from rankfold.sites import hidden, sites
 from rankfold.sites.find import Where, wanted
-from rankfold.store import StoreError, manifest
+from rankfold.store import StoreError, check_ours, manifest
 from rankfold.store.card import card
 from rankfold.zoo.data import parts_of
 from rankfold.zoo.pretrained import reads
@@ -159,6 +159,7 @@ def stream(
         root, data = hub.paged(folder), parts_of(data)
         stack.enter_context(steady())
         team.shared(lambda: PLACE.check(place))
+        team.shared(lambda: check_ours(place, root))
         chosen = replace(settings, memory=memory, where=_Layers(root, settings.where))
         job = _Job(root, Path(folder), data, budgets, chosen, place, told, team)
         needs = job.cut()

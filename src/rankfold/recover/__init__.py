@@ -15,7 +15,7 @@ from rankfold.recover.implicit.candidates import Candidate, candidates
 from rankfold.recover.implicit.estimator import ImplicitFeedback
 from rankfold.recover.implicit.search import choose
 from rankfold.recover.implicit.splits import held_out
-from rankfold.recover.mapped.entries import MappedEntries
+from rankfold.recover.mapped.entries import MappedEntries, read_mapped
 from rankfold.recover.mapped.mapping import map_entries
 from rankfold.recover.measurements.operators import Entries, Identity, Mask, Operator, entries, surrogate
 from rankfold.recover.measurements.sensing import Gaussian, Measurements
@@ -74,6 +74,7 @@ __all__ = [
     "map_entries",
     "incremental",
     "read_arrays",
+    "read_mapped",
     "read_pairs",
     "read_plays",
     "read_side",

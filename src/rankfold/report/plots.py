@@ -209,8 +209,10 @@ def _log_ticks(low: float, high: float) -> list[float]:
 
 def percent_axis(axis: Any) -> None:
     axis.set_major_locator(MaxNLocator(nbins=6, steps=[1, 2, 5, 10]))
-    axis.set_major_formatter(FuncFormatter(lambda value, _: percent(value, 0 if _whole(axis) else 1)))
+    axis.set_major_formatter(FuncFormatter(lambda value, _: percent(value, _digits(axis))))
 
 
-def _whole(axis: Any) -> bool:
-    return all(abs(100 * tick - round(100 * tick)) < 1e-6 for tick in axis.get_majorticklocs())
+def _digits(axis: Any) -> int:
+    """As few decimals of a percentage as tell every tick as it is: with fewer, labels would repeat."""
+    ticks, most = [100 * tick for tick in axis.get_majorticklocs()], 6
+    return next((d for d in range(most) if all(abs(tick - round(tick, d)) < 1e-9 for tick in ticks)), most)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass
+from fnmatch import fnmatch
 from pathlib import Path
 from typing import Any
 
@@ -19,8 +20,8 @@ class Place:
     ``file`` under the directory holds the request, which ``read`` and ``written`` turn into values and text. ``begun``
     says whether a run has come so far that another request would lose something; ``forget`` removes what a run wrote.
     ``free``: keys that may differ between two calls that continue each other. ``error``: the exception that is raised,
-    with ``prefix`` before what is said of the directory. ``ours``: names that may lie there before there is a request,
-    as hidden files may.
+    with ``prefix`` before what is said of the directory. ``ours``: patterns of what may lie there before a run has
+    begun, as hidden files may; what else does is somebody's, whether a file has the name of the request or not.
     """
 
     file: str
@@ -37,11 +38,14 @@ class Place:
         """``error`` for a directory in which there is anything else than a run of rankfold."""
         if directory.exists() and not directory.is_dir():
             raise self.error(f"{self.prefix}{directory} is a file; give a directory")
-        if (directory / self.file).exists() or not directory.exists():
+        if not directory.exists() or ((directory / self.file).exists() and self.begun(directory)):
             return
-        if any(path.name not in self.ours and not path.name.startswith(".") for path in directory.iterdir()):
+        ours = (".*", self.file, *self.ours)
+        other = sorted(p.name for p in directory.iterdir() if not any(fnmatch(p.name, each) for each in ours))
+        if other:
             raise self.error(
-                f"{self.prefix}{directory} is not empty and holds no run of rankfold: give another directory"
+                f"{self.prefix}{directory} is not empty and holds no run of rankfold ({other[0]} is there): give "
+                "another directory"
             )
 
     def take(self, directory: Path, request: Mapping[str, Any], restart: bool = False) -> None:

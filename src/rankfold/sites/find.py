@@ -217,6 +217,15 @@ def wanted(where: Where, path: str, module: nn.Module) -> bool:
     return fits(path, where) if isinstance(where, str) else where(path, module)
 
 
+def missed(model: nn.Module, where: Where | None) -> str:
+    """A sentence where ``where`` fits no site of a model that has some; else an empty text."""
+    names = [] if where is None or len(sites(model, where)) else [site.name for site in sites(model)]
+    if not names:
+        return ""
+    given = f"where={where!r}" if isinstance(where, str | Names) else "where"
+    return f"{given} matches no site of the model: its sites are {', '.join(names[:5])}{', …' * (len(names) > 5)}"
+
+
 def _why_not(module: nn.Module, path: str) -> str | None:
     """Why a module of which a matrix might be expected gives no site."""
     if (foreign := why_foreign(module)) is not None:

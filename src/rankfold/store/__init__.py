@@ -2,6 +2,7 @@
 
 from rankfold.store.loading import Stored, load
 from rankfold.store.manifest import MANIFEST, StoreError, read_manifest
+from rankfold.store.ours import check_ours
 from rankfold.store.saving import save
 
-__all__ = ["MANIFEST", "StoreError", "Stored", "load", "read_manifest", "save"]
+__all__ = ["MANIFEST", "StoreError", "Stored", "check_ours", "load", "read_manifest", "save"]

@@ -20,7 +20,7 @@ from rankfold.run.container import FAULTS, metadata, parsed, said
 from rankfold.run.pretrained import FolderError
 from rankfold.sites import unwrap
 from rankfold.store.manifest import BOTTLENECKS, PLAN, PRETRAINED, TENSORS, StoreError, opened
-from rankfold.store.saving import ALIASES
+from rankfold.store.ours import ALIASES
 
 
 @dataclass(frozen=True)

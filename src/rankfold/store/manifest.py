@@ -13,6 +13,7 @@ from rankfold.run.files import read_whole, sha256, undisturbed, write_together
 FORMAT, PRETRAINED = 1, 2  # a directory of rankfold's own; a Hugging Face folder
 PLAN, TENSORS, MANIFEST = "plan.json", "model.safetensors", "manifest.json"
 BOTTLENECKS = "bottlenecks.safetensors"
+_REQUEST = "run/request.json"  # of a run that ends with a manifest
 
 
 class StoreError(ValueError):
@@ -44,15 +45,16 @@ def write(
     manifest = json.loads(json.dumps(facts))  # as it will be read: text keys, no tuples
     manifest["sha256"] = _own_hash(manifest)
     text = (json.dumps(manifest, indent=1) + "\n").encode()
-    earlier = {BOTTLENECKS, *_vouched(directory)} - manifest["files"].keys()
+    earlier = {BOTTLENECKS, *vouched(directory)} - manifest["files"].keys()
     write_together(directory, files, MANIFEST, text, without=sorted(earlier))
 
 
-def _vouched(directory: Path) -> set[str]:
-    """The files that the manifest in ``directory`` names, where it can be read."""
+def vouched(directory: Path) -> set[str]:
+    """The files that a manifest of rankfold in ``directory`` names, where it can be read; none of anybody else's."""
     try:
-        named = parsed((directory / MANIFEST).read_text(encoding="utf-8"))["files"]
-        return {name for name in named if _inside(name)}
+        found = parsed((directory / MANIFEST).read_text(encoding="utf-8"))
+        ours = isinstance(found["format"], int) and isinstance(found["sha256"], str) and PLAN in found["files"]
+        return {name for name in found["files"] if _inside(name)} if ours else set()
     except (OSError, ValueError, KeyError, TypeError):
         return set()
 
@@ -97,7 +99,7 @@ def _parsed(directory: Path) -> dict[str, Any]:
     try:
         manifest = parsed((directory / MANIFEST).read_text(encoding="utf-8"))
     except (FileNotFoundError, NotADirectoryError):
-        raise StoreError(f"{directory}: no {MANIFEST}: not a model saved by rankfold, or half written") from None
+        raise StoreError(_nothing(directory)) from None
     except (OSError, ValueError) as error:
         raise StoreError(f"{directory}/{MANIFEST}: damaged ({error})") from None
     if not isinstance(manifest, dict) or manifest.get("format") not in (FORMAT, PRETRAINED):
@@ -112,6 +114,20 @@ def _parsed(directory: Path) -> dict[str, Any]:
     if not isinstance(manifest.get("notes", {}), dict):
         raise StoreError(f"{directory}/{MANIFEST}: damaged: its notes are no JSON object")
     return manifest
+
+
+def _nothing(directory: Path) -> str:
+    """Why there is no manifest, with the remedy."""
+    if not directory.exists():
+        return f"{directory}: there is no such directory: give one that rankfold.save, compress or apply wrote"
+    if not directory.is_dir():
+        return f"{directory} is a file: give a directory that rankfold.save, compress or apply wrote"
+    if (directory / _REQUEST).is_file():
+        return f"{directory}: the run in it is not finished: give the same command again, which goes on where it ended"
+    return (
+        f"{directory}: no model that rankfold saved (there is no {MANIFEST}): give a directory that rankfold.save, "
+        "compress or apply wrote"
+    )
 
 
 def _whole(files: Mapping[str, Any], format: int) -> bool:

@@ -18,7 +18,6 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors import SafetensorError, safe_open
 from torch import nn
 from torch.nn.parameter import is_lazy
 
@@ -29,8 +28,7 @@ from rankfold.run.pretrained import FolderError
 from rankfold.sites import QUANTIZED, Form, is_pretrained, unwrap, why_tensor
 from rankfold.store import manifest
 from rankfold.store.manifest import BOTTLENECKS, FORMAT, PLAN, PRETRAINED, TENSORS, StoreError
-
-ALIASES = "rankfold.aliases"
+from rankfold.store.ours import ALIASES, check_files, check_ours
 
 
 def save(
@@ -61,8 +59,8 @@ def save(
         The directory.
 
     Raises:
-        StoreError: the plan was not applied, bottlenecks were measured on other weights, or the directory holds weights
-            that rankfold did not write.
+        StoreError: no plan, one that was not applied, bottlenecks that were measured on other weights, or a directory
+            with weights or a configuration that rankfold did not write.
 
     Example:
         >>> net = nn.Sequential(nn.Linear(8, 8))
@@ -71,9 +69,13 @@ def save(
         ['manifest.json', 'model.safetensors', 'plan.json']
     """
     directory, root = Path(directory), unwrap(model)
-    if directory.exists() and not directory.is_dir():
-        raise StoreError(f"{directory} is a file; give a directory")
-    _check_ours(directory)
+    if not isinstance(plan, Plan):
+        raise StoreError(
+            f"the plan that was applied is needed, got {type(plan).__name__}; a network that was folded with "
+            "fold_(keep=True) has none: fold it without keep, then rankfold.plan(model, rankfold.Ranks(ranks), "
+            "'truncate', example=x) and rankfold.apply_ give the same layers, and the plan"
+        )
+    check_ours(directory, root)
     state, aliases = _tensors(root)
     for entry in plan.changed:
         own = f"{entry.site}.{'up.rest.weight' if entry.members else entry.form.parameter}"
@@ -88,25 +90,9 @@ def save(
         if bottlenecks.mark != factor_mark(model):
             raise StoreError("the bottlenecks were measured on other weights: measure them again before saving")
         files[BOTTLENECKS] = bottlenecks.to_bytes()
+    check_files(directory, files)
     manifest.write(directory, files, notes, PRETRAINED if is_pretrained(root) else FORMAT)
     return directory
-
-
-def _check_ours(directory: Path) -> None:
-    """``StoreError`` where the weights in a directory are somebody else's: they would be lost."""
-    file = directory / TENSORS
-    if not file.exists() or (directory / manifest.MANIFEST).exists():
-        return
-    try:
-        with safe_open(file, "pt") as opened:
-            mark = opened.metadata() or {}
-        configuration = directory / "config.json"
-        config = json.loads(configuration.read_text(encoding="utf-8")) if configuration.exists() else {}
-        ours = ALIASES in mark or config["quantization_config"]["quant_method"] == "rankfold"
-    except (SafetensorError, OSError, ValueError, KeyError, TypeError):
-        ours = False
-    if not ours:
-        raise StoreError(f"{file}: weights that rankfold did not write; give another directory, or move them first")
 
 
 def _folder(root: nn.Module, plan: Plan, notes: Mapping[str, Any], tokenizer: Any) -> dict[str, bytes]:

@@ -106,5 +106,6 @@ def print_laws(kept: LatencyTable) -> None:
         for form in ("keep", *sorted({form for curves in kept.curves.values() for form in curves} - {"keep"})):
             law = kept.law(kind, form, how)
             if law is not None:
+                layer = f"{kind} as it is" if form == "keep" else f"{kind} in the form {form}"
                 off = f"{100 * law.error:.0f} % in the median, {100 * law.worst:.0f} % at the ninth decile"
-                print(f"{kind} {form}, {how}: other sizes by a + b·weights + c·widths, off by {off}")
+                print(f"{layer}, {how}: the time at other sizes is a + b·weights + c·widths, off by {off}")

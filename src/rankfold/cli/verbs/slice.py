@@ -65,7 +65,7 @@ def slice_(
     from rankfold.compress.slicing.narrowed import SliceError
     from rankfold.pipeline import calibration_part, slice_
     from rankfold.run.progress import Talk
-    from rankfold.store import Stored, save
+    from rankfold.store import Stored, check_ours, save
     from rankfold.train import choose, evaluate
 
     if measure and data is None:
@@ -76,6 +76,8 @@ def slice_(
     with Talk() as talk, computing(device, precision) as place:
         loaded = open_saved(directory, factory, data, download, talk, own_data=False).to(place)
         stored = loaded.needed_stored()
+        if out is not None:
+            check_ours(out, stored.model)
         if stored.bottlenecks is None and not measure:
             raise SliceError(
                 f"{directory}: was saved without its bottlenecks, so that nothing is known of narrower ones: measure "

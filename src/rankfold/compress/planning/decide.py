@@ -43,7 +43,7 @@ from rankfold.compress.statistics import calibrate, is_affordable
 from rankfold.costs import Cost, latencies
 from rankfold.costs.decoding import phased
 from rankfold.costs.table import LatencyTable
-from rankfold.sites import Form, Joint, SiteList, opened
+from rankfold.sites import Form, Joint, Site, SiteList, opened
 
 Prices = Mapping[tuple[str, Form], Tensor]
 
@@ -156,15 +156,24 @@ class _Asked:
     def asked(self) -> tuple[Resource, ...]:
         """What bounds the cost, as fractions of the whole model."""
         found = resources(self.budgets)
-        if not any(isinstance(each, OfSites) for each in self.budgets):
+        if not self._of_sites:
             return found
         return tuple(of_sites(each, self.known.cost, self.factorable) for each in found)
 
     @property
     def factorable(self) -> Cost:
         """What the layers that can be factored cost as they are; tables that are looked up are not counted."""
-        sites, counter = [s for s in self.known.sites.reducible if not s.layer.lookup], self.known.counter
-        return sum((counter.cost(s, Form.KEEP, 0, s.layer.has_bias) for s in sites), Cost(0, 0, 0))
+        cost = self.known.counter.cost
+        return sum((cost(site, Form.KEEP, 0, site.layer.has_bias) for site in self._factorable), Cost(0, 0, 0))
+
+    @property
+    def _factorable(self) -> Sequence[Site]:
+        return [site for site in self.known.sites.reducible if not site.layer.lookup]
+
+    @property
+    def _of_sites(self) -> bool:
+        """Whether fractions are of those layers."""
+        return any(isinstance(each, OfSites) for each in self.budgets)
 
     @property
     def resource(self) -> tuple[Resource, ...]:
@@ -198,7 +207,7 @@ class _Asked:
         candidates = known.candidates
         if not getattr(self.rule, "across_forms", False):  # such a rule compares ranks, not forms
             candidates = {name: group[:1] for name, group in candidates.items()}
-        if any(isinstance(each, OfSites) for each in self.budgets):  # counts no embeddings, and so leaves them alone
+        if self._of_sites:  # counts no embeddings, and so leaves them alone
             candidates = {name: [] if known.sites[name].layer.lookup else group for name, group in candidates.items()}
         if not getattr(self.rule, "across_groups", False) or any(isinstance(each, Latency) for each in self.budgets):
             candidates = {name: [] if isinstance(known.sites[name], Joint) else c for name, c in candidates.items()}
@@ -210,6 +219,8 @@ class _Asked:
             alone = {name: group for name, group in choices.items() if not isinstance(self.known.sites[name], Joint)}
             return {name: min(group, key=lambda o: (o.costs, o.loss)) for name, group in alone.items()}
         names = [each.describe() for each in self.asked]
+        if self._of_sites:
+            names = [f"{b.kind} ≤ {b.keep:g} of the layers that can be factored" for b in resources(self.budgets)]
         check_feasible(self._apart(choices), limits, names, partial(self._obstacle, choices))
         picked = self.rule.choose(choices, limits, self.known)
         groups = [each for each in self.known.sites.joint if each.name in picked]
@@ -231,12 +242,12 @@ class _Asked:
 
     def _obstacle(self, choices: Choices, axis: int, lacking: float) -> str:
         """What stands in the way of the budget of ``axis``, which the cheapest choice exceeds by ``lacking``."""
-        budget = self.asked[axis]
-        choices = {name: group for name, group in choices.items() if not isinstance(self.known.sites[name], Joint)}
-        said = obstacle(self.known, choices, axis, budget, self._whole(budget), lacking)
-        if not any(isinstance(each, OfSites) for each in self.budgets):
-            return said
-        return f"{said} (these are fractions of the whole model, of which {budget.kind}={budget.keep:.4g} was asked)"
+        budget, known = resources(self.budgets)[axis], self.known
+        choices = {name: group for name, group in choices.items() if not isinstance(known.sites[name], Joint)}
+        if not self._of_sites:
+            return obstacle(known, choices, axis, budget, self._whole(budget), lacking)
+        theirs = {site.name: choices[site.name] for site in self._factorable}
+        return obstacle(known, theirs, axis, budget, amount(budget, self.factorable), lacking, of_sites=True)
 
     def write(self, choices: Choices, picked: Mapping[str, Option], notes: Sequence[str] = ()) -> Plan:
         known = self.known

@@ -26,15 +26,23 @@ class _Part:
 
 
 def obstacle(
-    known: Profile, choices: Mapping[str, Sequence[Option]], axis: int, budget: Resource, whole: float, lacking: float
+    known: Profile,
+    choices: Mapping[str, Sequence[Option]],
+    axis: int,
+    budget: Resource,
+    whole: float,
+    lacking: float,
+    of_sites: bool = False,
 ) -> str:
-    """Why ``budget`` cannot be met, and what can be, in words.
+    """Why ``budget`` cannot be met, and what can be, in words, both in the fractions that were asked for.
 
     ``choices``: the options of every site, whose costs at ``axis`` the budget bounds. ``whole``: what the whole network
-    costs there; ``lacking``: by how much the cheapest choice is above the limit.
+    costs there, or, where the budget is ``of_sites``, the layers in ``choices``, which are those that it is of.
+    ``lacking``: by how much the cheapest choice is above the limit.
     """
     unit, parts = _UNITS.get(budget.kind, budget.kind), defaultdict[tuple[str, str], _Part](_Part)
-    for name, kind, why, cost in (*_kept(known, choices, axis), *_outside(known, choices, axis, budget, whole)):
+    outside = () if of_sites else _outside(known, choices, axis, budget, whole)
+    for name, kind, why, cost in (*_kept(known, choices, axis), *outside):
         part = parts[kind, why]
         part.cost += cost
         part.names += [name] if name else []
@@ -45,7 +53,8 @@ def obstacle(
     least = sum(min(option.costs[axis] for option in group) for group in choices.values() if _smaller(group, axis))
     if not said or least > 0.5 * floor * whole:
         share = _percent(least / whole if whole else 1.0)
-        said.append(f"the layers that can be factored take {share} of the {unit} even at the smallest ranks allowed")
+        those = f"they take {share} of their" if of_sites else f"the layers that can be factored take {share} of the"
+        said.append(f"{those} {unit} even at the smallest ranks allowed")
     smallest = ceil(1e4 * floor) / 1e4  # four digits, never less
     advice = ""
     if smallest <= 1:
@@ -62,8 +71,8 @@ def _smaller(group: Sequence[Option], axis: int) -> bool:
 def _kept(known: Profile, choices: Mapping[str, Sequence[Option]], axis: int) -> Iterator[tuple[str, str, str, float]]:
     """(name, kind, why, cost) of the sites that no option makes cheaper."""
     for site in known.sites:
-        group = choices[site.name]
-        if _smaller(group, axis):
+        group = choices.get(site.name, ())
+        if not group or _smaller(group, axis):
             continue
         why = site.note or known.unsolved.get(site.name, "")
         if not why and site.forms == {Form.KEEP}:

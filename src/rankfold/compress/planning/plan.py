@@ -218,8 +218,10 @@ class Plan:
         def whole() -> Plan:
             try:
                 plan = cls.from_json(path.read_text(encoding="utf-8"))
-            except (OSError, UnicodeDecodeError) as error:
-                raise ValueError(f"{path}: cannot be read as a plan ({error})") from None
+            except OSError as error:
+                raise ValueError(f"{path}: {error.strerror or error}: give a plan.json that plan wrote") from None
+            except UnicodeDecodeError as error:
+                raise ValueError(f"{path}: cannot be read as a plan, which is text ({error})") from None
             except ValueError as error:
                 raise ValueError(f"{path}: {error}") from None
             places = statistics_path(path), factors_path(path)

@@ -176,12 +176,14 @@ def _place(
 
 
 def _ranks(site: Site, found: Sequence[Candidate], calls: Sequence[Call]) -> dict[Form, list[int]]:
-    """The ranks to time of each form: those with at most the FLOPs of the dense layer."""
+    """The ranks to time of each form: those with at most the FLOPs of the dense layer; over a base, which has these
+    alone and is read faster, all."""
     layer, ranks = site.layer, {}
     dense = layer.flops(Form.KEEP, 0, calls)
     for candidate in found:
-        fewer = [rank for rank in candidate.ranks if layer.flops(candidate.form, rank, calls) <= dense]
-        ranks[candidate.form] = grid(max(fewer, default=1), candidate.ranks)
+        over_base = candidate.form.over_base
+        timed = [r for r in candidate.ranks if over_base or layer.flops(candidate.form, r, calls) <= dense]
+        ranks[candidate.form] = grid(max(timed, default=1), candidate.ranks)
     return ranks
 
 
@@ -221,14 +223,16 @@ def grid(highest: int, allowed: Sequence[int]) -> list[int]:
     Kernels work on blocks of 16 channels, so the time may jump behind each of the first few multiples.
     """
     blocks = (1, 2, 3, 4, 6, 8, 12, 16, 24, 32, 48, 64, 96, 128)
-    wanted = {1, 4, 8, highest, *(16 * b for b in blocks), *(16 * b + 1 for b in blocks[:4])}
     possible = [rank for rank in allowed if rank <= highest] or [min(allowed)]
+    wanted = {possible[0], 1, 4, 8, highest, *(16 * b for b in blocks), *(16 * b + 1 for b in blocks[:4])}
     return sorted({min(possible, key=lambda p: abs(p - rank)) for rank in wanted if rank <= highest})
 
 
 def draw_(layer: nn.Module, generator: torch.Generator) -> None:
     """Random weights under which activations neither vanish nor grow: either would change how fast kernels are."""
     for parameter in layer.parameters():
+        if not parameter.numel():  # a pair of rank 0 over a base
+            continue
         if parameter.dim() > 1:
             nn.init.kaiming_normal_(parameter, nonlinearity="linear", generator=generator)
         else:

@@ -115,7 +115,7 @@ def _measure(case: Case, place: Path, progress: Progress) -> dict[str, Any]:
             condition = Condition(case.strength) if case.variant == "condition" else Spread(case.strength)
         make = functools.partial(Dlrt, tolerance=0.0, most=case.rank, condition=condition)
     fit(model, data.train, data.validation, recipe, progress=Tell(progress).training(case.title), optimizer=make)
-    small = fold_(model, keep=True).eval()
+    small = fold_(model, keep=make is not None).eval()
     values: dict[str, Any] = {"clean": evaluate(small, data.test, role="test").accuracy}
     for name, part in (("validation", data.validation), ("test", data.test)):
         found = robustness(small, part, linf=LINF, l2=L2, samples=1000)

@@ -44,7 +44,7 @@ from rankfold.pipeline.quality.halves import few_of
 from rankfold.run.claim import claimed
 from rankfold.run.files import check_room
 from rankfold.run.progress import Tell, shown
-from rankfold.store import save
+from rankfold.store import check_ours, save
 from rankfold.train import History, TrainingError, choose, evaluate
 from rankfold.zoo.data import parts_of
 from rankfold.zoo.text import Texts
@@ -106,6 +106,7 @@ def compress(
             return job.run()
         asked = request_of(model, data, job.budgets, job.settings)
         PLACE.check(place)
+        check_ours(place, model)
         if not finished(place):
             check_room(place, 2 * storage(model)[1])  # a model is written beside its place first
         if restart or not finished(place) or PLACE.differing(place, asked):

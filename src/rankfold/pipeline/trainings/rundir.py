@@ -139,4 +139,5 @@ PLACE = Place(
     error=ConfigError,
     free=FREE,
     prefix="out: ",
+    ours=("metrics.jsonl", "spectra.*", "checkpoint*", "tensorboard"),
 )

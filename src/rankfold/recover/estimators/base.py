@@ -20,13 +20,15 @@ from rankfold.recover.measurements.operators import Operator
 from rankfold.recover.measurements.threads import elements, threads_for
 from rankfold.recover.solvers.outcome import Point, Recovered, Rules, Watch
 
+PARTS = 5  # of a row, of which a score predicts each from the others
+
 
 @dataclass(eq=False, repr=False, kw_only=True)
 class Recovery(TransformerMixin, BaseEstimator):
-    """``fit(X)``: X (m, n) with NaN where nothing is known, or sparse (what is stored is known), or `MappedEntries`
-    (``LowRank``), or an operator with its measurements as ``y``. Learned: ``left_`` (m, rank_), ``right_`` (rank_, n),
-    ``singular_values_``, ``n_iter_``, ``converged_``, ``reason_`` (a sentence), ``history_``, ``training_error_``,
-    ``validation_error_`` (relative).
+    """``fit(X)``: X (m, n) with NaN where nothing is known, or sparse (what is stored is known), `Triplets`,
+    `MappedEntries` (``LowRank``), or an operator with its measurements as ``y``.
+    Learned: ``left_`` (m, rank_), ``right_`` (rank_, n), ``singular_values_``, ``n_iter_``, ``converged_``, ``reason_``
+    (a sentence), ``history_``, ``training_error_``, ``validation_error_`` (relative).
 
     Settings are the fields of a dataclass: a subclass adds its own and needs no constructor.
     """
@@ -72,7 +74,7 @@ class Recovery(TransformerMixin, BaseEstimator):
             kind = getattr(X, "mask", kind) if kind is None else kind
             self.n_features_in_ = X.shape[1]
             return X, measured(X, y, kind)
-        if hasattr(X, "measurements"):  # entries in files
+        if hasattr(X, "measurements"):  # triplets, or entries in files
             operator, values = X.measurements()
             if isinstance(values, Lazy) and not self._streams:
                 raise ValueError(
@@ -132,6 +134,23 @@ class Recovery(TransformerMixin, BaseEstimator):
         new = _coefficients(_unknown_as_nan(self._validated(X, reset=False)), self.right_)
         self.left_ = np.vstack([self.left_, new])
         return self
+
+    def score(self, X: Any, y: Any = None) -> float:
+        """Minus the root mean square error of the known entries of X (any number of rows, n), each fifth of a row
+        predicted by the right factor from the others: the larger the better, for cross-validation over rows.
+
+        Raises ``ValueError`` where nothing is known. Cost: five least squares a row.
+        """
+        check_is_fitted(self)
+        X = _unknown_as_nan(self._validated(X, reset=False))
+        if np.isnan(X).all():
+            raise ValueError("nothing is known of these rows: there is nothing to judge by")
+        part = np.random.default_rng(0).integers(0, PARTS, X.shape)
+        told = np.zeros_like(X)
+        for number in range(PARTS):
+            kept = _coefficients(np.where(part == number, np.nan, X), self.right_) @ self.right_
+            told = np.where(part == number, kept, told)
+        return -float(np.sqrt(np.nanmean((X - told) ** 2)))
 
     def at(self, rows: Any, columns: Any) -> np.ndarray:
         """Entries of the recovered matrix at pairs of indices, (count,)."""

@@ -13,6 +13,7 @@ from sklearn.utils.validation import check_is_fitted
 
 from rankfold.recover.implicit.candidates import Candidate, trained, trained_mapped, weights
 from rankfold.recover.implicit.history import History
+from rankfold.recover.implicit.ranking import judge
 from rankfold.recover.implicit.search import best_unseen
 from rankfold.recover.mapped.entries import MappedEntries
 from rankfold.recover.tables.names import name_of
@@ -96,6 +97,29 @@ class ImplicitFeedback(BaseEstimator):
         total.data = np.log2(1.0 + total.data)
         self.history_, self.row_names_ = total, names
         return self
+
+    def score(self, X: Any, y: Any = None) -> float:
+        """NDCG@10 of ranking what is in ``X`` (as in ``fit``) and not in the history of its row, over the rows that are
+        known; 0 where there is none. Columns that are not known count as missed."""
+        check_is_fitted(self)
+        given = X if isinstance(X, Triplets) else _entries(X, y, None)
+        rows, columns = given.numbered(self.row_names_, self.column_names_)
+        width = len(self.column_names_)
+        columns = np.where(columns < 0, width + given.columns, columns)
+        shape = (len(self.row_names_), width + given.shape[1])
+        known = rows >= 0
+        wanted = Csr((np.ones(int(known.sum())), (rows[known], columns[known])), shape=shape)
+        users = np.flatnonzero(np.diff(wanted.indptr))
+        if not len(users):
+            return 0.0
+        seen = Csr(self.history_[users])
+        seen = Csr((np.ones(len(seen.data)), seen.indices, seen.indptr), shape=(len(users), shape[1]))
+        wanted = Csr(wanted[users] > seen)
+        asked = np.flatnonzero(np.diff(wanted.indptr))
+        if not len(asked):
+            return 0.0
+        top = best_unseen(self.model_, self.history_, users[asked], 10)
+        return float(judge(top, wanted, asked, 10).ndcg.mean())
 
     def recommend(self, row: Any, count: int = 10, *, seen: bool = False) -> list[tuple[str, float]]:
         """The ``count`` best columns for ``row`` with their scores; those it has taken only if ``seen``.

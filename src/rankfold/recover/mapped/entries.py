@@ -117,7 +117,7 @@ class MappedEntries:
             if _made(folder) != made:
                 given = self._turned_records()
                 write(folder, given, self.counts()[1], (self.column_names, self.row_names), "refuse", made, ())
-        return read(folder)
+        return read_mapped(folder)
 
     def _turned_records(self) -> Iterator[np.ndarray]:
         for block in blocks(self.files.starts, CHUNK):
@@ -126,10 +126,11 @@ class MappedEntries:
             yield records(self.files.columns[block.entries], rows, self.files.values[block.entries], None)
 
 
-def read(directory: str | Path) -> MappedEntries:
-    """The entries in a folder that `map_entries` wrote.
+def read_mapped(directory: str | Path, *, check: bool = True) -> MappedEntries:
+    """The entries in a folder that `map_entries` wrote. ``check``: by the hashes of its files, a pass over them;
+    without it only their sizes.
 
-    Raises ``ValueError`` for a folder that is damaged, or not one of these. Cost: a pass over its files.
+    Raises ``ValueError`` for a folder that is damaged, or not one of these.
     """
     folder = Path(directory)
     try:
@@ -137,11 +138,13 @@ def read(directory: str | Path) -> MappedEntries:
         if known["kind"] != _KIND or set(known["files"]) != {NAMES, STARTS, COLUMNS, VALUES}:
             raise ValueError(f"its kind is {known['kind']!r}")
         for name, digest in known["files"].items():
-            if digest_of(folder / name) != digest:
+            if check and digest_of(folder / name) != digest:
                 raise ValueError(f"{name} is not what was written")
         names = json.loads((folder / NAMES).read_bytes())
         starts = np.fromfile(folder / STARTS, dtype="<i8")
         mapped = [_mapped(folder / name, kind) for name, kind in ((COLUMNS, "<i4"), (VALUES, "<f8"))]
+        if not len(starts) - 1 == known["rows"] or not starts[-1] == known["count"] == len(mapped[0]) == len(mapped[1]):
+            raise ValueError("its files are not of one length")
     except FileNotFoundError as error:
         raise ValueError(f"{folder}: no entries stored by rankfold ({Path(error.filename).name} is missing)") from None
     except (ValidationError, ValueError, KeyError, TypeError, RecursionError) as error:
@@ -165,7 +168,7 @@ def stored(directory: Path, made: str) -> MappedEntries | None:
                 f"{directory} holds other files, such as {foreign[0]}: give another folder for the entries"
             )
         return None
-    found = read(directory)
+    found = read_mapped(directory)
     return found if _made(directory) == made else None
 
 

@@ -10,7 +10,7 @@ from typing import IO
 
 import numpy as np
 
-from rankfold.recover.mapped.entries import MappedEntries, read, stored, write
+from rankfold.recover.mapped.entries import MappedEntries, read_mapped, stored, write
 from rankfold.recover.mapped.sorting import CHUNK, records, spooled
 from rankfold.recover.tables.fast import Odd, fast_chunks
 from rankfold.recover.tables.found import Found
@@ -84,7 +84,7 @@ def map_entries(
             except ValueError as error:
                 told = str(error)
                 raise ValueError(told if told.startswith(str(path)) else f"{path}: {told}") from None
-    return found or read(folder)
+    return found or read_mapped(folder)
 
 
 def _write(

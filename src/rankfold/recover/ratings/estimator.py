@@ -10,8 +10,9 @@ from sklearn.base import BaseEstimator, RegressorMixin
 from sklearn.utils.validation import check_is_fitted, check_random_state
 
 from rankfold.recover.ratings.factors import averaged
+from rankfold.recover.ratings.folding import with_rows
 from rankfold.recover.ratings.sampler import Known, sample
-from rankfold.recover.tables.triplets import triplets
+from rankfold.recover.tables.triplets import Triplets, triplets
 
 
 @dataclass(eq=False, repr=False)
@@ -50,13 +51,13 @@ class Ratings(RegressorMixin, BaseEstimator):
     random_state: Any = 0
     progress: Any = None
 
-    def fit(self, X: Any, y: Any, *, times: Any = None) -> Ratings:
-        """Pairs ``X`` (count, 2) and their ratings ``y``; ``times`` (count,), seconds since 1970: a row's day, five
-        minutes and second then have offsets of their own. Raises ``ValueError`` for faults in them, by name."""
+    def fit(self, X: Any, y: Any = None, *, times: Any = None) -> Ratings:
+        """Pairs ``X`` (count, 2) and their ratings ``y``, or `Triplets`, which have both; ``times`` (count,), seconds
+        since 1970: a row's day, five minutes and second then have offsets of their own. Raises ``ValueError`` for
+        faults in them, by name."""
         if self.rank < 1 or self.draws < 1 or self.burn_in < 0 or not self.strength > 0:
             raise ValueError("rank and draws are at least 1, burn_in at least 0, and strength is above 0")
-        pairs = _pairs(X)
-        given = triplets(pairs[:, 0], pairs[:, 1], y, times=_seconds(times, len(pairs)))
+        given = _given(X, y, times)
         seed = int(check_random_state(self.random_state).randint(2**31 - 1))
         found = sample(
             given.rows,
@@ -83,14 +84,45 @@ class Ratings(RegressorMixin, BaseEstimator):
         )
         return self
 
+    def partial_fit(self, X: Any, y: Any = None, *, times: Any = None) -> Ratings:
+        """Ratings of new rows, as `fit` takes them, without a new fit: columns and known rows stay, each new row is met
+        by them, drawn to the known ones. A first call is `fit`.
+
+        Raises ``ValueError`` for a row that is known: its earlier ratings are not kept. Cost: a least squares a row.
+        """
+        if not hasattr(self, "model_"):
+            return self.fit(X, y, times=times)
+        given = _given(X, y, times)
+        known = set(self.model_.row_names)
+        old = next((name for name in given.row_names if name in known), None)
+        if old is not None:
+            raise ValueError(f"row {old} is known, and its earlier ratings are not kept: fit again with all of them")
+        self.model_ = with_rows(self.model_, given, self.noise_)
+        return self
+
     def predict(self, X: Any, *, times: Any = None, return_std: bool = False) -> Any:
-        """Ratings (count,), within the range of those that were learned from; with ``return_std`` also the standard
-        deviation of a rating about each of them: noise, and how far the draws differ."""
+        """Ratings (count,) of pairs or of those of `Triplets`, within the range of those that were learned from; with
+        ``return_std`` also the standard deviation of a rating about each of them: noise, and how far the draws
+        differ."""
         check_is_fitted(self)
-        pairs = _pairs(X)
-        at = self.model_.indices(pairs[:, 0].tolist(), pairs[:, 1].tolist())
-        told = self.model_.at(*at, _seconds(times, len(pairs)))
+        if isinstance(X, Triplets):
+            at, when = X.numbered(self.model_.row_names, self.model_.column_names), X.times
+        else:
+            pairs = _pairs(X)
+            at, when = self.model_.indices(pairs[:, 0].tolist(), pairs[:, 1].tolist()), _seconds(times, len(pairs))
+        told = self.model_.at(*at, when)
         return (told, self.model_.uncertainty(*at)) if return_std else told
+
+
+def _given(x: Any, y: Any, times: Any) -> Triplets:
+    if isinstance(x, Triplets):
+        if y is not None or times is not None:
+            raise ValueError("triplets have their ratings and times: leave y and times out")
+        return x
+    if y is None:
+        raise ValueError("pairs come with their ratings: fit(pairs, ratings), or fit(triplets)")
+    pairs = _pairs(x)
+    return triplets(pairs[:, 0], pairs[:, 1], y, times=_seconds(times, len(pairs)))
 
 
 def _seconds(times: Any, count: int) -> np.ndarray | None:

@@ -24,6 +24,8 @@ GAIN = 0.995  # held-out error that counts as better
 FALL = 0.85  # residual after a step that is worth another one at the same rank
 FEW = 1 / 3  # degrees of freedom over measurements from which growing may end in a poor place
 CLOSE = 0.02  # relative residual from which barely determined rows are what is slow
+ROUGH, FINE = 0.1, 1e-4  # the gradient's fall in a step, at first and at most
+SPARE = 0.2  # of the fall of the residual that is asked for
 GAP = 3.0  # between neighbouring singular values: what is below may belong to no rank at all
 
 
@@ -177,7 +179,7 @@ def settle(operator: Operator, y: Array, x: Point, search: Search, enough: float
         before = norm(rest)
         if before <= enough:
             break
-        inner, tol = (most, 0.1) if fall > 0.2 else (search.last, max(1e-4, min(0.1, before / size)))
+        inner, tol = (most, ROUGH) if fall > 0.2 else (search.last, fineness(before / size, enough / before))
         x, rest, damping, used = step(
             operator,
             y,
@@ -196,6 +198,12 @@ def settle(operator: Operator, y: Array, x: Point, search: Search, enough: float
         if not search.exact:
             x, rest = _sparer(operator, y, x, rest, FALL * before)
     return x, rest
+
+
+def fineness(residual: float, enough: float) -> float:
+    """How far a step is solved: as far as the relative ``residual``, which squares it, but not beyond what is
+    ``enough`` of it, or what rounding allows."""
+    return min(ROUGH, max(FINE, residual, SPARE * enough))
 
 
 def _sparer(operator: Operator, y: Array, x: Point, rest: Array, enough: float) -> tuple[Point, Array]:

@@ -24,6 +24,7 @@ from rankfold.recover.solvers.growth import (
     barely,
     determined_error,
     few,
+    fineness,
     freedom,
     grow,
     look,
@@ -125,7 +126,7 @@ def finish(operator: Operator, y: Array, x: Point, search: Search, watch: Watch)
     rest, damping, iteration = residual(operator, y, x), 0.0, 0
     while not watch.look(iteration, (x.left, x.v), norm(rest)):
         before = norm(rest)
-        tol = max(1e-4, min(0.1, before / watch.size))
+        tol = fineness(before / watch.size, watch.rules.tol * watch.size / before)
         by_rows = barely(operator, x, before / watch.size)
         x, rest, damping, used = step(
             operator, y, x, rest, iterations=search.last, tol=tol, damping=damping, blocks=by_rows

@@ -8,6 +8,7 @@ from typing import Any, Literal, get_args
 import numpy as np
 import pandas as pd
 
+from rankfold.recover.measurements.operators import Operator, entries
 from rankfold.recover.tables.memory import affordable_names
 from rankfold.recover.tables.names import named
 
@@ -40,6 +41,15 @@ class Triplets:
         """Only the entries numbered ``which``; the names stay."""
         times = None if self.times is None else self.times[which]
         return replace(self, rows=self.rows[which], columns=self.columns[which], values=self.values[which], times=times)
+
+    def pairs(self) -> np.ndarray:
+        """(count, 2), object: the names of row and column of each entry, as scikit-learn's search splits them."""
+        row_names, column_names = (np.array(names, dtype=object) for names in (self.row_names, self.column_names))
+        return np.column_stack([row_names[self.rows], column_names[self.columns]])
+
+    def measurements(self) -> tuple[Operator, Any]:
+        """The operator of the entries and their values, as an estimator of the matrix takes them."""
+        return entries(self.shape, self.rows, self.columns, self.values)
 
     def numbered(self, row_names: tuple[str, ...], column_names: tuple[str, ...]) -> tuple[np.ndarray, np.ndarray]:
         """(rows, columns) by the numbering of other names; those that are not among them get −1."""

@@ -1,0 +1,61 @@
+"""What in a directory rankfold wrote, and what is somebody else's and would be lost."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from pathlib import Path
+
+from safetensors import SafetensorError, safe_open
+from torch import nn
+
+from rankfold.run.container import parsed
+from rankfold.run.pretrained import CONFIG, FolderError, is_factored
+from rankfold.run.tensors import INDEX
+from rankfold.sites import is_pretrained, unwrap
+from rankfold.store.manifest import MANIFEST, TENSORS, StoreError, vouched
+
+ALIASES = "rankfold.aliases"  # in the metadata of weights: which names share a tensor
+_FOLDER = (TENSORS, MANIFEST, CONFIG, INDEX)  # what nobody could make again from what is written in its place
+_OWN = (TENSORS, MANIFEST)
+
+
+def check_ours(directory: str | Path, model: nn.Module) -> None:
+    """``StoreError``, before any work, where saving ``model`` in ``directory`` would replace weights, or what says how
+    they are to be read, that rankfold did not write."""
+    directory = Path(directory)
+    if directory.exists() and not directory.is_dir():
+        raise StoreError(f"{directory} is a file; give a directory")
+    check_files(directory, _FOLDER if is_pretrained(unwrap(model)) else _OWN)
+
+
+def check_files(directory: Path, names: Iterable[str]) -> None:
+    """The same for the files ``names``. Ours is what a manifest of ours names, and weights and configurations that
+    carry a mark of ours."""
+    known = vouched(directory)
+    for name in sorted(names):
+        file = directory / name
+        if name in known or not (name in _FOLDER or name.endswith(".safetensors")) or not file.exists():
+            continue
+        if not (_marked(directory) or (name == MANIFEST and (known or _damaged(file)))):
+            raise StoreError(
+                f"{file} is there already, and rankfold did not write it: give another directory, or move it first"
+            )
+
+
+def _marked(directory: Path) -> bool:
+    """Whether the weights or the configuration in a directory say without a manifest that they are ours."""
+    try:
+        if is_factored(directory):
+            return True
+        with safe_open(directory / TENSORS, "pt") as opened:
+            return ALIASES in (opened.metadata() or {})
+    except (SafetensorError, FolderError, OSError, ValueError):
+        return False
+
+
+def _damaged(file: Path) -> bool:
+    """Whether a manifest is none at all, so that nothing is lost with it."""
+    try:
+        return not isinstance(parsed(file.read_text(encoding="utf-8")), dict)
+    except (OSError, ValueError):
+        return True
