@@ -20,6 +20,7 @@ from rankfold.compress.ranks.allocate import (
     useful,
     within,
 )
+from rankfold.linalg.frontier import relaxed
 from rankfold.sites import Form
 
 
@@ -456,3 +457,18 @@ def relaxation(options, limits):
     costs = np.array([o.costs for o in flat]).T
     result = linprog([o.loss for o in flat], A_ub=costs, b_ub=limits, A_eq=one, b_eq=np.ones(len(options)))
     return result.fun
+
+
+@given(problems.filter(lambda case: len(case[1]) == 1))
+def test_one_limit_is_relaxed_as_by_linear_programming(case):
+    options, limits = case
+    picked, price = relaxed(
+        [np.array([o.loss for o in group]) for group in options.values()],
+        [np.array([o.costs[0] for o in group]) for group in options.values()],
+        limits[0],
+    )
+    found = {site: group[index] for (site, group), index in zip(options.items(), picked, strict=True)}
+    assert within(found, limits)
+    bound = sum(min(o.loss + price * o.costs[0] for o in group) for group in options.values()) - price * limits[0]
+    largest = max(o.loss for group in options.values() for o in group)  # the solver's tolerance is a fraction of it
+    assert bound == pytest.approx(relaxation(options, limits), rel=1e-6, abs=1e-6 * (1 + largest))  # primal and dual

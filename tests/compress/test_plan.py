@@ -20,7 +20,7 @@ from torch import nn
 from rankfold.compress.planning.apply import apply_
 from rankfold.compress.planning.plan import Entry, Plan, statistics_path
 from rankfold.compress.planning.planner import plan
-from rankfold.compress.planning.profile import Calibration
+from rankfold.compress.planning.profile import Calibration, profile
 from rankfold.compress.ranks.allocate import BudgetError
 from rankfold.compress.ranks.budget import Bytes, Flops, KeepEnergy, Latency, Params, Ranks, describe, parse_budget
 from rankfold.compress.ranks.rules import Global, Iterative, Local, Optimal, rule_named
@@ -612,3 +612,14 @@ def test_progress_reaches_the_end_of_each_stage():
     stages = {what for what, _, _ in told}
     assert {"calibrating", "decomposing"} <= stages
     assert [done == total for what, done, total in told if what == "decomposing"][-1]
+
+
+def test_costs_are_kept_once_for_all_layers_alike():
+    kept = []
+    for blocks in (2, 6):
+        net = nn.Sequential(*(layer for _ in range(blocks) for layer in (nn.Linear(12, 12), nn.Tanh())))
+        known = profile(net, method="truncate", example=torch.randn(2, 12))
+        made = known.plan("params=0.7")
+        kept.append(len(known.counter.known))
+        assert model_cost(apply_(net, made, known), torch.randn(2, 12)) == made.after
+    assert kept[0] == kept[1] > 0

@@ -15,6 +15,7 @@ from rankfold.recover import (
     LowRank,
     NuclearNorm,
     map_entries,
+    read_mapped,
     read_triplets,
 )
 from rankfold.recover.mapped import entries as mapped
@@ -126,6 +127,11 @@ def test_damaged_foreign_and_busy_folders_are_refused_in_one_line(tmp_path):
                 map_entries(file, folder)
             assert "\n" not in str(told.value)
         (folder / name).write_bytes(before)
+    whole = (folder / "values.f8").read_bytes()
+    (folder / "values.f8").write_bytes(whole[:-8])
+    with pytest.raises(ValueError, match="its files are not of one length"):
+        read_mapped(folder, check=False)
+    (folder / "values.f8").write_bytes(whole)
     (folder / "names.json").unlink()
     with pytest.raises(ValueError, match=r"names\.json is missing"):
         map_entries(file, folder)

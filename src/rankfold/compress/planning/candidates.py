@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Hashable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import partial
 from typing import Any
@@ -100,14 +100,28 @@ class Counter:
     element_sizes: Mapping[str, int]
     # by batch and phase: milliseconds of a site in a form at a rank
     timings: dict[tuple[int, str], Timing] = field(default_factory=dict)
-    known: dict[tuple[str, Form, int, bool], Cost] = field(default_factory=dict, repr=False)
+    known: dict[tuple[int, Form, int, bool], Cost] = field(default_factory=dict, repr=False)
+    kinds: dict[Hashable, int] = field(default_factory=dict, repr=False)
+    numbers: dict[str, int] = field(default_factory=dict, repr=False)  # of the kind of each site
 
     def cost(self, site: Site, form: Form, rank: int, bias: bool) -> Cost:
-        key = (site.name, form, rank, bias)
+        kind = self.numbers.get(site.name)
+        key = (self._kind(site) if kind is None else kind, form, rank, bias)
         if key not in self.known:
             size, calls = self.element_sizes[site.name], self.calls.get(site.name, ())
             self.known[key] = site_cost(site, form, rank, calls, self.samples, size, bias)
         return self.known[key]
+
+    def _kind(self, site: Site) -> int:
+        """One number for all layers with the same settings and calls, such as those of all blocks: so what is kept does
+        not grow with the depth."""
+        told: Hashable = (site.layer, self.element_sizes[site.name], tuple(self.calls.get(site.name, ())))
+        try:
+            number = self.kinds.setdefault(told, len(self.kinds))
+        except TypeError:  # a layer of somebody's own that cannot be told by its settings
+            number = self.kinds.setdefault(site.name, len(self.kinds))
+        self.numbers[site.name] = number
+        return number
 
     def costs(self, budgets: Sequence[Resource], site: Site, form: Form, rank: int, bias: bool) -> tuple[float, ...]:
         cost = self.cost(site, form, rank, bias)

@@ -16,13 +16,13 @@ from typing import Any
 
 import numpy as np
 
-from rankfold.linalg.frontier import frontier
+from rankfold.linalg.frontier import frontier, relaxed
 from rankfold.sites import Form
 
 Costs = tuple[float, ...]
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, slots=True)
 class Option:
     """One form of one site at one rank. ``loss`` ≥ 0 is comparable between sites; ``costs`` one for each resource.
 
@@ -189,38 +189,59 @@ def promising(
     choice already known, the option is in no better one. λ: dual prices of the linear relaxation, for which few options
     remain. The known choice: of each site the cheapest that the relaxation mixes, filled.
     """
-    from scipy.optimize import linprog
-
-    flat, owner, one, costs, loss = _program(choices, limits)
     everything = {site: list(group) for site, group in choices.items()}
     unknown = everything, np.zeros(len(limits)), float("inf")
-    if not all(isfinite(option.loss) for option in flat):
+    if not all(isfinite(option.loss) for group in choices.values() for option in group):
         return unknown
-    ones = np.ones(len(choices))
-    result = linprog(loss, A_ub=costs, b_ub=np.ones(len(limits)), A_eq=one, b_eq=ones, method="highs")
-    if result.status != 0:
+    found = _relaxed_to_one(choices, limits) if len(limits) == 1 else _relaxed(choices, limits)
+    if found is None or not within(found[0], limits):
         return unknown
-    largest = max(option.loss for option in flat)  # by which losses are divided in the program
-    scale = np.maximum(np.asarray(limits, float), 1e-300)
-    prices = np.maximum(-result.ineqlin.marginals, 0.0) * (largest if largest > 0 else 1.0) / scale
-    starts = np.flatnonzero(np.diff(owner, prepend=-1))
-    reduced = np.array([option.loss for option in flat]) + prices @ np.array([option.costs for option in flat]).T
-    least = np.minimum.reduceat(reduced, starts)
-    spent = np.where(result.x > 1e-9, prices @ np.array([option.costs for option in flat]).T, np.inf)
-    cheapest = np.lexsort((spent, owner))[starts]
-    known = {site: flat[index] for site, index in zip(choices, cheapest, strict=True)}
-    if not within(known, limits):
-        return unknown
+    known, prices = found
+    reduced = {
+        site: np.array([option.loss + float(np.dot(prices, option.costs)) for option in group])
+        for site, group in choices.items()
+    }
+    least = np.array([values.min() for values in reduced.values()])
     best = _total(fill(known, choices, limits))
     # what is subtracted is known to rounding only
     room = best - (least.sum() - float(prices @ np.asarray(limits))) + 1e-9 * (best + float(np.abs(least).sum()))
-    stays = reduced - least[owner] <= room
-    ends = [*starts[1:], len(flat)]
     kept = {
-        site: [flat[index] for index in range(start, end) if stays[index]]
-        for site, start, end in zip(choices, starts, ends, strict=True)
+        site: [option for option, value in zip(group, reduced[site], strict=True) if value - lowest <= room]
+        for (site, group), lowest in zip(choices.items(), least, strict=True)
     }
     return kept, prices, float(room)
+
+
+def _relaxed_to_one(
+    choices: Mapping[str, Sequence[Option]], limits: Costs
+) -> tuple[dict[str, Option], np.ndarray] | None:
+    """What the relaxation takes of each site, rounded down, and the price; without a program, of which each option
+    would be a column."""
+    losses, costs = (
+        [np.array([get(o) for o in group]) for group in choices.values()]
+        for get in (lambda o: o.loss, lambda o: o.costs[0])
+    )
+    found = relaxed(losses, costs, limits[0])
+    if found is None:
+        return None
+    indices, price = found
+    return {site: group[i] for (site, group), i in zip(choices.items(), indices, strict=True)}, np.array([price])
+
+
+def _relaxed(choices: Mapping[str, Sequence[Option]], limits: Costs) -> tuple[dict[str, Option], np.ndarray] | None:
+    from scipy.optimize import linprog
+
+    flat, owner, one, costs, loss = _program(choices, limits)
+    ones = np.ones(len(choices))
+    result = linprog(loss, A_ub=costs, b_ub=np.ones(len(limits)), A_eq=one, b_eq=ones, method="highs")
+    if result.status != 0:
+        return None
+    largest = max(option.loss for option in flat)  # by which losses are divided in the program
+    scale = np.maximum(np.asarray(limits, float), 1e-300)
+    prices = np.maximum(-result.ineqlin.marginals, 0.0) * (largest if largest > 0 else 1.0) / scale
+    spent = np.where(result.x > 1e-9, prices @ np.array([option.costs for option in flat]).T, np.inf)
+    cheapest = np.lexsort((spent, owner))[np.flatnonzero(np.diff(owner, prepend=-1))]
+    return {site: flat[index] for site, index in zip(choices, cheapest, strict=True)}, prices
 
 
 def _near_relaxation(choices: Mapping[str, Sequence[Option]], limits: Costs, width: int = 6) -> dict[str, list[Option]]:
