@@ -256,11 +256,13 @@ def read_config(place: Path) -> None:
 
 @dataclass(frozen=True)
 class Kind:
-    """``held``: every file is under a hash, so that damage which nobody signs is noticed or without effect."""
+    """``held``: every file is under a hash, so that damage which nobody signs is noticed or without effect. ``remade``:
+    what is damaged is made again, so that nothing need be refused."""
 
     write: Callable[[Path], None]
     read: Callable[[Path], Any]
     held: bool = True
+    remade: bool = False
 
 
 KINDS = {
@@ -269,9 +271,9 @@ KINDS = {
     "saved network": Kind(write_saved, read_saved),
     "quantised network": Kind(write_quantised, read_quantised),
     "streamed folder": Kind(write_streamed, read_streamed),
-    "interrupted stream": Kind(write_interrupted_stream, read_interrupted_stream, held=False),
+    "interrupted stream": Kind(write_interrupted_stream, read_interrupted_stream, held=False, remade=True),
     "profile": Kind(write_profile, read_profile),
-    "parts of a fit": Kind(write_parts, read_parts),
+    "parts of a fit": Kind(write_parts, read_parts, remade=True),
     "finished run": Kind(write_finished, read_finished, held=False),  # figures in result.json are under none
     "interrupted run": Kind(write_interrupted, read_finished, held=False),
     "interrupted search": Kind(write_searched, read_searched, held=False),
@@ -347,7 +349,7 @@ def test_a_damaged_file_is_read_as_it_was_meant_or_refused_in_one_line(kind, bas
                 wrong.append(f"{about}: read as something else without a word")
         shutil.rmtree(place, ignore_errors=True)
     assert not wrong, "\n".join(wrong)
-    assert share < 20 or refused > 0
+    assert share < 20 or refused > 0 or KINDS[kind].remade
 
 
 def _untouched(place: Path, name: str) -> bool:
