@@ -509,3 +509,10 @@ def test_factors_with_a_shift_of_another_layer_are_refused(size):
     with pytest.raises(ValueError, match=r"0 \(Linear 20×12\): a shift of its 20 outputs was expected"):
         written_(site, Form.FACTORED, 2, new, factors)
     written_(site, Form.FACTORED, 2, new, replace(factors, shift=torch.ones(20)))
+
+
+def test_of_all_forms_those_over_a_base_are_not_fitted():
+    plan = rf.plan(nn.Sequential(nn.Linear(12, 20), nn.ReLU(), nn.Linear(20, 12)), "bytes=0.4", Sequential(),
+                   [torch.randn(64, 12)], forms="all")  # fmt: skip
+    assert plan.changed
+    assert not any(entry.form.over_base for entry in plan.entries)

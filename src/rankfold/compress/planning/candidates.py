@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from rankfold.compress.finite import check_finite
-from rankfold.compress.methods.method import Decomposition, Forecast, Forecasting, Method
+from rankfold.compress.methods.method import Decomposition, Forecast, Forecasting, Method, fits_layers
 from rankfold.compress.methods.rounding import AfterRounding, decomposed
 from rankfold.compress.planning.lawful import check_decomposition
 from rankfold.compress.ranks.allocate import Option
@@ -156,7 +156,10 @@ def decompose(
         if known is not None and known.parts is None and known.moments.count < _FEW * known.moments.size:
             known, note = None, "one sample says nothing of others here: truncated without data"
         made: dict[Form, tuple[Decomposition | None, Forecast | None, float]] = {}  # forms may share one
-        forms = sorted(form for form in site.forms - {Form.KEEP, Form.DENSE} if form.decomposed in method.forms)
+        offered = site.forms - {Form.KEEP, Form.DENSE}
+        if fits_layers(method):  # "all" names them too
+            offered = frozenset(form for form in offered if not form.over_base)
+        forms = sorted(form for form in offered if form.decomposed in method.forms)
         if forms:
             check_finite([(site, site.weight(root), site.bias(root))])
         group = found.candidates[site.name] = []
