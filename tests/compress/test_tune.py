@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+from functools import partial
 
 import pytest
 import torch
@@ -11,6 +12,7 @@ from torch import nn
 
 import rankfold as rf
 from rankfold.compress.repair.tune import blocks, tune_
+from rankfold.compress.repair.turning import Turning
 
 
 class Block(nn.Module):
@@ -51,7 +53,8 @@ def test_blocks_come_nearer_and_nothing_else_changes():
     assert not small.training
 
 
-def test_a_block_that_gains_nothing_is_left_as_it_was():
+def test_a_block_that_gains_nothing_is_left_as_it_was(monkeypatch):
+    monkeypatch.setattr("rankfold.compress.repair.tune.Turning", partial(Turning, reach=float("inf")))
     model, data = three()
     small = rf.apply_(copy.deepcopy(model), rf.plan(model, "params=0.6", "sequential", data))
     before = copy.deepcopy(small.state_dict())

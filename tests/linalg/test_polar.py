@@ -23,3 +23,14 @@ def test_singular_values_become_alike_and_directions_stay(shape):
 
 def test_zero_stays_zero():
     assert not nearly_orthogonal(torch.zeros(3, 4)).any()
+
+
+def test_single_precision_is_as_good_whatever_the_device_multiplies_in():
+    generator = torch.Generator().manual_seed(0)
+    u, s, vh = torch.linalg.svd(torch.randn((40, 60), generator=generator), full_matrices=False)
+    found = nearly_orthogonal((u * torch.logspace(0, -2, len(s))) @ vh)
+    assert found.dtype == torch.float32
+    values = torch.linalg.svdvals(found)
+    assert (values > 0.6).all()
+    assert (values < 1.3).all()
+    assert float((found * (u @ vh)).sum() / found.norm() / (u @ vh).norm()) > 0.97

@@ -182,7 +182,7 @@ def _tune_block(
                 loss = sum(_losses(block, example), torch.zeros(()))
                 optimizer.zero_grad()
                 loss.backward()
-                optimizer.step()
+                optimizer.step(loss.item)  # differentiated already
                 schedule.step()
         after = _error(block, examples)
         if not after < before:

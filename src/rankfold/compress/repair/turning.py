@@ -13,6 +13,7 @@ from rankfold.linalg.polar import nearly_orthogonal
 RATE = 5e-3  # of a matrix's norm, at first, where everything is lost
 MOMENTUM = 0.95
 SMALL = 1e-3  # root mean square of a parameter below which steps become no shorter
+REACH = 0.1  # of the loss, at most, that the first step promises to win back
 
 
 def rate_for(lost: float) -> float:
@@ -27,28 +28,43 @@ class Turning(torch.optim.Optimizer):
 
     Inputs of trained networks have few strong directions, and so have gradients: Adam treats entries alike, not
     directions. What is no matrix (biases, norms) moves by the signs of its momentum. Matrices of more dimensions are
-    read as (first, all others). Cost: the gradient's momentum, and fifteen products on the smaller side of each matrix.
-    Source: K. Jordan et al., "Muon", 2024; steps relative to the norm: Y. You et al., "LAMB", 2020.
+    read as (first, all others).
+
+    Thousands of directions that each promise a little promise more together than there is to win, the more the wider a
+    network is. The loss is known to be zero at best; so where it is given a step is shortened until what it promises,
+    to first order, is ``reach`` of it, a share that falls as ``lr`` does.
+
+    Cost: the gradient's momentum, the step, and fifteen products on the smaller side of each matrix. Source: K. Jordan
+    et al., "Muon", 2024; steps relative to the norm: Y. You et al., "LAMB", 2020; by what is left to win: B. Polyak,
+    "Introduction to Optimization", 1987, 5.3.
     """
 
-    def __init__(self, parameters: Sequence[nn.Parameter], lr: float) -> None:
-        super().__init__(parameters, {"lr": lr})
+    def __init__(self, parameters: Sequence[nn.Parameter], lr: float, reach: float = REACH) -> None:
+        super().__init__(parameters, {"lr": lr, "reach": reach})
 
     @torch.no_grad()
     def step(self, closure: Callable[[], Any] | None = None) -> Any:
-        """One step from the gradients that are there, or that ``closure`` makes."""
+        """One step from the gradients that are there, or that ``closure`` makes; ``closure`` returns the loss."""
         with torch.enable_grad():
             loss = None if closure is None else closure()
         for group in self.param_groups:
+            steps, promised = [], 0.0
             for parameter in group["params"]:
                 if parameter.grad is None:
                     continue
                 known = self.state[parameter]
                 momentum = known.setdefault("momentum", torch.zeros_like(parameter))
                 momentum.mul_(MOMENTUM).add_(parameter.grad)
-                ahead = MOMENTUM * momentum + parameter.grad
                 size = max(float(parameter.norm()) / max(parameter.numel(), 1) ** 0.5, SMALL)
-                parameter.add_(_direction(ahead), alpha=-group["lr"] * size)
+                step = _direction(MOMENTUM * momentum + parameter.grad) * size
+                steps.append((parameter, step))
+                promised += float((parameter.grad * step).sum())
+            rate = group["lr"]
+            if loss is not None and float(loss) > 0 and promised > 0:  # below zero nothing is known of the least
+                share = group["reach"] * rate / (group.get("initial_lr") or rate or 1.0)
+                rate = min(rate, share * float(loss) / promised)
+            for parameter, step in steps:
+                parameter.add_(step, alpha=-rate)
         return loss
 
 

@@ -20,7 +20,7 @@ from rankfold.run.progress import Progress
 from rankfold.sites import without_fused_attention
 
 LOOKS = 6  # at held-out samples, spread over the steps
-JUDGES = 64  # samples that judge, at most
+JUDGES = 8, 64  # samples that judge, at least and at most
 CLIP = 1.0  # norm of a gradient
 
 
@@ -56,7 +56,7 @@ def tune_whole_(
 ) -> Way:
     """Train ``trained`` to the answers that ``original`` gives; see ``rankfold.tune_``."""
     seen = Samples(data, how.samples, how.batch_size)
-    judges = list(parts_of(seen.judges(original), how.batch_size, JUDGES))
+    judges = list(parts_of(seen.judges(original), how.batch_size, judging(how, objective)))
     if not judges:
         raise ValueError("a tuned network is judged on samples that are held back: give at least two batches")
     taught = list(parts_of(seen.without_judges().data, how.batch_size))
@@ -81,7 +81,7 @@ def tune_whole_(
                 optimizer.zero_grad()
                 loss.backward()
             torch.nn.utils.clip_grad_norm_(trained, CLIP)
-            optimizer.step()
+            optimizer.step(loss.item)  # differentiated already
             schedule.step()
             if step in looks and (now := _divergence(root, original, judges, objective)) < best:
                 best, at = now, step
@@ -92,6 +92,15 @@ def tune_whole_(
             for parameter, value in zip(trained, kept, strict=True):
                 parameter.copy_(value)
     return Way(before, best, at)
+
+
+def judging(how: Steps, objective: Objective) -> int:
+    """How many samples judge: of texts, each of many tokens, as many as take half the time of the steps.
+
+    A step takes four forward passes of each of its samples, counting backward as two; a look two of each that judges.
+    """
+    least, most = JUDGES
+    return min(most, max(least, how.count * how.batch_size // (LOOKS + 1))) if objective.by_token else most
 
 
 def parts_of(data: Any, size: int, limit: int | None = None) -> Iterator[Any]:
