@@ -16,6 +16,8 @@ from rankfold.recover.ratings.moments import SPANS, Moments
 from rankfold.recover.tables.names import name_of
 from rankfold.run.container import Kind, checked, parsed
 
+KIND = "rankfold factors"  # in the metadata of their file
+
 
 @dataclass(frozen=True, eq=False)
 class Spread:
@@ -127,7 +129,7 @@ class FactorModel:
     def to_bytes(self) -> bytes:
         """A safetensors file; the names and the range are in its header."""
         about = _About(
-            kind="rankfold factors",
+            kind=KIND,
             offset=repr(self.offset),
             low=repr(self.low),
             high=repr(self.high),

@@ -98,7 +98,7 @@ def recover(
     cross-validation.csv and .svg, and with --top the best unseen columns of every row in top.csv.
     """
     from rankfold.cli.loading import set_threads
-    from rankfold.pipeline.recovery import complete
+    from rankfold.pipeline.recovery import check_ours, complete
     from rankfold.recover import choices, read_arrays, read_pairs, read_sides, read_triplets
     from rankfold.run.progress import Talk
 
@@ -121,6 +121,7 @@ def recover(
     tried = _listed("ranks", ranks, int) if ranks is not None else None
     if jobs == 0:
         raise typer.BadParameter("--jobs is a number of processes, or -1 for one on each core")
+    check_ours(out, *["top.csv"] * (implicit or top > 0), *["predictions.csv"] * (predict is not None))
     set_threads(threads)
     with Talk() as talk:
         arrays = read_arrays(file) if file.suffix.lower() == ".npz" else {}

@@ -9,7 +9,7 @@ from typing import Any
 
 from rankfold.pipeline.recovery.drawing import candidates_drawn
 from rankfold.pipeline.recovery.page import page
-from rankfold.pipeline.recovery.writing import best_columns, predictions, save_report
+from rankfold.pipeline.recovery.writing import FACTORS, PREDICTIONS, TOP, best_columns, predictions, save_report
 from rankfold.recover import Choice, FactorModel, MappedEntries, Sides, Tried, Triplets, cross_validate, fit
 from rankfold.recover.solvers.outcome import Progress
 from rankfold.run.files import write_atomically
@@ -40,7 +40,7 @@ def complete(
     tried = cross_validate(entries, candidates, folds=folds, seed=seed, sides=sides, jobs=jobs, progress=progress)
     best = tried[0]
     model, rank, remark = fit(entries, best.choice, seed=seed, sides=sides, progress=progress)
-    write_atomically(out / "factors.safetensors", model.to_bytes())  # before anything else can fail
+    write_atomically(out / FACTORS, model.to_bytes())  # before anything else can fail
     return written(entries, tried, model, (rank, remark), out, judge=judge, asked=asked, seed=seed, top=top)
 
 
@@ -99,9 +99,9 @@ def written(
     write_atomically(out / "cross-validation.svg", candidates_drawn(tried))
     write_atomically(out / "report.html", page(entries, tried, model, report))
     if top:
-        write_atomically(out / "top.csv", best_columns(model, entries, top))
+        write_atomically(out / TOP, best_columns(model, entries, top))
     if asked is not None:
-        write_atomically(out / "predictions.csv", predictions(model, asked))
+        write_atomically(out / PREDICTIONS, predictions(model, asked))
     save_report(report, out)
     return report
 

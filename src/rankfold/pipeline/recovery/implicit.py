@@ -10,7 +10,7 @@ from typing import Any
 
 import numpy as np
 
-from rankfold.pipeline.recovery.writing import save_report
+from rankfold.pipeline.recovery.writing import TOP, save_report
 from rankfold.recover import Candidate, ImplicitFeedback, Triplets, choose
 from rankfold.recover.implicit.search import Progress, Ranked, best_unseen
 from rankfold.recover.implicit.splits import Split
@@ -61,7 +61,7 @@ def rank_unseen(
         "seed": seed,
     }
     if top:
-        write_atomically(out / "top.csv", _top(model, top))
+        write_atomically(out / TOP, _top(model, top))
     save_report(report, out)
     return report
 

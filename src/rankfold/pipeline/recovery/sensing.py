@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 from safetensors.numpy import save
 
-from rankfold.pipeline.recovery.writing import save_report
+from rankfold.pipeline.recovery.writing import FACTORS, save_report
 from rankfold.recover import LowRank, Operator
 from rankfold.recover.solvers.outcome import Progress
 from rankfold.run.files import write_atomically
@@ -28,7 +28,7 @@ def sense(
     holds. Raises ``ValueError`` for measurements that do not fit the operator."""
     found = LowRank(rank, random_state=seed, progress=progress).fit(operator, y)
     tensors = {"left": np.ascontiguousarray(found.left_), "right": np.ascontiguousarray(found.right_)}
-    write_atomically(out / "factors.safetensors", save(tensors))
+    write_atomically(out / FACTORS, save(tensors))
     report = {
         "measurements": operator.count,
         "shape": list(operator.shape),

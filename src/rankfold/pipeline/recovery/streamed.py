@@ -8,6 +8,7 @@ from typing import Any
 import numpy as np
 
 from rankfold.pipeline.recovery.completing import learnable, written
+from rankfold.pipeline.recovery.writing import FACTORS
 from rankfold.recover import Choice, LowRank, MappedEntries, Tried, Triplets, completed
 from rankfold.recover.measurements.arrays import norm
 from rankfold.recover.measurements.operators import apart
@@ -60,6 +61,6 @@ def complete_mapped(
     tried = Tried(Choice("low-rank", bound), error, (error,), first.rank_, first.reason_)
     found = LowRank(bound, random_state=seed, progress=progress).fit(operator, y)
     model = completed(found, entries.counts(), names, seen)
-    write_atomically(out / "factors.safetensors", model.to_bytes())  # before anything else can fail
+    write_atomically(out / FACTORS, model.to_bytes())  # before anything else can fail
     how = (found.rank_, found.reason_)
     return written(entries, [tried], model, how, out, judge=judge, asked=asked, seed=seed, top=top)

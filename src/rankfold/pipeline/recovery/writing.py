@@ -12,15 +12,52 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.csv
 import scipy.sparse
+from safetensors import SafetensorError, safe_open
 
 from rankfold.recover import FactorModel, MappedEntries, Triplets
+from rankfold.recover.model import KIND
+from rankfold.run.container import parsed
 from rankfold.run.files import write_atomically
+
+FACTORS, REPORT, TOP, PREDICTIONS = "factors.safetensors", "recover.json", "top.csv", "predictions.csv"
+_ALWAYS = (FACTORS, REPORT, "cross-validation.csv", "cross-validation.svg", "report.html")
+
+
+def check_ours(out: Path, *more: str) -> None:
+    """``ValueError``, before any work, where a recovery into ``out`` would replace what no recovery wrote.
+
+    ``more``: names of files beside those that it always writes. Ours are all that lie beside a report or factors of
+    ours.
+    """
+    if out.exists() and not out.is_dir():
+        raise ValueError(f"{out} is a file; give a directory")
+    there = [out / name for name in (*_ALWAYS, *more) if (out / name).exists()]
+    if there and not (_reported(out / REPORT) or _factored(out / FACTORS)):
+        raise ValueError(
+            f"{there[0]} is there already, and rankfold did not write it: give another directory, or move it first"
+        )
+
+
+def _reported(file: Path) -> bool:
+    try:
+        held = parsed(file.read_bytes())
+    except (OSError, ValueError):
+        return False
+    return isinstance(held, dict) and {"method", "shape", "seed", "directory"} <= set(held)
+
+
+def _factored(file: Path) -> bool:
+    try:
+        with safe_open(file, "np") as opened:
+            return (opened.metadata() or {}).get("kind") == KIND
+    except (OSError, SafetensorError):
+        return False
 
 
 def save_report(report: dict[str, Any], out: Path) -> None:
     """``recover.json``, with the directory in it."""
     report["directory"] = str(out)
-    write_atomically(out / "recover.json", (json.dumps(report, indent=1, ensure_ascii=False) + "\n").encode())
+    write_atomically(out / REPORT, (json.dumps(report, indent=1, ensure_ascii=False) + "\n").encode())
 
 
 def best_columns(model: FactorModel, entries: Triplets | MappedEntries, top: int) -> bytes:

@@ -4,8 +4,10 @@ predictions."""
 from __future__ import annotations
 
 import math
+import warnings
 from abc import abstractmethod
 from dataclasses import dataclass
+from numbers import Real
 from typing import Any
 
 import numpy as np
@@ -47,7 +49,10 @@ class Recovery(TransformerMixin, BaseEstimator):
     def fit(self, X: Any, y: Any = None) -> Recovery:
         """Find the factors. Not converging is told by ``converged_`` and ``reason_``, not raised.
 
-        Raises ``ValueError`` for infinite entries, for nothing known, and for a rank that the shape does not allow.
+        ``y`` beside an array is what a pipeline hands on, and is left out. Warns where nothing is missing
+        and the numbers look like a table of entries, or are zeros by more than half. Raises
+        ``ValueError`` for infinite entries, for nothing known, for pairs of names with their values ``y`` (take
+        `triplets`), and for a rank that the shape does not allow.
         """
         self._check()
         operator, values = self._given(X, y)
@@ -75,6 +80,8 @@ class Recovery(TransformerMixin, BaseEstimator):
             self.n_features_in_ = X.shape[1]
             return X, measured(X, y, kind)
         if hasattr(X, "measurements"):  # triplets, or entries in files
+            if y is not None:
+                raise ValueError("triplets have their values: leave y out")
             operator, values = X.measurements()
             if isinstance(values, Lazy) and not self._streams:
                 raise ValueError(
@@ -83,10 +90,26 @@ class Recovery(TransformerMixin, BaseEstimator):
                 )
             self.n_features_in_ = X.shape[1]
             return operator, values
+        if y is not None:
+            _no_pairs(X, y, type(self).__name__)
         X = self._validated(X, reset=True)
-        return observed(X, kind_for(X.dtype, self.device))
+        operator, values = observed(X, kind_for(X.dtype, self.device))
+        if operator.count == X.shape[0] * X.shape[1] and _mistaken(X):
+            warnings.warn(
+                f"nothing is missing from this matrix {X.shape}, so that there is nothing to complete, and zeros count "
+                "as known: write NaN for what is not known; a table of row, column and value goes through "
+                "triplets(rows, columns, values)",
+                stacklevel=3,
+            )
+        return operator, values
 
     def _validated(self, X: Any, reset: bool) -> Any:
+        if hasattr(X, "measurements") or hasattr(X, "push"):
+            raise ValueError(
+                f"{type(self).__name__} takes whole rows of the matrix here, an array (rows, n) with NaN where nothing "
+                "is known: triplets and operators are for fit, at(rows, columns) tells single entries, and Ratings "
+                "knows rows and columns by name"
+            )
         return validate_data(
             self,
             plain(X),
@@ -97,6 +120,10 @@ class Recovery(TransformerMixin, BaseEstimator):
         )
 
     def _check(self) -> None:
+        for name in ("tol", "max_iter", "validation_fraction", "patience", "rank", "max_rank"):
+            given = getattr(self, name, None)
+            if given is not None and not isinstance(given, Real):
+                raise ValueError(f"{name} is a number, got {given!r}")
         if not self.tol >= 0:
             raise ValueError(f"tol is a relative residual, at least 0, got {self.tol}")
         if self.max_iter < 1:
@@ -168,6 +195,32 @@ class Recovery(TransformerMixin, BaseEstimator):
         tags.input_tags.sparse = True
         tags.transformer_tags.preserves_dtype = ["float64", "float32"]
         return tags
+
+
+def _no_pairs(x: Any, y: Any, who: str) -> None:
+    """Raises ``ValueError`` where ``x`` (N, 2) are names or numbers of rows and columns, and ``y`` (N,) their values.
+
+    Any other ``y`` beside an array is the target that a pipeline hands to all of its steps."""
+    if scipy.sparse.issparse(x):
+        return
+    pairs = np.asarray(x)
+    if pairs.ndim != 2 or pairs.shape[1] != 2 or np.shape(y) not in ((len(pairs),), (len(pairs), 1)):
+        return
+    if pairs.dtype.kind == "f" and not np.array_equal(pairs, np.floor(pairs)):
+        return
+    raise ValueError(
+        f"{who} completes a matrix, and X looks like the rows and columns of the entries y: give "
+        "fit(triplets(X[:, 0], X[:, 1], y)), or take Ratings, which is fitted to pairs"
+    )
+
+
+def _mistaken(x: Any) -> bool:
+    """Whether a matrix with nothing missing looks like a table of row, column and value, or has zeros for unknown."""
+    if scipy.sparse.issparse(x):
+        return False
+    m, n = x.shape
+    table = m > n and 3 <= n <= 4 and np.array_equal(x[:, :2], np.floor(x[:, :2]))  # perhaps with a time
+    return bool(table or 2 * np.count_nonzero(x) < x.size)
 
 
 def _unknown_as_nan(x: Any) -> np.ndarray:
