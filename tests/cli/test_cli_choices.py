@@ -70,7 +70,7 @@ def test_a_multiple_below_one_is_wrong_usage(tmp_path):
 
 def test_forms_in_whole_numbers_are_taken_where_they_are_named(weights, tmp_path):
     budget = ("--budget", "bytes=0.3")
-    plan = planned(weights, tmp_path / "forms.json", *budget, "--forms", "int8,residual,factored")
+    plan = planned(weights, tmp_path / "forms.json", *budget, "--forms", "int8,residual", "--forms", "factored")
     assert {Form.INT8, Form.RESIDUAL} >= {entry.form for entry in plan.changed} - {Form.FACTORED}
     assert {entry.form for entry in plan.changed} & {Form.INT8, Form.RESIDUAL}
     small = tmp_path / "small"

@@ -107,7 +107,7 @@ def test_what_cannot_share_is_left_out_with_the_reason():
     twice.made.append(twice.made[0])
     found, notes = groups(twice, torch.randn(2, 4))
     assert found == [("made.1", "made.2")]
-    assert notes == ("made.0 shares no factor with other layers: it is called 2 times",)
+    assert notes == ("made.0: no factor is shared with other layers: it is called 2 times",)
     mixed = Heads(4, (4, 3, 2))
     mixed.made[1].bias = nn.Parameter(torch.zeros(3))
     assert groups(mixed, torch.randn(2, 4))[0] == [("made.0", "made.2")]
@@ -429,3 +429,14 @@ def test_an_adapter_on_the_shared_factor_reaches_every_layer(llama):
         wanted = net(ids).logits
         assert (wanted - small(ids).logits).abs().max() > 1e-3
         torch.testing.assert_close(net.merge_and_unload()(ids).logits, wanted, rtol=1e-3, atol=1e-4)
+
+
+def test_slicing_leaves_shared_layers_as_they_are(model, plan, small, data, tmp_path):
+    assert {entry.site for entry in plan.changed if not entry.members}  # others are there
+    rf.save(small, plan, tmp_path / "small", bottlenecks=rf.bottlenecks(small, data))
+    share = 0.97 * plan.after.params / plan.before.params
+    cut = rf.slice_(rf.load(tmp_path / "small", copy.deepcopy(model)), f"params={share}")
+    assert cut.plan.after.params <= share * plan.before.params
+    assert rf.model_cost(cut.model, data[:1]).params == cut.plan.after.params
+    assert all(cut.plan[entry.site].rank == entry.rank for entry in plan.entries if entry.members)
+    assert any("share a factor" in note for note in cut.plan.notes)

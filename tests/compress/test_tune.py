@@ -234,3 +234,14 @@ def test_what_cannot_be_trained_is_said(how, said):
     model, small, data = spoken()
     with pytest.raises(ValueError, match=said):
         tune_(small, model, data, steps=1, **how)
+
+
+def test_an_original_that_cannot_be_one_is_refused():
+    model, data = three()
+    small = rf.apply_(copy.deepcopy(model), rf.plan(model, "params=0.6", "truncate", data))
+    with pytest.raises(ValueError, match="the same network"):
+        tune_(small, small, data)
+    with pytest.raises(ValueError, match="original is a str"):
+        tune_(small, "model", data)
+    with pytest.raises(ValueError, match="the original has no block 1"):
+        tune_(small, nn.ModuleDict({"other": model}), data)

@@ -405,3 +405,10 @@ def test_the_command_line(place, tmp_path, monkeypatch):
     assert "perplexity (test)" in again.stdout
     assert "nothing to do" in again.stderr
     assert "leave out the bound" in failed("compress", place, "--data", "text:x", *asked, "-o", "o", "--tune", 3)
+
+
+def test_a_model_in_memory_and_an_amount_that_is_none_are_refused(tmp_path):
+    with pytest.raises(ValueError, match="is in memory already"):
+        rf.stream(torch.nn.Linear(2, 2), (None, None, None), "params=0.9", tmp_path / "small")
+    with pytest.raises(ValueError, match="not an amount of memory"):
+        rf.stream(tmp_path, (None, None, None), "params=0.9", tmp_path / "small", memory="much")

@@ -163,6 +163,8 @@ def test_option_a_shortcut_subsamples_and_pads_on_both_sides():
 
 
 def test_faults_are_one_sentence():
+    with pytest.raises(zoo.ZooError, match=r"\./nosuch: no such folder"):
+        zoo.model("./nosuch")
     with pytest.raises(zoo.ZooError, match=r"unknown model 'resnet21'.*resnet20"):
         zoo.model("resnet21")
     with pytest.raises(zoo.ZooError, match="classes must be at least 1, got 0"):

@@ -46,9 +46,10 @@ def _method_or_none(name: str | None) -> str | None:
     return None if name is None else _method(name)
 
 
-def _forms(names: str | None) -> str | None:
-    for name in () if names is None else names.split(","):
-        _known(name.strip(), "no form named", FORMS)
+def _forms(given: list[str]) -> list[str]:
+    names = [name.strip() for each in given for name in each.split(",")]
+    for name in names:
+        _known(name, "no form named", FORMS)
     return names
 
 
@@ -268,7 +269,7 @@ Exclude = Annotated[
     typer.Option(metavar="PATTERN", help="Leave such layers as they are; goes before --only.", show_default=False),
 ]
 FormNames = Annotated[
-    str | None,
+    list[str],
     typer.Option(
         "--forms",
         metavar="NAMES",

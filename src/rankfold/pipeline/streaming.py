@@ -31,6 +31,7 @@ from rankfold.pipeline.compression.measure import calibration_part, held_out, pr
 from rankfold.pipeline.compression.remarks import summary
 from rankfold.pipeline.compression.request import PLACE, Settings, request_of
 from rankfold.pipeline.needs import Needs, needs_of
+from rankfold.report.quantities import bytes_of
 from rankfold.run.claim import claimed
 from rankfold.run.container import read_object
 from rankfold.run.files import write_atomically
@@ -101,7 +102,7 @@ def stream(
     budget: str | Budget | Sequence[str | Budget],
     directory: str | Path,
     *,
-    memory: int | None = None,
+    memory: int | str | None = None,
     settings: Settings | None = None,
     restart: bool = False,
     tell: Tell | None = None,
@@ -118,7 +119,7 @@ def stream(
         data: with ``train``, ``validation`` and ``test``, or a tuple of them, as in ``rankfold.pipeline.compress``.
         budget: as in ``rankfold.plan``; none of latency.
         directory: where the result goes, a folder that ``from_pretrained`` loads after ``import rankfold.hub``.
-        memory: bytes that the work may take beside the process; 8 GB by default.
+        memory: bytes that the work may take beside the process, as a number or as "8GB", the default.
         settings: its method must fit layer after layer ("sequential" by default); without tuning, fine-tuning and a
             drop of quality, which need the whole model.
         restart: replace what another request left in ``directory``.
@@ -149,7 +150,13 @@ def stream(
 
     settings, place = settings or Settings(method="sequential"), Path(directory)
     check_streamable(settings)
-    budgets, memory = parsed(budget), MEMORY if memory is None else memory
+    if isinstance(folder, nn.Module):
+        raise ValueError(
+            f"a folder is read block by block, and a {type(folder).__name__} is in memory already: "
+            "give the folder, or use rankfold.pipeline.compress"
+        )
+    memory = MEMORY if memory is None else bytes_of(memory) if isinstance(memory, str) else memory
+    budgets = parsed(budget)
     if any(isinstance(each, Latency) for each in budgets):
         raise ValueError(f"a budget of latency {_WHOLE}")
     began = time.perf_counter()

@@ -40,21 +40,27 @@ def with_joint(
     ``opened``. Joined are linear layers of one dtype and device, all with a bias or all without.
     """
     groups: dict[Any, list[Site]] = defaultdict(list)
-    notes = []
+    notes: dict[str, list[str]] = defaultdict(list)
     for site in found.reducible:
         if not isinstance(site.layer, LinearLayer) or site.layer.lookup or Form.PIVOTED not in site.layer.forms:
             continue
         calls = read.get(site.name, ())
         why = _why_not(site, calls)
         if why is not None:
-            notes.append(f"{site.name} shares no factor with other layers: {why}")
+            notes[why].append(site.name)
         elif calls:
             weight = site.weight(root)
             groups[calls[0], weight.dtype, weight.device, site.layer.has_bias].append(site)
     together = [joint(group) for group in groups.values() if len(group) > 1]
     first = {each.members[0].name for each in together}
     items = tuple(replace(site, layer=_at_inputs(site)) if site.name in first else site for site in found)
-    return replace(found, items=items, joint=tuple(together)), tuple(notes)
+    return replace(found, items=items, joint=tuple(together)), tuple(
+        f"{_first(names)}: no factor is shared with other layers: {why}" for why, names in notes.items()
+    )
+
+
+def _first(names: Sequence[str]) -> str:
+    return ", ".join(names[:3]) + (f" and {len(names) - 3} more" if len(names) > 3 else "")
 
 
 def _at_inputs(site: Site) -> Any:

@@ -114,6 +114,8 @@ def has_data(name: str) -> bool:
 
 
 def _entry(name: str) -> _Entry:
+    if name not in _MODELS and name.startswith((".", "/", "~")):
+        raise ZooError(f"{name}: no such folder, or none of transformers (there is no config.json in it)")
     if name not in _MODELS:
         raise ZooError(
             f"unknown model {name!r}: the built-in names are {', '.join(_MODELS)}; "

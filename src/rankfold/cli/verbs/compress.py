@@ -69,7 +69,7 @@ def compress(
     of: BudgetOf = OfWhat.model,
     ranks: RuleName = "optimal",
     rank_multiple: RankMultiple = 1,
-    forms: FormNames = None,
+    forms: FormNames = [],  # noqa: B006
     only: Only = [],  # noqa: B006
     exclude: Exclude = [],  # noqa: B006
     finetune_epochs: Annotated[
@@ -135,7 +135,7 @@ def compress(
     if streamed:
         streamable(weights, device)
         with Talk() as talk, computing(device, precision):
-            settings = replace(settings, where=Names(tuple(only), tuple(exclude)), forms=forms)
+            settings = replace(settings, where=Names(tuple(only), tuple(exclude)), forms=forms or None)
             found = streaming(model, data, budgets, out, settings, download, talk, Cut(length, windows), restart)
         if not first_process():
             return
@@ -149,7 +149,7 @@ def compress(
         loaded = open_model(
             model, weights, data, download, talk, trained=True, own_data=True, cut=Cut(length, windows)
         ).to(place)
-        settings = replace(settings, where=chosen_layers(loaded.model, only, exclude), forms=forms)
+        settings = replace(settings, where=chosen_layers(loaded.model, only, exclude), forms=forms or None)
         tell = Tell(talk.progress, talk.say)
         try:
             result = run(

@@ -49,7 +49,7 @@ def plan(
     of: BudgetOf = OfWhat.model,
     ranks: RuleName = "optimal",
     rank_multiple: RankMultiple = 1,
-    forms: FormNames = None,
+    forms: FormNames = [],  # noqa: B006
     only: Only = [],  # noqa: B006  # typer copies it
     exclude: Exclude = [],  # noqa: B006
     samples: Samples = 2048,
@@ -108,7 +108,7 @@ def plan(
                 objective=chosen.objective,
                 example=loaded.needed_example(),
                 where=where,
-                forms=forms,
+                forms=forms or None,
                 calibration=Calibration(
                     samples_of(part, samples), name=known.name, memory=limit, distributed=world_size() > 1
                 ),

@@ -85,7 +85,7 @@ def tune_(
         best of six looks at samples that are held back is kept, the start among them.
 
     Raises:
-        ValueError: empty data, or nothing is factored.
+        ValueError: empty data, nothing is factored, or the original is no network that the model was made from.
 
     Cost: for each block one pass of both networks up to it, and ``steps`` steps of the block alone, with its inputs and
     outputs in memory; of the whole ``steps`` steps and as many forward passes of the original.
@@ -98,6 +98,9 @@ def tune_(
         >>> away() <= before
         True
     """
+    for name, network in (("model", model), ("original", original)):
+        if not isinstance(network, nn.Module):
+            raise ValueError(f"{name} is a {type(network).__name__}: give a network (nn.Module), such as rf.load reads")
     root, reference = unwrap(model), unwrap(original)
     check_rereadable(data)
     by = by or ("blocks" if objective is None else "whole")
@@ -115,6 +118,11 @@ def tune_(
                 "forms (forms= without int8), or leave tuning out"
             )
         raise ValueError("nothing in this model is factored: compress it first")
+    if root is reference:
+        raise ValueError(
+            "model and original are the same network, so that there is nothing to learn: apply_ works in place, give "
+            "it a copy (copy.deepcopy) and the original here"
+        )
     size = batch_size or (128 if objective is None else 2)
     if by == "whole":
         chosen = root if train == "all" else nn.ModuleList(layers.values())
@@ -124,6 +132,9 @@ def tune_(
     told, most = [], max(steps, 1) * size  # more samples are not met
     samples = most if samples is None else min(samples, most)
     names = blocks(root, tuple(layers))
+    missing = next((name for name in names if name not in dict(reference.named_modules())), None)
+    if missing is not None:
+        raise ValueError(f"the original has no block {missing}: give the network that the model was made from")
     for done, name in enumerate(names):
         trained = [p for layer, module in layers.items() if _within(layer, name) for p in module.parameters()]
         told.append(_tune_block(root, reference, name, trained, data, steps, learning_rate, samples, size))

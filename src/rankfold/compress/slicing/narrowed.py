@@ -228,6 +228,8 @@ def sliceable(root: nn.Module, plan: Plan, known: Bottlenecks) -> tuple[dict[str
             reasons.setdefault(f"the ranks of {entry.form} are tied to one another", []).append(entry.site)
         elif entry.form is Form.DENSE:
             reasons.setdefault("multiplied out, without a bottleneck", []).append(entry.site)
+        elif entry.site not in here and entry.form is Form.SHARED:
+            reasons.setdefault("layers that share a factor keep their rank", []).append(entry.site)
         elif entry.site not in here:
             raise SliceError(f"{entry.site}: {entry.form} in the plan, not in the model: apply the plan first")
         elif entry.site not in known.sites:

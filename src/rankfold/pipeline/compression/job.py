@@ -136,6 +136,8 @@ class _Job:
         example = first_example(self.model, self.data.train)
         calibration = calibration_part(self.data.train, self.settings.samples, self.settings.seed)
         objective = choose(self.model, self.data.validation, self.settings.objective_for(self.data), role="validation")
+        if self.settings.objective is None and self.settings.objective_for(self.data) is not None:
+            objective = replace(objective, why="as the data say")
         self.tell.say(str(objective))
         start = self.scored(self.model, objective)
         before, unlearned = start.judged, learnt_nothing(start)
