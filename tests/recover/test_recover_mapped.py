@@ -9,6 +9,7 @@ import pandas as pd
 import pytest
 from commands import failed, rankfold, succeeded
 
+from rankfold.pipeline.recovery import complete_mapped
 from rankfold.recover import (
     AlternatingMinimization,
     ImplicitFeedback,
@@ -106,13 +107,29 @@ def test_written_once_and_again_when_the_source_or_the_question_changes(tmp_path
     monkeypatch.setattr(mapping, "write", lambda *given: (writes.append(1), write(*given)))
     first = map_entries(file, folder)
     os.utime(file, (1, 1))
-    map_entries(file, folder)
+    told = f"entries are taken from {folder}, as r.csv is unchanged"
+    assert map_entries(file, folder).remarks == (*first.remarks, told)
+    assert repr(first) == f"MappedEntries({str(folder)!r}, 50 entries of a {first.shape[0]} × {first.shape[1]} matrix)"
     assert len(writes) == 1
     assert map_entries(file, folder, duplicates="sum").shape == first.shape
     file.write_text(table(60, seed=1).to_csv(index=False))
     assert len(map_entries(file, folder)) == 60
     assert len(writes) == 3
     assert len(first) == len(first.take(np.arange(50))) == 50  # what is mapped stays what it was
+
+
+def test_what_is_no_file_of_entries_is_told_from_what_is_another_one(tmp_path):
+    file, absent = tmp_path / "r.csv.gz", tmp_path / "absent.csv"
+    file.write_bytes(b"")
+    for reading in (read_triplets, lambda path: map_entries(path, tmp_path / "entries")):
+        with pytest.raises(FileNotFoundError, match="No such file"):
+            reading(absent)
+        with pytest.raises(ValueError, match="is a folder: give a file of entries in it"):
+            reading(tmp_path)
+        with pytest.raises(ValueError, match=r"entries are (mapped|read) from \.csv, .*\.parquet"):
+            reading(file)
+    with pytest.raises(ValueError, match=r"r\.csv\.gz is a file: map_entries\(file, directory\) makes a folder"):
+        read_mapped(file)
 
 
 def test_damaged_foreign_and_busy_folders_are_refused_in_one_line(tmp_path):
@@ -167,6 +184,7 @@ def test_what_is_held_as_a_whole_is_refused(tmp_path):
     wide.to_csv(tmp_path / "wide.csv", index=False)
     with pytest.raises(ValueError, match="a table with a row of the matrix a line is held as a whole"):
         map_entries(tmp_path / "wide.csv", tmp_path / "e")
+    np.savez(tmp_path / "e.npz", X=np.ones((2, 2)))
     with pytest.raises(ValueError, match=r"\.npz arrays are held as a whole"):
         map_entries(tmp_path / "e.npz", tmp_path / "e")
 
@@ -301,9 +319,17 @@ def test_the_command_line_within_a_bound_of_memory(tmp_path):
     taken = set(map(tuple, given[:-9][["user", "item"]].to_numpy()))
     assert len(best) == 2 * 60
     assert not taken & set(map(tuple, best[["row", "column"]].to_numpy()))
-    assert "MB were given: give more (--memory), or a smaller bound" in failed(
-        "recover", file, "--memory", "1MB", "-o", out
+    with pytest.raises(
+        ValueError, match=r"100 MB of it for blocks .* MB were given: give more \(--memory\), or a smaller"
+    ):
+        complete_mapped(map_entries(file, out / "entries"), out, memory=100_000_001)
+    assert "1 MB were given, and blocks of entries alone take 100 MB" in failed(
+        "recover", file, "--memory", "1000000", "-o", tmp_path / "none"
     )
+    assert not (tmp_path / "none").exists()  # nothing was read
+
     assert "--time is for ratings" in rankfold("recover", *common, "--time").stderr
+    assert "--folds is for a cross-validation" in rankfold("recover", *common, "--folds", "5").stderr
+    assert "the largest of --ranks 2,4" in rankfold("recover", *common, "--ranks", "2,4").stderr
     assert "--memory is not for --implicit" in rankfold("recover", *common[:3], "--implicit").stderr
     assert "the method is low-rank" in rankfold("recover", *common, "--methods", "ratings").stderr

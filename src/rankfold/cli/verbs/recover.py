@@ -48,7 +48,9 @@ def recover(
     predict: Annotated[
         Path | None, typer.Option(metavar="FILE", help="Pairs row, column (and time) to predict, into predictions.csv.")
     ] = None,
-    folds: Annotated[int, typer.Option(min=2, help="Parts for cross-validation, each held out once.")] = 5,
+    folds: Annotated[
+        int | None, typer.Option(min=2, help="Parts for cross-validation, each held out once: 5 by default.")
+    ] = None,
     columns: Annotated[
         str | None,
         typer.Option(metavar="A,B,C", help="Row, column, value: names of the header, or of the columns in order."),
@@ -72,8 +74,8 @@ def recover(
         typer.Option(
             "--memory",
             metavar="SIZE",
-            help="What the work may take beside the process, as 2GB: entries then go into files of DIR/entries, "
-            "sorted, and are read from there; by low-rank alone.",
+            help="What the work may take beside the process, as 2GB (a bare number is bytes): entries then go into "
+            "files of DIR/entries, sorted, and are read from there; by low-rank alone.",
             callback=checked_memory,
         ),
     ] = None,
@@ -84,8 +86,11 @@ def recover(
     seed: Seed = 0,
     threads: Threads = None,
     jobs: Annotated[
-        int, typer.Option(help="Candidates tried at a time, in processes of one thread; -1 for one on each core.")
-    ] = 1,
+        int | None,
+        typer.Option(
+            help="Candidates tried at a time, in processes of one thread (1 by default); -1: one on each core."
+        ),
+    ] = None,
     as_json: Json = False,
 ) -> None:
     """Complete a matrix: choose method and rank by cross-validation, fit on all entries, save the factors.
@@ -115,7 +120,8 @@ def recover(
         split=split,
     )
     if memory is not None:
-        _in_files(implicit, file, methods, time=time, rows=rows, items=items)
+        _in_files(implicit, (file, memory), methods, time=time, rows=rows, items=items)
+        _one_candidate(ranks, folds=folds, jobs=jobs)
     if duplicates not in ("refuse", "mean", "last", "sum"):
         raise typer.BadParameter(f"duplicates are refused, or give the mean, the last or the sum, got {duplicates!r}")
     tried = _listed("ranks", ranks, int) if ranks is not None else None
@@ -136,7 +142,7 @@ def recover(
                 print_json(report) if as_json else print_recovered(report)
                 return
             if implicit:
-                report = _implicit(file, wanted, named, at_least, split, duplicates, top, seed, out, jobs, talk)
+                report = _implicit(file, wanted, named, at_least, split, duplicates, top, seed, out, jobs or 1, talk)
                 print_json(report) if as_json else print_ranked(report)
                 return
             entries = read_triplets(file, duplicates=duplicates, columns=named, time=time)  # type: ignore[arg-type]
@@ -153,10 +159,10 @@ def recover(
                 judge=judge,
                 asked=asked,
                 sides=sides,
-                folds=folds,
+                folds=folds or 5,
                 seed=seed,
                 top=top,
-                jobs=jobs,
+                jobs=jobs or 1,
                 progress=talk.progress,
             )
     if as_json:
@@ -187,8 +193,12 @@ def _fitting(implicit: bool, **given: Any) -> None:
         raise typer.BadParameter(f"--split is by-time or leave-one-out, got {given['split']!r}")
 
 
-def _in_files(implicit: bool, file: Path, methods: str | None, **held: Any) -> None:
-    """What holds all entries in memory is refused with a bound of it."""
+def _in_files(implicit: bool, given: tuple[Path, str], methods: str | None, **held: Any) -> None:
+    """What holds all entries in memory is refused with a bound of it, and a bound that nothing could keep to."""
+    from rankfold.pipeline.recovery import check_memory
+    from rankfold.recover.mapped.mapping import check_mapped
+    from rankfold.report.quantities import bytes_of
+
     if implicit:
         raise typer.BadParameter(
             "--memory is not for --implicit, whose candidates hold all entries; in Python ImplicitFeedback('als') is "
@@ -199,8 +209,23 @@ def _in_files(implicit: bool, file: Path, methods: str | None, **held: Any) -> N
     for name, value in held.items():
         if value:
             raise typer.BadParameter(f"--{name} is for ratings, which hold all entries in memory: leave --memory out")
-    if file.suffix.lower() == ".npz":
-        raise typer.BadParameter("with --memory entries are read from text or Parquet; .npz arrays are held as a whole")
+    file, memory = given
+    check_mapped(file)
+    check_memory(bytes_of(memory))
+
+
+def _one_candidate(ranks: str | None, **given: int | None) -> None:
+    """What chooses among candidates is refused where there is one."""
+    for name, value in given.items():
+        if value is not None:
+            raise typer.BadParameter(
+                f"--{name} is for a cross-validation, and with --memory there is nothing to choose: a part of the "
+                "entries judges low-rank once"
+            )
+    if ranks is not None and len(_listed("ranks", ranks, int)) > 1:
+        raise typer.BadParameter(
+            f"with --memory low-rank finds the rank up to one bound: give the largest of --ranks {ranks} alone"
+        )
 
 
 def _mapped(

@@ -3,7 +3,7 @@
 from rankfold.pipeline.recovery.completing import complete
 from rankfold.pipeline.recovery.implicit import rank_unseen
 from rankfold.pipeline.recovery.sensing import sense
-from rankfold.pipeline.recovery.streamed import complete_mapped
+from rankfold.pipeline.recovery.streamed import check_memory, complete_mapped
 from rankfold.pipeline.recovery.writing import check_ours
 
-__all__ = ["check_ours", "complete", "complete_mapped", "rank_unseen", "sense"]
+__all__ = ["check_memory", "check_ours", "complete", "complete_mapped", "rank_unseen", "sense"]

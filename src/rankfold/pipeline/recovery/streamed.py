@@ -27,6 +27,15 @@ def needed(shape: tuple[int, int], count: int, rank: int) -> int:
     return int(sum(shape) * (NAME + 8 * _COPIES * rank) + count / 4 + _BLOCK)
 
 
+def check_memory(memory: int) -> None:
+    """Raises ``ValueError`` where ``memory`` is less than any completion takes, however small."""
+    if memory <= _BLOCK:
+        raise ValueError(
+            f"{memory / 1e6:,.4g} MB were given, and blocks of entries alone take {_BLOCK / 1e6:.0f} MB: give more "
+            "(--memory 2GB; a bare number is bytes), or hold all entries in memory (without --memory)"
+        )
+
+
 def complete_mapped(
     entries: MappedEntries,
     out: Path,
@@ -44,6 +53,7 @@ def complete_mapped(
     ``memory``: bytes that it may take beside the process. ``rank``: a bound on it, by default 20. Raises ``ValueError``
     where that is less than ``needed``.
     """
+    check_memory(memory)
     names, seen = (entries.row_names, entries.column_names), (entries.low, entries.high)
     learnable(len(entries), seen, names, judge)
     bound = min(rank or RANK, *entries.shape)
@@ -51,8 +61,8 @@ def complete_mapped(
     if wanted > memory:
         raise ValueError(
             f"{entries.shape[0]} rows and {entries.shape[1]} columns at ranks up to {bound} take {wanted / 1e6:,.0f} "
-            f"MB, of which {memory / 1e6:,.0f} MB were given: give more (--memory), or a smaller bound on the rank "
-            "(--ranks)"
+            f"MB, {_BLOCK / 1e6:.0f} MB of it for blocks of entries at any rank; {memory / 1e6:,.0f} MB were given: "
+            "give more (--memory), or a smaller bound on the rank (--ranks)"
         )
     operator, y = entries.measurements()
     part, part_y, (held, held_y) = apart(operator, y, max(1, int(JUDGED * len(entries))), np.random.default_rng(seed))

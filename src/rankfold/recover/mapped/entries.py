@@ -64,6 +64,10 @@ class MappedEntries:
     high: float
     remarks: tuple[str, ...] = ()
 
+    def __repr__(self) -> str:
+        m, n = self.shape
+        return f"MappedEntries({str(self.directory)!r}, {len(self):,} entries of a {m:,} × {n:,} matrix)"
+
     @property
     def shape(self) -> tuple[int, int]:
         return self.files.shape
@@ -133,6 +137,8 @@ def read_mapped(directory: str | Path, *, check: bool = True) -> MappedEntries:
     Raises ``ValueError`` for a folder that is damaged, or not one of these.
     """
     folder = Path(directory)
+    if folder.is_file():
+        raise ValueError(f"{folder} is a file: map_entries(file, directory) makes a folder of entries from it")
     try:
         known = _ADAPTER.validate_json((folder / MANIFEST).read_bytes(), strict=True)
         if known["kind"] != _KIND or set(known["files"]) != {NAMES, STARTS, COLUMNS, VALUES}:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import tempfile
 from collections.abc import Callable, Iterator, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import IO
 
@@ -19,7 +20,7 @@ from rankfold.recover.tables.lines import line_chunks
 from rankfold.recover.tables.memory import affordable_names
 from rankfold.recover.tables.names import in_order
 from rankfold.recover.tables.parquet import parquet_chunks, parquet_columns, remark
-from rankfold.recover.tables.reading import PARQUET, TEXT, layout_of
+from rankfold.recover.tables.reading import PARQUET, TEXT, check_file, layout_of
 from rankfold.recover.tables.triplets import Duplicates, one_of
 from rankfold.run.claim import claimed
 from rankfold.run.files import check_room, digest_of
@@ -54,7 +55,7 @@ def map_entries(
     Raises:
         ValueError: naming the line; also for a folder that is damaged or holds other files, while another process
             writes it, and for what is held as a whole: ``.npz`` and tables with a row of the matrix a line.
-        OSError: too little room on the disk.
+        OSError: no such file, or too little room on the disk.
 
     Cost: the file is read twice or thrice (its digest, odd quotes, entries), entries are written twice and read once;
     memory for the names, and 40 MB.
@@ -68,8 +69,7 @@ def map_entries(
     one_of(duplicates)
     path, folder = Path(file), Path(directory)
     wanted = Wanted(None if columns is None else tuple(columns), implicit)
-    if path.suffix.lower() not in (*TEXT, *PARQUET):
-        raise ValueError(f"{path}: entries are mapped from text and Parquet; .npz arrays are held as a whole")
+    check_mapped(path)
     made = json.dumps(["read", digest_of(path), list(columns or ()), implicit, duplicates])
     with claimed(folder, what="writing entries"):
         found = stored(folder, made)
@@ -84,7 +84,18 @@ def map_entries(
             except ValueError as error:
                 told = str(error)
                 raise ValueError(told if told.startswith(str(path)) else f"{path}: {told}") from None
-    return found or read_mapped(folder)
+    if found is None:
+        return read_mapped(folder)
+    return replace(found, remarks=(*found.remarks, f"entries are taken from {folder}, as {path.name} is unchanged"))
+
+
+def check_mapped(path: Path) -> None:
+    """Raises ``ValueError`` or ``FileNotFoundError`` where no entries can be mapped from ``path``; reads nothing."""
+    check_file(path)
+    if path.suffix.lower() == ".npz":
+        raise ValueError(f"{path}: entries are mapped from text and Parquet; .npz arrays are held as a whole")
+    if path.suffix.lower() not in (*TEXT, *PARQUET):
+        raise ValueError(f"{path}: entries are mapped from {', '.join((*TEXT, *PARQUET))} files")
 
 
 def _write(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import codecs
+import errno
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -65,6 +66,7 @@ def read_triplets(
     one_of(duplicates)
     path, wanted = Path(file), Wanted(None if columns is None else tuple(columns), implicit, time)
     kind = path.suffix.lower()
+    check_file(path)
     try:
         if kind == ".npz":
             found = from_arrays(read_arrays(path), duplicates)
@@ -136,6 +138,14 @@ def read_sides(
     first, told = (None, ()) if rows is None else read_side(rows, entries.row_names, "row")
     second, more = (None, ()) if columns is None else read_side(columns, entries.column_names, "column")
     return Sides(first, second), (*told, *more)
+
+
+def check_file(path: Path) -> None:
+    """Raises ``FileNotFoundError`` where ``path`` is nothing, and ``ValueError`` for a folder."""
+    if path.is_dir():
+        raise ValueError(f"{path} is a folder: give a file of entries in it")
+    if not path.exists():
+        raise FileNotFoundError(errno.ENOENT, "No such file", str(path))
 
 
 def _text(path: Path, wanted: Wanted, duplicates: Duplicates) -> Triplets:
