@@ -323,7 +323,7 @@ def test_the_command_line_within_a_bound_of_memory(tmp_path):
         ValueError, match=r"100 MB of it for blocks .* MB were given: give more \(--memory\), or a smaller"
     ):
         complete_mapped(map_entries(file, out / "entries"), out, memory=100_000_001)
-    assert "1 MB were given, and blocks of entries alone take 100 MB" in failed(
+    assert "1,000,000 bytes were given, and blocks of entries alone take 100 MB" in failed(
         "recover", file, "--memory", "1000000", "-o", tmp_path / "none"
     )
     assert not (tmp_path / "none").exists()  # nothing was read

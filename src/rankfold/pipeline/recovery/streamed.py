@@ -31,7 +31,7 @@ def check_memory(memory: int) -> None:
     """Raises ``ValueError`` where ``memory`` is less than any completion takes, however small."""
     if memory <= _BLOCK:
         raise ValueError(
-            f"{memory / 1e6:,.4g} MB were given, and blocks of entries alone take {_BLOCK / 1e6:.0f} MB: give more "
+            f"{memory:,} bytes were given, and blocks of entries alone take {_BLOCK / 1e6:.0f} MB: give more "
             "(--memory 2GB; a bare number is bytes), or hold all entries in memory (without --memory)"
         )
 
