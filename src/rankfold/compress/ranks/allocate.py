@@ -152,23 +152,29 @@ def program(
     return flat, matrix, costs, loss / largest, largest
 
 
+def _integers(rows: Any, costs: Any, loss: Any) -> Any:
+    """Which options are taken, as numbers near 0 and 1: one for each of ``rows``, costs of at most 1, the least loss;
+    None where there is no such choice, or none was found in half a minute."""
+    from scipy.optimize import Bounds, LinearConstraint, milp
+
+    with _silenced():
+        return milp(
+            loss,
+            integrality=np.ones(len(loss)),
+            bounds=Bounds(0, 1),
+            constraints=[LinearConstraint(rows, 1, 1), LinearConstraint(costs, -np.inf, 1.0)],
+            options={"time_limit": 30.0, "mip_rel_gap": 1e-6},
+        ).x
+
+
 def solved(
     flat: Sequence[tuple[str, Option]], rows: Any, costs: Any, loss: Any, limits: Costs
 ) -> dict[str, Option] | None:
     """What of a ``program`` is taken, by site or group; None where that is not within the limits."""
-    from scipy.optimize import Bounds, LinearConstraint, milp
-
-    with _silenced():
-        result = milp(
-            loss,
-            integrality=np.ones(len(flat)),
-            bounds=Bounds(0, 1),
-            constraints=[LinearConstraint(rows, 1, 1), LinearConstraint(costs, -np.inf, 1.0)],
-            options={"time_limit": 30.0, "mip_rel_gap": 1e-6},
-        )
-    if result.x is None:
+    taken = _integers(rows, costs, loss)
+    if taken is None:
         return None
-    picked = {site: option for (site, option), taken in zip(flat, result.x, strict=True) if taken > 0.5}
+    picked = {site: option for (site, option), share in zip(flat, taken, strict=True) if share > 0.5}
     return picked if within(picked, limits) else None
 
 
@@ -263,23 +269,14 @@ def _near_relaxation(choices: Mapping[str, Sequence[Option]], limits: Costs, wid
 
 
 def _integer(choices: Mapping[str, Sequence[Option]], limits: Costs) -> dict[str, Option]:
-    from scipy.optimize import Bounds, LinearConstraint, milp
-
     flat, owner, one, costs, loss = _program(choices, limits)
-    with _silenced():
-        result = milp(
-            loss,
-            integrality=np.ones(len(flat)),
-            bounds=Bounds(0, 1),
-            constraints=[LinearConstraint(one, 1, 1), LinearConstraint(costs, -np.inf, 1.0)],
-            options={"time_limit": 30.0, "mip_rel_gap": 1e-6},
-        )
-    if result.x is None:
+    taken = _integers(one, costs, loss)
+    if taken is None:
         raise BudgetError("the budget cannot be met: no combination of ranks satisfies all limits at once")
     picked = {}
     for index, site in enumerate(choices):
         members = np.flatnonzero(owner == index)
-        picked[site] = flat[members[np.argmax(result.x[members])]]
+        picked[site] = flat[members[np.argmax(taken[members])]]
     if not within(picked, limits):  # a solver's tolerance of 1e-6 is not ours: give back the cheapest rank step
         picked = _step_back(picked, choices, limits)
     return picked

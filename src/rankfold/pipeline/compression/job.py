@@ -7,7 +7,6 @@ import time
 from collections.abc import Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass, replace
-from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -119,17 +118,8 @@ def compress(
 
 
 @dataclass(frozen=True)
-class _Job:
-    model: nn.Module
-    data: Any
-    budgets: tuple[Budget, ...]
-    settings: Settings
-    directory: Path | None
-    tell: Tell
-
-    @cached_property
-    def planner(self) -> Planner:
-        return Planner(self.model, self.data, self.budgets, self.settings, self.directory, self.tell)
+class _Job(Planner):
+    """The plan of one request, carried out."""
 
     def run(self) -> Result:
         began = time.perf_counter()
@@ -145,8 +135,8 @@ class _Job:
             self.tell.say(remark)
         if self.settings.quality is not None:  # what is wrong with these is told before anything is measured
             self.settings.quality.allowed(before)
-            _ = self.planner.halves
-        made, known, quality = self.planner.plan(calibration, example, objective)
+            _ = self.halves
+        made, known, quality = self.plan(calibration, example, objective)
         self.tell.say(f"plan: {summary(made)}")
         small, score = self.built(made, known, calibration, objective)
         self.tell.say(f"validation {before.name}: {before.text} before, {score.judged.text} compressed")
@@ -176,9 +166,9 @@ class _Job:
         inside = self.bottlenecks(result, calibration, objective)
         save_result(self.directory, result, self.data, example, self.settings, objective, inside)
         self.tell.say(f"saved in {self.directory}")
-        errors = layer_errors(self.model, made, self.data.validation, profile=known, method=self.planner.method)
+        errors = layer_errors(self.model, made, self.data.validation, profile=known, method=self.method)
         curve = self.curve(known, made, (start, *untuned), calibration, objective)
-        result = replace(result, remarks=result.remarks + gaps(made, errors, self.planner.method))
+        result = replace(result, remarks=result.remarks + gaps(made, errors, self.method))
         write_page(self.directory, known, result, self.settings, errors, curve, history)
         result = replace(result, seconds=time.perf_counter() - began)
         close(self.directory, result, curve)
@@ -198,8 +188,8 @@ class _Job:
         """The compressed network, and how good it is on validation; one that was searched is that which was judged."""
         searched = self.settings.quality is not None
         small, score = compressed_copy(
-            self.model, made, calibration, self.planner.halves.search.data if searched else self.data.validation,
-            profile=known, method=self.planner.method, reference=self.planner.reference, progress=self.tell.progress,
+            self.model, made, calibration, self.halves.search.data if searched else self.data.validation,
+            profile=known, method=self.method, reference=self.reference, progress=self.tell.progress,
             objective=objective.objective,
         )  # fmt: skip
         return small, self.scored(small, objective) if searched else score
@@ -307,9 +297,7 @@ class _Job:
         """Other budgets than the one asked for; the iterative rule takes minutes, so that the optimal stands in.
 
         ``measured``: the original's result, and the copy that ``made`` gave before any training, with its result."""
-        if not self.settings.curve or fits_layers(
-            self.planner.method
-        ):  # a fit for each budget would take longer than the job
+        if not self.settings.curve or fits_layers(self.method):  # a fit for each budget would take longer than the job
             return Curve()
         if self.settings.quality is not None:  # what was tried is drawn instead
             return Curve()
@@ -321,7 +309,7 @@ class _Job:
         if drawn:
             start = evaluate(self.model, few, role="validation", objective=objective.objective, teacher=self.model)
         points = quality_curve(
-            self.model, few, calibration, known, rule=rule, reference=self.planner.reference,
+            self.model, few, calibration, known, rule=rule, reference=self.reference,
             progress=self.tell.progress, objective=objective.objective,
             measured=(made, small, None if drawn else score),
             besides=[budget for budget in self.budgets if isinstance(budget, Multiples)],
