@@ -22,7 +22,7 @@ from rankfold.recover import (
 from rankfold.recover.mapped import entries as mapped
 from rankfold.recover.mapped import mapping, sorting
 from rankfold.recover.measurements.bits import CHUNK, Bits, drawn
-from rankfold.recover.measurements.operators import Entries, apart
+from rankfold.recover.measurements.operators import Entries
 from rankfold.recover.measurements.streamed import StreamedEntries
 from rankfold.run.claim import ClaimError, claimed
 
@@ -234,15 +234,15 @@ def test_products_and_parts_are_those_of_entries_in_memory(planted):
     here, there = near.adjoint(whole.values), far.adjoint(far.values)
     assert np.array_equal(there @ right.T, here @ right.T)
     assert np.abs(left.T @ there - left.T @ here).max() < 1e-12
-    one, one_y, (held, held_y) = apart(near, whole.values, 1000, np.random.default_rng(5))
-    two, two_y, (judge, judge_y) = apart(far, far.values, 1000, np.random.default_rng(5))
+    one, one_y, (held, held_y) = near.apart(whole.values, 1000, np.random.default_rng(5))
+    two, two_y, (judge, judge_y) = far.apart(far.values, 1000, np.random.default_rng(5))
     assert np.array_equal(held.columns, judge.columns)
     assert np.array_equal(held_y, judge_y)
     assert two.count == one.count
     assert np.isclose(two_y.norm(), np.linalg.norm(one_y))
     assert all(np.array_equal(a, b) for a, b in zip(one.counts(), two.counts(), strict=True))
-    three, _, (last, last_y) = apart(two, two_y, 500, np.random.default_rng(6))
-    _, _, (other, other_y) = apart(one, one_y, 500, np.random.default_rng(6))
+    three, _, (last, last_y) = two.apart(two_y, 500, np.random.default_rng(6))
+    _, _, (other, other_y) = one.apart(one_y, 500, np.random.default_rng(6))
     assert three.count == len(found) - 1500
     assert np.array_equal(last.rows, other.rows)
     assert np.array_equal(last_y, other_y)

@@ -11,7 +11,6 @@ from rankfold.pipeline.recovery.completing import learnable, written
 from rankfold.pipeline.recovery.writing import FACTORS
 from rankfold.recover import Choice, LowRank, MappedEntries, Tried, Triplets, completed
 from rankfold.recover.measurements.arrays import norm
-from rankfold.recover.measurements.operators import apart
 from rankfold.recover.solvers.outcome import Progress
 from rankfold.recover.tables.memory import NAME
 from rankfold.run.files import write_atomically
@@ -65,7 +64,7 @@ def complete_mapped(
             "give more (--memory), or a smaller bound on the rank (--ranks)"
         )
     operator, y = entries.measurements()
-    part, part_y, (held, held_y) = apart(operator, y, max(1, int(JUDGED * len(entries))), np.random.default_rng(seed))
+    part, part_y, (held, held_y) = operator.apart(y, max(1, int(JUDGED * len(entries))), np.random.default_rng(seed))
     first = LowRank(bound, random_state=seed, progress=progress).fit(part, part_y)
     error = norm(held.push(first.left_, first.right_) - held_y) / held.count**0.5
     tried = Tried(Choice("low-rank", bound), error, (error,), first.rank_, first.reason_)

@@ -11,7 +11,7 @@ import torch
 
 from rankfold.recover.measurements.arrays import Array, like, norm, numpy
 from rankfold.recover.measurements.lazy import Lazy
-from rankfold.recover.measurements.operators import Operator, apart, entries
+from rankfold.recover.measurements.operators import Operator, entries
 
 
 def observed(x: np.ndarray | scipy.sparse.spmatrix, kind: Array | None = None) -> tuple[Operator, Array]:
@@ -88,7 +88,7 @@ def held_apart(
     count = max(1, round(fraction * operator.count))
     if count >= operator.count:
         raise ValueError(f"validation_fraction {fraction:g} leaves none of {operator.count} measurements to learn from")
-    return apart(operator, y, count, np.random.default_rng(seed))
+    return operator.apart(y, count, np.random.default_rng(seed))
 
 
 def zero(y: Array) -> bool:

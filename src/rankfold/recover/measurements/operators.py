@@ -50,6 +50,35 @@ class Operator(Protocol):
         """Only the measurements numbered ``which``, and a function that takes them from all measurements."""
         ...
 
+    def stored(self, y: Any) -> Any:
+        """``y`` for what is asked for many times: where it is computed anew each time, it goes into a file."""
+        ...
+
+    def apart(self, y: Any, size: int, rng: np.random.Generator) -> tuple[Operator, Any, tuple[Operator, Array]]:
+        """The measurements without ``size`` of them that are drawn, and these."""
+        ...
+
+
+class Held:
+    """Operators whose measurements are in memory."""
+
+    count: Any
+    part: Any
+
+    def stored(self, y: Any) -> Any:
+        return y
+
+    def apart(self, y: Any, size: int, rng: np.random.Generator) -> tuple[Any, Any, tuple[Any, Array]]:
+        bits = drawn(self.count, size, rng)
+        held = np.concatenate([bits[these] for these in bits.chunks()])
+        part, take = self.part(self.chosen(~held))
+        judge, take_judge = self.part(self.chosen(held))
+        return part, take(y), (judge, take_judge(y))
+
+    def chosen(self, these: np.ndarray) -> np.ndarray:
+        """What ``part`` is given for the measurements where ``these`` is true."""
+        return np.flatnonzero(these)
+
 
 def surrogate(operator: Operator, y: Array) -> Any:
     """A*(y) / scale, whose singular subspaces are near those of X (C-DLN, equation 6, rightly scaled)."""
@@ -57,7 +86,7 @@ def surrogate(operator: Operator, y: Array) -> Any:
 
 
 @dataclass(frozen=True, eq=False)
-class Mask:
+class Mask(Held):
     """Entries of a matrix small enough, or observed enough, to be held whole. Measurements: (m, n), 0 elsewhere."""
 
     mask: Array
@@ -82,6 +111,9 @@ class Mask:
     def adjoint(self, y: Array) -> Array:
         return y
 
+    def chosen(self, these: np.ndarray) -> np.ndarray:
+        return these
+
     def part(self, which: np.ndarray) -> tuple[Mask, Any]:
         flat = np.zeros(self.shape[0] * self.shape[1])
         flat[np.flatnonzero(numpy(self.mask).reshape(-1))[which]] = 1.0
@@ -100,7 +132,7 @@ class Identity(Mask):
         return left @ right
 
 
-class Entries:
+class Entries(Held):
     """Entries of a large matrix, by rows. Measurements: (count,), in the order of ``rows`` and ``columns``.
 
     Indices must be sorted by row, then column (``entries`` sees to it). Memory: O(count), whatever the shape.
@@ -152,6 +184,9 @@ class Entries:
                 torch.stack(self._index), y, self.shape, is_coalesced=True, check_invariants=False
             )
         return ByRows(self, lambda block: y[block.entries], y.dtype)
+
+    def chosen(self, these: np.ndarray) -> np.ndarray:
+        return these
 
     def part(self, which: np.ndarray) -> tuple[Entries, Any]:
         if which.dtype != bool:
@@ -264,11 +299,6 @@ def known_entries(operator: Operator, y: Array) -> tuple[np.ndarray, np.ndarray,
     return None
 
 
-def stored(operator: Operator, y: Array) -> Array:
-    """Measurements that are asked for many times: those that are computed anew each time go into a file."""
-    return operator.stored(y) if isinstance(y, Lazy) else y  # type: ignore[attr-defined] # as it has `apart`
-
-
 def entry_counts(operator: Operator) -> tuple[np.ndarray, np.ndarray] | None:
     """How many entries each row and each column has, where ``operator`` observes single entries; else None."""
     if isinstance(operator, Entries):
@@ -277,17 +307,3 @@ def entry_counts(operator: Operator) -> tuple[np.ndarray, np.ndarray] | None:
         mask = numpy(operator.mask)
         return mask.sum(1), mask.sum(0)
     return None
-
-
-def apart(
-    operator: Operator, y: Array, size: int, rng: np.random.Generator
-) -> tuple[Operator, Array, tuple[Operator, Array]]:
-    """The measurements without ``size`` of them that are drawn, and these."""
-    if isinstance(y, Lazy):
-        return operator.apart(y, size, rng)  # type: ignore[attr-defined] # whatever makes such measurements has it
-    bits = drawn(operator.count, size, rng)
-    held = np.concatenate([bits[these] for these in bits.chunks()])
-    single = isinstance(operator, (Mask, Entries))
-    part, take = operator.part(~held if single else np.flatnonzero(~held))
-    judge, take_judge = operator.part(held if single else np.flatnonzero(held))
-    return part, take(y), (judge, take_judge(y))

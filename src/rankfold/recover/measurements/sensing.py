@@ -10,11 +10,12 @@ import scipy.sparse
 import torch
 
 from rankfold.recover.measurements.arrays import Array, like
+from rankfold.recover.measurements.operators import Held
 
 _BLOCK = 1 << 25  # bytes of one streamed block
 
 
-class Measurements:
+class Measurements(Held):
     """⟨A_i, X⟩ for matrices A_i given by the user: (count, m, n), an array, a memory-mapped file, or (count, m·n)
     sparse.
 
@@ -79,7 +80,7 @@ def _pulled(blocks: Iterator[tuple[slice, Array]], shape: tuple[int, int], y: Ar
     return x.reshape(shape)
 
 
-class Gaussian:
+class Gaussian(Held):
     """⟨A_i, X⟩ with A_i of independent N(0, 1/count) entries, drawn again from a seed in blocks whenever they are used.
 
     Memory: one block (32 MB). ``matrix(i)`` is the i-th A. Time: count · m · n normal numbers a pass, unless

@@ -15,7 +15,7 @@ from dataclasses import replace
 import numpy as np
 
 from rankfold.recover.measurements.arrays import Array, norm, numpy
-from rankfold.recover.measurements.operators import Operator, apart, entry_counts
+from rankfold.recover.measurements.operators import Operator, entry_counts
 from rankfold.recover.solvers.folds import FEWEST, cross_validated
 from rankfold.recover.solvers.graded import graded
 from rankfold.recover.solvers.growth import (
@@ -67,7 +67,7 @@ def recover(
     part, part_y, judge = operator, y, held_out
     count = int(max(min(HELD_OUT * operator.count, MANY), min(ENOUGH, AT_MOST * operator.count)))
     if held_out is None and count >= SOME:
-        part, part_y, judge = apart(operator, y, count, rng)
+        part, part_y, judge = operator.apart(y, count, rng)
     watch = Watch("recovering", operator, y, rules, held_out, progress)
     found, history = grow(part, part_y, judge, search, rules, rng, progress)
     if judge is not None and history[-1].training > rules.tol:

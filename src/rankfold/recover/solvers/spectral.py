@@ -22,7 +22,7 @@ from rankfold.recover.measurements.arrays import (
 )
 from rankfold.recover.measurements.bits import signs
 from rankfold.recover.measurements.lazy import Lazy
-from rankfold.recover.measurements.operators import Entries, Mask, Operator, stored, surrogate
+from rankfold.recover.measurements.operators import Entries, Mask, Operator, surrogate
 from rankfold.recover.solvers.tangent import Point, krylov
 
 AT_FIRST, BLOCKS = 4, 6  # singular pairs looked at first, more if all of them stand out; power steps to find them
@@ -39,10 +39,10 @@ def outstanding(operator: Operator, rest: Array, least: int, most: int, rng: np.
     n = operator.shape[1]
     even, high, wide = rest, None, None
     if isinstance(operator, Entries) and isinstance(rest, (np.ndarray, Lazy)):
-        even = stored(operator, (rest / (norm(rest) or 1.0)).astype(np.float32))  # enough for a start, in half of it
+        even = operator.stored((rest / (norm(rest) or 1.0)).astype(np.float32))  # enough for a start, in half of it
     if isinstance(operator, (Mask, Entries)):
         even, high, wide = _balanced(operator, even)
-        even = stored(operator, even)
+        even = operator.stored(even)
 
     def pairs(measurements: Array, width: int) -> Point:
         matrix = surrogate(operator, measurements)
