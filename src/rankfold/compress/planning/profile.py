@@ -507,9 +507,14 @@ def example_of(root: nn.Module, data: Any) -> Example:
     if data is None:
         raise ValueError("one input of the model is needed to count its cost: give example= or data=")
     for batch in batches_of(data, 2, 2):
-        args, kwargs = arguments(batch, root)
-        place = next((p for p in root.parameters() if p.is_floating_point()), None)
-        if place is not None and not place.is_meta:
-            args, kwargs = moved(args, place.device, place.dtype), moved(kwargs, place.device, place.dtype)
-        return Example.of(kwargs if kwargs else args)
+        return example_from(root, batch)
     raise ValueError("the data is empty: give at least one batch")
+
+
+def example_from(root: nn.Module, batch: Any) -> Example:
+    """A batch as the model is called with it, on its device and in its precision."""
+    args, kwargs = arguments(batch, root)
+    place = next((p for p in root.parameters() if p.is_floating_point()), None)
+    if place is not None and not place.is_meta:
+        args, kwargs = moved(args, place.device, place.dtype), moved(kwargs, place.device, place.dtype)
+    return Example.of(kwargs if kwargs else args)

@@ -9,7 +9,8 @@ from typing import Any
 import torch
 from torch import nn
 
-from rankfold.batches import arguments, batches_of, forward, moved
+from rankfold.batches import arguments, batches_of, forward
+from rankfold.compress.planning.profile import example_from
 from rankfold.costs import Cost, Example, evaluating, latencies, model_cost
 from rankfold.costs.decoding import generates, prompt_latencies
 from rankfold.objectives import Evaluation, Figure, Objective
@@ -125,11 +126,7 @@ def first_example(model: nn.Module, data: Any) -> Example:
                 raise ValueError(f"the model cannot take the data (one batch is {_shapes(batch)}): {reason}") from error
         break
     for batch in batches_of(data, 1, 1):
-        args, kwargs = arguments(batch, model)
-        place = next((p for p in model.parameters() if p.is_floating_point()), None)
-        if place is not None and not place.is_meta:
-            args, kwargs = moved(args, place.device, place.dtype), moved(kwargs, place.device, place.dtype)
-        return Example.of(kwargs if kwargs else args)
+        return example_from(model, batch)
     raise ValueError("the data is empty: give at least one batch")
 
 
