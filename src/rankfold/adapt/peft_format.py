@@ -14,6 +14,7 @@ from typing import Any
 from torch import Tensor
 from torch.nn.functional import pad
 
+from rankfold.linalg.brief import brief
 from rankfold.run.container import packed, read_object
 from rankfold.run.files import write_atomically
 from rankfold.run.tensors import Checkpoint
@@ -44,6 +45,8 @@ class Adapter:
     base_model: str = ""
     task: str | None = None
     magnitudes: Mapping[str, Tensor] = field(default_factory=dict)
+
+    __repr__ = brief
 
     @property
     def ranks(self) -> dict[str, int]:

@@ -4,6 +4,8 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
+from rankfold.linalg.brief import brief
+
 
 @dataclass(frozen=True)
 class FigureKind:
@@ -36,6 +38,8 @@ class LayerRow:
     measured_error: float | None
     spectrum: Sequence[float] = ()
     note: str = ""
+
+    __repr__ = brief
 
 
 @dataclass(frozen=True)
@@ -82,6 +86,8 @@ class Offer:
     loss: float | None
     layers: Sequence[OfferedLayer]
 
+    __repr__ = brief
+
 
 @dataclass(frozen=True)
 class SearchShown:
@@ -93,6 +99,8 @@ class SearchShown:
     limit: float
     start: float
     points: Sequence[TriedPoint]
+
+    __repr__ = brief
 
 
 @dataclass(frozen=True)
@@ -127,6 +135,8 @@ class ReportData:
     search: SearchShown | None = None
     offers: Sequence[Offer] = ()
     offers_lose: str = ""
+
+    __repr__ = brief
 
     @property
     def judged(self) -> FigureKind:

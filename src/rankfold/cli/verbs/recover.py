@@ -74,8 +74,8 @@ def recover(
         typer.Option(
             "--memory",
             metavar="SIZE",
-            help="What the work may take beside the process, as 2GB (a bare number is bytes): entries then go into "
-            "files of DIR/entries, sorted, and are read from there; by low-rank alone.",
+            help="By how much the process may grow, as 2GB (a bare number is bytes): entries are then sorted into files in "
+            "DIR/entries and read from there; only low-rank can do so.",
             callback=checked_memory,
         ),
     ] = None,

@@ -15,6 +15,7 @@ from urllib.parse import quote
 import joblib
 import pandas as pd
 
+from rankfold.linalg.brief import brief
 from rankfold.objectives import Figure
 from rankfold.pipeline.trainings.config import ConfigError, TrainConfig, at_key, parse, with_key
 from rankfold.pipeline.trainings.rundir import FREE, TrainResult, finished
@@ -42,6 +43,8 @@ class Sweep:
     out: Path
     jobs: int
 
+    __repr__ = brief
+
 
 @dataclass(frozen=True)
 class SweepResult:
@@ -52,6 +55,8 @@ class SweepResult:
     table: pd.DataFrame
     out: Path
     figure: Figure = _ACCURACY
+
+    __repr__ = brief
 
     def to_dict(self) -> dict[str, Any]:
         """What `rankfold sweep --json` prints and `sweep.json` holds; what is not known is null."""
