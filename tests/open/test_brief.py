@@ -14,7 +14,7 @@ from rankfold.recover import triplets
 
 LARGE = re.compile(r"Tensor|ndarray|DataFrame|Module|SiteList|Statistics|Sequence|, \.\.\.\]")
 ROOMS = ("adapt", "collapse", "costs", "forms", "induce", "linalg", "objectives", "observe", "pipeline", "recover")
-ROOMS += ("report", "store", "train", "zoo")
+ROOMS += ("store", "train", "zoo")
 SMALL = {"Border", "Call", "Convolution", "Entry", "Joint", "Site", "Span", "Tried"}  # sizes and names of one thing
 
 

@@ -4,8 +4,6 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-from rankfold.linalg.brief import brief
-
 
 @dataclass(frozen=True)
 class FigureKind:
@@ -38,8 +36,6 @@ class LayerRow:
     measured_error: float | None
     spectrum: Sequence[float] = ()
     note: str = ""
-
-    __repr__ = brief
 
 
 @dataclass(frozen=True)
@@ -86,8 +82,6 @@ class Offer:
     loss: float | None
     layers: Sequence[OfferedLayer]
 
-    __repr__ = brief
-
 
 @dataclass(frozen=True)
 class SearchShown:
@@ -99,8 +93,6 @@ class SearchShown:
     limit: float
     start: float
     points: Sequence[TriedPoint]
-
-    __repr__ = brief
 
 
 @dataclass(frozen=True)
@@ -135,8 +127,6 @@ class ReportData:
     search: SearchShown | None = None
     offers: Sequence[Offer] = ()
     offers_lose: str = ""
-
-    __repr__ = brief
 
     @property
     def judged(self) -> FigureKind:

@@ -74,8 +74,8 @@ def recover(
         typer.Option(
             "--memory",
             metavar="SIZE",
-            help="By how much the process may grow, as 2GB (a bare number is bytes): entries are then sorted into files in "
-            "DIR/entries and read from there; only low-rank can do so.",
+            help="By how much the process may grow, as 2GB (a bare number is bytes): entries are then sorted into "
+            "files in DIR/entries and read from there; only low-rank can do so.",
             callback=checked_memory,
         ),
     ] = None,
