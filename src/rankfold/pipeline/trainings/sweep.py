@@ -24,6 +24,7 @@ from rankfold.pipeline.trainings.training import train
 from rankfold.run.cells import run_cells
 from rankfold.run.claim import claimed, holder
 from rankfold.run.files import write_atomically
+from rankfold.run.foreign import check_replaceable
 from rankfold.run.progress import Progress, Tell, shown
 from rankfold.train import TrainingError
 
@@ -109,6 +110,7 @@ def sweep(
     `sweep.json` into `asked.out`. Dask workers must see the same files under the same paths. Raises ValueError
     where no scheduler answers.
     """
+    check_replaceable(asked.out, ("sweep.csv", "sweep.json"), lambda held: {"runs", "table"} <= set(held), "sweep.json")
     with shown(tell) as told, claimed(asked.out, what="sweep"):
         return _swept(asked, scheduler, restart, told)
 
