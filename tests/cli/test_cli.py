@@ -210,7 +210,7 @@ def test_an_interrupted_command_says_how_to_go_on(weights, tmp_path, monkeypatch
         patch.setattr(Talk, "say", stop)
         result = rankfold(*command)
     assert result.exit_code == 130
-    assert result.stderr.splitlines()[-1] == "interrupted. The same command goes on from here."
+    assert result.stderr.splitlines()[-1] == "interrupted. The same command continues from here."
     again = rankfold(*command, "--json")
     assert again.exit_code == 0
     assert "epoch 1 of 2" not in again.stderr
@@ -308,11 +308,11 @@ def test_a_network_and_data_of_ones_own(tmp_path, monkeypatch):
     )  # fmt: skip
     assert values["params_removed"] >= 0.4
     # what a file says never decides which code runs
-    assert "say --model mine:make --data mine:data if that code may run" in failed("evaluate", "run")
+    assert "if that code may run, add --model mine:make --data mine:data" in failed("evaluate", "run")
     assert "--data mine:data" in failed("evaluate", "run", "--model", "mine:make")
     again = succeeded("evaluate", "run", "--model", "mine:make", "--data", "mine:data")
     assert again["accuracy"] == values["compressed"]["accuracy"]
-    assert "which data?" in failed("evaluate", "mine:make")
+    assert "no data were given" in failed("evaluate", "mine:make")
 
 
 SEVERAL = """

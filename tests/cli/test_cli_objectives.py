@@ -83,7 +83,7 @@ def test_a_finished_run_is_read_back_with_its_figures(made):
 
 def test_what_a_model_does_not_take_is_said_once(made):
     _, said, _ = made("embedding")
-    assert said.count("BertModel.forward does not take idx: left out of every batch") == 1
+    assert said.count("BertModel.forward takes no argument idx: this part of every batch is ignored") == 1
 
 
 @pytest.mark.parametrize("precision", ["float32", "bfloat16", "auto"])
@@ -110,7 +110,7 @@ def test_what_cannot_be_computed_here_is_said(made):
     assert wrong.exit_code == 2
     assert "did you mean regression" in wrong.stderr
     without = failed("evaluate", "own:regression", "--data", "own:inputs")
-    assert "nothing to compare outputs with" in without
+    assert "no other network to compare the outputs with" in without
 
 
 def test_train_by_the_judged_figure(tmp_path):
@@ -158,7 +158,7 @@ def test_the_original_that_outputs_are_compared_with_has_its_weights(made, tmp_p
         "--original",
         tmp_path / "wrong.safetensors",
     )
-    assert "other weights than those that the network was made from" in said
+    assert "other weights than those that this one was made from" in said
     assert "--original FILE" in said
 
 

@@ -133,7 +133,7 @@ def test_what_is_wrong_is_refused_before_anything_is_measured(monkeypatch):
         ([], "--max-drop 0.5"),
         (["--max-drop", "-1"], "0 or more"),
         (["--max-drop", "nan"], "0 or more"),
-        (["--budget", "flops=0.5", "--smallest", "params"], "--smallest goes with --max-drop"),
+        (["--budget", "flops=0.5", "--smallest", "params"], "--smallest goes only with --max-drop"),
         (["--max-drop", "1", "--smallest", "speed"], "latency"),
     ],
 )

@@ -156,13 +156,13 @@ def test_an_encoder_is_judged_by_the_directions_of_its_vectors(place):
     ("words", "said"),
     [
         (("analyze", "some/model", *TEXT), "neither a directory here nor in the hub's cache: add --download"),
-        (("plan", "decoder", "--budget", "params=0.5", "-o", "p.json"), "which data? give --data"),
+        (("plan", "decoder", "--budget", "params=0.5", "-o", "p.json"), "no data were given: give --data"),
         (("plan", "decoder", "--data", "text:gone.txt", "--budget", "params=0.5", "-o", "p.json"), "gone.txt"),
         (("analyze", "decoder", "--data", "text:test.txt", "--length", 65), "the model takes at most 64 tokens"),
-        (("analyze", "digits-cnn", "--data", "digits", "--length", 8), "--length and --windows belong to text:FILE"),
+        (("analyze", "digits-cnn", "--data", "digits", "--length", 8), "--length and --windows go only with text:FILE"),
         (("analyze", "digits-cnn", "--data", "text:test.txt"), "text belongs to a language model or encoder"),
-        (("analyze", "decoder", "--weights", "w.safetensors"), "a folder brings its weights"),
-        (("evaluate", "encoder", "--data", "text:test.txt"), "nothing to compare outputs with"),
+        (("analyze", "decoder", "--weights", "w.safetensors"), "a folder holds its own weights"),
+        (("evaluate", "encoder", "--data", "text:test.txt"), "no other network to compare the outputs with"),
     ],
 )  # fmt: skip
 def test_what_is_wrong_is_told_before_the_work(words, said):

@@ -298,7 +298,7 @@ def test_an_optimizer_of_before_is_told_of():
         ({"integrator": "euler"}, "integrator must be one of"),
         ({"window": 0}, "window must be"),
         ({"tolerance": 1.0}, "tolerance is a share"),
-        ({"budget": 2.0}, "budget is a share"),
+        ({"budget": 2.0}, "budget= is a share"),
         ({"groups": [nn.Parameter(torch.zeros(1))]}, "0.core is in none of the groups"),
     ],
 )

@@ -216,7 +216,7 @@ def test_the_command_ranks(tmp_path):
     assert not {tuple(line.split(",")[:2]) for line in lines} & {tuple(line.split(",")[:2]) for line in best}
     told = rankfold("recover", file, "--implicit", "--methods", "popularity,neighbours", "-o", out).stdout
     assert "NDCG@10" in told
-    assert "taken: " in told
+    assert "chosen: " in told
     assert "implicit feedback: add --implicit" in failed("recover", file, "--columns", "user,item", "-o", out)
     file.write_text("".join(f"u{i},i{j},1\n" for i in range(5) for j in range(5)))
     assert "every value is 1" in failed("recover", file, "-o", out)

@@ -262,7 +262,7 @@ def test_the_table_and_the_last_fit_are_kept_apart(capsys):
     print_recovered(report | {"how": "rank 2; least squares solved", "directory": "out"})
     told = capsys.readouterr().out
     assert "held-out RMSE" in told
-    assert "taken: low-rank, root mean square error 0.7260 on held-out entries\n" in told
+    assert "chosen: low-rank, root mean square error 0.7260 on held-out entries\n" in told
     assert "fitted to all 30 entries: rank 2 (in the table 1, of the last fold: its fit had fewer entries" in told
     assert told.count("rank 2") == 1
     print_recovered(report | {"how": "mean of 60 draws", "directory": "out", "rank": 1})
