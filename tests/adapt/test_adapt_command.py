@@ -76,7 +76,7 @@ def test_dora_is_read_by_peft_as_it_was_merged(weights, tmp_path):
 def test_what_is_refused_stands_in_no_ones_way(weights, tmp_path):
     few = [word if word != "params=4000" else "params=100" for word in words(weights, tmp_path / "out", "dora")]
     told = failed(*few)
-    assert "100 numbers are is too few: rank 1 in each of the" in told
+    assert "params=100 is too few: rank 1 in each of the" in told
     least = int(told.partition("allow that many (params=")[2].partition(")")[0])
     enough = [word if word != "params=4000" else f"params={least}" for word in words(weights, tmp_path / "out", "dora")]
     assert succeeded(*enough)["params"] <= least

@@ -207,7 +207,7 @@ def test_what_is_typed_wrong_is_told_with_its_remedy(here, tmp_path):
 
 def test_a_network_that_is_no_folder_is_told_how_to_be_ordinary_again(tmp_path):
     net = nn.Sequential(nn.Linear(16, 16))
-    with pytest.raises(ValueError, match=r"this is a Sequential: --to onnx or .* has the ordinary weight as \.weight"):
+    with pytest.raises(ValueError, match=r"this is a Sequential: --to onnx or .* \.weight of each factored layer"):
         to_folder(net, torch.zeros(1, 16), tmp_path / "dense")
     small = rf.apply_(net, rf.plan(net, rf.Ranks({"0": 2}), "truncate", example=torch.zeros(1, 16)))
     x = torch.randn(4, 16)  # what the message promises

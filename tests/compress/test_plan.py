@@ -592,7 +592,7 @@ def test_single_outputs_tell_which_layer_matters(shape, method, generator):
 
 def test_outputs_without_a_slope_say_what_to_do(generator):
     model, x = OneOutput("sign"), torch.randn(10, 8, generator=generator)
-    with pytest.raises(ValueError, match=r"without a floating tensor.*Optimal\(probes=0\)"):
+    with pytest.raises(ValueError, match=r"without floating-point numbers.*Optimal\(probes=0\)"):
         plan(model, "params=0.8", "truncate", [x])
     assert plan(model, "params=0.8", "truncate", [x], rule=Optimal(probes=0)).changed
 

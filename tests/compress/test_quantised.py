@@ -129,7 +129,7 @@ def test_laws_of_layers_that_store_their_weight_transposed():
 
 def test_a_group_must_be_a_number_and_the_form_keeps_its_own():
     for group in (0, 2.5, True):
-        with pytest.raises(ValueError, match="a group is a whole number of weights"):
+        with pytest.raises(ValueError, match="must be a whole number of at least 1"):
             Residual("wrong", group=group)
     assert Form("residual").group == 64
     assert (copy.deepcopy(Form.RESIDUAL), Form("int8")) == (Form.RESIDUAL, Form.INT8)

@@ -146,9 +146,9 @@ def test_float8_rows_are_taken():
 
 
 def test_what_is_no_row_is_refused():
-    with pytest.raises(ValueError, match=r"expected rows of shape \(…, 3\), got \(2, 4\)"):
+    with pytest.raises(ValueError, match=r"rows of shape \(…, 3\) were expected, got \(2, 4\)"):
         Moments(3).update(torch.ones(2, 4))
-    with pytest.raises(ValueError, match=r"expected rows of shape \(2, …, 3\)"):
+    with pytest.raises(ValueError, match=r"rows of shape \(2, …, 3\) were expected"):
         Moments(3, 2).update(torch.ones(3, 5, 3))
     with pytest.raises(ValueError, match=r"\(2, …, 3\)"):
         Moments(3, 2).update(torch.ones(3))

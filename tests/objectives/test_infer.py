@@ -80,10 +80,14 @@ def test_labels_that_are_shifted_already_are_not_shifted_again():
 @pytest.mark.parametrize(
     ("output", "target", "sentence"),
     [
-        (torch.randn(6, 5, 5), whole(5, 6, 5), r"second axis and along the last: say which, objective=Classification"),
+        (
+            torch.randn(6, 5, 5),
+            whole(5, 6, 5),
+            r"second axis and along the last: say which, with objective=Classification",
+        ),
         (torch.randn(6, 5, 5, 5), whole(5, 6, 5, 5), "--objective classification or token-classification"),
         (torch.randn(6, 4), whole(4, 6, 2), r"do not fit outputs of shape \(6, 4\)"),
-        (torch.randn(6, 4), torch.randn(6), r"one number was expected for each output; class labels are integers"),
+        (torch.randn(6, 4), torch.randn(6), r"give one number for each output; class labels are integers"),
         (torch.randn(6, 3, 4), torch.randn(6, 4, 3), "do not fit"),
         (torch.randn(6, 4), torch.ones(6, dtype=torch.complex64), "complex64 mean nothing known: give objective="),
         (torch.randn(6, 4), {"boxes": X}, "type dict mean nothing known"),
@@ -106,16 +110,16 @@ def test_the_remedy_for_an_ambiguous_shape_works():
 @pytest.mark.parametrize(
     ("name", "output", "target", "sentence"),
     [
-        ("classification", torch.randn(6, 4), whole(4, 6) + 1, "label 4 is outside 0 … 3, the model has 4 outputs"),
+        ("classification", torch.randn(6, 4), whole(4, 6) + 1, "label 4 is outside 0 … 3, as the model has 4 outputs"),
         ("classification", torch.randn(6, 4), whole(4, 6) - 1, "label -1 is negative"),
         ("classification", torch.randn(6, 4), whole(4, 6, 3), "do not fit outputs of shape"),
         ("classification", torch.randn(6, 4), torch.randn(6, 4), "must be probabilities of the classes"),
         ("classification", torch.randn(6), whole(4, 6), "do not fit outputs of shape"),
-        ("regression", torch.randn(6, 4), torch.randn(6, 3), "one number was expected for each output"),
+        ("regression", torch.randn(6, 4), torch.randn(6, 3), "give one number for each output"),
         ("multi-label", torch.randn(6, 4), torch.randn(6, 4), "targets between 0 and 1 were expected, got -"),
-        ("causal-lm", torch.randn(6, 8, 9), torch.randn(6, 8), r"tokens \(N, length\) .* got \(6, 8\)"),
+        ("causal-lm", torch.randn(6, 8, 9), torch.randn(6, 8), r"tokens of shape \(N, length\) .* got \(6, 8\)"),
         ("regression", torch.randn(6, 4), None, "a batch holds no targets"),
-        ("teacher", torch.randn(6, 4), whole(4, 6), "give teacher="),
+        ("teacher", torch.randn(6, 4), whole(4, 6), "give it as teacher="),
     ],
 )
 def test_targets_that_do_not_fit_are_refused_in_a_line(name, output, target, sentence):
@@ -138,7 +142,7 @@ def test_nothing_to_count_and_unknown_names():
         objective_named(3)
     with pytest.raises(ObjectiveError, match="differ in their outputs, 2×3 and 2×4"):
         objective_named("teacher").divergence(torch.ones(2, 3), torch.ones(2, 4))
-    with pytest.raises(ObjectiveError, match="without a floating tensor"):
+    with pytest.raises(ObjectiveError, match="without floating-point numbers"):
         objective_named("teacher").answers(torch.ones(2, dtype=torch.int64))
 
 

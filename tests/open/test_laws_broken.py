@@ -91,9 +91,9 @@ def test_a_form_whose_layer_gives_another_precision_under_autocast(mine):
 def test_a_form_that_is_none():
     from rankfold.forms import register
 
-    with pytest.raises(TypeError, match="a form is an instance of a subclass of Form, got str"):
+    with pytest.raises(TypeError, match="a form must be an instance of a subclass of Form, got str"):
         register("mine")
-    with pytest.raises(ValueError, match=r"there are .*keep.*register"):
+    with pytest.raises(ValueError, match=r"the forms are .*keep.*register"):
         Form("nothing")
 
 

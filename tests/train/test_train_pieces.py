@@ -305,7 +305,7 @@ def test_evaluation_refuses_bad_data_by_role():
         "negative": (inputs, torch.tensor([0, -1, 1])),
         "2 labels": (inputs, torch.tensor([0, 1])),
         "integers": (inputs, torch.tensor([0.0, 1.0, 2.0])),
-        "give teacher=": [inputs],
+        "give it as teacher=": [inputs],
         "a int was given": 3,
         "it is empty": iter([]),
         "do not fit": (inputs, torch.zeros(3, 2, dtype=torch.int64)),
