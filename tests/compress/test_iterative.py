@@ -219,7 +219,7 @@ def test_a_layer_whose_factors_save_nothing_is_kept_whole():
     plan = rf.plan(model, "params=0.75", "truncate", [batch], rule=Iterative(60, 64, counted="values"))
     assert plan.after.params <= 0.75 * plan.before.params
     assert all(entry.form is Form.KEEP or entry.rank < 15 for entry in plan.entries)
-    with pytest.raises(ValueError, match="stored or values"):
+    with pytest.raises(ValueError, match="'stored' or 'values'"):
         Iterative(counted="all")
 
 

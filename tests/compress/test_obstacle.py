@@ -83,7 +83,7 @@ def test_where_nothing_is_in_the_way_the_smallest_ranks_are():
     model, data = layers(16, 64, 32, 4), torch.randn(128, 16)
     said = refused(model, "params=0.01", data)
     assert "the layers that can be factored take" in said
-    assert "even at the smallest ranks allowed" in said
+    assert "even at the smallest ranks that are allowed" in said
     assert "more layers" not in said
     with_energy = refused(model, ["params=0.3", "energy=0.99999"], data)
     assert "Linear (0, …)" in with_energy

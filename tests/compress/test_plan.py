@@ -128,7 +128,7 @@ def test_any_change_of_the_text_is_a_plan_or_one_line(made: Plan, data):
     if error is not None:
         assert type(error) is ValueError
         assert "\n" not in str(error)
-        assert str(error).startswith(("not a valid plan: ", "not a plan: ", "a plan of format "))
+        assert str(error).startswith(("not a valid plan: ", "not a plan: ", "the plan has format "))
         return
     assert found.to_json()
     assert all(isinstance(entry.form, Form) and isinstance(entry.rank, int) for entry in found.entries)
@@ -141,12 +141,12 @@ def test_any_change_of_the_text_is_a_plan_or_one_line(made: Plan, data):
 @pytest.mark.parametrize(
     ("text", "message"),
     [
-        ("", "not a plan: not JSON"),
+        ("", "this is not a plan: it is not JSON"),
         ("[]", "not a plan: a JSON object with 'entries'"),
         ("{}", "not a plan: a JSON object with 'entries'"),
         ("null", "not a plan"),
-        ('{"entries": []}', "a plan of format None"),
-        ('{"entries": [], "format": 99}', "a plan of format 99; this version reads format 1"),
+        ('{"entries": []}', "the plan has format None"),
+        ('{"entries": [], "format": 99}', "the plan has format 99, and this version reads format 1"),
         ('{"entries": [], "format": 1}', r"not a valid plan: \w+: Field required"),
     ],
 )
@@ -239,7 +239,7 @@ def test_statistics_of_another_plan_are_not_taken_for_these(made, tmp_path):
     data = bytearray(statistics_path(path).read_bytes())
     data[-5] ^= 4
     statistics_path(path).write_bytes(data)
-    with pytest.raises(ValueError, match=r"statistics\.safetensors: damaged, or the statistics of another plan"):
+    with pytest.raises(ValueError, match=r"statistics\.safetensors: its sha256 .* holds the statistics of another"):
         Plan.load(path)
     plain = replace(made, statistics=None, method="truncate")
     plain.save(path)  # a plan that needs none, beside a file left from before
@@ -488,12 +488,12 @@ def test_the_smallest_budget_that_can_be_reached_is_told(kind):
         (
             {"budget": Ranks({"head": 99})},
             ValueError,
-            r"head \(Linear 5×12\): rank 99 was asked; possible here: 1 to 5",
+            r"head \(Linear 5×12\): rank 99 was asked for; possible ranks are 1 to 5",
         ),
         (
             {"budget": [Ranks({"head": 1}), "energy=0.9"]},
             ValueError,
-            r"head .*rank 1 was asked; possible here: [2-4] to 5",
+            r"head .*rank 1 was asked for; possible ranks are [2-4] to 5",
         ),
         (
             {"budget": Ranks({"stem": 6}), "method": "cp"},
@@ -505,7 +505,7 @@ def test_the_smallest_budget_that_can_be_reached_is_told(kind):
         ({"rule": "best"}, ValueError, "no rank rule named 'best'"),
         ({"method": "project", "data": None}, ValueError, "method 'project' needs data"),
         ({"rule": "iterative", "data": None}, ValueError, "the iterative rule needs data"),
-        ({"data": None}, ValueError, "one input of the model is needed"),
+        ({"data": None}, ValueError, "an input of the model is needed"),
         ({"data": []}, ValueError, "the data is empty"),
     ],
 )

@@ -288,7 +288,7 @@ def test_a_plan_is_edited_to_int8_and_refuses_residual_without_its_moments(measu
     assert all(is_whole(one.get_submodule(entry.site)) for entry in eight.changed)
     far = (one(data) - rf.apply_(copy.deepcopy(model), plan, known)(data)).norm() / one(data).norm()
     assert 0 < far < 0.03
-    with pytest.raises(ValueError, match=r"moments of the inputs.*ask for the form when data are measured"):
+    with pytest.raises(ValueError, match=r"moments of the layer's inputs.*name the form when the data are measured"):
         rf.apply_(copy.deepcopy(model), turned(plan, Form.RESIDUAL))
 
 
@@ -354,7 +354,7 @@ def test_the_pair_over_a_base_is_trained_and_nothing_else_of_it(mixture):
 def test_factors_in_int8_refuse_to_be_tuned_and_weights_to_be_written(mixture):
     model, data, small = mixture
     alone = nn.Sequential(*(copy.deepcopy(small)[i] for i in (0, 1)))
-    with pytest.raises(ValueError, match=r"whole numbers \(int8\), which are not trained: tune a model in other forms"):
+    with pytest.raises(ValueError, match=r"whole numbers \(int8\), which cannot be trained: compress in other forms"):
         rf.tune_(alone, copy.deepcopy(model[:2]), data, steps=1)
     for layer in (small[0].down, small[2].base):
         with pytest.raises(FactoredWriteError, match=r"stored as whole numbers.*compress in other forms"):

@@ -256,7 +256,7 @@ def test_budgets_are_met_and_counted(artifact, budget):
     assert all(new.rank <= old.rank for new, old in zip(smaller.plan.entries, artifact.plan.entries, strict=True))
     assert not smaller.plan.edited
     assert slice_costs(artifact.plan, smaller.plan)
-    assert any(note.startswith("sliced from a network with ") for note in smaller.plan.notes)
+    assert any(note.startswith("this network was sliced from one with ") for note in smaller.plan.notes)
 
 
 def test_what_fits_already_is_left_as_it_is(artifact):
@@ -309,9 +309,9 @@ def test_energy_and_ranks(artifact):
     changed = slice_costs(artifact.plan, smaller.plan)
     assert changed
     name = next(iter(changed))
-    with pytest.raises(rf.SliceError, match="what can be sliced"):
+    with pytest.raises(rf.SliceError, match="the layers that can are"):
         rf.slice_(fresh(artifact), rf.Ranks({"nowhere": 1}))
-    with pytest.raises(rf.SliceError, match="possible here: 1 to"):
+    with pytest.raises(rf.SliceError, match="ranks from 1 to"):
         rf.slice_(fresh(artifact), rf.Ranks({name: 99}))
 
 
@@ -376,7 +376,7 @@ def test_a_foreign_plan_changes_nothing(artifact):
     made = plan_slice(stored.model, stored.plan, stored.bottlenecks, "flops=0.5")
     name = next(iter(slice_costs(stored.plan, made)))
     larger = tuple(rf.Entry(**{**e.__dict__, "rank": 500}) if e.site == name else e for e in made.entries)
-    with pytest.raises(rf.SliceError, match="is no slice of"):
+    with pytest.raises(rf.SliceError, match="cannot be cut out of"):
         narrow_(stored.model, stored.plan, stored.bottlenecks, made.with_entries(larger))
     for key, tensor in artifact.model.state_dict().items():
         assert torch.equal(tensor, stored.model.state_dict()[key])

@@ -283,7 +283,7 @@ def test_budgets_of_the_layers_that_can_be_factored(tmp_path):
     assert rf.Plan.from_json(plan.to_json()) == plan
     ordinary = rf.plan(model, "params=0.7", "truncate", example=example)
     assert ordinary.after.params <= 0.7 * whole < whole - layers + 0.7 * layers
-    with pytest.raises(ValueError, match="but not how small"):
+    with pytest.raises(ValueError, match="does not say how small"):
         rf.plan(model, "of=sites", "truncate", example=example)
     with pytest.raises(ValueError, match="leave of=sites out"):
         rf.plan(model, ["latency=0.9", "of=sites"], "truncate", example=example)

@@ -321,7 +321,7 @@ def test_every_parameter_that_is_left_out_has_its_reason() -> None:
     })  # fmt: skip
     left = reasons(model, None)
     for name, words in {
-        "embed.weight": "looked up", "lazy.weight": "run the model once", "frozen.weight": "frozen",
+        "embed.weight": "looks up", "lazy.weight": "run the model once", "frozen.weight": "frozen",
         "thin.weight": "rank 1", "depthwise.weight": "rank 1", "norm.weight": "vector",
         "normed.parametrizations.weight.original0": "",
     }.items():  # fmt: skip
@@ -437,7 +437,7 @@ def test_broken_or_missing_weights_are_named_before_anything_changes() -> None:
 def test_another_parametrization_on_top_must_go_first() -> None:
     model = overparametrize_(nn.Sequential(nn.Linear(4, 4), nn.Linear(4, 4)), 3)
     parametrizations.weight_norm(model[1])
-    with pytest.raises(ValueError, match="1: another parametrization stands beside or on top"):
+    with pytest.raises(ValueError, match="1: its weight has another parametrization"):
         fold_(model)
     assert isinstance(model[0].parametrizations.weight[0], Product)
     assert parametrize.is_parametrized(model[1])

@@ -160,5 +160,5 @@ def test_what_is_no_row_is_refused():
         Moments(3).merge(Moments(3, 1))
     with pytest.raises(ValueError, match="at least"):
         Moments(3, 0)
-    with pytest.raises(ValueError, match="calibration data is empty"):
+    with pytest.raises(ValueError, match="calibration data are empty"):
         _ = Moments(3).mean

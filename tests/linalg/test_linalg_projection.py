@@ -318,7 +318,7 @@ def test_what_does_not_fit_is_refused():
         ({"inputs": gram, "ridge": float("nan")}, "ridge"),
         ({"inputs": gram, "metric": torch.zeros(4)}, "positive"),
         ({"inputs": gram, "metric": -torch.eye(4)}, "positive definite"),
-        ({"inputs": gram, "metric": torch.ones(3)}, "output metric of shape"),
+        ({"inputs": gram, "metric": torch.ones(3)}, "output metric must have the shape"),
     ]
     for options, message in wrong:
         with pytest.raises(ValueError, match=message):

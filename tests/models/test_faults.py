@@ -66,8 +66,14 @@ def test_nan_or_inf_weights(method, bad, parameter):
     model = network()
     with torch.no_grad():
         getattr(model[2], parameter).view(-1)[3] = bad
-    remedy = "leave the site out with where="
-    told(ValueError, lambda: compress(model, method), "2 (Linear 16×16): 1 of ", "NaN or infinite; mend them", remedy)
+    remedy = "leave the layer out with where="
+    told(
+        ValueError,
+        lambda: compress(model, method),
+        "2 (Linear 16×16): 1 of ",
+        "NaN or infinite: repair or reload its",
+        remedy,
+    )
     mend = "2." + parameter + " holds NaN or infinity: repair or reload the weights before training"
     told(TrainingError, lambda: rf.finetune(model, PAIR, teacher=network(), recipe=ONE_EPOCH), mend)
     small, _ = compress(model, "truncate", where=lambda name, _: name != "2", budget="params=0.9", rule="local")
@@ -82,7 +88,7 @@ def test_nan_or_inf_weights_of_convolutions(method, bad):
     with torch.no_grad():
         model[1].weight[1, 1, 0, 0] = bad
     data = [torch.randn(4, 3, 8, 8, generator=torch.Generator().manual_seed(0))]
-    told(ValueError, lambda: compress(model, method, data), "1 (Conv2d 8×72): 1 of 576", "mend them")
+    told(ValueError, lambda: compress(model, method, data), "1 (Conv2d 8×72): 1 of 576", "repair or reload its weights")
 
 
 def test_nan_inputs_and_overflow_name_the_layer():
@@ -91,7 +97,13 @@ def test_nan_inputs_and_overflow_name_the_layer():
     with torch.no_grad():
         half[0].bias.fill_(6e4)
         half[2].weight.fill_(1)
-    told(ValueError, lambda: compress(half), "2 (Linear 16×16)", "float16", "overflow (convert to float32)")
+    told(
+        ValueError,
+        lambda: compress(half),
+        "2 (Linear 16×16)",
+        "float16",
+        "overflow (then convert the",
+    )
 
 
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16], ids=str)
@@ -176,7 +188,7 @@ def test_a_layer_that_no_driver_decomposes_is_kept_and_says_so(monkeypatch):
     assert "did not converge" in made["0"].note
     assert [entry.site for entry in made.changed] == ["2"]
     assert finite(small)
-    with pytest.raises(ValueError, match=r"0 .*rank 3 was asked; possible here: none"):
+    with pytest.raises(ValueError, match=r"0 .*rank 3 was asked for; possible ranks.* are none"):
         compress(network(), "truncate", budget=rf.Ranks({"0": 3}))
 
 
@@ -258,10 +270,10 @@ def test_rank_where_factoring_gains_nothing():
     assert plan.changed == ()
     assert plan.after == plan.before
     for entry in plan.entries:
-        assert "factoring gains nothing here: no rank that is allowed costs less" in entry.note
+        assert "nothing is gained by factoring: no rank that is allowed costs less" in entry.note
     assert type(small[2]) is nn.Linear
     asked = rf.plan(network(), rf.Ranks({"2": 16}), "truncate", [X])
-    assert asked["2"].note == "this rank was asked for; it costs no less than the layer itself"
+    assert asked["2"].note == "this rank was asked for, and it costs no less than the layer itself"
     assert asked["0"].note == ""
     assert rf.plan(network(), "params=1.0", "truncate", [X]).changed == ()
 

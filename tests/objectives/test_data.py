@@ -273,7 +273,7 @@ def test_what_is_missing_is_said_before_any_work():
         "objective teacher compares outputs.*none is given": lambda: fit(net(), X, None, RECIPE),
         "evaluation data: teacher: .* give it as teacher=": lambda: evaluate(net(), X),
         "do not fit": lambda: fit(net(), (X, draw(40, 2)), None, RECIPE),
-        "no objective named 'regresion'; did you mean regression": lambda: evaluate(net(), X, objective="regresion"),
+        "no objective named 'regresion': did you mean regression": lambda: evaluate(net(), X, objective="regresion"),
         "train data: classification: labels of shape": lambda: fit(net(), (X, NUMBERS[:, :2]), None, RECIPE,
                                                                     objective=Classification()),
         "targets must be from 0 to 1": lambda: fit(net(), (X, NUMBERS), None, RECIPE, objective="multi-label"),

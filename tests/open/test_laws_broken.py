@@ -137,7 +137,10 @@ def flipped(rank: int) -> Factors:
         ({"levels": lambda good: good.levels[1:]}, r"levels \(10,\) were expected beside 11 errors, got \(9,\)"),
         ({"ranks": lambda good: range(1, 99)}, "ascending ranks from 1 to 10 were expected, got 1, 2, 3, 4, 5, 6, …"),
         ({"ranks": lambda good: [3, 2]}, "ascending ranks from 1 to 10 were expected, got 3, 2"),
-        ({"factors": flipped}, r"factors right \(\d+, \d+\) and left \(\d+, \d+\) were expected for pivoted of rank"),
+        (
+            {"factors": flipped},
+            r"the method must give factors right \(\d+, \d+\) and left \(\d+, \d+\)",
+        ),
     ],
 )
 def test_a_method(mine, parts, expected):
@@ -151,9 +154,12 @@ def test_a_method(mine, parts, expected):
 
 def test_what_is_no_method_rule_or_budget():
     for given, expected in (
-        ({"method": object()}, r"a method was expected, an object with name, forms, needs_data and decompose"),
-        ({"method": "nothing"}, r"no method named 'nothing'; there are .*rankfold\.register_method"),
-        ({"rule": object()}, r"a rank rule was expected, an object with name and choose"),
+        (
+            {"method": object()},
+            r"the name of a method, or an object with name, forms, needs_data and decompose",
+        ),
+        ({"method": "nothing"}, r"no method named 'nothing': the methods are .*rankfold\.register_method"),
+        ({"rule": object()}, r"must be the name of a rank rule, or an object with name and choose"),
         ({"rule": "nothing"}, "no rank rule named 'nothing'; there are optimal"),
         ({"budget": 0.5}, r"a budget was expected, such as 'flops=0\.5'"),
     ):
@@ -181,15 +187,15 @@ class Rule:
             lambda c: {s: o[0] for s, o in c.items()},
             r"rule 'own': params ≤ 0\.6 of dense leaves .* what it chose costs",
         ),
-        (lambda c: {}, "rule 'own': one option for each of the 3 sites was expected, got none"),
-        (lambda c: None, "one option for each of the 3 sites was expected, got NoneType"),
+        (lambda c: {}, "rule 'own': its choose must return one option for each of the 3 layers, and returned none"),
+        (lambda c: None, "its choose must return one option for each of the 3 layers, and returned NoneType"),
         (
             lambda c: {**{s: o[0] for s, o in c.items()}, "x": 1},
-            "one option for each of the 3 sites was expected, got 0, 2, 4, x",
+            "its choose must return one option for each of the 3 layers, and returned 0, 2, 4, x",
         ),
         (
             lambda c: {s: replace(o[1], rank=99) for s, o in c.items()},
-            "for 0 one of the .* options offered was expected",
+            "its choose must return one of the .* options offered for 0",
         ),
     ],
 )

@@ -47,6 +47,6 @@ def objective_named(name: str | Objective) -> Objective:
         return _NAMED[name]
     near = get_close_matches(name, _NAMED, 1)
     raise ObjectiveError(
-        f"there is no objective named {name!r}: {f'did you mean {near[0]}? ' if near else ''}the objectives are "
+        f"there is no objective named {name!r}: {f'did you mean {near[0]}? The' if near else 'the'} objectives are "
         f"{', '.join(_NAMED)}"
     )

@@ -25,7 +25,7 @@ def way_named(name: str, **settings: Any) -> Way:
     if name not in WAYS:
         near = get_close_matches(str(name), WAYS, 1)
         raise ValueError(
-            f"there is no way to low rank named {name!r}: {f'did you mean {near[0]}? ' if near else ''}the ways "
+            f"there is no way to low rank named {name!r}: {f'did you mean {near[0]}? The' if near else 'the'} ways "
             f"are {', '.join(WAYS)}"
         )
     kind = WAYS[name]
