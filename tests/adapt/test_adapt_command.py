@@ -106,7 +106,7 @@ def test_it_goes_on_and_another_request_is_refused(method, weights, tmp_path, mo
     again = succeeded(*words(weights, tmp_path / "out", method))
     assert again["after"] == (pytest.approx(whole["after"], rel=1e-5) if method == "geolora" else whole["after"])
     told = failed(*words(weights, tmp_path / "out", method, "--seed", 1))
-    assert "another seed (0 there, 1 asked): give another directory, or --restart" in told
+    assert "another seed (0 there, 1 asked for): give another directory, or --restart" in told
 
 
 def test_an_adapter_of_somebody_else_is_not_replaced(weights, tmp_path):

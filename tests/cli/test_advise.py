@@ -45,7 +45,7 @@ def test_the_smallest_that_keeps_its_quality_is_recommended() -> None:
     said = " ".join(sentences(found))
     assert "Yes: without any training 40 % of the FLOPs and 38 % of the parameters can go" in said
     assert "89.30 % instead of 90.00 % on 500 validation samples (worse by 0.7, 95 % interval 0 to 2 points)" in said
-    assert "With 55 % of the FLOPs gone it would be 85.00 %" in said
+    assert "Without 55 % of the FLOPs it would be 85.00 %" in said
     assert "20 % of the parameters cannot, such as lstm: a layer of its own kind." in said
     assert "1.20 times as fast at batch 1, 1.20 times as fast at batch 64" in said
     assert "conv (30 % of all)" in said

@@ -85,7 +85,7 @@ def test_what_is_factored_is_saved_although_labels_do_not_fit(here):
     planned()
     line = failed("apply", "firstday:masked", "plan.json", "--data", "firstday:mislabelled", "-o", "applied")
     assert "label 4 is outside 0 … 2" in line
-    assert line.endswith("; the factored network is saved in applied, not repaired")
+    assert line.endswith("; the factored network is saved in applied, but not repaired")
     stored = load("applied", masked())
     assert stored.plan.changed
     assert stored.bottlenecks is None

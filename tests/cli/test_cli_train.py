@@ -230,7 +230,7 @@ def test_a_loss_that_is_not_finite_keeps_the_checkpoint_and_the_best_weights(her
         (["distill.weight=0.5"], ("teacher", "is missing beside distill")),
         (["weights=none.safetensors"], ("no file none.safetensors",)),
         (["start=warm"], ("start must be one of balanced",)),
-        (["where=nothing.*"], ("matches no site of the model",)),
+        (["where=nothing.*"], ("matches no layer of the model",)),
         (["device=abacus"], ("device", "'abacus'")),
         (["schedule=cosine"], ("plateau must be left out",)),
         (["epochs"], ("--set epochs", "KEY=VALUE")),
@@ -328,7 +328,7 @@ def test_a_directory_of_somebody_else_is_left_alone(here, theirs):
     (here / "train.yaml").write_text(CONFIG)
     for more in ((), ("--restart",)):
         said = failed("train", "train.yaml", *more)
-        assert f"holds no run of rankfold ({theirs} is there): give another directory" in said
+        assert f"holds no run of rankfold ({theirs}): give another directory" in said
     assert {path.name: path.read_bytes() for path in (here / "run").iterdir()} == before
 
 

@@ -107,7 +107,7 @@ def test_bad_partitions_are_handled_and_said() -> None:
     assert (same.wcss, same.total) == (0, 0)
     assert math.isnan(same.normalised)
     assert "constant features" in same.note
-    with pytest.raises(ValueError, match="not finite"):
+    with pytest.raises(ValueError, match="NaN or infinite"):
         scatter_of(torch.tensor([[math.inf]]), Partition.of(torch.tensor([0])))
     with pytest.raises(ValueError, match="class labels as whole numbers"):
         Partition.of(torch.tensor([0.5]))

@@ -366,5 +366,5 @@ def test_a_forecast_compresses_nothing_and_falls_with_the_budget() -> None:
     assert changes == sorted(changes)
     assert found[0].accuracy >= found[-1].accuracy
     labels: Tensor = torch.zeros(4)
-    with pytest.raises(ValueError, match="one label"):
+    with pytest.raises(ValueError, match="one class label"):
         Margins.of(nn.Identity(), [labels])

@@ -70,7 +70,7 @@ def test_a_guide_of_low_rank_is_completed_and_one_of_classes_knows_the_inputs_al
     parts = compressed_factors((6, 8), 5, [1.0, 1.0, 1.0], guide, generator)
     span = parts[-1].mT
     assert torch.linalg.norm(guide.mT - span @ (span.mT @ guide.mT)) < 1e-12
-    with pytest.raises(ValueError, match="rank 7 is not within 1 … 6"):
+    with pytest.raises(ValueError, match="rank must be from 1 to 6, got 7"):
         compressed_factors((6, 8), 7, [1.0, 1.0])
 
 

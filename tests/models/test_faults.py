@@ -199,7 +199,7 @@ def test_meta_parameters(tmp_path, method):
     told(ValueError, lambda: compress(ghost, method), "0 (Linear 16×12)", "not materialised", "load its weights first")
     small, plan = compress(network(), method)
     told(ValueError, lambda: rf.apply_(ghost, plan), "load the weights")
-    told(rf.StoreError, lambda: rf.save(small.to("meta"), plan, tmp_path), "not materialised", "load weights first")
+    told(rf.StoreError, lambda: rf.save(small.to("meta"), plan, tmp_path), "not materialised", "load the weights first")
     advice = ("0.weight is not materialised", "load its weights first")
     told(TrainingError, lambda: rf.finetune(ghost, PAIR, teacher=network(), recipe=ONE_EPOCH), *advice)
     told(TrainingError, lambda: rf.evaluate(ghost, PAIR[0]), *advice)
@@ -221,8 +221,8 @@ def test_zero_size_layer(method):
 
 def test_lazy_linear():
     model = nn.Sequential(nn.LazyLinear(16), nn.Linear(16, 16), nn.Linear(16, 4)).eval()
-    assert "run the model once first" in dict(rf.sites(model).left_out)["0.weight"]
-    told(ValueError, lambda: compress(model), "0.weight has no shape yet", "run the model once first")
+    assert "run the model once" in dict(rf.sites(model).left_out)["0.weight"]
+    told(ValueError, lambda: compress(model), "0.weight has no shape yet", "run the model once")
     model(X)
     assert [entry.site for entry in compress(model)[1].entries] == ["0", "1", "2"]
 

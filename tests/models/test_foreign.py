@@ -127,7 +127,7 @@ def test_what_is_not_quantised_is_planned_beside_it():
         assert {entry.site for entry in plan.entries} == {"0", "4"}
         small = rf.apply_(copy.deepcopy(model), plan)
         assert costs.check(plan.after, small, X[:2]) == ""
-        with pytest.raises(StoreError, match=r"saved before it is quantized"):
+        with pytest.raises(StoreError, match=r"save the model before it is quantized"):
             rf.save(small, plan, "nowhere")
 
 

@@ -183,7 +183,7 @@ def test_attention_that_cannot_be_taken_apart_says_why():
     assert [site.name for site in found] == [f"b.{part}_proj" for part in ("q", "k", "v", "out")]
     left = dict(found.left_out)
     assert "add_bias_kv" in left["a.in_proj_weight"]
-    assert "without being called" in left["a.out_proj.weight"]
+    assert "which does not call it" in left["a.out_proj.weight"]
     zero = reasons(nn.ModuleDict({"a": nn.MultiheadAttention(8, 2, add_zero_attn=True)}))
     assert "add_zero_attn" in zero["a.in_proj_weight"]
 

@@ -53,7 +53,7 @@ def fails_(self, layer, new, factors):
         ),
         (
             {"write_": forgets_the_order_},
-            r"form broken at rank \d+: the output of the product of its factors was expected",
+            r"form broken at rank \d+: the layer must compute the product of its factors",
         ),
         ({"write_": fails_}, r"form broken of rank \d+ cannot take factors of shapes \(\d+, 10\), \(24, \d+\): "),
         ({"offered": lambda self, layer: layer.kind}, None),
@@ -160,7 +160,7 @@ def test_what_is_no_method_rule_or_budget():
         ),
         ({"method": "nothing"}, r"no method named 'nothing': the methods are .*rankfold\.register_method"),
         ({"rule": object()}, r"must be the name of a rank rule, or an object with name and choose"),
-        ({"rule": "nothing"}, "no rank rule named 'nothing'; there are optimal"),
+        ({"rule": "nothing"}, "no rank rule named 'nothing': the rules are optimal"),
         ({"budget": 0.5}, r"a budget was expected, such as 'flops=0\.5'"),
     ):
         with pytest.raises(ValueError, match=expected) as error:
@@ -256,7 +256,7 @@ def test_a_reader(mine):
     with pytest.raises(AssertionError, match="takes an Identity"):
         check_reader(lambda m: LinearLayer("Mix", (6, 8), False, True, "kernel"), module, x)
     register_reader(lambda m: 7 if type(m) is mine.layer.Mix else None)
-    with pytest.raises(TypeError, match=r"a layer object .* was expected for a Mix, got int") as error:
+    with pytest.raises(TypeError, match=r"for a Mix it must return a layer object .* returned a int") as error:
         rf.sites(nn.Sequential(module))
     line(error)
 
@@ -275,7 +275,7 @@ def nan_figure(output, batch):
 @pytest.mark.parametrize(
     ("how", "expected"),
     [
-        ({"figure": nan_figure}, "broken: its figure is nan .* a number was expected"),
+        ({"figure": nan_figure}, "broken: its figure is NaN.* a number was expected"),
         ({"figure": lambda o, b: "good"}, "broken: its figure is not a number"),
         ({"figure": lambda o, b: o}, r"one number for each sample or their mean, not \(60, 2\)"),
         ({"figure": lambda o, b: o[:7, 0]}, "gives 7 numbers for a batch of 60 samples"),

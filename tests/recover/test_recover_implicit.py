@@ -192,7 +192,7 @@ def test_plays_of_files(tmp_path):
     file.write_text("ann\ta\t5\t100\nann\tb\t3\t200\nbob\tb\t4\t300\n")
     found = read_plays(file, at_least=4)
     assert (found.values.tolist(), found.times.tolist()) == ([1, 1], [100, 300])
-    with pytest.raises(ValueError, match="no value is at least 6, the largest is 5"):
+    with pytest.raises(ValueError, match=r"no value reaches 6 \(--at-least\), as the largest is 5"):
         read_plays(file, at_least=6)
     file.write_text("ann,a,-1\nann,b,3\n")
     with pytest.raises(ValueError, match="the count at row ann, column a is -1"):

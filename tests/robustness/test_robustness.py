@@ -211,7 +211,7 @@ def test_what_is_refused():
     for how, message in cases:
         with pytest.raises(ValueError, match=message):
             rf.robustness(model, (x, y), **how)
-    with pytest.raises(ValueError, match=r"measured of classifiers.*objective is regression"):
+    with pytest.raises(ValueError, match=r"measured only for classifiers.*objective is regression"):
         rf.robustness(model, (x, torch.randn(200, 2).double()))
     tokens = nn.Sequential(nn.Embedding(9, 4), nn.Flatten(), nn.Linear(8, 2)).eval()
     with pytest.raises(ValueError, match="whole numbers"):
@@ -296,7 +296,7 @@ def test_original_and_compressed_network_side_by_side(tmp_path):
 def test_a_command_that_makes_no_sense_says_so(tmp_path):
     weights = write_weights(tmp_path / "w.safetensors")
     asked = ("robustness", "digits-cnn", "--weights", weights, "-o", tmp_path / "out")
-    assert "measured of classifiers" in failed(*asked, "--objective", "teacher")
+    assert "measured only for classifiers" in failed(*asked, "--objective", "teacher")
     assert rankfold(*asked, "--linf", "much").exit_code == 2
     assert rankfold(*asked, "--steps", 3).exit_code == 2
     assert not (tmp_path / "out").exists()

@@ -321,7 +321,7 @@ def test_the_product_is_measured_when_layers_become_products_and_back():
     assert frame.norm[2] == pytest.approx(frame.norm[1], rel=1e-6)
     assert frame.numerical_rank[[2, 3]].tolist() == [12, 4]
     assert frame.note[4] == "shape (7, 32) now, (12, 32) at the start"
-    assert frame.note[5] == "no weight of this name is in the model any more"
+    assert frame.note[5] == "the model no longer has a weight of this name"
 
 
 class Tied(nn.Module):
@@ -449,7 +449,7 @@ def test_what_cannot_be_recorded_is_refused():
             rf.SpectrumRecorder(network(), **{setting: 0})
     found = recorded(network())
     for label in (2, 1, math.nan, math.inf):
-        with pytest.raises(ValueError, match="labels must grow"):
+        with pytest.raises(ValueError, match="labels of epochs must grow"):
             found.step(label)
 
 

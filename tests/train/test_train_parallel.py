@@ -106,7 +106,7 @@ def test_errors_end_both_processes_and_name_the_one(pair):
     assert found[1]["failing"] == "OSError: the disk of this machine is gone"
     for process in found:
         assert process["indivisible"] == (
-            "TrainingError: batch_size 63 cannot be shared equally by 2 processes: take 62 or another multiple of 2"
+            "TrainingError: batch_size 63 cannot be shared equally by 2 processes: give 62 or another multiple of 2"
         )
     assert found[0]["stopped"] == "ValueError: stopped here"
     assert found[1]["stopped"] == "TrainingError: process 1 of 2: stopped here"

@@ -43,8 +43,8 @@ def slice_(stored: Stored, budget: str | Budget | Sequence[str | Budget], *, exa
     """
     if stored.bottlenecks is None:
         raise SliceError(
-            "saved without its bottlenecks, so that nothing is known of narrower ones: measure them on a few hundred "
-            "samples, rankfold.bottlenecks(model, data), and save with bottlenecks="
+            "this network was saved without its bottlenecks, so that it cannot be narrowed yet: measure them on "
+            "a few hundred samples, rankfold.bottlenecks(model, data), and save again with bottlenecks="
         )
     made = plan_slice(stored.model, stored.plan, stored.bottlenecks, budget, example=example)
     known = narrow_(stored.model, stored.plan, stored.bottlenecks, made)

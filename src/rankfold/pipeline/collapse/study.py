@@ -155,9 +155,9 @@ def collapse_report(
     theory = _Theory(float("nan") if decay is None else decay)
     if not isinstance(inputs, Tensor):
         several = "features are those of positions" if groups.note else "the model takes more than one tensor"
-        notes.append(f"no bounds: {several}")
+        notes.append(f"there are no bounds: {several}")
     elif classes is None:
-        notes.append("no bounds: the model's output is not one row of numbers for each sample")
+        notes.append("there are no bounds: the model's output is not one row of numbers for each sample")
     else:
         numbered = labels if groups.targets is None else groups.targets
         theory = _bounded(root, found, inputs, numbered, classes, partition, decay, loss, tell)
@@ -218,9 +218,9 @@ def _bounded(
 
 def _check(decay: float | None, loss: str | None) -> None:
     if loss is not None and loss not in LOSSES:
-        raise ValueError(f"loss is one of {', '.join(LOSSES)}, got {loss!r}")
+        raise ValueError(f"loss must be one of {', '.join(LOSSES)}, got {loss!r}")
     if decay is not None and not decay > 0:
-        raise ValueError(f"decay must be above 0, got {decay:g}; leave it out to have it estimated")
+        raise ValueError(f"decay must be above 0, got {decay:g}: leave it out to have it estimated")
 
 
 def _spectra(root: nn.Module, found: SiteList, tell: Progress) -> dict[str, Spectrum]:
