@@ -103,7 +103,7 @@ def test_plan_and_apply_in_every_precision(precision, tmp_path):
 def test_what_cannot_be_computed_here_is_said(made):
     _, _, out = made("regression")
     common = ("evaluate", out, "--model", "own:regression", "--data", "own:numbers")
-    assert "float16 is computed on cuda alone" in failed(*common, "--precision", "float16")
+    assert "float16 is computed only on cuda" in failed(*common, "--precision", "float16")
     assert "torch cannot compute there" in failed(*common, "--device", "quantum")
     assert "must be probabilities of the classes" in failed(*common, "--objective", "classification")
     wrong = rankfold(*common, "--objective", "regresion")

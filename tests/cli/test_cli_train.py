@@ -169,8 +169,8 @@ def test_a_missing_tensorboard_is_said(here, monkeypatch):
 def test_a_run_that_breaks_down_is_told_with_its_result(here):
     steep = ("epochs=1", "learning_rate=3", "warmup=0", "depth=1", "record_spectra=false")
     command = ("train", "run.yaml", *(part for setting in steep for part in ("--set", setting)))
-    assert "sits at chance" in succeeded(*command)["warning"]
-    assert "warning: the run sits at chance" in rankfold(*command).stdout
+    assert "stays at chance" in succeeded(*command)["warning"]
+    assert "warning: the run stays at chance" in rankfold(*command).stdout
 
 
 POISONED = """

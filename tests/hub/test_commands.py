@@ -90,7 +90,7 @@ def test_compress_writes_a_folder_that_is_read_back(place):
     again = succeeded("evaluate", "small")  # its data, length and windows are in the manifest
     assert again["perplexity"] == pytest.approx(made["compressed"]["perplexity"])
     assert again["protocol"].startswith("perplexity over 12 windows of 32")
-    assert "compressed already" in failed("compress", "small", *TEXT, "--budget", "params=0.5", "-o", "smaller")
+    assert "already compressed" in failed("compress", "small", *TEXT, "--budget", "params=0.5", "-o", "smaller")
 
 
 def test_the_forecast_stands_beside_what_was_measured_and_tuning_takes_no_labels(place):
@@ -160,7 +160,7 @@ def test_an_encoder_is_judged_by_the_directions_of_its_vectors(place):
         (("plan", "decoder", "--data", "text:gone.txt", "--budget", "params=0.5", "-o", "p.json"), "gone.txt"),
         (("analyze", "decoder", "--data", "text:test.txt", "--length", 65), "the model takes at most 64 tokens"),
         (("analyze", "digits-cnn", "--data", "digits", "--length", 8), "--length and --windows go only with text:FILE"),
-        (("analyze", "digits-cnn", "--data", "text:test.txt"), "text belongs to a language model or encoder"),
+        (("analyze", "digits-cnn", "--data", "text:test.txt"), "text is data for a language model or encoder"),
         (("analyze", "decoder", "--weights", "w.safetensors"), "a folder holds its own weights"),
         (("evaluate", "encoder", "--data", "text:test.txt"), "no other network to compare the outputs with"),
     ],

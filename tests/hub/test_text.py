@@ -95,14 +95,14 @@ def test_one_file_is_cut_into_parts_and_several_are_parts(tmp_path):
 @pytest.mark.parametrize(
     ("name", "content", "said"),
     [
-        ("short.txt", "ab", "2 tokens, fewer than one window of 8"),
+        ("short.txt", "ab", "its 2 tokens are fewer than one window of 8"),
         ("few.txt", "abcdefghabcdefgh", "too few to learn from"),
         ("latin.txt", b"caf\xe9 \xff", "not text in UTF-8"),
         ("x.parquet", b"nothing", "cannot be read as Parquet"),
         ("x.jsonl", '{"text": "abc"}\n{"words": "abc"}\n', 'line 2: a JSON object with "text"'),
-        ("x.npy", b"nothing", "not an .npy of numbers"),
+        ("x.npy", b"nothing", "this is no .npy of numbers"),
         ("floats.npy", np.ones(40), "whole numbers"),
-        ("foreign.npy", np.full(40, 99), "token 99 is outside of the 33 that the model knows"),
+        ("foreign.npy", np.full(40, 99), "the token 99, and the model knows tokens below 33"),
         ("gone.txt", None, "No such file"),
     ],
 )  # fmt: skip
@@ -136,7 +136,7 @@ def test_a_model_says_how_it_reads(tmp_path):
         tokenizer_of(tmp_path)
     with pytest.raises(ZooError, match=r"a tokenizer of transformers was expected, not NoneType: give AutoTokenizer"):
         rf.text(None, tmp_path / "a.txt")
-    with pytest.raises(ZooError, match="the model brings no tokenizer"):
+    with pytest.raises(ZooError, match="the model has no tokenizer"):
         load_data(f"text:{written(tmp_path, 'a.txt', text())}", reader=reader_for(decoder, None, None, None))
 
 

@@ -169,7 +169,7 @@ def test_it_learns(start):
         ("7", 2, {}, "no linear layer that can be replaced: the linear layers are 1, 3, 5"),
         ("2", 2, {}, "no linear layer"),
         ([], 2, {}, "at least one"),
-        (["3", "3"], 2, {}, "none twice"),
+        (["3", "3"], 2, {}, "none of them twice"),
         ("3", 15, {}, r"3 \(Linear 14×16\): rank 15 was asked for, and ranks from 1 to 14 are possible"),
         ("3", {"1": 2}, {}, "rank 0 was asked"),
         ("3", 2, {"depth": 1}, "at least 2 factors"),

@@ -272,7 +272,7 @@ def test_what_is_left_out_has_a_reason():
         rf.fold_(model, keep=True)
     with pytest.raises(ValueError, match="rank must be"):
         rf.dlrt_(model, 0)
-    with pytest.raises(ValueError, match="not materialised"):
+    with pytest.raises(ValueError, match="on the meta device, without values"):
         rf.dlrt_(nn.Sequential(nn.Linear(64, 64, device="meta")))
     with pytest.raises(ValueError, match=r"0 \(Linear 64×64\): .*NaN"):
         rf.dlrt_(nn.Sequential(broken()))

@@ -74,7 +74,7 @@ def test_nan_or_inf_weights(method, bad, parameter):
         "NaN or infinite: repair or reload its",
         remedy,
     )
-    mend = "2." + parameter + " holds NaN or infinity: repair or reload the weights before training"
+    mend = "2." + parameter + " is NaN or infinite: repair or reload the weights before training"
     told(TrainingError, lambda: rf.finetune(model, PAIR, teacher=network(), recipe=ONE_EPOCH), mend)
     small, _ = compress(model, "truncate", where=lambda name, _: name != "2", budget="params=0.9", rule="local")
     assert isinstance(small[0], LowRankLinear)
@@ -196,11 +196,22 @@ def test_a_layer_that_no_driver_decomposes_is_kept_and_says_so(monkeypatch):
 def test_meta_parameters(tmp_path, method):
     ghost = network().to("meta")
     assert [site.name for site in rf.sites(ghost)] == ["0", "2", "4"]
-    told(ValueError, lambda: compress(ghost, method), "0 (Linear 16×12)", "not materialised", "load its weights first")
+    told(
+        ValueError,
+        lambda: compress(ghost, method),
+        "0 (Linear 16×12)",
+        "on the meta device, without values",
+        "load its weights first",
+    )
     small, plan = compress(network(), method)
     told(ValueError, lambda: rf.apply_(ghost, plan), "load the weights")
-    told(rf.StoreError, lambda: rf.save(small.to("meta"), plan, tmp_path), "not materialised", "load the weights first")
-    advice = ("0.weight is not materialised", "load its weights first")
+    told(
+        rf.StoreError,
+        lambda: rf.save(small.to("meta"), plan, tmp_path),
+        "on the meta device, without values",
+        "load the weights first",
+    )
+    advice = ("0.weight is on the meta device, without values", "load its weights first")
     told(TrainingError, lambda: rf.finetune(ghost, PAIR, teacher=network(), recipe=ONE_EPOCH), *advice)
     told(TrainingError, lambda: rf.evaluate(ghost, PAIR[0]), *advice)
 

@@ -56,7 +56,7 @@ def test_holding_out_keeps_the_proportions(sizes):
 
 def test_holding_out_nothing_or_everything_is_refused():
     for count in (0, 3, -1):
-        with pytest.raises(zoo.ZooError, match=f"cannot hold out {count} samples of 3"):
+        with pytest.raises(zoo.ZooError, match=f"cannot be held out {count} samples of 3"):
             hold_out(numbered([0, 0, 1]), count)
 
 
@@ -266,8 +266,8 @@ def test_an_interrupted_decoding_leaves_nothing_behind(small_mnist):
 def test_parquet_that_is_not_the_data_set(small_mnist):
     folder = small_mnist / "data" / "mnist"
     faults = {
-        "29 images for 30": {"counts": (("train", 29), ("test", 10))},
-        "31 images for 30": {"counts": (("train", 31), ("test", 10))},
+        "29 images and not 30": {"counts": (("train", 29), ("test", 10))},
+        "31 images and not 30": {"counts": (("train", 31), ("test", 10))},
         "labels 0 to 10 for 0 to 9": {"label": lambda i: i % 11},
         "labels -1 to 8 for 0 to 9": {"label": lambda i: i % 10 - 1},
         "cannot be read: KeyError": {"column": "picture"},
@@ -486,7 +486,7 @@ def test_splits_are_passed_through(monkeypatch):
             ([(torch.zeros(2), 0), (torch.zeros(3), 0)], tabular(3)),
             r"sample 1 is \(3,\) float32 and sample 0 is \(2,\) float32; all inputs must be alike",
         ),
-        (([(torch.zeros(2), 0)], tabular(3)), "cannot hold out 1 samples of 1"),
+        (([(torch.zeros(2), 0)], tabular(3)), "1 samples cannot be held out of 1"),
         ((several(3, "tuple") + several(3, "dict"), tabular(3)), r"sample 3 is \{ids: .* and sample 0 is \(\(2,\)"),
     ],
 )

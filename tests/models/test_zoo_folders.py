@@ -126,7 +126,7 @@ def test_parquet_folders_are_read_by_their_names(tmp_path: Path, monkeypatch: py
         (None, "", "there is no folder"),
         ({"train": 9}, "", "parts train and test .* found train"),
         ({"val": 9}, "", "found test"),
-        ({"train": 1, "val": 1}, "", "fewer than two folders"),
+        ({"train": 1, "val": 1}, "", "at least two folders"),
         ({"train": 9, "val": 3}, ",size=3", "'size=3' is no setting"),
         ({"train": 9, "val": 3}, ",crop=0", "'crop=0' is no setting"),
         ({"train": 9, "val": 3}, ",resize=8,crop=9", "crop=9 is larger than resize=8"),

@@ -170,7 +170,7 @@ def test_an_image_is_not_moved_without_its_map():
     assert rf.finetune_recipe((images, images)).augment is not None
     assert rf.finetune_recipe(((images, maps), None)).augment is None
     assert rf.finetune_recipe(((images, images.mean((1, 2, 3))), None)).augment is None
-    with pytest.raises(TrainingError, match="augmentation moves images, not their targets"):
+    with pytest.raises(TrainingError, match="augmentation moves images, and not targets"):
         fit(nn.Conv2d(3, 2, 1), (images, maps), None, replace(RECIPE, augment=Augment(4)))
 
 

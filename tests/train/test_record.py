@@ -320,7 +320,7 @@ def test_the_product_is_measured_when_layers_become_products_and_back():
     assert frame.update_norm[1] < 1e-5
     assert frame.norm[2] == pytest.approx(frame.norm[1], rel=1e-6)
     assert frame.numerical_rank[[2, 3]].tolist() == [12, 4]
-    assert frame.note[4] == "shape (7, 32) now, (12, 32) at the start"
+    assert frame.note[4] == "its shape is (7, 32) now and was (12, 32) at the start"
     assert frame.note[5] == "the model no longer has a weight of this name"
 
 

@@ -180,7 +180,7 @@ def test_breakdown_is_told_and_only_that():
     assert breakdown(model, start, _epochs(0.1, 0.5), 2) is None
     assert breakdown(model, None, _epochs(None, None), 2) is None
     said = breakdown(model, start, _epochs(0.11, 0.115), 2)
-    assert "sits at chance" in said
+    assert "stays at chance" in said
     assert "11.50 %" in said
     assert "weight_decay" in said
     said = breakdown(model, start, _epochs(0.11, 0.97, 0.11), 2)

@@ -117,7 +117,7 @@ class Scatter:
         if total == 0:
             notes.append("constant features")
         if filled == self.rows and self.rows > 1:
-            notes.append("there are as many clusters as rows, so that the variation is 0 whatever the features are")
+            notes.append("as many clusters as rows, so that the variation is 0 whatever the features are")
         elif singles:
             notes.append(
                 f"{singles} {'cluster consists' if singles == 1 else 'clusters consist'} of one row, in which "

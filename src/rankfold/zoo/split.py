@@ -70,7 +70,7 @@ class Split:
     def take(self, count: int, generator: torch.Generator) -> "Split":
         """`count` samples drawn without replacement; ValueError if there are fewer."""
         if not 0 < count <= len(self):
-            raise ValueError(f"cannot take {count} samples of {len(self)}")
+            raise ValueError(f"{count} samples cannot be taken of {len(self)}")
         return self.subset(torch.randperm(len(self), generator=generator)[:count])
 
 
@@ -127,7 +127,8 @@ class Data:
         found = getattr(self, part)
         if found is None:
             raise ZooError(
-                f"{self.name}: there is no {part} part: give --split validation, or return (train, validation, test)"
+                f"{self.name}: there is no {part} part: give --split validation, or let the factory return "
+                "(train, validation, test)"
             )
         return found
 
@@ -160,7 +161,7 @@ def hold_out(split: _Part, count: int) -> tuple[_Part, _Part]:
 def held_indices(labels: Tensor | None, samples: int, count: int) -> Tensor:
     """The indices that ``hold_out`` holds out of so many samples, ascending; `labels` (N,) where they have any."""
     if not 0 < count < samples:
-        raise ZooError(f"cannot hold out {count} samples of {samples}")
+        raise ZooError(f"{count} samples cannot be held out of {samples}")
     from sklearn.model_selection import train_test_split  # a second to import: only where a choice is made
 
     proportional = False

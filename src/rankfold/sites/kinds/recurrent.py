@@ -25,7 +25,7 @@ def _why_not(module: nn.Module) -> str | None:
         return "weight_norm or spectral_norm: remove it first, as it computes the weight anew at every call"
     if base is None or kind.forward is not base.forward or "forward" in vars(module):
         return (
-            f"{kind.__name__} overrides the forward of a recurrent layer of torch, and may read the weights in any way"
+            f"{kind.__name__}: overrides the forward of a recurrent layer of torch, and may read the weights in any way"
         )
     return None
 
