@@ -187,3 +187,12 @@ def test_of_a_network_that_has_learnt_nothing_there_is_no_advice() -> None:
     assert "(--weights)?" in said[-1]
     assert not any("Yes" in each for each in said)
     assert not list(commands(made, "digits-cnn"))
+
+
+def test_the_data_may_be_a_tuple_of_parts_and_nothing_without_parts():
+    torch.manual_seed(0)
+    net, x = nn.Sequential(nn.Linear(16, 16), nn.ReLU(), nn.Linear(16, 2)), torch.randn(40, 16)
+    y = (x[:, 0] > 0).long()
+    assert rf.advise(net, ((x, y), (x, y)), seconds=0.01).sites == 2
+    with pytest.raises(ValueError, match=r"the data are a Tensor: give an object with train, validation and test"):
+        rf.advise(net, x)

@@ -224,7 +224,7 @@ def test_expected_errors_are_one_line(weights, run_directory, tmp_path):
     assert "no file" in failed("compress", "digits-cnn", "--weights", tmp_path / "none.pt", *common)
     known = ("digits-cnn", "--weights", weights)
     assert "cannot be met" in failed("plan", *known, "--budget", "flops=1e-6", "--samples", 64, "-o", tmp_path / "x")
-    assert "asked otherwise (budgets" in failed(*_compress(weights, run_directory, "--budget", "params=0.5"))
+    assert "with other settings (budgets" in failed(*_compress(weights, run_directory, "--budget", "params=0.5"))
     assert "plan.json" in failed("show", tmp_path / "plan.json")
     assert "plan.json" in failed("show", tmp_path)
     assert "no manifest.json" in failed("evaluate", tmp_path)
@@ -234,8 +234,8 @@ def test_expected_errors_are_one_line(weights, run_directory, tmp_path):
 @pytest.mark.parametrize(
     ("options", "said"),
     [
-        (("resnet-20",), "unknown model 'resnet-20'; did you mean resnet20?"),
-        (("digits-cnn", "--data", "digit"), "unknown data set 'digit'; did you mean digits?"),
+        (("resnet-20",), "there is no model 'resnet-20': did you mean resnet20?"),
+        (("digits-cnn", "--data", "digit"), "there is no data set 'digit': did you mean digits?"),
         (("digits-cnn", "--budget", "flop=0.4"), "did you mean flops?"),
         (("digits-cnn", "--budget", "size=0.5"), "is not understood"),
         (("digits-cnn", "--budget", "flops=50%"), "write 0.5 for 50 %"),
@@ -255,7 +255,7 @@ def test_values_that_cannot_be_are_wrong_usage(tmp_path, options, said):
 
 def test_a_mistyped_directory_is_called_one():
     said = failed("evaluate", "smal/resnet")
-    assert "smal/resnet: neither a directory here nor in the hub's cache" in said
+    assert "smal/resnet: this is neither a directory nor in the cache of the hub" in said
     assert "resnet20" in said
 
 

@@ -368,7 +368,7 @@ def edit(made: Plan, name: str, **changes) -> Plan:
             {"form": Form.TUCKER},
             r"head .*the form tucker; possible forms are dense, factored, keep, pivoted",
         ),
-        ({"shape": (5, 13)}, r"head .*made for 5×13"),
+        ({"shape": (5, 13)}, r"head .*made for a layer of 5×13"),
         ({"groups": 2}, r"head .*2 groups"),
         ({"bias": False}, r"head .*bias"),
         ({"site": "stem"}, r"stem .*(two entries|made for)"),

@@ -128,7 +128,7 @@ def test_any_change_of_the_text_is_a_plan_or_one_line(made: Plan, data):
     if error is not None:
         assert type(error) is ValueError
         assert "\n" not in str(error)
-        assert str(error).startswith(("not a valid plan: ", "not a plan: ", "the plan has format "))
+        assert str(error).startswith(("this is not a valid plan: ", "this is not a plan: ", "the plan has format "))
         return
     assert found.to_json()
     assert all(isinstance(entry.form, Form) and isinstance(entry.rank, int) for entry in found.entries)
@@ -603,6 +603,12 @@ def test_where_leaves_the_other_sites_out_of_the_plan():
     assert [entry.site for entry in made.entries] == ["block.0", "block.3"]
     assert ("head.weight", "not selected") in made.left_out
     assert apply_(copy.deepcopy(model), made).block[0] is not None
+
+
+def test_where_that_matches_no_layer_is_refused_with_the_names_that_there_are():
+    model, batch = network("conv_net")
+    with pytest.raises(ValueError, match=r"where='blok\.\*' matches no layer of the model: its layers are .*block\.0"):
+        plan(model, "params=0.9", "project", [batch], where="blok.*")
 
 
 def test_progress_reaches_the_end_of_each_stage():

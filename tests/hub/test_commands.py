@@ -155,7 +155,7 @@ def test_an_encoder_is_judged_by_the_directions_of_its_vectors(place):
 @pytest.mark.parametrize(
     ("words", "said"),
     [
-        (("analyze", "some/model", *TEXT), "neither a directory here nor in the hub's cache: add --download"),
+        (("analyze", "some/model", *TEXT), "this is neither a directory nor in the cache of the hub: add --download"),
         (("plan", "decoder", "--budget", "params=0.5", "-o", "p.json"), "no data were given: give --data"),
         (("plan", "decoder", "--data", "text:gone.txt", "--budget", "params=0.5", "-o", "p.json"), "gone.txt"),
         (("analyze", "decoder", "--data", "text:test.txt", "--length", 65), "the model takes at most 64 tokens"),

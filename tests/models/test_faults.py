@@ -92,7 +92,12 @@ def test_nan_or_inf_weights_of_convolutions(method, bad):
 
 
 def test_nan_inputs_and_overflow_name_the_layer():
-    told(ValueError, lambda: compress(network(), data=[X / 0]), "0 (Linear 16×12): activations", "look for bad samples")
+    told(
+        ValueError,
+        lambda: compress(network(), data=[X / 0]),
+        "0 (Linear 16×12): on the calibration data its activations",
+        "look for bad samples",
+    )
     half = network(torch.float16)
     with torch.no_grad():
         half[0].bias.fill_(6e4)

@@ -170,5 +170,5 @@ def test_faults_of_a_module(factories):
 
 
 def test_a_misspelt_name_lists_the_names():
-    with pytest.raises(zoo.ZooError, match=r"unknown model 'resnet19'.*vgg16-bn.*package\.module:factory"):
+    with pytest.raises(zoo.ZooError, match=r"there is no model 'resnet19'.*vgg16-bn.*package\.module:factory"):
         zoo.resolve("resnet19")

@@ -27,7 +27,7 @@ def _model(spec: str) -> str:
 
     if is_folder(spec) or "/" in spec:  # a folder, or OWNER/NAME on the hub; looked up where it is opened
         return spec
-    return _known(spec, "unknown model", model_names(), "package.module:factory, or a folder of transformers")
+    return _known(spec, "model", model_names(), "package.module:factory, or a folder of transformers")
 
 
 def _data(name: str | None) -> str | None:
@@ -35,11 +35,11 @@ def _data(name: str | None) -> str | None:
         return None
     from rankfold.zoo import data_names
 
-    return _known(name, "unknown data set", data_names(), "package.module:factory")
+    return _known(name, "data set", data_names(), "package.module:factory")
 
 
 def _method(name: str) -> str:
-    return _known(name, "no method named", METHODS)
+    return _known(name, "method", METHODS)
 
 
 def _method_or_none(name: str | None) -> str | None:
@@ -49,16 +49,16 @@ def _method_or_none(name: str | None) -> str | None:
 def _forms(given: list[str]) -> list[str]:
     names = [name.strip() for each in given for name in each.split(",")]
     for name in names:
-        _known(name, "no form named", FORMS)
+        _known(name, "form", FORMS)
     return names
 
 
 def _rule(name: str) -> str:
-    return _known(name, "no rank rule named", RULES)
+    return _known(name, "rank rule", RULES)
 
 
 def _objective(name: str | None) -> str | None:
-    return None if name is None else _known(name, "no objective named", OBJECTIVES, "package.module:objective")
+    return None if name is None else _known(name, "objective", OBJECTIVES, "package.module:objective")
 
 
 def _complete(*names: str) -> Callable[[str], list[str]]:
@@ -66,13 +66,13 @@ def _complete(*names: str) -> Callable[[str], list[str]]:
     return lambda incomplete: [name for name in names if name.startswith(incomplete)]
 
 
-def _known(value: str, fault: str, known: tuple[str, ...], other: str = "") -> str:
+def _known(value: str, what: str, known: tuple[str, ...], other: str = "") -> str:
     if value in known or (other and ":" in value):
         return value
     near = get_close_matches(value, known, 1)
     raise typer.BadParameter(
-        f"{fault} {value!r}; {f'did you mean {near[0]}? ' if near else ''}there are {', '.join(known)}"
-        f"{f', and your own as {other}' if other else ''}"
+        f"there is no {what} {value!r}: {f'did you mean {near[0]}? The' if near else 'the'} names are "
+        f"{', '.join(known)}{f'; your own is given as {other}' if other else ''}"
     )
 
 

@@ -60,7 +60,7 @@ def obstacle(
     if smallest < 1:
         advice = f"{replace(budget, keep=smallest).text} is the smallest that can be reached: ask for that"
     more = ("or " if advice else "") + "let more layers be factored" if left else ""
-    return "; ".join(filter(None, (" and ".join(said), ", ".join(filter(None, (advice, more))))))
+    return "; ".join(filter(None, ("; ".join(said), ", ".join(filter(None, (advice, more))))))
 
 
 def _smaller(group: Sequence[Option], axis: int) -> bool:
@@ -118,7 +118,7 @@ def _said(share: float, unit: str, kind: str, why: str, part: _Part) -> str:
     if not kind:
         return f"{_percent(share)} of the {unit} are {why}"
     what = f"{_article(kind)} {kind} ({names[0]})" if len(names) == 1 else f"{len(names)} × {kind} ({names[0]}, …)"
-    return f"{_percent(share)} of the {unit} are {what}: {why.removeprefix(f'{kind}: ')}"
+    return f"{_percent(share)} of the {unit} are in {what}: {why.removeprefix(f'{kind}: ')}"
 
 
 def _article(kind: str) -> str:

@@ -226,7 +226,9 @@ class Plan:
             try:
                 plan = cls.from_json(path.read_text(encoding="utf-8"))
             except OSError as error:
-                raise ValueError(f"{path}: {error.strerror or error}: give a plan.json that plan wrote") from None
+                raise ValueError(
+                    f"{path}: {error.strerror or error}: give a plan.json that rankfold plan wrote"
+                ) from None
             except UnicodeDecodeError as error:
                 raise ValueError(f"{path}: this is not a plan, which would be text ({error})") from None
             except ValueError as error:
@@ -309,8 +311,9 @@ def check_fingerprint(plan: Plan, model: nn.Module) -> None:
     here = fingerprint(model)
     if here == plan.fingerprint:
         return
-    what = "other weights of the same architecture" if other_weights(plan, model) else "another architecture"
+    what, load = "another architecture, or is applied already", ""
+    if other_weights(plan, model):
+        what, load = "other weights of the same architecture", ", or load the weights that the plan was made for"
     raise ValueError(
-        f"this plan was made for {what} (plan {plan.fingerprint}, model {here}): make a new plan for this model, "
-        "or load the weights that the plan was made for"
+        f"this plan was made for {what} (plan {plan.fingerprint}, model {here}): make a new plan for this model{load}"
     )

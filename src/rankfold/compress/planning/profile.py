@@ -41,6 +41,7 @@ from rankfold.sites import (
     unwrap,
     with_joint,
 )
+from rankfold.sites.find import missed
 
 UNHEARD = "it is called, and what it returns never reaches the outputs of the model: left as it is"
 
@@ -305,6 +306,8 @@ def profile(
     root, tell = unwrap(model), progress or (lambda what, done, total: None)
     calibration, method = calibration or Calibration(), method_named(method)
     found = sites(root, where)
+    if not len(found) and (none := missed(root, where)):
+        raise ValueError(none)
     check_ordinary(found)
     check_folded(found)
     found = chosen(found, forms)

@@ -370,7 +370,7 @@ def parse_budget(text: str) -> Budget:
         if found and name in ("params", "flops", "bytes", "energy") and not at:
             return _KINDS[name](float(value))
     except ValueError as error:
-        percent = "; write 0.5 for 50 %" if "%" in value else ""
+        percent = "; write 0.5 for 50 %" if "%" in value or value.isdecimal() else ""
         raise ValueError(f"budget {text!r}: {error}{percent}") from None
     near = get_close_matches(name, ["params", "flops", "bytes", "energy", "latency"], 1)
     raise ValueError(

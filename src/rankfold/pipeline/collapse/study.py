@@ -25,6 +25,7 @@ from rankfold.collapse import (
 )
 from rankfold.collapse.losses import vectors
 from rankfold.costs import evaluating
+from rankfold.linalg.brief import brief
 from rankfold.objectives import main_tensor
 from rankfold.pipeline.collapse.conclusion import conclusion, few
 from rankfold.pipeline.collapse.groups import grouped
@@ -45,6 +46,8 @@ class LayerCollapse:
     spectrum: Spectrum
     clusters: LayerClusters | None
     bound: LayerBound | None
+
+    __repr__ = brief
 
     def to_dict(self, classes: int) -> dict[str, Any]:
         return {
@@ -88,6 +91,8 @@ class CollapseReport:
     notes: tuple[str, ...]
     paths: Paths | None = None
     lone: int = 0
+
+    __repr__ = brief
 
     @property
     def violations(self) -> int:
