@@ -280,8 +280,8 @@ def test_bad_files_are_one_line(here):
     assert "none.yaml: No such file" in failed("train", "none.yaml")
     for text, word in (
         ("model: [", "not YAML"),
-        ("- model", "a mapping"),
-        ("", "a mapping"),
+        ("- model", "must hold keys and values"),
+        ("", "must hold keys and values"),
         ("epochs: 3", "model is"),
     ):
         (here / "bad.yaml").write_text(text)
@@ -328,7 +328,7 @@ def test_a_directory_of_somebody_else_is_left_alone(here, theirs):
     (here / "train.yaml").write_text(CONFIG)
     for more in ((), ("--restart",)):
         said = failed("train", "train.yaml", *more)
-        assert f"holds no run of rankfold ({theirs}): give another directory" in said
+        assert f"holds no run of rankfold (it holds {theirs}): give another directory" in said
     assert {path.name: path.read_bytes() for path in (here / "run").iterdir()} == before
 
 

@@ -494,7 +494,7 @@ def test_outputs_beyond_the_memory_are_computed_again(monkeypatch):
 def test_labels_out_of_range_are_named() -> None:
     model = nn.Sequential(nn.Linear(6, 8), nn.ReLU(), nn.Linear(8, 3))
     data = (torch.randn(20, 6), torch.full((20,), 7))
-    with pytest.raises(ValueError, match=r"label 7 .* 0 … 2"):
+    with pytest.raises(ValueError, match=r"label 7, .* from 0 to 2"):
         rf.plan(model, "params=0.6", "truncate", data, rule="iterative")
 
 

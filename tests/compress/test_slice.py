@@ -341,7 +341,7 @@ def test_what_cannot_be_sliced_says_why(artifact):
     small = rf.apply_(copy.deepcopy(lone), plan)
     with pytest.raises(rf.SliceError, match="0 \\(the ranks of tucker are tied"):
         rf.slice_(rf.Stored(small, plan, {}, rf.bottlenecks(small, data)), "flops=0.5")
-    with pytest.raises(rf.SliceError, match="such as rankfold.load\\(DIR\\) reads, got a str"):
+    with pytest.raises(rf.SliceError, match=r"such as rankfold\.load\(DIR\) reads, got a str"):
         rf.slice_("small", "params=0.5")
     with pytest.raises(rf.SliceError, match="without its bottlenecks"):
         rf.slice_(rf.Stored(artifact.model, artifact.plan, {}), "flops=0.5")
