@@ -240,7 +240,7 @@ def test_expected_errors_are_one_line(weights, run_directory, tmp_path):
         (("digits-cnn", "--budget", "size=0.5"), "is not understood"),
         (("digits-cnn", "--budget", "flops=50%"), "write 0.5 for 50 %"),
         (("digits-cnn", "--budget", "flops=1.5"), "share of the whole model that is kept"),
-        (("digits-cnn", "--method", "magic"), "there are project, sequential, relu, nuclear"),
+        (("digits-cnn", "--method", "magic"), "the names are project, sequential, relu, nuclear"),
         (("digits-cnn", "--ranks", "iteratve"), "did you mean iterative?"),
     ],
     ids=lambda value: str(value[-1]) if isinstance(value, tuple) else "",

@@ -268,9 +268,9 @@ def test_what_fits_already_is_left_as_it_is(artifact):
 
 
 def test_the_smallest_budget_is_named_and_can_be_met(artifact):
-    with pytest.raises(rf.BudgetError, match="which has flops=") as caught:
+    with pytest.raises(rf.BudgetError, match="which takes flops=") as caught:
         rf.slice_(fresh(artifact), "flops=0.01")
-    smallest = str(caught.value).split("which has ")[1].split(" ")[0]
+    smallest = str(caught.value).split("which takes ")[1].split(" ")[0]
     assert rf.slice_(fresh(artifact), smallest).plan.after.flops > 0
 
 

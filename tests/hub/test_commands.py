@@ -181,7 +181,7 @@ def test_a_disk_that_is_too_small_is_told_before_the_work(verb, monkeypatch, pla
 def test_a_foreign_tokenizer_and_a_damaged_shard_are_told(place, tmp_path):
     small = llama(tmp_path / "small", vocabulary=8)
     budget = ("--budget", "params=0.5", "-o", tmp_path / "p.json")
-    assert "outside of the 8 that the model knows" in failed("plan", small, "--data", "text:test.txt", *budget)
+    assert "and the model knows tokens below 8" in failed("plan", small, "--data", "text:test.txt", *budget)
     weights = place / "decoder" / "model.safetensors"
     shutil.copytree(place / "decoder", tmp_path / "cut")
     (tmp_path / "cut" / "model.safetensors").write_bytes(weights.read_bytes()[:-9])

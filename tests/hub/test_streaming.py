@@ -404,7 +404,7 @@ SPOILED = {
     "cut short": (lambda folder, shards: shards[1].write_bytes(shards[1].read_bytes()[:-8]), "damaged or cut short"),
     "missing": (lambda folder, shards: shards[1].unlink(), "a part of the model is missing"),
     "key": (lessened, "its files hold no"),
-    "type": (retyped, "is stored as I8, the numbers of a quantiser"),
+    "type": (retyped, "is stored as I8, as quantisers do"),
 }
 
 

@@ -299,7 +299,7 @@ def test_an_optimizer_of_before_is_told_of():
         ({"window": 0}, "window must be"),
         ({"tolerance": 1.0}, "tolerance, a share"),
         ({"budget": 2.0}, "budget= is a share"),
-        ({"groups": [nn.Parameter(torch.zeros(1))]}, "0.core is in none of the groups"),
+        ({"groups": [nn.Parameter(torch.zeros(1))]}, "0.core is in none of the parameter groups"),
     ],
 )
 def test_settings_are_checked(how, match):
@@ -321,7 +321,7 @@ def test_a_gradient_that_is_not_finite_names_its_layer_and_changes_nothing():
     before = copy.deepcopy(model.state_dict())
     x, y = data()
     (F.cross_entropy(model(x), y) * float("inf")).backward()
-    with pytest.raises(NonFiniteError, match=r"0: its gradient is not finite; this step was not taken"):
+    with pytest.raises(NonFiniteError, match=r"0: its gradient is not finite, so this step was not taken"):
         optimizer.step()
     after = model.state_dict()
     assert all(

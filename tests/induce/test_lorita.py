@@ -402,7 +402,7 @@ def test_whole_modules_are_pickled_only_after_folding() -> None:
         ({"inner": "wide"}, "inner must be 'paper', 'thin', or one or several widths"),
         ({"inner": (6, 2)}, r"0 \(Linear 4×6\): an inner width of 2 cannot hold .* start='random'"),
         ({"where": "nothing*"}, r"where='nothing\*' matches no layer of the model: its layers are 0, 1$"),
-        ({"where": lambda name, module: False}, "where matches no site"),
+        ({"where": lambda name, module: False}, "where matches no layer"),
     ],
 )
 def test_what_cannot_be_is_refused_before_anything_changes(settings: dict, message: str) -> None:

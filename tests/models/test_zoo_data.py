@@ -268,8 +268,8 @@ def test_parquet_that_is_not_the_data_set(small_mnist):
     faults = {
         "29 images and not 30": {"counts": (("train", 29), ("test", 10))},
         "31 images and not 30": {"counts": (("train", 31), ("test", 10))},
-        "labels 0 to 10 for 0 to 9": {"label": lambda i: i % 11},
-        "labels -1 to 8 for 0 to 9": {"label": lambda i: i % 10 - 1},
+        "other labels than 0 to 9: 0 to 10": {"label": lambda i: i % 11},
+        "other labels than 0 to 9: -1 to 8": {"label": lambda i: i % 10 - 1},
         "cannot be read: KeyError": {"column": "picture"},
         "cannot be read: ValueError": {"size": 27},
     }
@@ -469,11 +469,11 @@ def test_splits_are_passed_through(monkeypatch):
     [
         (tabular(3), r"must return \(train, test\) or"),
         ((tabular(3),), r"must return \(train, test\) or"),
-        ((tabular(8), iter([])), "test: a list_iterator is not a sized, indexable data set"),
+        ((tabular(8), iter([])), "test: a list_iterator is no data set with a length and an index"),
         (([], tabular(3)), "train: the data set is empty"),
         (
             ([(torch.zeros(2), "cat")] * 3, tabular(3)),
-            r"sample 0 is not \(input, target\)",
+            r"sample 0 is neither \(input, target\)",
         ),
         (
             ([(torch.zeros(2), 0), (torch.zeros(2), 0.5)], tabular(3)),
@@ -484,7 +484,7 @@ def test_splits_are_passed_through(monkeypatch):
         (([(torch.zeros(2), -1)] * 3, tabular(3)), "label -1 is negative"),
         (
             ([(torch.zeros(2), 0), (torch.zeros(3), 0)], tabular(3)),
-            r"sample 1 is \(3,\) float32 and sample 0 is \(2,\) float32; all inputs must be alike",
+            r"sample 1 is \(3,\) float32 and sample 0 is \(2,\) float32, and all inputs must be alike",
         ),
         (([(torch.zeros(2), 0)], tabular(3)), "1 samples cannot be held out of 1"),
         ((several(3, "tuple") + several(3, "dict"), tabular(3)), r"sample 3 is \{ids: .* and sample 0 is \(\(2,\)"),

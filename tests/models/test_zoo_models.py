@@ -163,7 +163,7 @@ def test_option_a_shortcut_subsamples_and_pads_on_both_sides():
 
 
 def test_faults_are_one_sentence():
-    with pytest.raises(zoo.ZooError, match=r"\./nosuch: no such folder"):
+    with pytest.raises(zoo.ZooError, match=r"\./nosuch: there is no such folder"):
         zoo.model("./nosuch")
     with pytest.raises(zoo.ZooError, match=r"there is no model 'resnet21'.*resnet20"):
         zoo.model("resnet21")

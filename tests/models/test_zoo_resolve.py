@@ -156,7 +156,7 @@ def test_a_module_that_hides_one_of_yours_is_named(tmp_path, monkeypatch):
 def test_faults_of_a_module(factories):
     package = factories.split(".")[0]
     faults = {
-        "no_such_module_at_all:f": "module no_such_module_at_all not found, neither installed nor",
+        "no_such_module_at_all:f": "there is no module no_such_module_at_all, neither installed nor",
         f"{package}.absent:f": rf"module {package}\.absent not found",
         f"{package}.broken:f": "importing .* failed: ModuleNotFoundError: .*rankfold_has_no_such_dependency",
         f"{package}.dividing:f": "importing .* failed: ZeroDivisionError: division by zero",

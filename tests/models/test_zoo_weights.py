@@ -181,7 +181,7 @@ def test_a_truncated_file_is_called_truncated(tmp_path, kept):
     torch.save(network().state_dict(), tmp_path / "whole.pt")
     content = (tmp_path / "whole.pt").read_bytes()
     (tmp_path / "half.pt").write_bytes(content[: int(kept * len(content))])
-    with pytest.raises(zoo.ZooError, match=r"half\.pt is damaged or truncated: ") as caught:
+    with pytest.raises(zoo.ZooError, match=r"half\.pt is damaged or cut short: ") as caught:
         zoo.load_weights(network(), tmp_path / "half.pt")
     assert "code" not in str(caught.value)
 

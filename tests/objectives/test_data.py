@@ -328,5 +328,5 @@ def test_the_whole_job_takes_a_tuple_of_data_sets():
     settings = Settings(curve=False, slices=False, samples=64)
     result = compress(Taking(), (pairs[:80], pairs[80:]), rf.Ranks({"body": 2}), settings=settings)
     assert result.plan["body"].rank == 2
-    with pytest.raises(ValueError, match=r"a list: an object with train.*or a tuple"):
+    with pytest.raises(ValueError, match=r"a list: give an object with train.*or a tuple"):
         compress(Taking(), pairs, "params=0.9", settings=settings)

@@ -140,7 +140,7 @@ def test_nothing_to_count_and_unknown_names():
         objective_named("regresion")
     with pytest.raises(ObjectiveError, match="got a int"):
         objective_named(3)
-    with pytest.raises(ObjectiveError, match="differ in their outputs, 2×3 and 2×4"):
+    with pytest.raises(ObjectiveError, match="differ in shape, 2×3 and 2×4"):
         objective_named("teacher").divergence(torch.ones(2, 3), torch.ones(2, 4))
     with pytest.raises(ObjectiveError, match="without floating-point numbers"):
         objective_named("teacher").answers(torch.ones(2, dtype=torch.int64))

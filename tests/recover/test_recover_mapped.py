@@ -128,7 +128,9 @@ def test_what_is_no_file_of_entries_is_told_from_what_is_another_one(tmp_path):
             reading(tmp_path)
         with pytest.raises(ValueError, match=r"entries are (mapped|read) from \.csv, .*\.parquet"):
             reading(file)
-    with pytest.raises(ValueError, match=r"r\.csv\.gz is a file: map_entries\(file, directory\) makes a folder"):
+    with pytest.raises(
+        ValueError, match=r"r\.csv\.gz is a file, and stored entries are a folder: map_entries\(file, directory\)"
+    ):
         read_mapped(file)
 
 
@@ -295,7 +297,7 @@ def test_implicit_least_squares_of_files_are_those_in_memory(tmp_path, monkeypat
     assert np.allclose(near.model_.columns, far.model_.columns, atol=1e-12)
     assert [name for name, _ in near.recommend(3, 5)] == [name for name, _ in far.recommend(3, 5)]
     assert len(list(found.parts())) > 5
-    with pytest.raises(ValueError, match="neighbours holds all entries in memory: take als"):
+    with pytest.raises(ValueError, match="neighbours holds all entries in memory: use als"):
         ImplicitFeedback("neighbours").fit(found)
     with pytest.raises(ValueError, match=r"lie in files, .*: map the longer table"):
         far.partial_fit([(3, "i1")])

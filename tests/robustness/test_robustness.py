@@ -66,7 +66,7 @@ def test_what_is_lost_to_a_smaller_radius_is_lost_to_a_larger_one():
         held = [attack.accuracy for attack in found.attacks if attack.norm == norm]
         assert [found.clean, *held] == sorted([found.clean, *held], reverse=True)
     assert found.accuracy("linf", 0.3) < 0.2 < found.accuracy("linf", 0.02)
-    with pytest.raises(KeyError, match="no attack l2 of radius 7"):
+    with pytest.raises(KeyError, match="no attack in the norm l2 with radius 7"):
         found.accuracy("l2", 7)
 
 

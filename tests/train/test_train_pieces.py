@@ -62,7 +62,7 @@ def test_recipe_refuses_values_out_of_range_by_name(key, value):
 def test_recipe_refuses_unknown_keys():
     with pytest.raises(ValueError, match="unknown lr"):
         Recipe.from_dict({"lr": 0.1})
-    with pytest.raises(ValueError, match=r"unknown distill\.alpha"):
+    with pytest.raises(ValueError, match=r"there is no distill\.alpha"):
         Recipe.from_dict({"distill": {"alpha": 0.1}})
     with pytest.raises(ValueError, match=r"Distill\.weight"):
         Distill(weight=0.0)
@@ -184,7 +184,7 @@ def test_breakdown_is_told_and_only_that():
     assert "11.50 %" in said
     assert "weight_decay" in said
     said = breakdown(model, start, _epochs(0.11, 0.97, 0.11), 2)
-    assert "collapsed, the weights of epoch 2 (97.00 %) are kept" in said
+    assert "collapsed, and the weights of epoch 2 (97.00 %) are kept" in said
     model[2].weight.data.mul_(1e-6)
     assert vanished(model) == (["2"], 2)
     assert "weights of 1 of 2 layers have gone to zero (2)" in breakdown(model, start, _epochs(0.97), 1)

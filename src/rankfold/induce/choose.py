@@ -120,7 +120,7 @@ def _why_not(root: nn.Module, site: Site) -> str | None:
     if around is not None and not isinstance(around, nn.MultiheadAttention):
         return f"read directly by the {type(around).__name__} around it, which needs an ordinary weight"
     if site.layer.lookup:
-        return "an embedding looks up rows, and would have to multiply the whole table out at every step"
+        return "an embedding, which looks up rows: its whole table would be multiplied out at every step"
     if site.forms == {Form.KEEP} and not site.tied_to:
         return site.note
     return None
