@@ -262,7 +262,11 @@ def test_they_are_taken_only_where_they_are_asked_for(measured):
     alone = rf.plan(model, ["bytes=0.5", rf.Multiples(8)], data=data, forms="residual,int8")
     assert {e.form for e in alone.changed} == {Form.RESIDUAL}
     assert all(e.rank % 8 == 0 for e in alone.changed)
-    for wrong, why in (("int7", "no form named 'int7'"), ([], "name at least one"), ("spatial", "any of the forms")):
+    for wrong, why in (
+        ("int7", "no form named 'int7'"),
+        ([], "names no form beside 'keep'"),
+        ("spatial", "any of the forms"),
+    ):
         with pytest.raises(ValueError, match=why):
             rf.plan(model, "bytes=0.5", data=data, forms=wrong)
     with pytest.raises(

@@ -260,7 +260,7 @@ def test_what_is_left_out_has_a_reason():
     reasons = dict(left_out)
     assert reasons["0.weight"] == "a grouped convolution"
     assert reasons["1.weight"] == "a transposed convolution"
-    assert "smaller side is 10" in reasons["2.weight"]
+    assert "smaller side is only 10" in reasons["2.weight"]
     assert "MultiheadAttention" in reasons["4.out_proj.weight"]
     assert "frozen" in reasons["5.weight"]
     assert "embedding" in reasons["6.weight"]
@@ -298,7 +298,7 @@ def test_an_optimizer_of_before_is_told_of():
         ({"integrator": "euler"}, "integrator must be one of"),
         ({"window": 0}, "window must be"),
         ({"tolerance": 1.0}, "tolerance, a share"),
-        ({"budget": 2.0}, "budget= is a share"),
+        ({"budget": 2.0}, "budget, a share"),
         ({"groups": [nn.Parameter(torch.zeros(1))]}, "0.core is in none of the parameter groups"),
     ],
 )

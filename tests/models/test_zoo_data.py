@@ -164,7 +164,7 @@ def test_subset_and_take_keep_inputs_and_labels_together():
     assert taken.labels.tolist() == [split.labels[i] for i in origin(taken)]
     assert origin(split.take(5, torch.Generator().manual_seed(0))) == origin(taken)
     for count in (0, 9):
-        with pytest.raises(ValueError, match=f"cannot take {count} samples of 8"):
+        with pytest.raises(ValueError, match=f"{count} samples cannot be taken of 8"):
             split.take(count, torch.Generator())
 
 
@@ -479,7 +479,7 @@ def test_splits_are_passed_through(monkeypatch):
             ([(torch.zeros(2), 0), (torch.zeros(2), 0.5)], tabular(3)),
             r"sample 1 has a target \(\) float32 and sample 0",
         ),
-        (([(torch.zeros(2), 0), (torch.zeros(2),)], tabular(3)), "sample 1 has no target and sample 0 a target"),
+        (([(torch.zeros(2), 0), (torch.zeros(2),)], tabular(3)), "sample 1 has no target and sample 0 has a target"),
         (([(torch.zeros(2), torch.zeros(2), 0)] * 3, tabular(3)), r"it has 3 members: .* \(\(a, b\), target\)"),
         (([(torch.zeros(2), -1)] * 3, tabular(3)), "label -1 is negative"),
         (

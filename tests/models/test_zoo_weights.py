@@ -151,7 +151,7 @@ def test_contents_that_are_no_state_dict(tmp_path):
         "holds a list": [torch.zeros(2)],
         "holds a Tensor": torch.zeros(2),
         "1 of its 2 entries are not named tensors, the first of them 'lr'": {"weight": torch.zeros(2), "lr": 0.1},
-        "the first is 0": {0: torch.zeros(2)},
+        "the first of them 0": {0: torch.zeros(2)},
         "2 missing": {},
     }
     for match, content in contents.items():
