@@ -258,7 +258,7 @@ def test_progress_is_told_and_bad_requests_are_refused():
         LowRank().fit(np.full((4, 3), np.nan))
     with pytest.raises(ValueError, match="needs its measurements too"):
         LowRank().fit(Gaussian((4, 3), 5, 0, F64))
-    with pytest.raises(ValueError, match="measurement 1 is not finite"):
+    with pytest.raises(ValueError, match="measurement 1 is NaN or infinite"):
         LowRank().fit(Gaussian((4, 3), 3, 0, F64), [1.0, np.inf, 2.0])
     with pytest.raises(ValueError, match=r"\(2,\) measurements were given for an operator that makes \(3,\)"):
         LowRank().fit(Gaussian((4, 3), 3, 0, F64), [1.0, 2.0])

@@ -132,7 +132,7 @@ def test_uncertainty_is_about_as_large_as_errors_are():
     assert 0.75 < np.sqrt(np.mean((missed / deviation) ** 2)) < 1.35
     _, stranger = found.predict([["nobody", 0]], return_std=True)
     assert stranger[0] > 1.5 * np.median(deviation)
-    with pytest.raises(ValueError, match="times are 1 finite numbers"):
+    with pytest.raises(ValueError, match="times must be 1 finite numbers"):
         found.predict([["nobody", 0]], times=[np.nan])
 
 
@@ -144,7 +144,7 @@ def test_side_tables(tmp_path):
     assert features.toarray()[3].sum() == 0
     assert remarks == (
         "of each row: age, sex, name",
-        "1 of 4 rows have no line in users.csv, who the first",
+        "1 of 4 rows have no line in users.csv, the first is who",
     )
     with pytest.raises(ValueError, match="none of its 3 names is the name of a row among the entries, such as x"):
         read_side(file, ("x",))

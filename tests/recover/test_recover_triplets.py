@@ -65,7 +65,7 @@ def test_numbers_as_names_are_in_numeric_order(tmp_path):
     [
         (
             "a,b,1\na,c\n",
-            r"line 2: 2 of 3 fields; is the file cut short\? The order is row, column, value; there is no",
+            r"line 2: there are 2 of 3 fields; is the file cut short\? The order is row, column, value; there is no",
         ),
         ("a,b,1\na,c,\n", r"line 2: the value is missing \(row a, column c\)"),
         ("a,b,1\na,c,good\n", r"line 2: 'good' is not a number \(row a, column c\); the order is row, column, value;"),
@@ -154,7 +154,7 @@ def test_arrays_and_their_faults(tmp_path):
         triplets(np.array([0, 7]), np.array([0, 1]), [1.0, 2.0], shape=(3, 2))
     with pytest.raises(ValueError, match="value at row 1, column 0 is nan"):
         triplets(np.array([0, 1]), np.array([0, 0]), [1.0, np.nan])
-    with pytest.raises(ValueError, match="as many of each"):
+    with pytest.raises(ValueError, match="lists of equal length"):
         triplets(np.array([0, 1]), np.array([0]), [1.0, 2.0])
     empty = triplets(np.array([0, 2]), np.array([0, 1]), [1.0, 2.0], shape=(3, 2))
     assert "1 row has no entry, 1: it is predicted" in empty.remarks[0]
@@ -321,7 +321,7 @@ def test_arrays_of_another_form_are_told_of_all_forms(tmp_path):
     told = refused(sensing=np.ones((2, 3, 4)), b=np.ones(2))
     assert "its arrays are sensing, b: give entries as rows, columns, values (and shape), as a matrix X" in told
     assert "y with A (count, m, n), or as y with seed, count and shape" in told
-    assert "values missing beside rows, columns" in refused(rows=[0], columns=[0])
+    assert "values missing beside the arrays rows, columns" in refused(rows=[0], columns=[0])
     assert "shape (m, n) beside it" in refused(y=np.ones(5), A=np.ones((5, 12)))
     assert "must have 15 columns for the shape (3, 5)" in refused(y=np.ones(5), A=np.ones((5, 12)), shape=[3, 5])
     told = refused(y=np.array([1.0, np.nan]), A=np.ones((2, 3, 4)))

@@ -445,7 +445,7 @@ def test_what_cannot_be_recorded_is_refused():
     with pytest.raises(ValueError, match=r"3 .*meta"):
         rf.SpectrumRecorder(network().to("meta"), "3")
     for setting in ("rank", "every", "pending"):
-        with pytest.raises(ValueError, match=f"{setting} is at least 1"):
+        with pytest.raises(ValueError, match=f"{setting} must be at least 1"):
             rf.SpectrumRecorder(network(), **{setting: 0})
     found = recorded(network())
     for label in (2, 1, math.nan, math.inf):

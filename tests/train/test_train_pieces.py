@@ -60,7 +60,7 @@ def test_recipe_refuses_values_out_of_range_by_name(key, value):
 
 
 def test_recipe_refuses_unknown_keys():
-    with pytest.raises(ValueError, match="unknown lr"):
+    with pytest.raises(ValueError, match="there is no lr"):
         Recipe.from_dict({"lr": 0.1})
     with pytest.raises(ValueError, match=r"there is no distill\.alpha"):
         Recipe.from_dict({"distill": {"alpha": 0.1}})
@@ -306,7 +306,7 @@ def test_evaluation_refuses_bad_data_by_role():
         "2 labels": (inputs, torch.tensor([0, 1])),
         "integers": (inputs, torch.tensor([0.0, 1.0, 2.0])),
         "give it as teacher=": [inputs],
-        "a int was given": 3,
+        "not a int": 3,
         "it is empty": iter([]),
         "do not fit": (inputs, torch.zeros(3, 2, dtype=torch.int64)),
     }
