@@ -338,7 +338,7 @@ def test_a_state_of_another_size_is_refused_and_not_spread_over_the_samples():
     with opened(model):
         with pytest.raises(ValueError, match="takes a state of shape 1×3×7 here, and was given 1×1×7"):
             model["r"](torch.randn(4, 3, 5), torch.zeros(1, 1, 7))
-        with pytest.raises(ValueError, match="takes a state of 3×7 here, and was given 1×7"):
+        with pytest.raises(ValueError, match="takes a state of shape 3×7 here, and was given 1×7"):
             model["c"](torch.randn(3, 5), torch.zeros(1, 7))
 
 
