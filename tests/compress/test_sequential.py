@@ -362,7 +362,7 @@ def test_the_iterative_rule_is_refused():
 def test_activations_that_are_not_finite_name_the_site():
     model, x = residual()
     x[3, 0, 0, 0] = torch.nan
-    with pytest.raises(ValueError, match=r"stem\.0 .*not finite"):
+    with pytest.raises(ValueError, match=r"stem\.0 .*NaN or infinite"):
         rf.plan(model, "params=0.5", "sequential", [x])
 
 

@@ -353,7 +353,7 @@ def test_what_cannot_be_sliced_says_why(artifact):
         rf.slice_(fresh(artifact), "flop=0.5")
     with pytest.raises(ValueError, match="empty"):
         rf.bottlenecks(artifact.model, [])
-    with pytest.raises(ValueError, match="not finite"):
+    with pytest.raises(ValueError, match="NaN or infinite"):
         rf.bottlenecks(artifact.model, images(4) * float("nan"))
 
 

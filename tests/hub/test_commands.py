@@ -174,7 +174,9 @@ def test_a_disk_that_is_too_small_is_told_before_the_work(verb, monkeypatch, pla
     usage = shutil.disk_usage(place)
     monkeypatch.setattr(shutil, "disk_usage", lambda path: usage._replace(free=100))
     words = ("decoder", *TEXT, "--budget", "params=0.5") if verb == "compress" else ("decoder", "p.json")
-    assert "bytes will be needed there, and 100 are free: make room" in failed(verb, *words, "-o", "elsewhere/small")
+    assert "bytes will be needed there, and 100 are free: free some space" in failed(
+        verb, *words, "-o", "elsewhere/small"
+    )
     assert not (place / "elsewhere").exists()
 
 

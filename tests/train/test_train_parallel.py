@@ -165,5 +165,5 @@ def test_slices_are_the_batch_and_small_batches_are_refused():
     assert all(part[2] == "a name" for part in parts)
     with pytest.raises(ValueError, match="a batch of 2 cannot be shared by 3"):
         Team(0, 3).share((torch.zeros(2, 1), torch.zeros(2)))
-    with pytest.raises(ValueError, match="take 3 or another multiple of 3"):
+    with pytest.raises(ValueError, match="give 3 or another multiple of 3"):
         Team(0, 3).check(2)

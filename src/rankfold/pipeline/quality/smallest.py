@@ -308,5 +308,5 @@ class Hunt:
         return BudgetError(
             f"no network {why}: {figure.name} may be worse by {self.asked.points:g} {unit}".rstrip()
             + f", and the best of the {len(tried)} networks that were tried is worse by {met}"
-            + ": allow more (--max-drop, max_drop=), try another method, or give the search more samples"
+            + ": allow more (--max-drop, max_drop=), or try another method (--method)"
         )
