@@ -227,7 +227,7 @@ def test_two_cells_of_one_name_are_refused(tmp_path):
         def name(self, cell: Square) -> str:
             return "square"
 
-    with pytest.raises(ValueError, match="two different cells have the name square"):
+    with pytest.raises(ValueError, match="two different cells have the same name square"):
         run_cells([Square(1), Square(2)], Careless(square, tmp_path))
     assert not list(tmp_path.iterdir())
 
