@@ -153,6 +153,18 @@ def llama() -> tuple[nn.Module, Any]:
     return LlamaForCausalLM(config), {"input_ids": ids, "attention_mask": mask}
 
 
+def falcon() -> tuple[nn.Module, Any]:
+    """Its linear layers are of a class of its own."""
+    from transformers import FalconConfig, FalconForCausalLM
+
+    torch.manual_seed(0)
+    model = FalconForCausalLM(
+        FalconConfig(vocab_size=64, hidden_size=32, num_hidden_layers=2, num_attention_heads=4, multi_query=False)
+    )
+    ids, _ = tokens()
+    return model.eval(), {"input_ids": ids}
+
+
 def vit() -> tuple[nn.Module, Any]:
     from transformers import ViTConfig, ViTForImageClassification
 
@@ -174,6 +186,7 @@ HUGGING_FACE = {
     "bert": bert,
     "bert_without_head": bert_without_head,
     "llama": llama,
+    "falcon": falcon,
     "vit": vit,
 }
 NETWORKS = TORCH | HUGGING_FACE
