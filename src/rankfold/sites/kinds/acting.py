@@ -24,7 +24,7 @@ def overrides(kind: type, base: type) -> bool:
 
 
 @torch.no_grad()
-def acts_as(module: Any, base: type[nn.Module]) -> bool:
+def acts_as(module: Any, base: Any) -> bool:
     """Whether ``module``, of a class derived from ``base``, gives what ``base`` gives, in training and evaluation mode.
 
     Tried with small weights of its dtype, on the processor also where the layer is nowhere (meta), at two sizes of
@@ -33,7 +33,7 @@ def acts_as(module: Any, base: type[nn.Module]) -> bool:
     """
     if not isinstance(module, base):
         return False
-    kind = ordinary_class(module)
+    kind: Any = ordinary_class(module)
     if not overrides(kind, base):
         return True
     if kind.__call__ is not nn.Module.__call__ or not _is_plain(module) or not module.weight.is_floating_point():
