@@ -429,7 +429,7 @@ def test_what_needs_the_whole_is_refused(place, streamed, tmp_path):
     for settings in (Settings("sequential", tune=3), Settings("sequential", finetune=1), Settings("project")):
         with pytest.raises(ValueError, match="leave the bound out"):
             rf.stream(place, DATA, "params=0.8", tmp_path, settings=settings)
-    with pytest.raises(hub.HubError, match="compressed by rankfold already"):
+    with pytest.raises(hub.HubError, match="already compressed by rankfold"):
         rf.stream(streamed[0].directory, DATA, "params=0.8", tmp_path)
 
 

@@ -214,7 +214,7 @@ def test_a_file_of_another_cell_or_a_damaged_one_is_named_and_never_read(tmp_pat
         run([Square(2)], tmp_path)
     for text in ("{", "3", ""):
         two.write_text(text)
-        with pytest.raises(ValueError, match=f"{two}: .*not a finished cell .*: delete it to compute"):
+        with pytest.raises(ValueError, match=f"{two}: .*not a finished cell.*: delete it to compute"):
             run([Square(2)], tmp_path)
     old = json.loads(whole)
     del old["case"]  # as some of the first release are
