@@ -91,7 +91,8 @@ class Ratings(RegressorMixin, BaseEstimator):
         by them, drawn to the known ones. A first call is `fit`.
 
         Ratings of columns that the fit did not know are left out, and those outside its scale count as given: both with
-        a warning. Raises ``ValueError`` for a row that is known: its earlier ratings are not kept. Cost: a least squares a row.
+        a warning. Raises ``ValueError`` for a row that is known: its earlier ratings are not kept.
+        Cost: a least squares a row.
         """
         if not hasattr(self, "model_"):
             return self.fit(X, y, times=times)
@@ -130,12 +131,13 @@ def _warn(model: FactorModel, given: Triplets) -> None:
             f"{given.column_names[given.columns[new[0]]]}, and are left out: fit again with all ratings to learn them",
             stacklevel=3,
         )
-    outside = np.flatnonzero((given.values < model.low) | (given.values > model.high))
+    slack = 0.1 * (model.high - model.low)  # values without a scale may go a little farther
+    outside = np.flatnonzero((given.values < model.low - slack) | (given.values > model.high + slack))
     if len(outside):
         warnings.warn(
-            f"{len(outside)} of {len(given)} ratings, such as {given.values[outside[0]]:g}, are outside the scale of the "
-            f"fit, {model.low:g} to {model.high:g}: are they in the same units? They count as given, and predictions "
-            "stay on that scale",
+            f"{len(outside)} of {len(given)} ratings, such as {given.values[outside[0]]:g}, are outside the scale of "
+            f"the fit, {model.low:g} to {model.high:g}: are they in the same units? They count as given, and "
+            "predictions stay on that scale",
             stacklevel=3,
         )
 

@@ -47,8 +47,8 @@ class Columns:
             doubt = ""
             if self.doubt:
                 doubt = (
-                    f"; line 1 ({', '.join(self.doubt)}) is read as an entry, though its names come nowhere else: if it "
-                    "is a header, say --header, and if it is none, --no-header (in Python header=True or False)"
+                    f"; line 1 ({', '.join(self.doubt)}) is read as an entry, though its names come nowhere else: if "
+                    "it is a header, say --header, and if it is none, --no-header (in Python header=True or False)"
                 )
             return f"no header: columns {numbers} are {roles}{more}{doubt}"
         told = [

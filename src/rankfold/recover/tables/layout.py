@@ -23,8 +23,8 @@ class Fault(ValueError):
 
 @dataclass(frozen=True)
 class Wanted:
-    """What was asked of a file: ``columns`` by name, ``implicit`` feedback (a value may be missing), times; whether line
-    1 is a ``header`` (None: by what it looks like)."""
+    """What was asked of a file: ``columns`` by name, ``implicit`` feedback (a value may be missing), times; whether
+    line 1 is a ``header`` (None: by what it looks like)."""
 
     columns: tuple[str, ...] | None = None
     implicit: bool = False
@@ -111,7 +111,8 @@ def _asked(first: list[str], below: list[list[str]], wanted: Wanted) -> Columns:
         return columns
     there = [plain(name) for name in first]
     missing = [name for name in names if plain(name) not in there]
-    looks = all(first) and (_header(first, below) or len(missing) < len(names))
+    texts = len(missing) < len(names) and not any(map(_numeric, first))
+    looks = all(first) and (texts or _header(first, below))
     if wanted.header or looks:
         raise ValueError(absent(missing[0], first))
     return _doubted(first, below, columns, wanted)

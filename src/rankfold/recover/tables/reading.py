@@ -38,10 +38,10 @@ def read_triplets(
 
     Text may be delimited by comma, semicolon, tab, bar, ``::`` or space (``.csv`` and others, MovieLens' ``u.data``,
     ``ratings.dat``). An ``.npy`` is a matrix with NaN. An ``.npz`` holds ``rows``, ``columns``, ``values`` and perhaps
-    ``shape``, a matrix ``X`` with NaN, or scipy's sparse format. Names of rows and columns are texts, kept as written. A first line without any number
-    is a header: columns are found by customary names in it (user, item, rating, timestamp and others), and by the order
-    row, column, value otherwise; the first of ``remarks`` tells. A table with a row of the matrix a line is read as
-    such.
+    ``shape``, a matrix ``X`` with NaN, or scipy's sparse format. Names of rows and columns are texts, kept as
+    written. A first line without any number is a header: columns are found by customary names in it (user, item,
+    rating, timestamp and others), and by the order row, column, value otherwise; the first of ``remarks`` tells. A
+    table with a row of the matrix a line is read as such.
 
     Args:
         file: to be read.
