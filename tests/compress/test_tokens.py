@@ -137,7 +137,8 @@ def test_half_the_fisher_cost_is_the_divergence_of_a_small_change(name):
     assert abs(ratios[-1] - 1) <= abs(ratios[0] - 1) + 0.02, ratios
 
 
-def test_one_forward_and_two_backward_passes(monkeypatch):
+@pytest.mark.parametrize(("enough", "backward"), [(1 << 20, 2), (1, 1)])
+def test_one_forward_and_two_backward_passes_or_one_where_half_of_the_tokens_are_enough(enough, backward, monkeypatch):
     model, data, calls = Small().eval(), batches(64), []
     real = torch.autograd.grad
     monkeypatch.setattr(torch.autograd, "grad", lambda *a, **k: calls.append("backward") or real(*a, **k))
@@ -145,10 +146,12 @@ def test_one_forward_and_two_backward_passes(monkeypatch):
     spread = token_metric.measure_spread(model, Samples(data, None), LM)
     for name, answer in (("separable", True), ("layout_for", torch.contiguous_format)):  # each runs the model once
         monkeypatch.setattr(f"rankfold.compress.metric.{name}", lambda *_, found=answer: found)
+    monkeypatch.setattr(token_metric, "ENOUGH", enough)
     calls.clear()
-    token_metrics(model, Samples(data, None), sites(model), LM, spread)
+    found = token_metrics(model, Samples(data, None), sites(model), LM, spread)
+    assert found.fisher.keys() == found.outputs.keys()
     assert calls.count("forward") == 4  # 64 samples, 16 at a time
-    assert calls.count("backward") == 2 * calls.count("forward")
+    assert calls.count("backward") == backward * calls.count("forward")
 
 
 def test_no_statistic_is_larger_than_the_smaller_side():

@@ -147,19 +147,32 @@ def moved(value: Any, device: torch.device | str, dtype: torch.dtype | None = No
 
 
 def forward(model: nn.Module, batch: Any) -> Any:
-    """The model's output for a batch, on the model's device and in its floating dtype.
+    """The model's output for a batch, on the model's device and in its floating dtype. A model of transformers keeps no
+    keys and values for further tokens, unless the batch asks for them.
 
     Raises ``TypeError`` for a batch with fewer inputs than the model needs, and ``InputError`` that names the layer for
     one whose inputs do not fit it.
     """
-    floating = [p for p in model.parameters() if p.is_floating_point()]
-    parameter = next((p for p in floating if not p.is_meta), next(iter(floating), None))  # weights may be read in parts
+    parameter = None
+    for each in model.parameters():
+        if each.is_floating_point():
+            parameter = each if parameter is None or parameter.is_meta else parameter
+            if not parameter.is_meta:  # weights may be read in parts
+                break
     args, kwargs = arguments(batch, model)
     if parameter is not None:
         args = moved(args, parameter.device, parameter.dtype)
         kwargs = moved(kwargs, parameter.device, parameter.dtype)
     with explained(model.named_modules):
-        return model(*args, **kwargs)
+        return model(*args, **kwargs, **_without_cache(model, kwargs))
+
+
+def _without_cache(model: nn.Module, kwargs: Mapping[str, Any]) -> dict[str, bool]:
+    """What spares a model of transformers the keys and values that it would keep for further tokens."""
+    inner = _inner(model)
+    if "use_cache" in kwargs or getattr(getattr(inner, "config", None), "use_cache", None) is not True:
+        return {}
+    return {"use_cache": False} if "use_cache" in (_inputs_of(inner) or ()) else {}
 
 
 def _check_count(model: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], batch: Any) -> None:

@@ -12,12 +12,13 @@ better where the damage is large and the quadratic is no forecast any more.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor, nn
 
+from rankfold.batches import size_of
 from rankfold.compress.metric import (
     GRAPH,
     Gathering,
@@ -37,6 +38,7 @@ from rankfold.sites import Site, SiteList, opened
 
 NUMBERS = 1 << 25  # of the answers whose graph is in memory at once
 WIDE = 4096  # outputs above which only the diagonal of D is gathered, where all of it would be needed
+ENOUGH = 32  # rows of gradients for each output, of which a metric is well known
 ROWS = 4096  # that are summed in float32 before they are added in float64
 
 
@@ -56,7 +58,8 @@ def token_metrics(
     spread: Spread | None = None,
     progress: Progress | None = None,
 ) -> TokenMetrics:
-    """Both metrics of every reducible site that gradients reach: one forward and two backward passes in eval mode.
+    """Both metrics of every reducible site that gradients reach: one forward and two backward passes in eval mode, or
+    one where half of the tokens are ``ENOUGH``: of each metric every other samples.
 
     As many samples at a time as keep the answers below ``NUMBERS`` numbers. Empty for a model that cannot be
     differentiated. Leaves everything as found.
@@ -70,11 +73,26 @@ def token_metrics(
         inner = {site.name: site.matrix(root).float() for site in sites.reducible if inside(site)}
         sums = tuple(Sums(moment=moment_for(inner, scale)) for scale in (0.5, 1.0))
         estimates = (Drawn(sums[0]), Spreading(objective, spread, sums[1]))
-        if not Gathering(root, seen, objective, estimates, progress).run(sites, graph, graph):
+        gathering = Gathering(root, seen, objective, estimates, progress, _take_turns(seen, sites, spread, graph))
+        if not gathering.run(sites, graph, graph):
             return TokenMetrics({}, {})
         towards = alike(root, sites) | {name: gram_of(weight) for name, weight in inner.items()}
         fisher, outputs = (each.metrics(seen.team, towards) for each in sums)
     return TokenMetrics(fisher, outputs)
+
+
+def _take_turns(seen: Samples, sites: SiteList, spread: Spread, size: int) -> bool:
+    """Whether a half of the samples has ``ENOUGH`` rows for every metric, and two halves to compare."""
+    samples = spread.samples if seen.samples is None else min(seen.samples, spread.samples)
+    rows = spread.rows[0] * samples // max(spread.samples, 1)
+    widest = max((min(site.shape) if inside(site) else site.shape[0] for site in sites.reducible), default=0)
+    return rows >= 2 * ENOUGH * widest and sum(1 for _ in zip(range(4), _parts(seen, size), strict=False)) == 4
+
+
+def _parts(seen: Samples, size: int) -> Iterator[int]:
+    """One number for each of the parts of ``Gathering.run``."""
+    for index, batch in seen.batches():
+        yield from range(index, index + max(1, size_of(batch) // size))
 
 
 def inside(site: Site) -> bool:
