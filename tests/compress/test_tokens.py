@@ -272,3 +272,22 @@ def test_other_objectives_are_measured_as_before():
     assert plan.forecast is None
     assert "unit" not in plan.calibration
     assert plan.statistics.sites["0"].metric.shape == (9, 9)
+
+
+@pytest.mark.parametrize("enough", [1 << 20, 1])
+def test_metrics_in_passing_are_those_of_a_pass_of_their_own(enough, monkeypatch):
+    """Where each batch can be differentiated at once, moments and metrics come from the same forward pass."""
+    model, calls = Small().eval(), []
+    data = [{"input_ids": part} for batch in batches(64) for part in batch["input_ids"].split(16)]
+    assert len(data) == 4
+    monkeypatch.setattr(token_metric, "ENOUGH", enough)
+    apart = token_metrics(model, Samples(data, None), sites(model), LM)
+    model.register_forward_hook(lambda *_: calls.append(1))
+    for place in ("compress.statistics", "compress.tokens"):  # it runs the model once
+        monkeypatch.setattr(f"rankfold.{place}.layout_for", lambda *_: torch.contiguous_format)
+    found = calibrate(model, data, sites(model), objective=LM)
+    assert len(calls) == len(data)
+    assert apart.fisher.keys() == {name for name, each in found.sites.items() if each.metric is not None}
+    for name, each in found.sites.items():
+        for metric, other in ((each.metric, apart.fisher[name]), (each.coarse, apart.outputs[name])):
+            assert float((metric - other).norm()) < 1e-5 * float(other.norm())

@@ -146,9 +146,9 @@ def moved(value: Any, device: torch.device | str, dtype: torch.dtype | None = No
     return mapped(value, move)
 
 
-def forward(model: nn.Module, batch: Any) -> Any:
+def forward(model: nn.Module, batch: Any, begun: Callable[[], None] = lambda: None) -> Any:
     """The model's output for a batch, on the model's device and in its floating dtype. A model of transformers keeps no
-    keys and values for further tokens, unless the batch asks for them.
+    keys and values for further tokens, unless the batch asks for them. ``begun`` is called when the inputs are ready.
 
     Raises ``TypeError`` for a batch with fewer inputs than the model needs, and ``InputError`` that names the layer for
     one whose inputs do not fit it.
@@ -163,8 +163,10 @@ def forward(model: nn.Module, batch: Any) -> Any:
     if parameter is not None:
         args = moved(args, parameter.device, parameter.dtype)
         kwargs = moved(kwargs, parameter.device, parameter.dtype)
+    kwargs = kwargs | _without_cache(model, kwargs)
+    begun()
     with explained(model.named_modules):
-        return model(*args, **kwargs, **_without_cache(model, kwargs))
+        return model(*args, **kwargs)
 
 
 def _without_cache(model: nn.Module, kwargs: Mapping[str, Any]) -> dict[str, bool]:

@@ -75,7 +75,7 @@ def intercepting() -> Iterator[None]:
     with _LOCK:
         _HOLDERS.append(nn.Module.__call__)
         if len(_HOLDERS) == 1:
-            nn.Module.__call__ = _let_through  # type: ignore[method-assign]
+            nn.Module.__call__ = let_through  # type: ignore[method-assign]
     try:
         yield
     finally:
@@ -90,7 +90,7 @@ _HOLDERS: list[Any] = []  # the first one is the method of torch
 _WAYS: list[tuple[int, Mapping[int, str], Instead]] = []
 
 
-def _let_through(module: nn.Module, *args: Any, **kwargs: Any) -> Any:
+def let_through(module: nn.Module, *args: Any, **kwargs: Any) -> Any:
     original, thread = _HOLDERS[0], threading.get_ident()
     for owner, names, instead in reversed(_WAYS):
         name = names.get(id(module)) if owner == thread else None

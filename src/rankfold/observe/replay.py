@@ -14,7 +14,7 @@ from rankfold.batches import forward
 from rankfold.observe.calls import called_names, intercepted
 from rankfold.observe.chain import Border, Chain, Span
 from rankfold.observe.tape import AnotherWay, Taping, rebuilt
-from rankfold.observe.watch import Enough, before
+from rankfold.observe.watch import Enough
 
 State = dict[int, Any]  # what calls have given, by their numbers
 
@@ -69,9 +69,8 @@ class Replay:
                 return {}, None
             step = _Pass(self, span.start, span.end, state, self.shapes.setdefault(index, {}), graph, taping)
             output = None
-            begun = before(None, {self.network: step.begin})
-            with begun, intercepted(self.names, step.call), suppress(Enough), looking, taping or nullcontext():
-                output = forward(self.network, batch)
+            with intercepted(self.names, step.call), suppress(Enough), looking, taping or nullcontext():
+                output = forward(self.network, batch, step.begin)
             return step.kept, output if span.end is None else None
 
 
@@ -95,8 +94,8 @@ class _Pass:
             if number in self.given:
                 self.kept[number] = self.given[number]
 
-    def begin(self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
-        """The network is called: what was computed until now has made its inputs of the batch."""
+    def begin(self) -> None:
+        """The network is about to be called: what was computed until now has made its inputs of the batch."""
         if self.taping is not None:
             self.taping.active = self.start is None
 

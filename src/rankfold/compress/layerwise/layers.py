@@ -149,7 +149,7 @@ class _Fit:
             loss, alone = self._judged(sweep) if self.shelf is None else self.verdict
         task.progress(str(sweep.passes), len(self.changed), len(self.changed))
         order = tuple(self.known[name] for name in self.order)
-        many = [len(span.groups) for span in spans if len(span.groups) > MANY]
+        many = [len(span.groups) for span in spans if len(span.groups) > MANY and not self.chain.steady]
         notes = (NO_CHAIN.format(groups=max(many)),) if many else ()
         return FittedNetwork(self.current, order, self.fitted, self.losses, sweep.passes, loss, alone, notes)
 
@@ -218,6 +218,7 @@ class _Fit:
             for span in self.chain.spans
         ]
         cut = max((call.alive for call in calls), default=0) if self.chain.steady else 0
+        cut *= 2 if any(len(span.groups) > MANY for span in self.chain.spans) else 1  # of the original, too
         return (2 * max(borders, default=0) + max(inside, default=0) + cut) * samples // max(size_of(few), 1)
 
     def _solved(self, group: Sequence[Site], gather: Callable[[], Mapping[str, Pairs]]) -> dict[str, Solution]:
