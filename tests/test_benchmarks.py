@@ -6,6 +6,7 @@ import json
 import os
 import subprocess
 import sys
+import time
 from pathlib import Path
 from types import ModuleType
 from typing import Any
@@ -179,3 +180,32 @@ def test_costly_things_are_counted() -> None:
     assert found["decompositions"] == found["matrices decomposed"] == 6
     assert found["searches for sites"] == 1
     assert "forward passes" not in found
+
+
+def test_a_benchmark_that_is_killed_leaves_no_child_behind(tmp_path: Path) -> None:
+    small = ("--blocks", "1", "--hidden", "64", "--ffn", "64", "--kv", "64", "--tokens", "100000", "--memory", "1GB")
+    command = [sys.executable, str(BENCHMARKS / "streaming.py"), *small, "--out", str(tmp_path)]
+    runner = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+    children = Path(f"/proc/{runner.pid}/task/{runner.pid}/children")
+    until(lambda: children.read_text().split() or runner.poll() is not None)
+    (child,) = (Path("/proc", pid) for pid in children.read_text().split())
+    until(lambda: "torch" in (child / "maps").read_text())  # it is at work, or about to be
+    runner.kill()
+    runner.wait()
+    until(lambda: not lives(child))
+
+
+def lives(place: Path) -> bool:
+    """Whether the process of a folder under /proc runs; one that ended and that nobody waited for does not."""
+    try:
+        return (place / "stat").read_text().rpartition(")")[2].split()[0] not in "ZX"
+    except OSError:
+        return False
+
+
+def until(true: Any) -> None:
+    for _ in range(300):
+        if true():
+            return
+        time.sleep(0.1)
+    raise AssertionError("not within half a minute")

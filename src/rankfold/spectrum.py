@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from rankfold.linalg import NonFiniteError, checked, singular_values
+from rankfold.linalg.brief import brief
 
 
 @dataclass(frozen=True, eq=False)
@@ -34,6 +35,8 @@ class Spectrum:
     values: Tensor
     shape: tuple[int, int]
     unseen_energy: float = 0.0
+
+    __repr__ = brief
 
     def __post_init__(self) -> None:
         values = checked(torch.as_tensor(self.values)).cpu()

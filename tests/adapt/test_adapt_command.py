@@ -112,8 +112,9 @@ def test_it_goes_on_and_another_request_is_refused(method, weights, tmp_path, mo
 def test_an_adapter_of_somebody_else_is_not_replaced(weights, tmp_path):
     (tmp_path / "out").mkdir()
     (tmp_path / "out" / "adapter_config.json").write_text("{}")
-    said = failed(*words(weights, tmp_path / "out", "lora"))
-    assert "holds an adapter that no adaptation wrote: give another directory, or move it first" in said
+    for again in ((), ("--restart",)):
+        said = failed(*words(weights, tmp_path / "out", "lora", *again))
+        assert "adapter_config.json is there already, and rankfold did not write it: give another directory" in said
     assert [path.name for path in (tmp_path / "out").iterdir()] == ["adapter_config.json"]
 
 

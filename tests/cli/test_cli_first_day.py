@@ -1,6 +1,7 @@
 """What a stranger stumbles over on the first day: commands keep what is done, and know what an earlier one knew."""
 
 import json
+import sys
 from pathlib import Path
 
 import pytest
@@ -62,6 +63,8 @@ normed.example_input = torch.zeros(1, 8)
 def here(tmp_path, monkeypatch) -> Path:
     (tmp_path / "firstday.py").write_text(NETWORKS)
     monkeypatch.chdir(tmp_path)
+    monkeypatch.syspath_prepend(tmp_path)  # the tests import it too, each when it is run alone
+    monkeypatch.delitem(sys.modules, "firstday", raising=False)
     return tmp_path
 
 

@@ -107,6 +107,21 @@ def test_the_same_call_reads_a_finished_run_back(finished, monkeypatch):
     assert not list((directory / "run" / "finetune").glob("checkpoint*"))
 
 
+def test_tuning_leaves_its_trace_in_the_result_the_manifest_and_the_report(tmp_path):
+    asked = replace(QUICK, tune=24, tune_by="whole", slices=False)
+    result = compress(trained(), digits(), "flops=0.1", settings=asked, directory=tmp_path / "run")
+    tuning, (whole,) = result.tuning, result.tuning.parts
+    assert (tuning.steps, tuning.by, tuning.kept) == (24, "whole", True)
+    assert whole.after < whole.before
+    assert 1 <= whole.step <= 24
+    noted = json.loads((tmp_path / "run" / "manifest.json").read_text())["notes"]["tuning"]
+    assert noted == result.to_dict()["tuning"] == json.loads((tmp_path / "run" / "result.json").read_text())["tuning"]
+    assert noted["parts"] == [{"block": "", "before": whole.before, "after": whole.after, "step": whole.step}]
+    sentence = f"{whole.before:.4g} before and is {whole.after:.4g} after step {whole.step}, the best"
+    assert sentence in (tmp_path / "run" / "report.html").read_text()
+    assert compress(trained(), digits(), "flops=0.1", settings=asked, directory=tmp_path / "run").tuning == tuning
+
+
 @pytest.mark.parametrize(
     ("change", "named"),
     [

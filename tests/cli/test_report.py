@@ -18,7 +18,7 @@ from hypothesis import strategies as st
 
 import rankfold.report
 from rankfold.report import CurvePoint, LayerRow, ReportData, plots, render, summary, write_report
-from rankfold.report.quantities import count, decimal, integer, milliseconds, percent, points, times
+from rankfold.report.quantities import bytes_of, count, decimal, integer, milliseconds, percent, points, times
 
 HOSTILE = [
     "<script>alert(1)</script>",
@@ -416,3 +416,21 @@ def test_the_room_knows_no_other_room_than_spectrum():
             for module in modules:
                 room = (module or "").split(".")
                 assert room[0] != "rankfold" or room[1] in ("report", "spectrum"), (file.name, module)
+
+
+SIZES = {
+    "2GB": 2e9, "2gb": 2e9, "2G": 2e9, " 2 g ": 2e9, "1.5 mb": 1.5e6, ".5k": 500, "2gib": 2 * 2**30, "2 GiB": 2 * 2**30,
+    "1MIB": 2**20, "2Gi": 2 * 2**30, "1.5e9": 1.5e9, "1e-3 TB": 1e9, "640": 640,
+    "640 B": 640, count(4_000_000_000, "B"): 4e9,
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("text", SIZES)
+def test_an_amount_of_memory_is_read_as_people_write_it(text):
+    assert bytes_of(text) == SIZES[text]
+
+
+@pytest.mark.parametrize("text", ["", "much", "-2GB", "0", "0.5", "nan", "inf", "2 GiG", "2GBB", "2 i", "GB", "1,5GB"])
+def test_what_is_no_amount_of_memory_is_refused_with_examples(text):
+    with pytest.raises(ValueError, match=r"is not an amount of memory: write 500MB, 2GB, 2GiB, or a number of bytes"):
+        bytes_of(text)

@@ -265,7 +265,9 @@ def test_they_are_taken_only_where_they_are_asked_for(measured):
     for wrong, why in (("int7", "no form named 'int7'"), ([], "name at least one"), ("spatial", "none of the forms")):
         with pytest.raises(ValueError, match=why):
             rf.plan(model, "bytes=0.5", data=data, forms=wrong)
-    with pytest.raises(ValueError, match="form residual is not fitted layer after layer: use method='project'"):
+    with pytest.raises(
+        ValueError, match="fits one layer after another, does not make the form 'residual': use method='project'"
+    ):
         rf.plan(model, "bytes=0.5", "sequential", data, forms="residual")
     fitted = rf.plan(copy.deepcopy(model).float(), "bytes=0.5", "sequential", data.float(), forms="int8")
     assert {e.form for e in fitted.entries} == {Form.INT8}

@@ -2,6 +2,7 @@
 
 import copy
 import gc
+import io
 import itertools
 import threading
 import weakref
@@ -14,6 +15,7 @@ from torch.utils.checkpoint import checkpoint
 
 import rankfold as rf
 from rankfold import export
+from rankfold.compress.methods import METHODS
 from rankfold.compress.methods.project import Project
 from rankfold.compress.ranks.allocate import BudgetError, Option
 from rankfold.compress.ranks.groups import optimal_of_groups
@@ -236,7 +238,22 @@ def test_groups_are_weighed_where_they_are_asked_for_and_by_a_method_that_knows_
     assert not rf.profile(model, data).sites.joint
     fitted = rf.profile(model, data, method="sequential", forms=FORMS)
     assert not fitted.sites.joint
-    assert fitted.notes == ("method 'sequential' shares no factor between layers: method 'project' does",)
+    said = "method 'sequential' fits one layer after another and makes no factor that several layers share: method "
+    assert fitted.notes == (f"{said}'project' does",)
+
+
+@pytest.mark.parametrize("method", [method.name for method in METHODS if method.name != "project"])
+def test_a_method_that_shares_no_factor_refuses_the_form_alone_and_names_one_that_does(method, model, data):
+    with pytest.raises(ValueError, match=rf"method '{method}' .*: use method='project' \(--method project\), or ask"):
+        rf.profile(model, data, method=method, forms=["shared"])
+    rf.profile(model, data, forms=["shared"])  # the remedy works
+
+
+def test_a_method_refuses_forms_of_which_it_makes_none_before_it_works(model):
+    unread = iter(())  # would be refused if anything were read
+    with pytest.raises(ValueError, match=r"'tucker' does not make any of the forms factored, pivoted: use method='pro"):
+        rf.profile(model, unread, method="tucker", forms=["pivoted", "factored"])
+    rf.profile(model, example=torch.randn(1, 8), method="truncate", forms=["spatial", "pivoted"])
 
 
 def counted(small):
@@ -344,6 +361,18 @@ def test_gradients_checkpointing_and_compilers(small, data):
         traced = torch.jit.trace(small, data)(data)
     for found in (exported, compiled, traced):
         torch.testing.assert_close(found, wanted, rtol=1e-5, atol=1e-6)
+
+
+@pytest.mark.filterwarnings("ignore::DeprecationWarning")
+def test_torchscript_traces_and_refuses_to_script_with_the_remedy(small, data):
+    with pytest.raises(NotImplementedError, match=r"shares its first factor .*: use torch\.jit\.trace"):
+        torch.jit.script(small)
+    file = io.BytesIO()
+    torch.jit.save(torch.jit.trace(small, data), file)
+    file.seek(0)
+    found = torch.jit.load(file)
+    torch.testing.assert_close(found(data), small(data))
+    assert sum(p.numel() for p in found.parameters()) == sum(p.numel() for p in small.parameters())
 
 
 def test_an_exported_network_computes_each_shared_product_once(small, data, tmp_path):

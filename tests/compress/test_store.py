@@ -165,7 +165,7 @@ def test_what_cannot_be_saved_is_named(tmp_path):
         rf.save(nn.Sequential(nn.LazyLinear(3)), plan, tmp_path / "a")
     assert not (tmp_path / "a").exists()
     (tmp_path / "file").write_text("mine")
-    with pytest.raises(rf.StoreError, match="is a file; give a directory"):
+    with pytest.raises(rf.StoreError, match="is a file: give a directory"):
         rf.save(model, plan, tmp_path / "file")
     assert (tmp_path / "file").read_text() == "mine"
 

@@ -224,16 +224,20 @@ def test_blocks_of_a_language_model_and_the_whole_of_any_other():
 @pytest.mark.parametrize(
     ("how", "said"),
     [
-        ({"train": "all"}, "train is 'factors'"),
+        ({"train": "all"}, "train must be 'factors'"),
         ({"train": "head"}, "got 'head'"),
-        ({"by": "layers"}, "by is 'whole' or 'blocks', got 'layers'"),
-        ({"by": "blocks", "objective": LM, "train": "all"}, "train is 'factors'"),
+        ({"by": "layers"}, "by must be 'whole' or 'blocks', got 'layers'"),
+        ({"by": "blocks", "objective": LM, "train": "all"}, "train must be 'factors'"),
+        ({"steps": 0}, "steps must be at least 1, got 0: .* leave tune_ out"),
+        ({"batch_size": 0}, "batch_size must be at least 1, or None for the default, got 0"),
+        ({"samples": 0}, "samples must be at least 1"),
+        ({"learning_rate": -0.1}, "learning_rate must be above 0 and finite"),
     ],
 )
 def test_what_cannot_be_trained_is_said(how, said):
     model, small, data = spoken()
     with pytest.raises(ValueError, match=said):
-        tune_(small, model, data, steps=1, **how)
+        tune_(small, model, data, **({"steps": 1} | how))
 
 
 def test_an_original_that_cannot_be_one_is_refused():

@@ -102,12 +102,21 @@ def test_the_forecast_stands_beside_what_was_measured_and_tuning_takes_no_labels
     told = re.match(r"KL divergence.*per token: (\S+) forecast.*, (\S+) measured on the test split", remark)
     assert all(float(number) > 0 for number in told.groups())
     assert "with tuned factors" in said.output + said.stderr
+    tuning = json.loads((place / "tuned" / "result.json").read_text())["tuning"]
+    assert json.loads((place / "tuned" / "manifest.json").read_text())["notes"]["tuning"] == tuning
+    (whole,) = tuning["parts"]
+    assert (tuning["steps"], tuning["by"], whole["block"], whole["step"]) == (3, "whole", "", 0)
+    sentence = f"held-out samples was {whole['before']:.4g} before, and no step lowered it: the factors stay as they"
+    assert f"tuned: 3 steps of the whole network; its divergence from the original on {sentence}" in said.stdout
+    assert sentence in (place / "tuned" / "report.html").read_text()
     plan = rf.Plan.load(place / "tuned" / "plan.json")
     assert plan.forecast == pytest.approx(float(told[1]), rel=1e-2)
     assert not any(entry.bias for entry in plan.entries)
     asked = ("compress", "decoder", *TEXT, "--budget", "params=0.9", "--tune", 2, "--no-curve", "--no-slices")
     blocked = rankfold(*asked, "--tune-by", "blocks", "-o", "blocked")
     assert "with tuned blocks" in blocked.output + blocked.stderr
+    assert succeeded(*asked, "--tune-by", "blocks", "-o", "blocked")["tuning"]["by"] == "blocks"  # read back
+    assert "tuned: 2 steps of each of 2 blocks; the squared error of a block's output" in blocked.stdout
     request = json.loads((place / "blocked" / "run" / "request.json").read_text())
     assert (request["tune"], request["tune_by"]) == (2, "blocks")
 

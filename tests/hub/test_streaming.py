@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import shutil
 import signal
 import socket
@@ -22,7 +23,8 @@ from rankfold import hub
 from rankfold.compress.layerwise import in_blocks, layers
 from rankfold.observe import Pages, Replay
 from rankfold.pipeline import BoundError, Settings
-from rankfold.pipeline.needs import BESIDE
+from rankfold.pipeline.needs import LIBRARIES
+from rankfold.report.quantities import bytes_of
 from rankfold.run.progress import Tell
 from rankfold.sites import Names, fingerprint
 
@@ -133,7 +135,7 @@ def test_no_more_is_held_than_a_block_and_each_is_read_as_often(streamed):
     kinds = {name: read.count(name) for name in read}
     first, second = (kinds[f"model.layers.{i}.mlp.up_proj.weight"] for i in (0, 1))
     assert first == second  # forward, backward, fit: whatever the depth
-    assert said[0].startswith("memory: at most")
+    assert said[0].startswith("memory: the process grows by at most")
     assert "disk:" in said[0]
 
 
@@ -317,11 +319,49 @@ def test_an_expert_that_lacks_a_piece_is_named(mixture, tmp_path):
     assert "\n" not in str(error.value)
 
 
-def test_a_bound_below_one_block_names_the_smallest_that_works(place, tmp_path):
-    with pytest.raises(BoundError, match=r"smallest bound that works is [\d,]+ MB") as error:
-        rf.stream(place, DATA, "params=0.8", tmp_path / "small", memory=100_000)
-    assert "\n" not in str(error.value)
+def test_a_bound_below_one_block_names_its_parts_and_the_smallest_that_works(place, tmp_path):
+    with pytest.raises(
+        BoundError, match=r"--memory 100\.0\skB is too small: .* Give at least --memory \d+MB$"
+    ) as error:
+        rf.stream(place, DATA, "params=0.9", tmp_path / "small", memory=100_000, settings=LITTLE)
+    told = str(error.value)
+    assert "\n" not in told
     assert not (tmp_path / "small").exists()
+    parts = [bytes_of(size) for size in re.findall(r"(?:by|,|and) ([\d.]+\s[kMG]?B) for", told)]
+    smallest = bytes_of(told.rsplit(" ", 1)[1])
+    assert len(parts) == 4
+    assert smallest - 10**6 < sum(parts) <= smallest
+    with pytest.raises(BoundError):
+        rf.stream(place, DATA, "params=0.9", tmp_path / "less", memory=smallest - 10**6, settings=LITTLE)
+    found = rf.stream(place, DATA, "params=0.9", tmp_path / "small", memory=told.rsplit(" ", 1)[1], settings=LITTLE)
+    assert found.needs["bound"] == smallest
+
+
+def test_a_job_that_was_killed_keeps_its_finished_blocks_within_another_bound(place, little, tmp_path):
+    out = tmp_path / "small"
+    child = os.fork()
+    if not child:  # pragma: no cover
+        put = hub.Shards.put
+
+        def killed(self, number, *rest):
+            put(self, number, *rest)
+            if number == 1:
+                os.kill(os.getpid(), signal.SIGKILL)
+
+        hub.Shards.put = killed
+        rf.stream(place, DATA, "params=0.9", out, memory=MEMORY, settings=LITTLE)
+        os._exit(1)
+    assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == -signal.SIGKILL
+    fitted, put, known = [], hub.Shards.put, little[0].needs
+    least = LIBRARIES + 2 * known["block"] + 3 * known["sample"] + known["matrix"]
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(hub.Shards, "put", lambda self, number, *rest: (fitted.append(number), put(self, number, *rest)))
+        found = rf.stream(place, DATA, "params=0.9", out, memory=least, settings=LITTLE)
+    assert found.needs["batch"] < little[0].needs["batch"]
+    assert fitted[0] == 2
+    assert [(e.form, e.rank) for e in found.plan.entries] == [(e.form, e.rank) for e in little[0].plan.entries]
+    assert found.after["kl"] == pytest.approx(little[0].after["kl"], rel=0.05)
+    assert {path.name for path in (out / "run").rglob("*")} == {"request.json"}
 
 
 def test_a_disk_without_room_is_told_before_any_work(place, tmp_path, monkeypatch):
@@ -334,7 +374,7 @@ def test_a_disk_without_room_is_told_before_any_work(place, tmp_path, monkeypatc
 
 def test_the_smallest_bound_works_and_what_does_not_fit_is_fitted_from_its_smaller_side(place, little, tmp_path):
     known = little[0].needs
-    least = BESIDE + 2 * known["block"] + 3 * known["sample"] + known["matrix"]
+    least = LIBRARIES + 2 * known["block"] + 3 * known["sample"] + known["matrix"]
     found = rf.stream(place, DATA, "params=0.9", tmp_path, memory=least, settings=LITTLE)
     beyond = [entry for entry in found.plan.changed if "its moments exceed the memory limit" in entry.note]
     assert {entry.site.rpartition(".")[2] for entry in beyond} == {"up_proj"}
@@ -410,5 +450,5 @@ def test_the_command_line(place, tmp_path, monkeypatch):
 def test_a_model_in_memory_and_an_amount_that_is_none_are_refused(tmp_path):
     with pytest.raises(ValueError, match="is in memory already"):
         rf.stream(torch.nn.Linear(2, 2), (None, None, None), "params=0.9", tmp_path / "small")
-    with pytest.raises(ValueError, match="not an amount of memory"):
+    with pytest.raises(ValueError, match="is not an amount of memory: write 500MB, 2GB, 2GiB"):
         rf.stream(tmp_path, (None, None, None), "params=0.9", tmp_path / "small", memory="much")

@@ -21,7 +21,7 @@ class PivotedLinear(nn.Module):
 
     def forward(self, x):
         y = torch.cat([z := self.down(x), self.rest(z)], -1)[..., self.order]
-        return y if self.bias is None else y + self.bias
+        return y if self.bias is None else y + self.bias.to(y.dtype)
 
 
 class Pivoted(Form):

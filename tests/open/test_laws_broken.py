@@ -75,6 +75,19 @@ def test_a_form(mine, parts, expected):
         check_form(form, nn.Linear(10, 24), rows(4))
 
 
+def test_a_form_whose_layer_gives_another_precision_under_autocast(mine):
+    class Widened(mine.form.PivotedLinear):
+        def forward(self, x):
+            return super().forward(x).to(x.dtype)
+
+    def skeleton(self, layer, old, rank, bias):
+        return Widened(layer.shape[1], rank, layer.shape[0], bias, layer.weight(old).dtype)
+
+    form = broken_form(mine, skeleton=skeleton)
+    with pytest.raises(AssertionError, match=r"under autocast its output is torch\.float32, that of the dense layer"):
+        check_form(form, nn.Linear(10, 24), rows(4))
+
+
 def test_a_form_that_is_none():
     from rankfold.forms import register
 

@@ -220,8 +220,8 @@ def test_the_command_ranks(tmp_path):
     assert "implicit feedback: add --implicit" in failed("recover", file, "--columns", "user,item", "-o", out)
     file.write_text("".join(f"u{i},i{j},1\n" for i in range(5) for j in range(5)))
     assert "every value is 1" in failed("recover", file, "-o", out)
-    assert "--ranks is for ratings" in rankfold("recover", file, "--implicit", "--ranks", "3").stderr
-    assert "--split is for --implicit" in rankfold("recover", file, "--split", "by-time").stderr
+    assert "--ranks does not go with --implicit" in rankfold("recover", file, "--implicit", "--ranks", "3").stderr
+    assert "--split goes only with --implicit: add --implicit" in rankfold("recover", file, "--split", "by-time").stderr
     file.write_text("ann,a\n")
     assert "leaves none of the" in failed("recover", file, "--implicit", "-o", out)
 

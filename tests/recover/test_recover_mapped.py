@@ -328,8 +328,8 @@ def test_the_command_line_within_a_bound_of_memory(tmp_path):
     )
     assert not (tmp_path / "none").exists()  # nothing was read
 
-    assert "--time is for ratings" in rankfold("recover", *common, "--time").stderr
-    assert "--folds is for a cross-validation" in rankfold("recover", *common, "--folds", "5").stderr
-    assert "the largest of --ranks 2,4" in rankfold("recover", *common, "--ranks", "2,4").stderr
-    assert "--memory is not for --implicit" in rankfold("recover", *common[:3], "--implicit").stderr
+    assert "--time is for the method ratings" in rankfold("recover", *common, "--time").stderr
+    assert "--folds is for choosing among methods" in rankfold("recover", *common, "--folds", "5").stderr
+    assert "give --ranks 4 instead of --ranks 2,4" in rankfold("recover", *common, "--ranks", "2,4").stderr
+    assert "--memory does not go with --implicit" in rankfold("recover", *common[:3], "--implicit").stderr
     assert "the method is low-rank" in rankfold("recover", *common, "--methods", "ratings").stderr

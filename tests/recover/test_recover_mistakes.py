@@ -77,5 +77,5 @@ def test_results_of_its_own_are_replaced_and_other_files_stay(tmp_path):
     check_ours(out, "top.csv")
     (out / "recover.json").unlink()  # as where it was interrupted after the factors
     check_ours(out)
-    with pytest.raises(ValueError, match="is a file; give a directory"):
+    with pytest.raises(ValueError, match="is a file: give a directory"):
         check_ours(file)

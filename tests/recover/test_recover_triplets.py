@@ -336,7 +336,7 @@ def test_command_refuses_in_one_line(tmp_path):
     good = write(tmp_path / "g.csv", "a,b,1\na,c,2\nd,b,3\nd,c,4\n")
     command = ("recover", good, "--methods", "alternating", "--ranks", "9", "-o", tmp_path / "o")
     assert "rank 9 is not within 1 … 2, what 2 rows and 2 columns allow" in failed(*command)
-    assert "no method 'svd'" in rankfold("recover", good, "--methods", "svd").stderr
+    assert "there is no method 'svd': the methods" in rankfold("recover", good, "--methods", "svd").stderr
     assert "5 folds of 4 entries" in failed("recover", good, "-o", tmp_path / "o")
     assert "No such file" in failed("recover", tmp_path / "none.csv")
 

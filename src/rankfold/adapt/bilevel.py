@@ -11,6 +11,7 @@ from torch import Tensor, nn
 
 from rankfold.adapt.debora import atomic_layers
 from rankfold.adapt.layer import AtomicLayer
+from rankfold.linalg.brief import brief
 from rankfold.linalg.errors import NonFiniteError
 from rankfold.linalg.leading import leading
 from rankfold.linalg.manifold.frank_wolfe import Direction, direction, moved
@@ -31,6 +32,8 @@ class Certificate:
     gap: float
     slopes: dict[str, float]
     note: str
+
+    __repr__ = brief
 
 
 class Debora(Around):

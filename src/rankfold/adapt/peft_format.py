@@ -11,14 +11,18 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
+from safetensors import SafetensorError, safe_open
 from torch import Tensor
 from torch.nn.functional import pad
 
+from rankfold.linalg.brief import brief
 from rankfold.run.container import packed, read_object
 from rankfold.run.files import write_atomically
+from rankfold.run.foreign import foreign
 from rankfold.run.tensors import Checkpoint
 
 CONFIG, WEIGHTS = "adapter_config.json", "adapter_model.safetensors"
+_MARK = "rankfold"  # in the metadata of weights that are ours
 _PREFIX = "base_model.model."
 _PAIR = re.compile(r"(?P<name>.+)\.lora_(?P<embedding>embedding_)?(?P<key>[AB])(\.weight)?")
 _BROKEN = "train or save the adapter again"
@@ -44,6 +48,8 @@ class Adapter:
     base_model: str = ""
     task: str | None = None
     magnitudes: Mapping[str, Tensor] = field(default_factory=dict)
+
+    __repr__ = brief
 
     @property
     def ranks(self) -> dict[str, int]:
@@ -110,16 +116,33 @@ def write_adapter(adapter: Adapter, directory: str | Path, *, uniform: bool = Fa
     directory)`` and whatever else reads LoRA; peft is not needed. Layers of rank 0 are left out, as PEFT knows none.
 
     ``uniform``: every layer gets the largest rank by zeros, and one alpha, for readers that know one rank and one alpha
-    alone. Returns the directory. Raises ``ValueError`` where no layer has an update.
+    alone. Returns the directory. Raises ``ValueError`` where no layer has an update, and for an adapter that is there
+    already and that rankfold did not write.
     """
     adapter = replace(adapter, pairs={name: pair for name, pair in adapter.pairs.items() if len(pair[0])})
     if not adapter.pairs:
         raise ValueError("no layer has an update: there is nothing to write")
     adapter = adapter.padded() if uniform else adapter
     place = Path(directory)
-    write_atomically(place / WEIGHTS, packed(dict(adapter._tensors()), {"format": "pt"}))
+    check_adapter_place(place)
+    write_atomically(place / WEIGHTS, packed(dict(adapter._tensors()), {"format": "pt", _MARK: "adapter"}))
     write_atomically(place / CONFIG, (json.dumps(adapter._config(), indent=1) + "\n").encode())
     return place
+
+
+def check_adapter_place(directory: Path) -> None:
+    """``ValueError``, before any work, where an adapter would replace one that rankfold did not write."""
+    there = [directory / name for name in (WEIGHTS, CONFIG) if (directory / name).exists()]
+    if there and not _marked(directory / WEIGHTS):
+        raise ValueError(foreign(there[0]))
+
+
+def _marked(file: Path) -> bool:
+    try:
+        with safe_open(file, "pt") as opened:
+            return _MARK in (opened.metadata() or {})
+    except (OSError, SafetensorError):
+        return False
 
 
 def is_adapter(path: str | Path) -> bool:

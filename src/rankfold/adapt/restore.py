@@ -15,6 +15,7 @@ from rankfold.batches import check_rereadable, forward
 from rankfold.compress.repair.whole import Steps, gradients_of, parts_of, tune_whole_
 from rankfold.costs import evaluating
 from rankfold.linalg import svd
+from rankfold.linalg.brief import brief
 from rankfold.objectives import Objective, objective_named
 from rankfold.observe import Samples
 from rankfold.run.progress import Progress, showing
@@ -36,6 +37,8 @@ class Restored:
     before: float
     after: float
     step: int
+
+    __repr__ = brief
 
 
 @showing

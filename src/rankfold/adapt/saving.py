@@ -40,7 +40,7 @@ def save_adapter(
 
     Raises:
         ValueError: a model without updates, or a layer that hangs in several places: PEFT would adapt the first of them
-            alone.
+            alone. An adapter that is there already and that rankfold did not write.
 
     Example:
         >>> net = rf.deep_lora_(nn.Sequential(nn.Linear(16, 8)), rank=2)

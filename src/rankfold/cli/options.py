@@ -233,7 +233,7 @@ Memory = Annotated[
     typer.Option(
         "--memory",
         metavar="SIZE",
-        help="What the work may take beside the process, as 8GB: a folder of transformers is then read, fitted and "
+        help="By how much the process may grow, as 8GB or 4GiB: a folder of transformers is then read, fitted and "
         "written block by block; of other models second moments (sequential, relu, nuclear, maxnorm) are taken a few "
         "at a time.",
         callback=checked_memory,

@@ -15,6 +15,7 @@ from rankfold.collapse.neural_collapse import NeuralCollapse, Projected, neural_
 from rankfold.collapse.partition import kmeans
 from rankfold.collapse.scatter import Clusters, Scatter, label_variation, scatter_of
 from rankfold.costs import evaluating
+from rankfold.linalg.brief import brief
 from rankfold.objectives import main_tensor
 from rankfold.run.progress import Progress
 from rankfold.sites import opened, sites, unwrap
@@ -40,6 +41,8 @@ class LayerClusters:
     collapse: NeuralCollapse
     collapse_view: View
     notes: tuple[str, ...] = ()
+
+    __repr__ = brief
 
     @property
     def tcv(self) -> dict[str, float]:

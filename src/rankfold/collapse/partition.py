@@ -10,6 +10,8 @@ from sklearn.cluster import KMeans
 from sklearn.exceptions import ConvergenceWarning
 from torch import Tensor
 
+from rankfold.linalg.brief import brief
+
 
 @dataclass(frozen=True, eq=False)
 class Partition:
@@ -18,6 +20,8 @@ class Partition:
     index: Tensor
     clusters: int
     note: str = ""
+
+    __repr__ = brief
 
     @classmethod
     def of(cls, labels: Tensor, classes: int | None = None) -> Partition:

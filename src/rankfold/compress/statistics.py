@@ -21,6 +21,7 @@ from rankfold.compress.tokens import InPassing, token_metrics
 from rankfold.costs import evaluating
 from rankfold.forms import Side
 from rankfold.linalg import Moments
+from rankfold.linalg.brief import brief
 from rankfold.objectives import Objective, ObjectiveError, Teacher
 from rankfold.objectives.answer import unpadded
 from rankfold.observe import Samples, after, first_of
@@ -96,6 +97,8 @@ class Statistics:
     unreached: tuple[str, ...] = ()
     model: str = ""
     nats: bool = False
+
+    __repr__ = brief
 
     @property
     def kept(self) -> Statistics:

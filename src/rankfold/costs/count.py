@@ -18,6 +18,7 @@ from rankfold.costs.counter import Counter
 from rankfold.costs.example import Example
 from rankfold.costs.reads import Calls, Read, WeightReads
 from rankfold.layers.rounded import WholeNumbers
+from rankfold.linalg.brief import brief
 from rankfold.sites import Call, Form, Site, SiteList, opened, packed, stored, unwrap
 
 # parameters of a model, and elements of its input, with which it is run for real to count its FLOPs
@@ -42,6 +43,8 @@ class Traced:
     others: Mapping[str, str]
     unknown: tuple[str, ...]
     read: Mapping[str, Sequence[Read]] = field(default_factory=dict)
+
+    __repr__ = brief
 
     def kept(self, sites: SiteList) -> SiteList:
         """The sites, of which those in ``others`` can only be kept."""

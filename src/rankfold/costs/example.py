@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 
 from rankfold.batches import mapped, moved, tensors_in
+from rankfold.linalg.brief import brief
 
 _LARGEST = 1 << 28  # numbers in one input that a file may ask for
 
@@ -22,6 +23,8 @@ class Example:
     args: tuple[Any, ...]
     kwargs: Mapping[str, Any]
     samples: int
+
+    __repr__ = brief
 
     @classmethod
     def of(cls, example: Any) -> Example:

@@ -22,6 +22,7 @@ from typing import TYPE_CHECKING, Any, ClassVar, TypeVar
 from torch import Tensor, nn
 
 from rankfold.forms.geometry import Matricization
+from rankfold.linalg.brief import brief
 
 if TYPE_CHECKING:
     from rankfold.forms.layer import Layer
@@ -43,6 +44,8 @@ class Factors:
 
     parts: tuple[Tensor, ...]
     shift: Tensor | None = None
+
+    __repr__ = brief
 
 
 @dataclass(frozen=True)

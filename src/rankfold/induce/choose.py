@@ -9,6 +9,7 @@ from typing import Any
 from torch import nn
 
 from rankfold.forms.geometry import ChannelFolding, Matricization, Plain, Stacked
+from rankfold.linalg.brief import brief
 from rankfold.sites import Form, Site, hidden, sites, unwrap
 from rankfold.sites.find import Where
 
@@ -28,6 +29,8 @@ class Target:
     shape: tuple[int, int]
     groups: int
     tied: tuple[tuple[nn.Module, str], ...] = ()
+
+    __repr__ = brief
 
     @property
     def weight(self) -> nn.Parameter:
@@ -55,6 +58,8 @@ class Choice:
 
     targets: tuple[Target, ...]
     left_out: tuple[tuple[str, str], ...]
+
+    __repr__ = brief
 
 
 def choose(model: nn.Module, where: Where | None = None) -> Choice:

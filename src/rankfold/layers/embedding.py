@@ -55,8 +55,10 @@ class LowRankEmbedding(RefusesWeight, nn.Module):
     def forward(self, input: Tensor, offsets: Tensor | None = None, per_sample_weights: Tensor | None = None) -> Tensor:
         """See ``torch.nn.Embedding.forward`` and, for the last two arguments, ``torch.nn.EmbeddingBag.forward``."""
         if offsets is None and per_sample_weights is None:
-            return self.up(self.down(input))
-        return self.up(self.down(input, offsets, per_sample_weights))
+            found = self.down(input)
+        else:
+            found = self.down(input, offsets, per_sample_weights)
+        return self.up(found).to(found.dtype)  # a table gives its own dtype, under autocast too
 
     def _product(self) -> Tensor:
         return weight_of(Matrix(), (self.up.weight.mT, self.down.weight))

@@ -51,7 +51,8 @@ class Completion(nn.Module):
         output = torch.cat([input, self.rest(input)], self.axis).index_select(self.axis, self.order)
         if self.bias is None:
             return output
-        return output + self.bias.reshape([-1] + [1] * (-1 - self.axis))
+        bias = self.bias.to(output.dtype)  # autocast computes in less than the bias is stored in
+        return output + bias.reshape([-1] + [1] * (-1 - self.axis))
 
     def extra_repr(self) -> str:
         return f"rows={self.groups * self.rank}, outputs={self.out_features}, bias={self.bias is not None}"

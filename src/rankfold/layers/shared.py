@@ -65,6 +65,14 @@ class Shared(LowRankLinear):
     def forward(self, input: Tensor) -> Tensor:
         return self.up(self.first.between(input, self.number))
 
+    def __prepare_scriptable__(self) -> Any:
+        """Asked by ``torch.jit.script``, which knows no layer outside of a layer."""
+        raise NotImplementedError(
+            f"torch.jit.script cannot compile a {type(self).__name__} (in_features={self.in_features}, "
+            f"out_features={self.out_features}, rank={self.rank}), which shares its first factor with other layers: "
+            "use torch.jit.trace(model, example), or compress without the form 'shared'"
+        )
+
 
 class SharedFirst(Shared):
     """The layer that holds the shared factor ``down`` (r, n), and gives what it makes of an input to the others."""

@@ -14,6 +14,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from rankfold.linalg.brief import brief
 from rankfold.linalg.decompositions import checked
 
 LARGEST = 8.0  # entries of C beyond which rows are exchanged
@@ -29,6 +30,8 @@ class Pivoted:
     rows: Tensor
     rest: Tensor
     order: Tensor
+
+    __repr__ = brief
 
 
 def pivoted(left: Tensor, right: Tensor, largest: float = LARGEST) -> Pivoted:

@@ -9,6 +9,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from rankfold.linalg.brief import brief
+
 # what a model hands on besides its answer: caches, states of its layers, a loss it computed itself
 INTERNAL = (
     "past_key_values", "cache", "loss", "aux_loss", "z_loss", "router_logits", "cache_params", "mems", "rope_deltas",
@@ -28,6 +30,8 @@ class Answer:
     classes: bool = False
     counted: Tensor | None = None
     name: str = ""
+
+    __repr__ = brief
 
     @property
     def rows(self) -> Tensor:

@@ -11,6 +11,8 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor
 
+from rankfold.linalg.brief import brief
+
 if TYPE_CHECKING:
     from rankfold.objectives.base import Objective
 
@@ -112,6 +114,8 @@ class Evaluation:
     count: int
     chance: float | None = None
     objective: str = ""
+
+    __repr__ = brief
 
     @property
     def judged(self) -> Figure:

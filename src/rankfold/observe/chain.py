@@ -15,6 +15,7 @@ from typing import Any
 
 from torch import nn
 
+from rankfold.linalg.brief import brief
 from rankfold.observe.calls import Call, Lived, Watched, watch_calls
 
 MANY = 8  # groups in one span above which it is cut where several calls must be kept, too
@@ -47,6 +48,8 @@ class Chain:
     calls: Sequence[Call]
     spans: tuple[Span, ...]
     steady: bool = True
+
+    __repr__ = brief
 
     @property
     def skipped(self) -> frozenset[int]:

@@ -14,6 +14,7 @@ from typing import Any, Protocol
 from torch import Tensor, nn
 
 from rankfold.batches import copied, unmasked
+from rankfold.linalg.brief import brief
 from rankfold.observe.calls import called_names
 from rankfold.observe.chain import Chain, Span, find_chain
 
@@ -55,6 +56,8 @@ class Pages:
     parts: list[frozenset[str]] = field(default_factory=list)  # by span: parameters that it needs
     held: list[tuple[nn.Module, str, nn.Parameter]] = field(default_factory=list)
     earlier: Mapping[str, str] = field(default_factory=dict)
+
+    __repr__ = brief
 
     def __post_init__(self) -> None:
         vars(self.network)[PAGES] = self

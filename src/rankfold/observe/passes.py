@@ -12,6 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from rankfold.batches import arguments, batches_of, evaluating, forward, samples_of, size_of
+from rankfold.linalg.brief import brief
 from rankfold.objectives.answer import counting_tensors
 from rankfold.run.team import Team
 
@@ -31,6 +32,8 @@ class Samples:
     batch_size: int = 128
     memory: int | None = None
     team: Team = field(default_factory=Team)
+
+    __repr__ = brief
 
     def batches(self) -> Iterator[tuple[int, Any]]:
         """Every batch with its number, those of other processes included."""

@@ -11,6 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from rankfold.batches import forward
+from rankfold.linalg.brief import brief
 from rankfold.observe.calls import called_names, intercepted
 from rankfold.observe.chain import Border, Chain, Span
 from rankfold.observe.tape import AnotherWay, Taping, rebuilt
@@ -30,6 +31,8 @@ class Replay:
     network: nn.Module
     sites: frozenset[str]
     shapes: dict[int, State] = field(default_factory=dict)
+
+    __repr__ = brief
 
     def __post_init__(self) -> None:
         self.skipped = self.chain.skipped

@@ -27,6 +27,9 @@ EXPERIMENTS: dict[str, Experiment] = {each.name: each for of in _OF for each in 
 INDEX = rows(EXPERIMENTS.values(), [shown for of in _OF for shown in of.WITHOUT])
 
 
+_WRITTEN = "result.json", "result.md"
+
+
 def reproduce(name: str, directory: str | Path, request: Request | None = None, tell: Tell | None = None) -> Outcome:
     """Train what the experiment ``name`` needs, and write its tables and figures into ``directory``.
 
@@ -38,6 +41,7 @@ def reproduce(name: str, directory: str | Path, request: Request | None = None, 
 
     from rankfold.papers.request import Request
     from rankfold.run.claim import claimed
+    from rankfold.run.foreign import check_replaceable
     from rankfold.run.progress import shown
 
     if name not in EXPERIMENTS:
@@ -47,6 +51,7 @@ def reproduce(name: str, directory: str | Path, request: Request | None = None, 
     found = EXPERIMENTS[name]
     experiment = getattr(import_module(f"rankfold.papers.{found.module}"), found.function)
     asked = request or Request()
+    check_replaceable(Path(directory), _WRITTEN, lambda held: {"experiment", "tables"} <= set(held), _WRITTEN[0])
     with shown(tell) as told, claimed(directory, what=f"reproduce {name}"):
         return _written(name, experiment(asked, Path(directory), told), asked, Path(directory))
 

@@ -15,7 +15,7 @@ from torch import nn
 from rankfold.adapt.extraction.adapters import combine
 from rankfold.adapt.extraction.budget import Asked
 from rankfold.adapt.extraction.result import Extraction, Layer
-from rankfold.adapt.peft_format import Adapter, is_adapter
+from rankfold.adapt.peft_format import Adapter, check_adapter_place, is_adapter
 from rankfold.adapt.ways import METHODS, Wish, add_, prepare_
 from rankfold.objectives import Evaluation, Objective
 from rankfold.observe import before as before_call
@@ -182,6 +182,7 @@ def _request(root: nn.Module, data: Data, settings: AdaptSettings, objective: An
 def _check(place: Path, request: dict[str, Any], restart: bool) -> None:
     """``ValueError`` where the directory holds what was asked otherwise; with ``restart`` its training is removed."""
     file = place / REQUEST
+    check_adapter_place(place)
     if restart:
         shutil.rmtree(place / TRAINING, ignore_errors=True)
     elif file.exists():
@@ -193,7 +194,10 @@ def _check(place: Path, request: dict[str, Any], restart: bool) -> None:
                 "asked): give another directory, or --restart"
             )
     elif is_adapter(place):
-        raise ValueError(f"{place} holds an adapter that no adaptation wrote: give another directory, or move it first")
+        raise ValueError(
+            f"{place} holds an adapter that another command wrote: give another directory, or --restart (restart=True) "
+            "to replace it"
+        )
 
 
 def _write_merged(root: nn.Module, place: Path) -> None:

@@ -10,6 +10,7 @@ from torch import Tensor, nn
 
 from rankfold.compress.methods.project import Project
 from rankfold.compress.statistics import calibrate
+from rankfold.linalg.brief import brief
 from rankfold.run.progress import Progress, showing
 from rankfold.sites import Form, Site, SiteList, opened, sites, unwrap
 from rankfold.sites.find import Where
@@ -29,6 +30,8 @@ class SiteAnalysis:
     params: int
     spectrum: Spectrum
     output_ranks: tuple[int, ...] | None
+
+    __repr__ = brief
 
     @property
     def weight_ranks(self) -> tuple[int, ...]:

@@ -17,8 +17,10 @@ from torch import Tensor
 
 from rankfold.pipeline.analysis import SiteAnalysis
 from rankfold.run.files import write_atomically
+from rankfold.run.foreign import check_replaceable
 from rankfold.sites import SiteList
 
+_FILES = "spectra.svg", "sites.csv", "sites.json"
 _COLUMNS = 4
 _WIDTH, _PANEL, _LEGEND = 12, 2.1, 0.5  # inches: of the picture, and heights of a row of panels and of the legend
 _LOWEST = 1e-4  # of the largest: what lies below is not drawn
@@ -26,12 +28,20 @@ _STYLE: Any = {"svg.fonttype": "none", "svg.hashsalt": "rankfold", "font.size": 
 
 
 def write_analysis(rows: Sequence[SiteAnalysis], found: SiteList, directory: str | Path) -> tuple[Path, ...]:
-    """Write ``spectra.svg``, ``sites.csv`` and ``sites.json`` (with every singular value); returns their paths."""
+    """Write ``spectra.svg``, ``sites.csv`` and ``sites.json`` (with every singular value); returns their paths.
+
+    ``ValueError`` where one of them would replace a file that no analysis wrote."""
     directory = Path(directory)
-    contents = {"spectra.svg": spectra_svg(rows), "sites.csv": _csv(rows), "sites.json": _json(rows, found)}
+    check_analysis(directory)
+    contents = dict(zip(_FILES, (spectra_svg(rows), _csv(rows), _json(rows, found)), strict=True))
     for name, text in contents.items():
         write_atomically(directory / name, text.encode())
     return tuple(directory / name for name in contents)
+
+
+def check_analysis(directory: Path) -> None:
+    """``ValueError``, before any work, where an analysis would replace a file that no analysis wrote."""
+    check_replaceable(directory, _FILES, lambda held: {"sites", "left_out"} <= set(held), "sites.json")
 
 
 def spectra_svg(rows: Sequence[SiteAnalysis]) -> str:

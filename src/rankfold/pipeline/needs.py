@@ -15,13 +15,13 @@ from rankfold.sites import Site, SiteList
 
 BLOCKS = 2  # the block as it is, and as it becomes
 ACTIVATIONS = 3  # what its modules give: as it is kept to be differentiated, its gradients, and what is on the way
-BESIDE = 250_000_000  # what allocator and linear algebra keep for themselves: 207 MB measured at width 512
+LIBRARIES = 250_000_000  # what allocator and linear algebra take once they compute: 207 MB measured at width 512
 _ANSWERS = 1  # more of what the last module gives: it becomes probabilities, their sums, and draws
 _LEAST = 8  # batches, of which one is held back
 
 
 class BoundError(ValueError):
-    """A bound of memory that the smallest step of the work exceeds; one line with the smallest bound that works."""
+    """A bound of memory that the smallest step of the work exceeds; one line with its parts and the smallest bound."""
 
 
 @dataclass(frozen=True)
@@ -43,31 +43,36 @@ class Needs:
     @property
     def smallest(self) -> int:
         """The least bound that works."""
-        return BESIDE + BLOCKS * self.block + ACTIVATIONS * self.sample + self.matrix
+        return LIBRARIES + BLOCKS * self.block + ACTIVATIONS * self.sample + self.matrix
 
     @property
     def moments(self) -> int:
         """What is left of the bound for statistics."""
-        return self.bound - BESIDE - BLOCKS * self.block - ACTIVATIONS * self.sample * self.batch
+        return self.bound - LIBRARIES - BLOCKS * self.block - ACTIVATIONS * self.sample * self.batch
 
     def check(self, directory: Path) -> None:
         """``BoundError`` for too little memory, ``OSError`` for too little disk, each in one line."""
         if self.bound < self.smallest:
-            sample = count(ACTIVATIONS * self.sample, "B")
+            parts = {
+                f"the weights of one block ({self.name}), twice": BLOCKS * self.block,
+                "the activations of one sample": ACTIVATIONS * self.sample,
+                f"the statistics of one layer ({self.site})": self.matrix,
+                "torch and its linear algebra, once they compute": LIBRARIES,
+            }
+            *some, last = [f"{count(size, 'B')} for {what}" for what, size in parts.items()]
+            told = f"{', '.join(some)} and {last}"
             raise BoundError(
-                f"--memory {count(self.bound, 'B')} is less than one block needs ({self.name}: weights "
-                f"{count(self.block, 'B')}, twice, one sample {sample}, statistics of {self.site} "
-                f"{count(self.matrix, 'B')}, what the libraries keep {count(BESIDE, 'B')}): the smallest bound that "
-                f"works is {-(-self.smallest // 10**6):,} MB"
+                f"--memory {count(self.bound, 'B')} is too small: the process grows by {told}. Give at least "
+                f"--memory {-(-self.smallest // 10**6)}MB"
             )
         check_room(directory, self.disk)
 
     def __str__(self) -> str:
         taken = count(ACTIVATIONS * self.sample * self.batch, "B")
         return (
-            f"memory: at most {count(self.bound, 'B')} beside the process, of which a block takes "
-            f"{count(BLOCKS * self.block, 'B')}, {self.batch} samples at a time {taken}, what the libraries keep "
-            f"{count(BESIDE, 'B')} and statistics the rest; disk: "
+            f"memory: the process grows by at most {count(self.bound, 'B')}: {count(BLOCKS * self.block, 'B')} for the "
+            f"weights of a block, {taken} for the activations of {self.batch} samples at a time, "
+            f"{count(LIBRARIES, 'B')} for torch and its linear algebra, the rest for statistics; disk: "
             f"{count(self.disk, 'B')} while it runs, at most {count(self.model, 'B')} at the end"
         )
 
@@ -83,7 +88,7 @@ def needs_of(pages: Pages, found: SiteList, few: int, samples: int, metric_sampl
     sample = max(size + (_ANSWERS * chain.calls[-1].size if span.end is None else 0) for span, size in spans) // few
     known = dict(pages.network.named_parameters())
     model = sum(p.numel() * p.element_size() for p in known.values())
-    fixed = BESIDE + BLOCKS * sizes[widest] + measured_bytes(largest)
+    fixed = LIBRARIES + BLOCKS * sizes[widest] + measured_bytes(largest)
     batch = min(128, samples // _LEAST, max(bound - fixed, 0) // (2 * ACTIVATIONS * max(sample, 1)))
     names = [site.name for site in inside[widest]] or sorted(pages.parts[widest])
     return Needs(

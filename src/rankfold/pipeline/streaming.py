@@ -24,6 +24,7 @@ from rankfold.compress.planning.apply import shape_
 from rankfold.compress.planning.plan import Plan
 from rankfold.compress.planning.profile import Calibration, profile
 from rankfold.compress.ranks.budget import Budget, Latency, parsed
+from rankfold.linalg.brief import brief
 from rankfold.objectives import CausalLanguageModel, Evaluation, Objective, Teacher
 from rankfold.observe import PAGES, Pages
 from rankfold.pipeline.compression.delivery import finished
@@ -79,6 +80,8 @@ class Streamed:
     remarks: tuple[str, ...]
     seconds: float
 
+    __repr__ = brief
+
     def to_dict(self) -> dict[str, Any]:
         """Plain values, as ``rankfold compress --json`` prints them."""
         scores = {"before": self.before, "compressed": self.after}
@@ -111,15 +114,16 @@ def stream(
 
     Ranks are shared out over all blocks in the token metric of the whole network. Embeddings and the head stay as they
     are. What it will need of memory and disk is told before anything is done. A job that was interrupted, killed too,
-    goes on behind the last block that was finished, and ends with the same bytes. Under torchrun every process takes
-    its share of the data, and the first one writes; all must see the same ``directory``.
+    goes on behind the last block that was finished, and ends with the same bytes. With another bound of memory it
+    measures again and keeps the finished blocks whose ranks come out the same. Under torchrun every process takes its
+    share of the data, and the first one writes; all must see the same ``directory``.
 
     Args:
         folder: of transformers, with its weights in safetensors.
         data: with ``train``, ``validation`` and ``test``, or a tuple of them, as in ``rankfold.pipeline.compress``.
         budget: as in ``rankfold.plan``; none of latency.
         directory: where the result goes, a folder that ``from_pretrained`` loads after ``import rankfold.hub``.
-        memory: bytes that the work may take beside the process, as a number or as "8GB", the default.
+        memory: bytes by which the process may grow while it works, as a number or as "8GB", the default.
         settings: its method must fit layer after layer ("sequential" by default); without tuning, fine-tuning and a
             drop of quality, which need the whole model.
         restart: replace what another request left in ``directory``.
@@ -170,7 +174,7 @@ def stream(
         chosen = replace(settings, memory=memory, where=_Layers(root, settings.where))
         job = _Job(root, Path(folder), data, budgets, chosen, place, told, team)
         needs = job.cut()
-        asked = request_of(root, data, budgets, settings) | {"streamed": {"memory": memory}}
+        asked = request_of(root, data, budgets, settings) | {"streamed": True}
 
         def begin() -> bool:
             if restart or not finished(place):
@@ -276,7 +280,8 @@ class _Job:
         from rankfold import hub
 
         run = self.directory / "run"
-        self.team.shared(lambda: _cleared(run / "fits"))
+        fits = run / "fits" / f"{needs.batch}-{needs.moments}"  # what is measured depends on both
+        self.team.shared(lambda: _cleared(fits))
         pages, (split, name) = self.pages, held_out(self.data)
         shards = pages.sink = hub.Shards(run / "shards", pages)
         pages.watched = list(batches_of(split, needs.batch, WATCHED))
@@ -285,7 +290,7 @@ class _Job:
         known = profile(
             self.root, self.calibration, method=self.settings.method, objective=self.objective,
             where=self.settings.where, forms=self.settings.forms, calibration=how,
-            directory=run / "fits", progress=self.tell.progress,
+            directory=fits, progress=self.tell.progress,
         )  # fmt: skip
         plan = known.plan(self.budgets, self.settings.rule, progress=self.tell.progress)
         self.tell.say(f"plan: {summary(plan)}")
@@ -317,8 +322,9 @@ class _Job:
 
 
 def _cleared(fits: Path) -> None:
-    """Without the activations of a job that was killed."""
-    for left in fits.glob("*/activations-*"):
+    """Without the activations of a job that was killed, and without what was measured within another bound."""
+    others = (place for place in fits.parent.glob("*") if place != fits)
+    for left in (*others, *fits.glob("*/activations-*")):
         shutil.rmtree(left)
 
 

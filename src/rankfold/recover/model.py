@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 from typing_extensions import TypedDict
 
+from rankfold.linalg.brief import brief
 from rankfold.recover.ratings.moments import SPANS, Moments
 from rankfold.recover.tables.names import name_of
 from rankfold.run.container import Kind, checked, parsed
@@ -53,6 +54,8 @@ class FactorModel:
     biases: int = 0
     moments: Moments | None = None
     spread: Spread | None = None
+
+    __repr__ = brief
 
     @property
     def rank(self) -> int:

@@ -1,11 +1,13 @@
 """Numbers as a reader wants them: four figures, a unit, a dash where nothing was measured."""
 
 import math
+import re
 
 from rankfold.report.values import FigureKind
 
 NBSP = "\u00a0"
 ABSENT = "–"
+_SIZE = re.compile(r"(?P<number>(\d+\.?\d*|\.\d+)(E[+-]?\d+)?)\s*((?P<letter>[KMGT])(?P<binary>I)?)?B?")
 _THOUSANDS = ((1e12, "T"), (1e9, "G"), (1e6, "M"), (1e3, "k"))
 
 
@@ -25,15 +27,16 @@ def count(value: float | None, unit: str = "") -> str:
 
 
 def bytes_of(text: str) -> int:
-    """ "2GB", "500 MB", "1.5e9" → bytes, in powers of ten. ``ValueError`` for anything else."""
-    number = text.strip().upper().removesuffix("B").strip()
-    factor = next((size for size, letter in _THOUSANDS if number.endswith(letter.upper())), None)
-    try:
-        value = float(number if factor is None else number[:-1]) * (factor or 1)
-    except ValueError:
-        value = math.nan
+    """ "2GB", "500 mb", "1.5g", "2GiB", "1.5e9" → bytes: KB, MB, GB, TB are powers of 1000, KiB, MiB, … of 1024.
+
+    ``ValueError`` for anything else."""
+    found = _SIZE.fullmatch(text.strip().upper())
+    value = 0.0
+    if found is not None:
+        power = " KMGT".index(found["letter"] or " ")
+        value = float(found["number"]) * (1024 if found["binary"] else 1000) ** power
     if not 1 <= value < math.inf:
-        raise ValueError(f"not an amount of memory: {text!r}; write it as 2GB or 500MB")
+        raise ValueError(f"{text!r} is not an amount of memory: write 500MB, 2GB, 2GiB, or a number of bytes")
     return int(value)
 
 

@@ -37,7 +37,7 @@ class Place:
     def check(self, directory: Path) -> None:
         """``error`` for a directory in which there is anything else than a run of rankfold."""
         if directory.exists() and not directory.is_dir():
-            raise self.error(f"{self.prefix}{directory} is a file; give a directory")
+            raise self.error(f"{self.prefix}{directory} is a file: give a directory")
         if not directory.exists() or ((directory / self.file).exists() and self.begun(directory)):
             return
         ours = (".*", self.file, *self.ours)

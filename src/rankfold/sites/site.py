@@ -10,6 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from rankfold.forms import Form, Layer
+from rankfold.linalg.brief import brief
 
 
 @dataclass(frozen=True)
@@ -114,6 +115,8 @@ class SiteList(Sequence[Site]):
     items: tuple[Site, ...]
     left_out: tuple[tuple[str, str], ...] = field(default=())
     joint: tuple[Joint, ...] = field(default=(), repr=False)
+
+    __repr__ = brief
 
     @overload
     def __getitem__(self, key: int | str) -> Site: ...

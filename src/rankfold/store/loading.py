@@ -16,6 +16,7 @@ from torch.nn.parameter import is_lazy
 from rankfold.compress.planning.apply import ApplyError, shape_
 from rankfold.compress.planning.plan import Plan
 from rankfold.compress.slicing.bottlenecks import Bottlenecks
+from rankfold.linalg.brief import brief
 from rankfold.run.container import FAULTS, metadata, parsed, said
 from rankfold.run.pretrained import FolderError
 from rankfold.sites import unwrap
@@ -43,6 +44,8 @@ class Stored:
     plan: Plan
     notes: Mapping[str, Any]
     bottlenecks: Bottlenecks | None = None
+
+    __repr__ = brief
 
 
 def load(directory: str | Path, model: nn.Module | None = None) -> Stored:

@@ -9,6 +9,7 @@ from safetensors import SafetensorError, safe_open
 from torch import nn
 
 from rankfold.run.container import parsed
+from rankfold.run.foreign import foreign
 from rankfold.run.pretrained import CONFIG, FolderError, is_factored
 from rankfold.run.tensors import INDEX
 from rankfold.sites import is_pretrained, unwrap
@@ -24,7 +25,7 @@ def check_ours(directory: str | Path, model: nn.Module) -> None:
     they are to be read, that rankfold did not write."""
     directory = Path(directory)
     if directory.exists() and not directory.is_dir():
-        raise StoreError(f"{directory} is a file; give a directory")
+        raise StoreError(f"{directory} is a file: give a directory")
     check_files(directory, _FOLDER if is_pretrained(unwrap(model)) else _OWN)
 
 
@@ -37,9 +38,7 @@ def check_files(directory: Path, names: Iterable[str]) -> None:
         if name in known or not (name in _FOLDER or name.endswith(".safetensors")) or not file.exists():
             continue
         if not (_marked(directory) or (name == MANIFEST and (known or _damaged(file)))):
-            raise StoreError(
-                f"{file} is there already, and rankfold did not write it: give another directory, or move it first"
-            )
+            raise StoreError(foreign(file))
 
 
 def _marked(directory: Path) -> bool:

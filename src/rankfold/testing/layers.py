@@ -92,8 +92,9 @@ def check_site(site: Site, model: nn.Module, example: Any) -> None:
     Reading a matrix and putting it back changes nothing; a layer written with factors computes what the dense layer
     computes with the product of the factors, has that product as its ``weight``, the parameters, bytes and FLOPs that
     the site counts, a state dict that restores it, and gradients for every parameter; a cast leaves whole numbers as
-    they are. What a form rounds is near to the product, and the layer computes with what it rounded to. Ranks tried:
-    the smallest, 1, the middle, the largest. The model is left as found.
+    they are, and under autocast the output has the dtype that the dense layer gives. What a form rounds is near to the
+    product, and the layer computes with what it rounded to. Ranks tried: the smallest, 1, the middle, the largest. The
+    model is left as found.
 
     Args:
         site: of the model.
@@ -196,6 +197,7 @@ def _check_form(
     twin.load_state_dict(new.state_dict())
     expect(torch.equal(twin(inputs), output), f"{where}: the state dict does not restore the layer")
     _check_cast(new, where)
+    _check_autocast(layer, new, inputs, where)
     trained = {name: p for name, p in new.requires_grad_(True).named_parameters() if p.numel()}
     if not trained:
         return
@@ -203,6 +205,14 @@ def _check_form(
         new(inputs).float().square().sum().backward()
     without = [name for name, p in trained.items() if p.grad is None or not bool(p.grad.any())]
     expect(not without, f"{where}: no gradient reaches {', '.join(without)}")
+
+
+def _check_autocast(dense: nn.Module, new: nn.Module, inputs: Tensor, where: str) -> None:
+    """What follows the layer meets the precision that the dense layer hands on."""
+    inputs = inputs.float() if inputs.is_floating_point() else inputs
+    with torch.no_grad(), torch.autocast(inputs.device.type, torch.bfloat16):
+        given, wanted = (copy.deepcopy(each).float()(inputs).dtype for each in (new, dense))
+    expect(given == wanted, f"{where}: under autocast its output is {given}, that of the dense layer {wanted}")
 
 
 def _check_cast(layer: nn.Module, where: str) -> None:

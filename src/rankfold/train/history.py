@@ -4,6 +4,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass
 from typing import Any
 
+from rankfold.linalg.brief import brief
 from rankfold.objectives import Evaluation, Figure
 
 
@@ -22,6 +23,8 @@ class Epoch:
     validation: Evaluation | None
     learning_rate: float
     seconds: float
+
+    __repr__ = brief
 
     @property
     def validation_loss(self) -> float | None:
@@ -82,6 +85,8 @@ class History:
     stopped: str | None
     resumed_from: int
     warning: str | None = None
+
+    __repr__ = brief
 
     @property
     def best(self) -> Epoch | None:

@@ -14,6 +14,7 @@ import torch
 from torch import Tensor, nn
 
 from rankfold.batches import tensors_in
+from rankfold.linalg.brief import brief
 from rankfold.zoo import models
 from rankfold.zoo.errors import ZooError
 from rankfold.zoo.pretrained import is_pretrained_name, open_pretrained
@@ -28,6 +29,8 @@ class Resolved:
     model: nn.Module
     example_input: Any
     data: str | None
+
+    __repr__ = brief
 
 
 def resolve(

@@ -8,6 +8,7 @@ from typing import Any, TypeVar
 import torch
 from torch import Tensor
 
+from rankfold.linalg.brief import brief
 from rankfold.zoo.errors import ZooError
 from rankfold.zoo.pictures import Pictures
 from rankfold.zoo.samples import Samples
@@ -113,6 +114,8 @@ class Data:
     classes: int | None
     objective: Any = None
     cut: Mapping[str, int] = field(default_factory=dict)
+
+    __repr__ = brief
 
     @property
     def channels(self) -> int | None:

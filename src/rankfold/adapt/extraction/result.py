@@ -13,6 +13,7 @@ from rankfold.adapt.extraction.compare import LeftOut
 from rankfold.adapt.extraction.spread import Part
 from rankfold.adapt.peft_format import Adapter, write_adapter
 from rankfold.compress.repair.whole import Way
+from rankfold.linalg.brief import brief
 from rankfold.run.files import write_atomically
 
 NOTE = "extraction.json"
@@ -62,6 +63,8 @@ class Extraction:
     model_params: int = 0
     notes: tuple[str, ...] = ()
     tuned: Way | None = None
+
+    __repr__ = brief
 
     @property
     def params(self) -> int:

@@ -61,6 +61,10 @@ def analyze(
     from rankfold.run.progress import Talk
 
     set_threads(threads)
+    if not no_plots:
+        from rankfold.pipeline.drawing import check_analysis, write_analysis  # brings matplotlib
+
+        check_analysis(out)
     with Talk() as talk, computing(device, precision) as place:
         loaded = open_model(
             model, weights, data, download, talk, trained=False, own_data=False, cut=Cut(length, windows)
@@ -75,8 +79,6 @@ def analyze(
             loaded.model, part, samples=samples_of(part, samples), where=where, progress=talk.progress
         )
         if not no_plots:
-            from rankfold.pipeline import write_analysis  # brings matplotlib
-
             for file in write_analysis(rows, found, out):
                 talk.say(f"wrote {file}")
     if as_json:

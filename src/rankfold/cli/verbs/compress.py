@@ -216,5 +216,7 @@ def print_result(result: Result) -> None:
     print_table(("", *(name for name, _ in stages), ""), rows, left=(0, len(stages) + 1))
     if result.quality is not None:
         print(f"max drop: {result.quality.sentence}")
+    if result.tuning is not None:
+        print(f"tuned: {result.tuning.sentence}")
     for remark in result.remarks:
         print(f"note: {remark}")

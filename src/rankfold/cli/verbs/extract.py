@@ -104,10 +104,12 @@ def extract(
     What the adapter leaves out is told layer by layer.
     """
     from rankfold.adapt import combine, is_adapter
+    from rankfold.adapt.peft_format import check_adapter_place
     from rankfold.cli.loading import set_threads
     from rankfold.run.progress import Talk
 
     set_threads(threads)
+    check_adapter_place(out)
     if not restart and is_adapter(str(out)):
         raise typer.BadParameter(
             f"{out} holds an adapter already: give another folder, or --restart to replace it", param_hint="--out"

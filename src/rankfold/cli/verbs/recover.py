@@ -10,6 +10,14 @@ import typer
 from rankfold.cli.options import Json, Seed, Threads, checked_memory
 from rankfold.cli.printing import count, print_json
 from rankfold.cli.recovered import print_ranked, print_recovered
+from rankfold.cli.recovering import (
+    check_in_files,
+    check_kind,
+    check_one_candidate,
+    check_values,
+    listed,
+    methods_of,
+)
 
 if TYPE_CHECKING:
     from rankfold.recover import MappedEntries, Triplets
@@ -74,8 +82,8 @@ def recover(
         typer.Option(
             "--memory",
             metavar="SIZE",
-            help="What the work may take beside the process, as 2GB (a bare number is bytes): entries then go into "
-            "files of DIR/entries, sorted, and are read from there; by low-rank alone.",
+            help="By how much the process may grow, as 2GB (a bare number is bytes): entries are then sorted into "
+            "files in DIR/entries and read from there; only low-rank can do so.",
             callback=checked_memory,
         ),
     ] = None,
@@ -107,8 +115,8 @@ def recover(
     from rankfold.recover import choices, read_arrays, read_pairs, read_sides, read_triplets
     from rankfold.run.progress import Talk
 
-    wanted = _methods(methods, implicit)
-    _fitting(
+    wanted = methods_of(methods, implicit)
+    check_kind(
         implicit,
         ranks=ranks,
         test=test,
@@ -120,13 +128,10 @@ def recover(
         split=split,
     )
     if memory is not None:
-        _in_files(implicit, (file, memory), methods, time=time, rows=rows, items=items)
-        _one_candidate(ranks, folds=folds, jobs=jobs)
-    if duplicates not in ("refuse", "mean", "last", "sum"):
-        raise typer.BadParameter(f"duplicates are refused, or give the mean, the last or the sum, got {duplicates!r}")
-    tried = _listed("ranks", ranks, int) if ranks is not None else None
-    if jobs == 0:
-        raise typer.BadParameter("--jobs is a number of processes, or -1 for one on each core")
+        check_in_files(implicit, (file, memory), methods, time=time, rows=rows, items=items)
+        check_one_candidate(ranks, folds=folds, jobs=jobs)
+    check_values(split, duplicates, jobs)
+    tried = listed("ranks", ranks, int) if ranks is not None else None
     check_ours(out, *["top.csv"] * (implicit or top > 0), *["predictions.csv"] * (predict is not None))
     set_threads(threads)
     with Talk() as talk:
@@ -134,7 +139,7 @@ def recover(
         if "y" in arrays:
             report = _sensed(file, arrays, max(tried) if tried else None, seed, out, talk)
         else:
-            named = _listed("columns", columns, str) if columns is not None else None
+            named = listed("columns", columns, str) if columns is not None else None
             if memory is not None:
                 bound = max(tried) if tried else None
                 given = (file, test, predict, named, duplicates)
@@ -169,63 +174,6 @@ def recover(
         print_json(report)
         return
     print_recovered(report)
-
-
-def _methods(methods: str | None, implicit: bool) -> list[str]:
-    from rankfold.recover import METHODS
-    from rankfold.recover.implicit.candidates import METHODS as RANKERS
-
-    known = RANKERS if implicit else METHODS
-    wanted = _listed("methods", methods, str) if methods else list(RANKERS if implicit else ("low-rank", "ratings"))
-    unknown = [name for name in wanted if name not in known]
-    if unknown:
-        raise typer.BadParameter(f"no method {unknown[0]!r}: there are {', '.join(known)}")
-    return wanted
-
-
-def _fitting(implicit: bool, **given: Any) -> None:
-    """Options that the other kind of data does not have are refused."""
-    for name, value in given.items():
-        if value is not None and implicit != (name in ("at_least", "split")):
-            kind = "ratings and other values, not for --implicit" if implicit else "--implicit"
-            raise typer.BadParameter(f"--{name.replace('_', '-')} is for {kind}")
-    if given["split"] not in (None, "by-time", "leave-one-out"):
-        raise typer.BadParameter(f"--split is by-time or leave-one-out, got {given['split']!r}")
-
-
-def _in_files(implicit: bool, given: tuple[Path, str], methods: str | None, **held: Any) -> None:
-    """What holds all entries in memory is refused with a bound of it, and a bound that nothing could keep to."""
-    from rankfold.pipeline.recovery import check_memory
-    from rankfold.recover.mapped.mapping import check_mapped
-    from rankfold.report.quantities import bytes_of
-
-    if implicit:
-        raise typer.BadParameter(
-            "--memory is not for --implicit, whose candidates hold all entries; in Python ImplicitFeedback('als') is "
-            "fitted to map_entries(…)"
-        )
-    if methods is not None and _listed("methods", methods, str) != ["low-rank"]:
-        raise typer.BadParameter("with --memory the method is low-rank: the others hold all entries in memory")
-    for name, value in held.items():
-        if value:
-            raise typer.BadParameter(f"--{name} is for ratings, which hold all entries in memory: leave --memory out")
-    file, memory = given
-    check_mapped(file)
-    check_memory(bytes_of(memory))
-
-
-def _one_candidate(ranks: str | None, **given: int | None) -> None:
-    """What chooses among candidates is refused where there is one."""
-    for name, value in given.items():
-        if value is not None:
-            raise typer.BadParameter(
-                f"--{name} is for a cross-validation, and with --memory there is nothing to choose: a part of the "
-                "entries judges low-rank once"
-            )
-    if ranks is not None and len(_listed("ranks", ranks, int)) > 1:
-        raise typer.BadParameter(
-            f"with --memory low-rank finds the rank up to one bound: give the largest of --ranks {ranks} alone"
-        )
 
 
 def _mapped(
@@ -321,13 +269,3 @@ def _sensed(file: Path, arrays: dict[str, Any], rank: int | None, seed: int, out
         return sense(operator, y, out, rank=rank, seed=seed, progress=talk.progress)
     except ValueError as error:
         raise ValueError(f"{file}: {error}") from None
-
-
-def _listed(option: str, text: str, kind: type) -> list[Any]:
-    try:
-        found = [kind(part.strip()) for part in text.split(",")]
-    except ValueError:
-        raise typer.BadParameter(f"--{option} takes values separated by commas, got {text!r}") from None
-    if kind is int and min(found) < 1:
-        raise typer.BadParameter(f"--{option}: a rank is at least 1, got {min(found)}")
-    return found

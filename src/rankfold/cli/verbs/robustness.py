@@ -68,10 +68,11 @@ def robustness(
     """
     from rankfold.cli.loading import computing, noted_objective, objective_of, set_threads
     from rankfold.cli.trained import open_either
-    from rankfold.pipeline.robustness.drawing import write_robustness
+    from rankfold.pipeline.robustness.drawing import check_study, write_robustness
     from rankfold.pipeline.robustness.study import robustness as measured
     from rankfold.run.progress import Talk
 
+    check_study(out)
     cube, sphere = _radii("--linf", linf), _radii("--l2", l2)
     set_threads(threads)
     found = {}

@@ -16,6 +16,7 @@ import torch
 from torch import Tensor
 
 from rankfold.linalg import eigh, singular_values
+from rankfold.linalg.brief import brief
 
 
 def chain_factor(layers: int) -> float:
@@ -73,6 +74,8 @@ class Transitions:
     decays: Tensor
     layers: int
     about: str
+
+    __repr__ = brief
 
     def rank_at(self, decay: float) -> int:
         """How many directions survive: the predicted rank of every layer of the chain."""

@@ -129,6 +129,11 @@ class Plan:
     statistics: Statistics | None = field(default=None, compare=False, repr=False)
     factors: Mapping[str, Fitted] | None = field(default=None, compare=False, repr=False)
 
+    def __repr__(self) -> str:
+        sizes = f"{self.before.params:,} → {self.after.params:,} parameters"
+        changed = f"{len(self.changed)} of {len(self.entries)} sites change"
+        return f"Plan({self.asked()}; method {self.method}, ranks {self.rule}; {changed}; {sizes})"
+
     def __getitem__(self, site: str) -> Entry:
         for entry in self.entries:
             if entry.site == site:

@@ -19,10 +19,11 @@ from rankfold.compress.layerwise.in_blocks import measure_in_blocks
 from rankfold.compress.layerwise.in_parts import affordable, measure_in_parts
 from rankfold.compress.methods.method import Method, fits_layers
 from rankfold.compress.planning.candidates import Candidate, Counter, Decomposed, decompose
-from rankfold.compress.planning.choice import EVERY, Forms, asked_forms, chosen
+from rankfold.compress.planning.choice import Forms, asked_forms, check_fitting, chosen, named_forms
 from rankfold.compress.planning.plan import Plan
 from rankfold.compress.statistics import Statistics, calibrate
 from rankfold.costs import Cost, Example, Traced, evaluating, measure, storage
+from rankfold.linalg.brief import brief
 from rankfold.objectives import Objective, ObjectiveError, Teacher, infer, objective_named
 from rankfold.observe import PAGES, Pages, Samples, unheard
 from rankfold.run.files import write_atomically
@@ -72,6 +73,8 @@ class Calibration:
     statistics: Statistics | None = None
     memory: int | None = None
     distributed: bool = False
+
+    __repr__ = brief
 
     def __post_init__(self) -> None:
         if self.memory is not None and (isinstance(self.memory, str) or not self.memory > 0):
@@ -156,6 +159,8 @@ class Profile:
     prices: dict[Any, Mapping[tuple[str, Form], Tensor]] = field(default_factory=dict, repr=False)
     others: dict[str, Profile] = field(default_factory=dict, repr=False)
     tokens: bool = False  # without statistics: metrics are of tokens, in nats
+
+    __repr__ = brief
 
     def plan(self, budget: Any, rule: Any = "optimal", *, progress: Progress | None = None) -> Plan:
         """Decide what becomes of every site within ``budget``, by ``rule``; see ``rankfold.plan``.
@@ -342,8 +347,14 @@ def _grouped(
     if Form.SHARED not in (asked_forms(forms) or ()):
         return found, ()
     if fits_layers(method) or not method.needs_data:
-        said = f"method {method.name!r} shares no factor between layers: method 'project' does"
-        return found, () if forms == EVERY else (said,)
+        why = "fits one layer after another" if fits_layers(method) else "takes each layer by itself"
+        said = f"method {method.name!r} {why} and makes no factor that several layers share"
+        asked = named_forms(forms)
+        if asked == {Form.SHARED} and not any(Form.SHARED in site.forms for site in found):  # as experts do alone
+            raise ValueError(
+                f"{said}: use method='project' (--method project), or ask for other forms (forms=, --forms)"
+            )
+        return found, (f"{said}: method 'project' does",) if asked else ()
     with opened(root):
         return with_joint(root, found, {n: r for n, r in traced.read.items() if len(r) == len(traced.calls.get(n, r))})
 
@@ -457,16 +468,6 @@ def _kept(file: Path) -> Statistics | None:
 
 def _metrics(statistics: Statistics) -> dict[str, Tensor]:
     return {name: known.metric for name, known in statistics.sites.items() if known.metric is not None}
-
-
-def check_fitting(method: Method, forms: Forms | None) -> None:
-    """``ValueError`` for a form over a base beside a method that fits its factors layer after layer."""
-    over = sorted(form for form in asked_forms(forms) or () if form.over_base)
-    if over and forms != EVERY and fits_layers(method):
-        raise ValueError(
-            f"form {over[0]} is not fitted layer after layer: use method='project' (or truncate, without data), or "
-            "leave it out of forms="
-        )
 
 
 def check_folded(found: SiteList) -> None:

@@ -85,7 +85,8 @@ def tune_(
         best of six looks at samples that are held back is kept, the start among them.
 
     Raises:
-        ValueError: empty data, nothing is factored, or the original is no network that the model was made from.
+        ValueError: empty data, nothing is factored, less than one step or sample, or the original is no network that
+            the model was made from.
 
     Cost: for each block one pass of both networks up to it, and ``steps`` steps of the block alone, with its inputs and
     outputs in memory; of the whole ``steps`` steps and as many forward passes of the original.
@@ -105,10 +106,11 @@ def tune_(
     check_rereadable(data)
     by = by or ("blocks" if objective is None else "whole")
     if by not in ("whole", "blocks"):
-        raise ValueError(f"by is 'whole' or 'blocks', got {by!r}")
+        raise ValueError(f"by must be 'whole' or 'blocks', got {by!r}")
     if train not in ("factors", "all") or (train == "all" and by == "blocks"):
         raise ValueError(
-            f"train is 'factors', or for the whole (by='whole', or with an objective) 'all', got {train!r}"
+            f"train must be 'factors', or 'all' where the whole model is trained at once (by='whole'), got {train!r} "
+            f"with by={by!r}"
         )
     layers = factored_layers(root)
     if not layers:
@@ -123,6 +125,7 @@ def tune_(
             "model and original are the same network, so that there is nothing to learn: apply_ works in place, give "
             "it a copy (copy.deepcopy) and the original here"
         )
+    _check_steps(steps, batch_size, samples, learning_rate)
     size = batch_size or (128 if objective is None else 2)
     if by == "whole":
         chosen = root if train == "all" else nn.ModuleList(layers.values())
@@ -141,6 +144,16 @@ def tune_(
         if progress is not None:
             progress("tuning blocks", done + 1, len(names))
     return tuple(told)
+
+
+def _check_steps(steps: int, batch_size: int | None, samples: int | None, learning_rate: float | None) -> None:
+    if steps < 1:
+        raise ValueError(f"steps must be at least 1, got {steps}: to leave the factors as they are, leave tune_ out")
+    for name, value in (("batch_size", batch_size), ("samples", samples)):
+        if value is not None and value < 1:
+            raise ValueError(f"{name} must be at least 1, or None for the default, got {value}")
+    if learning_rate is not None and not 0 < learning_rate < float("inf"):
+        raise ValueError(f"learning_rate must be above 0 and finite, or None for the default, got {learning_rate}")
 
 
 def blocks(root: nn.Module, layers: tuple[str, ...]) -> tuple[str, ...]:

@@ -19,6 +19,7 @@ from rankfold.compress.metric import Spread, output_metrics
 from rankfold.costs import evaluating
 from rankfold.layers import FactoredConv, LowRankLinear
 from rankfold.linalg import Moments
+from rankfold.linalg.brief import brief
 from rankfold.linalg.on_data.bottleneck import root_of, triangle
 from rankfold.objectives import Objective, ObjectiveError, Teacher
 from rankfold.observe import Samples, after, before, first_of
@@ -53,6 +54,8 @@ class Bottleneck:
     weighting: Tensor | None = None
     outputs: Tensor | None = None
     norm: str | None = None
+
+    __repr__ = brief
 
     @property
     def comparable(self) -> bool:
@@ -95,6 +98,8 @@ class Bottlenecks:
     samples: int
     energy: float = 0.0
     unreached: tuple[str, ...] = ()
+
+    __repr__ = brief
 
     def to_bytes(self) -> bytes:
         """One safetensors file of float32: triangles row by row. ``from_bytes`` is the inverse."""

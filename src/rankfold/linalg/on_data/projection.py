@@ -14,6 +14,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from rankfold.linalg.brief import brief
 from rankfold.linalg.decompositions import checked, eigh
 from rankfold.linalg.on_data.gram import mirror, upper_product
 
@@ -36,6 +37,8 @@ class Projection:
     _triangle: Tensor | None
     _metric: Tensor | None  # lower Cholesky factor (…, m, m), or square roots (…, m)
     _of_inputs: bool = True  # which side's second moment it was made from
+
+    __repr__ = brief
 
     def errors_on(self, statistic: Tensor) -> Tensor:
         """The error of these very factors at every rank 0 … k on other data: (…, k + 1), float64, never rising.

@@ -21,6 +21,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from rankfold.linalg.brief import brief
 from rankfold.linalg.decompositions import checked
 from rankfold.linalg.on_data.moments import Moments
 from rankfold.linalg.on_data.projection import project
@@ -50,6 +51,8 @@ class ActivationAwareFit:
     best: int
     converged: bool
     message: str
+
+    __repr__ = brief
 
 
 def activation_aware(

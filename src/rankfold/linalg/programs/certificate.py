@@ -18,6 +18,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from rankfold.linalg.brief import brief
 from rankfold.linalg.decompositions import checked, singular_values, svd
 from rankfold.linalg.on_data.regression import ColumnSpace, column_space
 from rankfold.linalg.programs.entrywise import Loss, Squares, Tobit, conjugate
@@ -40,6 +41,8 @@ class ProgramFit:
     iterations: int
     converged: bool
     message: str
+
+    __repr__ = brief
 
     @property
     def weight(self) -> Tensor:

@@ -13,6 +13,7 @@ from dataclasses import dataclass, replace
 import torch
 from torch import Tensor
 
+from rankfold.linalg.brief import brief
 from rankfold.linalg.decompositions import checked
 from rankfold.linalg.on_data.projection import Projection, project
 from rankfold.linalg.on_data.regression import CUT, column_space, least_squares
@@ -32,6 +33,8 @@ class NuclearFit:
     singular_values: Tensor
     shrunk: Tensor
     threshold: float
+
+    __repr__ = brief
 
     @property
     def rank(self) -> int:

@@ -21,6 +21,7 @@ from rankfold.compress.repair.batchnorm import Reference, reestimate_
 from rankfold.costs import Cost, Example, evaluating, latencies
 from rankfold.costs.clock import once
 from rankfold.costs.example import with_batch
+from rankfold.linalg.brief import brief
 from rankfold.objectives import Figure, Figures, Objective
 from rankfold.pipeline.compression.measure import calibration_part, first_example
 from rankfold.pipeline.quality.halves import GROUPS, few_of
@@ -109,6 +110,8 @@ class Advice:
     labelled: bool
     seconds: float = 0.0
     unlearned: bool = False
+
+    __repr__ = brief
 
     @property
     def best(self) -> Tried | None:

@@ -23,6 +23,7 @@ from rankfold.pipeline.compression.measure import Figures
 from rankfold.pipeline.compression.page import report_data
 from rankfold.pipeline.compression.request import Settings
 from rankfold.pipeline.compression.result import Result
+from rankfold.pipeline.compression.tuning import Tuning
 from rankfold.pipeline.quality.value import Quality
 from rankfold.report import write_report
 from rankfold.run.container import FAULTS, checked, read_object, said
@@ -56,6 +57,7 @@ def save_result(
     notes = model_notes(settings.model, data, example, objective)
     figures = result.compressed if result.finetuned is None else result.finetuned
     notes |= {"split": result.split, "before": result.before.to_dict(), "figures": figures.to_dict()}
+    notes |= {} if result.tuning is None else {"tuning": result.tuning.to_dict()}
     save(result.model, result.plan, directory, notes=notes, bottlenecks=bottlenecks)
 
 
@@ -76,6 +78,7 @@ def write_page(
         "objective": result.objective.removeprefix("objective: ") or "classification",
         "calibration samples": known.samples or settings.samples,
         "max drop": "none" if settings.quality is None else f"{settings.max_drop:g}, smallest {settings.smallest}",
+        "tuning": "none" if result.tuning is None else result.tuning.sentence,
         "fine-tuning": "none" if history is None else f"{len(history.epochs)} epochs",
         "seed": settings.seed,
         "results on": f"the {result.split} split",
@@ -138,12 +141,13 @@ def read_result(directory: Path, original: nn.Module) -> Result:
             raise ValueError("a stage is missing")
         searched = known.get("search")
         quality = None if searched is None else Quality.read(searched)
+        tuning = None if values.get("tuning") is None else Tuning.read(values["tuning"])
     except FAULTS as error:
         raise StoreError(f"{file}: damaged ({said(error)}): {again}") from None
     stored = load(directory, copy.deepcopy(original))
     return Result(
         stored.model, stored.plan, before, compressed, stages["finetuned"], known["seconds"], known["split"],
-        known["validation"], tuple(known["remarks"]), directory, known.get("objective", ""), quality,
+        known["validation"], tuple(known["remarks"]), directory, known.get("objective", ""), quality, tuning,
     )  # fmt: skip
 
 

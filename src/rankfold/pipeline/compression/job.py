@@ -18,7 +18,6 @@ from rankfold.compress.planning.profile import Profile
 from rankfold.compress.ranks.budget import Budget, Multiples, parsed
 from rankfold.compress.ranks.rules import Iterative, Optimal, rule_named
 from rankfold.compress.repair.finetune import finetune
-from rankfold.compress.repair.tune import tune_
 from rankfold.compress.slicing.bottlenecks import Bottlenecks, bottlenecks
 from rankfold.costs import Example, storage
 from rankfold.costs import check as check_cost
@@ -39,6 +38,7 @@ from rankfold.pipeline.compression.remarks import forecast_beside, gaps, learnt_
 from rankfold.pipeline.compression.repair import compressed_copy
 from rankfold.pipeline.compression.request import PLACE, Settings, request_of
 from rankfold.pipeline.compression.result import Result
+from rankfold.pipeline.compression.tuning import tuned_copy
 from rankfold.pipeline.quality.halves import few_of
 from rankfold.run.claim import claimed
 from rankfold.run.files import check_room
@@ -142,7 +142,10 @@ class _Job(Planner):
         self.tell.say(f"validation {before.name}: {before.text} before, {score.judged.text} compressed")
         self.keep(small, made, example, objective)
         untuned = (small, score)
-        small, score = self.block_tuned(small, score, calibration, objective)
+        small, score, tuning = tuned_copy(
+            small, score, self.model, calibration, self.settings, objective.objective,
+            lambda network: self.scored(network, objective), self.tell,
+        )  # fmt: skip
         tuned, history = self.finetuned(small, objective)
         validation = {"before": before, "compressed": score.judged}
         if history is not None and tuned is not None:
@@ -154,7 +157,7 @@ class _Job(Planner):
             )
         result = self.measured(made, small, tuned, example, validation, history, objective)
         result = replace(
-            result, quality=quality,
+            result, quality=quality, tuning=tuning,
             remarks=(
                 *unlearned, *forecast_beside(made, result, small is not untuned[0]),
                 *(() if quality is None else quality.notes), *result.remarks,
@@ -193,24 +196,6 @@ class _Job(Planner):
             objective=objective.objective,
         )  # fmt: skip
         return small, self.scored(small, objective) if searched else score
-
-    def block_tuned(
-        self, small: nn.Module, score: Evaluation, calibration: Any, objective: Inferred
-    ) -> tuple[nn.Module, Evaluation]:
-        """``small`` with its blocks tuned, where that was asked and lowers the loss on validation."""
-        if not self.settings.tune:
-            return small, score
-        tuned = copy.deepcopy(small)
-        by = self.settings.tune_by or ("whole" if objective.objective.by_token else "blocks")
-        tune_(
-            tuned, self.model, calibration, steps=self.settings.tune, by=by, samples=None,
-            objective=objective.objective if objective.objective.by_token or by == "whole" else None,
-            progress=self.tell.progress,
-        )  # fmt: skip
-        now = self.scored(tuned, objective)
-        better, what = now.loss < score.loss, "tuned blocks" if by == "blocks" else "tuned factors"
-        self.tell.say(f"validation {now.judged.name}: {now.judged.text} with {what}" + ("" if better else "; not kept"))
-        return (tuned, now) if better else (small, score)
 
     def finetuned(self, small: nn.Module, objective: Inferred) -> tuple[nn.Module | None, History | None]:
         recipe = self.settings.recipe(self.data)

@@ -13,6 +13,7 @@ from rankfold.batches import arguments, batches_of, forward
 from rankfold.compress.planning.profile import example_from
 from rankfold.costs import Cost, Example, evaluating, latencies, model_cost
 from rankfold.costs.decoding import generates, prompt_latencies
+from rankfold.linalg.brief import brief
 from rankfold.objectives import Evaluation, Figure, Objective
 from rankfold.train import evaluate
 from rankfold.zoo.samples import Samples
@@ -38,6 +39,8 @@ class Figures:
     prefill_ms: float | None = None
     decode_ms: float | None = None
     latencies: Mapping[int, float] = field(default_factory=dict)
+
+    __repr__ = brief
 
     @property
     def judged(self) -> Figure:

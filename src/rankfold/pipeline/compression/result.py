@@ -10,7 +10,9 @@ from typing import Any
 from torch import nn
 
 from rankfold.compress.planning.plan import Plan
+from rankfold.linalg.brief import brief
 from rankfold.pipeline.compression.measure import Figures
+from rankfold.pipeline.compression.tuning import Tuning
 from rankfold.pipeline.quality.value import Quality
 
 
@@ -21,7 +23,7 @@ class Result:
     Figures are on the split named ``split`` (test where there is one), measured once, when every choice was made.
     ``validation``: the judging figure of each stage on the split that chose. ``seconds``: wall clock of this call.
     ``objective``: what outputs and targets were taken to mean, and why. ``quality``: what a search for the smallest
-    network found, where a drop was allowed (``Settings.max_drop``).
+    network found, where a drop was allowed (``Settings.max_drop``). ``tuning``: what ``Settings.tune`` gave.
     """
 
     model: nn.Module
@@ -36,6 +38,9 @@ class Result:
     directory: Path | None = field(default=None, compare=False)
     objective: str = ""
     quality: Quality | None = None
+    tuning: Tuning | None = None
+
+    __repr__ = brief
 
     @property
     def params_removed(self) -> float:
@@ -57,4 +62,9 @@ class Result:
             "flops_removed": self.flops_removed,
             "kept_of_factorable": self.plan.kept_of_factorable(),
             "seconds": self.seconds,
-        } | ({} if self.quality is None else {"quality": self.quality.to_dict()})
+        } | self._stages()
+
+    def _stages(self) -> dict[str, Any]:
+        """What is told of a search and of tuning, where there was one."""
+        searched = {} if self.quality is None else {"quality": self.quality.to_dict()}
+        return searched | ({} if self.tuning is None else {"tuning": self.tuning.to_dict()})

@@ -22,6 +22,7 @@ from rankfold.compress.ranks.allocate import BudgetError
 from rankfold.compress.ranks.budget import Budget, Multiples, parsed
 from rankfold.compress.ranks.rules import RankRule
 from rankfold.compress.repair.batchnorm import Reference, reestimate_
+from rankfold.linalg.brief import brief
 from rankfold.objectives import Figure, Figures, Objective
 from rankfold.pipeline.compression.measure import calibration_part
 from rankfold.pipeline.compression.repair import compressed_copy
@@ -56,6 +57,8 @@ class Smallest:
     model: nn.Module
     plan: Plan
     quality: Quality
+
+    __repr__ = brief
 
 
 @showing

@@ -9,6 +9,7 @@ from typing import Any
 
 from rankfold.compress.ranks.allocate import BudgetError
 from rankfold.compress.ranks.budget import Budget, Bytes, Flops, Latency, Params
+from rankfold.linalg.brief import brief
 from rankfold.objectives import Figure
 from rankfold.pipeline.quality.search import ROUNDING, Tried
 from rankfold.run.container import checked
@@ -86,6 +87,8 @@ class Quality:
     fraction: float
     key: str
     notes: tuple[str, ...] = ()
+
+    __repr__ = brief
 
     @property
     def scale(self) -> float:

@@ -22,7 +22,7 @@ _COPIES = 30  # of the factors: directions, gradients, and the space that singul
 
 
 def needed(shape: tuple[int, int], count: int, rank: int) -> int:
-    """Bytes that a completion of ``count`` entries in files takes at most beside the process. Bits for two parts."""
+    """Bytes by which a completion of ``count`` entries in files grows the process at most. Bits for two parts."""
     return int(sum(shape) * (NAME + 8 * _COPIES * rank) + count / 4 + _BLOCK)
 
 
@@ -49,7 +49,7 @@ def complete_mapped(
 ) -> dict[str, Any]:
     """As `complete` does by the method low-rank alone: fitted without a part that judges it once, then to all entries.
 
-    ``memory``: bytes that it may take beside the process. ``rank``: a bound on it, by default 20. Raises ``ValueError``
+    ``memory``: bytes by which the process may grow. ``rank``: a bound on it, by default 20. Raises ``ValueError``
     where that is less than ``needed``.
     """
     check_memory(memory)

@@ -16,8 +16,8 @@ from safetensors import SafetensorError, safe_open
 
 from rankfold.recover import FactorModel, MappedEntries, Triplets
 from rankfold.recover.model import KIND
-from rankfold.run.container import parsed
 from rankfold.run.files import write_atomically
+from rankfold.run.foreign import check_replaceable
 
 FACTORS, REPORT, TOP, PREDICTIONS = "factors.safetensors", "recover.json", "top.csv", "predictions.csv"
 _ALWAYS = (FACTORS, REPORT, "cross-validation.csv", "cross-validation.svg", "report.html")
@@ -29,20 +29,11 @@ def check_ours(out: Path, *more: str) -> None:
     ``more``: names of files beside those that it always writes. Ours are all that lie beside a report or factors of
     ours.
     """
-    if out.exists() and not out.is_dir():
-        raise ValueError(f"{out} is a file; give a directory")
-    there = [out / name for name in (*_ALWAYS, *more) if (out / name).exists()]
-    if there and not (_reported(out / REPORT) or _factored(out / FACTORS)):
-        raise ValueError(
-            f"{there[0]} is there already, and rankfold did not write it: give another directory, or move it first"
-        )
+    if not _factored(out / FACTORS):
+        check_replaceable(out, (*_ALWAYS, *more), _is_report, REPORT)
 
 
-def _reported(file: Path) -> bool:
-    try:
-        held = parsed(file.read_bytes())
-    except (OSError, ValueError):
-        return False
+def _is_report(held: Any) -> bool:
     return isinstance(held, dict) and {"method", "shape", "seed", "directory"} <= set(held)
 
 

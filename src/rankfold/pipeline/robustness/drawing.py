@@ -16,24 +16,35 @@ from matplotlib.figure import Figure
 
 from rankfold.pipeline.robustness.study import Robustness
 from rankfold.run.files import write_atomically
+from rankfold.run.foreign import check_replaceable
 
+_FILES = "robustness.svg", "robustness.csv", "robustness.json"
 COLOURS, MARKS = ("#1b6ca8", "#c2571a", "#3a7d44", "#7b4fa3", "#6b6b6b"), "os^Dv"
 TITLES = {"linf": "largest change of an input", "l2": "Euclidean norm of the change"}
 _STYLE: Any = {"svg.fonttype": "none", "svg.hashsalt": "rankfold", "font.size": 8, "text.parse_math": False}
 
 
 def write_robustness(found: Mapping[str, Robustness], directory: str | Path) -> tuple[Path, ...]:
-    """Write ``robustness.svg``, ``robustness.csv`` and ``robustness.json`` of networks by name; returns their paths."""
+    """Write ``robustness.svg``, ``robustness.csv`` and ``robustness.json`` of networks by name; returns their paths.
+
+    ``ValueError`` where one of them would replace a file that no study of robustness wrote."""
     directory = Path(directory)
+    check_study(directory)
     values = {name: each.to_dict() for name, each in found.items()}
-    contents = {
-        "robustness.svg": robustness_svg(found),
-        "robustness.csv": _csv(found),
-        "robustness.json": json.dumps(values, indent=1, ensure_ascii=False) + "\n",
-    }
+    told = json.dumps(values, indent=1, ensure_ascii=False) + "\n"
+    contents = dict(zip(_FILES, (robustness_svg(found), _csv(found), told), strict=True))
     for name, text in contents.items():
         write_atomically(directory / name, text.encode())
     return tuple(directory / name for name in contents)
+
+
+def check_study(directory: Path) -> None:
+    """``ValueError``, before any work, where a study would replace a file that no study of robustness wrote."""
+    check_replaceable(directory, _FILES, _is_study, "robustness.json")
+
+
+def _is_study(held: Any) -> bool:
+    return isinstance(held, dict) and all({"clean", "attacks", "layers"} <= set(each) for each in held.values())
 
 
 def robustness_svg(found: Mapping[str, Robustness]) -> str:

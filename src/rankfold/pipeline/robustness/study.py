@@ -11,6 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from rankfold.batches import evaluating, moved, samples_of, size_of
+from rankfold.linalg.brief import brief
 from rankfold.objectives import Classification, Objective, infer, objective_named
 from rankfold.pipeline.compression.measure import calibration_part
 from rankfold.pipeline.robustness.attack import Ball, Norm, Space, answered, held, movable
@@ -64,6 +65,8 @@ class Robustness:
     restarts: int
     unit: str
     blind: float
+
+    __repr__ = brief
 
     def accuracy(self, norm: Norm, radius: float) -> float:
         """That under one attack; ``KeyError`` for one that was not measured."""

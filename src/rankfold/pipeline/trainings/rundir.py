@@ -8,6 +8,7 @@ from dataclasses import asdict, dataclass, field, fields
 from pathlib import Path
 from typing import Any
 
+from rankfold.linalg.brief import brief
 from rankfold.objectives import Evaluation
 from rankfold.pipeline.trainings.config import ConfigError, TrainConfig, parse, read
 from rankfold.run.container import FAULTS, read_object, said
@@ -48,6 +49,8 @@ class TrainResult:
     warning: str | None
     directory: str
     ranks: Mapping[str, int] = field(default_factory=dict)
+
+    __repr__ = brief
 
     @property
     def validation_accuracy(self) -> float:

@@ -15,6 +15,7 @@ from urllib.parse import quote
 import joblib
 import pandas as pd
 
+from rankfold.linalg.brief import brief
 from rankfold.objectives import Figure
 from rankfold.pipeline.trainings.config import ConfigError, TrainConfig, at_key, parse, with_key
 from rankfold.pipeline.trainings.rundir import FREE, TrainResult, finished
@@ -23,6 +24,7 @@ from rankfold.pipeline.trainings.training import train
 from rankfold.run.cells import run_cells
 from rankfold.run.claim import claimed, holder
 from rankfold.run.files import write_atomically
+from rankfold.run.foreign import check_replaceable
 from rankfold.run.progress import Progress, Tell, shown
 from rankfold.train import TrainingError
 
@@ -42,6 +44,8 @@ class Sweep:
     out: Path
     jobs: int
 
+    __repr__ = brief
+
 
 @dataclass(frozen=True)
 class SweepResult:
@@ -52,6 +56,8 @@ class SweepResult:
     table: pd.DataFrame
     out: Path
     figure: Figure = _ACCURACY
+
+    __repr__ = brief
 
     def to_dict(self) -> dict[str, Any]:
         """What `rankfold sweep --json` prints and `sweep.json` holds; what is not known is null."""
@@ -104,6 +110,7 @@ def sweep(
     `sweep.json` into `asked.out`. Dask workers must see the same files under the same paths. Raises ValueError
     where no scheduler answers.
     """
+    check_replaceable(asked.out, ("sweep.csv", "sweep.json"), lambda held: {"runs", "table"} <= set(held), "sweep.json")
     with shown(tell) as told, claimed(asked.out, what="sweep"):
         return _swept(asked, scheduler, restart, told)
 

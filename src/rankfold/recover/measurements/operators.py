@@ -15,6 +15,7 @@ import numpy as np
 import scipy.sparse
 import torch
 
+from rankfold.linalg.brief import brief
 from rankfold.recover.measurements.arrays import Array, like, numpy
 from rankfold.recover.measurements.bits import drawn
 from rankfold.recover.measurements.lazy import Block, Lazy
@@ -91,6 +92,8 @@ class Mask(Held):
 
     mask: Array
 
+    __repr__ = brief
+
     @property
     def shape(self) -> tuple[int, int]:
         return (int(self.mask.shape[0]), int(self.mask.shape[1]))
@@ -124,6 +127,8 @@ class Mask(Held):
 class Identity(Mask):
     """All entries: factorization. ``kind``: an array or tensor whose dtype and device to take; else float64 of
     NumPy."""
+
+    __repr__ = brief
 
     def __init__(self, shape: tuple[int, int], kind: Array | None = None) -> None:
         super().__init__(like(np.ones(shape), np.empty(0) if kind is None else kind))

@@ -26,7 +26,7 @@ class Ratings(RegressorMixin, BaseEstimator):
     Args:
         rank: of the factors.
         burn_in: sweeps before the first that counts.
-        draws: sweeps that count.
+        draws: sweeps that count. With far fewer than the defaults ranks cannot be told apart.
         strength: of the prior on the weights of who rated what; a large one turns that off.
         random_state: seed.
         progress: called as ``progress(what, done, total)`` as the work goes on.
@@ -38,7 +38,7 @@ class Ratings(RegressorMixin, BaseEstimator):
     Example:
         >>> import numpy as np
         >>> pairs = np.array([[u, i] for u in range(6) for i in range(4)])
-        >>> found = rf.recover.Ratings(1, burn_in=5, draws=5).fit(pairs, 3.0 + pairs[:, 0] % 2)
+        >>> found = rf.recover.Ratings(1).fit(pairs, 3.0 + pairs[:, 0] % 2)
         >>> bool(found.predict([[1, 0]])[0] > found.predict([[0, 0]])[0])
         True
     """

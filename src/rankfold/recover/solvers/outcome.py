@@ -9,6 +9,7 @@ from dataclasses import dataclass, field
 
 import numpy as np
 
+from rankfold.linalg.brief import brief
 from rankfold.recover.measurements.arrays import Array, norm, numpy
 from rankfold.recover.measurements.operators import Operator
 
@@ -44,6 +45,8 @@ class Recovered:
     training_error: float
     validation_error: float
     history: tuple[Point, ...] = field(repr=False)
+
+    __repr__ = brief
 
     @property
     def rank(self) -> int:

@@ -10,6 +10,7 @@ import pandas as pd
 import scipy.sparse
 from scipy.sparse import csr_array as Csr
 
+from rankfold.linalg.brief import brief
 from rankfold.recover.tables.layout import UNKNOWN
 from rankfold.recover.tables.names import name_of
 
@@ -23,6 +24,8 @@ class Sides:
 
     rows: Csr | None = None
     columns: Csr | None = None
+
+    __repr__ = brief
 
 
 def read_side(file: str | Path, names: tuple[str, ...], what: str = "row") -> tuple[Csr, tuple[str, ...]]:

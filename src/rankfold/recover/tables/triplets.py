@@ -8,6 +8,7 @@ from typing import Any, Literal, get_args
 import numpy as np
 import pandas as pd
 
+from rankfold.linalg.brief import brief
 from rankfold.recover.measurements.operators import Operator, entries
 from rankfold.recover.tables.memory import affordable_names
 from rankfold.recover.tables.names import named
@@ -29,6 +30,8 @@ class Triplets:
     column_names: tuple[str, ...]
     remarks: tuple[str, ...] = ()
     times: np.ndarray | None = None
+
+    __repr__ = brief
 
     @property
     def shape(self) -> tuple[int, int]:
