@@ -147,8 +147,8 @@ def moved(value: Any, device: torch.device | str, dtype: torch.dtype | None = No
 
 
 def forward(model: nn.Module, batch: Any, begun: Callable[[], None] = lambda: None) -> Any:
-    """The model's output for a batch, on the model's device and in its floating dtype. A model of transformers keeps no
-    keys and values for further tokens, unless the batch asks for them. ``begun`` is called when the inputs are ready.
+    """The model's output for a batch, on the model's device and in its floating dtype. ``begun`` is called when the
+    inputs are ready.
 
     Raises ``TypeError`` for a batch with fewer inputs than the model needs, and ``InputError`` that names the layer for
     one whose inputs do not fit it.
@@ -163,18 +163,9 @@ def forward(model: nn.Module, batch: Any, begun: Callable[[], None] = lambda: No
     if parameter is not None:
         args = moved(args, parameter.device, parameter.dtype)
         kwargs = moved(kwargs, parameter.device, parameter.dtype)
-    kwargs = kwargs | _without_cache(model, kwargs)
     begun()
     with explained(model.named_modules):
         return model(*args, **kwargs)
-
-
-def _without_cache(model: nn.Module, kwargs: Mapping[str, Any]) -> dict[str, bool]:
-    """What spares a model of transformers the keys and values that it would keep for further tokens."""
-    inner = _inner(model)
-    if "use_cache" in kwargs or getattr(getattr(inner, "config", None), "use_cache", None) is not True:
-        return {}
-    return {"use_cache": False} if "use_cache" in (_inputs_of(inner) or ()) else {}
 
 
 def _check_count(model: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], batch: Any) -> None:
