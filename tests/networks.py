@@ -153,6 +153,18 @@ def llama() -> tuple[nn.Module, Any]:
     return LlamaForCausalLM(config), {"input_ids": ids, "attention_mask": mask}
 
 
+def falcon() -> tuple[nn.Module, Any]:
+    """Its linear layers are of a class of its own."""
+    from transformers import FalconConfig, FalconForCausalLM
+
+    torch.manual_seed(0)
+    model = FalconForCausalLM(
+        FalconConfig(vocab_size=64, hidden_size=32, num_hidden_layers=2, num_attention_heads=4, multi_query=False)
+    )
+    ids, _ = tokens()
+    return model.eval(), {"input_ids": ids}
+
+
 def vit() -> tuple[nn.Module, Any]:
     from transformers import ViTConfig, ViTForImageClassification
 
@@ -177,13 +189,14 @@ HUGGING_FACE = {
     "vit": vit,
 }
 NETWORKS = TORCH | HUGGING_FACE
+OWN_LAYERS = {"falcon": falcon}  # its blocks write in place, which no chain goes through
 
 
 def network(name: str, dtype: torch.dtype = torch.float32) -> tuple[nn.Module, Any]:
     """The model in eval mode, and one batch; weights large enough that every layer matters."""
     with torch.random.fork_rng():
         torch.manual_seed(0)
-        model, batch = NETWORKS[name]()
+        model, batch = (NETWORKS | OWN_LAYERS)[name]()
         with torch.no_grad():
             for parameter in model.parameters():
                 if parameter.dim() > 1:

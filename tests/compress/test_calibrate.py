@@ -11,6 +11,7 @@ from networks import NETWORKS, network
 from torch import Tensor, nn
 from torch.utils.data import DataLoader, TensorDataset
 
+import rankfold as rf
 from rankfold.batches import batches_of, size_of
 from rankfold.compress.planning.planner import plan
 from rankfold.compress.planning.profile import Calibration
@@ -271,3 +272,29 @@ def test_fewer_rows_than_the_rank_are_told():
     model = nn.Sequential(nn.Linear(12, 12), nn.ReLU(), nn.Linear(12, 12))
     made = plan(model, Ranks({"0": 5}), "project", [torch.randn(3, 12)])
     assert made["0"].note == "rank 5 was fitted to 3 rows of data: give more samples"
+
+
+class WritesInPlace(nn.Module):
+    """A state that is written to as the steps go, as some recurrent language models do."""
+
+    def __init__(self):
+        super().__init__()
+        self.enter, self.leave = nn.Linear(6, 8), nn.Linear(8, 5)
+
+    def forward(self, x):
+        state = torch.ones(len(x), 8)
+        for step in range(x.shape[1]):
+            state += torch.tanh(self.enter(x[:, step])) * state
+        return self.leave(state)
+
+
+def test_a_network_that_cannot_be_differentiated_is_compressed_and_told():
+    torch.manual_seed(0)
+    net, x = WritesInPlace(), torch.randn(32, 3, 6)
+    with pytest.raises(RuntimeError, match="inplace"):
+        net(x).sum().backward()
+    with pytest.warns(UserWarning, match="cannot be differentiated .*inplace.* each one by itself"):
+        plan = rf.plan(net, "params=0.8", data=x)
+    small = rf.apply_(net, plan)
+    assert plan.changed
+    assert sum(p.numel() for p in small.parameters()) == plan.after.params

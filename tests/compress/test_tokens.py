@@ -291,3 +291,18 @@ def test_metrics_in_passing_are_those_of_a_pass_of_their_own(enough, monkeypatch
     for name, each in found.sites.items():
         for metric, other in ((each.metric, apart.fisher[name]), (each.coarse, apart.outputs[name])):
             assert float((metric - other).norm()) < 1e-5 * float(other.norm())
+
+
+class NoGradients(Small):
+    def forward(self, input_ids: Tensor, attention_mask: Tensor | None = None) -> Tensor:
+        if torch.is_grad_enabled():
+            raise RuntimeError("not with a graph")
+        return super().forward(input_ids)
+
+
+def test_a_model_that_cannot_run_with_a_graph_gives_moments_of_every_sample_once():
+    data = [{"input_ids": part} for batch in batches(64) for part in batch["input_ids"].split(16)]
+    with pytest.warns(UserWarning, match="cannot be differentiated"):
+        found = calibrate(NoGradients().eval(), data, sites(NoGradients()), objective=LM)
+    assert found.sites["a"].moments.count == 64 * 16
+    assert found.sites["a"].metric is None

@@ -18,7 +18,7 @@ import rankfold as rf
 from rankfold.sites import Form
 
 transformers = pytest.importorskip("transformers")
-NAMES = ["llama", "gpt2", "bert", "bert_without_head", "t5", "vit"]
+NAMES = ["llama", "falcon", "gpt2", "bert", "bert_without_head", "t5", "vit"]
 
 
 def inputs(batch):

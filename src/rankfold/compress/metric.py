@@ -18,6 +18,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Any, Protocol
+from warnings import warn
 
 import torch
 import torch.distributed as dist
@@ -148,6 +149,20 @@ class Gathering:
         return True
 
     def _gradients(self, given: Any, chunk: Any, first: int, number: int, taps: Taps) -> bool:
+        try:
+            return self._taken(given, chunk, first, number, taps)
+        except torch.OutOfMemoryError:
+            raise
+        except RuntimeError as error:  # of code that writes in place, or has no derivative
+            words = " ".join(str(error).split())
+            warn(
+                f"this network cannot be differentiated ({words[:120]}{'…' * (len(words) > 120)}): its layers are "
+                "compared by truncating each one by itself, in place of by gradients",
+                stacklevel=2,
+            )
+            return False
+
+    def _taken(self, given: Any, chunk: Any, first: int, number: int, taps: Taps) -> bool:
         estimates, every = self.estimates, len(self.estimates) if self.turns else 1
         if self.turns:
             estimates = (estimates[number % every],)

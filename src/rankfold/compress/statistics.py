@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass, field, replace
+from functools import partial
 from pathlib import Path
 from typing import Any, NotRequired
 
@@ -271,8 +272,14 @@ def calibrate(
         check_finite((site, site.weight(root), site.bias(root)) for site in sites.reducible)
         beside = InPassing.over(root, seen, sites, asked, metric_samples) if by_token else nullcontext()
         with beside as passing:
-            run = None if passing is None else passing.run
-            gathered = gather(root, seen, sites, asked if metric_samples else None, progress, run)
+            taken = partial(gather, root, seen, sites, asked if metric_samples else None, progress)
+            try:
+                gathered = taken(None if passing is None else passing.run)
+            except RuntimeError:
+                if passing is None:
+                    raise
+                passing.able = False  # code that cannot run with a graph
+                gathered = taken()
         if passing is not None and passing.able and gathered.spread.names:
             both = passing.metrics(gathered.spread)
     if not gathered.samples:

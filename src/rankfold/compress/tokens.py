@@ -35,7 +35,7 @@ from rankfold.compress.metric import (
     tapping,
 )
 from rankfold.costs import evaluating
-from rankfold.objectives import Answer, Objective
+from rankfold.objectives import Answer, Objective, ObjectiveError
 from rankfold.observe import Samples
 from rankfold.observe.passes import laid_out, layout_for
 from rankfold.run.progress import Progress
@@ -142,7 +142,12 @@ class InPassing:
         with torch.set_grad_enabled(self.able):
             output = forward(self.root, laid_out(batch, self.layout))
             if self.able:
-                self._differentiate(self.objective.answers(output, batch), index)
+                try:
+                    self._differentiate(self.objective.answers(output, batch), index)
+                except torch.OutOfMemoryError:
+                    raise
+                except (RuntimeError, ObjectiveError):  # ``token_metrics`` says why
+                    self.able = False
         return output
 
     def _differentiate(self, answers: Sequence[Answer], index: int) -> None:

@@ -16,13 +16,14 @@ from torch.nn.parameter import UninitializedParameter
 from rankfold.forms import Form, Layer
 from rankfold.observe import PAGES, Pages
 from rankfold.sites.foreign import TORCHSCRIPT, check_gathered, packed, stored, why_foreign
+from rankfold.sites.kinds.acting import acts_as
 from rankfold.sites.kinds.convolution import read_convolution
 from rankfold.sites.kinds.dynamic import is_dynamic, read_dynamic
 from rankfold.sites.kinds.embedding import read_embedding, why_whole
 from rankfold.sites.kinds.experts import read_experts
 from rankfold.sites.kinds.linear import read_linear
 from rankfold.sites.opened import opened, opener_of, why_closed
-from rankfold.sites.product import factors_of, ordinary_class, other_parametrizations, products
+from rankfold.sites.product import factors_of, other_parametrizations, products
 from rankfold.sites.site import Site, SiteList
 
 NOT_SELECTED = "not selected"
@@ -252,19 +253,13 @@ def _why_not(module: nn.Module, path: str) -> str | None:
         nn.ConvTranspose2d,
         nn.ConvTranspose3d,
     ):
-        if isinstance(module, base) and _overrides(ordinary_class(module), base) and _own_layer(module) is None:
+        if isinstance(module, base) and not acts_as(module, base) and _own_layer(module) is None:
             return f"{type(module).__name__} overrides the forward of {base.__name__}"
     if "forward" in vars(module) and weight is not None and weight.dim() > 1:
         return "its forward was replaced from outside: remove that wrapper first"
     if path == "" and (read_layer(module) is not None or opener_of(module) is not None):
         return "the model is this one layer: wrap it (nn.Sequential(layer)) so that it can be replaced"
     return None
-
-
-def _overrides(kind: type, base: type) -> bool:
-    return any(
-        getattr(kind, name, None) is not getattr(base, name, None) for name in ("forward", "_conv_forward", "__call__")
-    )
 
 
 def _why_no_site(layer: Layer) -> str | None:

@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from rankfold.forms import Call, Convolution, Form, Layer, Side
 from rankfold.forms.convolving import PLAIN, TRANSPOSED, kernel_macs, same
 from rankfold.forms.geometry import ChannelFolding
+from rankfold.sites.kinds.acting import acts_as
 from rankfold.sites.patches import patches, sampled, taken
 from rankfold.sites.product import ordinary_class
 
@@ -81,7 +82,7 @@ def read_convolution(module: Any) -> ConvLayer | None:
     """The layer object of a convolution, or None if it is none."""
     for kinds in (PLAIN, TRANSPOSED):
         for kind in kinds:
-            if ordinary_class(module).forward is kind.forward:
+            if ordinary_class(module).forward is kind.forward or acts_as(module, kind):
                 setting = Convolution(
                     module.in_channels, module.out_channels, tuple(module.kernel_size), module.groups,
                     kinds is TRANSPOSED,

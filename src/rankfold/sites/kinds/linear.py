@@ -11,6 +11,7 @@ from torch import Tensor, nn
 
 from rankfold.forms import Call, Layer, Share, Side
 from rankfold.forms.geometry import Matricization, Plain, Transposed
+from rankfold.sites.kinds.acting import acts_as
 from rankfold.sites.product import ordinary_class, products
 
 
@@ -65,7 +66,7 @@ class LinearLayer(Layer):
 def read_linear(module: Any) -> LinearLayer | None:
     """The layer object of a linear-like module, or None if it is none."""
     kind = ordinary_class(module)
-    if kind.forward is nn.Linear.forward:
+    if kind.forward is nn.Linear.forward or acts_as(module, nn.Linear):
         m, n = _shape(module)
         return LinearLayer("Linear", (m, n), module.bias is not None)
     if kind.__name__ == "Conv1D" and kind.__module__ == "transformers.pytorch_utils":
