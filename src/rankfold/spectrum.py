@@ -42,11 +42,13 @@ class Spectrum:
         values = checked(torch.as_tensor(self.values)).cpu()
         m, n = (int(size) for size in self.shape)
         if values.ndim != 1 or min(m, n) < 0 or len(values) > min(m, n):
-            raise ValueError(f"values of shape {tuple(values.shape)} are no spectrum of a matrix of shape {(m, n)}")
+            raise ValueError(
+                f"values of shape {tuple(values.shape)} cannot be the spectrum of a matrix of shape {(m, n)}"
+            )
         if len(values) and (bool((values.diff() > 0).any()) or float(values[-1]) < 0):
-            raise ValueError("singular values must be descending and not negative")
+            raise ValueError("singular values must be descending and at least 0")
         if not math.isfinite(self.unseen_energy):
-            raise NonFiniteError(f"unseen energy {self.unseen_energy} is not finite")
+            raise NonFiniteError(f"unseen energy must be finite, got {self.unseen_energy}")
         if self.unseen_energy < 0:
             raise ValueError(f"unseen energy must be at least 0, got {self.unseen_energy}")
         object.__setattr__(self, "values", values)
@@ -105,7 +107,7 @@ class Spectrum:
         Raises `ValueError` when the fraction is out of range, or needs values that were not seen.
         """
         if not 0.0 <= energy_fraction <= 1.0:
-            raise ValueError(f"an energy fraction is within 0 … 1, got {energy_fraction}")
+            raise ValueError(f"energy_fraction must be from 0 to 1, got {energy_fraction}")
         energies = self._tail_energies()
         return self._first(energies <= (1.0 - energy_fraction) * energies[0], f"{energy_fraction:.6g} of the energy")
 
@@ -116,7 +118,7 @@ class Spectrum:
         Raises `ValueError` when `error` is negative, or needs values that were not seen.
         """
         if not error >= 0.0:
-            raise ValueError(f"an error is at least 0, got {error}")
+            raise ValueError(f"error must be at least 0, got {error}")
         return self._first(self.tails() <= error, f"an error of {error:.6g}")
 
     def numerical_rank(self, eps: float | None = None) -> int:
@@ -147,7 +149,7 @@ class Spectrum:
         spectral norm).
         """
         if not p > 0:
-            raise ValueError(f"a Schatten norm needs p > 0, got {p}")
+            raise ValueError(f"the p of a Schatten norm must be above 0, got {p}")
         top = self.spectral_norm
         if top == 0 or p == math.inf:
             return top
@@ -174,8 +176,8 @@ class Spectrum:
     def _first(self, reached: Tensor, wish: str) -> int:
         if not bool(reached.any()):
             raise ValueError(
-                f"{wish} needs more than the {len(self.values)} values seen of a {self.shape} matrix "
-                f"(unseen energy {self.unseen_energy:.3g}): compute the complete spectrum"
+                f"{wish} needs more than the {len(self.values)} values that are known of a matrix of shape "
+                f"{self.shape} (unseen energy {self.unseen_energy:.3g}): compute the complete spectrum"
             )
         return int(reached.to(torch.int8).argmax())
 

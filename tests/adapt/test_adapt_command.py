@@ -76,8 +76,8 @@ def test_dora_is_read_by_peft_as_it_was_merged(weights, tmp_path):
 def test_what_is_refused_stands_in_no_ones_way(weights, tmp_path):
     few = [word if word != "params=4000" else "params=100" for word in words(weights, tmp_path / "out", "dora")]
     told = failed(*few)
-    assert "100 numbers are below rank 1 in each of" in told
-    least = int(told.partition("allow more (params=")[2].partition(")")[0])
+    assert "params=100 is too few: rank 1 in each of the" in told
+    least = int(told.partition("allow that many (params=")[2].partition(")")[0])
     enough = [word if word != "params=4000" else f"params={least}" for word in words(weights, tmp_path / "out", "dora")]
     assert succeeded(*enough)["params"] <= least
 
@@ -106,7 +106,7 @@ def test_it_goes_on_and_another_request_is_refused(method, weights, tmp_path, mo
     again = succeeded(*words(weights, tmp_path / "out", method))
     assert again["after"] == (pytest.approx(whole["after"], rel=1e-5) if method == "geolora" else whole["after"])
     told = failed(*words(weights, tmp_path / "out", method, "--seed", 1))
-    assert "another seed (0 there, 1 asked): give another directory, or --restart" in told
+    assert "another seed (0 there, 1 asked for): give another directory, or --restart" in told
 
 
 def test_an_adapter_of_somebody_else_is_not_replaced(weights, tmp_path):
@@ -130,7 +130,9 @@ def test_a_language_model(folders, tmp_path):  # noqa: F811
 
 
 def test_what_is_refused(weights, tmp_path):
-    assert "below rank 1 in each of" in failed(*words(weights, tmp_path / "a", "lora", "--budget", "params=300"))
+    assert "is too few: rank 1 in each of the" in failed(
+        *words(weights, tmp_path / "a", "lora", "--budget", "params=300")
+    )
     assert not (tmp_path / "a" / "adapter_config.json").exists()
     result = rankfold(*words(weights, tmp_path / "a", "ia3"))
     assert result.exit_code == 2
@@ -146,5 +148,5 @@ def test_winning_back_takes_no_other_method_and_an_original_that_is_there(tmp_pa
     rf.save(rf.apply_(model, plan), plan, tmp_path / "small")
     asked = ("adapt", tmp_path / "small", "--data", "digits", "-o", tmp_path / "out", "--original", tmp_path / "none")
     assert "there is no file or folder" in rankfold(*asked).output
-    assert "has no other method" in rankfold(*asked, "--method", "dora").output
+    assert "there is one method" in rankfold(*asked, "--method", "dora").output
     assert not (tmp_path / "out").exists()

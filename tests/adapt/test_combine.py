@@ -89,7 +89,7 @@ def test_several_become_one_and_peft_reads_it(tmp_path):
     for name, delta in one.items():
         wanted = delta - 0.5 * two.get(name, torch.zeros_like(delta))
         torch.testing.assert_close(layers[name].get_delta_weight("default"), wanted, rtol=1e-4, atol=1e-5)
-    with pytest.raises(ValueError, match="2 adapters need as many finite weights"):
+    with pytest.raises(ValueError, match="one finite number for each of the 2 adapters"):
         combine([first, second], "rank=6", weights=[1.0])
 
 
@@ -98,7 +98,7 @@ def test_a_share_is_of_what_the_adapters_store(tmp_path):
     found = combine([place], "params=0.5")
     assert found.model_params == 3 * (21 + 26 + 48)
     assert found.params <= found.model_params / 2
-    with pytest.raises(rf.BudgetError, match="leave no layer a single rank"):
+    with pytest.raises(rf.BudgetError, match="too few for rank 1 in any layer"):
         combine([place], "params=3")
 
 
@@ -114,14 +114,18 @@ def test_modules_to_save_come_along_from_one_and_are_told_of_several(tmp_path):
 def test_adapters_of_other_networks_do_not_go_together(tmp_path):
     first, _ = trained(tmp_path / "1", 1)
     write_adapter(Adapter({"parts.fc": (torch.ones(1, 5), torch.ones(4, 1))}), tmp_path / "2")
-    with pytest.raises(ValueError, match=r"parts.fc is 4×5 and 14×12: these adapters are not of one network"):
+    with pytest.raises(ValueError, match=r"parts.fc has different sizes: 4×5 and 14×12. These adapters do not belong"):
         combine([first, tmp_path / "2"], "rank=2")
 
 
 FAULTS = {
     "DoRA": ({"use_dora": True, "target_modules": ["fc"]}, None, "a DoRA adapter also scales columns"),
-    "biases": ({"bias": "lora_only"}, None, "the adapter brings biases"),
-    "another kind": ({}, lambda config: config.update(peft_type="IA3"), "an adapter of type IA3: only LoRA"),
+    "biases": ({"bias": "lora_only"}, None, "the adapter also changes biases"),
+    "another kind": (
+        {},
+        lambda config: config.update(peft_type="IA3"),
+        "the adapter is of type IA3, and only LORA is read",
+    ),
 }
 
 

@@ -74,7 +74,9 @@ def test_the_nuclear_ball(frame, seed):
         rank = int((values > 1e-9).sum())
         assert int((got > 1e-6).sum()) == rank
         torch.testing.assert_close(got[:rank], values[:rank], rtol=0, atol=1e-3)
-    assert found.note.startswith("the radius is used up: one unit more would lower the loss by about ")
+    assert found.note.startswith(
+        "the gains add up to the whole radius: a radius larger by one would lower the loss by about "
+    )
 
 
 def test_the_opposite_sign_is_rejected(monkeypatch):
@@ -92,10 +94,8 @@ def test_a_radius_that_binds_nothing_is_told():
     for _ in range(100):
         optimizer.step(closure)
     note = optimizer.certify(closure).note
-    assert (
-        note
-        == f"{float(optimizer.gains.sum()) / 500:.0%} of the radius are used: where that stays so, it binds nothing"
-    )
+    share = float(optimizer.gains.sum()) / 500
+    assert note == f"the gains add up to {share:.0%} of the radius: if that stays so, the radius limits nothing"
 
 
 class Network(nn.Module):
@@ -228,10 +228,10 @@ def test_what_is_refused():
         rf.debora_(network(), 2, 0.0)
     with pytest.raises(ValueError, match="frame must be one of oblique, stiefel"):
         rf.debora_(network(), 2, frame="round")
-    with pytest.raises(ValueError, match=r"call rankfold\.debora_ first"):
+    with pytest.raises(ValueError, match=r"prepare it with rankfold\.debora_ first"):
         rf.Debora(network())
     model, optimizer = trained(3)
-    with pytest.raises(ValueError, match="has adapters already"):
+    with pytest.raises(ValueError, match="already has adapters"):
         rf.debora_(model, 2)
     optimizer.layers["fc"].left.grad = torch.full_like(optimizer.layers["fc"].left, math.nan)
     with pytest.raises(ValueError, match="fc: its gradient is not finite"):

@@ -203,11 +203,11 @@ def test_hugging_face_conv1d(tmp_path):
 @pytest.mark.parametrize(
     ("rank", "more", "says"),
     [
-        ({"nowhere": 2}, {}, "'nowhere' is no linear layer that can be adapted"),
-        ({"block.out": 9}, {}, r"rank 9 was asked; possible here: 1 to 8"),
-        (0, {}, r"rank 0 was asked; possible here: 1 to 10"),
+        ({"nowhere": 2}, {}, "there is no linear layer named 'nowhere' that can be adapted"),
+        ({"block.out": 9}, {}, r"rank 9 was asked for, and ranks from 1 to 8 are possible"),
+        (0, {}, r"rank 0 was asked for, and ranks from 1 to 10 are possible"),
         (True, {}, r"rank True was asked"),
-        (2, {"where": "conv*"}, "no linear layer to adapt"),
+        (2, {"where": "conv*"}, "has no linear layer that can be adapted"),
         (2, {"depth": 1}, "at least 2 factors"),
         (2, {"epsilon": -1.0}, "epsilon"),
         (2, {"scaling": 0.0}, "scaling"),
@@ -273,7 +273,7 @@ def updated(model: nn.Module) -> nn.Module:
 def test_a_layer_in_several_places_is_no_adapter_of_peft(tmp_path):
     """PEFT adapts the first place of it alone, and would compute something else in silence."""
     model = updated(Thrice())
-    with pytest.raises(ValueError, match=r"layers\.0 is the same layer as layers\.1, layers\.2: .* merge_ the updates"):
+    with pytest.raises(ValueError, match=r"layers\.0 is the same layer as layers\.1, layers\.2, .* merge the updates"):
         save_adapter(model, tmp_path)
     assert list(tmp_path.iterdir()) == []
     (x, _), before = samples(), len(list(Thrice().parameters()))
@@ -299,12 +299,16 @@ def test_a_layer_inside_a_shared_block_is_read_by_peft(tmp_path):
 
 def test_a_rank_for_all_is_no_more_than_a_small_layer_has():
     model = network()
-    with pytest.warns(UserWarning, match=r"rank 9 is more than .*: block\.out \(Linear 8×12\) gets 8, head .* gets 3;"):
+    with pytest.warns(
+        UserWarning, match=r"rank 9 is more than .*: block\.out \(Linear 8×12\) gets 8, head .* gets 3\."
+    ):
         deep_lora_(model, 9)
     assert {name: adapted.rank for name, adapted in updates(model).items()} == {
         "fc": 9, "block.fc": 9, "block.out": 8, "head": 3,
     }  # fmt: skip
-    with pytest.raises(ValueError, match=r"head \(Linear 3×8\): rank 4 was asked; possible here: 1 to 3"):
+    with pytest.raises(
+        ValueError, match=r"head \(Linear 3×8\): rank 4 was asked for, and ranks from 1 to 3 are possible"
+    ):
         deep_lora_(network(), {"head": 4})
 
 

@@ -25,7 +25,7 @@ def test_two_folders_then_the_adapter_smaller(folders, tmp_path):  # noqa: F811
     again = ("extract", place / "base", place / "tuned", "-o", tmp_path / "a", "--budget", "rank=1")
     done = rankfold(*again)
     assert done.exit_code == 2
-    assert "holds an adapter already: give another folder, or --restart" in done.stderr
+    assert "already holds an adapter: give another folder, or --restart" in done.stderr
     assert (tmp_path / "a" / "adapter_config.json").read_bytes() == written
     assert succeeded(*again[:3], "-o", tmp_path / "d", *again[5:])["params"] < found["params"]
     assert succeeded(*again[:3], "-o", tmp_path / "d", "--budget", "rank=4", "--restart")["params"] == found["params"]

@@ -55,7 +55,7 @@ def test_a_budget_counts_the_numbers_of_the_adapter():
     assert optimizer.met
     prices = {"conv.dynamic": 6 + 18, "fc.dynamic": 116, "head.dynamic": 23}
     assert sum(prices[name] * rank for name, rank in optimizer.ranks.items()) <= 300
-    with pytest.raises(ValueError, match="params=100 is below rank 1 in each of 3 layers, 163 numbers"):
+    with pytest.raises(ValueError, match="params=100 is too few: rank 1 in each of the 3 layers takes 163 numbers"):
         trained(0, params=100)
     with pytest.raises(ValueError, match="of an adapter give params="):
         trained(0, budget=0.5)

@@ -45,7 +45,7 @@ def test_the_smallest_that_keeps_its_quality_is_recommended() -> None:
     said = " ".join(sentences(found))
     assert "Yes: without any training 40 % of the FLOPs and 38 % of the parameters can go" in said
     assert "89.30 % instead of 90.00 % on 500 validation samples (worse by 0.7, 95 % interval 0 to 2 points)" in said
-    assert "With 55 % of the FLOPs gone it would be 85.00 %" in said
+    assert "Without 55 % of the FLOPs it would be 85.00 %" in said
     assert "20 % of the parameters cannot, such as lstm: a layer of its own kind." in said
     assert "1.20 times as fast at batch 1, 1.20 times as fast at batch 64" in said
     assert "conv (30 % of all)" in said
@@ -187,3 +187,12 @@ def test_of_a_network_that_has_learnt_nothing_there_is_no_advice() -> None:
     assert "(--weights)?" in said[-1]
     assert not any("Yes" in each for each in said)
     assert not list(commands(made, "digits-cnn"))
+
+
+def test_the_data_may_be_a_tuple_of_parts_and_nothing_without_parts():
+    torch.manual_seed(0)
+    net, x = nn.Sequential(nn.Linear(16, 16), nn.ReLU(), nn.Linear(16, 2)), torch.randn(40, 16)
+    y = (x[:, 0] > 0).long()
+    assert rf.advise(net, ((x, y), (x, y)), seconds=0.01).sites == 2
+    with pytest.raises(ValueError, match=r"the data are a Tensor: give an object with train, validation and test"):
+        rf.advise(net, x)

@@ -210,7 +210,7 @@ def test_an_interrupted_command_says_how_to_go_on(weights, tmp_path, monkeypatch
         patch.setattr(Talk, "say", stop)
         result = rankfold(*command)
     assert result.exit_code == 130
-    assert result.stderr.splitlines()[-1] == "interrupted. The same command goes on from here."
+    assert result.stderr.splitlines()[-1] == "interrupted. The same command continues from here."
     again = rankfold(*command, "--json")
     assert again.exit_code == 0
     assert "epoch 1 of 2" not in again.stderr
@@ -224,7 +224,7 @@ def test_expected_errors_are_one_line(weights, run_directory, tmp_path):
     assert "no file" in failed("compress", "digits-cnn", "--weights", tmp_path / "none.pt", *common)
     known = ("digits-cnn", "--weights", weights)
     assert "cannot be met" in failed("plan", *known, "--budget", "flops=1e-6", "--samples", 64, "-o", tmp_path / "x")
-    assert "asked otherwise (budgets" in failed(*_compress(weights, run_directory, "--budget", "params=0.5"))
+    assert "with other settings (budgets" in failed(*_compress(weights, run_directory, "--budget", "params=0.5"))
     assert "plan.json" in failed("show", tmp_path / "plan.json")
     assert "plan.json" in failed("show", tmp_path)
     assert "no manifest.json" in failed("evaluate", tmp_path)
@@ -234,13 +234,13 @@ def test_expected_errors_are_one_line(weights, run_directory, tmp_path):
 @pytest.mark.parametrize(
     ("options", "said"),
     [
-        (("resnet-20",), "unknown model 'resnet-20'; did you mean resnet20?"),
-        (("digits-cnn", "--data", "digit"), "unknown data set 'digit'; did you mean digits?"),
+        (("resnet-20",), "there is no model 'resnet-20': did you mean resnet20?"),
+        (("digits-cnn", "--data", "digit"), "there is no data set 'digit': did you mean digits?"),
         (("digits-cnn", "--budget", "flop=0.4"), "did you mean flops?"),
         (("digits-cnn", "--budget", "size=0.5"), "is not understood"),
         (("digits-cnn", "--budget", "flops=50%"), "write 0.5 for 50 %"),
-        (("digits-cnn", "--budget", "flops=1.5"), "kept fraction"),
-        (("digits-cnn", "--method", "magic"), "there are project, sequential, relu, nuclear"),
+        (("digits-cnn", "--budget", "flops=1.5"), "share of the whole model that is kept"),
+        (("digits-cnn", "--method", "magic"), "the names are project, sequential, relu, nuclear"),
         (("digits-cnn", "--ranks", "iteratve"), "did you mean iterative?"),
     ],
     ids=lambda value: str(value[-1]) if isinstance(value, tuple) else "",
@@ -255,7 +255,7 @@ def test_values_that_cannot_be_are_wrong_usage(tmp_path, options, said):
 
 def test_a_mistyped_directory_is_called_one():
     said = failed("evaluate", "smal/resnet")
-    assert "smal/resnet: neither a directory here nor in the hub's cache" in said
+    assert "smal/resnet: this is neither a directory nor in the cache of the hub" in said
     assert "resnet20" in said
 
 
@@ -308,11 +308,11 @@ def test_a_network_and_data_of_ones_own(tmp_path, monkeypatch):
     )  # fmt: skip
     assert values["params_removed"] >= 0.4
     # what a file says never decides which code runs
-    assert "say --model mine:make --data mine:data if that code may run" in failed("evaluate", "run")
+    assert "if that code may run, add --model mine:make --data mine:data" in failed("evaluate", "run")
     assert "--data mine:data" in failed("evaluate", "run", "--model", "mine:make")
     again = succeeded("evaluate", "run", "--model", "mine:make", "--data", "mine:data")
     assert again["accuracy"] == values["compressed"]["accuracy"]
-    assert "which data?" in failed("evaluate", "mine:make")
+    assert "no data were given" in failed("evaluate", "mine:make")
 
 
 SEVERAL = """

@@ -40,7 +40,7 @@ def test_a_pattern_that_fits_nothing_is_refused_with_names_that_there_are(weight
             "compress", "digits-cnn", "--weights", weights, "--budget", "params=0.5", option, "feature.3", "-o",
             tmp_path / "small",
         )  # fmt: skip
-        assert line.startswith(f"error: {option} feature.3: no layer of this model has such a name")
+        assert line.startswith(f"error: {option} feature.3: no layer of this model matches")
         assert "features.3" in line
     assert not (tmp_path / "small").exists()
 

@@ -85,7 +85,7 @@ def test_what_is_factored_is_saved_although_labels_do_not_fit(here):
     planned()
     line = failed("apply", "firstday:masked", "plan.json", "--data", "firstday:mislabelled", "-o", "applied")
     assert "label 4 is outside 0 … 2" in line
-    assert line.endswith("; the factored network is saved in applied, not repaired")
+    assert line.endswith("; the factored network is saved in applied, but not repaired")
     stored = load("applied", masked())
     assert stored.plan.changed
     assert stored.bottlenecks is None
@@ -207,7 +207,7 @@ def test_what_is_typed_wrong_is_told_with_its_remedy(here, tmp_path):
 
 def test_a_network_that_is_no_folder_is_told_how_to_be_ordinary_again(tmp_path):
     net = nn.Sequential(nn.Linear(16, 16))
-    with pytest.raises(ValueError, match=r"this is a Sequential: --to onnx or .* has the ordinary weight as \.weight"):
+    with pytest.raises(ValueError, match=r"this is a Sequential: --to onnx or .* \.weight of each factored layer"):
         to_folder(net, torch.zeros(1, 16), tmp_path / "dense")
     small = rf.apply_(net, rf.plan(net, rf.Ranks({"0": 2}), "truncate", example=torch.zeros(1, 16)))
     x = torch.randn(4, 16)  # what the message promises

@@ -83,7 +83,7 @@ def test_a_finished_run_is_read_back_with_its_figures(made):
 
 def test_what_a_model_does_not_take_is_said_once(made):
     _, said, _ = made("embedding")
-    assert said.count("BertModel.forward does not take idx: left out of every batch") == 1
+    assert said.count("BertModel.forward takes no argument idx: this part of every batch is ignored") == 1
 
 
 @pytest.mark.parametrize("precision", ["float32", "bfloat16", "auto"])
@@ -103,14 +103,14 @@ def test_plan_and_apply_in_every_precision(precision, tmp_path):
 def test_what_cannot_be_computed_here_is_said(made):
     _, _, out = made("regression")
     common = ("evaluate", out, "--model", "own:regression", "--data", "own:numbers")
-    assert "float16 is computed on cuda alone" in failed(*common, "--precision", "float16")
+    assert "float16 is computed only on cuda" in failed(*common, "--precision", "float16")
     assert "torch cannot compute there" in failed(*common, "--device", "quantum")
     assert "must be probabilities of the classes" in failed(*common, "--objective", "classification")
     wrong = rankfold(*common, "--objective", "regresion")
     assert wrong.exit_code == 2
     assert "did you mean regression" in wrong.stderr
     without = failed("evaluate", "own:regression", "--data", "own:inputs")
-    assert "nothing to compare outputs with" in without
+    assert "no other network to compare the outputs with" in without
 
 
 def test_train_by_the_judged_figure(tmp_path):
@@ -158,7 +158,7 @@ def test_the_original_that_outputs_are_compared_with_has_its_weights(made, tmp_p
         "--original",
         tmp_path / "wrong.safetensors",
     )
-    assert "other weights than those that the network was made from" in said
+    assert "other weights than those that this one was made from" in said
     assert "--original FILE" in said
 
 

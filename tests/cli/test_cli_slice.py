@@ -63,7 +63,7 @@ def test_an_artifact_without_bottlenecks_says_what_to_do(artifact, place):
 
 def test_bad_input(artifact, place):
     assert "too small for a slice" in failed("slice", artifact, "--budget", "flops=0.001")
-    assert "not planned by the clock" in failed("slice", artifact, "--budget", "latency=0.5")
+    assert "cannot be planned by latency" in failed("slice", artifact, "--budget", "latency=0.5")
     assert "no manifest.json" in failed("slice", place, "--budget", "flops=0.3")
     for wrong in (
         ("slice", artifact),

@@ -169,8 +169,8 @@ def test_a_missing_tensorboard_is_said(here, monkeypatch):
 def test_a_run_that_breaks_down_is_told_with_its_result(here):
     steep = ("epochs=1", "learning_rate=3", "warmup=0", "depth=1", "record_spectra=false")
     command = ("train", "run.yaml", *(part for setting in steep for part in ("--set", setting)))
-    assert "sits at chance" in succeeded(*command)["warning"]
-    assert "warning: the run sits at chance" in rankfold(*command).stdout
+    assert "stays at chance" in succeeded(*command)["warning"]
+    assert "warning: the run stays at chance" in rankfold(*command).stdout
 
 
 POISONED = """
@@ -220,9 +220,9 @@ def test_a_loss_that_is_not_finite_keeps_the_checkpoint_and_the_best_weights(her
         (["depth=2.5"], ("depth", "got 2.5")),
         (["depth=true"], ("depth", "got True")),
         (["model=null"], ("model", "valid string")),
-        (["model=resnet21"], ("unknown model 'resnet21'",)),
+        (["model=resnet21"], ("there is no model 'resnet21'",)),
         (["model=mine:net", "data=null"], ("key data is missing", "mine:net")),
-        (["data=letters"], ("unknown data set 'letters'",)),
+        (["data=letters"], ("there is no data set 'letters'",)),
         (["optimizer=lion"], ("optimizer", "'sgd', 'adam' or 'adamw'", "'lion'")),
         (["optimizer=adamw", "decay=coupled"], ("that of adamw is decoupled", "coupled is adam and sgd")),
         (["warmup=2"], ("warmup must be a fraction",)),
@@ -230,7 +230,7 @@ def test_a_loss_that_is_not_finite_keeps_the_checkpoint_and_the_best_weights(her
         (["distill.weight=0.5"], ("teacher", "is missing beside distill")),
         (["weights=none.safetensors"], ("no file none.safetensors",)),
         (["start=warm"], ("start must be one of balanced",)),
-        (["where=nothing.*"], ("matches no site of the model",)),
+        (["where=nothing.*"], ("matches no layer of the model",)),
         (["device=abacus"], ("device", "'abacus'")),
         (["schedule=cosine"], ("plateau must be left out",)),
         (["epochs"], ("--set epochs", "KEY=VALUE")),
@@ -280,8 +280,8 @@ def test_bad_files_are_one_line(here):
     assert "none.yaml: No such file" in failed("train", "none.yaml")
     for text, word in (
         ("model: [", "not YAML"),
-        ("- model", "a mapping"),
-        ("", "a mapping"),
+        ("- model", "must hold keys and values"),
+        ("", "must hold keys and values"),
         ("epochs: 3", "model is"),
     ):
         (here / "bad.yaml").write_text(text)
@@ -328,7 +328,7 @@ def test_a_directory_of_somebody_else_is_left_alone(here, theirs):
     (here / "train.yaml").write_text(CONFIG)
     for more in ((), ("--restart",)):
         said = failed("train", "train.yaml", *more)
-        assert f"holds no run of rankfold ({theirs} is there): give another directory" in said
+        assert f"holds no run of rankfold (it holds {theirs}): give another directory" in said
     assert {path.name: path.read_bytes() for path in (here / "run").iterdir()} == before
 
 

@@ -113,13 +113,13 @@ def test_a_run_interrupted_after_the_search_takes_its_plan_and_judges_a_changed_
 def test_what_is_wrong_is_refused_before_anything_is_measured(monkeypatch):
     monkeypatch.setattr("rankfold.pipeline.compression.planned.profile", None)
     part = SimpleNamespace(train=digits().train, validation=None, test=None)
-    with pytest.raises(ValueError, match="validation data: a NoneType"):
+    with pytest.raises(ValueError, match=r"validation data: .* not a NoneType"):
         compress(tiny(), part, settings=ASKED)
-    with pytest.raises(rf.BudgetError, match=r"by 77.*points at most"):
+    with pytest.raises(rf.BudgetError, match=r"by at most 77.*points"):
         compress(tiny(), digits(), settings=replace(ASKED, max_drop=100))
     broken = tiny()
     own = rf.objective("broken", loss=lambda out, batch: out.sum() * 0, figure=lambda out, batch: out[:, 0] / 0 * 0)
-    with pytest.raises(ValueError, match="its figure is nan while the loss is 0"):
+    with pytest.raises(ValueError, match="its figure is NaN, while the loss is 0"):
         compress(broken, digits(), settings=replace(ASKED, objective=own))
     with pytest.raises(ValueError, match="0 or more"):
         replace(ASKED, max_drop=-1)
@@ -133,7 +133,7 @@ def test_what_is_wrong_is_refused_before_anything_is_measured(monkeypatch):
         ([], "--max-drop 0.5"),
         (["--max-drop", "-1"], "0 or more"),
         (["--max-drop", "nan"], "0 or more"),
-        (["--budget", "flops=0.5", "--smallest", "params"], "--smallest goes with --max-drop"),
+        (["--budget", "flops=0.5", "--smallest", "params"], "--smallest goes only with --max-drop"),
         (["--max-drop", "1", "--smallest", "speed"], "latency"),
     ],
 )

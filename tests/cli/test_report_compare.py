@@ -84,7 +84,7 @@ def test_the_command_writes_a_page_with_every_number(results: list[Path], tmp_pa
 
 
 def test_what_cannot_be_compared_is_said_in_one_line(results: list[Path], tmp_path: Path) -> None:
-    assert "two or more" in failed("report", results[0])
+    assert "at least two directories" in failed("report", results[0])
     assert "no finished result" in failed("report", results[0], tmp_path)
     broken = shutil.copytree(results[0], tmp_path / "broken")
     (broken / "result.json").write_text('{"before": 3}')
@@ -151,7 +151,7 @@ def test_layers_that_differ_are_shown_alone_and_in_order(tmp_path: Path, width: 
 
 def test_a_result_that_was_written_block_by_block_is_named_as_such(tmp_path: Path) -> None:
     (tmp_path / "result.json").write_text('{"plan": {}, "needs": {}}', "utf-8")
-    with pytest.raises(StoreError, match="keeps no report; evaluate it"):
+    with pytest.raises(StoreError, match="keeps no report: evaluate it"):
         read_compared(tmp_path)
 
 

@@ -98,7 +98,7 @@ def test_bad_partitions_are_handled_and_said() -> None:
     assert Partition.of(torch.tensor([0, 2, 2]), classes=4).note == "2 of 4 classes have no sample"
     rows = draw(3, 2)
     numbers = scatter_of(rows, Partition.of(torch.tensor([0, 2, 2]))).clusters("class")
-    assert "1 cluster of one row, in which nothing varies" in numbers.note
+    assert "1 cluster consists of one row, in which nothing varies" in numbers.note
     every = kmeans(rows, 10)
     assert every.clusters == 3
     assert "only 3 distinct rows for 10 clusters" in every.note
@@ -107,11 +107,11 @@ def test_bad_partitions_are_handled_and_said() -> None:
     assert (same.wcss, same.total) == (0, 0)
     assert math.isnan(same.normalised)
     assert "constant features" in same.note
-    with pytest.raises(ValueError, match="not finite"):
+    with pytest.raises(ValueError, match="NaN or infinite"):
         scatter_of(torch.tensor([[math.inf]]), Partition.of(torch.tensor([0])))
-    with pytest.raises(ValueError, match="whole labels"):
+    with pytest.raises(ValueError, match="class labels as whole numbers"):
         Partition.of(torch.tensor([0.5]))
-    with pytest.raises(ValueError, match="labels run from 0 to 5"):
+    with pytest.raises(ValueError, match="for 3 classes, and run from 0 to 5"):
         Partition.of(torch.tensor([0, 5]), classes=3)
 
 
@@ -170,16 +170,16 @@ def test_features_beyond_memory_are_said_and_k_means_on_a_part_stays_above() -> 
     data = [(x, labels)]
     whole = measure_layers(model, data)["0"].best["whole"]
     part = measure_layers(model, data, memory=8 * 6 * 20)["0"].best["whole"]
-    assert "centres from a sample of 20 of 200 rows" in part.note or part.by == "class"
+    assert "centres come from a random sample, 20 of 200 rows" in part.note or part.by == "class"
     assert part.wcss >= whole.wcss * (1 - 1e-9)
     none = measure_layers(model, data, memory=8 * 6)["0"]
     assert none.best == {}
-    assert none.notes == ("whole: 6 numbers a row leave no memory for k-means",)
+    assert none.notes == ("whole: a row has 6 numbers, too many for k-means in memory",)
     with pytest.raises(ValueError, match="no module named 'nothing'"):
         measure_layers(model, data, ["nothing"])
     with pytest.raises(ValueError, match="only once"):
         measure_layers(model, iter(data))
-    with pytest.raises(ValueError, match="whole label"):
+    with pytest.raises(ValueError, match="class label"):
         measure_layers(model, [x])
 
 
@@ -374,7 +374,7 @@ def test_the_chain_of_convolutions_counts_the_patches_of_centroids() -> None:
     first, _, last = found.layers
     assert first.excess > 1e-3  # three centroids have more than three patches
     assert last.excess < 1e-10
-    with pytest.raises(ValueError, match="decay must be > 0"):
+    with pytest.raises(ValueError, match="decay must be above 0"):
         chain(model, x, one_hot([0] * 12, 4), Partition.of(torch.zeros(12, dtype=torch.long)), 0.0, cross_entropy)
 
 

@@ -86,14 +86,14 @@ def test_far_from_stationary_no_decay_is_named() -> None:
     for certain_from in (0.13, 3.0):
         text = settled(0.92, certain_from).conclusion()
         assert "not at a stationary point (residual 0.92 of the norm of the weights)" in text
-        assert "none explains its ranks, or says from which weight decay on they would fall" in text
+        assert "they do not explain its ranks, nor tell from which weight decay on the ranks would fall" in text
         assert "would be within" not in text
         assert "certain" not in text
 
 
 def test_a_threshold_below_the_decay_in_use_is_held_against_the_layer() -> None:
     past = settled(0.2, 0.13).conclusion()
-    assert "1 would be that near to rank 10 at a stationary point of this decay already, and is not" in past
+    assert "1 would be that near to rank 10 at a stationary point of this decay, and is not" in past
     assert "from weight decay" not in past
     coming = settled(0.2, 3.0).conclusion()
     assert "A stationary point with gradients and norms like today's would be within 5 % of rank 10" in coming
@@ -130,12 +130,12 @@ def test_weights_tell_a_decay_only_where_it_fits_better_than_none(
         return
     assert math.isnan(found.decay)
     assert all(layer.bound is None for layer in found.layers)
-    assert "The weights tell no weight decay: what fits them and their gradients best leaves a residual of " in text
+    assert "The weights do not tell their weight decay: the one that fits" in text
     assert f"{math.tan(angle):.2f} of their norm" in text
     assert "--decay" in text
     assert found.to_dict()["decay"] is None
     page = render_collapse(collapse_data(found, "m", "d"))
-    assert "not known; give the training" in page
+    assert "not known; give that of the training" in page
 
 
 def test_a_given_decay_is_kept_however_badly_it_fits() -> None:
@@ -203,9 +203,9 @@ def test_what_is_no_chain_is_said_in_the_text_and_on_the_page(capsys: pytest.Cap
     print_collapse(found)
     page = render_collapse(collapse_data(found, "m", "d"))
     for told in (capsys.readouterr().out, page):
-        assert "The chain has no cut at q, k, v, o: the output depends on more than what enters this layer" in told
+        assert "The chain of bounds cannot be cut at q, k, v, o: the output depends on more than" in told
         assert "A linear chain of 5 layers (the longest path through this network; the shortest has 3)" in told
-        assert "a rough picture: layers run side by side or are passed by" in told
+        assert "only a rough picture: layers run side by side, or are bypassed" in told
     plain = collapse_report(tiny(), digits().train, decay=5e-3, samples=60)
     assert "rough picture" not in plain.conclusion()
     assert "no cut" not in plain.conclusion()

@@ -82,7 +82,7 @@ def test_data_that_can_be_read_once_are_refused() -> None:
 
 def test_data_sets_without_labels_are_said() -> None:
     inputs = TensorDataset(torch.zeros(20, 1, 8, 8))
-    with pytest.raises(ValueError, match="a forecast of accuracy needs one label"):
+    with pytest.raises(ValueError, match="a forecast of accuracy needs one class label"):
         forecast(tiny(), (inputs, inputs), BUDGETS)
 
 
@@ -95,9 +95,12 @@ def made(*ranks: int) -> Plan:
 
 def test_each_cause_of_doubt_is_told_alone() -> None:
     assert doubts(0.02, 0.5, made(4, 5)) == ""
-    assert doubts(0.3, 0.5, made(4, 5)) == "the outputs change by 30 %, rough beyond 3 %"
+    assert doubts(0.3, 0.5, made(4, 5)) == "the outputs change by 30 %, and the forecast is rough beyond 3 %"
     assert doubts(0.02, 0.5, made(1, 5)) == "rank 1 in layer 1"
-    assert doubts(0.02, 0.05, made(4, 5)) == "5.0 % of the parameters kept, tried down to 7 %"
+    assert (
+        doubts(0.02, 0.05, made(4, 5))
+        == "5.0 % of the parameters are kept, and the forecast was tried only down to 7 %"
+    )
     assert doubts(2.0, 0.06, made(1, 1)).count(";") == 2
     kept = made(1, 5)
     kept = kept.with_entries(tuple(replace(entry, form=Form.KEEP) for entry in kept.entries))

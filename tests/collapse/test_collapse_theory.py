@@ -147,7 +147,7 @@ def test_transitions_of_an_autoencoder_are_its_variances() -> None:
     entropy = transitions(x, torch.eye(4, dtype=torch.float64)[torch.arange(4000) % 4], 3, loss="cross-entropy")
     assert "second order" in entropy.about
     assert "constant" in transitions(torch.ones(4, 2), torch.ones(4, 2), 3).about
-    with pytest.raises(ValueError, match="loss is"):
+    with pytest.raises(ValueError, match="loss must be"):
         transitions(x, x, 4, loss="hinge")
 
 

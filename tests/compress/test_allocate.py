@@ -227,7 +227,7 @@ def test_infeasible_budgets_are_refused():
             rule(options, (1.0, 1.0))
         with pytest.raises(BudgetError, match="cannot be met"):
             rule(options, (-5.0, 1e9))
-    with pytest.raises(BudgetError, match=r"limit 1: .*the layers cost .* is left: allow more"):
+    with pytest.raises(BudgetError, match=r"limit 1: .*the layers cost .* is left for them: allow more"):
         check_feasible(options, (1.0, 1e9))
 
 

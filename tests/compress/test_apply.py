@@ -361,11 +361,14 @@ def edit(made: Plan, name: str, **changes) -> Plan:
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
-        ({"site": "missing"}, r"names 'missing'.*no site of this model"),
-        ({"rank": 0}, r"head .*rank 0 was asked; factored allows 1 to 5"),
+        ({"site": "missing"}, r"names 'missing', which this model does not have"),
+        ({"rank": 0}, r"head .*rank 0 was asked for, and ranks from 1 to 5 are possible in the form factored"),
         ({"rank": 6}, r"head .*rank 6 was asked"),
-        ({"form": Form.TUCKER}, r"head .*form tucker is not possible here \(dense, factored, keep, pivoted\)"),
-        ({"shape": (5, 13)}, r"head .*made for 5×13"),
+        (
+            {"form": Form.TUCKER},
+            r"head .*the form tucker; possible forms are dense, factored, keep, pivoted",
+        ),
+        ({"shape": (5, 13)}, r"head .*made for a layer of 5×13"),
         ({"groups": 2}, r"head .*2 groups"),
         ({"bias": False}, r"head .*bias"),
         ({"site": "stem"}, r"stem .*(two entries|made for)"),
@@ -393,7 +396,7 @@ def test_a_form_that_the_method_does_not_know_is_refused_before_anything_changes
     model, batch = network("conv_net")
     made = edit(fixed(model, batch, method), "block.0", form=form, rank=2, bias=True)
     modules = dict(model.named_modules())
-    with pytest.raises(ApplyError, match=rf"block.0 .*method '{method}' does not offer form {form}"):
+    with pytest.raises(ApplyError, match=rf"block.0 .*method '{method}' does not make the form {form}"):
         apply_(model, made)
     assert dict(model.named_modules()) == modules
 
@@ -412,7 +415,7 @@ def test_other_weights_and_other_architectures_are_told_apart():
     other = copy.deepcopy(model)
     with torch.no_grad():
         other.head.bias[0] += 1e-3
-    with pytest.raises(ValueError, match="other weights of this architecture"):
+    with pytest.raises(ValueError, match="other weights of the same architecture"):
         apply_(other, made)
     shifted = copy.deepcopy(model)
     shifted.norm.running_mean[0] += 1

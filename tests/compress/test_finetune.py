@@ -87,7 +87,7 @@ def test_epochs_alone_are_enough_and_two_answers_are_refused(digits):
     model = nn.Sequential(nn.Flatten(), nn.Linear(64, 10))
     history = finetune(model, digits, teacher=model, epochs=2)
     assert len(history.epochs) == 2
-    with pytest.raises(TrainingError, match="or epochs alone"):
+    with pytest.raises(TrainingError, match="give either a recipe"):
         finetune(model, digits, teacher=model, recipe=finetune_recipe(digits), epochs=2)
 
 

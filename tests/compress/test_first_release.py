@@ -125,7 +125,7 @@ def test_a_plan_of_other_weights_is_refused(tmp_path):
     other = original()
     with torch.no_grad():
         other[3].weight.mul_(2)
-    with pytest.raises(ValueError, match="other weights of this architecture"):
+    with pytest.raises(ValueError, match="other weights of the same architecture"):
         rf.apply_(other, rf.Plan.load(FIRST / "project.json"))
     state = load_file(FIRST / "saved" / "model.safetensors")
     shutil.copytree(FIRST / "saved", tmp_path / "saved")

@@ -101,7 +101,7 @@ def test_what_the_table_has_not_is_timed_once_and_kept(tmp_path):
 def test_times_that_cannot_be_kept_are_a_warning(tmp_path):
     (tmp_path / "file").touch()
     table = LatencyTable.of(tmp_path / "file" / "t.json")
-    with pytest.warns(UserWarning, match="layer times could not be kept"):
+    with pytest.warns(UserWarning, match="the times of layers could not be kept"):
         found, times = timing_of(layers(), torch.randn(2, 40), Clock(), table)
     assert times(found["0"], Form.KEEP, 0) > 0
 
@@ -174,7 +174,7 @@ def test_another_machine_or_a_damaged_file_is_refused_in_words(tmp_path, monkeyp
             LatencyTable.of(file)
     for text in ("{", "[]", json.dumps(kept | {"rows": 3}), json.dumps({})):
         file.write_text(text)
-        with pytest.raises(ValueError, match="no latency table, or a damaged one"):
+        with pytest.raises(ValueError, match="this is no latency table, or it is damaged"):
             LatencyTable.of(file)
     monkeypatch.setenv("RANKFOLD_LATENCY", str(file))
     with pytest.raises(ValueError, match="damaged"):
@@ -284,7 +284,7 @@ def test_a_decode_budget_is_met_and_refused_from_end_to_end(llama, tmp_path, mon
 
 def test_where_nothing_is_faster_the_refusal_says_so():
     machine = Planned(lambda rank: 1.1)
-    with pytest.raises(BudgetError, match="no compressed network that was tried is faster than the original here"):
+    with pytest.raises(BudgetError, match="none of the compressed networks that were tried is faster"):
         machine.meet()
 
 
@@ -303,7 +303,7 @@ def test_budgets_are_written_as_they_are_read(text, budget):
 
 
 def test_phases_that_there_are_not(llama):
-    with pytest.raises(ValueError, match="behind @ stands a batch, prefill, decode"):
+    with pytest.raises(ValueError, match="after @ give a batch size, prefill, decode"):
         parse_budget("latency=0.5@encode")
     with pytest.raises(ValueError, match="forward, prefill or decode"):
         Latency(0.5, 1, "encode")
@@ -311,5 +311,5 @@ def test_phases_that_there_are_not(llama):
         (layers(), torch.randn(2, 40)),
         (llama[0], {"input_ids": torch.zeros(1, 1, dtype=torch.long)}),
     ):
-        with pytest.raises(ValueError, match="input_ids of two tokens or more"):
+        with pytest.raises(ValueError, match="input_ids of at least two tokens"):
             rf.plan(model, "latency=0.9@decode", "truncate", example=example)

@@ -175,7 +175,7 @@ def test_methods_by_name():
         assert method_named(name).name == name
     own = Truncate()
     assert method_named(own) is own
-    with pytest.raises(ValueError, match=r"no method named 'svd'; there are project, sequential, relu"):
+    with pytest.raises(ValueError, match=r"no method named 'svd': the methods are project, sequential, relu"):
         method_named("svd")
 
 

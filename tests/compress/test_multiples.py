@@ -57,9 +57,9 @@ def test_a_layer_without_such_a_rank_is_kept_and_says_why(known):
 
 
 def test_how_small_must_be_said_too_and_given_ranks_must_fit(known):
-    with pytest.raises(ValueError, match="multiples of 8 were asked, but not how small"):
+    with pytest.raises(ValueError, match="multiples of 8' does not say how small"):
         known.plan(rf.Multiples(8))
-    with pytest.raises(ValueError, match=r"rank 20 was asked; possible here in multiples of 8: 8, 16, 24"):
+    with pytest.raises(ValueError, match=r"rank 20 was asked for; possible ranks in multiples of 8 are 8, 16, 24"):
         known.plan([rf.Ranks({"2": 20}), rf.Multiples(8)])
     assert known.plan([rf.Ranks({"2": 24}), rf.Multiples(8)])["2"].rank == 24
     for wrong in (0, -8, True, 1.5):

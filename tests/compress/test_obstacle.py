@@ -50,7 +50,8 @@ def test_an_lstm_is_named_with_its_share(kind, rule):
     said = refused(model, f"{kind}=0.2", TOKENS, rule=rule)
     unit = {"params": "parameters"}.get(kind, kind)
     assert (
-        f"{100 * share:.3g} % of the {unit} are a Memory (memory): overrides the forward of a recurrent layer" in said
+        f"{100 * share:.3g} % of the {unit} are in a Memory (memory): overrides the forward of a recurrent layer"
+        in said
     )
     (smallest,) = re.findall(rf"{kind}=(\S+) is the smallest", said)
     reached = rf.plan(model, f"{kind}={smallest}", data=TOKENS, rule=rule)
@@ -69,7 +70,7 @@ def layers(*sizes: int) -> nn.Module:
 
 def test_layers_that_nobody_selected_are_named_and_may_be_let_in():
     said = refused(layers(16, 64, 32, 4), "params=0.3", torch.randn(128, 16), where=Names(exclude=("0", "1")))
-    assert "are 2 × Linear (1, …): not selected" in said
+    assert "are in 2 × Linear (1, …): not selected" in said
     assert said.endswith("or let more layers be factored")
 
 
@@ -83,7 +84,7 @@ def test_where_nothing_is_in_the_way_the_smallest_ranks_are():
     model, data = layers(16, 64, 32, 4), torch.randn(128, 16)
     said = refused(model, "params=0.01", data)
     assert "the layers that can be factored take" in said
-    assert "even at the smallest ranks allowed" in said
+    assert "even at the smallest ranks that are allowed" in said
     assert "more layers" not in said
     with_energy = refused(model, ["params=0.3", "energy=0.99999"], data)
     assert "Linear (0, …)" in with_energy

@@ -128,7 +128,7 @@ def test_any_change_of_the_text_is_a_plan_or_one_line(made: Plan, data):
     if error is not None:
         assert type(error) is ValueError
         assert "\n" not in str(error)
-        assert str(error).startswith(("not a valid plan: ", "not a plan: ", "a plan of format "))
+        assert str(error).startswith(("this is not a valid plan: ", "this is not a plan: ", "the plan has format "))
         return
     assert found.to_json()
     assert all(isinstance(entry.form, Form) and isinstance(entry.rank, int) for entry in found.entries)
@@ -141,12 +141,12 @@ def test_any_change_of_the_text_is_a_plan_or_one_line(made: Plan, data):
 @pytest.mark.parametrize(
     ("text", "message"),
     [
-        ("", "not a plan: not JSON"),
+        ("", "this is not a plan: it is not JSON"),
         ("[]", "not a plan: a JSON object with 'entries'"),
         ("{}", "not a plan: a JSON object with 'entries'"),
         ("null", "not a plan"),
-        ('{"entries": []}', "a plan of format None"),
-        ('{"entries": [], "format": 99}', "a plan of format 99; this version reads format 1"),
+        ('{"entries": []}', "the plan has format None"),
+        ('{"entries": [], "format": 99}', "the plan has format 99, and this version reads format 1"),
         ('{"entries": [], "format": 1}', r"not a valid plan: \w+: Field required"),
     ],
 )
@@ -215,7 +215,7 @@ def test_the_statistics_of_a_renamed_plan_are_found_by_their_hash(made, tmp_path
     statistics_path(copied).write_bytes(b"of another plan")
     assert Plan.load(copied).statistics.to_bytes() == made.statistics.to_bytes()
     statistics_path(path).write_bytes(b"changed")
-    with pytest.raises(ValueError, match=r"other\.statistics\.safetensors: damaged"):
+    with pytest.raises(ValueError, match=r"other\.statistics\.safetensors: its sha256"):
         Plan.load(copied)
     statistics_path(copied).unlink()
     assert Plan.load(copied).statistics is None
@@ -239,7 +239,7 @@ def test_statistics_of_another_plan_are_not_taken_for_these(made, tmp_path):
     data = bytearray(statistics_path(path).read_bytes())
     data[-5] ^= 4
     statistics_path(path).write_bytes(data)
-    with pytest.raises(ValueError, match=r"statistics\.safetensors: damaged, or the statistics of another plan"):
+    with pytest.raises(ValueError, match=r"statistics\.safetensors: its sha256 .* holds the statistics of another"):
         Plan.load(path)
     plain = replace(made, statistics=None, method="truncate")
     plain.save(path)  # a plan that needs none, beside a file left from before
@@ -478,34 +478,34 @@ def test_the_smallest_budget_that_can_be_reached_is_told(kind):
         ({"budget": []}, ValueError, "no budget was given"),
         ({"budget": "params"}, ValueError, r"budget 'params' is not understood: write NAME=FRACTION"),
         ({"budget": "speed=0.5"}, ValueError, r"budget 'speed=0.5' is not understood"),
-        ({"budget": "flops=50"}, ValueError, r"budget 'flops=50': flops is the kept fraction .* got 50"),
+        ({"budget": "flops=50"}, ValueError, r"budget 'flops=50': flops, the share of the whole model that is"),
         ({"budget": "flop=0.5"}, ValueError, r"not understood.* did you mean flops\?"),
         ({"budget": "flops=50%"}, ValueError, r"write 0\.5 for 50 %"),
         ({"budget": "flops=half"}, ValueError, r"budget 'flops=half': could not convert"),
         ({"budget": "flops=0.5@3"}, ValueError, "not understood"),
         ({"budget": "latency=0.5@0"}, ValueError, "batch of at least 1"),
-        ({"budget": Ranks({"headd": 3})}, ValueError, r"a rank was given for 'headd': no site named 'headd'.*stem"),
+        ({"budget": Ranks({"headd": 3})}, ValueError, r"a rank was given for a layer 'headd': there is no site"),
         (
             {"budget": Ranks({"head": 99})},
             ValueError,
-            r"head \(Linear 5×12\): rank 99 was asked; possible here: 1 to 5",
+            r"head \(Linear 5×12\): rank 99 was asked for; possible ranks are 1 to 5",
         ),
         (
             {"budget": [Ranks({"head": 1}), "energy=0.9"]},
             ValueError,
-            r"head .*rank 1 was asked; possible here: [2-4] to 5",
+            r"head .*rank 1 was asked for; possible ranks are [2-4] to 5",
         ),
         (
             {"budget": Ranks({"stem": 6}), "method": "cp"},
             ValueError,
-            r"stem .*rank 6 .*possible here: 1, 2, 3, 4, 5, 7",
+            r"stem .*rank 6 .*possible ranks are 1, 2, 3, 4, 5, 7",
         ),
-        ({"budget": Ranks({"head": 2}), "method": "cp"}, ValueError, r"head .*possible here: none: this method"),
+        ({"budget": Ranks({"head": 2}), "method": "cp"}, ValueError, r"head .*possible ranks are none: this method"),
         ({"method": "svd"}, ValueError, "no method named 'svd'"),
         ({"rule": "best"}, ValueError, "no rank rule named 'best'"),
         ({"method": "project", "data": None}, ValueError, "method 'project' needs data"),
         ({"rule": "iterative", "data": None}, ValueError, "the iterative rule needs data"),
-        ({"data": None}, ValueError, "one input of the model is needed"),
+        ({"data": None}, ValueError, "an input of the model is needed"),
         ({"data": []}, ValueError, "the data is empty"),
     ],
 )
@@ -592,7 +592,7 @@ def test_single_outputs_tell_which_layer_matters(shape, method, generator):
 
 def test_outputs_without_a_slope_say_what_to_do(generator):
     model, x = OneOutput("sign"), torch.randn(10, 8, generator=generator)
-    with pytest.raises(ValueError, match=r"without a floating tensor.*Optimal\(probes=0\)"):
+    with pytest.raises(ValueError, match=r"without floating-point numbers.*Optimal\(probes=0\)"):
         plan(model, "params=0.8", "truncate", [x])
     assert plan(model, "params=0.8", "truncate", [x], rule=Optimal(probes=0)).changed
 
@@ -603,6 +603,12 @@ def test_where_leaves_the_other_sites_out_of_the_plan():
     assert [entry.site for entry in made.entries] == ["block.0", "block.3"]
     assert ("head.weight", "not selected") in made.left_out
     assert apply_(copy.deepcopy(model), made).block[0] is not None
+
+
+def test_where_that_matches_no_layer_is_refused_with_the_names_that_there_are():
+    model, batch = network("conv_net")
+    with pytest.raises(ValueError, match=r"where='blok\.\*' matches no layer of the model: its layers are .*block\.0"):
+        plan(model, "params=0.9", "project", [batch], where="blok.*")
 
 
 def test_progress_reaches_the_end_of_each_stage():

@@ -112,7 +112,7 @@ def test_without_data_it_plans_all_the_same_or_says_that_it_needs_them(tmp_path)
     assert rf.Profile.load(file, network()).plan("params=0.6") == known.plan("params=0.6")
     priced = rf.profile(network(), labelled(), method="truncate")
     priced.save(other)
-    with pytest.raises(ValueError, match="data are needed here: give data="):
+    with pytest.raises(ValueError, match="this needs data: give data="):
         rf.Profile.load(other, network()).plan("params=0.6")
     plan = priced.plan("params=0.6")  # what the probes found is known from now on
     priced.save(other)
@@ -143,7 +143,7 @@ def test_other_models_and_damaged_files_are_refused_in_one_line(tmp_path):
     rf.plan(network(), "params=0.6", "truncate", example=images(1)).save(file)
     with pytest.raises(ValueError, match="profile"):
         rf.Profile.load(file, network())
-    with pytest.raises(ValueError, match="fits its factors after ranks are chosen"):
+    with pytest.raises(ValueError, match="makes its factors only after ranks are chosen"):
         rf.profile(network(), labelled(), method="sequential").save(file)
 
 

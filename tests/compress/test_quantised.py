@@ -129,7 +129,7 @@ def test_laws_of_layers_that_store_their_weight_transposed():
 
 def test_a_group_must_be_a_number_and_the_form_keeps_its_own():
     for group in (0, 2.5, True):
-        with pytest.raises(ValueError, match="a group is a whole number of weights"):
+        with pytest.raises(ValueError, match="must be a whole number of at least 1"):
             Residual("wrong", group=group)
     assert Form("residual").group == 64
     assert (copy.deepcopy(Form.RESIDUAL), Form("int8")) == (Form.RESIDUAL, Form.INT8)
@@ -262,7 +262,11 @@ def test_they_are_taken_only_where_they_are_asked_for(measured):
     alone = rf.plan(model, ["bytes=0.5", rf.Multiples(8)], data=data, forms="residual,int8")
     assert {e.form for e in alone.changed} == {Form.RESIDUAL}
     assert all(e.rank % 8 == 0 for e in alone.changed)
-    for wrong, why in (("int7", "no form named 'int7'"), ([], "name at least one"), ("spatial", "none of the forms")):
+    for wrong, why in (
+        ("int7", "no form named 'int7'"),
+        ([], "names no form beside 'keep'"),
+        ("spatial", "any of the forms"),
+    ):
         with pytest.raises(ValueError, match=why):
             rf.plan(model, "bytes=0.5", data=data, forms=wrong)
     with pytest.raises(
@@ -288,7 +292,7 @@ def test_a_plan_is_edited_to_int8_and_refuses_residual_without_its_moments(measu
     assert all(is_whole(one.get_submodule(entry.site)) for entry in eight.changed)
     far = (one(data) - rf.apply_(copy.deepcopy(model), plan, known)(data)).norm() / one(data).norm()
     assert 0 < far < 0.03
-    with pytest.raises(ValueError, match=r"moments of the inputs.*ask for the form when data are measured"):
+    with pytest.raises(ValueError, match=r"moments of the layer's inputs.*name the form when the data are measured"):
         rf.apply_(copy.deepcopy(model), turned(plan, Form.RESIDUAL))
 
 
@@ -354,7 +358,7 @@ def test_the_pair_over_a_base_is_trained_and_nothing_else_of_it(mixture):
 def test_factors_in_int8_refuse_to_be_tuned_and_weights_to_be_written(mixture):
     model, data, small = mixture
     alone = nn.Sequential(*(copy.deepcopy(small)[i] for i in (0, 1)))
-    with pytest.raises(ValueError, match=r"whole numbers \(int8\), which are not trained: tune a model in other forms"):
+    with pytest.raises(ValueError, match=r"whole numbers \(int8\), which cannot be trained: compress in other forms"):
         rf.tune_(alone, copy.deepcopy(model[:2]), data, steps=1)
     for layer in (small[0].down, small[2].base):
         with pytest.raises(FactoredWriteError, match=r"stored as whole numbers.*compress in other forms"):

@@ -317,7 +317,7 @@ def test_a_site_beyond_the_memory_limit_is_named_and_truncated():
     model = nn.Sequential(nn.Linear(40, 40), nn.ReLU(), nn.Linear(40, 8))
     data = [torch.randn(64, 40)]
     plan = rf.plan(model, "params=0.5", Sequential(rounds=1), data, calibration=Calibration(memory=4000))
-    assert "memory limit" in plan["0"].note
+    assert "bound of memory" in plan["0"].note
     rf.apply_(copy.deepcopy(model), plan)
 
 
@@ -357,14 +357,14 @@ def test_memory_is_in_bytes():
 
 def test_the_iterative_rule_is_refused():
     model, x = residual()
-    with pytest.raises(ValueError, match="fits layers after ranks are chosen"):
+    with pytest.raises(ValueError, match="fits layers only after their ranks are chosen"):
         rf.plan(model, "params=0.5", "sequential", [x], rule="iterative")
 
 
 def test_activations_that_are_not_finite_name_the_site():
     model, x = residual()
     x[3, 0, 0, 0] = torch.nan
-    with pytest.raises(ValueError, match=r"stem\.0 .*not finite"):
+    with pytest.raises(ValueError, match=r"stem\.0 .*NaN or infinite"):
         rf.plan(model, "params=0.5", "sequential", [x])
 
 
@@ -508,7 +508,7 @@ def test_factors_with_a_shift_of_another_layer_are_refused(size):
     site = sites(net)["0"]
     factors = Factors((torch.randn(2, 12), torch.randn(20, 2)), torch.ones(size))
     new = build(net[0], site, Entry("0", Form.FACTORED, 2, (20, 12), bias=True)).to_empty(device="cpu")
-    with pytest.raises(ValueError, match=r"0 \(Linear 20×12\): a shift of its 20 outputs was expected"):
+    with pytest.raises(ValueError, match=r"0 \(Linear 20×12\): the method must give a shift for the 20 outputs"):
         written_(site, Form.FACTORED, 2, new, factors)
     written_(site, Form.FACTORED, 2, new, replace(factors, shift=torch.ones(20)))
 

@@ -228,9 +228,9 @@ def test_halves_are_drawn_with_the_seed_and_normalised_like_the_whole() -> None:
 @pytest.mark.parametrize(
     ("data", "said"),
     [
-        (None, "validation data: a NoneType was given"),
+        (None, "validation data: .* not a NoneType"),
         ([], "it is empty"),
-        ((torch.zeros(3, 1), torch.zeros(3)), "3 were given"),
+        ((torch.zeros(3, 1), torch.zeros(3)), "only 3 samples were given"),
         (iter([torch.zeros(3, 1)]), "only once"),
     ],
 )
@@ -348,7 +348,7 @@ def test_a_network_that_the_judge_refuses_makes_room_for_a_larger_one(monkeypatc
     assert found.plan.after.flops > min(point.flops for point in found.quality.tried if point.met)
     monkeypatch.setattr(smallest_module, "fall", lambda b, a: replace(real(b, a), drop=0.0 if b is a else 0.5))
     again = hunt(2)
-    with pytest.raises(rf.BudgetError, match=r"judged is good enough: .* is 50 points"):
+    with pytest.raises(rf.BudgetError, match=r"judged is good enough: .* is worse by 50 points"):
         again.found()
 
 
@@ -357,7 +357,7 @@ def test_a_budget_and_a_drop_both_hold() -> None:
     found = searching.found()
     assert found.plan.after.params <= 0.6 * found.plan.before.params
     assert found.quality.drop <= 0.04 + 1e-9
-    with pytest.raises(rf.BudgetError, match="least that was met"):
+    with pytest.raises(rf.BudgetError, match="best of the"):
         hunt(0.1, budgets=(rf.Flops(0.07),)).found()
 
 

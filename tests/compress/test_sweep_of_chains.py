@@ -247,7 +247,7 @@ def test_too_small_a_disk_is_told_before_anything_is_fitted(tmp_path, monkeypatc
     monkeypatch.setattr(shutil, "disk_usage", lambda path: usage._replace(free=2000))
     solved = []
     monkeypatch.setattr(Sequential, "solve", lambda *args: solved.append(args))
-    with pytest.raises(OSError, match="bytes will be needed there, and 2,000 are free: make room"):
+    with pytest.raises(OSError, match="bytes will be needed there, and 2,000 are free: free some space"):
         planned(model, data, directory=tmp_path)
     assert not solved
 

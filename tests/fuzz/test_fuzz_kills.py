@@ -68,7 +68,7 @@ def test_a_job_that_is_killed_at_any_moment_goes_on(name, tmp_path):
     if name == "streaming":
         decoder(tmp_path / "dense")
     begun = time.monotonic()
-    ended(started(name, tmp_path / "left alone"))
+    ended(started(name, tmp_path / "neither read nor copied"))
     long = time.monotonic() - begun
     share, killed = -(-KILLS // len(JOBS)), 0
     for _ in range(5 * share):
@@ -86,7 +86,7 @@ def test_a_job_that_is_killed_at_any_moment_goes_on(name, tmp_path):
             shutil.rmtree(place)
     ended(started(name, place))
     assert killed > 0
-    expected, found = (outputs(again(name, at)) for at in (tmp_path / "left alone", place))
+    expected, found = (outputs(again(name, at)) for at in (tmp_path / "neither read nor copied", place))
     torch.testing.assert_close(found, expected, rtol=0, atol=0)
     left = [path.name for path in place.rglob("*") if TEMPORARY.fullmatch(path.name)]
     assert left == []

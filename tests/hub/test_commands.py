@@ -61,7 +61,7 @@ def test_a_decoder_from_plan_to_every_export(place):
     dense = transformers.AutoModelForCausalLM.from_pretrained("dense")
     torch.testing.assert_close(dense(ids).logits, small(ids).logits, rtol=1e-4, atol=1e-4)
     assert (place / "dense" / "tokenizer.json").exists()
-    assert "there is something already" in failed("export", "applied", "--to", "dense", "-o", "dense")
+    assert "there are files already" in failed("export", "applied", "--to", "dense", "-o", "dense")
 
 
 def test_compress_writes_a_folder_that_is_read_back(place):
@@ -90,7 +90,7 @@ def test_compress_writes_a_folder_that_is_read_back(place):
     again = succeeded("evaluate", "small")  # its data, length and windows are in the manifest
     assert again["perplexity"] == pytest.approx(made["compressed"]["perplexity"])
     assert again["protocol"].startswith("perplexity over 12 windows of 32")
-    assert "compressed already" in failed("compress", "small", *TEXT, "--budget", "params=0.5", "-o", "smaller")
+    assert "already compressed" in failed("compress", "small", *TEXT, "--budget", "params=0.5", "-o", "smaller")
 
 
 def test_the_forecast_stands_beside_what_was_measured_and_tuning_takes_no_labels(place):
@@ -134,7 +134,7 @@ def test_what_was_lost_is_won_back_by_an_adapter_that_merges(place):
     assert shapes[0] == shapes[1]
     assert succeeded("evaluate", "restored", *TEXT, "--original", "decoder")["kl"] == pytest.approx(told["after"]["kl"])
     assert transformers.AutoTokenizer.from_pretrained("restored")("the cat")
-    assert "something is there already" in failed(*asked, "-o", "restored")
+    assert "there are files already" in failed(*asked, "-o", "restored")
     dense = rankfold("adapt", "decoder", "--original", "decoder", *TEXT, "-o", "none")
     assert dense.exit_code == 2
     assert "a directory that compress or apply wrote" in dense.output + dense.stderr
@@ -155,14 +155,14 @@ def test_an_encoder_is_judged_by_the_directions_of_its_vectors(place):
 @pytest.mark.parametrize(
     ("words", "said"),
     [
-        (("analyze", "some/model", *TEXT), "neither a directory here nor in the hub's cache: add --download"),
-        (("plan", "decoder", "--budget", "params=0.5", "-o", "p.json"), "which data? give --data"),
+        (("analyze", "some/model", *TEXT), "this is neither a directory nor in the cache of the hub: add --download"),
+        (("plan", "decoder", "--budget", "params=0.5", "-o", "p.json"), "no data were given: give --data"),
         (("plan", "decoder", "--data", "text:gone.txt", "--budget", "params=0.5", "-o", "p.json"), "gone.txt"),
         (("analyze", "decoder", "--data", "text:test.txt", "--length", 65), "the model takes at most 64 tokens"),
-        (("analyze", "digits-cnn", "--data", "digits", "--length", 8), "--length and --windows belong to text:FILE"),
-        (("analyze", "digits-cnn", "--data", "text:test.txt"), "text belongs to a language model or encoder"),
-        (("analyze", "decoder", "--weights", "w.safetensors"), "a folder brings its weights"),
-        (("evaluate", "encoder", "--data", "text:test.txt"), "nothing to compare outputs with"),
+        (("analyze", "digits-cnn", "--data", "digits", "--length", 8), "--length and --windows go only with text:FILE"),
+        (("analyze", "digits-cnn", "--data", "text:test.txt"), "text is data for a language model or encoder"),
+        (("analyze", "decoder", "--weights", "w.safetensors"), "a folder holds its own weights"),
+        (("evaluate", "encoder", "--data", "text:test.txt"), "no other network to compare the outputs with"),
     ],
 )  # fmt: skip
 def test_what_is_wrong_is_told_before_the_work(words, said):
@@ -174,14 +174,16 @@ def test_a_disk_that_is_too_small_is_told_before_the_work(verb, monkeypatch, pla
     usage = shutil.disk_usage(place)
     monkeypatch.setattr(shutil, "disk_usage", lambda path: usage._replace(free=100))
     words = ("decoder", *TEXT, "--budget", "params=0.5") if verb == "compress" else ("decoder", "p.json")
-    assert "bytes will be needed there, and 100 are free: make room" in failed(verb, *words, "-o", "elsewhere/small")
+    assert "bytes will be needed there, and 100 are free: free some space" in failed(
+        verb, *words, "-o", "elsewhere/small"
+    )
     assert not (place / "elsewhere").exists()
 
 
 def test_a_foreign_tokenizer_and_a_damaged_shard_are_told(place, tmp_path):
     small = llama(tmp_path / "small", vocabulary=8)
     budget = ("--budget", "params=0.5", "-o", tmp_path / "p.json")
-    assert "outside of the 8 that the model knows" in failed("plan", small, "--data", "text:test.txt", *budget)
+    assert "and the model knows tokens below 8" in failed("plan", small, "--data", "text:test.txt", *budget)
     weights = place / "decoder" / "model.safetensors"
     shutil.copytree(place / "decoder", tmp_path / "cut")
     (tmp_path / "cut" / "model.safetensors").write_bytes(weights.read_bytes()[:-9])

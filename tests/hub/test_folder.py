@@ -254,8 +254,8 @@ def damaged(folder: Path, what: str) -> None:
     ("what", "said"),
     [
         ("cut", "damaged or cut short"), ("gone", "a part of the model is missing"), ("index", "damaged"),
-        ("outside", "outside of its folder"), ("pickle", "save it as safetensors"), ("form", "no form named 'woven'"),
-        ("rank", "cannot be factored of rank 99"), ("lacking", "no form named None"), ("name", "has no such layer"),
+        ("outside", "files outside its folder"), ("pickle", "save the model as"), ("form", "no form named 'woven'"),
+        ("rank", "stored as factored of rank 99"), ("lacking", "no form named None"), ("name", "has no such layer"),
     ],
 )  # fmt: skip
 def test_a_damaged_folder_is_told_in_one_line(what, said, tmp_path):
@@ -271,7 +271,7 @@ def test_a_damaged_folder_is_told_in_one_line(what, said, tmp_path):
 def test_code_of_a_folder_is_not_run(tmp_path):
     (tmp_path / "config.json").write_text(json.dumps({"model_type": "strange", "auto_map": {"AutoModel": "m.M"}}))
     (tmp_path / "m.py").write_text("raise SystemExit('run')")
-    with pytest.raises(rf.hub.HubError, match=r"needs code from the model's own folder.*package.module:factory"):
+    with pytest.raises(rf.hub.HubError, match=r"needs code from the model's own folder.*package.module:function"):
         rf.hub.opened(tmp_path)
     (tmp_path / "config.json").write_text(json.dumps({"model_type": "strange"}))
     with pytest.raises(rf.hub.HubError, match="does not know the architecture 'strange'"):

@@ -307,7 +307,7 @@ def test_tied_to_what_cannot_be_a_product_is_left_alone() -> None:
     assert model["head"].weight is model["embed"].weight
     tied = Tied()
     assert "tied to second.weight" in reasons(tied, "first")["first.weight"]
-    with pytest.raises(ValueError, match=r"no weight of the model can be a product .*tied"):
+    with pytest.raises(ValueError, match=r"no weight of the model can become a product .*tied"):
         overparametrize_(tied, 3, lambda name, module: name == "first")
 
 
@@ -321,7 +321,7 @@ def test_every_parameter_that_is_left_out_has_its_reason() -> None:
     })  # fmt: skip
     left = reasons(model, None)
     for name, words in {
-        "embed.weight": "looked up", "lazy.weight": "run the model once", "frozen.weight": "frozen",
+        "embed.weight": "looks up", "lazy.weight": "run the model once", "frozen.weight": "frozen",
         "thin.weight": "rank 1", "depthwise.weight": "rank 1", "norm.weight": "vector",
         "normed.parametrizations.weight.original0": "",
     }.items():  # fmt: skip
@@ -397,12 +397,12 @@ def test_whole_modules_are_pickled_only_after_folding() -> None:
         ({"depth": 2.0}, "depth must be a whole number"),
         ({"depth": True}, "depth must be a whole number"),
         ({"start": "zeros"}, "start must be one of balanced, random, orthogonal, got 'zeros'"),
-        ({"inner": (4,)}, "inner must be one width or 2 for 3 factors"),
+        ({"inner": (4,)}, "inner must be one width, or 2 of them for 3 factors"),
         ({"inner": 0}, "at least 1"),
-        ({"inner": "wide"}, "inner must be 'paper', 'thin' or widths"),
-        ({"inner": (6, 2)}, r"0 \(Linear 4×6\): inner width 2 cannot hold .* start='random'"),
-        ({"where": "nothing*"}, r"where='nothing\*' matches no site of the model: its sites are 0, 1$"),
-        ({"where": lambda name, module: False}, "where matches no site"),
+        ({"inner": "wide"}, "inner must be 'paper', 'thin', or one or several widths"),
+        ({"inner": (6, 2)}, r"0 \(Linear 4×6\): an inner width of 2 cannot hold .* start='random'"),
+        ({"where": "nothing*"}, r"where='nothing\*' matches no layer of the model: its layers are 0, 1$"),
+        ({"where": lambda name, module: False}, "where matches no layer"),
     ],
 )
 def test_what_cannot_be_is_refused_before_anything_changes(settings: dict, message: str) -> None:
@@ -416,9 +416,9 @@ def test_what_cannot_be_is_refused_before_anything_changes(settings: dict, messa
 
 def test_a_second_time_is_told_to_fold_first() -> None:
     model = overparametrize_(nn.Sequential(nn.Embedding(9, 6), nn.Linear(6, 4)))
-    with pytest.raises(ValueError, match=r"^the model is already over-parametrised: fold first \(rankfold.fold_\)$"):
+    with pytest.raises(ValueError, match=r"^the model is already over-parametrised: fold it first \(rankfold.fold_\)$"):
         overparametrize_(model)
-    with pytest.raises(ValueError, match=r"^no weight of the model can be a product \(0\.weight: an embedding"):
+    with pytest.raises(ValueError, match=r"^no weight of the model can become a product \(0\.weight: an embedding"):
         overparametrize_(nn.Sequential(nn.Embedding(9, 6)))
 
 
@@ -437,7 +437,7 @@ def test_broken_or_missing_weights_are_named_before_anything_changes() -> None:
 def test_another_parametrization_on_top_must_go_first() -> None:
     model = overparametrize_(nn.Sequential(nn.Linear(4, 4), nn.Linear(4, 4)), 3)
     parametrizations.weight_norm(model[1])
-    with pytest.raises(ValueError, match="1: another parametrization stands beside or on top"):
+    with pytest.raises(ValueError, match="1: its weight has another parametrization"):
         fold_(model)
     assert isinstance(model[0].parametrizations.weight[0], Product)
     assert parametrize.is_parametrized(model[1])

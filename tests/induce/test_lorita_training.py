@@ -311,5 +311,5 @@ def test_two_processes_train_as_one(tmp_path: Path) -> None:
 
 def test_a_model_that_is_already_distributed_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
     wrapped = nn.parallel.DistributedDataParallel.__new__(nn.parallel.DistributedDataParallel)
-    with pytest.raises(ValueError, match="wrap it after"):
+    with pytest.raises(ValueError, match="wrap the model afterwards"):
         overparametrize_(wrapped, 3)

@@ -158,7 +158,7 @@ def test_ways_are_named_and_refused_in_words():
         way_named("lcnn", budjet=0.1)
     with pytest.raises(ValueError, match="prepare_ first"):
         rf.Maestro().optimizer(network())
-    with pytest.raises(ValueError, match="is the least"):
+    with pytest.raises(ValueError, match="Allow at least budget="):
         rf.Cuttlefish(budget=0.01).prepare_(network())
     model = rf.Pufferfish().prepare_(trained())
     with pytest.raises(TrainingError, match="ema"):

@@ -285,8 +285,8 @@ def test_few_rows_and_an_anchor_leave_the_rest_to_the_anchor():
 @pytest.mark.parametrize(
     ("options", "word"),
     [
-        ({"rank": 0}, "rank 0"),
-        ({"rank": 9}, "rank 9"),
+        ({"rank": 0}, "rank must be from 1 to 7 .* got 0"),
+        ({"rank": 9}, "rank must be from 1 to 7 .* got 9"),
         ({"activation": "tanh"}, "tanh"),
         ({"activation": "gelu", "sigma": 0.1}, "gelu"),
         ({"sigma": -1.0}, "sigma"),
@@ -311,7 +311,7 @@ def test_what_cannot_be_is_said_in_a_line(options, word):
 def test_rows_must_match_and_be_finite():
     x, target, _ = layer(0, 20, 7, 8)
     for rows in (x[:19], x[:0], x[0]):
-        with pytest.raises(ValueError, match="as many of each"):
+        with pytest.raises(ValueError, match="equally many rows"):
             activation_aware(rows, target[: 0 if not len(rows) else 20], 2)
     with pytest.raises(NonFiniteError):
         activation_aware(x, target.clone().fill_(float("nan")), 2)

@@ -141,5 +141,5 @@ def test_shapes_and_ranks_are_checked():
         narrow(torch.ones(3, 4), torch.eye(5))
     with pytest.raises(ValueError, match="positions"):
         narrow(torch.ones(3, 5), torch.eye(5), 2)
-    with pytest.raises(ValueError, match="rank 6 is not within 1 … 5"):
+    with pytest.raises(ValueError, match="rank must be from 1 to 5, got 6"):
         narrow(torch.ones(7, 5), torch.eye(5)).maps(6)

@@ -147,9 +147,9 @@ def test_float8_rows_are_taken():
 
 
 def test_what_is_no_row_is_refused():
-    with pytest.raises(ValueError, match=r"expected rows of shape \(…, 3\), got \(2, 4\)"):
+    with pytest.raises(ValueError, match=r"rows of shape \(…, 3\) were expected, got \(2, 4\)"):
         Moments(3).update(torch.ones(2, 4))
-    with pytest.raises(ValueError, match=r"expected rows of shape \(2, …, 3\)"):
+    with pytest.raises(ValueError, match=r"rows of shape \(2, …, 3\) were expected"):
         Moments(3, 2).update(torch.ones(3, 5, 3))
     with pytest.raises(ValueError, match=r"\(2, …, 3\)"):
         Moments(3, 2).update(torch.ones(3))
@@ -161,7 +161,7 @@ def test_what_is_no_row_is_refused():
         Moments(3).merge(Moments(3, 1))
     with pytest.raises(ValueError, match="at least"):
         Moments(3, 0)
-    with pytest.raises(ValueError, match="calibration data is empty"):
+    with pytest.raises(ValueError, match="calibration data are empty"):
         _ = Moments(3).mean
 
 

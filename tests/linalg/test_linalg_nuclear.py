@@ -238,10 +238,10 @@ def test_the_nearest_point_of_the_ball_is_found(seed, part):
         ({"radius": 0.0}, "above 0"),
         ({"radius": float("nan")}, "above 0"),
         ({"radius": float("inf")}, "finite"),
-        ({"rank": 0}, "rank 0"),
-        ({"rank": 9}, "rank 9"),
-        ({}, "exactly one"),
-        ({"rank": 1, "radius": 1.0}, "exactly one"),
+        ({"rank": 0}, "rank must be from 1 to 3, got 0"),
+        ({"rank": 9}, "rank must be from 1 to 3, got 9"),
+        ({}, "and not both"),
+        ({"rank": 1, "radius": 1.0}, "and not both"),
     ],
 )
 def test_what_cannot_be_is_said_in_a_line(options, word):
@@ -266,5 +266,5 @@ def test_what_is_not_a_statistic_is_refused():
         least_squares(*moments(x, y), ridge=-1.0)
     with pytest.raises(ValueError, match="equal"):
         nuclear_radius(torch.ones(4), 2)
-    with pytest.raises(ValueError, match="one weight at a time"):
+    with pytest.raises(ValueError, match="singular values of one weight were expected"):
         shrink_to_ball(project(draw(2, 3, 4), inputs=torch.eye(4).double().expand(2, 4, 4)), 1.0)

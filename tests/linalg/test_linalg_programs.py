@@ -230,7 +230,7 @@ def test_nothing_to_explain_is_explained_exactly():
         ({"iterations": 0}, "iteration"),
         ({"tolerance": -1.0}, "tolerance"),
         ({"x": torch.zeros(10, 4)}, "zero"),
-        ({"x": torch.zeros(9, 4)}, "as many"),
+        ({"x": torch.zeros(9, 4)}, "equally many rows"),
         ({"x": torch.zeros(0, 4), "y": torch.zeros(0, 3)}, "at least one"),
     ],
 )

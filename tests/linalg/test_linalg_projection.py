@@ -310,20 +310,20 @@ def test_tails_sum_what_is_left_out(k, groups, seed):
 def test_what_does_not_fit_is_refused():
     weight, gram = draw(4, 3), torch.eye(3)
     wrong = [
-        ({}, "exactly one"),
-        ({"inputs": gram, "outputs": torch.eye(4)}, "exactly one"),
+        ({}, "and not both"),
+        ({"inputs": gram, "outputs": torch.eye(4)}, "and not both"),
         ({"inputs": torch.eye(4)}, r"inputs of shape \(4, 4\) does not fit a weight of shape \(4, 3\)"),
         ({"outputs": gram}, r"expected \(4, 4\)"),
         ({"inputs": gram, "ridge": -1.0}, "ridge"),
         ({"inputs": gram, "ridge": float("nan")}, "ridge"),
         ({"inputs": gram, "metric": torch.zeros(4)}, "positive"),
         ({"inputs": gram, "metric": -torch.eye(4)}, "positive definite"),
-        ({"inputs": gram, "metric": torch.ones(3)}, "output metric of shape"),
+        ({"inputs": gram, "metric": torch.ones(3)}, "output metric must have the shape"),
     ]
     for options, message in wrong:
         with pytest.raises(ValueError, match=message):
             project(weight, **options)
-    with pytest.raises(ValueError, match="expected a weight"):
+    with pytest.raises(ValueError, match=r"a weight .* was expected"):
         project(torch.ones(3), inputs=gram)
     with pytest.raises(NonFiniteError):
         project(weight / 0, inputs=gram)
@@ -332,5 +332,5 @@ def test_what_does_not_fit_is_refused():
     with pytest.raises(NotMaterialisedError):
         project(torch.empty(4, 3, device="meta"), inputs=gram)
     for rank in (-1, 4):
-        with pytest.raises(ValueError, match="not within"):
+        with pytest.raises(ValueError, match="rank must be from"):
             project(weight, inputs=gram).factors(rank)

@@ -112,5 +112,5 @@ def test_rank_deficient_patches() -> None:
 def test_shapes_are_checked() -> None:
     with pytest.raises(ValueError, match="do not fit"):
         project_spatial(torch.zeros(2, 3, 3, 3), torch.eye(5))
-    with pytest.raises(ValueError, match="rank 99"):
+    with pytest.raises(ValueError, match="got 99"):
         project_spatial(*problem((2, 2, 2, 2), 0)).factors(99)

@@ -164,7 +164,7 @@ def test_json_round_trip_is_exact(m, n, seed, unseen):
 
 def test_what_is_no_spectrum_is_refused():
     for values in ([1.0, 2.0], [1.0, -1.0], [3.0, 2.0, 1.0], [[1.0]]):
-        with pytest.raises(ValueError, match=r"descending|no spectrum"):
+        with pytest.raises(ValueError, match=r"descending|cannot be the spectrum"):
             Spectrum(torch.tensor(values), (2, 5))
     with pytest.raises(ValueError, match="unseen energy"):
         Spectrum(torch.ones(1), (2, 2), -1.0)
@@ -179,7 +179,7 @@ def test_what_is_no_spectrum_is_refused():
         spectrum(torch.empty(2, 2, device="meta"))
     found = spectrum(torch.eye(3))
     for ask in (lambda: found.tail(-1), lambda: found.schatten(0), lambda: found.rank_for(1.1)):
-        with pytest.raises(ValueError, match=r"-1|p > 0|within 0"):
+        with pytest.raises(ValueError, match=r"-1|p of a Schatten|from 0 to 1"):
             ask()
     for error in (-1.0, math.nan):
         with pytest.raises(ValueError, match="at least 0"):

@@ -214,7 +214,7 @@ def test_an_expert_without_a_token_is_named_and_still_computes():
     assert idle
     plan = rf.plan(model, "params=0.6", data=data)
     entry = next(entry for entry in plan.entries if entry.site == "model.layers.0.mlp.experts.enter")
-    assert f"experts that were given no token: {', '.join(map(str, idle[:8]))}" in entry.note
+    assert f"these experts were given no token: {', '.join(map(str, idle[:8]))}" in entry.note
     small = rf.apply_(copy.deepcopy(model), plan)
     layer = small.get_submodule("model.layers.0.mlp.experts.enter")
     assert bool(layer.weight[idle[0]].any())

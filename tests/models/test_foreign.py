@@ -127,7 +127,7 @@ def test_what_is_not_quantised_is_planned_beside_it():
         assert {entry.site for entry in plan.entries} == {"0", "4"}
         small = rf.apply_(copy.deepcopy(model), plan)
         assert costs.check(plan.after, small, X[:2]) == ""
-        with pytest.raises(StoreError, match=r"saved before it is quantized"):
+        with pytest.raises(StoreError, match=r"save the model before it is quantized"):
             rf.save(small, plan, "nowhere")
 
 
@@ -263,7 +263,7 @@ def test_quantised_files_are_not_taken_into_a_float_model(tmp_path):
     whole = {name: value.mul(20).to(torch.int8) if value.dim() > 1 else value for name, value in before.items()}
     save_file(whole, tmp_path / "int8.safetensors")
     torch.save(whole, tmp_path / "int8.pt")
-    files = {"int8.safetensors": "0.weight in int8 where the model computes in float32", "int8.pt": "in int8"}
+    files = {"int8.safetensors": "0.weight in int8, and the model computes in float32", "int8.pt": "in int8"}
     with engine():
         torch.save(dynamic(network()).state_dict(), tmp_path / "dynamic.pt")
         kept = {name: torch.quantize_per_tensor(value, 0.1, 0, torch.qint8) for name, value in before.items()}

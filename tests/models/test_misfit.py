@@ -76,7 +76,7 @@ def test_other_errors_of_a_model_stay_what_they_are():
 def test_names_that_the_model_does_not_know_are_told_beside_those_that_it_takes():
     model = nn.Sequential(nn.Linear(4, 3))
     with (
-        pytest.warns(UserWarning, match="does not take pixels"),
-        pytest.raises(TypeError, match=r"a batch that holds pixels, labels: it takes input: name the inputs so"),
+        pytest.warns(UserWarning, match="takes no argument pixels"),
+        pytest.raises(TypeError, match=r"a batch that holds pixels, labels: the model takes input: give the inputs"),
     ):
         forward(model, {"pixels": torch.randn(2, 4), "labels": torch.arange(2)})

@@ -95,7 +95,7 @@ def test_a_weight_that_is_read_otherwise_is_kept_with_the_reason(read: str):
     model = Reads(OTHERS[read]).eval()
     made = plan(model, "params=0.8", "truncate", example=X)
     assert made["a"].form is Form.KEEP
-    assert "outside of its own call" in made["a"].note
+    assert "outside of the layer's own call" in made["a"].note
     assert check(made.after, apply_(copy.deepcopy(model), made), X) == ""
 
 
@@ -105,7 +105,8 @@ def test_the_check_names_every_number_that_differs():
     assert check(said, model, torch.randn(1, 8)) == ""
     told = check(costs.Cost(said.params + 1, said.flops, said.bytes * 2), model, torch.randn(1, 8))
     assert (
-        told == "the compressed model takes 36 parameters where the plan says 37 and 144 bytes where the plan says 288"
+        told
+        == "the compressed model takes 36 parameters instead of the planned 37 and 144 bytes instead of the planned 288"
     )
 
 

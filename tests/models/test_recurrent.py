@@ -336,9 +336,9 @@ def test_an_input_that_does_not_fit_is_named_with_what_is_taken(wrong):
 def test_a_state_of_another_size_is_refused_and_not_spread_over_the_samples():
     model = nn.ModuleDict({"r": nn.GRU(5, 7), "c": nn.GRUCell(5, 7)})
     with opened(model):
-        with pytest.raises(ValueError, match="takes a state of 1×3×7 here, and was given 1×1×7"):
+        with pytest.raises(ValueError, match="takes a state of shape 1×3×7 here, and was given 1×1×7"):
             model["r"](torch.randn(4, 3, 5), torch.zeros(1, 1, 7))
-        with pytest.raises(ValueError, match="takes a state of 3×7 here, and was given 1×7"):
+        with pytest.raises(ValueError, match="takes a state of shape 3×7 here, and was given 1×7"):
             model["c"](torch.randn(3, 5), torch.zeros(1, 7))
 
 

@@ -183,14 +183,14 @@ def test_attention_that_cannot_be_taken_apart_says_why():
     assert [site.name for site in found] == [f"b.{part}_proj" for part in ("q", "k", "v", "out")]
     left = dict(found.left_out)
     assert "add_bias_kv" in left["a.in_proj_weight"]
-    assert "without being called" in left["a.out_proj.weight"]
+    assert "which does not call it" in left["a.out_proj.weight"]
     zero = reasons(nn.ModuleDict({"a": nn.MultiheadAttention(8, 2, add_zero_attn=True)}))
     assert "add_zero_attn" in zero["a.in_proj_weight"]
 
 
 def test_parametrized_and_normalised_layers_ask_to_be_folded():
     parametrized = reasons(nn.Sequential(parametrizations.weight_norm(nn.Linear(4, 4))))
-    assert "remove the parametrization" in parametrized["0.bias"]
+    assert "remove that first" in parametrized["0.bias"]
     assert set(parametrized) >= {
         "0.parametrizations.weight.original0",
         "0.parametrizations.weight.original1",
@@ -276,7 +276,7 @@ def test_strange_recurrent_layers_bilinear_and_bare_parameters_are_listed():
 
     left = reasons(Model())
     assert "Own: overrides the forward" in left["lstm.weight_hh_l0"]
-    assert "remove the parametrization first" in left["cell.weight_ih"]
+    assert "remove that first" in left["cell.weight_ih"]
     assert "used by Bilinear" in left["bilinear.weight"]
     assert "used by EmbeddingBag" in left["bag.weight"]
     assert "a vector" in left["scale"]

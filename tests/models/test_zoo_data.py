@@ -56,7 +56,7 @@ def test_holding_out_keeps_the_proportions(sizes):
 
 def test_holding_out_nothing_or_everything_is_refused():
     for count in (0, 3, -1):
-        with pytest.raises(zoo.ZooError, match=f"cannot hold out {count} samples of 3"):
+        with pytest.raises(zoo.ZooError, match=f"{count} samples cannot be held out of 3"):
             hold_out(numbered([0, 0, 1]), count)
 
 
@@ -164,7 +164,7 @@ def test_subset_and_take_keep_inputs_and_labels_together():
     assert taken.labels.tolist() == [split.labels[i] for i in origin(taken)]
     assert origin(split.take(5, torch.Generator().manual_seed(0))) == origin(taken)
     for count in (0, 9):
-        with pytest.raises(ValueError, match=f"cannot take {count} samples of 8"):
+        with pytest.raises(ValueError, match=f"{count} samples cannot be taken of 8"):
             split.take(count, torch.Generator())
 
 
@@ -266,10 +266,10 @@ def test_an_interrupted_decoding_leaves_nothing_behind(small_mnist):
 def test_parquet_that_is_not_the_data_set(small_mnist):
     folder = small_mnist / "data" / "mnist"
     faults = {
-        "29 images for 30": {"counts": (("train", 29), ("test", 10))},
-        "31 images for 30": {"counts": (("train", 31), ("test", 10))},
-        "labels 0 to 10 for 0 to 9": {"label": lambda i: i % 11},
-        "labels -1 to 8 for 0 to 9": {"label": lambda i: i % 10 - 1},
+        "29 images and not 30": {"counts": (("train", 29), ("test", 10))},
+        "31 images and not 30": {"counts": (("train", 31), ("test", 10))},
+        "other labels than 0 to 9: 0 to 10": {"label": lambda i: i % 11},
+        "other labels than 0 to 9: -1 to 8": {"label": lambda i: i % 10 - 1},
         "cannot be read: KeyError": {"column": "picture"},
         "cannot be read: ValueError": {"size": 27},
     }
@@ -319,7 +319,7 @@ def test_missing_library_is_named(small_mnist, monkeypatch):
 
 def test_unknown_name_lists_the_names():
     assert zoo.data_names() == ("digits", "mnist", "fashion-mnist", "cifar10", "cifar100")
-    with pytest.raises(zoo.ZooError, match=r"unknown data set 'cifar'.*cifar10.*package"):
+    with pytest.raises(zoo.ZooError, match=r"there is no data set 'cifar'.*cifar10.*package"):
         zoo.load_data("cifar")
 
 
@@ -469,24 +469,24 @@ def test_splits_are_passed_through(monkeypatch):
     [
         (tabular(3), r"must return \(train, test\) or"),
         ((tabular(3),), r"must return \(train, test\) or"),
-        ((tabular(8), iter([])), "test: a list_iterator is not a sized, indexable data set"),
+        ((tabular(8), iter([])), "test: a list_iterator is no data set with a length and an index"),
         (([], tabular(3)), "train: the data set is empty"),
         (
             ([(torch.zeros(2), "cat")] * 3, tabular(3)),
-            r"sample 0 is not \(input, target\)",
+            r"sample 0 is neither \(input, target\)",
         ),
         (
             ([(torch.zeros(2), 0), (torch.zeros(2), 0.5)], tabular(3)),
             r"sample 1 has a target \(\) float32 and sample 0",
         ),
-        (([(torch.zeros(2), 0), (torch.zeros(2),)], tabular(3)), "sample 1 has no target and sample 0 a target"),
+        (([(torch.zeros(2), 0), (torch.zeros(2),)], tabular(3)), "sample 1 has no target and sample 0 has a target"),
         (([(torch.zeros(2), torch.zeros(2), 0)] * 3, tabular(3)), r"it has 3 members: .* \(\(a, b\), target\)"),
         (([(torch.zeros(2), -1)] * 3, tabular(3)), "label -1 is negative"),
         (
             ([(torch.zeros(2), 0), (torch.zeros(3), 0)], tabular(3)),
-            r"sample 1 is \(3,\) float32 and sample 0 is \(2,\) float32; all inputs must be alike",
+            r"sample 1 is \(3,\) float32 and sample 0 is \(2,\) float32, and all inputs must be alike",
         ),
-        (([(torch.zeros(2), 0)], tabular(3)), "cannot hold out 1 samples of 1"),
+        (([(torch.zeros(2), 0)], tabular(3)), "1 samples cannot be held out of 1"),
         ((several(3, "tuple") + several(3, "dict"), tabular(3)), r"sample 3 is \{ids: .* and sample 0 is \(\(2,\)"),
     ],
 )

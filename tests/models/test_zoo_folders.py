@@ -126,9 +126,9 @@ def test_parquet_folders_are_read_by_their_names(tmp_path: Path, monkeypatch: py
         (None, "", "there is no folder"),
         ({"train": 9}, "", "parts train and test .* found train"),
         ({"val": 9}, "", "found test"),
-        ({"train": 1, "val": 1}, "", "fewer than two folders"),
-        ({"train": 9, "val": 3}, ",size=3", "'size=3' is no setting"),
-        ({"train": 9, "val": 3}, ",crop=0", "'crop=0' is no setting"),
+        ({"train": 1, "val": 1}, "", "at least two folders"),
+        ({"train": 9, "val": 3}, ",size=3", "there is no setting 'size=3'"),
+        ({"train": 9, "val": 3}, ",crop=0", "there is no setting 'crop=0'"),
         ({"train": 9, "val": 3}, ",resize=8,crop=9", "crop=9 is larger than resize=8"),
         ({"train": 9, "val": 3}, ",transform=nowhere:f", "nowhere"),
         ({"train": 9, "val": 3}, ",statistics=mine", "statistics are imagenet"),
@@ -149,7 +149,7 @@ def test_a_damaged_picture_is_named(tmp_path: Path) -> None:
     with pytest.raises(zoo.ZooError, match=r"004\.png cannot be read"):
         zoo.load_data(f"imagefolder:{place},crop=8")
     parquet(tmp_path / "other", {"train": 9, "test": 3}, "kind")
-    with pytest.raises(zoo.ZooError, match="columns img, kind; one of"):
+    with pytest.raises(zoo.ZooError, match="columns img, kind: one of"):
         zoo.load_data(f"parquet:{tmp_path / 'other'},crop=8")
     with pytest.raises(zoo.ZooError, match="channels, height, width"):
         Pictures([0], lambda _: picture(0), Transform(own=lambda image: torch.zeros(3)))[0]

@@ -163,16 +163,16 @@ def test_option_a_shortcut_subsamples_and_pads_on_both_sides():
 
 
 def test_faults_are_one_sentence():
-    with pytest.raises(zoo.ZooError, match=r"\./nosuch: no such folder"):
+    with pytest.raises(zoo.ZooError, match=r"\./nosuch: there is no such folder"):
         zoo.model("./nosuch")
-    with pytest.raises(zoo.ZooError, match=r"unknown model 'resnet21'.*resnet20"):
+    with pytest.raises(zoo.ZooError, match=r"there is no model 'resnet21'.*resnet20"):
         zoo.model("resnet21")
     with pytest.raises(zoo.ZooError, match="classes must be at least 1, got 0"):
         zoo.model("resnet20", classes=0)
     with pytest.raises(zoo.ZooError, match="in_channels must be at least 1"):
         zoo.model("fcn-6", in_channels=-1)
     for function in (zoo.example_input, zoo.default_data):
-        with pytest.raises(zoo.ZooError, match="unknown model"):
+        with pytest.raises(zoo.ZooError, match="there is no model"):
             function("")
 
 

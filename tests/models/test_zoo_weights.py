@@ -150,8 +150,8 @@ def test_contents_that_are_no_state_dict(tmp_path):
     contents = {
         "holds a list": [torch.zeros(2)],
         "holds a Tensor": torch.zeros(2),
-        "1 of its 2 entries are not named tensors, the first is 'lr'": {"weight": torch.zeros(2), "lr": 0.1},
-        "the first is 0": {0: torch.zeros(2)},
+        "1 of its 2 entries are not named tensors, the first of them 'lr'": {"weight": torch.zeros(2), "lr": 0.1},
+        "the first of them 0": {0: torch.zeros(2)},
         "2 missing": {},
     }
     for match, content in contents.items():
@@ -181,7 +181,7 @@ def test_a_truncated_file_is_called_truncated(tmp_path, kept):
     torch.save(network().state_dict(), tmp_path / "whole.pt")
     content = (tmp_path / "whole.pt").read_bytes()
     (tmp_path / "half.pt").write_bytes(content[: int(kept * len(content))])
-    with pytest.raises(zoo.ZooError, match=r"half\.pt is damaged or truncated: ") as caught:
+    with pytest.raises(zoo.ZooError, match=r"half\.pt is damaged or cut short: ") as caught:
         zoo.load_weights(network(), tmp_path / "half.pt")
     assert "code" not in str(caught.value)
 
@@ -216,7 +216,7 @@ def test_truncated_and_bit_flipped_files_never_crash(tmp_path, suffix, draw):
 
 def test_model_on_meta_is_refused(tmp_path):
     save_file(network().state_dict(), tmp_path / "w.safetensors")
-    with pytest.raises(zoo.ZooError, match="not materialised"):
+    with pytest.raises(zoo.ZooError, match="on the meta device, without values"):
         zoo.load_weights(network().to("meta"), tmp_path / "w.safetensors")
 
 

@@ -137,7 +137,7 @@ class Two(nn.Module):
 def test_what_a_model_does_not_take_is_left_out_and_said():
     batch = {"x": X, "scale": X * 0 + 2, "id": torch.arange(40), "labels": NUMBERS}
     model = Named()
-    with pytest.warns(LeftOut, match="Named.forward does not take id: left out"):
+    with pytest.warns(LeftOut, match="Named.forward takes no argument id: this part"):
         found = forward(model, batch)
     assert torch.equal(found, model(X, X * 0 + 2))
     with warnings.catch_warnings():
@@ -155,7 +155,10 @@ def test_what_a_model_does_not_take_is_left_out_and_said():
 
 
 def test_several_inputs_are_told_apart_from_targets():
-    with pytest.raises(TypeError, match=r"missing a required argument: 'b', for a batch of 2: \(inputs, targets\)"):
+    with pytest.raises(
+        TypeError,
+        match=r"missing a required argument: 'b'\. It was called with a batch of 2: give batches of the form",
+    ):
         forward(Two(), (X, X))
     assert evaluate(Two(), [((X, X), CLASSES)]).count == 40  # the remedies
     assert evaluate(Two(), [((X, X),)], teacher=Two()).objective == "teacher"
@@ -167,7 +170,7 @@ def test_an_image_is_not_moved_without_its_map():
     assert rf.finetune_recipe((images, images)).augment is not None
     assert rf.finetune_recipe(((images, maps), None)).augment is None
     assert rf.finetune_recipe(((images, images.mean((1, 2, 3))), None)).augment is None
-    with pytest.raises(TrainingError, match="augmentation moves images, not their targets"):
+    with pytest.raises(TrainingError, match="augmentation moves images, and not targets"):
         fit(nn.Conv2d(3, 2, 1), (images, maps), None, replace(RECIPE, augment=Augment(4)))
 
 
@@ -268,12 +271,12 @@ def test_an_embedding_is_learnt_from_its_teacher_alone():
 def test_what_is_missing_is_said_before_any_work():
     for words, call in {
         "objective teacher compares outputs.*none is given": lambda: fit(net(), X, None, RECIPE),
-        "evaluation data: teacher: .* give teacher=": lambda: evaluate(net(), X),
+        "evaluation data: teacher: .* give it as teacher=": lambda: evaluate(net(), X),
         "do not fit": lambda: fit(net(), (X, draw(40, 2)), None, RECIPE),
-        "no objective named 'regresion'; did you mean regression": lambda: evaluate(net(), X, objective="regresion"),
+        "no objective named 'regresion': did you mean regression": lambda: evaluate(net(), X, objective="regresion"),
         "train data: classification: labels of shape": lambda: fit(net(), (X, NUMBERS[:, :2]), None, RECIPE,
                                                                     objective=Classification()),
-        "targets between 0 and 1": lambda: fit(net(), (X, NUMBERS), None, RECIPE, objective="multi-label"),
+        "targets must be from 0 to 1": lambda: fit(net(), (X, NUMBERS), None, RECIPE, objective="multi-label"),
     }.items():  # fmt: skip
         with pytest.raises(ValueError, match=words) as caught:
             call()
@@ -325,5 +328,5 @@ def test_the_whole_job_takes_a_tuple_of_data_sets():
     settings = Settings(curve=False, slices=False, samples=64)
     result = compress(Taking(), (pairs[:80], pairs[80:]), rf.Ranks({"body": 2}), settings=settings)
     assert result.plan["body"].rank == 2
-    with pytest.raises(ValueError, match=r"a list: an object with train.*or a tuple"):
+    with pytest.raises(ValueError, match=r"a list: give an object with train.*or a tuple"):
         compress(Taking(), pairs, "params=0.9", settings=settings)

@@ -389,7 +389,7 @@ def test_an_evaluation_names_what_it_has():
     result = summed(case("regression", 0), slice(None))
     assert result.judged.name == "r2"
     assert result.chance == 0.0
-    with pytest.raises(AttributeError, match="'accuracy' was not measured; there are r2, rmse, mae"):
+    with pytest.raises(AttributeError, match="'accuracy' was not measured: there are r2, rmse, mae"):
         _ = result.accuracy
     with pytest.raises(KeyError, match="f1"):
         _ = result["f1"]

@@ -141,7 +141,7 @@ def test_what_is_changed_in_place_afterwards_is_kept_as_it_was():
 
 
 def test_a_batch_that_takes_another_way_is_refused():
-    with pytest.raises(AnotherWay, match="c is called where the first samples had b"):
+    with pytest.raises(AnotherWay, match="c is called where b was called for the first samples"):
         replayed(Depends().eval(), torch.randn(4, 6), torch.randn(2, 6))
 
 

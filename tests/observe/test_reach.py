@@ -51,7 +51,7 @@ def test_a_layer_that_is_not_heard_has_no_part_in_a_budget(method):
     plan = rf.plan(Ways().eval(), "params=0.7", method, X)
     entries = {entry.site: entry for entry in plan.entries}
     assert entries["aside"].form is rf.Form.KEEP
-    assert "never reaches what the model gives" in entries["aside"].note
+    assert "never reaches the outputs of the model" in entries["aside"].note
     assert not any("never reaches" in entry.note for name, entry in entries.items() if name != "aside")
 
 

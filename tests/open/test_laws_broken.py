@@ -53,7 +53,7 @@ def fails_(self, layer, new, factors):
         ),
         (
             {"write_": forgets_the_order_},
-            r"form broken at rank \d+: the output of the product of its factors was expected",
+            r"form broken at rank \d+: the layer must compute the product of its factors",
         ),
         ({"write_": fails_}, r"form broken of rank \d+ cannot take factors of shapes \(\d+, 10\), \(24, \d+\): "),
         ({"offered": lambda self, layer: layer.kind}, None),
@@ -91,9 +91,9 @@ def test_a_form_whose_layer_gives_another_precision_under_autocast(mine):
 def test_a_form_that_is_none():
     from rankfold.forms import register
 
-    with pytest.raises(TypeError, match="a form is an instance of a subclass of Form, got str"):
+    with pytest.raises(TypeError, match="a form must be an instance of a subclass of Form, got str"):
         register("mine")
-    with pytest.raises(ValueError, match=r"there are .*keep.*register"):
+    with pytest.raises(ValueError, match=r"the forms are .*keep.*register"):
         Form("nothing")
 
 
@@ -137,7 +137,10 @@ def flipped(rank: int) -> Factors:
         ({"levels": lambda good: good.levels[1:]}, r"levels \(10,\) were expected beside 11 errors, got \(9,\)"),
         ({"ranks": lambda good: range(1, 99)}, "ascending ranks from 1 to 10 were expected, got 1, 2, 3, 4, 5, 6, …"),
         ({"ranks": lambda good: [3, 2]}, "ascending ranks from 1 to 10 were expected, got 3, 2"),
-        ({"factors": flipped}, r"factors right \(\d+, \d+\) and left \(\d+, \d+\) were expected for pivoted of rank"),
+        (
+            {"factors": flipped},
+            r"the method must give factors right \(\d+, \d+\) and left \(\d+, \d+\)",
+        ),
     ],
 )
 def test_a_method(mine, parts, expected):
@@ -151,10 +154,13 @@ def test_a_method(mine, parts, expected):
 
 def test_what_is_no_method_rule_or_budget():
     for given, expected in (
-        ({"method": object()}, r"a method was expected, an object with name, forms, needs_data and decompose"),
-        ({"method": "nothing"}, r"no method named 'nothing'; there are .*rankfold\.register_method"),
-        ({"rule": object()}, r"a rank rule was expected, an object with name and choose"),
-        ({"rule": "nothing"}, "no rank rule named 'nothing'; there are optimal"),
+        (
+            {"method": object()},
+            r"the name of a method, or an object with name, forms, needs_data and decompose",
+        ),
+        ({"method": "nothing"}, r"no method named 'nothing': the methods are .*rankfold\.register_method"),
+        ({"rule": object()}, r"must be the name of a rank rule, or an object with name and choose"),
+        ({"rule": "nothing"}, "no rank rule named 'nothing': the rules are optimal"),
         ({"budget": 0.5}, r"a budget was expected, such as 'flops=0\.5'"),
     ):
         with pytest.raises(ValueError, match=expected) as error:
@@ -181,15 +187,15 @@ class Rule:
             lambda c: {s: o[0] for s, o in c.items()},
             r"rule 'own': params ≤ 0\.6 of dense leaves .* what it chose costs",
         ),
-        (lambda c: {}, "rule 'own': one option for each of the 3 sites was expected, got none"),
-        (lambda c: None, "one option for each of the 3 sites was expected, got NoneType"),
+        (lambda c: {}, "rule 'own': its choose must return one option for each of the 3 layers, and returned none"),
+        (lambda c: None, "its choose must return one option for each of the 3 layers, and returned NoneType"),
         (
             lambda c: {**{s: o[0] for s, o in c.items()}, "x": 1},
-            "one option for each of the 3 sites was expected, got 0, 2, 4, x",
+            "its choose must return one option for each of the 3 layers, and returned 0, 2, 4, x",
         ),
         (
             lambda c: {s: replace(o[1], rank=99) for s, o in c.items()},
-            "for 0 one of the .* options offered was expected",
+            "its choose must return one of the .* options offered for 0",
         ),
     ],
 )
@@ -250,7 +256,7 @@ def test_a_reader(mine):
     with pytest.raises(AssertionError, match="takes an Identity"):
         check_reader(lambda m: LinearLayer("Mix", (6, 8), False, True, "kernel"), module, x)
     register_reader(lambda m: 7 if type(m) is mine.layer.Mix else None)
-    with pytest.raises(TypeError, match=r"a layer object .* was expected for a Mix, got int") as error:
+    with pytest.raises(TypeError, match=r"for a Mix it must return a layer object .* returned a int") as error:
         rf.sites(nn.Sequential(module))
     line(error)
 
@@ -269,7 +275,7 @@ def nan_figure(output, batch):
 @pytest.mark.parametrize(
     ("how", "expected"),
     [
-        ({"figure": nan_figure}, "broken: its figure is nan .* a number was expected"),
+        ({"figure": nan_figure}, "broken: its figure is NaN.* a number was expected"),
         ({"figure": lambda o, b: "good"}, "broken: its figure is not a number"),
         ({"figure": lambda o, b: o}, r"one number for each sample or their mean, not \(60, 2\)"),
         ({"figure": lambda o, b: o[:7, 0]}, "gives 7 numbers for a batch of 60 samples"),

@@ -17,7 +17,7 @@ VALUES = (1.0 + PAIRS[:, 0]) * (2.0 + PAIRS[:, 1])
 @pytest.mark.parametrize("kind", [LowRank, NuclearNorm, AlternatingMinimization])
 def test_pairs_with_their_values_are_no_matrix(kind):
     for pairs in (PAIRS, PAIRS.tolist(), pd.DataFrame(PAIRS), PAIRS.astype(str), PAIRS.astype(float)):
-        with pytest.raises(ValueError, match=r"give fit\(triplets\(X\[:, 0\], X\[:, 1\], y\)\), or take Ratings"):
+        with pytest.raises(ValueError, match=r"use fit\(triplets\(X\[:, 0\], X\[:, 1\], y\)\), or Ratings"):
             kind().fit(pairs, VALUES)
     told = triplets(PAIRS[:, 0], PAIRS[:, 1], VALUES)
     with pytest.raises(ValueError, match="leave y out"):
@@ -54,7 +54,7 @@ def test_rows_are_asked_for_where_triplets_have_no_rows_of_the_fit(method):
 
 @pytest.mark.parametrize("name", ["max_rank", "rank", "tol", "max_iter", "validation_fraction"])
 def test_settings_that_are_no_numbers_are_named(name):
-    with pytest.raises(ValueError, match=f"{name} is a number, got '3'"):
+    with pytest.raises(ValueError, match=f"{name} must be a number, got '3'"):
         LowRank(**{name: "3"}).fit(triplets(PAIRS[:, 0], PAIRS[:, 1], VALUES))
 
 

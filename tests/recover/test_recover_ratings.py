@@ -87,9 +87,9 @@ def test_time_and_side_tables_are_taken_where_they_help_and_left_where_not():
     calm, _ = planted(mood=0.0)
     errors = {str(one.choice): one.error for one in cross_validate(calm, tried, folds=3, seed=0, sides=sides)}
     assert errors["ratings with time, rank 2"] > 0.97 * errors["ratings, rank 2"]
-    with pytest.raises(ValueError, match="need times beside the values"):
+    with pytest.raises(ValueError, match="need a time for each value"):
         fit(triplets([0, 1], [0, 1], [1.0, 2.0]), Choice("ratings", 1, time=True))
-    with pytest.raises(ValueError, match="need one of rows or of columns"):
+    with pytest.raises(ValueError, match="need one of the rows or of the columns"):
         fit(entries, Choice("ratings", 1, sides=True))
 
 
@@ -118,7 +118,7 @@ def test_what_is_stored_has_the_rank_that_was_asked_for():
     )
     stored = np.einsum("ij,ij->i", model.left[entries.rows], model.right.T[entries.columns])
     assert np.sqrt(np.mean((draws - stored) ** 2)) < 0.1
-    with pytest.raises(ValueError, match="has no draws"):
+    with pytest.raises(ValueError, match="holds no draws"):
         same.uncertainty(np.array([0]), np.array([0]))
 
 
@@ -132,7 +132,7 @@ def test_uncertainty_is_about_as_large_as_errors_are():
     assert 0.75 < np.sqrt(np.mean((missed / deviation) ** 2)) < 1.35
     _, stranger = found.predict([["nobody", 0]], return_std=True)
     assert stranger[0] > 1.5 * np.median(deviation)
-    with pytest.raises(ValueError, match="times are 1 finite numbers"):
+    with pytest.raises(ValueError, match="times must be 1 finite numbers"):
         found.predict([["nobody", 0]], times=[np.nan])
 
 
@@ -144,15 +144,15 @@ def test_side_tables(tmp_path):
     assert features.toarray()[3].sum() == 0
     assert remarks == (
         "of each row: age, sex, name",
-        "1 of 4 rows have no line in users.csv, who the first",
+        "1 of 4 rows have no line in users.csv, the first is who",
     )
-    with pytest.raises(ValueError, match="none of its 3 names is a row of the entries, such as x"):
+    with pytest.raises(ValueError, match="none of its 3 names is the name of a row among the entries, such as x"):
         read_side(file, ("x",))
     file.write_text("id,age\na,20\na,30\n")
     with pytest.raises(ValueError, match="line 3: the row a comes twice"):
         read_side(file, ("a",))
     file.write_text("id,age\na,20\nb,20\n")
-    with pytest.raises(ValueError, match="no column says anything: age"):
+    with pytest.raises(ValueError, match="none of its columns tells anything: age"):
         read_side(file, ("a", "b"))
     file.write_text("")
     with pytest.raises(ValueError, match="cannot be read as a table"):
@@ -161,7 +161,7 @@ def test_side_tables(tmp_path):
     with pytest.raises(ValueError, match="no lines below its header"):
         read_side(file, ("a", "b"))
     file.write_text("id,age\na,20,9\nb,30,9\n")
-    with pytest.raises(ValueError, match="line 2: more fields than its header has"):
+    with pytest.raises(ValueError, match="line 2: there are more fields than in the header"):
         read_side(file, ("a", "b"))
 
 
@@ -173,7 +173,7 @@ def test_names_of_side_tables_are_text_and_lines_without_one_are_told(tmp_path):
     for file in ("users.csv", "users.parquet"):
         features, remarks = read_side(tmp_path / file, names)
         assert features.toarray().any(1).tolist() == [True, True, False]
-        assert remarks[-1] == f"1 line of {file} has no row in its first column, line 3 the first: left out"
+        assert remarks[-1] == f"1 line of {file} has no row in the first column (the first is line 3): left out"
     pd.DataFrame({"id": [7.0, 8.0], "age": [1, 2]}).to_parquet(tmp_path / "users.parquet")
     assert read_side(tmp_path / "users.parquet", names)[0].toarray().any(1).tolist() == [True, False, False]
 
@@ -198,11 +198,11 @@ def test_the_command_uses_times_and_tables_and_predicts(tmp_path):
     assert float(told[1].split(",")[3]) > 0
     test = tmp_path / "t.csv"
     test.write_text("user,item,rating\nx1,i1,3\nx2,i2,4\n")
-    assert "none of the 2 rows to judge by is known, such as x1" in failed(
+    assert "none of the 2 rows to judge by is among the entries, such as x1" in failed(
         "recover", file, *common, "--test", test, "-o", out
     )
     file.write_text("user,item,rating,timestamp\na,b,1,soon\n")
-    assert "line 2: 'soon' is no time (row a, column b)" in failed("recover", file, *common, "--time", "-o", out)
+    assert "line 2: 'soon' is not a time (row a, column b)" in failed("recover", file, *common, "--time", "-o", out)
 
 
 def test_new_rows_are_met_by_known_columns_and_drawn_to_known_rows():
@@ -222,7 +222,7 @@ def test_new_rows_are_met_by_known_columns_and_drawn_to_known_rows():
     assert len(strangers) == late.sum()
     model.partial_fit([["nothing", "unheard of"]], [5.0])
     assert np.allclose(model.predict([["nothing", pairs[0, 1]]]), model.predict([["who", pairs[0, 1]]]))
-    with pytest.raises(ValueError, match=f"row {pairs[0, 0]} is known, and its earlier ratings are not kept"):
+    with pytest.raises(ValueError, match=f"row {pairs[0, 0]} is already known, and its earlier ratings are not kept"):
         model.partial_fit(pairs[:1], values[:1])
 
 
@@ -233,9 +233,9 @@ def test_triplets_are_taken_as_they_are_and_split_by_a_search():
     assert np.array_equal(one.predict(entries), two.predict(entries.pairs(), times=entries.times))
     search = GridSearchCV(Ratings(burn_in=2, draws=2), {"rank": [1, 2]}, cv=2).fit(entries.pairs(), entries.values)
     assert set(search.best_params_) == {"rank"}
-    with pytest.raises(ValueError, match="triplets have their ratings"):
+    with pytest.raises(ValueError, match="triplets hold their own ratings"):
         Ratings().fit(entries, entries.values)
-    with pytest.raises(ValueError, match="pairs come with their ratings"):
+    with pytest.raises(ValueError, match="pairs need their ratings too"):
         Ratings().fit(entries.pairs())
 
 

@@ -100,7 +100,7 @@ def test_finding_nothing_is_told():
     shape = (300, 200)
     found = LowRank().fit(scipy.sparse.csr_array((rng.standard_normal(len(rows)), (rows, columns)), shape=shape))
     assert not found.converged_
-    assert "too few of them, or only noise" in found.reason_
+    assert "there are too few measurements, or there is only noise" in found.reason_
     left, right = rng.standard_normal((300, 2)), rng.standard_normal((2, 200))
     values = (left @ right)[rows, columns] + 0.5 * rng.standard_normal(len(rows))
     found = LowRank().fit(scipy.sparse.csr_array((values, (rows, columns)), shape=shape))

@@ -65,7 +65,7 @@ def test_numbers_as_names_are_in_numeric_order(tmp_path):
     [
         (
             "a,b,1\na,c\n",
-            r"line 2: 2 of 3 fields; is the file cut short\? The order is row, column, value; there is no",
+            r"line 2: there are 2 of 3 fields; is the file cut short\? The order is row, column, value; there is no",
         ),
         ("a,b,1\na,c,\n", r"line 2: the value is missing \(row a, column c\)"),
         ("a,b,1\na,c,good\n", r"line 2: 'good' is not a number \(row a, column c\); the order is row, column, value;"),
@@ -75,12 +75,21 @@ def test_numbers_as_names_are_in_numeric_order(tmp_path):
             "the order is column, row, ignored, value; by the header item,user,time,rating",
         ),
         ("1,2,four\n1,3,5\n", r"line 1: 'four' is not a number \(row 1, column 2\)"),
-        ("user;item;rating\na;b;3,5\n", r"line 2: '3,5' is not a number: decimals take a point \(row a, column b\)"),
-        ("a;b;3,5\nc;b;1,5\n", r"line 1: '3,5' is not a number: decimals take a point"),
-        ("user,item,rating\na;b;3,5\n", "line 2: 2 of 3 fields by the delimiter ',' of line 1, though ';' makes three"),
-        ("user,item,rating\na,b,3,5\n", "line 2: 4 fields where line 1 has 3; is there a ',' within a name or a numb"),
-        ("item,score\n", "line 1: 2 of 3 fields"),
-        ("item,time,\n", "none can be the value"),
+        (
+            "user;item;rating\na;b;3,5\n",
+            r"line 2: '3,5' is not a number: write decimals with a point \(row a, column b\)",
+        ),
+        ("a;b;3,5\nc;b;1,5\n", r"line 1: '3,5' is not a number: write decimals with a point"),
+        (
+            "user,item,rating\na;b;3,5\n",
+            "line 2: the delimiter of line 1, ',', makes 2 of 3 fields here, and ';' makes three",
+        ),
+        (
+            "user,item,rating\na,b,3,5\n",
+            "line 2: there are 4 fields, and 3 in line 1: is there a ',' within a name or a numb",
+        ),
+        ("item,score\n", "line 1: there are 2 of "),
+        ("item,time,\n", "can be the value"),
         ("a,b,1\na,c,nan\n", r"line 2: the value is nan \(row a, column c\)"),
         ("a,b,1\na,c,inf\n", r"line 2: the value is inf \(row a, column c\)"),
         ("a,b,1\n,c,2\n", "line 2: the row is missing"),
@@ -141,11 +150,11 @@ def test_a_broken_first_line_is_told(tmp_path):
 
 
 def test_arrays_and_their_faults(tmp_path):
-    with pytest.raises(ValueError, match="entry 1: row 7 is not within 0 … 2"):
+    with pytest.raises(ValueError, match="entry 1: its row must be from 0 to 2, got 7"):
         triplets(np.array([0, 7]), np.array([0, 1]), [1.0, 2.0], shape=(3, 2))
     with pytest.raises(ValueError, match="value at row 1, column 0 is nan"):
         triplets(np.array([0, 1]), np.array([0, 0]), [1.0, np.nan])
-    with pytest.raises(ValueError, match="as many of each"):
+    with pytest.raises(ValueError, match="lists of equal length"):
         triplets(np.array([0, 1]), np.array([0]), [1.0, 2.0])
     empty = triplets(np.array([0, 2]), np.array([0, 1]), [1.0, 2.0], shape=(3, 2))
     assert "1 row has no entry, 1: it is predicted" in empty.remarks[0]
@@ -156,7 +165,7 @@ def test_arrays_and_their_faults(tmp_path):
         scipy.sparse.save_npz(tmp_path / "s.npz", scipy.sparse.coo_array(np.nan_to_num(x)).asformat(kind))
         assert read_triplets(tmp_path / "s.npz").shape == (2, 2)
     np.savez(tmp_path / "r.npz", rows=[0, 1], columns=[0, 9], values=[1.0, 2.0], shape=[2, 2])
-    with pytest.raises(ValueError, match="entry 1: column 9 is not within"):
+    with pytest.raises(ValueError, match="entry 1: its column must be from"):
         read_triplets(tmp_path / "r.npz")
     whole = (tmp_path / "r.npz").read_bytes()
     (tmp_path / "r.npz").write_bytes(whole[: len(whole) // 2])
@@ -231,7 +240,7 @@ def test_every_method_fits_and_predicts_for_those_without_entries():
         model, _, remark = fit(entries, Choice(method, 2))
         assert np.isfinite(model.at(np.array([20, 0, -1]), np.array([15, 15, -1]))).all(), method
         assert remark
-    with pytest.raises(ValueError, match="rank 30 is not within 1 … 16"):
+    with pytest.raises(ValueError, match=r"rank must be from 1 to 16 .* got 30"):
         fit(entries, Choice("alternating", 30))
 
 
@@ -259,11 +268,14 @@ def test_command_completes_and_judges(tmp_path):
 def test_the_table_and_the_last_fit_are_kept_apart(capsys):
     tried = [{"choice": "low-rank", "error": 0.726, "rank": 1}]
     report = {"chosen": "low-rank", "rank": 2, "held_out_error": 0.726, "tried": tried, "entries": 30}
-    print_recovered(report | {"how": "rank 2; least squares solved", "directory": "out"})
+    print_recovered(report | {"how": "rank 2; least squares are solved", "directory": "out"})
     told = capsys.readouterr().out
     assert "held-out RMSE" in told
-    assert "taken: low-rank, root mean square error 0.7260 on held-out entries\n" in told
-    assert "fitted to all 30 entries: rank 2 (in the table 1, of the last fold: its fit had fewer entries" in told
+    assert "chosen: low-rank, root mean square error 0.7260 on held-out entries\n" in told
+    assert (
+        "fitted to all 30 entries: rank 2 (in the table 1, that of the last fold, which was fitted to fewer entries"
+        in told
+    )
     assert told.count("rank 2") == 1
     print_recovered(report | {"how": "mean of 60 draws", "directory": "out", "rank": 1})
     assert "fitted to all 30 entries: rank 1; mean of 60 draws\n" in capsys.readouterr().out
@@ -287,14 +299,14 @@ def test_command_senses(tmp_path):
     np.savez(tmp_path / "n.npz", y=noisy, seed=7, count=100, shape=[12, 10])
     done_noisy = succeeded("recover", tmp_path / "n.npz", "-o", tmp_path / "out")
     told = rankfold("recover", tmp_path / "n.npz", "-o", tmp_path / "out").stdout
-    assert "rank 2, converged: least squares solved" in told
+    assert "rank 2, converged: least squares are solved" in told
     assert f"; relative held-out error {done_noisy['held_out_error']:.2g}\n" in told
     np.savez(tmp_path / "n.npz", y=noisy[:25], A=np.load(tmp_path / "a.npz")["A"][:25])
     assert "NOT converged" in rankfold("recover", tmp_path / "n.npz", "-o", tmp_path / "out").stdout
     same = succeeded("recover", tmp_path / "a.npz", "-o", tmp_path / "out")
     assert np.allclose(same["singular_values"], done["singular_values"])
     np.savez(tmp_path / "b.npz", y=y)
-    assert "need their matrices A, or the seed, count and shape of Gaussian ones; its arrays are y" in failed(
+    assert "need their matrices A, or the seed, count and shape of Gaussian ones, and the arrays are y" in failed(
         "recover", tmp_path / "b.npz"
     )
 
@@ -307,16 +319,16 @@ def test_arrays_of_another_form_are_told_of_all_forms(tmp_path):
         return failed("recover", file, "-o", tmp_path / "o")
 
     told = refused(sensing=np.ones((2, 3, 4)), b=np.ones(2))
-    assert "its arrays are sensing, b, where entries are rows, columns, values (and shape), a matrix X" in told
-    assert "y with A (count, m, n), or y with seed, count and shape" in told
-    assert "values missing beside rows, columns" in refused(rows=[0], columns=[0])
+    assert "its arrays are sensing, b: give entries as rows, columns, values (and shape), as a matrix X" in told
+    assert "y with A (count, m, n), or as y with seed, count and shape" in told
+    assert "values missing beside the arrays rows, columns" in refused(rows=[0], columns=[0])
     assert "shape (m, n) beside it" in refused(y=np.ones(5), A=np.ones((5, 12)))
-    assert "its shape (3, 5) needs 15" in refused(y=np.ones(5), A=np.ones((5, 12)), shape=[3, 5])
+    assert "must have 15 columns for the shape (3, 5)" in refused(y=np.ones(5), A=np.ones((5, 12)), shape=[3, 5])
     told = refused(y=np.array([1.0, np.nan]), A=np.ones((2, 3, 4)))
-    assert "measurement 1 is not finite: leave it out, and its matrix" in told
+    assert "measurement 1 is NaN or infinite: leave it out, and its matrix" in told
     assert "save names as text" in refused(rows=np.array(["a", None]), columns=[0, 1], values=[1.0, 2.0])
     write(file, "a,b,1\n")
-    assert "is not an .npz, as numpy.savez writes it: a text file needs a name that ends in .csv" in failed(
+    assert "is not an .npz, as numpy.savez writes it: give a text file a name that ends in .csv" in failed(
         "recover", file
     )
     with file.open("wb") as opened:
@@ -335,9 +347,9 @@ def test_command_refuses_in_one_line(tmp_path):
     assert "line 3: 'x' is not a number (row d, column b)" in failed("recover", file)
     good = write(tmp_path / "g.csv", "a,b,1\na,c,2\nd,b,3\nd,c,4\n")
     command = ("recover", good, "--methods", "alternating", "--ranks", "9", "-o", tmp_path / "o")
-    assert "rank 9 is not within 1 … 2, what 2 rows and 2 columns allow" in failed(*command)
+    assert "rank must be from 1 to 2 for 2 rows and 2 columns, got 9" in failed(*command)
     assert "there is no method 'svd': the methods" in rankfold("recover", good, "--methods", "svd").stderr
-    assert "5 folds of 4 entries" in failed("recover", good, "-o", tmp_path / "o")
+    assert "5 folds cannot be made of 4 entries" in failed("recover", good, "-o", tmp_path / "o")
     assert "No such file" in failed("recover", tmp_path / "none.csv")
 
 

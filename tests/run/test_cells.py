@@ -214,7 +214,7 @@ def test_a_file_of_another_cell_or_a_damaged_one_is_named_and_never_read(tmp_pat
         run([Square(2)], tmp_path)
     for text in ("{", "3", ""):
         two.write_text(text)
-        with pytest.raises(ValueError, match=f"{two}: .*not a finished cell .*: delete it to compute"):
+        with pytest.raises(ValueError, match=f"{two}: .*not a finished cell.*: delete it to compute"):
             run([Square(2)], tmp_path)
     old = json.loads(whole)
     del old["case"]  # as some of the first release are
@@ -227,7 +227,7 @@ def test_two_cells_of_one_name_are_refused(tmp_path):
         def name(self, cell: Square) -> str:
             return "square"
 
-    with pytest.raises(ValueError, match="two different cells have the name square"):
+    with pytest.raises(ValueError, match="two different cells have the same name square"):
         run_cells([Square(1), Square(2)], Careless(square, tmp_path))
     assert not list(tmp_path.iterdir())
 

@@ -154,7 +154,7 @@ def test_factors_of_a_recovery_are_checked_against_their_names():
     assert again.row_names == model.row_names
     assert np.array_equal(again.left, model.left)
     short = FactorModel(np.ones((3, 1)), np.ones((1, 4)), 0.5, 0.0, 1.0, ("a",), ("x", "y", "z"))
-    with pytest.raises(ValueError, match=r"f: damaged, or not factors .*for 1 and 3 names"):
+    with pytest.raises(ValueError, match=r"f: damaged, or not factors .*there are 1 and 3 names"):
         FactorModel.from_bytes(short.to_bytes(), "f")
 
 

@@ -1,4 +1,4 @@
-"""Progress is shown in a terminal where nobody asked otherwise, and nowhere else."""
+"""Progress is shown in a terminal where nobody with other settings, and nowhere else."""
 
 import io
 import sys

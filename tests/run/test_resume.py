@@ -173,7 +173,7 @@ def test_a_plan_of_another_budget_does_not_slip_in(tmp_path):
     values = json.loads(file.read_text())
     values["budgets"][0]["keep"] = 0.9
     file.write_text(json.dumps(values))
-    with pytest.raises(StoreError, match="is of another method or budget now"):
+    with pytest.raises(StoreError, match="now names another method or budget"):
         compress(network(), Data(), BUDGET, settings=SETTINGS, directory=tmp_path)
 
 
@@ -191,7 +191,7 @@ def test_a_result_of_another_kind_is_refused_in_one_line(tmp_path, content):
     with pytest.raises(StoreError, match=r"result\.json: damaged \(loss: "):
         compress(network(), Data(), BUDGET, settings=SETTINGS, directory=tmp_path)
     (tmp_path / "run" / "request.json").write_text(content)
-    with pytest.raises(StoreError, match=r"request\.json: |in a format that this release does not know"):
+    with pytest.raises(StoreError, match=r"request\.json: |in a format that this version does not know"):
         compress(network(), Data(), BUDGET, settings=SETTINGS, directory=tmp_path)
 
 
@@ -229,7 +229,7 @@ def test_a_run_of_another_format_is_not_taken_for_this_one(tmp_path, written):
         compress(*asked, settings=SETTINGS, directory=tmp_path)
     said = str(caught.value)
     assert "\n" not in said
-    assert ("of the first release" in said) == (written == 1)
+    assert ("of the first version" in said) == (written == 1)
     assert f"rankfold evaluate {tmp_path} measures its network" in said
     assert load(tmp_path, network()).plan == made.plan  # as it says
     assert compress(*asked, settings=SETTINGS, directory=tmp_path, restart=True).before.score == made.before.score

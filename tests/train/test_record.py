@@ -320,8 +320,8 @@ def test_the_product_is_measured_when_layers_become_products_and_back():
     assert frame.update_norm[1] < 1e-5
     assert frame.norm[2] == pytest.approx(frame.norm[1], rel=1e-6)
     assert frame.numerical_rank[[2, 3]].tolist() == [12, 4]
-    assert frame.note[4] == "shape (7, 32) now, (12, 32) at the start"
-    assert frame.note[5] == "no weight of this name is in the model any more"
+    assert frame.note[4] == "its shape is (7, 32) now and was (12, 32) at the start"
+    assert frame.note[5] == "the model no longer has a weight of this name"
 
 
 class Tied(nn.Module):
@@ -445,11 +445,11 @@ def test_what_cannot_be_recorded_is_refused():
     with pytest.raises(ValueError, match=r"3 .*meta"):
         rf.SpectrumRecorder(network().to("meta"), "3")
     for setting in ("rank", "every", "pending"):
-        with pytest.raises(ValueError, match=f"{setting} is at least 1"):
+        with pytest.raises(ValueError, match=f"{setting} must be at least 1"):
             rf.SpectrumRecorder(network(), **{setting: 0})
     found = recorded(network())
     for label in (2, 1, math.nan, math.inf):
-        with pytest.raises(ValueError, match="labels must grow"):
+        with pytest.raises(ValueError, match="labels of epochs must grow"):
             found.step(label)
 
 

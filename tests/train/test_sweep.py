@@ -152,7 +152,7 @@ def test_bad_grids_are_one_line_before_any_run(here):
         ({"grid": {"sed": [3]}}, "unknown key sed; did you mean seed"),
         ({"grid": {"depth": [1, 0]}}, "depth"),
         ({"grid": {"out": ["a"]}}, "outside of grid"),
-        ({"grid": {"weight_decay": [0.001, "1e-3"]}}, "weight_decay=0.001 is there twice"),
+        ({"grid": {"weight_decay": [0.001, "1e-3"]}}, "weight_decay=0.001 is given twice"),
         ({"jobs": 0}, "jobs must be"),
         ({"out": None}, "key out is missing"),
         ({"theads": 2}, "did you mean threads"),

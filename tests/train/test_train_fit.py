@@ -188,7 +188,7 @@ def test_a_run_that_sits_at_chance_says_so(digits):
     frozen[1].weight.data.zero_()
     frozen[1].weight.requires_grad_(False)
     history = fit(frozen, *digits, steep)
-    assert "sits at chance" in history.warning
+    assert "stays at chance" in history.warning
     assert "weights of 1 of 2 layers have gone to zero (1)" in history.warning
     assert history.stopped is None
     assert fit(net(), *digits, RECIPE).warning is None
@@ -453,7 +453,7 @@ def test_impossible_requests_are_refused_before_any_work(digits):
         ("does not distil", net(), train, validation, {"teacher": net()}),
         ("no teacher", net(), train, validation, {"recipe": replace(RECIPE, distill=Distill())}),
         (
-            "differ in their outputs",
+            "outputs of teacher and model differ",
             net(),
             train,
             validation,

@@ -106,7 +106,7 @@ def test_errors_end_both_processes_and_name_the_one(pair):
     assert found[1]["failing"] == "OSError: the disk of this machine is gone"
     for process in found:
         assert process["indivisible"] == (
-            "TrainingError: batch_size 63 cannot be shared equally by 2 processes: take 62 or another multiple of 2"
+            "TrainingError: batch_size 63 cannot be shared equally by 2 processes: give 62 or another multiple of 2"
         )
     assert found[0]["stopped"] == "ValueError: stopped here"
     assert found[1]["stopped"] == "TrainingError: process 1 of 2: stopped here"
@@ -165,5 +165,5 @@ def test_slices_are_the_batch_and_small_batches_are_refused():
     assert all(part[2] == "a name" for part in parts)
     with pytest.raises(ValueError, match="a batch of 2 cannot be shared by 3"):
         Team(0, 3).share((torch.zeros(2, 1), torch.zeros(2)))
-    with pytest.raises(ValueError, match="take 3 or another multiple of 3"):
+    with pytest.raises(ValueError, match="give 3 or another multiple of 3"):
         Team(0, 3).check(2)

@@ -60,9 +60,9 @@ def test_recipe_refuses_values_out_of_range_by_name(key, value):
 
 
 def test_recipe_refuses_unknown_keys():
-    with pytest.raises(ValueError, match="unknown lr"):
+    with pytest.raises(ValueError, match="there is no lr"):
         Recipe.from_dict({"lr": 0.1})
-    with pytest.raises(ValueError, match=r"unknown distill\.alpha"):
+    with pytest.raises(ValueError, match=r"there is no distill\.alpha"):
         Recipe.from_dict({"distill": {"alpha": 0.1}})
     with pytest.raises(ValueError, match=r"Distill\.weight"):
         Distill(weight=0.0)
@@ -180,11 +180,11 @@ def test_breakdown_is_told_and_only_that():
     assert breakdown(model, start, _epochs(0.1, 0.5), 2) is None
     assert breakdown(model, None, _epochs(None, None), 2) is None
     said = breakdown(model, start, _epochs(0.11, 0.115), 2)
-    assert "sits at chance" in said
+    assert "stays at chance" in said
     assert "11.50 %" in said
     assert "weight_decay" in said
     said = breakdown(model, start, _epochs(0.11, 0.97, 0.11), 2)
-    assert "collapsed, the weights of epoch 2 (97.00 %) are kept" in said
+    assert "collapsed, and the weights of epoch 2 (97.00 %) are kept" in said
     model[2].weight.data.mul_(1e-6)
     assert vanished(model) == (["2"], 2)
     assert "weights of 1 of 2 layers have gone to zero (2)" in breakdown(model, start, _epochs(0.97), 1)
@@ -305,8 +305,8 @@ def test_evaluation_refuses_bad_data_by_role():
         "negative": (inputs, torch.tensor([0, -1, 1])),
         "2 labels": (inputs, torch.tensor([0, 1])),
         "integers": (inputs, torch.tensor([0.0, 1.0, 2.0])),
-        "give teacher=": [inputs],
-        "a int was given": 3,
+        "give it as teacher=": [inputs],
+        "not a int": 3,
         "it is empty": iter([]),
         "do not fit": (inputs, torch.zeros(3, 2, dtype=torch.int64)),
     }

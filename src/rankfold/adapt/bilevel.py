@@ -87,11 +87,13 @@ class Debora(Around):
     ) -> None:
         self.layers = atomic_layers(model)
         if not self.layers:
-            raise ValueError("the model has no atoms to train: call rankfold.debora_ first")
+            raise ValueError("the model has no atoms to train: prepare it with rankfold.debora_ first")
         if not 0 <= averaging < 1:
-            raise ValueError(f"averaging is a share, at least 0 and below 1, got {averaging!r}")
+            raise ValueError(f"averaging must be at least 0 and below 1, got {averaging!r}")
         if not 0 < way <= 1:
-            raise ValueError(f"way is a share of the way to a vertex, above 0 and at most 1, got {way!r}")
+            raise ValueError(
+                f"way, the share of the way to a vertex that one step takes, must be above 0 and at most 1, got {way!r}"
+            )
         self.radius = next(iter(self.layers.values())).radius
         self.averaging, self.gap = averaging, float("inf")
         gains = {id(layer.gains) for layer in self.layers.values()}
@@ -263,9 +265,9 @@ class Debora(Around):
         steepest = max(slopes, key=lambda name: slopes[name])
         gap = self.radius * max(0.0, slopes[steepest]) + inner
         used, price = float(self.gains.sum()) / self.radius, max(0.0, slopes[steepest])
-        note = f"the radius is used up: one unit more would lower the loss by about {price:.3g}"
+        note = f"the gains add up to the whole radius: a radius larger by one would lower the loss by about {price:.3g}"
         if used < _LOOSE:
-            note = f"{used:.0%} of the radius are used: where that stays so, it binds nothing"
+            note = f"the gains add up to {used:.0%} of the radius: if that stays so, the radius limits nothing"
         if renew:
             for name, layer in self.layers.items():
                 self._renew(layer, pairs[name] if slopes[name] * self.radius > -inner else None)
@@ -314,7 +316,7 @@ class Debora(Around):
             for part in (layer.left, layer.gains, layer.right):
                 if part.grad is not None and not bool(part.grad.isfinite().all()):
                     raise NonFiniteError(
-                        f"{name}: its gradient is not finite; this step was not taken: lower the learning rate"
+                        f"{name}: its gradient is not finite, so this step was not taken: lower the learning rate"
                     )
 
 

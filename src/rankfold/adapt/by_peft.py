@@ -128,5 +128,5 @@ def _peft() -> Any:
     try:
         import peft
     except ImportError:
-        raise ValueError("LoRA of PEFT needs peft: pip install 'rankfold[hf]'") from None
+        raise ValueError("the methods of PEFT need the package peft: pip install 'rankfold[hf]'") from None
     return peft

@@ -126,7 +126,7 @@ def chosen_layers(
 ) -> list[tuple[Site, int]]:
     """The layers to adapt with the rank of each. ``ValueError``: an adapted model, no layer, ranks that do not fit."""
     if updates(root):
-        raise ValueError("the model has adapters already: merge_ or remove_ them first")
+        raise ValueError("the model already has adapters: call merge_ or remove_ on it first")
     kinds = ("Linear", "Conv1D", *(CONVOLUTIONS if convolutions else ()))
     found = sites(root, where)
     fitting = [site for site in found if site.kind in kinds and site.groups == 1 and _own_layer(root, site)]
@@ -135,16 +135,20 @@ def chosen_layers(
         names = {site.name for site in fitting}
         missing = next((name for name in rank if name not in names), None)
         if missing is not None:
-            raise ValueError(f"{missing!r} is no {what} that can be adapted: there are {', '.join(sorted(names))}")
+            raise ValueError(
+                f"there is no {what} named {missing!r} that can be adapted: there are {', '.join(sorted(names))}"
+            )
         fitting = [site for site in fitting if site.name in rank]
     if not fitting:
-        raise ValueError(f"no {what} to adapt{'' if where is None else f' for where={where!r}'}")
+        raise ValueError(
+            f"the model has no {what} that can be adapted{'' if where is None else f' among where={where!r}'}"
+        )
     chosen = []
     for site in fitting:
         most = min(site.shape)
         r = rank[site.name] if isinstance(rank, Mapping) else rank
         if isinstance(r, bool) or not isinstance(r, int) or r < 1 or (isinstance(rank, Mapping) and r > most):
-            raise ValueError(f"{site.title}: rank {r} was asked; possible here: 1 to {most}")
+            raise ValueError(f"{site.title}: rank {r} was asked for, and ranks from 1 to {most} are possible")
         chosen.append((site, min(r, most)))
     _tell_of_smaller(chosen, rank)
     return chosen
@@ -156,8 +160,8 @@ def _tell_of_smaller(chosen: list[tuple[Site, int]], asked: int | Mapping[str, i
     if small:
         more = f" and {len(small) - 3} more" if len(small) > 3 else ""
         warnings.warn(
-            f"rank {asked} is more than some layers can have: {', '.join(small[:3])}{more}; leave them out with "
-            "where=, or give ranks by layer name",
+            f"rank {asked} is more than some layers can have: {', '.join(small[:3])}{more}. Leave these layers "
+            "out with where=, give a lower rank, or give ranks by layer name",
             UserWarning,
             stacklevel=4,
         )

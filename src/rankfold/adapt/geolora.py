@@ -136,9 +136,14 @@ class GeoLora(Dlrt):
         **settings: Any,
     ) -> None:
         if "budget" in settings:
-            raise ValueError("budget is a share of a dense network: of an adapter give params=, how many numbers")
+            raise ValueError(
+                "budget= is a share of a dense network: of an adapter give params=, the number of its parameters"
+            )
         super().__init__(model, optimizer, reach=reach, **settings)
         least = sum(sum(layer.shape) for layer in self.layers.values())
         if params is not None and params < least:
-            raise ValueError(f"params={params} is below rank 1 in each of {len(self.layers)} layers, {least} numbers")
+            raise ValueError(
+                f"params={params} is too few: rank 1 in each of the {len(self.layers)} layers takes {least} numbers; "
+                "allow that many, or choose fewer layers"
+            )
         self.cut.budget = params

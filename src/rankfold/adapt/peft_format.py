@@ -121,7 +121,7 @@ def write_adapter(adapter: Adapter, directory: str | Path, *, uniform: bool = Fa
     """
     adapter = replace(adapter, pairs={name: pair for name, pair in adapter.pairs.items() if len(pair[0])})
     if not adapter.pairs:
-        raise ValueError("no layer has an update: there is nothing to write")
+        raise ValueError("no layer has an update, so there is no adapter to write: train the adapter first")
     adapter = adapter.padded() if uniform else adapter
     place = Path(directory)
     check_adapter_place(place)
@@ -161,7 +161,7 @@ def read_adapter(directory: str | Path) -> Adapter:
     try:
         config = read_object(place / CONFIG, "the configuration of an adapter", _BROKEN)
     except OSError as error:
-        raise ValueError(f"{place / CONFIG}: {error.strerror}: give the folder of an adapter of PEFT") from None
+        raise ValueError(f"{place / CONFIG}: {error.strerror}: give the folder of an adapter that PEFT wrote") from None
     _check_plain(place, config)
     weights = Checkpoint(place / WEIGHTS)
     parts: dict[str, dict[str, Tensor]] = {}
@@ -175,7 +175,10 @@ def read_adapter(directory: str | Path) -> Adapter:
         found = _PAIR.fullmatch(bare)
         if found is None:
             if ".lora_" in bare:
-                raise ValueError(f"{place}: {bare} is no part of an ordinary LoRA adapter: merge it into its base")
+                raise ValueError(
+                    f"{place}: {bare} is no part of an ordinary LoRA adapter: merge the adapter into its base and "
+                    "extract from the two checkpoints"
+                )
             whole[bare] = tensor
             continue
         parts.setdefault(found["name"], {})[found["key"]] = tensor
@@ -184,7 +187,7 @@ def read_adapter(directory: str | Path) -> Adapter:
     pairs, kernels = {}, {}
     for name, both in parts.items():
         if set(both) != {"A", "B"} or both["A"].shape[0] != both["B"].shape[1]:
-            raise ValueError(f"{place}: {name} has no A and B that fit each other: {_BROKEN}")
+            raise ValueError(f"{place}: the matrices A and B of {name} are missing or do not fit each other: {_BROKEN}")
         a, b = both["A"], both["B"]
         if a.dim() > 2:
             kernels[name] = tuple(a.shape[1:])
@@ -197,14 +200,20 @@ def read_adapter(directory: str | Path) -> Adapter:
 
 def _check_plain(place: Path, config: Mapping[str, Any]) -> None:
     if config.get("peft_type") != "LORA":
-        raise ValueError(f"{place}: an adapter of type {config.get('peft_type')}: only LoRA is read here")
+        raise ValueError(
+            f"{place}: the adapter is of type {config.get('peft_type')}, and only LORA is read: merge it into its "
+            "base (merge_and_unload of PEFT) and extract from the two checkpoints"
+        )
     if config.get("use_dora"):
         raise ValueError(
-            f"{place}: a DoRA adapter also scales columns, which is no update of low rank: merge it into its base "
-            "(merge_and_unload of PEFT) and extract from the two checkpoints"
+            f"{place}: a DoRA adapter also scales columns, so its update is not of low rank: merge it into its "
+            "base (merge_and_unload of PEFT) and extract from the two checkpoints"
         )
     if config.get("bias", "none") != "none":
-        raise ValueError(f"{place}: the adapter brings biases (bias={config['bias']}): merge it into its base first")
+        raise ValueError(
+            f"{place}: the adapter also changes biases (bias={config['bias']}): merge it into its base "
+            "(merge_and_unload of PEFT) and extract from the two checkpoints"
+        )
 
 
 def scaling_of(config: Mapping[str, Any], name: str, rank: int) -> float:

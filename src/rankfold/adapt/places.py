@@ -37,7 +37,7 @@ def places(model: nn.Module, where: Where | None = None, *, convolutions: bool =
         else:
             left.append((site.parameter, reason))
         if getattr(_module(root, site), "bias", None) is not None:
-            left.append((f"{site.name}.bias", "a bias: no product of two matrices"))
+            left.append((f"{site.name}.bias", "a bias, which is no matrix"))
     told = {name for name, _ in left}
     left += [(name, _in_short(why)) for name, why in found.left_out if name not in told]
     return Places(tuple(chosen), tuple(left))
@@ -53,12 +53,12 @@ def why_not(root: nn.Module, site: Site, *, convolutions: bool = True) -> str | 
     if site.tied_to:
         return f"tied to {', '.join(site.tied_to)}"
     if site.aliases:
-        return f"the same layer as {', '.join(site.aliases)}: PEFT would adapt the first place alone"
+        return f"the same layer as {', '.join(site.aliases)}: PEFT would adapt only the first place"
     if site.kind in ("Linear", "Conv1D"):
         return None
     if site.kind not in CONVOLUTIONS or site.groups > 1:
         return f"a {'grouped ' if site.groups > 1 else ''}{site.kind}"
-    return None if convolutions else f"a {site.kind}: linear layers alone are adapted here"
+    return None if convolutions else f"a {site.kind}: only linear layers are adapted here"
 
 
 def _module(root: nn.Module, site: Site) -> nn.Module | None:

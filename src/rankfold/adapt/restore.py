@@ -94,9 +94,9 @@ def restore_(
     root, reference, asked = unwrap(model), unwrap(original), objective_named(objective)
     check_rereadable(data)
     if not factored_layers(root):
-        raise ValueError("nothing in this model is factored: compress it first")
+        raise ValueError("nothing in this model is factored: compress it first (rankfold.apply_)")
     if not 0 < params < float("inf"):
-        raise ValueError(f"params is a share of the model, or a count above 1, got {params!r}")
+        raise ValueError(f"params must be a share of the model, above 0, or a count above 1, got {params!r}")
     whole = sum(parameter.numel() for parameter in root.parameters())
     places = _places(root)
     taught = Samples(data, samples, batch_size).without_judges().data
@@ -181,9 +181,14 @@ def _starts(places: Mapping[str, Tensor], gradients: Mapping[str, Tensor], numbe
     if not taken:
         least = min((price for _, price, _ in atoms), default=0)
         raise ValueError(
-            f"{numbers:,} numbers are too few for an adapter: one direction takes {least:,} at least"
+            (
+                f"{numbers:,} numbers are too few for an adapter: one direction takes at least {least:,}; allow that "
+                "many (params=)"
+            )
             if atoms
-            else "the answers depend on no matrix that can be trained (whole numbers, of int8, cannot), or already are "
-            "those of the original"
+            else (
+                "there is nothing to train: either the answers are already those of the original, or they depend "
+                "only on matrices stored as whole numbers (int8), which cannot be trained"
+            )
         )
     return {name: rights[name][:rank] for name, rank in taken.items()}

@@ -54,10 +54,10 @@ def adapter_of(model: nn.Module, *, base_model: str = "", tolerance: float = 0.0
     """The updates of ``model`` as a value; arguments and errors as in ``save_adapter``."""
     found = updates(model)
     if not found:
-        raise ValueError("the model has no adapters: deep_lora_ first, and save before merging")
+        raise ValueError("the model has no adapters to save: call deep_lora_ on it first, and save before merging")
     if not 0 <= tolerance < 1:
         raise ValueError(
-            f"tolerance is a fraction of the largest singular value, at least 0 and below 1: {tolerance!r}"
+            f"tolerance, a share of the largest singular value, must be at least 0 and below 1, got {tolerance!r}"
         )
     _check_places(model, found)
     pairs = {}
@@ -87,7 +87,7 @@ def _check_places(model: nn.Module, found: Mapping[str, nn.Module]) -> None:
     for adapted in found.values():
         if len(places[adapted]) > 1:
             raise ValueError(
-                f"{places[adapted][0]} is the same layer as {', '.join(places[adapted][1:])}: of such a layer PEFT "
-                "would adapt the first place alone. merge_ the updates and save the weights of the model, or give each "
-                "place a layer of its own before deep_lora_"
+                f"{places[adapted][0]} is the same layer as {', '.join(places[adapted][1:])}, and PEFT would "
+                "adapt only the first of these places: merge the updates with merge_ and save the weights of "
+                "the model, or give each place a layer of its own before deep_lora_"
             )

@@ -57,8 +57,8 @@ def uniform_ranks(
     beside = sum(site.shape[0] for site, _ in found) if norms else 0
     if numbers < price + beside:
         raise ValueError(
-            f"{numbers:,} numbers are below rank 1 in each of {len(found)} layers, which takes {price + beside:,}: "
-            f"allow more (params={price + beside}), or choose fewer layers (--only)"
+            f"params={numbers} is too few: rank 1 in each of the {len(found)} layers takes {price + beside:,} "
+            f"numbers; allow that many (params={price + beside}), or choose fewer layers (--only)"
         )
     return [(site, min((numbers - beside) // price, *site.shape)) for site, _ in found]
 
@@ -121,7 +121,7 @@ def add_(model: nn.Module, adapter: Adapter) -> nn.Module:
         module = unwrap(model).get_submodule(name)
         layer = read_layer(module)
         if layer is None:
-            raise ValueError(f"{name} is no layer with a matrix: the adapter is of another network")
+            raise ValueError(f"the model has no layer {name} with a matrix: the adapter belongs to another network")
         weight, geometry = layer.weight(module), layer.geometry(Form.FACTORED)
         update = adapter.scaling * b.double() @ a.double()
         update = update.T if name in adapter.lookups else update

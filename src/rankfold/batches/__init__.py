@@ -72,7 +72,8 @@ def _taken(named: dict[str, Any], model: nn.Module | None) -> dict[str, Any]:
     if not left or names is None or model is None:
         return named
     warnings.warn(
-        f"{type(_inner(model)).__name__}.forward does not take {', '.join(map(str, left))}: left out of every batch",
+        f"{type(_inner(model)).__name__}.forward takes no argument {', '.join(map(str, left))}: this part of "
+        "every batch is ignored",
         LeftOut,
         stacklevel=2,
     )
@@ -179,14 +180,17 @@ def _check_count(model: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]
     except TypeError as error:
         if isinstance(batch, Mapping):
             given = f"a batch that holds {', '.join(map(str, batch)) or 'nothing'}"
-            remedy = f"it takes {', '.join(signature.parameters)}: name the inputs so (targets: {', '.join(LABELS)})"
+            remedy = (
+                f"the model takes {', '.join(signature.parameters)}: give the inputs these names (names of targets "
+                f"are {', '.join(LABELS)})"
+            )
         else:
             given = f"a batch of {len(batch)}" if isinstance(batch, tuple | list) else "a batch of one tensor"
             remedy = (
-                "(inputs, targets) was expected, and several inputs as a tuple or mapping of their own, "
-                "((a, b), targets), or ((a, b),) without targets"
+                "give batches of the form (inputs, targets); several inputs are a tuple or mapping of their "
+                "own: ((a, b), targets), or ((a, b),) without targets"
             )
-        raise TypeError(f"{type(inner).__name__}.forward: {error}, for {given}: {remedy}") from None
+        raise TypeError(f"{type(inner).__name__}.forward: {error}. It was called with {given}: {remedy}") from None
 
 
 def size_of(batch: Any) -> int:
@@ -195,14 +199,14 @@ def size_of(batch: Any) -> int:
     for tensor in tensors_in((args, kwargs)):
         if tensor.dim():
             return tensor.shape[0]
-    raise TypeError(f"a batch of {type(batch).__name__} holds no tensor with a batch axis")
+    raise TypeError(f"a batch of type {type(batch).__name__} holds no tensor whose first axis is that of the samples")
 
 
 def check_rereadable(data: Any) -> None:
     """``ValueError`` for data that can be read only once, where several passes are needed."""
     if isinstance(data, Iterator):
         raise ValueError(
-            f"the data is a {type(data).__name__}, which can be read only once, and several passes are needed: "
+            f"the data are a {type(data).__name__}, which can be read only once, and several passes are needed: "
             "give a list of batches, a data set or a loader"
         )
 
@@ -238,7 +242,9 @@ def _batches(data: Any, batch_size: int) -> Iterable[Any]:
         return data.batches(batch_size)
     if is_hugging_face(data):
         if not hasattr(data, "__len__"):
-            raise ValueError("a streamed data set gives single samples: give a DataLoader over it, or batches")
+            raise ValueError(
+                "a streamed data set gives single samples, not batches: give a DataLoader over it, or a list of batches"
+            )
         return _hugging_face(data, batch_size)
     if isinstance(data, torch.utils.data.Dataset) or _are_pairs(data):
         return torch.utils.data.DataLoader(data, batch_size=batch_size)
@@ -278,8 +284,8 @@ def _hugging_face(data: Any, batch_size: int) -> Iterator[dict[str, Any]]:
         batch = {key: value for key, value in rows.items() if isinstance(value, Tensor)}
         if not batch:
             raise ValueError(
-                f"the data set has no column of equally shaped numbers, only {', '.join(rows)}: tokenize and pad it, "
-                "or give a DataLoader with a collate_fn"
+                f"the data set has no column of numbers of equal shape, but {', '.join(rows)}: tokenize and pad "
+                "it, or give a DataLoader with a collate_fn"
             )
         yield batch
 

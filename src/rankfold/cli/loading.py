@@ -49,13 +49,15 @@ class Loaded:
 
     def needed_data(self) -> Data:
         if self.data is None:
-            raise ZooError(f"{self.spec}: which data? give --data NAME (digits, mnist, fashion-mnist, cifar10, …)")
+            raise ZooError(
+                f"{self.spec}: no data were given: give --data NAME (digits, mnist, fashion-mnist, cifar10, …)"
+            )
         return self.data
 
     def needed_stored(self) -> Stored:
         """What ``open_saved`` read."""
         if self.stored is None:
-            raise StoreError(f"{self.spec}: not a saved model")
+            raise StoreError(f"{self.spec}: this is no saved model")
         return self.stored
 
     @property
@@ -68,8 +70,8 @@ class Loaded:
             return first_example(self.model, self.data.train)
         if self.example is None:
             raise ZooError(
-                f"{self.spec}: the shape of an input is not known: give --data NAME, or set an attribute example_input "
-                "on the factory, a tensor, or a tuple or dict of arguments"
+                f"{self.spec}: the shape of an input is not known: give --data NAME, or give the factory an "
+                "attribute example_input (a tensor, or a tuple or dict of arguments)"
             )
         return self.example
 
@@ -91,7 +93,7 @@ def computing(device: str, precision: str) -> Iterator[torch.device]:
         torch.empty(0, device=place)
     except (RuntimeError, AssertionError, NotImplementedError) as error:
         reason = one_line(error)
-        raise ZooError(f"--device {device}: torch cannot compute there ({reason}): cpu, cuda or auto") from None
+        raise ZooError(f"--device {device}: torch cannot compute there ({reason}): give cpu, cuda or auto") from None
     with arithmetic(cast(Arithmetic, precision), place):
         yield place
 
@@ -113,8 +115,9 @@ def original_of(loaded: Loaded, weights: Path | None) -> nn.Module:
         return resolve(str(weights)).model
     if loaded.stored is None or (weights is None and ":" not in loaded.spec):
         raise ZooError(
-            f"{loaded.spec}: the data have no targets, and there is nothing to compare outputs with: give a directory "
-            "that compress or apply wrote, with --original FILE, the weights that it was made from"
+            f"{loaded.spec}: the data have no targets, and there is no other network to compare the outputs "
+            "with: give a directory that compress or apply wrote, and --original FILE, the weights that it was "
+            "made from"
         )
     model = resolve(loaded.spec, classes=_noted_classes(loaded.stored.notes)).model
     if weights is not None:
@@ -122,8 +125,9 @@ def original_of(loaded: Loaded, weights: Path | None) -> nn.Module:
     if loaded.plan is not None and other_weights(loaded.plan, model):
         given = f"{weights} holds" if weights is not None else f"{loaded.spec} gives"
         raise ZooError(
-            f"the data have no targets, and {given} other weights than those that the network was made from, so that "
-            "there is nothing to compare outputs with: give these weights with --original FILE"
+            "the data have no targets, so the outputs are compared with those of the original network, and "
+            f"{given} other weights than those that this one was made from: give the right ones with --original "
+            "FILE"
         )
     return model.eval()
 
@@ -150,7 +154,7 @@ def chosen_layers(model: nn.Module, only: Sequence[str], exclude: Sequence[str])
             if not any(fits(name, pattern) for name in names):
                 near = get_close_matches(pattern, names, 3, 0.3) or names[:3]
                 raise ZooError(
-                    f"{option} {pattern}: no layer of this model has such a name; there are {', '.join(near)}, …"
+                    f"{option} {pattern}: no layer of this model matches; its layers are {', '.join(near)}, …"
                 )
     return Names(tuple(only), tuple(exclude))
 
@@ -179,7 +183,7 @@ def data_named(
         tokenizer = tokenizer_of(folder) if name.startswith(TEXT) and is_folder(folder) else None
         reader = reader_for(unwrap(model), tokenizer, *cut)
     elif cut != Cut():
-        raise ZooError(f"--length and --windows belong to text:FILE and tokens:FILE.npy, not to {name}")
+        raise ZooError(f"--length and --windows go only with text:FILE and tokens:FILE.npy, not with {name}")
     return load_data(name, download=download, progress=talk.progress, reader=reader)
 
 
@@ -204,7 +208,7 @@ def open_model(
         return _open_reading(spec, weights, data, download, talk, cut)
     if trained and weights is None and ":" not in spec:
         resolve(spec)
-        raise ZooError(f"{spec}: give the trained weights with --weights FILE; without them it knows nothing yet")
+        raise ZooError(f"{spec}: without its trained weights this network knows nothing: give them with --weights FILE")
     known = data_named(data, download, talk, cut=cut)
     built = _build(spec, known)
     if known is None and own_data and built.data is not None:
@@ -220,7 +224,7 @@ def _open_reading(
 ) -> Loaded:
     """A model of transformers, before its data: it says how text is read."""
     if weights is not None and ":" not in spec:
-        raise ZooError(f"{spec}: a folder brings its weights: leave --weights out")
+        raise ZooError(f"{spec}: a folder holds its own weights: leave --weights out")
     built = resolve(spec, download=download)
     if weights is not None:
         load_weights(built.model, weights)
@@ -244,8 +248,8 @@ def check_is_model(text: str) -> None:
     """``ZooError`` for what is neither the directory it looks like nor a model."""
     if ":" not in text and text not in model_names() and not is_pretrained_name(text):
         raise ZooError(
-            f"{text}: neither a directory here nor a model: give a directory that compress or apply wrote, "
-            f"package.module:factory, a folder of transformers, or one of {', '.join(model_names())}"
+            f"{text}: this is neither a directory nor the name of a model: give a directory that compress or "
+            f"apply wrote, package.module:factory, a folder of transformers, or one of {', '.join(model_names())}"
         )
 
 
@@ -257,7 +261,10 @@ def code_named(model: str | None, data: str | None) -> str | None:
     if not found:
         return None
     made = " with ".join(name for _, name in found)
-    return f"was made from {made}; say {' '.join(f'{option} {name}' for option, name in found)} if that code may run"
+    return (
+        f"was made from {made}, which is code: if that code may run, add "
+        f"{' '.join((f'{option} {name}' for option, name in found))}"
+    )
 
 
 @_plainly()
@@ -281,7 +288,7 @@ def open_saved(
     if spec is None:
         spec = str(notes.get("model") or "")
         if not spec:
-            raise StoreError(f"{directory}: its manifest names no model: give --model package.module:factory")
+            raise StoreError(f"{directory}: its manifest does not name the model: give --model package.module:factory")
     name = data or (str(notes.get("data") or "") or None if own_data else None)
     if (asked := code_named(None if named else spec, name if data is None else None)) is not None:
         raise StoreError(f"{directory}: {asked}")

@@ -44,35 +44,37 @@ class Verbs(TyperGroup):
 app = typer.Typer(
     name="rankfold",
     cls=Verbs,
-    help="Find and exploit low-rank structure in deep networks: make a trained network smaller within a budget.",
-    epilog="MODEL is a built-in name (resnet20, vit-l4-h4, digits-cnn) or package.module:factory. "
-    "Data go to standard output, talk to standard error. Exit codes: 0 done, 1 failed, 2 wrong usage.",
+    help="Find and use low-rank structure in deep networks: make a trained network smaller within a budget.",
+    epilog=(
+        "MODEL is a built-in name (resnet20, vit-l4-h4, digits-cnn) or package.module:factory. Results go to "
+        "standard output, progress and errors to standard error. Exit codes: 0 done, 1 failed, 2 wrong usage."
+    ),
     no_args_is_help=True,
     pretty_exceptions_enable=False,
     rich_markup_mode=None,
     context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 110},
 )
 VERBS = (  # with what each does, in a few words: as in docs/command-line.md
-    (demo, "Everything once, on bundled data."),
-    (doctor, "What is here, what is missing for what, which form pays in time."),
+    (demo, "Shows everything once, on bundled data."),
+    (doctor, "Shows what is installed, what is missing, and which form saves time."),
     (train, "Trains a network, ordinary or as products of factors."),
     (sweep, "Trains a grid of runs and selects weight decay."),
-    (advise, "What would pay, in plain words."),
-    (analyze, "Ranks of every matrix."),
-    (collapse, "Why layers are low-rank: clusters, neural collapse, bounds."),
-    (plan, "Decides ranks within a budget, changes nothing."),
+    (advise, "Tells what would pay off, in plain words."),
+    (analyze, "Prints the ranks of every matrix."),
+    (collapse, "Explains why layers are low-rank: clusters, neural collapse, bounds."),
+    (plan, "Chooses ranks within a budget, and changes nothing."),
     (show, "Prints a plan."),
     (apply, "Carries a plan out and saves the model."),
-    (compress, "Plan, apply, repair, fine-tune, evaluate, save, report."),
-    (slice_, "Makes a compressed network smaller still, without data."),
-    (evaluate, "Quality by the objective, cost, latency."),
-    (report, "Several results side by side in one page."),
-    (robustness, "Accuracy under attack, and what each layer amplifies."),
-    (export, "ONNX, torch.export, or a dense folder."),
+    (compress, "Does it all: plan, apply, repair, fine-tune, evaluate, save, report."),
+    (slice_, "Makes a compressed network still smaller, without data."),
+    (evaluate, "Measures quality, cost and latency."),
+    (report, "Puts several results side by side in one page."),
+    (robustness, "Measures accuracy under attack, and what each layer amplifies."),
+    (export, "Writes ONNX, torch.export, or a dense folder."),
     (adapt, "Trains an adapter of low rank."),
-    (extract, "An adapter from two checkpoints, or from adapters."),
-    (recover, "A matrix completed from some of its entries."),
-    (reproduce, "A table or figure of a paper, trained and drawn again."),
+    (extract, "Extracts an adapter from two checkpoints, or from adapters."),
+    (recover, "Completes a matrix from some of its entries."),
+    (reproduce, "Trains and draws a table or figure of a paper again."),
 )
 for verb, does in VERBS:
     app.command(verb.__name__.rstrip("_"), short_help=does)(told(verb))

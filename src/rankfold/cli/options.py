@@ -27,7 +27,7 @@ def _model(spec: str) -> str:
 
     if is_folder(spec) or "/" in spec:  # a folder, or OWNER/NAME on the hub; looked up where it is opened
         return spec
-    return _known(spec, "unknown model", model_names(), "package.module:factory, or a folder of transformers")
+    return _known(spec, "model", model_names(), "package.module:factory, or a folder of transformers")
 
 
 def _data(name: str | None) -> str | None:
@@ -35,11 +35,11 @@ def _data(name: str | None) -> str | None:
         return None
     from rankfold.zoo import data_names
 
-    return _known(name, "unknown data set", data_names(), "package.module:factory")
+    return _known(name, "data set", data_names(), "package.module:factory")
 
 
 def _method(name: str) -> str:
-    return _known(name, "no method named", METHODS)
+    return _known(name, "method", METHODS)
 
 
 def _method_or_none(name: str | None) -> str | None:
@@ -49,16 +49,16 @@ def _method_or_none(name: str | None) -> str | None:
 def _forms(given: list[str]) -> list[str]:
     names = [name.strip() for each in given for name in each.split(",")]
     for name in names:
-        _known(name, "no form named", FORMS)
+        _known(name, "form", FORMS)
     return names
 
 
 def _rule(name: str) -> str:
-    return _known(name, "no rank rule named", RULES)
+    return _known(name, "rank rule", RULES)
 
 
 def _objective(name: str | None) -> str | None:
-    return None if name is None else _known(name, "no objective named", OBJECTIVES, "package.module:objective")
+    return None if name is None else _known(name, "objective", OBJECTIVES, "package.module:objective")
 
 
 def _complete(*names: str) -> Callable[[str], list[str]]:
@@ -66,13 +66,13 @@ def _complete(*names: str) -> Callable[[str], list[str]]:
     return lambda incomplete: [name for name in names if name.startswith(incomplete)]
 
 
-def _known(value: str, fault: str, known: tuple[str, ...], other: str = "") -> str:
+def _known(value: str, what: str, known: tuple[str, ...], other: str = "") -> str:
     if value in known or (other and ":" in value):
         return value
     near = get_close_matches(value, known, 1)
     raise typer.BadParameter(
-        f"{fault} {value!r}; {f'did you mean {near[0]}? ' if near else ''}there are {', '.join(known)}"
-        f"{f', and your own as {other}' if other else ''}"
+        f"there is no {what} {value!r}: {f'did you mean {near[0]}? The' if near else 'the'} names are "
+        f"{', '.join(known)}{f'; your own is given as {other}' if other else ''}"
     )
 
 
@@ -92,8 +92,8 @@ def _budgets(texts: list[str]) -> list[str]:
 def _max_drop(value: float | None) -> float | None:
     if value is not None and not 0 <= value < float("inf"):
         raise typer.BadParameter(
-            "how far the judging figure may fall, in points of a percentage or in its own unit: 0 or more, got "
-            f"{value:g}"
+            "must be 0 or more: how far the judging figure may fall, in points of a percentage or in its own "
+            f"unit; got {value:g}"
         )
     return value
 
@@ -121,31 +121,40 @@ Spec = Annotated[
 ]
 Weights = Annotated[
     Path | None,
-    typer.Option(metavar="FILE", help="State dict of the trained model: .safetensors, or a torch file without code."),
+    typer.Option(
+        metavar="FILE",
+        help="Weights of the trained model: a state dict in .safetensors or a torch file that holds no code.",
+    ),
 ]
 DataName = Annotated[
     str | None,
     typer.Option(
         "--data",
         metavar="NAME",
-        help="digits, mnist, fashion-mnist, cifar10, cifar100, imagefolder:DIR, parquet:DIR, package.module:factory, "
-        "text:FILE (.txt, .parquet, .jsonl) or tokens:FILE.npy; by default the model's own.",
+        help=(
+            "digits, mnist, fashion-mnist, cifar10, cifar100, imagefolder:DIR, parquet:DIR, package.module:factory, "
+            "text:FILE (.txt, .parquet, .jsonl) or tokens:FILE.npy. Default: the data that belong to the model."
+        ),
         callback=_data,
     ),
 ]
 Download = Annotated[
-    bool, typer.Option("--download", help="Fetch a model or data set that is not here from the Hugging Face hub.")
+    bool,
+    typer.Option("--download", help="Fetch a model or data set that is not on this machine from the Hugging Face hub."),
 ]
 Length = Annotated[
     int | None,
     typer.Option(
-        min=2, help="Text: tokens of a window, or at most of a line; by default 256.", show_default=False, metavar="N"
+        min=2,
+        help="Of text: tokens in a window, or at most in a line; 256 by default.",
+        show_default=False,
+        metavar="N",
     ),
 ]
 Windows = Annotated[
     int | None,
     typer.Option(
-        min=1, help="Text: at most N windows or lines of each part, the first.", show_default=False, metavar="N"
+        min=1, help="Of text: use only the first N windows or lines of each part.", show_default=False, metavar="N"
     ),
 ]
 
@@ -160,7 +169,7 @@ class OfWhat(StrEnum):
 BudgetOf = Annotated[
     OfWhat,
     typer.Option(
-        "--of", help="What budgets are fractions of: the whole model, or the layers that can be factored, as in papers."
+        "--of", help="What budgets are shares of: the whole model, or the layers that can be factored, as in papers."
     ),
 ]
 Budgets = Annotated[
@@ -168,8 +177,10 @@ Budgets = Annotated[
     typer.Option(
         "--budget",
         metavar="KIND=FRACTION",
-        help="Kept fraction of the whole model: flops=0.5, params=0.4, bytes=0.5, latency=0.8@64, energy=0.99. "
-        "Give it again for several; all must hold.",
+        help=(
+            "Share of the whole model that is kept: flops=0.5, params=0.4, bytes=0.5, latency=0.8@64, energy=0.99. "
+            "May be given several times; all must hold."
+        ),
         callback=_budgets,
     ),
 ]
@@ -178,8 +189,10 @@ BudgetsOrNone = Annotated[
     typer.Option(
         "--budget",
         metavar="KIND=FRACTION",
-        help="Kept fraction of the whole model: flops=0.5, params=0.4, bytes=0.5, latency=0.8@64, energy=0.99. "
-        "Give it again for several; all must hold.",
+        help=(
+            "Share of the whole model that is kept: flops=0.5, params=0.4, bytes=0.5, latency=0.8@64, energy=0.99. "
+            "May be given several times; all must hold."
+        ),
         callback=_budgets,
         show_default=False,
     ),
@@ -200,19 +213,22 @@ MaxDropped = Annotated[
     typer.Option(
         "--max-drop",
         metavar="X",
-        help="The smallest network whose judging figure falls by at most X on validation, in points of a percentage "
-        "(accuracy, mean IoU) or in the figure's own unit; instead of --budget or besides.",
+        help=(
+            "Find the smallest network whose judging figure on the validation split falls by at most X: in points "
+            "of a percentage (accuracy, mean IoU) or in the figure's own unit. In place of --budget, or together "
+            "with it."
+        ),
         callback=_max_drop,
         show_default=False,
     ),
 ]
 Smallest = Annotated[
     SmallestBy | None,
-    typer.Option("--smallest", help="With --max-drop: smallest by what; by FLOPs otherwise.", show_default=False),
+    typer.Option("--smallest", help="With --max-drop: what is to be smallest; FLOPs by default.", show_default=False),
 ]
 _METHOD_HELP = (
-    "project (uses data); sequential (slower, better: each layer corrects those before it), relu, nuclear, maxnorm; "
-    "without data truncate, tucker, cp."
+    "project (uses data); sequential (slower and better: each layer corrects those before it), relu, nuclear, "
+    "maxnorm; truncate, tucker and cp need no data."
 )
 MethodName = Annotated[
     str,
@@ -233,9 +249,11 @@ Memory = Annotated[
     typer.Option(
         "--memory",
         metavar="SIZE",
-        help="By how much the process may grow, as 8GB or 4GiB: a folder of transformers is then read, fitted and "
-        "written block by block; of other models second moments (sequential, relu, nuclear, maxnorm) are taken a few "
-        "at a time.",
+        help=(
+            "By how much the process may grow, such as 8GB or 4GiB. A folder of transformers is then read, fitted "
+            "and written block by block; for other models second moments (of sequential, relu, nuclear, maxnorm) "
+            "are taken for a few layers at a time."
+        ),
         callback=checked_memory,
     ),
 ]
@@ -252,30 +270,40 @@ RuleName = Annotated[
 RankMultiple = Annotated[
     int,
     typer.Option(
-        min=1, metavar="N", help="Ranks in multiples of N: 32 or 64 for block quantisers, 8 for most matrix kernels."
+        min=1,
+        metavar="N",
+        help="Only ranks that are multiples of N: 32 or 64 for block quantisers, 8 for most matrix kernels.",
     ),
 ]
 Only = Annotated[
     list[str],
     typer.Option(
         metavar="PATTERN",
-        help="Only layers whose name, or that of a block around them, matches; * stands for anything. Give it again "
-        "for several.",
+        help=(
+            "Factor only layers whose name, or that of a block around them, matches; * stands for anything. May be "
+            "given several times."
+        ),
         show_default=False,
     ),
 ]
 Exclude = Annotated[
     list[str],
-    typer.Option(metavar="PATTERN", help="Leave such layers as they are; goes before --only.", show_default=False),
+    typer.Option(
+        metavar="PATTERN",
+        help="Leave layers that match as they are; this takes precedence over --only.",
+        show_default=False,
+    ),
 ]
 FormNames = Annotated[
     list[str],
     typer.Option(
         "--forms",
         metavar="NAMES",
-        help="Which forms are weighed, with commas between them: factored, pivoted, spatial, and in whole numbers "
-        "int8 and residual (low rank over int4), which only --budget bytes=… has reason to take; shared: one factor "
-        "of all layers that read one tensor; or all.",
+        help=(
+            "Forms to choose from, with commas between them: factored, pivoted, spatial; int8 and residual (low "
+            "rank over int4), which store whole numbers and pay only with --budget bytes=…; shared (one factor for "
+            "all layers that read the same tensor); or all."
+        ),
         show_default=False,
         callback=_forms,
     ),
@@ -287,9 +315,11 @@ ObjectiveName = Annotated[
     typer.Option(
         "--objective",
         metavar="NAME",
-        help="What outputs and targets mean: classification, segmentation, token-classification, multi-label, "
-        "regression, causal-lm, masked-lm, embedding, teacher, or package.module:objective; by default told from data "
-        "and model.",
+        help=(
+            "What outputs and targets mean: classification, segmentation, token-classification, multi-label, "
+            "regression, causal-lm, masked-lm, embedding, teacher, or package.module:objective. Default: found out "
+            "from data and model."
+        ),
         callback=_objective,
         autocompletion=_complete(*OBJECTIVES),
         show_default=False,
@@ -297,7 +327,9 @@ ObjectiveName = Annotated[
 ]
 DeviceName = Annotated[
     str,
-    typer.Option("--device", metavar="D", help="Where to compute: cpu, cuda, cuda:1, or auto: cuda if there is any."),
+    typer.Option(
+        "--device", metavar="D", help="Where to compute: cpu, cuda, cuda:1, or auto (cuda where there is one)."
+    ),
 ]
 
 
@@ -314,16 +346,20 @@ Precision = Annotated[
     PrecisionName,
     typer.Option(
         "--precision",
-        help="Arithmetic of forward passes; auto is bfloat16 where the machine has it, float16 needs cuda.",
+        help="Precision of forward passes; auto is bfloat16 where the machine has it, and float16 needs cuda.",
     ),
 ]
 Threads = Annotated[
     int | None, typer.Option(min=1, help="CPU threads; by default as many as torch takes.", show_default=False)
 ]
 Json = Annotated[bool, typer.Option("--json", help="Print one JSON object instead of text.")]
-Restart = Annotated[bool, typer.Option("--restart", help="Replace an earlier run that was asked otherwise.")]
+Restart = Annotated[bool, typer.Option("--restart", help="Replace an earlier run with other settings.")]
 NoSlices = Annotated[
-    bool, typer.Option("--no-slices", help="Leave out what slice needs: less disk space, no smaller budgets later.")
+    bool,
+    typer.Option(
+        "--no-slices",
+        help="Do not keep what rankfold slice needs: this saves disk space, and the result cannot be sliced later.",
+    ),
 ]
 NoCurve = Annotated[
     bool, typer.Option("--no-curve", help="Leave the curve of quality against budget out of the report.")

@@ -13,9 +13,15 @@ def print_recovered(report: dict[str, Any]) -> None:
     if "tried" in report:
         lines = [(one["choice"], f"{one['error']:.4f}", str(one["rank"])) for one in report["tried"]]
         print_table(("choice", "held-out RMSE", "rank"), lines)
-        print(f"\ntaken: {report['chosen']}, root mean square error {report['held_out_error']:.4f} on held-out entries")
+        print(
+            f"\nchosen: {report['chosen']}, root mean square error {report['held_out_error']:.4f} on held-out entries"
+        )
         other = report["tried"][0]["rank"]
-        more = "" if other == rank else f" (in the table {other}, of the last fold: its fit had fewer entries to go by)"
+        more = (
+            ""
+            if other == rank
+            else f" (in the table {other}, that of the last fold, which was fitted to fewer entries)"
+        )
         print(f"fitted to all {count(report['entries'])} entries: rank {rank}{more}; {how}")
     else:
         error = report["held_out_error"]
@@ -33,8 +39,8 @@ def print_recovered(report: dict[str, Any]) -> None:
 
 def _sure(difference: float, error: float | None) -> str:
     if error is None:
-        return ", of a single row: that says nothing"
-    told = "ahead" if difference > 2 * error else "behind" if difference < -2 * error else "not told apart from it"
+        return ", of a single row, which is too few to compare"
+    told = "ahead" if difference > 2 * error else "behind" if difference < -2 * error else "too close to tell apart"
     return f" ± {error:.4f}, {told}"
 
 
@@ -50,4 +56,4 @@ def print_ranked(report: dict[str, Any]) -> None:
     print_table(("fitted to all that is earlier", *head), [line(one) for one in report["tested"]])
     for one in report["ahead"]:
         print(f"\nagainst {one['of']}: NDCG {one['ndcg']:+.4f}{_sure(one['ndcg'], one['standard_error'])}", end="")
-    print(f"\n\ntaken: {report['chosen']}\nwrote {report['directory']}")
+    print(f"\n\nchosen: {report['chosen']}\nwrote {report['directory']}")

@@ -21,7 +21,7 @@ from rankfold.zoo import ZooError
 def streamable(weights: Path | None, device: str) -> None:
     """Refuse what a folder that is read block by block cannot have."""
     if weights is not None:
-        raise typer.BadParameter("a folder brings its weights: leave --weights out")
+        raise typer.BadParameter("a folder holds its own weights: leave --weights out")
     if device not in ("cpu", "auto"):
         raise typer.BadParameter("with --memory a folder is read block by block on the CPU: leave --device out")
 
@@ -44,14 +44,14 @@ def streaming(
     root = hub.paged(folder)
     known = data_named(data, download, talk, root, cut)
     if known is None:
-        raise ZooError(f"{folder}: which data? give --data text:FILE, or tokens:FILE.npy")
+        raise ZooError(f"{folder}: no data were given: give --data text:FILE, or --data tokens:FILE.npy")
     where: Any = settings.where
     settings = replace(settings, where=chosen_layers(root, where.only, where.exclude))
     memory = settings.memory
     try:
         return stream(folder, known, budgets, out, memory=memory, settings=settings, restart=restart, tell=talk.tell)
     except KeyboardInterrupt:
-        raise Interrupted("The same command goes on from here.") from None
+        raise Interrupted("The same command continues from here.") from None
 
 
 def print_streamed(found: Streamed) -> None:

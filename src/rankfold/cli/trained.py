@@ -27,7 +27,8 @@ def open_run(directory: Path, spec: str | None, data: str | None, download: bool
     config = parse(read(file), file)
     if not weights.exists():
         raise ConfigError(
-            f"{directory}: no model.safetensors yet: rankfold train {file} -o {directory} goes on with it"
+            f"{directory}: there is no model.safetensors yet: rankfold train {file} -o {directory} continues the "
+            "training"
         )
     asked = code_named(config.model if spec is None else None, config.data if data is None else None)
     if asked is not None:
@@ -53,7 +54,7 @@ def open_either(
         check_is_model(model)
         return open_model(model, weights, data, download, talk, trained=True, own_data=True, cut=cut)
     if weights is not None:
-        raise typer.BadParameter("a saved model brings its weights", param_hint="--weights")
+        raise typer.BadParameter("a saved model holds its own weights: leave --weights out", param_hint="--weights")
     if is_run(Path(model)):
         return open_run(Path(model), spec, data, download, talk)
     return open_saved(Path(model), spec, data, download, talk, own_data=True, cut=cut)

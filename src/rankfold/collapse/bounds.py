@@ -135,13 +135,17 @@ def chain(
     fit, and ``constants`` in another precision.
     """
     if constants and targets.dtype != torch.float64:
-        raise ValueError(f"the constant is a second difference, which needs float64: targets are {targets.dtype}")
-    if not decay > 0:
         raise ValueError(
-            f"without weight decay stationary points are not bound to gradients: decay must be > 0, got {decay}"
+            f"the constant is a second difference, which needs float64, and the targets are {targets.dtype}: convert "
+            "them and the model (.double())"
         )
+    if not decay > 0:
+        raise ValueError(f"the bounds hold only with weight decay: decay must be above 0, got {decay}")
     if not len(inputs) == len(targets) == len(partition.index):
-        raise ValueError(f"{len(inputs)} inputs, {len(targets)} targets and a partition of {len(partition.index)}")
+        raise ValueError(
+            f"{len(inputs)} inputs, {len(targets)} targets and {len(partition.index)} samples in the partition were "
+            "given: give as many of each"
+        )
     root = unwrap(model)
     mode = root.training
     root.eval()
@@ -185,9 +189,9 @@ def _chain(root: nn.Module, found: SiteList, inputs: Tensor, asked: _Asked) -> C
             tail = Tail(root, cut, inputs[:2])
             features = inputs if cut == INPUT else seen.features.get(cut)
             if features is None:
-                raise ValueError(f"{cut} is not called once for a batch with one entry for each sample")
+                raise ValueError(f"{cut} is not called exactly once for a batch with one entry for each sample")
             if not features.is_floating_point():
-                raise ValueError(f"{cut}: whole numbers have no mean")
+                raise ValueError(f"{cut}: its input is whole numbers, which have no mean")
             small = centroid_gradients(tail, features, targets, partition, loss, weights)
         except ValueError as error:
             skipped[cut or "input"] = str(error) if isinstance(error, NotAChainError) else f"no cut: {error}"

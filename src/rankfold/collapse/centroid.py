@@ -61,13 +61,19 @@ class Tail:
         with watched(self.model, [self.name], "input", lambda *given: found.append(given[2])), torch.no_grad():
             forward(self.model, inputs)
         if len(found) != 1:
-            raise ValueError(f"{self.name} is called {len(found)} times: a layer is cut where it is called once")
+            raise ValueError(
+                f"{self.name} is called {len(found)} times, and the network can be cut only at a layer that is "
+                "called once"
+            )
         return found[0].detach()
 
     def _check(self) -> None:
         with torch.no_grad():
             if any(len(self.features(self.carrier[:count])) != count for count in (1, len(self.carrier))):
-                raise ValueError(f"what enters {self.name} has not one entry for each sample (batch_first?)")
+                raise ValueError(
+                    f"the first axis of what enters {self.name} is not that of the samples (is batch_first=True "
+                    "needed?)"
+                )
             found = self.features(self.carrier[:1])
             one = self.carrier[:1]
             # other numbers, and other ids of tokens within their range
@@ -152,7 +158,10 @@ def exact_remainder(
     def gradient(position: float) -> Tensor:
         found = gradients(tail, z + position * dz, y + position * dy, loss, [parameter])[0]
         if found is None:
-            raise ValueError("the parameter lies before the cut: its gradient does not depend on the centroids")
+            raise ValueError(
+                "the parameter lies before the cut, so that its gradient does not depend on the centroids: choose a "
+                "cut before it"
+            )
         return found
 
     total = torch.zeros_like(parameter, dtype=torch.float64)

@@ -54,7 +54,9 @@ def patches(module: nn.Module, inputs: Tensor) -> Tensor:
     """
     kind: Any = module
     if not inputs.is_floating_point():
-        raise ValueError(f"a {type(module).__name__} of whole numbers meets no rows")
+        raise ValueError(
+            f"a {type(module).__name__} reads whole numbers, so that there are no rows of numbers to compare"
+        )
     if isinstance(module, nn.Conv1d | nn.Conv2d) and module.groups == 1:
         given = setting_of(module)
         if isinstance(module, nn.Conv1d):
@@ -70,7 +72,7 @@ def patches(module: nn.Module, inputs: Tensor) -> Tensor:
             padded = F.pad(inputs, sides, mode=mode)
         return F.unfold(padded, kernel, dilation=dilation, stride=stride).mT
     if isinstance(module, nn.modules.conv._ConvNd):
-        raise ValueError(f"patches of a {type(module).__name__} with {module.groups} groups are not taken apart")
+        raise ValueError(f"the patches of a {type(module).__name__} with {module.groups} groups are not told apart")
     return inputs.reshape(len(inputs), -1, inputs.shape[-1])
 
 
@@ -93,7 +95,7 @@ def watched(model: nn.Module, modules: Sequence[str], side: Side, take: Taken) -
     known = dict(model.named_modules(remove_duplicate=False))
     for name in modules:
         if name not in known:
-            raise ValueError(f"no module named {name!r}; there are {', '.join(filter(None, known))}")
+            raise ValueError(f"there is no module named {name!r}: the modules are {', '.join(filter(None, known))}")
 
     def watch(name: str, swapped: bool) -> Callable[..., None]:
         def hook(module: nn.Module, args: tuple, kwargs: dict, output: Any) -> None:

@@ -161,9 +161,11 @@ def _classes(data: Any, batch_size: int, samples: int | None) -> tuple[Tensor, i
     for batch in batches_of(data, batch_size, samples):
         labels = labels_of(batch)
         if labels is None or labels.ndim not in (1, 2) or labels.is_floating_point():
-            raise ValueError("clusters by class need one whole label for each sample: give batches (inputs, labels)")
+            raise ValueError("clusters by class need one class label for each sample: give batches (inputs, labels)")
         if len(labels) != size_of(batch):
-            raise ValueError(f"a batch of {size_of(batch)} samples has {len(labels)} labels")
+            raise ValueError(
+                f"a batch of {size_of(batch)} samples has {len(labels)} labels: give one label for each sample"
+            )
         found = torch.cat([found, (labels if labels.ndim == 1 else labels[labels >= 0]).cpu().long()]).unique()
         count += len(labels)
     if not count or not len(found):
@@ -202,7 +204,7 @@ class _Walk:
                 places[view] = _Place(view, Scatter(self.classes, size), limit)
             place = places[view]
             if found.shape[1] != place.scatter.means.shape[1]:
-                place.note = "samples of different sizes have no common mean"
+                place.note = "the samples have different sizes, so that they have no common mean"
             elif self.first:
                 self._gather(place, found, labels, len(index))
             elif not place.note:
@@ -321,11 +323,15 @@ def _result(
             fits = isinstance(weight, Tensor) and weight.shape == place.scatter.means.shape and len(weight) == classes
             collapse = neural_collapse(place.scatter, place.projected, weight if fits else None)
         if place.found is not None and place.table is not None:
-            part = "" if place.held >= place.seen else f"centres from a sample of {place.held} of {place.seen} rows"
+            part = (
+                ""
+                if place.held >= place.seen
+                else f"centres come from a random sample, {place.held} of {place.seen} rows"
+            )
             found = place.found.clusters("k-means", part, label_variation(place.table))
             better = classes <= len(place.found.counts) and by_class[view].wcss < found.wcss
             best[view] = by_class[view] if better else found
         elif view != "pooled" and place.limit < classes:
-            notes.append(f"{view}: {place.scatter.means.shape[1]} numbers a row leave no memory for k-means")
+            notes.append(f"{view}: a row has {place.scatter.means.shape[1]} numbers, too many for k-means in memory")
     size = first.scatter.means.shape[1]
     return LayerClusters(name, side, size, by_class, best, collapse, chosen, tuple(notes))

@@ -30,10 +30,14 @@ class Partition:
         ``classes``: how many there should be (0 … classes − 1). Raises ``ValueError`` for labels that are none.
         """
         if labels.ndim != 1 or len(labels) == 0 or labels.is_floating_point() or labels.is_complex():
-            raise ValueError(f"a partition needs whole labels (N,), N ≥ 1, got {tuple(labels.shape)} of {labels.dtype}")
+            raise ValueError(
+                "a partition needs class labels as whole numbers of shape (N,) with N ≥ 1, got shape "
+                f"{tuple(labels.shape)} of {labels.dtype}"
+            )
         if classes is not None and not 0 <= int(labels.min()) <= int(labels.max()) < classes:
             raise ValueError(
-                f"labels run from {int(labels.min())} to {int(labels.max())}, and there are {classes} classes"
+                f"labels must be from 0 to {classes - 1} for {classes} classes, and run from {int(labels.min())} "
+                f"to {int(labels.max())}"
             )
         present, index = labels.unique(return_inverse=True)
         empty = 0 if classes is None else classes - len(present)
@@ -59,9 +63,12 @@ def kmeans(rows: Tensor, clusters: int, *, restarts: int = 4, seed: int = 0) -> 
     that are not finite.
     """
     if rows.ndim != 2 or len(rows) == 0 or clusters < 1:
-        raise ValueError(f"k-means needs rows (N, d) and at least one cluster, got {tuple(rows.shape)} and {clusters}")
+        raise ValueError(
+            f"k-means needs rows of shape (N, d) and at least one cluster, got shape {tuple(rows.shape)} and "
+            f"{clusters} clusters"
+        )
     if not bool(rows.isfinite().all()):
-        raise ValueError("k-means: some features are not finite")
+        raise ValueError("k-means: some features are NaN or infinite: look for bad samples, or for overflow")
     values = rows.detach().cpu().double()
     # many rows: whether K of them differ is decided by the first few
     distinct, index = values[: 4 * clusters].unique(dim=0, return_inverse=True)
@@ -69,7 +76,11 @@ def kmeans(rows: Tensor, clusters: int, *, restarts: int = 4, seed: int = 0) -> 
         distinct, index = values.unique(dim=0, return_inverse=True)
     if len(distinct) <= clusters and len(index) == len(values):
         short = len(distinct) < clusters
-        note = f"only {len(distinct)} distinct rows for {clusters} clusters: variation 0" if short else ""
+        note = (
+            f"there are only {len(distinct)} distinct rows for {clusters} clusters, so that the variation is 0"
+            if short
+            else ""
+        )
         return Partition(index, len(distinct), note)
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", ConvergenceWarning)

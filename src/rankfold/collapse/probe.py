@@ -64,16 +64,16 @@ class CollapseProbe:
         local: bool = True,
     ) -> None:
         if loss not in LOSSES:
-            raise ValueError(f"loss is one of {', '.join(LOSSES)}, got {loss!r}")
+            raise ValueError(f"loss must be one of {', '.join(LOSSES)}, got {loss!r}")
         parts, labels = [], []
         for batch in batches_of(data, min(samples, 1024), samples):
             found = labels_of(batch)
             if found is None or found.ndim != 1 or found.is_floating_point():
-                raise ValueError("the probe needs one whole label for each sample: give batches (inputs, labels)")
+                raise ValueError("the probe needs one class label for each sample: give batches (inputs, labels)")
             parts.append(batch[0])
             labels.append(found)
         if not parts:
-            raise ValueError("the probe's data is empty: give at least one labelled batch")
+            raise ValueError("the probe got no data: give at least one labelled batch")
         self.inputs, self.labels = torch.cat(parts), torch.cat(labels).long()
         self.partition = Partition.of(self.labels)
         self.decay, self.loss, self.local = decay, loss, local

@@ -74,7 +74,7 @@ class Scatter:
         counts = index.bincount(minlength=clusters)
         sums = torch.zeros_like(self.means).index_add_(0, index, rows)
         if not bool(sums.isfinite().all()):
-            raise ValueError("some features are not finite: look for bad samples, or for overflow")
+            raise ValueError("some features are NaN or infinite: look for bad samples, or for overflow")
         means = sums / counts.clamp_min(1).unsqueeze(1)
         squares = (rows - means[index]).square().sum(1)
         within = torch.zeros_like(self.within).index_add_(0, index, squares)
@@ -117,16 +117,21 @@ class Scatter:
         if total == 0:
             notes.append("constant features")
         if filled == self.rows and self.rows > 1:
-            notes.append("as many clusters as rows: the variation is 0 whatever the features")
+            notes.append("as many clusters as rows, so that the variation is 0 whatever the features are")
         elif singles:
-            notes.append(f"{singles} {'cluster' if singles == 1 else 'clusters'} of one row, in which nothing varies")
+            notes.append(
+                f"{singles} {'cluster consists' if singles == 1 else 'clusters consist'} of one row, in which "
+                "nothing varies"
+            )
         return Clusters(by, filled, self.rows, inner / count, total / count, "; ".join(notes), labels)
 
 
 def scatter_of(rows: Tensor, partition: Partition) -> Scatter:
     """The scatter of ``rows`` (N, d) in memory under a partition of them."""
     if len(rows) != len(partition.index):
-        raise ValueError(f"{len(rows)} rows and a partition of {len(partition.index)}")
+        raise ValueError(
+            f"{len(rows)} rows were given and {len(partition.index)} samples in the partition: give as many of each"
+        )
     found = Scatter(partition.clusters, rows.shape[1])
     found.update(rows, partition.index)
     return found

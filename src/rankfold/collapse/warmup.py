@@ -32,7 +32,8 @@ def class_centroids(
     """
     if per_class < 1 or not len(inputs) or len(inputs) != len(labels):
         raise ValueError(
-            f"{len(inputs)} inputs, {len(labels)} labels and {per_class} centroids per class: give some of each"
+            f"{len(inputs)} inputs, {len(labels)} labels and {per_class} centroids for each class were given: "
+            "give at least one of each, and one label for each input"
         )
     points, classes, weights = [], [], []
     for label in labels.unique():

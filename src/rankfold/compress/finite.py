@@ -23,4 +23,6 @@ def check_finite(held: Iterable[tuple[Site, Tensor, Tensor | None]]) -> None:
         except NotMaterialisedError as error:
             raise ValueError(f"{site.title}: {error}") from error
         except NonFiniteError as error:
-            raise ValueError(f"{site.title}: {error}; mend them, or leave the site out with where=") from error
+            raise ValueError(
+                f"{site.title}: {error}: repair or reload its weights, or leave the layer out with where= (--exclude)"
+            ) from error

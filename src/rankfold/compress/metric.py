@@ -228,7 +228,9 @@ class Spread:
         try:
             return [known[name] for name in self.names]
         except KeyError as error:
-            raise ObjectiveError(f"the model's output had {error} in the first batch and has not in another") from None
+            raise ObjectiveError(
+                f"the model's output had {error} in the first batch and does not have it in another"
+            ) from None
 
     def add(self, answers: Sequence[Answer], samples: int) -> None:
         if not self.names:

@@ -96,7 +96,9 @@ def price(
         try:
             objective.answers(originals[0], batches[0])
         except ObjectiveError as error:
-            raise ValueError(f"{error}, or use the rule Optimal(probes=0) with a method without data") from None
+            raise ValueError(
+                f"{error}; or use the rule Optimal(probes=0) and a method that needs no data, such as 'truncate'"
+            ) from None
         for done, candidate in enumerate(candidates):
             made = id(candidate.decomposition)
             if made not in known:

@@ -155,7 +155,7 @@ class Statistics:
             return _FILE.read(path, _built, name)
         except OSError as error:
             raise ValueError(
-                f"{name or path!s}: cannot be read as a statistics file of rankfold ({error.strerror})"
+                f"{name or path!s}: this cannot be read as a statistics file of rankfold ({error.strerror})"
             ) from None
 
 
@@ -229,10 +229,10 @@ def check_affordable(found: Sequence[Site]) -> None:
     need, free = sum(map(moments_bytes, found)), available() or 0
     largest = max(found, key=moments_bytes)
     raise ValueError(
-        f"second moments of {len(found)} layers would take {need / 1e9:,.1f} GB, and {free / 1e9:,.1f} GB are free "
-        f"({largest.title} alone {moments_bytes(largest) / 1e9:,.1f} GB): leave layers out (--exclude, where=), take "
-        "method 'sequential', which measures a few at a time (--memory, Calibration(memory=…)), or 'truncate', which "
-        "needs none"
+        f"the second moments of {len(found)} layers would take {need / 1e9:,.1f} GB, and {free / 1e9:,.1f} GB "
+        f"are free ({largest.title} alone takes {moments_bytes(largest) / 1e9:,.1f} GB): leave layers out "
+        "(--exclude, where=); or use method 'sequential', which measures a few at a time (--memory, "
+        "Calibration(memory=…)), or 'truncate', which needs no moments"
     )
 
 
@@ -359,8 +359,9 @@ def gather(
             rows = rows.detach()
             if not bool(rows.isfinite().all()):
                 raise ValueError(
-                    f"{site.title}: activations in {rows.dtype} are not finite on the calibration data; look for bad "
-                    "samples, for weights before this site that are not finite, or for overflow (convert to float32)"
+                    f"{site.title}: on the calibration data its activations in {rows.dtype} are NaN or infinite: "
+                    "look for bad samples, for weights before this layer that are NaN or infinite, or for "
+                    "overflow (then convert the model to float32)"
                 )
             if site.layer.experts:
                 given = torch.bincount(args[1].flatten(), minlength=site.layer.experts)[: site.layer.experts].cpu()

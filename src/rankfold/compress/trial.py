@@ -242,7 +242,10 @@ def _check_range(labels: Tensor, classes: int) -> None:
     """``ValueError`` for labels outside 0 … classes − 1; −100 marks positions to leave out."""
     wrong = labels[(labels != -100) & ((labels < 0) | (labels >= classes))]
     if wrong.numel():
-        raise ValueError(f"label {int(wrong[0])} in the calibration data: the model has outputs for 0 … {classes - 1}")
+        raise ValueError(
+            f"the calibration data hold the label {int(wrong[0])}, and the model has outputs for labels from 0 to "
+            f"{classes - 1}"
+        )
 
 
 def _cross_entropy(logits: Tensor, labels: Tensor) -> Tensor:

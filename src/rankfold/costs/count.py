@@ -141,7 +141,7 @@ def storage(model: nn.Module) -> tuple[int, int]:
     model = unwrap(model)
     for name, parameter in model.named_parameters():
         if isinstance(parameter, UninitializedParameter):
-            raise ValueError(f"{name} has no shape yet: run the model once first (lazy module)")
+            raise ValueError(f"{name} has no shape yet, as a lazy module before its first call: run the model once")
     hidden = packed(model.named_modules()).values()
     whole = sum(each.numbers for each in model.modules() if isinstance(each, WholeNumbers))
     params = whole + sum(p.numel() for p in model.parameters()) + sum(x.numel() for x in hidden if x.dim())
@@ -186,7 +186,10 @@ def model_cost(model: nn.Module, example: Any) -> Cost:
 
 def uncounted(unknown: Sequence[str]) -> str:
     """One sentence naming operations without a count."""
-    return f"FLOPs of {', '.join(unknown)} are not known and count 0: the model costs more than is said"
+    return (
+        f"no formula is known for the FLOPs of {', '.join(unknown)}, which count 0 here: the model costs more than "
+        "is told"
+    )
 
 
 def check(said: Cost, model: nn.Module, example: Any) -> str:
@@ -198,7 +201,7 @@ def check(said: Cost, model: nn.Module, example: Any) -> str:
         warnings.simplefilter("ignore", UncountedWarning)
         found = model_cost(model, example)
     differing = [
-        f"{getattr(found, name):,} {unit} where the plan says {getattr(said, name):,}"
+        f"{getattr(found, name):,} {unit} instead of the planned {getattr(said, name):,}"
         for name, unit in (("params", "parameters"), ("flops", "FLOPs"), ("bytes", "bytes"))
         if getattr(found, name) != getattr(said, name)
     ]

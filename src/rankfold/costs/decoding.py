@@ -36,8 +36,8 @@ def phased(model: nn.Module, example: Any, phase: Phase, batch: int) -> tuple[nn
         return model, with_batch(example, batch)
     if not generates(model, example):
         raise ValueError(
-            f"latency of {phase} is that of a decoder of transformers which is given input_ids of two tokens or more; "
-            "this is none: leave the phase out (latency=0.8 or latency=0.8@64)"
+            f"latency of {phase} is measured only of decoders of transformers, on input_ids of at least two "
+            "tokens: for this model leave the phase out (latency=0.8 or latency=0.8@64)"
         )
     ids = with_batch(Example.of(example), batch).kwargs["input_ids"]
     if phase == "prefill":
@@ -50,8 +50,9 @@ def phased(model: nn.Module, example: Any, phase: Phase, batch: int) -> tuple[nn
             step(input_ids=token.kwargs["input_ids"].to(place))
         except (AttributeError, RuntimeError, ValueError):  # none at all, or as of sliding windows
             raise ValueError(
-                "latency of decode: this model keeps no cache that a token can be taken back from, so that one token "
-                "cannot be timed again and again: leave the phase out"
+                "latency of decode cannot be measured: the cache of this model cannot be cut back by one token, "
+                "so that the same token cannot be timed several times; leave the phase out (latency=0.8 or "
+                "latency=0.8@64)"
             ) from None
     return step, token
 

@@ -37,7 +37,7 @@ class Example:
             args, kwargs = (tuple(example) if isinstance(example, tuple | list) else (example,)), {}
         tensors = list(tensors_in((args, kwargs)))
         if not tensors:
-            raise ValueError("the example input holds no tensor: give a tensor, a tuple of arguments or a dict")
+            raise ValueError("the example input holds no tensor: give a tensor, or a tuple or dict of arguments")
         return cls(args, kwargs, tensors[0].shape[0] if tensors[0].dim() else 1)
 
     def noted(self) -> dict[str, Any] | None:
@@ -95,7 +95,7 @@ def _of_note(note: Any) -> Any:
     shape, dtype = note["shape"], getattr(torch, str(note["dtype"]))
     whole = isinstance(shape, list) and all(type(size) is int and size > 0 for size in shape)
     if not whole or prod(shape) > _LARGEST or not isinstance(dtype, torch.dtype):
-        raise ValueError("no shape and dtype of an input")
+        raise ValueError("this does not tell the shape and dtype of an input")
     size = tuple(shape) if note.get("whole") else (1, *shape)
     return torch.full(size, int(note.get("fill", 0)), dtype=dtype)
 

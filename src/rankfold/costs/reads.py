@@ -84,8 +84,10 @@ class WeightReads(TorchFunctionMode):
         if thin is None or not alone or kwargs.get("out") is not None:
             what = "written by" if writes(name) and first is weight else "read by"
             self.others.setdefault(
-                site.name, f"its weight is {what} {name.removesuffix('.get')} outside of its own call, which needs the "
-                "product of the factors",
+                site.name,
+                    f"its weight is {what} {name.removesuffix('.get')} outside of the layer's own call, for which "
+                    "the factors must be multiplied out"
+                ,
             )  # fmt: skip
             return
         m, n = site.shape

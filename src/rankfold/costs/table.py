@@ -73,11 +73,13 @@ class LatencyTable:
         try:
             kept = _STORED.validate_json(place.read_bytes())
         except (ValidationError, ValueError, RecursionError) as error:
-            raise ValueError(f"{place}: no latency table, or a damaged one: {_REMEDY}, or remove it") from error
+            raise ValueError(
+                f"{place}: this is no latency table, or it is damaged: {_REMEDY}, or remove the file"
+            ) from error
         if kept.machine != here:
             raise ValueError(
-                f"{place}: its times were measured on another machine ({kept.machine}); this is {here}, of which they "
-                f"say nothing: {_REMEDY} --table FILE, or give the file of this machine"
+                f"{place}: its times were measured on another machine ({kept.machine}), and this one is {here}: "
+                f"{_REMEDY} --table FILE, or give the file of this machine"
             )
         return cls(here, place, {row.spot: dict(row.curves) for row in kept.rows})
 

@@ -111,13 +111,14 @@ def difference(expected: Tensor, found: Tensor, name: str, who: str) -> float:
     if not expected.is_floating_point():
         share = float((expected.cpu() != found.cpu()).double().mean()) if expected.numel() else 0.0
         if share > _NEAR_TIES:
-            raise ExportError(f"{name}: {who} differs from the model in {share:.0%} of its whole numbers")
+            raise ExportError(f"{name}: {who} gives other whole numbers than the model, in {share:.0%} of the places")
         return 0.0
     a, b = expected.cpu().double(), found.cpu().double()
     worst = float(torch.where(a == b, 0.0, (a - b).abs()).max()) if a.numel() else 0.0  # infinities are equal too
     scale = max(float(a[a.isfinite()].abs().max()) if bool(a.isfinite().any()) else 0.0, 1.0)
     if not worst <= min(2000 * torch.finfo(expected.dtype).eps, 0.1) * scale:
         raise ExportError(
-            f"{name}: {who} differs from the model by {worst:.3g} on random input (outputs up to {scale:.3g})"
+            f"{name}: {who} differs from the model by up to {worst:.3g} on random input, whose outputs are up to "
+            f"{scale:.3g}"
         )
     return worst

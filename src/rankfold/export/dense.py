@@ -26,11 +26,11 @@ def to_folder(model: nn.Module, example: Any, directory: str | Path) -> tuple[in
     if not is_pretrained(root):
         raise ExportError(
             f"only models of transformers are multiplied out into a folder, and this is a {type(root).__name__}: "
-            "--to onnx or --to torch-export writes a file that runs without rankfold; in Python each factored layer of "
-            "rankfold.load(DIR, fresh).model has the ordinary weight as .weight"
+            "--to onnx or --to torch-export writes a file that runs without rankfold; in Python, .weight of "
+            "each factored layer of rankfold.load(DIR, fresh).model is the ordinary weight"
         )
     if directory.exists() and (not directory.is_dir() or any(directory.iterdir())):
-        raise ExportError(f"{directory}: there is something already: give a directory that is new or empty")
+        raise ExportError(f"{directory}: there are files already: give a directory that is new or empty")
     from rankfold import hub
 
     try:

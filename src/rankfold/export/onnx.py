@@ -69,8 +69,8 @@ def _check_precision(root: nn.Module, example: Example) -> None:
         if tensor.is_floating_point() and tensor.dtype not in _RUN:
             kind = str(tensor.dtype).removeprefix("torch.")
             raise ExportError(
-                f"the model computes in {kind}, which onnxruntime does not on a CPU, so that the file could not be "
-                "checked: export model.float() instead"
+                f"the model computes in {kind}, which onnxruntime does not know on a CPU, so that the file could "
+                "not be checked: export model.float() instead"
             )
 
 
@@ -81,7 +81,7 @@ def _made(traced: Traced, names: Sequence[str]) -> tuple[bytes, Run]:
             written = torch.onnx.export(traced.program, dynamo=True, verbose=False, output_names=list(names))
         except Exception as error:  # the exporter raises exceptions of many kinds, with pages of text
             raise ExportError(
-                f"torch cannot write this model as ONNX: {first_line(error)}; torch-export may take it"
+                f"torch cannot write this model as ONNX: {first_line(error)}; torch-export may work for it"
             ) from error
     assert written is not None
     proto = written.model_proto
@@ -113,7 +113,9 @@ def _session(data: bytes, traced: Traced) -> Run:
     try:
         session = onnxruntime.InferenceSession(data, providers=["CPUExecutionProvider"])
     except Exception as error:  # onnxruntime raises exceptions of its own for each fault
-        raise ExportError(f"onnxruntime cannot run what was exported: {first_line(error)}") from error
+        raise ExportError(
+            f"onnxruntime cannot run the exported file: {first_line(error)}; torch-export may work for this model"
+        ) from error
     asked = [node.name for node in session.get_inputs()]
 
     def run(given: Example) -> list[Tensor]:
@@ -121,7 +123,9 @@ def _session(data: bytes, traced: Traced) -> Run:
         try:
             outputs = session.run(None, {name: every[name] for name in asked})
         except Exception as error:
-            raise ExportError(f"onnxruntime cannot run what was exported: {first_line(error)}") from error
+            raise ExportError(
+                f"onnxruntime cannot run the exported file: {first_line(error)}; torch-export may work for this model"
+            ) from error
         return [torch.as_tensor(output) for output in outputs]
 
     return run

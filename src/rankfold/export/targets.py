@@ -49,7 +49,7 @@ def _compiled(model: nn.Module, example: Example) -> nn.Module:
         try:
             made(*given.args, **given.kwargs)
         except Exception as error:  # the compiler raises exceptions of many kinds, with pages of text
-            raise ExportError(f"torch cannot compile this model: {first_line(error)}") from error
+            raise ExportError(f"torch.compile fails for this model: {first_line(error)}") from error
     return made
 
 

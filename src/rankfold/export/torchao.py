@@ -23,15 +23,19 @@ def to_torchao(model: nn.Module) -> nn.Module:
     try:
         from torchao.quantization import Int8Tensor
     except ImportError as error:
-        raise ExportError(f"torchao with its Int8Tensor is needed ({error}): pip install torchao") from None
+        raise ExportError(f"this needs torchao with its Int8Tensor ({error}): pip install torchao") from None
     made = copy.deepcopy(model)
     pairs = [each for each in made.modules() if isinstance(getattr(each, "down", None), RoundedLinear)]
     if not pairs:
-        raise ExportError("no linear layer of this model has int8 factors: compress it with forms= that names int8")
+        raise ExportError(
+            "no linear layer of this model has int8 factors: compress it with int8 among the forms (forms=, --forms)"
+        )
     for pair in pairs:
         layer: Any = pair
         if layer.down.scale.dtype == torch.float16:
-            raise ExportError("the joint scales are too small for float16: convert the model to bfloat16 or float32")
+            raise ExportError(
+                "the products of the int8 scales are too small for float16: convert the model to bfloat16 or float32"
+            )
         joint = layer.down.scale.float() * layer.up.scale.float()
         layer.down = _handed(layer.down, joint, Int8Tensor)
         layer.up = _handed(layer.up, torch.ones(layer.up.out_features, device=joint.device), Int8Tensor)

@@ -116,8 +116,8 @@ def ready(model: nn.Module, example: Any) -> tuple[nn.Module, Example]:
     root = unwrap(model)
     if isinstance(root, torch.jit.ScriptModule):
         raise ExportError(
-            "the model is TorchScript, which cannot be traced again: export the network that it was made of, or keep "
-            "it as it is (torch.jit.save)"
+            "the model is TorchScript, which cannot be traced again: export the network that it was made from, "
+            "or keep it as it is (torch.jit.save)"
         )
     return root, in_order(root, Example.of(example).fitting(root.parameters()))
 
@@ -128,7 +128,7 @@ def answer(root: nn.Module, example: Example) -> Any:
         try:
             return root(*example.args, **example.kwargs)
         except Exception as error:  # the user's own forward
-            raise ExportError(f"the model does not run on the example: {first_line(error)}") from error
+            raise ExportError(f"the model cannot be called with the example: {first_line(error)}") from error
 
 
 def traced(root: nn.Module, example: Example, fixed: Set[Axis] | None) -> Traced:

@@ -199,7 +199,7 @@ _REGISTERED: dict[str, Form] = {}
 def register(form: F) -> F:
     """Make a form known by its name, to plans and to files that name it; returns it."""
     if type(form) is Form or not isinstance(form, Form):
-        raise TypeError(f"a form is an instance of a subclass of Form, got {type(form).__name__}")
+        raise TypeError(f"a form must be an instance of a subclass of Form, got {type(form).__name__}")
     _REGISTERED[str(form)] = form
     return form
 
@@ -211,8 +211,8 @@ def form_named(name: str) -> Form:
     if name in _REGISTERED:
         return _REGISTERED[name]
     raise ValueError(
-        f"no form named {name!r}; there are {', '.join(_REGISTERED)} (a form of your own is registered before a plan "
-        "that names it is read: rankfold.forms.register)"
+        f"there is no form named {name!r}: the forms are {', '.join(_REGISTERED)}. Register a form of your own "
+        "before reading a plan that names it (rankfold.forms.register)"
     )
 
 

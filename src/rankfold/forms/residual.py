@@ -31,7 +31,10 @@ class Residual(Form):
 
     def __new__(cls, name: str, group: int = GROUP) -> Any:  # once: Form(name) initialises what it finds anew
         if isinstance(group, bool) or not isinstance(group, int) or group < 1:
-            raise ValueError(f"form {name}: a group is a whole number of weights, at least 1, got {group!r}")
+            raise ValueError(
+                f"form {name}: group, the number of weights that share a scale, must be a whole number of at least "
+                f"1, got {group!r}"
+            )
         made = super().__new__(cls, name)
         made.group = group
         return made

@@ -87,7 +87,7 @@ def _picked(left: Tensor, rows: int) -> tuple[Tensor, Tensor]:
     unit = (left == 1).sum(1).eq(1) & (left != 0).sum(1).eq(1)
     stored = unit & (unit.cumsum(0) <= rows)
     if int(stored.sum()) != rows:
-        raise ValueError(f"a left factor with {rows} rows of the identity was expected, got {int(unit.sum())}")
+        raise ValueError(f"the left factor must hold {rows} rows of the identity, and holds {int(unit.sum())}")
     places = torch.empty(m, dtype=torch.int64, device=left.device)
     places[stored] = (left[stored] == 1).int().argmax(1)
     places[~stored] = r + torch.arange(m - rows, device=left.device)

@@ -69,12 +69,13 @@ def check_ours(model: Any) -> None:
     if quantizer is not None and not isinstance(quantizer, RankfoldQuantizer):
         method = quantizer.quantization_config.quant_method
         raise HubError(
-            f"{kind} was loaded by the quantizer {getattr(method, 'value', method)!r} of transformers, which saves it "
-            "in its own way: copy its weights into a fresh model before compressing, fresh = type(model)(config) of a "
-            "config without quantization_config, fresh.load_state_dict(model.state_dict())"
+            f"{kind} was loaded by the quantizer {getattr(method, 'value', method)!r} of transformers, which "
+            "saves models in its own way: before compressing, copy its weights into a fresh model, fresh = "
+            "type(model)(config) with a config without quantization_config, then "
+            "fresh.load_state_dict(model.state_dict())"
         )
     if quantizer is not None and not quantizer.quantization_config.poison:
         raise HubError(
-            f"{kind}: its layers were filled anew in another shape and none is factored, so that a folder would load "
-            "wrong weights without a word: save it with rankfold.hub.to_dense"
+            f"{kind}: some of its layers were refitted in another shape, and none is factored, so that a folder "
+            "of it would load with wrong weights and no error: save it with rankfold.hub.to_dense"
         )

@@ -63,7 +63,9 @@ def to_dense(model: nn.Module) -> nn.Module:
             dense.get_submodule(parent)._buffers[name] = small.get_buffer(path).detach().clone()
     for name, tensor in (*dense.named_parameters(), *dense.named_buffers()):
         if tensor.is_meta:
-            raise HubError(f"{name}: nothing in the factored model fits it: save the model again with this version")
+            raise HubError(
+                f"{name}: the factored model has nothing to fill it with: save the model again with this version"
+            )
     if getattr(small, "generation_config", None) is not None:
         dense.generation_config = copy.deepcopy(small.generation_config)
     return dense.train(small.training)
@@ -86,8 +88,8 @@ def _multiplied_out(small: nn.Module, dense: nn.Module, named: Any) -> dict[str,
             continue
         if getattr(wanted, "bias", None) is None:
             raise HubError(
-                f"{name}: its factors carry a bias, and {type(small).__name__} has no place for one there: compress it "
-                "with a method that adds none (truncate), or use the folder with import rankfold.hub"
+                f"{name}: its factors carry a bias, for which a {type(small).__name__} has no place: compress "
+                "with a method that adds none (truncate), or use the folder itself with import rankfold.hub"
             )
         state[f"{name}.bias"] = bias.detach().clone()
     return state

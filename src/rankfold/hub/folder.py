@@ -84,12 +84,13 @@ def check_code(directory: Path, config: dict[str, Any]) -> None:
         return
     if "auto_map" in config:
         raise HubError(
-            f"{directory}: the architecture {kind!r} needs code from the model's own folder, which rankfold does not "
-            "run: load it yourself (trust_remote_code=True) in a factory and give package.module:factory as MODEL"
+            f"{directory}: the architecture {kind!r} needs code from the model's own folder, which rankfold does "
+            "not run: load it in a function of yours (trust_remote_code=True) and give package.module:function "
+            "as MODEL"
         )
     raise HubError(
-        f"{directory}: this transformers does not know the architecture {kind!r}: a later version may, or the folder "
-        "is no model of transformers"
+        f"{directory}: the installed transformers does not know the architecture {kind!r}: update transformers, "
+        "or check that this is a folder of transformers"
     )
 
 
@@ -108,13 +109,14 @@ def check_weights(directory: Path) -> int:
         except FAULTS as error:
             raise HubError(f"{index}: damaged ({said(error)}): download or save the model again") from None
         if not all(isinstance(name, str) and Path(name).name == name for name in names):
-            raise HubError(f"{index}: damaged (it names files outside of its folder): download the model again")
+            raise HubError(f"{index}: damaged (it names files outside its folder): download or save the model again")
         files = [directory / name for name in names]
     elif not files[0].is_file():
         other = next((path.name for ending in ("*.bin", "*.gguf", "*.h5") for path in directory.glob(ending)), None)
         there = f"only {other}, which is not read here" if other else "none"
         raise HubError(
-            f"{directory}: weights in model.safetensors were expected, and there are {there}: save it as safetensors"
+            f"{directory}: weights in model.safetensors were expected, and there are {there}: save the model as "
+            "safetensors (save_pretrained)"
         )
     return sum(_size(file) for file in files)
 
@@ -127,10 +129,10 @@ def _size(file: Path) -> int:
             header = json.loads(opened.read(length)) if length < min(size, 1 << 28) else {}
         ends = [entry["data_offsets"][1] for name, entry in header.items() if name != "__metadata__"]
         if not header or size != 8 + length + max(ends, default=0):
-            raise ValueError("its length is not the one in its header")
+            raise ValueError("its length is not the one that its header tells")
     except OSError as error:
         raise HubError(
-            f"{file}: {error.strerror or error}: a part of the model is missing, download it again"
+            f"{file}: {error.strerror or error}: a part of the model is missing, so download it again"
         ) from None
     except FAULTS as error:
         raise HubError(f"{file}: damaged or cut short ({said(error)}): download or save the model again") from None
@@ -163,7 +165,7 @@ def skeleton(directory: str | Path) -> Any:
             read = transformers.AutoConfig.from_pretrained(directory, local_files_only=True)
             return (kind._from_config if hasattr(kind, "_from_config") else kind.from_config)(read).eval()
     except (OSError, *FAULTS) as error:
-        raise HubError(f"{directory}: transformers cannot build it ({said(error)})") from None
+        raise HubError(f"{directory}: transformers cannot build this model ({said(error)})") from None
 
 
 def opened(directory: str | Path, **options: Any) -> Any:
@@ -181,11 +183,12 @@ def opened(directory: str | Path, **options: Any) -> Any:
         with quietly():
             model, told = kind.from_pretrained(directory, local_files_only=True, output_loading_info=True, **options)
     except (OSError, *FAULTS) as error:
-        raise HubError(f"{directory}: transformers cannot load it ({said(error)})") from None
+        raise HubError(f"{directory}: transformers cannot load this model ({said(error)})") from None
     lacking = sorted(told["missing_keys"]) + sorted(str(key) for key in told.get("mismatched_keys", ()))
     if lacking:
         raise HubError(
-            f"{directory}: {len(lacking)} tensors of {type(model).__name__} are missing or of another shape (the first "
-            f"is {lacking[0]}), and would be random: the folder is incomplete, or of another model"
+            f"{directory}: {len(lacking)} tensors of {type(model).__name__} are missing or have another shape "
+            f"(the first is {lacking[0]}), so that they would be random: the folder is incomplete, or belongs to "
+            "another model"
         )
     return model.eval()

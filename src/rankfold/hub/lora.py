@@ -42,14 +42,17 @@ class FactoredLora(Linear):
                 first, second = self._pair(name)
                 right, left = first.to(base.down.weight), (second * self.scaling[name]).to(base.up.weight)
                 if safe_merge and not (bool(right.isfinite().all()) and bool(left.isfinite().all())):
-                    raise HubError(f"adapter {name!r} is not finite: train it again with a smaller step")
+                    raise HubError(
+                        f"adapter {name!r} holds values that are NaN or infinite: train it again with a smaller "
+                        "learning rate"
+                    )
                 before = pair(base)
                 if isinstance(base, _PIVOTED):
                     if base.rank + len(right) >= base.out_features:
                         raise HubError(
-                            f"adapter {name!r} cannot be merged: with it the layer would have rank "
-                            f"{base.rank + len(right)}, as many as its {base.out_features} outputs or more: keep it "
-                            "beside the layer (save the adapter)"
+                            f"adapter {name!r} cannot be merged: the layer would have rank "
+                            f"{base.rank + len(right)} with it, which is no less than its {base.out_features} "
+                            "outputs: keep the adapter beside the layer (save the adapter)"
                         )
                     self.__dict__.setdefault("kept", {})[name] = weights_of(base)
                     narrow_(base, narrower(base, torch.cat([before[0], right]), torch.cat([before[1], left], 1)))

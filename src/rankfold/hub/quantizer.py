@@ -36,13 +36,19 @@ class RankfoldConfig(QuantizationConfigMixin):
         self, sites: Mapping[str, Mapping[str, Any]] | None = None, poison: str = "", format: int = FORMAT, **more: Any
     ) -> None:
         if format != FORMAT:
-            raise HubError(f"config.json: factored layers of format {format}; this version reads format {FORMAT}")
+            raise HubError(
+                f"config.json: its factored layers are written in format {format}, and this version reads format "
+                f"{FORMAT}: install the version of rankfold that wrote it, or compress again"
+            )
         self.quant_method: Any = METHOD
         self.format, self.poison = format, str(poison)
         try:
             self.sites = checked(dict[str, dict[str, Any]], dict(sites or {}))
         except (TypeError, ValueError) as error:
-            raise HubError(f"config.json: what it says of factored layers cannot be read ({error})") from None
+            raise HubError(
+                f"config.json: what it tells about factored layers cannot be read ({error}): download or save the "
+                "model again"
+            ) from None
 
 
 class RankfoldQuantizer(HfQuantizer):
@@ -135,7 +141,10 @@ def _names_here(
                 found[place]["first"] = here(decision["first"], decision["first"]) or decision["first"]
     same = type(model).__name__ in (getattr(model.config, "architectures", None) or ())
     if absent and (same or not found):  # where another class was asked for, it may lack a pooler or a head
-        raise HubError(f"config.json: {absent[0]} is factored there, and {type(model).__name__} has no such layer")
+        raise HubError(
+            f"config.json: it tells that {absent[0]} is factored, and {type(model).__name__} has no such layer: the "
+            "folder belongs to another model"
+        )
     return found, here(poison, poison.rpartition(".")[0]) or poison
 
 
@@ -174,9 +183,14 @@ def _understood(
             site = part_of([here[each] for each in members], site, int(decision["rows"]))
         rank, bias = int(decision["rank"]), bool(decision["bias"])
     except KeyError as error:
-        raise HubError(f"config.json: {name}: {error.args[0]} is missing, or no layer that can be factored") from None
+        raise HubError(
+            f"config.json: {name}: the model has no {error.args[0]} that can be factored: the folder belongs to "
+            "another model"
+        ) from None
     except (TypeError, ValueError) as error:
         raise HubError(f"config.json: {name}: {error}") from None
     if not form.offered(site.layer) or not form.least <= rank <= site.max_rank(form):
-        raise HubError(f"config.json: {site.title} cannot be {form} of rank {rank}")
+        raise HubError(
+            f"config.json: {site.title} cannot be stored as {form} of rank {rank}: download or save the model again"
+        )
     return site, form, rank, bias

@@ -53,8 +53,8 @@ class Stored:
             return tuple(self._converted(name, {p.stored: self._ghost(p.stored) for p in pieces}).shape)
         except (RuntimeError, ValueError, LookupError, TypeError):
             raise ValueError(
-                f"{self.files.title}: {name} is put together from {len(pieces)} tensors, the first of which is "
-                f"{pieces[0].stored}, and they do not fit one another: one is missing or of another shape: download "
+                f"{self.files.title}: {name} is put together from {len(pieces)} tensors (the first is "
+                f"{pieces[0].stored}) that do not fit together: one is missing or has another shape; download "
                 "the folder again"
             ) from None
 

@@ -40,7 +40,7 @@ def paged(directory: str | Path) -> Any:
     asked = config_of(directory).get("quantization_config")
     if asked is not None:
         how = "compressed by rankfold" if is_factored(directory) else f"quantised ({_method(asked)})"
-        raise HubError(f"{directory}: {how} already: give the folder of the original")
+        raise HubError(f"{directory}: it is already {how}: give the folder of the original")
     model = skeleton(directory)
     check_weights(directory)
     try:
@@ -74,9 +74,9 @@ def _names(directory: Path, model: nn.Module, weights: Stored) -> dict[str, str]
         source = next((there for name in group if (there := _stored_as(name, model, weights)) is not None), None)
         if source is None:
             raise HubError(
-                f"{directory}: {group[0]} is missing in its files: it is stored there under another name, or in pieces "
-                "that transformers puts together in another way: compress it as a whole, without --memory; or the "
-                "folder is incomplete: download it again"
+                f"{directory}: its files hold no {group[0]}: either transformers stores it under another name or "
+                "in pieces that cannot be read one by one, then compress the model as a whole, without "
+                "--memory; or the folder is incomplete, then download it again"
             )
         try:
             shape, kind = weights.shape(source), weights.kind(source)
@@ -84,12 +84,12 @@ def _names(directory: Path, model: nn.Module, weights: Stored) -> dict[str, str]
             raise HubError(str(error)) from None
         if shape != tuple(shapes[group[0]]):
             raise HubError(
-                f"{directory}: {source} is {shape} there, and {type(model).__name__} wants {tuple(shapes[group[0]])}: "
-                "the weights are of another model"
+                f"{directory}: {source} has the shape {shape} there, and {type(model).__name__} needs "
+                f"{tuple(shapes[group[0]])}: the weights belong to another model"
             )
         if kind not in _FLOATS:
             raise HubError(
-                f"{directory}: {source} is stored as {kind}, the numbers of a quantiser: give the original weights, in "
+                f"{directory}: {source} is stored as {kind}, as quantisers do: give the original weights, in "
                 "float32, bfloat16 or float16"
             )
         found |= dict.fromkeys(group, source)
@@ -119,7 +119,10 @@ def _buffers(directory: Path, model: Any, weights: Stored) -> dict[str, Tensor]:
             source = _stored_as(full, model, weights)
             value = weights.read(source) if source is not None else module._buffers[name]
             if name in made and source is None and bool((value == _unset(buffer)).all() | value.isnan().any()):
-                raise HubError(f"{directory}: {full} cannot be had without building {type(model).__name__} whole")
+                raise HubError(
+                    f"{directory}: the value of {full} is known only when {type(model).__name__} is built as a "
+                    "whole: compress it without --memory"
+                )
             found[full] = value.to(buffer.dtype)
     for full, buffer in meta.items():
         place, _, name = full.rpartition(".")

@@ -86,12 +86,15 @@ def cdln_(
     if start not in get_args(CdlnStart):
         raise ValueError(f"start must be one of {', '.join(get_args(CdlnStart))}, got {start!r}")
     if start != "random" and data is None:
-        raise ValueError(f"start={start!r} needs labelled data: give data=, or start='random'")
+        raise ValueError(f"start={start!r} needs labelled data: give data=, or use start='random'")
     targets = linear_targets(model, [layer] if isinstance(layer, str) else list(layer))
     ranks = {name: rank if isinstance(rank, int) else rank.get(name, 0) for name in targets}
     for name, target in targets.items():
         if isinstance(ranks[name], bool) or not 1 <= ranks[name] <= min(target.shape):
-            raise ValueError(f"{target.title}: rank {ranks[name]} was asked; possible here: 1 to {min(target.shape)}")
+            raise ValueError(
+                f"{target.title}: rank {ranks[name]} was asked for, and ranks from 1 to {min(target.shape)} are "
+                "possible"
+            )
     guides = _guides(unwrap(model), targets, start, data, samples)
     ready = []
     for name, target in targets.items():
@@ -102,7 +105,7 @@ def cdln_(
         product = Product(target.geometry, weight.shape, sizes, target.groups)
         ready.append((target, product, tuple(factor.to(weight) for factor in factors)))
     weights = {f"{name}.weight": target.weight for name, target in targets.items()}
-    warn_of_earlier_optimizers(weights, "which is now a product of factors that it does not know", "cdln_")
+    warn_of_earlier_optimizers(weights, "which is now a product of factors that the optimizer does not know", "cdln_")
     for target, product, factors in ready:
         compose_(target, product, factors)
         if rate_scale != 1.0:
@@ -122,14 +125,14 @@ def linear_targets(model: nn.Module, names: Sequence[str]) -> dict[str, Target]:
         if isinstance(target.geometry, Plain | Transposed) and target.parameter == "weight"
     }
     if not names or len(set(names)) < len(names):
-        raise ValueError("give the name of at least one layer, and none twice")
+        raise ValueError("give the name of at least one layer, and none of them twice")
     found = {}
     for name in names:
         site = next((s for s in sites(root) if name in (s.name, *s.aliases)), None)
         if site is None or site.name not in known:
             why = next((why for path, why in choice.left_out if path.rpartition(".")[0] == name), "")
             reason = f" ({why})" if why else f": the linear layers are {', '.join(known) or 'none'}"
-            raise ValueError(f"{name!r} is no linear layer that can be replaced{reason}")
+            raise ValueError(f"there is no linear layer {name!r} that can be replaced{reason}")
         found[site.name] = known[site.name]
     return found
 
@@ -138,7 +141,7 @@ def _scale(target: Target, rank: int, depth: int) -> float:
     """ε with √r ε^L = ‖W‖; for a weight of zeros that of a layer as torch begins it."""
     norm = float(target.weight.detach().double().norm()) or (target.shape[0] / 3) ** 0.5
     if not norm < float("inf"):
-        raise ValueError(f"{target.title}: its weights are not finite: mend them, or give epsilon")
+        raise ValueError(f"{target.title}: its weights are NaN or infinite: load or repair them, or give epsilon")
     return (norm / rank**0.5) ** (1 / depth)
 
 
@@ -177,7 +180,7 @@ def correlations(root: nn.Module, targets: Mapping[str, Target], data: Any, samp
             labels = labels_of(batch)
             if labels is None or labels.is_floating_point() or labels.dim() != 1:
                 raise ValueError(
-                    "start='correlation' needs one class number for each sample: give labelled batches, or "
+                    "start='correlation' needs one class number for each sample: give labelled batches, or use "
                     "start='gradient' or 'random'"
                 )
             inputs.clear()
@@ -187,7 +190,9 @@ def correlations(root: nn.Module, targets: Mapping[str, Target], data: Any, samp
                 sums[name] = _added(sums.get(name), labels.cpu(), features.cpu())  # type: ignore[union-attr]
     missing = [name for name in targets if name not in sums]
     if missing:
-        raise ValueError(f"the data never reach {missing[0]}: start='random' needs none")
+        raise ValueError(
+            f"the data never reach the layer {missing[0]}: give other data, or use start='random', which needs none"
+        )
     return sums
 
 

@@ -89,7 +89,7 @@ def choose(model: nn.Module, where: Where | None = None) -> Choice:
         targets[id(target.module), target.parameter] = target
     for key, target in list(targets.items()):
         if isinstance(target.geometry, Stacked) and packed[target.name] < target.geometry.count:
-            reason = "q, k, v are one packed parameter: choose all three, or none"
+            reason = "q, k and v are one packed parameter: choose all three of them, or none"
         elif not target.weight.requires_grad:
             reason = "frozen (requires_grad=False): training would not change it"
         else:
@@ -103,7 +103,10 @@ def choose(model: nn.Module, where: Where | None = None) -> Choice:
         if any(other is None or other.geometry != target.geometry for other in same):
             names = ", ".join(name for name, module, _ in places if module is not target.module)
             left_out.append(
-                (f"{target.name}.{target.parameter}", f"tied to {names}, which cannot be or was not chosen with it")
+                (
+                    f"{target.name}.{target.parameter}",
+                    f"tied to {names}, which cannot be chosen or was not chosen with it",
+                )
             )
         elif id(target.weight) not in seen:
             seen.add(id(target.weight))
@@ -115,9 +118,9 @@ def choose(model: nn.Module, where: Where | None = None) -> Choice:
 def _why_not(root: nn.Module, site: Site) -> str | None:
     around = hidden(root, site.name)
     if around is not None and not isinstance(around, nn.MultiheadAttention):
-        return f"read by the {type(around).__name__} around it, which takes no products"
+        return f"read directly by the {type(around).__name__} around it, which needs an ordinary weight"
     if site.layer.lookup:
-        return "an embedding is looked up, not multiplied: a product would be formed at every step for a few rows"
+        return "an embedding, which looks up rows: its whole table would be multiplied out at every step"
     if site.forms == {Form.KEEP} and not site.tied_to:
         return site.note
     return None

@@ -36,7 +36,7 @@ class Condition:
 
     def __post_init__(self) -> None:
         if not 1 <= self.bound < float("inf"):
-            raise ValueError(f"Condition: the bound of a condition number is at least 1, got {self.bound!r}")
+            raise ValueError(f"Condition: bound, the largest condition number, must be at least 1, got {self.bound!r}")
 
     def gradient(self, core: Tensor) -> Tensor | None:
         return None
@@ -68,7 +68,7 @@ class Spread:
 
     def __post_init__(self) -> None:
         if not (isfinite(self.weight) and self.weight >= 0):
-            raise ValueError(f"Spread: the weight of a penalty is finite and not negative, got {self.weight!r}")
+            raise ValueError(f"Spread: weight must be finite and at least 0, got {self.weight!r}")
 
     def gradient(self, core: Tensor) -> Tensor | None:
         return self.weight * spread(core.flatten(1).mT)[1].mT.reshape(core.shape)

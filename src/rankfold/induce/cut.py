@@ -32,10 +32,12 @@ class Cut:
         """``budget`` as a share of the parameters of the dense network. ``ValueError`` for what is out of range, and
         for a budget below rank 1 in every layer."""
         if not (isfinite(tolerance) and 0 <= tolerance < 1):
-            raise ValueError(f"tolerance is a share of the layer's norm, at least 0 and below 1, got {tolerance!r}")
+            raise ValueError(
+                f"tolerance, a share of the layer's norm, must be at least 0 and below 1, got {tolerance!r}"
+            )
         if budget is not None and not 0 < budget <= 1:
             raise ValueError(
-                f"budget is a share of the dense network's parameters, above 0 and at most 1, got {budget!r}"
+                f"budget, a share of the dense network's parameters, must be above 0 and at most 1, got {budget!r}"
             )
         for name, value, least in (("reach", reach, 0), ("most", most, 1)):
             if value is not None and (isinstance(value, bool) or not isinstance(value, int) or value < least):

@@ -74,7 +74,7 @@ def dlrt_(
             else:
                 point = tangent.starting(matrix, begin)
         except (NonFiniteError, RuntimeError) as error:
-            raise ValueError(f"{site.title}: {error}; load or mend its weights first") from error
+            raise ValueError(f"{site.title}: {error}: load or repair its weights first") from error
 
         def layer(ordinary: nn.Module, matrix: Tensor, transposed: bool) -> DynamicLowRank:
             left, core, right = (part.to(matrix).contiguous() for part in (point.left, point.core, point.right))

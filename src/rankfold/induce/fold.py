@@ -50,7 +50,7 @@ def fold_(model: Model, *, keep: bool = False) -> Model:
     for path, module in composed:
         if other_parametrizations(module):
             raise ValueError(
-                f"{path}: another parametrization stands beside or on top of the product; remove it first "
+                f"{path}: its weight has another parametrization besides the product: remove that first "
                 "(torch.nn.utils.parametrize.remove_parametrizations)"
             )
     low = in_training(model)

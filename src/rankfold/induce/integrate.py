@@ -97,7 +97,7 @@ class Dlrt(Around):
     ) -> None:
         self.layers = dynamic_layers(model)
         if not self.layers:
-            raise ValueError("the model has no layers of low rank to train: call rankfold.dlrt_ first")
+            raise ValueError("the model has no layers of low rank to train: prepare it with rankfold.dlrt_ first")
         _check(integrator, window, grow)
         self.integrator, self.window = integrator, 1 if integrator != "window" else window
         self.grow = grow if integrator == "window" else 1.0
@@ -110,7 +110,9 @@ class Dlrt(Around):
         trained = {id(p) for group in self.inner.param_groups for p in group["params"]}
         missing = [name for name, layer in self.layers.items() if id(layer.core) not in trained]
         if missing:
-            raise ValueError(f"{missing[0]}.core is in none of the groups: every layer of low rank is to be trained")
+            raise ValueError(
+                f"{missing[0]}.core is in none of the parameter groups: every layer of low rank must be in one"
+            )
         self._cores = [layer.core for layer in self.layers.values()]
         same_everywhere_(self.layers.values())
         self._probe(True)
@@ -189,7 +191,10 @@ class Dlrt(Around):
             with torch.enable_grad():
                 loss = closure()
         elif self.integrator in ("augmented", "fixed"):
-            raise ValueError(f"integrator={self.integrator!r} evaluates the loss twice: step(closure) is needed")
+            raise ValueError(
+                f"integrator={self.integrator!r} evaluates the loss twice: call step(closure), with a function that "
+                "computes the loss"
+            )
         self._reduce()
         self._check_finite()
         if self.position == 0:
@@ -306,8 +311,8 @@ class Dlrt(Around):
             for gradient in self._gradients(layer):
                 if not bool(gradient.isfinite().all()):
                     raise NonFiniteError(
-                        f"{name}: its gradient is not finite; this step was not taken and the weights are as before: "
-                        "lower the learning rate, or clip gradients (optimizer.clip_grad_norm_)"
+                        f"{name}: its gradient is not finite, so this step was not taken and the weights are as "
+                        "before: lower the learning rate, or clip gradients (optimizer.clip_grad_norm_)"
                     )
 
 
@@ -321,7 +326,9 @@ class _named:
 
     def __exit__(self, kind: Any, error: BaseException | None, _: Any) -> None:
         if isinstance(error, NonFiniteError):
-            raise NonFiniteError(f"{self.name}: {error}: training has diverged; lower the learning rate") from error
+            raise NonFiniteError(
+                f"{self.name}: {error}: training has diverged, so start again with a lower learning rate"
+            ) from error
 
 
 def _point(layer: DynamicLowRank) -> Triple | TuckerPoint:
@@ -335,4 +342,4 @@ def _check(integrator: str, window: int, grow: float) -> None:
     if isinstance(window, bool) or not isinstance(window, int) or window < 1:
         raise ValueError(f"window must be a whole number of at least 1, got {window!r}")
     if not 0 < grow <= 1:
-        raise ValueError(f"grow is a share of the rank, above 0 and at most 1, got {grow!r}")
+        raise ValueError(f"grow, a share of the rank, must be above 0 and at most 1, got {grow!r}")

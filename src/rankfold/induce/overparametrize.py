@@ -72,12 +72,13 @@ def overparametrize_(
         (True, 4)
     """
     if isinstance(depth, bool) or not isinstance(depth, int) or depth < 2:
-        raise ValueError(f"depth must be a whole number of at least 2 factors, got {depth!r}; 1 is the ordinary model")
+        raise ValueError(f"depth must be a whole number of at least 2 factors, got {depth!r} (1 is the ordinary model)")
     if start not in get_args(Start):
         raise ValueError(f"start must be one of {', '.join(get_args(Start))}, got {start!r}")
     if isinstance(model, nn.parallel.DistributedDataParallel):
         raise ValueError(
-            "the model is wrapped in DistributedDataParallel, which knows its former weights: wrap it after"
+            "the model is already wrapped in DistributedDataParallel, which only knows its former weights: call "
+            "overparametrize_ first, and wrap the model afterwards"
         )
     if inner is None:
         inner = "thin" if start == "balanced" else "paper"
@@ -87,7 +88,7 @@ def overparametrize_(
         raise ValueError(_why_nothing(model, where, choice))
     ready = [(target, *_started(target, depth, widths, start, generator)) for target in choice.targets]
     weights = {f"{target.name}.weight": target.weight for target in choice.targets}
-    became = "which is now a product of factors that it does not know"
+    became = "which is now a product of factors that the optimizer does not know"
     warn_of_earlier_optimizers(weights, became, "overparametrize_")
     for target, product, factors in ready:
         compose_(target, product, factors)
@@ -98,20 +99,21 @@ def _why_nothing(model: nn.Module, where: Where | None, choice: Choice) -> str:
     if said := missed(model, where):
         return said
     if is_overparametrized(model):
-        return "the model is already over-parametrised: fold first (rankfold.fold_)"
+        return "the model is already over-parametrised: fold it first (rankfold.fold_)"
     reasons = "; ".join(f"{name}: {why}" for name, why in choice.left_out[:3]) or "it has no parameters"
-    return f"no weight of the model can be a product ({reasons}): see rankfold.induce.choose"
+    return f"no weight of the model can become a product ({reasons}): choose others with where="
 
 
 def _widths(depth: int, inner: Inner) -> tuple[int, ...] | Literal["paper", "thin"]:
     if inner == "paper" or inner == "thin":
         return inner
     if isinstance(inner, str):
-        raise ValueError(f"inner must be 'paper', 'thin' or widths, got {inner!r}")
+        raise ValueError(f"inner must be 'paper', 'thin', or one or several widths, got {inner!r}")
     widths = (inner,) * (depth - 1) if isinstance(inner, int) else tuple(inner)
     if len(widths) != depth - 1 or any(isinstance(w, bool) or not isinstance(w, int) or w < 1 for w in widths):
         raise ValueError(
-            f"inner must be one width or {depth - 1} for {depth} factors, whole numbers of at least 1; got {inner!r}"
+            f"inner must be one width, or {depth - 1} of them for {depth} factors, each a whole number of at "
+            f"least 1; got {inner!r}"
         )
     return widths
 
@@ -130,13 +132,14 @@ def _started(
     sizes = (m, *widths, n)
     if start == "balanced" and min(sizes) < rank:
         raise ValueError(
-            f"{target.title}: inner width {min(sizes)} cannot hold its present weights, of rank up to {rank}; give "
-            f"inner widths of at least {rank}, or start='random', or leave the layer out with where"
+            f"{target.title}: an inner width of {min(sizes)} cannot hold its present weights, which may have "
+            f"rank {rank}: give inner widths of at least {rank}, use start='random', or leave the layer out with "
+            "where="
         )
     try:
         factors = starting_factors(target.geometry.matrix(weight), sizes, start, generator)
     except (NonFiniteError, NotMaterialisedError, RuntimeError) as error:
-        raise ValueError(f"{target.title}: {error}; load or mend its weights first") from error
+        raise ValueError(f"{target.title}: {error}: load or repair its weights first") from error
     return Product(target.geometry, weight.shape, sizes, target.groups), factors
 
 

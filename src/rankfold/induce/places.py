@@ -24,7 +24,8 @@ def put_(model: nn.Module, where: Where | None, caller: str, make: Callable[[Sit
     """
     if isinstance(model, nn.parallel.DistributedDataParallel):
         raise ValueError(
-            f"the model is wrapped in DistributedDataParallel already: call {caller} first, and wrap it after"
+            f"the model is already wrapped in DistributedDataParallel: call {caller} first, and wrap the model "
+            "afterwards"
         )
     root = unwrap(model)
     chosen, left_out = choice(model, where)
@@ -36,13 +37,15 @@ def put_(model: nn.Module, where: Where | None, caller: str, make: Callable[[Sit
         module = root.get_submodule(site.name)
         weight = site.layer.weight(module).detach()
         if weight.is_meta:
-            raise ValueError(f"{site.title}: not materialised (on the meta device); load or draw its weights first")
+            raise ValueError(
+                f"{site.title}: its weights are on the meta device, without values: load or draw them first"
+            )
         matrix = site.layer.geometry(Form.FACTORED).matrix(weight)
         if not bool(matrix.isfinite().all()):
-            raise ValueError(f"{site.title}: it holds NaN or infinity; load or mend its weights first")
+            raise ValueError(f"{site.title}: its weights are NaN or infinite: load or repair them first")
         ready.append((site, module, matrix, make(site, matrix)))
     weights = {site.parameter: module._parameters["weight"] for site, module, _, _ in ready}
-    warn_of_earlier_optimizers(weights, "which is now a product that it does not know", caller)  # type: ignore[arg-type]
+    warn_of_earlier_optimizers(weights, "which is now a product that the optimizer does not know", caller)  # type: ignore[arg-type]
     del weights
     for site, module, matrix, made in ready:
         transposed = bool(getattr(site.layer, "stored_transposed", False))
@@ -85,9 +88,9 @@ def choice(model: nn.Module, where: Where | None = None) -> tuple[tuple[Site, ..
 def _why_not(root: nn.Module, site: Site, where: Where | None) -> str | None:
     conv = site.layer.convolution
     if site.layer.lookup:
-        return "an embedding is looked up, not multiplied"
+        return "an embedding, which looks up rows and does not multiply"
     if (around := hidden(root, site.name)) is not None:
-        return f"read by its {type(around).__name__} without being called"
+        return f"read directly by its {type(around).__name__}, which does not call it"
     if Form.FACTORED not in site.forms:
         return site.note or FOLD_FIRST
     if conv is not None and (conv.groups > 1 or conv.transposed):
@@ -95,7 +98,7 @@ def _why_not(root: nn.Module, site: Site, where: Where | None) -> str | None:
     if not site.layer.weight(root.get_submodule(site.name)).requires_grad:
         return "frozen (requires_grad=False): training would not change it"
     if where is None and min(site.shape) < SMALL:
-        return f"its smaller side is {min(site.shape)}: low rank would save little (choose it with where)"
+        return f"its smaller side is only {min(site.shape)}, so that low rank saves little (where= can choose it)"
     return None
 
 
@@ -126,8 +129,9 @@ def numbers_within(model: nn.Module, share: float) -> int:
     least, left = sum(layer.numbers_at(1) for layer in layers), int(share * dense) - rest
     if left < least:
         raise ValueError(
-            f"budget {share:g} of {dense} parameters cannot be met: {rest} are in no layer of low rank, and rank 1 in "
-            f"each of the {len(layers)} layers takes {least}; {(rest + least) / dense:.4f} is the least"
+            f"budget {share:g} of {dense} parameters cannot be met: {rest} of them are in no layer of low rank, "
+            f"and rank 1 in each of the {len(layers)} layers takes {least}. Allow at least "
+            f"budget={(rest + least) / dense:.4f}"
         )
     return left
 

@@ -60,7 +60,7 @@ class SplitAttention(nn.Module):
         elif self.batch_first:
             query, key, value = (x.transpose(0, 1) for x in (query, key, value))
         if is_causal and attn_mask is None:
-            raise ValueError("is_causal=True needs attn_mask too, as in torch.nn.MultiheadAttention")
+            raise ValueError("is_causal=True also needs attn_mask, as in torch.nn.MultiheadAttention")
         q, k, v = (
             project(x).unflatten(-1, (self.num_heads, self.head_dim)).permute(1, 2, 0, 3)
             for project, x in ((self.q_proj, query), (self.k_proj, key), (self.v_proj, value))

@@ -113,7 +113,7 @@ class SplitRecurrent(nn.Module):
             if tuple(part.shape) != (count, samples, width):  # broadcasting would hide it
                 given = "×".join(map(str, part.shape))
                 raise ValueError(
-                    f"a {self.mode} takes a state of {count}×{samples}×{width} here, and was given {given}"
+                    f"a {self.mode} takes a state of shape {count}×{samples}×{width} here, and was given {given}"
                 )
         return state if order is None else tuple(part.index_select(1, order) for part in state)
 
@@ -221,7 +221,7 @@ class SplitCell(nn.Module):
         for part in state:
             if tuple(part.shape) != shape:
                 wanted, given = ("×".join(map(str, size)) for size in (shape, part.shape))
-                raise ValueError(f"a cell takes a state of {wanted} here, and was given {given}")
+                raise ValueError(f"a cell takes a state of shape {wanted} here, and was given {given}")
         found = STEPS[self.mode](self.ih(input), self.hh(state[0]), state)
         return found if self.mode == "LSTM" else found[0]
 

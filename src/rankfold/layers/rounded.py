@@ -15,8 +15,8 @@ from torch import Tensor, nn
 from rankfold.layers.weight import FactoredWriteError, guarded
 
 _STORED = (
-    "is stored as whole numbers and scales, so what is written there would be lost: compress in other forms "
-    "(forms= without int8 and residual) to train or to merge, or write into the dense model first"
+    "is stored as whole numbers and scales, so what is written there would be lost: to train or to merge, "
+    "compress in other forms (forms= without int8 and residual), or write into the dense model first"
 )
 
 

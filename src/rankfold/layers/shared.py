@@ -106,7 +106,10 @@ class SharedNext(Shared):
     @property
     def first(self) -> SharedFirst:
         if "_first" not in self.__dict__:
-            raise RuntimeError("this layer shares a factor that another one holds, and was not joined to it")
+            raise RuntimeError(
+                "this layer uses a factor that another layer holds, and the two were not joined: load the model "
+                "with rankfold.load, or make it with rankfold.apply_"
+            )
         return self.__dict__["_first"][0]
 
     @property

@@ -18,7 +18,10 @@ def least_tails(spectra: Sequence[Tensor], prices: Sequence[int], budget: int) -
     too many, what was taken by σ²/price stays. ``ValueError`` where rank 1 of each does not fit.
     """
     if sum(prices) > budget:
-        raise ValueError(f"rank 1 of each of {len(prices)} matrices takes {sum(prices)}, and {budget} is allowed")
+        raise ValueError(
+            f"rank 1 in each of {len(prices)} matrices takes {sum(prices)} numbers, and {budget} are allowed: allow "
+            "more"
+        )
     squares = [values.double().square().cpu().numpy() for values in spectra]
     losses = [np.append(s[::-1].cumsum()[::-1], 0.0)[1:] for s in squares]
     ranks, critical = _greedy(squares, prices, budget)

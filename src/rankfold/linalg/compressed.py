@@ -31,9 +31,9 @@ def compressed_factors(
     """
     m, n = shape
     if not 1 <= rank <= min(m, n):
-        raise ValueError(f"rank {rank} is not within 1 … {min(m, n)}")
+        raise ValueError(f"rank must be from 1 to {min(m, n)}, got {rank}")
     if len(scales) < 2:
-        raise ValueError(f"a compressed product has at least two factors, got {len(scales)}")
+        raise ValueError(f"a compressed product needs at least two factors, got {len(scales)}")
     left, right = torch.zeros(m, 0, dtype=torch.float64), torch.zeros(n, 0, dtype=torch.float64)
     if guide is not None:
         u, s, vh = svd(guide.cpu())

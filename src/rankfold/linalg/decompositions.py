@@ -21,10 +21,10 @@ def checked(a: Tensor, dtype: torch.dtype = torch.float64) -> Tensor:
     """
     if a.is_meta:
         raise NotMaterialisedError(
-            f"tensor of shape {tuple(a.shape)} is not materialised (meta device): load its weights first"
+            f"a tensor of shape {tuple(a.shape)} is on the meta device, without values: load its weights first"
         )
     if a.is_complex():
-        raise TypeError(f"tensor of shape {tuple(a.shape)} is {a.dtype}: only real matrices are supported")
+        raise TypeError(f"a tensor of shape {tuple(a.shape)} is {a.dtype}: only real matrices are supported")
     a = a.detach()
     if a.device.type == "mps":
         a = a.cpu()
@@ -34,14 +34,14 @@ def checked(a: Tensor, dtype: torch.dtype = torch.float64) -> Tensor:
     if not bool(torch.isfinite(wide.sum())) and not bool((finite := torch.isfinite(wide)).all()):
         bad = int(finite.numel() - finite.sum())
         raise NonFiniteError(
-            f"{bad} of {wide.numel()} values in a tensor {tuple(a.shape)}, {a.dtype}, are NaN or infinite"
+            f"{bad} of {wide.numel()} values in a tensor of shape {tuple(a.shape)}, {a.dtype}, are NaN or infinite"
         )
     return wide
 
 
 def _matrix(a: Tensor, dtype: torch.dtype) -> Tensor:
     if a.ndim not in (2, 3):
-        raise ValueError(f"expected a matrix (m, n) or a batch (g, m, n), got shape {tuple(a.shape)}")
+        raise ValueError(f"a matrix (m, n) or a batch of them (g, m, n) was expected, got shape {tuple(a.shape)}")
     return checked(a, dtype)
 
 
@@ -97,7 +97,7 @@ def eigh(a: Tensor, dtype: torch.dtype = torch.float64) -> tuple[Tensor, Tensor]
     """
     a = _matrix(a, dtype)
     if a.shape[-1] != a.shape[-2]:
-        raise ValueError(f"expected a square matrix, got shape {tuple(a.shape)}")
+        raise ValueError(f"a square matrix was expected, got shape {tuple(a.shape)}")
     if a.numel() == 0:
         return a.new_zeros(a.shape[:-1]), a.new_zeros(a.shape)
     try:
@@ -142,8 +142,8 @@ def _svd_by_gram(a: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         v = torch.linalg.eigh(scaled.mT @ scaled)[1].flip(-1)
     except torch.linalg.LinAlgError as cause:
         raise NotConvergedError(
-            f"no driver converged on a matrix of shape {(m, n)}, largest entry {float(scale):.3g}: "
-            "check the weights, or leave this matrix out"
+            f"the singular value decomposition of a matrix of shape {(m, n)} did not converge (its largest entry "
+            f"is {float(scale):.3g}): check the weights, or leave this matrix out"
         ) from cause
     # QR, not division by the values: columns that belong to tiny ones stay orthonormal
     u, r = torch.linalg.qr(scaled @ v)

@@ -52,7 +52,7 @@ def leading(matrix: Tensor, rank: int, *, generator: torch.Generator | None = No
     m, n = a.shape
     least = min(m, n)
     if rank < 0:
-        raise ValueError(f"a rank is at least 0, got {rank}")
+        raise ValueError(f"rank must be at least 0, got {rank}")
     if 4 * (rank + OVERSAMPLED) >= least:
         u, s, vh = svd(a.T if m < n else a, torch.float64 if least <= _SMALL else a.dtype)
         u, vh = u.to(a.dtype), vh.to(a.dtype)

@@ -27,7 +27,7 @@ def error_bound(rank: int, noise: float) -> float:
 def noise_bound(sigma: float, k: int, m: int, confidence: float = 0.99) -> float:
     """‖PG‖₂ ≤ σ(√k + √m + t) for Gaussian G with probability `confidence` = 1 − exp(−t²/2), at least."""
     if not 0 <= confidence < 1:
-        raise ValueError(f"confidence is a probability below 1, got {confidence:g}")
+        raise ValueError(f"confidence, a probability, must be below 1, got {confidence:g}")
     return sigma * (math.sqrt(k) + math.sqrt(m) + math.sqrt(-2 * math.log1p(-confidence)))
 
 
@@ -55,7 +55,10 @@ def approximate_rank(outputs: Tensor) -> float:
     """
     a = checked(outputs)
     if a.ndim != 2 or not a.numel() or not bool(a.any()):
-        raise ValueError(f"approximate rank is that of a matrix with an entry other than 0, got shape {tuple(a.shape)}")
+        raise ValueError(
+            f"the approximate rank needs a matrix with an entry other than 0, got zeros or a shape {tuple(a.shape)} "
+            "that is none"
+        )
     return float(singular_values(a).sum() / a.abs().max()) ** 2 / a.numel()
 
 

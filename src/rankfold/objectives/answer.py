@@ -62,8 +62,8 @@ def main_tensor(output: Any) -> Tensor:
     for _, tensor in counting_tensors(output):
         return tensor
     raise TypeError(
-        f"the model returned {type(output).__name__}; a tensor, something with logits, or a tuple or mapping that "
-        "holds a tensor was expected"
+        f"the model returned a {type(output).__name__}: a tensor, something with logits, or a tuple or mapping "
+        "that holds a tensor was expected"
     )
 
 

@@ -57,8 +57,8 @@ class Objective:
         )
         if not found:
             raise ObjectiveError(
-                f"the model returned {type(output).__name__} without a floating tensor, and layers are compared by "
-                "what they do to floating outputs: return logits or other numbers"
+                f"the model returned a {type(output).__name__} without floating-point numbers, by which layers "
+                "are compared: let it return logits or other numbers"
             )
         return found
 
@@ -67,8 +67,8 @@ class Objective:
         found = labels_of(batch)
         if found is None:
             raise ObjectiveError(
-                f"{self.name}: a batch holds no targets; give batches (inputs, targets) or mappings with a key labels, "
-                "or use the objective 'teacher', which needs none"
+                f"{self.name}: a batch holds no targets: give batches (inputs, targets), or mappings with a key "
+                "labels, or use the objective 'teacher', which needs none"
             )
         return found
 
@@ -77,15 +77,15 @@ class Objective:
 
     def losses(self, output: Any, batch: Any, smoothing: float = 0.0) -> tuple[Tensor, int]:
         """What training minimises: the mean over the positions that count, and how many those are."""
-        raise NotImplementedError(f"objective {self.name}: no loss")
+        raise NotImplementedError(f"objective {self.name}: it defines no loss")
 
     def measure(self, output: Any, batch: Any, taught: Any = None) -> dict[str, Tensor]:
         """Sums over a batch from which ``conclude`` makes figures. A name that ends in "[]" keeps rows instead."""
-        raise NotImplementedError(f"objective {self.name}: no figures")
+        raise NotImplementedError(f"objective {self.name}: it defines no figures")
 
     def conclude(self, sums: Mapping[str, Tensor]) -> tuple[tuple[Figure, ...], float | None]:
         """Figures from the sums, the judging one first, and the judging figure of guessing (None: unknown)."""
-        raise NotImplementedError(f"objective {self.name}: no figures")
+        raise NotImplementedError(f"objective {self.name}: it defines no figures")
 
     def mean_loss(self, sums: Mapping[str, Tensor]) -> float:
         """The loss over everything that the sums have seen."""

@@ -45,7 +45,7 @@ class Classification(Objective):
         values = main_tensor(output)
         if values.dim() < 2:
             raise ObjectiveError(
-                f"{self.name}: outputs (N, classes, …) were expected, the model gives {tuple(values.shape)}"
+                f"{self.name}: the model must give outputs of shape (N, classes, …), and gives {tuple(values.shape)}"
             )
         return (Answer(values.movedim(self.axis, -1), True, self._counted(values, batch)),)
 
@@ -72,8 +72,9 @@ class Classification(Objective):
             chances = target.movedim(self.axis, -1).reshape(-1, classes)
             if not (bool((chances >= 0).all()) and bool(((chances.sum(1) - 1).abs() < 1e-3).all())):
                 raise ObjectiveError(
-                    f"{self.name}: targets of numbers must be probabilities of the classes, which sum to 1; class "
-                    "indices are integers (.long()), and other numbers have another objective="
+                    f"{self.name}: targets that are floating-point numbers must be probabilities of the classes, "
+                    "which sum to 1: convert class indices to integers (.long()), and name another objective= "
+                    "(--objective) for other numbers"
                 )
             return scores.reshape(-1, classes), chances
         if target.dim() == scores.dim() and target.shape[-1] == 1:
@@ -100,18 +101,19 @@ class Classification(Objective):
             return
         where = "negative" if low < 0 else f"outside 0 … {classes - 1}"
         raise ObjectiveError(
-            f"label {low if low < 0 else high} is {where}, the model has {classes} outputs, counted from 0; "
-            f"renumber the labels ({self.ignore} leaves a position out), widen the last layer, or let this label leave "
-            f"positions out: {type(self).__name__}(ignore={low if low < 0 else high}"
-            f"{', areas=True' if self.areas else ''})"
+            f"label {low if low < 0 else high} is {where}, as the model has {classes} outputs: renumber the "
+            f"labels from 0, mark positions that do not count with {self.ignore}, widen the last layer, or let "
+            "this label mark such positions: "
+            f"{type(self).__name__}(ignore={low if low < 0 else high}{', areas=True' if self.areas else ''})"
         )
 
     def _refuse(self, values: Tensor, target: Tensor) -> None:
         place = "second" if self.axis == 1 else "last"
         raise ObjectiveError(
-            f"{self.name}: labels of shape {tuple(target.shape)}, {str(target.dtype).removeprefix('torch.')}, do not "
-            f"fit outputs of shape {tuple(values.shape)}: with the classes along the {place} axis, one class index, an "
-            "integer (.long()), belongs to each position; name what they are with objective= (--objective)"
+            f"{self.name}: labels of shape {tuple(target.shape)}, {str(target.dtype).removeprefix('torch.')}, do "
+            f"not fit outputs of shape {tuple(values.shape)}: with the classes along the {place} axis, each "
+            "position needs one class index, an integer (.long()); or name what the labels are with objective= "
+            "(--objective)"
         )
 
     def losses(self, output: Any, batch: Any, smoothing: float = 0.0) -> tuple[Tensor, int]:

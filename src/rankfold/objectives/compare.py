@@ -20,8 +20,8 @@ def paired(now: Sequence[Answer], then: Sequence[Answer]) -> list[tuple[Answer, 
     """Answers of two networks side by side; ``ObjectiveError`` where their shapes differ."""
     if [a.values.shape for a in now] != [a.values.shape for a in then]:
         raise ObjectiveError(
-            f"two networks differ in their outputs, {_shapes(now)} and {_shapes(then)}: give the network that this one "
-            "was made from"
+            f"the outputs of two networks differ in shape, {_shapes(now)} and {_shapes(then)}: give the network "
+            "that this one was made from"
         )
     return list(zip(now, then, strict=True))
 

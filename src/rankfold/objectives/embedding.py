@@ -47,7 +47,8 @@ class Embedding(Objective):
             return values
         if values.dim() != 3:
             raise ObjectiveError(
-                f"{self.name}: outputs (N, d) or (N, tokens, d) were expected, not {tuple(values.shape)}"
+                f"{self.name}: the model must give outputs of shape (N, d) or (N, tokens, d), and gives "
+                f"{tuple(values.shape)}"
             )
         mask = attention_mask(batch)
         if mask is None or mask.shape != values.shape[:2]:
@@ -59,7 +60,7 @@ class Embedding(Objective):
         return None
 
     def losses(self, output: Any, batch: Any, smoothing: float = 0.0) -> tuple[Tensor, int]:
-        raise ObjectiveError("embedding: there are no targets, so training needs the original network: teacher=")
+        raise ObjectiveError("embedding: without targets, training needs the original network: give it as teacher=")
 
     def divergence(self, output: Any, taught: Any, batch: Any = None) -> Tensor:
         now, then = self.vectors(output, batch).double(), self.vectors(taught, batch).double()
@@ -76,7 +77,9 @@ class Embedding(Objective):
 
     def measure(self, output: Any, batch: Any, taught: Any = None) -> dict[str, Tensor]:
         if taught is None:
-            raise ObjectiveError(f"{self.name}: outputs are compared with those of the original network: give teacher=")
+            raise ObjectiveError(
+                f"{self.name}: outputs are compared with those of the original network: give it as teacher="
+            )
         now, then = (F.normalize(self.vectors(x, batch).double(), dim=-1) for x in (output, taught))
         cosine = (now * then).sum(-1)
         return {

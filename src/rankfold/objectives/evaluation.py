@@ -126,7 +126,7 @@ class Evaluation:
         for figure in self.figures:
             if figure.name == name:
                 return figure.value
-        raise KeyError(f"{name!r} was not measured; there are {', '.join(figure.name for figure in self.figures)}")
+        raise KeyError(f"{name!r} was not measured: there are {', '.join(figure.name for figure in self.figures)}")
 
     @property
     def accuracy(self) -> float:
@@ -207,8 +207,8 @@ class Figures:
         before = self.sums.get(name)
         if before is not None and before.shape != value.shape:
             raise ObjectiveError(
-                f"{self.objective.name}: two batches differ in the shape of what is counted, {tuple(before.shape)} and "
-                f"{tuple(value.shape)}: pad outputs and targets to one size"
+                f"{self.objective.name}: what is counted has the shape {tuple(before.shape)} in one batch and "
+                f"{tuple(value.shape)} in another: pad outputs and targets to one size"
             )
         self.sums[name] = value if before is None else before + value
 
@@ -217,14 +217,15 @@ class Figures:
         count = int(self.sums["count"]) if "count" in self.sums else 0
         if not count:
             raise ObjectiveError(
-                f"{self.objective.name}: nothing to count: the data are empty, or every target is left out"
+                f"{self.objective.name}: there is nothing to count: the data are empty, or every target is "
+                "marked as left out"
             )
         sums = {**self.sums, **{name: torch.cat(parts)[:_ROWS] for name, parts in self.rows.items()}}
         figures, chance = self.objective.conclude(sums)
         loss = self.objective.mean_loss(sums)
         if math.isnan(figures[0].value) and isfinite(loss):  # where outputs are not numbers, the loss is none either
             raise ObjectiveError(
-                f"{self.objective.name}: its figure is nan while the loss is {loss:.4g}: a number was expected from "
-                f"{count} counted positions"
+                f"{self.objective.name}: its figure is NaN, while the loss is {loss:.4g}: a number was expected "
+                f"from {count} counted positions"
             )
         return Evaluation(figures, loss, count, chance, self.objective.name)

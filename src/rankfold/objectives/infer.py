@@ -41,18 +41,21 @@ def infer(output: Any, batch: Any) -> Inferred:
     if kind.startswith("CausalLMOutput") and (target is not None or named_input(batch, "input_ids") is not None):
         return Inferred(CausalLanguageModel(), "the model gives next tokens")
     if target is None:
-        return Inferred(Teacher(), "the data have no targets: outputs are compared with the original's")
+        return Inferred(Teacher(), "the data have no targets: outputs are compared with those of the original")
     if kind.startswith("MaskedLMOutput"):
         return Inferred(MaskedLanguageModel(), "the model gives masked tokens")
     if kind.startswith("Seq2SeqLMOutput"):
-        return Inferred(CausalLanguageModel(shift=False), "the model gives tokens at the places of their labels")
+        return Inferred(CausalLanguageModel(shift=False), "the model gives tokens at the places of its labels")
     return _of_targets(main_tensor(output), target, batch)
 
 
 def _of_targets(values: Tensor, target: Any, batch: Any) -> Inferred:
     if not isinstance(target, Tensor) or target.is_complex() or target.is_quantized:
         given = target.dtype if isinstance(target, Tensor) else type(target).__name__
-        raise ObjectiveError(f"targets of type {given} mean nothing known: give objective= (a loss of your own)")
+        raise ObjectiveError(
+            f"targets of type {given} have no known meaning: give objective= with a loss of your own "
+            "(rankfold.objective)"
+        )
     if target.is_floating_point() or target.dtype == torch.bool:
         return _of_numbers(values, target)
     if values.dim() == 3 and target.shape == values.shape[:2]:
@@ -64,9 +67,9 @@ def _of_targets(values: Tensor, target: Any, batch: Any) -> Inferred:
     fits = [axis for axis in (1, -1) if _fits(values, target, axis)]
     if len(fits) == 2 and values.dim() > 2:
         raise ObjectiveError(
-            f"labels {tuple(target.shape)} fit outputs {tuple(values.shape)} with the classes along the second axis "
-            "and along the last: say which, objective=Classification(axis=1) or axis=-1 (--objective classification or "
-            "token-classification; segmentation for pixels)"
+            f"labels of shape {tuple(target.shape)} fit outputs of shape {tuple(values.shape)} with the classes "
+            "along the second axis or along the last: say which, with objective=Classification(axis=1) or "
+            "axis=-1 (--objective classification or token-classification; segmentation for pixels)"
         )
     if fits and values.shape[fits[0]] > 1:
         if fits[0] == -1 and values.dim() > 2:
@@ -80,9 +83,10 @@ def _of_targets(values: Tensor, target: Any, batch: Any) -> Inferred:
             return Inferred(MultiLabel(), "targets 0 and 1, one for each output")
         return Inferred(Regression(), "one number for each output")
     raise ObjectiveError(
-        f"targets of shape {tuple(target.shape)}, {_dtype(target)}, do not fit outputs of shape {tuple(values.shape)}: "
-        "class indices (N, …) for outputs (N, classes, …), or one number for each output, were expected; or say which "
-        "objective= (--objective) is meant, such as embedding for vectors that are compared with one another"
+        f"targets of shape {tuple(target.shape)}, {_dtype(target)}, do not fit outputs of shape "
+        f"{tuple(values.shape)}: give class indices (N, …) for outputs (N, classes, …), or one number for each "
+        "output; or name another objective= (--objective), such as embedding for vectors that are compared with "
+        "one another"
     )
 
 
@@ -90,7 +94,7 @@ def _of_numbers(values: Tensor, target: Tensor) -> Inferred:
     if not alike(values, target):
         raise ObjectiveError(
             f"targets of shape {tuple(target.shape)}, {_dtype(target)}, do not fit outputs of shape "
-            f"{tuple(values.shape)}: one number was expected for each output{_counts(values, target)}"
+            f"{tuple(values.shape)}: give one number for each output{_counts(values, target)}"
         )
     if target.dtype == torch.bool or (target.numel() and _binary(target)):
         return Inferred(MultiLabel(), "targets 0 and 1, one for each output")
@@ -128,9 +132,9 @@ def _of_tokens(values: Tensor, target: Tensor, batch: Any) -> Inferred | None:
         if bool((tokens[kept] == target[kept]).all()):
             return Inferred(CausalLanguageModel(), "the labels are the input tokens: each one predicts the next")
         if target.shape[1] > 2 and bool((tokens[:, 1:] == target[:, :-1])[kept[:, :-1]].all()) and words:
-            return Inferred(CausalLanguageModel(shift=False), "the labels are the input tokens, one place on")
+            return Inferred(CausalLanguageModel(shift=False), "the labels are the input tokens, shifted by one place")
         if named and int(kept.sum()) * 2 < kept.numel() and words:
-            return Inferred(MaskedLanguageModel(), "labels at some of the tokens only: these were masked")
+            return Inferred(MaskedLanguageModel(), "only some of the tokens have labels: these were masked")
     return Inferred(TokenClassification(), "one class index for each token") if named else None
 
 

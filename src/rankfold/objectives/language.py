@@ -59,7 +59,7 @@ class CausalLanguageModel(Classification):
             tokens = inputs
         if not isinstance(tokens, Tensor) or tokens.is_floating_point() or tokens.dim() != 2:
             raise ObjectiveError(
-                f"{self.name}: tokens (N, length) as labels or input_ids were expected in each batch, got "
+                f"{self.name}: each batch must hold tokens of shape (N, length) as labels or input_ids, got "
                 f"{tuple(tokens.shape) if isinstance(tokens, Tensor) else 'none'}"
             )
         shifted = tokens.new_full(tokens.shape, self.ignore)

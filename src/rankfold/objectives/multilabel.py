@@ -33,7 +33,7 @@ class MultiLabel(Regression):
         known = target[~target.isnan()]
         if bool(((known < 0) | (known > 1)).any()):
             raise ObjectiveError(
-                f"{self.name}: targets between 0 and 1 were expected, got {float(known.min()):g} to "
+                f"{self.name}: targets must be from 0 to 1, and run from {float(known.min()):g} to "
                 f"{float(known.max()):g}"
             )
         return scores, target

@@ -40,12 +40,13 @@ def objective_named(name: str | Objective) -> Objective:
         return name
     if not isinstance(name, str):
         raise ObjectiveError(
-            f"an objective was expected, or its name; got a {type(name).__name__}: rankfold.objective(name, loss=…) "
-            "makes one of your own"
+            f"objective= must be an objective or the name of one, got a {type(name).__name__}: "
+            "rankfold.objective(name, loss=…) makes one of your own"
         )
     if name in _NAMED:
         return _NAMED[name]
     near = get_close_matches(name, _NAMED, 1)
     raise ObjectiveError(
-        f"no objective named {name!r}; {f'did you mean {near[0]}? ' if near else ''}there are {', '.join(_NAMED)}"
+        f"there is no objective named {name!r}: {f'did you mean {near[0]}? The' if near else 'the'} objectives are "
+        f"{', '.join(_NAMED)}"
     )

@@ -49,7 +49,7 @@ class Regression(Objective):
         if not alike(values, target) or target.is_complex():
             raise ObjectiveError(
                 f"{self.name}: targets of shape {tuple(target.shape)} do not fit outputs of shape "
-                f"{tuple(values.shape)}: one number was expected for each output"
+                f"{tuple(values.shape)}: give one number for each output"
             )
         shaped = target.reshape(values.shape)
         wide = values.to(torch.promote_types(values.dtype, torch.float32))

@@ -39,11 +39,13 @@ class Teacher(Objective):
         return None
 
     def losses(self, output: Any, batch: Any, smoothing: float = 0.0) -> tuple[Tensor, int]:
-        raise ObjectiveError("teacher: there are no targets, so training needs the original network: teacher=")
+        raise ObjectiveError("teacher: without targets, training needs the original network: give it as teacher=")
 
     def measure(self, output: Any, batch: Any, taught: Any = None) -> dict[str, Tensor]:
         if taught is None:
-            raise ObjectiveError(f"{self.name}: outputs are compared with those of the original network: give teacher=")
+            raise ObjectiveError(
+                f"{self.name}: outputs are compared with those of the original network: give it as teacher="
+            )
         found: dict[str, Tensor] = {"count": torch.tensor(size_of(batch))}
         for index, (now, then) in enumerate(paired(self.answers(output, batch), self.answers(taught, batch))):
             a, b = now.centred.double(), then.centred.double()

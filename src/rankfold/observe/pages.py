@@ -87,11 +87,15 @@ class Pages:
             except (RuntimeError, NotImplementedError, ValueError, TypeError) as error:
                 if given is bare:
                     raise PagesError(
-                        f"{kind} cannot be followed without its weights ({(str(error).splitlines() or [''])[0][:120]})"
-                        ": compress it as a whole, without a bound of memory"
+                        f"{kind} needs its weights before the blocks can be told apart "
+                        f"({(str(error).splitlines() or [''])[0][:120]}): compress it as a whole, without a "
+                        "bound of memory"
                     ) from error
         if not self.chain.spans:
-            raise PagesError(f"{kind}: none of the layers that may be factored is called on the data")
+            raise PagesError(
+                f"{kind}: the data reach none of the layers that may be factored: give other data, or choose other "
+                "layers"
+            )
         self.parts = _needs(self.network, self.chain, self.names)
         for name, value in self.buffers.items():
             parent, _, own = name.rpartition(".")

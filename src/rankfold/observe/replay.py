@@ -110,7 +110,7 @@ class _Pass:
             raise Enough
         if number >= len(self.calls) or self.calls[number].name != name:
             known = self.calls[number].name if number < len(self.calls) else "the end"
-            raise AnotherWay(f"{name} is called where the first samples had {known}")
+            raise AnotherWay(f"{name} is called where {known} was called for the first samples")
         here = self.calls[number]
         if here.changing and here.end <= self.begins:
             self.number = here.stop
@@ -118,7 +118,7 @@ class _Pass:
         self.number += 1
         output = go_on() if self.taping is None or not here.site else self.taping.site(name, go_on)
         if self.number != here.stop:
-            raise AnotherWay(f"{name} calls other modules than for the first samples")
+            raise AnotherWay(f"{name} calls other modules than it did for the first samples")
         with torch._C.DisableTorchFunction():
             if number in self.wanted:
                 self.kept[number] = rebuilt(output, torch.clone if self.graph else _taken)

@@ -59,7 +59,7 @@ def _each(root: nn.Module | None, callbacks: Watched[_C]) -> Iterator[tuple[nn.M
         elif root is not None:
             module = root.get_submodule(place)
         else:
-            raise TypeError(f"{place}: a module is found by its name in a model, and there is none")
+            raise TypeError(f"{place}: the model has no module of this name")
         yield from ((module, callback) for callback in (given if isinstance(given, Sequence) else (given,)))
 
 

@@ -46,8 +46,8 @@ def reproduce(name: str, directory: str | Path, request: Request | None = None, 
 
     if name not in EXPERIMENTS:
         near = get_close_matches(name, EXPERIMENTS, n=1)
-        meant = f", did you mean {near[0]}?" if near else ":"
-        raise ValueError(f"unknown experiment {name!r}{meant} The names are {', '.join(sorted(EXPERIMENTS))}")
+        meant = f": did you mean {near[0]}? The" if near else ": the"
+        raise ValueError(f"there is no experiment {name!r}{meant} names are {', '.join(sorted(EXPERIMENTS))}")
     found = EXPERIMENTS[name]
     experiment = getattr(import_module(f"rankfold.papers.{found.module}"), found.function)
     asked = request or Request()

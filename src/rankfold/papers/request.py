@@ -58,7 +58,7 @@ class Request:
         for name in ("models", "depths", "decays", "seeds"):
             values = getattr(self, name)
             if values is not None and (not values or len(set(values)) < len(values)):
-                raise ValueError(f"{name}: give at least one, and none twice")
+                raise ValueError(f"{name}: give at least one, and none of them twice")
         if self.depths is not None and min(self.depths) < 1:
             raise ValueError(f"depths: the number of composed matrices is at least 1, got {min(self.depths)}")
         for name in ("epochs", "train_samples", "trials"):
@@ -99,7 +99,7 @@ class Request:
         for field in fields(self):
             if field.name not in options and getattr(self, field.name) != field.default:
                 there = ", ".join(sorted(name.replace("_", "-") for name in options))
-                raise ValueError(f"{experiment} has no option {field.name.replace('_', '-')}: there are {there}")
+                raise ValueError(f"{experiment} has no option {field.name.replace('_', '-')}: its options are {there}")
 
 
 def steadied(base: Recipe, asked: Request) -> Recipe:

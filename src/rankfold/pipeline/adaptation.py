@@ -50,9 +50,9 @@ class AdaptSettings:
 
     def __post_init__(self) -> None:
         if self.method not in METHODS:
-            raise ValueError(f"no method named {self.method!r}; there are {', '.join(METHODS)}")
+            raise ValueError(f"there is no method named {self.method!r}: the methods are {', '.join(METHODS)}")
         if not 0 < self.params < float("inf"):
-            raise ValueError(f"params is a share of the model, or a count above 1, got {self.params!r}")
+            raise ValueError(f"params must be a share of the model, above 0, or a count above 1, got {self.params!r}")
 
 
 class NothingLearntError(ValueError):
@@ -129,7 +129,9 @@ def adapt(
                 optimizer=way.optimizer, progress=tell.training("adapting"),
             )  # fmt: skip
         if history.stopped is not None:
-            raise TrainingError(f"{history.stopped}; nothing was written but the checkpoint in {place / TRAINING}")
+            raise TrainingError(
+                f"{history.stopped}; no adapter was written, and the checkpoint is kept in {place / TRAINING}"
+            )
         cut = _cut(way.finish(), numbers, size)
         add_(root, cut.adapter)
         after = evaluate(root, data.test, role="test", objective=chosen.objective, teacher=root)
@@ -165,7 +167,10 @@ def _cut(found: Adapter, numbers: int, size: int) -> Extraction:
         return Extraction(found, layers, (), f"params={numbers}", 0.0, "entries", size)
     result = combine([found], Asked(params=float(max(numbers, 2))))
     if not any(result.adapter.ranks.values()):
-        raise NothingLearntError("training moved no layer: the radius or the learning rate starves it")
+        raise NothingLearntError(
+            "training changed no layer: give a higher learning rate (--learning-rate), or, for debora, a larger "
+            "radius (--radius)"
+        )
     return Extraction(
         result.adapter, result.layers, (), f"params={numbers}", result.error, result.norm, size, result.notes
     )  # fmt: skip
@@ -190,8 +195,9 @@ def _check(place: Path, request: dict[str, Any], restart: bool) -> None:
         other = next((key for key in request if known.get(key) != json.loads(json.dumps(request[key]))), None)
         if other is not None:
             raise ValueError(
-                f"{place} holds an adaptation with another {other} ({known.get(other)!r} there, {request[other]!r} "
-                "asked): give another directory, or --restart"
+                f"{place} holds an adaptation with another {other} ({known.get(other)!r} there, "
+                f"{request[other]!r} asked for): give another directory, or --restart (restart=True) to replace "
+                "it"
             )
     elif is_adapter(place):
         raise ValueError(

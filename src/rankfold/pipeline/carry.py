@@ -59,7 +59,7 @@ def carry_out_(
         try:
             small = _improved(original, small, plan, Path(directory), how, tell)
         except (ValueError, OSError) as error:
-            raise ValueError(f"{error}; the factored network is saved in {directory}, not repaired") from error
+            raise ValueError(f"{error}; the factored network is saved in {directory}, but not repaired") from error
     elif has_statistics(small):
         tell.say("BatchNorm statistics stay those of the original; --data NAME measures them again")
     tell.say(f"saved in {directory}")

@@ -40,7 +40,9 @@ def write_comparison(directories: Sequence[str | Path], file: str | Path) -> Pat
     Raises ``StoreError``, one line: nothing to compare, a directory that ``compress`` has not finished, a damaged file.
     """
     if len(directories) < 2:
-        raise StoreError("give two or more directories that compress wrote: one is shown by its own report.html")
+        raise StoreError(
+            "give at least two directories that compress wrote: a single one is shown by its own report.html"
+        )
     names = _names([Path(directory) for directory in directories])
     page = render_compared([read_compared(Path(d), name) for d, name in zip(directories, names, strict=True)])
     write_atomically(Path(file), page.encode())
@@ -50,14 +52,17 @@ def write_comparison(directories: Sequence[str | Path], file: str | Path) -> Pat
 def read_compared(directory: Path, name: str = "") -> Compared:
     """One result as the page shows it; ``StoreError`` as above."""
     if not (directory / RESULT).is_file():
-        raise StoreError(f"{directory}: no finished result of rankfold compress there (it has no {RESULT})")
+        raise StoreError(
+            f"{directory}: there is no finished result of rankfold compress (no {RESULT}): finish the run, or give "
+            "another directory"
+        )
     again = "run compress again with --restart"
     try:
         found = read_object(directory / RESULT, "the result of a run", again)
         if "needs" in found:
             raise StoreError(
-                f"{directory}: written block by block (compress with --memory), which keeps no report; evaluate it "
-                "(rankfold evaluate), or compress without --memory to compare it here"
+                f"{directory}: it was written block by block (compress with --memory), which keeps no report: "
+                "evaluate it (rankfold evaluate), or compress without --memory to compare it here"
             )
         stored = checked(_Stored, _known(found))
         plan = Plan.load(directory / "plan.json")

@@ -70,7 +70,7 @@ def restore(
     """
     tell, place = tell or Tell(), Path(directory)
     if place.exists() and (not place.is_dir() or any(place.iterdir())):
-        raise StoreError(f"{place}: something is there already: give a directory that is empty or missing")
+        raise StoreError(f"{place}: there are files already: give a directory that is empty or missing")
     root = unwrap(stored.model).eval()
     chosen = choose(root, data.train, objective or data.objective)
     tell.say(str(chosen))

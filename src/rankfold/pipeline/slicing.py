@@ -28,7 +28,7 @@ def slice_(stored: Stored, budget: str | Budget | Sequence[str | Budget], *, exa
         the bottlenecks that the model then has, so that it can be saved and sliced again.
 
     Raises:
-        SliceError: no bottlenecks, those of other weights, or nothing to slice.
+        SliceError: no network with bottlenecks, those of other weights, or nothing to slice.
         BudgetError: the budget cannot be met. Both come before the first change.
 
     Cost: one singular value decomposition for each bottleneck, and the new factors.
@@ -41,10 +41,15 @@ def slice_(stored: Stored, budget: str | Budget | Sequence[str | Budget], *, exa
         >>> rf.slice_(stored, "params=0.5").plan.after.params <= 0.5 * plan.before.params
         True
     """
+    if not isinstance(stored, Stored):
+        raise SliceError(
+            f"slice_ needs a network with its bottlenecks, such as rankfold.load(DIR) reads, got a "
+            f"{type(stored).__name__}"
+        )
     if stored.bottlenecks is None:
         raise SliceError(
-            "saved without its bottlenecks, so that nothing is known of narrower ones: measure them on a few hundred "
-            "samples, rankfold.bottlenecks(model, data), and save with bottlenecks="
+            "this network was saved without its bottlenecks, so that it cannot be narrowed yet: measure them on "
+            "a few hundred samples, rankfold.bottlenecks(model, data), and save again with bottlenecks="
         )
     made = plan_slice(stored.model, stored.plan, stored.bottlenecks, budget, example=example)
     known = narrow_(stored.model, stored.plan, stored.bottlenecks, made)

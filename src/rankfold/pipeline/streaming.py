@@ -156,7 +156,7 @@ def stream(
     check_streamable(settings)
     if isinstance(folder, nn.Module):
         raise ValueError(
-            f"a folder is read block by block, and a {type(folder).__name__} is in memory already: "
+            f"rankfold.stream reads a folder block by block, and a {type(folder).__name__} is in memory already: "
             "give the folder, or use rankfold.pipeline.compress"
         )
     memory = MEMORY if memory is None else bytes_of(memory) if isinstance(memory, str) else memory
@@ -185,7 +185,7 @@ def stream(
             return finished(place)
 
         if team.shared(begin):
-            told.say(f"{place} holds the finished run: nothing to do")
+            told.say(f"{place} already holds the finished run: nothing to do")
             return _read(place)
         result = replace(job.run(needs), seconds=time.perf_counter() - began)
         team.shared(lambda: _close(result))
@@ -201,11 +201,12 @@ def check_streamable(settings: Settings) -> None:
     method = method_named(settings.method)
     if not fits_layers(method):
         raise ValueError(
-            f"method {method.name!r} is not fitted block by block: take sequential, or leave out the bound (--memory)"
+            f"method {method.name!r} cannot be fitted block by block: use method sequential, or leave the bound "
+            "out (--memory)"
         )
 
 
-_WHOLE = "needs the whole model in memory: leave it out, or leave out the bound (--memory)"
+_WHOLE = "needs the whole model in memory: leave it out, or leave the bound out (--memory)"
 
 
 @dataclass(frozen=True)
@@ -259,12 +260,12 @@ class _Job:
         found = sites(self.root, self.settings.where)
         few = next(batches_of(self.calibration, 2, 2))
         if not found.reducible:
-            raise ValueError(f"{self.folder}: no layer of it may be factored: --only and --exclude leave none")
+            raise ValueError(f"{self.folder}: none of its layers may be factored: --only and --exclude leave none")
         self.pages.cut(few, [site.name for site in found.reducible])
         assert self.settings.memory is not None
         needs = needs_of(self.pages, found, size_of(few), self.samples, _METRIC, self.settings.memory)
         if len(list(zip(range(2), batches_of(self.calibration, needs.batch, self.settings.samples), strict=False))) < 2:
-            raise ValueError("the data to calibrate on are one batch: give two at least, of which one is held back")
+            raise ValueError("the data to calibrate on are a single batch: give at least two, as one is held back")
         return needs
 
     def check(self, needs: Needs) -> None:
@@ -274,7 +275,7 @@ class _Job:
         self.tell.say(str(needs))
         needs.check(self.directory)
         for name in hub.left_alone(self.folder):
-            self.tell.say(f"{name}: beside the model, left alone: neither read nor copied")
+            self.tell.say(f"{name}: it lies beside the model and is neither read nor copied")
 
     def run(self, needs: Needs) -> Streamed:
         from rankfold import hub

@@ -28,7 +28,9 @@ def draw(recording: Recording, path: Path, where: str | None) -> None:
         if track.rows and (where is None or fnmatchcase(site, where))
     }
     if not chosen:
-        raise ValueError(f"nothing to draw: no record of a site{'' if where is None else f' named like {where!r}'}")
+        raise ValueError(
+            f"there is nothing to draw: no site{'' if where is None else f' named like {where!r}'} was recorded"
+        )
     buffer = io.BytesIO()
     with rc_context(_STYLE):
         figure = Figure(figsize=(10, 0.6 + 1.8 * len(chosen)), layout="constrained")

@@ -28,13 +28,13 @@ def _copy(root: nn.Module, site: Site) -> Tensor | str:
     try:
         weight = site.weight(root)
     except AttributeError:
-        return "no weight of this name is in the model any more"
+        return "the model no longer has a weight of this name"
     if hasattr(weight, "full_tensor"):
         return "sharded over processes (DTensor): gather it first"
     if weight.is_meta:
-        return "not materialised (on the meta device): load weights first"
+        return "its weights are on the meta device, without values: load them first"
     try:
         matrix = site.layer.geometry(Form.FACTORED).matrix(weight)
     except (RuntimeError, ValueError):
-        return f"its weight has another shape now, {tuple(weight.shape)}"
+        return f"its weight now has another shape, {tuple(weight.shape)}"
     return matrix.to("cpu", copy=True, memory_format=torch.contiguous_format)

@@ -81,11 +81,11 @@ class SpectrumRecorder:
     ) -> None:
         for name, value in (("rank", rank), ("every", every), ("pending", pending)):
             if value < 1:
-                raise ValueError(f"{name} is at least 1, got {value}")
+                raise ValueError(f"{name} must be at least 1, got {value}")
         found = tuple(sites(model, where))
         if not found:
             chosen = "" if where is None else f" that where={where!r} selects"
-            raise ValueError(f"{type(model).__name__} has no site{chosen}: rankfold.sites(model).left_out says why")
+            raise ValueError(f"{type(model).__name__} has no site{chosen}: rankfold.sites(model).left_out tells why")
         tracks = {}
         for site, matrix in zip(found, read(model, found).values(), strict=True):
             if isinstance(matrix, str):
@@ -114,14 +114,17 @@ class SpectrumRecorder:
         since the last call.
         """
         if self._model is None:
-            raise ValueError("loaded without a model: SpectrumRecorder.load(path, model) can go on")
+            raise ValueError(
+                "this recording was loaded without a model, so that it cannot go on: use "
+                "SpectrumRecorder.load(path, model)"
+            )
         while self._waiting and self._waiting[0].done():
             self._waiting.popleft().result()
         due = self._recording.calls % self._recording.every == 0
         if due and not self._recording.last < epoch < math.inf:
             raise ValueError(
-                f"epoch {epoch} after {self._recording.last:g}: labels must grow; when resuming, load the recording "
-                "that was saved with the checkpoint"
+                f"epoch {epoch} comes after {self._recording.last:g}, and labels of epochs must grow: when "
+                "resuming, load the recording that was saved with the checkpoint"
             )
         self._recording.calls += 1
         if not due:
@@ -160,7 +163,7 @@ class SpectrumRecorder:
         for site, matrix in copies.items():
             track = self._recording.tracks[site]
             if isinstance(matrix, Tensor) and matrix.shape != track.start.shape:
-                matrix = f"shape {tuple(matrix.shape)} now, {tuple(track.start.shape)} at the start"
+                matrix = f"its shape is {tuple(matrix.shape)} now and was {tuple(track.start.shape)} at the start"
             try:
                 if isinstance(matrix, str):
                     row, track.before = missing(epoch, matrix), None
@@ -218,12 +221,12 @@ class SpectrumRecorder:
         """
         recording = Recording.load(Path(path))
         if probe is not None and tuple(probe.columns) != recording.columns:
-            raise ValueError(f"{path}: recorded with {'another' if recording.columns else 'no'} probe")
+            raise ValueError(f"{path}: it was recorded with {'another' if recording.columns else 'no'} probe")
         found: tuple[Site, ...] = ()
         if model is not None:
             known = {site.name: site for site in sites(model)}
             if absent := [name for name in recording.tracks if name not in known]:
-                raise ValueError(f"{path}: recorded {absent[0]}, which is no site of this {type(model).__name__}")
+                raise ValueError(f"{path}: it recorded {absent[0]}, which is no site of this {type(model).__name__}")
             found = tuple(known[name] for name in recording.tracks)
         recorder = cls.__new__(cls)
         recorder._begin(model, found, recording, pending, probe)

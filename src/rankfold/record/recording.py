@@ -155,7 +155,7 @@ _FILE = Kind[_Facts](
 
 def _built(tensors: dict[str, Tensor], facts: _Facts) -> Recording:
     if facts["format"] != _FORMAT:
-        raise ValueError(f"format {facts['format']}; this version reads {_FORMAT}")
+        raise ValueError(f"it has format {facts['format']}, and this version reads {_FORMAT}")
     columns = tuple(facts.get("columns", ()))
     tracks = {
         site: _track(

@@ -71,12 +71,12 @@ def choices(
     m, n = shape
     for rank in ranks or ():
         if not 1 <= rank <= min(m, n):
-            raise ValueError(f"rank {rank} is not within 1 … {min(m, n)}, what {m} rows and {n} columns allow")
+            raise ValueError(f"rank must be from 1 to {min(m, n)} for {m} rows and {n} columns, got {rank}")
     tried = sorted({min(rank, m, n) for rank in ranks or (5, 10, 20)})
     found = []
     for method in methods:
         if method not in METHODS:
-            raise ValueError(f"no method {method!r}: there are {', '.join(METHODS)}")
+            raise ValueError(f"there is no method {method!r}: the methods are {', '.join(METHODS)}")
         if method in ("low-rank", "nuclear"):
             found.append(Choice(method, max(ranks) if ranks else None))
         else:
@@ -107,7 +107,8 @@ def cross_validate(
     """
     if not 2 <= folds <= len(entries):
         raise ValueError(
-            f"{folds} folds of {len(entries)} entries: take folds (--folds) from 2 to the number of entries"
+            f"{folds} folds cannot be made of {len(entries)} entries: give folds (--folds) from 2 to the number "
+            "of entries"
         )
     parts = np.array_split(np.random.default_rng(seed).permutation(len(entries)), folds)
     fits = each(
@@ -153,7 +154,7 @@ def fit(
     """
     m, n = entries.shape
     if choice.rank is not None and not 1 <= choice.rank <= min(m, n):
-        raise ValueError(f"rank {choice.rank} is not within 1 … {min(m, n)}, what {m} rows and {n} columns allow")
+        raise ValueError(f"rank must be from 1 to {min(m, n)} for {m} rows and {n} columns, got {choice.rank}")
     low, high = float(entries.values.min()), float(entries.values.max())
     if choice.method == "ratings":
         rank = choice.rank or 10
@@ -198,9 +199,9 @@ def completed(
 
 def _known(entries: Triplets, choice: Choice, sides: Sides | None) -> Known:
     if choice.time and entries.times is None:
-        raise ValueError("ratings with time need times beside the values: read them too (time=True)")
+        raise ValueError("ratings with time need a time for each value: read the times too (time=True, --time)")
     if choice.sides and sides is None:
-        raise ValueError("ratings with side tables need one of rows or of columns")
+        raise ValueError("ratings with side tables need one of the rows or of the columns (--rows, --items)")
     return Known(
         entries.times if choice.time else None,
         sides.rows if choice.sides and sides is not None else None,

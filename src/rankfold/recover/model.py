@@ -74,7 +74,10 @@ class FactorModel:
         they are clipped). Raises ``ValueError`` for a model that was not averaged over draws, or was read from a
         file."""
         if self.spread is None:
-            raise ValueError("this model has no draws: only ratings that were fitted just now know their uncertainty")
+            raise ValueError(
+                "this model holds no draws: only ratings that were just fitted know their uncertainty, and files of "
+                "them do not"
+            )
         at, to = self._known(rows, columns)
         first, second = np.zeros(len(at)), np.zeros(len(at))
         count = len(self.spread.lefts)
@@ -169,12 +172,15 @@ def _built(tensors: Mapping[str, Tensor], about: _About) -> FactorModel:
     rows, columns = (checked(tuple[str, ...], parsed(about[axis])) for axis in ("rows", "columns"))
     left, right = (tensors[side].numpy() for side in ("left", "right"))
     if left.ndim != 2 or right.ndim != 2 or left.shape[1] != right.shape[0]:
-        raise ValueError(f"left {left.shape} and right {right.shape} are no factors of one matrix")
+        raise ValueError(f"left of shape {left.shape} and right of shape {right.shape} are not factors of one matrix")
     if (left.shape[0], right.shape[1]) != (len(rows) + 1, len(columns) + 1):
-        raise ValueError(f"factors of {left.shape[0]} × {right.shape[1]} for {len(rows)} and {len(columns)} names")
+        raise ValueError(
+            f"the factors are of a {left.shape[0]} × {right.shape[1]} matrix, and there are {len(rows)} and "
+            f"{len(columns)} names"
+        )
     biases = int(about.get("biases", "0"))
     if not 0 <= biases <= left.shape[1]:
-        raise ValueError(f"{biases} columns of biases among {left.shape[1]}")
+        raise ValueError(f"{biases} columns of biases cannot be among {left.shape[1]}")
     moments = _moments(tensors)
     offset, low, high = (float(about[name]) for name in ("offset", "low", "high"))
     return FactorModel(left, right, offset, low, high, rows, columns, biases, moments)

@@ -31,7 +31,7 @@ Result = TypeVar("Result")
 # Cells draw from the random state of their process: where one has several threads (Dask), one at a time.
 _ALONE = threading.RLock()
 _LOOK = 0.2  # seconds between looks at what the workers say
-_KILLED = "its process was killed, perhaps for want of memory: fewer jobs; the same command goes on"
+_KILLED = "its process was killed, perhaps as memory ran out: give fewer --jobs; the same command continues"
 
 
 class Work(Protocol[Result]):
@@ -84,7 +84,7 @@ def run_cells(
     waiting: dict[str, Any] = {}
     for name, cell in zip(names, cells, strict=True):
         if waiting.setdefault(name, cell) != cell:
-            raise ValueError(f"two different {what} have the name {name}: {waiting[name]} and {cell}")
+            raise ValueError(f"two different {what} have the same name {name}: {waiting[name]} and {cell}")
     total = len(waiting)
     results = {name: found for name, cell in waiting.items() if (found := work.read(cell)) is not None}
     if results:
@@ -173,7 +173,7 @@ def _pool(jobs: int, scheduler: str | None) -> Iterator[Executor]:
     except ImportError:
         raise ValueError("a Dask scheduler needs the package distributed: pip install 'rankfold[dask]'") from None
     except (OSError, ValueError) as error:
-        raise ValueError(f"no Dask scheduler answers at {scheduler} ({error})") from None
+        raise ValueError(f"no Dask scheduler answers at {scheduler} ({error}): check its address") from None
     with client:
         yield client.get_executor(pure=False)
 
@@ -243,7 +243,9 @@ class Kept:
             return None
         values = read_object(file, "a finished cell", "delete it to compute it again")
         if values.get("case", plain(asdict(cell))) != plain(asdict(cell)):
-            raise ValueError(f"{file} holds another cell, {values['case']}: give another directory, or delete it")
+            raise ValueError(
+                f"{file} holds another cell, {values['case']}: give another directory, or delete this file"
+            )
         return values
 
     def do(self, cell: Any, progress: Progress) -> dict[str, Any]:

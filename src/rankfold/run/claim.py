@@ -130,7 +130,7 @@ def _taken(lock: Path, what: str, wait: float, stale: float, now: Callable[[], f
                 time.sleep(_PAUSE)
             else:
                 raise ClaimError(
-                    f"{lock.parent} is in use by {other}: wait until that ends, end it, or give another directory"
+                    f"{lock.parent} is in use by {other}: wait until it ends, end it, or give another directory"
                 )
         if not os.path.samestat(os.fstat(handle), os.stat(lock)):  # no links here: the lock is a file of its own
             os.close(handle)

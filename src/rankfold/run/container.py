@@ -175,7 +175,9 @@ def read_object(file: Path, what: str, remedy: str) -> dict[str, Any]:
     except ValueError as error:
         raise ValueError(f"{file}: damaged, or not {what} ({said(error)}): {remedy}") from None
     if not isinstance(values, dict):
-        raise ValueError(f"{file}: not {what} (a JSON object was expected, not {type(values).__name__}): {remedy}")
+        raise ValueError(
+            f"{file}: this is not {what}: a JSON object was expected, and it holds a {type(values).__name__}: {remedy}"
+        )
     return values
 
 

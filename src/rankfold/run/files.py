@@ -37,7 +37,8 @@ def check_room(directory: Path, size: int) -> None:
     if free < size:
         raise OSError(
             errno.ENOSPC,
-            f"{size:,} bytes will be needed there, and {free:,} are free: make room, or give a directory elsewhere",
+            f"{size:,} bytes will be needed there, and {free:,} are free: free some space, or give a directory "
+            "on another disk",
             str(directory),
         )
 

@@ -36,7 +36,7 @@ class Watch:
         while not self.ended.is_set():
             with self.looking:
                 if not self.ended.is_set() and (why := self.missing()):
-                    print(f"error: {why}; the same command goes on from what was kept", file=sys.stderr, flush=True)
+                    print(f"error: {why}; the same command continues from what was kept", file=sys.stderr, flush=True)
                     os._exit(1)
             self.ended.wait(MARK)
 
@@ -50,7 +50,7 @@ class Watch:
                 if mark != before:
                     self.seen[other] = (mark, time.monotonic())
                 elif mark != _LEFT and time.monotonic() - since > GONE:
-                    return f"process {other + 1} of {self.size} is gone: it gave no sign for {GONE:.0f} s"
+                    return f"process {other + 1} of {self.size} is gone: it has given no sign for {GONE:.0f} s"
         except RuntimeError:  # the store is gone, and with it the process or the agent that kept it
             if self.seen.get(0, (b"", 0.0))[0] != _LEFT:
                 return f"process 1 of {self.size}, or the agent of torchrun, is gone"

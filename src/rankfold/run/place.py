@@ -44,7 +44,7 @@ class Place:
         other = sorted(p.name for p in directory.iterdir() if not any(fnmatch(p.name, each) for each in ours))
         if other:
             raise self.error(
-                f"{self.prefix}{directory} is not empty and holds no run of rankfold ({other[0]} is there): give "
+                f"{self.prefix}{directory} is not empty and holds no run of rankfold (it holds {other[0]}): give "
                 "another directory"
             )
 
@@ -62,7 +62,7 @@ class Place:
             differing = self.differing(directory, request)
             if differing:
                 raise self.error(
-                    f"{directory} holds a run that was asked otherwise ({'; '.join(differing)}): give another "
+                    f"{directory} holds a run with other settings ({'; '.join(differing)}): give another "
                     "directory, or --restart (restart=True) to replace it"
                 )
             return

@@ -65,8 +65,8 @@ class Team:
         if batch_size % self.size:
             below = batch_size - batch_size % self.size
             raise self.error(
-                f"batch_size {batch_size} cannot be shared equally by {self.size} processes: "
-                f"take {below or self.size} or another multiple of {self.size}"
+                f"batch_size {batch_size} cannot be shared equally by {self.size} processes: give "
+                f"{below or self.size} or another multiple of {self.size}"
             )
 
     def share(self, batch: Any) -> Any:
@@ -194,8 +194,8 @@ def joined(device: torch.device, error: type[ValueError] = TeamError) -> Iterato
             if not _lost(cause):
                 raise
             raise error(
-                f"another of the {team.size} processes is gone or cannot be reached: start them again, the same "
-                "command goes on from what was kept"
+                f"another of the {team.size} processes is gone or cannot be reached: start them again, and the "
+                "same command continues from what was kept"
             ) from cause
 
 
@@ -209,7 +209,7 @@ def _meet(device: torch.device, error: type[ValueError]) -> None:
     try:
         dist.init_process_group("nccl" if device.type == "cuda" else "gloo")
     except (RuntimeError, ValueError) as cause:
-        raise error(f"the processes cannot meet at {place} ({one_line(cause)}): start with torchrun") from cause
+        raise error(f"the processes cannot meet at {place} ({one_line(cause)}): start them with torchrun") from cause
     watch_peers(dist.get_rank(), dist.get_world_size())
     atexit.register(_part)
 

@@ -68,7 +68,7 @@ def _files(source: Path) -> list[Path]:
     if source.is_file():
         if source.suffix != ".safetensors":
             raise ValueError(
-                f"{source}: only safetensors are read one tensor at a time: write it once with "
+                f"{source}: only safetensors can be read one tensor at a time: convert the file once with "
                 f"safetensors.torch.save_file(torch.load({str(source)!r}, weights_only=True), FILE)"
             )
         return [source]
@@ -81,14 +81,14 @@ def _files(source: Path) -> list[Path]:
         except FAULTS as error:
             raise ValueError(f"{index}: damaged ({said(error)}): download or save the model again") from None
         if not inside:
-            raise ValueError(f"{index}: damaged (it names files outside of its folder): download the model again")
+            raise ValueError(f"{index}: damaged (it names files outside its folder): download the model again")
         return [source / name for name in names]
     if (source / SINGLE).is_file():
         return [source / SINGLE]
     raise ValueError(
-        f"{source}: no {SINGLE} there: give a folder with weights in safetensors, or such a file"
+        f"{source}: there is no {SINGLE} in it: give a folder with weights in safetensors, or such a file"
         if source.exists()
-        else f"{source}: no such file or folder"
+        else f"{source}: there is no such file or folder"
     )
 
 

@@ -46,8 +46,8 @@ def _own_layer(module: nn.Module) -> Layer | None:
         layer = reader(module)
         if layer is not None and not isinstance(layer, Layer):
             raise TypeError(
-                f"reader {getattr(reader, '__name__', reader)}: a layer object (rankfold.forms.Layer) or None was "
-                f"expected for a {type(module).__name__}, got {type(layer).__name__}"
+                f"reader {getattr(reader, '__name__', reader)}: for a {type(module).__name__} it must return a "
+                f"layer object (rankfold.forms.Layer) or None, and returned a {type(layer).__name__}"
             )
         if layer is not None:
             return layer
@@ -164,7 +164,7 @@ def _sites(model: nn.Module, where: Where | None, composed: tuple[str, ...], ada
         of_matrix = layer is not None and (reason := _why_no_site(layer)) is not None
         layer = None if of_matrix else layer
         if layer is not None and isinstance(module, NonDynamicallyQuantizableLinear):
-            layer, reason = None, "read by its attention module without being called"
+            layer, reason = None, "read by its attention module, which does not call it"
         if layer is None:
             for key, parameter in module._parameters.items():
                 if parameter is not None:
@@ -224,7 +224,7 @@ def missed(model: nn.Module, where: Where | None) -> str:
     if not names:
         return ""
     given = f"where={where!r}" if isinstance(where, str | Names) else "where"
-    return f"{given} matches no site of the model: its sites are {', '.join(names[:5])}{', …' * (len(names) > 5)}"
+    return f"{given} matches no layer of the model: its layers are {', '.join(names[:5])}{', …' * (len(names) > 5)}"
 
 
 def _why_not(module: nn.Module, path: str) -> str | None:
@@ -234,14 +234,14 @@ def _why_not(module: nn.Module, path: str) -> str | None:
     if path and (closed := why_closed(module)) is not None:
         return closed
     if other_parametrizations(module):
-        return "parametrized: remove the parametrization first (torch.nn.utils.parametrize.remove_parametrizations)"
+        return "parametrized: remove that first (torch.nn.utils.parametrize.remove_parametrizations)"
     if "weight_g" in module._parameters or "weight_orig" in module._parameters:
-        return "weight_norm or spectral_norm: remove it first, since the weight is recomputed at every call"
+        return "weight_norm or spectral_norm: remove it first, as it computes the weight anew at every call"
     if any(isinstance(p, UninitializedParameter) for p in module._parameters.values()):
-        return "not initialised: run the model once first (lazy module)"
+        return "it has no shape yet, as a lazy module before its first call: run the model once"
     weight = module._parameters.get("weight")
     if weight is not None and not (weight.dtype.is_floating_point):
-        return f"weight of dtype {weight.dtype}: only real floating-point weights are factored"
+        return f"its weight is {weight.dtype}: only real floating-point weights are factored"
     if weight is not None and weight.numel() == 0:
         return "zero-size weight"
     for base in (
@@ -258,7 +258,7 @@ def _why_not(module: nn.Module, path: str) -> str | None:
     if "forward" in vars(module) and weight is not None and weight.dim() > 1:
         return "its forward was replaced from outside: remove that wrapper first"
     if path == "" and (read_layer(module) is not None or opener_of(module) is not None):
-        return "the model is this one layer: wrap it (nn.Sequential(layer)) so that it can be replaced"
+        return "the model is this one layer, which cannot be replaced in itself: wrap it in nn.Sequential(layer)"
     return None
 
 
@@ -279,7 +279,7 @@ def _why_left_out(module: nn.Module, parameter: torch.Tensor, reason: str | None
 def _why_parameter(module: nn.Module, parameter: torch.Tensor) -> str:
     if parameter.dim() < 2:
         return "a vector: nothing to factor"
-    return f"used by {type(module).__name__} in its own code, which cannot be factored from outside"
+    return f"used by {type(module).__name__} in code of its own, in which it cannot be replaced"
 
 
 def fingerprint(model: nn.Module) -> str:

@@ -16,7 +16,7 @@ from rankfold.sites.site import SiteList
 
 QUANTIZED = "quantized: compress first, quantize afterwards"
 PREPARED = "prepared for quantization, whose observers change with every pass: compress first, prepare afterwards"
-TORCHSCRIPT = "TorchScript: compress the network first, script or trace it afterwards"
+TORCHSCRIPT = "TorchScript: compress the network first, and script or trace it afterwards"
 SHARDED = (
     "sharded over processes ({}): gather the whole weights first (get_model_state_dict of "
     "torch.distributed.checkpoint.state_dict, with full_state_dict=True), and compress on one process"

@@ -73,7 +73,7 @@ def _why_not(site: Site, calls: Sequence[Hashable]) -> str | None:
     if site.aliases:
         return f"it has several names ({site.aliases[0]})"
     if site.tied_to:
-        return f"its weight is also {site.tied_to[0]}"
+        return f"its weight is also that of {site.tied_to[0]}"
     if site.layer.stored_transposed:
         return "its weight is stored transposed"
     return None

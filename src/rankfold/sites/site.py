@@ -127,7 +127,9 @@ class SiteList(Sequence[Site]):
             for site in (*self.items, *self.joint):
                 if key == site.name or key in site.aliases:
                     return site
-            raise KeyError(f"no site named {key!r}; the sites are: {', '.join(s.name for s in self.items) or 'none'}")
+            raise KeyError(
+                f"there is no site named {key!r}: the sites are {', '.join(s.name for s in self.items) or 'none'}"
+            )
         return self.items[key]
 
     def __len__(self) -> int:

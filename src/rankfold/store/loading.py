@@ -80,7 +80,9 @@ def load(directory: str | Path, model: nn.Module | None = None) -> Stored:
         known = Bottlenecks.from_bytes(contents[BOTTLENECKS], BOTTLENECKS) if BOTTLENECKS in contents else None
         given = None if manifest["format"] == PRETRAINED else _state(contents.pop(TENSORS))
     except FAULTS as error:
-        raise StoreError(f"{directory}: damaged or foreign ({said(error)}): save the model again") from None
+        raise StoreError(
+            f"{directory}: damaged, or not written by rankfold ({said(error)}): save the model again"
+        ) from None
     if given is None:
         contents.clear()
         loaded = _pretrained(directory)
@@ -89,13 +91,13 @@ def load(directory: str | Path, model: nn.Module | None = None) -> Stored:
         given = loaded.state_dict()
     if model is None:
         raise StoreError(
-            f"{directory}: holds no architecture: give a fresh dense model to fill, load(directory, model)"
+            f"{directory}: it does not hold the architecture: give a fresh dense model to fill, load(directory, model)"
         )
     try:
         _check_fit(shape_(_without_values(unwrap(model)), plan), given, directory)
         shape_(model, plan)
     except ApplyError as error:
-        raise StoreError(f"{directory}: saved from another model: {error}") from None
+        raise StoreError(f"{directory}: it was saved from another model: {error}") from None
     _fill_(unwrap(model), given)
     return Stored(model, plan, manifest.get("notes", {}), known)
 
@@ -121,7 +123,7 @@ def _without_values(root: nn.Module) -> nn.Module:
     memo: dict[int, Any] = {}
     for name, tensor in root.state_dict(keep_vars=True).items():
         if is_lazy(tensor):
-            raise StoreError(f"{name}: not initialised (lazy module): run the model once first")
+            raise StoreError(f"{name}: it has no shape yet, as a lazy module before its first call: run the model once")
         if isinstance(tensor, nn.Parameter):
             memo[id(tensor)] = nn.Parameter(tensor.detach().to("meta"), tensor.requires_grad)
         elif isinstance(tensor, torch.Tensor):
@@ -134,22 +136,23 @@ def _check_fit(root: nn.Module, state: Mapping[str, torch.Tensor], directory: Pa
     missing, foreign = sorted(here.keys() - state.keys()), sorted(state.keys() - here.keys())
     if missing or foreign:
         raise StoreError(
-            f"{directory}: saved from another model: {len(missing)} tensors are missing ({', '.join(missing[:3])}), "
-            f"{len(foreign)} do not belong ({', '.join(foreign[:3])})"
+            f"{directory}: it was saved from another model: {len(missing)} tensors are missing "
+            f"({', '.join(missing[:3])}), and {len(foreign)} do not belong to this one ({', '.join(foreign[:3])})"
         )
     for name, wanted in here.items():
         if wanted.shape != state[name].shape:
             raise StoreError(
-                f"{directory}: {name} is {tuple(state[name].shape)}, the model wants {tuple(wanted.shape)}"
+                f"{directory}: {name} has the shape {tuple(state[name].shape)}, and the model needs "
+                f"{tuple(wanted.shape)}"
             )
         if wanted.is_floating_point() != state[name].is_floating_point():
             kinds = (str(dtype).removeprefix("torch.") for dtype in (state[name].dtype, wanted.dtype))
-            raise StoreError(f"{directory}: {name} is {', the model wants '.join(kinds)}")
+            raise StoreError(f"{directory}: {name} is {', and the model needs '.join(kinds)}")
     hollow = [name for name, buffer in root.named_buffers() if buffer.is_meta and name not in here]
     if hollow:
         raise StoreError(
-            f"{directory}: {hollow[0]} is not saved (a buffer with persistent=False) and the model is on the meta "
-            "device: build it on a real one"
+            f"{directory}: {hollow[0]} is not saved (a buffer with persistent=False), and the model is on the "
+            "meta device, without values: build it on a real device"
         )
 
 

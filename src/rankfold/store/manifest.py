@@ -103,7 +103,9 @@ def _parsed(directory: Path) -> dict[str, Any]:
     except (OSError, ValueError) as error:
         raise StoreError(f"{directory}/{MANIFEST}: damaged ({error})") from None
     if not isinstance(manifest, dict) or manifest.get("format") not in (FORMAT, PRETRAINED):
-        raise StoreError(f"{directory}: not a model directory that this version reads (format {FORMAT}, {PRETRAINED})")
+        raise StoreError(
+            f"{directory}: this is no model directory that this version reads (format {FORMAT}, {PRETRAINED})"
+        )
     files = manifest.get("files")
     if (
         not isinstance(files, dict)
@@ -123,10 +125,12 @@ def _nothing(directory: Path) -> str:
     if not directory.is_dir():
         return f"{directory} is a file: give a directory that rankfold.save, compress or apply wrote"
     if (directory / _REQUEST).is_file():
-        return f"{directory}: the run in it is not finished: give the same command again, which goes on where it ended"
+        return (
+            f"{directory}: the run in it is not finished: give the same command again, which continues where it stopped"
+        )
     return (
-        f"{directory}: no model that rankfold saved (there is no {MANIFEST}): give a directory that rankfold.save, "
-        "compress or apply wrote"
+        f"{directory}: it holds no model that rankfold saved (there is no {MANIFEST}): give a directory that "
+        "rankfold.save, compress or apply wrote"
     )
 
 

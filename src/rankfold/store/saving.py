@@ -71,7 +71,7 @@ def save(
     directory, root = Path(directory), unwrap(model)
     if not isinstance(plan, Plan):
         raise StoreError(
-            f"the plan that was applied is needed, got {type(plan).__name__}; a network that was folded with "
+            f"save needs the plan that was applied, got {type(plan).__name__}: a network that was folded with "
             "fold_(keep=True) has none: fold it without keep, then rankfold.plan(model, rankfold.Ranks(ranks), "
             "'truncate', example=x) and rankfold.apply_ give the same layers, and the plan"
         )
@@ -80,7 +80,7 @@ def save(
     for entry in plan.changed:
         own = f"{entry.site}.{'up.rest.weight' if entry.members else entry.form.parameter}"
         if entry.form is not Form.DENSE and own not in state.keys() | aliases.keys():
-            raise StoreError(f"{entry.site}: {entry.form} in the plan, not in the model: apply the plan first")
+            raise StoreError(f"{entry.site}: it is {entry.form} in the plan and not in the model: apply the plan first")
     files = {PLAN: plan.to_json().encode()}
     if is_pretrained(root):
         files = _folder(root, plan, notes or {}, tokenizer) | files
@@ -115,16 +115,16 @@ def _tensors(model: nn.Module) -> tuple[dict[str, torch.Tensor], dict[str, str]]
     for name, tensor in model.state_dict().items():
         if not isinstance(tensor, torch.Tensor):
             raise StoreError(
-                f"{name}: state of type {type(tensor).__name__} cannot be saved as a tensor; a quantized model is "
-                "saved before it is quantized"
+                f"{name}: state of type {type(tensor).__name__} cannot be saved as a tensor: save the model "
+                "before it is quantized"
             )
         reason = why_tensor(tensor) or (QUANTIZED if tensor.is_quantized else None)
         if reason is not None:
-            raise StoreError(f"{name}: {reason}; what is saved here is ordinary tensors")
+            raise StoreError(f"{name}: {reason}; only ordinary tensors can be saved")
         if is_lazy(tensor):
-            raise StoreError(f"{name}: not initialised (lazy module): run the model once first")
+            raise StoreError(f"{name}: it has no shape yet, as a lazy module before its first call: run the model once")
         if tensor.is_meta:
-            raise StoreError(f"{name}: not materialised (on the meta device); load weights first")
+            raise StoreError(f"{name}: it is on the meta device, without values: load the weights first")
         key = (tensor.data_ptr(), tuple(tensor.shape), tuple(tensor.stride()))
         if tensor.numel() and key in first:
             aliases[name] = first[key]

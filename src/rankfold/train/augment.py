@@ -16,7 +16,7 @@ def augment(batch: Tensor, how: Augment, generator: torch.Generator) -> Tensor:
     """
     if batch.ndim != 4:
         raise ValueError(
-            f"augment shifts images (B, C, H, W), got a batch of shape {tuple(batch.shape)}: use augment=None"
+            f"augment shifts images (B, C, H, W), and a batch has the shape {tuple(batch.shape)}: use augment=None"
         )
     count, _, height, width = batch.shape
     reach = 2 * how.crop_padding + 1

@@ -15,7 +15,7 @@ from rankfold.train.history import Epoch
 # normalisation (ε = 1e-5) to bring back, and for a product of such layers nothing at all.
 _VANISHED = 1e-3
 _DEVIATIONS = 2.0
-_REMEDY = "a smaller learning_rate or weight_decay, or a longer warmup, is the usual remedy"
+_REMEDY = "a smaller learning_rate or weight_decay, or a longer warmup, usually helps"
 
 
 def breakdown(model: nn.Module, start: Evaluation | None, epochs: Sequence[Epoch], best_epoch: int) -> str | None:
@@ -69,9 +69,9 @@ def _at_chance(start: Evaluation | None, epochs: Sequence[Epoch], best_epoch: in
         return None
     best = start if best_epoch == 0 else epochs[best_epoch - 1].validation
     if best is not None and not at_chance(best.judged, start):
-        said = f"the run collapsed, the weights of epoch {best_epoch} ({best.judged.text}) are kept"
+        said = f"the run collapsed, and the weights of epoch {best_epoch} ({best.judged.text}) are kept"
     else:
-        said = "the run sits at chance"
+        said = "the run stays at chance"
     guess = replace(start.judged, value=start.chance).text
     guessing = f"answering the most frequent class ({guess} of {start.count})"
     if start.judged.name != "accuracy":

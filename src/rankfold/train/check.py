@@ -54,10 +54,11 @@ def checked(
         if not is_lazy(parameter) and not all(
             bool(part.double().isfinite().all()) for part in stored(parameter.detach())
         ):
-            raise TrainingError(f"{name} holds NaN or infinity: repair or reload the weights before training")
+            raise TrainingError(f"{name} is NaN or infinite: repair or reload the weights before training")
     if not any(parameter.requires_grad for parameter in model.parameters()):
         raise TrainingError(
-            "no parameter of the model requires a gradient: there is nothing to train; requires_grad_(True) thaws it"
+            "no parameter of the model requires a gradient, so that there is nothing to train: "
+            "requires_grad_(True) makes them trainable"
         )
     chosen = choose(model, data.data, objective).objective
     _check_teacher(recipe, teacher, chosen)
@@ -74,8 +75,8 @@ def checked(
         ]
         if taught != answers:
             raise TrainingError(
-                f"teacher and model differ in their outputs, {_listed(taught)} and {_listed(answers)}: give the "
-                "network that the model was made from, or recipe.without_teacher()"
+                f"the outputs of teacher and model differ in shape, {_listed(taught)} and {_listed(answers)}: "
+                "give the network that the model was made from, or use recipe.without_teacher()"
             )
         many = _sample(data, _SCALED_ON)
         with evaluating(teacher):
@@ -91,13 +92,17 @@ def checked(
 def _check_teacher(recipe: Recipe, teacher: nn.Module | None, objective: Objective) -> None:
     if not objective.labelled and teacher is None:
         raise TrainingError(
-            f"the objective {objective} compares outputs with those of the original network, and none is given: pass "
-            "teacher=, or data with targets"
+            f"the objective {objective} compares outputs with those of the original network, and none is given: "
+            "give teacher=, or data with targets"
         )
     if recipe.distill is not None and teacher is None:
-        raise TrainingError("the recipe distils but no teacher is given: pass teacher, or recipe.without_teacher()")
+        raise TrainingError(
+            "the recipe distils, and no teacher is given: give teacher=, or use recipe.without_teacher()"
+        )
     if recipe.distill is None and teacher is not None and objective.labelled:
-        raise TrainingError("a teacher is given but the recipe does not distil: set distill, or pass no teacher")
+        raise TrainingError(
+            "a teacher is given, and the recipe does not distil: set distill in the recipe, or leave teacher= out"
+        )
 
 
 def _listed(shapes: list[tuple[int, ...]]) -> str:

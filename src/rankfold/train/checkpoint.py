@@ -84,7 +84,7 @@ def load(directory: Path) -> dict[str, Any] | None:
         content = file.read_bytes() if known else b""
         if not known or sha256(content) != entry["sha256"]:
             raise TrainingError(
-                f"checkpoint {file} is damaged, was altered since it was written, or is not of this version: {anew}"
+                f"checkpoint {file} is damaged, was changed since it was written, or is of another version: {anew}"
             )
         return torch.load(io.BytesIO(content), map_location="cpu", weights_only=True)
     except TrainingError:

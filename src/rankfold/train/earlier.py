@@ -26,8 +26,8 @@ def warn_of_earlier_optimizers(weights: Mapping[str, Tensor], became: str, funct
     gc.collect()  # an optimizer that is merely not collected yet says nothing
     for optimizer, name in _holders(names):
         warnings.warn(
-            f"an optimizer built earlier ({optimizer}) holds {name}, {became}: build the optimizer after {function}, "
-            "and step the new one",
+            f"an optimizer built earlier ({optimizer}) holds {name}, {became}: build the optimizer after "
+            f"{function}, and use the new one",
             UserWarning,
             stacklevel=3,
         )

@@ -127,4 +127,4 @@ def materialised(model: nn.Module) -> None:
     """TrainingError for a model whose weights have no values."""
     for name, parameter in model.named_parameters():
         if parameter.is_meta:
-            raise TrainingError(f"{name} is not materialised (on the meta device): load its weights first")
+            raise TrainingError(f"{name} is on the meta device, without values: load its weights first")

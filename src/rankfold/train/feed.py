@@ -66,14 +66,14 @@ def check(data: Any, role: str, *, again: bool = False) -> None:
     if tensors is not None:
         if tensors.labels is not None and len(tensors.inputs) != len(tensors.labels):
             raise TrainingError(
-                f"{role} data: {len(tensors.inputs)} inputs but {len(tensors.labels)} labels; "
-                "give one label for every input"
+                f"{role} data: there are {len(tensors.inputs)} inputs and {len(tensors.labels)} labels: give one "
+                "label for every input"
             )
         count: int | None = len(tensors.inputs)
     elif data is None or not (hasattr(data, "__iter__") or hasattr(data, "__getitem__")):
         raise TrainingError(
-            f"{role} data: a {type(data).__name__} was given; a torch Dataset, a DataLoader, a list of batches, or "
-            "tensors (inputs, targets) were expected"
+            f"{role} data: give a torch Dataset, a DataLoader, a list of batches, or tensors (inputs, targets), "
+            f"not a {type(data).__name__}"
         )
     elif again and isinstance(data, Iterator):
         raise TrainingError(
@@ -171,7 +171,7 @@ class Feed:
         target = labels_of(batch)
         if isinstance(target, Tensor) and target.dim() > 2:
             raise TrainingError(
-                f"train data: augmentation moves images, not their targets of shape {tuple(target.shape)}: "
-                "use augment=None"
+                f"train data: augmentation moves images, and not targets of shape {tuple(target.shape)} with "
+                "them: use augment=None"
             )
         return augment(batch[0], self.augment, generator), *batch[1:]

@@ -107,7 +107,9 @@ def fit(
             run = Run.begin_or_resume(model, recipe, directory, len(data), known.objective.name, team, optimizer)
         resumed_from = run.epoch
         if team.summed(resumed_from) != [resumed_from * team.size]:
-            raise TrainingError(f"the processes find different checkpoints in {directory}: all must see the same files")
+            raise TrainingError(
+                f"the processes find different checkpoints in {directory}: give a directory that all of them share"
+            )
         progress = progress if team.first else None
         network = team.wrapped(model, laid_out(known.sample, layout))
         setting = _Setting(model, network, teacher, recipe, known, device, layout, team)
@@ -172,7 +174,7 @@ def _epoch(
             if not isfinite(losses):
                 return (
                     f"training stopped in epoch {number}, batch {index} of {batches}: the loss is {losses} at "
-                    f"learning rate {rate:.3g}; a smaller learning_rate, or clip_norm, is the usual remedy"
+                    f"learning rate {rate:.3g}; a smaller learning_rate, or clip_norm, usually helps"
                 )
             # Gradients are averaged over the processes: what counts is the share of each in the batch.
             shares = [part.weight * (part.count * team.size / n) for part, n in zip(parts, counts, strict=True)]
@@ -185,7 +187,7 @@ def _epoch(
                 progress(Progress(number, recipe.epochs, index, batches, losses))
     if count == 0:
         raise TrainingError(
-            "train data: an epoch gave no batch with anything to learn from; give at least one sample, and with batch "
+            "train data: an epoch gave no batch that teaches anything: give at least one sample, and with batch "
             "normalisation batches of at least two"
         )
     whole = setting.known.objective.figures()

@@ -203,7 +203,7 @@ def _known(prefix: str, cls: type, values: dict[str, Any]) -> dict[str, Any]:
     names = {field.name for field in fields(cls)}
     unknown = sorted(set(values) - names)
     if unknown:
-        raise ValueError(f"recipe: unknown {prefix}{unknown[0]}; known are {', '.join(sorted(names))}")
+        raise ValueError(f"recipe: there is no {prefix}{unknown[0]}: the settings are {', '.join(sorted(names))}")
     return values
 
 

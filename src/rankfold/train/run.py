@@ -58,7 +58,7 @@ class Run:
     ) -> "Run":
         """A run at its start, or where its checkpoint left it; TrainingError if `directory` holds another."""
         if recipe.ema is not None and moving(model):
-            raise TrainingError("ema: the average of weights of low rank is not of low rank: leave it out")
+            raise TrainingError("ema: an average of weights of low rank is not of low rank itself: leave ema out")
         optimizer = _optimizer(model, recipe, make)
         place = None if directory is None else Path(directory)
         weights = _copy(model.state_dict())
@@ -175,22 +175,22 @@ class Run:
     def _check_same(self, saved: dict[str, Any]) -> None:
         where = f"{self.directory} holds the checkpoint of another run"
         if json.loads(saved["recipe"]) != json.loads(json.dumps(self.recipe.to_dict())):
-            raise TrainingError(f"{where}, with another recipe: choose another directory, or the same recipe")
+            raise TrainingError(f"{where}, with another recipe: give another directory, or the same recipe")
         if not isinstance(saved["batches"], int) or not isinstance(saved.get("objective", ""), str):
-            raise ValueError("its number of batches or its objective is something else")
+            raise ValueError("it has another number of batches, or another objective")
         if saved["batches"] != self.batches:
             raise TrainingError(
-                f"{where}, with {saved['batches']} batches an epoch and not {self.batches}: choose another "
+                f"{where}, with {saved['batches']} batches in an epoch and not {self.batches}: give another "
                 "directory, or the same data"
             )
         if saved.get("objective", self.objective) != self.objective:
             raise TrainingError(
-                f"{where}, with the objective {saved['objective']} and not {self.objective}: choose another directory, "
-                "or the same objective"
+                f"{where}, with the objective {saved['objective']} and not {self.objective}: give another "
+                "directory, or the same objective"
             )
         free = moving(self.model)
         if _shapes(saved["model"], free) != _shapes(self.model.state_dict(), free):
-            raise TrainingError(f"{where}, of another model: choose another directory, or the same model")
+            raise TrainingError(f"{where}, of another model: give another directory, or the same model")
 
     def _take_over(self, saved: dict[str, Any]) -> None:
         """Everything is looked at before the model is touched."""
@@ -205,7 +205,7 @@ class Run:
         weights = {}
         for kind in ("best", "mean"):
             if saved[kind] is not None and _shapes(saved[kind], free) != own:
-                raise ValueError(f"the {kind} weights are of another model")
+                raise ValueError(f"the {kind} weights belong to another model")
             weights[kind] = None if saved[kind] is None else {n: v.to(device[n]) for n, v in saved[kind].items()}
         before = _copy(state), copy.deepcopy(self.optimizer.state_dict())
         try:
@@ -213,7 +213,7 @@ class Run:
             self.optimizer.load_state_dict(saved["optimizer"])
             for parameter, moments in self.optimizer.state.items():
                 if any(x.dim() and x.shape != parameter.shape for x in tensors_in(moments)):
-                    raise ValueError("moments of the optimizer are of another model")
+                    raise ValueError("the moments of the optimizer belong to another model")
         except FAULTS:
             self.model.load_state_dict(before[0])
             self.optimizer.load_state_dict(before[1])

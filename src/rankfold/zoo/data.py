@@ -75,7 +75,9 @@ def load_data(
     """
     if spec.startswith((TEXT, TOKENS)):
         if reader is None:
-            raise ZooError(f"{spec}: text belongs to a language model or encoder of transformers, given as a folder")
+            raise ZooError(
+                f"{spec}: text is data for a language model or encoder of transformers: give such a model, as a folder"
+            )
         return reader.data(spec, download=download)
     if is_folder_spec(spec):
         return load_folder(spec, progress)
@@ -85,8 +87,8 @@ def load_data(
         return _digits()
     if spec not in IMAGE_SETS:
         raise ZooError(
-            f"unknown data set {spec!r}: the names are {', '.join(data_names())}; "
-            "data of your own is given as package.module:factory"
+            f"there is no data set {spec!r}: the names are {', '.join(data_names())}; data of your own are given "
+            "as package.module:factory"
         )
     images = IMAGE_SETS[spec]
     parts = load_images(spec, download=download, progress=progress)
@@ -160,7 +162,7 @@ def parts_of(data: Any) -> Any:
     if isinstance(data, tuple) and len(data) in (2, 3):
         return data_of("the data", data)
     raise ZooError(
-        f"the data are a {type(data).__name__}: an object with train, validation and test was expected, such as "
+        f"the data are a {type(data).__name__}: give an object with train, validation and test, such as "
         "zoo.Data, or a tuple (train, test) or (train, validation, test)"
     )
 
@@ -173,7 +175,8 @@ def _part(where: str, part: Any) -> Any:
         part = TensorDataset(*((part,) if isinstance(part, Tensor) else part))
     if isinstance(part, Iterator) or not (hasattr(part, "__iter__") or hasattr(part, "__getitem__")):
         raise ZooError(
-            f"{where}: a {type(part).__name__} is not a sized, indexable data set, a DataLoader or a list of batches"
+            f"{where}: a {type(part).__name__} is no data set with a length and an index, no DataLoader, and no "
+            "list of batches"
         )
     if length(part) == 0:
         what = "DataLoader gives no batch" if isinstance(part, DataLoader) else "data set is empty"
@@ -195,24 +198,24 @@ def _in_memory(where: str, samples: Any) -> Split | Samples:
             targets.append(_target(target))
         except (TypeError, ValueError, RuntimeError) as error:
             raise ZooError(
-                f"{where}: sample {index} is not (input, target), with a tensor or a tuple or dict of tensors for the "
-                f"input, nor inputs alone: {error}"
+                f"{where}: sample {index} is neither (input, target) nor inputs alone, where an input is a "
+                f"tensor, or a tuple or dict of tensors: {error}"
             ) from error
         if layout(inputs[-1]) != layout(inputs[0]):
             raise ZooError(
-                f"{where}: sample {index} is {layout(inputs[-1])} and sample 0 is {layout(inputs[0])}; "
-                f"all inputs must be alike: {_PAD}"
+                f"{where}: sample {index} is {layout(inputs[-1])} and sample 0 is {layout(inputs[0])}, and all "
+                f"inputs must be alike: {_PAD}"
             )
         if _kind(targets[-1]) != _kind(targets[0]):
             raise ZooError(
-                f"{where}: sample {index} has {_kind(targets[-1])} and sample 0 {_kind(targets[0])}; all targets must "
-                f"be alike: {_PAD}"
+                f"{where}: sample {index} has {_kind(targets[-1])} and sample 0 has {_kind(targets[0])}, and all "
+                f"targets must be alike: {_PAD}"
             )
     if targets[0] is None:
         return Samples(inputs, None)
     labels = torch.stack(targets)
     if labels.dtype == torch.int64 and labels.dim() == 1 and bool(((labels < 0) & (labels != _IGNORED)).any()):
-        raise ZooError(f"{where}: label {int(labels.min())} is negative; labels count from 0")
+        raise ZooError(f"{where}: label {int(labels.min())} is negative, and labels must count from 0")
     if not isinstance(inputs[0], Tensor):
         return Samples(inputs, labels)
     channels = inputs[0].shape[0] if inputs[0].ndim else 1

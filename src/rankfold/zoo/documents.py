@@ -26,7 +26,7 @@ def documents(file: Path) -> Iterator[str]:
     except UnicodeDecodeError as error:
         raise ZooError(f"{file}: not text in UTF-8 ({error.reason} at byte {error.start}): save it as UTF-8") from None
     except OSError as error:
-        raise ZooError(f"{file}: {error.strerror or error}: give --data text:FILE with a file that is there") from None
+        raise ZooError(f"{file}: {error.strerror or error}: give --data text:FILE with a file that exists") from None
 
 
 def _chunked(rows: Iterable[str]) -> Iterator[str]:
@@ -54,7 +54,8 @@ def _of_parquet(file: Path) -> Iterator[str]:
         column = "text" if "text" in texts else texts[0] if len(texts) == 1 else None
         if column is None:
             raise ZooError(
-                f"{file}: a column named text was expected; there are {', '.join(opened.schema_arrow.names)}"
+                f"{file}: a column named text was expected, and there are "
+                f"{', '.join(opened.schema_arrow.names)}: rename the column of texts"
             )
         for batch in opened.iter_batches(columns=[column]):
             yield from (value for value in batch.column(0).to_pylist() if value)
@@ -72,7 +73,7 @@ def _of_json_lines(file: Path) -> Iterator[str]:
             except (ValueError, KeyError, TypeError, RecursionError):
                 text = None
             if not isinstance(text, str):
-                raise ZooError(f'{file}, line {number}: a JSON object with "text" was expected on each line')
+                raise ZooError(f'{file}, line {number}: each line must be a JSON object with "text"')
             yield text
 
 
@@ -81,7 +82,7 @@ def of_hub(name: str, download: bool) -> Iterator[str]:
     try:
         import datasets
     except ImportError:
-        raise ZooError(f"{name}: data sets of the hub need datasets: pip install 'rankfold[hf]'") from None
+        raise ZooError(f"{name}: data sets of the hub need the package datasets: pip install 'rankfold[hf]'") from None
     path, _, configuration = name.partition("@")
     try:
         with _offline() if not download else nullcontext():
@@ -89,9 +90,11 @@ def of_hub(name: str, download: bool) -> Iterator[str]:
     except Exception as error:  # the library raises exceptions of many kinds, with pages of text
         remedy = "check the name" if download else "add --download to fetch it, or give a file"
         reason = (str(error).strip().splitlines() or [type(error).__name__])[0][:160]
-        raise ZooError(f"text:{name}: neither a file here nor in the hub's cache ({reason}): {remedy}") from None
+        raise ZooError(
+            f"text:{name}: this is neither a file nor in the cache of the hub ({reason}): {remedy}"
+        ) from None
     if "text" not in found.column_names:
-        raise ZooError(f"text:{name}: a column named text was expected; there are {', '.join(found.column_names)}")
+        raise ZooError(f"text:{name}: a column named text was expected, and there are {', '.join(found.column_names)}")
     return _chunked(str(text) for text in found["text"] if text)
 
 

@@ -52,8 +52,8 @@ class Asked:
                 values["own"] = imported(value)
             else:
                 raise ZooError(
-                    f"{spec}: {setting!r} is no setting: there are {_KEYS}; statistics are "
-                    f"{', '.join(STATISTICS)}; a folder's name cannot hold a comma"
+                    f"{spec}: there is no setting {setting!r}: the settings are {_KEYS}; statistics are "
+                    f"{', '.join(STATISTICS)}; the name of a folder cannot hold a comma"
                 )
         transform = Transform(**({"resize": round(values["crop"] / 0.875)} if set(values) == {"crop"} else {}) | values)
         if transform.own is None and transform.resize < transform.crop:
@@ -94,7 +94,7 @@ def load_folder(spec: str, progress: Progress | None = None) -> Data:
     if "train" not in parts or len(parts) < 2:
         there = ", ".join(parts) or "none of them"
         raise ZooError(
-            f"{spec}: parts train and test (or val) are needed, and validation if there is one: found {there}"
+            f"{spec}: the folder must hold parts train and test (or val), and may hold validation: found {there}"
         )
     splits = {name: _split(asked, name, part, progress) for name, part in parts.items()}
     if "test" not in splits:
@@ -126,7 +126,9 @@ def _split(asked: Asked, name: str, part: Part, progress: Progress | None) -> Sp
     channels = first.shape[0]
     mean, std = mean[:channels], std[:channels]
     if channels > len(mean):
-        raise ZooError(f"{asked.spec}: pictures of {channels} channels: give at most three, or floats")
+        raise ZooError(
+            f"{asked.spec}: pictures of {channels} channels must be floats: give at most three channels, or floats"
+        )
     return Split(inputs, part.labels, mean, std)
 
 
@@ -135,12 +137,15 @@ def _folders(asked: Asked) -> tuple[dict[str, Part], int]:
     found = {part: _pictures_of(place) for part, place in places.items()}
     classes = sorted({name for part in found.values() for name, _ in part})
     if len(classes) < 2:
-        raise ZooError(f"{asked.spec}: fewer than two folders of pictures, one a class, below train and test (or val)")
+        raise ZooError(
+            f"{asked.spec}: below train and test (or val) there must be at least two folders of pictures, one for "
+            "each class"
+        )
     numbers = {name: number for number, name in enumerate(classes)}
     made = {}
     for part, pairs in found.items():
         if not pairs:
-            raise ZooError(f"{asked.spec}: {places[part]} holds no picture ({', '.join(ENDINGS[:3])}, …) of any class")
+            raise ZooError(f"{asked.spec}: {places[part]} holds no picture ({', '.join(ENDINGS[:3])}, …) for any class")
         files = [file for _, file in pairs]
         status = [(str(file), file.stat().st_size, file.stat().st_mtime_ns) for file in files]
         labels = torch.tensor([numbers[name] for name, _ in pairs])
@@ -191,12 +196,14 @@ def _tables(asked: Asked) -> tuple[dict[str, Part], int]:
         columns = [next((n for n in names if n in table.column_names), None) for names in (_IMAGES, _LABELS)]
         if None in columns:
             raise ZooError(
-                f"{asked.spec}: {group[0].name} has columns {', '.join(table.column_names)}; one of "
+                f"{asked.spec}: {group[0].name} has the columns {', '.join(table.column_names)}: one of "
                 f"{', '.join(_IMAGES)} and one of {', '.join(_LABELS)} were expected"
             )
         labels = torch.as_tensor(table[columns[1]][:] if len(table) else [])
         if not len(labels) or labels.is_floating_point() or int(labels.min()) < 0:
-            raise ZooError(f"{asked.spec}: {group[0].name}: labels must be whole numbers from 0, and at least one")
+            raise ZooError(
+                f"{asked.spec}: {group[0].name}: labels must be whole numbers from 0 on, and there must be at least one"
+            )
         classes = max(classes, 1 + int(labels.max()))
         pictures = table.select_columns([columns[0]])
         status = [(str(file), file.stat().st_size, file.stat().st_mtime_ns) for file in group]

@@ -79,11 +79,11 @@ def load_images(
     folder = folder_of(name)
     if folder is None and not (download or os.environ.get("RANKFOLD_DOWNLOAD") == "1"):
         root = os.environ.get("RANKFOLD_DATA")
-        place = f"in {root} (RANKFOLD_DATA)" if root else "here: RANKFOLD_DATA is not set"
+        place = f"in {root} (RANKFOLD_DATA)" if root else "on this machine, as RANKFOLD_DATA is not set"
         raise ZooError(
-            f"data set {name!r} is not {place}; RANKFOLD_DATA must name a folder with "
-            f"{name}/train.parquet and {name}/test.parquet; --download (download=True, or RANKFOLD_DOWNLOAD=1) fetches "
-            f"{images.hub} from the Hugging Face hub"
+            f"data set {name!r} is not {place}: RANKFOLD_DATA must name a folder with {name}/train.parquet and "
+            f"{name}/test.parquet, or --download (download=True, or RANKFOLD_DOWNLOAD=1) fetches {images.hub} "
+            "from the Hugging Face hub"
         )
     return {split: _cached(name, images, split, count, folder, progress) for split, count in images.counts}
 
@@ -131,8 +131,9 @@ def _decode(
         raise ZooError(f"data set {name!r}: {source} cannot be read: {type(error).__name__}: {reason}") from error
     if done != count or labels.min() < 0 or labels.max() >= images.classes:
         raise ZooError(
-            f"data set {name!r}: {source} is not its {split} split: {done} images for {count}, "
-            f"labels {labels[:done].min(initial=0)} to {labels[:done].max(initial=0)} for 0 to {images.classes - 1}"
+            f"data set {name!r}: {source} is not its {split} split: it holds {done} images and not {count}, or "
+            f"other labels than 0 to {images.classes - 1}: {labels[:done].min(initial=0)} to "
+            f"{labels[:done].max(initial=0)}"
         )
     return torch.from_numpy(pixels), torch.from_numpy(labels)
 

@@ -31,7 +31,7 @@ def kept(name: str, identity: str, make: Callable[[], dict[str, Tensor]]) -> dic
     try:
         _write(file, made)
     except OSError as error:
-        warnings.warn(f"decoded {name} could not be kept for next time: {error}", stacklevel=3)
+        warnings.warn(f"the decoded {name} could not be kept for next time: {error}", stacklevel=3)
     return made
 
 

@@ -104,7 +104,7 @@ def default_data(name: str) -> str:
     """Name of the data set for which the built-in model was made; ZooError where it has none here (ImageNet)."""
     entry = _entry(name)
     if not entry.data:
-        raise ZooError(f"{name}: its data come with no package: give them, as imagefolder:DIR or parquet:DIR")
+        raise ZooError(f"{name}: no package holds its data: give them with --data, as imagefolder:DIR or parquet:DIR")
     return entry.data
 
 
@@ -115,10 +115,10 @@ def has_data(name: str) -> bool:
 
 def _entry(name: str) -> _Entry:
     if name not in _MODELS and name.startswith((".", "/", "~")):
-        raise ZooError(f"{name}: no such folder, or none of transformers (there is no config.json in it)")
+        raise ZooError(f"{name}: there is no such folder, or it is not one of transformers (it has no config.json)")
     if name not in _MODELS:
         raise ZooError(
-            f"unknown model {name!r}: the built-in names are {', '.join(_MODELS)}; "
-            "a network of your own is given as package.module:factory"
+            f"there is no model {name!r}: the built-in names are {', '.join(_MODELS)}; a network of your own is "
+            "given as package.module:factory"
         )
     return _MODELS[name]

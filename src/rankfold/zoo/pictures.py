@@ -54,7 +54,9 @@ def _as_pixels(made: Any) -> Tensor:
     if tensor.dtype == torch.uint8 and tensor.ndim == 3 and tensor.shape[0] not in (1, 3) and tensor.shape[2] in (1, 3):
         tensor = tensor.permute(2, 0, 1)
     if tensor.ndim != 3:
-        raise ZooError(f"a transform must give (channels, height, width), got shape {tuple(tensor.shape)}")
+        raise ZooError(
+            f"a transform must return (channels, height, width), and returned the shape {tuple(tensor.shape)}"
+        )
     return tensor.contiguous()
 
 

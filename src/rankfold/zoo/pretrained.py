@@ -32,7 +32,7 @@ def located(spec: str, *, download: bool = False) -> Path:
     there is not, or whose terms have not been accepted.
     """
     if importlib.util.find_spec("transformers") is None:
-        raise ZooError(f"{spec}: a model of transformers, which is not installed: pip install 'rankfold[hf]'")
+        raise ZooError(f"{spec}: this is a model of transformers, which is not installed: pip install 'rankfold[hf]'")
     if is_folder(spec):
         return Path(spec)
     from huggingface_hub import snapshot_download
@@ -42,17 +42,18 @@ def located(spec: str, *, download: bool = False) -> Path:
         return Path(snapshot_download(spec, local_files_only=not download, allow_patterns=_WANTED))
     except GatedRepoError:
         raise ZooError(
-            f"{spec}: gated: accept its terms on its page of the hub, log in (hf auth login), and run again"
+            f"{spec}: this model is gated: accept its terms on its page of the hub, log in (hf auth login), and "
+            "run again"
         ) from None
     except RepositoryNotFoundError:
         raise ZooError(
-            f"{spec}: the hub has no such model, or it is private: check the name, log in (hf auth login)"
+            f"{spec}: the hub has no such model, or it is private: check the name, or log in (hf auth login)"
         ) from None
     except LocalEntryNotFoundError:
         remedy = "check the connection" if download else "add --download to fetch it"
         raise ZooError(
-            f"{spec}: neither a directory here nor in the hub's cache: {remedy}, or give a directory that there is, or "
-            f"one of {', '.join(model_names())}"
+            f"{spec}: this is neither a directory nor in the cache of the hub: {remedy}, or give a directory "
+            f"that exists, or one of {', '.join(model_names())}"
         ) from None
     except (HfHubHTTPError, OSError, ValueError) as error:
         reason = (str(error).strip().splitlines() or [type(error).__name__])[0]
@@ -65,7 +66,7 @@ def open_pretrained(spec: str, *, download: bool = False) -> tuple[Any, Any]:
     try:
         if is_factored(folder):
             raise ZooError(
-                f"{spec}: compressed already: give the original, or make this one smaller with rankfold slice"
+                f"{spec}: it is already compressed: give the original, or make this one smaller with rankfold slice"
             )
         from rankfold import hub
 
@@ -111,7 +112,8 @@ def reads(model: Any) -> Reads:
     table = model.get_input_embeddings() if is_pretrained(model) else None
     if table is None or not hasattr(table, "num_embeddings") or getattr(model, "main_input_name", "") != "input_ids":
         raise ZooError(
-            f"{type(model).__name__} takes no tokens: text belongs to a language model or encoder of transformers"
+            f"{type(model).__name__} takes no tokens, and text is data for a language model or encoder of "
+            "transformers: give other data, or such a model"
         )
     positions = getattr(model.config, "max_position_embeddings", None)
     generates = bool(model.can_generate()) and not model.config.is_encoder_decoder
@@ -130,7 +132,7 @@ def tokenizer_of(folder: str | Path) -> Any:
     ) as error:  # tokenizers raise exceptions of many kinds, some of them Rust panics turned to plain ones
         reason = (str(error).strip().splitlines() or [type(error).__name__])[0][:200]
         raise ZooError(
-            f"{folder}: has no tokenizer that can be read ({reason}): put its files beside the weights, as "
-            "AutoTokenizer.from_pretrained(ORIGINAL).save_pretrained(FOLDER) does, or give text that is tokenised "
-            "already, --data tokens:FILE.npy"
+            f"{folder}: it has no tokenizer that can be read ({reason}): put its files beside the weights, as "
+            "AutoTokenizer.from_pretrained(ORIGINAL).save_pretrained(FOLDER) does, or give text that is already "
+            "tokenised, --data tokens:FILE.npy"
         ) from None

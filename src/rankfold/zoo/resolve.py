@@ -61,7 +61,7 @@ def resolve(
         return Resolved(spec, network, example, models.default_data(spec) if models.has_data(spec) else None)
     network, factory = call_factory(spec)
     if not isinstance(network, nn.Module):
-        raise ZooError(f"{spec}: the factory returned a {type(network).__name__}, not an nn.Module")
+        raise ZooError(f"{spec}: the factory must return an nn.Module, and returned a {type(network).__name__}")
     return Resolved(spec, network, _example_input(spec, network, factory), None)
 
 
@@ -70,7 +70,9 @@ def call_factory(spec: str) -> tuple[Any, Any]:
     factory = imported(spec)
     if not callable(factory):
         attribute = spec.partition(":")[2]
-        raise ZooError(f"{spec}: {attribute!r} is a {type(factory).__name__} and cannot be called")
+        raise ZooError(
+            f"{spec}: {attribute!r} is a {type(factory).__name__}, which cannot be called: name a function or class"
+        )
     with _current_directory_importable():
         try:
             return factory(), factory
@@ -82,7 +84,7 @@ def imported(spec: str) -> Any:
     """What `package.module:attribute` names; ZooError where it cannot be imported."""
     module_name, _, attribute = spec.partition(":")
     if not module_name or not attribute or ":" in attribute:
-        raise ZooError(f"{spec!r} is not of the form package.module:factory")
+        raise ZooError(f"{spec!r} does not have the form package.module:factory")
     with _current_directory_importable():
         factory: Any = _import(spec, module_name)
         for part in attribute.split("."):
@@ -101,7 +103,10 @@ def _no_attribute(spec: str, module_name: str, attribute: str, part: str, owner:
     imported = getattr(sys.modules.get(module_name), "__file__", None)
     here = Path(*module_name.split(".")).with_suffix(".py")
     if here.exists() and (imported is None or not here.samefile(imported)):
-        said += f"; {imported or 'a module built into Python'} was imported, not {here} here: rename yours"
+        said += (
+            f"; {imported or 'a module built into Python'} was imported instead of {here} in this directory: rename "
+            "your file"
+        )
     return said
 
 
@@ -111,7 +116,7 @@ def _import(spec: str, module_name: str) -> Any:
     except ModuleNotFoundError as error:
         if error.name is not None and (module_name == error.name or module_name.startswith(error.name + ".")):
             raise ZooError(
-                f"{spec}: module {error.name} not found, neither installed nor in the current directory"
+                f"{spec}: there is no module {error.name}, neither installed nor in the current directory"
             ) from error
         raise ZooError(f"{spec}: importing {module_name} failed: {_one_line(error)}") from error
     except Exception as error:  # whatever a user's module raises while it is imported
@@ -125,7 +130,7 @@ def _example_input(spec: str, network: nn.Module, factory: Any) -> Any:
             continue
         if not isinstance(example, Tensor | tuple | Mapping) or not any(True for _ in tensors_in(example)):
             kind = type(example).__name__
-            raise ZooError(f"{spec}: example_input is a {kind}: a tensor, or a tuple or dict of tensors was expected")
+            raise ZooError(f"{spec}: example_input must be a tensor, or a tuple or dict of tensors, and is a {kind}")
         return example
     return None
 

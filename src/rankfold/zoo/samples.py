@@ -44,7 +44,7 @@ class Samples(Dataset):
     def take(self, count: int, generator: torch.Generator) -> Samples:
         """`count` samples drawn without replacement; ValueError if there are fewer."""
         if not 0 < count <= len(self):
-            raise ValueError(f"cannot take {count} samples of {len(self)}")
+            raise ValueError(f"{count} samples cannot be taken of {len(self)}")
         return self.subset(torch.randperm(len(self), generator=generator)[:count])
 
 
@@ -61,8 +61,8 @@ def as_pair(item: Any) -> tuple[Any, Any]:
         return item[0], None
     if len(item) != 2:
         raise ValueError(
-            f"it has {len(item)} members: several inputs are a tuple of their own, ((a, b), target), or ((a, b),) "
-            "without a target"
+            f"it has {len(item)} members: give several inputs as a tuple of their own, ((a, b), target), or ((a, "
+            "b),) without a target"
         )
     inputs, label = item
     return inputs, label

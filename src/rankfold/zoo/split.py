@@ -8,7 +8,6 @@ from typing import Any, TypeVar
 import torch
 from torch import Tensor
 
-from rankfold.linalg.brief import brief
 from rankfold.zoo.errors import ZooError
 from rankfold.zoo.pictures import Pictures
 from rankfold.zoo.samples import Samples
@@ -70,7 +69,7 @@ class Split:
     def take(self, count: int, generator: torch.Generator) -> "Split":
         """`count` samples drawn without replacement; ValueError if there are fewer."""
         if not 0 < count <= len(self):
-            raise ValueError(f"cannot take {count} samples of {len(self)}")
+            raise ValueError(f"{count} samples cannot be taken of {len(self)}")
         return self.subset(torch.randperm(len(self), generator=generator)[:count])
 
 
@@ -115,8 +114,6 @@ class Data:
     objective: Any = None
     cut: Mapping[str, int] = field(default_factory=dict)
 
-    __repr__ = brief
-
     @property
     def channels(self) -> int | None:
         """Channels of the images; None of other inputs."""
@@ -127,7 +124,8 @@ class Data:
         found = getattr(self, part)
         if found is None:
             raise ZooError(
-                f"{self.name}: there is no {part} part: give --split validation, or return (train, validation, test)"
+                f"{self.name}: there is no {part} part: give --split validation, or let the factory return "
+                "(train, validation, test)"
             )
         return found
 
@@ -160,7 +158,7 @@ def hold_out(split: _Part, count: int) -> tuple[_Part, _Part]:
 def held_indices(labels: Tensor | None, samples: int, count: int) -> Tensor:
     """The indices that ``hold_out`` holds out of so many samples, ascending; `labels` (N,) where they have any."""
     if not 0 < count < samples:
-        raise ZooError(f"cannot hold out {count} samples of {samples}")
+        raise ZooError(f"{count} samples cannot be held out of {samples}")
     from sklearn.model_selection import train_test_split  # a second to import: only where a choice is made
 
     proportional = False

@@ -87,9 +87,9 @@ class Reader:
         except OSError as error:
             raise ZooError(f"{file}: {error.strerror or error}") from None
         except ValueError as error:
-            raise ZooError(f"{file}: not an .npy of numbers ({error})") from None
+            raise ZooError(f"{file}: this is no .npy of numbers ({error})") from None
         if not isinstance(found, np.ndarray) or found.dtype.kind not in "iu" or found.ndim not in (1, 2):
-            raise ZooError(f"{file}: whole numbers (N,) were expected, or windows of them (N, length)")
+            raise ZooError(f"{file}: whole numbers of shape (N,) were expected, or windows of them, (N, length)")
         ids = torch.from_numpy(found.astype(np.int64))
         if ids.dim() == 2:
             self.checked(file, ids)
@@ -101,16 +101,16 @@ class Reader:
         if self.vocabulary and ids.numel() and not 0 <= int(ids.min()) <= int(ids.max()) < self.vocabulary:
             worst = int(ids.min()) if int(ids.min()) < 0 else int(ids.max())
             raise ZooError(
-                f"{file}: token {worst} is outside of the {self.vocabulary} that the model knows: this is the "
-                "tokenizer of another model"
+                f"{file}: it holds the token {worst}, and the model knows tokens below {self.vocabulary}: it was "
+                "made with the tokenizer of another model"
             )
 
     def _of_tokens(self, file: str | Path, ids: Tensor) -> Texts:
         self.checked(file, ids)
         if len(ids) < self.length:
             raise ZooError(
-                f"{file}: {len(ids):,} tokens, fewer than one window of {self.length}: give a longer text, or "
-                "a shorter --length"
+                f"{file}: its {len(ids):,} tokens are fewer than one window of {self.length}: give a longer "
+                "text, or a shorter --length"
             )
         windows = ids[: len(ids) // self.length * self.length].view(-1, self.length)
         return self._limited([{"input_ids": row} for row in windows], f"windows of {self.length} tokens")
@@ -128,7 +128,9 @@ class Reader:
 
     def _of_lines(self, file: str | Path, pieces: Iterator[str], most: int | None) -> Texts:
         if getattr(self.tokenizer, "pad_token", None) is None:
-            raise ZooError(f"{file}: the tokenizer has no padding, which lines of different length need: set pad_token")
+            raise ZooError(
+                f"{file}: the tokenizer has no padding token, which lines of different length need: set its pad_token"
+            )
         lines: list[str] = []
         for piece in pieces:
             lines += [line.strip() for line in piece.splitlines() if line.strip()]
@@ -136,7 +138,7 @@ class Reader:
                 break
         lines = lines[:most]
         if not lines:
-            raise ZooError(f"{file}: not one line of text")
+            raise ZooError(f"{file}: it holds no line of text")
         with _no_remarks():
             made = self.tokenizer(lines, truncation=True, max_length=self.length, padding=True, return_tensors="pt")
         self.checked(file, made["input_ids"])
@@ -155,7 +157,10 @@ class Reader:
         kind, _, names = spec.partition(":")
         files = [names] if Path(names).exists() else names.split(",")
         if len(files) > 3 or not all(files):
-            raise ZooError(f"{spec}: one file, or two (train, test), or three (train, validation, test) were expected")
+            raise ZooError(
+                f"{spec}: give one file, two (train, test), or three (train, validation, test), with commas between "
+                "them"
+            )
         found = []
         for index, file in enumerate(files):
             alone = len(files) == 3 or index > 0  # nothing else is held out of it
@@ -170,8 +175,8 @@ class Reader:
     def _given(self, file: str, download: bool, alone: bool) -> Texts:
         if self.tokenizer is None:
             raise ZooError(
-                f"text:{file}: the model brings no tokenizer: give a folder of transformers that has one (its files "
-                "lie beside the weights), or text that is tokenised already (--data tokens:FILE.npy)"
+                f"text:{file}: the model has no tokenizer: give a folder of transformers with one (its files lie "
+                "beside the weights), or text that is already tokenised (--data tokens:FILE.npy)"
             )
         most = self.windows if alone else None
         if not Path(file).exists() and NAME.fullmatch(file.partition("@")[0]):
@@ -188,8 +193,8 @@ def _three(read: Sequence[Texts], spec: str) -> list[Texts]:
     rest = len(whole) - held * (3 - len(read))
     if rest < 1:
         raise ZooError(
-            f"{spec}: {len(whole)} {whole.cut} are too few to learn from, choose on and test: give a longer "
-            "text or a shorter --length, or files for each, with commas between"
+            f"{spec}: {len(whole)} {whole.cut} are too few to learn from, to choose on and to test on: give a "
+            "longer text or a shorter --length, or a file for each, with commas between them"
         )
     parts = [whole.first(rest), replace(whole, inputs_of=whole.inputs_of[rest : rest + held])]
     return [*parts, read[1] if len(read) == 2 else replace(whole, inputs_of=whole.inputs_of[rest + held :])]
@@ -245,7 +250,7 @@ def text(
     """
     if not callable(tokenizer) or not hasattr(tokenizer, "__len__"):
         raise ZooError(
-            f"{file}: a tokenizer of transformers was expected, not {type(tokenizer).__name__}: give "
+            f"{file}: tokenizer must be one of transformers, and is a {type(tokenizer).__name__}: give "
             "AutoTokenizer.from_pretrained(FOLDER) of the model's own folder"
         )
     return Reader(tokenizer, length, lines=lines, vocabulary=len(tokenizer)).read(file, samples)

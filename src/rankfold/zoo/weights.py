@@ -53,9 +53,9 @@ def load_weights(model: nn.Module, file: str | Path) -> None:
 
 def _read(file: Path) -> dict[str, Tensor]:
     if not file.is_file():
-        raise ZooError(f"weights: no file {file}" if not file.exists() else f"weights: {file} is not a file")
+        raise ZooError(f"weights: there is no file {file}" if not file.exists() else f"weights: {file} is not a file")
     if _is_half_a_zip(file):
-        raise ZooError(f"weights: {file} is damaged or truncated: it begins as a torch file and has no end")
+        raise ZooError(f"weights: {file} is damaged or cut short: it begins like a torch file, and its end is missing")
     try:
         if file.suffix == ".safetensors":
             return read_tensors(file)
@@ -65,15 +65,15 @@ def _read(file: Path) -> dict[str, Tensor]:
             content = torch.load(file, map_location="cpu", weights_only=True)
     except pickle.UnpicklingError as error:
         foreign = re.search(r"GLOBAL (\S+)", str(error))  # the rest of torch's text is advice that would run the code
-        held = f"it holds {foreign[1]} beside tensors" if foreign else "it is damaged, or no file of tensors"
+        held = f"it holds {foreign[1]} beside tensors" if foreign else "it is damaged, or holds no tensors"
         raise ZooError(
-            f"weights: {file} is refused, since {held}, and loading it could run code: save model.state_dict() alone"
+            f"weights: {file} is refused, as {held}, and loading it could run code: save model.state_dict() alone"
         ) from error
     except OSError as error:
         raise ZooError(f"weights: {file} cannot be read: {_first_line(error)}") from error
     except _DAMAGED as error:
         raise ZooError(
-            f"weights: {file} is damaged or truncated, or neither safetensors nor a torch file: {_first_line(error)}"
+            f"weights: {file} is damaged or cut short, or neither safetensors nor a torch file: {_first_line(error)}"
         ) from error
     return _state_dict(file, content)
 
@@ -94,15 +94,17 @@ def _state_dict(file: Path, content: object) -> dict[str, Tensor]:
         if isinstance(content, Mapping) and isinstance(content.get(wrapper), Mapping):
             content = content[wrapper]
     if not isinstance(content, Mapping):
-        raise ZooError(f"weights: {file} holds a {type(content).__name__}, not a state dict")
+        raise ZooError(
+            f"weights: {file} holds a {type(content).__name__} and not a state dict: save model.state_dict()"
+        )
     quantized = [key for key, value in content.items() if "_packed_params" in str(key) or _is_quantized(value)]
     if quantized:
         raise ZooError(f"weights: {file} holds quantized weights ({quantized[0]}): give those from before quantization")
     foreign = [key for key, value in content.items() if not isinstance(key, str) or not isinstance(value, Tensor)]
     if foreign:
         raise ZooError(
-            f"weights: {file} is no state dict: {len(foreign)} of its {len(content)} entries are not named "
-            f"tensors, the first is {foreign[0]!r}"
+            f"weights: {file} is not a state dict: {len(foreign)} of its {len(content)} entries are not named "
+            f"tensors, the first of them {foreign[0]!r}"
         )
     return dict(content)
 
@@ -118,7 +120,10 @@ def _bare_names(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
 def _check_fit(file: Path, state: Mapping[str, Tensor], slots: Mapping[str, Tensor]) -> None:
     meta = [name for name, slot in slots.items() if slot.is_meta]
     if meta:
-        raise ZooError(f"weights: {meta[0]!r} of the model is not materialised (meta device); to_empty helps")
+        raise ZooError(
+            f"weights: {meta[0]!r} of the model is on the meta device, without values: give it memory first "
+            "(model.to_empty(device='cpu'))"
+        )
     given = {id(slots[name]) for name in state if name in slots}  # of tied weights a file may have one name
     missing = [
         name
@@ -135,7 +140,7 @@ def _check_fit(file: Path, state: Mapping[str, Tensor], slots: Mapping[str, Tens
     if whole:
         kinds = str(state[whole[0]].dtype).removeprefix("torch."), str(slots[whole[0]].dtype).removeprefix("torch.")
         raise ZooError(
-            f"weights: {file} holds {whole[0]} in {kinds[0]} where the model computes in {kinds[1]}: these are "
+            f"weights: {file} holds {whole[0]} in {kinds[0]}, and the model computes in {kinds[1]}: these are "
             "quantized weights without their scales; give those from before quantization"
         )
     faults = [

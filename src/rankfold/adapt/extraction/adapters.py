@@ -50,10 +50,10 @@ def combine(
     """
     wanted, read = asked(budget), [a if isinstance(a, Adapter) else read_adapter(a) for a in adapters]
     if not read:
-        raise ValueError("no adapter was given")
+        raise ValueError("no adapter was given: give the folder of at least one")
     scales = [1.0] * len(read) if weights is None else list(weights)
     if len(scales) != len(read) or not all(abs(scale) < float("inf") for scale in scales):
-        raise ValueError(f"{len(read)} adapters need as many finite weights, got {scales}")
+        raise ValueError(f"weights= needs one finite number for each of the {len(read)} adapters, got {scales}")
     names = list(dict.fromkeys(name for adapter in read for name in adapter.pairs))
     stacked = {name: _stacked(name, read, scales) for name in names}
     shapes = {name: (len(left), right.shape[1]) for name, (right, left) in stacked.items()}
@@ -72,7 +72,7 @@ def combine(
         base_model=_one(adapter.base_model for adapter in read), task=first.task,
     )  # fmt: skip
     left = () if len(read) == 1 else tuple(
-        LeftOut(name, "a module that one of the adapters keeps whole", None)
+        LeftOut(name, "a module of which one of the adapters stores the whole weight", None)
         for name in dict.fromkeys(name for adapter in read for name in adapter.whole)
     )  # fmt: skip
     return extraction_of(parts, shapes, blank, wanted, size, left, False)
@@ -88,7 +88,7 @@ def _stacked(name: str, read: Sequence[Adapter], scales: Sequence[float]) -> tup
     sizes = {(len(b), a.shape[1]) for a, b in given}
     if len(sizes) > 1:
         told = " and ".join(f"{m}×{n}" for m, n in sorted(sizes))
-        raise ValueError(f"{name} is {told}: these adapters are not of one network")
+        raise ValueError(f"{name} has different sizes: {told}. These adapters do not belong to the same network")
     return torch.cat([a.double() for a, _ in given]), torch.cat([b.double() for _, b in given], 1)
 
 

@@ -46,14 +46,14 @@ def asked(budget: str | Asked | Sequence[str]) -> Asked:
                 raise ValueError
         except ValueError:
             raise ValueError(
-                f"budget {text!r} is not understood: write rank=16 (of each layer), params=0.1 (of the model; above 1 "
-                "it is a count) or error=0.1 (relative, of all updates together, below 1)"
+                f"budget {text!r} is not understood: write rank=16 (of each layer), params=0.1 (a share of the "
+                "model, or a count if above 1) or error=0.1 (of all updates together, relative to them, below 1)"
             ) from None
         if name in found:
-            raise ValueError(f"budget {text!r}: {name} was given before")
+            raise ValueError(f"budget {text!r}: {name} was given before: give it once")
         found[name] = number
     if not found:
-        raise ValueError("no budget was given: for example rank=16, params=0.1 or error=0.1")
+        raise ValueError("no budget was given: give one, such as rank=16, params=0.1 or error=0.1")
     return Asked(int(found["rank"]) if "rank" in found else None, found.get("params"), found.get("error"))
 
 
@@ -79,7 +79,10 @@ def ranks(curves: Mapping[str, Curve], wanted: Asked, limit: int | None) -> dict
         return tops
     least = min((curve.price for curve in curves.values()), default=0)
     if limit < least:
-        raise BudgetError(f"{limit:,} numbers leave no layer a single rank (the smallest costs {least:,}): allow more")
+        raise BudgetError(
+            f"{limit:,} numbers are too few for rank 1 in any layer, of which the smallest takes {least:,}: allow "
+            "more (params=)"
+        )
     options = {
         name: [
             Option(Form.FACTORED, r, float(curve.losses[r]), (float(r * curve.price),)) for r in range(tops[name] + 1)
@@ -105,7 +108,10 @@ def _within_error(
         if unknown:
             return dict(tops)
         reached = (least / max(float(sum(c.losses[0] for c in curves.values())), 1e-300)) ** 0.5
-        raise BudgetError(f"error={wanted.error:g} cannot be met at rank {wanted.rank}: it is {reached:.3g} there")
+        raise BudgetError(
+            f"error={wanted.error:g} cannot be reached at rank {wanted.rank}, where the error is {reached:.3g}: "
+            "allow a larger error or a higher rank"
+        )
     # the same knapsack with loss and cost exchanged; the steps go from the largest rank down
     options = {
         name: [
@@ -117,5 +123,8 @@ def _within_error(
     found = {name: tops[name] - option.rank for name, option in optimal(options, (allowed,)).items()}
     needed = sum(r * curves[name].price for name, r in found.items())
     if limit is not None and needed > limit:
-        raise BudgetError(f"error={wanted.error:g} needs {needed:,} numbers, and {limit:,} are allowed: allow more")
+        raise BudgetError(
+            f"error={wanted.error:g} takes {needed:,} numbers, and {limit:,} are allowed: allow more numbers "
+            "(params=) or a larger error"
+        )
     return found

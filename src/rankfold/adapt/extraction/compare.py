@@ -57,14 +57,15 @@ def check_alike(base: Checkpoint, tuned: Checkpoint, names: Mapping[str, tuple[s
         if base.shape(first) != tuned.shape(second):
             raise ValueError(
                 f"{name} is {_size(base.shape(first))} in {base.title} and {_size(tuned.shape(second))} in "
-                f"{tuned.title}: these are different architectures; give a checkpoint and one that was tuned from it"
+                f"{tuned.title}, so their architectures differ: give a checkpoint and another one that was tuned "
+                "from it"
             )
 
 
 def _quantised(which: Checkpoint, name: str) -> str:
     return (
-        f"{which.title} is quantised ({name}): what it lost in rounding is no update; give the checkpoint from before "
-        "quantisation"
+        f"{which.title} is quantised ({name}), and its rounding would be taken for an update: give the "
+        "checkpoint from before quantisation"
     )
 
 
@@ -75,7 +76,10 @@ def read_weight(which: Checkpoint, key: str) -> Tensor:
         raise ValueError(_quantised(which, key))
     if not bool(tensor.isfinite().all()):
         count = int((~tensor.isfinite()).sum())
-        raise ValueError(f"{key} in {which.title}: {count} of {tensor.numel()} values are NaN or infinite")
+        raise ValueError(
+            f"{key} in {which.title}: {count} of {tensor.numel()} values are NaN or infinite: give a checkpoint "
+            "without them"
+        )
     return tensor
 
 
@@ -94,10 +98,10 @@ def differences(
         if name in there:
             left.append(_left(name, why, base, there[name], tuned, here[name]))
         else:
-            left.append(LeftOut(name, f"{why}; the base has none", None))
+            left.append(LeftOut(name, f"{why}; the base has no such tensor", None))
     stray = set(tuned.names) - set(here.values())
     for key in sorted(stray):
-        why = "of no layer of this model"
+        why = "belongs to no layer of this model"
         left.append(_left(key, why, base, key, tuned, key) if key in base else LeftOut(key, why, None))
     return tuple(item for item in left if item is not None)
 
@@ -108,19 +112,20 @@ def _left(name: str, why: str, base: Checkpoint, first: str, tuned: Checkpoint, 
         rows = min(len(old), len(new)) if old.dim() == new.dim() and old.dim() else 0
         if not rows or old.shape[1:] != new.shape[1:]:
             raise ValueError(
-                f"{name} is {_size(old.shape)} in {base.title} and {_size(new.shape)} in {tuned.title}: these are "
-                "different architectures; give a checkpoint and one that was tuned from it"
+                f"{name} is {_size(old.shape)} in {base.title} and {_size(new.shape)} in {tuned.title}, so their "
+                "architectures differ: give a checkpoint and another one that was tuned from it"
             )
         change = _change(old[:rows], new[:rows])
         if len(new) < len(old) or change > _ALIKE:
             raise ValueError(
-                f"{name} has {len(old):,} rows in {base.title} and {len(new):,} in {tuned.title}, and those in common "
-                f"differ by {change:.0%}: these are different vocabularies, of which no adapter can be made"
+                f"{name} has {len(old):,} rows in {base.title} and {len(new):,} in {tuned.title}, and the rows "
+                f"that both have differ by {change:.0%}, so their vocabularies differ: give checkpoints with the "
+                "same tokenizer"
             )
-        return LeftOut(name, f"{why}; {len(new) - len(old):,} new rows (tokens)", change)
+        return LeftOut(name, f"{why}; the tuned model has {len(new) - len(old):,} rows more (new tokens)", change)
     change = _change(old, new)
     if change == float("inf"):
-        return LeftOut(name, f"{why}; all zeros in the base", None)
+        return LeftOut(name, f"{why}; it is all zeros in the base", None)
     return LeftOut(name, why, change) if change > 0 else None
 
 

@@ -89,14 +89,18 @@ def extract(
         True
     """
     if tune and data is None:
-        raise ValueError("tune= needs data=: inputs on which the adapted base is to answer as the tuned model does")
+        raise ValueError(
+            "tune= needs data=: give inputs, on which the base with the adapter is trained to answer as the tuned "
+            "model does"
+        )
     wanted = asked(budget)
     network = _network(base, tuned, model)
     first, second = Checkpoint(base), Checkpoint(tuned)
     found = places(network, where)
     if not found.sites:
         raise ValueError(
-            f"{type(unwrap(network)).__name__} has no layer to adapt{'' if where is None else f' {where=}'}"
+            f"{type(unwrap(network)).__name__} has no layer that can be "
+            f"adapted{'' if where is None else f' among where={where!r}'}"
         )
     keys = _keys(found, first, second)
     check_alike(first, second, keys)
@@ -112,7 +116,9 @@ def extract(
         left = (*left, *lost)
     chosen = tuple(site for site in found.sites if weighed is None or site.name in weighed)
     if not chosen:
-        raise ValueError("no layer is reached by the data: give inputs that the model was tuned for")
+        raise ValueError(
+            "none of the layers is reached by the data: give inputs of the kind that the model was tuned for"
+        )
     size = sum(parameter.numel() for parameter in unwrap(network).parameters())
     limit = wanted.limit(size)
     if limit is not None:
@@ -120,7 +126,10 @@ def extract(
     updates = {site.name: Difference(site, first, second, keys, weighed).update() for site in chosen}
     parts = spread(updates, wanted, limit, progress)
     if not tensors and not any(part.energy > 0 for part in parts.values()):
-        raise ValueError(f"{first.title} and {second.title} are the same in every layer that can be adapted")
+        raise ValueError(
+            f"{first.title} and {second.title} do not differ in any layer that can be adapted, so there is nothing "
+            "to extract: give a checkpoint and another one that was tuned from it"
+        )
     blank = _blank(chosen, tensors, network, first.title if isinstance(base, str | Path) else "")
     result = extraction_of(parts, {s.name: s.shape for s in chosen}, blank, wanted, size, left, data is not None)
     if not tune or running is None or objective is None:
@@ -186,8 +195,8 @@ def _network(base: Source, tuned: Source, model: nn.Module | None) -> nn.Module:
         kinds = [config_of(folder).get("model_type") for folder in (base, tuned)]
         if kinds[0] != kinds[1]:
             raise ValueError(
-                f"{base} is a {kinds[0]} and {tuned} a {kinds[1]}: these are different architectures; give a "
-                "checkpoint and one that was tuned from it"
+                f"{base} is a {kinds[0]} and {tuned} is a {kinds[1]}, so their architectures differ: give a "
+                "checkpoint and another one that was tuned from it"
             )
     for known in (model, base, tuned):
         if isinstance(known, nn.Module):
@@ -212,8 +221,8 @@ def _keys(found: Places, first: Checkpoint, second: Checkpoint) -> dict[str, tup
         if lacking:
             more = f" (and {len(lacking) - 1} more)" if len(lacking) > 1 else ""
             raise ValueError(
-                f"{which.title} has no {lacking[0]}{more}: it is of another architecture, or quantised; give a "
-                "checkpoint and one that was tuned from it"
+                f"{which.title} has no tensor {lacking[0]}{more}: it is of another architecture, or quantised: "
+                "give a checkpoint and another one that was tuned from it"
             )
     return {name: (there[name], here[name]) for name in names}
 
@@ -229,7 +238,10 @@ def _running(source: Source, network: nn.Module, checkpoint: Checkpoint) -> nn.M
     running = copy.deepcopy(unwrap(network))
     state = running.state_dict()
     if any(value.is_meta for value in state.values()):
-        raise ValueError("with data, give model= a network with weights of its own, not on the meta device")
+        raise ValueError(
+            "with data=, the model given as model= needs weights of its own: build it on a real device, not on the "
+            "meta device"
+        )
     keys = keys_of(state, checkpoint)
     running.load_state_dict({name: checkpoint.read(key) for name, key in keys.items()}, strict=False)
     return running.eval()

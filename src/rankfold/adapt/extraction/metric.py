@@ -88,8 +88,8 @@ def _check_affordable(chosen: tuple[Site, ...]) -> None:
     free = available()
     if free is not None and need > 0.9 * free:
         raise ValueError(
-            f"second moments of {len(chosen)} layers would take {need / 1e9:,.1f} GB, and {free / 1e9:,.1f} GB are "
-            "free: choose fewer layers (where=, --only), or leave the data out"
+            f"the second moments of {len(chosen)} layers would take {need / 1e9:,.1f} GB, and {free / 1e9:,.1f} "
+            "GB are free: choose fewer layers (where=, --only), or leave the data out"
         )
 
 

@@ -114,7 +114,7 @@ def extraction_of(
     error = (sum(part.loss for part in parts.values()) / energy) ** 0.5 if energy else 0.0
     notes = []
     if all(part.rank == part.full and part.loss < 1e-6 * part.energy for part in parts.values()):
-        notes.append("the budget binds nothing: every update is given at the rank that it has")
+        notes.append("every update fits into the budget at its full rank: nothing had to be left out")
     return Extraction(
         replace(blank, pairs=pairs), layers, left_out, str(wanted), error, "outputs" if by_data else "entries", size,
         tuple(notes),

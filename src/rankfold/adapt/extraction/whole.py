@@ -31,13 +31,16 @@ def kept_whole(
     for pattern in patterns:
         matched = [name for name in sorted(owners) if fits(name, pattern)]
         if not matched:
-            raise ValueError(f"whole {pattern!r} fits no module with parameters of its own")
+            raise ValueError(f"whole={pattern!r} (--whole) matches no module that has parameters of its own")
         chosen += [name for name in matched if name not in chosen]
     for name in chosen:
         # PEFT looks at the ends of names, its own parts among them, without regard to dots
         other = next((key for key in (*modules, *_PARTS) if key != name and key.endswith(name)), None)
         if other is not None:
-            raise ValueError(f"{name} cannot be kept whole: PEFT finds modules by the end of their name, {other} too")
+            raise ValueError(
+                f"{name} cannot be stored whole (--whole): PEFT finds modules by the end of their names and would "
+                f"take {other} too"
+            )
     names = [f"{name}.{key}" for name in chosen for key, _ in modules[name].named_parameters(recurse=False)]
     keys = keys_of(names, tuned)
     tensors = {name: read_weight(tuned, keys[name]) for name in names if name in keys}

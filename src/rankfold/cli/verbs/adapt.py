@@ -38,7 +38,7 @@ def _method(name: str | None) -> str | None:
     from rankfold.adapt.ways import METHODS
 
     if name not in METHODS:
-        raise typer.BadParameter(f"no method named {name!r}; there are {', '.join(METHODS)}")
+        raise typer.BadParameter(f"there is no method named {name!r}: the methods are {', '.join(METHODS)}")
     return name
 
 
@@ -47,7 +47,10 @@ def _params(text: str) -> str:
 
     try:
         if asked(text).params is None:
-            raise ValueError("the budget of an adapter that is trained is params=0.01 (of the model; above 1 a count)")
+            raise ValueError(
+                "an adapter that is trained has a budget of parameters alone: give --budget params=0.01 (a share of "
+                "the model, or a count if above 1)"
+            )
     except ValueError as error:
         raise typer.BadParameter(str(error)) from None
     return text
@@ -64,7 +67,10 @@ def adapt(
             "-o",
             "--out",
             metavar="DIR",
-            help="Where the adapter goes, in PEFT's format; with --original, the compressed model with it merged.",
+            help=(
+                "Where the adapter goes, in PEFT's format; with --original, where the compressed model goes, the "
+                "adapter merged into it."
+            ),
         ),
     ],
     data: DataName = None,
@@ -74,7 +80,7 @@ def adapt(
         typer.Option(
             "--method",
             metavar="M",
-            help="lora (by default), rslora, dora, adalora (PEFT's), deep-lora, geolora or debora.",
+            help="lora (default), rslora, dora or adalora of PEFT; deep-lora, geolora or debora.",
             callback=_method,
         ),
     ] = None,
@@ -83,14 +89,16 @@ def adapt(
         typer.Option(
             "--budget",
             metavar="params=X",
-            help="Numbers of the adapter: a share of the model, above 1 a count.",
+            help="Parameters of the adapter: a share of the model, or a count if above 1.",
             callback=_params,
         ),
     ] = "params=0.01",
-    radius: Annotated[float, typer.Option(help="debora: what the gains of all layers may add up to.")] = 8.0,
+    radius: Annotated[
+        float, typer.Option(help="For debora: what the gains of all layers together may add up to.")
+    ] = 8.0,
     epochs: Annotated[int, typer.Option(min=1, help="Passes over the training split.")] = 3,
     learning_rate: Annotated[
-        float | None, typer.Option(min=0.0, help="The peak of Adam's rate: 0.001, with --original 0.01.")
+        float | None, typer.Option(min=0.0, help="Largest learning rate of Adam: 0.001, with --original 0.01.")
     ] = None,
     batch_size: Annotated[
         int | None, typer.Option(min=1, help="Samples of one step: 32, with --original 2 windows of a language model.")
@@ -103,19 +111,24 @@ def adapt(
         typer.Option(
             "--original",
             metavar="FILE",
-            help="MODEL is a compressed directory, made from these weights or this folder: win back what it lost.",
+            help=(
+                "MODEL is a compressed directory that was made from these weights or this folder: win back what "
+                "compressing lost."
+            ),
         ),
     ] = None,
-    steps: Annotated[int, typer.Option(min=1, help="Of training, with --original.")] = 200,
+    steps: Annotated[int, typer.Option(min=1, help="Steps of training, with --original.")] = 200,
     factory: Annotated[
         str | None,
         typer.Option(
-            "--model", metavar="MODEL", help="With --original: what MODEL was made from, if that is your code."
+            "--model",
+            metavar="MODEL",
+            help="With --original: the network that MODEL was made from, if it is code of yours.",
         ),
     ] = None,
     only: Only = [],  # noqa: B006
     exclude: Exclude = [],  # noqa: B006
-    merge: Annotated[bool, typer.Option("--merge", help="Also write the adapted weights, to DIR/merged.")] = False,
+    merge: Annotated[bool, typer.Option("--merge", help="Also write the adapted weights, into DIR/merged.")] = False,
     seed: Seed = 0,
     restart: Restart = False,
     download: Download = False,
@@ -155,15 +168,20 @@ def adapt(
         if original is not None:
             if not is_saved(model):
                 raise typer.BadParameter(
-                    f"goes with a directory that compress or apply wrote, which {model} is not", param_hint="--original"
+                    f"goes with a directory that compress or apply wrote, and {model} is none", param_hint="--original"
                 )
             if method is not None:
                 raise typer.BadParameter(
-                    "with --original the adapter is one of the factors, which has no other method",
+                    "with --original there is one method, in which the adapter becomes part of the factors: "
+                    "leave --method out",
                     param_hint="--method",
                 )
             if not original.exists():
-                raise typer.BadParameter(f"there is no file or folder {original}", param_hint="--original")
+                raise typer.BadParameter(
+                    f"there is no file or folder {original}: give the weights or the folder that the model was made "
+                    "from",
+                    param_hint="--original",
+                )
             wish = RestoreSettings(asked(budget).params or 0.01, steps, learning_rate or RATE, batch_size)
             saved = open_either(model, weights, factory, data, download, talk, Cut(length, windows)).to(place)
             _restore(saved, original_of(saved, original).to(place), wish, out, objective_of(objective), talk, as_json)
@@ -183,7 +201,7 @@ def adapt(
                 restart=restart, tell=talk.tell,
             )  # fmt: skip
         except KeyboardInterrupt:
-            raise Interrupted("The same command goes on from the last whole epoch.") from None
+            raise Interrupted("The same command continues from the last finished epoch.") from None
     if as_json:
         print_json(found.to_dict())
         return
@@ -217,7 +235,7 @@ def _restore(
         print_json(found.to_dict())
         return
     print_table(("matrix", "rank of its update"), [(name, str(rank)) for name, rank in found.adapter.ranks.items()])
-    print(f"\n{count(found.adapter.params)} numbers, merged: ranks and size stay")
+    print(f"\n{count(found.adapter.params)} parameters, merged into the factors: ranks and size stay the same")
     judged = found.before.judged
     print(f"{judged.name} ({found.split}): {judged.text} before, {found.after.judged.text} with the adapter")
     print(

@@ -38,7 +38,7 @@ def advise(
     windows: Windows = None,
     objective: ObjectiveName = None,
     max_drop: MaxDropped = None,
-    seconds: Annotated[float, typer.Option(min=1, metavar="S", help="How long to look, about.")] = 60,
+    seconds: Annotated[float, typer.Option(min=1, metavar="S", help="About how many seconds to look.")] = 60,
     only: Only = [],  # noqa: B006  # typer copies it
     exclude: Exclude = [],  # noqa: B006
     seed: Seed = 0,
@@ -96,4 +96,4 @@ def print_advice(found: Advice, model: str, extra: str) -> None:
         for what, line in said:
             print(f"  {line}\n    {what}")
     seen = f"{count(found.samples[0])} samples measured, {count(found.samples[1])} judged"
-    print(f"\nA short look ({found.seconds:.0f} s, {seen}): compress measures again, with more.")
+    print(f"\nThis was a short look ({found.seconds:.0f} s, {seen}): compress measures again, on more samples.")

@@ -42,7 +42,7 @@ def analyze(
     ] = Path("spectra"),
     only: Only = [],  # noqa: B006  # typer copies it
     exclude: Exclude = [],  # noqa: B006
-    no_plots: Annotated[bool, typer.Option("--no-plots", help="Only print, write no files.")] = False,
+    no_plots: Annotated[bool, typer.Option("--no-plots", help="Only print, and write no files.")] = False,
     samples: Samples = 2048,
     seed: Seed = 0,
     download: Download = False,
@@ -70,7 +70,7 @@ def analyze(
             model, weights, data, download, talk, trained=False, own_data=False, cut=Cut(length, windows)
         ).to(place)
         if weights is None and ":" not in model:
-            talk.say(f"{model} without --weights: these are the spectra of freshly drawn weights")
+            talk.say(f"{model} was given without --weights, so that its weights are random: these are their spectra")
         part = None if loaded.data is None else calibration_part(loaded.data.train, samples, seed)
         if part is not None:
             loaded.needed_example()

@@ -35,13 +35,20 @@ def collapse(
         float | None,
         typer.Option(
             metavar="X",
-            help="Weight decay of the training, coupled as in SGD; by default estimated, where the weights tell it.",
+            help=(
+                "Weight decay of the training, coupled as in SGD. Default: estimated from the weights, where they "
+                "tell it."
+            ),
         ),
     ] = None,
     loss: Annotated[
         str | None,
         typer.Option(
-            metavar="L", help="cross-entropy, or squared-error (of classes on one-hot targets, and of numbers always)."
+            metavar="L",
+            help=(
+                "cross-entropy or squared-error; of targets that are classes against one-hot vectors, and of "
+                "numbers always squared-error."
+            ),
         ),
     ] = None,
     clusters: Annotated[
@@ -49,7 +56,7 @@ def collapse(
         typer.Option(
             min=1,
             metavar="K",
-            help="Clusters of k-means; by default the number of classes, of targets that are numbers 10.",
+            help="Clusters for k-means. Default: the number of classes, or 10 for targets that are numbers.",
         ),
     ] = None,
     out: Annotated[Path, typer.Option("-o", "--out", metavar="FILE", help="Where the report goes.")] = Path(
@@ -77,7 +84,7 @@ def collapse(
     with Talk() as talk, computing(device, precision) as place:
         loaded = open_model(model, weights, data, download, talk, trained=False, own_data=True).to(place)
         if weights is None and ":" not in model:
-            talk.say(f"{model} without --weights: these are freshly drawn weights, and nothing has collapsed")
+            talk.say(f"{model} was given without --weights, so that its weights are random and nothing has collapsed")
         part = calibration_part(loaded.needed_data().train, samples, seed)
         loaded.needed_example()
         found = collapse_report(

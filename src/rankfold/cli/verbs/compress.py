@@ -73,20 +73,23 @@ def compress(
     only: Only = [],  # noqa: B006
     exclude: Exclude = [],  # noqa: B006
     finetune_epochs: Annotated[
-        int, typer.Option(min=0, metavar="N", help="Epochs of training with the original as teacher; 0 for none.")
+        int, typer.Option(min=0, metavar="N", help="Epochs of fine-tuning with the original as teacher; 0 for none.")
     ] = 0,
     tune: Annotated[
         int,
         typer.Option(
             min=0,
             metavar="N",
-            help="Steps of training to the original, without labels: of each block, or of the whole language model.",
+            help=(
+                "Steps of training the factors to the outputs of the original, without labels: of each block, or of "
+                "the whole if it is a language model."
+            ),
         ),
     ] = 0,
     tune_by: Annotated[
         TuneBy | None,
         typer.Option(
-            "--tune-by", help="What --tune trains at once: one block after another takes less memory than the whole."
+            "--tune-by", help="What --tune trains at once: blocks one after another (takes less memory), or the whole."
         ),
     ] = None,
     samples: Samples = 2048,
@@ -118,11 +121,15 @@ def compress(
     from rankfold.sites import Names
 
     if not budget and max_drop is None:
-        raise typer.BadParameter("give a budget (--budget flops=0.5), or how far quality may fall (--max-drop 0.5)")
+        raise typer.BadParameter(
+            "give a budget (such as --budget flops=0.5), or how far quality may fall (such as --max-drop 0.5)"
+        )
     if tune_by is not None and not tune:
-        raise typer.BadParameter("--tune-by goes with --tune N: how many steps?")
+        raise typer.BadParameter("--tune-by goes only with --tune N: give the number of steps, such as --tune 64")
     if smallest is not None and max_drop is None:
-        raise typer.BadParameter("--smallest goes with --max-drop: how far may quality fall?")
+        raise typer.BadParameter(
+            "--smallest goes only with --max-drop: give how far quality may fall, such as --max-drop 0.5"
+        )
     budgets = budgets_of(budget, rank_multiple, of.value)
     streamed = memory is not None and is_folder(model)
     how = method or ("sequential" if streamed else "project")
@@ -162,7 +169,7 @@ def compress(
                 tell=tell,
             )
         except KeyboardInterrupt:
-            raise Interrupted("The same command goes on from here.") from None
+            raise Interrupted("The same command continues from here.") from None
     if as_json:
         print_json(result.to_dict())
         return

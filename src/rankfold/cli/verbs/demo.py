@@ -46,8 +46,8 @@ def demo(
     with Talk() as talk:
         data = load_data("digits")
         talk.say(
-            f"1. Train {MODEL} on {len(data.train)} handwritten digits of 8×8 pixels "
-            f"({len(data.validation)} more choose, {len(data.test)} more test)"
+            f"1. Train {MODEL} on {len(data.train)} handwritten digits of 8×8 pixels ({len(data.validation)} "
+            f"more to choose by, {len(data.test)} more to test)"
         )
         network = trained(data, talk)
         talk.say("2. Analyse: how low-rank are its matrices?")

@@ -19,13 +19,15 @@ if TYPE_CHECKING:
 def doctor(
     latency: Annotated[
         bool,
-        typer.Option("--latency", help="Also time factored layers beside dense ones, and keep the times; two minutes."),
+        typer.Option(
+            "--latency", help="Also time factored layers beside dense ones, and keep the times; takes two minutes."
+        ),
     ] = False,
     table: Annotated[
         Path | None,
         typer.Option(
             metavar="FILE",
-            help="Where the times are kept, for latency budgets; by default $RANKFOLD_LATENCY, or the user's cache.",
+            help="Where the times for latency budgets are kept. Default: $RANKFOLD_LATENCY, or the user's cache.",
         ),
     ] = None,
     device: DeviceName = "cpu",
@@ -76,11 +78,16 @@ def print_health(found: Health) -> None:
     rows += [("device", name + (f", {size / 1e9:,.1f} GB" if size else "")) for name, size in found.devices]
     rows += [("data folder", str(found.data_folder) if found.data_folder else "RANKFOLD_DATA is not set")]
     rows += [
-        (name, str(path) if path else "not here: put it into RANKFOLD_DATA, or add --download to a command")
+        (
+            name,
+            str(path)
+            if path
+            else "not on this machine: put it into the folder RANKFOLD_DATA, or add --download to a command",
+        )
         for name, path in found.data.items()
     ]
     rows += [("cache", str(found.cache))]
-    untimed = "none for this machine: rankfold doctor --latency"
+    untimed = "none for this machine yet: rankfold doctor --latency measures it"
     rows += [("latency table", str(found.latency_table) if found.latency_table else untimed)]
     for extra, lacking in found.missing.items():
         remedy = f"lacks {', '.join(lacking)}: pip install 'rankfold[{extra}]'" if lacking else "complete"
@@ -90,7 +97,7 @@ def print_health(found: Health) -> None:
 
 def print_paying(rows: list[Pays]) -> None:
     """Up to which rank each form is faster than the dense layer."""
-    print("\nA linear layer of m×n is faster in this form up to this part of its full rank:")
+    print("\nUp to this share of its full rank, a linear layer of m×n is faster in this form:")
     lines = []
     for row in rows:
         up_to = "at no rank that was timed" if row.up_to is None else f"{row.up_to:g}"
@@ -101,11 +108,14 @@ def print_paying(rows: list[Pays]) -> None:
 
 def print_laws(kept: LatencyTable) -> None:
     """Where the times are, and how far off the law between them is."""
-    print(f"\nkept in {kept.file} for {kept.machine}: latency budgets time no such layer again")
+    print(f"\nkept in {kept.file} for {kept.machine}: latency budgets do not time these layers again")
     for kind, how in sorted({(spot.layer, spot.arithmetic) for spot in kept.curves if spot.rows}):
         for form in ("keep", *sorted({form for curves in kept.curves.values() for form in curves} - {"keep"})):
             law = kept.law(kind, form, how)
             if law is not None:
                 layer = f"{kind} as it is" if form == "keep" else f"{kind} in the form {form}"
                 off = f"{100 * law.error:.0f} % in the median, {100 * law.worst:.0f} % at the ninth decile"
-                print(f"{layer}, {how}: the time at other sizes is a + b·weights + c·widths, off by {off}")
+                print(
+                    f"{layer}, {how}: at other sizes the time is taken as a + b·weights + c·widths, which is off by "
+                    f"{off}"
+                )

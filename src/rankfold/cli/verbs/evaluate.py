@@ -49,7 +49,8 @@ def evaluate(
     windows: Windows = None,
     split: Annotated[SplitName, typer.Option(help="Which part of the data.")] = SplitName.test,
     factory: Annotated[
-        str | None, typer.Option("--model", metavar="MODEL", help="What DIR was made from, if that is code of yours.")
+        str | None,
+        typer.Option("--model", metavar="MODEL", help="The network that DIR was made from, if it is code of yours."),
     ] = None,
     objective: ObjectiveName = None,
     original: Annotated[
@@ -57,14 +58,14 @@ def evaluate(
         typer.Option(
             "--original",
             metavar="FILE",
-            help="Weights, or the folder, of the network that DIR was made from, to compare outputs with.",
+            help="Weights, or the folder, of the network that DIR was made from, to compare its outputs with.",
         ),
     ] = None,
     target: Annotated[
         TargetName,
-        typer.Option(help="Also time it as torch.compile makes it, or as an ONNX graph, beside the --original."),
+        typer.Option(help="Also time it compiled by torch.compile, or as an ONNX graph, beside --original."),
     ] = TargetName.eager,
-    batch: Annotated[int, typer.Option(min=1, help="Samples at once for --target.")] = 1,
+    batch: Annotated[int, typer.Option(min=1, help="Samples in a batch, for --target.")] = 1,
     download: Download = False,
     device: DeviceName = "cpu",
     precision: Precision = PrecisionName.float32,

@@ -20,9 +20,12 @@ class Target(StrEnum):
 def export(
     directory: Annotated[Path, typer.Argument(metavar="DIR", help="A directory that compress or apply wrote.")],
     to: Annotated[Target, typer.Option(help="The format.")],
-    out: Annotated[Path, typer.Option("-o", "--out", metavar="FILE", help="Where to write it; of dense a folder.")],
+    out: Annotated[
+        Path, typer.Option("-o", "--out", metavar="FILE", help="The file to write; with --to dense, a folder.")
+    ],
     factory: Annotated[
-        str | None, typer.Option("--model", metavar="MODEL", help="What DIR was made from, if that is code of yours.")
+        str | None,
+        typer.Option("--model", metavar="MODEL", help="The network that DIR was made from, if it is code of yours."),
     ] = None,
     data: DataName = None,
     download: Download = False,
@@ -46,7 +49,10 @@ def export(
             if as_json:
                 print_json({"directory": str(out), "format": to.value, "bytes": size, "max_abs_difference": difference})
             else:
-                print(f"{out}: {count(size)} bytes; loads anywhere, differs from the model by at most {difference:.2g}")
+                print(
+                    f"{out}: {count(size)} bytes; can be loaded without rankfold, and differs from the model by at "
+                    f"most {difference:.2g}"
+                )
             return
         write = to_onnx if to is Target.onnx else to_torch_export
         difference = write(loaded.model, loaded.needed_example(), out)

@@ -54,15 +54,21 @@ def extract(
         typer.Option(
             "--budget",
             metavar="KIND=VALUE",
-            help="rank=16 (each layer, at most), params=0.1 (of the model, or of what the adapters store; above 1 a "
-            "count), error=0.1 (relative, of all updates). Give it again for several; all must hold.",
+            help=(
+                "rank=16 (of each layer, at most), params=0.1 (a share of the model, or of what the adapters store; "
+                "a count if above 1), error=0.1 (relative, of all updates together). May be given several times; "
+                "all must hold."
+            ),
             callback=_budgets,
         ),
     ],
     model: Annotated[
         str | None,
         typer.Option(
-            "--model", metavar="MODEL", help="Of files: the network whose weights they are.", show_default=False
+            "--model",
+            metavar="MODEL",
+            help="For files of weights: the network that they belong to.",
+            show_default=False,
         ),
     ] = None,
     data: DataName = None,
@@ -72,7 +78,9 @@ def extract(
     samples: Annotated[int, typer.Option(min=1, help="With --data: samples of its training split.")] = 512,
     tune: Annotated[
         int,
-        typer.Option(min=0, metavar="N", help="With --data: steps of training to the tuned model, no labels."),
+        typer.Option(
+            min=0, metavar="N", help="With --data: steps of training to the outputs of the tuned model, without labels."
+        ),
     ] = 0,
     only: Only = [],  # noqa: B006
     exclude: Exclude = [],  # noqa: B006
@@ -80,19 +88,25 @@ def extract(
         list[str],
         typer.Option(
             metavar="PATTERN",
-            help="Modules, such as '*norm', whose tuned tensors go into the adapter as they are.",
+            help="Modules, such as '*norm', whose tuned tensors are stored in the adapter whole.",
             show_default=False,
         ),
     ] = [],  # noqa: B006
     weight: Annotated[
         list[float],
-        typer.Option(metavar="W", help="Of adapters: what each is multiplied with; 1 without.", show_default=False),
+        typer.Option(
+            metavar="W", help="Of adapters: the factor that each is multiplied by; 1 by default.", show_default=False
+        ),
     ] = [],  # noqa: B006
     uniform: Annotated[
-        bool, typer.Option("--uniform", help="One rank and one alpha for all layers, by zeros, for simple readers.")
+        bool,
+        typer.Option(
+            "--uniform",
+            help="Give all layers one rank (by zeros) and one alpha, for programs that read only such adapters.",
+        ),
     ] = False,
     seed: Seed = 0,
-    restart: Annotated[bool, typer.Option("--restart", help="Replace an adapter that is there already.")] = False,
+    restart: Annotated[bool, typer.Option("--restart", help="Replace an adapter that is already there.")] = False,
     download: Download = False,
     device: DeviceName = "cpu",
     threads: Threads = None,
@@ -112,14 +126,16 @@ def extract(
     check_adapter_place(out)
     if not restart and is_adapter(str(out)):
         raise typer.BadParameter(
-            f"{out} holds an adapter already: give another folder, or --restart to replace it", param_hint="--out"
+            f"{out} already holds an adapter: give another folder, or --restart to replace it", param_hint="--out"
         )
     adapters = [is_adapter(source) for source in sources]
     if any(adapters) and not all(adapters):
         plain = sources[adapters.index(False)]
-        raise typer.BadParameter(f"{plain} is no adapter, and others are: give two checkpoints, or adapters alone")
+        raise typer.BadParameter(
+            f"{plain} is not an adapter, and others that were given are: give two checkpoints, or only adapters"
+        )
     if not any(adapters) and len(sources) != 2:
-        raise typer.BadParameter("give two checkpoints, BASE and TUNED, or adapters")
+        raise typer.BadParameter("give two checkpoints, BASE and TUNED, or one or more adapters")
     with Talk() as talk:
         if all(adapters):
             found = combine(sources, budget, weights=weight or None)
@@ -167,7 +183,10 @@ def _of_checkpoints(
         return run(base, tuned, budget, model=network, where=where, whole=how.whole, progress=talk.progress)
     spec, file = (tuned, None) if is_folder(tuned) else (how.spec, Path(tuned))
     if spec is None:
-        raise typer.BadParameter("files of weights with --data need --model MODEL", param_hint="--model")
+        raise typer.BadParameter(
+            "for files of weights --data also needs --model MODEL, the network that they belong to",
+            param_hint="--model",
+        )
     with computing(device, "float32") as place:
         loaded = open_model(
             spec, file, how.data, download, talk, trained=True, own_data=False, cut=Cut(*how.cut)
@@ -194,7 +213,9 @@ def _print(found: Extraction) -> None:
     print(f"error: {found.error:.4g}, relative, {norm}")
     if found.tuned is not None:
         way = found.tuned
-        print(f"tuned: the answers were off by {way.before:.4g} on held-out samples, now by {way.after:.4g}")
+        print(
+            f"tuned: on held-out samples the answers were off by {way.before:.4g} before and are by {way.after:.4g} now"
+        )
     if found.adapter.whole:
         print(f"kept whole: {', '.join(sorted(found.adapter.whole))}")
     for item in found.left_out[:_SHOWN]:
@@ -206,7 +227,7 @@ def _print(found: Extraction) -> None:
     if largest is not None and (largest.change or 0.0) > _MUCH:
         print(
             f"note: much of the change is not in the adapter: {largest.name} alone changed by "
-            f"{percent(largest.change or 0.0)}. --whole 'PATTERN' takes such modules along as they are"
+            f"{percent(largest.change or 0.0)}. --whole 'PATTERN' stores such modules whole"
         )
     for note in found.notes:
         print(f"note: {note}")

@@ -117,7 +117,7 @@ def plan(
             )
         except KeyboardInterrupt:
             kept = any(path.is_dir() for path in partial.glob("*"))
-            goes_on = "The same command goes on from here." if kept else "Nothing was kept yet."
+            goes_on = "The same command continues from here." if kept else "Nothing was kept yet."
             raise Interrupted(goes_on) from None
         if not first:
             return

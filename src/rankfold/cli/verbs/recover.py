@@ -27,55 +27,81 @@ if TYPE_CHECKING:
 def recover(
     file: Annotated[
         Path,
-        typer.Argument(metavar="FILE", help="Entries: .csv, .parquet, .npz, u.data, ratings.dat. Measurements: .npz."),
+        typer.Argument(
+            metavar="FILE", help="Entries (.csv, .parquet, .npz, u.data, ratings.dat) or measurements (.npz)."
+        ),
     ],
-    test: Annotated[Path | None, typer.Option(metavar="FILE", help="Entries to judge the result by, once.")] = None,
+    test: Annotated[
+        Path | None, typer.Option(metavar="FILE", help="Entries that judge the result, once, at the end.")
+    ] = None,
     methods: Annotated[
         str | None,
         typer.Option(
             "--methods",
             metavar="A,B",
-            help="low-rank, ratings (both by default), compressed-deep-linear, alternating, nuclear, scaled-gd; with "
-            "--implicit als, regression, neighbours, popularity: the best one is taken.",
+            help=(
+                "low-rank and ratings (the default), compressed-deep-linear, alternating, nuclear, scaled-gd; with "
+                "--implicit als, regression, neighbours, popularity. The best one is chosen."
+            ),
         ),
     ] = None,
     ranks: Annotated[
         str | None,
-        typer.Option(metavar="5,10,20", help="Ranks to try; low-rank and nuclear find theirs up to the largest."),
+        typer.Option(
+            metavar="5,10,20", help="Ranks to try; low-rank and nuclear find their own, up to the largest of these."
+        ),
     ] = None,
     time: Annotated[
         bool,
-        typer.Option("--time", help="Read times too, and try ratings that know when they were given."),
+        typer.Option("--time", help="Also read times, and try ratings that depend on when they were given."),
     ] = False,
     rows: Annotated[
-        Path | None, typer.Option("--rows", metavar="FILE", help="Properties of rows (users): names first, a header.")
+        Path | None,
+        typer.Option(
+            "--rows", metavar="FILE", help="Properties of rows (users), with a header; their names in the first column."
+        ),
     ] = None,
     items: Annotated[
-        Path | None, typer.Option("--items", metavar="FILE", help="Properties of columns (items), likewise.")
+        Path | None, typer.Option("--items", metavar="FILE", help="Properties of columns (items), in the same form.")
     ] = None,
     predict: Annotated[
-        Path | None, typer.Option(metavar="FILE", help="Pairs row, column (and time) to predict, into predictions.csv.")
+        Path | None,
+        typer.Option(
+            metavar="FILE",
+            help="Pairs of row and column (and time) to predict; the predictions go into predictions.csv.",
+        ),
     ] = None,
     folds: Annotated[
-        int | None, typer.Option(min=2, help="Parts for cross-validation, each held out once: 5 by default.")
+        int | None, typer.Option(min=2, help="Parts of the cross-validation, each held out once; 5 by default.")
     ] = None,
     columns: Annotated[
         str | None,
-        typer.Option(metavar="A,B,C", help="Row, column, value: names of the header, or of the columns in order."),
+        typer.Option(
+            metavar="A,B,C",
+            help="The columns for row, column and value: their names in the header, or names for all columns in order.",
+        ),
     ] = None,
     duplicates: Annotated[
-        str, typer.Option(metavar="D", help="Of an entry given twice: refuse, mean, last or sum.")
+        str, typer.Option(metavar="D", help="What to do with an entry that is given twice: refuse, mean, last or sum.")
     ] = "refuse",
     implicit: Annotated[
-        bool, typer.Option("--implicit", help="Who did what: rank the unseen. Two columns, or counts as values.")
+        bool,
+        typer.Option(
+            "--implicit",
+            help="Entries say who did what: rank what each row has not done yet. Two columns, or counts as values.",
+        ),
     ] = False,
     at_least: Annotated[
         float | None,
-        typer.Option(metavar="X", help="With --implicit: values from X on are a play each."),
+        typer.Option(
+            metavar="X", help="With --implicit: values of X and above count as one play each, others as none."
+        ),
     ] = None,
     split: Annotated[
         str | None,
-        typer.Option(metavar="S", help="With --implicit: by-time (default where there are times) or leave-one-out."),
+        typer.Option(
+            metavar="S", help="With --implicit: by-time (the default where there are times) or leave-one-out."
+        ),
     ] = None,
     memory: Annotated[
         str | None,
@@ -87,7 +113,9 @@ def recover(
             callback=checked_memory,
         ),
     ] = None,
-    top: Annotated[int, typer.Option(min=0, help="Write so many best unseen columns for every row.")] = 0,
+    top: Annotated[
+        int, typer.Option(min=0, help="For every row, write this many of the best columns that it has no entry for.")
+    ] = 0,
     out: Annotated[
         Path, typer.Option("-o", "--out", metavar="DIR", help="Where factors, errors and predictions go.")
     ] = Path("recovered"),
@@ -96,7 +124,10 @@ def recover(
     jobs: Annotated[
         int | None,
         typer.Option(
-            help="Candidates tried at a time, in processes of one thread (1 by default); -1: one on each core."
+            help=(
+                "Candidates tried at the same time, each in a process of one thread (1 by default); -1 for one on "
+                "each core."
+            )
         ),
     ] = None,
     as_json: Json = False,

@@ -14,29 +14,34 @@ _WHEN_NOT = "by default as the experiment has it"
 
 def reproduce(
     name: Annotated[
-        str | None, typer.Argument(metavar="[NAME]", help="Of the experiment; lorita-table-1a, for example.")
+        str | None, typer.Argument(metavar="[NAME]", help="The name of an experiment, such as lorita-table-1a.")
     ] = None,
     list_: Annotated[
         bool,
         typer.Option(
-            "--list", help="Every table and figure of the five documents: run in full, in part, in quick form, or not."
+            "--list",
+            help="List every table and figure of the five documents: run in full, in part, in quick form, or not.",
         ),
     ] = False,
     quick: Annotated[
         bool,
         typer.Option(
-            "--quick", help="The smallest form, in seconds, on small data that need no download: does it run?"
+            "--quick",
+            help="Run the smallest form, in seconds, on small data that need no download, to see that it works.",
         ),
     ] = False,
     out: Annotated[
         Path | None,
-        typer.Option("-o", "--out", metavar="DIR", help="Where runs, tables and figures go; by default NAME."),
+        typer.Option("-o", "--out", metavar="DIR", help="Where runs, tables and figures go; NAME by default."),
     ] = None,
     setting: Annotated[
         str,
         typer.Option(
             metavar="S",
-            help="stable: balanced start, warm-up; relaxed: weight decay let go late; paper: random start, its rate.",
+            help=(
+                "stable: balanced start and warm-up; relaxed: weight decay that is lowered late; paper: random "
+                "start and the paper's rate."
+            ),
         ),
     ] = "stable",
     models: Annotated[str | None, typer.Option(metavar="A,B", help=f"Networks, {_WHEN_NOT}.")] = None,
@@ -47,18 +52,21 @@ def reproduce(
     seeds: Annotated[str | None, typer.Option(metavar="0,1,2", help=f"Seeds, {_WHEN_NOT}.")] = None,
     tolerance: Annotated[
         float | None,
-        typer.Option(metavar="X", help="Validation accuracy (0.002: 0.2 points) given up for a larger weight decay."),
+        typer.Option(
+            metavar="X",
+            help="Validation accuracy that may be given up for a larger weight decay (0.002 are 0.2 points).",
+        ),
     ] = None,
     epochs: Annotated[int | None, typer.Option(min=1, help=f"Epochs of training, {_WHEN_NOT}.")] = None,
     finetune_epochs: Annotated[int | None, typer.Option(min=0, help="Epochs of fine-tuning after compression.")] = None,
     finetune_rate: Annotated[
         float | None, typer.Option(metavar="X", help="Peak rate of fine-tuning; by default each way has its own.")
     ] = None,
-    train_samples: Annotated[int | None, typer.Option(min=1, help="Train on so many samples only.")] = None,
+    train_samples: Annotated[int | None, typer.Option(min=1, help="Train on only this many samples.")] = None,
     precision: Annotated[str | None, typer.Option(metavar="P", help=f"float32, bfloat16 or auto, {_WHEN_NOT}.")] = None,
     weights: Annotated[
         Path | None,
-        typer.Option(metavar="FILE", help="lorita-beyond, recovery-layers: take this network, train none."),
+        typer.Option(metavar="FILE", help="lorita-beyond, recovery-layers: use this network, and train none."),
     ] = None,
     trials: Annotated[
         int | None, typer.Option(min=1, help="ways-to-low-rank: trials of each way over its own settings.")
@@ -69,7 +77,9 @@ def reproduce(
             metavar="DATA", help="lorita-cnn: cifar10, cifar100; lorita-table-4, -5: imagefolder:DIR or parquet:DIR."
         ),
     ] = None,
-    jobs: Annotated[int, typer.Option(help="Trainings at a time, one thread each; -1 for one on each core.")] = 1,
+    jobs: Annotated[
+        int, typer.Option(help="Trainings at the same time, of one thread each; -1 for one on each core.")
+    ] = 1,
     threads: Threads = None,
     as_json: Json = False,
 ) -> None:
@@ -115,7 +125,7 @@ def reproduce(
         try:
             outcome = run(name, place, request, Tell(talk.progress, talk.say))
         except KeyboardInterrupt:
-            raise Interrupted(f"The same command goes on from here: what is finished is in {place}") from None
+            raise Interrupted(f"The same command continues from here: what is finished is in {place}") from None
     if as_json:
         tables = {key: records(table) for key, table in outcome.tables.items()}
         print_json({"experiment": name, "directory": str(place), "remarks": list(outcome.remarks), "tables": tables})

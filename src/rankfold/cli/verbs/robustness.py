@@ -101,7 +101,7 @@ def _radii(option: str, text: str) -> list[float]:
         return [float(part) for part in text.split(",") if part.strip()]
     except ValueError:
         raise typer.BadParameter(
-            f"radii separated by commas, such as 0.03,0.06, got {text!r}", param_hint=option
+            f"give radii separated by commas, such as 0.03,0.06; got {text!r}", param_hint=option
         ) from None
 
 

@@ -71,7 +71,9 @@ def slice_(
     if measure and data is None:
         raise typer.BadParameter("needs --data NAME", param_hint="--measure")
     if out is not None and out.resolve() == directory.resolve():
-        raise typer.BadParameter(f"{out} holds the larger network: give another directory", param_hint="--out")
+        raise typer.BadParameter(
+            f"{out} holds the larger network, which would be lost: give another directory", param_hint="--out"
+        )
     set_threads(threads)
     with Talk() as talk, computing(device, precision) as place:
         loaded = open_saved(directory, factory, data, download, talk, own_data=False).to(place)
@@ -80,8 +82,8 @@ def slice_(
             check_ours(out, stored.model)
         if stored.bottlenecks is None and not measure:
             raise SliceError(
-                f"{directory}: was saved without its bottlenecks, so that nothing is known of narrower ones: measure "
-                "them now with --measure --data NAME, or run compress again"
+                f"{directory}: it was saved without its bottlenecks, so that it cannot be narrowed yet: measure "
+                "them with --measure --data NAME, or run compress again"
             )
         if measure:
             part = calibration_part(loaded.needed_data().train, 2048, 0)
@@ -169,7 +171,7 @@ def _print(plan: Plan, made: Plan, found: dict[str, Any], judged: dict[str, Figu
     if rows:
         print_table(("site", "form", "rank", "error", "change", "params", "FLOPs"), rows, left=(0, 1))
     else:
-        print("nothing changes: this network is within the budget already")
+        print("nothing changes: this network is already within the budget")
     print()
     print(f"asked: {made.asked()}, the original network")
     sizes = [
@@ -179,7 +181,8 @@ def _print(plan: Plan, made: Plan, found: dict[str, Any], judged: dict[str, Figu
     print_table(("", "original", "before", "after"), sizes)
     if rows and found["change"] is not None:
         print(
-            f"predicted change of the outputs: {percent(found['change'], 2)} of their variance, layer by layer added up"
+            f"predicted change of the outputs: {percent(found['change'], 2)} of their variance, added up over "
+            "the layers"
         )
     if judged:
         name, before, after = judged["before"].name, judged["before"].text, judged["after"].text

@@ -65,7 +65,7 @@ def sweep(
         try:
             result = run(asked, scheduler=scheduler, restart=restart, tell=Tell(talk.progress, talk.say))
         except KeyboardInterrupt:
-            raise Interrupted("The same command goes on from here.") from None
+            raise Interrupted("The same command continues from here.") from None
     if as_json:
         print_json(result.to_dict())
         return

@@ -89,7 +89,7 @@ def train(
             raise typer.Exit(FAILED) from None
         raise
     except KeyboardInterrupt:
-        raise Interrupted("" if quiet else "The same command goes on from the last whole epoch.") from None
+        raise Interrupted("" if quiet else "The same command continues from the last finished epoch.") from None
     if quiet:
         return
     if as_json:

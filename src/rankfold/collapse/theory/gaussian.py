@@ -28,7 +28,7 @@ def mixture(samples: int, dimension: int, blobs: int, sigma: float, generator: t
     for fewer samples than blobs.
     """
     if not 0 < blobs <= samples:
-        raise ValueError(f"{samples} samples cannot fill {blobs} blobs")
+        raise ValueError(f"{samples} samples are too few for {blobs} blobs: give at least one for each")
     centres = torch.randn(blobs, dimension, dtype=torch.float64, generator=generator)
     blob = torch.arange(samples) % blobs
     noise = torch.randn(samples, dimension, dtype=torch.float64, generator=generator)

@@ -26,7 +26,7 @@ def inverse_root(x: Tensor) -> Tensor:
     """(X Xᵀ)^{−1/2}; ``ValueError`` where X Xᵀ is singular (add ridge first)."""
     values, vectors = eigh(x @ x.mT)
     if not len(values) or not values[-1] > len(values) * torch.finfo(torch.float64).eps * values[0]:
-        raise ValueError(f"X Xᵀ of X {tuple(x.shape)} is singular: use with_ridge, or more samples")
+        raise ValueError(f"X Xᵀ is singular for X of shape {tuple(x.shape)}: use with_ridge, or give more samples")
     return (vectors / values.sqrt()) @ vectors.mT
 
 
@@ -98,7 +98,7 @@ def linear_bounds(x: Tensor, y: Tensor, partition: Partition, decay: float) -> L
     ``ValueError`` for λ ≤ 0.
     """
     if not decay > 0:
-        raise ValueError(f"the bounds need λ > 0, got {decay}")
+        raise ValueError(f"the weight decay must be above 0, got {decay}")
     x, y = x.double(), y.double()
     means, rest = centred_columns(x, partition)
     labels, other = centred_columns(y, partition)

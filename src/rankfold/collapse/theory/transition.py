@@ -22,7 +22,7 @@ from rankfold.linalg.brief import brief
 def chain_factor(layers: int) -> float:
     """g_L: 1 for L ≤ 2 (for one layer decay never kills a direction: infinite), .3969, .2722, … from 3 on."""
     if layers < 1:
-        raise ValueError(f"a chain has at least one layer, got {layers}")
+        raise ValueError(f"layers must be at least 1, got {layers}")
     if layers == 1:
         return math.inf
     p = 2 / layers
@@ -36,7 +36,7 @@ def critical_decay(layers: int, variance: float, target: float | None = None) ->
     λ of λ‖Θ‖² beside the mean squared error summed over outputs; torch's ``weight_decay`` for it is 2λ.
     """
     if variance < 0 or (target is not None and target < 0):
-        raise ValueError(f"a variance and a target are at least 0, got {variance} and {target}")
+        raise ValueError(f"variance and target must be at least 0, got {variance} and {target}")
     q = math.sqrt(variance) if target is None else target
     if q == 0 or variance == 0:
         return 0.0
@@ -101,10 +101,11 @@ def transitions(
     """
     if inputs.ndim != 2 or targets.ndim != 2 or len(inputs) != len(targets) or not len(inputs):
         raise ValueError(
-            f"inputs (N, d) and targets (N, c) expected, got {tuple(inputs.shape)}, {tuple(targets.shape)}"
+            f"inputs of shape (N, d) and targets of shape (N, c) were expected, got {tuple(inputs.shape)} and "
+            f"{tuple(targets.shape)}"
         )
     if loss not in ("squared-error", "cross-entropy"):
-        raise ValueError(f"loss is squared-error or cross-entropy, got {loss!r}")
+        raise ValueError(f"loss must be squared-error or cross-entropy, got {loss!r}")
     x, y = inputs.double() - inputs.double().mean(0), targets.double() - targets.double().mean(0)
     classes, factor = targets.shape[1], 1.0
     if loss == "cross-entropy":
@@ -112,15 +113,17 @@ def transitions(
     values, vectors = eigh(x.mT @ x / len(x))
     keep = values > cut * max(float(values.max()), 0.0)
     if not bool(keep.any()) or not bool(y.any()):
-        return Transitions(torch.zeros(0, dtype=torch.float64), layers, "constant data: nothing to learn")
+        return Transitions(
+            torch.zeros(0, dtype=torch.float64), layers, "the data are constant, so that there is nothing to learn"
+        )
     root = vectors[:, keep] / values[keep].sqrt()  # C^{−1/2} up to a rotation: d × k
     q, axes = _right(y.mT @ x @ root / len(x))
     variances = 1 / (root @ axes).square().sum(0)
     decays = [2 * factor * critical_decay(layers, float(c), float(s)) for c, s in zip(variances, q, strict=True)]
     found = torch.tensor(decays, dtype=torch.float64)
-    about = "exact for linear chains whose directions decouple"
+    about = "exact for linear chains in which each direction is learned by itself"
     if loss == "cross-entropy":
-        about = "estimate: cross-entropy to second order"
+        about = "an estimate: cross-entropy to second order"
     return Transitions(
         found[found > 1e-12 * max(float(found.max()), 1e-300)].sort(descending=True).values, layers, about
     )

@@ -34,7 +34,7 @@ class Curve:
 
     def factors(self, rank: int) -> Factors:
         raise ValueError(
-            "this decomposition was let go after planning: its factors come from fitting layer after layer"
+            "the factors of this decomposition are gone: they are made anew by fitting layer after layer (Profile.plan)"
         )
 
 
@@ -71,7 +71,7 @@ def measured(part: SiteList, made: Decomposed, statistics: Statistics | None, le
     )
 
 
-_BEYOND = "truncated without data: its moments exceed the memory limit"
+_BEYOND = "truncated without data, as its moments take more than the bound of memory"
 
 
 def _curve(candidate: Candidate) -> Curve:

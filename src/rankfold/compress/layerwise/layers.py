@@ -37,8 +37,8 @@ from rankfold.sites import Form, Site, opened
 
 _ROUNDING = 1e-5
 NO_CHAIN = (
-    "no chain of blocks was found in (a part of) this network: each of {groups} groups of layers was fitted with a run "
-    "from its beginning, so that the cost grows with the square of their number"
+    "no chain of blocks was found in this network or in a part of it: each of {groups} groups of layers was "
+    "fitted with a run from the beginning, so that the cost grows with the square of their number"
 )
 
 
@@ -236,11 +236,16 @@ class _Fit:
                         site, entry.form.decomposed, entry.rank, weight, bias, known, task.metrics.get(site.name)
                     )
                 else:
-                    why = "its inputs and outputs cannot be paired" if fits else "its moments exceed the memory limit"
+                    why = (
+                        "its inputs and outputs cannot be paired"
+                        if fits
+                        else ("its moments take more than the bound of memory")
+                    )
                     solved[site.name] = alone(task, site, entry, why, self.sweep.aside_of(site.name))
             except (NotConvergedError, ValueError) as error:
                 raise ValueError(
-                    f"{site.title}: {error}; leave the site out with where=, or use method='project'"
+                    f"{site.title}: {error}: leave the layer out with where= (--exclude), or use "
+                    "method='project' (--method project)"
                 ) from error
         file = self._file()
         if file is not None and task.seen.team.first:

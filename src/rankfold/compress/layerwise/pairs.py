@@ -218,8 +218,8 @@ class Collected:
 
 def not_finite(site: Site, error: Exception) -> ValueError:
     return ValueError(
-        f"{site.title}: activations are not finite on the calibration data ({error}); look for bad samples, or for "
-        "overflow (convert to float32)"
+        f"{site.title}: on the calibration data its activations are NaN or infinite ({error}): look for bad "
+        "samples, or for overflow (then convert the model to float32)"
     )
 
 

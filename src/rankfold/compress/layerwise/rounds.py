@@ -78,8 +78,8 @@ class _Fit:
         if one_shot and not judges:
             return self._ended(
                 self._shot(first),
-                "nothing could be held back to judge a fit layer after layer by (one batch of samples that cannot be "
-                "parted): the factors of one shot are kept",
+                "no samples could be held back to compare the fit layer after layer with one shot (there is one "
+                "batch, which cannot be split): the factors of one shot are kept",
             )
         fitted = self.seen.without_judges() if judges else self.seen
         rounds = method.rounds if choose is not None and judges else 1
@@ -99,7 +99,10 @@ class _Fit:
         shot = made[0].made.alone
         if shot is not None and not best.made.loss < shot:
             loss = best.made.loss
-            told = f"fitting layer after layer is no nearer on held-out samples ({loss:.4g}) than one shot ({shot:.4g})"
+            told = (
+                f"on held-out samples fitting layer after layer is no nearer to the original ({loss:.4g}) than one "
+                f"shot ({shot:.4g})"
+            )
             return self._ended(self._shot(first), f"{told}, which is kept")
         if len(made) < 2:
             return self._ended(best)

@@ -64,7 +64,7 @@ def alone(task: Task, site: Site, entry: Entry, why: str, moments: Moments | Non
         return Solution(Factors((site.matrix(original),)), 0.0, {}, note=note)
     decomposition = task.method.decompose(site, entry.form.decomposed, weight, statistics, bias)
     if decomposition is None:
-        raise ValueError(f"method {task.method.name!r} does not offer form {entry.form} here")
+        raise ValueError(f"method {task.method.name!r} does not make the form {entry.form} of this layer")
     factors = decomposition.factors(entry.rank)
     return Solution(factors, decomposition.relative_error(entry.rank), {}, note=note, alone=factors)
 

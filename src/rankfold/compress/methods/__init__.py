@@ -48,13 +48,13 @@ def method_named(name: str | Method) -> Method:
         lacking = [part for part in ("name", "forms", "needs_data", "decompose") if not hasattr(name, part)]
         if lacking or isinstance(name, type):
             raise ValueError(
-                "a method was expected, an object with name, forms, needs_data and decompose(…), or its name; got "
-                f"{name!r}"
+                "method= must be the name of a method, or an object with name, forms, needs_data and "
+                f"decompose(…); got {name!r}"
             )
         return name
     if name in _NAMED:
         return _NAMED[name]
     raise ValueError(
-        f"no method named {name!r}; there are {', '.join(_NAMED)} (one of your own is registered before a plan that "
-        "names it is read: rankfold.register_method)"
+        f"there is no method named {name!r}: the methods are {', '.join(_NAMED)}. Register a method of your own "
+        "before reading a plan that names it (rankfold.register_method)"
     )

@@ -60,7 +60,7 @@ class Canonical:
             self.grid = _grid(affordable, steps)
         self.iterations = max(_FEWEST, min(iterations, int(_WORK / (step * sum(self.grid)))))
         if affordable < top:
-            self.note = f"a large kernel: CP was searched up to rank {affordable} of {top} alone"
+            self.note = f"a large kernel: CP was searched only up to rank {affordable} of {top}"
         elif self.iterations < iterations:
             self.note = f"a large kernel: CP was searched in {self.iterations} iterations instead of {iterations}"
         self._solved: dict[int, tuple[float, list[Tensor]]] = {}

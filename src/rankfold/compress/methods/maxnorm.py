@@ -67,7 +67,7 @@ class MaxNorm(Project):
         found = layer_rows(known)
         if form is Form.DENSE or found is None:
             made = projected(full, form, rank, bias, self.damping, self.forms)
-            return made if form is Form.DENSE else made.with_note("no single rows here: projected instead")
+            return made if form is Form.DENSE else made.with_note("there are no single rows here: projected instead")
         x, t = found[0].double(), found[1].double()
         x, t = x - full.moments.inputs.mean, t - full.moments.target_mean
         whole = x.mT @ x

@@ -50,8 +50,8 @@ def _over_base(
 ) -> Decomposition | None:
     if known is not None and (known.side or site.layer.side) != "input":
         raise ValueError(
-            f"form {form} is fitted in moments of the inputs, and those of the outputs were taken: ask for the form "
-            f"when data are measured (forms=[{str(form)!r}, …], --forms)"
+            f"form {form} needs moments of the layer's inputs, and those of its outputs were measured: name the "
+            f"form when the data are measured (forms=[{str(form)!r}, …], --forms)"
         )
     geometry = site.layer.geometry(form)
     matrix = geometry.matrix(weight)

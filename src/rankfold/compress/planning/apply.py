@@ -108,7 +108,7 @@ def apply_(
     staying = {id(parameter) for parameter in root.parameters()}
     gone = {name: parameter for name, parameter in before.items() if id(parameter) not in staying}
     del before
-    warn_of_earlier_optimizers(gone, "which has left the model: factors stand in its place", "apply_")
+    warn_of_earlier_optimizers(gone, "which is no longer in the model: factors have taken its place", "apply_")
     return model
 
 
@@ -199,26 +199,38 @@ def _check(plan: Plan, here: SiteList) -> None:
             site = here[entry.site]
         except KeyError as error:
             raise ApplyError(
-                f"the plan names {entry.site!r}, which is no site of this model: {error.args[0]}"
+                f"the plan names {entry.site!r}, which this model does not have: {error.args[0]}"
             ) from None
         if site.name in seen:
-            raise ApplyError(f"{site.title}: the plan has two entries for it")
+            raise ApplyError(f"{site.title}: the plan has two entries for it: remove one of them")
         seen.add(site.name)
         shape = entry.shape[::-1] if site.layer.lookup and entry.form is Form.KEEP else entry.shape
         if site.shape not in (entry.shape, shape) or entry.groups != site.groups:  # earlier versions read rows × width
             was = f"{entry.shape[0]}×{entry.shape[1]}" + (f", {entry.groups} groups" if entry.groups != 1 else "")
-            raise ApplyError(f"{site.title}: the plan was made for {was}")
+            raise ApplyError(f"{site.title}: the plan was made for a layer of {was}: make a new plan for this model")
         if not site.takes(entry.form):
             possible = ", ".join(sorted(site.forms))
-            raise ApplyError(f"{site.title}: form {entry.form} is not possible here ({possible}). {site.note}".strip())
+            raise ApplyError(
+                (
+                    f"{site.title}: the layer cannot take the form {entry.form}; possible forms are {possible}. "
+                    f"{site.note}"
+                ).strip()
+            )
         if entry.form is not Form.KEEP and not entry.form.least <= entry.rank <= site.max_rank(entry.form):
             allowed = f"{entry.form.least} to {site.max_rank(entry.form)}"
-            raise ApplyError(f"{site.title}: rank {entry.rank} was asked; {entry.form} allows {allowed}")
+            raise ApplyError(
+                f"{site.title}: rank {entry.rank} was asked for, and ranks from {allowed} are possible in the form "
+                f"{entry.form}"
+            )
 
         if entry.form is not Form.KEEP and entry.bias and not (site.layer.has_bias or site.layer.takes_bias):
-            raise ApplyError(f"{site.title}: the layer has no place for a bias: set bias to false in the plan's entry")
+            raise ApplyError(
+                f'{site.title}: the layer has no place for a bias: set "bias" to false in its entry of the plan'
+            )
         if entry.form is not Form.KEEP and site.layer.has_bias and not entry.bias:
-            raise ApplyError(f"{site.title}: the layer has a bias, which the plan's entry would drop: set bias to true")
+            raise ApplyError(
+                f'{site.title}: the layer has a bias, which its entry of the plan would drop: set "bias" to true there'
+            )
 
 
 def _source(
@@ -245,7 +257,10 @@ def _source(
 
 def _from_profile(root: nn.Module, plan: Plan, here: SiteList, profile: Profile) -> Callable[[Site, Entry], Fitted]:
     if profile.fingerprint != plan.fingerprint:
-        raise ApplyError("the profile was made of another model than the plan: leave it out, or make the plan from it")
+        raise ApplyError(
+            "the profile was made of another model than the plan: leave profile= out, or make the plan from this "
+            "profile"
+        )
     profile = profile.of(plan)
 
     known_groups: dict[tuple[str, ...], list[Fitted]] = {}
@@ -255,12 +270,16 @@ def _from_profile(root: nn.Module, plan: Plan, here: SiteList, profile: Profile)
             if entry.members not in known_groups:
                 group = profile.candidate("+".join(entry.members), entry.form)
                 if group is None:
-                    raise ApplyError(f"{site.title}: the profile has no such group: leave it out")
+                    raise ApplyError(
+                        f"{site.title}: the profile does not hold this group of layers: leave profile= out"
+                    )
                 known_groups[entry.members] = split(group.site, entry, group.decomposition)
             return known_groups[entry.members][entry.members.index(entry.site)]
         candidate = profile.candidate(entry.site, entry.form) or profile.candidate_like(entry.site, entry.form)
         if candidate is None:
-            raise ApplyError(f"{site.title}: the profile has no {entry.form} for this site: leave it out")
+            raise ApplyError(
+                f"{site.title}: the profile does not hold the form {entry.form} of this layer: leave profile= out"
+            )
         known = None if profile.statistics is None else profile.statistics.sites.get(site.name)
         return Fitted(candidate.decomposition.factors(entry.rank), None if known is None else known.absorber)
 
@@ -272,7 +291,9 @@ def _check_materialised(root: nn.Module, plan: Plan, here: SiteList) -> None:
     with opened(root):
         for entry in plan.changed:
             if here[entry.site].weight(root).is_meta:
-                raise ApplyError(f"{here[entry.site].title}: not materialised (on the meta device); load weights first")
+                raise ApplyError(
+                    f"{here[entry.site].title}: its weights are on the meta device, without values: load them first"
+                )
 
 
 def _decomposed(root: nn.Module, plan: Plan, here: SiteList, method: Method) -> Callable[[Site, Entry], Fitted]:
@@ -296,7 +317,9 @@ def _decomposed(root: nn.Module, plan: Plan, here: SiteList, method: Method) -> 
                 except ValueError as error:
                     raise ApplyError(f"{site.title}: {error}") from error
             if found is None:
-                raise ApplyError(f"{site.title}: method {method.name!r} does not offer form {entry.form} here")
+                raise ApplyError(
+                    f"{site.title}: method {method.name!r} does not make the form {entry.form} of this layer"
+                )
             made[site.name] = found, None if known is None else known.absorber
     return lambda site, entry: (
         shared.get(site.name) or Fitted(made[site.name][0].factors(entry.rank), made[site.name][1])
@@ -309,7 +332,10 @@ def _decomposed_together(root: nn.Module, plan: Plan, entry: Entry, here: SiteLi
     own = with_ridge(method, entry.ridge)
     found = None if known is None else decomposed(own, group, entry.form, group.weight(root), known, group.bias(root))
     if found is None:
-        raise ApplyError(f"{group.name}: the plan has no statistics to share a factor by: make it again with data")
+        raise ApplyError(
+            f"{group.name}: the plan holds no statistics, from which a shared factor is made: make the plan again "
+            "with data"
+        )
     return split(group, entry, found)
 
 
@@ -326,9 +352,9 @@ def _check_fitted(root: nn.Module, plan: Plan, fitted: Mapping[str, Fitted], her
         if rank != entry.rank:
             was = "kept" if rank is None else f"fitted at rank {rank}"
             raise ApplyError(
-                f"{here[entry.site].title}: {entry.form} of rank {entry.rank} was asked, and the fit left it {was}: "
-                "make the plan again with data and this rank (Ranks), or use method='project', whose plans can be "
-                "edited"
+                f"{here[entry.site].title}: its entry asks for {entry.form} of rank {entry.rank}, and the fit "
+                f"left it {was}: make the plan again with data and this rank (rankfold.Ranks), or use "
+                "method='project', whose plans can be edited"
             )
 
 

@@ -154,7 +154,7 @@ def decompose(
             continue
         note = "" if known is None or not known.idle else _idle(known.idle)
         if known is not None and known.parts is None and known.moments.count < _FEW * known.moments.size:
-            known, note = None, "one sample says nothing of others here: truncated without data"
+            known, note = None, "truncated without data, as there is only one sample of it"
         made: dict[Form, tuple[Decomposition | None, Forecast | None, float]] = {}  # forms may share one
         offered = site.forms - {Form.KEEP, Form.DENSE}
         if fits_layers(method):  # "all" names them too
@@ -173,7 +173,8 @@ def decompose(
                 continue
             except (ValueError, ArithmeticError) as error:
                 raise ValueError(
-                    f"{site.title}: {error}; repair or reload the weights, or leave the site out with where="
+                    f"{site.title}: {error}: repair or reload its weights, or leave the layer out with where= "
+                    "(--exclude)"
                 ) from error
             decomposition, forecast, ridge = made[base]
             if decomposition is not None and not form.exact:
@@ -190,7 +191,10 @@ def decompose(
 
 def _idle(experts: Sequence[int]) -> str:
     shown = f"{', '.join(map(str, experts[:8]))}{', …' if len(experts) > 8 else ''}"
-    return f"experts that were given no token: {shown}; they keep what the others need: give more data, or other"
+    return (
+        f"these experts were given no token: {shown}. They keep what the other experts need: give more data, or "
+        "other data"
+    )
 
 
 def _weighed(
@@ -298,5 +302,7 @@ def _pin(site: Site, group: Sequence[Option], rank: int, multiple: int) -> Optio
             every = len(ranks) == ranks[-1] - ranks[0] + 1
             allowed = f"{ranks[0]} to {ranks[-1]}" if every else ", ".join(map(str, ranks))
         only = f" in multiples of {multiple}" if multiple > 1 else ""
-        raise ValueError(f"{site.title}: rank {rank} was asked; possible here{only}: {allowed}. {site.note}".strip())
+        raise ValueError(
+            (f"{site.title}: rank {rank} was asked for; possible ranks{only} are {allowed}. {site.note}").strip()
+        )
     return min(fitting, key=lambda option: option.loss)

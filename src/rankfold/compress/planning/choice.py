@@ -78,5 +78,7 @@ def _chosen(site: Site, asked: frozenset[Form]) -> Site:
         layer = layer.wholly()
         if layer.side != "input":
             layer, taken = site.layer, frozenset(form for form in taken if not form.over_base)
-    note = site.note if taken - {Form.KEEP, Form.DENSE} else "none of the forms that were asked for is possible here"
+    note = (
+        site.note if taken - {Form.KEEP, Form.DENSE} else ("the layer cannot take any of the forms that were asked for")
+    )
     return replace(site, layer=layer, forms=taken | {Form.KEEP} | (site.forms & {Form.DENSE}), note=note)

@@ -69,7 +69,8 @@ def _decided(known: Profile, budget: Any, rule: str | RankRule) -> tuple[Plan, C
     rule, budgets = rule_named(rule), parsed(budget)
     if all(isinstance(each, Multiples | OfSites) for each in budgets):
         raise ValueError(
-            f"{budgets[0].describe()} were asked, but not how small: give a budget too, such as 'flops=0.5'"
+            f"the budget '{budgets[0].describe()}' does not say how small the network is to become: give another "
+            "one too, such as 'flops=0.5'"
         )
     if any(isinstance(each, OfSites) for each in budgets):
         for latency in (each for each in budgets if isinstance(each, Latency)):
@@ -78,10 +79,13 @@ def _decided(known: Profile, budget: Any, rule: str | RankRule) -> tuple[Plan, C
         checked_names(tuple(each.ranks) if isinstance(each, Ranks) else (), known.sites)
     if fits_layers(known.method) and isinstance(rule, Iterative):
         raise ValueError(
-            f"method {known.method.name!r} fits layers after ranks are chosen: take another rule than the iterative"
+            f"method {known.method.name!r} fits layers only after their ranks are chosen, so that the iterative "
+            "rule cannot choose them: use another rule, such as 'optimal' (--ranks optimal)"
         )
     if isinstance(rule, Iterative) and known.data is None:
-        raise ValueError("the iterative rule needs data: give data=, or use method='truncate' with another rule")
+        raise ValueError(
+            "the iterative rule needs data: give data=, or use another rule, such as 'optimal' (--ranks optimal)"
+        )
     _time(known, budgets)
     asked = _Asked(known, budgets, rule, _prices(known, rule))
     if any(isinstance(each, Latency) for each in budgets):
@@ -281,4 +285,4 @@ def checked_names(names: Sequence[str], found: SiteList) -> None:
         try:
             found[name]
         except KeyError as error:
-            raise ValueError(f"a rank was given for {name!r}: {error.args[0]}") from None
+            raise ValueError(f"a rank was given for a layer {name!r}: {error.args[0]}") from None

@@ -29,7 +29,9 @@ def entries_of(known: Profile, choices: Choices, picked: Mapping[str, Option], m
         cost = known.counter.cost(site, option.form, entry.rank, entry.bias)
         note = entry.note
         if option.form is not Form.KEEP and _gains_nothing(cost, _dense(known, site)):
-            note = "; ".join(filter(None, (note, "this rank was asked for; it costs no less than the layer itself")))
+            note = "; ".join(
+                filter(None, (note, ("this rank was asked for, and it costs no less than the layer itself")))
+            )
         entries.append(replace(entry, note=note, params=cost.params, flops=cost.flops))
     return tuple(entries)
 
@@ -89,11 +91,11 @@ def _entry(known: Profile, site: Site, option: Option, group: Sequence[Option], 
     named = site.names[0] if isinstance(site, Joint) else site.name
     sampled = None if known.statistics is None else known.statistics.sites.get(named)
     if sampled is not None and sampled.moments.count - 1 < option.rank:
-        notes.append(f"rank {option.rank} was fitted to {sampled.moments.count} rows of data: give more samples")
+        notes.append(f"rank {option.rank} was fitted to only {sampled.moments.count} rows of data: give more samples")
     elif candidate.overfitted(option.rank):
         notes.append(
-            f"few samples: the error on those that were held back is {candidate.relative_error(option.rank):.2f}, far "
-            "above that on the others"
+            "few samples: on those that were held back the error is "
+            f"{candidate.relative_error(option.rank):.2f}, far above that on the others"
         )
     if site.name in known.unreached:
         notes.append("never called on the calibration data: truncated without data")
@@ -105,14 +107,14 @@ def _entry(known: Profile, site: Site, option: Option, group: Sequence[Option], 
 
 def _why_kept(site: Site, candidates: Mapping[str, Sequence[Candidate]], group: Sequence[Option], multiple: int) -> str:
     if site.forms == {Form.KEEP}:
-        return f"{site.kind}: measured, never factored"
+        return f"{site.kind}: layers of this kind are measured, and never factored"
     if not candidates.get(site.name):
-        return f"this method does not factor a {site.kind} of this setting"
+        return f"this method cannot factor a {site.kind} with these settings"
     if min(site.shape) < multiple:
         return f"no rank of this layer is a multiple of {multiple}"
     keep, others = group[0], group[1:]  # no others where ranks were given for other sites alone
     if others and not any(new < old for o in others for new, old in zip(o.costs, keep.costs, strict=True)):
-        return "factoring gains nothing here: no rank that is allowed costs less than the layer itself"
+        return "nothing is gained by factoring: no rank that is allowed costs less than the layer itself"
     return ""
 
 
@@ -138,7 +140,7 @@ def notes_of(known: Profile, entries: Sequence[Entry]) -> tuple[str, ...]:
     calls = known.counter.calls
     silent = [s.name for s in known.sites if s.name not in calls and not s.layer.lookup and not s.note]
     if silent:
-        notes.append(f"never called on the example input, so without FLOPs: {', '.join(silent)}")
+        notes.append(f"never called on the example input, so that their FLOPs are not counted: {', '.join(silent)}")
     return (*notes, *few_samples(entries))
 
 
@@ -148,4 +150,4 @@ def few_samples(entries: Sequence[Entry]) -> tuple[str, ...]:
     if not few:
         return ()
     shown = f"{', '.join(few[:3])}{', …' if len(few) > 3 else ''}"
-    return (f"too few samples for {len(few)} of {len(entries)} sites ({shown}): give more calibration samples",)
+    return (f"too few samples for {len(few)} of {len(entries)} layers ({shown}): give more calibration samples",)

@@ -55,7 +55,7 @@ def check_decomposition(method: Method, site: Site, form: Form, made: Decomposit
     errors, levels, ranks = made.errors, made.levels, list(made.ranks)
     numbers = isinstance(errors, Tensor) and errors.dtype == torch.float64 and errors.dim() == 1 and len(errors) > 0
     need(numbers, f"errors (k + 1,) in float64 were expected, got {_said(errors)}")
-    need(bool((errors >= 0).all()), "errors of at least 0 were expected, one is negative or not a number")
+    need(bool((errors >= 0).all()), "errors of at least 0 were expected, and one is negative or NaN")
     k = len(errors) - 1
     fits = isinstance(levels, Tensor) and tuple(levels.shape) == (k,)
     need(fits, f"levels ({k},) were expected beside {k + 1} errors, got {_said(levels)}")
@@ -73,7 +73,10 @@ def check_members(plan: Plan, here: SiteList) -> None:
                 and entry.site in {s.name for s in here}
                 and not here[entry.site].layer.experts
             ):
-                raise ApplyError(f"{entry.site}: form shared is that of a group: name its members in the plan's entry")
+                raise ApplyError(
+                    f"{entry.site}: only groups of layers take the form shared: name the members of the group in the "
+                    "plan's entry"
+                )
             continue
         group = [entries.get(name) for name in entry.members]
         agreed = all(
@@ -82,9 +85,10 @@ def check_members(plan: Plan, here: SiteList) -> None:
         rows = sum(e.rows for e in group if e is not None)
         if not agreed or entry.site not in entry.members or rows != entry.rank:
             raise ApplyError(
-                f"{entry.site}: it shares a factor with {', '.join(n for n in entry.members if n != entry.site)}: all "
-                f"their entries need form shared, the same members and rank, and rows that add up to it: make the plan "
-                "again, with a smaller budget or rf.Ranks for layers of their own"
+                f"{entry.site}: it shares a factor with "
+                f"{', '.join(n for n in entry.members if n != entry.site)}, and their entries in the plan do "
+                "not agree: all need the form shared, the same members and rank, and rows that add up to the "
+                "rank. Make the plan again, with a smaller budget, or with rf.Ranks for layers of their own"
             )
 
 
@@ -94,14 +98,14 @@ def written_(site: Site, form: Form, rank: int, new: nn.Module, factors: Factors
     shown = given[:2] if form.over_base else given
     if expected is not None and shown != expected:
         raise ApplyError(
-            f"{site.title}: factors right {expected[0]} and left {expected[1]} were expected for {form} of rank "
-            f"{rank}, got {_listed(given)}: mend the factors of the method"
+            f"{site.title}: for {form} of rank {rank} the method must give factors right {expected[0]} and left "
+            f"{expected[1]}, and gave {_listed(given)}: correct the factors of the method"
         )
     outputs = site.shape[0] * site.groups
     if factors.shift is not None and tuple(factors.shift.shape) != (outputs,):  # one number would go to all of them
         raise ApplyError(
-            f"{site.title}: a shift of its {outputs} outputs was expected with the factors, got shape "
-            f"{tuple(factors.shift.shape)}: make the plan again, or mend the factors of the method"
+            f"{site.title}: the method must give a shift for the {outputs} outputs with the factors, and gave "
+            f"shape {tuple(factors.shift.shape)}: make the plan again, or correct the factors of the method"
         )
     try:
         site.layer.write_(new, form, factors)
@@ -125,8 +129,8 @@ def check_counted(new: nn.Module, site: Site, form: Form, rank: int, bias: bool)
     held, counted = numbers_of(new), site.layer.params(form, rank, bias)
     if held != counted:
         raise ApplyError(
-            f"{site.title}: form {form} counts {counted} parameters at rank {rank}, and the layer that it builds has "
-            f"{held}: mend its params or its skeleton"
+            f"{site.title}: form {form} counts {counted} parameters at rank {rank}, and the layer that it builds "
+            f"has {held}: correct its params or its skeleton"
         )
 
 
@@ -145,13 +149,16 @@ def check_alike(old: Any, new: nn.Module, site: Site, form: Form, rank: int, fac
         new.train(mode)
     slack = torch.finfo(weight.dtype).eps ** 0.5
     if given.shape != expected.shape:
-        what = f"an output {tuple(expected.shape)} was expected, got {tuple(given.shape)}"
+        what = f"an output of shape {tuple(expected.shape)} was expected, got {tuple(given.shape)}"
     elif not (given - expected).norm() <= slack * expected.norm().clamp_min(1e-12):
         away = float((given - expected).norm() / expected.norm().clamp_min(1e-12))
-        what = f"the output of the product of its factors was expected, it is {away:.2g} of its norm away"
+        what = (
+            f"the layer must compute the product of its factors, and its output differs from that by {away:.2g} of "
+            "its norm"
+        )
     else:
         return
-    raise ApplyError(f"{site.title}: form {form} at rank {rank}: {what}: mend its write_ or its module")
+    raise ApplyError(f"{site.title}: form {form} at rank {rank}: {what}: correct its write_ or its module")
 
 
 def _of_like(old: Any, new: nn.Module, site: Site, form: Form, rank: int, factors: Factors, inputs: Tensor) -> Tensor:
@@ -187,15 +194,20 @@ def check_picked(
     """What a rule chose; ``LawError`` for other sites or options than were offered, or for more than the budget."""
     if not isinstance(picked, Mapping) or picked.keys() != choices.keys():
         given = _listed(sorted(map(str, picked))) if isinstance(picked, Mapping) else type(picked).__name__
-        raise LawError(f"rule {rule!r}: one option for each of the {len(choices)} sites was expected, got {given}")
+        raise LawError(
+            f"rule {rule!r}: its choose must return one option for each of the {len(choices)} layers, and returned "
+            f"{given}"
+        )
     for site, option in picked.items():
         if option not in choices[site]:
-            raise LawError(f"rule {rule!r}: for {site} one of the {len(choices[site])} options offered was expected")
+            raise LawError(
+                f"rule {rule!r}: its choose must return one of the {len(choices[site])} options offered for {site}"
+            )
     for axis, limit in enumerate(limits):
         spent = sum(option.costs[axis] for option in picked.values())
         if spent > limit + _SLACK * max(abs(limit), 1.0):
             raise LawError(
-                f"rule {rule!r}: {names[axis]} leaves {limit:.6g} for the sites, and what it chose costs {spent:.6g}"
+                f"rule {rule!r}: {names[axis]} leaves {limit:.6g} for the layers, and what it chose costs {spent:.6g}"
             )
     return dict(picked)
 
@@ -206,8 +218,8 @@ def check_summed(asked: Sequence[Resource], before: Cost, after: Cost) -> None:
         whole, now = budget.of(before), budget.of(after)
         if not now <= (budget.keep + _FLOORED) * whole:
             raise LawError(
-                f"budget {budget.describe()}: the plan has {now:.6g} of {whole:.6g}, although its layers are within: "
-                f"{type(budget).__name__}.of must be a sum over layers, as parameters are"
+                f"budget {budget.describe()}: the plan takes {now:.6g} of {whole:.6g}, although its layers are "
+                f"within the budget: {type(budget).__name__}.of must be a sum over layers, as parameters are"
             )
 
 

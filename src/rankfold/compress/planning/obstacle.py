@@ -54,13 +54,13 @@ def obstacle(
     if not said or least > 0.5 * floor * whole:
         share = _percent(least / whole if whole else 1.0)
         those = f"they take {share} of their" if of_sites else f"the layers that can be factored take {share} of the"
-        said.append(f"{those} {unit} even at the smallest ranks allowed")
+        said.append(f"{those} {unit} even at the smallest ranks that are allowed")
     smallest = ceil(1e4 * floor) / 1e4  # four digits, never less
     advice = ""
-    if smallest <= 1:
-        advice = f"{replace(budget, keep=smallest).text} is the smallest that can be reached: allow that"
+    if smallest < 1:
+        advice = f"{replace(budget, keep=smallest).text} is the smallest that can be reached: ask for that"
     more = ("or " if advice else "") + "let more layers be factored" if left else ""
-    return "; ".join(filter(None, (" and ".join(said), ", ".join(filter(None, (advice, more))))))
+    return "; ".join(filter(None, ("; ".join(said), ", ".join(filter(None, (advice, more))))))
 
 
 def _smaller(group: Sequence[Option], axis: int) -> bool:
@@ -78,10 +78,10 @@ def _kept(known: Profile, choices: Mapping[str, Sequence[Option]], axis: int) ->
         if not why and site.forms == {Form.KEEP}:
             why = "never factored"
         elif not why and not known.candidates.get(site.name):
-            why = f"method {known.method.name!r} does not factor it"
+            why = f"method {known.method.name!r} cannot factor it"
         elif not why and len(group) == 1:
-            why = "what else was asked allows no smaller rank"
-        yield site.name, site.kind, why or "no rank that is allowed is smaller", group[0].costs[axis]
+            why = "the other budgets allow no smaller rank"
+        yield site.name, site.kind, why or "no rank that is allowed makes it smaller", group[0].costs[axis]
 
 
 def _outside(
@@ -118,7 +118,7 @@ def _said(share: float, unit: str, kind: str, why: str, part: _Part) -> str:
     if not kind:
         return f"{_percent(share)} of the {unit} are {why}"
     what = f"{_article(kind)} {kind} ({names[0]})" if len(names) == 1 else f"{len(names)} × {kind} ({names[0]}, …)"
-    return f"{_percent(share)} of the {unit} are {what}: {why.removeprefix(f'{kind}: ')}"
+    return f"{_percent(share)} of the {unit} are in {what}: {why.removeprefix(f'{kind}: ')}"
 
 
 def _article(kind: str) -> str:

@@ -181,15 +181,17 @@ class Plan:
         try:
             data = parsed(text)
         except ValueError as error:
-            raise ValueError(f"not a plan: not JSON ({error})") from None
+            raise ValueError(f"this is not a plan: it is not JSON ({error})") from None
         if not isinstance(data, dict) or "entries" not in data:
-            raise ValueError("not a plan: a JSON object with 'entries' was expected")
+            raise ValueError("this is not a plan: a JSON object with 'entries' was expected")
         if data.get("format") != FORMAT:
-            raise ValueError(f"a plan of format {data.get('format')}; this version reads format {FORMAT}")
+            raise ValueError(
+                f"the plan has format {data.get('format')}, and this version reads format {FORMAT}: make the plan again"
+            )
         try:
             return _adapter().validate_python(data)
         except ValidationError as error:
-            raise ValueError(f"not a valid plan: {said(error)}") from None
+            raise ValueError(f"this is not a valid plan: {said(error)}") from None
 
     def save(self, path: str | Path) -> None:
         """Write ``plan.json``, and beside it ``plan.statistics.safetensors`` and ``plan.factors.safetensors`` where
@@ -224,9 +226,11 @@ class Plan:
             try:
                 plan = cls.from_json(path.read_text(encoding="utf-8"))
             except OSError as error:
-                raise ValueError(f"{path}: {error.strerror or error}: give a plan.json that plan wrote") from None
+                raise ValueError(
+                    f"{path}: {error.strerror or error}: give a plan.json that rankfold plan wrote"
+                ) from None
             except UnicodeDecodeError as error:
-                raise ValueError(f"{path}: cannot be read as a plan, which is text ({error})") from None
+                raise ValueError(f"{path}: this is not a plan, which would be text ({error})") from None
             except ValueError as error:
                 raise ValueError(f"{path}: {error}") from None
             places = statistics_path(path), factors_path(path)
@@ -290,7 +294,9 @@ def _beside(file: Path, ending: str, digest: str, what: str) -> bytes | None:
         found, missing = None, True
     found = found or by_digest(file.parent, f"*{ending}", digest)
     if found is None and not missing:
-        raise ValueError(f"{file}: damaged, or the {what} of another plan: its sha256 is not the plan's")
+        raise ValueError(
+            f"{file}: its sha256 is not the one that the plan names: it is damaged, or holds the {what} of another plan"
+        )
     return found
 
 
@@ -305,8 +311,9 @@ def check_fingerprint(plan: Plan, model: nn.Module) -> None:
     here = fingerprint(model)
     if here == plan.fingerprint:
         return
-    what = "other weights of this architecture" if other_weights(plan, model) else "another architecture"
+    what, load = "another architecture, or is applied already", ""
+    if other_weights(plan, model):
+        what, load = "other weights of the same architecture", ", or load the weights that the plan was made for"
     raise ValueError(
-        f"this plan was made for {what} (plan {plan.fingerprint}, model {here}): "
-        "make a new plan for this model, or load the weights the plan was made for"
+        f"this plan was made for {what} (plan {plan.fingerprint}, model {here}): make a new plan for this model{load}"
     )

@@ -80,10 +80,13 @@ def plan(
     root, how = unwrap(model), calibration or Calibration()
     method, rule, budgets = method_named(method), rule_named(rule), parsed(budget)
     if data is None and isinstance(rule, Iterative) and not method.needs_data:
-        raise ValueError("the iterative rule needs data: give data=, or use method='truncate' with another rule")
+        raise ValueError(
+            "the iterative rule needs data: give data=, or use another rule, such as 'optimal' (--ranks optimal)"
+        )
     if fits_layers(method) and isinstance(rule, Iterative):
         raise ValueError(
-            f"method {method.name!r} fits layers after ranks are chosen: take another rule than the iterative"
+            f"method {method.name!r} fits layers only after their ranks are chosen, so that the iterative rule "
+            "cannot choose them: use another rule, such as 'optimal' (--ranks optimal)"
         )
     named = [name for each in budgets if isinstance(each, Ranks) for name in each.ranks]
     if named:

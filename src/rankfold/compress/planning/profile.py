@@ -41,8 +41,9 @@ from rankfold.sites import (
     unwrap,
     with_joint,
 )
+from rankfold.sites.find import missed
 
-UNHEARD = "it is called, and what it gives never reaches what the model gives: left as it is"
+UNHEARD = "it is called, and what it returns never reaches the outputs of the model: left as it is"
 
 
 @dataclass(frozen=True)
@@ -78,7 +79,7 @@ class Calibration:
 
     def __post_init__(self) -> None:
         if self.memory is not None and (isinstance(self.memory, str) or not self.memory > 0):
-            raise ValueError(f"memory is a number of bytes, such as 2_000_000_000, got {self.memory!r}")
+            raise ValueError(f"memory must be a number of bytes, such as 2_000_000_000, got {self.memory!r}")
 
     def bounded(self, found: SiteList, method: Method) -> Calibration:
         """The same with a bound of memory where layers are fitted and their moments would not fit without one."""
@@ -213,12 +214,14 @@ class Profile:
 
     def needed_model(self) -> nn.Module:
         if self.model is None:
-            raise ValueError("this profile was read from a file, and the model has to run here: give model=")
+            raise ValueError(
+                "this profile was read from a file without its model, which is needed here: give model= when reading it"
+            )
         return self.model
 
     def needed_data(self) -> Any:
         if self.data is None:
-            raise ValueError("data are needed here: give data= when the profile is made or read")
+            raise ValueError("this needs data: give data= when the profile is made or read")
         return self.data
 
     def needed_example(self) -> Example:
@@ -303,12 +306,17 @@ def profile(
     root, tell = unwrap(model), progress or (lambda what, done, total: None)
     calibration, method = calibration or Calibration(), method_named(method)
     found = sites(root, where)
+    if not len(found) and (none := missed(root, where)):
+        raise ValueError(none)
     check_ordinary(found)
     check_folded(found)
     found = chosen(found, forms)
     check_fitting(method, forms)
     if data is None and method.needs_data:
-        raise ValueError(f"method {method.name!r} needs data: give data=, or use method='truncate' with another rule")
+        raise ValueError(
+            f"method {method.name!r} needs data: give data=, or use method='truncate', which needs only an example= "
+            "of one input"
+        )
     check_rereadable(data)
     first = example_of(root, data) if example is None else Example.of(example)
     params, size = storage(root)
@@ -376,8 +384,8 @@ def _earlier(method: Method, calibration: Calibration, mark: str) -> Statistics 
     statistics = None if fits_layers(method) or not method.needs_data else calibration.statistics
     if statistics is not None and statistics.model not in ("", mark):
         raise ValueError(
-            "the statistics were taken of another model (or of other weights): leave Calibration(statistics=…) out, so "
-            "that they are taken again"
+            "the statistics were taken of another model, or of other weights: leave statistics= out of "
+            "Calibration, so that they are taken again"
         )
     return statistics
 
@@ -443,8 +451,8 @@ def _in_blocks(
     """Of a network whose weights stay on the disk, which must be cut: factors come from fitting layer after layer."""
     if not fits_layers(method) or objective is None or place is None:
         raise ValueError(
-            "a network whose weights stay on the disk is fitted block after block, and needs an objective and a "
-            f"directory: method='sequential' (not {method.name!r}), objective=, directory="
+            "the weights of this network stay on the disk, so that it is fitted block after block: give "
+            f"method='sequential' (not {method.name!r}), objective= and directory="
         )
     if not pages.parts:
         pages.cut(next(batches_of(seen.data, 2, 2)), [site.name for site in found.reducible])
@@ -475,8 +483,8 @@ def check_folded(found: SiteList) -> None:
     composed = [site.name for site in found if site.note == FOLD_FIRST]
     if composed:
         raise ValueError(
-            f"{len(composed)} weights are products of factors (the first is {composed[0]}): fold before planning, "
-            "rankfold.fold_(model)"
+            f"{len(composed)} weights are products of factors (the first is {composed[0]}): fold them before "
+            "planning, with rankfold.fold_(model)"
         )
 
 
@@ -510,7 +518,7 @@ def meant(root: nn.Module, data: Any, asked: Objective | str | None) -> Objectiv
 def example_of(root: nn.Module, data: Any) -> Example:
     """One input of the model, from its data."""
     if data is None:
-        raise ValueError("one input of the model is needed to count its cost: give example= or data=")
+        raise ValueError("an input of the model is needed to count its cost: give example=, or data=")
     for batch in batches_of(data, 2, 2):
         return example_from(root, batch)
     raise ValueError("the data is empty: give at least one batch")

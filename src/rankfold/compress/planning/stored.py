@@ -94,7 +94,8 @@ def save_profile(known: Profile, path: str | Path) -> None:
     factors are not in a profile."""
     if fits_layers(known.method):
         raise ValueError(
-            f"method {known.method.name!r} fits its factors after ranks are chosen: save its plans, not its profile"
+            f"method {known.method.name!r} makes its factors only after ranks are chosen, so that its profile "
+            "cannot be saved: save its plans instead"
         )
     tensors: dict[str, Tensor] = {}
     noted: list[_Candidate] = []
@@ -155,7 +156,7 @@ def load_profile(
 
     found = _FILE.read(path, built)
     if fingerprint(root) != found.fingerprint:
-        raise ValueError(f"{path}: made of another model, or of other weights: make it again")
+        raise ValueError(f"{path}: it was made of another model, or of other weights: make the profile again")
     return found
 
 
@@ -227,7 +228,7 @@ def _candidate(
             chosen = with_ridge(method, one["ridge"])
             made = decomposed(chosen, site, form, site.weight(root), known, site.bias(root))
         if made is None:
-            raise ValueError(f"{site.title}: method {method.name!r} does not offer form {form} here")
+            raise ValueError(f"{site.title}: method {method.name!r} does not make the form {form} of this layer")
         return made
 
     kept = Kept(tensors[f"errors|{key}"], tensors[f"levels|{key}"], one["ranks"], one["comparable"], again)

@@ -120,7 +120,7 @@ def check_feasible(
             name = names[axis] if names else f"limit {axis + 1}"
             why = "" if obstacle is None else obstacle(axis, least - limit)
             if not why:
-                why = f"at their cheapest the layers cost {least:.6g}, and {max(limit, 0.0):.6g} is left: allow more"
+                why = f"the layers cost at least {least:.6g}, and {max(limit, 0.0):.6g} is left for them: allow more"
             raise BudgetError(f"{name}: the budget cannot be met: {why}")
 
 
@@ -257,7 +257,9 @@ def _near_relaxation(choices: Mapping[str, Sequence[Option]], limits: Costs, wid
     ones = np.ones(len(choices))
     result = linprog(loss, A_ub=costs, b_ub=np.ones(len(limits)), A_eq=one, b_eq=ones, method="highs")
     if result.status == 2:
-        raise BudgetError("the budget cannot be met: no combination of ranks satisfies all limits at once")
+        raise BudgetError(
+            "the budget cannot be met: no combination of ranks satisfies all limits at once; allow more of one of them"
+        )
     near = {}
     for index, (site, group) in enumerate(choices.items()):
         share = result.x[owner == index]
@@ -272,7 +274,9 @@ def _integer(choices: Mapping[str, Sequence[Option]], limits: Costs) -> dict[str
     flat, owner, one, costs, loss = _program(choices, limits)
     taken = _integers(one, costs, loss)
     if taken is None:
-        raise BudgetError("the budget cannot be met: no combination of ranks satisfies all limits at once")
+        raise BudgetError(
+            "the budget cannot be met: no combination of ranks satisfies all limits at once; allow more of one of them"
+        )
     picked = {}
     for index, site in enumerate(choices):
         members = np.flatnonzero(owner == index)
@@ -316,7 +320,10 @@ def _step_back(picked: dict[str, Option], choices: Mapping[str, Sequence[Option]
             if all(option.costs[axis] < picked[site].costs[axis] for axis in over)
         ]
         if not steps:
-            raise BudgetError("the budget cannot be met: no combination of ranks satisfies all limits at once")
+            raise BudgetError(
+                "the budget cannot be met: no combination of ranks satisfies all limits at once; allow more of one "
+                "of them"
+            )
         _, site, option = min(steps, key=lambda step: step[0])
         picked = {**picked, site: option}
     return picked
@@ -370,7 +377,10 @@ def _cheapest_within(
         else:
             high = middle - 1
     if best is None:
-        raise BudgetError("the budget cannot be met by this rank rule even with every site at rank 1")
+        raise BudgetError(
+            "the budget cannot be met by this rank rule, not even with rank 1 in every layer: allow more, or use "
+            "the rule 'optimal'"
+        )
     return best
 
 
@@ -403,7 +413,10 @@ def local(
     if fraction is not None or rank is not None:
         picked = pick(fraction if fraction is not None else 1.0)
         if not within(picked, limits):
-            raise BudgetError(f"the budget cannot be met at {_wish(fraction, rank)} in every site: ask for less")
+            raise BudgetError(
+                f"the budget cannot be met with {_wish(fraction, rank)} in every layer: ask the rule for less, or "
+                "allow more"
+            )
         return picked
     full = max((o.rank for group in options.values() for o in group), default=1)
     return _cheapest_within([i / full for i in range(1, full + 1)], pick, limits)

@@ -15,7 +15,9 @@ if TYPE_CHECKING:
 
 def _fraction(name: str, value: float) -> None:
     if not 0 < value <= 1:
-        raise ValueError(f"{name} is the kept fraction of the whole model, in (0, 1]; got {value:g}")
+        raise ValueError(
+            f"{name}, the share of the whole model that is kept, must be above 0 and at most 1, got {value:g}"
+        )
 
 
 @dataclass(frozen=True)
@@ -151,9 +153,9 @@ class Latency(Resource):
     def __post_init__(self) -> None:
         _fraction("latency", self.keep)
         if self.batch < 1:
-            raise ValueError(f"latency is measured at a batch of at least 1, got {self.batch}")
+            raise ValueError(f"latency is measured for a batch of at least 1, got {self.batch}")
         if self.phase not in ("forward", "prefill", "decode"):
-            raise ValueError(f"latency is that of forward, prefill or decode, got {self.phase!r}")
+            raise ValueError(f"the phase of a latency must be forward, prefill or decode, got {self.phase!r}")
 
     @property
     def text(self) -> str:
@@ -222,10 +224,10 @@ class Ranks:
 
     def __post_init__(self) -> None:
         if not isinstance(self.ranks, Mapping):
-            raise TypeError(f"ranks are given as a mapping of site names to ranks, got a {type(self.ranks).__name__}")
+            raise TypeError(f"ranks must be a mapping from names of layers to ranks, got a {type(self.ranks).__name__}")
         for site, rank in self.ranks.items():
             if rank < 1:
-                raise ValueError(f"rank of {site} must be at least 1, got {rank}")
+                raise ValueError(f"the rank of {site} must be at least 1, got {rank}")
 
     def describe(self) -> str:
         return f"ranks given for {len(self.ranks)} sites"
@@ -256,7 +258,7 @@ class Multiples:
 
     def __post_init__(self) -> None:
         if isinstance(self.multiple, bool) or not isinstance(self.multiple, int) or self.multiple < 1:
-            raise ValueError(f"ranks are multiples of a whole number of at least 1, got {self.multiple!r}")
+            raise ValueError(f"multiple must be a whole number of at least 1, got {self.multiple!r}")
 
     def describe(self) -> str:
         return f"ranks in multiples of {self.multiple}"
@@ -326,23 +328,23 @@ def budget_from(values: Any) -> Budget:
     if not isinstance(values, Mapping):
         if isinstance(values, Budget):
             return values
-        raise ValueError(f"a budget was expected, not a {type(values).__name__}")
+        raise ValueError(f"a budget was expected, got a {type(values).__name__}")
     kind, rest = values.get("kind"), {key: value for key, value in values.items() if key != "kind"}
     if not isinstance(kind, str):
-        raise ValueError("a budget without its kind")
+        raise ValueError("the budget does not name its kind")
     known = _KINDS.get(kind)
     if known is None:
         raise ValueError(
-            f"no budget of kind {kind!r}; there are {', '.join(_KINDS)} (one of your own is registered before a plan "
-            "that names it is read: rankfold.register_budget)"
+            f"there is no budget of kind {kind!r}: the kinds are {', '.join(_KINDS)}. Register a budget of your "
+            "own before reading a plan that names it (rankfold.register_budget)"
         )
     unknown = sorted(set(rest) - {field.name for field in fields(known)})
     if unknown:
-        raise ValueError(f"a budget of {kind} has no {unknown[0]!r}")
+        raise ValueError(f"a budget of kind {kind} has no field {unknown[0]!r}")
     try:
         return known(**rest)
     except TypeError as error:
-        raise ValueError(f"a budget of {kind}: {error}") from None
+        raise ValueError(f"a budget of kind {kind}: {error}") from None
 
 
 def _latency(keep: float, place: str) -> Latency:
@@ -351,7 +353,7 @@ def _latency(keep: float, place: str) -> Latency:
     if phase in ("prefill", "decode"):
         return Latency(keep, int(batch) if colon else 1, "prefill" if phase == "prefill" else "decode")
     if not place.isdigit():
-        raise ValueError(f"behind @ stands a batch, prefill, decode, or decode:4 of four sequences; got {place!r}")
+        raise ValueError(f"after @ give a batch size, prefill, decode, or decode:4 for four sequences; got {place!r}")
     return Latency(keep, int(place))
 
 
@@ -368,13 +370,13 @@ def parse_budget(text: str) -> Budget:
         if found and name in ("params", "flops", "bytes", "energy") and not at:
             return _KINDS[name](float(value))
     except ValueError as error:
-        percent = "; write 0.5 for 50 %" if "%" in value else ""
+        percent = "; write 0.5 for 50 %" if "%" in value or value.isdecimal() else ""
         raise ValueError(f"budget {text!r}: {error}{percent}") from None
     near = get_close_matches(name, ["params", "flops", "bytes", "energy", "latency"], 1)
     raise ValueError(
-        f"budget {text!r} is not understood: write NAME=FRACTION with NAME one of "
-        "params, flops, bytes, latency (latency=0.8@64 for batch 64, latency=0.8@decode for a token), energy"
-        f"{f'; did you mean {near[0]}?' if near else ''}"
+        f"budget {text!r} is not understood: write NAME=FRACTION, where NAME is params, flops, bytes, latency "
+        "(latency=0.8@64 for batch 64, latency=0.8@decode for a token) or "
+        f"energy{f'; did you mean {near[0]}?' if near else ''}"
     )
 
 
@@ -384,9 +386,9 @@ def parsed(budget: str | Budget | Sequence[str | Budget]) -> tuple[Budget, ...]:
     budgets = tuple(parse_budget(item) if isinstance(item, str) else item for item in given)
     for each in budgets:
         if not isinstance(each, Budget):
-            raise ValueError(f"a budget was expected, such as 'flops=0.5' or rankfold.Flops(0.5), not {each!r}")
+            raise ValueError(f"a budget was expected, such as 'flops=0.5' or rankfold.Flops(0.5), got {each!r}")
     if not budgets:
-        raise ValueError("no budget was given: for example 'flops=0.5'")
+        raise ValueError("no budget was given: give one, such as 'flops=0.5'")
     return budgets
 
 
@@ -418,7 +420,7 @@ def of_sites(budget: Resource, whole: Cost, factorable: Cost) -> Resource:
     """
     if isinstance(budget, Latency):
         raise ValueError(
-            f"budget {budget.describe()}: time is that of the whole model: leave of=sites out (--of sites)"
+            f"budget {budget.describe()}: latency is always that of the whole model: leave of=sites (--of sites) out"
         )
     total, part = amount(budget, whole), amount(budget, factorable)
     return replace(budget, keep=1 - (1 - budget.keep) * part / total) if total else budget

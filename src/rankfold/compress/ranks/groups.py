@@ -80,7 +80,9 @@ def _prices(choices: Mapping[str, Sequence[Option]], limits: Costs, groups: Grou
         loss, A_ub=costs, b_ub=np.ones(len(limits)), A_eq=rows, b_eq=np.ones(rows.shape[0]), method="highs"
     )
     if result.status != 0:
-        raise BudgetError("the budget cannot be met: no combination of ranks satisfies all limits at once")
+        raise BudgetError(
+            "the budget cannot be met: no combination of ranks satisfies all limits at once; allow more of one of them"
+        )
     return np.maximum(-result.ineqlin.marginals, 0.0) * largest / np.maximum(np.asarray(limits, float), 1e-300)
 
 

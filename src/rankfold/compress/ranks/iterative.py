@@ -105,8 +105,8 @@ def truncations(
             ways = _ways(picked, ladders, candidates, limits, rule)
             if not ways:
                 raise BudgetError(
-                    "the budget cannot be met by the iterative rule: every site that gains from truncation is at its "
-                    "lowest rank; allow more, or use the optimal rule"
+                    "the budget cannot be met by the iterative rule: every layer that gains from truncation is "
+                    "already at its lowest rank; allow more, or use the rule 'optimal'"
                 )
             places = {site: place for place, site in enumerate(ways)}
             bound = math.inf

@@ -134,9 +134,9 @@ def meet_latency(
             scale = (fast + slow) / 2
     if passed is None:
         raise BudgetError(
-            f"the latency budget cannot be met on this machine: asked {_said(asked, {})}, the fastest that was "
-            f"measured took {_said(asked, best)}; the rest of the model takes its time whatever the ranks: "
-            f"{_remedy(asked, best)}"
+            f"the latency budget cannot be met on this machine: {_said(asked, {})} was asked for, and the "
+            f"fastest network that was measured took {_said(asked, best)}. The rest of the model takes its time "
+            f"whatever the ranks are: {_remedy(asked, best)}"
         )
     plan, ratios = passed
     return replace(plan, notes=(f"measured latency: {_said(asked, ratios)}", *plan.notes))
@@ -190,10 +190,11 @@ def _remedy(asked: Mapping[int, Latency], best: Ratios) -> str:
     """What can be had, as it is typed; three digits, never less than was measured."""
     if max(best.values()) >= 1:
         return (
-            "no compressed network that was tried is faster than the original here; keep it, or ask in FLOPs or bytes"
+            "none of the compressed networks that were tried is faster than the original here: keep the "
+            "original, or ask for a budget of FLOPs or bytes"
         )
     least = [replace(each, keep=max(each.keep, math.ceil(1e3 * best[axis]) / 1e3)).text for axis, each in asked.items()]
-    return f"{' and '.join(least)} is the smallest that was reached: allow that, or a little more"
+    return f"{' and '.join(least)} is the smallest that was reached: ask for that, or for a little more"
 
 
 def _said(asked: Mapping[int, Latency], ratios: Ratios) -> str:

@@ -94,9 +94,11 @@ class Local:
 
     def __post_init__(self) -> None:
         if self.fraction is not None and not 0 < self.fraction <= 1:
-            raise ValueError(f"the fraction of the full rank must be in (0, 1], got {self.fraction:g}")
+            raise ValueError(
+                f"fraction, a share of the full rank, must be above 0 and at most 1, got {self.fraction:g}"
+            )
         if self.rank is not None and self.rank < 1:
-            raise ValueError(f"the rank must be at least 1, got {self.rank}")
+            raise ValueError(f"rank must be at least 1, got {self.rank}")
 
     def choose(self, choices: Choices, limits: Costs, known: Profile) -> dict[str, Option]:
         return local(choices, limits, self.fraction, self.rank)
@@ -157,7 +159,7 @@ class Iterative:
 
     def __post_init__(self) -> None:
         if self.counted not in ("stored", "values"):
-            raise ValueError(f"counted must be stored or values, got {self.counted!r}")
+            raise ValueError(f"counted must be 'stored' or 'values', got {self.counted!r}")
         if self.step < 1 or self.samples < 1:
             raise ValueError(f"step and samples must be at least 1, got {self.step} and {self.samples}")
 
@@ -171,11 +173,13 @@ def rule_named(name: str | RankRule) -> RankRule:
     """The rule called ``name``; an object that is one already is returned as it is. ``ValueError`` for other things."""
     if not isinstance(name, str):
         if isinstance(name, type) or not isinstance(name, RankRule):
-            raise ValueError(f"a rank rule was expected, an object with name and choose(…), or its name; got {name!r}")
+            raise ValueError(
+                f"rule= must be the name of a rank rule, or an object with name and choose(…); got {name!r}"
+            )
         return name
     if name in _NAMED:
         return _NAMED[name]
-    raise ValueError(f"no rank rule named {name!r}; there are {', '.join(_NAMED)}")
+    raise ValueError(f"there is no rank rule named {name!r}: the rules are {', '.join(_NAMED)}")
 
 
 _NAMED: dict[str, RankRule] = {rule.name: rule for rule in (Optimal(), Local(), Global(), Iterative())}

@@ -147,7 +147,7 @@ def _noted(
         try:
             table.save()
         except (OSError, ValueError) as error:  # a place where nothing can be written, or one that another job holds
-            warnings.warn(f"layer times could not be kept for next time: {error}", stacklevel=2)
+            warnings.warn(f"the times of layers could not be kept for the next plan: {error}", stacklevel=2)
     return found
 
 

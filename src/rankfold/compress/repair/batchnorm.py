@@ -126,7 +126,7 @@ def reestimate_(
             forward(root, laid_out(batch, layout))
             count += 1
     if count == 0:
-        raise ValueError("the data for the BatchNorm statistics is empty: give at least one batch")
+        raise ValueError("the data for the BatchNorm statistics are empty: give at least one batch")
     give_back()
     return tuple(name for name, tracker in trackers.items() if tracker.moved)
 

@@ -75,7 +75,7 @@ def finetune(
     """
     train, validation = _parts(data)
     if recipe is not None and epochs is not None:
-        raise TrainingError("give a recipe, which says how many epochs, or epochs alone")
+        raise TrainingError("give either a recipe, which holds the number of epochs, or epochs=, and not both")
     recipe = finetune_recipe(data, FINETUNE.epochs if epochs is None else epochs) if recipe is None else recipe
     check(train, "train", again=True)
     chosen = choose(model, train, objective).objective
@@ -126,6 +126,6 @@ def _parts(data: Any) -> tuple[Any, Any]:
         return data[0], data[1]
     given = type(data).__name__ if members is None else f"{type(data).__name__} of {members}"
     raise TrainingError(
-        "fine-tuning needs data with train and validation parts, (train, validation) or (train, validation, test), "
-        f"not a {given}"
+        "fine-tuning needs data with train and validation parts: give (train, validation) or (train, "
+        f"validation, test), not a {given}"
     )

@@ -101,7 +101,9 @@ def tune_(
     """
     for name, network in (("model", model), ("original", original)):
         if not isinstance(network, nn.Module):
-            raise ValueError(f"{name} is a {type(network).__name__}: give a network (nn.Module), such as rf.load reads")
+            raise ValueError(
+                f"{name} must be a network (nn.Module), such as rf.load reads, and is a {type(network).__name__}"
+            )
     root, reference = unwrap(model), unwrap(original)
     check_rereadable(data)
     by = by or ("blocks" if objective is None else "whole")
@@ -116,14 +118,14 @@ def tune_(
     if not layers:
         if is_whole(root):
             raise ValueError(
-                "the factors of this model are whole numbers (int8), which are not trained: tune a model in other "
+                "the factors of this model are whole numbers (int8), which cannot be trained: compress in other "
                 "forms (forms= without int8), or leave tuning out"
             )
         raise ValueError("nothing in this model is factored: compress it first")
     if root is reference:
         raise ValueError(
-            "model and original are the same network, so that there is nothing to learn: apply_ works in place, give "
-            "it a copy (copy.deepcopy) and the original here"
+            "model and original are the same network, so that there is nothing to learn: apply_ changes a "
+            "network in place, so give it a copy (copy.deepcopy), and the original here"
         )
     _check_steps(steps, batch_size, samples, learning_rate)
     size = batch_size or (128 if objective is None else 2)
@@ -137,7 +139,7 @@ def tune_(
     names = blocks(root, tuple(layers))
     missing = next((name for name in names if name not in dict(reference.named_modules())), None)
     if missing is not None:
-        raise ValueError(f"the original has no block {missing}: give the network that the model was made from")
+        raise ValueError(f"the original has no block {missing}: give the network that this model was made from")
     for done, name in enumerate(names):
         trained = [p for layer, module in layers.items() if _within(layer, name) for p in module.parameters()]
         told.append(_tune_block(root, reference, name, trained, data, steps, learning_rate, samples, size))

@@ -58,10 +58,10 @@ def tune_whole_(
     seen = Samples(data, how.samples, how.batch_size)
     judges = list(parts_of(seen.judges(original), how.batch_size, judging(how, objective)))
     if not judges:
-        raise ValueError("a tuned network is judged on samples that are held back: give at least two batches")
+        raise ValueError("tuning is judged on samples that are held back: give at least two batches")
     taught = list(parts_of(seen.without_judges().data, how.batch_size))
     if not taught:
-        raise ValueError("no data is left to tune on: give more samples")
+        raise ValueError("no data are left to tune on: give more samples")
     with ExitStack() as stack:
         for network in (root, original):
             stack.enter_context(evaluating(network))

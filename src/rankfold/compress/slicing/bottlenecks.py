@@ -159,7 +159,7 @@ def _packed(lower: Tensor) -> Tensor:
 def _unpacked(flat: Tensor) -> Tensor:
     size = (isqrt(8 * flat.shape[-1] + 1) - 1) // 2
     if size * (size + 1) // 2 != flat.shape[-1]:
-        raise ValueError(f"{flat.shape[-1]} numbers are no triangle")
+        raise ValueError(f"{flat.shape[-1]} numbers do not make a triangle")
     lower = flat.new_zeros(*flat.shape[:-1], size, size)
     rows, columns = torch.tril_indices(size, size)
     lower[..., rows, columns] = flat
@@ -249,7 +249,10 @@ def bottlenecks(
 
         def take(rows: Tensor) -> None:
             if not bool(rows.isfinite().all()):
-                raise ValueError(f"{site.title}: activations in {rows.dtype} are not finite on the calibration data")
+                raise ValueError(
+                    f"{site.title}: on the calibration data its activations in {rows.dtype} are NaN or infinite: "
+                    "look for bad samples, or for overflow (then convert the model to float32)"
+                )
             if site.name not in moments:
                 moments[site.name] = Moments(rows.shape[-1], groups=rows.shape[0] if rows.dim() == 3 else None)
             moments[site.name].update(rows)

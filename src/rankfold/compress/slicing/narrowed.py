@@ -154,7 +154,8 @@ def slice_(model: nn.Module, plan: Plan, known: Bottlenecks, made: Plan) -> Bott
         same = entry.form is before.form or (before.form is Form.KEEP and entry.form is Form.FACTORED)
         if entry.site not in found or not same or not 1 <= entry.rank < before.rank:
             raise SliceError(
-                f"{entry.site}: {entry.form} of rank {entry.rank} is no slice of {before.form} of rank {before.rank}"
+                f"{entry.site}: {entry.form} of rank {entry.rank} cannot be cut out of {before.form} of rank "
+                f"{before.rank}: make the slice again from this network"
             )
         module: Any = root.get_submodule(entry.site)
         narrowed = Narrowed(module, known.sites[entry.site])
@@ -225,13 +226,13 @@ def sliceable(root: nn.Module, plan: Plan, known: Bottlenecks) -> tuple[dict[str
                 _check_rank(root, entry, known.sites[entry.site])
                 found[entry.site] = here[entry.site]
         elif entry.form in (Form.TUCKER, Form.CP):
-            reasons.setdefault(f"the ranks of {entry.form} are tied to one another", []).append(entry.site)
+            reasons.setdefault(f"the ranks of {entry.form} depend on one another", []).append(entry.site)
         elif entry.form is Form.DENSE:
-            reasons.setdefault("multiplied out, without a bottleneck", []).append(entry.site)
+            reasons.setdefault("multiplied out, so that there is no bottleneck", []).append(entry.site)
         elif entry.site not in here and entry.form is Form.SHARED:
             reasons.setdefault("layers that share a factor keep their rank", []).append(entry.site)
         elif entry.site not in here:
-            raise SliceError(f"{entry.site}: {entry.form} in the plan, not in the model: apply the plan first")
+            raise SliceError(f"{entry.site}: it is {entry.form} in the plan and not in the model: apply the plan first")
         elif entry.site not in known.sites:
             reasons.setdefault("never called on the calibration data", []).append(entry.site)
         else:
@@ -246,12 +247,16 @@ def _check_rank(root: nn.Module, entry: Entry, known: Bottleneck) -> None:
     module: Any = root.get_submodule(entry.site)
     right, left = pair(module)
     if right.shape[-2] != entry.rank:
-        raise SliceError(f"{entry.site}: rank {entry.rank} in the plan, {right.shape[-2]} in the model")
+        raise SliceError(
+            f"{entry.site}: it has rank {entry.rank} in the plan and {right.shape[-2]} in the model: give the plan "
+            "that the model was made by"
+        )
     outputs = known.outputs is None or known.outputs.shape[-1] == left.shape[-2]
     weighting = known.weighting is None or known.weighting.shape == known.root.shape
     if known.root.shape != (*left.shape[:-2], left.shape[-1], left.shape[-1]) or not outputs or not weighting:
         raise SliceError(
-            f"{entry.site}: bottlenecks of another network: {tuple(known.root.shape)} for rank {entry.rank}"
+            f"{entry.site}: its bottleneck was measured on another network, with shape {tuple(known.root.shape)} "
+            f"for rank {entry.rank}: measure again (rankfold.bottlenecks)"
         )
 
 

@@ -95,12 +95,13 @@ def parsed(budget: str | Budget | Sequence[str | Budget]) -> tuple[Budget, ...]:
     given = [budget] if isinstance(budget, str) or not isinstance(budget, Sequence) else list(budget)
     budgets = tuple(parse_budget(item) if isinstance(item, str) else item for item in given)
     if not budgets:
-        raise SliceError("no budget was given: for example 'flops=0.3'")
+        raise SliceError("no budget was given: give one, such as 'flops=0.3'")
     if any(isinstance(item, OfSites) for item in budgets):
-        raise SliceError("the fractions of a slice are of the whole original network: leave of=sites out")
+        raise SliceError("the budget of a slice is always a share of the whole original network: leave of=sites out")
     if any(isinstance(item, Latency) for item in budgets):
         raise SliceError(
-            "a slice is not planned by the clock: ask for flops or params, then measure (rankfold evaluate)"
+            "a slice cannot be planned by latency: give a budget of flops or params, then measure the result "
+            "(rankfold evaluate)"
         )
     return budgets
 
@@ -152,9 +153,13 @@ def _check_pins(budgets: Sequence[Budget], plan: Plan, found: Mapping[str, Site]
     for budget in budgets:
         for name, rank in budget.ranks.items() if isinstance(budget, Ranks) else ():
             if name not in found:
-                raise SliceError(f"a rank was given for {name!r}; what can be sliced: {', '.join(found)}")
+                raise SliceError(
+                    f"a rank was given for {name!r}, which cannot be sliced: the layers that can are {', '.join(found)}"
+                )
             if rank > plan[name].rank:
-                raise SliceError(f"{name}: rank {rank} was asked; possible here: 1 to {plan[name].rank}")
+                raise SliceError(
+                    f"{name}: rank {rank} was asked for, and ranks from 1 to {plan[name].rank} are possible"
+                )
 
 
 def _limits(
@@ -173,8 +178,9 @@ def _limits(
         if least > limit * (1 + 1e-12):
             fraction = ceil(1e4 * (rest + least) / whole) / 1e4 if whole else 1.0
             raise BudgetError(
-                f"{describe(budget)}: too small for a slice of this network, which has {budget.kind}={fraction:g} with "
-                "every bottleneck at its narrowest: allow that, or compress the original anew"
+                f"{describe(budget)} is too small for a slice of this network, which takes "
+                f"{budget.kind}={fraction:g} with every bottleneck at its narrowest: ask for that, or compress "
+                "the original again"
             )
         limits.append(limit)
     return tuple(limits)
@@ -226,7 +232,10 @@ def _notes(plan: Plan, now: Cost, reasons: Mapping[str, Sequence[str]]) -> tuple
         for kind, name in (("flops", "FLOPs"), ("params", "parameters"))
         if getattr(plan.before, kind)
     )
-    told = f"sliced from a network with {shares} of the original: the factors are in its file, not in this plan"
+    told = (
+        f"this network was sliced from one with {shares} of the original: its factors are in its own file, and not "
+        "in this plan"
+    )
     earlier = tuple(note for note in plan.notes if not note.startswith(("sliced from", "not sliced:")))
     return (*earlier, told, *([f"not sliced: {listed(reasons)}"] if reasons else []))
 
@@ -250,7 +259,7 @@ class _Costs:
         if plan.edited:
             if example is None:
                 raise SliceError(
-                    "the plan was edited since its FLOPs were counted: give one input of the model, example="
+                    "the plan was edited since its FLOPs were counted: give example=, one input of the model"
                 )
             first = Example.of(example)
             flops, calls = trace(root, first, SiteList(tuple(found.values())))

@@ -25,8 +25,8 @@ def way_named(name: str, **settings: Any) -> Way:
     if name not in WAYS:
         near = get_close_matches(str(name), WAYS, 1)
         raise ValueError(
-            f"no way to low rank named {name!r}; {f'did you mean {near[0]}? ' if near else ''}there are "
-            f"{', '.join(WAYS)}"
+            f"there is no way to low rank named {name!r}: {f'did you mean {near[0]}? The' if near else 'the'} ways "
+            f"are {', '.join(WAYS)}"
         )
     kind = WAYS[name]
     known = list(kind.__dataclass_fields__)

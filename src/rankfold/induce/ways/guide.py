@@ -109,7 +109,9 @@ class Guided(Around):
     ) -> None:
         self.way, self.layers = way, own(model)
         if not self.layers:
-            raise ValueError(f"the model has no layers to guide: call {type(way).__name__}(…).prepare_ first")
+            raise ValueError(
+                f"the model has no layers to guide: prepare it with {type(way).__name__}(…).prepare_ first"
+            )
         self.room = None if way.budget is None else numbers_within(model, way.budget)
         self.steps = self.periods = 0
         self.notes: dict[str, Tensor] = {}
@@ -191,8 +193,8 @@ class Guided(Around):
         for (name, _), parameter in self._known.items():
             if parameter.grad is not None and not bool(parameter.grad.isfinite().all()):
                 raise NonFiniteError(
-                    f"{name}: its gradient is not finite; this step was not taken and the weights are as before: "
-                    "lower the learning rate, or clip gradients"
+                    f"{name}: its gradient is not finite, so this step was not taken and the weights are as "
+                    "before: lower the learning rate, or clip gradients"
                 )
         for layer in self.layers.values():
             self.way.penalise(layer, self)

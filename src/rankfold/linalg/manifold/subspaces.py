@@ -14,5 +14,5 @@ def subspace_distance(a: Tensor, b: Tensor) -> Tensor:
     Raises ``ValueError`` for shapes that differ.
     """
     if a.shape != b.shape or a.ndim < 2:
-        raise ValueError(f"bases of equal shape (m, r) are compared, got {tuple(a.shape)} and {tuple(b.shape)}")
+        raise ValueError(f"only bases of equal shape (m, r) can be compared, got {tuple(a.shape)} and {tuple(b.shape)}")
     return torch.linalg.matrix_norm(b - a @ (a.mT @ b)).square()

@@ -138,4 +138,4 @@ def root_of(moment: Tensor) -> Tensor:
 
 def _check(rank: int, largest: int) -> None:
     if not 1 <= rank <= largest:
-        raise ValueError(f"rank {rank} is not within 1 … {largest}")
+        raise ValueError(f"rank must be from 1 to {largest}, got {rank}")

@@ -50,7 +50,7 @@ class Moments:
     def mean(self) -> Tensor:
         """Mean row, (size,) or (groups, size). Raises `ValueError` when no row was seen."""
         if self._count == 0:
-            raise ValueError("no rows were seen, so there is no mean: the calibration data is empty")
+            raise ValueError("no rows were seen, so there is no mean: the calibration data are empty")
         return self._mean.clone()
 
     @property
@@ -127,11 +127,11 @@ class Moments:
         if self.groups is not None:
             fits = fits and x.ndim >= 2 and x.shape[0] == self.groups
         if not fits:
-            raise ValueError(f"expected rows of shape {expected}, got {tuple(x.shape)}")
+            raise ValueError(f"rows of shape {expected} were expected, got {tuple(x.shape)}")
         if x.is_meta:
-            raise NotMaterialisedError(f"batch of shape {tuple(x.shape)} is not materialised (meta device)")
+            raise NotMaterialisedError(f"a batch of shape {tuple(x.shape)} is on the meta device, without values")
         if x.is_complex():
-            raise TypeError(f"batch of shape {tuple(x.shape)} is {x.dtype}: only real rows are supported")
+            raise TypeError(f"a batch of shape {tuple(x.shape)} is {x.dtype}: only real rows are supported")
         x = x.detach()
         if x.is_floating_point() and x.dtype.itemsize == 1:
             x = x.to(torch.float32)
@@ -149,8 +149,8 @@ class Moments:
         mean, centred, count = state["mean"], state["covariance_sum"], int(state["count"])
         if mean.ndim not in (1, 2) or centred.shape != (*mean.shape, mean.shape[-1]) or count < 0:
             raise ValueError(
-                f"not the state of moments: count {count}, mean {tuple(mean.shape)}, "
-                f"covariance_sum {tuple(centred.shape)}"
+                f"this is not the state of moments: count {count}, mean of shape {tuple(mean.shape)}, "
+                f"covariance_sum of shape {tuple(centred.shape)}"
             )
         moments = cls(mean.shape[-1], mean.shape[0] if mean.ndim == 2 else None, device)
         moments._count = count

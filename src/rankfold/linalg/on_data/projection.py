@@ -68,7 +68,7 @@ class Projection:
         k = self.singular_values.shape[-1]
         rank = k if rank is None else rank
         if not 0 <= rank <= k:
-            raise ValueError(f"rank {rank} is not within 0 … {k}")
+            raise ValueError(f"rank must be from 0 to {k}, got {rank}")
         vectors = self._vectors[..., :rank].to(self._reduced.dtype)
         right = vectors.mT @ self._reduced
         if self._triangle is not None:
@@ -130,14 +130,14 @@ def project(
     """
     statistic = inputs if outputs is None else outputs
     if statistic is None or (inputs is not None and outputs is not None):
-        raise ValueError("give the second moment of the inputs or of the outputs: exactly one of them")
+        raise ValueError("give either the second moment of the inputs or that of the outputs, and not both")
     if not 0 <= ridge < math.inf:
         raise ValueError(f"ridge must be at least 0 and finite, got {ridge}")
     dtype = torch.float32 if statistic.dtype == torch.float32 else torch.float64
     statistic = checked(statistic)
     weight = checked(weight, dtype).to(statistic.device)
     if weight.ndim not in (2, 3):
-        raise ValueError(f"expected a weight (m, n) or (g, m, n), got shape {tuple(weight.shape)}")
+        raise ValueError(f"a weight (m, n) or (g, m, n) was expected, got shape {tuple(weight.shape)}")
     *batch, m, n = weight.shape
     side, size = ("inputs", n) if outputs is None else ("outputs", m)
     if statistic.shape != (*batch, size, size):
@@ -146,7 +146,9 @@ def project(
             f"a weight of shape {tuple(weight.shape)}: expected {(*batch, size, size)}"
         )
     if inner is not None and (metric is not None or outputs is not None or m < n):
-        raise ValueError("WᵀDW goes with the second moment of the inputs, without another metric, for m ≥ n")
+        raise ValueError(
+            "WᵀDW can be given only with the second moment of the inputs, without another metric, and for m ≥ n"
+        )
     root = None if metric is None else _root(checked(metric, dtype).to(statistic.device), (*batch, m))
     if root is not None:
         weight = _times_root(root, weight)
@@ -243,7 +245,9 @@ def _root(metric: Tensor, outputs: tuple[int, ...], name: str = "output metric")
             raise ValueError("the output metric must be positive: clamp it from below")
         return metric.sqrt()
     if metric.shape != (*outputs, outputs[-1]):
-        raise ValueError(f"{name} of shape {tuple(metric.shape)}: expected {outputs} or {(*outputs, outputs[-1])}")
+        raise ValueError(
+            f"{name} must have the shape {outputs} or {(*outputs, outputs[-1])}, got {tuple(metric.shape)}"
+        )
     root, failed = torch.linalg.cholesky_ex(metric)
     if bool(failed.any()):
         raise ValueError(f"the {name} must be positive definite: add a multiple of the identity")

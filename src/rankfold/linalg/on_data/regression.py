@@ -38,7 +38,7 @@ def invert(gram: Tensor, cut: float = CUT) -> GramInverse:
     Raises as `eigh`, and `ValueError` for a cut outside [0, 1).
     """
     if not 0 <= cut < 1:
-        raise ValueError(f"the cut is a part of the largest eigenvalue, at least 0 and below 1, got {cut:g}")
+        raise ValueError(f"cut, a share of the largest eigenvalue, must be at least 0 and below 1, got {cut:g}")
     gram = checked(gram)
     scale = gram.diagonal(dim1=-2, dim2=-1).clamp_min(0).sqrt()
     scale = torch.where(scale > 0, 1 / scale, 0.0)
@@ -66,13 +66,17 @@ def least_squares(
     gram, cross = checked(gram), checked(cross)
     n, m = cross.shape[-2:]
     if gram.shape != (*cross.shape[:-2], n, n):
-        raise ValueError(f"second moment {tuple(gram.shape)} and cross moment {tuple(cross.shape)} do not fit together")
+        raise ValueError(
+            f"a second moment of shape {tuple(gram.shape)} and a cross moment of shape {tuple(cross.shape)} do not "
+            "fit together"
+        )
     if not 0 <= ridge < math.inf:
         raise ValueError(f"ridge must be at least 0 and finite, got {ridge}")
     start = cross.new_zeros(*cross.shape[:-2], m, n) if anchor is None else checked(anchor)
     if start.shape != (*cross.shape[:-2], m, n):
         raise ValueError(
-            f"anchor {tuple(start.shape)} does not fit a cross moment {tuple(cross.shape)}: outputs × inputs"
+            f"an anchor of shape {tuple(start.shape)} does not fit a cross moment of shape {tuple(cross.shape)}: "
+            "both are outputs × inputs"
         )
     damped = gram + ridge * torch.eye(n, dtype=gram.dtype, device=gram.device) if ridge else gram
     return start + (invert(damped, cut) @ (cross - gram @ start.mT)).mT
@@ -106,7 +110,7 @@ def column_space(x: Tensor, cut: float = 1e-10) -> ColumnSpace:
     """
     x = checked(x)
     if x.ndim != 2:
-        raise ValueError(f"expected rows (N, n), got shape {tuple(x.shape)}")
+        raise ValueError(f"rows of shape (N, n) were expected, got shape {tuple(x.shape)}")
     scale = x.norm(dim=0)
     scale = torch.where(scale > 0, 1 / scale, 0.0)
     q, r = torch.linalg.qr(x * scale)

@@ -74,7 +74,7 @@ class SpatialProjection:
         round: O(steps·O·n² + (rank·k_w)³), n = C·k_h·k_w.
         """
         if not 1 <= rank <= len(self.values):
-            raise ValueError(f"rank {rank} is not within 1 … {len(self.values)}")
+            raise ValueError(f"rank must be from 1 to {len(self.values)}, got {rank}")
         c_out, _, _, k_w = self._weight.shape
         size = rank * k_w
         u, targets = self._rows[:rank], self._targets[:size]
@@ -149,7 +149,7 @@ def project_spatial(
     """
     w, h = checked(weight), checked(patches)
     if w.ndim != 4 or h.shape != (w[0].numel(),) * 2:
-        raise ValueError(f"patches {tuple(h.shape)} do not fit a kernel {tuple(w.shape)}")
+        raise ValueError(f"patches of shape {tuple(h.shape)} do not fit a kernel of shape {tuple(w.shape)}")
     c_out, c_in, k_h, k_w = w.shape
     n = w[0].numel()
     d = torch.eye(c_out, dtype=w.dtype) if metric is None else checked(metric)
@@ -187,4 +187,4 @@ def _cholesky(gram: Tensor) -> Tensor:
         if not bool(failed):
             return triangle
         jitter = jitter * 10
-    raise ValueError("the patch statistics are not positive semidefinite: they do not come from data")
+    raise ValueError("the patch statistics are not positive semidefinite, so that they cannot come from data")

@@ -88,7 +88,7 @@ def activation_aware(
     Raises `ValueError` (shapes, rank, names, numbers out of range) and `NonFiniteError`.
     """
     if sigma is not None and activation != "relu":
-        raise ValueError(f"sigma belongs to the convex loss of relu; {activation} has none: leave it out")
+        raise ValueError(f"sigma is for the convex loss of relu, and {activation} has none: leave sigma out")
     if iterations < 0 or not 0 <= tolerance < math.inf:
         raise ValueError(f"iterations and tolerance must be at least 0, got {iterations} and {tolerance}")
     check_activation(activation)
@@ -127,7 +127,7 @@ def _descend(
                 break
             curvature *= 2
         if not loss < losses[-1]:
-            converged, message = True, f"no step descends any further after {number - 1} iterations"
+            converged, message = True, f"after {number - 1} iterations no step lowers the loss any further"
             break
         gain = 1 - loss / losses[-1]
         point, step = candidate, following
@@ -136,11 +136,11 @@ def _descend(
         if seen < watched[best]:
             best, kept = number, point
         if gain <= tolerance:
-            converged, message = True, f"an iteration gains less than {tolerance:g} of the loss after {number}"
+            converged, message = True, f"after {number} iterations one more gains less than {tolerance:g} of the loss"
             break
         curvature = max(curvature / 1.5, _FLATTEST)
     if not converged:
-        message = f"not converged: the loss still falls when all {iterations} iterations are done"
+        message = f"not converged: after all {iterations} iterations the loss still falls"
     return ActivationAwareFit(*kept, tuple(losses), tuple(watched), best, converged, message)
 
 
@@ -199,7 +199,7 @@ class _Problem:
         if left.shape != (m, inner) or right.shape != (inner, n) or bias.shape != (m,) or inner > self.rank:
             shapes = [tuple(part.shape) for part in (left, right, bias)]
             raise ValueError(
-                f"start {shapes} does not fit a weight ({m}, {n}) of rank at most {self.rank} and its bias"
+                f"a start of shapes {shapes} does not fit a weight ({m}, {n}) of rank at most {self.rank} and its bias"
             )
         return left, right, bias
 
@@ -211,19 +211,24 @@ def _fitting(
     dtype = torch.float64 if x.dtype == torch.float64 else torch.float32
     x, target = checked(x, dtype), checked(target, dtype)
     if x.ndim != 2 or target.ndim != 2 or len(x) != len(target) or len(x) < 1:
-        raise ValueError(f"rows {tuple(x.shape)} and {tuple(target.shape)}: as many of each, at least one")
+        raise ValueError(
+            f"inputs and targets must have equally many rows, at least one, got shapes {tuple(x.shape)} and "
+            f"{tuple(target.shape)}"
+        )
     n, m = x.shape[1], target.shape[1]
     if not 1 <= rank <= min(m, n):
-        raise ValueError(f"rank {rank} is not within 1 … {min(m, n)}, of a weight ({m}, {n})")
+        raise ValueError(f"rank must be from 1 to {min(m, n)} for a weight ({m}, {n}), got {rank}")
     offset = None if offset is None else checked(offset, dtype)
     if offset is not None and offset.shape != target.shape:
-        raise ValueError(f"offset {tuple(offset.shape)} does not fit the target {tuple(target.shape)}")
+        raise ValueError(
+            f"an offset of shape {tuple(offset.shape)} does not fit a target of shape {tuple(target.shape)}"
+        )
     weights = x.new_ones(m, dtype=torch.float64) if weights is None else checked(weights)
     if weights.shape != (m,) or not bool((weights > 0).all()):
-        raise ValueError(f"weights of the outputs must be {m} positive numbers: clamp them from below")
+        raise ValueError(f"the weights of the outputs must be {m} positive numbers: clamp them from below")
     anchor = x.new_zeros(m, n, dtype=torch.float64) if anchor is None else checked(anchor)
     if anchor.shape != (m, n):
-        raise ValueError(f"anchor {tuple(anchor.shape)} does not fit a weight ({m}, {n})")
+        raise ValueError(f"an anchor of shape {tuple(anchor.shape)} does not fit a weight ({m}, {n})")
     return x, target, offset, weights, anchor
 
 

@@ -20,7 +20,7 @@ Loss = Callable[[Tensor], tuple[Tensor, Tensor]]
 def check_activation(name: str) -> None:
     """`ValueError` for an activation whose fit is not known."""
     if name not in get_args(Activation):
-        raise ValueError(f"unknown activation {name!r}: the names are {', '.join(get_args(Activation))}")
+        raise ValueError(f"there is no activation {name!r}: the activations are {', '.join(get_args(Activation))}")
 
 
 def activate(u: Tensor, name: str, slope: float = 0.01) -> tuple[Tensor, Tensor]:
@@ -37,7 +37,7 @@ def activate(u: Tensor, name: str, slope: float = 0.01) -> tuple[Tensor, Tensor]
     if name == "silu":
         gate = torch.sigmoid(u)
         return u * gate, gate * (1 + u * (1 - gate))
-    raise ValueError(f"unknown activation {name!r}")
+    raise ValueError(f"there is no activation {name!r}")
 
 
 def activation_loss(target: Tensor, name: str, slope: float = 0.01) -> Loss:

@@ -97,11 +97,14 @@ def program(x: Tensor, y: Tensor, radius: float, bound: float, sigma: float | No
     if not bound > 0:
         raise ValueError(f"the bound on the entries must be above 0, got {bound:g}")
     if x.ndim != 2 or y.ndim != 2 or len(x) != len(y) or len(x) < 1 or y.shape[1] < 1:
-        raise ValueError(f"rows {tuple(x.shape)} and {tuple(y.shape)}: as many of each, at least one, of some width")
+        raise ValueError(
+            f"inputs and targets must have equally many rows, at least one, and columns, got shapes {tuple(x.shape)} "
+            f"and {tuple(y.shape)}"
+        )
     loss: Loss = Squares(y) if sigma is None else Tobit(y, sigma)
     space = column_space(x)
     if space.basis.shape[1] == 0:
-        raise ValueError(f"all {len(x)} rows of the inputs are zero: there is nothing to fit with")
+        raise ValueError(f"all {len(x)} rows of the inputs are zero, so that nothing can be fitted")
     # no row of U B is longer than ‖B‖₂ ≤ ‖B‖_* times that of U: the nuclear ball has a box of its own
     implied = radius * float(space.basis.norm(dim=1).max())
     return Program(space, loss, radius, min(bound, implied), torch.zeros_like(y))
@@ -135,5 +138,5 @@ class Certificate:
         u, s, vh = svd(self.point)
         rank = int((s > 1e-12 * s[:1]).sum())
         right = s[:rank].unsqueeze(-1) * (self.program.space.back @ u[:, :rank]).mT
-        message = reached if converged else f"not converged: {reached}, above the {tolerance:g} asked for"
+        message = reached if converged else f"not converged: {reached}, above the tolerance {tolerance:g}"
         return ProgramFit(vh[:rank].mT, right, self.primal, self.dual, self.gap, iterations, converged, message)

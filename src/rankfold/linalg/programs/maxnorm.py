@@ -45,7 +45,7 @@ def nuclear_max_norm(
     Raises `ValueError` (radius, bound, sigma, shapes, no data) and `NonFiniteError`.
     """
     if iterations < 1 or not 0 <= tolerance < math.inf:
-        raise ValueError(f"at least one iteration and a tolerance of at least 0, got {iterations} and {tolerance}")
+        raise ValueError(f"iterations must be at least 1 and tolerance at least 0, got {iterations} and {tolerance}")
     task = program(x, y, radius, bound, sigma)
     basis, loss = task.space.basis, task.loss
     near = project_nuclear_ball(basis.mT @ -loss.slopes(task.zero), radius)

@@ -66,11 +66,13 @@ def nuclear_radius(singular_values: Tensor, rank: int) -> float:
     """
     s = checked(singular_values)
     if not 1 <= rank <= len(s):
-        raise ValueError(f"rank {rank} is not within 1 … {len(s)}")
+        raise ValueError(f"rank must be from 1 to {len(s)}, got {rank}")
     following = s[rank] if rank < len(s) else s.new_zeros(())
     radius = float((s[:rank] - following).sum())
     if radius <= 0:
-        raise TiedError(f"the first {rank + 1} singular values are equal: no radius leaves rank {rank}")
+        raise TiedError(
+            f"the first {rank + 1} singular values are equal, so that no radius leaves rank {rank}: choose another rank"
+        )
     return radius
 
 
@@ -84,7 +86,9 @@ def shrink_to_ball(projection: Projection, radius: float) -> NuclearFit:
     check_radius(radius)
     s = projection.singular_values.double()
     if s.ndim != 1:
-        raise ValueError(f"one weight at a time: singular values of shape {tuple(s.shape)} belong to a batch")
+        raise ValueError(
+            f"singular values of one weight were expected, got those of a batch, of shape {tuple(s.shape)}"
+        )
     subtracted = threshold(s, radius)
     shrunk = s - subtracted
     # values at the level of rounding belong to no rank
@@ -120,7 +124,10 @@ def nuclear_fit_rows(
     """`nuclear_fit` from rows x (N, n) and y (N, m), by orthogonal factors of x: for condition numbers above 1e5."""
     x, y = checked(x), checked(y)
     if y.ndim != 2 or len(x) != len(y) or len(x) < 1:
-        raise ValueError(f"rows {tuple(x.shape)} and {tuple(y.shape)}: as many of each, at least one")
+        raise ValueError(
+            f"inputs and targets must have equally many rows, at least one, got shapes {tuple(x.shape)} and "
+            f"{tuple(y.shape)}"
+        )
     space = column_space(x)
     full = (space.back @ (space.basis.mT @ y)).mT
     return _fit(full, x.mT @ x, radius, rank, metric)
@@ -128,7 +135,7 @@ def nuclear_fit_rows(
 
 def _fit(full: Tensor, gram: Tensor, radius: float | None, rank: int | None, metric: Tensor | None) -> NuclearFit:
     if (radius is None) == (rank is None):
-        raise ValueError("give the radius of the nuclear-norm ball or the rank it is to leave: exactly one of them")
+        raise ValueError("give either the radius of the nuclear-norm ball or the rank that it leaves, and not both")
     found = project(full, inputs=gram, metric=metric)
     if radius is None:
         assert rank is not None

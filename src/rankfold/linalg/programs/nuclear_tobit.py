@@ -32,7 +32,7 @@ def nuclear_tobit(
     Raises `ValueError` (radius, sigma, shapes, no data) and `NonFiniteError`.
     """
     if iterations < 1 or not 0 <= tolerance < math.inf:
-        raise ValueError(f"at least one iteration and a tolerance of at least 0, got {iterations} and {tolerance}")
+        raise ValueError(f"iterations must be at least 1 and tolerance at least 0, got {iterations} and {tolerance}")
     task = program(x, y, radius, math.inf, sigma)
     basis, loss = task.space.basis, task.loss
     point = project_nuclear_ball(basis.mT @ -loss.slopes(task.zero), radius)

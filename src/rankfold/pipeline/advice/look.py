@@ -31,6 +31,7 @@ from rankfold.sites import Form, SiteList, unwrap
 from rankfold.sites.find import Where
 from rankfold.train.breakdown import at_chance
 from rankfold.train.evaluation import counted
+from rankfold.zoo.data import parts_of
 
 KEPT = (0.9, 0.75, 0.6, 0.45, 0.3)  # fractions of the FLOPs that are tried, one after the other while time is left
 BATCHES = (1, 64)
@@ -169,7 +170,8 @@ def advise(
 
     Args:
         model: a trained network.
-        data: with the parts ``train`` and ``validation`` (``rankfold.zoo.Data``, or any object with these).
+        data: with the parts ``train`` and ``validation`` (``rankfold.zoo.Data``, or any object with these), or a tuple
+            of them, as in ``rankfold.pipeline.compress``.
         seconds: about how long to look.
         max_drop: how far the judging figure may fall, in points of a percentage or in its own unit; by default one
             point, or 2 % of the figure.
@@ -195,7 +197,7 @@ def advise(
         >>> found.sites, all(point.flops <= 1 for point in found.tried)
         (2, True)
     """
-    begun, tell, root = time.perf_counter(), tell or Tell(), unwrap(model)
+    begun, tell, root, data = time.perf_counter(), tell or Tell(), unwrap(model), parts_of(data)
     example = first_example(root, data.train)
     each = _seconds_of_one(root, example)
     taught, judged = (int(min(max(part * seconds / each, 64), most)) for part, most in ((0.05, 1024), (0.07, 2000)))

@@ -18,8 +18,8 @@ def sentences(found: Advice) -> Iterator[str]:
         return
     if found.unlearned:
         yield (
-            f"No advice: {found.start.name} is {found.start.text}, no better than chance. Were the trained weights "
-            "loaded (--weights)?"
+            f"No advice can be given: {found.start.name} is {found.start.text}, no better than chance. Were the "
+            "trained weights loaded (--weights)?"
         )
         return
     best = found.best
@@ -41,7 +41,7 @@ def commands(found: Advice, model: str, extra: str = "") -> Iterator[tuple[str, 
     best, base = found.best, " ".join(filter(None, ("rankfold compress", model, extra)))
     points = 100 * found.allowed if found.start.unit == "fraction" else found.allowed
     if best is not None:
-        yield "the network above", f"{base} --budget flops={best.flops:.2g} -o small"
+        yield "the network described above", f"{base} --budget flops={best.flops:.2g} -o small"
         yield "the smallest that keeps its quality, searched finely", f"{base} --max-drop {points:.3g} -o small"
     if found.tried:
         target = min((p for p in found.tried if best is None or p.flops < best.flops), key=_near_half, default=None)
@@ -49,9 +49,9 @@ def commands(found: Advice, model: str, extra: str = "") -> Iterator[tuple[str, 
             more = "--finetune-epochs 5" if found.labelled and found.start.name != "perplexity" else "--tune 100"
             yield "a smaller one, trained afterwards", f"{base} --budget flops={target.flops:.2g} {more} -o small"
         if _faster(found) is not None:
-            yield "only what saves time here", f"{base} --budget latency=0.8 -o small"
+            yield "only layers for which it saves time here", f"{base} --budget latency=0.8 -o small"
     if best is None:
-        yield "which matrices are near low rank", " ".join(filter(None, ("rankfold analyze", model, extra)))
+        yield "which matrices are near to low rank", " ".join(filter(None, ("rankfold analyze", model, extra)))
 
 
 def _near_half(point: Tried) -> float:
@@ -95,7 +95,7 @@ def _beyond(found: Advice) -> str | None:
         return None if best is None else "Nothing smaller was tried: --max-drop searches further."
     point = more[0]
     gone, after = _percent(1 - point.flops), f"{point.figure.text}{_range(found.start, point)}"
-    return f"With {gone} of the FLOPs gone it would be {after}: for that, train it afterwards."
+    return f"Without {gone} of the FLOPs it would be {after}, which training afterwards may win back."
 
 
 def _speed(found: Advice, point: Tried) -> Iterator[str]:

@@ -90,20 +90,21 @@ def _decay(found: CollapseReport, wide: Sequence[LayerCollapse]) -> str:
     if found.paths is None:
         return ""  # no bounds at all: a note says why
     if math.isnan(found.decay):
-        ask = "give the training's (--decay X, in Python decay=X)"
+        ask = "give that of the training (--decay X, in Python decay=X)"
         if math.isnan(found.residual):
-            return f"No weight decay above 0 fits gradients and weights, so that no bound is given; {ask}."
+            return f"No weight decay above 0 fits the gradients and weights, so that there is no bound; {ask}."
         return (
-            f"The weights tell no weight decay: what fits them and their gradients best leaves a residual of "
-            f"{found.residual:.2f} of their norm, more than the 1 of none at all, so that no bound is given; {ask}."
+            "The weights do not tell their weight decay: the one that fits them and their gradients best leaves "
+            f"a residual of {found.residual:.2f} of their norm, more than the 1 of no decay at all, so that "
+            f"there is no bound; {ask}."
         )
     whose = "estimated from gradients and weights" if found.decay_estimated else "as given"
     start = f"With weight decay {found.decay:.3g} ({whose}) "
     if found.residual > STATIONARY:
         return (
             f"{start}the network is not at a stationary point (residual {found.residual:.2f} of the norm of the "
-            "weights), which every explanation by these bounds presupposes: none explains its ranks, or says from "
-            "which weight decay on they would fall."
+            "weights), as these bounds presuppose: they do not explain its ranks, nor tell from which weight "
+            "decay on the ranks would fall."
         )
     useful = [layer for layer in wide if layer.bound is not None and not layer.bound.vacuous]
     told = f"{start}the bound of theorem 3.4 says something about {len(useful)} of them and is vacuous for the rest."
@@ -128,8 +129,8 @@ def _thresholds(found: CollapseReport, wide: Sequence[LayerCollapse]) -> str:
     if past:
         are, they = ("is", "that layer is") if len(past) == 1 else ("are", "these layers are")
         told.append(
-            f"{few(past)} would be that near to rank {k} at a stationary point of this decay already, and {are} not: "
-            f"{they} not at one, small as the residual of the whole is."
+            f"{few(past)} would be that near to rank {k} at a stationary point of this decay, and {are} not: "
+            f"{they} not at one, although the residual of the whole network is small."
         )
     return " ".join(told)
 
@@ -143,7 +144,9 @@ def _cuts(found: CollapseReport) -> str:
     names: dict[str, list[str]] = {}
     for name, reason in found.skipped.items():
         names.setdefault(reason.removeprefix(f"{name}: ").removeprefix("no cut: "), []).append(name)
-    return " ".join(f"The chain has no cut at {few(where)}: {reason}." for reason, where in names.items())
+    return " ".join(
+        (f"The chain of bounds cannot be cut at {few(where)}: {reason}.") for reason, where in names.items()
+    )
 
 
 def _transitions(found: CollapseReport) -> str:
@@ -160,9 +163,9 @@ def _transitions(found: CollapseReport) -> str:
 
 def roughness(found: CollapseReport) -> str:
     """Why a chain is no more than a rough picture of this network; "" where it is one."""
-    why = [] if found.paths is None or found.paths.chain else ["layers run side by side or are passed by"]
+    why = [] if found.paths is None or found.paths.chain else ["layers run side by side, or are bypassed"]
     why += ["layers share a weight"] if shared(found.layers) else []
-    return f"for this network that is a rough picture: {' and '.join(why)}" if why else ""
+    return f"for this network this is only a rough picture: {' and '.join(why)}" if why else ""
 
 
 def longest(found: CollapseReport) -> str:

@@ -81,12 +81,15 @@ def doubts(change: float, kept_params: float, plan: Plan) -> str:
     """What speaks against a forecast, in words: a large ``change``, layers of rank 1, fewer parameters than tried."""
     found = []
     if change > SURE:
-        found.append(f"the outputs change by {100 * change:.0f} %, rough beyond {100 * SURE:.0f} %")
+        found.append(f"the outputs change by {100 * change:.0f} %, and the forecast is rough beyond {100 * SURE:.0f} %")
     ones = [entry.site for entry in plan.changed if entry.rank == 1 < min(entry.shape)]
     if ones:
         found.append(f"rank 1 in layer{'s' if len(ones) > 1 else ''} {few(ones)}")
     if kept_params < TRIED:
-        found.append(f"{100 * kept_params:.1f} % of the parameters kept, tried down to {100 * TRIED:.0f} %")
+        found.append(
+            f"{100 * kept_params:.1f} % of the parameters are kept, and the forecast was tried only down to "
+            f"{100 * TRIED:.0f} %"
+        )
     return "; ".join(found)
 
 
@@ -106,7 +109,9 @@ class Margins:
             for batch in batches_of(data, 256, samples):
                 found, answer = labels_of(batch), main_tensor(forward(model, batch))
                 if found is None or answer.ndim != 2 or answer.shape[1] < 2 or len(found) != len(answer):
-                    raise ValueError("a forecast of accuracy needs one label for each row of two or more logits")
+                    raise ValueError(
+                        "a forecast of accuracy needs one class label for each row, and at least two logits"
+                    )
                 parts.append(answer.double().cpu())
                 labels.append(found.cpu())
         if not parts:
@@ -183,8 +188,9 @@ def _parts(data: Any, labelled: Any, samples: int) -> tuple[Any, Any]:
             next(iter(batches_of(part, 1, 1)), None)
         except TypeError as error:
             raise ValueError(
-                f"a forecast cannot read a {type(part).__name__} ({error}): give rankfold.zoo.Data, a tuple of data "
-                "sets (train, test) or (train, validation, test), or a data set, loader or list of labelled batches"
+                f"a forecast cannot read a {type(part).__name__} ({error}): give rankfold.zoo.Data, a tuple of "
+                "data sets (train, test) or (train, validation, test), or one data set, loader or list of "
+                "labelled batches"
             ) from error
     return data, labelled
 
@@ -202,7 +208,7 @@ def learned(cases: Sequence[tuple[Curve, float, float]]) -> Correction:
     A search over a grid of powers and shifts; the uncorrected forecast is on it, so that on these it is never worse.
     """
     if not cases:
-        raise ValueError("a correction is learned from networks that were compressed: give at least one")
+        raise ValueError("a correction is learned from compressed networks: give at least one")
     powers, shifts = (grid.flatten() for grid in np.meshgrid(_POWERS, _SHIFTS, indexing="ij"))
     errors = np.zeros(len(powers))
     for curve, change, reached in cases:

@@ -30,7 +30,7 @@ class Groups:
         if self.targets is None:
             return asked or "cross-entropy"
         if asked not in (None, "squared-error"):
-            raise ValueError(f"loss {asked} is one of classes, and the targets are numbers: leave it out")
+            raise ValueError(f"loss {asked} is for classes, and the targets are numbers: leave loss= out")
         return "squared-error"
 
 
@@ -75,7 +75,7 @@ def _of_numbers(data: Any, first: Tensor, samples: int, clusters: int | None, se
     targets = torch.cat([labels_of(batch).detach().cpu().flatten(1 if first.dim() > 1 else 0) for batch in batches])
     targets = targets.reshape(len(targets), -1)
     if not bool(targets.isfinite().all()):
-        raise ValueError("a target is not finite: mend the data first")
+        raise ValueError("some targets are NaN or infinite: repair the data first")
     found = kmeans(targets.double(), CLUSTERS if clusters is None else clusters, seed=seed)
     labels = found.index.split([len(labels_of(batch)) for batch in batches])
     labelled = [

@@ -19,7 +19,7 @@ def collapse_data(found: CollapseReport, model: str, data: str) -> CollapseData:
     whose = ", estimated from gradients and weights" if found.decay_estimated else ""
     facts = [
         ("Data", f"{found.samples} training samples of {data}, {found.classes} classes"),
-        ("Weight decay", f"{found.decay:.3g}{whose}" if known else "not known; give the training's"),
+        ("Weight decay", f"{found.decay:.3g}{whose}" if known else "not known; give that of the training"),
         ("Residual", _residual(found)),
         ("Chain of bounds", f"{found.violations} violations; loss: {found.loss}" if known else "not computed"),
     ]

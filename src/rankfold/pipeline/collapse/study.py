@@ -25,6 +25,7 @@ from rankfold.collapse import (
 )
 from rankfold.collapse.losses import vectors
 from rankfold.costs import evaluating
+from rankfold.linalg.brief import brief
 from rankfold.objectives import main_tensor
 from rankfold.pipeline.collapse.conclusion import conclusion, few
 from rankfold.pipeline.collapse.groups import grouped
@@ -45,6 +46,8 @@ class LayerCollapse:
     spectrum: Spectrum
     clusters: LayerClusters | None
     bound: LayerBound | None
+
+    __repr__ = brief
 
     def to_dict(self, classes: int) -> dict[str, Any]:
         return {
@@ -88,6 +91,8 @@ class CollapseReport:
     notes: tuple[str, ...]
     paths: Paths | None = None
     lone: int = 0
+
+    __repr__ = brief
 
     @property
     def violations(self) -> int:
@@ -155,9 +160,9 @@ def collapse_report(
     theory = _Theory(float("nan") if decay is None else decay)
     if not isinstance(inputs, Tensor):
         several = "features are those of positions" if groups.note else "the model takes more than one tensor"
-        notes.append(f"no bounds: {several}")
+        notes.append(f"there are no bounds: {several}")
     elif classes is None:
-        notes.append("no bounds: the model's output is not one row of numbers for each sample")
+        notes.append("there are no bounds: the model's output is not one row of numbers for each sample")
     else:
         numbered = labels if groups.targets is None else groups.targets
         theory = _bounded(root, found, inputs, numbered, classes, partition, decay, loss, tell)
@@ -218,9 +223,9 @@ def _bounded(
 
 def _check(decay: float | None, loss: str | None) -> None:
     if loss is not None and loss not in LOSSES:
-        raise ValueError(f"loss is one of {', '.join(LOSSES)}, got {loss!r}")
+        raise ValueError(f"loss must be one of {', '.join(LOSSES)}, got {loss!r}")
     if decay is not None and not decay > 0:
-        raise ValueError(f"decay must be above 0, got {decay:g}; leave it out to have it estimated")
+        raise ValueError(f"decay must be above 0, got {decay:g}: leave it out to have it estimated")
 
 
 def _spectra(root: nn.Module, found: SiteList, tell: Progress) -> dict[str, Spectrum]:

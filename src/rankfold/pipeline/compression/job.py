@@ -113,7 +113,7 @@ def compress(
             PLACE.take(place, asked, restart)
         if not finished(place):
             return job.run()
-        job.tell.say(f"{place} holds the finished run: nothing to do")
+        job.tell.say(f"{place} already holds the finished run: nothing to do")
         return read_result(place, model)
 
 

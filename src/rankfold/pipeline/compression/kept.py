@@ -42,9 +42,11 @@ def kept_plan(
     same = mark.exists() and mark.read_text(encoding="utf-8").strip() == sha256(file.read_bytes())
     if same or (not mark.exists() and not made.edited):
         return made
-    anew = "--restart (restart=True) makes it anew"
+    anew = "--restart (restart=True) makes a new one"
     if made.method != method.name or tuple(made.budgets) != tuple(budgets):
-        raise StoreError(f"{file} was changed since it was made, and is of another method or budget now: {anew}")
+        raise StoreError(
+            f"{file} was changed since it was made, and now names another method or budget: undo that, or {anew}"
+        )
     check_fingerprint(made, model)
     before, after = model_cost(model, example), model_cost(shape_(copy.deepcopy(model), made), example)
     kept = []
@@ -55,17 +57,20 @@ def kept_plan(
         kept.append(f"{percent(fraction)} of the {budget.kind}")
         if fraction > budget.keep * (1 + 1e-9):
             raise StoreError(
-                f"{file} was changed since it was made, and now keeps {kept[-1]}, where {describe(budget)} was asked: "
-                f"smaller ranks there, or {anew}"
+                f"{file} was changed since it was made, and now keeps {kept[-1]}, where {describe(budget)} was "
+                f"asked for: give smaller ranks there, or {anew}"
             )
     multiple = multiple_of(budgets)
     for entry in made.changed:
         if entry.rank % multiple:
             raise StoreError(
-                f"{file} was changed since it was made, and {entry.site} has rank {entry.rank} now, where ranks in "
-                f"multiples of {multiple} were asked: mend it there, or {anew}"
+                f"{file} was changed since it was made, and {entry.site} now has rank {entry.rank}, where ranks "
+                f"in multiples of {multiple} were asked for: correct it there, or {anew}"
             )
-    tell.say(f"the plan was changed since it was made; it keeps {' and '.join(kept) or 'what was asked'}, as allowed")
+    tell.say(
+        f"the plan was changed since it was made, and keeps {' and '.join(kept) or 'what was asked for'}, which is "
+        "allowed"
+    )
     return replace(made, after=after, decided=decisions(made.entries))
 
 
@@ -76,7 +81,7 @@ def keep_quality(quality: Quality, file: Path) -> None:
 
 def kept_quality(file: Path) -> Quality:
     """What ``keep_quality`` saved; ``StoreError`` where it is missing or damaged."""
-    again = "--restart (restart=True) searches anew"
+    again = "--restart (restart=True) searches again"
     try:
         return Quality.read(read_object(file, "what a search found", again))
     except FAULTS as error:

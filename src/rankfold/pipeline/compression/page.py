@@ -83,7 +83,7 @@ def _search(result: Result) -> SearchShown:
         for p in quality.tried
     ]  # fmt: skip
     last = quality.sentence[:1].upper() + quality.sentence[1:] + "."
-    drawn = f"Drawn are the figures on the {quality.samples[0]} samples that searched."
+    drawn = f"The picture shows the figures on the {quality.samples[0]} samples that searched."
     return SearchShown(
         (last, *(note + "." for note in quality.notes), drawn), start + sign * quality.asked, start, points
     )

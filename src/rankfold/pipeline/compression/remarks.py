@@ -28,7 +28,7 @@ def memory_sentence(model: nn.Module, memory: int | None, where: Where | None = 
     if memory is not None:
         said += f"; within {count(memory, 'B')} they are taken in {passes} {'pass' if passes == 1 else 'passes'}"
     if beyond:
-        said += f"; {', '.join(beyond[:3])}{', …' if len(beyond) > 3 else ''} need more than that alone"
+        said += f"; {', '.join(beyond[:3])}{', …' if len(beyond) > 3 else ''} need more than that even alone"
     return said
 
 
@@ -82,8 +82,11 @@ def samples_known(validation: Evaluation, held_out: Evaluation, part: Any, name:
     if known.better(new) < _KNOWN[1] * (share * (1 - share) * sum(1 / count for count in counts)) ** 0.5:
         return ()
     return (
-        f"the original reaches {known} on the validation split and {new.text} on the {name} split: it was probably "
-        "trained on the former, which still ranks choices but flatters them",
+        (
+            f"the original reaches {known} on the validation split and {new.text} on the {name} split: it was "
+            "probably trained on the validation split, which still serves to compare networks, but its figures are "
+            "too good"
+        ),
     )
 
 
@@ -92,6 +95,8 @@ def gaps(made: Plan, errors: dict[str, float], method: Method) -> tuple[str, ...
     if not far:
         return ()
     return (
-        f"on held-out data the error is far above the predicted one in {len(far)} of {len(made.changed)} sites "
-        f"({', '.join(far[:3])}{', …' if len(far) > 3 else ''}): more calibration samples would help",
+        (
+            f"on held-out data the error is far above the predicted one in {len(far)} of {len(made.changed)} layers "
+            f"({', '.join(far[:3])}{', …' if len(far) > 3 else ''}): more calibration samples would help"
+        ),
     )

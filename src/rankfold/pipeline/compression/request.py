@@ -83,11 +83,13 @@ class Settings:
         if self.samples < 1:
             raise ValueError(f"samples must be at least 1, got {self.samples}")
         if self.tune < 0:
-            raise ValueError(f"the number of tuning steps must be at least 0, got {self.tune}")
+            raise ValueError(f"tune (--tune), the number of steps, must be at least 0, got {self.tune}")
         if self.tune_by not in (None, "whole", "blocks"):
-            raise ValueError(f"tune_by is 'whole' or 'blocks', got {self.tune_by!r}")
+            raise ValueError(f"tune_by must be 'whole' or 'blocks', got {self.tune_by!r}")
         if isinstance(self.finetune, int) and self.finetune < 0:
-            raise ValueError(f"the number of fine-tuning epochs must be at least 0, got {self.finetune}")
+            raise ValueError(
+                f"finetune (--finetune-epochs), the number of epochs, must be at least 0, got {self.finetune}"
+            )
 
     @property
     def quality(self) -> MaxDrop | None:
@@ -160,12 +162,13 @@ def _read(file: Path) -> dict[str, Any]:
     known, directory = found.get("format"), file.parent.parent
     if known == FORMAT:
         return found
-    why = "in a format that this release does not know"
+    why = "in a format that this version does not know"
     if known == 1:
-        why = "of the first release, which noted how many samples the data had and not what is in them"
+        why = "of the first version, which noted how many samples the data had, and not what is in them"
     raise StoreError(
-        f"{directory} holds a run {why}, so that it cannot be told whether this is the same request: rankfold evaluate "
-        f"{directory} measures its network; for a new run give another directory, or --restart (restart=True)"
+        f"{directory} holds a run {why}, so that nothing tells whether this is the same request: rankfold "
+        f"evaluate {directory} measures its network; for a new run give another directory, or --restart "
+        "(restart=True)"
     )
 
 

@@ -65,8 +65,8 @@ def halves(data: Any, seed: int = 0) -> Halves:
     made = Halves(*(Half(part, _samples(part)) for part in parts))
     if min(made.search.samples, made.judge.samples) < 2:
         raise TrainingError(
-            "validation data: a search needs two halves of them, with two samples or batches each; "
-            f"{made.search.samples + made.judge.samples} were given"
+            "validation data: a search needs two halves of them, each of at least two samples or batches, and "
+            f"only {made.search.samples + made.judge.samples} samples were given"
         )
     return made
 

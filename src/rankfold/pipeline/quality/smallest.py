@@ -195,7 +195,7 @@ class Hunt:
         tried = self.tried()
         good = [point for point in tried if point.met]
         if not good:
-            raise self.failed(tried, "is good enough on the samples that search")
+            raise self.failed(tried, "is good enough on the samples that the search used")
         return self.judge(tried, good)
 
     def tried(self) -> tuple[Tried, ...]:
@@ -266,8 +266,8 @@ class Hunt:
                 return Smallest(network, plan, quality)
             least = min(least, met.drop)
             notes.append(
-                f"{self.asked.by}={point.fraction:.4g} is worse by {quality.text} on the samples that judge; the next "
-                "larger network that was tried is taken"
+                f"{self.asked.by}={point.fraction:.4g} is worse by {quality.text} on the samples that judge, so "
+                "that the next larger network that was tried is taken"
             )
         raise self.failed(tried, f"of {number} that were judged is good enough", least)
 
@@ -303,10 +303,10 @@ class Hunt:
         scale, unit = (100, "points") if figure.unit == "fraction" else (1, figure.unit)
         drops = [point.drop for point in tried] if least is None else [least]
         if not drops:
-            return BudgetError("no network is smaller than the original: no layer of it can be factored with a gain")
+            return BudgetError("no network is smaller than the original: factoring gains nothing in any of its layers")
         met = f"{scale * min(drops):.3g} {unit}".rstrip()
         return BudgetError(
             f"no network {why}: {figure.name} may be worse by {self.asked.points:g} {unit}".rstrip()
-            + f", and the least that was met, of {len(tried)} networks tried, is {met}"
-            + ": allow more (--max-drop, max_drop=), or let another method or larger budgets take part"
+            + f", and the best of the {len(tried)} networks that were tried is worse by {met}"
+            + ": allow more (--max-drop, max_drop=), or try another method (--method)"
         )

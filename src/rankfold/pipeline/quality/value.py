@@ -28,11 +28,14 @@ class MaxDrop:
     def __post_init__(self) -> None:
         if isinstance(self.points, bool | str) or not isfinite(self.points) or self.points < 0:
             raise ValueError(
-                "max drop is how far the judging figure may fall, in points of a percentage or in the figure's own "
-                f"unit: 0 or more, got {self.points!r}"
+                "max_drop (--max-drop), how far the judging figure may fall, in points of a percentage or in "
+                f"the figure's own unit, must be 0 or more, got {self.points!r}"
             )
         if self.by not in BY:
-            raise ValueError(f"the smallest by what? {', '.join(BY)} were expected, got {self.by!r}")
+            raise ValueError(
+                f"smallest (--smallest), the resource that is to be smallest, must be one of {', '.join(BY)}, got "
+                f"{self.by!r}"
+            )
 
     def budget(self, fraction: float) -> Budget:
         """The budget in which this fraction of what is to be smallest is kept."""
@@ -42,16 +45,16 @@ class MaxDrop:
         """The drop in the figure's own unit; ``BudgetError`` where the original has no such figure to lose."""
         if not isfinite(start.value):
             raise BudgetError(
-                f"the original's {start.name} on validation is not a number ({start.value}): nothing can be compared "
-                "with it"
+                f"the {start.name} of the original on the validation split is not a number ({start.value}), so "
+                "that nothing can be compared with it"
             )
         if start.unit != "fraction":
             return self.points
         room = start.value if start.higher else 1 - start.value
         if self.points / 100 > room + ROUNDING:
             raise BudgetError(
-                f"max drop is {self.points:g} points, but {start.name} is {start.text} and can get worse by "
-                f"{100 * room:.2f} points at most"
+                f"max drop is {self.points:g} points, but {start.name} is {start.text} and can get worse by at most "
+                f"{100 * room:.2f} points"
             )
         return self.points / 100
 

@@ -54,13 +54,13 @@ def learnable(
     rows to judge by has a name among ``names``."""
     if count > 1 and seen[0] == seen[1]:
         raise ValueError(
-            f"every value is {seen[0]:g}: nothing is to be learnt from values that never vary. If they say who did "
-            "what, they are implicit feedback: add --implicit"
+            f"every value is {seen[0]:g}, and nothing can be learnt from values that never vary: if the entries "
+            "say who did what, add --implicit"
         )
     if judge is not None and (judge.numbered(*names)[0] < 0).all():
         raise ValueError(
-            f"none of the {len(set(judge.rows.tolist()))} rows to judge by is known, such as {judge.row_names[0]}: are "
-            "rows and columns in the same order as in the entries (--columns)?"
+            f"none of the {len(set(judge.rows.tolist()))} rows to judge by is among the entries, such as "
+            f"{judge.row_names[0]}: are rows and columns in the same order in both files (--columns)?"
         )
 
 

@@ -30,8 +30,8 @@ def check_memory(memory: int) -> None:
     """Raises ``ValueError`` where ``memory`` is less than any completion takes, however small."""
     if memory <= _BLOCK:
         raise ValueError(
-            f"{memory:,} bytes were given, and blocks of entries alone take {_BLOCK / 1e6:.0f} MB: give more "
-            "(--memory 2GB; a bare number is bytes), or hold all entries in memory (without --memory)"
+            f"--memory {memory:,} bytes is too little: blocks of entries alone take {_BLOCK / 1e6:.0f} MB: give "
+            "more, such as --memory 2GB, or leave --memory out to hold all entries in memory"
         )
 
 
@@ -59,9 +59,9 @@ def complete_mapped(
     wanted = needed(entries.shape, len(entries), bound)
     if wanted > memory:
         raise ValueError(
-            f"{entries.shape[0]} rows and {entries.shape[1]} columns at ranks up to {bound} take {wanted / 1e6:,.0f} "
-            f"MB, {_BLOCK / 1e6:.0f} MB of it for blocks of entries at any rank; {memory / 1e6:,.0f} MB were given: "
-            "give more (--memory), or a smaller bound on the rank (--ranks)"
+            f"{entries.shape[0]} rows and {entries.shape[1]} columns at ranks up to {bound} take "
+            f"{wanted / 1e6:,.0f} MB ({_BLOCK / 1e6:.0f} MB of it for blocks of entries, at any rank), and "
+            f"--memory allows {memory / 1e6:,.0f} MB: give more, or a smaller largest rank (--ranks)"
         )
     operator, y = entries.measurements()
     part, part_y, (held, held_y) = operator.apart(y, max(1, int(JUDGED * len(entries))), np.random.default_rng(seed))

@@ -73,7 +73,7 @@ class Robustness:
         for attack in self.attacks:
             if attack.norm == norm and math.isclose(attack.radius, radius):
                 return attack.accuracy
-        raise KeyError(f"no attack {norm} of radius {radius:g} was measured")
+        raise KeyError(f"no attack in the norm {norm} with radius {radius:g} was measured")
 
     @property
     def gain(self) -> float:
@@ -94,8 +94,10 @@ class Robustness:
         if self.blind <= 0.01:
             return ()
         return (
-            f"the gradient of {self.blind:.1%} of the attacked samples is zero, so that the attack is blind there: "
-            "accuracy under attack says little of this network",
+            (
+                f"for {self.blind:.1%} of the attacked samples the gradient is zero, so that the attack cannot find "
+                "a change: accuracy under attack says little about this network"
+            ),
         )
 
     def to_dict(self) -> dict[str, Any]:
@@ -175,8 +177,8 @@ def robustness(
     chosen = _chosen(model, batches[0], objective)
     if not isinstance(chosen, Classification) or chosen.by_token:
         raise ValueError(
-            f"robustness is measured of classifiers, whose answers are right or wrong, and the objective is {chosen}: "
-            "give objective='classification' if the targets are classes"
+            "robustness is measured only for classifiers, whose answers are right or wrong, and the objective "
+            f"is {chosen}: give objective='classification' if the targets are classes"
         )
     space, unit = _space(data, batches, pixels, bounds)
     tell = progress or (lambda what, done, total: None)
@@ -207,17 +209,18 @@ def _chosen(model: nn.Module, batch: Any, objective: Objective | str | None) -> 
 def _balls(linf: Sequence[float], l2: Sequence[float], steps: int, restarts: int) -> list[Ball]:
     if isinstance(steps, bool) or not isinstance(steps, int) or steps < FEWEST_STEPS:
         raise ValueError(
-            f"steps must be a whole number of at least {FEWEST_STEPS}: a weaker attack flatters; got {steps!r}"
+            f"steps must be a whole number of at least {FEWEST_STEPS}, as a weaker attack makes the network look "
+            f"better than it is; got {steps!r}"
         )
     if isinstance(restarts, bool) or not isinstance(restarts, int) or restarts < 0:
         raise ValueError(f"restarts must be a whole number of at least 0, got {restarts!r}")
     norms: tuple[tuple[Norm, Sequence[float]], ...] = (("linf", linf), ("l2", l2))
     balls = [Ball(norm, float(radius)) for norm, radii in norms for radius in sorted(radii)]
     if not balls:
-        raise ValueError("no radius was given: linf=[0.03, 0.06], l2=[0.5, 1.0], or one of them")
+        raise ValueError("no radius was given: give linf=[0.03, 0.06], l2=[0.5, 1.0], or one of the two")
     for ball in balls:
         if not (math.isfinite(ball.radius) and ball.radius > 0):
-            raise ValueError(f"a radius of an attack is positive and finite, got {ball.norm} {ball.radius:g}")
+            raise ValueError(f"the radius of an attack must be positive and finite, got {ball.norm} {ball.radius:g}")
     return balls
 
 
@@ -237,8 +240,8 @@ def _batches(model: nn.Module, part: Any, batch_size: int, samples: int | None) 
         raise ValueError("the data are empty: give at least one sample")
     if not movable(found[0]):
         raise ValueError(
-            "the inputs are whole numbers, such as tokens, of which no change is small: robustness is measured of "
-            "models that read numbers, such as images"
+            "the inputs are whole numbers, such as tokens, which cannot be changed by little: robustness is "
+            "measured for models that read numbers, such as images"
         )
     return found
 
@@ -262,7 +265,9 @@ def _space(
     else:
         mean, std = (torch.as_tensor(part, dtype=torch.float64).reshape(-1) for part in pixels)
         if any(len(mean) not in (1, group[0].shape[1]) or len(mean) != len(std) for group in groups):
-            raise ValueError(f"pixels: {len(mean)} means and {len(std)} deviations do not fit the inputs' channels")
+            raise ValueError(
+                f"pixels=: {len(mean)} means and {len(std)} deviations do not fit the channels of the inputs"
+            )
         ends = bounds or (0.0, 1.0)
         shaped = [tuple(_channels(v, g[0]) for g in groups) for v in (1 / std, *((end - mean) / std for end in ends))]
         space, unit = Space(*shaped), "of pixels between 0 and 1"
@@ -281,7 +286,7 @@ def _check_inside(space: Space, groups: list[tuple[Tensor, ...]]) -> None:
             slack = (1e-3 * unit).to(x)
             if bool((x < low.to(x) - slack).any()) or bool((x > high.to(x) + slack).any()):
                 raise ValueError(
-                    f"a sample lies outside of the bounds: inputs run from {float(x.min()):.4g} to {float(x.max()):.4g}"
+                    f"some inputs lie outside of the bounds: they run from {float(x.min()):.4g} to {float(x.max()):.4g}"
                 )
 
 
@@ -315,5 +320,5 @@ def _counts(
             tell("attacking", done, len(batches) * len(balls))
         blind, attacked = blind + int(flat.sum()), attacked + int((hits > 0).sum())
     if not counted:
-        raise ValueError("nothing to count: every target is left out")
+        raise ValueError("there is nothing to count: every target is marked as left out")
     return right, counted, under, blind, attacked, seen

@@ -63,7 +63,10 @@ class Dynamic(BaseModel):
     @model_validator(mode="after")
     def _one_conditioning(self) -> Dynamic:
         if self.condition is not None and self.spread is not None:
-            raise ValueError("condition: a bound and a penalty (spread) were given; choose one")
+            raise ValueError(
+                "condition and spread, a bound and a penalty of the condition numbers, exclude each other: give one "
+                "of them"
+            )
         return self
 
     def optimizer(self, model: nn.Module, kind: Any, **settings: Any) -> Dlrt:
@@ -115,7 +118,7 @@ class TrainConfig(BaseModel):
     @classmethod
     def _whole_depth(cls, value: Any) -> Any:
         if isinstance(value, bool) or not isinstance(value, int) or value < 1:
-            raise ValueError(f"must be 1, the ordinary network, or a whole number of at least 2 factors, got {value!r}")
+            raise ValueError(f"must be 1 (the ordinary network) or a whole number of at least 2 factors, got {value!r}")
         return value
 
     @field_validator("way", mode="before")
@@ -124,7 +127,7 @@ class TrainConfig(BaseModel):
         if value is None or isinstance(value, Way):
             return value
         if not isinstance(value, Mapping) or "name" not in value:
-            raise ValueError(f"give a name and settings below it, such as {{name: cuttlefish}}, got {value!r}")
+            raise ValueError(f"give a name, and settings below it, such as {{name: cuttlefish}}, got {value!r}")
         return way_named(**value)
 
     @field_validator("objective")
@@ -142,11 +145,13 @@ class TrainConfig(BaseModel):
             raise ValueError(f"{absent}: is missing beside {present}")
         if self.dlrt is not None and self.depth > 1:
             raise ValueError(
-                f"dlrt: trains layers of low rank, depth {self.depth} products that are larger: choose one"
+                f"dlrt: it trains layers of low rank, and depth {self.depth} trains products of factors: choose "
+                "one of the two"
             )
         if self.way is not None and (self.dlrt is not None or self.depth > 1):
             raise ValueError(
-                f"way: {self.way.name} is one way to low rank, {'dlrt' if self.dlrt else 'depth'} another: choose one"
+                f"way: {self.way.name} is one way to low rank, and {'dlrt' if self.dlrt else 'depth'} is "
+                "another: choose one of the two"
             )
         return self
 
@@ -171,9 +176,9 @@ def read(file: str | Path) -> dict[str, Any]:
     except RecursionError:
         raise ConfigError(f"{file}: nested too deeply to be a configuration") from None
     except (yaml.YAMLError, UnicodeDecodeError) as error:
-        raise ConfigError(f"{file}: not YAML: {' '.join(str(error).split())}") from None
+        raise ConfigError(f"{file}: this is not YAML: {' '.join(str(error).split())}") from None
     if not isinstance(values, dict) or not all(isinstance(key, str) for key in values):
-        raise ConfigError(f"{file}: a mapping of keys to values is expected, such as 'model: digits-cnn'")
+        raise ConfigError(f"{file}: it must hold keys and values, such as 'model: digits-cnn'")
     return values
 
 
@@ -187,7 +192,7 @@ def overridden(values: Mapping[str, Any], settings: Sequence[str]) -> dict[str, 
         try:
             changed = with_key(changed, key, yaml.safe_load(text))
         except yaml.YAMLError as error:
-            raise ConfigError(f"--set {setting}: not YAML: {' '.join(str(error).split())}") from None
+            raise ConfigError(f"--set {setting}: this is not YAML: {' '.join(str(error).split())}") from None
     return changed
 
 
@@ -223,7 +228,8 @@ def parse(values: Mapping[str, Any], source: str | Path = "config") -> TrainConf
 def _own_data(model: str) -> str:
     if ":" in model:
         raise ZooError(
-            f"key data is missing: {model} is a network of yours; data: digits, mnist, package.module:factory"
+            f"key data is missing, as {model} is a network of your own: give data: digits, mnist or "
+            "package.module:factory"
         )
     return default_data(model)
 

@@ -72,14 +72,14 @@ def parse_sweep(values: Mapping[str, Any], source: str | Path = "grid") -> Sweep
     base = dict(values)
     grid, jobs = base.pop("grid", None), base.pop("jobs", None)
     if not isinstance(grid, dict) or not grid:
-        raise ConfigError(f"{source}: key grid is missing; for example 'grid: {{depth: [1, 3], seed: [0, 1]}}'")
+        raise ConfigError(f"{source}: key grid is missing: give for example 'grid: {{depth: [1, 3], seed: [0, 1]}}'")
     for key, options in grid.items():
         if not isinstance(options, list) or not options:
             raise ConfigError(f"{source}: grid.{key} must be a list of values, got {options!r}")
         if key in FREE:  # where and how to run is no part of a grid
-            raise ConfigError(f"{source}: grid.{key}: say {key} once, outside of grid")
+            raise ConfigError(f"{source}: grid.{key}: give {key} once, outside of grid")
     if base.get("out") is None:
-        raise ConfigError(f"{source}: key out is missing: the directory of the sweep, or --out DIR")
+        raise ConfigError(f"{source}: key out is missing: give the directory of the sweep there, or --out DIR")
     base.setdefault("threads", 1)
     keys = sorted(grid, key=lambda key: (key == "seed", key == SELECTED))
     out = Path(base["out"])
@@ -91,7 +91,7 @@ def parse_sweep(values: Mapping[str, Any], source: str | Path = "grid") -> Sweep
         config = parse(asked, source)
         name = ",".join(f"{key}={_cell(at_key(config.to_dict(), key))}" for key in keys)
         if name in runs:
-            raise ConfigError(f"{source}: grid: {name} is there twice")
+            raise ConfigError(f"{source}: grid: {name} is given twice")
         runs[name] = parse(asked | {"out": str(out / quote(name, safe="=,.+-"))}, source)
     threads = next(iter(runs.values())).threads or 1
     jobs = max(1, joblib.cpu_count() // threads) if jobs is None else jobs
@@ -178,7 +178,9 @@ def _while_held(out: str, mark: str, progress: Progress) -> Progress:
             looked = time.monotonic()
             found = holder(out, stale=_GONE)
             if found is None or found.mark != mark:
-                raise TrainingError("the sweep that this run belongs to has ended: the same command goes on")
+                raise TrainingError(
+                    "the sweep that this run belongs to has ended: the same command continues from here"
+                )
         progress(what, done, total)
 
     return look

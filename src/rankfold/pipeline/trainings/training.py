@@ -49,7 +49,7 @@ def train(config: TrainConfig, *, restart: bool = False, tell: Tell | None = Non
                 done = team.shared(lambda: read_result(place))  # of another process, while this one came to it
                 if done is None:
                     return _trained(config, device, tell, team)
-        tell.say(f"{place} holds the finished run: nothing to do")
+        tell.say(f"{place} already holds the finished run: nothing to do")
         return done
 
 
@@ -133,7 +133,7 @@ def _fitted(
             objective=objective.objective, optimizer=getattr(config.dlrt or config.way, "optimizer", None),
         )  # fmt: skip
     if history.resumed_from and history.resumed_from == len(history.epochs) and history.stopped is None:
-        tell.say(f"all {len(history.epochs)} epochs were done already")
+        tell.say(f"all {len(history.epochs)} epochs were already done")
     if history.stopped is None:
         return history
     kept = ""
@@ -205,7 +205,7 @@ def _board(place: Path) -> Iterator[Callable[[Progress], None]]:
         from torch.utils.tensorboard import SummaryWriter
     except ImportError:
         raise ConfigError(
-            "tensorboard: the package is not installed: pip install 'rankfold[tensorboard]', or tensorboard: false"
+            "tensorboard: the package is not installed: pip install 'rankfold[tensorboard]', or set tensorboard: false"
         ) from None
     with SummaryWriter(str(place / "tensorboard")) as writer:
 
@@ -273,10 +273,10 @@ def _device(name: str) -> torch.device:
     try:
         device = torch.device(name)
     except RuntimeError:
-        raise ConfigError(f"device: {name!r} is none that torch knows: auto, cpu or cuda") from None
+        raise ConfigError(f"device: torch knows no device {name!r}: give auto, cpu or cuda") from None
     if device.type == "cuda":
         if not torch.cuda.is_available():
-            raise ConfigError("device: torch finds no CUDA here: device: cpu, or auto")
+            raise ConfigError("device: torch finds no CUDA on this machine: give device: cpu, or auto")
         device = torch.device("cuda", int(os.environ.get("LOCAL_RANK", device.index or 0)))
         torch.cuda.set_device(device)
     return device

@@ -74,19 +74,19 @@ class Recovery(TransformerMixin, BaseEstimator):
     def _given(self, X: Any, y: Any) -> tuple[Operator, Array]:
         if hasattr(X, "push") and hasattr(X, "adjoint"):
             if y is None:
-                raise ValueError("an operator comes with its measurements: fit(operator, y)")
+                raise ValueError("an operator needs its measurements too: fit(operator, y)")
             kind = getattr(X, "_kind", None)
             kind = getattr(X, "mask", kind) if kind is None else kind
             self.n_features_in_ = X.shape[1]
             return X, measured(X, y, kind)
         if hasattr(X, "measurements"):  # triplets, or entries in files
             if y is not None:
-                raise ValueError("triplets have their values: leave y out")
+                raise ValueError("triplets hold their own values: leave y out")
             operator, values = X.measurements()
             if isinstance(values, Lazy) and not self._streams:
                 raise ValueError(
-                    f"{type(self).__name__} holds all entries in memory: take LowRank for entries in files, or read "
-                    "them whole (read_triplets)"
+                    f"{type(self).__name__} holds all entries in memory: use LowRank for entries in files, or "
+                    "read them whole (read_triplets)"
                 )
             self.n_features_in_ = X.shape[1]
             return operator, values
@@ -96,9 +96,9 @@ class Recovery(TransformerMixin, BaseEstimator):
         operator, values = observed(X, kind_for(X.dtype, self.device))
         if operator.count == X.shape[0] * X.shape[1] and _mistaken(X):
             warnings.warn(
-                f"nothing is missing from this matrix {X.shape}, so that there is nothing to complete, and zeros count "
-                "as known: write NaN for what is not known; a table of row, column and value goes through "
-                "triplets(rows, columns, values)",
+                f"nothing is missing from this matrix of shape {X.shape}, so that there is nothing to complete "
+                "(zeros count as known): write NaN for what is not known, or make entries of a table of row, "
+                "column and value with triplets(rows, columns, values)",
                 stacklevel=3,
             )
         return operator, values
@@ -106,9 +106,9 @@ class Recovery(TransformerMixin, BaseEstimator):
     def _validated(self, X: Any, reset: bool) -> Any:
         if hasattr(X, "measurements") or hasattr(X, "push"):
             raise ValueError(
-                f"{type(self).__name__} takes whole rows of the matrix here, an array (rows, n) with NaN where nothing "
-                "is known: triplets and operators are for fit, at(rows, columns) tells single entries, and Ratings "
-                "knows rows and columns by name"
+                f"{type(self).__name__} takes whole rows of the matrix here, an array (rows, n) with NaN where "
+                "nothing is known: triplets and operators go into fit, at(rows, columns) gives single entries, "
+                "and Ratings knows rows and columns by name"
             )
         return validate_data(
             self,
@@ -123,9 +123,9 @@ class Recovery(TransformerMixin, BaseEstimator):
         for name in ("tol", "max_iter", "validation_fraction", "patience", "rank", "max_rank"):
             given = getattr(self, name, None)
             if given is not None and not isinstance(given, Real):
-                raise ValueError(f"{name} is a number, got {given!r}")
+                raise ValueError(f"{name} must be a number, got {given!r}")
         if not self.tol >= 0:
-            raise ValueError(f"tol is a relative residual, at least 0, got {self.tol}")
+            raise ValueError(f"tol, a relative residual, must be at least 0, got {self.tol}")
         if self.max_iter < 1:
             raise ValueError(f"max_iter must be at least 1, got {self.max_iter}")
         if not 0 <= self.validation_fraction < 1:
@@ -171,7 +171,7 @@ class Recovery(TransformerMixin, BaseEstimator):
         check_is_fitted(self)
         X = _unknown_as_nan(self._validated(X, reset=False))
         if np.isnan(X).all():
-            raise ValueError("nothing is known of these rows: there is nothing to judge by")
+            raise ValueError("nothing is known of these rows, so that there is nothing to judge by")
         part = np.random.default_rng(0).integers(0, PARTS, X.shape)
         told = np.zeros_like(X)
         for number in range(PARTS):
@@ -209,8 +209,8 @@ def _no_pairs(x: Any, y: Any, who: str) -> None:
     if pairs.dtype.kind == "f" and not np.array_equal(pairs, np.floor(pairs)):
         return
     raise ValueError(
-        f"{who} completes a matrix, and X looks like the rows and columns of the entries y: give "
-        "fit(triplets(X[:, 0], X[:, 1], y)), or take Ratings, which is fitted to pairs"
+        f"{who} completes a matrix, and X looks like the rows and columns of the entries y: use "
+        "fit(triplets(X[:, 0], X[:, 1], y)), or Ratings, which is fitted to such pairs"
     )
 
 
@@ -249,12 +249,12 @@ def allowed(rank: int | None, shape: tuple[int, int], default: int) -> int:
     if rank is None:
         return min(default, bound)
     if not 1 <= rank <= bound:
-        raise ValueError(f"rank {rank} is not within 1 … {bound}, what a matrix of shape {shape} allows")
+        raise ValueError(f"rank must be from 1 to {bound} for a matrix of shape {shape}, got {rank}")
     return int(rank)
 
 
 def _nothing(shape: tuple[int, int]) -> Recovered:
     m, n = shape
     point = Point(0, 0.0, 0.0, math.nan, 0)
-    reason = "every measurement is zero: so is the matrix"
+    reason = "every measurement is zero, and so is the matrix"
     return Recovered(np.zeros((m, 0)), np.zeros((0, n)), np.zeros(0), True, reason, 0, 0.0, 0.0, math.nan, (point,))

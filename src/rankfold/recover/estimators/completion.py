@@ -115,7 +115,7 @@ class DeepLinear(Recovery):
     def _recover(self, operator: Operator, y: Array, seed: int) -> Recovered:
         scale = _checked_scale(self.depth, self.scale, self.momentum)
         if self.start not in ("orthogonal", "random"):
-            raise ValueError(f"start must be orthogonal or random, got {self.start!r}")
+            raise ValueError(f"start must be 'orthogonal' or 'random', got {self.start!r}")
         part, part_y, watch = self._watch(operator, y, seed, every=self.every)
         weights = wide_start(part.shape, self.depth, scale, self.start, seed, part_y)
         return descend(part, part_y, weights, Descent(self.rate, 1.0, self.momentum), watch)
@@ -192,9 +192,9 @@ def _determined(operator: Operator, most: int) -> int:
 def _checked_scale(depth: int, scale: float | None, momentum: float) -> float:
     """ε: by default 0.01 for three factors as in the authors' code, and so that deeper networks leave it as soon."""
     if depth < 2:
-        raise ValueError(f"a deep linear network has at least 2 factors, got depth {depth}")
+        raise ValueError(f"depth must be at least 2 factors, got {depth}")
     if scale is not None and not scale > 0:
-        raise ValueError(f"scale is the size ε of the start, above 0, got {scale}")
+        raise ValueError(f"scale, the size ε of the start, must be above 0, got {scale}")
     if not 0 <= momentum < 1:
         raise ValueError(f"momentum must be at least 0 and below 1, got {momentum}")
     # a value leaves ε^L after a time that grows as ε^(2 − L)

@@ -77,7 +77,9 @@ def trained(entries: Triplets, candidate: Candidate, seed: int = 0) -> Model:
     if (entries.values < 0).any():
         at = int(np.flatnonzero(entries.values < 0)[0])
         place = f"row {entries.row_names[entries.rows[at]]}, column {entries.column_names[entries.columns[at]]}"
-        raise ValueError(f"the count at {place} is {entries.values[at]:g}: implicit feedback counts from 0 on")
+        raise ValueError(
+            f"the count at {place} is {entries.values[at]:g}, and counts of implicit feedback must be at least 0"
+        )
     plays = weights(entries)
     if candidate.method == "als":
         return _least_squares(plays, candidate, seed)
@@ -88,24 +90,24 @@ def trained(entries: Triplets, candidate: Candidate, seed: int = 0) -> Model:
     if candidate.method == "popularity":
         times = None if entries.times is None else entries.times[np.lexsort((entries.columns, entries.rows))]
         return popularity(plays, times, candidate.half_life)
-    raise ValueError(f"no method {candidate.method!r}: there are {', '.join(METHODS)}")
+    raise ValueError(f"there is no method {candidate.method!r}: the methods are {', '.join(METHODS)}")
 
 
 def trained_mapped(entries: MappedEntries, candidate: Candidate, seed: int = 0) -> Model:
     """The model of least squares of counts in files. Raises ``ValueError`` for other methods, and negative counts."""
     if candidate.method != "als":
         raise ValueError(
-            f"{candidate.method} holds all entries in memory: take als for entries in files, or read them whole "
+            f"{candidate.method} holds all entries in memory: use als for entries in files, or read them whole "
             "(read_plays)"
         )
     if entries.low < 0:
-        raise ValueError(f"the least count is {entries.low:g}: implicit feedback counts from 0 on")
+        raise ValueError(f"the least count is {entries.low:g}, and counts of implicit feedback must be at least 0")
     return _least_squares(History(entries), candidate, seed)
 
 
 def _least_squares(plays: Csr | History, candidate: Candidate, seed: int) -> Model:
     if not 1 <= candidate.rank <= min(plays.shape):
-        raise ValueError(f"rank {candidate.rank} is not within 1 … {min(plays.shape)}, what the shape allows")
+        raise ValueError(f"rank must be from 1 to {min(plays.shape)} for these entries, got {candidate.rank}")
     return als(
         plays,
         rank=candidate.rank,

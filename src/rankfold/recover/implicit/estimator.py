@@ -80,7 +80,10 @@ class ImplicitFeedback(BaseEstimator):
         if not hasattr(self, "model_"):
             return self.fit(X, y)
         if isinstance(self.history_, History):
-            raise ValueError("what rows did lies in files: map the longer table (map_entries) and fit again")
+            raise ValueError(
+                "the entries lie in files, to which no rows can be added: map the longer table (map_entries) and "
+                "fit again"
+            )
         entries = _entries(X, y, None)
         at = {name: number for number, name in enumerate(self.row_names_)}
         new = [name for name in entries.row_names if name not in at]
@@ -162,7 +165,7 @@ def _entries(x: Any, y: Any, times: Any) -> Triplets:
         return triplets(known.coords[0], known.coords[1], known.data, shape=(m, n), duplicates="sum")
     pairs = np.asarray(x, dtype=object) if isinstance(x, list) else np.asarray(x)
     if pairs.ndim != 2 or pairs.shape[1] != 2:
-        raise ValueError(f"pairs of row and column names are an array (count, 2), got shape {pairs.shape}")
+        raise ValueError(f"give pairs of row and column names as an array (count, 2), got shape {pairs.shape}")
     counts = np.ones(len(pairs)) if y is None else y
     return triplets(pairs[:, 0], pairs[:, 1], counts, duplicates="sum", times=times)
 

@@ -34,7 +34,7 @@ class Popularity:
         return np.tile(self.weight, (history.shape[0], 1))
 
     def similar(self, column: int) -> np.ndarray:
-        raise ValueError("popularity knows of no likeness between columns: fit als, regression or neighbours")
+        raise ValueError("popularity does not tell how alike columns are: fit als, regression or neighbours")
 
 
 @dataclass(frozen=True, eq=False)
@@ -96,7 +96,7 @@ def popularity(plays: Csr, times: np.ndarray | None = None, half_life: float | N
     weight = np.ones(plays.nnz)
     if half_life is not None:
         if times is None:
-            raise ValueError("popularity of late needs times")
+            raise ValueError("popularity with a half-life needs times")
         weight = 0.5 ** ((times.max() - times) / (86_400 * half_life))
     found = np.bincount(plays.indices, weight, minlength=plays.shape[1])
     # what nobody took of late: by how often ever, below all others
@@ -134,7 +134,7 @@ def regression(plays: Csr, regularization: float) -> ColumnWeights:
     factor, info = scipy.linalg.lapack.dpotrf(gram, lower=1, overwrite_a=1)
     inverse, info = scipy.linalg.lapack.dpotri(factor, lower=1, overwrite_c=1)
     if info:
-        raise ValueError(f"the regression of columns is singular: raise its regularization above {regularization:g}")
+        raise ValueError(f"the regression of columns is singular: give more than {regularization:g} as regularization")
     inverse = np.tril(inverse) + np.tril(inverse, -1).T
     weights = inverse / -np.diag(inverse)
     weights[np.diag_indices(n)] = 0.0

@@ -20,21 +20,21 @@ def held_out(entries: Triplets, split: Split, *, fraction: float = 0.1, seed: in
     """
     if split == "by-time":
         if entries.times is None:
-            raise ValueError("a split by time needs times: a column of them, or a split that leaves one out")
+            raise ValueError("a split by time needs times: give a column of them, or the split leave-one-out")
         moment = np.quantile(entries.times, 1 - fraction, method="lower")
         held = entries.times > moment
         if not held.any():
             raise ValueError(
-                f"the latest tenth of the {len(entries)} entries is of one moment, {moment:.0f} seconds since 1970: "
-                "times tell no order; take the split leave-one-out"
+                f"the latest tenth of the {len(entries)} entries are of one moment ({moment:.0f} seconds since "
+                "1970), so that times tell no order: use the split leave-one-out"
             )
     else:
         held = _one_each(entries, seed)
     learn, judge = entries.take(np.flatnonzero(~held)), entries.take(np.flatnonzero(held))
     if not np.isin(judge.rows, learn.rows).any():
         raise ValueError(
-            f"the split {split} leaves none of the {len(judge)} held-out entries to a row that is known from the other "
-            f"{len(learn)}: take the other split, or more entries"
+            f"the split {split} leaves none of the {len(judge)} held-out entries in a row that is known from the "
+            f"other {len(learn)}: use the other split, or give more entries"
         )
     return learn, judge
 

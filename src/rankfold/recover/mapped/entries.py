@@ -138,25 +138,29 @@ def read_mapped(directory: str | Path, *, check: bool = True) -> MappedEntries:
     """
     folder = Path(directory)
     if folder.is_file():
-        raise ValueError(f"{folder} is a file: map_entries(file, directory) makes a folder of entries from it")
+        raise ValueError(
+            f"{folder} is a file, and stored entries are a folder: map_entries(file, directory) makes one from it"
+        )
     try:
         known = _ADAPTER.validate_json((folder / MANIFEST).read_bytes(), strict=True)
         if known["kind"] != _KIND or set(known["files"]) != {NAMES, STARTS, COLUMNS, VALUES}:
-            raise ValueError(f"its kind is {known['kind']!r}")
+            raise ValueError(f"it is of the kind {known['kind']!r}")
         for name, digest in known["files"].items():
             if check and digest_of(folder / name) != digest:
-                raise ValueError(f"{name} is not what was written")
+                raise ValueError(f"{name} was changed since it was written")
         names = json.loads((folder / NAMES).read_bytes())
         starts = np.fromfile(folder / STARTS, dtype="<i8")
         mapped = [_mapped(folder / name, kind) for name, kind in ((COLUMNS, "<i4"), (VALUES, "<f8"))]
         if not len(starts) - 1 == known["rows"] or not starts[-1] == known["count"] == len(mapped[0]) == len(mapped[1]):
-            raise ValueError("its files are not of one length")
+            raise ValueError("its files differ in length")
     except FileNotFoundError as error:
-        raise ValueError(f"{folder}: no entries stored by rankfold ({Path(error.filename).name} is missing)") from None
+        raise ValueError(
+            f"{folder}: these are no entries that rankfold stored ({Path(error.filename).name} is missing)"
+        ) from None
     except (ValidationError, ValueError, KeyError, TypeError, RecursionError) as error:
         told = "its manifest cannot be read" if isinstance(error, ValidationError) else str(error)
         raise ValueError(
-            f"{folder}: damaged, or not entries stored by rankfold ({told}): remove it, and it is written again"
+            f"{folder}: damaged, or no entries that rankfold stored ({told}): remove it, and it is written again"
         ) from None
     columns, values = mapped
     files = Files((known["rows"], known["columns"]), starts, columns, values, folder)

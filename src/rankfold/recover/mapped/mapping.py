@@ -93,9 +93,14 @@ def check_mapped(path: Path) -> None:
     """Raises ``ValueError`` or ``FileNotFoundError`` where no entries can be mapped from ``path``; reads nothing."""
     check_file(path)
     if path.suffix.lower() == ".npz":
-        raise ValueError(f"{path}: entries are mapped from text and Parquet; .npz arrays are held as a whole")
+        raise ValueError(
+            f"{path}: only text and Parquet can be read in parts, and .npz arrays are held as a whole: leave "
+            "--memory out, or save the entries as one of these"
+        )
     if path.suffix.lower() not in (*TEXT, *PARQUET):
-        raise ValueError(f"{path}: entries are mapped from {', '.join((*TEXT, *PARQUET))} files")
+        raise ValueError(
+            f"{path}: entries are read from {', '.join((*TEXT, *PARQUET))} files: give the file such a name"
+        )
 
 
 def _write(
@@ -109,8 +114,8 @@ def _write(
             form = layout_of(path, wanted)
             if form.columns is None:
                 raise ValueError(
-                    "a table with a row of the matrix a line is held as a whole: write it with an entry a line, or "
-                    "say which columns are row, column and value (--columns)"
+                    "a table whose lines are rows of the matrix is held as a whole: write it with one entry in "
+                    "each line, or say which columns are row, column and value (--columns)"
                 )
             told = form.columns.remark()
             try:

@@ -30,12 +30,13 @@ def observed(x: np.ndarray | scipy.sparse.spmatrix, kind: Array | None = None) -
         rows, columns = (index.astype(np.int32) for index in np.nonzero(~np.isnan(x)))
         values = x[rows, columns]
     if not len(values):
-        raise ValueError(f"nothing is known of this matrix {x.shape}: every entry is missing")
+        raise ValueError(f"nothing is known of this matrix of shape {x.shape}: every entry is missing")
     wrong = np.flatnonzero(~np.isfinite(values))
     if len(wrong):
         at = wrong[0]
         raise ValueError(
-            f"entry at row {rows[at]}, column {columns[at]} is {values[at]}: leave it out, or NaN for unknown"
+            f"the entry at row {rows[at]}, column {columns[at]} is {values[at]}: leave it out, or write NaN if "
+            "it is unknown"
         )
     return entries(x.shape, rows, columns, values, kind)
 
@@ -59,10 +60,12 @@ def measured(operator: Operator, y: Any, kind: Array) -> Array:
     y = like(y, kind)
     vector = operator.push(kind_of((operator.shape[0], 1), kind), kind_of((1, operator.shape[1]), kind))
     if tuple(y.shape) != tuple(vector.shape):
-        raise ValueError(f"{tuple(y.shape)} measurements for an operator that makes {tuple(vector.shape)}")
+        raise ValueError(f"{tuple(y.shape)} measurements were given for an operator that makes {tuple(vector.shape)}")
     wrong = np.argwhere(~np.isfinite(numpy(y)))
     if len(wrong):
-        raise ValueError(f"measurement {', '.join(map(str, wrong[0]))} is not finite: leave it out, and its matrix")
+        raise ValueError(
+            f"measurement {', '.join(map(str, wrong[0]))} is NaN or infinite: leave it out, and its matrix too"
+        )
     return y
 
 
@@ -87,7 +90,10 @@ def held_apart(
         return operator, y, None
     count = max(1, round(fraction * operator.count))
     if count >= operator.count:
-        raise ValueError(f"validation_fraction {fraction:g} leaves none of {operator.count} measurements to learn from")
+        raise ValueError(
+            f"validation_fraction {fraction:g} leaves none of the {operator.count} measurements to learn from: make "
+            "it smaller"
+        )
     return operator.apart(y, count, np.random.default_rng(seed))
 
 

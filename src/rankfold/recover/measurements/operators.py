@@ -271,7 +271,7 @@ def entries(
     for name, index, size in (("row", rows, shape[0]), ("column", columns, shape[1])):
         if len(index) and (index.min() < 0 or index.max() >= size):
             at = int(np.flatnonzero((index < 0) | (index >= size))[0])
-            raise ValueError(f"entry {at}: {name} {index[at]} is not within 0 … {size - 1}")
+            raise ValueError(f"entry {at}: its {name} must be from 0 to {size - 1}, got {index[at]}")
     cells = shape[0] * shape[1]
     if cells <= DENSE_BELOW or len(rows) >= DENSE_FROM * cells:
         mask, y = np.zeros(shape), np.zeros(shape)

@@ -28,10 +28,11 @@ class Measurements(Held):
         if scipy.sparse.issparse(matrices):
             if shape is None or matrices.shape[1] != shape[0] * shape[1]:
                 raise ValueError(
-                    f"sparse measurements {matrices.shape} need the shape (m, n) of the matrix, m·n columns"
+                    f"sparse measurements of shape {matrices.shape} need shape=(m, n), that of the matrix, with "
+                    "m·n columns"
                 )
         elif len(matrices.shape) != 3:
-            raise ValueError(f"measurement matrices are an array (count, m, n), got shape {tuple(matrices.shape)}")
+            raise ValueError(f"measurement matrices must be an array (count, m, n), got shape {tuple(matrices.shape)}")
         self.shape = shape if shape is not None else (int(matrices.shape[1]), int(matrices.shape[2]))
         self.count = int(matrices.shape[0])
         self._matrices, self._kind = matrices, kind

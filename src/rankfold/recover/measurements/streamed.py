@@ -91,7 +91,7 @@ class StreamedEntries(Entries):
         return ByRows(self, y.of, y.dtype)
 
     def part(self, which: np.ndarray) -> tuple[Entries, Any]:
-        raise NotImplementedError("entries in files are parted by bits: apart")
+        raise NotImplementedError("entries in files are split by apart, which reads their bits")
 
     def apart(
         self, y: Lazy, size: int, rng: np.random.Generator

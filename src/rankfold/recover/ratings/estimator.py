@@ -56,7 +56,7 @@ class Ratings(RegressorMixin, BaseEstimator):
         since 1970: a row's day, five minutes and second then have offsets of their own. Raises ``ValueError`` for
         faults in them, by name."""
         if self.rank < 1 or self.draws < 1 or self.burn_in < 0 or not self.strength > 0:
-            raise ValueError("rank and draws are at least 1, burn_in at least 0, and strength is above 0")
+            raise ValueError("rank and draws must be at least 1, burn_in at least 0, and strength above 0")
         given = _given(X, y, times)
         seed = int(check_random_state(self.random_state).randint(2**31 - 1))
         found = sample(
@@ -96,7 +96,9 @@ class Ratings(RegressorMixin, BaseEstimator):
         known = set(self.model_.row_names)
         old = next((name for name in given.row_names if name in known), None)
         if old is not None:
-            raise ValueError(f"row {old} is known, and its earlier ratings are not kept: fit again with all of them")
+            raise ValueError(
+                f"row {old} is already known, and its earlier ratings are not kept: fit again with all of them"
+            )
         self.model_ = with_rows(self.model_, given, self.noise_)
         return self
 
@@ -117,10 +119,10 @@ class Ratings(RegressorMixin, BaseEstimator):
 def _given(x: Any, y: Any, times: Any) -> Triplets:
     if isinstance(x, Triplets):
         if y is not None or times is not None:
-            raise ValueError("triplets have their ratings and times: leave y and times out")
+            raise ValueError("triplets hold their own ratings and times: leave y and times out")
         return x
     if y is None:
-        raise ValueError("pairs come with their ratings: fit(pairs, ratings), or fit(triplets)")
+        raise ValueError("pairs need their ratings too: fit(pairs, ratings), or fit(triplets)")
     pairs = _pairs(x)
     return triplets(pairs[:, 0], pairs[:, 1], y, times=_seconds(times, len(pairs)))
 
@@ -133,12 +135,12 @@ def _seconds(times: Any, count: int) -> np.ndarray | None:
         found = found.astype("datetime64[ms]").astype(np.int64) / 1000
     found = np.asarray(found, dtype=np.float64)
     if found.shape != (count,) or not np.isfinite(found).all():
-        raise ValueError(f"times are {count} finite numbers of seconds, one for each pair, got shape {found.shape}")
+        raise ValueError(f"times must be {count} finite numbers of seconds, one for each pair, got shape {found.shape}")
     return found
 
 
 def _pairs(x: Any) -> np.ndarray:
     pairs = np.asarray(x, dtype=object) if isinstance(x, list) else np.asarray(x)
     if pairs.ndim != 2 or pairs.shape[1] != 2:
-        raise ValueError(f"pairs of row and column names are an array (count, 2), got shape {pairs.shape}")
+        raise ValueError(f"give pairs of row and column names as an array (count, 2), got shape {pairs.shape}")
     return pairs

@@ -19,7 +19,7 @@ def singular_value_recursion(
     Exact for gradient descent from the spectral start. Raises ``ValueError`` for a depth below 2.
     """
     if depth < 2:
-        raise ValueError(f"a deep linear network has at least 2 factors, got {depth}")
+        raise ValueError(f"depth must be at least 2 factors, got {depth}")
     target = np.asarray(target, dtype=np.float64)
     a, b = np.full(target.shape, scale), np.full(target.shape, scale)
     values = np.empty((steps + 1, *target.shape))

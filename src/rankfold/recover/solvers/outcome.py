@@ -144,7 +144,7 @@ class Watch:
     def _judge(self, iteration: int, factors: Factors, training: float, validation: float, before: float) -> bool:
         rules = self.rules
         if not math.isfinite(training) or training > 1e6:
-            return self.stop(False, f"diverged after {iteration} iterations: take a smaller rate, or fewer unknowns")
+            return self.stop(False, f"diverged after {iteration} iterations: give a smaller rate, or fewer unknowns")
         if self.held_out is None or validation < self.best:
             self.best, self.taken, self._since = validation, factors, 0
         else:
@@ -154,20 +154,22 @@ class Watch:
         if training <= rules.tol:
             return self.stop(
                 False,
-                f"the measurements are met to {training:.1e} while held-out ones are missed by {validation:.2g}: "
-                "they do not determine a matrix of this rank; lower the rank or measure more",
+                f"the measurements are met to {training:.1e}, and held-out ones are missed by {validation:.2g}, "
+                "so that they do not determine a matrix of this rank: give a lower rank, or more measurements",
             )
         if self.held_out is not None and self._since >= rules.patience:
             return self.stop(
                 True, f"held-out entries have not improved for {rules.patience} looks; best {self.best:.3g}"
             )
         if rules.stall and before - training < rules.stall * before:
-            return self.stop(True, f"the residual rests at {training:.3g}: noise, or not of this rank")
+            return self.stop(
+                True, f"the residual stays at {training:.3g}: there is noise, or the matrix is not of this rank"
+            )
         if iteration >= rules.max_iter:
             return self.stop(
                 False,
-                f"not converged: residual {training:.2g} after {iteration} iterations, tolerance {rules.tol:g}; "
-                "raise max_iter or the rate, or accept a larger tol",
+                f"not converged: the residual is {training:.2g} after {iteration} iterations, and the tolerance "
+                f"{rules.tol:g}: raise max_iter or the rate, or accept a larger tol",
             )
         return False
 

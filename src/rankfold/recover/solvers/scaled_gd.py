@@ -38,7 +38,11 @@ def scaled_descent(
             down = solve(right @ right.T + shift, (image @ right.T).T)
             across = solve(left.T @ left + shift, left.T @ image)
         except (np.linalg.LinAlgError, RuntimeError):  # torch's LinAlgError is a RuntimeError
-            watch.stop(False, f"a Gram matrix became singular: rank {rank} is more than the matrix has; add damping")
+            watch.stop(
+                False,
+                f"a Gram matrix became singular, as rank {rank} is more than the matrix has: give a lower rank, or "
+                "damping",
+            )
             break
         left, right = left - step * down.T, right - step * across
         iteration += 1

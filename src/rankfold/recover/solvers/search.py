@@ -138,7 +138,7 @@ def finish(operator: Operator, y: Array, x: Point, search: Search, watch: Watch)
             rest = residual(operator, y, x)
         if norm(rest) > (1 - 1e-3) * before and used < search.last:
             watch.look(iteration, (x.left, x.v), norm(rest))
-            watch.stop(True, f"least squares solved: the residual rests at {norm(rest) / watch.size:.3g}")
+            watch.stop(True, f"least squares are solved, and the residual stays at {norm(rest) / watch.size:.3g}")
             break
     return x
 
@@ -167,14 +167,15 @@ def _explained(result: Recovered, operator: Operator, seen: list[Grown], search:
     elif best is not None and judged > max(OVER * result.training_error, LEAST):
         converged = False
         reason += (
-            f". {count} measurements for {free} degrees of freedom; held-out ones are missed by {judged:.2g} of their "
-            "size, far more than those that were fitted: these do not determine the matrix, or it was not found"
+            f". {count} measurements for {free} degrees of freedom; held-out ones are missed by {judged:.2g} of "
+            "their size, far more than the fitted ones: the measurements do not determine the matrix, or it was "
+            "not found"
         )
     elif best is not None and (judged > NOTHING or best.gain < SURE):
         converged = False
         reason += (
-            f". {count} measurements for {free} degrees of freedom; held-out ones are missed by {judged:.0%} of their "
-            "size: too few of them, or only noise"
+            f". {count} measurements for {free} degrees of freedom; held-out ones are missed by {judged:.0%} of "
+            "their size: there are too few measurements, or there is only noise"
         )
     elif not exact:
         reason += f"; {count} measurements for {free} degrees of freedom"

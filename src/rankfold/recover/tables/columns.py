@@ -14,7 +14,7 @@ NAMES = {
     "ignored": "day year index",
 }
 _ROLE_OF = {name: role for role, names in NAMES.items() for name in names.split()}
-NO_VALUE = "two columns, who and what, are implicit feedback: add --implicit (in Python implicit=True)"
+NO_VALUE = "two columns that tell who did what are implicit feedback: add --implicit (in Python implicit=True)"
 
 
 @dataclass(frozen=True)
@@ -74,9 +74,11 @@ def by_order(fields: int, *, implicit: bool = False, time: bool = False) -> Colu
     if time:
         when = 3 if fields > 3 else None
         if when is None:
-            raise ValueError(f"there is no column of times: {fields} columns and no header")
+            raise ValueError(
+                f"there is no column of times, as there are {fields} columns and no header: add a header that names it"
+            )
     if value is None and not implicit:
-        raise ValueError(f"{fields} of 3 fields (row, column, value); {NO_VALUE}")
+        raise ValueError(f"there are {fields} of the 3 fields row, column, value; {NO_VALUE}")
     return Columns(0, 1, value, fields, time=when)
 
 
@@ -90,7 +92,9 @@ def by_header(names: Sequence[str], *, implicit: bool = False, time: bool = Fals
     found = {role: known.index(role) for role in ROLES if role in known}
     when = known.index("time") if time and "time" in known else None
     if time and when is None:
-        raise ValueError(f"of {', '.join(names)} none is a time: call it time, or say which it is")
+        raise ValueError(
+            f"none of the columns {', '.join(names)} is a time: name the one that is time, or give --columns"
+        )
     wanted = [role for role in ROLES if role not in found]
     left = [
         number
@@ -103,9 +107,10 @@ def by_header(names: Sequence[str], *, implicit: bool = False, time: bool = Fals
         left = [number for number, name in enumerate(names) if name and number not in (*found.values(), when)]
     if len(left) < len(wanted):
         if wanted == ["value"] and len(names) == 2:
-            raise ValueError(f"2 of 3 fields (row, column, value); {NO_VALUE}")
+            raise ValueError(f"there are 2 of the 3 fields row, column, value; {NO_VALUE}")
         raise ValueError(
-            f"of {', '.join(names)} none can be the {wanted[-1]}: call it {wanted[-1]}, or leave line 1 out"
+            f"none of the columns {', '.join(names)} can be the {wanted[-1]}: name the one that is {wanted[-1]}, "
+            "or leave line 1 out if it is no header"
         )
     found |= dict(zip(wanted, left, strict=False))
     told = tuple(names) if header else None
@@ -127,7 +132,7 @@ def asked(first: Sequence[str], names: Sequence[str], *, implicit: bool = False,
         when = None if given.time is None else at[given.time]
         return Columns(at[given.row], at[given.column], value, len(first), tuple(first), when)
     if len(names) > len(first):
-        raise ValueError(f"{len(names)} columns are named ({', '.join(names)}), line 1 has {len(first)} fields")
+        raise ValueError(f"{len(names)} columns are named ({', '.join(names)}), and line 1 has {len(first)} fields")
     padded = [*names, *[""] * (len(first) - len(names))]
     return by_header(padded, implicit=implicit, time=time, header=False)
 

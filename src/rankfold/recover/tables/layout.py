@@ -61,11 +61,11 @@ def layout(head: str, wanted: Wanted) -> Layout:
     """The layout of a text that begins with ``head`` (whole lines). Raises ``Fault`` or ``ValueError``."""
     lines = [(number, line) for number, line in enumerate(re.split("\r\n|\n|\r", head), 1) if line.strip()]
     if not lines:
-        raise ValueError("the file is empty: there are no entries")
+        raise ValueError("the file is empty: it holds no entries")
     delimiter = _delimiter([line for _, line in lines[:2]])
     zero = next((number for number, line in lines if "\0" in line), None)
     if zero is not None:
-        raise Fault(f"line {zero}: a zero byte in it: is this a text file in UTF-8?")
+        raise Fault(f"line {zero}: it holds a zero byte: is this a text file in UTF-8?")
     if lines[0][1].count('"') % 2:
         raise Fault(f"line {lines[0][0]}: {stray_quote(delimiter)}")
     rows = [split(line, delimiter) for _, line in lines[:1000]]
@@ -93,9 +93,9 @@ def _found(first: list[str], below: list[list[str]], delimiter: str, number: int
         return Layout(delimiter, number, columns, tuple(first), size)
     if size > 4 and all(_numeric(field) or field == "" for row in [first, *below] for field in row):
         raise Fault(
-            f"line {number}: {size} columns of numbers without a header: a table with a row a line needs a header and "
-            "names in its first column, entries one a line need --columns row,column,value (in Python columns=…); a "
-            "matrix may also come as X in an .npz"
+            f"line {number}: {size} columns of numbers without a header are neither a table nor entries: a table "
+            "with a row in each line needs a header, and names in its first column; entries, one in each line, "
+            "need --columns row,column,value (in Python columns=…); a matrix may also be given as X in an .npz"
         )
     return Layout(delimiter, number, by_order(size, implicit=wanted.implicit, time=wanted.time), None, size)
 
@@ -132,19 +132,19 @@ def too_few(line: int, fields: list[str], delimiter: str, order: str) -> str:
     for other in DELIMITERS:
         if other != delimiter and len(split(whole, other)) >= 3:
             return (
-                f"line {line}: {len(fields)} of 3 fields by the delimiter {delimiter!r} of line 1, though {other!r} "
-                "makes three: keep to one delimiter, and write decimals with a point"
+                f"line {line}: the delimiter of line 1, {delimiter!r}, makes {len(fields)} of 3 fields here, and "
+                f"{other!r} makes three: use one delimiter throughout, and write decimals with a point"
             )
     if len(fields) == 2 and order == "row, column, value":
         by_order(2)  # says that two columns are implicit feedback
-    return f"line {line}: {len(fields)} of 3 fields; is the file cut short? {order[0].upper()}{order[1:]}"
+    return f"line {line}: there are {len(fields)} of 3 fields; is the file cut short? {order[0].upper()}{order[1:]}"
 
 
 def stray_quote(delimiter: str) -> str:
     """The sentence on a quote that has no partner."""
     return (
-        f'a quote (") opens a field here and does not close at a {delimiter!r} or the end of a line: remove it, or '
-        "double it and quote the whole field"
+        f'a quote (") opens a field here that does not close before a {delimiter!r} or the end of a line: remove '
+        "it, or double it and quote the whole field"
     )
 
 

@@ -71,7 +71,7 @@ def _entries(line: int, fields: list[str], form: Layout) -> Iterator[tuple[str, 
         return
     header = form.header or ()
     if len(fields) != len(header):
-        raise Fault(f"line {line}: {len(fields)} fields where line {form.first}, the header, has {len(header)}")
+        raise Fault(f"line {line}: there are {len(fields)} fields, and {len(header)} in the header, line {form.first}")
     if not fields[0]:
         raise Fault(f"line {line}: the row has no name in column 1 of the table")
     for name, field in zip(header[1:], fields[1:], strict=True):
@@ -91,15 +91,16 @@ def _entry(line: int, fields: list[str], columns: Columns, delimiter: str) -> tu
         raise Fault(too_few(line, fields, delimiter, columns.order()))
     if any(fields[columns.fields :]):
         raise Fault(
-            f"line {line}: {len(fields)} fields where line 1 has {columns.fields}; is there a {delimiter!r} within a "
-            "name or a number?"
+            f"line {line}: there are {len(fields)} fields, and {columns.fields} in line 1: is there a "
+            f"{delimiter!r} within a name or a number?"
         )
     row, column = fields[columns.row], fields[columns.column]
     place = f"(row {row}, column {column})"
     for name in (row, column):
         if "\n" in name or "\r" in name:
             raise Fault(
-                f"line {line}: a name spans lines ({name.splitlines()[0][:40]!r} …): is there a stray quote before it?"
+                f"line {line}: a name goes on over several lines ({name.splitlines()[0][:40]!r} …): is there a "
+                "stray quote before it?"
             )
     value = 1.0 if columns.value is None else _value(line, fields[columns.value], place, columns)
     if not row or not column:
@@ -111,7 +112,9 @@ def _entry(line: int, fields: list[str], columns: Columns, delimiter: str) -> tu
 def _time(line: int, text: str, place: str) -> float:
     when = seconds(text)
     if when is None:
-        raise Fault(f"line {line}: {text!r} is no time {place}: seconds since 1970, or a date such as 2001-02-28")
+        raise Fault(
+            f"line {line}: {text!r} is not a time {place}: write seconds since 1970, or a date such as 2001-02-28"
+        )
     return when
 
 
@@ -120,7 +123,7 @@ def _value(line: int, value: str, place: str, columns: Columns) -> float:
     if number is None:
         shown = f"{value!r} is not a number" if value else "the value is missing"
         if number_of(value.replace(",", ".")) is not None:
-            shown += ": decimals take a point"
+            shown += ": write decimals with a point"
         raise Fault(f"line {line}: {shown} {place}; {columns.order()}")
     if not np.isfinite(number):
         raise Fault(f"line {line}: the value is {value} {place}: leave the line out")
@@ -152,7 +155,7 @@ def _records(path: Path, form: Layout) -> Iterator[tuple[int, list[str]]]:
 
 def _quoted(line: int, error: str, form: Layout) -> str:
     if "NUL" in error:
-        return f"line {line}: a zero byte in it: is this a text file in UTF-8?"
+        return f"line {line}: it holds a zero byte: is this a text file in UTF-8?"
     if "expected after" in error or "unexpected end" in error:
         return f"line {line}: {stray_quote(form.delimiter)}"
     return f"line {line}: {error}"

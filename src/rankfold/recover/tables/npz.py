@@ -17,8 +17,9 @@ from rankfold.recover.tables.memory import affordable, affordable_names
 from rankfold.recover.tables.triplets import Duplicates, Triplets, triplets
 
 FORMS = (
-    "entries are rows, columns, values (and shape), a matrix X with NaN for unknown, or what scipy.sparse.save_npz "
-    "writes; measurements are y with A (count, m, n), or y with seed, count and shape of Gaussian ones"
+    "give entries as rows, columns, values (and shape), as a matrix X with NaN for what is unknown, or as "
+    "scipy.sparse.save_npz writes them; give measurements as y with A (count, m, n), or as y with seed, count "
+    "and shape of Gaussian ones"
 )
 
 
@@ -29,9 +30,11 @@ def read_arrays(path: Path) -> dict[str, np.ndarray]:
     if not start:
         raise ValueError(f"{path} is empty")
     if start == b"\x93NUMPY":
-        raise ValueError(f"{path} is one array (.npy), not an .npz of named ones: write it with numpy.savez")
+        raise ValueError(
+            f"{path} holds one array (.npy), and an .npz with named ones is needed: write it with numpy.savez"
+        )
     if not start.startswith(b"PK"):
-        raise ValueError(f"{path} is not an .npz, as numpy.savez writes it: a text file needs a name that ends in .csv")
+        raise ValueError(f"{path} is not an .npz, as numpy.savez writes it: give a text file a name that ends in .csv")
     try:
         _sizes(path)
         with path.open("rb") as opened, np.load(opened, allow_pickle=False) as file:
@@ -40,7 +43,9 @@ def read_arrays(path: Path) -> dict[str, np.ndarray]:
         if isinstance(error, Lying):
             raise ValueError(f"{path}: {error}") from None
         if "Object arrays" in str(error):
-            raise ValueError(f"{path} holds Python objects: save names as text, array.astype(str)") from None
+            raise ValueError(
+                f"{path} holds Python objects, which are not read: save names as text, array.astype(str)"
+            ) from None
         raise ValueError(f"{path} cannot be read as .npz ({error}): is the file cut short?") from None
 
 
@@ -63,8 +68,8 @@ def _sizes(path: Path) -> None:
                 there = member.file_size - opened.tell()
             if wanted > there and not dtype.hasobject:
                 raise Lying(
-                    f"the array {member.filename.removesuffix('.npy')} says it has shape {shape}, {wanted:,} bytes, "
-                    f"where the file holds {there:,} of it"
+                    f"the array {member.filename.removesuffix('.npy')} should have shape {shape} and {wanted:,} "
+                    f"bytes, and the file holds {there:,} of them"
                 )
             total += wanted
     try:
@@ -80,7 +85,7 @@ def from_arrays(arrays: dict[str, np.ndarray], duplicates: Duplicates = "refuse"
         if x.ndim != 2:
             raise ValueError(f"X is a matrix, got shape {x.shape}")
         if x.dtype.kind not in "buif":
-            raise ValueError(f"X is a matrix of numbers, got {x.dtype}")
+            raise ValueError(f"X must be a matrix of numbers, got {x.dtype}")
         rows, columns = np.nonzero(~np.isnan(x))
         return triplets(rows, columns, x[rows, columns], shape=(x.shape[0], x.shape[1]))
     if "format" in arrays and "data" in arrays:
@@ -94,9 +99,9 @@ def from_arrays(arrays: dict[str, np.ndarray], duplicates: Duplicates = "refuse"
         )
     missing = [name for name in ("rows", "columns", "values") if name not in arrays]
     if len(missing) == 3:
-        raise ValueError(f"its arrays are {', '.join(arrays) or 'none'}, where {FORMS}")
+        raise ValueError(f"its arrays are {', '.join(arrays) or 'none'}: {FORMS}")
     if missing:
-        raise ValueError(f"{' and '.join(missing)} missing beside {', '.join(arrays)}: {FORMS}")
+        raise ValueError(f"{' and '.join(missing)} missing beside the arrays {', '.join(arrays)}: {FORMS}")
     return triplets(
         arrays["rows"],
         arrays["columns"],
@@ -115,34 +120,41 @@ def sensed(arrays: dict[str, np.ndarray]) -> tuple[Operator, np.ndarray]:
         if a.ndim == 2 and "shape" in arrays:
             m, n = _pair(arrays["shape"])
             if a.shape[1] != m * n:
-                raise ValueError(f"A {a.shape} has {a.shape[1]} columns, its shape ({m}, {n}) needs {m * n}")
+                raise ValueError(
+                    f"A of shape {a.shape} must have {m * n} columns for the shape ({m}, {n}), and has {a.shape[1]}"
+                )
             a = a.reshape(-1, m, n)
         if a.ndim != 3:
-            raise ValueError(f"A {a.shape} is to be (count, m, n), or (count, m·n) with the shape (m, n) beside it")
+            raise ValueError(
+                "A must be an array (count, m, n), or (count, m·n) with the shape (m, n) beside it, got shape "
+                f"{a.shape}"
+            )
         operator: Operator = Measurements(a)
     elif {"seed", "count", "shape"} <= arrays.keys():
         shape, count = _pair(arrays["shape"]), _whole(arrays["count"], "count")
         if min(*shape, count) < 1 or y.shape != (count,):
-            raise ValueError(f"y {y.shape}, count {count} and shape {shape} do not fit: y has count numbers")
+            raise ValueError(
+                f"y of shape {y.shape}, count {count} and shape {shape} do not fit together: y must have count numbers"
+            )
         affordable(8 * shape[0] * shape[1], f"one measurement matrix of shape {shape}")
         operator = Gaussian(shape, count, _whole(arrays["seed"], "seed"))
     else:
         raise ValueError(
-            f"measurements y need their matrices A, or the seed, count and shape of Gaussian ones; its arrays are "
-            f"{', '.join(arrays)}"
+            "measurements y need their matrices A, or the seed, count and shape of Gaussian ones, and the "
+            f"arrays are {', '.join(arrays)}"
         )
     return operator, y
 
 
 def _pair(shape: np.ndarray) -> tuple[int, int]:
     if shape.shape != (2,) or shape.dtype.kind not in "iuf" or not all(float(size).is_integer() for size in shape):
-        raise ValueError(f"shape is the two numbers m, n, got {shape.tolist()}")
+        raise ValueError(f"shape must be the two numbers m, n, got {shape.tolist()}")
     return int(shape[0]), int(shape[1])
 
 
 def _whole(value: np.ndarray, what: str) -> int:
     if value.size != 1 or value.dtype.kind not in "iu":
-        raise ValueError(f"{what} is one whole number, got {value.dtype} of shape {value.shape}")
+        raise ValueError(f"{what} must be one whole number, got {value.dtype} of shape {value.shape}")
     return int(value.reshape(()))
 
 
@@ -154,7 +166,9 @@ def _sparse(arrays: dict[str, np.ndarray]) -> Any:
         raise ValueError(f"sparse format {kind} is not read: save it as csr, csc or coo")
     missing = [name for name in (*parts, "shape") if name not in arrays]
     if missing:
-        raise ValueError(f"{' and '.join(missing)} missing beside {', '.join(arrays)}, of sparse format {kind}")
+        raise ValueError(
+            f"{' and '.join(missing)} missing beside the arrays {', '.join(arrays)}, of the sparse format {kind}"
+        )
     shape, one, two = _pair(arrays["shape"]), arrays[parts[0]], arrays[parts[1]]
     affordable_names(shape, len(arrays["data"]))
     if kind == "coo":

@@ -18,7 +18,7 @@ from rankfold.recover.tables.layout import Wanted
 from rankfold.recover.tables.names import name_of
 from rankfold.recover.tables.triplets import Duplicates, Triplets
 
-EMPTY = "there are no entries: the file has columns and no rows"
+EMPTY = "the file has columns and no rows: it holds no entries"
 
 
 def read_parquet(path: Path, wanted: Wanted, duplicates: Duplicates) -> Triplets:
@@ -89,7 +89,7 @@ def _columns(header: list[str], wanted: Wanted) -> Columns:
     if wanted.columns is not None:
         missing = [name for name in wanted.columns if name not in header]
         if missing:
-            raise ValueError(f"there is no column {missing[0]}: there are {', '.join(header)}")
+            raise ValueError(f"there is no column {missing[0]}: the columns are {', '.join(header)}")
         return asked(header, wanted.columns, implicit=wanted.implicit, time=wanted.time)
     return by_header(header, implicit=wanted.implicit, time=wanted.time)
 
@@ -109,7 +109,7 @@ def _numbers(column: Any, name: str, before: int) -> np.ndarray:
     try:
         values = column.cast(pa.float64()).to_numpy()
     except pa.ArrowException as error:
-        raise ValueError(f"the values in column {name} are no numbers ({_first(error)})") from None
+        raise ValueError(f"the values in column {name} are not numbers ({_first(error)})") from None
     wrong = np.flatnonzero(~np.isfinite(values))
     if len(wrong):
         raise ValueError(f"row {before + wrong[0] + 1} of the file: the value is {values[wrong[0]]}: leave the row out")

@@ -106,13 +106,17 @@ def read_plays(
     if at_least is not None:
         kept = found.take(np.flatnonzero(found.values >= at_least))
         if not len(kept):
-            raise ValueError(f"{file}: no value is at least {at_least:g}, the largest is {found.values.max():g}")
+            raise ValueError(
+                f"{file}: no value reaches {at_least:g} (--at-least), as the largest is {found.values.max():g}"
+            )
         remark = f"{len(kept)} of {len(found)} values are at least {at_least:g} and count one each"
         found = replace(kept, values=np.ones(len(kept)), remarks=(*found.remarks, remark))
     if (found.values < 0).any():
         at = int(np.flatnonzero(found.values < 0)[0])
         place = f"row {found.row_names[found.rows[at]]}, column {found.column_names[found.columns[at]]}"
-        raise ValueError(f"{file}: the count at {place} is {found.values[at]:g}: implicit feedback counts from 0 on")
+        raise ValueError(
+            f"{file}: the count at {place} is {found.values[at]:g}, and counts of implicit feedback must be at least 0"
+        )
     return found
 
 

@@ -56,9 +56,13 @@ def read_side(file: str | Path, names: tuple[str, ...], what: str = "row") -> tu
         raise ValueError(f"{path} cannot be read as a table with a header ({str(error).splitlines()[0]})") from None
     if not isinstance(table.index, pd.RangeIndex) and path.suffix.lower() not in (".parquet", ".pq"):
         # pandas takes the first fields of lines that are longer than the header for an index
-        raise ValueError(f"{path}, line 2: more fields than its header has: is there a {delimiter!r} within a field?")
+        raise ValueError(
+            f"{path}, line 2: there are more fields than in the header: is there a {delimiter!r} within a field?"
+        )
     if table.shape[1] < 2:
-        raise ValueError(f"{path}: a side table has the {what} in its first column and properties in others")
+        raise ValueError(
+            f"{path}: a side table needs the names of {what}s in its first column, and properties in others"
+        )
     if not len(table):
         raise ValueError(f"{path}: there are no lines below its header")
     keys = table.iloc[:, 0].str.strip()
@@ -70,7 +74,9 @@ def read_side(file: str | Path, names: tuple[str, ...], what: str = "row") -> tu
     at = {name: number for number, name in enumerate(keys)}
     place = np.array([at.get(name, -1) for name in names], dtype=np.int64)
     if (place < 0).all():
-        raise ValueError(f"{path}: none of its {len(keys)} names is a {what} of the entries, such as {names[0]}")
+        raise ValueError(
+            f"{path}: none of its {len(keys)} names is the name of a {what} among the entries, such as {names[0]}"
+        )
     parts: list[np.ndarray] = []
     used: list[str] = []
     left_out: list[str] = []
@@ -80,17 +86,21 @@ def read_side(file: str | Path, names: tuple[str, ...], what: str = "row") -> tu
         if feature is not None:
             parts.append(feature)
     if not parts:
-        raise ValueError(f"{path}: no column says anything: {', '.join(left_out)} have one value, or too many texts")
+        raise ValueError(
+            f"{path}: none of its columns tells anything: {', '.join(left_out)} have a single value, or too many texts"
+        )
     whole = np.vstack([np.concatenate(parts, 1), np.zeros((1, sum(part.shape[1] for part in parts)))])
     remarks = [f"of each {what}: {', '.join(used)}" + (f"; {', '.join(left_out)} left out" if left_out else "")]
     if (missing := int((place < 0).sum())) > 0:
         first = names[int(np.argmax(place < 0))]
-        remarks.append(f"{missing} of {len(names)} {what}s have no line in {path.name}, {first} the first")
+        remarks.append(f"{missing} of {len(names)} {what}s have no line in {path.name}, the first is {first}")
     if nameless.any():
         many = (
             f"{nameless.sum()} lines of {path.name} have no" if nameless.sum() > 1 else f"1 line of {path.name} has no"
         )
-        remarks.append(f"{many} {what} in its first column, line {int(np.argmax(nameless)) + 2} the first: left out")
+        remarks.append(
+            f"{many} {what} in the first column (the first is line {int(np.argmax(nameless)) + 2}): left out"
+        )
     return Csr(scipy.sparse.csr_array(whole[place])), tuple(remarks)
 
 

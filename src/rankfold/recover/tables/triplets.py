@@ -84,9 +84,11 @@ def triplets(
     one_of(duplicates)
     sizes = [np.shape(each) for each in (rows, columns, values)]
     if not sizes[0] == sizes[1] == sizes[2] or len(sizes[0]) != 1:
-        raise ValueError(f"rows {sizes[0]}, columns {sizes[1]} and values {sizes[2]}: as many of each, in a list")
+        raise ValueError(
+            f"rows, columns and values must be lists of equal length, got shapes {sizes[0]}, {sizes[1]} and {sizes[2]}"
+        )
     if not sizes[0][0]:
-        raise ValueError("there are no entries")
+        raise ValueError("there are no entries: give at least one")
     given = numbers(values)
     wrong = np.flatnonzero(~np.isfinite(given))
     if len(wrong):
@@ -114,7 +116,7 @@ def gathered(found: Triplets, duplicates: Duplicates, lines: np.ndarray | None =
 def one_of(duplicates: str) -> None:
     """Raises ``ValueError`` where ``duplicates`` is no way of treating them."""
     if duplicates not in get_args(Duplicates):
-        raise ValueError(f"duplicates are refused, or give the mean, the last or the sum, got {duplicates!r}")
+        raise ValueError(f"duplicates must be 'refuse', 'mean', 'last' or 'sum', got {duplicates!r}")
 
 
 def numbers(values: Any) -> np.ndarray:
@@ -125,11 +127,11 @@ def numbers(values: Any) -> np.ndarray:
     if array.dtype.kind == "O":
         array = np.where(pd.isna(array), np.nan, array)
     if array.dtype.kind == "c":
-        raise ValueError("values are real numbers, these are complex")
+        raise ValueError("values must be real numbers, and these are complex")
     try:
         return np.asarray(array, dtype=np.float64)
     except (TypeError, ValueError) as error:
-        raise ValueError(f"values are numbers, these are not: {error}") from None
+        raise ValueError(f"values must be numbers, and these are not: {error}") from None
 
 
 def _within(given: Any, size: int, what: str) -> np.ndarray:
@@ -137,10 +139,10 @@ def _within(given: Any, size: int, what: str) -> np.ndarray:
     if index.dtype.kind == "f" and np.all(np.isfinite(index)) and np.all(index == np.floor(index)):
         index = index.astype(np.int64)
     if not np.issubdtype(index.dtype, np.integer):
-        raise ValueError(f"with a shape, {what}s are whole numbers, got {index.dtype}")
+        raise ValueError(f"with shape=, {what}s must be whole numbers, got {index.dtype}")
     wrong = np.flatnonzero((index < 0) | (index >= size))
     if len(wrong):
-        raise ValueError(f"entry {wrong[0]}: {what} {index[wrong[0]]} is not within 0 … {size - 1}")
+        raise ValueError(f"entry {wrong[0]}: its {what} must be from 0 to {size - 1}, got {index[wrong[0]]}")
     return index.astype(np.int64)
 
 
@@ -180,7 +182,7 @@ def once(found: Triplets, duplicates: Duplicates, lines: np.ndarray | None) -> t
         what = "entry" if lines is None else "line"
         raise ValueError(
             f"the entry at {place(two)} is given twice, as {values[one]:g} ({what} {numbers[one]}) and "
-            f"{values[two]:g} ({what} {numbers[two]}): remove one, or take the mean, the last or the sum of them "
+            f"{values[two]:g} ({what} {numbers[two]}): remove one, or take their mean, the last, or their sum "
             "(--duplicates mean; in Python duplicates='mean')"
         )
     sums = np.add.reduceat(values, starts)
@@ -198,9 +200,10 @@ def _remarked(found: Triplets) -> Triplets:
     for what, index, names in (("row", found.rows, found.row_names), ("column", found.columns, found.column_names)):
         empty = np.flatnonzero(np.bincount(index, minlength=len(names)) == 0)
         if len(empty) == 1:
-            remarks.append(f"1 {what} has no entry, {names[empty[0]]}: it is predicted as an average one")
+            remarks.append(f"1 {what} has no entry, {names[empty[0]]}: it is predicted like an average one")
         elif len(empty):
             remarks.append(
-                f"{len(empty)} {what}s have no entry, {names[empty[0]]} the first: they are predicted as an average one"
+                f"{len(empty)} {what}s have no entry (the first is {names[empty[0]]}): they are predicted like "
+                "an average one"
             )
     return replace(found, remarks=tuple(remarks))

@@ -22,7 +22,10 @@ def why_not_split(module: nn.MultiheadAttention) -> str | None:
     if module.bias_k is not None or module.add_zero_attn:
         return "attention with add_bias_kv or add_zero_attn is not taken apart"
     if other_parametrizations(module) or other_parametrizations(module.out_proj):
-        return "parametrized attention: remove the parametrization first"
+        return (
+            "parametrized attention: remove the parametrization first "
+            "(torch.nn.utils.parametrize.remove_parametrizations)"
+        )
     return None
 
 

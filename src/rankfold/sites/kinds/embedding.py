@@ -50,5 +50,5 @@ def read_embedding(module: Any) -> EmbeddingLayer | None:
 def why_whole(module: Any) -> str | None:
     """Why a table must stay one table; None where it need not."""
     if getattr(module, "max_norm", None) is not None:
-        return "max_norm rescales the rows that are looked up, in the table itself: set it to None first"
+        return "max_norm rescales the rows that are looked up in the table itself: set it to None first"
     return None

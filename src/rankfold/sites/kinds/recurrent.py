@@ -20,9 +20,9 @@ def _why_not(module: nn.Module) -> str | None:
     kind: Any = type(module)
     base: Any = next((base for base in (*_LAYERS, *_CELLS) if isinstance(module, base)), None)
     if parametrize.is_parametrized(module):
-        return "parametrized: remove the parametrization first (torch.nn.utils.parametrize.remove_parametrizations)"
+        return "parametrized: remove that first (torch.nn.utils.parametrize.remove_parametrizations)"
     if any(name.endswith(("_g", "_orig")) for name in module._parameters):
-        return "weight_norm or spectral_norm: remove it first, since the weight is recomputed at every call"
+        return "weight_norm or spectral_norm: remove it first, as it computes the weight anew at every call"
     if base is None or kind.forward is not base.forward or "forward" in vars(module):
         return (
             f"{kind.__name__}: overrides the forward of a recurrent layer of torch, and may read the weights in any way"

@@ -31,7 +31,7 @@ def weight_gradients(
     """
     chosen = choose(model, data, objective).objective
     if not chosen.labelled:
-        raise TrainingError("the data have no labels, from which the subspaces are taken: give labelled batches")
+        raise TrainingError("the data have no labels, from which the start is computed: give labelled batches")
     sums = [torch.zeros_like(weight, device="cpu", dtype=torch.float64) for weight in weights]
     seen = 0
     with ExitStack() as stack:
@@ -51,5 +51,5 @@ def weight_gradients(
     if not seen:
         raise TrainingError("the data are empty: give at least one labelled batch")
     if not all(bool(total.isfinite().all()) for total in sums):
-        raise TrainingError("a gradient is not finite: look for bad samples, or convert the model to float32")
+        raise TrainingError("a gradient is NaN or infinite: look for bad samples, or convert the model to float32")
     return [total / seen for total in sums]

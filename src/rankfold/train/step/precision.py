@@ -21,7 +21,7 @@ def arithmetic(precision: Arithmetic, device: torch.device) -> Iterator[None]:
     small gradients it loses: TrainingError elsewhere.
     """
     if precision == "float16" and device.type != "cuda":
-        raise TrainingError(f"float16 is computed on cuda alone, not on {device.type}: take bfloat16, or float32")
+        raise TrainingError(f"float16 is computed only on cuda, not on {device.type}: use bfloat16 or float32")
     if precision == "float32" or (precision == "auto" and not has_bfloat16(device)):
         yield
         return
