@@ -76,7 +76,7 @@ def test_a_dead_or_silent_peer_ends_the_other_within_a_minute_in_one_line(tmp_pa
     errors = [line for line in said.splitlines() if line.startswith("error: ")]
     assert len(errors) == 1, said
     assert "gone" in errors[0]
-    assert "goes on" in errors[0]
+    assert "continues" in errors[0]
 
 
 def test_the_patience_with_a_silent_peer_is_below_a_minute():
