@@ -91,6 +91,17 @@ def found() -> Advice:
     return rf.advise(trained(), digits(), seconds=4)
 
 
+def test_samples_are_counted_and_not_their_values() -> None:
+    torch.manual_seed(0)
+    net, x, y = nn.Sequential(nn.Linear(6, 12), nn.Tanh(), nn.Linear(12, 3)), torch.randn(120, 6), torch.randn(120, 3)
+    found = rf.advise(net, SimpleNamespace(train=(x[:80], y[:80]), validation=(x[80:], y[80:])), seconds=0.1)
+    assert found.samples[1] == 40
+    better = advice(
+        Tried(0.7, 0.7, Figure("r2", 0.8), -0.01, (-0.02, 0.01), {1: 5.0}, {1: 6.0}, ()), start=Figure("r2", 0.79)
+    )
+    assert "(no worse: falls by -0.01, 95 %" in " ".join(sentences(better))
+
+
 def test_what_it_says_was_measured(found: Advice) -> None:
     model, data = trained(), digits()
     assert found.cost == rf.model_cost(model, torch.rand(1, 1, 8, 8))

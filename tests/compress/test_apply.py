@@ -11,6 +11,7 @@ from dense import FACTORED, multiplied_out
 from networks import NETWORKS, Encoder, network, tokens
 from torch import Tensor, nn
 
+import rankfold as rf
 from rankfold.batches import forward
 from rankfold.compress.planning.apply import ApplyError, apply_, shape_
 from rankfold.compress.planning.plan import Entry, Plan
@@ -506,3 +507,14 @@ def test_an_optimizer_of_what_stays_is_not_warned_of():
     apply_(model, made)  # warnings are errors here
     apply_(copy.deepcopy(model), plan(model, Ranks({"0": 4}), "truncate", example=torch.randn(2, 16)))
     assert kept.param_groups
+
+
+def test_a_copy_in_another_precision_is_told_from_another_network():
+    net, x = nn.Sequential(nn.Linear(8, 8), nn.Tanh(), nn.Linear(8, 2)), torch.randn(40, 8)
+    known = rf.profile(net, x)
+    plan = known.plan("params=0.8")
+    with pytest.raises(ValueError, match=r"the same network in float32: apply it there, and convert the result"):
+        rf.apply_(copy.deepcopy(net).half(), plan, known)
+    assert rf.apply_(net, plan, known).half()(x.half()).dtype == torch.float16
+    with pytest.raises(ValueError, match="another architecture"):
+        rf.apply_(nn.Sequential(nn.Linear(8, 9), nn.Tanh(), nn.Linear(9, 2)), plan, known)

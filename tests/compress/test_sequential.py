@@ -74,7 +74,9 @@ def _every_patch(monkeypatch):
 def gather(original, current, site, data, rows=0):
     """Pairs of one site in two networks that are one block each."""
     span = Span(None, None, ((site.name,),))
-    sweep = Sweep(original, current, Chain((), (span,)), {site.name: site}, Samples(data), (), Kept(), rows)
+    sweep = Sweep(
+        original, current, Chain((), (span,), steady=False), {site.name: site}, Samples(data), (), Kept(), rows
+    )
     with evaluating(original), evaluating(current):
         sweep.run_original(span, span.groups)
         return sweep.pairs(span, [site.name])[site.name]

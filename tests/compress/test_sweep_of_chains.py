@@ -5,11 +5,13 @@ from __future__ import annotations
 import copy
 import shutil
 from collections import Counter
+from dataclasses import replace
 
 import pytest
 import torch
 from networks import network
 from torch import nn
+from torch.utils._python_dispatch import TorchDispatchMode
 
 import rankfold as rf
 from rankfold.compress.layerwise import kept, layers, rounds
@@ -127,6 +129,11 @@ def whole(root, batch, sites):
     return Chain(found.calls, (Span(None, None, groups),))
 
 
+def from_the_beginning(root, batch, sites):
+    """The same, and no pass of it can be cut."""
+    return replace(whole(root, batch, sites), steady=False)
+
+
 @pytest.mark.parametrize("kind", ["decoder", "conv_net", "encoder", "gpt2", "vit"])
 def test_factors_are_those_of_a_sweep_that_runs_the_whole_network(kind, monkeypatch, passes):
     if kind == "decoder":
@@ -135,16 +142,44 @@ def test_factors_are_those_of_a_sweep_that_runs_the_whole_network(kind, monkeypa
         model, batch = network(kind, torch.float64)
         data = [batch] * 4
     budget, made = "params=0.7", []
-    for chain in (None, whole):
+    for chain in (None, whole, from_the_beginning):
         if chain is not None:
             monkeypatch.setattr(layers, "find_chain", chain)
         made.append(rf.plan(model, budget, Sequential(), data, calibration=rf.Calibration(batch_size=4)))
-    assert passes[0].passes.blocks > passes[1].passes.blocks == 1
+    assert passes[0].passes.blocks > passes[1].passes.blocks == passes[2].passes.blocks == 1
     assert made[0].changed
-    assert [(e.site, e.form, e.rank) for e in made[0].entries] == [(e.site, e.form, e.rank) for e in made[1].entries]
-    for name, fitted in made[1].factors.items():
-        for a, b in zip(fitted.factors.parts, made[0].factors[name].factors.parts, strict=True):
-            torch.testing.assert_close(a @ a.mT, b @ b.mT, atol=1e-6, rtol=1e-6)
+    for other in made[1:]:
+        assert [(e.site, e.form, e.rank) for e in made[0].entries] == [(e.site, e.form, e.rank) for e in other.entries]
+        for name, fitted in other.factors.items():
+            for a, b in zip(fitted.factors.parts, made[0].factors[name].factors.parts, strict=True):
+                torch.testing.assert_close(a @ a.mT, b @ b.mT, atol=1e-6, rtol=1e-6)
+
+
+class Counted(TorchDispatchMode):
+    def __init__(self):
+        super().__init__()
+        self.seen = Counter()
+
+    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+        self.seen[func._schema.name] += 1
+        return func(*args, **(kwargs or {}))
+
+
+@pytest.mark.parametrize("depth", [2, 4])
+def test_a_block_is_computed_once_in_each_network(depth, monkeypatch):
+    """Whatever groups it has: each pass of the compressed block goes on where the one before was cut. What takes the
+    output of a layer is computed once more, when this is followed to what stands behind it: here the attention."""
+    model, data = decoder(depth)
+    counted, fit = Counted(), layers._Fit.run
+
+    def run(self, few):
+        with counted:
+            return fit(self, few)
+
+    monkeypatch.setattr(layers._Fit, "run", run)
+    planned(model, data)
+    held_out = depth + 2  # the network of one shot, and the last block of both
+    assert counted.seen["aten::_safe_softmax"] == 3 * depth * len(data) + held_out
 
 
 def test_targets_are_what_the_original_gives_not_what_the_compressed_network_would(monkeypatch):

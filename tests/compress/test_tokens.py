@@ -137,7 +137,8 @@ def test_half_the_fisher_cost_is_the_divergence_of_a_small_change(name):
     assert abs(ratios[-1] - 1) <= abs(ratios[0] - 1) + 0.02, ratios
 
 
-def test_one_forward_and_two_backward_passes(monkeypatch):
+@pytest.mark.parametrize(("enough", "backward"), [(1 << 20, 2), (1, 1)])
+def test_one_forward_and_two_backward_passes_or_one_where_half_of_the_tokens_are_enough(enough, backward, monkeypatch):
     model, data, calls = Small().eval(), batches(64), []
     real = torch.autograd.grad
     monkeypatch.setattr(torch.autograd, "grad", lambda *a, **k: calls.append("backward") or real(*a, **k))
@@ -145,10 +146,12 @@ def test_one_forward_and_two_backward_passes(monkeypatch):
     spread = token_metric.measure_spread(model, Samples(data, None), LM)
     for name, answer in (("separable", True), ("layout_for", torch.contiguous_format)):  # each runs the model once
         monkeypatch.setattr(f"rankfold.compress.metric.{name}", lambda *_, found=answer: found)
+    monkeypatch.setattr(token_metric, "ENOUGH", enough)
     calls.clear()
-    token_metrics(model, Samples(data, None), sites(model), LM, spread)
+    found = token_metrics(model, Samples(data, None), sites(model), LM, spread)
+    assert found.fisher.keys() == found.outputs.keys()
     assert calls.count("forward") == 4  # 64 samples, 16 at a time
-    assert calls.count("backward") == 2 * calls.count("forward")
+    assert calls.count("backward") == backward * calls.count("forward")
 
 
 def test_no_statistic_is_larger_than_the_smaller_side():
@@ -269,3 +272,37 @@ def test_other_objectives_are_measured_as_before():
     assert plan.forecast is None
     assert "unit" not in plan.calibration
     assert plan.statistics.sites["0"].metric.shape == (9, 9)
+
+
+@pytest.mark.parametrize("enough", [1 << 20, 1])
+def test_metrics_in_passing_are_those_of_a_pass_of_their_own(enough, monkeypatch):
+    """Where each batch can be differentiated at once, moments and metrics come from the same forward pass."""
+    model, calls = Small().eval(), []
+    data = [{"input_ids": part} for batch in batches(64) for part in batch["input_ids"].split(16)]
+    assert len(data) == 4
+    monkeypatch.setattr(token_metric, "ENOUGH", enough)
+    apart = token_metrics(model, Samples(data, None), sites(model), LM)
+    model.register_forward_hook(lambda *_: calls.append(1))
+    for place in ("compress.statistics", "compress.tokens"):  # it runs the model once
+        monkeypatch.setattr(f"rankfold.{place}.layout_for", lambda *_: torch.contiguous_format)
+    found = calibrate(model, data, sites(model), objective=LM)
+    assert len(calls) == len(data)
+    assert apart.fisher.keys() == {name for name, each in found.sites.items() if each.metric is not None}
+    for name, each in found.sites.items():
+        for metric, other in ((each.metric, apart.fisher[name]), (each.coarse, apart.outputs[name])):
+            assert float((metric - other).norm()) < 1e-5 * float(other.norm())
+
+
+class NoGradients(Small):
+    def forward(self, input_ids: Tensor, attention_mask: Tensor | None = None) -> Tensor:
+        if torch.is_grad_enabled():
+            raise RuntimeError("not with a graph")
+        return super().forward(input_ids)
+
+
+def test_a_model_that_cannot_run_with_a_graph_gives_moments_of_every_sample_once():
+    data = [{"input_ids": part} for batch in batches(64) for part in batch["input_ids"].split(16)]
+    with pytest.warns(UserWarning, match="cannot be differentiated"):
+        found = calibrate(NoGradients().eval(), data, sites(NoGradients()), objective=LM)
+    assert found.sites["a"].moments.count == 64 * 16
+    assert found.sites["a"].metric is None

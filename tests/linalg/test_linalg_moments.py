@@ -6,6 +6,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from rankfold.linalg import Moments, NonFiniteError, NotMaterialisedError
+from rankfold.linalg.on_data.cross_moments import CrossMoments
 
 
 def rows(shape, seed, offset=0.0, dtype=torch.float64):
@@ -162,3 +163,21 @@ def test_what_is_no_row_is_refused():
         Moments(3, 0)
     with pytest.raises(ValueError, match="calibration data are empty"):
         _ = Moments(3).mean
+
+
+@pytest.mark.parametrize("offset", [0.0, 30.0])
+def test_products_in_single_precision_are_as_exact_as_such_rows(offset):
+    """Of each entry to 1e-6 of the two deviations, whatever the scales of the columns are."""
+    scales = torch.logspace(-3, 3, 12)
+    x = (torch.randn(9000, 12) + offset) * scales
+    t = x @ torch.randn(12, 7) + torch.randn(9000, 7)
+    found, exact = CrossMoments(12, 7, single=True), CrossMoments(12, 7)
+    for rows, targets in zip(x.split(5000), t.split(5000), strict=True):
+        found.update(rows, targets)
+        exact.update(rows, targets)
+    spread, aims = exact.gram.diagonal().sqrt(), exact.energy.sqrt()
+    assert float(((found.gram - exact.gram) / spread / spread[:, None]).abs().max()) < 2e-6
+    assert float(((found.cross - exact.cross) / spread[:, None] / aims).abs().max()) < 2e-6
+    torch.testing.assert_close(found.energy, exact.energy, rtol=2e-6, atol=0)
+    wide = CrossMoments(12, 7, single=True).update(x.double(), t.double())  # these are left as they are
+    assert torch.equal(wide.gram, CrossMoments(12, 7).update(x.double(), t.double()).gram)

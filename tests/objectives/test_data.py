@@ -2,6 +2,7 @@
 
 import copy
 import json
+import math
 import warnings
 from dataclasses import replace
 
@@ -330,3 +331,13 @@ def test_the_whole_job_takes_a_tuple_of_data_sets():
     assert result.plan["body"].rank == 2
     with pytest.raises(ValueError, match=r"a list: give an object with train.*or a tuple"):
         compress(Taking(), pairs, "params=0.9", settings=settings)
+
+
+def test_a_figure_that_is_no_number_for_a_sample_that_is_none_is_refused_by_its_number():
+    net, x, y = nn.Linear(4, 2), torch.randn(20, 4), torch.randn(20, 2)
+    x[13, 1] = float("nan")
+    with pytest.raises(TrainingError, match="test data: sample 13 holds a value that is not a finite"):
+        rf.evaluate(net, (x, y), batch_size=4, role="test")
+    x[13, 1] = 0
+    net.weight.data[0] = float("nan")  # not of the data: the figure says it
+    assert not math.isfinite(rf.evaluate(net, (x, y)).judged.value)

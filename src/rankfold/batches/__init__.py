@@ -147,18 +147,24 @@ def moved(value: Any, device: torch.device | str, dtype: torch.dtype | None = No
     return mapped(value, move)
 
 
-def forward(model: nn.Module, batch: Any) -> Any:
-    """The model's output for a batch, on the model's device and in its floating dtype.
+def forward(model: nn.Module, batch: Any, begun: Callable[[], None] = lambda: None) -> Any:
+    """The model's output for a batch, on the model's device and in its floating dtype. ``begun`` is called when the
+    inputs are ready.
 
     Raises ``TypeError`` for a batch with fewer inputs than the model needs, and ``InputError`` that names the layer for
     one whose inputs do not fit it.
     """
-    floating = [p for p in model.parameters() if p.is_floating_point()]
-    parameter = next((p for p in floating if not p.is_meta), next(iter(floating), None))  # weights may be read in parts
+    parameter = None
+    for each in model.parameters():
+        if each.is_floating_point():
+            parameter = each if parameter is None or parameter.is_meta else parameter
+            if not parameter.is_meta:  # weights may be read in parts
+                break
     args, kwargs = arguments(batch, model)
     if parameter is not None:
         args = moved(args, parameter.device, parameter.dtype)
         kwargs = moved(kwargs, parameter.device, parameter.dtype)
+    begun()
     with explained(model.named_modules):
         return model(*args, **kwargs)
 

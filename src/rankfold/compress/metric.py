@@ -114,29 +114,33 @@ class Estimate(Protocol):
 @dataclass
 class Gathering:
     """Gradients of one or several scalars with respect to the outputs of all sites: one forward pass, and one backward
-    pass for each scalar."""
+    pass for each scalar; with ``turns`` one in all, each scalar is taken of other samples."""
 
     root: nn.Module
     seen: Samples
     objective: Objective
     estimates: Sequence[Estimate]
     progress: Progress | None = None
+    turns: bool = False
 
     def run(self, sites: SiteList, size: int, graph: int) -> bool:
         """Go over the samples, ``size`` of one half, then as many of the other, ``graph`` at a time; whether the model
         can be differentiated."""
-        root, seen, earlier, done = self.root, self.seen, 0, 0
-        if not separable(root, next(batch for _, batch in seen.batches())):
-            size = graph = 1 << 62
+        root, seen, earlier, done, checked = self.root, self.seen, 0, 0, False
         layout = layout_for(root, seen.data)
         with tapping(root, sites) as taps:
             for index, batch in seen.batches():
                 count = size_of(batch)
-                for first, group in chunks(batch, count, earlier, size) if index in seen else ():
-                    half = (first // size if size < count else index) % 2
+                if not checked and count > min(size, graph):
+                    checked = True
+                    if not separable(root, batch):
+                        size = graph = 1 << 62
+                parts = chunks(batch, count, earlier, size) if size < count else iter([(earlier, batch)])
+                for first, group in parts if index in seen else ():
+                    number = first // size if size < count else index
                     for start, chunk in chunks(group, size_of(group), 0, graph):
                         taps.clear()
-                        if not self._gradients(laid_out(chunk, layout), chunk, first + start, half, taps):
+                        if not self._gradients(laid_out(chunk, layout), chunk, first + start, number, taps):
                             return False
                     done += size_of(group)
                     if self.progress is not None:
@@ -144,9 +148,9 @@ class Gathering:
                 earlier += count
         return True
 
-    def _gradients(self, given: Any, chunk: Any, first: int, half: int, taps: Taps) -> bool:
+    def _gradients(self, given: Any, chunk: Any, first: int, number: int, taps: Taps) -> bool:
         try:
-            return self._taken(given, chunk, first, half, taps)
+            return self._taken(given, chunk, first, number, taps)
         except torch.OutOfMemoryError:
             raise
         except RuntimeError as error:  # of code that writes in place, or has no derivative
@@ -158,17 +162,20 @@ class Gathering:
             )
             return False
 
-    def _taken(self, given: Any, chunk: Any, first: int, half: int, taps: Taps) -> bool:
+    def _taken(self, given: Any, chunk: Any, first: int, number: int, taps: Taps) -> bool:
+        estimates, every = self.estimates, len(self.estimates) if self.turns else 1
+        if self.turns:
+            estimates = (estimates[number % every],)
         with torch.enable_grad():
             answers = self.objective.answers(forward(self.root, given), chunk)
             if not taps or not any(answer.values.requires_grad for answer in answers):
                 return False
-            for index, estimate in enumerate(self.estimates):
+            for index, estimate in enumerate(estimates):
                 total, counted = estimate.of(answers, first)
-                again = index + 1 < len(self.estimates)
+                again = index + 1 < len(estimates)
                 found = torch.autograd.grad(total, [zero for _, zero in taps], allow_unused=True, retain_graph=again)
                 pairs = [(site, g) for (site, _), g in zip(taps, found, strict=True) if g is not None]
-                estimate.add(pairs, counted, half)
+                estimate.add(pairs, counted, number // every % 2)
         return True
 
 

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import nullcontext
 from dataclasses import dataclass, field, replace
+from functools import partial
 from pathlib import Path
 from typing import Any, NotRequired
 
@@ -16,7 +18,7 @@ from rankfold.batches import check_rereadable, forward, size_of
 from rankfold.compress.absorbers import Absorbers
 from rankfold.compress.finite import check_finite
 from rankfold.compress.metric import Spread, output_metrics
-from rankfold.compress.tokens import token_metrics
+from rankfold.compress.tokens import InPassing, token_metrics
 from rankfold.costs import evaluating
 from rankfold.forms import Side
 from rankfold.linalg import Moments
@@ -262,25 +264,36 @@ def calibrate(
     """
     seen = Samples(data, samples, batch_size, team=team or Team())
     root, asked = unwrap(model), objective or Teacher()
+    by_token, both = bool(metric_samples) and asked.by_token and tokenwise, None
     check_affordable(sites.reducible)
     if metric_samples:
         check_rereadable(data)
     with evaluating(root), opened(root):
         check_finite((site, site.weight(root), site.bias(root)) for site in sites.reducible)
-        gathered = gather(root, seen, sites, asked if metric_samples else None, progress)
+        beside = InPassing.over(root, seen, sites, asked, metric_samples) if by_token else nullcontext()
+        with beside as passing:
+            taken = partial(gather, root, seen, sites, asked if metric_samples else None, progress)
+            try:
+                gathered = taken(None if passing is None else passing.run)
+            except RuntimeError:
+                if passing is None:
+                    raise
+                passing.able = False  # code that cannot run with a graph
+                gathered = taken()
+        if passing is not None and passing.able and gathered.spread.names:
+            both = passing.metrics(gathered.spread)
     if not gathered.samples:
         raise ValueError("the calibration data is empty: give at least one batch")
     give_back()
-    tokens = bool(metric_samples) and asked.by_token and tokenwise
     metrics: Mapping[str, Tensor] = {}
     coarse: Mapping[str, Tensor] = {}
     few = seen.first(metric_samples)
-    if tokens:
-        both = token_metrics(root, few, sites, asked, gathered.spread, progress)
+    if by_token:
+        both = both or token_metrics(root, few, sites, asked, gathered.spread, progress)
         metrics, coarse = both.fisher, both.outputs
     elif metric_samples:
         metrics = output_metrics(root, few, sites, asked, gathered.spread, progress)
-    known = assembled(gathered, sites, metrics, coarse, tokens)
+    known = assembled(gathered, sites, metrics, coarse, by_token)
     give_back()
     return replace(known, model=fingerprint(model))
 
@@ -343,6 +356,7 @@ def gather(
     def watch(site: Site) -> Callable[..., None]:
         def hook(module: nn.Module, args: tuple, kwargs: dict, output: Tensor) -> None:
             rows = site.layer.rows(module, first_of(args, kwargs), output)
+            rows = rows.detach()
             if not bool(rows.isfinite().all()):
                 raise ValueError(
                     f"{site.title}: on the calibration data its activations in {rows.dtype} are NaN or infinite: "

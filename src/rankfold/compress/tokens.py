@@ -12,31 +12,38 @@ better where the damage is large and the quadratic is no forecast any more.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 
+from rankfold.batches import forward, size_of
 from rankfold.compress.metric import (
     GRAPH,
     Gathering,
     Spread,
     Spreading,
     Sums,
+    Taps,
     alike,
     generator_of,
     gram_of,
     measure_spread,
+    tapping,
 )
 from rankfold.costs import evaluating
-from rankfold.objectives import Answer, Objective
+from rankfold.objectives import Answer, Objective, ObjectiveError
 from rankfold.observe import Samples
+from rankfold.observe.passes import laid_out, layout_for
 from rankfold.run.progress import Progress
 from rankfold.sites import Site, SiteList, opened
 
 NUMBERS = 1 << 25  # of the answers whose graph is in memory at once
 WIDE = 4096  # outputs above which only the diagonal of D is gathered, where all of it would be needed
+ENOUGH = 32  # rows of gradients for each output, of which a metric is well known
 ROWS = 4096  # that are summed in float32 before they are added in float64
 
 
@@ -56,7 +63,8 @@ def token_metrics(
     spread: Spread | None = None,
     progress: Progress | None = None,
 ) -> TokenMetrics:
-    """Both metrics of every reducible site that gradients reach: one forward and two backward passes in eval mode.
+    """Both metrics of every reducible site that gradients reach: one forward and two backward passes in eval mode, or
+    one where half of the tokens are ``ENOUGH``: of each metric every other samples.
 
     As many samples at a time as keep the answers below ``NUMBERS`` numbers. Empty for a model that cannot be
     differentiated. Leaves everything as found.
@@ -70,11 +78,112 @@ def token_metrics(
         inner = {site.name: site.matrix(root).float() for site in sites.reducible if inside(site)}
         sums = tuple(Sums(moment=moment_for(inner, scale)) for scale in (0.5, 1.0))
         estimates = (Drawn(sums[0]), Spreading(objective, spread, sums[1]))
-        if not Gathering(root, seen, objective, estimates, progress).run(sites, graph, graph):
+        sizes = [size_of(batch) for _, batch in seen.batches()]
+        tokens = spread.rows[0] * sum(sizes) // max(spread.samples, 1)
+        turns = _take_turns(sites, tokens, sum(max(1, size // graph) for size in sizes))
+        if not Gathering(root, seen, objective, estimates, progress, turns).run(sites, graph, graph):
             return TokenMetrics({}, {})
-        towards = alike(root, sites) | {name: gram_of(weight) for name, weight in inner.items()}
-        fisher, outputs = (each.metrics(seen.team, towards) for each in sums)
+        return _together(root, seen, sites, sums)
+
+
+def _together(root: nn.Module, seen: Samples, sites: SiteList, sums: tuple[Sums, ...]) -> TokenMetrics:
+    inner = {site.name: gram_of(site.matrix(root).float()) for site in sites.reducible if inside(site)}
+    fisher, outputs = (each.metrics(seen.team, alike(root, sites) | inner) for each in sums)
     return TokenMetrics(fisher, outputs)
+
+
+def _take_turns(sites: SiteList, tokens: int, parts: int) -> bool:
+    """Whether half of so many tokens are ``ENOUGH`` for every metric, and have two halves to compare."""
+    widest = max((min(site.shape) if inside(site) else site.shape[0] for site in sites.reducible), default=0)
+    return tokens >= 2 * ENOUGH * widest and parts >= 4
+
+
+@dataclass
+class InPassing:
+    """Both metrics from a forward pass that is made anyway, batch by batch (``run``), where each of these is small
+    enough to be differentiated at once. ``sizes``: of the batches, in samples; ``able``: whether it went well so far;
+    ``turns``: known from the first batch on."""
+
+    root: nn.Module
+    seen: Samples
+    sites: SiteList
+    objective: Objective
+    sizes: Sequence[int]
+    taps: Taps
+    able: bool = True
+    turns: bool | None = None
+
+    @classmethod
+    @contextmanager
+    def over(
+        cls, root: nn.Module, seen: Samples, sites: SiteList, objective: Objective, samples: int
+    ) -> Iterator[InPassing | None]:
+        """Within the block such passes can be run; None where the batches are too large, or hold more than the
+        ``samples`` that are wanted. The model must be ``opened`` and in eval mode."""
+        sizes = [size_of(batch) for _, batch in seen.batches()]
+        if not sizes or max(sizes) > GRAPH or sum(sizes) > samples:
+            yield None
+            return
+        with tapping(root, sites) as taps:
+            yield cls(root, seen, sites, objective, sizes, taps)
+
+    def __post_init__(self) -> None:
+        inner = {site.name: site.matrix(self.root).float() for site in self.sites.reducible if inside(site)}
+        self.layout = layout_for(self.root, self.seen.data)
+        self.sums = tuple(Sums(moment=moment_for(inner, scale)) for scale in (0.5, 1.0))
+        self.estimates: tuple[Drawn | Spreading, ...] = (
+            Drawn(self.sums[0]),
+            Spreading(self.objective, _Unscaled(), self.sums[1]),
+        )
+
+    def run(self, index: int, batch: Any) -> Any:
+        """What the model gives for the batch of number ``index``."""
+        self.taps.clear()
+        with torch.set_grad_enabled(self.able):
+            output = forward(self.root, laid_out(batch, self.layout))
+            if self.able:
+                try:
+                    self._differentiate(self.objective.answers(output, batch), index)
+                except torch.OutOfMemoryError:
+                    raise
+                except (RuntimeError, ObjectiveError):  # ``token_metrics`` says why
+                    self.able = False
+        return output
+
+    def _differentiate(self, answers: Sequence[Answer], index: int) -> None:
+        values = answers[0].values
+        few = len(answers) == 1 and values.numel() <= NUMBERS
+        if not few or not self.taps or not values.requires_grad:
+            self.able = False
+            return
+        if self.turns is None:
+            tokens = values.shape[1:-1].numel() * sum(self.sizes)
+            self.turns = _take_turns(self.sites, tokens, len(self.sizes))
+        first, zeros = sum(self.sizes[:index]), [zero for _, zero in self.taps]
+        every = 2 if self.turns else 1
+        for number, estimate in enumerate(self.estimates):
+            if index % every == number % every:
+                total, counted = estimate.of(answers, first)
+                again = number + every < len(self.estimates)
+                found = torch.autograd.grad(total, zeros, allow_unused=True, retain_graph=again)
+                pairs = [(site, g) for (site, _), g in zip(self.taps, found, strict=True) if g is not None]
+                estimate.add(pairs, counted, index // every % 2)
+
+    def metrics(self, spread: Spread) -> TokenMetrics:
+        """``spread`` of the answers on all samples."""
+        (scale,) = spread.scales
+        for half in self.sums[1].halves:
+            half.update({name: scale**2 * total for name, total in half.items()})
+        return _together(self.root, self.seen, self.sites, self.sums)
+
+
+class _Unscaled(Spread):
+    """One answer, whose deviation is not known yet."""
+
+    scales = (1.0,)  # type: ignore[assignment]
+
+    def ordered(self, answers: Sequence[Answer]) -> list[Answer]:
+        return list(answers)
 
 
 def inside(site: Site) -> bool:

@@ -11,8 +11,6 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor
 
-from rankfold.linalg.brief import brief
-
 if TYPE_CHECKING:
     from rankfold.objectives.base import Objective
 
@@ -107,6 +105,8 @@ class Evaluation:
         >>> found = rf.Evaluation((rf.Figure("accuracy", 0.9, unit="fraction"),), loss=0.3, count=100)
         >>> found.accuracy, found.judged.text
         (0.9, '90.00 %')
+        >>> found
+        Evaluation(accuracy 90.00 %, loss 0.300, count 100)
     """
 
     figures: tuple[Figure, ...]
@@ -115,7 +115,9 @@ class Evaluation:
     chance: float | None = None
     objective: str = ""
 
-    __repr__ = brief
+    def __repr__(self) -> str:
+        told = [*map(str, self.figures), f"loss {_text(self.loss, '')}", f"count {self.count:,}"]
+        return f"Evaluation({', '.join(told)})"
 
     @property
     def judged(self) -> Figure:

@@ -8,6 +8,7 @@ pass are watched, with the storage that each reads and writes.
 from __future__ import annotations
 
 import threading
+import weakref
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -15,6 +16,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.overrides import TorchFunctionMode
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from rankfold.batches import forward, tensors_in
@@ -28,7 +30,7 @@ class Call:
     """One call of a module. ``begin``, ``end``: moments of the forward pass, in operations and calls; ``stop``: how
     many calls have begun when it ends. ``changing``: it holds, or is given, or gives what depends on a ``site`` or on
     other weights. ``reads``: which tensor it is given first. ``given``: the tensors that it gives, as numbers of
-    ``Lived``; ``size``: their bytes.
+    ``Lived``; ``size``: their bytes. ``alive``: bytes of what had been computed and was still there when it began.
     """
 
     name: str
@@ -40,6 +42,7 @@ class Call:
     reads: tuple[int, int]
     given: frozenset[int]
     size: int
+    alive: int
 
 
 @dataclass
@@ -56,19 +59,44 @@ class Lived:
 def intercepted(names: Mapping[int, str], instead: Instead) -> Iterator[None]:
     """Within the block, of this thread, ``instead(module, name, go_on, args, kwargs)`` takes the place of every call of
     a module whose id is in ``names``; ``go_on()`` makes the call, hooks and all."""
-    original, thread = nn.Module.__call__, threading.get_ident()
+    way = (threading.get_ident(), names, instead)
+    with intercepting():
+        _WAYS.append(way)
+        try:
+            yield
+        finally:
+            _WAYS.remove(way)
 
-    def let_through(module: nn.Module, *args: Any, **kwargs: Any) -> Any:
-        name = names.get(id(module))
-        if name is None or threading.get_ident() != thread:
-            return original(module, *args, **kwargs)
-        return instead(module, name, lambda: original(module, *args, **kwargs), args, kwargs)
 
-    nn.Module.__call__ = let_through  # type: ignore[method-assign]
+@contextmanager
+def intercepting() -> Iterator[None]:
+    """Around many blocks of ``intercepted``: each would cost half a millisecond, in which Python forgets where it has
+    found the methods of modules."""
+    with _LOCK:
+        _HOLDERS.append(nn.Module.__call__)
+        if len(_HOLDERS) == 1:
+            nn.Module.__call__ = let_through  # type: ignore[method-assign]
     try:
         yield
     finally:
-        nn.Module.__call__ = original  # type: ignore[method-assign]
+        with _LOCK:
+            original = _HOLDERS.pop()
+            if not _HOLDERS:
+                nn.Module.__call__ = original  # type: ignore[method-assign]
+
+
+_LOCK = threading.Lock()
+_HOLDERS: list[Any] = []  # the first one is the method of torch
+_WAYS: list[tuple[int, Mapping[int, str], Instead]] = []
+
+
+def let_through(module: nn.Module, *args: Any, **kwargs: Any) -> Any:
+    original, thread = _HOLDERS[0], threading.get_ident()
+    for owner, names, instead in reversed(_WAYS):
+        name = names.get(id(module)) if owner == thread else None
+        if name is not None:
+            return instead(module, name, lambda: original(module, *args, **kwargs), args, kwargs)
+    return original(module, *args, **kwargs)
 
 
 def called_names(root: nn.Module, sites: Collection[str]) -> dict[int, str]:
@@ -86,11 +114,13 @@ def called_names(root: nn.Module, sites: Collection[str]) -> dict[int, str]:
 
 @dataclass
 class Watched:
-    """What was seen of one forward pass: every call in the order in which they began, every tensor."""
+    """What was seen of one forward pass: every call in the order in which they began, every tensor. ``open``: whether
+    all of them are given by functions of torch that can be seen being called."""
 
     calls: Sequence[Call]
     lived: Sequence[Lived]
     length: int
+    open: bool = True
 
 
 def watch_calls(root: nn.Module, batch: Any, sites: Collection[str]) -> Watched:
@@ -101,12 +131,44 @@ def watch_calls(root: nn.Module, batch: Any, sites: Collection[str]) -> Watched:
     """
     weighted = {name for name, module in root.named_modules() if any(True for _ in module.parameters(recurse=False))}
     watch = _Watch(frozenset(sites), frozenset(weighted))
-    with torch.no_grad(), intercepted(called_names(root, sites), watch.call), watch:
+    with torch.no_grad(), intercepted(called_names(root, sites), watch.call), watch, watch.functions:
         output = forward(root, batch)
     watch.clock += 1
     for tensor in tensors_in(output):  # what the model gives is read by whoever called it
         watch.read(tensor)
-    return Watched(watch.calls, watch.lived, watch.clock)  # type: ignore[arg-type]  # all have ended
+    calls: Sequence[Call] = watch.calls  # type: ignore[assignment]  # all have ended
+    return Watched(calls, watch.lived, watch.clock, not watch.functions.hidden)
+
+
+class _Functions(TorchFunctionMode):
+    """Torch's functions being called, and what they have given. ``hidden``: whether something else computes, too."""
+
+    def __init__(self, current: Mapping[int, int]) -> None:
+        super().__init__()
+        self.current, self.under_way, self.hidden = current, 0, False
+        self.made: dict[int, weakref.ref[Tensor]] = {}
+
+    def __torch_function__(self, func: Any, types: Any, args: tuple = (), kwargs: dict | None = None) -> Any:
+        kwargs = kwargs or {}
+        with torch._C.DisableTorchFunction():
+            self.hidden = self.hidden or any(map(self._strange, tensors_in((args, kwargs))))
+        self.under_way += 1
+        try:
+            output = func(*args, **kwargs)
+        finally:
+            self.under_way -= 1
+        self.made |= {id(tensor): weakref.ref(tensor) for tensor in tensors_in(output)}
+        return output
+
+    def _strange(self, tensor: Tensor) -> bool:
+        """Whether it was computed in this pass, and no function gave it."""
+        known = self.made.get(id(tensor))
+        return (known is None or known() is not tensor) and _storage(tensor) in self.current
+
+    def alive(self) -> int:
+        """Bytes of what functions have given and is still there."""
+        tensors = [tensor for tensor in (known() for known in self.made.values()) if tensor is not None]
+        return sum({_storage(tensor): tensor.untyped_storage().nbytes() for tensor in tensors}.values())
 
 
 @dataclass
@@ -122,6 +184,7 @@ class _Watch(TorchDispatchMode):
         self.current: dict[int, int] = {}  # by storage: number of what was written there last
         self.alive: list[Any] = []  # an address is that of one storage only while it lives
         self.under_way: list[int] = []
+        self.functions = _Functions(self.current)
 
     def read(self, tensor: Tensor) -> bool:
         """Whether it depends on a site."""
@@ -143,6 +206,7 @@ class _Watch(TorchDispatchMode):
     def __torch_dispatch__(self, func: Any, types: Any, args: tuple = (), kwargs: dict | None = None) -> Any:
         kwargs = kwargs or {}
         self.clock += 1
+        self.functions.hidden = self.functions.hidden or not self.functions.under_way
         inputs = list(tensors_in((args, kwargs)))
         changing = self.read_all(inputs)
         output = func(*args, **kwargs)
@@ -157,12 +221,13 @@ class _Watch(TorchDispatchMode):
     ) -> Any:
         self.clock += 1
         begin, number, site = self.clock, len(self.calls), name in self.sites
+        with torch._C.DisableTorchFunction():
+            alive = self.functions.alive() if site else 0
+            reads = self._reads(number, args, kwargs)
         self.calls.append(None)
         self.under_way.append(number)
         marked = site or name in self.weighted
         changing = self.read_all(tensors_in((args, kwargs))) or marked
-        first = next(tensors_in((first_of(args, kwargs), args, kwargs)), None)
-        reads = (-1, number) if first is None else self._state(first)
         output = go_on()
         self.under_way.pop()
         self.clock += 1
@@ -174,9 +239,13 @@ class _Watch(TorchDispatchMode):
         changing = changing or any(each is not None and each.changing for each in self.calls[number + 1 :])
         size = sum(tensor.numel() * tensor.element_size() for tensor in tensors_in(output))
         self.calls[number] = Call(
-            name, begin, self.clock, len(self.calls), site, changing, reads, frozenset(given), size
+            name, begin, self.clock, len(self.calls), site, changing, reads, frozenset(given), size, alive
         )  # fmt: skip
         return output
+
+    def _reads(self, number: int, args: tuple[Any, ...], kwargs: dict[str, Any]) -> tuple[int, int]:
+        first = next(tensors_in((first_of(args, kwargs), args, kwargs)), None)
+        return (-1, number) if first is None else self._state(first)
 
     def _state(self, tensor: Tensor) -> tuple[int, int]:
         """Equal for the same numbers in the same place: of a view, where it begins is part of it."""

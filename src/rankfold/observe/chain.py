@@ -42,8 +42,12 @@ class Span:
 
 @dataclass(frozen=True)
 class Chain:
+    """``steady``: whether a pass can be cut between the calls, and goes on from there in the same way: all that is
+    computed is seen being computed, and the calls are those of ``calls`` whatever the data."""
+
     calls: Sequence[Call]
     spans: tuple[Span, ...]
+    steady: bool = True
 
     __repr__ = brief
 
@@ -88,7 +92,7 @@ def find_chain(root: nn.Module, batch: Any, sites: Collection[str], many: int = 
                 made += _cut(seen.calls, crossing, start, end, inside, carried)
         spans = made
     names = lambda inside: tuple(tuple(seen.calls[n].name for n in group) for group in inside)  # noqa: E731
-    return Chain(seen.calls, tuple(Span(start, end, names(inside)) for start, end, inside in spans))
+    return Chain(seen.calls, tuple(Span(start, end, names(inside)) for start, end, inside in spans), seen.open)
 
 
 Groups = list[list[int]]

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from contextlib import AbstractContextManager, nullcontext, suppress
 from dataclasses import dataclass, field
 from typing import Any
@@ -14,21 +14,18 @@ from rankfold.batches import forward
 from rankfold.linalg.brief import brief
 from rankfold.observe.calls import called_names, intercepted
 from rankfold.observe.chain import Border, Chain, Span
+from rankfold.observe.tape import AnotherWay, Taping, rebuilt
 from rankfold.observe.watch import Enough
 
 State = dict[int, Any]  # what calls have given, by their numbers
-_PLAIN = (bool, int, float, str, torch.dtype, torch.device, torch.Size)
-
-
-class AnotherWay(ValueError):
-    """A batch for which other modules are called, or in another order, than for the one that the chain was found by."""
 
 
 @dataclass
 class Replay:
     """Passes through the spans of ``chain`` in one network, which has modules of the same names as the one in which it
     was found. ``shapes``: by batch what the calls that are left out give, without its numbers; the first pass through
-    a span learns it, and networks of the same shapes share it."""
+    a span learns it, and networks of the same shapes share it. Where modules of the network have been replaced,
+    ``look`` again."""
 
     chain: Chain
     network: nn.Module
@@ -39,6 +36,19 @@ class Replay:
 
     def __post_init__(self) -> None:
         self.skipped = self.chain.skipped
+        self.blank: dict[Any, Tensor] = {}
+        self.look()
+
+    def zeros(self, like: Tensor) -> Tensor:
+        """Zeros of one shape, the same ones every time: nobody reads them, but they may be written to."""
+        key = like.shape, like.dtype, like.device
+        if key not in self.blank:
+            self.blank[key] = torch.zeros(like.shape, dtype=like.dtype, device=like.device)
+        return self.blank[key].detach()
+
+    def look(self) -> None:
+        """Find the modules of the network by their names."""
+        self.names = called_names(self.network, self.sites)
 
     def run(
         self,
@@ -48,20 +58,22 @@ class Replay:
         state: State,
         looking: AbstractContextManager[Any] | None = None,
         graph: bool = False,
+        taping: Taping | None = None,
     ) -> tuple[State, Any]:
         """What is kept at the end of ``span`` for the batch of number ``index``, given ``state`` at its start; and what
         the network gives, where that is its end (None elsewhere). ``looking``: entered for the pass itself; what raises
-        ``Enough`` ends the pass. ``graph``: what is kept and given can be differentiated by ``state``."""
+        ``Enough`` ends the pass. ``graph``: what is kept and given can be differentiated by ``state``. ``taping``: the
+        pass goes on from where an earlier one was cut, or is to be cut."""
         looking = looking or nullcontext()
         with torch.set_grad_enabled(graph):
-            if span.start is None and span.end is None:
+            if span.start is None and span.end is None and taping is None:
                 with suppress(Enough), looking:
                     return {}, forward(self.network, batch)
                 return {}, None
-            step = _Pass(self, span.start, span.end, state, self.shapes.setdefault(index, {}), graph)
+            step = _Pass(self, span.start, span.end, state, self.shapes.setdefault(index, {}), graph, taping)
             output = None
-            with intercepted(called_names(self.network, self.sites), step.call), suppress(Enough), looking:
-                output = forward(self.network, batch)
+            with intercepted(self.names, step.call), suppress(Enough), looking, taping or nullcontext():
+                output = forward(self.network, batch, step.begin)
             return step.kept, output if span.end is None else None
 
 
@@ -73,6 +85,7 @@ class _Pass:
     given: State
     shapes: State
     graph: bool = False
+    taping: Taping | None = None
     kept: State = field(default_factory=dict)
     number: int = 0
 
@@ -83,6 +96,11 @@ class _Pass:
         for number in self.wanted:
             if number in self.given:
                 self.kept[number] = self.given[number]
+
+    def begin(self) -> None:
+        """The network is about to be called: what was computed until now has made its inputs of the batch."""
+        if self.taping is not None:
+            self.taping.active = self.start is None
 
     def call(
         self, module: nn.Module, name: str, go_on: Callable[[], Any], args: tuple[Any, ...], kwargs: dict[str, Any]
@@ -96,30 +114,34 @@ class _Pass:
         here = self.calls[number]
         if here.changing and here.end <= self.begins:
             self.number = here.stop
-            return rebuilt(self.given[number] if number in self.given else self.shapes[number], torch.clone)
+            return self._left_out(number)
         self.number += 1
-        output = go_on()
+        output = go_on() if self.taping is None or not here.site else self.taping.site(name, go_on)
         if self.number != here.stop:
             raise AnotherWay(f"{name} calls other modules than it did for the first samples")
-        if number in self.wanted:
-            self.kept[number] = rebuilt(output, torch.clone if self.graph else _taken)
-        if number in self.replay.skipped and number not in self.shapes:
-            self.shapes[number] = rebuilt(output, lambda x: x.detach().new_zeros(()).expand(x.shape))
+        with torch._C.DisableTorchFunction():
+            if number in self.wanted:
+                self.kept[number] = rebuilt(output, torch.clone if self.graph else _taken)
+                if self.taping is not None:
+                    self.taping.hold(output)
+            if number in self.replay.skipped and number not in self.shapes:
+                self.shapes[number] = rebuilt(output, lambda x: x.detach().new_zeros(()).expand(x.shape))
         return output
+
+    def _left_out(self, number: int) -> Any:
+        """What a call gives that lies before the start."""
+        with torch._C.DisableTorchFunction():
+            if number in self.given:
+                value = rebuilt(self.given[number], torch.clone)
+            else:
+                value = rebuilt(self.shapes[number], self.replay.zeros)
+        if self.taping is None:
+            return value
+        value = self.taping.given(number, value)
+        if self.start is not None and number == self.start.call:
+            self.taping.active = True
+        return value
 
 
 def _taken(tensor: Tensor) -> Tensor:
     return tensor.detach().clone()
-
-
-def rebuilt(value: Any, change: Callable[[Tensor], Tensor]) -> Any:
-    """``value`` with every tensor inside changed, of the same types: also outputs that are read by attribute."""
-    if isinstance(value, Tensor):
-        return change(value)
-    if isinstance(value, Mapping):
-        items = {key: rebuilt(item, change) for key, item in value.items()}
-        return items if type(value) is dict else type(value)(**items)
-    if isinstance(value, tuple | list):
-        parts = [rebuilt(item, change) for item in value]
-        return type(value)(*parts) if hasattr(value, "_fields") else type(value)(parts)
-    return value if isinstance(value, _PLAIN) else None  # a cache of keys and values, say, is nobody's input here

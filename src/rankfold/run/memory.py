@@ -92,8 +92,11 @@ def give_back() -> None:
     now = _resident()
     if now is not None and now < _left + _GROWTH:
         return
-    gc.collect()
     trim = _of_glibc("malloc_trim")
-    if trim is not None:
-        trim(0)
+    for collect in (lambda: None, gc.collect):  # what is only freed goes back in a millisecond
+        collect()
+        if trim is not None:
+            trim(0)
+        if now is not None and (now := _resident()) is not None and now < _left + _GROWTH:
+            break
     _left = _resident() or 0

@@ -6,6 +6,7 @@ from rankfold.sites.find import (
     FOLD_FIRST,
     NOT_SELECTED,
     Names,
+    architecture,
     fingerprint,
     fits,
     read_layer,
@@ -40,7 +41,7 @@ split_attention = opened  # what it was called before it opened more
 
 __all__ = [
     "Call", "FOLD_FIRST", "Factors", "Form", "Joint", "Layer", "LinearLayer", "NOT_SELECTED", "Names", "Product",
-    "QUANTIZED", "Site", "SiteList", "bottleneck_rows", "carry_hooks_",
+    "QUANTIZED", "Site", "SiteList", "architecture", "bottleneck_rows", "carry_hooks_",
     "factored_layers", "factored_sites", "factors_of", "fingerprint", "fits", "is_pretrained", "leave_fused_kernels_",
     "narrow_",
     "narrowable_sites", "narrower",

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 from collections import defaultdict
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from fnmatch import fnmatchcase
 
@@ -287,18 +287,35 @@ def fingerprint(model: nn.Module) -> str:
 
     Buffers that training updates (BatchNorm statistics) count too. Cost: one pass over the parameters.
     """
-    structure, values, root = hashlib.sha256(), hashlib.sha256(), unwrap(model)
-    pages: Pages | None = getattr(root, PAGES, None)
-    everything, earlier = {**packed(root.named_modules()), **root.state_dict()}, {} if pages is None else pages.earlier
-    for name, here in sorted((earlier.get(name, name), name) for name in everything):
-        tensor = everything[here]
-        if not isinstance(tensor, torch.Tensor):
-            continue
-        if pages is not None:
-            tensor = pages.value(here, tensor)
-        check_gathered(name, tensor)
-        structure.update(f"{name}{tuple(tensor.shape)}{tensor.dtype};".encode())
+    structure, values = hashlib.sha256(), hashlib.sha256()
+    for name, tensor in _everything(model):
+        structure.update(_line(name, tensor, tensor.dtype))
         for part in () if tensor.is_meta else stored(tensor):
             flat = part.detach().cpu().contiguous().flatten().view(torch.uint8)
             values.update(flat.numpy().data)
     return f"{structure.hexdigest()[:16]}:{values.hexdigest()[:16]}"
+
+
+def architecture(model: nn.Module, floating: torch.dtype) -> str:
+    """The first half of the fingerprint, as if every real number were of the dtype ``floating``."""
+    structure = hashlib.sha256()
+    for name, tensor in _everything(model):
+        structure.update(_line(name, tensor, floating if tensor.is_floating_point() else tensor.dtype))
+    return structure.hexdigest()[:16]
+
+
+def _line(name: str, tensor: torch.Tensor, dtype: torch.dtype) -> bytes:
+    return f"{name}{tuple(tensor.shape)}{dtype};".encode()
+
+
+def _everything(model: nn.Module) -> Iterator[tuple[str, torch.Tensor]]:
+    """Parameters and buffers by their names, where weights stay on the disk by those that they have in the file."""
+    root = unwrap(model)
+    pages: Pages | None = getattr(root, PAGES, None)
+    known, earlier = {**packed(root.named_modules()), **root.state_dict()}, {} if pages is None else pages.earlier
+    for name, here in sorted((earlier.get(name, name), name) for name in known):
+        tensor = known[here]
+        if isinstance(tensor, torch.Tensor):
+            tensor = tensor if pages is None else pages.value(here, tensor)
+            check_gathered(name, tensor)
+            yield name, tensor

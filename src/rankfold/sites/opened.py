@@ -30,10 +30,15 @@ def why_closed(module: nn.Module) -> str | None:
 
 def replace_(model: nn.Module, old: nn.Module, new: nn.Module) -> None:
     """Put ``new`` wherever ``old`` (the very object) hangs in ``model``; a shared module has several places."""
-    for parent in list(model.modules()):
+    seen, waiting = {model}, [model]
+    while waiting:
+        parent = waiting.pop()
         for name, child in parent._modules.items():
             if child is old:
                 parent._modules[name] = new
+            elif child is not None and child not in seen:
+                seen.add(child)
+                waiting.append(child)
 
 
 @contextmanager

@@ -4,12 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
+from math import isfinite
 from typing import Any
 
 import torch
 from torch import nn
 
-from rankfold.batches import forward
+from rankfold.batches import forward, size_of, tensors_in
 from rankfold.costs import evaluating
 from rankfold.objectives import Evaluation, Figures, Inferred, Objective, ObjectiveError, infer, objective_named
 from rankfold.observe.passes import fitting_layout, laid_out
@@ -46,8 +47,8 @@ def evaluate(
         An ``Evaluation``, whose first figure judges.
 
     Raises:
-        TrainingError: no samples, targets that do not fit the outputs or none where they are needed, weights on the
-            meta device.
+        TrainingError: no samples, targets that do not fit the outputs or none where they are needed, a sample that is
+            not finite and makes the figure so, weights on the meta device.
 
     Cost: one forward pass, and one of ``teacher`` where the objective needs it.
 
@@ -59,7 +60,27 @@ def evaluate(
     """
     sums = counted(model, data, batch_size, role=role, objective=objective, teacher=teacher)
     with named(role):
-        return sums[0].result()
+        found = sums[0].result()
+    if not isfinite(found.judged.value) and (number := _not_finite(data, batch_size)) is not None:
+        raise TrainingError(
+            f"{role} data: sample {number} holds a value that is not a finite number, so that {found.judged.name} is "
+            "none either: leave this sample out, or mend it"
+        )
+    return found
+
+
+def _not_finite(data: Any, batch_size: int) -> int | None:
+    """The number of the first sample in which a value is not finite; None without one, or where data come once."""
+    before = 0
+    for batch in feed.ordered(data, batch_size):
+        count = size_of(batch)
+        for tensor in tensors_in(batch):
+            if tensor.is_floating_point() and tensor.dim() and len(tensor) == count:
+                finite = tensor.isfinite().flatten(1).all(1) if tensor.dim() > 1 else tensor.isfinite()
+                if not finite.all():
+                    return before + int(finite.to(torch.uint8).argmin())
+        before += count
+    return None
 
 
 def counted(

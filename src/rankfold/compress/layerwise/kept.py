@@ -4,11 +4,10 @@ from __future__ import annotations
 
 import shutil
 import tempfile
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
 
 from torch import Tensor
 
@@ -59,18 +58,22 @@ class Kept:
     def put_state(self, key: str, state: State) -> None:
         """What calls have given: their tensors here, the rest of what they are made of in memory."""
         self.forms[key] = rebuilt(state, lambda x: x.new_zeros(()).expand(x.shape))
-        self.put(key, {str(number): tensor for number, tensor in enumerate(tensors_in(state))})
+        self.put_row(key, list(tensors_in(state)))
 
     def state(self, key: str) -> State:
-        tensors = iter(self.get(key).items() if self.directory is None else sorted(self.get(key).items(), key=_number))
+        tensors = iter(self.row(key))
         place = {}
         for like in tensors_in(self.forms[key]):
-            place[id(like)] = next(tensors)[1].to(like.device)
+            place[id(like)] = next(tensors).to(like.device)
         return rebuilt(self.forms[key], lambda x: place[id(x)])
 
+    def put_row(self, key: str, tensors: Sequence[Tensor]) -> None:
+        self.put(key, {str(number): tensor for number, tensor in enumerate(tensors)})
 
-def _number(item: tuple[str, Any]) -> int:
-    return int(item[0])
+    def row(self, key: str) -> list[Tensor]:
+        """What ``put_row`` was given, in its order."""
+        found = self.get(key)
+        return [found[str(number)] for number in range(len(found))]
 
 
 @contextmanager

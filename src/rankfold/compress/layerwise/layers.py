@@ -29,7 +29,7 @@ from rankfold.compress.planning.plan import Entry
 from rankfold.costs import evaluating
 from rankfold.layers import SplitAttention, SplitCell, SplitRecurrent
 from rankfold.linalg import NotConvergedError
-from rankfold.observe import PAGES, AnotherWay, Chain, Pages, Span, find_chain
+from rankfold.observe import PAGES, AnotherWay, Chain, Pages, Span, find_chain, intercepting
 from rankfold.observe.chain import MANY
 from rankfold.observe.pages import spans_of
 from rankfold.run.memory import give_back
@@ -76,14 +76,14 @@ def fit_layers(task: Task, entries: Sequence[Entry]) -> FittedNetwork:
         names = [site.name for site in changed]
         pages = getattr(original, PAGES, None)
         if pages is not None:
-            chain = Chain(pages.chain.calls, spans_of(pages.chain, names))
+            chain = replace(pages.chain, spans=spans_of(pages.chain, names))
             return _Fit(task, entries, chain, pages).run(few)
         chain = find_chain(original, few, names)
         try:
             return _Fit(task, entries, chain).run(few)
         except AnotherWay:  # the calls depend on the data
             groups = tuple(group for span in chain.spans for group in span.groups)
-            whole = Chain(chain.calls, (Span(None, None, groups),))
+            whole = Chain(chain.calls, (Span(None, None, groups),), steady=False)
             return _Fit(task, entries, whole).run(few)
 
 
@@ -134,9 +134,9 @@ class _Fit:
         with ExitStack() as stack:
             stack.enter_context(evaluating(self.current))
             stack.enter_context(opened(self.current))
-            place = None if task.directory is None else task.directory
+            stack.enter_context(intercepting())
             limit = task.seen.memory if self.shelf is None else 0
-            kept = stack.enter_context(keeping(self._needed(few), limit, place))
+            kept = stack.enter_context(keeping(self._needed(few), limit, task.directory))
             beyond = frozenset(name for name in sites if not self._fits([sites[name]]))
             sweep = self.sweep = Sweep(
                 task.original, self.current, self.chain, sites, task.seen, task.judges, kept, task.method.rows,
@@ -149,7 +149,7 @@ class _Fit:
             loss, alone = self._judged(sweep) if self.shelf is None else self.verdict
         task.progress(str(sweep.passes), len(self.changed), len(self.changed))
         order = tuple(self.known[name] for name in self.order)
-        many = [len(span.groups) for span in spans if len(span.groups) > MANY]
+        many = [len(span.groups) for span in spans if len(span.groups) > MANY and not self.chain.steady]
         notes = (NO_CHAIN.format(groups=max(many)),) if many else ()
         return FittedNetwork(self.current, order, self.fitted, self.losses, sweep.passes, loss, alone, notes)
 
@@ -217,7 +217,9 @@ class _Fit:
             else sum(2 * by_name[name] for group in span.groups for name in group)
             for span in self.chain.spans
         ]
-        return (2 * max(borders, default=0) + max(inside, default=0)) * samples // max(size_of(few), 1)
+        cut = max((call.alive for call in calls), default=0) if self.chain.steady else 0
+        cut *= 2 if any(len(span.groups) > MANY for span in self.chain.spans) else 1  # of the original, too
+        return (2 * max(borders, default=0) + max(inside, default=0) + cut) * samples // max(size_of(few), 1)
 
     def _solved(self, group: Sequence[Site], gather: Callable[[], Mapping[str, Pairs]]) -> dict[str, Solution]:
         task = self.task

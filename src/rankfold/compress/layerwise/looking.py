@@ -26,11 +26,11 @@ class Seen:
 
 class Looking(Following):
     """Watches a pass of ``network`` at some sites within a ``with`` block: what they are given and give, and what
-    stands behind them. ``taken`` after each pass. ``stops``: passes end where nothing more is to be seen."""
+    stands behind them. ``taken`` after each pass. ``calls``: see ``Following``."""
 
-    def __init__(self, network: nn.Module, sites: Sequence[Site], stops: bool) -> None:
-        self.sites, self.stops = sites, stops
-        super().__init__()
+    def __init__(self, network: nn.Module, sites: Sequence[Site], calls: int | None) -> None:
+        self.sites = sites
+        super().__init__(calls)
         self._watched = {network.get_submodule(site.name): self._watch(site.name) for site in sites}
 
     def begin(self) -> None:
@@ -38,12 +38,10 @@ class Looking(Following):
         self.seen = {site.name: Seen() for site in self.sites}
 
     def taken(self) -> dict[str, Seen]:
-        """What was seen since the last time. The first pass tells where later ones may end."""
+        """What was seen since the last time."""
         seen = self.seen
         for name, known in self.found.items():
             seen[name].followed = known
-        if self.stops and self.stop_after is None and self.found:
-            self.stop_after = max(known.event for known in self.found.values())
         self.begin()
         return seen
 

@@ -171,7 +171,7 @@ class Collected:
         known = self.moments.setdefault(tuple(site.name for site in bundle), {})
         for part, rows, targets in zip(parts, x.chunk(len(parts), -2), t.chunk(len(parts), -2), strict=False):
             if part not in known:
-                known[part] = CrossMoments(x.shape[-1], t.shape[-1], x.shape[0] if x.dim() == 3 else None)
+                known[part] = CrossMoments(x.shape[-1], t.shape[-1], x.shape[0] if x.dim() == 3 else None, single=True)
             try:
                 known[part].update(rows, targets)
             except NonFiniteError as error:

@@ -37,41 +37,45 @@ class Followed:
     """The pre-activation behind one call of a site.
 
     ``scale`` (m,): what the site's output was multiplied with on the way; None for nothing. ``activation`` "" if none
-    was met: then ``pre`` is as far as the way could be followed. ``event``: how many torch functions ran before.
+    was met: then ``pre`` is as far as the way could be followed.
     """
 
     pre: Tensor
     scale: Tensor | None
     activation: str
     slope: float
-    event: int
 
 
 class Following(TorchFunctionMode):
     """Follows the outputs of some sites within a ``with`` block; ``produced`` is called when one is there.
 
-    ``stop_after`` ends the forward pass with ``Enough`` once so many torch functions ran. Shared layers are followed
-    from their last call on. What is followed is the first reader of a tensor: of a residual stream, which is added to
-    again and again, the first sum. Memory: one tensor for each site.
+    ``calls``: how often these are called; the forward pass ends with ``Enough`` once all have been, and each output has
+    been followed to its end. None: it does not. Shared layers are followed from their last call on. What is followed is
+    the first reader of a tensor: of a residual stream, which is added to again and again, the first sum. Memory: one
+    tensor for each site.
     """
 
-    def __init__(self, stop_after: int | None = None) -> None:
+    def __init__(self, calls: int | None = None) -> None:
         super().__init__()
-        self.stop_after = stop_after
+        self.calls = calls
         self.begin()
 
     def begin(self) -> None:
         """Forget what was followed: another pass begins."""
         self.found: dict[str, Followed] = {}
-        self.events = 0
+        self.count = 0
         self._tracked: dict[int, tuple[weakref.ref[Tensor], dict[str, Tensor | None]]] = {}
 
     def produced(self, site: str, output: Tensor) -> None:
+        self.count += 1
         self._track(output, {site: None})
+
+    def _settled(self) -> bool:
+        """Whether nothing more is to be seen."""
+        return self.count == self.calls and not any(known() is not None for known, _ in self._tracked.values())
 
     def __torch_function__(self, func: Callable, types: Any, args: tuple = (), kwargs: dict | None = None) -> Any:
         kwargs = kwargs or {}
-        self.events += 1
         if func in _LOOKS or getattr(func, "__name__", "") in ("__get__", "__repr__"):
             return func(*args, **kwargs)
         first = self._scales(args[0]) if args else self._scales(kwargs.get("input"))
@@ -90,7 +94,7 @@ class Following(TorchFunctionMode):
             self._track(output, (first or {}) | (other or {}))
         elif func is F.dropout and first and not _training(args, kwargs):
             self._track(output, first)
-        if self.stop_after is not None and self.events > self.stop_after:
+        if self._settled():
             raise Enough
         return output
 
@@ -103,7 +107,7 @@ class Following(TorchFunctionMode):
     def _track(self, output: Tensor, scales: dict[str, Tensor | None]) -> None:
         self._tracked[id(output)] = weakref.ref(output), scales
         for site, scale in scales.items():
-            self.found[site] = Followed(output.detach().clone(), scale, "", 0.0, self.events)
+            self.found[site] = Followed(output.detach().clone(), scale, "", 0.0)
 
     def _activated(self, scales: Iterable[str], func: Callable, args: tuple, kwargs: dict) -> None:
         name = _ACTIVATIONS[func]
@@ -111,7 +115,7 @@ class Following(TorchFunctionMode):
         for site in scales:
             known = self.found[site]
             if not known.activation:
-                known.activation, known.slope, known.event = name, slope, self.events
+                known.activation, known.slope = name, slope
 
 
 def _given(args: tuple, kwargs: dict) -> Iterator[Any]:

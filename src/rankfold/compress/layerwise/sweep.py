@@ -4,9 +4,11 @@ The original's activations and the compressed network's go along side by side. W
 
     the original runs once: what its sites give is kept, and the block's output
     for each group of sites that read one tensor the compressed block runs up to it, and its pairs are gathered
-    the compressed block runs once: its output
+    the compressed block runs to its end: its output
 
-so that a block costs groups + 2 passes, however many blocks there are.
+so that a block costs groups + 2 passes, however many blocks there are. A pass of the compressed block goes on where the
+one before was cut: at the group that has been fitted since. All of them together compute the block once, and what lies
+between a layer and the addition behind it once more.
 """
 
 from __future__ import annotations
@@ -25,7 +27,7 @@ from rankfold.compress.layerwise.pairs import FOLDS, JUDGING, WATCHING, Collecte
 from rankfold.compress.layerwise.preactivations import Followed
 from rankfold.linalg import Moments
 from rankfold.objectives import Evaluation, Objective
-from rankfold.observe import Chain, Replay, Samples, Span, State
+from rankfold.observe import Chain, Replay, Samples, Span, State, Tape, Taping
 from rankfold.observe.passes import laid_out, layout_for
 from rankfold.sites import Site
 
@@ -74,6 +76,8 @@ class Sweep:
         self.layout = layout_for(self.original, self.seen.data)
         self.samples = sum(size_of(batch) for _, batch in self.seen.batches()) if self.rows else 0
         self.alone = len(list(zip(range(2), self.seen.batches(), strict=False))) < 2
+        self.tapes: dict[str, Tape] = {}
+        self.crossed = False  # whether what the original has at the end of the block is known
         self.followed: dict[str, Followed] = {}
         self.moments: dict[str, Moments] = {}
         self.aside: dict[str, Moments] = {}
@@ -93,19 +97,27 @@ class Sweep:
                 yield number, part, batch
 
     def run_original(self, span: Span, groups: Sequence[Sequence[str]]) -> None:
-        """One pass of the original's block; what the sites of ``groups`` give is kept."""
-        sites = [self.sites[name] for group in groups for name in group]
-        stream = "next" if len(groups) < len(span.groups) else "x"
+        """One pass of the original's block; what the sites of ``groups`` give is kept. Where these are not all, another
+        pass goes on from there."""
+        names = [name for group in groups for name in group]
+        some = len(groups) < len(span.groups)
+        last = self.crossed or span.end is None
         self.passes.fitting += 1
         self.moments.clear()
         self.aside.clear()
-        looking = Looking(self.original, sites, stops=span.end is None)
+        looking = Looking(self.original, [self.sites[name] for name in names], self._calls(names) if last else None)
         with self.seen.team.agreed():
             for index, part, batch in self.batches():
-                state, _ = self._run(self.theirs, span, index, batch, "x", looking)
-                if span.end is not None:
-                    self.kept.put_state(f"{stream}-{index}", state)
+                cut = frozenset(names) if some else frozenset()
+                state, _ = self._run(self.theirs, span, index, batch, "x", looking, cut)
+                if not last:
+                    self.kept.put_state(f"{'next' if some else 'x'}-{index}", state)
                 self._record(looking, index, part, batch)
+        self.crossed = True
+
+    def _calls(self, names: Sequence[str]) -> int | None:
+        """How often these sites are called in a pass, where that is known."""
+        return sum(call.name in names for call in self.chain.calls) if self.chain.steady else None
 
     def _record(self, looking: Looking, index: int, part: int | None, batch: Any) -> None:
         tensors: dict[str, Tensor] = {}
@@ -142,12 +154,13 @@ class Sweep:
         sites = [self.sites[name] for name in group]
         found = Collected(sites, self.rows, self.samples)
         self.passes.fitting += 1
-        looking = Looking(self.current, sites, stops=True)
+        looking = Looking(self.current, sites, self._calls(group))
+        self.ours.look()
         with self.seen.team.agreed():
             for index, part, batch in self.batches():
                 if part == WATCHING:
                     continue
-                self._run(self.ours, span, index, batch, "y", looking)
+                self._run(self.ours, span, index, batch, "y", looking, frozenset(group))
                 tensors, rows = self.kept.get(f"rows-{index}"), {}
                 for name, here in looking.taken().items():
                     prefix = f"{name}|"
@@ -179,6 +192,7 @@ class Sweep:
     def run_current(self, span: Span) -> None:
         """One pass of the compressed block, with all that was fitted in it: on to the next one."""
         self.passes.fitting += 1
+        self.ours.look()
         with self.seen.team.agreed():
             for index, _, batch in self.batches() if span.end is not None else ():  # behind the last nothing is fitted
                 state, _ = self._run(self.ours, span, index, batch, "y")
@@ -186,13 +200,33 @@ class Sweep:
                 if f"next-{index}" in self.kept.forms:
                     self.kept.move(f"next-{index}", f"x-{index}")
                 self.kept.drop(f"rows-{index}")
+        for key in self.tapes:
+            self.kept.drop(key)
+        self.tapes.clear()
+        self.crossed = False
 
     def _run(
-        self, replay: Replay, span: Span, index: int, batch: Any, stream: str, looking: Looking | None = None
+        self,
+        replay: Replay,
+        span: Span,
+        index: int,
+        batch: Any,
+        stream: str,
+        looking: Looking | None = None,
+        cut: frozenset[str] = frozenset(),
     ) -> tuple[State, Any]:
-        """``stream`` x: what the original has, y: what the compressed network has."""
+        """``stream`` x: what the original has, y: what the compressed network has. It is run from where it was cut
+        last, and cut anew where the first of the sites ``cut`` is called."""
         given = {} if span.start is None else self.kept.state(f"{stream}-{index}")
-        return replay.run(span, index, laid_out(batch, self.layout), given, looking)
+        key, taping = f"cut-{stream}-{index}", None
+        if key in self.tapes or (cut and self.chain.steady):
+            values = self.kept.row(key) if key in self.tapes else ()
+            taping = Taping(self.tapes.get(key, Tape()), values, cut)
+        found = replay.run(span, index, laid_out(batch, self.layout), given, looking, taping=taping)
+        if taping is not None and taping.taken is not None:
+            self.tapes[key], values = taping.taken
+            self.kept.put_row(key, values)
+        return found
 
     @torch.no_grad()
     def losses(self, objective: Objective, others: Sequence[nn.Module]) -> list[float]:
@@ -233,5 +267,5 @@ class Sweep:
 def _count_in(into: dict[str, Moments], site: Site, rows: Tensor, counts: Tensor | None) -> None:
     if site.name not in into:
         groups = rows.shape[0] if rows.dim() == 3 else None
-        into[site.name] = Moments(rows.shape[-1], groups, rows.device)
+        into[site.name] = Moments(rows.shape[-1], groups, rows.device, single=True)
     into[site.name].update(rows if counts is None else rows[counts])

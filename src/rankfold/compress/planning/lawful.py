@@ -9,6 +9,7 @@ from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 
 from rankfold.compress.methods.method import Decomposition, Method
@@ -138,15 +139,9 @@ def check_alike(old: Any, new: nn.Module, site: Site, form: Form, rank: int, fac
     """``ApplyError`` for a form that stores the factors of another one and computes something else with them."""
     if form.like is None or not form.shares or not form.like.offered(site.layer):
         return
-    layer, carries = site.layer, getattr(new, "bias", None) is not None
-    other: Any = layer.skeleton(old, form.like, rank, carries).eval()
-    layer.write_(other, form.like, factors)
-    if carries:
-        other.bias.copy_(new.bias)
-    weight, mode = layer.weight(old), new.training
+    weight, mode = site.layer.weight(old), new.training
     inputs = _probe(site, old)
-    with torch.autocast(weight.device.type, enabled=False):  # its rounding is none of the form's faults
-        expected = other(inputs).double()
+    expected = _of_like(old, new, site, form, rank, factors, inputs)
     try:
         with torch.autocast(weight.device.type, enabled=False):
             given = new.eval()(inputs).double()
@@ -164,6 +159,21 @@ def check_alike(old: Any, new: nn.Module, site: Site, form: Form, rank: int, fac
     else:
         return
     raise ApplyError(f"{site.title}: form {form} at rank {rank}: {what}: correct its write_ or its module")
+
+
+def _of_like(old: Any, new: nn.Module, site: Site, form: Form, rank: int, factors: Factors, inputs: Tensor) -> Tensor:
+    """What the form whose factors these are computes with them."""
+    layer, bias = site.layer, getattr(new, "bias", None)
+    if form.like is Form.FACTORED and layer.kind == "Linear":
+        right, left = (part.to(inputs).double() for part in factors.parts)
+        return F.linear(inputs.double() @ right.mT, left, None if bias is None else bias.double())
+    like = form.like or form
+    other: Any = layer.skeleton(old, like, rank, bias is not None).eval()
+    layer.write_(other, like, factors)
+    if bias is not None:
+        other.bias.copy_(bias)
+    with torch.autocast(inputs.device.type, enabled=False):  # its rounding is none of the form's faults
+        return other(inputs).double()
 
 
 def _probe(site: Site, old: Any) -> Tensor:

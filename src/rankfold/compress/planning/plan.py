@@ -8,6 +8,7 @@ from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
+import torch
 from pydantic import BeforeValidator, ConfigDict, TypeAdapter, ValidationError
 from torch import nn
 
@@ -15,7 +16,7 @@ from rankfold.compress.ranks.budget import budget_from, describe
 from rankfold.costs import Cost
 from rankfold.run.container import parsed, said
 from rankfold.run.files import by_digest, read_whole, sha256, undisturbed, write_atomically, write_together
-from rankfold.sites import Form, fingerprint
+from rankfold.sites import Form, architecture, fingerprint
 
 if TYPE_CHECKING:
     from rankfold.compress.planning.fitted import Fitted
@@ -306,6 +307,14 @@ def other_weights(plan: Plan, model: nn.Module) -> bool:
     return theirs[0] == ours[0] and theirs != ours
 
 
+def _precision(plan: Plan, model: nn.Module) -> str | None:
+    """The precision in which ``model`` would have the architecture that the plan was made for."""
+    for dtype in (torch.float32, torch.float64, torch.bfloat16, torch.float16):
+        if architecture(model, dtype) == plan.fingerprint.split(":")[0]:
+            return str(dtype).removeprefix("torch.")
+    return None
+
+
 def check_fingerprint(plan: Plan, model: nn.Module) -> None:
     """``ValueError`` if the plan was made for another model, saying whether architecture or weights differ."""
     here = fingerprint(model)
@@ -314,6 +323,11 @@ def check_fingerprint(plan: Plan, model: nn.Module) -> None:
     what, load = "another architecture, or is applied already", ""
     if other_weights(plan, model):
         what, load = "other weights of the same architecture", ", or load the weights that the plan was made for"
+    elif (made_for := _precision(plan, model)) is not None:
+        raise ValueError(
+            f"this plan was made for the same network in {made_for}: apply it there, and convert the result (as "
+            f"small.half() does), or make a new plan for this model"
+        )
     raise ValueError(
         f"this plan was made for {what} (plan {plan.fingerprint}, model {here}): make a new plan for this model{load}"
     )

@@ -11,21 +11,24 @@ from torch import Tensor
 from rankfold.linalg.errors import NonFiniteError
 from rankfold.linalg.on_data.moments import Moments
 
-_BLOCK_ELEMENTS = 1 << 22  # of a block that is widened to float64 at a time
-
 
 class CrossMoments:
     """Centred XᵀX (…, n, n), XᵀT (…, n, m) and Σ‖t‖² by output (…, m) of rows x (n) and targets t (m), in float64.
 
     With ``groups`` rows come as (groups, N, n) and (groups, N, m). Merged by the pairwise rule of Chan, Golub and
-    LeVeque (1979), like ``Moments``. Memory: groups · n · (n + m) doubles.
+    LeVeque (1979), like ``Moments``. Memory: groups · n · (n + m) doubles. ``single``: as there.
     """
 
     def __init__(
-        self, inputs: int, targets: int, groups: int | None = None, device: torch.device | str = "cpu"
+        self,
+        inputs: int,
+        targets: int,
+        groups: int | None = None,
+        device: torch.device | str = "cpu",
+        single: bool = False,
     ) -> None:
         batch = () if groups is None else (groups,)
-        self.inputs = Moments(inputs, groups, device)
+        self.inputs = Moments(inputs, groups, device, single)
         self._target_mean = torch.zeros(*batch, targets, dtype=torch.float64, device=device)
         self._cross = torch.zeros(*batch, inputs, targets, dtype=torch.float64, device=device)
         self._energy = torch.zeros(*batch, targets, dtype=torch.float64, device=device)
@@ -61,18 +64,18 @@ class CrossMoments:
             raise ValueError(f"targets of shape {tuple(t.shape)} do not belong to rows of shape {tuple(x.shape)}")
         if count == 0:
             return self
-        part = type(self)(x.shape[-1], t.shape[-1], self.inputs.groups, self._cross.device)
+        device, single = self._cross.device, self.inputs.single and t.dtype.itemsize <= 4
+        part = type(self)(x.shape[-1], t.shape[-1], self.inputs.groups, device, single)
         part._target_mean.copy_(t.sum(-2, dtype=torch.float64) / count)
         if not bool(part._target_mean.isfinite().all()):
             raise NonFiniteError(f"targets of shape {tuple(t.shape)} ({t.dtype}) hold NaN or infinity")
-        part.inputs.update(x)
-        mean = part.inputs.mean
-        step = max(1, _BLOCK_ELEMENTS // max(1, x.shape[-1] + t.shape[-1]))
-        for start in range(0, count, step):
-            rows = x[..., start : start + step, :].to(mean) - mean.unsqueeze(-2)
-            targets = t[..., start : start + step, :].to(mean) - part._target_mean.unsqueeze(-2)
+
+        def with_targets(rows: Tensor, start: int) -> None:
+            targets = t[..., start : start + rows.shape[-2], :].to(rows) - part._target_mean.unsqueeze(-2).to(rows)
             part._cross += rows.mT @ targets
             part._energy += targets.square().sum(-2)
+
+        part.inputs.update(x, with_targets)
         return self.merge(part)
 
     def merge(self, other: CrossMoments) -> Self:

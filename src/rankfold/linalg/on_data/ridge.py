@@ -18,6 +18,7 @@ from rankfold.linalg.on_data.cross_moments import CrossMoments
 
 RIDGES = (1e-5, 1e-4, 1e-3, 1e-2, 1e-1, 1.0)  # of the variance of each input
 STANDARD = 1e-3  # where nothing can be held out
+_TOGETHER = 1 << 18  # numbers of moments that are factorised at a time for several ridges
 
 
 @dataclass(frozen=True)
@@ -46,18 +47,25 @@ def anchored_path(gram: Tensor, cross: Tensor, anchor: Tensor, ridges: Sequence[
     scale = torch.where(scale > 0, 1 / scale, 0.0).unsqueeze(-1)
     alike, pull = scale * gram * scale.mT, scale * pull
     eye = torch.eye(gram.shape[-1], dtype=gram.dtype, device=gram.device)
-    path, spectrum = [], None
-    for ridge in ridges:
-        root, failed = torch.linalg.cholesky_ex(alike + ridge * eye)
+    path: list[Tensor] = []
+    spectrum = None
+    together = max(1, _TOGETHER // max(gram.numel(), 1))
+    for start in range(0, len(ridges), together):
+        part = ridges[start : start + together]
+        roots, failed = torch.linalg.cholesky_ex(alike + gram.new_tensor(part).reshape(-1, *[1] * gram.dim()) * eye)
         if not bool(failed.any()):
-            path.append(anchor + (scale * torch.cholesky_solve(pull, root)).mT)
+            path += anchor + (scale * torch.cholesky_solve(pull.expand(len(part), *pull.shape), roots)).mT
             continue
         values, vectors = spectrum = spectrum or eigh(alike)
-        damped = values + ridge
-        usable = damped > 1e-12 * values[..., :1]
-        inverse = torch.where(usable, 1 / torch.where(usable, damped, torch.ones_like(damped)), 0.0)
-        path.append(anchor + (scale * (vectors @ (inverse.unsqueeze(-1) * (vectors.mT @ pull)))).mT)
+        path += [anchor + (scale * _solved(values, vectors, ridge, pull)).mT for ridge in part]
     return path
+
+
+def _solved(values: Tensor, vectors: Tensor, ridge: float, pull: Tensor) -> Tensor:
+    damped = values + ridge
+    usable = damped > 1e-12 * values[..., :1]
+    inverse = torch.where(usable, 1 / torch.where(usable, damped, torch.ones_like(damped)), 0.0)
+    return vectors @ (inverse.unsqueeze(-1) * (vectors.mT @ pull))
 
 
 def squared_error(weight: Tensor, moments: CrossMoments) -> float:
@@ -84,7 +92,11 @@ class Judge:
 
         ``weight`` Z (…, m, n); ``bias`` c (…, m), the best one for these rows if None. For comparing weights only.
         """
-        z, cross = weight.double(), moments.cross.mT
+        return float(self.excesses(weight.unsqueeze(0), moments, bias))
+
+    def excesses(self, weights: Tensor, moments: CrossMoments, bias: Tensor | None = None) -> Tensor:
+        """``excess`` of several ``weights`` (k, …, m, n): (k,)."""
+        z, cross, inner = weights.double(), moments.cross.mT, tuple(range(1, weights.dim() - 1))
         wrong = None
         if bias is not None:
             wrong = moments.target_mean - (z @ moments.inputs.mean.unsqueeze(-1)).squeeze(-1) - bias.double()
@@ -93,11 +105,11 @@ class Judge:
             wrong = None if wrong is None else wrong @ self.inward.mT
         moved = z @ moments.gram - 2 * cross
         metric = self.metric
-        if metric is None or metric.dim() == z.dim() - 1:
+        if metric is None or metric.dim() == z.dim() - 2:
             each = (z * moved).sum(-1) + (0 if wrong is None else wrong.square())
-            return float((each if metric is None else each * metric).sum())
-        found = (metric * (z @ moved.mT)).sum()
-        return float(found if wrong is None else found + ((metric @ wrong.unsqueeze(-1)).squeeze(-1) * wrong).sum())
+            return (each if metric is None else each * metric).sum(inner)
+        found = (metric * (z @ moved.mT)).sum((*inner, -1))
+        return found if wrong is None else found + ((metric @ wrong.unsqueeze(-1)).squeeze(-1) * wrong).sum(inner)
 
 
 def choose_ridge(
@@ -117,8 +129,11 @@ def choose_ridge(
         return Ridge(STANDARD, 0.0, None)
     paths = [anchored_path(fitted.gram, fitted.cross, anchor, ridges) for fitted, _ in known]
     scores = [
-        sum(judge.excess(path[i], other) for path, (_, other) in zip(paths, known, strict=True))
-        for i in range(len(ridges))
+        sum(each)
+        for each in zip(
+            *(judge.excesses(torch.stack(path), other).tolist() for path, (_, other) in zip(paths, known, strict=True)),
+            strict=True,
+        )
     ]
     enough = min(scores) + 1e-9 * sum(abs(judge.excess(anchor, other)) for _, other in known)
     best = min((i for i in range(len(ridges)) if scores[i] <= enough), key=lambda i: abs(log(ridges[i] / STANDARD)))

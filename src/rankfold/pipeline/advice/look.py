@@ -24,7 +24,7 @@ from rankfold.costs.example import with_batch
 from rankfold.linalg.brief import brief
 from rankfold.objectives import Figure, Figures, Objective
 from rankfold.pipeline.compression.measure import calibration_part, first_example
-from rankfold.pipeline.quality.halves import GROUPS, few_of
+from rankfold.pipeline.quality.halves import GROUPS, few_of, sample_count
 from rankfold.pipeline.quality.interval import fall
 from rankfold.run.progress import Tell
 from rankfold.sites import Form, SiteList, unwrap
@@ -230,8 +230,8 @@ def advise(
     covered, obstacles = _parts(root, known.sites, known)
     return Advice(
         known.cost, len(known.sites.reducible), covered, obstacles, start.judged, tuple(tried), allowed,
-        (known.samples, start.count), bool(meaning is not None and meaning.labelled), time.perf_counter() - begun,
-        start.chance is not None and at_chance(start.judged, start),
+        (known.samples, sample_count(validation)), bool(meaning is not None and meaning.labelled),
+        time.perf_counter() - begun, start.chance is not None and at_chance(start.judged, start),
     )  # fmt: skip
 
 

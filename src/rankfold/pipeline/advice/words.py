@@ -121,8 +121,9 @@ def _range(figure: Figure, point: Tried) -> str:
         return ""
     low, high = point.interval
     scale, unit = (100, "points") if figure.unit == "fraction" else (1, figure.unit)
+    said = "worse by" if point.drop > 0 else "no worse: falls by"
     return (
-        f" (worse by {scale * point.drop:.3g}, 95 % interval {scale * low:.3g} to {scale * high:.3g} {unit}".rstrip()
+        f" ({said} {scale * point.drop:.3g}, 95 % interval {scale * low:.3g} to {scale * high:.3g} {unit}".rstrip()
         + ")"
     )
 

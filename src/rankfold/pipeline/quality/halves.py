@@ -62,7 +62,7 @@ def halves(data: Any, seed: int = 0) -> Halves:
         parts = [samples_of(single, size, order[: size // 2])], [samples_of(single, size, order[size // 2 :])]
     else:
         parts = _Every(data, 1), _Every(data, 0)
-    made = Halves(*(Half(part, _samples(part)) for part in parts))
+    made = Halves(*(Half(part, sample_count(part)) for part in parts))
     if min(made.search.samples, made.judge.samples) < 2:
         raise TrainingError(
             "validation data: a search needs two halves of them, each of at least two samples or batches, and "
@@ -154,9 +154,12 @@ class _Every:
         return islice(iter(batches_of(self.data, _BATCH)), self.start, None, 2)
 
 
-def _samples(part: Any) -> int:
+def sample_count(part: Any) -> int:
+    """How many samples they are, of data as ``halves`` takes them or of a part."""
     if isinstance(part, _Held):
         return len(part.inputs)
     if isinstance(part, Subset) or is_hugging_face(part):
         return len(part)
+    if (count := _indexed(part)) is not None:
+        return count
     return sum(size_of(batch) for batch in part)

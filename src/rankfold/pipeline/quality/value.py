@@ -116,7 +116,8 @@ class Quality:
     def sentence(self) -> str:
         """What was found, and on what it was judged."""
         return (
-            f"{self.figure.name} is worse by {self.text}, on {self.samples[1]} validation samples that the search did "
+            f"{self.figure.name} {'is worse by' if self.drop > 0 else 'is no worse: it falls by'} {self.text}, on "
+            f"{self.samples[1]} validation samples that the search did "
             f"not use; {self.scale * self.asked:g} {self.unit}".rstrip()
             + f" were allowed; {len(self.tried)} networks were tried on {self.samples[0]} others, {self.judged} judged"
         )
