@@ -47,11 +47,11 @@ def test_what_stands_for_the_papers_data_is_said(tmp_path):
     [
         ("collapse-warmup", Request(quick=True, decays=(1e-3, 1e-4)), "one weight decay"),
         ("lorita-beyond", Request(quick=True, weights=Path("w.safetensors"), epochs=3), "no option epochs"),
-        ("recovery-layers", Request(quick=True, precision="auto"), "no option precision: there are"),
+        ("recovery-layers", Request(quick=True, precision="auto"), "no option precision: its options are"),
         ("nrc-figure-5-full", Request(quick=True, models=("resnet20",)), "nrc-figure-5-full has no option models"),
         ("cdln-movielens", Request(quick=True, seeds=(0, 5)), "5 splits: seeds from 0 to 4, got 5"),
         ("lorita-table-2", Request(data="cifar100"), "lorita-table-2 has no option data"),
-        ("cdln-rate", Request(quick=True, epochs=3), "cdln-rate has no option epochs: there are jobs, quick"),
+        ("cdln-rate", Request(quick=True, epochs=3), "cdln-rate has no option epochs: its options are jobs, quick"),
         ("cdln-update", Request(), "did you mean cdln-updates"),
     ],
 )

@@ -20,6 +20,7 @@ from torch import Tensor
 from torch.overrides import TorchFunctionMode
 
 from rankfold.batches import tensors_in
+from rankfold.linalg.brief import brief
 
 Place = tuple[int, int]  # number of an event, and of a tensor in what it gives
 _PLAIN = (bool, int, float, complex, str, torch.dtype, torch.device, torch.layout, torch.memory_format)
@@ -58,6 +59,8 @@ class Tape:
     events: Sequence[_Event] = ()
     live: Sequence[_Live] = ()
 
+    __repr__ = brief
+
 
 @dataclass(eq=False)
 class Taping(TorchFunctionMode):
@@ -68,6 +71,8 @@ class Taping(TorchFunctionMode):
     values: Sequence[Tensor] = ()
     sites: frozenset[str] = frozenset()
     taken: tuple[Tape, list[Tensor]] | None = None
+
+    __repr__ = brief
 
     def __post_init__(self) -> None:
         super().__init__()
