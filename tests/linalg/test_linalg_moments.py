@@ -181,3 +181,15 @@ def test_products_in_single_precision_are_as_exact_as_such_rows(offset):
     torch.testing.assert_close(found.energy, exact.energy, rtol=2e-6, atol=0)
     wide = CrossMoments(12, 7, single=True).update(x.double(), t.double())  # these are left as they are
     assert torch.equal(wide.gram, CrossMoments(12, 7).update(x.double(), t.double()).gram)
+
+
+def test_the_average_is_that_of_all_rows_seen_so_far():
+    x = torch.randn(60, 5, dtype=torch.float64)
+    found = Moments(5)
+    for stop in (20, 60):
+        found.update(x[:20] if stop == 20 else x[20:])
+        torch.testing.assert_close(found.average, x[:stop].T.cov(correction=0))
+        assert found.average is found.average
+    other = Moments(5).update(x[:20])
+    assert other.average.shape == (5, 5)
+    torch.testing.assert_close(other.merge(Moments(5).update(x[20:])).average, found.average)

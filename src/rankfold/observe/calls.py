@@ -157,7 +157,8 @@ class _Functions(TorchFunctionMode):
             output = func(*args, **kwargs)
         finally:
             self.under_way -= 1
-        self.made |= {id(tensor): weakref.ref(tensor) for tensor in tensors_in(output)}
+        for tensor in tensors_in(output):
+            self.made[id(tensor)] = weakref.ref(tensor)
         return output
 
     def _strange(self, tensor: Tensor) -> bool:
@@ -167,6 +168,7 @@ class _Functions(TorchFunctionMode):
 
     def alive(self) -> int:
         """Bytes of what functions have given and is still there."""
+        self.made = {key: known for key, known in self.made.items() if known() is not None}
         tensors = [tensor for tensor in (known() for known in self.made.values()) if tensor is not None]
         return sum({_storage(tensor): tensor.untyped_storage().nbytes() for tensor in tensors}.values())
 

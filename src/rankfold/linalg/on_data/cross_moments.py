@@ -40,8 +40,8 @@ class CrossMoments:
 
     @property
     def gram(self) -> Tensor:
-        """Centred XᵀX of one row on average: (…, n, n)."""
-        return self.inputs.covariance_sum / max(self.count, 1)
+        """Centred XᵀX of one row on average: (…, n, n). Not to be written to."""
+        return self.inputs.average
 
     @property
     def cross(self) -> Tensor:

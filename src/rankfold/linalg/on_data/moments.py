@@ -37,6 +37,7 @@ class Moments:
         self.single = single
         batch = () if groups is None else (groups,)
         self._count = 0
+        self._average: tuple[int, Tensor] | None = None
         self._mean = torch.zeros(*batch, size, dtype=torch.float64, device=device)
         # only the upper triangle is kept up to date
         self._centred = torch.zeros(*batch, size, size, dtype=torch.float64, device=device)
@@ -59,6 +60,13 @@ class Moments:
         size).
         """
         return mirror(self._centred)
+
+    @property
+    def average(self) -> Tensor:
+        """`covariance_sum` of one row on average: the same tensor until more rows come, not to be written to."""
+        if self._average is None or self._average[0] != self._count:
+            self._average = self._count, self.covariance_sum.div_(max(self._count, 1))
+        return self._average[1]
 
     @property
     def gram(self) -> Tensor:
