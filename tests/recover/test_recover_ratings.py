@@ -198,7 +198,7 @@ def test_the_command_uses_times_and_tables_and_predicts(tmp_path):
     assert float(told[1].split(",")[3]) > 0
     test = tmp_path / "t.csv"
     test.write_text("user,item,rating\nx1,i1,3\nx2,i2,4\n")
-    assert "none of the 2 rows to judge by is among the entries, such as x1" in failed(
+    assert "none of the 2 rows to judge by is among the entries, such as 'x1'" in failed(
         "recover", file, *common, "--test", test, "-o", out
     )
     file.write_text("user,item,rating,timestamp\na,b,1,soon\n")
@@ -220,7 +220,8 @@ def test_new_rows_are_met_by_known_columns_and_drawn_to_known_rows():
     assert np.mean((told - values[held]) ** 2) < 0.8 * np.mean((average - values[held]) ** 2)
     assert np.isfinite(deviation).all()
     assert len(strangers) == late.sum()
-    model.partial_fit([["nothing", "unheard of"]], [5.0])
+    with pytest.warns(UserWarning, match="1 of 1 ratings are of columns that the fit did not know, such as unheard of"):
+        model.partial_fit([["nothing", "unheard of"]], [5.0])
     assert np.allclose(model.predict([["nothing", pairs[0, 1]]]), model.predict([["who", pairs[0, 1]]]))
     with pytest.raises(ValueError, match=f"row {pairs[0, 0]} is already known, and its earlier ratings are not kept"):
         model.partial_fit(pairs[:1], values[:1])

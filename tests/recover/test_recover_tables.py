@@ -195,7 +195,7 @@ def test_times(tmp_path):
     with pytest.raises(ValueError, match=r"line 2: 'soon' is not a time \(row a, column b\): write seconds since 1970"):
         read_triplets(write(tmp_path / "e.csv", "user,item,rating,date\na,b,1,soon\n"), time=True)
     assert len(read_triplets(tmp_path / "e.csv")) == 1  # not asked for, not read
-    with pytest.raises(ValueError, match="is a time: name the one"):
+    with pytest.raises(ValueError, match="is known as a time: give the names of all four"):
         read_triplets(write(tmp_path / "e.csv", "user,item,rating\na,b,1\n"), time=True)
 
 

@@ -328,12 +328,12 @@ def test_arrays_of_another_form_are_told_of_all_forms(tmp_path):
     assert "measurement 1 is NaN or infinite: leave it out, and its matrix" in told
     assert "save names as text" in refused(rows=np.array(["a", None]), columns=[0, 1], values=[1.0, 2.0])
     write(file, "a,b,1\n")
-    assert "is not an .npz, as numpy.savez writes it: give a text file a name that ends in .csv" in failed(
+    assert "is not an .npz or .npy, as NumPy writes them: give a text file a name that ends in .csv" in failed(
         "recover", file
     )
     with file.open("wb") as opened:
         np.save(opened, np.ones(3))
-    assert "one array (.npy)" in failed("recover", file)
+    assert "X is a matrix, got shape (3,)" in failed("recover", file)
     file.write_bytes(b"")
     assert "is empty" in failed("recover", file)
     rng = np.random.default_rng(0)

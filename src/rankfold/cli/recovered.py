@@ -16,6 +16,12 @@ def print_recovered(report: dict[str, Any]) -> None:
         print(
             f"\nchosen: {report['chosen']}, root mean square error {report['held_out_error']:.4f} on held-out entries"
         )
+        if "expected_error" in report:
+            parts = report["folds"]
+            print(
+                f"expected error of a new cell: {report['expected_error']:.4f}, by the fit to all entries (the error "
+                f"above is of fits to {parts - 1} of {parts} parts of them, which know less)"
+            )
         other = report["tried"][0]["rank"]
         more = (
             ""
@@ -28,11 +34,19 @@ def print_recovered(report: dict[str, Any]) -> None:
         held = "none needed" if error is None else f"{error:.2g}"
         print(f"rank {rank}, {'converged' if report['converged'] else 'NOT converged'}: {how}")
         print(f"relative residual {report['residual']:.2g}; relative held-out error {held}")
+    if "advice" in report:
+        print(report["advice"])
     if "test" in report:
         test = report["test"]
         print(
             f"on {count(test['entries'])} test entries: root mean square error {test['error']:.4f}, absolute "
             f"{test['absolute_error']:.4f}; {test['unknown_rows']} rows and {test['unknown_columns']} columns unknown"
+        )
+    if "predicted" in report:
+        told = report["predicted"]
+        print(
+            f"predicted {count(told['pairs'])} pairs: {told['unknown_rows']} rows and {told['unknown_columns']} "
+            "columns are unknown, and count as average ones"
         )
     print(f"wrote {report['directory']}")
 

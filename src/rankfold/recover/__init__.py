@@ -19,13 +19,13 @@ from rankfold.recover.mapped.entries import MappedEntries, read_mapped
 from rankfold.recover.mapped.mapping import map_entries
 from rankfold.recover.measurements.operators import Entries, Identity, Mask, Operator, entries, surrogate
 from rankfold.recover.measurements.sensing import Gaussian, Measurements
-from rankfold.recover.model import FactorModel
+from rankfold.recover.model import FactorModel, load
 from rankfold.recover.ratings.estimator import Ratings
 from rankfold.recover.solvers.deep_linear import Descent, compressed_start, descend, stable_rate, wide_start
 from rankfold.recover.solvers.dynamics import Fitted, cosines, incremental, singular_value_recursion
 from rankfold.recover.solvers.outcome import Point, Recovered, Rules, Watch
 from rankfold.recover.tables.npz import from_arrays, read_arrays, sensed
-from rankfold.recover.tables.reading import read_pairs, read_plays, read_sides, read_triplets
+from rankfold.recover.tables.reading import read_pairs, read_plays, read_sides, read_test, read_triplets
 from rankfold.recover.tables.sides import Sides, read_side
 from rankfold.recover.tables.triplets import Triplets, triplets
 
@@ -71,6 +71,7 @@ __all__ = [
     "fit",
     "from_arrays",
     "held_out",
+    "load",
     "map_entries",
     "incremental",
     "read_arrays",
@@ -79,6 +80,7 @@ __all__ = [
     "read_plays",
     "read_side",
     "read_sides",
+    "read_test",
     "read_triplets",
     "sensed",
     "singular_value_recursion",

@@ -19,6 +19,7 @@ from rankfold.recover.estimators.completion import (
 from rankfold.recover.model import FactorModel
 from rankfold.recover.ratings.factors import averaged
 from rankfold.recover.ratings.sampler import Known, sample
+from rankfold.recover.scale import Seen
 from rankfold.recover.several import Progress, each
 from rankfold.recover.tables.sides import Sides
 from rankfold.recover.tables.triplets import Triplets
@@ -155,7 +156,6 @@ def fit(
     m, n = entries.shape
     if choice.rank is not None and not 1 <= choice.rank <= min(m, n):
         raise ValueError(f"rank must be from 1 to {min(m, n)} for {m} rows and {n} columns, got {choice.rank}")
-    low, high = float(entries.values.min()), float(entries.values.max())
     if choice.method == "ratings":
         rank = choice.rank or 10
         draws = sample(
@@ -177,24 +177,26 @@ def fit(
     estimator = _estimator(choice, progress).set_params(random_state=seed).fit(table)
     counts = (np.bincount(entries.rows, minlength=m), np.bincount(entries.columns, minlength=n))
     names = (entries.row_names, entries.column_names)
-    return completed(estimator, counts, names, (low, high)), estimator.rank_, estimator.reason_
+    model, how = completed(estimator, counts, names, Seen.of([entries.values]))
+    return model, estimator.rank_, how
 
 
 def completed(
     estimator: Recovery,
     counts: tuple[np.ndarray, np.ndarray],
     names: tuple[tuple[str, ...], tuple[str, ...]],
-    seen: tuple[float, float],
-) -> FactorModel:
-    """The model of a fitted ``estimator``; rows and columns without entries (by ``counts``) are predicted as average
-    ones, and values not farther from those ``seen``, the least and the largest, than these from each other."""
+    seen: Seen,
+) -> tuple[FactorModel, str]:
+    """The model of a fitted ``estimator``, and how it went; rows and columns without entries (by ``counts``) are
+    predicted as average ones, and values within the bounds (`scale`) of those ``seen``."""
     factors = []
     for factor, count in zip((estimator.left_, estimator.right_.T), counts, strict=True):
         average = factor[count > 0].mean(0)
         factors.append(np.vstack([np.where((count > 0)[:, None], factor, average), average]))
-    span = seen[1] - seen[0]
+    low, high, told = seen.bounds(estimator)
     right = np.ascontiguousarray(factors[1].T)
-    return FactorModel(factors[0], right, 0.0, seen[0] - span, seen[1] + span, *names)
+    how = f"{estimator.reason_}; {told}" if told else estimator.reason_
+    return FactorModel(factors[0], right, 0.0, low, high, *names), how
 
 
 def _known(entries: Triplets, choice: Choice, sides: Sides | None) -> Known:

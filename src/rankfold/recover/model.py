@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any, NotRequired, Protocol
 
 import numpy as np
@@ -17,6 +18,7 @@ from rankfold.recover.ratings.moments import SPANS, Moments
 from rankfold.recover.tables.names import name_of
 from rankfold.run.container import Kind, checked, parsed
 
+FACTORS = "factors.safetensors"
 KIND = "rankfold factors"  # in the metadata of their file
 
 
@@ -153,6 +155,26 @@ class FactorModel:
     def from_bytes(data: bytes, name: str = "") -> FactorModel:
         """The model of `to_bytes`. Raises ``ValueError``, which names the file if ``name`` does, for anything else."""
         return _FILE.read(data, _built, name)
+
+
+def load(directory: str | Path) -> FactorModel:
+    """What ``rankfold recover`` left in a ``directory`` (or its ``factors.safetensors``): a model that predicts for
+    names.
+
+    Uncertainties are not stored. Raises ``ValueError`` for a file that is damaged or none of these, such as factors of
+    measurements, which have no names, and ``FileNotFoundError`` where there is none.
+
+    Example:
+        >>> found, _, _ = rf.recover.fit(rf.recover.triplets(["a", "a", "b"], ["x", "y", "x"], [1, 2, 3]),
+        ...     rf.recover.Choice("low-rank", 1))
+        >>> from pathlib import Path
+        >>> _ = Path("factors.safetensors").write_bytes(found.to_bytes())
+        >>> rf.recover.load(".").predict(["b"], ["x"]).round(2).tolist()
+        [3.0]
+    """
+    file = Path(directory)
+    file = file / FACTORS if file.is_dir() else file
+    return FactorModel.from_bytes(file.read_bytes(), str(file))
 
 
 class _About(TypedDict):

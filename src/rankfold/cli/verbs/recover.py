@@ -28,7 +28,7 @@ def recover(
     file: Annotated[
         Path,
         typer.Argument(
-            metavar="FILE", help="Entries (.csv, .parquet, .npz, u.data, ratings.dat) or measurements (.npz)."
+            metavar="FILE", help="Entries (.csv, .parquet, .npz, .npy, u.data, ratings.dat) or measurements (.npz)."
         ),
     ],
     test: Annotated[
@@ -79,6 +79,12 @@ def recover(
         typer.Option(
             metavar="A,B,C",
             help="The columns for row, column and value: their names in the header, or names for all columns in order.",
+        ),
+    ] = None,
+    header: Annotated[
+        bool | None,
+        typer.Option(
+            "--header/--no-header", help="Whether line 1 of the text files is a header; by default what it looks like."
         ),
     ] = None,
     duplicates: Annotated[
@@ -143,7 +149,9 @@ def recover(
     """
     from rankfold.cli.loading import set_threads
     from rankfold.pipeline.recovery import check_ours, complete
-    from rankfold.recover import choices, read_arrays, read_pairs, read_sides, read_triplets
+    from rankfold.recover import choices, read_arrays, read_pairs, read_sides, read_test, read_triplets
+    from rankfold.recover.tables.reading import ARRAYS
+    from rankfold.run.claim import claimed
     from rankfold.run.progress import Talk
 
     wanted = methods_of(methods, implicit)
@@ -165,25 +173,28 @@ def recover(
     tried = listed("ranks", ranks, int) if ranks is not None else None
     check_ours(out, *["top.csv"] * (implicit or top > 0), *["predictions.csv"] * (predict is not None))
     set_threads(threads)
-    with Talk() as talk:
-        arrays = read_arrays(file) if file.suffix.lower() == ".npz" else {}
+    with Talk() as talk, claimed(out, what="recover"):
+        arrays = read_arrays(file) if file.suffix.lower() in ARRAYS else {}
         if "y" in arrays:
             report = _sensed(file, arrays, max(tried) if tried else None, seed, out, talk)
         else:
             named = listed("columns", columns, str) if columns is not None else None
             if memory is not None:
                 bound = max(tried) if tried else None
-                given = (file, test, predict, named, duplicates)
+                given = (file, test, predict, named, header, duplicates)
                 report = _mapped(given, memory, bound, top, seed, out, talk)
                 print_json(report) if as_json else print_recovered(report)
                 return
             if implicit:
-                report = _implicit(file, wanted, named, at_least, split, duplicates, top, seed, out, jobs or 1, talk)
+                report = _implicit(
+                    file, wanted, named, header, at_least, split, duplicates, top, seed, out, jobs or 1, talk
+                )
                 print_json(report) if as_json else print_ranked(report)
                 return
-            entries = read_triplets(file, duplicates=duplicates, columns=named, time=time)  # type: ignore[arg-type]
-            judge = None if test is None else read_triplets(test, duplicates="mean", columns=named, time=time)
-            asked = None if predict is None else read_pairs(predict, columns=named, time=time)
+            how: Any = {"columns": named, "time": time, "header": header}
+            entries = read_triplets(file, duplicates=duplicates, **how)  # type: ignore[arg-type] # checked above
+            judge = None if test is None else read_test(test, **how)
+            asked = None if predict is None else read_pairs(predict, **how)
             sides, remarks = read_sides(rows, items, entries)
             _about(entries, talk)
             for remark in remarks:
@@ -208,7 +219,7 @@ def recover(
 
 
 def _mapped(
-    given: tuple[Path, Path | None, Path | None, list[str] | None, str],
+    given: tuple[Path, Path | None, Path | None, list[str] | None, bool | None, str],
     memory: str,
     rank: int | None,
     top: int,
@@ -217,14 +228,15 @@ def _mapped(
     talk: Talk,
 ) -> dict[str, Any]:
     from rankfold.pipeline.recovery import complete_mapped
-    from rankfold.recover import map_entries, read_pairs, read_triplets
+    from rankfold.recover import map_entries, read_pairs, read_test
     from rankfold.report.quantities import bytes_of
 
-    file, test, predict, columns, duplicates = given
+    file, test, predict, columns, header, duplicates = given
     entries = map_entries(
         file,
         out / "entries",
         columns=columns,
+        header=header,
         duplicates=duplicates,  # type: ignore[arg-type] # checked above
         progress=talk.progress,
     )
@@ -234,8 +246,8 @@ def _mapped(
         out,
         memory=bytes_of(memory),
         rank=rank,
-        judge=None if test is None else read_triplets(test, duplicates="mean", columns=columns),
-        asked=None if predict is None else read_pairs(predict, columns=columns),
+        judge=None if test is None else read_test(test, columns=columns, header=header),
+        asked=None if predict is None else read_pairs(predict, columns=columns, header=header),
         seed=seed,
         top=top,
         progress=talk.progress,
@@ -246,6 +258,7 @@ def _implicit(
     file: Path,
     methods: list[str],
     columns: list[str] | None,
+    header: bool | None,
     at_least: float | None,
     split: str | None,
     duplicates: str,
@@ -261,6 +274,7 @@ def _implicit(
     entries = read_plays(
         file,
         columns=columns,
+        header=header,
         at_least=at_least,
         duplicates="sum" if duplicates == "refuse" else duplicates,  # type: ignore[arg-type] # checked above
         time=True if split == "by-time" else None,

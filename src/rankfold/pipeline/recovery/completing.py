@@ -7,12 +7,18 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+
 from rankfold.pipeline.recovery.drawing import candidates_drawn
+from rankfold.pipeline.recovery.matching import check_names, unknown
 from rankfold.pipeline.recovery.page import page
-from rankfold.pipeline.recovery.writing import FACTORS, PREDICTIONS, TOP, best_columns, predictions, save_report
+from rankfold.pipeline.recovery.writing import ALWAYS, PREDICTIONS, TOP, best_columns, predictions, save_report
 from rankfold.recover import Choice, FactorModel, MappedEntries, Sides, Tried, Triplets, cross_validate, fit
+from rankfold.recover.model import FACTORS
 from rankfold.recover.solvers.outcome import Progress
 from rankfold.run.files import write_atomically
+
+CELLS = 20_000  # without an entry, over which the error that is expected is averaged
 
 
 def complete(
@@ -36,7 +42,7 @@ def complete(
     Raises ``ValueError`` where the values never vary: that is implicit feedback, or nothing to learn.
     """
     low, high = float(entries.values.min()), float(entries.values.max())
-    learnable(len(entries), (low, high), (entries.row_names, entries.column_names), judge)
+    learnable(len(entries), (low, high), (entries.row_names, entries.column_names), judge, asked)
     tried = cross_validate(entries, candidates, folds=folds, seed=seed, sides=sides, jobs=jobs, progress=progress)
     best = tried[0]
     model, rank, remark = fit(entries, best.choice, seed=seed, sides=sides, progress=progress)
@@ -49,19 +55,18 @@ def learnable(
     seen: tuple[float, float],
     names: tuple[tuple[str, ...], tuple[str, ...]],
     judge: Triplets | None,
+    asked: Triplets | None,
 ) -> None:
     """Raises ``ValueError`` where the values ``seen``, from the least to the largest, never vary, and where none of the
-    rows to judge by has a name among ``names``."""
+    rows or columns to judge by, or to predict, has a name among ``names``."""
     if count > 1 and seen[0] == seen[1]:
         raise ValueError(
             f"every value is {seen[0]:g}, and nothing can be learnt from values that never vary: if the entries "
             "say who did what, add --implicit"
         )
-    if judge is not None and (judge.numbered(*names)[0] < 0).all():
-        raise ValueError(
-            f"none of the {len(set(judge.rows.tolist()))} rows to judge by is among the entries, such as "
-            f"{judge.row_names[0]}: are rows and columns in the same order in both files (--columns)?"
-        )
+    for other, purpose in ((judge, "to judge by"), (asked, "to predict")):
+        if other is not None:
+            check_names(other, names, purpose)
 
 
 def written(
@@ -86,12 +91,19 @@ def written(
         "method": best.choice.method,
         "rank": how[0],
         "held_out_error": best.error,
+        "folds": len(best.folds),
         "how": how[1],
         "tried": [
             {"choice": str(one.choice), "error": one.error, "folds": list(one.folds), "rank": one.rank} for one in tried
         ],
         "seed": seed,
     }
+    expected = expected_error(model, entries)
+    if expected is not None:
+        report["expected_error"] = expected
+    advice = at_the_edge(tried)
+    if advice:
+        report["advice"] = advice
     if judge is not None:
         report["test"] = judged(model, judge)
     table = "choice,error,rank\n" + "".join(f'"{one.choice}",{one.error:.6g},{one.rank}\n' for one in tried)
@@ -102,8 +114,40 @@ def written(
         write_atomically(out / TOP, best_columns(model, entries, top))
     if asked is not None:
         write_atomically(out / PREDICTIONS, predictions(model, asked))
-    save_report(report, out)
+        report["predicted"] = {"pairs": len(asked), **unknown(asked, model.row_names, model.column_names)}
+    more = [name for name, made in ((TOP, top), (PREDICTIONS, asked is not None)) if made]
+    save_report(report, out, (*ALWAYS, *more))
     return report
+
+
+def expected_error(model: FactorModel, entries: Triplets | MappedEntries) -> float | None:
+    """The root of the mean predictive variance over cells without an entry, whose row and column are drawn as often as
+    they have entries; None for a model that does not know its uncertainty."""
+    if model.spread is None or not isinstance(entries, Triplets):
+        return None
+    rng = np.random.default_rng(0)
+    rows, columns = (rng.choice(index, CELLS) for index in (entries.rows, entries.columns))
+    n = entries.shape[1]
+    new = ~np.isin(rows * n + columns, entries.rows * n + entries.columns)
+    if not new.any():
+        return None
+    return float(np.sqrt(np.mean(model.uncertainty(rows[new], columns[new]) ** 2)))
+
+
+def at_the_edge(tried: Sequence[Tried]) -> str:
+    """A sentence where the best rank is the smallest or the largest of several that were tried; else an empty text."""
+    best = tried[0].choice
+    alike = [one.choice for one in tried if (one.choice.time, one.choice.sides) == (best.time, best.sides)]
+    ranks = sorted({one.rank for one in alike if one.method == best.method and one.rank is not None})
+    if best.rank is None or len(ranks) < 2 or best.rank not in (ranks[0], ranks[-1]) or best.rank == 1:
+        return ""
+    low = best.rank == ranks[0]
+    some = sorted({1, best.rank // 2, best.rank}) if low else [best.rank, 2 * best.rank]
+    which, other = ("smallest", "smaller") if low else ("largest", "larger")
+    return (
+        f"rank {best.rank} is the {which} that was tried, and a {other} one may be better: try "
+        f"--ranks {','.join(map(str, some))}"
+    )
 
 
 def judged(model: FactorModel, judge: Triplets) -> dict[str, Any]:
@@ -114,6 +158,5 @@ def judged(model: FactorModel, judge: Triplets) -> dict[str, Any]:
         "entries": len(judge),
         "error": math.sqrt(float((missed**2).mean())),
         "absolute_error": float(abs(missed).mean()),
-        "unknown_rows": len(set(judge.rows[rows < 0].tolist())),
-        "unknown_columns": len(set(judge.columns[columns < 0].tolist())),
+        **unknown(judge, model.row_names, model.column_names),
     }

@@ -62,7 +62,7 @@ def rank_unseen(
     }
     if top:
         write_atomically(out / TOP, _top(model, top))
-    save_report(report, out)
+    save_report(report, out, (TOP,) if top else ())
     return report
 
 

@@ -27,6 +27,7 @@ def page(
     facts = [
         ("Taken", report["chosen"]),
         ("Held-out error", f"{report['held_out_error']:.4g} (root mean square)"),
+        *_expected(report),
         ("Rank", str(report["rank"])),
         ("Entries", f"{len(entries):,} of {entries.shape[0]:,} × {entries.shape[1]:,}"),
         ("Fit", report["how"]),
@@ -36,7 +37,7 @@ def page(
     data = RecoveryData(
         "A matrix completed",
         facts,
-        list(entries.remarks),
+        [*entries.remarks, *([report["advice"]] if "advice" in report else [])],
         [(str(one.choice), one.choice.method, _asked(one), one.error, one.folds) for one in tried],
         shown.values - told,
         of,
@@ -44,6 +45,14 @@ def page(
         environment(),
     )
     return render_recovery(data).encode()
+
+
+def _expected(report: dict[str, Any]) -> list[tuple[str, str]]:
+    if "expected_error" not in report:
+        return []
+    of = f"{report['folds'] - 1} of {report['folds']} parts of the entries"
+    told = f"{report['expected_error']:.4g} of a new cell, by the fit itself; the held-out error is of fits to {of}"
+    return [("Expected error", told)]
 
 
 def _asked(one: Tried) -> int | None:

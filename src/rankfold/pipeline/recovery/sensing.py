@@ -9,8 +9,9 @@ from typing import Any
 import numpy as np
 from safetensors.numpy import save
 
-from rankfold.pipeline.recovery.writing import FACTORS, save_report
+from rankfold.pipeline.recovery.writing import save_report
 from rankfold.recover import LowRank, Operator
+from rankfold.recover.model import FACTORS
 from rankfold.recover.solvers.outcome import Progress
 from rankfold.run.files import write_atomically
 
@@ -41,5 +42,5 @@ def sense(
         "singular_values": [float(value) for value in found.singular_values_],
         "seed": seed,
     }
-    save_report(report, out)
+    save_report(report, out, (FACTORS,))
     return report

@@ -8,15 +8,17 @@ from typing import Any
 import numpy as np
 
 from rankfold.pipeline.recovery.completing import learnable, written
-from rankfold.pipeline.recovery.writing import FACTORS
 from rankfold.recover import Choice, LowRank, MappedEntries, Tried, Triplets, completed
 from rankfold.recover.measurements.arrays import norm
+from rankfold.recover.model import FACTORS
+from rankfold.recover.scale import Seen
 from rankfold.recover.solvers.outcome import Progress
 from rankfold.recover.tables.memory import NAME
 from rankfold.run.files import write_atomically
 
 JUDGED = 0.1  # of the entries held out once, at most half a million
 RANK = 20  # bound where none is given
+_PART = 1 << 20  # values that are looked at together
 _BLOCK = 100e6  # bytes for one block of entries, and what is held out
 _COPIES = 30  # of the factors: directions, gradients, and the space that singular pairs are sought in
 
@@ -53,8 +55,8 @@ def complete_mapped(
     where that is less than ``needed``.
     """
     check_memory(memory)
-    names, seen = (entries.row_names, entries.column_names), (entries.low, entries.high)
-    learnable(len(entries), seen, names, judge)
+    names = (entries.row_names, entries.column_names)
+    learnable(len(entries), (entries.low, entries.high), names, judge, asked)
     bound = min(rank or RANK, *entries.shape)
     wanted = needed(entries.shape, len(entries), bound)
     if wanted > memory:
@@ -66,10 +68,13 @@ def complete_mapped(
     operator, y = entries.measurements()
     part, part_y, (held, held_y) = operator.apart(y, max(1, int(JUDGED * len(entries))), np.random.default_rng(seed))
     first = LowRank(bound, random_state=seed, progress=progress).fit(part, part_y)
-    error = norm(held.push(first.left_, first.right_) - held_y) / held.count**0.5
+    values = entries.files.values
+    seen = Seen.of(np.asarray(values[start : start + _PART]) for start in range(0, len(values), _PART))
+    low, high, _ = seen.bounds(first)
+    error = norm(np.clip(held.push(first.left_, first.right_), low, high) - held_y) / held.count**0.5
     tried = Tried(Choice("low-rank", bound), error, (error,), first.rank_, first.reason_)
     found = LowRank(bound, random_state=seed, progress=progress).fit(operator, y)
-    model = completed(found, entries.counts(), names, seen)
+    model, told = completed(found, entries.counts(), names, seen)
     write_atomically(out / FACTORS, model.to_bytes())  # before anything else can fail
-    how = (found.rank_, found.reason_)
+    how = (found.rank_, told)
     return written(entries, [tried], model, how, out, judge=judge, asked=asked, seed=seed, top=top)

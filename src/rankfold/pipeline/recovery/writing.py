@@ -5,6 +5,7 @@ from __future__ import annotations
 import csv
 import io
 import json
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -15,12 +16,13 @@ import scipy.sparse
 from safetensors import SafetensorError, safe_open
 
 from rankfold.recover import FactorModel, MappedEntries, Triplets
-from rankfold.recover.model import KIND
+from rankfold.recover.model import FACTORS, KIND
+from rankfold.run.container import parsed
 from rankfold.run.files import write_atomically
 from rankfold.run.foreign import check_replaceable
 
-FACTORS, REPORT, TOP, PREDICTIONS = "factors.safetensors", "recover.json", "top.csv", "predictions.csv"
-_ALWAYS = (FACTORS, REPORT, "cross-validation.csv", "cross-validation.svg", "report.html")
+REPORT, TOP, PREDICTIONS = "recover.json", "top.csv", "predictions.csv"
+ALWAYS = (FACTORS, REPORT, "cross-validation.csv", "cross-validation.svg", "report.html")
 
 
 def check_ours(out: Path, *more: str) -> None:
@@ -30,7 +32,7 @@ def check_ours(out: Path, *more: str) -> None:
     ours.
     """
     if not _factored(out / FACTORS):
-        check_replaceable(out, (*_ALWAYS, *more), _is_report, REPORT)
+        check_replaceable(out, (*ALWAYS, *more), _is_report, REPORT)
 
 
 def _is_report(held: Any) -> bool:
@@ -45,10 +47,26 @@ def _factored(file: Path) -> bool:
         return False
 
 
-def save_report(report: dict[str, Any], out: Path) -> None:
-    """``recover.json``, with the directory in it."""
+def save_report(report: dict[str, Any], out: Path, files: Sequence[str] = ()) -> None:
+    """``recover.json``, with the directory in it and the ``files`` that were written beside it; those that an earlier
+    recovery wrote there by its own report, and this one did not, are removed."""
     report["directory"] = str(out)
+    report["files"] = sorted({*files} - {REPORT})
+    stale = _written_before(out) - {*files}
     write_atomically(out / REPORT, (json.dumps(report, indent=1, ensure_ascii=False) + "\n").encode())
+    for name in stale:
+        (out / name).unlink(missing_ok=True)
+
+
+def _written_before(out: Path) -> set[str]:
+    try:
+        held = parsed((out / REPORT).read_bytes())
+    except (OSError, ValueError, TypeError, RecursionError):
+        return set()
+    named = held.get("files") if _is_report(held) else None
+    return (
+        {name for name in named if name in (*ALWAYS, TOP, PREDICTIONS)} - {REPORT} if isinstance(named, list) else set()
+    )
 
 
 def best_columns(model: FactorModel, entries: Triplets | MappedEntries, top: int) -> bytes:

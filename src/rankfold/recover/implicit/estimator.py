@@ -14,7 +14,7 @@ from sklearn.utils.validation import check_is_fitted
 from rankfold.recover.implicit.candidates import Candidate, trained, trained_mapped, weights
 from rankfold.recover.implicit.history import History
 from rankfold.recover.implicit.ranking import judge
-from rankfold.recover.implicit.search import best_unseen
+from rankfold.recover.implicit.search import best_unseen, scored
 from rankfold.recover.mapped.entries import MappedEntries
 from rankfold.recover.tables.names import name_of
 from rankfold.recover.tables.triplets import Triplets, triplets
@@ -127,17 +127,21 @@ class ImplicitFeedback(BaseEstimator):
     def recommend(self, row: Any, count: int = 10, *, seen: bool = False) -> list[tuple[str, float]]:
         """The ``count`` best columns for ``row`` with their scores; those it has taken only if ``seen``.
 
-        Raises ``ValueError`` for a row that is not known.
+        A row whose entries are all in columns that the fit did not know gets popularity: how many rows took each.
+        Raises ``ValueError`` for a row that is not known, and for a ``count`` below 1.
         """
         check_is_fitted(self)
+        _at_least_one(count)
         at = _place(self.row_names_, row, "row")
         top = best_unseen(self.model_, self.history_, np.array([at]), count, seen=seen)[0]
-        told = self.model_.scores(Csr(self.history_[[at]]))[0]
+        told = scored(self.model_, self.history_, Csr(self.history_[[at]]))[0]
         return [(self.column_names_[column], float(told[column])) for column in top if column >= 0]
 
     def similar(self, column: Any, count: int = 10) -> list[tuple[str, float]]:
-        """The ``count`` columns most alike ``column``. Raises ``ValueError`` for one that is not known."""
+        """The ``count`` columns most alike ``column``. Raises ``ValueError`` for one that is not known,
+        and for a ``count`` below 1."""
         check_is_fitted(self)
+        _at_least_one(count)
         at = _place(self.column_names_, column, "column")
         told = np.array(self.model_.similar(at), dtype=np.float64)
         told[at] = -np.inf
@@ -168,6 +172,11 @@ def _entries(x: Any, y: Any, times: Any) -> Triplets:
         raise ValueError(f"give pairs of row and column names as an array (count, 2), got shape {pairs.shape}")
     counts = np.ones(len(pairs)) if y is None else y
     return triplets(pairs[:, 0], pairs[:, 1], counts, duplicates="sum", times=times)
+
+
+def _at_least_one(count: int) -> None:
+    if count < 1:
+        raise ValueError(f"count must be at least 1, got {count}")
 
 
 def _place(names: tuple[str, ...], name: Any, what: str) -> int:

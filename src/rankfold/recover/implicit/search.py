@@ -82,13 +82,23 @@ def ranked(model: Model, known: Triplets, held: Triplets, k: int) -> Ranking:
     return judge(best_unseen(model, history, users, k), Csr(wanted), users, k)
 
 
+def scored(model: Model, history: Csr | History, block: Csr) -> np.ndarray:
+    """The scores (b, n) of some rows; of one without any entry, of which no model knows a taste, how many rows of the
+    ``history`` took each column."""
+    told = np.array(model.scores(block))
+    empty = np.flatnonzero(np.diff(block.indptr) == 0)
+    if len(empty) and not isinstance(history, History):
+        told[empty] = np.bincount(history.indices, minlength=history.shape[1])
+    return told
+
+
 def best_unseen(model: Model, history: Csr | History, rows: np.ndarray, k: int, *, seen: bool = False) -> np.ndarray:
     """(rows, ≤ k): the columns with the largest scores, those of their history left out unless ``seen``; −1: none."""
     step = max(1, (1 << 22) // history.shape[1])
     parts = []
     for start in range(0, len(rows), step):
         block = Csr(history[rows[start : start + step]])
-        told = model.scores(block)
+        told = scored(model, history, block)
         if not seen:
             told[np.repeat(np.arange(block.shape[0]), np.diff(block.indptr)), block.indices] = -np.inf
         top = largest(told, k)

@@ -205,7 +205,7 @@ def write(
             opened[name] = stack.enter_context(path.open("wb"))
         for chunk in by_row(given, counts, directory):
             some = Triplets(chunk["row"].astype(np.int64), chunk["column"].astype(np.int64), chunk["value"], *names)
-            some, twice = once(some, duplicates, chunk["line"])
+            some, twice = once(some, duplicates, chunk["line"], whole=False)
             repeated, first = _added(repeated, first, twice)
             kept += np.bincount(some.rows, minlength=len(kept))
             low, high = min(low, float(some.values.min())), max(high, float(some.values.max()))

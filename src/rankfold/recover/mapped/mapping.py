@@ -36,6 +36,7 @@ def map_entries(
     duplicates: Duplicates = "refuse",
     columns: Sequence[str] | None = None,
     implicit: bool = False,
+    header: bool | None = None,
     progress: Progress | None = None,
 ) -> MappedEntries:
     """Entries of a file, as `read_triplets` reads them, in memory-mapped files of ``directory``: for tables that do not
@@ -47,6 +48,7 @@ def map_entries(
         duplicates: of one entry with two values: "refuse", "mean", "last" or "sum".
         columns: names in their place, of a header or in the order of the file.
         implicit: a value may be missing, each line counts once and repeated ones are summed.
+        header: whether line 1 of a text is one; None: by what it looks like.
         progress: called as ``progress(what, done, total)``.
 
     Returns:
@@ -68,9 +70,11 @@ def map_entries(
     """
     one_of(duplicates)
     path, folder = Path(file), Path(directory)
-    wanted = Wanted(None if columns is None else tuple(columns), implicit)
+    wanted = Wanted(None if columns is None else tuple(columns), implicit, header=header)
     check_mapped(path)
-    made = json.dumps(["read", digest_of(path), list(columns or ()), implicit, duplicates])
+    made = json.dumps(
+        ["read", digest_of(path), list(columns or ()), implicit, duplicates, *([] if header is None else [header])]
+    )
     with claimed(folder, what="writing entries"):
         found = stored(folder, made)
         if found is None:

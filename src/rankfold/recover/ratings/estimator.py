@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from dataclasses import KW_ONLY, dataclass
 from typing import Any
 
@@ -9,6 +10,7 @@ import numpy as np
 from sklearn.base import BaseEstimator, RegressorMixin
 from sklearn.utils.validation import check_is_fitted, check_random_state
 
+from rankfold.recover.model import FactorModel
 from rankfold.recover.ratings.factors import averaged
 from rankfold.recover.ratings.folding import with_rows
 from rankfold.recover.ratings.sampler import Known, sample
@@ -88,7 +90,9 @@ class Ratings(RegressorMixin, BaseEstimator):
         """Ratings of new rows, as `fit` takes them, without a new fit: columns and known rows stay, each new row is met
         by them, drawn to the known ones. A first call is `fit`.
 
-        Raises ``ValueError`` for a row that is known: its earlier ratings are not kept. Cost: a least squares a row.
+        Ratings of columns that the fit did not know are left out, and those outside its scale count as given: both with
+        a warning. Raises ``ValueError`` for a row that is known: its earlier ratings are not kept.
+        Cost: a least squares a row.
         """
         if not hasattr(self, "model_"):
             return self.fit(X, y, times=times)
@@ -99,6 +103,7 @@ class Ratings(RegressorMixin, BaseEstimator):
             raise ValueError(
                 f"row {old} is already known, and its earlier ratings are not kept: fit again with all of them"
             )
+        _warn(self.model_, given)
         self.model_ = with_rows(self.model_, given, self.noise_)
         return self
 
@@ -114,6 +119,27 @@ class Ratings(RegressorMixin, BaseEstimator):
             at, when = self.model_.indices(pairs[:, 0].tolist(), pairs[:, 1].tolist()), _seconds(times, len(pairs))
         told = self.model_.at(*at, when)
         return (told, self.model_.uncertainty(*at)) if return_std else told
+
+
+def _warn(model: FactorModel, given: Triplets) -> None:
+    """Of ratings that say less than they seem to."""
+    columns = given.numbered(model.row_names, model.column_names)[1]
+    new = np.flatnonzero(columns < 0)
+    if len(new):
+        warnings.warn(
+            f"{len(new)} of {len(given)} ratings are of columns that the fit did not know, such as "
+            f"{given.column_names[given.columns[new[0]]]}, and are left out: fit again with all ratings to learn them",
+            stacklevel=3,
+        )
+    slack = 0.1 * (model.high - model.low)  # values without a scale may go a little farther
+    outside = np.flatnonzero((given.values < model.low - slack) | (given.values > model.high + slack))
+    if len(outside):
+        warnings.warn(
+            f"{len(outside)} of {len(given)} ratings, such as {given.values[outside[0]]:g}, are outside the scale of "
+            f"the fit, {model.low:g} to {model.high:g}: are they in the same units? They count as given, and "
+            "predictions stay on that scale",
+            stacklevel=3,
+        )
 
 
 def _given(x: Any, y: Any, times: Any) -> Triplets:

@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 ROLES = ("row", "column", "value")
 NAMES = {
     "row": "row user customer reviewer rater viewer reader listener member person profile subject student patient",
     "column": "column col item movie film product asin book isbn song track artist joke article game restaurant",
     "value": "value rating score stars star overall grade entry count plays listens clicks",
-    "time": "timestamp time datetime date unixreviewtime",
+    "time": "timestamp time datetime date when unixreviewtime",
     "ignored": "day year index",
 }
 _ROLE_OF = {name: role for role, names in NAMES.items() for name in names.split()}
@@ -30,6 +30,7 @@ class Columns:
     fields: int
     header: tuple[str, ...] | None = None
     time: int | None = None
+    doubt: tuple[str, ...] = ()  # line 1, where it is read as an entry and may be a header
 
     @property
     def needed(self) -> tuple[int, ...]:
@@ -43,7 +44,13 @@ class Columns:
             more = f"; {listed([str(number + 1) for number in others])} ignored" if others else ""
             numbers = ", ".join(str(at + 1) for at in self.needed)
             roles = ", ".join(self.roles())
-            return f"no header: columns {numbers} are {roles}{more}"
+            doubt = ""
+            if self.doubt:
+                doubt = (
+                    f"; line 1 ({', '.join(self.doubt)}) is read as an entry, though its names come nowhere else: if "
+                    "it is a header, say --header, and if it is none, --no-header (in Python header=True or False)"
+                )
+            return f"no header: columns {numbers} are {roles}{more}{doubt}"
         told = [
             f"{self.header[at]} {'is ' * (not number)}the {role}" for number, (at, role) in enumerate(self._pairs())
         ]
@@ -75,7 +82,8 @@ def by_order(fields: int, *, implicit: bool = False, time: bool = False) -> Colu
         when = 3 if fields > 3 else None
         if when is None:
             raise ValueError(
-                f"there is no column of times, as there are {fields} columns and no header: add a header that names it"
+                f"there is no column of times, as there are {fields} columns and no header: the time is the fourth, or "
+                "named by --columns (in Python columns=[…])"
             )
     if value is None and not implicit:
         raise ValueError(f"there are {fields} of the 3 fields row, column, value; {NO_VALUE}")
@@ -93,7 +101,8 @@ def by_header(names: Sequence[str], *, implicit: bool = False, time: bool = Fals
     when = known.index("time") if time and "time" in known else None
     if time and when is None:
         raise ValueError(
-            f"none of the columns {', '.join(names)} is a time: name the one that is time, or give --columns"
+            f"none of the columns {', '.join(names)} is known as a time: give the names of all four, the time last, as "
+            "--columns user,item,rating,when (in Python columns=[…])"
         )
     wanted = [role for role in ROLES if role not in found]
     left = [
@@ -119,10 +128,12 @@ def by_header(names: Sequence[str], *, implicit: bool = False, time: bool = Fals
 
 def asked(first: Sequence[str], names: Sequence[str], *, implicit: bool = False, time: bool = False) -> Columns:
     """Columns by the ``names`` that were asked for: those of the header ``first`` where it has all of them, else names
-    of the columns in their order, without a header.
+    of the columns in their order, without a header. With ``time`` the fourth of four is the time, whatever its name.
 
     Raises ``ValueError`` where ``names`` are fewer than two, or more than the columns there are.
     """
+    if time and len(names) == 4 and "time" not in map(role_of, names):
+        return _timed(first, names, implicit)
     there = [plain(name) for name in first]
     wanted = [plain(name) for name in names]
     if all(name in there for name in wanted):
@@ -135,6 +146,22 @@ def asked(first: Sequence[str], names: Sequence[str], *, implicit: bool = False,
         raise ValueError(f"{len(names)} columns are named ({', '.join(names)}), and line 1 has {len(first)} fields")
     padded = [*names, *[""] * (len(first) - len(names))]
     return by_header(padded, implicit=implicit, time=time, header=False)
+
+
+def _timed(first: Sequence[str], names: Sequence[str], implicit: bool) -> Columns:
+    """The columns of ``names``, the last of which is the time."""
+    found = asked(first, names[:3], implicit=implicit)
+    there = [plain(name) for name in first]
+    if found.header is None and len(first) > 3:
+        return replace(found, time=3)
+    if found.header is None or plain(names[3]) not in there:
+        raise ValueError(absent(names[3], first))
+    return replace(found, time=there.index(plain(names[3])))
+
+
+def absent(name: str, first: Sequence[str]) -> str:
+    """The sentence on a name that the header does not have."""
+    return f"there is no column {name!r}: the header has {', '.join(first)}"
 
 
 def role_of(name: str) -> str:

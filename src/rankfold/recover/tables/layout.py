@@ -5,9 +5,9 @@ from __future__ import annotations
 import csv
 import re
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
-from rankfold.recover.tables.columns import Columns, asked, by_header, by_order, role_of
+from rankfold.recover.tables.columns import Columns, absent, asked, by_header, by_order, plain, role_of
 
 DELIMITERS = ("\t", ";", ",", "|", "::", " ")  # the first that makes three fields of line 1: a comma may stand in
 # numbers, a space in names
@@ -23,11 +23,13 @@ class Fault(ValueError):
 
 @dataclass(frozen=True)
 class Wanted:
-    """What was asked of a file: ``columns`` by name, ``implicit`` feedback (a value may be missing), times."""
+    """What was asked of a file: ``columns`` by name, ``implicit`` feedback (a value may be missing), times; whether
+    line 1 is a ``header`` (None: by what it looks like)."""
 
     columns: tuple[str, ...] | None = None
     implicit: bool = False
     time: bool = False
+    header: bool | None = None
 
 
 @dataclass(frozen=True)
@@ -81,11 +83,10 @@ def layout(head: str, wanted: Wanted) -> Layout:
 def _found(first: list[str], below: list[list[str]], delimiter: str, number: int, wanted: Wanted) -> Layout:
     size = len(first)
     if wanted.columns is not None:
-        columns = asked(first, wanted.columns, implicit=wanted.implicit, time=wanted.time)
-        return Layout(delimiter, number, columns, columns.header, size)
+        return Layout(delimiter, number, (columns := _asked(first, below, wanted)), columns.header, size)
     if size < (2 if wanted.implicit else 3):
         raise Fault(too_few(number, first, delimiter, "row, column, value"))
-    header = _header(first, below)
+    header = _header(first, below) if wanted.header is None else wanted.header
     if header and _wide(first, below):
         return Layout(delimiter, number, None, tuple(first), size)
     if header:
@@ -97,7 +98,36 @@ def _found(first: list[str], below: list[list[str]], delimiter: str, number: int
             "with a row in each line needs a header, and names in its first column; entries, one in each line, "
             "need --columns row,column,value (in Python columns=…); a matrix may also be given as X in an .npz"
         )
-    return Layout(delimiter, number, by_order(size, implicit=wanted.implicit, time=wanted.time), None, size)
+    columns = _doubted(first, below, by_order(size, implicit=wanted.implicit, time=wanted.time), wanted)
+    return Layout(delimiter, number, columns, None, size)
+
+
+def _asked(first: list[str], below: list[list[str]], wanted: Wanted) -> Columns:
+    """The columns that were asked for by name. Raises ``ValueError`` for one that the header does not have."""
+    names = wanted.columns or ()
+    nameless = [""] * len(first) if wanted.header is False else first
+    columns = asked(nameless, names, implicit=wanted.implicit, time=wanted.time)
+    if columns.header is not None or wanted.header is False:
+        return columns
+    there = [plain(name) for name in first]
+    missing = [name for name in names if plain(name) not in there]
+    texts = len(missing) < len(names) and not any(map(_numeric, first))
+    looks = all(first) and (texts or _header(first, below))
+    if wanted.header or looks:
+        raise ValueError(absent(missing[0], first))
+    return _doubted(first, below, columns, wanted)
+
+
+def _doubted(first: list[str], below: list[list[str]], columns: Columns, wanted: Wanted) -> Columns:
+    """``columns`` without a header, with line 1 beside where it may be one: its names come nowhere else in their
+    columns, and no number says what they are."""
+    if wanted.header is False or columns.value is not None or not below:
+        return columns
+    pair = (first[columns.row], first[columns.column])
+    for at, name in zip((columns.row, columns.column), pair, strict=True):
+        if _numeric(name) or any(row[at] == name for row in below if len(row) > at):
+            return columns
+    return replace(columns, doubt=pair)
 
 
 def _header(first: Sequence[str], below: list[list[str]]) -> bool:

@@ -24,17 +24,18 @@ FORMS = (
 
 
 def read_arrays(path: Path) -> dict[str, np.ndarray]:
-    """The arrays of an ``.npz``, without running any code in it. Raises ``ValueError`` for what is none, or damaged."""
+    """The arrays of an ``.npz``, or that of an ``.npy`` as ``X``, without running any code in it. Raises ``ValueError``
+    for what is none, or damaged."""
     with path.open("rb") as opened:
         start = opened.read(6)
     if not start:
         raise ValueError(f"{path} is empty")
     if start == b"\x93NUMPY":
-        raise ValueError(
-            f"{path} holds one array (.npy), and an .npz with named ones is needed: write it with numpy.savez"
-        )
+        return {"X": _array(path)}
     if not start.startswith(b"PK"):
-        raise ValueError(f"{path} is not an .npz, as numpy.savez writes it: give a text file a name that ends in .csv")
+        raise ValueError(
+            f"{path} is not an .npz or .npy, as NumPy writes them: give a text file a name that ends in .csv"
+        )
     try:
         _sizes(path)
         with path.open("rb") as opened, np.load(opened, allow_pickle=False) as file:
@@ -47,6 +48,18 @@ def read_arrays(path: Path) -> dict[str, np.ndarray]:
                 f"{path} holds Python objects, which are not read: save names as text, array.astype(str)"
             ) from None
         raise ValueError(f"{path} cannot be read as .npz ({error}): is the file cut short?") from None
+
+
+def _array(path: Path) -> np.ndarray:
+    try:
+        mapped = np.load(path, mmap_mode="r", allow_pickle=False)  # refuses a file that is shorter than it says
+        affordable(mapped.nbytes, "its array")
+        return np.array(mapped)
+    except (EOFError, ValueError, OSError) as error:
+        told = "it holds Python objects, which are not read" if "objects" in str(error) else f"{error}"
+        raise ValueError(
+            f"{path} cannot be read as .npy ({told}): is it one matrix of numbers, as numpy.save writes it?"
+        ) from None
 
 
 class Lying(ValueError):

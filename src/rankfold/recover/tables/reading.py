@@ -10,7 +10,7 @@ from pathlib import Path
 
 import numpy as np
 
-from rankfold.recover.tables.columns import role_of
+from rankfold.recover.tables.columns import NO_VALUE, role_of
 from rankfold.recover.tables.fast import Odd, read_fast
 from rankfold.recover.tables.layout import Fault, Layout, Wanted, layout
 from rankfold.recover.tables.lines import read_lines
@@ -20,6 +20,7 @@ from rankfold.recover.tables.sides import Sides, read_side
 from rankfold.recover.tables.triplets import Duplicates, Triplets, one_of
 
 TEXT = (".csv", ".tsv", ".txt", ".data", ".dat", ".base", ".test", ".train", ".ratings", ".rating")
+ARRAYS = (".npz", ".npy")
 PARQUET = (".parquet", ".pq")
 _HEAD = 1 << 18  # bytes that say how a text lies
 
@@ -31,22 +32,24 @@ def read_triplets(
     columns: Sequence[str] | None = None,
     implicit: bool = False,
     time: bool = False,
+    header: bool | None = None,
 ) -> Triplets:
     r"""Entries (row, column, value) of a file of text, of a Parquet file, or of an ``.npz``.
 
     Text may be delimited by comma, semicolon, tab, bar, ``::`` or space (``.csv`` and others, MovieLens' ``u.data``,
-    ``ratings.dat``). An ``.npz`` holds ``rows``, ``columns``, ``values`` and perhaps ``shape``, a matrix ``X`` with
-    NaN, or scipy's sparse format. Names of rows and columns are texts, kept as written. A first line without any number
-    is a header: columns are found by customary names in it (user, item, rating, timestamp and others), and by the order
-    row, column, value otherwise; the first of ``remarks`` tells. A table with a row of the matrix a line is read as
-    such.
+    ``ratings.dat``). An ``.npy`` is a matrix with NaN. An ``.npz`` holds ``rows``, ``columns``, ``values`` and perhaps
+    ``shape``, a matrix ``X`` with NaN, or scipy's sparse format. Names of rows and columns are texts, kept as
+    written. A first line without any number is a header: columns are found by customary names in it (user, item,
+    rating, timestamp and others), and by the order row, column, value otherwise; the first of ``remarks`` tells. A
+    table with a row of the matrix a line is read as such.
 
     Args:
         file: to be read.
         duplicates: of one entry with two values: "refuse", "mean", "last" or "sum".
         columns: names in their place, of a header or in the order of the file.
         implicit: a value may be missing, each line counts once and repeated ones are summed.
-        time: read the column of times too.
+        time: read the column of times too: one that is called so, or the fourth of four names in ``columns``.
+        header: whether line 1 of a text is one; None: by what it looks like.
 
     Returns:
         ``Triplets``.
@@ -64,18 +67,18 @@ def read_triplets(
         [4.0, 2.0]
     """
     one_of(duplicates)
-    path, wanted = Path(file), Wanted(None if columns is None else tuple(columns), implicit, time)
+    path, wanted = Path(file), Wanted(None if columns is None else tuple(columns), implicit, time, header)
     kind = path.suffix.lower()
     check_file(path)
     try:
-        if kind == ".npz":
+        if kind in ARRAYS:
             found = from_arrays(read_arrays(path), duplicates)
         elif kind in PARQUET:
             found = read_parquet(path, wanted, duplicates)
         elif kind in TEXT:
             return _text(path, wanted, duplicates)
         else:
-            raise ValueError(f"entries are read from {', '.join((*TEXT, *PARQUET))} and .npz files")
+            raise ValueError(f"entries are read from {', '.join((*TEXT, *PARQUET))} and .npz or .npy files")
     except ValueError as error:
         told = str(error)
         raise ValueError(told if told.startswith(str(path)) else f"{path}: {told}") from None
@@ -89,6 +92,7 @@ def read_plays(
     columns: Sequence[str] | None = None,
     at_least: float | None = None,
     time: bool | None = None,
+    header: bool | None = None,
 ) -> Triplets:
     """Implicit feedback of a file, as `read_triplets` reads it. ``at_least``: values from it on count one, others are
     left out. ``time``: None reads a column of times where there is one in the header or in fourth place.
@@ -98,11 +102,11 @@ def read_plays(
     timed = bool(time)
     if time is None:
         try:
-            found = read_triplets(file, duplicates="last", columns=columns, implicit=True, time=True)
+            found = read_triplets(file, duplicates="last", columns=columns, implicit=True, time=True, header=header)
             timed = bool(np.isfinite(found.times).all()) if found.times is not None else False
         except ValueError:
             timed = False
-    found = read_triplets(file, duplicates=duplicates, columns=columns, implicit=True, time=timed)
+    found = read_triplets(file, duplicates=duplicates, columns=columns, implicit=True, time=timed, header=header)
     if at_least is not None:
         kept = found.take(np.flatnonzero(found.values >= at_least))
         if not len(kept):
@@ -120,17 +124,34 @@ def read_plays(
     return found
 
 
-def read_pairs(file: str | Path, *, columns: Sequence[str] | None = None, time: bool = False) -> Triplets:
+def read_pairs(
+    file: str | Path, *, columns: Sequence[str] | None = None, time: bool = False, header: bool | None = None
+) -> Triplets:
     """Pairs (row, column) to predict, perhaps with times; a value is read where there is one and means nothing."""
     named = None
     if columns is not None:
         named = [name for name in columns if role_of(name) != "value"]
     try:
-        return read_triplets(file, duplicates="last", columns=named, implicit=True, time=time)
+        return read_triplets(file, duplicates="last", columns=named, implicit=True, time=time, header=header)
     except ValueError:
         if columns is None:
             raise
-        return read_triplets(file, duplicates="last", columns=columns, implicit=True, time=time)
+        return read_triplets(file, duplicates="last", columns=columns, implicit=True, time=time, header=header)
+
+
+def read_test(
+    file: str | Path, *, columns: Sequence[str] | None = None, time: bool = False, header: bool | None = None
+) -> Triplets:
+    """Entries to judge a result by; those given twice count by their mean. Raises ``ValueError``, also for pairs."""
+    try:
+        return read_triplets(file, duplicates="mean", columns=columns, time=time, header=header)
+    except ValueError as error:
+        if NO_VALUE not in str(error):
+            raise
+        raise ValueError(
+            f"{file}: pairs without values cannot judge a result: give entries row, column, value as --test, or "
+            f"predict the pairs with --predict {file}"
+        ) from None
 
 
 def read_sides(

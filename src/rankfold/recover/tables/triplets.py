@@ -159,8 +159,11 @@ class Repeated:
         return f"{many} at {self.place}: {how}"
 
 
-def once(found: Triplets, duplicates: Duplicates, lines: np.ndarray | None) -> tuple[Triplets, Repeated | None]:
-    """Each entry once, by row, then column where any is repeated, else as they are."""
+def once(
+    found: Triplets, duplicates: Duplicates, lines: np.ndarray | None, whole: bool = True
+) -> tuple[Triplets, Repeated | None]:
+    """Each entry once, by row, then column where any is repeated, else as they are. ``whole``: these are all entries,
+    so that a refusal may count the others that differ."""
     cells = found.rows * found.shape[1] + found.columns
     ordered = np.sort(cells)
     if not (ordered[1:] == ordered[:-1]).any():
@@ -180,9 +183,11 @@ def once(found: Triplets, duplicates: Duplicates, lines: np.ndarray | None) -> t
         one, two = int(differ[0]) - 1, int(differ[0])
         numbers = order if lines is None else lines[order]
         what = "entry" if lines is None else "line"
+        others = len(set(cells[order[differ]].tolist())) - 1
+        more = f", and so {'is 1 other' if others == 1 else f'are {others} others'}" if whole and others else ""
         raise ValueError(
             f"the entry at {place(two)} is given twice, as {values[one]:g} ({what} {numbers[one]}) and "
-            f"{values[two]:g} ({what} {numbers[two]}): remove one, or take their mean, the last, or their sum "
+            f"{values[two]:g} ({what} {numbers[two]}){more}: remove one, or take their mean, the last, or their sum "
             "(--duplicates mean; in Python duplicates='mean')"
         )
     sums = np.add.reduceat(values, starts)

@@ -1,0 +1,181 @@
+"""What a recovery says of its figures and of names it does not know, and what it leaves in its directory."""
+
+import json
+import threading
+
+import numpy as np
+import pytest
+from commands import failed, rankfold, succeeded
+
+from rankfold.pipeline.recovery.completing import at_the_edge, expected_error
+from rankfold.recover import Choice, ImplicitFeedback, Ratings, Tried, fit, load, triplets
+from rankfold.run.claim import claimed
+
+PAIRS = [(f"u{u:02}", f"i{i:02}") for u in range(30) for i in range(20) if (7 * u + 3 * i) % 5 < 3]
+
+
+def rating(row, column):
+    return 1 + (int(row[1:]) + int(column[1:])) % 5
+
+
+@pytest.fixture(scope="module")
+def table(tmp_path_factory):
+    file = tmp_path_factory.mktemp("ratings") / "ratings.csv"
+    file.write_text("user,item,rating\n" + "".join(f"{u},{i},{rating(u, i)}\n" for u, i in PAIRS))
+    return file
+
+
+@pytest.fixture(scope="module")
+def done(table, tmp_path_factory):
+    """A run with everything: its directory, report and words."""
+    out, asked = tmp_path_factory.mktemp("done"), table.with_name("asked.csv")
+    asked.write_text("user,item\nu00,i00\nu01,i01\nnobody,i01\nnobody,nothing\n")
+    given = (
+        table,
+        "--methods",
+        "ratings",
+        "--ranks",
+        "1,2",
+        "--folds",
+        "2",
+        "--top",
+        "1",
+        "--predict",
+        asked,
+        "-o",
+        out,
+    )
+    result = rankfold("recover", *given)
+    assert result.exit_code == 0, result.stderr
+    return out, json.loads((out / "recover.json").read_text()), result.stdout
+
+
+def test_the_error_of_a_new_cell_is_told_beside_that_of_the_folds(done):
+    out, report, told = done
+    assert report["folds"] == 2
+    assert report["expected_error"] > 0
+    assert f"expected error of a new cell: {report['expected_error']:.4f}, by the fit to all entries" in told
+    assert "of fits to 1 of 2 parts of them" in told
+    assert "of fits to 1 of 2 parts of the entries" in (out / "report.html").read_text()
+
+
+def test_the_error_of_a_new_cell_is_right_where_the_model_is():
+    rng = np.random.default_rng(3)
+    rows, columns = np.nonzero(rng.random((120, 80)) < 0.5)
+    bias, taste = rng.standard_normal(120), rng.standard_normal(80)
+    values = bias[rows] + taste[columns] + 0.5 * rng.standard_normal(len(rows))
+    new = rng.random(len(rows)) < 0.2
+    told = triplets(rows[~new], columns[~new], values[~new], shape=(120, 80))
+    model, _, _ = fit(told, Choice("ratings", 2))
+    real = np.sqrt(np.mean((model.at(rows[new], columns[new]) - values[new]) ** 2))
+    assert expected_error(model, told) == pytest.approx(real, rel=0.05)
+    assert expected_error(fit(told, Choice("low-rank", 1))[0], told) is None
+
+
+def test_names_that_are_unknown_are_counted(done):
+    _, report, told = done
+    assert report["predicted"] == {"pairs": 4, "unknown_rows": 1, "unknown_columns": 1}
+    assert "predicted 4 pairs: 1 rows and 1 columns are unknown" in told
+
+
+@pytest.mark.parametrize(
+    ("asked", "hint"),
+    [
+        ("item,user\ni00,u00\n", None),  # named by its header: nothing is swapped
+        ("a,b\ni00,u00\ni01,u01\n", "rows and columns are swapped"),
+        ("user,item\nU00,i00\n", "they differ in capitals"),
+        ("user,item\n1,i00\n", "is line 1 a header in both"),
+    ],
+)
+def test_names_of_which_none_is_known_are_refused(table, tmp_path, asked, hint):
+    file = tmp_path / "asked.csv"
+    file.write_text(asked)
+    given = ("recover", table, "--methods", "low-rank", "--folds", "2", "--predict", file, "-o", tmp_path / "out")
+    if hint is None:
+        succeeded(*given)
+    else:
+        assert hint in failed(*given)
+
+
+def test_leading_zeros_are_named(tmp_path):
+    (tmp_path / "r.csv").write_text("user,item,rating\n" + "".join(f"0{i},a{i % 3},{i % 4}\n" for i in range(1, 9)))
+    (tmp_path / "t.csv").write_text("user,item,rating\n1,a1,3\n2,a1,3\n")
+    told = failed("recover", tmp_path / "r.csv", "--test", tmp_path / "t.csv", "-o", tmp_path / "out")
+    assert "none of the 2 rows to judge by is among the entries, such as '1', where those are such as '01'" in told
+    assert "leading zeros" in told
+    (tmp_path / "p.csv").write_text("user,item\n01,a1\n")
+    told = failed("recover", tmp_path / "r.csv", "--test", tmp_path / "p.csv", "-o", tmp_path / "out")
+    assert "pairs without values cannot judge a result" in told
+    assert "predict the pairs with --predict" in told
+
+
+def test_what_an_earlier_run_wrote_and_this_one_does_not_is_removed(done, table):
+    out, report, _ = done
+    assert {"top.csv", "predictions.csv"} < set(report["files"])
+    (out / "mine.csv").write_text("kept")
+    failed("recover", table.with_name("none.csv"), "-o", out)
+    assert (out / "top.csv").exists()  # nothing took its place
+    report = succeeded("recover", table, "--methods", "low-rank", "--ranks", "2", "--folds", "2", "-o", out)
+    assert sorted(path.name for path in out.iterdir()) == sorted([*report["files"], "recover.json", "mine.csv"])
+    assert not (out / "top.csv").exists()
+    succeeded("recover", table, "--implicit", "--methods", "popularity", "-o", out)
+    assert sorted(path.name for path in out.iterdir()) == ["mine.csv", "recover.json", "top.csv"]
+
+
+def test_two_runs_in_one_directory_do_not_mix(table, tmp_path):
+    held, free = threading.Event(), threading.Event()
+
+    def other():
+        with claimed(tmp_path / "out", what="recover"):
+            held.set()
+            free.wait(30)
+
+    thread = threading.Thread(target=other)
+    thread.start()
+    held.wait(30)
+    told = failed("recover", table, "--methods", "low-rank", "-o", tmp_path / "out")
+    free.set()
+    thread.join()
+    assert "(recover)" in told
+    assert not (tmp_path / "out" / "recover.json").exists()
+
+
+def test_a_rank_at_the_edge_is_told():
+    def tried(best, *ranks, method="ratings"):
+        return [Tried(Choice(method, rank), 1.0, (1.0, 1.0), rank, "") for rank in (best, *ranks)]
+
+    assert "rank 4 is the smallest that was tried" in at_the_edge(tried(4, 8))
+    assert at_the_edge(tried(4, 8)).endswith("--ranks 1,2,4")
+    assert at_the_edge(tried(8, 4)).endswith("--ranks 8,16")
+    assert at_the_edge(tried(4, 2, 8)) == at_the_edge(tried(4)) == at_the_edge(tried(1, 2)) == ""
+
+
+def test_a_saved_result_predicts_again(tmp_path):
+    with pytest.raises(FileNotFoundError):
+        load(tmp_path)
+    table = triplets(["a", "a", "b"], ["x", "y", "x"], [1.0, 2.0, 3.0])
+    model, _, _ = fit(table, Choice("low-rank", 1))
+    (tmp_path / "factors.safetensors").write_bytes(model.to_bytes())
+    for place in (tmp_path, tmp_path / "factors.safetensors"):
+        assert (
+            load(place).predict(["b", "new"], ["y", "y"]).tolist() == model.predict(["b", "new"], ["y", "y"]).tolist()
+        )
+
+
+def test_ratings_that_say_less_than_they_seem_to_are_warned_of():
+    pairs = [[u, i] for u, i in PAIRS]
+    model = Ratings(1, burn_in=3, draws=5).fit(pairs, [rating(u, i) for u, i in PAIRS])
+    with pytest.warns(UserWarning, match=r"1 of 2 ratings are of columns that the fit did not know, such as strange,"):
+        model.partial_fit([["new", "i00"], ["new", "strange"]], [4.0, 3.0])
+    with pytest.warns(UserWarning, match=r"1 of 1 ratings, such as 40, are outside the scale of the fit, 1 to 5"):
+        model.partial_fit([["newer", "i00"]], [40.0])
+
+
+def test_a_row_of_unknown_columns_gets_popularity():
+    plays = [("ann", "z"), ("bob", "z"), ("cid", "z"), ("ann", "m"), ("bob", "m"), ("cid", "a")]
+    model = ImplicitFeedback("regression", regularization=1.0).fit(plays)
+    model.partial_fit([("new", "unknown")])
+    assert model.recommend("new", 3) == [("z", 3.0), ("m", 2.0), ("a", 1.0)]
+    for asked in (model.recommend, model.similar):
+        with pytest.raises(ValueError, match="count must be at least 1, got -5"):
+            asked("z" if asked == model.similar else "new", -5)
