@@ -114,6 +114,18 @@ def test_a_model_that_cannot_be_traced_is_told_in_one_line(write, tmp_path):
     assert list(tmp_path.iterdir()) == []
 
 
+class Counting(nn.Module):
+    """Its batch size is a number of Python."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        return x + torch.ones(1, 4).expand(len(x), -1)
+
+
+def test_a_batch_size_that_the_code_makes_a_constant_is_told_with_the_remedy(tmp_path):
+    with pytest.raises(ExportError, match=r"constant: write x.shape\[0\] where it says len\(x\)"):
+        to_torch_export(Counting(), torch.zeros(1, 4), tmp_path / "file")
+
+
 def test_missing_packages_are_named_with_the_extra(digits_model, tmp_path, monkeypatch):
     real = importlib.util.find_spec
     monkeypatch.setattr(

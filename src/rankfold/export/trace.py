@@ -142,9 +142,18 @@ def traced(root: nn.Module, example: Example, fixed: Set[Axis] | None) -> Traced
             # the model itself takes another way from some batch on: this one holds below
             largest = re.search(r"Dim\('batch'.*?max=(\d+)\)", str(error))
             if largest is None:
-                raise ExportError(f"torch cannot trace this model: {first_line(error)}") from error
+                raise ExportError(_why_not(error)) from error
             program = _program(root, given, fixed, int(largest[1]))
     return Traced(program, given, *_read(program, given))
+
+
+def _why_not(error: Exception) -> str:
+    if "to be a constant" in str(error) and "batch" in str(error):
+        return (
+            "torch cannot trace this model for batches of any size, as its code turns the size of the batch into a "
+            "constant: write x.shape[0] where it says len(x), and leave out int(…) and .item() around sizes"
+        )
+    return f"torch cannot trace this model: {first_line(error)}"
 
 
 def _program(root: nn.Module, given: Example, fixed: Set[Axis] | None, most: int) -> torch.export.ExportedProgram:
