@@ -28,9 +28,9 @@ from rankfold.compress.methods import method_named
 from rankfold.compress.planning.apply import apply_
 from rankfold.compress.planning.candidates import Candidate, Counter, decompose, options
 from rankfold.compress.planning.planner import plan
-from rankfold.compress.ranks.allocate import Option
 from rankfold.compress.ranks.budget import Params
 from rankfold.compress.ranks.iterative import Step, start, truncations
+from rankfold.compress.ranks.options import Option
 from rankfold.compress.ranks.rules import Iterative
 from rankfold.compress.ranks.sampling import draw, join
 from rankfold.compress.repair.batchnorm import reestimate_

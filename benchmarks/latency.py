@@ -20,9 +20,9 @@ import torch
 from rankfold import zoo
 from rankfold.compress.planning.apply import apply_
 from rankfold.compress.planning.planner import plan
-from rankfold.compress.ranks.allocate import BudgetError
 from rankfold.compress.ranks.budget import Latency, parse_budget
 from rankfold.compress.ranks.latency import paired
+from rankfold.compress.ranks.options import BudgetError
 from rankfold.compress.repair.batchnorm import reestimate_
 from rankfold.costs import Example
 from rankfold.train import evaluate

@@ -12,7 +12,6 @@ from rankfold.compress.planning.apply import ApplyError, apply_
 from rankfold.compress.planning.plan import Entry, Plan
 from rankfold.compress.planning.planner import plan
 from rankfold.compress.planning.profile import Calibration, Profile, profile
-from rankfold.compress.ranks.allocate import BudgetError
 from rankfold.compress.ranks.budget import (
     Bytes,
     Flops,
@@ -25,6 +24,7 @@ from rankfold.compress.ranks.budget import (
     Resource,
     register_budget,
 )
+from rankfold.compress.ranks.options import BudgetError
 from rankfold.compress.ranks.rules import Global, Iterative, Local, Optimal, register_rule
 from rankfold.compress.repair.batchnorm import reestimate_
 from rankfold.compress.repair.finetune import finetune, finetune_recipe

@@ -9,17 +9,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from rankfold.compress.ranks import allocate
-from rankfold.compress.ranks.allocate import (
-    BudgetError,
-    Option,
-    check_feasible,
-    fill,
-    global_,
-    local,
-    optimal,
-    useful,
-    within,
-)
+from rankfold.compress.ranks.allocate import global_, local, optimal
+from rankfold.compress.ranks.options import BudgetError, Option, check_feasible, fill, useful, within
 from rankfold.linalg.frontier import relaxed
 from rankfold.sites import Form
 
@@ -184,7 +175,7 @@ def by_table(options, limit):
 def test_one_limit_is_met_exactly_as_well_as_by_a_table_and_without_integer_programming(seed, spread, tightness):
     options, limits = problem(seed, 12, 20, 1, spread, tightness)
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(allocate, "_integer", None)
+        patch.setattr(allocate, "integer", None)
         picked = optimal(options, limits)
     assert within(picked, limits)
     assert total(picked) == pytest.approx(by_table(options, limits[0]), rel=1e-9)

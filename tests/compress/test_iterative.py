@@ -16,9 +16,9 @@ import rankfold as rf
 from rankfold.batches import arguments, labels_of
 from rankfold.compress.methods import method_named
 from rankfold.compress.planning.candidates import Counter, decompose, options
-from rankfold.compress.ranks.allocate import BudgetError
 from rankfold.compress.ranks.budget import Params
 from rankfold.compress.ranks.iterative import iterate, start, truncations
+from rankfold.compress.ranks.options import BudgetError
 from rankfold.compress.ranks.replay import Replay, ReplayError, Tape
 from rankfold.compress.ranks.rules import Iterative
 from rankfold.compress.ranks.sampling import POOL, alike, draw, join

@@ -17,9 +17,9 @@ from rankfold.compress.planning.apply import apply_
 from rankfold.compress.planning.candidates import decompose
 from rankfold.compress.planning.plan import Entry, Plan
 from rankfold.compress.planning.profile import profile
-from rankfold.compress.ranks.allocate import BudgetError, Option
 from rankfold.compress.ranks.budget import Latency, Params
 from rankfold.compress.ranks.latency import meet_latency, paired
+from rankfold.compress.ranks.options import BudgetError, Option
 from rankfold.compress.ranks.timing import grid, site_timing
 from rankfold.costs import Cost, Example
 from rankfold.costs.curve import FASTER, Curve

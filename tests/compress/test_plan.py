@@ -21,8 +21,8 @@ from rankfold.compress.planning.apply import apply_
 from rankfold.compress.planning.plan import Entry, Plan, statistics_path
 from rankfold.compress.planning.planner import plan
 from rankfold.compress.planning.profile import Calibration, profile
-from rankfold.compress.ranks.allocate import BudgetError
 from rankfold.compress.ranks.budget import Bytes, Flops, KeepEnergy, Latency, Params, Ranks, describe, parse_budget
+from rankfold.compress.ranks.options import BudgetError
 from rankfold.compress.ranks.rules import Global, Iterative, Local, Optimal, rule_named
 from rankfold.costs import Cost, model_cost
 from rankfold.sites import Form, fingerprint, sites

@@ -17,8 +17,8 @@ import rankfold as rf
 from rankfold import export
 from rankfold.compress.methods import METHODS
 from rankfold.compress.methods.project import Project
-from rankfold.compress.ranks.allocate import BudgetError, Option
 from rankfold.compress.ranks.groups import optimal_of_groups
+from rankfold.compress.ranks.options import BudgetError, Option
 from rankfold.compress.shared import shares, statistics_of
 from rankfold.costs import measure
 from rankfold.layers.shared import SharedNext

@@ -20,7 +20,7 @@ from hypothesis import strategies as st
 from safetensors.torch import save_file
 from torch import nn
 
-from rankfold.compress.ranks.allocate import BudgetError
+from rankfold.compress.ranks.options import BudgetError
 from rankfold.papers import EXPERIMENTS, quick, reproduce, runs
 from rankfold.papers.lorita import truncation
 from rankfold.papers.lorita.squeezing import ISVT, OURS, Budget, budgets_of, globally_truncated, place_of

@@ -17,7 +17,7 @@ from torch import Tensor, nn
 
 from rankfold.batches import arguments, labels_of, moved
 from rankfold.compress.planning.candidates import Candidate
-from rankfold.compress.ranks.allocate import Option
+from rankfold.compress.ranks.options import Option
 from rankfold.compress.ranks.replay import Replay, ReplayError, Tape
 from rankfold.compress.ranks.sampling import alike, join
 from rankfold.objectives import Classification, ObjectiveError, infer, main_tensor

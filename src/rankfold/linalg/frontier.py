@@ -17,7 +17,7 @@ def frontier(
 
     Kept are only sums of the first groups that can still become the best: no other sum has less of both loss and cost,
     the cheapest of the other groups fit, and loss + ``price``·cost lies at most ``room`` above its least (what ``room``
-    is enough says ``rankfold.compress.ranks.allocate.promising``). None where more than ``MANY`` sums remain, or none.
+    is enough says ``rankfold.compress.ranks.program.promising``). None where more than ``MANY`` sums remain, or none.
     Cost: a sort of (sums × options) numbers for each group.
     """
     rest = [*accumulate((float(cost.min()) for cost in reversed(costs)), initial=0.0)][-2::-1]

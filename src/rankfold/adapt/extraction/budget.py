@@ -7,7 +7,8 @@ from dataclasses import dataclass
 
 from torch import Tensor
 
-from rankfold.compress.ranks.allocate import BudgetError, Option, optimal
+from rankfold.compress.ranks.allocate import optimal
+from rankfold.compress.ranks.options import BudgetError, Option
 from rankfold.sites import Form
 
 

@@ -20,7 +20,6 @@ from rankfold.compress.planning.obstacle import obstacle
 from rankfold.compress.planning.plan import NATS, Plan, decisions
 from rankfold.compress.planning.probe import CERTAIN, nearer
 from rankfold.compress.planning.profile import Profile
-from rankfold.compress.ranks.allocate import Option, check_feasible
 from rankfold.compress.ranks.budget import (
     Budget,
     Latency,
@@ -36,6 +35,7 @@ from rankfold.compress.ranks.budget import (
     resources,
 )
 from rankfold.compress.ranks.latency import meet_latency
+from rankfold.compress.ranks.options import Option, check_feasible
 from rankfold.compress.ranks.rules import Choices, Iterative, Optimal, RankRule, described, rule_named
 from rankfold.compress.ranks.timing import site_timing
 from rankfold.compress.sensitivity import output_changes, price, relative_energy

@@ -8,7 +8,7 @@ from dataclasses import replace
 from rankfold.compress.planning.candidates import Candidate
 from rankfold.compress.planning.plan import Entry
 from rankfold.compress.planning.profile import Profile
-from rankfold.compress.ranks.allocate import Option
+from rankfold.compress.ranks.options import Option
 from rankfold.compress.shared import shares
 from rankfold.costs import Cost, site_cost
 from rankfold.sites import Form, Joint, Site, part_of

@@ -13,8 +13,8 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from rankfold.compress.methods.method import Decomposition, Method
-from rankfold.compress.ranks.allocate import Costs, Option
 from rankfold.compress.ranks.budget import Resource
+from rankfold.compress.ranks.options import Costs, Option
 from rankfold.costs import Cost
 from rankfold.layers.rounded import numbers_of
 from rankfold.sites import Factors, Form, Site, SiteList, setting_of

@@ -8,8 +8,8 @@ from dataclasses import dataclass, field, replace
 from math import ceil
 
 from rankfold.compress.planning.profile import Profile
-from rankfold.compress.ranks.allocate import Option
 from rankfold.compress.ranks.budget import Bytes, Params, Resource
+from rankfold.compress.ranks.options import Option
 from rankfold.sites import NOT_SELECTED, Form
 
 _NAMED = 0.05  # of the whole network: smaller parts are not worth a word

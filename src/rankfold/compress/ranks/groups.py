@@ -3,7 +3,7 @@
 The multiple-choice knapsack with one more kind of choice. With prices λ of the costs (those of a linear relaxation) no
 choice has a loss below Σ_g min(Σ_members min(loss + λ·cost), min over the group(loss + λ·cost)) + … − λ·limit, so that
 what exceeds its group's least by more than a known choice exceeds that bound is in no better one, as in
-``rankfold.compress.ranks.allocate``. What remains is an integer program.
+``rankfold.compress.ranks.program``. What remains is an integer program.
 """
 
 from __future__ import annotations
@@ -13,17 +13,9 @@ from typing import Any
 
 import numpy as np
 
-from rankfold.compress.ranks.allocate import (
-    BudgetError,
-    Costs,
-    Option,
-    fill,
-    optimal,
-    program,
-    solved,
-    useful,
-    within,
-)
+from rankfold.compress.ranks.allocate import optimal
+from rankfold.compress.ranks.options import BudgetError, Costs, Option, fill, useful, within
+from rankfold.compress.ranks.program import program, solved
 
 Groups = Mapping[str, Sequence[str]]
 _EXACT = 4000

@@ -11,7 +11,7 @@ import torch
 from torch import nn
 
 from rankfold.compress.planning.candidates import Candidate
-from rankfold.compress.ranks.allocate import BudgetError, Costs, Option, within
+from rankfold.compress.ranks.options import BudgetError, Costs, Option, within
 from rankfold.compress.ranks.rules import Iterative
 from rankfold.compress.ranks.sampling import draw
 from rankfold.compress.trial import Trial

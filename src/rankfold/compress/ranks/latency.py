@@ -15,8 +15,8 @@ from torch import nn
 from rankfold.batches import copied
 from rankfold.compress.planning.apply import shape_
 from rankfold.compress.planning.plan import Plan
-from rankfold.compress.ranks.allocate import BudgetError, Costs, Option
 from rankfold.compress.ranks.budget import Budget, Latency
+from rankfold.compress.ranks.options import BudgetError, Costs, Option
 from rankfold.compress.ranks.timing import draw_
 from rankfold.costs import Example, evaluating, once
 from rankfold.costs.decoding import Phase, phased

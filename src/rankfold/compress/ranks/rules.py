@@ -14,8 +14,9 @@ from dataclasses import asdict, dataclass, is_dataclass
 from types import NoneType
 from typing import TYPE_CHECKING, Any, ClassVar, Literal, Protocol, runtime_checkable
 
-from rankfold.compress.ranks.allocate import Costs, Option, global_, local, optimal
+from rankfold.compress.ranks.allocate import global_, local, optimal
 from rankfold.compress.ranks.groups import optimal_of_groups
+from rankfold.compress.ranks.options import Costs, Option
 
 if TYPE_CHECKING:
     from rankfold.compress.planning.profile import Profile

@@ -17,7 +17,7 @@ from torch import Tensor, nn
 
 from rankfold.compress.planning.candidates import Candidate, divisible
 from rankfold.compress.planning.plan import Entry, Plan, decisions
-from rankfold.compress.ranks.allocate import BudgetError, Option, optimal
+from rankfold.compress.ranks.allocate import optimal
 from rankfold.compress.ranks.budget import (
     Budget,
     KeepEnergy,
@@ -30,6 +30,7 @@ from rankfold.compress.ranks.budget import (
     multiple_of,
     parse_budget,
 )
+from rankfold.compress.ranks.options import BudgetError, Option
 from rankfold.compress.sensitivity import output_changes, relative_energy
 from rankfold.compress.slicing.bottlenecks import Bottlenecks
 from rankfold.compress.slicing.narrowed import Narrowed, SliceError, listed, sliceable

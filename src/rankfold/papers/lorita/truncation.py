@@ -12,7 +12,8 @@ import torch
 from torch import Tensor, nn
 
 from rankfold.compress.methods.truncate import Truncate, Truncated
-from rankfold.compress.ranks.allocate import BudgetError, Option, global_, local
+from rankfold.compress.ranks.allocate import global_, local
+from rankfold.compress.ranks.options import BudgetError, Option
 from rankfold.run.progress import Progress
 from rankfold.sites import Form, Site, sites
 from rankfold.train import evaluate

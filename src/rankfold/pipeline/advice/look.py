@@ -15,8 +15,8 @@ from torch import nn
 from rankfold.compress.planning.apply import apply_
 from rankfold.compress.planning.plan import Plan
 from rankfold.compress.planning.profile import Calibration, Profile, profile
-from rankfold.compress.ranks.allocate import BudgetError
 from rankfold.compress.ranks.budget import Flops
+from rankfold.compress.ranks.options import BudgetError
 from rankfold.compress.repair.batchnorm import Reference, reestimate_
 from rankfold.costs import Cost, Example, evaluating, latencies
 from rankfold.costs.clock import once

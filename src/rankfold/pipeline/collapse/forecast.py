@@ -16,7 +16,7 @@ from rankfold.batches import batches_of, check_rereadable, forward, labels_of
 from rankfold.compress.planning.plan import Plan
 from rankfold.compress.planning.planner import plan
 from rankfold.compress.planning.profile import Calibration
-from rankfold.compress.ranks.allocate import BudgetError
+from rankfold.compress.ranks.options import BudgetError
 from rankfold.costs import evaluating
 from rankfold.objectives import main_tensor
 from rankfold.pipeline.collapse.conclusion import few

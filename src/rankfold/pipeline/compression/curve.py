@@ -10,8 +10,8 @@ from torch import nn
 
 from rankfold.compress.planning.plan import Plan
 from rankfold.compress.planning.profile import Profile
-from rankfold.compress.ranks.allocate import BudgetError
 from rankfold.compress.ranks.budget import Budget, Flops
+from rankfold.compress.ranks.options import BudgetError
 from rankfold.compress.ranks.rules import RankRule
 from rankfold.compress.repair.batchnorm import Reference
 from rankfold.objectives import Evaluation, Figure, Objective

@@ -8,8 +8,8 @@ from dataclasses import replace
 from rankfold.compress.methods.method import fits_layers
 from rankfold.compress.planning.plan import NATS, Entry, Plan
 from rankfold.compress.planning.profile import Profile
-from rankfold.compress.ranks.allocate import BudgetError
 from rankfold.compress.ranks.budget import Flops, Multiples
+from rankfold.compress.ranks.options import BudgetError
 from rankfold.compress.ranks.rules import Iterative, rule_named
 from rankfold.report import Offer, OfferedLayer
 from rankfold.sites import Form

@@ -7,8 +7,8 @@ from dataclasses import asdict, dataclass
 from math import isfinite
 from typing import Any
 
-from rankfold.compress.ranks.allocate import BudgetError
 from rankfold.compress.ranks.budget import Budget, Bytes, Flops, Latency, Params
+from rankfold.compress.ranks.options import BudgetError
 from rankfold.linalg.brief import brief
 from rankfold.objectives import Figure
 from rankfold.pipeline.quality.search import ROUNDING, Tried
