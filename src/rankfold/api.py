@@ -11,7 +11,8 @@ from rankfold.compress.methods.sequential import Sequential
 from rankfold.compress.planning.apply import ApplyError, apply_
 from rankfold.compress.planning.plan import Entry, Plan
 from rankfold.compress.planning.planner import plan
-from rankfold.compress.planning.profile import Calibration, Profile, profile
+from rankfold.compress.planning.profile import Calibration, Profile
+from rankfold.compress.planning.profiling import profile
 from rankfold.compress.ranks.budget import (
     Bytes,
     Flops,

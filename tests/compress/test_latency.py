@@ -16,7 +16,7 @@ from rankfold.compress.planning import decide, planner
 from rankfold.compress.planning.apply import apply_
 from rankfold.compress.planning.candidates import decompose
 from rankfold.compress.planning.plan import Entry, Plan
-from rankfold.compress.planning.profile import profile
+from rankfold.compress.planning.profiling import profile
 from rankfold.compress.ranks.budget import Latency, Params
 from rankfold.compress.ranks.latency import meet_latency, paired
 from rankfold.compress.ranks.options import BudgetError, Option

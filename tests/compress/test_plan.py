@@ -20,7 +20,8 @@ from torch import nn
 from rankfold.compress.planning.apply import apply_
 from rankfold.compress.planning.plan import Entry, Plan, statistics_path
 from rankfold.compress.planning.planner import plan
-from rankfold.compress.planning.profile import Calibration, profile
+from rankfold.compress.planning.profile import Calibration
+from rankfold.compress.planning.profiling import profile
 from rankfold.compress.ranks.budget import Bytes, Flops, KeepEnergy, Latency, Params, Ranks, describe, parse_budget
 from rankfold.compress.ranks.options import BudgetError
 from rankfold.compress.ranks.rules import Global, Iterative, Local, Optimal, rule_named

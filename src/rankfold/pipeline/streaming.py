@@ -22,7 +22,8 @@ from rankfold.compress.methods import method_named
 from rankfold.compress.methods.method import fits_layers
 from rankfold.compress.planning.apply import shape_
 from rankfold.compress.planning.plan import Plan
-from rankfold.compress.planning.profile import Calibration, profile
+from rankfold.compress.planning.profile import Calibration
+from rankfold.compress.planning.profiling import profile
 from rankfold.compress.ranks.budget import Budget, Latency, parsed
 from rankfold.linalg.brief import brief
 from rankfold.objectives import CausalLanguageModel, Evaluation, Objective, Teacher

@@ -53,7 +53,7 @@ def fit(known: Profile, first: Plan, choose: Choose | None) -> Plan:
         return first
     if getattr(known.needed_model(), PAGES, None) is not None:
         choose = None  # a network whose weights stay on the disk is gone through once
-    with known.calibration.team(known.needed_model()) as team:
+    with known.calibration.team(known.needed_model().parameters()) as team:
         seen = replace(known.calibration.of(known.needed_data()), team=team)
         return _Fit(known, seen, known.objective or Teacher()).run(first, choose)
 

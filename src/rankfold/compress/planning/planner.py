@@ -15,7 +15,8 @@ from rankfold.compress.methods.method import Method, fits_layers
 from rankfold.compress.planning.choice import Forms, asked_forms
 from rankfold.compress.planning.decide import checked_names
 from rankfold.compress.planning.plan import Plan
-from rankfold.compress.planning.profile import Calibration, profile
+from rankfold.compress.planning.profile import Calibration
+from rankfold.compress.planning.profiling import profile
 from rankfold.compress.ranks.budget import Budget, Ranks, parsed
 from rankfold.compress.ranks.rules import Iterative, RankRule, rule_named
 from rankfold.objectives import Objective

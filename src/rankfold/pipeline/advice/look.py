@@ -14,7 +14,8 @@ from torch import nn
 
 from rankfold.compress.planning.apply import apply_
 from rankfold.compress.planning.plan import Plan
-from rankfold.compress.planning.profile import Calibration, Profile, profile
+from rankfold.compress.planning.profile import Calibration, Profile
+from rankfold.compress.planning.profiling import profile
 from rankfold.compress.ranks.budget import Flops
 from rankfold.compress.ranks.options import BudgetError
 from rankfold.compress.repair.batchnorm import Reference, reestimate_

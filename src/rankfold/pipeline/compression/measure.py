@@ -10,7 +10,7 @@ import torch
 from torch import nn
 
 from rankfold.batches import arguments, batches_of, forward
-from rankfold.compress.planning.profile import example_from
+from rankfold.compress.planning.profiling import example_from
 from rankfold.costs import Cost, Example, evaluating, latencies, model_cost
 from rankfold.costs.decoding import generates, prompt_latencies
 from rankfold.linalg.brief import brief

@@ -14,7 +14,8 @@ from torch import nn
 from rankfold.compress.methods import method_named
 from rankfold.compress.methods.method import Method, fits_layers
 from rankfold.compress.planning.plan import Plan, decisions
-from rankfold.compress.planning.profile import Calibration, Profile, profile
+from rankfold.compress.planning.profile import Calibration, Profile
+from rankfold.compress.planning.profiling import profile
 from rankfold.compress.ranks.budget import Budget
 from rankfold.compress.repair.batchnorm import Reference
 from rankfold.costs import Example

@@ -17,7 +17,7 @@ from rankfold.compress.methods.method import fits_layers
 from rankfold.compress.planning.apply import apply_
 from rankfold.compress.planning.plan import Plan, decisions
 from rankfold.compress.planning.profile import Calibration, Profile
-from rankfold.compress.planning.profile import profile as measured
+from rankfold.compress.planning.profiling import profile as measured
 from rankfold.compress.ranks.budget import Budget, Multiples, parsed
 from rankfold.compress.ranks.options import BudgetError
 from rankfold.compress.ranks.rules import RankRule
