@@ -71,10 +71,12 @@ def complete_mapped(
     values = entries.files.values
     seen = Seen.of(np.asarray(values[start : start + _PART]) for start in range(0, len(values), _PART))
     low, high, _ = seen.bounds(first)
-    error = norm(np.clip(held.push(first.left_, first.right_), low, high) - held_y) / held.count**0.5
+    there = held.push(np.ones((entries.shape[0], 1)), np.ones((1, entries.shape[1])))  # small ones lie in a full matrix
+    told = np.clip(held.push(first.left_, first.right_), low, high) * there
+    error = norm(told - held_y) / held.count**0.5
     tried = Tried(Choice("low-rank", bound), error, (error,), first.rank_, first.reason_)
     found = LowRank(bound, random_state=seed, progress=progress).fit(operator, y)
-    model, told = completed(found, entries.counts(), names, seen)
+    model, sentence = completed(found, entries.counts(), names, seen)
     write_atomically(out / FACTORS, model.to_bytes())  # before anything else can fail
-    how = (found.rank_, told)
+    how = (found.rank_, sentence)
     return written(entries, [tried], model, how, out, judge=judge, asked=asked, seed=seed, top=top)
