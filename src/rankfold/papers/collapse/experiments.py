@@ -30,7 +30,13 @@ EXPERIMENTS = (
     ),
     Experiment(
         "nrc-figure-2", "collapse.figure_2", "reproduce", "Gaussian blobs, deep linear chains",
-        (shown("figure 2", "in part", "25 cells, one seed; the sizes are ours"),),
+        (
+            shown(
+                "figure 2", "in part",
+                "25 cells, three seeds; the sizes are ours. Nearer to the Schatten threshold than to ridge in 68 of 75; "
+                "theorem 5.3: 0 violations in 150 comparisons, vacuous in 72 cells",
+            ),
+        ),
     ),
     Experiment(
         "nrc-figure-3", "collapse.figure_3", "reproduce", "MNIST, 784-256-256-256-10",
