@@ -33,8 +33,8 @@ EXPERIMENTS = (
         (
             shown(
                 "figure 2", "in part",
-                "25 cells, three seeds; the sizes are ours. Nearer to the Schatten threshold than to ridge in 68 of the "
-                "75; theorem 5.3: 0 violations in 150 comparisons, vacuous in 72 cells",
+                "25 cells, three seeds; the sizes are ours. Nearer to the Schatten threshold than to ridge in 68 of "
+                "the 75; theorem 5.3: 0 violations in 150 comparisons, vacuous in 72 cells",
             ),
         ),
     ),
