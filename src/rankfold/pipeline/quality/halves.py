@@ -160,6 +160,6 @@ def sample_count(part: Any) -> int:
         return len(part.inputs)
     if isinstance(part, Subset) or is_hugging_face(part):
         return len(part)
-    if (count := _indexed(part)) is not None:
+    if not _batched(part) and (count := _indexed(part)) is not None:
         return count
     return sum(size_of(batch) for batch in part)
