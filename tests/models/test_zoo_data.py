@@ -520,3 +520,22 @@ def test_batches_of_several_inputs_are_batches_and_words_in_them_are_left(monkey
     found = zoo.load_data(offered(monkeypatch, (samples, samples))).train
     assert len(found) == 18
     assert set(found[0][0]) == {"ids", "mask"}
+
+
+def test_targets_of_several_tensors_are_refused_with_a_remedy_that_works():
+    from rankfold.zoo.data import data_of
+
+    class Heads(torch.utils.data.Dataset):
+        def __len__(self):
+            return 24
+
+        def __getitem__(self, index):
+            if index >= 24:
+                raise IndexError(index)
+            x = torch.arange(4.0) + index
+            return {"image": x}, {"mask": x[:2], "counts": x[2:]}
+
+    with pytest.raises(zoo.ZooError, match=r"target of sample 0 is a dict of several tensors: give a DataLoader"):
+        data_of("mine", (Heads(), Heads()))
+    made = data_of("mine", tuple(DataLoader(Heads(), batch_size=6) for _ in range(3)))
+    assert set(next(iter(made.train))[1]) == {"mask", "counts"}

@@ -1,7 +1,7 @@
 """Data sets by name: the bundled digits, the papers' images, and whatever a user's factory returns."""
 
 import hashlib
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
 from importlib.metadata import version
 from operator import index as integer
@@ -194,13 +194,20 @@ def _in_memory(where: str, samples: Any) -> Split | Samples:
     for index in range(len(samples)):
         try:
             sample, target = as_pair(samples[index])
-            inputs.append(as_tensors(sample))
-            targets.append(_target(target))
+            if not _several(target):
+                inputs.append(as_tensors(sample))
+                targets.append(_target(target))
         except (TypeError, ValueError, RuntimeError) as error:
             raise ZooError(
                 f"{where}: sample {index} is neither (input, target) nor inputs alone, where an input is a "
                 f"tensor, or a tuple or dict of tensors: {error}"
             ) from error
+        if _several(target):
+            raise ZooError(
+                f"{where}: the target of sample {index} is a {type(target).__name__} of several tensors: give a "
+                "DataLoader over these samples, torch.utils.data.DataLoader(data, batch_size=64), whose batches are "
+                "taken as they come, and an objective of your own for them (objective=, --objective)"
+            )
         if layout(inputs[-1]) != layout(inputs[0]):
             raise ZooError(
                 f"{where}: sample {index} is {layout(inputs[-1])} and sample 0 is {layout(inputs[0])}, and all "
@@ -220,6 +227,12 @@ def _in_memory(where: str, samples: Any) -> Split | Samples:
         return Samples(inputs, labels)
     channels = inputs[0].shape[0] if inputs[0].ndim else 1
     return Split(torch.stack(inputs), labels, torch.zeros(channels), torch.ones(channels))
+
+
+def _several(target: Any) -> bool:
+    """Whether a target is more than one tensor: of several heads, for example."""
+    inside = target.values() if isinstance(target, Mapping) else target if isinstance(target, tuple | list) else ()
+    return isinstance(target, Mapping) or any(isinstance(x, Tensor) and x.dim() for x in inside)
 
 
 def _target(target: Any) -> Tensor | None:
