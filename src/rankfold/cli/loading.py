@@ -263,7 +263,7 @@ def code_named(model: str | None, data: str | None) -> str | None:
     made = " with ".join(name for _, name in found)
     return (
         f"was made from {made}, which is code: if that code may run, add "
-        f"{' '.join((f'{option} {name}' for option, name in found))}"
+        f"{' '.join(f'{option} {name}' for option, name in found)}"
     )
 
 

@@ -163,20 +163,27 @@ class Gathering:
             return False
 
     def _taken(self, given: Any, chunk: Any, first: int, number: int, taps: Taps) -> bool:
-        estimates, every = self.estimates, len(self.estimates) if self.turns else 1
-        if self.turns:
-            estimates = (estimates[number % every],)
         with torch.enable_grad():
             answers = self.objective.answers(forward(self.root, given), chunk)
             if not taps or not any(answer.values.requires_grad for answer in answers):
                 return False
-            for index, estimate in enumerate(estimates):
-                total, counted = estimate.of(answers, first)
-                again = index + 1 < len(estimates)
-                found = torch.autograd.grad(total, [zero for _, zero in taps], allow_unused=True, retain_graph=again)
-                pairs = [(site, g) for (site, _), g in zip(taps, found, strict=True) if g is not None]
-                estimate.add(pairs, counted, number // every % 2)
+            differentiate(self.estimates, answers, first, number, taps, self.turns)
         return True
+
+
+def differentiate(
+    estimates: Sequence[Estimate], answers: Sequence[Answer], first: int, number: int, taps: Taps, turns: bool
+) -> None:
+    """Add the gradients of all estimates, or with ``turns`` of the next one, for a part of the samples: of all parts it
+    has this ``number``, and its first sample is number ``first``."""
+    every = len(estimates) if turns else 1
+    chosen = (estimates[number % every],) if turns else estimates
+    for index, estimate in enumerate(chosen, 1):
+        total, counted = estimate.of(answers, first)
+        again = index < len(chosen)
+        found = torch.autograd.grad(total, [zero for _, zero in taps], allow_unused=True, retain_graph=again)
+        pairs = [(site, g) for (site, _), g in zip(taps, found, strict=True) if g is not None]
+        estimate.add(pairs, counted, number // every % 2)
 
 
 @dataclass

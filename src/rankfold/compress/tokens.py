@@ -29,6 +29,7 @@ from rankfold.compress.metric import (
     Sums,
     Taps,
     alike,
+    differentiate,
     generator_of,
     gram_of,
     measure_spread,
@@ -159,15 +160,7 @@ class InPassing:
         if self.turns is None:
             tokens = values.shape[1:-1].numel() * sum(self.sizes)
             self.turns = _take_turns(self.sites, tokens, len(self.sizes))
-        first, zeros = sum(self.sizes[:index]), [zero for _, zero in self.taps]
-        every = 2 if self.turns else 1
-        for number, estimate in enumerate(self.estimates):
-            if index % every == number % every:
-                total, counted = estimate.of(answers, first)
-                again = number + every < len(self.estimates)
-                found = torch.autograd.grad(total, zeros, allow_unused=True, retain_graph=again)
-                pairs = [(site, g) for (site, _), g in zip(self.taps, found, strict=True) if g is not None]
-                estimate.add(pairs, counted, index // every % 2)
+        differentiate(self.estimates, answers, sum(self.sizes[:index]), index, self.taps, self.turns)
 
     def metrics(self, spread: Spread) -> TokenMetrics:
         """``spread`` of the answers on all samples."""
@@ -180,7 +173,9 @@ class InPassing:
 class _Unscaled(Spread):
     """One answer, whose deviation is not known yet."""
 
-    scales = (1.0,)  # type: ignore[assignment]
+    @property
+    def scales(self) -> list[float]:
+        return [1.0]
 
     def ordered(self, answers: Sequence[Answer]) -> list[Answer]:
         return list(answers)

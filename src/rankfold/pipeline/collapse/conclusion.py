@@ -144,9 +144,7 @@ def _cuts(found: CollapseReport) -> str:
     names: dict[str, list[str]] = {}
     for name, reason in found.skipped.items():
         names.setdefault(reason.removeprefix(f"{name}: ").removeprefix("no cut: "), []).append(name)
-    return " ".join(
-        (f"The chain of bounds cannot be cut at {few(where)}: {reason}.") for reason, where in names.items()
-    )
+    return " ".join(f"The chain of bounds cannot be cut at {few(where)}: {reason}." for reason, where in names.items())
 
 
 def _transitions(found: CollapseReport) -> str:
