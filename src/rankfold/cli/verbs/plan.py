@@ -73,6 +73,7 @@ def plan(
     from rankfold.cli.verbs.show import plan_values, print_plan
     from rankfold.compress.methods import method_named
     from rankfold.compress.methods.method import fits_layers
+    from rankfold.compress.planning.plan import Plan
     from rankfold.compress.planning.planner import plan as make_plan
     from rankfold.compress.planning.profile import Calibration
     from rankfold.pipeline import calibration_part, memory_sentence, samples_of
@@ -124,6 +125,6 @@ def plan(
         shutil.rmtree(partial, ignore_errors=True)
         talk.say(f"wrote {out}")
     if as_json:
-        print_json(plan_values(made))
+        print_json(plan_values(Plan.from_json(out.read_text(encoding="utf-8"))))
     else:
         print_plan(made)
