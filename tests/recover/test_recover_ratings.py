@@ -243,7 +243,7 @@ def test_triplets_are_taken_as_they_are_and_split_by_a_search():
 def test_pairs_given_twice_are_treated_as_the_refusal_advises():
     entries, _ = planted(30, 20)
     pairs, values = np.vstack([entries.pairs(), entries.pairs()[:4]]), np.r_[entries.values, entries.values[:4] + 1]
-    with pytest.raises(ValueError, match="is given twice, .* in Python duplicates='mean'"):
+    with pytest.raises(ValueError, match=r"is given twice, .* in Python duplicates='mean'"):
         Ratings().fit(pairs, values)
     quick = {"burn_in": 2, "draws": 2}
     mean = Ratings(2, duplicates="mean", **quick).fit(pairs, values)

@@ -203,9 +203,6 @@ def test_a_table_in_parquet_is_not_taken_for_entries(tmp_path, values):
     values.to_parquet(tmp_path / "t.parquet")
     with pytest.raises(ValueError, match=r"7 columns of numbers \(film 0, film 1, …\) are no entries"):
         read_triplets(tmp_path / "t.parquet")
-    assert (
-        read_triplets(tmp_path / "t.parquet", columns=["film 1", "film 2", "film 3"], duplicates="last").shape[0] == 1
-    )
 
 
 def test_two_names_for_three_columns_and_one_name_for_two_are_refused(tmp_path):

@@ -83,7 +83,7 @@ def _check_entries(file: Any, header: list[str]) -> None:
     ]
     if len(header) > 4 and len(numbers) >= len(header) - 1 and not {"column", "value"} & set(map(role_of, header)):
         raise ValueError(
-            f"{len(numbers)} columns of numbers ({', '.join(numbers[:2])}, …) are no entries, of which one is in each row: "
+            f"{len(numbers)} columns of numbers ({', '.join(numbers[:2])}, …) are no entries, one in each row: "
             "write a table with a row of the matrix in each line as .csv, which is read as such; of entries name the "
             "columns, --columns row,column,value (in Python columns=…)"
         )
