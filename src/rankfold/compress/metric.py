@@ -62,16 +62,12 @@ def output_metrics(
             return {}
         sums = Sums()
         gathered = Gathering(root, seen, objective, (Spreading(objective, spread, sums),), progress)
-        return sums.metrics(seen.team, alike(root, sites)) if gathered.run(sites, spread.chunk, GRAPH) else {}
+        return sums.metrics(seen.team, read_inside(root, sites)) if gathered.run(sites, spread.chunk, GRAPH) else {}
 
 
-def alike(root: nn.Module, sites: SiteList) -> dict[str, Tensor]:
-    """WᵀW (n, n) of the sites whose gradients are taken at their inputs, and so are of WᵀDW."""
-    return {site.name: gram_of(site.matrix(root)) for site in sites.reducible if site.layer.tapped == "input"}
-
-
-def gram_of(weight: Tensor) -> Tensor:
-    return weight.double().mT @ weight.double()
+def read_inside(root: nn.Module, sites: SiteList) -> dict[str, Tensor]:
+    """W (m, n) of the sites whose gradients are taken at their inputs, and so are of WᵀDW."""
+    return {site.name: site.matrix(root) for site in sites.reducible if site.layer.tapped == "input"}
 
 
 Taps = list[tuple[Site, Tensor]]
@@ -334,7 +330,8 @@ def generator_of(answer: int, number: int) -> torch.Generator:
 
 @dataclass
 class Sums:
-    """Σ g gᵀ of each site, or what ``moment`` makes of its gradients, in two halves of the chunks, float64."""
+    """Σ g gᵀ of each site, or what ``moment`` makes of its gradients, in two halves of the chunks; formed in float64,
+    kept as exact as the gradients are (at least float32): of a large model they are several times its weights."""
 
     halves: tuple[dict[str, Tensor], dict[str, Tensor]] = field(default_factory=lambda: ({}, {}))
     samples: list[float] = field(default_factory=lambda: [0, 0])
@@ -344,11 +341,12 @@ class Sums:
         mine = self.halves[half]
         self.samples[half] += samples
         for site, gradient in gradients:
-            moment = self.moment(site, gradient)
+            moment = self.moment(site, gradient).to(torch.promote_types(gradient.dtype, torch.float32))
             mine[site.name] = mine[site.name] + moment if site.name in mine else moment
 
     def metrics(self, team: Team, towards: Mapping[str, Tensor] | None = None) -> dict[str, Tensor]:
-        """D of each site, drawn towards a multiple of the identity, or of what ``towards`` says."""
+        """D of each site, drawn towards a multiple of the identity, or of WᵀW for W in ``towards``; the sums are let go
+        of one by one, as all of them take several times the memory of the result."""
         halves, samples = self.halves, self.samples
         if team.size > 1:
             shares: list[Any] = [None] * team.size
@@ -357,10 +355,12 @@ class Sums:
             samples = [sum(share[1][i] for share in shares) for i in (0, 1)]
         found = {}
         for name in dict.fromkeys((*halves[0], *halves[1])):
-            means = [halves[i][name] / samples[i] for i in (0, 1) if name in halves[i] and samples[i]]
+            counts = [samples[i] for i in (0, 1) if name in halves[i] and samples[i]]
+            sums = [half.pop(name, None) for half in halves]
+            means = [total / n for total, n in zip(sums, samples, strict=True) if total is not None and n]
             if all(bool(mean.isfinite().all()) for mean in means):
-                counts = [samples[i] for i in (0, 1) if name in halves[i] and samples[i]]
-                found[name] = shrunk(means, counts, (towards or {}).get(name))
+                weight = (towards or {}).get(name)
+                found[name] = shrunk(means, counts, None if weight is None else weight.double().mT @ weight.double())
         return found
 
 
@@ -381,10 +381,11 @@ def shrunk(means: Sequence[Tensor], samples: Sequence[float], towards: Tensor | 
     less μI, 1 − λ = ⟨A, B⟩ / (⟨A, B⟩ + ‖A − B‖²/4), the λ that one half would choose for the other in least squares,
     at twice the samples. ``towards``: what WᵀDW is drawn to in place of the identity, WᵀW.
     """
+    kept_as, means = means[0].dtype, [mean.double() for mean in means]
     whole = sum(m * n for m, n in zip(means, samples, strict=True)) / sum(samples)
     assert isinstance(whole, Tensor)
     if len(means) < 2:
-        return whole
+        return whole.to(kept_as)
     if towards is not None:
         identity = towards.to(whole)
         level = whole.trace() / identity.trace().clamp_min(torch.finfo(whole.dtype).tiny)
@@ -396,4 +397,4 @@ def shrunk(means: Sequence[Tensor], samples: Sequence[float], towards: Tensor | 
     a, b = (mean - level * identity for mean in means)
     signal, noise = float((a * b).sum()), float((a - b).square().sum()) / 4
     kept = signal / (signal + noise) if signal > 0 else 0.0
-    return level * identity + kept * (whole - level * identity)
+    return (level * identity + kept * (whole - level * identity)).to(kept_as)

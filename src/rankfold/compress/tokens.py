@@ -28,11 +28,10 @@ from rankfold.compress.metric import (
     Spreading,
     Sums,
     Taps,
-    alike,
     differentiate,
     generator_of,
-    gram_of,
     measure_spread,
+    read_inside,
     tapping,
 )
 from rankfold.costs import evaluating
@@ -88,8 +87,8 @@ def token_metrics(
 
 
 def _together(root: nn.Module, seen: Samples, sites: SiteList, sums: tuple[Sums, ...]) -> TokenMetrics:
-    inner = {site.name: gram_of(site.matrix(root).float()) for site in sites.reducible if inside(site)}
-    fisher, outputs = (each.metrics(seen.team, alike(root, sites) | inner) for each in sums)
+    inner = {site.name: site.matrix(root) for site in sites.reducible if inside(site)}
+    fisher, outputs = (each.metrics(seen.team, read_inside(root, sites) | inner) for each in sums)
     return TokenMetrics(fisher, outputs)
 
 

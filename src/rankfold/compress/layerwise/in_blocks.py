@@ -24,7 +24,7 @@ from rankfold.compress.layerwise.curves import Measured, OnDisk, joined, measure
 from rankfold.compress.layerwise.kept import Kept
 from rankfold.compress.layerwise.layers import partition
 from rankfold.compress.methods.method import Method
-from rankfold.compress.metric import Spread, Spreading, Sums, alike, gram_of, tapping
+from rankfold.compress.metric import Spread, Spreading, Sums, read_inside, tapping
 from rankfold.compress.planning.candidates import decompose
 from rankfold.compress.statistics import assembled, gather, moments_bytes
 from rankfold.compress.tokens import Drawn, inside, moment_for
@@ -210,8 +210,7 @@ class _Blocks:
                 estimate.add(pairs, counted, index % 2)
                 if unit.backward and unit.number:
                     self._keep(unit.number, index, given, gradients[len(taps) :], counted)
-        towards = alike(self.root, unit.sites) | {name: gram_of(weight) for name, weight in inner.items()}
-        return sums.metrics(self.seen.team, towards)
+        return sums.metrics(self.seen.team, read_inside(self.root, unit.sites) | inner)
 
     def _scalar(
         self, number: int, index: int, first: int, batch: Any, given: State, estimate: Drawn | Spreading

@@ -20,6 +20,7 @@ from rankfold.compress.methods.truncate import Truncate
 from rankfold.compress.statistics import SiteStatistics
 from rankfold.forms.layer import Side
 from rankfold.linalg import Projection, bias_from_inputs, bias_from_outputs, project, tails
+from rankfold.linalg.on_data.projection import restored
 from rankfold.linalg.on_data.spatial import SpatialProjection, project_spatial
 from rankfold.sites import Factors, Form, Site
 
@@ -65,9 +66,10 @@ class Project:
 
 
 def damped(metric: Tensor | None, damping: float) -> Tensor | None:
-    """The metric (…, m, m) or diagonal (m,), made positive definite; None stays None, and so does a zero one."""
+    """The metric (…, m, m) or diagonal (m,), float64, made positive definite; None stays None, as does a zero one."""
     if metric is None:
         return None
+    metric = metric.double()
     if metric.dim() == 1:
         mean = metric.mean()
         return metric + damping * mean if mean > 0 else None
@@ -78,6 +80,7 @@ def damped(metric: Tensor | None, damping: float) -> Tensor | None:
 
 def damped_inside(inner: Tensor, weight: Tensor, damping: float) -> Tensor | None:
     """WᵀDW (n, n) for D with ``damping`` of its mean, as W weighs it, added to every output; None for a zero one."""
+    inner = inner.double()
     alike = weight.to(inner).mT @ weight.to(inner)
     mean = inner.trace() / alike.trace().clamp_min(torch.finfo(inner.dtype).tiny)
     if not mean > 0:
@@ -102,29 +105,51 @@ class Projected:
         ridge: float = 0.0,
     ) -> None:
         self.side, self.matrix, self.statistics, self.bias = side, matrix, statistics, bias
-        damping = damping * OF_TOKENS if statistics.tokens else damping
-        known = statistics.metric
-        self.inner: Tensor | None = None
-        if known is not None and known.shape[-1] == matrix.shape[-1] < matrix.shape[-2]:
-            self.inner, known = damped_inside(known, matrix, damping), None
-        self.metric = damped(known, damping)
-        self.comparable = self.metric is not None or self.inner is not None
+        self.damping = damping * OF_TOKENS if statistics.tokens else damping
         self.ridge = ridge
+        self._solved: tuple[Tensor, Tensor] | None = None
 
-    @cached_property
+    @property
+    def _within(self) -> bool:
+        """Whether the metric that is known is WᵀDW."""
+        known, (m, n) = self.statistics.metric, self.matrix.shape[-2:]
+        return known is not None and known.shape[-1] == n < m
+
+    @property
+    def metric(self) -> Tensor | None:
+        return None if self._within else damped(self.statistics.metric, self.damping)
+
+    @property
+    def inner(self) -> Tensor | None:
+        known = self.statistics.metric
+        return damped_inside(known, self.matrix, self.damping) if known is not None and self._within else None
+
+    @property
+    def comparable(self) -> bool:
+        known = self.statistics.metric
+        return known is not None and bool((known if known.dim() == 1 else _trace(known)).mean() > 0)
+
+    @property
     def projection(self) -> Projection:
-        covariance, weight = self.statistics.covariance, self.matrix
+        """Solved once; afterwards made anew from the vectors, as all that it stands on is several times the weight."""
+        metric, inner, weight = self.metric, self.inner, self.matrix
+        if self._solved is not None:
+            of_inputs = self.side == "input"
+            return restored(*self._solved, weight, of_inputs=of_inputs, metric=metric, inner=inner)
+        covariance = self.statistics.covariance
         side = {"outputs" if self.side == "output" else "inputs": covariance}
         ridge = 0.0
         if self.ridge:
             outputs = _trace(covariance).sum() if self.side == "output" else _energy(weight, covariance)
             ridge = self.ridge * float(outputs) / max(float(weight.double().square().sum()), 1e-300)
-        return project(weight, **side, metric=self.metric, inner=self.inner, ridge=ridge, refine=False)
+        made = project(weight, **side, metric=metric, inner=inner, ridge=ridge, refine=False)
+        self._solved = made.singular_values, made.vectors
+        return made
 
     @cached_property
     def _values(self) -> Tensor:
         """Over the groups of a grouped convolution, root of summed squares."""
-        values = self.projection.singular_values
+        values = self.projection.singular_values if self._solved is None else self._solved[0]
         return values if values.dim() == 1 else values.square().sum(0).sqrt()
 
     @property
@@ -150,8 +175,8 @@ class Projected:
         return _ratio(_energy(eye - left @ weighted.mT, covariance), float(_trace(covariance)))
 
     def forecast(self, moment: Tensor) -> Forecast:
-        errors = self.projection.errors_on(moment)
-        left, right = self.projection.factors()
+        projection = self.projection
+        errors, (left, right) = projection.errors_on(moment), projection.factors()
         if self.side == "output":
             right = self._times_metric(left).mT
         # the output is Σ_i left_i (right_i · row): what is left out at rank r are the terms beyond r
@@ -194,10 +219,11 @@ class Projected:
             seen = self._times_metric(left)
             inputs, trace = ((covariance @ seen) * seen).sum(0), n * _trace(covariance) / energy
         outputs = torch.as_tensor(float(m), dtype=covariance.dtype)
-        if self.inner is not None:
-            outputs = m * _trace(self.inner) / energy
-        elif self.metric is not None:
-            outputs = self.metric.sum() if self.metric.dim() == 1 else _trace(self.metric)
+        inner, metric = self.inner, self.metric
+        if inner is not None:
+            outputs = m * _trace(inner) / energy
+        elif metric is not None:
+            outputs = metric.sum() if metric.dim() == 1 else _trace(metric)
         return right, left, (inputs, trace), (torch.ones_like(inputs), outputs)
 
     def factors(self, rank: int) -> Factors:
