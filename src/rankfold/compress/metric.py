@@ -17,6 +17,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
+from functools import partial
 from typing import Any, Protocol
 from warnings import warn
 
@@ -48,8 +49,10 @@ def output_metrics(
     objective: Objective,
     spread: Spread | None = None,
     progress: Progress | None = None,
+    within: bool = True,
 ) -> dict[str, Tensor]:
-    """D for every reducible site that gradients reach, float64: (m, m), or (m,) above ``FULL`` outputs; or grouped.
+    """D for every reducible site that gradients reach: (m, m), or (m,) above ``FULL`` outputs; or grouped.
+    ``within``: of linear layers that have more outputs than that, and fewer inputs, WᵀDW (n, n), which is all of it.
 
     ``spread`` of the answers on these or more samples; measured in a pass of its own where it is not known. One forward
     and one backward pass in eval mode, ``GRAPH`` samples at a time. Parameters get no gradients. A model that
@@ -60,14 +63,35 @@ def output_metrics(
         spread = measure_spread(root, seen, objective) if spread is None else spread
         if not spread.names:
             return {}
-        sums = Sums()
+        inner = wide_inside(root, sites) if within else {}
+        sums = Sums(moment=partial(gradient_moment, inner))
         gathered = Gathering(root, seen, objective, (Spreading(objective, spread, sums),), progress)
-        return sums.metrics(seen.team, read_inside(root, sites)) if gathered.run(sites, spread.chunk, GRAPH) else {}
+        if not gathered.run(sites, spread.chunk, GRAPH):
+            return {}
+        return sums.metrics(seen.team, read_inside(root, sites) | inner)
 
 
 def read_inside(root: nn.Module, sites: SiteList) -> dict[str, Tensor]:
     """W (m, n) of the sites whose gradients are taken at their inputs, and so are of WᵀDW."""
     return {site.name: site.matrix(root) for site in sites.reducible if site.layer.tapped == "input"}
+
+
+def wide_inside(root: nn.Module, sites: SiteList) -> dict[str, Tensor]:
+    """W (m, n) of the linear layers of more than ``FULL`` outputs of which WᵀDW is gathered."""
+    return {site.name: site.matrix(root) for site in sites.reducible if inside(site) and site.shape[0] > FULL}
+
+
+def inside(site: Site) -> bool:
+    """Whether WᵀDW (n, n) can stand for D (m, m): it is all that the optimum needs, and smaller."""
+    m, n = site.shape
+    return (
+        site.layer.convolution is None
+        and not site.layer.lookup
+        and not site.layer.experts
+        and site.groups == 1
+        and not site.layer.whole
+        and m > n
+    )
 
 
 Taps = list[tuple[Site, Tensor]]
@@ -335,7 +359,7 @@ class Sums:
 
     halves: tuple[dict[str, Tensor], dict[str, Tensor]] = field(default_factory=lambda: ({}, {}))
     samples: list[float] = field(default_factory=lambda: [0, 0])
-    moment: Callable[[Site, Tensor], Tensor] = field(default_factory=lambda: _moment)
+    moment: Callable[[Site, Tensor], Tensor] = field(default_factory=lambda: partial(gradient_moment, {}))
 
     def add(self, gradients: Sequence[tuple[Site, Tensor]], samples: float, half: int) -> None:
         mine = self.halves[half]
@@ -369,8 +393,11 @@ def _summed(parts: Sequence[dict[str, Tensor]]) -> dict[str, Tensor]:
     return {name: sum(part[name] for part in parts if name in part) for name in names}  # type: ignore[misc]
 
 
-def _moment(site: Site, gradient: Tensor) -> Tensor:
+def gradient_moment(inner: Mapping[str, Tensor], site: Site, gradient: Tensor) -> Tensor:
+    """Σ g gᵀ over the rows of gradients, or its diagonal above ``FULL`` outputs; Σ (g W)ᵀ(g W) for W in ``inner``."""
     rows = site.layer.output_rows(gradient).double()
+    if site.name in inner:
+        rows = rows @ inner[site.name].to(rows)
     return rows.mT @ rows if rows.shape[-1] <= FULL or site.layer.tapped == "input" else rows.square().sum(-2)
 
 

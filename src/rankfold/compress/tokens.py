@@ -30,6 +30,7 @@ from rankfold.compress.metric import (
     Taps,
     differentiate,
     generator_of,
+    inside,
     measure_spread,
     read_inside,
     tapping,
@@ -178,19 +179,6 @@ class _Unscaled(Spread):
 
     def ordered(self, answers: Sequence[Answer]) -> list[Answer]:
         return list(answers)
-
-
-def inside(site: Site) -> bool:
-    """Whether WᵀDW (n, n) is gathered in place of D (m, m): it is all that the optimum needs, and smaller."""
-    m, n = site.shape
-    return (
-        site.layer.convolution is None
-        and not site.layer.lookup
-        and not site.layer.experts
-        and site.groups == 1
-        and not site.layer.whole
-        and m > n
-    )
 
 
 def moment_for(inner: Mapping[str, Tensor], scale: float = 1.0) -> Callable[[Site, Tensor], Tensor]:

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass, replace
 from functools import cached_property
+from typing import TypedDict
 
 import torch
 from torch import Tensor
@@ -94,6 +95,26 @@ def damped_inside(inner: Tensor, weight: Tensor, damping: float) -> Tensor | Non
     )
 
 
+def is_inside(metric: Tensor | None, matrix: Tensor) -> bool:
+    """Whether a metric of the outputs of ``matrix`` (m, n) is WᵀDW (n, n), and not D (m, m) or its diagonal."""
+    m, n = matrix.shape[-2:]
+    return metric is not None and metric.dim() == matrix.dim() == 2 and metric.shape[-1] == n < m
+
+
+class InMetric(TypedDict, total=False):
+    """How ``rankfold.linalg.project`` weighs errors."""
+
+    metric: Tensor | None
+    inner: Tensor | None
+
+
+def weighing(metric: Tensor | None, matrix: Tensor, damping: float) -> InMetric:
+    """How ``rankfold.linalg.project`` is to weigh errors of ``matrix``: by ``metric``, D or WᵀDW, damped."""
+    if metric is not None and is_inside(metric, matrix):
+        return {"inner": damped_inside(metric, matrix, damping)}
+    return {"metric": damped(metric, damping)}
+
+
 class Projected:
     def __init__(
         self,
@@ -110,19 +131,12 @@ class Projected:
         self._solved: tuple[Tensor, Tensor] | None = None
 
     @property
-    def _within(self) -> bool:
-        """Whether the metric that is known is WᵀDW."""
-        known, (m, n) = self.statistics.metric, self.matrix.shape[-2:]
-        return known is not None and known.shape[-1] == n < m
+    def _weighing(self) -> InMetric:
+        return weighing(self.statistics.metric, self.matrix, self.damping)
 
     @property
     def metric(self) -> Tensor | None:
-        return None if self._within else damped(self.statistics.metric, self.damping)
-
-    @property
-    def inner(self) -> Tensor | None:
-        known = self.statistics.metric
-        return damped_inside(known, self.matrix, self.damping) if known is not None and self._within else None
+        return None if is_inside(self.statistics.metric, self.matrix) else self._weighing.get("metric")
 
     @property
     def comparable(self) -> bool:
@@ -132,17 +146,16 @@ class Projected:
     @property
     def projection(self) -> Projection:
         """Solved once; afterwards made anew from the vectors, as all that it stands on is several times the weight."""
-        metric, inner, weight = self.metric, self.inner, self.matrix
+        weight, by = self.matrix, self._weighing
         if self._solved is not None:
-            of_inputs = self.side == "input"
-            return restored(*self._solved, weight, of_inputs=of_inputs, metric=metric, inner=inner)
+            return restored(*self._solved, weight, of_inputs=self.side == "input", **by)
         covariance = self.statistics.covariance
         side = {"outputs" if self.side == "output" else "inputs": covariance}
         ridge = 0.0
         if self.ridge:
             outputs = _trace(covariance).sum() if self.side == "output" else _energy(weight, covariance)
             ridge = self.ridge * float(outputs) / max(float(weight.double().square().sum()), 1e-300)
-        made = project(weight, **side, metric=metric, inner=inner, ridge=ridge, refine=False)
+        made = project(weight, **side, **by, ridge=ridge, refine=False)
         self._solved = made.singular_values, made.vectors
         return made
 
@@ -219,7 +232,8 @@ class Projected:
             seen = self._times_metric(left)
             inputs, trace = ((covariance @ seen) * seen).sum(0), n * _trace(covariance) / energy
         outputs = torch.as_tensor(float(m), dtype=covariance.dtype)
-        inner, metric = self.inner, self.metric
+        by = self._weighing
+        inner, metric = by.get("inner"), by.get("metric")
         if inner is not None:
             outputs = m * _trace(inner) / energy
         elif metric is not None:

@@ -166,7 +166,13 @@ def project(
 
 
 def restored(
-    values: Tensor, vectors: Tensor, weight: Tensor, *, of_inputs: bool, metric: Tensor | None, inner: Tensor | None
+    values: Tensor,
+    vectors: Tensor,
+    weight: Tensor,
+    *,
+    of_inputs: bool,
+    metric: Tensor | None = None,
+    inner: Tensor | None = None,
 ) -> Projection:
     """The projection with these `singular_values` and `vectors`, which `project` has found for this very `weight`,
     `metric` and `inner` from float64 statistics of its inputs or outputs. Decomposes nothing: who has many projections
