@@ -13,7 +13,7 @@ from torch import Tensor
 
 from rankfold.compress.layerwise.pairs import Pairs
 from rankfold.compress.methods.method import Solution, balanced
-from rankfold.compress.methods.project import DAMPING, Project, InMetric, weighing
+from rankfold.compress.methods.project import DAMPING, InMetric, Project, weighing
 from rankfold.compress.methods.refit import Refit, refit
 from rankfold.compress.methods.sequential import projected, solution
 from rankfold.linalg import project
