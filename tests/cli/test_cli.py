@@ -184,7 +184,7 @@ def test_an_edited_plan_is_carried_out(weights, tmp_path):
 def test_compress_prints_the_promised_object_and_reads_a_finished_run_back(weights, run_directory):
     values = succeeded(*_compress(weights, run_directory))
     removed = ["params_removed", "flops_removed", "kept_of_factorable"]
-    assert list(values) == ["before", "compressed", "finetuned", *removed, "seconds"]
+    assert list(values) == ["before", "compressed", "finetuned", *removed, "seconds", "forecast"]
     assert values["finetuned"] is None
     assert all(set(values[stage]) == STAGE for stage in ("before", "compressed"))
     assert 0.7 <= values["flops_removed"] < 0.75

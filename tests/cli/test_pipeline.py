@@ -58,7 +58,7 @@ def test_the_result_has_the_keys_that_are_promised_and_keeps_the_budget(finished
     _, result, _ = finished
     values = json.loads(json.dumps(result.to_dict()))
     removed = ["params_removed", "flops_removed", "kept_of_factorable"]
-    assert list(values) == ["before", "compressed", "finetuned", *removed, "seconds"]
+    assert list(values) == ["before", "compressed", "finetuned", *removed, "seconds", "forecast"]
     assert all(set(values[stage]) == STAGE for stage in ("before", "compressed", "finetuned"))
     assert values["compressed"]["flops"] <= 0.2 * values["before"]["flops"]
     assert values["flops_removed"] == 1 - values["compressed"]["flops"] / values["before"]["flops"]

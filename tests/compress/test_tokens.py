@@ -269,8 +269,7 @@ def test_other_objectives_are_measured_as_before():
     model = nn.Sequential(nn.Linear(6, 9), nn.Tanh(), nn.Linear(9, 4)).eval()
     data = (torch.randn(128, 6), torch.randint(4, (128,)))
     plan = rf.plan(model, "params=0.6", data=data)
-    assert plan.forecast is None
-    assert "unit" not in plan.calibration
+    assert plan.calibration["unit"] == "squared change"
     assert plan.statistics.sites["0"].metric.shape == (9, 9)
 
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import re
 import shutil
 
 import pytest
@@ -98,9 +97,9 @@ def test_the_forecast_stands_beside_what_was_measured_and_tuning_takes_no_labels
         "compress", "decoder", *TEXT, "--budget", "params=0.9", "--tune", 3, "-o", "tuned", "--no-curve", "--no-slices"
     )
     assert said.exit_code == 0, said.output
-    (remark,) = [r for r in json.loads((place / "tuned" / "result.json").read_text())["remarks"] if "forecast" in r]
-    told = re.match(r"KL divergence.*per token: (\S+) forecast.*, (\S+) measured on the test split", remark)
-    assert all(float(number) > 0 for number in told.groups())
+    told = json.loads((place / "tuned" / "result.json").read_text())["forecast"]
+    assert (told["unit"], told["where"]) == ("nats per token", "the test split")
+    assert f"measured {told['measured']:.3g} on the test split: nats of KL divergence" in said.stdout
     assert "with tuned factors" in said.output + said.stderr
     tuning = json.loads((place / "tuned" / "result.json").read_text())["tuning"]
     assert json.loads((place / "tuned" / "manifest.json").read_text())["notes"]["tuning"] == tuning
@@ -110,7 +109,7 @@ def test_the_forecast_stands_beside_what_was_measured_and_tuning_takes_no_labels
     assert f"tuned: 3 steps of the whole network; its divergence from the original on {sentence}" in said.stdout
     assert sentence in (place / "tuned" / "report.html").read_text()
     plan = rf.Plan.load(place / "tuned" / "plan.json")
-    assert plan.forecast == pytest.approx(float(told[1]), rel=1e-2)
+    assert plan.forecast == pytest.approx(told["value"])
     assert not any(entry.bias for entry in plan.entries)
     asked = ("compress", "decoder", *TEXT, "--budget", "params=0.9", "--tune", 2, "--no-curve", "--no-slices")
     blocked = rankfold(*asked, "--tune-by", "blocks", "-o", "blocked")

@@ -55,7 +55,7 @@ def test_a_profile_and_what_is_made_of_it_take_one_line(known):
         assert len(shown) <= 200
     assert repr(plan) == (
         f"Plan(params ≤ 0.7 of dense; method project, ranks optimal; {len(plan.changed)} of 40 sites change; "
-        f"3,600 → {plan.after.params:,} parameters)"
+        f"3,600 → {plan.after.params:,} parameters; forecast {plan.forecast:.3g} squared change)"
     )
 
 

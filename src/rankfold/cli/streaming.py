@@ -67,5 +67,6 @@ def print_streamed(found: Streamed) -> None:
         was, now = getattr(before, kind), getattr(after, kind)
         rows.append((name, count(was), count(now), f"{percent(1 - now / was)} removed" if was else ""))
     print_table(("", "before", "compressed", ""), rows, left=(0, 3))
+    print(found.forecast.sentence)
     for remark in found.remarks:
         print(f"note: {remark}")

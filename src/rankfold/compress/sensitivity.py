@@ -57,16 +57,21 @@ def _expected(candidate: Candidate) -> Tensor:
     Where held-out samples agree with the others about the share of the energy that each rank loses, all samples
     together know it best; where they do not, the held-out ones alone are believed.
     """
-    whole = candidate.decomposition.errors.square()
+    whole, held = either(candidate)
     if candidate.forecast is None or not whole[0] > 0:
         return whole
-    held = candidate.forecast.errors.square()
-    if not held[0] > 0:
-        return whole
-    told, shown = held / held[0], whole / whole[0]
+    told, shown = held / whole[0], whole / whole[0]
     counted = shown[1:] > _TAIL
     agree = bool(counted.any()) and float((told[1:] / shown[1:].clamp_min(_TAIL))[counted].median()) < _AGREE
-    return whole if agree else told * whole[0]
+    return whole if agree else held
+
+
+def either(candidate: Candidate) -> tuple[Tensor, Tensor]:
+    """(k + 1,) squared errors twice: by all samples, and by those that were held back from a fit to the others. Both on
+    the scale of the former."""
+    whole = candidate.decomposition.errors.square()
+    held = whole if candidate.forecast is None else candidate.forecast.errors.square()
+    return whole, held / held[0] * whole[0] if held[0] > 0 else whole
 
 
 def price(

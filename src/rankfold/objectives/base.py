@@ -17,6 +17,7 @@ from rankfold.batches import labels_of
 from rankfold.objectives import compare
 from rankfold.objectives.answer import Answer, counting_tensors, single, unpadded
 from rankfold.objectives.evaluation import Figure, Figures, ObjectiveError
+from rankfold.objectives.units import CHANGE
 
 Scales = tuple[float, ...]
 
@@ -29,6 +30,7 @@ class Objective:
         labelled: whether losses and figures need targets; where not, they compare with the original network.
         by_token: whether the answers are scores of tokens, of which the softmax is a distribution: what is lost is then
             forecast in nats for a token.
+        diverges_in: the unit of ``divergence``, a key of ``rankfold.objectives.units``.
 
     Example:
         >>> isinstance(rf.Regression(), rf.Objective), rf.Teacher().labelled
@@ -38,6 +40,7 @@ class Objective:
     name = "objective"
     labelled = True
     by_token: ClassVar[bool] = False
+    diverges_in: ClassVar[str] = CHANGE
 
     @property
     def compares(self) -> bool:

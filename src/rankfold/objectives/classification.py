@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 import torch.nn.functional as F
@@ -13,6 +13,7 @@ from torch import Tensor
 from rankfold.objectives.answer import Answer, main_tensor, unpadded
 from rankfold.objectives.base import Objective
 from rankfold.objectives.evaluation import Figure, ObjectiveError
+from rankfold.objectives.units import NATS
 
 IGNORE = -100
 
@@ -36,6 +37,7 @@ class Classification(Objective):
         '66.67 %'
     """
 
+    diverges_in: ClassVar[str] = NATS
     axis: int = 1
     areas: bool = False
     ignore: int = IGNORE

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 import torch.nn.functional as F
@@ -14,6 +14,7 @@ from rankfold.batches import size_of
 from rankfold.objectives.answer import Answer, attention_mask, main_tensor
 from rankfold.objectives.base import Objective, Scales
 from rankfold.objectives.evaluation import Figure, ObjectiveError
+from rankfold.objectives.units import COSINE
 
 
 @dataclass(frozen=True)
@@ -33,6 +34,7 @@ class Embedding(Objective):
         'cosine'
     """
 
+    diverges_in: ClassVar[str] = COSINE
     name: str = "embedding"
     labelled: bool = False
 

@@ -15,6 +15,7 @@ from rankfold.batches import labels_of
 from rankfold.objectives.answer import attention_mask, named_input, unpadded
 from rankfold.objectives.classification import Classification
 from rankfold.objectives.evaluation import Figure, ObjectiveError
+from rankfold.objectives.units import TOKEN
 
 
 @dataclass(frozen=True)
@@ -44,6 +45,7 @@ class CausalLanguageModel(Classification):
     name: str = "causal-lm"
     shift: bool = True
     by_token: ClassVar[bool] = True
+    diverges_in: ClassVar[str] = TOKEN
 
     def target(self, batch: Any) -> Tensor:
         """Position t holds token t + 1; the last position is left out."""

@@ -69,7 +69,8 @@ def read_compared(directory: Path, name: str = "") -> Compared:
         figures, stages = _figures(stored), _stages(stored)
         return Compared(
             name or str(directory), _asked(plan, found), _method(directory, plan, stored),
-            _judged_on(directory, stored), figures, stages, _intervals(stored, figures[0]), {e.site: _layer(e) for e in plan.entries},
+            _judged_on(directory, stored), figures, stages, _intervals(stored, figures[0]),
+            {e.site: _layer(e) for e in plan.entries},
             [CurvePoint(p["label"], p["kept_flops"], p["kept_params"], p["value"]) for p in stored.get("curve", [])],
             stored["remarks"],
         )  # fmt: skip

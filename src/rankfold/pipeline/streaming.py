@@ -28,6 +28,7 @@ from rankfold.compress.ranks.budget import Budget, Latency, parsed
 from rankfold.linalg.brief import brief
 from rankfold.objectives import CausalLanguageModel, Evaluation, Objective, Teacher
 from rankfold.observe import PAGES, Pages
+from rankfold.pipeline.compression.beside import Beside
 from rankfold.pipeline.compression.delivery import finished
 from rankfold.pipeline.compression.measure import calibration_part, held_out, protocol
 from rankfold.pipeline.compression.remarks import summary
@@ -83,6 +84,12 @@ class Streamed:
 
     __repr__ = brief
 
+    @property
+    def forecast(self) -> Beside:
+        """What the plan was expected to lose, and has lost where that was watched."""
+        lost = None if self.after is None else self.after.values.get("kl")
+        return Beside(self.plan.total, lost, "" if lost is None else f"the {self.split} split")
+
     def to_dict(self) -> dict[str, Any]:
         """Plain values, as ``rankfold compress --json`` prints them."""
         scores = {"before": self.before, "compressed": self.after}
@@ -93,7 +100,7 @@ class Streamed:
         return told | {
             "split": self.split,
             "kept_of_factorable": self.plan.kept_of_factorable(),
-            "forecast": self.plan.forecast,
+            "forecast": self.forecast.to_dict(),
             "needs": dict(self.needs),
             "remarks": list(self.remarks),
             "seconds": self.seconds,
@@ -296,6 +303,7 @@ class _Job:
         )  # fmt: skip
         plan = known.plan(self.budgets, self.settings.rule, progress=self.tell.progress)
         self.tell.say(f"plan: {summary(plan)}")
+        self.tell.say(f"forecast: {plan.total.sentence}")
         scores = pages.scores or (None, None)
         watched = sum(map(size_of, pages.watched))
         said = protocol(scores[0], split.first(watched)) if scores[0] is not None and hasattr(split, "first") else ""

@@ -106,7 +106,8 @@ class ReportData:
     `best_epoch` is the one whose weights were kept. `skipped`: (name, reason). `curve_on` says on which data the curve
     was measured, `curve_start` is the judging figure before compression there (None: that of `before`). `search`: what
     was tried, where a drop was allowed. `offers`: plans for other budgets, the smallest first, and in what their loss
-    is expressed. `settings` (what the run was given) and `environment` (where it ran) are shown as they are.
+    is expressed. `forecast`: a sentence on what the whole network was expected to lose and what it has lost. `settings`
+    (what the run was given) and `environment` (where it ran) are shown as they are.
     """
 
     title: str
@@ -127,6 +128,7 @@ class ReportData:
     search: SearchShown | None = None
     offers: Sequence[Offer] = ()
     offers_lose: str = ""
+    forecast: str = ""
 
     @property
     def judged(self) -> FigureKind:

@@ -225,5 +225,7 @@ def print_result(result: Result) -> None:
         print(f"max drop: {result.quality.sentence}")
     if result.tuning is not None:
         print(f"tuned: {result.tuning.sentence}")
+    if result.forecast is not None:
+        print(result.forecast.sentence)
     for remark in result.remarks:
         print(f"note: {remark}")

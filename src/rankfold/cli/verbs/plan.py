@@ -66,14 +66,14 @@ def plan(
     Methods that fit layer after layer resume after an interruption, and share the data under
     torchrun --nproc-per-node=N -m rankfold.
     """
-    import json
     import shutil
 
     from rankfold.cli.loading import Cut, budgets_of, chosen_layers, computing, objective_of, open_model, set_threads
     from rankfold.cli.printing import print_json
-    from rankfold.cli.verbs.show import print_plan
+    from rankfold.cli.verbs.show import plan_values, print_plan
     from rankfold.compress.methods import method_named
     from rankfold.compress.methods.method import fits_layers
+    from rankfold.compress.planning.plan import Plan
     from rankfold.compress.planning.planner import plan as make_plan
     from rankfold.compress.planning.profile import Calibration
     from rankfold.pipeline import calibration_part, memory_sentence, samples_of
@@ -125,6 +125,6 @@ def plan(
         shutil.rmtree(partial, ignore_errors=True)
         talk.say(f"wrote {out}")
     if as_json:
-        print_json(json.loads(out.read_text(encoding="utf-8")))
+        print_json(plan_values(Plan.from_json(out.read_text(encoding="utf-8"))))
     else:
         print_plan(made)

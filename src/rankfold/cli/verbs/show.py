@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
@@ -19,15 +19,20 @@ def show(
     as_json: Json = False,
 ) -> None:
     """Print a plan: which layer becomes what, at which rank, and what it is expected to cost."""
-    import json
-
     from rankfold.compress.planning.plan import Plan
 
     made = Plan.load(plan / "plan.json" if plan.is_dir() else plan)
     if as_json:
-        print_json(json.loads(made.to_json()))
+        print_json(plan_values(made))
     else:
         print_plan(made)
+
+
+def plan_values(made: Plan) -> dict[str, Any]:
+    """What ``--json`` prints of a plan: its file, and the forecast for the whole network."""
+    import json
+
+    return json.loads(made.to_json()) | {"forecast": made.total.to_dict()}
 
 
 def print_plan(made: Plan, *, brief: bool = False) -> None:
@@ -56,6 +61,7 @@ def print_plan(made: Plan, *, brief: bool = False) -> None:
         share, part = f"{percent(after / before)} kept" if before else "", made.kept_of_factorable(kind)
         share += "" if part is None else f", {percent(part)} of the layers that can be factored"
         print(f"{name}: {count(before)} → {count(after)}{f' ({share})' if share else ''}")
+    print(f"forecast: {made.total.sentence}")
     if made.edited:
         print("note: edited since: costs and errors above are those before; rankfold evaluate measures what apply made")
     for note in made.notes:

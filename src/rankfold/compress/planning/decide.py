@@ -15,9 +15,10 @@ from rankfold.compress.layerwise.rounds import fit
 from rankfold.compress.methods.method import fits_layers
 from rankfold.compress.planning.candidates import Candidate, options
 from rankfold.compress.planning.entries import after_of, entries_of, notes_of
+from rankfold.compress.planning.forecast import SEEN, UNSEEN
 from rankfold.compress.planning.lawful import check_picked, check_summed
 from rankfold.compress.planning.obstacle import obstacle
-from rankfold.compress.planning.plan import NATS, Plan, decisions
+from rankfold.compress.planning.plan import Entry, Plan, decisions
 from rankfold.compress.planning.probe import CERTAIN, nearer
 from rankfold.compress.planning.profile import Profile
 from rankfold.compress.ranks.budget import (
@@ -38,11 +39,13 @@ from rankfold.compress.ranks.latency import meet_latency
 from rankfold.compress.ranks.options import Option, check_feasible
 from rankfold.compress.ranks.rules import Choices, Iterative, Optimal, RankRule, described, rule_named
 from rankfold.compress.ranks.timing import site_timing
-from rankfold.compress.sensitivity import output_changes, price, relative_energy
+from rankfold.compress.sensitivity import either, output_changes, price, relative_energy
 from rankfold.compress.statistics import calibrate, is_affordable
 from rankfold.costs import Cost, latencies
 from rankfold.costs.decoding import phased
 from rankfold.costs.table import LatencyTable
+from rankfold.objectives import Teacher
+from rankfold.objectives.units import CHANGE, TOKEN
 from rankfold.sites import Form, Joint, Site, SiteList, opened
 
 Prices = Mapping[tuple[str, Form], Tensor]
@@ -87,7 +90,7 @@ def _decided(known: Profile, budget: Any, rule: str | RankRule) -> tuple[Plan, C
             "the iterative rule needs data: give data=, or use another rule, such as 'optimal' (--ranks optimal)"
         )
     _time(known, budgets)
-    asked = _Asked(known, budgets, rule, _prices(known, rule))
+    asked = _Asked(known, budgets, rule, *_prices(known, rule))
     if any(isinstance(each, Latency) for each in budgets):
         choices = asked.choices({})
         made = meet_latency(
@@ -113,11 +116,12 @@ def _time(known: Profile, budgets: Sequence[Budget]) -> None:
                 )
 
 
-def _prices(known: Profile, rule: RankRule) -> Prices:
-    """What each candidate loses at each rank, in one unit: the model's own outputs, where data can say."""
+def _prices(known: Profile, rule: RankRule) -> tuple[Prices, str]:
+    """What each candidate loses at each rank, in one unit: the model's own outputs, where data can say. And which unit:
+    a key of ``rankfold.objectives.units``, or "" where the prices are energies of the layers themselves."""
     flat = [candidate for group in known.candidates.values() for candidate in group]
     if any(candidate.decomposition.comparable for candidate in flat):
-        return output_changes(flat)
+        return output_changes(flat), TOKEN if known.nats else CHANGE
     if (
         isinstance(rule, Optimal)
         and rule.probes
@@ -128,10 +132,16 @@ def _prices(known: Profile, rule: RankRule) -> Prices:
         if key not in known.prices:
             root, data = known.needed_model(), known.needed_data()
             with opened(root):
-                told = _from_statistics(known, flat, rule)
-                known.prices[key] = told or price(root, flat, data, rule, known.tell, known.objective)
+                told, unit = _from_statistics(known, flat, rule), CHANGE
+                if told is None:
+                    told, unit = price(root, flat, data, rule, known.tell, known.objective), _diverging(known)
+                known.prices[key] = told, unit
         return known.prices[key]
-    return relative_energy(flat)
+    return relative_energy(flat), ""
+
+
+def _diverging(known: Profile) -> str:
+    return (known.objective or Teacher()).diverges_in
 
 
 def _from_statistics(known: Profile, candidates: Sequence[Candidate], rule: Optimal) -> Prices | None:
@@ -155,6 +165,7 @@ class _Asked:
     budgets: tuple[Budget, ...]
     rule: RankRule
     prices: Prices
+    unit: str  # of the prices
 
     @property
     def asked(self) -> tuple[Resource, ...]:
@@ -262,8 +273,8 @@ class _Asked:
         if known.objective is not None:
             calibration["objective"] = known.objective.name
         statistics = known.statistics
-        if known.tokens or (statistics is not None and statistics.nats):
-            calibration["unit"] = NATS
+        if self.unit:
+            calibration |= {"unit": self.unit, **_either(known, entries)}
         return Plan(
             entries, self.budgets, known.method.name, self.rule.name, known.fingerprint, known.cost,
             after, calibration, known.sites.left_out, (*notes, *notes_of(known, entries)),
@@ -273,6 +284,20 @@ class _Asked:
 
 
 Choose = Callable[[Prices], Plan]
+
+
+def _either(known: Profile, entries: Sequence[Entry]) -> dict[str, float]:
+    """What the entries cost by the samples that were fitted to, and by those held back; nothing where none were."""
+    found = []
+    for entry in entries:
+        name = "+".join(entry.members) if entry.members else entry.site
+        candidate = None if entry.form is Form.KEEP else known.candidate(name, entry.form)
+        if candidate is None or (entry.members and entry.site != entry.members[0]):
+            continue
+        if candidate.forecast is None or not candidate.decomposition.comparable:
+            return {}
+        found.append([float(each[entry.rank]) for each in either(candidate)])
+    return dict(zip((SEEN, UNSEEN), map(sum, zip(*found, strict=True)), strict=True)) if found else {}
 
 
 def _by_axis(group: Sequence[Option]) -> list[tuple[float, ...]]:

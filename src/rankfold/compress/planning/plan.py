@@ -12,6 +12,7 @@ import torch
 from pydantic import BeforeValidator, ConfigDict, TypeAdapter, ValidationError
 from torch import nn
 
+from rankfold.compress.planning.forecast import Total, total_of
 from rankfold.compress.ranks.budget import budget_from, describe
 from rankfold.costs import Cost
 from rankfold.run.container import parsed, said
@@ -25,7 +26,6 @@ if TYPE_CHECKING:
 FORMAT = 1
 _STATISTICS = ".statistics.safetensors"
 _FACTORS = ".factors.safetensors"
-NATS = "nats per token"
 
 
 @dataclass(frozen=True)
@@ -40,8 +40,8 @@ class Entry:
         groups: number of such matrices.
         predicted_error: relative error of the layer's output (of its weight where no data was used), Frobenius.
         predicted_loss: what this layer alone is expected to cost one sample, in the unit in which the sites of this
-            plan were compared: squared change of the model's outputs, KL divergence in nats (for one token of a
-            language model), or lost energy without data.
+            plan were compared (``Plan.total``): squared change of the model's outputs, KL divergence in nats (for one
+            token of a language model), or lost energy without data.
         params: of the site, in the new form.
         flops: of the site, in the new form, for one sample.
         bias: whether the new layer carries one.
@@ -133,7 +133,8 @@ class Plan:
     def __repr__(self) -> str:
         sizes = f"{self.before.params:,} → {self.after.params:,} parameters"
         changed = f"{len(self.changed)} of {len(self.entries)} sites change"
-        return f"Plan({self.asked()}; method {self.method}, ranks {self.rule}; {changed}; {sizes})"
+        told = f"{changed}; {sizes}; forecast {self.total.brief}"
+        return f"Plan({self.asked()}; method {self.method}, ranks {self.rule}; {told})"
 
     def __getitem__(self, site: str) -> Entry:
         for entry in self.entries:
@@ -152,12 +153,16 @@ class Plan:
         return 1 - (getattr(self.before, kind) - getattr(self.after, kind)) / whole if whole else None
 
     @property
+    def total(self) -> Total:
+        """What the network as planned is expected to lose, in which unit, how far the samples differ in that, or why
+        nothing is known."""
+        return total_of(self)
+
+    @property
     def forecast(self) -> float | None:
-        """Of a language model the KL divergence from the original that is expected, in nats per token: what each site
-        alone costs, added up. None for a plan in another unit, and where sites were edited since."""
-        if self.calibration.get("unit") != NATS or self.edited:
-            return None
-        return sum(entry.predicted_loss for entry in self.entries)
+        """The number of ``total``: what each site alone costs, added up, in ``total.unit``. None where there is none,
+        as without data or where sites were edited since."""
+        return self.total.value
 
     @property
     def edited(self) -> bool:
@@ -254,6 +259,7 @@ class Plan:
                 "form": e.form.value,
                 "rank": e.rank,
                 "predicted error": e.predicted_error,
+                "predicted loss": e.predicted_loss,
                 "params": e.params,
                 "flops": e.flops,
                 "note": e.note,

@@ -12,11 +12,13 @@ from typing import Any
 
 from rankfold.batches import forward, samples_of, size_of, tensors_in
 from rankfold.compress.planning.apply import apply_
-from rankfold.compress.planning.plan import NATS, Entry, Plan
+from rankfold.compress.planning.forecast import SEEN, UNSEEN
+from rankfold.compress.planning.plan import Entry, Plan
 from rankfold.compress.planning.profile import Profile
 from rankfold.compress.sensitivity import output_changes
 from rankfold.costs import evaluating
 from rankfold.objectives import Teacher
+from rankfold.objectives.units import TOKEN
 
 TOKENS = 512  # that both plans are tried on
 CERTAIN = 0.05  # nats per token up to which nothing is tried: there the two differ by a tenth, either way
@@ -77,4 +79,5 @@ def _in_nats(known: Profile, plan: Plan) -> Plan:
         price = prices.get((entry.site, entry.form))
         return entry if price is None else replace(entry, predicted_loss=float(price[entry.rank]))
 
-    return replace(plan.with_entries(tuple(map(priced, plan.entries))), calibration={**plan.calibration, "unit": NATS})
+    told = {key: value for key, value in plan.calibration.items() if key not in (SEEN, UNSEEN)}
+    return replace(plan.with_entries(tuple(map(priced, plan.entries))), calibration=told | {"unit": TOKEN})

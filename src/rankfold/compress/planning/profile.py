@@ -110,7 +110,7 @@ class Profile:
         directory: where methods that fit layer after layer keep what is finished.
         tell: progress.
         probed: whether sites were compared by trial.
-        prices: what each rank costs in the outputs, by rule.
+        prices: what each rank costs in the outputs, and in which unit, by rule.
         others: profiles by other methods, made on demand.
         tokens: whether metrics are of tokens, in nats, where there are no statistics to say it.
 
@@ -144,7 +144,7 @@ class Profile:
     directory: Path | None = None
     tell: Progress = field(default=lambda what, done, total: None, repr=False)
     probed: bool = False  # read from a file, and made with data: layers are priced by probes on them
-    prices: dict[Any, Mapping[tuple[str, Form], Tensor]] = field(default_factory=dict, repr=False)
+    prices: dict[Any, tuple[Mapping[tuple[str, Form], Tensor], str]] = field(default_factory=dict, repr=False)
     others: dict[str, Profile] = field(default_factory=dict, repr=False)
     tokens: bool = False  # without statistics: metrics are of tokens, in nats
 
@@ -159,6 +159,11 @@ class Profile:
         from rankfold.compress.planning.decide import decide
 
         return decide(self if progress is None else replace(self, tell=progress), budget, rule)
+
+    @property
+    def nats(self) -> bool:
+        """Whether squared errors in the metric are nats of KL divergence per token."""
+        return self.tokens or (self.statistics is not None and self.statistics.nats)
 
     @property
     def by_token(self) -> bool:

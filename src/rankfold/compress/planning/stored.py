@@ -82,6 +82,7 @@ class _Note(TypedDict):
     objective: NotRequired[str]
     probed: NotRequired[bool]
     prices: NotRequired[list[tuple[int, int, str, str]]]
+    units: NotRequired[list[tuple[int, int, str]]]  # of these prices; without, what an earlier release wrote
     left_out: NotRequired[list[tuple[str, str]]]
     joint: NotRequired[list[list[str]]]
 
@@ -129,7 +130,9 @@ def save_profile(known: Profile, path: str | Path) -> None:
     if known.sites.joint:
         note["joint"] = [list(each.names) for each in known.sites.joint]
     note["probed"], note["prices"] = known.data is not None or known.probed, []
-    for (probes, asked), prices in known.prices.items():
+    note["units"] = []
+    for (probes, asked), (prices, unit) in known.prices.items():
+        note["units"].append((probes, asked, unit))
         for (site, form), values in prices.items():
             tensors[f"price|{len(note['prices'])}"] = values
             note["prices"].append((probes, asked, site, str(form)))
@@ -199,7 +202,7 @@ def _built(
 
 def _prices(
     tensors: Mapping[str, Tensor], note: _Note, candidates: Mapping[str, Sequence[Candidate]]
-) -> dict[Any, Mapping[tuple[str, Form], Tensor]]:
+) -> dict[Any, tuple[Mapping[tuple[str, Form], Tensor], str]]:
     found: dict[Any, dict[tuple[str, Form], Tensor]] = {}
     for index, (probes, asked, site, form) in enumerate(note.get("prices", ())):
         found.setdefault((probes, asked), {})[site, Form(form)] = tensors[f"price|{index}"]
@@ -208,7 +211,8 @@ def _prices(
             values = priced.get((candidate.site.name, candidate.form))
             if values is not None and len(values) != len(candidate.decomposition.errors):
                 raise ValueError(f"{candidate.site.name}: prices of other ranks than the errors")
-    return dict(found)
+    units = {(probes, asked): unit for probes, asked, unit in note.get("units", ())}
+    return {key: (priced, units.get(key, "")) for key, priced in found.items()}
 
 
 def _candidate(

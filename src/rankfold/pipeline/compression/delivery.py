@@ -18,6 +18,7 @@ from rankfold.compress.ranks.rules import described, rule_named
 from rankfold.compress.slicing.bottlenecks import Bottlenecks
 from rankfold.costs import Example
 from rankfold.objectives import Evaluation, Inferred
+from rankfold.pipeline.compression.beside import Beside
 from rankfold.pipeline.compression.curve import Curve
 from rankfold.pipeline.compression.measure import Figures
 from rankfold.pipeline.compression.page import report_data
@@ -58,6 +59,7 @@ def save_result(
     figures = result.compressed if result.finetuned is None else result.finetuned
     notes |= {"split": result.split, "before": result.before.to_dict(), "figures": figures.to_dict()}
     notes |= {} if result.tuning is None else {"tuning": result.tuning.to_dict()}
+    notes |= {} if result.forecast is None else {"forecast": result.forecast.to_dict()}
     save(result.model, result.plan, directory, notes=notes, bottlenecks=bottlenecks)
 
 
@@ -145,12 +147,13 @@ def read_result(directory: Path, original: nn.Module) -> Result:
         searched = known.get("search")
         quality = None if searched is None else Quality.read(searched)
         tuning = None if values.get("tuning") is None else Tuning.read(values["tuning"])
+        forecast = None if values.get("forecast") is None else Beside.read(values["forecast"])
     except FAULTS as error:
         raise StoreError(f"{file}: damaged ({said(error)}): {again}") from None
     stored = load(directory, copy.deepcopy(original))
     return Result(
         stored.model, stored.plan, before, compressed, stages["finetuned"], known["seconds"], known["split"],
-        known["validation"], tuple(known["remarks"]), directory, known.get("objective", ""), quality, tuning,
+        known["validation"], tuple(known["remarks"]), directory, known.get("objective", ""), quality, tuning, forecast,
     )  # fmt: skip
 
 

@@ -22,6 +22,7 @@ from rankfold.compress.slicing.bottlenecks import Bottlenecks, bottlenecks
 from rankfold.costs import Example, storage
 from rankfold.costs import check as check_cost
 from rankfold.objectives import Evaluation, Figure, Inferred
+from rankfold.pipeline.compression.beside import beside
 from rankfold.pipeline.compression.curve import SAMPLES, Curve, quality_curve
 from rankfold.pipeline.compression.delivery import close, finished, model_notes, read_result, save_result, write_page
 from rankfold.pipeline.compression.heldout import layer_errors
@@ -34,7 +35,7 @@ from rankfold.pipeline.compression.measure import (
     samples_of,
 )
 from rankfold.pipeline.compression.planned import Planner
-from rankfold.pipeline.compression.remarks import forecast_beside, gaps, learnt_nothing, samples_known, summary
+from rankfold.pipeline.compression.remarks import gaps, learnt_nothing, samples_known, summary
 from rankfold.pipeline.compression.repair import compressed_copy
 from rankfold.pipeline.compression.request import PLACE, Settings, request_of
 from rankfold.pipeline.compression.result import Result
@@ -138,6 +139,7 @@ class _Job(Planner):
             _ = self.halves
         made, known, quality = self.plan(calibration, example, objective)
         self.tell.say(f"plan: {summary(made)}")
+        self.tell.say(f"forecast: {made.total.sentence}")
         small, score = self.built(made, known, calibration, objective)
         self.tell.say(f"validation {before.name}: {before.text} before, {score.judged.text} compressed")
         self.keep(small, made, example, objective)
@@ -158,8 +160,12 @@ class _Job(Planner):
         result = self.measured(made, small, tuned, example, validation, history, objective)
         result = replace(
             result, quality=quality, tuning=tuning,
+            forecast=beside(
+                made, self.model, small, held_out(self.data)[0], result.split, objective.objective,
+                result.compressed.score, small is not untuned[0],
+            ),
             remarks=(
-                *unlearned, *forecast_beside(made, result, small is not untuned[0]),
+                *unlearned,
                 *(() if quality is None else quality.notes), *result.remarks,
                 *samples_known(start, result.before.score, self.data.validation, result.split),
             ),

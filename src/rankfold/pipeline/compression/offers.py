@@ -6,11 +6,12 @@ from collections.abc import Iterator
 from dataclasses import replace
 
 from rankfold.compress.methods.method import fits_layers
-from rankfold.compress.planning.plan import NATS, Entry, Plan
+from rankfold.compress.planning.plan import Entry, Plan
 from rankfold.compress.planning.profile import Profile
 from rankfold.compress.ranks.budget import Flops, Multiples
 from rankfold.compress.ranks.options import BudgetError
 from rankfold.compress.ranks.rules import Iterative, rule_named
+from rankfold.objectives.units import in_words
 from rankfold.report import Offer, OfferedLayer
 from rankfold.sites import Form
 
@@ -36,14 +37,10 @@ def offers(known: Profile, plan: Plan) -> list[Offer]:
     return sorted((*found, _offer(plan)), key=lambda offer: offer.flops)
 
 
-def loss_unit(known: Profile, plan: Plan) -> str:
+def loss_unit(plan: Plan) -> str:
     """In what the predicted loss of a plan is expressed, in words."""
-    if plan.calibration.get("unit") == NATS:
-        return "nats per token"
-    comparable = any(each.decomposition.comparable for group in known.candidates.values() for each in group)
-    if comparable:
-        return "squared change of the model's outputs, as a fraction of their variance, summed over the layers"
-    return "summed over the layers, in the unit in which they were compared"
+    unit = plan.calibration.get("unit")
+    return f"{'the share of its energy' if unit is None else in_words(unit)}, summed over the layers"
 
 
 def _offered(known: Profile, rule: str, besides: list[Multiples], chosen: str | None) -> Iterator[Offer]:

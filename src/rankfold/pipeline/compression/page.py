@@ -54,7 +54,8 @@ def report_data(
         settings=settings,
         environment=environment(),
         offers=offers(known, result.plan),
-        offers_lose=loss_unit(known, result.plan),
+        offers_lose=loss_unit(result.plan),
+        forecast="" if result.forecast is None else result.forecast.sentence,
     )
 
 

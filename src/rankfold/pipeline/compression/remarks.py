@@ -12,7 +12,6 @@ from rankfold.compress.methods.method import Method
 from rankfold.compress.planning.plan import Plan
 from rankfold.objectives import Evaluation
 from rankfold.pipeline.compression.heldout import over_fitted
-from rankfold.pipeline.compression.result import Result
 from rankfold.report.quantities import count, percent
 from rankfold.sites.find import Where
 from rankfold.train.breakdown import at_chance
@@ -53,19 +52,6 @@ def learnt_nothing(start: Evaluation) -> tuple[str, ...]:
     return (
         f"the original answers the validation split no better than chance ({start.judged}; {known}): were its trained "
         "weights loaded (--weights)?",
-    )
-
-
-def forecast_beside(made: Plan, result: Result, tuned: bool) -> tuple[str, ...]:
-    """What a language model was forecast to lose beside what it has lost."""
-    lost = result.compressed.score.values.get("kl")
-    if made.forecast is None or lost is None:
-        return ()
-    probe = made.calibration.get("probe")
-    tried = "" if probe is None else f" ({probe:.3g} on a few tokens of the calibration data)"
-    return (
-        f"KL divergence from the original, nats per token: {made.forecast:.3g} forecast{tried}, {lost:.3g} measured on "
-        f"the {result.split} split{' after tuning' if tuned else ''}",
     )
 
 

@@ -11,6 +11,7 @@ from torch import nn
 
 from rankfold.compress.planning.plan import Plan
 from rankfold.linalg.brief import brief
+from rankfold.pipeline.compression.beside import Beside
 from rankfold.pipeline.compression.measure import Figures
 from rankfold.pipeline.compression.tuning import Tuning
 from rankfold.pipeline.quality.value import Quality
@@ -24,6 +25,7 @@ class Result:
     ``validation``: the judging figure of each stage on the split that chose. ``seconds``: wall clock of this call.
     ``objective``: what outputs and targets were taken to mean, and why. ``quality``: what a search for the smallest
     network found, where a drop was allowed (``Settings.max_drop``). ``tuning``: what ``Settings.tune`` gave.
+    ``forecast``: what the plan was expected to lose beside what the compressed network has lost.
     """
 
     model: nn.Module
@@ -39,6 +41,7 @@ class Result:
     objective: str = ""
     quality: Quality | None = None
     tuning: Tuning | None = None
+    forecast: Beside | None = None
 
     __repr__ = brief
 
@@ -65,6 +68,7 @@ class Result:
         } | self._stages()
 
     def _stages(self) -> dict[str, Any]:
-        """What is told of a search and of tuning, where there was one."""
+        """What is told of a search and of tuning, where there was one, and of the forecast."""
         searched = {} if self.quality is None else {"quality": self.quality.to_dict()}
-        return searched | ({} if self.tuning is None else {"tuning": self.tuning.to_dict()})
+        tuned = {} if self.tuning is None else {"tuning": self.tuning.to_dict()}
+        return searched | tuned | ({} if self.forecast is None else {"forecast": self.forecast.to_dict()})
