@@ -191,8 +191,8 @@ def _coordinates(
     if root is not None:
         weight = _times_root(root, weight)
     if inner is not None:  # its triangle R serves as well as one of D^½W: RᵀR is the same
-        triangle = _root(checked(inner, weight.dtype).to(device), (*batch, n), "WᵀDW").mT
-        return triangle, weight, triangle, root
+        upper = _root(checked(inner, weight.dtype).to(device), (*batch, n), "WᵀDW").mT
+        return upper, weight, upper, root
     if m <= n:
         return weight, None, None, root
     basis, triangle, reduced = _reduce(weight)
