@@ -148,6 +148,8 @@ class _Job(Planner):
             small, score, self.model, calibration, self.settings, objective.objective,
             lambda network: self.scored(network, objective), self.tell,
         )  # fmt: skip
+        if small is not untuned[0]:
+            self.keep(small, made, example, objective)
         tuned, history = self.finetuned(small, objective)
         validation = {"before": before, "compressed": score.judged}
         if history is not None and tuned is not None:
@@ -157,7 +159,11 @@ class _Job(Planner):
                 f"validation {before.name}: {validation['finetuned'].text} after fine-tuning, "
                 f"with the weights of epoch {history.best_epoch}"
             )
-        result = self.measured(made, small, tuned, example, validation, history, objective)
+        try:
+            result = self.measured(made, small, tuned, example, validation, history, objective)
+        except TrainingError as error:  # of the test split, which nothing has seen before
+            kept = "" if self.directory is None else f"; the compressed network is saved in {self.directory}"
+            raise TrainingError(f"{error}{kept}") from error
         result = replace(
             result, quality=quality, tuning=tuning,
             forecast=beside(
