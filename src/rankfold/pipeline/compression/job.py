@@ -184,7 +184,7 @@ class _Job(Planner):
         errors = layer_errors(self.model, made, self.data.validation, profile=known, method=self.method)
         curve = self.curve(known, made, (start, *untuned), calibration, objective)
         result = replace(result, remarks=result.remarks + gaps(made, errors, self.method))
-        write_page(self.directory, known, result, self.settings, errors, curve, history)
+        write_page(self.directory, known, result, self.settings, errors, curve, history, getattr(self.data, "name", ""))
         result = replace(result, seconds=time.perf_counter() - began)
         close(self.directory, result, curve)
         return result
