@@ -18,7 +18,17 @@ from torch import nn
 import rankfold as rf
 from rankfold.pipeline.compression import offers as module
 from rankfold.pipeline.compression.offers import offers
-from rankfold.report import CurvePoint, LayerRow, Offer, OfferedLayer, ReportData, SearchShown, TriedPoint, render
+from rankfold.report import (
+    CurvePoint,
+    FigureKind,
+    LayerRow,
+    Offer,
+    OfferedLayer,
+    ReportData,
+    SearchShown,
+    TriedPoint,
+    render,
+)
 from rankfold.report.budget import digest, nearest, payload, script
 
 
@@ -93,6 +103,19 @@ def test_networks_of_a_search_stand_beside_the_plans_too() -> None:
     curve = [CurvePoint("project", 0.7, 0.7, 0.88)]
     found = json.loads(payload(replace(data(*TWO), search=tried, curve=curve)))["measured"]
     assert [point["flops"] for point in found] == [0.7, pytest.approx(200 / 384), 0.5]
+
+
+def test_a_search_by_another_figure_is_shown_in_its_own_words() -> None:
+    """Its numbers are none of the judging figure: they stand in its table and picture, and not beside the plans."""
+    tried = SearchShown(("told",), 0.02, 0.0, [TriedPoint(0.55, 0.5, 0.0125, True)], FigureKind("kl", "nats"))
+    shown = replace(data(*TWO), search=tried)
+    assert [point["text"] for point in json.loads(payload(shown))["measured"]] == ["90.00\u00a0%"]
+    page = render(shown)
+    part = page[page.index("What was tried") : page.index("Other budgets")]
+    assert "0.0125\u00a0nats" in part
+    assert '<th scope="col" class="n">KL</th>' in part
+    assert "KL against kept FLOPs" in part
+    assert "ccuracy" not in part
 
 
 def test_the_network_that_was_built_stands_beside_its_own_plan() -> None:

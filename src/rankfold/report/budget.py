@@ -52,7 +52,7 @@ def _measured(data: ReportData) -> Iterator[tuple[float, float]]:
     value = data.compressed.get(data.judged.name)
     if value is not None and quantities.known(value):
         points.append((quantities.kept(data.compressed.get("flops"), data.before.get("flops")), value))
-    if data.search is not None:
+    if data.search is not None and data.search.figure in (None, data.judged):
         points += [(point.kept_flops, point.value) for point in data.search.points]
     return ((kept, value) for kept, value in points if kept is not None)
 

@@ -32,19 +32,22 @@ def render(data: ReportData) -> str:
         "milliseconds": quantities.milliseconds,
         "times": quantities.times,
     }
+    searched = data.judged if data.search is None or data.search.figure is None else data.search.figure
     return environment.get_template("report.html.j2").render(
         data=data,
         reached=summary.reached(data),
         quality=summary.quality(data),
         judged=quantities.title(data.judged),
         figure_text=lambda value: quantities.of_figure(value, data.judged),
+        searched=quantities.title(searched),
+        searched_text=lambda value: quantities.of_figure(value, searched),
         predictions=summary.predictions(data.layers),
         result=_result_rows(data),
         layers=_layer_rows(data, plots.spectra(data.layers)),
         figures={
             "errors": plots.errors(data.layers),
             "curves": plots.budget_curves(data),
-            "search": None if data.search is None else search(data.search, data.judged),
+            "search": None if data.search is None else search(data.search, searched),
             "fine_tuning": plots.fine_tuning(data.history, data.best_epoch, data.judged),
         },
         methods=plots.methods(data.curve),

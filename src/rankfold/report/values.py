@@ -86,13 +86,14 @@ class Offer:
 @dataclass(frozen=True)
 class SearchShown:
     """A search for the smallest network that is good enough. `told`: sentences on what was allowed and what was found;
-    `limit` and `start`: the judging figure that is allowed, and that of the original, where the `points` were
-    measured."""
+    `limit` and `start`: the figure that is allowed, and that of the original, where the `points` were measured;
+    `figure`: which one it is, None for the judging one."""
 
     told: Sequence[str]
     limit: float
     start: float
     points: Sequence[TriedPoint]
+    figure: FigureKind | None = None
 
 
 @dataclass(frozen=True)

@@ -18,7 +18,7 @@ from rankfold.pipeline.compression.heldout import over_fitted
 from rankfold.pipeline.compression.measure import Figures
 from rankfold.pipeline.compression.offers import loss_unit, offers
 from rankfold.pipeline.compression.result import Result
-from rankfold.report import CurvePoint, FigureKind, LayerRow, ReportData, SearchShown, TriedPoint
+from rankfold.report import CurvePoint, FigureKind, LayerRow, ReportData, SearchShown, TriedPoint, quantities
 from rankfold.sites import Form
 from rankfold.train import History
 
@@ -85,11 +85,11 @@ def _search(result: Result) -> SearchShown:
         )
         for p in quality.tried
     ]  # fmt: skip
-    last = quality.sentence[:1].upper() + quality.sentence[1:] + "."
+    kind = FigureKind(quality.figure.name, quality.figure.unit)
+    last = f"{quantities.title(kind)}{quality.sentence.removeprefix(kind.name)}."
     drawn = f"The picture shows the figures on the {quality.samples[0]} samples that searched."
-    return SearchShown(
-        (last, *(note + "." for note in quality.notes), drawn), start + sign * quality.asked, start, points
-    )
+    told = (last, *(note + "." for note in quality.notes), drawn)
+    return SearchShown(told, start + sign * quality.asked, start, points, kind)
 
 
 def environment() -> dict[str, str]:
