@@ -92,7 +92,7 @@ def plan(
         part = calibration_part(known.train, samples, seed)
         limit = None if memory is None else bytes_of(memory)
         first = first_process()
-        chosen = choose(loaded.model, part, objective_of(objective) or known.objective)
+        chosen = choose(loaded.model, part, objective_of(objective), said=known.objective)
         if first:
             talk.say(str(chosen))
         if first and fits_layers(method_named(method)):
