@@ -71,10 +71,13 @@ def write_page(
     errors: Mapping[str, float],
     curve: Curve,
     history: History | None,
+    read: str = "",
 ) -> None:
     method = method_named(settings.method)
     shown = {
         "model": settings.model or type(known.needed_model()).__name__,
+        "weights": known.fingerprint[:16],
+        "data": read or "given in Python",
         "method": method.name,
         "ranks": ", ".join(f"{key} {value}" for key, value in described(rule_named(settings.rule)).items()),
         "objective": result.objective.removeprefix("objective: ") or "classification",
