@@ -160,8 +160,6 @@ def test_an_encoder_is_judged_by_the_directions_of_its_vectors(place):
     [
         (("analyze", "some/model", *TEXT), "this is neither a directory nor in the cache of the hub: add --download"),
         (("plan", "decoder", "--budget", "params=0.5", "-o", "p.json"), "give --data text:FILE (.txt"),
-        (("compress", "decoder", "--data", "corpus.txt", "--budget", "params=0.5", "-o", "n"), "as text:corpus.txt"),
-        (("plan", "digits-cnn", "--data", "test.txt", "--budget", "params=0.5", "-o", "p.json"), "as text:test.txt"),
         (("plan", "decoder", "--data", "text:gone.txt", "--budget", "params=0.5", "-o", "p.json"), "gone.txt"),
         (("analyze", "decoder", "--data", "text:test.txt", "--length", 65), "the model takes at most 64 tokens"),
         (("analyze", "digits-cnn", "--data", "digits", "--length", 8), "--length and --windows go only with text:FILE"),
@@ -172,6 +170,13 @@ def test_an_encoder_is_judged_by_the_directions_of_its_vectors(place):
 )  # fmt: skip
 def test_what_is_wrong_is_told_before_the_work(words, said):
     assert said in failed(*words)
+
+
+@pytest.mark.parametrize("model", ["decoder", "digits-cnn"])
+def test_a_file_of_data_is_answered_by_how_it_is_given(model):
+    told = rankfold("plan", model, "--data", "test.txt", "--budget", "params=0.5", "-o", "p.json")
+    assert told.exit_code == 2
+    assert "give it as text:test.txt" in told.stderr
 
 
 @pytest.mark.parametrize("verb", ["compress", "apply"])
