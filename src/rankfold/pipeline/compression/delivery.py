@@ -82,7 +82,7 @@ def write_page(
         "ranks": ", ".join(f"{key} {value}" for key, value in described(rule_named(settings.rule)).items()),
         "objective": result.objective.removeprefix("objective: ") or "classification",
         "calibration samples": known.samples or settings.samples,
-        "max drop": "none" if settings.quality is None else f"{settings.max_drop:g}, smallest {settings.smallest}",
+        "max drop": "none" if settings.quality is None else f"{settings.quality}, smallest {settings.smallest}",
         "tuning": "none" if result.tuning is None else result.tuning.sentence,
         "fine-tuning": "none" if history is None else f"{len(history.epochs)} epochs",
         "seed": settings.seed,
