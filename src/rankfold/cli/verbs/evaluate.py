@@ -117,7 +117,7 @@ def evaluate(
             on: Target = "compile" if target is TargetName.compile else "onnxruntime"
             times = target_latencies(timed, example, on, batch=batch)
     how = protocol(found.score, part)
-    told = {"target": {"name": target.value, "batch": batch, "ms": times}} if times else {}
+    told: dict[str, object] = {"target": {"name": target.value, "batch": batch, "ms": times}} if times else {}
     if as_json:
         told |= {} if beforehand is None else {"original": beforehand.values}
         print_json(found.to_dict() | told | ({"protocol": how} if how else {}))

@@ -148,19 +148,19 @@ class _Job(Planner):
         small, score = self.built(made, known, calibration, objective)
         self.tell.say(f"validation {before.name}: {before.text} before, {score.judged.text} compressed")
         stages = {"tuning": self.settings.tune, "fine-tuning": self.settings.finetune}
-        later = [name for name, asked in stages.items() if asked]
-        self.keep(small, made, example, objective, [*later, "the measurement on the test split"])
+        left = [*(name for name, asked in stages.items() if asked), "the measurement on the test split"]
+        self.keep(small, made, example, objective, left)
         untuned = (small, score)
         small, score, tuning = tuned_copy(
             small, score, self.model, calibration, self.settings, objective.objective,
             lambda network: self.scored(network, objective), self.tell,
         )  # fmt: skip
         if small is not untuned[0]:
-            self.keep(small, made, example, objective)
+            self.keep(small, made, example, objective, [name for name in left if name != "tuning"])
         tuned, history = self.finetuned(small, objective)
         validation = {"before": before, "compressed": score.judged}
         if history is not None and tuned is not None:
-            self.keep(tuned, made, example, objective, ["the measurement on the test split"])
+            self.keep(tuned, made, example, objective, left[-1:])
             validation["finetuned"] = _kept(history, score)
             self.tell.say(
                 f"validation {before.name}: {validation['finetuned'].text} after fine-tuning, "
