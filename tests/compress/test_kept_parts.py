@@ -8,8 +8,8 @@ from safetensors.torch import load_file, save_file
 from torch import nn
 
 import rankfold as rf
-from rankfold.compress.layerwise.curves import read_part, write_part
 from rankfold.compress.layerwise.curves import measured as kept_of
+from rankfold.compress.layerwise.curves import read_part, write_part
 from rankfold.run.container import metadata
 from rankfold.sites import sites
 
