@@ -1,6 +1,7 @@
 """A budget that cannot be met names the parts of the network that are in the way, with their share."""
 
 import re
+import warnings
 from itertools import pairwise
 
 import pytest
@@ -62,6 +63,44 @@ def test_operations_that_no_layer_owns_are_named_by_the_module_around_them():
     assert "of the FLOPs are outside of the layers that can be factored, such as memory (Memory)" in refused(
         Recurrent(), "flops=0.1", TOKENS
     )
+
+
+class Mixing(nn.Module):
+    """A matrix of its own, beside a layer."""
+
+    def __init__(self):
+        super().__init__()
+        self.mixed, self.head = nn.Parameter(torch.randn(16, 16)), nn.Linear(16, 2)
+
+    def forward(self, x):
+        return self.head(x @ self.mixed)
+
+
+@pytest.mark.parametrize("kind", ["params", "bytes"])
+def test_a_parameter_of_the_model_itself_is_named(kind):
+    said = refused(Mixing(), f"{kind}=0.5", torch.randn(32, 16))
+    assert "are in a parameter of the model itself (mixed): used by Mixing in code of its own" in said
+    alone = refused(nn.GRU(16, 8, batch_first=True), f"{kind}=0.5", torch.randn(8, 3, 16))
+    assert "are in 4 parameters of the model itself (weight_ih_l0, …): the model is this one layer" in alone
+
+
+@pytest.mark.parametrize("kind", ["params", "bytes"])
+@pytest.mark.skipif("fbgemm" not in torch.backends.quantized.supported_engines, reason="torch without fbgemm")
+def test_quantised_layers_are_named_with_their_share(kind):
+    model = nn.Sequential(nn.GRU(16, 32, batch_first=True), Last(), nn.Linear(32, 4)).eval()
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # of torch, that this way of its own is old
+        model = torch.ao.quantization.quantize_dynamic(model, {nn.GRU})
+    gates = 3 * 32 * (16 + 32) + 6 * 32
+    share = gates / (gates + 33 * 4)
+    said = refused(model, f"{kind}=0.2", torch.randn(8, 5, 16))
+    assert "are in a GRU (0): quantized: compress first, quantize afterwards" in said
+    assert kind == "bytes" or said.partition(" are in ")[0].endswith(f"{100 * share:.3g} % of the parameters")
+
+
+class Last(nn.Module):
+    def forward(self, found):
+        return found[0][:, -1]
 
 
 def layers(*sizes: int) -> nn.Module:

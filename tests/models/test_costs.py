@@ -192,6 +192,20 @@ def test_layers_that_see_no_batch_axis_are_counted_exactly():
     for batch in (1, 3, 4):
         made = plan(model, Ranks({"first": 2, "second": 1}), "truncate", example=x[:batch])
         assert made.after == model_cost(apply_(copy.deepcopy(model), made), x[:batch])
+    of_data = plan(model, Ranks({"first": 2, "second": 1}), data=x)  # for one sample, whatever batches the data come in
+    assert of_data.after == model_cost(apply_(copy.deepcopy(model), of_data), x[:1])
+
+
+def test_a_model_that_takes_no_single_sample_is_counted_with_two():
+    class Squeezing(nn.Sequential):
+        def forward(self, x):
+            rows, columns = x.squeeze().shape
+            return super().forward(x.view(rows, columns))
+
+    model, x = Squeezing(nn.Linear(6, 9), nn.Linear(9, 4)), torch.randn(4, 1, 6)
+    with pytest.raises(ValueError, match="not enough values"):
+        model(x[:1])
+    assert plan(model, Ranks({"0": 2}), data=x).before == model_cost(model, x[:2])
 
 
 @pytest.mark.parametrize("dtype", [torch.float64, torch.bfloat16, torch.float16], ids=str)

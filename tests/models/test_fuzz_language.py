@@ -93,11 +93,14 @@ ROUTED = ("mixtral", "qwen3 moe")
 
 def built(asked: Request) -> Any:
     assume(asked.kind not in ROUTED or asked.dtype == torch.float32)  # at such widths torch has no kernel for it
+    usual = torch.get_default_dtype()
     with torch.random.fork_rng():
         torch.manual_seed(0)
-        model = MODELS[asked.kind](asked).eval()
-    for parameter in model.parameters():  # and no buffers: angles of positions stay as from_pretrained makes them
-        parameter.data = parameter.data.to(asked.dtype)
+        torch.set_default_dtype(asked.dtype)  # as from_pretrained does: scales follow it, angles of positions do not
+        try:
+            model = MODELS[asked.kind](asked).eval()
+        finally:
+            torch.set_default_dtype(usual)
     model.config.dtype = asked.dtype
     return model
 

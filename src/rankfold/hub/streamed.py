@@ -19,7 +19,7 @@ from rankfold.hub.errors import HubError
 from rankfold.hub.folder import check_weights, companions, quietly, skeleton
 from rankfold.hub.stored import Stored
 from rankfold.observe import Pages
-from rankfold.run.container import FAULTS, read_object, read_tensors, write_tensors
+from rankfold.run.container import FAULTS, read_object, read_tensors, sizes_in, write_tensors
 from rankfold.run.files import digest_of, write_atomically
 from rankfold.run.pretrained import CONFIG, config_of, is_factored
 from rankfold.run.tensors import INDEX, SINGLE
@@ -173,8 +173,7 @@ class Shards:
         kept = {self._loaded_as(name, changed): self.pages.read(self.pages.names[name]) for name in left}
         whole = kept | dict(tensors)
         write_tensors(self.file(number), whole)
-        sizes = {name: value.numel() * value.element_size() for name, value in whole.items()}
-        known = {"sha256": digest_of(self.file(number)), "sizes": sizes, **note}
+        known = {"sha256": digest_of(self.file(number)), **note}
         write_atomically(self._note(number), (json.dumps(known, indent=1) + "\n").encode())
 
     def _loaded_as(self, name: str, changed: Collection[str]) -> str:
@@ -212,8 +211,9 @@ class Shards:
             for number in range(len(self.own))
             if self._note(number).exists()
         ]
-        places = {name: file for file, note in notes for name in note["sizes"]}
-        total = sum(sum(note["sizes"].values()) for _, note in notes)
+        sizes = {file: sizes_in(self.directory / file) for file, _ in notes}
+        places = {name: file for file, own in sizes.items() for name in own}
+        total = sum(sum(own.values()) for own in sizes.values())
         index = {"metadata": {"total_size": total}, "weight_map": dict(sorted(places.items()))}
         files = {INDEX: (json.dumps(index, indent=2) + "\n").encode()} | _configuration(small)
         return files, {file: note["sha256"] for file, note in notes}

@@ -150,6 +150,17 @@ def read_tensors(file: Path) -> dict[str, Tensor]:
     return load_file(file)
 
 
+def sizes_in(file: Path) -> dict[str, int]:
+    """The bytes of every tensor of a safetensors file, by name; its header alone is read."""
+    with file.open("rb") as opened:
+        header = parsed(opened.read(int.from_bytes(opened.read(8), "little")))
+    return {
+        name: entry["data_offsets"][1] - entry["data_offsets"][0]
+        for name, entry in header.items()
+        if name != "__metadata__"
+    }
+
+
 def metadata(data: bytes) -> dict[str, str]:
     """The metadata of a safetensors file. Raises ``ValueError`` for what is none."""
     size = int.from_bytes(data[:8], "little")

@@ -7,13 +7,16 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from math import ceil
 
+from torch import nn
+
 from rankfold.compress.planning.profile import Profile
 from rankfold.compress.ranks.budget import Bytes, Params, Resource
 from rankfold.compress.ranks.options import Option
-from rankfold.sites import NOT_SELECTED, Form
+from rankfold.sites import NOT_SELECTED, Form, packed, stored
 
 _NAMED = 0.05  # of the whole network: smaller parts are not worth a word
 _SHOWN = 2  # parts that are named at most
+_OWN = "parameter"  # the kind of what lies in no layer
 _UNITS = {"params": "parameters", "flops": "FLOPs", "bytes": "bytes", "latency": "time"}
 
 
@@ -96,10 +99,27 @@ def _outside(
             size, owner = parameters[name], name.rpartition(".")[0]
             cost = size.numel() * (size.element_size() if isinstance(budget, Bytes) else 1)
             rest -= cost
+            if not owner:  # of the model itself, which is no layer
+                yield name, _OWN, why, cost
+                continue
             # a bias is in the way for the reason of its matrix
             yield owner, type(known.model.get_submodule(owner)).__name__, reasons.setdefault(owner, why), cost
+        for name, why in known.sites.left_out:
+            if name not in parameters:  # a quantised layer, whose weights are no parameters
+                layer = known.model.get_submodule(name)
+                cost = _held([(name, layer)], budget)
+                rest -= cost
+                yield name, type(layer).__name__, why, cost
     if rest > 0:
         yield "", "", "outside of the layers that can be factored" + _example(known), rest
+
+
+def _held(layers: Sequence[tuple[str, nn.Module]], budget: Resource) -> int:
+    """What quantised layers take, as ``costs.storage`` counts it."""
+    hidden = packed(layers).values()
+    if isinstance(budget, Bytes):
+        return sum(part.nbytes for tensor in hidden for part in stored(tensor))
+    return sum(tensor.numel() for tensor in hidden if tensor.dim())
 
 
 def _example(known: Profile) -> str:
@@ -117,6 +137,9 @@ def _said(share: float, unit: str, kind: str, why: str, part: _Part) -> str:
     names = list(dict.fromkeys(part.names))
     if not kind:
         return f"{_percent(share)} of the {unit} are {why}"
+    if kind == _OWN:
+        some = f"a {_OWN} of the model itself" if len(names) == 1 else f"{len(names)} {_OWN}s of the model itself"
+        return f"{_percent(share)} of the {unit} are in {some} ({names[0]}{', …' if len(names) > 1 else ''}): {why}"
     what = f"{_article(kind)} {kind} ({names[0]})" if len(names) == 1 else f"{len(names)} × {kind} ({names[0]}, …)"
     return f"{_percent(share)} of the {unit} are in {what}: {why.removeprefix(f'{kind}: ')}"
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
+from contextlib import suppress
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -18,7 +19,7 @@ from rankfold.compress.planning.candidates import Candidate, Counter, Decomposed
 from rankfold.compress.planning.choice import Forms, asked_forms, check_fitting, chosen, named_forms
 from rankfold.compress.planning.profile import Calibration, Profile, metrics_of
 from rankfold.compress.statistics import Statistics, calibrate
-from rankfold.costs import Cost, Example, Traced, evaluating, measure, storage
+from rankfold.costs import Cost, Example, Traced, evaluating, measure, storage, with_batch
 from rankfold.objectives import Objective, ObjectiveError, Teacher, infer, objective_named
 from rankfold.observe import PAGES, Pages, Samples, unheard
 from rankfold.run.files import write_atomically
@@ -107,7 +108,7 @@ def profile(
     first = example_of(root, data) if example is None else Example.of(example)
     params, size = storage(root)
     objective = meant(root, data, objective)
-    traced = measure(root, replace(first, samples=1), found)  # FLOPs of the example with all its samples
+    counted, traced = _counted(root, first, drawn=example is None, found=found)
     found = _heard(root, first, traced.kept(found))
     found, apart = _grouped(root, found, traced, method, forms)
     calibration = calibration.bounded(found, method)
@@ -121,9 +122,9 @@ def profile(
     return replace(
         known,
         counter=Counter(
-            {**traced.calls, **{each.name: traced.calls[each.names[0]] for each in found.joint}}, first.samples, sizes
+            {**traced.calls, **{each.name: traced.calls[each.names[0]] for each in found.joint}}, counted, sizes
         ),
-        cost=Cost(params, traced.flops // first.samples, size),
+        cost=Cost(params, traced.flops // counted, size),
         flops=traced.flops,
         notes=(*traced.notes, *apart),
         fingerprint=mark,
@@ -151,6 +152,18 @@ def _grouped(
         return found, (f"{said}: method 'project' does",) if asked else ()
     with opened(root):
         return with_joint(root, found, {n: r for n, r in traced.read.items() if len(r) == len(traced.calls.get(n, r))})
+
+
+def _counted(root: nn.Module, first: Example, drawn: bool, found: SiteList) -> tuple[int, Traced]:
+    """How many samples were counted at once, and what they told together.
+
+    Of data it is one sample: what a network computes once for all of a batch, as the tables of relative positions,
+    costs one sample all of it. A network that takes no single one is counted with two.
+    """
+    if drawn and first.samples > 1:
+        with suppress(Exception):  # the user's own forward
+            return 1, measure(root, with_batch(first, 1), found)
+    return first.samples, measure(root, replace(first, samples=1), found)
 
 
 def _heard(root: nn.Module, example: Example, found: SiteList) -> SiteList:
