@@ -28,12 +28,10 @@ import torch
 import torch.distributed as dist
 from torch import Tensor, nn
 
-from rankfold.batches import size_of
 from rankfold.compress.effect import spread_ranks
 from rankfold.compress.metric import GRAPH, Directions, Estimate, Gathering, Spread, Spreading, Sums, measure_spread
 from rankfold.compress.planning.candidates import Candidate
 from rankfold.compress.tokens import NUMBERS, Drawn
-from rankfold.compress.trying import layer_of
 from rankfold.costs import evaluating
 from rankfold.objectives import Answer, Objective
 from rankfold.observe import Samples, after
@@ -41,10 +39,10 @@ from rankfold.observe.passes import separable
 from rankfold.run.progress import Progress
 from rankfold.sites import Form, Joint, Site, SiteList
 
-SAMPLES = 64  # on which it is measured, at most
-SQUARES = 256  # samples times draws that are wanted
-DRAWS = 4  # of v for one sample, at most
-RANKS = 5  # of one decomposition at which it is measured
+SAMPLES, DRAWS = 128, 2  # on which it is measured, and times that v is drawn for each
+SEVERAL = 4  # times fewer samples with twice the draws, where a sample has several answers: these differ less
+RANKS = 4  # of one decomposition at which it is measured
+NARROW = 12  # ranks up to which all are measured
 SMALL = 0.005  # error of the last of them, or above
 _NOTHING = 1e-12  # shares of the energy below which no ratio is taken
 _BOUND = 1e4
@@ -77,20 +75,34 @@ def coherences(
 
     ``prices`` are tr(D E H Eᵀ) in nats per token (``tokens``) or in squared change of the answers, whose ``spread`` is
     measured where it is not known. A group of sites has that of its members, weighed by what each costs. Cost: on up to
-    ``SAMPLES`` samples one forward pass, up to ``DRAWS`` backward passes, and ``RANKS`` runs of each new layer.
+    ``SAMPLES`` samples one forward pass, ``DRAWS`` backward passes, and ``RANKS`` runs of each new layer.
     """
-    few, known = seen.first(SAMPLES), dict[int, Tensor]()
-    first: dict[int, Candidate] = {}
+    spread = measure_spread(root, seen.first(SAMPLES), objective) if spread is None else spread
+    several = bool(spread.names) and spread.row_shape[0] > 1
+    few, draws = seen.first(SAMPLES // SEVERAL if several else SAMPLES), 2 * DRAWS if several else DRAWS
+    first: dict[_Key, Candidate] = {}
     for candidate in candidates:
         if not isinstance(candidate.site, Joint) and _measurable(candidate.site):
-            first.setdefault(id(candidate.decomposition), candidate)  # forms that share one share what it costs
-    points = costs_of(root, few, list(first.values()), objective, tokens=tokens, spread=spread, progress=progress)
-    for made, each in points.items():
-        candidate = first[made]
-        price = prices[candidate.site.name, candidate.form]
-        known[made] = ratios(candidate.relative_errors, price, each)
-    found = {(c.site.name, c.form): known[id(c.decomposition)] for c in candidates if id(c.decomposition) in known}
+            first.setdefault(_key(candidate), candidate)  # forms that share a decomposition share what it costs
+    points = costs_of(
+        root, few, list(first.values()), objective, tokens=tokens, spread=spread, draws=draws, progress=progress
+    )
+    known = {
+        key: ratios(first[key].relative_errors, prices[first[key].site.name, first[key].form], each)
+        for key, each in points.items()
+    }
+    found = {(c.site.name, c.form): known[_key(c)] for c in candidates if _key(c) in known}
     return found | dict(_of_groups(candidates, prices, found))
+
+
+_Key = tuple[str, Form, Form | None]
+
+
+def _key(candidate: Candidate) -> _Key:
+    """What a decomposition is of; of a form that rounds its factors it is another one."""
+    form = candidate.form
+    base = form if form.over_base else form.decomposed
+    return candidate.site.name, base, None if form.exact else form
 
 
 def _measurable(site: Site) -> bool:
@@ -138,13 +150,14 @@ def costs_of(
     tokens: bool = False,
     spread: Spread | None = None,
     ranks: Callable[[Candidate], Sequence[int]] | None = None,
-    draws: int | None = None,
+    draws: int = DRAWS,
     progress: Progress | None = None,
-) -> dict[int, list[Point]]:
-    """By the id of each candidate's decomposition what its error costs at some ranks (``ranks``; by default ``RANKS``
+) -> dict[_Key, list[Point]]:
+    """By what each candidate's decomposition is of, what its error costs at some ranks (``ranks``; by default ``RANKS``
     of them), to second order and without any assumption on positions or inputs. Empty where the network cannot be
     differentiated or its outputs cannot be compared."""
     first = next((batch for _, batch in seen.batches()), None)
+    candidates = list({_key(candidate): candidate for candidate in reversed(candidates)}.values())
     sites = SiteList(tuple({c.site.name: c.site for c in candidates}.values()))
     if first is None or not candidates:
         return {}
@@ -152,15 +165,13 @@ def costs_of(
         spread = measure_spread(root, seen, objective) if spread is None else spread
         if not spread.names:
             return {}
-        chosen = ranks or (lambda c: spread_ranks(c.relative_errors.numpy(), c.ranks, RANKS, SMALL))
+        chosen = ranks or _spread
         trials: dict[str, list[_Trial]] = {}
         for candidate in candidates:
             for rank in chosen(candidate):
                 new = layer_of(root, candidate, rank, draft=True)
-                trials.setdefault(candidate.site.name, []).append(_Trial(id(candidate.decomposition), rank, new))
+                trials.setdefault(candidate.site.name, []).append(_Trial(_key(candidate), rank, new))
         apart = separable(root, next(iter(islice(_parts(seen), 1))))
-    count = sum(size_of(batch) for _, batch in seen.batches())
-    draws = draws or max(1, min(DRAWS, SQUARES // max(count, 1)))
     shared = _Shared(trials, apart)
     estimates = [_Drawn(shared, _scalar(objective, spread, tokens, draw), draw + 1 == draws) for draw in range(draws)]
     rows, entries = spread.row_shape
@@ -170,6 +181,12 @@ def costs_of(
         if not gathered.run(sites, graph, graph):
             return {}
     return shared.points(seen, draws * (2.0 if tokens else 1.0))
+
+
+def _spread(candidate: Candidate) -> Sequence[int]:
+    """Of a layer of few ranks, which costs little, as good as all: from one to the next much can change."""
+    count = RANKS if len(candidate.ranks) > NARROW else NARROW
+    return spread_ranks(candidate.relative_errors.numpy(), candidate.ranks, count, SMALL)
 
 
 def _parts(seen: Samples) -> Iterator[Any]:
@@ -184,7 +201,7 @@ def _scalar(objective: Objective, spread: Spread, tokens: bool, draw: int) -> Es
 
 @dataclass(frozen=True, eq=False)
 class _Trial:
-    made: int  # id of the decomposition
+    made: _Key
     rank: int
     layer: nn.Module
     squares: list[Tensor] = field(default_factory=list)  # of the samples of one chunk, summed over the draws
@@ -205,7 +222,8 @@ class _Shared:
     def watching(self, root: nn.Module, sites: SiteList) -> Iterator[None]:
         def watch(site: Site) -> Callable[..., None]:
             def hook(module: nn.Module, args: tuple, kwargs: dict, output: Tensor) -> None:
-                self.calls.setdefault(site.name, []).append((args, kwargs, output))
+                if torch.is_grad_enabled():  # and not one of the passes that try layouts and samples
+                    self.calls.setdefault(site.name, []).append((args, kwargs, output.detach()))
 
             return hook
 
@@ -219,7 +237,7 @@ class _Shared:
             draws = [each[name] for each in self.gradients if len(each.get(name, ())) == len(calls)]
             if not draws:
                 continue
-            for trial in self.trials[name]:
+            for trial in self.trials.get(name, ()):
                 sums: list[Any] = [0.0] * len(draws)
                 for place, (args, kwargs, output) in enumerate(calls):
                     moved = trial.layer(*args, **kwargs) - output
@@ -236,7 +254,7 @@ class _Shared:
         product = gradient.double() * moved.double()
         return product.reshape(groups, -1).sum(1)
 
-    def points(self, seen: Samples, divisor: float) -> dict[int, list[Point]]:
+    def points(self, seen: Samples, divisor: float) -> dict[_Key, list[Point]]:
         """From all processes."""
         mine = [(t.made, t.rank, t.squares) for name in sorted(self.trials) for t in self.trials[name]]
         counted, squares = self.counted, [each for _, _, each in mine]
@@ -245,7 +263,7 @@ class _Shared:
             dist.all_gather_object(shares, (squares, counted))
             counted = sum(share[1] for share in shares)
             squares = [[part for share in shares for part in share[0][index]] for index in range(len(mine))]
-        found: dict[int, list[Point]] = {}
+        found: dict[_Key, list[Point]] = {}
         for (made, rank, _), parts in zip(mine, squares, strict=True):
             if not parts:
                 continue
@@ -276,3 +294,20 @@ class _Drawn:
         if self.last:
             self.shared.counted += counted
             self.shared.settle()
+
+
+@torch.no_grad()
+def layer_of(root: nn.Module, candidate: Candidate, rank: int, *, draft: bool = False) -> nn.Module:
+    """The new layer in eval mode, with the bias that a layer of its own or a BatchNorm after it would carry; the model
+    must be ``opened``. ``draft``: with the factors that ``errors`` are of, where a method would go on to improve them.
+    """
+    site, made = candidate.site, candidate.decomposition
+    old: Any = root.get_submodule(site.name)
+    factors = getattr(made, "draft", made.factors)(rank) if draft else made.factors(rank)
+    new: Any = site.layer.skeleton(old, candidate.form, rank, bias=site.layer.takes_bias)
+    site.layer.write_(new, candidate.form, factors)
+    bias: Tensor | None = new.bias
+    if bias is not None:
+        start = old.bias.detach().double() if site.layer.has_bias else torch.zeros_like(bias, dtype=torch.float64)
+        bias.data.copy_(start if factors.shift is None else start + factors.shift.to(start))
+    return new.eval()

@@ -15,10 +15,10 @@ import torch
 from torch import Tensor, nn
 
 from rankfold.batches import batches_of, forward
+from rankfold.compress.coherence import layer_of
 from rankfold.compress.effect import between, spread_ranks
 from rankfold.compress.planning.candidates import Candidate
 from rankfold.compress.ranks.rules import Optimal
-from rankfold.compress.trying import layer_of
 from rankfold.costs import evaluating
 from rankfold.objectives import Objective, ObjectiveError, Teacher
 from rankfold.run.progress import Progress

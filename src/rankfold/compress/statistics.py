@@ -140,8 +140,10 @@ class Statistics:
                 tensors |= {f"{name}|{place} {k}": torch.as_tensor(v) for k, v in moments.state_dict().items()}
         note = _Note(samples=self.samples, unreached=list(self.unreached), absorbers=absorbers, model=self.model)
         tokens = any(known.tokens for known in self.sites.values())
+        if bound:  # an embedding of any network among them
+            note["bound"] = sorted(bound)
         if tokens:
-            note |= {"bound": sorted(bound), "nats": self.nats, "tokens": tokens}
+            note |= {"nats": self.nats, "tokens": tokens}
         sides = {name: known.side for name, known in sorted(self.sites.items()) if known.side is not None}
         if sides:
             note["sides"] = sides

@@ -138,24 +138,7 @@ class _Fit:
             known.needed_model(), known.sites, self.method, fitted, self.objective, metrics, known.absorbers, judges,
             known.by_token, place, partial(_telling, known.tell, number, rounds),
         )  # fmt: skip
-        return self._coherent(fit_layers(task, entries))
-
-    def _coherent(self, made: FittedNetwork) -> FittedNetwork:
-        """With prices that know what the positions of a sample have in common, as the profile's do."""
-        ratios = {
-            (each.site.name, each.form): each.coherence
-            for group in self.known.candidates.values()
-            for each in group
-            if each.coherence is not None
-        }
-        losses = {key: price * ratios[key].to(price) if key in ratios else price for key, price in made.losses.items()}
-
-        def priced(entry: Entry) -> Entry:
-            key = (entry.site, entry.form)
-            fitted = key in ratios and key in made.losses and not self.known.by_token
-            return replace(entry, predicted_loss=float(losses[key][entry.rank])) if fitted else entry
-
-        return replace(made, losses=losses, entries=tuple(map(priced, made.entries)))
+        return fit_layers(task, entries)
 
     def _with_refits(self, plan: Plan) -> tuple[Entry, ...]:
         """Layers that stay dense are fitted anew where that is free: where a bias, or a BatchNorm, takes the shift, or

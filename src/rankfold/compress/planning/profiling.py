@@ -225,7 +225,7 @@ def _measured(
                 write_atomically(kept, statistics.to_bytes(parts=True))
     made: Decomposed = decompose(root, found, method, statistics, tell)
     give_back()
-    if statistics is not None and not isinstance(seen.data, Iterator):
+    if statistics is not None and not fits and not isinstance(seen.data, Iterator):
         made = replace(made, candidates=cohering(root, seen, made.candidates, statistics, objective, tell))
     return Profile(
         found, method, made.candidates, unsolved=made.unsolved,
