@@ -425,6 +425,24 @@ def test_convolutions_are_read_by_peft(tmp_path):
     assert re.fullmatch(r"0\|3", json.loads((tmp_path / "adapter_config.json").read_text())["target_modules"])
 
 
+@pytest.mark.parametrize(
+    ("setting", "why"),
+    [({"padding_mode": "reflect", "padding": 1}, "padding_mode 'reflect'"), ({"dilation": 2}, r"dilation \(2, 2\)")],
+)
+def test_convolutions_that_peft_reads_wrong_are_left_out_and_not_written(setting, why, tmp_path):
+    torch.manual_seed(0)
+    base = nn.Sequential(nn.Conv2d(3, 8, 3, **setting), nn.Conv2d(8, 4, 1)).eval()
+    tuned = merged(base, {"0": 3, "1": 2})
+    found = extract(base, tuned, "rank=2")
+    assert list(found.adapter.ranks) == ["1"]
+    (left,) = (each for each in found.left_out if each.name == "0.weight")
+    assert re.search(why, left.why)
+    assert left.change > 0
+    for module in rf.debora_(copy.deepcopy(base), {"0": 2}, 1.0), rf.geolora_(copy.deepcopy(base), 2):
+        with pytest.raises(ValueError, match=rf"^0: .*{why}.*merge_"):
+            rf.adapt.save_adapter(module, tmp_path / "adapter")
+
+
 def test_a_torch_file_is_refused_with_the_line_that_rewrites_it(tmp_path):
     file = tmp_path / "base.pt"
     torch.save(nn.Linear(4, 4).state_dict(), file)

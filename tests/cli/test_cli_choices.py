@@ -42,6 +42,11 @@ def test_a_pattern_that_fits_nothing_is_refused_with_names_that_there_are(weight
         )  # fmt: skip
         assert line.startswith(f"error: {option} feature.3: no layer of this model matches")
         assert "features.3" in line
+    none = ("--only", "features", "--exclude", "*")
+    line = failed(
+        "compress", "digits-cnn", "--weights", weights, "--budget", "params=0.5", *none, "-o", tmp_path / "small"
+    )
+    assert line.startswith("error: --only features and --exclude *: this leaves no layer to be factored; those of")
     assert not (tmp_path / "small").exists()
 
 

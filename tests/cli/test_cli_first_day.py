@@ -100,6 +100,24 @@ def test_a_plan_is_carried_out_without_data_and_without_an_input(here):
     assert (said["params"], said["flops"]) == (plan.after.params, plan.after.flops)
 
 
+def test_a_plan_that_needs_no_data_is_made_from_the_input_of_the_factory(here):
+    asked = ("--method", "truncate", "--budget", "params=0.7", "-o", "plan.json")
+    said = succeeded("plan", "firstday:described", *asked)
+    assert said["after"]["params"] <= 0.7 * said["before"]["params"]
+    assert "attribute example_input" in failed("plan", "firstday:masked", *asked)
+    assert "no data were given" in failed("plan", "firstday:described", *asked[2:])  # by method project
+
+
+def test_a_test_split_that_cannot_be_measured_leaves_what_is_compressed(here):
+    with Path("firstday.py").open("a") as file:
+        file.write("\ndef odd():\n    return items(60), items(30), items(30, 5)\n")
+    asked = ("--data", "firstday:odd", "--budget", "params=0.7", "--samples", 40, "--no-curve", "-o", "small")
+    line = failed("compress", "firstday:masked", *asked)
+    assert "test data: label 4 is outside 0 … 2" in line
+    assert line.endswith("; the compressed network is saved in small")
+    assert load("small", masked()).plan.changed
+
+
 def test_an_input_of_several_tensors_is_known_from_the_manifest(here):
     planned()
     succeeded("apply", "firstday:masked", "plan.json", "--data", "firstday:data", "-o", "applied")

@@ -17,8 +17,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 import rankfold.report
-from rankfold.report import CurvePoint, LayerRow, ReportData, plots, render, summary, write_report
-from rankfold.report.quantities import bytes_of, count, decimal, integer, milliseconds, percent, points, times
+from rankfold.report import CurvePoint, FigureKind, LayerRow, ReportData, plots, render, summary, write_report
+from rankfold.report.quantities import bytes_of, count, decimal, integer, milliseconds, percent, points, times, title
 
 HOSTILE = [
     "<script>alert(1)</script>",
@@ -366,6 +366,11 @@ def test_three_lines_for_a_reader_in_a_hurry():
     )
     assert summary.predictions([]) == ""
     assert summary.reached(ReportData("", "", {}, {})) == "Sizes were not measured."
+
+
+def test_figures_are_written_as_people_write_them():
+    names = {"kl": "KL", "mean_iou": "Mean IoU", "perplexity_error": "Perplexity error", "rmse": "RMSE", "r2": "R²"}
+    assert {name: title(FigureKind(name)) for name in names} == names
 
 
 def test_numbers_are_readable():

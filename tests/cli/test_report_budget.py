@@ -92,7 +92,13 @@ def test_networks_of_a_search_stand_beside_the_plans_too() -> None:
     tried = SearchShown(("told",), 0.8, 0.9, [TriedPoint(0.5, 0.5, 0.85, True), TriedPoint(None, 0.4, 0.8, False)])
     curve = [CurvePoint("project", 0.7, 0.7, 0.88)]
     found = json.loads(payload(replace(data(*TWO), search=tried, curve=curve)))["measured"]
-    assert [point["flops"] for point in found] == [0.7, 0.5]
+    assert [point["flops"] for point in found] == [0.7, pytest.approx(200 / 384), 0.5]
+
+
+def test_the_network_that_was_built_stands_beside_its_own_plan() -> None:
+    """So that the slider, which starts there, does not say that nothing was measured near."""
+    (near,) = json.loads(payload(data(*TWO)))["measured"]
+    assert near == {"flops": pytest.approx(200 / 384), "text": "90.00\u00a0%"}
 
 
 def test_no_other_script_may_run_and_no_name_ends_the_data() -> None:

@@ -15,7 +15,7 @@ from digits import digits, tiny
 from matplotlib.figure import Figure
 
 from rankfold.compress.planning.plan import Plan
-from rankfold.pipeline import Settings, compress
+from rankfold.pipeline import Settings, comparing, compress
 from rankfold.pipeline.comparing import read_compared, wilson
 from rankfold.report import CurvePoint, FigureKind
 from rankfold.report.compare import Compared, LayerShown, render_compared
@@ -81,6 +81,27 @@ def test_the_command_writes_a_page_with_every_number(results: list[Path], tmp_pa
             assert entry.form.value == "keep" or f"{entry.form.value} {entry.rank}<small" in page
     assert ">project<" in page
     assert ">truncate<" in page
+
+
+def test_what_was_allowed_and_done_is_said(
+    results: list[Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A search by what it allowed, not by the budget that it found; tuning beside the method; tokens by their name."""
+    searched = shutil.copytree(results[0], tmp_path / "searched")
+    values = json.loads((searched / "result.json").read_text())
+    figure = {"name": "accuracy", "value": 0.98, "higher": True, "unit": "fraction"}
+    values["search"] = {"by": "flops", "asked": 0.005, "figure": figure}
+    (searched / "result.json").write_text(json.dumps(values))
+    plain = read_compared(results[0])
+    monkeypatch.setattr(comparing, "read_manifest", lambda _: {"notes": {"data": "digits", "tuning": {"steps": 40}}})
+    found = read_compared(searched)
+    assert found.asked == "smallest flops with accuracy worse by at most 0.5 points; found: params ≤ 0.5 of dense"
+    assert found.method == "project, ranks optimal, tuned without labels"
+    assert (plain.asked, plain.method) == ("params ≤ 0.5 of dense", "project, ranks optimal")
+    score = values["scores"]["compressed"]
+    score["figures"] = [{"name": "perplexity", "value": 9.0, "higher": False, "unit": ""}]
+    (searched / "result.json").write_text(json.dumps(values))
+    assert read_compared(searched).judged_on == "test split of digits, 449 tokens"
 
 
 def test_what_cannot_be_compared_is_said_in_one_line(results: list[Path], tmp_path: Path) -> None:

@@ -126,3 +126,47 @@ def test_where_nothing_can_be_held_back_one_shot_is_kept():
     plan = rf.plan(TimeFirst().eval(), "params=0.6", "sequential", [torch.randn(40, 2, 16)])
     assert any("no samples could be held back" in note for note in plan.notes)
     assert all(entry.form is not rf.Form.DENSE for entry in plan.changed)
+
+
+def held(found: object, model: nn.Module) -> int:
+    """Bytes of all matrices that an object leads to, each counted once, less the weights of the model itself."""
+    seen: set[int] = set()
+    storages: dict[int, int] = {}
+    left = [found]
+    while left:
+        one = left.pop()
+        if id(one) in seen or isinstance(one, nn.Module):
+            continue
+        seen.add(id(one))
+        if isinstance(one, torch.Tensor):
+            if one.dim() > 1:
+                storages[one.untyped_storage().data_ptr()] = one.untyped_storage().nbytes()
+        elif isinstance(one, dict):
+            left.extend(one.values())
+        elif isinstance(one, list | tuple):
+            left.extend(one)
+        else:
+            left.extend(getattr(one, "__dict__", {}).values())
+    own = {parameter.untyped_storage().data_ptr() for parameter in model.parameters()}
+    return sum(size for place, size in storages.items() if place not in own)
+
+
+def test_a_profile_holds_moments_metrics_and_vectors_and_no_copies_of_weights():
+    """Of a layer m × n, k = min(m, n): k² doubles each of moments and vectors, and k² numbers of each metric, which are
+    as exact as the gradients; nothing of size m × n but the weight that the network has."""
+    model = nn.Sequential(nn.Embedding(50, 24), nn.Linear(24, 96), nn.ReLU(), nn.Linear(96, 24), nn.Linear(24, 50))
+    inputs = [torch.randint(0, 50, (4, 32), generator=torch.Generator().manual_seed(i)) for i in range(4)]
+    known = rf.profile(model, inputs, objective="causal-lm", where="[13]", forms=["factored", "pivoted"])
+    assert len(known.sites.reducible) == 2
+    assert known.coarser is not None
+    square, metrics = 24**2, 2
+    assert held((known.candidates, known.statistics), model) == 2 * square * (8 + 8 + 4 * metrics)
+    plan = known.plan("params=0.8")  # what is made of it leaves nothing behind
+    rf.apply_(copy.deepcopy(model), plan, known)
+    assert held((known.candidates, known.statistics), model) == 2 * square * (8 + 8 + 4 * metrics)
+
+
+def test_of_other_objectives_there_is_one_metric():
+    model = nn.Sequential(nn.Linear(24, 96), nn.ReLU(), nn.Linear(96, 24))
+    known = rf.profile(model, torch.randn(256, 24), objective="teacher")
+    assert held((known.candidates, known.statistics), model) == 4 * (96**2 + 24**2) + 2 * 24**2 * (8 + 8)

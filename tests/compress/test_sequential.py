@@ -13,6 +13,7 @@ from torch import nn
 
 import rankfold as rf
 from rankfold.compress.layerwise.kept import Kept
+from rankfold.compress.layerwise.pairs import Pairs, Rows
 from rankfold.compress.layerwise.preactivations import Following
 from rankfold.compress.layerwise.rounds import divergence
 from rankfold.compress.layerwise.sweep import Sweep
@@ -174,8 +175,6 @@ def test_given_the_inputs_no_other_matrix_of_that_rank_errs_less():
 
 
 def _pairs(folds):
-    from rankfold.compress.layerwise.pairs import Pairs
-
     return Pairs(folds)
 
 
@@ -518,3 +517,31 @@ def test_of_all_forms_those_over_a_base_are_not_fitted():
                    [torch.randn(64, 12)], forms="all")  # fmt: skip
     assert plan.changed
     assert not any(entry.form.over_base for entry in plan.entries)
+
+
+@pytest.mark.parametrize("method", [Sequential, NuclearBall, MaxNorm, ActivationAware])
+def test_the_inner_metric_says_of_a_wide_layer_what_the_metric_does(method):
+    """Of a layer with more outputs than inputs WᵀDW alone is gathered where a model is one of tokens; with it every
+    method makes what it makes with the D that lies in the outputs' space."""
+    torch.manual_seed(0)
+    net = nn.Sequential(nn.Linear(6, 14, bias=False)).double()
+    (site,) = sites(net).reducible
+    weight = net[0].weight.detach()
+    x = torch.randn(400, 6, dtype=torch.float64) @ torch.randn(6, 6, dtype=torch.float64)
+    basis = torch.linalg.qr(weight)[0]
+    spread = basis @ torch.randn(6, 20, dtype=torch.float64)
+    outside = torch.eye(14, dtype=torch.float64) - basis @ basis.mT
+    metric = spread @ spread.mT + 1e-6 * outside  # there nothing lies that counts
+    known = _pairs([CrossMoments(6, 14).update(x[i::2], (x @ weight.T)[i::2]) for i in range(2)])
+    known.rows = Rows([x], [x @ weight.T], [torch.zeros(400, 14, dtype=torch.float64)])
+    known.activation = "relu" if method is ActivationAware else ""
+    made = [
+        method(damping=0.0).solve(site, Form.FACTORED, 3, weight, None, known, given)
+        for given in (metric, weight.mT @ metric @ weight)
+    ]
+    one, other = (solved.factors.parts[1] @ solved.factors.parts[0] for solved in made)
+    assert (one - other).norm() < 1e-4 * one.norm()
+    if method is MaxNorm:  # its fit is of that rank already: the metric weighs nothing
+        return
+    plain = method(damping=0.0).solve(site, Form.FACTORED, 3, weight, None, known, None)
+    assert (plain.factors.parts[1] @ plain.factors.parts[0] - one).norm() > 1e-2 * one.norm()

@@ -16,6 +16,7 @@ import torch.nn.functional as F
 from digits import digits, tiny, trained
 from hypothesis import given
 from hypothesis import strategies as st
+from networks import llama
 from torch import nn
 from torch.utils.data import DataLoader, IterableDataset, TensorDataset
 
@@ -378,6 +379,32 @@ def test_without_targets_the_drop_is_in_the_figures_own_unit() -> None:
     assert found.quality.figure.name == "change"
     assert 0 < found.quality.drop <= 0.2
     assert found.quality.unit == ""
+
+
+def test_another_figure_than_the_judging_one_may_bound_the_fall() -> None:
+    """Nats of divergence of a language model, which says more than perplexity and needs no labels beside the text; what
+    it is worth is measured again here, on the half that judged."""
+    model, ids = llama()[0], torch.randint(0, 60, (64, 12), generator=torch.Generator().manual_seed(0))
+    data = SimpleNamespace(train=[{"input_ids": part} for part in ids[:32].split(8)], validation=ids[32:])
+    known = rf.profile(model, data.train, objective="causal-lm", where="*proj*")
+    found = rf.smallest(model, data, "kl=0.002", profile=known)
+    quality = found.quality
+    assert (quality.figure.name, quality.unit, quality.before) == ("kl", "nats", 0.0)
+    assert 0 < quality.drop <= 0.002
+    assert quality.text.startswith(f"{quality.drop:.3g} nats, 95 % interval ")
+    part = halves(data.validation, 0).judge.data
+    judged = rf.evaluate(found.model, part, objective="causal-lm", teacher=model)
+    assert judged["kl"] == pytest.approx(quality.drop, rel=1e-5)
+    assert judged.judged.name == "perplexity"
+    with pytest.raises(rf.BudgetError, match=r"'cosine' was not measured: there are perplexity, .*kl"):
+        rf.smallest(model, data, "cosine=1", profile=known)
+
+
+@pytest.mark.parametrize(("given", "figure", "points"), [(0.5, "", 0.5), ("0.5", "", 0.5), ("kl=0.02", "kl", 0.02)])
+def test_a_drop_is_a_number_or_one_of_a_figure(given: float | str, figure: str, points: float) -> None:
+    asked = MaxDrop.of(given, "flops")
+    assert (asked.figure, asked.points) == (figure, points)
+    assert MaxDrop.of(str(asked), "flops") == asked
 
 
 def test_a_method_that_fits_layer_after_layer_is_fitted_at_the_found_budget() -> None:

@@ -231,6 +231,6 @@ SEEN: list[str] = []
 
 def test_most_of_them_were_planned() -> None:
     planned = sum(outcome == "planned" for outcome in SEEN)
-    assert planned >= len(SEEN) // 3 > 0
+    assert planned >= len(SEEN) // (5 if LONG else 3) > 0  # a long run asks for times, which many models cannot keep
     if LONG:
         print(f"{len(SEEN)} models, {planned} planned, {len(SEEN) - planned} refused in words")

@@ -55,6 +55,8 @@ def test_where_narrows_by_glob_or_predicate():
     assert dict(sites(model, "head").left_out)["stem.weight"] == "not selected"
     with pytest.raises(KeyError, match=r"no site named 'nothing'.*stem"):
         sites(model)["nothing"]
+    with pytest.raises(KeyError, match=r"'stem' is no site: not selected"):
+        sites(model, "head")["stem"]
 
 
 # ---- sharing -------------------------------------------------------------------------------------------------------

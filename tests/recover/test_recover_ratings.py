@@ -240,6 +240,21 @@ def test_triplets_are_taken_as_they_are_and_split_by_a_search():
         Ratings().fit(entries.pairs())
 
 
+def test_pairs_given_twice_are_treated_as_the_refusal_advises():
+    entries, _ = planted(30, 20)
+    pairs, values = np.vstack([entries.pairs(), entries.pairs()[:4]]), np.r_[entries.values, entries.values[:4] + 1]
+    with pytest.raises(ValueError, match=r"is given twice, .* in Python duplicates='mean'"):
+        Ratings().fit(pairs, values)
+    quick = {"burn_in": 2, "draws": 2}
+    mean = Ratings(2, duplicates="mean", **quick).fit(pairs, values)
+    last = Ratings(2, duplicates="last", **quick).fit(pairs, values)
+    for model, added in ((mean, 0.5), (last, 1.0)):
+        once = Ratings(2, **quick).fit(entries.pairs(), entries.values + added * (np.arange(len(entries)) < 4))
+        assert np.allclose(model.predict(entries.pairs()), once.predict(entries.pairs()))
+    with pytest.raises(ValueError, match="duplicates must be"):
+        Ratings(duplicates="first").fit(pairs, values)
+
+
 def test_a_score_over_rows_predicts_what_it_hides():
     rng = np.random.default_rng(0)
     truth = rng.standard_normal((40, 2)) @ rng.standard_normal((2, 30))

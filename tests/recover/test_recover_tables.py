@@ -148,6 +148,13 @@ def test_text_that_is_ignored_may_be_long_and_span_lines(tmp_path):
     assert entries(found) == {("a", "b"): 1.0, ("c", "d"): 2.0}
 
 
+def test_a_field_of_any_length_may_stand_in_the_lines_that_tell_the_layout(tmp_path):
+    text = f"user,item,rating,review\na,b,1,{'y' * 150_000}\nc,d,2,\n"
+    assert entries(read_triplets(write(tmp_path / "r.csv", text))) == {("a", "b"): 1, ("c", "d"): 2}
+    with pytest.raises(ValueError, match="line 3: there are 1 of 3 fields"):
+        read_triplets(write(tmp_path / "r.csv", f"user,item,rating,review\na,b,1,\n{'y' * 150_000}\n"))
+
+
 def test_what_is_not_utf_8_is_told_by_its_line(tmp_path):
     (tmp_path / "e.csv").write_bytes(b"a,b,1\n" * 100_000 + "é,b,2\n".encode("latin-1"))
     with pytest.raises(ValueError, match=r"not a text file in UTF-8 \(byte 600000, line 100001\): save it as UTF-8"):
@@ -172,6 +179,40 @@ def test_wide_tables(tmp_path):
     assert read_triplets(write(tmp_path / "e.csv", long)).shape == (1, 2)
     told = read_triplets(write(tmp_path / "e.csv", "who,what,heat,when\n1,2,30.5,9\n"), columns=["who", "what", "heat"])
     assert entries(told) == {("1", "2"): 30.5}
+
+
+TABLE = pd.DataFrame(
+    np.where(np.eye(6, 7), np.nan, 3.0), [f"ann{i}" for i in range(6)], [f"film {j}" for j in range(7)]
+)
+
+
+@pytest.mark.parametrize("how", [{"index": False}, {"header": False}, {"index": False, "header": False}], ids=str)
+@pytest.mark.parametrize("values", [TABLE, TABLE.fillna(2.0)], ids=["holes", "full"])
+def test_a_table_that_lacks_its_names_is_refused_in_plain_words(tmp_path, how, values):
+    with pytest.raises(
+        ValueError, match=r"line 1: \d columns of numbers .* are neither a table nor entries: .*header"
+    ) as told:
+        read_triplets(write(tmp_path / "t.csv", values.to_csv(**how)))
+    assert len(str(told.value)) < 500
+
+
+@pytest.mark.parametrize(
+    "values", [TABLE, TABLE.fillna(2.0), TABLE.rename_axis("user")], ids=["holes", "full", "named"]
+)
+def test_a_table_in_parquet_is_not_taken_for_entries(tmp_path, values):
+    values.to_parquet(tmp_path / "t.parquet")
+    with pytest.raises(ValueError, match=r"7 columns of numbers \(film 0, film 1, …\) are no entries"):
+        read_triplets(tmp_path / "t.parquet")
+
+
+def test_two_names_for_three_columns_and_one_name_for_two_are_refused(tmp_path):
+    file = write(tmp_path / "t.csv", "a,b,1\nc,d,2\n")
+    with pytest.raises(
+        ValueError, match=r"2 columns are named \(user, item\), and row, column and value are three.*implicit"
+    ):
+        read_triplets(file, columns=["user", "item"])
+    with pytest.raises(ValueError, match="two columns are called 'item'"):
+        read_triplets(write(tmp_path / "t.csv", "item,item,rating\na,b,1\n"))
 
 
 def test_columns_as_asked(tmp_path):

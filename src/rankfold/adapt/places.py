@@ -21,8 +21,9 @@ class Places:
     left_out: tuple[tuple[str, str], ...]
 
 
-def places(model: nn.Module, where: Where | None = None, *, convolutions: bool = True) -> Places:
+def places(model: nn.Module, where: Where | None = None, *, convolutions: bool = True, written: bool = False) -> Places:
     """Linear layers, Hugging Face's ``Conv1D`` and, with ``convolutions``, ungrouped convolutions of ``model``.
+    ``written``: those alone whose adapter others read right (``unread``).
 
     ``where`` as in ``rankfold.sites``. Left out, with the reason: embeddings and what is tied to them, projections
     inside ``nn.MultiheadAttention``, layers that hang in several places (PEFT would adapt the first alone), grouped
@@ -32,6 +33,8 @@ def places(model: nn.Module, where: Where | None = None, *, convolutions: bool =
     found, chosen, left = sites(root, where), [], []
     for site in found:
         reason = why_not(root, site, convolutions=convolutions)
+        if reason is None and written:
+            reason = unread(_module(root, site))
         if reason is None:
             chosen.append(site)
         else:
@@ -59,6 +62,17 @@ def why_not(root: nn.Module, site: Site, *, convolutions: bool = True) -> str | 
     if site.kind not in CONVOLUTIONS or site.groups > 1:
         return f"a {'grouped ' if site.groups > 1 else ''}{site.kind}"
     return None if convolutions else f"a {site.kind}: only linear layers are adapted here"
+
+
+def unread(layer: nn.Module | None) -> str | None:
+    """Why PEFT reads an adapter of a layer wrong; None where it reads it right. PEFT 0.21.2 makes an adapter's own
+    convolutions without these two settings of the base's."""
+    mode, dilation = getattr(layer, "padding_mode", "zeros"), getattr(layer, "dilation", ())
+    if mode != "zeros":
+        return f"a {type(layer).__name__} with padding_mode {mode!r}, which PEFT forgets in an adapter"
+    if any(step != 1 for step in (dilation if isinstance(dilation, tuple) else (dilation,))):
+        return f"a {type(layer).__name__} with dilation {dilation}, which PEFT forgets in an adapter"
+    return None
 
 
 def _module(root: nn.Module, site: Site) -> nn.Module | None:

@@ -10,6 +10,7 @@ from torch import nn
 
 from rankfold.adapt.deep_lora import updates
 from rankfold.adapt.peft_format import Adapter, write_adapter
+from rankfold.adapt.places import unread
 from rankfold.sites import unwrap
 
 
@@ -40,7 +41,8 @@ def save_adapter(
 
     Raises:
         ValueError: a model without updates, or a layer that hangs in several places: PEFT would adapt the first of them
-            alone. An adapter that is there already and that rankfold did not write.
+            alone. A convolution with dilation or another padding than zeros, of which PEFT forgets the setting. An
+            adapter that is there already and that rankfold did not write.
 
     Example:
         >>> net = rf.deep_lora_(nn.Sequential(nn.Linear(16, 8)), rank=2)
@@ -60,6 +62,13 @@ def adapter_of(model: nn.Module, *, base_model: str = "", tolerance: float = 0.0
             f"tolerance, a share of the largest singular value, must be at least 0 and below 1, got {tolerance!r}"
         )
     _check_places(model, found)
+    for name, adapted in found.items():
+        why = unread(adapted.base)
+        if why is not None:
+            raise ValueError(
+                f"{name}: {why}: merge the updates with merge_ and save the weights of the model, or leave the layer "
+                "out of the adaptation with where="
+            )
     pairs = {}
     for name, adapted in found.items():
         a, b = adapted.lora(tolerance)

@@ -156,7 +156,11 @@ def chosen_layers(model: nn.Module, only: Sequence[str], exclude: Sequence[str])
                 raise ZooError(
                     f"{option} {pattern}: no layer of this model matches; its layers are {', '.join(near)}, …"
                 )
-    return Names(tuple(only), tuple(exclude))
+    chosen = Names(tuple(only), tuple(exclude))
+    if not any(chosen(name, model) for name in names):
+        asked = " and ".join(f"{option} {' '.join(p)}" for option, p in (("--only", only), ("--exclude", exclude)) if p)
+        raise ZooError(f"{asked}: this leaves no layer to be factored; those of this model are {', '.join(names[:5])}")
+    return chosen
 
 
 def set_threads(threads: int | None) -> None:

@@ -98,6 +98,17 @@ def _max_drop(value: float | None) -> float | None:
     return value
 
 
+def _fallen(text: str | None) -> str | None:
+    if text is not None:
+        from rankfold.pipeline.quality.value import MaxDrop
+
+        try:
+            MaxDrop.of(text, "flops")
+        except ValueError as error:
+            raise typer.BadParameter(str(error)) from None
+    return text
+
+
 def checked_memory(text: str | None) -> str | None:
     if text is None:
         return None
@@ -219,6 +230,20 @@ MaxDropped = Annotated[
             "with it."
         ),
         callback=_max_drop,
+        show_default=False,
+    ),
+]
+Fallen = Annotated[
+    str | None,
+    typer.Option(
+        "--max-drop",
+        metavar="X",
+        help=(
+            "Find the smallest network whose judging figure on the validation split gets worse by at most X: in points "
+            "of a percentage (accuracy, mean IoU) or in the figure's own unit; kl=X for another figure by its name. In "
+            "place of --budget, or together with it."
+        ),
+        callback=_fallen,
         show_default=False,
     ),
 ]

@@ -33,7 +33,7 @@ def effect(change: Tensor, weight: Tensor, moment: Tensor, metric: Tensor, side:
     WᵀDW (n, n) where m > n and ``side`` is "input". None where a moment of outputs does not tell: the change leaves the
     row space of the weight. Cost: O(mn(m + n)), a least-squares problem where the change is read in other coordinates.
     """
-    change, weight = change.to(moment), weight.to(moment)
+    change, weight, metric = change.to(moment), weight.to(moment), metric.to(moment)
     m, n = change.shape[-2:]
     if side == "output":
         across = _solved(weight.mT, change.mT).mT  # E = A W

@@ -17,6 +17,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
+from functools import partial
 from typing import Any, Protocol
 from warnings import warn
 
@@ -48,8 +49,10 @@ def output_metrics(
     objective: Objective,
     spread: Spread | None = None,
     progress: Progress | None = None,
+    within: bool = True,
 ) -> dict[str, Tensor]:
-    """D for every reducible site that gradients reach, float64: (m, m), or (m,) above ``FULL`` outputs; or grouped.
+    """D for every reducible site that gradients reach: (m, m), or (m,) above ``FULL`` outputs; or grouped.
+    ``within``: of linear layers that have more outputs than that, and fewer inputs, WᵀDW (n, n), which is all of it.
 
     ``spread`` of the answers on these or more samples; measured in a pass of its own where it is not known. One forward
     and one backward pass in eval mode, ``GRAPH`` samples at a time. Parameters get no gradients. A model that
@@ -60,18 +63,35 @@ def output_metrics(
         spread = measure_spread(root, seen, objective) if spread is None else spread
         if not spread.names:
             return {}
-        sums = Sums()
+        inner = wide_inside(root, sites) if within else {}
+        sums = Sums(moment=partial(gradient_moment, inner))
         gathered = Gathering(root, seen, objective, (Spreading(objective, spread, sums),), progress)
-        return sums.metrics(seen.team, alike(root, sites)) if gathered.run(sites, spread.chunk, GRAPH) else {}
+        if not gathered.run(sites, spread.chunk, GRAPH):
+            return {}
+        return sums.metrics(seen.team, read_inside(root, sites) | inner)
 
 
-def alike(root: nn.Module, sites: SiteList) -> dict[str, Tensor]:
-    """WᵀW (n, n) of the sites whose gradients are taken at their inputs, and so are of WᵀDW."""
-    return {site.name: gram_of(site.matrix(root)) for site in sites.reducible if site.layer.tapped == "input"}
+def read_inside(root: nn.Module, sites: SiteList) -> dict[str, Tensor]:
+    """W (m, n) of the sites whose gradients are taken at their inputs, and so are of WᵀDW."""
+    return {site.name: site.matrix(root) for site in sites.reducible if site.layer.tapped == "input"}
 
 
-def gram_of(weight: Tensor) -> Tensor:
-    return weight.double().mT @ weight.double()
+def wide_inside(root: nn.Module, sites: SiteList) -> dict[str, Tensor]:
+    """W (m, n) of the linear layers of more than ``FULL`` outputs of which WᵀDW is gathered."""
+    return {site.name: site.matrix(root) for site in sites.reducible if inside(site) and site.shape[0] > FULL}
+
+
+def inside(site: Site) -> bool:
+    """Whether WᵀDW (n, n) can stand for D (m, m): it is all that the optimum needs, and smaller."""
+    m, n = site.shape
+    return (
+        site.layer.convolution is None
+        and not site.layer.lookup
+        and not site.layer.experts
+        and site.groups == 1
+        and not site.layer.whole
+        and m > n
+    )
 
 
 Taps = list[tuple[Site, Tensor]]
@@ -335,21 +355,23 @@ def generator_of(answer: int, number: int) -> torch.Generator:
 
 @dataclass
 class Sums:
-    """Σ g gᵀ of each site, or what ``moment`` makes of its gradients, in two halves of the chunks, float64."""
+    """Σ g gᵀ of each site, or what ``moment`` makes of its gradients, in two halves of the chunks; formed in float64,
+    kept as exact as the gradients are (at least float32): of a large model they are several times its weights."""
 
     halves: tuple[dict[str, Tensor], dict[str, Tensor]] = field(default_factory=lambda: ({}, {}))
     samples: list[float] = field(default_factory=lambda: [0, 0])
-    moment: Callable[[Site, Tensor], Tensor] = field(default_factory=lambda: _moment)
+    moment: Callable[[Site, Tensor], Tensor] = field(default_factory=lambda: partial(gradient_moment, {}))
 
     def add(self, gradients: Sequence[tuple[Site, Tensor]], samples: float, half: int) -> None:
         mine = self.halves[half]
         self.samples[half] += samples
         for site, gradient in gradients:
-            moment = self.moment(site, gradient)
+            moment = self.moment(site, gradient).to(torch.promote_types(gradient.dtype, torch.float32))
             mine[site.name] = mine[site.name] + moment if site.name in mine else moment
 
     def metrics(self, team: Team, towards: Mapping[str, Tensor] | None = None) -> dict[str, Tensor]:
-        """D of each site, drawn towards a multiple of the identity, or of what ``towards`` says."""
+        """D of each site, drawn towards a multiple of the identity, or of WᵀW for W in ``towards``; the sums are let go
+        of one by one, as all of them take several times the memory of the result."""
         halves, samples = self.halves, self.samples
         if team.size > 1:
             shares: list[Any] = [None] * team.size
@@ -358,10 +380,12 @@ class Sums:
             samples = [sum(share[1][i] for share in shares) for i in (0, 1)]
         found = {}
         for name in dict.fromkeys((*halves[0], *halves[1])):
-            means = [halves[i][name] / samples[i] for i in (0, 1) if name in halves[i] and samples[i]]
+            counts = [samples[i] for i in (0, 1) if name in halves[i] and samples[i]]
+            sums = [half.pop(name, None) for half in halves]
+            means = [total / n for total, n in zip(sums, samples, strict=True) if total is not None and n]
             if all(bool(mean.isfinite().all()) for mean in means):
-                counts = [samples[i] for i in (0, 1) if name in halves[i] and samples[i]]
-                found[name] = shrunk(means, counts, (towards or {}).get(name))
+                weight = (towards or {}).get(name)
+                found[name] = shrunk(means, counts, None if weight is None else weight.double().mT @ weight.double())
         return found
 
 
@@ -370,8 +394,11 @@ def _summed(parts: Sequence[dict[str, Tensor]]) -> dict[str, Tensor]:
     return {name: sum(part[name] for part in parts if name in part) for name in names}  # type: ignore[misc]
 
 
-def _moment(site: Site, gradient: Tensor) -> Tensor:
+def gradient_moment(inner: Mapping[str, Tensor], site: Site, gradient: Tensor) -> Tensor:
+    """Σ g gᵀ over the rows of gradients, or its diagonal above ``FULL`` outputs; Σ (g W)ᵀ(g W) for W in ``inner``."""
     rows = site.layer.output_rows(gradient).double()
+    if site.name in inner:
+        rows = rows @ inner[site.name].to(rows)
     return rows.mT @ rows if rows.shape[-1] <= FULL or site.layer.tapped == "input" else rows.square().sum(-2)
 
 
@@ -382,10 +409,11 @@ def shrunk(means: Sequence[Tensor], samples: Sequence[float], towards: Tensor | 
     less μI, 1 − λ = ⟨A, B⟩ / (⟨A, B⟩ + ‖A − B‖²/4), the λ that one half would choose for the other in least squares,
     at twice the samples. ``towards``: what WᵀDW is drawn to in place of the identity, WᵀW.
     """
+    kept_as, means = means[0].dtype, [mean.double() for mean in means]
     whole = sum(m * n for m, n in zip(means, samples, strict=True)) / sum(samples)
     assert isinstance(whole, Tensor)
     if len(means) < 2:
-        return whole
+        return whole.to(kept_as)
     if towards is not None:
         identity = towards.to(whole)
         level = whole.trace() / identity.trace().clamp_min(torch.finfo(whole.dtype).tiny)
@@ -397,4 +425,4 @@ def shrunk(means: Sequence[Tensor], samples: Sequence[float], towards: Tensor | 
     a, b = (mean - level * identity for mean in means)
     signal, noise = float((a * b).sum()), float((a - b).square().sum()) / 4
     kept = signal / (signal + noise) if signal > 0 else 0.0
-    return level * identity + kept * (whole - level * identity)
+    return (level * identity + kept * (whole - level * identity)).to(kept_as)

@@ -38,7 +38,7 @@ def statistics_of(statistics: Statistics | None, site: Site, weight: Callable[[]
 
 def _metric(metrics: Sequence[Tensor | None], weights: Sequence[Tensor]) -> Tensor | None:
     """Σ WᵀDW (n, n) of metrics D (m, m), diagonals (m,) or WᵀDW themselves; their blocks where outputs are few."""
-    given = [metric for metric in metrics if metric is not None]
+    given = [metric.double() for metric in metrics if metric is not None]
     if len(given) < len(metrics):
         return None
     outputs, n = sum(len(weight) for weight in weights), weights[0].shape[1]

@@ -28,11 +28,11 @@ from rankfold.compress.metric import (
     Spreading,
     Sums,
     Taps,
-    alike,
     differentiate,
     generator_of,
-    gram_of,
+    inside,
     measure_spread,
+    read_inside,
     tapping,
 )
 from rankfold.costs import evaluating
@@ -88,8 +88,8 @@ def token_metrics(
 
 
 def _together(root: nn.Module, seen: Samples, sites: SiteList, sums: tuple[Sums, ...]) -> TokenMetrics:
-    inner = {site.name: gram_of(site.matrix(root).float()) for site in sites.reducible if inside(site)}
-    fisher, outputs = (each.metrics(seen.team, alike(root, sites) | inner) for each in sums)
+    inner = {site.name: site.matrix(root) for site in sites.reducible if inside(site)}
+    fisher, outputs = (each.metrics(seen.team, read_inside(root, sites) | inner) for each in sums)
     return TokenMetrics(fisher, outputs)
 
 
@@ -179,19 +179,6 @@ class _Unscaled(Spread):
 
     def ordered(self, answers: Sequence[Answer]) -> list[Answer]:
         return list(answers)
-
-
-def inside(site: Site) -> bool:
-    """Whether WᵀDW (n, n) is gathered in place of D (m, m): it is all that the optimum needs, and smaller."""
-    m, n = site.shape
-    return (
-        site.layer.convolution is None
-        and not site.layer.lookup
-        and not site.layer.experts
-        and site.groups == 1
-        and not site.layer.whole
-        and m > n
-    )
 
 
 def moment_for(inner: Mapping[str, Tensor], scale: float = 1.0) -> Callable[[Site, Tensor], Tensor]:

@@ -12,12 +12,13 @@ _COEFFICIENTS = (3.4445, -4.7750, 2.0315)  # of an odd polynomial that raises sm
 
 
 def nearly_orthogonal(matrix: Tensor, rounds: int = ROUNDS) -> Tensor:
-    """U Vᵀ of ``matrix`` = U S Vᵀ (m, n), with singular values of 0.7 to 1.2 in place of ones; zero stays zero.
+    """U Vᵀ of ``matrix`` = U S Vᵀ (m, n), with singular values of 0.7 to 1.2 in place of ones.
 
-    Directions of less than some thousandths of the largest singular value come nearer to one only. Cost: in each of
-    ``rounds`` rounds three products on the smaller side, of single precision in bfloat16 where the device multiplies
-    that faster: what is wanted is coarse, and each round mends the rounding of the one before. Source: K. Jordan et
-    al., "Muon", 2024 (Newton–Schulz with these coefficients).
+    Directions of less than some thousandths of the norm come nearer to one only. Cost: in each of ``rounds`` rounds
+    three products on the smaller side, of single precision in bfloat16 where the device multiplies that faster: its
+    rounding is then such a small direction too, so that a matrix of a smaller rank gets some hundredths in each of the
+    directions that it lacks (in single precision some millionths), and zero alone stays zero. Source: K. Jordan et al.,
+    "Muon", 2024 (Newton–Schulz with these coefficients).
 
     >>> import torch
     >>> values = torch.linalg.svdvals(nearly_orthogonal(torch.diag(torch.tensor([4.0, 1.0, 0.3]))))

@@ -68,8 +68,9 @@ def read_compared(directory: Path, name: str = "") -> Compared:
         plan = Plan.load(directory / "plan.json")
         figures, stages = _figures(stored), _stages(stored)
         return Compared(
-            name or str(directory), plan.asked(), f"{plan.method}, ranks {plan.rule}", _judged_on(directory, stored),
-            figures, stages, _intervals(stored, figures[0]), {e.site: _layer(e) for e in plan.entries},
+            name or str(directory), _asked(plan, found), _method(directory, plan, stored),
+            _judged_on(directory, stored), figures, stages, _intervals(stored, figures[0]),
+            {e.site: _layer(e) for e in plan.entries},
             [CurvePoint(p["label"], p["kept_flops"], p["kept_params"], p["value"]) for p in stored.get("curve", [])],
             stored["remarks"],
         )  # fmt: skip
@@ -77,6 +78,24 @@ def read_compared(directory: Path, name: str = "") -> Compared:
         raise
     except FAULTS as error:
         raise StoreError(f"{directory / RESULT}: damaged ({said(error)}): {again}") from None
+
+
+def _asked(plan: Plan, found: Mapping[str, Any]) -> str:
+    """The budgets; of a search the drop that was allowed, and what it found."""
+    search = found.get("search")
+    if not isinstance(search, dict):
+        return plan.asked()
+    kind, points = search["figure"], search["figure"].get("unit") == "fraction"
+    most = f"{100 * search['asked']:g} points" if points else f"{search['asked']:g} {kind.get('unit', '')}".rstrip()
+    return f"smallest {search['by']} with {kind['name']} worse by at most {most}; found: {plan.asked()}"
+
+
+def _method(directory: Path, plan: Plan, stored: _Stored) -> str:
+    notes = read_manifest(directory)["notes"] if (directory / MANIFEST).is_file() else {}
+    tuned = isinstance(notes.get("tuning"), dict)
+    finetuned = stored["finetuned"] is not None
+    after = [word for word, done in (("tuned without labels", tuned), ("fine-tuned", finetuned)) if done]
+    return ", ".join((f"{plan.method}", f"ranks {plan.rule}", *after))
 
 
 def _known(values: Mapping[str, Any]) -> dict[str, Any]:
@@ -116,7 +135,9 @@ def _judged_on(directory: Path, stored: _Stored) -> str:
     data = read_manifest(directory)["notes"].get("data") if (directory / MANIFEST).is_file() else ""
     count = ((stored.get("scores") or {}).get("compressed") or {}).get("count")
     text = f"{stored['split']} split" + (f" of {data}" if data else "")
-    return text + (f", {count:,} samples" if isinstance(count, int) and count else "")
+    names = {figure["name"] for figure in ((stored.get("scores") or {}).get("compressed") or {}).get("figures", [])}
+    counted = "tokens" if "perplexity" in names else "samples"
+    return text + (f", {count:,} {counted}" if isinstance(count, int) and count else "")
 
 
 def _intervals(stored: _Stored, judged: FigureKind) -> dict[str, tuple[float, float]]:

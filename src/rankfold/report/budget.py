@@ -46,8 +46,12 @@ def payload(data: ReportData) -> Markup:
 
 
 def _measured(data: ReportData) -> Iterator[tuple[float, float]]:
-    """(share of the FLOPs, judging figure) of every network that was built, for the curve or in a search."""
+    """(share of the FLOPs, judging figure) of every network that was built: for the curve, in a search, or the one
+    that was asked for."""
     points = [(point.kept_flops, point.value) for point in data.curve]
+    value = data.compressed.get(data.judged.name)
+    if value is not None and quantities.known(value):
+        points.append((quantities.kept(data.compressed.get("flops"), data.before.get("flops")), value))
     if data.search is not None:
         points += [(point.kept_flops, point.value) for point in data.search.points]
     return ((kept, value) for kept, value in points if kept is not None)

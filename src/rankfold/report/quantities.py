@@ -94,9 +94,13 @@ def moved(difference: float, kind: FigureKind) -> str:
     return f"{'−' if difference < 0 else '+'}{of_figure(abs(difference), kind)}"
 
 
+_WRITTEN = {"kl": "KL", "iou": "IoU", "rmse": "RMSE", "mae": "MAE", "mse": "MSE", "r2": "R²", "map": "MAP"}
+
+
 def title(kind: FigureKind) -> str:
-    """The name of a figure as a heading: mean_iou → Mean iou."""
-    return kind.name[:1].upper() + kind.name[1:].replace("_", " ")
+    """The name of a figure as a heading: mean_iou → Mean IoU."""
+    text = " ".join(_WRITTEN.get(word, word) for word in kind.name.split("_"))
+    return text[:1].upper() + text[1:]
 
 
 def points(difference: float) -> str:

@@ -97,6 +97,9 @@ class Joint(Site):
         return torch.cat(found) if found else None
 
 
+SHOWN = 20  # names in a message
+
+
 @dataclass(frozen=True)
 class SiteList(Sequence[Site]):
     """The sites of a model in the order of its modules, by index or by name.
@@ -127,9 +130,12 @@ class SiteList(Sequence[Site]):
             for site in (*self.items, *self.joint):
                 if key == site.name or key in site.aliases:
                     return site
-            raise KeyError(
-                f"there is no site named {key!r}: the sites are {', '.join(s.name for s in self.items) or 'none'}"
-            )
+            why = next((why for name, why in self.left_out if name == key or name.rpartition(".")[0] == key), None)
+            if why is not None:
+                raise KeyError(f"{key!r} is no site: {why}")
+            names = [site.name for site in self.items]
+            shown = ", ".join(names[:SHOWN]) + ", …" * (len(names) > SHOWN)
+            raise KeyError(f"there is no site named {key!r}: the sites are {shown or 'none'}")
         return self.items[key]
 
     def __len__(self) -> int:

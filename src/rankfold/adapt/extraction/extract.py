@@ -96,7 +96,7 @@ def extract(
     wanted = asked(budget)
     network = _network(base, tuned, model)
     first, second = Checkpoint(base), Checkpoint(tuned)
-    found = places(network, where)
+    found = places(network, where, written=True)
     if not found.sites:
         raise ValueError(
             f"{type(unwrap(network)).__name__} has no layer that can be "

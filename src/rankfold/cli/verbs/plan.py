@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
@@ -34,6 +34,12 @@ from rankfold.cli.options import (
     Weights,
     Windows,
 )
+
+if TYPE_CHECKING:
+    from rankfold.cli.loading import Loaded
+    from rankfold.compress.planning.profile import Calibration
+    from rankfold.objectives import Objective
+    from rankfold.run.progress import Talk
 
 
 def plan(
@@ -68,19 +74,17 @@ def plan(
     """
     import shutil
 
-    from rankfold.cli.loading import Cut, budgets_of, chosen_layers, computing, objective_of, open_model, set_threads
+    from rankfold.cli.loading import Cut, budgets_of, chosen_layers, computing, open_model, set_threads
     from rankfold.cli.printing import print_json
     from rankfold.cli.verbs.show import plan_values, print_plan
     from rankfold.compress.methods import method_named
     from rankfold.compress.methods.method import fits_layers
     from rankfold.compress.planning.plan import Plan
     from rankfold.compress.planning.planner import plan as make_plan
-    from rankfold.compress.planning.profile import Calibration
-    from rankfold.pipeline import calibration_part, memory_sentence, samples_of
+    from rankfold.pipeline import memory_sentence
     from rankfold.report.quantities import bytes_of
     from rankfold.run.progress import Talk
-    from rankfold.run.team import first_process, world_size
-    from rankfold.train import choose
+    from rankfold.run.team import first_process
 
     budgets = budgets_of(budget, rank_multiple, of.value)
     set_threads(threads)
@@ -88,13 +92,10 @@ def plan(
         loaded = open_model(
             model, weights, data, download, talk, trained=True, own_data=True, cut=Cut(length, windows)
         ).to(place)
-        known, where = loaded.needed_data(), chosen_layers(loaded.model, only, exclude)
-        part = calibration_part(known.train, samples, seed)
+        where = chosen_layers(loaded.model, only, exclude)
         limit = None if memory is None else bytes_of(memory)
         first = first_process()
-        chosen = choose(loaded.model, part, objective_of(objective) or known.objective)
-        if first:
-            talk.say(str(chosen))
+        part, meaning, calibration = _observed(loaded, method, objective, samples, seed, limit, talk)
         if first and fits_layers(method_named(method)):
             talk.say(memory_sentence(loaded.model, limit, where))
         partial = out.with_name(f"{out.name}.partial")
@@ -105,13 +106,11 @@ def plan(
                 method,
                 part,
                 rule=ranks,
-                objective=chosen.objective,
+                objective=meaning,
                 example=loaded.needed_example(),
                 where=where,
                 forms=forms or None,
-                calibration=Calibration(
-                    samples_of(part, samples), name=known.name, memory=limit, distributed=world_size() > 1
-                ),
+                calibration=calibration,
                 directory=partial,
                 progress=talk.progress if first else None,
             )
@@ -128,3 +127,29 @@ def plan(
         print_json(plan_values(Plan.from_json(out.read_text(encoding="utf-8"))))
     else:
         print_plan(made)
+
+
+def _observed(
+    loaded: Loaded, method: str, objective: str | None, samples: int, seed: int, memory: int | None, talk: Talk
+) -> tuple[Any, Objective | None, Calibration]:
+    """Samples, what the outputs mean, and how both are measured; without data, which some methods do not need, nothing
+    is."""
+    from rankfold.cli.loading import objective_of
+    from rankfold.compress.methods import method_named
+    from rankfold.compress.planning.profile import Calibration
+    from rankfold.pipeline import calibration_part, samples_of
+    from rankfold.run.team import first_process, world_size
+    from rankfold.train import choose
+
+    asked = objective_of(objective)
+    if loaded.data is None and not method_named(method).needs_data:
+        return None, asked, Calibration(memory=memory)
+    known = loaded.needed_data()
+    part = calibration_part(known.train, samples, seed)
+    chosen = choose(loaded.model, part, asked or known.objective)
+    if first_process():
+        talk.say(str(chosen))
+    number = samples_of(part, samples)
+    return (
+        part, chosen.objective, Calibration(number, name=known.name, memory=memory, distributed=world_size() > 1)
+    )  # fmt: skip

@@ -24,10 +24,10 @@ from rankfold.compress.layerwise.curves import Measured, OnDisk, joined, measure
 from rankfold.compress.layerwise.kept import Kept
 from rankfold.compress.layerwise.layers import partition
 from rankfold.compress.methods.method import Method
-from rankfold.compress.metric import Spread, Spreading, Sums, alike, gram_of, tapping
+from rankfold.compress.metric import Spread, Spreading, Sums, gradient_moment, inside, read_inside, tapping, wide_inside
 from rankfold.compress.planning.candidates import decompose
 from rankfold.compress.statistics import assembled, gather, moments_bytes
-from rankfold.compress.tokens import Drawn, inside, moment_for
+from rankfold.compress.tokens import Drawn, moment_for
 from rankfold.objectives import Objective
 from rankfold.observe import Pages, Replay, Samples, State, rebuilt
 from rankfold.run.memory import give_back
@@ -188,13 +188,14 @@ class _Blocks:
 
     def metrics(self, unit: _Unit) -> Mapping[str, Tensor]:
         """D of each site, and on the disk the gradients at the beginning of the block, where they go on from there."""
-        inner, scale = {}, 0.5
+        scale = 0.5
         if self.objective.by_token:
             inner = {site.name: site.matrix(self.root).float() for site in unit.sites.reducible if inside(site)}
             sums = Sums(moment=moment_for(inner, scale))
             estimate: Drawn | Spreading = Drawn(sums)
         else:
-            sums = Sums()
+            inner = wide_inside(self.root, unit.sites)
+            sums = Sums(moment=partial(gradient_moment, inner))
             estimate = Spreading(self.objective, self.spread, sums)
         with tapping(self.root, unit.sites) as taps, self.seen.team.agreed():
             for index, first, batch in self.weighed():
@@ -210,8 +211,7 @@ class _Blocks:
                 estimate.add(pairs, counted, index % 2)
                 if unit.backward and unit.number:
                     self._keep(unit.number, index, given, gradients[len(taps) :], counted)
-        towards = alike(self.root, unit.sites) | {name: gram_of(weight) for name, weight in inner.items()}
-        return sums.metrics(self.seen.team, towards)
+        return sums.metrics(self.seen.team, read_inside(self.root, unit.sites) | inner)
 
     def _scalar(
         self, number: int, index: int, first: int, batch: Any, given: State, estimate: Drawn | Spreading

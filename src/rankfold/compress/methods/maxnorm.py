@@ -12,7 +12,7 @@ from torch import Tensor
 
 from rankfold.compress.layerwise.pairs import Pairs
 from rankfold.compress.methods.method import Solution, balanced
-from rankfold.compress.methods.project import DAMPING, Project, damped
+from rankfold.compress.methods.project import DAMPING, Project, weighing
 from rankfold.compress.methods.refit import refit
 from rankfold.compress.methods.sampled_rows import layer_rows
 from rankfold.compress.methods.sequential import projected, solution
@@ -81,8 +81,7 @@ class MaxNorm(Project):
             iterations=self.iterations, tolerance=self.tolerance,
         )  # fmt: skip
         # the rows are a sample; the directions that are kept are those that count on all the data
-        left, right = project(
-            fit.weight, inputs=full.statistics.covariance, metric=damped(metric, self.damping)
-        ).factors(rank)
+        by = weighing(full.metric_of(fit.weight), fit.weight, self.damping)
+        left, right = project(fit.weight, inputs=full.statistics.covariance, **by).factors(rank)
         certificate = fit.message if fit.rank <= rank else f"{fit.message}; rank {fit.rank} cut to {rank}"
         return solution(full, form, balanced(right, left), bias, {}, certificate)

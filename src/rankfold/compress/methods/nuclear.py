@@ -13,7 +13,7 @@ from torch import Tensor
 
 from rankfold.compress.layerwise.pairs import Pairs
 from rankfold.compress.methods.method import Solution, balanced
-from rankfold.compress.methods.project import DAMPING, Project, damped
+from rankfold.compress.methods.project import DAMPING, InMetric, Project, weighing
 from rankfold.compress.methods.refit import Refit, refit
 from rankfold.compress.methods.sequential import projected, solution
 from rankfold.linalg import project
@@ -60,7 +60,7 @@ class NuclearBall(Project):
         if form is Form.DENSE:
             return projected(full, form, rank, bias, self.damping, self.forms)
         try:
-            fits = [_shrunk(*each, rank, self.debias) for each in _groups(full, damped(metric, self.damping))]
+            fits = [_shrunk(*each, rank, self.debias) for each in _groups(full, self.damping)]
         except TiedError as tied:  # a constant or zero layer, for instance
             return projected(full, form, rank, bias, self.damping, self.forms).with_note(f"{tied}: projected instead")
         inner = min(rank, max(fit.rank for fit in fits))
@@ -77,16 +77,18 @@ class NuclearBall(Project):
 _SIDES = (("right", -2), ("left", -1))
 
 
-def _groups(full: Refit, metric: Tensor | None) -> list[tuple[Tensor, Tensor, Tensor | None]]:
-    """(matrix, inputs' moment, metric) of each group."""
-    gram = full.statistics.covariance
+def _groups(full: Refit, damping: float) -> list[tuple[Tensor, Tensor, InMetric]]:
+    """(matrix, inputs' moment, how its errors are weighed) of each group."""
+    gram, by = full.statistics.covariance, weighing(full.statistics.metric, full.matrix, damping)
     if full.matrix.dim() == 2:
-        return [(full.matrix, gram, metric)]
-    return [(full.matrix[g], gram[g], None if metric is None else metric[g]) for g in range(len(full.matrix))]
+        return [(full.matrix, gram, by)]
+    metric = by.get("metric")  # of layers in groups no other is gathered
+    parts = range(len(full.matrix))
+    return [(full.matrix[g], gram[g], {"metric": None if metric is None else metric[g]}) for g in parts]
 
 
-def _shrunk(matrix: Tensor, gram: Tensor, metric: Tensor | None, rank: int, debias: bool) -> NuclearFit:
-    projection = project(matrix, inputs=gram, metric=metric)
+def _shrunk(matrix: Tensor, gram: Tensor, by: InMetric, rank: int, debias: bool) -> NuclearFit:
+    projection = project(matrix, inputs=gram, **by)
     fit = shrink_to_ball(projection, nuclear_radius(projection.singular_values, rank))
     return fit.debias() if debias else fit
 

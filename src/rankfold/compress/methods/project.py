@@ -10,6 +10,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass, replace
 from functools import cached_property
+from typing import TypedDict
 
 import torch
 from torch import Tensor
@@ -20,6 +21,7 @@ from rankfold.compress.methods.truncate import Truncate
 from rankfold.compress.statistics import SiteStatistics
 from rankfold.forms.layer import Side
 from rankfold.linalg import Projection, bias_from_inputs, bias_from_outputs, project, tails
+from rankfold.linalg.on_data.projection import restored
 from rankfold.linalg.on_data.spatial import SpatialProjection, project_spatial
 from rankfold.sites import Factors, Form, Site
 
@@ -65,9 +67,10 @@ class Project:
 
 
 def damped(metric: Tensor | None, damping: float) -> Tensor | None:
-    """The metric (…, m, m) or diagonal (m,), made positive definite; None stays None, and so does a zero one."""
+    """The metric (…, m, m) or diagonal (m,), float64, made positive definite; None stays None, as does a zero one."""
     if metric is None:
         return None
+    metric = metric.double()
     if metric.dim() == 1:
         mean = metric.mean()
         return metric + damping * mean if mean > 0 else None
@@ -78,6 +81,7 @@ def damped(metric: Tensor | None, damping: float) -> Tensor | None:
 
 def damped_inside(inner: Tensor, weight: Tensor, damping: float) -> Tensor | None:
     """WᵀDW (n, n) for D with ``damping`` of its mean, as W weighs it, added to every output; None for a zero one."""
+    inner = inner.double()
     alike = weight.to(inner).mT @ weight.to(inner)
     mean = inner.trace() / alike.trace().clamp_min(torch.finfo(inner.dtype).tiny)
     if not mean > 0:
@@ -91,6 +95,26 @@ def damped_inside(inner: Tensor, weight: Tensor, damping: float) -> Tensor | Non
     )
 
 
+def is_inside(metric: Tensor | None, matrix: Tensor) -> bool:
+    """Whether a metric of the outputs of ``matrix`` (m, n) is WᵀDW (n, n), and not D (m, m) or its diagonal."""
+    m, n = matrix.shape[-2:]
+    return metric is not None and metric.dim() == matrix.dim() == 2 and metric.shape[-1] == n < m
+
+
+class InMetric(TypedDict, total=False):
+    """How ``rankfold.linalg.project`` weighs errors."""
+
+    metric: Tensor | None
+    inner: Tensor | None
+
+
+def weighing(metric: Tensor | None, matrix: Tensor, damping: float) -> InMetric:
+    """How ``rankfold.linalg.project`` is to weigh errors of ``matrix``: by ``metric``, D or WᵀDW, damped."""
+    if metric is not None and is_inside(metric, matrix):
+        return {"inner": damped_inside(metric, matrix, damping)}
+    return {"metric": damped(metric, damping)}
+
+
 class Projected:
     def __init__(
         self,
@@ -102,29 +126,43 @@ class Projected:
         ridge: float = 0.0,
     ) -> None:
         self.side, self.matrix, self.statistics, self.bias = side, matrix, statistics, bias
-        damping = damping * OF_TOKENS if statistics.tokens else damping
-        known = statistics.metric
-        self.inner: Tensor | None = None
-        if known is not None and known.shape[-1] == matrix.shape[-1] < matrix.shape[-2]:
-            self.inner, known = damped_inside(known, matrix, damping), None
-        self.metric = damped(known, damping)
-        self.comparable = self.metric is not None or self.inner is not None
+        self.damping = damping * OF_TOKENS if statistics.tokens else damping
         self.ridge = ridge
+        self._solved: tuple[Tensor, Tensor] | None = None
 
-    @cached_property
+    @property
+    def _weighing(self) -> InMetric:
+        return weighing(self.statistics.metric, self.matrix, self.damping)
+
+    @property
+    def metric(self) -> Tensor | None:
+        return None if is_inside(self.statistics.metric, self.matrix) else self._weighing.get("metric")
+
+    @property
+    def comparable(self) -> bool:
+        known = self.statistics.metric
+        return known is not None and bool((known if known.dim() == 1 else _trace(known)).mean() > 0)
+
+    @property
     def projection(self) -> Projection:
-        covariance, weight = self.statistics.covariance, self.matrix
+        """Solved once; afterwards made anew from the vectors, as all that it stands on is several times the weight."""
+        weight, by = self.matrix, self._weighing
+        if self._solved is not None:
+            return restored(*self._solved, weight, of_inputs=self.side == "input", **by)
+        covariance = self.statistics.covariance
         side = {"outputs" if self.side == "output" else "inputs": covariance}
         ridge = 0.0
         if self.ridge:
             outputs = _trace(covariance).sum() if self.side == "output" else _energy(weight, covariance)
             ridge = self.ridge * float(outputs) / max(float(weight.double().square().sum()), 1e-300)
-        return project(weight, **side, metric=self.metric, inner=self.inner, ridge=ridge, refine=False)
+        made = project(weight, **side, **by, ridge=ridge, refine=False)
+        self._solved = made.singular_values, made.vectors
+        return made
 
     @cached_property
     def _values(self) -> Tensor:
         """Over the groups of a grouped convolution, root of summed squares."""
-        values = self.projection.singular_values
+        values = self.projection.singular_values if self._solved is None else self._solved[0]
         return values if values.dim() == 1 else values.square().sum(0).sqrt()
 
     @property
@@ -150,8 +188,8 @@ class Projected:
         return _ratio(_energy(eye - left @ weighted.mT, covariance), float(_trace(covariance)))
 
     def forecast(self, moment: Tensor) -> Forecast:
-        errors = self.projection.errors_on(moment)
-        left, right = self.projection.factors()
+        projection = self.projection
+        errors, (left, right) = projection.errors_on(moment), projection.factors()
         if self.side == "output":
             right = self._times_metric(left).mT
         # the output is Σ_i left_i (right_i · row): what is left out at rank r are the terms beyond r
@@ -194,10 +232,12 @@ class Projected:
             seen = self._times_metric(left)
             inputs, trace = ((covariance @ seen) * seen).sum(0), n * _trace(covariance) / energy
         outputs = torch.as_tensor(float(m), dtype=covariance.dtype)
-        if self.inner is not None:
-            outputs = m * _trace(self.inner) / energy
-        elif self.metric is not None:
-            outputs = self.metric.sum() if self.metric.dim() == 1 else _trace(self.metric)
+        by = self._weighing
+        inner, metric = by.get("inner"), by.get("metric")
+        if inner is not None:
+            outputs = m * _trace(inner) / energy
+        elif metric is not None:
+            outputs = metric.sum() if metric.dim() == 1 else _trace(metric)
         return right, left, (inputs, trace), (torch.ones_like(inputs), outputs)
 
     def factors(self, rank: int) -> Factors:

@@ -14,7 +14,7 @@ from torch import Tensor
 
 from rankfold.compress.layerwise.pairs import Pairs
 from rankfold.compress.methods.method import Decomposition
-from rankfold.compress.methods.project import Projected, SpatialPair
+from rankfold.compress.methods.project import Projected, SpatialPair, is_inside
 from rankfold.compress.statistics import SiteStatistics
 from rankfold.linalg import Moments
 from rankfold.linalg.on_data.cross_moments import CrossMoments
@@ -53,6 +53,17 @@ class Refit:
     def anchor(self) -> Tensor:
         """The layer's own matrix (…, m, n), float64."""
         return self.site.layer.geometry(Form.FACTORED).matrix(self.weight).double()
+
+    def metric_of(self, matrix: Tensor) -> Tensor | None:
+        """The metric of the model's outputs for ``matrix`` (…, m, n) in the layer's place: D, or MᵀDM for M."""
+        return carried(self.judge.metric, self.judge.inward, matrix)
+
+    def diagonal(self) -> Tensor | None:
+        """(m,) how much each output of the layer counts there alone."""
+        metric, inward = self.judge.metric, self.judge.inward
+        if metric is None or metric.dim() == 1:
+            return metric
+        return metric.diagonal() if inward is None else ((metric @ inward) * inward).sum(0)
 
     def error(self, matrix: Tensor, free: Tensor | None = None) -> float:
         """Relative error of any matrix (…, m, n) on all the data; ``free``: its bias, the best one if None."""
@@ -96,7 +107,7 @@ def refit(site: Site, weight: Tensor, known: Pairs, metric: Tensor | None) -> Re
     """
     anchor = site.layer.geometry(Form.FACTORED).matrix(weight).double()
     moments, inward = known.moments, None
-    if metric is not None and metric.dim() == 2 and metric.shape[-1] != anchor.shape[-2]:
+    if is_inside(metric, anchor):
         # WᵀDW: the targets are W x, so that a fit is W K, K = P W*, and costs what K does in WᵀDW
         inward = torch.linalg.pinv(anchor)
     judge = Judge(None if metric is None else metric.double(), inward)
@@ -105,13 +116,20 @@ def refit(site: Site, weight: Tensor, known: Pairs, metric: Tensor | None) -> Re
         ridge = replace(ridge, value=RIDGES[-1])
     gram = moments.gram
     (matrix,) = anchored_path(gram, moments.cross, anchor, [ridge.value])
-    if inward is not None and metric is not None:
-        inside = inward @ matrix
-        metric = inside.mT @ metric.double() @ inside
+    metric = carried(metric, inward, matrix)
     gram = gram + _DAMPED * torch.diag_embed(gram.diagonal(dim1=-2, dim2=-1))
     inputs = Moments.from_state_dict({"count": 1, "mean": moments.inputs.mean, "covariance_sum": gram})
     statistics = SiteStatistics(inputs, None, metric, free=known.free, tokens=known.tokens)
     return Refit(site, weight, matrix, moments, ridge, statistics, judge, known.judged)
+
+
+def carried(metric: Tensor | None, inward: Tensor | None, matrix: Tensor) -> Tensor | None:
+    """The metric of the outputs of another ``matrix`` M in the place of W: M = W K, K = P M, has KᵀWᵀDWK for WᵀDW.
+    ``inward``: P (n, m), the inverse of W, where the metric is WᵀDW; None where it is D, that stays what it is."""
+    if metric is None or inward is None:
+        return metric
+    inside = inward @ matrix
+    return inside.mT @ metric.double() @ inside
 
 
 def decomposed(

@@ -79,7 +79,7 @@ class ActivationAware(Project):
             return start
         if self.convex and form is Form.FACTORED and known.activation == "relu":
             return _convex(full, rank, known, found, bias, start, self.sigma)
-        task = _Task(full, form, rank, known, *found, _weights(known, found[1], metric))
+        task = _Task(full, form, rank, known, *found, _weights(known, found[1], full.diagonal()))
         descend = task.factored if form is Form.FACTORED else task.imputed
         parts, free, before, after, steps = descend(start, bias, self.iterations, self.damping)
         matrix = multiplied(site, form, weight, parts)
@@ -194,16 +194,16 @@ def _convex(
     )
 
 
-def _weights(known: Pairs, targets: Tensor, metric: Tensor | None) -> Tensor:
-    """(m,) how much an output behind the activation counts.
+def _weights(known: Pairs, targets: Tensor, counts: Tensor | None) -> Tensor:
+    """(m,) how much an output behind the activation counts; ``counts`` (m,): how much each output of the layer does.
 
     The metric counts the layer's own output, on average over what the activation shows and hides; behind it, it is
     that over the square of the scale and over the part that is shown.
     """
     m = targets.shape[1]
     diagonal = torch.ones(m, dtype=torch.float64)
-    if metric is not None:
-        diagonal = (metric if metric.dim() == 1 else metric.diagonal()).double().cpu()
+    if counts is not None:
+        diagonal = counts.double().cpu()
         diagonal = diagonal + DAMPING * diagonal.mean()
     if not bool((diagonal > 0).all()):
         diagonal = torch.ones(m, dtype=torch.float64)

@@ -23,7 +23,7 @@ from rankfold.costs import Cost, Example, Traced, evaluating, measure, storage, 
 from rankfold.objectives import Objective, ObjectiveError, Teacher, infer, objective_named
 from rankfold.observe import PAGES, Pages, Samples, unheard
 from rankfold.run.files import write_atomically
-from rankfold.run.memory import give_back
+from rankfold.run.memory import give_back, steady
 from rankfold.run.progress import Progress, showing
 from rankfold.sites import (
     FOLD_FIRST,
@@ -114,7 +114,7 @@ def profile(
     calibration = calibration.bounded(found, method)
     mark = fingerprint(root)
     statistics = _earlier(method, calibration, mark)
-    with opened(root), calibration.team(root.parameters()) as team:
+    with opened(root), steady(), calibration.team(root.parameters()) as team:
         sizes = {site.name: site.weight(root).element_size() for site in found}
         sizes |= {each.name: sizes[each.names[0]] for each in found.joint}
         seen = replace(calibration.of(data), team=team)

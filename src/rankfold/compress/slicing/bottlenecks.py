@@ -287,7 +287,7 @@ def bottlenecks(
     metrics = {}
     if spread is not None and metric_samples:
         few = Samples(data, min(samples, metric_samples), batch_size)
-        metrics = output_metrics(root, few, found, asked, spread, progress)
+        metrics = output_metrics(root, few, found, asked, spread, progress, within=False)
     reached = {
         site.name: _measured(root, site, moments[site.name], metrics.get(site.name), absorbers.of(site.name))
         for site in found

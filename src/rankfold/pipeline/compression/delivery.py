@@ -71,15 +71,18 @@ def write_page(
     errors: Mapping[str, float],
     curve: Curve,
     history: History | None,
+    read: str = "",
 ) -> None:
     method = method_named(settings.method)
     shown = {
         "model": settings.model or type(known.needed_model()).__name__,
+        "weights": known.fingerprint[:16],
+        "data": read or "given in Python",
         "method": method.name,
         "ranks": ", ".join(f"{key} {value}" for key, value in described(rule_named(settings.rule)).items()),
         "objective": result.objective.removeprefix("objective: ") or "classification",
         "calibration samples": known.samples or settings.samples,
-        "max drop": "none" if settings.quality is None else f"{settings.max_drop:g}, smallest {settings.smallest}",
+        "max drop": "none" if settings.quality is None else f"{settings.quality}, smallest {settings.smallest}",
         "tuning": "none" if result.tuning is None else result.tuning.sentence,
         "fine-tuning": "none" if history is None else f"{len(history.epochs)} epochs",
         "seed": settings.seed,

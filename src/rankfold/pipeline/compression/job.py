@@ -148,6 +148,8 @@ class _Job(Planner):
             small, score, self.model, calibration, self.settings, objective.objective,
             lambda network: self.scored(network, objective), self.tell,
         )  # fmt: skip
+        if small is not untuned[0]:
+            self.keep(small, made, example, objective)
         tuned, history = self.finetuned(small, objective)
         validation = {"before": before, "compressed": score.judged}
         if history is not None and tuned is not None:
@@ -157,7 +159,11 @@ class _Job(Planner):
                 f"validation {before.name}: {validation['finetuned'].text} after fine-tuning, "
                 f"with the weights of epoch {history.best_epoch}"
             )
-        result = self.measured(made, small, tuned, example, validation, history, objective)
+        try:
+            result = self.measured(made, small, tuned, example, validation, history, objective)
+        except TrainingError as error:  # of the test split, which nothing has seen before
+            kept = "" if self.directory is None else f"; the compressed network is saved in {self.directory}"
+            raise TrainingError(f"{error}{kept}") from error
         result = replace(
             result, quality=quality, tuning=tuning,
             forecast=beside(
@@ -178,7 +184,7 @@ class _Job(Planner):
         errors = layer_errors(self.model, made, self.data.validation, profile=known, method=self.method)
         curve = self.curve(known, made, (start, *untuned), calibration, objective)
         result = replace(result, remarks=result.remarks + gaps(made, errors, self.method))
-        write_page(self.directory, known, result, self.settings, errors, curve, history)
+        write_page(self.directory, known, result, self.settings, errors, curve, history, getattr(self.data, "name", ""))
         result = replace(result, seconds=time.perf_counter() - began)
         close(self.directory, result, curve)
         return result

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import platform
+import sys
 from collections.abc import Mapping
+from importlib.metadata import version
 from typing import Any
 
 import torch
@@ -93,8 +95,10 @@ def _search(result: Result) -> SearchShown:
 def environment() -> dict[str, str]:
     """Where this process runs."""
     return {
+        "rankfold": version("rankfold"),
         "Python": platform.python_version(),
         "PyTorch": torch.__version__,
+        **({"transformers": sys.modules["transformers"].__version__} if "transformers" in sys.modules else {}),
         "machine": f"{platform.system()} {platform.machine()}",
         "threads": str(torch.get_num_threads()),
     }
@@ -121,7 +125,7 @@ def _layers(known: Profile, plan: Plan, errors: Mapping[str, float], method: Met
                 shape=site.shape,
                 form=entry.form.value,
                 rank=entry.rank if changed else None,
-                full_rank=site.max_rank(entry.form) if changed else min(site.shape),
+                full_rank=min(site.shape),
                 params_before=dense.params,
                 params_after=entry.params,
                 flops_before=dense.flops,

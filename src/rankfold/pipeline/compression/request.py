@@ -46,7 +46,7 @@ class Settings:
         tune: steps of training to what the original gives, before fine-tuning.
         objective: what outputs and targets mean; told from data and model by default.
         max_drop: a budget in quality besides, or instead: how far the judging figure may fall, in points of a
-            percentage or in its own unit.
+            percentage or in its own unit; of another figure by its name, such as "kl=0.02".
         smallest: what is then to be small, "flops", "params", "bytes" or "latency".
         where: which layers may be factored, as in ``rankfold.sites``.
         forms: which forms are weighed, as in ``rankfold.profile``.
@@ -71,7 +71,7 @@ class Settings:
     memory: int | None = None
     tune: int = 0
     objective: str | Objective | None = None
-    max_drop: float | None = None
+    max_drop: float | str | None = None
     smallest: str = "flops"
     where: Where | None = None
     forms: Forms | None = None
@@ -96,7 +96,7 @@ class Settings:
         """The budget in quality; None for none."""
         if self.max_drop is None:
             return None
-        return MaxDrop(self.max_drop, self.smallest)
+        return MaxDrop.of(self.max_drop, self.smallest)
 
     def objective_for(self, data: Any) -> Objective | None:
         """The objective that was asked for here, or that ``data`` bring as an attribute; None for neither."""
@@ -130,7 +130,9 @@ def request_of(model: nn.Module, data: Any, budgets: Sequence[Budget], settings:
     } | ({"tune": settings.tune} if settings.tune else {})
     request |= {} if settings.tune_by is None else {"tune_by": settings.tune_by}
     request |= {} if objective is None else {"objective": objective.name}
-    request |= {} if settings.quality is None else {"max_drop": settings.quality.points, "smallest": settings.smallest}
+    quality = settings.quality
+    if quality is not None:
+        request |= {"max_drop": str(quality) if quality.figure else quality.points, "smallest": settings.smallest}
     request |= {} if settings.where is None else {"where": _named(settings.where)}
     request |= {} if settings.forms is None else {"forms": sorted(asked_forms(settings.forms) or ())}
     return json.loads(json.dumps(request))

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from math import ceil, isfinite
 
 from rankfold.objectives import Evaluation, Figures
@@ -24,8 +24,9 @@ class Fall:
     interval: tuple[float, float] | None = None
 
 
-def fall(before: Sequence[Figures], after: Sequence[Figures], groups: int = GROUPS) -> Fall:
-    """The drop between two networks whose sums over the same batches, one for one, are ``before`` and ``after``.
+def fall(before: Sequence[Figures], after: Sequence[Figures], groups: int = GROUPS, figure: str = "") -> Fall:
+    """The drop between two networks whose sums over the same batches, one for one, are ``before`` and ``after``, in the
+    judging figure or in the one of this name, which then is the first; ``KeyError`` where it was not measured.
 
     Batches are put together into about ``groups`` groups; the drop is measured again without each of them, which says
     how much it varies (jackknife without a group). Groups of m of n counted positions have the weights of F. Busing,
@@ -36,11 +37,13 @@ def fall(before: Sequence[Figures], after: Sequence[Figures], groups: int = GROU
     sums = _grouped(before, groups), _grouped(after, groups)
     counted = [index for index, part in enumerate(sums[0]) if _size(part)]
     kept = [[side[index] for index in counted] for side in sums]
-    total = _merged(kept[0]).result(), _merged(kept[1]).result()
+    total = judged_by(_merged(kept[0]).result(), figure), judged_by(_merged(kept[1]).result(), figure)
     whole = total[0].judged.better(total[1].judged)
     error = float("nan")
     if len(counted) > 1 and isfinite(whole):
-        without = [a.judged.better(b.judged) for a, b in zip(*map(_without_each, kept), strict=True)]
+        without = [
+            a.judged.better(b.judged) for a, b in zip(*(_without_each(part, figure) for part in kept), strict=True)
+        ]
         error = _error(whole, [_size(part) for part in kept[0]], without)
     if not isfinite(error):
         return Fall(*total, whole)
@@ -65,7 +68,15 @@ def _error(whole: float, positions: Sequence[int], without: Sequence[float]) -> 
     return (spread / count) ** 0.5
 
 
-def _without_each(sums: Sequence[Figures]) -> list[Evaluation]:
+def judged_by(found: Evaluation, figure: str) -> Evaluation:
+    """The same with the figure of this name first, which judges; "" for the one that does."""
+    if not figure:
+        return found
+    found[figure]  # a figure that was not measured is named here
+    return replace(found, figures=tuple(sorted(found.figures, key=lambda each: each.name != figure)))
+
+
+def _without_each(sums: Sequence[Figures], figure: str) -> list[Evaluation]:
     """What follows without each of the groups, from the sums of those before it and of those behind it."""
     first, last = [_merged(sums[:1])], [_merged(sums[-1:])]
     for part in sums[1:-1]:
@@ -73,7 +84,7 @@ def _without_each(sums: Sequence[Figures]) -> list[Evaluation]:
     for part in sums[-2:0:-1]:
         last.append(_merged([part, last[-1]]))
     inner = [_merged(both) for both in zip(first, last[-2::-1], strict=False)]
-    return [each.result() for each in (last[-1], *inner, first[-1])]
+    return [judged_by(each.result(), figure) for each in (last[-1], *inner, first[-1])]
 
 
 def _grouped(sums: Sequence[Figures], groups: int) -> list[Figures]:

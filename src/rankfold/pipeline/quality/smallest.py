@@ -65,7 +65,7 @@ class Smallest:
 def smallest(
     model: nn.Module,
     data: Any,
-    max_drop: float,
+    max_drop: float | str,
     by: str = "flops",
     *,
     budget: str | Budget | Sequence[str | Budget] = (),
@@ -85,7 +85,8 @@ def smallest(
         model: a trained network, left as it is.
         data: with the parts ``train`` and ``validation``.
         max_drop: in points of a percentage where the figure's unit is "fraction" (accuracy, mean IoU), else in the
-            figure's own unit.
+            figure's own unit; of another figure than the judging one by its name, such as "kl=0.02", the divergence
+            from the original's next tokens in nats.
         by: what is to be smallest: "flops", "params", "bytes" or "latency".
         budget: others that must hold besides.
         rule: how ranks are shared out between sites.
@@ -113,7 +114,7 @@ def smallest(
         >>> found.quality.drop <= 0.2
         True
     """
-    asked = MaxDrop(max_drop, by)
+    asked = MaxDrop.of(max_drop, by)
     data = parts_of(data)
     parts = halves(data.validation, seed)
     chosen = None if profile is None else profile.objective
@@ -163,7 +164,13 @@ class Hunt:
     @cached_property
     def start(self) -> Figure:
         """The judging figure of the original on the searching half."""
-        return fall(self.before, self.before).before.judged
+        try:
+            return self.fallen(self.before, self.before).before.judged
+        except KeyError as error:
+            raise BudgetError(f"max drop {self.asked} (--max-drop): {error.args[0]}") from None
+
+    def fallen(self, before: list[Figures], after: list[Figures]) -> Fall:
+        return fall(before, after, figure=self.asked.figure)
 
     @cached_property
     def allowed(self) -> float:
@@ -225,7 +232,7 @@ class Hunt:
             return None
         key = decisions(plan.entries) if plan.changed else ""
         if key and key not in self.figures:
-            met = fall(self.before, self.sums(self.built(plan, self.searched), self.halves.search))
+            met = self.fallen(self.before, self.sums(self.built(plan, self.searched), self.halves.search))
             self.figures[key] = met.after.judged.value, met.error
             if self.place is not None:
                 write_atomically(self.place, json.dumps(self.figures).encode())
@@ -259,7 +266,7 @@ class Hunt:
         for number, point in enumerate(larger_by_steps(good, JUDGED), 1):
             plan = self.planned(self.known, point.fraction)
             network = self.built(plan, self.known)
-            met = fall(before, self.sums(network, self.halves.judge))
+            met = self.fallen(before, self.sums(network, self.halves.judge))
             quality = self.quality(tried, point, met, number, decisions(plan.entries), tuple(notes))
             self.tell.say(f"{self.asked.by}={point.fraction:.4g}: {quality.sentence}")
             if self.good(met.drop):
@@ -274,7 +281,7 @@ class Hunt:
     def again(self, plan: Plan, quality: Quality) -> Quality:
         """``quality`` of a plan that somebody changed since: judged anew; ``BudgetError`` where it falls too far."""
         part, network = self.halves.judge, self.built(plan, self.known)
-        met = fall(self.sums(self.model, part), self.sums(network, part))
+        met = self.fallen(self.sums(self.model, part), self.sums(network, part))
         if not self.good(met.drop):
             raise self.failed(quality.tried, "that was changed since it was found is good enough", met.drop)
         found = replace(quality, after=met.after.judged.value, drop=met.drop, interval=met.interval)
@@ -291,7 +298,8 @@ class Hunt:
 
     def sums(self, network: nn.Module, part: Half) -> list[Figures]:
         """Of each batch of a half."""
-        teacher = None if self.objective.labelled else self.model  # what judges is enough to choose by
+        alone = self.objective.labelled and not self.asked.figure  # what judges is enough to choose by
+        teacher = None if alone else self.model
         return counted(
             network, part.data, part.batch_size, role="validation", objective=self.objective, teacher=teacher,
             apart=True,

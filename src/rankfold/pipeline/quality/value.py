@@ -17,25 +17,47 @@ from rankfold.run.container import checked
 BY: Mapping[str, Any] = {"flops": Flops, "params": Params, "bytes": Bytes, "latency": Latency}
 
 
+def _expected(given: object) -> str:
+    return (
+        "max_drop (--max-drop), how far a figure may get worse, must be 0 or more: a number for the judging one, in "
+        "points of a percentage or in the figure's own unit, or NAME=NUMBER for another, such as kl=0.02; got "
+        f"{given!r}"
+    )
+
+
 @dataclass(frozen=True)
 class MaxDrop:
-    """At most so much worse in the judging figure: in points of a percentage where its unit is "fraction", else in the
-    figure's own unit. ``by``: what is to be smallest, "flops", "params", "bytes" or "latency" (of one sample)."""
+    """At most so much worse in a figure: in points of a percentage where its unit is "fraction", else in the figure's
+    own unit. ``by``: what is to be smallest, "flops", "params", "bytes" or "latency" (of one sample). ``figure``: by
+    name; "" for the one that judges."""
 
     points: float
     by: str = "flops"
+    figure: str = ""
+
+    @classmethod
+    def of(cls, asked: float | str, by: str) -> MaxDrop:
+        """Of a number, or of a text: "0.5", or "kl=0.02" for a figure by its name."""
+        figure, points = "", asked
+        if isinstance(asked, str):
+            figure, _, number = asked.rpartition("=")
+            try:
+                points = float(number)
+            except ValueError:
+                raise ValueError(_expected(asked)) from None
+        return cls(points, by, figure.strip())  # type: ignore[arg-type]
 
     def __post_init__(self) -> None:
         if isinstance(self.points, bool | str) or not isfinite(self.points) or self.points < 0:
-            raise ValueError(
-                "max_drop (--max-drop), how far the judging figure may fall, in points of a percentage or in "
-                f"the figure's own unit, must be 0 or more, got {self.points!r}"
-            )
+            raise ValueError(_expected(self.points))
         if self.by not in BY:
             raise ValueError(
                 f"smallest (--smallest), the resource that is to be smallest, must be one of {', '.join(BY)}, got "
                 f"{self.by!r}"
             )
+
+    def __str__(self) -> str:
+        return f"{self.figure}={self.points:g}" if self.figure else f"{self.points:g}"
 
     def budget(self, fraction: float) -> Budget:
         """The budget in which this fraction of what is to be smallest is kept."""

@@ -14,7 +14,7 @@ from rankfold.recover.model import FactorModel
 from rankfold.recover.ratings.factors import averaged
 from rankfold.recover.ratings.folding import with_rows
 from rankfold.recover.ratings.sampler import Known, sample
-from rankfold.recover.tables.triplets import Triplets, triplets
+from rankfold.recover.tables.triplets import Duplicates, Triplets, triplets
 
 
 @dataclass(eq=False, repr=False)
@@ -30,6 +30,7 @@ class Ratings(RegressorMixin, BaseEstimator):
         burn_in: sweeps before the first that counts.
         draws: sweeps that count. With far fewer than the defaults ranks cannot be told apart.
         strength: of the prior on the weights of who rated what; a large one turns that off.
+        duplicates: of a pair with two ratings: "refuse", "mean", "last" or "sum".
         random_state: seed.
         progress: called as ``progress(what, done, total)`` as the work goes on.
 
@@ -50,6 +51,7 @@ class Ratings(RegressorMixin, BaseEstimator):
     burn_in: int = 30
     draws: int = 60
     strength: float = 2.0
+    duplicates: Duplicates = "refuse"
     random_state: Any = 0
     progress: Any = None
 
@@ -59,7 +61,7 @@ class Ratings(RegressorMixin, BaseEstimator):
         faults in them, by name."""
         if self.rank < 1 or self.draws < 1 or self.burn_in < 0 or not self.strength > 0:
             raise ValueError("rank and draws must be at least 1, burn_in at least 0, and strength above 0")
-        given = _given(X, y, times)
+        given = _given(X, y, times, self.duplicates)
         seed = int(check_random_state(self.random_state).randint(2**31 - 1))
         found = sample(
             given.rows,
@@ -96,7 +98,7 @@ class Ratings(RegressorMixin, BaseEstimator):
         """
         if not hasattr(self, "model_"):
             return self.fit(X, y, times=times)
-        given = _given(X, y, times)
+        given = _given(X, y, times, self.duplicates)
         known = set(self.model_.row_names)
         old = next((name for name in given.row_names if name in known), None)
         if old is not None:
@@ -142,7 +144,7 @@ def _warn(model: FactorModel, given: Triplets) -> None:
         )
 
 
-def _given(x: Any, y: Any, times: Any) -> Triplets:
+def _given(x: Any, y: Any, times: Any, duplicates: Duplicates) -> Triplets:
     if isinstance(x, Triplets):
         if y is not None or times is not None:
             raise ValueError("triplets hold their own ratings and times: leave y and times out")
@@ -150,7 +152,7 @@ def _given(x: Any, y: Any, times: Any) -> Triplets:
     if y is None:
         raise ValueError("pairs need their ratings too: fit(pairs, ratings), or fit(triplets)")
     pairs = _pairs(x)
-    return triplets(pairs[:, 0], pairs[:, 1], y, times=_seconds(times, len(pairs)))
+    return triplets(pairs[:, 0], pairs[:, 1], y, duplicates=duplicates, times=_seconds(times, len(pairs)))
 
 
 def _seconds(times: Any, count: int) -> np.ndarray | None:

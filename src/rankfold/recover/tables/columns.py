@@ -14,6 +14,7 @@ NAMES = {
     "ignored": "day year index",
 }
 _ROLE_OF = {name: role for role, names in NAMES.items() for name in names.split()}
+SHOWN = 8  # names of a header in a message
 NO_VALUE = "two columns that tell who did what are implicit feedback: add --implicit (in Python implicit=True)"
 
 
@@ -69,9 +70,15 @@ class Columns:
     def order(self) -> str:
         """The order in which fields are read, for a line that cannot be."""
         role_of = dict(self._pairs())
-        told = ", ".join(role_of.get(number, "ignored") for number in range(self.fields))
-        header = "there is no header" if self.header is None else f"by the header {','.join(self.header)}"
-        return f"the order is {told}; {header}"
+        told = [role_of.get(number, "ignored") for number in range(max(self.needed) + 1)]
+        if self.fields > len(told) + 1:
+            told.append(f"{self.fields - len(told)} more ignored")
+        elif self.fields > len(told):
+            told.append("ignored")
+        if self.header is None:
+            return f"the order is {', '.join(told)}; there is no header"
+        shown = ",".join(self.header[:SHOWN]) + (",…" if len(self.header) > SHOWN else "")
+        return f"the order is {', '.join(told)}; by the header {shown}"
 
 
 def by_order(fields: int, *, implicit: bool = False, time: bool = False) -> Columns:
@@ -122,6 +129,9 @@ def by_header(names: Sequence[str], *, implicit: bool = False, time: bool = Fals
             "or leave line 1 out if it is no header"
         )
     found |= dict(zip(wanted, left, strict=False))
+    twice = next((names[at] for at in found.values() if names[at] and names.count(names[at]) > 1), None)
+    if twice is not None:
+        raise ValueError(f"two columns are called {twice!r}: give one of them another name")
     told = tuple(names) if header else None
     return Columns(found["row"], found["column"], found.get("value"), len(names), told, when)
 
@@ -144,6 +154,11 @@ def asked(first: Sequence[str], names: Sequence[str], *, implicit: bool = False,
         return Columns(at[given.row], at[given.column], value, len(first), tuple(first), when)
     if len(names) > len(first):
         raise ValueError(f"{len(names)} columns are named ({', '.join(names)}), and line 1 has {len(first)} fields")
+    if len(names) < 3 and not implicit:
+        raise ValueError(
+            f"{'1 column is' if len(names) == 1 else f'{len(names)} columns are'} named ({', '.join(names)}), and row, "
+            f"column and value are three; {NO_VALUE}"
+        )
     padded = [*names, *[""] * (len(first) - len(names))]
     return by_header(padded, implicit=implicit, time=time, header=False)
 

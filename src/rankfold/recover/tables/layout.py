@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import csv
 import re
-from collections.abc import Sequence
+import sys
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
 
 from rankfold.recover.tables.columns import Columns, absent, asked, by_header, by_order, plain, role_of
@@ -64,13 +66,15 @@ def layout(head: str, wanted: Wanted) -> Layout:
     lines = [(number, line) for number, line in enumerate(re.split("\r\n|\n|\r", head), 1) if line.strip()]
     if not lines:
         raise ValueError("the file is empty: it holds no entries")
-    delimiter = _delimiter([line for _, line in lines[:2]])
+    with any_length():
+        delimiter = _delimiter([line for _, line in lines[:2]])
     zero = next((number for number, line in lines if "\0" in line), None)
     if zero is not None:
         raise Fault(f"line {zero}: it holds a zero byte: is this a text file in UTF-8?")
     if lines[0][1].count('"') % 2:
         raise Fault(f"line {lines[0][0]}: {stray_quote(delimiter)}")
-    rows = [split(line, delimiter) for _, line in lines[:1000]]
+    with any_length():
+        rows = [split(line, delimiter) for _, line in lines[:1000]]
     first, number = rows[0], lines[0][0]
     try:
         return _found(first, rows[1:], delimiter, number, wanted)
@@ -89,15 +93,10 @@ def _found(first: list[str], below: list[list[str]], delimiter: str, number: int
     header = _header(first, below) if wanted.header is None else wanted.header
     if header and _wide(first, below):
         return Layout(delimiter, number, None, tuple(first), size)
+    _check_table(first, below, header)
     if header:
         columns = by_header(first, implicit=wanted.implicit, time=wanted.time)
         return Layout(delimiter, number, columns, tuple(first), size)
-    if size > 4 and all(_numeric(field) or field == "" for row in [first, *below] for field in row):
-        raise Fault(
-            f"line {number}: {size} columns of numbers without a header are neither a table nor entries: a table "
-            "with a row in each line needs a header, and names in its first column; entries, one in each line, "
-            "need --columns row,column,value (in Python columns=…); a matrix may also be given as X in an .npz"
-        )
     columns = _doubted(first, below, by_order(size, implicit=wanted.implicit, time=wanted.time), wanted)
     return Layout(delimiter, number, columns, None, size)
 
@@ -156,6 +155,24 @@ def _wide(first: Sequence[str], below: list[list[str]]) -> bool:
     return len(set(names)) == len(names) and fit >= NUMBERS * len(numbers)
 
 
+def _check_table(first: list[str], below: list[list[str]], header: bool) -> None:
+    """``Fault`` for many columns of numbers that nothing says the meaning of: by their order they would be entries, and
+    they look like a table that lacks names of its rows, or of its columns."""
+    size, rows = len(first), below if header else [first, *below]
+    if size <= 4 or not rows or any(role_of(name) for name in first):
+        return
+    numbers = all(_numeric(field) or field.lower() in UNKNOWN for row in rows for field in row[1:])
+    starts = [row[0] for row in rows if row]
+    named = not all(_numeric(name) or name.lower() in UNKNOWN for name in starts)
+    if numbers and (not named or (not header and len(set(starts)) == len(starts) > 1)):
+        what = f"under {', '.join(first[:2])}, …" if header else "without a header"
+        raise Fault(
+            f"line 1: {size - named} columns of numbers {what} are neither a table nor entries: a table with a row in "
+            "each line needs a header, and names in its first column; entries, one in each line, need --columns "
+            "row,column,value (in Python columns=…); a matrix may also be given as X in an .npz"
+        )
+
+
 def too_few(line: int, fields: list[str], delimiter: str, order: str) -> str:
     """The sentence on a line with too few fields."""
     whole = delimiter.join(fields)
@@ -184,6 +201,16 @@ def number_of(text: str) -> float | None:
         return float(text)
     except ValueError:
         return None
+
+
+@contextmanager
+def any_length() -> Iterator[None]:
+    """Fields may be longer than the 128 kB that csv takes without being told: up to 2 GB."""
+    limit = csv.field_size_limit(sys.maxsize // 2**32)
+    try:
+        yield
+    finally:
+        csv.field_size_limit(limit)
 
 
 def split(line: str, delimiter: str) -> list[str]:

@@ -12,7 +12,7 @@ import numpy as np
 
 from rankfold.recover.tables.columns import Columns
 from rankfold.recover.tables.found import Found
-from rankfold.recover.tables.layout import UNKNOWN, Fault, Layout, number_of, stray_quote, too_few
+from rankfold.recover.tables.layout import UNKNOWN, Fault, Layout, any_length, number_of, stray_quote, too_few
 from rankfold.recover.tables.times import seconds
 
 
@@ -88,7 +88,8 @@ def _entries(line: int, fields: list[str], form: Layout) -> Iterator[tuple[str, 
 
 def _entry(line: int, fields: list[str], columns: Columns, delimiter: str) -> tuple[str, str, float, float]:
     if len(fields) <= max(columns.needed):
-        raise Fault(too_few(line, fields, delimiter, columns.order()))
+        with any_length():
+            raise Fault(too_few(line, fields, delimiter, columns.order()))
     if any(fields[columns.fields :]):
         raise Fault(
             f"line {line}: there are {len(fields)} fields, and {columns.fields} in line 1: is there a "
@@ -132,25 +133,21 @@ def _value(line: int, value: str, place: str, columns: Columns) -> float:
 
 def _records(path: Path, form: Layout) -> Iterator[tuple[int, list[str]]]:
     """(number of its last line, stripped fields) of every line that is not blank. Quotes must close properly."""
-    limit = csv.field_size_limit(sys.maxsize // 2**32)  # a field of any length: 2 GB
-    try:
-        with path.open(encoding="utf-8-sig", newline="") as opened:
-            lines = (form.translated(line) for line in opened)
-            reader = csv.reader(lines, delimiter=form.one, strict=True)
-            begun = 1
-            while True:
-                try:
-                    fields = next(reader)
-                except StopIteration:
-                    return
-                except csv.Error as error:
-                    raise Fault(_quoted(begun, str(error), form)) from None
-                begun = reader.line_num + 1
-                stripped = [field.strip() for field in fields]
-                if any(stripped):
-                    yield reader.line_num, stripped
-    finally:
-        csv.field_size_limit(limit)
+    with any_length(), path.open(encoding="utf-8-sig", newline="") as opened:
+        lines = (form.translated(line) for line in opened)
+        reader = csv.reader(lines, delimiter=form.one, strict=True)
+        begun = 1
+        while True:
+            try:
+                fields = next(reader)
+            except StopIteration:
+                return
+            except csv.Error as error:
+                raise Fault(_quoted(begun, str(error), form)) from None
+            begun = reader.line_num + 1
+            stripped = [field.strip() for field in fields]
+            if any(stripped):
+                yield reader.line_num, stripped
 
 
 def _quoted(line: int, error: str, form: Layout) -> str:

@@ -12,7 +12,7 @@ import pyarrow as pa
 import pyarrow.compute
 import pyarrow.parquet
 
-from rankfold.recover.tables.columns import Columns, asked, by_header
+from rankfold.recover.tables.columns import Columns, asked, by_header, role_of
 from rankfold.recover.tables.found import Found
 from rankfold.recover.tables.layout import Wanted
 from rankfold.recover.tables.names import name_of
@@ -68,7 +68,25 @@ def _opened(path: Path) -> Iterator[Any]:
 
 def _header(file: Any, wanted: Wanted) -> tuple[list[str], Columns]:
     header = [name for name in file.schema_arrow.names if not name.startswith("__index_level_")]
+    if wanted.columns is None:
+        _check_entries(file, header)
     return header, _columns(header, wanted)
+
+
+def _check_entries(file: Any, header: list[str]) -> None:
+    """``ValueError`` for a table, a row of the matrix in each row of the file."""
+    kinds = [file.schema_arrow.field(name).type for name in header]
+    numbers = [
+        name
+        for name, kind in zip(header, kinds, strict=True)
+        if pa.types.is_floating(kind) or pa.types.is_integer(kind)
+    ]
+    if len(header) > 4 and len(numbers) >= len(header) - 1 and not {"column", "value"} & set(map(role_of, header)):
+        raise ValueError(
+            f"{len(numbers)} columns of numbers ({', '.join(numbers[:2])}, …) are no entries, one in each row: "
+            "write a table with a row of the matrix in each line as .csv, which is read as such; of entries name the "
+            "columns, --columns row,column,value (in Python columns=…)"
+        )
 
 
 def _found(table: Any, header: list[str], columns: Columns, before: int) -> Found:
