@@ -236,13 +236,34 @@ def test_ratios_go_between_ranks_and_are_drawn_to_one_by_their_noise() -> None:
     price = errors.square()
     points = [Point(1, 0.25 * 8, 0.0), Point(3, 0.015625 * 2, 0.0)]
     torch.testing.assert_close(ratios(errors, price, points), torch.tensor([8.0, 8, 4, 2, 2]).double())
-    noisy = [Point(p.rank, p.cost, 5.0) for p in points]
+    noisy = [Point(p.rank, p.cost, 0.5) for p in points]
     drawn = ratios(errors, price, noisy)
     assert bool((drawn < ratios(errors, price, points)).all())
     assert bool((drawn >= 1).all())
     none = [Point(1, 0.26, 0.5), Point(3, 0.016, 0.5)]  # no more than noise
     torch.testing.assert_close(ratios(errors, price, none), torch.ones(5).double())
     torch.testing.assert_close(ratios(errors, price, []), torch.ones(5).double())
+
+
+def test_layers_that_take_more_memory_than_the_model_are_tried_in_several_passes(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    model, x = planted(True)
+    known, seen = rf.profile(model, x, objective="teacher"), Samples(x[:64])
+    flat = [each for group in known.candidates.values() for each in group]
+    whole = costs_of(model, seen, flat, rf.Teacher())
+    passes: list[int] = []
+    real = coherence._affordable
+
+    def counted(root: nn.Module, chosen: Any) -> Any:
+        parts = list(real(root, chosen))
+        passes.append(len(parts))
+        return iter(parts)
+
+    monkeypatch.setattr(coherence, "_affordable", counted)
+    monkeypatch.setattr(coherence, "HELD", 0)
+    assert costs_of(model, seen, flat, rf.Teacher()) == whole
+    assert passes[0] > 1
 
 
 def test_a_draft_is_what_errors_are_of() -> None:

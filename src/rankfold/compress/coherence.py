@@ -12,7 +12,7 @@ site at a rank, is measured on a few samples: one forward pass, a backward pass 
 place of the old one run on what that was given. Nothing is stored of a gradient but its product with δ.
 
 Between ranks the logarithm of the ratio is linear in that of the error. It is drawn towards one by the share of noise
-in it, as D is.
+in it, and is one below two standard errors: whoever chooses ranks by noise chooses what was underestimated.
 """
 
 from __future__ import annotations
@@ -43,6 +43,8 @@ SAMPLES, DRAWS = 128, 2  # on which it is measured, and times that v is drawn fo
 SEVERAL = 4  # times fewer samples with twice the draws, where a sample has several answers: these differ less
 RANKS = 4  # of one decomposition at which it is measured
 NARROW = 12  # ranks up to which all are measured
+SURE = 2.0  # standard errors that a logarithm must exceed to count at all
+HELD = 1 << 26  # bytes of new layers in memory at once, or as many as the model has; more take several passes
 SMALL = 0.005  # error of the last of them, or above
 _NOTHING = 1e-12  # shares of the energy below which no ratio is taken
 _BOUND = 1e4
@@ -116,7 +118,7 @@ def ratios(errors: Tensor, price: Tensor, points: Sequence[Point]) -> Tensor:
         return torch.ones_like(price)
     logs = np.array([np.log(p.cost / float(price[p.rank])) for p in usable])
     signal, noise = float(np.square(logs).mean()), float(np.mean([min(p.noise, 1.0) ** 2 for p in usable]))
-    logs = logs * max(0.0, 1 - noise / signal) if signal > 0 else logs
+    logs = logs * max(0.0, 1 - SURE**2 * noise / signal) if signal > 0 else logs
     at = np.log([max(float(errors[p.rank]), 1e-300) for p in usable])
     order = np.argsort(at)
     between = np.interp(np.log(np.maximum(errors.numpy(), 1e-300)), at[order], logs[order])
@@ -155,32 +157,56 @@ def costs_of(
 ) -> dict[_Key, list[Point]]:
     """By what each candidate's decomposition is of, what its error costs at some ranks (``ranks``; by default ``RANKS``
     of them), to second order and without any assumption on positions or inputs. Empty where the network cannot be
-    differentiated or its outputs cannot be compared."""
-    first = next((batch for _, batch in seen.batches()), None)
+    differentiated or its outputs cannot be compared. Where the new layers take more memory than the model, and than
+    ``HELD``, they are tried in several passes."""
+    first = next(islice(_parts(seen), 1), None)
     candidates = list({_key(candidate): candidate for candidate in reversed(candidates)}.values())
-    sites = SiteList(tuple({c.site.name: c.site for c in candidates}.values()))
     if first is None or not candidates:
         return {}
     with evaluating(root), torch.no_grad():
         spread = measure_spread(root, seen, objective) if spread is None else spread
-        if not spread.names:
-            return {}
-        chosen = ranks or _spread
-        trials: dict[str, list[_Trial]] = {}
-        for candidate in candidates:
-            for rank in chosen(candidate):
-                new = layer_of(root, candidate, rank, draft=True)
-                trials.setdefault(candidate.site.name, []).append(_Trial(_key(candidate), rank, new))
-        apart = separable(root, next(iter(islice(_parts(seen), 1))))
-    shared = _Shared(trials, apart)
-    estimates = [_Drawn(shared, _scalar(objective, spread, tokens, draw), draw + 1 == draws) for draw in range(draws)]
+        apart = separable(root, first)
+    if not spread.names:
+        return {}
     rows, entries = spread.row_shape
     graph = max(1, min(GRAPH, NUMBERS // max(rows * entries, 1)))
-    gathered = Gathering(root, seen, objective, estimates, progress)
-    with evaluating(root), shared.watching(root, sites):
-        if not gathered.run(sites, graph, graph):
-            return {}
-    return shared.points(seen, draws * (2.0 if tokens else 1.0))
+    chosen = [(candidate, rank) for candidate in candidates for rank in (ranks or _spread)(candidate)]
+    found: dict[_Key, list[Point]] = {}
+    for part in _affordable(root, chosen):
+        trials: dict[str, list[_Trial]] = {}
+        for candidate, rank in part:
+            new = layer_of(root, candidate, rank, draft=True)
+            trials.setdefault(candidate.site.name, []).append(_Trial(_key(candidate), rank, new))
+        shared = _Shared(trials, apart)
+        drawn = [_Drawn(shared, _scalar(objective, spread, tokens, draw), draw + 1 == draws) for draw in range(draws)]
+        sites = SiteList(tuple({candidate.site.name: candidate.site for candidate, _ in part}.values()))
+        gathered = Gathering(root, seen, objective, drawn, progress)
+        with evaluating(root), shared.watching(root, sites):
+            if not gathered.run(sites, graph, graph):
+                return {}
+        for key, points in shared.points(seen, draws * (2.0 if tokens else 1.0)).items():
+            found.setdefault(key, []).extend(points)
+    return found
+
+
+def _affordable(root: nn.Module, chosen: Sequence[tuple[Candidate, int]]) -> Iterator[list[tuple[Candidate, int]]]:
+    """The new layers in groups that take no more memory than the model, or than ``HELD``."""
+    limit = max(HELD, sum(p.numel() * p.element_size() for p in root.parameters()))
+    part: list[tuple[Candidate, int]] = []
+    taken = 0
+    for candidate, rank in chosen:
+        layer = candidate.site.layer
+        size = (
+            layer.params(candidate.form, rank, True)
+            * layer.weight(root.get_submodule(candidate.site.name)).element_size()
+        )
+        if part and taken + size > limit:
+            yield part
+            part, taken = [], 0
+        part.append((candidate, rank))
+        taken += size
+    if part:
+        yield part
 
 
 def _spread(candidate: Candidate) -> Sequence[int]:
