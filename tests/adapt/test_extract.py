@@ -279,7 +279,9 @@ def test_files_are_read_a_tensor_at_a_time_and_once(tmp_path, monkeypatch):
     found = extract(tmp_path / "base.safetensors", tmp_path / "tuned.safetensors", "rank=2", model=network(5))
     assert set(reads.values()) == {1}
     assert found.adapter.ranks == extract(base, tuned, "rank=2").adapter.ranks
-    with pytest.raises(ValueError, match="names of tensors do not say which layers they are: give model="):
+    with pytest.raises(
+        ValueError, match="the names of its tensors do not tell which layers they belong to: give model="
+    ):
         extract(tmp_path / "base.safetensors", tmp_path / "tuned.safetensors", "rank=2")
 
 

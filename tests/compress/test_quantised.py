@@ -226,6 +226,20 @@ def test_a_budget_in_bytes_chooses_among_all_and_is_what_is_stored(measured, kee
     assert torch.equal(rf.load(tmp_path / "small", copy.deepcopy(model)).model(data), small(data))
 
 
+@pytest.mark.filterwarnings("ignore:`torch.jit:DeprecationWarning", "ignore::torch.jit.TracerWarning")
+@pytest.mark.parametrize("form", ["int8", "residual"])
+def test_torchscript_traces_whole_numbers_and_says_so_where_it_is_to_compile_them(form):
+    model, data = (
+        nn.Sequential(nn.Conv2d(3, 16, 3), nn.Flatten(), nn.Linear(16 * 16, 24)).eval(),
+        drawn(4, 3, 6, 6).float(),
+    )
+    small = rf.apply_(copy.deepcopy(model), rf.plan(model, "bytes=0.6", "truncate", example=data, forms=form))
+    assert is_whole(small)
+    with pytest.raises(NotImplementedError, match=r"are whole numbers: use torch.jit.trace\(model, example\)"):
+        torch.jit.script(small)
+    assert torch.equal(torch.jit.trace(small, data)(data), small(data))
+
+
 def test_a_profile_from_a_file_makes_the_same_plans(measured, tmp_path):
     model, data, known = measured
     known.save(tmp_path / "known")

@@ -272,14 +272,18 @@ def test_missing_files_are_named(saved, name):
 def test_without_the_manifest_a_flipped_bit_would_load_silently(saved):
     """Why the hashes are there: safetensors alone takes a damaged weight for a weight."""
     file = saved / "model.safetensors"
-    data = bytearray(file.read_bytes())
-    good = from_safetensors(bytes(data))
+    whole = file.read_bytes()
+    data, good = bytearray(whole), from_safetensors(whole)
     data[-1] ^= 0x40  # inside the tensor data
     bad = from_safetensors(bytes(data))  # no complaint
     assert bad.keys() == good.keys()
     assert any(not torch.equal(good[name], bad[name]) for name in good)
     file.write_bytes(data)
-    refused(saved, r"model.safetensors: damaged: its sha256 is not the one in manifest.json")
+    refused(saved, r"model.safetensors: damaged, or changed since it was saved .*: save again, or put the file back$")
+    file.write_bytes(whole)
+    plan = saved / "plan.json"
+    plan.write_text(plan.read_text().replace('"rank"', ' "rank"', 1))
+    refused(saved, r"plan.json: damaged, or changed .*; an edited plan is carried out anew: rankfold apply")
 
 
 def lie(directory: Path, change: Callable[[dict], None], sign: bool = True) -> None:

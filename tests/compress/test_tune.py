@@ -202,6 +202,22 @@ def test_large_tables_of_scores_are_compared_in_chunks(monkeypatch):
     torch.testing.assert_close(found[0], found[1])
 
 
+@pytest.mark.parametrize(("objective", "size"), [("teacher", 32), ("embedding", 32), ("causal-lm", 2)])
+def test_a_step_of_the_whole_sees_enough_answers(objective, size):
+    """A vector for a sample says one thing; a text says as many as it has tokens."""
+    model, batch = network("llama") if objective == "causal-lm" else network("bert")
+    ids = torch.randint(1, 12, (96, 8), generator=torch.Generator().manual_seed(0))
+    small = rf.apply_(copy.deepcopy(model), rf.plan(model, "params=0.8", data=[{"input_ids": ids[:16]}]))
+    sizes = []
+    hook = small.register_forward_pre_hook(
+        lambda module, args, kwargs: sizes.append(len(kwargs["input_ids"])) if torch.is_grad_enabled() else None,
+        with_kwargs=True,
+    )
+    tune_(small, model, [{"input_ids": ids}], objective=objective, steps=2)
+    hook.remove()
+    assert sizes == [size, size]
+
+
 def test_blocks_of_a_language_model_and_the_whole_of_any_other():
     """``by`` says what is trained at once, whatever the objective."""
     model, batch = network("llama")

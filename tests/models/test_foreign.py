@@ -305,6 +305,10 @@ def test_torchscript_as_the_whole_or_as_a_part(make):
         assert costs.check(plan.after, small, X[:2]) == ""
     rf.deep_lora_(model, 2)
     assert set(rf.adapt.updates(model)) == {"head"}
+    for way in (rf.dlrt_, rf.overparametrize_, lambda network: rf.deep_lora_(network, rank=2)):
+        with pytest.raises(ValueError, match=r"\(\S+, …: TorchScript: compress the network first") as told:
+            way(whole)
+        assert str(told.value).count("TorchScript") == 1  # one reason, once
 
 
 # ---- looking computes nothing ---------------------------------------------------------------------------------------

@@ -90,7 +90,8 @@ def test_labels_that_are_shifted_already_are_not_shifted_again():
         (torch.randn(6, 4), torch.randn(6), r"give one number for each output; class labels are integers"),
         (torch.randn(6, 3, 4), torch.randn(6, 4, 3), "do not fit"),
         (torch.randn(6, 4), torch.ones(6, dtype=torch.complex64), "complex64 have no known meaning: give objective="),
-        (torch.randn(6, 4), {"boxes": X}, "type dict have no known meaning"),
+        (torch.randn(6, 4), {"boxes": X}, "type dict have no known meaning: give objective="),
+        (torch.randn(6, 9, 4), [X] * 9, r"type list have no known meaning: make each target one tensor"),
     ],
 )
 def test_what_does_not_tell_is_refused_with_the_remedy(output, target, sentence):

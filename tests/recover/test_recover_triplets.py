@@ -273,7 +273,7 @@ def test_the_table_and_the_last_fit_are_kept_apart(capsys):
     assert "held-out RMSE" in told
     assert "chosen: low-rank, root mean square error 0.7260 on held-out entries\n" in told
     assert (
-        "fitted to all 30 entries: rank 2 (in the table 1, that of the last fold, which was fitted to fewer entries"
+        "fitted to all 30 entries: rank 2 (the table has 1, the rank of the last fold, which was fitted to fewer"
         in told
     )
     assert told.count("rank 2") == 1

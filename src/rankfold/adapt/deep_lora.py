@@ -13,7 +13,7 @@ from torch.nn.modules.linear import NonDynamicallyQuantizableLinear
 from rankfold.adapt.layer import AdaptedLayer, DeepLoRALinear
 from rankfold.adapt.places import CONVOLUTIONS
 from rankfold.linalg.compressed import compressed_factors
-from rankfold.sites import Form, Site, carry_hooks_, leave_fused_kernels_, replace_, sites, unwrap
+from rankfold.sites import Form, Site, carry_hooks_, leave_fused_kernels_, replace_, sites, unwrap, why_left
 from rankfold.sites.find import Where
 from rankfold.train.earlier import warn_of_earlier_optimizers
 from rankfold.train.step.gradients import weight_gradients
@@ -140,9 +140,9 @@ def chosen_layers(
             )
         fitting = [site for site in fitting if site.name in rank]
     if not fitting:
-        raise ValueError(
-            f"the model has no {what} that can be adapted{'' if where is None else f' among where={where!r}'}"
-        )
+        reasons = why_left(found.left_out) if where is None else ""
+        among = f" among where={where!r}" if where is not None else f" ({reasons})" if reasons else ""
+        raise ValueError(f"the model has no {what} that can be adapted{among}")
     chosen = []
     for site in fitting:
         most = min(site.shape)

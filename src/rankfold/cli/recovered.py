@@ -26,7 +26,7 @@ def print_recovered(report: dict[str, Any]) -> None:
         more = (
             ""
             if other == rank
-            else f" (in the table {other}, that of the last fold, which was fitted to fewer entries)"
+            else f" (the table has {other}, the rank of the last fold, which was fitted to fewer entries)"
         )
         print(f"fitted to all {count(report['entries'])} entries: rank {rank}{more}; {how}")
     else:
@@ -40,15 +40,21 @@ def print_recovered(report: dict[str, Any]) -> None:
         test = report["test"]
         print(
             f"on {count(test['entries'])} test entries: root mean square error {test['error']:.4f}, absolute "
-            f"{test['absolute_error']:.4f}; {test['unknown_rows']} rows and {test['unknown_columns']} columns unknown"
+            f"{test['absolute_error']:.4f}; {_unknown(test)}"
         )
     if "predicted" in report:
         told = report["predicted"]
-        print(
-            f"predicted {count(told['pairs'])} pairs: {told['unknown_rows']} rows and {told['unknown_columns']} "
-            "columns are unknown, and count as average ones"
-        )
+        print(f"predicted {count(told['pairs'])} pairs: {_unknown(told)}")
     print(f"wrote {report['directory']}")
+
+
+def _unknown(told: dict[str, Any]) -> str:
+    """How many rows and columns the fit has never seen."""
+    numbers = {"row": told["unknown_rows"], "column": told["unknown_columns"]}
+    said = [f"{number} {what}{'s' * (number > 1)}" for what, number in numbers.items() if number]
+    if not said:
+        return "all their rows and columns are known"
+    return f"{' and '.join(said)} unknown, predicted like average ones"
 
 
 def _sure(difference: float, error: float | None) -> str:

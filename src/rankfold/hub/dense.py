@@ -64,7 +64,8 @@ def to_dense(model: nn.Module) -> nn.Module:
     for name, tensor in (*dense.named_parameters(), *dense.named_buffers()):
         if tensor.is_meta:
             raise HubError(
-                f"{name}: the factored model has nothing to fill it with: save the model again with this version"
+                f"the factored model has no values for {name}, which the dense one needs: save the model again with "
+                "this version"
             )
     if getattr(small, "generation_config", None) is not None:
         dense.generation_config = copy.deepcopy(small.generation_config)

@@ -14,7 +14,7 @@ from rankfold.induce.fold import is_overparametrized
 from rankfold.induce.serial import composed_class
 from rankfold.induce.start import Start, starting_factors
 from rankfold.linalg.errors import NonFiniteError, NotMaterialisedError
-from rankfold.sites import Product, factors_of, ordinary_class, products
+from rankfold.sites import Product, factors_of, ordinary_class, products, why_left
 from rankfold.sites.find import Where, missed
 from rankfold.train.earlier import warn_of_earlier_optimizers
 
@@ -100,7 +100,7 @@ def _why_nothing(model: nn.Module, where: Where | None, choice: Choice) -> str:
         return said
     if is_overparametrized(model):
         return "the model is already over-parametrised: fold it first (rankfold.fold_)"
-    reasons = "; ".join(f"{name}: {why}" for name, why in choice.left_out[:3]) or "it has no parameters"
+    reasons = why_left(choice.left_out) or "it has no parameters"
     return f"no weight of the model can become a product ({reasons}): choose others with where="
 
 

@@ -9,7 +9,7 @@ import torch.distributed as dist
 from torch import Tensor, nn
 
 from rankfold.layers import DynamicLowRank, DynamicTucker, InTraining, Phased, Scaled
-from rankfold.sites import FOLD_FIRST, Factors, Form, Site, hidden, read_layer, replace_, sites, unwrap
+from rankfold.sites import FOLD_FIRST, Factors, Form, Site, hidden, read_layer, replace_, sites, unwrap, why_left
 from rankfold.sites.find import Where, missed
 from rankfold.train.earlier import warn_of_earlier_optimizers
 
@@ -30,7 +30,7 @@ def put_(model: nn.Module, where: Where | None, caller: str, make: Callable[[Sit
     root = unwrap(model)
     chosen, left_out = choice(model, where)
     if not chosen:
-        reasons = "; ".join(f"{name}: {why}" for name, why in left_out[:3]) or "it has no matrices"
+        reasons = why_left(left_out) or "it has no matrices"
         raise ValueError(missed(root, where) or f"no layer of the model can be trained at low rank ({reasons})")
     ready = []
     for site in chosen:

@@ -38,6 +38,13 @@ class WholeNumbers(nn.Module):
         made._is_hf_initialized = True  # type: ignore[attr-defined]  # nothing here is to be drawn at random
         return made
 
+    def __prepare_scriptable__(self) -> Any:
+        """Asked by ``torch.jit.script``, which compiles no weight that is made at each read."""
+        raise NotImplementedError(
+            f"torch.jit.script cannot compile a {type(self).__name__}, whose weights are whole numbers: use "
+            "torch.jit.trace(model, example), or compress without the forms 'int8' and 'residual'"
+        )
+
     def __setattr__(self, name: str, value: Any) -> None:
         if name == "weight":
             raise FactoredWriteError(f"the weight of a {type(self).__name__} {_STORED}")

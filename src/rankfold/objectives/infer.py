@@ -52,8 +52,9 @@ def infer(output: Any, batch: Any) -> Inferred:
 def _of_targets(values: Tensor, target: Any, batch: Any) -> Inferred:
     if not isinstance(target, Tensor) or target.is_complex() or target.is_quantized:
         given = target.dtype if isinstance(target, Tensor) else type(target).__name__
+        tensors = "make each target one tensor (torch.tensor(labels)), or " if isinstance(target, list | tuple) else ""
         raise ObjectiveError(
-            f"targets of type {given} have no known meaning: give objective= with a loss of your own "
+            f"targets of type {given} have no known meaning: {tensors}give objective= with a loss of your own "
             "(rankfold.objective)"
         )
     if target.is_floating_point() or target.dtype == torch.bool:

@@ -34,7 +34,7 @@ from rankfold.sites.kinds.linear import LinearLayer
 from rankfold.sites.opened import hidden, opened, replace_, settle_
 from rankfold.sites.pretrained import is_pretrained, pretrained_parts
 from rankfold.sites.product import Product, factors_of, ordinary_class, products
-from rankfold.sites.site import Joint, Site, SiteList
+from rankfold.sites.site import Joint, Site, SiteList, why_left
 from rankfold.sites.tied import untie_
 
 split_attention = opened  # what it was called before it opened more
@@ -49,6 +49,6 @@ __all__ = [
     "packed", "positions", "pretrained_parts", "products", "read_layer", "check_ordinary", "register_reader",
     "hidden", "joint", "opened", "part_of", "with_joint", "setting_of", "settle_",
     "replace_", "sites", "split_attention", "stored", "untie_", "unwrap",
-    "weights_of", "why_tensor",
+    "weights_of", "why_left", "why_tensor",
     "without_fused_attention",
 ]  # fmt: skip

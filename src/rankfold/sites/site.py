@@ -145,3 +145,11 @@ class SiteList(Sequence[Site]):
     def reducible(self) -> tuple[Site, ...]:
         """The sites for which something else than keeping is possible."""
         return tuple(site for site in self.items if site.forms - {Form.KEEP})
+
+
+def why_left(left_out: Sequence[tuple[str, str]]) -> str:
+    """At most three reasons why parameters are no sites, each once, with the first parameter of which it is true."""
+    names: dict[str, list[str]] = {}
+    for name, why in left_out:
+        names.setdefault(why, []).append(name)
+    return "; ".join(f"{of[0]}{', …' if len(of) > 1 else ''}: {why}" for why, of in list(names.items())[:3])

@@ -12,6 +12,7 @@ from rankfold.run.files import read_whole, sha256, undisturbed, write_together
 
 FORMAT, PRETRAINED = 1, 2  # a directory of rankfold's own; a Hugging Face folder
 PLAN, TENSORS, MANIFEST = "plan.json", "model.safetensors", "manifest.json"
+EDITED = "; an edited plan is carried out anew: rankfold apply (rankfold.apply_)"
 BOTTLENECKS = "bottlenecks.safetensors"
 _REQUEST = "run/request.json"  # of a run that ends with a manifest
 
@@ -90,7 +91,10 @@ def _once(directory: Path) -> tuple[dict[str, Any], dict[str, bytes]]:
         except OSError as error:
             raise StoreError(f"{directory}/{name}: {error.strerror or error}") from None
         if found is None:
-            raise StoreError(f"{directory}/{name}: damaged: its sha256 is not the one in {MANIFEST}")
+            raise StoreError(
+                f"{directory}/{name}: damaged, or changed since it was saved (its sha256 is not that in {MANIFEST}): "
+                f"save again, or put the file back{EDITED if name == PLAN else ''}"
+            )
         contents[name] = found
     return manifest, contents
 

@@ -207,8 +207,8 @@ def _network(base: Source, tuned: Source, model: nn.Module | None) -> nn.Module:
         if isinstance(folder, str | Path) and is_folder(folder):
             return skeleton(folder)
     raise ValueError(
-        f"{base if isinstance(base, str | Path) else 'a state dict'}: names of tensors do not say which layers they "
-        "are: give model= (--model), a network of that architecture"
+        f"{base if isinstance(base, str | Path) else 'a state dict'}: the names of its tensors do not tell which "
+        "layers they belong to: give model= (--model), a network of that architecture"
     )
 
 

@@ -34,7 +34,8 @@ class Curve:
 
     def factors(self, rank: int) -> Factors:
         raise ValueError(
-            "the factors of this decomposition are gone: they are made anew by fitting layer after layer (Profile.plan)"
+            "the factors of this decomposition are no longer held: ask the profile for a plan (Profile.plan), which "
+            "fits layer after layer and makes them anew"
         )
 
 

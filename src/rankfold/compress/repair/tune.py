@@ -26,6 +26,7 @@ from rankfold.observe import Enough, after, before
 from rankfold.run.progress import Progress, showing
 from rankfold.sites import factored_layers, unwrap, without_fused_attention
 
+TEXTS, SAMPLES = 2, 32  # of a step of the whole: texts have many answers each
 _CONTAINERS = (nn.Sequential, nn.ModuleList, nn.ModuleDict)
 
 
@@ -77,7 +78,8 @@ def tune_(
         learning_rate: the share of a factor's norm at the start; None: 0.005, for the whole at that times the root of
             what is lost at the start, up to 1: as far as weights are off, so long are the steps.
         samples: of ``data`` that are used.
-        batch_size: of a step; 2 by default with an objective.
+        batch_size: of a step; with an objective by default 2 texts of a language model, each of many tokens, and 32
+            samples of others, which say one thing each.
         progress: called as ``progress(what, done, total)`` as the work goes on.
 
     Returns:
@@ -128,10 +130,11 @@ def tune_(
             "network in place, so give it a copy (copy.deepcopy), and the original here"
         )
     _check_steps(steps, batch_size, samples, learning_rate)
-    size = batch_size or (128 if objective is None else 2)
+    asked = objective_named(objective or Teacher())
+    size = batch_size or (128 if objective is None else TEXTS if asked.by_token else SAMPLES)
     if by == "whole":
         chosen = root if train == "all" else nn.ModuleList(layers.values())
-        how, asked = Steps(steps, learning_rate, samples, size), objective_named(objective or Teacher())
+        how = Steps(steps, learning_rate, samples, size)
         way = tune_whole_(root, reference, list(chosen.parameters()), data, asked, how, progress)
         return (Tuned("", way.before, way.after, way.step),)
     told, most = [], max(steps, 1) * size  # more samples are not met

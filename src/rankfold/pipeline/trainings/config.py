@@ -64,8 +64,8 @@ class Dynamic(BaseModel):
     def _one_conditioning(self) -> Dynamic:
         if self.condition is not None and self.spread is not None:
             raise ValueError(
-                "condition and spread, a bound and a penalty of the condition numbers, exclude each other: give one "
-                "of them"
+                "condition (a bound) and spread (a penalty) are two ways to keep condition numbers small: give one of "
+                "them"
             )
         return self
 
