@@ -18,7 +18,7 @@ import rankfold as rf
 from rankfold.cli.main import app
 from rankfold.costs import Cost
 from rankfold.objectives import Figure
-from rankfold.pipeline.advice.look import Advice, Saved, Tried
+from rankfold.pipeline.advice.found import Advice, Saved, Tried
 from rankfold.pipeline.advice.words import commands, sentences
 from rankfold.train import counted
 
@@ -86,15 +86,77 @@ def test_figures_in_their_own_unit() -> None:
     assert "--max-drop 0.8 " in list(commands(found, "lm"))[1][1]
 
 
+def test_what_there_was_no_time_for_is_said() -> None:
+    untimed = replace(point(0.9, 0.9, 0.0), latencies={}, beside={})
+    found = advice(point(0.6, 0.9, 0.0), untimed, untried=(0.45, 0.3), untimed=(64,))
+    said = " ".join(sentences(found))
+    assert "Time ran out: 45 % and 30 % of the FLOPs were not tried, and a batch of 64 was not timed (--sec" in said
+    assert not any("Time ran out" in each for each in sentences(advice(point(0.9, 0.9, 0.0))))
+    assert "times as fast" not in " ".join(sentences(advice(untimed, untimed=(1,))))
+
+
+class Clock:
+    """Time that passes with the calls of ``slow`` alone: a second for each sample of each forward pass."""
+
+    def __init__(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        from rankfold.pipeline.advice import spending
+
+        self.now, self.batches = 0.0, []
+        monkeypatch.setattr(spending.time, "perf_counter", lambda: self.now)
+
+    def watch(self, network: nn.Module) -> nn.Module:
+        network.register_forward_pre_hook(lambda module, args: self.add(len(args[0])))
+        return network
+
+    def add(self, samples: int) -> None:
+        self.batches.append(samples)
+        self.now += samples
+
+
+def test_quality_comes_first_and_the_time_is_kept_to(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A forward pass takes a second a sample: 1,000 seconds do for every budget and batches of one, and 64 is left
+    out; in 200 some budgets are left out, and it is told."""
+    torch.manual_seed(0)
+    x = torch.randn(300, 16)
+    data = SimpleNamespace(train=x, validation=x[:100])
+
+    def look(seconds: float) -> Advice:
+        clock = Clock(monkeypatch)
+        network = nn.Sequential(nn.Linear(16, 24), nn.Tanh(), nn.Linear(24, 16)).eval()
+        made = rf.advise(clock.watch(network), data, seconds=seconds, max_drop=100)
+        assert made.seconds == clock.now <= 1.2 * seconds
+        return made
+
+    whole = look(1000)
+    assert len(whole.tried) == 5
+    assert (whole.untried, whole.untimed) == ((), (64,))
+    assert all(set(p.latencies) <= {1} for p in whole.tried)
+    assert 1 in whole.best.latencies
+    short = look(200)
+    assert len(short.tried) == 3
+    assert len(short.tried) + len(short.untried) == len(whole.tried)
+
+
+def test_a_language_model_is_told_with_its_divergence() -> None:
+    from networks import network
+
+    model, batch = network("llama")
+    data = SimpleNamespace(train=[batch], validation=[batch])
+    made = rf.advise(model, data, seconds=0.01, max_drop=100)
+    assert all(p.kl > 0 for p in made.tried)
+    assert f"KL {made.best.kl:.3g} nats a token from the original" in " ".join(sentences(made))
+    assert made.to_dict()["tried"][0]["kl"] == made.tried[0].kl
+
+
 @pytest.fixture(scope="module")
 def found() -> Advice:
-    return rf.advise(trained(), digits(), seconds=4)
+    return rf.advise(trained(), digits(), seconds=60)  # as many samples as there are
 
 
 def test_samples_are_counted_and_not_their_values() -> None:
     torch.manual_seed(0)
     net, x, y = nn.Sequential(nn.Linear(6, 12), nn.Tanh(), nn.Linear(12, 3)), torch.randn(120, 6), torch.randn(120, 3)
-    found = rf.advise(net, SimpleNamespace(train=(x[:80], y[:80]), validation=(x[80:], y[80:])), seconds=0.1)
+    found = rf.advise(net, SimpleNamespace(train=(x[:80], y[:80]), validation=(x[80:], y[80:])), seconds=20)
     assert found.samples[1] == 40
     better = advice(
         Tried(0.7, 0.7, Figure("r2", 0.8), -0.01, (-0.02, 0.01), {1: 5.0}, {1: 6.0}, ()), start=Figure("r2", 0.79)

@@ -12,7 +12,7 @@ from torch import nn
 import rankfold as rf
 from rankfold.costs import Example
 from rankfold.export import to_folder, to_torch_export
-from rankfold.store import load
+from rankfold.store import Unfinished, load
 
 NETWORKS = """
 import torch
@@ -115,7 +115,8 @@ def test_a_test_split_that_cannot_be_measured_leaves_what_is_compressed(here):
     line = failed("compress", "firstday:masked", *asked)
     assert "test data: label 4 is outside 0 … 2" in line
     assert line.endswith("; the compressed network is saved in small")
-    assert load("small", masked()).plan.changed
+    with pytest.warns(Unfinished, match="the measurement on the test split is still to come"):
+        assert load("small", masked()).plan.changed
 
 
 def test_an_input_of_several_tensors_is_known_from_the_manifest(here):

@@ -60,6 +60,7 @@ def test_a_decoder_from_plan_to_every_export(place):
     dense = transformers.AutoModelForCausalLM.from_pretrained("dense")
     torch.testing.assert_close(dense(ids).logits, small(ids).logits, rtol=1e-4, atol=1e-4)
     assert (place / "dense" / "tokenizer.json").exists()
+    assert "and multiplied out" in (place / "dense" / "README.md").read_text()
     assert "there are files already" in failed("export", "applied", "--to", "dense", "-o", "dense")
 
 
@@ -88,6 +89,8 @@ def test_compress_writes_a_folder_that_is_read_back(place):
     assert "| perplexity |" in card
     again = succeeded("evaluate", "small")  # its data, length and windows are in the manifest
     assert again["perplexity"] == pytest.approx(made["compressed"]["perplexity"])
+    beside = succeeded("evaluate", "small", "--original", "decoder")
+    assert beside["original"]["perplexity"] == pytest.approx(made["before"]["perplexity"])
     assert again["protocol"].startswith("perplexity over 12 windows of 32")
     assert "already compressed" in failed("compress", "small", *TEXT, "--budget", "params=0.5", "-o", "smaller")
 
@@ -145,6 +148,7 @@ def test_an_encoder_is_judged_by_the_directions_of_its_vectors(place):
     assert made["before"]["cosine"] == pytest.approx(1)
     assert 0.5 < made["compressed"]["cosine"] < 1
     assert 0 <= made["compressed"]["neighbours"] <= 1
+    assert "of the original that it was made from, --original encoder" in failed("evaluate", "vectors")
     told = succeeded("evaluate", "vectors", "--original", "encoder")
     assert told["cosine"] == pytest.approx(made["compressed"]["cosine"])
     loaded = transformers.AutoModel.from_pretrained("vectors")
@@ -155,7 +159,7 @@ def test_an_encoder_is_judged_by_the_directions_of_its_vectors(place):
     ("words", "said"),
     [
         (("analyze", "some/model", *TEXT), "this is neither a directory nor in the cache of the hub: add --download"),
-        (("plan", "decoder", "--budget", "params=0.5", "-o", "p.json"), "no data were given: give --data"),
+        (("plan", "decoder", "--budget", "params=0.5", "-o", "p.json"), "give --data text:FILE (.txt"),
         (("plan", "decoder", "--data", "text:gone.txt", "--budget", "params=0.5", "-o", "p.json"), "gone.txt"),
         (("analyze", "decoder", "--data", "text:test.txt", "--length", 65), "the model takes at most 64 tokens"),
         (("analyze", "digits-cnn", "--data", "digits", "--length", 8), "--length and --windows go only with text:FILE"),
@@ -166,6 +170,13 @@ def test_an_encoder_is_judged_by_the_directions_of_its_vectors(place):
 )  # fmt: skip
 def test_what_is_wrong_is_told_before_the_work(words, said):
     assert said in failed(*words)
+
+
+@pytest.mark.parametrize("model", ["decoder", "digits-cnn"])
+def test_a_file_of_data_is_answered_by_how_it_is_given(model):
+    told = rankfold("plan", model, "--data", "test.txt", "--budget", "params=0.5", "-o", "p.json")
+    assert told.exit_code == 2
+    assert "give it as text:test.txt" in told.stderr
 
 
 @pytest.mark.parametrize("verb", ["compress", "apply"])
@@ -187,3 +198,61 @@ def test_a_foreign_tokenizer_and_a_damaged_shard_are_told(place, tmp_path):
     shutil.copytree(place / "decoder", tmp_path / "cut")
     (tmp_path / "cut" / "model.safetensors").write_bytes(weights.read_bytes()[:-9])
     assert "damaged or cut short" in failed("plan", tmp_path / "cut", *TEXT, *budget)
+
+
+def test_an_interrupted_job_leaves_a_mark_that_goes_when_it_ends(place, monkeypatch):
+    from rankfold.pipeline.compression import tuning
+
+    asked = ("compress", "decoder", *TEXT, "--budget", "params=0.9", "--tune", 2, "--no-curve", "--no-slices")
+    asked = (*asked, "-o", "halted")
+
+    def stopped(*args, **more):
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patched:
+        patched.setattr(tuning, "tune_", stopped)
+        assert rankfold(*asked).exit_code != 0
+    said = "halted: the job that wrote it has not ended, and tuning, then the measurement on the test split is still to"
+    for words in (
+        ("evaluate", "halted"),
+        ("show", "halted"),
+        ("export", "halted", "--to", "dense", "-o", "halted-dense"),
+    ):
+        told = rankfold(*words)
+        assert told.exit_code == 0, told.output
+        assert said in " ".join(told.stderr.split())
+    with pytest.warns(rf.store.Unfinished, match="has not ended"):
+        rf.load("halted")
+    assert "**Unfinished:**" in (place / "halted" / "README.md").read_text()
+    assert rankfold(*asked).exit_code == 0
+    assert "has not ended" not in rankfold("evaluate", "halted").stderr
+    assert "Unfinished" not in (place / "halted" / "README.md").read_text()
+
+
+def test_another_budget_takes_the_profile_of_an_earlier_run(place, monkeypatch):
+    from rankfold.pipeline.compression import planned
+
+    asked = ("compress", "decoder", *TEXT, "--no-curve", "--no-slices", "--budget")
+    first = succeeded(*asked, "params=0.9", "-o", "measured")
+    assert "--profile measured" in failed(*asked, "params=0.8", "-o", "measured")
+    fresh = succeeded(*asked, "params=0.8", "-o", "fresh")
+    with monkeypatch.context() as patched:
+        patched.setattr(planned, "profile", None)  # nothing is measured
+        again = succeeded(*asked, "params=0.8", "-o", "again", "--profile", "measured")
+        assert succeeded(*asked, "params=0.8", "-o", "thrice", "--profile", "again/run/profile.safetensors")
+    counted = ("perplexity", "kl", "params")
+    assert {key: again["compressed"][key] for key in counted} == {key: fresh["compressed"][key] for key in counted}
+    assert again["compressed"]["params"] < first["compressed"]["params"]
+    for other, words in (
+        (("--samples", 5), "another number of samples"),
+        (("--method", "truncate"), "another method"),
+        (("--method", "sequential"), "fits layer after layer"),
+        (("--windows", 3), "another training data"),
+        (("--exclude", "lm_head"), "another choice of layers"),
+    ):
+        assert words in failed(*asked, "params=0.8", "-o", "n", "--profile", "measured", *other)
+    assert "another model, or its weights" in failed(
+        "compress", "encoder", "--data", "text:corpus.txt", "--budget", "params=0.8", "-o", "n", "--profile", "measured"
+    )
+    assert "there is no run/profile.safetensors" in failed(*asked, "params=0.8", "-o", "n", "--profile", "encoder")
+    assert not (place / "n").exists()

@@ -305,3 +305,100 @@ def test_a_folder_of_somebody_else_is_not_replaced(theirs, tmp_path):
     (tmp_path / "manifest.json").unlink()  # the configuration says that the folder is ours
     rf.save(small, plan, tmp_path)
     assert rf.load(tmp_path).plan == plan
+
+
+def sliced(name: str, form: Form = Form.FACTORED, kept: tuple[str, ...] = ()):
+    """A compressed network with its bottlenecks, in which the layers ``kept`` are dense as they were."""
+    model, batch = network(name)
+    found = [site for site in rf.sites(model).reducible if site.name not in kept]
+    plan = rf.plan(
+        model, rf.Ranks({s.name: max(1, min(s.shape) // 2) for s in found}), "truncate", example=inputs(batch)
+    )
+    taken = {site.name for site in found if form in site.forms}
+    entries = [rf.Entry(**(vars(e) | {"form": form})) if e.site in taken else e for e in plan.entries]
+    plan = plan.with_entries(tuple(entries)) if form is not Form.FACTORED else plan
+    small = rf.apply_(copy.deepcopy(model), plan)
+    return batch, rf.Stored(small, plan, {}, rf.bottlenecks(small, batch))
+
+
+@pytest.mark.parametrize("form", [Form.FACTORED, Form.PIVOTED, Form.INT8])
+def test_what_a_slice_factors_is_in_its_configuration(form, tmp_path):
+    """Layers that the first plan kept, and the slice of a slice; saved by us, and by transformers."""
+    kept = ("model.layers.0.self_attn.k_proj", "model.layers.1.self_attn.v_proj")
+    batch, stored = sliced("llama", form, kept)
+    example = inputs(batch)
+    for number, name in enumerate(kept):
+        once = rf.slice_(stored, rf.Ranks({name: 5}), example=example)
+        assert once.plan[name].form is Form.FACTORED
+        assert stored.plan[name].form is Form.KEEP
+        place = rf.save(once.model, once.plan, tmp_path / str(number), bottlenecks=once.bottlenecks)
+        told = json.loads((place / "config.json").read_text())["quantization_config"]["sites"]
+        assert told[name] == {"form": "factored", "rank": 5, "bias": False}
+        assert set(told) == {entry.site for entry in once.plan.changed}
+        once.model.save_pretrained(tmp_path / f"by hand {number}")
+        wanted = answer(once.model, batch)
+        for folder in (place, tmp_path / f"by hand {number}"):
+            assert torch.equal(answer(transformers.AutoModelForCausalLM.from_pretrained(folder), batch), wanted)
+        stored = rf.load(place)
+        assert torch.equal(answer(stored.model, batch), wanted)
+
+
+def test_a_slice_of_a_network_that_nothing_was_factored_in(tmp_path):
+    model, batch = network("llama")
+    plan = rf.plan(model, rf.Ranks({}), "truncate", example=inputs(batch))
+    stored = rf.Stored(model, plan, {}, rf.bottlenecks(model, batch))
+    made = rf.slice_(stored, rf.Ranks({"model.layers.0.self_attn.k_proj": 3}), example=inputs(batch))
+    rf.save(made.model, made.plan, tmp_path)
+    again = transformers.AutoModelForCausalLM.from_pretrained(tmp_path)
+    assert torch.equal(answer(again, batch), answer(made.model, batch))
+
+
+def without_site(folder: Path, name: str) -> None:
+    """As an earlier version wrote a slice: the configuration does not tell of one layer."""
+    told = json.loads((folder / "config.json").read_text())
+    del told["quantization_config"]["sites"][name]
+    (folder / "config.json").write_text(json.dumps(told))
+
+
+def test_a_layer_that_would_be_random_is_refused_by_whatever_loads(tmp_path):
+    from rankfold.hub import HubError
+
+    _, _, small, plan = compressed("bert")
+    rf.save(small, plan, tmp_path)
+    name = "bert.encoder.layer.1.output.dense"
+    without_site(tmp_path, name)
+    auto = transformers
+    for kind in (auto.BertForSequenceClassification, auto.AutoModel, auto.AutoModelForTokenClassification):
+        with pytest.raises(HubError, match=r"in no layer of the network .*output\.dense\.(down|up)\.weight"):
+            kind.from_pretrained(tmp_path)
+
+
+def test_nothing_is_written_that_would_not_be_read_back(tmp_path, monkeypatch):
+    from rankfold.hub import quantizer
+
+    _, _, small, plan = compressed("llama")
+    rf.save(small, plan, tmp_path)
+    before = {file.name: file.read_bytes() for file in tmp_path.iterdir()}
+    name = "model.layers.1.mlp.up_proj"
+    right = quantizer._as_they_are
+    monkeypatch.setattr(quantizer, "_as_they_are", lambda *a: {k: v for k, v in right(*a).items() if k != name})
+    with pytest.raises(rf.StoreError, match=f"missing \\({name}.weight\\), and 2 tensors are in no layer"):
+        rf.save(small, plan, tmp_path)
+    assert {file.name: file.read_bytes() for file in tmp_path.iterdir()} == before
+
+
+def test_an_encoder_without_a_pooler_is_loaded_without_one(tmp_path):
+    """As ``BertForMaskedLM(…).bert.save_pretrained`` writes it: transformers would draw a pooler at random."""
+    from rankfold import hub
+
+    model, batch = network("bert_without_head")
+    model.pooler = None
+    model.save_pretrained(tmp_path / "dense")
+    again = hub.opened(tmp_path / "dense")
+    assert again.pooler is None
+    assert torch.equal(answer(again, batch), answer(model, batch))
+    plan = rf.plan(again, "params=0.8", "truncate", example=inputs(batch))
+    rf.save(rf.apply_(again, plan), plan, tmp_path / "small")
+    for small in (rf.load(tmp_path / "small").model, transformers.AutoModel.from_pretrained(tmp_path / "small")):
+        assert small.pooler is None
+        assert torch.equal(answer(small, batch), answer(again, batch))

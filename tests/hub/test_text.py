@@ -50,6 +50,25 @@ def test_windows_are_the_text_in_order_without_special_tokens(name, tmp_path):
     assert len(rf.text(tokenizer(), tmp_path / name, length=16, samples=3)) == 3
 
 
+@pytest.mark.parametrize("ending", ["jsonl", "parquet"])
+def test_the_column_of_texts_is_named_text_in_every_kind_of_file(ending, tmp_path):
+    """A single column of another name is refused alike."""
+    table, file = pd.DataFrame({"content": ["the cat sat"] * 9}), tmp_path / f"other.{ending}"
+    table.to_parquet(file) if ending == "parquet" else table.to_json(file, orient="records", lines=True)
+    with pytest.raises(ZooError, match=r"text.*there are content: rename the"):
+        rf.text(tokenizer(), file, length=4)
+
+
+@pytest.mark.parametrize(
+    ("name", "kind"), [("a.txt", "text"), ("a.jsonl", "text"), ("a.npy", "tokens"), ("b", "image")]
+)
+def test_a_file_or_folder_without_its_kind_is_told_how_it_is_given(name, kind, tmp_path):
+    place = tmp_path / name
+    place.mkdir() if kind == "image" else place.touch()
+    with pytest.raises(ZooError, match=rf"{place}: this is a .*give it as {kind}(folder)?:{place}"):
+        load_data(str(place))
+
+
 def test_pieces_of_a_long_text_are_joined(tmp_path, monkeypatch):
     from rankfold.zoo import documents
 

@@ -20,7 +20,7 @@ from rankfold.objectives import Objective, objective_named, objective_names
 from rankfold.pipeline import first_example
 from rankfold.run.pretrained import is_folder
 from rankfold.run.progress import Talk
-from rankfold.sites import Names, fits, sites, unwrap
+from rankfold.sites import Names, fits, is_pretrained, sites, unwrap
 from rankfold.store import MANIFEST, Stored, StoreError, load, read_manifest
 from rankfold.train.step.precision import Arithmetic, arithmetic
 from rankfold.zoo import Data, Resolved, ZooError, load_data, load_weights, model_names, resolve
@@ -49,10 +49,15 @@ class Loaded:
 
     def needed_data(self) -> Data:
         if self.data is None:
-            raise ZooError(
-                f"{self.spec}: no data were given: give --data NAME (digits, mnist, fashion-mnist, cifar10, …)"
-            )
+            raise ZooError(f"{self.spec}: no data were given: give {self._which_data}")
         return self.data
+
+    @property
+    def _which_data(self) -> str:
+        """What to type after --data for this model."""
+        if is_pretrained(unwrap(self.model)) and getattr(self.model, "main_input_name", "") == "input_ids":
+            return "--data text:FILE (.txt, .jsonl or .parquet, or tokens:FILE.npy)"
+        return "--data NAME (digits, mnist, fashion-mnist, cifar10, …)"
 
     def needed_stored(self) -> Stored:
         """What ``open_saved`` read."""
@@ -116,8 +121,7 @@ def original_of(loaded: Loaded, weights: Path | None) -> nn.Module:
     if loaded.stored is None or (weights is None and ":" not in loaded.spec):
         raise ZooError(
             f"{loaded.spec}: the data have no targets, and there is no other network to compare the outputs "
-            "with: give a directory that compress or apply wrote, and --original FILE, the weights that it was "
-            "made from"
+            f"with: {_which_original(loaded)}"
         )
     model = resolve(loaded.spec, classes=_noted_classes(loaded.stored.notes)).model
     if weights is not None:
@@ -130,6 +134,16 @@ def original_of(loaded: Loaded, weights: Path | None) -> nn.Module:
             "FILE"
         )
     return model.eval()
+
+
+def _which_original(loaded: Loaded) -> str:
+    """What to give for --original."""
+    if loaded.stored is None:
+        return "give a directory that compress or apply wrote, and --original with what it was made from"
+    if is_pretrained(unwrap(loaded.stored.model)):
+        made = str(loaded.stored.notes.get("model") or "FOLDER")
+        return f"give the folder of the original that it was made from, --original {made}"
+    return "give --original FILE, the weights that it was made from"
 
 
 def noted_objective(notes: Any) -> str | None:

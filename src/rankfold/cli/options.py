@@ -33,8 +33,11 @@ def _model(spec: str) -> str:
 def _data(name: str | None) -> str | None:
     if name is None:
         return None
+    from rankfold.run.given import how_to_give
     from rankfold.zoo import data_names
 
+    if name not in data_names() and ":" not in name and Path(name).exists():
+        raise typer.BadParameter(how_to_give(Path(name)))
     return _known(name, "data set", data_names(), "package.module:factory")
 
 

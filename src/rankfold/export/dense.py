@@ -15,9 +15,10 @@ from rankfold.run.files import write_atomically
 from rankfold.sites import is_pretrained, unwrap
 
 
-def to_folder(model: nn.Module, example: Any, directory: str | Path) -> tuple[int, float]:
+def to_folder(model: nn.Module, example: Any, directory: str | Path, card: str = "") -> tuple[int, float]:
     """Write a model of transformers as a Hugging Face folder with its factors multiplied out, which loads anywhere and
     saves no space; returns the bytes written and the largest absolute difference of the outputs on ``example``.
+    ``card``: the text of its README.md.
 
     ``ExportError`` for any other model, for a directory in which there is something already, and where a layer has
     gained a bias for which the architecture has no place.
@@ -38,6 +39,7 @@ def to_folder(model: nn.Module, example: Any, directory: str | Path) -> tuple[in
         files = hub.files_of(dense)
     except hub.HubError as error:
         raise ExportError(str(error)) from None
+    files |= {"README.md": card.encode()} if card else {}
     given = Example.of(example).fitting(root.parameters())
     with evaluating(root), evaluating(dense):
         pairs = zip(*(in_a_row(each(*given.args, **given.kwargs)) for each in (root, dense)), strict=True)

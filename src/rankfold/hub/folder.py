@@ -12,8 +12,10 @@ from typing import Any
 
 from rankfold.hub.declared import check_ours
 from rankfold.hub.errors import HubError
+from rankfold.hub.whole import built, check_whole, without_pooler
 from rankfold.run.container import FAULTS, read_object, said
 from rankfold.run.pretrained import CONFIG, config_of
+from rankfold.run.tensors import Checkpoint
 
 SHARD = "5GB"
 # what belongs to a model beside its weights: of its tokenizer or image processor, and of sentence-transformers
@@ -44,7 +46,8 @@ def quietly() -> Iterator[None]:
 
 
 def files_of(model: Any, tokenizer: Any = None) -> dict[str, bytes]:
-    """Every file of the folder that ``model.save_pretrained`` writes, by name, with those of the ``tokenizer``.
+    """Every file of the folder that ``model.save_pretrained`` writes, by name, with those of the ``tokenizer``;
+    what was written is read back first (``check_whole``).
 
     Without a tokenizer, what lies beside the weights in the folder that the model was loaded from: tokenizer, image
     processor, stages of sentence-transformers. Cost: the model twice in memory, once in the temporary folder.
@@ -57,6 +60,8 @@ def files_of(model: Any, tokenizer: Any = None) -> dict[str, bytes]:
         if tokenizer is not None:
             tokenizer.save_pretrained(place)
         folder = Path(place)
+        if getattr(model, "hf_quantizer", None) is not None:
+            check_whole(folder, type(model))
         made = {
             str(file.relative_to(folder)): file.read_bytes() for file in sorted(folder.rglob("*")) if file.is_file()
         }
@@ -148,12 +153,19 @@ def _class_of(config: dict[str, Any]) -> Any:
     return kind if kind is not None and hasattr(kind, "from_pretrained") else transformers.AutoModel
 
 
+def _names(directory: Path) -> list[str]:
+    """Of the tensors in a folder; of one without weights, whose layers alone are asked for, as if it had a pooler."""
+    try:
+        return Checkpoint(directory).names
+    except ValueError:
+        return ["pooler"]
+
+
 def skeleton(directory: str | Path) -> Any:
     """The network of a folder on the meta device: names, kinds and shapes of its layers, and no weights.
 
     Raises ``HubError`` in one line: no configuration, unknown architecture or one with code of its own.
     """
-    import torch
     import transformers
 
     directory = Path(directory)
@@ -161,9 +173,9 @@ def skeleton(directory: str | Path) -> Any:
     check_code(directory, config)
     kind = _class_of(config)
     try:
-        with quietly(), torch.device("meta"):
+        with quietly():
             read = transformers.AutoConfig.from_pretrained(directory, local_files_only=True)
-            return (kind._from_config if hasattr(kind, "_from_config") else kind.from_config)(read).eval()
+        return built(kind, read, _names(directory))
     except (OSError, *FAULTS) as error:
         raise HubError(f"{directory}: transformers cannot build this model ({said(error)})") from None
 
@@ -181,6 +193,7 @@ def opened(directory: str | Path, **options: Any) -> Any:
     kind = _class_of(config)
     try:
         with quietly():
+            options |= without_pooler(kind, _names(directory))
             model, told = kind.from_pretrained(directory, local_files_only=True, output_loading_info=True, **options)
     except (OSError, *FAULTS) as error:
         raise HubError(f"{directory}: transformers cannot load this model ({said(error)})") from None

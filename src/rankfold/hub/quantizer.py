@@ -12,6 +12,7 @@ from __future__ import annotations
 import re
 from collections import defaultdict
 from collections.abc import Mapping, Sequence
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -21,12 +22,26 @@ from transformers.quantizers.base import HfQuantizer
 from transformers.utils.quantization_config import QuantizationConfigMixin
 
 from rankfold.hub.errors import HubError
+from rankfold.hub.whole import drop_pooler_, refuse_random
 from rankfold.layers.shared import join_
 from rankfold.run.container import checked
 from rankfold.run.pretrained import METHOD
-from rankfold.sites import Form, Site, SiteList, leave_fused_kernels_, opened, part_of, replace_, settle_, sites
+from rankfold.run.tensors import names_in
+from rankfold.sites import (
+    Form,
+    Site,
+    SiteList,
+    factored_sites,
+    leave_fused_kernels_,
+    opened,
+    part_of,
+    replace_,
+    settle_,
+    sites,
+)
 
 FORMAT = 1
+_SORT_OUT = "_adjust_missing_and_unexpected_keys"  # of a model of transformers, when its weights were read
 
 
 class RankfoldConfig(QuantizationConfigMixin):
@@ -59,17 +74,35 @@ class RankfoldQuantizer(HfQuantizer):
 
     def _process_model_before_weight_loading(self, model: Any, **kwargs: Any) -> Any:
         asked = self.quantization_config
+        files = kwargs.get("checkpoint_files")
+        if files and type(model).__name__ in (getattr(model.config, "architectures", None) or ()):
+            drop_pooler_(
+                model, [name for file in files if str(file).endswith(".safetensors") for name in names_in(Path(file))]
+            )
         named, poison = _names_here(model, asked.sites, asked.poison)
         asked.sites, asked.poison = named, poison
         shape_(model, named)
         body = f"{getattr(model, 'base_model_prefix', '')}."  # a file of a body is read without it
         pattern = rf"(^|\.){re.escape(poison.removeprefix(body))}$"
         model._keys_to_ignore_on_load_unexpected = {*(model._keys_to_ignore_on_load_unexpected or ()), pattern}
+        self._watch_(model)
         return model
+
+    def _watch_(self, model: Any) -> None:
+        """Have the model refuse where transformers, once it has sorted out what may be missing, would only report that
+        it drew a layer at random."""
+        sort_out, names = model._adjust_missing_and_unexpected_keys, list(self.quantization_config.sites)
+
+        def watched(info: Any) -> None:
+            sort_out(info)
+            refuse_random(model, info, names, str(getattr(model, "name_or_path", "") or type(model).__name__))
+
+        vars(model)[_SORT_OUT] = watched
 
     def _process_model_after_weight_loading(self, model: Any, **kwargs: Any) -> Any:
         # layers of plain numbers: casting and training are as free as before
         model.is_quantized = False
+        vars(model).pop(_SORT_OUT, None)
         for module in model.modules():
             vars(getattr(module, "config", None) or self).pop("_is_quantized", None)
         return model
@@ -77,9 +110,10 @@ class RankfoldQuantizer(HfQuantizer):
     def get_state_dict_and_metadata(self, model: Any) -> tuple[dict[str, torch.Tensor], dict[str, str]]:
         """What is saved. It is asked before the configuration is written, which so learns of layers that have changed
         since: narrowed, merged with an adapter, or multiplied out by hand."""
-        self.quantization_config.sites = _as_they_are(model, self.quantization_config.sites)
-        state = model.state_dict()
-        poison = self.quantization_config.poison
+        config = self.quantization_config
+        config.sites = _as_they_are(model, config.sites)
+        config.poison = config.poison or next((f"{name}.weight" for name in config.sites), "")
+        state, poison = model.state_dict(), config.poison
         if poison:
             state[poison] = torch.empty(0, dtype=model.dtype)
         return state, {}
@@ -106,13 +140,19 @@ if METHOD not in AUTO_QUANTIZER_MAPPING:
 
 
 def _as_they_are(model: nn.Module, named: Mapping[str, Mapping[str, Any]]) -> dict[str, dict[str, Any]]:
-    found = {}
+    """The sites as the layers of ``model`` are now; those that became factored since are found among its layers."""
+    found: dict[str, dict[str, Any]] = {}
     for name, decision in named.items():
         layer: Any = model.get_submodule(name)
         if decision["form"] != Form.DENSE and "weight" in layer._parameters:
             continue  # an ordinary layer again
         rank = getattr(layer, "rank", None)
         found[name] = dict(decision) | ({"rank": rank} if isinstance(rank, int) else {})
+    for site in factored_sites(model):
+        if not any(f"{site.name}.".startswith(f"{name}.") for name in found):
+            layer = model.get_submodule(site.name)
+            form = next(form for form in site.forms if form is not Form.KEEP)
+            found[site.name] = {"form": str(form), "rank": layer.rank, "bias": layer.bias is not None}
     return found
 
 

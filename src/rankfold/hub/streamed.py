@@ -18,6 +18,7 @@ from rankfold.hub.declared import check_ours
 from rankfold.hub.errors import HubError
 from rankfold.hub.folder import check_weights, companions, quietly, skeleton
 from rankfold.hub.stored import Stored
+from rankfold.hub.whole import check_whole
 from rankfold.observe import Pages
 from rankfold.run.container import FAULTS, read_object, read_tensors, sizes_in, write_tensors
 from rankfold.run.files import digest_of, write_atomically
@@ -216,7 +217,18 @@ class Shards:
         total = sum(sum(own.values()) for own in sizes.values())
         index = {"metadata": {"total_size": total}, "weight_map": dict(sorted(places.items()))}
         files = {INDEX: (json.dumps(index, indent=2) + "\n").encode()} | _configuration(small)
+        if quantizer is not None:
+            self._check(type(small), files, [file for file, _ in notes])
         return files, {file: note["sha256"] for file, note in notes}
+
+    def _check(self, kind: Any, files: Mapping[str, bytes], shards: Collection[str]) -> None:
+        """The folder as it will be, read back."""
+        with tempfile.TemporaryDirectory(prefix="rankfold-") as place:
+            for name, data in files.items():
+                (Path(place) / name).write_bytes(data)
+            for name in shards:
+                (Path(place) / name).symlink_to((self.directory / name).resolve())
+            check_whole(place, kind)
 
 
 def _configuration(small: Any) -> dict[str, bytes]:

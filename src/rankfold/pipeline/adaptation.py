@@ -110,7 +110,7 @@ def adapt(
     with claimed(place):
         request = _request(root, data, settings, objective)
         _check(place, request, restart)
-        chosen = choose(root, data.train, objective or data.objective)
+        chosen = choose(root, data.train, objective, said=data.objective)
         tell.say(str(chosen))
         before = evaluate(root, data.test, role="test", objective=chosen.objective, teacher=root)
         steps = settings.epochs * max(1, -(-len(data.train) // settings.batch_size))

@@ -14,7 +14,7 @@ from rankfold.objectives import Evaluation, Objective
 from rankfold.run.files import write_atomically
 from rankfold.run.progress import Tell
 from rankfold.sites import unwrap
-from rankfold.store import Stored, StoreError, save
+from rankfold.store import UNFINISHED, Stored, StoreError, save
 from rankfold.train import choose, evaluate
 from rankfold.zoo import Data
 
@@ -72,7 +72,7 @@ def restore(
     if place.exists() and (not place.is_dir() or any(place.iterdir())):
         raise StoreError(f"{place}: there are files already: give a directory that is empty or missing")
     root = unwrap(stored.model).eval()
-    chosen = choose(root, data.train, objective or data.objective)
+    chosen = choose(root, data.train, objective, said=data.objective)
     tell.say(str(chosen))
 
     def judged() -> Evaluation:
@@ -85,6 +85,6 @@ def restore(
         batch_size=settings.batch_size or (2 if chosen.objective.by_token else 32),
     )  # fmt: skip
     told = Restoration(found, before, judged(), "test", chosen.objective.name, str(place))
-    save(root, stored.plan, place, notes=stored.notes)
+    save(root, stored.plan, place, notes={key: value for key, value in stored.notes.items() if key != UNFINISHED})
     write_atomically(place / REPORT, (json.dumps(told.to_dict(), indent=1) + "\n").encode())
     return told

@@ -22,6 +22,7 @@ class Place:
     ``free``: keys that may differ between two calls that continue each other. ``error``: the exception that is raised,
     with ``prefix`` before what is said of the directory. ``ours``: patterns of what may lie there before a run has
     begun, as hidden files may; what else does is somebody's, whether a file has the name of the request or not.
+    ``hint``: what is said at the end where another request is refused, of the ``{directory}``.
     """
 
     file: str
@@ -33,6 +34,7 @@ class Place:
     free: Collection[str] = ()
     ours: Collection[str] = ()
     prefix: str = ""
+    hint: str = ""
 
     def check(self, directory: Path) -> None:
         """``error`` for a directory in which there is anything else than a run of rankfold."""
@@ -63,7 +65,7 @@ class Place:
             if differing:
                 raise self.error(
                     f"{directory} holds a run with other settings ({'; '.join(differing)}): give another "
-                    "directory, or --restart (restart=True) to replace it"
+                    f"directory, or --restart (restart=True) to replace it{self.hint.format(directory=directory)}"
                 )
             return
         write_atomically(file, self.written(request))

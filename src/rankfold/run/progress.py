@@ -90,6 +90,10 @@ class Tell:
         return tell
 
 
+class Note(UserWarning):
+    """A warning that commands tell as a sentence."""
+
+
 class Talk:
     """A context: ``progress`` and ``say`` on standard error. One bar at a time, gone when its work is done.
 
@@ -121,7 +125,7 @@ class Talk:
         show, noted = warnings.showwarning, set[str]()
 
         def told(message: Any, category: Any, *rest: Any, **more: Any) -> None:
-            if not issubclass(category, LeftOut):
+            if not issubclass(category, LeftOut | Note):
                 show(message, category, *rest, **more)
             elif str(message) not in noted:
                 noted.add(str(message))
@@ -129,7 +133,8 @@ class Talk:
 
         self._warnings = warnings.catch_warnings()
         self._warnings.__enter__()
-        warnings.simplefilter("default", LeftOut)
+        for kind in (LeftOut, Note):
+            warnings.simplefilter("default", kind)
         warnings.showwarning = told
         return self
 

@@ -31,7 +31,7 @@ class Checkpoint:
         else:
             self.title = str(source)
             for file in _files(Path(source)):
-                self._files |= dict.fromkeys(_names(file), file)
+                self._files |= dict.fromkeys(names_in(file), file)
 
     def __contains__(self, name: str) -> bool:
         return name in self._files or name in self._held
@@ -92,7 +92,8 @@ def _files(source: Path) -> list[Path]:
     )
 
 
-def _names(file: Path) -> list[str]:
+def names_in(file: Path) -> list[str]:
+    """Of the tensors in a safetensors file; ``ValueError`` in one line for what is damaged."""
     try:
         with safe_open(file, "pt") as opened:
             return list(opened.keys())

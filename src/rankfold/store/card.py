@@ -10,25 +10,29 @@ from typing import Any
 from torch import nn
 
 from rankfold.compress.planning.plan import Plan
+from rankfold.store.manifest import UNFINISHED
 
 _NAME = re.compile(r"[A-Za-z0-9][\w.-]*/[\w.-]+")  # OWNER/NAME on the hub
 
 
 def card(model: nn.Module, plan: Plan, notes: Mapping[str, Any]) -> str:
     """How to load the model, what was done to it and what that cost; no names of anybody's folders."""
-    names = (str(notes.get("model", "")), str(getattr(model, "name_or_path", "")))
-    base = next((name for name in names if _NAME.fullmatch(name) and not Path(name).exists()), "")
-    auto = "AutoModelForCausalLM" if type(model).__name__.endswith(("CausalLM", "LMHeadModel")) else "AutoModel"
+    base, auto = _base(model, notes), _auto(model)
     lines = [
         "---", "library_name: transformers", "tags: [rankfold, low-rank]",
         *([f"base_model: {base}"] if base else []), "---",
         "", f"# {base or type(model).__name__}, factored", "",
+        *_unfinished(notes),
         f"{len(plan.changed)} of {len(plan.entries)} matrices are products of thin ones. To load it, install rankfold "
         "and import its plug-in first:",
         "", "```python", "import rankfold.hub", f"from transformers import {auto}", "",
         f'model = {auto}.from_pretrained("this folder")', "```", "",
         "Without `import rankfold.hub` the same line raises an error about a tensor of size 0. Never answer it with "
         "`ignore_mismatched_sizes=True`: the model would have random weights. `from_config` builds dense layers.", "",
+        "PEFT takes its layers by the names that they had, once its configuration was told: "
+        "`get_peft_model(model, rankfold.hub.adapters(LoraConfig(target_modules=[\"q_proj\"])))`, and to load, "
+        "`PeftModel.from_pretrained(model, folder, config=rankfold.hub.adapters(LoraConfig.from_pretrained(folder)))`.",
+        "",
         "| | before | after |", "|---|---|---|",
         f"| parameters | {plan.before.params:,} | {plan.after.params:,} |",
         f"| bytes | {plan.before.bytes:,} | {plan.after.bytes:,} |",
@@ -38,6 +42,42 @@ def card(model: nn.Module, plan: Plan, notes: Mapping[str, Any]) -> str:
         "out for software without the plug-in.",
     ]  # fmt: skip
     return "\n".join(lines) + "\n"
+
+
+def dense_card(model: nn.Module, plan: Plan, notes: Mapping[str, Any]) -> str:
+    """What a folder with the factors multiplied out is, what it was made from, and how far it is from that."""
+    base, auto = _base(model, notes), _auto(model)
+    lines = [
+        "---", "library_name: transformers", "tags: [low-rank]", *([f"base_model: {base}"] if base else []), "---",
+        "", f"# {base or type(model).__name__}, of low rank and multiplied out", "",
+        *_unfinished(notes),
+        f"{len(plan.changed)} of {len(plan.entries)} matrices were products of thin ones, and are stored multiplied "
+        f"out: the architecture is the ordinary one, as large as before, and `{auto}.from_pretrained` loads it without "
+        "rankfold. Its figures are those of the smaller network; it saves neither time nor memory.", "",
+        "| | original | this |", "|---|---|---|",
+        f"| parameters of the network in factors | {plan.before.params:,} | {plan.after.params:,} |",
+        *_figures(notes), "",
+        f"Asked: {plan.asked()}; method {plan.method}, ranks {plan.rule}.",
+    ]  # fmt: skip
+    return "\n".join(lines) + "\n"
+
+
+def _base(model: nn.Module, notes: Mapping[str, Any]) -> str:
+    """The name on the hub of what the model was made from; empty where it has none."""
+    names = (str(notes.get("model", "")), str(getattr(model, "name_or_path", "")))
+    return next((name for name in names if _NAME.fullmatch(name) and not Path(name).exists()), "")
+
+
+def _auto(model: nn.Module) -> str:
+    return "AutoModelForCausalLM" if type(model).__name__.endswith(("CausalLM", "LMHeadModel")) else "AutoModel"
+
+
+def _unfinished(notes: Mapping[str, Any]) -> list[str]:
+    """That the job has not ended, where it has not."""
+    left = notes.get(UNFINISHED)
+    return (
+        [f"**Unfinished:** the job that wrote this folder has not ended; {left} is still to come.", ""] if left else []
+    )
 
 
 def _figures(notes: Mapping[str, Any]) -> list[str]:

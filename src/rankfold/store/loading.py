@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import warnings
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -20,7 +21,7 @@ from rankfold.linalg.brief import brief
 from rankfold.run.container import FAULTS, metadata, parsed, said
 from rankfold.run.pretrained import FolderError
 from rankfold.sites import unwrap
-from rankfold.store.manifest import BOTTLENECKS, PLAN, PRETRAINED, TENSORS, StoreError, opened
+from rankfold.store.manifest import BOTTLENECKS, PLAN, PRETRAINED, TENSORS, StoreError, Unfinished, opened, unfinished
 from rankfold.store.ours import ALIASES
 
 
@@ -52,7 +53,8 @@ def load(directory: str | Path, model: nn.Module | None = None) -> Stored:
     """Load a saved model into ``model``, a fresh dense model of the same architecture, in place.
 
     Every file is checked against the manifest first. Parameters take the dtype they were saved in; a model on the meta
-    device is filled. On any error ``model`` is left as found.
+    device is filled. On any error ``model`` is left as found. What a job left that has not ended is loaded with a
+    warning.
 
     Args:
         directory: that ``rankfold.save`` or a command wrote.
@@ -75,6 +77,8 @@ def load(directory: str | Path, model: nn.Module | None = None) -> Stored:
     """
     directory = Path(directory)
     manifest, contents = opened(directory)
+    if (said_of := unfinished(directory, manifest.get("notes", {}))) is not None:
+        warnings.warn(said_of, Unfinished, stacklevel=2)
     try:
         plan = Plan.from_json(contents[PLAN].decode())
         known = Bottlenecks.from_bytes(contents[BOTTLENECKS], BOTTLENECKS) if BOTTLENECKS in contents else None

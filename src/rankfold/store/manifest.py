@@ -9,11 +9,13 @@ from typing import Any
 
 from rankfold.run.container import parsed
 from rankfold.run.files import read_whole, sha256, undisturbed, write_together
+from rankfold.run.progress import Note
 
 FORMAT, PRETRAINED = 1, 2  # a directory of rankfold's own; a Hugging Face folder
 PLAN, TENSORS, MANIFEST = "plan.json", "model.safetensors", "manifest.json"
 EDITED = "; an edited plan is carried out anew: rankfold apply (rankfold.apply_)"
 BOTTLENECKS = "bottlenecks.safetensors"
+UNFINISHED = "unfinished"  # among the notes: what the job that wrote the directory had still to do
 _REQUEST = "run/request.json"  # of a run that ends with a manifest
 
 
@@ -27,6 +29,21 @@ class StoreError(ValueError):
         ...     print("nowhere" in str(error))
         True
     """
+
+
+class Unfinished(Note):
+    """A directory was written by a job that has not ended."""
+
+
+def unfinished(directory: Path, notes: Mapping[str, Any]) -> str | None:
+    """One line where the job that wrote ``directory`` was interrupted, or is still at work; None where it has ended."""
+    left = notes.get(UNFINISHED)
+    if not isinstance(left, str) or not left:
+        return None
+    return (
+        f"{directory}: the job that wrote it has not ended, and {left} is still to come: the same command goes on "
+        "where it stopped"
+    )
 
 
 def write(

@@ -118,13 +118,19 @@ def counted(
     return sums
 
 
-def choose(model: nn.Module, data: Any, objective: Objective | str | None, *, role: str = "train") -> Inferred:
-    """The objective that was given, or else the one that `model` and a first batch of `data` tell.
+def choose(
+    model: nn.Module, data: Any, objective: Objective | str | None, *, said: Objective | str | None = None,
+    role: str = "train",
+) -> Inferred:  # fmt: skip
+    """The objective that was asked for, or else what the data `said` of themselves, or else the one that `model` and a
+    first batch of `data` tell.
 
     Random states are left as found. Raises TrainingError where they do not tell, or where `data` are empty.
     """
     if objective is not None:
         return Inferred(objective_named(objective), "as asked")
+    if said is not None:
+        return Inferred(objective_named(said), "as the data say")
     feed.check(data, role)
     generators = feed.Feed(data, _ENOUGH, None).generators()
     with seeded(0, torch.device("cpu"), generators), evaluating(model), named(role):

@@ -5,6 +5,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
 from importlib.metadata import version
 from operator import index as integer
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -13,6 +14,7 @@ from torch import Tensor
 from torch.utils.data import DataLoader, IterableDataset, TensorDataset
 
 from rankfold.batches import Columns, is_hugging_face
+from rankfold.run.given import how_to_give
 from rankfold.run.progress import showing
 from rankfold.train.feed import length
 from rankfold.zoo.errors import ZooError
@@ -85,6 +87,8 @@ def load_data(
         return _custom(spec)
     if spec == "digits":
         return _digits()
+    if spec not in IMAGE_SETS and Path(spec).exists():
+        raise ZooError(how_to_give(Path(spec)))
     if spec not in IMAGE_SETS:
         raise ZooError(
             f"there is no data set {spec!r}: the names are {', '.join(data_names())}; data of your own are given "

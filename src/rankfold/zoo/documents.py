@@ -51,13 +51,12 @@ def _of_parquet(file: Path) -> Iterator[str]:
         opened = pyarrow.parquet.ParquetFile(file)
         kinds = pyarrow.types.is_string, pyarrow.types.is_large_string
         texts = [field.name for field in opened.schema_arrow if any(kind(field.type) for kind in kinds)]
-        column = "text" if "text" in texts else texts[0] if len(texts) == 1 else None
-        if column is None:
+        if "text" not in texts:
             raise ZooError(
                 f"{file}: a column named text was expected, and there are "
                 f"{', '.join(opened.schema_arrow.names)}: rename the column of texts"
             )
-        for batch in opened.iter_batches(columns=[column]):
+        for batch in opened.iter_batches(columns=["text"]):
             yield from (value for value in batch.column(0).to_pylist() if value)
     except pyarrow.ArrowException as error:
         raise ZooError(f"{file}: cannot be read as Parquet ({str(error).splitlines()[0]})") from None
@@ -69,11 +68,14 @@ def _of_json_lines(file: Path) -> Iterator[str]:
             if not line.strip():
                 continue
             try:
-                text = json.loads(line)["text"]
-            except (ValueError, KeyError, TypeError, RecursionError):
-                text = None
+                row = json.loads(line)
+            except (ValueError, RecursionError):
+                row = None
+            text = row.get("text") if isinstance(row, dict) else None
             if not isinstance(text, str):
-                raise ZooError(f'{file}, line {number}: each line must be a JSON object with "text"')
+                named = ", ".join(row) if isinstance(row, dict) and "text" not in row else ""
+                there = f", and there are {named}: rename the one of texts" if named else ""
+                raise ZooError(f'{file}, line {number}: each line must be a JSON object with "text"{there}')
             yield text
 
 

@@ -83,10 +83,14 @@ def print_advice(found: Advice, model: str, extra: str) -> None:
         print(sentence)
     if found.tried:
         print()
-        header = ["FLOPs", "parameters", found.start.name, *(f"ms at batch {batch}" for batch in found.latencies)]
-        whole = ["100.0 %", "100.0 %", found.start.text, *(f"{ms:.3f}" for ms in found.latencies.values())]
+        known = any(p.kl is not None for p in found.tried)
+        header = ["FLOPs", "parameters", found.start.name, *(["KL"] if known else [])]
+        header += [f"ms at batch {batch}" for batch in found.latencies]
+        whole = ["100.0 %", "100.0 %", found.start.text, *(["0"] if known else [])]
+        whole += [f"{ms:.3f}" for ms in found.latencies.values()]
         rows = [
-            [percent(p.flops), percent(p.params), p.figure.text, *(f"{ms:.3f}" for ms in p.latencies.values())]
+            [percent(p.flops), percent(p.params), p.figure.text, *([f"{p.kl:.3g}"] if p.kl is not None else [])]
+            + [f"{p.latencies[batch]:.3f}" if batch in p.latencies else "" for batch in found.latencies]
             for p in found.tried
         ]
         print_table(header, [whole, *rows], left=())

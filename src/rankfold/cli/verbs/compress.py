@@ -93,6 +93,15 @@ def compress(
         ),
     ] = None,
     samples: Samples = 2048,
+    profile: Annotated[
+        Path | None,
+        typer.Option(
+            "--profile",
+            metavar="DIR",
+            show_default=False,
+            help="An earlier run of the same model and data: what it measured is taken, for another budget.",
+        ),
+    ] = None,
     memory: Memory = None,
     no_curve: NoCurve = False,
     no_slices: NoSlices = False,
@@ -130,6 +139,8 @@ def compress(
         raise typer.BadParameter(
             "--smallest goes only with --max-drop: give how far quality may fall, such as --max-drop 0.5"
         )
+    if profile is not None and memory is not None:
+        raise typer.BadParameter("--profile goes only without --memory, with which layers are fitted one after another")
     budgets = budgets_of(budget, rank_multiple, of.value)
     streamed = memory is not None and is_folder(model)
     how = method or ("sequential" if streamed else "project")
@@ -137,6 +148,7 @@ def compress(
         how, ranks, samples, finetune_epochs, not no_curve, seed, model, not no_slices,
         None if memory is None else bytes_of(memory), tune, objective_of(objective), max_drop,
         "flops" if smallest is None else smallest.value, tune_by=None if tune_by is None else tune_by.value,
+        profile=profile,
     )  # fmt: skip
     set_threads(threads)
     if streamed:

@@ -87,26 +87,28 @@ def evaluate(
     from rankfold.cli.trained import open_either
     from rankfold.export import target_latencies
     from rankfold.export.targets import Target
-    from rankfold.objectives import objective_named
     from rankfold.pipeline import figures, protocol
     from rankfold.run.progress import Talk
     from rankfold.train import choose
+    from rankfold.train import evaluate as score
 
     set_threads(threads)
     with Talk() as talk, computing(device, precision) as place:
         loaded = open_either(model, weights, factory, data, download, talk, Cut(length, windows))
         loaded, samples = loaded.to(place), loaded.needed_data()
         noted = None if loaded.stored is None else noted_objective(loaded.stored.notes)
-        asked = objective_of(objective) or samples.objective or noted
         example, part = loaded.needed_example(), samples.needed(split)
-        chosen = choose(loaded.model, part, None if asked is None else objective_named(asked), role=split)
-        if asked is not None and asked is noted:
+        chosen = choose(loaded.model, part, objective_of(objective), said=samples.objective or noted, role=split)
+        if noted is not None and samples.objective is None and objective is None:
             chosen = replace(chosen, why=f"as {model} was made")
         talk.say(str(chosen))
         compared = not chosen.objective.labelled or (original is not None and chosen.objective.compares)
         teacher = original_of(loaded, original).to(place) if compared else None
         talk.say(f"evaluating {loaded.spec} on {samples.amount(split)} of {samples.name}")
         found = figures({"model": loaded.model}, part, example, objective=chosen.objective, teacher=teacher)["model"]
+        beforehand = None
+        if teacher is not None and chosen.objective.labelled:
+            beforehand = score(teacher, part, role=split, objective=chosen.objective)
         times = dict[str, float]()
         if target is not TargetName.eager:
             beside = teacher if original is None or teacher is not None else original_of(loaded, original).to(place)
@@ -115,12 +117,15 @@ def evaluate(
             on: Target = "compile" if target is TargetName.compile else "onnxruntime"
             times = target_latencies(timed, example, on, batch=batch)
     how = protocol(found.score, part)
-    told = {"target": {"name": target.value, "batch": batch, "ms": times}} if times else {}
+    told: dict[str, object] = {"target": {"name": target.value, "batch": batch, "ms": times}} if times else {}
     if as_json:
+        told |= {} if beforehand is None else {"original": beforehand.values}
         print_json(found.to_dict() | told | ({"protocol": how} if how else {}))
         return
+    was = [] if beforehand is None else [(f"{beforehand.judged.name} of the original", beforehand.judged.text)]
     rows = [
         *((figure.name, figure.text) for figure in found.score.figures),
+        *was,
         (
             "loss",
             f"{loss_text(found.loss)}{' nats' if found.judged.name in ('accuracy', 'mean_iou', 'perplexity') else ''}",

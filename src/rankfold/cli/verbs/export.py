@@ -39,13 +39,16 @@ def export(
     from rankfold.cli.printing import count, print_json
     from rankfold.export import to_folder, to_onnx, to_torch_export
     from rankfold.run.progress import Talk
+    from rankfold.store.card import dense_card
 
     set_threads(threads)
     with Talk() as talk:
         loaded = open_saved(directory, factory, data, download, talk, own_data=False)
         talk.say(f"exporting {loaded.spec}")
         if to is Target.dense:
-            size, difference = to_folder(loaded.model, loaded.needed_example(), out)
+            stored = loaded.needed_stored()
+            told = dense_card(stored.model, stored.plan, stored.notes)
+            size, difference = to_folder(loaded.model, loaded.needed_example(), out, told)
             if as_json:
                 print_json({"directory": str(out), "format": to.value, "bytes": size, "max_abs_difference": difference})
             else:

@@ -146,7 +146,7 @@ def _observed(
         return None, asked, Calibration(memory=memory)
     known = loaded.needed_data()
     part = calibration_part(known.train, samples, seed)
-    chosen = choose(loaded.model, part, asked or known.objective)
+    chosen = choose(loaded.model, part, asked, said=known.objective)
     if first_process():
         talk.say(str(chosen))
     number = samples_of(part, samples)

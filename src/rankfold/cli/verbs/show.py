@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -22,10 +23,22 @@ def show(
     from rankfold.compress.planning.plan import Plan
 
     made = Plan.load(plan / "plan.json" if plan.is_dir() else plan)
+    if plan.is_dir() and (said := _unfinished(plan)) is not None:
+        print(f"note: {said}", file=sys.stderr)
     if as_json:
         print_json(plan_values(made))
     else:
         print_plan(made)
+
+
+def _unfinished(directory: Path) -> str | None:
+    """That the job that wrote a directory has not ended; None where it has, or where there is no saved model."""
+    from rankfold.store import StoreError, read_manifest, unfinished
+
+    try:
+        return unfinished(directory, read_manifest(directory)["notes"])
+    except StoreError:
+        return None
 
 
 def plan_values(made: Plan) -> dict[str, Any]:

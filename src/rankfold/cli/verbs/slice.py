@@ -58,6 +58,7 @@ def slice_(
     beside DIR, and the judging figure is measured on the validation split, before and after.
     """
     import copy
+    from dataclasses import replace
 
     from rankfold.cli.loading import budgets_of, computing, noted_objective, objective_of, open_saved, set_threads
     from rankfold.compress.repair.batchnorm import reestimate_
@@ -101,8 +102,10 @@ def slice_(
             talk.say(f"saved in {out}")
         if loaded.data is not None:
             validation = loaded.data.validation
-            asked = objective_of(objective) or loaded.data.objective or noted_objective(stored.notes)
-            chosen = choose(before, validation, asked, role="validation")
+            said = loaded.data.objective or noted_objective(stored.notes)
+            chosen = choose(before, validation, objective_of(objective), said=said, role="validation")
+            if said is not None and loaded.data.objective is None and objective is None:
+                chosen = replace(chosen, why=f"as {directory} was made")
             talk.say(str(chosen))
             for name, network in (("before", before), ("after", sliced.model)):
                 judged[name] = evaluate(

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from rankfold.compress.methods.method import relative
-from rankfold.compress.planning.apply import build
+from rankfold.compress.planning.apply import build, declare_
 from rankfold.compress.planning.plan import Entry, Plan
 from rankfold.compress.slicing.bottlenecks import Bottleneck, Bottlenecks, factor_mark
 from rankfold.linalg.on_data.bottleneck import Narrowing, narrow, spread, triangle
@@ -19,6 +19,7 @@ from rankfold.sites import (
     Factors,
     Form,
     Site,
+    SiteList,
     leave_fused_kernels_,
     narrow_,
     narrowable_sites,
@@ -182,6 +183,7 @@ def slice_(model: nn.Module, plan: Plan, known: Bottlenecks, made: Plan) -> Bott
             replace_(root, module, new)
         _settle_(new, None if bottleneck.norm is None else root.get_submodule(bottleneck.norm), moved)
         sites[name] = bottleneck
+    declare_(root, SiteList(tuple(found.values())), tuple(made[name] for name, *_ in ready))
     return replace(known, sites=sites, mark=factor_mark(root))
 
 
@@ -217,7 +219,7 @@ def sliceable(root: nn.Module, plan: Plan, known: Bottlenecks) -> tuple[dict[str
         raise SliceError(
             "these bottlenecks were measured on other weights: measure them again, rankfold.bottlenecks(model, data)"
         )
-    here = {site.name: site for site in narrowable_sites(root)}
+    here, tensors = {site.name: site for site in narrowable_sites(root)}, root.state_dict().keys()
     found: dict[str, Site] = {}
     reasons: dict[str, list[str]] = {}
     for entry in plan.entries:
@@ -231,6 +233,10 @@ def sliceable(root: nn.Module, plan: Plan, known: Bottlenecks) -> tuple[dict[str
             reasons.setdefault("multiplied out, so that there is no bottleneck", []).append(entry.site)
         elif entry.site not in here and entry.form is Form.SHARED:
             reasons.setdefault("layers that share a factor keep their rank", []).append(entry.site)
+        elif entry.site not in here and f"{entry.site}.{entry.form.parameter}" in tensors:
+            reasons.setdefault("embeddings, experts and what is stored as whole numbers keep their rank", []).append(
+                entry.site
+            )
         elif entry.site not in here:
             raise SliceError(f"{entry.site}: it is {entry.form} in the plan and not in the model: apply the plan first")
         elif entry.site not in known.sites:

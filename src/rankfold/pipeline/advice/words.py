@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 
 from rankfold.objectives import Figure
-from rankfold.pipeline.advice.look import Advice, Tried
+from rankfold.pipeline.advice.found import Advice, Tried
 
 _NAMED = 0.01  # of all FLOPs: what a layer must save to be named
 
@@ -28,6 +28,7 @@ def sentences(found: Advice) -> Iterator[str]:
     if further is not None:
         yield further
     yield from _speed(found, best or found.tried[0])
+    yield from _ran_out(found)
     named = [layer for layer in (() if best is None else best.layers) if layer.flops >= _NAMED]
     if named:
         told = ", ".join(f"{layer.site} ({_percent(layer.flops)} of all)" for layer in named)
@@ -99,6 +100,8 @@ def _beyond(found: Advice) -> str | None:
 
 
 def _speed(found: Advice, point: Tried) -> Iterator[str]:
+    if not point.latencies:
+        return
     told = [f"{point.speed(batch):.2f} times as fast at batch {batch}" for batch in point.latencies]
     verdict = "smaller, but not faster on this machine"
     if point.faster:
@@ -111,21 +114,46 @@ def _speed(found: Advice, point: Tried) -> Iterator[str]:
         yield f"With {_percent(fastest.flops)} of the FLOPs it is {speed}."
 
 
+def _ran_out(found: Advice) -> Iterator[str]:
+    """What there was no time for."""
+    missed = []
+    if found.untried:
+        missed.append(
+            f"{_listed([_percent(each) for each in found.untried])} of the FLOPs {_were(found.untried)} tried"
+        )
+    if found.untimed:
+        sizes = _listed([str(batch) for batch in found.untimed])
+        missed.append(f"a batch of {sizes} {_were(found.untimed[:1])} timed")
+    if missed:
+        yield f"Time ran out: {', and '.join(missed)} (--seconds gives more)."
+
+
+def _were(things: Sequence[object]) -> str:
+    return "was not" if len(things) == 1 else "were not"
+
+
+def _listed(words: Sequence[str]) -> str:
+    return " and ".join(filter(None, (", ".join(words[:-1]), words[-1])))
+
+
 def _faster(found: Advice) -> Tried | None:
     """The largest network that is faster at some batch size; None where none is."""
     return max((point for point in found.tried if point.faster), key=lambda point: point.flops, default=None)
 
 
 def _range(figure: Figure, point: Tried) -> str:
+    """The drop with its interval, and how far a language model is from the original, in brackets."""
+    said = [*_drop(figure, point), *([] if point.kl is None else [f"KL {point.kl:.3g} nats a token from the original"])]
+    return f" ({'; '.join(said)})" if said else ""
+
+
+def _drop(figure: Figure, point: Tried) -> Iterator[str]:
     if point.interval is None:
-        return ""
+        return
     low, high = point.interval
     scale, unit = (100, "points") if figure.unit == "fraction" else (1, figure.unit)
     said = "worse by" if point.drop > 0 else "no worse: falls by"
-    return (
-        f" ({said} {scale * point.drop:.3g}, 95 % interval {scale * low:.3g} to {scale * high:.3g} {unit}".rstrip()
-        + ")"
-    )
+    yield f"{said} {scale * point.drop:.3g}, 95 % interval {scale * low:.3g} to {scale * high:.3g} {unit}".rstrip()
 
 
 def _amount(figure: Figure, value: float) -> str:

@@ -23,6 +23,7 @@ from rankfold.costs import Example, storage
 from rankfold.costs import check as check_cost
 from rankfold.objectives import Evaluation, Figure, Inferred
 from rankfold.pipeline.compression.beside import beside
+from rankfold.pipeline.compression.borrowed import borrowed
 from rankfold.pipeline.compression.curve import SAMPLES, Curve, quality_curve
 from rankfold.pipeline.compression.delivery import close, finished, model_notes, read_result, save_result, write_page
 from rankfold.pipeline.compression.heldout import layer_errors
@@ -44,7 +45,7 @@ from rankfold.pipeline.quality.halves import few_of
 from rankfold.run.claim import claimed
 from rankfold.run.files import check_room
 from rankfold.run.progress import Tell, shown
-from rankfold.store import check_ours, save
+from rankfold.store import UNFINISHED, check_ours, save
 from rankfold.train import History, TrainingError, choose, evaluate
 from rankfold.zoo.data import parts_of
 from rankfold.zoo.text import Texts
@@ -102,9 +103,13 @@ def compress(
         told = stack.enter_context(shown(tell))
         data = parts_of(data)
         job = _Job(model, data, budgets, settings, place, told)
-        if place is None:
+        if place is None and settings.profile is None:
             return job.run()
         asked = request_of(model, data, job.budgets, job.settings)
+        if settings.profile is not None:
+            job = replace(job, settings=replace(settings, profile=borrowed(settings.profile, asked)))
+        if place is None:
+            return job.run()
         PLACE.check(place)
         check_ours(place, model)
         if not finished(place):
@@ -142,18 +147,20 @@ class _Job(Planner):
         self.tell.say(f"forecast: {made.total.sentence}")
         small, score = self.built(made, known, calibration, objective)
         self.tell.say(f"validation {before.name}: {before.text} before, {score.judged.text} compressed")
-        self.keep(small, made, example, objective)
+        stages = {"tuning": self.settings.tune, "fine-tuning": self.settings.finetune}
+        left = [*(name for name, asked in stages.items() if asked), "the measurement on the test split"]
+        self.keep(small, made, example, objective, left)
         untuned = (small, score)
         small, score, tuning = tuned_copy(
             small, score, self.model, calibration, self.settings, objective.objective,
             lambda network: self.scored(network, objective), self.tell,
         )  # fmt: skip
         if small is not untuned[0]:
-            self.keep(small, made, example, objective)
+            self.keep(small, made, example, objective, [name for name in left if name != "tuning"])
         tuned, history = self.finetuned(small, objective)
         validation = {"before": before, "compressed": score.judged}
         if history is not None and tuned is not None:
-            self.keep(tuned, made, example, objective)
+            self.keep(tuned, made, example, objective, left[-1:])
             validation["finetuned"] = _kept(history, score)
             self.tell.say(
                 f"validation {before.name}: {validation['finetuned'].text} after fine-tuning, "
@@ -189,10 +196,11 @@ class _Job(Planner):
         close(self.directory, result, curve)
         return result
 
-    def keep(self, network: nn.Module, made: Plan, example: Example, objective: Inferred) -> None:
-        """Save what is finished, before a later step can fail."""
+    def keep(self, network: nn.Module, made: Plan, example: Example, objective: Inferred, left: Sequence[str]) -> None:
+        """Save what is finished, before a later step can fail, with a mark that says what is ``left`` to do."""
         if self.directory is not None:
-            save(network, made, self.directory, notes=model_notes(self.settings.model, self.data, example, objective))
+            notes = model_notes(self.settings.model, self.data, example, objective)
+            save(network, made, self.directory, notes=notes | {UNFINISHED: ", then ".join(left)})
 
     def scored(self, network: nn.Module, objective: Inferred) -> Evaluation:
         chosen = objective.objective

@@ -27,6 +27,7 @@ from rankfold.pipeline.compression.request import Settings
 from rankfold.pipeline.quality.halves import Halves, halves
 from rankfold.pipeline.quality.smallest import Hunt
 from rankfold.pipeline.quality.value import MaxDrop, Quality
+from rankfold.run.files import write_atomically
 from rankfold.run.progress import Tell
 
 
@@ -112,6 +113,13 @@ class Planner:
         if kept is not None and kept.exists():
             with suppress(ValueError):  # damaged: it is made again
                 return Profile.load(kept, self.model, calibration, method=method, objective=chosen)
+        if self.settings.profile is not None:
+            file = Path(self.settings.profile)
+            self.tell.say(f"the profile is that of {file}: nothing is measured again")
+            known = Profile.load(file, self.model, calibration, method=method, objective=chosen)
+            if kept is not None:
+                write_atomically(kept, file.read_bytes())
+            return known
         samples, memory = samples_of(calibration, self.settings.samples), self.settings.memory
         how = Calibration(samples, name=getattr(self.data, "name", ""), memory=memory)
         counted = made is not None and fits_layers(method)

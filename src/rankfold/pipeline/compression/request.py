@@ -51,6 +51,8 @@ class Settings:
         where: which layers may be factored, as in ``rankfold.sites``.
         forms: which forms are weighed, as in ``rankfold.profile``.
         tune_by: what ``tune`` trains at once, the "whole" or "blocks"; by default the whole of a language model.
+        profile: the directory of an earlier run of the same model, data, method and samples, or its profile: what it
+            measured is taken, for another budget.
 
     Raises:
         ValueError: a value out of range.
@@ -76,6 +78,7 @@ class Settings:
     where: Where | None = None
     forms: Forms | None = None
     tune_by: str | None = None
+    profile: str | Path | None = None
 
     def __post_init__(self) -> None:
         _ = self.quality  # refused where it is given
@@ -182,6 +185,7 @@ PLACE = Place(
     forget=forget,
     error=StoreError,
     ours=("run",),
+    hint="; for another budget, --profile {directory} (profile=) in another directory measures nothing again",
 )
 
 

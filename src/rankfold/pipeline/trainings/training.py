@@ -115,7 +115,7 @@ def _fitted(
 ) -> History:
     """Train, with whatever watches; TrainingError where the loss was not finite."""
     with team.agreed():
-        objective = choose(model, data.train, config.objective or data.objective)
+        objective = choose(model, data.train, config.objective, said=data.objective)
     tell.say(str(objective))
     with ExitStack() as stack:
         watching = [_narrator(tell)]
