@@ -128,13 +128,14 @@ def product(root: nn.Module, candidate: Candidate, rank: int) -> Tensor | None:
     return weight.clone().detach()  # a factored weight is multiplied out here
 
 
-def spread_ranks(errors: np.ndarray, ranks: Sequence[int], count: int) -> list[int]:
-    """``count`` of the ranks, spread over the logarithm of their error; those without error are left out."""
+def spread_ranks(errors: np.ndarray, ranks: Sequence[int], count: int, small: float = 0.02) -> list[int]:
+    """``count`` of the ranks, spread over the logarithm of their error down to ``small``; those without error are left
+    out."""
     worth = [rank for rank in ranks if errors[rank] > 1e-9]
     if len(worth) <= count:
         return worth
     logs = np.log([errors[rank] for rank in worth])
-    targets = np.linspace(logs[0], max(logs[-1], np.log(0.02)), count)
+    targets = np.linspace(logs[0], max(logs[-1], np.log(small)), count)
     return sorted({worth[int(np.abs(logs - target).argmin())] for target in targets})
 
 

@@ -321,12 +321,13 @@ def measure_spread(root: nn.Module, seen: Samples, objective: Objective) -> Spre
 class Directions:
     """Random directions of variance one for numbered rows; of as many neighbours as a row has entries orthogonal."""
 
-    def __init__(self) -> None:
+    def __init__(self, offset: int = 0) -> None:
         self.tables: dict[tuple[int, int], Tensor] = {}
+        self.offset = offset  # other directions for another number
 
     def of(self, z: Tensor, answer: int, start: int) -> Tensor:
         """A direction for every row of ``z`` (N, …, C), whose first sample has number ``start``."""
-        size = z.shape[-1]
+        size, answer = z.shape[-1], answer + self.offset
         count = z.numel() // max(size, 1)
         first = start * z.shape[1:-1].numel()
         if size > ORTHOGONAL:

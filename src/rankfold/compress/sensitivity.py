@@ -15,6 +15,7 @@ import torch
 from torch import Tensor, nn
 
 from rankfold.batches import batches_of, forward
+from rankfold.compress.coherence import layer_of
 from rankfold.compress.effect import between, spread_ranks
 from rankfold.compress.planning.candidates import Candidate
 from rankfold.compress.ranks.rules import Optimal
@@ -46,9 +47,16 @@ def output_changes(candidates: Sequence[Candidate]) -> Prices:
     known = [float(c.decomposition.errors[0]) ** 2 for c in candidates if c.decomposition.comparable and c.share == 1]
     average = sum(known) / max(len(known), 1)
     return {
-        (c.site.name, c.form): _expected(c) if c.decomposition.comparable else c.relative_errors.square() * average
+        (c.site.name, c.form): coherent(c, _expected(c))
+        if c.decomposition.comparable
+        else c.relative_errors.square() * average
         for c in candidates
     }
+
+
+def coherent(candidate: Candidate, prices: Tensor) -> Tensor:
+    """(k + 1,) prices at every rank with the coherence of the candidate, where that is known."""
+    return prices if candidate.coherence is None else prices * candidate.coherence.to(prices)
 
 
 def _expected(candidate: Candidate) -> Tensor:
@@ -133,15 +141,9 @@ def _divergence(
 ) -> float:
     site = candidate.site
     old: Any = root.get_submodule(site.name)
-    factors = candidate.decomposition.factors(rank)
-    new: Any = site.layer.skeleton(old, candidate.form, rank, bias=site.layer.takes_bias)
-    site.layer.write_(new, candidate.form, factors)
-    bias: Tensor | None = new.bias
-    if bias is not None:
-        start = old.bias.detach().double() if site.layer.has_bias else torch.zeros_like(bias, dtype=torch.float64)
-        bias.data.copy_(start if factors.shift is None else start + factors.shift.to(start))
+    new = layer_of(root, candidate, rank)
     carry_hooks_(old, new)
-    replace_(root, old, new.eval())
+    replace_(root, old, new)
     try:
         lost = [
             objective.divergence(forward(root, batch), then, batch)

@@ -90,7 +90,8 @@ class Statistics:
     """Statistics by site name; sites that the data never reached are listed instead.
 
     ``model``: fingerprint of the model they were taken of ("" if that is not known). ``nats``: squared errors in the
-    metric are nats of KL divergence per token.
+    metric are nats of KL divergence per token. ``spread``: of the model's answers, where they can be compared; not
+    saved.
     """
 
     sites: Mapping[str, SiteStatistics]
@@ -98,6 +99,7 @@ class Statistics:
     unreached: tuple[str, ...] = ()
     model: str = ""
     nats: bool = False
+    spread: Spread | None = field(default=None, compare=False)
 
     __repr__ = brief
 
@@ -138,8 +140,10 @@ class Statistics:
                 tensors |= {f"{name}|{place} {k}": torch.as_tensor(v) for k, v in moments.state_dict().items()}
         note = _Note(samples=self.samples, unreached=list(self.unreached), absorbers=absorbers, model=self.model)
         tokens = any(known.tokens for known in self.sites.values())
+        if bound:  # an embedding of any network among them
+            note["bound"] = sorted(bound)
         if tokens:
-            note |= {"bound": sorted(bound), "nats": self.nats, "tokens": tokens}
+            note |= {"nats": self.nats, "tokens": tokens}
         sides = {name: known.side for name, known in sorted(self.sites.items()) if known.side is not None}
         if sides:
             note["sides"] = sides
@@ -295,7 +299,7 @@ def calibrate(
         metrics = output_metrics(root, few, sites, asked, gathered.spread, progress)
     known = assembled(gathered, sites, metrics, coarse, by_token)
     give_back()
-    return replace(known, model=fingerprint(model))
+    return replace(known, model=fingerprint(model), spread=gathered.spread if gathered.spread.names else None)
 
 
 def assembled(

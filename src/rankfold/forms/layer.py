@@ -141,7 +141,8 @@ class Layer:
 
     def skeleton(self, like: Any, form: Form, rank: int, bias: bool) -> nn.Module:
         """The new layer with parameters of the right shape, dtype and device, not filled; no random number is drawn."""
-        made = form.skeleton(self, like, rank, bias).to_empty(device=self.weight(like).device)
+        place = self.weight(like).device  # ``to_empty`` would import a compiler for tensors on the meta device
+        made = form.skeleton(self, like, rank, bias)._apply(lambda t: torch.empty(t.shape, dtype=t.dtype, device=place))
         form.begin_(made)
         return made
 

@@ -124,6 +124,7 @@ def read_part(file: Path, part: SiteList) -> Measured | None:
             forecast = None
             if f"forecast|{key}" in tensors:
                 forecast = Forecast(tensors[f"forecast|{key}"], tensors[f"relative|{key}"])
+            _check(curve, forecast)
             candidates[site.name].append(
                 Candidate(site, Form(known["form"]), curve, known["bias"], forecast, known["note"])
             )
@@ -133,6 +134,15 @@ def read_part(file: Path, part: SiteList) -> Measured | None:
     with suppress(OSError, ValueError):
         return _FILE.read(file, built)
     return None
+
+
+def _check(curve: Curve, forecast: Forecast | None) -> None:
+    """``ValueError`` for a curve whose parts are of different ranks."""
+    k = len(curve.errors) - 1
+    held = [curve.errors, *([] if forecast is None else [forecast.errors, forecast.relative])]
+    fits = all(tuple(each.shape) == (k + 1,) for each in held) and tuple(curve.levels.shape) == (k,)
+    if not fits or any(not 0 <= rank <= k for rank in curve.ranks):
+        raise ValueError("errors, levels, forecasts and ranks do not fit one another")
 
 
 _METRIC = "metric|"

@@ -33,7 +33,8 @@ _FEW = 4  # rows for each direction of a site below which one sample alone says 
 class Candidate:
     """One way to factor one site. ``bias``: the new layer carries one. ``forecast``: its errors on held-out samples,
     where some were held back; ``note``: what a person should know; ``ridge``: of the method, where held-out samples
-    have chosen one."""
+    have chosen one; ``coherence``: (k + 1,) by what its price at every rank is multiplied, since the positions of a
+    sample belong together (``rankfold.compress.coherence``), where that was measured."""
 
     site: Site
     form: Form
@@ -42,6 +43,7 @@ class Candidate:
     forecast: Forecast | None = None
     note: str = ""
     ridge: float = 0.0
+    coherence: Tensor | None = None
 
     @property
     def ranks(self) -> Sequence[int]:

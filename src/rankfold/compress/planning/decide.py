@@ -10,6 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from rankfold.compress.coherence import coherences
 from rankfold.compress.effect import effects
 from rankfold.compress.layerwise.rounds import fit
 from rankfold.compress.methods.method import fits_layers
@@ -39,13 +40,14 @@ from rankfold.compress.ranks.latency import meet_latency
 from rankfold.compress.ranks.options import Option, check_feasible
 from rankfold.compress.ranks.rules import Choices, Iterative, Optimal, RankRule, described, rule_named
 from rankfold.compress.ranks.timing import site_timing
-from rankfold.compress.sensitivity import either, output_changes, price, relative_energy
+from rankfold.compress.sensitivity import coherent, either, output_changes, price, relative_energy
 from rankfold.compress.statistics import calibrate, is_affordable
 from rankfold.costs import Cost, latencies
 from rankfold.costs.decoding import phased
 from rankfold.costs.table import LatencyTable
 from rankfold.objectives import Teacher
 from rankfold.objectives.units import CHANGE, TOKEN
+from rankfold.observe import Samples
 from rankfold.sites import Form, Joint, Site, SiteList, opened
 
 Prices = Mapping[tuple[str, Form], Tensor]
@@ -154,7 +156,14 @@ def _from_statistics(known: Profile, candidates: Sequence[Candidate], rule: Opti
     statistics = calibrate(
         root, data, known.sites, samples=rule.samples, objective=known.objective, tokenwise=False, progress=known.tell
     )
-    return effects(root, candidates, statistics, known.tell)
+    told = effects(root, candidates, statistics, known.tell)
+    if told is None:
+        return None
+    seen = Samples(data, rule.samples, known.calibration.batch_size)
+    ratios = coherences(
+        root, seen, candidates, told, known.objective or Teacher(), spread=statistics.spread, progress=known.tell
+    )
+    return {key: price * ratios[key].to(price) if key in ratios else price for key, price in told.items()}
 
 
 @dataclass(frozen=True, eq=False)
@@ -296,7 +305,7 @@ def _either(known: Profile, entries: Sequence[Entry]) -> dict[str, float]:
             continue
         if candidate.forecast is None or not candidate.decomposition.comparable:
             return {}
-        found.append([float(each[entry.rank]) for each in either(candidate)])
+        found.append([float(coherent(candidate, each)[entry.rank]) for each in either(candidate)])
     return dict(zip((SEEN, UNSEEN), map(sum, zip(*found, strict=True)), strict=True)) if found else {}
 
 

@@ -12,6 +12,7 @@ from typing import Any
 
 from rankfold.batches import forward, samples_of, size_of, tensors_in
 from rankfold.compress.planning.apply import apply_
+from rankfold.compress.planning.candidates import Candidate
 from rankfold.compress.planning.forecast import SEEN, UNSEEN
 from rankfold.compress.planning.plan import Entry, Plan
 from rankfold.compress.planning.profile import Profile
@@ -64,6 +65,7 @@ def _in_nats(known: Profile, plan: Plan) -> Plan:
     """What was decided by the change of all outputs, with what each site is expected to cost in nats."""
     assert known.statistics is not None
     prices = output_changes([each for group in known.candidates.values() for each in group])
+    coarse = known.of(plan)
 
     def priced(entry: Entry) -> Entry:
         if entry.members:
@@ -71,13 +73,23 @@ def _in_nats(known: Profile, plan: Plan) -> Plan:
             if price is None or entry.site != entry.members[0]:
                 return entry
             return replace(entry, predicted_loss=float(price[entry.rank]))
-        candidate = known.of(plan).candidate(entry.site, entry.form)
+        candidate = coarse.candidate(entry.site, entry.form)
         metric = known.statistics.sites[entry.site].metric if entry.site in known.statistics.sites else None  # type: ignore[union-attr]
         cost = getattr(getattr(candidate, "decomposition", None), "cost_in", None)
         if cost is not None and metric is not None:
-            return replace(entry, predicted_loss=cost(metric, entry.rank))
+            # what positions have in common is known of the factors in nats alone, at a like error
+            ratio = _coherence_at(known.candidate(entry.site, entry.form), candidate, entry.rank)
+            return replace(entry, predicted_loss=ratio * cost(metric, entry.rank))
         price = prices.get((entry.site, entry.form))
         return entry if price is None else replace(entry, predicted_loss=float(price[entry.rank]))
 
     told = {key: value for key, value in plan.calibration.items() if key not in (SEEN, UNSEEN)}
     return replace(plan.with_entries(tuple(map(priced, plan.entries))), calibration=told | {"unit": TOKEN})
+
+
+def _coherence_at(known: Candidate | None, candidate: Candidate | None, rank: int) -> float:
+    """The coherence of ``known`` where its error is that of ``candidate`` at ``rank``; 1 where there is none."""
+    if known is None or candidate is None or known.coherence is None:
+        return 1.0
+    like = (known.relative_errors - candidate.relative_errors[rank]).abs().argmin()
+    return float(known.coherence[like])

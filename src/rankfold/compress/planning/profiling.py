@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator, Mapping
 from contextlib import suppress
 from dataclasses import replace
 from pathlib import Path
@@ -10,10 +11,11 @@ from typing import Any
 from torch import nn
 
 from rankfold.batches import arguments, batches_of, check_rereadable, forward, labels_of, moved, size_of
+from rankfold.compress.coherence import coherences
 from rankfold.compress.layerwise.in_blocks import measure_in_blocks
 from rankfold.compress.layerwise.in_parts import measure_in_parts
 from rankfold.compress.methods.method import Method, fits_layers
-from rankfold.compress.planning.candidates import Counter, Decomposed, decompose
+from rankfold.compress.planning.candidates import Candidate, Counter, Decomposed, decompose
 from rankfold.compress.planning.choice import Forms, asked_forms, check_fitting, chosen, named_forms
 from rankfold.compress.planning.profile import Calibration, Profile, metrics_of
 from rankfold.compress.statistics import Statistics, calibrate
@@ -223,6 +225,8 @@ def _measured(
                 write_atomically(kept, statistics.to_bytes(parts=True))
     made: Decomposed = decompose(root, found, method, statistics, tell)
     give_back()
+    if statistics is not None and not fits and not isinstance(seen.data, Iterator):
+        made = replace(made, candidates=cohering(root, seen, made.candidates, statistics, objective, tell))
     return Profile(
         found, method, made.candidates, unsolved=made.unsolved,
         unreached=() if statistics is None else statistics.unreached,
@@ -232,6 +236,27 @@ def _measured(
         absorbers={} if statistics is None else {name: known.absorber for name, known in statistics.sites.items()},
         **blank,
     )  # fmt: skip
+
+
+def cohering(
+    root: nn.Module,
+    seen: Samples,
+    candidates: Mapping[str, list[Candidate]],
+    statistics: Statistics,
+    objective: Objective | None,
+    tell: Progress,
+) -> dict[str, list[Candidate]]:
+    """The candidates with their coherence, where errors are in a metric of the outputs."""
+    flat = [each for group in candidates.values() for each in group if each.decomposition.comparable]
+    prices = {(each.site.name, each.form): each.decomposition.errors.square() for each in flat}
+    known = coherences(
+        root, seen, flat, prices, objective or Teacher(), tokens=statistics.nats, spread=statistics.spread,
+        progress=tell,
+    )  # fmt: skip
+    return {
+        name: [replace(each, coherence=known.get((name, each.form))) for each in group]
+        for name, group in candidates.items()
+    }
 
 
 def _in_blocks(

@@ -105,6 +105,8 @@ def save_profile(known: Profile, path: str | Path) -> None:
         tensors |= {f"errors|{key}": made.errors, f"levels|{key}": made.levels}
         if candidate.forecast is not None:
             tensors |= {f"forecast|{key}": candidate.forecast.errors, f"relative|{key}": candidate.forecast.relative}
+        if candidate.coherence is not None:
+            tensors[f"coherence|{key}"] = candidate.coherence
         noted.append(
             _Candidate(
                 site=candidate.site.name, form=str(candidate.form), ranks=list(made.ranks), bias=candidate.bias,
@@ -242,4 +244,7 @@ def _candidate(
         forecast = Forecast(tensors[f"forecast|{key}"], tensors[f"relative|{key}"])
         if not len(forecast.errors) == len(forecast.relative) == len(kept.errors):
             raise ValueError(f"{site.name}: a forecast of other ranks than the errors")
-    return Candidate(site, form, kept, one["bias"], forecast, one["note"], one["ridge"])
+    coherence = tensors.get(f"coherence|{key}")
+    if coherence is not None and len(coherence) != len(kept.errors):
+        raise ValueError(f"{site.name}: a coherence of other ranks than the errors")
+    return Candidate(site, form, kept, one["bias"], forecast, one["note"], one["ridge"], coherence)
