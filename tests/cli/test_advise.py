@@ -133,7 +133,7 @@ def test_quality_comes_first_and_the_time_is_kept_to(monkeypatch: pytest.MonkeyP
     assert all(set(p.latencies) <= {1} for p in whole.tried)
     assert 1 in whole.best.latencies
     short = look(200)
-    assert len(short.tried) == 3
+    assert 2 <= len(short.tried) < 5
     assert len(short.tried) + len(short.untried) == len(whole.tried)
 
 

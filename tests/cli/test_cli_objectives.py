@@ -8,6 +8,9 @@ from pathlib import Path
 import pytest
 from commands import failed, rankfold, succeeded
 
+from rankfold.report import FigureKind
+from rankfold.report.quantities import title
+
 COSTS = {"loss", "params", "flops", "bytes", "latency_ms"}
 TEACHER = ("kl", "agreement")  # where the original is given
 KINDS = {
@@ -55,8 +58,7 @@ def test_compress_and_evaluate_by_every_objective(kind, made):
     for name in {*names, "loss"} - {*TEACHER}:
         assert found[name] == pytest.approx(values["finetuned"][name], rel=1e-4, abs=1e-6)
     page = (out / "report.html").read_text(encoding="utf-8")
-    heading = names[0][:1].upper() + names[0][1:].replace("_", " ")
-    assert f"<h2>{heading} against budget</h2>" in page
+    assert f"<h2>{title(FigureKind(names[0]))} against budget</h2>" in page
     assert f"<dt>objective</dt><dd>{kind} (" in page
     notes = json.loads((out / "manifest.json").read_text(encoding="utf-8"))["notes"]
     assert notes["objective"] == kind

@@ -334,8 +334,8 @@ def test_what_is_found_is_judged_on_the_other_half_and_stays_within_the_drop() -
 def test_a_network_that_the_judge_refuses_makes_room_for_a_larger_one(monkeypatch: pytest.MonkeyPatch) -> None:
     searching, real, seen = hunt(2), fall, []
 
-    def harsh(before, after):
-        met = real(before, after)
+    def harsh(before, after, figure):
+        met = real(before, after, figure=figure)
         if before is searching.__dict__.get("before"):
             return met
         seen.append(met)
@@ -347,7 +347,7 @@ def test_a_network_that_the_judge_refuses_makes_room_for_a_larger_one(monkeypatc
     assert len(found.quality.notes) == 2
     assert all("the next larger network that was tried is taken" in note for note in found.quality.notes)
     assert found.plan.after.flops > min(point.flops for point in found.quality.tried if point.met)
-    monkeypatch.setattr(smallest_module, "fall", lambda b, a: replace(real(b, a), drop=0.0 if b is a else 0.5))
+    monkeypatch.setattr(smallest_module, "fall", lambda b, a, figure: replace(real(b, a), drop=0.0 if b is a else 0.5))
     again = hunt(2)
     with pytest.raises(rf.BudgetError, match=r"judged is good enough: .* is worse by 50 points"):
         again.found()

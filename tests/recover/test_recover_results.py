@@ -75,7 +75,7 @@ def test_the_error_of_a_new_cell_is_right_where_the_model_is():
 def test_names_that_are_unknown_are_counted(done):
     _, report, told = done
     assert report["predicted"] == {"pairs": 4, "unknown_rows": 1, "unknown_columns": 1}
-    assert "predicted 4 pairs: 1 rows and 1 columns are unknown" in told
+    assert "predicted 4 pairs: 1 row and 1 column unknown, predicted like average ones" in told
 
 
 @pytest.mark.parametrize(
