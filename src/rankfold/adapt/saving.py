@@ -62,6 +62,7 @@ def adapter_of(model: nn.Module, *, base_model: str = "", tolerance: float = 0.0
             f"tolerance, a share of the largest singular value, must be at least 0 and below 1, got {tolerance!r}"
         )
     _check_places(model, found)
+    pairs = {}
     for name, adapted in found.items():
         why = unread(adapted.base)
         if why is not None:
@@ -69,8 +70,6 @@ def adapter_of(model: nn.Module, *, base_model: str = "", tolerance: float = 0.0
                 f"{name}: {why}: merge the updates with merge_ and save the weights of the model, or leave the layer "
                 "out of the adaptation with where="
             )
-    pairs = {}
-    for name, adapted in found.items():
         a, b = adapted.lora(tolerance)
         dtype = adapted.matrices()[0].dtype
         pairs[name] = (a.to(dtype), b.to(dtype))

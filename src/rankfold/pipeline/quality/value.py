@@ -38,14 +38,14 @@ class MaxDrop:
     @classmethod
     def of(cls, asked: float | str, by: str) -> MaxDrop:
         """Of a number, or of a text: "0.5", or "kl=0.02" for a figure by its name."""
-        figure, points = "", asked
-        if isinstance(asked, str):
-            figure, _, number = asked.rpartition("=")
-            try:
-                points = float(number)
-            except ValueError:
-                raise ValueError(_expected(asked)) from None
-        return cls(points, by, figure.strip())  # type: ignore[arg-type]
+        if not isinstance(asked, str):
+            return cls(asked, by)
+        figure, _, number = asked.rpartition("=")
+        try:
+            points = float(number)
+        except ValueError:
+            raise ValueError(_expected(asked)) from None
+        return cls(points, by, figure.strip())
 
     def __post_init__(self) -> None:
         if isinstance(self.points, bool | str) or not isfinite(self.points) or self.points < 0:
