@@ -36,7 +36,7 @@ from torch import Tensor, nn
 import rankfold as rf
 from rankfold.compress.statistics import Statistics, calibrate
 from rankfold.run.cells import Kept, run_cells
-from rankfold.run.files import write_atomically
+from rankfold.run.disk.files import write_atomically
 
 BATCH = 4
 WHAT = {"project": "one shot", "sequential": "sweep"}

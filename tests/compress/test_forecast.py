@@ -13,8 +13,8 @@ import torch
 from torch import Tensor, nn
 
 import rankfold as rf
-from rankfold.cli.verbs.compress import print_result
-from rankfold.cli.verbs.show import plan_values, print_plan
+from rankfold.cli.verbs.compression.compress import print_result
+from rankfold.cli.verbs.compression.show import plan_values, print_plan
 from rankfold.objectives import objective_names
 from rankfold.objectives.moved import Moved
 from rankfold.objectives.units import CHANGE, COSINE, NATS, TOKEN, in_words

@@ -18,7 +18,7 @@ from rankfold.compress.planning.plan import Plan
 from rankfold.compress.statistics import Statistics
 from rankfold.pipeline.trainings.config import read as read_config
 from rankfold.recover import FactorModel
-from rankfold.run.container import Kind, checked, packed, parsed, read_object
+from rankfold.run.disk.container import Kind, checked, packed, parsed, read_object
 
 
 class Note(TypedDict):

@@ -18,7 +18,7 @@ from rankfold.compress.ranks.budget import Budget, Multiples, parsed
 from rankfold.costs import Example
 from rankfold.objectives import Objective, objective_named, objective_names
 from rankfold.pipeline import first_example
-from rankfold.run.pretrained import is_folder
+from rankfold.run.disk.pretrained import is_folder
 from rankfold.run.progress import Talk
 from rankfold.sites import Names, fits, is_pretrained, sites, unwrap
 from rankfold.store import MANIFEST, Stored, StoreError, load, read_manifest

@@ -31,8 +31,8 @@ from rankfold.objectives import Answer, Objective, ObjectiveError
 from rankfold.observe import Samples, after, before, first_of
 from rankfold.observe.passes import laid_out, layout_for, separable
 from rankfold.observe.watch import with_first
+from rankfold.run.processes.team import Team
 from rankfold.run.progress import Progress
-from rankfold.run.team import Team
 from rankfold.sites import Site, SiteList, opened
 
 FULL = 1024  # outputs up to which the whole matrix is kept; above, its diagonal

@@ -27,11 +27,11 @@ from rankfold.objectives import Objective, ObjectiveError, Teacher
 from rankfold.objectives.answer import unpadded
 from rankfold.observe import Samples, after, first_of
 from rankfold.observe.passes import held, laid_out, layout_for
-from rankfold.run.container import Kind
-from rankfold.run.files import write_atomically
-from rankfold.run.memory import available, give_back
+from rankfold.run.disk.container import Kind
+from rankfold.run.disk.files import write_atomically
+from rankfold.run.processes.memory import available, give_back
+from rankfold.run.processes.team import Team
 from rankfold.run.progress import Progress, showing
-from rankfold.run.team import Team
 from rankfold.sites import Site, SiteList, fingerprint, opened, unwrap
 
 FREE = 0.9  # of the memory that is free: what moments may take

@@ -36,11 +36,11 @@ from rankfold.pipeline.compression.request import PLACE, Settings, request_of
 from rankfold.pipeline.needs import Needs, needs_of
 from rankfold.report.quantities import bytes_of
 from rankfold.run.claim import claimed
-from rankfold.run.container import read_object
-from rankfold.run.files import write_atomically
-from rankfold.run.memory import steady
+from rankfold.run.disk.container import read_object
+from rankfold.run.disk.files import write_atomically
+from rankfold.run.processes.memory import steady
+from rankfold.run.processes.team import Team, joined
 from rankfold.run.progress import Tell, shown
-from rankfold.run.team import Team, joined
 from rankfold.sites import hidden, sites
 from rankfold.sites.find import Where, wanted
 from rankfold.store import StoreError, check_ours, manifest

@@ -18,8 +18,8 @@ from rankfold.compress.planning.apply import ApplyError, shape_
 from rankfold.compress.planning.plan import Plan
 from rankfold.compress.slicing.bottlenecks import Bottlenecks
 from rankfold.linalg.brief import brief
-from rankfold.run.container import FAULTS, metadata, parsed, said
-from rankfold.run.pretrained import FolderError
+from rankfold.run.disk.container import FAULTS, metadata, parsed, said
+from rankfold.run.disk.pretrained import FolderError
 from rankfold.sites import unwrap
 from rankfold.store.manifest import BOTTLENECKS, PLAN, PRETRAINED, TENSORS, StoreError, Unfinished, opened, unfinished
 from rankfold.store.ours import ALIASES

@@ -20,7 +20,7 @@ from rankfold.objectives import Objective
 from rankfold.objectives.answer import unpadded
 from rankfold.observe import Samples, after, first_of
 from rankfold.observe.passes import laid_out, layout_for
-from rankfold.run.memory import available
+from rankfold.run.processes.memory import available
 from rankfold.run.progress import Progress
 from rankfold.sites import Site, SiteList, unwrap
 

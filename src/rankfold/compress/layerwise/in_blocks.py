@@ -30,7 +30,7 @@ from rankfold.compress.statistics import assembled, gather, moments_bytes
 from rankfold.compress.tokens import Drawn, moment_for
 from rankfold.objectives import Objective
 from rankfold.observe import Pages, Replay, Samples, State, rebuilt
-from rankfold.run.memory import give_back
+from rankfold.run.processes.memory import give_back
 from rankfold.run.progress import Progress
 from rankfold.sites import Site, SiteList
 

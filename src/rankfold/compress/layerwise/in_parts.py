@@ -19,7 +19,7 @@ from rankfold.compress.planning.candidates import decompose
 from rankfold.compress.statistics import FREE, Statistics, calibrate, moments_bytes
 from rankfold.objectives import Objective
 from rankfold.observe import Samples
-from rankfold.run.memory import available
+from rankfold.run.processes.memory import available
 from rankfold.run.progress import Progress
 from rankfold.sites import SiteList, sites
 

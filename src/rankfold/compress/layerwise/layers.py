@@ -32,7 +32,7 @@ from rankfold.linalg import NotConvergedError
 from rankfold.observe import PAGES, AnotherWay, Chain, Pages, Span, find_chain, intercepting
 from rankfold.observe.chain import MANY
 from rankfold.observe.pages import spans_of
-from rankfold.run.memory import give_back
+from rankfold.run.processes.memory import give_back
 from rankfold.sites import Form, Site, opened
 
 _ROUNDING = 1e-5

@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from rankfold.compress.planning.apply import build
 from rankfold.compress.planning.plan import Entry
 from rankfold.observe import Pages
-from rankfold.run.container import FAULTS, checked
+from rankfold.run.disk.container import FAULTS, checked
 from rankfold.sites import Form, SiteList, replace_
 
 

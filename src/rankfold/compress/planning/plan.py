@@ -15,8 +15,8 @@ from torch import nn
 from rankfold.compress.planning.forecast import Total, total_of
 from rankfold.compress.ranks.budget import budget_from, describe
 from rankfold.costs import Cost
-from rankfold.run.container import parsed, said
-from rankfold.run.files import by_digest, read_whole, sha256, undisturbed, write_atomically, write_together
+from rankfold.run.disk.container import parsed, said
+from rankfold.run.disk.files import by_digest, read_whole, sha256, undisturbed, write_atomically, write_together
 from rankfold.sites import Form, architecture, fingerprint
 
 if TYPE_CHECKING:

@@ -22,8 +22,8 @@ from rankfold.compress.ranks.rules import Iterative, RankRule, rule_named
 from rankfold.objectives import Objective
 from rankfold.run.claim import claimed
 from rankfold.run.digest import digest
+from rankfold.run.processes.team import first_process
 from rankfold.run.progress import Progress, showing
-from rankfold.run.team import first_process
 from rankfold.sites import SiteList, fingerprint, sites, unwrap
 
 

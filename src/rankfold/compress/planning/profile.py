@@ -23,8 +23,8 @@ from rankfold.costs import Cost, Example
 from rankfold.linalg.brief import brief
 from rankfold.objectives import Objective
 from rankfold.observe import Samples
+from rankfold.run.processes.team import Team, joined
 from rankfold.run.progress import Progress
-from rankfold.run.team import Team, joined
 from rankfold.sites import (
     Form,
     SiteList,

@@ -22,8 +22,8 @@ from rankfold.compress.statistics import Statistics, calibrate
 from rankfold.costs import Cost, Example, Traced, evaluating, measure, storage, with_batch
 from rankfold.objectives import Objective, ObjectiveError, Teacher, infer, objective_named
 from rankfold.observe import PAGES, Pages, Samples, unheard
-from rankfold.run.files import write_atomically
-from rankfold.run.memory import give_back, steady
+from rankfold.run.disk.files import write_atomically
+from rankfold.run.processes.memory import give_back, steady
 from rankfold.run.progress import Progress, showing
 from rankfold.sites import (
     FOLD_FIRST,

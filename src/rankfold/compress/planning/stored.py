@@ -22,8 +22,8 @@ from rankfold.compress.shared import statistics_of
 from rankfold.compress.statistics import Statistics
 from rankfold.costs import Cost
 from rankfold.objectives import Objective, objective_named
-from rankfold.run.container import Kind
-from rankfold.run.files import write_atomically
+from rankfold.run.disk.container import Kind
+from rankfold.run.disk.files import write_atomically
 from rankfold.sites import Call, Factors, Form, SiteList, fingerprint, joint, opened, sites, unwrap
 
 

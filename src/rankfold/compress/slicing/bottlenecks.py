@@ -24,8 +24,8 @@ from rankfold.linalg.on_data.bottleneck import root_of, triangle
 from rankfold.objectives import Objective, ObjectiveError, Teacher
 from rankfold.observe import Samples, after, before, first_of
 from rankfold.observe.passes import laid_out, layout_for
-from rankfold.run.container import Kind
-from rankfold.run.memory import give_back
+from rankfold.run.disk.container import Kind
+from rankfold.run.processes.memory import give_back
 from rankfold.run.progress import Progress, showing
 from rankfold.sites import (
     Site,

@@ -10,7 +10,7 @@ from rankfold.pipeline.collapse.conclusion import longest, roughness
 from rankfold.pipeline.collapse.study import CollapseReport
 from rankfold.pipeline.compression.page import environment
 from rankfold.report.collapse import CollapseData, render_collapse
-from rankfold.run.files import write_atomically
+from rankfold.run.disk.files import write_atomically
 
 
 def collapse_data(found: CollapseReport, model: str, data: str) -> CollapseData:

@@ -16,7 +16,7 @@ from rankfold.objectives import Evaluation, Objective
 from rankfold.objectives.moved import Moved
 from rankfold.objectives.units import CHANGE, TOKEN, in_words
 from rankfold.pipeline.quality.halves import few_of
-from rankfold.run.container import checked
+from rankfold.run.disk.container import checked
 from rankfold.train import evaluate
 from rankfold.train.feed import length
 

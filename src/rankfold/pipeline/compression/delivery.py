@@ -27,8 +27,8 @@ from rankfold.pipeline.compression.result import Result
 from rankfold.pipeline.compression.tuning import Tuning
 from rankfold.pipeline.quality.value import Quality
 from rankfold.report import write_report
-from rankfold.run.container import FAULTS, checked, read_object, said
-from rankfold.run.files import write_atomically
+from rankfold.run.disk.container import FAULTS, checked, read_object, said
+from rankfold.run.disk.files import write_atomically
 from rankfold.store import StoreError, load, save
 from rankfold.train import History
 

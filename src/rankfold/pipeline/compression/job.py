@@ -43,7 +43,7 @@ from rankfold.pipeline.compression.result import Result
 from rankfold.pipeline.compression.tuning import tuned_copy
 from rankfold.pipeline.quality.halves import few_of
 from rankfold.run.claim import claimed
-from rankfold.run.files import check_room
+from rankfold.run.disk.files import check_room
 from rankfold.run.progress import Tell, shown
 from rankfold.store import UNFINISHED, check_ours, save
 from rankfold.train import History, TrainingError, choose, evaluate

@@ -17,8 +17,8 @@ from rankfold.compress.ranks.budget import Budget, Bytes, Flops, Params, describ
 from rankfold.costs import Example, model_cost
 from rankfold.pipeline.quality.value import Quality
 from rankfold.report.quantities import percent
-from rankfold.run.container import FAULTS, read_object, said
-from rankfold.run.files import sha256, write_atomically
+from rankfold.run.disk.container import FAULTS, read_object, said
+from rankfold.run.disk.files import sha256, write_atomically
 from rankfold.run.progress import Tell
 from rankfold.store import StoreError
 

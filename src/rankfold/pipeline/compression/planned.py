@@ -27,7 +27,7 @@ from rankfold.pipeline.compression.request import Settings
 from rankfold.pipeline.quality.halves import Halves, halves
 from rankfold.pipeline.quality.smallest import Hunt
 from rankfold.pipeline.quality.value import MaxDrop, Quality
-from rankfold.run.files import write_atomically
+from rankfold.run.disk.files import write_atomically
 from rankfold.run.progress import Tell
 
 

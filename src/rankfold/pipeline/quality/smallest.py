@@ -30,7 +30,7 @@ from rankfold.pipeline.quality.halves import Half, Halves, halves
 from rankfold.pipeline.quality.interval import Fall, fall
 from rankfold.pipeline.quality.search import ROUNDING, Tried, larger_by_steps, search
 from rankfold.pipeline.quality.value import MaxDrop, Quality
-from rankfold.run.files import write_atomically
+from rankfold.run.disk.files import write_atomically
 from rankfold.run.progress import Tell, showing
 from rankfold.train import choose, counted
 from rankfold.zoo.data import parts_of

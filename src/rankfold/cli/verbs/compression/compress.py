@@ -124,9 +124,9 @@ def compress(
     from rankfold.pipeline import Settings, Tell
     from rankfold.pipeline import compress as run
     from rankfold.report.quantities import bytes_of
-    from rankfold.run.pretrained import is_folder
+    from rankfold.run.disk.pretrained import is_folder
+    from rankfold.run.processes.team import first_process
     from rankfold.run.progress import Talk
-    from rankfold.run.team import first_process
     from rankfold.sites import Names
 
     if not budget and max_drop is None:

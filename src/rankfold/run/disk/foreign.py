@@ -6,7 +6,7 @@ from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Any
 
-from rankfold.run.container import parsed
+from rankfold.run.disk.container import parsed
 
 
 def check_replaceable(

@@ -170,7 +170,7 @@ def _of_checkpoints(
     from rankfold.adapt import extract as run
     from rankfold.cli.loading import Cut, computing, objective_of, open_model
     from rankfold.pipeline import calibration_part
-    from rankfold.run.pretrained import is_folder
+    from rankfold.run.disk.pretrained import is_folder
     from rankfold.sites.find import Names
     from rankfold.zoo import resolve
 

@@ -18,7 +18,7 @@ from rankfold.cli.options import (
     Weights,
 )
 from rankfold.cli.printing import count, percent, print_json, print_table
-from rankfold.cli.verbs.evaluate import SplitName
+from rankfold.cli.verbs.analysis.evaluate import SplitName
 
 if TYPE_CHECKING:
     from collections.abc import Mapping

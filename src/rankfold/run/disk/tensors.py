@@ -9,7 +9,7 @@ import torch
 from safetensors import safe_open
 from torch import Tensor, nn
 
-from rankfold.run.container import FAULTS, read_object, said
+from rankfold.run.disk.container import FAULTS, read_object, said
 
 INDEX, SINGLE = "model.safetensors.index.json", "model.safetensors"
 

@@ -71,8 +71,8 @@ def train(
     from rankfold.pipeline import Tell
     from rankfold.pipeline import train as run
     from rankfold.pipeline.trainings.config import overridden, parse, read
+    from rankfold.run.processes.team import world_size
     from rankfold.run.progress import Talk
-    from rankfold.run.team import world_size
 
     quiet = world_size() > 1 and os.environ["RANK"] != "0"
     try:

@@ -24,7 +24,7 @@ from torch.nn.parallel import DistributedDataParallel
 
 from rankfold.batches import forward, mapped, size_of, tensors_in
 from rankfold.run.errors import one_line
-from rankfold.run.peers import leave_peers, watch_peers
+from rankfold.run.processes.peers import leave_peers, watch_peers
 from rankfold.run.seeds import derived_seed
 
 _VARIABLES = ("RANK", "WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT")  # what torchrun sets

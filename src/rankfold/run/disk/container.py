@@ -20,7 +20,7 @@ from safetensors import SafetensorError
 from safetensors.torch import load, load_file, save, save_file
 from torch import Tensor
 
-from rankfold.run.files import replacing
+from rankfold.run.disk.files import replacing
 
 N = TypeVar("N")
 T = TypeVar("T")

@@ -11,7 +11,7 @@ import typer
 from rankfold.cli.failure import Interrupted
 from rankfold.cli.options import Download, Json, ObjectiveName, Restart, Threads
 from rankfold.cli.printing import print_json, print_table
-from rankfold.cli.verbs.train import Settings, TrainDevice, TrainPrecision, trained_with
+from rankfold.cli.verbs.training.train import Settings, TrainDevice, TrainPrecision, trained_with
 
 if TYPE_CHECKING:
     from rankfold.objectives import Figure
@@ -49,8 +49,8 @@ def sweep(
     from rankfold.pipeline import Tell, parse_sweep
     from rankfold.pipeline import sweep as run
     from rankfold.pipeline.trainings.config import overridden, read
+    from rankfold.run.processes.team import world_size
     from rankfold.run.progress import Talk
-    from rankfold.run.team import world_size
 
     if world_size() > 1:
         raise ValueError("sweep starts its own processes: run it without torchrun")

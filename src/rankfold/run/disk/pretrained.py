@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-from rankfold.run.container import read_object
+from rankfold.run.disk.container import read_object
 
 CONFIG, METHOD = "config.json", "rankfold"
 

@@ -48,7 +48,7 @@ def apply(
     from rankfold.compress.planning.plan import Plan
     from rankfold.costs import storage
     from rankfold.pipeline import Carrying, carry_out_
-    from rankfold.run.files import check_room
+    from rankfold.run.disk.files import check_room
     from rankfold.run.progress import Talk
 
     set_threads(threads)

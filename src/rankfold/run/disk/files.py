@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import TypeVar
 
 from rankfold.run.claim import claimed
-from rankfold.run.process import Process, this_process
+from rankfold.run.processes.process import Process, this_process
 
 _WRITING = ".rankfold-writing"  # the claim of whoever replaces several files together
 _WAIT = 600.0  # seconds for another writer

@@ -76,15 +76,15 @@ def plan(
 
     from rankfold.cli.loading import Cut, budgets_of, chosen_layers, computing, open_model, set_threads
     from rankfold.cli.printing import print_json
-    from rankfold.cli.verbs.show import plan_values, print_plan
+    from rankfold.cli.verbs.compression.show import plan_values, print_plan
     from rankfold.compress.methods import method_named
     from rankfold.compress.methods.method import fits_layers
     from rankfold.compress.planning.plan import Plan
     from rankfold.compress.planning.planner import plan as make_plan
     from rankfold.pipeline import memory_sentence
     from rankfold.report.quantities import bytes_of
+    from rankfold.run.processes.team import first_process
     from rankfold.run.progress import Talk
-    from rankfold.run.team import first_process
 
     budgets = budgets_of(budget, rank_multiple, of.value)
     set_threads(threads)
@@ -138,7 +138,7 @@ def _observed(
     from rankfold.compress.methods import method_named
     from rankfold.compress.planning.profile import Calibration
     from rankfold.pipeline import calibration_part, samples_of
-    from rankfold.run.team import first_process, world_size
+    from rankfold.run.processes.team import first_process, world_size
     from rankfold.train import choose
 
     asked = objective_of(objective)
