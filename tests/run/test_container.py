@@ -97,6 +97,12 @@ def test_what_the_reader_finds_wrong_is_said_in_the_same_way():
             KIND.read(KIND.write(TENSORS, NOTE), build, "file")
 
 
+def test_truth_values_are_no_numbers():
+    data = KIND.write({"b": torch.ones(2, dtype=torch.bool)}, NOTE)
+    with pytest.raises(ValueError, match="b holds truth values where there should be numbers"):
+        KIND.read(data, both)
+
+
 @settings(max_examples=60, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(draw=st.data())
 def test_flipped_bits_and_cuts_never_give_another_error(draw):

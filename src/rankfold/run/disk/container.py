@@ -72,7 +72,7 @@ class Kind(Generic[N]):
         data = source if isinstance(source, bytes) else Path(source).read_bytes()
         try:
             _check_signed(data)
-            return build(load(data), self._noted(metadata(data)))
+            return build(_numbers(load(data)), self._noted(metadata(data)))
         except FAULTS as error:
             where = f"{file}: " if file else ""
             raise ValueError(f"{where}damaged, or not {self.what} ({said(error)}): {self.remedy}") from None
@@ -83,6 +83,14 @@ class Kind(Generic[N]):
         if self.key not in found:
             raise ValueError(f"no {self.key} in its header")
         return self._adapter.validate_json(found[self.key], strict=True)
+
+
+def _numbers(tensors: dict[str, Tensor]) -> dict[str, Tensor]:
+    """``tensors``, with which one can reckon; ``ValueError`` for truth values, which no kind of file holds."""
+    for name, tensor in tensors.items():
+        if tensor.dtype == torch.bool:
+            raise ValueError(f"{name} holds truth values where there should be numbers")
+    return tensors
 
 
 def packed(tensors: Mapping[str, Tensor], metadata: Mapping[str, str] | None = None) -> bytes:
