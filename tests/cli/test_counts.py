@@ -10,7 +10,7 @@ from digits import digits, trained
 
 import rankfold as rf
 from rankfold.pipeline import Settings, Tell, compress
-from rankfold.pipeline.compression.curve import KEPT
+from rankfold.pipeline.compression.outcome.curve import KEPT
 from rankfold.pipeline.compression.repair import compressed_copy
 
 DECOMPOSITIONS = ("eigh", "svd", "svdvals", "eigvalsh")

@@ -18,7 +18,7 @@ from rankfold.cli.verbs.compression.show import plan_values, print_plan
 from rankfold.objectives import objective_names
 from rankfold.objectives.moved import Moved
 from rankfold.objectives.units import CHANGE, COSINE, NATS, TOKEN, in_words
-from rankfold.pipeline.compression.beside import Beside
+from rankfold.pipeline.compression.outcome.beside import Beside
 
 WIDTH = 12
 
