@@ -11,7 +11,7 @@ from torch import nn
 import rankfold as rf
 from rankfold.compress.ranks.budget import multiple_of
 from rankfold.forms import Form
-from rankfold.pipeline.compression.curve import quality_curve
+from rankfold.pipeline.compression.outcome.curve import quality_curve
 from rankfold.sites import sites
 
 

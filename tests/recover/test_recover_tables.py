@@ -237,7 +237,7 @@ def test_times(tmp_path):
         read_triplets(write(tmp_path / "e.csv", "user,item,rating,date\na,b,1,soon\n"), time=True)
     assert len(read_triplets(tmp_path / "e.csv")) == 1  # not asked for, not read
     with pytest.raises(
-        ValueError, match="is known as a time, and with times every file needs one: .* names of all four"
+        ValueError, match=r"is known as a time, and with times every file needs one: .* names of all four"
     ):
         read_triplets(write(tmp_path / "e.csv", "user,item,rating\na,b,1\n"), time=True)
 

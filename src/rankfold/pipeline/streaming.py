@@ -28,10 +28,10 @@ from rankfold.compress.ranks.budget import Budget, Latency, parsed
 from rankfold.linalg.brief import brief
 from rankfold.objectives import CausalLanguageModel, Evaluation, Objective, Teacher
 from rankfold.observe import PAGES, Pages
-from rankfold.pipeline.compression.beside import Beside
-from rankfold.pipeline.compression.delivery import finished
-from rankfold.pipeline.compression.measure import calibration_part, held_out, protocol
-from rankfold.pipeline.compression.remarks import summary
+from rankfold.pipeline.compression.outcome.beside import Beside
+from rankfold.pipeline.compression.outcome.delivery import finished
+from rankfold.pipeline.compression.outcome.measure import calibration_part, held_out, protocol
+from rankfold.pipeline.compression.outcome.remarks import summary
 from rankfold.pipeline.compression.request import PLACE, Settings, request_of
 from rankfold.pipeline.needs import Needs, needs_of
 from rankfold.report.quantities import bytes_of

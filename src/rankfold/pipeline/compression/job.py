@@ -22,12 +22,19 @@ from rankfold.compress.slicing.bottlenecks import Bottlenecks, bottlenecks
 from rankfold.costs import Example, storage
 from rankfold.costs import check as check_cost
 from rankfold.objectives import Evaluation, Figure, Inferred
-from rankfold.pipeline.compression.beside import beside
 from rankfold.pipeline.compression.borrowed import borrowed
-from rankfold.pipeline.compression.curve import SAMPLES, Curve, quality_curve
-from rankfold.pipeline.compression.delivery import close, finished, model_notes, read_result, save_result, write_page
-from rankfold.pipeline.compression.heldout import layer_errors
-from rankfold.pipeline.compression.measure import (
+from rankfold.pipeline.compression.outcome.beside import beside
+from rankfold.pipeline.compression.outcome.curve import SAMPLES, Curve, quality_curve
+from rankfold.pipeline.compression.outcome.delivery import (
+    close,
+    finished,
+    model_notes,
+    read_result,
+    save_result,
+    write_page,
+)
+from rankfold.pipeline.compression.outcome.heldout import layer_errors
+from rankfold.pipeline.compression.outcome.measure import (
     calibration_part,
     figures,
     first_example,
@@ -35,11 +42,11 @@ from rankfold.pipeline.compression.measure import (
     protocol,
     samples_of,
 )
+from rankfold.pipeline.compression.outcome.remarks import gaps, learnt_nothing, samples_known, summary
+from rankfold.pipeline.compression.outcome.result import Result
 from rankfold.pipeline.compression.planned import Planner
-from rankfold.pipeline.compression.remarks import gaps, learnt_nothing, samples_known, summary
 from rankfold.pipeline.compression.repair import compressed_copy
 from rankfold.pipeline.compression.request import PLACE, Settings, request_of
-from rankfold.pipeline.compression.result import Result
 from rankfold.pipeline.compression.tuning import tuned_copy
 from rankfold.pipeline.quality.halves import few_of
 from rankfold.run.claim import claimed

@@ -171,8 +171,8 @@ def _explained(result: Recovered, operator: Operator, seen: list[Grown], search:
     elif best is not None and judged > max(OVER * result.training_error, LEAST):
         converged = False
         reason += (
-            f". {count} measurements for {free} degrees of freedom; held-out ones are missed by {_share(judged)}, far more than the fitted ones: the measurements do not determine the matrix, or it was "
-            "not found"
+            f". {count} measurements for {free} degrees of freedom; held-out ones are missed by {_share(judged)}, "
+            "far more than the fitted ones: the measurements do not determine the matrix, or it was not found"
         )
     elif best is not None and (judged > NOTHING or best.gain < SURE):
         converged = False

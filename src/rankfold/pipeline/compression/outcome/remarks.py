@@ -11,7 +11,7 @@ from rankfold.compress.layerwise.in_parts import memory_needed
 from rankfold.compress.methods.method import Method
 from rankfold.compress.planning.plan import Plan
 from rankfold.objectives import Evaluation
-from rankfold.pipeline.compression.heldout import over_fitted
+from rankfold.pipeline.compression.outcome.heldout import over_fitted
 from rankfold.report.quantities import count, percent
 from rankfold.sites.find import Where
 from rankfold.train.breakdown import at_chance

@@ -13,8 +13,8 @@ from torch import Tensor
 
 from rankfold.batches import labels_of
 from rankfold.objectives.answer import attention_mask, named_input, unpadded
-from rankfold.objectives.classification import Classification
 from rankfold.objectives.evaluation import Figure, ObjectiveError
+from rankfold.objectives.kinds.classification import Classification
 from rankfold.objectives.units import TOKEN
 
 

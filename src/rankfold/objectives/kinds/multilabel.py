@@ -10,7 +10,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from rankfold.objectives.evaluation import Figure, ObjectiveError
-from rankfold.objectives.regression import Regression
+from rankfold.objectives.kinds.regression import Regression
 
 
 @dataclass(frozen=True)

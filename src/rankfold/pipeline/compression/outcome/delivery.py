@@ -18,12 +18,12 @@ from rankfold.compress.ranks.rules import described, rule_named
 from rankfold.compress.slicing.bottlenecks import Bottlenecks
 from rankfold.costs import Example
 from rankfold.objectives import Evaluation, Inferred
-from rankfold.pipeline.compression.beside import Beside
-from rankfold.pipeline.compression.curve import Curve
-from rankfold.pipeline.compression.measure import Figures
-from rankfold.pipeline.compression.page import report_data
+from rankfold.pipeline.compression.outcome.beside import Beside
+from rankfold.pipeline.compression.outcome.curve import Curve
+from rankfold.pipeline.compression.outcome.measure import Figures
+from rankfold.pipeline.compression.outcome.page import report_data
+from rankfold.pipeline.compression.outcome.result import Result
 from rankfold.pipeline.compression.request import Settings
-from rankfold.pipeline.compression.result import Result
 from rankfold.pipeline.compression.tuning import Tuning
 from rankfold.pipeline.quality.value import Quality
 from rankfold.report import write_report

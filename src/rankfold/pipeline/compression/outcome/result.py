@@ -11,8 +11,8 @@ from torch import nn
 
 from rankfold.compress.planning.plan import Plan
 from rankfold.linalg.brief import brief
-from rankfold.pipeline.compression.beside import Beside
-from rankfold.pipeline.compression.measure import Figures
+from rankfold.pipeline.compression.outcome.beside import Beside
+from rankfold.pipeline.compression.outcome.measure import Figures
 from rankfold.pipeline.compression.tuning import Tuning
 from rankfold.pipeline.quality.value import Quality
 

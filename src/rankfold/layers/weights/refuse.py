@@ -6,7 +6,7 @@ from typing import Any
 
 from torch import nn
 
-from rankfold.layers.weight import REMEDY
+from rankfold.layers.weights.weight import REMEDY
 
 
 class RefusesWeight(nn.Module):

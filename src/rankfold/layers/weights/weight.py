@@ -8,7 +8,6 @@ the product, and writing is refused, since the product is not stored anywhere.
 from __future__ import annotations
 
 import copy
-import re
 from collections.abc import Iterable, Sequence
 from typing import Any, NoReturn
 
@@ -16,7 +15,8 @@ import torch
 from torch import Tensor
 from torch.utils import _pytree as pytree
 
-from rankfold.layers.rules import Rule
+from rankfold.layers.weights.operations import CASTS, LOOKS, SAME, TURNS, casts, name_of, only_seen, turns, writes
+from rankfold.layers.weights.rule import Rule
 
 REMEDY = (
     "is a product of factors that is stored nowhere, so what is written there would be lost: write into the factors "
@@ -130,47 +130,6 @@ class _Formed(torch.autograd.Function):
         return None, *(next(found) if f.requires_grad else None for f in factors)
 
 
-# ---- what an operation does with a weight; also asked of dense weights, to tell what will become of a read ---------
-
-
-def name_of(func: Any) -> str:
-    """The name of a function of torch; ``T.get`` and ``data.set`` for attributes."""
-    name = getattr(func, "__name__", "")
-    if name in ("__get__", "__set__", "__delete__"):
-        return f"{getattr(func.__self__, '__name__', '')}.{name.strip('_')}"
-    return name
-
-
-LOOKS = frozenset(
-    {f"{name}.get" for name in (
-        "shape", "dtype", "device", "ndim", "is_cuda", "is_cpu", "is_meta", "is_quantized",
-        "is_nested", "is_mps", "is_xpu", "is_xla", "is_mkldnn", "is_sparse_csr", "itemsize", "names",
-        "_version", "output_nr", "grad_fn", "name", "_backward_hooks", "_is_param", "_base",
-    )}
-    | {
-        "size", "dim", "ndimension", "numel", "nelement", "element_size", "__len__",
-        "is_floating_point", "is_complex", "is_signed", "get_device", "is_inference", "is_conj",
-        "is_neg", "__hash__", "is_shared", "is_pinned", "has_names", "__dir__", "is_tensor", "is_same_size",
-    }
-)  # fmt: skip
-"""Reads that compute nothing."""
-
-_SAME = frozenset({"contiguous", "__copy__"})
-_TURNS = frozenset({"T.get", "mT.get", "t", "transpose", "swapaxes", "swapdims", "H.get", "mH.get", "adjoint"})
-_CASTS = frozenset({"to", "float", "double", "half", "bfloat16", "cpu", "cuda", "type_as"})
-STAYS = _SAME | _TURNS | _CASTS
-"""Operations whose result is a weight of factors again."""
-
-_INPLACE = frozenset({f"__i{name}__" for name in (
-    "add", "sub", "mul", "truediv", "div", "floordiv", "pow", "and", "or", "xor", "mod", "lshift", "rshift", "matmul",
-)} | {"__setitem__", "data.set", "grad.set"})  # fmt: skip
-
-
-def writes(name: str) -> bool:
-    """Whether an operation of this name writes into its first argument."""
-    return name in _INPLACE or (name.endswith("_") and not name.endswith("__")) or name.endswith(".set")
-
-
 def _written(name: str, args: Sequence[Any], kwargs: Any) -> FactoredWeight | Product | None:
     """The weight, or what shares memory with its product, that an operation would write into."""
     first = args[:1] if args else list(kwargs.values())[:1]
@@ -188,40 +147,14 @@ def _refuse(weight: Tensor, name: str) -> NoReturn:
 
 def _turned(weight: FactoredWeight, name: str, func: Any, args: Sequence[Any], kwargs: Any) -> Tensor | None:
     """The result of an operation that leaves the weight a product of factors, or None."""
-    if name in _SAME and not kwargs and len(args) == 1:
+    if name in SAME and not kwargs and len(args) == 1:
         return weight
-    if name in _TURNS and turns(name, args, kwargs, weight.dim()):
+    if name in TURNS and turns(name, args, kwargs, weight.dim()):
         rule = weight.rule.turned()
         return None if rule is None else weight_of(rule, [f.mT for f in reversed(weight.factors)])
-    if name in _CASTS and casts(name, args, kwargs):
+    if name in CASTS and casts(name, args, kwargs):
         return weight.mapped(func, *args[1:], **kwargs)
     return None
-
-
-def turns(name: str, args: Sequence[Any], kwargs: Any, dims: int) -> bool:
-    """Whether this is the transposition of a matrix."""
-    if dims != 2 or kwargs:
-        return False
-    return len(args) == 1 or (len(args) == 3 and {args[1] % 2, args[2] % 2} == {0, 1})
-
-
-def casts(name: str, args: Sequence[Any], kwargs: Any) -> bool:
-    """Whether only dtype or device change, to a real floating dtype."""
-    if kwargs.get("memory_format") is not None:
-        return False
-    given = [*args[1:], *kwargs.values()]
-    dtypes = [x if isinstance(x, torch.dtype) else x.dtype for x in given if isinstance(x, torch.dtype | Tensor)]
-    return all(dtype.is_floating_point for dtype in dtypes)
-
-
-_LIKE = re.compile(r".+_like|new_.+")
-_LIKE_THE_OTHER = frozenset({"to", "type_as", "view_as", "expand_as", "reshape_as"})
-
-
-def only_seen(name: str, args: Sequence[Any], weight: Any) -> bool:
-    """Whether shape, dtype and device of the weight are all that the operation asks for."""
-    first = bool(args) and args[0] is weight
-    return (_LIKE.fullmatch(name) is not None and first) or (name in _LIKE_THE_OTHER and bool(args) and not first)
 
 
 def _stand_in(weight: FactoredWeight) -> Tensor:

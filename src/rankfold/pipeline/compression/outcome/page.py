@@ -13,11 +13,11 @@ import torch
 from rankfold.compress.methods.method import Method
 from rankfold.compress.planning.plan import Entry, Plan
 from rankfold.compress.planning.profile import Profile
-from rankfold.pipeline.compression.curve import Curve
-from rankfold.pipeline.compression.heldout import over_fitted
-from rankfold.pipeline.compression.measure import Figures
-from rankfold.pipeline.compression.offers import loss_unit, offers
-from rankfold.pipeline.compression.result import Result
+from rankfold.pipeline.compression.outcome.curve import Curve
+from rankfold.pipeline.compression.outcome.heldout import over_fitted
+from rankfold.pipeline.compression.outcome.measure import Figures
+from rankfold.pipeline.compression.outcome.offers import loss_unit, offers
+from rankfold.pipeline.compression.outcome.result import Result
 from rankfold.report import CurvePoint, FigureKind, LayerRow, ReportData, SearchShown, TriedPoint, quantities
 from rankfold.sites import Form
 from rankfold.train import History
