@@ -13,6 +13,7 @@ from rankfold.compress.planning.plan import Entry, Plan
 from rankfold.compress.planning.planner import plan
 from rankfold.compress.planning.profile import Calibration, Profile
 from rankfold.compress.planning.profiling import profile
+from rankfold.compress.ranks.asked import register_budget
 from rankfold.compress.ranks.budget import (
     Bytes,
     Flops,
@@ -23,7 +24,6 @@ from rankfold.compress.ranks.budget import (
     Params,
     Ranks,
     Resource,
-    register_budget,
 )
 from rankfold.compress.ranks.options import BudgetError
 from rankfold.compress.ranks.rules import Global, Iterative, Local, Optimal, register_rule

@@ -14,7 +14,8 @@ from rankfold.compress.finite import check_finite
 from rankfold.compress.methods.method import Decomposition, Forecast, Forecasting, Method, fits_layers
 from rankfold.compress.methods.rounding import AfterRounding, decomposed
 from rankfold.compress.planning.lawful import check_decomposition
-from rankfold.compress.ranks.budget import Budget, KeepEnergy, Latency, Ranks, Resource, multiple_of
+from rankfold.compress.ranks.asked import multiple_of
+from rankfold.compress.ranks.budget import Budget, KeepEnergy, Latency, Ranks, Resource
 from rankfold.compress.ranks.options import Option
 from rankfold.compress.shared import statistics_of
 from rankfold.compress.statistics import SiteStatistics, Statistics

@@ -13,7 +13,7 @@ from pydantic import BeforeValidator, ConfigDict, TypeAdapter, ValidationError
 from torch import nn
 
 from rankfold.compress.planning.forecast import Total, total_of
-from rankfold.compress.ranks.budget import budget_from, describe
+from rankfold.compress.ranks.asked import budget_from
 from rankfold.costs import Cost
 from rankfold.run.disk.container import parsed, said
 from rankfold.run.disk.files import by_digest, read_whole, sha256, undisturbed, write_atomically, write_together
@@ -268,7 +268,7 @@ class Plan:
         ]
 
     def asked(self) -> str:
-        return ", ".join(describe(budget) for budget in self.budgets)
+        return ", ".join(budget.describe() for budget in self.budgets)
 
 
 def decisions(entries: tuple[Entry, ...]) -> str:
