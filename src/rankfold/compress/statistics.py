@@ -17,7 +17,8 @@ from typing_extensions import TypedDict
 from rankfold.batches import check_rereadable, forward, size_of
 from rankfold.compress.absorbers import Absorbers
 from rankfold.compress.finite import check_finite
-from rankfold.compress.metric import Spread, output_metrics
+from rankfold.compress.metric import output_metrics
+from rankfold.compress.spread import Spread
 from rankfold.compress.tokens import InPassing, token_metrics
 from rankfold.costs import evaluating
 from rankfold.forms import Side
