@@ -17,6 +17,7 @@ from rankfold.compress.layerwise.pairs import Pairs, Rows
 from rankfold.compress.layerwise.preactivations import Following
 from rankfold.compress.layerwise.rounds import divergence
 from rankfold.compress.layerwise.sweep import Sweep
+from rankfold.compress.measured import SiteStatistics
 from rankfold.compress.methods.maxnorm import MaxNorm
 from rankfold.compress.methods.nuclear import NuclearBall
 from rankfold.compress.methods.refit import refit
@@ -26,7 +27,7 @@ from rankfold.compress.planning.apply import build
 from rankfold.compress.planning.lawful import written_
 from rankfold.compress.planning.plan import Entry
 from rankfold.compress.planning.profile import Calibration
-from rankfold.compress.statistics import SiteStatistics, calibrate
+from rankfold.compress.statistics import calibrate
 from rankfold.costs import evaluating
 from rankfold.linalg.on_data.cross_moments import CrossMoments
 from rankfold.linalg.on_data.ridge import RIDGES, Ridge, anchored_path, choose_ridge

@@ -20,8 +20,8 @@ from rankfold.run.disk.files import by_digest, read_whole, sha256, undisturbed, 
 from rankfold.sites import Form, architecture, fingerprint
 
 if TYPE_CHECKING:
+    from rankfold.compress.measured import Statistics
     from rankfold.compress.planning.fitted import Fitted
-    from rankfold.compress.statistics import Statistics
 
 FORMAT = 1
 _STATISTICS = ".statistics.safetensors"
@@ -223,8 +223,8 @@ class Plan:
 
         The files of a plan that was renamed are found by their hashes.
         """
+        from rankfold.compress.measured import Statistics
         from rankfold.compress.planning.fitted import read
-        from rankfold.compress.statistics import Statistics
 
         path = Path(path)
 
