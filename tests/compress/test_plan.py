@@ -17,7 +17,7 @@ from networks import network
 from safetensors.torch import load_file, save_file
 from torch import nn
 
-from rankfold.compress.planning.apply import apply_
+from rankfold.compress.applying.apply import apply_
 from rankfold.compress.planning.plan import Entry, Plan, statistics_path
 from rankfold.compress.planning.planner import plan
 from rankfold.compress.planning.profile import Calibration
@@ -301,7 +301,7 @@ WORKER = """
 import sys, torch
 from safetensors.torch import load_file, save_file
 from networks import network
-from rankfold.compress.planning.apply import apply_
+from rankfold.compress.applying.apply import apply_
 from rankfold.compress.planning.plan import Plan
 torch.set_num_threads(1)
 folder, names = sys.argv[1], sys.argv[2:]

@@ -12,6 +12,8 @@ from networks import NETWORKS, network
 from torch import nn
 
 import rankfold as rf
+from rankfold.compress.applying.layer import build
+from rankfold.compress.applying.promised import written_
 from rankfold.compress.layerwise.kept import Kept
 from rankfold.compress.layerwise.pairs import Pairs, Rows
 from rankfold.compress.layerwise.preactivations import Following
@@ -23,8 +25,6 @@ from rankfold.compress.methods.nuclear import NuclearBall
 from rankfold.compress.methods.refit import refit
 from rankfold.compress.methods.relu import ActivationAware
 from rankfold.compress.methods.sequential import Sequential
-from rankfold.compress.planning.apply import build
-from rankfold.compress.planning.lawful import written_
 from rankfold.compress.planning.plan import Entry
 from rankfold.compress.planning.profile import Calibration
 from rankfold.compress.statistics import calibrate

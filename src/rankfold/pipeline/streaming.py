@@ -18,9 +18,9 @@ import torch
 from torch import nn
 
 from rankfold.batches import batches_of, copied, size_of
+from rankfold.compress.applying.apply import shape_
 from rankfold.compress.methods import method_named
 from rankfold.compress.methods.method import fits_layers
-from rankfold.compress.planning.apply import shape_
 from rankfold.compress.planning.plan import Plan
 from rankfold.compress.planning.profile import Calibration
 from rankfold.compress.planning.profiling import profile

@@ -10,8 +10,8 @@ from pathlib import Path
 
 from torch import nn
 
+from rankfold.compress.applying.apply import shape_
 from rankfold.compress.methods.method import Method
-from rankfold.compress.planning.apply import shape_
 from rankfold.compress.planning.plan import Plan, check_fingerprint, decisions
 from rankfold.compress.ranks.asked import multiple_of
 from rankfold.compress.ranks.budget import Budget, Bytes, Flops, Params

@@ -13,8 +13,8 @@ from typing import Any
 
 from torch import nn
 
+from rankfold.compress.applying.apply import apply_
 from rankfold.compress.methods.method import fits_layers
-from rankfold.compress.planning.apply import apply_
 from rankfold.compress.planning.plan import Plan, decisions
 from rankfold.compress.planning.profile import Calibration, Profile
 from rankfold.compress.planning.profiling import profile as measured
