@@ -100,8 +100,8 @@ def tune_whole_(
 def judging(how: Steps, objective: Objective) -> int:
     """How many samples judge: of texts, each of many tokens, as many as take half the time of the steps.
 
-    A step takes four forward passes of each of its samples, counting backward as two; a look one of each that judges, or
-    two where the original's answers are not kept.
+    A step takes four forward passes of each of its samples, counting backward as two; a look one of each that judges
+    (two where the original's answers are not kept).
     """
     least, most = JUDGES
     return min(most, max(least, how.count * how.batch_size // (LOOKS + 1))) if objective.by_token else most
