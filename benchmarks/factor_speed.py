@@ -29,7 +29,7 @@ from scipy.fft import dct
 from torch import Tensor
 
 from rankfold.linalg import gram, project
-from rankfold.run.process import ends_with
+from rankfold.run.processes.process import ends_with
 
 SHAPES = {"attn.qkv": (2304, 768), "attn.out": (768, 768), "mlp.up": (3072, 768), "mlp.down": (768, 3072)}
 LARGEST = ("mlp.up", "mlp.down")

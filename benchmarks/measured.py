@@ -30,11 +30,11 @@ At = tuple[str | tuple[str, ...], str]
 # the end of the file's path (or of either) and the function: counted at every call, or timed with all that they call
 COUNTED: dict[str, At] = {
     "evaluations": ("train/evaluation.py", "evaluate"),
-    "forward passes": ("rankfold/batches.py", "forward"),
+    "forward passes": (("rankfold/batches.py", "batches/__init__.py"), "forward"),
     "searches for sites": ("sites/find.py", "sites"),
     "plans applied": ("/apply.py", "apply_"),
     "BatchNorm repairs": (("/batchnorm.py", "compress/repair.py"), "reestimate_"),
-    "costs traced": ("rankfold/costs.py", "trace"),
+    "costs traced": (("rankfold/costs.py", "costs/count.py"), "trace"),
 }
 STAGES: dict[str, At] = {
     "plan": ("/planner.py", "plan"),
@@ -42,13 +42,13 @@ STAGES: dict[str, At] = {
     "output metrics (of statistics)": ("/metric.py", "output_metrics"),
     "copies compressed and repaired": ("pipeline/compression/repair.py", "compressed_copy"),
     "BatchNorm repair (of copies)": (("/batchnorm.py", "compress/repair.py"), "reestimate_"),
-    "curve": ("pipeline/compression/curve.py", "quality_curve"),
+    "curve": ("/curve.py", "quality_curve"),
     "evaluations": ("train/evaluation.py", "evaluate"),
-    "figures": ("pipeline/compression/measure.py", "figures"),
-    "latencies (of figures)": ("rankfold/costs.py", "latencies"),
+    "figures": ("/measure.py", "figures"),
+    "latencies (of figures)": (("rankfold/costs.py", "costs/clock.py"), "latencies"),
     "bottlenecks": ("/bottlenecks.py", "bottlenecks"),
-    "errors of layers": ("pipeline/compression/heldout.py", "layer_errors"),
-    "page": ("pipeline/compression/delivery.py", "write_page"),
+    "errors of layers": ("/heldout.py", "layer_errors"),
+    "page": ("/delivery.py", "write_page"),
 }
 
 

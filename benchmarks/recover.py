@@ -26,7 +26,7 @@ from matplotlib.figure import Figure
 
 from rankfold.papers.writing import COLOURS, MARKS, panels, svg
 from rankfold.recover import AlternatingMinimization, CompressedDeepLinear, LowRank, NuclearNorm, ScaledGradientDescent
-from rankfold.run.files import write_atomically
+from rankfold.run.disk.files import write_atomically
 
 THREADS = int(os.environ.get("OMP_NUM_THREADS", "1"))
 PLOT = Path(__file__).parents[1] / "docs" / "img" / "recover-sizes.svg"

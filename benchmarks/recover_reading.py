@@ -16,7 +16,7 @@ from pathlib import Path
 
 import numpy as np
 
-from rankfold.run.process import ends_with
+from rankfold.run.processes.process import ends_with
 
 COUNT = 1_000_000
 READERS = (

@@ -20,8 +20,8 @@ import threading
 import time
 from pathlib import Path
 
-from rankfold.run.files import write_atomically
-from rankfold.run.process import ends_with
+from rankfold.run.disk.files import write_atomically
+from rankfold.run.processes.process import ends_with
 
 
 def written(place: Path, blocks: int, hidden: int, ffn: int, kv: int, vocabulary: int) -> Path:

@@ -1,6 +1,7 @@
 """The benchmarks that other work relies on: they run, say what is missing, and go on after a stage that fails."""
 
 import argparse
+import ast
 import importlib
 import json
 import os
@@ -15,6 +16,7 @@ import pytest
 import torch
 
 BENCHMARKS = Path(__file__).parents[1] / "benchmarks"
+SOURCE = Path(__file__).parents[1] / "src" / "rankfold"
 
 
 def run(script: str, *arguments: object) -> subprocess.CompletedProcess[str]:
@@ -25,6 +27,16 @@ def run(script: str, *arguments: object) -> subprocess.CompletedProcess[str]:
 
 def results(folder: Path) -> dict[str, dict]:
     return {file.stem: json.loads(file.read_text()) for file in folder.glob("*.json")}
+
+
+def test_what_is_counted_and_timed_is_found_by_its_file(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Each is one function of today's source: one that has moved would be counted as never called."""
+    monkeypatch.syspath_prepend(BENCHMARKS)
+    measured = importlib.import_module("measured")
+    parsed = {file.as_posix(): ast.parse(file.read_text()) for file in SOURCE.rglob("*.py")}
+    known = [(file, node.name) for file, tree in parsed.items() for node in tree.body if hasattr(node, "name")]
+    for name, wanted in (measured.COUNTED | measured.STAGES).items():
+        assert len([at for at in known if measured.alike(*at, wanted)]) == 1, name
 
 
 STAGES = ["equal", "vgg16", "vgg16-products", "resnet20", "block-7b", "decode", "vit", "cdln-vit", "cdln-updates"]

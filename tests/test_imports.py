@@ -1,13 +1,15 @@
-"""Rooms import one way; a room that reaches upwards is caught."""
+"""Rooms import one way, and none is crowded; a room that reaches upwards or grows too large is caught."""
 
 import os
 import subprocess
 import sys
+from collections import Counter
 from pathlib import Path
 
 import pytest
 
 ROOT = Path(__file__).parents[1]
+FULL = 16  # files in a folder, beside the __init__.py that says its rule
 
 
 def lint(config: Path, cwd: Path) -> subprocess.CompletedProcess[str]:
@@ -34,6 +36,24 @@ def test_a_wrong_direction_is_caught(tmp_path: Path) -> None:
     result = lint(config, ROOT)
     assert result.returncode != 0
     assert "rankfold.compress.repair.finetune" in result.stdout
+
+
+def crowded(source: Path) -> dict[str, int]:
+    """How many files each folder holds that holds more than can be taken in at a glance."""
+    count = Counter(path.parent for path in source.rglob("*.py") if path.name != "__init__.py")
+    return {folder.relative_to(source).as_posix(): files for folder, files in count.items() if files > FULL}
+
+
+def test_no_folder_is_crowded() -> None:
+    assert crowded(ROOT / "src" / "rankfold") == {}
+
+
+def test_a_crowded_folder_is_found(tmp_path: Path) -> None:
+    for room, files in (("full", FULL), ("full/inner", FULL), ("full/crowded", FULL + 1)):
+        (tmp_path / room).mkdir()
+        for name in ("__init__", *map(str, range(files))):
+            (tmp_path / room / f"{name}.py").touch()
+    assert crowded(tmp_path) == {"full/crowded": FULL + 1}
 
 
 @pytest.mark.parametrize("module", ["rankfold.linalg", "rankfold.cli.main"])

@@ -17,7 +17,7 @@ from rankfold.compress.planning.plan import Plan
 from rankfold.compress.planning.planner import plan
 from rankfold.compress.planning.profile import Calibration
 from rankfold.layers import InTraining
-from rankfold.run.team import Team, joined
+from rankfold.run.processes.team import Team, joined
 from rankfold.train import Augment, Distill, History, Plateau, Recipe, fit
 from rankfold.zoo import load_data
 

@@ -15,7 +15,7 @@ from torch import Tensor, nn
 
 import rankfold as rf
 from rankfold.adapt import Extraction, extract, read_adapter
-from rankfold.run.tensors import Checkpoint
+from rankfold.run.disk.tensors import Checkpoint
 
 
 class Network(nn.Module):

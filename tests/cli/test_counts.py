@@ -10,7 +10,7 @@ from digits import digits, trained
 
 import rankfold as rf
 from rankfold.pipeline import Settings, Tell, compress
-from rankfold.pipeline.compression.curve import KEPT
+from rankfold.pipeline.compression.outcome.curve import KEPT
 from rankfold.pipeline.compression.repair import compressed_copy
 
 DECOMPOSITIONS = ("eigh", "svd", "svdvals", "eigvalsh")
@@ -55,7 +55,7 @@ def counts(monkeypatch):
     for place in (
         "pipeline.compression.job",
         "pipeline.compression.repair",
-        "pipeline.compression.measure",
+        "pipeline.compression.outcome.measure",
         "train.fit",
     ):
         counted(importlib.import_module(f"rankfold.{place}"), "evaluate", what)
@@ -153,7 +153,7 @@ def test_layers_that_are_fitted_one_after_another_tell_their_count_beforehand(co
 def test_the_count_notices_a_job_that_decomposes_again(counts, tmp_path, monkeypatch):
     """What the counts above are worth: without the profile the copies are factored anew."""
     real = compressed_copy
-    for place in ("pipeline.compression.job", "pipeline.compression.curve"):
+    for place in ("pipeline.compression.job", "pipeline.compression.outcome.curve"):
         module = importlib.import_module(f"rankfold.{place}")
         monkeypatch.setattr(module, "compressed_copy", lambda *a, profile, **k: real(*a, profile=None, **k))
     with pytest.raises(AssertionError):

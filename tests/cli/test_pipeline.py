@@ -13,11 +13,11 @@ from digits import digits, tiny, trained
 from torch import nn
 
 import rankfold as rf
-import rankfold.pipeline.compression.curve as curve_module
 import rankfold.pipeline.compression.job as job_module
+import rankfold.pipeline.compression.outcome.curve as curve_module
 import rankfold.pipeline.compression.planned as planned_module
+from rankfold.compress.applying.apply import apply_
 from rankfold.compress.methods.project import Project
-from rankfold.compress.planning.apply import apply_
 from rankfold.compress.planning.planner import plan
 from rankfold.compress.planning.profile import Calibration
 from rankfold.compress.ranks.budget import Flops, Ranks
@@ -36,7 +36,7 @@ from rankfold.pipeline import (
     quality_curve,
     write_analysis,
 )
-from rankfold.pipeline.compression.remarks import samples_known
+from rankfold.pipeline.compression.outcome.remarks import samples_known
 from rankfold.sites import fingerprint
 from rankfold.store import StoreError, Unfinished, load
 from rankfold.train import TrainingError, evaluate
@@ -378,7 +378,7 @@ def test_figures_time_every_batch_size_and_count_the_whole_model():
 def test_one_structure_has_one_time(monkeypatch):
     clock = iter(range(1, 9))
     monkeypatch.setattr(
-        "rankfold.pipeline.compression.measure.latencies",
+        "rankfold.pipeline.compression.outcome.measure.latencies",
         lambda models, example, batch: {name: next(clock) for name in models},
     )
     network = tiny()

@@ -16,8 +16,8 @@ from digits import digits, tiny, trained
 from torch import nn
 
 import rankfold as rf
-from rankfold.pipeline.compression import offers as module
-from rankfold.pipeline.compression.offers import offers
+from rankfold.pipeline.compression.outcome import offers as module
+from rankfold.pipeline.compression.outcome.offers import offers
 from rankfold.report import (
     CurvePoint,
     FigureKind,

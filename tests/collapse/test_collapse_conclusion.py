@@ -11,7 +11,7 @@ import torch
 from digits import digits, tiny
 from torch import Tensor, nn
 
-from rankfold.cli.verbs.collapse import print_collapse
+from rankfold.cli.verbs.analysis.collapse import print_collapse
 from rankfold.collapse import Paths, paths
 from rankfold.pipeline.collapse.page import collapse_data
 from rankfold.pipeline.collapse.study import CollapseReport, collapse_report

@@ -15,7 +15,7 @@ from torch.utils.data import DataLoader, TensorDataset
 from rankfold.compress.planning.plan import Plan
 from rankfold.compress.planning.planner import plan
 from rankfold.pipeline.collapse.forecast import Forecast, doubts, forecast
-from rankfold.pipeline.compression.measure import calibration_part
+from rankfold.pipeline.compression.outcome.measure import calibration_part
 from rankfold.sites import Form
 from rankfold.zoo import Split
 

@@ -13,12 +13,12 @@ import torch
 from torch import Tensor, nn
 
 import rankfold as rf
-from rankfold.cli.verbs.compress import print_result
-from rankfold.cli.verbs.show import plan_values, print_plan
+from rankfold.cli.verbs.compression.compress import print_result
+from rankfold.cli.verbs.compression.show import plan_values, print_plan
 from rankfold.objectives import objective_names
 from rankfold.objectives.moved import Moved
 from rankfold.objectives.units import CHANGE, COSINE, NATS, TOKEN, in_words
-from rankfold.pipeline.compression.beside import Beside
+from rankfold.pipeline.compression.outcome.beside import Beside
 
 WIDTH = 12
 
@@ -141,7 +141,7 @@ def test_forecast_and_measurement_stand_side_by_side(run: tuple[Any, ...], capsy
 
 
 def test_without_a_forecast_the_run_says_so_and_measures_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
-    from rankfold.pipeline.compression import beside
+    from rankfold.pipeline.compression.outcome import beside
 
     model, data = case("regression")
     plan = rf.plan(model, "params=0.7", "truncate", example=data[0][:1])

@@ -10,7 +10,7 @@ from torch import nn
 import rankfold as rf
 from rankfold.compress.layerwise.curves import measured as kept_of
 from rankfold.compress.layerwise.curves import read_part, write_part
-from rankfold.run.container import metadata
+from rankfold.run.disk.container import metadata
 from rankfold.sites import sites
 
 KEPT = ("errors|", "levels|", "forecast|", "relative|")

@@ -12,7 +12,7 @@ from rankfold.compress.layerwise import in_parts
 from rankfold.compress.layerwise.in_parts import affordable
 from rankfold.compress.statistics import calibrate, moments_bytes
 from rankfold.pipeline import analyse
-from rankfold.run.memory import available
+from rankfold.run.processes.memory import available
 from rankfold.sites import Names, sites
 
 

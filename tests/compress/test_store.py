@@ -17,8 +17,8 @@ from safetensors.torch import load_file, save_file
 from torch import nn
 
 import rankfold as rf
-from rankfold.run.container import metadata, packed
-from rankfold.run.files import sha256
+from rankfold.run.disk.container import metadata, packed
+from rankfold.run.disk.files import sha256
 from rankfold.store import read_manifest
 
 FILES = ("manifest.json", "plan.json", "model.safetensors")

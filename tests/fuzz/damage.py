@@ -13,8 +13,8 @@ from typing import Any
 import torch
 from safetensors.torch import load, save
 
-from rankfold.run.container import metadata
-from rankfold.run.files import sha256
+from rankfold.run.disk.container import metadata
+from rankfold.run.disk.files import sha256
 from rankfold.store.manifest import _own_hash
 
 DEEP = "[" * 100_000

@@ -32,7 +32,7 @@ from rankfold.pipeline import Settings, Tell, compress
 from rankfold.pipeline.trainings.config import parse, read
 from rankfold.recover import FactorModel
 from rankfold.recover.tables.reading import read_triplets
-from rankfold.run.container import metadata
+from rankfold.run.disk.container import metadata
 from rankfold.zoo import load_weights
 
 DAMAGED = int(os.environ.get("RANKFOLD_DAMAGED", "60"))

@@ -11,6 +11,7 @@ import random
 import re
 import shutil
 import time
+import warnings
 from pathlib import Path
 
 import pytest
@@ -19,6 +20,7 @@ from jobs import JOBS, decoder, network, run, sequences
 from torch import nn
 
 import rankfold as rf
+from rankfold.store.manifest import Unfinished
 
 KILLS = int(os.environ.get("RANKFOLD_KILLS", "4"))
 SEED = int(os.environ.get("RANKFOLD_FUZZ_SEED", "0"))
@@ -79,7 +81,8 @@ def test_a_job_that_is_killed_at_any_moment_goes_on(name, tmp_path):
         process.kill()
         process.join()
         if (place / "manifest.json").exists():  # whatever the moment: one whole network, the old one or the new one
-            assert outputs(loaded(name, place)).isfinite().all()
+            with warnings.catch_warnings(action="ignore", category=Unfinished):  # of a job that was killed
+                assert outputs(loaded(name, place)).isfinite().all()
         if killed == share:
             break
         if not alive:  # it came to its end: another one from the start

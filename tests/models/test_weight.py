@@ -16,7 +16,7 @@ from torch.func import functional_call
 from torch.utils.flop_counter import FlopCounterMode
 
 from rankfold.layers import FactoredWeight, FactoredWriteError, LowRankLinear, weight_of
-from rankfold.layers.rules import Matrix
+from rankfold.layers.weights.matrices import Matrix
 from rankfold.sites import Form, setting_of, sites
 
 TOLERANCE = {torch.float64: 1e-9, torch.float32: 1e-4, torch.bfloat16: 6e-2, torch.float16: 1e-2}

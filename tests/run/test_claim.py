@@ -15,7 +15,7 @@ import pytest
 
 from rankfold.run import claim
 from rankfold.run.claim import NAME, ClaimError, claimed, holder
-from rankfold.run.process import Process, this_process
+from rankfold.run.processes.process import Process, this_process
 
 HOLD = """
 import sys, time

@@ -13,12 +13,12 @@ from safetensors.torch import save as to_safetensors
 from typing_extensions import TypedDict
 
 import rankfold as rf
+from rankfold.compress.measured import Statistics
 from rankfold.compress.planning.fitted import read as read_fitted
 from rankfold.compress.planning.plan import Plan
-from rankfold.compress.statistics import Statistics
 from rankfold.pipeline.trainings.config import read as read_config
 from rankfold.recover import FactorModel
-from rankfold.run.container import Kind, checked, packed, parsed, read_object
+from rankfold.run.disk.container import Kind, checked, packed, parsed, read_object
 
 
 class Note(TypedDict):
@@ -95,6 +95,12 @@ def test_what_the_reader_finds_wrong_is_said_in_the_same_way():
 
         with pytest.raises(ValueError, match="file: damaged, or not a test"):
             KIND.read(KIND.write(TENSORS, NOTE), build, "file")
+
+
+def test_truth_values_are_no_numbers():
+    data = KIND.write({"b": torch.ones(2, dtype=torch.bool)}, NOTE)
+    with pytest.raises(ValueError, match="b holds truth values where there should be numbers"):
+        KIND.read(data, both)
 
 
 @settings(max_examples=60, suppress_health_check=[HealthCheck.function_scoped_fixture])

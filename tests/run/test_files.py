@@ -13,9 +13,9 @@ import torch
 from torch import nn
 
 import rankfold as rf
-from rankfold.run import files
-from rankfold.run.files import read_whole, sha256, write_atomically, write_together
-from rankfold.run.process import this_process
+from rankfold.run.disk import files
+from rankfold.run.disk.files import read_whole, sha256, write_atomically, write_together
+from rankfold.run.processes.process import this_process
 
 FORK = multiprocessing.get_context("fork")
 

@@ -5,7 +5,7 @@ import gc
 import numpy as np
 import pytest
 
-from rankfold.run import memory
+from rankfold.run.processes import memory
 
 MIB = 2**20
 

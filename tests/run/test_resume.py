@@ -14,7 +14,7 @@ from rankfold import papers, pipeline
 from rankfold.compress.planning.plan import Plan
 from rankfold.compress.planning.profile import Profile
 from rankfold.pipeline import Settings, Tell, compress
-from rankfold.pipeline.compression import page
+from rankfold.pipeline.compression.outcome import page
 from rankfold.pipeline.trainings.config import parse
 from rankfold.run.claim import ClaimError, claimed
 from rankfold.store import StoreError, load

@@ -11,14 +11,14 @@ from pathlib import Path
 import pytest
 import torch
 
-from rankfold.run.peers import GONE, MARK
-from rankfold.run.team import Team, TeamError, joined
+from rankfold.run.processes.peers import GONE, MARK
+from rankfold.run.processes.team import Team, TeamError, joined
 
 LIMIT = 60.0  # seconds in which the others end
 
 TRAIN = """
 import sys
-from rankfold.run import peers
+from rankfold.run.processes import peers
 peers.MARK, peers.GONE = 0.5, float(sys.argv.pop(1))
 from rankfold.cli.main import main
 main()

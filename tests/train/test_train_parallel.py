@@ -17,7 +17,7 @@ from two_processes import RECIPE, at_low_rank, by_objective, figures, fitted, ne
 from rankfold.compress.planning.plan import Plan
 from rankfold.pipeline import train
 from rankfold.pipeline.trainings.config import parse
-from rankfold.run.team import Team
+from rankfold.run.processes.team import Team
 from rankfold.train import fit
 from rankfold.zoo import load_data
 

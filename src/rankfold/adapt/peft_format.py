@@ -16,10 +16,10 @@ from torch import Tensor
 from torch.nn.functional import pad
 
 from rankfold.linalg.brief import brief
-from rankfold.run.container import packed, read_object
-from rankfold.run.files import write_atomically
-from rankfold.run.foreign import foreign
-from rankfold.run.tensors import Checkpoint
+from rankfold.run.disk.container import packed, read_object
+from rankfold.run.disk.files import write_atomically
+from rankfold.run.disk.foreign import foreign
+from rankfold.run.disk.tensors import Checkpoint
 
 CONFIG, WEIGHTS = "adapter_config.json", "adapter_model.safetensors"
 _MARK = "rankfold"  # in the metadata of weights that are ours

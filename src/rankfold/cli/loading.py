@@ -14,11 +14,12 @@ from torch import nn
 
 from rankfold.cli.failure import one_line
 from rankfold.compress.planning.plan import other_weights
-from rankfold.compress.ranks.budget import Budget, Multiples, parsed
+from rankfold.compress.ranks.asked import parsed
+from rankfold.compress.ranks.budget import Budget, Multiples
 from rankfold.costs import Example
 from rankfold.objectives import Objective, objective_named, objective_names
 from rankfold.pipeline import first_example
-from rankfold.run.pretrained import is_folder
+from rankfold.run.disk.pretrained import is_folder
 from rankfold.run.progress import Talk
 from rankfold.sites import Names, fits, is_pretrained, sites, unwrap
 from rankfold.store import MANIFEST, Stored, StoreError, load, read_manifest

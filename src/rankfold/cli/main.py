@@ -8,26 +8,26 @@ import typer
 from typer.core import TyperGroup
 
 from rankfold.cli.failure import told
-from rankfold.cli.verbs.adapt import adapt
-from rankfold.cli.verbs.advise import advise
-from rankfold.cli.verbs.analyze import analyze
-from rankfold.cli.verbs.apply import apply
-from rankfold.cli.verbs.collapse import collapse
-from rankfold.cli.verbs.compress import compress
+from rankfold.cli.verbs.analysis.advise import advise
+from rankfold.cli.verbs.analysis.analyze import analyze
+from rankfold.cli.verbs.analysis.collapse import collapse
+from rankfold.cli.verbs.analysis.evaluate import evaluate
+from rankfold.cli.verbs.analysis.report import report
+from rankfold.cli.verbs.analysis.robustness import robustness
+from rankfold.cli.verbs.compression.apply import apply
+from rankfold.cli.verbs.compression.compress import compress
+from rankfold.cli.verbs.compression.export import export
+from rankfold.cli.verbs.compression.plan import plan
+from rankfold.cli.verbs.compression.show import show
+from rankfold.cli.verbs.compression.slice import slice_
 from rankfold.cli.verbs.demo import demo
 from rankfold.cli.verbs.doctor import doctor
-from rankfold.cli.verbs.evaluate import evaluate
-from rankfold.cli.verbs.export import export
-from rankfold.cli.verbs.extract import extract
-from rankfold.cli.verbs.plan import plan
 from rankfold.cli.verbs.recover import recover
-from rankfold.cli.verbs.report import report
 from rankfold.cli.verbs.reproduce import reproduce
-from rankfold.cli.verbs.robustness import robustness
-from rankfold.cli.verbs.show import show
-from rankfold.cli.verbs.slice import slice_
-from rankfold.cli.verbs.sweep import sweep
-from rankfold.cli.verbs.train import train
+from rankfold.cli.verbs.training.adapt import adapt
+from rankfold.cli.verbs.training.extract import extract
+from rankfold.cli.verbs.training.sweep import sweep
+from rankfold.cli.verbs.training.train import train
 
 
 class Verbs(TyperGroup):

@@ -22,7 +22,7 @@ RULES = ("optimal", "local", "global", "iterative")
 def _model(spec: str) -> str:
     if not spec:  # nothing is typed yet: the shell completes a line
         return spec
-    from rankfold.run.pretrained import is_folder
+    from rankfold.run.disk.pretrained import is_folder
     from rankfold.zoo import model_names
 
     if is_folder(spec) or "/" in spec:  # a folder, or OWNER/NAME on the hub; looked up where it is opened
@@ -33,7 +33,7 @@ def _model(spec: str) -> str:
 def _data(name: str | None) -> str | None:
     if name is None:
         return None
-    from rankfold.run.given import how_to_give
+    from rankfold.run.disk.given import how_to_give
     from rankfold.zoo import data_names
 
     if name not in data_names() and ":" not in name and Path(name).exists():
@@ -82,7 +82,7 @@ def _known(value: str, what: str, known: tuple[str, ...], other: str = "") -> st
 def _budgets(texts: list[str]) -> list[str]:
     if not texts:
         return texts
-    from rankfold.compress.ranks.budget import parse_budget
+    from rankfold.compress.ranks.asked import parse_budget
 
     for text in texts:
         try:

@@ -36,7 +36,7 @@ from rankfold.batches import forward, size_of
 from rankfold.compress.effect import spread_ranks
 from rankfold.compress.metric import GRAPH, Directions, Estimate, Gathering, Spread, Spreading, Sums, measure_spread
 from rankfold.compress.planning.candidates import Candidate
-from rankfold.compress.tokens import NUMBERS, Drawn
+from rankfold.compress.tokens import NUMBERS
 from rankfold.costs import evaluating
 from rankfold.objectives import Answer, Objective
 from rankfold.observe import Samples, after
@@ -73,16 +73,15 @@ def coherences(
     prices: Prices,
     objective: Objective,
     *,
-    tokens: bool = False,
     spread: Spread | None = None,
     progress: Progress | None = None,
 ) -> dict[tuple[str, Form], Tensor]:
     """For each candidate (k + 1,) factors by which its price at rank 0..k is to be multiplied; those that cannot be
     measured are left out. The model must be ``opened``.
 
-    ``prices`` are tr(D E H Eᵀ) in nats per token (``tokens``) or in squared change of the answers, whose ``spread`` is
-    measured where it is not known. A group of sites has that of its members, weighed by what each costs. Cost: on up to
-    ``SAMPLES`` samples one forward pass, ``DRAWS`` backward passes, and ``RANKS`` runs of each new layer.
+    ``prices`` are tr(D E H Eᵀ) in squared change of the answers, whose ``spread`` is measured where it is not known. A
+    group of sites has that of its members, weighed by what each costs. Cost: on up to ``SAMPLES`` samples one forward
+    pass, ``DRAWS`` backward passes, and ``RANKS`` runs of each new layer.
     """
     spread = measure_spread(root, seen.first(SAMPLES), objective) if spread is None else spread
     several = bool(spread.names) and spread.row_shape[0] > 1
@@ -91,9 +90,7 @@ def coherences(
     for candidate in candidates:
         if not isinstance(candidate.site, Joint) and _measurable(root, candidate.site):
             first.setdefault(_key(candidate), candidate)  # forms that share a decomposition share what it costs
-    points = costs_of(
-        root, few, list(first.values()), objective, tokens=tokens, spread=spread, draws=draws, progress=progress
-    )
+    points = costs_of(root, few, list(first.values()), objective, spread=spread, draws=draws, progress=progress)
     known = {
         key: ratios(first[key].relative_errors, prices[first[key].site.name, first[key].form], each)
         for key, each in points.items()
@@ -157,7 +154,6 @@ def costs_of(
     candidates: Sequence[Candidate],
     objective: Objective,
     *,
-    tokens: bool = False,
     spread: Spread | None = None,
     ranks: Callable[[Candidate], Sequence[int]] | None = None,
     draws: int = DRAWS,
@@ -189,13 +185,13 @@ def costs_of(
             new = layer_of(root, candidate, rank, draft=True)
             trials.setdefault(candidate.site.name, []).append(_Trial(_key(candidate), rank, new))
         shared = _Shared(trials, apart)
-        drawn = [_Drawn(shared, _scalar(objective, spread, tokens, draw), draw + 1 == draws) for draw in range(draws)]
+        drawn = [_Drawn(shared, _scalar(objective, spread, draw), draw + 1 == draws) for draw in range(draws)]
         sites = SiteList(tuple({candidate.site.name: candidate.site for candidate, _ in part}.values()))
         gathered = Gathering(root, seen, objective, drawn, progress)
         with evaluating(root), shared.watching(root, sites):
             if not gathered.run(sites, graph, graph):
                 return {}
-        for key, points in shared.points(seen, draws * (2.0 if tokens else 1.0)).items():
+        for key, points in shared.points(seen, float(draws)).items():
             found.setdefault(key, []).extend(points)
     return found
 
@@ -247,9 +243,7 @@ def _parts(seen: Samples) -> Iterator[Any]:
     return (batch for _, batch in replace(seen, batch_size=GRAPH).batches())
 
 
-def _scalar(objective: Objective, spread: Spread, tokens: bool, draw: int) -> Estimate:
-    if tokens:
-        return Drawn(Sums(), offset=(draw + 1) << 20)
+def _scalar(objective: Objective, spread: Spread, draw: int) -> Estimate:
     return Spreading(objective, spread, Sums(), Directions(offset=(draw + 1) << 20))
 
 

@@ -21,20 +21,9 @@ import torch
 from torch import Tensor, nn
 
 from rankfold.batches import forward, size_of
-from rankfold.compress.metric import (
-    GRAPH,
-    Gathering,
-    Spread,
-    Spreading,
-    Sums,
-    Taps,
-    differentiate,
-    generator_of,
-    inside,
-    measure_spread,
-    read_inside,
-    tapping,
-)
+from rankfold.compress.gradients import Sums
+from rankfold.compress.metric import GRAPH, Gathering, Spreading, Taps, differentiate, inside, read_inside, tapping
+from rankfold.compress.spread import Spread, generator_of, measure_spread
 from rankfold.costs import evaluating
 from rankfold.objectives import Answer, Objective, ObjectiveError
 from rankfold.observe import Samples
@@ -199,15 +188,14 @@ def moment_for(inner: Mapping[str, Tensor], scale: float = 1.0) -> Callable[[Sit
 
 @dataclass
 class Drawn:
-    """∂ℓ/∂y for tokens drawn from the model; counted by positions. ``offset``: other draws for another number."""
+    """∂ℓ/∂y for tokens drawn from the model; counted by positions."""
 
     sums: Sums
-    offset: int = 0
 
     def of(self, answers: Sequence[Answer], first: int) -> tuple[Tensor, float]:
         answer = next(each for each in answers if each.classes)
         scores = answer.values.to(torch.promote_types(answer.values.dtype, torch.float32))
-        slope = slope_of(scores.detach(), generator_of(-1 - self.offset, first))
+        slope = slope_of(scores.detach(), generator_of(-1, first))
         if answer.counted is not None:
             slope = slope * answer.counted.unsqueeze(-1)
         counted = scores.shape[:-1].numel() if answer.counted is None else int(answer.counted.sum())

@@ -15,8 +15,11 @@ from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 from torch.utils import _pytree as pytree
 
-from rankfold.layers.rules import Matrix, Pair, Rule
-from rankfold.layers.weight import LOOKS, STAYS, FactoredWeight, casts, name_of, only_seen, turns, writes
+from rankfold.layers.weights.kernels import Pair
+from rankfold.layers.weights.matrices import Matrix
+from rankfold.layers.weights.operations import LOOKS, STAYS, casts, name_of, only_seen, turns, writes
+from rankfold.layers.weights.rule import Rule
+from rankfold.layers.weights.weight import FactoredWeight
 from rankfold.observe import after, before, first_of
 from rankfold.observe.watch import Coming, Seen
 from rankfold.sites import Call, Form, Site

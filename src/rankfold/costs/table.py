@@ -18,9 +18,9 @@ from rankfold.costs.curve import Curve
 from rankfold.costs.law import Law, Point, law_of
 from rankfold.costs.machine import Machine
 from rankfold.forms import Form, Layer
-from rankfold.run.cache import cache_folder
 from rankfold.run.claim import claimed
-from rankfold.run.files import write_atomically
+from rankfold.run.disk.cache import cache_folder
+from rankfold.run.disk.files import write_atomically
 from rankfold.sites import LinearLayer
 
 VARIABLE = "RANKFOLD_LATENCY"

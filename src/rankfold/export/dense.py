@@ -11,7 +11,7 @@ from rankfold.costs import Example, evaluating
 from rankfold.export.check import difference
 from rankfold.export.errors import ExportError
 from rankfold.export.outputs import in_a_row
-from rankfold.run.files import write_atomically
+from rankfold.run.disk.files import write_atomically
 from rankfold.sites import is_pretrained, unwrap
 
 

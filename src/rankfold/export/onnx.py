@@ -17,7 +17,7 @@ from rankfold.export.check import Run, exported
 from rankfold.export.errors import ExportError, first_line, quiet
 from rankfold.export.outputs import answering, in_a_row, names_of
 from rankfold.export.trace import Traced, answer, flat, ready
-from rankfold.run.files import write_atomically
+from rankfold.run.disk.files import write_atomically
 
 _LARGEST = 2**31 - 1  # a protocol buffer holds no more
 _RUN = (torch.float32, torch.float64, torch.float16)  # in which onnxruntime computes on a CPU

@@ -15,7 +15,7 @@ from rankfold.export.check import Run, exported
 from rankfold.export.errors import ExportError, first_line, quiet
 from rankfold.export.outputs import answering, in_a_row, names_of, plain
 from rankfold.export.trace import Traced, answer, ready
-from rankfold.run.files import write_atomically
+from rankfold.run.disk.files import write_atomically
 
 
 def to_torch_export(model: nn.Module, example: Any, path: str | Path) -> float:

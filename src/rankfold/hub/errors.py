@@ -1,6 +1,6 @@
 """What can be wrong with a model of transformers; one line with the remedy."""
 
-from rankfold.run.pretrained import FolderError
+from rankfold.run.disk.pretrained import FolderError
 
 
 class HubError(FolderError):

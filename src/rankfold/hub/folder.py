@@ -13,9 +13,9 @@ from typing import Any
 from rankfold.hub.declared import check_ours
 from rankfold.hub.errors import HubError
 from rankfold.hub.whole import built, check_whole, without_pooler
-from rankfold.run.container import FAULTS, read_object, said
-from rankfold.run.pretrained import CONFIG, config_of
-from rankfold.run.tensors import Checkpoint
+from rankfold.run.disk.container import FAULTS, read_object, said
+from rankfold.run.disk.pretrained import CONFIG, config_of
+from rankfold.run.disk.tensors import Checkpoint
 
 SHARD = "5GB"
 # what belongs to a model beside its weights: of its tokenizer or image processor, and of sentence-transformers

@@ -24,9 +24,9 @@ from transformers.utils.quantization_config import QuantizationConfigMixin
 from rankfold.hub.errors import HubError
 from rankfold.hub.whole import drop_pooler_, refuse_random
 from rankfold.layers.shared import join_
-from rankfold.run.container import checked
-from rankfold.run.pretrained import METHOD
-from rankfold.run.tensors import names_in
+from rankfold.run.disk.container import checked
+from rankfold.run.disk.pretrained import METHOD
+from rankfold.run.disk.tensors import names_in
 from rankfold.sites import (
     Form,
     Site,

@@ -14,7 +14,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-from rankfold.run.tensors import Checkpoint
+from rankfold.run.disk.tensors import Checkpoint
 
 
 class _Piece(NamedTuple):

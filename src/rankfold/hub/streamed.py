@@ -20,10 +20,10 @@ from rankfold.hub.folder import check_weights, companions, quietly, skeleton
 from rankfold.hub.stored import Stored
 from rankfold.hub.whole import check_whole
 from rankfold.observe import Pages
-from rankfold.run.container import FAULTS, read_object, read_tensors, sizes_in, write_tensors
-from rankfold.run.files import digest_of, write_atomically
-from rankfold.run.pretrained import CONFIG, config_of, is_factored
-from rankfold.run.tensors import INDEX, SINGLE
+from rankfold.run.disk.container import FAULTS, read_object, read_tensors, sizes_in, write_tensors
+from rankfold.run.disk.files import digest_of, write_atomically
+from rankfold.run.disk.pretrained import CONFIG, config_of, is_factored
+from rankfold.run.disk.tensors import INDEX, SINGLE
 from rankfold.sites import Form, settle_, sites
 
 _FLOATS = ("F64", "F32", "F16", "BF16")

@@ -13,8 +13,8 @@ from torch import nn
 
 from rankfold.hub.errors import HubError
 from rankfold.hub.stored import Stored
-from rankfold.run.container import FAULTS, said
-from rankfold.run.tensors import Checkpoint
+from rankfold.run.disk.container import FAULTS, said
+from rankfold.run.disk.tensors import Checkpoint
 from rankfold.sites import factored_sites
 
 _POOLER = "pooler"  # what ``add_pooling_layer`` builds, in every encoder of transformers that has the argument

@@ -7,19 +7,11 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor, nn
 
-from rankfold.layers.refuse import RefusesWeight
-from rankfold.layers.rules import (
-    CP,
-    Pair,
-    Rule,
-    Spatial,
-    Tucker,
-    cp_kernel,
-    low_rank_kernel,
-    spatial_kernel,
-    tucker_kernel,
-)
-from rankfold.layers.weight import weight_of
+from rankfold.layers.weights.kernels import CP, Pair, Spatial, Tucker
+from rankfold.layers.weights.products import cp_kernel, low_rank_kernel, spatial_kernel, tucker_kernel
+from rankfold.layers.weights.refuse import RefusesWeight
+from rankfold.layers.weights.rule import Rule
+from rankfold.layers.weights.weight import weight_of
 
 _SETTINGS = ("kernel_size", "stride", "padding", "dilation", "padding_mode", "output_padding")
 

@@ -13,9 +13,9 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from rankfold.layers.rules import Tucker
 from rankfold.layers.training import CONVOLUTIONS, InTraining
-from rankfold.layers.weight import weight_of
+from rankfold.layers.weights.kernels import Tucker
+from rankfold.layers.weights.weight import weight_of
 from rankfold.linalg.manifold.tangent import wide
 from rankfold.linalg.manifold.tucker import Ladder, frames, rank_on
 

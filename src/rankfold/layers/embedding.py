@@ -8,9 +8,10 @@ import torch
 from torch import Tensor, nn
 
 from rankfold.layers.pivoted import Completion
-from rankfold.layers.refuse import RefusesWeight
-from rankfold.layers.rules import Matrix, PivotedMatrix, low_rank_matrix
-from rankfold.layers.weight import weight_of
+from rankfold.layers.weights.matrices import Matrix, PivotedMatrix
+from rankfold.layers.weights.products import low_rank_matrix
+from rankfold.layers.weights.refuse import RefusesWeight
+from rankfold.layers.weights.weight import weight_of
 
 _SETTINGS = ("num_embeddings", "embedding_dim", "padding_idx", "max_norm", "norm_type", "scale_grad_by_freq", "sparse")
 _OF_BAGS = ("mode", "include_last_offset")

@@ -14,8 +14,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from rankfold.layers.refuse import RefusesWeight
-from rankfold.layers.weight import guarded
+from rankfold.layers.weights.refuse import RefusesWeight
+from rankfold.layers.weights.weight import guarded
 
 
 class SplitExperts(nn.Module):

@@ -7,9 +7,10 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from rankfold.layers.refuse import RefusesWeight
-from rankfold.layers.rules import Matrix, low_rank_matrix
-from rankfold.layers.weight import weight_of
+from rankfold.layers.weights.matrices import Matrix
+from rankfold.layers.weights.products import low_rank_matrix
+from rankfold.layers.weights.refuse import RefusesWeight
+from rankfold.layers.weights.weight import weight_of
 
 
 class LowRankLinear(RefusesWeight, nn.Module):

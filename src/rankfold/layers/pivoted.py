@@ -13,8 +13,10 @@ from torch import Tensor, nn
 
 from rankfold.layers.convolution import LowRankConv
 from rankfold.layers.linear import LowRankConv1D, LowRankLinear
-from rankfold.layers.rules import PivotedMatrix, PivotedPair, completed, low_rank_kernel
-from rankfold.layers.weight import guarded, weight_of
+from rankfold.layers.weights.kernels import PivotedPair
+from rankfold.layers.weights.matrices import PivotedMatrix
+from rankfold.layers.weights.products import completed, low_rank_kernel
+from rankfold.layers.weights.weight import guarded, weight_of
 
 
 class Completion(nn.Module):

@@ -15,7 +15,7 @@ from torch.nn.utils.rnn import PackedSequence
 
 from rankfold.layers.linear import LowRankLinear
 from rankfold.layers.pivoted import Completion, PivotedLinear
-from rankfold.layers.weight import FactoredWeight
+from rankfold.layers.weights.weight import FactoredWeight
 
 State = tuple[Tensor, ...]  # (h,), of an LSTM (h, c)
 Step = Callable[[Tensor, Tensor, State], State]

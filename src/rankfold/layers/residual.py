@@ -11,8 +11,9 @@ from torch import Tensor
 
 from rankfold.layers.linear import LowRankConv1D, LowRankLinear
 from rankfold.layers.rounded import WholeNumbers
-from rankfold.layers.rules import Factors, Matrix
-from rankfold.layers.weight import weight_of
+from rankfold.layers.weights.matrices import Matrix
+from rankfold.layers.weights.rule import Factors
+from rankfold.layers.weights.weight import weight_of
 from rankfold.linalg.rounding import spread, unpacked
 
 

@@ -12,7 +12,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from rankfold.layers.weight import FactoredWriteError, guarded
+from rankfold.layers.weights.weight import FactoredWriteError, guarded
 
 _STORED = (
     "is stored as whole numbers and scales, so what is written there would be lost: to train or to merge, "

@@ -16,8 +16,9 @@ from torch import Tensor, nn
 
 from rankfold.layers.linear import LowRankLinear
 from rankfold.layers.pivoted import Completion
-from rankfold.layers.rules import Factors, PivotedMatrix
-from rankfold.layers.weight import weight_of
+from rankfold.layers.weights.matrices import PivotedMatrix
+from rankfold.layers.weights.rule import Factors
+from rankfold.layers.weights.weight import weight_of
 
 
 @dataclass(frozen=True)

@@ -9,8 +9,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from rankfold.layers.rules import Matrix, Pair
-from rankfold.layers.weight import weight_of
+from rankfold.layers.weights.kernels import Pair
+from rankfold.layers.weights.matrices import Matrix
+from rankfold.layers.weights.weight import weight_of
 
 CONVOLUTIONS: dict[int, Any] = {1: F.conv1d, 2: F.conv2d, 3: F.conv3d}
 

@@ -2,16 +2,16 @@
 
 from rankfold.objectives.answer import Answer, counting_tensors, main_tensor
 from rankfold.objectives.base import Objective
-from rankfold.objectives.classification import Classification, TokenClassification
-from rankfold.objectives.embedding import Embedding
 from rankfold.objectives.evaluation import Evaluation, Figure, Figures, ObjectiveError
 from rankfold.objectives.infer import Inferred, infer
-from rankfold.objectives.language import CausalLanguageModel, MaskedLanguageModel
-from rankfold.objectives.multilabel import MultiLabel
+from rankfold.objectives.kinds.classification import Classification, TokenClassification
+from rankfold.objectives.kinds.embedding import Embedding
+from rankfold.objectives.kinds.language import CausalLanguageModel, MaskedLanguageModel
+from rankfold.objectives.kinds.multilabel import MultiLabel
+from rankfold.objectives.kinds.regression import Regression
+from rankfold.objectives.kinds.teacher import Teacher
 from rankfold.objectives.names import objective_named, objective_names, register
 from rankfold.objectives.own import objective
-from rankfold.objectives.regression import Regression
-from rankfold.objectives.teacher import Teacher
 
 __all__ = [
     "Answer",

@@ -11,13 +11,13 @@ from torch import Tensor
 from rankfold.batches import labels_of
 from rankfold.objectives.answer import main_tensor, named_input
 from rankfold.objectives.base import Objective
-from rankfold.objectives.classification import IGNORE, Classification, TokenClassification
 from rankfold.objectives.evaluation import ObjectiveError
-from rankfold.objectives.language import CausalLanguageModel, MaskedLanguageModel
-from rankfold.objectives.multilabel import MultiLabel
+from rankfold.objectives.kinds.classification import IGNORE, Classification, TokenClassification
+from rankfold.objectives.kinds.language import CausalLanguageModel, MaskedLanguageModel
+from rankfold.objectives.kinds.multilabel import MultiLabel
+from rankfold.objectives.kinds.regression import Regression, alike
+from rankfold.objectives.kinds.teacher import Teacher
 from rankfold.objectives.names import objective_named
-from rankfold.objectives.regression import Regression, alike
-from rankfold.objectives.teacher import Teacher
 
 
 @dataclass(frozen=True)

@@ -7,7 +7,7 @@ from typing import Any
 
 from rankfold.objectives.answer import Answer
 from rankfold.objectives.base import Objective
-from rankfold.objectives.teacher import Teacher
+from rankfold.objectives.kinds.teacher import Teacher
 
 
 @dataclass(frozen=True)

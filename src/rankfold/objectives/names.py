@@ -5,13 +5,13 @@ from __future__ import annotations
 from difflib import get_close_matches
 
 from rankfold.objectives.base import Objective
-from rankfold.objectives.classification import Classification, TokenClassification
-from rankfold.objectives.embedding import Embedding
 from rankfold.objectives.evaluation import ObjectiveError
-from rankfold.objectives.language import CausalLanguageModel, MaskedLanguageModel
-from rankfold.objectives.multilabel import MultiLabel
-from rankfold.objectives.regression import Regression
-from rankfold.objectives.teacher import Teacher
+from rankfold.objectives.kinds.classification import Classification, TokenClassification
+from rankfold.objectives.kinds.embedding import Embedding
+from rankfold.objectives.kinds.language import CausalLanguageModel, MaskedLanguageModel
+from rankfold.objectives.kinds.multilabel import MultiLabel
+from rankfold.objectives.kinds.regression import Regression
+from rankfold.objectives.kinds.teacher import Teacher
 
 _BUILT_IN: tuple[Objective, ...] = (
     Classification(), Classification(areas=True, name="segmentation"), TokenClassification(), MultiLabel(),

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from rankfold.batches import arguments, batches_of, evaluating, forward, samples_of, size_of
 from rankfold.linalg.brief import brief
 from rankfold.objectives.answer import counting_tensors
-from rankfold.run.team import Team
+from rankfold.run.processes.team import Team
 
 # one sample in so many is held back; of few samples more, so that there is something to check on
 _EVERY = ((64, 8), (16, 4), (2, 2))

@@ -41,7 +41,7 @@ def reproduce(name: str, directory: str | Path, request: Request | None = None, 
 
     from rankfold.papers.request import Request
     from rankfold.run.claim import claimed
-    from rankfold.run.foreign import check_replaceable
+    from rankfold.run.disk.foreign import check_replaceable
     from rankfold.run.progress import shown
 
     if name not in EXPERIMENTS:

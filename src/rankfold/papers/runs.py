@@ -14,8 +14,8 @@ from rankfold.induce import fold_, overparametrize_
 from rankfold.pipeline import Tell
 from rankfold.report.quantities import percent
 from rankfold.run.cells import Kept, named, run_cells
-from rankfold.run.container import packed
-from rankfold.run.files import write_atomically
+from rankfold.run.disk.container import packed
+from rankfold.run.disk.files import write_atomically
 from rankfold.run.progress import Progress
 from rankfold.train import Recipe, evaluate, fit
 from rankfold.zoo import Data, default_data, load_data, load_weights, model_names, resolve

@@ -20,7 +20,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import FuncFormatter, LogFormatter, LogLocator, NullFormatter
 
-from rankfold.run.files import write_atomically
+from rankfold.run.disk.files import write_atomically
 
 COLOURS = ("#1b6ca8", "#c2571a", "#3a7d44", "#7b4fa3", "#6b6b6b")
 MARKS = "os^Dv"

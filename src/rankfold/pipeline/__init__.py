@@ -9,11 +9,11 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from rankfold.pipeline.analysis import SiteAnalysis, analyse
     from rankfold.pipeline.carry import Carrying, carry_out_
-    from rankfold.pipeline.compression.curve import Point, quality_curve
-    from rankfold.pipeline.compression.delivery import model_notes
-    from rankfold.pipeline.compression.heldout import layer_errors, over_fitted
     from rankfold.pipeline.compression.job import compress
-    from rankfold.pipeline.compression.measure import (
+    from rankfold.pipeline.compression.outcome.curve import Point, quality_curve
+    from rankfold.pipeline.compression.outcome.delivery import model_notes
+    from rankfold.pipeline.compression.outcome.heldout import layer_errors, over_fitted
+    from rankfold.pipeline.compression.outcome.measure import (
         Figures,
         calibration_part,
         figures,
@@ -22,10 +22,10 @@ if TYPE_CHECKING:
         protocol,
         samples_of,
     )
-    from rankfold.pipeline.compression.remarks import memory_sentence, summary
+    from rankfold.pipeline.compression.outcome.remarks import memory_sentence, summary
+    from rankfold.pipeline.compression.outcome.result import Result
     from rankfold.pipeline.compression.repair import compressed_copy
     from rankfold.pipeline.compression.request import Settings, check_place
-    from rankfold.pipeline.compression.result import Result
     from rankfold.pipeline.drawing import spectra_svg, write_analysis
     from rankfold.pipeline.needs import BoundError, Needs
     from rankfold.pipeline.slicing import slice_
@@ -39,12 +39,12 @@ if TYPE_CHECKING:
 _ROOMS = {
     "analysis": ("SiteAnalysis", "analyse"),
     "carry": ("Carrying", "carry_out_"),
-    "compression.curve": ("Point", "quality_curve"),
-    "compression.delivery": ("model_notes",),
+    "compression.outcome.curve": ("Point", "quality_curve"),
+    "compression.outcome.delivery": ("model_notes",),
     "drawing": ("spectra_svg", "write_analysis"),
-    "compression.heldout": ("layer_errors", "over_fitted"),
+    "compression.outcome.heldout": ("layer_errors", "over_fitted"),
     "compression.job": ("compress",),
-    "compression.measure": (
+    "compression.outcome.measure": (
         "Figures",
         "calibration_part",
         "figures",
@@ -53,10 +53,10 @@ _ROOMS = {
         "protocol",
         "samples_of",
     ),
-    "compression.remarks": ("memory_sentence", "summary"),
+    "compression.outcome.remarks": ("memory_sentence", "summary"),
     "compression.repair": ("compressed_copy",),
     "compression.request": ("Settings", "check_place"),
-    "compression.result": ("Result",),
+    "compression.outcome.result": ("Result",),
     "needs": ("BoundError", "Needs"),
     "slicing": ("slice_",),
     "streaming": ("Streamed", "stream"),

@@ -20,9 +20,9 @@ from rankfold.adapt.ways import METHODS, Wish, add_, prepare_
 from rankfold.objectives import Evaluation, Objective
 from rankfold.observe import before as before_call
 from rankfold.run.claim import claimed
-from rankfold.run.container import packed, read_object
 from rankfold.run.digest import digest
-from rankfold.run.files import write_atomically
+from rankfold.run.disk.container import packed, read_object
+from rankfold.run.disk.files import write_atomically
 from rankfold.run.progress import Tell
 from rankfold.sites import is_pretrained, unwrap
 from rankfold.sites.find import Where

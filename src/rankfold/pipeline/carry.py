@@ -9,14 +9,14 @@ from typing import Any
 
 from torch import nn
 
-from rankfold.compress.planning.apply import apply_
+from rankfold.compress.applying.apply import apply_
 from rankfold.compress.planning.plan import Plan
 from rankfold.compress.repair.batchnorm import has_statistics
 from rankfold.compress.slicing.bottlenecks import bottlenecks
 from rankfold.costs import Cost, Example, model_cost
 from rankfold.objectives import Objective
-from rankfold.pipeline.compression.delivery import model_notes
-from rankfold.pipeline.compression.measure import calibration_part
+from rankfold.pipeline.compression.outcome.delivery import model_notes
+from rankfold.pipeline.compression.outcome.measure import calibration_part
 from rankfold.pipeline.compression.repair import mended
 from rankfold.run.progress import Tell
 from rankfold.sites import narrowable_sites

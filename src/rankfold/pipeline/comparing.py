@@ -12,8 +12,8 @@ from typing_extensions import TypedDict
 from rankfold.compress.planning.plan import Entry, Plan
 from rankfold.report import CurvePoint, FigureKind
 from rankfold.report.compare import Compared, LayerShown, render_compared
-from rankfold.run.container import FAULTS, checked, read_object, said
-from rankfold.run.files import write_atomically
+from rankfold.run.disk.container import FAULTS, checked, read_object, said
+from rankfold.run.disk.files import write_atomically
 from rankfold.sites import Form
 from rankfold.store import MANIFEST, StoreError, read_manifest
 

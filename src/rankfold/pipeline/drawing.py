@@ -16,8 +16,8 @@ from matplotlib.ticker import NullLocator
 from torch import Tensor
 
 from rankfold.pipeline.analysis import SiteAnalysis
-from rankfold.run.files import write_atomically
-from rankfold.run.foreign import check_replaceable
+from rankfold.run.disk.files import write_atomically
+from rankfold.run.disk.foreign import check_replaceable
 from rankfold.sites import SiteList
 
 _FILES = "spectra.svg", "sites.csv", "sites.json"

@@ -10,7 +10,7 @@ from rankfold.compress.layerwise.in_blocks import measured_bytes
 from rankfold.observe import Pages
 from rankfold.observe.pages import bytes_in
 from rankfold.report.quantities import count
-from rankfold.run.files import check_room
+from rankfold.run.disk.files import check_room
 from rankfold.sites import Site, SiteList
 
 BLOCKS = 2  # the block as it is, and as it becomes

@@ -11,7 +11,7 @@ from torch import nn
 
 from rankfold.adapt.restore import RATE, Restored, restore_
 from rankfold.objectives import Evaluation, Objective
-from rankfold.run.files import write_atomically
+from rankfold.run.disk.files import write_atomically
 from rankfold.run.progress import Tell
 from rankfold.sites import unwrap
 from rankfold.store import UNFINISHED, Stored, StoreError, save

@@ -18,29 +18,30 @@ import torch
 from torch import nn
 
 from rankfold.batches import batches_of, copied, size_of
+from rankfold.compress.applying.apply import shape_
 from rankfold.compress.methods import method_named
 from rankfold.compress.methods.method import fits_layers
-from rankfold.compress.planning.apply import shape_
 from rankfold.compress.planning.plan import Plan
 from rankfold.compress.planning.profile import Calibration
 from rankfold.compress.planning.profiling import profile
-from rankfold.compress.ranks.budget import Budget, Latency, parsed
+from rankfold.compress.ranks.asked import parsed
+from rankfold.compress.ranks.budget import Budget, Latency
 from rankfold.linalg.brief import brief
 from rankfold.objectives import CausalLanguageModel, Evaluation, Objective, Teacher
 from rankfold.observe import PAGES, Pages
-from rankfold.pipeline.compression.beside import Beside
-from rankfold.pipeline.compression.delivery import finished
-from rankfold.pipeline.compression.measure import calibration_part, held_out, protocol
-from rankfold.pipeline.compression.remarks import summary
+from rankfold.pipeline.compression.outcome.beside import Beside
+from rankfold.pipeline.compression.outcome.delivery import finished
+from rankfold.pipeline.compression.outcome.measure import calibration_part, held_out, protocol
+from rankfold.pipeline.compression.outcome.remarks import summary
 from rankfold.pipeline.compression.request import PLACE, Settings, request_of
 from rankfold.pipeline.needs import Needs, needs_of
 from rankfold.report.quantities import bytes_of
 from rankfold.run.claim import claimed
-from rankfold.run.container import read_object
-from rankfold.run.files import write_atomically
-from rankfold.run.memory import steady
+from rankfold.run.disk.container import read_object
+from rankfold.run.disk.files import write_atomically
+from rankfold.run.processes.memory import steady
+from rankfold.run.processes.team import Team, joined
 from rankfold.run.progress import Tell, shown
-from rankfold.run.team import Team, joined
 from rankfold.sites import hidden, sites
 from rankfold.sites.find import Where, wanted
 from rankfold.store import StoreError, check_ours, manifest

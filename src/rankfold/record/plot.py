@@ -13,7 +13,7 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import FuncFormatter, LogLocator, MaxNLocator, NullLocator
 
 from rankfold.record.recording import Recording, Track
-from rankfold.run.files import write_atomically
+from rankfold.run.disk.files import write_atomically
 from rankfold.spectrum import Spectrum
 
 _MOST_LINES = 24

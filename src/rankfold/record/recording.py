@@ -11,8 +11,8 @@ from torch import Tensor
 from typing_extensions import TypedDict
 
 from rankfold.record.measure import Measurement, Subspaces
-from rankfold.run.container import Kind
-from rankfold.run.files import write_atomically
+from rankfold.run.disk.container import Kind
+from rankfold.run.disk.files import write_atomically
 from rankfold.spectrum import Spectrum
 
 if TYPE_CHECKING:

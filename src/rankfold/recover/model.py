@@ -16,7 +16,7 @@ from typing_extensions import TypedDict
 from rankfold.linalg.brief import brief
 from rankfold.recover.ratings.moments import SPANS, Moments
 from rankfold.recover.tables.names import name_of
-from rankfold.run.container import Kind, checked, parsed
+from rankfold.run.disk.container import Kind, checked, parsed
 
 FACTORS = "factors.safetensors"
 KIND = "rankfold factors"  # in the metadata of their file

@@ -1,2 +1,2 @@
-"""What long work shares: files, claims of directories, containers of tensors, digests of data, progress, processes,
-cells that are computed once."""
+"""What long work shares: a directory held by one job, the same request going on in it, cells that are computed once,
+digests of data, progress; ``disk/`` for files, ``processes/`` for who is at work."""

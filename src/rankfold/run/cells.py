@@ -21,10 +21,10 @@ from typing import Any, Protocol, TypeVar
 import joblib
 from joblib.externals.loky import ProcessPoolExecutor
 
-from rankfold.run.container import read_object
+from rankfold.run.disk.container import read_object
+from rankfold.run.disk.files import write_atomically
 from rankfold.run.errors import one_line
-from rankfold.run.files import write_atomically
-from rankfold.run.process import ends_with
+from rankfold.run.processes.process import ends_with
 from rankfold.run.progress import Progress, silent
 
 Result = TypeVar("Result")

@@ -21,7 +21,7 @@ from dataclasses import asdict, dataclass
 from datetime import UTC, datetime
 from pathlib import Path
 
-from rankfold.run.process import Process, this_process
+from rankfold.run.processes.process import Process, this_process
 
 NAME = ".rankfold-claim"
 STALE = 60.0  # seconds without a touch after which a holder that cannot be seen counts as dead

@@ -8,7 +8,7 @@ from fnmatch import fnmatch
 from pathlib import Path
 from typing import Any
 
-from rankfold.run.files import write_atomically
+from rankfold.run.disk.files import write_atomically
 
 _SHORT = 60  # characters of a value that is still shown in an error
 

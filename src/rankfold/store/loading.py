@@ -14,12 +14,13 @@ from safetensors.torch import load as from_safetensors
 from torch import nn
 from torch.nn.parameter import is_lazy
 
-from rankfold.compress.planning.apply import ApplyError, shape_
+from rankfold.compress.applying.apply import shape_
+from rankfold.compress.applying.check import ApplyError
 from rankfold.compress.planning.plan import Plan
 from rankfold.compress.slicing.bottlenecks import Bottlenecks
 from rankfold.linalg.brief import brief
-from rankfold.run.container import FAULTS, metadata, parsed, said
-from rankfold.run.pretrained import FolderError
+from rankfold.run.disk.container import FAULTS, metadata, parsed, said
+from rankfold.run.disk.pretrained import FolderError
 from rankfold.sites import unwrap
 from rankfold.store.manifest import BOTTLENECKS, PLAN, PRETRAINED, TENSORS, StoreError, Unfinished, opened, unfinished
 from rankfold.store.ours import ALIASES

@@ -7,8 +7,8 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from rankfold.run.container import parsed
-from rankfold.run.files import read_whole, sha256, undisturbed, write_together
+from rankfold.run.disk.container import parsed
+from rankfold.run.disk.files import read_whole, sha256, undisturbed, write_together
 from rankfold.run.progress import Note
 
 FORMAT, PRETRAINED = 1, 2  # a directory of rankfold's own; a Hugging Face folder

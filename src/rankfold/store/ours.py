@@ -8,10 +8,10 @@ from pathlib import Path
 from safetensors import SafetensorError, safe_open
 from torch import nn
 
-from rankfold.run.container import parsed
-from rankfold.run.foreign import foreign
-from rankfold.run.pretrained import CONFIG, FolderError, is_factored
-from rankfold.run.tensors import INDEX
+from rankfold.run.disk.container import parsed
+from rankfold.run.disk.foreign import foreign
+from rankfold.run.disk.pretrained import CONFIG, FolderError, is_factored
+from rankfold.run.disk.tensors import INDEX
 from rankfold.sites import is_pretrained, unwrap
 from rankfold.store.manifest import MANIFEST, TENSORS, StoreError, vouched
 

@@ -23,8 +23,8 @@ from torch.nn.parameter import is_lazy
 
 from rankfold.compress.planning.plan import Plan
 from rankfold.compress.slicing.bottlenecks import Bottlenecks, factor_mark
-from rankfold.run.container import packed
-from rankfold.run.pretrained import FolderError
+from rankfold.run.disk.container import packed
+from rankfold.run.disk.pretrained import FolderError
 from rankfold.sites import QUANTIZED, Form, is_pretrained, unwrap, why_tensor
 from rankfold.store import manifest
 from rankfold.store.manifest import BOTTLENECKS, FORMAT, PLAN, PRETRAINED, TENSORS, StoreError

@@ -10,7 +10,7 @@ from torch.nn.parameter import is_lazy
 from rankfold.batches import forward
 from rankfold.costs import evaluating
 from rankfold.objectives import Objective
-from rankfold.run.team import Team
+from rankfold.run.processes.team import Team
 from rankfold.sites import stored
 from rankfold.train import feed
 from rankfold.train.errors import TrainingError

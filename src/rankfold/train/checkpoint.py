@@ -16,9 +16,9 @@ from typing import Any
 import torch
 
 from rankfold.run import claim
-from rankfold.run.container import FAULTS, read_object, said
-from rankfold.run.files import sha256, write_atomically
-from rankfold.run.team import Team
+from rankfold.run.disk.container import FAULTS, read_object, said
+from rankfold.run.disk.files import sha256, write_atomically
+from rankfold.run.processes.team import Team
 from rankfold.train.errors import TrainingError
 
 _MANIFEST = "checkpoint.json"

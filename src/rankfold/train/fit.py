@@ -16,9 +16,9 @@ from rankfold.batches import forward, size_of
 from rankfold.costs import evaluating
 from rankfold.objectives import Evaluation, Figures, Objective
 from rankfold.observe.passes import fitting_layout, laid_out
+from rankfold.run.processes.team import Team, joined
 from rankfold.run.progress import showing_epochs
 from rankfold.run.seeds import derived_seed
-from rankfold.run.team import Team, joined
 from rankfold.train import checkpoint
 from rankfold.train.alone import without_variance
 from rankfold.train.breakdown import breakdown

@@ -14,8 +14,8 @@ from torch import Tensor, nn
 from rankfold.batches import tensors_in
 from rankfold.layers import InTraining
 from rankfold.objectives import Evaluation
-from rankfold.run.container import FAULTS, checked, said
-from rankfold.run.team import Team
+from rankfold.run.disk.container import FAULTS, checked, said
+from rankfold.run.processes.team import Team
 from rankfold.train import checkpoint
 from rankfold.train.errors import TrainingError
 from rankfold.train.history import Epoch

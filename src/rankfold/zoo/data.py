@@ -14,7 +14,7 @@ from torch import Tensor
 from torch.utils.data import DataLoader, IterableDataset, TensorDataset
 
 from rankfold.batches import Columns, is_hugging_face
-from rankfold.run.given import how_to_give
+from rankfold.run.disk.given import how_to_give
 from rankfold.run.progress import showing
 from rankfold.train.feed import length
 from rankfold.zoo.errors import ZooError

@@ -11,7 +11,7 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
-from rankfold.run.cache import cache_folder
+from rankfold.run.disk.cache import cache_folder
 
 
 def kept(name: str, identity: str, make: Callable[[], dict[str, Tensor]]) -> dict[str, Tensor]:

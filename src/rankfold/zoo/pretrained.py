@@ -11,7 +11,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from rankfold.run.pretrained import FolderError, is_factored, is_folder
+from rankfold.run.disk.pretrained import FolderError, is_factored, is_folder
 from rankfold.zoo.errors import ZooError
 from rankfold.zoo.models import model_names
 

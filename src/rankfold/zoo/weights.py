@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.parameter import is_lazy
 
-from rankfold.run.container import FAULTS, read_tensors
+from rankfold.run.disk.container import FAULTS, read_tensors
 from rankfold.zoo.errors import ZooError
 
 _WRAPPERS = ("state_dict", "model_state_dict", "model")

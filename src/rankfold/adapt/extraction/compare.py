@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from rankfold.adapt.places import Places
-from rankfold.run.tensors import Checkpoint, is_weights
+from rankfold.run.disk.tensors import Checkpoint, is_weights
 from rankfold.sites import unwrap
 
 _CHUNK = 1 << 22  # numbers that are widened at once

@@ -23,9 +23,9 @@ from rankfold.adapt.places import Places, places
 from rankfold.compress.repair.whole import Steps
 from rankfold.linalg.leading import Leading, leading
 from rankfold.objectives import CausalLanguageModel, Objective, Teacher
-from rankfold.run.pretrained import config_of, is_folder
+from rankfold.run.disk.pretrained import config_of, is_folder
+from rankfold.run.disk.tensors import Checkpoint
 from rankfold.run.progress import Progress, showing
-from rankfold.run.tensors import Checkpoint
 from rankfold.sites import Form, Site, unwrap
 from rankfold.sites.find import Where
 

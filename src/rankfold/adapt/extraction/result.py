@@ -14,7 +14,7 @@ from rankfold.adapt.extraction.spread import Part
 from rankfold.adapt.peft_format import Adapter, write_adapter
 from rankfold.compress.repair.whole import Way
 from rankfold.linalg.brief import brief
-from rankfold.run.files import write_atomically
+from rankfold.run.disk.files import write_atomically
 
 NOTE = "extraction.json"
 

@@ -8,7 +8,7 @@ from torch import Tensor, nn
 
 from rankfold.adapt.extraction.compare import keys_of, read_weight
 from rankfold.adapt.places import Places
-from rankfold.run.tensors import Checkpoint
+from rankfold.run.disk.tensors import Checkpoint
 from rankfold.sites import unwrap
 from rankfold.sites.find import fits
 

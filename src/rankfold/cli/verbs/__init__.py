@@ -1,1 +1,1 @@
-"""One file for each command."""
+"""One file for each command, in the rooms of what comes out; those that take no model of yours lie beside the rooms."""

@@ -33,9 +33,9 @@ def demo(
     """
     from rankfold.cli.loading import set_threads
     from rankfold.cli.printing import count, percent, print_json
-    from rankfold.cli.verbs.analyze import print_analysis
-    from rankfold.cli.verbs.compress import print_result
-    from rankfold.cli.verbs.show import print_plan
+    from rankfold.cli.verbs.analysis.analyze import print_analysis
+    from rankfold.cli.verbs.compression.compress import print_result
+    from rankfold.cli.verbs.compression.show import print_plan
     from rankfold.pipeline import Settings, Tell, analyse, check_place, compress
     from rankfold.run.progress import Talk
     from rankfold.zoo import load_data
@@ -104,8 +104,8 @@ def trained(data: Data, talk: Talk) -> torch.nn.Module:
 
 
 def save_weights(network: torch.nn.Module, file: Path) -> None:
-    from rankfold.run.container import packed
-    from rankfold.run.files import write_atomically
+    from rankfold.run.disk.container import packed
+    from rankfold.run.disk.files import write_atomically
 
     write_atomically(file, packed(network.state_dict()))
 

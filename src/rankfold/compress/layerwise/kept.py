@@ -13,9 +13,9 @@ from torch import Tensor
 
 from rankfold.batches import tensors_in
 from rankfold.observe import State, rebuilt
-from rankfold.run.container import read_tensors, write_tensors
-from rankfold.run.files import check_room
-from rankfold.run.memory import available
+from rankfold.run.disk.container import read_tensors, write_tensors
+from rankfold.run.disk.files import check_room
+from rankfold.run.processes.memory import available
 
 SHARE = 0.5  # of the memory that is free: what activations may take
 

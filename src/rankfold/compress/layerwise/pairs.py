@@ -19,7 +19,7 @@ from rankfold.compress.layerwise.looking import Seen, There, counted, wide
 from rankfold.compress.layerwise.preactivations import Followed
 from rankfold.linalg import Moments, NonFiniteError
 from rankfold.linalg.on_data.cross_moments import CrossMoments
-from rankfold.run.team import Team
+from rankfold.run.processes.team import Team
 from rankfold.sites import Site
 
 FOLDS = 2

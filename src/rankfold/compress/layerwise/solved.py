@@ -9,12 +9,12 @@ import torch
 from torch import nn
 from typing_extensions import TypedDict
 
+from rankfold.compress.applying.layer import filled
 from rankfold.compress.methods.method import Solution
-from rankfold.compress.planning.apply import filled
 from rankfold.compress.planning.fitted import Fitted, read, to_bytes
 from rankfold.compress.planning.plan import Entry
-from rankfold.run.container import FAULTS, checked
-from rankfold.run.files import write_atomically
+from rankfold.run.disk.container import FAULTS, checked
+from rankfold.run.disk.files import write_atomically
 from rankfold.sites import Form, Site
 
 _SHOT = "|one shot"  # behind the name of a site: its factors of one shot

@@ -10,7 +10,7 @@ from typing import Any
 from torch import Tensor
 from typing_extensions import TypedDict
 
-from rankfold.run.container import Kind
+from rankfold.run.disk.container import Kind
 from rankfold.sites import Factors
 
 

@@ -22,8 +22,8 @@ from rankfold.compress.statistics import Statistics, calibrate
 from rankfold.costs import Cost, Example, Traced, evaluating, measure, storage, with_batch
 from rankfold.objectives import Objective, ObjectiveError, Teacher, infer, objective_named
 from rankfold.observe import PAGES, Pages, Samples, unheard
-from rankfold.run.files import write_atomically
-from rankfold.run.memory import give_back, steady
+from rankfold.run.disk.files import write_atomically
+from rankfold.run.processes.memory import give_back, steady
 from rankfold.run.progress import Progress, showing
 from rankfold.sites import (
     FOLD_FIRST,
@@ -225,7 +225,7 @@ def _measured(
                 write_atomically(kept, statistics.to_bytes(parts=True))
     made: Decomposed = decompose(root, found, method, statistics, tell)
     give_back()
-    if statistics is not None and not fits and not isinstance(seen.data, Iterator):
+    if statistics is not None and not fits and not statistics.nats and not isinstance(seen.data, Iterator):
         made = replace(made, candidates=cohering(root, seen, made.candidates, statistics, objective, tell))
     return Profile(
         found, method, made.candidates, unsolved=made.unsolved,
@@ -246,12 +246,12 @@ def cohering(
     objective: Objective | None,
     tell: Progress,
 ) -> dict[str, list[Candidate]]:
-    """The candidates with their coherence, where errors are in a metric of the outputs."""
+    """The candidates with their coherence, where errors are in a metric of the outputs. Tokens are judged one by one:
+    with those it would take as long as all else, and win next to nothing (docs/projection.md)."""
     flat = [each for group in candidates.values() for each in group if each.decomposition.comparable]
     prices = {(each.site.name, each.form): each.decomposition.errors.square() for each in flat}
     known = coherences(
-        root, seen, flat, prices, objective or Teacher(), tokens=statistics.nats, spread=statistics.spread,
-        progress=tell,
+        root, seen, flat, prices, objective or Teacher(), spread=statistics.spread, progress=tell,
     )  # fmt: skip
     return {
         name: [replace(each, coherence=known.get((name, each.form))) for each in group]

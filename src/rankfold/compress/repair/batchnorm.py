@@ -15,7 +15,7 @@ from rankfold.batches import arguments, batches_of, forward, mapped, tensors_in
 from rankfold.costs import evaluating
 from rankfold.observe import before, first_of
 from rankfold.observe.passes import fitting_layout, laid_out
-from rankfold.run.memory import give_back
+from rankfold.run.processes.memory import give_back
 from rankfold.sites import unwrap
 
 Moments = tuple[Tensor, Tensor]  # mean and variance of each channel, float64

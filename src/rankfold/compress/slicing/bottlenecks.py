@@ -15,7 +15,8 @@ from typing_extensions import TypedDict
 from rankfold.batches import batches_of, check_rereadable, forward, size_of
 from rankfold.compress.absorbers import Absorbers
 from rankfold.compress.methods.project import DAMPING, damped
-from rankfold.compress.metric import Spread, output_metrics
+from rankfold.compress.metric import output_metrics
+from rankfold.compress.spread import Spread
 from rankfold.costs import evaluating
 from rankfold.layers import FactoredConv, LowRankLinear
 from rankfold.linalg import Moments
@@ -24,8 +25,8 @@ from rankfold.linalg.on_data.bottleneck import root_of, triangle
 from rankfold.objectives import Objective, ObjectiveError, Teacher
 from rankfold.observe import Samples, after, before, first_of
 from rankfold.observe.passes import laid_out, layout_for
-from rankfold.run.container import Kind
-from rankfold.run.memory import give_back
+from rankfold.run.disk.container import Kind
+from rankfold.run.processes.memory import give_back
 from rankfold.run.progress import Progress, showing
 from rankfold.sites import (
     Site,

@@ -16,8 +16,8 @@ from torch import Tensor, nn
 from rankfold.objectives import CausalLanguageModel
 from rankfold.papers import quick
 from rankfold.papers.runs import restricted
-from rankfold.run.container import packed, read_tensors
-from rankfold.run.files import write_atomically
+from rankfold.run.disk.container import packed, read_tensors
+from rankfold.run.disk.files import write_atomically
 from rankfold.train import Recipe, fit
 from rankfold.zoo import Data, load_data
 from rankfold.zoo.networks.vit import ViT

@@ -32,8 +32,8 @@ from rankfold.papers.runs import Trained, device, short
 from rankfold.papers.writing import COLOURS, against, band, panels
 from rankfold.pipeline import Tell, analyse
 from rankfold.run.cells import mark
-from rankfold.run.container import parsed
-from rankfold.run.files import write_atomically
+from rankfold.run.disk.container import parsed
+from rankfold.run.disk.files import write_atomically
 from rankfold.spectrum import Spectrum
 from rankfold.zoo import Data
 

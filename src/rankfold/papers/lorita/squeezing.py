@@ -12,7 +12,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from rankfold.compress.planning.apply import apply_
+from rankfold.compress.applying.apply import apply_
 from rankfold.compress.planning.planner import plan
 from rankfold.compress.planning.profile import Calibration
 from rankfold.compress.ranks.budget import Flops, Params
@@ -23,8 +23,8 @@ from rankfold.papers.runs import without_checkpoints
 from rankfold.pipeline import Tell, calibration_part, compressed_copy, first_example
 from rankfold.report.quantities import percent
 from rankfold.run.cells import mark
-from rankfold.run.container import parsed
-from rankfold.run.files import write_atomically
+from rankfold.run.disk.container import parsed
+from rankfold.run.disk.files import write_atomically
 from rankfold.sites import fingerprint
 from rankfold.train import Recipe, evaluate
 from rankfold.zoo import Data

@@ -14,8 +14,8 @@ import torch
 
 from rankfold.costs.machine import Machine
 from rankfold.costs.table import file_of
-from rankfold.run.cache import cache_folder
-from rankfold.run.memory import available
+from rankfold.run.disk.cache import cache_folder
+from rankfold.run.processes.memory import available
 from rankfold.zoo.images import IMAGE_SETS, folder_of
 
 

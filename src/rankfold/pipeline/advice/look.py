@@ -10,7 +10,7 @@ from typing import Any
 
 from torch import nn
 
-from rankfold.compress.planning.apply import apply_
+from rankfold.compress.applying.apply import apply_
 from rankfold.compress.planning.plan import Plan
 from rankfold.compress.planning.profile import Calibration, Profile
 from rankfold.compress.planning.profiling import profile
@@ -19,7 +19,7 @@ from rankfold.costs import Cost
 from rankfold.objectives import Figure, Figures, Objective
 from rankfold.pipeline.advice.found import Advice, Saved, Tried
 from rankfold.pipeline.advice.spending import KEPT, Look, affordable, seconds_of_one
-from rankfold.pipeline.compression.measure import calibration_part, first_example
+from rankfold.pipeline.compression.outcome.measure import calibration_part, first_example
 from rankfold.pipeline.quality.halves import GROUPS, few_of, sample_count
 from rankfold.pipeline.quality.interval import fall
 from rankfold.run.progress import Tell

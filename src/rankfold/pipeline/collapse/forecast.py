@@ -20,7 +20,7 @@ from rankfold.compress.ranks.options import BudgetError
 from rankfold.costs import evaluating
 from rankfold.objectives import main_tensor
 from rankfold.pipeline.collapse.conclusion import few
-from rankfold.pipeline.compression.measure import calibration_part
+from rankfold.pipeline.compression.outcome.measure import calibration_part
 from rankfold.zoo.data import data_of
 
 TRIED = 0.07  # of the parameters: the least at which forecasts were compared with what was reached

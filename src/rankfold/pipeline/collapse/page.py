@@ -8,9 +8,9 @@ from pathlib import Path
 
 from rankfold.pipeline.collapse.conclusion import longest, roughness
 from rankfold.pipeline.collapse.study import CollapseReport
-from rankfold.pipeline.compression.page import environment
+from rankfold.pipeline.compression.outcome.page import environment
 from rankfold.report.collapse import CollapseData, render_collapse
-from rankfold.run.files import write_atomically
+from rankfold.run.disk.files import write_atomically
 
 
 def collapse_data(found: CollapseReport, model: str, data: str) -> CollapseData:

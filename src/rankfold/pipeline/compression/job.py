@@ -15,19 +15,27 @@ from torch import nn
 from rankfold.compress.methods.method import fits_layers
 from rankfold.compress.planning.plan import Plan
 from rankfold.compress.planning.profile import Profile
-from rankfold.compress.ranks.budget import Budget, Multiples, parsed
+from rankfold.compress.ranks.asked import parsed
+from rankfold.compress.ranks.budget import Budget, Multiples
 from rankfold.compress.ranks.rules import Iterative, Optimal, rule_named
 from rankfold.compress.repair.finetune import finetune
 from rankfold.compress.slicing.bottlenecks import Bottlenecks, bottlenecks
 from rankfold.costs import Example, storage
 from rankfold.costs import check as check_cost
 from rankfold.objectives import Evaluation, Figure, Inferred
-from rankfold.pipeline.compression.beside import beside
 from rankfold.pipeline.compression.borrowed import borrowed
-from rankfold.pipeline.compression.curve import SAMPLES, Curve, quality_curve
-from rankfold.pipeline.compression.delivery import close, finished, model_notes, read_result, save_result, write_page
-from rankfold.pipeline.compression.heldout import layer_errors
-from rankfold.pipeline.compression.measure import (
+from rankfold.pipeline.compression.outcome.beside import beside
+from rankfold.pipeline.compression.outcome.curve import SAMPLES, Curve, quality_curve
+from rankfold.pipeline.compression.outcome.delivery import (
+    close,
+    finished,
+    model_notes,
+    read_result,
+    save_result,
+    write_page,
+)
+from rankfold.pipeline.compression.outcome.heldout import layer_errors
+from rankfold.pipeline.compression.outcome.measure import (
     calibration_part,
     figures,
     first_example,
@@ -35,15 +43,15 @@ from rankfold.pipeline.compression.measure import (
     protocol,
     samples_of,
 )
+from rankfold.pipeline.compression.outcome.remarks import gaps, learnt_nothing, samples_known, summary
+from rankfold.pipeline.compression.outcome.result import Result
 from rankfold.pipeline.compression.planned import Planner
-from rankfold.pipeline.compression.remarks import gaps, learnt_nothing, samples_known, summary
 from rankfold.pipeline.compression.repair import compressed_copy
 from rankfold.pipeline.compression.request import PLACE, Settings, request_of
-from rankfold.pipeline.compression.result import Result
 from rankfold.pipeline.compression.tuning import tuned_copy
 from rankfold.pipeline.quality.halves import few_of
 from rankfold.run.claim import claimed
-from rankfold.run.files import check_room
+from rankfold.run.disk.files import check_room
 from rankfold.run.progress import Tell, shown
 from rankfold.store import UNFINISHED, check_ours, save
 from rankfold.train import History, TrainingError, choose, evaluate

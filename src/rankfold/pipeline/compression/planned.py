@@ -21,13 +21,13 @@ from rankfold.compress.repair.batchnorm import Reference
 from rankfold.costs import Example
 from rankfold.objectives import Inferred
 from rankfold.pipeline.compression.kept import keep_plan, keep_quality, kept_plan, kept_quality
-from rankfold.pipeline.compression.measure import samples_of
-from rankfold.pipeline.compression.remarks import memory_sentence
+from rankfold.pipeline.compression.outcome.measure import samples_of
+from rankfold.pipeline.compression.outcome.remarks import memory_sentence
 from rankfold.pipeline.compression.request import Settings
 from rankfold.pipeline.quality.halves import Halves, halves
 from rankfold.pipeline.quality.smallest import Hunt
 from rankfold.pipeline.quality.value import MaxDrop, Quality
-from rankfold.run.files import write_atomically
+from rankfold.run.disk.files import write_atomically
 from rankfold.run.progress import Tell
 
 

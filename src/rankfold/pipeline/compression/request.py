@@ -18,8 +18,8 @@ from rankfold.compress.ranks.rules import RankRule, described, rule_named
 from rankfold.compress.repair.finetune import finetune_recipe
 from rankfold.objectives import Objective, objective_named
 from rankfold.pipeline.quality.value import MaxDrop
-from rankfold.run.container import read_object
 from rankfold.run.digest import digest
+from rankfold.run.disk.container import read_object
 from rankfold.run.place import Place
 from rankfold.sites import Names, fingerprint
 from rankfold.sites.find import Where

@@ -14,7 +14,7 @@ from typing_extensions import TypedDict
 from rankfold.compress.repair.tune import Tuned, tune_
 from rankfold.objectives import Evaluation, Objective
 from rankfold.pipeline.compression.request import Settings
-from rankfold.run.container import checked
+from rankfold.run.disk.container import checked
 from rankfold.run.progress import Tell
 
 

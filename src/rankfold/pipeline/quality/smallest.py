@@ -13,24 +13,25 @@ from typing import Any
 
 from torch import nn
 
+from rankfold.compress.applying.apply import apply_
 from rankfold.compress.methods.method import fits_layers
-from rankfold.compress.planning.apply import apply_
 from rankfold.compress.planning.plan import Plan, decisions
 from rankfold.compress.planning.profile import Calibration, Profile
 from rankfold.compress.planning.profiling import profile as measured
-from rankfold.compress.ranks.budget import Budget, Multiples, parsed
+from rankfold.compress.ranks.asked import parsed
+from rankfold.compress.ranks.budget import Budget, Multiples
 from rankfold.compress.ranks.options import BudgetError
 from rankfold.compress.ranks.rules import RankRule
 from rankfold.compress.repair.batchnorm import Reference, reestimate_
 from rankfold.linalg.brief import brief
 from rankfold.objectives import Figure, Figures, Objective
-from rankfold.pipeline.compression.measure import calibration_part
+from rankfold.pipeline.compression.outcome.measure import calibration_part
 from rankfold.pipeline.compression.repair import compressed_copy
 from rankfold.pipeline.quality.halves import Half, Halves, halves
 from rankfold.pipeline.quality.interval import Fall, fall
 from rankfold.pipeline.quality.search import ROUNDING, Tried, larger_by_steps, search
 from rankfold.pipeline.quality.value import MaxDrop, Quality
-from rankfold.run.files import write_atomically
+from rankfold.run.disk.files import write_atomically
 from rankfold.run.progress import Tell, showing
 from rankfold.train import choose, counted
 from rankfold.zoo.data import parts_of

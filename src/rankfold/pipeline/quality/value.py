@@ -12,7 +12,7 @@ from rankfold.compress.ranks.options import BudgetError
 from rankfold.linalg.brief import brief
 from rankfold.objectives import Figure
 from rankfold.pipeline.quality.search import ROUNDING, Tried
-from rankfold.run.container import checked
+from rankfold.run.disk.container import checked
 
 BY: Mapping[str, Any] = {"flops": Flops, "params": Params, "bytes": Bytes, "latency": Latency}
 

@@ -16,7 +16,7 @@ from rankfold.pipeline.recovery.writing import ALWAYS, PREDICTIONS, TOP, best_co
 from rankfold.recover import Choice, FactorModel, MappedEntries, Sides, Tried, Triplets, cross_validate, fit
 from rankfold.recover.model import FACTORS
 from rankfold.recover.solvers.outcome import Progress
-from rankfold.run.files import write_atomically
+from rankfold.run.disk.files import write_atomically
 
 CELLS = 20_000  # without an entry, over which the error that is expected is averaged
 

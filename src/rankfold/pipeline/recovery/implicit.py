@@ -14,7 +14,7 @@ from rankfold.pipeline.recovery.writing import TOP, save_report
 from rankfold.recover import Candidate, ImplicitFeedback, Triplets, choose
 from rankfold.recover.implicit.search import Progress, Ranked, best_unseen
 from rankfold.recover.implicit.splits import Split
-from rankfold.run.files import write_atomically
+from rankfold.run.disk.files import write_atomically
 
 
 def rank_unseen(

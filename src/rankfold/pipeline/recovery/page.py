@@ -7,7 +7,7 @@ from typing import Any
 
 import numpy as np
 
-from rankfold.pipeline.compression.page import environment
+from rankfold.pipeline.compression.outcome.page import environment
 from rankfold.recover import FactorModel, MappedEntries, Tried, Triplets
 from rankfold.report.recovery import FactorShown, RecoveryData, render_recovery
 

@@ -13,7 +13,7 @@ from rankfold.pipeline.recovery.writing import save_report
 from rankfold.recover import LowRank, Operator
 from rankfold.recover.model import FACTORS
 from rankfold.recover.solvers.outcome import Progress
-from rankfold.run.files import write_atomically
+from rankfold.run.disk.files import write_atomically
 
 
 def sense(

@@ -14,7 +14,7 @@ from rankfold.recover.model import FACTORS
 from rankfold.recover.scale import Seen
 from rankfold.recover.solvers.outcome import Progress
 from rankfold.recover.tables.memory import NAME
-from rankfold.run.files import write_atomically
+from rankfold.run.disk.files import write_atomically
 
 JUDGED = 0.1  # of the entries held out once, at most half a million
 RANK = 20  # bound where none is given

@@ -17,9 +17,9 @@ from safetensors import SafetensorError, safe_open
 
 from rankfold.recover import FactorModel, MappedEntries, Triplets
 from rankfold.recover.model import FACTORS, KIND
-from rankfold.run.container import parsed
-from rankfold.run.files import write_atomically
-from rankfold.run.foreign import check_replaceable
+from rankfold.run.disk.container import parsed
+from rankfold.run.disk.files import write_atomically
+from rankfold.run.disk.foreign import check_replaceable
 
 REPORT, TOP, PREDICTIONS = "recover.json", "top.csv", "predictions.csv"
 ALWAYS = (FACTORS, REPORT, "cross-validation.csv", "cross-validation.svg", "report.html")

@@ -15,8 +15,8 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 from rankfold.pipeline.robustness.study import Robustness
-from rankfold.run.files import write_atomically
-from rankfold.run.foreign import check_replaceable
+from rankfold.run.disk.files import write_atomically
+from rankfold.run.disk.foreign import check_replaceable
 
 _FILES = "robustness.svg", "robustness.csv", "robustness.json"
 COLOURS, MARKS = ("#1b6ca8", "#c2571a", "#3a7d44", "#7b4fa3", "#6b6b6b"), "os^Dv"

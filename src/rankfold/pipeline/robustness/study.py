@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from rankfold.batches import evaluating, moved, samples_of, size_of
 from rankfold.linalg.brief import brief
 from rankfold.objectives import Classification, Objective, infer, objective_named
-from rankfold.pipeline.compression.measure import calibration_part
+from rankfold.pipeline.compression.outcome.measure import calibration_part
 from rankfold.pipeline.robustness.attack import Ball, Norm, Space, answered, held, movable
 from rankfold.pipeline.robustness.layers import Amplification, amplifications
 from rankfold.run.progress import Progress, showing

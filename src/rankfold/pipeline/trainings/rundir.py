@@ -11,8 +11,8 @@ from typing import Any
 from rankfold.linalg.brief import brief
 from rankfold.objectives import Evaluation
 from rankfold.pipeline.trainings.config import ConfigError, TrainConfig, parse, read
-from rankfold.run.container import FAULTS, read_object, said
-from rankfold.run.files import write_atomically
+from rankfold.run.disk.container import FAULTS, read_object, said
+from rankfold.run.disk.files import write_atomically
 from rankfold.run.place import Place
 
 # What may differ between two commands that continue each other.

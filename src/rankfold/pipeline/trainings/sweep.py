@@ -23,8 +23,8 @@ from rankfold.pipeline.trainings.selection import SELECTED, selection
 from rankfold.pipeline.trainings.training import train
 from rankfold.run.cells import run_cells
 from rankfold.run.claim import claimed, holder
-from rankfold.run.files import write_atomically
-from rankfold.run.foreign import check_replaceable
+from rankfold.run.disk.files import write_atomically
+from rankfold.run.disk.foreign import check_replaceable
 from rankfold.run.progress import Progress, Tell, shown
 from rankfold.train import TrainingError
 

@@ -16,10 +16,10 @@ from rankfold.induce.places import ranks_of, trained_numbers
 from rankfold.pipeline.trainings.config import ConfigError, TrainConfig
 from rankfold.pipeline.trainings.rundir import PLACE, TrainResult, finished, read_result, write_result
 from rankfold.record import SpectrumRecorder
-from rankfold.run.container import packed
-from rankfold.run.files import write_atomically
+from rankfold.run.disk.container import packed
+from rankfold.run.disk.files import write_atomically
+from rankfold.run.processes.team import Team, joined
 from rankfold.run.progress import Tell, shown
-from rankfold.run.team import Team, joined
 from rankfold.train import Epoch, History, Progress, TrainingError, checkpoint, choose, evaluate, fit
 from rankfold.train.randomness import seeded
 from rankfold.zoo import Data, load_data, load_weights, resolve

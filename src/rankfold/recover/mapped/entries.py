@@ -25,7 +25,7 @@ from rankfold.recover.measurements.operators import BLOCK, Operator, blocks, ent
 from rankfold.recover.measurements.streamed import Files, StreamedEntries
 from rankfold.recover.tables.triplets import Duplicates, Repeated, Triplets, once
 from rankfold.run.claim import claimed
-from rankfold.run.files import digest_of, replacing, write_atomically
+from rankfold.run.disk.files import digest_of, replacing, write_atomically
 
 MANIFEST, NAMES, STARTS, COLUMNS, VALUES = "entries.json", "names.json", "starts.i8", "columns.i4", "values.f8"
 TURNED = "by-column"

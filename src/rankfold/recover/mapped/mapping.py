@@ -23,7 +23,7 @@ from rankfold.recover.tables.parquet import parquet_chunks, parquet_columns, rem
 from rankfold.recover.tables.reading import PARQUET, TEXT, check_file, layout_of
 from rankfold.recover.tables.triplets import Duplicates, one_of
 from rankfold.run.claim import claimed
-from rankfold.run.files import check_room, digest_of
+from rankfold.run.disk.files import check_room, digest_of
 
 _ROOM = 4  # bytes on the disk for a byte of text, of which two thirds are free again in the end
 Progress = Callable[[str, int, int], None]

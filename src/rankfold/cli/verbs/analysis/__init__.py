@@ -1,0 +1,1 @@
+"""Figures, sentences and pages come out; no model is written."""

@@ -1,0 +1,1 @@
+"""A trained model or an adapter comes out."""

@@ -1,0 +1,54 @@
+"""How factors form a weight: its shape, the product, and the operations that need no product.
+
+A rule is a value without tensors. ``factors`` are always in the order in which the data meets them.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, Protocol
+
+from torch import Tensor
+
+Factors = Sequence[Tensor]
+Operation = Callable[[Tensor, Factors], Tensor]
+"""What is left of a call when its weight is taken away: from (input, factors) to the result."""
+
+
+class Rule(Protocol):
+    """One structure of a weight."""
+
+    def shape(self, factors: Factors) -> tuple[int, ...]: ...
+    def dense(self, factors: Factors) -> Tensor:
+        """The weight, differentiable."""
+        ...
+
+    def thin(self, func: Any, args: Sequence[Any], kwargs: Mapping[str, Any], weight: Any) -> Thin | None:
+        """How ``func(*args, **kwargs)``, in which ``weight`` stands for the product, is done on thin matrices.
+
+        None where only the product will do.
+        """
+        ...
+
+    def turned(self) -> Rule | None:
+        """The rule of the transposed weight, whose factors are transposed and in reverse; None if it has none."""
+        ...
+
+
+@dataclass(frozen=True)
+class Thin:
+    """An operation on ``input``, which may be done on the factors one by one.
+
+    ``output_axis``: which axis of the weight the outputs lie along; the other one is summed over.
+    """
+
+    input: Tensor
+    run: Operation
+    output_axis: int = 0
+
+
+def arguments(args: Sequence[Any], kwargs: Mapping[str, Any], names: Sequence[str]) -> list[Any]:
+    """What a function of torch was given under each of ``names``, by place or by name; None where nothing."""
+    given = dict(zip(names, args)) | dict(kwargs)
+    return [given.get(name) for name in names]

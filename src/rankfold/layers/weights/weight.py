@@ -1,0 +1,294 @@
+"""The ``weight`` of a factored layer: a tensor that is a product of factors, multiplied out only where it must be.
+
+Code that nobody here wrote reads ``layer.weight.dtype``, calls ``F.linear(x, layer.weight)``, or writes into it. Here
+shape, dtype and device are known without computing, linear maps run on the factors at their cost, everything else sees
+the product, and writing is refused, since the product is not stored anywhere.
+"""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Iterable, Sequence
+from typing import Any, NoReturn
+
+import torch
+from torch import Tensor
+from torch.utils import _pytree as pytree
+
+from rankfold.layers.weights.operations import CASTS, LOOKS, SAME, TURNS, casts, name_of, only_seen, turns, writes
+from rankfold.layers.weights.rule import Rule
+
+REMEDY = (
+    "is a product of factors that is stored nowhere, so what is written there would be lost: write into the factors "
+    "(layer.down.weight, layer.up.weight), or make the change before compressing (merge adapters first)"
+)
+
+
+class FactoredWriteError(RuntimeError):
+    """Something tried to write into the weight of a factored layer; says what, and the remedy."""
+
+
+def weight_of(rule: Rule, factors: Sequence[Tensor]) -> Tensor:
+    """The weight that ``factors`` stand for: a ``FactoredWeight``, or the product where torch needs a plain tensor.
+
+    That is while ``torch.compile`` traces, which does not trace the making of tensor subclasses, and inside transforms
+    of ``torch.func``. Gradients reach the factors whichever way the weight is used.
+    """
+    if torch.compiler.is_dynamo_compiling() or torch._C._are_functorch_transforms_active():
+        return rule.dense(factors)
+    tracing = torch.compiler.is_compiling() or torch.jit.is_tracing()
+    if torch.is_grad_enabled() and not tracing and any(f.requires_grad for f in factors):
+        return _Formed.apply(rule, *factors)
+    return FactoredWeight(rule, factors)
+
+
+class FactoredWeight(Tensor):
+    """A weight known by its factors. Made by ``weight_of`` at each read of ``layer.weight``; keeps no copy."""
+
+    rule: Rule
+    factors: tuple[Tensor, ...]
+    _is_param = True  # what ``isinstance(…, nn.Parameter)`` asks, as code written for the dense layer may
+
+    @staticmethod
+    def __new__(cls, rule: Rule, factors: Sequence[Tensor]) -> FactoredWeight:
+        first = factors[0]
+        # torch would let ``other.data = weight`` take the memory that this has not got; of another layout it refuses
+        made = Tensor._make_wrapper_subclass(
+            cls, rule.shape(factors), dtype=first.dtype, device=first.device, layout=torch.sparse_coo
+        )
+        made.rule, made.factors = rule, tuple(factors)
+        return made
+
+    def __init__(self, rule: Rule, factors: Sequence[Tensor]) -> None:
+        super().__init__()
+
+    @classmethod
+    def __torch_function__(cls, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        kwargs = kwargs or {}
+        name = name_of(func)
+        if name in LOOKS:
+            with torch._C.DisableTorchFunctionSubclass():
+                return func(*args, **kwargs)
+        first = next(iter(args), next(iter(kwargs.values()), None))
+        if isinstance(first, FactoredWeight) and name in _OWN:
+            return _OWN[name](first, *args[1:], **kwargs)
+        if (written := _written(name, args, kwargs)) is not None:
+            _refuse(written, name)
+        if isinstance(first, FactoredWeight) and (turned := _turned(first, name, func, args, kwargs)) is not None:
+            return turned
+        for weight in pytree.tree_leaves((args, kwargs)):
+            if isinstance(weight, FactoredWeight) and (thin := weight.rule.thin(func, args, kwargs, weight)):
+                return thin.run(thin.input, weight.factors)
+        return _multiplied_out(func, args, kwargs)
+
+    @classmethod
+    def __torch_dispatch__(  # type: ignore[override]
+        cls, func: Any, types: Any, args: Any = (), kwargs: Any = None
+    ) -> Any:
+        """Below the functions of torch, where only compiled code arrives; gradients take the way of ``_Formed``."""
+        if func in (torch.ops.aten.detach.default, torch.ops.aten.alias.default):
+            return FactoredWeight(args[0].rule, [f.detach() for f in args[0].factors])
+        for argument, value in zip(func._schema.arguments, args):
+            if argument.is_write and isinstance(value, FactoredWeight):
+                _refuse(value, func.__name__.partition(".")[0])
+        args, kwargs = pytree.tree_map_only(FactoredWeight, FactoredWeight.product, (args, kwargs or {}))
+        return func(*args, **kwargs)
+
+    @property
+    def _is_hf_initialized(self) -> bool:
+        """What transformers asks before it draws a weight that no file had: not this one, where its factors had."""
+        stored = [factor for factor in self.factors if not isinstance(factor, Product)]  # others are computed
+        owners = (factor if factor._base is None else factor._base for factor in stored)  # of a turned one
+        return all(getattr(owner, "_is_hf_initialized", False) for owner in owners)
+
+    def product(self) -> Tensor:
+        """The weight multiplied out, an ordinary tensor; differentiable."""
+        return self.rule.dense(self.factors)
+
+    def mapped(self, func: Any, *args: Any, **kwargs: Any) -> Tensor:
+        """The weight of the factors after ``func``: another dtype or device."""
+        return weight_of(self.rule, [func(f, *args, **kwargs) for f in self.factors])
+
+
+class _Formed(torch.autograd.Function):
+    """The weight as a function of its factors, so that a gradient with respect to it reaches them."""
+
+    @staticmethod
+    def forward(ctx: Any, rule: Rule, *factors: Tensor) -> Tensor:
+        ctx.rule = rule
+        ctx.save_for_backward(*factors)
+        return FactoredWeight(rule, factors)
+
+    @staticmethod
+    def backward(ctx: Any, *grads: Any) -> Any:
+        again = torch.is_grad_enabled()
+        with torch.enable_grad():
+            factors = [f.view_as(f) if f.requires_grad else f for f in ctx.saved_tensors]
+            wanted = [f for f in factors if f.requires_grad]
+            product = ctx.rule.dense(factors)
+            found = iter(torch.autograd.grad(product, wanted, grads[0], create_graph=again))
+        return None, *(next(found) if f.requires_grad else None for f in factors)
+
+
+def _written(name: str, args: Sequence[Any], kwargs: Any) -> FactoredWeight | Product | None:
+    """The weight, or what shares memory with its product, that an operation would write into."""
+    first = args[:1] if args else list(kwargs.values())[:1]
+    where: list[Any] = [kwargs.get("out")]
+    if writes(name) or kwargs.get("inplace") is True:
+        where += [*first, kwargs.get("tensor")]
+    return next((w for w in pytree.tree_leaves(where) if isinstance(w, FactoredWeight | Product)), None)
+
+
+def _refuse(weight: Tensor, name: str) -> NoReturn:
+    sizes = "×".join(str(size) for size in weight.shape)
+    written = name.removesuffix(".set")
+    raise FactoredWriteError(f"{written} would write into the weight of a factored layer ({sizes}), which {REMEDY}")
+
+
+def _turned(weight: FactoredWeight, name: str, func: Any, args: Sequence[Any], kwargs: Any) -> Tensor | None:
+    """The result of an operation that leaves the weight a product of factors, or None."""
+    if name in SAME and not kwargs and len(args) == 1:
+        return weight
+    if name in TURNS and turns(name, args, kwargs, weight.dim()):
+        rule = weight.rule.turned()
+        return None if rule is None else weight_of(rule, [f.mT for f in reversed(weight.factors)])
+    if name in CASTS and casts(name, args, kwargs):
+        return weight.mapped(func, *args[1:], **kwargs)
+    return None
+
+
+def _stand_in(weight: FactoredWeight) -> Tensor:
+    """A tensor of the weight's shape, dtype and device without values of its own."""
+    return weight.factors[0].detach().new_zeros(()).expand(weight.rule.shape(weight.factors))
+
+
+def _stand_in_of_size(weight: FactoredWeight) -> Tensor:
+    return torch.empty(weight.rule.shape(weight.factors), dtype=weight.dtype, device="meta")
+
+
+def _multiplied_out(func: Any, args: Any, kwargs: Any) -> Any:
+    """``func`` of the products. What shares memory with one stays guarded, so that writing there is refused too."""
+    formed: dict[int, Tensor] = {}
+
+    def product(weight: FactoredWeight) -> Tensor:
+        return formed.setdefault(id(weight), weight.product())
+
+    name = name_of(func)
+
+    def given(weight: FactoredWeight) -> Tensor:
+        return _stand_in(weight) if only_seen(name, args, weight) else product(weight)
+
+    called = pytree.tree_map_only(FactoredWeight, given, (args, kwargs))
+    return _guarded(func(*called[0], **called[1]), formed.values())
+
+
+class Product(Tensor):
+    """A product that was formed for a reader, or a view of it: ordinary memory that refuses to be written to.
+
+    ``weight.data``, ``weight[:3]``: what is written there would be lost, as it would not reach the factors.
+    """
+
+    @classmethod
+    def __torch_function__(cls, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        kwargs = kwargs or {}
+        name = name_of(func)
+        if name in LOOKS or name in _OF_ANY_TENSOR:
+            with torch._C.DisableTorchFunctionSubclass():
+                return func(*args, **kwargs)
+        if name == "__deepcopy__":
+            return _plain(args[0]).detach().clone()
+        if (written := _written(name, args, kwargs)) is not None:
+            _refuse(written, name)
+        called = pytree.tree_map_only(Product, _plain, (args, kwargs))
+        given = [x for x in pytree.tree_leaves((args, kwargs)) if isinstance(x, Product)]
+        return _guarded(func(*called[0], **called[1]), given)
+
+
+_OF_ANY_TENSOR = frozenset({"requires_grad.get", "requires_grad_", "is_leaf.get", "grad.get", "retains_grad.get"})
+
+
+@torch.jit.unused
+def guarded(made: Tensor) -> Tensor:
+    """``made``, a tensor that is computed at each read, as one that refuses to be written to."""
+    if torch.compiler.is_compiling() or torch._C._are_functorch_transforms_active():
+        return made
+    return made.as_subclass(Product)
+
+
+def _plain(product: Tensor) -> Tensor:
+    with torch._C.DisableTorchFunctionSubclass():
+        return product.as_subclass(Tensor)
+
+
+def _guarded(result: Any, products: Iterable[Tensor]) -> Any:
+    """``result``, in which everything that shares memory with one of ``products`` is a ``Product``."""
+    with torch._C.DisableTorchFunctionSubclass():
+        memory = {product.untyped_storage()._cdata for product in products}
+
+    def guarded(value: Tensor) -> Tensor:
+        if type(value) is Tensor and value.layout is torch.strided and value.untyped_storage()._cdata in memory:
+            return value.as_subclass(Product)
+        return value
+
+    if hasattr(result, "setflags"):  # a numpy array of the product's memory
+        result.setflags(write=False)
+    return pytree.tree_map_only(Tensor, guarded, result)
+
+
+# ---- attributes that the product itself could not answer ------------------------------------------------------------
+
+
+def _requires_grad(weight: FactoredWeight) -> bool:
+    return any(f.requires_grad for f in weight.factors)
+
+
+def _set_requires_grad(weight: FactoredWeight, value: bool = True) -> FactoredWeight:
+    for factor in weight.factors:
+        factor.requires_grad_(value)
+    return weight
+
+
+def _no_memory(weight: FactoredWeight, *args: Any) -> NoReturn:
+    raise RuntimeError(
+        "the weight of a factored layer has no memory of its own: take the memory of its factors (layer.down.weight, "
+        "layer.up.weight), or multiply it out first (layer.weight.clone())"
+    )
+
+
+def _no_hook(weight: FactoredWeight, *args: Any, **kwargs: Any) -> NoReturn:
+    raise FactoredWriteError(
+        "a hook on a factored layer's weight would never be called, since the weight is made anew at each read: "
+        "register it on the factors (layer.down.weight, layer.up.weight)"
+    )
+
+
+def _deepcopy(weight: FactoredWeight, memo: dict[int, Any] | None = None) -> Tensor:
+    made = weight.product().detach().clone().requires_grad_(_requires_grad(weight))
+    if memo is not None:
+        memo[id(weight)] = made
+    return made
+
+
+_OWN: dict[str, Any] = {
+    "requires_grad.get": _requires_grad,
+    "requires_grad.set": _set_requires_grad,
+    "requires_grad_": _set_requires_grad,
+    "layout.get": lambda weight: torch.strided,
+    "is_sparse.get": lambda weight: False,
+    "stride": lambda weight, *axis: _stand_in_of_size(weight).stride(*axis),
+    "is_contiguous": lambda weight, **format: _stand_in_of_size(weight).is_contiguous(**format),
+    "storage_offset": lambda weight: 0,
+    "nbytes.get": lambda weight: weight.numel() * weight.element_size(),
+    "is_leaf.get": lambda weight: False,
+    "grad.get": lambda weight: None,
+    "retains_grad.get": lambda weight: False,
+    "data_ptr": _no_memory,
+    "untyped_storage": _no_memory,
+    "storage": _no_memory,
+    "register_hook": _no_hook,
+    "register_post_accumulate_grad_hook": _no_hook,
+    "retain_grad": _no_hook,
+    "__deepcopy__": _deepcopy,
+    "__reduce_ex__": lambda weight, protocol: copy.copy(weight.product().detach()).__reduce_ex__(protocol),
+    "__iter__": lambda weight: iter(weight.unbind(0)),
+}

@@ -1,0 +1,1 @@
+"""The objectives, one kind of question in each file."""

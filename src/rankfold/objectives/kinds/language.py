@@ -1,0 +1,143 @@
+"""Language models: the next token, or the masked ones."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any, ClassVar
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from rankfold.batches import labels_of
+from rankfold.objectives.answer import attention_mask, named_input, unpadded
+from rankfold.objectives.evaluation import Figure, ObjectiveError
+from rankfold.objectives.kinds.classification import Classification
+from rankfold.objectives.units import TOKEN
+
+
+@dataclass(frozen=True)
+class CausalLanguageModel(Classification):
+    """The next token after each one; ``perplexity`` judges, the exponential of the mean loss of a token.
+
+    Labels are the tokens themselves, as Hugging Face gives them; the shift by one is done here. Without labels the
+    input tokens serve, less padding (``attention_mask``). ``perplexity_error`` is its standard error over the samples.
+    Where the original is given (``teacher=``): ``kl``, the divergence of the next token's distribution from the
+    original's in nats a token, and ``agreement``, how often both find the same token likeliest.
+
+    Args:
+        axis: of the classes in the output: 1 as in ``torch.nn.functional.cross_entropy`` (N, C, …), −1 for tokens (N,
+            …, C).
+        areas: pixels: mean intersection over union judges, otherwise accuracy.
+        ignore: targets of this value count nowhere.
+        name: of the objective.
+        shift: False: labels are those of their own position, as where a data set has shifted them already, and for
+            models of two halves, whose decoder is fed the labels one place later.
+
+    Example:
+        >>> rf.CausalLanguageModel().by_token
+        True
+    """
+
+    axis: int = -1
+    name: str = "causal-lm"
+    shift: bool = True
+    by_token: ClassVar[bool] = True
+    diverges_in: ClassVar[str] = TOKEN
+
+    def target(self, batch: Any) -> Tensor:
+        """Position t holds token t + 1; the last position is left out."""
+        if not self.shift:
+            return super().target(batch)
+        tokens = labels_of(batch)
+        if tokens is None and named_input(batch, "input_ids") is not None:
+            tokens, mask = named_input(batch, "input_ids"), attention_mask(batch)
+            if tokens is not None and mask is not None and mask.shape == tokens.shape:
+                tokens = tokens.masked_fill(mask == 0, self.ignore)
+        inputs = batch[0] if isinstance(batch, tuple | list) else batch
+        if tokens is None and isinstance(inputs, Tensor) and not inputs.is_floating_point():
+            tokens = inputs
+        if not isinstance(tokens, Tensor) or tokens.is_floating_point() or tokens.dim() != 2:
+            raise ObjectiveError(
+                f"{self.name}: each batch must hold tokens of shape (N, length) as labels or input_ids, got "
+                f"{tuple(tokens.shape) if isinstance(tokens, Tensor) else 'none'}"
+            )
+        shifted = tokens.new_full(tokens.shape, self.ignore)
+        shifted[:, :-1] = tokens[:, 1:]
+        return shifted
+
+    def _counted(self, values: Tensor, batch: Any) -> Tensor | None:
+        return unpadded(values, batch)
+
+    @property
+    def compares(self) -> bool:
+        """Beside what targets say: the divergence from the original's next tokens, and how often the first is the
+        same, where the original is given."""
+        return True
+
+    @property
+    def counts_losses(self) -> bool:
+        return True
+
+    def measure(self, output: Any, batch: Any, taught: Any = None) -> dict[str, Tensor]:
+        scores, target = self.pair(output, batch)
+        if target.dim() > 1:  # probabilities
+            return super().measure(output, batch, taught)
+        kept = (self.target(batch) != self.ignore).to(scores.device).flatten(1)
+        loss = F.cross_entropy(scores, target, reduction="none").double()
+        # of each sample: the sum over its tokens, and how many those are
+        sample = torch.arange(len(kept), device=scores.device).unsqueeze(1).expand_as(kept)[kept]
+        total = loss.new_zeros(len(kept)).index_add(0, sample, loss)
+        tokens = kept.sum(1).double()
+        given = scores.argmax(-1)
+        found = {
+            "loss": loss.sum(), "count": tokens.sum(), "right": (given == target).sum(), "samples": (tokens > 0).sum(),
+            "loss loss": total.square().sum(), "loss tokens": (total * tokens).sum(), "tokens tokens": tokens @ tokens,
+        }  # fmt: skip
+        if taught is not None:
+            other = self.pair(taught, batch)[0].to(scores)
+            kl = F.kl_div(scores.log_softmax(-1), other.log_softmax(-1), reduction="none", log_target=True).sum(-1)
+            found |= {"kl": kl.double().sum().clamp_min(0), "same": (given == other.argmax(-1)).sum()}
+        return found
+
+    def conclude(self, sums: Mapping[str, Tensor]) -> tuple[tuple[Figure, ...], float | None]:
+        count, loss = float(sums["count"]), float(sums["loss"] / sums["count"])
+        perplexity = math.exp(loss) if loss < 700 else math.inf
+        accuracy = Figure("accuracy", float(sums["right"]) / count, True, "fraction")
+        figures = [Figure("perplexity", perplexity, False), accuracy]
+        if float(sums.get("samples", 0)) > 1 and math.isfinite(perplexity):
+            figures.append(Figure("perplexity_error", perplexity * _standard_error(sums, loss), False))
+        if "kl" in sums:
+            figures.append(Figure("kl", float(sums["kl"]) / count, False, "nats"))
+            figures.append(Figure("agreement", float(sums["same"]) / count, True, "fraction"))
+        return tuple(figures), None
+
+
+def _standard_error(sums: Mapping[str, Tensor], mean: float) -> float:
+    """Of the mean loss of a token, over samples of any number of tokens: that of a ratio of two sums."""
+    samples, count = float(sums["samples"]), float(sums["count"])
+    spread = float(sums["loss loss"] - 2 * mean * sums["loss tokens"] + mean**2 * sums["tokens tokens"])
+    return math.sqrt(max(spread, 0.0) * samples / (samples - 1)) / count
+
+
+@dataclass(frozen=True)
+class MaskedLanguageModel(CausalLanguageModel):
+    """The tokens that were masked: labels are theirs, and −100 everywhere else; nothing is shifted.
+
+    Args:
+        axis: of the classes in the output: 1 as in ``torch.nn.functional.cross_entropy`` (N, C, …), −1 for tokens (N,
+            …, C).
+        areas: pixels: mean intersection over union judges, otherwise accuracy.
+        ignore: targets of this value count nowhere.
+        name: of the objective.
+        shift: False.
+
+    Example:
+        >>> rf.MaskedLanguageModel().shift
+        False
+    """
+
+    name: str = "masked-lm"
+    shift: bool = False

@@ -1,0 +1,61 @@
+"""Any number of labels for each sample: binary cross-entropy, F1."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import torch.nn.functional as F
+from torch import Tensor
+
+from rankfold.objectives.evaluation import Figure, ObjectiveError
+from rankfold.objectives.kinds.regression import Regression
+
+
+@dataclass(frozen=True)
+class MultiLabel(Regression):
+    """One score for each label, positive for yes; targets of the same shape hold 0 and 1. F1 over all judges.
+
+    Args:
+        name: of the objective.
+
+    Example:
+        >>> x, y = torch.tensor([[2.0, -1.0]]), torch.tensor([[1.0, 0.0]])
+        >>> rf.evaluate(nn.Identity(), (x, y), objective=rf.MultiLabel()).judged.value
+        1.0
+    """
+
+    name: str = "multi-label"
+
+    def pair(self, output: Any, batch: Any) -> tuple[Tensor, Tensor]:
+        scores, target = super().pair(output, batch)
+        known = target[~target.isnan()]
+        if bool(((known < 0) | (known > 1)).any()):
+            raise ObjectiveError(
+                f"{self.name}: targets must be from 0 to 1, and run from {float(known.min()):g} to "
+                f"{float(known.max()):g}"
+            )
+        return scores, target
+
+    def losses(self, output: Any, batch: Any, smoothing: float = 0.0) -> tuple[Tensor, int]:
+        scores, target = self.pair(output, batch)
+        known = ~target.isnan()
+        if not bool(known.any()):
+            return scores.sum() * 0, 0
+        wanted = target * (1 - smoothing) + smoothing / 2
+        return F.binary_cross_entropy_with_logits(scores[known], wanted[known]), int(known.sum())
+
+    def measure(self, output: Any, batch: Any, taught: Any = None) -> dict[str, Tensor]:
+        scores, target = self.pair(output, batch)
+        known, yes, wanted = ~target.isnan(), scores > 0, target > 0.5
+        return {
+            "hits": (yes & wanted & known).sum(), "given": (yes & known).sum(), "wanted": (wanted & known).sum(),
+            "right": ((yes == wanted) & known).sum(),
+        }  # fmt: skip
+
+    def conclude(self, sums: Mapping[str, Tensor]) -> tuple[tuple[Figure, ...], float | None]:
+        both = float(sums["given"] + sums["wanted"])
+        score = 2 * float(sums["hits"]) / both if both else 1.0
+        accuracy = Figure("accuracy", float(sums["right"] / sums["count"]), True, "fraction")
+        return (Figure("f1", score, True, "fraction"), accuracy), None

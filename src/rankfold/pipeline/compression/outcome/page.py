@@ -1,0 +1,151 @@
+"""The report of one run, put together from what was planned and measured."""
+
+from __future__ import annotations
+
+import platform
+import sys
+from collections.abc import Mapping
+from importlib.metadata import version
+from typing import Any
+
+import torch
+
+from rankfold.compress.methods.method import Method
+from rankfold.compress.planning.plan import Entry, Plan
+from rankfold.compress.planning.profile import Profile
+from rankfold.pipeline.compression.outcome.curve import Curve
+from rankfold.pipeline.compression.outcome.heldout import over_fitted
+from rankfold.pipeline.compression.outcome.measure import Figures
+from rankfold.pipeline.compression.outcome.offers import loss_unit, offers
+from rankfold.pipeline.compression.outcome.result import Result
+from rankfold.report import CurvePoint, FigureKind, LayerRow, ReportData, SearchShown, TriedPoint, quantities
+from rankfold.sites import Form
+from rankfold.train import History
+
+
+def report_data(
+    known: Profile,
+    result: Result,
+    *,
+    title: str,
+    method: Method,
+    errors: Mapping[str, float],
+    curve: Curve,
+    history: History | None,
+    settings: Mapping[str, Any],
+) -> ReportData:
+    """Everything that the report of ``result`` shows, from the profile that its plan came from. ``errors`` as from
+    ``layer_errors``."""
+    return ReportData(
+        title=title,
+        asked=f"{_asked(result)}; method {result.plan.method}, ranks {result.plan.rule}",
+        before=_stage(result.before),
+        compressed=_stage(result.compressed),
+        finetuned=None if result.finetuned is None else _stage(result.finetuned),
+        layers=_layers(known, result.plan, errors, method),
+        skipped=result.plan.left_out,
+        figures=[FigureKind(figure.name, figure.unit) for figure in result.before.score.figures],
+        curve=[CurvePoint(p.label, p.kept_flops, p.kept_params, p.figure.value) for p in curve.points],
+        curve_on=f"{_drawn_on(curve)}, without fine-tuning; the table above is of the {result.split} split",
+        curve_start=result.validation["before"] if curve.start is None else curve.start,
+        history=[] if history is None else [epoch.to_dict() for epoch in history.epochs],
+        best_epoch=None if history is None else history.best_epoch,
+        search=None if result.quality is None else _search(result),
+        settings=settings,
+        environment=environment(),
+        offers=offers(known, result.plan),
+        offers_lose=loss_unit(result.plan),
+        forecast="" if result.forecast is None else result.forecast.sentence,
+    )
+
+
+def _drawn_on(curve: Curve) -> str:
+    if curve.samples is None:
+        return "the validation split"
+    return f"{curve.samples} samples of the validation split, the same for all points"
+
+
+def _asked(result: Result) -> str:
+    """The budgets, and the drop that was allowed."""
+    quality = result.quality
+    if quality is None:
+        return result.plan.asked()
+    text = f"smallest {quality.by} with {quality.figure.name} worse by at most {quality.scale * quality.asked:g}"
+    return f"{text} {quality.unit}".rstrip() + f"; found: {result.plan.asked()}"
+
+
+def _search(result: Result) -> SearchShown:
+    quality, before = result.quality, result.plan.before
+    assert quality is not None
+    start, sign = quality.figure.value, -1 if quality.figure.higher else 1
+    points = [
+        TriedPoint(
+            p.flops / before.flops if before.flops else None, p.params / before.params if before.params else None,
+            p.figure, p.met, p.fraction == quality.fraction,
+        )
+        for p in quality.tried
+    ]  # fmt: skip
+    kind = FigureKind(quality.figure.name, quality.figure.unit)
+    last = f"{quantities.title(kind)}{quality.sentence.removeprefix(kind.name)}."
+    drawn = f"The picture shows the figures on the {quality.samples[0]} samples that searched."
+    told = (last, *(note + "." for note in quality.notes), drawn)
+    return SearchShown(told, start + sign * quality.asked, start, points, kind)
+
+
+def environment() -> dict[str, str]:
+    """Where this process runs."""
+    return {
+        "rankfold": version("rankfold"),
+        "Python": platform.python_version(),
+        "PyTorch": torch.__version__,
+        **({"transformers": sys.modules["transformers"].__version__} if "transformers" in sys.modules else {}),
+        "machine": f"{platform.system()} {platform.machine()}",
+        "threads": str(torch.get_num_threads()),
+    }
+
+
+def _stage(figures: Figures) -> dict[str, Any]:
+    return figures.to_dict() | {"latency_ms": dict(figures.latencies)}
+
+
+def _layers(known: Profile, plan: Plan, errors: Mapping[str, float], method: Method) -> list[LayerRow]:
+    too_far = over_fitted(plan, errors, method=method)
+    rows = []
+    for entry in plan.entries:
+        site = known.sites[entry.site]
+        dense = known.counter.cost(site, Form.KEEP, 0, site.layer.has_bias)
+        changed = entry.form is not Form.KEEP
+        note = "; ".join(filter(None, (entry.certificate, entry.note)))
+        if entry.site in too_far:
+            note = "; ".join(filter(None, (note, "more calibration samples would help here")))
+        rows.append(
+            LayerRow(
+                name=entry.site,
+                kind=site.kind,
+                shape=site.shape,
+                form=entry.form.value,
+                rank=entry.rank if changed else None,
+                full_rank=min(site.shape),
+                params_before=dense.params,
+                params_after=entry.params,
+                flops_before=dense.flops,
+                flops_after=entry.flops,
+                predicted_error=entry.predicted_error if changed else None,
+                measured_error=errors.get(entry.site),
+                spectrum=_levels(known, entry, plan),
+                note=note,
+            )
+        )
+    return rows
+
+
+def _levels(known: Profile, entry: Entry, plan: Plan) -> list[float]:
+    """What ranks were chosen on: singular values over the largest, of the outputs or of the weight.
+
+    Nothing where ranks were chosen from the errors met in fits, whose moments are gone.
+    """
+    if plan.factors is not None:
+        return []
+    group = known.candidates.get(entry.site, ())
+    shown = known.candidate(entry.site, entry.form) or next(iter(group), None)
+    return [] if shown is None else shown.decomposition.levels.tolist()

@@ -1,0 +1,88 @@
+"""Sentences of one compression: what is about to be done, and what a reader of its result should know besides."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from typing import Any
+
+from torch import nn
+
+from rankfold.compress.layerwise.in_parts import memory_needed
+from rankfold.compress.methods.method import Method
+from rankfold.compress.planning.plan import Plan
+from rankfold.objectives import Evaluation
+from rankfold.pipeline.compression.outcome.heldout import over_fitted
+from rankfold.report.quantities import count, percent
+from rankfold.sites.find import Where
+from rankfold.train.breakdown import at_chance
+from rankfold.train.feed import length
+
+_KNOWN = 0.05, 3.0  # points, and standard errors, by which samples are known too well to be new
+
+
+def memory_sentence(model: nn.Module, memory: int | None, where: Where | None = None) -> str:
+    """What second moments will take, said before they are taken."""
+    together, passes, beyond = memory_needed(model, memory, where)
+    said = f"second moments of all layers together take {count(together, 'B')}"
+    if memory is not None:
+        said += f"; within {count(memory, 'B')} they are taken in {passes} {'pass' if passes == 1 else 'passes'}"
+    if beyond:
+        said += f"; {', '.join(beyond[:3])}{', …' if len(beyond) > 3 else ''} need more than that even alone"
+    return said
+
+
+def summary(made: Plan) -> str:
+    """One line: what is kept, and how many sites change."""
+    parts = [
+        f"{percent(getattr(made.after, kind) / getattr(made.before, kind))} of the {name}"
+        for kind, name in (("flops", "FLOPs"), ("params", "parameters"))
+        if getattr(made.before, kind)
+    ]
+    part = made.kept_of_factorable()
+    share = "" if part is None else f" ({percent(part)} of the parameters that can be factored)"
+    return f"{' and '.join(parts)} kept{share}; {len(made.changed)} of {len(made.entries)} sites change"
+
+
+def learnt_nothing(start: Evaluation) -> tuple[str, ...]:
+    """A sentence where the original has learnt nothing, as with weights that were never loaded."""
+    if start.chance is None or not at_chance(start.judged, start):
+        return ()
+    guess = replace(start.judged, value=start.chance).text
+    known = f"the most frequent class is {guess} of it" if start.judged.name == "accuracy" else f"guessing has {guess}"
+    return (
+        f"the original answers the validation split no better than chance ({start.judged}; {known}): were its trained "
+        "weights loaded (--weights)?",
+    )
+
+
+def samples_known(validation: Evaluation, held_out: Evaluation, part: Any, name: str) -> tuple[str, ...]:
+    """A sentence where the original knows its validation samples too well to have been trained without them.
+
+    By at least five points, and by more than three standard errors of the difference of two shares.
+    """
+    known, new = validation.judged, held_out.judged
+    if known.unit != "fraction" or name == "validation" or known.better(new) < _KNOWN[0]:
+        return ()
+    counts = [max(1, min(validation.count, length(part) or validation.count)), max(1, held_out.count)]
+    share = (known.value * counts[0] + new.value * counts[1]) / sum(counts)
+    if known.better(new) < _KNOWN[1] * (share * (1 - share) * sum(1 / count for count in counts)) ** 0.5:
+        return ()
+    return (
+        (
+            f"the original reaches {known} on the validation split and {new.text} on the {name} split: it was "
+            "probably trained on the validation split, which still serves to compare networks, but its figures are "
+            "too good"
+        ),
+    )
+
+
+def gaps(made: Plan, errors: dict[str, float], method: Method) -> tuple[str, ...]:
+    far = over_fitted(made, errors, method=method)
+    if not far:
+        return ()
+    return (
+        (
+            f"on held-out data the error is far above the predicted one in {len(far)} of {len(made.changed)} layers "
+            f"({', '.join(far[:3])}{', …' if len(far) > 3 else ''}): more calibration samples would help"
+        ),
+    )

@@ -1,0 +1,37 @@
+"""A report is not written over files that somebody else wrote."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable
+from pathlib import Path
+from typing import Any
+
+from rankfold.run.disk.container import parsed
+
+
+def check_replaceable(
+    directory: Path,
+    names: Iterable[str],
+    ours: Callable[[Any], bool],
+    report: str,
+    error: type[ValueError] = ValueError,
+) -> None:
+    """``error``, before any work, where one of the files ``names`` in ``directory`` would be replaced that rankfold did
+    not write. Ours are those beside a file ``report`` whose JSON is ``ours``."""
+    if directory.exists() and not directory.is_dir():
+        raise error(f"{directory} is a file: give a directory")
+    there = [directory / name for name in names if (directory / name).exists()]
+    if there and not _told(directory / report, ours):
+        raise error(foreign(there[0]))
+
+
+def foreign(file: Path) -> str:
+    """What is said of a file that is left alone."""
+    return f"{file} is there already, and rankfold did not write it: give another directory, or move it first"
+
+
+def _told(report: Path, ours: Callable[[Any], bool]) -> bool:
+    try:
+        return ours(parsed(report.read_bytes()))
+    except (OSError, ValueError, TypeError):  # also what is no JSON object
+        return False
