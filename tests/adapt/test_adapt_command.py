@@ -75,7 +75,7 @@ def test_dora_is_read_by_peft_as_it_was_merged(weights, tmp_path):
 
 
 def test_dora_refuses_rows_of_zeros_by_name():
-    """PEFT 0.21.2 divides by the norm of each row, and NaN would be what is trained. Rows are outputs, of a Conv1D too."""
+    """PEFT 0.21.2 divides by the norm of each row, and NaN would be trained. Rows are outputs, of a Conv1D too."""
     conv1d = pytest.importorskip("transformers.pytorch_utils").Conv1D
     pytest.importorskip("peft")
     model = torch.nn.Sequential(torch.nn.Linear(8, 6), conv1d(4, 6), torch.nn.Linear(4, 6))

@@ -46,8 +46,8 @@ def _refuse_rows_of_zeros(model: nn.Module, chosen: list[Site]) -> None:
             zeros[site.name] = f"{site.name} ({count} of {site.shape[0]})"
     if zeros:
         raise ValueError(
-            f"DoRA divides by the norm of each row of a weight, and rows are zero in {', '.join(zeros.values())}: PEFT would "
-            "give NaN; take the method lora, or choose other layers (--only)"
+            f"DoRA divides by the norm of each row of a weight, and rows are zero in {', '.join(zeros.values())}: "
+            "PEFT would give NaN; take the method lora, or choose other layers (--only)"
         )
 
 

@@ -211,8 +211,8 @@ def _check_plain(place: Path, config: Mapping[str, Any]) -> None:
         )
     if config.get("layer_replication"):
         raise ValueError(
-            f"{place}: the adapter repeats layers of its base (layer_replication), so that some of its updates belong to one "
-            "weight: PEFT runs it unmerged, and no adapter of the base can hold what it does"
+            f"{place}: the adapter repeats layers of its base (layer_replication), so that several updates belong "
+            "to one weight: PEFT runs it unmerged, and no adapter of the base can hold what it does"
         )
     if config.get("bias", "none") != "none":
         raise ValueError(
