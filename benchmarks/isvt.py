@@ -24,8 +24,8 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from rankfold import zoo
+from rankfold.compress.applying.apply import apply_
 from rankfold.compress.methods import method_named
-from rankfold.compress.planning.apply import apply_
 from rankfold.compress.planning.candidates import Candidate, Counter, decompose, options
 from rankfold.compress.planning.planner import plan
 from rankfold.compress.ranks.budget import Params

@@ -34,7 +34,8 @@ import torch
 from torch import Tensor, nn
 
 import rankfold as rf
-from rankfold.compress.statistics import Statistics, calibrate
+from rankfold.compress.measured import Statistics
+from rankfold.compress.statistics import calibrate
 from rankfold.run.cells import Kept, run_cells
 from rankfold.run.disk.files import write_atomically
 

@@ -18,9 +18,10 @@ from pathlib import Path
 import torch
 
 from rankfold import zoo
-from rankfold.compress.planning.apply import apply_
+from rankfold.compress.applying.apply import apply_
 from rankfold.compress.planning.planner import plan
-from rankfold.compress.ranks.budget import Latency, parse_budget
+from rankfold.compress.ranks.asked import parse_budget
+from rankfold.compress.ranks.budget import Latency
 from rankfold.compress.ranks.latency import paired
 from rankfold.compress.ranks.options import BudgetError
 from rankfold.compress.repair.batchnorm import reestimate_

@@ -21,7 +21,7 @@ from torch import nn
 import rankfold as rf
 from rankfold import zoo
 from rankfold.compress.ranks import timing
-from rankfold.compress.ranks.budget import parse_budget
+from rankfold.compress.ranks.asked import parse_budget
 from rankfold.compress.ranks.latency import paired
 from rankfold.costs import Example
 

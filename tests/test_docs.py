@@ -22,7 +22,7 @@ import typer.main
 import rankfold
 from rankfold.cli.main import VERBS, app
 from rankfold.compress import methods
-from rankfold.compress.ranks import budget, rules
+from rankfold.compress.ranks import asked, rules
 from rankfold.forms import form
 from rankfold.objectives import names as objectives
 from rankfold.sites import find
@@ -96,7 +96,7 @@ def own_registries() -> Iterator[None]:
     """What a page registers is forgotten at its end."""
     tables = [
         table
-        for module in (form, find, methods, budget, rules, objectives)
+        for module in (form, find, methods, asked, rules, objectives)
         for name, table in vars(module).items()
         if isinstance(table, dict | list) and not name.startswith("__")
     ]

@@ -3,16 +3,18 @@
 # ruff: noqa: F401  # re-exported by rankfold/__init__.py
 
 from rankfold.adapt import Debora, Extraction, GeoLora, debora_, deep_lora_, extract, geolora_, restore_
+from rankfold.compress.applying.apply import apply_
+from rankfold.compress.applying.check import ApplyError
 from rankfold.compress.methods import register_method
 from rankfold.compress.methods.maxnorm import MaxNorm
 from rankfold.compress.methods.nuclear import NuclearBall
 from rankfold.compress.methods.relu import ActivationAware
 from rankfold.compress.methods.sequential import Sequential
-from rankfold.compress.planning.apply import ApplyError, apply_
 from rankfold.compress.planning.plan import Entry, Plan
 from rankfold.compress.planning.planner import plan
 from rankfold.compress.planning.profile import Calibration, Profile
 from rankfold.compress.planning.profiling import profile
+from rankfold.compress.ranks.asked import register_budget
 from rankfold.compress.ranks.budget import (
     Bytes,
     Flops,
@@ -23,7 +25,6 @@ from rankfold.compress.ranks.budget import (
     Params,
     Ranks,
     Resource,
-    register_budget,
 )
 from rankfold.compress.ranks.options import BudgetError
 from rankfold.compress.ranks.rules import Global, Iterative, Local, Optimal, register_rule

@@ -16,8 +16,8 @@ import rankfold as rf
 import rankfold.pipeline.compression.job as job_module
 import rankfold.pipeline.compression.outcome.curve as curve_module
 import rankfold.pipeline.compression.planned as planned_module
+from rankfold.compress.applying.apply import apply_
 from rankfold.compress.methods.project import Project
-from rankfold.compress.planning.apply import apply_
 from rankfold.compress.planning.planner import plan
 from rankfold.compress.planning.profile import Calibration
 from rankfold.compress.ranks.budget import Flops, Ranks

@@ -13,7 +13,8 @@ from torch import Tensor, nn
 
 import rankfold as rf
 from rankfold.batches import forward
-from rankfold.compress.planning.apply import ApplyError, apply_, shape_
+from rankfold.compress.applying.apply import apply_, shape_
+from rankfold.compress.applying.check import ApplyError
 from rankfold.compress.planning.plan import Entry, Plan
 from rankfold.compress.planning.planner import plan
 from rankfold.compress.ranks.budget import Ranks

@@ -13,10 +13,11 @@ from torch.utils.data import DataLoader, TensorDataset
 
 import rankfold as rf
 from rankfold.batches import batches_of, size_of
+from rankfold.compress.measured import Statistics
 from rankfold.compress.planning.planner import plan
 from rankfold.compress.planning.profile import Calibration
 from rankfold.compress.ranks.budget import Ranks
-from rankfold.compress.statistics import Statistics, calibrate
+from rankfold.compress.statistics import calibrate
 from rankfold.sites import Site, opened, sites
 from rankfold.sites import patches as places
 

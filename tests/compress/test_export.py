@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 import rankfold.export.check as check_module
 import rankfold.export.onnx as onnx_module
-from rankfold.compress.planning.apply import apply_
+from rankfold.compress.applying.apply import apply_
 from rankfold.compress.planning.planner import plan
 from rankfold.costs import evaluating
 from rankfold.export import ExportError, to_onnx, to_torch_export

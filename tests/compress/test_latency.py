@@ -11,9 +11,9 @@ from hypothesis import strategies as st
 from networks import network
 from torch import nn
 
+from rankfold.compress.applying.apply import apply_
 from rankfold.compress.methods import method_named
 from rankfold.compress.planning import decide, planner
-from rankfold.compress.planning.apply import apply_
 from rankfold.compress.planning.candidates import decompose
 from rankfold.compress.planning.plan import Entry, Plan
 from rankfold.compress.planning.profiling import profile

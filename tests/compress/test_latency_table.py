@@ -17,7 +17,8 @@ from rankfold.compress.methods import method_named
 from rankfold.compress.planning import decide
 from rankfold.compress.planning.candidates import decompose
 from rankfold.compress.ranks import timing
-from rankfold.compress.ranks.budget import Latency, budget_from, parse_budget
+from rankfold.compress.ranks.asked import budget_from, parse_budget
+from rankfold.compress.ranks.budget import Latency
 from rankfold.compress.ranks.latency import meet_latency, paired
 from rankfold.compress.ranks.options import BudgetError
 from rankfold.compress.ranks.timing import ALIKE, site_timing

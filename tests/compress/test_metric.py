@@ -9,8 +9,10 @@ import torch
 from torch import Tensor, nn
 
 import rankfold as rf
+from rankfold.compress.gradients import shrunk
 from rankfold.compress.methods.project import Project
-from rankfold.compress.metric import measure_spread, output_metrics, shrunk
+from rankfold.compress.metric import output_metrics
+from rankfold.compress.spread import measure_spread
 from rankfold.compress.statistics import calibrate
 from rankfold.objectives import Classification, Objective, Teacher
 from rankfold.observe import Samples

@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 from torch import nn
 
 import rankfold as rf
-from rankfold.compress.ranks.budget import multiple_of
+from rankfold.compress.ranks.asked import multiple_of
 from rankfold.forms import Form
 from rankfold.pipeline.compression.outcome.curve import quality_curve
 from rankfold.sites import sites

@@ -17,12 +17,13 @@ from networks import network
 from safetensors.torch import load_file, save_file
 from torch import nn
 
-from rankfold.compress.planning.apply import apply_
+from rankfold.compress.applying.apply import apply_
 from rankfold.compress.planning.plan import Entry, Plan, statistics_path
 from rankfold.compress.planning.planner import plan
 from rankfold.compress.planning.profile import Calibration
 from rankfold.compress.planning.profiling import profile
-from rankfold.compress.ranks.budget import Bytes, Flops, KeepEnergy, Latency, Params, Ranks, describe, parse_budget
+from rankfold.compress.ranks.asked import parse_budget
+from rankfold.compress.ranks.budget import Bytes, Flops, KeepEnergy, Latency, Params, Ranks
 from rankfold.compress.ranks.options import BudgetError
 from rankfold.compress.ranks.rules import Global, Iterative, Local, Optimal, rule_named
 from rankfold.costs import Cost, model_cost
@@ -300,7 +301,7 @@ WORKER = """
 import sys, torch
 from safetensors.torch import load_file, save_file
 from networks import network
-from rankfold.compress.planning.apply import apply_
+from rankfold.compress.applying.apply import apply_
 from rankfold.compress.planning.plan import Plan
 torch.set_num_threads(1)
 folder, names = sys.argv[1], sys.argv[2:]
@@ -451,8 +452,8 @@ def test_the_table_and_the_words():
     assert made["head"].site == "head"
     with pytest.raises(KeyError, match="no entry for 'nothing'"):
         made["nothing"]
-    assert describe(Latency(0.5, 64)) == "latency ≤ 0.5 of dense at batch 64"
-    assert describe(Ranks({"a": 1})) == "ranks given for 1 sites"
+    assert Latency(0.5, 64).describe() == "latency ≤ 0.5 of dense at batch 64"
+    assert Ranks({"a": 1}).describe() == "ranks given for 1 sites"
 
 
 @pytest.mark.parametrize("kind", ["params", "flops", "bytes"])

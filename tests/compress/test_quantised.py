@@ -9,9 +9,9 @@ from hypothesis import strategies as st
 from torch import nn
 
 import rankfold as rf
+from rankfold.compress.measured import SiteStatistics
 from rankfold.compress.methods import method_named
 from rankfold.compress.methods.rounding import decomposed
-from rankfold.compress.statistics import SiteStatistics
 from rankfold.export import to_onnx, to_torch_export
 from rankfold.forms import Form
 from rankfold.forms.residual import Residual

@@ -12,21 +12,22 @@ from networks import NETWORKS, network
 from torch import nn
 
 import rankfold as rf
+from rankfold.compress.applying.layer import build
+from rankfold.compress.applying.promised import written_
 from rankfold.compress.layerwise.kept import Kept
 from rankfold.compress.layerwise.pairs import Pairs, Rows
 from rankfold.compress.layerwise.preactivations import Following
 from rankfold.compress.layerwise.rounds import divergence
 from rankfold.compress.layerwise.sweep import Sweep
+from rankfold.compress.measured import SiteStatistics
 from rankfold.compress.methods.maxnorm import MaxNorm
 from rankfold.compress.methods.nuclear import NuclearBall
 from rankfold.compress.methods.refit import refit
 from rankfold.compress.methods.relu import ActivationAware
 from rankfold.compress.methods.sequential import Sequential
-from rankfold.compress.planning.apply import build
-from rankfold.compress.planning.lawful import written_
 from rankfold.compress.planning.plan import Entry
 from rankfold.compress.planning.profile import Calibration
-from rankfold.compress.statistics import SiteStatistics, calibrate
+from rankfold.compress.statistics import calibrate
 from rankfold.costs import evaluating
 from rankfold.linalg.on_data.cross_moments import CrossMoments
 from rankfold.linalg.on_data.ridge import RIDGES, Ridge, anchored_path, choose_ridge

@@ -13,9 +13,10 @@ from torch import Tensor, nn
 import rankfold as rf
 from rankfold.batches import forward
 from rankfold.compress import tokens as token_metric
+from rankfold.compress.measured import SiteStatistics, Statistics
 from rankfold.compress.methods.project import Projected
 from rankfold.compress.planning import decide, probe
-from rankfold.compress.statistics import SiteStatistics, Statistics, calibrate
+from rankfold.compress.statistics import calibrate
 from rankfold.compress.tokens import moment_for, slope_of, token_metrics
 from rankfold.linalg import Moments, project
 from rankfold.observe import Samples

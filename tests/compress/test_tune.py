@@ -135,6 +135,24 @@ def test_factors_are_tuned_as_a_whole_without_labels():
     assert not small.training
 
 
+@pytest.mark.parametrize("room", [None, 0], ids=["kept", "no room"])
+def test_the_original_answers_each_judge_once_where_there_is_room(room, monkeypatch):
+    if room is not None:
+        monkeypatch.setattr("rankfold.compress.repair.whole.available", lambda: room)
+    model, small, data = spoken()
+    before, told, asked = copy.deepcopy(small), [], []
+    model.register_forward_hook(lambda *_: asked.append(1))
+    looked = [small.register_forward_hook(lambda *_: told.append(1))]
+    way = tune_(small, model, data, objective=LM, steps=12, batch_size=16)
+    judges = (len(told) - 12) // 7  # looks: six, and one at the start
+    assert judges > 0
+    assert len(asked) == 12 + judges * (1 if room is None else 7)
+    looked[0].remove()
+    if room is not None:  # and the same comes of it
+        monkeypatch.undo()
+        assert tune_(before, model, data, objective=LM, steps=12, batch_size=16) == way
+
+
 def test_labels_are_not_looked_at():
     model, small, data = spoken()
     other = copy.deepcopy(small)

@@ -11,7 +11,7 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.flop_counter import FlopCounterMode
 
 from rankfold.batches import arguments
-from rankfold.compress.planning.apply import apply_
+from rankfold.compress.applying.apply import apply_
 from rankfold.compress.planning.planner import plan
 from rankfold.compress.ranks.budget import Ranks
 from rankfold.costs import Cost, Example, evaluating, latencies, model_cost, storage, trace, with_batch

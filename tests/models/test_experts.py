@@ -22,7 +22,7 @@ from transformers import (
 import rankfold as rf
 import rankfold.hub
 from rankfold import costs
-from rankfold.compress.metric import generator_of
+from rankfold.compress.spread import generator_of
 from rankfold.compress.statistics import calibrate
 from rankfold.compress.tokens import slope_of, token_metrics
 from rankfold.layers.experts import LowRankEnter, LowRankLeave, SplitExperts, routed

@@ -12,7 +12,7 @@ from torch import nn
 from torch.utils.flop_counter import FlopCounterMode
 
 from rankfold import costs
-from rankfold.compress.planning.apply import apply_
+from rankfold.compress.applying.apply import apply_
 from rankfold.compress.planning.planner import plan
 from rankfold.compress.ranks.budget import Ranks
 from rankfold.costs import check, measure, model_cost

@@ -6,7 +6,7 @@ import sys
 import pytest
 
 from rankfold.compress import methods
-from rankfold.compress.ranks import budget, rules
+from rankfold.compress.ranks import asked, rules
 from rankfold.forms import form
 from rankfold.objectives import names
 from rankfold.sites import register_reader
@@ -22,7 +22,7 @@ class Mine:
 @pytest.fixture
 def mine(monkeypatch):
     own = sys.modules[register_reader.__module__]._OWN
-    tables = form._REGISTERED, methods._NAMED, rules._NAMED, budget._KINDS, names._NAMED
+    tables = form._REGISTERED, methods._NAMED, rules._NAMED, asked._KINDS, names._NAMED
     before, readers = [dict(table) for table in tables], list(own)
     for name in [name for name in sys.modules if name == "mine" or name.startswith("mine.")]:
         del sys.modules[name]

@@ -13,9 +13,9 @@ from safetensors.torch import save as to_safetensors
 from typing_extensions import TypedDict
 
 import rankfold as rf
+from rankfold.compress.measured import Statistics
 from rankfold.compress.planning.fitted import read as read_fitted
 from rankfold.compress.planning.plan import Plan
-from rankfold.compress.statistics import Statistics
 from rankfold.pipeline.trainings.config import read as read_config
 from rankfold.recover import FactorModel
 from rankfold.run.disk.container import Kind, checked, packed, parsed, read_object

@@ -14,7 +14,8 @@ from torch import nn
 
 from rankfold.cli.failure import one_line
 from rankfold.compress.planning.plan import other_weights
-from rankfold.compress.ranks.budget import Budget, Multiples, parsed
+from rankfold.compress.ranks.asked import parsed
+from rankfold.compress.ranks.budget import Budget, Multiples
 from rankfold.costs import Example
 from rankfold.objectives import Objective, objective_named, objective_names
 from rankfold.pipeline import first_example

@@ -82,7 +82,7 @@ def _known(value: str, what: str, known: tuple[str, ...], other: str = "") -> st
 def _budgets(texts: list[str]) -> list[str]:
     if not texts:
         return texts
-    from rankfold.compress.ranks.budget import parse_budget
+    from rankfold.compress.ranks.asked import parse_budget
 
     for text in texts:
         try:

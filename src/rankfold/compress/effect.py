@@ -19,8 +19,8 @@ from rankfold.run.progress import Progress
 from rankfold.sites import Form, Site
 
 if TYPE_CHECKING:  # methods ask for the effect of their own factors
+    from rankfold.compress.measured import SiteStatistics, Statistics
     from rankfold.compress.planning.candidates import Candidate
-    from rankfold.compress.statistics import SiteStatistics, Statistics
 
 _OUTSIDE = 1e-6  # of a change's norm: what may be lost when it is read as A W
 AT = 12  # ranks of one candidate at which its effect is computed; a power law of its error between them

@@ -14,7 +14,7 @@ halves of the samples, and D is drawn towards a multiple of the identity by as m
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from functools import partial
@@ -22,24 +22,20 @@ from typing import Any, Protocol
 from warnings import warn
 
 import torch
-import torch.distributed as dist
 from torch import Tensor, nn
 
 from rankfold.batches import forward, samples_of, size_of
+from rankfold.compress.gradients import FULL, Sums, gradient_moment
+from rankfold.compress.spread import Directions, Spread, measure_spread
 from rankfold.costs import evaluating
-from rankfold.objectives import Answer, Objective, ObjectiveError
+from rankfold.objectives import Answer, Objective
 from rankfold.observe import Samples, after, before, first_of
 from rankfold.observe.passes import laid_out, layout_for, separable
 from rankfold.observe.watch import with_first
-from rankfold.run.processes.team import Team
 from rankfold.run.progress import Progress
 from rankfold.sites import Site, SiteList, opened
 
-FULL = 1024  # outputs up to which the whole matrix is kept; above, its diagonal
-ORTHOGONAL = 512  # entries of an answer up to which directions are made orthogonal: a table of as many squared
-CHUNK = 32  # samples of one half, then as many of the other
 GRAPH = 16  # samples whose graph is in memory at once
-SEED = 0
 
 
 def output_metrics(
@@ -213,7 +209,7 @@ class Spreading:
     objective: Objective
     spread: Spread
     sums: Sums
-    directions: Directions = field(default_factory=lambda: Directions())  # which is defined below
+    directions: Directions = field(default_factory=Directions)
 
     def of(self, answers: Sequence[Answer], first: int) -> tuple[Tensor, float]:
         total = torch.zeros((), device=answers[0].values.device)
@@ -233,196 +229,3 @@ def chunks(batch: Any, count: int, before: int, size: int) -> Iterator[tuple[int
         end = min(count, start + size - (before + start) % size)
         yield before + start, batch if end - start == count else samples_of(batch, count, slice(start, end))
         start = end
-
-
-@dataclass
-class Spread:
-    """How far each answer deviates from its mean over the samples, summed as the samples come.
-
-    ``names`` of the answers in an order that does not depend on how the model hands them out: by their shapes, then by
-    their values on the first samples.
-    """
-
-    names: list[str] = field(default_factory=list)
-    energies: list[float] = field(default_factory=list)
-    totals: list[Tensor] = field(default_factory=list)
-    rows: list[int] = field(default_factory=list)
-    samples: int = 0
-    row_shape: tuple[int, int] = (1, 1)  # rows of a sample and entries of a row, of the first answer
-
-    def ordered(self, answers: Sequence[Answer]) -> list[Answer]:
-        known = {answer.name: answer for answer in answers}
-        try:
-            return [known[name] for name in self.names]
-        except KeyError as error:
-            raise ObjectiveError(
-                f"the model's output had {error} in the first batch and does not have it in another"
-            ) from None
-
-    def add(self, answers: Sequence[Answer], samples: int) -> None:
-        if not self.names:
-            first = sorted(answers, key=lambda a: (tuple(a.values.shape[1:]), float(a.values.double().sum())))
-            self.names = [answer.name for answer in first]
-            self.energies, self.rows = [0.0] * len(first), [0] * len(first)
-            self.totals = [torch.zeros(a.values.shape[-1], dtype=torch.float64) for a in first]
-            shape = first[0].values.shape
-            self.row_shape = (shape[1:-1].numel(), shape[-1])
-        for index, answer in enumerate(self.ordered(answers)):
-            rows = answer.centred.detach().reshape(-1, answer.values.shape[-1])
-            self.energies[index] += float(rows.square().sum(dtype=torch.float64))
-            self.totals[index] = self.totals[index] + rows.sum(0, dtype=torch.float64).cpu()
-            self.rows[index] += len(rows) if answer.counted is None else int(answer.counted.sum())
-        self.samples += samples
-
-    def joined(self, team: Team) -> Spread:
-        """That of all processes."""
-        if team.size == 1:
-            return self
-        shares: list[Any] = [None] * team.size
-        dist.all_gather_object(shares, self)
-        first, *others = [share for share in shares if share.names] or [self]
-        for other in others:
-            for index in range(len(first.names)):
-                first.energies[index] += other.energies[index]
-                first.totals[index] = first.totals[index] + other.totals[index]
-                first.rows[index] += other.rows[index]
-            first.samples += other.samples
-        return first
-
-    @property
-    def scales(self) -> list[float]:
-        """For each answer 1 / its deviation for one sample, over the root of their number; 0 for one that is zero."""
-        found = []
-        for energy, total, rows in zip(self.energies, self.totals, self.rows, strict=True):
-            varies = energy - float(total.square().sum()) / max(rows, 1)
-            varies = varies if varies > 1e-9 * energy else energy
-            found.append((self.samples / varies / len(self.names)) ** 0.5 if varies > 0 else 0.0)
-        return found
-
-    @property
-    def chunk(self) -> int:
-        """Samples at a time: ``CHUNK``, or near it a multiple of the directions that are orthogonal to one another."""
-        rows, entries = self.row_shape
-        return entries * max(1, round(CHUNK / entries)) if rows == 1 and entries <= 4 * CHUNK else CHUNK
-
-
-@torch.no_grad()
-def measure_spread(root: nn.Module, seen: Samples, objective: Objective) -> Spread:
-    """One pass in eval mode. Empty where the model's outputs cannot be compared."""
-    spread = Spread()
-    for _, batch in seen.mine():
-        try:
-            spread.add(objective.answers(forward(root, batch), batch), size_of(batch))
-        except ObjectiveError:
-            return Spread()
-    return spread.joined(seen.team)
-
-
-class Directions:
-    """Random directions of variance one for numbered rows; of as many neighbours as a row has entries orthogonal."""
-
-    def __init__(self, offset: int = 0) -> None:
-        self.tables: dict[tuple[int, int], Tensor] = {}
-        self.offset = offset  # other directions for another number
-
-    def of(self, z: Tensor, answer: int, start: int) -> Tensor:
-        """A direction for every row of ``z`` (N, …, C), whose first sample has number ``start``."""
-        size, answer = z.shape[-1], answer + self.offset
-        count = z.numel() // max(size, 1)
-        first = start * z.shape[1:-1].numel()
-        if size > ORTHOGONAL:
-            drawn = torch.randn(count, size, generator=generator_of(answer, first))
-        else:
-            groups = range(first // size, (first + count - 1) // size + 1)
-            table = torch.cat([self._group(size, answer, group) for group in groups])
-            drawn = table[first - groups[0] * size :][:count]
-        return drawn.reshape(z.shape).to(z)
-
-    def _group(self, size: int, answer: int, group: int) -> Tensor:
-        key = (size, answer)
-        if key not in self.tables:
-            square = torch.randn(size, size, generator=generator_of(answer, -1), dtype=torch.float64)
-            self.tables[key] = (torch.linalg.qr(square)[0] * size**0.5).float()
-        generator = generator_of(answer, group)
-        signs = torch.randint(0, 2, (2, size), generator=generator) * 2.0 - 1
-        order = torch.randperm(size, generator=generator)
-        return self.tables[key][order] * signs[0] * signs[1].unsqueeze(1)
-
-
-def generator_of(answer: int, number: int) -> torch.Generator:
-    return torch.Generator().manual_seed((SEED + answer) * 1_000_003 + number + 1)
-
-
-@dataclass
-class Sums:
-    """Σ g gᵀ of each site, or what ``moment`` makes of its gradients, in two halves of the chunks; formed in float64,
-    kept as exact as the gradients are (at least float32): of a large model they are several times its weights."""
-
-    halves: tuple[dict[str, Tensor], dict[str, Tensor]] = field(default_factory=lambda: ({}, {}))
-    samples: list[float] = field(default_factory=lambda: [0, 0])
-    moment: Callable[[Site, Tensor], Tensor] = field(default_factory=lambda: partial(gradient_moment, {}))
-
-    def add(self, gradients: Sequence[tuple[Site, Tensor]], samples: float, half: int) -> None:
-        mine = self.halves[half]
-        self.samples[half] += samples
-        for site, gradient in gradients:
-            moment = self.moment(site, gradient).to(torch.promote_types(gradient.dtype, torch.float32))
-            mine[site.name] = mine[site.name] + moment if site.name in mine else moment
-
-    def metrics(self, team: Team, towards: Mapping[str, Tensor] | None = None) -> dict[str, Tensor]:
-        """D of each site, drawn towards a multiple of the identity, or of WᵀW for W in ``towards``; the sums are let go
-        of one by one, as all of them take several times the memory of the result."""
-        halves, samples = self.halves, self.samples
-        if team.size > 1:
-            shares: list[Any] = [None] * team.size
-            dist.all_gather_object(shares, (halves, samples))
-            halves = tuple(_summed([share[0][i] for share in shares]) for i in (0, 1))  # type: ignore[assignment]
-            samples = [sum(share[1][i] for share in shares) for i in (0, 1)]
-        found = {}
-        for name in dict.fromkeys((*halves[0], *halves[1])):
-            counts = [samples[i] for i in (0, 1) if name in halves[i] and samples[i]]
-            sums = [half.pop(name, None) for half in halves]
-            means = [total / n for total, n in zip(sums, samples, strict=True) if total is not None and n]
-            if all(bool(mean.isfinite().all()) for mean in means):
-                weight = (towards or {}).get(name)
-                found[name] = shrunk(means, counts, None if weight is None else weight.double().mT @ weight.double())
-        return found
-
-
-def _summed(parts: Sequence[dict[str, Tensor]]) -> dict[str, Tensor]:
-    names = dict.fromkeys(name for part in parts for name in part)
-    return {name: sum(part[name] for part in parts if name in part) for name in names}  # type: ignore[misc]
-
-
-def gradient_moment(inner: Mapping[str, Tensor], site: Site, gradient: Tensor) -> Tensor:
-    """Σ g gᵀ over the rows of gradients, or its diagonal above ``FULL`` outputs; Σ (g W)ᵀ(g W) for W in ``inner``."""
-    rows = site.layer.output_rows(gradient).double()
-    if site.name in inner:
-        rows = rows @ inner[site.name].to(rows)
-    return rows.mT @ rows if rows.shape[-1] <= FULL or site.layer.tapped == "input" else rows.square().sum(-2)
-
-
-def shrunk(means: Sequence[Tensor], samples: Sequence[float], towards: Tensor | None = None) -> Tensor:
-    """The mean of two estimates (…, m, m), or diagonals (m,), drawn towards μI by the share of noise in its structure.
-
-    What both halves say beyond a multiple of the identity is signal, what they differ in is noise: with A, B the halves
-    less μI, 1 − λ = ⟨A, B⟩ / (⟨A, B⟩ + ‖A − B‖²/4), the λ that one half would choose for the other in least squares,
-    at twice the samples. ``towards``: what WᵀDW is drawn to in place of the identity, WᵀW.
-    """
-    kept_as, means = means[0].dtype, [mean.double() for mean in means]
-    whole = sum(m * n for m, n in zip(means, samples, strict=True)) / sum(samples)
-    assert isinstance(whole, Tensor)
-    if len(means) < 2:
-        return whole.to(kept_as)
-    if towards is not None:
-        identity = towards.to(whole)
-        level = whole.trace() / identity.trace().clamp_min(torch.finfo(whole.dtype).tiny)
-    elif whole.dim() == 1:
-        identity, level = torch.ones_like(whole), whole.mean()
-    else:
-        identity = torch.eye(whole.shape[-1], dtype=whole.dtype, device=whole.device)
-        level = whole.diagonal(dim1=-2, dim2=-1).mean(-1)[..., None, None]
-    a, b = (mean - level * identity for mean in means)
-    signal, noise = float((a * b).sum()), float((a - b).square().sum()) / 4
-    kept = signal / (signal + noise) if signal > 0 else 0.0
-    return (level * identity + kept * (whole - level * identity)).to(kept_as)

@@ -13,8 +13,8 @@ from dataclasses import replace
 import torch
 from torch import Tensor
 
+from rankfold.compress.measured import SiteStatistics, Statistics
 from rankfold.compress.planning.fitted import Fitted
-from rankfold.compress.statistics import SiteStatistics, Statistics
 from rankfold.linalg import pivoted
 from rankfold.sites import Factors, Joint, Site
 

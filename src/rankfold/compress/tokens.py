@@ -21,20 +21,9 @@ import torch
 from torch import Tensor, nn
 
 from rankfold.batches import forward, size_of
-from rankfold.compress.metric import (
-    GRAPH,
-    Gathering,
-    Spread,
-    Spreading,
-    Sums,
-    Taps,
-    differentiate,
-    generator_of,
-    inside,
-    measure_spread,
-    read_inside,
-    tapping,
-)
+from rankfold.compress.gradients import Sums
+from rankfold.compress.metric import GRAPH, Gathering, Spreading, Taps, differentiate, inside, read_inside, tapping
+from rankfold.compress.spread import Spread, generator_of, measure_spread
 from rankfold.costs import evaluating
 from rankfold.objectives import Answer, Objective, ObjectiveError
 from rankfold.observe import Samples

@@ -9,7 +9,7 @@ from typing import Any
 
 from torch import nn
 
-from rankfold.compress.planning.apply import apply_
+from rankfold.compress.applying.apply import apply_
 from rankfold.compress.planning.plan import Plan
 from rankfold.compress.repair.batchnorm import has_statistics
 from rankfold.compress.slicing.bottlenecks import bottlenecks

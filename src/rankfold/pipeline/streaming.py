@@ -18,13 +18,14 @@ import torch
 from torch import nn
 
 from rankfold.batches import batches_of, copied, size_of
+from rankfold.compress.applying.apply import shape_
 from rankfold.compress.methods import method_named
 from rankfold.compress.methods.method import fits_layers
-from rankfold.compress.planning.apply import shape_
 from rankfold.compress.planning.plan import Plan
 from rankfold.compress.planning.profile import Calibration
 from rankfold.compress.planning.profiling import profile
-from rankfold.compress.ranks.budget import Budget, Latency, parsed
+from rankfold.compress.ranks.asked import parsed
+from rankfold.compress.ranks.budget import Budget, Latency
 from rankfold.linalg.brief import brief
 from rankfold.objectives import CausalLanguageModel, Evaluation, Objective, Teacher
 from rankfold.observe import PAGES, Pages

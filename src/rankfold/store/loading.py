@@ -14,7 +14,8 @@ from safetensors.torch import load as from_safetensors
 from torch import nn
 from torch.nn.parameter import is_lazy
 
-from rankfold.compress.planning.apply import ApplyError, shape_
+from rankfold.compress.applying.apply import shape_
+from rankfold.compress.applying.check import ApplyError
 from rankfold.compress.planning.plan import Plan
 from rankfold.compress.slicing.bottlenecks import Bottlenecks
 from rankfold.linalg.brief import brief

@@ -10,7 +10,9 @@ import torch
 from torch import Tensor, nn
 
 from rankfold.batches import forward, size_of
-from rankfold.compress.metric import FULL, GRAPH, Gathering, Spreading, Sums, measure_spread
+from rankfold.compress.gradients import FULL, Sums
+from rankfold.compress.metric import GRAPH, Gathering, Spreading
+from rankfold.compress.spread import measure_spread
 from rankfold.compress.tokens import NUMBERS, Drawn
 from rankfold.costs import evaluating
 from rankfold.linalg import Moments

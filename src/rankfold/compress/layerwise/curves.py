@@ -11,9 +11,9 @@ from pathlib import Path
 from torch import Tensor
 from typing_extensions import TypedDict
 
+from rankfold.compress.measured import Statistics
 from rankfold.compress.methods.method import Forecast
 from rankfold.compress.planning.candidates import Candidate, Decomposed
-from rankfold.compress.statistics import Statistics
 from rankfold.run.disk.container import Kind
 from rankfold.run.disk.files import write_atomically
 from rankfold.run.disk.tensors import Checkpoint

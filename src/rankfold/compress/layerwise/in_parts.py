@@ -14,9 +14,10 @@ from torch import nn
 from rankfold.compress.layerwise.curves import Measured, joined, measured, read_part, write_part
 from rankfold.compress.layerwise.layers import partition
 from rankfold.compress.layerwise.pairs import bytes_needed
+from rankfold.compress.measured import Statistics
 from rankfold.compress.methods.method import Method
 from rankfold.compress.planning.candidates import decompose
-from rankfold.compress.statistics import FREE, Statistics, calibrate, moments_bytes
+from rankfold.compress.statistics import FREE, calibrate, moments_bytes
 from rankfold.objectives import Objective
 from rankfold.observe import Samples
 from rankfold.run.processes.memory import available

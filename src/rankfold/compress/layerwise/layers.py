@@ -16,6 +16,8 @@ from typing import Any
 from torch import Tensor, nn
 
 from rankfold.batches import batches_of, copied, size_of
+from rankfold.compress.applying.apply import prepare_
+from rankfold.compress.applying.layer import filled, place_
 from rankfold.compress.layerwise.kept import keeping
 from rankfold.compress.layerwise.pairs import FOLDS, Pairs, bytes_needed
 from rankfold.compress.layerwise.shelf import Shelf
@@ -23,7 +25,6 @@ from rankfold.compress.layerwise.solved import read_solved, write_solved
 from rankfold.compress.layerwise.sweep import Passes, Sweep
 from rankfold.compress.layerwise.task import Task, alone, told, unchanged
 from rankfold.compress.methods.method import Solution
-from rankfold.compress.planning.apply import filled, place_, prepare_
 from rankfold.compress.planning.fitted import Fitted
 from rankfold.compress.planning.plan import Entry
 from rankfold.costs import evaluating

@@ -15,12 +15,13 @@ import torch
 from torch import Tensor, nn
 
 from rankfold.batches import copied, forward
+from rankfold.compress.applying.apply import prepare_
+from rankfold.compress.applying.layer import filled, place_
 from rankfold.compress.layerwise.curves import Curve
 from rankfold.compress.layerwise.layers import FittedNetwork, fit_layers, partition, refittable
 from rankfold.compress.layerwise.task import Task
 from rankfold.compress.methods.method import LayerwiseMethod
 from rankfold.compress.metric import output_metrics
-from rankfold.compress.planning.apply import filled, place_, prepare_
 from rankfold.compress.planning.candidates import Candidate, decompose
 from rankfold.compress.planning.entries import few_samples
 from rankfold.compress.planning.fitted import Fitted

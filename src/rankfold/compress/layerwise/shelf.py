@@ -13,7 +13,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from rankfold.compress.planning.apply import build
+from rankfold.compress.applying.layer import build
 from rankfold.compress.planning.plan import Entry
 from rankfold.observe import Pages
 from rankfold.run.disk.container import FAULTS, checked

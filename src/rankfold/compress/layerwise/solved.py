@@ -9,8 +9,8 @@ import torch
 from torch import nn
 from typing_extensions import TypedDict
 
+from rankfold.compress.applying.layer import filled
 from rankfold.compress.methods.method import Solution
-from rankfold.compress.planning.apply import filled
 from rankfold.compress.planning.fitted import Fitted, read, to_bytes
 from rankfold.compress.planning.plan import Entry
 from rankfold.run.disk.container import FAULTS, checked

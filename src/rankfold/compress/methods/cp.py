@@ -9,8 +9,8 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from rankfold.compress.measured import SiteStatistics
 from rankfold.compress.methods.method import relative
-from rankfold.compress.statistics import SiteStatistics
 from rankfold.sites import Factors, Form, Site
 
 SEED = 0

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from rankfold.compress.layerwise.pairs import Pairs
-from rankfold.compress.statistics import SiteStatistics
+from rankfold.compress.measured import SiteStatistics
 from rankfold.sites import Factors, Form, Site
 
 

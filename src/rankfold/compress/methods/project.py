@@ -16,9 +16,9 @@ import torch
 from torch import Tensor
 
 from rankfold.compress.effect import effect
+from rankfold.compress.measured import SiteStatistics
 from rankfold.compress.methods.method import Decomposition, Forecast, balanced, relative
 from rankfold.compress.methods.truncate import Truncate
-from rankfold.compress.statistics import SiteStatistics
 from rankfold.forms.layer import Side
 from rankfold.linalg import Projection, bias_from_inputs, bias_from_outputs, project, tails
 from rankfold.linalg.on_data.projection import restored

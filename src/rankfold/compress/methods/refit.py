@@ -13,9 +13,9 @@ import torch
 from torch import Tensor
 
 from rankfold.compress.layerwise.pairs import Pairs
+from rankfold.compress.measured import SiteStatistics
 from rankfold.compress.methods.method import Decomposition
 from rankfold.compress.methods.project import Projected, SpatialPair, is_inside
-from rankfold.compress.statistics import SiteStatistics
 from rankfold.linalg import Moments
 from rankfold.linalg.on_data.cross_moments import CrossMoments
 from rankfold.linalg.on_data.ridge import RIDGES, Judge, Ridge, anchored_path, choose_ridge, squared_error

@@ -13,8 +13,8 @@ from typing import Any, Protocol, runtime_checkable
 import torch
 from torch import Tensor
 
+from rankfold.compress.measured import SiteStatistics
 from rankfold.compress.methods.method import Decomposition, Forecast, Method
-from rankfold.compress.statistics import SiteStatistics
 from rankfold.linalg.rounding import rounding_cost
 from rankfold.sites import Factors, Form, Site
 

@@ -8,8 +8,8 @@ from functools import cached_property
 import torch
 from torch import Tensor
 
+from rankfold.compress.measured import SiteStatistics
 from rankfold.compress.methods.method import relative
-from rankfold.compress.statistics import SiteStatistics
 from rankfold.linalg import svd, tails
 from rankfold.sites import Factors, Form, Site
 

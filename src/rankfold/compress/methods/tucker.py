@@ -10,8 +10,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from rankfold.compress.measured import SiteStatistics
 from rankfold.compress.methods.method import relative
-from rankfold.compress.statistics import SiteStatistics
 from rankfold.forms.tucker import TUCKER
 from rankfold.linalg import svd
 from rankfold.sites import Factors, Form, Site

@@ -1,1 +1,1 @@
-"""From what was measured to a plan, and from a plan to a smaller model."""
+"""From what was measured to a plan."""

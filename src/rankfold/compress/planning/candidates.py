@@ -11,13 +11,14 @@ import torch
 from torch import Tensor, nn
 
 from rankfold.compress.finite import check_finite
+from rankfold.compress.measured import SiteStatistics, Statistics
 from rankfold.compress.methods.method import Decomposition, Forecast, Forecasting, Method, fits_layers
 from rankfold.compress.methods.rounding import AfterRounding, decomposed
 from rankfold.compress.planning.lawful import check_decomposition
-from rankfold.compress.ranks.budget import Budget, KeepEnergy, Latency, Ranks, Resource, multiple_of
+from rankfold.compress.ranks.asked import multiple_of
+from rankfold.compress.ranks.budget import Budget, KeepEnergy, Latency, Ranks, Resource
 from rankfold.compress.ranks.options import Option
 from rankfold.compress.shared import statistics_of
-from rankfold.compress.statistics import SiteStatistics, Statistics
 from rankfold.costs import Cost, site_cost
 from rankfold.linalg import NotConvergedError
 from rankfold.run.progress import Progress

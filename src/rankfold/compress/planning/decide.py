@@ -22,20 +22,8 @@ from rankfold.compress.planning.obstacle import obstacle
 from rankfold.compress.planning.plan import Entry, Plan, decisions
 from rankfold.compress.planning.probe import CERTAIN, nearer
 from rankfold.compress.planning.profile import Profile
-from rankfold.compress.ranks.budget import (
-    Budget,
-    Latency,
-    Multiples,
-    OfSites,
-    Params,
-    Ranks,
-    Resource,
-    amount,
-    multiple_of,
-    of_sites,
-    parsed,
-    resources,
-)
+from rankfold.compress.ranks.asked import amount, multiple_of, of_sites, parsed, resources
+from rankfold.compress.ranks.budget import Budget, Latency, Multiples, OfSites, Params, Ranks, Resource
 from rankfold.compress.ranks.latency import meet_latency
 from rankfold.compress.ranks.options import Option, check_feasible
 from rankfold.compress.ranks.rules import Choices, Iterative, Optimal, RankRule, described, rule_named

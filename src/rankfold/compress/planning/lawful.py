@@ -9,36 +9,19 @@ from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 import torch
-import torch.nn.functional as F
-from torch import Tensor, nn
+from torch import Tensor
 
 from rankfold.compress.methods.method import Decomposition, Method
 from rankfold.compress.ranks.budget import Resource
 from rankfold.compress.ranks.options import Costs, Option
 from rankfold.costs import Cost
-from rankfold.layers.rounded import numbers_of
-from rankfold.sites import Factors, Form, Site, SiteList, setting_of
+from rankfold.sites import Form, Site
 
 if TYPE_CHECKING:
-    from rankfold.compress.planning.plan import Plan
+    pass
 
 _SLACK = 1e-9  # of a limit: sums of floats
 _FLOORED = 0.01  # of a budget: FLOPs are rounded for each layer
-
-
-class ApplyError(ValueError):
-    """A plan cannot be carried out on this model; names the site, what was asked and the remedy.
-
-    Example:
-        >>> net = nn.Sequential(nn.Linear(8, 8), nn.Linear(8, 8))
-        >>> plan = rf.plan(net, rf.Ranks({"0": 2}), "truncate", example=torch.randn(1, 8))
-        >>> entry = rf.Entry("nowhere", rf.Form.FACTORED, 2, (8, 8))
-        >>> try:
-        ...     rf.apply_(net, plan.with_entries((entry,)))
-        ... except rf.ApplyError as error:
-        ...     print("nowhere" in str(error))
-        True
-    """
 
 
 class LawError(ValueError):
@@ -60,132 +43,7 @@ def check_decomposition(method: Method, site: Site, form: Form, made: Decomposit
     fits = isinstance(levels, Tensor) and tuple(levels.shape) == (k,)
     need(fits, f"levels ({k},) were expected beside {k + 1} errors, got {_said(levels)}")
     inside = all(isinstance(rank, int) and form.least <= rank <= k for rank in ranks) and ranks == sorted(set(ranks))
-    need(inside, f"ascending ranks from {form.least} to {k} were expected, got {_listed(ranks)}")
-
-
-def check_members(plan: Plan, here: SiteList) -> None:
-    """``ApplyError`` for layers that share a factor, whose entries do not agree about it."""
-    entries = {entry.site: entry for entry in plan.entries}
-    for entry in plan.entries:
-        if not entry.members:
-            if (
-                entry.form is Form.SHARED
-                and entry.site in {s.name for s in here}
-                and not here[entry.site].layer.experts
-            ):
-                raise ApplyError(
-                    f"{entry.site}: only groups of layers take the form shared: name the members of the group in the "
-                    "plan's entry"
-                )
-            continue
-        group = [entries.get(name) for name in entry.members]
-        agreed = all(
-            e is not None and (e.form, e.rank, e.members) == (Form.SHARED, entry.rank, entry.members) for e in group
-        )
-        rows = sum(e.rows for e in group if e is not None)
-        if not agreed or entry.site not in entry.members or rows != entry.rank:
-            raise ApplyError(
-                f"{entry.site}: it shares a factor with "
-                f"{', '.join(n for n in entry.members if n != entry.site)}, and their entries in the plan do "
-                "not agree: all need the form shared, the same members and rank, and rows that add up to the "
-                "rank. Make the plan again, with a smaller budget, or with rf.Ranks for layers of their own"
-            )
-
-
-def written_(site: Site, form: Form, rank: int, new: nn.Module, factors: Factors) -> None:
-    """Fill a new layer; ``ApplyError`` for factors of other shapes than the form takes."""
-    expected, given = _expected(site, form, rank), [tuple(part.shape) for part in factors.parts]
-    shown = given[:2] if form.over_base else given
-    if expected is not None and shown != expected:
-        raise ApplyError(
-            f"{site.title}: for {form} of rank {rank} the method must give factors right {expected[0]} and left "
-            f"{expected[1]}, and gave {_listed(given)}: correct the factors of the method"
-        )
-    outputs = site.shape[0] * site.groups
-    if factors.shift is not None and tuple(factors.shift.shape) != (outputs,):  # one number would go to all of them
-        raise ApplyError(
-            f"{site.title}: the method must give a shift for the {outputs} outputs with the factors, and gave "
-            f"shape {tuple(factors.shift.shape)}: make the plan again, or correct the factors of the method"
-        )
-    try:
-        site.layer.write_(new, form, factors)
-    except (RuntimeError, ValueError, IndexError, TypeError) as error:
-        reason = str(error).strip().splitlines()[0]
-        raise ApplyError(
-            f"{site.title}: form {form} of rank {rank} cannot take factors of shapes {_listed(given)}: {reason}"
-        ) from error
-
-
-def _expected(site: Site, form: Form, rank: int) -> list[tuple[int, ...]] | None:
-    """Shapes of (right, left) for forms that are one product, whatever stands behind them; None for others."""
-    if form.decomposed is Form.FACTORED:
-        (m, n), groups = site.shape, () if site.groups == 1 else (site.groups,)
-        return [(*groups, rank, n), (*groups, m, rank)]
-    return None
-
-
-def check_counted(new: nn.Module, site: Site, form: Form, rank: int, bias: bool) -> None:
-    """``ApplyError`` for a layer that holds another number of parameters than its form counts."""
-    held, counted = numbers_of(new), site.layer.params(form, rank, bias)
-    if held != counted:
-        raise ApplyError(
-            f"{site.title}: form {form} counts {counted} parameters at rank {rank}, and the layer that it builds "
-            f"has {held}: correct its params or its skeleton"
-        )
-
-
-@torch.no_grad()
-def check_alike(old: Any, new: nn.Module, site: Site, form: Form, rank: int, factors: Factors) -> None:
-    """``ApplyError`` for a form that stores the factors of another one and computes something else with them."""
-    if form.like is None or not form.shares or not form.like.offered(site.layer):
-        return
-    weight, mode = site.layer.weight(old), new.training
-    inputs = _probe(site, old)
-    expected = _of_like(old, new, site, form, rank, factors, inputs)
-    try:
-        with torch.autocast(weight.device.type, enabled=False):
-            given = new.eval()(inputs).double()
-    finally:
-        new.train(mode)
-    slack = torch.finfo(weight.dtype).eps ** 0.5
-    if given.shape != expected.shape:
-        what = f"an output of shape {tuple(expected.shape)} was expected, got {tuple(given.shape)}"
-    elif not (given - expected).norm() <= slack * expected.norm().clamp_min(1e-12):
-        away = float((given - expected).norm() / expected.norm().clamp_min(1e-12))
-        what = (
-            f"the layer must compute the product of its factors, and its output differs from that by {away:.2g} of "
-            "its norm"
-        )
-    else:
-        return
-    raise ApplyError(f"{site.title}: form {form} at rank {rank}: {what}: correct its write_ or its module")
-
-
-def _of_like(old: Any, new: nn.Module, site: Site, form: Form, rank: int, factors: Factors, inputs: Tensor) -> Tensor:
-    """What the form whose factors these are computes with them."""
-    layer, bias = site.layer, getattr(new, "bias", None)
-    if form.like is Form.FACTORED and layer.kind == "Linear":
-        right, left = (part.to(inputs).double() for part in factors.parts)
-        return F.linear(inputs.double() @ right.mT, left, None if bias is None else bias.double())
-    like = form.like or form
-    other: Any = layer.skeleton(old, like, rank, bias is not None).eval()
-    layer.write_(other, like, factors)
-    if bias is not None:
-        other.bias.copy_(bias)
-    with torch.autocast(inputs.device.type, enabled=False):  # its rounding is none of the form's faults
-        return other(inputs).double()
-
-
-def _probe(site: Site, old: Any) -> Tensor:
-    """A small input."""
-    weight, conv = site.layer.weight(old), site.layer.convolution
-    shape: tuple[int, ...] = (3, site.shape[1])
-    if site.layer.lookup:
-        return torch.arange(min(16, site.shape[1]), device=weight.device).unsqueeze(0)
-    if conv is not None:
-        spread = setting_of(old).dilation
-        shape = 2, conv.channels_in, *(d * (k - 1) + 3 for d, k in zip(spread, conv.kernel, strict=True))
-    return torch.linspace(-1, 1, torch.Size(shape).numel(), dtype=torch.float64).sin().reshape(shape).to(weight)
+    need(inside, f"ascending ranks from {form.least} to {k} were expected, got {listed(ranks)}")
 
 
 def check_picked(
@@ -193,7 +51,7 @@ def check_picked(
 ) -> dict[str, Option]:
     """What a rule chose; ``LawError`` for other sites or options than were offered, or for more than the budget."""
     if not isinstance(picked, Mapping) or picked.keys() != choices.keys():
-        given = _listed(sorted(map(str, picked))) if isinstance(picked, Mapping) else type(picked).__name__
+        given = listed(sorted(map(str, picked))) if isinstance(picked, Mapping) else type(picked).__name__
         raise LawError(
             f"rule {rule!r}: its choose must return one option for each of the {len(choices)} layers, and returned "
             f"{given}"
@@ -227,5 +85,5 @@ def _said(value: Any) -> str:
     return f"{tuple(value.shape)} {value.dtype}" if isinstance(value, Tensor) else type(value).__name__
 
 
-def _listed(values: Sequence[Any]) -> str:
+def listed(values: Sequence[Any]) -> str:
     return ", ".join(map(str, values[:6])) + (", …" if len(values) > 6 else "") if values else "none"

@@ -17,7 +17,8 @@ from rankfold.compress.planning.decide import checked_names
 from rankfold.compress.planning.plan import Plan
 from rankfold.compress.planning.profile import Calibration
 from rankfold.compress.planning.profiling import profile
-from rankfold.compress.ranks.budget import Budget, Ranks, parsed
+from rankfold.compress.ranks.asked import parsed
+from rankfold.compress.ranks.budget import Budget, Ranks
 from rankfold.compress.ranks.rules import Iterative, RankRule, rule_named
 from rankfold.objectives import Objective
 from rankfold.run.claim import claimed

@@ -11,7 +11,7 @@ from dataclasses import replace
 from typing import Any
 
 from rankfold.batches import forward, samples_of, size_of, tensors_in
-from rankfold.compress.planning.apply import apply_
+from rankfold.compress.applying.apply import apply_
 from rankfold.compress.planning.candidates import Candidate
 from rankfold.compress.planning.forecast import SEEN, UNSEEN
 from rankfold.compress.planning.plan import Entry, Plan

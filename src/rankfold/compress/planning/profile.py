@@ -15,10 +15,10 @@ import torch
 from torch import Tensor, nn
 
 from rankfold.compress.layerwise.in_parts import affordable
+from rankfold.compress.measured import Statistics
 from rankfold.compress.methods.method import Method, fits_layers
 from rankfold.compress.planning.candidates import Candidate, Counter, decompose
 from rankfold.compress.planning.plan import Plan
-from rankfold.compress.statistics import Statistics
 from rankfold.costs import Cost, Example
 from rankfold.linalg.brief import brief
 from rankfold.objectives import Objective

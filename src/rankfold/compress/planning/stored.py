@@ -12,6 +12,7 @@ import torch
 from torch import Tensor, nn
 from typing_extensions import TypedDict
 
+from rankfold.compress.measured import Statistics
 from rankfold.compress.methods import method_named
 from rankfold.compress.methods.method import Decomposition, Forecast, Method, fits_layers
 from rankfold.compress.methods.rounding import decomposed
@@ -19,7 +20,6 @@ from rankfold.compress.planning.candidates import Candidate, Counter, with_ridge
 from rankfold.compress.planning.lawful import check_decomposition
 from rankfold.compress.planning.profile import Calibration, Profile
 from rankfold.compress.shared import statistics_of
-from rankfold.compress.statistics import Statistics
 from rankfold.costs import Cost
 from rankfold.objectives import Objective, objective_named
 from rankfold.run.disk.container import Kind

@@ -13,7 +13,7 @@ import torch
 from torch import nn
 
 from rankfold.batches import copied
-from rankfold.compress.planning.apply import shape_
+from rankfold.compress.applying.apply import shape_
 from rankfold.compress.planning.plan import Plan
 from rankfold.compress.ranks.budget import Budget, Latency
 from rankfold.compress.ranks.options import BudgetError, Costs, Option

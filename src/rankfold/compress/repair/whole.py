@@ -11,17 +11,19 @@ from typing import Any
 import torch
 from torch import nn
 
-from rankfold.batches import batches_of, forward, samples_of, size_of
+from rankfold.batches import batches_of, forward, samples_of, size_of, tensors_in
 from rankfold.compress.repair.turning import Turning, rate_for
 from rankfold.costs import evaluating
 from rankfold.objectives import Objective
 from rankfold.observe import Samples
+from rankfold.run.processes.memory import available
 from rankfold.run.progress import Progress
 from rankfold.sites import without_fused_attention
 
 LOOKS = 6  # at held-out samples, spread over the steps
 JUDGES = 8, 64  # samples that judge, at least and at most
 CLIP = 1.0  # norm of a gradient
+SHARE = 0.25  # of the memory that is free: what answers of the original may take
 
 
 @dataclass(frozen=True)
@@ -67,7 +69,8 @@ def tune_whole_(
             stack.enter_context(evaluating(network))
         stack.enter_context(without_fused_attention())
         stack.enter_context(gradients_of(root, trained))
-        best = before = _divergence(root, original, judges, objective)
+        judged = _Judged(original, judges, objective)
+        best = before = judged.divergence(root)
         kept, at = [parameter.detach().clone() for parameter in trained], 0
         rate = rate_for(before) if how.learning_rate is None else how.learning_rate
         optimizer = how.optimizer(trained, lr=rate)
@@ -83,7 +86,7 @@ def tune_whole_(
             torch.nn.utils.clip_grad_norm_(trained, CLIP)
             optimizer.step(loss.item)  # differentiated already
             schedule.step()
-            if step in looks and (now := _divergence(root, original, judges, objective)) < best:
+            if step in looks and (now := judged.divergence(root)) < best:
                 best, at = now, step
                 kept = [parameter.detach().clone() for parameter in trained]
             if progress is not None:
@@ -97,7 +100,8 @@ def tune_whole_(
 def judging(how: Steps, objective: Objective) -> int:
     """How many samples judge: of texts, each of many tokens, as many as take half the time of the steps.
 
-    A step takes four forward passes of each of its samples, counting backward as two; a look two of each that judges.
+    A step takes four forward passes of each of its samples, counting backward as two; a look one of each that judges
+    (two where the original's answers are not kept).
     """
     least, most = JUDGES
     return min(most, max(least, how.count * how.batch_size // (LOOKS + 1))) if objective.by_token else most
@@ -123,14 +127,31 @@ def _forever(parts: Sequence[Any]) -> Iterator[Any]:
             yield parts[index]
 
 
-@torch.no_grad()
-def _divergence(root: nn.Module, original: nn.Module, judges: Sequence[Any], objective: Objective) -> float:
-    total, counted = 0.0, 0
-    for batch in judges:
-        value, count = objective.distances(forward(root, batch), forward(original, batch), batch)
-        total, counted = total + float(value) * count, counted + count
-    found = total / max(counted, 1)
-    return found if found == found else float("inf")
+class _Judged:
+    """Divergence from the original on the ``judges``; what that gives for them is kept where ``SHARE`` of the memory
+    that is free has room for it."""
+
+    def __init__(self, original: nn.Module, judges: Sequence[Any], objective: Objective) -> None:
+        self.original, self.judges, self.objective = original, judges, objective
+        self.wanted: dict[int, Any] = {}
+
+    @torch.no_grad()
+    def divergence(self, root: nn.Module) -> float:
+        total, counted = 0.0, 0
+        for number, batch in enumerate(self.judges):
+            value, count = self.objective.distances(forward(root, batch), self._asked(number, batch), batch)
+            total, counted = total + float(value) * count, counted + count
+        found = total / max(counted, 1)
+        return found if found == found else float("inf")
+
+    def _asked(self, number: int, batch: Any) -> Any:
+        if number in self.wanted:
+            return self.wanted[number]
+        wanted = forward(self.original, batch)
+        free, size = available(), sum(x.nbytes for x in tensors_in(wanted))
+        if free is None or size * (len(self.judges) - number) <= SHARE * free:
+            self.wanted[number] = wanted
+        return wanted
 
 
 @contextmanager

@@ -15,7 +15,8 @@ from typing_extensions import TypedDict
 from rankfold.batches import batches_of, check_rereadable, forward, size_of
 from rankfold.compress.absorbers import Absorbers
 from rankfold.compress.methods.project import DAMPING, damped
-from rankfold.compress.metric import Spread, output_metrics
+from rankfold.compress.metric import output_metrics
+from rankfold.compress.spread import Spread
 from rankfold.costs import evaluating
 from rankfold.layers import FactoredConv, LowRankLinear
 from rankfold.linalg import Moments

@@ -10,8 +10,9 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from rankfold.compress.applying.apply import declare_
+from rankfold.compress.applying.layer import build
 from rankfold.compress.methods.method import relative
-from rankfold.compress.planning.apply import build, declare_
 from rankfold.compress.planning.plan import Entry, Plan
 from rankfold.compress.slicing.bottlenecks import Bottleneck, Bottlenecks, factor_mark
 from rankfold.linalg.on_data.bottleneck import Narrowing, narrow, spread, triangle

@@ -18,18 +18,8 @@ from torch import Tensor, nn
 from rankfold.compress.planning.candidates import Candidate, divisible
 from rankfold.compress.planning.plan import Entry, Plan, decisions
 from rankfold.compress.ranks.allocate import optimal
-from rankfold.compress.ranks.budget import (
-    Budget,
-    KeepEnergy,
-    Latency,
-    OfSites,
-    Params,
-    Ranks,
-    Resource,
-    describe,
-    multiple_of,
-    parse_budget,
-)
+from rankfold.compress.ranks.asked import multiple_of, parse_budget
+from rankfold.compress.ranks.budget import Budget, KeepEnergy, Latency, OfSites, Params, Ranks, Resource
 from rankfold.compress.ranks.options import BudgetError, Option
 from rankfold.compress.sensitivity import output_changes, relative_energy
 from rankfold.compress.slicing.bottlenecks import Bottlenecks
@@ -179,7 +169,7 @@ def _limits(
         if least > limit * (1 + 1e-12):
             fraction = ceil(1e4 * (rest + least) / whole) / 1e4 if whole else 1.0
             raise BudgetError(
-                f"{describe(budget)} is too small for a slice of this network, which takes "
+                f"{budget.describe()} is too small for a slice of this network, which takes "
                 f"{budget.kind}={fraction:g} with every bottleneck at its narrowest: ask for that, or compress "
                 "the original again"
             )

@@ -12,7 +12,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from rankfold.compress.planning.apply import apply_
+from rankfold.compress.applying.apply import apply_
 from rankfold.compress.planning.planner import plan
 from rankfold.compress.ranks.budget import Params, Ranks
 from rankfold.induce import Dlrt, Spread, cdln_, dlrt_, dlrt_choice, fold_, overparametrize_

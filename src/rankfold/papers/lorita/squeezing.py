@@ -12,7 +12,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from rankfold.compress.planning.apply import apply_
+from rankfold.compress.applying.apply import apply_
 from rankfold.compress.planning.planner import plan
 from rankfold.compress.planning.profile import Calibration
 from rankfold.compress.ranks.budget import Flops, Params

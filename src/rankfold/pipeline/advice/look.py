@@ -10,7 +10,7 @@ from typing import Any
 
 from torch import nn
 
-from rankfold.compress.planning.apply import apply_
+from rankfold.compress.applying.apply import apply_
 from rankfold.compress.planning.plan import Plan
 from rankfold.compress.planning.profile import Calibration, Profile
 from rankfold.compress.planning.profiling import profile

@@ -15,7 +15,8 @@ from torch import nn
 from rankfold.compress.methods.method import fits_layers
 from rankfold.compress.planning.plan import Plan
 from rankfold.compress.planning.profile import Profile
-from rankfold.compress.ranks.budget import Budget, Multiples, parsed
+from rankfold.compress.ranks.asked import parsed
+from rankfold.compress.ranks.budget import Budget, Multiples
 from rankfold.compress.ranks.options import BudgetError
 from rankfold.compress.ranks.rules import Iterative, Optimal, rule_named
 from rankfold.compress.repair.finetune import finetune

@@ -10,10 +10,11 @@ from pathlib import Path
 
 from torch import nn
 
+from rankfold.compress.applying.apply import shape_
 from rankfold.compress.methods.method import Method
-from rankfold.compress.planning.apply import shape_
 from rankfold.compress.planning.plan import Plan, check_fingerprint, decisions
-from rankfold.compress.ranks.budget import Budget, Bytes, Flops, Params, describe, multiple_of
+from rankfold.compress.ranks.asked import multiple_of
+from rankfold.compress.ranks.budget import Budget, Bytes, Flops, Params
 from rankfold.costs import Example, model_cost
 from rankfold.pipeline.quality.value import Quality
 from rankfold.report.quantities import percent
@@ -57,7 +58,7 @@ def kept_plan(
         kept.append(f"{percent(fraction)} of the {budget.kind}")
         if fraction > budget.keep * (1 + 1e-9):
             raise StoreError(
-                f"{file} was changed since it was made, and now keeps {kept[-1]}, where {describe(budget)} was "
+                f"{file} was changed since it was made, and now keeps {kept[-1]}, where {budget.describe()} was "
                 f"asked for: give smaller ranks there, or {anew}"
             )
     multiple = multiple_of(budgets)

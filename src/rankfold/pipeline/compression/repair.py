@@ -7,8 +7,8 @@ from typing import Any
 
 from torch import nn
 
+from rankfold.compress.applying.apply import apply_
 from rankfold.compress.methods.method import Method
-from rankfold.compress.planning.apply import apply_
 from rankfold.compress.planning.plan import Plan
 from rankfold.compress.planning.profile import Profile
 from rankfold.compress.repair.batchnorm import Reference, reestimate_

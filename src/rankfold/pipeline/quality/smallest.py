@@ -13,12 +13,13 @@ from typing import Any
 
 from torch import nn
 
+from rankfold.compress.applying.apply import apply_
 from rankfold.compress.methods.method import fits_layers
-from rankfold.compress.planning.apply import apply_
 from rankfold.compress.planning.plan import Plan, decisions
 from rankfold.compress.planning.profile import Calibration, Profile
 from rankfold.compress.planning.profiling import profile as measured
-from rankfold.compress.ranks.budget import Budget, Multiples, parsed
+from rankfold.compress.ranks.asked import parsed
+from rankfold.compress.ranks.budget import Budget, Multiples
 from rankfold.compress.ranks.options import BudgetError
 from rankfold.compress.ranks.rules import RankRule
 from rankfold.compress.repair.batchnorm import Reference, reestimate_

@@ -12,10 +12,10 @@ import torch
 from torch import Tensor, nn
 
 from rankfold.batches import batches_of, forward
+from rankfold.compress.applying.apply import apply_
 from rankfold.compress.layerwise.preactivations import Followed, Following
 from rankfold.compress.methods import method_named
 from rankfold.compress.methods.method import Method
-from rankfold.compress.planning.apply import apply_
 from rankfold.compress.planning.plan import Plan
 from rankfold.compress.planning.profile import Profile
 from rankfold.costs import evaluating
