@@ -30,6 +30,15 @@ def entries(found):
     return {(found.row_names[row], found.column_names[column]): value for row, column, value in names}
 
 
+def told(found):
+    """What a file is read as, or refused with."""
+    try:
+        read = found.triplets("last")
+    except ValueError as error:
+        return str(error)
+    return entries(read), read.row_names, read.column_names, read.remarks
+
+
 @pytest.fixture(scope="module")
 def scratch(tmp_path_factory):
     return tmp_path_factory.mktemp("tables")
@@ -49,12 +58,10 @@ def test_the_fast_reader_never_differs_from_the_slow_one(scratch, lines, quoted,
     path = write(scratch / "e.csv", text)
     form = layout(text.splitlines()[0] + "\n", Wanted())
     try:
-        fast = read_fast(path, form).triplets("last")
+        fast = read_fast(path, form)
     except Odd:
         return
-    slow = read_lines(path, form).triplets("last")
-    assert entries(fast) == entries(slow)
-    assert (fast.row_names, fast.column_names) == (slow.row_names, slow.column_names)
+    assert told(fast) == told(read_lines(path, form))
 
 
 def test_plain_files_take_the_fast_way(tmp_path):
