@@ -14,6 +14,7 @@ from test_extract import folders  # noqa: F401
 import rankfold as rf
 from rankfold import zoo
 from rankfold.adapt import read_adapter
+from rankfold.adapt.ways import Wish, prepare_
 
 METHODS = ("lora", "rslora", "adalora", "deep-lora", "geolora", "debora")
 
@@ -71,6 +72,20 @@ def test_dora_is_read_by_peft_as_it_was_merged(weights, tmp_path):
         torch.testing.assert_close(merged[name], tensor, rtol=1e-4, atol=1e-6)
     with pytest.raises(ValueError, match="DoRA adapter also scales"):
         read_adapter(tmp_path / "out")
+
+
+def test_dora_refuses_rows_of_zeros_by_name():
+    """PEFT 0.21.2 divides by the norm of each row, and NaN would be trained. Rows are outputs, of a Conv1D too."""
+    conv1d = pytest.importorskip("transformers.pytorch_utils").Conv1D
+    pytest.importorskip("peft")
+    model = torch.nn.Sequential(torch.nn.Linear(8, 6), conv1d(4, 6), torch.nn.Linear(4, 6))
+    with torch.no_grad():
+        model[1].weight[:, 1:3] = 0
+        model[2].weight[:, 1:3] = 0  # unused inputs do no harm
+    with pytest.raises(ValueError, match=r"rows are zero in 1 \(2 of 4\): PEFT would give NaN; take the method lora"):
+        prepare_(model, Wish("dora", numbers=200, steps=1), None)
+    prepare_(model, Wish("dora", numbers=200, steps=1, where=lambda path, _: path != "1"), None)
+    assert model(torch.ones(3, 8)).isfinite().all()
 
 
 def test_what_is_refused_stands_in_no_ones_way(weights, tmp_path):

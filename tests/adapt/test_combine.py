@@ -121,6 +121,11 @@ def test_adapters_of_other_networks_do_not_go_together(tmp_path):
 FAULTS = {
     "DoRA": ({"use_dora": True, "target_modules": ["fc"]}, None, "a DoRA adapter also scales columns"),
     "biases": ({"bias": "lora_only"}, None, "the adapter also changes biases"),
+    "repeated layers": (
+        {},
+        lambda config: config.update(layer_replication=[[0, 1], [0, 1]]),
+        "the adapter repeats layers of its base",
+    ),
     "another kind": (
         {},
         lambda config: config.update(peft_type="IA3"),

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from rankfold.adapt.peft_format import Adapter
-from rankfold.sites import Site
+from rankfold.sites import Form, Site, unwrap
 from rankfold.train.step.around import Around
 
 NAME = "default"
@@ -19,8 +19,11 @@ NAME = "default"
 def with_lora_(model: nn.Module, chosen: list[tuple[Site, int]], kind: str) -> Any:
     """Put PEFT's ``kind`` ("lora", "rslora" or "dora") on the layers, each at its rank; returns PEFT's tuner.
 
-    The model itself is changed, and everything else is frozen. ``ValueError`` where PEFT is not installed.
+    The model itself is changed, and everything else is frozen. ``ValueError`` where PEFT is not installed, and for DoRA
+    of layers that have rows of zeros.
     """
+    if kind == "dora":
+        _refuse_rows_of_zeros(model, [site for site, _ in chosen])
     ranks = {site.name: rank for site, rank in chosen}
     most = max(ranks.values())
     config = _peft().LoraConfig(
@@ -30,6 +33,22 @@ def with_lora_(model: nn.Module, chosen: list[tuple[Site, int]], kind: str) -> A
         alpha_pattern={f"^{re.escape(name)}": rank for name, rank in ranks.items() if rank != most},
     )  # fmt: skip
     return _peft().get_peft_model(model, config).base_model
+
+
+@torch.no_grad()
+def _refuse_rows_of_zeros(model: nn.Module, chosen: list[Site]) -> None:
+    """PEFT 0.21.2 divides by the norm of each row: outputs whose row is zero, pruned or padded ones, become NaN."""
+    zeros = {}
+    for site in chosen:
+        weight = site.layer.weight(unwrap(model).get_submodule(site.name))
+        count = int((site.layer.geometry(Form.FACTORED).matrix(weight) == 0).all(dim=1).sum())
+        if count:
+            zeros[site.name] = f"{site.name} ({count} of {site.shape[0]})"
+    if zeros:
+        raise ValueError(
+            f"DoRA divides by the norm of each row of a weight, and rows are zero in {', '.join(zeros.values())}: "
+            "PEFT would give NaN; take the method lora, or choose other layers (--only)"
+        )
 
 
 def with_adalora_(model: nn.Module, chosen: list[tuple[Site, int]], steps: int, seed: int) -> Any:

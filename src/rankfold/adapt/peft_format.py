@@ -209,6 +209,11 @@ def _check_plain(place: Path, config: Mapping[str, Any]) -> None:
             f"{place}: a DoRA adapter also scales columns, so its update is not of low rank: merge it into its "
             "base (merge_and_unload of PEFT) and extract from the two checkpoints"
         )
+    if config.get("layer_replication"):
+        raise ValueError(
+            f"{place}: the adapter repeats layers of its base (layer_replication), so that several updates belong "
+            "to one weight: PEFT runs it unmerged, and no adapter of the base can hold what it does"
+        )
     if config.get("bias", "none") != "none":
         raise ValueError(
             f"{place}: the adapter also changes biases (bias={config['bias']}): merge it into its base "
