@@ -18,8 +18,8 @@ from safetensors.torch import load_file
 
 from rankfold.induce import LORITA
 from rankfold.pipeline.trainings.config import ConfigError, at_key, overridden, parse, with_key
-from rankfold.pipeline.trainings.training import duration
 from rankfold.record import SpectrumRecorder
+from rankfold.run.progress import duration
 from rankfold.train import Augment, Recipe, evaluate
 from rankfold.zoo import load_data, load_weights, model
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import json
+import warnings
 from dataclasses import replace
 
 import numpy as np
@@ -36,7 +37,7 @@ from rankfold.pipeline import (
     quality_curve,
     write_analysis,
 )
-from rankfold.pipeline.compression.outcome.remarks import samples_known
+from rankfold.pipeline.compression.outcome.remarks import of_layers, samples_known
 from rankfold.sites import fingerprint
 from rankfold.store import StoreError, Unfinished, load
 from rankfold.train import TrainingError, evaluate
@@ -487,3 +488,27 @@ def test_the_curve_is_drawn_from_a_few_validation_samples_and_says_so(tmp_path, 
     page = (tmp_path / "run" / "report.html").read_text(encoding="utf-8")
     assert "Measured on 40 samples of the validation split, the same for all points, without fine-tuning" in page
     assert result.validation["before"] > 0.9  # of all validation samples, not of these
+
+
+def test_what_is_to_be_known_of_layers_that_change_is_a_remark():
+    model = nn.Sequential(*(nn.Linear(24, 24) for _ in range(6)))
+    made = rf.plan(model, rf.Ranks({str(site): 4 for site in range(5)}), "truncate", example=torch.zeros(1, 24))
+    assert of_layers(made) == ()
+    cut = [replace(entry, note="a large kernel: CP was searched" if entry.site < "4" else "") for entry in made.entries]
+    last = replace(cut[-1], note="kept")  # and changes nothing
+    said = of_layers(made.with_entries((*cut[:-1], last)))
+    assert said == ("0, 1, 2 and 1 more: a large kernel: CP was searched",)
+
+
+def test_a_mapping_of_splits_is_answered_by_what_to_give():
+    x = torch.randn(16, 24)
+    parts = {"train": (x, x), "test": (x, x)}
+    model = nn.Sequential(nn.Linear(24, 24))
+    for use in (rf.profile, rf.evaluate):
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            with pytest.raises(TypeError, match=r"give one of them, as data\['train'\]"):
+                use(model, parts)
+    with pytest.raises(ValueError, match=r"or a tuple \(train, test\)"):
+        compress(model, parts, "params=0.6")
+    assert compress(model, tuple(parts.values()), "params=0.6", settings=QUICK).params_removed >= 0.4

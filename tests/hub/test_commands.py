@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import shutil
 
 import pytest
@@ -227,6 +228,17 @@ def test_an_interrupted_job_leaves_a_mark_that_goes_when_it_ends(place, monkeypa
     assert rankfold(*asked).exit_code == 0
     assert "has not ended" not in rankfold("evaluate", "halted").stderr
     assert "Unfinished" not in (place / "halted" / "README.md").read_text()
+
+
+def test_how_much_text_there_is_to_go_through_is_told_with_the_remedy(place):
+    whole = rankfold("evaluate", "encoder", "--data", "text:corpus.txt", "--json", "--original", "encoder").stderr
+    assert re.search(
+        r"text: all lines of .*, [\d,]+ to learn from, [\d,]+ to choose on, [\d,]+ to test on; --windows N", whole
+    )
+    part = rankfold(
+        "evaluate", "encoder", "--data", "text:corpus.txt", "--windows", 4, "--json", "--original", "encoder"
+    )
+    assert "text: all" not in part.stderr
 
 
 def test_another_budget_takes_the_profile_of_an_earlier_run(place, monkeypatch):

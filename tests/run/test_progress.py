@@ -67,7 +67,19 @@ def test_lines_where_they_are_asked_for(capsys, monkeypatch):
     monkeypatch.setenv("RANKFOLD_PROGRESS", "1")
     monkeypatch.setattr(progress, "_EVERY", -1.0)
     showing(work)()
-    assert capsys.readouterr().err == "working: 1 of 3\nworking: 2 of 3\n"
+    assert capsys.readouterr().err == "working: 1 of 3, about 0 s left\nworking: 2 of 3, about 0 s left\n"
+
+
+def test_lines_tell_the_time_left_once_the_first_part_is_done(capsys, monkeypatch):
+    clock = iter([0.0, 20.0, 40.0])
+    monkeypatch.setattr(progress.time, "monotonic", lambda: next(clock))
+    talk = progress.Talk()
+    for done in (0, 1, 2):
+        talk.progress("measuring", done, 100)
+    assert (
+        capsys.readouterr().err
+        == "measuring: 1 of 100, about 33 min 0 s left\nmeasuring: 2 of 100, about 32 min 40 s left\n"
+    )
 
 
 def work(*, progress=None) -> None:

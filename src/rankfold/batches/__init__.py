@@ -180,9 +180,14 @@ def _check_count(model: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]
     except TypeError as error:
         if isinstance(batch, Mapping):
             given = f"a batch that holds {', '.join(map(str, batch)) or 'nothing'}"
+            parts = "train" in batch and "train" not in signature.parameters
             remedy = (
-                f"the model takes {', '.join(signature.parameters)}: give the inputs these names (names of targets "
-                f"are {', '.join(LABELS)})"
+                "these are the parts of a data set: give one of them, as data['train']"
+                if parts
+                else (
+                    f"the model takes {', '.join(signature.parameters)}: give the inputs these names (names of targets "
+                    f"are {', '.join(LABELS)})"
+                )
             )
         else:
             given = f"a batch of {len(batch)}" if isinstance(batch, tuple | list) else "a batch of one tensor"

@@ -183,6 +183,9 @@ def set_threads(threads: int | None) -> None:
         torch.set_num_threads(threads)
 
 
+_FOR = ("learn from", "choose on", "test on")  # the parts of a text
+
+
 class Cut(NamedTuple):
     """How text becomes samples: tokens of each, and at most how many of each part; None: as it comes."""
 
@@ -203,7 +206,18 @@ def data_named(
         reader = reader_for(unwrap(model), tokenizer, *cut)
     elif cut != Cut():
         raise ZooError(f"--length and --windows go only with text:FILE and tokens:FILE.npy, not with {name}")
-    return load_data(name, download=download, progress=talk.progress, reader=reader)
+    data = load_data(name, download=download, progress=talk.progress, reader=reader)
+    if reader is not None and cut.windows is None:
+        talk.say(_whole(data))
+    return data
+
+
+def _whole(data: Data) -> str:
+    """How much text there is to go through, where nobody has said how much of it is wanted."""
+    parts = [
+        f"{len(part):,} to {what}" for part, what in zip((data.train, data.validation, data.test), _FOR, strict=True)
+    ]
+    return f"text: all {data.train.cut}, {', '.join(parts)}; --windows N takes at most N of each, and less time"
 
 
 @_plainly()

@@ -189,9 +189,9 @@ def _chain(root: nn.Module, found: SiteList, inputs: Tensor, asked: _Asked) -> C
             tail = Tail(root, cut, inputs[:2])
             features = inputs if cut == INPUT else seen.features.get(cut)
             if features is None:
-                raise ValueError(f"{cut} is not called exactly once for a batch with one entry for each sample")
+                raise ValueError(f"{cut} must be called exactly once, with one entry for each sample")
             if not features.is_floating_point():
-                raise ValueError(f"{cut}: its input is whole numbers, which have no mean")
+                raise ValueError(f"{cut} reads whole numbers, which have no mean")
             small = centroid_gradients(tail, features, targets, partition, loss, weights)
         except ValueError as error:
             skipped[cut or "input"] = str(error) if isinstance(error, NotAChainError) else f"no cut: {error}"

@@ -103,7 +103,7 @@ class Talk:
     def __init__(self) -> None:
         self._console: Console | None = None
         self.what = ""
-        self.last = 0.0
+        self.last, self.first = 0.0, (0.0, 0)
         self.bar: Bar | None = None
 
     @property
@@ -187,11 +187,22 @@ class Talk:
     def _line(self, what: str, done: int, total: int) -> None:
         now = time.monotonic()
         if what != self.what:
-            self.what, self.last = what, now
+            self.what, self.last, self.first = what, now, (now, done)
             return
         if now - self.last > _EVERY and done < total:
-            self.last = now
-            print(f"{what}: {done} of {total}", file=sys.stderr, flush=True)
+            self.last, (begun, before) = now, self.first
+            left = f", about {duration((now - begun) / (done - before) * (total - done))} left" if done > before else ""
+            print(f"{what}: {done} of {total}{left}", file=sys.stderr, flush=True)
+
+
+def duration(seconds: float) -> str:
+    """75 → 1 min 15 s."""
+    whole = round(seconds)
+    if whole < 60:
+        return f"{whole} s"
+    if whole < 3600:
+        return f"{whole // 60} min {whole % 60} s"
+    return f"{whole // 3600} h {whole % 3600 // 60} min"
 
 
 def wanted() -> bool:

@@ -44,7 +44,7 @@ from rankfold.pipeline.compression.outcome.measure import (
     protocol,
     samples_of,
 )
-from rankfold.pipeline.compression.outcome.remarks import gaps, learnt_nothing, samples_known, summary
+from rankfold.pipeline.compression.outcome.remarks import gaps, learnt_nothing, of_layers, samples_known, summary
 from rankfold.pipeline.compression.outcome.result import Result
 from rankfold.pipeline.compression.planned import Planner
 from rankfold.pipeline.compression.repair import compressed_copy
@@ -195,7 +195,7 @@ class _Job(Planner):
             ),
             remarks=(
                 *unlearned,
-                *(() if quality is None else quality.notes), *result.remarks,
+                *(() if quality is None else quality.notes), *result.remarks, *of_layers(made),
                 *samples_known(start, result.before.score, self.data.validation, result.split),
             ),
         )  # fmt: skip

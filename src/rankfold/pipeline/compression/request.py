@@ -187,12 +187,12 @@ def take(directory: Path, asked: dict[str, Any], restart: bool) -> None:
 
 @contextmanager
 def tidied(directory: Path) -> Iterator[None]:
-    """A run that ends before anything was measured leaves nothing behind."""
-    new = not directory.exists()
+    """A run that ends before anything was measured leaves nothing behind, in a directory that held no run before."""
+    new, first = not directory.exists(), not (directory / PLACE.file).exists()
     try:
         yield
     finally:
-        if _undecided(directory) and not measured(directory):
+        if first and _undecided(directory) and not measured(directory):
             forget(directory)
             with suppress(OSError):  # somebody else's files are there
                 (directory / "run").rmdir()

@@ -19,7 +19,7 @@ from rankfold.record import SpectrumRecorder
 from rankfold.run.disk.container import packed
 from rankfold.run.disk.files import write_atomically
 from rankfold.run.processes.team import Team, joined
-from rankfold.run.progress import Tell, shown
+from rankfold.run.progress import Tell, duration, shown
 from rankfold.train import Epoch, History, Progress, TrainingError, checkpoint, choose, evaluate, fit
 from rankfold.train.randomness import seeded
 from rankfold.zoo import Data, load_data, load_weights, resolve
@@ -163,16 +163,6 @@ def _narrator(tell: Tell) -> Callable[[Progress], None]:
         )
 
     return watch
-
-
-def duration(seconds: float) -> str:
-    """75 → 1 min 15 s."""
-    whole = round(seconds)
-    if whole < 60:
-        return f"{whole} s"
-    if whole < 3600:
-        return f"{whole // 60} min {whole % 60} s"
-    return f"{whole // 3600} h {whole % 3600 // 60} min"
 
 
 @contextmanager

@@ -78,7 +78,7 @@ def soft_impute(
         if watch.look(looks, (x.left, x.v), norm(rest)):
             break
     else:
-        watch.stop(True, f"the path ended at a penalty of {weight:.3g}, rank {x.rank}")
+        watch.stop(True, f"the penalty was lowered down to {weight:.3g}, where the rank is {x.rank}")
     return recovered(watch.taken or (x.left, x.v), watch)
 
 

@@ -159,11 +159,14 @@ class Watch:
             )
         if self.held_out is not None and self._since >= rules.patience:
             return self.stop(
-                True, f"held-out entries have not improved for {rules.patience} looks; best {self.best:.3g}"
+                True,
+                f"the error on held-out entries has not fallen for {rules.patience} looks; the least was {self.best:.3g}",
             )
         if rules.stall and before - training < rules.stall * before:
             return self.stop(
-                True, f"the residual stays at {training:.3g}: there is noise, or the matrix is not of this rank"
+                True,
+                f"steps no longer help, and the measurements are missed by {100 * training:.2g} % of their size: "
+                "there is noise, or the matrix is not of this rank",
             )
         if iteration >= rules.max_iter:
             return self.stop(

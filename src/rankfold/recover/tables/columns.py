@@ -14,7 +14,6 @@ NAMES = {
     "ignored": "day year index",
 }
 _ROLE_OF = {name: role for role, names in NAMES.items() for name in names.split()}
-SHOWN = 8  # names of a header in a message
 NO_VALUE = "two columns that tell who did what are implicit feedback: add --implicit (in Python implicit=True)"
 
 
@@ -52,9 +51,7 @@ class Columns:
                     "it is a header, say --header, and if it is none, --no-header (in Python header=True or False)"
                 )
             return f"no header: columns {numbers} are {roles}{more}{doubt}"
-        told = [
-            f"{self.header[at]} {'is ' * (not number)}the {role}" for number, (at, role) in enumerate(self._pairs())
-        ]
+        told = self._named()
         more = f"; {listed([self.header[number] or 'the nameless' for number in others])} ignored" if others else ""
         counted = ", each line counted once" if self.value is None else ""
         return f"line 1 taken as a header: {', '.join(told)}{counted}{more}"
@@ -63,22 +60,26 @@ class Columns:
         """Of the positions that are read, in their order."""
         return [role for _, role in self._pairs()]
 
+    def _named(self) -> list[str]:
+        """ "user is the row", "item the column", …, of columns with a header."""
+        header = self.header or ()
+        return [f"{header[at]} {'is ' * (not number)}the {role}" for number, (at, role) in enumerate(self._pairs())]
+
     def _pairs(self) -> list[tuple[int, str]]:
         given = zip((self.row, self.column, self.value, self.time), (*ROLES, "time"), strict=True)
         return [(at, role) for at, role in given if at is not None]
 
     def order(self) -> str:
         """The order in which fields are read, for a line that cannot be."""
+        if self.header is not None:
+            return f"by the header {', '.join(self._named())}"
         role_of = dict(self._pairs())
         told = [role_of.get(number, "ignored") for number in range(max(self.needed) + 1)]
         if self.fields > len(told) + 1:
             told.append(f"{self.fields - len(told)} more ignored")
         elif self.fields > len(told):
             told.append("ignored")
-        if self.header is None:
-            return f"the order is {', '.join(told)}; there is no header"
-        shown = ",".join(self.header[:SHOWN]) + (",…" if len(self.header) > SHOWN else "")
-        return f"the order is {', '.join(told)}; by the header {shown}"
+        return f"the order is {', '.join(told)}; there is no header"
 
 
 def by_order(fields: int, *, implicit: bool = False, time: bool = False) -> Columns:
@@ -126,8 +127,8 @@ def by_header(names: Sequence[str], *, implicit: bool = False, time: bool = Fals
         if wanted == ["value"] and len(names) == 2:
             raise ValueError(f"there are 2 of the 3 fields row, column, value; {NO_VALUE}")
         raise ValueError(
-            f"none of the columns {', '.join(names)} can be the {wanted[-1]}: name the one that is {wanted[-1]}, "
-            "or leave line 1 out if it is no header"
+            f"none of the columns {', '.join(names)} can be the {wanted[-1]}: say which is which, as "
+            "--columns user,item,rating (in Python columns=[…]), or that line 1 is no header, --no-header"
         )
     found |= dict(zip(wanted, left, strict=False))
     twice = next((names[at] for at in found.values() if names[at] and names.count(names[at]) > 1), None)

@@ -43,6 +43,18 @@ def summary(made: Plan) -> str:
     return f"{' and '.join(parts)} kept{share}; {len(made.changed)} of {len(made.entries)} sites change"
 
 
+def of_layers(made: Plan) -> tuple[str, ...]:
+    """What is to be known of layers that change, as that a search was cut short: a sentence for each reason."""
+    found: dict[str, list[str]] = {}
+    for entry in made.changed:
+        if entry.note:
+            found.setdefault(entry.note, []).append(entry.site)
+    return tuple(
+        f"{', '.join(names[:3])}{f' and {len(names) - 3} more' if len(names) > 3 else ''}: {why}"
+        for why, names in found.items()
+    )
+
+
 def learnt_nothing(start: Evaluation) -> tuple[str, ...]:
     """A sentence where the original has learnt nothing, as with weights that were never loaded."""
     if start.chance is None or not at_chance(start.judged, start):
