@@ -11,6 +11,8 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from transformers import (
     AutoModelForCausalLM,
+    GptOssConfig,
+    GptOssForCausalLM,
     MixtralConfig,
     MixtralForCausalLM,
     Qwen2MoeConfig,
@@ -62,7 +64,19 @@ def qwen2(inner: int = INNER, experts: int = EXPERTS, **more) -> nn.Module:
     )).eval()  # fmt: skip
 
 
-MODELS = {"mixtral": mixtral, "qwen3": qwen, "qwen2": qwen2}
+def gpt_oss(inner: int = INNER, experts: int = EXPERTS, **more) -> nn.Module:
+    """Matrices are stored transposed, gate and rest in turns, with biases and limits of the gate's own."""
+    model = GptOssForCausalLM(GptOssConfig(
+        **settings(**more), intermediate_size=inner, num_local_experts=experts, head_dim=8, tie_word_embeddings=False,
+        rope_parameters={"rope_type": "default", "rope_theta": 1e4},
+    )).eval()  # fmt: skip
+    for name, parameter in model.named_parameters():
+        if name.endswith("proj_bias"):
+            nn.init.normal_(parameter)
+    return model
+
+
+MODELS = {"mixtral": mixtral, "qwen3": qwen, "qwen2": qwen2, "gpt-oss": gpt_oss}
 
 
 def tokens(count: int = 32, length: int = 10, vocabulary: int = VOCABULARY) -> list[dict[str, Tensor]]:
@@ -116,7 +130,7 @@ def test_full_rank_reproduces_the_original(name):
         torch.testing.assert_close(small(**data[0]).logits, model(**data[0]).logits, rtol=1e-5, atol=1e-5)
 
 
-@pytest.mark.parametrize("make", [mixtral, qwen])
+@pytest.mark.parametrize("make", [mixtral, qwen, gpt_oss])
 def test_nearly_everything_is_a_site(make):
     """The models that the goal names: width 256, four blocks, eight experts, a vocabulary of 1,000."""
     with torch.device("meta"):
@@ -125,7 +139,7 @@ def test_nearly_everything_is_a_site(make):
     assert sum(site.groups * site.shape[0] * site.shape[1] for site in sites(model).reducible) >= 0.9 * total
 
 
-@pytest.mark.parametrize("make", [mixtral, qwen])
+@pytest.mark.parametrize("make", [mixtral, qwen, gpt_oss])
 def test_half_the_parameters_go_and_the_shared_products_run_once(make, tmp_path):
     model, data = make(), tokens(128)
     plan = rf.plan(model, "params=0.5", data=data, objective="causal-lm")
@@ -220,14 +234,42 @@ def test_an_expert_without_a_token_is_named_and_still_computes():
     assert bool(layer.weight[idle[0]].any())
 
 
-def test_experts_that_are_stored_otherwise_are_left_out():
-    from transformers import GptOssConfig, GptOssForCausalLM
+def test_experts_without_a_gate_are_taken_apart():
+    from transformers import NemotronHConfig
+    from transformers.models.nemotron_h.modeling_nemotron_h import NemotronHExperts
 
-    more = settings() | {"num_local_experts": EXPERTS, "intermediate_size": INNER, "head_dim": 8}
-    model = GptOssForCausalLM(GptOssConfig(**more, tie_word_embeddings=False))
+    class Routed(nn.Module):
+        def __init__(self):
+            super().__init__()
+            config = NemotronHConfig(hidden_size=WIDTH, moe_intermediate_size=INNER, n_routed_experts=EXPERTS)
+            self.gate, self.experts = nn.Linear(WIDTH, EXPERTS), NemotronHExperts(config)
+            for parameter in self.experts.parameters():
+                nn.init.normal_(parameter, std=0.3)
+
+        def forward(self, x):
+            weights, index = self.gate(x).softmax(-1).topk(2)
+            return self.experts(x, index, weights)
+
+    model, x = Routed().eval(), torch.randn(64, WIDTH)
+    with torch.no_grad():
+        expected = model(x)
+        with opened(model):
+            torch.testing.assert_close(model(x), expected)
+    assert [site.name for site in expert_sites(model)] == ["experts.enter", "experts.leave"]
+
+
+def test_experts_that_are_kept_in_an_unknown_way_are_left_out():
+    model = gpt_oss()
+    for block in model.model.layers:
+        block.mlp.experts.other = nn.Parameter(torch.ones(3))
     assert not expert_sites(model)
     left = dict(sites(model).left_out)
-    assert "stored transposed" in left["model.layers.0.mlp.experts.gate_up_proj"]
+    assert "none of the ways known to keep them" in left["model.layers.0.mlp.experts.gate_up_proj"]
+
+
+def test_biases_of_experts_stay_and_are_listed():
+    left = dict(sites(gpt_oss()).left_out)
+    assert left["model.layers.0.mlp.experts.enter_bias"] == "a vector for each expert: nothing to factor"
 
 
 def test_training_reaches_every_expert():

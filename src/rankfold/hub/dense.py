@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from rankfold.hub.declared import check_ours
 from rankfold.hub.errors import HubError
 from rankfold.hub.quantizer import RankfoldQuantizer
+from rankfold.layers.experts import Enter, Leave
 from rankfold.layers.shared import SharedNext
 from rankfold.sites import opened
 
@@ -80,9 +81,7 @@ def _multiplied_out(small: nn.Module, dense: nn.Module, named: Any) -> dict[str,
         layer: Any = small.get_submodule(name)
         wanted = dense.get_submodule(name)
         weight, bias = _values(layer), getattr(layer, "bias", None)
-        if isinstance(layer, nn.Linear) and not isinstance(
-            wanted, nn.Linear
-        ):  # in place of one that stores it transposed
+        if _transposes(wanted, layer):
             weight = weight.mT
         state[f"{name}.weight"] = weight.to(layer.weight.dtype).contiguous()
         if bias is None:
@@ -94,6 +93,13 @@ def _multiplied_out(small: nn.Module, dense: nn.Module, named: Any) -> dict[str,
             )
         state[f"{name}.bias"] = bias.detach().clone()
     return state
+
+
+def _transposes(wanted: nn.Module, layer: nn.Module) -> bool:
+    """Whether the dense layer stores the transpose of what its factored one gives as its weight."""
+    if isinstance(wanted, Enter | Leave):
+        return wanted.transposed
+    return isinstance(layer, nn.Linear) and not isinstance(wanted, nn.Linear)
 
 
 def _values(layer: Any) -> Tensor:

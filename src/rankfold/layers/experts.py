@@ -21,44 +21,69 @@ from rankfold.layers.weights.weight import guarded
 class SplitExperts(nn.Module):
     """The experts of a transformers model, with ``enter`` and ``leave`` as layers of their own; same call, same result.
 
-    ``gate(self, x)``: what stands between the two, by ``act_fn``.
+    ``gate(self, x)``: what stands between the two; what it reads of ``self`` is set on this module. ``enter_bias``
+    (experts, width) and ``leave_bias`` (experts, m), or None.
     """
 
-    def __init__(self, gate: Callable[[Any, Tensor], Tensor], act_fn: Any, experts: int) -> None:
+    def __init__(
+        self,
+        gate: Callable[[Any, Tensor], Tensor],
+        experts: int,
+        enter_bias: nn.Parameter | None = None,
+        leave_bias: nn.Parameter | None = None,
+    ) -> None:
         super().__init__()
-        self.gate, self.act_fn, self.num_experts = gate, act_fn, experts
+        self.gate, self.num_experts = gate, experts
+        self.enter_bias, self.leave_bias = enter_bias, leave_bias
         self.enter: nn.Module
         self.leave: nn.Module
 
     def forward(self, hidden_states: Tensor, top_k_index: Tensor, top_k_weights: Tensor) -> Tensor:
         """Tokens (T, n), the experts of each (T, k), where ``num_experts`` is none, and their weights (T, k)."""
-        inside = self.gate(self, self.enter(hidden_states, top_k_index))
-        return self.leave(inside * top_k_weights.unsqueeze(-1).to(inside.dtype), top_k_index)
+        inside, known = self.enter(hidden_states, top_k_index), top_k_index.clamp(max=self.num_experts - 1)
+        if self.enter_bias is not None:
+            inside = inside + self.enter_bias[known]
+        weights = (top_k_weights * (top_k_index < self.num_experts)).unsqueeze(-1).to(inside.dtype)
+        found = self.leave(self.gate(self, inside) * weights, top_k_index)
+        return found if self.leave_bias is None else found + (self.leave_bias[known] * weights).sum(1)
 
 
 class Enter(nn.Module):
     """x (T, n), index (T, k) ↦ W_e x for the k experts e of each token, (T, k, width).
 
-    ``weight`` (experts, width, n).
+    ``weight`` (experts, width, n), or ``transposed`` (experts, n, width).
     """
 
-    def __init__(self, weight: nn.Parameter) -> None:
+    def __init__(self, weight: nn.Parameter, transposed: bool = False) -> None:
         super().__init__()
-        self.weight = weight
+        self.weight, self.transposed = weight, transposed
+
+    @property
+    def matrices(self) -> Tensor:
+        """(experts, width, n), however they are stored."""
+        return self.weight.mT if self.transposed else self.weight
 
     def forward(self, x: Tensor, index: Tensor) -> Tensor:
-        return spread(x, index, self.weight)
+        return spread(x, index, self.matrices)
 
 
 class Leave(nn.Module):
-    """a (T, k, inner), index (T, k) ↦ Σ_k W_e a, (T, m); ``weight`` (experts, m, inner)."""
+    """a (T, k, inner), index (T, k) ↦ Σ_k W_e a, (T, m).
 
-    def __init__(self, weight: nn.Parameter) -> None:
+    ``weight`` (experts, m, inner), or ``transposed`` (experts, inner, m).
+    """
+
+    def __init__(self, weight: nn.Parameter, transposed: bool = False) -> None:
         super().__init__()
-        self.weight = weight
+        self.weight, self.transposed = weight, transposed
+
+    @property
+    def matrices(self) -> Tensor:
+        """(experts, m, inner), however they are stored."""
+        return self.weight.mT if self.transposed else self.weight
 
     def forward(self, x: Tensor, index: Tensor) -> Tensor:
-        return routed(x, index, self.weight).sum(1)
+        return routed(x, index, self.matrices).sum(1)
 
 
 class LowRankEnter(RefusesWeight, nn.Module):

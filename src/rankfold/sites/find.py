@@ -14,6 +14,7 @@ from torch.nn.modules.linear import NonDynamicallyQuantizableLinear
 from torch.nn.parameter import UninitializedParameter
 
 from rankfold.forms import Form, Layer
+from rankfold.layers.experts import SplitExperts
 from rankfold.observe import PAGES, Pages
 from rankfold.sites.foreign import TORCHSCRIPT, check_gathered, packed, stored, why_foreign
 from rankfold.sites.kinds.acting import acts_as
@@ -279,6 +280,8 @@ def _why_left_out(module: nn.Module, parameter: torch.Tensor, reason: str | None
 def _why_parameter(module: nn.Module, parameter: torch.Tensor) -> str:
     if parameter.dim() < 2:
         return "a vector: nothing to factor"
+    if isinstance(module, SplitExperts):
+        return "a vector for each expert: nothing to factor"
     return f"used by {type(module).__name__} in code of its own, in which it cannot be replaced"
 
 

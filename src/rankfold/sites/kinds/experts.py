@@ -14,7 +14,7 @@ from rankfold.layers.experts import Enter, Leave, SplitExperts
 from rankfold.sites.hooks import carry_hooks_
 from rankfold.sites.opener import Opener
 
-_STORED = ("is_transposed", "has_bias", "has_post_expert_norm", "_is_expert_parallel")
+_FORWARD = ("gate_up_proj", "up_proj")  # with a gate, and without
 
 
 def _takes(module: nn.Module) -> bool:
@@ -22,20 +22,43 @@ def _takes(module: nn.Module) -> bool:
     return type(module).__module__.startswith("transformers.") and hasattr(module, "_apply_gate")
 
 
+def _held(module: Any) -> dict[str, nn.Parameter]:
+    return {name: parameter for name, parameter in module._parameters.items() if parameter is not None}
+
+
+def _entering(module: Any) -> str:
+    return _FORWARD[not getattr(module, "has_gate", True)]
+
+
 def _why_not(module: Any) -> str | None:
     """Why these experts cannot be taken apart, or None if they can."""
-    held = {name: parameter for name, parameter in module._parameters.items() if parameter is not None}
-    known = set(held) == {"gate_up_proj", "down_proj"} and all(p.dim() == 3 for p in held.values())
-    if not known or any(getattr(module, name, False) for name in _STORED):
-        return "experts that are stored transposed, with biases or over several devices are not taken apart"
+    held, matrices = _held(module), {_entering(module), "down_proj"}
+    biases = {f"{name}_bias" for name in matrices} if getattr(module, "has_bias", False) else set()
+    if set(held) != matrices | biases or any(held[name].dim() != 3 for name in matrices):
+        return f"experts that hold {', '.join(held)}, which is none of the ways known to keep them, are not taken apart"
+    if getattr(module, "has_post_expert_norm", False) or getattr(module, "_is_expert_parallel", False):
+        return "experts with a norm of their own behind them, or over several devices, are not taken apart"
     return None
 
 
 def _split(module: Any) -> SplitExperts:
-    new = SplitExperts(type(module)._apply_gate, module.act_fn, len(module.down_proj))
-    new.enter, new.leave = Enter(module.gate_up_proj), Leave(module.down_proj)
+    entering, held = _entering(module), _held(module)
+    gate = type(module)._apply_gate if entering == _FORWARD[0] else _activated
+    biases = (held.get(f"{name}_bias") for name in (entering, "down_proj"))
+    new = SplitExperts(gate, len(held["down_proj"]), *biases)
+    for name, value in vars(module).items():  # the gate reads settings of its own: limits, scales
+        if not name.startswith("_") and name not in vars(new) and isinstance(value, str | int | float | bool):
+            setattr(new, name, value)
+    for name, child in module.named_children():
+        setattr(new, name, child)
+    turned = getattr(module, "is_transposed", False)
+    new.enter, new.leave = Enter(held[entering], turned), Leave(held["down_proj"], turned)
     carry_hooks_(module, new)
     return new.train(module.training)
+
+
+def _activated(module: Any, x: Tensor) -> Tensor:
+    return module.act_fn(x)
 
 
 @dataclass(frozen=True)
@@ -68,6 +91,9 @@ class ExpertsLayer(Layer):
     def matricization(self) -> Matricization:
         return Below() if self.entering else Beside()
 
+    def weight(self, module: Any) -> Tensor:
+        return module.matrices if isinstance(module, Enter | Leave) else module.weight
+
     def rows(self, module: Any, inputs: Tensor, output: Tensor) -> Tensor:
         return inputs.reshape(-1, self.size[1]) if self.entering else output.reshape(-1, self.size[0])
 
@@ -90,10 +116,10 @@ class ExpertsLayer(Layer):
 def read_experts(module: Any) -> ExpertsLayer | None:
     """The layer object of either side of experts that were taken apart; None for any other module."""
     if isinstance(module, Enter):
-        experts, width, n = module.weight.shape
+        experts, width, n = module.matrices.shape
         return ExpertsLayer("Experts", (experts * width, n), experts, True)
     if isinstance(module, Leave):
-        experts, m, inner = module.weight.shape
+        experts, m, inner = module.matrices.shape
         return ExpertsLayer("Experts", (m, experts * inner), experts, False)
     return None
 
