@@ -160,7 +160,7 @@ class Watch:
         if self.held_out is not None and self._since >= rules.patience:
             return self.stop(
                 True,
-                f"the error on held-out entries has not fallen for {rules.patience} looks; the least was {self.best:.3g}",
+                f"the error of held-out entries has not sunk for {rules.patience} looks; the least is {self.best:.3g}",
             )
         if rules.stall and before - training < rules.stall * before:
             return self.stop(
