@@ -19,6 +19,8 @@ from rankfold.cli.main import app
 from rankfold.costs import Cost
 from rankfold.objectives import Figure
 from rankfold.pipeline.advice.found import Advice, Saved, Tried
+from rankfold.pipeline.advice.look import advise
+from rankfold.pipeline.advice.spending import profiled_within
 from rankfold.pipeline.advice.words import commands, sentences
 from rankfold.train import counted
 
@@ -269,3 +271,19 @@ def test_the_data_may_be_a_tuple_of_parts_and_nothing_without_parts():
     assert rf.advise(net, ((x, y), (x, y)), seconds=0.01).sites == 2
     with pytest.raises(ValueError, match=r"the data are a Tensor: give an object with train, validation and test"):
         rf.advise(net, x)
+
+
+def test_a_profile_is_given_as_many_samples_as_its_passes_allow():
+    for forwards in (45.0, 450.0, 5760.0, 9000.0):
+        samples = profiled_within(forwards)
+        assert 9 * samples + 36 * min(samples, 128) == pytest.approx(forwards)
+
+
+def test_a_tied_weight_is_counted_and_listed_once():
+    first, second = nn.Linear(24, 24), nn.Linear(24, 24)
+    second.weight = first.weight
+    model = nn.Sequential(first, nn.Tanh(), second, nn.Tanh(), nn.Linear(24, 4))
+    x = torch.randn(64, 24)
+    found = advise(model, SimpleNamespace(train=x[:48], validation=x[48:]), seconds=0.1)
+    tied = [(share, name) for share, name, why in found.obstacles if "tied" in why]
+    assert tied == [(24 * 24 / found.cost.params, "0.weight")]

@@ -218,6 +218,28 @@ def test_an_interrupted_command_says_how_to_go_on(weights, tmp_path, monkeypatch
     assert json.loads(again.stdout)["finetuned"]["accuracy"] > 0.5
 
 
+def test_another_budget_goes_on_with_what_an_impossible_one_has_measured(weights, tmp_path):
+    out = tmp_path / "out"
+    told = failed(*_compress(weights, out, "--budget", "params=0.001", "--budget", "flops=0.9"))
+    assert "cannot be met" in told
+    assert "what was measured is kept: the same call with another budget goes on from there" in told
+    assert "samples was 200 and is 65" in failed(*_compress(weights, out, "--samples", 65))
+    again = rankfold(*_compress(weights, out, "--budget", "params=0.5"))
+    assert again.exit_code == 0, again.stderr
+    assert "decompositions" not in again.stderr
+    assert (out / "result.json").exists()
+
+
+def test_a_run_that_ends_before_it_measures_leaves_nothing(weights, tmp_path):
+    for there in (False, True):
+        out = tmp_path / f"out{there}"
+        if there:
+            out.mkdir()
+        assert "targets" in failed(*_compress(weights, out, "--objective", "regression"))
+        assert out.exists() is there
+        assert not (out / "run").exists()
+
+
 def test_expected_errors_are_one_line(weights, run_directory, tmp_path):
     common = ("--budget", "flops=0.5", "-o", tmp_path / "x")
     assert "--weights" in failed("compress", "digits-cnn", *common)

@@ -173,6 +173,8 @@ def test_a_budget_holds_after_its_windows_and_the_folded_network_has_as_many_par
     optimizer = rf.Dlrt(model, torch.optim.Adam, lr=3e-3, window=5, budget=0.4, reach=3)
     trained(model, optimizer, 5)
     assert not optimizer.met  # sizes fall step by step
+    with pytest.warns(UserWarning, match=r"the budget was not reached: .* 1 of reach=3 windows have closed: train lon"):
+        rf.fold_(copy.deepcopy(model))
     trained(model, optimizer, 5)
     for _ in range(3):
         trained(model, optimizer, 5)
@@ -452,3 +454,16 @@ def test_a_square_weight_that_is_stored_transposed_comes_back_so():
         folded = rf.fold_(low, keep=keep)
         assert torch.allclose(folded(x), expected)
         assert folded[0].weight.shape == shape
+
+
+def test_a_training_that_ends_before_its_budget_says_so_once():
+    model = rf.dlrt_(nn.Sequential(nn.Linear(24, 32), nn.Tanh(), nn.Linear(32, 32)), 16)
+    data = (torch.randn(32, 24), torch.randint(2, (32,)))
+    recipe = rf.Recipe(epochs=2, batch_size=16)
+    history = rf.fit(model, data, data, recipe, optimizer=functools.partial(rf.Dlrt, budget=0.3, window=2, reach=4))
+    assert "the budget was not reached" in history.warning
+    assert "2 of reach=4 windows have closed" in history.warning
+    rf.fold_(model)  # which warns no more
+    model = rf.dlrt_(nn.Sequential(nn.Linear(24, 32), nn.Tanh(), nn.Linear(32, 32)), 16)
+    history = rf.fit(model, data, data, recipe, optimizer=functools.partial(rf.Dlrt, budget=0.3, window=2, reach=1))
+    assert "budget" not in (history.warning or "")

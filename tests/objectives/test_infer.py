@@ -164,3 +164,15 @@ def test_a_label_of_ones_own_leaves_positions_out():
     assert found.count == expected.count == 6 * 12
     assert found.loss == pytest.approx(expected.loss)
     assert [figure.value for figure in found.figures] == pytest.approx([f.value for f in expected.figures])
+
+
+def test_outputs_that_are_not_looked_at_are_said_with_the_remedy():
+    two, batch = (torch.randn(6, 4), torch.randn(6, 2)), (X, whole(4, 6))
+    assert str(infer(two, batch)).endswith(
+        "of the model's 2 outputs 0 counts, and 1 may change unseen: all count with --objective teacher)"
+    )
+    named = {"features": torch.randn(6, 7), "logits": torch.randn(6, 4)}
+    assert "of the model's 2 outputs logits counts, and features may" in infer(named, batch).why
+    assert len(objective_named("teacher").answers(two, batch)) == 2
+    for alone in (torch.randn(6, 4), (torch.randn(6, 4),), {"logits": torch.randn(6, 4), "past_key_values": (X,)}):
+        assert "unseen" not in infer(alone, batch).why

@@ -58,7 +58,10 @@ def test_a_name_that_the_header_does_not_have_is_told(tmp_path):
 
 def test_a_time_of_any_name(tmp_path):
     file = write(tmp_path / "e.csv", "score,made,isbn,reader\n4,100,b,r\n5,200,c,r\n")
-    with pytest.raises(ValueError, match=r"is known as a time: give the names of all four, the time last"):
+    with pytest.raises(
+        ValueError,
+        match=r"is known as a time, .*: call the column time .*, or give the names of all four, the time last",
+    ):
         read_triplets(file, time=True)
     found = read_triplets(file, time=True, columns=["reader", "isbn", "score", "made"])
     assert found.times.tolist() == [100, 200]

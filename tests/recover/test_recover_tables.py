@@ -12,7 +12,7 @@ import scipy.sparse
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from rankfold.recover import LowRank, Ratings, read_triplets, triplets
+from rankfold.recover import LowRank, Ratings, map_entries, read_pairs, read_triplets, triplets
 from rankfold.recover.tables.fast import Odd, read_fast
 from rankfold.recover.tables.layout import Wanted, layout
 from rankfold.recover.tables.lines import read_lines
@@ -28,6 +28,15 @@ def entries(found):
     """{(row name, column name): value}."""
     names = zip(found.rows.tolist(), found.columns.tolist(), found.values.tolist(), strict=True)
     return {(found.row_names[row], found.column_names[column]): value for row, column, value in names}
+
+
+def told(found):
+    """What a file is read as, or refused with."""
+    try:
+        read = found.triplets("last")
+    except ValueError as error:
+        return str(error)
+    return entries(read), read.row_names, read.column_names, read.remarks
 
 
 @pytest.fixture(scope="module")
@@ -49,12 +58,10 @@ def test_the_fast_reader_never_differs_from_the_slow_one(scratch, lines, quoted,
     path = write(scratch / "e.csv", text)
     form = layout(text.splitlines()[0] + "\n", Wanted())
     try:
-        fast = read_fast(path, form).triplets("last")
+        fast = read_fast(path, form)
     except Odd:
         return
-    slow = read_lines(path, form).triplets("last")
-    assert entries(fast) == entries(slow)
-    assert (fast.row_names, fast.column_names) == (slow.row_names, slow.column_names)
+    assert told(fast) == told(read_lines(path, form))
 
 
 def test_plain_files_take_the_fast_way(tmp_path):
@@ -236,7 +243,9 @@ def test_times(tmp_path):
     with pytest.raises(ValueError, match=r"line 2: 'soon' is not a time \(row a, column b\): write seconds since 1970"):
         read_triplets(write(tmp_path / "e.csv", "user,item,rating,date\na,b,1,soon\n"), time=True)
     assert len(read_triplets(tmp_path / "e.csv")) == 1  # not asked for, not read
-    with pytest.raises(ValueError, match="is known as a time: give the names of all four"):
+    with pytest.raises(
+        ValueError, match=r"is known as a time, and with times every file needs one: .* names of all four"
+    ):
         read_triplets(write(tmp_path / "e.csv", "user,item,rating\na,b,1\n"), time=True)
 
 
@@ -248,8 +257,7 @@ def test_parquet(tmp_path):
     assert found.remarks[0] == "userId is the row, item the column, rating the value"
     table.loc[1, "rating"] = None
     table.to_parquet(tmp_path / "e.parquet")
-    with pytest.raises(ValueError, match=r"row 2 of the file: the value.* is (missing|nan)"):
-        read_triplets(tmp_path / "e.parquet")
+    assert entries(read_triplets(tmp_path / "e.parquet")) == {("7", "07"): 1.0}
     pa.parquet.write_table(
         pa.table({"user": ["a", None], "item": ["x", "y"], "rating": [1, 2]}), tmp_path / "e.parquet"
     )
@@ -283,3 +291,35 @@ def test_absurd_shapes_are_refused_before_memory_is_asked_for(tmp_path):
     np.savez(tmp_path / "a.npz", format="csr", indices=[0, 99], indptr=[0, 1, 2], data=[1.0, 2.0], shape=[2, 2])
     with pytest.raises(ValueError):
         read_triplets(tmp_path / "a.npz")
+
+
+LACKING = "when,who,what,stars\n1,ann,x,5\n2,bob,y,\n3,cid,x,NA\n4,ann,y,2\n"
+
+
+@pytest.mark.parametrize("odd", ["", '\n5,"ann ""A""",x,4\n'], ids=["fast", "slow"])
+def test_an_empty_value_is_unknown_as_in_a_table(tmp_path, odd):
+    file = write(tmp_path / "diary.csv", LACKING + odd)
+    found = read_triplets(file, time=True)
+    assert entries(found).items() >= {("ann", "x"): 5.0, ("ann", "y"): 2.0}.items()
+    assert (len(found), found.times.tolist()[:2]) == (2 + bool(odd), [1, 4])
+    assert {"ann", "bob", "cid"} <= set(found.row_names)  # to be predicted
+    assert found.remarks[1] == "2 entries have no value and are left out (the first is line 3)"
+    mapped = map_entries(file, tmp_path / "entries")
+    assert (mapped.shape, len(mapped), mapped.remarks[1]) == (found.shape, len(found), found.remarks[1])
+    pairs = read_pairs(file, time=True)  # whose values are not read
+    assert len(pairs) == 4 + bool(odd)
+
+
+def test_values_that_are_all_empty_are_refused_with_the_remedy(tmp_path):
+    file = write(tmp_path / "e.csv", "user,item,rating,note\na,x,,1\nb,y,,2\n")
+    for read in (read_triplets, lambda given: map_entries(given, tmp_path / "entries")):
+        with pytest.raises(ValueError, match=r"none of the 2 entries has a value \(the first is line 2\): .*--columns"):
+            read(file)
+    assert len(read_triplets(file, columns=["user", "item", "note"])) == 2
+
+
+def test_pairs_with_a_time_of_their_own(tmp_path):
+    file = write(tmp_path / "new.csv", "member,cheese\na,x\n")
+    with pytest.raises(ValueError, match="every file needs one: call the column time in its header"):
+        read_pairs(file, time=True)
+    assert read_pairs(write(file, "member,cheese,time\na,x,7\n"), time=True).times.tolist() == [7]

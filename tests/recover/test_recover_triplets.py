@@ -67,7 +67,6 @@ def test_numbers_as_names_are_in_numeric_order(tmp_path):
             "a,b,1\na,c\n",
             r"line 2: there are 2 of 3 fields; is the file cut short\? The order is row, column, value; there is no",
         ),
-        ("a,b,1\na,c,\n", r"line 2: the value is missing \(row a, column c\)"),
         ("a,b,1\na,c,good\n", r"line 2: 'good' is not a number \(row a, column c\); the order is row, column, value;"),
         (
             "item,user,time,rating\nb,a,0,good\n",
@@ -90,7 +89,6 @@ def test_numbers_as_names_are_in_numeric_order(tmp_path):
         ),
         ("item,score\n", "line 1: there are 2 of "),
         ("item,time,\n", "can be the value"),
-        ("a,b,1\na,c,nan\n", r"line 2: the value is nan \(row a, column c\)"),
         ("a,b,1\na,c,inf\n", r"line 2: the value is inf \(row a, column c\)"),
         ("a,b,1\n,c,2\n", "line 2: the row is missing"),
         ("a,b,1\na,c,7\na,b,2\n", r"row a, column b is given twice, as 1 \(line 1\) and 2 \(line 3\): .*--duplicates"),
@@ -299,7 +297,7 @@ def test_command_senses(tmp_path):
     np.savez(tmp_path / "n.npz", y=noisy, seed=7, count=100, shape=[12, 10])
     done_noisy = succeeded("recover", tmp_path / "n.npz", "-o", tmp_path / "out")
     told = rankfold("recover", tmp_path / "n.npz", "-o", tmp_path / "out").stdout
-    assert "rank 2, converged: least squares are solved" in told
+    assert "rank 2, converged: the best fit of this rank misses what it was given by 0.0" in told
     assert f"; relative held-out error {done_noisy['held_out_error']:.2g}\n" in told
     np.savez(tmp_path / "n.npz", y=noisy[:25], A=np.load(tmp_path / "a.npz")["A"][:25])
     assert "NOT converged" in rankfold("recover", tmp_path / "n.npz", "-o", tmp_path / "out").stdout

@@ -19,8 +19,9 @@ from rankfold.costs.count import (
     uncounted,
 )
 from rankfold.costs.example import Example, with_batch
+from rankfold.costs.times import Milliseconds, shown
 
 __all__ = [
-    "Cost", "Example", "Traced", "UncountedWarning", "check", "evaluating", "latencies", "measure", "model_cost",
-    "once", "site_cost", "storage", "trace", "uncounted", "with_batch",
+    "Cost", "Example", "Milliseconds", "Traced", "UncountedWarning", "check", "evaluating", "latencies", "measure",
+    "model_cost", "once", "shown", "site_cost", "storage", "trace", "uncounted", "with_batch",
 ]  # fmt: skip

@@ -6,12 +6,12 @@ import time
 from collections.abc import Mapping
 from typing import Any
 
-import numpy as np
 import torch
 from torch import nn
 
 from rankfold.batches import evaluating
 from rankfold.costs.example import Example, with_batch
+from rankfold.costs.times import Milliseconds
 
 
 def latencies(
@@ -34,7 +34,7 @@ def latencies(
         quantile: another one than the median.
 
     Returns:
-        Milliseconds by name.
+        Milliseconds by name: each a ``Milliseconds``, a number that knows its ``quartiles`` as well.
 
     Raises:
         ValueError: a batch below 1, or an input that cannot be repeated.
@@ -58,7 +58,7 @@ def latencies(
                 times[name].append(once(model, example))
         if turn >= 2 and time.perf_counter() - start > seconds * len(models):
             break
-    return {name: 1e3 * float(np.quantile(values, quantile)) for name, values in times.items()}
+    return {name: Milliseconds.of([1e3 * each for each in values], quantile) for name, values in times.items()}
 
 
 def once(model: nn.Module, example: Example) -> float:

@@ -57,6 +57,16 @@ class Cut:
     def met(self, layers: Layers) -> bool:
         return self.budget is None or _taken(layers) <= self.budget
 
+    def lacking(self, layers: Layers) -> str:
+        """A sentence where the layers are not within the budget, with what leads there; else empty."""
+        if self.budget is None or self.met(layers):
+            return ""
+        return (
+            f"the budget was not reached: the layers take {_taken(layers):,} numbers where {self.budget:,} were asked "
+            f"for, since {self.closed} of reach={self.reach} windows have closed: train longer, or give a smaller "
+            f"reach= or window= (reach={self.closed // 2} leaves half of this training to the ranks asked for)"
+        )
+
 
 def _taken(layers: Layers) -> int:
     return sum(layer.numbers for layer in layers)

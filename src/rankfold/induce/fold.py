@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from typing import TypeVar
 
 import torch
@@ -37,6 +38,8 @@ def fold_(model: Model, *, keep: bool = False) -> Model:
         ValueError: before anything is changed, for a layer that carries another parametrization beside; with ``keep``
             for a model in which nothing was trained at low rank.
 
+    Warns where layers were to come within a budget (``Dlrt(budget=…)``) and have not.
+
     Cost: the products.
 
     Example:
@@ -59,6 +62,9 @@ def fold_(model: Model, *, keep: bool = False) -> Model:
             "keep=True keeps the factors of layers that were trained at low rank, and this model has none: prepare it "
             "with rankfold.dlrt_ before training, or leave keep out"
         )
+    lacking = next((layer.lacking for layer in low.values() if layer.lacking), "")
+    if lacking:
+        warnings.warn(lacking, stacklevel=2)
     for layer in low.values():
         replace_(unwrap(model), layer, factored_(layer) if keep else ordinary_(layer))
     made: dict[tuple[int, ...], nn.Parameter] = {}

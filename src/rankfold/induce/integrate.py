@@ -262,12 +262,22 @@ class Dlrt(Around):
             values = spectra[name].double()
             self.tails[name] = float(values[rank:].norm() / values.norm().clamp_min(1e-300))
             self._put(layer, *_point(layer).truncated(rank))
+        lacking = self.cut.lacking(self.layers.values())
+        for layer in self.layers.values():
+            layer.lacking = lacking
         self._conditioned()
 
     @property
     def met(self) -> bool:
         """Whether the layers are within the budget now; always where there is none."""
         return self.cut.met(self.layers.values())
+
+    def lacking(self) -> str:
+        """A sentence where the layers are not within the budget, with what leads there, else empty. Whoever asks has
+        been told: ``fold_`` does not warn of it again."""
+        for layer in self.layers.values():
+            layer.lacking = ""
+        return self.cut.lacking(self.layers.values())
 
     def _conditioned(self) -> None:
         if self.condition is not None:

@@ -31,6 +31,7 @@ class InTraining(nn.Module):
         super().__init__()
         self.stored_transposed, self.kernel = stored_transposed, tuple(getattr(ordinary, "kernel_size", ()))
         self.shape = shape  # (m, n) of the matrix
+        self.lacking = ""  # what the optimizer was to reach and has not, in a sentence, for whoever ends the training
         bias = ordinary._parameters.get("bias")
         self.register_parameter("bias", bias)
         ordinary._parameters["weight"] = ordinary._parameters["bias"] = None

@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
 from torch import Tensor
 
 from rankfold.batches import labels_of
-from rankfold.objectives.answer import main_tensor, named_input
+from rankfold.objectives.answer import counting_tensors, main_tensor, named_input
 from rankfold.objectives.base import Objective
 from rankfold.objectives.evaluation import ObjectiveError
 from rankfold.objectives.kinds.classification import IGNORE, Classification, TokenClassification
@@ -46,7 +46,21 @@ def infer(output: Any, batch: Any) -> Inferred:
         return Inferred(MaskedLanguageModel(), "the model gives masked tokens")
     if kind.startswith("Seq2SeqLMOutput"):
         return Inferred(CausalLanguageModel(shift=False), "the model gives tokens at the places of its labels")
-    return _of_targets(main_tensor(output), target, batch)
+    found = _of_targets(main_tensor(output), target, batch)
+    return replace(found, why=found.why + _beside(output))
+
+
+def _beside(output: Any) -> str:
+    """Which of several outputs counts, and how all of them would; empty for a single one."""
+    main, places = main_tensor(output), counting_tensors(output)
+    others = [name for name, tensor in places if tensor is not main]
+    if not others or len(others) == len(places):
+        return ""
+    counts = next(name for name, tensor in places if tensor is main)
+    return (
+        f"; of the model's {len(places)} outputs {counts} counts, and {', '.join(others)} may change unseen: "
+        "all count with --objective teacher"
+    )
 
 
 def _of_targets(values: Tensor, target: Any, batch: Any) -> Inferred:

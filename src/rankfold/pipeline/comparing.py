@@ -10,6 +10,7 @@ from typing import Any, NotRequired
 from typing_extensions import TypedDict
 
 from rankfold.compress.planning.plan import Entry, Plan
+from rankfold.costs.times import spread_over
 from rankfold.report import CurvePoint, FigureKind
 from rankfold.report.compare import Compared, LayerShown, render_compared
 from rankfold.run.disk.container import FAULTS, checked, read_object, said
@@ -30,6 +31,7 @@ class _Stored(TypedDict):
     split: str
     remarks: list[str]
     latencies: dict[str, dict[str, float] | None]
+    spreads: NotRequired[dict[str, dict[str, tuple[float, float]] | None]]
     scores: NotRequired[dict[str, Any]]
     curve: NotRequired[list[dict[str, Any]]]
 
@@ -124,11 +126,13 @@ def _stages(stored: _Stored) -> dict[str, dict[str, Any]]:
         "compressed": stored["compressed"],
         "finetuned": stored["finetuned"],
     }
-    return {
-        name: {**values, "latency_ms": stored["latencies"].get(name) or {"1": values.get("latency_ms")}}
-        for name, values in found.items()
-        if values is not None
-    }
+    known = stored.get("spreads") or {}
+
+    def timed(name: str, values: dict[str, Any]) -> dict[Any, Any]:
+        times: dict[Any, Any] = stored["latencies"].get(name) or {"1": values.get("latency_ms")}
+        return spread_over(times, known.get(name) or {})
+
+    return {name: {**values, "latency_ms": timed(name, values)} for name, values in found.items() if values is not None}
 
 
 def _judged_on(directory: Path, stored: _Stored) -> str:

@@ -15,6 +15,8 @@ _PROPERTIES = {INK: "ink", MUTED: "muted", RULE: "rule", FILL: "fill"} | {
     colour: f"series-{number}" for number, colour in enumerate(SERIES, start=1)
 }
 
+_WIDE = 400.0  # points, from which a picture keeps a least width in a narrow window
+
 STYLE: Any = {  # rc parameters
     "svg.fonttype": "none",
     "svg.hashsalt": "rankfold",
@@ -59,6 +61,7 @@ def inline(figure: Figure, identity: str, label: str) -> Markup:
     for colour, name in _PROPERTIES.items():
         text = text.replace(colour, f"var(--{name})")
     width, height = (72 * inches for inches in figure.get_size_inches())
-    opening = f'<svg viewBox="0 0 {width:g} {height:g}" role="img" aria-label="{escape(label)}">'
+    wide = ' class="wide"' if width > _WIDE else ""
+    opening = f'<svg{wide} viewBox="0 0 {width:g} {height:g}" role="img" aria-label="{escape(label)}">'
     text = opening + text[text.index(">", text.index("<svg")) + 1 :]
     return Markup(re.sub(r"\s+", " ", text))

@@ -114,6 +114,10 @@ class Run:
         """Before weights are judged: what the optimizer does between some steps alone is done now."""
         getattr(self.optimizer, "settle", lambda: None)()
 
+    def lacking(self) -> str:
+        """What the optimizer was to reach and has not, in a sentence; empty where nothing is lacking."""
+        return "" if self.best_met else getattr(self.optimizer, "lacking", lambda: "")()
+
     def finish(self, record: Epoch) -> None:
         """Close an epoch: keep its weights if it is the best, write the checkpoint and the metrics."""
         score, best = _score(record), self._best_score()

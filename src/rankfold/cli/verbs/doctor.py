@@ -97,13 +97,15 @@ def print_health(found: Health) -> None:
 
 def print_paying(rows: list[Pays]) -> None:
     """Up to which rank each form is faster than the dense layer."""
+    from rankfold.costs import shown
+
     print("\nUp to this share of its full rank, a linear layer of m×n is faster in this form:")
     lines = []
     for row in rows:
         up_to = "at no rank that was timed" if row.up_to is None else f"{row.up_to:g}"
         size, best = f"{row.shape[0]}×{row.shape[1]}", min(row.ms.values())
-        lines.append((size, str(row.rows), row.form, up_to, f"{row.dense_ms:.3f}", f"{best:.3f}"))
-    print_table(("m×n", "rows", "form", "up to", "dense ms", "least ms"), lines, left=(0, 2, 3))
+        lines.append((size, str(row.rows), row.form, up_to, shown(row.dense_ms), shown(best)))
+    print_table(("m×n", "rows", "form", "up to", "dense ms (quartiles)", "least ms (quartiles)"), lines, left=(0, 2, 3))
 
 
 def print_laws(kept: LatencyTable) -> None:

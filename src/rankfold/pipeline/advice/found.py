@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from statistics import median
+from statistics import median_low
 from typing import Any
 
 from rankfold.costs import Cost
@@ -102,9 +102,9 @@ class Advice:
 
     @property
     def latencies(self) -> Mapping[int, float]:
-        """Milliseconds of the original by batch size: the median of what was measured beside each network."""
+        """Milliseconds of the original by batch size: the (lower) median of those beside the networks."""
         batches = sorted({batch for point in self.tried for batch in point.beside})
-        return {b: median(point.beside[b] for point in self.tried if b in point.beside) for b in batches}
+        return {b: median_low(point.beside[b] for point in self.tried if b in point.beside) for b in batches}
 
     def to_dict(self) -> dict[str, Any]:
         """Plain values, with the sentences that follow from them."""

@@ -18,7 +18,7 @@ from rankfold.compress.repair.batchnorm import Reference, reestimate_
 from rankfold.costs import Cost
 from rankfold.objectives import Figure, Figures, Objective
 from rankfold.pipeline.advice.found import Advice, Saved, Tried
-from rankfold.pipeline.advice.spending import KEPT, Look, affordable, seconds_of_one
+from rankfold.pipeline.advice.spending import KEPT, Look, affordable, profiled_within, seconds_of_one
 from rankfold.pipeline.compression.outcome.measure import calibration_part, first_example
 from rankfold.pipeline.quality.halves import GROUPS, few_of, sample_count
 from rankfold.pipeline.quality.interval import fall
@@ -31,7 +31,7 @@ from rankfold.zoo.data import parts_of
 
 BATCHES = (1, 64)
 WORTH = 0.05  # of a network: smaller parts are not worth a word
-_PROFILE, _PASSES = 0.3, 4  # of the time, for a profile, which costs so many forward passes of a sample
+_PROFILE = 0.5  # of the time, for a profile
 _JUDGING = 0.6  # of the time that is then left, to judge in
 SHOWN = 5  # layers and reasons that are named
 
@@ -87,7 +87,7 @@ def advise(
     root, data, look = unwrap(model), parts_of(data), Look(seconds, tell or Tell())
     example = first_example(root, data.train)
     each = seconds_of_one(root, example)
-    taught = affordable(_PROFILE * seconds / (_PASSES * each), each, 1024)
+    taught = affordable(profiled_within(_PROFILE * seconds / each), each, 1024)
     calibration = calibration_part(data.train, taught, seed)
     known = profile(
         root, calibration, objective=objective, example=example, where=where,
@@ -96,7 +96,8 @@ def advise(
     meaning = known.objective
     teacher = root if meaning is None or meaning.by_token or not meaning.labelled else None
     forwards = (len(KEPT) + 1) * (1 if teacher is None else 2)
-    judged = affordable(_JUDGING * look.left / (forwards * each), each, 2000)
+    repairs = (len(KEPT) + 1) * taught if any(name.endswith("running_mean") for name, _ in root.named_buffers()) else 0
+    judged = affordable((_JUDGING * look.left / each - repairs) / forwards, each, 2000)
     validation, reference = few_of(data.validation, judged, seed), Reference(root)
     before = _sums(root, teacher, validation, meaning)
     start = fall(before, before).before
@@ -161,12 +162,16 @@ def _parts(
     dense = sum(
         (known.counter.cost(site, Form.KEEP, 0, site.layer.has_bias) for site in found.reducible), Cost(0, 0, 0)
     )
-    sizes = {name: parameter.numel() for name, parameter in root.named_parameters(remove_duplicate=False)}
+    parameters = dict(root.named_parameters(remove_duplicate=False))
     outside: defaultdict[str, tuple[int, str]] = defaultdict(lambda: (0, ""))
-    named = [(name, why) for name, why in found.left_out if name in sizes]
+    named = [(name, why) for name, why in found.left_out if name in parameters]
     named += [(f"{site.name}.{site.layer.parameter}", site.note) for site in found if site.forms == {Form.KEEP}]
+    counted_once = set[int]()  # a tied weight has two names
     for name, why in named:
-        outside[why] = outside[why][0] + sizes.get(name, 0), outside[why][1] or name
+        tensor = parameters.get(name)
+        if tensor is None or id(tensor) not in counted_once:
+            outside[why] = outside[why][0] + (0 if tensor is None else tensor.numel()), outside[why][1] or name
+            counted_once.add(id(tensor))
     parts = sorted(((count / max(whole.params, 1), name, why) for why, (count, name) in outside.items()), reverse=True)
     shares = dense.params / max(whole.params, 1), dense.flops / max(whole.flops, 1)
     return shares, tuple(part for part in parts[:SHOWN] if part[0] >= WORTH)

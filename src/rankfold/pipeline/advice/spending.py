@@ -19,6 +19,8 @@ from rankfold.pipeline.advice.found import Advice, Tried
 from rankfold.run.progress import Tell
 
 KEPT = (0.9, 0.75, 0.6, 0.45, 0.3)  # fractions of the FLOPs that are tried, one after the other while time is left
+_PASSES = 9  # forward passes of one sample that a profile costs for each (ResNet20, one thread: 26 ms beside 2.8 ms)
+_TOGETHER, _MOST = 36, 128  # and so many more for each of the samples whose errors are added up over positions
 _TIMING = 0.15  # of the time, to time networks in
 _FORWARDS = 8  # of which latencies takes no fewer: one to warm up and three rounds, of two networks
 
@@ -88,14 +90,26 @@ def affordable(wanted: float, each: float, most: int) -> int:
     return int(min(max(wanted, min(64, max(16, 0.5 / each))), most))
 
 
+def profiled_within(forwards: float) -> float:
+    """How many samples a profile may take that shall cost no more than so many forward passes of one sample."""
+    if forwards <= (_PASSES + _TOGETHER) * _MOST:
+        return forwards / (_PASSES + _TOGETHER)
+    return (forwards - _TOGETHER * _MOST) / _PASSES
+
+
 def seconds_of_one(root: nn.Module, example: Example) -> float:
     """Of one sample in a batch of four, which is what a slow network can be asked before anything is known of it; of a
-    fast one in a batch of sixteen."""
+    fast one in batches of sixteen, the mean of some, since a busy machine takes turns."""
     with evaluating(root):
         few = with_batch(example, 4)
         once(root, few)
         each = once(root, few) / 4
-        return max(each if each > 0.01 else once(root, with_batch(example, 16)) / 16, 1e-6)
+        if each <= 0.01:
+            few, took = with_batch(example, 16), list[float]()
+            while len(took) < 3 or (sum(took) < 0.3 and len(took) < 20):
+                took.append(once(root, few))
+            each = sum(took) / (16 * len(took))
+        return max(each, 1e-6)
 
 
 def _plans(known: Profile) -> Iterator[tuple[float, Plan]]:

@@ -17,6 +17,7 @@ from rankfold.compress.planning.plan import Plan
 from rankfold.compress.planning.profile import Profile
 from rankfold.compress.ranks.asked import parsed
 from rankfold.compress.ranks.budget import Budget, Multiples
+from rankfold.compress.ranks.options import BudgetError
 from rankfold.compress.ranks.rules import Iterative, Optimal, rule_named
 from rankfold.compress.repair.finetune import finetune
 from rankfold.compress.slicing.bottlenecks import Bottlenecks, bottlenecks
@@ -47,7 +48,7 @@ from rankfold.pipeline.compression.outcome.remarks import gaps, learnt_nothing, 
 from rankfold.pipeline.compression.outcome.result import Result
 from rankfold.pipeline.compression.planned import Planner
 from rankfold.pipeline.compression.repair import compressed_copy
-from rankfold.pipeline.compression.request import PLACE, Settings, request_of
+from rankfold.pipeline.compression.request import PLACE, Settings, measured, request_of, take, tidied
 from rankfold.pipeline.compression.tuning import tuned_copy
 from rankfold.pipeline.quality.halves import few_of
 from rankfold.run.claim import claimed
@@ -123,10 +124,17 @@ def compress(
         if not finished(place):
             check_room(place, 2 * storage(model)[1])  # a model is written beside its place first
         if restart or not finished(place) or PLACE.differing(place, asked):
+            stack.enter_context(tidied(place))
             stack.enter_context(claimed(place, what="compress"))
-            PLACE.take(place, asked, restart)
+            take(place, asked, restart)
         if not finished(place):
-            return job.run()
+            try:
+                return job.run()
+            except BudgetError as error:
+                if not measured(place):
+                    raise
+                kept = "what was measured is kept: the same call with another budget goes on from there"
+                raise BudgetError(f"{error}; {kept}") from error
         job.tell.say(f"{place} already holds the finished run: nothing to do")
         return read_result(place, model)
 

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager, suppress
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -20,6 +21,7 @@ from rankfold.objectives import Objective, objective_named
 from rankfold.pipeline.quality.value import MaxDrop
 from rankfold.run.digest import digest
 from rankfold.run.disk.container import read_object
+from rankfold.run.disk.files import write_atomically
 from rankfold.run.place import Place
 from rankfold.sites import Names, fingerprint
 from rankfold.sites.find import Where
@@ -27,6 +29,8 @@ from rankfold.store import StoreError
 from rankfold.train import Recipe
 
 FORMAT = 2  # 1 knew data by their length and labels
+_DECIDES = {"budgets", "max_drop", "smallest", "rule", "finetune", "tune", "tune_by"}  # what no measurement depends on
+_MEASURED = "profile.safetensors"
 
 
 @dataclass(frozen=True)
@@ -157,6 +161,43 @@ def forget(directory: Path) -> None:
     (directory / "result.json").unlink(missing_ok=True)
     for path in [path for path in (directory / "run").rglob("*") if path.is_file()]:
         path.unlink()
+
+
+def _undecided(directory: Path) -> bool:
+    """Whether a run has been asked for in ``directory`` and has come no further than to measure."""
+    held = {path.name for path in (directory / "run").glob("*")}
+    return "request.json" in held <= {"request.json", _MEASURED}
+
+
+def measured(directory: Path) -> bool:
+    """Whether it has come just so far."""
+    return _undecided(directory) and (directory / "run" / _MEASURED).exists()
+
+
+def take(directory: Path, asked: dict[str, Any], restart: bool) -> None:
+    """``PLACE.take``; but where a run has decided nothing yet, as after a budget that cannot be met, another budget
+    goes on with what it has measured."""
+    file = directory / PLACE.file
+    if not restart and _undecided(directory):
+        before = PLACE.read(file)
+        if {key for key in {**before, **asked} if before.get(key) != asked.get(key)} <= _DECIDES:
+            write_atomically(file, PLACE.written(asked))
+    PLACE.take(directory, asked, restart)
+
+
+@contextmanager
+def tidied(directory: Path) -> Iterator[None]:
+    """A run that ends before anything was measured leaves nothing behind."""
+    new = not directory.exists()
+    try:
+        yield
+    finally:
+        if _undecided(directory) and not measured(directory):
+            forget(directory)
+            with suppress(OSError):  # somebody else's files are there
+                (directory / "run").rmdir()
+                if new:
+                    directory.rmdir()
 
 
 def _read(file: Path) -> dict[str, Any]:

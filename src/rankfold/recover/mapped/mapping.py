@@ -14,7 +14,7 @@ import numpy as np
 from rankfold.recover.mapped.entries import MappedEntries, read_mapped, stored, write
 from rankfold.recover.mapped.sorting import CHUNK, records, spooled
 from rankfold.recover.tables.fast import Odd, fast_chunks
-from rankfold.recover.tables.found import Found
+from rankfold.recover.tables.found import Empty, Found
 from rankfold.recover.tables.layout import Fault, Wanted
 from rankfold.recover.tables.lines import line_chunks
 from rankfold.recover.tables.memory import affordable_names
@@ -113,7 +113,7 @@ def _write(
     with tempfile.TemporaryFile(dir=folder) as spool:
         if path.suffix.lower() in PARQUET:
             told = remark(parquet_columns(path, wanted))
-            names = _spool(parquet_chunks(path, wanted, CHUNK), spool, progress)
+            names, empty = _spool(parquet_chunks(path, wanted, CHUNK), spool, progress)
         else:
             form = layout_of(path, wanted)
             if form.columns is None:
@@ -123,14 +123,15 @@ def _write(
                 )
             told = form.columns.remark()
             try:
-                names = _spool(fast_chunks(path, form), spool, progress)
+                names, empty = _spool(fast_chunks(path, form), spool, progress)
             except Odd:
-                names = _spool(line_chunks(path, form, CHUNK), spool, progress)
+                names, empty = _spool(line_chunks(path, form, CHUNK), spool, progress)
         affordable_names((len(names[0]), len(names[1])), max(map(len, names)))
         (row_names, row_at), (column_names, column_at) = (_sorted(list(one)) for one in names)
         counts = np.zeros(len(row_names), dtype=np.int64)
         for chunk in spooled(spool):
             counts += np.bincount(row_at[chunk["row"]], minlength=len(counts))
+        remarks = (told, *empty.remarks(int(counts.sum())))
 
         def numbered() -> Iterator[np.ndarray]:
             for chunk in spooled(spool):
@@ -138,28 +139,31 @@ def _write(
 
         if progress is not None:
             progress("sorting entries", 0, 1)
-        write(folder, numbered(), counts, (row_names, column_names), duplicates, made, (told,))
+        write(folder, numbered(), counts, (row_names, column_names), duplicates, made, remarks)
         if progress is not None:
             progress("sorting entries", 1, 1)
 
 
 def _spool(
     chunks: Iterator[Found], spool: IO[bytes], progress: Progress | None
-) -> tuple[dict[str, int], dict[str, int]]:
-    """All entries one after the other, and the numbers of the names of rows and of columns in them."""
+) -> tuple[tuple[dict[str, int], dict[str, int]], Empty]:
+    """All entries one after the other; the numbers of the names of rows and of columns in them, and lines without a
+    value."""
     spool.seek(0)
     spool.truncate()
     rows: dict[str, int] = {}
     columns: dict[str, int] = {}
+    empty = Empty()
     if progress is not None:
         progress("reading entries", 0, 1)
     for chunk in chunks:
         row_at = np.array([rows.setdefault(name, len(rows)) for name in chunk.row_names])
         column_at = np.array([columns.setdefault(name, len(columns)) for name in chunk.column_names])
+        empty += chunk.empty
         spool.write(records(row_at[chunk.rows], column_at[chunk.columns], chunk.values, chunk.lines).tobytes())
     if progress is not None:
         progress("reading entries", 1, 1)
-    return rows, columns
+    return (rows, columns), empty
 
 
 def _sorted(names: list[str]) -> tuple[tuple[str, ...], np.ndarray]:

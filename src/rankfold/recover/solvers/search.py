@@ -138,9 +138,13 @@ def finish(operator: Operator, y: Array, x: Point, search: Search, watch: Watch)
             rest = residual(operator, y, x)
         if norm(rest) > (1 - 1e-3) * before and used < search.last:
             watch.look(iteration, (x.left, x.v), norm(rest))
-            watch.stop(True, f"least squares are solved, and the residual stays at {norm(rest) / watch.size:.3g}")
+            watch.stop(True, f"the best fit of this rank misses what it was given by {_share(norm(rest) / watch.size)}")
             break
     return x
+
+
+def _share(missed: float) -> str:
+    return f"{100 * missed:.2g} % of its size"
 
 
 def _alive(x: Point) -> int:
@@ -167,9 +171,8 @@ def _explained(result: Recovered, operator: Operator, seen: list[Grown], search:
     elif best is not None and judged > max(OVER * result.training_error, LEAST):
         converged = False
         reason += (
-            f". {count} measurements for {free} degrees of freedom; held-out ones are missed by {judged:.2g} of "
-            "their size, far more than the fitted ones: the measurements do not determine the matrix, or it was "
-            "not found"
+            f". {count} measurements for {free} degrees of freedom; held-out ones are missed by {_share(judged)}, "
+            "far more than the fitted ones: the measurements do not determine the matrix, or it was not found"
         )
     elif best is not None and (judged > NOTHING or best.gain < SURE):
         converged = False
@@ -179,7 +182,7 @@ def _explained(result: Recovered, operator: Operator, seen: list[Grown], search:
         )
     elif not exact:
         reason += f"; {count} measurements for {free} degrees of freedom"
-        reason += "" if best is None else f", held-out ones missed by {judged:.2g} of their size"
+        reason += "" if best is None else f", held-out ones missed by {_share(judged)}"
     if exact and converged:
         reason += _undetermined(operator, k)
     told = judged if math.isnan(result.validation_error) else result.validation_error

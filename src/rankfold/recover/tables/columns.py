@@ -108,7 +108,8 @@ def by_header(names: Sequence[str], *, implicit: bool = False, time: bool = Fals
     when = known.index("time") if time and "time" in known else None
     if time and when is None:
         raise ValueError(
-            f"none of the columns {', '.join(names)} is known as a time: give the names of all four, the time last, as "
+            f"none of the columns {', '.join(names)} is known as a time, and with times every file needs one: call the "
+            "column time in its header, or give the names of all four, the time last, as "
             "--columns user,item,rating,when (in Python columns=[…])"
         )
     wanted = [role for role in ROLES if role not in found]

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterator
-from dataclasses import replace
 from pathlib import Path
 from typing import IO, Any
 
@@ -17,7 +16,7 @@ import pyarrow as pa
 import pyarrow.csv
 
 from rankfold.recover.tables.columns import Columns
-from rankfold.recover.tables.found import Found
+from rankfold.recover.tables.found import Empty, Found
 from rankfold.recover.tables.layout import UNIT, UNKNOWN, Layout
 
 _BLOCK = 1 << 22
@@ -34,7 +33,7 @@ def read_fast(path: Path, form: Layout) -> Found:
         raise Odd
     try:
         table = _table(path, form)
-        return _wide(table, form) if form.columns is None else _entries(table, form.columns, form)
+        return _wide(table, form) if form.columns is None else _entries(table, form.columns, form.skip + 1)
     except (pa.ArrowException, OSError) as error:
         raise Odd from error
 
@@ -50,20 +49,16 @@ def fast_chunks(path: Path, form: Layout) -> Iterator[Found]:
         with path.open("rb") as opened:
             source, options = _options(path, opened, form)
             for batch in pyarrow.csv.open_csv(source, **options):
-                if any(batch.column(f"f{at}").null_count for at in columns.needed):
-                    raise Odd
                 if batch.num_rows:
-                    yield replace(
-                        _entries(pa.Table.from_batches([batch]), columns, form),
-                        lines=np.arange(line, line + batch.num_rows),
-                    )
+                    yield _entries(pa.Table.from_batches([batch]), columns, line)
                 line += batch.num_rows
     except (pa.ArrowException, OSError) as error:
         raise Odd from error
 
 
-def _entries(table: Any, columns: Columns, form: Layout) -> Found:
-    if not table.num_rows:
+def _entries(table: Any, columns: Columns, first: int) -> Found:
+    """The entries of lines, of which the ``first`` is given by its number."""
+    if not table.num_rows or any(table.column(f"f{at}").null_count for at in columns.needed if at != columns.value):
         raise Odd
     rows, row_names = _encoded(table.column(f"f{columns.row}"))
     names, column_names = _encoded(table.column(f"f{columns.column}"))
@@ -71,15 +66,18 @@ def _entries(table: Any, columns: Columns, form: Layout) -> Found:
         values = np.ones(table.num_rows)
     else:
         values = table.column(f"f{columns.value}").to_numpy()
-        if not np.isfinite(values).all():
+        if np.isinf(values).any():
             raise Odd
+    there, lines = ~np.isnan(values), np.arange(first, first + table.num_rows)
     times = None
     if columns.time is not None:
         times = table.column(f"f{columns.time}").to_numpy()
         if not (np.abs(times) < 1e17).all():
             raise Odd
         times = np.where(np.abs(times) >= 1e11, times / 1000, times)
-    return Found(rows, names, values, row_names, column_names, _lines(form, table.num_rows), times)
+    if not there.all():
+        rows, names, values, times = rows[there], names[there], values[there], None if times is None else times[there]
+    return Found(rows, names, values, row_names, column_names, lines[there], times, Empty.of(lines[~there]))
 
 
 def _wide(table: Any, form: Layout) -> Found:
@@ -114,23 +112,20 @@ def _encoded(column: Any) -> tuple[np.ndarray, list[str]]:
 def _table(path: Path, form: Layout) -> Any:
     with path.open("rb") as opened:
         source, options = _options(path, opened, form)
-        table = pyarrow.csv.read_csv(source, **options)
-    if form.columns is not None and any(table.column(f"f{at}").null_count for at in form.columns.needed):
-        raise Odd
-    return table.unify_dictionaries()
+        return pyarrow.csv.read_csv(source, **options).unify_dictionaries()
 
 
 def _options(path: Path, opened: IO[bytes], form: Layout) -> tuple[Any, dict[str, Any]]:
     """What pyarrow reads from, and how: names as numbers in a dictionary, in the types that are expected."""
     columns: Columns | None = form.columns
     names = [f"f{number}" for number in range(form.fields)]
+    unknown = [way for word in UNKNOWN for way in {word, word.upper(), word.capitalize(), "NaN"}]
     if columns is None:
-        kinds = dict.fromkeys(names, pa.float64()) | {"f0": _NAMES}
-        kept, unknown = names, [way for word in UNKNOWN for way in {word, word.upper(), word.capitalize(), "NaN"}]
+        kinds, kept = dict.fromkeys(names, pa.float64()) | {"f0": _NAMES}, names
     else:
         kinds = {names[columns.row]: _NAMES, names[columns.column]: _NAMES}
         kinds |= {names[at]: pa.float64() for at in (columns.value, columns.time) if at is not None}
-        kept, unknown = [names[at] for at in columns.needed], []
+        kept = [names[at] for at in columns.needed]
     source = pa.PythonFile(_Translated(opened, form.delimiter)) if len(form.delimiter) > 1 else str(path)
     return source, {
         "read_options": pyarrow.csv.ReadOptions(

@@ -14,7 +14,7 @@ from rankfold.recover.tables.columns import Columns, absent, asked, by_header, b
 DELIMITERS = ("\t", ";", ",", "|", "::", " ")  # the first that makes three fields of line 1: a comma may stand in
 # numbers, a space in names
 UNIT = "\x1f"  # stands for a delimiter of two characters, which no csv reader takes
-UNKNOWN = ("", "na", "n/a", "nan", "null", "none", "?", "-")  # of a wide table
+UNKNOWN = ("", "na", "n/a", "nan", "null", "none", "?", "-")  # in the place of a value: there is none
 
 NUMBERS = 0.75  # of the cells of a wide table that are numbers or empty: those that are not are faults
 
@@ -25,13 +25,18 @@ class Fault(ValueError):
 
 @dataclass(frozen=True)
 class Wanted:
-    """What was asked of a file: ``columns`` by name, ``implicit`` feedback (a value may be missing), times; whether
-    line 1 is a ``header`` (None: by what it looks like)."""
+    """What was asked of a file: ``columns`` by name, ``implicit`` feedback (there may be no values), times; whether
+    line 1 is a ``header`` (None: by what it looks like). ``valued`` is False for pairs, whose values are not read."""
 
     columns: tuple[str, ...] | None = None
     implicit: bool = False
     time: bool = False
     header: bool | None = None
+    valued: bool = True
+
+    def read(self, columns: Columns) -> Columns:
+        """Of the ``columns`` that were found, those that are read."""
+        return columns if self.valued else replace(columns, value=None)
 
 
 @dataclass(frozen=True)
@@ -77,7 +82,8 @@ def layout(head: str, wanted: Wanted) -> Layout:
         rows = [split(line, delimiter) for _, line in lines[:1000]]
     first, number = rows[0], lines[0][0]
     try:
-        return _found(first, rows[1:], delimiter, number, wanted)
+        found = _found(first, rows[1:], delimiter, number, wanted)
+        return found if found.columns is None else replace(found, columns=wanted.read(found.columns))
     except Fault:
         raise
     except ValueError as error:

@@ -11,7 +11,7 @@ from pathlib import Path
 import numpy as np
 
 from rankfold.recover.tables.columns import Columns
-from rankfold.recover.tables.found import Found
+from rankfold.recover.tables.found import Empty, Found
 from rankfold.recover.tables.layout import UNKNOWN, Fault, Layout, any_length, number_of, stray_quote, too_few
 from rankfold.recover.tables.times import seconds
 
@@ -32,7 +32,7 @@ def line_chunks(path: Path, form: Layout, size: int) -> Iterator[Found]:
         if len(chunk.values) >= size:
             yield chunk.found(form)
             chunk, empty = _Chunk(), False
-    if chunk.values:
+    if chunk.row_at:
         yield chunk.found(form)
     elif empty:
         raise ValueError(f"there are no entries below the header {','.join(form.header or ())}")
@@ -44,10 +44,16 @@ class _Chunk:
         self.column_at: dict[str, int] = {}
         self.rows, self.columns, self.numbers = array("q"), array("q"), array("q")
         self.values, self.times = array("d"), array("d")
+        self.empty = Empty()
 
     def add(self, row: str, column: str, value: float, line: int, when: float) -> None:
-        self.rows.append(self.row_at.setdefault(row, len(self.row_at)))
-        self.columns.append(self.column_at.setdefault(column, len(self.column_at)))
+        row_at = self.row_at.setdefault(row, len(self.row_at))
+        column_at = self.column_at.setdefault(column, len(self.column_at))
+        if np.isnan(value):
+            self.empty += Empty(1, line)
+            return
+        self.rows.append(row_at)
+        self.columns.append(column_at)
         self.values.append(value)
         self.numbers.append(line)
         self.times.append(when)
@@ -62,6 +68,7 @@ class _Chunk:
             list(self.column_at),
             np.array(self.numbers),
             np.array(self.times) if timed else None,
+            Empty() if form.columns is None else self.empty,
         )
 
 
@@ -75,10 +82,8 @@ def _entries(line: int, fields: list[str], form: Layout) -> Iterator[tuple[str, 
     if not fields[0]:
         raise Fault(f"line {line}: the row has no name in column 1 of the table")
     for name, field in zip(header[1:], fields[1:], strict=True):
-        if field.lower() in UNKNOWN:
-            continue
-        number = number_of(field)
-        if number is None or not np.isfinite(number):
+        number = np.nan if field.lower() in UNKNOWN else number_of(field)
+        if number is None or np.isinf(number):
             raise Fault(
                 f"line {line}: {field!r} is not a number (row {fields[0]}, column {name}): leave it empty where "
                 "nothing is known"
@@ -120,9 +125,12 @@ def _time(line: int, text: str, place: str) -> float:
 
 
 def _value(line: int, value: str, place: str, columns: Columns) -> float:
+    """The number, NaN where there is none. Raises ``Fault`` for anything else."""
+    if value.lower() in UNKNOWN:
+        return np.nan
     number = number_of(value)
     if number is None:
-        shown = f"{value!r} is not a number" if value else "the value is missing"
+        shown = f"{value!r} is not a number"
         if number_of(value.replace(",", ".")) is not None:
             shown += ": write decimals with a point"
         raise Fault(f"line {line}: {shown} {place}; {columns.order()}")

@@ -13,7 +13,7 @@ import pyarrow.compute
 import pyarrow.parquet
 
 from rankfold.recover.tables.columns import Columns, asked, by_header, role_of
-from rankfold.recover.tables.found import Found
+from rankfold.recover.tables.found import Empty, Found
 from rankfold.recover.tables.layout import Wanted
 from rankfold.recover.tables.names import name_of
 from rankfold.recover.tables.triplets import Duplicates, Triplets
@@ -22,7 +22,7 @@ EMPTY = "the file has columns and no rows: it holds no entries"
 
 
 def read_parquet(path: Path, wanted: Wanted, duplicates: Duplicates) -> Triplets:
-    """The entries; nulls and what is no number are named with their row of the file. Raises ``ValueError``."""
+    """The entries. Raises ``ValueError`` that names the row of the file."""
     with _opened(path) as file:
         header, columns = _header(file, wanted)
         table = file.read([header[at] for at in columns.needed])
@@ -95,12 +95,15 @@ def _found(table: Any, header: list[str], columns: Columns, before: int) -> Foun
     names, column_names = _names(table, header[columns.column], "column", before)
     values = np.ones(table.num_rows)
     if columns.value is not None:
-        values = _numbers(table.column(header[columns.value]), header[columns.value], before)
+        values = _numbers(table.column(header[columns.value]), header[columns.value], before, empty=True)
+    there = ~np.isnan(values)
     times = None
     if columns.time is not None:
         times = _times(table.column(header[columns.time]), header[columns.time], before)
     lines = np.arange(before + 1, before + 1 + table.num_rows)
-    return Found(rows, names, values, row_names, column_names, lines, times)
+    if not there.all():
+        rows, names, values, times = rows[there], names[there], values[there], None if times is None else times[there]
+    return Found(rows, names, values, row_names, column_names, lines[there], times, Empty.of(lines[~there]))
 
 
 def _columns(header: list[str], wanted: Wanted) -> Columns:
@@ -108,8 +111,8 @@ def _columns(header: list[str], wanted: Wanted) -> Columns:
         missing = [name for name in wanted.columns if name not in header]
         if missing:
             raise ValueError(f"there is no column {missing[0]}: the columns are {', '.join(header)}")
-        return asked(header, wanted.columns, implicit=wanted.implicit, time=wanted.time)
-    return by_header(header, implicit=wanted.implicit, time=wanted.time)
+        return wanted.read(asked(header, wanted.columns, implicit=wanted.implicit, time=wanted.time))
+    return wanted.read(by_header(header, implicit=wanted.implicit, time=wanted.time))
 
 
 def _names(table: Any, name: str, what: str, before: int) -> tuple[np.ndarray, list[str]]:
@@ -122,13 +125,15 @@ def _names(table: Any, name: str, what: str, before: int) -> tuple[np.ndarray, l
     return chunk.indices.to_numpy().astype(np.int64), [name_of(value) for value in chunk.dictionary.to_pylist()]
 
 
-def _numbers(column: Any, name: str, before: int) -> np.ndarray:
-    _nulls(column, f"the value ({name})", before)
+def _numbers(column: Any, name: str, before: int, *, empty: bool = False) -> np.ndarray:
+    """The numbers of a column; with ``empty`` NaN where there is none."""
+    if not empty:
+        _nulls(column, f"the value ({name})", before)
     try:
         values = column.cast(pa.float64()).to_numpy()
     except pa.ArrowException as error:
         raise ValueError(f"the values in column {name} are not numbers ({_first(error)})") from None
-    wrong = np.flatnonzero(~np.isfinite(values))
+    wrong = np.flatnonzero(np.isinf(values) if empty else ~np.isfinite(values))
     if len(wrong):
         raise ValueError(f"row {before + wrong[0] + 1} of the file: the value is {values[wrong[0]]}: leave the row out")
     return np.asarray(values)

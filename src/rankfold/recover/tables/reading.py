@@ -41,7 +41,8 @@ def read_triplets(
     ``shape``, a matrix ``X`` with NaN, or scipy's sparse format. Names of rows and columns are texts, kept as
     written. A first line without any number is a header: columns are found by customary names in it (user, item,
     rating, timestamp and others), and by the order row, column, value otherwise; the first of ``remarks`` tells. A
-    table with a row of the matrix a line is read as such.
+    table with a row of the matrix a line is read as such. An entry whose value is empty (or NA, ?, -) is left out, and
+    the remarks count them.
 
     Args:
         file: to be read.
@@ -66,8 +67,11 @@ def read_triplets(
         >>> rf.recover.read_triplets("ratings.csv").values.tolist()
         [4.0, 2.0]
     """
+    return _read(Path(file), Wanted(None if columns is None else tuple(columns), implicit, time, header), duplicates)
+
+
+def _read(path: Path, wanted: Wanted, duplicates: Duplicates) -> Triplets:
     one_of(duplicates)
-    path, wanted = Path(file), Wanted(None if columns is None else tuple(columns), implicit, time, header)
     kind = path.suffix.lower()
     check_file(path)
     try:
@@ -127,16 +131,16 @@ def read_plays(
 def read_pairs(
     file: str | Path, *, columns: Sequence[str] | None = None, time: bool = False, header: bool | None = None
 ) -> Triplets:
-    """Pairs (row, column) to predict, perhaps with times; a value is read where there is one and means nothing."""
+    """Pairs (row, column) to predict, perhaps with times; a column of values is not read."""
     named = None
     if columns is not None:
-        named = [name for name in columns if role_of(name) != "value"]
+        named = tuple(name for name in columns if role_of(name) != "value")
     try:
-        return read_triplets(file, duplicates="last", columns=named, implicit=True, time=time, header=header)
+        return _read(Path(file), Wanted(named, True, time, header, valued=False), "last")
     except ValueError:
         if columns is None:
             raise
-        return read_triplets(file, duplicates="last", columns=columns, implicit=True, time=time, header=header)
+        return _read(Path(file), Wanted(tuple(columns), True, time, header, valued=False), "last")
 
 
 def read_test(

@@ -77,6 +77,7 @@ def advise(
 
 def print_advice(found: Advice, model: str, extra: str) -> None:
     """Sentences, a table of what was tried, and commands."""
+    from rankfold.costs import shown
     from rankfold.pipeline.advice.words import commands, sentences
 
     for sentence in sentences(found):
@@ -87,10 +88,10 @@ def print_advice(found: Advice, model: str, extra: str) -> None:
         header = ["FLOPs", "parameters", found.start.name, *(["KL"] if known else [])]
         header += [f"ms at batch {batch}" for batch in found.latencies]
         whole = ["100.0 %", "100.0 %", found.start.text, *(["0"] if known else [])]
-        whole += [f"{ms:.3f}" for ms in found.latencies.values()]
+        whole += [shown(ms) for ms in found.latencies.values()]
         rows = [
             [percent(p.flops), percent(p.params), p.figure.text, *([f"{p.kl:.3g}"] if p.kl is not None else [])]
-            + [f"{p.latencies[batch]:.3f}" if batch in p.latencies else "" for batch in found.latencies]
+            + [shown(p.latencies[batch]) if batch in p.latencies else "" for batch in found.latencies]
             for p in found.tried
         ]
         print_table(header, [whole, *rows], left=())

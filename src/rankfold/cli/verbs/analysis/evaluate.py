@@ -85,6 +85,7 @@ def evaluate(
         set_threads,
     )
     from rankfold.cli.trained import open_either
+    from rankfold.costs import shown
     from rankfold.export import target_latencies
     from rankfold.export.targets import Target
     from rankfold.pipeline import figures, protocol
@@ -133,15 +134,15 @@ def evaluate(
         ("parameters", count(found.params)),
         ("FLOPs", f"{count(found.flops)} a sample"),
         ("bytes", count(found.bytes)),
-        ("latency", f"{found.latency_ms:.3f} ms at batch 1"),
+        ("latency", f"{shown(found.latency_ms)} ms at batch 1"),
     ]
     if found.prefill_ms is not None and found.decode_ms is not None:
         rows += [
-            ("prefill", f"{found.prefill_ms:.3f} ms for the prompt"),
-            ("decode", f"{found.decode_ms:.3f} ms for one token after it"),
+            ("prefill", f"{shown(found.prefill_ms)} ms for the prompt"),
+            ("decode", f"{shown(found.decode_ms)} ms for one token after it"),
         ]
     rows += [
-        (f"{target.value}, {name}" if name == "original" else target.value, f"{ms:.3f} ms at batch {batch}")
+        (f"{target.value}, {name}" if name == "original" else target.value, f"{shown(ms)} ms at batch {batch}")
         for name, ms in times.items()
     ]
     print_table((loaded.spec, f"{samples.name}, {split}"), rows, left=(0, 1))

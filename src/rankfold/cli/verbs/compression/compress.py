@@ -191,6 +191,8 @@ def compress(
 
 def print_result(result: Result) -> None:
     """A table with a column for each stage."""
+    from rankfold.costs import shown
+
     stages: list[tuple[str, Figures]] = [("before", result.before), ("compressed", result.compressed)]
     if result.finetuned is not None:
         stages.append(("fine-tuned", result.finetuned))
@@ -221,7 +223,7 @@ def print_result(result: Result) -> None:
     rows += [
         row(
             f"ms at batch {batch}",
-            [f"{f.latencies[batch]:.3f}" for _, f in stages],
+            [shown(f.latencies[batch]) for _, f in stages],
             f"{first.latencies[batch] / last.latencies[batch]:.2f} times as fast",
         )
         for batch in first.latencies
@@ -231,7 +233,7 @@ def print_result(result: Result) -> None:
             told = [getattr(f, name) for _, f in stages]
             known = told[0] and told[-1]
             note = f"{told[0] / told[-1]:.2f} times as fast" if known else ""
-            rows.append(row(name.replace("_", " "), [f"{ms:.3f}" if ms else "" for ms in told], note))
+            rows.append(row(name.replace("_", " "), [shown(ms) if ms else "" for ms in told], note))
     print_table(("", *(name for name, _ in stages), ""), rows, left=(0, len(stages) + 1))
     if result.quality is not None:
         print(f"max drop: {result.quality.sentence}")

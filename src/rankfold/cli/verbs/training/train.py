@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import time
+from math import ceil
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -101,18 +102,20 @@ def train(
 def print_result(result: TrainResult) -> None:
     """What was reached, what is odd about it, and what can be done next."""
     judged = result.validation.judged
-    composed = f", {count(result.trained_params)} in factors while training" if result.depth > 1 else ""
+    factored = result.depth > 1 or result.ranks
+    composed = f", {count(result.trained_params)} in factors while training" if factored else ""
+    how = "low rank from the first step" if result.ranks else f"depth {result.depth}"
     rows = [
         (f"validation {judged.name}", f"{judged.text}, of epoch {result.best_epoch}"),
         (f"test {judged.name}", result.test.judged.text),
         ("parameters", f"{count(result.params)}{composed}"),
         ("training", f"{result.seconds:.1f} s, {result.epochs} epochs, seed {result.seed}"),
     ]
-    print_table((result.model, f"{result.data}, depth {result.depth}"), rows, left=(0, 1))
+    print_table((result.model, f"{result.data}, {how}"), rows, left=(0, 1))
     if result.warning is not None:
         print(f"warning: {result.warning}")
     weights = Path(result.directory) / "model.safetensors"
     print(f"\nmodel: {weights}")
-    print(
-        f"next: rankfold compress {result.model} --weights {weights} --data {result.data} --budget params=0.5 -o small"
-    )
+    kept = ceil(100 * result.trained_params / result.params) / 100 if result.ranks else 0.5
+    budget = f"params={kept if kept < 1 else 0.5:g}"
+    print(f"next: rankfold compress {result.model} --weights {weights} --data {result.data} --budget {budget} -o small")

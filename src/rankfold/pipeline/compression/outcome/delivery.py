@@ -5,7 +5,7 @@ from __future__ import annotations
 import copy
 import json
 from collections.abc import Mapping
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any, NotRequired
 
@@ -17,6 +17,7 @@ from rankfold.compress.planning.profile import Profile
 from rankfold.compress.ranks.rules import described, rule_named
 from rankfold.compress.slicing.bottlenecks import Bottlenecks
 from rankfold.costs import Example
+from rankfold.costs.times import spread_over, spreads
 from rankfold.objectives import Evaluation, Inferred
 from rankfold.pipeline.compression.outcome.beside import Beside
 from rankfold.pipeline.compression.outcome.curve import Curve
@@ -113,6 +114,7 @@ def close(directory: Path, result: Result, curve: Curve) -> None:
         "search": None if result.quality is None else result.quality.kept(),
         "scores": {name: stage and stage.score.to_dict() for name, stage in stages.items()},
         "latencies": {name: stage and dict(stage.latencies) for name, stage in stages.items()},
+        "spreads": {name: stage and spreads(stage.latencies) for name, stage in stages.items()},
         "curve": [
             {"label": p.label, "kept_flops": p.kept_flops, "kept_params": p.kept_params, "value": p.figure.value}
             for p in curve.points
@@ -138,7 +140,11 @@ def read_result(directory: Path, original: nn.Module) -> Result:
         known = checked(_Kept, {key: values[key] for key in _Kept.__annotations__ if key in values})
         scores = known.get("scores", {})
         stages = {
-            name: _stage(values[name], known["latencies"][name], scores.get(name))
+            name: _stage(
+                values[name],
+                spread_over(known["latencies"][name] or {}, (known.get("spreads") or {}).get(name) or {}),
+                scores.get(name),
+            )
             for name in ("before", "compressed", "finetuned")
         }
         before, compressed = stages["before"], stages["compressed"]
@@ -163,13 +169,14 @@ class _Kept(TypedDict):
     validation: dict[str, float]
     remarks: list[str]
     latencies: dict[str, dict[int, float] | None]
+    spreads: NotRequired[dict[str, dict[int, tuple[float, float]] | None]]
     scores: NotRequired[dict[str, Any]]
     objective: NotRequired[str]
     search: NotRequired[dict[str, Any] | None]
 
 
 def _stage(
-    values: Mapping[str, Any] | None, latencies: Mapping[int, float] | None, score: Mapping[str, Any] | None
+    values: Mapping[str, Any] | None, latencies: Mapping[int, float], score: Mapping[str, Any] | None
 ) -> Figures | None:
     """``score`` is missing where the first release wrote the result: of a classifier, by its accuracy."""
     if values is None:
@@ -178,4 +185,5 @@ def _stage(
     costs = {key: values[key] for key in ("params", "flops", "bytes", "latency_ms")}
     costs |= {key: values[key] for key in ("prefill_ms", "decode_ms") if key in values}
     score = checked(Evaluation, asdict(Evaluation.from_dict(known)))
-    return checked(Figures, {"score": score, **costs, "latencies": dict(latencies or {})})
+    read: Figures = checked(Figures, {"score": score, **costs})
+    return replace(read, latencies=dict(latencies))

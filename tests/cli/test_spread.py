@@ -1,0 +1,42 @@
+"""A time that was measured several times is shown with its quartiles, everywhere by one function."""
+
+import copy
+import json
+import pickle
+from itertools import count
+
+import pytest
+import torch
+from torch import nn
+
+from rankfold.costs import Milliseconds, clock, latencies, shown
+from rankfold.costs.times import spread_over, spreads
+from rankfold.report.quantities import milliseconds
+
+
+def test_quartiles_stay_with_the_number():
+    ms = Milliseconds.of([1.0, 2.0, 3.0, 4.0, 9.0])
+    assert (ms, ms.quartiles) == (3.0, (2.0, 4.0))
+    assert Milliseconds.of([1.0, 2.0, 3.0], 0.25) == 1.5
+    for kept in (copy.deepcopy(ms), pickle.loads(pickle.dumps(ms))):
+        assert (kept, kept.quartiles) == (3.0, (2.0, 4.0))
+    assert json.dumps(ms) == "3.0"
+    assert shown(ms) == "3.000 (2.000–4.000)"
+    assert shown(3.0) == "3.000"  # of an earlier release
+    assert milliseconds(ms) == "3.000 (2.000–4.000)\u00a0ms"
+    assert milliseconds(None) == "–"
+
+
+def test_quartiles_are_stored_beside_the_numbers():
+    times = {1: Milliseconds.of([1.0, 2.0, 3.0]), 64: 5.0}
+    held = json.loads(json.dumps({"latencies": times, "spreads": spreads(times)}))
+    again = spread_over(held["latencies"], held["spreads"])
+    assert again["1"].quartiles == times[1].quartiles
+    assert type(again["64"]) is float
+
+
+def test_latencies_know_their_quartiles(monkeypatch: pytest.MonkeyPatch):
+    steps = count(1)
+    monkeypatch.setattr(clock, "once", lambda model, example: 1e-3 * next(steps))
+    found = latencies({"a": nn.Linear(2, 2)}, torch.zeros(1, 2), rounds=3)["a"]
+    assert (found, found.quartiles) == (pytest.approx(3.0), (pytest.approx(2.5), pytest.approx(3.5)))
