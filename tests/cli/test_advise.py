@@ -277,6 +277,7 @@ def test_a_profile_is_given_as_many_samples_as_its_passes_allow():
     for forwards in (45.0, 450.0, 5760.0, 9000.0):
         samples = profiled_within(forwards)
         assert 9 * samples + 36 * min(samples, 128) == pytest.approx(forwards)
+        assert 9 * profiled_within(forwards, tokens=True) == pytest.approx(forwards)
 
 
 def test_a_tied_weight_is_counted_and_listed_once():

@@ -271,3 +271,38 @@ def test_answers_to_tokens_are_judged_one_by_one() -> None:
     assert known.statistics is not None
     assert known.statistics.nats
     assert {each.coherence for group in known.candidates.values() for each in group} == {None}
+
+
+class Normalised(nn.Module):
+    """Behind a normalisation the size of a layer's output is lost, and with it, to second order, what most of an error
+    that leaves next to nothing costs."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.a, self.norm, self.b = nn.Linear(24, 16), nn.LayerNorm(16), nn.Linear(16, 8)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.b(torch.tanh(self.norm(self.a(x))))
+
+
+@pytest.mark.parametrize("seed", range(3))
+def test_a_direction_less_never_costs_less_than_nothing(seed: int) -> None:
+    torch.manual_seed(seed)
+    model, x, new = Normalised().eval(), torch.randn(256, POSITIONS, 24), torch.randn(512, POSITIONS, 24)
+    known = rf.profile(model, x, objective="teacher", where="a")
+    for candidate in known.candidates["a"]:
+        price = candidate.decomposition.errors.square() * candidate.coherence
+        assert bool((price[:-1] > price[1:]).all())
+    for rank in (1, 4, 8):
+        plan = known.plan(rf.Ranks({"a": rank}))
+        small = rf.apply_(copy.deepcopy(model), plan, known)
+        measured = rf.evaluate(small, new, objective=Moved(), teacher=model).loss
+        assert plan.forecast > measured / 3, rank  # where nothing is right any more it is twice the variance
+
+
+def test_ratios_below_one_hold_where_more_is_lost() -> None:
+    errors, price = torch.tensor([4.0, 3, 2, 1, 0.5]).double(), torch.tensor([16.0, 9, 4, 1, 0.25]).double()
+    falling = [Point(4, 0.2, 0.0), Point(3, 0.4, 0.0), Point(2, 0.5, 0.0), Point(1, 0.9, 0.0)]
+    torch.testing.assert_close(ratios(errors, price, falling), torch.full((5,), 0.8).double())
+    above = [Point(4, 0.5, 0.0), Point(3, 1.1, 0.0)]  # twice its price, then less: a direction adds its own at least
+    assert float(ratios(errors, price, above)[3]) == pytest.approx((0.5 + 0.75) / 1)

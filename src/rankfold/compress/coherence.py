@@ -15,7 +15,8 @@ Layers of a single position keep their price: there the ratio takes out the damp
 chooses ranks without it loses where much is lost (two linear layers around a tanh at half of their parameters, four
 seeds: .28 to .43 of the outputs' variance in place of .23 to .31).
 
-Between ranks the logarithm of the ratio is linear in that of the error. It is drawn towards one by the share of noise
+Between ranks the logarithm of the ratio is linear in that of the error, and a direction less never costs less than one
+would think without it (``_growing``). The ratio is drawn towards one by the share of noise
 in it, and is one below two standard errors: whoever chooses ranks by noise chooses what was underestimated.
 """
 
@@ -127,7 +128,19 @@ def ratios(errors: Tensor, price: Tensor, points: Sequence[Point]) -> Tensor:
     at = np.log([max(float(errors[p.rank]), 1e-300) for p in usable])
     order = np.argsort(at)
     between = np.interp(np.log(np.maximum(errors.numpy(), 1e-300)), at[order], logs[order])
-    return torch.from_numpy(np.clip(np.exp(between), 1 / _BOUND, _BOUND))
+    return torch.from_numpy(_growing(price.numpy(), np.clip(np.exp(between), 1 / _BOUND, _BOUND)))
+
+
+def _growing(price: np.ndarray, ratio: np.ndarray) -> np.ndarray:
+    """``ratio``, raised where a direction less would add less than its own price, or than that times the ratio so far
+    where this is below one. The cost of a large error may vanish to second order and is large for all that: behind a
+    normalisation a layer that gives next to nothing is taken for one that is scaled."""
+    found = ratio.copy()
+    for rank in range(len(price) - 2, -1, -1):
+        if price[rank] > 0:
+            more = (price[rank] - price[rank + 1]) * min(1.0, found[rank + 1])
+            found[rank] = max(ratio[rank], (price[rank + 1] * found[rank + 1] + more) / price[rank])
+    return found
 
 
 def _of_groups(

@@ -34,11 +34,14 @@ class _Made(NamedTuple):
 
 
 class Stored:
-    """The tensors of the model of ``directory``. Raises ``ValueError`` as ``Checkpoint`` does."""
+    """The tensors of the model of ``directory``. Raises ``ValueError`` as ``Checkpoint`` does.
+
+    ``called``: how the model calls what the files hold under another name, whether it has such a tensor or not.
+    """
 
     def __init__(self, directory: str | Path, model: Any) -> None:
         self.files = Checkpoint(directory)
-        self.made = _made(model, self.files)
+        self.made, self.called = _made(model, self.files)
         self.model = model
 
     def __contains__(self, name: str) -> bool:
@@ -83,23 +86,26 @@ class Stored:
         return found[0] if isinstance(found, list) else found
 
 
-def _made(model: Any, files: Checkpoint) -> dict[str, _Made]:
-    """What of the model is made of other tensors of the files; none with a version of transformers that does not."""
+def _made(model: Any, files: Checkpoint) -> tuple[dict[str, _Made], dict[str, str]]:
+    """What of the model is made of other tensors of the files, and how it calls these; nothing with a version of
+    transformers that does not convert."""
     try:
         from transformers.conversion_mapping import get_model_conversion_mapping
         from transformers.core_model_loading import WeightConverter, WeightRenaming, dot_natural_key, rename_source_key
     except ImportError:
-        return {}
+        return {}, {}
     mapping = get_model_conversion_mapping(model)
     renamings = [each for each in mapping if isinstance(each, WeightRenaming)]
     converters = [each for each in mapping if isinstance(each, WeightConverter)]
     by_pattern = {pattern: each for each in converters for pattern in each.source_patterns}
     state: Mapping[str, Tensor] = model.state_dict()
     found: dict[str, _Made] = {}
+    called: dict[str, str] = {}
     for stored in sorted(files.names, key=dot_natural_key):
         if stored in state:
             continue
         renamed, pattern = rename_source_key(stored, renamings, converters, model.base_model_prefix, dict(state))
+        called[stored] = renamed
         conversion = WeightRenaming(stored, renamed) if pattern is None else by_pattern[pattern]
         targets = [renamed]
         if pattern is not None:
@@ -109,4 +115,4 @@ def _made(model: Any, files: Checkpoint) -> dict[str, _Made]:
             if target in state and target not in files:
                 known = found.setdefault(target, _Made(target, renamed, conversion, []))
                 known.pieces.append(_Piece(stored, pattern or stored))
-    return found
+    return found, called

@@ -65,7 +65,8 @@ def check_whole(directory: str | Path, kind: Any) -> None:
         raise HubError(f"{directory}: what was written cannot be read back ({said(error)})") from None
     missing, other = _compared(fresh, shapes)
     used = shapes.keys() | {piece.stored for made in stored.made.values() for piece in made.pieces}
-    foreign = sorted(set(files.names) - used - ({asked["poison"]} if asked else set()))
+    poison = asked["poison"] if asked else None
+    foreign = sorted(name for name in set(files.names) - used if stored.called.get(name, name) != poison)
     if missing or other or foreign:
         raise HubError(
             f"{kind.__name__}: what would be written does not hold what its configuration says, so nothing was "

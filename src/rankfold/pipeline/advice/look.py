@@ -13,7 +13,7 @@ from torch import nn
 from rankfold.compress.applying.apply import apply_
 from rankfold.compress.planning.plan import Plan
 from rankfold.compress.planning.profile import Calibration, Profile
-from rankfold.compress.planning.profiling import profile
+from rankfold.compress.planning.profiling import meant, profile
 from rankfold.compress.repair.batchnorm import Reference, reestimate_
 from rankfold.costs import Cost
 from rankfold.objectives import Figure, Figures, Objective
@@ -87,13 +87,14 @@ def advise(
     root, data, look = unwrap(model), parts_of(data), Look(seconds, tell or Tell())
     example = first_example(root, data.train)
     each = seconds_of_one(root, example)
-    taught = affordable(profiled_within(_PROFILE * seconds / each), each, 1024)
+    meaning = meant(root, data.train, objective)
+    tokens = meaning is not None and meaning.by_token
+    taught = affordable(profiled_within(_PROFILE * seconds / each, tokens), each, 1024)
     calibration = calibration_part(data.train, taught, seed)
     known = profile(
-        root, calibration, objective=objective, example=example, where=where,
+        root, calibration, objective=meaning, example=example, where=where,
         calibration=Calibration(samples=taught), progress=look.tell.progress,
     )  # fmt: skip
-    meaning = known.objective
     teacher = root if meaning is None or meaning.by_token or not meaning.labelled else None
     forwards = (len(KEPT) + 1) * (1 if teacher is None else 2)
     repairs = (len(KEPT) + 1) * taught if any(name.endswith("running_mean") for name, _ in root.named_buffers()) else 0

@@ -90,11 +90,13 @@ def affordable(wanted: float, each: float, most: int) -> int:
     return int(min(max(wanted, min(64, max(16, 0.5 / each))), most))
 
 
-def profiled_within(forwards: float) -> float:
-    """How many samples a profile may take that shall cost no more than so many forward passes of one sample."""
-    if forwards <= (_PASSES + _TOGETHER) * _MOST:
-        return forwards / (_PASSES + _TOGETHER)
-    return (forwards - _TOGETHER * _MOST) / _PASSES
+def profiled_within(forwards: float, tokens: bool = False) -> float:
+    """How many samples a profile may take that shall cost no more than so many forward passes of one sample. Errors of
+    ``tokens`` are not added up over positions."""
+    together = 0 if tokens else _TOGETHER
+    if forwards <= (_PASSES + together) * _MOST:
+        return forwards / (_PASSES + together)
+    return (forwards - together * _MOST) / _PASSES
 
 
 def seconds_of_one(root: nn.Module, example: Example) -> float:
