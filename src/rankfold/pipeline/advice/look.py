@@ -32,7 +32,7 @@ from rankfold.zoo.data import parts_of
 BATCHES = (1, 64)
 WORTH = 0.05  # of a network: smaller parts are not worth a word
 _PROFILE = 0.5  # of the time, for a profile
-_JUDGING = 0.6  # of the time that is then left, to judge in
+_JUDGING = 0.45  # of the time that is then left, to judge in
 SHOWN = 5  # layers and reasons that are named
 
 

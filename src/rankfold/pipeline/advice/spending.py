@@ -19,8 +19,8 @@ from rankfold.pipeline.advice.found import Advice, Tried
 from rankfold.run.progress import Tell
 
 KEPT = (0.9, 0.75, 0.6, 0.45, 0.3)  # fractions of the FLOPs that are tried, one after the other while time is left
-_PASSES = 9  # forward passes of one sample that a profile costs for each (ResNet20, one thread: 26 ms beside 2.8 ms)
-_TOGETHER, _MOST = 36, 128  # and so many more for each of the samples whose errors are added up over positions
+_PASSES, _OF_TOKENS = 18, 9  # forward passes of one sample that a profile costs for each (ResNet20, 32 to 512 images)
+_TOGETHER, _MOST = 75, 128  # and so many more, decompositions included, where errors at positions are added up
 _TIMING = 0.15  # of the time, to time networks in
 _FORWARDS = 8  # of which latencies takes no fewer: one to warm up and three rounds, of two networks
 
@@ -93,10 +93,11 @@ def affordable(wanted: float, each: float, most: int) -> int:
 def profiled_within(forwards: float, tokens: bool = False) -> float:
     """How many samples a profile may take that shall cost no more than so many forward passes of one sample. Errors of
     ``tokens`` are not added up over positions."""
-    together = 0 if tokens else _TOGETHER
-    if forwards <= (_PASSES + together) * _MOST:
-        return forwards / (_PASSES + together)
-    return (forwards - together * _MOST) / _PASSES
+    if tokens:
+        return forwards / _OF_TOKENS
+    if forwards <= (_PASSES + _TOGETHER) * _MOST:
+        return forwards / (_PASSES + _TOGETHER)
+    return (forwards - _TOGETHER * _MOST) / _PASSES
 
 
 def seconds_of_one(root: nn.Module, example: Example) -> float:
