@@ -11,6 +11,7 @@ from torch import nn
 
 from rankfold.costs import Milliseconds, clock, latencies, shown
 from rankfold.costs.times import spread_over, spreads
+from rankfold.pipeline.comparing import _stages
 from rankfold.report.quantities import milliseconds
 
 
@@ -23,7 +24,7 @@ def test_quartiles_stay_with_the_number():
     assert json.dumps(ms) == "3.0"
     assert shown(ms) == "3.000 (2.000–4.000)"
     assert shown(3.0) == "3.000"  # of an earlier release
-    assert milliseconds(ms) == "3.000 (2.000–4.000)\u00a0ms"
+    assert milliseconds(ms) == "3.000\u00a0ms (2.000–4.000)"
     assert milliseconds(None) == "–"
 
 
@@ -40,3 +41,12 @@ def test_latencies_know_their_quartiles(monkeypatch: pytest.MonkeyPatch):
     monkeypatch.setattr(clock, "once", lambda model, example: 1e-3 * next(steps))
     found = latencies({"a": nn.Linear(2, 2)}, torch.zeros(1, 2), rounds=3)["a"]
     assert (found, found.quartiles) == (pytest.approx(3.0), (pytest.approx(2.5), pytest.approx(3.5)))
+
+
+def test_a_comparison_reads_quartiles_that_were_stored_beside_the_numbers():
+    stage = {"params": 1, "latency_ms": 2.0}
+    stored = {"before": stage, "compressed": stage, "finetuned": None, "latencies": {"before": {"1": 2.0}}}
+    read = _stages(stored | {"spreads": {"before": {"1": (1.5, 2.5)}}})
+    assert read["before"]["latency_ms"]["1"].quartiles == (1.5, 2.5)
+    assert read["compressed"]["latency_ms"] == {"1": 2.0}  # of an earlier release
+    assert _stages(stored)["before"]["latency_ms"] == {"1": 2.0}

@@ -20,10 +20,10 @@ class Milliseconds(float):
         made.quartiles = (value, value) if quartiles is None else (float(quartiles[0]), float(quartiles[1]))
         return made
 
-    def shown(self, text: Callable[[float], str] = "{:.3f}".format) -> str:
-        """1.254 (1.201–1.312); ``text`` writes one number."""
+    def shown(self, text: Callable[[float], str] = "{:.3f}".format, unit: str = "") -> str:
+        """1.254 (1.201–1.312); ``text`` writes one number, and ``unit`` stands behind the first."""
         low, high = self.quartiles
-        return f"{text(self)} ({text(low)}–{text(high)})"
+        return f"{text(self)}{unit} ({text(low)}–{text(high)})"
 
     @classmethod
     def of(cls, measured: Sequence[float], quantile: float = 0.5) -> Milliseconds:

@@ -58,11 +58,11 @@ def kept(after: float | None, before: float | None) -> float | None:
 
 
 def milliseconds(value: float | None) -> str:
-    """18.234 → 18.23 ms; with the quartiles, where they are known: 18.23 (17.9–19.02) ms."""
+    """18.234 → 18.23 ms; with the quartiles, where they are known: 18.23 ms (17.90–19.02)."""
     if not known(value) or value is None:
         return ABSENT
     spread = getattr(value, "shown", None)
-    return f"{_figures(value) if spread is None else spread(_figures)}{NBSP}ms"
+    return f"{_figures(value)}{NBSP}ms" if spread is None else str(spread(_figures, f"{NBSP}ms"))
 
 
 def decimal(value: float | None) -> str:

@@ -144,7 +144,7 @@ def finish(operator: Operator, y: Array, x: Point, search: Search, watch: Watch)
 
 
 def _share(missed: float) -> str:
-    return f"{100 * missed:.2g} % of its size"
+    return f"{100 * missed:.2g} % of the whole"
 
 
 def _alive(x: Point) -> int:
