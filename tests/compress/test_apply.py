@@ -439,6 +439,16 @@ def test_second_moments_are_asked_for_where_the_method_needs_them():
         apply_(model, made)
 
 
+def test_factors_of_a_plan_that_are_no_matrices_are_refused():
+    torch.manual_seed(0)
+    model, x = nn.Sequential(nn.Linear(12, 16), nn.ReLU(), nn.Linear(16, 8)), torch.randn(128, 12)
+    made = rf.plan(model, "params=0.6", "sequential", x)
+    name, fitted = next(iter(made.factors.items()))
+    flat = replace(fitted, factors=replace(fitted.factors, parts=tuple(p.flatten() for p in fitted.factors.parts)))
+    with pytest.raises(ApplyError, match=rf"{name} .*make the plan again"):
+        apply_(model, replace(made, factors={**made.factors, name: flat}))
+
+
 def test_factors_that_overflow_half_precision_are_reported():
     model = nn.Sequential(nn.Conv2d(16, 16, 3)).half()
     with torch.no_grad():

@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 import io
 import json
+import os
 import random
 from collections.abc import Callable
 from pathlib import Path
@@ -153,7 +154,7 @@ def signed_anew(directory: Path) -> None:
             }
             values["sha256"] = _own_hash(values)
         checkpoint = values.get("file")
-        if isinstance(checkpoint, str) and (plan.parent / Path(checkpoint).name).is_file():
+        if isinstance(checkpoint, str) and os.path.isfile(plan.parent / Path(checkpoint).name):  # whatever its length
             values["sha256"] = sha256((plan.parent / Path(checkpoint).name).read_bytes())
         plan.write_text(json.dumps(values))
     for mark in directory.rglob("*.sha256"):

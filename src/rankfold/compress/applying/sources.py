@@ -149,6 +149,6 @@ def _check_fitted(root: nn.Module, plan: Plan, fitted: Mapping[str, Fitted], her
 
 def _rank_of(fitted: Fitted, entry: Entry) -> int | None:
     parts = fitted.factors.parts
-    if (entry.form is Form.DENSE) != (len(parts) == 1):
+    if (entry.form is Form.DENSE) != (len(parts) == 1) or parts[0].dim() < 2:
         return None
     return entry.rank if entry.form is Form.DENSE else parts[0].shape[-2]
