@@ -40,19 +40,18 @@ class SplitExperts(nn.Module):
 
     def forward(self, hidden_states: Tensor, top_k_index: Tensor, top_k_weights: Tensor) -> Tensor:
         """Tokens (T, n), the experts of each (T, k), where ``num_experts`` is none, and their weights (T, k)."""
-        inside, known = self.enter(hidden_states, top_k_index), top_k_index.clamp(max=self.num_experts - 1)
+        inside = self.enter(hidden_states, top_k_index)
         if self.enter_bias is not None:
-            inside = inside + self.enter_bias[known]
-        weights = (top_k_weights * (top_k_index < self.num_experts)).unsqueeze(-1).to(inside.dtype)
+            inside = inside + _of_experts(self.enter_bias, top_k_index)
+        weights = top_k_weights.unsqueeze(-1).to(inside.dtype)
         found = self.leave(self.gate(self, inside) * weights, top_k_index)
-        return found if self.leave_bias is None else found + (self.leave_bias[known] * weights).sum(1)
+        if self.leave_bias is None:
+            return found
+        return found + (_of_experts(self.leave_bias, top_k_index) * weights).sum(1)
 
 
-class Enter(nn.Module):
-    """x (T, n), index (T, k) ↦ W_e x for the k experts e of each token, (T, k, width).
-
-    ``weight`` (experts, width, n), or ``transposed`` (experts, n, width).
-    """
+class _Matrices(nn.Module):
+    """A matrix for each expert: ``weight`` (experts, outputs, inputs), or ``transposed`` (experts, inputs, outputs)."""
 
     def __init__(self, weight: nn.Parameter, transposed: bool = False) -> None:
         super().__init__()
@@ -60,27 +59,19 @@ class Enter(nn.Module):
 
     @property
     def matrices(self) -> Tensor:
-        """(experts, width, n), however they are stored."""
+        """(experts, outputs, inputs), however they are stored."""
         return self.weight.mT if self.transposed else self.weight
+
+
+class Enter(_Matrices):
+    """x (T, n), index (T, k) ↦ W_e x for the k experts e of each token, (T, k, width)."""
 
     def forward(self, x: Tensor, index: Tensor) -> Tensor:
         return spread(x, index, self.matrices)
 
 
-class Leave(nn.Module):
-    """a (T, k, inner), index (T, k) ↦ Σ_k W_e a, (T, m).
-
-    ``weight`` (experts, m, inner), or ``transposed`` (experts, inner, m).
-    """
-
-    def __init__(self, weight: nn.Parameter, transposed: bool = False) -> None:
-        super().__init__()
-        self.weight, self.transposed = weight, transposed
-
-    @property
-    def matrices(self) -> Tensor:
-        """(experts, m, inner), however they are stored."""
-        return self.weight.mT if self.transposed else self.weight
+class Leave(_Matrices):
+    """a (T, k, inner), index (T, k) ↦ Σ_k W_e a, (T, m)."""
 
     def forward(self, x: Tensor, index: Tensor) -> Tensor:
         return routed(x, index, self.matrices).sum(1)
@@ -124,6 +115,11 @@ class LowRankLeave(RefusesWeight, nn.Module):
 
     def forward(self, x: Tensor, index: Tensor) -> Tensor:
         return self.up(self.down(x, index))
+
+
+def _of_experts(bias: Tensor, index: Tensor) -> Tensor:
+    """The row of each expert (T, k) from ``bias`` (experts, m): (T, k, m); zeros of none, an index beyond the last."""
+    return bias[index.clamp(max=len(bias) - 1)] * (index < len(bias)).unsqueeze(-1)
 
 
 def spread(x: Tensor, index: Tensor, weight: Tensor) -> Tensor:
