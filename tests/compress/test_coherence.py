@@ -13,8 +13,9 @@ from torch import Tensor, nn
 
 import rankfold as rf
 from rankfold.compress import coherence
-from rankfold.compress.coherence import Point, costs_of, layer_of, ratios
+from rankfold.compress.coherence import costs_of, layer_of
 from rankfold.compress.planning.candidates import Candidate
+from rankfold.compress.ratios import Point, ratios
 from rankfold.compress.spread import Spread, measure_spread
 from rankfold.objectives import Answer, Objective
 from rankfold.objectives.moved import Moved

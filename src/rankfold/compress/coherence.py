@@ -14,10 +14,6 @@ place of the old one run on what that was given. Nothing is stored of a gradient
 Layers of a single position keep their price: there the ratio takes out the damping of the metric alone, and whoever
 chooses ranks without it loses where much is lost (two linear layers around a tanh at half of their parameters, four
 seeds: .28 to .43 of the outputs' variance in place of .23 to .31).
-
-Between ranks the logarithm of the ratio is linear in that of the error, and a direction less never costs less than one
-would think without it (``_growing``). The ratio is drawn towards one by the share of noise
-in it, and is one below two standard errors: whoever chooses ranks by noise chooses what was underestimated.
 """
 
 from __future__ import annotations
@@ -35,8 +31,11 @@ from torch import Tensor, nn
 
 from rankfold.batches import forward, size_of
 from rankfold.compress.effect import spread_ranks
-from rankfold.compress.metric import GRAPH, Directions, Estimate, Gathering, Spread, Spreading, Sums, measure_spread
+from rankfold.compress.gradients import Sums
+from rankfold.compress.metric import GRAPH, Estimate, Gathering, Spreading
 from rankfold.compress.planning.candidates import Candidate
+from rankfold.compress.ratios import Point, ratios
+from rankfold.compress.spread import Directions, Spread, measure_spread
 from rankfold.compress.tokens import NUMBERS
 from rankfold.costs import evaluating
 from rankfold.objectives import Answer, Objective
@@ -49,22 +48,10 @@ SAMPLES, DRAWS = 128, 2  # on which it is measured, and times that v is drawn fo
 SEVERAL = 4  # times fewer samples with twice the draws, where a sample has several answers: these differ less
 RANKS = 4  # of one decomposition at which it is measured
 NARROW = 12  # ranks up to which all are measured
-SURE = 2.0  # standard errors that a logarithm must exceed to count at all
 HELD = 1 << 26  # bytes of new layers in memory at once, or as many as the model has; more take several passes
 SMALL = 0.005  # error of the last of them, or above
-_NOTHING = 1e-12  # shares of the energy below which no ratio is taken
-_BOUND = 1e4
 
 Prices = Mapping[tuple[str, Form], Tensor]
-
-
-@dataclass(frozen=True)
-class Point:
-    """At ``rank`` the cost of the error to second order; ``noise``: its relative standard error."""
-
-    rank: int
-    cost: float
-    noise: float
 
 
 def coherences(
@@ -115,32 +102,6 @@ def _measurable(root: nn.Module, site: Site) -> bool:
     if site.layer.tapped != "output" or site.layer.experts:
         return False
     return site.layer.weight(root.get_submodule(site.name)).element_size() > 1
-
-
-def ratios(errors: Tensor, price: Tensor, points: Sequence[Point]) -> Tensor:
-    """(k + 1,) cost over price at every rank, from a few ``points``: ``errors`` and ``price`` are of rank 0..k."""
-    usable = [p for p in points if float(price[p.rank]) > _NOTHING * float(price[0]) and p.cost > 0]
-    if not usable:
-        return torch.ones_like(price)
-    logs = np.array([np.log(p.cost / float(price[p.rank])) for p in usable])
-    signal, noise = float(np.square(logs).mean()), float(np.mean([min(p.noise, 1.0) ** 2 for p in usable]))
-    logs = logs * max(0.0, 1 - SURE**2 * noise / signal) if signal > 0 else logs
-    at = np.log([max(float(errors[p.rank]), 1e-300) for p in usable])
-    order = np.argsort(at)
-    between = np.interp(np.log(np.maximum(errors.numpy(), 1e-300)), at[order], logs[order])
-    return torch.from_numpy(_growing(price.numpy(), np.clip(np.exp(between), 1 / _BOUND, _BOUND)))
-
-
-def _growing(price: np.ndarray, ratio: np.ndarray) -> np.ndarray:
-    """``ratio``, raised where a direction less would add less than its own price, or than that times the ratio so far
-    where this is below one. The cost of a large error may vanish to second order and is large for all that: behind a
-    normalisation a layer that gives next to nothing is taken for one that is scaled."""
-    found = ratio.copy()
-    for rank in range(len(price) - 2, -1, -1):
-        if price[rank] > 0:
-            more = (price[rank] - price[rank + 1]) * min(1.0, found[rank + 1])
-            found[rank] = max(ratio[rank], (price[rank + 1] * found[rank + 1] + more) / price[rank])
-    return found
 
 
 def _of_groups(
