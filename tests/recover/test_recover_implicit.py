@@ -232,7 +232,7 @@ def test_one_row_has_no_standard_error_and_one_moment_no_order(tmp_path):
     assert one.figures()["ndcg_error"] is None
     assert paired(one, one) == (0.0, None)
     entries = triplets([0, 0, 1, 1], [0, 1, 0, 1], np.ones(4), shape=(2, 2), times=np.full(4, 9.0))
-    with pytest.raises(ValueError, match=r"are of one moment \(9 seconds since 1970\)"):
+    with pytest.raises(ValueError, match=r"all have the same time \(9 seconds since 1970\)"):
         held_out(entries, "by-time")
 
 

@@ -87,7 +87,7 @@ def test_numbers_as_names_are_in_numeric_order(tmp_path):
             "user,item,rating\na,b,3,5\n",
             "line 2: there are 4 fields, and 3 in line 1: is there a ',' within a name or a numb",
         ),
-        ("item,score\n", "line 1: there are 2 of "),
+        ("item,score\n", "line 1: there are 2 fields, and three are needed"),
         ("item,time,\n", "can be the value"),
         ("a,b,1\na,c,inf\n", r"line 2: the value is inf \(row a, column c\)"),
         ("a,b,1\n,c,2\n", "line 2: the row is missing"),
@@ -317,9 +317,10 @@ def test_arrays_of_another_form_are_told_of_all_forms(tmp_path):
         return failed("recover", file, "-o", tmp_path / "o")
 
     told = refused(sensing=np.ones((2, 3, 4)), b=np.ones(2))
-    assert "its arrays are sensing, b: give entries as rows, columns, values (and shape), as a matrix X" in told
+    assert "its arrays (sensing, b) are not those of entries or measurements: give entries as rows, columns," in told
+    assert "values (and shape), as a matrix X" in told
     assert "y with A (count, m, n), or as y with seed, count and shape" in told
-    assert "values missing beside the arrays rows, columns" in refused(rows=[0], columns=[0])
+    assert "it has the arrays rows, columns, and lacks values" in refused(rows=[0], columns=[0])
     assert "shape (m, n) beside it" in refused(y=np.ones(5), A=np.ones((5, 12)))
     assert "must have 15 columns for the shape (3, 5)" in refused(y=np.ones(5), A=np.ones((5, 12)), shape=[3, 5])
     told = refused(y=np.array([1.0, np.nan]), A=np.ones((2, 3, 4)))

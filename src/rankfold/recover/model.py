@@ -77,8 +77,8 @@ class FactorModel:
         file."""
         if self.spread is None:
             raise ValueError(
-                "this model holds no draws: only ratings that were just fitted know their uncertainty, and files of "
-                "them do not"
+                "the uncertainty of a prediction comes from the draws of the sampler, which are in memory right after "
+                "a fit of ratings and in no file: fit again"
             )
         at, to = self._known(rows, columns)
         first, second = np.zeros(len(at)), np.zeros(len(at))
@@ -202,7 +202,7 @@ def _built(tensors: Mapping[str, Tensor], about: _About) -> FactorModel:
         )
     biases = int(about.get("biases", "0"))
     if not 0 <= biases <= left.shape[1]:
-        raise ValueError(f"{biases} columns of biases cannot be among {left.shape[1]}")
+        raise ValueError(f"the factors have {left.shape[1]} columns, of which {biases} cannot be biases")
     moments = _moments(tensors)
     offset, low, high = (float(about[name]) for name in ("offset", "low", "high"))
     return FactorModel(left, right, offset, low, high, rows, columns, biases, moments)

@@ -240,8 +240,8 @@ def _batches(model: nn.Module, part: Any, batch_size: int, samples: int | None) 
         raise ValueError("the data are empty: give at least one sample")
     if not movable(found[0]):
         raise ValueError(
-            "the inputs are whole numbers, such as tokens, which cannot be changed by little: robustness is "
-            "measured for models that read numbers, such as images"
+            "the inputs are whole numbers, such as tokens, which cannot be changed by a small amount: robustness is "
+            "measured for models that read real numbers, such as images"
         )
     return found
 

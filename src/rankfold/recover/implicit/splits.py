@@ -25,8 +25,8 @@ def held_out(entries: Triplets, split: Split, *, fraction: float = 0.1, seed: in
         held = entries.times > moment
         if not held.any():
             raise ValueError(
-                f"the latest tenth of the {len(entries)} entries are of one moment ({moment:.0f} seconds since "
-                "1970), so that times tell no order: use the split leave-one-out"
+                f"the latest tenth of the {len(entries)} entries all have the same time ({moment:.0f} seconds since "
+                "1970), so that nothing comes after the rest: use the split leave-one-out"
             )
     else:
         held = _one_each(entries, seed)

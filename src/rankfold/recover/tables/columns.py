@@ -94,7 +94,7 @@ def by_order(fields: int, *, implicit: bool = False, time: bool = False) -> Colu
                 "named by --columns (in Python columns=[…])"
             )
     if value is None and not implicit:
-        raise ValueError(f"there are {fields} of the 3 fields row, column, value; {NO_VALUE}")
+        raise ValueError(f"there are {fields} fields, and three are needed: row, column, value; {NO_VALUE}")
     return Columns(0, 1, value, fields, time=when)
 
 
@@ -125,7 +125,7 @@ def by_header(names: Sequence[str], *, implicit: bool = False, time: bool = Fals
         left = [number for number, name in enumerate(names) if name and number not in (*found.values(), when)]
     if len(left) < len(wanted):
         if wanted == ["value"] and len(names) == 2:
-            raise ValueError(f"there are 2 of the 3 fields row, column, value; {NO_VALUE}")
+            raise ValueError(f"there are 2 fields, and three are needed: row, column, value; {NO_VALUE}")
         raise ValueError(
             f"none of the columns {', '.join(names)} can be the {wanted[-1]}: say which is which, as "
             "--columns user,item,rating (in Python columns=[…]), or that line 1 is no header, --no-header"

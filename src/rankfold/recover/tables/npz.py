@@ -112,9 +112,11 @@ def from_arrays(arrays: dict[str, np.ndarray], duplicates: Duplicates = "refuse"
         )
     missing = [name for name in ("rows", "columns", "values") if name not in arrays]
     if len(missing) == 3:
-        raise ValueError(f"its arrays are {', '.join(arrays) or 'none'}: {FORMS}")
+        raise ValueError(
+            f"its arrays ({', '.join(arrays) or 'none'}) are not those of entries or measurements: {FORMS}"
+        )
     if missing:
-        raise ValueError(f"{' and '.join(missing)} missing beside the arrays {', '.join(arrays)}: {FORMS}")
+        raise ValueError(f"it has the arrays {', '.join(arrays)}, and lacks {' and '.join(missing)}: {FORMS}")
     return triplets(
         arrays["rows"],
         arrays["columns"],
@@ -180,7 +182,7 @@ def _sparse(arrays: dict[str, np.ndarray]) -> Any:
     missing = [name for name in (*parts, "shape") if name not in arrays]
     if missing:
         raise ValueError(
-            f"{' and '.join(missing)} missing beside the arrays {', '.join(arrays)}, of the sparse format {kind}"
+            f"it has the arrays {', '.join(arrays)}, and lacks {' and '.join(missing)} of the sparse format {kind}"
         )
     shape, one, two = _pair(arrays["shape"]), arrays[parts[0]], arrays[parts[1]]
     affordable_names(shape, len(arrays["data"]))

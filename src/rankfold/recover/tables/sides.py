@@ -87,7 +87,8 @@ def read_side(file: str | Path, names: tuple[str, ...], what: str = "row") -> tu
             parts.append(feature)
     if not parts:
         raise ValueError(
-            f"{path}: none of its columns tells anything: {', '.join(left_out)} have a single value, or too many texts"
+            f"{path}: none of its columns can be used: each of {', '.join(left_out)} has a single value throughout, or "
+            "too many different texts"
         )
     whole = np.vstack([np.concatenate(parts, 1), np.zeros((1, sum(part.shape[1] for part in parts)))])
     remarks = [f"of each {what}: {', '.join(used)}" + (f"; {', '.join(left_out)} left out" if left_out else "")]
