@@ -273,8 +273,11 @@ class _Shared:
         """Of each sample the sum over its positions; of all samples together, where they lie in one another: as
         directions of different samples are independent, squares of the two are the same in expectation."""
         groups = self.samples if self.apart and not len(moved) % self.samples else 1
-        product = gradient.double() * moved.double()
-        return product.reshape(groups, -1).sum(1)
+        precise = torch.promote_types(moved.dtype, torch.float32)
+        product = gradient.to(precise) * moved.to(precise)
+        inner = tuple(range(1, product.dim()))  # summed where they lie: no copy, in whatever order of axes
+        rows = product.sum(inner, dtype=torch.float64) if inner else product.double()
+        return rows.reshape(groups, -1).sum(1)
 
     def points(self, seen: Samples, divisor: float) -> dict[_Key, list[Point]]:
         """From all processes."""

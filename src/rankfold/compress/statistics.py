@@ -20,7 +20,7 @@ from rankfold.compress.metric import output_metrics
 from rankfold.compress.spread import Spread
 from rankfold.compress.tokens import InPassing, token_metrics
 from rankfold.costs import evaluating
-from rankfold.linalg import Moments
+from rankfold.linalg import Moments, NonFiniteError
 from rankfold.objectives import Objective, ObjectiveError, Teacher
 from rankfold.objectives.answer import unpadded
 from rankfold.observe import Samples, after, first_of
@@ -182,12 +182,6 @@ def gather(
         def hook(module: nn.Module, args: tuple, kwargs: dict, output: Tensor) -> None:
             rows = site.layer.rows(module, first_of(args, kwargs), output)
             rows = rows.detach()
-            if not bool(rows.isfinite().all()):
-                raise ValueError(
-                    f"{site.title}: on the calibration data its activations in {rows.dtype} are NaN or infinite: "
-                    "look for bad samples, for weights before this layer that are NaN or infinite, or for "
-                    "overflow (then convert the model to float32)"
-                )
             if site.layer.experts:
                 given = torch.bincount(args[1].flatten(), minlength=site.layer.experts)[: site.layer.experts].cpu()
                 found.tokens[site.name] = found.tokens.get(site.name, torch.zeros_like(given)) + given
@@ -196,7 +190,14 @@ def gather(
             for side, part in _parted(rows, back, mask):
                 if side not in parts:
                     parts[side] = Moments(rows.shape[-1], groups=rows.shape[0] if rows.dim() == 3 else None)
-                parts[side].update(part)
+                try:
+                    parts[side].update(part)
+                except NonFiniteError:
+                    raise ValueError(
+                        f"{site.title}: on the calibration data its activations in {rows.dtype} are NaN or infinite: "
+                        "look for bad samples, for weights before this layer that are NaN or infinite, or for "
+                        "overflow (then convert the model to float32)"
+                    ) from None
             found.absorbers.produced(site.name, output)
 
         return hook
