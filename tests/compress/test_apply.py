@@ -511,6 +511,18 @@ def test_an_optimizer_that_holds_what_leaves_the_model_is_warned_of():
     assert all(torch.equal(a, b) for a, b in zip(before, model[2].parameters(), strict=True))
 
 
+def test_an_optimizer_of_what_is_sliced_is_warned_of():
+    torch.manual_seed(0)
+    model, x = nn.Sequential(nn.Linear(16, 32), nn.ReLU(), nn.Linear(32, 16)).eval(), torch.randn(64, 16)
+    made = plan(model, "params=0.6", data=x)
+    small = apply_(model, made)
+    stored = rf.Stored(small, made, {}, rf.bottlenecks(small, x))
+    early = torch.optim.SGD(small.parameters(), lr=0.1)
+    with pytest.warns(UserWarning, match=r"built earlier \(SGD\) holds .* after slice_"):
+        rf.slice_(stored, "params=0.4")
+    assert early.param_groups
+
+
 def test_an_optimizer_of_what_stays_is_not_warned_of():
     model = nn.Sequential(nn.Linear(16, 32), nn.ReLU(), nn.Linear(32, 16))
     made = plan(model, Ranks({"2": 4}), "truncate", example=torch.randn(2, 16))

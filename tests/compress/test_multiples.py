@@ -56,6 +56,11 @@ def test_a_layer_without_such_a_rank_is_kept_and_says_why(known):
     assert plan["4"].note == "no rank of this layer is a multiple of 32"
 
 
+def test_multiples_that_no_layer_has_are_named_as_what_stands_in_the_way(known):
+    with pytest.raises(rf.BudgetError, match="ranks in multiples of 512 allow no smaller rank: ask for less of that"):
+        known.plan(["params=0.6", rf.Multiples(512)])
+
+
 def test_how_small_must_be_said_too_and_given_ranks_must_fit(known):
     with pytest.raises(ValueError, match="multiples of 8' does not say how small"):
         known.plan(rf.Multiples(8))

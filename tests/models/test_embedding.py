@@ -168,6 +168,15 @@ def test_tied_tables_are_kept_until_they_are_untied_and_the_price_is_said():
     assert rf.plan(model, "params=0.6", data=data).after.params <= 0.6 * (before + ROWS * WIDTH)
 
 
+def test_an_optimizer_that_does_not_know_the_copies_is_warned_of():
+    model = Tied()
+    early = torch.optim.SGD(model.parameters(), lr=0.1)
+    with pytest.warns(UserWarning, match=r"\(SGD\) holds words.weight, and not the copies .* after untie_"):
+        rf.untie_(model)
+    assert early.param_groups
+    rf.untie_(Tied())  # warnings are errors here
+
+
 def test_a_table_that_is_multiplied_by_elsewhere_is_kept():
     class Reading(Tied):
         def __init__(self):

@@ -547,7 +547,7 @@ def test_interrupted_long_run(tmp_path, stop_at):
 
 
 @pytest.mark.parametrize("method", ["nuclear", "maxnorm", "relu", "sequential"])
-@pytest.mark.parametrize("what", ["zero", "constant", "dead"])
+@pytest.mark.parametrize("what", ["zero", "constant", "tiny", "dead"])
 def test_one_zero_or_constant_layer_does_not_stop_the_others(method, what):
     model = network()
     with torch.no_grad():
@@ -555,12 +555,17 @@ def test_one_zero_or_constant_layer_does_not_stop_the_others(method, what):
             model[2].weight.zero_()
         elif what == "constant":
             model[2].weight.fill_(0.1)
+        elif what == "tiny":
+            model[2].weight.mul_(1e-30)  # the bias alone is left in the outputs
         else:
             model[0].bias.fill_(-100.0)  # the activation behind it gives zeros
     small, plan = compress(model, method, budget="params=0.8")
     assert {entry.site for entry in plan.entries} == {"0", "2", "4"}
     assert plan.changed
     assert bool(torch.isfinite(small(X)).all())
+    if what == "tiny":
+        assert ("its outputs do not vary" in plan["2"].note) == (method == "maxnorm")
+        return
     tied = [entry.note for entry in plan.entries if "singular values are equal" in entry.note]
     assert all(note.endswith("projected instead") for note in tied)
     assert bool(tied) == (method in ("nuclear", "maxnorm") and what != "constant")

@@ -37,6 +37,25 @@ def test_the_layer_is_named(case):
         assert caught.value.__cause__ is not None
 
 
+@pytest.mark.parametrize(
+    ("layer", "sample", "hint"),
+    [
+        (nn.Linear(20, 8), torch.randn(20), True), (nn.Conv2d(3, 8, 3), torch.randn(3, 9, 9), True),
+        (nn.Linear(20, 8), torch.randn(4, 21), False), (nn.Conv2d(3, 8, 3), torch.randn(2, 1, 9, 9), False),
+    ],
+)  # fmt: skip
+def test_a_list_of_samples_is_told_from_one_of_batches(layer, sample, hint):
+    with pytest.raises(InputError) as caught:
+        rf.profile(nn.Sequential(layer, nn.ReLU()), [sample] * 8)
+    assert ("with a batch axis (a list is one of batches: torch.stack its samples)" in str(caught.value)) == hint
+
+
+def test_arrays_are_refused_with_what_makes_tensors_of_them():
+    for data in (torch.randn(8, 20).numpy(), [torch.randn(20).numpy()]):
+        with pytest.raises(TypeError, match=r"ndarray .*torch\.as_tensor makes one of an array"):
+            rf.profile(nn.Sequential(nn.Linear(20, 8)), data)
+
+
 def test_every_way_in_says_it_and_a_factored_layer_too():
     model = nn.Sequential(nn.Linear(20, 48), nn.ReLU(), nn.Linear(48, 4)).eval()
     wrong, targets = torch.randn(64, 21), torch.arange(64) % 4

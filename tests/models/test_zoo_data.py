@@ -424,7 +424,7 @@ def test_targets_of_any_kind(monkeypatch, kind):
         "maps": torch.randint(5, (20, 4, 4)),
         "labels left out": torch.tensor([-100, 1] * 10),
     }[kind]
-    data = zoo.load_data(offered(monkeypatch, (TensorDataset(inputs, target), (inputs, target))))
+    data = zoo.load_data(offered(monkeypatch, (TensorDataset(inputs, target), (inputs.numpy(), target.numpy()))))
     assert data.classes is None
     assert (len(data.train), len(data.validation)) == (18, 2)
     assert torch.equal(data.test.labels, target)

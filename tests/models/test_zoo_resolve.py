@@ -97,6 +97,24 @@ def test_factory_in_the_current_directory(factories):
     assert sys.path == before
 
 
+def test_a_file_stands_for_its_module(factories, tmp_path):
+    here = Path(factories.replace(".", "/")).with_suffix(".py")
+    for file in (here, Path.cwd() / here):
+        assert isinstance(zoo.resolve(f"{file}:plain").model, nn.Linear)
+    elsewhere = tmp_path / "else where"
+    elsewhere.mkdir()
+    (elsewhere / "torch.py").write_text(
+        "import beside_it\nfrom torch import nn\nnet = lambda: nn.Linear(beside_it.n, 2)\n"
+    )
+    (elsewhere / "beside_it.py").write_text("n = 7\n")
+    assert zoo.resolve(f"{elsewhere}/torch.py:net").model.in_features == 7
+    assert torch is sys.modules["torch"]
+    with pytest.raises(zoo.ZooError, match=r"there is no file .*missing\.py$"):
+        zoo.resolve(f"{elsewhere}/missing.py:net")
+    with pytest.raises(zoo.ZooError, match=r"importing .*dividing\.py failed: ZeroDivisionError"):
+        zoo.resolve(f"{here.with_name('dividing.py')}:net")
+
+
 def test_example_input_of_model_and_of_factory(factories):
     assert torch.equal(zoo.resolve(f"{factories}:with_example").example_input, torch.ones(3, 4))
     (argument,) = zoo.resolve(f"{factories}:example_on_factory").example_input

@@ -26,14 +26,15 @@ def registered(model: nn.Module) -> int:
     return sum(len(m._forward_hooks) + len(m._forward_pre_hooks) for m in model.modules())
 
 
-def test_several_callbacks_see_a_call_in_their_order_behind_what_is_there():
+@pytest.mark.parametrize("last", [False, True])
+def test_several_callbacks_see_a_call_in_their_order_ahead_of_what_is_there_or_behind(last):
     model, seen = network(), []
     model[0].register_forward_hook(lambda module, args, output: seen.append("own"))
     watching = {"0": [lambda *given: seen.append("first"), lambda *given: seen.append("second")]}
-    with after(model, watching):
+    with after(model, watching, last=last):
         model(torch.randn(2, 3))
     model(torch.randn(2, 3))
-    assert seen == ["own", "first", "second", "own"]
+    assert seen == (["own", "first", "second"] if last else ["first", "second", "own"]) + ["own"]
     assert registered(model) == 1
 
 

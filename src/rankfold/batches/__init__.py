@@ -7,6 +7,8 @@ import inspect
 import warnings
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
+from dataclasses import fields, is_dataclass
+from types import MappingProxyType
 from typing import Any, TypeVar
 
 import torch
@@ -36,11 +38,12 @@ def evaluating(model: nn.Module) -> Iterator[nn.Module]:
             module.training = mode
 
 
-def copied(model: Model) -> Model:
-    """A deep copy, also of a model that keeps outputs of its last call, with their graph: these without it."""
+def copied(model: Model, memo: Mapping[int, Any] = MappingProxyType({})) -> Model:
+    """A deep copy, also of a model that keeps outputs of its last call, or weights computed for it, with their graph:
+    these without it. ``memo``: what takes the place of which tensor or module, by its id."""
     kept = (tensor for module in model.modules() for tensor in tensors_in(list(vars(module).values())))
-    memo: dict[int, Any] = {id(tensor): tensor.detach().clone() for tensor in kept if tensor.grad_fn is not None}
-    return copy.deepcopy(model, memo)
+    known: dict[int, Any] = {id(tensor): tensor.detach().clone() for tensor in kept if tensor.grad_fn is not None}
+    return copy.deepcopy(model, {**known, **memo})
 
 
 def arguments(batch: Any, model: nn.Module | None = None) -> tuple[tuple[Any, ...], dict[str, Any]]:
@@ -126,7 +129,18 @@ def mapped(value: Any, change: Callable[[Tensor], Tensor]) -> Any:
     if isinstance(value, tuple | list):
         items = [mapped(item, change) for item in value]
         return type(value)(*items) if hasattr(value, "_fields") else type(value)(items)
-    return value
+    return changed(value, lambda item: mapped(item, change))
+
+
+def changed(value: Any, change: Callable[[Any], Any]) -> Any:
+    """A dataclass with every member changed; any other value as it is."""
+    if not is_dataclass(value) or isinstance(value, type):
+        return value
+    made = copy.copy(value)
+    for field in fields(value):
+        if hasattr(value, field.name):
+            object.__setattr__(made, field.name, change(getattr(value, field.name)))
+    return made
 
 
 def tensors_in(value: Any) -> Iterator[Tensor]:
@@ -136,6 +150,9 @@ def tensors_in(value: Any) -> Iterator[Tensor]:
     elif isinstance(value, Mapping | tuple | list):
         for item in value.values() if isinstance(value, Mapping) else value:
             yield from tensors_in(item)
+    elif is_dataclass(value) and not isinstance(value, type):
+        for field in fields(value):
+            yield from tensors_in(getattr(value, field.name, None))
 
 
 def moved(value: Any, device: torch.device | str, dtype: torch.dtype | None = None) -> Any:
@@ -204,7 +221,10 @@ def size_of(batch: Any) -> int:
     for tensor in tensors_in((args, kwargs)):
         if tensor.dim():
             return tensor.shape[0]
-    raise TypeError(f"a batch of type {type(batch).__name__} holds no tensor whose first axis is that of the samples")
+    raise TypeError(
+        f"a batch of type {type(batch).__name__} holds no tensor whose first axis is that of the samples: give tensors "
+        "(torch.as_tensor makes one of an array), alone, in tuples or in mappings"
+    )
 
 
 def check_rereadable(data: Any) -> None:

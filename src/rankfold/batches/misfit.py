@@ -60,7 +60,11 @@ def misfit(named: Named, error: BaseException) -> str:
     title = f"{name} ({type(module).__name__})" if name else type(module).__name__
     shape = "×".join(map(str, x.shape)) or "a single number"
     kind = str(x.dtype).removeprefix("torch.")
-    return f"{title} takes {takes}, and was given {shape} of {kind}: give inputs like those the network was trained on"
+    size: Any = getattr(module, "kernel_size", None)
+    axes = len(size) if isinstance(size, tuple) else 0
+    alone = ", with a batch axis (a list is one of batches: torch.stack its samples)" * (x.dim() < 2 + axes)
+    told = f"give inputs like those the network was trained on{alone}"
+    return f"{title} takes {takes}, and was given {shape} of {kind}: {told}"
 
 
 def _takes(module: nn.Module, x: Tensor) -> str:

@@ -196,9 +196,9 @@ def differentiate(
     chosen = (estimates[number % every],) if turns else estimates
     for index, estimate in enumerate(chosen, 1):
         total, counted = estimate.of(answers, first)
-        again = index < len(chosen)
-        found = torch.autograd.grad(total, [zero for _, zero in taps], allow_unused=True, retain_graph=again)
-        pairs = [(site, g) for (site, _), g in zip(taps, found, strict=True) if g is not None]
+        again, tapped = index < len(chosen), tuple(taps)  # a checkpoint calls its layers once more while it goes back
+        found = torch.autograd.grad(total, [zero for _, zero in tapped], allow_unused=True, retain_graph=again)
+        pairs = [(site, g) for (site, _), g in zip(tapped, found, strict=True) if g is not None]
         estimate.add(pairs, counted, number // every % 2)
 
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 import warnings
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
@@ -12,7 +11,8 @@ from torch import nn
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.nn.parameter import UninitializedParameter
 
-from rankfold.batches import evaluating, explained, tensors_in, unmasked
+from rankfold.batches import copied, evaluating, explained, tensors_in, unmasked
+from rankfold.batches.as_found import as_found
 from rankfold.costs.cost import Cost
 from rankfold.costs.counter import Counter
 from rankfold.costs.example import Example
@@ -81,7 +81,7 @@ def _ghost(model: nn.Module) -> nn.Module:
     memo: dict[int, Any] = {id(b): b.detach().to("meta") for b in model.buffers()}
     for parameter in model.parameters():
         memo[id(parameter)] = nn.Parameter(parameter.detach().to("meta"), parameter.requires_grad)
-    return copy.deepcopy(model, memo).to("meta")
+    return copied(model, memo).to("meta")
 
 
 def measure(model: nn.Module, example: Any, sites: SiteList | None = None) -> Traced:
@@ -119,7 +119,7 @@ def _small(model: nn.Module, example: Example) -> bool:
 
 
 def _really(model: nn.Module, example: Example, sites: Sequence[Site]) -> Traced:
-    with evaluating(model), opened(model):
+    with evaluating(model), as_found(model), opened(model):
         return _count(model, example.fitting(model.parameters()), sites)
 
 

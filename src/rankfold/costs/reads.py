@@ -12,6 +12,7 @@ from contextlib import ExitStack
 from typing import Any
 
 from torch import Tensor, nn
+from torch._C._functorch import is_functorch_wrapped_tensor
 from torch.overrides import TorchFunctionMode
 from torch.utils import _pytree as pytree
 
@@ -119,6 +120,7 @@ _HARMLESS = LOOKS | {
 }  # fmt: skip
 
 
+TRANSFORMED = "it is called inside of torch.func (vmap, grad, jvp), where what it gives cannot be looked at"
 Read = tuple[Any, ...]  # equal for the very same numbers in the same shape, by memory and version
 
 
@@ -134,13 +136,16 @@ class Calls:
 
     def __enter__(self) -> Calls:
         entering: dict[nn.Module, list[Coming]] = defaultdict(list)
+        noting: dict[nn.Module, list[Seen]] = defaultdict(list)
         leaving: dict[nn.Module, list[Seen]] = defaultdict(list)
         for site, module in self._layers:
             entering[module].append(self._enter(site.name))
+            noting[module].append(self._note(site.name))
             leaving[module].append(self._leave(site.name))
         # around the layer's own hooks, which may move or widen it for the call
         self._stack.enter_context(before(None, entering, first=True))
-        self._stack.enter_context(after(None, leaving))
+        self._stack.enter_context(after(None, noting))
+        self._stack.enter_context(after(None, leaving, last=True))
         return self
 
     def __exit__(self, *_: object) -> None:
@@ -150,7 +155,9 @@ class Calls:
         def enter(module: nn.Module, args: Any, kwargs: Any) -> None:
             self._reads.inside.add(name)
             given = first_of(args, kwargs)
-            if isinstance(given, Tensor):
+            if isinstance(given, Tensor) and is_functorch_wrapped_tensor(given):
+                self._reads.others.setdefault(name, TRANSFORMED)
+            elif isinstance(given, Tensor):
                 memory = given.untyped_storage()
                 self._alive.append(memory)
                 version = -1 if given.is_inference() else given._version
@@ -159,9 +166,11 @@ class Calls:
 
         return enter
 
-    def _leave(self, name: str) -> Callable[..., None]:
-        def leave(module: nn.Module, args: Any, kwargs: Any, output: Any) -> None:
-            self._reads.inside.discard(name)
+    def _note(self, name: str) -> Callable[..., None]:
+        def note(module: nn.Module, args: Any, kwargs: Any, output: Any) -> None:
             self.seen[name].append(Call(tuple(first_of(args, kwargs).shape), tuple(output.shape)))
 
-        return leave
+        return note
+
+    def _leave(self, name: str) -> Callable[..., None]:
+        return lambda module, args, kwargs, output: self._reads.inside.discard(name)

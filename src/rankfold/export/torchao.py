@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-import copy
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
+from rankfold.batches import copied
 from rankfold.export.errors import ExportError
 from rankfold.layers.rounded import RoundedLinear
 
@@ -24,7 +24,7 @@ def to_torchao(model: nn.Module) -> nn.Module:
         from torchao.quantization import Int8Tensor
     except ImportError as error:
         raise ExportError(f"this needs torchao with its Int8Tensor ({error}): pip install torchao") from None
-    made = copy.deepcopy(model)
+    made = copied(model)
     pairs = [each for each in made.modules() if isinstance(getattr(each, "down", None), RoundedLinear)]
     if not pairs:
         raise ExportError(

@@ -8,6 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from rankfold.batches import copied
 from rankfold.hub.declared import check_ours
 from rankfold.hub.errors import HubError
 from rankfold.hub.quantizer import RankfoldQuantizer
@@ -46,7 +47,7 @@ def to_dense(model: nn.Module) -> nn.Module:
     quantizer = getattr(small, "hf_quantizer", None)
     if not isinstance(quantizer, RankfoldQuantizer):
         check_ours(small)
-        return copy.deepcopy(model)
+        return copied(model)
     config = copy.deepcopy(small.config)
     del config.quantization_config
     with torch.device("meta"):

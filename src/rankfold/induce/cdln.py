@@ -17,7 +17,7 @@ from rankfold.linalg.compressed import compressed_factors
 from rankfold.linalg.errors import NonFiniteError, NotMaterialisedError
 from rankfold.observe import before, first_of
 from rankfold.sites import Product, sites, unwrap
-from rankfold.train.earlier import warn_of_earlier_optimizers
+from rankfold.sites.earlier import warn_of_earlier_optimizers
 from rankfold.train.step.gradients import weight_gradients
 from rankfold.train.step.groups import SCALES
 

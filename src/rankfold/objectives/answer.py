@@ -59,12 +59,17 @@ def main_tensor(output: Any) -> Tensor:
         return output["logits"]
     if isinstance(getattr(output, "logits", None), Tensor):
         return output.logits
-    for _, tensor in counting_tensors(output):
-        return tensor
-    raise TypeError(
-        f"the model returned a {type(output).__name__}: a tensor, something with logits, or a tuple or mapping "
-        "that holds a tensor was expected"
-    )
+    check_answers(output)
+    return counting_tensors(output)[0][1]
+
+
+def check_answers(output: Any) -> None:
+    """``TypeError`` for an output in which no tensor of real numbers can be seen."""
+    if not counting_tensors(output):
+        raise TypeError(
+            f"the model returned a {type(output).__name__}: a tensor, something with logits, or a tuple, mapping or "
+            "dataclass that holds a tensor of real numbers was expected"
+        )
 
 
 def counting_tensors(output: Any) -> list[tuple[str, Tensor]]:
@@ -97,6 +102,8 @@ def _walk(place: str, value: Any) -> Iterator[tuple[str, Tensor]]:
         members = enumerate(value)
     elif hasattr(value, "__dataclass_fields__"):
         members = ((name, getattr(value, name)) for name in value.__dataclass_fields__)
+    elif isinstance(getattr(value, "logits", None), Tensor):
+        members = [("logits", value.logits)]
     for name, member in members:
         if place or str(name) not in INTERNAL:
             yield from _walk(f"{place}.{name}" if place else str(name), member)

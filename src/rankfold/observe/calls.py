@@ -11,15 +11,17 @@ import threading
 import weakref
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, is_dataclass
 from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch._C._functorch import get_unwrapped, is_functorch_wrapped_tensor
 from torch.overrides import TorchFunctionMode
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from rankfold.batches import forward, tensors_in
+from rankfold.objectives.answer import INTERNAL
 from rankfold.observe.watch import first_of
 
 Instead = Callable[[nn.Module, str, Callable[[], Any], tuple[Any, ...], dict[str, Any]], Any]
@@ -115,12 +117,15 @@ def called_names(root: nn.Module, sites: Collection[str]) -> dict[int, str]:
 @dataclass
 class Watched:
     """What was seen of one forward pass: every call in the order in which they began, every tensor. ``open``: whether
-    all of them are given by functions of torch that can be seen being called."""
+    all of them are given by functions of torch that can be seen being called. ``whole``: it takes gradients itself, as
+    a field of forces does, calls modules inside of a transform (``torch.vmap``), or hands on objects of its own: a call
+    gives more than numbers."""
 
     calls: Sequence[Call]
     lived: Sequence[Lived]
     length: int
     open: bool = True
+    whole: bool = False
 
 
 def watch_calls(root: nn.Module, batch: Any, sites: Collection[str]) -> Watched:
@@ -137,21 +142,28 @@ def watch_calls(root: nn.Module, batch: Any, sites: Collection[str]) -> Watched:
     for tensor in tensors_in(output):  # what the model gives is read by whoever called it
         watch.read(tensor)
     calls: Sequence[Call] = watch.calls  # type: ignore[assignment]  # all have ended
-    return Watched(calls, watch.lived, watch.clock, not watch.functions.hidden)
+    seen = watch.functions
+    return Watched(calls, watch.lived, watch.clock, not seen.hidden, seen.whole)
+
+
+_GRADIENTS = torch.autograd.grad, torch.autograd.backward, Tensor.backward
 
 
 class _Functions(TorchFunctionMode):
-    """Torch's functions being called, and what they have given. ``hidden``: whether something else computes, too."""
+    """Torch's functions being called, and what they have given. ``hidden``: whether something else computes, too.
+    ``whole``: whether gradients are asked for, or there is a transform."""
 
     def __init__(self, current: Mapping[int, int]) -> None:
         super().__init__()
-        self.current, self.under_way, self.hidden = current, 0, False
+        self.current, self.under_way, self.hidden, self.whole = current, 0, False, False
         self.made: dict[int, weakref.ref[Tensor]] = {}
 
     def __torch_function__(self, func: Any, types: Any, args: tuple = (), kwargs: dict | None = None) -> Any:
         kwargs = kwargs or {}
         with torch._C.DisableTorchFunction():
-            self.hidden = self.hidden or any(map(self._strange, tensors_in((args, kwargs))))
+            given = list(tensors_in((args, kwargs)))
+            self.hidden = self.hidden or any(map(self._strange, given))
+            self.whole = self.whole or func in _GRADIENTS or any(map(is_functorch_wrapped_tensor, given))
         self.under_way += 1
         try:
             output = func(*args, **kwargs)
@@ -170,7 +182,7 @@ class _Functions(TorchFunctionMode):
         """Bytes of what functions have given and is still there."""
         self.made = {key: known for key, known in self.made.items() if known() is not None}
         tensors = [tensor for tensor in (known() for known in self.made.values()) if tensor is not None]
-        return sum({_storage(tensor): tensor.untyped_storage().nbytes() for tensor in tensors}.values())
+        return sum({_storage(tensor): _memory(tensor).nbytes() for tensor in tensors}.values())
 
 
 @dataclass
@@ -202,7 +214,7 @@ class _Watch(TorchDispatchMode):
 
     def written(self, tensor: Tensor, changing: bool) -> None:
         self.current[_storage(tensor)] = len(self.lived)
-        self.alive.append(tensor.untyped_storage())
+        self.alive.append(_memory(tensor))
         self.lived.append(Lived(self.clock, self.clock, tuple(self.under_way), changing))
 
     def __torch_dispatch__(self, func: Any, types: Any, args: tuple = (), kwargs: dict | None = None) -> Any:
@@ -231,6 +243,7 @@ class _Watch(TorchDispatchMode):
         marked = site or name in self.weighted
         changing = self.read_all(tensors_in((args, kwargs))) or marked
         output = go_on()
+        self.functions.whole = self.functions.whole or _hides(output)
         self.under_way.pop()
         self.clock += 1
         given = [self.current[key] for key in map(_storage, tensors_in(output)) if key in self.current]
@@ -252,9 +265,26 @@ class _Watch(TorchDispatchMode):
     def _state(self, tensor: Tensor) -> tuple[int, int]:
         """Equal for the same numbers in the same place: of a view, where it begins is part of it."""
         key = _storage(tensor)
-        self.alive.append(tensor.untyped_storage())
+        self.alive.append(_memory(tensor))
         return self.current.get(key, -key), int(tensor.storage_offset())
 
 
+def _hides(output: Any) -> bool:
+    """Whether it holds an object of somebody's own with tensors in it, which cannot be handed out again."""
+    if isinstance(output, Mapping):
+        return any(_hides(value) for name, value in output.items() if name not in INTERNAL)
+    if isinstance(output, tuple | list):
+        return any(map(_hides, output))
+    seen = isinstance(output, Tensor | nn.Module) or is_dataclass(output) or not hasattr(output, "__dict__")
+    return not seen and next(tensors_in(list(vars(output).values())), None) is not None
+
+
 def _storage(tensor: Tensor) -> int:
-    return tensor.untyped_storage()._cdata
+    return _memory(tensor)._cdata
+
+
+def _memory(tensor: Tensor) -> Any:
+    """The storage of a tensor; of one inside of a transform (``torch.vmap``), that of what it stands for."""
+    while is_functorch_wrapped_tensor(tensor):
+        tensor = get_unwrapped(tensor)
+    return tensor.untyped_storage()

@@ -83,16 +83,17 @@ def find_chain(root: nn.Module, batch: Any, sites: Collection[str], many: int = 
     groups = list(_groups(seen.calls))
     spans: list[Cut] = [(None, None, groups)] if groups else []
     crossing = _Crossing(seen)
-    for carried in range(CARRIED + 1):
-        made: list[Cut] = []
+    for carried in () if seen.whole else range(CARRIED + 1):
+        cuts: list[Cut] = []
         for start, end, inside in spans:
             if carried and len(inside) <= many:
-                made.append((start, end, inside))
+                cuts.append((start, end, inside))
             else:
-                made += _cut(seen.calls, crossing, start, end, inside, carried)
-        spans = made
+                cuts += _cut(seen.calls, crossing, start, end, inside, carried)
+        spans = cuts
     names = lambda inside: tuple(tuple(seen.calls[n].name for n in group) for group in inside)  # noqa: E731
-    return Chain(seen.calls, tuple(Span(start, end, names(inside)) for start, end, inside in spans), seen.open)
+    made = tuple(Span(start, end, names(inside)) for start, end, inside in spans)
+    return Chain(seen.calls, made, seen.open and not seen.whole)
 
 
 Groups = list[list[int]]

@@ -22,6 +22,8 @@ def unheard(run: Callable[[], Any], modules: Mapping[str, nn.Module]) -> list[st
     a run for every one or two modules without a path.
     """
     called, given, reached = _by_gradient(run, modules)
+    if not given:  # nothing to be compared
+        return []
     suspects = [name for name in called if name not in reached]
     left = [_RUNS]
 

@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import weakref
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, is_dataclass
 from itertools import count
 from typing import Any
 
@@ -19,7 +19,7 @@ import torch
 from torch import Tensor
 from torch.overrides import TorchFunctionMode
 
-from rankfold.batches import tensors_in
+from rankfold.batches import changed, tensors_in
 from rankfold.linalg.brief import brief
 
 Place = tuple[int, int]  # number of an event, and of a tensor in what it gives
@@ -219,6 +219,8 @@ def rebuilt(value: Any, change: Callable[[Tensor], Tensor]) -> Any:
     if isinstance(value, tuple | list):
         parts = [rebuilt(item, change) for item in value]
         return type(value)(*parts) if hasattr(value, "_fields") else type(value)(parts)
+    if is_dataclass(value):
+        return changed(value, lambda item: rebuilt(item, change))
     return value if isinstance(value, _PLAIN) else None  # a cache of keys and values, say, is nobody's input here
 
 

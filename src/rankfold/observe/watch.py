@@ -24,17 +24,20 @@ class Enough(BaseException):
 
 
 @contextmanager
-def after(root: nn.Module | None, callbacks: Watched[Seen]) -> Iterator[None]:
+def after(root: nn.Module | None, callbacks: Watched[Seen], *, last: bool = False) -> Iterator[None]:
     """``callback(module, args, kwargs, output)`` after each call of a module of ``root``, within the block.
 
     ``callbacks``: by the module's name or by the module itself (then ``root`` may be None); several for one of them are
     called in their order.
-    What a callback returns, unless None, takes the place of the output. Behind the hooks that are there already. Only
-    these hooks are removed at the end. Raises ``AttributeError`` for a name that is no module.
+    What a callback returns, unless None, takes the place of the output. ``last``: behind the hooks that are there
+    already, which may change what the layer itself gives, in place of ahead of them. Only these hooks are removed at
+    the end. Raises ``AttributeError`` for a name that is no module.
     """
+    found = list(_each(root, callbacks))
     with ExitStack() as stack:
-        for module, callback in _each(root, callbacks):
-            stack.callback(module.register_forward_hook(callback, with_kwargs=True).remove)
+        for module, callback in found if last else reversed(found):
+            hook = module.register_forward_hook(callback, with_kwargs=True, prepend=not last)
+            stack.callback(hook.remove)
         yield
 
 

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import copy
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from torch import nn
 
+from rankfold.batches import copied
 from rankfold.compress.applying.apply import apply_
 from rankfold.compress.planning.plan import Plan
 from rankfold.compress.repair.batchnorm import has_statistics
@@ -52,7 +52,7 @@ def carry_out_(
     """
     tell = tell or Tell()
     check_ours(directory, original)
-    small = original if how.data is None else copy.deepcopy(original)
+    small = original if how.data is None else copied(original)
     apply_(small, plan, progress=lambda _, done, total: tell.progress("factoring", done, total))
     save(small, plan, directory, notes=model_notes(how.model, how.data, how.example))
     if how.data is not None:

@@ -9,6 +9,7 @@ from rankfold.compress.ranks.budget import Budget
 from rankfold.compress.slicing.narrowed import SliceError
 from rankfold.compress.slicing.narrowed import slice_ as narrow_
 from rankfold.compress.slicing.slicing import plan_slice
+from rankfold.sites.earlier import warn_of_replaced
 from rankfold.store import Stored
 
 
@@ -52,5 +53,7 @@ def slice_(stored: Stored, budget: str | Budget | Sequence[str | Budget], *, exa
             "a few hundred samples, rankfold.bottlenecks(model, data), and save again with bottlenecks="
         )
     made = plan_slice(stored.model, stored.plan, stored.bottlenecks, budget, example=example)
+    before = dict(stored.model.named_parameters())
     known = narrow_(stored.model, stored.plan, stored.bottlenecks, made)
+    warn_of_replaced(before, stored.model, "slice_")
     return Stored(stored.model, made, stored.notes, known)

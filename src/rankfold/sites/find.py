@@ -24,7 +24,7 @@ from rankfold.sites.kinds.embedding import read_embedding, why_whole
 from rankfold.sites.kinds.experts import read_experts
 from rankfold.sites.kinds.linear import read_linear
 from rankfold.sites.opened import opened, opener_of, why_closed
-from rankfold.sites.product import factors_of, other_parametrizations, products
+from rankfold.sites.product import factors_of, products, why_anew
 from rankfold.sites.site import Site, SiteList
 
 NOT_SELECTED = "not selected"
@@ -234,10 +234,8 @@ def _why_not(module: nn.Module, path: str) -> str | None:
         return foreign
     if path and (closed := why_closed(module)) is not None:
         return closed
-    if other_parametrizations(module):
-        return "parametrized: remove that first (torch.nn.utils.parametrize.remove_parametrizations)"
-    if "weight_g" in module._parameters or "weight_orig" in module._parameters:
-        return "weight_norm or spectral_norm: remove it first, as it computes the weight anew at every call"
+    if (anew := why_anew(module)) is not None:
+        return anew
     if any(isinstance(p, UninitializedParameter) for p in module._parameters.values()):
         return "it has no shape yet, as a lazy module before its first call: run the model once"
     weight = module._parameters.get("weight")

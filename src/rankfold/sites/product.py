@@ -51,6 +51,19 @@ def other_parametrizations(module: nn.Module) -> bool:
     return parametrize.is_parametrized(module) and len(products(module)) < len(module.parametrizations)  # type: ignore[arg-type]
 
 
+def why_anew(module: nn.Module) -> str | None:
+    """Why something else than a product computes a parameter of this very module anew at every call, or None."""
+    if other_parametrizations(module):
+        return "parametrized: remove that first (torch.nn.utils.parametrize.remove_parametrizations)"
+    held = (name.rpartition("_")[0] for name in module._parameters if name.endswith(("_g", "_orig")))
+    made = [name for name in held if name not in module._parameters and hasattr(module, name)]
+    if any(f"{name}_mask" in module._buffers for name in made):
+        return "pruned by a mask at every call: make that final first (torch.nn.utils.prune.remove)"
+    if made:
+        return "weight_norm or spectral_norm: remove it first, as it computes the weight anew at every call"
+    return None
+
+
 def factors_of(module: nn.Module, parameter: str) -> list[nn.Parameter]:
     """R_1, …, R_N of a parameter that is a product."""
     lists: Any = module.parametrizations

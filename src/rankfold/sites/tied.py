@@ -6,6 +6,7 @@ from typing import Any
 
 from torch import nn
 
+from rankfold.sites.earlier import warn_of_earlier_optimizers
 from rankfold.sites.pretrained import pretrained_parts
 
 
@@ -14,7 +15,7 @@ def untie_(model: nn.Module) -> nn.Module:
 
     Outputs stay as they are; afterwards each place is a site of its own, such as an embedding and the head that was its
     transpose. A model of transformers is told (``tie_word_embeddings``), and stays untied when it is saved and loaded.
-    One module in several places stays one.
+    One module in several places stays one. Warns of an optimizer that was built before: it does not know the copies.
 
     Args:
         model: changed in place.
@@ -30,17 +31,19 @@ def untie_(model: nn.Module) -> nn.Module:
         >>> len(rf.sites(model).reducible), len(rf.sites(rf.untie_(model)).reducible)
         (0, 2)
     """
-    seen: set[int] = set()
-    copied = False
+    names = {parameter: name for name, parameter in model.named_parameters()}
+    seen: set[nn.Parameter] = set()
+    shared: dict[str, nn.Parameter] = {}
     for module in model.modules():
         for name, parameter in module._parameters.items():
             if parameter is None:
                 continue
-            if id(parameter) in seen:
+            if parameter in seen:
                 module._parameters[name] = nn.Parameter(parameter.detach().clone(), parameter.requires_grad)
-                copied = True
-            seen.add(id(parameter))
-    if copied:
+                shared[names[parameter]] = parameter
+            seen.add(parameter)
+    if shared:
+        warn_of_earlier_optimizers(shared, "and not the copies that other layers have of it now", "untie_")
         for _, part in pretrained_parts(model):
             _tell(part)
     return model

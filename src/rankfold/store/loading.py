@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 import warnings
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -14,6 +13,7 @@ from safetensors.torch import load as from_safetensors
 from torch import nn
 from torch.nn.parameter import is_lazy
 
+from rankfold.batches import copied
 from rankfold.compress.applying.apply import shape_
 from rankfold.compress.applying.check import ApplyError
 from rankfold.compress.planning.plan import Plan
@@ -133,7 +133,7 @@ def _without_values(root: nn.Module) -> nn.Module:
             memo[id(tensor)] = nn.Parameter(tensor.detach().to("meta"), tensor.requires_grad)
         elif isinstance(tensor, torch.Tensor):
             memo[id(tensor)] = tensor.detach().to("meta")
-    return copy.deepcopy(root, memo)
+    return copied(root, memo)
 
 
 def _check_fit(root: nn.Module, state: Mapping[str, torch.Tensor], directory: Path) -> None:

@@ -11,6 +11,7 @@ import torch
 from torch import nn
 
 from rankfold.batches import forward, size_of, tensors_in
+from rankfold.batches.as_found import as_found
 from rankfold.costs import evaluating
 from rankfold.objectives import Evaluation, Figures, Inferred, Objective, ObjectiveError, infer, objective_named
 from rankfold.observe.passes import fitting_layout, laid_out
@@ -99,6 +100,7 @@ def counted(
     layout, sums = None, list[Figures]()
     with ExitStack() as stack:
         stack.enter_context(evaluating(model))
+        stack.enter_context(as_found(model))
         if teacher is not None:
             stack.enter_context(evaluating(teacher))
         stack.enter_context(named(role))

@@ -175,8 +175,10 @@ def _part(where: str, part: Any) -> Any:
     """A part in memory where it can be indexed; loaders, batches and other iterables as they are."""
     if isinstance(part, Split | Samples):
         return part
-    if isinstance(part, Tensor) or (isinstance(part, tuple) and part and all(isinstance(x, Tensor) for x in part)):
-        part = TensorDataset(*((part,) if isinstance(part, Tensor) else part))
+    members = part if isinstance(part, tuple) else (part,)
+    numbers = [x for x in members if isinstance(x, Tensor) or (isinstance(x, np.ndarray) and x.dtype.kind in "biuf")]
+    if members and len(numbers) == len(members):
+        part = TensorDataset(*map(torch.as_tensor, members))
     if isinstance(part, Iterator) or not (hasattr(part, "__iter__") or hasattr(part, "__getitem__")):
         raise ZooError(
             f"{where}: a {type(part).__name__} is no data set with a length and an index, no DataLoader, and no "

@@ -1,11 +1,12 @@
-"""From what a user types, a built-in name or `package.module:factory`, to an object."""
+"""From what a user types, a built-in name, `package.module:factory` or `folder/file.py:factory`, to an object."""
 
 import difflib
 import importlib
+import importlib.util
 import os
 import sys
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -41,7 +42,8 @@ def resolve(
     generator: torch.Generator | None = None,
     download: bool = False,
 ) -> Resolved:
-    """The model that `spec` names: a built-in name, a folder of transformers, or `package.module:factory`.
+    """The model that `spec` names: a built-in name, a folder of transformers, or `package.module:factory`, where a
+    Python file may stand for its module.
 
     OWNER/NAME is a model of the Hugging Face hub, taken from its cache, and fetched only with `download`.
 
@@ -82,11 +84,11 @@ def call_factory(spec: str) -> tuple[Any, Any]:
 
 def imported(spec: str) -> Any:
     """What `package.module:attribute` names; ZooError where it cannot be imported."""
-    module_name, _, attribute = spec.partition(":")
-    if not module_name or not attribute or ":" in attribute:
-        raise ZooError(f"{spec!r} does not have the form package.module:factory")
+    module_name, _, attribute = spec.rpartition(":")
+    if not module_name or not attribute or (":" in module_name and not module_name.endswith(_FILE)):
+        raise ZooError(f"{spec!r} does not have the form package.module:factory, or file.py:factory")
     with _current_directory_importable():
-        factory: Any = _import(spec, module_name)
+        factory: Any = _of_file(spec, Path(module_name)) if module_name.endswith(_FILE) else _import(spec, module_name)
         for part in attribute.split("."):
             if not hasattr(factory, part):
                 raise ZooError(_no_attribute(spec, module_name, attribute, part, factory))
@@ -108,6 +110,34 @@ def _no_attribute(spec: str, module_name: str, attribute: str, part: str, owner:
             "your file"
         )
     return said
+
+
+_FILE = ".py"
+
+
+def _of_file(spec: str, file: Path) -> Any:
+    """The module that a file is: by its own name where that leads to it, else beside whatever else is called so."""
+    if not file.is_file():
+        raise ZooError(f"{spec}: there is no file {file}")
+    folder = str(file.parent.resolve())
+    if folder not in sys.path:
+        sys.path.append(folder)  # for the files beside it, also those that it imports later
+    with suppress(ImportError, ValueError):
+        found = importlib.util.find_spec(file.stem)
+        if found is not None and found.origin is not None and file.samefile(found.origin):
+            return _import(spec, file.stem)
+    name = f"{file.stem}_file"
+    known = sys.modules.get(name)
+    if known is not None and file.samefile(str(known.__file__)):
+        return known
+    made: Any = importlib.util.spec_from_file_location(name, file)
+    sys.modules[name] = module = importlib.util.module_from_spec(made)
+    try:
+        made.loader.exec_module(module)
+    except Exception as error:  # whatever a user's module raises while it is imported
+        del sys.modules[name]
+        raise ZooError(f"{spec}: importing {file} failed: {_one_line(error)}") from error
+    return module
 
 
 def _import(spec: str, module_name: str) -> Any:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -20,6 +19,7 @@ from rankfold.adapt.extraction.spread import Update, spread
 from rankfold.adapt.extraction.whole import kept_whole
 from rankfold.adapt.peft_format import Adapter
 from rankfold.adapt.places import Places, places
+from rankfold.batches import copied
 from rankfold.compress.repair.whole import Steps
 from rankfold.linalg.leading import Leading, leading
 from rankfold.objectives import CausalLanguageModel, Objective, Teacher
@@ -235,7 +235,7 @@ def _running(source: Source, network: nn.Module, checkpoint: Checkpoint) -> nn.M
         from rankfold.hub import opened
 
         return opened(source)
-    running = copy.deepcopy(unwrap(network))
+    running = copied(unwrap(network))
     state = running.state_dict()
     if any(value.is_meta for value in state.values()):
         raise ValueError(

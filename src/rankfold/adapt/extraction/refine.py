@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import replace
@@ -13,6 +12,7 @@ from torch import Tensor, nn
 from torch.nn.utils import parametrize
 
 from rankfold.adapt.peft_format import Adapter
+from rankfold.batches import copied
 from rankfold.compress.repair.whole import Steps, Way, tune_whole_
 from rankfold.objectives import Objective
 from rankfold.run.progress import Progress
@@ -62,7 +62,7 @@ def refined(
 ) -> tuple[Adapter, Way]:
     """``adapter`` after ``how.count`` steps of Adam towards the answers of ``tuned``, the best of six looks at held-out
     samples, and how far the answers were off before and after. Both models are left as they are."""
-    model = copy.deepcopy(unwrap(base))
+    model = copied(unwrap(base))
     with torch.no_grad():
         for name, tensor in adapter.whole.items():
             model.get_parameter(name).copy_(tensor)

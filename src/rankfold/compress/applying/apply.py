@@ -24,7 +24,7 @@ from rankfold.sites import (
     sites,
     unwrap,
 )
-from rankfold.train.earlier import warn_of_earlier_optimizers
+from rankfold.sites.earlier import warn_of_replaced
 
 if TYPE_CHECKING:
     from rankfold.compress.planning.profile import Profile
@@ -91,10 +91,7 @@ def apply_(
     for name, new, fitted in ready:
         place_(root, name, new, fitted)
     declare_(root, here, changed)
-    staying = {id(parameter) for parameter in root.parameters()}
-    gone = {name: parameter for name, parameter in before.items() if id(parameter) not in staying}
-    del before
-    warn_of_earlier_optimizers(gone, "which is no longer in the model: factors have taken its place", "apply_")
+    warn_of_replaced(before, root, "apply_")
     return model
 
 

@@ -70,14 +70,17 @@ class MaxNorm(Project):
             return made if form is Form.DENSE else made.with_note("there are no single rows here: projected instead")
         x, t = found[0].double(), found[1].double()
         x, t = x - full.moments.inputs.mean, t - full.moments.target_mean
+        bound = self.bound * float(t.abs().max())
         whole = x.mT @ x
         inside = project(full.matrix, inputs=whole)
         try:
             radius = nuclear_radius(inside.singular_values, rank)
+            if not bound > 0:
+                raise TiedError("its outputs do not vary on these samples")
         except TiedError as tied:  # a constant or zero layer, for instance
             return projected(full, form, rank, bias, self.damping, self.forms).with_note(f"{tied}: projected instead")
         fit = nuclear_max_norm(
-            x, t, radius=radius, bound=self.bound * float(t.abs().max()),
+            x, t, radius=radius, bound=bound,
             iterations=self.iterations, tolerance=self.tolerance,
         )  # fmt: skip
         # the rows are a sample; the directions that are kept are those that count on all the data

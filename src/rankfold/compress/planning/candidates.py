@@ -300,12 +300,11 @@ def _pin(site: Site, group: Sequence[Option], rank: int, multiple: int) -> Optio
     fitting = [option for option in group if option.form is not Form.KEEP and option.rank == rank]
     if not fitting:
         ranks = sorted({option.rank for option in group if option.form is not Form.KEEP})
-        allowed = "none: this method cannot factor it, or an energy excludes it"
+        allowed = "none" if site.note else "none: this method cannot factor it, or an energy excludes it"
         if ranks:
             every = len(ranks) == ranks[-1] - ranks[0] + 1
             allowed = f"{ranks[0]} to {ranks[-1]}" if every else ", ".join(map(str, ranks))
         only = f" in multiples of {multiple}" if multiple > 1 else ""
-        raise ValueError(
-            (f"{site.title}: rank {rank} was asked for; possible ranks{only} are {allowed}. {site.note}").strip()
-        )
+        note = f": {site.note}" if site.note else ""
+        raise ValueError(f"{site.title}: rank {rank} was asked for; possible ranks{only} are {allowed}{note}")
     return min(fitting, key=lambda option: option.loss)

@@ -23,7 +23,7 @@ from rankfold.compress.planning.plan import Entry, Plan, decisions
 from rankfold.compress.planning.probe import CERTAIN, nearer
 from rankfold.compress.planning.profile import Profile
 from rankfold.compress.ranks.asked import amount, multiple_of, of_sites, parsed, resources
-from rankfold.compress.ranks.budget import Budget, Latency, Multiples, OfSites, Params, Ranks, Resource
+from rankfold.compress.ranks.budget import Budget, KeepEnergy, Latency, Multiples, OfSites, Params, Ranks, Resource
 from rankfold.compress.ranks.latency import meet_latency
 from rankfold.compress.ranks.options import Option, check_feasible
 from rankfold.compress.ranks.rules import Choices, Iterative, Optimal, RankRule, described, rule_named
@@ -256,10 +256,11 @@ class _Asked:
         """What stands in the way of the budget of ``axis``, which the cheapest choice exceeds by ``lacking``."""
         budget, known = resources(self.budgets)[axis], self.known
         choices = {name: group for name, group in choices.items() if not isinstance(known.sites[name], Joint)}
+        beside = " and ".join(b.describe() for b in self.budgets if isinstance(b, KeepEnergy | Multiples))
         if not self._of_sites:
-            return obstacle(known, choices, axis, budget, self._whole(budget), lacking)
+            return obstacle(known, choices, axis, budget, self._whole(budget), lacking, beside=beside)
         theirs = {site.name: choices[site.name] for site in self._factorable}
-        return obstacle(known, theirs, axis, budget, amount(budget, self.factorable), lacking, of_sites=True)
+        return obstacle(known, theirs, axis, budget, amount(budget, self.factorable), lacking, True, beside)
 
     def write(self, choices: Choices, picked: Mapping[str, Option], notes: Sequence[str] = ()) -> Plan:
         known = self.known

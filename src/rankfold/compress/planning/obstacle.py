@@ -36,16 +36,17 @@ def obstacle(
     whole: float,
     lacking: float,
     of_sites: bool = False,
+    beside: str = "",
 ) -> str:
     """Why ``budget`` cannot be met, and what can be, in words, both in the fractions that were asked for.
 
     ``choices``: the options of every site, whose costs at ``axis`` the budget bounds. ``whole``: what the whole network
     costs there, or, where the budget is ``of_sites``, the layers in ``choices``, which are those that it is of.
-    ``lacking``: by how much the cheapest choice is above the limit.
+    ``lacking``: by how much the cheapest choice is above the limit. ``beside``: what else was asked of every rank.
     """
     unit, parts = _UNITS.get(budget.kind, budget.kind), defaultdict[tuple[str, str], _Part](_Part)
     outside = () if of_sites else _outside(known, choices, axis, budget, whole)
-    for name, kind, why, cost in (*_kept(known, choices, axis), *outside):
+    for name, kind, why, cost in (*_kept(known, choices, axis, beside), *outside):
         part = parts[kind, why]
         part.cost += cost
         part.names += [name] if name else []
@@ -71,7 +72,9 @@ def _smaller(group: Sequence[Option], axis: int) -> bool:
     return any(option.costs[axis] < group[0].costs[axis] for option in group)
 
 
-def _kept(known: Profile, choices: Mapping[str, Sequence[Option]], axis: int) -> Iterator[tuple[str, str, str, float]]:
+def _kept(
+    known: Profile, choices: Mapping[str, Sequence[Option]], axis: int, beside: str
+) -> Iterator[tuple[str, str, str, float]]:
     """(name, kind, why, cost) of the sites that no option makes cheaper."""
     for site in known.sites:
         group = choices.get(site.name, ())
@@ -83,7 +86,7 @@ def _kept(known: Profile, choices: Mapping[str, Sequence[Option]], axis: int) ->
         elif not why and not known.candidates.get(site.name):
             why = f"method {known.method.name!r} cannot factor it"
         elif not why and len(group) == 1:
-            why = "the other budgets allow no smaller rank"
+            why = f"{beside or 'the other budgets'} allow no smaller rank: ask for less of that"
         yield site.name, site.kind, why or "no rank that is allowed makes it smaller", group[0].costs[axis]
 
 

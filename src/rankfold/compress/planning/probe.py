@@ -6,11 +6,10 @@ that is differs between networks. So both plans are carried out, each on a copy,
 
 from __future__ import annotations
 
-import copy
 from dataclasses import replace
 from typing import Any
 
-from rankfold.batches import forward, samples_of, size_of, tensors_in
+from rankfold.batches import copied, forward, samples_of, size_of, tensors_in
 from rankfold.compress.applying.apply import apply_
 from rankfold.compress.planning.candidates import Candidate
 from rankfold.compress.planning.forecast import SEEN, UNSEEN
@@ -54,7 +53,7 @@ def _some(known: Profile) -> Any:
 
 def _divergence(known: Profile, plan: Plan, batch: Any) -> float:
     model = known.needed_model()
-    small = apply_(copy.deepcopy(model), plan, known.of(plan))
+    small = apply_(copied(model), plan, known.of(plan))
     with evaluating(model), evaluating(small):
         found = (known.objective or Teacher()).divergence(forward(small, batch), forward(model, batch), batch)
     lost = float(found.mean())

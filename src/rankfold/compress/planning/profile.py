@@ -14,6 +14,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from rankfold.batches.as_found import as_found
 from rankfold.compress.layerwise.in_parts import affordable
 from rankfold.compress.measured import Statistics
 from rankfold.compress.methods.method import Method, fits_layers
@@ -158,7 +159,8 @@ class Profile:
         """
         from rankfold.compress.planning.decide import decide
 
-        return decide(self if progress is None else replace(self, tell=progress), budget, rule)
+        with as_found(self.model):
+            return decide(self if progress is None else replace(self, tell=progress), budget, rule)
 
     @property
     def nats(self) -> bool:

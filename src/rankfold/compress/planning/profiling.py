@@ -11,6 +11,7 @@ from typing import Any
 from torch import nn
 
 from rankfold.batches import arguments, batches_of, check_rereadable, forward, labels_of, moved, size_of
+from rankfold.batches.as_found import as_found
 from rankfold.compress.coherence import coherences
 from rankfold.compress.layerwise.in_blocks import measure_in_blocks
 from rankfold.compress.layerwise.in_parts import measure_in_parts
@@ -107,18 +108,18 @@ def profile(
     check_rereadable(data)
     first = example_of(root, data) if example is None else Example.of(example)
     params, size = storage(root)
-    objective = meant(root, data, objective)
-    counted, traced = _counted(root, first, drawn=example is None, found=found)
-    found = _heard(root, first, traced.kept(found))
-    found, apart = _grouped(root, found, traced, method, forms)
-    calibration = calibration.bounded(found, method)
-    mark = fingerprint(root)
-    statistics = _earlier(method, calibration, mark)
-    with opened(root), steady(), calibration.team(root.parameters()) as team:
-        sizes = {site.name: site.weight(root).element_size() for site in found}
-        sizes |= {each.name: sizes[each.names[0]] for each in found.joint}
-        seen = replace(calibration.of(data), team=team)
-        known = _measured(root, found, method, seen, statistics, objective, directory, tell)
+    with as_found(root):
+        mark, objective = fingerprint(root), meant(root, data, objective)
+        counted, traced = _counted(root, first, drawn=example is None, found=found)
+        found = _heard(root, first, traced.kept(found))
+        found, apart = _grouped(root, found, traced, method, forms)
+        calibration = calibration.bounded(found, method)
+        statistics = _earlier(method, calibration, mark)
+        with opened(root), steady(), calibration.team(root.parameters()) as team:
+            sizes = {site.name: site.weight(root).element_size() for site in found}
+            sizes |= {each.name: sizes[each.names[0]] for each in found.joint}
+            seen = replace(calibration.of(data), team=team)
+            known = _measured(root, found, method, seen, statistics, objective, directory, tell)
     return replace(
         known,
         counter=Counter(

@@ -16,12 +16,13 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from rankfold.batches import check_rereadable, forward, tensors_in
+from rankfold.batches import check_rereadable, forward
 from rankfold.compress.repair.turning import RATE, Turning
 from rankfold.compress.repair.whole import Steps, gradients_of, parts_of, tune_whole_
 from rankfold.costs import evaluating
 from rankfold.layers.rounded import is_whole
 from rankfold.objectives import Objective, Teacher, objective_named
+from rankfold.objectives.answer import named_tensors
 from rankfold.observe import Enough, after, before
 from rankfold.run.progress import Progress, showing
 from rankfold.sites import factored_layers, unwrap, without_fused_attention
@@ -233,10 +234,10 @@ def _examples(
         raise Enough
 
     def gives(module: nn.Module, args: tuple, kwargs: dict, output: Any) -> None:
-        caught["output"] = [x.detach().clone() for x in tensors_in(output) if x.is_floating_point()]
+        caught["output"] = [x.detach().clone() for x in _numbers(output)]
         raise Enough
 
-    with before(root, {name: given}), after(reference, {name: gives}):
+    with before(root, {name: given}), after(reference, {name: gives}, last=True):
         found = []
         for batch in parts_of(data, batch_size, samples):
             for network in (root, reference):
@@ -246,12 +247,22 @@ def _examples(
     yield from found
 
 
+def _numbers(output: Any) -> list[Tensor]:
+    """What of a block's output is compared; ``TypeError`` where nothing can be seen in it."""
+    found = [x for _, x in named_tensors(output) if x.is_floating_point()]
+    if not found:
+        raise TypeError(
+            f"a block of the network returned a {type(output).__name__}, in which there are no tensors of real numbers "
+            "to compare: let it return a tensor, tuple, mapping or dataclass"
+        )
+    return found
+
+
 def _losses(block: nn.Module, example: _Example) -> Iterator[Tensor]:
     """Squared errors of the block's outputs, each over the energy that it should have."""
     args, kwargs = copy.deepcopy((example.args, example.kwargs))  # a cache of keys and values grows with each call
     output = block(*args, **kwargs)
-    given = [x for x in tensors_in(output) if x.is_floating_point()]
-    for x, wanted in zip(given, example.wanted, strict=True):
+    for x, wanted in zip(_numbers(output), example.wanted, strict=True):
         yield (x.float() - wanted.float()).square().sum() / wanted.float().square().sum().clamp_min(1e-30)
 
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 from collections import defaultdict
 from collections.abc import Sequence
 from dataclasses import replace
@@ -10,6 +9,7 @@ from typing import Any
 
 from torch import nn
 
+from rankfold.batches import copied
 from rankfold.compress.applying.apply import apply_
 from rankfold.compress.planning.plan import Plan
 from rankfold.compress.planning.profile import Calibration, Profile
@@ -104,7 +104,7 @@ def advise(
     start = fall(before, before).before
 
     def made(plan: Plan) -> nn.Module:
-        small = apply_(copy.deepcopy(root), plan, known)
+        small = apply_(copied(root), plan, known)
         reestimate_(small, reference, calibration, samples=taught)
         return small
 

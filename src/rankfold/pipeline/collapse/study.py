@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
 from typing import Any
@@ -10,7 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from rankfold.batches import batches_of, forward, labels_of
+from rankfold.batches import batches_of, copied, forward, labels_of
 from rankfold.collapse import (
     LOSSES,
     LayerBound,
@@ -201,7 +200,7 @@ def _bounded(
     """Decay, bounds and transitions of a network of one tensor in and one row of ``classes`` numbers out."""
     exact = root
     if sum(p.numel() for p in root.parameters()) <= _EXACT_PARAMS:
-        exact = copy.deepcopy(root).double()
+        exact = copied(root).double()
         inputs = inputs.double() if inputs.is_floating_point() else inputs
     place = next(p for p in exact.parameters() if p.is_floating_point())
     wanted = vectors(targets, classes, place.dtype)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 import time
 from collections.abc import Sequence
 from contextlib import ExitStack
@@ -12,6 +11,7 @@ from typing import Any
 
 from torch import nn
 
+from rankfold.batches import copied
 from rankfold.compress.methods.method import fits_layers
 from rankfold.compress.planning.plan import Plan
 from rankfold.compress.planning.profile import Profile
@@ -237,7 +237,7 @@ class _Job(Planner):
         recipe = self.settings.recipe(self.data)
         if recipe is None:
             return None, None
-        tuned = copy.deepcopy(small)
+        tuned = copied(small)
         try:
             history = finetune(
                 tuned,

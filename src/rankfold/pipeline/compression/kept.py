@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 import json
 from collections.abc import Sequence
 from dataclasses import replace
@@ -10,6 +9,7 @@ from pathlib import Path
 
 from torch import nn
 
+from rankfold.batches import copied
 from rankfold.compress.applying.apply import shape_
 from rankfold.compress.methods.method import Method
 from rankfold.compress.planning.plan import Plan, check_fingerprint, decisions
@@ -49,7 +49,7 @@ def kept_plan(
             f"{file} was changed since it was made, and now names another method or budget: undo that, or {anew}"
         )
     check_fingerprint(made, model)
-    before, after = model_cost(model, example), model_cost(shape_(copy.deepcopy(model), made), example)
+    before, after = model_cost(model, example), model_cost(shape_(copied(model), made), example)
     kept = []
     for budget in budgets:
         if not isinstance(budget, Params | Flops | Bytes):

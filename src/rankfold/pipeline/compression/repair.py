@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-import copy
 from typing import Any
 
 from torch import nn
 
+from rankfold.batches import copied
 from rankfold.compress.applying.apply import apply_
 from rankfold.compress.methods.method import Method
 from rankfold.compress.planning.plan import Plan
@@ -41,7 +41,7 @@ def compressed_copy(
     it over ``validation``.
     """
     tell = progress or (lambda what, done, total: None)
-    small = copy.deepcopy(model)
+    small = copied(model)
     apply_(small, plan, profile, method=method, progress=lambda _, done, total: tell("factoring", done, total))
     return mended(
         small, model, plan, calibration, validation, reference=reference, objective=objective, repaired=repaired
@@ -68,7 +68,7 @@ def mended(
 
     fitted = None
     if plan.factors is not None:
-        fitted = copy.deepcopy(small), scored(small)
+        fitted = copied(small), scored(small)
     if not reestimate_(small, reference or model, calibration, samples=repaired) and fitted is not None:
         return fitted
     score = scored(small)

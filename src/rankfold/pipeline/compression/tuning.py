@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass
 from statistics import fmean
@@ -11,6 +10,7 @@ from typing import Any, Self
 from torch import nn
 from typing_extensions import TypedDict
 
+from rankfold.batches import copied
 from rankfold.compress.repair.tune import Tuned, tune_
 from rankfold.objectives import Evaluation, Objective
 from rankfold.pipeline.compression.request import Settings
@@ -80,7 +80,7 @@ def tuned_copy(
     and what tuning did."""
     if not settings.tune:
         return small, score, None
-    tuned = copy.deepcopy(small)
+    tuned = copied(small)
     by = settings.tune_by or ("whole" if objective.by_token else "blocks")
     parts = tune_(
         tuned, original, calibration, steps=settings.tune, by=by, samples=None,

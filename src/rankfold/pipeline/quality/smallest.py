@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 import json
 from collections.abc import Callable, Sequence
 from contextlib import suppress
@@ -13,6 +12,7 @@ from typing import Any
 
 from torch import nn
 
+from rankfold.batches import copied
 from rankfold.compress.applying.apply import apply_
 from rankfold.compress.methods.method import fits_layers
 from rankfold.compress.planning.plan import Plan, decisions
@@ -256,7 +256,7 @@ class Hunt:
                 self.model, plan, self.calibration, self.halves.search.data, profile=known, method=known.method,
                 reference=self.original, objective=self.objective,
             )[0]  # fmt: skip
-        small = apply_(copy.deepcopy(self.model), plan, known, method=known.method)
+        small = apply_(copied(self.model), plan, known, method=known.method)
         reestimate_(small, self.original, self.calibration, samples=None)
         return small
 

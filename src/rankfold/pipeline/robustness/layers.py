@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass
 from math import inf
@@ -11,6 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from rankfold.batches import copied
 from rankfold.layers import FactoredConv, InTraining
 from rankfold.sites import Form, factored_sites, opened, sites, unwrap
 from rankfold.spectrum import spectrum
@@ -61,19 +61,19 @@ def _matrices(root: nn.Module) -> Iterator[tuple[str, Tensor, float]]:
     exact, inside = torch.finfo(torch.float64).eps, []
     for site in factored_sites(root):
         inside.append(f"{site.name}.")
-        weight = site.layer.weight(copy.deepcopy(root.get_submodule(site.name)).double())
+        weight = site.layer.weight(copied(root.get_submodule(site.name)).double())
         yield site.name, site.layer.geometry(Form.FACTORED).matrix(weight).detach(), exact
     for name, module in root.named_modules():
         if isinstance(module, FactoredConv) and f"{name}." not in inside:  # several ranks: Tucker, CP
             inside.append(f"{name}.")
-            weight = getattr(copy.deepcopy(module).double(), "weight")  # noqa: B009
+            weight = getattr(copied(module).double(), "weight")  # noqa: B009
             yield name, weight.flatten(1).detach(), exact
     for site in sites(root):
         if site.kind == "Embedding" or site.name.startswith(tuple(inside)):
             continue
         module = root.get_submodule(site.name)
         if isinstance(module, InTraining):
-            weight = site.layer.weight(copy.deepcopy(module).double())
+            weight = site.layer.weight(copied(module).double())
             yield site.name, site.layer.geometry(Form.FACTORED).matrix(weight).detach(), exact
         else:
             yield site.name, site.matrix(root), torch.finfo(site.weight(root).dtype).eps

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from rankfold.layers import SplitAttention
 from rankfold.sites.hooks import carry_hooks_
 from rankfold.sites.opener import Opener, linear
-from rankfold.sites.product import ordinary_class, other_parametrizations
+from rankfold.sites.product import ordinary_class, why_anew
 
 
 def why_not_split(module: nn.MultiheadAttention) -> str | None:
@@ -21,12 +21,7 @@ def why_not_split(module: nn.MultiheadAttention) -> str | None:
         return f"{kind.__name__} overrides the forward of nn.MultiheadAttention"
     if module.bias_k is not None or module.add_zero_attn:
         return "attention with add_bias_kv or add_zero_attn is not taken apart"
-    if other_parametrizations(module) or other_parametrizations(module.out_proj):
-        return (
-            "parametrized attention: remove the parametrization first "
-            "(torch.nn.utils.parametrize.remove_parametrizations)"
-        )
-    return None
+    return why_anew(module) or why_anew(module.out_proj)
 
 
 def split(module: nn.MultiheadAttention) -> SplitAttention:

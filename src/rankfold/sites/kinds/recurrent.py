@@ -10,6 +10,7 @@ from torch.nn.utils import parametrize
 from rankfold.layers.recurrent import SplitCell, SplitRecurrent
 from rankfold.sites.hooks import carry_hooks_
 from rankfold.sites.opener import Opener, linear
+from rankfold.sites.product import why_anew
 
 _LAYERS = (nn.LSTM, nn.GRU, nn.RNN)
 _CELLS = {nn.LSTMCell: "LSTM", nn.GRUCell: "GRU", nn.RNNCell: "RNN"}
@@ -21,8 +22,8 @@ def _why_not(module: nn.Module) -> str | None:
     base: Any = next((base for base in (*_LAYERS, *_CELLS) if isinstance(module, base)), None)
     if parametrize.is_parametrized(module):
         return "parametrized: remove that first (torch.nn.utils.parametrize.remove_parametrizations)"
-    if any(name.endswith(("_g", "_orig")) for name in module._parameters):
-        return "weight_norm or spectral_norm: remove it first, as it computes the weight anew at every call"
+    if (anew := why_anew(module)) is not None:
+        return anew
     if base is None or kind.forward is not base.forward or "forward" in vars(module):
         return (
             f"{kind.__name__}: overrides the forward of a recurrent layer of torch, and may read the weights in any way"

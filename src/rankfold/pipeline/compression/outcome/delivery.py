@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 import json
 from collections.abc import Mapping
 from dataclasses import asdict, replace
@@ -12,6 +11,7 @@ from typing import Any, NotRequired
 from torch import nn
 from typing_extensions import TypedDict
 
+from rankfold.batches import copied
 from rankfold.compress.methods import method_named
 from rankfold.compress.planning.profile import Profile
 from rankfold.compress.ranks.rules import described, rule_named
@@ -156,7 +156,7 @@ def read_result(directory: Path, original: nn.Module) -> Result:
         forecast = None if values.get("forecast") is None else Beside.read(values["forecast"])
     except FAULTS as error:
         raise StoreError(f"{file}: damaged ({said(error)}): {again}") from None
-    stored = load(directory, copy.deepcopy(original))
+    stored = load(directory, copied(original))
     return Result(
         stored.model, stored.plan, before, compressed, stages["finetuned"], known["seconds"], known["split"],
         known["validation"], tuple(known["remarks"]), directory, known.get("objective", ""), quality, tuning, forecast,

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 from collections.abc import Callable, Mapping
 from contextlib import ExitStack
 from dataclasses import dataclass
@@ -11,7 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from rankfold.batches import batches_of, forward
+from rankfold.batches import batches_of, copied, forward
 from rankfold.compress.applying.apply import apply_
 from rankfold.compress.layerwise.preactivations import Followed, Following
 from rankfold.compress.methods import method_named
@@ -68,7 +67,7 @@ def layer_errors(
     ``original`` and of every new layer.
     """
     root = unwrap(original)
-    new_root = apply_(copy.deepcopy(root), plan, profile, method=method)
+    new_root = apply_(copied(root), plan, profile, method=method)
     found = sites(root) if profile is None else profile.sites
     if plan.factors is not None:
         return _fitted_errors(root, new_root, plan, found, data, samples)

@@ -8,7 +8,7 @@ import warnings
 from collections.abc import Mapping
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 _OURS = 3  # references: in the mapping, by the loop, by the question itself
 
@@ -31,6 +31,15 @@ def warn_of_earlier_optimizers(weights: Mapping[str, Tensor], became: str, funct
             UserWarning,
             stacklevel=3,
         )
+
+
+def warn_of_replaced(before: dict[str, nn.Parameter], root: nn.Module, function: str) -> None:
+    """``UserWarning`` if a living optimizer holds one of the parameters ``before``, by name, that ``root`` has lost;
+    takes the others out of the mapping."""
+    staying = set(root.parameters())
+    for name in [name for name, parameter in before.items() if parameter in staying]:
+        del before[name]
+    warn_of_earlier_optimizers(before, "which is no longer in the model: factors have taken its place", function)
 
 
 def _holders(weights: Mapping[int, str]) -> list[tuple[str, str]]:
