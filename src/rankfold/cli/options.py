@@ -1,128 +1,30 @@
-"""The options that several verbs share, as types. What can be seen to be wrong without a model is wrong usage."""
+"""The options that several verbs share, as types."""
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from difflib import get_close_matches
 from enum import StrEnum
 from pathlib import Path
 from typing import Annotated
 
 import typer
 
-OBJECTIVES = (
-    "classification", "segmentation", "token-classification", "multi-label", "regression", "causal-lm", "masked-lm",
-    "embedding", "teacher",
+from rankfold.cli.checks import (
+    METHODS,
+    OBJECTIVES,
+    RULES,
+    checked_budgets,
+    checked_data,
+    checked_fallen,
+    checked_forms,
+    checked_max_drop,
+    checked_memory,
+    checked_method,
+    checked_method_or_none,
+    checked_model,
+    checked_objective,
+    checked_rule,
+    completing,
 )  # fmt: skip
-FORMS = ("factored", "pivoted", "spatial", "tucker", "cp", "shared", "int8", "residual", "all")
-METHODS = ("project", "sequential", "relu", "nuclear", "maxnorm", "truncate", "tucker", "cp")
-RULES = ("optimal", "local", "global", "iterative")
-
-
-def _model(spec: str) -> str:
-    if not spec:  # nothing is typed yet: the shell completes a line
-        return spec
-    from rankfold.run.disk.pretrained import is_folder
-    from rankfold.zoo import model_names
-
-    if is_folder(spec) or "/" in spec:  # a folder, or OWNER/NAME on the hub; looked up where it is opened
-        return spec
-    return _known(spec, "model", model_names(), "package.module:factory, or a folder of transformers")
-
-
-def _data(name: str | None) -> str | None:
-    if name is None:
-        return None
-    from rankfold.run.disk.given import how_to_give
-    from rankfold.zoo import data_names
-
-    if name not in data_names() and ":" not in name and Path(name).exists():
-        raise typer.BadParameter(how_to_give(Path(name)))
-    return _known(name, "data set", data_names(), "package.module:factory")
-
-
-def _method(name: str) -> str:
-    return _known(name, "method", METHODS)
-
-
-def _method_or_none(name: str | None) -> str | None:
-    return None if name is None else _method(name)
-
-
-def _forms(given: list[str]) -> list[str]:
-    names = [name.strip() for each in given for name in each.split(",")]
-    for name in names:
-        _known(name, "form", FORMS)
-    return names
-
-
-def _rule(name: str) -> str:
-    return _known(name, "rank rule", RULES)
-
-
-def _objective(name: str | None) -> str | None:
-    return None if name is None else _known(name, "objective", OBJECTIVES, "package.module:objective")
-
-
-def _complete(*names: str) -> Callable[[str], list[str]]:
-    """What the shell offers on Tab."""
-    return lambda incomplete: [name for name in names if name.startswith(incomplete)]
-
-
-def _known(value: str, what: str, known: tuple[str, ...], other: str = "") -> str:
-    if value in known or (other and ":" in value):
-        return value
-    near = get_close_matches(value, known, 1)
-    raise typer.BadParameter(
-        f"there is no {what} {value!r}: {f'did you mean {near[0]}? The' if near else 'the'} names are "
-        f"{', '.join(known)}{f'; your own is given as {other}' if other else ''}"
-    )
-
-
-def _budgets(texts: list[str]) -> list[str]:
-    if not texts:
-        return texts
-    from rankfold.compress.ranks.asked import parse_budget
-
-    for text in texts:
-        try:
-            parse_budget(text)
-        except ValueError as error:
-            raise typer.BadParameter(str(error)) from None
-    return texts
-
-
-def _max_drop(value: float | None) -> float | None:
-    if value is not None and not 0 <= value < float("inf"):
-        raise typer.BadParameter(
-            "must be 0 or more: how far the judging figure may fall, in points of a percentage or in its own "
-            f"unit; got {value:g}"
-        )
-    return value
-
-
-def _fallen(text: str | None) -> str | None:
-    if text is not None:
-        from rankfold.pipeline.quality.value import MaxDrop
-
-        try:
-            MaxDrop.of(text, "flops")
-        except ValueError as error:
-            raise typer.BadParameter(str(error)) from None
-    return text
-
-
-def checked_memory(text: str | None) -> str | None:
-    if text is None:
-        return None
-    from rankfold.report.quantities import bytes_of
-
-    try:
-        bytes_of(text)
-    except ValueError as error:
-        raise typer.BadParameter(str(error)) from None
-    return text
-
 
 Spec = Annotated[
     str,
@@ -130,7 +32,7 @@ Spec = Annotated[
         metavar="MODEL",
         help="Built-in name (resnet20, digits-cnn, …), package.module:factory, a folder of transformers, or OWNER/NAME "
         "of one in the cache of the Hugging Face hub.",
-        callback=_model,
+        callback=checked_model,
     ),
 ]
 Weights = Annotated[
@@ -149,7 +51,7 @@ DataName = Annotated[
             "digits, mnist, fashion-mnist, cifar10, cifar100, imagefolder:DIR, parquet:DIR, package.module:factory, "
             "text:FILE (.txt, .parquet, .jsonl) or tokens:FILE.npy. Default: the data that belong to the model."
         ),
-        callback=_data,
+        callback=checked_data,
     ),
 ]
 Download = Annotated[
@@ -195,7 +97,7 @@ Budgets = Annotated[
             "Share of the whole model that is kept: flops=0.5, params=0.4, bytes=0.5, latency=0.8@64, energy=0.99. "
             "May be given several times; all must hold."
         ),
-        callback=_budgets,
+        callback=checked_budgets,
     ),
 ]
 BudgetsOrNone = Annotated[
@@ -207,7 +109,7 @@ BudgetsOrNone = Annotated[
             "Share of the whole model that is kept: flops=0.5, params=0.4, bytes=0.5, latency=0.8@64, energy=0.99. "
             "May be given several times; all must hold."
         ),
-        callback=_budgets,
+        callback=checked_budgets,
         show_default=False,
     ),
 ]
@@ -232,7 +134,7 @@ MaxDropped = Annotated[
             "of a percentage (accuracy, mean IoU) or in the figure's own unit. In place of --budget, or together "
             "with it."
         ),
-        callback=_max_drop,
+        callback=checked_max_drop,
         show_default=False,
     ),
 ]
@@ -246,7 +148,7 @@ Fallen = Annotated[
             "of a percentage (accuracy, mean IoU) or in the figure's own unit; kl=X for another figure by its name. In "
             "place of --budget, or together with it."
         ),
-        callback=_fallen,
+        callback=checked_fallen,
         show_default=False,
     ),
 ]
@@ -264,13 +166,13 @@ MethodName = Annotated[
         "--method",
         metavar="M",
         help=_METHOD_HELP,
-        callback=_method,
-        autocompletion=_complete(*METHODS),
+        callback=checked_method,
+        autocompletion=completing(*METHODS),
     ),
 ]
 MethodOrNone = Annotated[
     str | None,
-    typer.Option("--method", metavar="M", help=f"{_METHOD_HELP} Default: project.", callback=_method_or_none),
+    typer.Option("--method", metavar="M", help=f"{_METHOD_HELP} Default: project.", callback=checked_method_or_none),
 ]
 Memory = Annotated[
     str | None,
@@ -291,8 +193,8 @@ RuleName = Annotated[
         "--ranks",
         metavar="R",
         help="optimal, local, global or iterative.",
-        callback=_rule,
-        autocompletion=_complete(*RULES),
+        callback=checked_rule,
+        autocompletion=completing(*RULES),
     ),
 ]
 RankMultiple = Annotated[
@@ -333,7 +235,7 @@ FormNames = Annotated[
             "all layers that read the same tensor); or all."
         ),
         show_default=False,
-        callback=_forms,
+        callback=checked_forms,
     ),
 ]
 Samples = Annotated[int, typer.Option(min=1, help="Calibration samples, drawn from the training split.")]
@@ -348,8 +250,8 @@ ObjectiveName = Annotated[
             "regression, causal-lm, masked-lm, embedding, teacher, or package.module:objective. Default: found out "
             "from data and model."
         ),
-        callback=_objective,
-        autocompletion=_complete(*OBJECTIVES),
+        callback=checked_objective,
+        autocompletion=completing(*OBJECTIVES),
         show_default=False,
     ),
 ]

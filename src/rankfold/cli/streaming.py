@@ -9,8 +9,9 @@ from typing import Any
 
 import typer
 
+from rankfold.cli.choices import chosen_layers
 from rankfold.cli.failure import Interrupted
-from rankfold.cli.loading import Cut, chosen_layers, data_named
+from rankfold.cli.loading import Cut, data_named
 from rankfold.cli.printing import count, percent, print_table
 from rankfold.pipeline import Settings, Streamed, stream
 from rankfold.pipeline.streaming import check_streamable

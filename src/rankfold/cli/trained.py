@@ -7,7 +7,8 @@ from pathlib import Path
 
 import typer
 
-from rankfold.cli.loading import Cut, Loaded, check_is_model, code_named, is_saved, open_model, open_saved
+from rankfold.cli.loading import Cut, Loaded, open_model
+from rankfold.cli.saved import check_is_model, code_named, is_saved, open_saved
 from rankfold.pipeline.trainings.config import ConfigError, parse, read
 from rankfold.run.progress import Talk
 

@@ -31,7 +31,7 @@ def demo(
 
     Needs no network and no files.
     """
-    from rankfold.cli.loading import set_threads
+    from rankfold.cli.choices import set_threads
     from rankfold.cli.printing import count, percent, print_json
     from rankfold.cli.verbs.analysis.analyze import print_analysis
     from rankfold.cli.verbs.compression.compress import print_result

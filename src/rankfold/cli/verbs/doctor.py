@@ -42,7 +42,7 @@ def doctor(
     """
     import torch
 
-    from rankfold.cli.loading import computing, set_threads
+    from rankfold.cli.choices import computing, set_threads
     from rankfold.costs.table import LatencyTable
     from rankfold.pipeline.advice.health import examine
     from rankfold.pipeline.advice.paying import Pays, paying, spots

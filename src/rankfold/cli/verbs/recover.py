@@ -7,7 +7,8 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from rankfold.cli.options import Json, Seed, Threads, checked_memory
+from rankfold.cli.checks import checked_memory
+from rankfold.cli.options import Json, Seed, Threads
 from rankfold.cli.printing import count, print_json
 from rankfold.cli.recovered import print_ranked, print_recovered
 from rankfold.cli.recovering import (
@@ -147,7 +148,7 @@ def recover(
     of Gaussian ones. DIR gets factors.safetensors, recover.json,
     cross-validation.csv and .svg, and with --top the best unseen columns of every row in top.csv.
     """
-    from rankfold.cli.loading import set_threads
+    from rankfold.cli.choices import set_threads
     from rankfold.pipeline.recovery import check_ours, complete
     from rankfold.recover import choices, read_arrays, read_pairs, read_sides, read_test, read_triplets
     from rankfold.recover.tables.reading import ARRAYS

@@ -92,8 +92,8 @@ def reproduce(
         return
     if name is None:
         raise ValueError("give the NAME of an experiment: rankfold reproduce --list has them all")
+    from rankfold.cli.choices import set_threads
     from rankfold.cli.failure import Interrupted
-    from rankfold.cli.loading import set_threads
     from rankfold.cli.printing import print_json
     from rankfold.papers import reproduce as run
     from rankfold.papers.request import Request

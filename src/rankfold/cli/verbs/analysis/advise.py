@@ -53,7 +53,8 @@ def advise(
     Nothing is written and nothing is trained; the test split is not opened. Without --max-drop one point of a
     percentage may be lost, or 2 % of another figure.
     """
-    from rankfold.cli.loading import Cut, chosen_layers, computing, objective_of, open_model, set_threads
+    from rankfold.cli.choices import chosen_layers, computing, objective_of, set_threads
+    from rankfold.cli.loading import Cut, open_model
     from rankfold.pipeline import Tell
     from rankfold.pipeline.advice.look import advise as look
     from rankfold.run.progress import Talk

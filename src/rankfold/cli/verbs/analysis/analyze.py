@@ -56,7 +56,8 @@ def analyze(
     The columns "90 %" and "99 %" are the ranks that keep so much of the energy. Parameters that no row covers are
     listed with the reason.
     """
-    from rankfold.cli.loading import Cut, chosen_layers, computing, open_model, set_threads
+    from rankfold.cli.choices import chosen_layers, computing, set_threads
+    from rankfold.cli.loading import Cut, open_model
     from rankfold.pipeline import analyse, calibration_part, samples_of
     from rankfold.run.progress import Talk
 

@@ -74,7 +74,8 @@ def collapse(
 
     Says which layers are low-rank, which bound explains it, and at which weight decay the others would be.
     """
-    from rankfold.cli.loading import computing, open_model, set_threads
+    from rankfold.cli.choices import computing, set_threads
+    from rankfold.cli.loading import open_model
     from rankfold.pipeline import calibration_part, samples_of
     from rankfold.pipeline.collapse.page import write_collapse
     from rankfold.pipeline.collapse.study import collapse_report

@@ -76,14 +76,9 @@ def evaluate(
 
     Without targets, outputs are compared with those of the network that DIR was made from.
     """
-    from rankfold.cli.loading import (
-        Cut,
-        computing,
-        noted_objective,
-        objective_of,
-        original_of,
-        set_threads,
-    )
+    from rankfold.cli.choices import computing, objective_of, set_threads
+    from rankfold.cli.loading import Cut
+    from rankfold.cli.saved import noted_objective, original_of
     from rankfold.cli.trained import open_either
     from rankfold.costs import shown
     from rankfold.export import target_latencies

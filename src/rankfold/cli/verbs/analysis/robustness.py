@@ -66,7 +66,8 @@ def robustness(
 
     Every iterate of every attack counts; no adversarial training took place. Original and compressed networks alike.
     """
-    from rankfold.cli.loading import computing, noted_objective, objective_of, set_threads
+    from rankfold.cli.choices import computing, objective_of, set_threads
+    from rankfold.cli.saved import noted_objective
     from rankfold.cli.trained import open_either
     from rankfold.pipeline.robustness.drawing import check_study, write_robustness
     from rankfold.pipeline.robustness.study import robustness as measured

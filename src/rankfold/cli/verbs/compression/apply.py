@@ -43,7 +43,8 @@ def apply(
     as_json: Json = False,
 ) -> None:
     """Apply a plan. With --data, BatchNorm statistics are corrected beside the original, and slice will work."""
-    from rankfold.cli.loading import Cut, computing, objective_of, open_model, set_threads
+    from rankfold.cli.choices import computing, objective_of, set_threads
+    from rankfold.cli.loading import Cut, open_model
     from rankfold.cli.printing import count, percent, print_json
     from rankfold.compress.planning.plan import Plan
     from rankfold.costs import storage

@@ -119,7 +119,8 @@ def compress(
     the test split, and latency_ms is for batch 1 on this machine. With --memory a folder of transformers is read,
     fitted and written block by block, within so much memory, by a method that fits layer after layer.
     """
-    from rankfold.cli.loading import Cut, budgets_of, chosen_layers, computing, objective_of, open_model, set_threads
+    from rankfold.cli.choices import budgets_of, chosen_layers, computing, objective_of, set_threads
+    from rankfold.cli.loading import Cut, open_model
     from rankfold.cli.streaming import print_streamed, streamable, streaming
     from rankfold.pipeline import Settings, Tell
     from rankfold.pipeline import compress as run

@@ -35,8 +35,9 @@ def export(
     """Export with every axis free that the model leaves free. What was written is compared with the model. dense is a
     Hugging Face folder with the factors multiplied out: it loads anywhere and saves no space.
     """
-    from rankfold.cli.loading import open_saved, set_threads
+    from rankfold.cli.choices import set_threads
     from rankfold.cli.printing import count, print_json
+    from rankfold.cli.saved import open_saved
     from rankfold.export import to_folder, to_onnx, to_torch_export
     from rankfold.run.progress import Talk
     from rankfold.store.card import dense_card

@@ -74,7 +74,8 @@ def plan(
     """
     import shutil
 
-    from rankfold.cli.loading import Cut, budgets_of, chosen_layers, computing, open_model, set_threads
+    from rankfold.cli.choices import budgets_of, chosen_layers, computing, set_threads
+    from rankfold.cli.loading import Cut, open_model
     from rankfold.cli.printing import print_json
     from rankfold.cli.verbs.compression.show import plan_values, print_plan
     from rankfold.compress.methods import method_named
@@ -134,7 +135,7 @@ def _observed(
 ) -> tuple[Any, Objective | None, Calibration]:
     """Samples, what the outputs mean, and how both are measured; without data, which some methods do not need, nothing
     is."""
-    from rankfold.cli.loading import objective_of
+    from rankfold.cli.choices import objective_of
     from rankfold.compress.methods import method_named
     from rankfold.compress.planning.profile import Calibration
     from rankfold.pipeline import calibration_part, samples_of

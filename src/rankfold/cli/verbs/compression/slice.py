@@ -60,7 +60,8 @@ def slice_(
     import copy
     from dataclasses import replace
 
-    from rankfold.cli.loading import budgets_of, computing, noted_objective, objective_of, open_saved, set_threads
+    from rankfold.cli.choices import budgets_of, computing, objective_of, set_threads
+    from rankfold.cli.saved import noted_objective, open_saved
     from rankfold.compress.repair.batchnorm import reestimate_
     from rankfold.compress.slicing.bottlenecks import bottlenecks
     from rankfold.compress.slicing.narrowed import SliceError

@@ -146,17 +146,9 @@ def adapt(
     """
     from rankfold.adapt.extraction.budget import asked
     from rankfold.adapt.restore import RATE
-    from rankfold.cli.loading import (
-        Cut,
-        check_is_model,
-        chosen_layers,
-        computing,
-        is_saved,
-        objective_of,
-        open_model,
-        original_of,
-        set_threads,
-    )
+    from rankfold.cli.choices import chosen_layers, computing, objective_of, set_threads
+    from rankfold.cli.loading import Cut, open_model
+    from rankfold.cli.saved import check_is_model, is_saved, original_of
     from rankfold.cli.trained import open_either
     from rankfold.pipeline.adaptation import AdaptSettings
     from rankfold.pipeline.adaptation import adapt as run
@@ -225,7 +217,7 @@ def _print(found: Adapted) -> None:
 def _restore(
     saved: Loaded, original: Any, wish: RestoreSettings, out: Path, objective: Any, talk: Talk, as_json: bool
 ) -> None:
-    from rankfold.cli.loading import noted_objective
+    from rankfold.cli.saved import noted_objective
     from rankfold.pipeline.restoring import restore
 
     stored = saved.needed_stored()

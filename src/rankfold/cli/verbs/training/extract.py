@@ -119,7 +119,7 @@ def extract(
     """
     from rankfold.adapt import combine, is_adapter
     from rankfold.adapt.peft_format import check_adapter_place
-    from rankfold.cli.loading import set_threads
+    from rankfold.cli.choices import set_threads
     from rankfold.run.progress import Talk
 
     set_threads(threads)
@@ -168,7 +168,8 @@ def _of_checkpoints(
     sources: list[str], budget: list[str], how: _Chosen, download: bool, device: str, talk: Talk
 ) -> Extraction:
     from rankfold.adapt import extract as run
-    from rankfold.cli.loading import Cut, computing, objective_of, open_model
+    from rankfold.cli.choices import computing, objective_of
+    from rankfold.cli.loading import Cut, open_model
     from rankfold.pipeline import calibration_part
     from rankfold.run.disk.pretrained import is_folder
     from rankfold.sites.find import Names
