@@ -373,6 +373,30 @@ def test_a_layer_that_would_be_random_is_refused_by_whatever_loads(tmp_path):
             kind.from_pretrained(tmp_path)
 
 
+def test_what_was_read_need_not_be_as_the_code_expects_that_would_draw_it(tmp_path, monkeypatch):
+    """``MaskFormer`` zeroes the bias of every linear layer inside of one of its modules, and factors have none."""
+    model, batch, small, plan = compressed("bert")
+    rf.save(small, plan, tmp_path)
+    base, met = type(model).__mro__[1], []
+    draw = base._init_weights
+
+    def drawn(self, module):
+        draw(self, module)
+        if type(module).__name__ == "BertLayer":
+            for inner in module.modules():
+                if isinstance(inner, nn.Linear):
+                    met.append(inner.bias)
+                    torch.zero_(inner.bias) if inner.bias is None else None
+
+    monkeypatch.setattr(base, "_init_weights", drawn)
+    again = type(model).from_pretrained(tmp_path)
+    assert None in met
+    assert torch.equal(answer(again, batch), answer(small, batch))
+    assert not any("_init_weights" in vars(part) for part in again.modules())
+    with pytest.raises(TypeError, match="zero_"):  # what no file held must be drawn
+        rf.hub.drawn._draw(lambda module: torch.zero_(None), nn.Linear(2, 2))
+
+
 def test_names_that_differ_between_files_and_model_are_known(tmp_path):
     """Of some architectures transformers 5 calls tensors in files by the names of earlier versions."""
     config = transformers.Dinov2Config(

@@ -87,6 +87,34 @@ class TiedLanguageModel(nn.Module):
         return self.head(self.body(self.embed(tokens)))
 
 
+class Listed(nn.Module):
+    """Its forward goes through plain lists, as ``MaskFormer`` of transformers does, beside the registered layers."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.layers = [nn.Linear(6, 6), nn.ReLU(), nn.Linear(6, 6)]
+        for index, layer in enumerate(self.layers):
+            self.add_module(str(index), layer)
+        self.pairs = ((self.layers[0], 1.0), {"last": [self.layers[2]]})
+        self.__dict__["hidden"] = self.layers[2]
+
+    def forward(self, x: Tensor) -> Tensor:
+        for layer in self.layers:
+            x = layer(x)
+        return x + self.pairs[0][0](x) + self.pairs[1]["last"][0](x) + self.hidden(x)
+
+
+def test_a_layer_is_replaced_in_plain_lists_too():
+    model = Listed().eval()
+    x, same = torch.randn(3, 6), copy.deepcopy(model)
+    for name in ("0", "2"):
+        new = nn.Linear(6, 6)
+        replace_(model, model.get_submodule(name), new)
+        same.get_submodule(name).load_state_dict(new.state_dict())
+    assert torch.equal(model(x), same(x))
+    assert model.layers[0] is model.get_submodule("0")
+
+
 def test_tied_embedding_and_head_are_kept():
     found = sites(TiedLanguageModel())
     assert found["head"].forms == found["embed"].forms == {Form.KEEP}

@@ -26,6 +26,10 @@ class CausalLMOutputWithPast(SimpleNamespace):
     pass
 
 
+class MoeCausalLMOutputWithPast(CausalLMOutputWithPast):
+    pass
+
+
 TABLE = [
     ("classification", torch.randn(6, 4), (X, whole(4, 6))),
     ("classification", torch.randn(6, 4), (X, whole(4, 6, 1))),
@@ -51,6 +55,9 @@ TABLE = [
     ("causal-lm", torch.randn(6, 8, 60), (IDS, IDS)),
     ("causal-lm", torch.randn(6, 8, 60), (IDS, SHIFTED)),
     ("causal-lm", CausalLMOutputWithPast(logits=torch.randn(6, 8, 60)), {"input_ids": IDS}),
+    ("causal-lm", MoeCausalLMOutputWithPast(logits=torch.randn(6, 8, 60)), {"input_ids": IDS}),
+    ("teacher", CausalLMOutputWithPast(logits=torch.randn(6, 12, 60)), {"input_ids": IDS}),  # pictures before the text
+    ("teacher", CausalLMOutputWithPast(logits=torch.randn(6, 8, 40)), {"input_ids": IDS}),  # and in their own place
     ("masked-lm", logits(6, 8, 60), {"input_ids": IDS.masked_fill(MASKED > 0, 0), "labels": MASKED}),
     ("teacher", torch.randn(6, 4), X),
     ("teacher", torch.randn(6, 4), (X,)),
@@ -91,6 +98,7 @@ def test_labels_that_are_shifted_already_are_not_shifted_again():
         (torch.randn(6, 3, 4), torch.randn(6, 4, 3), "do not fit"),
         (torch.randn(6, 4), torch.ones(6, dtype=torch.complex64), "complex64 have no known meaning: give objective="),
         (torch.randn(6, 4), {"boxes": X}, "type dict have no known meaning: give objective="),
+        (CausalLMOutputWithPast(logits=torch.randn(6, 29, 60)), IDS, r"targets of shape \(6, 8\), int64, do not fit"),
         (torch.randn(6, 9, 4), [X] * 9, r"type list have no known meaning: make each target one tensor"),
     ],
 )

@@ -46,6 +46,14 @@ def copied(model: Model, memo: Mapping[int, Any] = MappingProxyType({})) -> Mode
     return copy.deepcopy(model, {**known, **memo})
 
 
+def cut_(model: nn.Module) -> None:
+    """Have a model that keeps outputs of its last call keep them without their graph, so that it can be copied."""
+    for module in model.modules():
+        for name, value in vars(module).items():
+            if any(tensor.grad_fn is not None for tensor in tensors_in(value)):
+                vars(module)[name] = mapped(value, lambda x: x if x.grad_fn is None else x.detach())
+
+
 def arguments(batch: Any, model: nn.Module | None = None) -> tuple[tuple[Any, ...], dict[str, Any]]:
     """(args, kwargs) of the model for a batch: a tensor, ``(inputs, targets)``, ``(inputs,)`` or a mapping.
 
@@ -227,6 +235,12 @@ def size_of(batch: Any) -> int:
     )
 
 
+def divisible(inputs: Any, size: int) -> bool:
+    """Whether a part of a batch of ``size`` is known to be as the whole: every tensor has a row for each sample, or one
+    for all. Not so for patches of pictures beside the text of a sample, nor for graphs, whose edges name nodes."""
+    return all(not tensor.dim() or tensor.shape[0] in (1, size) for tensor in tensors_in(inputs))
+
+
 def check_rereadable(data: Any) -> None:
     """``ValueError`` for data that can be read only once, where several passes are needed."""
     if isinstance(data, Iterator):
@@ -237,7 +251,8 @@ def check_rereadable(data: Any) -> None:
 
 
 def batches_of(data: Any, batch_size: int = 256, limit: int | None = None) -> Iterator[Any]:
-    """Batches of ``data`` up to ``limit`` samples: a data loader, an iterable of batches, a tensor, or samples.
+    """Batches of ``data`` up to ``limit`` samples: a data loader, an iterable of batches, a tensor, or samples. The
+    last one is cut, where it is ``divisible``.
 
     Objects with ``batches(batch_size)`` (the splits of ``rankfold.zoo``) and ``torch.utils.data.Dataset`` are cut
     into batches in their own order, and so is a list of pairs whose targets are single numbers; of an
@@ -247,7 +262,7 @@ def batches_of(data: Any, batch_size: int = 256, limit: int | None = None) -> It
     seen = 0
     for batch in _batches(data, batch_size):
         size = size_of(batch)
-        if limit is not None and seen + size > limit:
+        if limit is not None and seen + size > limit and (seen == limit or divisible(arguments(batch), size)):
             batch, size = _first(batch, limit - seen, size), limit - seen
         if size:
             yield batch

@@ -24,7 +24,7 @@ from warnings import warn
 import torch
 from torch import Tensor, nn
 
-from rankfold.batches import forward, samples_of, size_of
+from rankfold.batches import cut_, forward, samples_of, size_of
 from rankfold.compress.gradients import FULL, Sums, gradient_moment
 from rankfold.compress.spread import Directions, Spread, measure_spread
 from rankfold.costs import evaluating
@@ -114,7 +114,10 @@ def tapping(root: nn.Module, sites: SiteList) -> Iterator[Taps]:
     outputs = {module: behind(site) for site, module in found if site.layer.tapped == "output"}
     inputs = {module: ahead(site) for site, module in found if site.layer.tapped == "input"}
     with after(None, outputs), before(None, inputs):
-        yield taps
+        try:
+            yield taps
+        finally:
+            cut_(root)
 
 
 class Estimate(Protocol):
@@ -169,7 +172,7 @@ class Gathering:
             return self._taken(given, chunk, first, number, taps)
         except torch.OutOfMemoryError:
             raise
-        except RuntimeError as error:  # of code that writes in place, or has no derivative
+        except (RuntimeError, AssertionError) as error:  # of code that writes in place, or has no derivative
             words = " ".join(str(error).split())
             warn(
                 f"this network cannot be differentiated ({words[:120]}{'…' * (len(words) > 120)}): its layers are "

@@ -10,7 +10,7 @@ import torch
 import torch.distributed as dist
 from torch import Tensor, nn
 
-from rankfold.batches import forward, size_of
+from rankfold.batches import forward
 from rankfold.objectives import Answer, Objective, ObjectiveError
 from rankfold.observe import Samples
 from rankfold.run.processes.team import Team
@@ -44,7 +44,7 @@ class Spread:
                 f"the model's output had {error} in the first batch and does not have it in another"
             ) from None
 
-    def add(self, answers: Sequence[Answer], samples: int) -> None:
+    def add(self, answers: Sequence[Answer]) -> None:
         if not self.names:
             first = sorted(answers, key=lambda a: (tuple(a.values.shape[1:]), float(a.values.double().sum())))
             self.names = [answer.name for answer in first]
@@ -57,7 +57,7 @@ class Spread:
             self.energies[index] += float(rows.square().sum(dtype=torch.float64))
             self.totals[index] = self.totals[index] + rows.sum(0, dtype=torch.float64).cpu()
             self.rows[index] += len(rows) if answer.counted is None else int(answer.counted.sum())
-        self.samples += samples
+        self.samples += len(answers[0].values)  # and not of the inputs, which may be nodes of graphs
 
     def joined(self, team: Team) -> Spread:
         """That of all processes."""
@@ -97,7 +97,7 @@ def measure_spread(root: nn.Module, seen: Samples, objective: Objective) -> Spre
     spread = Spread()
     for _, batch in seen.mine():
         try:
-            spread.add(objective.answers(forward(root, batch), batch), size_of(batch))
+            spread.add(objective.answers(forward(root, batch), batch))
         except ObjectiveError:
             return Spread()
     return spread.joined(seen.team)

@@ -100,7 +100,7 @@ def calibrate(
             taken = partial(gather, root, seen, sites, asked if metric_samples else None, progress)
             try:
                 gathered = taken(None if passing is None else passing.run)
-            except RuntimeError:
+            except (RuntimeError, AssertionError):
                 if passing is None:
                     raise
                 passing.able = False  # code that cannot run with a graph
@@ -216,7 +216,7 @@ def gather(
             output = run(index, batch)
             if objective is not None and comparable:
                 try:
-                    found.spread.add(objective.answers(output, batch), size)
+                    found.spread.add(objective.answers(output, batch))
                 except ObjectiveError:
                     found.spread, comparable = Spread(), False
             if progress is not None:

@@ -21,6 +21,7 @@ from transformers.quantizers.auto import AUTO_QUANTIZER_MAPPING, register_quanti
 from transformers.quantizers.base import HfQuantizer
 from transformers.utils.quantization_config import QuantizationConfigMixin
 
+from rankfold.hub.drawn import drawn_, spare_
 from rankfold.hub.errors import HubError
 from rankfold.hub.whole import drop_pooler_, refuse_random
 from rankfold.layers.shared import join_
@@ -86,6 +87,7 @@ class RankfoldQuantizer(HfQuantizer):
         pattern = rf"(^|\.){re.escape(poison.removeprefix(body))}$"
         model._keys_to_ignore_on_load_unexpected = {*(model._keys_to_ignore_on_load_unexpected or ()), pattern}
         self._watch_(model)
+        spare_(model)
         return model
 
     def _watch_(self, model: Any) -> None:
@@ -103,6 +105,7 @@ class RankfoldQuantizer(HfQuantizer):
         # layers of plain numbers: casting and training are as free as before
         model.is_quantized = False
         vars(model).pop(_SORT_OUT, None)
+        drawn_(model)
         for module in model.modules():
             vars(getattr(module, "config", None) or self).pop("_is_quantized", None)
         return model

@@ -37,17 +37,26 @@ def infer(output: Any, batch: Any) -> Inferred:
     Without targets it is ``Teacher``, but for the language models of transformers, which say by the type of their
     output what they are; class axes follow from the shapes, as in torch's cross entropy.
     """
-    target, kind = labels_of(batch), type(output).__name__
-    if kind.startswith("CausalLMOutput") and (target is not None or named_input(batch, "input_ids") is not None):
+    target, kind = labels_of(batch), type(output).__name__  # which is MoeCausalLMOutputWithPast, and the like
+    tokens = named_input(batch, "input_ids") if target is None else target
+    if "CausalLMOutput" in kind and _one_for_each(output, tokens):  # so is what gives letters of a recording (CTC)
         return Inferred(CausalLanguageModel(), "the model gives next tokens")
     if target is None:
         return Inferred(Teacher(), "the data have no targets: outputs are compared with those of the original")
-    if kind.startswith("MaskedLMOutput"):
+    if "MaskedLMOutput" in kind:
         return Inferred(MaskedLanguageModel(), "the model gives masked tokens")
-    if kind.startswith("Seq2SeqLMOutput"):
+    if "Seq2SeqLMOutput" in kind:
         return Inferred(CausalLanguageModel(shift=False), "the model gives tokens at the places of its labels")
     found = _of_targets(main_tensor(output), target, batch)
     return replace(found, why=found.why + _beside(output))
+
+
+def _one_for_each(output: Any, tokens: Any) -> bool:
+    """Whether there are scores for each of the tokens, of which the output knows every one."""
+    scores = main_tensor(output)
+    if not isinstance(tokens, Tensor) or scores.dim() != 3 or tokens.shape != scores.shape[:2]:
+        return False
+    return not tokens.is_floating_point() and (not tokens.numel() or int(tokens.max()) < scores.shape[-1])
 
 
 def _beside(output: Any) -> str:

@@ -11,7 +11,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from rankfold.batches import arguments, batches_of, evaluating, forward, samples_of, size_of
+from rankfold.batches import arguments, batches_of, divisible, evaluating, forward, samples_of, size_of
 from rankfold.linalg.brief import brief
 from rankfold.objectives.answer import counting_tensors
 from rankfold.run.processes.team import Team
@@ -120,6 +120,8 @@ def separable(root: nn.Module, batch: Any) -> bool:
     size = min(whole_size, _FEW)
     if size < 2:
         return True
+    if not divisible(arguments(batch), whole_size):
+        return False
     batch = samples_of(batch, whole_size, slice(0, size))
     half = slice(0, (size + 1) // 2)
     try:
@@ -129,7 +131,9 @@ def separable(root: nn.Module, batch: Any) -> bool:
     except (RuntimeError, ValueError, TypeError, IndexError):  # a model of a fixed batch
         return False
     return len(whole) == len(part) and all(
-        a.dim() > 0 and a.shape[0] == size and torch.allclose(a[half].float(), b.float(), rtol=1e-2, atol=1e-3)
+        a.dim() > 0
+        and (a.shape[0], *a.shape[1:]) == (size, *b.shape[1:])  # other axes may be samples too, as of CLIP's logits
+        and torch.allclose(a[half].float(), b.float(), rtol=1e-2, atol=1e-3)
         for a, b in zip(whole, part, strict=True)
     )
 

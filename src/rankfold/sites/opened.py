@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
+from typing import Any
 
 from torch import nn
 
@@ -29,7 +30,8 @@ def why_closed(module: nn.Module) -> str | None:
 
 
 def replace_(model: nn.Module, old: nn.Module, new: nn.Module) -> None:
-    """Put ``new`` wherever ``old`` (the very object) hangs in ``model``; a shared module has several places."""
+    """Put ``new`` wherever ``old`` (the very object) hangs in ``model``: a shared module has several places, and a
+    forward may take its layers from a plain list beside them."""
     seen, waiting = {model}, [model]
     while waiting:
         parent = waiting.pop()
@@ -39,6 +41,28 @@ def replace_(model: nn.Module, old: nn.Module, new: nn.Module) -> None:
             elif child is not None and child not in seen:
                 seen.add(child)
                 waiting.append(child)
+        for name, value in vars(parent).items():
+            if name not in _OF_TORCH and isinstance(value, nn.Module | list | tuple | dict):
+                vars(parent)[name] = _exchanged(value, old, new)
+
+
+_OF_TORCH = vars(nn.Module()).keys()
+_DEPTH = 3  # of lists within lists
+
+
+def _exchanged(value: Any, old: nn.Module, new: nn.Module, depth: int = _DEPTH) -> Any:
+    """``value`` with ``new`` for ``old``; lists and dicts stay the same objects, which others may hold too."""
+    if value is old or not depth:
+        return new if value is old else value
+    if isinstance(value, list | dict):
+        for key, item in enumerate(value) if isinstance(value, list) else value.items():
+            if (put := _exchanged(item, old, new, depth - 1)) is not item:
+                value[key] = put
+    elif isinstance(value, tuple):
+        parts = [_exchanged(item, old, new, depth - 1) for item in value]
+        if any(part is not item for part, item in zip(parts, value, strict=True)):
+            return type(value)(*parts) if hasattr(value, "_fields") else type(value)(parts)
+    return value
 
 
 @contextmanager

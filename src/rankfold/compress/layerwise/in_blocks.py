@@ -138,7 +138,7 @@ class _Blocks:
                 for index, batch in self.seen.mine():
                     state, output = self.replay.run(span, index, batch, self.given(number, index))
                     if span.end is None:
-                        self.spread.add(self.objective.answers(output, batch), size_of(batch))
+                        self.spread.add(self.objective.answers(output, batch))
                     else:
                         self.kept.put_state(f"x{number + 1}-{index}", state)
             progress(number + 1, len(self.spans))

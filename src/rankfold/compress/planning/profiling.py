@@ -10,7 +10,7 @@ from typing import Any
 
 from torch import nn
 
-from rankfold.batches import arguments, batches_of, check_rereadable, forward, labels_of, moved, size_of
+from rankfold.batches import arguments, batches_of, check_rereadable, divisible, forward, labels_of, moved, size_of
 from rankfold.batches.as_found import as_found
 from rankfold.compress.coherence import coherences
 from rankfold.compress.layerwise.in_blocks import measure_in_blocks
@@ -161,7 +161,7 @@ def _counted(root: nn.Module, first: Example, drawn: bool, found: SiteList) -> t
     Of data it is one sample: what a network computes once for all of a batch, as the tables of relative positions,
     costs one sample all of it. A network that takes no single one is counted with two.
     """
-    if drawn and first.samples > 1:
+    if drawn and first.samples > 1 and divisible((first.args, first.kwargs), first.samples):
         with suppress(Exception):  # the user's own forward
             return 1, measure(root, with_batch(first, 1), found)
     return first.samples, measure(root, replace(first, samples=1), found)

@@ -320,7 +320,7 @@ def _spreading(spread: Spread | None, objective: Objective, output: Any, batch: 
     if spread is None:
         return None
     try:
-        spread.add(objective.answers(output, batch), size_of(batch))
+        spread.add(objective.answers(output, batch))
     except ObjectiveError:
         return None
     return spread

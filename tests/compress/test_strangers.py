@@ -1,0 +1,93 @@
+"""Networks whose samples, outputs or last call are other than those of most: measured and forecast as those are."""
+
+from __future__ import annotations
+
+import copy
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+import rankfold as rf
+from rankfold.batches import batches_of, size_of
+from rankfold.objectives.moved import Moved
+
+
+def drawn(*shape: int, seed: int = 0) -> Tensor:
+    return torch.randn(*shape, generator=torch.Generator().manual_seed(seed))
+
+
+class Body(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.first, self.last = nn.Linear(6, 32), nn.Linear(32, 8)
+
+    def features(self, x: Tensor) -> Tensor:
+        """A vector for each sequence (N, length, 6)."""
+        return self.last(torch.tanh(self.first(x))).mean(1)
+
+
+class Pairs(Body):
+    """Each sample beside each other one, as CLIP has it."""
+
+    def forward(self, x: Tensor) -> dict[str, Tensor]:
+        found = self.features(x)
+        return {"logits": found @ found.mT, "features": found}
+
+
+class Graphs(Body):
+    """Nodes (N, 6) of several graphs, whose edges name nodes; an answer for each graph."""
+
+    def forward(self, x: Tensor, edges: Tensor, graph: Tensor) -> Tensor:
+        found = torch.tanh(self.first(x))
+        heard = torch.zeros_like(found).index_add(0, edges[1], found[edges[0]])
+        return torch.zeros(int(graph.max()) + 1, 32).index_add(0, graph, heard) @ self.last.weight.T
+
+
+class Keeping(Body):
+    """Its states stay with it until the next call."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        self.states = [self.features(x)]
+        return self.states[0]
+
+
+class Refusing(Body):
+    def forward(self, x: Tensor) -> Tensor:
+        assert not torch.is_grad_enabled(), "use model.train() to train it"
+        return self.features(x)
+
+
+def graphs(seed: int) -> dict[str, Tensor]:
+    edges = torch.randint(20, (2, 60), generator=torch.Generator().manual_seed(seed))
+    return {"x": drawn(20, 6, seed=seed), "edges": edges, "graph": torch.arange(20) // 5}
+
+
+ROWS = [drawn(8, 3, 6, seed=seed) for seed in range(8)]
+CASES = [(Pairs, ROWS), (Pairs, ROWS[:1]), (Graphs, [graphs(s) for s in range(24)]), (Keeping, ROWS), (Refusing, ROWS)]
+
+
+@pytest.mark.parametrize("case", range(len(CASES)))
+@pytest.mark.filterwarnings("ignore:this network cannot be differentiated")
+def test_it_is_measured_and_forecast_as_others_are(case: int) -> None:
+    kind, data = CASES[case]
+    torch.manual_seed(0)
+    model: Any = kind().eval()
+    known = rf.profile(model, data)
+    plan = known.plan("params=0.9")
+    small = rf.apply_(copy.deepcopy(model), plan, known)  # a copy by hand, as the tutorials make it
+    lost = rf.evaluate(small, data, objective=Moved(judged=rf.Teacher()), teacher=model).loss
+    assert 0 < lost < 0.5
+    assert plan.forecast is not None
+    if kind is not Refusing and len(data) > 1:
+        assert 0.5 < plan.forecast / lost < 2.5
+
+
+def test_a_batch_is_cut_only_where_a_part_is_as_the_whole() -> None:
+    assert [size_of(batch) for batch in batches_of(ROWS, limit=10)] == [8, 2]
+    assert [size_of(batch) for batch in batches_of([graphs(0), graphs(1)], limit=2)] == [20]
+    patches = {"ids": torch.zeros(4, 3, dtype=torch.long), "patches": drawn(16, 6), "labels": torch.zeros(4)}
+    assert [size_of(batch) for batch in batches_of([patches] * 3, limit=6)] == [4, 4]
+    table = {"ids": torch.zeros(4, 3, dtype=torch.long), "table": drawn(1, 6), "scale": torch.tensor(1.0)}
+    assert [size_of(batch) for batch in batches_of([table] * 3, limit=6)] == [4, 2]
