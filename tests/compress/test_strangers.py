@@ -11,6 +11,7 @@ from torch import Tensor, nn
 
 import rankfold as rf
 from rankfold.batches import batches_of, size_of
+from rankfold.compress.layerwise.rounds import divergence
 from rankfold.objectives.moved import Moved
 
 
@@ -59,13 +60,22 @@ class Refusing(Body):
         return self.features(x)
 
 
+class Drawing(Body):
+    """It draws while it computes, in eval mode too, as masked and variational autoencoders do."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        found = self.features(x)
+        return found + 3 * torch.randn_like(found)
+
+
 def graphs(seed: int) -> dict[str, Tensor]:
     edges = torch.randint(20, (2, 60), generator=torch.Generator().manual_seed(seed))
     return {"x": drawn(20, 6, seed=seed), "edges": edges, "graph": torch.arange(20) // 5}
 
 
 ROWS = [drawn(8, 3, 6, seed=seed) for seed in range(8)]
-CASES = [(Pairs, ROWS), (Pairs, ROWS[:1]), (Graphs, [graphs(s) for s in range(24)]), (Keeping, ROWS), (Refusing, ROWS)]
+CASES: list[tuple[Any, Any]] = [(kind, ROWS) for kind in (Pairs, Keeping, Refusing, Drawing)]
+CASES += [(Pairs, ROWS[:1]), (Graphs, [graphs(seed) for seed in range(24)])]
 
 
 @pytest.mark.parametrize("case", range(len(CASES)))
@@ -80,7 +90,8 @@ def test_it_is_measured_and_forecast_as_others_are(case: int) -> None:
     lost = rf.evaluate(small, data, objective=Moved(judged=rf.Teacher()), teacher=model).loss
     assert 0 < lost < 0.5
     assert plan.forecast is not None
-    if kind is not Refusing and len(data) > 1:
+    assert divergence(model, model, data) == 0
+    if kind not in (Refusing, Drawing) and len(data) > 1:
         assert 0.5 < plan.forecast / lost < 2.5
 
 
@@ -91,3 +102,15 @@ def test_a_batch_is_cut_only_where_a_part_is_as_the_whole() -> None:
     assert [size_of(batch) for batch in batches_of([patches] * 3, limit=6)] == [4, 4]
     table = {"ids": torch.zeros(4, 3, dtype=torch.long), "table": drawn(1, 6), "scale": torch.tensor(1.0)}
     assert [size_of(batch) for batch in batches_of([table] * 3, limit=6)] == [4, 2]
+
+
+def test_weights_that_are_computed_at_every_call_are_loaded_beside_the_factors(tmp_path: Any) -> None:
+    def network() -> nn.Module:
+        with pytest.warns(FutureWarning, match="weight_norm"):
+            return nn.Sequential(nn.utils.weight_norm(nn.Linear(6, 8)), nn.Tanh(), nn.Linear(8, 8)).eval()
+
+    torch.manual_seed(0)
+    model, x = network(), drawn(8, 6)
+    small = rf.apply_(model, rf.plan(model, rf.Ranks({"2": 3}), data=[x] * 2))
+    rf.save(small, rf.plan(network(), rf.Ranks({"2": 3}), "truncate", example=x), tmp_path)
+    assert torch.equal(rf.load(tmp_path, network()).model(x), small(x))

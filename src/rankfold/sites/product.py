@@ -53,7 +53,7 @@ def other_parametrizations(module: nn.Module) -> bool:
 
 def why_anew(module: nn.Module) -> str | None:
     """Why something else than a product computes a parameter of this very module anew at every call, or None."""
-    if other_parametrizations(module):
+    if other_parametrizations(module) or isinstance(module, parametrize.ParametrizationList):
         return "parametrized: remove that first (torch.nn.utils.parametrize.remove_parametrizations)"
     held = (name.rpartition("_")[0] for name in module._parameters if name.endswith(("_g", "_orig")))
     made = [name for name in held if name not in module._parameters and hasattr(module, name)]

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack, contextmanager, nullcontext
 from math import isfinite
 from typing import Any
 
@@ -17,7 +17,7 @@ from rankfold.objectives import Evaluation, Figures, Inferred, Objective, Object
 from rankfold.observe.passes import fitting_layout, laid_out
 from rankfold.train import feed
 from rankfold.train.errors import TrainingError
-from rankfold.train.randomness import seeded
+from rankfold.train.randomness import same_draws, seeded
 
 _ENOUGH = 64  # samples from which an objective is told
 
@@ -105,15 +105,18 @@ def counted(
             stack.enter_context(evaluating(teacher))
         stack.enter_context(named(role))
         chosen = None if objective is None else objective_named(objective)
-        for batch in feed.ordered(data, batch_size):
+        for number, batch in enumerate(feed.ordered(data, batch_size)):
             layout = fitting_layout(model, batch) if layout is None else layout
-            output = forward(model, laid_out(batch, layout))
+            alike = nullcontext() if teacher is None else same_draws(model, number)
+            with alike:
+                output = forward(model, laid_out(batch, layout))
             chosen = infer(output, batch).objective if chosen is None else chosen
             if apart or not sums:
                 sums.append(chosen.figures())
             taught = None
             if teacher is not None and chosen.compares:
-                taught = output if teacher is model else forward(teacher, laid_out(batch, layout))
+                with same_draws(teacher, number):
+                    taught = output if teacher is model else forward(teacher, laid_out(batch, layout))
             sums[-1].add(output, batch, taught, rows=not apart)
         if not sums:
             raise TrainingError("it is empty; give at least one batch")

@@ -2,10 +2,11 @@
 
 import random
 from collections.abc import Iterable, Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
 
 import numpy as np
 import torch
+from torch import nn
 
 
 @contextmanager
@@ -30,3 +31,10 @@ def seeded(seed: int, device: torch.device, generators: Iterable[torch.Generator
             np.random.set_state(old_numpy)  # noqa: NPY002
             for generator, state in kept:
                 generator.set_state(state)
+
+
+def same_draws(model: nn.Module, number: int) -> AbstractContextManager[None]:
+    """Within the block a network draws for the batch of this number what another one drew: those that draw while they
+    compute, as variational and masked autoencoders do, would differ from themselves."""
+    place = next(model.parameters(), torch.empty(0))
+    return seeded(number, place.device, ())

@@ -31,6 +31,7 @@ from rankfold.costs import evaluating
 from rankfold.objectives import Objective, Teacher
 from rankfold.observe import PAGES, Samples
 from rankfold.sites import Form, SiteList, opened, without_fused_attention
+from rankfold.train.randomness import same_draws
 
 if TYPE_CHECKING:
     from rankfold.compress.planning.profile import Profile
@@ -198,8 +199,11 @@ def divergence(
     ``Objective.divergence``."""
     objective, total, samples = objective or Teacher(), 0.0, 0
     with evaluating(original), evaluating(model), without_fused_attention():
-        for batch in batches:
-            found = objective.divergence(forward(model, batch), forward(original, batch), batch)
+        for number, batch in enumerate(batches):
+            with same_draws(model, number):
+                now = forward(model, batch)
+            with same_draws(original, number):
+                found = objective.divergence(now, forward(original, batch), batch)
             total += float(found.sum())
             samples += len(found)
     return total / max(samples, 1)
