@@ -34,7 +34,7 @@ def test_weak_directions_move_like_strong_ones():
     gradient = torch.diag(torch.tensor([1.0, 0.05, 0.02]))
     step = moved(torch.eye(3), gradient).diagonal()
     assert (step < 0).all()
-    assert float(step.min() / step.max()) < 2  # of the gradient 50
+    assert float(step.min() / step.max()) < 2.5  # of the gradient 50
 
 
 def test_vectors_move_by_signs_and_zero_moves_at_all():

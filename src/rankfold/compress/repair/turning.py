@@ -34,7 +34,7 @@ class Turning(torch.optim.Optimizer):
     network is. The loss is known to be zero at best; so where it is given a step is shortened until what it promises,
     to first order, is ``reach`` of it, a share that falls as ``lr`` does.
 
-    Cost: the gradient's momentum, the step, and fifteen products on the smaller side of each matrix. Source: K. Jordan
+    Cost: the gradient's momentum, the step, and nine products on the smaller side of each matrix. Source: K. Jordan
     et al., "Muon", 2024; steps relative to the norm: Y. You et al., "LAMB", 2020; by what is left to win: B. Polyak,
     "Introduction to Optimization", 1987, 5.3.
     """
