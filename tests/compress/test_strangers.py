@@ -60,6 +60,18 @@ class Refusing(Body):
         return self.features(x)
 
 
+class Painted(Body):
+    """Maps (N, 3, 2, 4) whose channels lie far apart, and vary little."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.last = nn.Linear(32, 24)
+
+    def forward(self, x: Tensor) -> Tensor:
+        levels = torch.tensor([20.0, 0.0, -20.0]).reshape(3, 1, 1)
+        return self.features(x).reshape(-1, 3, 2, 4) + levels
+
+
 class Drawing(Body):
     """It draws while it computes, in eval mode too, as masked and variational autoencoders do."""
 
@@ -74,7 +86,7 @@ def graphs(seed: int) -> dict[str, Tensor]:
 
 
 ROWS = [drawn(8, 3, 6, seed=seed) for seed in range(8)]
-CASES: list[tuple[Any, Any]] = [(kind, ROWS) for kind in (Pairs, Keeping, Refusing, Drawing)]
+CASES: list[tuple[Any, Any]] = [(kind, ROWS) for kind in (Pairs, Keeping, Refusing, Drawing, Painted)]
 CASES += [(Pairs, ROWS[:1]), (Graphs, [graphs(seed) for seed in range(24)])]
 
 
@@ -93,6 +105,19 @@ def test_it_is_measured_and_forecast_as_others_are(case: int) -> None:
     assert divergence(model, model, data) == 0
     if kind not in (Refusing, Drawing) and len(data) > 1:
         assert 0.5 < plan.forecast / lost < 2.5
+
+
+def test_scores_of_the_classes_of_pixels_are_measured_as_they_are_forecast() -> None:
+    torch.manual_seed(0)
+    model = Painted().eval()
+    data = [(x, torch.zeros(8, 2, 4, dtype=torch.long)) for x in ROWS]
+    known = rf.profile(model, data)
+    assert str(known.objective) == "segmentation"
+    plan = known.plan("params=0.9")
+    small = rf.apply_(copy.deepcopy(model), plan, known)
+    lost = rf.evaluate(small, data, objective=Moved(judged=known.objective), teacher=model).loss
+    assert plan.forecast is not None
+    assert 0.5 < plan.forecast / lost < 2.5
 
 
 def test_a_batch_is_cut_only_where_a_part_is_as_the_whole() -> None:

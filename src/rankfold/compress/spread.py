@@ -49,11 +49,11 @@ class Spread:
             first = sorted(answers, key=lambda a: (tuple(a.values.shape[1:]), float(a.values.double().sum())))
             self.names = [answer.name for answer in first]
             self.energies, self.rows = [0.0] * len(first), [0] * len(first)
-            self.totals = [torch.zeros(a.values.shape[-1], dtype=torch.float64) for a in first]
+            self.totals = [torch.zeros(a.places.shape[-1], dtype=torch.float64) for a in first]
             shape = first[0].values.shape
             self.row_shape = (shape[1:-1].numel(), shape[-1])
         for index, answer in enumerate(self.ordered(answers)):
-            rows = answer.centred.detach().reshape(-1, answer.values.shape[-1])
+            rows = answer.places.detach()
             self.energies[index] += float(rows.square().sum(dtype=torch.float64))
             self.totals[index] = self.totals[index] + rows.sum(0, dtype=torch.float64).cpu()
             self.rows[index] += len(rows) if answer.counted is None else int(answer.counted.sum())

@@ -47,6 +47,13 @@ class Answer:
             wide = wide - wide.mean(-1, keepdim=True)
         return wide if self.counted is None else wide * self.counted.unsqueeze(-1)
 
+    @property
+    def places(self) -> Tensor:
+        """``centred`` as rows (R, C), one for each place: of maps of numbers (N, C, …) the second axis are channels."""
+        wide = self.centred
+        wide = wide.movedim(1, -1) if wide.dim() > 3 and not self.classes else wide
+        return wide.reshape(-1, wide.shape[-1])
+
 
 def main_tensor(output: Any) -> Tensor:
     """The tensor that a loss is taken of: the output itself, its ``logits``, or the first tensor in it.

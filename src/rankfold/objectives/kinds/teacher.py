@@ -48,10 +48,9 @@ class Teacher(Objective):
             )
         found: dict[str, Tensor] = {"count": torch.tensor(size_of(batch))}
         for index, (now, then) in enumerate(paired(self.answers(output, batch), self.answers(taught, batch))):
-            a, b = now.centred.double(), then.centred.double()
-            mean, positions = _by_place(b)
-            positions = positions if then.counted is None else int(then.counted.sum())
-            found |= {f"moved {index}": (a - b).square().sum(), f"sum {index}": mean}
+            a, b = now.places.double(), then.places.double()
+            positions = len(b) if then.counted is None else int(then.counted.sum())
+            found |= {f"moved {index}": (a - b).square().sum(), f"sum {index}": b.sum(0)}
             found |= {f"energy {index}": b.square().sum(), f"positions {index}": torch.tensor(positions)}
         return found
 
@@ -67,10 +66,3 @@ class Teacher(Objective):
             spread = energy - mean if energy - mean > 1e-12 * energy else energy
             shares.append(moved / spread if spread > 0 else float(moved != 0))
         return sum(shares) / len(shares)
-
-
-def _by_place(values: Tensor) -> tuple[Tensor, int]:
-    """Sums over everything but the channels (the second axis of maps, else the last), and how much that is."""
-    rows = values.movedim(1, -1) if values.dim() > 3 else values
-    rows = rows.reshape(-1, rows.shape[-1])
-    return rows.sum(0), len(rows)
