@@ -72,6 +72,13 @@ class Painted(Body):
         return self.features(x).reshape(-1, 3, 2, 4) + levels
 
 
+class Places(Body):
+    """One score for each position, as for where an answer begins: batches are as long as their longest text."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.last(torch.tanh(self.first(x)))[..., 0]
+
+
 class Drawing(Body):
     """It draws while it computes, in eval mode too, as masked and variational autoencoders do."""
 
@@ -87,6 +94,7 @@ def graphs(seed: int) -> dict[str, Tensor]:
 
 ROWS = [drawn(8, 3, 6, seed=seed) for seed in range(8)]
 CASES: list[tuple[Any, Any]] = [(kind, ROWS) for kind in (Pairs, Keeping, Refusing, Drawing, Painted)]
+CASES += [(Places, [x.repeat(1, 1 + place % 3, 1) for place, x in enumerate(ROWS)])]
 CASES += [(Pairs, ROWS[:1]), (Graphs, [graphs(seed) for seed in range(24)])]
 
 

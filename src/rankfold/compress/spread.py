@@ -12,6 +12,7 @@ from torch import Tensor, nn
 
 from rankfold.batches import forward
 from rankfold.objectives import Answer, Objective, ObjectiveError
+from rankfold.objectives.answer import filled_up
 from rankfold.observe import Samples
 from rankfold.run.processes.team import Team
 
@@ -55,7 +56,8 @@ class Spread:
         for index, answer in enumerate(self.ordered(answers)):
             rows = answer.places.detach()
             self.energies[index] += float(rows.square().sum(dtype=torch.float64))
-            self.totals[index] = self.totals[index] + rows.sum(0, dtype=torch.float64).cpu()
+            total, here = filled_up(self.totals[index], rows.sum(0, dtype=torch.float64).cpu())
+            self.totals[index] = total + here
             self.rows[index] += len(rows) if answer.counted is None else int(answer.counted.sum())
         self.samples += len(answers[0].values)  # and not of the inputs, which may be nodes of graphs
 
@@ -69,7 +71,8 @@ class Spread:
         for other in others:
             for index in range(len(first.names)):
                 first.energies[index] += other.energies[index]
-                first.totals[index] = first.totals[index] + other.totals[index]
+                total, there = filled_up(first.totals[index], other.totals[index])
+                first.totals[index] = total + there
                 first.rows[index] += other.rows[index]
             first.samples += other.samples
         return first

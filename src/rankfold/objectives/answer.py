@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 from rankfold.linalg.brief import brief
@@ -53,6 +54,13 @@ class Answer:
         wide = self.centred
         wide = wide.movedim(1, -1) if wide.dim() > 3 and not self.classes else wide
         return wide.reshape(-1, wide.shape[-1])
+
+
+def filled_up(values: Tensor, others: Tensor) -> tuple[Tensor, Tensor]:
+    """Two lists of sums (C,), the shorter one with zeros behind: the last axis of an answer may be a length, as that of
+    a recording or of a text, and differ from batch to batch."""
+    length = max(len(values), len(others))
+    return F.pad(values, (0, length - len(values))), F.pad(others, (0, length - len(others)))
 
 
 def main_tensor(output: Any) -> Tensor:

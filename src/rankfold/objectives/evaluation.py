@@ -11,9 +11,12 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor
 
+from rankfold.objectives.answer import filled_up
+
 if TYPE_CHECKING:
     from rankfold.objectives.base import Objective
 
+LEVELS = "sum "  # what sums are called that are one for each entry of the last axis, which may be a length
 _ROWS = 4096  # samples of which whole rows are kept: neighbours among more cost their number squared
 
 
@@ -207,6 +210,8 @@ class Figures:
 
     def _sum(self, name: str, value: Tensor) -> None:
         before = self.sums.get(name)
+        if before is not None and name.startswith(LEVELS):
+            before, value = filled_up(before, value)
         if before is not None and before.shape != value.shape:
             raise ObjectiveError(
                 f"{self.objective.name}: what is counted has the shape {tuple(before.shape)} in one batch and "
