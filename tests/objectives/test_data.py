@@ -8,6 +8,7 @@ from dataclasses import replace
 
 import pytest
 import torch
+from networks import network
 from torch import nn
 from torch.utils.data import DataLoader, Dataset, IterableDataset, TensorDataset
 
@@ -153,6 +154,18 @@ def test_what_a_model_does_not_take_is_left_out_and_said():
     assert set(arguments({"y": X, "id": X}, Anything())[1]) == {"y", "id"}
     with pytest.warns(LeftOut):
         assert set(arguments(batch, nn.DataParallel(model))[1]) == {"x", "scale"}
+
+
+@pytest.mark.parametrize("lengths", [(10, 4), (10, 10)])
+def test_a_decoder_is_fed_the_labels_where_a_batch_holds_nothing_else_for_it(lengths):
+    model, batch = network("t5")
+    labels = batch["input_ids"].flip(1)[:, : lengths[1]].contiguous()
+    alone = {name: batch[name] for name in ("input_ids", "attention_mask")} | {"labels": labels}
+    given = alone | {"decoder_input_ids": model.prepare_decoder_input_ids_from_labels(labels)}
+    assert torch.equal(forward(model, alone).logits, model(**alone).logits)
+    one, other = (rf.evaluate(model, [each]) for each in (alone, given))
+    assert one.objective == "causal-lm"
+    assert one.loss == other.loss == pytest.approx(float(model(**alone).loss.detach()))
 
 
 def test_several_inputs_are_told_apart_from_targets():

@@ -70,11 +70,20 @@ def arguments(batch: Any, model: nn.Module | None = None) -> tuple[tuple[Any, ..
 
 def _arguments(batch: Any, model: nn.Module | None) -> tuple[tuple[Any, ...], dict[str, Any]]:
     if isinstance(batch, Mapping):
-        return (), _taken({key: value for key, value in batch.items() if key not in LABELS}, model)
+        return (), _taken(_for_decoder(batch, model) | {k: v for k, v in batch.items() if k not in LABELS}, model)
     inputs = batch[0] if isinstance(batch, tuple | list) else batch
     if isinstance(inputs, Mapping):
         return (), _taken(dict(inputs), model)
     return (tuple(inputs) if isinstance(inputs, tuple | list) else (inputs,)), {}
+
+
+def _for_decoder(batch: Mapping[str, Any], model: nn.Module | None) -> dict[str, Any]:
+    """What models of two halves of transformers would feed their decoder with where a batch holds its labels alone."""
+    shifted, labels = getattr(model, "prepare_decoder_input_ids_from_labels", None), batch.get("labels")
+    given = "decoder_input_ids" in batch or "decoder_inputs_embeds" in batch
+    if shifted is None or given or not isinstance(labels, Tensor) or labels.dim() != 2:
+        return {}
+    return {"decoder_input_ids": shifted(labels)}
 
 
 def _taken(named: dict[str, Any], model: nn.Module | None) -> dict[str, Any]:
