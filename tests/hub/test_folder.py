@@ -15,6 +15,7 @@ from safetensors.torch import load_file
 from torch import nn
 
 import rankfold as rf
+from rankfold.pipeline import compress
 from rankfold.sites import Form
 
 transformers = pytest.importorskip("transformers")
@@ -291,6 +292,18 @@ def test_a_model_of_another_quantiser_is_refused_when_it_is_saved(tmp_path):
     small.hf_quantizer = Other(type("C", (), {"quant_method": "gguf"})())
     with pytest.raises(rf.StoreError, match=r"loaded by the quantizer 'gguf'.*fresh = type"):
         rf.save(small, plan, tmp_path)
+
+
+def test_a_model_of_another_quantiser_is_refused_before_anything_is_measured(tmp_path, monkeypatch):
+    def measured(*_, **__):
+        raise AssertionError("work was begun")
+
+    original, batch, *_ = compressed("llama")
+    original.hf_quantizer = type("Other", (), {"quantization_config": type("C", (), {"quant_method": "gguf"})()})()
+    monkeypatch.setattr("rankfold.pipeline.compression.planned.profile", measured)
+    with pytest.raises(rf.StoreError, match=r"quantizer 'gguf'.*take quantization_config out of its config\.json"):
+        compress(original, ([inputs(batch)],) * 2, "params=0.8", directory=tmp_path / "out")
+    assert not list(tmp_path.iterdir())
 
 
 @pytest.mark.parametrize("theirs", ["config.json", "model.safetensors.index.json"])

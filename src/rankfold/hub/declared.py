@@ -61,19 +61,26 @@ def _declare_one_(model: Any, own: Mapping[str, Decision], start: str) -> None:
     model.config.quantization_config = config
 
 
-def check_ours(model: Any) -> None:
-    """``HubError`` for a model that cannot be saved with its factors: read from GGUF or quantised by another library,
-    or without any layer whose old name could carry the poison."""
+def check_plain(model: Any) -> None:
+    """``HubError`` for a model that will never be saved with factors: read from GGUF, or quantised by another
+    library."""
     quantizer = getattr(model, "hf_quantizer", None)
-    kind = type(model).__name__
     if quantizer is not None and not isinstance(quantizer, RankfoldQuantizer):
         method = quantizer.quantization_config.quant_method
         raise HubError(
-            f"{kind} was loaded by the quantizer {getattr(method, 'value', method)!r} of transformers, which "
-            "saves models in its own way: before compressing, copy its weights into a fresh model, fresh = "
+            f"{type(model).__name__} was loaded by the quantizer {getattr(method, 'value', method)!r} of transformers, "
+            "which saves models in its own way: before compressing, copy its weights into a fresh model, fresh = "
             "type(model)(config) with a config without quantization_config, then "
-            "fresh.load_state_dict(model.state_dict())"
+            "fresh.load_state_dict(model.state_dict()); where the weights in a folder are plain numbers already, take "
+            "quantization_config out of its config.json"
         )
+
+
+def check_ours(model: Any) -> None:
+    """``HubError`` for a model that cannot be saved with its factors: see ``check_plain``, or without any layer whose
+    old name could carry the poison."""
+    check_plain(model)
+    quantizer, kind = getattr(model, "hf_quantizer", None), type(model).__name__
     if quantizer is not None and not quantizer.quantization_config.poison:
         raise HubError(
             f"{kind}: some of its layers were refitted in another shape, and none is factored, so that a folder "

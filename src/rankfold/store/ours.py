@@ -22,11 +22,18 @@ _OWN = (TENSORS, MANIFEST)
 
 def check_ours(directory: str | Path, model: nn.Module) -> None:
     """``StoreError``, before any work, where saving ``model`` in ``directory`` would replace weights, or what says how
-    they are to be read, that rankfold did not write."""
-    directory = Path(directory)
+    they are to be read, that rankfold did not write; and for a model that cannot be saved at all."""
+    directory, root = Path(directory), unwrap(model)
     if directory.exists() and not directory.is_dir():
         raise StoreError(f"{directory} is a file: give a directory")
-    check_files(directory, _FOLDER if is_pretrained(unwrap(model)) else _OWN)
+    if is_pretrained(root):
+        from rankfold import hub  # imports transformers, which is there already
+
+        try:
+            hub.check_plain(root)
+        except FolderError as error:
+            raise StoreError(str(error)) from None
+    check_files(directory, _FOLDER if is_pretrained(root) else _OWN)
 
 
 def check_files(directory: Path, names: Iterable[str]) -> None:
