@@ -1,6 +1,7 @@
 """Entries from files: every fault is named; ratings, factors and the command line."""
 
 import json
+import zipfile
 
 import numpy as np
 import pytest
@@ -169,6 +170,44 @@ def test_arrays_and_their_faults(tmp_path):
     (tmp_path / "r.npz").write_bytes(whole[: len(whole) // 2])
     with pytest.raises(ValueError, match="cut short"):
         read_triplets(tmp_path / "r.npz")
+
+
+@pytest.mark.parametrize(
+    "header",
+    ["(", "'\''", "{'descr': '<f8'", "{'descr': '<f8', 'fortran_order': False, 'shape': (True, 2)}",
+     "{'descr': '<f8', 'fortran_order': False, 'shape': (" + "9" * 40 + ",)}"],
+)  # fmt: skip
+@pytest.mark.parametrize("inside", [False, True])
+def test_headers_that_numpy_cannot_parse_are_one_line(tmp_path, header, inside):
+    said = header.encode() + b" " * (117 - len(header)) + b"\n"
+    file = tmp_path / ("x.npz" if inside else "x.npy")
+    array = b"\x93NUMPY\x01\x00" + len(said).to_bytes(2, "little") + said + bytes(64)
+    if inside:
+        with zipfile.ZipFile(file, "w") as archive:
+            archive.writestr("X.npy", array)
+    else:
+        file.write_bytes(array)
+    with pytest.raises(ValueError, match=r"x\.np[yz] ?(cannot be read|: the array X should have)") as caught:
+        read_triplets(file)
+    assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize("keep", [30, 60, 100, 200, 300])
+def test_an_archive_that_is_cut_anywhere_is_named(tmp_path, keep):
+    file = tmp_path / "r.npz"
+    np.savez(file, rows=np.arange(5), columns=np.arange(5), values=np.arange(5.0))
+    whole = file.read_bytes()
+    for damaged in (whole[:keep], whole[:keep] + whole[keep + 9 :]):
+        file.write_bytes(damaged)
+        with pytest.raises(ValueError, match=r"r\.npz"):
+            read_triplets(file)
+
+
+def test_numbers_are_not_written_as_python_has_them(tmp_path):
+    file = tmp_path / "r.csv"
+    file.write_text("user,item,rating\na,b,3\nb,c,3_0\n")
+    with pytest.raises(ValueError, match=r"line 3: '3_0' is not a number"):
+        read_triplets(file)
 
 
 def test_ratings_learn_biases_factors_and_know_strangers():

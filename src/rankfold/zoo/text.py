@@ -15,6 +15,7 @@ from torch import Tensor
 from torch.utils.data import default_collate
 
 from rankfold.objectives import CausalLanguageModel, Embedding, Objective
+from rankfold.run.disk.files import ARRAY_FAULTS
 from rankfold.zoo.documents import documents, of_hub
 from rankfold.zoo.errors import ZooError
 from rankfold.zoo.pretrained import NAME
@@ -86,7 +87,7 @@ class Reader:
             found = np.load(file, allow_pickle=False)
         except OSError as error:
             raise ZooError(f"{file}: {error.strerror or error}") from None
-        except ValueError as error:
+        except ARRAY_FAULTS as error:
             raise ZooError(f"{file}: this is no .npy of numbers ({error})") from None
         if not isinstance(found, np.ndarray) or found.dtype.kind not in "iu" or found.ndim not in (1, 2):
             raise ZooError(f"{file}: whole numbers of shape (N,) were expected, or windows of them, (N, length)")

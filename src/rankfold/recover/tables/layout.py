@@ -202,9 +202,9 @@ def stray_quote(delimiter: str) -> str:
 
 
 def number_of(text: str) -> float | None:
-    """The number that ``text`` is, if it is one."""
+    """The number that ``text`` is, if it is one; not with Python's strokes between digits, as in 1_000."""
     try:
-        return float(text)
+        return None if "_" in text else float(text)
     except ValueError:
         return None
 

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import math
 import zipfile
-import zlib
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +14,7 @@ from rankfold.recover.measurements.operators import Operator
 from rankfold.recover.measurements.sensing import Gaussian, Measurements
 from rankfold.recover.tables.memory import affordable, affordable_names
 from rankfold.recover.tables.triplets import Duplicates, Triplets, triplets
+from rankfold.run.disk.files import ARRAY_FAULTS
 
 FORMS = (
     "give entries as rows, columns, values (and shape), as a matrix X with NaN for what is unknown, or as "
@@ -40,7 +40,7 @@ def read_arrays(path: Path) -> dict[str, np.ndarray]:
         _sizes(path)
         with path.open("rb") as opened, np.load(opened, allow_pickle=False) as file:
             return {name: file[name] for name in file.files}
-    except (zipfile.BadZipFile, zlib.error, EOFError, KeyError, NotImplementedError, ValueError) as error:
+    except ARRAY_FAULTS as error:
         if isinstance(error, Lying):
             raise ValueError(f"{path}: {error}") from None
         if "Object arrays" in str(error):
@@ -55,7 +55,7 @@ def _array(path: Path) -> np.ndarray:
         mapped = np.load(path, mmap_mode="r", allow_pickle=False)  # refuses a file that is shorter than it says
         affordable(mapped.nbytes, "its array")
         return np.array(mapped)
-    except (EOFError, ValueError, OSError) as error:
+    except ARRAY_FAULTS as error:
         told = "it holds Python objects, which are not read" if "objects" in str(error) else f"{error}"
         raise ValueError(
             f"{path} cannot be read as .npy ({told}): is it one matrix of numbers, as numpy.save writes it?"

@@ -9,6 +9,9 @@ import re
 import secrets
 import shutil
 import time
+import tokenize
+import zipfile
+import zlib
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from pathlib import Path
@@ -28,6 +31,12 @@ _EARLIER = re.compile(r"\.[a-z0-9_]{8}")
 _WAITING = re.compile(r"\.[0-9a-f]{16}")
 
 T = TypeVar("T")
+
+# what NumPy raises of a damaged .npy or .npz, whose headers it has Python parse
+ARRAY_FAULTS = (
+    zipfile.BadZipFile, zlib.error, ValueError, OSError, EOFError, KeyError, TypeError, OverflowError,
+    NotImplementedError, SyntaxError, tokenize.TokenError, RecursionError, MemoryError,
+)  # fmt: skip
 
 
 def check_room(directory: Path, size: int) -> None:
