@@ -150,6 +150,7 @@ def test_any_change_of_the_text_is_a_plan_or_one_line(made: Plan, data):
         ('{"entries": []}', "the plan has format None"),
         ('{"entries": [], "format": 99}', "the plan has format 99, and this version reads format 1"),
         ('{"entries": [], "format": 1}', r"not a valid plan: \w+: Field required"),
+        ('{"entries": [], "format": [' + "1," * 999 + "1]}", r"^the plan has format \[1, 1[1, ]*, and this version"),
     ],
 )
 def test_what_is_no_plan_is_refused(text, message):
@@ -172,6 +173,7 @@ def edited(made: Plan, change) -> str:
             lambda c: c["entries"][0].update(form="tuckre"),
             r"entries\.0\.form: .*no form named 'tuckre'",
         ),
+        (lambda c: c["budgets"][0].update(keep=10**400), r"budgets\.0: .*at most 1, got 1e\+300"),
         (lambda c: c["entries"][0].update(ranks=3), r"entries\.0\.ranks: .*[Uu]nexpected"),
         (lambda c: c["entries"][0].pop("site"), r"entries\.0\.site: Field required"),
         (lambda c: c["entries"][0].update(shape=[3]), r"entries\.0\.shape"),

@@ -10,6 +10,8 @@ from torch import Tensor, nn
 
 import rankfold as rf
 from rankfold.batches import copied, mapped, tensors_in
+from rankfold.export.outputs import names_of, plain
+from rankfold.objectives.answer import named_tensors
 
 X = torch.randn(40, 10, generator=torch.Generator().manual_seed(3))
 
@@ -100,6 +102,19 @@ def test_what_nobody_can_look_into_is_refused_by_its_name():
         rf.plan(model, "params=0.6", "truncate", X)
     with pytest.raises(TypeError, match="the model returned a Own"):
         rf.evaluate(model, (X, torch.zeros(40, dtype=torch.long)))
+
+
+def test_a_named_tuple_has_names_of_its_own():
+    class Answers(NamedTuple):
+        loss: Any
+        aux: Any
+        scores: Any
+
+    given = Answers(torch.ones(()), torch.ones(3, 5), torch.ones(3, 4))
+    assert [name for name, _ in named_tensors(given)] == ["aux", "scores"]
+    assert names_of(given, ["x"]) == ["aux", "scores"]
+    assert list(plain(given)) == ["aux", "scores"]
+    assert [name for name, _ in named_tensors((torch.ones(2), given))] == ["0", "1.loss", "1.aux", "1.scores"]
 
 
 def test_tensors_inside_of_a_dataclass_are_seen_and_changed():

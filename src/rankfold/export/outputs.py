@@ -36,6 +36,8 @@ def plain(output: Any) -> Any:
         return output
     if isinstance(output, Mapping):
         return _named(output)
+    if hasattr(output, "_fields"):
+        return _named(dict(zip(output._fields, output, strict=True)))
     if hasattr(output, "__dataclass_fields__"):
         return _named({name: getattr(output, name) for name in output.__dataclass_fields__})
     if isinstance(output, Sequence) and not isinstance(output, str | bytes):

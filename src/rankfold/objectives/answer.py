@@ -114,7 +114,7 @@ def _walk(place: str, value: Any) -> Iterator[tuple[str, Tensor]]:
     if isinstance(value, Mapping):
         members = value.items()
     elif isinstance(value, Sequence) and not isinstance(value, str | bytes):
-        members = enumerate(value)
+        members = zip(getattr(value, "_fields", range(len(value))), value)  # a named tuple's own names
     elif hasattr(value, "__dataclass_fields__"):
         members = ((name, getattr(value, name)) for name in value.__dataclass_fields__)
     elif isinstance(getattr(value, "logits", None), Tensor):

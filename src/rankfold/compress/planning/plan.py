@@ -191,8 +191,9 @@ class Plan:
         if not isinstance(data, dict) or "entries" not in data:
             raise ValueError("this is not a plan: a JSON object with 'entries' was expected")
         if data.get("format") != FORMAT:
+            given = str(data.get("format"))[:80]
             raise ValueError(
-                f"the plan has format {data.get('format')}, and this version reads format {FORMAT}: make the plan again"
+                f"the plan has format {given}, and this version reads format {FORMAT}: make the plan again"
             )
         try:
             return _adapter().validate_python(data)

@@ -14,7 +14,8 @@ if TYPE_CHECKING:
 def _fraction(name: str, value: float) -> None:
     if not 0 < value <= 1:
         raise ValueError(
-            f"{name}, the share of the whole model that is kept, must be above 0 and at most 1, got {value:g}"
+            f"{name}, the share of the whole model that is kept, must be above 0 and at most 1, "
+            f"got {min(value, 1e300):g}"  # a whole number may be larger than any float
         )
 
 
