@@ -3,11 +3,14 @@
 from pathlib import Path
 
 import pytest
+import torch
 from commands import failed, rankfold, succeeded
 from digits import write_weights
 
+from rankfold.cli.choices import chosen_layers
 from rankfold.compress.planning.plan import Plan
 from rankfold.forms import Form
+from rankfold.zoo import ZooError
 
 
 @pytest.fixture(scope="module")
@@ -87,3 +90,10 @@ def test_forms_in_whole_numbers_are_taken_where_they_are_named(weights, tmp_path
     assert {entry.form for entry in made.changed} & {Form.INT8, Form.RESIDUAL}
     assert made.after.bytes <= 0.3 * made.before.bytes
     assert "did you mean int8" in rankfold("plan", "digits-cnn", *budget, "--forms", "int9", "-o", small).stderr
+
+
+@pytest.mark.parametrize(("layers", "said"), [(2, "its layers are 0, 1$"), (9, r"its layers are 0, 1, 2, …$")])
+def test_more_layers_are_hinted_at_only_where_there_are_more(layers, said):
+    model = torch.nn.Sequential(*(torch.nn.Linear(4, 4) for _ in range(layers)))
+    with pytest.raises(ZooError, match=said):
+        chosen_layers(model, ["z*"], [])

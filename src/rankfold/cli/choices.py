@@ -60,7 +60,8 @@ def chosen_layers(model: nn.Module, only: Sequence[str], exclude: Sequence[str])
             if not any(fits(name, pattern) for name in names):
                 near = get_close_matches(pattern, names, 3, 0.3) or names[:3]
                 raise ZooError(
-                    f"{option} {pattern}: no layer of this model matches; its layers are {', '.join(near)}, …"
+                    f"{option} {pattern}: no layer of this model matches; its layers are {', '.join(near)}"
+                    + ", …" * (len(near) < len(names))
                 )
     chosen = Names(tuple(only), tuple(exclude))
     if not any(chosen(name, model) for name in names):

@@ -57,9 +57,9 @@ def slice_(
     Budgets are fractions of the ORIGINAL network, as in compress. With --data, BatchNorm statistics are corrected
     beside DIR, and the judging figure is measured on the validation split, before and after.
     """
-    import copy
     from dataclasses import replace
 
+    from rankfold.batches import copied
     from rankfold.cli.choices import budgets_of, computing, objective_of, set_threads
     from rankfold.cli.saved import noted_objective, open_saved
     from rankfold.compress.repair.batchnorm import reestimate_
@@ -91,7 +91,7 @@ def slice_(
             part = calibration_part(loaded.needed_data().train, 2048, 0)
             known = bottlenecks(stored.model, part, progress=talk.progress)
             stored = Stored(stored.model, stored.plan, stored.notes, known)
-        before = copy.deepcopy(stored.model)
+        before = copied(stored.model)
         sliced = slice_(stored, budgets_of(budget, rank_multiple), example=loaded.example)
         judged: dict[str, Figure] = {}
         corrected = ""
