@@ -21,7 +21,8 @@ def paired(now: Sequence[Answer], then: Sequence[Answer]) -> list[tuple[Answer, 
     if [a.values.shape for a in now] != [a.values.shape for a in then]:
         raise ObjectiveError(
             f"the outputs of two networks differ in shape, {_shapes(now)} and {_shapes(then)}: give the network "
-            "that this one was made from"
+            "that this one was made from (where it is that, the length of its outputs depends on its weights, so that "
+            "they cannot be compared: give targets and an objective that reads them)"
         )
     return list(zip(now, then, strict=True))
 
