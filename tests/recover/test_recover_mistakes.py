@@ -79,3 +79,14 @@ def test_results_of_its_own_are_replaced_and_other_files_stay(tmp_path):
     check_ours(out)
     with pytest.raises(ValueError, match="is a file: give a directory"):
         check_ours(file)
+
+
+@pytest.mark.parametrize("kind", ["datetime64[s]", "timedelta64[s]"])
+def test_dates_are_no_numbers(kind):
+    """NumPy would turn them into numbers of seconds since 1970 without a word."""
+    dates = np.arange(12, dtype="int64").reshape(3, 4).astype(kind)
+    for matrix in (dates, pd.DataFrame(dates), pd.DataFrame({"a": [1.0, 2.0, 3.0], "b": dates[:, 0]})):
+        with pytest.raises(ValueError, match="these are dates or durations"):
+            LowRank(rank=1).fit(matrix)
+    with pytest.raises(ValueError, match="these are dates or durations"):
+        triplets([0, 1, 2], [0, 1, 0], dates[:, 0])

@@ -42,7 +42,9 @@ def observed(x: np.ndarray | scipy.sparse.spmatrix, kind: Array | None = None) -
 
 
 def plain(x: Any) -> Any:
-    """``x`` with NaN for what NumPy masks and pandas calls NA; anything else as it is."""
+    """``x`` with NaN for what NumPy masks and pandas calls NA; anything else as it is. ``ValueError`` for dates, which
+    NumPy would take for numbers."""
+    undated(getattr(x, "dtypes", getattr(x, "dtype", None)))
     if isinstance(x, np.ma.MaskedArray):
         return np.ma.filled(x.astype(np.result_type(x.dtype, np.float32)), np.nan)
     if hasattr(x, "isna") and hasattr(x, "to_numpy") and hasattr(x, "dtypes"):
@@ -50,6 +52,12 @@ def plain(x: Any) -> Any:
         if any(not isinstance(kind, np.dtype) or kind.kind == "O" for kind in kinds):
             return x.astype(object).where(x.notna(), np.nan).astype(np.float64)
     return x
+
+
+def undated(dtypes: Any) -> None:
+    """``ValueError`` for columns or an array of dates or of durations."""
+    if any(getattr(each, "kind", "") in ("m", "M") for each in np.atleast_1d(np.asarray(dtypes, dtype=object))):
+        raise ValueError("values must be numbers, and these are dates or durations: give them as numbers of a unit")
 
 
 def measured(operator: Operator, y: Any, kind: Array) -> Array:

@@ -9,6 +9,7 @@ import numpy as np
 import pandas as pd
 
 from rankfold.linalg.brief import brief
+from rankfold.recover.measurements.observed import undated
 from rankfold.recover.measurements.operators import Operator, entries
 from rankfold.recover.tables.memory import affordable_names
 from rankfold.recover.tables.names import named
@@ -124,6 +125,7 @@ def numbers(values: Any) -> np.ndarray:
     if isinstance(values, np.ma.MaskedArray):
         return np.ma.filled(values.astype(np.float64), np.nan)
     array = np.asarray(values)
+    undated(array.dtype)
     if array.dtype.kind == "O":
         array = np.where(pd.isna(array), np.nan, array)
     if array.dtype.kind == "c":
