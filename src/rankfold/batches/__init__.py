@@ -19,6 +19,7 @@ from rankfold.batches.misfit import explained as explained
 
 Model = TypeVar("Model", bound=nn.Module)
 LABELS = ("labels", "label", "targets", "target")
+_STATE = 1 << 20  # numbers in a buffer; what is larger is taken for a weight, and not copied
 
 
 class LeftOut(UserWarning):
@@ -36,6 +37,26 @@ def evaluating(model: nn.Module) -> Iterator[nn.Module]:
     finally:
         for module, mode in modes:
             module.training = mode
+
+
+@contextmanager
+def as_found(model: nn.Module | None) -> Iterator[None]:
+    """Buffers of up to a million numbers are afterwards what they were before, also where a forward pass has put others
+    into their places. Cost: a copy of them."""
+    states = [
+        (module._buffers, name, buffer, buffer.detach().clone())
+        for module in (() if model is None else model.modules())
+        for name, buffer in module._buffers.items()
+        if type(buffer) is Tensor and not buffer.is_meta and buffer.numel() <= _STATE
+    ]
+    try:
+        yield
+    finally:
+        with torch.inference_mode():  # also buffers that were made in it
+            for buffers, name, buffer, before in states:
+                buffers[name] = buffer
+                if not buffer.equal(before):
+                    buffer.copy_(before)
 
 
 def copied(model: Model, memo: Mapping[int, Any] = MappingProxyType({})) -> Model:

@@ -11,8 +11,7 @@ from torch import nn
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.nn.parameter import UninitializedParameter
 
-from rankfold.batches import copied, evaluating, explained, tensors_in, unmasked
-from rankfold.batches.as_found import as_found
+from rankfold.batches import as_found, copied, evaluating, explained, tensors_in, unmasked
 from rankfold.costs.cost import Cost
 from rankfold.costs.counter import Counter
 from rankfold.costs.example import Example

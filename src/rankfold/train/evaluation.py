@@ -10,8 +10,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from rankfold.batches import forward, size_of, tensors_in
-from rankfold.batches.as_found import as_found
+from rankfold.batches import as_found, forward, size_of, tensors_in
 from rankfold.costs import evaluating
 from rankfold.objectives import Evaluation, Figures, Inferred, Objective, ObjectiveError, infer, objective_named
 from rankfold.observe.passes import fitting_layout, laid_out

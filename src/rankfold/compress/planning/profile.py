@@ -14,7 +14,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from rankfold.batches.as_found import as_found
+from rankfold.batches import as_found
 from rankfold.compress.layerwise.in_parts import affordable
 from rankfold.compress.measured import Statistics
 from rankfold.compress.methods.method import Method, fits_layers

@@ -10,8 +10,17 @@ from typing import Any
 
 from torch import nn
 
-from rankfold.batches import arguments, batches_of, check_rereadable, divisible, forward, labels_of, moved, size_of
-from rankfold.batches.as_found import as_found
+from rankfold.batches import (
+    arguments,
+    as_found,
+    batches_of,
+    check_rereadable,
+    divisible,
+    forward,
+    labels_of,
+    moved,
+    size_of,
+)
 from rankfold.compress.coherence import coherences
 from rankfold.compress.layerwise.in_blocks import measure_in_blocks
 from rankfold.compress.layerwise.in_parts import measure_in_parts
