@@ -10,7 +10,7 @@ set -euo pipefail
 place="$(mktemp -d)"
 trap 'rm -rf "$place"' EXIT
 python3 -m venv "$place/venv"
-"$place/venv/bin/pip" install --quiet tensorly-torch==0.5.0 tensorly==0.10.0 torch==2.13.0 'numpy>=2,<3' 'scipy<2'
+"$place/venv/bin/pip" install --quiet tensorly-torch==0.5.0 tensorly==0.10.0 torch==2.13.0 packaging==26.4 'numpy>=2,<3' 'scipy<2'
 OMP_NUM_THREADS=1 "$place/venv/bin/python" -W ignore - <<'PY'
 import importlib.metadata
 
