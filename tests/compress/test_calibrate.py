@@ -192,8 +192,9 @@ def test_statistics_survive_their_file(name: str, tmp_path):
         lambda data: b"not a file of tensors",
         lambda data: data.replace(b"rankfold.statistics", b"rankfold.statistick"),
         lambda data: data.replace(b"|mean", b"|meen"),
+        lambda data: data.replace(b'|metric":{"dtype":"F', b'|metric":{"dtype":"I'),
     ],
-    ids=["half", "empty", "foreign", "other metadata", "other names"],
+    ids=["half", "empty", "foreign", "other metadata", "other names", "whole numbers"],
 )
 def test_damaged_statistics_are_refused_in_one_line(spoil, tmp_path):
     model = nn.Sequential(nn.Linear(4, 3))

@@ -340,15 +340,18 @@ def test_tensors_that_are_none_are_refused_even_with_the_right_hash(saved, conte
     refused(saved, "damaged, or not written by rankfold")
 
 
-def test_whole_numbers_in_place_of_weights_are_refused_even_with_the_right_hash(saved):
+@pytest.mark.parametrize("floating", [True, False])
+def test_numbers_of_another_kind_are_refused_even_with_the_right_hash(saved, floating):
+    """Whole numbers in place of weights, and narrower ones in place of an order or a count."""
     from safetensors.torch import load_file
 
     state = load_file(saved / "model.safetensors")
-    name = next(key for key, value in state.items() if value.is_floating_point())
-    content = packed({**state, name: state[name].to(torch.int64)}, metadata((saved / "model.safetensors").read_bytes()))
+    name = next(key for key, value in state.items() if value.is_floating_point() == floating)
+    kind, needed = (torch.int64, "float32") if floating else (torch.int16, "int64")
+    content = packed({**state, name: state[name].to(kind)}, metadata((saved / "model.safetensors").read_bytes()))
     (saved / "model.safetensors").write_bytes(content)
     lie(saved, lambda m: m["files"].update({"model.safetensors": sha256(content)}))
-    refused(saved, f"{name} is int64, and the model needs float32")
+    refused(saved, f"{name} is {str(kind).removeprefix('torch.')}, and the model needs {needed}")
 
 
 def test_a_plan_that_is_none_is_refused_even_with_the_right_hash(saved):

@@ -170,6 +170,8 @@ def _built(tensors: Mapping[str, Tensor], note: _Note) -> Statistics:
     states: dict[str, dict[str, Tensor]] = {}
     for full, value in tensors.items():
         name, _, key = full.rpartition("|")
+        if key in ("metric", "coarse") and not value.is_floating_point():
+            raise ValueError(f"{full} is {value.dtype}, and should be numbers with a fraction")
         states.setdefault(name, {})[key] = value
     bound = frozenset(note.get("bound", ()))
     found = {

@@ -150,8 +150,9 @@ def _check_fit(root: nn.Module, state: Mapping[str, torch.Tensor], directory: Pa
                 f"{directory}: {name} has the shape {tuple(state[name].shape)}, and the model needs "
                 f"{tuple(wanted.shape)}"
             )
-        if wanted.is_floating_point() != state[name].is_floating_point():
-            kinds = (str(dtype).removeprefix("torch.") for dtype in (state[name].dtype, wanted.dtype))
+        given = state[name].dtype
+        if wanted.dtype != given and not (wanted.is_floating_point() and given.is_floating_point):
+            kinds = (str(dtype).removeprefix("torch.") for dtype in (given, wanted.dtype))
             raise StoreError(f"{directory}: {name} is {', and the model needs '.join(kinds)}")
     hollow = [name for name, buffer in root.named_buffers() if buffer.is_meta and name not in here]
     if hollow:
