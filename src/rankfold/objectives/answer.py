@@ -74,17 +74,12 @@ def main_tensor(output: Any) -> Tensor:
         return output["logits"]
     if isinstance(getattr(output, "logits", None), Tensor):
         return output.logits
-    check_answers(output)
-    return counting_tensors(output)[0][1]
-
-
-def check_answers(output: Any) -> None:
-    """``TypeError`` for an output in which no tensor of real numbers can be seen."""
-    if not counting_tensors(output):
-        raise TypeError(
-            f"the model returned a {type(output).__name__}: a tensor, something with logits, or a tuple, mapping or "
-            "dataclass that holds a tensor of real numbers was expected"
-        )
+    for _, tensor in counting_tensors(output):
+        return tensor
+    raise TypeError(
+        f"the model returned a {type(output).__name__}: a tensor, something with logits, or a tuple, mapping or "
+        "dataclass that holds a tensor of real numbers was expected"
+    )
 
 
 def counting_tensors(output: Any) -> list[tuple[str, Tensor]]:

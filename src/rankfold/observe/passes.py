@@ -131,8 +131,7 @@ def separable(root: nn.Module, batch: Any) -> bool:
     except (RuntimeError, ValueError, TypeError, IndexError):  # a model of a fixed batch
         return False
     return len(whole) == len(part) and all(
-        a.dim() > 0
-        and (a.shape[0], *a.shape[1:]) == (size, *b.shape[1:])  # other axes may be samples too, as of CLIP's logits
+        a.shape == (size, *b.shape[1:])  # other axes may be samples too, as of CLIP's logits
         and torch.allclose(a[half].float(), b.float(), rtol=1e-2, atol=1e-3)
         for a, b in zip(whole, part, strict=True)
     )

@@ -51,10 +51,13 @@ def other_parametrizations(module: nn.Module) -> bool:
     return parametrize.is_parametrized(module) and len(products(module)) < len(module.parametrizations)  # type: ignore[arg-type]
 
 
+PARAMETRIZED = "parametrized: remove that first (torch.nn.utils.parametrize.remove_parametrizations)"
+
+
 def why_anew(module: nn.Module) -> str | None:
     """Why something else than a product computes a parameter of this very module anew at every call, or None."""
     if other_parametrizations(module) or isinstance(module, parametrize.ParametrizationList):
-        return "parametrized: remove that first (torch.nn.utils.parametrize.remove_parametrizations)"
+        return PARAMETRIZED
     held = (name.rpartition("_")[0] for name in module._parameters if name.endswith(("_g", "_orig")))
     made = [name for name in held if name not in module._parameters and hasattr(module, name)]
     if any(f"{name}_mask" in module._buffers for name in made):

@@ -10,7 +10,7 @@ from torch.nn.utils import parametrize
 from rankfold.layers.recurrent import SplitCell, SplitRecurrent
 from rankfold.sites.hooks import carry_hooks_
 from rankfold.sites.opener import Opener, linear
-from rankfold.sites.product import why_anew
+from rankfold.sites.product import PARAMETRIZED, why_anew
 
 _LAYERS = (nn.LSTM, nn.GRU, nn.RNN)
 _CELLS = {nn.LSTMCell: "LSTM", nn.GRUCell: "GRU", nn.RNNCell: "RNN"}
@@ -21,7 +21,7 @@ def _why_not(module: nn.Module) -> str | None:
     kind: Any = type(module)
     base: Any = next((base for base in (*_LAYERS, *_CELLS) if isinstance(module, base)), None)
     if parametrize.is_parametrized(module):
-        return "parametrized: remove that first (torch.nn.utils.parametrize.remove_parametrizations)"
+        return PARAMETRIZED  # by products too
     if (anew := why_anew(module)) is not None:
         return anew
     if base is None or kind.forward is not base.forward or "forward" in vars(module):
