@@ -8,6 +8,7 @@ from cases import CASES, Case
 from networks import NETWORKS, Encoder, network, tokens
 from torch import Tensor, nn
 from torch.nn.attention import SDPBackend, sdpa_kernel
+from torch.utils.checkpoint import checkpoint
 from torch.utils.flop_counter import FlopCounterMode
 
 from rankfold.batches import arguments
@@ -295,3 +296,46 @@ def test_costs_add_and_subtract():
 def test_the_count_is_of_the_model_and_not_of_its_weight_property():
     model = nn.Sequential(LowRankLinear(6, 2, 5))
     assert model_cost(model, torch.randn(3, 6)) == Cost(12 + 10 + 5, 2 * (12 + 10), 4 * 27)
+
+
+class Forces(nn.Module):
+    """Slopes of an energy in what is put in, as a field of forces gives them; ``second``: and those of their size."""
+
+    def __init__(self, inside: str, second: bool) -> None:
+        super().__init__()
+        self.inside, self.second = inside, second
+        self.first = nn.Conv1d(6, 16, 3, padding=1, stride=2) if inside == "convolution" else nn.Linear(6, 16)
+        self.read = nn.Linear(16, 16)
+        self.steps = nn.GRU(16, 16, batch_first=True) if inside == "recurrent" else nn.Identity()
+        self.energy = nn.Linear(16, 4)
+
+    def forward(self, x: Tensor) -> Tensor:
+        with torch.enable_grad():
+            x = x.detach().requires_grad_()
+            hidden = checkpoint(self._first, x, use_reentrant=False) if self.inside == "checkpoint" else self._first(x)
+            hidden = torch.tanh(nn.functional.linear(hidden, self.read.weight))
+            hidden = self.steps(hidden)[0] if self.inside == "recurrent" else hidden
+            (slope,) = torch.autograd.grad(self.energy(hidden).square().sum(), x, create_graph=self.second)
+            return torch.autograd.grad(slope.square().sum(), x)[0] if self.second else slope
+
+    def _first(self, x: Tensor) -> Tensor:
+        return torch.tanh(self.first(x.mT).mT if self.inside == "convolution" else self.first(x))
+
+
+@pytest.mark.parametrize(
+    ("inside", "second"),
+    [(inside, second) for inside in ("linear", "convolution", "recurrent") for second in (False, True)]
+    + [("checkpoint", False)],
+)
+def test_gradients_that_a_forward_takes_cost_what_the_factors_take(inside: str, second: bool):
+    """The products of a layer are made again for every gradient: thin ones, where the layer is factored."""
+    model, x = Forces(inside, second).eval(), torch.randn(8, 5, 6)
+    once = (5 if inside != "convolution" else 3) * 2 * 16 * (6 * (3 if inside == "convolution" else 1) + 16 + 4)
+    assert model_cost(model, x[:1]).flops >= 2 * once  # the whole graph is walked back
+    ranks = Ranks({s.name: 2 for s in sites(model).reducible})
+    made = plan(model, ranks, "truncate", example=x[:1])
+    small = apply_(copy.deepcopy(model), made)
+    assert len(made.changed) == len(sites(model).reducible)
+    assert made.before.flops == model_cost(model, x[:1]).flops
+    assert made.after.flops == model_cost(small, x[:1]).flops
+    assert made.after.flops < 0.7 * made.before.flops

@@ -32,7 +32,8 @@ class UncountedWarning(UserWarning):
 class Traced:
     """What one forward told. ``flops``: of one sample. ``calls``: of every site, with their shapes.
 
-    ``calls`` hold reads of a weight too that a factored layer answers at the thin cost. ``others``: sites whose weight
+    ``calls`` hold reads of a weight too that a factored layer answers at the thin cost, and a call once more for every
+    gradient that the forward itself takes of it. ``others``: sites whose weight
     is read in another way, with the reason for keeping them. ``unknown``: operations that nobody can count. ``read``:
     what each call of a site was given; equal for one tensor, and for views of the same numbers in the same shape.
     """
@@ -61,16 +62,19 @@ class Traced:
 
 def _count(model: nn.Module, example: Example, sites: Sequence[Site]) -> Traced:
     layers = [(site, model.get_submodule(site.name)) for site in sites]
-    reads = WeightReads(layers)
+    counter = Counter()
+    reads = WeightReads(layers, counter)
     with (
         Calls(layers, reads) as calls,
-        Counter() as counter,
+        counter,
         sdpa_kernel(SDPBackend.MATH),
         reads,
         explained(model.named_modules),
     ):
         model(*example.args, **example.kwargs)
     seen = {s.name: [*calls.seen.get(s.name, ()), *reads.calls.get(s.name, ())] for s in sites}
+    for name, call in counter.again():
+        seen[name].append(call)
     seen = {name: found for name, found in seen.items() if found}
     return Traced(counter.total, seen, dict(reads.others), tuple(sorted(counter.unknown)), dict(calls.read))
 

@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections import Counter as Counts
+from collections import defaultdict
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
 from math import prod
 from typing import Any
 
@@ -11,7 +14,18 @@ from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils.flop_counter import flop_registry
 
+from rankfold.sites import Call
+
 aten = torch.ops.aten
+
+
+@dataclass(frozen=True, eq=False)
+class _Marked:
+    """A call of a site's layer. ``flops``: of the call alone, without gradients that are taken of it later."""
+
+    site: str
+    call: Call
+    flops: int
 
 
 class Counter(TorchDispatchMode):
@@ -20,12 +34,19 @@ class Counter(TorchDispatchMode):
     The formulas are those of ``torch.utils.flop_counter.FlopCounterMode``, and some that it lacks. That one also takes
     normalisations and activations apart in search of products, for which torch imports its compiler (two seconds and
     200 MB); here only operations that are made of others by torch's definition are taken apart.
+
+    A forward that takes gradients itself, as of an energy, makes the products of its layers again. Autograd numbers all
+    operations and tells which one it takes the gradient of: those between ``now`` and ``mark`` belong to a call.
     """
 
     def __init__(self) -> None:
         super().__init__()
         self.total = 0
         self.unknown: set[str] = set()
+        self._made = _number()
+        self._within: dict[int, int] = {}  # an operation of a backward pass: the one whose gradient it is part of
+        self._gradients = Counts[int]()  # FLOPs, by the operation that they are the gradient of
+        self._marked: dict[int, _Marked] = {}
 
     @classmethod
     def _should_skip_dynamo(cls) -> bool:
@@ -39,12 +60,49 @@ class Counter(TorchDispatchMode):
                 parts = func.decompose(*args, **kwargs)
             if parts is not NotImplemented:
                 return parts
+        of = self._gradient_of()
         out = func(*args, **kwargs)
         if formula is not None:
-            self.total += formula(*args, **kwargs, out_val=out)
+            flops = formula(*args, **kwargs, out_val=out)
+            self.total += flops
+            if of is not None:
+                self._gradients[of] += flops
         elif _may_multiply(packet):
             self.unknown.add(str(packet))
         return out
+
+    def _gradient_of(self) -> int | None:
+        """The operation whose gradient is being taken; what has been made since the last look is part of that."""
+        node, made = torch._C._current_autograd_node(), _number()
+        of = None if node is None else node._sequence_nr()
+        if of is not None:
+            self._within.update(dict.fromkeys(range(self._made, made), of))
+        self._made = made
+        return of
+
+    def now(self) -> tuple[int, int]:
+        return _number(), self.total
+
+    def mark(self, since: tuple[int, int], site: str, call: Call) -> None:
+        """What ran since then was this call; of calls inside of one another, the inner one ends first."""
+        marked = _Marked(site, call, self.total - since[1])
+        for number in range(since[0], _number()):
+            self._marked.setdefault(number, marked)
+
+    def again(self) -> Iterator[tuple[str, Call]]:
+        """Each call that was marked, once for every time that gradients took as much as the call itself."""
+        flops = defaultdict[_Marked, int](int)
+        for number, each in self._gradients.items():
+            while number not in self._marked and number in self._within:
+                number = self._within[number]
+            if number in self._marked:
+                flops[self._marked[number]] += each
+        for marked, taken in flops.items():
+            yield from [(marked.site, marked.call)] * round(taken / marked.flops if marked.flops else 0)
+
+
+def _number() -> int:
+    return torch.autograd._get_sequence_nr()
 
 
 def _composite(func: Any) -> bool:

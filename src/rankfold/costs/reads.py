@@ -16,6 +16,7 @@ from torch._C._functorch import is_functorch_wrapped_tensor
 from torch.overrides import TorchFunctionMode
 from torch.utils import _pytree as pytree
 
+from rankfold.costs.counter import Counter
 from rankfold.layers.weights.kernels import Pair
 from rankfold.layers.weights.matrices import Matrix
 from rankfold.layers.weights.operations import LOOKS, STAYS, casts, name_of, only_seen, turns, writes
@@ -33,8 +34,9 @@ class WeightReads(TorchFunctionMode):
     another way, where a factored layer would multiply its factors out or refuse, with the reason.
     """
 
-    def __init__(self, layers: Sequence[tuple[Site, nn.Module]]) -> None:
+    def __init__(self, layers: Sequence[tuple[Site, nn.Module]], counter: Counter) -> None:
         super().__init__()
+        self.counter = counter
         self.calls: dict[str, list[Call]] = defaultdict(list)
         self.others: dict[str, str] = {}
         self.inside: set[str] = set()
@@ -56,11 +58,12 @@ class WeightReads(TorchFunctionMode):
         if any(isinstance(leaf, FactoredWeight) for leaf in leaves):
             with self:  # the factors may be sites themselves: what it does with them counts
                 return FactoredWeight.__torch_function__(func, types, args, kwargs)
+        since = self.counter.now()
         result = func(*args, **kwargs)
         known = [self._known[id(leaf)] for leaf in leaves if isinstance(leaf, Tensor) and id(leaf) in self._known]
         outside = [found for found in known if found[1].name not in self.inside]
         for found in outside:
-            self._note(name, func, args, kwargs, result, *found, alone=len(outside) == 1)
+            self._note(name, func, args, kwargs, result, *found, alone=len(outside) == 1, since=since)
         return result
 
     def _note(
@@ -74,6 +77,7 @@ class WeightReads(TorchFunctionMode):
         site: Site,
         *,
         alone: bool,
+        since: tuple[int, int],
     ) -> None:
         first = first_of(args, kwargs)
         if first is weight and not site.layer.lookup and self._stays(name, args, kwargs, weight, site):
@@ -99,7 +103,9 @@ class WeightReads(TorchFunctionMode):
         if weight.dim() == 2:  # only the number of rows counts, whichever side is summed over
             rows = result.numel() // weight.shape[thin.output_axis]
             shape_in, shape_out = (rows, n), (rows, m)
-        self.calls[site.name].append(Call(shape_in, shape_out))
+        call = Call(shape_in, shape_out)
+        self.calls[site.name].append(call)
+        self.counter.mark(since, site.name, call)
 
     def _stays(self, name: str, args: Any, kwargs: Any, weight: Tensor, site: Site) -> bool:
         """Whether the result is a product of factors again."""
@@ -131,6 +137,7 @@ class Calls:
         self.seen: dict[str, list[Call]] = defaultdict(list)
         self.read: dict[str, list[Read]] = defaultdict(list)  # what each layer was given
         self._alive: list[Any] = []  # an address is that of one memory only while it lives
+        self._begun: dict[str, list[tuple[int, int]]] = defaultdict(list)
         self._layers, self._reads = layers, reads
         self._stack = ExitStack()
 
@@ -154,6 +161,7 @@ class Calls:
     def _enter(self, name: str) -> Callable[..., None]:
         def enter(module: nn.Module, args: Any, kwargs: Any) -> None:
             self._reads.inside.add(name)
+            self._begun[name].append(self._reads.counter.now())
             given = first_of(args, kwargs)
             if isinstance(given, Tensor) and is_functorch_wrapped_tensor(given):
                 self._reads.others.setdefault(name, TRANSFORMED)
@@ -168,7 +176,9 @@ class Calls:
 
     def _note(self, name: str) -> Callable[..., None]:
         def note(module: nn.Module, args: Any, kwargs: Any, output: Any) -> None:
-            self.seen[name].append(Call(tuple(first_of(args, kwargs).shape), tuple(output.shape)))
+            call = Call(tuple(first_of(args, kwargs).shape), tuple(output.shape))
+            self.seen[name].append(call)
+            self._reads.counter.mark(self._begun[name].pop(), name, call)
 
         return note
 

@@ -49,10 +49,10 @@ class SplitRecurrent(nn.Module):
     """``nn.LSTM``, ``nn.GRU`` or ``nn.RNN`` with every matrix as a linear layer; same arguments, same result.
 
     Children ``ih_l0`` (from the input), ``hh_l0`` (from the state), of an LSTM with projections ``hr_l0``, then
-    ``ih_l0_reverse``, ``ih_l1`` …: the names of torch's weights. Every product runs on the factors, but where gradients
-    of the weights are wanted: there torch's own kernel runs on the weights multiplied out, once for each call, since a
-    time step costs less than the bookkeeping of its gradients. Hooks on the children, or other layers in their places,
-    keep to the products.
+    ``ih_l0_reverse``, ``ih_l1`` …: the names of torch's weights. Every product runs on the factors, but in training,
+    where gradients of the weights are wanted: there torch's own kernel runs on the weights multiplied out, once for
+    each call, since a time step costs less than the bookkeeping of its gradients. Hooks on the children, or
+    other layers in their places, keep to the products.
     """
 
     def __init__(self, like: Any) -> None:
@@ -165,8 +165,8 @@ class SplitRecurrent(nn.Module):
         return (torch.stack(outputs) if sizes is None else torch.cat(outputs)), now
 
     def _by_kernel(self) -> bool:
-        """Whether gradients of the matrices are wanted, and nothing is between these and torch's kernel."""
-        wanted = torch.is_grad_enabled() and any(p.requires_grad for p in self.parameters())
+        """Whether the matrices are being trained, and nothing is between these and torch's kernel."""
+        wanted = self.training and torch.is_grad_enabled() and any(p.requires_grad for p in self.parameters())
         if not wanted or torch.compiler.is_compiling() or torch.jit.is_tracing():
             return False
         inside = [module for module in self.modules() if module is not self]
