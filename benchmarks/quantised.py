@@ -42,8 +42,8 @@ GROUP = 64
 MIXTURES: dict[str, set[rf.Form]] = {
     "all forms": set(),
     "without int8": {rf.Form.INT8},
-    "without residual": {rf.Form.RESIDUAL},
-    "residual alone": {rf.Form.INT8, rf.Form.FACTORED, rf.Form.PIVOTED},
+    "without residual": {form for form in rf.Form if form.over_base},
+    "residual alone": {form for form in rf.Form if not form.over_base and form is not rf.Form.KEEP},
 }
 
 
@@ -104,10 +104,10 @@ def rows(arguments: argparse.Namespace, model: nn.Module, train: Tensor, test: T
         began = time.process_time()
         how = rf.Calibration(samples=arguments.windows, batch_size=BATCH)
         where = lambda name, module: fits(name, arguments.only)  # noqa: E731
-        known = rf.profile(model, batches, forms="all", where=where, calibration=how)
+        known = rf.profile(model, batches, forms=arguments.forms or "all", where=where, calibration=how)
         yield {"seed": seed, "what": "profile", "seconds": time.process_time() - began}
         for kept in arguments.kept:
-            plan = without(known, {rf.Form.INT8, rf.Form.RESIDUAL, rf.Form.PIVOTED}).plan(
+            plan = without(known, set(rf.Form) - {rf.Form.FACTORED, rf.Form.KEEP}).plan(
                 f"params={(whole - inside + kept * inside) / whole}"
             )
             turned = tuple(
@@ -143,7 +143,8 @@ def parsed() -> argparse.Namespace:
     parser.add_argument("--kept", type=float, nargs="+", default=[0.8])
     parser.add_argument("--only", default="*", help="names of the layers that take part; all of the decoder by default")
     parser.add_argument("--mixtures", type=int, default=len(MIXTURES), help="how many of the mixtures are made")
-    parser.add_argument("--bytes", type=float, nargs="+", default=[0.266, 0.3])
+    parser.add_argument("--bytes", type=float, nargs="*", default=[0.266, 0.3])
+    parser.add_argument("--forms", nargs="+", help="those that are decomposed; all of them by default")
     parser.add_argument("--seeds", type=int, nargs="+", default=[0])
     parser.add_argument("--length", type=int, default=256)
     parser.add_argument("--windows", type=int, default=40)
