@@ -437,7 +437,7 @@ def test_data_without_targets(monkeypatch, form):
     part = {
         "tensor": ids,
         "data set": TensorDataset(ids),
-        "dict": [{"ids": row, "text": "a word"} for row in ids],
+        "dict": [{"ids": row, "text": "a word", "from": {"page": 3}, "note": None, "raw": b"a"} for row in ids],
         "tuple": [((row, row),) for row in ids],
     }[form]
     data = zoo.load_data(offered(monkeypatch, (part, part)))
@@ -467,7 +467,11 @@ def test_splits_are_passed_through(monkeypatch):
 @pytest.mark.parametrize(
     ("result", "sentence"),
     [
-        (tabular(3), r"must return \(train, test\) or"),
+        (tabular(3), r"must return \(train, test\) or .* and returned a "),
+        ({"train": tabular(3)}, r"must return \(train, test\) or .* and returned a dict"),
+        (([range] * 3, tabular(3)), r"sample 0 is neither \(input, target\) .*: it is a type"),
+        (([{"x": torch.zeros(2), "at": {1, 2}}] * 3, tabular(3)), r"sample 0 is neither .*: its 'at' is a set"),
+        ((iter([1]), tabular(3)), "a list_iterator is no data set .* give one of these, such as list"),
         ((tabular(3),), r"must return \(train, test\) or"),
         ((tabular(8), iter([])), "test: a list_iterator is no data set with a length and an index"),
         (([], tabular(3)), "train: the data set is empty"),

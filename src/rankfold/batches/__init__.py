@@ -7,18 +7,23 @@ import inspect
 import warnings
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import fields, is_dataclass
 from types import MappingProxyType
 from typing import Any, TypeVar
 
 import torch
 from torch import Tensor, nn
 
+from rankfold.batches.listed import LABELS as LABELS
+from rankfold.batches.listed import Listed as Listed
+from rankfold.batches.listed import marked as marked
 from rankfold.batches.misfit import InputError as InputError
 from rankfold.batches.misfit import explained as explained
+from rankfold.batches.nested import changed as changed
+from rankfold.batches.nested import mapped as mapped
+from rankfold.batches.nested import moved as moved
+from rankfold.batches.nested import tensors_in as tensors_in
 
 Model = TypeVar("Model", bound=nn.Module)
-LABELS = ("labels", "label", "targets", "target")
 _STATE = 1 << 20  # numbers in a buffer; what is larger is taken for a weight, and not copied
 
 
@@ -158,50 +163,6 @@ def labels_of(batch: Any) -> Any:
     return batch[1] if isinstance(batch, tuple | list) and len(batch) > 1 else None
 
 
-def mapped(value: Any, change: Callable[[Tensor], Tensor]) -> Any:
-    """``value`` with every tensor inside changed; mappings become dicts, tuples and lists keep their type."""
-    if isinstance(value, Tensor):
-        return change(value)
-    if isinstance(value, Mapping):
-        return {key: mapped(item, change) for key, item in value.items()}
-    if isinstance(value, tuple | list):
-        items = [mapped(item, change) for item in value]
-        return type(value)(*items) if hasattr(value, "_fields") else type(value)(items)
-    return changed(value, lambda item: mapped(item, change))
-
-
-def changed(value: Any, change: Callable[[Any], Any]) -> Any:
-    """A dataclass with every member changed; any other value as it is."""
-    if not is_dataclass(value) or isinstance(value, type):
-        return value
-    made = copy.copy(value)
-    for field in fields(value):
-        if hasattr(value, field.name):
-            object.__setattr__(made, field.name, change(getattr(value, field.name)))
-    return made
-
-
-def tensors_in(value: Any) -> Iterator[Tensor]:
-    """Every tensor inside ``value``, in order."""
-    if isinstance(value, Tensor):
-        yield value
-    elif isinstance(value, Mapping | tuple | list):
-        for item in value.values() if isinstance(value, Mapping) else value:
-            yield from tensors_in(item)
-    elif is_dataclass(value) and not isinstance(value, type):
-        for field in fields(value):
-            yield from tensors_in(getattr(value, field.name, None))
-
-
-def moved(value: Any, device: torch.device | str, dtype: torch.dtype | None = None) -> Any:
-    """Every tensor inside ``value`` on ``device``, and floating ones in ``dtype`` where it is given."""
-
-    def move(x: Tensor) -> Tensor:
-        return x.to(device, dtype) if dtype is not None and x.is_floating_point() else x.to(device)
-
-    return mapped(value, move)
-
-
 def forward(model: nn.Module, batch: Any, begun: Callable[[], None] = lambda: None) -> Any:
     """The model's output for a batch, on the model's device and in its floating dtype. ``begun`` is called when the
     inputs are ready.
@@ -248,14 +209,19 @@ def _check_count(model: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]
             given = f"a batch of {len(batch)}" if isinstance(batch, tuple | list) else "a batch of one tensor"
             remedy = (
                 "give batches of the form (inputs, targets); several inputs are a tuple or mapping of their "
-                "own: ((a, b), targets), or ((a, b),) without targets"
+                "own: ((a, b), targets), or ((a, b),) without targets; a list that is one input is its only member: "
+                "(([a, b],), targets)"
             )
         raise TypeError(f"{type(inner).__name__}.forward: {error}. It was called with {given}: {remedy}") from None
 
 
 def size_of(batch: Any) -> int:
-    """How many samples a batch holds: the first axis of its first tensor."""
-    args, kwargs = arguments(batch)
+    """How many samples a batch holds: the members of a list of samples (``Listed``), or the first axis of its first
+    tensor."""
+    args, kwargs = arguments(marked(batch))
+    for value in (*args, *kwargs.values()):
+        if isinstance(value, Listed):
+            return len(value)
     for tensor in tensors_in((args, kwargs)):
         if tensor.dim():
             return tensor.shape[0]
@@ -265,10 +231,12 @@ def size_of(batch: Any) -> int:
     )
 
 
-def divisible(inputs: Any, size: int) -> bool:
+def divisible(inputs: tuple[tuple[Any, ...], Mapping[str, Any]], size: int) -> bool:
     """Whether a part of a batch of ``size`` is known to be as the whole: every tensor has a row for each sample, or one
     for all. Not so for patches of pictures beside the text of a sample, nor for graphs, whose edges name nodes."""
-    return all(not tensor.dim() or tensor.shape[0] in (1, size) for tensor in tensors_in(inputs))
+    args, kwargs = inputs
+    apart = [value for value in (*args, *kwargs.values()) if not isinstance(value, Listed)]
+    return all(not tensor.dim() or tensor.shape[0] in (1, size) for tensor in tensors_in(apart))
 
 
 def check_rereadable(data: Any) -> None:
@@ -290,7 +258,7 @@ def batches_of(data: Any, batch_size: int = 256, limit: int | None = None) -> It
     yours gives whole batches, wrap it in ``DataLoader(data, batch_size=None)``.
     """
     seen = 0
-    for batch in _batches(data, batch_size):
+    for batch in map(marked, _batches(data, batch_size)):
         size = size_of(batch)
         if limit is not None and seen + size > limit and (seen == limit or divisible(arguments(batch), size)):
             batch, size = _first(batch, limit - seen, size), limit - seen
@@ -317,8 +285,20 @@ def _batches(data: Any, batch_size: int) -> Iterable[Any]:
             )
         return _hugging_face(data, batch_size)
     if isinstance(data, torch.utils.data.Dataset) or _are_pairs(data):
-        return torch.utils.data.DataLoader(data, batch_size=batch_size)
+        return torch.utils.data.DataLoader(data, batch_size=batch_size, collate_fn=collated)
     return data
+
+
+def collated(samples: list[Any]) -> Any:
+    """Single samples as a batch, as torch makes one; ``ValueError`` with the remedy for those that fit into none."""
+    try:
+        return torch.utils.data.default_collate(samples)
+    except (RuntimeError, TypeError) as error:
+        raise ValueError(
+            f"{len(samples)} samples of the data set do not fit into one batch ({' '.join(str(error).split())}): give "
+            "a DataLoader over it with a collate_fn of your own, which pads them to one shape; where the model takes "
+            "a list of samples, one that gives (([a, b],), targets)"
+        ) from None
 
 
 def _are_pairs(data: Any) -> bool:
@@ -361,14 +341,17 @@ def _hugging_face(data: Any, batch_size: int) -> Iterator[dict[str, Any]]:
 
 
 def samples_of(batch: Any, size: int, chosen: slice | Tensor) -> Any:
-    """Some samples of a batch of ``size``: those rows of every tensor with as many; other values as they are."""
+    """Some samples of a batch of ``size``: those members of lists of samples, and rows of every tensor with as many;
+    other values as they are."""
 
-    def take(x: Tensor) -> Tensor:
+    def take(x: Any) -> Any:
+        if isinstance(x, Listed):
+            return Listed(x[chosen] if isinstance(chosen, slice) else (x[index] for index in chosen.tolist()))
         if not x.dim() or x.shape[0] != size:
             return x
         return x[chosen if isinstance(chosen, slice) else chosen.to(x.device)]
 
-    return mapped(batch, take)
+    return mapped(batch, take, whole=Listed)
 
 
 def _first(value: Any, count: int, size: int) -> Any:

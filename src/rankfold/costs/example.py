@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from rankfold.batches import mapped, moved, tensors_in
+from rankfold.batches import marked, moved, samples_of, size_of, tensors_in
 from rankfold.linalg.brief import brief
 
 _LARGEST = 1 << 28  # numbers in one input that a file may ask for
@@ -32,13 +32,13 @@ class Example:
         if isinstance(example, Example):
             return example
         if isinstance(example, Mapping):
-            args, kwargs = (), dict(example)
+            args, kwargs = (), marked((dict(example),))[0]
         else:
-            args, kwargs = (tuple(example) if isinstance(example, tuple | list) else (example,)), {}
+            args, kwargs = marked((tuple(example) if isinstance(example, tuple | list) else (example,),))[0], {}
         tensors = list(tensors_in((args, kwargs)))
         if not tensors:
             raise ValueError("the example input holds no tensor: give a tensor, or a tuple or dict of arguments")
-        return cls(args, kwargs, tensors[0].shape[0] if tensors[0].dim() else 1)
+        return cls(args, kwargs, size_of((kwargs or args,)) if tensors[0].dim() else 1)
 
     def noted(self) -> dict[str, Any] | None:
         """Shapes and dtypes as plain values, from which ``from_note`` makes an input alike; None for nested inputs."""
@@ -103,10 +103,6 @@ def _of_note(note: Any) -> Any:
 def with_batch(example: Any, batch: int) -> Example:
     """The example repeated or cut to ``batch`` samples along the first axis of each of its batched tensors."""
     example = Example.of(example)
-
-    def resize(x: Tensor) -> Tensor:
-        if not x.dim() or x.shape[0] != example.samples:
-            return x
-        return x[torch.arange(batch, device=x.device) % example.samples]
-
-    return Example(mapped(example.args, resize), mapped(example.kwargs, resize), batch)
+    index = torch.arange(batch) % example.samples
+    args, kwargs = (samples_of(part, example.samples, index) for part in (example.args, example.kwargs))
+    return Example(args, kwargs, batch)

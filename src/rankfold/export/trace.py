@@ -12,6 +12,7 @@ import torch
 from torch import Tensor, nn
 from torch.utils import _pytree as pytree
 
+from rankfold.batches import Listed
 from rankfold.costs import Example, evaluating, with_batch
 from rankfold.export.errors import ExportError, first_line, quiet
 from rankfold.sites import unwrap
@@ -119,7 +120,13 @@ def ready(model: nn.Module, example: Any) -> tuple[nn.Module, Example]:
             "the model is TorchScript, which cannot be traced again: export the network that it was made from, "
             "or keep it as it is (torch.jit.save)"
         )
-    return root, in_order(root, Example.of(example).fitting(root.parameters()))
+    given = Example.of(example)
+    if any(isinstance(value, Listed) for value in (*given.args, *given.kwargs.values())):
+        raise ExportError(
+            "the model takes a list of samples, of which a graph would have a fixed number: export a module whose "
+            "forward takes them as one tensor, such as the part of the model that all of them go through"
+        )
+    return root, in_order(root, given.fitting(root.parameters()))
 
 
 def answer(root: nn.Module, example: Example) -> Any:

@@ -85,15 +85,30 @@ def main_tensor(output: Any) -> Tensor:
 def counting_tensors(output: Any) -> list[tuple[str, Tensor]]:
     """Every floating tensor of an output with its place, without caches and states of inner layers.
 
-    Where a mapping holds nothing but states, such as the output of an encoder, its last state counts.
+    Where a mapping holds nothing but states, such as the output of an encoder, its last state counts. A list with a
+    mapping for each sample, as detectors give, counts as one mapping with the rows of all.
     """
-    every = [(name, tensor) for name, tensor in named_tensors(output) if tensor.is_floating_point()]
+    every = [(name, tensor) for name, tensor in named_tensors(_joined(output)) if tensor.is_floating_point()]
     found = [(name, tensor) for name, tensor in every if tensor.dim()] or every
     outer = [(name, tensor) for name, tensor in found if not name.split(".")[0].endswith(_STATES)]
     if outer or not found:
         return outer
     last = [(name, tensor) for name, tensor in found if name == "last_hidden_state"]
     return last or found
+
+
+def _joined(output: Any) -> Any:
+    """The mappings of a list as one, where rows of all of them make one tensor; other outputs as they are."""
+    if not isinstance(output, list | tuple) or not output or not all(isinstance(each, Mapping) for each in output):
+        return output
+    together: dict[Any, Tensor] = {}
+    for key in output[0]:
+        parts = [each.get(key) for each in output]
+        shapes = {part.shape[1:] if isinstance(part, Tensor) and part.dim() else None for part in parts}
+        if len(shapes) > 1 or None in shapes or any(each.keys() != output[0].keys() for each in output):
+            return output
+        together[key] = torch.cat(parts)
+    return together
 
 
 def named_tensors(output: Any) -> list[tuple[str, Tensor]]:

@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from rankfold.batches import labels_of
+from rankfold.batches import Listed, labels_of
 from rankfold.objectives.answer import counting_tensors, main_tensor, named_input
 from rankfold.objectives.base import Objective
 from rankfold.objectives.evaluation import ObjectiveError
@@ -75,10 +75,13 @@ def _beside(output: Any) -> str:
 def _of_targets(values: Tensor, target: Any, batch: Any) -> Inferred:
     if not isinstance(target, Tensor) or target.is_complex() or target.is_quantized:
         given = target.dtype if isinstance(target, Tensor) else type(target).__name__
-        tensors = "make each target one tensor (torch.tensor(labels)), or " if isinstance(target, list | tuple) else ""
+        tensors = "make each target one tensor (torch.tensor(labels)), " if isinstance(target, list | tuple) else ""
+        if isinstance(target, Listed):
+            given, tensors = f"{type(target[0]).__name__}, one for each sample,", ""
         raise ObjectiveError(
             f"targets of type {given} have no known meaning: {tensors}give objective= with a loss of your own "
-            "(rankfold.objective)"
+            "(rankfold.objective), or objective='teacher' (--objective teacher), by which outputs are compared with "
+            "those of the original"
         )
     if target.is_floating_point() or target.dtype == torch.bool:
         return _of_numbers(values, target)

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset, IterableDataset, TensorDataset
 
-from rankfold.batches import Columns, batches_of, is_hugging_face, labels_of
+from rankfold.batches import Columns, batches_of, collated, is_hugging_face, labels_of
 from rankfold.train.augment import augment
 from rankfold.train.errors import TrainingError
 from rankfold.train.recipe import Augment
@@ -158,7 +158,8 @@ class Feed:
             return batches_of(self.data, self.batch_size)
         data = Columns(self.data) if is_hugging_face(self.data) else self.data
         whole = len(data) >= self.batch_size
-        return DataLoader(data, self.batch_size, shuffle=True, drop_last=whole, generator=generator)
+        asked: dict[str, Any] = {"drop_last": whole, "generator": generator, "collate_fn": collated}
+        return DataLoader(data, self.batch_size, shuffle=True, **asked)
 
     def _augmented(self, batch: Any, generator: torch.Generator) -> Any:
         if self.augment is None:

@@ -29,7 +29,10 @@ from rankfold.zoo.text import TEXT, TOKENS, Reader
 _VALIDATION_IMAGES = 5_000
 _VALIDATION_SHARE = {"digits": 0.2, "custom": 0.1}
 _DIGITS_TEST_SHARE = 0.25
-_PAD = "pad them, or give DataLoaders whose collate_fn pads, as (train, validation) or (train, validation, test)"
+_PAD = (
+    "pad them, or give DataLoaders whose collate_fn pads, as (train, validation) or (train, validation, test); for a "
+    "model that takes a list of samples, one that gives (([a, b],), targets)"
+)
 _IGNORED = -100  # a label that leaves its sample out, as torch has it
 
 
@@ -133,7 +136,11 @@ def _digest(labels: Tensor) -> str:
 def _custom(spec: str) -> Data:
     parts, factory = call_factory(spec)
     if not isinstance(parts, tuple | list) or len(parts) not in (2, 3):
-        raise ZooError(f"{spec}: the factory must return (train, test) or (train, validation, test) data sets")
+        given = f"{len(parts)} parts" if isinstance(parts, tuple | list) else f"a {type(parts).__name__}"
+        raise ZooError(
+            f"{spec}: the factory must return (train, test) or (train, validation, test) data sets, and returned "
+            f"{given}"
+        )
     return replace(data_of(spec, parts), objective=getattr(factory, "objective", None))
 
 
@@ -182,7 +189,7 @@ def _part(where: str, part: Any) -> Any:
     if isinstance(part, Iterator) or not (hasattr(part, "__iter__") or hasattr(part, "__getitem__")):
         raise ZooError(
             f"{where}: a {type(part).__name__} is no data set with a length and an index, no DataLoader, and no "
-            "list of batches"
+            f"list of batches: give one of these{', such as list(it)' * isinstance(part, Iterator)}"
         )
     if length(part) == 0:
         what = "DataLoader gives no batch" if isinstance(part, DataLoader) else "data set is empty"

@@ -57,6 +57,8 @@ def as_pair(item: Any) -> tuple[Any, Any]:
         return inputs, item[names[0]] if names else None
     if isinstance(item, Tensor | np.ndarray):
         return item, None
+    if not isinstance(item, tuple | list):
+        raise ValueError(f"it is a {type(item).__name__}")
     if len(item) == 1:
         return item[0], None
     if len(item) != 2:
@@ -69,8 +71,10 @@ def as_pair(item: Any) -> tuple[Any, Any]:
 
 
 def _words(value: Any) -> bool:
-    """Text, or a list of it: for people, not for a model."""
-    return isinstance(value, str) or (isinstance(value, tuple | list) and bool(value) and isinstance(value[0], str))
+    """Text, what was noted of a sample, or a list of these: for people, not for a model."""
+    if isinstance(value, tuple | list):
+        return bool(value) and _words(value[0])
+    return value is None or isinstance(value, str | bytes | Mapping)
 
 
 def are_batches(samples: Any) -> bool:
@@ -92,10 +96,17 @@ def are_batches(samples: Any) -> bool:
 def as_tensors(inputs: Any) -> Any:
     """One tensor, or, for a mapping and for a tuple or list of arrays, a dict or tuple of tensors."""
     if isinstance(inputs, Mapping):
-        return {name: torch.as_tensor(value) for name, value in inputs.items()}
+        return {name: _as_tensor(name, value) for name, value in inputs.items()}
     if isinstance(inputs, tuple | list) and any(isinstance(x, Tensor | np.ndarray) and x.ndim for x in inputs):
         return tuple(torch.as_tensor(value) for value in inputs)
     return torch.as_tensor(inputs)
+
+
+def _as_tensor(name: str, value: Any) -> Tensor:
+    try:
+        return torch.as_tensor(value)
+    except (TypeError, ValueError, RuntimeError) as error:
+        raise TypeError(f"its {name!r} is a {type(value).__name__} ({' '.join(str(error).split())})") from error
 
 
 def layout(inputs: Any) -> str:

@@ -193,7 +193,7 @@ def moments(x: Tensor, at_once: int = AT_ONCE) -> Moments:
 def _digest(batch: Any) -> str:
     """What a model would be called with, as a hash of every tensor's content."""
     given = arguments(batch)
-    digest = hashlib.blake2b(repr(mapped(given, lambda x: (tuple(x.shape), str(x.dtype)))).encode())  # type: ignore[arg-type,return-value]
+    digest = hashlib.blake2b(repr(mapped(given, lambda x: (tuple(x.shape), str(x.dtype)))).encode())
     for x in tensors_in(given):
         digest.update(x.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy().data)
     return digest.hexdigest()
