@@ -1,6 +1,9 @@
 """Tables as people have them: names are text, two readers give one answer, what cannot be meant is refused."""
 
+import bz2
+import gzip
 import io
+import lzma
 import zipfile
 
 import numpy as np
@@ -9,6 +12,7 @@ import pyarrow as pa
 import pyarrow.parquet
 import pytest
 import scipy.sparse
+import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -104,6 +108,7 @@ def test_numbers_in_arrays_are_one_name_whatever_their_kind():
         triplets([0, 1], ["a", "b"], np.ma.array([1.0, 2.0], mask=[False, True]))
 
 
+@pytest.mark.filterwarnings("ignore:Sparse CSR tensor support is in beta")
 def test_unknown_is_what_numpy_scipy_and_pandas_mean_by_it():
     rng = np.random.default_rng(0)
     truth = rng.standard_normal((30, 2)) @ rng.standard_normal((2, 25))
@@ -114,9 +119,65 @@ def test_unknown_is_what_numpy_scipy_and_pandas_mean_by_it():
     twice = scipy.sparse.coo_array((np.r_[half, half], (np.r_[rows, rows], np.r_[columns, columns])), truth.shape)
     masked = np.ma.array(np.where(known, truth, 99.0), mask=~known)
     nullable = pd.DataFrame(x).astype("Float64")
-    for given_x in (x, masked, nullable, twice, twice.tocsr(), twice.tolil()):
+    tensor = torch.sparse_coo_tensor(np.stack([twice.row, twice.col]), twice.data, twice.shape, check_invariants=True)
+    graded = torch.tensor(x, requires_grad=True)
+    frames = [pd.DataFrame.sparse.from_spmatrix(twice.tocsr()), pd.DataFrame(x).astype(pd.SparseDtype(float, np.nan))]
+    for given_x in (x, masked, nullable, twice, twice.tocsr(), twice.tolil(), tensor, tensor.to_dense().to_sparse_csr(),
+                    graded, *frames):  # fmt: skip
         assert np.abs(LowRank().fit(given_x).reconstruct() - truth).max() < 1e-6
     assert twice.nnz == 2 * known.sum()  # and left as it was
+
+
+def test_what_is_no_matrix_of_real_numbers_is_refused_in_a_line():
+    series = pd.DataFrame({"u": ["a", "b"], "i": ["x", "y"], "v": [1.0, 2.0]}).set_index(["u", "i"]).v
+    for given_x, message in (
+        (series, "a list of entries: its matrix is series.unstack"),
+        (np.ones((3, 3)) + 1j, "must be real numbers, and these are complex"),
+        (np.rec.fromarrays([[1, 2], [3, 4]], names="a,b"), "these are records with named fields"),
+    ):
+        with pytest.raises(ValueError, match=message):
+            LowRank(1).fit(given_x)
+
+
+MOMENTS = ["2001-01-01T00:00:00", "2001-01-02T12:00:00.5"]
+DATES = pd.to_datetime(pd.Series(MOMENTS), format="ISO8601")
+TIMES = [  # of what numpy, pandas, datetime and texts call a time
+    np.array(MOMENTS, "M8[ms]"), np.array(MOMENTS, "M8[ns]"), DATES, DATES.dt.tz_localize("UTC"), DATES.dt.as_unit("s"),
+    DATES.dt.to_pydatetime().tolist(), MOMENTS, np.array(MOMENTS, dtype=object), [978307200, 978436800.5],
+]  # fmt: skip
+
+
+@pytest.mark.parametrize("times", TIMES, ids=range(len(TIMES)))
+def test_times_are_seconds_whatever_they_are_given_as(times):
+    found = triplets([1, 2], [1, 2], [1.0, 2.0], times=times)
+    assert found.times.tolist() == pytest.approx([978307200, 978436800.5], abs=0.6)
+
+
+@pytest.mark.parametrize(
+    ("times", "message"),
+    [
+        ([1.0], r"2 numbers of seconds since 1970, or dates, .* got shape \(1,\)"),
+        (["soon", "1"], "'soon' is not a time"),
+    ],
+)
+def test_what_is_no_time_is_refused(times, message):
+    with pytest.raises(ValueError, match=message):
+        triplets([1, 2], [1, 2], [1.0, 2.0], times=times)
+
+
+def test_a_missing_time_is_none(tmp_path):
+    dates = pd.Series([pd.Timestamp("2001-01-01"), pd.NaT])
+    assert np.isnan(triplets([1, 2], [1, 2], [1.0, 2.0], times=dates).times[1])
+    with pytest.raises(ValueError, match=r"times must be 2 finite numbers of seconds, .* pair 1 has none"):
+        Ratings(1).fit([["a", "x"], ["b", "y"]], [1.0, 2.0], times=dates)
+
+
+def test_times_in_parquet_may_be_finer_than_milliseconds(tmp_path):
+    moments = pa.array([978307200123457, 978307201000000], pa.timestamp("us"))
+    table = pa.table({"user": ["a", "b"], "item": ["x", "y"], "rating": [1.0, 2.0], "timestamp": moments})
+    pa.parquet.write_table(table, tmp_path / "e.parquet")
+    found = read_triplets(tmp_path / "e.parquet", time=True)
+    assert found.times.tolist() == pytest.approx([978307200.123457, 978307201.0], abs=1e-5)
 
 
 def test_repeated_entries_as_asked(tmp_path):
@@ -142,6 +203,11 @@ def test_repeated_entries_as_asked(tmp_path):
         ("1,5,3,4,1\n2,1,2,3,4\n", "5 columns of numbers without a header"),
         ("u,a,b,c\nx,1,2,3\ny,1,two,3\n", "line 3: 'two' is not a number"),
         ("user,1,2,3\nx,1,2,3\ny,1,two,3\n", r"line 3: 'two' is not a number|line 1"),
+        ("# taken from us\n# FromNode\tToNode\n1\t2\t3\n1\t3\t4\n", "line 1: it begins with #, as a remark does"),
+        ("%%matrix of 2001 cells\na b 3\nc d 4\n", "line 1: it begins with %, as a remark does"),
+        ("a   b   1\nc   d   2\n", "line 1: its fields lie several spaces apart"),
+        ("user,item,timestamp\na,b,978300760\n", "without a value; .* implicit feedback: add --implicit"),
+        ("day_of,who,date\n1,b,978300760\n", "day_of, who and date are a row, a column and a time"),
     ],
 )
 def test_what_cannot_be_meant_is_refused(tmp_path, text, message):
@@ -166,6 +232,25 @@ def test_what_is_not_utf_8_is_told_by_its_line(tmp_path):
     (tmp_path / "e.csv").write_bytes(b"a,b,1\n" * 100_000 + "é,b,2\n".encode("latin-1"))
     with pytest.raises(ValueError, match=r"not a text file in UTF-8 \(byte 600000, line 100001\): save it as UTF-8"):
         read_triplets(tmp_path / "e.csv")
+
+
+@pytest.mark.parametrize(("pack", "name"), [(gzip, "gzip"), (bz2, "bzip2"), (lzma, "xz")])
+@pytest.mark.parametrize("ending", ["csv", "csv.gz"])
+def test_a_packed_text_is_refused_with_the_remedy_whatever_it_is_called(tmp_path, pack, name, ending):
+    file = tmp_path / f"e.{ending}"
+    file.write_bytes(pack.compress(b"a,b,1\nc,d,2\n"))
+    for read in (read_triplets, lambda path: map_entries(path, tmp_path / "entries")):
+        with pytest.raises(ValueError, match=rf"e\.{ending} is packed by {name}: unpack it"):
+            read(file)
+
+
+def test_names_and_columns_may_begin_as_remarks_and_marks_of_packers_do(tmp_path):
+    tags = "#one,x,1\n#two,y,2\nBZh,z,3\n"
+    assert entries(read_triplets(write(tmp_path / "e.csv", tags))) == {
+        ("#one", "x"): 1.0, ("#two", "y"): 2.0, ("BZh", "z"): 3.0,
+    }  # fmt: skip
+    timed = "runner,race,time\nann,r1,12.5\nbob,r1,13\n"  # what was measured
+    assert entries(read_triplets(write(tmp_path / "e.csv", timed))) == {("ann", "r1"): 12.5, ("bob", "r1"): 13.0}
 
 
 def test_wide_tables(tmp_path):

@@ -28,7 +28,10 @@ def like(value: Any, a: Array) -> Array:
 
 def numpy(a: Array) -> np.ndarray:
     """On the CPU, as NumPy has it; a view where there can be one."""
-    return a.detach().cpu().numpy() if isinstance(a, torch.Tensor) else np.asarray(a)
+    if not isinstance(a, torch.Tensor):
+        return np.asarray(a)
+    a = a.detach().cpu()
+    return (a.float() if a.dtype == torch.bfloat16 else a).numpy()
 
 
 def eye(k: int, a: Array) -> Array:

@@ -42,22 +42,38 @@ def observed(x: np.ndarray | scipy.sparse.spmatrix, kind: Array | None = None) -
 
 
 def plain(x: Any) -> Any:
-    """``x`` with NaN for what NumPy masks and pandas calls NA; anything else as it is. ``ValueError`` for dates, which
-    NumPy would take for numbers."""
-    undated(getattr(x, "dtypes", getattr(x, "dtype", None)))
+    """``x`` with NaN for what NumPy masks and pandas calls NA, and what torch and pandas store sparsely as scipy does;
+    anything else as it is. ``ValueError`` for what holds no real numbers, and for entries that are no matrix."""
+    check_real(getattr(x, "dtypes", getattr(x, "dtype", None)))
+    if isinstance(x, torch.Tensor):
+        return numpy(x) if x.layout == torch.strided else _stored(x)
     if isinstance(x, np.ma.MaskedArray):
         return np.ma.filled(x.astype(np.result_type(x.dtype, np.float32)), np.nan)
     if hasattr(x, "isna") and hasattr(x, "to_numpy") and hasattr(x, "dtypes"):
+        if getattr(x.index, "nlevels", 1) == 2 and x.ndim == 1:
+            raise ValueError("a Series with two levels of index is a list of entries: its matrix is series.unstack()")
         kinds = list(np.atleast_1d(x.dtypes))
+        if all(getattr(kind, "fill_value", None) == 0 for kind in kinds):  # what is not stored is not known
+            return x.sparse.to_coo().tocsr()
         if any(not isinstance(kind, np.dtype) or kind.kind == "O" for kind in kinds):
             return x.astype(object).where(x.notna(), np.nan).astype(np.float64)
     return x
 
 
-def undated(dtypes: Any) -> None:
-    """``ValueError`` for columns or an array of dates or of durations."""
-    if any(getattr(each, "kind", "") in ("m", "M") for each in np.atleast_1d(np.asarray(dtypes, dtype=object))):
+def _stored(x: torch.Tensor) -> scipy.sparse.coo_array:
+    """What a sparse tensor stores; repeated coordinates are summed."""
+    known = x.detach().cpu().to_sparse_coo().coalesce()
+    return scipy.sparse.coo_array((numpy(known.values()), tuple(numpy(known.indices()))), tuple(known.shape))
+
+
+def check_real(dtypes: Any) -> None:
+    """``ValueError`` for columns or an array of dates, of durations, or of what is no real number."""
+    kinds = {getattr(each, "kind", "") for each in np.atleast_1d(np.asarray(dtypes, dtype=object))}
+    if kinds & {"m", "M"}:
         raise ValueError("values must be numbers, and these are dates or durations: give them as numbers of a unit")
+    if kinds & {"c", "V"}:
+        what = "complex" if "c" in kinds else "records with named fields"
+        raise ValueError(f"values must be real numbers, and these are {what}: give an array of float64")
 
 
 def measured(operator: Operator, y: Any, kind: Array) -> Array:

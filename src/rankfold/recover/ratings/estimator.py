@@ -14,6 +14,7 @@ from rankfold.recover.model import FactorModel
 from rankfold.recover.ratings.factors import averaged
 from rankfold.recover.ratings.folding import with_rows
 from rankfold.recover.ratings.sampler import Known, sample
+from rankfold.recover.tables.times import as_seconds
 from rankfold.recover.tables.triplets import Duplicates, Triplets, triplets
 
 
@@ -158,12 +159,10 @@ def _given(x: Any, y: Any, times: Any, duplicates: Duplicates) -> Triplets:
 def _seconds(times: Any, count: int) -> np.ndarray | None:
     if times is None:
         return None
-    found = np.asarray(times)
-    if found.dtype.kind == "M":
-        found = found.astype("datetime64[ms]").astype(np.int64) / 1000
-    found = np.asarray(found, dtype=np.float64)
-    if found.shape != (count,) or not np.isfinite(found).all():
-        raise ValueError(f"times must be {count} finite numbers of seconds, one for each pair, got shape {found.shape}")
+    found = as_seconds(times, count)
+    if not np.isfinite(found).all():
+        at = int(np.flatnonzero(~np.isfinite(found))[0])
+        raise ValueError(f"times must be {count} finite numbers of seconds, one for each pair, and pair {at} has none")
     return found
 
 

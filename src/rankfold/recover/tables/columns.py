@@ -121,8 +121,15 @@ def by_header(names: Sequence[str], *, implicit: bool = False, time: bool = Fals
     ]
     if implicit and "value" in wanted and len(left) < len(wanted):
         wanted.remove("value")
-    if len(left) < len(wanted):  # a date may be the row, where nothing else is
+    if len(left) < len(wanted):  # a date may be the row, where nothing else is, and a time what was measured
         left = [number for number, name in enumerate(names) if name and number not in (*found.values(), when)]
+        at = wanted.index("value") if "value" in wanted else len(left)
+        stamp = names[left[at]] if at < len(left) else ""
+        if role_of(stamp) == "time" and plain(stamp) != "time":
+            raise ValueError(
+                f"{listed(list(names))} are a row, a column and a time, without a value; {NO_VALUE}; where "
+                f"{stamp} is what was measured, call it value"
+            )
     if len(left) < len(wanted):
         if wanted == ["value"] and len(names) == 2:
             raise ValueError(f"there are 2 fields, and three are needed: row, column, value; {NO_VALUE}")

@@ -8,6 +8,7 @@ import sys
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
+from itertools import takewhile
 
 from rankfold.recover.tables.columns import Columns, absent, asked, by_header, by_order, plain, role_of
 
@@ -71,8 +72,13 @@ def layout(head: str, wanted: Wanted) -> Layout:
     lines = [(number, line) for number, line in enumerate(re.split("\r\n|\n|\r", head), 1) if line.strip()]
     if not lines:
         raise ValueError("the file is empty: it holds no entries")
+    _check_comments(lines)
     with any_length():
         delimiter = _delimiter([line for _, line in lines[:2]])
+    if delimiter == " " and "  " in lines[0][1].strip():
+        raise Fault(
+            f"line {lines[0][0]}: its fields lie several spaces apart: separate them by one space, a comma or a tab"
+        )
     zero = next((number for number, line in lines if "\0" in line), None)
     if zero is not None:
         raise Fault(f"line {zero}: it holds a zero byte: is this a text file in UTF-8?")
@@ -88,6 +94,22 @@ def layout(head: str, wanted: Wanted) -> Layout:
         raise
     except ValueError as error:
         raise Fault(f"line {number}: {error}") from None
+
+
+def _check_comments(lines: list[tuple[int, str]]) -> None:
+    """``Fault`` for lines of remarks above the entries, which have other fields than these. A name may begin as they
+    do."""
+    remarks = [number for number, line in takewhile(lambda pair: pair[1].lstrip()[:1] in "#%", lines)]
+    text = [line for _, line in lines[len(remarks) :][:2]]
+    if not remarks or not text:
+        return
+    with any_length():
+        delimiter = _delimiter(text)
+        alike = [len(split(line, delimiter)) == len(split(text[0], delimiter)) for _, line in lines[: len(remarks)]]
+    if not all(alike):
+        raise Fault(
+            f"line {remarks[0]}: it begins with {lines[0][1].lstrip()[0]}, as a remark does: leave lines of remarks out"
+        )
 
 
 def _found(first: list[str], below: list[list[str]], delimiter: str, number: int, wanted: Wanted) -> Layout:

@@ -142,7 +142,7 @@ def _numbers(column: Any, name: str, before: int, *, empty: bool = False) -> np.
 def _times(column: Any, name: str, before: int) -> np.ndarray:
     _nulls(column, f"the time ({name})", before)
     if pa.types.is_timestamp(column.type) or pa.types.is_date(column.type):
-        return np.asarray(column.cast(pa.timestamp("ms")).cast(pa.int64()).to_numpy()) / 1000
+        return np.asarray(column.cast(pa.timestamp("us"), safe=False).cast(pa.int64()).to_numpy()) / 1e6
     times = _numbers(column, name, before)
     return np.where(np.abs(times) >= 1e11, times / 1000, times)
 

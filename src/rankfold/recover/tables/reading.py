@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import codecs
 import errno
+import re
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -23,6 +24,11 @@ TEXT = (".csv", ".tsv", ".txt", ".data", ".dat", ".base", ".test", ".train", ".r
 ARRAYS = (".npz", ".npy")
 PARQUET = (".parquet", ".pq")
 _HEAD = 1 << 18  # bytes that say how a text lies
+_PACKED = {
+    rb"\x1f\x8b": "gzip", rb"BZh\d1AY&SY": "bzip2", rb"\xfd7zXZ": "xz", rb"PK\x03\x04": "zip",
+    rb"\x28\xb5\x2f\xfd": "zstd",
+}  # fmt: skip
+_PACKERS = (".gz", ".bz2", ".xz", ".zip", ".zst")
 
 
 def read_triplets(
@@ -82,7 +88,9 @@ def _read(path: Path, wanted: Wanted, duplicates: Duplicates) -> Triplets:
         elif kind in TEXT:
             return _text(path, wanted, duplicates)
         else:
-            raise ValueError(f"entries are read from {', '.join((*TEXT, *PARQUET))} and .npz or .npy files")
+            raise ValueError(
+                f"entries are read from files {', '.join((*TEXT, *PARQUET, *ARRAYS[:-1]))} and {ARRAYS[-1]}"
+            )
     except ValueError as error:
         told = str(error)
         raise ValueError(told if told.startswith(str(path)) else f"{path}: {told}") from None
@@ -170,11 +178,19 @@ def read_sides(
 
 
 def check_file(path: Path) -> None:
-    """Raises ``FileNotFoundError`` where ``path`` is nothing, and ``ValueError`` for a folder."""
+    """Raises ``FileNotFoundError`` where ``path`` is nothing, and ``ValueError`` for a folder, or a packed text."""
     if path.is_dir():
         raise ValueError(f"{path} is a folder: give a file of entries in it")
     if not path.exists():
         raise FileNotFoundError(errno.ENOENT, "No such file", str(path))
+    if path.suffix.lower() in (*TEXT, *_PACKERS):
+        with path.open("rb") as opened:
+            begun = opened.read(16)
+        packer = next((name for mark, name in _PACKED.items() if re.match(mark, begun)), None)
+        if packer is not None:
+            raise ValueError(f"{path} is packed by {packer}: unpack it, and give the file that was in it")
+        if begun.startswith(b"PAR1\x15"):
+            raise ValueError(f"{path} is a Parquet file: give it the ending .parquet")
 
 
 def _text(path: Path, wanted: Wanted, duplicates: Duplicates) -> Triplets:

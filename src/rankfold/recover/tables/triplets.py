@@ -9,10 +9,12 @@ import numpy as np
 import pandas as pd
 
 from rankfold.linalg.brief import brief
-from rankfold.recover.measurements.observed import undated
+from rankfold.recover.measurements.arrays import numpy
+from rankfold.recover.measurements.observed import check_real
 from rankfold.recover.measurements.operators import Operator, entries
 from rankfold.recover.tables.memory import affordable_names
 from rankfold.recover.tables.names import named
+from rankfold.recover.tables.times import as_seconds
 
 Duplicates = Literal["refuse", "mean", "last", "sum"]
 
@@ -78,7 +80,8 @@ def triplets(
     as written, 7 and 7.0 are one name.
 
     ``duplicates`` of one entry: ``refuse`` unless they agree (then it is kept once), take the ``mean``, the ``last`` or
-    the ``sum``. ``lines`` (count,) of the file they come from, for messages. Raises ``ValueError`` that names row and
+    the ``sum``. ``lines`` (count,) of the file they come from, for messages; ``times`` (count,): seconds since 1970, or
+    dates. Raises ``ValueError`` that names row and
     column: values that are missing (masked, NA, NaN) or not finite, indices out of range, duplicates that differ; and
     for arrays of unequal length.
     """
@@ -103,7 +106,7 @@ def triplets(
         affordable_names(shape, len(given))
         row_at, column_at = _within(rows, shape[0], "row"), _within(columns, shape[1], "column")
         row_names, column_names = (tuple(str(i) for i in range(size)) for size in shape)
-    when = None if times is None else np.asarray(times, dtype=np.float64)
+    when = None if times is None else as_seconds(times, len(given))
     return gathered(Triplets(row_at, column_at, given, row_names, column_names, times=when), duplicates, lines)
 
 
@@ -124,12 +127,10 @@ def numbers(values: Any) -> np.ndarray:
     """``values`` as float64, NaN where they are masked, None or pandas' NA. Raises ``ValueError`` for what is none."""
     if isinstance(values, np.ma.MaskedArray):
         return np.ma.filled(values.astype(np.float64), np.nan)
-    array = np.asarray(values)
-    undated(array.dtype)
+    array = numpy(values)
+    check_real(array.dtype)
     if array.dtype.kind == "O":
         array = np.where(pd.isna(array), np.nan, array)
-    if array.dtype.kind == "c":
-        raise ValueError("values must be real numbers, and these are complex")
     try:
         return np.asarray(array, dtype=np.float64)
     except (TypeError, ValueError) as error:
