@@ -9,6 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from torch import Tensor, nn
 
+import rankfold as rf
 from rankfold.compress.methods import method_named
 from rankfold.compress.methods.cp import CP
 from rankfold.compress.methods.project import Project
@@ -146,6 +147,21 @@ def test_projection_is_the_best_layer_of_its_rank_on_the_data(shape, rank, kind,
     scale = float(y.norm()) + 1
     assert abs(float((y - z).norm() - best)) < 1e-6 * scale
     torch.testing.assert_close((y - z).mean(0), torch.zeros(m, dtype=torch.float64), rtol=0, atol=1e-9 * scale)
+
+
+@pytest.mark.parametrize("name", ["truncate", "project", "sequential", "relu", "nuclear"])
+def test_both_factors_of_a_small_weight_have_its_size(name):
+    """Quantisers clear blocks of a few millionths: half of a pair would be lost if its other half held the size."""
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Linear(24, 48), nn.Tanh(), nn.Linear(48, 24)).eval()
+    for weight in (model[0].weight, model[2].weight):
+        weight.data *= 1e-6
+    plan = rf.plan(model, "params=0.6", data=torch.randn(256, 24), method=name, forms=["factored"])
+    pairs = [layer for layer in rf.apply_(model, plan).modules() if hasattr(layer, "up")]
+    assert pairs
+    for pair in pairs:
+        rows, columns = pair.down.weight.norm(dim=1), pair.up.weight.norm(dim=0)
+        torch.testing.assert_close(rows, columns, rtol=1e-3, atol=0)
 
 
 def test_projection_beats_truncation_on_its_data(generator):
