@@ -67,3 +67,12 @@ def test_the_command_lists_it(monkeypatch: pytest.MonkeyPatch) -> None:
     none = rankfold("reproduce")
     assert none.exit_code == 1
     assert "--list" in none.stderr
+
+
+def test_what_is_said_of_table_1a_is_what_its_rows_say():
+    told = PAGE.read_text().split("<!-- measured: lorita-table-1a -->")[1].split("Other recipes")[0]
+    rows = re.findall(r"\| fcn-\d+ \| \d \| \S+ \| ([\d.]+) % \| ([\d.]+) % \|", told)
+    assert len(rows) == 9
+    assert all(round(float(ours), 1) >= float(theirs) for ours, theirs in rows)
+    below = [f"({ours} % beside\n{theirs} %)" for ours, theirs in rows if float(ours) < float(theirs)]
+    assert [said for said in below if said in told] == below

@@ -97,7 +97,7 @@ def misfit_rmse_bound(mse: float, misfit: float) -> float:
 def relu_curvature(bound: float, sigma: float) -> float:
     """w = h(h + α/σ), h = φ/Φ at α/σ: second derivatives of the Tobit loss are at least this for entries up to α.
 
-    Within (0, 1), and exponentially small in α²/(2σ²): .38, .11, .013, .00054 at α/σ = 1, 2, 3, 4.
+    Within (0, 1), and exponentially small in α²/(2σ²): .37, .11, .013, .00054 at α/σ = 1, 2, 3, 4.
     """
     t = _ratio(bound, sigma)
     h = float(hazard(torch.tensor(-t, dtype=torch.float64)))
