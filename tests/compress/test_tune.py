@@ -11,7 +11,8 @@ from networks import network
 from torch import nn
 
 import rankfold as rf
-from rankfold.compress.repair.tune import blocks, tune_
+from rankfold.compress.repair.blocks import blocks, blocks_of_both, blocks_off, noted
+from rankfold.compress.repair.tune import tune_
 from rankfold.compress.repair.turning import Turning
 
 
@@ -283,3 +284,76 @@ def test_an_original_that_cannot_be_one_is_refused():
         tune_(small, "model", data)
     with pytest.raises(ValueError, match="the original has no block 1"):
         tune_(small, nn.ModuleDict({"other": model}), data)
+
+
+class Texts(nn.Module):
+    """Tokens in, scores out, with blocks between; padding gets nonsense, as attention would leave it."""
+
+    def __init__(self, depth: int = 6) -> None:
+        super().__init__()
+        self.start, self.end = nn.Embedding(30, 16), nn.Linear(16, 30, bias=False)
+        self.layers = nn.ModuleList(Block(16) for _ in range(depth))
+
+    def forward(self, input_ids, attention_mask=None):
+        x = self.start(input_ids)
+        for layer in self.layers:
+            x = layer(x.flatten(0, 1)).reshape(x.shape)
+        return self.end(x)
+
+
+def texts() -> tuple[nn.Module, list[dict[str, torch.Tensor]], nn.Module]:
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        model = Texts().eval()
+        data = [{"input_ids": torch.randint(30, (2, 6))} for _ in range(64)]
+    plan = rf.plan(model, "params=0.6", data=data, objective=LM, where=lambda name, _: "layers" in name)
+    return model, data, rf.apply_(copy.deepcopy(model), plan)
+
+
+def block_errors(small: nn.Module, model: nn.Module, data) -> float:
+    names = blocks_of_both(small, model)
+    with torch.no_grad(), noted(small, names) as now, noted(model, names) as then:
+        for batch in data:
+            small(**batch), model(**batch)
+    return float(blocks_off(now, then, data[0]))
+
+
+def test_the_whole_is_tuned_with_an_eye_on_its_blocks(monkeypatch):
+    """In as many steps the blocks come nearer than the answers alone bring them."""
+    model, data, small = texts()
+    found = {}
+    for weight in (0.0, 1.0):
+        monkeypatch.setattr("rankfold.compress.repair.whole.BESIDE", weight)
+        tuned = copy.deepcopy(small)
+        (told,) = tune_(tuned, model, data, objective=LM, steps=60, batch_size=2, samples=None)
+        found[weight] = told.after, block_errors(tuned, model, data)
+        assert all(not module._forward_hooks for net in (tuned, model) for module in net.modules())
+    assert found[1.0][1] < 0.99 * found[0.0][1]
+    assert found[1.0][0] < 1.05 * found[0.0][0]
+
+
+def test_how_far_blocks_are_off_is_a_share_and_padding_counts_nowhere():
+    x, wanted = torch.randn(2, 5, 4, dtype=torch.float64), torch.randn(2, 5, 4, dtype=torch.float64)
+    mask = torch.tensor([[1, 1, 1, 0, 0], [1, 1, 1, 1, 1]])
+    batch = {"input_ids": mask, "attention_mask": mask}
+    pairs = [(x[i, j], wanted[i, j]) for i in range(2) for j in range(5) if mask[i, j]]
+    naive = sum(float((a - b).square().sum() / b.square().sum()) for a, b in pairs) / len(pairs)
+    assert float(blocks_off({"a": [x]}, {"a": [wanted]}, batch)) == pytest.approx(naive, rel=1e-5)
+    assert float(blocks_off({"a": [3e4 * x]}, {"a": [3e4 * wanted]}, batch)) == pytest.approx(naive, rel=1e-5)
+    garbage = torch.where(mask.bool()[..., None], x, torch.full_like(x, 1e6))
+    assert float(blocks_off({"a": [garbage]}, {"a": [wanted]}, batch)) == pytest.approx(naive, rel=1e-5)
+    maps, then = torch.randn(2, 3, 4, 4), torch.randn(2, 3, 4, 4)
+    each = [float((a - b).square().sum() / b.square().sum()) for a, b in zip(maps, then)]
+    both = blocks_off({"a": [maps], "b": [x[:, :1]]}, {"a": [then], "b": [wanted]}, batch)  # b has another shape
+    assert float(both) == pytest.approx(sum(each) / 2, rel=1e-5)
+    assert float(blocks_off({"a": [maps]}, {}, batch)) == 0.0
+
+
+def test_networks_without_blocks_are_tuned_by_their_answers_alone():
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        net, x = nn.Sequential(nn.Linear(16, 32), nn.ReLU(), nn.Linear(32, 4)), torch.randn(64, 16)
+    small = rf.apply_(copy.deepcopy(net), rf.plan(net, "params=0.6", data=x))
+    assert not blocks_of_both(small, net)
+    (told,) = rf.tune_(small, net, x, steps=20, objective="teacher", batch_size=8)
+    assert told.after < told.before

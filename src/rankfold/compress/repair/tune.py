@@ -17,18 +17,17 @@ import torch
 from torch import Tensor, nn
 
 from rankfold.batches import check_rereadable, forward
+from rankfold.compress.repair.blocks import blocks, numbers, off, within
 from rankfold.compress.repair.turning import RATE, Turning
 from rankfold.compress.repair.whole import Steps, gradients_of, parts_of, tune_whole_
 from rankfold.costs import evaluating
 from rankfold.layers.rounded import is_whole
 from rankfold.objectives import Objective, Teacher, objective_named
-from rankfold.objectives.answer import named_tensors
 from rankfold.observe import Enough, after, before
 from rankfold.run.progress import Progress, showing
 from rankfold.sites import factored_layers, unwrap, without_fused_attention
 
 TEXTS, SAMPLES = 2, 32  # of a step of the whole: texts have many answers each
-_CONTAINERS = (nn.Sequential, nn.ModuleList, nn.ModuleDict)
 
 
 @dataclass(frozen=True)
@@ -63,10 +62,11 @@ def tune_(
     """Train the factored layers of ``model``, block after block or all at once, to what ``original`` gives.
 
     All at once what is minimised is the divergence of the answers, for scores of classes or tokens
-    KL(original ‖ compressed); of blocks the squared error of their outputs. Labels are never looked at. A block is a
-    module in a list or sequence of modules with factored layers in it; the whole model where there is none. What is not
-    factored stays as it is, BatchNorm statistics too. Mode and gradients are left as found. Each step changes a factor
-    by a share of its own norm, in every direction alike (K. Jordan et al., "Muon", 2024).
+    KL(original ‖ compressed), and beside it, as heavy at the start, how far what each block gives is off; of blocks
+    alone the squared error of their outputs. Labels are never looked at. A block is a module in a list or sequence of
+    modules with factored layers in it; the whole model where there is none. What is not factored stays as it is,
+    BatchNorm statistics too. Mode and gradients are left as found. Each step changes a factor by a share of its own
+    norm, in every direction alike (K. Jordan et al., "Muon", 2024).
 
     Args:
         model: with factored layers, changed in place.
@@ -145,7 +145,7 @@ def tune_(
     if missing is not None:
         raise ValueError(f"the original has no block {missing}: give the network that this model was made from")
     for done, name in enumerate(names):
-        trained = [p for layer, module in layers.items() if _within(layer, name) for p in module.parameters()]
+        trained = [p for layer, module in layers.items() if within(layer, name) for p in module.parameters()]
         told.append(_tune_block(root, reference, name, trained, data, steps, learning_rate, samples, size))
         if progress is not None:
             progress("tuning blocks", done + 1, len(names))
@@ -160,27 +160,6 @@ def _check_steps(steps: int, batch_size: int | None, samples: int | None, learni
             raise ValueError(f"{name} must be at least 1, or None for the default, got {value}")
     if learning_rate is not None and not 0 < learning_rate < float("inf"):
         raise ValueError(f"learning_rate must be above 0 and finite, or None for the default, got {learning_rate}")
-
-
-def blocks(root: nn.Module, layers: tuple[str, ...]) -> tuple[str, ...]:
-    """Names of the innermost blocks that hold one of ``layers`` and more than that; "" for the whole model."""
-    found: list[str] = []
-    for path, module in root.named_modules():
-        parent = path.rpartition(".")[0]
-        inside = path and isinstance(root.get_submodule(parent), _CONTAINERS)
-        holds = any(layer.startswith(f"{path}.") for layer in layers)
-        if (
-            inside
-            and holds
-            and not isinstance(module, _CONTAINERS)
-            and not any(_within(path, other) for other in found)
-        ):
-            found.append(path)
-    return tuple(found) or ("",)
-
-
-def _within(path: str, block: str) -> bool:
-    return not block or path == block or path.startswith(f"{block}.")
 
 
 @dataclass(frozen=True)
@@ -234,7 +213,7 @@ def _examples(
         raise Enough
 
     def gives(module: nn.Module, args: tuple, kwargs: dict, output: Any) -> None:
-        caught["output"] = [x.detach().clone() for x in _numbers(output)]
+        caught["output"] = [x.detach().clone() for x in numbers(output)]
         raise Enough
 
     with before(root, {name: given}), after(reference, {name: gives}, last=True):
@@ -247,23 +226,10 @@ def _examples(
     yield from found
 
 
-def _numbers(output: Any) -> list[Tensor]:
-    """What of a block's output is compared; ``TypeError`` where nothing can be seen in it."""
-    found = [x for _, x in named_tensors(output) if x.is_floating_point()]
-    if not found:
-        raise TypeError(
-            f"a block of the network returned a {type(output).__name__}, in which there are no tensors of real numbers "
-            "to compare: let it return a tensor, tuple, mapping or dataclass"
-        )
-    return found
-
-
 def _losses(block: nn.Module, example: _Example) -> Iterator[Tensor]:
     """Squared errors of the block's outputs, each over the energy that it should have."""
     args, kwargs = copy.deepcopy((example.args, example.kwargs))  # a cache of keys and values grows with each call
-    output = block(*args, **kwargs)
-    for x, wanted in zip(_numbers(output), example.wanted, strict=True):
-        yield (x.float() - wanted.float()).square().sum() / wanted.float().square().sum().clamp_min(1e-30)
+    return map(off, numbers(block(*args, **kwargs)), example.wanted)
 
 
 @torch.no_grad()

@@ -9,9 +9,10 @@ from itertools import cycle, islice
 from typing import Any
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from rankfold.batches import batches_of, forward, samples_of, size_of, tensors_in
+from rankfold.compress.repair.blocks import blocks_of_both, blocks_off, noted
 from rankfold.compress.repair.turning import Turning, rate_for
 from rankfold.costs import evaluating
 from rankfold.objectives import Objective
@@ -23,6 +24,7 @@ from rankfold.sites import without_fused_attention
 LOOKS = 6  # at held-out samples, spread over the steps
 JUDGES = 8, 64  # samples that judge, at least and at most
 CLIP = 1.0  # norm of a gradient
+BESIDE = 1.0  # what the blocks' own errors weigh at the start, as a share of the divergence of the answers
 SHARE = 0.25  # of the memory that is free: what answers of the original may take
 
 
@@ -56,7 +58,10 @@ def tune_whole_(
     how: Steps,
     progress: Progress | None = None,
 ) -> Way:
-    """Train ``trained`` to the answers that ``original`` gives; see ``rankfold.tune_``."""
+    """Train ``trained`` to the answers that ``original`` gives, and to what its blocks give; see ``rankfold.tune_``.
+
+    The answers of a step's few samples say little about thousands of directions; what every block gives says much more.
+    """
     seen = Samples(data, how.samples, how.batch_size)
     judges = list(parts_of(seen.judges(original), how.batch_size, judging(how, objective)))
     if not judges:
@@ -69,19 +74,24 @@ def tune_whole_(
             stack.enter_context(evaluating(network))
         stack.enter_context(without_fused_attention())
         stack.enter_context(gradients_of(root, trained))
+        inside = blocks_of_both(root, original)
         judged = _Judged(original, judges, objective)
         best = before = judged.divergence(root)
         kept, at = [parameter.detach().clone() for parameter in trained], 0
         rate = rate_for(before) if how.learning_rate is None else how.learning_rate
         optimizer = how.optimizer(trained, lr=rate)
         schedule = torch.optim.lr_scheduler.LinearLR(optimizer, 1.0, 0.0, max(how.count, 1))
+        weight: float | None = None
         looks = {round(how.count * (i + 1) / LOOKS) for i in range(LOOKS)}
         for step, batch in enumerate(islice(_forever(taught), how.count), 1):
-            with torch.no_grad():
+            with torch.no_grad(), noted(original, inside) as asked:
                 wanted = forward(original, batch)
-            with torch.enable_grad():
+            with torch.enable_grad(), noted(root, inside) as given:
                 loss = objective.distance(forward(root, batch), wanted, batch)
                 optimizer.zero_grad()
+                beside = blocks_off(given, asked, batch)
+                weight = _balance(loss, beside) if weight is None else weight
+                loss = loss + weight * beside
                 loss.backward()
             torch.nn.utils.clip_grad_norm_(trained, CLIP)
             optimizer.step(loss.item)  # differentiated already
@@ -95,6 +105,12 @@ def tune_whole_(
             for parameter, value in zip(trained, kept, strict=True):
                 parameter.copy_(value)
     return Way(before, best, at)
+
+
+def _balance(loss: Tensor, beside: Tensor) -> float:
+    """By what the errors of blocks are multiplied: divergences have units of their own."""
+    now, error = loss.item(), beside.item()
+    return BESIDE * now / error if now > 0 and 0 < error < float("inf") else 0.0
 
 
 def judging(how: Steps, objective: Objective) -> int:
