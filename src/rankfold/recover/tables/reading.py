@@ -88,9 +88,7 @@ def _read(path: Path, wanted: Wanted, duplicates: Duplicates) -> Triplets:
         elif kind in TEXT:
             return _text(path, wanted, duplicates)
         else:
-            raise ValueError(
-                f"entries are read from files {', '.join((*TEXT, *PARQUET, *ARRAYS[:-1]))} and {ARRAYS[-1]}"
-            )
+            raise ValueError(f"entries are read from {', '.join((*TEXT, *PARQUET, *ARRAYS[:-1]))} and {ARRAYS[-1]}")
     except ValueError as error:
         told = str(error)
         raise ValueError(told if told.startswith(str(path)) else f"{path}: {told}") from None
