@@ -55,6 +55,20 @@ def blocks_of_both(root: nn.Module, original: nn.Module) -> tuple[str, ...]:
     return tuple(name for name in blocks(root, tuple(factored_layers(root))) if name and name in known)
 
 
+def differentiate(loss: Tensor) -> None:
+    """Its gradients, or ``ValueError`` where there are none."""
+    try:
+        loss.backward()
+    except torch.OutOfMemoryError:
+        raise
+    except RuntimeError as error:  # of code that detaches what it gives, or has used its graph up itself
+        words = " ".join(str(error).split())
+        raise ValueError(
+            f"tuning needs outputs that can be differentiated, and these cannot ({words[:120]}): leave tuning out, or "
+            "tune the blocks where the network is made of them (by='blocks', --tune-by blocks)"
+        ) from None
+
+
 @contextmanager
 def noted(root: nn.Module, names: Sequence[str]) -> Iterator[dict[str, list[Tensor]]]:
     """What the blocks give within the block of code, call after call."""

@@ -17,7 +17,7 @@ import torch
 from torch import Tensor, nn
 
 from rankfold.batches import check_rereadable, forward
-from rankfold.compress.repair.blocks import blocks, numbers, off, within
+from rankfold.compress.repair.blocks import blocks, differentiate, numbers, off, within
 from rankfold.compress.repair.turning import RATE, Turning
 from rankfold.compress.repair.whole import Steps, gradients_of, parts_of, tune_whole_
 from rankfold.costs import evaluating
@@ -88,8 +88,8 @@ def tune_(
         best of six looks at samples that are held back is kept, the start among them.
 
     Raises:
-        ValueError: empty data, nothing is factored, less than one step or sample, or the original is no network that
-            the model was made from.
+        ValueError: empty data, nothing is factored, less than one step or sample, the original is no network that the
+            model was made from, or answers that cannot be differentiated.
 
     Cost: for each block one pass of both networks up to it, and ``steps`` steps of the block alone, with its inputs and
     outputs in memory; of the whole ``steps`` steps and as many forward passes of the original.
@@ -190,7 +190,7 @@ def _tune_block(
                 example = examples[step % len(examples)]
                 loss = sum(_losses(block, example), torch.zeros(()))
                 optimizer.zero_grad()
-                loss.backward()
+                differentiate(loss)
                 optimizer.step(loss.item)  # differentiated already
                 schedule.step()
         after = _error(block, examples)

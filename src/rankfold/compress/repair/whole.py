@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from rankfold.batches import batches_of, forward, samples_of, size_of, tensors_in
-from rankfold.compress.repair.blocks import blocks_of_both, blocks_off, noted
+from rankfold.compress.repair.blocks import blocks_of_both, blocks_off, differentiate, noted
 from rankfold.compress.repair.turning import Turning, rate_for
 from rankfold.costs import evaluating
 from rankfold.objectives import Objective
@@ -92,7 +92,7 @@ def tune_whole_(
                 beside = blocks_off(given, asked, batch)
                 weight = _balance(loss, beside) if weight is None else weight
                 loss = loss + weight * beside
-                loss.backward()
+                differentiate(loss)
             torch.nn.utils.clip_grad_norm_(trained, CLIP)
             optimizer.step(loss.item)  # differentiated already
             schedule.step()

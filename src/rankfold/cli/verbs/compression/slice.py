@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Collection
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -112,7 +113,8 @@ def slice_(
                 judged[name] = evaluate(
                     network, validation, role="validation", objective=chosen.objective, teacher=before
                 ).judged
-    found = _figures(stored, sliced) | _judged(judged) | {"directory": None if out is None else str(out)}
+    found = _figures(stored, sliced)
+    found |= _judged(judged, found) | {"directory": None if out is None else str(out)}
     if as_json:
         print_json(found)
     else:
@@ -152,11 +154,13 @@ def _figures(stored: Stored, sliced: Stored) -> dict[str, Any]:
     }
 
 
-def _judged(judged: dict[str, Figure]) -> dict[str, Any]:
-    """The judging figure by its name before and after; ``accuracy`` is null where nothing was measured."""
+def _judged(judged: dict[str, Figure], taken: Collection[str]) -> dict[str, Any]:
+    """The judging figure by its name before and after, or by ``validation_`` and that where the name is taken;
+    ``accuracy`` is null where nothing was measured."""
     if not judged:
         return {"accuracy": None}
-    return {judged["before"].name: {stage: figure.value for stage, figure in judged.items()}}
+    name = judged["before"].name
+    return {f"validation_{name}" if name in taken else name: {stage: each.value for stage, each in judged.items()}}
 
 
 def _print(plan: Plan, made: Plan, found: dict[str, Any], judged: dict[str, Figure], corrected: str) -> None:

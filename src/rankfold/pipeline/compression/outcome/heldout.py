@@ -87,6 +87,7 @@ def layer_errors(
 
 
 def _compare(site: Site, new: nn.Module, sums: dict[str, _Sums]) -> Callable[..., None]:
+    @torch.no_grad()  # a forward may take gradients itself
     def hook(module: nn.Module, args: tuple, kwargs: dict, output: Tensor) -> None:
         # of a grouped layer as (groups, N, m): rows first
         rows = site.layer.output_rows(output).double().movedim(-2, 0)
