@@ -33,9 +33,9 @@ class Traced:
     """What one forward told. ``flops``: of one sample. ``calls``: of every site, with their shapes.
 
     ``calls`` hold reads of a weight too that a factored layer answers at the thin cost, and a call once more for every
-    gradient that the forward itself takes of it. ``others``: sites whose weight
-    is read in another way, with the reason for keeping them. ``unknown``: operations that nobody can count. ``read``:
-    what each call of a site was given; equal for one tensor, and for views of the same numbers in the same shape.
+    gradient that the forward itself takes of it. ``others``: sites whose weight is read in another way, with the reason
+    for keeping them. ``unknown``: operations that nobody can count. ``read``: what each call of a site was given; equal
+    for one tensor, and for views of the same numbers in the same shape.
     """
 
     flops: int

@@ -51,8 +51,8 @@ class SplitRecurrent(nn.Module):
     Children ``ih_l0`` (from the input), ``hh_l0`` (from the state), of an LSTM with projections ``hr_l0``, then
     ``ih_l0_reverse``, ``ih_l1`` …: the names of torch's weights. Every product runs on the factors, but in training,
     where gradients of the weights are wanted: there torch's own kernel runs on the weights multiplied out, once for
-    each call, since a time step costs less than the bookkeeping of its gradients. Hooks on the children, or
-    other layers in their places, keep to the products.
+    each call, since a time step costs less than the bookkeeping of its gradients. Hooks on the children, or other
+    layers in their places, keep to the products.
     """
 
     def __init__(self, like: Any) -> None:

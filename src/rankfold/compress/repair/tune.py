@@ -229,7 +229,8 @@ def _examples(
 def _losses(block: nn.Module, example: _Example) -> Iterator[Tensor]:
     """Squared errors of the block's outputs, each over the energy that it should have."""
     args, kwargs = copy.deepcopy((example.args, example.kwargs))  # a cache of keys and values grows with each call
-    return map(off, numbers(block(*args, **kwargs)), example.wanted)
+    for x, wanted in zip(numbers(block(*args, **kwargs)), example.wanted, strict=True):
+        yield off(x, wanted)
 
 
 @torch.no_grad()
