@@ -17,6 +17,7 @@ from rankfold.recover import (
     singular_value_recursion,
     wide_start,
 )
+from rankfold.recover.solvers.spectral import _of_small
 
 D, R, WIDTH = 12, 4, 7
 
@@ -163,3 +164,18 @@ def test_constants_hold_from_the_time_of_fitting_to_the_end():
     assert one.at == 1
     assert one.c_val == pytest.approx(0.25)  # of the second look, not of the last
     assert one.c_vec == pytest.approx(0.07)
+
+
+@pytest.mark.parametrize("shape", [(40, 30), (30, 40), (3, 3), (5, 1)])
+@pytest.mark.parametrize("size", [1e-30, 1.0, 1e30])
+def test_leading_pairs_of_a_small_matrix_are_those_of_its_svd(shape, size):
+    matrix = size * np.random.default_rng(0).standard_normal(shape)
+    u, s, vt = np.linalg.svd(matrix, full_matrices=False)
+    for width in {1, 2, min(shape)}:
+        found, k = _of_small(matrix, width), min(width, len(s))
+        assert found.s == pytest.approx(s[:k], rel=1e-6)
+        best = (u[:, :k] * s[:k]) @ vt[:k]
+        assert np.linalg.norm(found.left @ found.v - best) <= 1e-5 * np.linalg.norm(matrix)
+        assert found.u.T @ found.u == pytest.approx(np.eye(k), abs=1e-12)
+        assert found.v @ found.v.T == pytest.approx(np.eye(k), abs=1e-12)
+    assert not _of_small(0 * matrix, 1).s.any()

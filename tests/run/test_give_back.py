@@ -1,9 +1,11 @@
-"""Memory that is given back: when it is worth it, and not at every call."""
+"""Memory that is given back, and memory that is kept: when it is worth it, and not at every call."""
 
 import gc
+import resource
 
 import numpy as np
 import pytest
+import torch
 
 from rankfold.run.processes import memory
 
@@ -46,3 +48,28 @@ def test_what_lies_in_memory_is_counted_in_bytes() -> None:
     after = memory._resident()
     assert 190 * MIB < after - before < 260 * MIB
     assert held.nbytes == 200 * MIB
+
+
+def faults(passes: int = 20) -> int:
+    """Pages that the system was asked for by as many tensors of 4 MiB, one after another, after two others."""
+    for number in range(passes + 2):
+        if number == 2:
+            before = resource.getrusage(resource.RUSAGE_SELF).ru_minflt
+        torch.ones(MIB)
+    return resource.getrusage(resource.RUSAGE_SELF).ru_minflt - before
+
+
+@pytest.mark.skipif(memory._of_glibc("mallopt") is None, reason="this system's allocator is another one")
+def test_pages_of_tensors_stay_unless_memory_was_promised_to_keep_within_a_bound() -> None:
+    pages = 20 * 4 * MIB // resource.getpagesize()
+    memory.settled()
+    assert faults() < pages / 10
+    with memory.steady(2**30):
+        assert faults() >= pages
+        with memory.steady(None):  # within the same promise
+            assert faults() >= pages
+        memory.settled()
+        assert faults() >= pages
+    assert faults() < pages / 10
+    with memory.steady(None):
+        assert faults() < pages / 10

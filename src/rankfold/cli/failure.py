@@ -10,6 +10,8 @@ from typing import Any
 
 import typer
 
+from rankfold.run.processes.memory import settled
+
 FAILED, INTERRUPTED = 1, 130
 
 
@@ -30,6 +32,7 @@ def told(verb: Callable[..., None]) -> Callable[..., None]:
     def command(*args: Any, **kwargs: Any) -> None:
         if sys.stderr.isatty():  # a person waits, and torch takes seconds to load
             print(f"rankfold {name}: {' '.join(does.split())}", file=sys.stderr, flush=True)
+        settled()
         try:
             verb(*args, **kwargs)
         except BrokenPipeError:

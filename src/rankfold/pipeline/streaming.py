@@ -177,7 +177,7 @@ def stream(
         team = stack.enter_context(joined(torch.device("cpu")))
         told = stack.enter_context(shown(tell if team.first else Tell()))
         root, data = hub.paged(folder), parts_of(data)
-        stack.enter_context(steady())
+        stack.enter_context(steady(memory))
         team.shared(lambda: PLACE.check(place))
         team.shared(lambda: check_ours(place, root))
         chosen = replace(settings, memory=memory, where=_Layers(root, settings.where))

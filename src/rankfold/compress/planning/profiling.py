@@ -124,11 +124,12 @@ def profile(
         found, apart = _grouped(root, found, traced, method, forms)
         calibration = calibration.bounded(found, method)
         statistics = _earlier(method, calibration, mark)
-        with opened(root), steady(), calibration.team(root.parameters()) as team:
+        with opened(root), steady(calibration.memory), calibration.team(root.parameters()) as team:
             sizes = {site.name: site.weight(root).element_size() for site in found}
             sizes |= {each.name: sizes[each.names[0]] for each in found.joint}
             seen = replace(calibration.of(data), team=team)
             known = _measured(root, found, method, seen, statistics, objective, directory, tell)
+    give_back()
     return replace(
         known,
         counter=Counter(

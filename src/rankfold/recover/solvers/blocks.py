@@ -53,6 +53,6 @@ class Blocks:
 
 def _inverses(grams: Array, damping: float) -> Array:
     k = grams.shape[1]
-    trace = namespace(grams).einsum("ijj->i", grams)
+    trace = grams.reshape(-1, k * k)[:, :: k + 1].sum(1)  # einsum takes as long as a third of the inverses
     least = damping + trace * (LEAST / k) + (trace <= 0.0)
     return namespace(grams).linalg.inv(grams + least[:, None, None] * eye(k, grams))

@@ -9,6 +9,7 @@ show from 1.2 entries for each degree of freedom on, and where they do not divid
 from __future__ import annotations
 
 import numpy as np
+import scipy.linalg
 
 from rankfold.recover.measurements.arrays import (
     Array,
@@ -19,6 +20,7 @@ from rankfold.recover.measurements.arrays import (
     norm,
     normal,
     numpy,
+    orthonormal,
 )
 from rankfold.recover.measurements.bits import signs
 from rankfold.recover.measurements.lazy import Lazy
@@ -47,14 +49,13 @@ def outstanding(operator: Operator, rest: Array, least: int, most: int, rng: np.
     def pairs(measurements: Array, width: int) -> Point:
         matrix = surrogate(operator, measurements)
         if small and isinstance(matrix, np.ndarray):
-            u, s, vt = np.linalg.svd(matrix, full_matrices=False)
-            return Point(contiguous(u[:, :width]), s[:width], vt[:width])
+            return _of_small(matrix, width)
         return krylov(matrix, width, normal((n, min(n, width + 4)), rng, even), BLOCKS)
 
     def largest(measurements: Array) -> float:
         matrix = surrogate(operator, measurements)
         if small and isinstance(matrix, np.ndarray):
-            return float(np.linalg.norm(matrix, 2))
+            return float(_of_small(matrix, 1).s[0])
         return float(pairs(measurements, width).s[0])
 
     small = min(operator.shape) <= SMALL
@@ -71,6 +72,21 @@ def outstanding(operator: Operator, rest: Array, least: int, most: int, rng: np.
     if high is not None and wide is not None:
         found = _scaled(found, like(high, rest), like(wide, rest))
     return _fitted(operator, rest, found)
+
+
+def _of_small(matrix: np.ndarray, width: int) -> Point:
+    """The leading pairs: those of the products of its rows in single precision, a start as good as any, span them. A
+    third less time than an SVD."""
+    if len(matrix) > matrix.shape[1]:
+        turned = _of_small(matrix.T, width)
+        return Point(contiguous(turned.v.T), turned.s, contiguous(turned.u.T))
+    even = (matrix / (np.abs(matrix).max() or 1.0)).astype(np.float32)
+    m = len(matrix)
+    _, span = scipy.linalg.eigh(even @ even.T, subset_by_index=(m - min(width, m), m - 1), check_finite=False)
+    basis = orthonormal(span.astype(matrix.dtype))
+    q, r = np.linalg.qr(matrix.T @ basis)
+    u, s, vt = np.linalg.svd(r.T)
+    return Point(contiguous(basis @ u), s, contiguous(vt @ q.T))
 
 
 def _balanced(operator: Mask | Entries, rest: Array) -> tuple[Array, Array, Array]:
