@@ -42,11 +42,12 @@ def replace_(model: nn.Module, old: nn.Module, new: nn.Module) -> None:
                 seen.add(child)
                 waiting.append(child)
         for name, value in vars(parent).items():
-            if name not in _OF_TORCH and isinstance(value, nn.Module | list | tuple | dict):
+            if name not in _OF_TORCH and isinstance(value, _HOLDERS):
                 vars(parent)[name] = _exchanged(value, old, new)
 
 
 _OF_TORCH = vars(nn.Module()).keys()
+_HOLDERS = (nn.Module, list, tuple, dict)
 _DEPTH = 3  # of lists within lists
 
 
