@@ -72,6 +72,7 @@ JOBS = (
     Job("compress resnet56", _rankfold(_RESNET), long=True, needs_data=True),
     Job("stages resnet56", _measured("stages " + _RESNET), repeated=False, long=True, needs_data=True),
     Job("second budget", _measured("second {inputs}/resnet56.safetensors"), False, long=True, needs_data=True),
+    Job("sweep resnet56", _measured("sweep {inputs}/resnet56.safetensors"), False, long=True, needs_data=True),
 )
 
 
