@@ -17,6 +17,7 @@ from rankfold.linalg.errors import NonFiniteError
 from rankfold.linalg.manifold import tangent
 from rankfold.linalg.manifold.tangent import Triple, Turn
 from rankfold.linalg.manifold.tucker import TuckerPoint
+from rankfold.run.processes.memory import settled
 from rankfold.train.step.around import Around
 
 Integrator = Literal["window", "parallel", "augmented", "fixed"]
@@ -99,6 +100,7 @@ class Dlrt(Around):
         if not self.layers:
             raise ValueError("the model has no layers of low rank to train: prepare it with rankfold.dlrt_ first")
         _check(integrator, window, grow)
+        settled()  # sizes change from step to step: pages handed back and asked for again take a quarter of the time
         self.integrator, self.window = integrator, 1 if integrator != "window" else window
         self.grow = grow if integrator == "window" else 1.0
         self.cut = Cut.of(model, tolerance, budget, reach, most)

@@ -16,6 +16,7 @@ from rankfold.batches import forward, size_of
 from rankfold.costs import evaluating
 from rankfold.objectives import Evaluation, Figures, Objective
 from rankfold.observe.passes import fitting_layout, laid_out
+from rankfold.run.processes.memory import settled
 from rankfold.run.processes.team import Team, joined
 from rankfold.run.progress import showing_epochs
 from rankfold.run.seeds import derived_seed
@@ -93,6 +94,7 @@ def fit(
         >>> [epoch.epoch for epoch in history.epochs]
         [1, 2]
     """
+    settled()
     data = Feed(train, recipe.batch_size, recipe.augment)
     device = _device(model)
     with (
