@@ -1,10 +1,11 @@
 """A header is never taken for an entry silently, and a name that it does not have is told."""
 
 import numpy as np
+import pandas as pd
 import pytest
 from commands import failed, rankfold, succeeded
 
-from rankfold.recover import map_entries, read_pairs, read_plays, read_triplets
+from rankfold.recover import map_entries, read_pairs, read_plays, read_test, read_triplets
 
 
 def write(path, text):
@@ -71,6 +72,73 @@ def test_a_time_of_any_name(tmp_path):
         read_triplets(file, time=True, columns=["reader", "isbn", "score", "stamp"])
     plain = write(tmp_path / "p.csv", "r,b,4,100\nr,c,5,200\n")
     assert read_triplets(plain, time=True, columns=["a", "b", "c", "d"]).times.tolist() == [100, 200]
+
+
+@pytest.mark.parametrize("kind", ["csv", "parquet"])
+@pytest.mark.parametrize("value", ["stars", "mark"])
+def test_pairs_need_no_column_of_values_whatever_the_columns_are_called(tmp_path, kind, value):
+    named = ["who", "tape", value, "made"]
+    table = pd.DataFrame({"made": [100, 200], "tape": ["b", "c"], "who": ["r", "r"]})
+    asked = tmp_path / f"asked.{kind}"
+    table.to_csv(asked, index=False) if kind == "csv" else table.to_parquet(asked)
+    found = read_pairs(asked, columns=named, time=True)
+    assert (found.row_names, found.column_names, found.times.tolist()) == (("r",), ("b", "c"), [100, 200])
+    assert "counted" not in found.remarks[0]
+    assert read_pairs(asked, columns=named).column_names == ("b", "c")
+    assert read_pairs(asked, columns=named[:3]).column_names == ("b", "c")
+    with pytest.raises(ValueError, match=r"there is no column .?film.?: "):
+        read_pairs(asked, columns=["who", "film", value, "made"], time=True)
+
+
+def test_pairs_without_header_are_in_the_order_of_the_entries(tmp_path):
+    three = write(tmp_path / "a.csv", "b,r,100\nc,r,200\n")
+    found = read_pairs(three, columns=["tape", "who", "mark", "made"], time=True)
+    assert (found.row_names, found.column_names, found.times.tolist()) == (("b", "c"), ("r",), [100, 200])
+    found = read_pairs(write(tmp_path / "b.csv", "b,r\nc,r\n"), columns=["item", "user", "mark"])
+    assert (found.row_names, found.column_names) == (("r",), ("b", "c"))
+    found = read_pairs(write(tmp_path / "c.csv", "b,5,r\nc,4,r\n"), columns=["item", "rating", "user"])
+    assert (found.row_names, found.column_names) == (("r",), ("b", "c"))
+
+
+LONG = "sensor,hour,degrees\ns1,12:00,4\ns2,13:00,5\n"
+WIDE = "sensor,12:00,13:00,14:00\ns1,4,,6\ns2,,5,7\n"
+
+
+@pytest.mark.parametrize("text", [LONG, WIDE])
+def test_files_beside_the_entries_have_the_header_that_the_entries_have(tmp_path, text):
+    file, asked = write(tmp_path / "e.csv", text), write(tmp_path / "a.csv", "sensor,hour\ns1,12:00\ns2,13:00\n")
+    found = read_pairs(asked, like=file)
+    assert found.remarks[0] == "line 1 taken as a header: sensor is the row, hour the column"
+    assert found.shape == (2, 2)
+    assert read_pairs(asked, like=file, header=False).shape == (3, 3)
+    assert "say --header" in read_pairs(asked).remarks[0]
+    assert "say --header" in read_pairs(write(asked, "s1,12:00\ns2,13:00\n"), like=file).remarks[0]
+
+
+def test_columns_of_files_beside_the_entries_may_stand_in_another_order(tmp_path):
+    file, other = write(tmp_path / "e.csv", LONG), tmp_path / "o.csv"
+    assert read_pairs(write(other, "hour,sensor\n12:00,s1\n"), like=file).row_names == ("s1",)
+    found = read_test(write(other, "degrees,hour,sensor\n4,12:00,s1\n"), like=file)
+    assert (found.row_names, found.column_names, found.values.tolist()) == (("s1",), ("12:00",), [4])
+    table = pd.DataFrame({"hour": ["12:00"], "degrees": [4.0], "sensor": ["s1"]})
+    table.to_parquet(tmp_path / "o.parquet")
+    assert read_test(tmp_path / "o.parquet", like=file).row_names == ("s1",)
+
+
+def test_a_table_beside_a_table_is_one(tmp_path):
+    file = write(tmp_path / "e.csv", WIDE)
+    assert read_test(file, like=file).column_names == ("12:00", "13:00", "14:00")
+
+
+def test_what_was_taken_as_what_is_told_of_every_file(tmp_path):
+    lines = [f"u{i},i{j},{i + j}" for i in range(8) for j in range(6)]
+    file = write(tmp_path / "e.csv", "\n".join(lines))
+    asked, test = write(tmp_path / "a.csv", "who,what\nu1,i2\n"), write(tmp_path / "t.csv", "u1,i2,3\nu1,i2,4\n")
+    for more in (["--methods", "low-rank", "--folds", "2"], ["--memory", "2GB"]):
+        given = ("recover", file, "--predict", asked, "--test", test, *more, "-o", tmp_path / "out")
+        told = rankfold(*given).stderr
+        assert "a.csv: no header: columns 1, 2 are row, column; line 1 (who, what) is read as an entry" in told
+        assert "t.csv: no header: columns 1, 2, 3 are row, column, value" in told
 
 
 def test_conflicts_are_counted(tmp_path):

@@ -353,6 +353,55 @@ def test_parquet(tmp_path):
         read_triplets(tmp_path / "e.parquet")
 
 
+@pytest.mark.parametrize(
+    ("column", "cells", "message"),
+    [
+        ("rating", ["1", "oops"], r"row 2 of the file: 'oops' is not a number \(row b, column y\)"),
+        ("rating", ["1", "2,5"], r"'2,5' is not a number \(row b, column y\): write decimals with a point"),
+        ("rating", [1.0, np.inf], r"row 2 of the file: the value is inf \(row b, column y\): leave the row out"),
+        (
+            "timestamp",
+            ["2020-01-01", "soon"],
+            r"row 2 of the file: 'soon' is not a time \(row b, column y\): write seconds",
+        ),
+        ("timestamp", [1.0, 1e18], r"row 2 of the file: '1e\+18' is not a time \(row b, column y\)"),
+        ("timestamp", [1.0, None], r"row 2 of the file: the time \(timestamp\) is missing \(row b, column y\)"),
+        (
+            "timestamp",
+            [True, False],
+            "the column timestamp holds values of type bool, which are no times: write seconds",
+        ),
+        ("user", ["a", ""], "row 2 of the file: the row is missing"),
+    ],
+)
+def test_faults_of_parquet_name_row_and_column_as_those_of_text(tmp_path, column, cells, message):
+    table = {"user": ["a", "b"], "item": ["x", "y"], "rating": [1.0, 2.0], "timestamp": [1.0, 2.0]}
+    pa.parquet.write_table(pa.table({**table, column: cells}), tmp_path / "e.parquet")
+    with pytest.raises(ValueError, match=message):
+        read_triplets(tmp_path / "e.parquet", time=True)
+    if column != "timestamp":
+        with pytest.raises(ValueError, match=message):
+            map_entries(tmp_path / "e.parquet", tmp_path / "m")
+
+
+@pytest.mark.parametrize("coded", [False, True])
+def test_texts_in_parquet_are_numbers_and_times_as_in_a_text(tmp_path, coded):
+    table = pd.DataFrame(
+        {
+            "user": ["a", "b", "c"],
+            "item": ["x", "y", "x"],
+            "rating": ["1.5", "NA", "2"],
+            "timestamp": ["1970-01-02", "1970-01-03", "86400000000"],
+        }
+    )
+    table = table.astype("category") if coded else table
+    table.to_parquet(tmp_path / "e.parquet")
+    table.to_csv(tmp_path / "e.csv", index=False)
+    found, plain = (read_triplets(tmp_path / f"e.{kind}", time=True) for kind in ("parquet", "csv"))
+    assert entries(found) == entries(plain) == {("a", "x"): 1.5, ("c", "x"): 2.0}
+    assert found.times.tolist() == plain.times.tolist() == [86400, 86400000000]
+
+
 def npz_with(path, name, shape):
     """An .npz whose array says that it has ``shape`` and holds nothing."""
     header = io.BytesIO()

@@ -24,8 +24,9 @@ from rankfold.recover.ratings.estimator import Ratings
 from rankfold.recover.solvers.deep_linear import Descent, compressed_start, descend, stable_rate, wide_start
 from rankfold.recover.solvers.dynamics import Fitted, cosines, incremental, singular_value_recursion
 from rankfold.recover.solvers.outcome import Point, Recovered, Rules, Watch
+from rankfold.recover.tables.beside import read_pairs, read_test
 from rankfold.recover.tables.npz import from_arrays, read_arrays, sensed
-from rankfold.recover.tables.reading import read_pairs, read_plays, read_sides, read_test, read_triplets
+from rankfold.recover.tables.reading import read_plays, read_sides, read_triplets
 from rankfold.recover.tables.sides import Sides, read_side
 from rankfold.recover.tables.triplets import Triplets, triplets
 

@@ -145,8 +145,9 @@ def recover(
     timestamp, rating), and so may --columns. An .npz
     holds rows, columns, values (and shape), a matrix X with NaN where it is not known,
     scipy's sparse format, or measurements y of ⟨A, X⟩ with their matrices A (count, m, n) or the seed, count and shape
-    of Gaussian ones. DIR gets factors.safetensors, recover.json,
-    cross-validation.csv and .svg, and with --top the best unseen columns of every row in top.csv.
+    of Gaussian ones. DIR gets report.html, factors.safetensors, recover.json,
+    cross-validation.csv and .svg, and with --top the best unseen columns of every row in top.csv; with --implicit
+    recover.json and top.csv alone.
     """
     from rankfold.cli.choices import set_threads
     from rankfold.pipeline.recovery import check_ours, complete
@@ -194,10 +195,10 @@ def recover(
                 return
             how: Any = {"columns": named, "time": time, "header": header}
             entries = read_triplets(file, duplicates=duplicates, **how)  # type: ignore[arg-type] # checked above
-            judge = None if test is None else read_test(test, **how)
-            asked = None if predict is None else read_pairs(predict, **how)
+            judge = None if test is None else read_test(test, like=file, **how)
+            asked = None if predict is None else read_pairs(predict, like=file, **how)
             sides, remarks = read_sides(rows, items, entries)
-            _about(entries, talk)
+            _about(entries, talk, (test, judge), (predict, asked))
             for remark in remarks:
                 talk.say(remark)
             report = complete(
@@ -241,14 +242,16 @@ def _mapped(
         duplicates=duplicates,  # type: ignore[arg-type] # checked above
         progress=talk.progress,
     )
-    _about(entries, talk)
+    judge = None if test is None else read_test(test, columns=columns, header=header, like=file)
+    asked = None if predict is None else read_pairs(predict, columns=columns, header=header, like=file)
+    _about(entries, talk, (test, judge), (predict, asked))
     return complete_mapped(
         entries,
         out,
         memory=bytes_of(memory),
         rank=rank,
-        judge=None if test is None else read_test(test, columns=columns, header=header),
-        asked=None if predict is None else read_pairs(predict, columns=columns, header=header),
+        judge=judge,
+        asked=asked,
         seed=seed,
         top=top,
         progress=talk.progress,
@@ -297,11 +300,15 @@ def _implicit(
         raise ValueError(f"{file}: {error}") from None
 
 
-def _about(entries: Triplets | MappedEntries, talk: Talk) -> None:
+def _about(entries: Triplets | MappedEntries, talk: Talk, *beside: tuple[Path | None, Triplets | None]) -> None:
+    """What was read, of the files ``beside`` too, whose columns may have been taken for others."""
     m, n = entries.shape
     talk.say(f"{count(len(entries))} entries of a {count(m)} × {count(n)} matrix, {len(entries) / (m * n):.2%} of it")
     for remark in entries.remarks:
         talk.say(remark)
+    for file, found in beside:
+        for remark in () if file is None or found is None else found.remarks:
+            talk.say(f"{file.name}: {remark}")
 
 
 def _sensed(file: Path, arrays: dict[str, Any], rank: int | None, seed: int, out: Path, talk: Talk) -> dict[str, Any]:

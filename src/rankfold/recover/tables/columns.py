@@ -30,6 +30,7 @@ class Columns:
     fields: int
     header: tuple[str, ...] | None = None
     time: int | None = None
+    counted: bool = True  # each line once, where there is no value: not so of pairs to predict
     doubt: tuple[str, ...] = ()  # line 1, where it is read as an entry and may be a header
 
     @property
@@ -53,7 +54,7 @@ class Columns:
             return f"no header: columns {numbers} are {roles}{more}{doubt}"
         told = self._named()
         more = f"; {listed([self.header[number] or 'the nameless' for number in others])} ignored" if others else ""
-        counted = ", each line counted once" if self.value is None else ""
+        counted = ", each line counted once" if self.value is None and self.counted else ""
         return f"line 1 taken as a header: {', '.join(told)}{counted}{more}"
 
     def roles(self) -> list[str]:
@@ -170,6 +171,28 @@ def asked(first: Sequence[str], names: Sequence[str], *, implicit: bool = False,
         )
     padded = [*names, *[""] * (len(first) - len(names))]
     return by_header(padded, implicit=implicit, time=time, header=False)
+
+
+def asked_of_pairs(first: Sequence[str], names: Sequence[str], *, time: bool = False) -> Columns:
+    """The same of pairs to predict: ``names`` are those of entries, and of them row, column and time need be there."""
+    there, told = [plain(name) for name in first], _roles(names, time)
+    needed = sorted(at for at in (told.row, told.column, told.time) if at is not None)
+    if all(plain(names[at]) in there for at in needed):
+        place = {at: there.index(plain(names[at])) for at in needed}
+        header: tuple[str, ...] | None = tuple(first)
+    elif len(first) == len(needed):
+        place, header = {at: number for number, at in enumerate(needed)}, None
+    else:
+        return asked(first, names, implicit=True, time=time)
+    when = None if told.time is None else place[told.time]
+    return Columns(place[told.row], place[told.column], None, len(first), header, when)
+
+
+def _roles(names: Sequence[str], time: bool) -> Columns:
+    """Positions among ``names`` that were asked for."""
+    if time and len(names) == 4 and "time" not in map(role_of, names):
+        return replace(by_header(names[:3], implicit=True), time=3)
+    return by_header(names, implicit=True, time=time)
 
 
 def _timed(first: Sequence[str], names: Sequence[str], implicit: bool) -> Columns:

@@ -10,7 +10,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from itertools import takewhile
 
-from rankfold.recover.tables.columns import Columns, absent, asked, by_header, by_order, plain, role_of
+from rankfold.recover.tables.columns import Columns, absent, asked, asked_of_pairs, by_header, by_order, plain, role_of
 
 DELIMITERS = ("\t", ";", ",", "|", "::", " ")  # the first that makes three fields of line 1: a comma may stand in
 # numbers, a space in names
@@ -37,7 +37,14 @@ class Wanted:
 
     def read(self, columns: Columns) -> Columns:
         """Of the ``columns`` that were found, those that are read."""
-        return columns if self.valued else replace(columns, value=None)
+        return columns if self.valued else replace(columns, value=None, counted=False)
+
+    def asked(self, first: Sequence[str]) -> Columns:
+        """The columns that were named, in a file whose line 1 is ``first``. Raises ``ValueError``."""
+        names = self.columns or ()
+        if not self.valued:
+            return self.read(asked_of_pairs(first, names, time=self.time))
+        return asked(first, names, implicit=self.implicit, time=self.time)
 
 
 @dataclass(frozen=True)
@@ -96,6 +103,13 @@ def layout(head: str, wanted: Wanted) -> Layout:
         raise Fault(f"line {number}: {error}") from None
 
 
+def first_fields(head: str) -> list[str]:
+    """The fields of the first line of a text that begins with ``head``."""
+    lines = [line for line in re.split("\r\n|\n|\r", head) if line.strip()]
+    with any_length():
+        return split(lines[0], _delimiter(lines[:2])) if lines else []
+
+
 def _check_comments(lines: list[tuple[int, str]]) -> None:
     """``Fault`` for lines of remarks above the entries, which have other fields than these. A name may begin as they
     do."""
@@ -133,7 +147,7 @@ def _asked(first: list[str], below: list[list[str]], wanted: Wanted) -> Columns:
     """The columns that were asked for by name. Raises ``ValueError`` for one that the header does not have."""
     names = wanted.columns or ()
     nameless = [""] * len(first) if wanted.header is False else first
-    columns = asked(nameless, names, implicit=wanted.implicit, time=wanted.time)
+    columns = wanted.asked(nameless)
     if columns.header is not None or wanted.header is False:
         return columns
     there = [plain(name) for name in first]

@@ -9,13 +9,12 @@ from typing import Any
 
 import numpy as np
 import pyarrow as pa
-import pyarrow.compute
 import pyarrow.parquet
 
-from rankfold.recover.tables.columns import Columns, asked, by_header, role_of
+from rankfold.recover.tables import cells
+from rankfold.recover.tables.columns import Columns, by_header, plain, role_of
 from rankfold.recover.tables.found import Empty, Found
 from rankfold.recover.tables.layout import Wanted
-from rankfold.recover.tables.names import name_of
 from rankfold.recover.tables.triplets import Duplicates, Triplets
 
 EMPTY = "the file has columns and no rows: it holds no entries"
@@ -50,6 +49,12 @@ def parquet_columns(path: Path, wanted: Wanted) -> Columns:
         return _header(file, wanted)[1]
 
 
+def parquet_header(path: Path) -> list[str]:
+    """The names of the columns. Raises ``ValueError``."""
+    with _opened(path) as file:
+        return _named(file)
+
+
 def remark(columns: Columns) -> str:
     """What was taken as what."""
     return columns.remark().replace("line 1 taken as a header: ", "")
@@ -67,10 +72,14 @@ def _opened(path: Path) -> Iterator[Any]:
 
 
 def _header(file: Any, wanted: Wanted) -> tuple[list[str], Columns]:
-    header = [name for name in file.schema_arrow.names if not name.startswith("__index_level_")]
+    header = _named(file)
     if wanted.columns is None:
         _check_entries(file, header)
     return header, _columns(header, wanted)
+
+
+def _named(file: Any) -> list[str]:
+    return [name for name in file.schema_arrow.names if not name.startswith("__index_level_")]
 
 
 def _check_entries(file: Any, header: list[str]) -> None:
@@ -91,15 +100,20 @@ def _check_entries(file: Any, header: list[str]) -> None:
 
 def _found(table: Any, header: list[str], columns: Columns, before: int) -> Found:
     """The entries of a ``table``, which ``before`` rows of its file precede."""
-    rows, row_names = _names(table, header[columns.row], "row", before)
-    names, column_names = _names(table, header[columns.column], "column", before)
-    values = np.ones(table.num_rows)
-    if columns.value is not None:
-        values = _numbers(table.column(header[columns.value]), header[columns.value], before, empty=True)
+    rows, row_names = cells.names(table.column(header[columns.row]), "row", before)
+    names, column_names = cells.names(table.column(header[columns.column]), "column", before)
+
+    def fault(at: int, told: str, remedy: str) -> ValueError:
+        place = f"(row {row_names[rows[at]]}, column {column_names[names[at]]})"
+        return ValueError(f"row {before + at + 1} of the file: {told} {place}{remedy}")
+
+    def read(at: int, what: Any) -> np.ndarray:
+        found: np.ndarray = what(table.column(header[at]), header[at], fault)
+        return found
+
+    values = np.ones(table.num_rows) if columns.value is None else read(columns.value, cells.numbers)
     there = ~np.isnan(values)
-    times = None
-    if columns.time is not None:
-        times = _times(table.column(header[columns.time]), header[columns.time], before)
+    times = None if columns.time is None else read(columns.time, cells.times)
     lines = np.arange(before + 1, before + 1 + table.num_rows)
     if not there.all():
         rows, names, values, times = rows[there], names[there], values[there], None if times is None else times[there]
@@ -107,50 +121,13 @@ def _found(table: Any, header: list[str], columns: Columns, before: int) -> Foun
 
 
 def _columns(header: list[str], wanted: Wanted) -> Columns:
-    if wanted.columns is not None:
-        missing = [name for name in wanted.columns if name not in header]
-        if missing:
-            raise ValueError(f"there is no column {missing[0]}: the columns are {', '.join(header)}")
-        return wanted.read(asked(header, wanted.columns, implicit=wanted.implicit, time=wanted.time))
-    return wanted.read(by_header(header, implicit=wanted.implicit, time=wanted.time))
-
-
-def _names(table: Any, name: str, what: str, before: int) -> tuple[np.ndarray, list[str]]:
-    column = table.column(name)
-    _nulls(column, f"the {what}", before)
-    coded = column if pa.types.is_dictionary(column.type) else column.dictionary_encode()
-    chunk = coded.unify_dictionaries().combine_chunks()
-    if isinstance(chunk, pa.ChunkedArray):
-        chunk = chunk.chunk(0)
-    return chunk.indices.to_numpy().astype(np.int64), [name_of(value) for value in chunk.dictionary.to_pylist()]
-
-
-def _numbers(column: Any, name: str, before: int, *, empty: bool = False) -> np.ndarray:
-    """The numbers of a column; with ``empty`` NaN where there is none."""
-    if not empty:
-        _nulls(column, f"the value ({name})", before)
-    try:
-        values = column.cast(pa.float64()).to_numpy()
-    except pa.ArrowException as error:
-        raise ValueError(f"the values in column {name} are not numbers ({_first(error)})") from None
-    wrong = np.flatnonzero(np.isinf(values) if empty else ~np.isfinite(values))
-    if len(wrong):
-        raise ValueError(f"row {before + wrong[0] + 1} of the file: the value is {values[wrong[0]]}: leave the row out")
-    return np.asarray(values)
-
-
-def _times(column: Any, name: str, before: int) -> np.ndarray:
-    _nulls(column, f"the time ({name})", before)
-    if pa.types.is_timestamp(column.type) or pa.types.is_date(column.type):
-        return np.asarray(column.cast(pa.timestamp("us"), safe=False).cast(pa.int64()).to_numpy()) / 1e6
-    times = _numbers(column, name, before)
-    return np.where(np.abs(times) >= 1e11, times / 1000, times)
-
-
-def _nulls(column: Any, what: str, before: int) -> None:
-    if column.null_count:
-        at = int(np.argmax(pyarrow.compute.is_null(column).to_numpy()))
-        raise ValueError(f"row {before + at + 1} of the file: {what} is missing: leave the row out")
+    if wanted.columns is None:
+        return wanted.read(by_header(header, implicit=wanted.implicit, time=wanted.time))
+    there = {plain(name) for name in header}
+    missing = [name for name in wanted.columns if plain(name) not in there]
+    if len(missing) > (not wanted.valued) or (missing and wanted.asked(header).header is None):
+        raise ValueError(f"there is no column {missing[0]}: the columns are {', '.join(header)}")
+    return wanted.asked(header)
 
 
 def _first(error: BaseException) -> str:

@@ -11,7 +11,6 @@ from pathlib import Path
 
 import numpy as np
 
-from rankfold.recover.tables.columns import NO_VALUE, role_of
 from rankfold.recover.tables.fast import Odd, read_fast
 from rankfold.recover.tables.layout import Fault, Layout, Wanted, layout
 from rankfold.recover.tables.lines import read_lines
@@ -73,10 +72,13 @@ def read_triplets(
         >>> rf.recover.read_triplets("ratings.csv").values.tolist()
         [4.0, 2.0]
     """
-    return _read(Path(file), Wanted(None if columns is None else tuple(columns), implicit, time, header), duplicates)
+    return read_wanted(
+        Path(file), Wanted(None if columns is None else tuple(columns), implicit, time, header), duplicates
+    )
 
 
-def _read(path: Path, wanted: Wanted, duplicates: Duplicates) -> Triplets:
+def read_wanted(path: Path, wanted: Wanted, duplicates: Duplicates) -> Triplets:
+    """What was asked of a file of any kind. Raises ``ValueError`` that begins with its path."""
     one_of(duplicates)
     kind = path.suffix.lower()
     check_file(path)
@@ -134,36 +136,6 @@ def read_plays(
     return found
 
 
-def read_pairs(
-    file: str | Path, *, columns: Sequence[str] | None = None, time: bool = False, header: bool | None = None
-) -> Triplets:
-    """Pairs (row, column) to predict, perhaps with times; a column of values is not read."""
-    named = None
-    if columns is not None:
-        named = tuple(name for name in columns if role_of(name) != "value")
-    try:
-        return _read(Path(file), Wanted(named, True, time, header, valued=False), "last")
-    except ValueError:
-        if columns is None:
-            raise
-        return _read(Path(file), Wanted(tuple(columns), True, time, header, valued=False), "last")
-
-
-def read_test(
-    file: str | Path, *, columns: Sequence[str] | None = None, time: bool = False, header: bool | None = None
-) -> Triplets:
-    """Entries to judge a result by; those given twice count by their mean. Raises ``ValueError``, also for pairs."""
-    try:
-        return read_triplets(file, duplicates="mean", columns=columns, time=time, header=header)
-    except ValueError as error:
-        if NO_VALUE not in str(error):
-            raise
-        raise ValueError(
-            f"{file}: pairs without values cannot judge a result: give entries row, column, value as --test, or "
-            f"predict the pairs with --predict {file}"
-        ) from None
-
-
 def read_sides(
     rows: str | Path | None, columns: str | Path | None, entries: Triplets
 ) -> tuple[Sides | None, tuple[str, ...]]:
@@ -207,7 +179,7 @@ def _text(path: Path, wanted: Wanted, duplicates: Duplicates) -> Triplets:
 
 def layout_of(path: Path, wanted: Wanted) -> Layout:
     """How the entries of a text lie. Raises ``Fault`` or ``ValueError``."""
-    return layout(_head(path), wanted)
+    return layout(head_of(path), wanted)
 
 
 def _remarks(form: Layout) -> list[str]:
@@ -221,7 +193,7 @@ def _remarks(form: Layout) -> list[str]:
     ]
 
 
-def _head(path: Path) -> str:
+def head_of(path: Path) -> str:
     """The first whole lines, at least two."""
     with path.open("rb") as opened:
         head = opened.read(_HEAD)
