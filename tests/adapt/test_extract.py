@@ -374,6 +374,29 @@ def test_folders_of_shards_and_every_reader(folders, tmp_path):
     assert json.loads((tmp_path / "adapterTrue" / "extraction.json").read_text())["budget"] == "rank=4"
 
 
+def test_folders_whose_files_call_tensors_otherwise_than_the_model(tmp_path):
+    """transformers renames as it loads and saves (a head ``embed_out`` is ``lm_head`` in the model)."""
+    peft = pytest.importorskip("peft")
+    transformers = pytest.importorskip("transformers")
+    config = transformers.GPTNeoXConfig(
+        vocab_size=40, hidden_size=16, intermediate_size=24, num_hidden_layers=1, num_attention_heads=2
+    )
+    torch.manual_seed(0)
+    base = transformers.GPTNeoXForCausalLM(config).eval()
+    head = next(name for name, module in base.named_modules() if module is base.get_output_embeddings())
+    inside = next(name for name in dict(base.named_modules()) if name.endswith("query_key_value"))
+    tuned = merged(base, {head: 2, inside: 1})
+    base.save_pretrained(tmp_path / "base")
+    tuned.save_pretrained(tmp_path / "tuned", max_shard_size="4KB")
+    found = rf.extract(tmp_path / "base", tmp_path / "tuned", "rank=4")
+    assert {name: r for name, r in found.adapter.ranks.items() if r} == {head: 2, inside: 1}
+    assert found.left_out == ()
+    tokens = torch.randint(40, (3, 7), generator=torch.Generator().manual_seed(0))
+    loaded = transformers.GPTNeoXForCausalLM.from_pretrained(tmp_path / "base")
+    read = peft.PeftModel.from_pretrained(loaded, found.save(tmp_path / "out")).eval()
+    torch.testing.assert_close(read(tokens).logits, tuned(tokens).logits, rtol=1e-4, atol=1e-5)
+
+
 def test_norms_kept_whole_are_read_by_peft(folders, tmp_path):
     peft = pytest.importorskip("peft")
     _, base, tuned, _ = folders

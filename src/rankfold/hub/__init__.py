@@ -14,6 +14,7 @@ from rankfold.hub.dense import to_dense
 from rankfold.hub.errors import HubError
 from rankfold.hub.folder import companions, files_of, opened, skeleton
 from rankfold.hub.quantizer import RankfoldConfig, RankfoldQuantizer
+from rankfold.hub.stored import Stored
 from rankfold.hub.streamed import Shards, left_alone, paged
 
 
@@ -30,6 +31,6 @@ def adapters(config: Any) -> Any:
 
 
 __all__ = [
-    "Decision", "HubError", "RankfoldConfig", "RankfoldQuantizer", "Shards", "adapters", "check_plain", "companions",
-    "declare_", "files_of", "left_alone", "opened", "paged", "skeleton", "to_dense",
+    "Decision", "HubError", "RankfoldConfig", "RankfoldQuantizer", "Shards", "Stored", "adapters", "check_plain",
+    "companions", "declare_", "files_of", "left_alone", "opened", "paged", "skeleton", "to_dense",
 ]  # fmt: skip

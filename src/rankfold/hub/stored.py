@@ -33,49 +33,56 @@ class _Made(NamedTuple):
     pieces: list[_Piece]
 
 
-class Stored:
+class Stored(Checkpoint):
     """The tensors of the model of ``directory``. Raises ``ValueError`` as ``Checkpoint`` does.
 
     ``called``: how the model calls what the files hold under another name, whether it has such a tensor or not.
     """
 
     def __init__(self, directory: str | Path, model: Any) -> None:
-        self.files = Checkpoint(directory)
-        self.made, self.called = _made(model, self.files)
+        super().__init__(directory)
+        self.made, self.called = _made(model, super().names)
         self.model = model
 
     def __contains__(self, name: str) -> bool:
-        return name in self.files or name in self.made
+        return super().__contains__(name) or name in self.made
+
+    @property
+    def names(self) -> list[str]:
+        pieces = {piece.stored for made in self.made.values() for piece in made.pieces}
+        return [*(name for name in super().names if name not in pieces), *self.made]
 
     def shape(self, name: str) -> tuple[int, ...]:
         """``ValueError`` for a tensor whose pieces do not fit one another."""
-        if name in self.files:
-            return self.files.shape(name)
+        if super().__contains__(name):
+            return super().shape(name)
         pieces = self.made[name].pieces
         try:
             return tuple(self._converted(name, {p.stored: self._ghost(p.stored) for p in pieces}).shape)
         except (RuntimeError, ValueError, LookupError, TypeError):
             raise ValueError(
-                f"{self.files.title}: {name} is put together from {len(pieces)} tensors (the first is "
+                f"{self.title}: {name} is put together from {len(pieces)} tensors (the first is "
                 f"{pieces[0].stored}) that do not fit together: one is missing or has another shape; download "
                 "the folder again"
             ) from None
 
     def kind(self, name: str) -> str:
         """How the file calls the type; of pieces that of the first, which all of them have, or "several types"."""
-        if name in self.files:
-            return self.files.kind(name)
-        kinds = {self.files.kind(piece.stored) for piece in self.made[name].pieces}
+        if super().__contains__(name):
+            return super().kind(name)
+        kind = super().kind
+        kinds = {kind(piece.stored) for piece in self.made[name].pieces}
         return kinds.pop() if len(kinds) == 1 else "several types"
 
     def read(self, name: str) -> Tensor:
         """One tensor; put together it takes its own size twice for a moment."""
-        if name in self.files:
-            return self.files.read(name)
-        return self._converted(name, {piece.stored: self.files.read(piece.stored) for piece in self.made[name].pieces})
+        read = super().read
+        if super().__contains__(name):
+            return read(name)
+        return self._converted(name, {piece.stored: read(piece.stored) for piece in self.made[name].pieces})
 
     def _ghost(self, stored: str) -> Tensor:
-        return torch.empty(self.files.shape(stored), device="meta")
+        return torch.empty(super().shape(stored), device="meta")
 
     def _converted(self, name: str, values: dict[str, Tensor]) -> Tensor:
         made = self.made[name]
@@ -86,7 +93,7 @@ class Stored:
         return found[0] if isinstance(found, list) else found
 
 
-def _made(model: Any, files: Checkpoint) -> tuple[dict[str, _Made], dict[str, str]]:
+def _made(model: Any, names: list[str]) -> tuple[dict[str, _Made], dict[str, str]]:
     """What of the model is made of other tensors of the files, and how it calls these; nothing with a version of
     transformers that does not convert."""
     try:
@@ -101,7 +108,7 @@ def _made(model: Any, files: Checkpoint) -> tuple[dict[str, _Made], dict[str, st
     state: Mapping[str, Tensor] = model.state_dict()
     found: dict[str, _Made] = {}
     called: dict[str, str] = {}
-    for stored in sorted(files.names, key=dot_natural_key):
+    for stored in sorted(names, key=dot_natural_key):
         if stored in state:
             continue
         renamed, pattern = rename_source_key(stored, renamings, converters, model.base_model_prefix, dict(state))
@@ -112,7 +119,7 @@ def _made(model: Any, files: Checkpoint) -> tuple[dict[str, _Made], dict[str, st
             first, *others = conversion.target_patterns
             targets += [renamed.replace(first, other) for other in others]
         for target in targets:
-            if target in state and target not in files:
+            if target in state and target not in names:
                 known = found.setdefault(target, _Made(target, renamed, conversion, []))
                 known.pieces.append(_Piece(stored, pattern or stored))
     return found, called

@@ -26,7 +26,7 @@ from rankfold.objectives import CausalLanguageModel, Objective, Teacher
 from rankfold.run.disk.pretrained import config_of, is_folder
 from rankfold.run.disk.tensors import Checkpoint
 from rankfold.run.progress import Progress, showing
-from rankfold.sites import Form, Site, unwrap
+from rankfold.sites import Form, Site, is_pretrained, unwrap
 from rankfold.sites.find import Where
 
 RATE, BATCH = 3e-3, 8  # of the steps of tuning
@@ -95,7 +95,7 @@ def extract(
         )
     wanted = asked(budget)
     network = _network(base, tuned, model)
-    first, second = Checkpoint(base), Checkpoint(tuned)
+    first, second = _tensors(base, network), _tensors(tuned, network)
     found = places(network, where, written=True)
     if not found.sites:
         raise ValueError(
@@ -210,6 +210,15 @@ def _network(base: Source, tuned: Source, model: nn.Module | None) -> nn.Module:
         f"{base if isinstance(base, str | Path) else 'a state dict'}: the names of its tensors do not tell which "
         "layers they belong to: give model= (--model), a network of that architecture"
     )
+
+
+def _tensors(source: Source, network: nn.Module) -> Checkpoint:
+    """Its tensors; those of a folder by the names that its model has, which its files may call otherwise."""
+    if isinstance(source, str | Path) and is_folder(source) and is_pretrained(unwrap(network)):
+        from rankfold.hub import Stored
+
+        return Stored(source, unwrap(network))
+    return Checkpoint(source)
 
 
 def _keys(found: Places, first: Checkpoint, second: Checkpoint) -> dict[str, tuple[str, str]]:
