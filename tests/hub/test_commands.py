@@ -65,6 +65,22 @@ def test_a_decoder_from_plan_to_every_export(place):
     assert "there are files already" in failed("export", "applied", "--to", "dense", "-o", "dense")
 
 
+def test_what_save_pretrained_wrote_of_a_compressed_model_is_judged_and_exported(place):
+    """As after an adapter was merged, or by a Trainer: a folder without plan and manifest."""
+    asked = ("--method", "truncate", "--budget", "params=0.8", "-o", "r.json")
+    succeeded("plan", "decoder", *TEXT, *asked)
+    succeeded("apply", "decoder", "r.json", "-o", "once")
+    small = transformers.AutoModelForCausalLM.from_pretrained("once")
+    small.save_pretrained("resaved")
+    transformers.AutoTokenizer.from_pretrained("once").save_pretrained("resaved")
+    once, again = (succeeded("evaluate", each, *TEXT, "--original", "decoder") for each in ("once", "resaved"))
+    assert again["kl"] == pytest.approx(once["kl"])
+    assert again["params"] == once["params"]
+    assert succeeded("export", "resaved", "--to", "dense", "-o", "resaved-dense")["max_abs_difference"] < 1e-4
+    assert "no data were given" in failed("evaluate", "resaved")
+    assert "needs the plan of the compression" in failed("slice", "resaved", "--budget", "params=0.7")
+
+
 def test_compress_writes_a_folder_that_is_read_back(place):
     asked = (
         "compress",

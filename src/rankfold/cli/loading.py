@@ -55,7 +55,10 @@ class Loaded:
     def needed_stored(self) -> Stored:
         """What ``open_saved`` read."""
         if self.stored is None:
-            raise StoreError(f"{self.spec}: this is no saved model")
+            raise StoreError(
+                f"{self.spec}: this needs the plan of the compression, and there is none: give the directory that "
+                "compress, apply or rankfold.save wrote"
+            )
         return self.stored
 
     @property

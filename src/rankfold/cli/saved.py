@@ -12,7 +12,7 @@ from rankfold.cli.loading import Cut, Loaded, data_named, plainly
 from rankfold.compress.planning.plan import other_weights
 from rankfold.costs import Example
 from rankfold.objectives import objective_names
-from rankfold.run.disk.pretrained import is_folder
+from rankfold.run.disk.pretrained import is_factored, is_folder
 from rankfold.run.progress import Talk
 from rankfold.sites import is_pretrained, unwrap
 from rankfold.store import MANIFEST, StoreError, load, read_manifest
@@ -62,7 +62,7 @@ def noted_objective(notes: Any) -> str | None:
 
 def is_saved(text: str) -> bool:
     """Whether it is a directory that rankfold wrote, or looks like one, rather than the name or folder of a model."""
-    return Path(text).is_dir() and (not is_folder(text) or (Path(text) / MANIFEST).exists())
+    return Path(text).is_dir() and (not is_folder(text) or (Path(text) / MANIFEST).exists() or is_factored(text))
 
 
 def check_is_model(text: str) -> None:
@@ -103,6 +103,8 @@ def open_saved(
 
     A manifest may name built-in models and data alone: a file does not decide which code runs.
     """
+    if not (directory / MANIFEST).exists() and is_factored(directory):
+        return _open_resaved(directory, data, download, talk, cut)
     notes, named = read_manifest(directory)["notes"], spec is not None
     if is_folder(directory):
         return _open_folder(directory, notes, spec, data, download, talk, own_data, cut)
@@ -144,6 +146,18 @@ def _open_folder(
     found = example_of(stored.model)
     example = None if found is None else Example.of(found)
     return Loaded(spec or str(directory), stored.model.eval(), known, example, stored.plan, stored)
+
+
+def _open_resaved(directory: Path, data: str | None, download: bool, talk: Talk, cut: Cut | None) -> Loaded:
+    """What ``save_pretrained`` or a Trainer wrote of a compressed model: its folder alone, with no plan beside it."""
+    from rankfold import hub
+
+    try:
+        model = hub.opened(directory)
+    except hub.HubError as error:
+        raise StoreError(str(error)) from None
+    known, found = data_named(data, download, talk, model, cut), example_of(model)
+    return Loaded(str(directory), model.eval(), known, None if found is None else Example.of(found))
 
 
 def _noted_number(notes: Any, key: str) -> int | None:

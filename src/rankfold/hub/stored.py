@@ -41,7 +41,7 @@ class Stored(Checkpoint):
 
     def __init__(self, directory: str | Path, model: Any) -> None:
         super().__init__(directory)
-        self.made, self.called = _made(model, super().names)
+        self.made, self.called = _made(model, frozenset(super().names))
         self.model = model
 
     def __contains__(self, name: str) -> bool:
@@ -93,7 +93,7 @@ class Stored(Checkpoint):
         return found[0] if isinstance(found, list) else found
 
 
-def _made(model: Any, names: list[str]) -> tuple[dict[str, _Made], dict[str, str]]:
+def _made(model: Any, names: frozenset[str]) -> tuple[dict[str, _Made], dict[str, str]]:
     """What of the model is made of other tensors of the files, and how it calls these; nothing with a version of
     transformers that does not convert."""
     try:

@@ -47,8 +47,8 @@ def export(
         loaded = open_saved(directory, factory, data, download, talk, own_data=False)
         talk.say(f"exporting {loaded.spec}")
         if to is Target.dense:
-            stored = loaded.needed_stored()
-            told = dense_card(stored.model, stored.plan, stored.notes)
+            stored = loaded.stored
+            told = "" if stored is None else dense_card(stored.model, stored.plan, stored.notes)
             size, difference = to_folder(loaded.model, loaded.needed_example(), out, told)
             if as_json:
                 print_json({"directory": str(out), "format": to.value, "bytes": size, "max_abs_difference": difference})
