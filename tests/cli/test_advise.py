@@ -69,6 +69,11 @@ def test_it_says_no_where_nothing_is_good_enough_or_nothing_can_be_factored() ->
     assert any("Nothing smaller" in each for each in sentences(nothing))
 
 
+def test_where_nothing_smaller_was_tried_the_command_that_searches_is_named() -> None:
+    """``advise`` takes --max-drop too, and does not search further for it."""
+    assert "Nothing smaller was tried: compress --max-drop searches further." in sentences(advice(point(0.9, 0.8, 0.0)))
+
+
 def test_smaller_is_not_called_faster_where_it_is_not() -> None:
     found = advice(point(0.6, 0.9, 0.0, ms=6.0), point(0.3, 0.9, 0.0, ms=7.0))
     said = " ".join(sentences(found))

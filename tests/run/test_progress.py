@@ -154,3 +154,8 @@ def test_a_talk_can_be_given_as_progress(capsys):
         planned(progress=talk.progress)
         talk.say("done")
     assert capsys.readouterr().err == "done\n"
+
+
+def test_a_word_that_is_not_taken_is_refused_in_the_name_of_the_function():
+    with pytest.raises(TypeError, match=r"^work\(\) got an unexpected keyword argument 'samples'"):
+        showing(work)(samples=3)

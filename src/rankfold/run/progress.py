@@ -242,7 +242,11 @@ def _showing(function: Callable[P, R], kind: Callable[[Tell], Any]) -> Callable[
 
     @functools.wraps(function)
     def told(*args: P.args, **kwargs: P.kwargs) -> R:
-        if given.bind_partial(*args, **kwargs).arguments.get("progress") is not None:
+        try:
+            progress = given.bind_partial(*args, **kwargs).arguments.get("progress")
+        except TypeError:  # says no name: the function's own words do
+            return function(*args, **kwargs)
+        if progress is not None:
             with shown(Tell()):  # what is told is the caller's matter
                 return function(*args, **kwargs)
         if not wanted():

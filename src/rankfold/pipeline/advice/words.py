@@ -93,7 +93,7 @@ def _beyond(found: Advice) -> str | None:
     best = found.best
     more = [point for point in found.tried if best is not None and point.flops < best.flops]
     if not more:
-        return None if best is None else "Nothing smaller was tried: --max-drop searches further."
+        return None if best is None else "Nothing smaller was tried: compress --max-drop searches further."
     point = more[0]
     gone, after = _percent(1 - point.flops), f"{point.figure.text}{_range(found.start, point)}"
     return f"Without {gone} of the FLOPs it would be {after}, which training afterwards may win back."
