@@ -47,7 +47,7 @@ def fitted(learn: Triplets, judge: Triplets, choice: Choice, sides: Sides, seed:
     rows, columns = judge.numbered(model.row_names, model.column_names)
     missed = model.at(rows, columns, judge.times) - judge.values
     spent = time.process_time() - begun
-    told = missed / model.uncertainty(rows, columns)
+    told = missed / model.uncertainty(rows, columns, judge.times)
     return float(np.sqrt(np.mean(missed**2))), float(np.mean(told**2)), spent
 
 

@@ -633,3 +633,18 @@ def test_costs_are_kept_once_for_all_layers_alike():
         kept.append(len(known.counter.known))
         assert model_cost(apply_(net, made, known), torch.randn(2, 12)) == made.after
     assert kept[0] == kept[1] > 0
+
+
+@pytest.mark.parametrize("share", [0.7, 0.4])
+def test_what_tables_save_is_a_share_of_them(share):
+    torch.manual_seed(0)
+    net = nn.Sequential(nn.Embedding(500, 32), nn.Linear(32, 32), nn.Tanh(), nn.Linear(32, 500)).eval()
+    x = torch.randint(0, 500, (64, 8))
+    made = plan(net, f"params={share}", data=x)
+    assert "0" in {entry.site for entry in made.changed}
+
+    def held(network):
+        return sum(p.numel() for layer in (network[0], network[1], network[3]) for p in layer.parameters())
+
+    small = apply_(copy.deepcopy(net), made)
+    assert made.kept_of_factorable() == pytest.approx(held(small) / held(net), abs=1e-9)

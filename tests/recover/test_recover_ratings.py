@@ -1,5 +1,7 @@
 """Ratings beside their times and properties: sums by their definitions, what helps is used, what is asked is stored."""
 
+from typing import Any
+
 import numpy as np
 import pandas as pd
 import pytest
@@ -66,6 +68,37 @@ def test_offsets_of_moments_are_normal_means():
     told = Moments((level.keys, *[np.zeros(1, np.int64)] * 2), (truth, *[np.zeros(1)] * 2)).at(rows, times)
     assert np.array_equal(told, truth[level.of])
     assert not moments.at(np.array([-1, 99]), np.array([0.0, 0.0])).any()
+
+
+def moody(days: int, each: int, seed: int = 0, users: int = 60, items: int = 40) -> tuple[Any, np.ndarray]:
+    """Ratings of users on some days, ``each`` a day, with an offset of deviation .8 for every day and noise of .4, and
+    their offsets."""
+    rng = np.random.default_rng(seed)
+    user, day = np.repeat(np.arange(users), days * each), np.tile(np.repeat(np.arange(days), each), users)
+    item = np.concatenate([rng.permutation(items)[: days * each] for _ in range(users)])
+    moods = 0.8 * rng.standard_normal((users, days))[user, day]
+    values = rng.standard_normal(items)[item] + moods + 0.4 * rng.standard_normal(len(user))
+    return triplets(user, item, values, times=86_400.0 * day + 600.0 * np.arange(len(user)) % 80_000), moods
+
+
+def test_a_day_that_is_not_known_is_told_as_uncertain_as_it_is():
+    entries, _ = moody(6, 5)
+    day = entries.times // 86_400
+    learn, new = entries.take(day < 5), entries.take(day == 5)
+    model = Ratings(1).fit(learn)
+    told, deviation = model.predict(new, return_std=True)
+    assert 0.75 < np.mean(((told - new.values) / deviation) ** 2) < 1.3  # without what days differ by it is 3
+    half = np.arange(len(learn)) % 2 == 0
+    told, deviation = Ratings(1).fit(learn.take(half)).predict(learn.take(~half), return_std=True)
+    assert 0.75 < np.mean(((told - learn.take(~half).values) / deviation) ** 2) < 1.3
+    assert deviation.mean() < 0.8  # of days that are known
+
+
+def test_moments_that_no_two_ratings_share_are_noise():
+    entries, moods = moody(20, 1)
+    assert np.isclose(moods.std(), 0.8, atol=0.05)
+    model = Ratings(1).fit(entries)
+    assert np.isclose(model.noise_, (0.8**2 + 0.4**2) ** 0.5, rtol=0.1)
 
 
 def test_time_and_side_tables_are_taken_where_they_help_and_left_where_not():

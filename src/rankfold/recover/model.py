@@ -24,11 +24,13 @@ KIND = "rankfold factors"  # in the metadata of their file
 
 @dataclass(frozen=True, eq=False)
 class Spread:
-    """Some draws (d, m + 1, k + 1), (d, n + 1, k + 1), the bias last, and the deviation of the noise."""
+    """Some draws (d, m + 1, k + 1), (d, n + 1, k + 1), the bias last, the deviation of the noise, and the variances of
+    the moments: for each span of those that are known, and last of one that is not."""
 
     lefts: np.ndarray
     rights: np.ndarray
     noise: float
+    moments: tuple[np.ndarray, ...] = ()
 
 
 class Known(Protocol):
@@ -71,10 +73,10 @@ class FactorModel:
             told = told + self.moments.at(np.asarray(rows), np.asarray(times, dtype=np.float64))
         return np.clip(told, self.low, self.high)
 
-    def uncertainty(self, rows: np.ndarray, columns: np.ndarray) -> np.ndarray:
-        """(count,): the standard deviation of a value about its prediction: noise, and how far draws differ (before
-        they are clipped). Raises ``ValueError`` for a model that was not averaged over draws, or was read from a
-        file."""
+    def uncertainty(self, rows: np.ndarray, columns: np.ndarray, times: np.ndarray | None = None) -> np.ndarray:
+        """(count,): the standard deviation of a value about its prediction: noise, how far draws differ (before they
+        are clipped), and how far moments do, above all those of which nothing is known. Raises ``ValueError`` for a
+        model that was not averaged over draws, or was read from a file."""
         if self.spread is None:
             raise ValueError(
                 "the uncertainty of a prediction comes from the draws of the sampler, which are in memory right after "
@@ -87,6 +89,8 @@ class FactorModel:
             told = np.einsum("ij,ij->i", left[at, :-1], right[to, :-1]) + left[at, -1] + right[to, -1]
             first, second = first + told / count, second + told.astype(np.float64) ** 2 / count
         varies = np.maximum(second - first**2, 0.0) * count / max(count - 1, 1)
+        if self.moments is not None:
+            varies = varies + self.moments.varying(self.spread.moments, np.asarray(rows), times)
         return np.sqrt(varies + self.spread.noise**2)
 
     def _known(self, rows: np.ndarray, columns: np.ndarray) -> tuple[np.ndarray, np.ndarray]:

@@ -307,8 +307,9 @@ def _about(entries: Triplets | MappedEntries, talk: Talk, *beside: tuple[Path | 
     for remark in entries.remarks:
         talk.say(remark)
     for file, found in beside:
-        for remark in () if file is None or found is None else found.remarks:
-            talk.say(f"{file.name}: {remark}")
+        if file is not None and found is not None:
+            for remark in found.remarks:
+                talk.say(f"{file.name}: {remark}")
 
 
 def _sensed(file: Path, arrays: dict[str, Any], rank: int | None, seed: int, out: Path, talk: Talk) -> dict[str, Any]:

@@ -175,8 +175,11 @@ class _Asked:
     @property
     def factorable(self) -> Cost:
         """What the layers that can be factored cost as they are; tables that are looked up are not counted."""
+        return self._as_they_are(self._factorable)
+
+    def _as_they_are(self, sites: Sequence[Site]) -> Cost:
         cost = self.known.counter.cost
-        return sum((cost(site, Form.KEEP, 0, site.layer.has_bias) for site in self._factorable), Cost(0, 0, 0))
+        return sum((cost(site, Form.KEEP, 0, site.layer.has_bias) for site in sites), Cost(0, 0, 0))
 
     @property
     def _factorable(self) -> Sequence[Site]:
@@ -277,8 +280,14 @@ class _Asked:
             entries, self.budgets, known.method.name, self.rule.name, known.fingerprint, known.cost,
             after, calibration, known.sites.left_out, (*notes, *notes_of(known, entries)),
             decided=decisions(entries), statistics=None if statistics is None else statistics.decided,
-            factorable=self.factorable,
+            factorable=self._as_they_are(self._counted(entries)),
         )  # fmt: skip
+
+    def _counted(self, entries: Sequence[Entry]) -> Sequence[Site]:
+        """The layers of which the plan's savings are a share: tables too where it takes from them."""
+        sites = self.known.sites
+        tables = any(sites[each.site].layer.lookup for each in entries if each.form is not Form.KEEP)
+        return sites.reducible if tables else self._factorable
 
 
 Choose = Callable[[Prices], Plan]

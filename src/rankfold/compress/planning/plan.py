@@ -148,7 +148,7 @@ class Plan:
 
     def kept_of_factorable(self, kind: str = "params") -> float | None:
         """The kept fraction of the layers that can be factored, of "params", "flops" or "bytes", as many papers count
-        it; None where that is not known."""
+        it: without tables that are looked up, save where the plan factors some. None where that is not known."""
         whole = 0 if self.factorable is None else getattr(self.factorable, kind)
         return 1 - (getattr(self.before, kind) - getattr(self.after, kind)) / whole if whole else None
 

@@ -122,16 +122,18 @@ def written(
 
 def expected_error(model: FactorModel, entries: Triplets | MappedEntries) -> float | None:
     """The root of the mean predictive variance over cells without an entry, whose row and column are drawn as often as
-    they have entries; None for a model that does not know its uncertainty."""
+    they have entries, at times at which the row has some; None for a model that does not know its uncertainty."""
     if model.spread is None or not isinstance(entries, Triplets):
         return None
     rng = np.random.default_rng(0)
-    rows, columns = (rng.choice(index, CELLS) for index in (entries.rows, entries.columns))
+    drawn = rng.integers(0, len(entries), CELLS)
+    rows, columns = entries.rows[drawn], rng.choice(entries.columns, CELLS)
     n = entries.shape[1]
     new = ~np.isin(rows * n + columns, entries.rows * n + entries.columns)
     if not new.any():
         return None
-    return float(np.sqrt(np.mean(model.uncertainty(rows[new], columns[new]) ** 2)))
+    times = None if entries.times is None else entries.times[drawn[new]]
+    return float(np.sqrt(np.mean(model.uncertainty(rows[new], columns[new], times) ** 2)))
 
 
 def at_the_edge(tried: Sequence[Tried]) -> str:

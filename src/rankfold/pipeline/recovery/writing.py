@@ -94,7 +94,7 @@ def predictions(model: FactorModel, asked: Triplets) -> bytes:
         "predicted": np.round(told, 5),
     }
     if model.spread is not None:
-        table["uncertainty"] = np.round(model.uncertainty(rows, columns), 5)
+        table["uncertainty"] = np.round(model.uncertainty(rows, columns, asked.times), 5)
     sink = io.BytesIO()
     pyarrow.csv.write_csv(pa.table(table), sink, pyarrow.csv.WriteOptions(quoting_style="needed"))
     return sink.getvalue()

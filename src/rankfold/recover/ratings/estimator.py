@@ -112,8 +112,8 @@ class Ratings(RegressorMixin, BaseEstimator):
 
     def predict(self, X: Any, *, times: Any = None, return_std: bool = False) -> Any:
         """Ratings (count,) of pairs or of those of `Triplets`, within the range of those that were learned from; with
-        ``return_std`` also the standard deviation of a rating about each of them: noise, and how far the draws
-        differ."""
+        ``return_std`` also the standard deviation of a rating about each of them: noise, how far the draws
+        differ, and what a moment of which nothing is known may add."""
         check_is_fitted(self)
         if isinstance(X, Triplets):
             at, when = X.numbered(self.model_.row_names, self.model_.column_names), X.times
@@ -121,7 +121,7 @@ class Ratings(RegressorMixin, BaseEstimator):
             pairs = _pairs(X)
             at, when = self.model_.indices(pairs[:, 0].tolist(), pairs[:, 1].tolist()), _seconds(times, len(pairs))
         told = self.model_.at(*at, when)
-        return (told, self.model_.uncertainty(*at)) if return_std else told
+        return (told, self.model_.uncertainty(*at, when)) if return_std else told
 
 
 def _warn(model: FactorModel, given: Triplets) -> None:

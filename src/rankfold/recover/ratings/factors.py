@@ -48,5 +48,5 @@ def averaged(found: Draws, entries: Triplets) -> FactorModel:
         entries.column_names,
         biases=2,
         moments=found.moments,
-        spread=Spread(spread[0], spread[1], found.noise),
+        spread=Spread(spread[0], spread[1], found.noise, found.varying),
     )

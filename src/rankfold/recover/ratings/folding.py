@@ -6,7 +6,7 @@ from dataclasses import replace
 
 import numpy as np
 
-from rankfold.recover.model import FactorModel, Spread
+from rankfold.recover.model import FactorModel
 from rankfold.recover.tables.triplets import Triplets
 
 
@@ -37,8 +37,7 @@ def with_rows(model: FactorModel, entries: Triplets, noise: float) -> FactorMode
     spread = model.spread
     if spread is not None:
         strangers = np.repeat(spread.lefts[:, -1:], len(new), axis=1)
-        spread = Spread(
-            np.concatenate([spread.lefts[:, :-1], strangers, spread.lefts[:, -1:]], 1), spread.rights, noise
-        )
+        lefts = np.concatenate([spread.lefts[:, :-1], strangers, spread.lefts[:, -1:]], 1)
+        spread = replace(spread, lefts=lefts, noise=noise)
     left = np.concatenate([model.left[:-1], new.astype(model.left.dtype), model.left[-1:]])
     return replace(model, left=left, row_names=(*model.row_names, *entries.row_names), spread=spread)

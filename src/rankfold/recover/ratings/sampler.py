@@ -60,6 +60,7 @@ class Draws:
     noise: float
     history: tuple[float, ...]
     moments: Moments | None = None
+    varying: tuple[np.ndarray, ...] = ()
 
 
 def sample(
@@ -119,11 +120,12 @@ def sample(
                 rights[sweep - burn_in] = np.vstack([q.draw, q.mean])
                 strangers[0][sweep - burn_in], strangers[1][sweep - burn_in] = p.stranger, q.stranger
                 for level in levels:
-                    level.total += level.offsets / draws
+                    level.keep(1 / draws)
             if progress is not None:
                 progress("sampling", sweep + 1, burn_in + draws)
     moments = Moments(tuple(one.keys for one in levels), tuple(one.total for one in levels)) if levels else None
-    return Draws(offset, lefts, rights, strangers, precision**-0.5, tuple(history), moments)
+    varying = tuple(one.variances for one in levels)
+    return Draws(offset, lefts, rights, strangers, precision**-0.5, tuple(history), moments, varying)
 
 
 def _side(
