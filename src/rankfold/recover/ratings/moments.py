@@ -32,7 +32,8 @@ class Moments:
     def varying(self, variances: tuple[np.ndarray, ...], rows: np.ndarray, times: np.ndarray | None) -> np.ndarray:
         """(count,): by how much the offsets there vary, by the ``variances`` of those that are known, for each span,
         and last in each of one that is not; without ``times`` none is known."""
-        places = [-1] * len(SPANS) if times is None else self._places(rows, times)
+        unknown = np.full(len(rows), -1)
+        places = [unknown] * len(SPANS) if times is None else list(self._places(rows, times))
         found = np.zeros(len(rows))
         for at, known in zip(places, variances, strict=True):
             found += known[at]
