@@ -232,6 +232,47 @@ def test_what_differs_at_another_length_alone_is_not_free(write, tmp_path, monke
     assert looked == [set(), {(0, 1)}]
 
 
+@pytest.mark.parametrize("write", [to_onnx, to_torch_export])
+def test_what_is_free_is_told(write, tmp_path):
+    class Placed(Stretching):
+        def __init__(self) -> None:
+            super().__init__()
+            self.places = nn.Parameter(torch.zeros(12, 4))
+
+        def forward(self, x: Tensor, gain: Tensor) -> Tensor:
+            return (self.layer(x) + self.places[: x.shape[1]]) * gain
+
+    written = write(Placed().eval(), (torch.zeros(1, 8, 4), torch.ones(4)), tmp_path / "file")
+    assert written.inputs == {"x": ("batch", "sequence", 4), "gain": (4,)}
+    assert written.at_most == {"sequence": 12}
+    assert written.sizes == ["x (batch, sequence up to 12, 4)", "gain (4,)"]
+    assert write(ManyAtOnce().eval(), torch.randn(1, 5, 6), tmp_path / "file").at_most == {"batch": 63}
+
+
+class Masked(nn.Module):
+    """Attention with two heads, whose mask has an axis of 1 for the heads."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.layer = nn.Linear(8, 8)
+
+    def forward(self, x: Tensor, mask: Tensor) -> Tensor:
+        heads = self.layer(x).unflatten(-1, (2, 4)).transpose(1, 2)
+        return ((heads @ heads.mT + mask).softmax(-1) @ heads).transpose(1, 2).flatten(2)
+
+
+def test_an_axis_of_one_in_the_example_is_free_where_the_model_leaves_it_free(tmp_path):
+    """torch takes a size of 1 for a constant: a sequence of one step, the batch of what has time first."""
+    layer = nn.TransformerEncoderLayer(8, 2, 16).eval()
+    assert to_torch_export(layer, torch.randn(5, 1, 8), tmp_path / "f").inputs["src"] == ("batch", "sequence", 8)
+    written = to_onnx(Masked().eval(), (torch.randn(1, 1, 8), torch.zeros(1, 1, 1, 1)), tmp_path / "file")
+    assert written.inputs == {"x": ("batch", "sequence", 8), "mask": ("batch", 1, "sequence", "sequence")}
+    colours = nn.Conv2d(1, 3, 3, padding=1)
+    assert to_torch_export(colours, torch.randn(1, 1, 4, 1), tmp_path / "f").inputs["input"] == (
+        "batch", 1, "height", "width",
+    )  # fmt: skip
+
+
 # ---- outputs --------------------------------------------------------------------------------------------------------
 
 
@@ -251,6 +292,7 @@ class Several(nn.Module):
             "place of the largest first": lambda: (wide.argmax(1), narrow),
             "nested": lambda: {"both": (narrow, {"z": wide}), "past_key_values": (wide, wide)},
             "handed on": lambda: {"x": x, "narrow": narrow},
+            "names that are taken": lambda: {1: narrow, "1": wide, "": narrow, "wide.weight": wide},
         }[self.how]()
 
 
@@ -261,6 +303,7 @@ OUTPUTS = {
     "place of the largest first": {"output_0": None, "output_1": 3},
     "nested": {"both.0": 3, "both.1.z": 8},
     "handed on": {"output_x": 6, "narrow": 3},
+    "names that are taken": {"output_1": 3, "output_1_2": 8, "output": 3, "output_wide.weight": 8},
 }
 
 
@@ -292,6 +335,26 @@ def test_a_program_keeps_names_of_parameters_and_of_outputs(tmp_path):
     assert list(program.module()(**given)) == ["logits"]
 
 
+class Loose(nn.Module):
+    """Its arguments have no names of their own in ``forward``."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.layer = nn.Linear(6, 4)
+
+    def forward(self, scale=2.0, **given: Tensor) -> dict[str, Tensor]:
+        return {"y": self.layer(given["x"]) * scale + given["bias"], "bias": given["bias"]}
+
+
+@pytest.mark.parametrize("write", [to_onnx, to_torch_export])
+def test_keywords_without_a_parameter_of_their_own(write, tmp_path):
+    net = Loose().eval()
+    written = write(net, {"bias": torch.randn(1, 4), "x": torch.randn(1, 6)}, tmp_path / "file")
+    assert written < 1e-5
+    assert written.inputs == {"bias": ("batch", 4), "x": ("batch", 6)}
+    assert "forward" not in vars(net)
+
+
 # ---- what cannot be, in words ---------------------------------------------------------------------------------------
 
 
@@ -312,6 +375,39 @@ def test_torchscript_and_wrong_examples_are_told(write, tmp_path):
     with pytest.raises(ExportError, match="cannot be called with the example"):
         write(net, torch.zeros(1, 3), tmp_path / "file")
     assert "forward" not in vars(net)
+
+
+class Bags(nn.Module):
+    """Its first axes are not one batch: ids in a row, and where each bag begins."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.table = nn.EmbeddingBag(20, 6, mode="sum")
+
+    def forward(self, ids: Tensor, starts: Tensor) -> Tensor:
+        return self.table(ids, starts)
+
+
+class Saying(nn.Module):
+    def __init__(self, say) -> None:
+        super().__init__()
+        self.say = say
+
+    def forward(self, x: Tensor):
+        return self.say(x)
+
+
+def test_what_has_no_batch_no_output_or_no_real_numbers_is_told(tmp_path):
+    bags = (torch.arange(9), torch.tensor([0, 4]))
+    with pytest.raises(ExportError, match="the model does not run on a batch of 3 made of the example"):
+        to_torch_export(Bags().eval(), bags, tmp_path / "file")
+    with pytest.raises(ExportError, match="returned a Normal, in which there is no tensor: export a module whose"):
+        to_torch_export(Saying(lambda x: torch.distributions.Normal(x, 1.0)), torch.zeros(1, 4), tmp_path / "file")
+    with pytest.raises(ExportError, match=r"complex numbers, .* torch\.view_as_real on what comes out"):
+        to_onnx(Saying(torch.fft.rfft), torch.zeros(1, 4), tmp_path / "file")
+    with pytest.raises(ExportError, match=r"cannot run the exported file: .*Erf.*; export model\.float\(\)"):
+        to_onnx(nn.Sequential(nn.Linear(4, 4), nn.GELU()).double(), torch.zeros(1, 4), tmp_path / "file")
+    assert list(tmp_path.iterdir()) == []
 
 
 class ManyAtOnce(nn.Module):

@@ -59,9 +59,13 @@ def test_an_lstm_is_named_with_its_share(kind, rule):
     assert getattr(reached.after, kind) <= float(smallest) * getattr(reached.before, kind)
 
 
-def test_operations_that_no_layer_owns_are_named_by_the_module_around_them():
-    assert "of the FLOPs are outside of the layers that can be factored, such as memory (Memory)" in refused(
+def test_operations_that_no_layer_owns_are_named_by_the_module_around_them_and_why():
+    outside = "of the FLOPs are outside of the layers that can be factored, such as"
+    assert f"{outside} memory (Memory: overrides the forward of a recurrent layer" in refused(
         Recurrent(), "flops=0.1", TOKENS
+    )
+    assert f"{outside} mixed (parameter: used by Mixing in code of its own" in refused(
+        Mixing(), "flops=0.1", torch.randn(32, 16)
     )
 
 
@@ -91,11 +95,14 @@ def test_quantised_layers_are_named_with_their_share(kind):
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # of torch, that this way of its own is old
         model = torch.ao.quantization.quantize_dynamic(model, {nn.GRU})
+        fast = torch.ao.quantization.quantize_dynamic(layers(16, 64, 4), {nn.Linear})
     gates = 3 * 32 * (16 + 32) + 6 * 32
     share = gates / (gates + 33 * 4)
     said = refused(model, f"{kind}=0.2", torch.randn(8, 5, 16))
     assert "are in a GRU (0): quantized: compress first, quantize afterwards" in said
     assert kind == "bytes" or said.partition(" are in ")[0].endswith(f"{100 * share:.3g} % of the parameters")
+    said = refused(fast, "flops=0.2", torch.randn(8, 16))
+    assert "outside of the layers that can be factored, such as 0 (Linear: quantized: compress first" in said
 
 
 class Last(nn.Module):
@@ -116,7 +123,11 @@ def test_layers_that_nobody_selected_are_named_and_may_be_let_in():
 def test_a_tied_weight_is_named():
     model = nn.Sequential(nn.Embedding(50, 16), nn.Linear(16, 16), nn.Linear(16, 50, bias=False))
     model[2].weight = model[0].weight
-    assert "(0): tied to" in refused(model, "params=0.2", torch.arange(64).reshape(16, 4) % 50)
+    ids = torch.arange(64).reshape(16, 4) % 50
+    for where in (None, "0", "2", "1"):
+        said = refused(model, "params=0.2", ids, where=where)
+        assert said.count("74.6 % of the parameters") == 1, said
+    assert "(0): tied to" in refused(model, "params=0.2", ids)
 
 
 def test_where_nothing_is_in_the_way_the_smallest_ranks_are():

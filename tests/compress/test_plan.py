@@ -549,6 +549,18 @@ def test_budgets_survive_their_text(budget):
     assert parse_budget(f"{budget.kind}={budget.keep!r}{batch}") == budget
 
 
+def test_budgets_that_are_no_text_of_one_say_how_to_write_them():
+    for text, told in {
+        "params=0.5,flops=0.5": r"'0.5,flops=0.5' is not a number; give budgets one by one, as \['params=0.5', 'flops",
+        "params=0,5": "'0,5' is not a number; write decimals with a point",
+        "params=50%": "'50%' is not a number; write 0.5 for 50 %",
+        "params": r"write NAME=FRACTION, .* did you mean params=0.5\?",
+        "latency=a@64": "'a' is not a number",
+    }.items():
+        with pytest.raises(ValueError, match=told):
+            parse_budget(text)
+
+
 def test_rules_by_name():
     for rule in (Optimal(), Local(), Global(), Iterative()):
         assert rule_named(rule.name) == rule

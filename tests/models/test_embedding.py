@@ -43,6 +43,30 @@ def test_every_form_obeys_the_laws(layer):
     check_reader(read_embedding, layer.double(), torch.tensor([[0, 3, 2], [4, 1, 0]]))
 
 
+class Bags(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.bags = nn.EmbeddingBag(ROWS, WIDTH, mode="sum")
+
+    def forward(self, ids: Tensor, starts: Tensor) -> Tensor:
+        return self.bags(ids, starts)
+
+
+@pytest.mark.filterwarnings("ignore:`torch.jit.script` is deprecated:DeprecationWarning")
+@pytest.mark.parametrize("form", ["factored", "pivoted"])
+@pytest.mark.parametrize(("model", "given"), [
+    (Net(padding_idx=3), (drawn(4),)), (Bags(), (drawn(2).flatten(), torch.tensor([0, 5, 5]))),
+], ids=["Embedding", "EmbeddingBag"])  # fmt: skip
+def test_torchscript_compiles_what_is_factored(model, given, form):
+    small = rf.apply_(copy.deepcopy(model), rf.plan(model, "params=0.8", "truncate", example=given, forms=[form]))
+    torch.testing.assert_close(torch.jit.script(small)(*given), small(*given))
+
+
+def test_an_embedding_still_takes_no_offsets():
+    with pytest.raises(TypeError, match="belong to an EmbeddingBag"):
+        LowRankEmbedding(nn.Embedding(9, 6), 2)(torch.arange(4), torch.tensor([0, 2]))
+
+
 def test_a_site_is_the_transposed_table():
     site = sites(nn.ModuleDict({"e": nn.Embedding(9, 4)}))["e"]
     assert site.shape == (4, 9)

@@ -48,6 +48,13 @@ def test_sites_changes_nothing_and_works_without_values():
     assert sites(copy.deepcopy(model).to("meta")) == found
 
 
+def test_several_patterns_in_a_list_are_refused_with_the_remedy():
+    with pytest.raises(
+        TypeError, match=r"where=\['0', '2'\] is neither a pattern nor a function .* rankfold.sites.Names"
+    ):
+        sites(nn.Sequential(nn.Linear(4, 4)), ["0", "2"])
+
+
 def test_where_narrows_by_glob_or_predicate():
     model, _ = network("conv_net")
     assert [s.name for s in sites(model, "block.*")] == ["block.0", "block.3"]

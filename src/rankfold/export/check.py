@@ -10,9 +10,11 @@ import torch
 from torch import Tensor, nn
 
 from rankfold.costs import Example, evaluating
-from rankfold.export.errors import ExportError
-from rankfold.export.outputs import in_a_row
+from rankfold.export.errors import ExportError, first_line
+from rankfold.export.outputs import in_a_row, names_of
+from rankfold.export.slender import doubled, slender
 from rankfold.export.trace import Axis, Traced, other_sizes, traced
+from rankfold.export.written import Written
 
 _ENOUGH = 2  # other sizes at which the model itself runs
 _NEAR_TIES = 0.01  # of whole numbers, such as the place of a maximum, that rounding may turn
@@ -22,28 +24,42 @@ Run = Callable[[Example], Sequence[Tensor]]
 
 
 def exported(
-    root: nn.Module, example: Example, make: Callable[[Traced], tuple[Made, Run]], names: Sequence[str], who: str
-) -> tuple[Made, float]:
+    root: nn.Module, example: Example, output: Any, make: Callable[[Traced, Sequence[str]], tuple[Made, Run]], who: str
+) -> tuple[Made, Written]:
     """What ``make`` makes of the freest graph that computes what ``root`` does, and the largest difference.
 
-    ``make`` also gives a way to run it; ``names`` are those of its outputs, ``who`` is named in errors. Compared at two
-    batch sizes, and at other sizes of every free axis at which the model itself runs. An axis at which it never does,
-    or at which the two differ, is fixed as in the example. ``ExportError`` where not even the batch is free.
+    ``make`` is given names for the tensors in ``output``, the model's own answer to the example, and also gives a way
+    to run it; ``who`` is named in errors. Compared at two batch sizes, and at other sizes of every free axis at which
+    the model itself runs. An axis at which it never does, or at which the two differ, is fixed as in the example.
+    ``ExportError`` where not even the batch is free.
     """
     fixed: set[Axis] | None = set()  # None: every axis but the first
+    wide = slender(root, example)
     while True:
         wrong: list[Any] = []
         try:
-            graph = traced(root, example, fixed)
-            made, run = make(graph)
+            graph = traced(root, doubled(example, wide), fixed)
+            constant = {(which, place) for which, place in wide if graph.fixes(which, place)}
+            if constant:
+                wide -= constant
+                continue
+            names = names_of(output, [*graph.inputs, *graph.program.state_dict])
+            made, run = make(graph, names)
             check = _Check(root, graph, run, tuple(names), who)
             wrong = check.unfit()
             if not wrong:
-                return made, max(check.at(3), check.at(1), *check.differences)
+                difference = max(check.at(3), check.at(1), *check.differences)
+                return made, Written(difference, graph.shapes, graph.at_most)
         except ExportError:
-            if fixed is None:
+            if fixed is None and not wide:
                 raise
-        fixed = fixed | graph.axes(wrong) if wrong and fixed is not None else None
+        if wrong and fixed is not None:
+            fixed = fixed | graph.axes(wrong)
+            wide -= fixed
+        elif wide:
+            wide = set()
+        else:
+            fixed = None
 
 
 @dataclass(frozen=True, eq=False)
@@ -86,7 +102,15 @@ class _Check:
     def at(self, batch: int) -> float:
         """The largest difference in a batch of this size; ``ExportError`` if it is more than rounding."""
         given = self._given({}, batch)
-        return self._compared(given, self._expected(given))
+        try:
+            expected = self._expected(given)
+        except Exception as error:  # the user's own forward
+            raise ExportError(
+                f"the model does not run on a batch of {batch} made of the example, which it must for any size of the "
+                f"batch to be free: {first_line(error)}; give an example whose inputs have the samples of one batch "
+                "along their first axes"
+            ) from error
+        return self._compared(given, expected)
 
     def _given(self, sizes: Mapping[Any, int], batch: int) -> Example:
         return self.graph.resized(sizes, batch, torch.Generator().manual_seed(0))

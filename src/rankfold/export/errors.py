@@ -17,7 +17,7 @@ class ExportError(ValueError):
 @contextlib.contextmanager
 def quiet() -> Iterator[None]:
     """torch's exporters warn about their own insides, in the log and on standard output."""
-    names = ("torch.onnx", "torch.export", "torch._export", "onnxscript", "onnx_ir")
+    names = ("torch.onnx", "torch.export", "torch._export", "torch.fx", "onnxscript", "onnx_ir")
     loggers = [logging.getLogger(name) for name in names]
     levels = [logger.level for logger in loggers]
     for logger in loggers:

@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import importlib.util
-import inspect
-import re
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -15,8 +13,9 @@ from torch import Tensor, nn
 from rankfold.costs import Example
 from rankfold.export.check import Run, exported
 from rankfold.export.errors import ExportError, first_line, quiet
-from rankfold.export.outputs import answering, in_a_row, names_of
+from rankfold.export.outputs import answering, in_a_row
 from rankfold.export.trace import Traced, answer, flat, ready
+from rankfold.export.written import Written
 from rankfold.run.disk.files import write_atomically
 
 _LARGEST = 2**31 - 1  # a protocol buffer holds no more
@@ -24,7 +23,7 @@ _RUN = (torch.float32, torch.float64, torch.float16)  # in which onnxruntime com
 _WHO = "onnxruntime"
 
 
-def to_onnx(model: nn.Module, example: Any, path: str | Path) -> float:
+def to_onnx(model: nn.Module, example: Any, path: str | Path) -> Written:
     """Write ``model`` as ONNX, and compare what was written with it.
 
     The batch is free, and so is every other axis (length of a sequence, height, width) at which the model itself runs
@@ -39,7 +38,7 @@ def to_onnx(model: nn.Module, example: Any, path: str | Path) -> float:
 
     Returns:
         The largest absolute difference to onnxruntime, on random input of two batch sizes and of other sizes of every
-        free axis.
+        free axis: a number, whose ``inputs`` tell the axes of every input, those that are free by a name.
 
     Raises:
         ExportError: onnx packages missing, a precision in which onnxruntime does not compute on a CPU, a model that
@@ -56,15 +55,20 @@ def to_onnx(model: nn.Module, example: Any, path: str | Path) -> float:
     if missing:
         raise ExportError(f"ONNX needs {', '.join(missing)}: pip install 'rankfold[onnx]'")
     root, example = ready(model, example)
-    _check_precision(root, example)
-    names = names_of(answer(root, example), list(inspect.signature(root.forward).parameters))
-    with answering(root, in_a_row):
-        data, difference = exported(root, example, lambda traced: _made(traced, names), names, _WHO)
+    output = answer(root, example)
+    _check_precision(root, example, output)
+    with answering(root, in_a_row, example.kwargs):
+        data, written = exported(root, example, output, _made, _WHO)
     write_atomically(Path(path), data)
-    return difference
+    return written
 
 
-def _check_precision(root: nn.Module, example: Example) -> None:
+def _check_precision(root: nn.Module, example: Example, output: Any) -> None:
+    if any(tensor.is_complex() for tensor in (*flat(example), *in_a_row(output))):
+        raise ExportError(
+            "the model takes or gives complex numbers, which onnxruntime does not know: export a module that calls "
+            "torch.view_as_complex on what goes in and torch.view_as_real on what comes out, or use torch-export"
+        )
     for tensor in (*root.parameters(), *root.buffers(), *flat(example)):
         if tensor.is_floating_point() and tensor.dtype not in _RUN:
             kind = str(tensor.dtype).removeprefix("torch.")
@@ -85,25 +89,21 @@ def _made(traced: Traced, names: Sequence[str]) -> tuple[bytes, Run]:
             ) from error
     assert written is not None
     proto = written.model_proto
-    _name_axes(proto, traced.names)
+    _name_axes(proto, traced)
     if proto.ByteSize() > _LARGEST:
         raise ExportError("the model is larger than 2 GB, which one ONNX file cannot hold: use torch-export")
     data: bytes = proto.SerializeToString()
     return data, _session(data, traced)
 
 
-def _name_axes(proto: Any, names: dict[str, str]) -> None:
+def _name_axes(proto: Any, traced: Traced) -> None:
     """Call free axes by what they are instead of by torch's symbols, also within expressions."""
-
-    def name(found: re.Match[str]) -> str:
-        return names.get(found[0], found[0])
-
     for value in (*proto.graph.input, *proto.graph.output, *proto.graph.value_info):
         for axis in value.type.tensor_type.shape.dim:
             if axis.dim_param.isdigit():  # fixed after all
                 axis.dim_value = int(axis.dim_param)
             elif axis.dim_param:
-                axis.dim_param = re.sub(r"\bs\d+\b", name, axis.dim_param)
+                axis.dim_param = traced.named(axis.dim_param)
 
 
 def _session(data: bytes, traced: Traced) -> Run:
@@ -113,9 +113,7 @@ def _session(data: bytes, traced: Traced) -> Run:
     try:
         session = onnxruntime.InferenceSession(data, providers=["CPUExecutionProvider"])
     except Exception as error:  # onnxruntime raises exceptions of its own for each fault
-        raise ExportError(
-            f"onnxruntime cannot run the exported file: {first_line(error)}; torch-export may work for this model"
-        ) from error
+        raise _cannot_run(error, traced) from error
     asked = [node.name for node in session.get_inputs()]
 
     def run(given: Example) -> list[Tensor]:
@@ -123,9 +121,15 @@ def _session(data: bytes, traced: Traced) -> Run:
         try:
             outputs = session.run(None, {name: every[name] for name in asked})
         except Exception as error:
-            raise ExportError(
-                f"onnxruntime cannot run the exported file: {first_line(error)}; torch-export may work for this model"
-            ) from error
+            raise _cannot_run(error, traced) from error
         return [torch.as_tensor(output) for output in outputs]
 
     return run
+
+
+def _cannot_run(error: Exception, traced: Traced) -> ExportError:
+    wide = all(x.dtype == torch.float32 for x in traced.program.state_dict.values() if x.is_floating_point())
+    remedy = "" if wide else "export model.float(), for which it knows more operations; "
+    return ExportError(
+        f"onnxruntime cannot run the exported file: {first_line(error)}; {remedy}torch-export may work for this model"
+    )

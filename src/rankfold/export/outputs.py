@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import functools
-from collections.abc import Callable, Iterator, Mapping, Sequence
+import inspect
+import itertools
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import Any
 
@@ -13,14 +15,22 @@ from rankfold.objectives.answer import INTERNAL, named_tensors
 
 
 @contextmanager
-def answering(root: nn.Module, change: Callable[[Any], Any]) -> Iterator[None]:
-    """Within the block ``root`` gives ``change`` of what it gives; its parameters keep their names."""
+def answering(root: nn.Module, change: Callable[[Any], Any], given: Collection[str]) -> Iterator[None]:
+    """Within the block ``root`` gives ``change`` of what it gives; its parameters keep their names.
+
+    Keywords in ``given`` that would be part of its ``**kwargs`` are parameters there, as torch looks for them in two ways.
+    """
     own, forward = vars(root).get("forward"), root.forward
 
     @functools.wraps(forward)
     def changed(*args: Any, **kwargs: Any) -> Any:
         return change(forward(*args, **kwargs))
 
+    signature = inspect.signature(forward)
+    known = [each for each in signature.parameters.values() if each.kind is not each.VAR_KEYWORD]
+    more = [name for name in given if name not in signature.parameters]
+    named = [inspect.Parameter(name, inspect.Parameter.KEYWORD_ONLY) for name in more]
+    vars(changed)["__signature__"] = signature.replace(parameters=[*known, *named])
     root.forward = changed
     try:
         yield
@@ -46,8 +56,9 @@ def plain(output: Any) -> Any:
 
 
 def _named(members: Mapping[Any, Any]) -> dict[str, Any]:
-    kept = {str(name): member for name, member in members.items() if str(name) not in INTERNAL}
-    return {name: plain(member) for name, member in kept.items() if named_tensors(member)}
+    kept = [(str(name), member) for name, member in members.items() if str(name) not in INTERNAL]
+    names = _apart([name for name, _ in kept])
+    return {name: plain(member) for name, (_, member) in zip(names, kept, strict=True) if named_tensors(member)}
 
 
 def in_a_row(output: Any) -> tuple[Tensor, ...]:
@@ -57,7 +68,16 @@ def in_a_row(output: Any) -> tuple[Tensor, ...]:
 
 def names_of(output: Any, taken: Sequence[str]) -> list[str]:
     """A name for each of ``in_a_row``: the model's own, ``output`` or ``output_0`` … where it has none. None is in
-    ``taken``, the names of the inputs."""
+    ``taken``, the names of inputs and of parameters, and no two are alike."""
     places = [place for place, _ in named_tensors(output)]
-    names = ["output"] if places == [""] else [f"output_{place}" if place[:1].isdigit() else place for place in places]
-    return [f"output_{name}" if name in taken else name for name in names]
+    names = [f"output_{place}" if place[:1].isdigit() else place or "output" for place in places]
+    return _apart([f"output_{name}" if name in taken else name for name in names], taken)
+
+
+def _apart(names: Sequence[str], taken: Sequence[str] = ()) -> list[str]:
+    """The names, with a number behind those that were there before."""
+    found: list[str] = []
+    for name in names:
+        ways = itertools.chain([name], (f"{name}_{number}" for number in itertools.count(2)))
+        found.append(next(way for way in ways if way not in {*found, *taken}))
+    return found

@@ -13,12 +13,13 @@ from torch import Tensor, nn
 from rankfold.costs import Example
 from rankfold.export.check import Run, exported
 from rankfold.export.errors import ExportError, first_line, quiet
-from rankfold.export.outputs import answering, in_a_row, names_of, plain
+from rankfold.export.outputs import answering, in_a_row, plain
 from rankfold.export.trace import Traced, answer, ready
+from rankfold.export.written import Written
 from rankfold.run.disk.files import write_atomically
 
 
-def to_torch_export(model: nn.Module, example: Any, path: str | Path) -> float:
+def to_torch_export(model: nn.Module, example: Any, path: str | Path) -> Written:
     """Write ``model`` as a ``.pt2`` of ``torch.export``.
 
     An output with names becomes a dict of its tensors, without caches and losses. The program is compared in memory,
@@ -30,7 +31,7 @@ def to_torch_export(model: nn.Module, example: Any, path: str | Path) -> float:
         path: of the file.
 
     Returns:
-        The largest absolute difference, as in ``to_onnx``; free axes are as there.
+        As ``to_onnx``.
 
     Raises:
         ExportError: as in ``to_onnx``.
@@ -41,17 +42,17 @@ def to_torch_export(model: nn.Module, example: Any, path: str | Path) -> float:
         True
     """
     root, example = ready(model, example)
-    names = names_of(answer(root, example), ())
-    with answering(root, plain):
-        program, difference = exported(root, example, _made, names, "the exported program")
+    output = answer(root, example)
+    with answering(root, plain, example.kwargs):
+        program, written = exported(root, example, output, _made, "the exported program")
     buffer = io.BytesIO()
     with quiet():
         torch.export.save(program, buffer)
     write_atomically(Path(path), buffer.getvalue())
-    return difference
+    return written
 
 
-def _made(traced: Traced) -> tuple[torch.export.ExportedProgram, Run]:
+def _made(traced: Traced, names: Sequence[str]) -> tuple[torch.export.ExportedProgram, Run]:
     module = traced.program.module()
 
     def run(given: Example) -> Sequence[Tensor]:

@@ -15,10 +15,12 @@ from torch.utils import _pytree as pytree
 from rankfold.batches import Listed
 from rankfold.costs import Example, evaluating, with_batch
 from rankfold.export.errors import ExportError, first_line, quiet
+from rankfold.objectives.answer import named_tensors
 from rankfold.sites import unwrap
 
 Axis = tuple[int, int]  # which input, of all in a row, and which of its axes
 
+_ANY = 1 << 20  # samples in a batch that has no bound of its own
 _SPATIAL = {4: ("height", "width"), 5: ("depth", "height", "width")}
 
 
@@ -54,6 +56,28 @@ class Traced:
                     title = _title(place, len(axes))
                     found[str(size)] = title if title not in found.values() else f"{name}_{title}"
         return found
+
+    def fixes(self, which: int, place: int) -> bool:
+        return _whole(self.sizes[which][place])
+
+    @property
+    def shapes(self) -> dict[str, tuple[int | str, ...]]:
+        """Of every input its axes, those that are free by their names."""
+        return {
+            name: tuple(size if _whole(size) else self.named(str(size)) for size in axes)
+            for name, axes in zip(self.inputs, self.sizes, strict=True)
+        }
+
+    @property
+    def at_most(self) -> dict[str, int]:
+        """The largest size of every free axis that has one, by its name."""
+        free = [*([] if self.batch is None else [self.batch]), *self.free]
+        most = {self.named(str(symbol)): self.bounds(symbol)[1] for symbol in free}
+        return {name: int(high) for name, high in most.items() if high < _ANY}
+
+    def named(self, expression: str) -> str:
+        """An expression of torch's symbols in ``names``."""
+        return re.sub(r"\bs\d+\b", lambda found: self.names.get(found[0], found[0]), expression)
 
     def axes(self, symbols: Sequence[Any]) -> set[Axis]:
         """Where these symbols stand."""
@@ -130,12 +154,18 @@ def ready(model: nn.Module, example: Any) -> tuple[nn.Module, Example]:
 
 
 def answer(root: nn.Module, example: Example) -> Any:
-    """What the model says to the example; ``ExportError`` if it does not take it."""
+    """What the model says to the example; ``ExportError`` if it does not take it, or says nothing."""
     with evaluating(root):
         try:
-            return root(*example.args, **example.kwargs)
+            output = root(*example.args, **example.kwargs)
         except Exception as error:  # the user's own forward
             raise ExportError(f"the model cannot be called with the example: {first_line(error)}") from error
+    if not named_tensors(output):
+        raise ExportError(
+            f"the model returned a {type(output).__name__}, in which there is no tensor: export a module whose forward "
+            "returns tensors, alone or in a tuple, a mapping or a dataclass"
+        )
+    return output
 
 
 def traced(root: nn.Module, example: Example, fixed: Set[Axis] | None) -> Traced:
@@ -144,7 +174,7 @@ def traced(root: nn.Module, example: Example, fixed: Set[Axis] | None) -> Traced
     given = in_order(root, with_batch(example, 2))  # a batch of 1 would be taken for a constant
     with evaluating(root), quiet():
         try:
-            program = _program(root, given, fixed, 1 << 20)
+            program = _program(root, given, fixed, _ANY)
         except Exception as error:  # tracing runs the user's own forward, and torch raises exceptions of many kinds
             # the model itself takes another way from some batch on: this one holds below
             largest = re.search(r"Dim\('batch'.*?max=(\d+)\)", str(error))

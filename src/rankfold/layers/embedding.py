@@ -24,20 +24,19 @@ class LowRankEmbedding(RefusesWeight, nn.Module):
     and ``down`` gives it no gradient. Settings are those of the layer that it stands for.
     """
 
-    down: Any
-    up: Any
+    __constants__ = ["bags"]  # noqa: RUF012  # torch.jit.script compiles one way alone
 
     def __init__(self, like: Any, rank: int, bias: bool = False, **factory: Any) -> None:
         super().__init__()
-        bags = isinstance(like, nn.EmbeddingBag)
+        self.bags = bags = isinstance(like, nn.EmbeddingBag)
         for name in (*_SETTINGS, *(_OF_BAGS if bags else ())):
             setattr(self, name, getattr(like, name))
         self.rank = rank
         settings = {name: getattr(like, name) for name in ("padding_idx", "scale_grad_by_freq", "sparse")}
         settings |= {name: getattr(like, name) for name in (_OF_BAGS if bags else ())}
         kind = nn.EmbeddingBag if bags else nn.Embedding
-        self.down = kind(like.num_embeddings, rank, **settings, **factory)
-        self.up = self._second(like.embedding_dim, bias, factory)
+        self.down: Any = kind(like.num_embeddings, rank, **settings, **factory)
+        self.up: Any = self._second(like.embedding_dim, bias, factory)
 
     def _second(self, width: int, bias: bool, factory: dict[str, Any]) -> nn.Module:
         return nn.Linear(self.rank, width, bias=bias, **factory)
@@ -55,10 +54,14 @@ class LowRankEmbedding(RefusesWeight, nn.Module):
 
     def forward(self, input: Tensor, offsets: Tensor | None = None, per_sample_weights: Tensor | None = None) -> Tensor:
         """See ``torch.nn.Embedding.forward`` and, for the last two arguments, ``torch.nn.EmbeddingBag.forward``."""
-        if offsets is None and per_sample_weights is None:
+        if self.bags:
+            found = self.down(input, offsets, per_sample_weights)
+        elif offsets is None and per_sample_weights is None:
             found = self.down(input)
         else:
-            found = self.down(input, offsets, per_sample_weights)
+            raise TypeError(
+                "offsets and weights of samples belong to an EmbeddingBag, and this stands for an Embedding"
+            )
         return self.up(found).to(found.dtype)  # a table gives its own dtype, under autocast too
 
     def _product(self) -> Tensor:

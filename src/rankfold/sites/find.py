@@ -216,7 +216,14 @@ def _same_product(module: nn.Module, names: dict[nn.Module, list[str]]) -> tuple
 
 
 def wanted(where: Where, path: str, module: nn.Module) -> bool:
-    return fits(path, where) if isinstance(where, str) else where(path, module)
+    if isinstance(where, str):
+        return fits(path, where)
+    if not callable(where):
+        raise TypeError(
+            f"where={where!r} is neither a pattern nor a function of a layer's name and module: give several patterns "
+            "as rankfold.sites.Names(only=(…), exclude=(…))"
+        )
+    return where(path, module)
 
 
 def missed(model: nn.Module, where: Where | None) -> str:

@@ -46,7 +46,8 @@ def obstacle(
     """
     unit, parts = _UNITS.get(budget.kind, budget.kind), defaultdict[tuple[str, str], _Part](_Part)
     outside = () if of_sites else _outside(known, choices, axis, budget, whole)
-    for name, kind, why, cost in (*_kept(known, choices, axis, beside), *outside):
+    once = isinstance(budget, Params | Bytes)
+    for name, kind, why, cost in (*_kept(known, choices, axis, beside, once), *outside):
         part = parts[kind, why]
         part.cost += cost
         part.names += [name] if name else []
@@ -73,13 +74,15 @@ def _smaller(group: Sequence[Option], axis: int) -> bool:
 
 
 def _kept(
-    known: Profile, choices: Mapping[str, Sequence[Option]], axis: int, beside: str
+    known: Profile, choices: Mapping[str, Sequence[Option]], axis: int, beside: str, once: bool
 ) -> Iterator[tuple[str, str, str, float]]:
-    """(name, kind, why, cost) of the sites that no option makes cheaper."""
+    """(name, kind, why, cost) of the sites that no option makes cheaper; ``once``: of those that are tied the first."""
+    told = set[str]()  # layers whose weight is that of one before
     for site in known.sites:
         group = choices.get(site.name, ())
-        if not group or _smaller(group, axis):
+        if not group or _smaller(group, axis) or (once and site.name in told):
             continue
+        told |= {name.rpartition(".")[0] for name in site.tied_to}
         why = site.note or known.unsolved.get(site.name, "")
         if not why and site.forms == {Form.KEEP}:
             why = "never factored"
@@ -97,9 +100,13 @@ def _outside(
     rest = whole - sum(group[0].costs[axis] for group in choices.values())
     if isinstance(budget, Params | Bytes) and known.model is not None:
         parameters, reasons = dict(known.model.named_parameters(remove_duplicate=False)), dict[str, str]()
+        seen = {id(parameters.get(name)) for site in known.sites for name in site.tied_to}
         left = [(name, why) for name, why in known.sites.left_out if name in parameters]
         for name, why in sorted(left, key=lambda item: -parameters[item[0]].numel()):
             size, owner = parameters[name], name.rpartition(".")[0]
+            if id(size) in seen:  # of another part as well
+                continue
+            seen.add(id(size))
             cost = size.numel() * (size.element_size() if isinstance(budget, Bytes) else 1)
             rest -= cost
             if not owner:  # of the model itself, which is no layer
@@ -126,14 +133,20 @@ def _held(layers: Sequence[tuple[str, nn.Module]], budget: Resource) -> int:
 
 
 def _example(known: Profile) -> str:
-    """The largest module of which nothing is known but that it has parameters."""
-    parameters = {} if known.model is None else dict(known.model.named_parameters(remove_duplicate=False))
-    others = [name for name, why in known.sites.left_out if name in parameters and why != NOT_SELECTED]
-    largest = max(others, key=lambda name: parameters[name].numel(), default=None)
-    if known.model is None or largest is None or parameters[largest].dim() < 2:
+    """The largest part that is no site, and why."""
+    if known.model is None:
         return ""
-    owner = largest.rpartition(".")[0]
-    return f", such as {owner} ({type(known.model.get_submodule(owner)).__name__})" if owner else ""
+    parameters, sizes = dict(known.model.named_parameters(remove_duplicate=False)), dict[tuple[str, str], int]()
+    for name, why in known.sites.left_out:
+        if name not in parameters:  # a quantised layer, whose weights are no parameters
+            sizes[name, why] = _held([(name, known.model.get_submodule(name))], Params(1.0))
+        elif parameters[name].dim() > 1 and why != NOT_SELECTED:
+            sizes[name.rpartition(".")[0] or name, why] = parameters[name].numel()
+    if not sizes:
+        return ""
+    largest, why = max(sizes, key=lambda part: sizes[part])
+    kind = _OWN if largest in parameters else type(known.model.get_submodule(largest)).__name__
+    return f", such as {largest} ({kind}: {why.removeprefix(f'{kind}: ')})"
 
 
 def _said(share: float, unit: str, kind: str, why: str, part: _Part) -> str:

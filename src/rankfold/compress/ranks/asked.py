@@ -103,18 +103,27 @@ def parse_budget(text: str) -> Budget:
     fraction, at, batch = value.partition("@")
     try:
         if name == "latency":
-            return _latency(float(fraction), batch) if at else Latency(float(fraction))
+            return _latency(_number(fraction), batch) if at else Latency(_number(fraction))
         if found and name in ("params", "flops", "bytes", "energy") and not at:
-            return _KINDS[name](float(value))
+            return _KINDS[name](_number(value))
     except ValueError as error:
         percent = "; write 0.5 for 50 %" if "%" in value or value.isdecimal() else ""
         raise ValueError(f"budget {text!r}: {error}{percent}") from None
     near = get_close_matches(name, ["params", "flops", "bytes", "energy", "latency"], 1)
+    meant = f"; did you mean {near[0]}{'' if found else '=0.5'}?" if near else ""
     raise ValueError(
         f"budget {text!r} is not understood: write NAME=FRACTION, where NAME is params, flops, bytes, latency "
-        "(latency=0.8@64 for batch 64, latency=0.8@decode for a token) or "
-        f"energy{f'; did you mean {near[0]}?' if near else ''}"
+        f"(latency=0.8@64 for batch 64, latency=0.8@decode for a token) or energy{meant}"
     )
+
+
+def _number(text: str) -> float:
+    try:
+        return float(text)
+    except ValueError:
+        several = "give budgets one by one, as ['params=0.5', 'flops=0.5'] or --budget params=0.5 --budget flops=0.5"
+        remedy = f"; {several}" if "=" in text else "; write decimals with a point" if "," in text else ""
+        raise ValueError(f"{text!r} is not a number{remedy}") from None
 
 
 def parsed(budget: str | Budget | Sequence[str | Budget]) -> tuple[Budget, ...]:

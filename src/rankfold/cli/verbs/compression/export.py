@@ -59,10 +59,13 @@ def export(
                 )
             return
         write = to_onnx if to is Target.onnx else to_torch_export
-        difference = write(loaded.model, loaded.needed_example(), out)
+        written = write(loaded.model, loaded.needed_example(), out)
     size = out.stat().st_size
     if as_json:
-        print_json({"file": str(out), "format": to.value, "bytes": size, "max_abs_difference": difference})
+        told = {"file": str(out), "format": to.value, "bytes": size, "max_abs_difference": written}
+        print_json(told | {"inputs": written.inputs, "at_most": written.at_most})
         return
     ran = "onnxruntime" if to is Target.onnx else "the exported program"
-    print(f"{out}: {count(size)} bytes; {ran} differs from the model by at most {difference:.2g} on random input")
+    print(f"{out}: {count(size)} bytes; {ran} differs from the model by at most {written:.2g} on random input")
+    print("inputs, with the axes that are free by their names:")
+    print(*(f"  {line}" for line in written.sizes), sep="\n")
