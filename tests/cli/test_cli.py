@@ -164,9 +164,10 @@ def test_plan_show_apply_evaluate_export(weights, tmp_path):
     exported = succeeded("export", out, "--to", "torch-export", "-o", tmp_path / "model.pt2")
     assert exported["max_abs_difference"] < 1e-4
     assert (tmp_path / "model.pt2").stat().st_size == exported["bytes"]
-    assert exported["inputs"] == {"input": ["batch", 1, "height", "width"]} and exported["at_most"] == {}
+    assert exported["inputs"] == {"x": ["batch", 1, 8, 8]}
+    assert exported["at_most"] == {}
     told = rankfold("export", out, "--to", "torch-export", "-o", tmp_path / "model.pt2").stdout
-    assert "  input (batch, 1, height, width)\n" in told
+    assert "  x (batch, 1, 8, 8)\n" in told
 
 
 def test_an_edited_plan_is_carried_out(weights, tmp_path):

@@ -385,6 +385,20 @@ def test_split_attention_shares_parameters_and_puts_everything_back():
     assert not bool((attention.in_proj_weight[8:] == 7).any())
 
 
+@pytest.mark.filterwarnings("ignore:`torch.jit:DeprecationWarning")
+@pytest.mark.parametrize("layer", [
+    nn.LSTM(8, 8), nn.GRUCell(8, 8), nn.MultiheadAttention(8, 2), nn.TransformerEncoderLayer(8, 2, 8),
+], ids=lambda layer: type(layer).__name__)  # fmt: skip
+def test_what_is_taken_apart_is_not_compiled_by_torchscript_and_says_so(layer):
+    torch.jit.script(layer)
+    with (
+        opened(nn.Sequential(layer)) as model,
+        pytest.raises(NotImplementedError, match="cannot compile a Split") as told,
+    ):
+        torch.jit.script(model)
+    assert "use torch.jit.trace(model, example), or compress without the layer (--exclude PATTERN" in str(told.value)
+
+
 def test_weight_of_a_factored_layer_is_differentiable(generator):
     layer = LowRankLinear(5, 2, 4, dtype=torch.float64)
     x = torch.randn(3, 5, generator=generator, dtype=torch.float64)

@@ -18,7 +18,7 @@ from rankfold.objectives.answer import INTERNAL, named_tensors
 def answering(root: nn.Module, change: Callable[[Any], Any], given: Collection[str]) -> Iterator[None]:
     """Within the block ``root`` gives ``change`` of what it gives; its parameters keep their names.
 
-    Keywords in ``given`` that would be part of its ``**kwargs`` are parameters there, as torch looks for them in two ways.
+    Keywords in ``given`` that would be part of its ``**kwargs`` are parameters there: torch looks for them in two ways.
     """
     own, forward = vars(root).get("forward"), root.forward
 

@@ -13,7 +13,7 @@ from rankfold.export.trace import Axis, flat
 
 
 def slender(root: nn.Module, example: Example) -> set[Axis]:
-    """Where the example has a size of 1 behind the first axis that can be 2, too, at this place of all inputs or of one."""
+    """Where the example has a size of 1 behind the first axis that can be 2, at this place of all inputs or of one."""
     ones = [
         (which, place) for which, x in enumerate(flat(example)) for place in range(1, x.dim()) if x.shape[place] == 1
     ]

@@ -6,8 +6,10 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from rankfold.layers.weights.scripting import EXCLUDED, Traced
 
-class SplitAttention(nn.Module):
+
+class SplitAttention(Traced):
     """``nn.MultiheadAttention`` with q, k, v and output projections as four ordinary linear layers.
 
     The built-in module keeps its projections in one parameter and reads the output projection's weight without
@@ -16,6 +18,7 @@ class SplitAttention(nn.Module):
     it instead of its fused kernel.
     """
 
+    unscripted = ("whose matrices are layers of their own", f"the layer {EXCLUDED}")
     in_proj_bias = None
     in_proj_weight = None
     bias_k = None

@@ -59,9 +59,7 @@ class LowRankEmbedding(RefusesWeight, nn.Module):
         elif offsets is None and per_sample_weights is None:
             found = self.down(input)
         else:
-            raise TypeError(
-                "offsets and weights of samples belong to an EmbeddingBag, and this stands for an Embedding"
-            )
+            raise TypeError("offsets and weights of samples belong to an EmbeddingBag: this is an Embedding")
         return self.up(found).to(found.dtype)  # a table gives its own dtype, under autocast too
 
     def _product(self) -> Tensor:

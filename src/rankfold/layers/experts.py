@@ -15,15 +15,18 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from rankfold.layers.weights.refuse import RefusesWeight
+from rankfold.layers.weights.scripting import EXCLUDED, Traced
 from rankfold.layers.weights.weight import guarded
 
 
-class SplitExperts(nn.Module):
+class SplitExperts(Traced):
     """The experts of a transformers model, with ``enter`` and ``leave`` as layers of their own; same call, same result.
 
     ``gate(self, x)``: what stands between the two; what it reads of ``self`` is set on this module. ``enter_bias``
     (experts, width) and ``leave_bias`` (experts, m), or None.
     """
+
+    unscripted = ("whose matrices are layers of their own", f"the layer {EXCLUDED}")
 
     def __init__(
         self,

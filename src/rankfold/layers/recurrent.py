@@ -15,6 +15,7 @@ from torch.nn.utils.rnn import PackedSequence
 
 from rankfold.layers.linear import LowRankLinear
 from rankfold.layers.pivoted import Completion, PivotedLinear
+from rankfold.layers.weights.scripting import EXCLUDED, Traced
 from rankfold.layers.weights.weight import FactoredWeight
 
 State = tuple[Tensor, ...]  # (h,), of an LSTM (h, c)
@@ -45,7 +46,7 @@ _KERNELS: dict[str, Any] = {
 }  # fmt: skip
 
 
-class SplitRecurrent(nn.Module):
+class SplitRecurrent(Traced):
     """``nn.LSTM``, ``nn.GRU`` or ``nn.RNN`` with every matrix as a linear layer; same arguments, same result.
 
     Children ``ih_l0`` (from the input), ``hh_l0`` (from the state), of an LSTM with projections ``hr_l0``, then
@@ -54,6 +55,8 @@ class SplitRecurrent(nn.Module):
     each call, since a time step costs less than the bookkeeping of its gradients. Hooks on the children, or other
     layers in their places, keep to the products.
     """
+
+    unscripted = ("whose steps are a loop of Python (a trace keeps the example's length)", f"the layer {EXCLUDED}")
 
     def __init__(self, like: Any) -> None:
         super().__init__()
@@ -194,9 +197,11 @@ class SplitRecurrent(nn.Module):
         return f"{said}, batch_first={self.batch_first}, bidirectional={self.bidirectional}"
 
 
-class SplitCell(nn.Module):
+class SplitCell(Traced):
     """``nn.LSTMCell``, ``nn.GRUCell`` or ``nn.RNNCell`` as two linear layers, ``ih`` from the input and ``hh`` from the
     state; same arguments, same result."""
+
+    unscripted = ("whose matrices are layers of their own", f"the layer {EXCLUDED}")
 
     def __init__(self, mode: str, input_size: int, hidden_size: int) -> None:
         super().__init__()

@@ -12,6 +12,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from rankfold.layers.weights.scripting import Traced
 from rankfold.layers.weights.weight import FactoredWriteError, guarded
 
 _STORED = (
@@ -20,8 +21,10 @@ _STORED = (
 )
 
 
-class WholeNumbers(nn.Module):
+class WholeNumbers(Traced):
     """Something that stores a matrix as whole numbers: ``numbers`` of them are weights, which count as parameters."""
+
+    unscripted = ("whose weights are whole numbers", "the forms 'int8' and 'residual'")
 
     @property
     def numbers(self) -> int:
@@ -37,13 +40,6 @@ class WholeNumbers(nn.Module):
         made = guarded(self.dense())
         made._is_hf_initialized = True  # type: ignore[attr-defined]  # nothing here is to be drawn at random
         return made
-
-    def __prepare_scriptable__(self) -> Any:
-        """Asked by ``torch.jit.script``, which compiles no weight that is made at each read."""
-        raise NotImplementedError(
-            f"torch.jit.script cannot compile a {type(self).__name__}, whose weights are whole numbers: use "
-            "torch.jit.trace(model, example), or compress without the forms 'int8' and 'residual'"
-        )
 
     def __setattr__(self, name: str, value: Any) -> None:
         if name == "weight":

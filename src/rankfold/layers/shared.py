@@ -18,6 +18,7 @@ from rankfold.layers.linear import LowRankLinear
 from rankfold.layers.pivoted import Completion
 from rankfold.layers.weights.matrices import PivotedMatrix
 from rankfold.layers.weights.rule import Factors
+from rankfold.layers.weights.scripting import Traced
 from rankfold.layers.weights.weight import weight_of
 
 
@@ -45,9 +46,10 @@ class Share(Completion):
         self.register_buffer("order", torch.empty(size, dtype=torch.int32, device=factory.get("device")))
 
 
-class Shared(LowRankLinear):
+class Shared(Traced, LowRankLinear):
     """One of the layers of a group. ``number``: which; ``members``: how many there are."""
 
+    unscripted = ("which shares its first factor with other layers", "the form 'shared'")
     number: int = 0
     members: int = 1
 
@@ -65,14 +67,6 @@ class Shared(LowRankLinear):
 
     def forward(self, input: Tensor) -> Tensor:
         return self.up(self.first.between(input, self.number))
-
-    def __prepare_scriptable__(self) -> Any:
-        """Asked by ``torch.jit.script``, which knows no layer outside of a layer."""
-        raise NotImplementedError(
-            f"torch.jit.script cannot compile a {type(self).__name__} (in_features={self.in_features}, "
-            f"out_features={self.out_features}, rank={self.rank}), which shares its first factor with other layers: "
-            "use torch.jit.trace(model, example), or compress without the form 'shared'"
-        )
 
 
 class SharedFirst(Shared):
