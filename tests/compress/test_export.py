@@ -273,6 +273,23 @@ def test_an_axis_of_one_in_the_example_is_free_where_the_model_leaves_it_free(tm
     )  # fmt: skip
 
 
+class Squeezing(nn.Module):
+    """Does something else with a sequence of one step than with a longer one."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.layer = nn.Linear(8, 8)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.layer(x) * (3 if x.shape[1] == 1 else 1)
+
+
+def test_an_axis_of_one_is_fixed_where_one_is_a_case_of_its_own(tmp_path):
+    net, x = Squeezing().eval(), torch.randn(2, 1, 8)
+    assert to_onnx(net, x, tmp_path / "file").inputs == {"x": ("batch", 1, 8)}
+    torch.testing.assert_close(ran(tmp_path / "file", x=x)[0], net(x).detach(), rtol=1e-4, atol=1e-5)
+
+
 # ---- outputs --------------------------------------------------------------------------------------------------------
 
 

@@ -48,8 +48,8 @@ def exported(
             check = _Check(root, graph, run, tuple(names), who)
             wrong = check.unfit()
             if not wrong:
-                difference = max(check.at(3), check.at(1), *check.differences)
-                return made, Written(difference, graph.shapes, graph.at_most)
+                sizes = [check.at(3), check.at(1), *([check.of(example)] if wide else [])]
+                return made, Written(max(*sizes, *check.differences), graph.shapes, graph.at_most)
         except ExportError:
             if fixed is None and not wide:
                 raise
@@ -101,14 +101,17 @@ class _Check:
 
     def at(self, batch: int) -> float:
         """The largest difference in a batch of this size; ``ExportError`` if it is more than rounding."""
-        given = self._given({}, batch)
+        return self.of(self._given({}, batch))
+
+    def of(self, given: Example) -> float:
+        """The same of this input."""
         try:
             expected = self._expected(given)
         except Exception as error:  # the user's own forward
             raise ExportError(
-                f"the model does not run on a batch of {batch} made of the example, which it must for any size of the "
-                f"batch to be free: {first_line(error)}; give an example whose inputs have the samples of one batch "
-                "along their first axes"
+                f"the model does not run on a batch of {given.samples} made of the example, which it must for the size "
+                f"of the batch to be free: {first_line(error)}; give an example whose inputs have the samples of one "
+                "batch along their first axes"
             ) from error
         return self._compared(given, expected)
 

@@ -62,8 +62,8 @@ def export(
         written = write(loaded.model, loaded.needed_example(), out)
     size = out.stat().st_size
     if as_json:
-        told = {"file": str(out), "format": to.value, "bytes": size, "max_abs_difference": written}
-        print_json(told | {"inputs": written.inputs, "at_most": written.at_most})
+        said = {"file": str(out), "format": to.value, "bytes": size, "max_abs_difference": written}
+        print_json(said | {"inputs": written.inputs, "at_most": written.at_most})
         return
     ran = "onnxruntime" if to is Target.onnx else "the exported program"
     print(f"{out}: {count(size)} bytes; {ran} differs from the model by at most {written:.2g} on random input")
