@@ -107,10 +107,11 @@ class Branching(nn.Module):
 
 
 @pytest.mark.parametrize("write", [to_onnx, to_torch_export])
-def test_a_model_that_cannot_be_traced_is_told_in_one_line(write, tmp_path):
+def test_a_model_that_cannot_be_traced_is_told_in_one_line(write, tmp_path, capfd):
     with pytest.raises(ExportError, match="cannot trace this model") as caught:
         write(Branching(), torch.zeros(1, 4), tmp_path / "file")
     assert "\n" not in str(caught.value)
+    assert capfd.readouterr() == ("", "")  # of torch's pages none
     assert list(tmp_path.iterdir()) == []
 
 

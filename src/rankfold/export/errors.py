@@ -16,14 +16,15 @@ class ExportError(ValueError):
 
 @contextlib.contextmanager
 def quiet() -> Iterator[None]:
-    """torch's exporters warn about their own insides, in the log and on standard output."""
+    """torch's exporters tell of their own insides, in the log and in both streams."""
     names = ("torch.onnx", "torch.export", "torch._export", "torch.fx", "onnxscript", "onnx_ir")
     loggers = [logging.getLogger(name) for name in names]
     levels = [logger.level for logger in loggers]
     for logger in loggers:
         logger.setLevel(logging.ERROR)
     try:
-        with warnings.catch_warnings(), contextlib.redirect_stdout(io.StringIO()):
+        aside = io.StringIO()
+        with warnings.catch_warnings(), contextlib.redirect_stdout(aside), contextlib.redirect_stderr(aside):
             warnings.simplefilter("ignore")
             yield
     finally:
