@@ -1,5 +1,7 @@
 """Implicit feedback: figures by their definitions, models by theirs, splits that look into no future."""
 
+import warnings
+
 import numpy as np
 import pytest
 import scipy.sparse
@@ -244,3 +246,13 @@ def test_a_score_is_the_ndcg_of_what_was_not_taken():
     assert model.score([("a", "z"), ("a", "new")]) == pytest.approx(1 / (1 + 1 / np.log2(3)))
     assert model.score([("a", "x"), ("stranger", "z")]) == 0.0
     assert model.score([("b", "x"), ("a", "z")]) == 1.0
+
+
+def test_scores_that_shrink_to_nothing_are_told():
+    rng = np.random.default_rng(0)
+    given = CSR((rng.random((30, 20)) < 0.2) * 1.0)
+    with pytest.warns(UserWarning, match="regularization 10 is too large .* such as 1"):
+        assert ImplicitFeedback("als", rank=4).fit(given).recommend(0, 1)[0][1] < 1e-3
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        assert ImplicitFeedback("als", rank=4, regularization=1.0).fit(given).recommend(0, 1)[0][1] > 0.05

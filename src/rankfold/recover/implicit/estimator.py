@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from dataclasses import KW_ONLY, dataclass
 from typing import Any
 
@@ -13,11 +14,14 @@ from sklearn.utils.validation import check_is_fitted
 
 from rankfold.recover.implicit.candidates import Candidate, trained, trained_mapped, weights
 from rankfold.recover.implicit.history import History
+from rankfold.recover.implicit.models import Factors
 from rankfold.recover.implicit.ranking import judge
 from rankfold.recover.implicit.search import best_unseen, scored
 from rankfold.recover.mapped.entries import MappedEntries
 from rankfold.recover.tables.names import name_of
 from rankfold.recover.tables.triplets import Triplets, triplets
+
+FAINT = 1e-3  # entries of factors that are all smaller have shrunk to nothing
 
 
 @dataclass(eq=False, repr=False)
@@ -68,10 +72,12 @@ class ImplicitFeedback(BaseEstimator):
         if isinstance(X, MappedEntries):
             self.model_ = trained_mapped(X, self._candidate(min(X.shape)), self.random_state)
             self.history_, self.row_names_, self.column_names_ = History(X), X.row_names, X.column_names
+            self._look()
             return self
         entries = _entries(X, y, times)
         self.model_ = trained(entries, self._candidate(min(entries.shape)), self.random_state)
         self.history_, self.row_names_, self.column_names_ = weights(entries), entries.row_names, entries.column_names
+        self._look()
         return self
 
     def partial_fit(self, X: Any, y: Any = None) -> ImplicitFeedback:
@@ -147,6 +153,16 @@ class ImplicitFeedback(BaseEstimator):
         told[at] = -np.inf
         order = np.argsort(-told, kind="stable")[: min(count, len(told) - 1)]
         return [(self.column_names_[other], float(told[other])) for other in order]
+
+    def _look(self) -> None:
+        """Warn of factors that have shrunk to nothing: above the largest singular value of the weighted plays, zero is
+        what least squares end at."""
+        if isinstance(self.model_, Factors) and np.abs(self.model_.columns).max() < FAINT:
+            warnings.warn(
+                f"all scores are next to zero, and their order says little: regularization {self.regularization:g} is "
+                f"too large for these entries; give a smaller one, such as {self.regularization / 10:g}",
+                stacklevel=3,
+            )
 
     def _candidate(self, largest: int) -> Candidate:
         return Candidate(
