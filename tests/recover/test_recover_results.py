@@ -1,6 +1,7 @@
 """What a recovery says of its figures and of names it does not know, and what it leaves in its directory."""
 
 import json
+import re
 import threading
 
 import numpy as np
@@ -9,6 +10,7 @@ from commands import failed, rankfold, succeeded
 
 from rankfold.pipeline.recovery.completing import at_the_edge, expected_error
 from rankfold.recover import Choice, ImplicitFeedback, Ratings, Tried, fit, load, triplets
+from rankfold.report.recovery import RecoveryData, render_recovery
 from rankfold.run.claim import claimed
 
 PAIRS = [(f"u{u:02}", f"i{i:02}") for u in range(30) for i in range(20) if (7 * u + 3 * i) % 5 < 3]
@@ -179,3 +181,14 @@ def test_a_row_of_unknown_columns_gets_popularity():
     for asked in (model.recommend, model.similar):
         with pytest.raises(ValueError, match="count must be at least 1, got -5"):
             asked("z" if asked == model.similar else "new", -5)
+
+
+def test_every_way_has_a_line_of_its_own_and_ranks_are_whole_numbers():
+    ways = ("ratings", "ratings with time", "ratings with side tables", "ratings with time and side tables")
+    tried = [(f"{way}, rank 10", "ratings", 10, 0.5 + 0.01 * n, (0.5, 0.6)) for n, way in enumerate(ways)]
+    tried.append(("low-rank, rank 10", "low-rank", None, 0.6, (0.6, 0.6)))
+    page = render_recovery(RecoveryData("t", (), (), tried, np.linspace(-1, 1, 50), "all 50 entries", ()))
+    picture = page[page.index("Held-out error against rank") :][: page.index("Residuals")]
+    picture = picture[: picture.index("</svg>")]
+    assert all(f"series-{number}" in picture for number in range(1, 6))
+    assert ">10<" in picture and "9." not in "".join(re.findall(r"<text[^>]*>([^<]*)</text>", picture))

@@ -62,19 +62,25 @@ def _against_rank(data: RecoveryData) -> Markup:
     with rc_context(STYLE):
         figure = Figure(figsize=(_WIDTH, 3.0), layout="constrained")
         panel = figure.subplots()
-        for number, method in enumerate(dict.fromkeys(one[1] for one in data.tried)):
-            colour = SERIES[number % len(SERIES)]
-            mine = [one for one in data.tried if one[1] == method]
-            ranked = sorted((one[2], one[3], one[4], one[0]) for one in mine if one[2] is not None)
-            for name in dict.fromkeys(one[3].rsplit(", rank", 1)[0] for one in ranked):
-                line = [one for one in ranked if one[3].rsplit(", rank", 1)[0] == name]
-                panel.plot([one[0] for one in line], [one[1] for one in line], color=colour, marker="o", label=name)
-                for rank, _, folds, _ in line:
-                    panel.plot([rank] * len(folds), folds, ".", color=MUTED, markersize=3)
-            for one in mine:
-                if one[2] is None:
-                    panel.axhline(one[3], color=colour, linestyle="--", linewidth=1.2, label=one[0])
-        panel.xaxis.set_major_locator(MaxNLocator(integer=True))
+        lines = dict.fromkeys(
+            name.rsplit(", rank", 1)[0] if asked is not None else name for name, _, asked, *_ in data.tried
+        )
+        for number, line in enumerate(lines):
+            colour, marker = SERIES[number % len(SERIES)], "os^D"[number // len(SERIES) % 4]
+            ranked = sorted(
+                (asked, error, folds) for name, _, asked, error, folds in data.tried
+                if asked is not None and name.rsplit(", rank", 1)[0] == line
+            )  # fmt: skip
+            if ranked:
+                panel.plot(
+                    [one[0] for one in ranked], [one[1] for one in ranked], color=colour, marker=marker, label=line
+                )
+            for asked, _, folds in ranked:
+                panel.plot([asked] * len(folds), folds, ".", color=MUTED, markersize=3)
+            for name, _, asked, error, _ in data.tried:
+                if asked is None and name == line:
+                    panel.axhline(error, color=colour, linestyle="--", linewidth=1.2, label=name)
+        panel.xaxis.set_major_locator(MaxNLocator(integer=True, min_n_ticks=1))
         panel.set_xlabel("rank")
         panel.set_ylabel("held-out error")
         panel.legend(fontsize=8, frameon=False)
