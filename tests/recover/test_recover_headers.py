@@ -164,3 +164,23 @@ def test_one_matrix_in_a_file(tmp_path):
     whole = (tmp_path / "x.npy").read_bytes()
     (tmp_path / "cut.npy").write_bytes(whole[:-8])
     assert "cannot be read as .npy" in failed("recover", tmp_path / "cut.npy", "-o", tmp_path / "out")
+
+
+@pytest.mark.parametrize("name", ["rated_at", "Created_At", "timestamp"])
+def test_a_column_of_moments_is_no_value(tmp_path, name):
+    file = tmp_path / "plays.csv"
+    file.write_text(
+        f"who,film,{name}\n" + "".join(f"u{n % 4},f{n % 5},2024-05-{n + 1:02} 10:00:00\n" for n in range(20))
+    )
+    assert len(read_plays(file)) == 20
+    with pytest.raises(ValueError, match="implicit"):
+        read_triplets(file)
+
+
+@pytest.mark.parametrize("kind", ["csv", "parquet"])
+def test_times_where_values_should_be_are_told_with_what_to_do(tmp_path, kind):
+    file = tmp_path / f"table.{kind}"
+    frame = pd.DataFrame({"who": ["a", "b"], "film": ["x", "y"], "when it was": ["2024-05-20 16:11:15", "2024-05-21"]})
+    frame.to_csv(file, index=False) if kind == "csv" else frame.to_parquet(file)
+    with pytest.raises(ValueError, match=r"'2024-05-20 16:11:15' is not a number.*: it is a time; say which columns"):
+        read_triplets(file)

@@ -10,7 +10,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute
 
-from rankfold.recover.tables.layout import UNKNOWN, number_of
+from rankfold.recover.tables.layout import UNKNOWN, instead_of_a_number, number_of
 from rankfold.recover.tables.names import name_of
 from rankfold.recover.tables.times import seconds
 
@@ -87,6 +87,5 @@ def _number(at: int, text: str | None, fault: Fault) -> float:
         return np.nan
     number = number_of(text)
     if number is None:
-        decimal = number_of(text.replace(",", ".")) is not None
-        raise fault(at, f"{text!r} is not a number", ": write decimals with a point" if decimal else "")
+        raise fault(at, f"{text!r} is not a number", instead_of_a_number(text))
     return number

@@ -213,7 +213,7 @@ def absent(name: str, first: Sequence[str]) -> str:
 
 def role_of(name: str) -> str:
     """The role of a customary name, or an empty text."""
-    return _ROLE_OF.get(plain(name), "")
+    return "time" if name.lower().endswith("_at") else _ROLE_OF.get(plain(name), "")  # rated_at, created_at
 
 
 def plain(name: str) -> str:

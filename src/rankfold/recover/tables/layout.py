@@ -11,6 +11,7 @@ from dataclasses import dataclass, replace
 from itertools import takewhile
 
 from rankfold.recover.tables.columns import Columns, absent, asked, asked_of_pairs, by_header, by_order, plain, role_of
+from rankfold.recover.tables.times import seconds
 
 DELIMITERS = ("\t", ";", ",", "|", "::", " ")  # the first that makes three fields of line 1: a comma may stand in
 # numbers, a space in names
@@ -243,6 +244,15 @@ def number_of(text: str) -> float | None:
         return None if "_" in text else float(text)
     except ValueError:
         return None
+
+
+def instead_of_a_number(text: str) -> str:
+    """What to do about a text where a number should be, after a colon; empty where nothing is known."""
+    if number_of(text.replace(",", ".")) is not None:
+        return ": write decimals with a point"
+    if seconds(text) is not None:
+        return ": it is a time; say which columns are meant, in the order row, column, value (--columns)"
+    return ""
 
 
 @contextmanager

@@ -12,7 +12,16 @@ import numpy as np
 
 from rankfold.recover.tables.columns import Columns
 from rankfold.recover.tables.found import Empty, Found
-from rankfold.recover.tables.layout import UNKNOWN, Fault, Layout, any_length, number_of, stray_quote, too_few
+from rankfold.recover.tables.layout import (
+    UNKNOWN,
+    Fault,
+    Layout,
+    any_length,
+    instead_of_a_number,
+    number_of,
+    stray_quote,
+    too_few,
+)
 from rankfold.recover.tables.times import seconds
 
 
@@ -130,10 +139,8 @@ def _value(line: int, value: str, place: str, columns: Columns) -> float:
         return np.nan
     number = number_of(value)
     if number is None:
-        shown = f"{value!r} is not a number"
-        if number_of(value.replace(",", ".")) is not None:
-            shown += ": write decimals with a point"
-        raise Fault(f"line {line}: {shown} {place}; {columns.order()}")
+        remedy = instead_of_a_number(value)
+        raise Fault(f"line {line}: {value!r} is not a number{remedy} {place}; {columns.order()}")
     if not np.isfinite(number):
         raise Fault(f"line {line}: the value is {value} {place}: leave the line out")
     return number
