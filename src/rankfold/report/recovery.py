@@ -75,8 +75,8 @@ def _against_rank(data: RecoveryData) -> Markup:
                 panel.plot(
                     [one[0] for one in ranked], [one[1] for one in ranked], color=colour, marker=marker, label=line
                 )
-            for asked, _, folds in ranked:
-                panel.plot([asked] * len(folds), folds, ".", color=MUTED, markersize=3)
+            for rank, _, folds in ranked:
+                panel.plot([rank] * len(folds), folds, ".", color=MUTED, markersize=3)
             for name, _, asked, error, _ in data.tried:
                 if asked is None and name == line:
                     panel.axhline(error, color=colour, linestyle="--", linewidth=1.2, label=name)
