@@ -62,24 +62,20 @@ def _against_rank(data: RecoveryData) -> Markup:
     with rc_context(STYLE):
         figure = Figure(figsize=(_WIDTH, 3.0), layout="constrained")
         panel = figure.subplots()
-        lines = dict.fromkeys(
-            name.rsplit(", rank", 1)[0] if asked is not None else name for name, _, asked, *_ in data.tried
-        )
-        for number, line in enumerate(lines):
+        lines: dict[str, list[tuple[int | None, float, Sequence[float]]]] = {}
+        for name, _, asked, error, folds in data.tried:
+            line = name if asked is None else name.rsplit(", rank", 1)[0]
+            lines.setdefault(line, []).append((asked, error, folds))
+        for number, (line, found) in enumerate(lines.items()):
             colour, marker = SERIES[number % len(SERIES)], "os^D"[number // len(SERIES) % 4]
-            ranked = sorted(
-                (asked, error, folds) for name, _, asked, error, folds in data.tried
-                if asked is not None and name.rsplit(", rank", 1)[0] == line
-            )  # fmt: skip
+            ranked = sorted((rank, error, folds) for rank, error, folds in found if rank is not None)
+            for _, error, _ in found if not ranked else ():
+                panel.axhline(error, color=colour, linestyle="--", linewidth=1.2, label=line)
             if ranked:
-                panel.plot(
-                    [one[0] for one in ranked], [one[1] for one in ranked], color=colour, marker=marker, label=line
-                )
+                ranks, errors, _ = zip(*ranked, strict=True)
+                panel.plot(ranks, errors, color=colour, marker=marker, label=line)
             for rank, _, folds in ranked:
                 panel.plot([rank] * len(folds), folds, ".", color=MUTED, markersize=3)
-            for name, _, asked, error, _ in data.tried:
-                if asked is None and name == line:
-                    panel.axhline(error, color=colour, linestyle="--", linewidth=1.2, label=name)
         panel.xaxis.set_major_locator(MaxNLocator(integer=True, min_n_ticks=1))
         panel.set_xlabel("rank")
         panel.set_ylabel("held-out error")

@@ -59,12 +59,13 @@ class Level:
     def __init__(self, rows: np.ndarray, times: np.ndarray, span: float) -> None:
         self.keys, self.of = np.unique(numbered(rows, times, span), return_inverse=True)
         self.counts = np.bincount(self.of)
+        self.shared = bool(self.counts.max() > 1)
         self.offsets, self.total, self.squares = np.zeros((3, len(self.keys)))
         self.precision, self.wide = 10.0, 0.0
 
     def resample(self, rest: np.ndarray, precision: float, rng: np.random.Generator) -> np.ndarray:
         """New offsets for what ``rest`` (count,) leaves without them; their value for each entry."""
-        if self.counts.max() == 1:
+        if not self.shared:
             return self.offsets[self.of]
         sums = np.bincount(self.of, rest, minlength=len(self.keys))
         weight = precision * self.counts + self.precision
@@ -77,7 +78,7 @@ class Level:
         """Count the present draw for this ``share`` of all."""
         self.total += share * self.offsets
         self.squares += share * self.offsets**2
-        self.wide += share / self.precision if self.counts.max() > 1 else 0.0
+        self.wide += share / self.precision if self.shared else 0.0
 
     @property
     def variances(self) -> np.ndarray:
