@@ -113,7 +113,7 @@ def naive(problem, samples, step, most=10_000, counted="stored"):
                 given = getattr(old, "bias", None)  # an embedding has none
                 bias = torch.zeros_like(new.bias) if given is None else given.detach().clone()
                 new.bias.copy_(bias if factors.shift is None else bias + factors.shift)
-            replace_(model, old, new)
+            replace_(model, {old: new})
         return model
 
     with evaluating(problem.root), opened(problem.root):

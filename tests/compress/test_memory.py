@@ -4,16 +4,21 @@ import copy
 
 import pytest
 import torch
+from living import Living
 from torch import nn
 
 import rankfold as rf
 from rankfold.compress import statistics as statistics_module
 from rankfold.compress.layerwise import in_parts
 from rankfold.compress.layerwise.in_parts import affordable
+from rankfold.compress.layerwise.pairs import Pairs, bytes_needed
 from rankfold.compress.statistics import calibrate, moments_bytes
+from rankfold.linalg import Moments
+from rankfold.linalg.on_data import ridge
+from rankfold.linalg.on_data.cross_moments import CrossMoments
 from rankfold.pipeline import analyse
 from rankfold.run.processes.memory import available
-from rankfold.sites import Names, sites
+from rankfold.sites import Form, Names, Site, sites
 
 
 class Counted(nn.Sequential):
@@ -170,3 +175,54 @@ def test_of_other_objectives_there_is_one_metric():
     model = nn.Sequential(nn.Linear(24, 96), nn.ReLU(), nn.Linear(96, 24))
     known = rf.profile(model, torch.randn(256, 24), objective="teacher")
     assert held((known.candidates, known.statistics), model) == 4 * (96**2 + 24**2) + 2 * 24**2 * (8 + 8)
+
+
+def pairs_of(layer: nn.Module, folds: int, free: bool) -> tuple[Site, torch.Tensor, Pairs]:
+    """Moments of rows that nobody sees afterwards: of the halves to fit to, of others, of the original's inputs."""
+    site, weight = sites(nn.Sequential(layer))["0"], layer.weight.detach()
+    matrix = site.layer.geometry(Form.FACTORED).matrix(weight).double()
+
+    def moments() -> CrossMoments:
+        x = torch.randn(32, matrix.shape[1], dtype=torch.float64)
+        return CrossMoments(*matrix.mT.shape).update(x, x @ matrix.mT + 0.1 * torch.randn(32, len(matrix)).double())
+
+    before = Moments(matrix.shape[1]).update(torch.randn(32, matrix.shape[1]))
+    return site, weight, Pairs([moments() for _ in range(folds)], moments(), before, free=free)
+
+
+@pytest.mark.parametrize("folds", [1, 2])
+@pytest.mark.parametrize("free", [False, True])
+@pytest.mark.parametrize(
+    ("layer", "form"),
+    [
+        (nn.Linear(240, 240), Form.FACTORED),
+        (nn.Linear(240, 60), Form.FACTORED),
+        (nn.Linear(240, 660), Form.FACTORED),
+        (nn.Linear(240, 660), Form.DENSE),
+        (nn.Conv2d(20, 40, 3), Form.FACTORED),
+        (nn.Conv2d(20, 40, 3), Form.SPATIAL),
+        (nn.Conv2d(20, 120, 3), Form.DENSE),
+    ],
+)
+def test_a_fit_holds_what_is_said_of_it(layer, form, free, folds, monkeypatch):
+    monkeypatch.setattr(ridge, "_TOGETHER", 0)  # as for large layers, one ridge at a time
+    torch.manual_seed(0)
+    with Living() as living:
+        site, weight, known = pairs_of(layer, folds, free)
+        metric = torch.eye(min(site.shape))
+        rf.Sequential().solve(site, form, 8, weight, None, known, metric)
+    needed = bytes_needed(site, folds)
+    assert 0.5 * needed < living.most <= needed
+
+
+def test_what_lives_at_once_is_counted_right():
+    with Living() as living:
+        a = torch.zeros(1000, dtype=torch.float64)
+        b, view = a + 1, a[10:]
+        del b
+        c = a * view[0]
+        assert (living.now, living.most) == (16000, 16000)
+        del a
+        assert living.now == 16000, "a view keeps what it is of"
+        del view, c
+    assert living.now == 0

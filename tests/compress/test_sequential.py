@@ -299,12 +299,12 @@ def test_errors_on_held_out_data_are_those_of_the_whole_network():
 
 def test_a_memory_limit_changes_how_many_are_measured_at_a_time_and_not_the_plan(tmp_path):
     torch.manual_seed(0)
-    model = nn.Sequential(*(layer for _ in range(4) for layer in (nn.Linear(24, 24), nn.ReLU())), nn.Linear(24, 5))
+    model = nn.Sequential(*(layer for _ in range(8) for layer in (nn.Linear(24, 24), nn.ReLU())), nn.Linear(24, 5))
     data = list(torch.randn(256, 24, generator=torch.Generator().manual_seed(0)).split(32))
     fits = Sequential(rounds=1, one_shot=False)  # within a limit factors in one shot are not there to compare with
     free = rf.plan(model, "params=0.5", fits, data)
     told = []
-    limit = Calibration(memory=8 * 24 * 24 * 12)
+    limit = Calibration(memory=8 * 24 * 24 * 28)  # one layer at a time, fitted to both halves
     tight = rf.plan(model, "params=0.5", fits, data, calibration=limit, progress=lambda *step: told.append(step))
     assert max(total for what, _, total in told if what == "measuring part after part") > 1
     assert [(e.form, e.rank) for e in tight.entries] == [(e.form, e.rank) for e in free.entries]

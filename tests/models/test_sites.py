@@ -76,7 +76,7 @@ def test_a_shared_module_is_one_site_with_aliases():
     assert found["second"] is found["first"]
     assert Form.FACTORED in found["first"].forms
     new = nn.Linear(8, 8)
-    replace_(model, layer, new)
+    replace_(model, {layer: new})
     assert model["first"] is model["second"] is model["inside"][0] is new
 
 
@@ -114,7 +114,7 @@ def test_a_layer_is_replaced_in_plain_lists_too():
     x, same = torch.randn(3, 6), copy.deepcopy(model)
     for name in ("0", "2"):
         new = nn.Linear(6, 6)
-        replace_(model, model.get_submodule(name), new)
+        replace_(model, {model.get_submodule(name): new})
         same.get_submodule(name).load_state_dict(new.state_dict())
     assert torch.equal(model(x), same(x))
     assert model.layers[0] is model.get_submodule("0")

@@ -115,8 +115,8 @@ def place_(
     warn_of_earlier_optimizers(dict(root.named_parameters()), "which is frozen from now on", caller)
     leave_fused_kernels_(root, [site.name for site, _ in chosen])
     root.requires_grad_(False)
+    replace_(root, dict(ready))
     for base, new in ready:
-        replace_(root, base, new)
         carry_hooks_(base, new)
         _without_hooks_(base)
 
@@ -235,7 +235,8 @@ def remove_(model: Model) -> Model:
         True
     """
     root = unwrap(model)
-    for adapted in updates(root).values():
-        replace_(root, adapted, adapted.base)
+    found = updates(root).values()
+    replace_(root, {adapted: adapted.base for adapted in found})
+    for adapted in found:
         carry_hooks_(adapted, adapted.base)
     return model

@@ -143,14 +143,14 @@ def _divergence(
     old: Any = root.get_submodule(site.name)
     new = layer_of(root, candidate, rank)
     carry_hooks_(old, new)
-    replace_(root, old, new)
+    replace_(root, {old: new})
     try:
         lost = [
             objective.divergence(forward(root, batch), then, batch)
             for batch, then in zip(batches, originals, strict=True)
         ]
     finally:
-        replace_(root, new, old)
+        replace_(root, {new: old})
     value = float(torch.cat(lost).mean())
     return value if math.isfinite(value) else _HOPELESS
 

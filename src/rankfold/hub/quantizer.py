@@ -211,7 +211,7 @@ def shape_(model: nn.Module, decisions: Mapping[str, Mapping[str, Any]]) -> None
         site, form, rank, bias = _understood(here, name, decision, members)
         old = model.get_submodule(name)
         made[name] = site.layer.skeleton(old, form, rank, bias)
-        replace_(model, old, made[name].train(old.training))
+        replace_(model, {old: made[name].train(old.training)})
     for names in groups.values():
         for number, name in enumerate(names):
             join_(made[name], made[names[0]], number, len(names))

@@ -65,8 +65,7 @@ def fold_(model: Model, *, keep: bool = False) -> Model:
     lacking = next((layer.lacking for layer in low.values() if layer.lacking), "")
     if lacking:
         warnings.warn(lacking, stacklevel=2)
-    for layer in low.values():
-        replace_(unwrap(model), layer, factored_(layer) if keep else ordinary_(layer))
+    replace_(unwrap(model), {layer: factored_(layer) if keep else ordinary_(layer) for layer in low.values()})
     made: dict[tuple[int, ...], nn.Parameter] = {}
     for _, module in composed:
         _fold_module_(module, made)

@@ -47,9 +47,11 @@ def put_(model: nn.Module, where: Where | None, caller: str, make: Callable[[Sit
     weights = {site.parameter: module._parameters["weight"] for site, module, _, _ in ready}
     warn_of_earlier_optimizers(weights, "which is now a product that the optimizer does not know", caller)  # type: ignore[arg-type]
     del weights
+    replaced = {}
     for site, module, matrix, made in ready:
         transposed = bool(getattr(site.layer, "stored_transposed", False))
-        replace_(root, module, made(module, matrix.clone(), transposed).train(module.training))
+        replaced[module] = made(module, matrix.clone(), transposed).train(module.training)
+    replace_(root, replaced)
     # parameters whose place others will take: their optimizer averages what DistributedDataParallel would wait for
     moving = [f"{name}.{entry}".lstrip(".") for name, layer in in_training(root).items() for entry in layer.moving]
     nn.parallel.DistributedDataParallel._set_params_and_buffers_to_ignore_for_model(root, moving)

@@ -6,7 +6,7 @@ What hides matrices is known by one ``Opener`` each: ``sites/kinds/attention.py`
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from typing import Any
 
@@ -29,21 +29,23 @@ def why_closed(module: nn.Module) -> str | None:
     return None if opener is None else opener.why_not(module)
 
 
-def replace_(model: nn.Module, old: nn.Module, new: nn.Module) -> None:
-    """Put ``new`` wherever ``old`` (the very object) hangs in ``model``: a shared module has several places, and a
-    forward may take its layers from a plain list beside them."""
+def replace_(model: nn.Module, new: Mapping[nn.Module, nn.Module]) -> None:
+    """Put ``new[old]`` wherever ``old`` (the very object) hangs in ``model``: a shared module has several places, and a
+    forward may take its layers from a plain list beside them. Cost: one walk through the model."""
     seen, waiting = {model}, [model]
     while waiting:
         parent = waiting.pop()
         for name, child in parent._modules.items():
-            if child is old:
-                parent._modules[name] = new
-            elif child is not None and child not in seen:
+            if child is None:
+                continue
+            if child in new:
+                parent._modules[name] = new[child]
+            elif child not in seen:
                 seen.add(child)
                 waiting.append(child)
         for name, value in vars(parent).items():
             if name not in _OF_TORCH and isinstance(value, _HOLDERS):
-                vars(parent)[name] = _exchanged(value, old, new)
+                vars(parent)[name] = _exchanged(value, new)
 
 
 _OF_TORCH = vars(nn.Module()).keys()
@@ -51,16 +53,16 @@ _HOLDERS = (nn.Module, list, tuple, dict)
 _DEPTH = 3  # of lists within lists
 
 
-def _exchanged(value: Any, old: nn.Module, new: nn.Module, depth: int = _DEPTH) -> Any:
-    """``value`` with ``new`` for ``old``; lists and dicts stay the same objects, which others may hold too."""
-    if value is old or not depth:
-        return new if value is old else value
-    if isinstance(value, list | dict):
+def _exchanged(value: Any, new: Mapping[nn.Module, nn.Module], depth: int = _DEPTH) -> Any:
+    """``value`` with ``new[old]`` for ``old``; lists and dicts stay the same objects, which others may hold too."""
+    if isinstance(value, nn.Module):
+        return new.get(value, value)
+    if depth and isinstance(value, list | dict):
         for key, item in enumerate(value) if isinstance(value, list) else value.items():
-            if (put := _exchanged(item, old, new, depth - 1)) is not item:
+            if (put := _exchanged(item, new, depth - 1)) is not item:
                 value[key] = put
-    elif isinstance(value, tuple):
-        parts = [_exchanged(item, old, new, depth - 1) for item in value]
+    elif depth and isinstance(value, tuple):
+        parts = [_exchanged(item, new, depth - 1) for item in value]
         if any(part is not item for part, item in zip(parts, value, strict=True)):
             return type(value)(*parts) if hasattr(value, "_fields") else type(value)(parts)
     return value
@@ -72,31 +74,29 @@ def opened(model: nn.Module) -> Iterator[nn.Module]:
 
     Parameters are shared, not copied. On leaving, every module is back in its place.
     """
-    pairs = [
-        (old, opener.split(old))
+    parts = {
+        old: opener.split(old)
         for old in model.modules()
         if old is not model and (opener := opener_of(old)) is not None and opener.why_not(old) is None
-    ]
+    }
     with attention.without_fused_attention():
         try:
-            for old, new in pairs:
-                replace_(model, old, new)
+            replace_(model, parts)
             yield model
         finally:
-            for old, new in pairs:
-                replace_(model, new, old)
+            replace_(model, {new: old for old, new in parts.items()})
 
 
 def settle_(model: nn.Module, names: Iterable[str]) -> None:
     """Take the modules that hide the sites in ``names`` apart for good."""
-    wanted = {name.rpartition(".")[0] for name in names}
+    wanted, parts = {name.rpartition(".")[0] for name in names}, dict[nn.Module, nn.Module]()
     for path, module in list(model.named_modules(remove_duplicate=False)):
         opener = opener_of(module)
-        if path in wanted and opener is not None and opener.why_not(module) is None:
-            new = opener.split(module)
-            for parameter in new.parameters():
+        if path in wanted and module not in parts and opener is not None and opener.why_not(module) is None:
+            parts[module] = opener.split(module)
+            for parameter in parts[module].parameters():
                 parameter.data = parameter.data.clone()
-            replace_(model, module, new)
+    replace_(model, parts)
 
 
 def hidden(model: nn.Module, name: str) -> nn.Module | None:

@@ -88,8 +88,7 @@ def apply_(
                 progress(site.name, done + 1, len(changed))
     before = dict(root.named_parameters())
     prepare_(root, changed)
-    for name, new, fitted in ready:
-        place_(root, name, new, fitted)
+    place_(root, ready)
     declare_(root, here, changed)
     warn_of_replaced(before, root, "apply_")
     return model
@@ -131,9 +130,8 @@ def shape_(model: nn.Module, plan: Plan) -> nn.Module:
     prepare_(root, plan.changed)
     made: dict[str, nn.Module] = {}
     for entry in first_to_last(plan):
-        old = root.get_submodule(entry.site)
-        made[entry.site] = build(old, here[entry.site], entry, made)
-        replace_(root, old, made[entry.site])
+        made[entry.site] = build(root.get_submodule(entry.site), here[entry.site], entry, made)
+    replace_(root, {root.get_submodule(name): new for name, new in made.items()})
     declare_(root, here, plan.changed)
     return model
 

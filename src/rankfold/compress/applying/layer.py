@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from types import MappingProxyType
 from typing import Any
 
@@ -51,17 +51,18 @@ def filled(
     return new
 
 
-def place_(root: nn.Module, name: str, new: nn.Module, fitted: Fitted) -> None:
-    """Put a filled layer into its place; where it has no bias, a BatchNorm right behind takes up the shift.
+def place_(root: nn.Module, ready: Sequence[tuple[str, nn.Module, Fitted]]) -> None:
+    """Put filled layers into their places; where one has no bias, a BatchNorm right behind takes up the shift.
 
     That BatchNorm subtracts its running mean: moving the mean is the bias, for free.
     """
-    shift = fitted.factors.shift
-    if _bias(new) is None and fitted.absorber is not None and shift is not None:
-        with torch.no_grad():
-            mean = root.get_submodule(fitted.absorber).get_buffer("running_mean")
-            mean.sub_(shift.to(mean))
-    replace_(root, root.get_submodule(name), new)
+    for _, new, fitted in ready:
+        shift = fitted.factors.shift
+        if _bias(new) is None and fitted.absorber is not None and shift is not None:
+            with torch.no_grad():
+                mean = root.get_submodule(fitted.absorber).get_buffer("running_mean")
+                mean.sub_(shift.to(mean))
+    replace_(root, {root.get_submodule(name): new for name, new, _ in ready})
 
 
 def _bias(layer: nn.Module) -> Any:

@@ -232,7 +232,7 @@ class _Fit:
             free = entry.bias or task.absorbers.get(site.name) is not None
             try:
                 if site.name in pairs:
-                    known = pairs.pop(site.name).about(free, task.tokens)
+                    known = replace(pairs.pop(site.name), free=free, tokens=task.tokens)
                     solved[site.name] = task.method.solve(
                         site, entry.form.decomposed, entry.rank, weight, bias, known, task.metrics.get(site.name)
                     )
@@ -285,7 +285,7 @@ class _Fit:
             made = Fitted(solution.factors, absorber)
             if self.shelf is None:  # else it is on the disk
                 self.fitted[name] = made
-            place_(self.current, name, filled(self.current, site, entry, made), made)
+            place_(self.current, [(name, filled(self.current, site, entry, made), made)])
             offered = (form for form in site.forms if form.decomposed in solution.losses)
             self.losses |= {(name, form): solution.losses[form.decomposed] for form in offered}
             self.known[name] = told(entry, solution, priced=not self.task.tokens)
@@ -308,5 +308,5 @@ class _Fit:
         prepare_(network, tuple(entries))
         for entry in entries:
             made = self.alone[entry.site]
-            place_(network, entry.site, filled(network, self.task.found[entry.site], entry, made), made)
+            place_(network, [(entry.site, filled(network, self.task.found[entry.site], entry, made), made)])
         return network.eval()

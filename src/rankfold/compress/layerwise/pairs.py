@@ -7,7 +7,7 @@ the layer also makes good what its other branch has lost.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from itertools import permutations
 from typing import Any
@@ -42,7 +42,8 @@ class Pairs:
     """Moments of (x̃, t) of one site, and what stands behind it.
 
     ``folds``: of the samples to fit to, in two halves where memory allows; ``judged``: of others; ``before``: of the
-    inputs x in the original, of the samples to fit to. ``free``: the layer may have a bias of its own. ``tokens``: the
+    inputs x in the original, of the samples to fit to. ``free``: the layer may have a bias of its own; without one
+    ``moments``, ``trials`` and ``unseen`` are about zero. ``tokens``: the
     metric is one of tokens. ``scale`` (m,) from the layer's output to its pre-activation, None for one; ``rows`` where
     they were asked for.
     """
@@ -60,35 +61,48 @@ class Pairs:
     @property
     def moments(self) -> CrossMoments:
         """Of all the samples to fit to."""
-        if len(self.folds) == 1:
-            return self.folds[0]
-        whole = CrossMoments.from_state_dict(self.folds[0].state_dict())
-        for fold in self.folds[1:]:
-            whole.merge(fold)
-        return whole
+        return self.merged(*self.folds)
 
     @property
-    def trials(self) -> list[tuple[CrossMoments, CrossMoments]]:
-        """Moments to fit to, and others to test the fit on: each half, and the rest."""
-        if len(self.folds) < 2:  # fewer rows than inputs tell nothing of a fit
-            known = self.judged is not None and self.judged.count >= self.judged.inputs.size
-            return [(self.folds[0], self.judged)] if known and self.judged is not None else []
-        others = [] if self.judged is None else [self.judged]
-        return [(fold, replace(self, folds=[other, *others]).moments) for fold, other in permutations(self.folds, 2)]
+    def unseen(self) -> CrossMoments | None:
+        """Of the samples that nothing is fitted to."""
+        return None if self.judged is None else self.merged(self.judged)
 
-    def about(self, free: bool, tokens: bool) -> Pairs:
-        """The same for a layer that may, or may not, have a bias: without one moments are about zero."""
-        if free:
-            return replace(self, tokens=tokens)
-        judged = None if self.judged is None else self.judged.about_zero()
-        folds = [fold.about_zero() for fold in self.folds]
-        return replace(self, folds=folds, judged=judged, free=False, tokens=tokens)
+    @property
+    def trials(self) -> Iterable[tuple[CrossMoments, CrossMoments]]:
+        """Moments to fit to, and others to test the fit on: each half, and the rest. Made anew each time."""
+        return _Trials(self)
+
+    def merged(self, *parts: CrossMoments) -> CrossMoments:
+        """Of all the rows in ``parts``, in the way that a fit needs them. Not to be added to."""
+        if len(parts) == 1 and self.free:
+            return parts[0]
+        whole = parts[0].copy()
+        for part in parts[1:]:
+            whole.merge(part)
+        return whole if self.free else whole.about_zero_()
+
+
+@dataclass(frozen=True)
+class _Trials:
+    """A pair of moments at a time is in memory, as often as one goes through them."""
+
+    pairs: Pairs
+
+    def __iter__(self) -> Iterator[tuple[CrossMoments, CrossMoments]]:
+        folds, judged, merged = self.pairs.folds, self.pairs.judged, self.pairs.merged
+        others = [] if judged is None else [judged]
+        if len(folds) > 1:
+            for fold, other in permutations(folds, 2):
+                yield merged(fold), merged(other, *others)
+        elif judged is not None and judged.count >= judged.inputs.size:  # fewer rows tell nothing of a fit
+            yield merged(*folds), merged(judged)
 
 
 def bytes_needed(site: Site, folds: int = FOLDS) -> int:
-    """Memory of the moments of one site, and of fitting it."""
+    """Memory of the moments of one site, and of fitting it: what lives at once, in doubles, was counted."""
     m, n = site.shape
-    return 8 * site.groups * ((folds + 1) * n * (n + m) + 4 * n * n + 2 * n * m)
+    return 8 * site.groups * ((folds + 14) * n * n + (folds + 8) * m * n + 2 * min(m, n) ** 2)
 
 
 @dataclass

@@ -167,7 +167,7 @@ class _Fit:
                 absorber = None if entry.bias else known.absorbers.get(entry.site)
                 fitted[entry.site] = Fitted(candidate.decomposition.factors(entry.rank), absorber)
                 new = filled(root, known.sites[entry.site], entry, fitted[entry.site])
-                place_(network, entry.site, new, fitted[entry.site])
+                place_(network, [(entry.site, new, fitted[entry.site])])
         return _Round(plan, FittedNetwork(network, plan.entries, fitted, {}))
 
     def _candidates(self, plan: Plan) -> Iterator[tuple[Entry, Candidate]]:

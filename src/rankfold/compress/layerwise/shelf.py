@@ -43,7 +43,7 @@ class Shelf:
         except FAULTS:
             return None
         for site, layer in made:
-            replace_(current, current.get_submodule(site), layer)
+            replace_(current, {current.get_submodule(site): layer})
         return {each.site: each for each in entries}
 
     def _layer(self, current: nn.Module, entry: Entry, tensors: Mapping[str, Tensor]) -> nn.Module:

@@ -106,12 +106,13 @@ def refit(site: Site, weight: Tensor, known: Pairs, metric: Tensor | None) -> Re
     Cost: some Cholesky factorisations of the input side, n³/3 each.
     """
     anchor = site.layer.geometry(Form.FACTORED).matrix(weight).double()
-    moments, inward = known.moments, None
+    inward = None
     if is_inside(metric, anchor):
         # WᵀDW: the targets are W x, so that a fit is W K, K = P W*, and costs what K does in WᵀDW
         inward = torch.linalg.pinv(anchor)
     judge = Judge(None if metric is None else metric.double(), inward)
     ridge = choose_ridge(known.trials, anchor, judge)
+    moments = known.moments
     if ridge.held_out is None and moments.count < _MANY * moments.inputs.size:  # nothing tells: near to what it was
         ridge = replace(ridge, value=RIDGES[-1])
     gram = moments.gram
@@ -120,7 +121,7 @@ def refit(site: Site, weight: Tensor, known: Pairs, metric: Tensor | None) -> Re
     gram = gram + _DAMPED * torch.diag_embed(gram.diagonal(dim1=-2, dim2=-1))
     inputs = Moments.from_state_dict({"count": 1, "mean": moments.inputs.mean, "covariance_sum": gram})
     statistics = SiteStatistics(inputs, None, metric, free=known.free, tokens=known.tokens)
-    return Refit(site, weight, matrix, moments, ridge, statistics, judge, known.judged)
+    return Refit(site, weight, matrix, moments, ridge, statistics, judge, known.unseen)
 
 
 def carried(metric: Tensor | None, inward: Tensor | None, matrix: Tensor) -> Tensor | None:

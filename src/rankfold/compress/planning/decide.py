@@ -23,7 +23,18 @@ from rankfold.compress.planning.plan import Entry, Plan, decisions
 from rankfold.compress.planning.probe import CERTAIN, nearer
 from rankfold.compress.planning.profile import Profile
 from rankfold.compress.ranks.asked import amount, multiple_of, of_sites, parsed, resources
-from rankfold.compress.ranks.budget import Budget, KeepEnergy, Latency, Multiples, OfSites, Params, Ranks, Resource
+from rankfold.compress.ranks.budget import (
+    Budget,
+    Bytes,
+    Flops,
+    KeepEnergy,
+    Latency,
+    Multiples,
+    OfSites,
+    Params,
+    Ranks,
+    Resource,
+)
 from rankfold.compress.ranks.latency import meet_latency
 from rankfold.compress.ranks.options import Option, check_feasible
 from rankfold.compress.ranks.rules import Choices, Iterative, Optimal, RankRule, described, rule_named
@@ -111,7 +122,7 @@ def _prices(known: Profile, rule: RankRule) -> tuple[Prices, str]:
     a key of ``rankfold.objectives.units``, or "" where the prices are energies of the layers themselves."""
     flat = [candidate for group in known.candidates.values() for candidate in group]
     if any(candidate.decomposition.comparable for candidate in flat):
-        return output_changes(flat), TOKEN if known.nats else CHANGE
+        return known.once("output changes", partial(output_changes, flat)), TOKEN if known.nats else CHANGE
     if (
         isinstance(rule, Optimal)
         and rule.probes
@@ -152,6 +163,9 @@ def _from_statistics(known: Profile, candidates: Sequence[Candidate], rule: Opti
         root, seen, candidates, told, known.objective or Teacher(), spread=statistics.spread, progress=known.tell
     )
     return {key: price * ratios[key].to(price) if key in ratios else price for key, price in told.items()}
+
+
+_ALIKE = (Params, Flops, Bytes, Multiples, OfSites)  # what options cost does not depend on a fraction of these
 
 
 @dataclass(frozen=True, eq=False)
@@ -218,6 +232,16 @@ class _Asked:
         return self.write(choices, self.solve(choices, self.limits))
 
     def choices(self, met: Prices) -> dict[str, list[Option]]:
+        """The options of every site, made once for all budgets that differ in their fractions alone."""
+        fitted = fits_layers(self.known.method)  # few plans, beside which memory counts
+        if met or fitted or any(type(each) not in _ALIKE for each in self.budgets):
+            return self._choices(met)
+        rule = getattr(self.rule, "across_forms", False), getattr(self.rule, "across_groups", False)
+        kinds = tuple((type(each), getattr(each, "multiple", 1)) for each in self.budgets)
+        prices, found = self.known.once((*rule, *kinds), lambda: (self.prices, self._choices({})))
+        return found if prices is self.prices else self._choices({})
+
+    def _choices(self, met: Prices) -> dict[str, list[Option]]:
         known = self.known
         candidates = known.candidates
         if not getattr(self.rule, "across_forms", False):  # such a rule compares ranks, not forms

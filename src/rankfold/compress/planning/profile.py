@@ -5,11 +5,11 @@ model, data ── profile ──▶ Profile ── budget, rule ──▶ Plan 
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Hashable, Iterable, Mapping
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 from torch import Tensor, nn
@@ -31,6 +31,8 @@ from rankfold.sites import (
     SiteList,
     opened,
 )
+
+T = TypeVar("T")
 
 
 @dataclass(frozen=True)
@@ -114,6 +116,7 @@ class Profile:
         prices: what each rank costs in the outputs, and in which unit, by rule.
         others: profiles by other methods, made on demand.
         tokens: whether metrics are of tokens, in nats, where there are no statistics to say it.
+        made: what many plans share, such as their options, and the candidates that it was made of.
 
     Example:
         >>> known = rf.profile(nn.Sequential(nn.Linear(16, 16)), torch.randn(64, 16))
@@ -148,6 +151,7 @@ class Profile:
     prices: dict[Any, tuple[Mapping[tuple[str, Form], Tensor], str]] = field(default_factory=dict, repr=False)
     others: dict[str, Profile] = field(default_factory=dict, repr=False)
     tokens: bool = False  # without statistics: metrics are of tokens, in nats
+    made: dict[Hashable, tuple[Any, Any]] = field(default_factory=dict, repr=False)
 
     __repr__ = brief
 
@@ -161,6 +165,14 @@ class Profile:
 
         with as_found(self.model):
             return decide(self if progress is None else replace(self, tell=progress), budget, rule)
+
+    def once(self, what: Hashable, make: Callable[[], T]) -> T:
+        """What ``make`` gives, made once for these candidates."""
+        held = self.made.get(what)
+        if held is None or held[0] is not self.candidates:
+            held = self.made[what] = self.candidates, make()
+        found: T = held[1]
+        return found
 
     @property
     def nats(self) -> bool:

@@ -256,14 +256,12 @@ def _variants(
 
 @contextmanager
 def _in_place(root: nn.Module, switches: Mapping[str, Switch]) -> Iterator[None]:
-    pairs = [(root.get_submodule(name), switch) for name, switch in switches.items()]
-    for module, switch in pairs:
-        replace_(root, module, switch)
+    parts: dict[nn.Module, nn.Module] = {root.get_submodule(name): switch for name, switch in switches.items()}
+    replace_(root, parts)
     try:
         yield
     finally:
-        for module, switch in pairs:
-            replace_(root, switch, module)
+        replace_(root, {switch: module for module, switch in parts.items()})
 
 
 def _run(root: nn.Module, switches: Sequence[Switch], example: Example, tell: Progress) -> None:

@@ -181,7 +181,7 @@ def slice_(model: nn.Module, plan: Plan, known: Bottlenecks, made: Plan) -> Bott
             narrow_(module, tensors)
         else:
             _take_bias_(module, new)
-            replace_(root, module, new)
+            replace_(root, {module: new})
         _settle_(new, None if bottleneck.norm is None else root.get_submodule(bottleneck.norm), moved)
         sites[name] = bottleneck
     declare_(root, SiteList(tuple(found.values())), tuple(made[name] for name, *_ in ready))

@@ -85,7 +85,8 @@ class CrossMoments:
             weight = self.count * (other.count / total)
             inputs = other.inputs.mean if self.count == 0 else other.inputs.mean - self.inputs.mean
             targets = other._target_mean - self._target_mean
-            self._cross += other._cross + weight * inputs.unsqueeze(-1) * targets.unsqueeze(-2)
+            self._cross += other._cross
+            self._cross.addcmul_(inputs.unsqueeze(-1), targets.unsqueeze(-2), value=weight)
             self._energy += other._energy + weight * targets.square()
             self._target_mean += targets * (other.count / total)
             self.inputs.merge(other.inputs)
@@ -98,16 +99,22 @@ class CrossMoments:
         part._target_mean = self._target_mean[..., chosen]
         return part
 
-    def about_zero(self) -> CrossMoments:
+    def copy(self) -> Self:
+        """One that may be added to, while this one stays."""
+        part = copy.copy(self)
+        part.inputs, part._cross = self.inputs.copy(), self._cross.clone()
+        part._target_mean, part._energy = self._target_mean.clone(), self._energy.clone()
+        return part
+
+    def about_zero_(self) -> Self:
         """The same rows with moments about zero in place of those about the mean: for a fit without a free bias."""
-        found = CrossMoments(self.inputs.size, self._energy.shape[-1], self.inputs.groups, self._cross.device)
         if self.count:
             x, t = self.inputs.mean, self._target_mean
-            still = {"count": self.count, "mean": torch.zeros_like(x), "covariance_sum": self.inputs.gram}
-            found.inputs = Moments.from_state_dict(still)
-            found._cross.copy_(self._cross + self.count * x.unsqueeze(-1) * t.unsqueeze(-2))
-            found._energy.copy_(self._energy + self.count * t.square())
-        return found
+            self._cross.addcmul_(x.unsqueeze(-1), t.unsqueeze(-2), value=self.count)
+            self._energy += self.count * t.square()
+            self._target_mean = torch.zeros_like(t)
+            self.inputs.about_zero_()
+        return self
 
     def towards(self, outputs: Tensor) -> CrossMoments:
         """Those of targets P t for ``outputs`` P (k, m): in other coordinates. Their energy is not known (NaN)."""

@@ -1,5 +1,6 @@
 """Streaming count, mean and second moment of rows, without cancellation."""
 
+import copy
 from collections.abc import Callable
 from typing import Any, Self
 
@@ -121,11 +122,23 @@ class Moments:
             self._shift_(other.count, other._mean.to(self._mean.device))
         return self
 
+    def copy(self) -> Self:
+        """One that may be added to, while this one stays."""
+        part = copy.copy(self)
+        part._mean, part._centred, part._average = self._mean.clone(), self._centred.clone(), None
+        return part
+
+    def about_zero_(self) -> Self:
+        """The same rows with the moment about zero in place of that about the mean."""
+        self._centred.addcmul_(self._mean.unsqueeze(-1), self._mean.unsqueeze(-2), value=self._count)
+        self._mean, self._average = torch.zeros_like(self._mean), None
+        return self
+
     def _shift_(self, count: int, mean: Tensor) -> None:
         total = self._count + count
         difference = mean - self._mean
         weight = self._count * (count / total)
-        self._centred += weight * difference.unsqueeze(-1) * difference.unsqueeze(-2)
+        self._centred.addcmul_(difference.unsqueeze(-1), difference.unsqueeze(-2), value=weight)
         self._mean += difference * (count / total)
         self._count = total
 

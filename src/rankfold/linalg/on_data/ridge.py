@@ -6,7 +6,7 @@ is not small beside the others.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from math import log
 
@@ -33,32 +33,50 @@ class Ridge:
     held_out: float | None
 
 
-def anchored_path(gram: Tensor, cross: Tensor, anchor: Tensor, ridges: Sequence[float]) -> list[Tensor]:
-    """argmin tr[Z G Zᵀ − 2 Z B] + tr[(Z − A) Γ (Z − A)ᵀ], Γ = μ diag(G), for every μ of ``ridges``: weights (…, m, n),
-    float64.
+class Anchored:
+    """argmin tr[Z G Zᵀ − 2 Z B] + tr[(Z − A) Γ (Z − A)ᵀ], Γ = μ diag(G), for any μ.
 
     ``gram`` G (…, n, n), ``cross`` B (…, n, m), ``anchor`` A (…, m, n); directions in which the data say nothing are
     left as the anchor has them. The scale of an input does not matter. Cost: for each ridge one Cholesky
-    factorisation, n³/3; where that fails (no ridge on singular moments) one eigendecomposition.
+    factorisation, n³/3; where that fails (no ridge on singular moments) one eigendecomposition. Memory: G and B once
+    more, and as much again for each ridge that is asked for at a time.
     """
-    gram, anchor = checked(gram), checked(anchor)
-    pull = checked(cross) - gram @ anchor.mT
-    scale = gram.diagonal(dim1=-2, dim2=-1).clamp_min(0).sqrt()
-    scale = torch.where(scale > 0, 1 / scale, 0.0).unsqueeze(-1)
-    alike, pull = scale * gram * scale.mT, scale * pull
-    eye = torch.eye(gram.shape[-1], dtype=gram.dtype, device=gram.device)
-    path: list[Tensor] = []
-    spectrum = None
-    together = max(1, _TOGETHER // max(gram.numel(), 1))
-    for start in range(0, len(ridges), together):
-        part = ridges[start : start + together]
-        roots, failed = torch.linalg.cholesky_ex(alike + gram.new_tensor(part).reshape(-1, *[1] * gram.dim()) * eye)
-        if not bool(failed.any()):
-            path += anchor + (scale * torch.cholesky_solve(pull.expand(len(part), *pull.shape), roots)).mT
-            continue
-        values, vectors = spectrum = spectrum or eigh(alike)
-        path += [anchor + (scale * _solved(values, vectors, ridge, pull)).mT for ridge in part]
-    return path
+
+    def __init__(self, gram: Tensor, cross: Tensor, anchor: Tensor) -> None:
+        self.anchor = checked(anchor)
+        self.alike, cross = checked(gram), checked(cross)
+        self.pull = (self.alike @ self.anchor.mT).neg_().add_(cross)
+        scale = self.alike.diagonal(dim1=-2, dim2=-1).clamp_min(0).sqrt()
+        self.scale = torch.where(scale > 0, 1 / scale, 0.0).unsqueeze(-1)
+        self.alike = (self.scale * self.alike).mul_(self.scale.mT)
+        self.pull *= self.scale
+        self.spectrum: tuple[Tensor, Tensor] | None = None
+
+    @property
+    def together(self) -> int:
+        """For how many ridges at a time it is factorised best."""
+        return max(1, _TOGETHER // max(self.alike.numel(), 1))
+
+    def at(self, ridges: Sequence[float]) -> Tensor:
+        """(k, …, m, n) weights, float64, for k ridges."""
+        damped = self.alike.expand(len(ridges), *self.alike.shape).clone()
+        damped.diagonal(dim1=-2, dim2=-1).add_(damped.new_tensor(ridges).reshape(-1, *[1] * (self.alike.dim() - 1)))
+        roots, failed = torch.linalg.cholesky_ex(damped)
+        del damped
+        if bool(failed.any()):
+            self.spectrum = self.spectrum or eigh(self.alike)
+            moved = torch.stack([_solved(*self.spectrum, ridge, self.pull) for ridge in ridges])
+        else:
+            moved = torch.cholesky_solve(self.pull.expand(len(ridges), *self.pull.shape), roots)
+        del roots
+        moved *= self.scale
+        return moved.mT.add_(self.anchor)
+
+
+def anchored_path(gram: Tensor, cross: Tensor, anchor: Tensor, ridges: Sequence[float]) -> list[Tensor]:
+    """``Anchored`` at every one of ``ridges``: weights (…, m, n), float64."""
+    fit = Anchored(gram, cross, anchor)
+    return [weight.contiguous() for ridge in ridges for weight in fit.at([ridge])]
 
 
 def _solved(values: Tensor, vectors: Tensor, ridge: float, pull: Tensor) -> Tensor:
@@ -74,7 +92,7 @@ def squared_error(weight: Tensor, moments: CrossMoments) -> float:
     At least 0; of an error far below 1e-15 of the targets' energy no digit is right.
     """
     weight = weight.double()
-    fitted = (weight * (weight @ moments.gram - 2 * moments.cross.mT)).sum(-1)
+    fitted = (weight @ moments.gram).sub_(moments.cross.mT, alpha=2).mul_(weight).sum(-1)
     return float((moments.energy + fitted).clamp_min(0).sum())
 
 
@@ -103,17 +121,18 @@ class Judge:
         if self.inward is not None:
             z, cross = self.inward @ z, self.inward @ cross
             wrong = None if wrong is None else wrong @ self.inward.mT
-        moved = z @ moments.gram - 2 * cross
+        moved = (z @ moments.gram).sub_(cross, alpha=2)
+        del cross
         metric = self.metric
         if metric is None or metric.dim() == z.dim() - 2:
-            each = (z * moved).sum(-1) + (0 if wrong is None else wrong.square())
+            each = moved.mul_(z).sum(-1) + (0 if wrong is None else wrong.square())
             return (each if metric is None else each * metric).sum(inner)
-        found = (metric * (z @ moved.mT)).sum((*inner, -1))
+        found = (z @ moved.mT).mul_(metric).sum((*inner, -1))
         return found if wrong is None else found + ((metric @ wrong.unsqueeze(-1)).squeeze(-1) * wrong).sum(inner)
 
 
 def choose_ridge(
-    fits: Sequence[tuple[CrossMoments, CrossMoments]],
+    fits: Iterable[tuple[CrossMoments, CrossMoments]],
     anchor: Tensor,
     judge: Judge | None = None,
     ridges: Sequence[float] = RIDGES,
@@ -121,24 +140,37 @@ def choose_ridge(
     """The ridge with which a fit to the first of each pair of moments errs least on the second; of such as differ by no
     more than rounding, the one nearest to ``STANDARD``.
 
-    Without a pair it is ``STANDARD``, unchecked. Cost: one Cholesky factorisation of size n for each pair and ridge.
+    Without a pair it is ``STANDARD``, unchecked. ``fits`` are gone through twice. Cost: one Cholesky factorisation of
+    size n for each pair and ridge, and one more for each pair.
     """
     judge = judge or Judge()
-    known = [(fitted, other) for fitted, other in fits if fitted.count and other.count]
-    if not known:
+    scores, scale, used = [0.0] * len(ridges), 0.0, 0
+    for fitted, other in fits:
+        if fitted.count and other.count:
+            scores = [score + each for score, each in zip(scores, _tried(fitted, other, anchor, judge, ridges))]
+            scale, used = scale + abs(judge.excess(anchor, other)), used + 1
+        del fitted, other  # before the next ones are made
+    if not used:
         return Ridge(STANDARD, 0.0, None)
-    paths = [anchored_path(fitted.gram, fitted.cross, anchor, ridges) for fitted, _ in known]
-    scores = [
-        sum(each)
-        for each in zip(
-            *(judge.excesses(torch.stack(path), other).tolist() for path, (_, other) in zip(paths, known, strict=True)),
-            strict=True,
-        )
-    ]
-    enough = min(scores) + 1e-9 * sum(abs(judge.excess(anchor, other)) for _, other in known)
-    best = min((i for i in range(len(ridges)) if scores[i] <= enough), key=lambda i: abs(log(ridges[i] / STANDARD)))
-    errors = [
-        [squared_error(path[best], each) for path, each in zip(paths, side, strict=True)]
-        for side in zip(*known, strict=True)
-    ]
-    return Ridge(ridges[best], *(sum(each) / len(known) for each in errors))
+    enough = min(scores) + 1e-9 * scale
+    best = min(
+        (r for r, score in zip(ridges, scores, strict=True) if score <= enough), key=lambda r: abs(log(r / STANDARD))
+    )
+    errors = [0.0, 0.0]
+    for fitted, other in fits:
+        if fitted.count and other.count:
+            (weight,) = Anchored(fitted.gram, fitted.cross, anchor).at([best])
+            errors = [sum_ + squared_error(weight, each) / used for sum_, each in zip(errors, (fitted, other))]
+            del weight
+        del fitted, other
+    return Ridge(best, *errors)
+
+
+def _tried(
+    fitted: CrossMoments, other: CrossMoments, anchor: Tensor, judge: Judge, ridges: Sequence[float]
+) -> list[float]:
+    """What the fits with ``ridges`` cost on other samples."""
+    fit, found = Anchored(fitted.gram, fitted.cross, anchor), list[float]()
+    for start in range(0, len(ridges), fit.together):
+        found += judge.excesses(fit.at(ridges[start : start + fit.together]), other).tolist()
+    return found
