@@ -8,6 +8,7 @@ from torch import nn
 
 import rankfold as rf
 from rankfold.compress.methods.project import Project
+from rankfold.compress.planning import decide
 from rankfold.compress.planning.candidates import decompose
 from rankfold.compress.statistics import calibrate
 from rankfold.sites import sites
@@ -50,6 +51,17 @@ def test_it_gives_the_plans_that_plan_gives(method):
     for budget in ("params=0.9", *BUDGETS[:3]):
         for rule in RULES[:3]:
             assert _plan(known, budget, rule) == _made(budget, method, rule), (budget, rule)
+
+
+def test_budgets_that_differ_in_their_fractions_share_their_options(monkeypatch):
+    asked, options = [], decide.options
+    monkeypatch.setattr(decide, "options", lambda *given: asked.append(given) or options(*given))
+    known = rf.profile(network(), labelled())
+    for fraction in (0.8, 0.6, 0.5):
+        known.plan(f"flops={fraction}")
+        known.plan([f"flops={fraction}", rf.Multiples(2)])
+        known.plan([f"flops={fraction}", "energy=0.5"])
+    assert len(asked) == 2 + 3, "once for each kind, and with an energy each time"
 
 
 def _made(budget, method, rule) -> rf.Plan | str:
