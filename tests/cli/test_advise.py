@@ -17,11 +17,13 @@ from typer.testing import CliRunner
 import rankfold as rf
 from rankfold.cli.main import app
 from rankfold.costs import Cost
+from rankfold.costs.times import Milliseconds
 from rankfold.objectives import Figure
 from rankfold.pipeline.advice.found import Advice, Saved, Tried
 from rankfold.pipeline.advice.look import advise
 from rankfold.pipeline.advice.spending import profiled_within
 from rankfold.pipeline.advice.words import commands, sentences
+from rankfold.run.progress import Tell
 from rankfold.train import counted
 
 ACCURACY = Figure("accuracy", 0.9, unit="fraction")
@@ -55,6 +57,31 @@ def test_the_smallest_that_keeps_its_quality_is_recommended() -> None:
     lines = [line for _, line in commands(found, "net", "--data mine:data")]
     assert lines[0] == "rankfold compress net --data mine:data --budget flops=0.6 -o small"
     assert "--budget flops=0.45 --finetune-epochs 5" in lines[2]
+
+
+def test_tables_are_no_layers_that_save_time_and_spreads_that_overlap_tell_nothing() -> None:
+    said = " ".join(sentences(advice(point(0.6, 0.893, 0.007), tables=0.4)))
+    assert "40 % of the parameters are in tables that are looked up" in said
+    near = replace(
+        point(0.6, 0.893, 0.007),
+        latencies={1: Milliseconds(6.0, (5.8, 6.3))},
+        beside={1: Milliseconds(6.1, (6.2, 6.4))},
+    )
+    assert "1.02 times as fast (no clear difference) at batch 1" in " ".join(sentences(advice(near)))
+    apart = replace(near, latencies={1: Milliseconds(5.0, (4.9, 5.1))})
+    assert "1.22 times as fast at batch 1" in " ".join(sentences(advice(apart)))
+
+
+def test_a_network_with_a_table() -> None:
+    torch.manual_seed(0)
+    net = nn.Sequential(nn.Embedding(100, 16), nn.Flatten(), nn.Linear(64, 32), nn.ReLU(), nn.Linear(32, 3))
+    x, y = torch.randint(100, (96, 4)), torch.randint(3, (96,))
+    told: list[str] = []
+    found = rf.advise(net, ((x[:64], y[:64]), (x[64:], y[64:])), seconds=1, tell=Tell(say=told.append))
+    whole = sum(p.numel() for p in net.parameters())
+    assert (found.sites, found.tables) == (2, pytest.approx(1600 / whole))
+    assert found.covered[0] == pytest.approx((whole - 1600) / whole)
+    assert told[0] == "objective: classification (as the data tell)"
 
 
 def test_it_says_no_where_nothing_is_good_enough_or_nothing_can_be_factored() -> None:

@@ -19,9 +19,9 @@ from rankfold.costs.count import (
     uncounted,
 )
 from rankfold.costs.example import Example, with_batch
-from rankfold.costs.times import Milliseconds, shown
+from rankfold.costs.times import Milliseconds, shown, speed
 
 __all__ = [
     "Cost", "Example", "Milliseconds", "Traced", "UncountedWarning", "check", "evaluating", "latencies", "measure",
-    "model_cost", "once", "shown", "site_cost", "storage", "trace", "uncounted", "with_batch",
+    "model_cost", "once", "shown", "site_cost", "speed", "storage", "trace", "uncounted", "with_batch",
 ]  # fmt: skip

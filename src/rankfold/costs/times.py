@@ -37,6 +37,16 @@ def shown(ms: float) -> str:
     return ms.shown() if isinstance(ms, Milliseconds) else f"{ms:.3f}"
 
 
+def speed(before: float, after: float) -> str:
+    """1.27 times as fast: of two times of the same thing, and whether their quartiles tell them apart."""
+    told = f"{before / after:.2f} times as fast"
+    if isinstance(before, Milliseconds) and isinstance(after, Milliseconds):
+        (low, high), (least, most) = before.quartiles, after.quartiles
+        if least <= high and low <= most:
+            return f"{told} (no clear difference)"
+    return told
+
+
 def spreads(times: Mapping[Key, float]) -> dict[Key, tuple[float, float]]:
     """The quartiles of those of which they are known, to be stored beside the numbers."""
     return {key: ms.quartiles for key, ms in times.items() if isinstance(ms, Milliseconds)}

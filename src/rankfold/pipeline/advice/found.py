@@ -59,7 +59,7 @@ class Advice:
 
     Attributes:
         cost: of the original.
-        sites: how many layers can be factored.
+        sites: how many layers can be factored, tables that are looked up aside.
         covered: the shares of its parameters and FLOPs that lie in these.
         obstacles: the largest other parts, as (share of the parameters, name, reason).
         start: the judging figure of the original.
@@ -71,6 +71,7 @@ class Advice:
         unlearned: the original is no better than chance, so that nothing follows.
         untried: fractions of the FLOPs that there was no time to try.
         untimed: batch sizes at which there was no time to time the network that counts.
+        tables: the share of its parameters that lies in tables that can be factored.
 
     Example:
         >>> figure, cost = rf.Figure("accuracy", 0.9, unit="fraction"), rf.Cost(100, 200, 400)
@@ -91,6 +92,7 @@ class Advice:
     unlearned: bool = False
     untried: tuple[float, ...] = ()
     untimed: tuple[int, ...] = ()
+    tables: float = 0.0
 
     __repr__ = brief
 
@@ -113,7 +115,7 @@ class Advice:
         best = self.best
         return {
             "params": self.cost.params, "flops": self.cost.flops, "sites": self.sites,
-            "covered_params": self.covered[0], "covered_flops": self.covered[1],
+            "covered_params": self.covered[0], "covered_flops": self.covered[1], "tables": self.tables,
             "obstacles": [{"params": share, "name": name, "reason": why} for share, name, why in self.obstacles],
             "figure": self.start.name, "value": self.start.value, "allowed": self.allowed,
             "latency_ms": dict(self.latencies), "calibration_samples": self.samples[0],

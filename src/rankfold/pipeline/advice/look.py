@@ -16,7 +16,7 @@ from rankfold.compress.planning.profile import Calibration, Profile
 from rankfold.compress.planning.profiling import meant, profile
 from rankfold.compress.repair.batchnorm import Reference, reestimate_
 from rankfold.costs import Cost
-from rankfold.objectives import Figure, Figures, Objective
+from rankfold.objectives import Figure, Figures, Inferred, Objective
 from rankfold.pipeline.advice.found import Advice, Saved, Tried
 from rankfold.pipeline.advice.spending import KEPT, Look, affordable, profiled_within, seconds_of_one
 from rankfold.pipeline.compression.outcome.measure import calibration_part, first_example
@@ -88,6 +88,8 @@ def advise(
     example = first_example(root, data.train)
     each = seconds_of_one(root, example)
     meaning = meant(root, data.train, objective)
+    if meaning is not None:
+        look.tell.say(str(Inferred(meaning, "as the data tell" if objective is None else "as asked")))
     tokens = meaning is not None and meaning.by_token
     taught = affordable(profiled_within(_PROFILE * seconds / each, tokens), each, 1024)
     calibration = calibration_part(data.train, taught, seed)
@@ -116,12 +118,13 @@ def advise(
         return Tried(*shares, met.after.judged, met.drop, met.interval, {}, {}, _saved(plan, known), kl)
 
     plans, tried, untried = look.judged(known, judge)
-    covered, obstacles = _parts(root, known.sites, known)
+    covered, tables, obstacles = _parts(root, known.sites, known)
+    sites = sum(not site.layer.lookup for site in known.sites.reducible)
     found = Advice(
-        known.cost, len(known.sites.reducible), covered, obstacles, start.judged, tuple(tried),
+        known.cost, sites, covered, obstacles, start.judged, tuple(tried),
         _allowed(start.judged, max_drop), (known.samples, sample_count(validation)),
         bool(meaning is not None and meaning.labelled), 0.0,
-        start.chance is not None and at_chance(start.judged, start), tuple(untried),
+        start.chance is not None and at_chance(start.judged, start), tuple(untried), tables=tables,
     )  # fmt: skip
     found = look.timed(found, plans, made, root, example, each, batches)
     return replace(found, seconds=look.spent)
@@ -157,12 +160,13 @@ def _saved(plan: Plan, known: Profile) -> tuple[Saved, ...]:
 
 def _parts(
     root: nn.Module, found: SiteList, known: Profile
-) -> tuple[tuple[float, float], tuple[tuple[float, str, str], ...]]:
-    """The shares of parameters and FLOPs in layers that can be factored, and the largest parts outside of them."""
+) -> tuple[tuple[float, float], float, tuple[tuple[float, str, str], ...]]:
+    """The shares of parameters and FLOPs in layers that can be factored, that of parameters in tables that can be, and
+    the largest parts outside of them."""
     whole = known.cost
-    dense = sum(
-        (known.counter.cost(site, Form.KEEP, 0, site.layer.has_bias) for site in found.reducible), Cost(0, 0, 0)
-    )
+    costs = [(site, known.counter.cost(site, Form.KEEP, 0, site.layer.has_bias)) for site in found.reducible]
+    dense = sum((cost for site, cost in costs if not site.layer.lookup), Cost(0, 0, 0))
+    tables = sum(cost.params for site, cost in costs if site.layer.lookup)
     parameters = dict(root.named_parameters(remove_duplicate=False))
     outside: defaultdict[str, tuple[int, str]] = defaultdict(lambda: (0, ""))
     named = [(name, why) for name, why in found.left_out if name in parameters]
@@ -175,4 +179,4 @@ def _parts(
             counted_once.add(id(tensor))
     parts = sorted(((count / max(whole.params, 1), name, why) for why, (count, name) in outside.items()), reverse=True)
     shares = dense.params / max(whole.params, 1), dense.flops / max(whole.flops, 1)
-    return shares, tuple(part for part in parts[:SHOWN] if part[0] >= WORTH)
+    return shares, tables / max(whole.params, 1), tuple(part for part in parts[:SHOWN] if part[0] >= WORTH)

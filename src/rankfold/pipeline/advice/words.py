@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 
+from rankfold.costs import speed
 from rankfold.objectives import Figure
 from rankfold.pipeline.advice.found import Advice, Tried
 
@@ -67,6 +68,11 @@ def _reach(found: Advice) -> Iterator[str]:
         layers = "one layer" if found.sites == 1 else f"{found.sites} layers"
         inside = f"{_percent(params)} of the parameters and {_percent(flops)} of the FLOPs"
         yield f"{inside} are in {layers} that can be factored."
+    if found.tables:
+        yield (
+            f"{_percent(found.tables)} of the parameters are in tables that are looked up: budgets in parameters or "
+            "bytes take from them too, which saves no time."
+        )
     for share, name, why in found.obstacles:
         yield f"{_percent(share)} of the parameters cannot, such as {name}: {why}."
 
@@ -102,7 +108,7 @@ def _beyond(found: Advice) -> str | None:
 def _speed(found: Advice, point: Tried) -> Iterator[str]:
     if not point.latencies:
         return
-    told = [f"{point.speed(batch):.2f} times as fast at batch {batch}" for batch in point.latencies]
+    told = [f"{_fast(point, batch)} at batch {batch}" for batch in point.latencies]
     verdict = "smaller, but not faster on this machine"
     if point.faster:
         verdict = "smaller and faster" if len(point.faster) == len(told) else "faster at some batch sizes only"
@@ -110,8 +116,12 @@ def _speed(found: Advice, point: Tried) -> Iterator[str]:
     fastest = _faster(found)
     if not point.faster and fastest is not None:
         batch = max(fastest.faster, key=fastest.speed)
-        speed = f"{fastest.speed(batch):.2f} times as fast at batch {batch}"
-        yield f"With {_percent(fastest.flops)} of the FLOPs it is {speed}."
+        told = [f"{_fast(fastest, batch)} at batch {batch}"]
+        yield f"With {_percent(fastest.flops)} of the FLOPs it is {told[0]}."
+
+
+def _fast(point: Tried, batch: int) -> str:
+    return speed(point.beside[batch], point.latencies[batch])
 
 
 def _ran_out(found: Advice) -> Iterator[str]:

@@ -192,7 +192,7 @@ def compress(
 
 def print_result(result: Result) -> None:
     """A table with a column for each stage."""
-    from rankfold.costs import shown
+    from rankfold.costs import shown, speed
 
     stages: list[tuple[str, Figures]] = [("before", result.before), ("compressed", result.compressed)]
     if result.finetuned is not None:
@@ -225,7 +225,7 @@ def print_result(result: Result) -> None:
         row(
             f"ms at batch {batch}",
             [shown(f.latencies[batch]) for _, f in stages],
-            f"{first.latencies[batch] / last.latencies[batch]:.2f} times as fast",
+            speed(first.latencies[batch], last.latencies[batch]),
         )
         for batch in first.latencies
     ]
@@ -233,7 +233,7 @@ def print_result(result: Result) -> None:
         for name in ("prefill_ms", "decode_ms"):
             told = [getattr(f, name) for _, f in stages]
             known = told[0] and told[-1]
-            note = f"{told[0] / told[-1]:.2f} times as fast" if known else ""
+            note = speed(told[0], told[-1]) if known else ""
             rows.append(row(name.replace("_", " "), [shown(ms) if ms else "" for ms in told], note))
     print_table(("", *(name for name, _ in stages), ""), rows, left=(0, len(stages) + 1))
     if result.quality is not None:
