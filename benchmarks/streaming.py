@@ -118,7 +118,7 @@ def main() -> None:
     parse.add_argument("--kv", type=int, default=256, help="outputs of k and v")
     parse.add_argument("--vocabulary", type=int, default=1000)
     parse.add_argument("--tokens", type=int, default=1024)
-    parse.add_argument("--memory", default="1.2GB")
+    parse.add_argument("--memory", default="1.3GB")
     parse.add_argument("--only", nargs="*", default=[])
     parse.add_argument("--out", type=Path, required=True)
     parse.add_argument("--one", action="store_true", help="in this process (called by itself)")

@@ -304,7 +304,7 @@ def test_a_memory_limit_changes_how_many_are_measured_at_a_time_and_not_the_plan
     fits = Sequential(rounds=1, one_shot=False)  # within a limit factors in one shot are not there to compare with
     free = rf.plan(model, "params=0.5", fits, data)
     told = []
-    limit = Calibration(memory=8 * 24 * 24 * 28)  # one layer at a time, fitted to both halves
+    limit = Calibration(memory=8 * 24 * 24 * 30)  # one layer at a time, fitted to both halves
     tight = rf.plan(model, "params=0.5", fits, data, calibration=limit, progress=lambda *step: told.append(step))
     assert max(total for what, _, total in told if what == "measuring part after part") > 1
     assert [(e.form, e.rank) for e in tight.entries] == [(e.form, e.rank) for e in free.entries]

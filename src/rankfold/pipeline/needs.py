@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from rankfold.compress.layerwise.in_blocks import measured_bytes
+from rankfold.compress.layerwise.pairs import bytes_beside
 from rankfold.observe import Pages
 from rankfold.observe.pages import bytes_in
 from rankfold.report.quantities import count
@@ -27,8 +28,8 @@ class BoundError(ValueError):
 @dataclass(frozen=True)
 class Needs:
     """Bytes. ``block``: weights of the largest block, ``name`` of its first layer; ``sample``: what its modules give
-    for one sample; ``matrix``: the statistics of the site with the largest ones, ``site``; ``disk``: in all, ``model``
-    of it at the end; ``batch``: samples at a time within ``bound``."""
+    for one sample; ``matrix``: the statistics of the site with the largest ones, ``site``, beside the moments of a
+    block; ``disk``: in all, ``model`` of it at the end; ``batch``: samples at a time within ``bound``."""
 
     block: int
     name: str
@@ -56,7 +57,7 @@ class Needs:
             parts = {
                 f"the weights of one block ({self.name}), twice": BLOCKS * self.block,
                 "the activations of one sample": ACTIVATIONS * self.sample,
-                f"the statistics of one layer ({self.site})": self.matrix,
+                f"the statistics of one layer ({self.site}) and the moments of a block": self.matrix,
                 "torch and its linear algebra, once they compute": LIBRARIES,
             }
             *some, last = [f"{count(size, 'B')} for {what}" for what, size in parts.items()]
@@ -84,15 +85,18 @@ def needs_of(pages: Pages, found: SiteList, few: int, samples: int, metric_sampl
     inside = [[here[name] for group in span.groups for name in group if name in here] for span in chain.spans]
     widest = max(range(len(sizes)), key=lambda number: sizes[number])
     largest = max((site for group in inside for site in group), key=measured_bytes)
+    matrix = measured_bytes(largest) + max(
+        bytes_beside([[here[n] for n in g if n in here] for g in span.groups], here) for span in chain.spans
+    )
     spans = zip(chain.spans, bytes_in(chain), strict=True)
     sample = max(size + (_ANSWERS * chain.calls[-1].size if span.end is None else 0) for span, size in spans) // few
     known = dict(pages.network.named_parameters())
     model = sum(p.numel() * p.element_size() for p in known.values())
-    fixed = LIBRARIES + BLOCKS * sizes[widest] + measured_bytes(largest)
+    fixed = LIBRARIES + BLOCKS * sizes[widest] + matrix
     batch = min(128, samples // _LEAST, max(bound - fixed, 0) // (2 * ACTIVATIONS * max(sample, 1)))
     names = [site.name for site in inside[widest]] or sorted(pages.parts[widest])
     return Needs(
-        sizes[widest], names[0], sample, measured_bytes(largest), largest.name,
+        sizes[widest], names[0], sample, matrix, largest.name,
         _disk(pages, inside, few, samples, metric_samples) + model, model, bound, max(batch, 1),
     )  # fmt: skip
 

@@ -40,9 +40,9 @@ _METRIC = 5  # matrices of a metric: two halves, their mean, what that is drawn 
 
 
 def measured_bytes(site: Site) -> int:
-    """Memory of the moments, the metric and the decomposition of one site."""
+    """Memory of the moments, the metric and the decomposition of one site, and of its factors."""
     m, n = site.shape
-    return moments_bytes(site) + site.groups * (8 * _METRIC * min(m, n) ** 2 + 4 * m * n)
+    return moments_bytes(site) + site.groups * (8 * _METRIC * min(m, n) ** 2 + 10 * m * n)
 
 
 def measure_in_blocks(

@@ -19,7 +19,7 @@ from rankfold.batches import batches_of, copied, size_of
 from rankfold.compress.applying.apply import prepare_
 from rankfold.compress.applying.layer import filled, place_
 from rankfold.compress.layerwise.kept import keeping
-from rankfold.compress.layerwise.pairs import FOLDS, Pairs, bytes_needed
+from rankfold.compress.layerwise.pairs import FOLDS, Pairs, bytes_beside, bytes_needed
 from rankfold.compress.layerwise.shelf import Shelf
 from rankfold.compress.layerwise.solved import read_solved, write_solved
 from rankfold.compress.layerwise.sweep import Passes, Sweep
@@ -126,6 +126,7 @@ class _Fit:
         self.losses: dict[tuple[str, Form], Tensor] = {}
         self.files = self.done = 0
         self.verdict: tuple[float, float | None] = 0.0, None
+        self.memory = task.seen.memory  # for the pairs of a group of sites, and fitting them
         self.weighs = bool(getattr(task.method, "one_shot", False)) and bool(task.judges)
 
     def run(self, few: Any) -> FittedNetwork:
@@ -139,6 +140,10 @@ class _Fit:
             limit = task.seen.memory if self.shelf is None else 0
             kept = stack.enter_context(keeping(self._needed(few), limit, task.directory))
             beyond = frozenset(name for name in sites if not self._fits([sites[name]]))
+            if self.memory is not None:
+                inside = [[[sites[name] for name in group if name in sites] for group in s.groups] for s in spans]
+                self.memory -= max((bytes_beside(groups, beyond) for groups in inside), default=0)
+                beyond = frozenset(name for name in sites if not self._fits([sites[name]]))
             sweep = self.sweep = Sweep(
                 task.original, self.current, self.chain, sites, task.seen, task.judges, kept, task.method.rows,
                 self.weighs, beyond, () if self.shelf is None else self.shelf.pages.watched,
@@ -183,7 +188,7 @@ class _Fit:
 
     def _parts(self, span: Span) -> list[list[Site]]:
         groups = [[self.task.found[name] for name in group] for group in span.groups]
-        return [part for group in groups for part in partition(group, bytes_needed, self.task.seen.memory)]
+        return [part for group in groups for part in partition(group, bytes_needed, self.memory)]
 
     def _groups(self, sweep: Sweep, span: Span) -> None:
         """Of a block with many groups what the original gives is kept for one at a time; what is fitted already is not
@@ -202,8 +207,7 @@ class _Fit:
             self._placed(self._solved(part, partial(sweep.pairs, span, names, folds)) if ready is None else ready)
 
     def _folds(self, part: Sequence[Site]) -> int:
-        memory = self.task.seen.memory
-        return FOLDS if memory is None or sum(map(bytes_needed, part)) <= memory else 1
+        return FOLDS if self.memory is None or sum(map(bytes_needed, part)) <= self.memory else 1
 
     def _needed(self, few: Any) -> int:
         """Bytes of what is kept at two borders and of one block's sites, at most."""
@@ -254,8 +258,7 @@ class _Fit:
         return solved
 
     def _fits(self, group: Sequence[Site]) -> bool:
-        memory = self.task.seen.memory
-        return memory is None or sum(bytes_needed(site, 1) for site in group) <= memory
+        return self.memory is None or sum(bytes_needed(site, 1) for site in group) <= self.memory
 
     def _file(self, number: int | None = None) -> Path | None:
         number = self.files if number is None else number

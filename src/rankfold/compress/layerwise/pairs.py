@@ -7,7 +7,7 @@ the layer also makes good what its other branch has lost.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Container, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from itertools import permutations
 from typing import Any
@@ -105,6 +105,17 @@ def bytes_needed(site: Site, folds: int = FOLDS) -> int:
     return 8 * site.groups * ((folds + 14) * n * n + (folds + 8) * m * n + 2 * min(m, n) ** 2)
 
 
+def bytes_beside(groups: Sequence[Sequence[Site]], beyond: Container[str]) -> int:
+    """Memory of the original's moments that are gathered along with a block, of ``groups`` that each read one tensor:
+    of their inputs, or, of sites ``beyond`` a bound, at their own side; where they share rows, once."""
+    found = set[tuple[str, int, int]]()
+    for bundle in (bundle for group in groups for bundle in bundles(group)):
+        for site in bundle:
+            own = site.name in beyond and site.layer.side == "output"
+            found.add((site.name, site.groups, site.shape[0]) if own else (bundle[0].name, site.groups, site.shape[1]))
+    return sum(8 * count * size * size for _, count, size in found)
+
+
 @dataclass
 class Paired:
     inputs: Tensor  # (…, N, n)
@@ -151,6 +162,15 @@ def _paired(site: Site, module: nn.Module, there: There, here: Seen) -> Paired |
 JUDGING, WATCHING = -1, -2  # numbers of the parts of the samples that nothing is fitted to; the latter decides nothing
 
 
+def bundles(group: Sequence[Site]) -> list[tuple[Site, ...]]:
+    """Those of a group that reads one tensor which have the same rows of inputs: linear layers; a convolution has its
+    own patches."""
+    alike: dict[Any, list[Site]] = {}
+    for site in group:
+        alike.setdefault(site.shape[1] if site.layer.convolution is None else site.name, []).append(site)
+    return [tuple(bundle) for bundle in alike.values()]
+
+
 @dataclass
 class Collected:
     """The pairs of a group of sites, as its batches come. ``rows``: how many of each site's to keep, of ``samples``.
@@ -165,10 +185,7 @@ class Collected:
     about: dict[str, Pairs] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
-        alike: dict[Any, list[Site]] = {}
-        for site in self.group:
-            alike.setdefault(site.shape[1] if site.layer.convolution is None else site.name, []).append(site)
-        self.bundles = [tuple(bundle) for bundle in alike.values()]
+        self.bundles = bundles(self.group)
 
     def add(self, found: Mapping[str, Paired], parts: Sequence[int], size: int) -> None:
         """A batch of ``size`` samples, for the part of that number; shared out where there are several."""

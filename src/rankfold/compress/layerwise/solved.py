@@ -28,11 +28,14 @@ def write_solved(file: Path, solved: Mapping[str, Solution]) -> None:
             "certificate": solution.certificate,
             "note": solution.note,
             "losses": {form: values.tolist() for form, values in solution.losses.items()},
+            "alone": solution.alone is solution.factors,
         }
         for name, solution in solved.items()
     }
     fitted = {name: Fitted(solution.factors) for name, solution in solved.items()}
-    fitted |= {name + _SHOT: Fitted(made.alone) for name, made in solved.items() if made.alone is not None}
+    for name, made in solved.items():
+        if made.alone is not None and not note[name]["alone"]:
+            fitted[name + _SHOT] = Fitted(made.alone)
     write_atomically(file, to_bytes(fitted, note))
 
 
@@ -41,6 +44,7 @@ class _Solved(TypedDict):
     certificate: str
     note: str
     losses: dict[str, list[float]]
+    alone: bool  # whether the factors of one shot are the factors
 
 
 def read_solved(file: Path, current: nn.Module, group: Sequence[tuple[Site, Entry]]) -> dict[str, Solution] | None:
@@ -56,7 +60,7 @@ def read_solved(file: Path, current: nn.Module, group: Sequence[tuple[Site, Entr
             if any(values.dim() != 1 or len(values) <= site.max_rank(form) for form, values in losses.items()):
                 raise ValueError(f"{site.name}: prices of fewer ranks than there are")
             filled(current, site, entry, fitted[site.name])  # refuses factors of other shapes
-            shot = fitted.get(site.name + _SHOT)
+            shot = fitted[site.name] if told["alone"] else fitted.get(site.name + _SHOT)
             solved[site.name] = Solution(
                 fitted[site.name].factors, told["error"], losses, told["certificate"], told["note"],
                 None if shot is None else shot.factors,

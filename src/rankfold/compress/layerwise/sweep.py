@@ -13,7 +13,7 @@ between a layer and the addition behind it once more.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
 
@@ -23,7 +23,7 @@ from torch import Tensor, nn
 from rankfold.batches import forward, size_of
 from rankfold.compress.layerwise.kept import Kept
 from rankfold.compress.layerwise.looking import Looking, Seen, There, counted, recorded
-from rankfold.compress.layerwise.pairs import FOLDS, JUDGING, WATCHING, Collected, Pairs, paired
+from rankfold.compress.layerwise.pairs import FOLDS, JUDGING, WATCHING, Collected, Pairs, bundles, paired
 from rankfold.compress.layerwise.preactivations import Followed
 from rankfold.linalg import Moments
 from rankfold.objectives import Evaluation, Objective
@@ -81,6 +81,8 @@ class Sweep:
         self.followed: dict[str, Followed] = {}
         self.moments: dict[str, Moments] = {}
         self.aside: dict[str, Moments] = {}
+        self.joined: set[tuple[int, str]] = set()  # of which of these all processes have told theirs
+        self.shared: Mapping[str, str] = {}
         self.passes.blocks = len(self.chain.spans)
         self.passes.groups = sum(len(span.groups) for span in self.chain.spans)
 
@@ -105,6 +107,9 @@ class Sweep:
         self.passes.fitting += 1
         self.moments.clear()
         self.aside.clear()
+        self.joined.clear()
+        found = (bundle for group in groups for bundle in bundles([self.sites[name] for name in group]))
+        self.shared = {site.name: bundle[0].name for bundle in found for site in bundle}
         looking = Looking(self.original, [self.sites[name] for name in names], self._calls(names) if last else None)
         with self.seen.team.agreed():
             for index, part, batch in self.batches():
@@ -121,32 +126,49 @@ class Sweep:
 
     def _record(self, looking: Looking, index: int, part: int | None, batch: Any) -> None:
         tensors: dict[str, Tensor] = {}
-        taken = looking.taken()
+        taken, done = looking.taken(), set[tuple[int, str]]()
         for name, seen in taken.items() if part != WATCHING else ():
             site = self.sites[name]
             found = None if name in self.beyond else recorded(site, self.original.get_submodule(name), seen)
             if found is None:
-                self._set_aside(site, seen, part, batch)
+                self._set_aside(site, seen, part, batch, done)
                 continue
             there, inputs = found
             tensors |= {f"{name}|{key}": value for key, value in there.tensors().items()}
             if there.followed is not None:
                 self.followed[name] = there.followed
             if self.before and part != JUDGING:
-                for rows in inputs:
-                    _count_in(self.moments, site, rows, counted(rows, seen, batch))
+                self._count_in(self.moments, site, [(rows, counted(rows, seen, batch)) for rows in inputs], done)
         self.kept.put(f"rows-{index}", tensors)
 
-    def _set_aside(self, site: Site, seen: Seen, part: int | None, batch: Any) -> None:
+    def _set_aside(
+        self, site: Site, seen: Seen, part: int | None, batch: Any, done: set[tuple[int, str]]
+    ) -> None:  # fmt: skip
         """Count in the rows at the side that the site's moments are taken at, of the samples to fit to."""
         module = self.original.get_submodule(site.name)
-        for given, output in zip(seen.inputs, seen.outputs, strict=True) if part != JUDGING else ():
-            rows = site.layer.rows(module, given, output)
-            _count_in(self.aside, site, rows, counted(rows, seen, batch))
+        if part != JUDGING:
+            given = (site.layer.rows(module, x, y) for x, y in zip(seen.inputs, seen.outputs, strict=True))
+            self._count_in(self.aside, site, [(rows, counted(rows, seen, batch)) for rows in given], done)
+
+    def _count_in(
+        self, into: dict[str, Moments], site: Site, given: Sequence[tuple[Tensor, Tensor | None]],
+        done: set[tuple[int, str]],
+    ) -> None:  # fmt: skip
+        """The rows of one batch, once for all sites that share them; ``done``: for which ones they are in already."""
+        key = self.shared[site.name] if into is self.moments or site.layer.side == "input" else site.name
+        if (id(into), key) in done:
+            return
+        done.add((id(into), key))
+        for rows, counts in given:
+            if key not in into:
+                into[key] = Moments(
+                    rows.shape[-1], rows.shape[0] if rows.dim() == 3 else None, rows.device, single=True
+                )
+            into[key].update(rows if counts is None else rows[counts])
 
     def aside_of(self, name: str) -> Moments | None:
         """The moments of such a site, from all processes."""
-        return self._together(self.aside.get(name))
+        return self._together(self.aside, name)
 
     def pairs(self, span: Span, group: Sequence[str], folds: int = FOLDS) -> dict[str, Pairs]:
         """One pass of the compressed block up to ``group``, whose sites are not compressed yet: their pairs, of the
@@ -178,16 +200,19 @@ class Sweep:
 
     def _moments(self, name: str) -> Moments | None:
         """Of the original's inputs, from all processes."""
-        return self._together(self.moments.get(name)) if self.before else None
+        return self._together(self.moments, name) if self.before else None
 
-    def _together(self, mine: Moments | None) -> Moments | None:
-        shares = [each for each in self.seen.team.gathered(mine) if each is not None]
-        if not shares:
-            return None
-        first, *others = shares
-        for other in others:
-            first.merge(other)
-        return first
+    def _together(self, into: dict[str, Moments], name: str) -> Moments | None:
+        shared = self.shared.get(name, name)
+        key = shared if into is self.moments or self.sites[name].layer.side == "input" else name
+        if (id(into), key) not in self.joined:
+            self.joined.add((id(into), key))
+            shares = [each for each in self.seen.team.gathered(into.get(key)) if each is not None]
+            for first, *others in [shares] if shares else ():
+                for other in others:
+                    first.merge(other)
+                into[key] = first
+        return into.get(key)
 
     def run_current(self, span: Span) -> None:
         """One pass of the compressed block, with all that was fitted in it: on to the next one."""
@@ -262,10 +287,3 @@ class Sweep:
                 for each, output in zip(sums, (theirs, self._run(self.ours, last, index, batch, "y")[1]), strict=True):
                     each.add(output, batch, taught)
         return sums[0].result(), sums[1].result()
-
-
-def _count_in(into: dict[str, Moments], site: Site, rows: Tensor, counts: Tensor | None) -> None:
-    if site.name not in into:
-        groups = rows.shape[0] if rows.dim() == 3 else None
-        into[site.name] = Moments(rows.shape[-1], groups, rows.device, single=True)
-    into[site.name].update(rows if counts is None else rows[counts])

@@ -181,8 +181,8 @@ class Projected:
         left, right = self.projection.factors(rank)
         covariance = self.statistics.covariance
         if self.side == "input":
-            change, outputs = self.matrix.to(left) - left @ right, self.matrix.to(left)
-            return _ratio(_energy(change, covariance), _energy(outputs, covariance))
+            change = _energy((left @ right).sub_(self.matrix), covariance)
+            return _ratio(change, _energy(self.matrix, covariance))
         weighted = self._times_metric(left)
         eye = torch.eye(left.shape[-2], dtype=left.dtype, device=left.device)
         return _ratio(_energy(eye - left @ weighted.mT, covariance), float(_trace(covariance)))
@@ -302,7 +302,8 @@ class SpatialPair:
 
 
 def _energy(matrix: Tensor, covariance: Tensor) -> float:
-    return float(((matrix.to(covariance) @ covariance) * matrix.to(covariance)).sum())
+    matrix = matrix.to(covariance)
+    return float((matrix @ covariance).mul_(matrix).sum())
 
 
 def _trace(covariance: Tensor) -> Tensor:
