@@ -10,6 +10,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
+_PLAIN = (str, int, float, type(None), torch.dtype)  # what most arguments are that are no tensors
+
 
 def mapped(value: Any, change: Callable[[Any], Any], whole: type = Tensor) -> Any:
     """``value`` with every tensor inside changed, and what is of the type ``whole``; mappings become dicts, tuples and
@@ -39,9 +41,12 @@ def tensors_in(value: Any) -> Iterator[Tensor]:
     """Every tensor inside ``value``, in order."""
     if isinstance(value, Tensor):
         yield value
-    elif isinstance(value, Mapping | tuple | list):
+    elif isinstance(value, tuple | list | Mapping):
         for item in value.values() if isinstance(value, Mapping) else value:
-            yield from tensors_in(item)
+            if isinstance(item, Tensor):
+                yield item
+            elif not isinstance(item, _PLAIN):
+                yield from tensors_in(item)
     elif is_dataclass(value) and not isinstance(value, type):
         for field in fields(value):
             yield from tensors_in(getattr(value, field.name, None))

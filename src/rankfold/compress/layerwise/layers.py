@@ -276,6 +276,7 @@ class _Fit:
     def _placed(self, solved: Mapping[str, Solution]) -> None:
         """The fitted layers of a group take their places in the compressed network."""
         self.files += 1
+        ready = []
         for name, solution in solved.items():
             site, entry = self.task.found[name], self.known[name]
             self.done += 1
@@ -288,10 +289,11 @@ class _Fit:
             made = Fitted(solution.factors, absorber)
             if self.shelf is None:  # else it is on the disk
                 self.fitted[name] = made
-            place_(self.current, [(name, filled(self.current, site, entry, made), made)])
+            ready.append((name, filled(self.current, site, entry, made), made))
             offered = (form for form in site.forms if form.decomposed in solution.losses)
             self.losses |= {(name, form): solution.losses[form.decomposed] for form in offered}
             self.known[name] = told(entry, solution, priced=not self.task.tokens)
+        place_(self.current, ready)
         self.task.progress("fitting", self.done, len(self.changed))
 
     def _judged(self, sweep: Sweep) -> tuple[float, float | None]:
@@ -309,7 +311,9 @@ class _Fit:
             return None
         network = copied(self.task.original)
         prepare_(network, tuple(entries))
+        ready = []
         for entry in entries:
             made = self.alone[entry.site]
-            place_(network, [(entry.site, filled(network, self.task.found[entry.site], entry, made), made)])
+            ready.append((entry.site, filled(network, self.task.found[entry.site], entry, made), made))
+        place_(network, ready)
         return network.eval()
