@@ -240,6 +240,14 @@ def test_torchscript_traces_whole_numbers_and_says_so_where_it_is_to_compile_the
     assert torch.equal(torch.jit.trace(small, data)(data), small(data))
 
 
+def test_whole_numbers_cannot_be_asked_to_train():
+    model, data = nn.Sequential(nn.Linear(16, 24), nn.ReLU(), nn.Linear(24, 8)), drawn(4, 16).float()
+    small = rf.apply_(model, rf.plan(model, "bytes=0.4", "truncate", example=data, forms="int8"))
+    assert not small[0].weight.requires_grad_(False).requires_grad
+    with pytest.raises(FactoredWriteError, match="whole numbers, which no training moves: compress in other"):
+        small[0].weight.requires_grad_(True)
+
+
 def test_a_profile_from_a_file_makes_the_same_plans(measured, tmp_path):
     model, data, known = measured
     known.save(tmp_path / "known")

@@ -13,6 +13,7 @@ import torch.nn.functional as F
 from cases import DTYPES, PLAIN, Case
 from torch import nn
 from torch.func import functional_call
+from torch.nn.utils import prune
 from torch.utils.flop_counter import FlopCounterMode
 
 from rankfold.layers import FactoredWeight, FactoredWriteError, LowRankLinear, weight_of
@@ -278,6 +279,49 @@ def test_requires_grad_is_that_of_the_factors():
     assert all(p.requires_grad for p in layer.parameters())
 
 
+@pytest.mark.parametrize("mode", [torch.enable_grad, torch.no_grad, torch.inference_mode])
+@pytest.mark.parametrize(("case", "form"), KINDS, ids=str)
+def test_freezing_the_weight_freezes_the_parameters_that_it_is_made_of(case: Case, form: Form, mode):
+    new = pair_of(case, form)[1]
+    factors = [p for name, p in new.named_parameters() if not name.endswith("bias")]
+    with mode():
+        for wanted in (False, True):
+            new.weight.requires_grad_(wanted)
+            assert [p.requires_grad for p in factors] == [wanted] * len(factors)
+            assert new.weight.requires_grad is wanted
+
+
+@pytest.mark.parametrize(("case", "form"), KINDS, ids=str)
+def test_the_product_lies_in_memory_as_the_weight_tells(case: Case, form: Form):
+    weight = pair_of(case, form)[1].weight
+    assert weight.is_contiguous()
+    assert torch.equal(weight.detach().view(-1), weight.detach().flatten())
+
+
+def test_a_gradient_that_is_gathered_elsewhere_is_told():
+    layer = LowRankLinear(6, 2, 5)
+    assert layer.weight.grad is None
+    layer(torch.ones(1, 6)).sum().backward()
+    with pytest.warns(UserWarning, match=r"gathers no gradient.*layer\.down\.weight\.grad"):
+        assert layer.weight.grad is None
+
+
+def test_the_memory_of_the_factors_is_shared_with_processes():
+    layer = LowRankLinear(6, 2, 5)
+    assert not layer.weight.is_shared()
+    assert layer.weight.share_memory_().is_shared()
+    assert layer.down.weight.is_shared()
+    assert layer.up.weight.is_shared()
+
+
+def test_weights_of_the_dense_layer_are_not_passed_over_in_silence():
+    model = nn.Sequential(LowRankLinear(6, 2, 5))
+    before = copy.deepcopy(model.state_dict())
+    with pytest.warns(UserWarning, match=r"0\.weight is the weight of a dense layer.*not loaded"):
+        model.load_state_dict(nn.Sequential(nn.Linear(6, 5)).state_dict(), strict=False)
+    assert all(torch.equal(value, before[key]) for key, value in model.state_dict().items())
+
+
 def test_a_factor_may_be_factored_itself():
     layer = LowRankLinear(6, 3, 5, dtype=torch.float64)
     layer.down = LowRankLinear(6, 2, 3, bias=False, dtype=torch.float64)
@@ -338,6 +382,11 @@ WRITES = {
     "foreach": lambda layer, value: torch._foreach_mul_([layer.weight], 2.0),
     "set_": lambda layer, value: layer.weight.set_(value),
     "hook": lambda layer, value: layer.weight.register_hook(print),
+    "data.set_": lambda layer, value: layer.weight.data.set_(value),
+    "swap_tensors": lambda layer, value: torch.utils.swap_tensors(layer.weight, nn.Parameter(value)),
+    "swap_tensors the other way": lambda layer, value: torch.utils.swap_tensors(nn.Parameter(value), layer.weight),
+    "prune": lambda layer, value: prune.l1_unstructured(layer, "weight", 2),
+    "del": lambda layer, value: delattr(layer, "weight"),
 }
 
 

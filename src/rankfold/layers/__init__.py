@@ -16,7 +16,8 @@ from rankfold.layers.recurrent import SplitCell, SplitRecurrent
 from rankfold.layers.residual import Int4, ResidualConv1D, ResidualLinear
 from rankfold.layers.rounded import WholeNumbers, is_whole, numbers_of
 from rankfold.layers.training import InTraining
-from rankfold.layers.weights.weight import FactoredWeight, FactoredWriteError, weight_of
+from rankfold.layers.weights.errors import FactoredWriteError
+from rankfold.layers.weights.weight import FactoredWeight, weight_of
 
 __all__ = [
     "Approached", "CPConv", "Completion", "DynamicLowRank", "DynamicTucker", "FactoredConv", "FactoredWeight",

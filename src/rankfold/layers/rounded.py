@@ -12,8 +12,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from rankfold.layers.weights.errors import FactoredWriteError
 from rankfold.layers.weights.scripting import Traced
-from rankfold.layers.weights.weight import FactoredWriteError, guarded
+from rankfold.layers.weights.weight import guarded
 
 _STORED = (
     "is stored as whole numbers and scales, so what is written there would be lost: to train or to merge, "

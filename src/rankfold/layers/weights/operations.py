@@ -30,7 +30,7 @@ LOOKS = frozenset(
     | {
         "size", "dim", "ndimension", "numel", "nelement", "element_size", "__len__",
         "is_floating_point", "is_complex", "is_signed", "get_device", "is_inference", "is_conj",
-        "is_neg", "__hash__", "is_shared", "is_pinned", "has_names", "__dir__", "is_tensor", "is_same_size",
+        "is_neg", "__hash__", "is_pinned", "has_names", "__dir__", "is_tensor", "is_same_size",
     }
 )  # fmt: skip
 """Reads that compute nothing."""

@@ -7,7 +7,6 @@ the product, and writing is refused, since the product is not stored anywhere.
 
 from __future__ import annotations
 
-import copy
 from collections.abc import Iterable, Sequence
 from typing import Any, NoReturn
 
@@ -15,17 +14,10 @@ import torch
 from torch import Tensor
 from torch.utils import _pytree as pytree
 
+from rankfold.layers.weights.answers import ANSWERS, stored_in
+from rankfold.layers.weights.errors import refuse
 from rankfold.layers.weights.operations import CASTS, LOOKS, SAME, TURNS, casts, name_of, only_seen, turns, writes
 from rankfold.layers.weights.rule import Rule
-
-REMEDY = (
-    "is a product of factors that is stored nowhere, so what is written there would be lost: write into the factors "
-    "(layer.down.weight, layer.up.weight), or make the change before compressing (merge adapters first)"
-)
-
-
-class FactoredWriteError(RuntimeError):
-    """Something tried to write into the weight of a factored layer; says what, and the remedy."""
 
 
 def weight_of(rule: Rule, factors: Sequence[Tensor]) -> Tensor:
@@ -70,10 +62,10 @@ class FactoredWeight(Tensor):
             with torch._C.DisableTorchFunctionSubclass():
                 return func(*args, **kwargs)
         first = next(iter(args), next(iter(kwargs.values()), None))
-        if isinstance(first, FactoredWeight) and name in _OWN:
-            return _OWN[name](first, *args[1:], **kwargs)
+        if isinstance(first, FactoredWeight) and name in ANSWERS:
+            return ANSWERS[name](first, *args[1:], **kwargs)
         if (written := _written(name, args, kwargs)) is not None:
-            _refuse(written, name)
+            refuse(written, name)
         if isinstance(first, FactoredWeight) and (turned := _turned(first, name, func, args, kwargs)) is not None:
             return turned
         for weight in pytree.tree_leaves((args, kwargs)):
@@ -90,7 +82,7 @@ class FactoredWeight(Tensor):
             return FactoredWeight(args[0].rule, [f.detach() for f in args[0].factors])
         for argument, value in zip(func._schema.arguments, args):
             if argument.is_write and isinstance(value, FactoredWeight):
-                _refuse(value, func.__name__.partition(".")[0])
+                refuse(value, func.__name__.partition(".")[0])
         args, kwargs = pytree.tree_map_only(FactoredWeight, FactoredWeight.product, (args, kwargs or {}))
         return func(*args, **kwargs)
 
@@ -98,12 +90,15 @@ class FactoredWeight(Tensor):
     def _is_hf_initialized(self) -> bool:
         """What transformers asks before it draws a weight that no file had: not this one, where its factors had."""
         stored = [factor for factor in self.factors if not isinstance(factor, Product)]  # others are computed
-        owners = (factor if factor._base is None else factor._base for factor in stored)  # of a turned one
-        return all(getattr(owner, "_is_hf_initialized", False) for owner in owners)
+        return all(getattr(stored_in(factor), "_is_hf_initialized", False) for factor in stored)
+
+    def _use_count(self) -> NoReturn:
+        """What torch.utils.swap_tensors asks before it swaps."""
+        refuse(self, "swap_tensors")
 
     def product(self) -> Tensor:
-        """The weight multiplied out, an ordinary tensor; differentiable."""
-        return self.rule.dense(self.factors)
+        """The weight multiplied out, an ordinary tensor with the strides that were told; differentiable."""
+        return self.rule.dense(self.factors).contiguous()
 
     def mapped(self, func: Any, *args: Any, **kwargs: Any) -> Tensor:
         """The weight of the factors after ``func``: another dtype or device."""
@@ -139,12 +134,6 @@ def _written(name: str, args: Sequence[Any], kwargs: Any) -> FactoredWeight | Pr
     return next((w for w in pytree.tree_leaves(where) if isinstance(w, FactoredWeight | Product)), None)
 
 
-def _refuse(weight: Tensor, name: str) -> NoReturn:
-    sizes = "×".join(str(size) for size in weight.shape)
-    written = name.removesuffix(".set")
-    raise FactoredWriteError(f"{written} would write into the weight of a factored layer ({sizes}), which {REMEDY}")
-
-
 def _turned(weight: FactoredWeight, name: str, func: Any, args: Sequence[Any], kwargs: Any) -> Tensor | None:
     """The result of an operation that leaves the weight a product of factors, or None."""
     if name in SAME and not kwargs and len(args) == 1:
@@ -160,10 +149,6 @@ def _turned(weight: FactoredWeight, name: str, func: Any, args: Sequence[Any], k
 def _stand_in(weight: FactoredWeight) -> Tensor:
     """A tensor of the weight's shape, dtype and device without values of its own."""
     return weight.factors[0].detach().new_zeros(()).expand(weight.rule.shape(weight.factors))
-
-
-def _stand_in_of_size(weight: FactoredWeight) -> Tensor:
-    return torch.empty(weight.rule.shape(weight.factors), dtype=weight.dtype, device="meta")
 
 
 def _multiplied_out(func: Any, args: Any, kwargs: Any) -> Any:
@@ -188,6 +173,8 @@ class Product(Tensor):
     ``weight.data``, ``weight[:3]``: what is written there would be lost, as it would not reach the factors.
     """
 
+    computed = True
+
     @classmethod
     def __torch_function__(cls, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         kwargs = kwargs or {}
@@ -198,10 +185,16 @@ class Product(Tensor):
         if name == "__deepcopy__":
             return _plain(args[0]).detach().clone()
         if (written := _written(name, args, kwargs)) is not None:
-            _refuse(written, name)
+            refuse(written, name)
         called = pytree.tree_map_only(Product, _plain, (args, kwargs))
         given = [x for x in pytree.tree_leaves((args, kwargs)) if isinstance(x, Product)]
         return _guarded(func(*called[0], **called[1]), given)
+
+    def _use_count(self) -> NoReturn:
+        refuse(self, "swap_tensors")
+
+    def set_(self, *args: Any, **kwargs: Any) -> NoReturn:  # torch does not hand it to __torch_function__
+        refuse(self, "set_")
 
 
 _OF_ANY_TENSOR = frozenset({"requires_grad.get", "requires_grad_", "is_leaf.get", "grad.get", "retains_grad.get"})
@@ -233,62 +226,3 @@ def _guarded(result: Any, products: Iterable[Tensor]) -> Any:
     if hasattr(result, "setflags"):  # a numpy array of the product's memory
         result.setflags(write=False)
     return pytree.tree_map_only(Tensor, guarded, result)
-
-
-# ---- attributes that the product itself could not answer ------------------------------------------------------------
-
-
-def _requires_grad(weight: FactoredWeight) -> bool:
-    return any(f.requires_grad for f in weight.factors)
-
-
-def _set_requires_grad(weight: FactoredWeight, value: bool = True) -> FactoredWeight:
-    for factor in weight.factors:
-        factor.requires_grad_(value)
-    return weight
-
-
-def _no_memory(weight: FactoredWeight, *args: Any) -> NoReturn:
-    raise RuntimeError(
-        "the weight of a factored layer has no memory of its own: take the memory of its factors (layer.down.weight, "
-        "layer.up.weight), or multiply it out first (layer.weight.clone())"
-    )
-
-
-def _no_hook(weight: FactoredWeight, *args: Any, **kwargs: Any) -> NoReturn:
-    raise FactoredWriteError(
-        "a hook on a factored layer's weight would never be called, since the weight is made anew at each read: "
-        "register it on the factors (layer.down.weight, layer.up.weight)"
-    )
-
-
-def _deepcopy(weight: FactoredWeight, memo: dict[int, Any] | None = None) -> Tensor:
-    made = weight.product().detach().clone().requires_grad_(_requires_grad(weight))
-    if memo is not None:
-        memo[id(weight)] = made
-    return made
-
-
-_OWN: dict[str, Any] = {
-    "requires_grad.get": _requires_grad,
-    "requires_grad.set": _set_requires_grad,
-    "requires_grad_": _set_requires_grad,
-    "layout.get": lambda weight: torch.strided,
-    "is_sparse.get": lambda weight: False,
-    "stride": lambda weight, *axis: _stand_in_of_size(weight).stride(*axis),
-    "is_contiguous": lambda weight, **format: _stand_in_of_size(weight).is_contiguous(**format),
-    "storage_offset": lambda weight: 0,
-    "nbytes.get": lambda weight: weight.numel() * weight.element_size(),
-    "is_leaf.get": lambda weight: False,
-    "grad.get": lambda weight: None,
-    "retains_grad.get": lambda weight: False,
-    "data_ptr": _no_memory,
-    "untyped_storage": _no_memory,
-    "storage": _no_memory,
-    "register_hook": _no_hook,
-    "register_post_accumulate_grad_hook": _no_hook,
-    "retain_grad": _no_hook,
-    "__deepcopy__": _deepcopy,
-    "__reduce_ex__": lambda weight, protocol: copy.copy(weight.product().detach()).__reduce_ex__(protocol),
-    "__iter__": lambda weight: iter(weight.unbind(0)),
-}
