@@ -6,6 +6,7 @@ import copy
 import json
 import shlex
 from dataclasses import replace
+from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
@@ -16,6 +17,7 @@ from typer.testing import CliRunner
 
 import rankfold as rf
 from rankfold.cli.main import app
+from rankfold.cli.verbs.analysis.advise import typed
 from rankfold.costs import Cost
 from rankfold.costs.times import Milliseconds
 from rankfold.objectives import Figure
@@ -82,6 +84,11 @@ def test_a_network_with_a_table() -> None:
     assert (found.sites, found.tables) == (2, pytest.approx(1600 / whole))
     assert found.covered[0] == pytest.approx((whole - 1600) / whole)
     assert told[0] == "objective: classification (as the data tell)"
+
+
+def test_commands_can_be_pasted_with_their_patterns() -> None:
+    given = [("--weights", Path("my weights.pt")), ("--data", None), ("--only", "layer*"), ("--exclude", "head")]
+    assert typed(given) == "--weights 'my weights.pt' --only 'layer*' --exclude head"
 
 
 def test_it_says_no_where_nothing_is_good_enough_or_nothing_can_be_factored() -> None:

@@ -230,7 +230,7 @@ def test_a_loss_that_is_not_finite_keeps_the_checkpoint_and_the_best_weights(her
         (["distill.weight=0.5"], ("teacher", "is missing beside distill")),
         (["weights=none.safetensors"], ("no file none.safetensors",)),
         (["start=warm"], ("start must be one of balanced",)),
-        (["where=nothing.*"], ("matches no layer of the model",)),
+        (["where=nothing.*"], ("no layer of this model matches",)),
         (["device=abacus"], ("device", "'abacus'")),
         (["schedule=cosine"], ("plateau must be left out",)),
         (["epochs"], ("--set epochs", "KEY=VALUE")),

@@ -623,7 +623,9 @@ def test_where_leaves_the_other_sites_out_of_the_plan():
 
 def test_where_that_matches_no_layer_is_refused_with_the_names_that_there_are():
     model, batch = network("conv_net")
-    with pytest.raises(ValueError, match=r"where='blok\.\*' matches no layer of the model: its layers are .*block\.0"):
+    with pytest.raises(
+        ValueError, match=r"where='blok\.\*': no layer of this model matches; its layers are .*block\.0"
+    ):
         plan(model, "params=0.9", "project", [batch], where="blok.*")
 
 

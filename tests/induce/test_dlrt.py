@@ -268,7 +268,7 @@ def test_what_is_left_out_has_a_reason():
     assert "embedding" in reasons["6.weight"]
     with pytest.raises(ValueError, match=r"no layer of the model can be trained at low rank \(0\.weight: a grouped"):
         rf.dlrt_(nn.Sequential(nn.Conv2d(16, 32, 3, groups=2)))
-    with pytest.raises(ValueError, match=r"^where='nosuch' matches no layer of the model: its layers are 0, 1, 2, 3"):
+    with pytest.raises(ValueError, match=r"^where='nosuch': no layer of this model matches; its layers are 0, 1, 2"):
         rf.dlrt_(model, where="nosuch")
     with pytest.raises(ValueError, match=r"keep=True keeps the factors .* this model has none: prepare it with"):
         rf.fold_(model, keep=True)

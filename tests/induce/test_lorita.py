@@ -401,7 +401,7 @@ def test_whole_modules_are_pickled_only_after_folding() -> None:
         ({"inner": 0}, "at least 1"),
         ({"inner": "wide"}, "inner must be 'paper', 'thin', or one or several widths"),
         ({"inner": (6, 2)}, r"0 \(Linear 4×6\): an inner width of 2 cannot hold .* start='random'"),
-        ({"where": "nothing*"}, r"where='nothing\*' matches no layer of the model: its layers are 0, 1$"),
+        ({"where": "nothing*"}, r"where='nothing\*': no layer of this model matches; its layers are 0, 1$"),
         ({"where": lambda name, module: False}, "where matches no layer"),
     ],
 )

@@ -8,7 +8,8 @@ from networks import HUGGING_FACE, NETWORKS, network
 from torch import Tensor, nn
 from torch.nn.utils import parametrizations, parametrize, prune
 
-from rankfold.sites import Form, opened, replace_, sites, unwrap
+import rankfold as rf
+from rankfold.sites import Form, Names, fingerprint, opened, replace_, sites, unwrap
 
 
 def reasons(model: nn.Module) -> dict[str, str]:
@@ -338,3 +339,73 @@ def test_matrix_and_weight_of_a_site():
         assert torch.equal(site.bias(model), expected.bias)
     attention = model.encoder.layers[0].self_attn
     assert torch.equal(expected.weight, attention.in_proj_weight[16:32])
+
+
+class Reused(nn.Module):
+    """A block that hangs in two places, a depthwise convolution, and a head."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.first = nn.Sequential(nn.Linear(8, 8), nn.LayerNorm(8))
+        self.again = self.first
+        self.depthwise = nn.Conv1d(8, 8, 3, groups=8)
+        self.head = nn.Linear(8, 4)
+
+
+def test_a_layer_is_chosen_by_any_of_its_names():
+    for where in ("again", "again.0", Names(only="again.?"), Names(exclude=["head"])):
+        assert [site.name for site in sites(Reused(), where)] == ["first.0"]
+    assert [site.name for site in sites(Reused(), Names(exclude="again"))] == ["head"]
+
+
+@pytest.mark.parametrize(
+    ("where", "said"),
+    [
+        ("zzz", r"^where='zzz': no layer of this model matches; its layers are first\.0, again\.0, head$"),
+        (Names(("head", "zzz")), r"^where: only='zzz': no layer of this model matches"),
+        (Names(exclude=("zzz",)), r"^where: exclude='zzz': no layer of this model matches"),
+        ("head.weight", r"no layer of this model matches; its layers are head, …$"),
+        ("head,first.0", r"give each pattern by itself$"),
+        ("depthwise", r"no layer that can be factored matches; depthwise\.weight is left out anyway: depthwise: every"),
+        ("first.1", r"first\.1\.weight is left out anyway: a vector"),
+    ],
+)
+def test_a_pattern_that_fits_no_layer_is_refused_wherever_layers_are_chosen(where, said):
+    with pytest.raises(ValueError, match=said):
+        sites(Reused(), where)
+
+
+def test_the_reason_that_holds_anyway_goes_before_the_wish():
+    left = dict(sites(Reused(), "head").left_out)
+    assert left["first.0.weight"] == "not selected"
+    assert left["depthwise.weight"].startswith("depthwise")
+
+
+@pytest.mark.parametrize("how", ["buffer", "plain"])
+def test_a_weight_that_is_no_parameter_is_left_out_as_no_plan_counts_it(how):
+    model, x = nn.Sequential(nn.Linear(16, 32), nn.Tanh(), nn.Linear(32, 24)), torch.randn(64, 16)
+    weight = model[0].weight.detach().clone()
+    del model[0].weight
+    if how == "buffer":
+        model[0].register_buffer("weight", weight)
+    else:
+        model[0].weight = weight
+    assert [site.name for site in sites(model)] == ["2"]
+    assert "buffer or a plain tensor" in dict(sites(model).left_out)["0.bias"]
+    plan = rf.plan(model, "params=0.8", "truncate", data=x)
+    small = rf.apply_(copy.deepcopy(model), plan)
+    assert plan.after.params == sum(p.numel() for p in small.parameters())
+
+
+def test_rows_that_a_look_up_shortens_make_no_other_model():
+    """``max_norm`` writes into the table while the data pass; the plan is of the same weights before and after."""
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Embedding(50, 16, max_norm=1.0), nn.Linear(16, 40), nn.Linear(40, 8))
+    table, known = model[0].weight.detach().clone(), fingerprint(model)
+    plan = rf.plan(model, "params=0.9", data=torch.randint(0, 30, (64, 5)))
+    assert not torch.equal(table, model[0].weight)
+    assert fingerprint(model) == known
+    assert rf.apply_(model, plan)
+    with torch.no_grad():
+        model[0].weight[0] *= 0.5
+    assert fingerprint(model) != known

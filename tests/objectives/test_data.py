@@ -156,6 +156,22 @@ def test_what_a_model_does_not_take_is_left_out_and_said():
         assert set(arguments(batch, nn.DataParallel(model))[1]) == {"x", "scale"}
 
 
+class AnyNumber(Named):
+    def forward(self, *inputs):
+        return self.layer(sum(inputs))
+
+
+def test_inputs_that_are_taken_for_targets_are_told_where_a_model_takes_any_number():
+    with pytest.warns(LeftOut, match=r"AnyNumber.forward takes any number of inputs: .* give \(\(a, b\), targets\)"):
+        assert len(arguments((X, X), AnyNumber())[0]) == 1
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        assert len(arguments(((X, X),), AnyNumber())[0]) == 2
+        assert len(arguments(((X, X), NUMBERS), AnyNumber())[0]) == 2
+        assert len(arguments((X, CLASSES), AnyNumber())[0]) == 1
+        assert len(arguments((X, X), Named())[0]) == 1
+
+
 @pytest.mark.parametrize("lengths", [(10, 4), (10, 10)])
 def test_a_decoder_is_fed_the_labels_where_a_batch_holds_nothing_else_for_it(lengths):
     model, batch = network("t5")

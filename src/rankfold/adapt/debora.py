@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from rankfold.adapt.deep_lora import chosen_layers, place_
 from rankfold.adapt.layer import AtomicLayer
 from rankfold.sites import Form, Site, unwrap
-from rankfold.sites.find import Where
+from rankfold.sites.wish import Where
 from rankfold.train.step.gradients import weight_gradients
 
 Model = TypeVar("Model", bound=nn.Module)

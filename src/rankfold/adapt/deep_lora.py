@@ -15,7 +15,7 @@ from rankfold.adapt.places import CONVOLUTIONS
 from rankfold.linalg.compressed import compressed_factors
 from rankfold.sites import Form, Site, carry_hooks_, leave_fused_kernels_, replace_, sites, unwrap, why_left
 from rankfold.sites.earlier import warn_of_earlier_optimizers
-from rankfold.sites.find import Where
+from rankfold.sites.wish import Where
 from rankfold.train.step.gradients import weight_gradients
 from rankfold.train.step.groups import SCALES
 

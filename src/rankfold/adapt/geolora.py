@@ -15,7 +15,7 @@ from rankfold.adapt.layer import AdaptedLayer
 from rankfold.induce import Dlrt
 from rankfold.layers import DynamicLowRank
 from rankfold.sites import Form, Site, unwrap
-from rankfold.sites.find import Where
+from rankfold.sites.wish import Where
 from rankfold.train.step.gradients import weight_gradients
 
 Model = TypeVar("Model", bound=nn.Module)

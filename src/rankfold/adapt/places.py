@@ -8,8 +8,9 @@ from torch import nn
 from torch.nn.modules.linear import NonDynamicallyQuantizableLinear
 
 from rankfold.sites import Site, sites, unwrap
-from rankfold.sites.find import NOT_SELECTED, Where
+from rankfold.sites.wish import NOT_SELECTED, Where
 
+NOT_CHOSEN = "not chosen (where)"
 CONVOLUTIONS = ("Conv1d", "Conv2d", "Conv3d")
 
 
@@ -83,4 +84,4 @@ def _module(root: nn.Module, site: Site) -> nn.Module | None:
 
 
 def _in_short(why: str) -> str:
-    return "a vector" if why.startswith("a vector") else why if why != NOT_SELECTED else "not chosen (where)"
+    return "a vector" if why.startswith("a vector") else why if why != NOT_SELECTED else NOT_CHOSEN

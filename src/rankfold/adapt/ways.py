@@ -17,7 +17,7 @@ from rankfold.adapt.geolora import GeoLora, geolora_
 from rankfold.adapt.peft_format import Adapter
 from rankfold.adapt.saving import adapter_of
 from rankfold.sites import Form, Site, read_layer, unwrap
-from rankfold.sites.find import Where
+from rankfold.sites.wish import Where
 
 METHODS = ("lora", "rslora", "dora", "adalora", "deep-lora", "geolora", "debora")
 Chosen = list[tuple[Site, int]]

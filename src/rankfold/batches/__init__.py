@@ -18,6 +18,7 @@ from rankfold.batches.listed import Listed as Listed
 from rankfold.batches.listed import marked as marked
 from rankfold.batches.misfit import InputError as InputError
 from rankfold.batches.misfit import explained as explained
+from rankfold.batches.misfit import mistakable
 from rankfold.batches.nested import changed as changed
 from rankfold.batches.nested import mapped as mapped
 from rankfold.batches.nested import moved as moved
@@ -191,6 +192,8 @@ def _check_count(model: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]
         signature = inspect.signature(inner.forward)
     except (TypeError, ValueError):
         return
+    if any(p.kind is p.VAR_POSITIONAL for p in signature.parameters.values()) and (said := mistakable(inner, batch)):
+        warnings.warn(said, LeftOut, stacklevel=2)
     try:
         signature.bind(*args, **kwargs)
     except TypeError as error:

@@ -67,6 +67,21 @@ def misfit(named: Named, error: BaseException) -> str:
     return f"{title} takes {takes}, and was given {shape} of {kind}: {told}"
 
 
+def mistakable(model: nn.Module, batch: Any) -> str:
+    """One line where a model takes any number of inputs, and what is taken as targets looks like one of them: numbers
+    with an axis beside that of the samples; else ""."""
+    if not isinstance(batch, tuple | list) or len(batch) < 2 or not isinstance(batch[0], Tensor):
+        return ""
+    other = batch[1]
+    if not isinstance(other, Tensor) or not other.is_floating_point() or other.dim() < 2:
+        return ""
+    return (
+        f"{type(model).__name__}.forward takes any number of inputs: the first member of every batch is taken as its "
+        "input and the second as targets. Where they are inputs together, give ((a, b), targets), or ((a, b),) without "
+        "targets"
+    )
+
+
 def _takes(module: nn.Module, x: Tensor) -> str:
     """What ``module`` takes in words, where ``x`` is something else; "" where it fits, or where that is not known."""
     if callable(own := getattr(module, "takes", None)):  # a layer of ours that stands for one of torch

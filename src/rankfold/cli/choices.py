@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from difflib import get_close_matches
+from shlex import quote
 from typing import cast
 
 import torch
@@ -14,7 +14,7 @@ from rankfold.cli.failure import one_line
 from rankfold.compress.ranks.asked import parsed
 from rankfold.compress.ranks.budget import Budget, Multiples
 from rankfold.objectives import Objective, objective_named
-from rankfold.sites import Names, fits, sites
+from rankfold.sites import Names, NoLayer, sites
 from rankfold.train.step.precision import Arithmetic, arithmetic
 from rankfold.zoo import ZooError
 from rankfold.zoo.resolve import imported
@@ -54,20 +54,23 @@ def chosen_layers(model: nn.Module, only: Sequence[str], exclude: Sequence[str])
     """Which layers may be factored; None for all. ``ZooError`` for a pattern that fits no layer of the model."""
     if not only and not exclude:
         return None
-    names = [site.name for site in sites(model)]
-    for option, patterns in (("--only", only), ("--exclude", exclude)):
-        for pattern in patterns:
-            if not any(fits(name, pattern) for name in names):
-                near = get_close_matches(pattern, names, 3, 0.3) or names[:3]
-                raise ZooError(
-                    f"{option} {pattern}: no layer of this model matches; its layers are {', '.join(near)}"
-                    + ", …" * (len(near) < len(names))
-                )
-    chosen = Names(tuple(only), tuple(exclude))
-    if not any(chosen(name, model) for name in names):
-        asked = " and ".join(f"{option} {' '.join(p)}" for option, p in (("--only", only), ("--exclude", exclude)) if p)
-        raise ZooError(f"{asked}: this leaves no layer to be factored; those of this model are {', '.join(names[:5])}")
+    chosen = Names(only, exclude)
+    with patterns_as_typed():
+        found = sites(model, chosen)
+    if not len(found):
+        typed = [f"{option} {' '.join(map(quote, p))}" for option, p in (("--only", only), ("--exclude", exclude)) if p]
+        names = ", ".join(site.name for site in list(sites(model))[:5])
+        raise ZooError(f"{' and '.join(typed)}: this leaves no layer to be factored; those of this model are {names}")
     return chosen
+
+
+@contextmanager
+def patterns_as_typed() -> Iterator[None]:
+    """What is wrong with a pattern, told by the option that it was given with."""
+    try:
+        yield
+    except NoLayer as error:
+        raise ZooError(f"--{error.option} {quote(error.pattern)}: {error.why}") from None
 
 
 def set_threads(threads: int | None) -> None:

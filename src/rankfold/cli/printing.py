@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 
@@ -28,6 +28,23 @@ def print_table(header: Sequence[str], rows: Sequence[Sequence[str]], *, left: S
     print(f"{bold}{line(header)}{plain}")
     for row in rows:
         print(line(row))
+
+
+def by_reason(left_out: Iterable[tuple[str, str]]) -> list[tuple[str, str]]:
+    """Names of parameters, of many the first, with the reason that they share."""
+    groups: dict[str, list[str]] = {}
+    for name, reason in left_out:
+        groups.setdefault(reason, []).append(name)
+    return [(named(group), reason) for reason, group in groups.items()]
+
+
+def named(names: Sequence[str]) -> str:
+    """All of at most three names, or two and how many more."""
+    return ", ".join(names) if len(names) < 4 else f"{names[0]}, {names[1]} and {len(names) - 2} more"
+
+
+def parameters(number: int) -> str:
+    return f"{number} parameter{'' if number == 1 else 's'}"
 
 
 def count(value: float) -> str:

@@ -11,7 +11,7 @@ from torch import nn
 from rankfold.forms.geometry import ChannelFolding, Matricization, Plain, Stacked
 from rankfold.linalg.brief import brief
 from rankfold.sites import Form, Site, hidden, sites, unwrap
-from rankfold.sites.find import Where
+from rankfold.sites.wish import Where
 
 
 @dataclass(frozen=True, eq=False)

@@ -12,7 +12,7 @@ from rankfold.layers import DynamicLowRank, DynamicTucker
 from rankfold.linalg.errors import NonFiniteError
 from rankfold.linalg.manifold import tangent, tucker
 from rankfold.sites import Form, Site, unwrap
-from rankfold.sites.find import Where
+from rankfold.sites.wish import Where
 
 Model = TypeVar("Model", bound=nn.Module)
 Convolutions = Literal["matrix", "tucker"]

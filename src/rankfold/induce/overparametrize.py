@@ -16,7 +16,8 @@ from rankfold.induce.start import Start, starting_factors
 from rankfold.linalg.errors import NonFiniteError, NotMaterialisedError
 from rankfold.sites import Product, factors_of, ordinary_class, products, why_left
 from rankfold.sites.earlier import warn_of_earlier_optimizers
-from rankfold.sites.find import Where, missed
+from rankfold.sites.find import missed
+from rankfold.sites.wish import Where
 
 Model = TypeVar("Model", bound=nn.Module)
 Inner = int | Sequence[int] | Literal["paper", "thin"]

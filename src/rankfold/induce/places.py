@@ -11,7 +11,8 @@ from torch import Tensor, nn
 from rankfold.layers import DynamicLowRank, DynamicTucker, InTraining, Phased, Scaled
 from rankfold.sites import FOLD_FIRST, Factors, Form, Site, hidden, read_layer, replace_, sites, unwrap, why_left
 from rankfold.sites.earlier import warn_of_earlier_optimizers
-from rankfold.sites.find import Where, missed
+from rankfold.sites.find import missed
+from rankfold.sites.wish import Where
 
 SMALL = 16  # a matrix with a smaller side gains nothing at the ranks that training ends with
 Make = Callable[[nn.Module, Tensor, bool], InTraining]  # (ordinary layer, matrix (m, n), stored transposed)

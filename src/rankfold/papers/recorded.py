@@ -10,7 +10,7 @@ from torch import nn
 from rankfold.papers.runs import without_checkpoints
 from rankfold.record import SpectrumRecorder
 from rankfold.record.recorder import Probe
-from rankfold.sites.find import Where
+from rankfold.sites.wish import Where
 from rankfold.train import History, Progress, Recipe, checkpoint, fit
 from rankfold.zoo import Split
 

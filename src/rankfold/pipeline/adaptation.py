@@ -25,7 +25,7 @@ from rankfold.run.disk.container import packed, read_object
 from rankfold.run.disk.files import write_atomically
 from rankfold.run.progress import Tell
 from rankfold.sites import is_pretrained, unwrap
-from rankfold.sites.find import Where
+from rankfold.sites.wish import Where
 from rankfold.train import Recipe, TrainingError, choose, evaluate, fit
 from rankfold.zoo import Data
 

@@ -13,7 +13,7 @@ from rankfold.compress.statistics import calibrate
 from rankfold.linalg.brief import brief
 from rankfold.run.progress import Progress, showing
 from rankfold.sites import Form, Site, SiteList, opened, sites, unwrap
-from rankfold.sites.find import Where
+from rankfold.sites.wish import Where
 from rankfold.spectrum import Spectrum, spectrum
 
 ENERGIES = (0.9, 0.99)

@@ -43,7 +43,7 @@ from rankfold.run.processes.memory import steady
 from rankfold.run.processes.team import Team, joined
 from rankfold.run.progress import Tell, shown
 from rankfold.sites import hidden, sites
-from rankfold.sites.find import Where, wanted
+from rankfold.sites.wish import Where, wanted
 from rankfold.store import StoreError, check_ours, manifest
 from rankfold.store.card import card
 from rankfold.zoo.data import parts_of
@@ -180,6 +180,7 @@ def stream(
         stack.enter_context(steady(memory))
         team.shared(lambda: PLACE.check(place))
         team.shared(lambda: check_ours(place, root))
+        sites(root, settings.where)  # a pattern that fits nothing is told
         chosen = replace(settings, memory=memory, where=_Layers(root, settings.where))
         job = _Job(root, Path(folder), data, budgets, chosen, place, told, team)
         needs = job.cut()

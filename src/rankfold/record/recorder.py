@@ -17,7 +17,7 @@ from rankfold.record.measure import measure, missing
 from rankfold.record.reading import read
 from rankfold.record.recording import Recording, Track
 from rankfold.sites import Site, sites
-from rankfold.sites.find import Where
+from rankfold.sites.wish import Where
 
 if TYPE_CHECKING:
     import pandas as pd

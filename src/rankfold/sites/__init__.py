@@ -4,11 +4,8 @@ from rankfold.forms import Call, Factors, Form, Layer
 from rankfold.forms.setting import setting_of
 from rankfold.sites.find import (
     FOLD_FIRST,
-    NOT_SELECTED,
-    Names,
     architecture,
     fingerprint,
-    fits,
     read_layer,
     register_reader,
     sites,
@@ -36,11 +33,13 @@ from rankfold.sites.pretrained import is_pretrained, pretrained_parts
 from rankfold.sites.product import Product, factors_of, ordinary_class, products
 from rankfold.sites.site import Joint, Site, SiteList, why_left
 from rankfold.sites.tied import untie_
+from rankfold.sites.wish import NOT_SELECTED, Names, NoLayer, fits
 
 split_attention = opened  # what it was called before it opened more
 
 __all__ = [
-    "Call", "FOLD_FIRST", "Factors", "Form", "Joint", "Layer", "LinearLayer", "NOT_SELECTED", "Names", "Product",
+    "Call", "FOLD_FIRST", "Factors", "Form", "Joint", "Layer", "LinearLayer", "NOT_SELECTED", "Names", "NoLayer",
+    "Product",
     "QUANTIZED", "Site", "SiteList", "architecture", "bottleneck_rows", "carry_hooks_",
     "factored_layers", "factored_sites", "factors_of", "fingerprint", "fits", "is_pretrained", "leave_fused_kernels_",
     "narrow_",

@@ -5,8 +5,7 @@ from __future__ import annotations
 import hashlib
 from collections import defaultdict
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
-from fnmatch import fnmatchcase
+from typing import Any
 
 import torch
 from torch import nn
@@ -26,11 +25,15 @@ from rankfold.sites.kinds.linear import read_linear
 from rankfold.sites.opened import opened, opener_of, why_closed
 from rankfold.sites.product import factors_of, products, why_anew
 from rankfold.sites.site import Site, SiteList
+from rankfold.sites.wish import NOT_SELECTED, Names, Where, check_patterns, wanted
 
-NOT_SELECTED = "not selected"
 FOLD_FIRST = "parametrized: fold first (rankfold.fold_)"
+_LOOKUPS = 16  # after two of them rows are short enough
 Reader = Callable[[nn.Module], Layer | None]
 _OWN: list[Reader] = []
+_LAYERS = (
+    nn.Linear, nn.Conv1d, nn.Conv2d, nn.Conv3d, nn.ConvTranspose1d, nn.ConvTranspose2d, nn.ConvTranspose3d,
+)  # fmt: skip
 _BUILT_IN: tuple[Reader, ...] = (read_dynamic, read_linear, read_convolution, read_embedding, read_experts)
 
 
@@ -65,25 +68,6 @@ MERGE_FIRST = (
     "inside a PEFT adapter, which writes into this weight when it merges: merge first (model.merge_and_unload()), or "
     "compress the base model and adapt its factors"
 )
-Where = str | Callable[[str, nn.Module], bool]
-
-
-@dataclass(frozen=True)
-class Names:
-    """A choice of layers by their names: those that a pattern of ``only`` fits (all, without any), and none of
-    ``exclude``."""
-
-    only: tuple[str, ...] = ()
-    exclude: tuple[str, ...] = ()
-
-    def __call__(self, name: str, module: nn.Module) -> bool:
-        chosen = not self.only or any(fits(name, pattern) for pattern in self.only)
-        return chosen and not any(fits(name, pattern) for pattern in self.exclude)
-
-
-def fits(name: str, pattern: str) -> bool:
-    """Whether a glob fits the path of a module or of a block that it lies in."""
-    return fnmatchcase(name, pattern) or fnmatchcase(name, f"{pattern}.*")
 
 
 def unwrap(model: nn.Module) -> nn.Module:
@@ -106,15 +90,15 @@ def sites(model: nn.Module, where: Where | None = None) -> SiteList:
     Args:
         model: any module.
         where: narrows the choice: a glob over module paths (``"blocks.*.fc?"``; that of a block, ``"blocks.0"``, stands
-            for all inside), several in a ``rankfold.sites.Names(only, exclude)``, or a predicate ``(name, module)``.
-            None: all.
+            for all inside, and any of the names of a module that hangs in several places), several in a
+            ``rankfold.sites.Names(only, exclude)``, or a predicate ``(name, module)``. None: all.
 
     Returns:
         The sites in the order of the modules; ``left_out`` names every other parameter, ``reducible`` the sites that a
         form can make smaller.
 
     Raises:
-        ValueError: a pattern that fits nothing.
+        ValueError: a pattern that fits no layer.
 
     Cost: a walk over the modules.
 
@@ -153,19 +137,21 @@ def _sites(model: nn.Module, where: Where | None, composed: tuple[str, ...], ada
             if parameter is not None:
                 owners[id(parameter)].append(f"{paths[0]}.{key}".lstrip("."))
 
-    found, left_out, covered = [], [], set()
+    found, left_out, covered, there = [], [], set(), list[str]()
     for module, paths in names.items():
         path = paths[0]
         if path == "" and _only_holds(module):
             continue
         reason = _why_not(module, path)
         layer = None if reason else read_layer(module)
-        if layer is not None and where is not None and not wanted(where, path, module):
-            layer, reason = None, NOT_SELECTED
         of_matrix = layer is not None and (reason := _why_no_site(layer)) is not None
         layer = None if of_matrix else layer
         if layer is not None and isinstance(module, NonDynamicallyQuantizableLinear):
             layer, reason = None, "read by its attention module, which does not call it"
+        if layer is not None:
+            there += paths
+        if layer is not None and where is not None and not wanted(where, paths, module):
+            layer, reason = None, NOT_SELECTED
         if layer is None:
             for key, parameter in module._parameters.items():
                 if parameter is not None:
@@ -193,7 +179,10 @@ def _sites(model: nn.Module, where: Where | None, composed: tuple[str, ...], ada
         elif layer.lookup and (whole := why_whole(module)) is not None:
             forms, note = frozenset({Form.KEEP}), whole
         found.append(Site(path, parameter_name, layer, forms, tied, tuple(paths[1:]), note))
-    return SiteList(tuple(found), tuple((p, why) for p, why in left_out if p not in covered))
+    left = tuple((p, why) for p, why in left_out if p not in covered)
+    if where is not None:
+        check_patterns(where, there, left)
+    return SiteList(tuple(found), left)
 
 
 def _tied(others: tuple[str, ...], weight: torch.Tensor) -> str:
@@ -213,17 +202,6 @@ def _same_product(module: nn.Module, names: dict[nn.Module, list[str]]) -> tuple
     return tuple(
         f"{path}.weight" for other, path in others if products(other) and factors_of(other, "weight")[0] is first
     )
-
-
-def wanted(where: Where, path: str, module: nn.Module) -> bool:
-    if isinstance(where, str):
-        return fits(path, where)
-    if not callable(where):
-        raise TypeError(
-            f"where={where!r} is neither a pattern nor a function of a layer's name and module: give several patterns "
-            "as rankfold.sites.Names(only=(…), exclude=(…))"
-        )
-    return where(path, module)
 
 
 def missed(model: nn.Module, where: Where | None) -> str:
@@ -250,15 +228,10 @@ def _why_not(module: nn.Module, path: str) -> str | None:
         return f"its weight is {weight.dtype}: only real floating-point weights are factored"
     if weight is not None and weight.numel() == 0:
         return "zero-size weight"
-    for base in (
-        nn.Linear,
-        nn.Conv1d,
-        nn.Conv2d,
-        nn.Conv3d,
-        nn.ConvTranspose1d,
-        nn.ConvTranspose2d,
-        nn.ConvTranspose3d,
-    ):
+    known = isinstance(module, (*_LAYERS, nn.Embedding, nn.EmbeddingBag)) and _own_layer(module) is None
+    if weight is None and known and isinstance(_beside_parameters(module), torch.Tensor):
+        return "its weight is a buffer or a plain tensor: make it a parameter first (nn.Parameter)"
+    for base in _LAYERS:
         if isinstance(module, base) and not acts_as(module, base) and _own_layer(module) is None:
             return f"{type(module).__name__} overrides the forward of {base.__name__}"
     if "forward" in vars(module) and weight is not None and weight.dim() > 1:
@@ -266,6 +239,10 @@ def _why_not(module: nn.Module, path: str) -> str | None:
     if path == "" and (read_layer(module) is not None or opener_of(module) is not None):
         return "the model is this one layer, which cannot be replaced in itself: wrap it in nn.Sequential(layer)"
     return None
+
+
+def _beside_parameters(module: nn.Module) -> object:
+    return module._buffers.get("weight", vars(module).get("weight"))
 
 
 def _why_no_site(layer: Layer) -> str | None:
@@ -321,9 +298,25 @@ def _everything(model: nn.Module) -> Iterator[tuple[str, torch.Tensor]]:
     root = unwrap(model)
     pages: Pages | None = getattr(root, PAGES, None)
     known, earlier = {**packed(root.named_modules()), **root.state_dict()}, {} if pages is None else pages.earlier
+    tables = ((name, m) for name, m in root.named_modules() if isinstance(m, nn.Embedding | nn.EmbeddingBag))
+    bounded = {f"{name}.weight".lstrip("."): m for name, m in tables if m.max_norm is not None}
     for name, here in sorted((earlier.get(name, name), name) for name in known):
         tensor = known[here]
         if isinstance(tensor, torch.Tensor):
             tensor = tensor if pages is None else pages.value(here, tensor)
             check_gathered(name, tensor)
-            yield name, tensor
+            yield name, _shortened(tensor, bounded[here]) if here in bounded else tensor
+
+
+def _shortened(table: torch.Tensor, embedding: Any) -> torch.Tensor:
+    """A table once every row was looked up: with ``max_norm`` each look-up shortens rows, in the weight itself, and
+    again those that rounding left too long."""
+    if table.is_meta:
+        return table
+    found, rows = table.detach().clone(), torch.arange(len(table), device=table.device)
+    for _ in range(_LOOKUPS):
+        before = found.clone()
+        torch.embedding_renorm_(found, rows, embedding.max_norm, embedding.norm_type)
+        if torch.equal(found, before):
+            break
+    return found

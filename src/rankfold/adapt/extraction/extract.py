@@ -18,7 +18,7 @@ from rankfold.adapt.extraction.result import Extraction, extraction_of
 from rankfold.adapt.extraction.spread import Update, spread
 from rankfold.adapt.extraction.whole import kept_whole
 from rankfold.adapt.peft_format import Adapter
-from rankfold.adapt.places import Places, places
+from rankfold.adapt.places import NOT_CHOSEN, Places, places
 from rankfold.batches import copied
 from rankfold.compress.repair.whole import Steps
 from rankfold.linalg.leading import Leading, leading
@@ -26,8 +26,8 @@ from rankfold.objectives import CausalLanguageModel, Objective, Teacher
 from rankfold.run.disk.pretrained import config_of, is_folder
 from rankfold.run.disk.tensors import Checkpoint
 from rankfold.run.progress import Progress, showing
-from rankfold.sites import Form, Site, is_pretrained, unwrap
-from rankfold.sites.find import Where
+from rankfold.sites import Form, Site, is_pretrained, unwrap, why_left
+from rankfold.sites.wish import Where
 
 RATE, BATCH = 3e-3, 8  # of the steps of tuning
 Source = str | Path | nn.Module | Mapping[str, Tensor]
@@ -98,9 +98,10 @@ def extract(
     first, second = _tensors(base, network), _tensors(tuned, network)
     found = places(network, where, written=True)
     if not found.sites:
+        reasons = why_left([(name, why) for name, why in found.left_out if why != NOT_CHOSEN])
         raise ValueError(
-            f"{type(unwrap(network)).__name__} has no layer that can be "
-            f"adapted{'' if where is None else f' among where={where!r}'}"
+            f"{type(unwrap(network)).__name__} has no layer that can be adapted"
+            f"{'' if where is None else f' among where={where!r}'}{f' ({reasons})' if reasons else ''}"
         )
     keys = _keys(found, first, second)
     check_alike(first, second, keys)

@@ -10,7 +10,7 @@ from rankfold.adapt.extraction.compare import keys_of, read_weight
 from rankfold.adapt.places import Places
 from rankfold.run.disk.tensors import Checkpoint
 from rankfold.sites import unwrap
-from rankfold.sites.find import fits
+from rankfold.sites.wish import fits
 
 _PARTS = ("base_layer", "lora_dropout", "lora_A", "lora_B", "lora_embedding_A", "lora_embedding_B")
 

@@ -15,7 +15,7 @@ from rankfold.layers import Approached, InTraining, Phased
 from rankfold.linalg.errors import NonFiniteError
 from rankfold.linalg.manifold.tangent import wide
 from rankfold.sites import Site
-from rankfold.sites.find import Where
+from rankfold.sites.wish import Where
 from rankfold.train.step.around import Around
 
 Model = TypeVar("Model", bound=nn.Module)

@@ -24,7 +24,7 @@ from rankfold.pipeline.quality.halves import GROUPS, few_of, sample_count
 from rankfold.pipeline.quality.interval import fall
 from rankfold.run.progress import Tell
 from rankfold.sites import Form, SiteList, unwrap
-from rankfold.sites.find import Where
+from rankfold.sites.wish import Where
 from rankfold.train.breakdown import at_chance
 from rankfold.train.evaluation import counted
 from rankfold.zoo.data import parts_of

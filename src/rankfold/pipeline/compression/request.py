@@ -24,7 +24,7 @@ from rankfold.run.disk.container import read_object
 from rankfold.run.disk.files import write_atomically
 from rankfold.run.place import Place
 from rankfold.sites import Names, fingerprint
-from rankfold.sites.find import Where
+from rankfold.sites.wish import Where
 from rankfold.store import StoreError
 from rankfold.train import Recipe
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
+from shlex import quote
 from typing import TYPE_CHECKING, Annotated
 
 import typer
@@ -71,9 +73,19 @@ def advise(
     if as_json:
         print_json({"model": model} | found.to_dict())
         return
-    named = [("--weights", weights), ("--data", data), ("--length", length), ("--windows", windows)]
+    named: list[tuple[str, object]] = [
+        ("--weights", weights),
+        ("--data", data),
+        ("--length", length),
+        ("--windows", windows),
+    ]
     named += [("--objective", objective), *(("--only", each) for each in only), *(("--exclude", e) for e in exclude)]
-    print_advice(found, model, " ".join(f"{name} {value}" for name, value in named if value is not None))
+    print_advice(found, quote(model), typed(named))
+
+
+def typed(options: Iterable[tuple[str, object]]) -> str:
+    """Options as a shell takes them."""
+    return " ".join(f"{name} {quote(str(value))}" for name, value in options if value is not None)
 
 
 def print_advice(found: Advice, model: str, extra: str) -> None:

@@ -24,7 +24,7 @@ from rankfold.cli.options import (
     Weights,
     Windows,
 )
-from rankfold.cli.printing import count, print_json, print_table
+from rankfold.cli.printing import by_reason, count, parameters, print_json, print_table
 
 if TYPE_CHECKING:
     from rankfold.pipeline import SiteAnalysis
@@ -123,9 +123,5 @@ def print_analysis(rows: tuple[SiteAnalysis, ...], found: SiteList, *, brief: bo
         if row.site.note:
             print(f"note: {row.site.name}: {row.site.note}")
     if found.left_out and not brief:
-        print(f"\nleft out: {len(found.left_out)} parameters")
-        names: dict[str, list[str]] = {}
-        for name, reason in found.left_out:
-            names.setdefault(reason, []).append(name)
-        shown = [(", ".join(group) if len(group) < 4 else f"{len(group)} ×", reason) for reason, group in names.items()]
-        print_table(("parameters", "reason"), shown, left=(0, 1))
+        print(f"\nleft out: {parameters(len(found.left_out))}")
+        print_table(("parameters", "reason"), by_reason(found.left_out), left=(0, 1))

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from rankfold.cli.options import Json
-from rankfold.cli.printing import count, percent, print_json, print_table, short
+from rankfold.cli.printing import by_reason, count, parameters, percent, print_json, print_table, short
 
 if TYPE_CHECKING:
     from rankfold.compress.planning.plan import Plan
@@ -80,11 +80,5 @@ def print_plan(made: Plan, *, brief: bool = False) -> None:
     for note in made.notes:
         print(f"note: {note}")
     if made.left_out:
-        print(f"left out: {len(made.left_out)} parameters ({_reasons(made.left_out)})")
-
-
-def _reasons(left_out: tuple[tuple[str, str], ...]) -> str:
-    reasons: dict[str, int] = {}
-    for _, reason in left_out:
-        reasons[reason] = reasons.get(reason, 0) + 1
-    return "; ".join(f"{times} × {reason}" for reason, times in reasons.items())
+        reasons = "; ".join(f"{names}: {reason}" for names, reason in by_reason(made.left_out))
+        print(f"left out: {parameters(len(made.left_out))} ({reasons})")

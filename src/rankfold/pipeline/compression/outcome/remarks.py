@@ -13,7 +13,7 @@ from rankfold.compress.planning.plan import Plan
 from rankfold.objectives import Evaluation
 from rankfold.pipeline.compression.outcome.heldout import over_fitted
 from rankfold.report.quantities import count, percent
-from rankfold.sites.find import Where
+from rankfold.sites.wish import Where
 from rankfold.train.breakdown import at_chance
 from rankfold.train.feed import length
 
