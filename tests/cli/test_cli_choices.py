@@ -1,7 +1,9 @@
 """Layers and ranks chosen on the command line."""
 
+import re
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 from commands import failed, rankfold, succeeded
@@ -10,6 +12,7 @@ from digits import write_weights
 from rankfold.cli.choices import chosen_layers
 from rankfold.compress.planning.plan import Plan
 from rankfold.forms import Form
+from rankfold.run.disk.files import write_atomically
 from rankfold.zoo import ZooError
 
 
@@ -49,8 +52,45 @@ def test_a_pattern_that_fits_nothing_is_refused_with_names_that_there_are(weight
     line = failed(
         "compress", "digits-cnn", "--weights", weights, "--budget", "params=0.5", *none, "-o", tmp_path / "small"
     )
-    assert line.startswith("error: --only features and --exclude *: this leaves no layer to be factored; those of")
+    assert line.startswith("error: --only features and --exclude '*': this leaves no layer to be factored; those of")
     assert not (tmp_path / "small").exists()
+
+
+def test_what_is_left_out_by_wish_is_named(weights, tmp_path):
+    planned(weights, tmp_path / "one.json", "--budget", "params=0.9", "--only", "classifier.1")
+    for said in (
+        rankfold("show", tmp_path / "one.json").stdout,
+        rankfold("analyze", "digits-cnn", "--no-plots", "--only", "classifier.1").stdout,
+    ):
+        assert re.search(r"features\.0\.weight, features\.3\.weight and \d+ more\W+not selected", said)
+
+
+@pytest.mark.parametrize(
+    ("option", "words"),
+    [
+        (("adapt", "DIR", "--original", "w", "--only", "a", "-o", "x"), "--only"),
+        (("adapt", "DIR", "--original", "w", "--merge", "-o", "x"), "--merge"),
+        (("adapt", "digits-cnn", "--weights", "WEIGHTS", "--steps", 3, "-o", "x"), "--steps"),
+        (("extract", "ADAPTER", "--budget", "rank=1", "--exclude", "a", "-o", "x"), "--exclude"),
+        (("extract", "a", "b", "--budget", "rank=1", "--weight", 2, "-o", "x"), "--weight"),
+        (("plan", "digits-cnn", "--budget", "params=0.5", "--method", "cp", "--memory", "1GB", "-o", "x"), "--memory"),
+        (("evaluate", "digits-cnn", "--batch", 4), "--batch"),
+        (("recover", "SENSED", "--top", 3), "--top"),
+    ],
+)  # fmt: skip
+def test_an_option_that_would_do_nothing_is_wrong_usage(option, words, weights, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "DIR").mkdir()
+    (tmp_path / "DIR" / "manifest.json").write_text("{}")
+    (tmp_path / "ADAPTER").mkdir()
+    (tmp_path / "ADAPTER" / "adapter_config.json").write_text("{}")
+    np.savez("SENSED.npz", y=np.ones(3), A=np.ones((3, 2, 2)))
+    typed = [{"WEIGHTS": weights, "SENSED": "SENSED.npz"}.get(word, word) for word in option]
+    result = rankfold(*typed)
+    assert result.exit_code == 2
+    assert (
+        f"Invalid value for '{words}': does nothing" in result.stderr or f"for {words}: does nothing" in result.stderr
+    )
 
 
 def test_ranks_in_multiples_through_compress_and_slice(weights, tmp_path):
@@ -97,3 +137,17 @@ def test_more_layers_are_hinted_at_only_where_there_are_more(layers, said):
     model = torch.nn.Sequential(*(torch.nn.Linear(4, 4) for _ in range(layers)))
     with pytest.raises(ZooError, match=said):
         chosen_layers(model, ["z*"], [])
+
+
+def test_a_folder_in_the_place_of_a_file_is_refused_before_the_work(weights, tmp_path):
+    for verb in (
+        ("plan", "digits-cnn", "--weights", weights, "--budget", "params=0.5"),
+        ("collapse", "digits-cnn", "--weights", weights),
+        ("export", tmp_path, "--to", "onnx"),
+        ("report", tmp_path, tmp_path),
+    ):
+        result = rankfold(*verb, "-o", tmp_path)
+        assert result.exit_code == 1
+        assert result.stderr.startswith(f"error: {tmp_path}: is a folder: give the name of a file, such as {tmp_path}/")
+    with pytest.raises(IsADirectoryError, match="is a folder: give the name of a file"):
+        write_atomically(tmp_path, b"")

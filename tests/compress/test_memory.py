@@ -75,6 +75,15 @@ def test_what_would_not_fit_is_refused_before_any_sample_is_seen(free):
     assert rf.plan(model, "params=0.7", "sequential", data=data()).changed
 
 
+def test_a_method_that_needs_all_moments_together_is_refused_where_the_bound_is_less():
+    known = sites(network())
+    need = sum(map(moments_bytes, known.reducible))
+    with pytest.raises(ValueError, match=r"\d kB are allowed .*give at least --memory 1MB; leave layers out"):
+        rf.plan(network(), "params=0.8", data=data(), calibration=rf.Calibration(memory=need - 1))
+    for memory in (need, 1_000_000):
+        assert rf.plan(network(), "params=0.8", data=data(), calibration=rf.Calibration(memory=memory)).changed
+
+
 def test_layers_that_are_fitted_one_after_another_are_measured_in_parts_although_nobody_asked(free, monkeypatch):
     torch.manual_seed(0)
     model, passes = nn.Sequential(*(part for _ in range(6) for part in (nn.Linear(24, 24), nn.Tanh()))).eval(), []

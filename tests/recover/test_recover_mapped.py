@@ -321,7 +321,9 @@ def test_the_command_line_within_a_bound_of_memory(tmp_path):
     taken = set(map(tuple, given[:-9][["user", "item"]].to_numpy()))
     assert len(best) == 2 * 60
     assert not taken & set(map(tuple, best[["row", "column"]].to_numpy()))
-    with pytest.raises(ValueError, match=r"100 MB of it for blocks .* --memory allows .* MB: give more, or a smaller"):
+    with pytest.raises(
+        ValueError, match=r"100\.0 MB of it for blocks .* --memory allows .* MB: give at least --memory 101MB, or"
+    ):
         complete_mapped(map_entries(file, out / "entries"), out, memory=100_000_001)
     assert "--memory 1,000,000 bytes is too little: blocks of entries alone take 100 MB" in failed(
         "recover", file, "--memory", "1000000", "-o", tmp_path / "none"

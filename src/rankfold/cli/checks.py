@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from difflib import get_close_matches
+from errno import EISDIR
 from pathlib import Path
 
 import typer
@@ -60,6 +61,19 @@ def checked_rule(name: str) -> str:
 
 def checked_objective(name: str | None) -> str | None:
     return None if name is None else _known(name, "objective", OBJECTIVES, "package.module:objective")
+
+
+def check_is_file(out: Path, such_as: str) -> None:
+    """``OSError`` where a folder was given for the file that would be written at the end."""
+    if out.is_dir():
+        raise IsADirectoryError(EISDIR, f"is a folder: give the name of a file, such as {out / such_as}", str(out))
+
+
+def check_idle(where: str, **given: object) -> None:
+    """Wrong usage for an option that was given and would do nothing ``where``."""
+    for name, value in given.items():
+        if value not in (None, False, [], ()):
+            raise typer.BadParameter(f"does nothing {where}: leave it out", param_hint=f"--{name.replace('_', '-')}")
 
 
 def completing(*names: str) -> Callable[[str], list[str]]:

@@ -25,7 +25,7 @@ from rankfold.objectives import Objective, ObjectiveError, Teacher
 from rankfold.objectives.answer import unpadded
 from rankfold.observe import Samples, after, first_of
 from rankfold.observe.passes import held, laid_out, layout_for
-from rankfold.run.processes.memory import available, give_back
+from rankfold.run.processes.memory import amount, at_least, available, give_back
 from rankfold.run.processes.team import Team
 from rankfold.run.progress import Progress, showing
 from rankfold.sites import Site, SiteList, fingerprint, opened, unwrap
@@ -47,17 +47,21 @@ def is_affordable(found: Sequence[Site]) -> bool:
     return free is None or sum(map(moments_bytes, found)) <= FREE * free
 
 
-def check_affordable(found: Sequence[Site]) -> None:
-    """``ValueError`` where the moments of these sites need more memory than is free; names the largest."""
-    if is_affordable(found):
+def check_affordable(found: Sequence[Site], bound: int | None = None) -> None:
+    """``ValueError`` where the moments of these sites need more memory than is free, or than ``bound``; names the
+    largest."""
+    need = sum(map(moments_bytes, found))
+    within = bound is None or need <= bound
+    if within and is_affordable(found):
         return
-    need, free = sum(map(moments_bytes, found)), available() or 0
+    there = f"{amount(available() or 0)} are free" if within else f"{amount(bound or 0)} are allowed"
+    more = "" if within else f"give at least {at_least(need)}; "
     largest = max(found, key=moments_bytes)
     raise ValueError(
-        f"the second moments of {len(found)} layers would take {need / 1e9:,.1f} GB, and {free / 1e9:,.1f} GB "
-        f"are free ({largest.title} alone takes {moments_bytes(largest) / 1e9:,.1f} GB): leave layers out "
-        "(--exclude, where=); or use method 'sequential', which measures a few at a time (--memory, "
-        "Calibration(memory=…)), or 'truncate', which needs no moments"
+        f"the second moments of {len(found)} layers would take {amount(need)}, and {there} ({largest.title} alone "
+        f"takes {amount(moments_bytes(largest))}): {more}leave layers out (--exclude, where=); or use method "
+        "'sequential', which measures a few at a time (--memory, Calibration(memory=…)), or 'truncate', which needs no "
+        "moments"
     )
 
 

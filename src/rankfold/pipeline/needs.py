@@ -12,6 +12,7 @@ from rankfold.observe import Pages
 from rankfold.observe.pages import bytes_in
 from rankfold.report.quantities import count
 from rankfold.run.disk.files import check_room
+from rankfold.run.processes.memory import at_least
 from rankfold.sites import Site, SiteList
 
 BLOCKS = 2  # the block as it is, and as it becomes
@@ -64,7 +65,7 @@ class Needs:
             told = f"{', '.join(some)} and {last}"
             raise BoundError(
                 f"--memory {count(self.bound, 'B')} is too small: the process grows by {told}. Give at least "
-                f"--memory {-(-self.smallest // 10**6)}MB"
+                + at_least(self.smallest)
             )
         check_room(directory, self.disk)
 

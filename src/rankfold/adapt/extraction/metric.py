@@ -22,7 +22,7 @@ from rankfold.objectives import Objective
 from rankfold.objectives.answer import unpadded
 from rankfold.observe import Samples, after, first_of
 from rankfold.observe.passes import laid_out, layout_for
-from rankfold.run.processes.memory import available
+from rankfold.run.processes.memory import amount, available
 from rankfold.run.progress import Progress
 from rankfold.sites import Site, SiteList, unwrap
 
@@ -90,8 +90,8 @@ def _check_affordable(chosen: tuple[Site, ...]) -> None:
     free = available()
     if free is not None and need > 0.9 * free:
         raise ValueError(
-            f"the second moments of {len(chosen)} layers would take {need / 1e9:,.1f} GB, and {free / 1e9:,.1f} "
-            "GB are free: choose fewer layers (where=, --only), or leave the data out"
+            f"the second moments of {len(chosen)} layers would take {amount(need)}, and {amount(free)} are "
+            "free: choose fewer layers (where=, --only), or leave the data out"
         )
 
 

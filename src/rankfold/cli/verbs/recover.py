@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from rankfold.cli.checks import checked_memory
+from rankfold.cli.checks import check_idle, checked_memory
 from rankfold.cli.options import Json, Seed, Threads
 from rankfold.cli.printing import count, print_json
 from rankfold.cli.recovered import print_ranked, print_recovered
@@ -178,6 +178,11 @@ def recover(
     with Talk() as talk, claimed(out, what="recover"):
         arrays = read_arrays(file) if file.suffix.lower() in ARRAYS else {}
         if "y" in arrays:
+            check_idle(
+                f"with measurements, which {file} holds", test=test, methods=methods, time=time, rows=rows, items=items,
+                predict=predict, folds=folds, columns=columns, header=header is not None,
+                duplicates=duplicates != "refuse", implicit=implicit, memory=memory, top=top, jobs=jobs,
+            )  # fmt: skip
             report = _sensed(file, arrays, max(tried) if tried else None, seed, out, talk)
         else:
             named = listed("columns", columns, str) if columns is not None else None

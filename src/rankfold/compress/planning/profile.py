@@ -20,6 +20,7 @@ from rankfold.compress.measured import Statistics
 from rankfold.compress.methods.method import Method, fits_layers
 from rankfold.compress.planning.candidates import Candidate, Counter, decompose
 from rankfold.compress.planning.plan import Plan
+from rankfold.compress.statistics import check_affordable
 from rankfold.costs import Cost, Example
 from rankfold.linalg.brief import brief
 from rankfold.objectives import Objective
@@ -44,8 +45,9 @@ class Calibration:
         batch_size: of the passes.
         name: of the data, written into the plan for whoever reads it.
         statistics: of an earlier plan for the same model (``plan.statistics``); they save taking them again.
-        memory: for methods that fit layer after layer, the bytes that second moments and their decompositions may take.
-            None: as many as needed, or half of what is free where they would not fit.
+        memory: the bytes that second moments and their decompositions may take; methods that fit layer after layer keep
+            to it, and others are refused where they need more. None: as many as needed, or half of what is free where
+            they would not fit.
         distributed: every process of torchrun takes its share of the data, and all end with the same plan.
 
     Raises:
@@ -71,8 +73,13 @@ class Calibration:
             raise ValueError(f"memory must be a number of bytes, such as 2_000_000_000, got {self.memory!r}")
 
     def bounded(self, found: SiteList, method: Method) -> Calibration:
-        """The same with a bound of memory where layers are fitted and their moments would not fit without one."""
-        return replace(self, memory=affordable(found, self.memory)) if fits_layers(method) else self
+        """The same with a bound of memory where layers are fitted and their moments would not fit without one.
+        ``ValueError`` where a method needs all moments together, and they take more than the bound."""
+        if fits_layers(method):
+            return replace(self, memory=affordable(found, self.memory))
+        if method.needs_data and self.statistics is None and self.memory is not None:
+            check_affordable(found.reducible, self.memory)
+        return self
 
     def of(self, data: Any) -> Samples:
         return Samples(data, self.samples, self.batch_size, self.memory)

@@ -15,6 +15,7 @@ from rankfold.recover.scale import Seen
 from rankfold.recover.solvers.outcome import Progress
 from rankfold.recover.tables.memory import NAME
 from rankfold.run.disk.files import write_atomically
+from rankfold.run.processes.memory import amount, at_least
 
 JUDGED = 0.1  # of the entries held out once, at most half a million
 RANK = 20  # bound where none is given
@@ -62,8 +63,8 @@ def complete_mapped(
     if wanted > memory:
         raise ValueError(
             f"{entries.shape[0]} rows and {entries.shape[1]} columns at ranks up to {bound} take "
-            f"{wanted / 1e6:,.0f} MB ({_BLOCK / 1e6:.0f} MB of it for blocks of entries, at any rank), and "
-            f"--memory allows {memory / 1e6:,.0f} MB: give more, or a smaller largest rank (--ranks)"
+            f"{amount(wanted)} ({amount(_BLOCK)} of it for blocks of entries, at any rank), and "
+            f"--memory allows {amount(memory)}: give at least {at_least(wanted)}, or a smaller largest rank (--ranks)"
         )
     operator, y = entries.measurements()
     part, part_y, (held, held_y) = operator.apart(y, max(1, int(JUDGED * len(entries))), np.random.default_rng(seed))

@@ -56,13 +56,20 @@ def sha256(data: bytes) -> str:
     return hashlib.sha256(data).hexdigest()
 
 
+def _make_way(path: Path) -> None:
+    """The folders on the way to a file; ``OSError`` where one lies in its place."""
+    if path.is_dir():
+        raise IsADirectoryError(errno.EISDIR, "is a folder: give the name of a file", str(path))
+    path.parent.mkdir(parents=True, exist_ok=True)
+
+
 def write_atomically(path: Path, data: bytes) -> None:
     """Write ``data`` to ``path``: a crash leaves either the old file or the new one, never half of one.
 
     Directories on the way are made. Of two writers the last one wins. Raises ``OSError``, which names ``path``, with
     the old file untouched.
     """
-    path.parent.mkdir(parents=True, exist_ok=True)
+    _make_way(path)
     temporary = _written(path, data)
     try:
         os.replace(temporary, path)
@@ -78,7 +85,7 @@ def replacing(path: Path, settled: bool = True) -> Iterator[Path]:
     """A temporary file beside ``path`` to be written within the block, which then takes its place; as
     ``write_atomically`` does for what does not fit into memory twice. ``settled``: it is waited for until it is on the
     disk, which only a machine that stops needs, not a process that is killed."""
-    path.parent.mkdir(parents=True, exist_ok=True)
+    _make_way(path)
     temporary = _temporary(path)
     try:
         yield temporary

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ctypes
 import gc
+import math
 import os
 import sys
 from collections.abc import Iterator
@@ -29,6 +30,17 @@ def available() -> int | None:
         with suppress(OSError, ValueError, AttributeError):
             found.append(os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES"))
     return min(found, default=None)
+
+
+def amount(size: float) -> str:
+    """Bytes as a reader wants them: 12.3 MB."""
+    unit, of = ("GB", 1e9) if size >= 1e9 else ("MB", 1e6) if size >= 1e6 else ("kB", 1e3)
+    return f"{size / of:,.1f} {unit}"
+
+
+def at_least(size: float) -> str:
+    """What to give so that ``size`` bytes are allowed: ``--memory 13MB``."""
+    return f"--memory {math.ceil(size / 1e6)}MB"
 
 
 @cache

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from rankfold.cli.checks import check_is_file
 from rankfold.cli.options import (
     DataName,
     DeviceName,
@@ -82,6 +83,7 @@ def collapse(
     from rankfold.run.progress import Talk
 
     set_threads(threads)
+    check_is_file(out, "collapse.html")
     with Talk() as talk, computing(device, precision) as place:
         loaded = open_model(model, weights, data, download, talk, trained=False, own_data=True).to(place)
         if weights is None and ":" not in model:

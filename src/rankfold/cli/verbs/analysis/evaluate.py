@@ -9,6 +9,7 @@ from typing import Annotated
 
 import typer
 
+from rankfold.cli.checks import check_idle
 from rankfold.cli.options import (
     DataName,
     DeviceName,
@@ -88,6 +89,8 @@ def evaluate(
     from rankfold.train import choose
     from rankfold.train import evaluate as score
 
+    if target is TargetName.eager:
+        check_idle("without --target compile or onnxruntime", batch=batch != 1)
     set_threads(threads)
     with Talk() as talk, computing(device, precision) as place:
         loaded = open_either(model, weights, factory, data, download, talk, Cut(length, windows))

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from rankfold.cli.checks import check_idle
 from rankfold.cli.failure import Interrupted
 from rankfold.cli.options import (
     BudgetOf,
@@ -122,6 +123,7 @@ def compress(
     from rankfold.cli.choices import budgets_of, chosen_layers, computing, objective_of, set_threads
     from rankfold.cli.loading import Cut, open_model
     from rankfold.cli.streaming import print_streamed, streamable, streaming
+    from rankfold.compress.methods import method_named
     from rankfold.pipeline import Settings, Tell
     from rankfold.pipeline import compress as run
     from rankfold.report.quantities import bytes_of
@@ -145,6 +147,8 @@ def compress(
     budgets = budgets_of(budget, rank_multiple, of.value)
     streamed = memory is not None and is_folder(model)
     how = method or ("sequential" if streamed else "project")
+    if not streamed and not method_named(how).needs_data:
+        check_idle(f"with --method {how}, which takes no second moments", memory=memory)
     settings = Settings(
         how, ranks, samples, finetune_epochs, not no_curve, seed, model, not no_slices,
         None if memory is None else bytes_of(memory), tune, objective_of(objective), max_drop,

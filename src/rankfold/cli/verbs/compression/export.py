@@ -8,6 +8,7 @@ from typing import Annotated
 
 import typer
 
+from rankfold.cli.checks import check_is_file
 from rankfold.cli.options import DataName, Download, Json, Threads
 
 
@@ -42,6 +43,8 @@ def export(
     from rankfold.run.progress import Talk
     from rankfold.store.card import dense_card
 
+    if to is not Target.dense:
+        check_is_file(out, "model.onnx" if to is Target.onnx else "model.pt2")
     set_threads(threads)
     with Talk() as talk:
         loaded = open_saved(directory, factory, data, download, talk, own_data=False)

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from rankfold.cli.checks import check_idle, check_is_file
 from rankfold.cli.failure import Interrupted
 from rankfold.cli.options import (
     BudgetOf,
@@ -87,6 +88,9 @@ def plan(
     from rankfold.run.processes.team import first_process
     from rankfold.run.progress import Talk
 
+    check_is_file(out, "plan.json")
+    if not method_named(method).needs_data:
+        check_idle(f"with --method {method}, which takes no second moments", memory=memory)
     budgets = budgets_of(budget, rank_multiple, of.value)
     set_threads(threads)
     with Talk() as talk, computing(device, precision) as place:

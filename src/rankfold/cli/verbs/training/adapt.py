@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from rankfold.cli.checks import check_idle
 from rankfold.cli.failure import Interrupted
 from rankfold.cli.options import (
     DataName,
@@ -162,6 +163,10 @@ def adapt(
                 raise typer.BadParameter(
                     f"goes with a directory that compress or apply wrote, and {model} is none", param_hint="--original"
                 )
+            check_idle(
+                "with --original, where the adapter becomes part of the factors", only=only, exclude=exclude,
+                merge=merge, restart=restart, epochs=epochs != 3, radius=radius != 8.0, seed=seed != 0,
+            )  # fmt: skip
             if method is not None:
                 raise typer.BadParameter(
                     "with --original there is one method, in which the adapter becomes part of the factors: "
@@ -178,6 +183,8 @@ def adapt(
             saved = open_either(model, weights, factory, data, download, talk, Cut(length, windows)).to(place)
             _restore(saved, original_of(saved, original).to(place), wish, out, objective_of(objective), talk, as_json)
             return
+        check_idle("without --original DIR", steps=steps != 200, model=factory)
+        check_idle("with another method than debora", radius=radius != 8.0 and method != "debora")
         check_is_model(model)
         loaded = open_model(
             model, weights, data, download, talk, trained=True, own_data=True, cut=Cut(length, windows)

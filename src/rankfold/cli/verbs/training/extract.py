@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Annotated, NamedTuple
 
 import typer
 
+from rankfold.cli.checks import check_idle
 from rankfold.cli.options import (
     DataName,
     DeviceName,
@@ -119,7 +120,7 @@ def extract(
     """
     from rankfold.adapt import combine, is_adapter
     from rankfold.adapt.peft_format import check_adapter_place
-    from rankfold.cli.choices import set_threads
+    from rankfold.cli.choices import patterns_as_typed, set_threads
     from rankfold.run.progress import Talk
 
     set_threads(threads)
@@ -136,12 +137,20 @@ def extract(
         )
     if not any(adapters) and len(sources) != 2:
         raise typer.BadParameter("give two checkpoints, BASE and TUNED, or one or more adapters")
+    if all(adapters):
+        check_idle(
+            "where one adapter is made of adapters", model=model, data=data, length=length, windows=windows,
+            objective=objective, samples=samples != 512, tune=tune, only=only, exclude=exclude, whole=whole,
+        )  # fmt: skip
+    else:
+        check_idle("where an adapter is made of two checkpoints", weight=weight)
     with Talk() as talk:
         if all(adapters):
             found = combine(sources, budget, weights=weight or None)
         else:
             chosen = _Chosen(model, data, (length, windows), objective, samples, tune, (only, exclude), whole, seed)
-            found = _of_checkpoints(sources, budget, chosen, download, device, talk)
+            with patterns_as_typed():
+                found = _of_checkpoints(sources, budget, chosen, download, device, talk)
     found.save(out, uniform=uniform)
     if as_json:
         print_json(found.to_dict() | {"directory": str(out)})
@@ -172,15 +181,19 @@ def _of_checkpoints(
     from rankfold.cli.loading import Cut, open_model
     from rankfold.pipeline import calibration_part
     from rankfold.run.disk.pretrained import is_folder
-    from rankfold.sites.find import Names
+    from rankfold.sites.wish import Names
     from rankfold.zoo import resolve
 
     base, tuned = sources
-    where = Names(*map(tuple, how.names)) if any(how.names) else None
+    where = Names(*how.names) if any(how.names) else None
     network = None if how.spec is None else resolve(how.spec, download=download).model
     if how.data is None:
         if how.tune:
             raise typer.BadParameter("needs --data NAME", param_hint="--tune")
+        check_idle(
+            "without --data NAME", length=how.cut[0], windows=how.cut[1], objective=how.objective,
+            samples=how.samples != 512,
+        )  # fmt: skip
         return run(base, tuned, budget, model=network, where=where, whole=how.whole, progress=talk.progress)
     spec, file = (tuned, None) if is_folder(tuned) else (how.spec, Path(tuned))
     if spec is None:
