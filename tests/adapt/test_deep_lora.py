@@ -207,7 +207,7 @@ def test_hugging_face_conv1d(tmp_path):
         ({"block.out": 9}, {}, r"rank 9 was asked for, and ranks from 1 to 8 are possible"),
         (0, {}, r"rank 0 was asked for, and ranks from 1 to 10 are possible"),
         (True, {}, r"rank True was asked"),
-        (2, {"where": "conv*"}, "has no linear layer that can be adapted"),
+        (2, {"where": "conv*"}, "no layer of this model matches"),
         (2, {"depth": 1}, "at least 2 factors"),
         (2, {"epsilon": -1.0}, "epsilon"),
         (2, {"scaling": 0.0}, "scaling"),

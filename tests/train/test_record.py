@@ -440,7 +440,7 @@ def test_a_wrong_file_or_model_is_said_in_one_line(tmp_path):
 
 
 def test_what_cannot_be_recorded_is_refused():
-    with pytest.raises(ValueError, match="no site that where='x' selects"):
+    with pytest.raises(ValueError, match="where='x': no layer of this model matches"):
         rf.SpectrumRecorder(network(), "x")
     with pytest.raises(ValueError, match=r"3 .*meta"):
         rf.SpectrumRecorder(network().to("meta"), "3")

@@ -230,7 +230,7 @@ class _Layers:
         ends = (self.root.get_input_embeddings(), self.root.get_output_embeddings())
         if isinstance(module, nn.Embedding) or any(module is end for end in ends) or hidden(self.root, name):
             return False
-        return self.asked is None or wanted(self.asked, name, module)
+        return self.asked is None or wanted(self.asked, (name,), module)
 
 
 @dataclass(frozen=True)
