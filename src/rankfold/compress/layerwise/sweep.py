@@ -155,7 +155,7 @@ class Sweep:
         done: set[tuple[int, str]],
     ) -> None:  # fmt: skip
         """The rows of one batch, once for all sites that share them; ``done``: for which ones they are in already."""
-        key = self.shared[site.name] if into is self.moments or site.layer.side == "input" else site.name
+        key = self._key(into, site.name)
         if (id(into), key) in done:
             return
         done.add((id(into), key))
@@ -202,9 +202,13 @@ class Sweep:
         """Of the original's inputs, from all processes."""
         return self._together(self.moments, name) if self.before else None
 
+    def _key(self, into: dict[str, Moments], name: str) -> str:
+        """Under which name the moments of a site stand: rows of inputs are those of all that read them."""
+        shared = into is self.moments or self.sites[name].layer.side == "input"
+        return self.shared.get(name, name) if shared else name
+
     def _together(self, into: dict[str, Moments], name: str) -> Moments | None:
-        shared = self.shared.get(name, name)
-        key = shared if into is self.moments or self.sites[name].layer.side == "input" else name
+        key = self._key(into, name)
         if (id(into), key) not in self.joined:
             self.joined.add((id(into), key))
             shares = [each for each in self.seen.team.gathered(into.get(key)) if each is not None]
