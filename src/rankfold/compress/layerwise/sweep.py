@@ -141,9 +141,7 @@ class Sweep:
                 self._count_in(self.moments, site, [(rows, counted(rows, seen, batch)) for rows in inputs], done)
         self.kept.put(f"rows-{index}", tensors)
 
-    def _set_aside(
-        self, site: Site, seen: Seen, part: int | None, batch: Any, done: set[tuple[int, str]]
-    ) -> None:  # fmt: skip
+    def _set_aside(self, site: Site, seen: Seen, part: int | None, batch: Any, done: set[tuple[int, str]]) -> None:
         """Count in the rows at the side that the site's moments are taken at, of the samples to fit to."""
         module = self.original.get_submodule(site.name)
         if part != JUDGING:

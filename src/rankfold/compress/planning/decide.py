@@ -138,7 +138,7 @@ def _prices(known: Profile, rule: RankRule) -> tuple[Prices, str]:
                     told, unit = price(root, flat, data, rule, known.tell, known.objective), _diverging(known)
                 known.prices[key] = told, unit
         return known.prices[key]
-    return relative_energy(flat), ""
+    return known.once("energies", partial(relative_energy, flat)), ""
 
 
 def _diverging(known: Profile) -> str:
@@ -238,8 +238,8 @@ class _Asked:
             return self._choices(met)
         rule = getattr(self.rule, "across_forms", False), getattr(self.rule, "across_groups", False)
         kinds = tuple((type(each), getattr(each, "multiple", 1)) for each in self.budgets)
-        prices, found = self.known.once((*rule, *kinds), lambda: (self.prices, self._choices({})))
-        return found if prices is self.prices else self._choices({})
+        key = (*rule, *kinds, id(self.prices))  # held beside the options, so that nothing else gets this number
+        return self.known.once(key, lambda: (self.prices, self._choices({})))[1]
 
     def _choices(self, met: Prices) -> dict[str, list[Option]]:
         known = self.known

@@ -116,8 +116,7 @@ def _speed(found: Advice, point: Tried) -> Iterator[str]:
     fastest = _faster(found)
     if not point.faster and fastest is not None:
         batch = max(fastest.faster, key=fastest.speed)
-        told = [f"{_fast(fastest, batch)} at batch {batch}"]
-        yield f"With {_percent(fastest.flops)} of the FLOPs it is {told[0]}."
+        yield f"With {_percent(fastest.flops)} of the FLOPs it is {_fast(fastest, batch)} at batch {batch}."
 
 
 def _fast(point: Tried, batch: int) -> str:
