@@ -1,7 +1,7 @@
 """Memory and time of a model that goes through block by block: random Llamas of any depth and width, one process each.
 
     python benchmarks/streaming.py --blocks 4 16 --out /tmp/streaming          # depth: hidden 2,048
-    python benchmarks/streaming.py --blocks 1 --hidden 4096 --ffn 11008 --only '*.mlp.down_proj' --memory 4GB
+    python benchmarks/streaming.py --blocks 1 --hidden 4096 --ffn 11008 --kv 4096 --dtype bfloat16 --memory 4GB
 
 The folder is written a block at a time, too. Printed: the peak of resident memory above that of the idle process (torch
 and transformers imported, a small model streamed before), seconds, seconds for each block. A run that was ended goes on
@@ -24,8 +24,8 @@ from rankfold.run.disk.files import write_atomically
 from rankfold.run.processes.process import ends_with
 
 
-def written(place: Path, blocks: int, hidden: int, ffn: int, kv: int, vocabulary: int) -> Path:
-    """A folder with random float32 weights, never more than a tensor in memory."""
+def written(place: Path, blocks: int, hidden: int, ffn: int, kv: int, vocabulary: int, dtype: str = "float32") -> Path:
+    """A folder with random weights, never more than a tensor in memory."""
     import torch
     from safetensors.torch import save_file
     from transformers import LlamaConfig
@@ -38,7 +38,7 @@ def written(place: Path, blocks: int, hidden: int, ffn: int, kv: int, vocabulary
     config = LlamaConfig(
         vocab_size=vocabulary, hidden_size=hidden, intermediate_size=ffn, num_hidden_layers=blocks,
         num_attention_heads=hidden // 64, num_key_value_heads=kv // 64, tie_word_embeddings=True,
-        architectures=["LlamaForCausalLM"], dtype="float32",
+        architectures=["LlamaForCausalLM"], dtype=dtype,
     )  # fmt: skip
     config.save_pretrained(place)
     generator, index = torch.Generator().manual_seed(0), {}
@@ -46,7 +46,7 @@ def written(place: Path, blocks: int, hidden: int, ffn: int, kv: int, vocabulary
         scale = like.shape[-1] ** -0.5
         value = torch.randn(like.shape, generator=generator) * scale if like.dim() > 1 else torch.ones(like.shape)
         file = f"model-{number:05d}.safetensors"
-        save_file({name: value}, place / file, {"format": "pt"})
+        save_file({name: value.to(getattr(torch, dtype))}, place / file, {"format": "pt"})
         index[name] = file
     text = json.dumps({"metadata": {}, "weight_map": index})
     (place / "model.safetensors.index.json").write_text(text)
@@ -117,6 +117,7 @@ def main() -> None:
     parse.add_argument("--ffn", type=int, default=5632)
     parse.add_argument("--kv", type=int, default=256, help="outputs of k and v")
     parse.add_argument("--vocabulary", type=int, default=1000)
+    parse.add_argument("--dtype", default="float32", choices=["float32", "bfloat16"])
     parse.add_argument("--tokens", type=int, default=1024)
     parse.add_argument("--memory", default="1.3GB")
     parse.add_argument("--only", nargs="*", default=[])
@@ -133,7 +134,7 @@ def main() -> None:
             ends_with(os.getppid())  # a run that is ended from outside leaves nothing behind
             print(json.dumps(measured(folder, out, bytes_of(given.memory), given.tokens, given.only)))
             return
-        written(folder, blocks, given.hidden, given.ffn, given.kv, given.vocabulary)
+        written(folder, blocks, given.hidden, given.ffn, given.kv, given.vocabulary, given.dtype)
         if not (out / "measured.json").exists():
             asked = [sys.executable, __file__, *sys.argv[1:], "--one", "--blocks", str(blocks)]
             told = subprocess.run(asked, check=True, stdout=subprocess.PIPE, text=True).stdout

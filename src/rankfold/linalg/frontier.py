@@ -7,7 +7,8 @@ from itertools import accumulate, pairwise
 
 import numpy as np
 
-MANY = 50_000  # sums at once; with fifty options in a group some 60 MB for a moment
+MANY = 50_000  # sums that are followed from group to group
+_AT_ONCE = 1 << 18  # sums that are made at once: some 20 MB for a moment
 
 
 def frontier(
@@ -18,30 +19,40 @@ def frontier(
     Kept are only sums of the first groups that can still become the best: no other sum has less of both loss and cost,
     the cheapest of the other groups fit, and loss + ``price``·cost lies at most ``room`` above its least (what ``room``
     is enough says ``rankfold.compress.ranks.program.promising``). None where more than ``MANY`` sums remain, or none.
-    Cost: a sort of (sums × options) numbers for each group.
+    Cost: a sort of (sums × options) numbers for each group; memory of five bytes for each sum that remains.
     """
     rest = [*accumulate((float(cost.min()) for cost in reversed(costs)), initial=0.0)][-2::-1]
-    loss, cost, excess = np.zeros(1), np.zeros(1), np.zeros(1)
+    sums = np.zeros((3, 1))  # loss, cost, and by how much loss + price·cost lies above its least
     came: list[tuple[np.ndarray, np.ndarray]] = []
     for more, takes, after in zip(losses, costs, rest, strict=True):
         above = more + price * takes
-        above = above - above.min()
-        sums = [np.add.outer(a, b).ravel() for a, b in ((loss, more), (cost, takes), (excess, above))]
-        can = np.flatnonzero((sums[1] + after <= limit * (1 + 1e-12)) & (sums[2] <= room))
-        can = can[np.lexsort((sums[0][can], sums[1][can]))]
-        if not can.size:
+        each = np.stack([more, takes, above - above.min()])
+        size = len(more)
+        made, origin = np.empty((3, 0)), np.empty(0, dtype=np.int64)
+        for first in range(0, sums.shape[1], max(_AT_ONCE // size, 1)):
+            some = sums[:, first : first + max(_AT_ONCE // size, 1)]
+            here = (some[:, :, None] + each[:, None, :]).reshape(3, -1)
+            can = np.flatnonzero((here[1] + after <= limit * (1 + 1e-12)) & (here[2] <= room))
+            made = np.concatenate([made, here[:, can]], axis=1)
+            origin = np.concatenate([origin, can + first * size])
+            best = _undominated(made[0], made[1])
+            made, origin = made[:, best], origin[best]
+        if not 0 < len(origin) <= MANY:
             return None
-        least = np.minimum.accumulate(sums[0][can])
-        can = can[np.concatenate([[True], sums[0][can][1:] < least[:-1]])]
-        if can.size > MANY:
-            return None
-        loss, cost, excess = (each[can] for each in sums)
-        came.append(((can // len(more)).astype(np.int32), (can % len(more)).astype(np.min_scalar_type(len(more)))))
-    at, picked = len(loss) - 1, []
+        sums = made
+        came.append(((origin // size).astype(np.int32), (origin % size).astype(np.min_scalar_type(size))))
+    at, picked = sums.shape[1] - 1, []
     for before, option in reversed(came):
         picked.append(int(option[at]))
         at = before[at]
     return picked[::-1]
+
+
+def _undominated(loss: np.ndarray, cost: np.ndarray) -> np.ndarray:
+    """Which sums lose less than every cheaper one, the cheapest first; of equal ones the first."""
+    order = np.lexsort((loss, cost))
+    least = np.minimum.accumulate(loss[order])
+    return order[np.concatenate([[True], loss[order][1:] < least[:-1]])[: len(order)]]
 
 
 def relaxed(losses: Sequence[np.ndarray], costs: Sequence[np.ndarray], limit: float) -> tuple[list[int], float] | None:
