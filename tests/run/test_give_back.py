@@ -41,6 +41,22 @@ def test_it_collects_every_time_where_the_system_does_not_tell(collections, monk
     assert len(collections) == 3
 
 
+def test_within_a_bound_whatever_is_free_goes_back(collections, monkeypatch) -> None:
+    size, trimmed = 500 * MIB, []
+    monkeypatch.setattr(memory, "_resident", lambda: size)
+    monkeypatch.setattr(memory, "_of_glibc", lambda name: lambda *asked: trimmed.append(name))
+    memory.give_back()
+    trimmed.clear()
+    size += MIB
+    memory.give_back()
+    assert not trimmed
+    with memory.steady(10**9):
+        trimmed.clear()
+        memory.give_back()
+    assert trimmed.count("malloc_trim") == 1
+    assert len(collections) == 1  # which takes longer: only where much has grown
+
+
 @pytest.mark.skipif(memory._resident() is None, reason="this system does not tell what lies in memory")
 def test_what_lies_in_memory_is_counted_in_bytes() -> None:
     before = memory._resident()

@@ -111,11 +111,12 @@ def give_back() -> None:
     A pass over data frees activations of tens of megabytes among smaller things that stay; the allocator keeps such
     pages, and the next stage, whose tensors have other sizes, asks for more. Call it where a stage has ended, not in a
     loop. Cost: a fifth of a second for a process that holds torch, and some for pages that are asked for again;
-    microseconds while the process has grown by less than 64 MiB since the last time.
+    microseconds while the process has grown by less than 64 MiB since the last time; within ``steady`` while it has not
+    grown at all.
     """
     global _left
     now = _resident()
-    if now is not None and now < _left + _GROWTH:
+    if now is not None and now < _left + (0 if _promised else _GROWTH):
         return
     trim = _of_glibc("malloc_trim")
     for collect in (lambda: None, gc.collect):  # what is only freed goes back in a millisecond
