@@ -17,6 +17,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 import rankfold.report
+from rankfold.costs import Milliseconds
 from rankfold.report import CurvePoint, FigureKind, LayerRow, ReportData, plots, render, summary, write_report
 from rankfold.report.quantities import bytes_of, count, decimal, integer, milliseconds, percent, points, times, title
 
@@ -366,6 +367,13 @@ def test_three_lines_for_a_reader_in_a_hurry():
     )
     assert summary.predictions([]) == ""
     assert summary.reached(ReportData("", "", {}, {})) == "Sizes were not measured."
+
+
+def test_times_whose_quartiles_overlap_are_no_clear_difference():
+    before = {"latency_ms": {1: Milliseconds(3.0, (2.9, 3.1)), 64: Milliseconds(6.0, (1.7, 6.1))}}
+    after = {"latency_ms": {1: Milliseconds(2.0, (1.9, 2.1)), 64: Milliseconds(2.0, (1.6, 2.1))}}
+    said = summary.reached(ReportData("", "", before, after))
+    assert said == "1.50× as fast at batch 1 and 3.00× as fast (no clear difference) at batch 64."
 
 
 def test_figures_are_written_as_people_write_them():

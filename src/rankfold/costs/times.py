@@ -25,6 +25,12 @@ class Milliseconds(float):
         low, high = self.quartiles
         return f"{text(self)}{unit} ({text(low)}–{text(high)})"
 
+    def clarity(self, other: float) -> str:
+        """What is to be said behind a comparison with ``other`` where the quartiles overlap; else nothing."""
+        low, high = self.quartiles
+        least, most = other.quartiles if isinstance(other, Milliseconds) else (other, other)
+        return " (no clear difference)" if least <= high and low <= most else ""
+
     @classmethod
     def of(cls, measured: Sequence[float], quantile: float = 0.5) -> Milliseconds:
         """One ``quantile`` of what was measured, and the quartiles."""
@@ -39,12 +45,8 @@ def shown(ms: float) -> str:
 
 def speed(before: float, after: float) -> str:
     """1.27 times as fast: of two times of the same thing, and whether their quartiles tell them apart."""
-    told = f"{before / after:.2f} times as fast"
-    if isinstance(before, Milliseconds) and isinstance(after, Milliseconds):
-        (low, high), (least, most) = before.quartiles, after.quartiles
-        if least <= high and low <= most:
-            return f"{told} (no clear difference)"
-    return told
+    clarity = before.clarity(after) if isinstance(before, Milliseconds) else ""
+    return f"{before / after:.2f} times as fast{clarity}"
 
 
 def spreads(times: Mapping[Key, float]) -> dict[Key, tuple[float, float]]:

@@ -5,7 +5,7 @@ from collections.abc import Mapping, Sequence
 from statistics import median
 from typing import Any
 
-from rankfold.report.quantities import count, kept, known, moved, of_figure, percent, times
+from rankfold.report.quantities import count, kept, known, moved, of_figure, percent, speed, times
 from rankfold.report.values import LayerRow, ReportData
 
 
@@ -17,9 +17,7 @@ def reached(data: ReportData) -> str:
         share = kept(after.get(key), before.get(key))
         if share is not None:
             parts.append(f"{percent(share)} of the {name} ({count(after[key], unit)})")
-    speeds = [
-        f"{times(old / new)} as fast at batch {batch}" for batch, old, new in latency_rows(before, after) if old and new
-    ]
+    speeds = [f"{speed(old, new)} at batch {batch}" for batch, old, new in latency_rows(before, after) if old and new]
     if not parts and not speeds:
         return "Sizes were not measured."
     sentence = f"{_listed(parts)} kept" if parts else ""
