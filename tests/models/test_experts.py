@@ -264,7 +264,7 @@ def test_experts_that_are_kept_in_an_unknown_way_are_left_out():
         block.mlp.experts.other = nn.Parameter(torch.ones(3))
     assert not expert_sites(model)
     left = dict(sites(model).left_out)
-    assert "none of the ways known to keep them" in left["model.layers.0.mlp.experts.gate_up_proj"]
+    assert "knows no layout with these parameters" in left["model.layers.0.mlp.experts.gate_up_proj"]
 
 
 def test_biases_of_experts_stay_and_are_listed():

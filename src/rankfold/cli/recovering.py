@@ -35,7 +35,7 @@ def check_kind(implicit: bool, **given: Any) -> None:
 
 
 def check_values(split: str | None, duplicates: str, jobs: int | None) -> None:
-    """Options that are one of a few words, or a number that is none of processes."""
+    """Refuses unknown words, and numbers of processes below 1 other than -1."""
     if split not in (None, "by-time", "leave-one-out"):
         raise typer.BadParameter(f"--split must be by-time or leave-one-out, got {split!r}")
     if duplicates not in ("refuse", "mean", "last", "sum"):

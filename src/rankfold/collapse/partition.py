@@ -27,7 +27,7 @@ class Partition:
     def of(cls, labels: Tensor, classes: int | None = None) -> Partition:
         """The partition by ``labels`` (N,) of whole numbers; numbers that no sample has give no cluster, and say so.
 
-        ``classes``: how many there should be (0 … classes − 1). Raises ``ValueError`` for labels that are none.
+        ``classes``: how many there should be (0 … classes − 1). Raises ``ValueError`` for anything that is not a label.
         """
         if labels.ndim != 1 or len(labels) == 0 or labels.is_floating_point() or labels.is_complex():
             raise ValueError(

@@ -116,7 +116,7 @@ def cdln_(
 
 
 def linear_targets(model: nn.Module, names: Sequence[str]) -> dict[str, Target]:
-    """The linear layers of ``model`` with these names; ``ValueError`` for a name that is none, with the reason."""
+    """The linear layers of ``model`` with these names; ``ValueError`` for any other name, with the reason."""
     root = unwrap(model)
     choice = choose(root)
     known = {

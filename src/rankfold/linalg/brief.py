@@ -28,7 +28,7 @@ def brief(value: Any) -> str:
 
 
 def _length(held: Any) -> int | None:
-    """Of a table or text; None for what is none."""
+    """Of a table or text; None for any other value."""
     return len(held) if isinstance(held, str | Sequence | Mapping | Set) else None
 
 

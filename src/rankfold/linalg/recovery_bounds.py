@@ -56,8 +56,8 @@ def approximate_rank(outputs: Tensor) -> float:
     a = checked(outputs)
     if a.ndim != 2 or not a.numel() or not bool(a.any()):
         raise ValueError(
-            f"the approximate rank needs a matrix with an entry other than 0, got zeros or a shape {tuple(a.shape)} "
-            "that is none"
+            "the approximate rank needs a matrix (two dimensions) with an entry other than 0, got "
+            f"{'zeros' if a.ndim == 2 and a.numel() else f'a tensor of shape {tuple(a.shape)}'}"
         )
     return float(singular_values(a).sum() / a.abs().max()) ** 2 / a.numel()
 

@@ -38,7 +38,7 @@ class Asked:
 
     @classmethod
     def parsed(cls, spec: str, kind: str) -> Asked:
-        """Raises ``ZooError``: an unknown key, a number that is none, a function that cannot be imported."""
+        """Raises ``ZooError``: an unknown key, a value that is not a number, a function that cannot be imported."""
         folder, *settings = spec.removeprefix(kind).split(",")
         values: dict[str, Any] = {}
         statistics = "imagenet"

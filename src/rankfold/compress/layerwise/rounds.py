@@ -144,7 +144,7 @@ class _Fit:
 
     def _with_refits(self, plan: Plan) -> tuple[Entry, ...]:
         """Layers that stay dense are fitted anew where that is free: where a bias, or a BatchNorm, takes the shift, or
-        where there is none to be taken."""
+        where there is no shift."""
         if not self.method.kept:
             return plan.entries
         entries, known, root = [], self.known, self.known.needed_model()

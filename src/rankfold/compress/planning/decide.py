@@ -109,7 +109,7 @@ def _time(known: Profile, budgets: Sequence[Budget]) -> None:
     for each in budgets:
         if isinstance(each, Latency) and (each.batch, each.phase) not in known.counter.timings:
             root, example = known.needed_model(), known.needed_example()
-            phased(root, example, each.phase, each.batch)  # refuses a phase that there is not
+            phased(root, example, each.phase, each.batch)  # refuses a phase that the model does not have
             table = LatencyTable.kept(next((p.device for p in root.parameters()), torch.device("cpu")))
             with opened(root):
                 known.counter.timings[each.batch, each.phase] = site_timing(

@@ -1,5 +1,5 @@
-"""Cells of a column of Parquet as names, numbers and times; what is none is told with its row in the file and in the
-matrix, as in a text."""
+"""Cells of a column of Parquet as names, numbers and times; a cell that cannot be read is told with its row in the file
+and in the matrix, as in a text."""
 
 from __future__ import annotations
 

@@ -49,7 +49,7 @@ class Columns:
             if self.doubt:
                 doubt = (
                     f"; line 1 ({', '.join(self.doubt)}) is read as an entry, though its names come nowhere else: if "
-                    "it is a header, say --header, and if it is none, --no-header (in Python header=True or False)"
+                    "it is a header, say --header, otherwise --no-header (in Python header=True or False)"
                 )
             return f"no header: columns {numbers} are {roles}{more}{doubt}"
         told = self._named()

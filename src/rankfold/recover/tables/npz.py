@@ -25,7 +25,7 @@ FORMS = (
 
 def read_arrays(path: Path) -> dict[str, np.ndarray]:
     """The arrays of an ``.npz``, or that of an ``.npy`` as ``X``, without running any code in it. Raises ``ValueError``
-    for what is none, or damaged."""
+    for any other or a damaged file."""
     with path.open("rb") as opened:
         start = opened.read(6)
     if not start:

@@ -124,7 +124,7 @@ def one_of(duplicates: str) -> None:
 
 
 def numbers(values: Any) -> np.ndarray:
-    """``values`` as float64, NaN where they are masked, None or pandas' NA. Raises ``ValueError`` for what is none."""
+    """``values`` as float64, NaN where they are masked, None or pandas' NA. Raises ``ValueError`` for anything else."""
     if isinstance(values, np.ma.MaskedArray):
         return np.ma.filled(values.astype(np.float64), np.nan)
     array = numpy(values)

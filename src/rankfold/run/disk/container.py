@@ -170,7 +170,7 @@ def sizes_in(file: Path) -> dict[str, int]:
 
 
 def metadata(data: bytes) -> dict[str, str]:
-    """The metadata of a safetensors file. Raises ``ValueError`` for what is none."""
+    """The metadata of a safetensors file. Raises ``ValueError`` for any other file."""
     size = int.from_bytes(data[:8], "little")
     if len(data) < 8 + size:
         raise ValueError("cut short")
@@ -180,7 +180,7 @@ def metadata(data: bytes) -> dict[str, str]:
 
 
 def parsed(text: str | bytes) -> Any:
-    """The value of JSON; ``ValueError`` for anything that is none, however deep or long it is."""
+    """The value of JSON; ``ValueError`` for anything else, however deep or long it is."""
     try:
         return json.loads(text)
     except RecursionError:

@@ -79,7 +79,7 @@ class ConvLayer(Layer):
 
 
 def read_convolution(module: Any) -> ConvLayer | None:
-    """The layer object of a convolution, or None if it is none."""
+    """The layer object of a convolution; None for any other module."""
     for kinds in (PLAIN, TRANSPOSED):
         for kind in kinds:
             if ordinary_class(module).forward is kind.forward or acts_as(module, kind):

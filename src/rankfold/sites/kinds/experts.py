@@ -35,7 +35,7 @@ def _why_not(module: Any) -> str | None:
     held, matrices = _held(module), {_entering(module), "down_proj"}
     biases = {f"{name}_bias" for name in matrices} if getattr(module, "has_bias", False) else set()
     if set(held) != matrices | biases or any(held[name].dim() != 3 for name in matrices):
-        return f"experts that hold {', '.join(held)}, which is none of the ways known to keep them, are not taken apart"
+        return f"its experts hold {', '.join(held)}, and rankfold knows no layout with these parameters"
     if getattr(module, "has_post_expert_norm", False) or getattr(module, "_is_expert_parallel", False):
         return "experts with a norm of their own behind them, or over several devices, are not taken apart"
     return None

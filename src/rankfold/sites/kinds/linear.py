@@ -64,7 +64,7 @@ class LinearLayer(Layer):
 
 
 def read_linear(module: Any) -> LinearLayer | None:
-    """The layer object of a linear-like module, or None if it is none."""
+    """The layer object of a linear-like module; None for any other one."""
     kind = ordinary_class(module)
     if kind.forward is nn.Linear.forward or acts_as(module, nn.Linear):
         m, n = _shape(module)
