@@ -10,7 +10,7 @@ NAME = 200  # bytes of a row or column: its name, and some numbers
 
 
 def affordable_names(shape: tuple[int, int], count: int) -> None:
-    """Raises ``ValueError`` for a shape that no table has, or one too large for ``count`` entries or for this machine."""
+    """Raises ``ValueError`` for a shape that no table has, or one too large for ``count`` entries or this machine."""
     m, n = shape
     if m < 1 or n < 1:
         raise ValueError(f"the shape must be two numbers of at least 1, got ({m}, {n})")
