@@ -254,7 +254,8 @@ def test_the_nearer_of_two_plans_is_taken_and_made_again_without_the_profile(bet
     plan = known.plan("params=0.7")
     assert measured == ["fisher", "outputs"]
     assert plan.calibration.get("metric", "fisher") == better
-    assert plan.calibration["probe"] == 0.1
+    assert plan.calibration["probe"] == plan.total.probe == plan.total.to_dict()["probe"] == 0.1
+    assert plan.total.sentence.endswith("; the whole, tried on a few tokens of the calibration data, loses 0.1")
     assert plan.forecast > 0
     small = rf.apply_(copy.deepcopy(model), plan, known)
     plan.save(tmp_path / "plan.json")

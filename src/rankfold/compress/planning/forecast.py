@@ -26,13 +26,15 @@ _ENERGY = (
 @dataclass(frozen=True)
 class Total:
     """``value`` in ``unit`` (None: there is none, and ``why``). ``seen``, ``unseen``: the same from the samples that
-    factors were fitted to alone, and from those that were held back; None where none were."""
+    factors were fitted to alone, and from those that were held back; None where none were. ``probe``: what the network
+    as a whole has lost on a few tokens of the calibration data, where it was tried: the better number."""
 
     value: float | None
     unit: str = ""
     seen: float | None = None
     unseen: float | None = None
     why: str = ""
+    probe: float | None = None
 
     @property
     def sentence(self) -> str:
@@ -42,6 +44,8 @@ class Total:
         said = f"{self.value:.3g} {in_words(self.unit)} (what the layers cost one by one, added up"
         if self.seen is not None and self.unseen is not None:
             said += f"; {self.seen:.3g} on the samples fitted to, {self.unseen:.3g} on those held back"
+        if self.probe is not None:
+            return f"{said}); the whole, tried on a few tokens of the calibration data, loses {self.probe:.3g}"
         return f"{said})"
 
     @property
@@ -51,7 +55,7 @@ class Total:
 
     def to_dict(self) -> dict[str, Any]:
         """Plain values, as ``--json`` prints them."""
-        values = {"value": self.value, "unit": self.unit, "seen": self.seen, "unseen": self.unseen, "why": self.why}
+        values = {name: getattr(self, name) for name in self.__annotations__}
         return {key: value for key, value in values.items() if key == "value" or value not in ("", None)}
 
 
@@ -63,4 +67,4 @@ def total_of(plan: Plan) -> Total:
     if "unit" not in told:
         return Total(None, why=_ENERGY if told.get("samples") else _WITHOUT_DATA)
     value = sum((entry.predicted_loss for entry in plan.entries), 0.0)
-    return Total(value, told["unit"], told.get(SEEN), told.get(UNSEEN))
+    return Total(value, told["unit"], told.get(SEEN), told.get(UNSEEN), probe=told.get("probe"))

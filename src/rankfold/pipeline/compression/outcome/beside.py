@@ -27,27 +27,25 @@ _BATCH = 64
 @dataclass(frozen=True)
 class Beside:
     """``total``: the forecast of the plan. ``measured``: the same of the network, before any fine-tuning, ``where``;
-    None where it was not. ``probe``: what a trial on a few tokens of the calibration data has said."""
+    None where it was not."""
 
     total: Total
     measured: float | None = None
     where: str = ""
-    probe: float | None = None
 
     @property
     def sentence(self) -> str:
         """Both in words, without a full stop."""
         if self.total.value is None:
             return f"forecast {self.total.sentence}"
-        tried = "" if self.probe is None else f" ({self.probe:.3g} on a few tokens of the calibration data)"
+        probe = self.total.probe
+        tried = "" if probe is None else f" ({probe:.3g} on a few tokens of the calibration data)"
         found = "not measured" if self.measured is None else f"measured {self.measured:.3g} on {self.where}"
         return f"forecast {self.total.value:.3g}{tried}, {found}: {in_words(self.total.unit)}"
 
     def to_dict(self) -> dict[str, Any]:
         """Plain values, as ``--json``, the manifest and ``result.json`` hold them."""
-        known = {"where": self.where, "probe": self.probe}
-        told = {key: value for key, value in known.items() if value not in ("", None)}
-        return self.total.to_dict() | {"measured": self.measured} | told
+        return self.total.to_dict() | {"measured": self.measured} | ({"where": self.where} if self.where else {})
 
     @classmethod
     def read(cls, values: Mapping[str, Any]) -> Self:
@@ -70,16 +68,15 @@ def beside(
     """The forecast of ``made`` beside what ``small`` has lost on the ``split`` of this ``name``, where ``score`` is
     what was evaluated. Cost: nothing where the score says it; else one pass of both networks over ``SAMPLES``."""
     total, when = made.total, " after tuning" if tuned else ""
-    probe = made.calibration.get("probe")
     if total.value is None:
         return Beside(total)
     if total.unit == TOKEN:
         lost = score.values.get("kl")
-        return Beside(total, lost, "" if lost is None else f"the {name} split{when}", probe)
+        return Beside(total, lost, "" if lost is None else f"the {name} split{when}")
     few = few_of(split, SAMPLES)
     where = f"the {name} split{when}" if few is split else f"{length(few) or SAMPLES} samples of the {name} split{when}"
     if total.unit == CHANGE:
         lost = evaluate(small, few, role=name, objective=Moved(judged=objective), teacher=original).loss
     else:
         lost = divergence(original, small, list(batches_of(few, _BATCH, None)), objective)
-    return Beside(total, lost, where, probe)
+    return Beside(total, lost, where)
