@@ -205,6 +205,8 @@ class _Fit:
                 first = False
             folds = self._folds(part)
             self._placed(self._solved(part, partial(sweep.pairs, span, names, folds)) if ready is None else ready)
+            if self.shelf is not None:  # the next part needs the room
+                give_back()
 
     def _folds(self, part: Sequence[Site]) -> int:
         return FOLDS if self.memory is None or sum(map(bytes_needed, part)) <= self.memory else 1

@@ -36,6 +36,7 @@ from rankfold.train.randomness import same_draws
 if TYPE_CHECKING:
     from rankfold.compress.planning.profile import Profile
 
+from rankfold.run.processes.memory import give_back
 from rankfold.run.progress import Progress
 
 Choose = Callable[[Mapping[tuple[str, Form], Tensor]], Plan]
@@ -55,6 +56,7 @@ def fit(known: Profile, first: Plan, choose: Choose | None) -> Plan:
         return first
     if getattr(known.needed_model(), PAGES, None) is not None:
         choose = None  # a network whose weights stay on the disk is gone through once
+    give_back()  # what choosing the ranks took
     with known.calibration.team(known.needed_model().parameters()) as team:
         seen = replace(known.calibration.of(known.needed_data()), team=team)
         return _Fit(known, seen, known.objective or Teacher()).run(first, choose)

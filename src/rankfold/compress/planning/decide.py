@@ -36,7 +36,7 @@ from rankfold.compress.ranks.budget import (
     Resource,
 )
 from rankfold.compress.ranks.latency import meet_latency
-from rankfold.compress.ranks.options import Option, check_feasible
+from rankfold.compress.ranks.options import Option, alone, check_feasible
 from rankfold.compress.ranks.rules import Choices, Iterative, Optimal, RankRule, described, rule_named
 from rankfold.compress.ranks.timing import site_timing
 from rankfold.compress.sensitivity import coherent, either, output_changes, price, relative_energy
@@ -229,7 +229,7 @@ class _Asked:
     def plan(self, met: Prices) -> Plan:
         """The plan for other prices of some candidates, those that a fit has met."""
         choices = self.choices(met)
-        return self.write(choices, self.solve(choices, self.limits))
+        return self.write(choices, {name: alone(option) for name, option in self.solve(choices, self.limits).items()})
 
     def choices(self, met: Prices) -> dict[str, list[Option]]:
         """The options of every site, made once for all budgets that differ in their fractions alone."""

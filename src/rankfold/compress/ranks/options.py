@@ -27,6 +27,13 @@ class Option:
     level: float = 0.0
 
 
+def alone(option: Option) -> Option:
+    """The same with numbers of its own: in those that were made along with the other ranks' a plan would keep the pages
+    of all of them, 30 MB for twelve blocks of width 1,024."""
+    costs = tuple(cost + 0.0 for cost in option.costs)
+    return Option(option.form, option.rank + 0, option.loss + 0.0, costs, option.level + 0.0)
+
+
 class BudgetError(ValueError):
     """No choice of ranks meets the budget; names what stands in the way and the smallest budget that can be met.
 

@@ -101,7 +101,7 @@ def _resident() -> int | None:
     return None
 
 
-_GROWTH = 64 * 2**20  # bytes that are worth the time to collect them
+_GROWTH, _BOUND = 64 * 2**20, 8 * 2**20  # bytes that are worth the time to collect them; where a bound was promised
 _left = 0  # bytes that lay in memory when last some were given back
 
 
@@ -115,14 +115,14 @@ def give_back() -> None:
     grown at all.
     """
     global _left
-    now = _resident()
-    if now is not None and now < _left + (0 if _promised else _GROWTH):
+    now, worth = _resident(), _BOUND if _promised else _GROWTH
+    if now is not None and now < _left + (0 if _promised else worth):
         return
     trim = _of_glibc("malloc_trim")
     for collect in (lambda: None, gc.collect):  # what is only freed goes back in a millisecond
         collect()
         if trim is not None:
             trim(0)
-        if now is not None and (now := _resident()) is not None and now < _left + _GROWTH:
+        if now is not None and (now := _resident()) is not None and now < _left + worth:
             break
     _left = _resident() or 0
