@@ -8,6 +8,7 @@ import re
 import shutil
 import signal
 import socket
+import weakref
 from contextlib import suppress
 from pathlib import Path
 
@@ -21,6 +22,7 @@ from safetensors.torch import load_file, save_file
 import rankfold as rf
 from rankfold import hub
 from rankfold.compress.layerwise import in_blocks, layers
+from rankfold.compress.planning.profile import Profile
 from rankfold.observe import Pages, Replay
 from rankfold.pipeline import BoundError, Settings
 from rankfold.pipeline.needs import LIBRARIES
@@ -368,6 +370,31 @@ def test_a_job_that_was_killed_keeps_its_finished_blocks_within_another_bound(pl
     assert [(e.form, e.rank) for e in found.plan.entries] == [(e.form, e.rank) for e in little[0].plan.entries]
     assert found.after["kl"] == pytest.approx(little[0].after["kl"], rel=0.05)
     assert {path.name for path in (out / "run").rglob("*")} == {"request.json"}
+
+
+def test_what_was_measured_before_is_read_back_a_part_at_a_time(place, tmp_path, monkeypatch):
+    """A job that goes on holds no more than one that was not interrupted: of one part at a time the metrics."""
+
+    def stopped(*asked: object, **named: object) -> None:
+        raise KeyboardInterrupt
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(Profile, "plan", stopped)
+        with pytest.raises(KeyboardInterrupt):
+            rf.stream(place, DATA, "params=0.9", tmp_path / "small", memory=MEMORY, settings=LITTLE)
+    read, alive, most = in_blocks.read_part, [], []
+
+    def watched(*asked):
+        most.append(len({part for part, metric in alive if metric() is not None}))
+        known = read(*asked)
+        alive.extend((len(most), weakref.ref(metric)) for metric in known.metrics.values())
+        return known
+
+    monkeypatch.setattr(in_blocks, "read_part", watched)
+    rf.stream(place, DATA, "params=0.9", tmp_path / "small", memory=MEMORY, settings=LITTLE)
+    assert len(most) > 2
+    assert alive
+    assert max(most) <= 1
 
 
 def test_a_disk_without_room_is_told_before_any_work(place, tmp_path, monkeypatch):

@@ -66,7 +66,7 @@ def measure_in_blocks(
     """
     work = _Blocks(root, pages, seen, objective, Kept(directory / f"borders-{seen.team.rank}"), metric_samples)
     units = _units(pages, found, directory, seen.memory)
-    ready = [read_part(unit.file, unit.sites) for unit in units]
+    ready = [_ready(unit) for unit in units]
     done: list[Measured] = []
     begun = next((index for index, known in enumerate(ready) if known is None), len(units))
     if begun < len(units):
@@ -99,6 +99,12 @@ class _Unit:
     sites: SiteList
     file: Path
     backward: bool
+
+
+def _ready(unit: _Unit) -> Measured | None:
+    """What an earlier call has measured of the sites of a unit, without the metrics, which stay on the disk."""
+    known = read_part(unit.file, unit.sites)
+    return None if known is None else replace(known, metrics={})
 
 
 def _units(pages: Pages, found: SiteList, directory: Path, memory: int | None) -> list[_Unit]:
