@@ -75,7 +75,7 @@ def choices(
             raise ValueError(f"rank must be from 1 to {min(m, n)} for {m} rows and {n} columns, got {rank}")
     tried = sorted({min(rank, m, n) for rank in ranks or (5, 10, 20)})
     found = []
-    for method in methods:
+    for method in [methods] if isinstance(methods, str) else methods:
         if method not in METHODS:
             raise ValueError(f"there is no method {method!r}: the methods are {', '.join(METHODS)}")
         if method in ("low-rank", "nuclear"):

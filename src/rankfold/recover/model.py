@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import warnings
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -14,8 +15,10 @@ from torch import Tensor
 from typing_extensions import TypedDict
 
 from rankfold.linalg.brief import brief
+from rankfold.recover.folders import check_factors
 from rankfold.recover.ratings.moments import SPANS, Moments
-from rankfold.recover.tables.names import name_of
+from rankfold.recover.tables.names import name_of, names_of, paired
+from rankfold.recover.tables.times import when
 from rankfold.run.disk.container import Kind, checked, parsed
 
 FACTORS = "factors.safetensors"
@@ -66,11 +69,14 @@ class FactorModel:
         return int(self.left.shape[1]) - self.biases
 
     def at(self, rows: np.ndarray, columns: np.ndarray, times: np.ndarray | None = None) -> np.ndarray:
-        """Predictions (count,) at pairs of indices; −1 is one that is not known. ``times`` (count,): when."""
+        """Predictions (count,) at pairs of indices; −1 is one that is not known. ``times`` (count,): when. A single
+        row, column or time counts for all of the others."""
+        rows, columns = paired(rows, columns)
+        times = when(times, len(rows))
         at, to = self._known(rows, columns)
         told = self.offset + np.einsum("ij,ij->i", self.left[at], self.right.T[to])
         if times is not None and self.moments is not None:
-            told = told + self.moments.at(np.asarray(rows), np.asarray(times, dtype=np.float64))
+            told = told + self.moments.at(rows, times)
         return np.clip(told, self.low, self.high)
 
     def uncertainty(self, rows: np.ndarray, columns: np.ndarray, times: np.ndarray | None = None) -> np.ndarray:
@@ -82,6 +88,8 @@ class FactorModel:
                 "the uncertainty of a prediction comes from the draws of the sampler, which are in memory right after "
                 "a fit of ratings and in no file: fit again"
             )
+        rows, columns = paired(rows, columns)
+        times = when(times, len(rows))
         at, to = self._known(rows, columns)
         first, second = np.zeros(len(at)), np.zeros(len(at))
         count = len(self.spread.lefts)
@@ -90,37 +98,65 @@ class FactorModel:
             first, second = first + told / count, second + told.astype(np.float64) ** 2 / count
         varies = np.maximum(second - first**2, 0.0) * count / max(count - 1, 1)
         if self.moments is not None:
-            varies = varies + self.moments.varying(self.spread.moments, np.asarray(rows), times)
+            varies = varies + self.moments.varying(self.spread.moments, rows, times)
         return np.sqrt(varies + self.spread.noise**2)
 
     def _known(self, rows: np.ndarray, columns: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         return (
-            np.where(np.asarray(rows) < 0, len(self.row_names), rows),
-            np.where(np.asarray(columns) < 0, len(self.column_names), columns),
+            np.where(rows < 0, len(self.row_names), rows),
+            np.where(columns < 0, len(self.column_names), columns),
         )
 
-    def predict(self, rows: Sequence[Any], columns: Sequence[Any], times: np.ndarray | None = None) -> np.ndarray:
-        """Predictions (count,) for pairs of names; unknown ones get the prediction for an average row or column."""
+    def predict(self, rows: Any, columns: Any, times: Any = None) -> np.ndarray:
+        """Predictions (count,) for pairs of names; unknown ones get the prediction for an average row or column.
+
+        ``rows``, ``columns``: names, or a single one beside all of the others; ``times``: seconds since 1970, or dates.
+        Raises ``ValueError`` where there are not as many rows as columns.
+        """
         return self.at(*self.indices(rows, columns), times)
 
-    def indices(self, rows: Sequence[Any], columns: Sequence[Any]) -> tuple[np.ndarray, np.ndarray]:
-        """Where pairs of names stand; −1 for those that are not known."""
-        row_at = {name: index for index, name in enumerate(self.row_names)}
-        column_at = {name: index for index, name in enumerate(self.column_names)}
-        return (
-            np.array([row_at.get(name_of(name), -1) for name in rows], dtype=np.int64),
-            np.array([column_at.get(name_of(name), -1) for name in columns], dtype=np.int64),
-        )
+    def indices(self, rows: Any, columns: Any) -> tuple[np.ndarray, np.ndarray]:
+        """Where pairs of names stand; −1 for those that are not known. A single name goes with all of the others."""
+        return paired(_places(rows, self.row_names), _places(columns, self.column_names))
 
-    def top(self, row: str, count: int, without: Sequence[int] = ()) -> list[tuple[str, float]]:
-        """The ``count`` columns with the largest predictions for ``row``, except those numbered ``without``."""
-        at = self.row_names.index(row) if row in self.row_names else -1
+    def top(self, row: Any, count: int, without: Any = ()) -> list[tuple[str, float]]:
+        """The ``count`` columns with the largest predictions for ``row``, a name, except those that are ``without``:
+        whole numbers are their places among ``column_names``, all else are names.
+
+        Nothing is known here of what the row has entries for: give that as ``without``. An unknown row is answered as
+        an average one, with a warning. Raises ``ValueError`` for a column that is not there, and a ``count`` below 1.
+        """
+        if count < 1:
+            raise ValueError(f"count must be at least 1, got {count}")
+        places = _places(row, self.row_names)
+        if len(places) != 1:
+            raise ValueError(f"the best columns are those of one row, got {len(places)} names: ask for each by itself")
+        at = int(places[0])
+        if at < 0:
+            warnings.warn(
+                f"row {names_of(row)[0]!r} is not among the {len(self.row_names)} that were fitted: these are the best "
+                "columns of an average one",
+                stacklevel=2,
+            )
         columns = np.arange(len(self.column_names))
         # unclipped: many predictions may lie at the upper end
         told = self.offset + self.left[at] @ self.right[:, :-1]
-        told[list(without)] = -np.inf
+        told[self._without(without)] = -np.inf
         best = columns[np.argsort(-told, kind="stable")[:count]]
         return [(self.column_names[j], float(np.clip(told[j], self.low, self.high))) for j in best if told[j] > -np.inf]
+
+    def _without(self, given: Any) -> np.ndarray:
+        """The numbers of columns that are ``given`` by number or by name."""
+        some = list(given) if np.iterable(given) and not isinstance(given, str | bytes) else [given]
+        array = np.asarray(some)
+        found = array.astype(np.int64) if array.dtype.kind in "iu" else _places(some, self.column_names)
+        wrong = np.flatnonzero((found < 0) | (found >= len(self.column_names)))
+        if len(wrong):
+            raise ValueError(
+                f"column {name_of(some[wrong[0]])!r}, to be left out, is not among the {len(self.column_names)} that "
+                "were fitted: give names, or numbers from 0"
+            )
+        return found
 
     def best(self, count: int, known: Known) -> Iterator[tuple[int, np.ndarray, np.ndarray]]:
         """(row, its ``count`` best columns, predictions) for every row, without the columns that are ``known`` of it:
@@ -166,7 +202,8 @@ def load(directory: str | Path) -> FactorModel:
     names.
 
     Uncertainties are not stored. Raises ``ValueError`` for a file that is damaged or none of these, such as factors of
-    measurements, which have no names, and ``FileNotFoundError`` where there is none.
+    measurements, which have no names, for a ranking of implicit feedback, which keeps no model, and
+    ``FileNotFoundError`` where there is none: with what reads the folder, where that is known.
 
     Example:
         >>> found, _, _ = rf.recover.fit(rf.recover.triplets(["a", "a", "b"], ["x", "y", "x"], [1, 2, 3]),
@@ -177,8 +214,16 @@ def load(directory: str | Path) -> FactorModel:
         [3.0]
     """
     file = Path(directory)
-    file = file / FACTORS if file.is_dir() else file
+    if file.is_dir():
+        check_factors(file, FACTORS)
+        file = file / FACTORS
     return FactorModel.from_bytes(file.read_bytes(), str(file))
+
+
+def _places(given: Any, names: Sequence[str]) -> np.ndarray:
+    """Where each of the ``given`` names stands among ``names``; −1 for one that does not."""
+    at = {name: index for index, name in enumerate(names)}
+    return np.array([at.get(name, -1) for name in names_of(given)], dtype=np.int64)
 
 
 class _About(TypedDict):

@@ -21,6 +21,7 @@ from rankfold.recover.measurements.observed import held_apart, kind_for, measure
 from rankfold.recover.measurements.operators import Operator
 from rankfold.recover.measurements.threads import elements, threads_for
 from rankfold.recover.solvers.outcome import Point, Recovered, Rules, Watch
+from rankfold.recover.tables.names import paired
 
 PARTS = 5  # of a row, of which a score predicts each from the others
 
@@ -180,9 +181,11 @@ class Recovery(TransformerMixin, BaseEstimator):
         return -float(np.sqrt(np.nanmean((X - told) ** 2)))
 
     def at(self, rows: Any, columns: Any) -> np.ndarray:
-        """Entries of the recovered matrix at pairs of indices, (count,)."""
+        """Entries of the recovered matrix at pairs of indices, (count,); a single row or column counts for all of the
+        others. Raises ``ValueError`` for names, and where there are not as many rows as columns."""
         check_is_fitted(self)
-        return np.einsum("ij,ji->i", self.left_[np.asarray(rows)], self.right_[:, np.asarray(columns)])
+        rows, columns = paired(rows, columns)
+        return np.einsum("ij,ji->i", self.left_[rows], self.right_[:, columns])
 
     def reconstruct(self) -> np.ndarray:
         """The recovered matrix (m, n), known entries included."""

@@ -13,6 +13,7 @@ import numpy as np
 
 from rankfold.recover.mapped.entries import MappedEntries, read_mapped, stored, write
 from rankfold.recover.mapped.sorting import CHUNK, records, spooled
+from rankfold.recover.tables.columns import split_names
 from rankfold.recover.tables.fast import Odd, fast_chunks
 from rankfold.recover.tables.found import Empty, Found
 from rankfold.recover.tables.layout import Fault, Wanted
@@ -34,7 +35,7 @@ def map_entries(
     directory: str | Path,
     *,
     duplicates: Duplicates = "refuse",
-    columns: Sequence[str] | None = None,
+    columns: str | Sequence[str] | None = None,
     implicit: bool = False,
     header: bool | None = None,
     progress: Progress | None = None,
@@ -70,7 +71,8 @@ def map_entries(
     """
     one_of(duplicates)
     path, folder = Path(file), Path(directory)
-    wanted = Wanted(None if columns is None else tuple(columns), implicit, header=header)
+    columns = split_names(columns)
+    wanted = Wanted(columns, implicit, header=header)
     check_mapped(path)
     made = json.dumps(
         ["read", digest_of(path), list(columns or ()), implicit, duplicates, *([] if header is None else [header])]

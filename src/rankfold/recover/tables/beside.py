@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from pathlib import Path
 
-from rankfold.recover.tables.columns import NO_VALUE, plain
+from rankfold.recover.tables.columns import NO_VALUE, plain, split_names
 from rankfold.recover.tables.layout import Wanted, first_fields
 from rankfold.recover.tables.parquet import parquet_columns, parquet_header
 from rankfold.recover.tables.reading import ARRAYS, PARQUET, check_file, head_of, layout_of, read_triplets, read_wanted
@@ -15,7 +15,7 @@ from rankfold.recover.tables.triplets import Triplets
 def read_pairs(
     file: str | Path,
     *,
-    columns: Sequence[str] | None = None,
+    columns: str | Sequence[str] | None = None,
     time: bool = False,
     header: bool | None = None,
     like: str | Path | None = None,
@@ -24,15 +24,15 @@ def read_pairs(
 
     ``like``: the file of the entries. Where line 1 has the names of its columns, it is the header, and is read by them.
     """
-    named = columns or _shared(file, like, (0, 1), time, header)
-    wanted = Wanted(tuple(named) if named else None, True, time, header, valued=False)
+    named = split_names(columns or _shared(file, like, (0, 1), time, header))
+    wanted = Wanted(named or None, True, time, header, valued=False)
     return read_wanted(Path(file), wanted, "last")
 
 
 def read_test(
     file: str | Path,
     *,
-    columns: Sequence[str] | None = None,
+    columns: str | Sequence[str] | None = None,
     time: bool = False,
     header: bool | None = None,
     like: str | Path | None = None,

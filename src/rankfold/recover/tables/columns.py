@@ -226,6 +226,13 @@ def plain(name: str) -> str:
     return letters
 
 
+def split_names(columns: str | Sequence[str] | None) -> tuple[str, ...] | None:
+    """Names of columns, of which a text holds them between commas, as on the command line."""
+    if isinstance(columns, str):
+        return tuple(name.strip() for name in columns.split(","))
+    return None if columns is None else tuple(columns)
+
+
 def listed(names: Sequence[str]) -> str:
     """ "a, b and c"."""
     return names[0] if len(names) == 1 else f"{', '.join(names[:-1])} and {names[-1]}"

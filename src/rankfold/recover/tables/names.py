@@ -29,6 +29,42 @@ def name_of(value: Any) -> str:
     return str(value)
 
 
+def names_of(given: Any) -> list[str]:
+    """The names that are ``given``, of which a text or a number is one, and not its letters. Raises ``ValueError`` for
+    what lies deeper than a list."""
+    if isinstance(given, str | bytes) or not hasattr(given, "__iter__"):
+        return [name_of(given)]
+    size = getattr(given, "ndim", 1)
+    if size == 0:
+        return [name_of(given[()])]
+    found = list(given) if size == 1 else [()]
+    if any(isinstance(value, list | tuple | np.ndarray) for value in found):
+        raise ValueError(
+            "give one name of a row or column, or a list of them: what was given lies deeper, as pairs do (rows and "
+            "columns are two arguments)"
+        )
+    return [name_of(value) for value in found]
+
+
+def paired(rows: Any, columns: Any) -> tuple[np.ndarray, np.ndarray]:
+    """(count,) both: the numbers of rows and of columns, a single one beside each of the others. Raises ``ValueError``
+    for names, and where there are not as many."""
+    found = np.atleast_1d(rows), np.atleast_1d(columns)
+    sizes = found[0].size, found[1].size
+    if any(index.dtype.kind not in "iu" for index in found if index.size) or any(index.ndim > 1 for index in found):
+        raise ValueError(
+            "rows and columns are whole numbers here, from 0, one or a list of them: names go into predict of a model "
+            "that was loaded, or of Ratings"
+        )
+    if sizes[0] != sizes[1] and 1 not in sizes:
+        raise ValueError(
+            f"rows and columns are taken in pairs, and {sizes[0]} rows were given for {sizes[1]} columns: give as "
+            "many, or a single one beside all of the others"
+        )
+    row, column = np.broadcast_arrays(*(index.astype(np.int64) for index in found))
+    return row, column
+
+
 def named(values: Any, what: str = "row") -> tuple[tuple[str, ...], np.ndarray]:
     """The distinct names among ``values`` (count,), sorted, and the index of each value among them.
 

@@ -11,6 +11,7 @@ from pathlib import Path
 
 import numpy as np
 
+from rankfold.recover.tables.columns import split_names
 from rankfold.recover.tables.fast import Odd, read_fast
 from rankfold.recover.tables.layout import Fault, Layout, Wanted, layout
 from rankfold.recover.tables.lines import read_lines
@@ -34,7 +35,7 @@ def read_triplets(
     file: str | Path,
     *,
     duplicates: Duplicates = "refuse",
-    columns: Sequence[str] | None = None,
+    columns: str | Sequence[str] | None = None,
     implicit: bool = False,
     time: bool = False,
     header: bool | None = None,
@@ -72,9 +73,7 @@ def read_triplets(
         >>> rf.recover.read_triplets("ratings.csv").values.tolist()
         [4.0, 2.0]
     """
-    return read_wanted(
-        Path(file), Wanted(None if columns is None else tuple(columns), implicit, time, header), duplicates
-    )
+    return read_wanted(Path(file), Wanted(split_names(columns), implicit, time, header), duplicates)
 
 
 def read_wanted(path: Path, wanted: Wanted, duplicates: Duplicates) -> Triplets:
@@ -101,7 +100,7 @@ def read_plays(
     file: str | Path,
     *,
     duplicates: Duplicates = "sum",
-    columns: Sequence[str] | None = None,
+    columns: str | Sequence[str] | None = None,
     at_least: float | None = None,
     time: bool | None = None,
     header: bool | None = None,

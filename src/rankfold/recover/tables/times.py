@@ -41,6 +41,14 @@ def as_seconds(times: Any, count: int) -> np.ndarray:
     return found.astype(np.float64)
 
 
+def when(times: Any, count: int) -> np.ndarray | None:
+    """`as_seconds`, of which a single one counts for all; None for None."""
+    if times is None:
+        return None
+    one = isinstance(times, str) or np.ndim(times) == 0
+    return as_seconds([times] * count if one else times, count)
+
+
 def _moment(value: Any) -> float:
     if value is None or value is pd.NA or value is pd.NaT:
         return float("nan")
