@@ -37,6 +37,7 @@ def test_few_entries_are_enough_once_rows_and_columns_count_alike(monkeypatch):
     assert 0 < (~enough).sum() < 3
     assert np.abs((found.reconstruct() - left @ right)[enough]).max() < 1e-6
     assert "1 row has fewer entries than that and is not determined" in found.reason_
+    assert (len(found.undetermined_rows_), len(found.undetermined_columns_)) == (1, 0)
     monkeypatch.setattr(spectral, "ROUNDS", 0)  # as it was without, and without a falling ridge
     monkeypatch.setattr(search, "POOR", np.inf)
     monkeypatch.setattr(search, "NEAR", np.inf)

@@ -8,8 +8,9 @@ import numpy as np
 import pytest
 from commands import failed, rankfold, succeeded
 
-from rankfold.pipeline.recovery.completing import at_the_edge, expected_error
-from rankfold.recover import Choice, ImplicitFeedback, Ratings, Tried, fit, load, triplets
+from rankfold.pipeline.recovery.advice import other_ranks, other_settings
+from rankfold.pipeline.recovery.completing import expected_error
+from rankfold.recover import Candidate, Choice, ImplicitFeedback, Ratings, Tried, fit, load, triplets
 from rankfold.report.recovery import RecoveryData, render_recovery
 from rankfold.run.claim import claimed
 
@@ -57,8 +58,31 @@ def test_the_error_of_a_new_cell_is_told_beside_that_of_the_folds(done):
     assert report["folds"] == 2
     assert report["expected_error"] > 0
     assert f"expected error of a new cell: {report['expected_error']:.4f}, by the fit to all entries" in told
-    assert "of fits to 1 of 2 parts of them" in told
-    assert "of fits to 1 of 2 parts of the entries" in (out / "report.html").read_text()
+    assert "no uncertainty" not in told
+    assert f"error {report['held_out_error']:.4f} on held-out entries, of fits to 1 of 2 parts of the entries\n" in told
+    assert "(root mean square), of fits to 1 of 2 parts of the entries" in (out / "report.html").read_text()
+
+
+def test_what_ratings_alone_tell_is_missed_in_words(table, tmp_path):
+    asked = tmp_path / "asked.csv"
+    asked.write_text("user,item\nu00,i00\n")
+    given = (
+        "recover",
+        table,
+        "--methods",
+        "low-rank",
+        "--ranks",
+        "2",
+        "--folds",
+        "2",
+        "--predict",
+        asked,
+        "-o",
+        tmp_path,
+    )
+    told = rankfold(*given).stdout
+    assert "predictions.csv has no uncertainty, which only ratings tell: low-rank was chosen" in told
+    assert "of fits to 1 of 2 parts of the entries\nthe fit to all entries knows more, and may err less" in told
 
 
 def test_the_error_of_a_new_cell_is_right_where_the_model_is():
@@ -142,14 +166,47 @@ def test_two_runs_in_one_directory_do_not_mix(table, tmp_path):
     assert not (tmp_path / "out" / "recover.json").exists()
 
 
-def test_a_rank_at_the_edge_is_told():
-    def tried(best, *ranks, method="ratings"):
-        return [Tried(Choice(method, rank), 1.0, (1.0, 1.0), rank, "") for rank in (best, *ranks)]
+def tried(best, *ranks, method="ratings"):
+    return [Tried(Choice(method, rank), 1.0, (1.0, 1.0), rank, "") for rank in (best, *ranks)]
 
-    assert "rank 4 is the smallest that was tried" in at_the_edge(tried(4, 8))
-    assert at_the_edge(tried(4, 8)).endswith("--ranks 1,2,4")
-    assert at_the_edge(tried(8, 4)).endswith("--ranks 8,16")
-    assert at_the_edge(tried(4, 2, 8)) == at_the_edge(tried(4)) == at_the_edge(tried(1, 2)) == ""
+
+def test_a_rank_at_the_edge_is_told():
+    assert "rank 4 is the smallest that was tried, and another one below 8" in other_ranks(tried(4, 8), 99)
+    assert other_ranks(tried(4, 8), 99).endswith("--ranks 1,2,4,5,7,8")
+    assert other_ranks(tried(8, 4), 99).endswith("--ranks 4,5,7,8,16")
+    assert other_ranks(tried(8, 4), 9).endswith("--ranks 4,5,7,8,9")  # what the matrix can have
+    assert "others between 2 and 8" in other_ranks(tried(4, 2, 8), 99)
+    for done in (tried(4), tried(1, 2), tried(4, 3, 5), tried(4, 3), tried(4, 8, method="low-rank")[:1]):
+        assert other_ranks(done, 4) == ""
+
+
+@pytest.mark.parametrize("best", [1, 3, 4, 7, 11, 33])
+def test_doing_as_the_advice_on_ranks_says_ends_at_the_best_one(best):
+    ranks, rounds = {5, 10, 20}, 0
+    while (told := other_ranks(tried(*sorted(ranks, key=lambda rank: (abs(rank - best), rank))), 60)) and rounds < 9:
+        ranks, rounds = set(map(int, told.rpartition(" ")[2].split(","))), rounds + 1
+    assert best in ranks
+    assert rounds <= 5
+
+
+def test_a_setting_at_the_edge_is_told_of_what_was_taken(tmp_path):
+    given = [Candidate("regression", regularization=weight) for weight in (1500.0, 50.0, 500.0)]
+    assert "regularization 1500 is the largest that was tried of regression, and 4.5e+03 may" in other_settings(given)
+    assert "regularization 50 is the smallest" in other_settings(given[1:])
+    assert (
+        other_settings([given[2], *given])
+        == other_settings(given[:1])
+        == other_settings([Candidate("popularity")])
+        == ""
+    )
+    of_als = [Candidate("als", 16, 1.0, 10.0), Candidate("als", 64, 1.0, 1.0), Candidate("als", 64, 1.0, 30.0)]
+    assert other_settings(of_als).startswith("rank 16 is the smallest that was tried of als")
+    file = tmp_path / "plays.csv"
+    file.write_text("user,item\n" + "".join(f"u{u},i{(u + k * k) % 9}\n" for u in range(30) for k in range(4)))
+    given = ("recover", file, "--implicit", "--methods", "regression", "-o", tmp_path / "out")
+    assert "best" not in succeeded(*given).get("advice", "")
+    advice = json.loads((tmp_path / "out" / "recover.json").read_text()).get("advice")
+    assert advice is None or advice in rankfold(*given).stdout
 
 
 def test_a_saved_result_predicts_again(tmp_path):

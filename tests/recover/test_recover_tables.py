@@ -457,3 +457,18 @@ def test_pairs_with_a_time_of_their_own(tmp_path):
     with pytest.raises(ValueError, match="every file needs one: call the column time in its header"):
         read_pairs(file, time=True)
     assert read_pairs(write(file, "member,cheese,time\na,x,7\n"), time=True).times.tolist() == [7]
+
+
+def test_decimals_with_a_comma_in_a_table_are_told_as_in_a_list(tmp_path):
+    file = tmp_path / "wide.csv"
+    file.write_text("sensor;A 1;A 2;A 3\ns0;;18,93;\ns1;1,5;;x\n")
+    with pytest.raises(
+        ValueError, match=r"line 2: '18,93' is not a number: write decimals with a point \(row s0, column A 2\)$"
+    ):
+        read_triplets(file)
+    file.write_text("sensor;A 1;A 2;A 3\ns0;;18.93;\ns1;1.5;;x\ns2;1;2;3\n")
+    with pytest.raises(ValueError, match=r"line 3: 'x' is not a number \(row s1, column A 3\): leave it empty where"):
+        read_triplets(file)
+    file.write_text("sensor;A 1;A 2;A 3\ns0;;18.93;\ns1;1.5;;inf\ns2;1;2;3\n")
+    with pytest.raises(ValueError, match=r"line 3: 'inf' is not a number \(row s1, column A 3\): leave it empty where"):
+        read_triplets(file)

@@ -8,19 +8,23 @@ from rankfold.cli.printing import count, print_table
 
 
 def print_recovered(report: dict[str, Any]) -> None:
+    from rankfold.report.recovery import learnt_from  # slow: with pictures
+
     rank = report["rank"]
     how = report["how"].removeprefix(f"rank {rank}; ")
     if "tried" in report:
         lines = [(one["choice"], f"{one['error']:.4f}", str(one["rank"])) for one in report["tried"]]
         print_table(("choice", "held-out RMSE", "rank"), lines)
-        print(
-            f"\nchosen: {report['chosen']}, root mean square error {report['held_out_error']:.4f} on held-out entries"
-        )
+        error, learnt = report["held_out_error"], learnt_from(report["folds"])
+        print(f"\nchosen: {report['chosen']}, root mean square error {error:.4f} on held-out entries, {learnt}")
         if "expected_error" in report:
-            parts = report["folds"]
             print(
-                f"expected error of a new cell: {report['expected_error']:.4f}, by the fit to all entries (the error "
-                f"above is of fits to {parts - 1} of {parts} parts of them, which know less)"
+                f"expected error of a new cell: {report['expected_error']:.4f}, by the fit to all entries, which knows more"
+            )
+        elif "test" not in report:
+            print(
+                "the fit to all entries knows more, and may err less: more --folds come nearer to its error, and "
+                "--test FILE measures it"
             )
         other = report["tried"][0]["rank"]
         more = (
@@ -45,6 +49,8 @@ def print_recovered(report: dict[str, Any]) -> None:
     if "predicted" in report:
         told = report["predicted"]
         print(f"predicted {count(told['pairs'])} pairs: {_unknown(told)}")
+        if report["method"] != "ratings":
+            print(f"predictions.csv has no uncertainty, which only ratings tell: {report['method']} was chosen")
     print(f"wrote {report['directory']}")
 
 
@@ -76,4 +82,7 @@ def print_ranked(report: dict[str, Any]) -> None:
     print_table(("fitted to all that is earlier", *head), [line(one) for one in report["tested"]])
     for one in report["ahead"]:
         print(f"\nagainst {one['of']}: NDCG {one['ndcg']:+.4f}{_sure(one['ndcg'], one['standard_error'])}", end="")
-    print(f"\n\nchosen: {report['chosen']}\nwrote {report['directory']}")
+    print(f"\n\nchosen: {report['chosen']}")
+    if "advice" in report:
+        print(report["advice"])
+    print(f"wrote {report['directory']}")

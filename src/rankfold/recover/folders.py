@@ -16,8 +16,8 @@ def check_factors(folder: Path, wanted: str) -> None:
     if report.get("implicit"):
         raise ValueError(
             f"{folder} holds a ranking of implicit feedback, of which no model is kept: top.csv has the best columns "
-            f"of each row, and ImplicitFeedback fitted again to the entries (read_plays) recommends more; {REPORT} says "
-            f"how: {report.get('chosen')}"
+            f"of each row, and ImplicitFeedback fitted again to the entries (read_plays) recommends more; {REPORT} "
+            f"says how: {report.get('chosen')}"
         )
     if "measurements" in report:
         raise ValueError(

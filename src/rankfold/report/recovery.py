@@ -43,6 +43,13 @@ class RecoveryData:
     environment: Mapping[str, Any] = field(default_factory=dict)
 
 
+def learnt_from(folds: int) -> str:
+    """Of which fits a held-out error is: not of the one to all entries."""
+    if folds == 1:
+        return "of a fit to the other entries"
+    return f"of fits to {folds - 1} of {folds} parts of the entries"
+
+
 def render_recovery(data: RecoveryData) -> str:
     """The page: style and pictures inside, no script, nothing fetched; text is escaped."""
     environment = templates()

@@ -9,6 +9,7 @@ from typing import Any
 
 import numpy as np
 
+from rankfold.pipeline.recovery.advice import other_ranks
 from rankfold.pipeline.recovery.drawing import candidates_drawn
 from rankfold.pipeline.recovery.matching import check_names, unknown
 from rankfold.pipeline.recovery.page import page
@@ -101,7 +102,7 @@ def written(
     expected = expected_error(model, entries)
     if expected is not None:
         report["expected_error"] = expected
-    advice = at_the_edge(tried)
+    advice = other_ranks(tried, min(entries.shape))
     if advice:
         report["advice"] = advice
     if judge is not None:
@@ -134,22 +135,6 @@ def expected_error(model: FactorModel, entries: Triplets | MappedEntries) -> flo
         return None
     times = None if entries.times is None else entries.times[drawn[new]]
     return float(np.sqrt(np.mean(model.uncertainty(rows[new], columns[new], times) ** 2)))
-
-
-def at_the_edge(tried: Sequence[Tried]) -> str:
-    """A sentence where the best rank is the smallest or the largest of several that were tried; else an empty text."""
-    best = tried[0].choice
-    alike = [one.choice for one in tried if (one.choice.time, one.choice.sides) == (best.time, best.sides)]
-    ranks = sorted({one.rank for one in alike if one.method == best.method and one.rank is not None})
-    if best.rank is None or len(ranks) < 2 or best.rank not in (ranks[0], ranks[-1]) or best.rank == 1:
-        return ""
-    low = best.rank == ranks[0]
-    some = sorted({1, best.rank // 2, best.rank}) if low else [best.rank, 2 * best.rank]
-    which, other = ("smallest", "smaller") if low else ("largest", "larger")
-    return (
-        f"rank {best.rank} is the {which} that was tried, and a {other} one may be better: try "
-        f"--ranks {','.join(map(str, some))}"
-    )
 
 
 def judged(model: FactorModel, judge: Triplets) -> dict[str, Any]:

@@ -10,6 +10,7 @@ from typing import Any
 
 import numpy as np
 
+from rankfold.pipeline.recovery.advice import other_settings
 from rankfold.pipeline.recovery.writing import TOP, save_report
 from rankfold.recover import Candidate, ImplicitFeedback, Triplets, choose
 from rankfold.recover.implicit.search import Progress, Ranked, best_unseen
@@ -60,6 +61,9 @@ def rank_unseen(
         ],
         "seed": seed,
     }
+    advice = other_settings([one.candidate for one in found.tried])
+    if advice:
+        report["advice"] = advice
     if top:
         write_atomically(out / TOP, _top(model, top))
     save_report(report, out, (TOP,) if top else ())

@@ -9,7 +9,7 @@ import numpy as np
 
 from rankfold.pipeline.compression.outcome.page import environment
 from rankfold.recover import FactorModel, MappedEntries, Tried, Triplets
-from rankfold.report.recovery import FactorShown, RecoveryData, render_recovery
+from rankfold.report.recovery import FactorShown, RecoveryData, learnt_from, render_recovery
 
 SHOWN, NAMES = 5, 5  # factors, and names at either side of each
 MOST = 200_000  # residuals that are drawn
@@ -26,7 +26,7 @@ def page(
     of = f"{'all' if len(which) == len(entries) else 'a random sample of'} {len(which):,} entries that were fitted"
     facts = [
         ("Taken", report["chosen"]),
-        ("Held-out error", f"{report['held_out_error']:.4g} (root mean square)"),
+        ("Held-out error", f"{report['held_out_error']:.4g} (root mean square), {learnt_from(report['folds'])}"),
         *_expected(report),
         ("Rank", str(report["rank"])),
         ("Entries", f"{len(entries):,} of {entries.shape[0]:,} × {entries.shape[1]:,}"),
@@ -50,8 +50,7 @@ def page(
 def _expected(report: dict[str, Any]) -> list[tuple[str, str]]:
     if "expected_error" not in report:
         return []
-    of = f"{report['folds'] - 1} of {report['folds']} parts of the entries"
-    told = f"{report['expected_error']:.4g} of a new cell, by the fit itself; the held-out error is of fits to {of}"
+    told = f"{report['expected_error']:.4g} of a new cell, by the fit to all entries, which knows more"
     return [("Expected error", told)]
 
 

@@ -21,6 +21,7 @@ from rankfold.recover.measurements.observed import held_apart, kind_for, measure
 from rankfold.recover.measurements.operators import Operator
 from rankfold.recover.measurements.threads import elements, threads_for
 from rankfold.recover.solvers.outcome import Point, Recovered, Rules, Watch
+from rankfold.recover.solvers.search import undetermined
 from rankfold.recover.tables.names import paired
 
 PARTS = 5  # of a row, of which a score predicts each from the others
@@ -31,7 +32,8 @@ class Recovery(TransformerMixin, BaseEstimator):
     """``fit(X)``: X (m, n) with NaN where nothing is known, or sparse (what is stored is known), `Triplets`,
     `MappedEntries` (``LowRank``), or an operator with its measurements as ``y``.
     Learned: ``left_`` (m, rank_), ``right_`` (rank_, n), ``singular_values_``, ``n_iter_``, ``converged_``, ``reason_``
-    (a sentence), ``history_``, ``training_error_``, ``validation_error_`` (relative).
+    (a sentence), ``history_``, ``training_error_``, ``validation_error_`` (relative), and ``undetermined_rows_``,
+    ``undetermined_columns_``: the numbers of those with fewer entries than the rank, of which the errors say nothing.
 
     Settings are the fields of a dataclass: a subclass adds its own and needs no constructor.
     """
@@ -66,6 +68,7 @@ class Recovery(TransformerMixin, BaseEstimator):
         self.n_iter_, self.history_ = found.iterations, found.history
         self.training_error_, self.validation_error_ = found.training_error, found.validation_error
         self.seconds_ = found.seconds
+        self.undetermined_rows_, self.undetermined_columns_ = undetermined(operator, found.rank)
         return self
 
     @abstractmethod

@@ -189,16 +189,21 @@ def _explained(result: Recovered, operator: Operator, seen: list[Grown], search:
     return replace(result, reason=reason, converged=converged, validation_error=told)
 
 
-def _undetermined(operator: Operator, rank: int) -> str:
-    """A sentence on rows and columns that have too few entries of their own."""
+def undetermined(operator: Operator, rank: int) -> tuple[np.ndarray, np.ndarray]:
+    """The numbers of the rows and of the columns with fewer entries than ``rank``; none where measurements are no
+    single entries."""
     counts = entry_counts(operator)
     if counts is None:
-        return ""
+        return np.empty(0, np.int64), np.empty(0, np.int64)
+    return np.flatnonzero(counts[0] < rank), np.flatnonzero(counts[1] < rank)
+
+
+def _undetermined(operator: Operator, rank: int) -> str:
+    """A sentence on rows and columns that have too few entries of their own."""
     told = []
-    for what, of in zip(("row", "column"), counts, strict=True):
-        few = int((of < rank).sum())
-        if few:
-            told.append(f"{few} {what} has" if few == 1 else f"{few} {what}s have")
+    for what, which in zip(("row", "column"), undetermined(operator, rank), strict=True):
+        if len(which):
+            told.append(f"{len(which)} {what} has" if len(which) == 1 else f"{len(which)} {what}s have")
     if not told:
         return ""
     one = len(told) == 1 and told[0].startswith("1 ")

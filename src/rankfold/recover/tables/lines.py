@@ -93,10 +93,9 @@ def _entries(line: int, fields: list[str], form: Layout) -> Iterator[tuple[str, 
     for name, field in zip(header[1:], fields[1:], strict=True):
         number = np.nan if field.lower() in UNKNOWN else number_of(field)
         if number is None or np.isinf(number):
-            raise Fault(
-                f"line {line}: {field!r} is not a number (row {fields[0]}, column {name}): leave it empty where "
-                "nothing is known"
-            )
+            remedy = instead_of_a_number(field) if number is None else ""
+            more = "" if remedy else ": leave it empty where nothing is known"
+            raise Fault(f"line {line}: {field!r} is not a number{remedy} (row {fields[0]}, column {name}){more}")
         yield fields[0], name, number, np.nan
 
 

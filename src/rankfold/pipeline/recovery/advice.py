@@ -1,0 +1,58 @@
+"""What to try next, where the best of several settings may not be the best there is."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from rankfold.recover import Candidate, Tried
+
+
+def other_ranks(tried: Sequence[Tried], most: int) -> str:
+    """A sentence where ranks beside the best one, up to ``most``, were not tried; else an empty text.
+
+    The ranks that it names hold the neighbours that were tried, so that doing as it says ends where these are adjacent.
+    """
+    best = tried[0].choice
+    alike = [one.choice for one in tried if (one.choice.time, one.choice.sides) == (best.time, best.sides)]
+    ranks = sorted({one.rank for one in alike if one.method == best.method and one.rank is not None})
+    if best.rank is None or len(ranks) < 2:
+        return ""
+    at = ranks.index(best.rank)
+    below, above = ranks[:at][-1:], ranks[at + 1 :][:1]
+    some = {*below, best.rank, *above}
+    some |= {*_between(below[0], best.rank)} if below else {1, (best.rank + 1) // 2}
+    some |= {*_between(best.rank, above[0])} if above else {min(2 * best.rank, most)}
+    if some <= {*ranks}:
+        return ""
+    if below and above:
+        told = f"rank {best.rank} is the best of those tried, and one of the others between {below[0]} and {above[0]}"
+    elif below:
+        told = f"rank {best.rank} is the largest that was tried, and another one above {below[0]}"
+    else:
+        told = f"rank {best.rank} is the smallest that was tried, and another one below {above[0]}"
+    return f"{told} may be better: try --ranks {','.join(map(str, sorted(some)))}"
+
+
+def _between(low: int, high: int) -> set[int]:
+    """Up to two ranks that part what lies between two."""
+    third = (high - low) / 3
+    return {round(low + third), round(high - third)} if high - low > 1 else set()
+
+
+def other_settings(tried: Sequence[Candidate]) -> str:
+    """A sentence where a number of the best candidate, the first, is the largest or the smallest that was tried; else
+    an empty text."""
+    best, told = tried[0], []
+    for name in {"als": ("rank", "regularization"), "regression": ("regularization",), "neighbours": ("count",)}.get(
+        best.method, ()
+    ):
+        numbers = sorted({getattr(one, name) for one in tried if one.method == best.method})
+        mine = getattr(best, name)
+        if len(numbers) > 1 and mine in (numbers[0], numbers[-1]):
+            which, other = ("smallest", mine / 3) if mine == numbers[0] else ("largest", 3 * mine)
+            told.append(
+                f"{name} {mine:g} is the {which} that was tried of {best.method}, and {other:.3g} may be better"
+            )
+    if not told:
+        return ""
+    return f"{'; '.join(told)}: compare it in Python, with more of Candidate(...) for rankfold.recover.choose"
