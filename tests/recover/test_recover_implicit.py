@@ -213,7 +213,7 @@ def test_the_command_ranks(tmp_path):
     assert done["tested"][0]["ndcg"] > 0.5
     assert done["ahead"][-1]["of"].startswith("popularity")
     best = (out / "top.csv").read_text().splitlines()
-    assert best[0] == "row,column,place"
+    assert best[0] == "user,item,place"
     assert len(best) == 1 + 3 * 80
     assert not {tuple(line.split(",")[:2]) for line in lines} & {tuple(line.split(",")[:2]) for line in best}
     told = rankfold("recover", file, "--implicit", "--methods", "popularity,neighbours", "-o", out).stdout

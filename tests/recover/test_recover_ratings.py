@@ -226,7 +226,7 @@ def test_the_command_uses_times_and_tables_and_predicts(tmp_path):
     assert done["method"] == "ratings"
     assert "time" in done["chosen"]
     told = (out / "predictions.csv").read_text().splitlines()
-    assert told[0].replace('"', "") == "row,column,predicted,uncertainty"
+    assert told[0] == "user,item,predicted,uncertainty"
     assert len(told) == 42
     assert float(told[1].split(",")[3]) > 0
     test = tmp_path / "t.csv"

@@ -5,12 +5,24 @@ import re
 import threading
 
 import numpy as np
+import pandas as pd
 import pytest
 from commands import failed, rankfold, succeeded
 
 from rankfold.pipeline.recovery.advice import other_ranks, other_settings
 from rankfold.pipeline.recovery.completing import expected_error
-from rankfold.recover import Candidate, Choice, ImplicitFeedback, Ratings, Tried, fit, load, triplets
+from rankfold.recover import (
+    Candidate,
+    Choice,
+    ImplicitFeedback,
+    Ratings,
+    Tried,
+    fit,
+    load,
+    map_entries,
+    read_triplets,
+    triplets,
+)
 from rankfold.report.recovery import RecoveryData, render_recovery
 from rankfold.run.claim import claimed
 
@@ -250,3 +262,44 @@ def test_every_way_has_a_line_of_its_own_and_ranks_are_whole_numbers():
     assert all(f"series-{number}" in picture for number in range(1, 6))
     assert ">10<" in picture
     assert "9." not in "".join(re.findall(r"<text[^>]*>([^<]*)</text>", picture))
+
+
+@pytest.mark.parametrize(
+    ("head", "called"),
+    [
+        ("viewer,film,stars", "viewer,film"),
+        ("stars,film,viewer", "viewer,film"),
+        ("", "row,column"),
+        ("predicted,place,rating", "row,column"),  # beside a column of ours of that name
+    ],
+)
+def test_results_are_called_as_in_the_file(tmp_path, head, called):
+    turned = head.startswith("stars")
+    lines = [(rating(u, i), i, f'"{u}, of"') if turned else (f'"{u}, of"', i, rating(u, i)) for u, i in PAIRS]
+    file, asked, out = tmp_path / "r.csv", tmp_path / "asked.csv", tmp_path / "out"
+    file.write_text("\n".join(([head] if head else []) + [",".join(map(str, line)) for line in lines]) + "\n")
+    asked.write_text(
+        (called if head.startswith(("v", "s")) else "predicted,place" if head else "").strip() + '\n"u00, of",i00\n'
+    )
+    given = ("--methods", "low-rank", "--ranks", "3", "--folds", "2", "--top", "1", "--predict", asked, "-o", out)
+    done = succeeded("recover", file, *given)
+    assert done["file"] == "r.csv"
+    assert done["chosen"] == "low-rank, up to rank 3"
+    page = (out / "report.html").read_text()
+    assert "<dt>File</dt><dd>r.csv</dd>" in page
+    for name in ("top.csv", "predictions.csv"):
+        first, second = (out / name).read_text().splitlines()[:2]
+        assert first == f"{called},predicted"
+        assert second.startswith('"u00, of",i')
+        assert f"<h2>{name}</h2>" in page
+    assert "<td>u00, of</td>" in page
+
+
+def test_results_of_other_files_are_called_as_there(tmp_path):
+    file = tmp_path / "wide.csv"
+    file.write_text("sensor,A,B,C\ns0,1,2,4\ns1,2,4,\ns2,3,6,12\n")
+    assert read_triplets(file).called == ("sensor", "column")
+    pd.DataFrame({"who": ["a", "b"], "what": ["x", "y"], "value": [1.0, 2.0]}).to_parquet(tmp_path / "e.parquet")
+    assert read_triplets(tmp_path / "e.parquet").called == ("who", "what")
+    for _ in range(2):  # made, and taken again
+        assert map_entries(tmp_path / "e.parquet", tmp_path / "entries").called == ("who", "what")

@@ -297,14 +297,14 @@ def test_command_completes_and_judges(tmp_path):
     assert np.isfinite(model.predict(["u1"], ["i1"])).all()
     best = (out / "top.csv").read_text(encoding="utf-8").splitlines()
     seen = {tuple(line.split(",")[:2]) for line in lines[:-30]}
-    assert best[0] == "row,column,predicted"
+    assert best[0] == "user,item,predicted"
     assert not seen & {tuple(line.split(",")[:2]) for line in best[1:]}
     assert (out / "cross-validation.svg").stat().st_size > 0
 
 
 def test_the_table_and_the_last_fit_are_kept_apart(capsys):
     tried = [{"choice": "low-rank", "error": 0.726, "rank": 1}]
-    report = {"chosen": "low-rank", "rank": 2, "held_out_error": 0.726, "tried": tried, "entries": 30}
+    report = {"chosen": "low-rank", "rank": 2, "held_out_error": 0.726, "folds": 5, "tried": tried, "entries": 30}
     print_recovered(report | {"how": "rank 2; least squares are solved", "directory": "out"})
     told = capsys.readouterr().out
     assert "held-out RMSE" in told
@@ -417,4 +417,4 @@ def test_a_completion_leaves_a_page(tmp_path):
     assert text.count("<br>") >= 4  # names stand apart, whatever is in them
     assert "&lt;b&gt;19" in text
     assert "<b>19" not in text
-    assert "low-rank, rank 2" in text
+    assert "low-rank, up to rank 2" in text

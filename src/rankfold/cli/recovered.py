@@ -18,14 +18,10 @@ def print_recovered(report: dict[str, Any]) -> None:
         error, learnt = report["held_out_error"], learnt_from(report["folds"])
         print(f"\nchosen: {report['chosen']}, root mean square error {error:.4f} on held-out entries, {learnt}")
         if "expected_error" in report:
-            print(
-                f"expected error of a new cell: {report['expected_error']:.4f}, by the fit to all entries, which knows more"
-            )
+            print(f"expected error of a new cell: {report['expected_error']:.4f}, by the fit to all entries")
         elif "test" not in report:
-            print(
-                "the fit to all entries knows more, and may err less: more --folds come nearer to its error, and "
-                "--test FILE measures it"
-            )
+            nearer = "more --folds come nearer to its error, and " if report["folds"] > 1 else ""
+            print(f"the fit to all entries knows more, and may err less: {nearer}--test FILE measures it")
         other = report["tried"][0]["rank"]
         more = (
             ""

@@ -42,7 +42,12 @@ class Choice:
     def __str__(self) -> str:
         beside = [name for name, used in (("time", self.time), ("side tables", self.sides)) if used]
         name = f"{self.method} with {' and '.join(beside)}" if beside else self.method
-        return name if self.rank is None else f"{name}, rank {self.rank}"
+        return name if self.rank is None else f"{name}, {'up to ' * self.finds}rank {self.rank}"
+
+    @property
+    def finds(self) -> bool:
+        """Whether the method finds its own rank, up to the one that is given."""
+        return self.method in ("low-rank", "nuclear")
 
 
 @dataclass(frozen=True)
@@ -78,7 +83,7 @@ def choices(
     for method in [methods] if isinstance(methods, str) else methods:
         if method not in METHODS:
             raise ValueError(f"there is no method {method!r}: the methods are {', '.join(METHODS)}")
-        if method in ("low-rank", "nuclear"):
+        if Choice(method).finds:
             found.append(Choice(method, max(ranks) if ranks else None))
         else:
             found += [Choice(method, rank) for rank in tried]

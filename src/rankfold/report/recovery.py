@@ -31,7 +31,8 @@ class FactorShown:
 @dataclass(frozen=True)
 class RecoveryData:
     """``tried``: (candidate, its method, rank asked for or None, held-out error, error of each fold), best first;
-    ``residuals`` (count,): of ``residuals_of``; ``factors``: the largest first; ``facts``: (name, text) at the head."""
+    ``residuals`` (count,): of ``residuals_of``; ``factors``: the largest first; ``facts``: (name, text) at the head;
+    ``tables``: (file, its first lines, the names of its columns before the others)."""
 
     title: str
     facts: Sequence[tuple[str, str]]
@@ -40,6 +41,7 @@ class RecoveryData:
     residuals: np.ndarray
     residuals_of: str
     factors: Sequence[FactorShown]
+    tables: Sequence[tuple[str, Sequence[Sequence[str]]]] = ()
     environment: Mapping[str, Any] = field(default_factory=dict)
 
 

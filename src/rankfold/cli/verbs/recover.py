@@ -217,6 +217,7 @@ def recover(
                 seed=seed,
                 top=top,
                 jobs=jobs or 1,
+                source=file.name,
                 progress=talk.progress,
             )
     if as_json:
@@ -259,6 +260,7 @@ def _mapped(
         asked=asked,
         seed=seed,
         top=top,
+        source=file.name,
         progress=talk.progress,
     )
 
@@ -299,6 +301,7 @@ def _implicit(
             top=top or 10,
             seed=seed,
             jobs=jobs,
+            source=file.name,
             progress=talk.progress,
         )
     except ValueError as error:

@@ -34,6 +34,7 @@ def complete(
     seed: int = 0,
     top: int = 0,
     jobs: int = 1,
+    source: str = "",
     progress: Progress | None = None,
 ) -> dict[str, Any]:
     """Choose among ``candidates``, fit to all ``entries``, judge by ``judge`` and write factors, errors, predictions of
@@ -48,7 +49,9 @@ def complete(
     best = tried[0]
     model, rank, remark = fit(entries, best.choice, seed=seed, sides=sides, progress=progress)
     write_atomically(out / FACTORS, model.to_bytes())  # before anything else can fail
-    return written(entries, tried, model, (rank, remark), out, judge=judge, asked=asked, seed=seed, top=top)
+    return written(
+        entries, tried, model, (rank, remark), out, judge=judge, asked=asked, seed=seed, top=top, source=source
+    )
 
 
 def learnable(
@@ -81,10 +84,12 @@ def written(
     asked: Triplets | None,
     seed: int,
     top: int,
+    source: str,
 ) -> dict[str, Any]:
     """What is to be seen of a ``model`` of that rank, fitted so, into ``out``. Returns what ``recover.json`` holds."""
     best = tried[0]
     report: dict[str, Any] = {
+        "file": source,
         "entries": len(entries),
         "shape": list(entries.shape),
         "remarks": list(entries.remarks),
@@ -107,17 +112,19 @@ def written(
         report["advice"] = advice
     if judge is not None:
         report["test"] = judged(model, judge)
-    table = "choice,error,rank\n" + "".join(f'"{one.choice}",{one.error:.6g},{one.rank}\n' for one in tried)
-    write_atomically(out / "cross-validation.csv", table.encode())
-    write_atomically(out / "cross-validation.svg", candidates_drawn(tried))
-    write_atomically(out / "report.html", page(entries, tried, model, report))
+    tables: dict[str, bytes] = {}
     if top:
-        write_atomically(out / TOP, best_columns(model, entries, top))
+        tables[TOP] = best_columns(model, entries, top)
     if asked is not None:
-        write_atomically(out / PREDICTIONS, predictions(model, asked))
+        tables[PREDICTIONS] = predictions(model, asked, entries.called)
         report["predicted"] = {"pairs": len(asked), **unknown(asked, model.row_names, model.column_names)}
-    more = [name for name, made in ((TOP, top), (PREDICTIONS, asked is not None)) if made]
-    save_report(report, out, (*ALWAYS, *more))
+    lines = "choice,error,rank\n" + "".join(f'"{one.choice}",{one.error:.6g},{one.rank}\n' for one in tried)
+    tables["cross-validation.csv"] = lines.encode()
+    for name, content in tables.items():
+        write_atomically(out / name, content)
+    write_atomically(out / "cross-validation.svg", candidates_drawn(tried))
+    write_atomically(out / "report.html", page(entries, tried, model, report, tables))
+    save_report(report, out, (*ALWAYS, *tables))
     return report
 
 

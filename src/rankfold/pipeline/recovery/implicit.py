@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import csv
-import io
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -11,7 +9,7 @@ from typing import Any
 import numpy as np
 
 from rankfold.pipeline.recovery.advice import other_settings
-from rankfold.pipeline.recovery.writing import TOP, save_report
+from rankfold.pipeline.recovery.writing import TOP, save_report, table
 from rankfold.recover import Candidate, ImplicitFeedback, Triplets, choose
 from rankfold.recover.implicit.search import Progress, Ranked, best_unseen
 from rankfold.recover.implicit.splits import Split
@@ -28,6 +26,7 @@ def rank_unseen(
     top: int = 10,
     seed: int = 0,
     jobs: int = 1,
+    source: str = "",
     progress: Progress | None = None,
 ) -> dict[str, Any]:
     """Choose among ``tried`` by NDCG@k, judge the best one and the baselines on what came last, fit it to all entries
@@ -45,6 +44,7 @@ def rank_unseen(
         random_state=seed,
     ).fit(entries)
     report: dict[str, Any] = {
+        "file": source,
         "entries": len(entries),
         "shape": list(entries.shape),
         "remarks": list(entries.remarks),
@@ -65,7 +65,7 @@ def rank_unseen(
     if advice:
         report["advice"] = advice
     if top:
-        write_atomically(out / TOP, _top(model, top))
+        write_atomically(out / TOP, _top(model, top, entries.called))
     save_report(report, out, (TOP,) if top else ())
     return report
 
@@ -74,13 +74,14 @@ def _told(one: Ranked) -> dict[str, Any]:
     return {"choice": str(one.candidate), "rows": len(one.ranking.users), **one.ranking.figures()}
 
 
-def _top(model: ImplicitFeedback, count: int) -> bytes:
-    text = io.StringIO()
-    writer = csv.writer(text, lineterminator="\n")
-    writer.writerow(("row", "column", "place"))
-    rows = np.arange(len(model.row_names_))
-    for name, columns in zip(model.row_names_, best_unseen(model.model_, model.history_, rows, count), strict=True):
-        writer.writerows(
-            (name, model.column_names_[column], place) for place, column in enumerate(columns, 1) if column >= 0
-        )
-    return text.getvalue().encode()
+def _top(model: ImplicitFeedback, count: int, called: tuple[str, str]) -> bytes:
+    best = best_unseen(model.model_, model.history_, np.arange(len(model.row_names_)), count)
+    return table(
+        (*called, "place"),
+        (
+            (name, model.column_names_[column], place)
+            for name, columns in zip(model.row_names_, best, strict=True)
+            for place, column in enumerate(columns, 1)
+            if column >= 0
+        ),
+    )

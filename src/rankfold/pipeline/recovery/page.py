@@ -2,29 +2,39 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import csv
+import io
+from collections.abc import Mapping, Sequence
+from itertools import islice
 from typing import Any
 
 import numpy as np
 
 from rankfold.pipeline.compression.outcome.page import environment
+from rankfold.pipeline.recovery.writing import PREDICTIONS, TOP
 from rankfold.recover import FactorModel, MappedEntries, Tried, Triplets
 from rankfold.report.recovery import FactorShown, RecoveryData, learnt_from, render_recovery
 
 SHOWN, NAMES = 5, 5  # factors, and names at either side of each
+LINES = 10  # of a table that lies in a file beside the page
 MOST = 200_000  # residuals that are drawn
 
 
 def page(
-    entries: Triplets | MappedEntries, tried: Sequence[Tried], model: FactorModel, report: dict[str, Any]
+    entries: Triplets | MappedEntries,
+    tried: Sequence[Tried],
+    model: FactorModel,
+    report: dict[str, Any],
+    tables: Mapping[str, bytes],
 ) -> bytes:
-    """HTML. ``report`` is what ``recover.json`` holds."""
+    """HTML. ``report`` is what ``recover.json`` holds, ``tables`` what is in the files beside it."""
     rng = np.random.default_rng(0)
     which = np.arange(len(entries)) if len(entries) <= MOST else np.unique(rng.integers(0, len(entries), MOST))
     shown = entries.take(which)
     told = model.at(shown.rows, shown.columns, shown.times)
     of = f"{'all' if len(which) == len(entries) else 'a random sample of'} {len(which):,} entries that were fitted"
     facts = [
+        *([("File", report["file"])] if report["file"] else []),
         ("Taken", report["chosen"]),
         ("Held-out error", f"{report['held_out_error']:.4g} (root mean square), {learnt_from(report['folds'])}"),
         *_expected(report),
@@ -42,9 +52,14 @@ def page(
         shown.values - told,
         of,
         factors(model),
+        [(name, _first_lines(tables[name])) for name in (TOP, PREDICTIONS) if name in tables],
         environment(),
     )
     return render_recovery(data).encode()
+
+
+def _first_lines(content: bytes) -> list[list[str]]:
+    return list(islice(csv.reader(io.StringIO(content.decode())), LINES + 1))
 
 
 def _expected(report: dict[str, Any]) -> list[tuple[str, str]]:
@@ -56,7 +71,7 @@ def _expected(report: dict[str, Any]) -> list[tuple[str, str]]:
 
 def _asked(one: Tried) -> int | None:
     """The rank; None where the method finds its own, up to the one in its choice."""
-    return None if one.choice.method in ("low-rank", "nuclear") else one.choice.rank
+    return None if one.choice.finds else one.choice.rank
 
 
 def factors(model: FactorModel) -> list[FactorShown]:

@@ -48,6 +48,7 @@ def complete_mapped(
     asked: Triplets | None = None,
     seed: int = 0,
     top: int = 0,
+    source: str = "",
     progress: Progress | None = None,
 ) -> dict[str, Any]:
     """As `complete` does by the method low-rank alone: fitted without a part that judges it once, then to all entries.
@@ -80,4 +81,4 @@ def complete_mapped(
     model, sentence = completed(found, entries.counts(), names, seen)
     write_atomically(out / FACTORS, model.to_bytes())  # before anything else can fail
     how = (found.rank_, sentence)
-    return written(entries, [tried], model, how, out, judge=judge, asked=asked, seed=seed, top=top)
+    return written(entries, [tried], model, how, out, judge=judge, asked=asked, seed=seed, top=top, source=source)

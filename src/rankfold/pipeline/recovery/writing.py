@@ -5,18 +5,17 @@ from __future__ import annotations
 import csv
 import io
 import json
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-import pyarrow as pa
-import pyarrow.csv
 import scipy.sparse
 from safetensors import SafetensorError, safe_open
 
 from rankfold.recover import FactorModel, MappedEntries, Triplets
 from rankfold.recover.model import FACTORS, KIND
+from rankfold.recover.tables.triplets import ROLES
 from rankfold.run.disk.container import parsed
 from rankfold.run.disk.files import write_atomically
 from rankfold.run.disk.foreign import check_replaceable
@@ -74,27 +73,32 @@ def best_columns(model: FactorModel, entries: Triplets | MappedEntries, top: int
     known: Any = entries
     if isinstance(entries, Triplets):
         known = scipy.sparse.csr_array((np.ones(len(entries)), (entries.rows, entries.columns)), shape=entries.shape)
-    text = io.StringIO()
-    writer = csv.writer(text, lineterminator="\n")
-    writer.writerow(("row", "column", "predicted"))
-    for row, at, told in model.best(top, known):
-        name = model.row_names[row]
-        pairs = zip(at.tolist(), told.tolist(), strict=True)
-        writer.writerows((name, model.column_names[column], f"{value:.4g}") for column, value in pairs)
-    return text.getvalue().encode()
+    return table(
+        (*entries.called, "predicted"),
+        (
+            (model.row_names[row], model.column_names[column], f"{value:.4g}")
+            for row, at, told in model.best(top, known)
+            for column, value in zip(at.tolist(), told.tolist(), strict=True)
+        ),
+    )
 
 
-def predictions(model: FactorModel, asked: Triplets) -> bytes:
+def predictions(model: FactorModel, asked: Triplets, called: tuple[str, str]) -> bytes:
     """A line for each pair that was asked for: row, column, prediction, and for ratings its standard deviation."""
     rows, columns = asked.numbered(model.row_names, model.column_names)
-    told = model.at(rows, columns, asked.times)
-    table = {
-        "row": np.array(asked.row_names, dtype=object)[asked.rows],
-        "column": np.array(asked.column_names, dtype=object)[asked.columns],
-        "predicted": np.round(told, 5),
-    }
+    head, told = [*called, "predicted"], [np.round(model.at(rows, columns, asked.times), 5).tolist()]
     if model.spread is not None:
-        table["uncertainty"] = np.round(model.uncertainty(rows, columns, asked.times), 5)
-    sink = io.BytesIO()
-    pyarrow.csv.write_csv(pa.table(table), sink, pyarrow.csv.WriteOptions(quoting_style="needed"))
-    return sink.getvalue()
+        head.append("uncertainty")
+        told.append(np.round(model.uncertainty(rows, columns, asked.times), 5).tolist())
+    names = (asked.row_names[row] for row in asked.rows), (asked.column_names[column] for column in asked.columns)
+    return table(head, zip(*names, *told, strict=True))
+
+
+def table(head: Sequence[str], lines: Iterable[Sequence[Any]]) -> bytes:
+    """CSV, quoted where it must be. The first two columns are called as in the file of the entries; row and column
+    where that is the name of another one here."""
+    text = io.StringIO()
+    writer = csv.writer(text, lineterminator="\n")
+    writer.writerow(head if len({*head}) == len(head) else (*ROLES, *head[2:]))
+    writer.writerows(lines)
+    return text.getvalue().encode()

@@ -23,7 +23,7 @@ from typing_extensions import TypedDict
 from rankfold.recover.mapped.sorting import CHUNK, by_row, records
 from rankfold.recover.measurements.operators import BLOCK, Operator, blocks, entries
 from rankfold.recover.measurements.streamed import Files, StreamedEntries
-from rankfold.recover.tables.triplets import Duplicates, Repeated, Triplets, once
+from rankfold.recover.tables.triplets import ROLES, Duplicates, Repeated, Triplets, once
 from rankfold.run.claim import claimed
 from rankfold.run.disk.files import digest_of, replacing, write_atomically
 
@@ -63,6 +63,7 @@ class MappedEntries:
     low: float
     high: float
     remarks: tuple[str, ...] = ()
+    called: tuple[str, str] = ROLES
 
     def __repr__(self) -> str:
         m, n = self.shape

@@ -90,9 +90,14 @@ def map_entries(
             except ValueError as error:
                 told = str(error)
                 raise ValueError(told if told.startswith(str(path)) else f"{path}: {told}") from None
+    form = parquet_columns(path, wanted) if path.suffix.lower() in PARQUET else layout_of(path, wanted)
     if found is None:
-        return read_mapped(folder)
-    return replace(found, remarks=(*found.remarks, f"entries are taken from {folder}, as {path.name} is unchanged"))
+        return replace(read_mapped(folder), called=form.called)
+    return replace(
+        found,
+        called=form.called,
+        remarks=(*found.remarks, f"entries are taken from {folder}, as {path.name} is unchanged"),
+    )
 
 
 def check_mapped(path: Path) -> None:

@@ -38,6 +38,12 @@ class Columns:
         """The positions that are read."""
         return tuple(at for at in (self.row, self.column, self.value, self.time) if at is not None)
 
+    @property
+    def called(self) -> tuple[str, str]:
+        """The names of row and column in the header; without one what they are."""
+        header = self.header or ("",) * self.fields
+        return header[self.row] or ROLES[0], header[self.column] or ROLES[1]
+
     def remark(self) -> str:
         """What was taken as what, in a sentence."""
         others = [number for number in range(self.fields) if number not in self.needed]

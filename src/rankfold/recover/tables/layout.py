@@ -67,6 +67,11 @@ class Layout:
         return UNIT if len(self.delimiter) > 1 else self.delimiter
 
     @property
+    def called(self) -> tuple[str, str]:
+        """What rows and columns are called: a table says it of its rows alone, in its corner."""
+        return ((self.header or ("",))[0] or "row", "column") if self.columns is None else self.columns.called
+
+    @property
     def skip(self) -> int:
         """Lines before the first entry, if none of them is blank."""
         return self.first if self.header is not None else self.first - 1

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -27,7 +28,8 @@ def read_parquet(path: Path, wanted: Wanted, duplicates: Duplicates) -> Triplets
         table = file.read([header[at] for at in columns.needed])
     if not table.num_rows:
         raise ValueError(EMPTY)
-    return _found(table, header, columns, 0).triplets(duplicates, remark(columns))
+    found = _found(table, header, columns, 0).triplets(duplicates, remark(columns))
+    return replace(found, called=columns.called)
 
 
 def parquet_chunks(path: Path, wanted: Wanted, size: int) -> Iterator[Found]:

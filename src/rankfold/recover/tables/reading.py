@@ -167,9 +167,10 @@ def _text(path: Path, wanted: Wanted, duplicates: Duplicates) -> Triplets:
         form = layout_of(path, wanted)
         remarks = _remarks(form)
         try:
-            return read_fast(path, form).triplets(duplicates, *remarks)
+            found = read_fast(path, form).triplets(duplicates, *remarks)
         except (Odd, ValueError):
-            return read_lines(path, form).triplets(duplicates, *remarks)
+            found = read_lines(path, form).triplets(duplicates, *remarks)
+        return replace(found, called=form.called)
     except UnicodeDecodeError:
         raise ValueError(f"{path} is not a text file in UTF-8 ({_undecodable(path)}): save it as UTF-8") from None
     except Fault as error:

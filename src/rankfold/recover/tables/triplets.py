@@ -16,6 +16,7 @@ from rankfold.recover.tables.memory import affordable_names
 from rankfold.recover.tables.names import named
 from rankfold.recover.tables.times import as_seconds
 
+ROLES = ("row", "column")
 Duplicates = Literal["refuse", "mean", "last", "sum"]
 
 
@@ -24,6 +25,7 @@ class Triplets:
     """``values`` (count,) at ``rows`` and ``columns`` (indices), whose names are ``row_names`` and ``column_names``.
 
     ``remarks``: what was done to them, in sentences. ``times`` (count,): seconds since 1970, where they were asked for.
+    ``called``: what rows and columns are called in the file that they come from.
     """
 
     rows: np.ndarray
@@ -33,6 +35,7 @@ class Triplets:
     column_names: tuple[str, ...]
     remarks: tuple[str, ...] = ()
     times: np.ndarray | None = None
+    called: tuple[str, str] = ROLES
 
     __repr__ = brief
 
