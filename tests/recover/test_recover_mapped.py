@@ -315,12 +315,12 @@ def test_the_command_line_within_a_bound_of_memory(tmp_path):
     report = succeeded("recover", *common, "--test", asked, "--predict", asked, "--top", "2")
     assert (report["rank"], report["entries"]) == (2, len(given) - 9)
     assert report["held_out_error"] < 1e-6 > report["test"]["error"]
-    written = pd.read_csv(out / "predictions.csv").sort_values(["row", "column"])
+    written = pd.read_csv(out / "predictions.csv").sort_values(["user", "item"])
     assert np.allclose(written["predicted"], given[-9:].sort_values(["user", "item"])["rating"], atol=1e-4)
     best = pd.read_csv(out / "top.csv")
     taken = set(map(tuple, given[:-9][["user", "item"]].to_numpy()))
     assert len(best) == 2 * 60
-    assert not taken & set(map(tuple, best[["row", "column"]].to_numpy()))
+    assert not taken & set(map(tuple, best[["user", "item"]].to_numpy()))
     with pytest.raises(
         ValueError, match=r"100\.0 MB of it for blocks .* --memory allows .* MB: give at least --memory 101MB, or"
     ):

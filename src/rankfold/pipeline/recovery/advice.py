@@ -6,6 +6,8 @@ from collections.abc import Sequence
 
 from rankfold.recover import Candidate, Tried
 
+NUMBERS = {"als": ("rank", "regularization"), "regression": ("regularization",), "neighbours": ("count",)}
+
 
 def other_ranks(tried: Sequence[Tried], most: int) -> str:
     """A sentence where ranks beside the best one, up to ``most``, were not tried; else an empty text.
@@ -43,15 +45,14 @@ def other_settings(tried: Sequence[Candidate]) -> str:
     """A sentence where a number of the best candidate, the first, is the largest or the smallest that was tried; else
     an empty text."""
     best, told = tried[0], []
-    for name in {"als": ("rank", "regularization"), "regression": ("regularization",), "neighbours": ("count",)}.get(
-        best.method, ()
-    ):
+    for name in NUMBERS.get(best.method, ()):
         numbers = sorted({getattr(one, name) for one in tried if one.method == best.method})
         mine = getattr(best, name)
         if len(numbers) > 1 and mine in (numbers[0], numbers[-1]):
             which, other = ("smallest", mine / 3) if mine == numbers[0] else ("largest", 3 * mine)
+            other = max(1, round(other)) if isinstance(mine, int) else other
             told.append(
-                f"{name} {mine:g} is the {which} that was tried of {best.method}, and {other:.3g} may be better"
+                f"{name} {mine:g} is the {which} that was tried of {best.method}, and {other:.4g} may be better"
             )
     if not told:
         return ""
