@@ -1,10 +1,10 @@
 #!/usr/bin/env bash
 # transformers 5.24.0, accelerate 1.1.0 and 1.3.0, torch 2.13.0, Python 3.11
 #
-# Guess: transformers asks for accelerate >= 1.1.0, in its metadata and where its Trainer is made; with 1.1.0 the Trainer trains and saves.
-# Seen: with 1.1.0 pip is content, the Trainer is made and trains every step, and the first save of a checkpoint ends in a TypeError:
-# Accelerator.unwrap_model() has no `keep_torch_compile` before 1.3.0. What had been trained since the last save is lost. Ask for
-# accelerate >= 1.3 yourself.
+# Guess: transformers asks for accelerate >= 1.1.0, in its metadata and where its Trainer is made; so with 1.1.0 the Trainer trains.
+# Seen: with 1.1.0 pip is content and the Trainer is made, and train() ends before the first step in a TypeError about an argument
+# that Accelerator.unwrap_model() has from 1.3.0 on (`keep_torch_compile`), which says nothing of versions. Ask for accelerate >= 1.3
+# yourself.
 set -euo pipefail
 place="$(mktemp -d)"
 trap 'rm -rf "$place"' EXIT
@@ -44,7 +44,7 @@ try:
     trainer.train()
 except TypeError as error:
     print(f"accelerate {accelerate.__version__}: steps {steps} were made, then: {error}")
-    sys.exit(3)
+    sys.exit(3 if not steps else 1)
 print(f"accelerate {accelerate.__version__}: steps {steps} were made, saved: {sorted(os.listdir(sys.argv[1]))}")
 PY
 cd "$place"

@@ -155,7 +155,7 @@ def test_units_do_not_matter_to_directions_in_single_precision(unit):
 
 def test_entries_in_any_order_are_the_same_operator():
     x, _, _ = few(1000, 800, 5, 4.0)
-    known = x.tocoo()
+    known = x.sorted_indices().tocoo()
     rows, columns = known.coords
     order = np.random.default_rng(0).permutation(len(rows))
     operator, y = entries(x.shape, rows[order], columns[order], known.data[order])
