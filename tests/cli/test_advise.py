@@ -26,7 +26,7 @@ from rankfold.pipeline.advice.look import advise
 from rankfold.pipeline.advice.spending import profiled_within
 from rankfold.pipeline.advice.words import commands, sentences
 from rankfold.run.progress import Tell
-from rankfold.train import counted
+from rankfold.train import choose, counted
 
 ACCURACY = Figure("accuracy", 0.9, unit="fraction")
 OLD = {1: 6.0, 64: 60.0}
@@ -83,7 +83,31 @@ def test_a_network_with_a_table() -> None:
     whole = sum(p.numel() for p in net.parameters())
     assert (found.sites, found.tables) == (2, pytest.approx(1600 / whole))
     assert found.covered[0] == pytest.approx((whole - 1600) / whole)
-    assert told[0] == "objective: classification (as the data tell)"
+    assert told[0] == "objective: classification (one class index for each sample)"
+
+
+class TwoHeads(nn.Module):
+    """One network whose answers are told in words: scores, and something that nobody judges."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.body, self.fine, self.coarse = nn.Linear(8, 24), nn.Linear(24, 4), nn.Linear(24, 2)
+
+    def forward(self, x):
+        x = self.body(x).relu()
+        return {"logits": self.fine(x), "shoe": self.coarse(x)}
+
+
+def test_the_objective_is_told_in_the_words_of_compress() -> None:
+    torch.manual_seed(0)
+    x, y, told = torch.randn(96, 8), torch.randint(4, (96,)), list[str]()
+    data = SimpleNamespace(train=(x[:64], y[:64]), validation=(x[64:], y[64:]))
+    rf.advise(TwoHeads(), data, seconds=0.1, tell=Tell(say=told.append))
+    assert told[0] == str(choose(TwoHeads(), data.train, None))
+    assert "of the model's 2 outputs logits counts, and shoe may change unseen: all count with" in told[0]
+    rf.advise(TwoHeads(), data, seconds=0.1, objective="teacher", tell=Tell(say=told.append))
+    rf.advise(TwoHeads(), SimpleNamespace(**vars(data), objective="teacher"), seconds=0.1, tell=Tell(say=told.append))
+    assert told[-2:] == ["objective: teacher (as asked)", "objective: teacher (as the data say)"]
 
 
 def test_commands_can_be_pasted_with_their_patterns() -> None:
@@ -115,6 +139,23 @@ def test_smaller_is_not_called_faster_where_it_is_not() -> None:
     assert not any("latency" in line for _, line in commands(found, "net"))
     mixed = advice(replace(point(0.6, 0.9, 0.0), latencies={1: 7.0, 64: 30.0}))
     assert "faster at some batch sizes only: 0.86 times as fast at batch 1, 2.00" in " ".join(sentences(mixed))
+    lines = [line for _, line in commands(mixed, "net")]
+    assert lines[-1] == "rankfold compress net --budget latency=0.8@64 -o small"  # not at batch 1, where it is slower
+    assert any("--budget latency=0.8 " in line for _, line in commands(advice(point(0.6, 0.9, 0.0)), "net"))
+
+
+def test_no_gain_is_told_where_no_difference_is_clear() -> None:
+    old = {1: Milliseconds(6.0, (5.0, 9.0)), 64: Milliseconds(60.0, (55.0, 70.0))}
+    new = {1: Milliseconds(7.4, (5.5, 9.5)), 64: Milliseconds(51.0, (45.0, 56.0))}
+    found = advice(replace(point(0.6, 0.9, 0.0), latencies=new, beside=old))
+    assert (found.best.faster, found.best.slower) == ((), ())
+    said = " ".join(sentences(found))
+    assert "smaller, and no clear gain in time was measured: 0.81 times as fast (no clear difference) at b" in said
+    assert "faster at" not in said
+    assert not any("latency" in line for _, line in commands(found, "net"))
+    clear = {1: Milliseconds(7.4, (7.0, 8.0)), 64: Milliseconds(51.0, (45.0, 54.0))}
+    clearly = replace(found.best, latencies=clear, beside={**old, 1: Milliseconds(6.0, (5.9, 6.1))})
+    assert (clearly.faster, clearly.slower) == ((64,), (1,))
 
 
 def test_figures_in_their_own_unit() -> None:

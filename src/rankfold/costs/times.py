@@ -27,15 +27,19 @@ class Milliseconds(float):
 
     def clarity(self, other: float) -> str:
         """What is to be said behind a comparison with ``other`` where the quartiles overlap; else nothing."""
-        low, high = self.quartiles
-        least, most = other.quartiles if isinstance(other, Milliseconds) else (other, other)
-        return " (no clear difference)" if least <= high and low <= most else ""
+        return "" if apart(self, other) else " (no clear difference)"
 
     @classmethod
     def of(cls, measured: Sequence[float], quantile: float = 0.5) -> Milliseconds:
         """One ``quantile`` of what was measured, and the quartiles."""
         low, value, high = np.quantile(measured, (0.25, quantile, 0.75)).tolist()
         return cls(value, (low, high))
+
+
+def apart(one: float, other: float) -> bool:
+    """Whether the quartiles of two times do not overlap, so that they are clearly different; of a number, itself."""
+    (low, high), (least, most) = (x.quartiles if isinstance(x, Milliseconds) else (x, x) for x in (one, other))
+    return high < least or most < low
 
 
 def shown(ms: float) -> str:

@@ -30,7 +30,7 @@ from rankfold.compress.planning.choice import Forms, asked_forms, check_fitting,
 from rankfold.compress.planning.profile import Calibration, Profile, metrics_of
 from rankfold.compress.statistics import Statistics, calibrate
 from rankfold.costs import Cost, Example, Traced, evaluating, measure, storage, with_batch
-from rankfold.objectives import Objective, ObjectiveError, Teacher, infer, objective_named
+from rankfold.objectives import Inferred, Objective, ObjectiveError, Teacher, infer, objective_named
 from rankfold.observe import PAGES, Pages, Samples, unheard
 from rankfold.run.disk.files import write_atomically
 from rankfold.run.processes.memory import give_back, steady
@@ -118,7 +118,8 @@ def profile(
     first = example_of(root, data) if example is None else Example.of(example)
     params, size = storage(root)
     with as_found(root):
-        mark, objective = fingerprint(root), meant(root, data, objective)
+        mark, meaning = fingerprint(root), meant(root, data, objective)
+        objective = None if meaning is None else meaning.objective
         counted, traced = _counted(root, first, drawn=example is None, found=found)
         found = _heard(root, first, traced.kept(found))
         found, apart = _grouped(root, found, traced, method, forms)
@@ -317,13 +318,13 @@ def check_folded(found: SiteList) -> None:
         )
 
 
-def meant(root: nn.Module, data: Any, asked: Objective | str | None) -> Objective | None:
-    """The objective that was asked for, or the one that the first samples and the model's answers to them tell.
+def meant(root: nn.Module, data: Any, asked: Objective | str | None) -> Inferred | None:
+    """The objective that was asked for, or the one that the first samples and the model's answers to them tell, and why.
 
     ``Teacher`` where they tell none: labels are not needed here. Without data, or values, None. Raises
     ``ObjectiveError`` where the first targets are none of the objective that was asked for.
     """
-    objective = None if asked is None else objective_named(asked)
+    objective = None if asked is None else Inferred(objective_named(asked), "as asked")
     if data is None or any(p.is_meta for p in root.parameters()):
         return objective
     for batch in batches_of(data, 64, 64):
@@ -331,16 +332,16 @@ def meant(root: nn.Module, data: Any, asked: Objective | str | None) -> Objectiv
             if objective is not None:
                 return objective
             batch = next(batches_of([batch], 2, 2))  # all that tells anything is what kind of answer there is
-        elif objective is not None and not objective.labelled:
+        elif objective is not None and not objective.objective.labelled:
             return objective
         with evaluating(root), opened(root):
             if objective is not None:
-                objective.losses(forward(root, batch), batch)
+                objective.objective.losses(forward(root, batch), batch)
                 return objective
             try:
-                return infer(forward(root, batch), batch).objective
+                return infer(forward(root, batch), batch)
             except (ObjectiveError, TypeError):  # labels that are something else
-                return Teacher()
+                return Inferred(Teacher(), "the data tell none: outputs are compared with those of the original")
     return objective
 
 

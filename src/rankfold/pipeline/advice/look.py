@@ -16,7 +16,7 @@ from rankfold.compress.planning.profile import Calibration, Profile
 from rankfold.compress.planning.profiling import meant, profile
 from rankfold.compress.repair.batchnorm import Reference, reestimate_
 from rankfold.costs import Cost
-from rankfold.objectives import Figure, Figures, Inferred, Objective
+from rankfold.objectives import Figure, Figures, Objective
 from rankfold.pipeline.advice.found import Advice, Saved, Tried
 from rankfold.pipeline.advice.spending import KEPT, Look, affordable, profiled_within, seconds_of_one
 from rankfold.pipeline.compression.outcome.measure import calibration_part, first_example
@@ -87,9 +87,11 @@ def advise(
     root, data, look = unwrap(model), parts_of(data), Look(seconds, tell or Tell())
     example = first_example(root, data.train)
     each = seconds_of_one(root, example)
-    meaning = meant(root, data.train, objective)
-    if meaning is not None:
-        look.tell.say(str(Inferred(meaning, "as the data tell" if objective is None else "as asked")))
+    said = getattr(data, "objective", None) if objective is None else None
+    told = meant(root, data.train, objective if said is None else said)
+    meaning = None if told is None else told.objective
+    if told is not None:
+        look.tell.say(str(told if said is None else replace(told, why="as the data say")))
     tokens = meaning is not None and meaning.by_token
     taught = affordable(profiled_within(_PROFILE * seconds / each, tokens), each, 1024)
     calibration = calibration_part(data.train, taught, seed)

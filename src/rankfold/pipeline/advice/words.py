@@ -50,8 +50,10 @@ def commands(found: Advice, model: str, extra: str = "") -> Iterator[tuple[str, 
         if target is not None:
             more = "--finetune-epochs 5" if found.labelled and found.start.name != "perplexity" else "--tune 100"
             yield "a smaller one, trained afterwards", f"{base} --budget flops={target.flops:.2g} {more} -o small"
-        if _faster(found) is not None:
-            yield "only layers for which it saves time here", f"{base} --budget latency=0.8 -o small"
+        fastest = _faster(found)
+        if fastest is not None:
+            at = "" if fastest[1] == 1 else f"@{fastest[1]}"
+            yield f"what saves time here at batch {fastest[1]}", f"{base} --budget latency=0.8{at} -o small"
     if best is None:
         yield "which matrices are near to low rank", " ".join(filter(None, ("rankfold analyze", model, extra)))
 
@@ -109,14 +111,18 @@ def _speed(found: Advice, point: Tried) -> Iterator[str]:
     if not point.latencies:
         return
     told = [f"{_fast(point, batch)} at batch {batch}" for batch in point.latencies]
-    verdict = "smaller, but not faster on this machine"
-    if point.faster:
-        verdict = "smaller and faster" if len(point.faster) == len(told) else "faster at some batch sizes only"
-    yield f"That network is {verdict}: {', '.join(told)}."
+    yield f"That network is {_verdict(point)}: {', '.join(told)}."
     fastest = _faster(found)
     if not point.faster and fastest is not None:
-        batch = max(fastest.faster, key=fastest.speed)
-        yield f"With {_percent(fastest.flops)} of the FLOPs it is {_fast(fastest, batch)} at batch {batch}."
+        larger, batch = fastest
+        yield f"With {_percent(larger.flops)} of the FLOPs it is {_fast(larger, batch)} at batch {batch}."
+
+
+def _verdict(point: Tried) -> str:
+    if not point.faster:
+        clear = "but not faster on this machine" if point.slower else "and no clear gain in time was measured"
+        return f"smaller, {clear}"
+    return "smaller and faster" if len(point.faster) == len(point.latencies) else "faster at some batch sizes only"
 
 
 def _fast(point: Tried, batch: int) -> str:
@@ -145,9 +151,10 @@ def _listed(words: Sequence[str]) -> str:
     return " and ".join(filter(None, (", ".join(words[:-1]), words[-1])))
 
 
-def _faster(found: Advice) -> Tried | None:
-    """The largest network that is faster at some batch size; None where none is."""
-    return max((point for point in found.tried if point.faster), key=lambda point: point.flops, default=None)
+def _faster(found: Advice) -> tuple[Tried, int] | None:
+    """The largest network that is clearly faster at some batch size, and the size at which it gains most."""
+    point = max((point for point in found.tried if point.faster), key=lambda point: point.flops, default=None)
+    return None if point is None else (point, max(point.faster, key=point.speed))
 
 
 def _range(figure: Figure, point: Tried) -> str:
