@@ -120,7 +120,7 @@ def test_it_says_no_where_nothing_is_good_enough_or_nothing_can_be_factored() ->
     assert found.best is None
     said = " ".join(sentences(found))
     assert "Not without training: removing 10 % of the FLOPs already leaves accuracy at 80.00 %" in said
-    assert "more than the 1 points that may be lost" in said
+    assert "more than the 1 point that may be lost" in said
     assert "Yes" not in said
     nothing = advice(sites=0, covered=(0.0, 0.0))
     assert next(iter(sentences(nothing))) == "No: no layer of this network can be factored."
@@ -243,7 +243,7 @@ def test_samples_are_counted_and_not_their_values() -> None:
     better = advice(
         Tried(0.7, 0.7, Figure("r2", 0.8), -0.01, (-0.02, 0.01), {1: 5.0}, {1: 6.0}, ()), start=Figure("r2", 0.79)
     )
-    assert "(no worse: falls by -0.01, 95 %" in " ".join(sentences(better))
+    assert "(no worse: it rises by 0.01, 95 % interval -0.01 to 0.02)" in " ".join(sentences(better))
 
 
 def test_what_it_says_was_measured(found: Advice) -> None:

@@ -40,10 +40,15 @@ def test_what_was_judged_is_what_was_saved_and_the_drop_is_told(finished):
     values = json.loads(json.dumps(result.to_dict()))["quality"]
     assert {"asked", "drop", "interval", "samples", "tried"} <= set(values)
     assert values["asked"] == pytest.approx(4)
-    assert f"{len(values['tried'])} networks were tried on" in " ".join(said)
+    assert f"{len(values['tried'])} networks were tried on" in result.quality.sentence
+    halved = result.quality.samples
+    assert any(line.endswith(f"(on all {sum(halved):,}, of which {halved[0]:,} chose it)") for line in said)
+    assert values["caution"] == result.quality.caution in result.remarks  # 135 samples judged
     page = (directory / "report.html").read_text()
     assert "What was tried" in page
-    assert "smallest flops with accuracy worse by at most 4 points" in page
+    share = f"{100 * result.plan.budgets[-1].keep:.1f} % of the FLOPs kept"
+    assert f"smallest flops with accuracy worse by at most 4 points; found: {share}" in page.replace("\xa0", " ")
+    assert "the drop may be as large as" in page
     assert 'id="search-' in page
 
 

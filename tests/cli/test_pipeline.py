@@ -16,6 +16,7 @@ from torch import nn
 import rankfold as rf
 import rankfold.pipeline.compression.job as job_module
 import rankfold.pipeline.compression.outcome.curve as curve_module
+import rankfold.pipeline.compression.outcome.page as page_module
 import rankfold.pipeline.compression.planned as planned_module
 from rankfold.compress.applying.apply import apply_
 from rankfold.compress.methods.project import Project
@@ -38,7 +39,7 @@ from rankfold.pipeline import (
     write_analysis,
 )
 from rankfold.pipeline.compression.outcome.remarks import of_layers, samples_known
-from rankfold.sites import fingerprint
+from rankfold.sites import Form, fingerprint
 from rankfold.store import StoreError, Unfinished, load
 from rankfold.train import TrainingError, evaluate
 from rankfold.zoo import model as zoo_model
@@ -498,6 +499,28 @@ def test_what_is_to_be_known_of_layers_that_change_is_a_remark():
     last = replace(cut[-1], note="kept")  # and changes nothing
     said = of_layers(made.with_entries((*cut[:-1], last)))
     assert said == ("0, 1, 2 and 1 more: a large kernel: CP was searched",)
+
+
+def test_rows_of_the_report_tell_the_largest_rank_of_the_form_and_a_bias_that_is_added():
+    """A spatial pair folds 8 × 36 to 24 × 12: its ranks go to 12 in the picture, and in words."""
+    model = nn.Sequential(
+        nn.Conv2d(4, 8, 3, bias=False), nn.GroupNorm(2, 8), nn.Conv2d(8, 8, 3), nn.Flatten(), nn.Linear(32, 6)
+    )
+    x = torch.randn(64, 4, 6, 6)
+    known = rf.profile(model, x, forms=["spatial"])
+    made = known.plan(Ranks({"0": 5}))
+    convolution, kept, _ = page_module._layers(known, made, {}, Project())
+    assert (convolution.form, convolution.rank, convolution.full_rank, len(convolution.spectrum)) == (
+        "spatial", 5, 12, 12
+    )  # fmt: skip
+    assert convolution.note == "a bias is added, which takes up the mean error"
+    assert convolution.params_after == known.counter.cost(known.sites["0"], Form.SPATIAL, 5, False).params + 8
+    assert (kept.form, kept.full_rank, kept.note) == ("keep", 8, "")
+    head = rf.profile(model, x, forms=["pivoted"])
+    _, kept, pivoted = page_module._layers(head, head.plan(Ranks({"4": 3})), {}, Project())
+    assert (kept.form, kept.full_rank, len(kept.spectrum)) == ("keep", 8, 8)
+    assert (pivoted.form, pivoted.full_rank, len(pivoted.spectrum), pivoted.note) == ("pivoted", 6, 6, "")
+    assert of_layers(made) == ()  # a bias more is nothing odd
 
 
 def test_a_mapping_of_splits_is_answered_by_what_to_give():

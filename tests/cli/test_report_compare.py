@@ -95,7 +95,9 @@ def test_what_was_allowed_and_done_is_said(
     plain = read_compared(results[0])
     monkeypatch.setattr(comparing, "read_manifest", lambda _: {"notes": {"data": "digits", "tuning": {"steps": 40}}})
     found = read_compared(searched)
-    assert found.asked == "smallest flops with accuracy worse by at most 0.5 points; found: params ≤ 0.5 of dense"
+    assert (
+        found.asked == "smallest flops with accuracy worse by at most 0.5 points; found: 50.0 % of the parameters kept"
+    )
     assert found.method == "project, ranks optimal, tuned without labels"
     assert (plain.asked, plain.method) == ("params ≤ 0.5 of dense", "project, ranks optimal")
     score = values["scores"]["compressed"]

@@ -17,6 +17,7 @@ from rankfold.compress.applying.apply import apply_
 from rankfold.compress.planning.planner import plan
 from rankfold.costs import evaluating
 from rankfold.export import ExportError, to_onnx, to_torch_export
+from rankfold.run.progress import Tell
 from rankfold.zoo import example_input, model
 
 onnx = pytest.importorskip("onnx")
@@ -68,6 +69,14 @@ def test_torch_export_runs_any_batch_size(digits_model, tmp_path):
     file = tmp_path / "model.pt2"
     assert to_torch_export(digits_model, example_input("digits-cnn"), file) < 1e-4
     assert file.stat().st_size > 1000
+
+
+@pytest.mark.parametrize("write", [to_onnx, to_torch_export])
+def test_every_step_is_told(write, tmp_path):
+    said: list[str] = []
+    write(nn.Linear(4, 2), torch.zeros(1, 4), tmp_path / "net", tell=Tell(say=said.append))
+    assert said[:2] == ["tracing the model", "writing the graph"]
+    assert said[2].startswith("comparing ")
 
 
 @pytest.mark.parametrize("write", [to_onnx, to_torch_export])

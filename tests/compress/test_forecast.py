@@ -126,7 +126,8 @@ def test_forecast_and_measurement_stand_side_by_side(run: tuple[Any, ...], capsy
     wanted = float((now - then).square().sum() / (then - then.mean(0)).square().sum())
     assert found.measured == pytest.approx(wanted, rel=1e-4)
     assert found.total == done.plan.total
-    words = f"forecast {done.plan.forecast:.3g}, measured {wanted:.3g} on the test split: {in_words(CHANGE)}"
+    words = f"forecast {done.plan.forecast:.3g}, measured {wanted:.3g} before any fine-tuning, on the test split: "
+    words += in_words(CHANGE)
     assert found.sentence == words
     print_result(done)
     assert words in capsys.readouterr().out

@@ -32,6 +32,7 @@ from rankfold.pipeline.quality.value import MaxDrop, Quality
 from rankfold.run.progress import Tell
 from rankfold.train import Recipe, TrainingError, counted, feed, fit
 
+ACCURACY = Figure("accuracy", 0.7, unit="fraction")
 FIFTY = [number / 50 for number in range(1, 51)]
 
 
@@ -351,6 +352,39 @@ def test_a_network_that_the_judge_refuses_makes_room_for_a_larger_one(monkeypatc
     again = hunt(2)
     with pytest.raises(rf.BudgetError, match=r"judged is good enough: .* is worse by 50 points"):
         again.found()
+
+
+def judged(
+    drop: float, interval: tuple[float, float] | None, asked: float = 0.01, figure: Figure = ACCURACY
+) -> Quality:
+    return Quality(asked, "flops", figure, 0.7, 0.7, drop, interval, (500, 500), (), 1, 0.5, "")
+
+
+def test_an_interval_beyond_the_limit_is_told_with_what_would_tell() -> None:
+    """As an engineer met it: 1 point allowed, 1 met, and 2.2 lost on the test split."""
+    met = judged(0.01, (-0.00695, 0.0269))
+    assert met.sentence.startswith("accuracy is worse by 1 point, 95 % interval -0.695 to 2.69, on 500 validation")
+    assert "; 1 point was allowed; " in met.sentence
+    assert met.caution == (
+        "the drop may be as large as 2.69 points (95 % interval), beyond the 1 point allowed: 500 samples judged, and "
+        "so few cannot tell 1 point from none; about 1,500 could: give about 3,000 validation samples, of which half "
+        "search, or allow more (--max-drop)"
+    )
+    assert met.to_dict()["caution"] == met.caution
+    near = judged(0.049, (0.0466, 0.0515), 0.05, Figure("change", 0.0, higher=False))
+    assert near.caution.endswith("beyond the 0.05 allowed: asking for 0.0475 (--max-drop) makes 0.05 all but sure")
+    assert "nothing is lost" in judged(0.0, (-0.01, 0.01), 0.0).caution
+    for sure in (judged(0.002, (-0.003, 0.007)), judged(0.002, None)):
+        assert sure.caution == ""
+        assert "caution" not in sure.to_dict()
+
+
+def test_what_is_no_worse_is_told_in_the_direction_that_it_moved() -> None:
+    assert judged(-0.002, (-0.011, 0.007)).judgement == (
+        "accuracy is no worse: it rises by 0.2 points, 95 % interval -0.7 to 1.1"
+    )
+    perplexity = Figure("perplexity", 40.0, higher=False)
+    assert "no worse: it falls by 0.5, 95 % interval -0.1 to 1.1" in judged(-0.5, (-1.1, 0.1), 1, perplexity).judgement
 
 
 def test_a_budget_and_a_drop_both_hold() -> None:

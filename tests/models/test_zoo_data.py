@@ -13,6 +13,7 @@ from torch.utils.data import DataLoader, IterableDataset, TensorDataset
 
 from rankfold import zoo
 from rankfold.batches import arguments, batches_of, labels_of
+from rankfold.zoo import data as data_module
 from rankfold.zoo import images
 from rankfold.zoo.split import Split, hold_out
 
@@ -212,7 +213,8 @@ def small_mnist(tmp_path, monkeypatch):
 def test_images_are_decoded_once_and_progress_is_told(small_mnist, monkeypatch):
     steps = []
     first = images.load_images("mnist", progress=lambda *step: steps.append(step))
-    assert steps == [("mnist train", 30, 30), ("mnist test", 10, 10)]
+    told = [(f"decoding mnist {split}, once", count) for split, count in (("train", 30), ("test", 10))]
+    assert steps == [(what, done, count) for what, count in told for done in (0, count)]
     generator = torch.Generator().manual_seed(30)
     expected = torch.randint(0, 256, (30, 28, 28), generator=generator, dtype=torch.uint8)
     assert torch.equal(first["train"][0][:, 0], expected)
@@ -223,6 +225,16 @@ def test_images_are_decoded_once_and_progress_is_told(small_mnist, monkeypatch):
         assert torch.equal(first[split][0], second[split][0])
         assert torch.equal(first[split][1], second[split][1])
     assert [file.suffix for file in (small_mnist / "cache").iterdir()] == [".safetensors"] * 2
+
+
+def test_a_factory_that_reads_a_built_in_set_tells_whoever_called_it(small_mnist, monkeypatch):
+    (small_mnist / "lent.py").write_text("from rankfold import zoo\n\n\ndef few():\n    d = zoo.load_data('mnist')\n"
+                                         "    return d.train, d.test\n")  # fmt: skip
+    monkeypatch.chdir(small_mnist)
+    monkeypatch.setattr(data_module, "_VALIDATION_IMAGES", 10)
+    steps = []
+    zoo.load_data("lent.py:few", progress=lambda *step: steps.append(step))
+    assert steps[0] == ("decoding mnist train, once", 0, 30)
 
 
 def test_a_changed_file_is_decoded_anew(small_mnist):

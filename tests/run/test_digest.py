@@ -160,7 +160,7 @@ def test_the_figures_of_other_data_are_not_handed_out(tmp_path):
     network = torch.nn.Sequential(torch.nn.Flatten(), torch.nn.Linear(64, 16), torch.nn.ReLU(), torch.nn.Linear(16, 4))
     settings = pipeline.Settings(curve=False, samples=64)
     done = pipeline.compress(network.eval(), Two(1), "params=0.6", settings=settings, directory=tmp_path)
-    with pytest.raises(ValueError, match="data differs in train, validation, test"):
+    with pytest.raises(ValueError, match="data: other train, validation, test"):
         pipeline.compress(network, Two(9), "params=0.6", settings=settings, directory=tmp_path)
     again = pipeline.compress(network, Two(1), "params=0.6", settings=settings, directory=tmp_path)
     assert again.before == done.before

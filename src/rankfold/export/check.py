@@ -15,6 +15,7 @@ from rankfold.export.outputs import in_a_row, names_of
 from rankfold.export.slender import doubled, slender
 from rankfold.export.trace import Axis, Traced, other_sizes, traced
 from rankfold.export.written import Written
+from rankfold.run.progress import Tell
 
 _ENOUGH = 2  # other sizes at which the model itself runs
 _NEAR_TIES = 0.01  # of whole numbers, such as the place of a maximum, that rounding may turn
@@ -24,7 +25,12 @@ Run = Callable[[Example], Sequence[Tensor]]
 
 
 def exported(
-    root: nn.Module, example: Example, output: Any, make: Callable[[Traced, Sequence[str]], tuple[Made, Run]], who: str
+    root: nn.Module,
+    example: Example,
+    output: Any,
+    make: Callable[[Traced, Sequence[str]], tuple[Made, Run]],
+    who: str,
+    tell: Tell,
 ) -> tuple[Made, Written]:
     """What ``make`` makes of the freest graph that computes what ``root`` does, and the largest difference.
 
@@ -35,8 +41,11 @@ def exported(
     """
     fixed: set[Axis] | None = set()  # None: every axis but the first
     wide = slender(root, example)
+    again = ""
     while True:
         wrong: list[Any] = []
+        tell.say(f"tracing the model{again}")
+        again = " again, with fewer free axes"
         try:
             graph = traced(root, doubled(example, wide), fixed)
             constant = {(which, place) for which, place in wide if graph.fixes(which, place)}
@@ -44,7 +53,9 @@ def exported(
                 wide -= constant
                 continue
             names = names_of(output, [*graph.inputs, *graph.program.state_dict])
+            tell.say("writing the graph")
             made, run = make(graph, names)
+            tell.say(f"comparing {who} with the model at several sizes")
             check = _Check(root, graph, run, tuple(names), who)
             wrong = check.unfit()
             if not wrong:

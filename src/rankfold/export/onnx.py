@@ -17,13 +17,14 @@ from rankfold.export.outputs import answering, in_a_row
 from rankfold.export.trace import Traced, answer, flat, ready
 from rankfold.export.written import Written
 from rankfold.run.disk.files import write_atomically
+from rankfold.run.progress import Tell
 
 _LARGEST = 2**31 - 1  # a protocol buffer holds no more
 _RUN = (torch.float32, torch.float64, torch.float16)  # in which onnxruntime computes on a CPU
 _WHO = "onnxruntime"
 
 
-def to_onnx(model: nn.Module, example: Any, path: str | Path) -> Written:
+def to_onnx(model: nn.Module, example: Any, path: str | Path, *, tell: Tell | None = None) -> Written:
     """Write ``model`` as ONNX, and compare what was written with it.
 
     The batch is free, and so is every other axis (length of a sequence, height, width) at which the model itself runs
@@ -35,6 +36,7 @@ def to_onnx(model: nn.Module, example: Any, path: str | Path) -> Written:
         model: any module.
         example: one input with its batch axis, or a tuple or mapping of arguments.
         path: of the file.
+        tell: what is being done, a sentence for each step.
 
     Returns:
         The largest absolute difference to onnxruntime, on random input of two batch sizes and of other sizes of every
@@ -58,7 +60,7 @@ def to_onnx(model: nn.Module, example: Any, path: str | Path) -> Written:
     output = answer(root, example)
     _check_precision(root, example, output)
     with answering(root, in_a_row, example.kwargs):
-        data, written = exported(root, example, output, _made, _WHO)
+        data, written = exported(root, example, output, _made, _WHO, tell or Tell())
     write_atomically(Path(path), data)
     return written
 

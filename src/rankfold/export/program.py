@@ -17,9 +17,10 @@ from rankfold.export.outputs import answering, in_a_row, plain
 from rankfold.export.trace import Traced, answer, ready
 from rankfold.export.written import Written
 from rankfold.run.disk.files import write_atomically
+from rankfold.run.progress import Tell
 
 
-def to_torch_export(model: nn.Module, example: Any, path: str | Path) -> Written:
+def to_torch_export(model: nn.Module, example: Any, path: str | Path, *, tell: Tell | None = None) -> Written:
     """Write ``model`` as a ``.pt2`` of ``torch.export``.
 
     An output with names becomes a dict of its tensors, without caches and losses. The program is compared in memory,
@@ -29,6 +30,7 @@ def to_torch_export(model: nn.Module, example: Any, path: str | Path) -> Written
         model: any module.
         example: one input with its batch axis, or a tuple or mapping of arguments.
         path: of the file.
+        tell: what is being done, a sentence for each step.
 
     Returns:
         As ``to_onnx``.
@@ -44,7 +46,7 @@ def to_torch_export(model: nn.Module, example: Any, path: str | Path) -> Written
     root, example = ready(model, example)
     output = answer(root, example)
     with answering(root, plain, example.kwargs):
-        program, written = exported(root, example, output, _made, "the exported program")
+        program, written = exported(root, example, output, _made, "the exported program", tell or Tell())
     buffer = io.BytesIO()
     with quiet():
         torch.export.save(program, buffer)

@@ -65,6 +65,13 @@ class Figure:
         """The value for a person: per cent of a fraction, otherwise three significant figures and the unit."""
         return _text(self.value, self.unit)
 
+    def amount(self, value: float, digits: int = 3) -> str:
+        """A difference of such figures, with as many digits: "1 point", "0.7 points" of a fraction, "0.02 nats"."""
+        if self.unit != "fraction":
+            return f"{value:.{digits}g} {self.unit}".rstrip()
+        number = f"{100 * value:.{digits}g}"
+        return f"{number} {'point' if number in ('1', '-1') else 'points'}"
+
     def less(self, other: Figure) -> str:
         """How far this one is from ``other``, with its sign: "+0.31 points" of a fraction, "−0.021" of a number."""
         moved = self.value - other.value

@@ -11,6 +11,8 @@ from typing_extensions import TypedDict
 
 from rankfold.compress.planning.plan import Entry, Plan
 from rankfold.costs.times import spread_over
+from rankfold.objectives import Figure
+from rankfold.pipeline.compression.outcome.page import searched
 from rankfold.report import CurvePoint, FigureKind
 from rankfold.report.compare import Compared, LayerShown, render_compared
 from rankfold.run.disk.container import FAULTS, checked, read_object, said
@@ -87,9 +89,8 @@ def _asked(plan: Plan, found: Mapping[str, Any]) -> str:
     search = found.get("search")
     if not isinstance(search, dict):
         return plan.asked()
-    kind, points = search["figure"], search["figure"].get("unit") == "fraction"
-    most = f"{100 * search['asked']:g} points" if points else f"{search['asked']:g} {kind.get('unit', '')}".rstrip()
-    return f"smallest {search['by']} with {kind['name']} worse by at most {most}; found: {plan.asked()}"
+    kind = Figure(search["figure"]["name"], 0.0, unit=search["figure"].get("unit", ""))
+    return searched(search["by"], kind, search["asked"], plan)
 
 
 def _method(directory: Path, plan: Plan, stored: _Stored) -> str:

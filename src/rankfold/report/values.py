@@ -17,7 +17,8 @@ class FigureKind:
 class LayerRow:
     """One layer's part in the result.
 
-    `form` is what it became (`keep`, `dense`, `factored`, …), `rank` its rank (None: kept) out of `full_rank`.
+    `form` is what it became (`keep`, `dense`, `factored`, …), `rank` its rank (None: kept) out of `full_rank`,
+    the largest of the matrix that this form parts: a spatial pair folds a convolution's anew.
     Errors are relative to the output that the layer had, on held-out data: 0 is exact. `spectrum`: descending
     singular values on which the rank was chosen; may be empty. FLOPs are for one sample.
     """

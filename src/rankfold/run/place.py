@@ -83,6 +83,6 @@ class Place:
 def _said(key: str, before: Any, now: Any) -> str:
     if isinstance(before, dict) and isinstance(now, dict):
         inner = [name for name in {**now, **before} if before.get(name) != now.get(name)]
-        return f"{key} differs in {', '.join(map(str, inner))}"
+        return f"{key}: other {', '.join(map(str, inner))}"
     both = f"{before!r} and is {now!r}"
-    return f"{key} was {both}" if len(both) <= _SHORT else f"{key} differs"
+    return f"{key} was {both}" if len(both) <= _SHORT else f"{key}: not the same"

@@ -26,6 +26,7 @@ if TYPE_CHECKING:
 Progress = Callable[[str, int, int], None]  # what is done, how much of it, of how much in all
 
 _EVERY = 10.0  # seconds between lines about the same piece of work where nothing can be drawn
+_lent: ContextVar[Progress | None] = ContextVar("rankfold-lent", default=None)  # to a person's own code
 _talking: ContextVar[bool] = ContextVar("rankfold-talking", default=False)  # somebody tells already, or chose silence
 
 P = ParamSpec("P")
@@ -227,6 +228,16 @@ def shown(tell: Tell | None = None) -> Iterator[Tell]:
         _talking.reset(before)
 
 
+@contextmanager
+def lent(progress: Progress | None) -> Iterator[None]:
+    """A person's own function is called inside: what it calls of ours without a ``progress`` tells this one."""
+    before = _lent.set(progress)
+    try:
+        yield
+    finally:
+        _lent.reset(before)
+
+
 def showing(function: Callable[P, R]) -> Callable[P, R]:
     """``function`` with its ``progress=None`` shown on a terminal, and what it calls silent otherwise."""
     return _showing(function, lambda tell: tell.progress)
@@ -249,6 +260,10 @@ def _showing(function: Callable[P, R], kind: Callable[[Tell], Any]) -> Callable[
         if progress is not None:
             with shown(Tell()):  # what is told is the caller's matter
                 return function(*args, **kwargs)
+        theirs = _lent.get()
+        if theirs is not None:
+            with shown(Tell()):
+                return function(*args, **cast(Any, {**kwargs, "progress": kind(Tell(theirs))}))
         if not wanted():
             return function(*args, **kwargs)
         with Talk() as talk:

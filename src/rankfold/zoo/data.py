@@ -15,7 +15,7 @@ from torch.utils.data import DataLoader, IterableDataset, TensorDataset
 
 from rankfold.batches import Columns, is_hugging_face
 from rankfold.run.disk.given import how_to_give
-from rankfold.run.progress import showing
+from rankfold.run.progress import lent, showing
 from rankfold.train.feed import length
 from rankfold.zoo.errors import ZooError
 from rankfold.zoo.folders import is_folder_spec, load_folder
@@ -87,7 +87,8 @@ def load_data(
     if is_folder_spec(spec):
         return load_folder(spec, progress)
     if ":" in spec:
-        return _custom(spec)
+        with lent(progress):
+            return _custom(spec)
     if spec == "digits":
         return _digits()
     if spec not in IMAGE_SETS and Path(spec).exists():

@@ -112,7 +112,9 @@ def _cached(
 def _decode(
     name: str, images: ImageSet, split: str, count: int, file: Path | None, progress: Progress | None
 ) -> tuple[Tensor, Tensor]:
-    source = images.hub if file is None else file
+    source, what = images.hub if file is None else file, f"decoding {name} {split}, once"
+    if progress is not None:
+        progress(what, 0, count)
     datasets = datasets_library()
     pixels = np.empty((count, *images.shape), dtype=np.uint8)
     labels = np.empty(count, dtype=np.int64)
@@ -125,7 +127,7 @@ def _decode(
                 labels[done] = row[images.label_column]
             done += 1
             if progress is not None and (done % _EVERY == 0 or done == count):
-                progress(f"{name} {split}", done, count)
+                progress(what, done, count)
     except (OSError, ValueError, KeyError, RuntimeError, TypeError, ImportError) as error:
         reason = " ".join(str(error).split())
         raise ZooError(f"data set {name!r}: {source} cannot be read: {type(error).__name__}: {reason}") from error

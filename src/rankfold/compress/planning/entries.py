@@ -13,6 +13,8 @@ from rankfold.compress.shared import shares
 from rankfold.costs import Cost, site_cost
 from rankfold.sites import Form, Joint, Site, part_of
 
+ADDED = "a bias is added, which takes up the mean error"
+
 Choices = Mapping[str, Sequence[Option]]
 
 
@@ -27,13 +29,15 @@ def entries_of(known: Profile, choices: Choices, picked: Mapping[str, Option], m
         option = picked[site.name]
         entry = _entry(known, site, option, choices[site.name], multiple)
         cost = known.counter.cost(site, option.form, entry.rank, entry.bias)
-        note = entry.note
+        notes = [entry.note, _added(site, entry)]
         if option.form is not Form.KEEP and _gains_nothing(cost, _dense(known, site)):
-            note = "; ".join(
-                filter(None, (note, ("this rank was asked for, and it costs no less than the layer itself")))
-            )
-        entries.append(replace(entry, note=note, params=cost.params, flops=cost.flops))
+            notes.append("this rank was asked for, and it costs no less than the layer itself")
+        entries.append(replace(entry, note="; ".join(filter(None, notes)), params=cost.params, flops=cost.flops))
     return tuple(entries)
+
+
+def _added(site: Site, entry: Entry) -> str:
+    return ADDED if entry.bias and not site.layer.has_bias else ""
 
 
 def _sharing(known: Profile, picked: Mapping[str, Option]) -> dict[str, Entry]:
@@ -57,7 +61,7 @@ def _sharing(known: Profile, picked: Mapping[str, Option]) -> dict[str, Entry]:
             )
             made = replace(
                 entry, site=site.name, shape=site.shape, members=group.names, rows=own,
-                note="; ".join(filter(None, (note, entry.note if first else ""))),
+                note="; ".join(filter(None, (note, entry.note if first else "", _added(site, entry)))),
                 predicted_loss=entry.predicted_loss if first else 0.0,
             )  # fmt: skip
             cost = cost_of(known, site, made)

@@ -319,7 +319,7 @@ def check_folded(found: SiteList) -> None:
 
 
 def meant(root: nn.Module, data: Any, asked: Objective | str | None) -> Inferred | None:
-    """The objective that was asked for, or the one that the first samples and the model's answers to them tell, and why.
+    """The objective that was asked for, or the one that the first samples and the model's answers tell, and why.
 
     ``Teacher`` where they tell none: labels are not needed here. Without data, or values, None. Raises
     ``ObjectiveError`` where the first targets are none of the objective that was asked for.

@@ -7,6 +7,7 @@ from collections.abc import Iterator, Sequence
 from rankfold.costs import speed
 from rankfold.objectives import Figure
 from rankfold.pipeline.advice.found import Advice, Tried
+from rankfold.pipeline.quality.value import worsened
 
 _NAMED = 0.01  # of all FLOPs: what a layer must save to be named
 
@@ -92,7 +93,7 @@ def _price(found: Advice) -> str:
     return (
         f"Not without training: removing {_percent(1 - least.flops)} of the FLOPs already leaves {found.start.name} at "
         f"{least.figure.text} instead of {found.start.text} on {found.samples[1]:,} validation samples"
-        f"{_range(found.start, least)}, more than the {_amount(found.start, found.allowed)} that may be lost."
+        f"{_range(found.start, least)}, more than the {found.start.amount(found.allowed)} that may be lost."
     )
 
 
@@ -164,17 +165,12 @@ def _range(figure: Figure, point: Tried) -> str:
 
 
 def _drop(figure: Figure, point: Tried) -> Iterator[str]:
-    if point.interval is None:
+    said, moved, interval = worsened(figure, point.drop, point.interval)
+    if interval is None:
         return
-    low, high = point.interval
+    low, high = interval
     scale, unit = (100, "points") if figure.unit == "fraction" else (1, figure.unit)
-    said = "worse by" if point.drop > 0 else "no worse: falls by"
-    yield f"{said} {scale * point.drop:.3g}, 95 % interval {scale * low:.3g} to {scale * high:.3g} {unit}".rstrip()
-
-
-def _amount(figure: Figure, value: float) -> str:
-    scale, unit = (100, "points") if figure.unit == "fraction" else (1, figure.unit)
-    return f"{scale * value:.3g} {unit}".rstrip()
+    yield f"{said} {scale * moved:.3g}, 95 % interval {scale * low:.3g} to {scale * high:.3g} {unit}".rstrip()
 
 
 def _percent(fraction: float) -> str:

@@ -162,7 +162,10 @@ class _Job(Planner):
         self.tell.say(f"plan: {summary(made)}")
         self.tell.say(f"forecast: {made.total.sentence}")
         small, score = self.built(made, known, calibration, objective)
-        self.tell.say(f"validation {before.name}: {before.text} before, {score.judged.text} compressed")
+        chose = (
+            "" if quality is None else f" (on all {sum(quality.samples):,}, of which {quality.samples[0]:,} chose it)"
+        )
+        self.tell.say(f"validation {before.name}: {before.text} before, {score.judged.text} compressed{chose}")
         stages = {"tuning": self.settings.tune, "fine-tuning": self.settings.finetune}
         left = [*(name for name, asked in stages.items() if asked), "the measurement on the test split"]
         self.keep(small, made, example, objective, left)
@@ -195,7 +198,7 @@ class _Job(Planner):
             ),
             remarks=(
                 *unlearned,
-                *(() if quality is None else quality.notes), *result.remarks, *of_layers(made),
+                *(() if quality is None else quality.remarks), *result.remarks, *of_layers(made),
                 *samples_known(start, result.before.score, self.data.validation, result.split),
             ),
         )  # fmt: skip

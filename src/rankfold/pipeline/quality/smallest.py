@@ -269,7 +269,7 @@ class Hunt:
             network = self.built(plan, self.known)
             met = self.fallen(before, self.sums(network, self.halves.judge))
             quality = self.quality(tried, point, met, number, decisions(plan.entries), tuple(notes))
-            self.tell.say(f"{self.asked.by}={point.fraction:.4g}: {quality.sentence}")
+            self.tell.say(f"{self.asked.by}={point.fraction:.4g}: {quality.judgement} on the samples that judge")
             if self.good(met.drop):
                 return Smallest(network, plan, quality)
             least = min(least, met.drop)
@@ -309,13 +309,11 @@ class Hunt:
     def failed(self, tried: Sequence[Tried], why: str, least: float | None = None) -> BudgetError:
         """The least drop that was met, in the words of ``max_drop``."""
         figure = self.start
-        scale, unit = (100, "points") if figure.unit == "fraction" else (1, figure.unit)
         drops = [point.drop for point in tried] if least is None else [least]
         if not drops:
             return BudgetError("no network is smaller than the original: factoring gains nothing in any of its layers")
-        met = f"{scale * min(drops):.3g} {unit}".rstrip()
         return BudgetError(
-            f"no network {why}: {figure.name} may be worse by {self.asked.points:g} {unit}".rstrip()
-            + f", and the best of the {len(tried)} networks that were tried is worse by {met}"
-            + ": allow more (--max-drop, max_drop=), or try another method (--method)"
+            f"no network {why}: {figure.name} may be worse by {figure.amount(self.allowed, 6)}, and the best of the "
+            f"{len(tried)} networks that were tried is worse by {figure.amount(min(drops))}: allow more (--max-drop, "
+            "max_drop=), or try another method (--method)"
         )

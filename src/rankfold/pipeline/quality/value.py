@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
-from math import isfinite
+from math import ceil, isfinite
 from typing import Any
 
 from rankfold.compress.ranks.budget import Budget, Bytes, Flops, Latency, Params
@@ -75,8 +75,8 @@ class MaxDrop:
         room = start.value if start.higher else 1 - start.value
         if self.points / 100 > room + ROUNDING:
             raise BudgetError(
-                f"max drop is {self.points:g} points, but {start.name} is {start.text} and can get worse by at most "
-                f"{100 * room:.2f} points"
+                f"max drop is {start.amount(self.points / 100, 6)}, but {start.name} is {start.text} and can get worse "
+                f"by at most {100 * room:.2f} points"
             )
         return self.points / 100
 
@@ -85,8 +85,25 @@ class MaxDrop:
         sign = -1 if start.higher else 1
         bound = Figure("", start.value + sign * self.allowed(start), unit=start.unit)
         way, end = ("fall", "no lower") if start.higher else ("rise", "no higher")
-        unit = "points" if start.unit == "fraction" else start.unit or f"in its own unit of {start.name}"
-        return f"{start.name} may {way} by {self.points:g} {unit}, from {start.text} to {bound.text} and {end}"
+        most = start.amount(self.allowed(start), 6) + ("" if start.unit else f" in its own unit of {start.name}")
+        return f"{start.name} may {way} by {most}, from {start.text} to {bound.text} and {end}"
+
+
+Interval = tuple[float, float]
+
+
+def worsened(figure: Figure, drop: float, interval: Interval | None) -> tuple[str, float, Interval | None]:
+    """The words for a drop, how far that is, and its interval in the same direction."""
+    if drop > 0:
+        return "worse by", drop, interval
+    way = "differs" if not drop else "rises" if figure.higher else "falls"
+    return f"no worse: it {way} by", abs(drop), interval and (0.0 - interval[1], 0.0 - interval[0])
+
+
+def _rounded(number: float) -> int:
+    """Up to two digits: a number of samples is known no better."""
+    step = 10 ** max(0, len(str(int(number))) - 2)
+    return step * ceil(number / step)
 
 
 @dataclass(frozen=True)
@@ -128,21 +145,49 @@ class Quality:
     @property
     def text(self) -> str:
         """The drop and its interval, for a person."""
-        said = f"{self.scale * self.drop:.3g} {self.unit}".rstrip()
-        if self.interval is None:
-            return f"{said} (too few samples for an interval)"
-        low, high = (self.scale * value for value in self.interval)
-        return f"{said}, 95 % interval {low:.3g} to {high:.3g}"
+        _, moved, interval = worsened(self.figure, self.drop, self.interval)
+        if interval is None:
+            return f"{self.figure.amount(moved)} (too few samples for an interval)"
+        low, high = (self.scale * value for value in interval)
+        return f"{self.figure.amount(moved)}, 95 % interval {low:.3g} to {high:.3g}"
+
+    @property
+    def judgement(self) -> str:
+        """The drop in a sentence's first words: accuracy is worse by 1 point, 95 % interval -0.695 to 2.69."""
+        return f"{self.figure.name} is {worsened(self.figure, self.drop, self.interval)[0]} {self.text}"
 
     @property
     def sentence(self) -> str:
         """What was found, and on what it was judged."""
+        most = self.figure.amount(self.asked, 6)
         return (
-            f"{self.figure.name} {'is worse by' if self.drop > 0 else 'is no worse: it falls by'} {self.text}, on "
-            f"{self.samples[1]} validation samples that the search did "
-            f"not use; {self.scale * self.asked:g} {self.unit}".rstrip()
-            + f" were allowed; {len(self.tried)} networks were tried on {self.samples[0]} others, {self.judged} judged"
+            f"{self.judgement}, on {self.samples[1]} validation samples that the search did not use; {most} "
+            f"{'was' if most == '1 point' else 'were'} allowed; {len(self.tried)} networks were tried on "
+            f"{self.samples[0]} others, {self.judged} judged"
         )
+
+    @property
+    def caution(self) -> str:
+        """That the drop may be larger than what was allowed, and what would tell; empty where that is all but sure."""
+        if self.interval is None or self.interval[1] <= self.asked:
+            return ""
+        high, most, reach = self.interval[1], self.figure.amount(self.asked, 6), self.interval[1] - self.drop
+        said = f"the drop may be as large as {self.figure.amount(high)} (95 % interval), beyond the {most} allowed: "
+        if not self.asked:
+            return f"{said}no number of samples makes sure that nothing is lost; --max-drop allows a little"
+        if reach < self.asked:
+            less = self.figure.amount(self.asked - reach)
+            return f"{said}asking for {less} (--max-drop) makes {most} all but sure"
+        needed = _rounded(self.samples[1] * (reach / self.asked) ** 2)
+        return (
+            f"{said}{self.samples[1]:,} samples judged, and so few cannot tell {most} from none; about {needed:,} "
+            f"could: give about {2 * needed:,} validation samples, of which half search, or allow more (--max-drop)"
+        )
+
+    @property
+    def remarks(self) -> tuple[str, ...]:
+        """What a reader of the result should know: the notes, and the caution where there is one."""
+        return (*self.notes, *filter(None, [self.caution]))
 
     def to_dict(self) -> dict[str, Any]:
         """What ``rankfold compress --json`` has under "quality": drops in the unit of ``max_drop``."""
@@ -155,6 +200,7 @@ class Quality:
             "after": self.after,
             "drop": self.scale * self.drop,
             "interval": None if self.interval is None else [self.scale * value for value in self.interval],
+            **({"caution": self.caution} if self.caution else {}),
             "samples": {"searched": self.samples[0], "judged": self.samples[1]},
             "networks": {"tried": len(self.tried), "judged": self.judged},
             "tried": [

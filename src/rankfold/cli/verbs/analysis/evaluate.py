@@ -73,7 +73,7 @@ def evaluate(
     threads: Threads = None,
     as_json: Json = False,
 ) -> None:
-    """Measure how good a model is on a split, and parameters, FLOPs, bytes and latency at batch 1.
+    """Measure how good a model is on a split, and parameters, FLOPs, bytes and latency at batch 1 (and at --batch).
 
     Without targets, outputs are compared with those of the network that DIR was made from.
     """
@@ -104,7 +104,9 @@ def evaluate(
         compared = not chosen.objective.labelled or (original is not None and chosen.objective.compares)
         teacher = original_of(loaded, original).to(place) if compared else None
         talk.say(f"evaluating {loaded.spec} on {samples.amount(split)} of {samples.name}")
-        found = figures({"model": loaded.model}, part, example, objective=chosen.objective, teacher=teacher)["model"]
+        found = figures(
+            {"model": loaded.model}, part, example, batches=(batch,), objective=chosen.objective, teacher=teacher
+        )["model"]
         beforehand = None
         if teacher is not None and chosen.objective.labelled:
             beforehand = score(teacher, part, role=split, objective=chosen.objective)
@@ -116,7 +118,8 @@ def evaluate(
             on: Target = "compile" if target is TargetName.compile else "onnxruntime"
             times = target_latencies(timed, example, on, batch=batch)
     how = protocol(found.score, part)
-    told: dict[str, object] = {"target": {"name": target.value, "batch": batch, "ms": times}} if times else {}
+    timed_on = {"name": target.value, "batch": batch, "ms": times, "eager_ms": found.latencies.get(batch)}
+    told: dict[str, object] = {"target": timed_on} if times else {}
     if as_json:
         told |= {} if beforehand is None else {"original": beforehand.values}
         print_json(found.to_dict() | told | ({"protocol": how} if how else {}))
@@ -132,7 +135,7 @@ def evaluate(
         ("parameters", count(found.params)),
         ("FLOPs", f"{count(found.flops)} a sample"),
         ("bytes", count(found.bytes)),
-        ("latency", f"{shown(found.latency_ms)} ms at batch 1"),
+        *(("latency", f"{shown(ms)} ms at batch {size}") for size, ms in found.latencies.items()),
     ]
     if found.prefill_ms is not None and found.decode_ms is not None:
         rows += [

@@ -246,5 +246,6 @@ def print_result(result: Result) -> None:
         print(f"tuned: {result.tuning.sentence}")
     if result.forecast is not None:
         print(result.forecast.sentence)
-    for remark in result.remarks:
+    judged_before = () if result.quality is None else result.quality.notes  # told while they were judged
+    for remark in (remark for remark in result.remarks if remark not in judged_before):
         print(f"note: {remark}")

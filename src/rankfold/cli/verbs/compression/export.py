@@ -62,7 +62,7 @@ def export(
                 )
             return
         write = to_onnx if to is Target.onnx else to_torch_export
-        written = write(loaded.model, loaded.needed_example(), out)
+        written = write(loaded.model, loaded.needed_example(), out, tell=talk.tell)
     size = out.stat().st_size
     if as_json:
         said = {"file": str(out), "format": to.value, "bytes": size, "max_abs_difference": written}

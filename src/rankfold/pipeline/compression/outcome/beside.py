@@ -40,7 +40,8 @@ class Beside:
             return f"forecast {self.total.sentence}"
         probe = self.total.probe
         tried = "" if probe is None else f" ({probe:.3g} on a few tokens of the calibration data)"
-        found = "not measured" if self.measured is None else f"measured {self.measured:.3g} on {self.where}"
+        met = None if self.measured is None else f"measured {self.measured:.3g} before any fine-tuning, on {self.where}"
+        found = met or "not measured"
         return f"forecast {self.total.value:.3g}{tried}, {found}: {in_words(self.total.unit)}"
 
     def to_dict(self) -> dict[str, Any]:

@@ -13,6 +13,7 @@ import torch
 from rankfold.compress.methods.method import Method
 from rankfold.compress.planning.plan import Entry, Plan
 from rankfold.compress.planning.profile import Profile
+from rankfold.objectives import Figure
 from rankfold.pipeline.compression.outcome.curve import Curve
 from rankfold.pipeline.compression.outcome.heldout import over_fitted
 from rankfold.pipeline.compression.outcome.measure import Figures
@@ -21,6 +22,8 @@ from rankfold.pipeline.compression.outcome.result import Result
 from rankfold.report import CurvePoint, FigureKind, LayerRow, ReportData, SearchShown, TriedPoint, quantities
 from rankfold.sites import Form
 from rankfold.train import History
+
+_RESOURCES = {"flops": "FLOPs", "params": "parameters"}
 
 
 def report_data(
@@ -70,8 +73,17 @@ def _asked(result: Result) -> str:
     quality = result.quality
     if quality is None:
         return result.plan.asked()
-    text = f"smallest {quality.by} with {quality.figure.name} worse by at most {quality.scale * quality.asked:g}"
-    return f"{text} {quality.unit}".rstrip() + f"; found: {result.plan.asked()}"
+    return searched(quality.by, quality.figure, quality.asked, result.plan)
+
+
+def searched(by: str, figure: Figure, asked: float, plan: Plan) -> str:
+    """What a search was for, and what it found: the last of the plan's budgets, which no person has written."""
+    *given, found = plan.budgets
+    share = quantities.percent(found.keep).replace(quantities.NBSP, " ")
+    told = ", ".join(
+        (*(budget.describe() for budget in given), f"{share} of the {_RESOURCES.get(found.kind, found.kind)} kept")
+    )
+    return f"smallest {by} with {figure.name} worse by at most {figure.amount(asked, 6)}; found: {told}"
 
 
 def _search(result: Result) -> SearchShown:
@@ -88,7 +100,7 @@ def _search(result: Result) -> SearchShown:
     kind = FigureKind(quality.figure.name, quality.figure.unit)
     last = f"{quantities.title(kind)}{quality.sentence.removeprefix(kind.name)}."
     drawn = f"The picture shows the figures on the {quality.samples[0]} samples that searched."
-    told = (last, *(note + "." for note in quality.notes), drawn)
+    told = (last, *(note + "." for note in quality.remarks), drawn)
     return SearchShown(told, start + sign * quality.asked, start, points, kind)
 
 
@@ -125,7 +137,7 @@ def _layers(known: Profile, plan: Plan, errors: Mapping[str, float], method: Met
                 shape=site.shape,
                 form=entry.form.value,
                 rank=entry.rank if changed else None,
-                full_rank=min(site.shape),
+                full_rank=_largest(known, entry),
                 params_before=dense.params,
                 params_after=entry.params,
                 flops_before=dense.flops,
@@ -139,6 +151,12 @@ def _layers(known: Profile, plan: Plan, errors: Mapping[str, float], method: Met
     return rows
 
 
+def _largest(known: Profile, entry: Entry) -> int:
+    """The largest rank of the matrix that this form parts, which it shares with other layers or has folded anew."""
+    site = next((group for group in known.sites.joint if group.names == entry.members), known.sites[entry.site])
+    return min(site.shape) if entry.form is Form.KEEP else site.max_rank(entry.form.decomposed)
+
+
 def _levels(known: Profile, entry: Entry, plan: Plan) -> list[float]:
     """What ranks were chosen on: singular values over the largest, of the outputs or of the weight.
 
@@ -147,5 +165,6 @@ def _levels(known: Profile, entry: Entry, plan: Plan) -> list[float]:
     if plan.factors is not None:
         return []
     group = known.candidates.get(entry.site, ())
-    shown = known.candidate(entry.site, entry.form) or next(iter(group), None)
+    own = (each for each in group if len(each.decomposition.levels) == min(each.site.shape))  # of the matrix as it is
+    shown = known.candidate(entry.site, entry.form) or next(own, next(iter(group), None))
     return [] if shown is None else shown.decomposition.levels.tolist()

@@ -9,6 +9,7 @@ from torch import nn
 
 from rankfold.compress.layerwise.in_parts import memory_needed
 from rankfold.compress.methods.method import Method
+from rankfold.compress.planning.entries import ADDED
 from rankfold.compress.planning.plan import Plan
 from rankfold.objectives import Evaluation
 from rankfold.pipeline.compression.outcome.heldout import over_fitted
@@ -47,8 +48,9 @@ def of_layers(made: Plan) -> tuple[str, ...]:
     """What is to be known of layers that change, as that a search was cut short: a sentence for each reason."""
     found: dict[str, list[str]] = {}
     for entry in made.changed:
-        if entry.note:
-            found.setdefault(entry.note, []).append(entry.site)
+        note = "; ".join(part for part in entry.note.split("; ") if part != ADDED)  # which is nothing odd
+        if note:
+            found.setdefault(note, []).append(entry.site)
     return tuple(
         f"{', '.join(names[:3])}{f' and {len(names) - 3} more' if len(names) > 3 else ''}: {why}"
         for why, names in found.items()
