@@ -66,8 +66,9 @@ def alone(task: Task, site: Site, entry: Entry, why: str, moments: Moments | Non
     decomposition = task.method.decompose(site, entry.form.decomposed, weight, statistics, bias)
     if decomposition is None:
         raise ValueError(f"method {task.method.name!r} does not make the form {entry.form} of this layer")
+    error = decomposition.relative_error(entry.rank)  # before the factors lie beside what it takes
     factors = decomposition.factors(entry.rank)
-    return Solution(factors, decomposition.relative_error(entry.rank), {}, note=note, alone=factors)
+    return Solution(factors, error, {}, note=note, alone=factors)
 
 
 def unchanged(site: Site, matrix: Tensor, solution: Solution) -> bool:
