@@ -128,6 +128,7 @@ def test_the_remedy_for_an_ambiguous_shape_works():
         ("multi-label", torch.randn(6, 4), torch.randn(6, 4), "targets must be from 0 to 1, and run from -"),
         ("causal-lm", torch.randn(6, 8, 9), torch.randn(6, 8), r"tokens of shape \(N, length\) .* got \(6, 8\)"),
         ("regression", torch.randn(6, 4), None, "a batch holds no targets"),
+        ("masked-lm", torch.randn(6, 8, 60), None, "mask tokens yourself"),
         ("teacher", torch.randn(6, 4), whole(4, 6), "give it as teacher="),
     ],
 )

@@ -31,6 +31,7 @@ class Objective:
         by_token: whether the answers are scores of tokens, of which the softmax is a distribution: what is lost is then
             forecast in nats for a token.
         diverges_in: the unit of ``divergence``, a key of ``rankfold.objectives.units``.
+        remedy: what to do where a batch holds no targets.
 
     Example:
         >>> isinstance(rf.Regression(), rf.Objective), rf.Teacher().labelled
@@ -41,6 +42,7 @@ class Objective:
     labelled = True
     by_token: ClassVar[bool] = False
     diverges_in: ClassVar[str] = CHANGE
+    remedy: ClassVar[str] = "give batches (inputs, targets), or mappings with a key labels"
 
     @property
     def compares(self) -> bool:
@@ -70,8 +72,8 @@ class Objective:
         found = labels_of(batch)
         if found is None:
             raise ObjectiveError(
-                f"{self.name}: a batch holds no targets: give batches (inputs, targets), or mappings with a key "
-                "labels, or use the objective 'teacher', which needs none"
+                f"{self.name}: a batch holds no targets: {self.remedy}; or use the objective 'teacher', which needs "
+                "none"
             )
         return found
 

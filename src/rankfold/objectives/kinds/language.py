@@ -141,3 +141,7 @@ class MaskedLanguageModel(CausalLanguageModel):
 
     name: str = "masked-lm"
     shift: bool = False
+    remedy: ClassVar[str] = (
+        "a text is read as it is, so mask tokens yourself (transformers.DataCollatorForLanguageModeling does) and give "
+        "batches with the keys input_ids and labels"
+    )
