@@ -118,8 +118,7 @@ def profile(
     first = example_of(root, data) if example is None else Example.of(example)
     params, size = storage(root)
     with as_found(root):
-        mark, meaning = fingerprint(root), meant(root, data, objective)
-        objective = None if meaning is None else meaning.objective
+        mark, objective = fingerprint(root), getattr(meant(root, data, objective), "objective", None)
         counted, traced = _counted(root, first, drawn=example is None, found=found)
         found = _heard(root, first, traced.kept(found))
         found, apart = _grouped(root, found, traced, method, forms)
