@@ -13,6 +13,7 @@ import argparse
 import copy
 import json
 from pathlib import Path
+from typing import Any
 
 import torch
 from transformers import AutoModel, AutoTokenizer
@@ -23,7 +24,7 @@ import rankfold.hub
 WORDS, TOKENS, BATCH = 20, 64, 32  # words that a line has at least; tokens of it that are read; lines in a batch
 
 
-def drawn(text: Path, tokenizer: object, lines: int, seed: int) -> list[dict[str, torch.Tensor]]:
+def drawn(text: Path, tokenizer: Any, lines: int, seed: int) -> list[dict[str, torch.Tensor]]:
     """Batches of lines of a text, those that have enough words and are no headings."""
     read = (line.strip() for line in text.read_text(encoding="utf-8").splitlines())
     long = [line for line in read if len(line.split()) >= WORDS and not line.startswith("=")]
@@ -33,7 +34,7 @@ def drawn(text: Path, tokenizer: object, lines: int, seed: int) -> list[dict[str
     order = torch.randperm(len(long), generator=torch.Generator().manual_seed(seed))[:lines].tolist()
     picked = [long[index] for index in order]
     how = {"padding": "max_length", "max_length": TOKENS, "truncation": True, "return_tensors": "pt"}
-    return [dict(tokenizer(picked[i : i + BATCH], **how)) for i in range(0, lines, BATCH)]  # type: ignore[operator]
+    return [dict(tokenizer(picked[i : i + BATCH], **how)) for i in range(0, lines, BATCH)]
 
 
 def main() -> None:

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 from typing import Any
+
+from rankfold.run.disk.container import parsed
 
 REPORT = "recover.json"
 _NAMED = 5  # files that are named of a folder of something else
@@ -42,7 +43,7 @@ def check_factors(folder: Path, wanted: str) -> None:
 def _held(file: Path) -> dict[str, Any]:
     """What a JSON file holds; nothing where there is none, or something else in it."""
     try:
-        found = json.loads(file.read_bytes())
-    except (OSError, ValueError, RecursionError):
+        found = parsed(file.read_bytes())
+    except (OSError, ValueError):
         return {}
     return found if isinstance(found, dict) else {}

@@ -59,7 +59,8 @@ def page(
 
 
 def _first_lines(content: bytes) -> list[list[str]]:
-    return list(islice(csv.reader(io.StringIO(content.decode())), LINES + 1))
+    lines = io.TextIOWrapper(io.BytesIO(content), "utf-8", newline="")  # of a large table no more is decoded
+    return list(islice(csv.reader(lines), LINES + 1))
 
 
 def _expected(report: dict[str, Any]) -> list[tuple[str, str]]:

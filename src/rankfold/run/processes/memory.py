@@ -109,10 +109,10 @@ def give_back() -> None:
     """Give freed memory back to the operating system, where the C library can (glibc) and it has become much.
 
     A pass over data frees activations of tens of megabytes among smaller things that stay; the allocator keeps such
-    pages, and the next stage, whose tensors have other sizes, asks for more. Call it where a stage has ended, not in a
-    loop. Cost: a fifth of a second for a process that holds torch, and some for pages that are asked for again;
-    microseconds while the process has grown by less than 64 MiB since the last time; within ``steady`` while it has not
-    grown at all.
+    pages, and the next stage, whose tensors have other sizes, asks for more. Call it where a stage has ended; in a loop
+    within ``steady`` alone. Cost: a fifth of a second for a process that holds torch, and some for pages that are asked
+    for again; microseconds while the process has grown by less than 64 MiB since the last time; within ``steady`` while
+    it has not grown at all.
     """
     global _left
     now, worth = _resident(), _BOUND if _promised else _GROWTH
