@@ -74,6 +74,38 @@ def test_tables_are_no_layers_that_save_time_and_spreads_that_overlap_tell_nothi
     assert "1.22 times as fast at batch 1" in " ".join(sentences(advice(apart)))
 
 
+def test_parameters_may_be_what_is_to_be_small() -> None:
+    one = replace(point(0.6, 0.893, 0.007), params=0.5)
+    other = replace(point(0.7, 0.893, 0.007), params=0.4, flops=0.7)
+    found = advice(one, other, tables=0.4, by="params", untried=(0.3,))
+    assert (found.best, replace(found, by="flops").best) == (other, one)
+    said = " ".join(sentences(found))
+    assert "Yes: without any training 60 % of the parameters and 30 % of the FLOPs can go" in said
+    assert "the budgets below take from them too, which saves no time" in said
+    assert "Time ran out: 30 % of the parameters was not tried" in said
+    assert "Most parameters are saved in conv (20 % of all), head (10 % of all)." in said
+    lines = [line for _, line in commands(found, "net")]
+    assert lines[0] == "rankfold compress net --budget params=0.4 -o small"
+    assert lines[1] == "rankfold compress net --max-drop 1 --smallest params -o small"
+    with pytest.raises(ValueError, match="by, what is to be small, must be one of flops, params, bytes, got 'time'"):
+        rf.advise(nn.Linear(4, 4), (torch.rand(8, 4), torch.rand(8, 4)), by="time")
+
+
+def test_a_network_that_is_all_table_is_small_by_its_parameters_alone() -> None:
+    torch.manual_seed(0)
+    net = nn.Sequential(nn.Embedding(100, 16), nn.Flatten(), nn.Linear(64, 4, bias=False))
+    net[0].weight.data = torch.randn(100, 4) @ torch.randn(4, 16)  # of rank 4: most of it is for nothing
+    x = torch.randint(100, (96, 4))
+    data = SimpleNamespace(train=x[:64], validation=x[64:])
+    found = rf.advise(net, data, by="params", seconds=60, batches=())
+    assert [p.params for p in found.tried] == sorted((p.params for p in found.tried), reverse=True)
+    assert found.best is not None
+    assert 0.3 < found.best.params < 0.45
+    assert found.best.layers[0].site == "0"
+    told = f"can go (the FLOPs grow by {100 * (found.best.flops - 1):.3g} %)"
+    assert told in " ".join(sentences(found))
+
+
 def test_a_network_with_a_table() -> None:
     torch.manual_seed(0)
     net = nn.Sequential(nn.Embedding(100, 16), nn.Flatten(), nn.Linear(64, 32), nn.ReLU(), nn.Linear(32, 3))
@@ -316,7 +348,7 @@ def test_from_the_command_line(tmp_path) -> None:
     told = json.loads(CliRunner().invoke(app, [*arguments, "--json"]).stdout)
     assert told["allowed"] == 0.02
     assert told["advice"]
-    assert {"flops", "params", "value", "drop", "interval", "latency_ms", "original_ms", "layers"} == set(
+    assert {"flops", "params", "bytes", "value", "drop", "interval", "latency_ms", "original_ms", "layers"} == set(
         told["tried"][0]
     )
 

@@ -13,6 +13,7 @@ from rankfold.linalg.brief import brief
 from rankfold.objectives import Figure
 
 FASTER = 0.95  # of the original's time, from which on a network is called faster: less is noise
+WORDS = {"flops": "FLOPs", "params": "parameters", "bytes": "bytes"}  # what can be made small, as it is called
 
 
 @dataclass(frozen=True)
@@ -26,12 +27,16 @@ class Saved:
     flops: float
     params: float
 
+    def share(self, by: str) -> float:
+        """Of what is to be small; of bytes that of the parameters."""
+        return self.flops if by == "flops" else self.params
+
 
 @dataclass(frozen=True)
 class Tried:
-    """One compressed network, not trained: its share of the FLOPs and parameters, how it answers validation samples,
-    how much worse than the original that is with a 95 % ``interval`` (None where samples are too few to tell), and
-    milliseconds by batch size, of it and of the original ``beside`` it, measured in turns, where there was time.
+    """One compressed network, not trained: its shares of the FLOPs, parameters and bytes, how it answers validation
+    samples, how much worse than the original that is with a 95 % ``interval`` (None where samples are too few to tell),
+    and milliseconds by batch size, of it and of the original ``beside`` it, measured in turns, where there was time.
     ``kl``: of a language model, how far its next tokens are from the original's, in nats a token."""
 
     flops: float
@@ -43,6 +48,7 @@ class Tried:
     beside: Mapping[int, float]
     layers: tuple[Saved, ...]
     kl: float | None = None
+    bytes: float = 1.0
 
     def speed(self, batch: int) -> float:
         """How many times as fast as the original."""
@@ -79,9 +85,10 @@ class Advice:
         labelled: whether the data have targets.
         seconds: that the look took.
         unlearned: the original is no better than chance, so that nothing follows.
-        untried: fractions of the FLOPs that there was no time to try.
+        untried: fractions of what is to be small that there was no time to try.
         untimed: batch sizes at which there was no time to time the network that counts.
         tables: the share of its parameters that lies in tables that can be factored.
+        by: what is to be small: "flops", "params" or "bytes".
 
     Example:
         >>> figure, cost = rf.Figure("accuracy", 0.9, unit="fraction"), rf.Cost(100, 200, 400)
@@ -103,6 +110,7 @@ class Advice:
     untried: tuple[float, ...] = ()
     untimed: tuple[int, ...] = ()
     tables: float = 0.0
+    by: str = "flops"
 
     __repr__ = brief
 
@@ -110,7 +118,11 @@ class Advice:
     def best(self) -> Tried | None:
         """The smallest network that was tried whose figure falls by no more than what is allowed."""
         good = [] if self.unlearned else [point for point in self.tried if point.drop <= self.allowed]
-        return min(good, key=lambda point: point.flops, default=None)
+        return min(good, key=self.share, default=None)
+
+    def share(self, point: Tried) -> float:
+        """What a network keeps of what is to be small."""
+        return float(getattr(point, self.by))
 
     @property
     def latencies(self) -> Mapping[int, float]:
@@ -132,12 +144,12 @@ class Advice:
             "validation_samples": self.samples[1],
             "tried": [
                 {
-                    "flops": p.flops, "params": p.params, "value": p.figure.value, "drop": p.drop,
+                    "flops": p.flops, "params": p.params, "bytes": p.bytes, "value": p.figure.value, "drop": p.drop,
                     "interval": p.interval, "latency_ms": dict(p.latencies), "original_ms": dict(p.beside),
                     "layers": [vars(layer) for layer in p.layers],
                 } | ({} if p.kl is None else {"kl": p.kl})
                 for p in self.tried
             ],
-            "best_flops": None if best is None else best.flops, "advice": list(sentences(self)),
+            "smallest": self.by, "best_flops": None if best is None else best.flops, "advice": list(sentences(self)),
             "seconds": self.seconds, "untried": list(self.untried), "untimed": list(self.untimed),
         }  # fmt: skip

@@ -17,7 +17,7 @@ from rankfold.compress.planning.profiling import meant, profile
 from rankfold.compress.repair.batchnorm import Reference, reestimate_
 from rankfold.costs import Cost
 from rankfold.objectives import Figure, Figures, Objective
-from rankfold.pipeline.advice.found import Advice, Saved, Tried
+from rankfold.pipeline.advice.found import WORDS, Advice, Saved, Tried
 from rankfold.pipeline.advice.spending import KEPT, Look, affordable, profiled_within, seconds_of_one
 from rankfold.pipeline.compression.outcome.measure import calibration_part, first_example
 from rankfold.pipeline.quality.halves import GROUPS, few_of, sample_count
@@ -42,6 +42,7 @@ def advise(
     *,
     seconds: float = 60.0,
     max_drop: float | None = None,
+    by: str = "flops",
     objective: Objective | str | None = None,
     where: Where | None = None,
     batches: Sequence[int] = BATCHES,
@@ -61,6 +62,7 @@ def advise(
         seconds: about how long to look.
         max_drop: how far the judging figure may fall, in points of a percentage or in its own unit; by default one
             point, or 2 % of the figure.
+        by: what is to be small: "flops", "params" or "bytes".
         objective: what outputs and targets mean; told from the data by default.
         where: narrows the sites, as in ``rankfold.sites``.
         batches: batch sizes at which networks are timed.
@@ -71,7 +73,7 @@ def advise(
         An ``Advice``; ``best`` is the network that is recommended, or None.
 
     Raises:
-        ValueError: as ``rankfold.profile``.
+        ValueError: ``by`` is none of these; and as ``rankfold.profile``.
 
     Cost: as many samples as a forward pass allows within ``seconds``, and at least 64, of a slow network 16: one whose
     profile alone takes longer goes over the time, as does one plan at least.
@@ -84,6 +86,8 @@ def advise(
         >>> found.sites, all(point.flops <= 1 for point in found.tried)
         (2, True)
     """
+    if by not in WORDS:
+        raise ValueError(f"by, what is to be small, must be one of {', '.join(WORDS)}, got {by!r}")
     root, data, look = unwrap(model), parts_of(data), Look(seconds, tell or Tell())
     example = first_example(root, data.train)
     each = seconds_of_one(root, example)
@@ -114,19 +118,20 @@ def advise(
 
     def judge(plan: Plan) -> Tried:
         met = fall(before, _sums(made(plan), teacher, validation, meaning))
-        after, whole = plan.after, plan.before
-        shares = after.flops / max(whole.flops, 1), after.params / max(whole.params, 1)
+        flops, params, held = (getattr(plan.after, kind) / max(getattr(plan.before, kind), 1) for kind in WORDS)
         kl = met.after.values.get("kl") if meaning is not None and meaning.by_token else None
-        return Tried(*shares, met.after.judged, met.drop, met.interval, {}, {}, _saved(plan, known), kl)
+        return Tried(
+            flops, params, met.after.judged, met.drop, met.interval, {}, {}, _saved(plan, known, by), kl, held
+        )  # fmt: skip
 
-    plans, tried, untried = look.judged(known, judge)
+    plans, tried, untried = look.judged(known, by, judge)
     covered, tables, obstacles = _parts(root, known.sites, known)
     sites = sum(not site.layer.lookup for site in known.sites.reducible)
     found = Advice(
         known.cost, sites, covered, obstacles, start.judged, tuple(tried),
         _allowed(start.judged, max_drop), (known.samples, sample_count(validation)),
         bool(meaning is not None and meaning.labelled), 0.0,
-        start.chance is not None and at_chance(start.judged, start), tuple(untried), tables=tables,
+        start.chance is not None and at_chance(start.judged, start), tuple(untried), tables=tables, by=by,
     )  # fmt: skip
     found = look.timed(found, plans, made, root, example, each, batches)
     return replace(found, seconds=look.spent)
@@ -144,7 +149,7 @@ def _allowed(start: Figure, max_drop: float | None) -> float:
     return max_drop / 100 if start.unit == "fraction" else max_drop
 
 
-def _saved(plan: Plan, known: Profile) -> tuple[Saved, ...]:
+def _saved(plan: Plan, known: Profile, by: str) -> tuple[Saved, ...]:
     """The layers that save most, the largest first."""
     made = []
     for entry in plan.changed:
@@ -157,7 +162,7 @@ def _saved(plan: Plan, known: Profile) -> tuple[Saved, ...]:
                 (dense.params - entry.params) / max(plan.before.params, 1),
             )
         )  # fmt: skip
-    return tuple(sorted(made, key=lambda saved: -saved.flops)[:SHOWN])
+    return tuple(sorted(made, key=lambda saved: -saved.share(by))[:SHOWN])
 
 
 def _parts(

@@ -10,15 +10,21 @@ from torch import nn
 
 from rankfold.compress.planning.plan import Plan
 from rankfold.compress.planning.profile import Profile
-from rankfold.compress.ranks.budget import Flops
 from rankfold.compress.ranks.options import BudgetError
 from rankfold.costs import Example, evaluating, latencies
 from rankfold.costs.clock import once
 from rankfold.costs.example import with_batch
 from rankfold.pipeline.advice.found import Advice, Tried
+from rankfold.pipeline.quality.value import BY
 from rankfold.run.progress import Tell
 
-KEPT = (0.9, 0.75, 0.6, 0.45, 0.3)  # fractions of the FLOPs that are tried, one after the other while time is left
+KEPT = (
+    0.9,
+    0.75,
+    0.6,
+    0.45,
+    0.3,
+)  # fractions of what is to be small that are tried, one after the other while time is left
 _PASSES, _OF_TOKENS = 18, 9  # forward passes of one sample that a profile costs for each (ResNet20, 32 to 512 images)
 _TOGETHER, _MOST = 75, 128  # and so many more, decompositions included, where errors at positions are added up
 _TIMING = 0.15  # of the time, to time networks in
@@ -41,11 +47,13 @@ class Look:
     def left(self) -> float:
         return max(self.seconds - self.spent, 0.0)
 
-    def judged(self, known: Profile, judge: Callable[[Plan], Tried]) -> tuple[list[Plan], list[Tried], list[float]]:
+    def judged(
+        self, known: Profile, by: str, judge: Callable[[Plan], Tried]
+    ) -> tuple[list[Plan], list[Tried], list[float]]:
         """The plans that were carried out, what was seen of each, and the fractions for which the time did not do."""
         plans: list[Plan] = []
         tried: list[Tried] = []
-        asked, last = list(_plans(known)), 0.0
+        asked, last = list(_plans(known, by)), 0.0
         for number, (_, plan) in enumerate(asked):
             if tried and last > self.left - _TIMING * self.seconds:
                 return plans, tried, [fraction for fraction, _ in asked[number:]]
@@ -115,12 +123,12 @@ def seconds_of_one(root: nn.Module, example: Example) -> float:
         return max(each, 1e-6)
 
 
-def _plans(known: Profile) -> Iterator[tuple[float, Plan]]:
+def _plans(known: Profile, by: str) -> Iterator[tuple[float, Plan]]:
     """Fractions and plans: those that can be met and change something, the largest first; no two that decide alike."""
     seen = set[str]()
     for fraction in KEPT:
         try:
-            plan = known.plan(Flops(fraction))
+            plan = known.plan(BY[by](fraction))
         except BudgetError:
             return
         if plan.changed and plan.decided not in seen:

@@ -6,17 +6,18 @@ from collections.abc import Iterator, Sequence
 
 from rankfold.costs import speed
 from rankfold.objectives import Figure
-from rankfold.pipeline.advice.found import Advice, Tried
+from rankfold.pipeline.advice.found import WORDS, Advice, Tried
 from rankfold.pipeline.quality.value import worsened
 
-_NAMED = 0.01  # of all FLOPs: what a layer must save to be named
+_NAMED = 0.01  # of all: what a layer must save to be named
 
 
 def sentences(found: Advice) -> Iterator[str]:
     """What pays and what does not, one thought each."""
     yield from _reach(found)
     if not found.tried:
-        yield "Nothing smaller could be made: factoring these layers does not even bring the FLOPs down to 90 %."
+        what = WORDS[found.by]
+        yield f"Nothing smaller could be made: factoring these layers does not even bring the {what} down to 90 %."
         return
     if found.unlearned:
         yield (
@@ -31,10 +32,10 @@ def sentences(found: Advice) -> Iterator[str]:
         yield further
     yield from _speed(found, best or found.tried[0])
     yield from _ran_out(found)
-    named = [layer for layer in (() if best is None else best.layers) if layer.flops >= _NAMED]
+    named = [layer for layer in (() if best is None else best.layers) if layer.share(found.by) >= _NAMED]
     if named:
-        told = ", ".join(f"{layer.site} ({_percent(layer.flops)} of all)" for layer in named)
-        yield f"Most FLOPs are saved in {told}."
+        told = ", ".join(f"{layer.site} ({_percent(layer.share(found.by))} of all)" for layer in named)
+        yield f"Most {'parameters' if found.by == 'bytes' else WORDS[found.by]} are saved in {told}."
 
 
 def commands(found: Advice, model: str, extra: str = "") -> Iterator[tuple[str, str]]:
@@ -42,25 +43,29 @@ def commands(found: Advice, model: str, extra: str = "") -> Iterator[tuple[str, 
     if found.unlearned:
         return
     best, base = found.best, " ".join(filter(None, ("rankfold compress", model, extra)))
+    searched = "" if found.by == "flops" else f" --smallest {found.by}"
     points = 100 * found.allowed if found.start.unit == "fraction" else found.allowed
     if best is not None:
-        yield "the network described above", f"{base} --budget flops={best.flops:.2g} -o small"
-        yield "the smallest that keeps its quality, searched finely", f"{base} --max-drop {points:.3g} -o small"
+        yield "the network described above", f"{base} --budget {found.by}={found.share(best):.2g} -o small"
+        yield (
+            "the smallest that keeps its quality, searched finely",
+            f"{base} --max-drop {points:.3g}{searched} -o small",
+        )
     if found.tried:
-        target = min((p for p in found.tried if best is None or p.flops < best.flops), key=_near_half, default=None)
+        smaller = [p for p in found.tried if best is None or found.share(p) < found.share(best)]
+        target = min(smaller, key=lambda point: abs(found.share(point) - 0.5), default=None)
         if target is not None:
             more = "--finetune-epochs 5" if found.labelled and found.start.name != "perplexity" else "--tune 100"
-            yield "a smaller one, trained afterwards", f"{base} --budget flops={target.flops:.2g} {more} -o small"
+            yield (
+                "a smaller one, trained afterwards",
+                f"{base} --budget {found.by}={found.share(target):.2g} {more} -o small",
+            )
         fastest = _faster(found)
         if fastest is not None:
             at = "" if fastest[1] == 1 else f"@{fastest[1]}"
             yield f"what saves time here at batch {fastest[1]}", f"{base} --budget latency=0.8{at} -o small"
     if best is None:
         yield "which matrices are near to low rank", " ".join(filter(None, ("rankfold analyze", model, extra)))
-
-
-def _near_half(point: Tried) -> float:
-    return abs(point.flops - 0.5)
 
 
 def _reach(found: Advice) -> Iterator[str]:
@@ -72,18 +77,23 @@ def _reach(found: Advice) -> Iterator[str]:
         inside = f"{_percent(params)} of the parameters and {_percent(flops)} of the FLOPs"
         yield f"{inside} are in {layers} that can be factored."
     if found.tables:
-        yield (
-            f"{_percent(found.tables)} of the parameters are in tables that are looked up: budgets in parameters or "
-            "bytes take from them too, which saves no time."
+        below = "the budgets below take from them too"
+        taken = (
+            "budgets in parameters or bytes take from them too (--smallest params)" if found.by == "flops" else below
         )
+        inside = f"{_percent(found.tables)} of the parameters are in tables that are looked up"
+        yield f"{inside}: {taken}, which saves no time."
     for share, name, why in found.obstacles:
         yield f"{_percent(share)} of the parameters cannot, such as {name}: {why}."
 
 
 def _pays(found: Advice, best: Tried) -> str:
-    gone = f"{_percent(1 - best.flops)} of the FLOPs and {_percent(1 - best.params)} of the parameters"
+    kinds = ("flops", "params") if found.by == "flops" else (found.by, "flops")
+    less = [(1 - getattr(best, kind), WORDS[kind]) for kind in kinds]
+    gone = " and ".join(f"{_percent(share)} of the {what}" for share, what in less if share > 0)
+    grown = f" (the FLOPs grow by {_percent(best.flops - 1)})" if best.flops > 1 else ""
     return (
-        f"Yes: without any training {gone} can go: {found.start.name} is {best.figure.text} instead of "
+        f"Yes: without any training {gone} can go{grown}: {found.start.name} is {best.figure.text} instead of "
         f"{found.start.text} on {found.samples[1]:,} validation samples{_range(found.start, best)}."
     )
 
@@ -91,7 +101,7 @@ def _pays(found: Advice, best: Tried) -> str:
 def _price(found: Advice) -> str:
     least = found.tried[0]
     return (
-        f"Not without training: removing {_percent(1 - least.flops)} of the FLOPs already leaves {found.start.name} at "
+        f"Not without training: removing {_gone(found, least)} already leaves {found.start.name} at "
         f"{least.figure.text} instead of {found.start.text} on {found.samples[1]:,} validation samples"
         f"{_range(found.start, least)}, more than the {found.start.amount(found.allowed)} that may be lost."
     )
@@ -100,12 +110,12 @@ def _price(found: Advice) -> str:
 def _beyond(found: Advice) -> str | None:
     """What the next smaller network would cost, where one was tried."""
     best = found.best
-    more = [point for point in found.tried if best is not None and point.flops < best.flops]
+    more = [point for point in found.tried if best is not None and found.share(point) < found.share(best)]
     if not more:
         return None if best is None else "Nothing smaller was tried: compress --max-drop searches further."
     point = more[0]
-    gone, after = _percent(1 - point.flops), f"{point.figure.text}{_range(found.start, point)}"
-    return f"Without {gone} of the FLOPs it would be {after}, which training afterwards may win back."
+    after = f"{point.figure.text}{_range(found.start, point)}"
+    return f"Without {_gone(found, point)} it would be {after}, which training afterwards may win back."
 
 
 def _speed(found: Advice, point: Tried) -> Iterator[str]:
@@ -116,7 +126,8 @@ def _speed(found: Advice, point: Tried) -> Iterator[str]:
     fastest = _faster(found)
     if not point.faster and fastest is not None:
         larger, batch = fastest
-        yield f"With {_percent(larger.flops)} of the FLOPs it is {_fast(larger, batch)} at batch {batch}."
+        kept = f"{_percent(found.share(larger))} of the {WORDS[found.by]}"
+        yield f"With {kept} it is {_fast(larger, batch)} at batch {batch}."
 
 
 def _verdict(point: Tried) -> str:
@@ -134,9 +145,8 @@ def _ran_out(found: Advice) -> Iterator[str]:
     """What there was no time for."""
     missed = []
     if found.untried:
-        missed.append(
-            f"{_listed([_percent(each) for each in found.untried])} of the FLOPs {_were(found.untried)} tried"
-        )
+        shares = _listed([_percent(each) for each in found.untried])
+        missed.append(f"{shares} of the {WORDS[found.by]} {_were(found.untried)} tried")
     if found.untimed:
         sizes = _listed([str(batch) for batch in found.untimed])
         missed.append(f"a batch of {sizes} {_were(found.untimed[:1])} timed")
@@ -154,8 +164,12 @@ def _listed(words: Sequence[str]) -> str:
 
 def _faster(found: Advice) -> tuple[Tried, int] | None:
     """The largest network that is clearly faster at some batch size, and the size at which it gains most."""
-    point = max((point for point in found.tried if point.faster), key=lambda point: point.flops, default=None)
+    point = max((point for point in found.tried if point.faster), key=found.share, default=None)
     return None if point is None else (point, max(point.faster, key=point.speed))
+
+
+def _gone(found: Advice, point: Tried) -> str:
+    return f"{_percent(1 - found.share(point))} of the {WORDS[found.by]}"
 
 
 def _range(figure: Figure, point: Tried) -> str:

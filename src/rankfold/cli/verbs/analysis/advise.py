@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
+from enum import StrEnum
 from shlex import quote
 from typing import TYPE_CHECKING, Annotated
 
@@ -32,6 +33,14 @@ if TYPE_CHECKING:
     from rankfold.pipeline.advice.look import Advice
 
 
+class SmallHere(StrEnum):
+    """What a look makes small."""
+
+    flops = "flops"
+    params = "params"
+    bytes = "bytes"
+
+
 def advise(
     model: Spec,
     weights: Weights = None,
@@ -40,6 +49,9 @@ def advise(
     windows: Windows = None,
     objective: ObjectiveName = None,
     max_drop: MaxDropped = None,
+    smallest: Annotated[
+        SmallHere, typer.Option(help="What is to be small; params and bytes take from tables that are looked up, too.")
+    ] = SmallHere.flops,
     seconds: Annotated[float, typer.Option(min=1, metavar="S", help="About how many seconds to look.")] = 60,
     only: Only = [],  # noqa: B006  # typer copies it
     exclude: Exclude = [],  # noqa: B006
@@ -66,9 +78,10 @@ def advise(
         loaded = open_model(
             model, weights, data, download, talk, trained=True, own_data=True, cut=Cut(length, windows)
         ).to(place)
+        where, tell = chosen_layers(loaded.model, only, exclude), Tell(talk.progress, talk.say)
         found = look(
-            loaded.model, loaded.needed_data(), seconds=seconds, max_drop=max_drop, objective=objective_of(objective),
-            where=chosen_layers(loaded.model, only, exclude), seed=seed, tell=Tell(talk.progress, talk.say),
+            loaded.model, loaded.needed_data(), seconds=seconds, max_drop=max_drop, by=smallest.value,
+            objective=objective_of(objective), where=where, seed=seed, tell=tell,
         )  # fmt: skip
     if as_json:
         print_json({"model": model} | found.to_dict())
@@ -91,6 +104,7 @@ def typed(options: Iterable[tuple[str, object]]) -> str:
 def print_advice(found: Advice, model: str, extra: str) -> None:
     """Sentences, a table of what was tried, and commands."""
     from rankfold.costs import shown
+    from rankfold.pipeline.advice.found import WORDS
     from rankfold.pipeline.advice.words import commands, sentences
 
     for sentence in sentences(found):
@@ -98,12 +112,17 @@ def print_advice(found: Advice, model: str, extra: str) -> None:
     if found.tried:
         print()
         known = any(p.kl is not None for p in found.tried)
-        header = ["FLOPs", "parameters", found.start.name, *(["KL"] if known else [])]
+        sizes = [kind for kind in WORDS if kind in ("flops", "params", found.by)]
+        header = [*(WORDS[kind] for kind in sizes), found.start.name, *(["KL"] if known else [])]
         header += [f"ms at batch {batch}" for batch in found.latencies]
-        whole = ["100.0 %", "100.0 %", found.start.text, *(["0"] if known else [])]
+        whole = [*["100.0 %"] * len(sizes), found.start.text, *(["0"] if known else [])]
         whole += [shown(ms) for ms in found.latencies.values()]
         rows = [
-            [percent(p.flops), percent(p.params), p.figure.text, *([f"{p.kl:.3g}"] if p.kl is not None else [])]
+            [
+                *(percent(getattr(p, kind)) for kind in sizes),
+                p.figure.text,
+                *([f"{p.kl:.3g}"] if p.kl is not None else []),
+            ]
             + [shown(p.latencies[batch]) if batch in p.latencies else "" for batch in found.latencies]
             for p in found.tried
         ]
