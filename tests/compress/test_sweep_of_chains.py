@@ -120,6 +120,26 @@ def test_a_block_takes_one_pass_for_each_group_and_two_more(depth, passes, monke
     assert calls["blocks"] == (GROUPS + 2) * depth * len(data) - last + made.passes.held_out * held_out
 
 
+@pytest.mark.parametrize("beyond", [False, True])
+def test_moments_go_with_the_last_layer_that_needs_them(beyond, monkeypatch):
+    """Of a block with layers that read four tensors those of four are there (of outputs: of each layer its own), and at
+    its end none."""
+    model, data = decoder(2)
+    seen, let_go = [], layers.Sweep.let_go
+
+    def spy(self, names):
+        before = len(self.aside) + len(self.moments)
+        let_go(self, names)
+        seen.append((before, len(self.aside) + len(self.moments), sorted(names)[0].rpartition(".")[2]))
+
+    monkeypatch.setattr(layers.Sweep, "let_go", spy)
+    if beyond:
+        monkeypatch.setattr(layers._Fit, "_fits", lambda self, group: False)
+    planned(model, data)
+    assert [each[2] for each in seen] == 2 * ["k", "o", "gate", "down"]
+    assert [each[:2] for each in seen] == 2 * [(6 if beyond else 4, 3), (3, 2), (2, 1), (1, 0)]
+
+
 def whole(root, batch, sites):
     """The chain of a network that cannot be cut."""
     from rankfold.observe import find_chain

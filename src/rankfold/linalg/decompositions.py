@@ -10,6 +10,13 @@ from torch import Tensor
 
 from rankfold.linalg.errors import NonFiniteError, NotConvergedError, NotMaterialisedError
 
+_TOGETHER = 1 << 20  # numbers of a matrix
+
+
+def few_rows(matrix: Tensor) -> tuple[Tensor, ...]:
+    """`matrix` (…, m, n) in views of a few rows, of which what is made one after the other takes little memory."""
+    return matrix.split(max(1, _TOGETHER // max(matrix.shape[-1], 1)), -2)
+
 
 def checked(a: Tensor, dtype: torch.dtype = torch.float64) -> Tensor:
     """`a` detached and widened to `dtype`, with every value known to be finite.

@@ -205,6 +205,7 @@ class _Fit:
                 first = False
             folds = self._folds(part)
             self._placed(self._solved(part, partial(sweep.pairs, span, names, folds)) if ready is None else ready)
+            sweep.let_go(names)
             if self.shelf is not None:  # the next part needs the room
                 give_back()
 

@@ -13,7 +13,7 @@ between a layer and the addition behind it once more.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
 
@@ -81,6 +81,7 @@ class Sweep:
         self.followed: dict[str, Followed] = {}
         self.moments: dict[str, Moments] = {}
         self.aside: dict[str, Moments] = {}
+        self.waiting: set[str] = set()  # sites whose moments will still be asked for
         self.joined: set[tuple[int, str]] = set()  # of which of these all processes have told theirs
         self.shared: Mapping[str, str] = {}
         self.passes.blocks = len(self.chain.spans)
@@ -108,6 +109,7 @@ class Sweep:
         self.moments.clear()
         self.aside.clear()
         self.joined.clear()
+        self.waiting = set(names)
         found = (bundle for group in groups for bundle in bundles([self.sites[name] for name in group]))
         self.shared = {site.name: bundle[0].name for bundle in found for site in bundle}
         looking = Looking(self.original, [self.sites[name] for name in names], self._calls(names) if last else None)
@@ -163,6 +165,13 @@ class Sweep:
                     rows.shape[-1], rows.shape[0] if rows.dim() == 3 else None, rows.device, single=True
                 )
             into[key].update(rows if counts is None else rows[counts])
+
+    def let_go(self, names: Collection[str]) -> None:
+        """These sites are fitted: moments that no other one waits for take no room any longer."""
+        self.waiting -= set(names)
+        for into in (self.moments, self.aside):
+            for key in set(into) - {self._key(into, name) for name in self.waiting}:
+                del into[key]
 
     def aside_of(self, name: str) -> Moments | None:
         """The moments of such a site, from all processes."""

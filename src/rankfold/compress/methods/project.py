@@ -21,12 +21,12 @@ from rankfold.compress.methods.method import Decomposition, Forecast, balanced, 
 from rankfold.compress.methods.truncate import Truncate
 from rankfold.forms.layer import Side
 from rankfold.linalg import Projection, bias_from_inputs, bias_from_outputs, project, tails
+from rankfold.linalg.decompositions import few_rows
 from rankfold.linalg.on_data.projection import restored
 from rankfold.linalg.on_data.spatial import SpatialProjection, project_spatial
 from rankfold.sites import Factors, Form, Site
 
 _MANY = 2  # rows for each direction: more need no ridge
-_TOGETHER = 1 << 20  # numbers of a matrix that are looked at at a time
 _RIDGES = (0.1, 1.0, 10.0)
 DAMPING = 0.1  # of the mean sensitivity, added to every output: few gradients see few directions
 _RAISED = (1e-9, 1e-8, 1e-7, 1e-6, 1e-5)  # of its mean, added to a metric that is singular
@@ -179,13 +179,14 @@ class Projected:
         return range(1, len(self._values) + 1)
 
     def relative_error(self, rank: int) -> float:
-        left, right = self.projection.factors(rank)
         covariance = self.statistics.covariance
         if self.side == "input":
-            rows = max(1, _TOGETHER // max(self.matrix.shape[-1], 1))
-            parts = list(zip(left.split(rows, -2), self.matrix.split(rows, -2), strict=True))
+            left, right = self.projection.factors(rank)
+            rows = few_rows(self.matrix)
+            parts = list(zip(left.split(rows[0].shape[-2], -2), rows, strict=True))
             change = sum(_energy((some @ right).sub_(outputs), covariance) for some, outputs in parts)
-            return _ratio(change, sum(_energy(outputs, covariance) for _, outputs in parts))
+            return _ratio(change, sum(_energy(outputs, covariance) for outputs in rows))
+        left = self.projection.factors(rank)[0]
         weighted = self._times_metric(left)
         eye = torch.eye(left.shape[-2], dtype=left.dtype, device=left.device)
         return _ratio(_energy(eye - left @ weighted.mT, covariance), float(_trace(covariance)))

@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 
 from rankfold.linalg.brief import brief
-from rankfold.linalg.decompositions import checked, eigh
+from rankfold.linalg.decompositions import checked, eigh, few_rows
 from rankfold.linalg.on_data.gram import mirror, upper_product
 
 # singular values below this fraction of the largest are refined: their squares have lost half their digits
@@ -135,7 +135,6 @@ def project(
         raise ValueError(f"ridge must be at least 0 and finite, got {ridge}")
     dtype = torch.float32 if statistic.dtype == torch.float32 else torch.float64
     statistic = checked(statistic)
-    weight = checked(weight, dtype).to(statistic.device)
     if weight.ndim not in (2, 3):
         raise ValueError(f"a weight (m, n) or (g, m, n) was expected, got shape {tuple(weight.shape)}")
     *batch, m, n = weight.shape
@@ -149,7 +148,9 @@ def project(
         raise ValueError(
             "WᵀDW can be given only with the second moment of the inputs, without another metric, and for m ≥ n"
         )
-    reduced, basis, triangle, root = _coordinates(weight, metric, inner, outputs is None, statistic.device)
+    reduced, basis, triangle, root = _coordinates(
+        checked(weight, dtype).to(statistic.device), metric, inner, outputs is None, statistic.device
+    )  # the wide copy has no name here: it goes as soon as it is weighed
     wide = reduced.double()
     moment = _moment_of(statistic, wide, root, basis, triangle, outputs is None)
     if ridge > 0:
@@ -177,8 +178,9 @@ def restored(
     """The projection with these `singular_values` and `vectors`, which `project` has found for this very `weight`,
     `metric` and `inner` from float64 statistics of its inputs or outputs. Decomposes nothing: who has many projections
     keeps of each the vectors alone, an eighth to a third of its memory. Cost O(m³ + m² n), or O(m n²)."""
-    weight = checked(weight, vectors.dtype).to(vectors.device)
-    reduced, basis, triangle, root = _coordinates(weight, metric, inner, of_inputs, vectors.device)
+    reduced, basis, triangle, root = _coordinates(
+        checked(weight, vectors.dtype).to(vectors.device), metric, inner, of_inputs, vectors.device
+    )
     return Projection(values, vectors, reduced, basis, triangle, root, of_inputs)
 
 
@@ -291,7 +293,7 @@ def bias_from_inputs(weight: Tensor, left: Tensor, right: Tensor, mean: Tensor, 
     `weight` (…, m, n), `left` (…, m, r), `right` (…, r, n), `bias` b (…, m) or None for 0.
     """
     x = checked(mean).unsqueeze(-1)
-    shift = checked(weight) @ x - checked(left) @ (checked(right) @ x)
+    shift = torch.cat([checked(part) @ x for part in few_rows(weight)], -2) - checked(left) @ (checked(right) @ x)
     return shift.squeeze(-1) if bias is None else checked(bias) + shift.squeeze(-1)
 
 
