@@ -1,12 +1,14 @@
 """One container: what is written is read, the same content has the same bytes, and nothing damaged gets through."""
 
 import json
+import tracemalloc
 from contextlib import suppress
 
 import pytest
 import torch
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
+from living import Living
 from safetensors import safe_open
 from safetensors.torch import load
 from safetensors.torch import save as to_safetensors
@@ -56,6 +58,33 @@ def test_the_same_content_gives_the_same_bytes():
     assert packed(TENSORS, text) == packed(TENSORS, dict(reversed(text.items())))
     assert load(packed(TENSORS, text)).keys() == TENSORS.keys()
     assert packed(TENSORS) == to_safetensors({name: value.contiguous() for name, value in TENSORS.items()})
+
+
+def test_files_of_every_type_are_those_of_safetensors(tmp_path):
+    kinds = [torch.float64, torch.bfloat16, torch.float16, torch.int8, torch.bool, torch.complex64, torch.float8_e5m2]
+    tensors = {f"{10 - i}": torch.ones(3, 2, dtype=torch.float32).to(kind) for i, kind in enumerate(kinds)}
+    tensors |= {"scalar": torch.tensor(3), "none": torch.empty(0, 3), "kept": torch.ones(2, requires_grad=True)}
+    turned = tensors | {"turned": torch.arange(6.0).reshape(2, 3).T}
+    assert packed(turned) == to_safetensors({name: value.detach().contiguous() for name, value in turned.items()})
+    assert packed({}) == to_safetensors({})
+    file = tmp_path / "new" / "x.safetensors"
+    KIND.write_to(file, tensors, NOTE)
+    assert file.read_bytes() == KIND.write(tensors, NOTE)
+
+
+def test_a_file_takes_no_copy_of_its_tensors_and_its_bytes_take_one(tmp_path):
+    with Living() as living:
+        tensors = {name: torch.ones(1 << 20, dtype=torch.float64) for name in "abc"}  # 24 MiB
+        tracemalloc.start()
+        KIND.write_to(tmp_path / "x.safetensors", tensors, NOTE)
+        as_file = tracemalloc.get_traced_memory()[1]
+        tracemalloc.reset_peak()
+        KIND.write(tensors, NOTE)
+        as_bytes = tracemalloc.get_traced_memory()[1]
+        tracemalloc.stop()
+    assert living.most < (3 << 23) + (1 << 20)
+    assert as_file < 1 << 20
+    assert 3 << 23 <= as_bytes < (3 << 23) + (1 << 20)
 
 
 def test_tensors_that_share_memory_are_written_each():

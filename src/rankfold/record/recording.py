@@ -12,7 +12,6 @@ from typing_extensions import TypedDict
 
 from rankfold.record.measure import Measurement, Subspaces
 from rankfold.run.disk.container import Kind
-from rankfold.run.disk.files import write_atomically
 from rankfold.spectrum import Spectrum
 
 if TYPE_CHECKING:
@@ -129,7 +128,7 @@ class Recording:
         )
         if self.columns:
             facts["columns"] = list(self.columns)
-        write_atomically(path, _FILE.write(tensors, facts))
+        _FILE.write_to(path, tensors, facts)
 
     @classmethod
     def load(cls, path: Path) -> "Recording":

@@ -15,7 +15,6 @@ from rankfold.compress.measured import Statistics
 from rankfold.compress.methods.method import Forecast
 from rankfold.compress.planning.candidates import Candidate, Decomposed
 from rankfold.run.disk.container import Kind
-from rankfold.run.disk.files import write_atomically
 from rankfold.run.disk.tensors import Checkpoint
 from rankfold.sites import Factors, Form, SiteList
 
@@ -109,7 +108,7 @@ def write_part(file: Path, known: Measured) -> None:
                  "comparable": bool(curve.comparable), "note": candidate.note}
             )  # fmt: skip
     note = _Note(curves=curves, unsolved=known.unsolved, absorbers=known.absorbers, unreached=list(known.unreached))
-    write_atomically(file, _FILE.write(tensors, note))
+    _FILE.write_to(file, tensors, note)
 
 
 def read_part(file: Path, part: SiteList) -> Measured | None:

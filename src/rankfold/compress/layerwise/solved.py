@@ -11,10 +11,9 @@ from typing_extensions import TypedDict
 
 from rankfold.compress.applying.layer import filled
 from rankfold.compress.methods.method import Solution
-from rankfold.compress.planning.fitted import Fitted, read, to_bytes
+from rankfold.compress.planning.fitted import Fitted, read, write
 from rankfold.compress.planning.plan import Entry
 from rankfold.run.disk.container import FAULTS, checked
-from rankfold.run.disk.files import write_atomically
 from rankfold.sites import Form, Site
 
 _SHOT = "|one shot"  # behind the name of a site: its factors of one shot
@@ -36,7 +35,7 @@ def write_solved(file: Path, solved: Mapping[str, Solution]) -> None:
     for name, made in solved.items():
         if made.alone is not None and not note[name]["alone"]:
             fitted[name + _SHOT] = Fitted(made.alone)
-    write_atomically(file, to_bytes(fitted, note))
+    write(file, fitted, note)
 
 
 class _Solved(TypedDict):

@@ -30,8 +30,17 @@ class Fitted:
     absorber: str | None = None
 
 
-def to_bytes(fitted: Mapping[str, Fitted], note: Mapping[str, object] | None = None) -> bytes:
-    """One safetensors file; ``read`` is the inverse. ``note``: what else belongs to it, as JSON."""
+def to_bytes(fitted: Mapping[str, Fitted]) -> bytes:
+    """One safetensors file; ``read`` is the inverse."""
+    return _FILE.write(*_written(fitted, {}))
+
+
+def write(file: Path, fitted: Mapping[str, Fitted], note: Mapping[str, object]) -> None:
+    """The same as a file. ``note``: what else belongs to it, as JSON."""
+    _FILE.write_to(file, *_written(fitted, note))
+
+
+def _written(fitted: Mapping[str, Fitted], note: Mapping[str, object]) -> tuple[dict[str, Tensor], _Note]:
     tensors: dict[str, Tensor] = {}
     for name, known in fitted.items():
         for index, part in enumerate(known.factors.parts):
@@ -39,7 +48,7 @@ def to_bytes(fitted: Mapping[str, Fitted], note: Mapping[str, object] | None = N
         if known.factors.shift is not None:
             tensors[f"{name}|shift"] = known.factors.shift
     absorbers = {name: known.absorber for name, known in sorted(fitted.items()) if known.absorber is not None}
-    return _FILE.write(tensors, _Note(absorbers=absorbers, note=dict(note or {})))
+    return tensors, _Note(absorbers=absorbers, note=dict(note))
 
 
 def read(path: str | Path | bytes, name: str = "") -> tuple[dict[str, Fitted], dict[str, Any]]:

@@ -23,7 +23,6 @@ from rankfold.compress.shared import statistics_of
 from rankfold.costs import Cost
 from rankfold.objectives import Objective, objective_named
 from rankfold.run.disk.container import Kind
-from rankfold.run.disk.files import write_atomically
 from rankfold.sites import Call, Factors, Form, SiteList, fingerprint, joint, opened, sites, unwrap
 
 
@@ -138,7 +137,7 @@ def save_profile(known: Profile, path: str | Path) -> None:
         for (site, form), values in prices.items():
             tensors[f"price|{len(note['prices'])}"] = values
             note["prices"].append((probes, asked, site, str(form)))
-    write_atomically(Path(path), _FILE.write(tensors, note))
+    _FILE.write_to(Path(path), tensors, note)
 
 
 def load_profile(

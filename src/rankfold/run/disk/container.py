@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -19,6 +19,7 @@ from pydantic import TypeAdapter, ValidationError
 from safetensors import SafetensorError
 from safetensors.torch import load, load_file, save, save_file
 from torch import Tensor
+from typing_extensions import Buffer
 
 from rankfold.run.disk.files import replacing
 
@@ -58,9 +59,22 @@ class Kind(Generic[N]):
         A file whose note has a key holds its own hash, by which ``read`` notices any change. Tensors come to the CPU,
         contiguous; two that share memory are written twice.
         """
+        return b"".join(self._pieces(tensors, note, more))
+
+    def write_to(self, file: Path, tensors: Mapping[str, Tensor], note: N) -> None:
+        """The same as a file, whole or not at all, of which no more than a tensor is copied in memory. ``OSError``."""
+        with replacing(file) as place, place.open("wb") as opened:
+            opened.writelines(self._pieces(tensors, note, {}))
+
+    def _pieces(self, tensors: Mapping[str, Tensor], note: N, more: Mapping[str, str]) -> Iterator[Buffer]:
+        entries, known = _entries(tensors), dict(more)
         if not self.key:
-            return packed(tensors, dict(cast(Mapping[str, str], note)) | more)
-        return _signed(packed(tensors, {self.key: json.dumps(note)} | more))
+            return _in_pieces(tensors, dict(cast(Mapping[str, str], note)) | known, entries)
+        known[self.key] = json.dumps(note)
+        found = hashlib.sha256()
+        for piece in _in_pieces(tensors, known, entries):
+            found.update(piece)
+        return _in_pieces(tensors, known | {_HASH: found.hexdigest()}, entries)
 
     def read(self, source: str | Path | bytes, build: Callable[[dict[str, Tensor], N], T], name: str = "") -> T:
         """``build(tensors, note)`` of a file, or of its bytes, which ``name`` then names in errors.
@@ -94,15 +108,31 @@ def _numbers(tensors: dict[str, Tensor]) -> dict[str, Tensor]:
 
 
 def packed(tensors: Mapping[str, Tensor], metadata: Mapping[str, str] | None = None) -> bytes:
-    """A safetensors file; the same content gives the same bytes, whatever the order of ``metadata``."""
-    plain = {name: _plain(tensor) for name, tensor in tensors.items()}
-    data = save(plain)
-    if not metadata:
-        return data
-    # safetensors writes metadata in an order that is drawn anew each time
-    size = int.from_bytes(data[:8], "little")
-    header = json.loads(data[8 : 8 + size])
-    return b"".join((_header(metadata, header), memoryview(data)[8 + size :]))
+    """A safetensors file; the same content gives the same bytes, whatever the order of ``metadata``, which safetensors
+    itself draws anew each time."""
+    return b"".join(_in_pieces(tensors, metadata or {}, _entries(tensors)))
+
+
+def _entries(tensors: Mapping[str, Tensor]) -> dict[str, Any]:
+    """What the header of a file says of its tensors. safetensors knows their order and the names of their types, and
+    needs no values for it: it would copy them all."""
+    data = save({name: torch.empty(0, dtype=tensor.dtype) for name, tensor in tensors.items()})
+    header: dict[str, Any] = json.loads(data[8 : 8 + int.from_bytes(data[:8], "little")])
+    begin = 0
+    for name, entry in header.items():
+        end = begin + tensors[name].numel() * tensors[name].element_size()
+        entry |= {"shape": list(tensors[name].shape), "data_offsets": [begin, end]}
+        begin = end
+    return header
+
+
+def _in_pieces(
+    tensors: Mapping[str, Tensor], metadata: Mapping[str, str], entries: Mapping[str, Any]
+) -> Iterator[Buffer]:
+    """A file from its beginning to its end, made as it is asked for."""
+    yield _header(metadata, entries)
+    for name in entries:
+        yield tensors[name].detach().cpu().contiguous().flatten().view(torch.uint8).numpy().data
 
 
 def _header(metadata: Mapping[str, str], tensors: Mapping[str, Any]) -> bytes:
@@ -111,14 +141,6 @@ def _header(metadata: Mapping[str, str], tensors: Mapping[str, Any]) -> bytes:
     text = json.dumps(everything, separators=(",", ":"), ensure_ascii=False).encode()
     text += b" " * (-len(text) % 8)
     return len(text).to_bytes(8, "little") + text
-
-
-def _signed(data: bytes) -> bytes:
-    """The same file with the hash of all that it is without it."""
-    size = int.from_bytes(data[:8], "little")
-    header = json.loads(data[8 : 8 + size])
-    known = header.pop("__metadata__", {}) | {_HASH: hashlib.sha256(data).hexdigest()}
-    return b"".join((_header(known, header), memoryview(data)[8 + size :]))
 
 
 def _check_signed(data: bytes) -> None:
