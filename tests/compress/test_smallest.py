@@ -112,9 +112,21 @@ def test_nothing_good_and_a_top_that_is_not_known() -> None:
 
 def test_larger_ones_by_growing_steps() -> None:
     points = [Tried(f, f, 0, 0, 0, 0.0, 0.0, True) for f in (0.5, 0.4, 0.401, 0.405, 0.42, 0.9)]
-    assert [p.kept for p in larger_by_steps(points, 5)] == [0.4, 0.405, 0.42, 0.5, 0.9]
-    assert [p.kept for p in larger_by_steps(points, 2)] == [0.4, 0.405]
-    assert not list(larger_by_steps([], 3))
+    none = on(lambda kept: 1.0, 0.5)  # what is tried in between is never good
+    assert [p.kept for p in larger_by_steps(points, 5, none)] == [0.4, 0.405, 0.5, 0.9]
+    assert [p.kept for p in larger_by_steps(points, 2, none)] == [0.4, 0.405]
+    assert not list(larger_by_steps([], 3, none))
+
+
+def test_between_the_smallest_and_one_that_is_twice_as_large_others_are_judged() -> None:
+    """What bisection leaves: nothing was tried between an eighth and a quarter."""
+    asked: list[float] = []
+    attempt = on(lambda kept: 0.5 - kept, 0.4, asked=asked)
+    points = [attempt(0.125), attempt(0.25), attempt(0.5)]
+    asked.clear()
+    found = [round(p.kept, 4) for p in larger_by_steps(points, 5, attempt)]
+    assert found == [0.125, 0.1263, 0.1313, 0.1523, 0.25]
+    assert [round(each, 4) for each in asked] == [0.1263, 0.1313, 0.1523]  # 0.25 is about as large as was wanted
 
 
 # -- the interval
@@ -346,7 +358,7 @@ def test_a_network_that_the_judge_refuses_makes_room_for_a_larger_one(monkeypatc
     found = searching.found()
     assert found.quality.judged == 3
     assert len(found.quality.notes) == 2
-    assert all("the next larger network that was tried is taken" in note for note in found.quality.notes)
+    assert all("so that a larger network is taken" in note for note in found.quality.notes)
     assert found.plan.after.flops > min(point.flops for point in found.quality.tried if point.met)
     monkeypatch.setattr(smallest_module, "fall", lambda b, a, figure: replace(real(b, a), drop=0.0 if b is a else 0.5))
     again = hunt(2)

@@ -92,17 +92,26 @@ def _probe(ask: Callable[[float], Tried | None], below: float) -> None:
             missed += not point.near
 
 
-def larger_by_steps(good: Sequence[Tried], most: int) -> Iterator[Tried]:
+def larger_by_steps(good: Sequence[Tried], most: int, attempt: Callable[[float], Tried | None]) -> Iterator[Tried]:
     """The smallest of ``good``, then larger ones, at most ``most``: each by more of its size than the one before.
 
-    At least 1 %, then 2 %, 4 %, …: what is hardly larger is hardly better. Where none is so much larger, the largest.
+    At least 1 %, then 4 %, 16 %, …: what is hardly larger is hardly better. Bisection leaves wide gaps: where
+    nothing of about that size was tried, it is now (``attempt``), and taken if it is good too. Where none is so much
+    larger, the largest.
     """
     ordered, step = sorted(good, key=lambda point: point.kept), STEP
     point = ordered[0] if ordered else None
-    for _ in range(most):
+    for number in range(1, most + 1):
         if point is None:
             return
         yield point
+        if number == most:
+            return
+        wanted = point.kept * (1 + step)
         left = [other for other in ordered if other.kept > point.kept]
-        beyond = [other for other in left if other.kept >= point.kept * (1 + step)]
-        point, step = next(iter(beyond or left[-1:]), None), 2 * step
+        following = next((other for other in left if other.kept >= wanted), left[-1] if left else None)
+        if wanted < 1 and (following is None or not wanted <= following.kept <= wanted * (1 + step)):
+            made = attempt(wanted)
+            if made is not None and made.met and made.kept > point.kept:
+                following = made
+        point, step = following, 4 * step

@@ -79,7 +79,7 @@ def smallest(
 
     One half of the validation data searches: networks of ever smaller budgets are made from the one profile and
     evaluated. The other half judges the smallest that is good enough, with an interval of the drop; where it does not
-    pass, a larger one that was tried is taken, five times at most. A method that fits layer after layer is searched
+    pass, a larger one is taken, five times at most. A method that fits layer after layer is searched
     with plans of ``project``, and fitted once for each network that is judged.
 
     Args:
@@ -263,21 +263,27 @@ class Hunt:
     def judge(self, tried: tuple[Tried, ...], good: Sequence[Tried]) -> Smallest:
         """The smallest good one that the other half finds good too."""
         before = self.sums(self.model, self.halves.judge)
-        notes, least, number = list[str](), float("inf"), 0
-        for number, point in enumerate(larger_by_steps(good, JUDGED), 1):
+        notes, least, number, between = list[str](), float("inf"), 0, list[Tried]()
+
+        def attempt(fraction: float) -> Tried | None:
+            point = self.attempt(fraction)
+            between.extend([] if point is None or not point.key else [point])
+            return point
+
+        for number, point in enumerate(larger_by_steps(good, JUDGED, attempt), 1):
             plan = self.planned(self.known, point.fraction)
             network = self.built(plan, self.known)
             met = self.fallen(before, self.sums(network, self.halves.judge))
-            quality = self.quality(tried, point, met, number, decisions(plan.entries), tuple(notes))
+            quality = self.quality((*tried, *between), point, met, number, decisions(plan.entries), tuple(notes))
             self.tell.say(f"{self.asked.by}={point.fraction:.4g}: {quality.judgement} on the samples that judge")
             if self.good(met.drop):
                 return Smallest(network, plan, quality)
             least = min(least, met.drop)
             notes.append(
                 f"{self.asked.by}={point.fraction:.4g} is worse by {quality.text} on the samples that judge, so "
-                "that the next larger network that was tried is taken"
+                "that a larger network is taken"
             )
-        raise self.failed(tried, f"of {number} that were judged is good enough", least)
+        raise self.failed((*tried, *between), f"of {number} that were judged is good enough", least)
 
     def again(self, plan: Plan, quality: Quality) -> Quality:
         """``quality`` of a plan that somebody changed since: judged anew; ``BudgetError`` where it falls too far."""
