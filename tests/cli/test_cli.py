@@ -137,7 +137,7 @@ def test_analyze_prints_ranks_and_writes_files(weights, tmp_path, monkeypatch):
     text = rankfold("analyze", "digits-cnn", "--no-plots").stdout
     assert not (tmp_path / "spectra").exists()
     assert "features.10" in text
-    assert "left out: 8 parameters" in text
+    assert "left out: 8 tensors" in text
     assert text.count("nothing to factor") == 1  # one line for all vectors
     assert "\x1b" not in text
 

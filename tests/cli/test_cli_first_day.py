@@ -105,7 +105,26 @@ def test_a_plan_that_needs_no_data_is_made_from_the_input_of_the_factory(here):
     said = succeeded("plan", "firstday:described", *asked)
     assert said["after"]["params"] <= 0.7 * said["before"]["params"]
     assert "attribute example_input" in failed("plan", "firstday:masked", *asked)
-    assert "no data were given" in failed("plan", "firstday:described", *asked[2:])  # by method project
+    line = failed("plan", "firstday:described", *asked[2:])  # by method project
+    assert "no data were given: give --data package.module:function, a function that returns (train, validation" in line
+
+
+@pytest.mark.parametrize(
+    ("name", "remedy"),
+    [
+        ("shapes.pt", "no data are read from a file of this kind: have it read by a function that returns (train,"),
+        (
+            "words.txt",
+            "for a language model or encoder of transformers give it as text:words.txt; else have it read by",
+        ),
+        ("ids.npy", "give it as tokens:ids.npy"),
+    ],
+)
+def test_a_file_of_data_is_told_how_it_is_read(here, name, remedy):
+    Path(name).write_bytes(b"x")
+    done = rankfold("plan", "firstday:masked", "--data", name, "--budget", "params=0.7", "-o", "p.json")
+    assert done.exit_code in (1, 2)
+    assert remedy in " ".join(done.stderr.replace("│", " ").split())
 
 
 def test_a_test_split_that_cannot_be_measured_leaves_what_is_compressed(here):

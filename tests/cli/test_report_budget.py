@@ -102,7 +102,7 @@ def test_networks_of_a_search_stand_beside_the_plans_too() -> None:
     tried = SearchShown(("told",), 0.8, 0.9, [TriedPoint(0.5, 0.5, 0.85, True), TriedPoint(None, 0.4, 0.8, False)])
     curve = [CurvePoint("project", 0.7, 0.7, 0.88)]
     found = json.loads(payload(replace(data(*TWO), search=tried, curve=curve)))["measured"]
-    assert [point["flops"] for point in found] == [0.7, pytest.approx(200 / 384), 0.5]
+    assert [point["kept"] for point in found] == [0.7, pytest.approx(200 / 384), 0.5]
 
 
 def test_a_search_by_another_figure_is_shown_in_its_own_words() -> None:
@@ -118,10 +118,26 @@ def test_a_search_by_another_figure_is_shown_in_its_own_words() -> None:
     assert "ccuracy" not in part
 
 
+def test_where_parameters_were_to_be_small_the_slider_and_the_picture_go_by_them(known: rf.Profile) -> None:
+    tried = SearchShown(("told",), 0.8, 0.9, [TriedPoint(0.5, 0.25, 0.85, True), TriedPoint(0.7, None, 0.8, False)])
+    shown = replace(data(*TWO), search=tried, curve=[CurvePoint("project", 0.7, 0.4, 0.88)], sought="params")
+    told = json.loads(payload(shown))
+    assert (told["sought"], told["called"]) == ("params", "parameters")
+    assert [point["kept"] for point in told["measured"]][0::2] == [0.4, 0.25]
+    page = render(shown)
+    assert ">Parameters to keep</label>" in page
+    assert "against kept parameters of 1 networks" in page
+    plan = known.plan("params=0.5")
+    made = offers(known, plan, "params")
+    assert [each.params for each in made] == sorted(each.params for each in made)
+    again = known.plan(rf.Params(made[7].params + 1e-9))
+    assert made[7].params == again.after.params / again.before.params
+
+
 def test_the_network_that_was_built_stands_beside_its_own_plan() -> None:
     """So that the slider, which starts there, does not say that nothing was measured near."""
     (near,) = json.loads(payload(data(*TWO)))["measured"]
-    assert near == {"flops": pytest.approx(200 / 384), "text": "90.00\u00a0%"}
+    assert near == {"kept": pytest.approx(200 / 384), "text": "90.00\u00a0%"}
 
 
 def test_no_other_script_may_run_and_no_name_ends_the_data() -> None:

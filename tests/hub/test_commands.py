@@ -36,6 +36,7 @@ TEXT = ("--data", "text:corpus.txt,test.txt", "--length", 32, "--windows", 12)
 
 def test_a_decoder_from_plan_to_every_export(place):
     rows = succeeded("analyze", "decoder", "--no-plots", *TEXT)["sites"]
+    assert "random" not in rankfold("analyze", "decoder", "--no-plots", "--only", "lm_head").stderr
     assert {row["site"] for row in rows} >= {"model.layers.0.self_attn.q_proj", "lm_head"}
     assert all(row["output_rank_90"] is not None for row in rows if row["kind"] == "Linear")
     plan = succeeded(

@@ -77,6 +77,23 @@ def test_the_table_of_kinds(index):
         assert figures.result().count > 0
 
 
+def test_targets_of_which_exactly_one_is_1_may_be_classes():
+    classes = torch.eye(4)[whole(4, 6)]
+    said = str(infer(torch.randn(6, 4), (X, classes)))
+    assert said.startswith(
+        "objective: multi-label (targets 0 and 1, one for each output; exactly one of each sample is 1"
+    )
+    assert "give --objective classification" in said
+    pixels = torch.eye(4)[whole(4, 6, 5, 5)].movedim(-1, 1)
+    assert "of each position is 1: if that is its class, give --objective segmentation" in str(
+        infer(torch.randn(6, 4, 5, 5), (X, pixels.long()))
+    )
+    two = classes.clone()
+    two[0] = 1
+    assert "exactly one" not in str(infer(torch.randn(6, 4), (X, two)))
+    assert "exactly one" not in str(infer(torch.randn(6, 1), (X, torch.ones(6, 1))))
+
+
 def test_labels_that_are_shifted_already_are_not_shifted_again():
     output = torch.randn(6, 8, 60)
     ahead, own = infer(output, (IDS, SHIFTED)).objective, infer(output, (IDS, IDS)).objective

@@ -13,6 +13,7 @@ from torch import nn
 
 from rankfold.costs import Example
 from rankfold.pipeline import first_example
+from rankfold.run.disk.given import OWN_DATA
 from rankfold.run.disk.pretrained import is_folder
 from rankfold.run.progress import Talk
 from rankfold.sites import is_pretrained, unwrap
@@ -24,7 +25,8 @@ from rankfold.zoo.text import TEXT, TOKENS, reader_for
 
 @dataclass(frozen=True, eq=False)
 class Loaded:
-    """A model, ready to be measured. ``data``: None if none was asked for or known."""
+    """A model, ready to be measured. ``data``: None if none was asked for or known. ``drawn``: its weights are those
+    that a built-in network is born with, since no others were given."""
 
     spec: str
     model: nn.Module
@@ -32,6 +34,7 @@ class Loaded:
     example: Example | None
     plan: Any = None
     stored: Stored | None = None
+    drawn: bool = False
 
     def to(self, device: torch.device) -> Loaded:
         """The same with its model on ``device``."""
@@ -50,7 +53,9 @@ class Loaded:
         """What to type after --data for this model."""
         if is_pretrained(unwrap(self.model)) and getattr(self.model, "main_input_name", "") == "input_ids":
             return "--data text:FILE (.txt, .jsonl or .parquet, or tokens:FILE.npy)"
-        return "--data NAME (digits, mnist, fashion-mnist, cifar10, …)"
+        own = f"--data package.module:function, {OWN_DATA}"
+        built_in = "--data NAME (digits, mnist, fashion-mnist, cifar10, …)"
+        return f"{own}, or {built_in}" if ":" in self.spec else f"{built_in}, or {own}"
 
     def needed_stored(self) -> Stored:
         """What ``open_saved`` read."""
@@ -151,7 +156,7 @@ def open_model(
     if weights is not None:
         load_weights(built.model, weights)
     example = None if built.example_input is None else Example.of(built.example_input)
-    return Loaded(spec, built.model.eval(), known, example)
+    return Loaded(spec, built.model.eval(), known, example, drawn=weights is None and ":" not in spec)
 
 
 def _open_reading(

@@ -43,8 +43,8 @@ def named(names: Sequence[str]) -> str:
     return ", ".join(names) if len(names) < 4 else f"{names[0]}, {names[1]} and {len(names) - 2} more"
 
 
-def parameters(number: int) -> str:
-    return f"{number} parameter{'' if number == 1 else 's'}"
+def tensors(number: int) -> str:
+    return f"{number} tensor{'' if number == 1 else 's'}"
 
 
 def count(value: float) -> str:

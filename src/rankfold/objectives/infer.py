@@ -107,7 +107,7 @@ def _of_targets(values: Tensor, target: Any, batch: Any) -> Inferred:
         return Inferred(Classification(), f"one class index for each {what}")
     if alike(values, target):
         if _binary(target) and target.numel():
-            return Inferred(MultiLabel(), "targets 0 and 1, one for each output")
+            return Inferred(MultiLabel(), f"targets 0 and 1, one for each output{_of_classes(target)}")
         return Inferred(Regression(), "one number for each output")
     raise ObjectiveError(
         f"targets of shape {tuple(target.shape)}, {_dtype(target)}, do not fit outputs of shape "
@@ -124,11 +124,19 @@ def _of_numbers(values: Tensor, target: Tensor) -> Inferred:
             f"{tuple(values.shape)}: give one number for each output{_counts(values, target)}"
         )
     if target.dtype == torch.bool or (target.numel() and _binary(target)):
-        return Inferred(MultiLabel(), "targets 0 and 1, one for each output")
+        return Inferred(MultiLabel(), f"targets 0 and 1, one for each output{_of_classes(target)}")
     sums = target.double().sum(1) if target.dim() == 2 and target.shape[1] > 1 else None
     if sums is not None and bool((target >= 0).all()) and torch.allclose(sums, torch.ones_like(sums), atol=1e-4):
         return Inferred(Classification(), "probabilities of the classes for each sample")
     return Inferred(Regression(), "one number for each output")
+
+
+def _of_classes(target: Tensor) -> str:
+    """What to say where exactly one target of each sample or position is 1, as it is of classes."""
+    if target.dim() < 2 or target.shape[1] < 2 or not bool((target.sum(1) == 1).all()):
+        return ""
+    name, each = ("classification", "sample") if target.dim() == 2 else ("segmentation", "position")
+    return f"; exactly one of each {each} is 1: if that is its class, give --objective {name}"
 
 
 def _counts(values: Tensor, target: Tensor) -> str:

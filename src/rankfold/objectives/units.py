@@ -10,7 +10,7 @@ COSINE = "one less the cosine"
 WORDS = {
     TOKEN: "nats of KL divergence from the original, per token",
     NATS: "nats of KL divergence from the original, for one sample",
-    CHANGE: "squared change of the outputs as a fraction of their variance, for one sample",
+    CHANGE: "squared change of the judged outputs as a fraction of their variance, for one sample",
     COSINE: "one less the cosine with the original's vector, for one sample",
 }
 

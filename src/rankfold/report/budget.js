@@ -1,6 +1,6 @@
 "use strict";
 {
-  const { layers, offers, measured } = JSON.parse(document.getElementById("offers").textContent);
+  const { layers, offers, measured, sought, called } = JSON.parse(document.getElementById("offers").textContent);
   const at = (name) => document.getElementById("budget-" + name);
   const slider = at("slider"), order = at("order"), body = at("rows"), rows = [...body.rows];
   const percent = (share) => (100 * share).toFixed(1) + " %";
@@ -12,10 +12,10 @@
     at("params").textContent = percent(offer.params);
     at("bytes").textContent = percent(offer.bytes);
     at("loss").textContent = offer.loss;
-    slider.setAttribute("aria-valuetext", percent(offer.flops) + " of the FLOPs");
-    const near = measured.filter((point) => Math.abs(point.flops - offer.flops) < 0.03)
-      .sort((a, b) => Math.abs(a.flops - offer.flops) - Math.abs(b.flops - offer.flops))[0];
-    at("near").textContent = near ? near.text + " at " + percent(near.flops) + " of the FLOPs" : "nothing near";
+    slider.setAttribute("aria-valuetext", percent(offer[sought]) + " of the " + called);
+    const near = measured.filter((point) => Math.abs(point.kept - offer[sought]) < 0.03)
+      .sort((a, b) => Math.abs(a.kept - offer[sought]) - Math.abs(b.kept - offer[sought]))[0];
+    at("near").textContent = near ? near.text + " at " + percent(near.kept) + " of the " + called : "nothing near";
     rows.forEach((row, index) => {
       const [form, rank, error, params, flops] = offer.layers[index], layer = layers[index];
       const cells = row.cells, saved = Math.abs(layer.flops - flops) < 5e-5 ? 0 : layer.flops - flops;

@@ -25,9 +25,19 @@ def digest(text: str) -> str:
 
 def nearest(data: ReportData) -> int:
     """The offer that is nearest to what was asked for: shown first, and without a script the only one."""
-    kept = quantities.kept(data.compressed.get("flops"), data.before.get("flops"))
+    kept = _built(data)
     wanted = 0.5 if kept is None else kept
-    return min(range(len(data.offers)), key=lambda index: abs(data.offers[index].flops - wanted))
+    return min(range(len(data.offers)), key=lambda index: abs(getattr(data.offers[index], data.sought) - wanted))
+
+
+def called(data: ReportData) -> str:
+    """What was to be made small, as a reader calls it."""
+    return {"flops": "FLOPs", "params": "parameters"}[data.sought]
+
+
+def _built(data: ReportData) -> float | None:
+    """What the network that was built keeps of that."""
+    return quantities.kept(data.compressed.get(data.sought), data.before.get(data.sought))
 
 
 def payload(data: ReportData) -> Markup:
@@ -38,22 +48,24 @@ def payload(data: ReportData) -> Markup:
         "layers": [{"flops": (layer.flops_before or 0) / flops} for layer in data.layers],
         "offers": [_offer(offer, flops) for offer in data.offers],
         "measured": [
-            {"flops": kept, "text": quantities.of_figure(value, data.judged)} for kept, value in _measured(data)
+            {"kept": kept, "text": quantities.of_figure(value, data.judged)} for kept, value in _measured(data)
         ],
+        "sought": data.sought,
+        "called": called(data),
     }
     text = json.dumps(values, ensure_ascii=True, separators=(",", ":"), allow_nan=False)
     return Markup(text.replace("<", "\\u003c").replace("&", "\\u0026"))  # nothing in it may end the element
 
 
 def _measured(data: ReportData) -> Iterator[tuple[float, float]]:
-    """(share of the FLOPs, judging figure) of every network that was built: for the curve, in a search, or the one
-    that was asked for."""
-    points = [(point.kept_flops, point.value) for point in data.curve]
+    """(share of what was to be small, judging figure) of every network that was built: for the curve, in a search, or
+    the one that was asked for."""
+    points = [(point.kept_of(data.sought), point.value) for point in data.curve]
     value = data.compressed.get(data.judged.name)
     if value is not None and quantities.known(value):
-        points.append((quantities.kept(data.compressed.get("flops"), data.before.get("flops")), value))
+        points.append((_built(data), value))
     if data.search is not None and data.search.figure in (None, data.judged):
-        points += [(point.kept_flops, point.value) for point in data.search.points]
+        points += [(point.kept_of(data.sought), point.value) for point in data.search.points]
     return ((kept, value) for kept, value in points if kept is not None)
 
 

@@ -12,9 +12,10 @@ from rankfold.report.svg import MUTED, SERIES, STYLE, inline
 from rankfold.report.values import FigureKind, SearchShown
 
 
-def search(shown: SearchShown, kind: FigureKind) -> Markup | None:
-    """The judging figure over the kept FLOPs; None where nothing can be drawn."""
-    points = [(p.kept_flops, p.value, p) for p in shown.points if p.kept_flops is not None and known(p.value)]
+def search(shown: SearchShown, kind: FigureKind, sought: str = "flops", called: str = "FLOPs") -> Markup | None:
+    """The judging figure over what is kept of what was ``sought``; None where nothing can be drawn."""
+    each = [(p.kept_of(sought), p.value, p) for p in shown.points if known(p.value)]
+    points = [(kept, value, point) for kept, value, point in each if kept is not None]
     if not points:
         return None
     with rc_context(STYLE):
@@ -33,7 +34,9 @@ def search(shown: SearchShown, kind: FigureKind) -> Markup | None:
         percent_axis(axes.xaxis)
         if kind.unit == "fraction":
             percent_axis(axes.yaxis)
-        axes.set_xlabel("FLOPs kept")
+        axes.set_xlabel(f"{called[0].upper()}{called[1:]} kept")
         axes.set_ylabel(kind.name.replace("_", " "))
-        label = f"{title(kind)} against kept FLOPs of {len(points)} networks that were tried; the table has the numbers"
+        label = (
+            f"{title(kind)} against kept {called} of {len(points)} networks that were tried; the table has the numbers"
+        )
         return inline(figure, "search", label)

@@ -39,8 +39,18 @@ class LayerRow:
     note: str = ""
 
 
+class _Kept:
+    """What a network keeps of the original's costs."""
+
+    kept_flops: float | None
+    kept_params: float | None
+
+    def kept_of(self, sought: str) -> float | None:
+        return self.kept_params if sought == "params" else self.kept_flops
+
+
 @dataclass(frozen=True)
-class CurvePoint:
+class CurvePoint(_Kept):
     """What `method` reaches: `value` of the judging figure at the kept fractions of FLOPs and parameters of the
     model."""
 
@@ -51,7 +61,7 @@ class CurvePoint:
 
 
 @dataclass(frozen=True)
-class TriedPoint:
+class TriedPoint(_Kept):
     """A network that a search tried: `value` of the judging figure, and whether that was good enough."""
 
     kept_flops: float | None
@@ -108,8 +118,9 @@ class ReportData:
     `best_epoch` is the one whose weights were kept. `skipped`: (name, reason). `curve_on` says on which data the curve
     was measured, `curve_start` is the judging figure before compression there (None: that of `before`). `search`: what
     was tried, where a drop was allowed. `offers`: plans for other budgets, the smallest first, and in what their loss
-    is expressed. `forecast`: a sentence on what the whole network was expected to lose and what it has lost. `settings`
-    (what the run was given) and `environment` (where it ran) are shown as they are.
+    is expressed; `sought`: what was to be made small, "flops" or "params". `forecast`: a sentence on what the whole
+    network was expected to lose and what it has lost. `settings` (what the run was given) and `environment` (where it
+    ran) are shown as they are.
     """
 
     title: str
@@ -130,6 +141,7 @@ class ReportData:
     search: SearchShown | None = None
     offers: Sequence[Offer] = ()
     offers_lose: str = ""
+    sought: str = "flops"
     forecast: str = ""
 
     @property

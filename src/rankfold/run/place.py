@@ -84,5 +84,15 @@ def _said(key: str, before: Any, now: Any) -> str:
     if isinstance(before, dict) and isinstance(now, dict):
         inner = [name for name in {**now, **before} if before.get(name) != now.get(name)]
         return f"{key}: other {', '.join(map(str, inner))}"
-    both = f"{before!r} and is {now!r}"
+    both = f"{_plain(before)} and is {_plain(now)}"
     return f"{key} was {both}" if len(both) <= _SHORT else f"{key}: not the same"
+
+
+def _plain(value: Any) -> str:
+    """As it was typed, where that is known: of a budget params=0.5."""
+    if isinstance(value, list):
+        return ", ".join(map(_plain, value)) or "none"
+    if isinstance(value, dict) and "kind" in value:
+        others = [f"{other}" for name, other in value.items() if name != "kind"]
+        return f"{value['kind']}={', '.join(others)}"
+    return repr(value)

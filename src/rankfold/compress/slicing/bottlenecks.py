@@ -281,7 +281,7 @@ def bottlenecks(
                 spread = _spreading(spread, asked, output, batch)
             seen += size_of(batch)
             if progress is not None:
-                progress("measuring bottlenecks", seen, samples)
+                progress("measuring bottlenecks, for slice", seen, samples)
     if not seen:
         raise ValueError("the calibration data is empty: give at least one batch")
     give_back()

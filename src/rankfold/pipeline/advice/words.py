@@ -112,7 +112,9 @@ def _beyond(found: Advice) -> str | None:
     best = found.best
     more = [point for point in found.tried if best is not None and found.share(point) < found.share(best)]
     if not more:
-        return None if best is None else "Nothing smaller was tried: compress --max-drop searches further."
+        if best is None or found.untried:  # what there was no time for is told
+            return None
+        return "Nothing smaller was tried: compress --max-drop searches further."
     point = more[0]
     after = f"{point.figure.text}{_range(found.start, point)}"
     return f"Without {_gone(found, point)} it would be {after}, which training afterwards may win back."

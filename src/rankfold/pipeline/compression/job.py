@@ -182,8 +182,7 @@ class _Job(Planner):
             self.keep(tuned, made, example, objective, left[-1:])
             validation["finetuned"] = _kept(history, score)
             self.tell.say(
-                f"validation {before.name}: {validation['finetuned'].text} after fine-tuning, "
-                f"with the weights of epoch {history.best_epoch}"
+                f"validation {before.name}: {validation['finetuned'].text} after fine-tuning, {_which(history)}"
             )
         try:
             result = self.measured(made, small, tuned, example, validation, history, objective)
@@ -206,7 +205,8 @@ class _Job(Planner):
             return replace(result, seconds=time.perf_counter() - began)
         inside = self.bottlenecks(result, calibration, objective)
         save_result(self.directory, result, self.data, example, self.settings, objective, inside)
-        self.tell.say(f"saved in {self.directory}")
+        slow = " (--no-curve leaves out what takes longest)" if self.settings.curve else ""
+        self.tell.say(f"saved in {self.directory}; what follows is for the report alone{slow}")
         errors = layer_errors(self.model, made, self.data.validation, profile=known, method=self.method)
         curve = self.curve(known, made, (start, *untuned), calibration, objective)
         result = replace(result, remarks=result.remarks + gaps(made, errors, self.method))
@@ -344,6 +344,13 @@ class _Job(Planner):
 def _timed(split: Any) -> tuple[int, ...]:
     """Batch sizes that are timed; of text one window alone, whose scores may take 100 MB."""
     return LATENCY_BATCHES[:1] if isinstance(split, Texts) else LATENCY_BATCHES
+
+
+def _which(history: History) -> str:
+    """What fine-tuning has come to."""
+    if history.best_epoch:
+        return f"with the weights of epoch {history.best_epoch}"
+    return "which was no better in any epoch: the network stays as it was (more epochs, or another rate, may help)"
 
 
 def _kept(history: History, start: Evaluation) -> Figure:

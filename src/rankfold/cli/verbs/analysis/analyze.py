@@ -24,7 +24,7 @@ from rankfold.cli.options import (
     Weights,
     Windows,
 )
-from rankfold.cli.printing import by_reason, count, parameters, print_json, print_table
+from rankfold.cli.printing import by_reason, count, print_json, print_table, tensors
 
 if TYPE_CHECKING:
     from rankfold.pipeline import SiteAnalysis
@@ -70,7 +70,7 @@ def analyze(
         loaded = open_model(
             model, weights, data, download, talk, trained=False, own_data=False, cut=Cut(length, windows)
         ).to(place)
-        if weights is None and ":" not in model:
+        if loaded.drawn:
             talk.say(f"{model} was given without --weights, so that its weights are random: these are their spectra")
         part = None if loaded.data is None else calibration_part(loaded.data.train, samples, seed)
         if part is not None:
@@ -123,5 +123,5 @@ def print_analysis(rows: tuple[SiteAnalysis, ...], found: SiteList, *, brief: bo
         if row.site.note:
             print(f"note: {row.site.name}: {row.site.note}")
     if found.left_out and not brief:
-        print(f"\nleft out: {parameters(len(found.left_out))}")
+        print(f"\nleft out: {tensors(len(found.left_out))}")
         print_table(("parameters", "reason"), by_reason(found.left_out), left=(0, 1))

@@ -86,7 +86,7 @@ def collapse(
     check_is_file(out, "collapse.html")
     with Talk() as talk, computing(device, precision) as place:
         loaded = open_model(model, weights, data, download, talk, trained=False, own_data=True).to(place)
-        if weights is None and ":" not in model:
+        if loaded.drawn:
             talk.say(f"{model} was given without --weights, so that its weights are random and nothing has collapsed")
         part = calibration_part(loaded.needed_data().train, samples, seed)
         loaded.needed_example()

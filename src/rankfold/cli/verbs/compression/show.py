@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from rankfold.cli.options import Json
-from rankfold.cli.printing import by_reason, count, parameters, percent, print_json, print_table, short
+from rankfold.cli.printing import by_reason, count, percent, print_json, print_table, short, tensors
 
 if TYPE_CHECKING:
     from rankfold.compress.planning.plan import Plan
@@ -81,4 +81,4 @@ def print_plan(made: Plan, *, brief: bool = False) -> None:
         print(f"note: {note}")
     if made.left_out:
         reasons = "; ".join(f"{names}: {reason}" for names, reason in by_reason(made.left_out))
-        print(f"left out: {parameters(len(made.left_out))} ({reasons})")
+        print(f"left out: {tensors(len(made.left_out))} ({reasons})")

@@ -4,26 +4,28 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import replace
+from typing import Any
 
 from rankfold.compress.methods.method import fits_layers
 from rankfold.compress.planning.plan import Entry, Plan
 from rankfold.compress.planning.profile import Profile
-from rankfold.compress.ranks.budget import Flops, Multiples
+from rankfold.compress.ranks.budget import Multiples
 from rankfold.compress.ranks.options import BudgetError
 from rankfold.compress.ranks.rules import Iterative, rule_named
 from rankfold.objectives.units import in_words
+from rankfold.pipeline.quality.value import BY
 from rankfold.report import Offer, OfferedLayer
 from rankfold.sites import Form
 
 MANY = 45  # budgets, of a network of up to LARGE sites; fewer of larger ones, in proportion
 LARGE = 32
 FEWEST = 12
-_FROM, _TO = 0.98, 0.05  # of the FLOPs
+_FROM, _TO = 0.98, 0.05  # of what is sought
 
 
-def offers(known: Profile, plan: Plan) -> list[Offer]:
-    """Plans up to 98 % of the FLOPs from where the first can be met, made as ``plan`` was, and ``plan`` itself; no two
-    that decide alike.
+def offers(known: Profile, plan: Plan, sought: str = "flops") -> list[Offer]:
+    """Plans up to 98 % of what is ``sought`` ("flops" or "params") from where the first can be met, made as ``plan``
+    was, and ``plan`` itself; no two that decide alike.
 
     None for methods that fit layer after layer and for the iterative rule, whose plans cost more than a look. Of a
     language model those in nats, without a trial. Decomposes nothing and runs no model.
@@ -33,8 +35,8 @@ def offers(known: Profile, plan: Plan) -> list[Offer]:
     if known.statistics is not None:
         known = replace(known, statistics=known.statistics.decided)
     besides = [budget for budget in plan.budgets if isinstance(budget, Multiples)]
-    found = _offered(known, plan.rule, besides, plan.decided)
-    return sorted((*found, _offer(plan)), key=lambda offer: offer.flops)
+    found = _offered(known, plan.rule, besides, plan.decided, BY[sought])
+    return sorted((*found, _offer(plan)), key=lambda offer: getattr(offer, sought))
 
 
 def loss_unit(plan: Plan) -> str:
@@ -43,12 +45,12 @@ def loss_unit(plan: Plan) -> str:
     return f"{'the share of its energy' if unit is None else in_words(unit)}, summed over the layers"
 
 
-def _offered(known: Profile, rule: str, besides: list[Multiples], chosen: str | None) -> Iterator[Offer]:
+def _offered(known: Profile, rule: str, besides: list[Multiples], chosen: str | None, by: Any) -> Iterator[Offer]:
     seen = {chosen or ""}
     count = max(FEWEST, min(MANY, MANY * LARGE // max(len(known.sites.reducible), 1)))
     for index in range(count):
         try:
-            plan = known.plan((Flops(_FROM - (_FROM - _TO) * index / (count - 1)), *besides), rule)
+            plan = known.plan((by(_FROM - (_FROM - _TO) * index / (count - 1)), *besides), rule)
         except BudgetError:
             return
         if plan.decided not in seen:

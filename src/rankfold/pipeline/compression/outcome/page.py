@@ -13,6 +13,7 @@ import torch
 from rankfold.compress.methods.method import Method
 from rankfold.compress.planning.plan import Entry, Plan
 from rankfold.compress.planning.profile import Profile
+from rankfold.compress.ranks.budget import Resource
 from rankfold.objectives import Figure
 from rankfold.pipeline.compression.outcome.curve import Curve
 from rankfold.pipeline.compression.outcome.heldout import over_fitted
@@ -56,7 +57,8 @@ def report_data(
         search=None if result.quality is None else _search(result),
         settings=settings,
         environment=environment(),
-        offers=offers(known, result.plan),
+        offers=offers(known, result.plan, _sought(result)),
+        sought=_sought(result),
         offers_lose=loss_unit(result.plan),
         forecast="" if result.forecast is None else result.forecast.sentence,
     )
@@ -66,6 +68,13 @@ def _drawn_on(curve: Curve) -> str:
     if curve.samples is None:
         return "the validation split"
     return f"{curve.samples} samples of the validation split, the same for all points"
+
+
+def _sought(result: Result) -> str:
+    """What was to be made small, as far as the pictures tell them apart: bytes are those of the parameters."""
+    asked = [budget.kind for budget in result.plan.budgets if isinstance(budget, Resource)]
+    kind = result.quality.by if result.quality is not None else next(iter(asked), "flops")
+    return "params" if kind in ("params", "bytes") else "flops"
 
 
 def _asked(result: Result) -> str:
