@@ -3,6 +3,7 @@
 import importlib
 import inspect
 import re
+import shutil
 import sys
 from importlib.metadata import version as installed
 from pathlib import Path
@@ -68,8 +69,17 @@ def skip(app: Sphinx, kind: str, name: str, *rest: object) -> bool | None:
     return True if re.fullmatch(r"set_\w+_request|get_metadata_routing", name) else None
 
 
+def beside(app: Sphinx, error: Exception | None) -> None:
+    """The pages as they are written, where llms.txt says: a language model reads these."""
+    for page in navigation.linked((navigation.DOCS / "llms.txt").read_text(encoding="utf-8")):
+        target = Path(app.outdir) / page
+        target.parent.mkdir(parents=True, exist_ok=True)
+        shutil.copyfile(navigation.DOCS / page, target)
+
+
 def setup(app: Sphinx) -> dict[str, bool]:
     app.connect("builder-inited", write_api)
     app.connect("source-read", read)
     app.connect("autodoc-skip-member", skip)
+    app.connect("build-finished", beside)
     return {"parallel_read_safe": True}

@@ -84,5 +84,10 @@ def llms(text: str) -> str:
     return "\n\n".join(parts) + f"\n\n## {NAMES}\n\n" + "\n".join(rows) + "\n"
 
 
+def linked(text: str) -> list[str]:
+    """The pages that such a list names, as paths in this folder."""
+    return re.findall(r"^- \[[^\]]+\]\(([^)]+\.md)\)", text, re.MULTILINE)
+
+
 if __name__ == "__main__":
     (DOCS / "llms.txt").write_text(llms(index()), encoding="utf-8")

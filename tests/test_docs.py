@@ -180,6 +180,14 @@ def test_the_list_for_language_models_is_that_of_the_index() -> None:
     )
 
 
+def test_the_pages_that_the_list_names_are_those_of_the_index_and_are_there() -> None:
+    """The site puts them beside its own, as they are written."""
+    pages = navigation.linked((DOCS / "llms.txt").read_text(encoding="utf-8"))
+    listed = [entry.path for heading in navigation.LADDER for entry in navigation.entries(navigation.index(), heading)]
+    assert pages == listed
+    assert all((DOCS / page).is_file() for page in pages)
+
+
 @pytest.mark.parametrize("page", notebooks.PAGES)
 def test_a_notebook_is_made_of_its_page(page: str) -> None:
     """Its cells are the blocks that run above."""

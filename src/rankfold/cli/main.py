@@ -46,7 +46,8 @@ app = typer.Typer(
     cls=Verbs,
     help="Find and use low-rank structure in deep networks: make a trained network smaller within a budget.",
     epilog=(
-        "MODEL is a built-in name (resnet20, vit-l4-h4, digits-cnn) or package.module:factory. Results go to "
+        "MODEL is a built-in name (resnet20, vit-l4-h4, digits-cnn), a folder of a Hugging Face model, or "
+        "package.module:factory, a function that returns yours. Results go to "
         "standard output, progress and errors to standard error. Exit codes: 0 done, 1 failed, 2 wrong usage."
     ),
     no_args_is_help=True,
