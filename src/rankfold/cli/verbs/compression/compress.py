@@ -190,8 +190,12 @@ def compress(
     if as_json:
         print_json(result.to_dict())
         return
+    from rankfold.run.processes.memory import amount
+
     print_result(result)
     print(f"\nmodel: {out}\nreport: {out / 'report.html'}")
+    held = sum(file.stat().st_size for file in (out / "run").rglob("*") if file.is_file())
+    print(f"measurements: {out / 'run'} ({amount(held)}), for other budgets (--profile {out}); may be deleted")
 
 
 def print_result(result: Result) -> None:

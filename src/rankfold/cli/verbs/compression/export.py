@@ -70,5 +70,5 @@ def export(
         return
     ran = "onnxruntime" if to is Target.onnx else "the exported program"
     print(f"{out}: {count(size)} bytes; {ran} differs from the model by at most {written:.2g} on random input")
-    print("inputs, with the axes that are free by their names:")
+    print("inputs, with the axes that are free, at sizes that the model itself takes, by their names:")
     print(*(f"  {line}" for line in written.sizes), sep="\n")
