@@ -18,13 +18,7 @@ from rankfold.pipeline.advice.found import Advice, Tried
 from rankfold.pipeline.quality.value import BY
 from rankfold.run.progress import Tell
 
-KEPT = (
-    0.9,
-    0.75,
-    0.6,
-    0.45,
-    0.3,
-)  # fractions of what is to be small that are tried, one after the other while time is left
+KEPT = (0.9, 0.75, 0.6, 0.45, 0.3)  # fractions of what is to be small, tried one after the other while time is left
 _PASSES, _OF_TOKENS = 18, 9  # forward passes of one sample that a profile costs for each (ResNet20, 32 to 512 images)
 _TOGETHER, _MOST = 75, 128  # and so many more, decompositions included, where errors at positions are added up
 _TIMING = 0.15  # of the time, to time networks in

@@ -47,19 +47,15 @@ def commands(found: Advice, model: str, extra: str = "") -> Iterator[tuple[str, 
     points = 100 * found.allowed if found.start.unit == "fraction" else found.allowed
     if best is not None:
         yield "the network described above", f"{base} --budget {found.by}={found.share(best):.2g} -o small"
-        yield (
-            "the smallest that keeps its quality, searched finely",
-            f"{base} --max-drop {points:.3g}{searched} -o small",
-        )
+        by_drop = f"{base} --max-drop {points:.3g}{searched} -o small"
+        yield "the smallest that keeps its quality, searched finely", by_drop
     if found.tried:
         smaller = [p for p in found.tried if best is None or found.share(p) < found.share(best)]
         target = min(smaller, key=lambda point: abs(found.share(point) - 0.5), default=None)
         if target is not None:
             more = "--finetune-epochs 5" if found.labelled and found.start.name != "perplexity" else "--tune 100"
-            yield (
-                "a smaller one, trained afterwards",
-                f"{base} --budget {found.by}={found.share(target):.2g} {more} -o small",
-            )
+            budget = f"{found.by}={found.share(target):.2g}"
+            yield "a smaller one, trained afterwards", f"{base} --budget {budget} {more} -o small"
         fastest = _faster(found)
         if fastest is not None:
             at = "" if fastest[1] == 1 else f"@{fastest[1]}"
@@ -77,10 +73,9 @@ def _reach(found: Advice) -> Iterator[str]:
         inside = f"{_percent(params)} of the parameters and {_percent(flops)} of the FLOPs"
         yield f"{inside} are in {layers} that can be factored."
     if found.tables:
-        below = "the budgets below take from them too"
-        taken = (
-            "budgets in parameters or bytes take from them too (--smallest params)" if found.by == "flops" else below
-        )
+        taken = "the budgets below take from them too"
+        if found.by == "flops":
+            taken = "budgets in parameters or bytes take from them too (--smallest params)"
         inside = f"{_percent(found.tables)} of the parameters are in tables that are looked up"
         yield f"{inside}: {taken}, which saves no time."
     for share, name, why in found.obstacles:
