@@ -176,6 +176,15 @@ def test_faults_are_one_sentence():
             function("")
 
 
+def test_a_folder_above_the_one_that_is_meant_names_it(tmp_path):
+    with pytest.raises(zoo.ZooError, match=r"this folder is not one of transformers: it has no config\.json$"):
+        zoo.resolve(str(tmp_path))
+    (tmp_path / "model").mkdir()
+    (tmp_path / "model" / "config.json").write_text("{}")
+    with pytest.raises(zoo.ZooError, match=r"has no config\.json: model in it has one$"):
+        zoo.resolve(str(tmp_path))
+
+
 def test_default_data_is_known_and_fits():
     shapes = {"digits": (1, 1, 8, 8), "mnist": (1, 1, 28, 28), "cifar10": (1, 3, 32, 32)}
     for name in zoo.model_names():

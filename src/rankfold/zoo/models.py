@@ -3,6 +3,7 @@
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
+from pathlib import Path
 
 import torch
 from torch import Tensor, nn
@@ -114,8 +115,12 @@ def has_data(name: str) -> bool:
 
 
 def _entry(name: str) -> _Entry:
+    if name not in _MODELS and Path(name).is_dir():
+        inside = sorted(file.parent.name for file in Path(name).glob("*/config.json"))
+        said = f": {', '.join(inside[:3])} in it {'has' if len(inside) == 1 else 'have'} one" if inside else ""
+        raise ZooError(f"{name}: this folder is not one of transformers: it has no config.json{said}")
     if name not in _MODELS and name.startswith((".", "/", "~")):
-        raise ZooError(f"{name}: there is no such folder, or it is not one of transformers (it has no config.json)")
+        raise ZooError(f"{name}: there is no such folder")
     if name not in _MODELS:
         raise ZooError(
             f"there is no model {name!r}: the built-in names are {', '.join(_MODELS)}; a network of your own is "
