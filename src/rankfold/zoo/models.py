@@ -115,7 +115,7 @@ def has_data(name: str) -> bool:
 
 
 def _entry(name: str) -> _Entry:
-    if name not in _MODELS and Path(name).is_dir():
+    if name and name not in _MODELS and Path(name).is_dir():
         inside = sorted(file.parent.name for file in Path(name).glob("*/config.json"))
         said = f": {', '.join(inside[:3])} in it {'has' if len(inside) == 1 else 'have'} one" if inside else ""
         raise ZooError(f"{name}: this folder is not one of transformers: it has no config.json{said}")
