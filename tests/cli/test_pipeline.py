@@ -394,6 +394,25 @@ def test_one_structure_has_one_time(monkeypatch):
     assert found["c"].accuracy != found["a"].accuracy
 
 
+def test_outputs_that_do_not_count_are_named_beside_the_result():
+    class TwoHeads(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.body, self.fine, self.coarse = nn.Linear(8, 24), nn.Linear(24, 4), nn.Linear(24, 2)
+
+        def forward(self, x):
+            x = self.body(x).relu()
+            return {"fine": self.fine(x), "coarse": self.coarse(x)}
+
+    torch.manual_seed(0)
+    x, y = torch.randn(96, 8), torch.randint(4, (96,))
+    data = (x[:48], y[:48]), (x[48:72], y[48:72]), (x[72:], y[72:])
+    said = compress(TwoHeads(), data, "params=0.8", settings=QUICK).remarks
+    assert sum("of the model's 2 outputs fine counts, and coarse may change unseen" in each for each in said) == 1
+    every = compress(TwoHeads(), data, "params=0.8", settings=replace(QUICK, objective="teacher")).remarks
+    assert not any("may change unseen" in each for each in every)
+
+
 @pytest.mark.parametrize("learned", [True, False])
 def test_an_original_at_chance_is_remarked(learned, tmp_path):
     network = tiny()

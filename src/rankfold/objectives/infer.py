@@ -47,8 +47,8 @@ def infer(output: Any, batch: Any) -> Inferred:
         return Inferred(MaskedLanguageModel(), "the model gives masked tokens")
     if "Seq2SeqLMOutput" in kind:
         return Inferred(CausalLanguageModel(shift=False), "the model gives tokens at the places of its labels")
-    found = _of_targets(main_tensor(output), target, batch)
-    return replace(found, why=found.why + _beside(output))
+    found, beside = _of_targets(main_tensor(output), target, batch), unseen_outputs(output)
+    return replace(found, why=f"{found.why}; {beside}") if beside else found
 
 
 def _one_for_each(output: Any, tokens: Any) -> bool:
@@ -59,7 +59,7 @@ def _one_for_each(output: Any, tokens: Any) -> bool:
     return not tokens.is_floating_point() and (not tokens.numel() or int(tokens.max()) < scores.shape[-1])
 
 
-def _beside(output: Any) -> str:
+def unseen_outputs(output: Any) -> str:
     """Which of several outputs counts, and how all of them would; empty for a single one."""
     main, places = main_tensor(output), counting_tensors(output)
     others = [name for name, tensor in places if tensor is not main]
@@ -67,7 +67,7 @@ def _beside(output: Any) -> str:
         return ""
     counts = next(name for name, tensor in places if tensor is main)
     return (
-        f"; of the model's {len(places)} outputs {counts} counts, and {', '.join(others)} may change unseen: "
+        f"of the model's {len(places)} outputs {counts} counts, and {', '.join(others)} may change unseen: "
         "all count with --objective teacher"
     )
 

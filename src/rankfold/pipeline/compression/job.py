@@ -44,7 +44,14 @@ from rankfold.pipeline.compression.outcome.measure import (
     protocol,
     samples_of,
 )
-from rankfold.pipeline.compression.outcome.remarks import gaps, learnt_nothing, of_layers, samples_known, summary
+from rankfold.pipeline.compression.outcome.remarks import (
+    gaps,
+    learnt_nothing,
+    of_layers,
+    samples_known,
+    summary,
+    unjudged,
+)
 from rankfold.pipeline.compression.outcome.result import Result
 from rankfold.pipeline.compression.planned import Planner
 from rankfold.pipeline.compression.repair import compressed_copy
@@ -196,7 +203,7 @@ class _Job(Planner):
                 result.compressed.score, small is not untuned[0],
             ),
             remarks=(
-                *unlearned,
+                *unlearned, *unjudged(self.model, example, objective.objective),
                 *(() if quality is None else quality.remarks), *result.remarks, *of_layers(made),
                 *samples_known(start, result.before.score, self.data.validation, result.split),
             ),

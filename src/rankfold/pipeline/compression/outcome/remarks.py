@@ -5,13 +5,16 @@ from __future__ import annotations
 from dataclasses import replace
 from typing import Any
 
+import torch
 from torch import nn
 
 from rankfold.compress.layerwise.in_parts import memory_needed
 from rankfold.compress.methods.method import Method
 from rankfold.compress.planning.entries import ADDED
 from rankfold.compress.planning.plan import Plan
-from rankfold.objectives import Evaluation
+from rankfold.costs import Example, evaluating
+from rankfold.objectives import Evaluation, Objective, Teacher
+from rankfold.objectives.infer import unseen_outputs
 from rankfold.pipeline.compression.outcome.heldout import over_fitted
 from rankfold.report.quantities import count, percent
 from rankfold.sites.wish import Where
@@ -67,6 +70,15 @@ def learnt_nothing(start: Evaluation) -> tuple[str, ...]:
         f"the original answers the validation split no better than chance ({start.judged}; {known}): were its trained "
         "weights loaded (--weights)?",
     )
+
+
+@torch.no_grad()
+def unjudged(model: nn.Module, example: Example, objective: Objective) -> tuple[str, ...]:
+    """A sentence where ``model`` has outputs that the objective does not count, so that they may have become worse."""
+    if isinstance(objective, Teacher) or getattr(objective, "answer", None) is not None:
+        return ()
+    with evaluating(model):
+        return tuple(filter(None, (unseen_outputs(model(*example.args, **example.kwargs)),)))
 
 
 def samples_known(validation: Evaluation, held_out: Evaluation, part: Any, name: str) -> tuple[str, ...]:
