@@ -8,7 +8,7 @@ from rankfold.cli.printing import count, print_table
 
 
 def print_recovered(report: dict[str, Any]) -> None:
-    from rankfold.report.recovery import learnt_from  # slow: with pictures
+    from rankfold.report.recovery import completed_told, learnt_from  # slow: with pictures
 
     rank = report["rank"]
     how = report["how"].removeprefix(f"rank {rank}; ")
@@ -47,6 +47,8 @@ def print_recovered(report: dict[str, Any]) -> None:
         print(f"predicted {count(told['pairs'])} pairs: {_unknown(told)}")
         if report["method"] != "ratings":
             print(f"predictions.csv has no uncertainty, which only ratings tell: {report['method']} was chosen")
+    if "completed" in report:
+        print(completed_told(report))
     print(f"wrote {report['directory']}")
 
 

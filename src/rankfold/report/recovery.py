@@ -52,6 +52,17 @@ def learnt_from(folds: int) -> str:
     return f"of fits to {folds - 1} of {folds} parts of the entries"
 
 
+def completed_told(report: Mapping[str, Any]) -> str:
+    """What became of the gaps of a table."""
+    cells, filled, file = report["completed"]["cells"], report["completed"]["filled"], report["file"]
+    if not filled and cells > report["entries"]:
+        return (
+            f"completed.csv was not written: {file} has {cells:,} cells, too many for a table of text: name those that "
+            "you want in --predict FILE"
+        )
+    return f"completed.csv is {file} with {filled:,} gaps filled; its known cells stay as they were written"
+
+
 def render_recovery(data: RecoveryData) -> str:
     """The page: style and pictures inside, no script, nothing fetched; text is escaped."""
     environment = templates()

@@ -146,12 +146,13 @@ def recover(
     holds rows, columns, values (and shape), a matrix X with NaN where it is not known,
     scipy's sparse format, or measurements y of ⟨A, X⟩ with their matrices A (count, m, n) or the seed, count and shape
     of Gaussian ones. DIR gets report.html, factors.safetensors, recover.json,
-    cross-validation.csv and .svg, and with --top the best unseen columns of every row in top.csv; with --implicit
-    recover.json and top.csv alone.
+    cross-validation.csv and .svg, and with --top the best unseen columns of every row in top.csv; of a table with a row
+    of the matrix in each line also completed.csv, with its gaps filled; with --implicit recover.json and top.csv alone.
     """
     from rankfold.cli.choices import set_threads
     from rankfold.pipeline.recovery import check_ours, complete
     from rankfold.recover import choices, read_arrays, read_pairs, read_sides, read_test, read_triplets
+    from rankfold.recover.tables.filling import table_of
     from rankfold.recover.tables.reading import ARRAYS
     from rankfold.run.claim import claimed
     from rankfold.run.progress import Talk
@@ -202,6 +203,8 @@ def recover(
             entries = read_triplets(file, duplicates=duplicates, **how)  # type: ignore[arg-type] # checked above
             judge = None if test is None else read_test(test, like=file, **how)
             asked = None if predict is None else read_pairs(predict, like=file, **how)
+            table = table_of(file, **how)
+            check_ours(out, *["completed.csv"] * (table is not None))
             sides, remarks = read_sides(rows, items, entries)
             _about(entries, talk, (test, judge), (predict, asked))
             for remark in remarks:
@@ -213,6 +216,7 @@ def recover(
                 judge=judge,
                 asked=asked,
                 sides=sides,
+                table=table,
                 folds=folds or 5,
                 seed=seed,
                 top=top,

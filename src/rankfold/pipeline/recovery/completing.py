@@ -13,10 +13,19 @@ from rankfold.pipeline.recovery.advice import other_ranks
 from rankfold.pipeline.recovery.drawing import candidates_drawn
 from rankfold.pipeline.recovery.matching import check_names, unknown
 from rankfold.pipeline.recovery.page import page
-from rankfold.pipeline.recovery.writing import ALWAYS, PREDICTIONS, TOP, best_columns, predictions, save_report
+from rankfold.pipeline.recovery.writing import (
+    ALWAYS,
+    COMPLETED,
+    PREDICTIONS,
+    TOP,
+    best_columns,
+    predictions,
+    save_report,
+)
 from rankfold.recover import Choice, FactorModel, MappedEntries, Sides, Tried, Triplets, cross_validate, fit
 from rankfold.recover.model import FACTORS
 from rankfold.recover.solvers.outcome import Progress
+from rankfold.recover.tables.filling import MOST, Table
 from rankfold.run.disk.files import write_atomically
 
 CELLS = 20_000  # without an entry, over which the error that is expected is averaged
@@ -30,6 +39,7 @@ def complete(
     judge: Triplets | None = None,
     asked: Triplets | None = None,
     sides: Sides | None = None,
+    table: Table | None = None,
     folds: int = 5,
     seed: int = 0,
     top: int = 0,
@@ -38,8 +48,8 @@ def complete(
     progress: Progress | None = None,
 ) -> dict[str, Any]:
     """Choose among ``candidates``, fit to all ``entries``, judge by ``judge`` and write factors, errors, predictions of
-    the pairs ``asked`` and the ``top`` best unseen columns of every row into ``out``. Returns what ``recover.json``
-    holds.
+    the pairs ``asked``, the ``top`` best unseen columns of every row, and the ``table`` that the entries come from,
+    where they do, with its gaps filled, into ``out``. Returns what ``recover.json`` holds.
 
     Raises ``ValueError`` where the values never vary: that is implicit feedback, or nothing to learn.
     """
@@ -49,8 +59,9 @@ def complete(
     best = tried[0]
     model, rank, remark = fit(entries, best.choice, seed=seed, sides=sides, progress=progress)
     write_atomically(out / FACTORS, model.to_bytes())  # before anything else can fail
+    how = (rank, remark)
     return written(
-        entries, tried, model, (rank, remark), out, judge=judge, asked=asked, seed=seed, top=top, source=source
+        entries, tried, model, how, out, judge=judge, asked=asked, table=table, seed=seed, top=top, source=source
     )
 
 
@@ -82,6 +93,7 @@ def written(
     *,
     judge: Triplets | None,
     asked: Triplets | None,
+    table: Table | None = None,
     seed: int,
     top: int,
     source: str,
@@ -118,6 +130,11 @@ def written(
     if asked is not None:
         tables[PREDICTIONS] = predictions(model, asked, entries.called)
         report["predicted"] = {"pairs": len(asked), **unknown(asked, model.row_names, model.column_names)}
+    if table is not None:
+        cells = entries.shape[0] * entries.shape[1]
+        report["completed"] = {"cells": cells, "filled": 0}
+        if cells <= MOST:
+            tables[COMPLETED], report["completed"]["filled"] = table.filled(model)
     lines = "choice,error,rank\n" + "".join(f'"{one.choice}",{one.error:.6g},{one.rank}\n' for one in tried)
     tables["cross-validation.csv"] = lines.encode()
     for name, content in tables.items():

@@ -13,7 +13,7 @@ import numpy as np
 from rankfold.pipeline.compression.outcome.page import environment
 from rankfold.pipeline.recovery.writing import PREDICTIONS, TOP
 from rankfold.recover import FactorModel, MappedEntries, Tried, Triplets
-from rankfold.report.recovery import FactorShown, RecoveryData, learnt_from, render_recovery
+from rankfold.report.recovery import FactorShown, RecoveryData, completed_told, learnt_from, render_recovery
 
 SHOWN, NAMES = 5, 5  # factors, and names at either side of each
 LINES = 10  # of a table that lies in a file beside the page
@@ -42,6 +42,8 @@ def page(
         ("Entries", f"{len(entries):,} of {entries.shape[0]:,} × {entries.shape[1]:,}"),
         ("Fit", report["how"]),
     ]
+    if "completed" in report:
+        facts.append(("Completed", completed_told(report)))
     if "test" in report:
         facts.append(("Test error", f"{report['test']['error']:.4g} on {report['test']['entries']:,} entries"))
     data = RecoveryData(

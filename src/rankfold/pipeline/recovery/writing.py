@@ -20,7 +20,7 @@ from rankfold.run.disk.container import parsed
 from rankfold.run.disk.files import write_atomically
 from rankfold.run.disk.foreign import check_replaceable
 
-REPORT, TOP, PREDICTIONS = "recover.json", "top.csv", "predictions.csv"
+REPORT, TOP, PREDICTIONS, COMPLETED = "recover.json", "top.csv", "predictions.csv", "completed.csv"
 ALWAYS = (FACTORS, REPORT, "cross-validation.csv", "cross-validation.svg", "report.html")
 
 
@@ -64,7 +64,9 @@ def _written_before(out: Path) -> set[str]:
         return set()
     named = held.get("files") if _is_report(held) else None
     return (
-        {name for name in named if name in (*ALWAYS, TOP, PREDICTIONS)} - {REPORT} if isinstance(named, list) else set()
+        {name for name in named if name in (*ALWAYS, TOP, PREDICTIONS, COMPLETED)} - {REPORT}
+        if isinstance(named, list)
+        else set()
     )
 
 

@@ -33,7 +33,7 @@ def read_lines(path: Path, form: Layout) -> Found:
 def line_chunks(path: Path, form: Layout, size: int) -> Iterator[Found]:
     """The same, about ``size`` entries at a time: names are those of the chunk."""
     chunk, empty = _Chunk(), True
-    for line, fields in _records(path, form):
+    for line, fields in records(path, form):
         if form.header is not None and line == form.first:
             continue
         for row, column, value, when in _entries(line, fields, form):
@@ -145,7 +145,7 @@ def _value(line: int, value: str, place: str, columns: Columns) -> float:
     return number
 
 
-def _records(path: Path, form: Layout) -> Iterator[tuple[int, list[str]]]:
+def records(path: Path, form: Layout) -> Iterator[tuple[int, list[str]]]:
     """(number of its last line, stripped fields) of every line that is not blank. Quotes must close properly."""
     with any_length(), path.open(encoding="utf-8-sig", newline="") as opened:
         lines = (form.translated(line) for line in opened)
