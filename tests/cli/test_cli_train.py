@@ -219,7 +219,7 @@ def test_a_loss_that_is_not_finite_keeps_the_checkpoint_and_the_best_weights(her
         (["depth=0"], ("depth", "at least 2 factors, got 0")),
         (["depth=2.5"], ("depth", "got 2.5")),
         (["depth=true"], ("depth", "got True")),
-        (["model=null"], ("model", "valid string")),
+        (["model=null"], ("key model is missing", "for example")),
         (["model=resnet21"], ("there is no model 'resnet21'",)),
         (["model=mine:net", "data=null"], ("key data is missing", "mine:net")),
         (["data=letters"], ("there is no data set 'letters'",)),
@@ -271,6 +271,12 @@ def test_a_network_is_trained_at_low_rank_from_the_first_step_and_taken_up_after
     resumed = load_file(here / "run" / "model.safetensors")
     assert all(torch.equal(weights[name], resumed[name]) for name in weights)
     assert "choose one" in failed("train", "run.yaml", "--set", "depth=2", "-o", "other")
+    plain = (CONFIG + "dlrt: {rank: 6, reach: 3}\n").replace("depth: 3", "depth: 1")
+    (here / "plain.yaml").write_text(plain)
+    assert "add --set dlrt=null" in failed("train", "plain.yaml", "--set", "depth=1", "-o", "other")
+    assert (whole["dlrt"]["window"], whole["way"]) == (8, None)
+    ordinary = ("--set", "dlrt=null", "--set", "epochs=1", "-o", "other")
+    assert succeeded("train", "plain.yaml", "--set", "depth=1", *ordinary)["dlrt"] is None
     assert "unknown key dlrt.windows; did you mean dlrt.window?" in failed(
         "train", "run.yaml", "--set", "dlrt.windows=3"
     )
@@ -350,6 +356,16 @@ def test_keys_of_the_recipe_are_keys_of_the_file():
     assert parse(changed).recipe.augment == Augment(2)
     assert changed["seed"] == 7
     assert values["augment"] is None
+
+
+def test_null_gives_a_key_its_default_unless_it_is_a_value_of_its_own():
+    values = {"model": "digits-cnn", "out": "run", "warmup": 0.1, "device": "cpu", "dlrt": {"reach": 3, "budget": 0.2}}
+    null = ["dlrt.reach=null", "dlrt.budget=null", "warmup=null", "device=null", "clip_norm=null"]
+    config, plain = parse(overridden(values, null)), parse({"model": "digits-cnn", "out": "run", "dlrt": {}})
+    assert config.dlrt == plain.dlrt
+    assert config.device == "auto"
+    assert config.recipe.warmup == plain.recipe.warmup
+    assert config.recipe.clip_norm is None
 
 
 def test_durations_read_well():

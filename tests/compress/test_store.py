@@ -227,6 +227,8 @@ def test_without_a_plan_the_way_to_one_is_told(tmp_path):
     small = rf.fold_(copy.deepcopy(model), keep=True)
     with pytest.raises(rf.StoreError, match=r"fold it without keep, then rankfold\.plan"):
         rf.save(small, None, tmp_path / "small")
+    with pytest.raises(rf.StoreError, match=r"got str: .* fold it without keep, then rankfold\.plan"):
+        rf.save(small, str(tmp_path / "small"))
     x = torch.randn(3, 20)
     plan = rf.plan(rf.fold_(model), rf.Ranks(ranks), "truncate", example=x)  # as the message says
     again = rf.apply_(model, plan)
@@ -235,6 +237,8 @@ def test_without_a_plan_the_way_to_one_is_told(tmp_path):
         name: value.shape for name, value in small.state_dict().items()
     }
     assert rf.save(again, plan, tmp_path / "small").exists()
+    with pytest.raises(rf.StoreError, match="a directory behind the plan"):
+        rf.save(again, plan)
 
 
 # ---- damage ----------------------------------------------------------------------------------------------------------

@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from torch import nn
 
 from rankfold.objectives import Classification, Evaluation, Figure
-from rankfold.train import Augment, Distill, Epoch, Plateau, Recipe, Relax, TrainingError, evaluate
+from rankfold.train import Augment, Distill, Epoch, History, Plateau, Recipe, Relax, TrainingError, evaluate
 from rankfold.train.augment import augment
 from rankfold.train.breakdown import at_chance, breakdown, vanished
 from rankfold.train.fit import loss_parts
@@ -173,6 +173,15 @@ def test_an_epoch_is_a_line_of_figures_and_comes_back_from_a_checkpoint():
     earlier = Epoch.from_state(epoch.to_dict())  # as the first release wrote it
     assert earlier.to_dict() == epoch.to_dict()
     assert _epochs(None)[0].to_dict()["validation_accuracy"] is None
+
+
+def test_a_history_shows_the_figure_of_its_best_epoch():
+    history = History(_scored(0.1), tuple(_epochs(0.5, 0.75)), 2, None, 0)
+    assert repr(history) == "History(2 epochs, best_epoch=2, validation accuracy 75.00 %)"
+    assert "best_epoch=0, validation accuracy 10.00 %, with warning)" in repr(
+        replace(history, best_epoch=0, warning="w")
+    )
+    assert "best_epoch=1, train loss 1)" in repr(History(None, tuple(_epochs(None)), 1, None, 0))
 
 
 def test_breakdown_is_told_and_only_that():

@@ -33,8 +33,8 @@ from rankfold.store.ours import ALIASES, check_files, check_ours
 
 def save(
     model: nn.Module,
-    plan: Plan,
-    directory: str | Path,
+    plan: Plan | None = None,
+    directory: str | Path | None = None,
     *,
     notes: Mapping[str, Any] | None = None,
     bottlenecks: Bottlenecks | None = None,
@@ -47,8 +47,8 @@ def save(
 
     Args:
         model: with the layers of the plan.
-        plan: that was applied.
-        directory: made if it is missing; what rankfold saved there before is replaced.
+        plan: that was applied; needed.
+        directory: needed; made if it is missing; what rankfold saved there before is replaced.
         notes: JSON-able facts to keep (``model``: the name it can be built from, measurements).
         bottlenecks: from ``rankfold.bottlenecks``, which make it possible to slice the model later without data; about
             a tenth to a half of the model's own bytes.
@@ -59,8 +59,8 @@ def save(
         The directory.
 
     Raises:
-        StoreError: no plan, one that was not applied, bottlenecks that were measured on other weights, or a directory
-            with weights or a configuration that rankfold did not write.
+        StoreError: no plan, no directory, a plan that was not applied, bottlenecks that were measured on other
+            weights, or a directory with weights or a configuration that rankfold did not write.
 
     Example:
         >>> net = nn.Sequential(nn.Linear(8, 8))
@@ -68,13 +68,15 @@ def save(
         >>> sorted(file.name for file in rf.save(rf.apply_(net, plan), plan, "small").iterdir())
         ['manifest.json', 'model.safetensors', 'plan.json']
     """
-    directory, root = Path(directory), unwrap(model)
-    if not isinstance(plan, Plan):
+    if not isinstance(plan, Plan):  # before a directory is missed: save(model, "x") is asked for by who has no plan
         raise StoreError(
             f"save needs the plan that was applied, got {type(plan).__name__}: a network that was folded with "
             "fold_(keep=True) has none: fold it without keep, then rankfold.plan(model, rankfold.Ranks(ranks), "
             "'truncate', example=x) and rankfold.apply_ give the same layers, and the plan"
         )
+    if directory is None:
+        raise StoreError("save needs a directory behind the plan: rankfold.save(model, plan, 'small')")
+    directory, root = Path(directory), unwrap(model)
     check_ours(directory, root)
     state, aliases = _tensors(root)
     for entry in plan.changed:

@@ -86,7 +86,12 @@ class History:
     resumed_from: int
     warning: str | None = None
 
-    __repr__ = brief
+    def __repr__(self) -> str:
+        best = self.best
+        score = self.start if best is None else best.validation
+        told = f", validation {score.judged}" if score else f", train loss {best.train_loss:.4g}" if best else ""
+        rest = "".join(f", with {name}" for name in ("stopped", "warning") if getattr(self, name))
+        return f"History({len(self.epochs)} epochs, best_epoch={self.best_epoch}{told}{rest})"
 
     @property
     def best(self) -> Epoch | None:

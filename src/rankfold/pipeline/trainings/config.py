@@ -25,7 +25,8 @@ _REMEDY = {
     "model": "; for example 'model: digits-cnn'",
     "out": ": the directory of the run, such as 'out: runs/first', or --out DIR",
 }
-_RECIPE = tuple(field.name for field in fields(Recipe))
+_KINDS = {field.name: field.type for field in fields(Recipe)}
+_RECIPE = tuple(_KINDS)
 
 
 class ConfigError(ValueError):
@@ -184,7 +185,7 @@ def read(file: str | Path) -> dict[str, Any]:
 
 def overridden(values: Mapping[str, Any], settings: Sequence[str]) -> dict[str, Any]:
     """`values` with every `key=value` of `settings` put in; keys may be dotted, values are YAML."""
-    changed = dict(values)
+    changed, plain = dict(values), ""
     for setting in settings:
         key, equals, text = setting.partition("=")
         if not key or not equals:
@@ -193,6 +194,13 @@ def overridden(values: Mapping[str, Any], settings: Sequence[str]) -> dict[str, 
             changed = with_key(changed, key, yaml.safe_load(text))
         except yaml.YAMLError as error:
             raise ConfigError(f"--set {setting}: this is not YAML: {' '.join(str(error).split())}") from None
+        if key == "depth":
+            plain = setting
+    low = next((key for key in ("dlrt", "way") if values.get(key) and changed[key]), None)
+    if plain and low and changed["depth"] == values.get("depth", 1) == 1:  # it changes nothing, and was meant to
+        raise ConfigError(
+            f"--set {plain}: {low} would still train at low rank, which depth does not switch off: add --set {low}=null"
+        )
     return changed
 
 
@@ -212,8 +220,10 @@ def at_key(values: Mapping[str, Any], key: str) -> Any:
 def parse(values: Mapping[str, Any], source: str | Path = "config") -> TrainConfig:
     """The run that `values` ask for; ConfigError, naming `source` and the first key that is wrong."""
     _check_names(values, source)
-    given = {key: value for key, value in values.items() if key in _RECIPE}
-    rest = {key: value for key, value in values.items() if key not in _RECIPE}
+    given = _open({key: value for key, value in values.items() if key in _RECIPE}, _KINDS)
+    rest = _open({key: value for key, value in values.items() if key not in _RECIPE}, TrainConfig.__annotations__)
+    if isinstance(rest.get("dlrt"), Mapping):
+        rest["dlrt"] = _open(rest["dlrt"], Dynamic.__annotations__)
     try:
         recipe = TypeAdapter(Recipe).validate_python(DEFAULTS.to_dict() | given)
         if rest.get("data") is None and isinstance(rest.get("model"), str):
@@ -223,6 +233,11 @@ def parse(values: Mapping[str, Any], source: str | Path = "config") -> TrainConf
         raise ConfigError(f"{source}: {_first_fault(error)}") from None
     except ZooError as error:
         raise ConfigError(f"{source}: {error}") from None
+
+
+def _open(values: Mapping[str, Any], kinds: Mapping[str, Any]) -> dict[str, Any]:
+    """Without the keys that are null and cannot be: those have their default."""
+    return {key: value for key, value in values.items() if value is not None or "None" in str(kinds[key])}
 
 
 def _own_data(model: str) -> str:

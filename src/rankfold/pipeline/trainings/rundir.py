@@ -27,7 +27,7 @@ class TrainResult:
     `validation` and `test` are what the objective says, losses included; of classifiers `validation_accuracy` and the
     like are their parts. `best_epoch`: whose weights were kept, by validation; 0 is the start. The test split was seen
     once, by the end. `params` of the ordinary network, `trained_params` with all factors; `ranks` of layers that were
-    trained at low rank.
+    trained at low rank; `dlrt` and `way` are what was asked for, None where it was not.
     `seconds`: of all epochs. `warning`: a sentence if training broke down (None: it did not).
     """
 
@@ -49,6 +49,8 @@ class TrainResult:
     warning: str | None
     directory: str
     ranks: Mapping[str, int] = field(default_factory=dict)
+    dlrt: Mapping[str, Any] | None = None
+    way: Mapping[str, Any] | None = None
 
     __repr__ = brief
 
@@ -85,7 +87,7 @@ class TrainResult:
     @classmethod
     def from_state(cls, values: Mapping[str, Any]) -> TrainResult:
         """From `state`, or from what the first release wrote, of a classifier; KeyError and TypeError if damaged."""
-        values = {"ranks": {}} | dict(values)  # of runs from before there were any
+        values = {"ranks": {}, "dlrt": None, "way": None} | dict(values)  # of runs from before there were any
         own = {key: values[key] for key in (field.name for field in fields(cls)) if key not in ("validation", "test")}
         scores = values.get("scores") or {
             part: {"accuracy": values[f"{part}_accuracy"], "loss": values[f"{part}_loss"], "count": 0}

@@ -223,7 +223,7 @@ def _delivered(
     team: Team,
 ) -> TrainResult:
     """The only place that sees the test split."""
-    place = Path(config.out)
+    place, asked = Path(config.out), config.to_dict()
     chosen = choose(model, data.train, config.objective or data.objective).objective
     validation = evaluate(model, data.validation, role="validation", objective=chosen, teacher=teacher)
     test = evaluate(model, data.test, role="test", objective=chosen, teacher=teacher)
@@ -246,6 +246,8 @@ def _delivered(
         warning=history.warning,
         directory=str(place),
         ranks=ranks,
+        dlrt=asked.get("dlrt"),
+        way=asked.get("way"),
     )
     _save(model, place)
     write_result(place, result)
