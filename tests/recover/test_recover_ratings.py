@@ -169,6 +169,37 @@ def test_uncertainty_is_about_as_large_as_errors_are():
         found.predict([["nobody", 0]], times=[np.nan])
 
 
+def test_strangers_are_as_uncertain_as_users_and_items_differ():
+    """Who rated what tells the users' biases here, so that about what it tells they hardly differ; of a stranger nobody
+    has seen it."""
+    rng = np.random.default_rng(0)
+    kind, taste, quality = rng.standard_normal(260), rng.standard_normal((2, 260)), 0.5 * rng.standard_normal(100)
+    chance = 1 / (1 + np.exp(-4 * np.outer(kind, np.arange(100) % 2 - 0.5)))
+    rows, columns = np.nonzero(rng.random((260, 100)) < 0.5 * chance)
+    values = 3 + kind[rows] + quality[columns] + taste[columns % 2, rows] * 0.3 + 0.3 * rng.standard_normal(len(rows))
+    entries = triplets(rows, columns, values, shape=(260, 100))
+    new_row, new_column = rows < 60, columns < 20
+    learn = entries.take(np.flatnonzero(~new_row & ~new_column))
+    model = fit(learn, Choice("ratings", 1))[0]
+
+    def asked(which):
+        at = np.where(new_row, -1, rows)[which], np.where(new_column, -1, columns)[which]
+        error = model.at(*at) - values[which]
+        return np.mean((error / model.uncertainty(*at)) ** 2), np.sqrt(np.mean(model.uncertainty(*at) ** 2))
+
+    known, row, column, both = (
+        asked(which)
+        for which in (~new_row & ~new_column, new_row & ~new_column, ~new_row & new_column, new_row & new_column)
+    )
+    assert known[1] < column[1] < row[1] < both[1]
+    assert 0.75 < row[0] < 1.3, row
+    assert 0.5 < column[0] < 1.6, column  # twenty of them
+    assert 0.75 < both[0] < 1.3, both
+    nameless = model.at(np.array([0]), np.array([50])), model.uncertainty(np.array([0]), np.array([50]))
+    stranger = model.at(np.array([-1]), np.array([50])), model.uncertainty(np.array([-1]), np.array([50]))
+    assert np.allclose(nameless, stranger)  # a name without an entry says no more than none
+
+
 def test_side_tables(tmp_path):
     file = tmp_path / "users.csv"
     file.write_text("id|age|sex|name\na|20|F|Ann\nb|30|M|Bob\nc|40||Cid\n")
@@ -176,7 +207,7 @@ def test_side_tables(tmp_path):
     assert features.shape[0] == 4
     assert features.toarray()[3].sum() == 0
     assert remarks == (
-        "of each row: age, sex, name",
+        "users.csv, of each row: age, sex, name",
         "1 of 4 rows have no line in users.csv, the first is who",
     )
     with pytest.raises(ValueError, match="none of its 3 names is the name of a row among the entries, such as x"):

@@ -17,23 +17,13 @@ from typing_extensions import TypedDict
 from rankfold.linalg.brief import brief
 from rankfold.recover.folders import check_factors
 from rankfold.recover.ratings.moments import SPANS, Moments
+from rankfold.recover.ratings.spread import Spread
 from rankfold.recover.tables.names import name_of, names_of, paired
 from rankfold.recover.tables.times import when
 from rankfold.run.disk.container import Kind, checked, parsed
 
 FACTORS = "factors.safetensors"
 KIND = "rankfold factors"  # in the metadata of their file
-
-
-@dataclass(frozen=True, eq=False)
-class Spread:
-    """Some draws (d, m + 1, k + 1), (d, n + 1, k + 1), the bias last, the deviation of the noise, and the variances of
-    the moments: for each span of those that are known, and last of one that is not."""
-
-    lefts: np.ndarray
-    rights: np.ndarray
-    noise: float
-    moments: tuple[np.ndarray, ...] = ()
 
 
 class Known(Protocol):
@@ -81,7 +71,7 @@ class FactorModel:
 
     def uncertainty(self, rows: np.ndarray, columns: np.ndarray, times: np.ndarray | None = None) -> np.ndarray:
         """(count,): the standard deviation of a value about its prediction: noise, how far draws differ (before they
-        are clipped), and how far moments do, above all those of which nothing is known. Raises ``ValueError`` for a
+        are clipped), and how far rows, columns and moments do of which nothing is known. Raises ``ValueError`` for a
         model that was not averaged over draws, or was read from a file."""
         if self.spread is None:
             raise ValueError(
@@ -90,13 +80,7 @@ class FactorModel:
             )
         rows, columns = paired(rows, columns)
         times = when(times, len(rows))
-        at, to = self._known(rows, columns)
-        first, second = np.zeros(len(at)), np.zeros(len(at))
-        count = len(self.spread.lefts)
-        for left, right in zip(self.spread.lefts, self.spread.rights, strict=True):
-            told = np.einsum("ij,ij->i", left[at, :-1], right[to, :-1]) + left[at, -1] + right[to, -1]
-            first, second = first + told / count, second + told.astype(np.float64) ** 2 / count
-        varies = np.maximum(second - first**2, 0.0) * count / max(count - 1, 1)
+        varies = self.spread.variances(*self._known(rows, columns))
         if self.moments is not None:
             varies = varies + self.moments.varying(self.spread.moments, rows, times)
         return np.sqrt(varies + self.spread.noise**2)

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import numpy as np
 
-from rankfold.recover.model import FactorModel, Spread
+from rankfold.recover.model import FactorModel
 from rankfold.recover.ratings.sampler import KEPT, Draws
+from rankfold.recover.ratings.spread import Spread
 from rankfold.recover.tables.triplets import Triplets
 
 PASSES, PROBES = 4, 10  # of the subspace iteration, and columns more than the rank
@@ -34,9 +35,6 @@ def averaged(found: Draws, entries: Triplets) -> FactorModel:
     left = np.concatenate([u[:, :rank] * root / weights[0], bias[0], np.ones_like(bias[0])], 1)
     right = np.concatenate([basis @ vt[:rank].T * root / weights[1], np.ones_like(bias[1]), bias[1]], 1)
     kept = np.unique(np.linspace(0, draws - 1, min(KEPT, draws)).astype(int))
-    spread = [side[kept].copy() for side in (found.lefts, found.rights)]
-    for side, strangers in zip(spread, found.strangers):
-        side[:, -1] = strangers[kept]
     low, high = float(entries.values.min()), float(entries.values.max())
     return FactorModel(
         left,
@@ -48,5 +46,12 @@ def averaged(found: Draws, entries: Triplets) -> FactorModel:
         entries.column_names,
         biases=2,
         moments=found.moments,
-        spread=Spread(spread[0], spread[1], found.noise, found.varying),
+        spread=Spread(
+            found.lefts[kept],
+            found.rights[kept],
+            found.unknown,
+            (found.apart[0][kept], found.apart[1][kept]),
+            found.noise,
+            found.varying,
+        ),
     )

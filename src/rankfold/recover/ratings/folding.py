@@ -34,10 +34,6 @@ def with_rows(model: FactorModel, entries: Triplets, noise: float) -> FactorMode
             images = v @ root / noise
             gram = images.T @ images + np.eye(root.shape[1])
             new[row] += root @ np.linalg.solve(gram, images.T @ rest / noise)
-    spread = model.spread
-    if spread is not None:
-        strangers = np.repeat(spread.lefts[:, -1:], len(new), axis=1)
-        lefts = np.concatenate([spread.lefts[:, :-1], strangers, spread.lefts[:, -1:]], 1)
-        spread = replace(spread, lefts=lefts, noise=noise)
+    spread = None if model.spread is None else model.spread.with_strangers(len(new), noise)
     left = np.concatenate([model.left[:-1], new.astype(model.left.dtype), model.left[-1:]])
     return replace(model, left=left, row_names=(*model.row_names, *entries.row_names), spread=spread)

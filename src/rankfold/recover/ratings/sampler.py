@@ -41,22 +41,37 @@ class _Side:
 
     grams: Grams
     features: Features
+    counts: np.ndarray  # (rows,): of entries
     draw: np.ndarray  # (rows, k + 1): factors, and the bias last
     prior: np.ndarray  # (rows, k + 1): its mean for each row
-    mean: np.ndarray  # (k + 1,): for a row of which nothing is known
-    stranger: np.ndarray  # (k + 1,): such a row, drawn
+    covariance: np.ndarray  # (k + 1, k + 1): about it
+    mean: np.ndarray  # (k + 1,): of a row without any features
+
+    @property
+    def unknown(self) -> np.ndarray:
+        """(rows,): of which nothing is known."""
+        return np.asarray(np.diff(self.features.matrix.indptr) == 0)
+
+    def stranger(self) -> tuple[np.ndarray, np.ndarray]:
+        """(mean, covariance) of a row of which nothing is known: one like those who are, each as often as it has
+        entries, for so rows are asked for. What they differ by is in their features too, which it will have and nobody
+        has seen."""
+        spread = np.cov(self.prior.T, aweights=self.counts, bias=True)
+        return np.average(self.draw, 0, self.counts), self.covariance + spread
 
 
 @dataclass(frozen=True, eq=False)
 class Draws:
     """``lefts`` (draws, users + 1, k + 1) and ``rights`` (draws, items + 1, k + 1): factors, and the bias last; the
-    last row is for those of whom nothing is known, their mean. r_ui is the mean over draws of offset + p_u · q_i + b_u
-    + c_i. ``strangers``: such rows and columns as drawn (draws, k + 1), whose spread is wider."""
+    last row, and those that are ``unknown`` (users + 1,), (items + 1,), are of whom nothing is known: their mean, about
+    which they have the covariances ``apart`` (draws, k + 1, k + 1). r_ui is the mean over draws of offset + p_u · q_i
+    + b_u + c_i."""
 
     offset: float
     lefts: np.ndarray
     rights: np.ndarray
-    strangers: tuple[np.ndarray, np.ndarray]
+    unknown: tuple[np.ndarray, np.ndarray]
+    apart: tuple[np.ndarray, np.ndarray]
     noise: float
     history: tuple[float, ...]
     moments: Moments | None = None
@@ -99,7 +114,7 @@ def sample(
     moment = np.zeros(len(values))
     lefts = np.empty((draws, shape[0] + 1, rank + 1), np.float32)
     rights = np.empty((draws, shape[1] + 1, rank + 1), np.float32)
-    strangers = np.empty((draws, rank + 1), np.float32), np.empty((draws, rank + 1), np.float32)
+    apart = np.empty((2, draws, rank + 1, rank + 1))
     history = []
     with threads_for(min(shape) ** 2):
         for sweep in range(burn_in + draws):
@@ -116,16 +131,19 @@ def sample(
             precision = float(rng.gamma(shape_of, 1.0 / rate))
             history.append(float(np.sqrt(np.mean(missed**2))))
             if sweep >= burn_in:
-                lefts[sweep - burn_in] = np.vstack([p.draw, p.mean])
-                rights[sweep - burn_in] = np.vstack([q.draw, q.mean])
-                strangers[0][sweep - burn_in], strangers[1][sweep - burn_in] = p.stranger, q.stranger
+                for side, drawn, about in zip(sides, (lefts, rights), apart, strict=True):
+                    mean, about[sweep - burn_in] = side.stranger()
+                    drawn[sweep - burn_in] = np.vstack([np.where(side.unknown[:, None], mean, side.draw), mean])
                 for level in levels:
                     level.keep(1 / draws)
             if progress is not None:
                 progress("sampling", sweep + 1, burn_in + draws)
     moments = Moments(tuple(one.keys for one in levels), tuple(one.total for one in levels)) if levels else None
     varying = tuple(one.variances for one in levels)
-    return Draws(offset, lefts, rights, strangers, precision**-0.5, tuple(history), moments, varying)
+    unknown = np.append(sides[0].unknown, True), np.append(sides[1].unknown, True)
+    return Draws(
+        offset, lefts, rights, unknown, (apart[0], apart[1]), precision**-0.5, tuple(history), moments, varying
+    )
 
 
 def _side(
@@ -136,7 +154,8 @@ def _side(
     counts = np.diff(table.indptr)
     draw[:, -1] = np.bincount(np.repeat(np.arange(len(counts)), counts), values, len(counts)) / (counts + 5.0)
     features = Features(ones, strength, side)
-    return _Side(Grams(table, rank + 1), features, draw, np.zeros_like(draw), np.zeros(rank + 1), np.zeros(rank + 1))
+    start = np.zeros_like(draw), np.eye(rank + 1), np.zeros(rank + 1)
+    return _Side(Grams(table, rank + 1), features, counts, draw, *start)
 
 
 def _resample(side: _Side, others: np.ndarray, rest: np.ndarray, precision: float, rng: np.random.Generator) -> None:
@@ -144,8 +163,7 @@ def _resample(side: _Side, others: np.ndarray, rest: np.ndarray, precision: floa
     count, width = side.draw.shape
     covariance_root, precision_matrix, mean = _hyper(side.draw - side.prior + side.mean, rng)
     features = side.features.draw(side.draw - mean, covariance_root, rng)
-    side.prior, side.mean = mean + features, mean
-    side.stranger = mean + covariance_root @ rng.standard_normal(width)
+    side.prior, side.mean, side.covariance = mean + features, mean, covariance_root @ covariance_root.T
     known = np.concatenate([others[:, :-1], np.ones((len(others), 1))], 1)
     grams, right = side.grams(known, rest)
     systems = precision * grams + torch.from_numpy(precision_matrix).float()

@@ -91,7 +91,9 @@ def read_side(file: str | Path, names: tuple[str, ...], what: str = "row") -> tu
             "too many different texts"
         )
     whole = np.vstack([np.concatenate(parts, 1), np.zeros((1, sum(part.shape[1] for part in parts)))])
-    remarks = [f"of each {what}: {', '.join(used)}" + (f"; {', '.join(left_out)} left out" if left_out else "")]
+    remarks = [
+        f"{path.name}, of each {what}: {', '.join(used)}" + (f"; {', '.join(left_out)} left out" if left_out else "")
+    ]
     if (missing := int((place < 0).sum())) > 0:
         first = names[int(np.argmax(place < 0))]
         remarks.append(f"{missing} of {len(names)} {what}s have no line in {path.name}, the first is {first}")
