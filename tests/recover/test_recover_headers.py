@@ -16,6 +16,28 @@ def write(path, text):
 PLAYS = "who,what\n" + "".join(f"p{i % 4},{'abc'[i % 3]}\n" for i in range(12))
 
 
+def test_lines_that_are_no_entries_are_told_with_what_to_do(tmp_path):
+    file, entries = tmp_path / "r.csv", "ann,a,4\nbob,b,2\ncid,a,3\n"
+    file.write_text("Export of ratings 2025\nuser,item,rating\n" + entries)
+    with pytest.raises(ValueError, match=r"line 1: 'Export of ratings 2025' is a title, .* 3 fields: remove the line"):
+        read_triplets(file)
+    file.write_text("user,item,rating\n" + entries + "user,item,rating\n" + entries)
+    with pytest.raises(ValueError, match=r"line 5: this looks like the header again.*remove the line"):
+        read_triplets(file)
+    file.write_text("user,item\nann,a\nuser,item\nbob,b\n")
+    with pytest.raises(ValueError, match=r"line 3: this looks like the header again"):
+        read_plays(file)
+    file.write_text("day,a,b,c\nd1,1,2,\nday,a,b,c\nd2,3,,4\n")
+    with pytest.raises(ValueError, match=r"line 3: this looks like the header again"):
+        read_triplets(file)
+    file.write_text("user_id,item_id,rating\n" + entries)
+    message = r"row, column and value are three: name the column of values too \(line 1 is user_id, item_id, rating\)"
+    with pytest.raises(ValueError, match=message):
+        read_triplets(file, columns="user_id,item_id")
+    file.write_text("user item,a,4\nbob,b,2\ncid,a,3\n")  # spaces in a name are none of a title
+    assert len(read_triplets(file)) == 3
+
+
 def test_a_first_line_that_may_be_a_header_is_told_of(tmp_path):
     file = write(tmp_path / "e.csv", PLAYS)
     found = read_plays(file)

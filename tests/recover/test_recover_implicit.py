@@ -9,10 +9,12 @@ from commands import failed, rankfold, succeeded
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from rankfold.pipeline.recovery.advice import same_lists
 from rankfold.recover import Candidate, ImplicitFeedback, candidates, choose, held_out, read_plays, triplets
 from rankfold.recover.implicit.als import als
 from rankfold.recover.implicit.models import Factors, neighbours, popularity, regression
-from rankfold.recover.implicit.ranking import judge, paired
+from rankfold.recover.implicit.ranking import Ranking, judge, paired
+from rankfold.recover.implicit.search import Ranked
 from rankfold.recover.model import largest
 
 CSR = scipy.sparse.csr_array
@@ -226,6 +228,24 @@ def test_the_command_ranks(tmp_path):
     assert "--split goes only with --implicit: add --implicit" in rankfold("recover", file, "--split", "by-time").stderr
     file.write_text("ann,a\n")
     assert "leaves none of the" in failed("recover", file, "--implicit", "-o", out)
+
+
+def test_one_list_for_all_and_ranks_that_add_nothing_are_told():
+    figures = np.array([0.5, 0.25])
+
+    def one(method, rank=16, weight=30.0, ndcg=figures):
+        users = np.arange(2)
+        return Ranked(Candidate(method, rank, 1.0, weight), Ranking(10, users, ndcg, ndcg, ndcg))
+
+    told = same_lists([one("popularity"), one("als"), one("als", 64), one("als", 64, 1.0, 2 * figures)])
+    assert "popularity has the same list for every row" in told
+    assert "--methods als,regression,neighbours" in told
+    assert "als of ranks 16 and 64 rank alike at regularization 30, which leaves fewer than 16 factors" in told
+    assert same_lists([one("als"), one("als", 64, ndcg=2 * figures), one("popularity")]) == ""
+    rng = np.random.default_rng(0)
+    pairs = np.unique(rng.integers(0, 70, (1200, 2)), axis=0)
+    shrunk = ImplicitFeedback("als", rank=16, regularization=10.0).fit(pairs).model_.columns
+    assert np.linalg.svd(shrunk, compute_uv=False)[1] < 1e-3  # so it is: a single factor is left of sixteen
 
 
 def test_one_row_has_no_standard_error_and_one_moment_no_order(tmp_path):

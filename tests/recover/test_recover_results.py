@@ -11,6 +11,7 @@ from commands import failed, rankfold, succeeded
 
 from rankfold.pipeline.recovery.advice import other_ranks, other_settings
 from rankfold.pipeline.recovery.completing import expected_error
+from rankfold.pipeline.recovery.writing import predictions
 from rankfold.recover import (
     Candidate,
     Choice,
@@ -113,7 +114,48 @@ def test_the_error_of_a_new_cell_is_right_where_the_model_is():
 def test_names_that_are_unknown_are_counted(done):
     _, report, told = done
     assert report["predicted"] == {"pairs": 4, "unknown_rows": 1, "unknown_columns": 1}
-    assert "predicted 4 pairs: 1 row and 1 column unknown, predicted like average ones" in told
+    said = "predicted 4 pairs: 1 row and 1 column unknown, predicted like average ones, and marked as unknown in pre"
+    assert said in told
+
+
+def test_predictions_of_unknown_names_are_marked_and_keep_their_digits(done, tmp_path):
+    lines = [line.split(",") for line in (done[0] / "predictions.csv").read_text().splitlines()]
+    assert lines[0] == ["user", "item", "predicted", "uncertainty", "unknown"]
+    assert [line[-1] for line in lines[1:]] == ["", "", "row", "row and column"]
+    small = triplets(*zip(*[(u, i, 1e-7 * rating(u, i)) for u, i in PAIRS], strict=True))
+    model, _, _ = fit(small, Choice("low-rank", 1))
+    written = predictions(model, small.take(np.arange(3)), ("user", "item")).decode().splitlines()
+    assert written[0] == "user,item,predicted"
+    assert float(written[1].split(",")[2]) == pytest.approx(model.at(small.rows[:1], small.columns[:1])[0], rel=1e-6)
+
+
+def test_equal_predictions_are_told_to_be_in_the_order_that_they_have_uncut(done):
+    out, report, told = done
+    values = [line.split(",")[2] for line in (out / "top.csv").read_text().splitlines()[1:]]
+    assert values.count("5") == report["top_cut"]["predictions"] > 1
+    assert f"{values.count('5')} predictions are cut to 5, and in the order that they have uncut" in told
+
+
+def test_side_tables_at_the_best_rank_of_plain_ratings_are_advised():
+    def one(rank, error, sides=False):
+        return Tried(Choice("ratings", rank, sides=sides), error, (error,), rank, "")
+
+    for order in ([one(5, 1.0), one(10, 1.1, True), one(10, 1.2)], [one(10, 0.9, True), one(5, 1.0), one(10, 1.2)]):
+        told = other_ranks(order, 50)
+        assert told.startswith("ratings with side tables were tried at rank 10 alone"), told
+        assert "--ranks 5 tries all there" in told
+    assert "side tables" not in other_ranks([one(5, 1.0), one(5, 1.1, True)], 50)
+
+
+def test_what_shares_and_held_out_mean_in_the_sentence_on_a_fit_is_said(tmp_path):
+    rng = np.random.default_rng(0)
+    values = 20 + np.outer(rng.standard_normal(25), rng.standard_normal(20)) + 0.3 * rng.standard_normal((25, 20))
+    file = tmp_path / "list.csv"
+    file.write_text("a,b,value\n" + "".join(f"{i},{j},{v}\n" for (i, j), v in np.ndenumerate(values)))
+    given = ("--methods", "low-rank", "--ranks", "2", "--folds", "2", "-o", tmp_path / "out")
+    told = rankfold("recover", file, *given).stdout
+    assert "% of their size" in told
+    assert "% are of the root mean square of the values, and held out is what the search" in told
 
 
 @pytest.mark.parametrize(

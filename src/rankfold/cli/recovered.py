@@ -29,6 +29,11 @@ def print_recovered(report: dict[str, Any]) -> None:
             else f" (the table has {other}, the rank of the last fold, which was fitted to fewer entries)"
         )
         print(f"fitted to all {count(report['entries'])} entries: rank {rank}{more}; {how}")
+        if "%" in how:
+            print(
+                "(there, % are of the root mean square of the values, and held out is what the search for the rank "
+                "of this fit left out, which knew nearly all others; the error above is that of the folds)"
+            )
     else:
         error = report["held_out_error"]
         held = "none needed" if error is None else f"{error:.2g}"
@@ -44,9 +49,14 @@ def print_recovered(report: dict[str, Any]) -> None:
         )
     if "predicted" in report:
         told = report["predicted"]
-        print(f"predicted {count(told['pairs'])} pairs: {_unknown(told)}")
+        some = told["unknown_rows"] or told["unknown_columns"]
+        marked = ", and marked as unknown in predictions.csv" if some else ""
+        print(f"predicted {count(told['pairs'])} pairs: {_unknown(told)}{marked}")
         if report["method"] != "ratings":
             print(f"predictions.csv has no uncertainty, which only ratings tell: {report['method']} was chosen")
+    if "top_cut" in report:
+        many, end = count(report["top_cut"]["predictions"]), report["top_cut"]["to"]
+        print(f"top.csv: {many} predictions are cut to {end:g}, and in the order that they have uncut")
     if "completed" in report:
         print(completed_told(report))
     print(f"wrote {report['directory']}")

@@ -40,9 +40,18 @@ class Choice:
     sides: bool = False
 
     def __str__(self) -> str:
+        return self.name if self.rank is None else f"{self.name}, {'up to ' * self.finds}rank {self.rank}"
+
+    @property
+    def beside(self) -> bool:
+        """Whether more than the entries is used."""
+        return self.time or self.sides
+
+    @property
+    def name(self) -> str:
+        """The method, and what it uses beside the entries."""
         beside = [name for name, used in (("time", self.time), ("side tables", self.sides)) if used]
-        name = f"{self.method} with {' and '.join(beside)}" if beside else self.method
-        return name if self.rank is None else f"{name}, {'up to ' * self.finds}rank {self.rank}"
+        return f"{self.method} with {' and '.join(beside)}" if beside else self.method
 
     @property
     def finds(self) -> bool:

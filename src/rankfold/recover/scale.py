@@ -49,7 +49,8 @@ class Seen:
         if self.scale:
             return self.low, self.high, f"predictions are cut to the scale of the values, {self.low:g} to {self.high:g}"
         low, high = 2 * self.low - self.high, 2 * self.high - self.low
-        why = f"held-out ones are missed by {100 * missed:.2g} % of their size"
+        what = "those fitted" if math.isnan(found.validation_error_) else "held-out ones"
+        why = f"{what} are missed by {100 * missed:.2g} % of their size"
         if not found.converged_:
             why = "the fit did not converge on them"
         return low, high, f"predictions are cut to {low:.4g} … {high:.4g}, one range beyond the known values, as {why}"

@@ -127,6 +127,8 @@ def written(
     tables: dict[str, bytes] = {}
     if top:
         tables[TOP] = best_columns(model, entries, top)
+        if (equal := tables[TOP].count(f",{model.high:.4g}\n".encode())) > 1:
+            report["top_cut"] = {"predictions": equal, "to": model.high}
     if asked is not None:
         tables[PREDICTIONS] = predictions(model, asked, entries.called)
         report["predicted"] = {"pairs": len(asked), **unknown(asked, model.row_names, model.column_names)}

@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 
-from rankfold.pipeline.recovery.advice import other_settings
+from rankfold.pipeline.recovery.advice import other_settings, same_lists
 from rankfold.pipeline.recovery.writing import TOP, save_report, table
 from rankfold.recover import Candidate, ImplicitFeedback, Triplets, choose
 from rankfold.recover.implicit.search import Progress, Ranked, best_unseen
@@ -61,9 +61,9 @@ def rank_unseen(
         ],
         "seed": seed,
     }
-    advice = other_settings([one.candidate for one in found.tried])
-    if advice:
-        report["advice"] = advice
+    advice = other_settings([one.candidate for one in found.tried]), same_lists(found.tried)
+    if any(advice):
+        report["advice"] = "\n".join(filter(None, advice))
     if top:
         write_atomically(out / TOP, _top(model, top, entries.called))
     save_report(report, out, (TOP,) if top else ())

@@ -86,14 +86,23 @@ def best_columns(model: FactorModel, entries: Triplets | MappedEntries, top: int
 
 
 def predictions(model: FactorModel, asked: Triplets, called: tuple[str, str]) -> bytes:
-    """A line for each pair that was asked for: row, column, prediction, and for ratings its standard deviation."""
+    """A line for each pair that was asked for: row, column, prediction, for ratings its standard deviation, and which
+    of the two names is unknown, where there are any."""
     rows, columns = asked.numbered(model.row_names, model.column_names)
-    head, told = [*called, "predicted"], [np.round(model.at(rows, columns, asked.times), 5).tolist()]
+    head, told = [*called, "predicted"], [_digits(model.at(rows, columns, asked.times))]
     if model.spread is not None:
         head.append("uncertainty")
-        told.append(np.round(model.uncertainty(rows, columns, asked.times), 5).tolist())
+        told.append(_digits(model.uncertainty(rows, columns, asked.times)))
+    new = 2 * (columns < 0) + (rows < 0)
+    if new.any():
+        head.append("unknown")
+        told.append([("", "row", "column", "row and column")[which] for which in new])
     names = (asked.row_names[row] for row in asked.rows), (asked.column_names[column] for column in asked.columns)
     return table(head, zip(*names, *told, strict=True))
+
+
+def _digits(values: np.ndarray) -> list[str]:
+    return [f"{value:.7g}" for value in values.tolist()]
 
 
 def table(head: Sequence[str], lines: Iterable[Sequence[Any]]) -> bytes:

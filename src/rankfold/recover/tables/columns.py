@@ -164,6 +164,8 @@ def asked(first: Sequence[str], names: Sequence[str], *, implicit: bool = False,
     wanted = [plain(name) for name in names]
     if all(name in there for name in wanted):
         at = [there.index(name) for name in wanted]
+        if len(names) < 3 <= len(first) and not implicit:
+            raise ValueError(_third(names, first))
         given = by_header(list(names), implicit=implicit, time=time)
         value = None if given.value is None else at[given.value]
         when = None if given.time is None else at[given.time]
@@ -171,12 +173,16 @@ def asked(first: Sequence[str], names: Sequence[str], *, implicit: bool = False,
     if len(names) > len(first):
         raise ValueError(f"{len(names)} columns are named ({', '.join(names)}), and line 1 has {len(first)} fields")
     if len(names) < 3 and not implicit:
-        raise ValueError(
-            f"{'1 column is' if len(names) == 1 else f'{len(names)} columns are'} named ({', '.join(names)}), and row, "
-            f"column and value are three; {NO_VALUE}"
-        )
+        raise ValueError(_third(names, first))
     padded = [*names, *[""] * (len(first) - len(names))]
     return by_header(padded, implicit=implicit, time=time, header=False)
+
+
+def _third(names: Sequence[str], first: Sequence[str]) -> str:
+    """The sentence on too few names for entries with values."""
+    named = f"{'1 column is' if len(names) == 1 else f'{len(names)} columns are'} named ({', '.join(names)})"
+    more = f"name the column of values too (line 1 is {', '.join(first)}); " if len(first) > 2 else ""
+    return f"{named}, and row, column and value are three: {more}{NO_VALUE}"
 
 
 def asked_of_pairs(first: Sequence[str], names: Sequence[str], *, time: bool = False) -> Columns:

@@ -62,6 +62,9 @@ def _entries(table: Any, columns: Columns, first: int) -> Found:
         raise Odd
     rows, row_names = _encoded(table.column(f"f{columns.row}"))
     names, column_names = _encoded(table.column(f"f{columns.column}"))
+    header = columns.header
+    if header and header[columns.row] in row_names and header[columns.column] in column_names:
+        raise Odd  # the header again, perhaps
     if columns.value is None:
         values = np.ones(table.num_rows)
     else:

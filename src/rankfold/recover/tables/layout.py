@@ -86,6 +86,7 @@ def layout(head: str, wanted: Wanted) -> Layout:
     if not lines:
         raise ValueError("the file is empty: it holds no entries")
     _check_comments(lines)
+    _check_title(lines)
     with any_length():
         delimiter = _delimiter([line for _, line in lines[:2]])
     if delimiter == " " and "  " in lines[0][1].strip():
@@ -129,6 +130,20 @@ def _check_comments(lines: list[tuple[int, str]]) -> None:
     if not all(alike):
         raise Fault(
             f"line {remarks[0]}: it begins with {lines[0][1].lstrip()[0]}, as a remark does: leave lines of remarks out"
+        )
+
+
+def _check_title(lines: list[tuple[int, str]]) -> None:
+    """``Fault`` for a line 1 that is one piece of text above lines of several fields."""
+    if len(lines) < 3 or any('"' in line for _, line in lines[:3]):
+        return
+    with any_length():
+        delimiter = _delimiter([line for _, line in lines[1:3]])
+        title, above, below = (len(split(line, delimiter)) for _, line in lines[:3])
+    if title == 1 and above == below > 2:
+        raise Fault(
+            f"line {lines[0][0]}: {lines[0][1].strip()!r} is a title, and no header or entry, as the lines below have "
+            f"{above} fields: remove the line"
         )
 
 

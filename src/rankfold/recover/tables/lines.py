@@ -82,6 +82,8 @@ class _Chunk:
 
 
 def _entries(line: int, fields: list[str], form: Layout) -> Iterator[tuple[str, str, float, float]]:
+    if form.header is not None and fields == list(form.header):
+        raise Fault(f"line {line}: this looks like the header again, as where files were joined: remove the line")
     if form.columns is not None:
         yield _entry(line, fields, form.columns, form.delimiter)
         return
