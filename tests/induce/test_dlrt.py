@@ -456,6 +456,48 @@ def test_a_square_weight_that_is_stored_transposed_comes_back_so():
         assert folded[0].weight.shape == shape
 
 
+@pytest.mark.parametrize(("kind", "decay", "longer"), [("Adam", 0.0, 2.0), ("AdamW", 0.5, 2.0), ("SGD", 0.0, 1.0)])
+def test_steps_of_a_core_are_longer_where_entries_move_by_the_rate(kind, decay, longer):
+    """A core of 16 x 16 entries in a weight of 64 x 64: (64² / 16²)^¼ = 2; decay is not longer."""
+    torch.manual_seed(0)
+    model = rf.dlrt_(nn.Sequential(nn.Linear(64, 64)), rank=8).double()
+    known = {"lr": 1e-3, "weight_decay": decay}
+    optimizer = rf.Dlrt(model, getattr(torch.optim, kind), tolerance=0.0, window=9, **known)
+    F.mse_loss(model(torch.randn(32, 64).double()), torch.randn(32, 64).double()).backward()
+    optimizer.step()  # opens a window
+    assert model[0].core.shape == (16, 16)
+    optimizer.zero_grad()
+    F.mse_loss(model(torch.randn(32, 64).double()), torch.randn(32, 64).double()).backward()
+    plain = nn.Parameter(model[0].core.detach().clone())
+    plain.grad = model[0].core.grad.clone()
+    inner = getattr(torch.optim, kind)([plain], **known)
+    saved = optimizer.inner.state.get(model[0].core, {})
+    inner.state[plain] = {key: value.clone() if torch.is_tensor(value) else value for key, value in saved.items()}
+    before = plain.detach().clone()
+    optimizer.step()
+    inner.step()
+    still = before * (1 - 1e-3 * decay)
+    torch.testing.assert_close(model[0].core.detach() - still, longer * (plain.detach() - still))
+
+
+def test_a_budget_waits_while_the_learning_rate_rises():
+    torch.manual_seed(0)
+    model = rf.dlrt_(nn.Sequential(nn.Linear(64, 64)), rank=16)
+    optimizer = rf.Dlrt(model, torch.optim.Adam, lr=1e-3, window=4, budget=0.1, reach=2)
+    inputs, met = torch.randn(32, 64), []
+    for step in range(24):
+        optimizer.param_groups[0]["lr"] = 1e-3 * min(1, (step + 1) / 12)
+        optimizer.zero_grad()
+        model(inputs).square().mean().backward()
+        optimizer.step()
+        met.append(optimizer.met)
+        if step == 10:  # as a checkpoint would
+            optimizer.load_state_dict(copy.deepcopy(optimizer.state_dict()))
+    assert not any(met[:16])
+    assert met[-1]
+    assert optimizer.cut.closed == 3
+
+
 def test_a_training_that_ends_before_its_budget_says_so_once():
     model = rf.dlrt_(nn.Sequential(nn.Linear(24, 32), nn.Tanh(), nn.Linear(32, 32)), 16)
     data = (torch.randn(32, 24), torch.randint(2, (32,)))

@@ -126,6 +126,8 @@ class GeoLora(Dlrt):
         [2]
     """
 
+    lengthens = False  # an update is a small part of the weight, and is trained at the rates of LoRA
+
     def __init__(
         self,
         model: nn.Module,

@@ -44,12 +44,13 @@ class Cut:
                 raise ValueError(f"{name} must be a whole number of at least {least}, got {value!r}")
         return cls(tolerance, None if budget is None else numbers_within(model, budget), reach, most)
 
-    def ranks(self, layers: Layers, spectra: Collection[Tensor]) -> list[int]:
+    def ranks(self, layers: Layers, spectra: Collection[Tensor], rising: bool = False) -> list[int]:
         """The rank of each layer at the end of a window, from the sizes of its directions there: of a matrix the
-        singular values."""
+        singular values. While the learning rate is ``rising``, sizes do not fall yet: what a network is about to learn
+        cannot be told from where it began."""
         if self.budget is None:
             return [rank_within(values, self.tolerance, self.most) for values in spectra]
-        self.first, self.closed = self.first or _taken(layers), self.closed + 1
+        self.first, self.closed = self.first or _taken(layers), self.closed + (not rising)
         left = max(0.0, 1 - self.closed / self.reach) if self.reach else 0.0
         size = int(self.budget * max(1.0, self.first / self.budget) ** left)
         return ranks_within([values[: self.most].cpu() for values in spectra], [x.numbers_at for x in layers], size)

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable
-from typing import Any, Literal, get_args
+from math import prod
+from typing import Any, ClassVar, Literal, get_args
 
 import torch
 from torch import Tensor, nn
@@ -27,6 +28,10 @@ _SQUARED = frozenset({"exp_avg_sq", "max_exp_avg_sq", "square_avg", "sum", "acc_
 
 class Dlrt(Around):
     """Trains a network that ``dlrt_`` has prepared, in anyone's loop: ``zero_grad``, backward, ``step``.
+
+    Optimizers that divide by the root of squared gradients, such as Adam, move each entry by about the rate: steps of a
+    core, which has fewer entries, are made (entries of the weight / entries of the core)^¼ times as long, so that a
+    rate means about what it means for the dense network.
 
     Weight decay of a core is that of the layer's weight. Learning-rate schedulers and gradient scalers take this
     optimizer as any other. Between processes (``torch.distributed``) gradients of these layers are averaged here; wrap
@@ -56,7 +61,8 @@ class Dlrt(Around):
         budget: in place of ``tolerance`` a share of the parameters of the dense network. All directions of all layers
             compete for it by the energy that they hold for the numbers that they take; the network folded with
             ``keep=True`` has at most as many parameters. ``met`` says whether it holds already.
-        reach: windows after which the budget holds; sizes fall by the same factor each time.
+        reach: windows after which the budget holds; sizes fall by the same factor each time. Those in which
+            the learning rate rises (a warm-up) do not count.
         most: a rank that no layer exceeds.
         condition: a ``Condition`` or a ``Spread``.
         settings: of ``optimizer``.
@@ -79,6 +85,8 @@ class Dlrt(Around):
         >>> list(optimizer.ranks)
         ['0']
     """
+
+    lengthens: ClassVar[bool] = True  # steps of the cores, where entries move by the rate
 
     def __init__(
         self,
@@ -105,6 +113,7 @@ class Dlrt(Around):
         self.grow = grow if integrator == "window" else 1.0
         self.cut = Cut.of(model, tolerance, budget, reach, most)
         self.condition, self.position = condition, 0
+        self.rate, self.rising = float("inf"), False
         self.tails: dict[str, float] = {}
         if groups is None:
             groups = [p for p in model.parameters() if p.requires_grad]
@@ -145,7 +154,10 @@ class Dlrt(Around):
     def state_dict(self) -> dict[str, Any]:
         """That of the inner optimizer, with the place in the window: plain tensors and numbers. Factors and ranks are
         in the model's own state dict, which takes up layers of another rank."""
-        return self.inner.state_dict() | {"position": self.position, "closed": self.cut.closed, "first": self.cut.first}
+        return self.inner.state_dict() | {
+            "position": self.position, "closed": self.cut.closed, "first": self.cut.first,
+            "rate": self.rate, "rising": self.rising,
+        }  # fmt: skip
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         """Load the model's state first, so that the moments find cores of their shape."""
@@ -153,6 +165,7 @@ class Dlrt(Around):
         self.position, self.cut.closed, self.cut.first = (
             int(state.pop(key)) for key in ("position", "closed", "first")
         )
+        self.rate, self.rising = float(state.pop("rate", "inf")), bool(state.pop("rising", False))  # of earlier ones
         self._follow()
         self.inner.load_state_dict(state)
         self._probe(self.position == 0)
@@ -211,13 +224,32 @@ class Dlrt(Around):
                 more = self.condition.gradient(layer.core)
                 if more is not None and layer.core.grad is not None:
                     layer.core.grad.add_(more)
-        self.inner.step()
+        self._advance()
         self.position += 1
         if self.position >= self.window:
             self._close()
             self.position = 0
         self._probe(self.position == 0)
         return loss
+
+    def _advance(self) -> None:
+        """A step of the inner optimizer. Divided by the root of squares, each entry of a core moves by about the rate,
+        as of the dense weight; that has more of them, and a matrix of independent ones grows as the fourth root of
+        their number in spectral norm. Without as much, training at low rank lags behind the dense one at its rate."""
+        before = [(layer, layer.core.detach().clone()) for layer in self.layers.values()]
+        self.inner.step()
+        rate = max(float(group["lr"]) for group in self.param_groups)
+        self.rising, self.rate = rate > self.rate, rate
+        for layer, old in before:
+            if self.lengthens and _SQUARED & self.inner.state.get(layer.core, {}).keys():
+                old = old * self._kept(layer.core)
+                layer.core.lerp_(old, 1 - (prod(layer.shape) / old.numel()) ** 0.25)
+
+    def _kept(self, core: nn.Parameter) -> float:
+        """What decoupled decay leaves of a core in a step, which is that of the weight and no longer than it."""
+        group = next(g for g in self.param_groups if any(p is core for p in g["params"]))
+        apart = isinstance(self.inner, torch.optim.AdamW) or group.get("decoupled_weight_decay", False)
+        return 1 - float(group["lr"]) * group["weight_decay"] if apart else 1.0
 
     @torch.no_grad()
     def settle(self) -> None:
@@ -259,7 +291,7 @@ class Dlrt(Around):
             with _named(name):
                 spectra[name] = _point(layer).spectrum
         for (name, layer), rank in zip(
-            self.layers.items(), self.cut.ranks(self.layers.values(), spectra.values()), strict=True
+            self.layers.items(), self.cut.ranks(self.layers.values(), spectra.values(), self.rising), strict=True
         ):
             values = spectra[name].double()
             self.tails[name] = float(values[rank:].norm() / values.norm().clamp_min(1e-300))
