@@ -133,7 +133,7 @@ def test_a_finished_run_is_read_back_although_somebody_else_reads_it_too(tmp_pat
 def test_a_plan_that_was_left_alone_is_taken_up_as_it_is(tmp_path, monkeypatch):
     interrupted(tmp_path)
     monkeypatch.setattr(Profile, "plan", None)
-    monkeypatch.setattr(page, "offers", lambda known, plan: [])  # the report asks for plans of other budgets
+    monkeypatch.setattr(page, "offers", lambda known, plan, sought: [])  # the report asks for plans of other budgets
     said = []
     compress(network(), Data(), BUDGET, settings=SETTINGS, directory=tmp_path, tell=Tell(say=said.append))
     assert not any("changed" in sentence for sentence in said[:2])
