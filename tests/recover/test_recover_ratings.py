@@ -89,9 +89,14 @@ def test_a_day_that_is_not_known_is_told_as_uncertain_as_it_is():
     told, deviation = model.predict(new, return_std=True)
     assert 0.75 < np.mean(((told - new.values) / deviation) ** 2) < 1.3  # without what days differ by it is 3
     half = np.arange(len(learn)) % 2 == 0
-    told, deviation = Ratings(1).fit(learn.take(half)).predict(learn.take(~half), return_std=True)
-    assert 0.7 < np.mean(((told - learn.take(~half).values) / deviation) ** 2) < 1.3  # .74 to .81 of eight seeds
-    assert deviation.mean() < 0.8  # of days that are known
+    ratios = []
+    for seed in range(4):  # one is .74 to .85
+        told, deviation = (
+            Ratings(1, random_state=seed).fit(learn.take(half)).predict(learn.take(~half), return_std=True)
+        )
+        ratios.append(np.mean(((told - learn.take(~half).values) / deviation) ** 2))
+        assert deviation.mean() < 0.8  # of days that are known
+    assert 0.75 < np.mean(ratios) < 1.3
 
 
 def test_moments_that_no_two_ratings_share_are_noise():
@@ -198,6 +203,17 @@ def test_strangers_are_as_uncertain_as_users_and_items_differ():
     nameless = model.at(np.array([0]), np.array([50])), model.uncertainty(np.array([0]), np.array([50]))
     stranger = model.at(np.array([-1]), np.array([50])), model.uncertainty(np.array([-1]), np.array([50]))
     assert np.allclose(nameless, stranger)  # a name without an entry says no more than none
+
+
+def test_a_stranger_is_like_those_whom_few_ask_for():
+    """The best items have the most ratings here: one without any is none of these, though most ratings are of them."""
+    rng = np.random.default_rng(0)
+    share = np.geomspace(0.02, 0.7, 100)
+    rows, columns = np.nonzero(rng.random((200, 100)) < share)
+    values = 3 + np.log(share / 0.12)[columns] + 0.3 * rng.standard_normal(len(rows))
+    model = fit(triplets(rows, columns, values, shape=(200, 100)), Choice("ratings", 1))[0]
+    told = model.at(np.arange(200), np.full(200, -1)).mean()
+    assert told < values.mean() - 0.5, (told, values.mean())
 
 
 def test_side_tables(tmp_path):

@@ -53,19 +53,19 @@ class _Side:
         return np.asarray(np.diff(self.features.matrix.indptr) == 0)
 
     def stranger(self) -> tuple[np.ndarray, np.ndarray]:
-        """(mean, covariance) of a row of which nothing is known: one like those who are, each as often as it has
-        entries, for so rows are asked for. What they differ by is in their features too, which it will have and nobody
-        has seen."""
-        spread = np.cov(self.prior.T, aweights=self.counts, bias=True)
-        return np.average(self.draw, 0, self.counts), self.covariance + spread
+        """(mean, second moment about it) of a row of which nothing is known. Its mean is that of one without features:
+        who is asked for and has no entry is mostly one that few ask for, and that is told by them. How far it may be
+        from there is how far those who are known are, each as often as it has entries: nobody has seen its features."""
+        apart = self.prior - self.mean
+        return self.mean, self.covariance + (apart * self.counts[:, None]).T @ apart / self.counts.sum()
 
 
 @dataclass(frozen=True, eq=False)
 class Draws:
     """``lefts`` (draws, users + 1, k + 1) and ``rights`` (draws, items + 1, k + 1): factors, and the bias last; the
     last row, and those that are ``unknown`` (users + 1,), (items + 1,), are of whom nothing is known: their mean, about
-    which they have the covariances ``apart`` (draws, k + 1, k + 1). r_ui is the mean over draws of offset + p_u · q_i
-    + b_u + c_i."""
+    which they have the second moments ``apart`` (draws, k + 1, k + 1). r_ui is the mean over draws of offset + p_u ·
+    q_i + b_u + c_i."""
 
     offset: float
     lefts: np.ndarray
