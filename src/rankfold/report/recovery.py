@@ -60,7 +60,12 @@ def completed_told(report: Mapping[str, Any]) -> str:
             f"completed.csv was not written: {file} has {cells:,} cells, too many for a table of text: name those that "
             "you want in --predict FILE"
         )
-    return f"completed.csv is {file} with {filled:,} gaps filled; its known cells stay as they were written"
+    bare = report["completed"].get("bare", 0)
+    said = f"; {bare:,} of them are in rows or columns without any known cell, so that little is known of them"
+    return (
+        f"completed.csv is {file} with {filled:,} gaps filled{said if bare else ''}; its known cells stay as they were "
+        "written"
+    )
 
 
 def render_recovery(data: RecoveryData) -> str:

@@ -136,7 +136,8 @@ def written(
         cells = entries.shape[0] * entries.shape[1]
         report["completed"] = {"cells": cells, "filled": 0}
         if cells <= MOST:
-            tables[COMPLETED], report["completed"]["filled"] = table.filled(model)
+            told = report["completed"]
+            tables[COMPLETED], told["filled"], told["bare"] = table.filled(model)
     lines = "choice,error,rank\n" + "".join(f'"{one.choice}",{one.error:.6g},{one.rank}\n' for one in tried)
     tables["cross-validation.csv"] = lines.encode()
     for name, content in tables.items():

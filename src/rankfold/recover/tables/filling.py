@@ -26,12 +26,14 @@ class Table:
     path: Path
     form: Layout
 
-    def filled(self, model: FactorModel) -> tuple[bytes, int]:
-        """(CSV, how many cells were filled). Eight digits are told of a prediction. Cost O(cells k)."""
+    def filled(self, model: FactorModel) -> tuple[bytes, int, int]:
+        """(CSV, how many cells were filled, how many of them lie in rows or columns without any known cell). Eight
+        digits are told of a prediction. Cost O(cells k)."""
         names = (self.form.header or ())[1:]
         row_at, column_at = ({name: at for at, name in enumerate(of)} for of in (model.row_names, model.column_names))
         columns = np.array([column_at[name] for name in names])
-        text, filled = io.StringIO(), 0
+        text, filled, bare = io.StringIO(), 0, 0
+        known, open_in = np.zeros(len(names), bool), np.zeros(len(names), int)
         writer = csv.writer(text, lineterminator="\n")
         writer.writerow(self.form.header or ())
         for line, (row, *cells) in records(self.path, self.form):
@@ -42,8 +44,13 @@ class Table:
             for at, value in zip(gaps, told, strict=True):
                 cells[at] = f"{value:.8g}"
             filled += len(gaps)
+            if len(gaps) == len(cells):
+                bare += len(gaps)
+            else:
+                open_in[gaps] += 1
+                known |= ~np.isin(np.arange(len(names)), gaps)
             writer.writerow([row, *cells])
-        return text.getvalue().encode(), filled
+        return text.getvalue().encode(), filled, bare + int(open_in[~known].sum())
 
 
 def table_of(
