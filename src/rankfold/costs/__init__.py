@@ -6,7 +6,7 @@ count one. Fractions are the same either way.
 
 from rankfold.batches import evaluating
 from rankfold.costs.clock import latencies, once
-from rankfold.costs.cost import Cost
+from rankfold.costs.cost import CALLED, Cost
 from rankfold.costs.count import (
     Traced,
     UncountedWarning,
@@ -22,6 +22,6 @@ from rankfold.costs.example import Example, with_batch
 from rankfold.costs.times import Milliseconds, shown, speed
 
 __all__ = [
-    "Cost", "Example", "Milliseconds", "Traced", "UncountedWarning", "check", "evaluating", "latencies", "measure",
-    "model_cost", "once", "shown", "site_cost", "speed", "storage", "trace", "uncounted", "with_batch",
+    "CALLED", "Cost", "Example", "Milliseconds", "Traced", "UncountedWarning", "check", "evaluating", "latencies",
+    "measure", "model_cost", "once", "shown", "site_cost", "speed", "storage", "trace", "uncounted", "with_batch",
 ]  # fmt: skip

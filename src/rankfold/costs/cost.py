@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+CALLED = {"flops": "FLOPs", "params": "parameters", "bytes": "bytes"}  # the three, as a reader calls them
+
 
 @dataclass(frozen=True)
 class Cost:

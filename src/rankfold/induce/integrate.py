@@ -236,12 +236,12 @@ class Dlrt(Around):
         """A step of the inner optimizer. Divided by the root of squares, each entry of a core moves by about the rate,
         as of the dense weight; that has more of them, and a matrix of independent ones grows as the fourth root of
         their number in spectral norm. Without as much, training at low rank lags behind the dense one at its rate."""
-        before = [(layer, layer.core.detach().clone()) for layer in self.layers.values()]
+        before = [(layer, layer.core.detach().clone()) for layer in self.layers.values()] if self.lengthens else []
         self.inner.step()
         rate = max(float(group["lr"]) for group in self.param_groups)
         self.rising, self.rate = rate > self.rate, rate
         for layer, old in before:
-            if self.lengthens and _SQUARED & self.inner.state.get(layer.core, {}).keys():
+            if _SQUARED & self.inner.state.get(layer.core, {}).keys():
                 old = old * self._kept(layer.core)
                 layer.core.lerp_(old, 1 - (prod(layer.shape) / old.numel()) ** 0.25)
 

@@ -9,6 +9,7 @@ from typing import Any
 
 from markupsafe import Markup
 
+from rankfold.costs import CALLED
 from rankfold.report import quantities
 from rankfold.report.values import LayerRow, Offer, OfferedLayer, ReportData
 
@@ -32,7 +33,7 @@ def nearest(data: ReportData) -> int:
 
 def called(data: ReportData) -> str:
     """What was to be made small, as a reader calls it."""
-    return {"flops": "FLOPs", "params": "parameters"}[data.sought]
+    return CALLED[data.sought]
 
 
 def _built(data: ReportData) -> float | None:

@@ -12,12 +12,13 @@ from torch import nn
 from rankfold.compress.planning.profile import Profile
 from rankfold.compress.ranks.budget import Bytes, Params, Resource
 from rankfold.compress.ranks.options import Option
+from rankfold.costs import CALLED
 from rankfold.sites import NOT_SELECTED, Form, packed, stored
 
 _NAMED = 0.05  # of the whole network: smaller parts are not worth a word
 _SHOWN = 2  # parts that are named at most
 _OWN = "parameter"  # the kind of what lies in no layer
-_UNITS = {"params": "parameters", "flops": "FLOPs", "bytes": "bytes", "latency": "time"}
+_UNITS = CALLED | {"latency": "time"}
 
 
 @dataclass

@@ -13,7 +13,6 @@ from rankfold.linalg.brief import brief
 from rankfold.objectives import Figure
 
 FASTER = 0.95  # of the original's time, from which on a network is called faster: less is noise
-WORDS = {"flops": "FLOPs", "params": "parameters", "bytes": "bytes"}  # what can be made small, as it is called
 
 
 @dataclass(frozen=True)

@@ -15,9 +15,9 @@ from rankfold.compress.planning.plan import Plan
 from rankfold.compress.planning.profile import Calibration, Profile
 from rankfold.compress.planning.profiling import meant, profile
 from rankfold.compress.repair.batchnorm import Reference, reestimate_
-from rankfold.costs import Cost
+from rankfold.costs import CALLED, Cost
 from rankfold.objectives import Figure, Figures, Objective
-from rankfold.pipeline.advice.found import WORDS, Advice, Saved, Tried
+from rankfold.pipeline.advice.found import Advice, Saved, Tried
 from rankfold.pipeline.advice.spending import KEPT, Look, affordable, profiled_within, seconds_of_one
 from rankfold.pipeline.compression.outcome.measure import calibration_part, first_example
 from rankfold.pipeline.quality.halves import GROUPS, few_of, sample_count
@@ -86,8 +86,8 @@ def advise(
         >>> found.sites, all(point.flops <= 1 for point in found.tried)
         (2, True)
     """
-    if by not in WORDS:
-        raise ValueError(f"by, what is to be small, must be one of {', '.join(WORDS)}, got {by!r}")
+    if by not in CALLED:
+        raise ValueError(f"by, what is to be small, must be one of {', '.join(CALLED)}, got {by!r}")
     root, data, look = unwrap(model), parts_of(data), Look(seconds, tell or Tell())
     example = first_example(root, data.train)
     each = seconds_of_one(root, example)
@@ -118,7 +118,7 @@ def advise(
 
     def judge(plan: Plan) -> Tried:
         met = fall(before, _sums(made(plan), teacher, validation, meaning))
-        flops, params, held = (getattr(plan.after, kind) / max(getattr(plan.before, kind), 1) for kind in WORDS)
+        flops, params, held = (getattr(plan.after, kind) / max(getattr(plan.before, kind), 1) for kind in CALLED)
         kl = met.after.values.get("kl") if meaning is not None and meaning.by_token else None
         return Tried(
             flops, params, met.after.judged, met.drop, met.interval, {}, {}, _saved(plan, known, by), kl, held

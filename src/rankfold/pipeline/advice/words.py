@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 
-from rankfold.costs import speed
+from rankfold.costs import CALLED, speed
 from rankfold.objectives import Figure
-from rankfold.pipeline.advice.found import WORDS, Advice, Tried
+from rankfold.pipeline.advice.found import Advice, Tried
 from rankfold.pipeline.quality.value import worsened
 
 _NAMED = 0.01  # of all: what a layer must save to be named
@@ -16,7 +16,7 @@ def sentences(found: Advice) -> Iterator[str]:
     """What pays and what does not, one thought each."""
     yield from _reach(found)
     if not found.tried:
-        what = WORDS[found.by]
+        what = CALLED[found.by]
         yield f"Nothing smaller could be made: factoring these layers does not even bring the {what} down to 90 %."
         return
     if found.unlearned:
@@ -35,7 +35,7 @@ def sentences(found: Advice) -> Iterator[str]:
     named = [layer for layer in (() if best is None else best.layers) if layer.share(found.by) >= _NAMED]
     if named:
         told = ", ".join(f"{layer.site} ({_percent(layer.share(found.by))} of all)" for layer in named)
-        yield f"Most {'parameters' if found.by == 'bytes' else WORDS[found.by]} are saved in {told}."
+        yield f"Most {'parameters' if found.by == 'bytes' else CALLED[found.by]} are saved in {told}."
 
 
 def commands(found: Advice, model: str, extra: str = "") -> Iterator[tuple[str, str]]:
@@ -84,7 +84,7 @@ def _reach(found: Advice) -> Iterator[str]:
 
 def _pays(found: Advice, best: Tried) -> str:
     kinds = ("flops", "params") if found.by == "flops" else (found.by, "flops")
-    less = [(1 - getattr(best, kind), WORDS[kind]) for kind in kinds]
+    less = [(1 - getattr(best, kind), CALLED[kind]) for kind in kinds]
     gone = " and ".join(f"{_percent(share)} of the {what}" for share, what in less if share > 0)
     grown = f" (the FLOPs grow by {_percent(best.flops - 1)})" if best.flops > 1 else ""
     return (
@@ -123,7 +123,7 @@ def _speed(found: Advice, point: Tried) -> Iterator[str]:
     fastest = _faster(found)
     if not point.faster and fastest is not None:
         larger, batch = fastest
-        kept = f"{_percent(found.share(larger))} of the {WORDS[found.by]}"
+        kept = f"{_percent(found.share(larger))} of the {CALLED[found.by]}"
         yield f"With {kept} it is {_fast(larger, batch)} at batch {batch}."
 
 
@@ -143,7 +143,7 @@ def _ran_out(found: Advice) -> Iterator[str]:
     missed = []
     if found.untried:
         shares = _listed([_percent(each) for each in found.untried])
-        missed.append(f"{shares} of the {WORDS[found.by]} {_were(found.untried)} tried")
+        missed.append(f"{shares} of the {CALLED[found.by]} {_were(found.untried)} tried")
     if found.untimed:
         sizes = _listed([str(batch) for batch in found.untimed])
         missed.append(f"a batch of {sizes} {_were(found.untimed[:1])} timed")
@@ -166,7 +166,7 @@ def _faster(found: Advice) -> tuple[Tried, int] | None:
 
 
 def _gone(found: Advice, point: Tried) -> str:
-    return f"{_percent(1 - found.share(point))} of the {WORDS[found.by]}"
+    return f"{_percent(1 - found.share(point))} of the {CALLED[found.by]}"
 
 
 def _range(figure: Figure, point: Tried) -> str:

@@ -103,8 +103,7 @@ def typed(options: Iterable[tuple[str, object]]) -> str:
 
 def print_advice(found: Advice, model: str, extra: str) -> None:
     """Sentences, a table of what was tried, and commands."""
-    from rankfold.costs import shown
-    from rankfold.pipeline.advice.found import WORDS
+    from rankfold.costs import CALLED, shown
     from rankfold.pipeline.advice.words import commands, sentences
 
     for sentence in sentences(found):
@@ -112,8 +111,8 @@ def print_advice(found: Advice, model: str, extra: str) -> None:
     if found.tried:
         print()
         known = any(p.kl is not None for p in found.tried)
-        sizes = [kind for kind in WORDS if kind in ("flops", "params", found.by)]
-        header = [*(WORDS[kind] for kind in sizes), found.start.name, *(["KL"] if known else [])]
+        sizes = [kind for kind in CALLED if kind in ("flops", "params", found.by)]
+        header = [*(CALLED[kind] for kind in sizes), found.start.name, *(["KL"] if known else [])]
         header += [f"ms at batch {batch}" for batch in found.latencies]
         whole = [*["100.0 %"] * len(sizes), found.start.text, *(["0"] if known else [])]
         whole += [shown(ms) for ms in found.latencies.values()]

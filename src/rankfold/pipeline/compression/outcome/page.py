@@ -14,6 +14,7 @@ from rankfold.compress.methods.method import Method
 from rankfold.compress.planning.plan import Entry, Plan
 from rankfold.compress.planning.profile import Profile
 from rankfold.compress.ranks.budget import Resource
+from rankfold.costs import CALLED
 from rankfold.objectives import Figure
 from rankfold.pipeline.compression.outcome.curve import Curve
 from rankfold.pipeline.compression.outcome.heldout import over_fitted
@@ -23,8 +24,6 @@ from rankfold.pipeline.compression.outcome.result import Result
 from rankfold.report import CurvePoint, FigureKind, LayerRow, ReportData, SearchShown, TriedPoint, quantities
 from rankfold.sites import Form
 from rankfold.train import History
-
-_RESOURCES = {"flops": "FLOPs", "params": "parameters"}
 
 
 def report_data(
@@ -90,7 +89,7 @@ def searched(by: str, figure: Figure, asked: float, plan: Plan) -> str:
     *given, found = plan.budgets
     share = quantities.percent(found.keep).replace(quantities.NBSP, " ")
     told = ", ".join(
-        (*(budget.describe() for budget in given), f"{share} of the {_RESOURCES.get(found.kind, found.kind)} kept")
+        (*(budget.describe() for budget in given), f"{share} of the {CALLED.get(found.kind, found.kind)} kept")
     )
     return f"smallest {by} with {figure.name} worse by at most {figure.amount(asked, 6)}; found: {told}"
 
