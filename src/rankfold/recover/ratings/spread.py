@@ -12,8 +12,8 @@ class Spread:
     """Some draws (d, m + 1, k + 1), (d, n + 1, k + 1), the bias last, the deviation of the noise, and the variances of
     the moments: for each span of those that are known, and last of one that is not.
 
-    ``unknown`` (m + 1,), (n + 1,): of whom nothing is known, the last of them: their draws are the mean of those who
-    are known, about which they have the covariances ``apart`` (d, k + 1, k + 1).
+    ``unknown`` (m + 1,), (n + 1,): of whom nothing is known, the last of them: their draws are the mean of a name
+    without features, about which they have the second moments ``apart`` (d, k + 1, k + 1).
     """
 
     lefts: np.ndarray
@@ -26,7 +26,7 @@ class Spread:
     def variances(self, rows: np.ndarray, columns: np.ndarray) -> np.ndarray:
         """(count,): of ⟨p, q⟩ + b + c at pairs of indices: over the draws, and of whom nothing is known in each draw.
 
-        With (p, b) of covariance Σ and (q, c) of covariance Ψ about their means that is (q, 1) Σ (q, 1)ᵀ for an unknown
+        With (p, b) of second moment Σ and (q, c) of second moment Ψ about their means that is (q, 1) Σ (q, 1)ᵀ for an unknown
         row, (p, 1) Ψ (p, 1)ᵀ for an unknown column, and where both are unknown their sum at the means and tr Σ_pp Ψ_qq:
         on average over the known columns no less than of the unknown row alone.
         """
