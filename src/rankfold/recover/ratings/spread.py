@@ -26,9 +26,9 @@ class Spread:
     def variances(self, rows: np.ndarray, columns: np.ndarray) -> np.ndarray:
         """(count,): of ⟨p, q⟩ + b + c at pairs of indices: over the draws, and of whom nothing is known in each draw.
 
-        With (p, b) of second moment Σ and (q, c) of second moment Ψ about their means that is (q, 1) Σ (q, 1)ᵀ for an unknown
-        row, (p, 1) Ψ (p, 1)ᵀ for an unknown column, and where both are unknown their sum at the means and tr Σ_pp Ψ_qq:
-        on average over the known columns no less than of the unknown row alone.
+        With (p, b) of second moment Σ and (q, c) of second moment Ψ about their means that is (q, 1) Σ (q, 1)ᵀ for an
+        unknown row, (p, 1) Ψ (p, 1)ᵀ for an unknown column, and where both are unknown their sum at the means and
+        tr Σ_pp Ψ_qq: on average over the known columns no less than of the unknown row alone.
         """
         first, second, apart = np.zeros((3, len(rows)))
         new = self.unknown[0][rows], self.unknown[1][columns]
