@@ -150,7 +150,17 @@ def memory(way: str, dtype: torch.dtype, m: int, n: int) -> float:
 
 def memories(threads: int) -> dict[str, dict[str, dict[str, float]]]:
     def one(way: str, dtype: str, name: str) -> float:
-        command = [sys.executable, __file__, "--memory-of", way, dtype, name, "--threads", str(threads)]
+        command = [
+            sys.executable,
+            __file__,
+            "--memory-of",
+            way,
+            dtype,
+            name,
+            str(os.getpid()),
+            "--threads",
+            str(threads),
+        ]
         return float(subprocess.run(command, check=True, capture_output=True, text=True).stdout)
 
     return {name: {dtype: {way: one(way, dtype, name) for way in WAYS} for dtype in DTYPES} for name in LARGEST}
@@ -182,12 +192,12 @@ def main() -> None:
         "--cpu-time", action="store_true", help="count processor seconds: for one thread on a busy machine"
     )
     parser.add_argument("--out", type=Path, help="write the figures as JSON")
-    parser.add_argument("--memory-of", nargs=3, help=argparse.SUPPRESS)
+    parser.add_argument("--memory-of", nargs=4, help=argparse.SUPPRESS)
     options = parser.parse_args()
     torch.set_num_threads(options.threads)
     if options.memory_of:
-        ends_with(os.getppid())  # a run that is ended from outside leaves nothing behind
-        way, dtype, name = options.memory_of
+        way, dtype, name, parent = options.memory_of
+        ends_with(int(parent))  # a run that is ended from outside leaves nothing behind
         print(memory(way, DTYPES[dtype], *SHAPES[name]))
         return
     clock = time.process_time if options.cpu_time else time.perf_counter

@@ -122,7 +122,7 @@ def main() -> None:
     parse.add_argument("--memory", default="1.3GB")
     parse.add_argument("--only", nargs="*", default=[])
     parse.add_argument("--out", type=Path, required=True)
-    parse.add_argument("--one", action="store_true", help="in this process (called by itself)")
+    parse.add_argument("--one", type=int, help="in this process, for the one of this number (called by itself)")
     given = parse.parse_args()
     from rankfold.report.quantities import bytes_of
 
@@ -131,12 +131,12 @@ def main() -> None:
         name = f"{given.hidden}-{blocks}"
         folder, out = given.out / f"dense-{name}", given.out / f"small-{name}"
         if given.one:
-            ends_with(os.getppid())  # a run that is ended from outside leaves nothing behind
+            ends_with(given.one)  # a run that is ended from outside leaves nothing behind
             print(json.dumps(measured(folder, out, bytes_of(given.memory), given.tokens, given.only)))
             return
         written(folder, blocks, given.hidden, given.ffn, given.kv, given.vocabulary, given.dtype)
         if not (out / "measured.json").exists():
-            asked = [sys.executable, __file__, *sys.argv[1:], "--one", "--blocks", str(blocks)]
+            asked = [sys.executable, __file__, *sys.argv[1:], "--one", str(os.getpid()), "--blocks", str(blocks)]
             told = subprocess.run(asked, check=True, stdout=subprocess.PIPE, text=True).stdout
             (out / "measured.json").write_text(told)
         row = json.loads((out / "measured.json").read_text())

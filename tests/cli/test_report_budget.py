@@ -120,7 +120,9 @@ def test_a_search_by_another_figure_is_shown_in_its_own_words() -> None:
 
 def test_where_parameters_were_to_be_small_the_slider_and_the_picture_go_by_them(known: rf.Profile) -> None:
     tried = SearchShown(("told",), 0.8, 0.9, [TriedPoint(0.5, 0.25, 0.85, True), TriedPoint(0.7, None, 0.8, False)])
-    shown = replace(data(*TWO), search=tried, curve=[CurvePoint("project", 0.7, 0.4, 0.88)], sought="params")
+    shown = replace(
+        data(*TWO), search=tried, curve=[CurvePoint("project", 0.7, 0.4, 0.88)], sought="params", called="parameters"
+    )
     told = json.loads(payload(shown))
     assert (told["sought"], told["called"]) == ("params", "parameters")
     assert [point["kept"] for point in told["measured"]][0::2] == [0.4, 0.25]

@@ -9,7 +9,6 @@ from typing import Any
 
 from markupsafe import Markup
 
-from rankfold.costs import CALLED
 from rankfold.report import quantities
 from rankfold.report.values import LayerRow, Offer, OfferedLayer, ReportData
 
@@ -31,11 +30,6 @@ def nearest(data: ReportData) -> int:
     return min(range(len(data.offers)), key=lambda index: abs(getattr(data.offers[index], data.sought) - wanted))
 
 
-def called(data: ReportData) -> str:
-    """What was to be made small, as a reader calls it."""
-    return CALLED[data.sought]
-
-
 def _built(data: ReportData) -> float | None:
     """What the network that was built keeps of that."""
     return quantities.kept(data.compressed.get(data.sought), data.before.get(data.sought))
@@ -52,7 +46,7 @@ def payload(data: ReportData) -> Markup:
             {"kept": kept, "text": quantities.of_figure(value, data.judged)} for kept, value in _measured(data)
         ],
         "sought": data.sought,
-        "called": called(data),
+        "called": data.called,
     }
     text = json.dumps(values, ensure_ascii=True, separators=(",", ":"), allow_nan=False)
     return Markup(text.replace("<", "\\u003c").replace("&", "\\u0026"))  # nothing in it may end the element

@@ -47,7 +47,7 @@ def render(data: ReportData) -> str:
         figures={
             "errors": plots.errors(data.layers),
             "curves": plots.budget_curves(data),
-            "search": None if data.search is None else search(data.search, searched, data.sought, budget.called(data)),
+            "search": None if data.search is None else search(data.search, searched, data.sought, data.called),
             "fine_tuning": plots.fine_tuning(data.history, data.best_epoch, data.judged),
         },
         methods=plots.methods(data.curve),
@@ -62,7 +62,7 @@ def _slider(data: ReportData) -> dict[str, Any] | None:
     text = budget.script()
     return {
         "payload": budget.payload(data), "script": text, "digest": budget.digest(text), "start": budget.nearest(data),
-        "called": budget.called(data), "offer": data.offers[budget.nearest(data)], "rows": budget.first_rows(data),
+        "called": data.called, "offer": data.offers[budget.nearest(data)], "rows": budget.first_rows(data),
     }  # fmt: skip
 
 

@@ -118,9 +118,9 @@ class ReportData:
     `best_epoch` is the one whose weights were kept. `skipped`: (name, reason). `curve_on` says on which data the curve
     was measured, `curve_start` is the judging figure before compression there (None: that of `before`). `search`: what
     was tried, where a drop was allowed. `offers`: plans for other budgets, the smallest first, and in what their loss
-    is expressed; `sought`: what was to be made small, "flops" or "params". `forecast`: a sentence on what the whole
-    network was expected to lose and what it has lost. `settings` (what the run was given) and `environment` (where it
-    ran) are shown as they are.
+    is expressed; `sought`: what was to be made small, "flops" or "params", and `called` how a reader calls it.
+    `forecast`: a sentence on what the whole network was expected to lose and what it has lost. `settings` (what the run
+    was given) and `environment` (where it ran) are shown as they are.
     """
 
     title: str
@@ -142,6 +142,7 @@ class ReportData:
     offers: Sequence[Offer] = ()
     offers_lose: str = ""
     sought: str = "flops"
+    called: str = "FLOPs"
     forecast: str = ""
 
     @property

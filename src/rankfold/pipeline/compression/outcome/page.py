@@ -58,6 +58,7 @@ def report_data(
         environment=environment(),
         offers=offers(known, result.plan, _sought(result)),
         sought=_sought(result),
+        called=CALLED[_sought(result)],
         offers_lose=loss_unit(result.plan),
         forecast="" if result.forecast is None else result.forecast.sentence,
     )
