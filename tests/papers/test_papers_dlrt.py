@@ -9,8 +9,9 @@ import pytest
 from rankfold.induce.ways import WAYS
 from rankfold.papers import reproduce
 from rankfold.papers.dlrt import adaptation, condlr, ways
+from rankfold.papers.dlrt.grounds import SHAKESPEARE, characters
 from rankfold.papers.dlrt.tasks import tokens
-from rankfold.papers.dlrt.trial import CHOICES, Case
+from rankfold.papers.dlrt.trial import CHOICES, Case, measure
 from rankfold.papers.request import Request
 
 
@@ -111,6 +112,30 @@ def test_ways_to_low_rank_in_small(tmp_path):
     assert (tmp_path / "ways.svg").exists()
     with pytest.raises(ValueError, match="no network 'vgg'"):
         reproduce("ways-to-low-rank", tmp_path, Request(models=("vgg",)))
+
+
+def test_ways_are_compared_on_a_transformer_too(tmp_path, monkeypatch):
+    (tmp_path / "text").mkdir()
+    (tmp_path / "text" / "tinyshakespeare.txt").write_text("To be, or not to be, that is the question.\n" * 150)
+    monkeypatch.setenv("RANKFOLD_DATA", str(tmp_path))
+    characters.cache_clear()
+    data = characters()
+    assert [len(part) for part in (data.train, data.validation, data.test)] == [80, 10, 10]
+    assert data.train.vocabulary == 17  # characters of that line
+    try:
+        for way in ("DLRT", "C-DLN"):
+            found = measure(Case(way, 0, "transformer", 0.25, 0, 5, SHAKESPEARE), tmp_path, lambda *now: None)
+            assert found["share"] <= 0.25
+            assert found["test"] > 0.3, way  # one character in eight is a space
+    finally:
+        characters.cache_clear()
+
+
+def test_without_the_text_it_is_said_where_it_belongs(tmp_path, monkeypatch):
+    monkeypatch.setenv("RANKFOLD_DATA", str(tmp_path))
+    characters.cache_clear()
+    with pytest.raises(ValueError, match=r"needs text/tinyshakespeare\.txt in the folder that RANKFOLD_DATA names"):
+        reproduce("ways-to-low-rank", tmp_path / "out", Request(models=("transformer",), trials=1, seeds=(0,)))
 
 
 # --- adaptations beside one another

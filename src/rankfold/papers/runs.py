@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, fields, replace
 from pathlib import Path
 from typing import Any, Literal
 
@@ -119,7 +119,7 @@ def restricted(data: Data, samples: int | None, seed: int) -> Data:
     if samples is None or samples >= len(data.train):
         return data
     part = data.train.take(samples, torch.Generator().manual_seed(seed))
-    return Data(data.name, part, data.validation, data.test, data.classes)
+    return replace(data, train=part)
 
 
 def computed(

@@ -17,15 +17,14 @@ from rankfold.compress.planning.planner import plan
 from rankfold.compress.ranks.budget import Params, Ranks
 from rankfold.induce import Dlrt, Spread, cdln_, dlrt_, dlrt_choice, fold_, overparametrize_
 from rankfold.induce.ways import way_named
-from rankfold.papers import quick
+from rankfold.papers.dlrt.grounds import GROUNDS
 from rankfold.papers.runs import device, restricted
 from rankfold.run.progress import Progress
 from rankfold.train import Progress as Step
 from rankfold.train import Recipe, evaluate, fit
-from rankfold.zoo import Data, load_data
+from rankfold.zoo import Data
 
 Make = Callable[..., torch.optim.Optimizer]
-RATES = (0.01, 0.02, 0.03, 0.05, 0.08, 0.12)
 # what a trial may choose, beside the learning rate; the first of each is the default of trial 0
 CHOICES: Mapping[str, Mapping[str, Sequence[Any]]] = {
     "dense": {"weight_decay": (0.0, 1e-4, 5e-4)},
@@ -69,55 +68,35 @@ class Case:
     @property
     def settings(self) -> dict[str, Any]:
         """Those of trial 0 are the defaults; of others drawn from the way's own choices, by its name and number."""
-        chosen: dict[str, Any] = {"learning_rate": 0.05}
+        ground = GROUNDS[self.network]
+        chosen: dict[str, Any] = {"learning_rate": ground.recipe.learning_rate}
         choices = CHOICES[self.way]
         if self.number == 0:
             return chosen | {key: values[0] for key, values in choices.items()}
         draw = random.Random(f"{self.way} {self.number}")
-        return {"learning_rate": draw.choice(RATES)} | {key: draw.choice(values) for key, values in choices.items()}
-
-
-def networks() -> dict[str, Callable[[], nn.Module]]:
-    """The networks that are compared, as they are drawn from the global generator."""
-    return {"fcn": _fcn, "lenet5": _lenet5, "quick": _quick}
-
-
-def _fcn() -> nn.Module:
-    return nn.Sequential(
-        nn.Flatten(), nn.Linear(784, 256), nn.ReLU(), nn.Linear(256, 256), nn.ReLU(), nn.Linear(256, 10)
-    )
-
-
-def _lenet5() -> nn.Module:
-    return nn.Sequential(
-        nn.Conv2d(1, 20, 5), nn.MaxPool2d(2), nn.ReLU(), nn.Conv2d(20, 50, 5), nn.MaxPool2d(2), nn.ReLU(), nn.Flatten(),
-        nn.Linear(800, 500), nn.ReLU(), nn.Linear(500, 10),
-    )  # fmt: skip
-
-
-def _quick() -> nn.Module:
-    return nn.Sequential(nn.Flatten(), nn.Linear(64, 32), nn.ReLU(), nn.Linear(32, 24), nn.ReLU(), nn.Linear(24, 10))
+        chosen = {"learning_rate": draw.choice(ground.rates)}
+        return chosen | {key: draw.choice(values) for key, values in choices.items()}
 
 
 def drawn(case: Case) -> nn.Module:
     """The network before training, a function of the seed."""
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(case.seed)
-        return networks()[case.network]()
+        return GROUNDS[case.network].network()
 
 
 def measure(case: Case, place: Path, progress: Progress) -> dict[str, Any]:
     """Train, fold, count and judge; the test figure is looked at by whoever chose this trial."""
     torch.set_num_threads(1)
-    data = restricted(load_data(case.data), case.train_samples, case.seed)
+    data = restricted(GROUNDS[case.network].load(), case.train_samples, case.seed)
     model, held = drawn(case).to(device()), Held()
     dense = _params(model)
     small = trained(case, model, data, held)
     small.eval()
     return {
         "settings": case.settings,
-        "validation": evaluate(small, data.validation, role="validation").accuracy,
-        "test": evaluate(small, data.test, role="test").accuracy,
+        "validation": evaluate(small, data.validation, role="validation", objective=data.objective).accuracy,
+        "test": evaluate(small, data.test, role="test", objective=data.objective).accuracy,
         "params": _params(small),
         "share": _params(small) / dense,
         "bytes": held.most,
@@ -127,9 +106,9 @@ def measure(case: Case, place: Path, progress: Progress) -> dict[str, Any]:
 def trained(case: Case, model: nn.Module, data: Data, held: Held) -> nn.Module:
     """The network of this trial, small, in factored layers; within the share, but for the dense reference."""
     known = dict(case.settings)
-    recipe = Recipe(
-        epochs=case.epochs, batch_size=16 if case.data == quick.DATA else 128, learning_rate=known.pop("learning_rate"),
-        nesterov=False, weight_decay=known.pop("weight_decay", 0.0), seed=case.seed,
+    recipe = replace(
+        GROUNDS[case.network].recipe, epochs=case.epochs, learning_rate=known.pop("learning_rate"),
+        weight_decay=known.pop("weight_decay", 0.0), seed=case.seed,
     )  # fmt: skip
     part = functools.partial(_fit, data=data, held=held)
     if case.way == "dense":
@@ -197,7 +176,7 @@ def _cdln(
     part(model, recipe)
     fold_(model)
     model.eval()
-    return apply_(model, plan(model, Ranks(ranks), "truncate", example=data.train.batches(1).__iter__().__next__()[0]))
+    return apply_(model, plan(model, Ranks(ranks), "truncate", example=_inputs(data)))
 
 
 class Held:
@@ -232,9 +211,15 @@ class Held:
 def _fit(model: nn.Module, recipe: Recipe, *, data: Data, held: Held, make: Any = None) -> None:
     fit(
         model, data.train, data.validation, recipe, progress=functools.partial(held.look, model),
-        optimizer=functools.partial(held.make, make),
+        optimizer=functools.partial(held.make, make), objective=data.objective,
     )  # fmt: skip
     held.forget()
+
+
+def _inputs(data: Data) -> Any:
+    """One sample, as the network takes it."""
+    batch = next(iter(data.train.batches(1)))
+    return batch if isinstance(batch, Mapping) else batch[0]
 
 
 def _params(model: nn.Module) -> int:

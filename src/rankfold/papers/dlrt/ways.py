@@ -9,15 +9,14 @@ from typing import Any
 import pandas as pd
 from matplotlib.figure import Figure
 
-from rankfold.papers import quick
-from rankfold.papers.dlrt.trial import CHOICES, Case, measure, networks
+from rankfold.papers.dlrt.grounds import GROUNDS
+from rankfold.papers.dlrt.trial import CHOICES, Case, measure
 from rankfold.papers.request import FIXED, Request
 from rankfold.papers.runs import computed, time_remark
 from rankfold.papers.writing import COLOURS, MARKS, Outcome, panels
 from rankfold.pipeline import Tell
 
-SHARES = (0.1, 0.05)
-FULL = Request(models=("fcn", "lenet5"), seeds=(0, 1, 2), epochs=6, trials=20)
+FULL = Request(models=("fcn", "lenet5", "transformer"), seeds=(0, 1, 2), epochs=6, trials=20)
 QUICK = Request(models=("quick",), seeds=(0, 1), epochs=8, trials=2)
 
 
@@ -26,20 +25,19 @@ def reproduce(request: Request, directory: Path, tell: Tell) -> Outcome:
     is trained with the other seeds, and its test figures are shown. Every trial is in ``trials.csv``."""
     request.only("ways-to-low-rank", FIXED | {"models", "seeds", "epochs", "train_samples", "trials"})
     asked = request.filled(QUICK if request.quick else FULL)
-    unknown = sorted(set(asked.models or ()) - set(networks()))
+    unknown = sorted(set(asked.models or ()) - set(GROUNDS))
     if unknown:
-        raise ValueError(f"ways-to-low-rank has no network {unknown[0]!r}: there are fcn, lenet5")
-    seeds, source = asked.seeds or (), quick.DATA if request.quick else "mnist"
-    shares = (0.4,) if request.quick else SHARES
+        raise ValueError(f"ways-to-low-rank has no network {unknown[0]!r}: there are fcn, lenet5, transformer")
+    seeds = asked.seeds or ()
 
     def case(network: str, share: float, way: str, number: int, seed: int) -> Case:
-        return Case(way, number, network, share, seed, asked.epochs or 1, source, asked.train_samples)
+        return Case(way, number, network, share, seed, asked.epochs or 1, GROUNDS[network].data, asked.train_samples)
 
     keys = [
         (network, share, way)
         for network in asked.models or ()
         for way in CHOICES
-        for share in ((1.0,) if way == "dense" else shares)
+        for share in ((1.0,) if way == "dense" else GROUNDS[network].shares)
     ]
     grid = [case(*key, number, seeds[0]) for number in range(asked.trials or 1) for key in keys]
     found = dict(zip(grid, _computed(grid, directory, asked, tell), strict=True))
@@ -49,7 +47,7 @@ def reproduce(request: Request, directory: Path, tell: Tell) -> Outcome:
     rows = [row(values, best) for values in found.values()]
     table, trials = summary([r for r in rows if r["chosen"]]), pd.DataFrame(rows)
     return Outcome(
-        f"Ways to low rank on {source}: {asked.epochs} epochs, {asked.trials} trials a way, {len(seeds)} seeds",
+        f"Ways to low rank: {asked.epochs} epochs, {asked.trials} trials a way, {len(seeds)} seeds",
         {"ways": table, "trials": trials},
         {"ways": _figure(table)},
         [*remarks(table), time_remark(list(found.values()))],
