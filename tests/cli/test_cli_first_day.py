@@ -115,7 +115,7 @@ def test_a_plan_that_needs_no_data_is_made_from_the_input_of_the_factory(here):
         ("shapes.pt", "no data are read from a file of this kind: have it read by a function that returns (train,"),
         (
             "words.txt",
-            "for a language model or encoder of transformers give it as text:words.txt; else have it read by",
+            "for a model of transformers that reads text give it as text:words.txt; else have it read by",
         ),
         ("ids.npy", "give it as tokens:ids.npy"),
     ],

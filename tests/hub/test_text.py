@@ -60,7 +60,7 @@ def test_the_column_of_texts_is_named_text_in_every_kind_of_file(ending, tmp_pat
 
 
 @pytest.mark.parametrize(
-    ("name", "kind"), [("a.txt", "text"), ("a.jsonl", "text"), ("a.npy", "tokens"), ("b", "image")]
+    ("name", "kind"), [("a.txt", "text"), ("a.csv", "text"), ("a.jsonl", "text"), ("a.npy", "tokens"), ("b", "image")]
 )
 def test_a_file_or_folder_without_its_kind_is_told_how_it_is_given(name, kind, tmp_path):
     place = tmp_path / name
@@ -70,7 +70,7 @@ def test_a_file_or_folder_without_its_kind_is_told_how_it_is_given(name, kind, t
 
 
 def test_pieces_of_a_long_text_are_joined(tmp_path, monkeypatch):
-    from rankfold.zoo import documents
+    from rankfold.zoo.texts import documents
 
     monkeypatch.setattr(documents, "_CHUNK", 50)
     words = text()

@@ -52,7 +52,7 @@ class Loaded:
     def _which_data(self) -> str:
         """What to type after --data for this model."""
         if is_pretrained(unwrap(self.model)) and getattr(self.model, "main_input_name", "") == "input_ids":
-            return "--data text:FILE (.txt, .jsonl or .parquet, or tokens:FILE.npy)"
+            return "--data text:FILE (.txt, .csv, .jsonl or .parquet, or tokens:FILE.npy)"
         own = f"--data package.module:function, {OWN_DATA}"
         built_in = "--data NAME (digits, mnist, fashion-mnist, cifar10, …)"
         return f"{own}, or {built_in}" if ":" in self.spec else f"{built_in}, or {own}"

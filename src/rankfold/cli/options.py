@@ -49,7 +49,7 @@ DataName = Annotated[
         metavar="NAME",
         help=(
             "digits, mnist, fashion-mnist, cifar10, cifar100, imagefolder:DIR, parquet:DIR, package.module:factory, "
-            "text:FILE (.txt, .parquet, .jsonl) or tokens:FILE.npy. Default: the data that belong to the model."
+            "text:FILE (.txt, .csv, .parquet, .jsonl) or tokens:FILE.npy. Default: the data that belong to the model."
         ),
         callback=checked_data,
     ),

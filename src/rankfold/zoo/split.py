@@ -3,7 +3,7 @@
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field, replace
 from math import ceil
-from typing import Any, TypeVar
+from typing import Any, Protocol, Self, TypeVar
 
 import torch
 from torch import Tensor
@@ -73,7 +73,16 @@ class Split:
         return self.subset(torch.randperm(len(self), generator=generator)[:count])
 
 
-_Part = TypeVar("_Part", Split, Samples)
+class _Subsets(Protocol):
+    @property
+    def labels(self) -> Tensor | None: ...
+
+    def __len__(self) -> int: ...
+
+    def subset(self, indices: Tensor, /) -> Self: ...
+
+
+_Part = TypeVar("_Part", bound=_Subsets)
 
 
 @dataclass(frozen=True, eq=False)

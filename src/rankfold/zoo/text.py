@@ -16,11 +16,12 @@ from torch.utils.data import default_collate
 
 from rankfold.objectives import CausalLanguageModel, Embedding, Objective
 from rankfold.run.disk.files import ARRAY_FAULTS
-from rankfold.zoo.documents import documents, of_hub
 from rankfold.zoo.errors import ZooError
 from rankfold.zoo.pretrained import NAME
 from rankfold.zoo.samples import Samples
-from rankfold.zoo.split import Data
+from rankfold.zoo.split import Data, hold_out
+from rankfold.zoo.texts.documents import documents, of_hub
+from rankfold.zoo.texts.labelled import Answers, Table, answers_of, table
 
 LENGTH = 256
 TEXT, TOKENS = "text:", "tokens:"
@@ -40,18 +41,24 @@ class Texts(Samples):
         return f"Texts({len(self):,} samples, {self.cut})"
 
     def subset(self, indices: Tensor) -> Texts:
-        return replace(self, inputs_of=[self.inputs_of[index] for index in indices.tolist()])
+        labels = None if self.labels is None else self.labels[indices]
+        return replace(self, inputs_of=[self.inputs_of[index] for index in indices.tolist()], labels=labels)
 
     def first(self, count: int) -> Texts:
         """The first ``count`` of them, or all where there are no more."""
-        return replace(self, inputs_of=self.inputs_of[:count])
+        return self.between(0, count)
 
-    def batches(self, batch_size: int) -> Iterator[dict[str, Tensor]]:
-        """Batches of at most so many samples, in order."""
+    def between(self, first: int, last: int | None) -> Texts:
+        labels = None if self.labels is None else self.labels[first:last]
+        return replace(self, inputs_of=self.inputs_of[first:last], labels=labels)
+
+    def batches(self, batch_size: int) -> Iterator[Any]:
+        """Batches of at most so many samples, in order, with labels where there are any."""
         positions = max(x.numel() for x in self.inputs_of[0].values()) if len(self) else 1
         size = max(1, min(batch_size, _SCORES // max(1, positions * self.vocabulary)))
         for start in range(0, len(self), size):
-            yield default_collate(list(self.inputs_of[start : start + size]))
+            inputs = default_collate(list(self.inputs_of[start : start + size]))
+            yield inputs if self.labels is None else (inputs, self.labels[start : start + size])
 
 
 @dataclass(frozen=True)
@@ -61,6 +68,7 @@ class Reader:
     ``length``: tokens of a window, or at most of a line. ``windows``: at most so many samples of each part, the first.
     ``lines``: each line is a sample, padded, with special tokens; else the text is cut into windows without any.
     ``vocabulary``: tokens that the model knows; 0 where that is not known. ``objective``: what the model's outputs are.
+    ``answers``: for a whole text, so that a table's labels are read too.
     """
 
     tokenizer: Any
@@ -69,9 +77,13 @@ class Reader:
     lines: bool = False
     vocabulary: int = 0
     objective: Objective | None = None
+    answers: Answers | None = None
 
     def read(self, file: str | Path, most: int | None = None) -> Texts:
         """The samples of one file of text, at most the first ``most``. Raises ``ZooError``, one line."""
+        labelled = None if self.answers is None else table(Path(file), self.answers)
+        if labelled is not None:
+            return self._of_texts(file, labelled.first(most))
         return self.of_documents(file, documents(Path(file)), most)
 
     def of_documents(self, name: str | Path, pieces: Iterator[str], most: int | None = None) -> Texts:
@@ -128,10 +140,6 @@ class Reader:
         return torch.cat(found) if found else torch.zeros(0, dtype=torch.long)
 
     def _of_lines(self, file: str | Path, pieces: Iterator[str], most: int | None) -> Texts:
-        if getattr(self.tokenizer, "pad_token", None) is None:
-            raise ZooError(
-                f"{file}: the tokenizer has no padding token, which lines of different length need: set its pad_token"
-            )
         lines: list[str] = []
         for piece in pieces:
             lines += [line.strip() for line in piece.splitlines() if line.strip()]
@@ -140,11 +148,20 @@ class Reader:
         lines = lines[:most]
         if not lines:
             raise ZooError(f"{file}: it holds no line of text")
+        return self._of_texts(file, Table([(line,) for line in lines]))
+
+    def _of_texts(self, file: str | Path, found: Table) -> Texts:
+        if getattr(self.tokenizer, "pad_token", None) is None:
+            raise ZooError(
+                f"{file}: the tokenizer has no padding token, which lines of different length need: set its pad_token"
+            )
+        columns = [list(column) for column in zip(*found.texts, strict=True)]
         with _no_remarks():
-            made = self.tokenizer(lines, truncation=True, max_length=self.length, padding=True, return_tensors="pt")
+            made = self.tokenizer(*columns, truncation=True, max_length=self.length, padding=True, return_tensors="pt")
         self.checked(file, made["input_ids"])
         rows = [dict(zip(made, values, strict=True)) for values in zip(*made.values(), strict=True)]
-        return self._limited(rows, f"lines of at most {self.length} tokens, padded")
+        kind = "lines" if found.labels is None else "labelled texts"
+        return replace(self._limited(rows, f"{kind} of at most {self.length} tokens, padded"), labels=found.labels)
 
     def _limited(self, rows: list[dict[str, Tensor]], cut: str) -> Texts:
         return Texts(rows, None, self.vocabulary, cut)
@@ -166,11 +183,17 @@ class Reader:
         for index, file in enumerate(files):
             alone = len(files) == 3 or index > 0  # nothing else is held out of it
             found.append(self.read_tokens(file) if kind == TOKENS[:-1] else self._given(file, download, alone))
+        labels = [part.labels is not None for part in found]
+        if any(labels) and not all(labels):
+            lacking = files[labels.index(False)]
+            raise ZooError(f"{lacking}: it has no labels, and another file of {spec} has: give it a column label too")
         parts = _three(found, spec)
         if self.windows is not None:
             parts = [part.first(self.windows) for part in parts]
         train, validation, test = parts
         cut = {"length": self.length} | ({} if self.windows is None else {"windows": self.windows})
+        if self.answers is not None and any(labels):
+            return Data(spec, train, validation, test, len(self.answers.classes) or None, self.answers.objective, cut)
         return Data(spec, train, validation, test, None, self.objective, cut)
 
     def _given(self, file: str, download: bool, alone: bool) -> Texts:
@@ -186,7 +209,8 @@ class Reader:
 
 
 def _three(read: Sequence[Texts], spec: str) -> list[Texts]:
-    """Train, validation and test of the files that were read, without a random choice: neighbours are alike."""
+    """Train, validation and test of the files that were read, without a random choice: neighbours are alike. Texts with
+    labels are drawn, in the proportions of their classes."""
     whole = read[0]
     held = max(1, round(_HELD * len(whole)))
     if len(read) == 3:
@@ -197,8 +221,11 @@ def _three(read: Sequence[Texts], spec: str) -> list[Texts]:
             f"{spec}: {len(whole)} {whole.cut} are too few to learn from, to choose on and to test on: give a "
             "longer text or a shorter --length, or a file for each, with commas between them"
         )
-    parts = [whole.first(rest), replace(whole, inputs_of=whole.inputs_of[rest : rest + held])]
-    return [*parts, read[1] if len(read) == 2 else replace(whole, inputs_of=whole.inputs_of[rest + held :])]
+    if whole.labels is not None:  # files of those are often in the order of their classes
+        learnt, tests = (whole, read[1]) if len(read) == 2 else hold_out(whole, held)
+        return [*hold_out(learnt, held), tests]
+    tests = read[1] if len(read) == 2 else whole.between(rest + held, None)
+    return [whole.first(rest), whole.between(rest, rest + held), tests]
 
 
 @contextmanager
@@ -220,19 +247,23 @@ def text(
     length: int = LENGTH,
     samples: int | None = None,
     lines: bool = False,
+    model: Any = None,
 ) -> Texts:
     """Text as data for a model of transformers: a data set of mappings, to plan, evaluate and train with.
 
     Args:
         tokenizer: the model's own.
-        file: plain text in UTF-8, or the column ``text`` of .parquet or .jsonl.
+        file: plain text in UTF-8, or the column ``text`` of .csv, .tsv, .parquet or .jsonl.
         length: tokens of a window; windows do not overlap and have no special tokens.
         samples: at most so many, the first; None for all.
         lines: each line is a sample of at most ``length`` tokens, with special tokens, padded; ``attention_mask`` says
             what is padding.
+        model: one that answers for a whole text (…ForSequenceClassification): each row of a table is a sample, with
+            its ``label`` where there is such a column (a class by name or number, a list of them, or a number) and a
+            second text where there is ``text_pair``.
 
     Returns:
-        A data set of ``{"input_ids": …}``.
+        A data set of ``{"input_ids": …}``, or with labels of pairs of that and a label.
 
     Raises:
         ZooError: a file that cannot be read, or a text shorter than one window.
@@ -254,7 +285,9 @@ def text(
             f"{file}: tokenizer must be one of transformers, and is a {type(tokenizer).__name__}: give "
             "AutoTokenizer.from_pretrained(FOLDER) of the model's own folder"
         )
-    return Reader(tokenizer, length, lines=lines, vocabulary=len(tokenizer)).read(file, samples)
+    answers = None if model is None else answers_of(model)
+    reader = Reader(tokenizer, length, lines=lines or answers is not None, vocabulary=len(tokenizer), answers=answers)
+    return reader.read(file, samples)
 
 
 def reader_for(model: Any, tokenizer: Any, length: int | None, windows: int | None) -> Reader:
@@ -266,4 +299,5 @@ def reader_for(model: Any, tokenizer: Any, length: int | None, windows: int | No
     if length is not None and length > longest:
         raise ZooError(f"--length {length}: the model takes at most {longest} tokens")
     objective = CausalLanguageModel() if how.generates else Embedding() if how.vectors else None
-    return Reader(tokenizer, length or min(LENGTH, longest), windows, not how.generates, how.vocabulary, objective)
+    lines, answers = not how.generates, answers_of(model)
+    return Reader(tokenizer, length or min(LENGTH, longest), windows, lines, how.vocabulary, objective, answers)

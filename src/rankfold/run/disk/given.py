@@ -5,15 +5,9 @@ from __future__ import annotations
 from pathlib import Path
 
 OWN_DATA = "a function that returns (train, validation, test), each (inputs, targets)"
-_TEXTS = {
-    ".npy": "tokens",
-    ".txt": "text",
-    ".md": "text",
-    ".jsonl": "text",
-    ".json": "text",
-    ".parquet": "text",
-    ".gz": "text",
-}
+_TEXTS = {".npy": "tokens"} | dict.fromkeys(
+    (".txt", ".md", ".csv", ".tsv", ".jsonl", ".json", ".parquet", ".gz"), "text"
+)
 
 
 def how_to_give(path: Path) -> str:
@@ -28,6 +22,6 @@ def how_to_give(path: Path) -> str:
     if kind is None:
         return f"{path}: no data are read from a file of this kind: {read}"
     return (
-        f"{path}: this is a file, and what it holds must be said: for a language model or encoder of transformers give "
+        f"{path}: this is a file, and what it holds must be said: for a model of transformers that reads text give "
         f"it as {kind}:{path}; else {read}"
     )

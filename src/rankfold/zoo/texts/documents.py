@@ -2,27 +2,32 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager, nullcontext
 from pathlib import Path
 
 from rankfold.zoo.errors import ZooError
+from rankfold.zoo.texts.tables import columns, is_table, records
 
 _CHUNK = 1 << 20  # characters of a piece, which are tokenised at once
 
 
 def documents(file: Path) -> Iterator[str]:
-    """The text of a file in pieces, each whole lines: plain text, or the column ``text`` of parquet or JSON lines."""
-    try:
-        if file.suffix == ".parquet":
-            yield from _chunked(_of_parquet(file))
-        elif file.suffix in (".jsonl", ".json"):
-            yield from _chunked(_of_json_lines(file))
+    """The text of a file in pieces, each whole lines: plain text, or the column ``text`` of a table."""
+    with readable(file):
+        if is_table(file):
+            yield from _chunked(_of_table(file))
         else:
             with file.open(encoding="utf-8", newline="") as opened:
                 while lines := opened.readlines(_CHUNK):
                     yield "".join(lines)
+
+
+@contextmanager
+def readable(file: Path) -> Iterator[None]:
+    """Within the block what cannot be read is said in one line."""
+    try:
+        yield
     except UnicodeDecodeError as error:
         raise ZooError(f"{file}: not text in UTF-8 ({error.reason} at byte {error.start}): save it as UTF-8") from None
     except OSError as error:
@@ -43,40 +48,17 @@ def _chunked(rows: Iterable[str]) -> Iterator[str]:
         yield "".join(kept)
 
 
-def _of_parquet(file: Path) -> Iterator[str]:
-    import pyarrow
-    import pyarrow.parquet
-
-    try:
-        opened = pyarrow.parquet.ParquetFile(file)
-        kinds = pyarrow.types.is_string, pyarrow.types.is_large_string
-        texts = [field.name for field in opened.schema_arrow if any(kind(field.type) for kind in kinds)]
-        if "text" not in texts:
-            raise ZooError(
-                f"{file}: a column named text was expected, and there are "
-                f"{', '.join(opened.schema_arrow.names)}: rename the column of texts"
-            )
-        for batch in opened.iter_batches(columns=["text"]):
-            yield from (value for value in batch.column(0).to_pylist() if value)
-    except pyarrow.ArrowException as error:
-        raise ZooError(f"{file}: cannot be read as Parquet ({str(error).splitlines()[0]})") from None
-
-
-def _of_json_lines(file: Path) -> Iterator[str]:
-    with file.open(encoding="utf-8") as opened:
-        for number, line in enumerate(opened, 1):
-            if not line.strip():
-                continue
-            try:
-                row = json.loads(line)
-            except (ValueError, RecursionError):
-                row = None
-            text = row.get("text") if isinstance(row, dict) else None
-            if not isinstance(text, str):
-                named = ", ".join(row) if isinstance(row, dict) and "text" not in row else ""
-                there = f", and there are {named}: rename the one of texts" if named else ""
-                raise ZooError(f'{file}, line {number}: each line must be a JSON object with "text"{there}')
-            yield text
+def _of_table(file: Path) -> Iterator[str]:
+    there = columns(file)
+    if "text" not in there:
+        raise ZooError(
+            f"{file}: a column named text was expected, and there are {', '.join(there)}: rename the column of texts"
+        )
+    for number, (value,) in enumerate(records(file, ("text",)), 1):
+        if not isinstance(value, str | None):
+            raise ZooError(f"{file}, row {number}: the column text holds {str(value)[:40]!r}, which is no text")
+        if value:
+            yield value
 
 
 def of_hub(name: str, download: bool) -> Iterator[str]:

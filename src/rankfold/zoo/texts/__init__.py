@@ -1,0 +1,1 @@
+"""Files of text: what is read of them, and labels beside it."""

@@ -1,0 +1,135 @@
+"""Texts with labels: a table of them, for models that give one answer for each text."""
+
+from __future__ import annotations
+
+from collections.abc import Container, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from rankfold.objectives import Classification, MultiLabel, Objective, Regression
+from rankfold.zoo.errors import ZooError
+from rankfold.zoo.texts.documents import readable
+from rankfold.zoo.texts.tables import columns, is_table, records
+
+TEXTS = (("text", "text_pair"), ("sentence1", "sentence2"), ("premise", "hypothesis"), ("text",), ("sentence",))
+LABELS = ("label", "labels")
+
+
+@dataclass(frozen=True)
+class Answers:
+    """What a model answers for each text: one of its classes, by the names in its configuration, ``several`` of them,
+    or, without any, one number."""
+
+    classes: Mapping[str, int]
+    several: bool = False
+
+    @property
+    def objective(self) -> Objective:
+        return MultiLabel() if self.several else Classification() if self.classes else Regression()
+
+    def of(self, file: Path, values: Sequence[Any]) -> Tensor:
+        """Labels (N,) int64 of a column of classes, by name or number; (N, K) float32 of several; (N, 1) float32 of
+        numbers. ``ZooError`` for one that the model does not know."""
+        if self.several:
+            return torch.stack([self._marked(file, row, value) for row, value in enumerate(values, 1)])
+        if not self.classes:
+            return torch.tensor([[_number(file, row, value)] for row, value in enumerate(values, 1)])
+        told = [_written(value) for value in values]
+        numbers = {str(number): number for number in range(len(self.classes))}
+        known = numbers if set(told) <= numbers.keys() else self.classes
+        for row, value in enumerate(told, 1):
+            self._check(file, row, value, known)
+        return torch.tensor([known[value] for value in told])
+
+    def _check(self, file: Path, row: int, value: Any, known: Container[Any]) -> None:
+        if value not in known:
+            raise ZooError(
+                f"{file}, row {row}: the label {str(value)[:40]!r} is none of the model's classes, "
+                f"{', '.join(self.classes)}, nor a number from 0 to {len(self.classes) - 1}: name them in its "
+                "config.json (id2label), or write numbers"
+            )
+
+    def _marked(self, file: Path, row: int, value: Any) -> Tensor:
+        """A 1 for each class that a list names, or has a 1 for."""
+        count = len(self.classes)
+        if not isinstance(value, list):
+            raise ZooError(
+                f"{file}, row {row}: the model answers with several classes, and the label is no list of them: give "
+                "JSON lines or Parquet with a list in each row"
+            )
+        if len(value) == count and set(value) <= {0, 1}:
+            return torch.tensor(value, dtype=torch.float32)
+        marked = torch.zeros(count)
+        for name in map(str, value):
+            self._check(file, row, name, self.classes)
+            marked[self.classes[name]] = 1
+        return marked
+
+
+def _number(file: Path, row: int, value: Any) -> float:
+    try:
+        return float(value)
+    except (TypeError, ValueError):
+        raise ZooError(
+            f"{file}, row {row}: the model answers with one number, and the label is {str(value)[:40]!r}"
+        ) from None
+
+
+def answers_of(model: Any) -> Answers | None:
+    """What a model of transformers answers for a whole text; None where it answers otherwise."""
+    config = model.config
+    if not type(model).__name__.endswith("ForSequenceClassification"):
+        return None
+    if config.num_labels == 1:
+        return Answers({})
+    names = {str(name): int(number) for number, name in config.id2label.items()}  # the other way round may be missing
+    return Answers(names, getattr(config, "problem_type", "") == "multi_label_classification")
+
+
+@dataclass(frozen=True)
+class Table:
+    """Texts, or pairs of them, and their labels (N, …)."""
+
+    texts: Sequence[tuple[str, ...]]
+    labels: Tensor | None = None
+
+    def first(self, count: int | None) -> Table:
+        return Table(self.texts[:count], None if self.labels is None else self.labels[:count])
+
+
+def table(file: Path, answers: Answers) -> Table | None:
+    """The texts and labels of a file; None where it is no table with both. Raises ``ZooError``, one line."""
+    with readable(file):
+        if not is_table(file):
+            return None
+        there = set(columns(file))
+        names = next((names for names in TEXTS if there.issuperset(names)), None)
+        label = next((name for name in LABELS if name in there), None)
+        if names is None or label is None:
+            return None
+        texts, labels = [], []
+        for *text, value in _whole(file, (*names, label)):
+            texts.append(tuple(text))
+            labels.append(value)
+    if not texts:
+        raise ZooError(f"{file}: it holds no line of text")
+    return Table(texts, answers.of(file, labels))
+
+
+def _whole(file: Path, names: Sequence[str]) -> Iterator[tuple[Any, ...]]:
+    """Rows in which no text is missing."""
+    for number, row in enumerate(records(file, names), 1):
+        for name, value in zip(names[:-1], row[:-1], strict=True):
+            if not isinstance(value, str):
+                raise ZooError(f"{file}, row {number}: the column {name} holds {str(value)[:40]!r}, which is no text")
+        yield row
+
+
+def _written(value: Any) -> str:
+    """A label as it is written; 1.0 is 1."""
+    whole = isinstance(value, float) and value == int(value) if value == value else False
+    return str(int(value)) if whole or isinstance(value, bool) else str(value)
