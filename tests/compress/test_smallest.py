@@ -129,6 +129,14 @@ def test_between_the_smallest_and_one_that_is_twice_as_large_others_are_judged()
     assert [round(each, 4) for each in asked] == [0.1263, 0.1313, 0.1523]  # 0.25 is about as large as was wanted
 
 
+def test_what_is_much_larger_than_the_step_is_not_taken_in_its_place() -> None:
+    """Tried were an eighth, a quarter and a half: with .19 refused, .31 is judged before the half is."""
+    attempt = on(lambda kept: 0.5 - kept, 0.4)
+    points = [attempt(kept) for kept in (0.1542, 0.25, 0.5)]
+    found = [round(p.kept, 4) for p in larger_by_steps(points, 5, attempt)]
+    assert found == [0.1542, 0.1557, 0.162, 0.1879, 0.3081]
+
+
 # -- the interval
 
 

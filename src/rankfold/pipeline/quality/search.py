@@ -110,7 +110,7 @@ def larger_by_steps(good: Sequence[Tried], most: int, attempt: Callable[[float],
         wanted = point.kept * (1 + step)
         left = [other for other in ordered if other.kept > point.kept]
         following = next((other for other in left if other.kept >= wanted), left[-1] if left else None)
-        if wanted < 1 and (following is None or not wanted <= following.kept <= wanted * (1 + step)):
+        if wanted < 1 and (following is None or not wanted <= following.kept <= wanted * (1 + step / 4)):
             made = attempt(wanted)
             if made is not None and made.met and made.kept > point.kept:
                 following = made

@@ -36,6 +36,7 @@ from rankfold.run.progress import Tell, showing
 from rankfold.train import choose, counted
 from rankfold.zoo.data import parts_of
 
+WIDE = 1.15  # sizes that are further apart have others between them
 JUDGED = 5  # networks that the judging half sees at most: a choice among many would be one made on it
 
 
@@ -264,6 +265,7 @@ class Hunt:
         """The smallest good one that the other half finds good too."""
         before = self.sums(self.model, self.halves.judge)
         notes, least, number, between = list[str](), float("inf"), 0, list[Tried]()
+        below = 0.0
 
         def attempt(fraction: float) -> Tried | None:
             point = self.attempt(fraction)
@@ -274,16 +276,26 @@ class Hunt:
             plan = self.planned(self.known, point.fraction)
             network = self.built(plan, self.known)
             met = self.fallen(before, self.sums(network, self.halves.judge))
-            quality = self.quality((*tried, *between), point, met, number, decisions(plan.entries), tuple(notes))
+            gap = self.gap(below, point.kept)
+            quality = self.quality((*tried, *between), point, met, number, decisions(plan.entries), (*notes, *gap))
             self.tell.say(f"{self.asked.by}={point.fraction:.4g}: {quality.judgement} on the samples that judge")
             if self.good(met.drop):
                 return Smallest(network, plan, quality)
-            least = min(least, met.drop)
+            least, below = min(least, met.drop), point.kept
             notes.append(
                 f"{self.asked.by}={point.fraction:.4g} is worse by {quality.text} on the samples that judge, so "
                 "that a larger network is taken"
             )
         raise self.failed((*tried, *between), f"of {number} that were judged is good enough", least)
+
+    def gap(self, below: float, kept: float) -> tuple[str, ...]:
+        """What is said where many sizes lie between a network that was refused and the one that is taken."""
+        if not below or kept < WIDE * below:
+            return ()
+        return (
+            f"networks between {self.asked.by}={below:.4g} and {kept:.4g} were not judged: one of those may do "
+            f"(--budget {self.asked.by}=…, judged by its validation figure)",
+        )
 
     def again(self, plan: Plan, quality: Quality) -> Quality:
         """``quality`` of a plan that somebody changed since: judged anew; ``BudgetError`` where it falls too far."""
