@@ -480,6 +480,30 @@ def test_steps_of_a_core_are_longer_where_entries_move_by_the_rate(kind, decay, 
     torch.testing.assert_close(model[0].core.detach() - still, longer * (plain.detach() - still))
 
 
+@pytest.mark.parametrize("rising", [False, True])
+def test_within_a_budget_a_network_that_begins_small_is_never_large(rising):
+    """At most twice as large as it began, inside a window; it had grown to full rank before its sizes fell."""
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Linear(40, 60), nn.Tanh(), nn.Linear(60, 50), nn.Tanh(), nn.Linear(50, 30))
+    rf.dlrt_(model, rank=8)
+    layers = [module for module in model if isinstance(module, DynamicLowRank)]
+    began = sum(layer.numbers for layer in layers)
+    optimizer = rf.Dlrt(model, torch.optim.Adam, lr=1e-3, window=5, reach=12, budget=0.3)
+    budget = optimizer.cut.budget
+    assert budget < began
+    x, y, taken = torch.randn(64, 40), torch.randn(64, 30), []
+    for step in range(100):
+        if rising:
+            for group in optimizer.param_groups:
+                group["lr"] = 1e-4 * (1 + step)
+        optimizer.zero_grad()
+        F.mse_loss(model(x), y).backward()
+        optimizer.step()
+        taken.append(sum(layer.numbers for layer in layers))
+    assert max(taken) <= 2 * began
+    assert rising or min(taken[-5:]) <= budget
+
+
 def test_a_budget_waits_while_the_learning_rate_rises():
     torch.manual_seed(0)
     model = rf.dlrt_(nn.Sequential(nn.Linear(64, 64)), rank=16)

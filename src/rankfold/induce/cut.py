@@ -18,7 +18,8 @@ Layers = Collection[DynamicLowRank]
 @dataclass
 class Cut:
     """``budget``: numbers that all layers may take when factored, or None. Reached over ``reach`` windows, of which
-    ``closed`` have ended, from ``first`` numbers at the end of the first."""
+    ``closed`` have ended, from the ``first`` numbers, those before any base has grown: where training was to begin
+    small, it never is large."""
 
     tolerance: float
     budget: int | None
@@ -28,7 +29,9 @@ class Cut:
     first: int = 0
 
     @classmethod
-    def of(cls, model: nn.Module, tolerance: float, budget: float | None, reach: int, most: int | None) -> Cut:
+    def of(
+        cls, model: nn.Module, layers: Layers, tolerance: float, budget: float | None, reach: int, most: int | None
+    ) -> Cut:
         """``budget`` as a share of the parameters of the dense network. ``ValueError`` for what is out of range, and
         for a budget below rank 1 in every layer."""
         if not (isfinite(tolerance) and 0 <= tolerance < 1):
@@ -42,7 +45,8 @@ class Cut:
         for name, value, least in (("reach", reach, 0), ("most", most, 1)):
             if value is not None and (isinstance(value, bool) or not isinstance(value, int) or value < least):
                 raise ValueError(f"{name} must be a whole number of at least {least}, got {value!r}")
-        return cls(tolerance, None if budget is None else numbers_within(model, budget), reach, most)
+        within = None if budget is None else numbers_within(model, budget)
+        return cls(tolerance, within, reach, most, first=_taken(layers))
 
     def ranks(self, layers: Layers, spectra: Collection[Tensor], rising: bool = False) -> list[int]:
         """The rank of each layer at the end of a window, from the sizes of its directions there: of a matrix the
@@ -50,7 +54,7 @@ class Cut:
         cannot be told from where it began."""
         if self.budget is None:
             return [rank_within(values, self.tolerance, self.most) for values in spectra]
-        self.first, self.closed = self.first or _taken(layers), self.closed + (not rising)
+        self.closed += not rising
         left = max(0.0, 1 - self.closed / self.reach) if self.reach else 0.0
         size = int(self.budget * max(1.0, self.first / self.budget) ** left)
         return ranks_within([values[: self.most].cpu() for values in spectra], [x.numbers_at for x in layers], size)

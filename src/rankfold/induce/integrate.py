@@ -111,7 +111,7 @@ class Dlrt(Around):
         settled()  # sizes change from step to step: pages handed back and asked for again take a quarter of the time
         self.integrator, self.window = integrator, 1 if integrator != "window" else window
         self.grow = grow if integrator == "window" else 1.0
-        self.cut = Cut.of(model, tolerance, budget, reach, most)
+        self.cut = Cut.of(model, self.layers.values(), tolerance, budget, reach, most)
         self.condition, self.position = condition, 0
         self.rate, self.rising = float("inf"), False
         self.tails: dict[str, float] = {}
