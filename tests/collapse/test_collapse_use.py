@@ -141,8 +141,19 @@ def test_a_planted_low_rank_layer_is_named_and_an_absent_decay_is_estimated() ->
     assert "within 5 % of rank 10: 1." in found.conclusion()
     kappa = found.decay
     assert math.isnan(kappa) or kappa > 0
-    with pytest.raises(ValueError, match="decay must be above 0"):
-        collapse_report(model, digits().train, decay=0.0)
+    with pytest.raises(ValueError, match=r"decay must be that of the training, or 0 where there was none, got -1"):
+        collapse_report(model, digits().train, decay=-1.0)
+
+
+def test_without_weight_decay_there_are_no_bounds_and_that_is_said():
+    """0 was refused with the advice to leave it out, and left out it was asked for."""
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Flatten(), nn.Linear(64, 32), nn.ReLU(), nn.Linear(32, 10))
+    found = collapse_report(model, digits().train, samples=200, decay=0.0)
+    assert found.notes[-1] == "there are no bounds: they hold of networks that were trained with weight decay"
+    assert all(layer.bound is None for layer in found.layers)
+    assert "give that of the training" not in found.conclusion()
+    assert dict(collapse_data(found, "m", "d").facts)["Weight decay"] == "none, so that there are no bounds"
 
 
 @lru_cache(maxsize=1)

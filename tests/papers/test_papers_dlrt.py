@@ -94,10 +94,11 @@ def test_every_way_has_defaults_first_and_trials_of_its_own():
 
 def test_the_trial_is_chosen_on_validation_and_test_figures_are_its_own():
     trials = [
-        {"validation": v, "test": t, "case": {"number": n}}
-        for n, (v, t) in enumerate([(0.9, 0.5), (0.95, 0.4), (0.95, 0.9)])
+        {"validation": v, "test": t, "share": share, "case": {"number": n, "share": 0.1}}
+        for n, (v, t, share) in enumerate([(0.9, 0.5, 0.1), (0.95, 0.4, 0.09), (0.95, 0.9, 0.1), (0.99, 0.9, 1.0)])
     ]
-    assert ways._best(trials) == 1
+    assert ways._best(trials) == 1  # the last one has diverged before it was small
+    assert ways._best(trials[3:]) == 3
 
 
 def test_ways_to_low_rank_in_small(tmp_path):

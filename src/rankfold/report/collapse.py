@@ -26,7 +26,8 @@ class CollapseData:
     """``layers``: what ``rankfold collapse --json`` gives for each layer; ``facts``: (name, text) at the head.
 
     ``transitions``: weight decays at which directions of the data die, descending; ``decay``: that of the network, or
-    None. ``conclusion`` is the paragraph; ``skipped`` and ``left_out`` are (name, reason).
+    None. ``kinds``: what ``classes`` counts. ``conclusion`` is the paragraph; ``skipped`` and ``left_out`` are (name,
+    reason).
     """
 
     title: str
@@ -41,6 +42,7 @@ class CollapseData:
     left_out: Sequence[tuple[str, str]] = ()
     notes: Sequence[str] = ()
     environment: Mapping[str, Any] = field(default_factory=dict)
+    kinds: str = "classes"
 
 
 def render_collapse(data: CollapseData) -> str:
@@ -51,12 +53,12 @@ def render_collapse(data: CollapseData) -> str:
         (
             "Tails of singular values",
             "What is left of each weight behind rank k, over its norm (equation 22): a collapsed layer falls to 0 "
-            "at the number of classes (dotted).",
+            f"at the number of {data.kinds} (dotted).",
             _tails(data),
         ),
         (
             "Clusters along the network",
-            "Variation within classes and within the best clusters found, over all variation, of the features that "
+            f"Variation within {data.kinds} and within the best clusters found, over all variation, of the features that "
             "enter each layer; beside it the layer's distance to rank K, over its norm.",
             _depth(data),
         ),
@@ -106,7 +108,7 @@ def _depth(data: CollapseData) -> Markup | None:
     if not known:
         return None
     lines: list[tuple[str, list[float]]] = [
-        ("within classes", [_share(layer["clusters"]["classes"]) for layer in known]),
+        (f"within {data.kinds}", [_share(layer["clusters"]["classes"]) for layer in known]),
         ("within the best clusters", [_share(layer["clusters"]["best"]) for layer in known]),
         ("distance to rank K", [_beyond(layer, data.classes) for layer in known]),
     ]

@@ -64,8 +64,10 @@ def _said(values: dict[str, Any]) -> str:
 
 
 def _best(trials: Sequence[dict[str, Any]]) -> int:
-    """The number of the trial with the best validation accuracy, of equal ones the first."""
-    return max(trials, key=lambda values: (values["validation"], -values["case"]["number"]))["case"]["number"]
+    """The number of the trial with the best validation accuracy, of equal ones the first. One that has not come within
+    its share, since it diverged before, is taken only where none has."""
+    within = [values for values in trials if values["share"] <= values["case"]["share"]]
+    return max(within or trials, key=lambda values: (values["validation"], -values["case"]["number"]))["case"]["number"]
 
 
 def row(values: dict[str, Any], best: dict[tuple[str, float, str], int]) -> dict[str, Any]:

@@ -52,8 +52,8 @@ def _ranks(found: CollapseReport, wide: Sequence[LayerCollapse]) -> str:
     k = found.classes
     low = [layer for layer in wide if layer.spectrum.relative_tail(k) < LOW]
     told = (
-        f"{len(low)} of the {len(wide)} layers that could have a rank above the number of classes, {k}, are within "
-        f"{100 * LOW:g} % of rank {k}" + (f": {_names(low)}." if low else ".")
+        f"{len(low)} of the {len(wide)} layers that could have a rank above the number of {found.kinds}, {k}, are "
+        f"within {100 * LOW:g} % of rank {k}" + (f": {_names(low)}." if low else ".")
     )
     told += "".join(f" {names} share one weight, which counts once." for names in shared(found.layers))
     if len(low) < len(wide):
@@ -71,7 +71,7 @@ def _features(found: CollapseReport) -> str:
     if found.lone:
         one = found.lone == 1
         told.append(
-            f"{found.lone} of the {found.classes} classes {'has' if one else 'have'} a single sample here: "
+            f"{found.lone} of the {found.classes} {found.kinds} {'has' if one else 'have'} a single sample here: "
             f"{'its' if one else 'their'} variation is 0 whatever the network does."
         )
     whole = {
@@ -90,7 +90,7 @@ def _decay(found: CollapseReport, wide: Sequence[LayerCollapse]) -> str:
     if found.paths is None:
         return ""  # no bounds at all: a note says why
     if math.isnan(found.decay):
-        ask = "give that of the training (--decay X, in Python decay=X)"
+        ask = "give that of the training (--decay X, in Python decay=X), 0 where there was none"
         if math.isnan(found.residual):
             return f"No weight decay above 0 fits the gradients and weights, so that there is no bound; {ask}."
         return (
@@ -153,7 +153,8 @@ def _transitions(found: CollapseReport) -> str:
     decays = found.transitions.decays
     told = (
         f"A linear chain of {found.transitions.layers} layers{longest(found)} on these data would have rank at most "
-        f"{len(decays)} at any weight decay, lose its weakest direction at {float(decays[-1]):.2g} and all of its "
+        f"{len(decays)} at any weight decay (torch's weight_decay), lose its weakest direction at "
+        f"{float(decays[-1]):.2g} and all of its "
         f"weights at {float(decays[0]):.2g} ({found.transitions.about})."
     )
     return told + (f" {rough[0].upper()}{rough[1:]}." if (rough := roughness(found)) else "")

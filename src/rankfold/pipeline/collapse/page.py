@@ -15,11 +15,12 @@ from rankfold.run.disk.files import write_atomically
 
 def collapse_data(found: CollapseReport, model: str, data: str) -> CollapseData:
     """What the page shows, as plain values."""
-    known = not math.isnan(found.decay)
+    known = found.decay > 0
+    none = "none, so that there are no bounds" if found.decay == 0 else "not known; give that of the training"
     whose = ", estimated from gradients and weights" if found.decay_estimated else ""
     facts = [
-        ("Data", f"{found.samples} training samples of {data}, {found.classes} classes"),
-        ("Weight decay", f"{found.decay:.3g}{whose}" if known else "not known; give that of the training"),
+        ("Data", f"{found.samples} training samples of {data}, {found.classes} {found.kinds}"),
+        ("Weight decay", f"{found.decay:.3g}{whose}" if known else none),
         ("Residual", _residual(found)),
         ("Chain of bounds", f"{found.violations} violations; loss: {found.loss}" if known else "not computed"),
     ]
@@ -27,6 +28,7 @@ def collapse_data(found: CollapseReport, model: str, data: str) -> CollapseData:
     return CollapseData(
         title=f"Rank collapse of {model}",
         classes=found.classes,
+        kinds=found.kinds,
         layers=values["layers"],
         facts=facts,
         conclusion=found.conclusion(),

@@ -74,7 +74,7 @@ class CollapseReport:
     residual above 1: −∇L/κ is then farther from the weights than 0 is, so that they tell no decay.
     ``transitions``: at which decays directions of the data die in a linear chain of as many layers as the longest of
     ``paths`` has; None where the inputs have no covariance. ``skipped``: cuts that were not possible. ``lone``: classes
-    of one sample.
+    of one sample. ``kinds``: what ``classes`` counts, "classes" or "clusters" of targets.
     """
 
     layers: tuple[LayerCollapse, ...]
@@ -90,6 +90,7 @@ class CollapseReport:
     notes: tuple[str, ...]
     paths: Paths | None = None
     lone: int = 0
+    kinds: str = "classes"
 
     __repr__ = brief
 
@@ -100,6 +101,7 @@ class CollapseReport:
     def to_dict(self) -> dict[str, Any]:
         return {
             "classes": self.classes,
+            "kinds": self.kinds,
             "samples": self.samples,
             "decay": None if self.decay != self.decay else self.decay,
             "decay_estimated": self.decay_estimated,
@@ -134,13 +136,13 @@ def collapse_report(
 ) -> CollapseReport:
     """Measure ``model`` on ``samples`` labelled samples of ``data``: everything in ``CollapseReport``.
 
-    ``decay``: κ, torch's coupled ``weight_decay`` of the training (2λ of λ‖Θ‖²); estimated if left out, where the
-    weights tell one. ``clusters``: K of k-means, by default the number of classes. Targets that are numbers
-    (regression) are put into so many clusters, 10 by default, which take the place of classes; the bounds use the
-    targets themselves. ``loss``: by default cross-entropy of classes and squared error of numbers. The chain is
-    computed in float64 for models of up to 20 million parameters. Cost: one decomposition of every site, two passes,
-    two backward passes, and k-means at every layer.
-    Raises ``ValueError``: no labels, an unknown loss, a decay that is not positive, weights that are not finite.
+    ``decay``: κ, torch's coupled ``weight_decay`` of the training (2λ of λ‖Θ‖²), 0 without any: then there are no
+    bounds; estimated if left out, where the weights tell one. ``clusters``: K of k-means, by default the number of
+    classes. Targets that are numbers (regression) are put into so many clusters, 10 by default, which take the place of
+    classes; the bounds use the targets themselves. ``loss``: by default cross-entropy of classes and squared error of
+    numbers. The chain is computed in float64 for models of up to 20 million parameters. Cost: one decomposition of every
+    site, two passes, two backward passes, and k-means at every layer.
+    Raises ``ValueError``: no labels, an unknown loss, a decay below 0, weights that are not finite.
     """
     _check(decay, loss)
     root, tell = unwrap(model), progress or (lambda what, done, total: None)
@@ -157,7 +159,9 @@ def collapse_report(
     notes = [note for note in (groups.note, partition.note) if note]
     notes += _about_clusters(measured)
     theory = _Theory(float("nan") if decay is None else decay)
-    if not isinstance(inputs, Tensor):
+    if decay == 0:
+        notes.append("there are no bounds: they hold of networks that were trained with weight decay")
+    elif not isinstance(inputs, Tensor):
         several = "features are those of positions" if groups.note else "the model takes more than one tensor"
         notes.append(f"there are no bounds: {several}")
     elif classes is None:
@@ -171,6 +175,7 @@ def collapse_report(
     return CollapseReport(
         layers, partition.clusters, len(labels), theory.decay, decay is None, loss, theory.residual, theory.transitions,
         dict(theory.skipped), found.left_out, tuple(notes), theory.paths, int((partition.counts == 1).sum()),
+        "clusters" if groups.note else "classes",
     )  # fmt: skip
 
 
@@ -223,8 +228,11 @@ def _bounded(
 def _check(decay: float | None, loss: str | None) -> None:
     if loss is not None and loss not in LOSSES:
         raise ValueError(f"loss must be one of {', '.join(LOSSES)}, got {loss!r}")
-    if decay is not None and not decay > 0:
-        raise ValueError(f"decay must be above 0, got {decay:g}: leave it out to have it estimated")
+    if decay is not None and not decay >= 0:
+        raise ValueError(
+            f"decay must be that of the training, or 0 where there was none, got {decay:g}: leave it out to have it "
+            "estimated"
+        )
 
 
 def _spectra(root: nn.Module, found: SiteList, tell: Progress) -> dict[str, Spectrum]:
