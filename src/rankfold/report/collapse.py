@@ -58,8 +58,8 @@ def render_collapse(data: CollapseData) -> str:
         ),
         (
             "Clusters along the network",
-            f"Variation within {data.kinds} and within the best clusters found, over all variation, of the features that "
-            "enter each layer; beside it the layer's distance to rank K, over its norm.",
+            f"Variation within {data.kinds} and within the best clusters found, over all variation, of the features "
+            "that enter each layer; beside it the layer's distance to rank K, over its norm.",
             _depth(data),
         ),
         (

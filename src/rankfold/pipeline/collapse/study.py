@@ -138,10 +138,10 @@ def collapse_report(
 
     ``decay``: κ, torch's coupled ``weight_decay`` of the training (2λ of λ‖Θ‖²), 0 without any: then there are no
     bounds; estimated if left out, where the weights tell one. ``clusters``: K of k-means, by default the number of
-    classes. Targets that are numbers (regression) are put into so many clusters, 10 by default, which take the place of
-    classes; the bounds use the targets themselves. ``loss``: by default cross-entropy of classes and squared error of
-    numbers. The chain is computed in float64 for models of up to 20 million parameters. Cost: one decomposition of every
-    site, two passes, two backward passes, and k-means at every layer.
+    classes. Targets that are numbers (regression) are put into so many clusters, 10 by default, which take the
+    place of classes; the bounds use the targets themselves. ``loss``: by default cross-entropy of classes and
+    squared error of numbers. The chain is computed in float64 for models of up to 20 million parameters. Cost: one
+    decomposition of every site, two passes, two backward passes, and k-means at every layer.
     Raises ``ValueError``: no labels, an unknown loss, a decay below 0, weights that are not finite.
     """
     _check(decay, loss)
