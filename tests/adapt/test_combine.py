@@ -126,6 +126,11 @@ FAULTS = {
         lambda config: config.update(layer_replication=[[0, 1], [0, 1]]),
         "the adapter repeats layers of its base",
     ),
+    "a start that is taken off the base": (
+        {"init_lora_weights": "pissa_niter_4", "target_modules": ["fc"]},
+        None,
+        "started with init_lora_weights=pissa_niter_4",
+    ),
     "another kind": (
         {},
         lambda config: config.update(peft_type="IA3"),

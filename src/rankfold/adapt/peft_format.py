@@ -26,6 +26,8 @@ _MARK = "rankfold"  # in the metadata of weights that are ours
 _PREFIX = "base_model.model."
 _PAIR = re.compile(r"(?P<name>.+)\.lora_(?P<embedding>embedding_)?(?P<key>[AB])(\.weight)?")
 _BROKEN = "train or save the adapter again"
+# starts that PEFT takes off the base, so that the update is one of what is left of it
+_OFF_THE_BASE = ("pissa", "olora", "corda", "lora_ga", "loftq")
 Pair = tuple[Tensor, Tensor]
 
 
@@ -154,8 +156,8 @@ def read_adapter(directory: str | Path) -> Adapter:
     """A LoRA adapter that PEFT wrote, or ``write_adapter``; ``scaling`` is 1, as each layer's own is in its B.
 
     rsLoRA, patterns of ranks and of alphas, convolutions, embeddings and modules to save are understood. Raises
-    ``ValueError`` in one line for other adapters (DoRA: its update is no product of two matrices), damaged files, and
-    values that are not finite.
+    ``ValueError`` in one line for other adapters (DoRA: its update is no product of two matrices; PiSSA and others that
+    are updates of another base), damaged files, and values that are not finite.
     """
     place = Path(directory)
     try:
@@ -213,6 +215,13 @@ def _check_plain(place: Path, config: Mapping[str, Any]) -> None:
         raise ValueError(
             f"{place}: the adapter repeats layers of its base (layer_replication), so that several updates belong "
             "to one weight: PEFT runs it unmerged, and no adapter of the base can hold what it does"
+        )
+    start = str(config.get("init_lora_weights", "")).lower()
+    if start.startswith(_OFF_THE_BASE):
+        raise ValueError(
+            f"{place}: the adapter started with init_lora_weights={start}, which takes its start off the base, so that "
+            "it is no update of the base itself: save it from the training once more, with "
+            "path_initial_model_for_weight_conversion of PEFT, which makes it one"
         )
     if config.get("bias", "none") != "none":
         raise ValueError(
