@@ -5,7 +5,8 @@
 # each of its factorizations; FactorizedConv.from_conv at full rank computes what the convolution does, or is refused.
 # Seen: 1.0 is a share of numbers which each form takes in its own way. Of 384 numbers "tucker" keeps more and is exact, "cp" as many
 # and is off by a fifth, "blocktt" 160 and is off by two thirds. from_conv forgets padding_mode: a convolution with "reflect" pads with
-# zeros then, exact inside and wrong at the border, without a word; stride, padding and dilation are kept.
+# zeros then, exact inside and wrong at the border, without a word; padding, dilation and a stride that is the same in all directions
+# are kept.
 set -euo pipefail
 place="$(mktemp -d)"
 trap 'rm -rf "$place"' EXIT
