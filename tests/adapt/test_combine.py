@@ -131,6 +131,16 @@ FAULTS = {
         None,
         "started with init_lora_weights=pissa_niter_4",
     ),
+    "a few tokens": (
+        {},
+        lambda config: config.update(alora_invocation_tokens=[5, 7]),
+        "the adapter works only behind certain tokens",
+    ),
+    "blocks": (
+        {"target_modules": ["fc"]},
+        lambda config: config.update(use_bdlora={"nblocks": 2}),
+        "the adapter stores the blocks of a matrix side by side",
+    ),
     "another kind": (
         {},
         lambda config: config.update(peft_type="IA3"),

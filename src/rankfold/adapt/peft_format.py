@@ -28,6 +28,11 @@ _PAIR = re.compile(r"(?P<name>.+)\.lora_(?P<embedding>embedding_)?(?P<key>[AB])(
 _BROKEN = "train or save the adapter again"
 # starts that PEFT takes off the base, so that the update is one of what is left of it
 _OFF_THE_BASE = ("pissa", "olora", "corda", "lora_ga", "loftq")
+# settings by which the product of two matrices is not what is added to a weight
+_NO_PRODUCT = {
+    "alora_invocation_tokens": "works only behind certain tokens",
+    "use_bdlora": "stores the blocks of a matrix side by side",
+}
 Pair = tuple[Tensor, Tensor]
 
 
@@ -216,6 +221,12 @@ def _check_plain(place: Path, config: Mapping[str, Any]) -> None:
             f"{place}: the adapter repeats layers of its base (layer_replication), so that several updates belong "
             "to one weight: PEFT runs it unmerged, and no adapter of the base can hold what it does"
         )
+    for setting, what in _NO_PRODUCT.items():
+        if config.get(setting):
+            raise ValueError(
+                f"{place}: the adapter {what} ({setting}), so that it is no product of two matrices added to a weight: "
+                "give an ordinary LoRA adapter"
+            )
     start = str(config.get("init_lora_weights", "")).lower()
     if start.startswith(_OFF_THE_BASE):
         raise ValueError(
