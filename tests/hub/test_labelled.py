@@ -118,6 +118,17 @@ def test_one_file_is_parted_by_lot_in_the_proportions_of_its_classes(tmp_path):
     written(rows(30), tmp_path / "u.csv")
     two = reader.data(f"text:{file},{tmp_path}/u.csv")
     assert [len(part) for part in (two.train, two.validation, two.test)] == [81, 9, 30]
+    few = reader_for(classifier(), tokenizer(), 40, 6).data(f"text:{file},{tmp_path}/u.csv")
+    for part in (few.train, few.validation, few.test):  # the first six are of one class
+        assert part.labels.bincount().tolist() == [2, 2, 2]
+        assert all("xyz"[label] in letters(x) for x, label in zip(part.inputs_of, part.labels.tolist(), strict=True))
+
+
+@pytest.mark.parametrize("value", ["high", "nan", "inf", ""])
+def test_a_number_is_a_finite_one(value, tmp_path):
+    file = written(rows(6).assign(label=["1", "2", "3", value, "4", "5"]), tmp_path / "n.csv")
+    with pytest.raises(ZooError, match=rf"row 4: the model answers with one number, and the label is '{value}'"):
+        rf.text(tokenizer(), file, length=40, model=classifier(id2label={0: "score"}))
 
 
 @pytest.mark.parametrize(

@@ -19,7 +19,7 @@ from rankfold.run.disk.files import ARRAY_FAULTS
 from rankfold.zoo.errors import ZooError
 from rankfold.zoo.pretrained import NAME
 from rankfold.zoo.samples import Samples
-from rankfold.zoo.split import Data, hold_out
+from rankfold.zoo.split import Data, held_indices, hold_out
 from rankfold.zoo.texts.documents import documents, of_hub
 from rankfold.zoo.texts.labelled import Answers, Table, answers_of, table
 
@@ -47,6 +47,12 @@ class Texts(Samples):
     def first(self, count: int) -> Texts:
         """The first ``count`` of them, or all where there are no more."""
         return self.between(0, count)
+
+    def some(self, count: int) -> Texts:
+        """The first ``count``, or with labels so many by lot: those are often in the order of their classes."""
+        if self.labels is None or count >= len(self):
+            return self.first(count)
+        return self.subset(held_indices(self.labels, len(self), count))
 
     def between(self, first: int, last: int | None) -> Texts:
         labels = None if self.labels is None else self.labels[first:last]
@@ -83,7 +89,7 @@ class Reader:
         """The samples of one file of text, at most the first ``most``. Raises ``ZooError``, one line."""
         labelled = None if self.answers is None else table(Path(file), self.answers)
         if labelled is not None:
-            return self._of_texts(file, labelled.first(most))
+            return self._of_texts(file, labelled.some(most))
         return self.of_documents(file, documents(Path(file)), most)
 
     def of_documents(self, name: str | Path, pieces: Iterator[str], most: int | None = None) -> Texts:
@@ -189,7 +195,7 @@ class Reader:
             raise ZooError(f"{lacking}: it has no labels, and another file of {spec} has: give it a column label too")
         parts = _three(found, spec)
         if self.windows is not None:
-            parts = [part.first(self.windows) for part in parts]
+            parts = [part.some(self.windows) for part in parts]
         train, validation, test = parts
         cut = {"length": self.length} | ({} if self.windows is None else {"windows": self.windows})
         if self.answers is not None and any(labels):

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Container, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from math import isfinite
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +13,7 @@ from torch import Tensor
 
 from rankfold.objectives import Classification, MultiLabel, Objective, Regression
 from rankfold.zoo.errors import ZooError
+from rankfold.zoo.split import held_indices
 from rankfold.zoo.texts.documents import readable
 from rankfold.zoo.texts.tables import columns, is_table, records
 
@@ -72,11 +74,11 @@ class Answers:
 
 def _number(file: Path, row: int, value: Any) -> float:
     try:
-        return float(value)
+        if isfinite(number := float(value)):
+            return number
     except (TypeError, ValueError):
-        raise ZooError(
-            f"{file}, row {row}: the model answers with one number, and the label is {str(value)[:40]!r}"
-        ) from None
+        pass
+    raise ZooError(f"{file}, row {row}: the model answers with one number, and the label is {str(value)[:40]!r}")
 
 
 def answers_of(model: Any) -> Answers | None:
@@ -97,8 +99,12 @@ class Table:
     texts: Sequence[tuple[str, ...]]
     labels: Tensor | None = None
 
-    def first(self, count: int | None) -> Table:
-        return Table(self.texts[:count], None if self.labels is None else self.labels[:count])
+    def some(self, count: int | None) -> Table:
+        """At most ``count`` of them, by lot: files are often in the order of their classes."""
+        if self.labels is None or count is None or count >= len(self.texts):
+            return self
+        chosen = held_indices(self.labels, len(self.texts), count)
+        return Table([self.texts[index] for index in chosen.tolist()], self.labels[chosen])
 
 
 def table(file: Path, answers: Answers) -> Table | None:
@@ -131,5 +137,5 @@ def _whole(file: Path, names: Sequence[str]) -> Iterator[tuple[Any, ...]]:
 
 def _written(value: Any) -> str:
     """A label as it is written; 1.0 is 1."""
-    whole = isinstance(value, float) and value == int(value) if value == value else False
+    whole = isinstance(value, float) and value.is_integer()
     return str(int(value)) if whole or isinstance(value, bool) else str(value)
