@@ -8,11 +8,12 @@ from living import Living
 from torch import nn
 
 import rankfold as rf
-from rankfold.compress import statistics as statistics_module
+from rankfold.compress import affordable as together
+from rankfold.compress.affordable import bytes_together, moments_bytes
 from rankfold.compress.layerwise import in_parts
 from rankfold.compress.layerwise.in_parts import affordable
 from rankfold.compress.layerwise.pairs import Pairs, bytes_needed
-from rankfold.compress.statistics import calibrate, moments_bytes
+from rankfold.compress.statistics import calibrate
 from rankfold.linalg import Moments
 from rankfold.linalg.on_data import ridge
 from rankfold.linalg.on_data.cross_moments import CrossMoments
@@ -44,7 +45,7 @@ def free(monkeypatch):
     """Sets how much memory this machine says that it has."""
 
     def has(size: int) -> None:
-        for module in (statistics_module, in_parts):
+        for module in (together, in_parts):
             monkeypatch.setattr(module, "available", lambda: size)
 
     return has
@@ -56,19 +57,21 @@ def test_this_machine_tells_what_is_free():
 
 
 def test_what_would_not_fit_is_refused_before_any_sample_is_seen(free):
-    model, need = network(), sum(map(moments_bytes, sites(network()).reducible))
+    model, need = network(), bytes_together(sites(network()).reducible)
     free(int(need / 0.9) + 1000)
     rf.profile(model, data())
-    free(need // 2)
+    free(sum(map(moments_bytes, sites(model).reducible)))
     Counted.calls = 0
-    with pytest.raises(ValueError, match=r"second moments of 3 layers would take .*2 \(Linear 48×48\) alone") as caught:
+    named = r"second moments of 3 layers and what is made of them .*2 \(Linear 48×48\) alone"
+    with pytest.raises(ValueError, match=named) as caught:
         calibrate(model, data(), sites(model))
     assert Counted.calls == 0
     assert "\n" not in str(caught.value)
-    with pytest.raises(ValueError, match=r"leave layers out \(--exclude, where=\)"):
-        rf.plan(model, "params=0.7", data=data())
     with pytest.raises(ValueError, match="second moments"):
         analyse(model, torch.cat(data()))
+    free(int(need / 0.9) - 1000)
+    with pytest.raises(ValueError, match=rf"{named}.*leave layers out \(--exclude, where=\)"):
+        rf.plan(model, "params=0.7", data=data())
     # each remedy that is named works
     assert rf.plan(model, "params=0.9", data=data(), where=Names(exclude=("2",))).entries
     assert rf.plan(model, "params=0.7", "truncate", data=data()).changed
@@ -77,7 +80,7 @@ def test_what_would_not_fit_is_refused_before_any_sample_is_seen(free):
 
 def test_a_method_that_needs_all_moments_together_is_refused_where_the_bound_is_less():
     known = sites(network())
-    need = sum(map(moments_bytes, known.reducible))
+    need = bytes_together(known.reducible)
     with pytest.raises(ValueError, match=r"\d kB are allowed .*give at least --memory 1MB; leave layers out"):
         rf.plan(network(), "params=0.8", data=data(), calibration=rf.Calibration(memory=need - 1))
     for memory in (need, 1_000_000):
@@ -178,6 +181,38 @@ def test_a_profile_holds_moments_metrics_and_vectors_and_no_copies_of_weights():
     plan = known.plan("params=0.8")  # what is made of it leaves nothing behind
     rf.apply_(copy.deepcopy(model), plan, known)
     assert held((known.candidates, known.statistics), model) == 2 * square * (8 + 8 + 4 * metrics)
+
+
+def pooled(conv: nn.Module) -> nn.Module:
+    return nn.Sequential(conv, nn.AdaptiveAvgPool2d(1), nn.Flatten())
+
+
+@pytest.mark.parametrize(
+    ("model", "shape"),
+    [
+        (nn.Sequential(nn.Linear(128, 128), nn.Flatten()), (8, 128)),
+        (nn.Sequential(*(nn.Linear(96, 96) for _ in range(6))), (8, 96)),
+        (nn.Sequential(nn.Linear(64, 256), nn.Flatten()), (8, 64)),
+        (nn.Sequential(nn.Linear(64, 1100), nn.Flatten()), (8, 64)),
+        (nn.Sequential(nn.Linear(256, 64), nn.Flatten()), (8, 256)),
+        (pooled(nn.Conv2d(16, 32, 3, padding=1)), (4, 16, 4, 4)),
+        (pooled(nn.Conv2d(128, 128, 3, padding=1, groups=2)), (2, 128, 4, 4)),
+        (nn.Sequential(nn.Embedding(50, 96), nn.Linear(96, 384), nn.ReLU(), nn.Linear(384, 50)), None),
+    ],
+)
+def test_a_profile_takes_what_is_said_of_it_and_no_more(model, shape):
+    """Beside the weights and the data, which are there already."""
+    draws = torch.Generator().manual_seed(0)
+    seen = [
+        torch.randint(0, 50, (4, 16), generator=draws) if shape is None else torch.randn(shape, generator=draws)
+        for _ in range(32)
+    ]
+    with Living() as living:
+        living.known |= {each.untyped_storage()._cdata for each in (*model.parameters(), *seen)}
+        known = rf.profile(model, seen, objective="causal-lm" if shape is None else "teacher")
+        rf.apply_(copy.deepcopy(model), known.plan("params=0.7"), known)
+    needed = bytes_together(known.sites.reducible, tokens=shape is None)
+    assert 0.5 * needed < living.most <= needed
 
 
 def test_of_other_objectives_there_is_one_metric():

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import nullcontext
 from dataclasses import dataclass, field, replace
 from functools import partial
@@ -14,6 +14,7 @@ from torch import Tensor, nn
 
 from rankfold.batches import check_rereadable, forward, size_of
 from rankfold.compress.absorbers import Absorbers
+from rankfold.compress.affordable import check_affordable
 from rankfold.compress.finite import check_finite
 from rankfold.compress.measured import SiteStatistics, Statistics
 from rankfold.compress.metric import output_metrics
@@ -25,44 +26,12 @@ from rankfold.objectives import Objective, ObjectiveError, Teacher
 from rankfold.objectives.answer import unpadded
 from rankfold.observe import Samples, after, first_of
 from rankfold.observe.passes import held, laid_out, layout_for
-from rankfold.run.processes.memory import amount, at_least, available, give_back
+from rankfold.run.processes.memory import give_back
 from rankfold.run.processes.team import Team
 from rankfold.run.progress import Progress, showing
 from rankfold.sites import Site, SiteList, fingerprint, opened, unwrap
 
-FREE = 0.9  # of the memory that is free: what moments may take
 _ROWS = 8  # one row in so many is held back where rows cannot be told by samples
-
-
-def moments_bytes(site: Site) -> int:
-    """Memory of the moments of one site at its ``side``, and of decomposing them."""
-    m, n = site.shape
-    side = m if site.layer.side == "output" else n
-    return 8 * site.groups * (4 * side * side + m * n)
-
-
-def is_affordable(found: Sequence[Site]) -> bool:
-    """Whether the moments of these sites fit into the memory that is free."""
-    free = available()
-    return free is None or sum(map(moments_bytes, found)) <= FREE * free
-
-
-def check_affordable(found: Sequence[Site], bound: int | None = None) -> None:
-    """``ValueError`` where the moments of these sites need more memory than is free, or than ``bound``; names the
-    largest."""
-    need = sum(map(moments_bytes, found))
-    within = bound is None or need <= bound
-    if within and is_affordable(found):
-        return
-    there = f"{amount(available() or 0)} are free" if within else f"{amount(bound or 0)} are allowed"
-    more = "" if within else f"give at least {at_least(need)}; "
-    largest = max(found, key=moments_bytes)
-    raise ValueError(
-        f"the second moments of {len(found)} layers would take {amount(need)}, and {there} ({largest.title} alone "
-        f"takes {amount(moments_bytes(largest))}): {more}leave layers out (--exclude, where=); or use method "
-        "'sequential', which measures a few at a time (--memory, Calibration(memory=…)), or 'truncate', which needs no "
-        "moments"
-    )
 
 
 @showing

@@ -20,6 +20,7 @@ import torch
 from torch import Tensor, nn
 
 from rankfold.batches import size_of, tensors_in
+from rankfold.compress.affordable import moments_bytes
 from rankfold.compress.gradients import Sums, gradient_moment
 from rankfold.compress.layerwise.curves import Measured, OnDisk, joined, measured, read_part, write_part
 from rankfold.compress.layerwise.kept import Kept
@@ -28,7 +29,7 @@ from rankfold.compress.methods.method import Method
 from rankfold.compress.metric import Spreading, inside, read_inside, tapping, wide_inside
 from rankfold.compress.planning.candidates import decompose
 from rankfold.compress.spread import Spread
-from rankfold.compress.statistics import assembled, gather, moments_bytes
+from rankfold.compress.statistics import assembled, gather
 from rankfold.compress.tokens import Drawn, moment_for
 from rankfold.objectives import Objective
 from rankfold.observe import Pages, Replay, Samples, State, rebuilt

@@ -11,13 +11,14 @@ from typing import Any
 
 from torch import nn
 
+from rankfold.compress.affordable import FREE, bytes_together, moments_bytes
 from rankfold.compress.layerwise.curves import Measured, joined, measured, read_part, write_part
 from rankfold.compress.layerwise.layers import partition
 from rankfold.compress.layerwise.pairs import bytes_needed
 from rankfold.compress.measured import Statistics
 from rankfold.compress.methods.method import Method
 from rankfold.compress.planning.candidates import decompose
-from rankfold.compress.statistics import FREE, calibrate, moments_bytes
+from rankfold.compress.statistics import calibrate
 from rankfold.objectives import Objective
 from rankfold.observe import Samples
 from rankfold.run.processes.memory import available
@@ -41,7 +42,7 @@ def affordable(found: SiteList, memory: int | None) -> int | None:
     free = available()
     if memory is not None or free is None:
         return memory
-    together, alone = sum(map(moments_bytes, found.reducible)), max(map(bytes_needed, found.reducible), default=0)
+    together, alone = bytes_together(found.reducible), max(map(bytes_needed, found.reducible), default=0)
     return max(free // 2, 1) if max(together, alone) > FREE * free else None
 
 

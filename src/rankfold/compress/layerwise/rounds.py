@@ -15,6 +15,7 @@ import torch
 from torch import Tensor, nn
 
 from rankfold.batches import copied, forward
+from rankfold.compress.affordable import moments_bytes
 from rankfold.compress.applying.apply import prepare_
 from rankfold.compress.applying.layer import filled, place_
 from rankfold.compress.layerwise.curves import Curve
@@ -26,7 +27,7 @@ from rankfold.compress.planning.candidates import Candidate, decompose
 from rankfold.compress.planning.entries import few_samples
 from rankfold.compress.planning.fitted import Fitted
 from rankfold.compress.planning.plan import Entry, Plan, decisions
-from rankfold.compress.statistics import calibrate, moments_bytes
+from rankfold.compress.statistics import calibrate
 from rankfold.costs import evaluating
 from rankfold.objectives import Objective, Teacher
 from rankfold.observe import PAGES, Samples

@@ -9,10 +9,11 @@ from typing import Any
 
 from torch import Tensor, nn
 
+from rankfold.compress.affordable import moments_bytes
 from rankfold.compress.measured import SiteStatistics
 from rankfold.compress.methods.method import LayerwiseMethod, Solution
 from rankfold.compress.planning.plan import Entry
-from rankfold.compress.statistics import calibrate, moments_bytes
+from rankfold.compress.statistics import calibrate
 from rankfold.linalg import Moments
 from rankfold.objectives import Objective
 from rankfold.observe import PAGES, Samples

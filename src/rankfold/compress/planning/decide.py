@@ -10,6 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from rankfold.compress.affordable import bytes_together, is_affordable
 from rankfold.compress.coherence import coherences
 from rankfold.compress.effect import effects
 from rankfold.compress.layerwise.rounds import fit
@@ -40,7 +41,7 @@ from rankfold.compress.ranks.options import Option, alone, check_feasible
 from rankfold.compress.ranks.rules import Choices, Iterative, Optimal, RankRule, described, rule_named
 from rankfold.compress.ranks.timing import site_timing
 from rankfold.compress.sensitivity import coherent, either, output_changes, price, relative_energy
-from rankfold.compress.statistics import calibrate, is_affordable
+from rankfold.compress.statistics import calibrate
 from rankfold.costs import Cost, latencies
 from rankfold.costs.decoding import phased
 from rankfold.costs.table import LatencyTable
@@ -150,7 +151,7 @@ def _from_statistics(known: Profile, candidates: Sequence[Candidate], rule: Opti
     tell or does not fit into memory. Nothing is inverted, so that few samples do. Layers are compared by the change of
     all outputs, of language models too: truncation without data changes too much for a metric in nats."""
     root, data = known.needed_model(), known.needed_data()
-    if isinstance(data, Iterator) or not is_affordable(known.sites.reducible):
+    if isinstance(data, Iterator) or not is_affordable(bytes_together(known.sites.reducible)):
         return None
     statistics = calibrate(
         root, data, known.sites, samples=rule.samples, objective=known.objective, tokenwise=False, progress=known.tell

@@ -8,6 +8,7 @@ from __future__ import annotations
 from collections.abc import Callable, Hashable, Iterable, Mapping
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, field, replace
+from functools import partial
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -15,12 +16,12 @@ import torch
 from torch import Tensor, nn
 
 from rankfold.batches import as_found
+from rankfold.compress.affordable import bytes_together, check_affordable
 from rankfold.compress.layerwise.in_parts import affordable
 from rankfold.compress.measured import Statistics
 from rankfold.compress.methods.method import Method, fits_layers
 from rankfold.compress.planning.candidates import Candidate, Counter, decompose
 from rankfold.compress.planning.plan import Plan
-from rankfold.compress.statistics import check_affordable
 from rankfold.costs import Cost, Example
 from rankfold.linalg.brief import brief
 from rankfold.objectives import Objective
@@ -72,13 +73,14 @@ class Calibration:
         if self.memory is not None and (isinstance(self.memory, str) or not self.memory > 0):
             raise ValueError(f"memory must be a number of bytes, such as 2_000_000_000, got {self.memory!r}")
 
-    def bounded(self, found: SiteList, method: Method) -> Calibration:
+    def bounded(self, found: SiteList, method: Method, objective: Objective | None) -> Calibration:
         """The same with a bound of memory where layers are fitted and their moments would not fit without one.
         ``ValueError`` where a method needs all moments together, and they take more than the bound."""
         if fits_layers(method):
             return replace(self, memory=affordable(found, self.memory))
-        if method.needs_data and self.statistics is None and self.memory is not None:
-            check_affordable(found.reducible, self.memory)
+        if method.needs_data and self.statistics is None:
+            tokens = objective is not None and objective.by_token
+            check_affordable(found.reducible, self.memory, partial(bytes_together, tokens=tokens))
         return self
 
     def of(self, data: Any) -> Samples:

@@ -122,7 +122,7 @@ def profile(
         counted, traced = _counted(root, first, drawn=example is None, found=found)
         found = _heard(root, first, traced.kept(found))
         found, apart = _grouped(root, found, traced, method, forms)
-        calibration = calibration.bounded(found, method)
+        calibration = calibration.bounded(found, method, objective)
         statistics = _earlier(method, calibration, mark)
         with opened(root), steady(calibration.memory), calibration.team(root.parameters()) as team:
             sizes = {site.name: site.weight(root).element_size() for site in found}
