@@ -2,6 +2,7 @@
 
 import copy
 import warnings
+from functools import partial
 
 import pytest
 import torch
@@ -97,6 +98,44 @@ def test_a_weight_that_is_read_otherwise_is_kept_with_the_reason(read: str):
     assert made["a"].form is Form.KEEP
     assert "outside of the layer's own call" in made["a"].note
     assert check(made.after, apply_(copy.deepcopy(model), made), X) == ""
+
+
+HELD = {  # attribute, whether its layer can be replaced there
+    "a list of bound methods": (lambda a: [a.forward], True),
+    "a bound method": (lambda a: a.forward, True),
+    "a partial": (lambda a: partial(a), True),
+    "a partial of a method": (lambda a: {"run": partial(a.forward)}, True),
+    "a closure": (lambda a: lambda x: a(x), False),
+    "weights in a list": (lambda a: [a.weight, a.bias], False),
+}
+
+
+class Held(nn.Module):
+    def __init__(self, hold) -> None:
+        super().__init__()
+        self.a, self.b = nn.Linear(20, 25), nn.Linear(25, 20)
+        self.held = hold(self.a)
+
+    def forward(self, x):
+        run = next(iter(self.held.values())) if isinstance(self.held, dict) else self.held
+        if isinstance(run, list):
+            return self.b(torch.relu(run[0](x) if len(run) == 1 else F.linear(x, *run)))
+        return self.b(torch.relu(run(x)))
+
+
+@pytest.mark.parametrize("how", HELD)
+def test_a_layer_that_the_model_holds_by_other_means_is_replaced_there_or_kept_by_name(how: str):
+    torch.manual_seed(0)
+    hold, exchanged = HELD[how]
+    model, x = Held(hold).eval(), torch.randn(64, 20)
+    made = plan(model, "flops=0.6", data=x)
+    entry = made.entries[0]
+    if not exchanged:
+        assert entry.form is Form.KEEP
+        assert entry.note == "held holds it for itself, and would go on with the dense layer"
+    small = apply_(model, made)
+    assert not check(made.after, small, x[:1])
+    assert (type(small.a) is nn.Linear) is not exchanged
 
 
 def test_the_check_names_every_number_that_differs():

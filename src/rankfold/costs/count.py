@@ -18,7 +18,7 @@ from rankfold.costs.example import Example
 from rankfold.costs.reads import Calls, Read, WeightReads
 from rankfold.layers.rounded import WholeNumbers
 from rankfold.linalg.brief import brief
-from rankfold.sites import Call, Form, Site, SiteList, opened, packed, stored, unwrap
+from rankfold.sites import Call, Form, Site, SiteList, held_fast, opened, packed, stored, unwrap
 
 # parameters of a model, and elements of its input, with which it is run for real to count its FLOPs
 _REALLY = 20_000_000, 1_000_000
@@ -75,6 +75,11 @@ def _count(model: nn.Module, example: Example, sites: Sequence[Site]) -> Traced:
     seen = {s.name: [*calls.seen.get(s.name, ()), *reads.calls.get(s.name, ())] for s in sites}
     for name, call in counter.again():
         seen[name].append(call)
+    held = held_fast(model)
+    for site, layer in layers:
+        where = held.get(id(layer)) or (held.get(id(site.layer.weight(layer))) if site.name in reads.calls else None)
+        if where is not None and seen[site.name]:
+            reads.others.setdefault(site.name, f"{where} holds it for itself, and would go on with the dense layer")
     seen = {name: found for name, found in seen.items() if found}
     return Traced(counter.total, seen, dict(reads.others), tuple(sorted(counter.unknown)), dict(calls.read))
 

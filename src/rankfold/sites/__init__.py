@@ -12,6 +12,7 @@ from rankfold.sites.find import (
     unwrap,
 )
 from rankfold.sites.foreign import QUANTIZED, check_ordinary, packed, stored, why_tensor
+from rankfold.sites.held import held_fast
 from rankfold.sites.hooks import carry_hooks_
 from rankfold.sites.joint import joint, part_of, with_joint
 from rankfold.sites.kinds.attention import leave_fused_kernels_, without_fused_attention
@@ -46,7 +47,7 @@ __all__ = [
     "narrowable_sites", "narrower",
     "ordinary_class", "output_rows_alone", "pair",
     "packed", "positions", "pretrained_parts", "products", "read_layer", "check_ordinary", "register_reader",
-    "hidden", "joint", "opened", "part_of", "with_joint", "setting_of", "settle_",
+    "held_fast", "hidden", "joint", "opened", "part_of", "with_joint", "setting_of", "settle_",
     "replace_", "sites", "split_attention", "stored", "untie_", "unwrap",
     "weights_of", "why_left", "why_tensor",
     "without_fused_attention",

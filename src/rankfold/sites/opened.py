@@ -8,6 +8,8 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
+from functools import partial
+from types import MethodType
 from typing import Any
 
 from torch import nn
@@ -31,7 +33,7 @@ def why_closed(module: nn.Module) -> str | None:
 
 def replace_(model: nn.Module, new: Mapping[nn.Module, nn.Module]) -> None:
     """Put ``new[old]`` wherever ``old`` (the very object) hangs in ``model``: a shared module has several places, and a
-    forward may take its layers from a plain list beside them. Cost: one walk through the model."""
+    forward may take its layers, or their methods, from a plain list beside them. Cost: one walk through the model."""
     seen, waiting = {model}, [model]
     while waiting:
         parent = waiting.pop()
@@ -44,16 +46,16 @@ def replace_(model: nn.Module, new: Mapping[nn.Module, nn.Module]) -> None:
                 seen.add(child)
                 waiting.append(child)
         for name, value in vars(parent).items():
-            if name not in _OF_TORCH and isinstance(value, _HOLDERS):
+            if name not in OF_TORCH and isinstance(value, _HOLDERS):
                 vars(parent)[name] = _exchanged(value, new)
 
 
-_OF_TORCH = vars(nn.Module()).keys()
-_HOLDERS = (nn.Module, list, tuple, dict)
-_DEPTH = 3  # of lists within lists
+OF_TORCH = vars(nn.Module()).keys()
+_HOLDERS = (nn.Module, list, tuple, dict, MethodType, partial)
+DEPTH = 3  # of lists within lists
 
 
-def _exchanged(value: Any, new: Mapping[nn.Module, nn.Module], depth: int = _DEPTH) -> Any:
+def _exchanged(value: Any, new: Mapping[nn.Module, nn.Module], depth: int = DEPTH) -> Any:
     """``value`` with ``new[old]`` for ``old``; lists and dicts stay the same objects, which others may hold too."""
     if isinstance(value, nn.Module):
         return new.get(value, value)
@@ -65,6 +67,12 @@ def _exchanged(value: Any, new: Mapping[nn.Module, nn.Module], depth: int = _DEP
         parts = [_exchanged(item, new, depth - 1) for item in value]
         if any(part is not item for part, item in zip(parts, value, strict=True)):
             return type(value)(*parts) if hasattr(value, "_fields") else type(value)(parts)
+    elif isinstance(value, MethodType) and isinstance(value.__self__, nn.Module) and value.__self__ in new:
+        return getattr(new[value.__self__], value.__name__, value)
+    elif depth and isinstance(value, partial):
+        parts = [_exchanged(part, new, depth - 1) for part in (value.func, value.args, value.keywords)]
+        if parts[0] is not value.func or parts[1] is not value.args:
+            return partial(parts[0], *parts[1], **parts[2])
     return value
 
 

@@ -80,9 +80,7 @@ class FactoredWeight(Tensor):
         """Below the functions of torch, where only compiled code arrives; gradients take the way of ``_Formed``."""
         if func in (torch.ops.aten.detach.default, torch.ops.aten.alias.default):
             return FactoredWeight(args[0].rule, [f.detach() for f in args[0].factors])
-        for argument, value in zip(func._schema.arguments, args):
-            if argument.is_write and isinstance(value, FactoredWeight):
-                refuse(value, func.__name__.partition(".")[0])
+        _refuse_written(func, args)
         args, kwargs = pytree.tree_map_only(FactoredWeight, FactoredWeight.product, (args, kwargs or {}))
         return func(*args, **kwargs)
 
@@ -123,6 +121,17 @@ class _Formed(torch.autograd.Function):
             product = ctx.rule.dense(factors)
             found = iter(torch.autograd.grad(product, wanted, grads[0], create_graph=again))
         return None, *(next(found) if f.requires_grad else None for f in factors)
+
+
+def _refuse_written(func: Any, args: Sequence[Any]) -> None:
+    """Below the functions of torch: refuse what an operation would write into. Collectives do not say what they write:
+    those whose name ends in an underscore into their first argument."""
+    sends = func.namespace == "c10d" and func.__name__.partition(".")[0].endswith("_")
+    for place, (argument, value) in enumerate(zip(func._schema.arguments, args)):
+        if argument.is_write or (sends and place == 0):
+            for written in pytree.tree_leaves(value):
+                if isinstance(written, FactoredWeight | Product):
+                    refuse(written, func.__name__.partition(".")[0].rstrip("_") if sends else func.__name__.partition(".")[0])
 
 
 def _written(name: str, args: Sequence[Any], kwargs: Any) -> FactoredWeight | Product | None:
@@ -189,6 +198,15 @@ class Product(Tensor):
         called = pytree.tree_map_only(Product, _plain, (args, kwargs))
         given = [x for x in pytree.tree_leaves((args, kwargs)) if isinstance(x, Product)]
         return _guarded(func(*called[0], **called[1]), given)
+
+    @classmethod
+    def __torch_dispatch__(  # type: ignore[override]
+        cls, func: Any, types: Any, args: Any = (), kwargs: Any = None
+    ) -> Any:
+        """Below the functions of torch, where collectives arrive that take tensors past ``__torch_function__``."""
+        _refuse_written(func, args)
+        with torch._C._DisableTorchDispatch():
+            return func(*args, **(kwargs or {}))
 
     def _use_count(self) -> NoReturn:
         refuse(self, "swap_tensors")

@@ -1,0 +1,35 @@
+"""Layers and weights that a model's own code holds where no other layer can be put."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import suppress
+from types import FunctionType
+from typing import Any
+
+from torch import nn
+
+from rankfold.sites.opened import DEPTH, OF_TORCH
+
+
+def held_fast(model: nn.Module) -> dict[int, str]:
+    """The layers in closures, and the parameters in closures and lists, by identity; with the attribute that holds
+    each. ``replace_`` finds the others."""
+    found: dict[int, str] = {}
+    for path, parent in model.named_modules():
+        for name, value in vars(parent).items():
+            if name not in OF_TORCH:
+                found |= dict.fromkeys(_held(value), f"{path}.{name}".lstrip("."))
+    return found
+
+
+def _held(value: Any, closed: bool = False, depth: int = DEPTH) -> Iterator[int]:
+    if isinstance(value, nn.Parameter) or (closed and isinstance(value, nn.Module)):
+        yield id(value)
+    elif depth and isinstance(value, FunctionType):
+        for cell in value.__closure__ or ():
+            with suppress(ValueError):  # one that nothing was put in yet
+                yield from _held(cell.cell_contents, True, depth - 1)
+    elif depth and isinstance(value, list | tuple | dict):
+        for item in value.values() if isinstance(value, dict) else value:
+            yield from _held(item, closed, depth - 1)
