@@ -281,6 +281,27 @@ def test_tied_head(tmp_path, method):
     assert found.head.weight is found.embed.weight
 
 
+@pytest.mark.parametrize("method", METHODS)
+def test_tied_biases(method):
+    class Shared(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.a, self.b, self.c = nn.Linear(12, 16), nn.Linear(16, 16), nn.Linear(16, 16)
+            self.c.bias = self.b.bias
+
+        def forward(self, x):
+            return self.c(torch.tanh(self.b(torch.tanh(self.a(x)))))
+
+    x = torch.randn(64, 12)
+    small, plan = compress(Shared().eval(), method, [x], budget="params=0.9")
+    assert [entry.site for entry in plan.changed] == ["a"]
+    assert "its bias is tied to c.bias: factoring one would store both (rankfold.untie_" in plan["b"].note
+    assert plan.after.params == sum(p.numel() for p in small.parameters())
+    small, plan = compress(rf.untie_(Shared()).eval(), method, [x], budget="params=0.6")
+    assert plan.after.params == sum(p.numel() for p in small.parameters())
+    assert len(plan.changed) > 1
+
+
 def test_rank_where_factoring_gains_nothing():
     small, plan = compress(network(), "truncate", budget=rf.KeepEnergy(1.0))
     assert plan.changed == ()

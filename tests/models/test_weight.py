@@ -9,6 +9,7 @@ import math
 
 import pytest
 import torch
+import torch.distributed as dist
 import torch.nn.functional as F
 from cases import DTYPES, PLAIN, Case
 from torch import nn
@@ -401,6 +402,50 @@ def test_writing_is_refused_in_one_line_with_the_remedy(write: str):
     plain = nn.Linear(6, 5)
     with torch.no_grad():
         WRITES[write](plain, torch.ones(5, 6))  # what was refused is possible with the dense layer
+
+
+@pytest.fixture
+def alone(tmp_path):
+    """A team of one process, which collectives need."""
+    dist.init_process_group("gloo", init_method=f"file://{tmp_path}/team", rank=0, world_size=1)
+    yield
+    dist.destroy_process_group()
+
+
+INTO = {
+    "broadcast": lambda weight, value: dist.broadcast(weight, 0),
+    "all_reduce": lambda weight, value: dist.all_reduce(weight),
+    "reduce": lambda weight, value: dist.reduce(weight, 0),
+    "scatter": lambda weight, value: dist.scatter(weight, [value]),
+    "reduce_scatter": lambda weight, value: dist.reduce_scatter(weight, [value]),
+    "all_gather_into_tensor": lambda weight, value: dist.all_gather_into_tensor(weight, value),
+    "all_to_all_single": lambda weight, value: dist.all_to_all_single(weight, value),
+}
+
+
+WHERE = {"weight": lambda w: w, "data": lambda w: w.data, "view": lambda w: w.detach()[:]}
+
+
+@pytest.mark.filterwarnings("ignore::FutureWarning")  # of newer names for some
+@pytest.mark.parametrize("write", INTO)
+@pytest.mark.parametrize("where", WHERE)
+def test_collectives_that_write_are_refused(write, where, alone):
+    layer = LowRankLinear(6, 2, 5)
+    before = copy.deepcopy(layer.state_dict())
+    with torch.no_grad(), pytest.raises(FactoredWriteError, match=r"layer\.down\.weight"):
+        INTO[write](WHERE[where](layer.weight), torch.ones(5, 6))
+    assert all(torch.equal(value, before[key]) for key, value in layer.state_dict().items())
+    with torch.no_grad():
+        INTO[write](nn.Linear(6, 5).weight.data, torch.ones(5, 6))
+
+
+def test_collectives_that_read_the_weight_get_the_product(alone):
+    layer, into = LowRankLinear(6, 2, 5), [torch.zeros(5, 6)]
+    with torch.no_grad():
+        dist.all_gather(into, layer.weight.data)
+        torch.testing.assert_close(into[0], layer.up.weight @ layer.down.weight)
+        dist.all_gather(into, 2 * layer.weight)
+        torch.testing.assert_close(into[0], 2 * layer.up.weight @ layer.down.weight)
 
 
 def test_numpy_sees_an_array_that_cannot_be_written_to():

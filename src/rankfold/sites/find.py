@@ -160,6 +160,7 @@ def _sites(model: nn.Module, where: Where | None, composed: tuple[str, ...], ada
                 left_out.append((path, reason))
             continue
         parameter_name, composed_here = f"{path}.{layer.parameter}", bool(products(module))
+        bias = module._parameters.get("bias")
         tied: tuple[str, ...] = ()
         if not composed_here:  # a product would be formed to be looked at
             tied = tuple(other for other in owners[id(layer.weight(module))] if other != parameter_name)
@@ -176,6 +177,8 @@ def _sites(model: nn.Module, where: Where | None, composed: tuple[str, ...], ada
             forms, note = frozenset({Form.KEEP}), MERGE_FIRST
         elif tied:
             forms, note = frozenset({Form.KEEP}), _tied(tied, layer.weight(module))
+        elif biased := [other for other in owners[id(bias)] if other != f"{path}.bias"]:
+            forms, note = frozenset({Form.KEEP}), f"its bias is {_tied(tuple(biased), bias)}"
         elif layer.lookup and (whole := why_whole(module)) is not None:
             forms, note = frozenset({Form.KEEP}), whole
         found.append(Site(path, parameter_name, layer, forms, tied, tuple(paths[1:]), note))

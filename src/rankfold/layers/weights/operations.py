@@ -14,13 +14,19 @@ from torch import Tensor
 
 
 def name_of(func: Any) -> str:
-    """The name of a function of torch; ``T.get`` and ``data.set`` for attributes."""
+    """The name of a function of torch; ``T.get`` and ``data.set`` for attributes, ``broadcast_`` for a collective that
+    writes into its first argument."""
     name = getattr(func, "__name__", "")
+    if name in _COLLECTIVES and getattr(func, "__module__", "").startswith("torch.distributed"):
+        return f"{name}_"
     if name in ("__get__", "__set__", "__delete__"):
         return f"{getattr(func.__self__, '__name__', '')}.{name.strip('_')}"
     return name
 
 
+_COLLECTIVES = frozenset(
+    {"broadcast", "all_reduce", "all_reduce_coalesced", "reduce", "recv", "irecv", "scatter", "reduce_scatter"}
+)
 LOOKS = frozenset(
     {f"{name}.get" for name in (
         "shape", "dtype", "device", "ndim", "is_cuda", "is_cpu", "is_meta", "is_quantized",

@@ -126,12 +126,12 @@ class _Formed(torch.autograd.Function):
 def _refuse_written(func: Any, args: Sequence[Any]) -> None:
     """Below the functions of torch: refuse what an operation would write into. Collectives do not say what they write:
     those whose name ends in an underscore into their first argument."""
-    sends = func.namespace == "c10d" and func.__name__.partition(".")[0].endswith("_")
-    for place, (argument, value) in enumerate(zip(func._schema.arguments, args)):
-        if argument.is_write or (sends and place == 0):
-            for written in pytree.tree_leaves(value):
-                if isinstance(written, FactoredWeight | Product):
-                    refuse(written, func.__name__.partition(".")[0].rstrip("_") if sends else func.__name__.partition(".")[0])
+    name = func.__name__.partition(".")[0]
+    into = func.namespace == "c10d" and name.endswith("_")
+    given = [v for i, (a, v) in enumerate(zip(func._schema.arguments, args)) if a.is_write or (into and not i)]
+    for value in pytree.tree_leaves(given):
+        if isinstance(value, FactoredWeight | Product):
+            refuse(value, name)
 
 
 def _written(name: str, args: Sequence[Any], kwargs: Any) -> FactoredWeight | Product | None:
