@@ -2,7 +2,10 @@
 
 import copy
 import warnings
+import weakref
+from collections import deque
 from functools import partial
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -105,6 +108,10 @@ HELD = {  # attribute, whether its layer can be replaced there
     "a bound method": (lambda a: a.forward, True),
     "a partial": (lambda a: partial(a), True),
     "a partial of a method": (lambda a: {"run": partial(a.forward)}, True),
+    "a deque": (lambda a: deque([a]), True),
+    "an object": (lambda a: SimpleNamespace(run=a), True),
+    "a set": (lambda a: {a}, False),
+    "a weak reference": (weakref.ref, False),
     "a closure": (lambda a: lambda x: a(x), False),
     "weights in a list": (lambda a: [a.weight, a.bias], False),
 }
@@ -117,10 +124,11 @@ class Held(nn.Module):
         self.held = hold(self.a)
 
     def forward(self, x):
-        run = next(iter(self.held.values())) if isinstance(self.held, dict) else self.held
-        if isinstance(run, list):
-            return self.b(torch.relu(run[0](x) if len(run) == 1 else F.linear(x, *run)))
-        return self.b(torch.relu(run(x)))
+        held = self.held() if isinstance(self.held, weakref.ref) else getattr(self.held, "run", self.held)
+        if not callable(held):
+            held = tuple(held.values() if isinstance(held, dict) else held)
+            return self.b(torch.relu(held[0](x) if len(held) == 1 else F.linear(x, *held)))
+        return self.b(torch.relu(held(x)))
 
 
 @pytest.mark.parametrize("how", HELD)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import weakref
+from collections import deque
 from collections.abc import Iterator
 from contextlib import suppress
 from types import FunctionType
@@ -9,27 +11,32 @@ from typing import Any
 
 from torch import nn
 
-from rankfold.sites.opened import DEPTH, OF_TORCH
+from rankfold.sites.opened import DEPTH, OF_TORCH, is_holder
 
 
 def held_fast(model: nn.Module) -> dict[int, str]:
-    """The layers in closures, and the parameters in closures and lists, by identity; with the attribute that holds
-    each. ``replace_`` finds the others."""
-    found: dict[int, str] = {}
+    """The layers in closures, sets and weak references, and the parameters in these and in lists, by identity; with the
+    attribute that holds each. ``replace_`` finds the others."""
+    found, walked = dict[int, str](), set[int]()
     for path, parent in model.named_modules():
         for name, value in vars(parent).items():
             if name not in OF_TORCH:
-                found |= dict.fromkeys(_held(value), f"{path}.{name}".lstrip("."))
+                found |= dict.fromkeys(_held(value, walked), f"{path}.{name}".lstrip("."))
     return found
 
 
-def _held(value: Any, closed: bool = False, depth: int = DEPTH) -> Iterator[int]:
+def _held(value: Any, walked: set[int], closed: bool = False, depth: int = DEPTH) -> Iterator[int]:
     if isinstance(value, nn.Parameter) or (closed and isinstance(value, nn.Module)):
         yield id(value)
     elif depth and isinstance(value, FunctionType):
         for cell in value.__closure__ or ():
             with suppress(ValueError):  # one that nothing was put in yet
-                yield from _held(cell.cell_contents, True, depth - 1)
-    elif depth and isinstance(value, list | tuple | dict):
+                yield from _held(cell.cell_contents, walked, True, depth - 1)
+    elif depth and isinstance(value, weakref.ref):
+        yield from _held(value(), walked, True, depth - 1)
+    elif depth and isinstance(value, list | tuple | deque | set | frozenset | dict):
         for item in value.values() if isinstance(value, dict) else value:
-            yield from _held(item, closed, depth - 1)
+            yield from _held(item, walked, closed or isinstance(value, set | frozenset), depth - 1)
+    elif depth and not isinstance(value, nn.Module) and is_holder(value) and id(value) not in walked:
+        walked.add(id(value))
+        yield from _held(vars(value), walked, closed, depth - 1)

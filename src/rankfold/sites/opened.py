@@ -6,13 +6,14 @@ What hides matrices is known by one ``Opener`` each: ``sites/kinds/attention.py`
 
 from __future__ import annotations
 
+from collections import deque
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from functools import partial
-from types import MethodType
+from types import FunctionType, MethodType, ModuleType
 from typing import Any
 
-from torch import nn
+from torch import Tensor, nn
 
 from rankfold.sites.kinds import attention, experts, recurrent
 from rankfold.sites.opener import Opener
@@ -34,7 +35,7 @@ def why_closed(module: nn.Module) -> str | None:
 def replace_(model: nn.Module, new: Mapping[nn.Module, nn.Module]) -> None:
     """Put ``new[old]`` wherever ``old`` (the very object) hangs in ``model``: a shared module has several places, and a
     forward may take its layers, or their methods, from a plain list beside them. Cost: one walk through the model."""
-    seen, waiting = {model}, [model]
+    seen, waiting, walked = {model}, [model] if new else [], set[int]()
     while waiting:
         parent = waiting.pop()
         for name, child in parent._modules.items():
@@ -46,34 +47,43 @@ def replace_(model: nn.Module, new: Mapping[nn.Module, nn.Module]) -> None:
                 seen.add(child)
                 waiting.append(child)
         for name, value in vars(parent).items():
-            if name not in OF_TORCH and isinstance(value, _HOLDERS):
-                vars(parent)[name] = _exchanged(value, new)
+            if name not in OF_TORCH:
+                vars(parent)[name] = _exchanged(value, new, walked)
 
 
 OF_TORCH = vars(nn.Module()).keys()
-_HOLDERS = (nn.Module, list, tuple, dict, MethodType, partial)
 DEPTH = 3  # of lists within lists
 
 
-def _exchanged(value: Any, new: Mapping[nn.Module, nn.Module], depth: int = DEPTH) -> Any:
-    """``value`` with ``new[old]`` for ``old``; lists and dicts stay the same objects, which others may hold too."""
+def _exchanged(value: Any, new: Mapping[nn.Module, nn.Module], walked: set[int], depth: int = DEPTH) -> Any:
+    """``value`` with ``new[old]`` for ``old``; what can be changed stays the same object, which others may hold too.
+    ``walked``: objects that were looked into, such as a configuration that all modules hold."""
     if isinstance(value, nn.Module):
         return new.get(value, value)
-    if depth and isinstance(value, list | dict):
-        for key, item in enumerate(value) if isinstance(value, list) else value.items():
-            if (put := _exchanged(item, new, depth - 1)) is not item:
+    if depth and isinstance(value, list | deque | dict):
+        for key, item in value.items() if isinstance(value, dict) else enumerate(value):
+            if (put := _exchanged(item, new, walked, depth - 1)) is not item:
                 value[key] = put
     elif depth and isinstance(value, tuple):
-        parts = [_exchanged(item, new, depth - 1) for item in value]
+        parts = [_exchanged(item, new, walked, depth - 1) for item in value]
         if any(part is not item for part, item in zip(parts, value, strict=True)):
             return type(value)(*parts) if hasattr(value, "_fields") else type(value)(parts)
     elif isinstance(value, MethodType) and isinstance(value.__self__, nn.Module) and value.__self__ in new:
         return getattr(new[value.__self__], value.__name__, value)
     elif depth and isinstance(value, partial):
-        parts = [_exchanged(part, new, depth - 1) for part in (value.func, value.args, value.keywords)]
+        parts = [_exchanged(part, new, walked, depth - 1) for part in (value.func, value.args, value.keywords)]
         if parts[0] is not value.func or parts[1] is not value.args:
             return partial(parts[0], *parts[1], **parts[2])
+    elif depth and is_holder(value) and id(value) not in walked:
+        walked.add(id(value))
+        _exchanged(vars(value), new, walked, depth - 1)
     return value
+
+
+def is_holder(value: Any) -> bool:
+    """Whether this is an object of somebody's own class, which may hold layers."""
+    inside = getattr(value, "__dict__", None)
+    return isinstance(inside, dict) and not isinstance(value, FunctionType | ModuleType | MethodType | Tensor)
 
 
 @contextmanager
