@@ -453,3 +453,22 @@ def test_an_encoder_without_a_pooler_is_loaded_without_one(tmp_path):
     for small in (rf.load(tmp_path / "small").model, transformers.AutoModel.from_pretrained(tmp_path / "small")):
         assert small.pooler is None
         assert torch.equal(answer(small, batch), answer(again, batch))
+
+
+def test_tables_of_sines_that_transformers_never_saves_are_computed_anew(tmp_path):
+    config = transformers.MarianConfig(
+        vocab_size=40, d_model=16, encoder_layers=1, decoder_layers=1, encoder_attention_heads=2,
+        decoder_attention_heads=2, encoder_ffn_dim=24, decoder_ffn_dim=24, max_position_embeddings=16, pad_token_id=0,
+        decoder_start_token_id=0,
+    )  # fmt: skip
+    torch.manual_seed(0)
+    model = transformers.MarianMTModel(config).eval()
+    given = {"input_ids": torch.arange(3, 11)[None], "decoder_input_ids": torch.arange(3, 9)[None]}
+    plan = rf.plan(model, "params=0.9", "truncate", example=given)
+    small = rf.apply_(model, plan)
+    rf.save(small, plan, tmp_path)
+    with torch.no_grad():
+        again = rf.load(tmp_path, transformers.MarianMTModel(config)).model.eval()
+        assert torch.equal(again(**given).logits, small(**given).logits)
+        fresh = transformers.MarianMTModel.from_pretrained(tmp_path)
+        assert torch.equal(fresh(**given).logits, small(**given).logits)

@@ -451,6 +451,25 @@ def test_layer_unused_in_calibration():
     assert torch.equal(small.unused.bias, model.unused.bias)
 
 
+@pytest.mark.parametrize("method", [*METHODS, "sequential"])
+def test_no_layer_is_called_at_all(method):
+    """A forward that is a generator runs when somebody goes through it."""
+
+    class Later(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.a = nn.Linear(12, 16)
+
+        def forward(self, x):
+            yield self.a(x)
+
+    model, x = Later().eval(), torch.randn(8, 12)
+    small, plan = compress(model, method, [x] * 4, budget="params=0.6")
+    assert any("never called" in note for note in (*plan.notes, plan["a"].note))
+    assert next(small(x)).shape == (8, 16)
+    assert plan.after.params == sum(p.numel() for p in small.parameters()) < plan.before.params
+
+
 @pytest.mark.parametrize(
     "data",
     [[], torch.zeros(0, 12), [torch.zeros(0, 12)], torch.utils.data.DataLoader([])],

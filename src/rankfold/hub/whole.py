@@ -80,9 +80,10 @@ def _compared(fresh: nn.Module, shapes: dict[str, tuple[int, ...]]) -> tuple[lis
     state = fresh.state_dict(keep_vars=True)
     for name, tensor in state.items():
         alike[id(tensor)].append(name)
-    tied: Any = getattr(fresh, "all_tied_weights_keys", {})
+    # tied ones are filled by others, and what transformers never saves, tables of sines, is computed anew
+    apart = {*getattr(fresh, "all_tied_weights_keys", {}), *(getattr(fresh, "_keys_to_ignore_on_save", None) or ())}
     missing = [
-        names[0] for names in alike.values() if not any(name in shapes for name in names) and names[0] not in tied
+        names[0] for names in alike.values() if not any(name in shapes for name in names) and names[0] not in apart
     ]
     return missing, [name for name, shape in shapes.items() if tuple(state[name].shape) != shape]
 

@@ -301,7 +301,7 @@ class _Fit:
 
     def _judged(self, sweep: Sweep) -> tuple[float, float | None]:
         """Divergence on held-out samples, also of the network with the factors of one shot."""
-        if not self.task.judges:
+        if not (self.task.judges and self.chain.spans):  # where no layer was called there is nothing to run
             return 0.0, None
         shot = self._in_one_shot() if self.weighs and self.shelf is None else None
         loss, *others = sweep.losses(self.task.objective, [] if shot is None else [shot])
