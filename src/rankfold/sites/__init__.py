@@ -12,7 +12,6 @@ from rankfold.sites.find import (
     unwrap,
 )
 from rankfold.sites.foreign import QUANTIZED, check_ordinary, packed, stored, why_tensor
-from rankfold.sites.held import held_fast
 from rankfold.sites.hooks import carry_hooks_
 from rankfold.sites.joint import joint, part_of, with_joint
 from rankfold.sites.kinds.attention import leave_fused_kernels_, without_fused_attention
@@ -29,7 +28,7 @@ from rankfold.sites.kinds.factored import (
     weights_of,
 )
 from rankfold.sites.kinds.linear import LinearLayer
-from rankfold.sites.opened import hidden, opened, replace_, settle_
+from rankfold.sites.opened import held_fast, hidden, opened, replace_, settle_
 from rankfold.sites.pretrained import is_pretrained, pretrained_parts
 from rankfold.sites.product import Product, factors_of, ordinary_class, products
 from rankfold.sites.site import Joint, Site, SiteList, why_left

@@ -6,9 +6,10 @@ What hides matrices is known by one ``Opener`` each: ``sites/kinds/attention.py`
 
 from __future__ import annotations
 
+import weakref
 from collections import deque
 from collections.abc import Iterable, Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from functools import partial
 from types import FunctionType, MethodType, ModuleType
 from typing import Any
@@ -47,15 +48,15 @@ def replace_(model: nn.Module, new: Mapping[nn.Module, nn.Module]) -> None:
                 seen.add(child)
                 waiting.append(child)
         for name, value in vars(parent).items():
-            if name not in OF_TORCH:
+            if name not in _OF_TORCH:
                 vars(parent)[name] = _exchanged(value, new, walked)
 
 
-OF_TORCH = vars(nn.Module()).keys()
-DEPTH = 3  # of lists within lists
+_OF_TORCH = vars(nn.Module()).keys()
+_DEPTH = 3  # of lists within lists
 
 
-def _exchanged(value: Any, new: Mapping[nn.Module, nn.Module], walked: set[int], depth: int = DEPTH) -> Any:
+def _exchanged(value: Any, new: Mapping[nn.Module, nn.Module], walked: set[int], depth: int = _DEPTH) -> Any:
     """``value`` with ``new[old]`` for ``old``; what can be changed stays the same object, which others may hold too.
     ``walked``: objects that were looked into, such as a configuration that all modules hold."""
     if isinstance(value, nn.Module):
@@ -74,16 +75,44 @@ def _exchanged(value: Any, new: Mapping[nn.Module, nn.Module], walked: set[int],
         parts = [_exchanged(part, new, walked, depth - 1) for part in (value.func, value.args, value.keywords)]
         if parts[0] is not value.func or parts[1] is not value.args:
             return partial(parts[0], *parts[1], **parts[2])
-    elif depth and is_holder(value) and id(value) not in walked:
+    elif depth and _is_holder(value) and id(value) not in walked:
         walked.add(id(value))
         _exchanged(vars(value), new, walked, depth - 1)
     return value
 
 
-def is_holder(value: Any) -> bool:
+def _is_holder(value: Any) -> bool:
     """Whether this is an object of somebody's own class, which may hold layers."""
     inside = getattr(value, "__dict__", None)
     return isinstance(inside, dict) and not isinstance(value, FunctionType | ModuleType | MethodType | Tensor)
+
+
+def held_fast(model: nn.Module) -> dict[int, str]:
+    """The layers in closures, sets and weak references, and the parameters in these and in lists, by identity; with the
+    attribute that holds each. ``replace_`` finds the others."""
+    found, walked = dict[int, str](), set[int]()
+    for path, parent in model.named_modules():
+        for name, value in vars(parent).items():
+            if name not in _OF_TORCH:
+                found |= dict.fromkeys(_held(value, walked), f"{path}.{name}".lstrip("."))
+    return found
+
+
+def _held(value: Any, walked: set[int], closed: bool = False, depth: int = _DEPTH) -> Iterator[int]:
+    if isinstance(value, nn.Parameter) or (closed and isinstance(value, nn.Module)):
+        yield id(value)
+    elif depth and isinstance(value, FunctionType):
+        for cell in value.__closure__ or ():
+            with suppress(ValueError):  # one that nothing was put in yet
+                yield from _held(cell.cell_contents, walked, True, depth - 1)
+    elif depth and isinstance(value, weakref.ref):
+        yield from _held(value(), walked, True, depth - 1)
+    elif depth and isinstance(value, list | tuple | deque | set | frozenset | dict):
+        for item in value.values() if isinstance(value, dict) else value:
+            yield from _held(item, walked, closed or isinstance(value, set | frozenset), depth - 1)
+    elif depth and not isinstance(value, nn.Module) and _is_holder(value) and id(value) not in walked:
+        walked.add(id(value))
+        yield from _held(vars(value), walked, closed, depth - 1)
 
 
 @contextmanager
