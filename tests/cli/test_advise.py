@@ -17,7 +17,7 @@ from typer.testing import CliRunner
 
 import rankfold as rf
 from rankfold.cli.main import app
-from rankfold.cli.verbs.analysis.advise import typed
+from rankfold.cli.verbs.analysis.advise import print_advice, typed
 from rankfold.costs import Cost
 from rankfold.costs.times import Milliseconds
 from rankfold.objectives import Figure
@@ -69,7 +69,7 @@ def test_tables_are_no_layers_that_save_time_and_spreads_that_overlap_tell_nothi
         latencies={1: Milliseconds(6.0, (5.8, 6.3))},
         beside={1: Milliseconds(6.1, (6.2, 6.4))},
     )
-    assert "1.02 times as fast (no clear difference) at batch 1" in " ".join(sentences(advice(near)))
+    assert "measured: no clear difference at batch 1 (6.1 ms before, 6 after)." in " ".join(sentences(advice(near)))
     apart = replace(near, latencies={1: Milliseconds(5.0, (4.9, 5.1))})
     assert "1.22 times as fast at batch 1" in " ".join(sentences(advice(apart)))
 
@@ -80,7 +80,10 @@ def test_parameters_may_be_what_is_to_be_small() -> None:
     found = advice(one, other, tables=0.4, by="params", untried=(0.3,))
     assert (found.best, replace(found, by="flops").best) == (other, one)
     said = " ".join(sentences(found))
-    assert "Yes: without any training 60 % of the parameters and 30 % of the FLOPs can go" in said
+    assert "Yes, as far as the 2 budgets that there was time for: without any training 60 % of the param" in said
+    assert "60 % of the parameters and 30 % of the FLOPs can go" in said
+    first = " ".join(sentences(replace(found, tried=(one,))))
+    assert "Yes, as far as the one budget that there was time for: without" in first
     assert "the budgets below take from them too, which saves no time" in said
     assert "Time ran out: 30 % of the parameters was not tried" in said
     assert "Most parameters are saved in conv (20 % of all), head (10 % of all)." in said
@@ -182,12 +185,30 @@ def test_no_gain_is_told_where_no_difference_is_clear() -> None:
     found = advice(replace(point(0.6, 0.9, 0.0), latencies=new, beside=old))
     assert (found.best.faster, found.best.slower) == ((), ())
     said = " ".join(sentences(found))
-    assert "smaller, and no clear gain in time was measured: 0.81 times as fast (no clear difference) at b" in said
+    assert "smaller, and no clear gain in time was measured: no clear difference at batch 1 (6 ms before, 7.4" in said
     assert "faster at" not in said
     assert not any("latency" in line for _, line in commands(found, "net"))
     clear = {1: Milliseconds(7.4, (7.0, 8.0)), 64: Milliseconds(51.0, (45.0, 54.0))}
     clearly = replace(found.best, latencies=clear, beside={**old, 1: Milliseconds(6.0, (5.9, 6.1))})
     assert (clearly.faster, clearly.slower) == ((64,), (1,))
+
+
+def test_in_the_table_each_network_is_told_beside_the_original_that_was_timed_with_it(capsys) -> None:
+    """The machine was four times as slow for the second: its milliseconds say nothing beside those of the first."""
+    old = Milliseconds(24.0, (22.0, 26.0))
+    busy = replace(point(0.6, 0.9, 0.0), latencies={1: Milliseconds(20.0, (19.0, 21.0))}, beside={1: old})
+    unclear = replace(busy, latencies={1: Milliseconds(23.0, (19.0, 26.0))})
+    print_advice(advice(replace(point(0.9, 0.9, 0.0), latencies={1: 5.0}, beside={1: 6.0}), busy, unclear), "net", "")
+    lines = capsys.readouterr().out.splitlines()
+    first = next(index for index, line in enumerate(lines) if "at batch 1" in line and "FLOPs" in line.split())
+    ends = [
+        "at batch 1",
+        "24.000 (22.000–26.000) ms",
+        "1.20 times as fast",
+        "1.20 times as fast",
+        "no clear difference",
+    ]
+    assert [line.split("  ")[-1].strip() for line in lines[first : first + 5]] == ends
 
 
 def test_figures_in_their_own_unit() -> None:

@@ -239,6 +239,11 @@ def test_what_is_typed_wrong_is_told_with_its_remedy(here, tmp_path):
     wrong = rankfold("export", "small", "--to", "onxx", "-o", "x.onnx")
     assert wrong.exit_code == 2
     assert "Error: Invalid value for '--to': 'onxx' is not one of 'onnx', 'torch-export', 'dense'." in wrong.stderr
+    for name, way in (("gguf", "convert_hf_to_gguf.py"), ("OpenVINO", "the file that --to onnx writes")):
+        told = " ".join(rankfold("export", "small", "--to", name, "-o", "x").stderr.split())
+        assert f"For {name}: " in told
+        assert f"{way}" in told
+        assert "(docs/runtimes.md)" in told
     assert "nowhere: there is no such directory: give one" in failed("export", "nowhere", "--to", "onnx", "-o", "x")
     assert "none.json: No such file or directory: give a plan.json" in failed("show", "none.json")
 

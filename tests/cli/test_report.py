@@ -17,6 +17,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 import rankfold.report
+from rankfold.cli.printing import percent as typed_percent
 from rankfold.costs import Milliseconds
 from rankfold.report import CurvePoint, FigureKind, LayerRow, ReportData, plots, render, summary, write_report
 from rankfold.report.quantities import bytes_of, count, decimal, integer, milliseconds, percent, points, times, title
@@ -372,8 +373,24 @@ def test_three_lines_for_a_reader_in_a_hurry():
 def test_times_whose_quartiles_overlap_are_no_clear_difference():
     before = {"latency_ms": {1: Milliseconds(3.0, (2.9, 3.1)), 64: Milliseconds(6.0, (1.7, 6.1))}}
     after = {"latency_ms": {1: Milliseconds(2.0, (1.9, 2.1)), 64: Milliseconds(2.0, (1.6, 2.1))}}
-    said = summary.reached(ReportData("", "", before, after))
-    assert said == "1.50× as fast at batch 1 and 3.00× as fast (no clear difference) at batch 64."
+    data = ReportData("", "", before, after)
+    said = summary.reached(data).replace("\u00a0", " ")
+    assert said == "1.50× as fast at batch 1 and no clear difference in time (6.000 and 2.000 ms) at batch 64."
+    clear, chance = re.findall(r"Latency, batch.*?</tr>", render(data), flags=re.DOTALL)
+    assert ("66.7\u00a0%" in clear, "bar" in clear) == (True, True)
+    assert "no clear difference" in chance
+    assert not any(mark in chance for mark in ("33.3", "bar", "off"))  # a bar or a colour would be of chance alone
+    slower = replace(data, before=after, compressed=before)
+    clear, chance = re.findall(r"Latency, batch.*?</tr>", render(slower), flags=re.DOTALL)
+    assert (" off" in clear, " off" in chance) == (True, False)
+
+
+def test_parameters_of_tied_layers_are_counted_once():
+    data = full()
+    rows = [*data.layers[:-1], replace(data.layers[-1], tied_to=data.layers[0].name)]
+    text = Page(render(replace(data, layers=rows))).text
+    assert text.count(f"tied to {data.layers[0].name}") == 1
+    assert "tied to" not in Page(render(replace(data, skipped=()))).text
 
 
 def test_figures_are_written_as_people_write_them():
@@ -390,7 +407,8 @@ def test_numbers_are_readable():
     assert [decimal(x) for x in (0.0, 0.0123456, 12.345, 1.2e-7, 1234.5, None)] == [
         "0", "0.0123", "12.3", "1.2e-07", "1234", "–",
     ]  # fmt: skip
-    assert [plain(percent(x)) for x in (0.4957, 1.0, None)] == ["49.6 %", "100.0 %", "–"]
+    assert [plain(percent(x)) for x in (0.4957, 1.0, -2e-4, None)] == ["49.6 %", "100.0 %", "0.0 %", "–"]
+    assert typed_percent(-2e-4) == "0.0 %"
     assert [plain(milliseconds(x)) for x in (0.0432, 3.912, 41.731, 1234.5)] == [
         "0.043 ms", "3.912 ms", "41.73 ms", "1234 ms",
     ]  # fmt: skip

@@ -157,6 +157,57 @@ def test_no_other_script_may_run_and_no_name_ends_the_data() -> None:
     assert render(hostile).count("</script>") == 2
 
 
+class Tied(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.table, self.mixed, self.head = nn.Embedding(40, 16), nn.Linear(16, 16), nn.Linear(16, 40, bias=False)
+        self.head.weight = self.table.weight
+
+    def forward(self, ids: torch.Tensor) -> torch.Tensor:
+        return self.head(torch.tanh(self.mixed(self.table(ids))))
+
+
+def test_parameters_that_two_layers_share_are_listed_once(tmp_path: Path) -> None:
+    torch.manual_seed(0)
+    net, x = Tied().eval(), torch.randint(40, (48, 4))
+    run = rf.pipeline.Settings(curve=False, slices=False)
+    rf.pipeline.compress(net, (x[:32], x[32:40], x[40:]), "flops=0.95", settings=run, directory=tmp_path / "run")
+    page = (tmp_path / "run" / "report.html").read_text()
+    *_, offered, layers = re.findall(r"<tbody.*?</tbody>", page[: page.index("<h2>Predicted")], flags=re.DOTALL)
+    for table, column in ((offered, 4), (layers, 4)):
+        cells = {}
+        for row in re.findall(r"<tr.*?</tr>", table, flags=re.DOTALL):
+            found = [re.sub(r"<[^>]+>", "", each) for each in re.findall(r"<t[hd].*?</t[hd]>", row, flags=re.DOTALL)]
+            cells[next(name for name in ("table", "mixed", "head") if any(name in one.split() for one in found))] = (
+                found
+            )
+        assert cells["table"][column].split()[0] == "640"
+        assert cells["head"][column] == "tied to table"
+    assert '"tied":true' in page
+
+
+@pytest.mark.skipif(CHROMIUM is None, reason="no Chromium here")
+def test_the_table_of_layers_is_not_cut_off(tmp_path: Path) -> None:
+    """In a window of 1200 points, with long names and notes; a narrow one scrolls the table and not the page."""
+    row = LayerRow(
+        "model.encoder.layers.11.attention.output.dense", "Linear", (3072, 768), "factored", 128, 768, 2_362_368,
+        494_592, 10**9, 10**8, 0.123, 0.234, (), "fitted to few samples; more calibration samples would help here",
+    )  # fmt: skip
+    tied = replace(row, name="lm_head", tied_to="model.embed_tokens")
+    before, file = {"params": 128, "flops": 384, "bytes": 512, "accuracy": 0.9}, tmp_path / "report.html"
+    file.write_text(render(ReportData("t", "a", before, before, layers=[row, tied])), "utf-8")
+    with tempfile.TemporaryDirectory(ignore_cleanup_errors=True) as folder:
+        page = Page(file, Path(folder), width=1200)
+        try:
+            assert page.ask("window.innerWidth") == 1200
+            assert page.ask("[...document.querySelectorAll('.scroll')].every(t => t.scrollWidth <= t.clientWidth)")
+            page.tell("Emulation.setDeviceMetricsOverride", width=390, height=900, deviceScaleFactor=1, mobile=False)
+            assert page.ask("document.documentElement.scrollWidth <= window.innerWidth")
+            assert page.ask("document.querySelector('.layers').innerText.includes('tied to model.embed_tokens')")
+        finally:
+            page.close()
+
+
 @pytest.mark.skipif(CHROMIUM is None, reason="no Chromium here")
 def test_the_slider_shows_the_plan_and_the_layers_in_order(known: rf.Profile, tmp_path: Path) -> None:
     plan = known.plan("flops=0.5")

@@ -15,6 +15,7 @@ from digits import digits, tiny
 from matplotlib.figure import Figure
 
 from rankfold.compress.planning.plan import Plan
+from rankfold.costs import Milliseconds
 from rankfold.pipeline import Settings, comparing, compress
 from rankfold.pipeline.comparing import read_compared, wilson
 from rankfold.report import CurvePoint, FigureKind
@@ -51,6 +52,19 @@ def two(name: str = "a") -> str:
     return render_compared(
         [shown(name, 100, one=same, two=other, three=same), shown("b", 60, one=same, two=small, three=other)]
     )
+
+
+def test_a_time_that_is_not_clearly_another_has_no_share() -> None:
+    chance = shown("a", 60)
+    chance.stages["before"]["latency_ms"] = {"1": Milliseconds(8.0, (2.0, 9.0))}
+    chance.stages["compressed"]["latency_ms"] = {"1": Milliseconds(2.0, (1.0, 9.0))}
+    row = next(
+        row
+        for row in re.findall(r"<tr>.*?</tr>", render_compared([chance, shown("b", 60)]), flags=re.DOTALL)
+        if "Latency" in row
+    )
+    assert "2.000\u00a0ms (1.000–9.000), not clearly different from before</td>" in row
+    assert ("25.0" in row, row.count("of before")) == (False, 1)
 
 
 def test_a_result_is_read_as_it_was_written(results: list[Path]) -> None:
@@ -95,9 +109,9 @@ def test_what_was_allowed_and_done_is_said(
     plain = read_compared(results[0])
     monkeypatch.setattr(comparing, "read_manifest", lambda _: {"notes": {"data": "digits", "tuning": {"steps": 40}}})
     found = read_compared(searched)
-    assert (
-        found.asked == "smallest flops with accuracy worse by at most 0.5 points; found: 50.0 % of the parameters kept"
-    )
+    plan = Plan.load(results[0] / "plan.json")
+    kept = f"{100 * plan.after.params / plan.before.params:.1f} % of the parameters kept"
+    assert found.asked == f"smallest flops with accuracy worse by at most 0.5 points; found: {kept}"
     assert found.method == "project, ranks optimal, tuned without labels"
     assert (plain.asked, plain.method) == ("params ≤ 0.5 of dense", "project, ranks optimal")
     score = values["scores"]["compressed"]

@@ -10,8 +10,11 @@ import torch
 from torch import nn
 
 from rankfold.costs import Milliseconds, clock, latencies, shown
-from rankfold.costs.times import spread_over, spreads
+from rankfold.costs.times import speed, spread_over, spreads
+from rankfold.objectives import Evaluation, Figure
 from rankfold.pipeline.comparing import _stages
+from rankfold.pipeline.compression.outcome.delivery import _stage
+from rankfold.pipeline.compression.outcome.measure import Figures
 from rankfold.report.quantities import milliseconds
 
 
@@ -34,6 +37,17 @@ def test_quartiles_are_stored_beside_the_numbers():
     again = spread_over(held["latencies"], held["spreads"])
     assert again["1"].quartiles == times[1].quartiles
     assert type(again["64"]) is float
+
+
+def test_prompts_that_were_timed_are_read_back_with_their_quartiles():
+    """Else every ratio of theirs would seem clear."""
+    ms = Milliseconds(3.0, (2.0, 4.0))
+    score = Evaluation((Figure("perplexity", 4.0, higher=False),), 1.0, 10)
+    values = json.loads(json.dumps(Figures(score, 1, 2, 4, ms, prefill_ms=ms, decode_ms=2.0).to_dict()))
+    read = _stage(values, {1: ms}, score.to_dict(), {"prefill_ms": (2.0, 4.0)})
+    assert read.prefill_ms.quartiles == (2.0, 4.0)
+    assert speed(read.prefill_ms, 3.5) == "no clear difference"
+    assert read.decode_ms == 2.0
 
 
 def test_latencies_know_their_quartiles(monkeypatch: pytest.MonkeyPatch):

@@ -141,6 +141,23 @@ def test_forecast_and_measurement_stand_side_by_side(run: tuple[Any, ...], capsy
     assert again.forecast == found
 
 
+@pytest.mark.parametrize("name", ["teacher", "causal-lm"])
+def test_a_forecast_knows_nothing_of_tuning_and_is_compared_without(name: str, tmp_path: Path) -> None:
+    model, data = case(name)
+    part = data if name == "causal-lm" else data[:64]
+    parts = part, part, part
+    settings = rf.pipeline.Settings(curve=False, slices=False, objective=name)
+    plain = rf.pipeline.compress(model, parts, "params=0.6", settings=settings)
+    settings = replace(settings, tune=20)
+    tuned = rf.pipeline.compress(model, parts, "params=0.6", settings=settings, directory=tmp_path / "run")
+    assert tuned.tuning.kept
+    assert tuned.compressed.loss != plain.compressed.loss
+    assert tuned.forecast.measured == pytest.approx(plain.forecast.measured, rel=1e-4)
+    assert "before any fine-tuning, on the test split (before tuning too): " in tuned.forecast.sentence
+    steps = f"20 tuning steps of {'the whole network' if tuned.tuning.by == 'whole' else 'each block'}"
+    assert f"method project, ranks optimal; {steps}" in (tmp_path / "run" / "report.html").read_text()
+
+
 def test_without_a_forecast_the_run_says_so_and_measures_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
     from rankfold.pipeline.compression.outcome import beside
 

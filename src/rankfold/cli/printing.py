@@ -62,7 +62,7 @@ def short(value: float) -> str:
 
 def percent(fraction: float, digits: int = 1) -> str:
     """0.4957 → 49.6 %."""
-    return f"{100 * fraction:.{digits}f} %"
+    return f"{round(100 * fraction, digits) + 0.0:.{digits}f} %"  # −0 is 0
 
 
 def loss_text(value: float) -> str:

@@ -25,9 +25,9 @@ class Milliseconds(float):
         low, high = self.quartiles
         return f"{text(self)}{unit} ({text(low)}–{text(high)})"
 
-    def clarity(self, other: float) -> str:
-        """What is to be said behind a comparison with ``other`` where the quartiles overlap; else nothing."""
-        return "" if apart(self, other) else " (no clear difference)"
+    def apart(self, other: float) -> bool:
+        """Whether it is clearly another time than ``other``."""
+        return apart(self, other)
 
     @classmethod
     def of(cls, measured: Sequence[float], quantile: float = 0.5) -> Milliseconds:
@@ -48,9 +48,8 @@ def shown(ms: float) -> str:
 
 
 def speed(before: float, after: float) -> str:
-    """1.27 times as fast: of two times of the same thing, and whether their quartiles tell them apart."""
-    clarity = before.clarity(after) if isinstance(before, Milliseconds) else ""
-    return f"{before / after:.2f} times as fast{clarity}"
+    """1.27 times as fast: of two times of the same thing; where their quartiles do not tell them apart, no ratio."""
+    return f"{before / after:.2f} times as fast" if apart(before, after) else "no clear difference"
 
 
 def spreads(times: Mapping[Key, float]) -> dict[Key, tuple[float, float]]:

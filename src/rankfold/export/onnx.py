@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import importlib.util
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -91,11 +91,23 @@ def _made(traced: Traced, names: Sequence[str]) -> tuple[bytes, Run]:
             ) from error
     assert written is not None
     proto = written.model_proto
+    strip_(proto)
     _name_axes(proto, traced)
     if proto.ByteSize() > _LARGEST:
         raise ExportError("the model is larger than 2 GB, which one ONNX file cannot hold: use torch-export")
     data: bytes = proto.SerializeToString()
     return data, _session(data, traced)
+
+
+def strip_(proto: Any) -> None:
+    """Take away what the exporter notes of where each part came from, at every depth: paths and lines of the program
+    that was traced, which tell of whoever wrote the file and may be half of a small one. Names stay."""
+    for field, value in proto.ListFields():
+        if field.name in ("metadata_props", "doc_string"):
+            proto.ClearField(field.name)
+        elif field.message_type is not None:
+            for part in value if isinstance(value, Iterable) else (value,):
+                strip_(part)
 
 
 def _name_axes(proto: Any, traced: Traced) -> None:

@@ -3,7 +3,7 @@
   const { layers, offers, measured, sought, called } = JSON.parse(document.getElementById("offers").textContent);
   const at = (name) => document.getElementById("budget-" + name);
   const slider = at("slider"), order = at("order"), body = at("rows"), rows = [...body.rows];
-  const percent = (share) => (100 * share).toFixed(1) + " %";
+  const percent = (share) => (Math.round(1000 * share) / 10 + 0).toFixed(1) + " %";
   const whole = (count) => count.toLocaleString("en-US");
 
   const show = () => {
@@ -23,7 +23,7 @@
       cells[1].textContent = form;
       cells[2].textContent = rank === null ? "" : rank;
       cells[3].textContent = error === null ? "" : error.toFixed(3);
-      cells[4].textContent = whole(params);
+      if (!layer.tied) cells[4].textContent = whole(params);
       cells[5].firstChild.textContent = percent(saved);
       cells[5].querySelector("i").style.width = Math.min(100, 100 * Math.max(0, saved / layer.flops || 0)) + "%";
       row.saved = saved;

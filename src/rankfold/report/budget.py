@@ -40,7 +40,7 @@ def payload(data: ReportData) -> Markup:
     total = sum(layer.flops_before or 0 for layer in data.layers)
     flops = data.before.get("flops") or total or 1
     values = {
-        "layers": [{"flops": (layer.flops_before or 0) / flops} for layer in data.layers],
+        "layers": [{"flops": (layer.flops_before or 0) / flops, "tied": bool(layer.tied_to)} for layer in data.layers],
         "offers": [_offer(offer, flops) for offer in data.offers],
         "measured": [
             {"kept": kept, "text": quantities.of_figure(value, data.judged)} for kept, value in _measured(data)

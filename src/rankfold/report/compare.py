@@ -111,8 +111,14 @@ def _latencies(results: Sequence[Compared]) -> list[tuple[str, list[str], list[f
     rows = []
     for batch in batches:
         pairs = [next((tuple(times) for b, *times in table if b == batch), (None, None)) for table in tables]
-        texts = [quantities.milliseconds(after) for _, after in pairs]
-        rows.append((f"Latency, batch {batch}", texts, [quantities.kept(after, before) for before, after in pairs]))
+        shares = [quantities.kept(after, before) for before, after in pairs]
+        clear = [share is None or quantities.apart(*pair) for share, pair in zip(shares, pairs, strict=True)]
+        texts = [
+            quantities.milliseconds(after) + ("" if told else ", not clearly different from before")
+            for told, (_, after) in zip(clear, pairs, strict=True)
+        ]
+        shown = [share if told else None for share, told in zip(shares, clear, strict=True)]
+        rows.append((f"Latency, batch {batch}", texts, shown))
     return rows
 
 

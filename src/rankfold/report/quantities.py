@@ -47,7 +47,9 @@ def integer(value: int | None) -> str:
 
 def percent(fraction: float | None, decimals: int = 1) -> str:
     """0.4957 → 49.6 %."""
-    return f"{100 * fraction:.{decimals}f}{NBSP}%" if known(fraction) and fraction is not None else ABSENT
+    if not known(fraction) or fraction is None:
+        return ABSENT
+    return f"{round(100 * fraction, decimals) + 0.0:.{decimals}f}{NBSP}%"  # −0 is 0
 
 
 def kept(after: float | None, before: float | None) -> float | None:
@@ -83,10 +85,17 @@ def times(ratio: float | None) -> str:
     return f"{ratio:.2f}×" if known(ratio) and ratio is not None else ABSENT
 
 
+def apart(before: float, after: float) -> bool:
+    """Whether two times are clearly different, as far as they know; a ratio of others is chance."""
+    tell = getattr(before, "apart", None)
+    return True if tell is None else bool(tell(after))
+
+
 def speed(before: float, after: float) -> str:
-    """1.27× as fast: of two times, which may know how clearly they differ."""
-    clarity = before.clarity(after) if hasattr(before, "clarity") else ""
-    return f"{times(before / after)} as fast{clarity}"
+    """1.27× as fast: of two times that are clearly different; of others no ratio."""
+    if apart(before, after):
+        return f"{times(before / after)} as fast"
+    return f"no clear difference in time ({_figures(before)} and {_figures(after)}{NBSP}ms)"
 
 
 def of_figure(value: float | None, kind: FigureKind) -> str:

@@ -31,6 +31,7 @@ def render(data: ReportData) -> str:
         "decimal": quantities.decimal,
         "milliseconds": quantities.milliseconds,
         "times": quantities.times,
+        "dotted": _dotted,
     }
     searched = data.judged if data.search is None or data.search.figure is None else data.search.figure
     return environment.get_template("report.html.j2").render(
@@ -53,6 +54,11 @@ def render(data: ReportData) -> str:
         methods=plots.methods(data.curve),
         budget=_slider(data),
     )
+
+
+def _dotted(name: str) -> Markup:
+    """A long name may go on in another line behind a dot."""
+    return Markup(".<wbr>").join(name.split("."))
 
 
 def _slider(data: ReportData) -> dict[str, Any] | None:
@@ -104,7 +110,11 @@ def _result_rows(data: ReportData) -> list[dict[str, Any]]:
 def _result_row(label: str, values: list[Any], text: Any, sized: bool) -> dict[str, Any]:
     measured = [value for value in values[1:] if quantities.known(value)]
     share = quantities.kept(measured[-1], values[0]) if sized and measured else None
-    return {"label": label, "texts": [text(value) for value in values], "kept": share}
+    clear = share is None or quantities.apart(values[0], measured[-1])
+    return {
+        "label": label, "texts": [text(value) for value in values], "kept": share if clear else None,
+        "note": "" if clear else "no clear difference",
+    }  # fmt: skip
 
 
 def _layer_rows(data: ReportData, pictures: Sequence[Markup | None]) -> list[dict[str, Any]]:

@@ -20,7 +20,8 @@ class LayerRow:
     `form` is what it became (`keep`, `dense`, `factored`, …), `rank` its rank (None: kept) out of `full_rank`,
     the largest of the matrix that this form parts: a spatial pair folds a convolution's anew.
     Errors are relative to the output that the layer had, on held-out data: 0 is exact. `spectrum`: descending
-    singular values on which the rank was chosen; may be empty. FLOPs are for one sample.
+    singular values on which the rank was chosen; may be empty. FLOPs are for one sample. `tied_to`: the row that has
+    the parameters already, where both are one tensor.
     """
 
     name: str
@@ -37,6 +38,7 @@ class LayerRow:
     measured_error: float | None
     spectrum: Sequence[float] = ()
     note: str = ""
+    tied_to: str = ""
 
 
 class _Kept:
@@ -119,8 +121,9 @@ class ReportData:
     was measured, `curve_start` is the judging figure before compression there (None: that of `before`). `search`: what
     was tried, where a drop was allowed. `offers`: plans for other budgets, the smallest first, and in what their loss
     is expressed; `sought`: what was to be made small, "flops" or "params", and `called` how a reader calls it.
-    `forecast`: a sentence on what the whole network was expected to lose and what it has lost. `settings` (what the run
-    was given) and `environment` (where it ran) are shown as they are.
+    `forecast`: a sentence on what the whole network was expected to lose and what it has lost. `promised`: on which
+    data a drop was allowed, where those of the table fall further. `settings` (what the run was given) and
+    `environment` (where it ran) are shown as they are.
     """
 
     title: str
@@ -144,6 +147,7 @@ class ReportData:
     sought: str = "flops"
     called: str = "FLOPs"
     forecast: str = ""
+    promised: str = ""
 
     @property
     def judged(self) -> FigureKind:

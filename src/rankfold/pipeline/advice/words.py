@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 
 from rankfold.costs import CALLED, speed
+from rankfold.costs.times import apart
 from rankfold.objectives import Figure
 from rankfold.pipeline.advice.found import Advice, Tried
 from rankfold.pipeline.quality.value import worsened
@@ -87,8 +88,11 @@ def _pays(found: Advice, best: Tried) -> str:
     less = [(1 - getattr(best, kind), CALLED[kind]) for kind in kinds]
     gone = " and ".join(f"{_percent(share)} of the {what}" for share, what in less if share > 0)
     grown = f" (the FLOPs grow by {_percent(best.flops - 1)})" if best.flops > 1 else ""
+    looked = len(found.tried)
+    budgets = "the one budget" if looked == 1 else f"the {looked} budgets"
+    yes = f"Yes, as far as {budgets} that there was time for" if found.untried else "Yes"
     return (
-        f"Yes: without any training {gone} can go{grown}: {found.start.name} is {best.figure.text} instead of "
+        f"{yes}: without any training {gone} can go{grown}: {found.start.name} is {best.figure.text} instead of "
         f"{found.start.text} on {found.samples[1]:,} validation samples{_range(found.start, best)}."
     )
 
@@ -118,13 +122,13 @@ def _beyond(found: Advice) -> str | None:
 def _speed(found: Advice, point: Tried) -> Iterator[str]:
     if not point.latencies:
         return
-    told = [f"{_fast(point, batch)} at batch {batch}" for batch in point.latencies]
+    told = [_fast(point, batch) for batch in point.latencies]
     yield f"That network is {_verdict(point)}: {', '.join(told)}."
     fastest = _faster(found)
     if not point.faster and fastest is not None:
         larger, batch = fastest
         kept = f"{_percent(found.share(larger))} of the {CALLED[found.by]}"
-        yield f"With {kept} it is {_fast(larger, batch)} at batch {batch}."
+        yield f"With {kept} it is {_fast(larger, batch)}."
 
 
 def _verdict(point: Tried) -> str:
@@ -135,7 +139,10 @@ def _verdict(point: Tried) -> str:
 
 
 def _fast(point: Tried, batch: int) -> str:
-    return speed(point.beside[batch], point.latencies[batch])
+    """At one batch size; where no difference is clear, with both times in place of their ratio."""
+    before, after = point.beside[batch], point.latencies[batch]
+    told = "" if apart(before, after) else f" ({before:.4g} ms before, {after:.4g} after)"
+    return f"{speed(before, after)} at batch {batch}{told}"
 
 
 def _ran_out(found: Advice) -> Iterator[str]:

@@ -45,6 +45,7 @@ from rankfold.pipeline.compression.outcome.measure import (
     samples_of,
 )
 from rankfold.pipeline.compression.outcome.remarks import (
+    further,
     gaps,
     learnt_nothing,
     of_layers,
@@ -199,12 +200,14 @@ class _Job(Planner):
         result = replace(
             result, quality=quality, tuning=tuning,
             forecast=beside(
-                made, self.model, small, held_out(self.data)[0], result.split, objective.objective,
-                result.compressed.score, small is not untuned[0],
+                made, self.model, untuned[0], held_out(self.data)[0], result.split, objective.objective,
+                result.compressed.score if small is untuned[0] else None,
             ),
             remarks=(
                 *unlearned, *unjudged(self.model, example, objective.objective),
-                *(() if quality is None else quality.remarks), *result.remarks, *of_layers(made),
+                *(() if quality is None else quality.remarks),
+                *further(quality, result.before.score, result.compressed.score, result.split),
+                *result.remarks, *of_layers(made),
                 *samples_known(start, result.before.score, self.data.validation, result.split),
             ),
         )  # fmt: skip

@@ -103,7 +103,7 @@ def typed(options: Iterable[tuple[str, object]]) -> str:
 
 def print_advice(found: Advice, model: str, extra: str) -> None:
     """Sentences, a table of what was tried, and commands."""
-    from rankfold.costs import CALLED, shown
+    from rankfold.costs import CALLED, shown, speed
     from rankfold.pipeline.advice.words import commands, sentences
 
     for sentence in sentences(found):
@@ -113,16 +113,16 @@ def print_advice(found: Advice, model: str, extra: str) -> None:
         known = any(p.kl is not None for p in found.tried)
         sizes = [kind for kind in CALLED if kind in ("flops", "params", found.by)]
         header = [*(CALLED[kind] for kind in sizes), found.start.name, *(["KL"] if known else [])]
-        header += [f"ms at batch {batch}" for batch in found.latencies]
+        header += [f"at batch {batch}" for batch in found.latencies]
         whole = [*["100.0 %"] * len(sizes), found.start.text, *(["0"] if known else [])]
-        whole += [shown(ms) for ms in found.latencies.values()]
+        whole += [f"{shown(ms)} ms" for ms in found.latencies.values()]
         rows = [
             [
                 *(percent(getattr(p, kind)) for kind in sizes),
                 p.figure.text,
                 *([f"{p.kl:.3g}"] if p.kl is not None else []),
             ]
-            + [shown(p.latencies[batch]) if batch in p.latencies else "" for batch in found.latencies]
+            + [speed(p.beside[b], p.latencies[b]) if b in p.latencies else "" for b in found.latencies]
             for p in found.tried
         ]
         print_table(header, [whole, *rows], left=())

@@ -18,9 +18,26 @@ class Target(StrEnum):
     dense = "dense"
 
 
+_GGUF = "--to dense writes a folder that llama.cpp's convert_hf_to_gguf.py makes a GGUF file of"
+_HOW = {  # docs/runtimes.md
+    "gguf": _GGUF, "llama.cpp": _GGUF, "vllm": "it loads the folder that --to dense writes",
+    "transformers": "it loads DIR itself after `import rankfold.hub`, and without it the folder that --to dense writes",
+    "openvino": "it runs the file that --to onnx writes", "onnxruntime": "it runs the file that --to onnx writes",
+}  # fmt: skip
+
+
+def _target(name: str) -> str:
+    """A format, or how to come to what is none: click's own words name only the formats."""
+    if name in set(Target):
+        return name
+    how = _HOW.get(name.lower().replace("llamacpp", "llama.cpp"))
+    more = "" if how is None else f" For {name}: {how} (docs/runtimes.md)."
+    raise typer.BadParameter(f"{name!r} is not one of {', '.join(repr(str(each)) for each in Target)}.{more}")
+
+
 def export(
     directory: Annotated[Path, typer.Argument(metavar="DIR", help="A directory that compress or apply wrote.")],
-    to: Annotated[Target, typer.Option(help="The format.")],
+    to: Annotated[Target, typer.Option(help="The format.", parser=_target, metavar=f"[{'|'.join(Target)}]")],
     out: Annotated[
         Path, typer.Option("-o", "--out", metavar="FILE", help="The file to write; with --to dense, a folder.")
     ],

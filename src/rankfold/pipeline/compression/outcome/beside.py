@@ -63,20 +63,22 @@ def beside(
     split: Any,
     name: str,
     objective: Objective,
-    score: Evaluation,
-    tuned: bool = False,
+    score: Evaluation | None,
 ) -> Beside:
-    """The forecast of ``made`` beside what ``small`` has lost on the ``split`` of this ``name``, where ``score`` is
-    what was evaluated. Cost: nothing where the score says it; else one pass of both networks over ``SAMPLES``."""
-    total, when = made.total, " after tuning" if tuned else ""
+    """The forecast of ``made`` beside what ``small``, as the plan made it, has lost on the ``split`` of this ``name``.
+    ``score``: what was evaluated there; None where the network was tuned since, which no forecast knows of. Cost:
+    nothing where the score says it; else one pass of both networks over ``SAMPLES``."""
+    total, when = made.total, " (before tuning too)" if score is None else ""
     if total.value is None:
         return Beside(total)
-    if total.unit == TOKEN:
-        lost = score.values.get("kl")
-        return Beside(total, lost, "" if lost is None else f"the {name} split{when}")
-    few = few_of(split, SAMPLES)
+    few = split if total.unit == TOKEN and score is not None else few_of(split, SAMPLES)
     where = f"the {name} split{when}" if few is split else f"{length(few) or SAMPLES} samples of the {name} split{when}"
-    if total.unit == CHANGE:
+    if total.unit == TOKEN:
+        if score is None:
+            score = evaluate(small, few, role=name, objective=objective, teacher=original)
+        lost = score.values.get("kl")
+        where = "" if lost is None else where
+    elif total.unit == CHANGE:
         lost = evaluate(small, few, role=name, objective=Moved(judged=objective), teacher=original).loss
     else:
         lost = divergence(original, small, list(batches_of(few, _BATCH, None)), objective)

@@ -115,6 +115,7 @@ def close(directory: Path, result: Result, curve: Curve) -> None:
         "scores": {name: stage and stage.score.to_dict() for name, stage in stages.items()},
         "latencies": {name: stage and dict(stage.latencies) for name, stage in stages.items()},
         "spreads": {name: stage and spreads(stage.latencies) for name, stage in stages.items()},
+        "prompt_spreads": {name: stage and spreads(stage.prompts) for name, stage in stages.items()},
         "curve": [
             {"label": p.label, "kept_flops": p.kept_flops, "kept_params": p.kept_params, "value": p.figure.value}
             for p in curve.points
@@ -144,6 +145,7 @@ def read_result(directory: Path, original: nn.Module) -> Result:
                 values[name],
                 spread_over(known["latencies"][name] or {}, (known.get("spreads") or {}).get(name) or {}),
                 scores.get(name),
+                (known.get("prompt_spreads") or {}).get(name) or {},
             )
             for name in ("before", "compressed", "finetuned")
         }
@@ -170,14 +172,16 @@ class _Kept(TypedDict):
     remarks: list[str]
     latencies: dict[str, dict[int, float] | None]
     spreads: NotRequired[dict[str, dict[int, tuple[float, float]] | None]]
+    prompt_spreads: NotRequired[dict[str, dict[str, tuple[float, float]] | None]]
     scores: NotRequired[dict[str, Any]]
     objective: NotRequired[str]
     search: NotRequired[dict[str, Any] | None]
 
 
 def _stage(
-    values: Mapping[str, Any] | None, latencies: Mapping[int, float], score: Mapping[str, Any] | None
-) -> Figures | None:
+    values: Mapping[str, Any] | None, latencies: Mapping[int, float], score: Mapping[str, Any] | None,
+    prompts: Mapping[str, tuple[float, float]],
+) -> Figures | None:  # fmt: skip
     """``score`` is missing where the first release wrote the result: of a classifier, by its accuracy."""
     if values is None:
         return None
@@ -186,4 +190,6 @@ def _stage(
     costs |= {key: values[key] for key in ("prefill_ms", "decode_ms") if key in values}
     score = checked(Evaluation, asdict(Evaluation.from_dict(known)))
     read: Figures = checked(Figures, {"score": score, **costs})
-    return replace(read, latencies=dict(latencies))
+    timed = spread_over(read.prompts, prompts)
+    prefill, decode = timed.get("prefill_ms"), timed.get("decode_ms")
+    return replace(read, latencies=dict(latencies), prefill_ms=prefill, decode_ms=decode)

@@ -48,6 +48,11 @@ class Figures:
         return self.score.judged
 
     @property
+    def prompts(self) -> dict[str, float]:
+        """``prefill_ms`` and ``decode_ms``, where they were measured."""
+        return {name: ms for name in ("prefill_ms", "decode_ms") if (ms := getattr(self, name)) is not None}
+
+    @property
     def accuracy(self) -> float:
         """Share of right answers in [0, 1]; ``AttributeError`` for objectives without one."""
         return self.score.accuracy

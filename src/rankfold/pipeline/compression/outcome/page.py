@@ -20,6 +20,7 @@ from rankfold.pipeline.compression.outcome.curve import Curve
 from rankfold.pipeline.compression.outcome.heldout import over_fitted
 from rankfold.pipeline.compression.outcome.measure import Figures
 from rankfold.pipeline.compression.outcome.offers import loss_unit, offers
+from rankfold.pipeline.compression.outcome.remarks import further
 from rankfold.pipeline.compression.outcome.result import Result
 from rankfold.report import CurvePoint, FigureKind, LayerRow, ReportData, SearchShown, TriedPoint, quantities
 from rankfold.sites import Form
@@ -41,7 +42,7 @@ def report_data(
     ``layer_errors``."""
     return ReportData(
         title=title,
-        asked=f"{_asked(result)}; method {result.plan.method}, ranks {result.plan.rule}",
+        asked="; ".join((_asked(result), f"method {result.plan.method}, ranks {result.plan.rule}", *_trained(result))),
         before=_stage(result.before),
         compressed=_stage(result.compressed),
         finetuned=None if result.finetuned is None else _stage(result.finetuned),
@@ -61,6 +62,7 @@ def report_data(
         called=CALLED[_sought(result)],
         offers_lose=loss_unit(result.plan),
         forecast="" if result.forecast is None else result.forecast.sentence,
+        promised="".join(further(result.quality, result.before.score, result.compressed.score, result.split)),
     )
 
 
@@ -85,10 +87,21 @@ def _asked(result: Result) -> str:
     return searched(quality.by, quality.figure, quality.asked, result.plan)
 
 
+def _trained(result: Result) -> tuple[str, ...]:
+    """What was asked for besides the plan: tuning steps."""
+    if result.tuning is None:
+        return ()
+    steps = f"{result.tuning.steps} tuning step{'' if result.tuning.steps == 1 else 's'}"
+    return (f"{steps} of {'the whole network' if result.tuning.by == 'whole' else 'each block'}",)
+
+
 def searched(by: str, figure: Figure, asked: float, plan: Plan) -> str:
     """What a search was for, and what it found: the last of the plan's budgets, which no person has written."""
     *given, found = plan.budgets
-    share = quantities.percent(found.keep).replace(quantities.NBSP, " ")
+    kept = found.keep  # of which the plan may use less
+    if found.kind in CALLED and getattr(plan.before, found.kind):
+        kept = getattr(plan.after, found.kind) / getattr(plan.before, found.kind)
+    share = quantities.percent(kept).replace(quantities.NBSP, " ")
     told = ", ".join(
         (*(budget.describe() for budget in given), f"{share} of the {CALLED.get(found.kind, found.kind)} kept")
     )
@@ -131,9 +144,11 @@ def _stage(figures: Figures) -> dict[str, Any]:
 
 def _layers(known: Profile, plan: Plan, errors: Mapping[str, float], method: Method) -> list[LayerRow]:
     too_far = over_fitted(plan, errors, method=method)
-    rows = []
+    rows, owners = [], dict[str, str]()  # of parameters that several sites share: the first has them
     for entry in plan.entries:
         site = known.sites[entry.site]
+        owner = next((owners[name] for name in site.tied_to if name in owners), "")
+        owners.setdefault(site.parameter, site.name)
         dense = known.counter.cost(site, Form.KEEP, 0, site.layer.has_bias)
         changed = entry.form is not Form.KEEP
         note = "; ".join(filter(None, (entry.certificate, entry.note)))
@@ -155,6 +170,7 @@ def _layers(known: Profile, plan: Plan, errors: Mapping[str, float], method: Met
                 measured_error=errors.get(entry.site),
                 spectrum=_levels(known, entry, plan),
                 note=note,
+                tied_to=owner,
             )
         )
     return rows

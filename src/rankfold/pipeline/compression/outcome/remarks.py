@@ -16,6 +16,8 @@ from rankfold.costs import Example, evaluating
 from rankfold.objectives import Evaluation, Objective, Teacher
 from rankfold.objectives.infer import unseen_outputs
 from rankfold.pipeline.compression.outcome.heldout import over_fitted
+from rankfold.pipeline.quality.search import ROUNDING
+from rankfold.pipeline.quality.value import Quality
 from rankfold.report.quantities import count, percent
 from rankfold.sites.wish import Where
 from rankfold.train.breakdown import at_chance
@@ -99,6 +101,24 @@ def samples_known(validation: Evaluation, held_out: Evaluation, part: Any, name:
             "probably trained on the validation split, which still serves to compare networks, but its figures are "
             "too good"
         ),
+    )
+
+
+def further(quality: Quality | None, before: Evaluation, after: Evaluation, name: str) -> tuple[str, ...]:
+    """A sentence where the figure falls further on the split of this ``name`` than the drop that was allowed: which
+    was judged on other samples."""
+    if quality is None:
+        return ()
+    figures = {figure.name: figure for figure in after.figures}
+    start = next((figure for figure in before.figures if figure.name == quality.figure.name), None)
+    if start is None or start.name not in figures:
+        return ()
+    lost, most = start.better(figures[start.name]), start.amount(quality.asked, 6)
+    if not quality.asked + ROUNDING < lost:
+        return ()
+    return (
+        f"{start.name} is worse by {start.amount(lost)} on the {name} split, more than the {most} allowed: that was "
+        f"judged on {quality.samples[1]:,} validation samples, where {quality.judgement}",
     )
 
 
