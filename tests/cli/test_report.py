@@ -31,7 +31,7 @@ HOSTILE = [
     "{{ 7*7 }}{% endif %}",
     "层.重量 é \u202e #000001 &amp;",
 ]
-VOID = {"meta", "br", "img", "link", "input", "hr"}
+VOID = {"meta", "br", "wbr", "img", "link", "input", "hr"}
 
 
 def layer(number: int = 0, **changes) -> LayerRow:
