@@ -473,3 +473,69 @@ def test_a_torch_file_is_refused_with_the_line_that_rewrites_it(tmp_path):
     torch.save(nn.Linear(4, 4).state_dict(), file)
     with pytest.raises(ValueError, match=r"save_file\(torch.load\('.*base.pt', weights_only=True\), FILE\)"):
         rf.extract(file, file, "rank=1", model=nn.Sequential(nn.Linear(4, 4)))
+
+
+def tuned_everywhere(model):
+    """A copy of which every parameter was tuned, its table the most."""
+    tuned = copy.deepcopy(model)
+    with torch.no_grad():
+        for number, (name, parameter) in enumerate(tuned.named_parameters()):
+            drawn = torch.randn(parameter.shape, generator=torch.Generator().manual_seed(number))
+            parameter += (0.05 if "embed" in name else 0.02) * drawn
+    return tuned
+
+
+@pytest.mark.filterwarnings("ignore:Model has `tie_word_embeddings", "ignore:Input and output embeddings")
+@pytest.mark.parametrize(("pattern", "files"), [("*embed_tokens", True), ("lm_head", False)])
+def test_what_is_tied_to_a_module_kept_whole_comes_along(folders, tmp_path, pattern, files):
+    peft = pytest.importorskip("peft")
+    place, base, *_ = folders
+    tuned = tuned_everywhere(base)
+    tuned.save_pretrained(tmp_path / "tuned")
+    sources = (place / "base", tmp_path / "tuned") if files else (base, tuned)
+    found = extract(*sources, "rank=16", whole=[pattern, "*norm"])
+    assert {"lm_head.weight", "model.embed_tokens.weight"} <= found.adapter.whole.keys()
+    assert found.left_out == ()
+    config = found.save(tmp_path / "out") / "adapter_config.json"
+    written = json.loads(config.read_text())
+    tokens = torch.randint(40, (3, 7), generator=torch.Generator().manual_seed(0))
+    for tying in False, True:  # both ways of PEFT to hold the two
+        config.write_text(json.dumps(written | {"ensure_weight_tying": tying}))
+        read = peft.PeftModel.from_pretrained(copy.deepcopy(base), tmp_path / "out").eval()
+        torch.testing.assert_close(read(tokens).logits, tuned(tokens).logits, rtol=1e-4, atol=1e-5)
+        torch.testing.assert_close(read.merge_and_unload()(tokens).logits, tuned(tokens).logits, rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.parametrize("files", [True, False])
+def test_the_note_names_what_holds_most_of_the_change_outside(folders, tmp_path, files):
+    base = copy.deepcopy(folders[1])
+    base.model.norm.weight.data *= 0.01
+    tuned = tuned_everywhere(base)
+    tuned.model.norm.weight.data += 0.1  # the largest relative change, and little of the whole
+    for name, model in (("base", base), ("tuned", tuned)):
+        model.save_pretrained(tmp_path / name)
+    first = dict(base.named_parameters())
+    changes = {n: float((p.data - first[n].data).double().square().sum()) for n, p in tuned.named_parameters()}
+    found = extract(*((tmp_path / "base", tmp_path / "tuned") if files else (base, tuned)), "rank=2")
+    assert max(found.left_out, key=lambda item: item.change).name == "model.norm.weight"
+    assert found.moved == pytest.approx(sum(changes.values()), rel=1e-4)
+    assert {item.name: item.moved for item in found.left_out if item.moved} == {
+        name: pytest.approx(changes[name], rel=1e-4) for name in changes if "embed" in name or "norm" in name
+    }
+    assert {item.name: item.why for item in found.left_out if not item.moved} == (
+        {} if files else {"lm_head.weight": "tied to model.embed_tokens.weight"}
+    )
+    (note,) = found.notes
+    share = changes["model.embed_tokens.weight"] / sum(changes.values())
+    assert f"model.embed_tokens.weight alone has {share:.0%}" in note
+    assert "(--whole model.embed_tokens)" in note
+    assert extract(base, tuned, "rank=2", whole=["model.embed_tokens"]).notes == ()
+    assert extract(base, tuned, "rank=2", whole=["model.embed_tokens"]).moved == pytest.approx(found.moved)
+
+
+def test_a_pattern_of_parameters_is_told_the_module(folders):
+    _, base, tuned, _ = folders
+    with pytest.raises(ValueError, match=r"matches parameters, and modules .*: give model.layers.1.self_attn.q_proj$"):
+        extract(base, tuned, "rank=2", whole=["model.layers.1.self_attn.q_proj.weight"])
+    with pytest.raises(ValueError, match=r"give a glob of module names"):
+        extract(base, tuned, "rank=2", whole=["nothing"])

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
@@ -21,11 +21,12 @@ _QUANTISED = ("qweight", "qzeros", "scales", "weight_packed", "weight_scale", "a
 @dataclass(frozen=True)
 class LeftOut:
     """A tensor that differs and that the adapter does not have: why, and how much it differs, relative to the base's
-    norm (None: it has no counterpart there, or one of zeros)."""
+    norm (None: it has no counterpart there, or one of zeros), and ``moved``, in squares, as ``Extraction.moved``."""
 
     name: str
     why: str
     change: float | None
+    moved: float = 0.0
 
 
 def keys_of(names: Iterable[str], checkpoint: Checkpoint) -> dict[str, str]:
@@ -88,22 +89,29 @@ def differences(
 ) -> tuple[LeftOut, ...]:
     """Every tensor that differs and is none of ``taken`` (names of weights), with the reason."""
     whys, done = dict(found.left_out), set(taken)
-    known = [name for name, value in unwrap(model).state_dict().items() if value is not None]
+    held = {name: value for name, value in unwrap(model).state_dict(keep_vars=True).items() if value is not None}
+    known, first_of = list(held), {}
+    for name, value in reversed(held.items()):
+        first_of[id(value)] = name
     there, here = keys_of(known, base), keys_of(known, tuned)
-    left: list[LeftOut | None] = []
+    left: dict[str, LeftOut | None] = {}
     for name in known:
         if name in done or name not in here:
             continue
-        why = whys.get(name, "a buffer")
-        if name in there:
-            left.append(_left(name, why, base, there[name], tuned, here[name]))
-        else:
-            left.append(LeftOut(name, f"{why}; the base has no such tensor", None))
+        first = first_of[id(held[name])]
+        why = whys.get(name, "a buffer" if name == first else f"tied to {first}")
+        if name not in there:
+            left[name] = LeftOut(name, f"{why}; the base has no such tensor", None)
+            continue
+        item = _left(name, why, base, there[name], tuned, here[name])
+        tied = left.get(first) if name != first else None
+        same = item is not None and tied is not None and (item.change, item.moved) == (tied.change, tied.moved)
+        left[name] = replace(item, moved=0.0) if item is not None and same else item  # one tensor is counted once
     stray = set(tuned.names) - set(here.values())
     for key in sorted(stray):
         why = "belongs to no layer of this model"
-        left.append(_left(key, why, base, key, tuned, key) if key in base else LeftOut(key, why, None))
-    return tuple(item for item in left if item is not None)
+        left[key] = _left(key, why, base, key, tuned, key) if key in base else LeftOut(key, why, None)
+    return tuple(item for item in left.values() if item is not None)
 
 
 def _left(name: str, why: str, base: Checkpoint, first: str, tuned: Checkpoint, second: str) -> LeftOut | None:
@@ -115,28 +123,35 @@ def _left(name: str, why: str, base: Checkpoint, first: str, tuned: Checkpoint, 
                 f"{name} is {_size(old.shape)} in {base.title} and {_size(new.shape)} in {tuned.title}, so their "
                 "architectures differ: give a checkpoint and another one that was tuned from it"
             )
-        change = _change(old[:rows], new[:rows])
+        change, moved = _change(old[:rows], new[:rows])
         if len(new) < len(old) or change > _ALIKE:
             raise ValueError(
                 f"{name} has {len(old):,} rows in {base.title} and {len(new):,} in {tuned.title}, and the rows "
                 f"that both have differ by {change:.0%}, so their vocabularies differ: give checkpoints with the "
                 "same tokenizer"
             )
-        return LeftOut(name, f"{why}; the tuned model has {len(new) - len(old):,} rows more (new tokens)", change)
-    change = _change(old, new)
+        return LeftOut(
+            name, f"{why}; the tuned model has {len(new) - len(old):,} rows more (new tokens)", change, moved
+        )
+    change, moved = _change(old, new)
     if change == float("inf"):
-        return LeftOut(name, f"{why}; it is all zeros in the base", None)
-    return LeftOut(name, why, change) if change > 0 else None
+        return LeftOut(name, f"{why}; it is all zeros in the base", None, moved)
+    return LeftOut(name, why, change, moved) if change > 0 else None
 
 
-def _change(old: Tensor, new: Tensor) -> float:
-    """‖new − old‖ / ‖old‖, some numbers at a time."""
+def moved_by(old: Tensor, new: Tensor) -> float:
+    """‖new − old‖², 0 where the two do not fit each other."""
+    return _change(old, new)[1] if old.shape == new.shape else 0.0
+
+
+def _change(old: Tensor, new: Tensor) -> tuple[float, float]:
+    """‖new − old‖ / ‖old‖ and ‖new − old‖², some numbers at a time."""
     moved = size = 0.0
     for a, b in zip(old.reshape(-1).split(_CHUNK), new.reshape(-1).split(_CHUNK), strict=True):
         first, second = a.to(torch.float64), b.to(torch.float64)
         moved += float((second - first).square().sum())
         size += float(first.square().sum())
-    return (moved / size) ** 0.5 if size > 0 else float("inf") if moved > 0 else 0.0
+    return (moved / size) ** 0.5 if size > 0 else float("inf") if moved > 0 else 0.0, moved
 
 
 def _size(shape: Any) -> str:

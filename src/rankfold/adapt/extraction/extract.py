@@ -11,12 +11,12 @@ import torch
 from torch import Tensor, nn
 
 from rankfold.adapt.extraction.budget import Asked, asked
-from rankfold.adapt.extraction.compare import LeftOut, check_alike, differences, keys_of, read_weight
+from rankfold.adapt.extraction.compare import LeftOut, check_alike, differences, keys_of, moved_by, read_weight
 from rankfold.adapt.extraction.metric import Metric, metrics
 from rankfold.adapt.extraction.refine import refined
 from rankfold.adapt.extraction.result import Extraction, extraction_of
 from rankfold.adapt.extraction.spread import Update, spread
-from rankfold.adapt.extraction.whole import kept_whole
+from rankfold.adapt.extraction.whole import kept_whole, outside
 from rankfold.adapt.peft_format import Adapter
 from rankfold.adapt.places import NOT_CHOSEN, Places, places
 from rankfold.batches import copied
@@ -66,7 +66,7 @@ def extract(
         samples: of ``data`` that are used, the first.
         where: as in ``rankfold.sites``.
         whole: globs of modules, such as norms, whose tuned tensors go into the adapter as they are
-            (``modules_to_save``); they count in ``params``.
+            (``modules_to_save``), and those of modules that are tied to them; they count in ``params``.
         tune: train all factors together for so many steps of Adam towards the tuned model's answers on ``data``,
             without labels; the best of six looks at samples that are held back is kept. Both models are then in memory.
         progress: called as ``progress(what, done, total)`` as the work goes on.
@@ -113,8 +113,8 @@ def extract(
     weighed = None
     if running is not None and objective is not None:
         weighed = metrics(running, data, found.sites, objective, samples=samples, progress=progress)
-        lost = [LeftOut(s.parameter, "not reached by the data", None) for s in found.sites if s.name not in weighed]
-        left = (*left, *lost)
+        lost = [Difference(s, first, second, keys, None) for s in found.sites if s.name not in weighed]
+        left = (*left, *(each.left_out("not reached by the data") for each in lost))
     chosen = tuple(site for site in found.sites if weighed is None or site.name in weighed)
     if not chosen:
         raise ValueError(
@@ -124,20 +124,29 @@ def extract(
     limit = wanted.limit(size)
     if limit is not None:
         limit -= sum(tensor.numel() for tensor in tensors.values())
-    updates = {site.name: Difference(site, first, second, keys, weighed).update() for site in chosen}
-    parts = spread(updates, wanted, limit, progress)
+    apart = [Difference(site, first, second, keys, weighed) for site in chosen]
+    parts = spread({each.site.name: each.update() for each in apart}, wanted, limit, progress)
     if not tensors and not any(part.energy > 0 for part in parts.values()):
         raise ValueError(
             f"{first.title} and {second.title} do not differ in any layer that can be adapted, so there is nothing "
             "to extract: give a checkpoint and another one that was tuned from it"
         )
     blank = _blank(chosen, tensors, network, first.title if isinstance(base, str | Path) else "")
+    moved = sum(each.moved for each in apart) + _moved_whole(tensors, first) + sum(item.moved for item in left)
     result = extraction_of(parts, {s.name: s.shape for s in chosen}, blank, wanted, size, left, data is not None)
+    result = replace(result, moved=moved, notes=(*outside(network, left, moved), *result.notes))
     if not tune or running is None or objective is None:
         return result
     here, how = _running(base, network, first), Steps(tune, RATE, samples, BATCH, torch.optim.Adam)
     adapter, way = refined(here, running, {s.name: s for s in chosen}, result.adapter, data, objective, how, progress)
     return replace(result, adapter=adapter, tuned=way)
+
+
+def _moved_whole(tensors: Mapping[str, Tensor], base: Checkpoint) -> float:
+    """The squared change of what is stored whole, as far as the base has it; of tied names once."""
+    keys = keys_of(tensors, base)
+    once = {tensors[name].data_ptr(): name for name in keys}.values()
+    return sum(moved_by(base.read(keys[name]), tensors[name]) for name in once)
 
 
 def _is_causal(model: nn.Module) -> bool:
@@ -167,17 +176,28 @@ class Difference:
     keys: Mapping[str, tuple[str, str]]
     weighed: Mapping[str, Metric] | None
     _noise: float = field(default=0.0, init=False)
+    moved: float = field(default=0.0, init=False)  # the squared norm of it, once it was read
 
     def update(self) -> Update:
         """It as what ranks are shared out over."""
         return Update(self.site.shape, self.leading, lambda: self._noise)
 
+    def left_out(self, why: str) -> LeftOut:
+        """It as a part that the adapter does not have."""
+        first, second = (which.read(key) for which, key in zip((self.base, self.tuned), self._keys, strict=True))
+        return LeftOut(self.site.parameter, why, None, moved_by(first, second))
+
+    @property
+    def _keys(self) -> tuple[str, str]:
+        return self.keys[self.site.parameter]
+
     def leading(self, rank: int) -> Leading:
         """Its leading triplets; ``ValueError`` with the layer's name for weights that are not finite."""
-        first, second = self.keys[self.site.parameter]
+        first, second = self._keys
         old, new = read_weight(self.base, first), read_weight(self.tuned, second)
         wide = torch.float64 if torch.float64 in (old.dtype, new.dtype) else torch.float32
         change = self._matrix(new.to(wide) - old.to(wide))
+        self.moved = float(change.double().square().sum())
         if self.weighed is not None:
             return self.weighed[self.site.name].leading(change, rank)
         if torch.float16 not in (old.dtype, new.dtype) and torch.bfloat16 not in (old.dtype, new.dtype):

@@ -43,6 +43,7 @@ class Extraction:
         error: relative, of all updates together.
         norm: in which it and the ranks were counted, "entries" of the updates or "outputs" on data.
         model_params: numbers of the model, or of the adapters that were combined.
+        moved: the squared norm of all that differs, in the adapter or not; 0 where adapters were combined.
         notes: sentences on what is odd.
         tuned: where the factors were trained afterwards, how far the answers were off on held-out samples before and
             after; errors are those before.
@@ -61,6 +62,7 @@ class Extraction:
     error: float
     norm: str
     model_params: int = 0
+    moved: float = 0.0
     notes: tuple[str, ...] = ()
     tuned: Way | None = None
 
@@ -86,7 +88,7 @@ class Extraction:
         """All but the factors, for JSON."""
         return {
             "budget": self.budget, "norm": self.norm, "error": self.error, "params": self.params,
-            "model_params": self.model_params, "layers": [asdict(layer) for layer in self.layers],
+            "model_params": self.model_params, "moved": self.moved, "layers": [asdict(layer) for layer in self.layers],
             "whole": sorted(self.adapter.whole), "left_out": [asdict(item) for item in self.left_out],
             "notes": list(self.notes), "tuned": None if self.tuned is None else asdict(self.tuned),
         }  # fmt: skip
@@ -117,5 +119,5 @@ def extraction_of(
         notes.append("every update fits into the budget at its full rank: nothing had to be left out")
     return Extraction(
         replace(blank, pairs=pairs), layers, left_out, str(wanted), error, "outputs" if by_data else "entries", size,
-        tuple(notes),
+        notes=tuple(notes),
     )  # fmt: skip

@@ -28,7 +28,6 @@ if TYPE_CHECKING:
     from rankfold.run.progress import Talk
 
 _SHOWN = 12  # tensors that are left out and told by name
-_MUCH = 0.1  # relative change of a tensor that is left out, above which the adapter is doubtful
 
 
 def _budgets(texts: list[str]) -> list[str]:
@@ -89,7 +88,7 @@ def extract(
         list[str],
         typer.Option(
             metavar="PATTERN",
-            help="Modules, such as '*norm', whose tuned tensors are stored in the adapter whole.",
+            help="Modules, such as '*norm', whose tuned tensors are stored whole, with those tied to them.",
             show_default=False,
         ),
     ] = [],  # noqa: B006
@@ -234,14 +233,13 @@ def _print(found: Extraction) -> None:
         print(f"kept whole: {', '.join(sorted(found.adapter.whole))}")
     for item in found.left_out[:_SHOWN]:
         told = "" if item.change is None else f", changed by {percent(item.change, 2)}"
+        told += (
+            f", {percent(item.moved / found.moved)} of the whole squared change"
+            if item.moved > 5e-4 * found.moved
+            else ""
+        )
         print(f"left out: {item.name} ({item.why}){told}")
     if len(found.left_out) > _SHOWN:
         print(f"left out: {len(found.left_out) - _SHOWN} more, see extraction.json")
-    largest = max(found.left_out, key=lambda item: item.change or 0.0, default=None)
-    if largest is not None and (largest.change or 0.0) > _MUCH:
-        print(
-            f"note: much of the change is not in the adapter: {largest.name} alone changed by "
-            f"{percent(largest.change or 0.0)}. --whole 'PATTERN' stores such modules whole"
-        )
     for note in found.notes:
         print(f"note: {note}")
