@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -15,6 +16,7 @@ import rankfold as rf
 from rankfold import zoo
 from rankfold.adapt import read_adapter
 from rankfold.adapt.ways import Wish, prepare_
+from rankfold.pipeline.adaptation import AdaptSettings, adapt
 
 METHODS = ("lora", "rslora", "adalora", "deep-lora", "geolora", "debora")
 
@@ -164,4 +166,25 @@ def test_winning_back_takes_no_other_method_and_an_original_that_is_there(tmp_pa
     asked = ("adapt", tmp_path / "small", "--data", "digits", "-o", tmp_path / "out", "--original", tmp_path / "none")
     assert "there is no file or folder" in rankfold(*asked).output
     assert "there is one method" in rankfold(*asked, "--method", "dora").output
+    said = failed(*asked[:-2])
+    assert "already compressed" in said
+    assert "adapt the original" in said
     assert not (tmp_path / "out").exists()
+
+
+def test_data_are_taken_as_everywhere(tmp_path):
+    """A tuple of parts, and an object that has parts alone."""
+    torch.manual_seed(0)
+    x = torch.randn(60, 6)
+    y = x[:, :3].argmax(1)
+    parts = tuple(torch.utils.data.TensorDataset(x[s], y[s]) for s in (slice(40), slice(40, 50), slice(50, 60)))
+    names = ("train", "validation", "test")
+    for number, data in enumerate((parts, SimpleNamespace(**dict(zip(names, parts, strict=True))))):
+        torch.manual_seed(0)
+        model = torch.nn.Sequential(torch.nn.Linear(6, 16), torch.nn.ReLU(), torch.nn.Linear(16, 3))
+        settings = AdaptSettings(params=100, epochs=1, batch_size=8, learning_rate=1e-2)
+        assert adapt(model, data, settings, tmp_path / f"{number}").extraction.params <= 100
+    with pytest.raises(ValueError, match="give an object with train, validation and test"):
+        adapt(model, x, settings, tmp_path / "x")
+    with pytest.raises(ValueError, match="no test part"):
+        adapt(model, SimpleNamespace(train=parts[0], validation=parts[1]), settings, tmp_path / "x")

@@ -261,6 +261,7 @@ def test_expected_errors_are_one_line(weights, run_directory, tmp_path):
     ("options", "said"),
     [
         (("resnet-20",), "there is no model 'resnet-20': did you mean resnet20?"),
+        (("nofolder",), "'nofolder': there is neither a built-in network nor a file or folder of that name."),
         (("digits-cnn", "--data", "digit"), "there is no data set 'digit': did you mean digits?"),
         (("digits-cnn", "--budget", "flop=0.4"), "did you mean flops?"),
         (("digits-cnn", "--budget", "size=0.5"), "is not understood"),
@@ -283,6 +284,20 @@ def test_a_mistyped_directory_is_called_one():
     said = failed("evaluate", "smal/resnet")
     assert "smal/resnet: this is neither a directory nor in the cache of the hub" in said
     assert "resnet20" in said
+    for verb in ("evaluate", "adapt", "analyze", "advise", "collapse"):
+        done = rankfold(verb, "nofolder", "--data", "digits", *(("-o", "x") if verb == "adapt" else ()))
+        assert "there is neither a built-in network nor a file or folder of that name" in done.stderr, verb
+
+
+def test_a_mistyped_folder_is_told_the_one_that_is_near(tmp_path, monkeypatch):
+    (tmp_path / "language-model").mkdir()
+    monkeypatch.chdir(tmp_path)
+    result = rankfold("compress", "langage-model", "--budget", "params=0.5", "-o", "x")
+    assert "there is no model 'langage-model': did you mean language-model?" in result.stderr
+    (tmp_path / "weights.pt").write_bytes(b"")
+    assert (
+        "weights.pt: this is a file" in rankfold("compress", "weights.pt", "--budget", "params=0.5", "-o", "x").stderr
+    )
 
 
 def test_a_plan_for_other_weights_is_refused(weights, run_directory, tmp_path):

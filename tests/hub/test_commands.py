@@ -111,6 +111,25 @@ def test_compress_writes_a_folder_that_is_read_back(place):
     assert beside["original"]["perplexity"] == pytest.approx(made["before"]["perplexity"])
     assert again["protocol"].startswith("perplexity over 12 windows of 32")
     assert "already compressed" in failed("compress", "small", *TEXT, "--budget", "params=0.5", "-o", "smaller")
+    said = failed("adapt", "small", *TEXT, "--method", "debora", "-o", "adapter")
+    assert "rankfold.hub.adapters" in said
+    assert "--original" in said
+    assert "slice" not in said
+
+
+def test_another_checkpoint_of_the_same_shape_is_no_original(place):
+    asked = ("--method", "truncate", "--budget", "params=0.8", "-o", "o.json")
+    succeeded("plan", "decoder", *TEXT, *asked)
+    succeeded("apply", "decoder", "o.json", "-o", "of-decoder")
+    other = transformers.AutoModelForCausalLM.from_pretrained("decoder")
+    with torch.no_grad():
+        other.lm_head.weight += 0.01
+    other.save_pretrained("other")
+    for words in (("adapt", "of-decoder", "-o", "restored", "--steps", 2), ("evaluate", "of-decoder")):
+        said = failed(*words, *TEXT, "--original", "other")
+        assert "other holds other weights than those that this one was made from" in said
+        assert "--original FOLDER" in said
+    assert not (place / "restored").exists()
 
 
 def test_the_forecast_stands_beside_what_was_measured_and_tuning_takes_no_labels(place):

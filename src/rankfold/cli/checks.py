@@ -22,11 +22,12 @@ def checked_model(spec: str) -> str:
     if not spec:  # nothing is typed yet: the shell completes a line
         return spec
     from rankfold.run.disk.pretrained import is_folder
-    from rankfold.zoo import model_names
+    from rankfold.zoo.models import model_names, no_such
 
-    if is_folder(spec) or "/" in spec:  # a folder, or OWNER/NAME on the hub; looked up where it is opened
+    # a folder, or OWNER/NAME on the hub; looked up where it is opened
+    if is_folder(spec) or "/" in spec or ":" in spec or spec in model_names():
         return spec
-    return _known(spec, "model", model_names(), "package.module:factory, or a folder of transformers")
+    raise typer.BadParameter(no_such(spec))
 
 
 def checked_data(name: str | None) -> str | None:

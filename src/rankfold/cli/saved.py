@@ -17,6 +17,7 @@ from rankfold.run.progress import Talk
 from rankfold.sites import is_pretrained, unwrap
 from rankfold.store import MANIFEST, StoreError, load, read_manifest
 from rankfold.zoo import Resolved, ZooError, load_weights, model_names, resolve
+from rankfold.zoo.models import no_such
 from rankfold.zoo.pretrained import example_of, is_pretrained_name
 from rankfold.zoo.text import TEXT, TOKENS
 
@@ -25,7 +26,7 @@ from rankfold.zoo.text import TEXT, TOKENS
 def original_of(loaded: Loaded, weights: Path | None) -> nn.Module:
     """The network that a saved one was made from, to compare outputs with; ``ZooError`` where it is not known."""
     if weights is not None and is_folder(weights):
-        return resolve(str(weights)).model
+        return _made_from(loaded, resolve(str(weights)).model, weights, "FOLDER")
     if loaded.stored is None or (weights is None and ":" not in loaded.spec):
         raise ZooError(
             f"{loaded.spec}: the data have no targets, and there is no other network to compare the outputs "
@@ -34,12 +35,16 @@ def original_of(loaded: Loaded, weights: Path | None) -> nn.Module:
     model = resolve(loaded.spec, classes=_noted_classes(loaded.stored.notes)).model
     if weights is not None:
         load_weights(model, weights)
+    return _made_from(loaded, model, weights, "FILE")
+
+
+def _made_from(loaded: Loaded, model: nn.Module, weights: Path | None, what: str) -> nn.Module:
+    """``model``; ``ZooError`` where its weights are others than those that the saved one was made from."""
     if loaded.plan is not None and other_weights(loaded.plan, model):
         given = f"{weights} holds" if weights is not None else f"{loaded.spec} gives"
         raise ZooError(
-            "the data have no targets, so the outputs are compared with those of the original network, and "
-            f"{given} other weights than those that this one was made from: give the right ones with --original "
-            "FILE"
+            f"the outputs are compared with those of the original network, and {given} other weights than those that "
+            f"this one was made from: give the right ones with --original {what}"
         )
     return model.eval()
 
@@ -68,10 +73,7 @@ def is_saved(text: str) -> bool:
 def check_is_model(text: str) -> None:
     """``ZooError`` for what is neither the directory it looks like nor a model."""
     if ":" not in text and text not in model_names() and not is_pretrained_name(text):
-        raise ZooError(
-            f"{text}: this is neither a directory nor the name of a model: give a directory that compress or "
-            f"apply wrote, package.module:factory, a folder of transformers, or one of {', '.join(model_names())}"
-        )
+        raise ZooError(f"{no_such(text)}, or a directory that compress or apply wrote")
 
 
 def code_named(model: str | None, data: str | None) -> str | None:

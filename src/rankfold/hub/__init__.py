@@ -23,7 +23,8 @@ def adapters(config: Any) -> Any:
 
     For training, ``get_peft_model(model, adapters(LoraConfig(target_modules=["q_proj"])))``, and for loading,
     ``PeftModel.from_pretrained(model, folder, config=adapters(LoraConfig.from_pretrained(folder)))``: what PEFT saves
-    is an ordinary adapter, which does not say how the layers are made. Merging widens the factors, exactly.
+    is an ordinary adapter, which does not say how the layers are made. Merging widens the factors, exactly; DoRA trains
+    beside them, but cannot be merged into them.
     """
     from rankfold.hub.lora import known  # imports peft
 

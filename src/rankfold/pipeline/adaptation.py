@@ -27,7 +27,7 @@ from rankfold.run.progress import Tell
 from rankfold.sites import is_pretrained, unwrap
 from rankfold.sites.wish import Where
 from rankfold.train import Recipe, TrainingError, choose, evaluate, fit
-from rankfold.zoo import Data
+from rankfold.zoo.data import parts_of
 
 REQUEST, REPORT, TRAINING = "request.json", "report.json", "training"
 
@@ -87,7 +87,7 @@ class Adapted:
 
 def adapt(
     model: nn.Module,
-    data: Data,
+    data: Any,
     settings: AdaptSettings,
     directory: str | Path,
     *,
@@ -98,19 +98,25 @@ def adapt(
 ) -> Adapted:
     """Adapt ``model`` to ``data``; write the adapter as PEFT reads it, with ``report.json``, into ``directory``.
 
+    ``data``: an object with train, validation and test, such as ``zoo.Data``, or a tuple (train, test) or (train,
+    validation, test), as ``rankfold.compress`` takes them; of text each part is one ``rankfold.text``.
+
     All methods end within the same number of parameters: what was trained at larger ranks is cut once, by the singular
     values of all updates together. Epochs are chosen on the validation split, the figures are those of the test split.
     ``merge``: also write the adapted weights, to ``merged``. ``model`` ends as the adapted network. The same call goes
     on after an interruption; another one is refused unless ``restart``. Raises ``ValueError`` in one line.
     """
     tell, place = tell or Tell(), Path(directory)
-    root = unwrap(model).eval()
+    data = parts_of(data)
+    if getattr(data, "test", None) is None:
+        raise ValueError("the data have no test part, on which adapters are judged: give train, validation and test")
+    root, said = unwrap(model).eval(), getattr(data, "objective", None)
     size = sum(parameter.numel() for parameter in root.parameters())
     numbers = int(settings.params * size if settings.params <= 1 else settings.params)
     with claimed(place):
         request = _request(root, data, settings, objective)
         _check(place, request, restart)
-        chosen = choose(root, data.train, objective, said=data.objective)
+        chosen = choose(root, data.train, objective, said=said)
         tell.say(str(chosen))
         before = evaluate(root, data.test, role="test", objective=chosen.objective, teacher=root)
         steps = settings.epochs * max(1, -(-len(data.train) // settings.batch_size))
@@ -172,11 +178,11 @@ def _cut(found: Adapter, numbers: int, size: int) -> Extraction:
             "radius (--radius)"
         )
     return Extraction(
-        result.adapter, result.layers, (), f"params={numbers}", result.error, result.norm, size, result.notes
+        result.adapter, result.layers, (), f"params={numbers}", result.error, result.norm, size, notes=result.notes
     )  # fmt: skip
 
 
-def _request(root: nn.Module, data: Data, settings: AdaptSettings, objective: Any) -> dict[str, Any]:
+def _request(root: nn.Module, data: Any, settings: AdaptSettings, objective: Any) -> dict[str, Any]:
     return {
         **{key: value for key, value in asdict(settings).items() if key != "where"},
         "where": repr(settings.where), "data": digest(data.train), "objective": str(objective),

@@ -2,6 +2,7 @@
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from difflib import get_close_matches
 from functools import partial
 from pathlib import Path
 
@@ -47,6 +48,9 @@ _MODELS = (
         for heads in (1, 4, 8)
     }
 )
+
+
+_GIVEN = "package.module:factory, or as a folder of transformers"
 
 
 def model_names() -> tuple[str, ...]:
@@ -115,15 +119,25 @@ def has_data(name: str) -> bool:
 
 
 def _entry(name: str) -> _Entry:
-    if name and name not in _MODELS and Path(name).is_dir():
-        inside = sorted(file.parent.name for file in Path(name).glob("*/config.json"))
-        said = f": {', '.join(inside[:3])} in it {'has' if len(inside) == 1 else 'have'} one" if inside else ""
-        raise ZooError(f"{name}: this folder is not one of transformers: it has no config.json{said}")
-    if name not in _MODELS and name.startswith((".", "/", "~")):
-        raise ZooError(f"{name}: there is no such folder")
     if name not in _MODELS:
-        raise ZooError(
-            f"there is no model {name!r}: the built-in names are {', '.join(_MODELS)}; a network of your own is "
-            "given as package.module:factory"
-        )
+        raise ZooError(no_such(name))
     return _MODELS[name]
+
+
+def no_such(name: str) -> str:
+    """The sentence on a name that is no model, with one that is near."""
+    place = Path(name)
+    if name and place.is_dir():
+        inside = sorted(file.parent.name for file in place.glob("*/config.json"))
+        said = f": {', '.join(inside[:3])} in it {'has' if len(inside) == 1 else 'have'} one" if inside else ""
+        return f"{name}: this folder is not one of transformers: it has no config.json{said}"
+    if name.startswith((".", "/", "~")) and not place.exists():
+        return f"{name}: there is no such folder"
+    if place.is_file():
+        return f"{name}: this is a file, and a network is given as {_GIVEN}; its weights with --weights FILE"
+    near = get_close_matches(name, (*_MODELS, *(each.name for each in Path().iterdir() if each.is_dir())), 1)
+    return (
+        f"there is no model {name!r}: {f'did you mean {near[0]}? There' if near else 'there'} is neither a built-in "
+        f"network nor a file or folder of that name. The built-in ones are {', '.join(_MODELS)}; your own is given as "
+        f"{_GIVEN}"
+    )

@@ -149,7 +149,7 @@ def adapt(
     from rankfold.adapt.restore import RATE
     from rankfold.cli.choices import chosen_layers, computing, objective_of, set_threads
     from rankfold.cli.loading import Cut, open_model
-    from rankfold.cli.saved import check_is_model, is_saved, original_of
+    from rankfold.cli.saved import is_saved, original_of
     from rankfold.cli.trained import open_either
     from rankfold.pipeline.adaptation import AdaptSettings
     from rankfold.pipeline.adaptation import adapt as run
@@ -185,7 +185,7 @@ def adapt(
             return
         check_idle("without --original DIR", steps=steps != 200, model=factory)
         check_idle("with another method than debora", radius=radius != 8.0 and method != "debora")
-        check_is_model(model)
+        _check_dense(model)
         loaded = open_model(
             model, weights, data, download, talk, trained=True, own_data=True, cut=Cut(length, windows)
         ).to(place)  # fmt: skip
@@ -205,6 +205,21 @@ def adapt(
         print_json(found.to_dict())
         return
     _print(found)
+
+
+def _check_dense(model: str) -> None:
+    """``ValueError`` for a compressed model, of which no method here trains an adapter to new data."""
+    from rankfold.run.disk.pretrained import is_factored
+    from rankfold.store import MANIFEST
+
+    if not (is_factored(model) or (Path(model) / MANIFEST).exists()):
+        return
+    by_peft = "train one with PEFT (get_peft_model(model, rankfold.hub.adapters(LoraConfig(...)))), "
+    raise ValueError(
+        f"{model}: it is already compressed, and the methods of adapt train adapters of dense networks: "
+        f"{by_peft if is_factored(model) else ''}adapt the original and compress what --merge writes, or win back "
+        "what compressing lost (--original with what it was made from)"
+    )
 
 
 def _print(found: Adapted) -> None:
