@@ -101,6 +101,22 @@ def test_the_trial_is_chosen_on_validation_and_test_figures_are_its_own():
     assert ways._best(trials[3:]) == 3
 
 
+def test_a_seed_that_diverged_before_it_was_small_is_in_no_mean():
+    line = {"network": "fcn", "share": 0.1, "way": "w", "params": 9, "cpu s": 1.0, "KiB": 1.0, "settings": ""}
+    rows = [
+        line | {"test %": test, "validation %": test, "kept": kept}
+        for test, kept in ((90.0, 0.1), (99.0, 1.0), (92.0, 0.09))
+    ]
+    rows += [line | {"way": "v", "test %": 80.0, "validation %": 80.0, "kept": 0.1}]
+    table = ways.summary(rows)
+    assert list(table["test %"]) == [91.0, 80.0]
+    assert list(table.beyond) == [1, 0]
+    said = ways.remarks(table)
+    assert (
+        "fcn, 10 %: w diverged with 1 of the seeds before it had come within the share: those are in no mean." in said
+    )
+
+
 def test_ways_to_low_rank_in_small(tmp_path):
     outcome = reproduce("ways-to-low-rank", tmp_path, Request(quick=True, seeds=(0,), epochs=3, trials=1))
     table, trials = outcome.table, outcome.tables["trials"]

@@ -83,13 +83,16 @@ def row(values: dict[str, Any], best: dict[tuple[str, float, str], int]) -> dict
 
 
 def summary(rows: Sequence[dict[str, Any]]) -> pd.DataFrame:
-    """Of each way its chosen trial over the seeds, the best first within a network and share."""
+    """Of each way its chosen trial over the seeds, the best first within a network and share; of seeds that have come
+    within the share, where any has."""
     runs, lines = pd.DataFrame(rows), []
     for (network, share, way), part in runs.groupby(["network", "share", "way"], sort=False):
+        within = part[part.kept <= share]
+        beyond, part = len(part) - len(within), within if len(within) else part
         lines.append(
             {
-                "network": network, "share": share, "way": way, "seeds": len(part), "test %": part["test %"].mean(),
-                "± test": part["test %"].std(), "validation %": part["validation %"].mean(),
+                "network": network, "share": share, "way": way, "seeds": len(part), "beyond": beyond,
+                "test %": part["test %"].mean(), "± test": part["test %"].std(), "validation %": part["validation %"].mean(),
                 "params": part.params.mean(), "cpu s": part["cpu s"].mean(), "KiB": part["KiB"].mean(),
                 "settings": part.settings.iloc[0],
             }
@@ -106,6 +109,11 @@ def remarks(table: pd.DataFrame) -> list[str]:
         said.append(
             f"{network}, {100 * part.share.iloc[0]:g} % of the parameters: {first['way']} {first['test %']:.2f} %, "
             f"then {second['way']} {second['test %']:.2f} %."
+        )
+    for _, line in table[table.beyond > 0].iterrows():
+        said.append(
+            f"{line.network}, {100 * line.share:g} %: {line.way} diverged with {line.beyond} of the seeds before it "
+            "had come within the share: those are in no mean."
         )
     said.append(
         "Trial 0 has each way's defaults, others are drawn from the way's own choices (result.json); all are in "
