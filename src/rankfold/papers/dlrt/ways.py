@@ -92,7 +92,8 @@ def summary(rows: Sequence[dict[str, Any]]) -> pd.DataFrame:
         lines.append(
             {
                 "network": network, "share": share, "way": way, "seeds": len(part), "beyond": beyond,
-                "test %": part["test %"].mean(), "± test": part["test %"].std(), "validation %": part["validation %"].mean(),
+                "test %": part["test %"].mean(), "± test": part["test %"].std(),
+                "validation %": part["validation %"].mean(),
                 "params": part.params.mean(), "cpu s": part["cpu s"].mean(), "KiB": part["KiB"].mean(),
                 "settings": part.settings.iloc[0],
             }
