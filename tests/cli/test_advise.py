@@ -100,7 +100,7 @@ def test_a_network_that_is_all_table_is_small_by_its_parameters_alone() -> None:
     net[0].weight.data = torch.randn(100, 4) @ torch.randn(4, 16)  # of rank 4: most of it is for nothing
     x = torch.randint(100, (96, 4))
     data = SimpleNamespace(train=x[:64], validation=x[64:])
-    found = rf.advise(net, data, by="params", seconds=60, batches=())
+    found = rf.advise(net, data, by="params", seconds=600, batches=())
     assert [p.params for p in found.tried] == sorted((p.params for p in found.tried), reverse=True)
     assert found.best is not None
     assert 0.3 < found.best.params < 0.45
@@ -285,13 +285,13 @@ def test_a_language_model_is_told_with_its_divergence() -> None:
 
 @pytest.fixture(scope="module")
 def found() -> Advice:
-    return rf.advise(trained(), digits(), seconds=60)  # as many samples as there are
+    return rf.advise(trained(), digits(), seconds=600)  # as many samples as there are
 
 
 def test_samples_are_counted_and_not_their_values() -> None:
     torch.manual_seed(0)
     net, x, y = nn.Sequential(nn.Linear(6, 12), nn.Tanh(), nn.Linear(12, 3)), torch.randn(120, 6), torch.randn(120, 3)
-    found = rf.advise(net, SimpleNamespace(train=(x[:80], y[:80]), validation=(x[80:], y[80:])), seconds=20)
+    found = rf.advise(net, SimpleNamespace(train=(x[:80], y[:80]), validation=(x[80:], y[80:])), seconds=600)
     assert found.samples[1] == 40
     better = advice(
         Tried(0.7, 0.7, Figure("r2", 0.8), -0.01, (-0.02, 0.01), {1: 5.0}, {1: 6.0}, ()), start=Figure("r2", 0.79)
