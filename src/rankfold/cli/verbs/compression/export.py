@@ -26,10 +26,10 @@ _HOW = {  # docs/runtimes.md
 }  # fmt: skip
 
 
-def _target(name: str) -> str:
+def _target(name: str) -> Target:
     """A format, or how to come to what is none: click's own words name only the formats."""
     if name in set(Target):
-        return name
+        return Target(name)
     how = _HOW.get(name.lower().replace("llamacpp", "llama.cpp"))
     more = "" if how is None else f" For {name}: {how} (docs/runtimes.md)."
     raise typer.BadParameter(f"{name!r} is not one of {', '.join(repr(str(each)) for each in Target)}.{more}")
