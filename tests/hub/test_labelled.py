@@ -154,6 +154,27 @@ def test_what_does_not_fit_is_told_with_its_row(table, said, tmp_path):
         rf.text(tokenizer(), file, length=40, model=classifier())
 
 
+@pytest.mark.parametrize(
+    ("name", "content", "said"),
+    [
+        ("t.csv", "", "cannot be read as a table"), ("t.csv", 'text,label\n"a cat,good\n', "cannot be read as a table"),
+        ("t.csv", "text,label\na,good\nb,good,c,d\n", "cannot be read as a table"),
+        ("t.csv", "text,label\na, b,good\nc, d,bad\n", "cannot be read as a table"),
+        ("t.csv", "text,label\na,good\nb\n", "row 2: the label '' is none of the model's classes"),
+        ("t.tsv", b"text\tlabel\n\xff\xfe\tgood\n", "not text in UTF-8"),
+        ("t.parquet", "no", "cannot be read as Parquet"),
+        ("t.jsonl", '{"text": "a", "label": 0}\n[1]\n', "line 2: each line must be a JSON object with names and"),
+    ],
+)  # fmt: skip
+def test_a_broken_table_is_told_in_one_line(name, content, said, tmp_path):
+    file = tmp_path / name
+    file.write_bytes(content if isinstance(content, bytes) else content.encode())
+    with pytest.raises(ZooError, match=said) as caught:
+        rf.text(tokenizer(), file, length=40, model=classifier())
+    assert str(file) in str(caught.value)
+    assert "\n" not in str(caught.value)
+
+
 def test_a_file_without_labels_beside_one_with_them_is_named(tmp_path):
     files = written(rows(30), tmp_path / "t.csv"), written(rows(9).drop(columns="label"), tmp_path / "u.csv")
     with pytest.raises(ZooError, match=rf"{files[1]}: it has no labels, and another file of"):

@@ -89,7 +89,8 @@ class Reader:
         """The samples of one file of text, at most the first ``most``. Raises ``ZooError``, one line."""
         labelled = None if self.answers is None else table(Path(file), self.answers)
         if labelled is not None:
-            return self._of_texts(file, labelled.some(most))
+            found = self._of_texts(file, labelled)
+            return found if most is None else found.some(most)
         return self.of_documents(file, documents(Path(file)), most)
 
     def of_documents(self, name: str | Path, pieces: Iterator[str], most: int | None = None) -> Texts:

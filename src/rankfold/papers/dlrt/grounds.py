@@ -5,17 +5,16 @@ from __future__ import annotations
 import os
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
-from functools import cache
+from functools import cache, partial
 from pathlib import Path
 
 import torch
 from torch import nn
 
-from rankfold.objectives import CausalLanguageModel
 from rankfold.papers import quick
+from rankfold.papers.dlrt.tasks import fcn, windows_of
 from rankfold.train import Recipe
 from rankfold.zoo import Data, load_data
-from rankfold.zoo.text import Texts
 
 LETTERS = 64  # of a window
 SHAKESPEARE = "tiny-shakespeare"
@@ -34,12 +33,6 @@ class Ground:
 
     def load(self) -> Data:
         return characters() if self.data == SHAKESPEARE else load_data(self.data)
-
-
-def _fcn() -> nn.Module:
-    return nn.Sequential(
-        nn.Flatten(), nn.Linear(784, 256), nn.ReLU(), nn.Linear(256, 256), nn.ReLU(), nn.Linear(256, 10)
-    )
 
 
 def _lenet5() -> nn.Module:
@@ -70,8 +63,7 @@ def _transformer() -> nn.Module:
 
 @cache
 def characters() -> Data:
-    """Windows of characters of Shakespeare's plays: a part to learn from, a tenth to choose, a tenth to test, in this
-    order."""
+    """Windows of characters of Shakespeare's plays."""
     root = os.environ.get("RANKFOLD_DATA")
     file = Path(root or "") / "text" / "tinyshakespeare.txt"
     if not root or not file.exists():
@@ -82,21 +74,14 @@ def characters() -> Data:
     text = file.read_text(encoding="utf-8")
     known = {letter: number for number, letter in enumerate(sorted(set(text)))}
     ids = torch.tensor([known[letter] for letter in text])
-    rows = [{"input_ids": row} for row in ids[: len(ids) // LETTERS * LETTERS].view(-1, LETTERS)]
-    held = len(rows) // 10
-
-    def part(first: int, last: int | None) -> Texts:
-        return Texts(rows[first:last], None, len(known), f"windows of {LETTERS} characters")
-
-    parts = part(0, -2 * held), part(-2 * held, -held), part(-held, None)
-    return Data(SHAKESPEARE, *parts, None, CausalLanguageModel())
+    return windows_of(SHAKESPEARE, ids, LETTERS, len(known), "characters")
 
 
 _SGD = Recipe(batch_size=128, learning_rate=0.05, nesterov=False, weight_decay=0.0)
 _ADAM = Recipe(batch_size=32, learning_rate=5e-3, optimizer="adam", weight_decay=0.0)
 _RATES = (0.01, 0.02, 0.03, 0.05, 0.08, 0.12)
 GROUNDS = {
-    "fcn": Ground(_fcn, "mnist", (0.1, 0.05), _SGD, _RATES),
+    "fcn": Ground(partial(fcn, 784, 256), "mnist", (0.1, 0.05), _SGD, _RATES),
     "lenet5": Ground(_lenet5, "mnist", (0.1, 0.05), _SGD, _RATES),
     "transformer": Ground(_transformer, SHAKESPEARE, (0.25,), _ADAM, tuple(rate / 10 for rate in _RATES)),
     "quick": Ground(_quick, quick.DATA, (0.4,), replace(_SGD, batch_size=16), _RATES),

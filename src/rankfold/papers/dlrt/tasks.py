@@ -44,7 +44,7 @@ class Task:
     recipe: Recipe | None = None
 
 
-def _fcn(inputs: int, width: int) -> nn.Module:
+def fcn(inputs: int, width: int) -> nn.Module:
     return nn.Sequential(
         nn.Flatten(), nn.Linear(inputs, width), nn.ReLU(), nn.Linear(width, width), nn.ReLU(), nn.Linear(width, 10)
     )
@@ -99,15 +99,19 @@ def _shakespeare() -> Data:
     folder = _stories()
     file = folder.parent / "text" / "tinyshakespeare.txt"
     ids = torch.tensor(tokens(folder / "tok512.bin", file.read_text(encoding="utf-8")))
-    cut = ids[: len(ids) // 128 * 128].view(-1, 128)
-    rows = [{"input_ids": row} for row in cut]
+    return windows_of("shakespeare", ids, 128, 512, "tokens")
+
+
+def windows_of(name: str, ids: Tensor, length: int, vocabulary: int, pieces: str) -> Data:
+    """A text in windows of ``length`` of its ``pieces``, in order: to learn from, a tenth to choose, one to test."""
+    rows = [{"input_ids": row} for row in ids[: len(ids) // length * length].view(-1, length)]
     held = len(rows) // 10
 
     def part(first: int, last: int | None) -> Texts:
-        return Texts(rows[first:last], None, 512, "windows of 128 tokens")
+        return Texts(rows[first:last], None, vocabulary, f"windows of {length} {pieces}")
 
     parts = part(0, -2 * held), part(-2 * held, -held), part(-held, None)
-    return Data("shakespeare", *parts, None, CausalLanguageModel(), {"length": 128})
+    return Data(name, *parts, None, CausalLanguageModel(), {"length": length})
 
 
 def tokens(vocabulary: Path, text: str) -> list[int]:
@@ -138,12 +142,12 @@ def tokens(vocabulary: Path, text: str) -> list[int]:
 _TRAINING = Recipe(epochs=3, batch_size=128, optimizer="adam", learning_rate=1e-3, weight_decay=0.0, seed=0)
 TASKS: dict[str, Task] = {
     "fashion": Task(
-        "MNIST to Fashion-MNIST, FCN of 784-256-256-10", functools.partial(_fcn, 784, 256),
+        "MNIST to Fashion-MNIST, FCN of 784-256-256-10", functools.partial(fcn, 784, 256),
         functools.partial(load_data, "mnist"), functools.partial(load_data, "fashion-mnist"), 4, 2_000, 10, 32,
         _TRAINING,
     ),
     "turned": Task(
-        "MNIST to MNIST turned by a quarter, FCN of 784-256-256-10", functools.partial(_fcn, 784, 256),
+        "MNIST to MNIST turned by a quarter, FCN of 784-256-256-10", functools.partial(fcn, 784, 256),
         functools.partial(load_data, "mnist"), functools.partial(_turned, "mnist"), 4, 2_000, 10, 32, _TRAINING,
     ),
     "halves": Task(
@@ -155,7 +159,7 @@ TASKS: dict[str, Task] = {
         2, 600, 3, 8,
     ),
     "quick": Task(
-        "digits to digits turned by a quarter", functools.partial(_fcn, 64, 32),
+        "digits to digits turned by a quarter", functools.partial(fcn, 64, 32),
         functools.partial(load_data, quick.DATA), functools.partial(_turned, quick.DATA), 2, 600, 8, 32,
         replace(_TRAINING, batch_size=32),
     ),

@@ -13,7 +13,6 @@ from torch import Tensor
 
 from rankfold.objectives import Classification, MultiLabel, Objective, Regression
 from rankfold.zoo.errors import ZooError
-from rankfold.zoo.split import held_indices
 from rankfold.zoo.texts.documents import readable
 from rankfold.zoo.texts.tables import columns, is_table, records
 
@@ -98,13 +97,6 @@ class Table:
 
     texts: Sequence[tuple[str, ...]]
     labels: Tensor | None = None
-
-    def some(self, count: int | None) -> Table:
-        """At most ``count`` of them, by lot: files are often in the order of their classes."""
-        if self.labels is None or count is None or count >= len(self.texts):
-            return self
-        chosen = held_indices(self.labels, len(self.texts), count)
-        return Table([self.texts[index] for index in chosen.tolist()], self.labels[chosen])
 
 
 def table(file: Path, answers: Answers) -> Table | None:
