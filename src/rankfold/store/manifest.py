@@ -77,6 +77,12 @@ def vouched(directory: Path) -> set[str]:
         return set()
 
 
+def saved_files(directory: Path) -> set[str]:
+    """What a save of rankfold's wrote in ``directory``, the manifest with it; nothing where there is none."""
+    found = vouched(directory)
+    return found | {MANIFEST} if found else found
+
+
 def _inside(name: Any) -> bool:
     """Whether it names a file in the directory or one level below it."""
     path = Path(str(name))

@@ -124,7 +124,7 @@ def fit(
             while run.epoch < recipe.epochs and stopped is None:
                 stopped = _epoch(setting, data, validation, run, progress)
             warning = team.shared(lambda: breakdown(model, run.start, run.epochs, run.best_epoch))
-            warning = " ".join(filter(None, (warning, run.lacking()))) or None
+            warning = "; ".join(filter(None, (warning, run.lacking()))) or None
             run.share_best()
         finally:
             run.restore_best()

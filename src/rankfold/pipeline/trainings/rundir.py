@@ -14,9 +14,11 @@ from rankfold.pipeline.trainings.config import ConfigError, TrainConfig, parse, 
 from rankfold.run.disk.container import FAULTS, read_object, said
 from rankfold.run.disk.files import write_atomically
 from rankfold.run.place import Place
+from rankfold.store import saved_files
 
 # What may differ between two commands that continue each other.
 FREE = ("out", "threads", "device", "download", "tensorboard")
+SMALL = "small"  # the network in its factors, where it was trained at low rank
 _OWN = ("result.json", "model.safetensors", "spectra.*", "checkpoint*", "metrics.jsonl", "config.yaml")
 
 
@@ -27,7 +29,8 @@ class TrainResult:
     `validation` and `test` are what the objective says, losses included; of classifiers `validation_accuracy` and the
     like are their parts. `best_epoch`: whose weights were kept, by validation; 0 is the start. The test split was seen
     once, by the end. `params` of the ordinary network, `trained_params` with all factors; `ranks` of layers that were
-    trained at low rank; `dlrt` and `way` are what was asked for, None where it was not.
+    trained at low rank, and `small` the directory with these in their factors, None where there are none; `dlrt` and
+    `way` are what was asked for, None where it was not.
     `seconds`: of all epochs. `warning`: a sentence if training broke down (None: it did not).
     """
 
@@ -49,6 +52,7 @@ class TrainResult:
     warning: str | None
     directory: str
     ranks: Mapping[str, int] = field(default_factory=dict)
+    small: str | None = None
     dlrt: Mapping[str, Any] | None = None
     way: Mapping[str, Any] | None = None
 
@@ -87,7 +91,7 @@ class TrainResult:
     @classmethod
     def from_state(cls, values: Mapping[str, Any]) -> TrainResult:
         """From `state`, or from what the first release wrote, of a classifier; KeyError and TypeError if damaged."""
-        values = {"ranks": {}, "dlrt": None, "way": None} | dict(values)  # of runs from before there were any
+        values = {"ranks": {}, "small": None, "dlrt": None, "way": None} | dict(values)  # of runs from before them
         own = {key: values[key] for key in (field.name for field in fields(cls)) if key not in ("validation", "test")}
         scores = values.get("scores") or {
             part: {"accuracy": values[f"{part}_accuracy"], "loss": values[f"{part}_loss"], "count": 0}
@@ -104,6 +108,8 @@ def forget(place: Path) -> None:
             file.unlink()
     for file in (place / "tensorboard").glob("events.out.*"):
         file.unlink()
+    for name in sorted(saved_files(place / SMALL)):
+        (place / SMALL / name).unlink(missing_ok=True)
 
 
 def read_result(place: Path) -> TrainResult | None:
@@ -116,7 +122,8 @@ def read_result(place: Path) -> TrainResult | None:
     except (OSError, ValueError) as error:
         raise ConfigError(str(error)) from None
     try:
-        return TrainResult.from_state(values | {"directory": str(place)})
+        small = values.get("small") and str(place / SMALL)  # it may have been moved
+        return TrainResult.from_state(values | {"directory": str(place), "small": small})
     except FAULTS as error:
         raise ConfigError(f"{file}: damaged ({said(error)}): --restart replaces the run") from None
 

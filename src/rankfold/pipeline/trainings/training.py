@@ -6,6 +6,7 @@ import itertools
 import os
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
+from dataclasses import replace
 from pathlib import Path
 
 import torch
@@ -13,8 +14,10 @@ from torch import nn
 
 from rankfold.induce import dlrt_, fold_, overparametrize_
 from rankfold.induce.places import ranks_of, trained_numbers
+from rankfold.objectives import Inferred
 from rankfold.pipeline.trainings.config import ConfigError, TrainConfig
-from rankfold.pipeline.trainings.rundir import PLACE, TrainResult, finished, read_result, write_result
+from rankfold.pipeline.trainings.factored import save_factored
+from rankfold.pipeline.trainings.rundir import PLACE, SMALL, TrainResult, finished, read_result, write_result
 from rankfold.record import SpectrumRecorder
 from rankfold.run.disk.container import packed
 from rankfold.run.disk.files import write_atomically
@@ -29,8 +32,9 @@ def train(config: TrainConfig, *, restart: bool = False, tell: Tell | None = Non
     """Train what `config` asks for and leave the finished run in `config.out`.
 
     There: `config.yaml`, `metrics.jsonl` (a line for each epoch), `checkpoint*`, `model.safetensors` (the ordinary
-    network, folded, of the best epoch on the validation split), `result.json`, and, where asked for,
-    `spectra.{safetensors,csv,svg}` and `tensorboard/`. Each file is whole or absent; `result.json` comes last. The same
+    network, folded, of the best epoch on the validation split), `small/` (the same network in its factors, where it was
+    trained at low rank), `result.json`, and, where asked for, `spectra.{safetensors,csv,svg}` and `tensorboard/`. Each
+    file is whole or absent; `result.json` comes last. The same
     call resumes an interrupted run and computes, on the same machine with the same number of threads, the same
     weights; a finished one is only read back. Under torchrun every process makes this call; the first alone writes.
 
@@ -66,7 +70,7 @@ def _trained(config: TrainConfig, device: torch.device, tell: Tell, team: Team) 
     if ranks:
         tell.say(f"ranks: {', '.join(f'{name} {rank}' for name, rank in ranks.items())}")
     fold_(model)
-    return team.shared(lambda: _delivered(config, model, data, history, teacher, size, ranks, team))
+    return team.shared(lambda: _delivered(config, model, data, history, teacher, size, ranks, team, tell))
 
 
 def built(config: TrainConfig, data: Data) -> nn.Module:
@@ -221,10 +225,12 @@ def _delivered(
     trained: int,
     ranks: dict[str, int],
     team: Team,
+    tell: Tell,
 ) -> TrainResult:
     """The only place that sees the test split."""
     place, asked = Path(config.out), config.to_dict()
-    chosen = choose(model, data.train, config.objective or data.objective).objective
+    judged = choose(model, data.train, config.objective or data.objective)
+    chosen = judged.objective
     validation = evaluate(model, data.validation, role="validation", objective=chosen, teacher=teacher)
     test = evaluate(model, data.test, role="test", objective=chosen, teacher=teacher)
     result = TrainResult(
@@ -250,8 +256,22 @@ def _delivered(
         way=asked.get("way"),
     )
     _save(model, place)
+    if ranks and _save_small(config, model, ranks, data, judged, place, tell):
+        result = replace(result, small=str(place / SMALL))
     write_result(place, result)
     return result
+
+
+def _save_small(
+    config: TrainConfig, model: nn.Module, ranks: dict[str, int], data: Data, judged: Inferred, place: Path, tell: Tell
+) -> bool:
+    """Whether the factors are saved too; what stands in the way is said, for the training itself is done."""
+    tucker = config.dlrt is not None and config.dlrt.convolutions == "tucker"
+    try:
+        return save_factored(model, ranks, tucker, place / SMALL, config.model, data, judged)
+    except (ValueError, OSError) as error:
+        tell.say(f"not saved in factors ({error}); the ordinary network is in {place / 'model.safetensors'}")
+        return False
 
 
 def _save(model: nn.Module, place: Path) -> None:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import os
 import time
-from math import ceil
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -104,7 +103,9 @@ def print_result(result: TrainResult) -> None:
     judged = result.validation.judged
     factored = result.depth > 1 or result.ranks
     composed = f", {count(result.trained_params)} in factors while training" if factored else ""
-    how = "low rank from the first step" if result.ranks else f"depth {result.depth}"
+    how = f"depth {result.depth}"
+    if result.ranks:
+        how = "low rank from the first step" if result.way is None else f"low rank by {result.way['name']}"
     rows = [
         (f"validation {judged.name}", f"{judged.text}, of epoch {result.best_epoch}"),
         (f"test {judged.name}", result.test.judged.text),
@@ -116,6 +117,10 @@ def print_result(result: TrainResult) -> None:
         print(f"warning: {result.warning}")
     weights = Path(result.directory) / "model.safetensors"
     print(f"\nmodel: {weights}")
-    kept = ceil(100 * result.trained_params / result.params) / 100 if result.ranks else 0.5
-    budget = f"params={kept if kept < 1 else 0.5:g}"
-    print(f"next: rankfold compress {result.model} --weights {weights} --data {result.data} --budget {budget} -o small")
+    if result.small is not None:
+        print(f"small: {result.small}, the same network in its factors")
+        code = f" --model {result.model}" if ":" in result.model else ""
+        print(f"next: rankfold export {result.small}{code} --to onnx -o small.onnx")
+        return
+    asked = f"{result.model} --weights {weights} --data {result.data}"
+    print(f"next: rankfold compress {asked} --budget params=0.5 -o small")
