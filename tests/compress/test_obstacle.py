@@ -9,6 +9,7 @@ import torch
 from torch import nn
 
 import rankfold as rf
+from rankfold.compress.planning import profiling
 from rankfold.sites import Names
 
 
@@ -138,3 +139,40 @@ def test_where_nothing_is_in_the_way_the_smallest_ranks_are():
     assert "more layers" not in said
     with_energy = refused(model, ["params=0.3", "energy=0.99999"], data)
     assert "Linear (0, …)" in with_energy
+
+
+@pytest.mark.parametrize("method", ["project", "truncate", "tucker", "sequential"])
+@pytest.mark.parametrize("budget", ["params=0.01", "flops=0.005", "bytes=0.01", ["params=0.01", "flops=0.9"]])
+def test_it_is_refused_before_anything_is_measured_with_advice_that_holds(method, budget, monkeypatch):
+    """What layers cost at their smallest is known from shapes, the biases that a method may add among it."""
+    torch.manual_seed(0)
+    model = nn.Sequential(
+        nn.Conv2d(3, 16, 3, bias=False), nn.ReLU(), nn.Conv2d(16, 32, 3, bias=False), nn.ReLU(), nn.Flatten(),
+        nn.Linear(32 * 16, 40, bias=False), nn.ReLU(), nn.Linear(40, 4),
+    ).eval()  # fmt: skip
+    data, measured = torch.randn(64, 3, 8, 8), []
+    monkeypatch.setattr(profiling, "_measured", _counting(profiling._measured, measured))
+    said = refused(model, budget, data, method=method)
+    assert not measured
+    (advice,) = re.findall(r"(\w+=0\.\d+) is the smallest", said)
+    kind, share = advice.split("=")
+    reached = rf.plan(model, advice, method, data)
+    assert getattr(reached.after, kind) <= float(share) * getattr(reached.before, kind)
+    assert len(measured) == 1
+
+
+def _counting(function, calls: list):
+    def counted(*args, **more):
+        calls.append(function)
+        return function(*args, **more)
+
+    return counted
+
+
+def test_energy_and_size_together_are_refused_after_decomposing(monkeypatch):
+    """How much energy small ranks keep is not known before, and advice without it would lead to the next error."""
+    torch.manual_seed(0)
+    model, measured = nn.Sequential(nn.Linear(32, 32), nn.ReLU(), nn.Linear(32, 32)).eval(), []
+    monkeypatch.setattr(profiling, "_measured", _counting(profiling._measured, measured))
+    refused(model, ["energy=0.999", "params=0.3"], torch.randn(64, 32))
+    assert len(measured) == 1

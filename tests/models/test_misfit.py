@@ -19,7 +19,17 @@ CASES = {
     "channels": (nn.BatchNorm1d(7), torch.randn(4, 8), "takes 7 channels in the second axis"),
     "recurrent": (nn.LSTM(5, 8), torch.randn(4, 3, 6), "takes 5 values in the last axis"),
     "attention": (nn.TransformerEncoderLayer(8, 2, 16), torch.randn(4, 3, 6), "takes 8 values in the last axis"),
-    "integers": (nn.Linear(6, 3), IDS, "takes floating-point numbers, 6 in the last axis"),
+    "images of bytes": (
+        nn.Conv2d(1, 2, 3),
+        torch.zeros(2, 1, 5, 5, dtype=torch.uint8),
+        "takes (samples, 1 channels, size, size), of floating-point numbers, and was given 2×1×5×5 of uint8",
+    ),
+    "whole numbers into a normalisation": (
+        nn.BatchNorm1d(6),
+        IDS,
+        "takes 6 channels in the second axis, of floating-point",
+    ),
+    "integers": (nn.Linear(6, 3), IDS, "takes 6 values in the last axis, of floating-point numbers"),
 }
 
 

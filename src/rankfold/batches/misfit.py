@@ -13,6 +13,7 @@ _SETTINGS = (
     "num_embeddings", "in_channels", "kernel_size", "num_features", "normalized_shape", "in_features", "input_size",
     "embed_dim",
 )  # fmt: skip
+_REAL = ", of floating-point numbers"
 _FAULTS = (RuntimeError, IndexError, ValueError, TypeError, AssertionError)
 
 
@@ -64,6 +65,8 @@ def misfit(named: Named, error: BaseException) -> str:
     axes = len(size) if isinstance(size, tuple) else 0
     alone = ", with a batch axis (a list is one of batches: torch.stack its samples)" * (x.dim() < 2 + axes)
     told = f"give inputs like those the network was trained on{alone}"
+    if takes.endswith(_REAL):
+        told += " (x.float(), scaled as they were in training)"
     return f"{title} takes {takes}, and was given {shape} of {kind}: {told}"
 
 
@@ -90,27 +93,29 @@ def _takes(module: nn.Module, x: Tensor) -> str:
         return ""
     settings: dict[str, Any] = {name: getattr(module, name, None) for name in _SETTINGS}
     size, channels, ids = settings["kernel_size"], settings["in_channels"], settings["num_embeddings"]
+    whole = not (x.is_floating_point() or x.is_complex())
     if isinstance(ids, int):
-        whole = not (x.is_floating_point() or x.is_complex())
         fits = whole and (x.is_meta or not x.numel() or (int(x.min()) >= 0 and int(x.max()) < ids))
         return "" if fits else f"whole numbers from 0 to {ids - 1}"
     if isinstance(channels, int) and isinstance(size, tuple):
         axes = len(size)
         fits = x.dim() in (axes + 1, axes + 2) and x.shape[-axes - 1] == channels
-        return "" if fits else f"(samples, {channels} channels{', size' * axes})"
+        return _numbers(fits, whole, f"(samples, {channels} channels{', size' * axes})")
     if isinstance(settings["num_features"], int):
         count = settings["num_features"]
-        return "" if x.dim() > 1 and x.shape[1] == count else f"{count} channels in the second axis"
+        return _numbers(x.dim() > 1 and x.shape[1] == count, whole, f"{count} channels in the second axis")
     if isinstance(settings["normalized_shape"], tuple):
         last = settings["normalized_shape"]
-        return "" if tuple(x.shape[-len(last) :]) == last else f"{'×'.join(map(str, last))} values in the last axes"
+        fits = tuple(x.shape[-len(last) :]) == last
+        return _numbers(fits, whole, f"{'×'.join(map(str, last))} values in the last axes")
     if isinstance(settings["input_size"], int) and 0 in x.shape[:-1]:
         return "sequences of at least one step"
     for width in (settings["in_features"], settings["input_size"], settings["embed_dim"]):
         if isinstance(width, int):
-            if not x.dim() or x.shape[-1] != width:
-                return f"{width} values in the last axis"
-            return (
-                "" if x.is_floating_point() or x.is_complex() else f"floating-point numbers, {width} in the last axis"
-            )
+            return _numbers(bool(x.dim()) and x.shape[-1] == width, whole, f"{width} values in the last axis")
     return ""
+
+
+def _numbers(fits: bool, whole: bool, words: str) -> str:
+    """What a layer takes that computes with real numbers, where the shape does not fit, or whole numbers came."""
+    return "" if fits and not whole else words + _REAL * (fits and whole)

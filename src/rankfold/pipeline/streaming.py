@@ -23,9 +23,11 @@ from rankfold.compress.methods import method_named
 from rankfold.compress.methods.method import fits_layers
 from rankfold.compress.planning.plan import Plan
 from rankfold.compress.planning.profile import Calibration
-from rankfold.compress.planning.profiling import profile
+from rankfold.compress.planning.profiling import profiled
+from rankfold.compress.planning.reachable import refused_early
 from rankfold.compress.ranks.asked import parsed
 from rankfold.compress.ranks.budget import Budget, Latency
+from rankfold.compress.ranks.rules import rule_named
 from rankfold.linalg.brief import brief
 from rankfold.objectives import CausalLanguageModel, Evaluation, Objective, Teacher
 from rankfold.observe import PAGES, Pages
@@ -298,10 +300,11 @@ class _Job:
         pages.watched = list(batches_of(split, needs.batch, WATCHED))
         how = Calibration(self.samples, needs.batch, getattr(self.data, "name", ""), memory=needs.moments)
         how = replace(how, distributed=self.team.size > 1)
-        known = profile(
+        known = profiled(
             self.root, self.calibration, method=self.settings.method, objective=self.objective,
             where=self.settings.where, forms=self.settings.forms, calibration=how,
             directory=fits, progress=self.tell.progress,
+            check=refused_early(self.budgets, rule_named(self.settings.rule)),
         )  # fmt: skip
         plan = known.plan(self.budgets, self.settings.rule, progress=self.tell.progress)
         self.tell.say(f"plan: {summary(plan)}")

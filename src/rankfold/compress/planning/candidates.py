@@ -159,10 +159,7 @@ def decompose(
         if known is not None and known.parts is None and known.moments.count < _FEW * known.moments.size:
             known, note = None, "truncated without data, as there is only one sample of it"
         made: dict[Form, tuple[Decomposition | None, Forecast | None, float]] = {}  # forms may share one
-        offered = site.forms - {Form.KEEP, Form.DENSE}
-        if fits_layers(method):  # "all" names them too
-            offered = frozenset(form for form in offered if not form.over_base)
-        forms = sorted(form for form in offered if form.decomposed in method.forms)
+        forms = forms_by(method, site)
         if forms:
             check_finite([(site, site.weight(root), site.bias(root))])
         group = found.candidates[site.name] = []
@@ -190,6 +187,14 @@ def decompose(
                 group.append(Candidate(site, form, decomposition, carries, forecast, said, ridge))
         progress("decomposing", done + 1, len(every))
     return replace(found, count=counts[0], weighed=counts[1])
+
+
+def forms_by(method: Method, site: Site | Joint) -> list[Form]:
+    """The forms in which ``method`` can factor a site."""
+    offered = site.forms - {Form.KEEP, Form.DENSE}
+    if fits_layers(method):  # "all" names them too
+        offered = frozenset(form for form in offered if not form.over_base)
+    return sorted(form for form in offered if form.decomposed in method.forms)
 
 
 def _idle(experts: Sequence[int]) -> str:

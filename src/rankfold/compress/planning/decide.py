@@ -104,6 +104,14 @@ def _decided(known: Profile, budget: Any, rule: str | RankRule) -> tuple[Plan, C
     return asked.plan({}), asked.plan
 
 
+def check_reachable(known: Profile, budgets: Sequence[Budget], rule: RankRule) -> None:
+    """``BudgetError`` where the cheapest candidates of ``known`` together are beyond one of the budgets."""
+    flat = [candidate for group in known.candidates.values() for candidate in group]
+    asked = _Asked(known, tuple(budgets), rule, relative_energy(flat), "")
+    if asked.asked:
+        asked.check(asked.choices({}), asked.limits)
+
+
 def _time(known: Profile, budgets: Sequence[Budget]) -> None:
     """What every candidate takes, once for each batch size and phase that a budget names: from the machine's table, or
     measured."""
@@ -258,16 +266,21 @@ class _Asked:
         if not self.asked:  # only energies or ranks were asked: the cheapest that satisfies them
             alone = {name: group for name, group in choices.items() if not isinstance(self.known.sites[name], Joint)}
             return {name: min(group, key=lambda o: (o.costs, o.loss)) for name, group in alone.items()}
-        names = [each.describe() for each in self.asked]
-        if self._of_sites:
-            names = [f"{b.kind} ≤ {b.keep:g} of the layers that can be factored" for b in resources(self.budgets)]
-        check_feasible(self._apart(choices), limits, names, partial(self._obstacle, choices))
+        names = self.check(choices, limits)
         picked = self.rule.choose(choices, limits, self.known)
         groups = [each for each in self.known.sites.joint if each.name in picked]
         taken = {name for each in groups for name in each.names}
         left = {each.name for each in self.known.sites.joint} - {each.name for each in groups} | taken
         offered = {name: group for name, group in choices.items() if name not in left}
         return check_picked(self.rule.name, picked, offered, limits, names)
+
+    def check(self, choices: Choices, limits: tuple[float, ...]) -> list[str]:
+        """The names of what bounds the cost; ``BudgetError`` where one of them alone excludes every choice."""
+        names = [each.describe() for each in self.asked]
+        if self._of_sites:
+            names = [f"{b.kind} ≤ {b.keep:g} of the layers that can be factored" for b in resources(self.budgets)]
+        check_feasible(self._apart(choices), limits, names, partial(self._obstacle, choices))
+        return names
 
     def _apart(self, choices: Choices) -> Choices:
         """The choices, where those of a group and of its members are one: what each resource takes at least."""

@@ -16,7 +16,8 @@ from rankfold.compress.planning.choice import Forms, asked_forms
 from rankfold.compress.planning.decide import checked_names
 from rankfold.compress.planning.plan import Plan
 from rankfold.compress.planning.profile import Calibration
-from rankfold.compress.planning.profiling import profile
+from rankfold.compress.planning.profiling import profiled
+from rankfold.compress.planning.reachable import refused_early
 from rankfold.compress.ranks.asked import parsed
 from rankfold.compress.ranks.budget import Budget, Ranks
 from rankfold.compress.ranks.rules import Iterative, RankRule, rule_named
@@ -67,7 +68,8 @@ def plan(
         A ``Plan``; nothing is changed before ``apply_``.
 
     Raises:
-        BudgetError: nothing fits; names what stands in the way and the smallest budget that can be met.
+        BudgetError: nothing fits; names what stands in the way and the smallest budget that can be met, before anything
+            is measured where shapes alone tell it.
         ClaimError: another job works in ``directory``.
         ValueError: as in ``rankfold.profile``.
 
@@ -97,9 +99,9 @@ def plan(
     if directory is not None and data is not None:
         place = Path(directory) / _digest(root, sites(root, where), data, method, rule, how, forms)
     with _held(None if place is None or not fits_layers(method) else Path(directory or ""), how):
-        known = profile(
+        known = profiled(
             root, data, method=method, objective=objective, example=example, where=where, forms=forms, calibration=how,
-            directory=place, progress=progress,
+            directory=place, progress=progress, check=refused_early(budgets, rule),
         )  # fmt: skip
         return known.plan(budgets, rule)
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import suppress
 from dataclasses import replace
 from pathlib import Path
@@ -98,6 +98,27 @@ def profile(
         >>> [known.plan(f"params={share}").after.params <= share * 676 for share in (0.8, 0.5)]
         [True, True]
     """
+    return profiled(
+        model, data, method=method, objective=objective, example=example, where=where, forms=forms,
+        calibration=calibration, directory=directory, progress=progress,
+    )  # fmt: skip
+
+
+def profiled(
+    model: nn.Module,
+    data: Any,
+    *,
+    method: str | Method,
+    objective: Objective | str | None = None,
+    example: Any = None,
+    where: Any = None,
+    forms: Forms | None = None,
+    calibration: Calibration | None = None,
+    directory: str | Path | None = None,
+    progress: Progress | None = None,
+    check: Callable[[Profile], None] = lambda known: None,
+) -> Profile:
+    """As ``profile``; ``check`` may refuse what is counted, before anything is measured."""
     from rankfold.compress.methods import method_named
 
     root, tell = unwrap(model), progress or (lambda what, done, total: None)
@@ -122,28 +143,24 @@ def profile(
         counted, traced = _counted(root, first, drawn=example is None, found=found)
         found = _heard(root, first, traced.kept(found))
         found, apart = _grouped(root, found, traced, method, forms)
+        with opened(root):
+            sizes = {site.name: site.weight(root).element_size() for site in found}
+        calls = {**traced.calls, **{each.name: traced.calls[each.names[0]] for each in found.joint}}
+        sizes |= {each.name: sizes[each.names[0]] for each in found.joint}
+        about: dict[str, Any] = {
+            "counter": Counter(calls, counted, sizes), "cost": Cost(params, traced.flops // counted, size),
+            "flops": traced.flops, "notes": (*traced.notes, *apart), "fingerprint": mark, "example": first,
+            "data": data, "directory": None if directory is None else Path(directory),
+        }  # fmt: skip
+        about |= {"objective": objective, "model": root, "tell": tell}
+        check(Profile(found, method, {}, calibration=calibration, samples=0, **about))
         calibration = calibration.bounded(found, method, objective)
         statistics = _earlier(method, calibration, mark)
         with opened(root), steady(calibration.memory), calibration.team(root.parameters()) as team:
-            sizes = {site.name: site.weight(root).element_size() for site in found}
-            sizes |= {each.name: sizes[each.names[0]] for each in found.joint}
             seen = replace(calibration.of(data), team=team)
             known = _measured(root, found, method, seen, statistics, objective, directory, tell)
     give_back()
-    return replace(
-        known,
-        counter=Counter(
-            {**traced.calls, **{each.name: traced.calls[each.names[0]] for each in found.joint}}, counted, sizes
-        ),
-        cost=Cost(params, traced.flops // counted, size),
-        flops=traced.flops,
-        notes=(*traced.notes, *apart),
-        fingerprint=mark,
-        calibration=calibration,
-        example=first,
-        data=data,
-        directory=None if directory is None else Path(directory),
-    )
+    return replace(known, calibration=calibration, **about)
 
 
 def _grouped(

@@ -15,8 +15,10 @@ from rankfold.compress.methods import method_named
 from rankfold.compress.methods.method import Method, fits_layers
 from rankfold.compress.planning.plan import Plan, decisions
 from rankfold.compress.planning.profile import Calibration, Profile
-from rankfold.compress.planning.profiling import profile
+from rankfold.compress.planning.profiling import profiled
+from rankfold.compress.planning.reachable import refused_early
 from rankfold.compress.ranks.budget import Budget
+from rankfold.compress.ranks.rules import rule_named
 from rankfold.compress.repair.batchnorm import Reference
 from rankfold.costs import Example
 from rankfold.objectives import Inferred
@@ -124,10 +126,11 @@ class Planner:
         how = Calibration(samples, name=getattr(self.data, "name", ""), memory=memory)
         counted = made is not None and fits_layers(method)
         fits = None if self.directory is None else self.directory / "run" / "fits"
-        known = profile(
+        known = profiled(
             self.model, None if counted else calibration, method="truncate" if counted else method, objective=chosen,
             example=example, where=self.settings.where, forms=self.settings.forms, calibration=how, directory=fits,
             progress=self.tell.progress,
+            check=refused_early(() if made is not None else self.budgets, rule_named(self.settings.rule)),
         )  # fmt: skip
         if kept is not None:
             known.save(kept)
