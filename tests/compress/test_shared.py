@@ -280,6 +280,23 @@ def test_the_shared_product_runs_once_without_gradients_and_for_each_layer_with_
         torch.testing.assert_close(net(data), once, rtol=0, atol=0)
 
 
+def test_frozen_layers_record_nothing_and_share_the_product(small, data):
+    """Also with gradients enabled, as without no_grad; not where the input or an adapter wants some."""
+    net = copy.deepcopy(small).requires_grad_(False)
+    first, seen = counted(net)
+    assert torch.equal(net(data), small(data))
+    assert len(seen) == 1
+    x = torch.randn(5, first.in_features, requires_grad=True)
+    group = [m for m in net.modules() if getattr(m, "members", 1) > 1 and m.first is first]
+    sum(layer(x).sum() for layer in group).backward()
+    assert x.grad is not None
+    assert len(seen) == 1 + first.members
+    first.down.register_parameter("adapter", nn.Parameter(torch.zeros(1)))
+    for layer in group:
+        layer(x.detach())
+    assert len(seen) == 1 + 2 * first.members
+
+
 def test_a_product_is_remembered_for_the_very_same_numbers_alone(small):
     net = copy.deepcopy(small)
     first, seen = counted(net)

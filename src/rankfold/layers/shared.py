@@ -87,7 +87,7 @@ class SharedFirst(Shared):
         Where gradients are recorded, while torch compiles, exports or traces, within transforms of ``torch.func`` and
         in inference mode, where a change of the input would not be seen, each computes it for itself; compilers then
         merge equal products."""
-        if self.members < 2 or not _can_remember(input):
+        if self.members < 2 or not _can_remember(input, self.down):
             return self.down(input)
         return self.kept.product(self.down, input, number, self.members)
 
@@ -158,9 +158,12 @@ def _key(x: Tensor, down: nn.Linear) -> Any:
     )  # fmt: skip
 
 
-def _can_remember(x: Tensor) -> bool:
+def _can_remember(x: Tensor, down: nn.Module) -> bool:
     traced = torch.compiler.is_compiling() or torch.jit.is_tracing() or torch._C._are_functorch_transforms_active()
-    return not (traced or torch.is_grad_enabled()) and type(x) in (Tensor, nn.Parameter) and not x.is_inference()
+    if traced or type(x) not in (Tensor, nn.Parameter) or x.is_inference():
+        return False
+    recorded = x.requires_grad or any(parameter.requires_grad for parameter in down.parameters())
+    return not (recorded and torch.is_grad_enabled())
 
 
 def join_(layer: Any, first: Any, number: int, members: int) -> None:
