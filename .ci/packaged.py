@@ -14,5 +14,5 @@ source = {
 }
 if wheel != source:
     sys.exit(f"missing in the wheel: {sorted(source - wheel)}; foreign to the package: {sorted(wheel - source)}")
-if not {"rankfold/py.typed", "rankfold/report/report.html.j2", "rankfold/report/budget.js"} <= wheel:
+if not {"rankfold/py.typed", "rankfold/report/pages/report.html.j2", "rankfold/report/pages/budget.js"} <= wheel:
     sys.exit("templates or the mark of types are not where they are read from")

@@ -15,7 +15,7 @@ from rankfold.report.values import LayerRow, Offer, OfferedLayer, ReportData
 
 def script() -> Markup:
     """The script of the page, word for word: its digest is what the page allows to run."""
-    return Markup(files("rankfold.report").joinpath("budget.js").read_text(encoding="utf-8"))
+    return Markup(files("rankfold.report").joinpath("pages", "budget.js").read_text(encoding="utf-8"))
 
 
 def digest(text: str) -> str:

@@ -62,7 +62,7 @@ def render_compared(results: Sequence[Compared]) -> str:
     """The page: style, picture and one script inside, nothing fetched; text is escaped."""
     environment = templates()
     environment.filters |= {"percent": quantities.percent, "decimal": quantities.decimal}
-    script = Markup(files("rankfold.report").joinpath("compare.js").read_text(encoding="utf-8"))
+    script = Markup(files("rankfold.report").joinpath("pages", "compare.js").read_text(encoding="utf-8"))
     marks = [(MARKS[i % len(MARKS)], i % len(SERIES) + 1) for i in range(len(results))]
     return environment.get_template("compare.html.j2").render(
         results=list(zip(results, marks, strict=True)),

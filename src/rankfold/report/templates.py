@@ -13,6 +13,6 @@ def templates() -> Environment:
     from jinja2 import Environment, PackageLoader, StrictUndefined  # short commands draw no page
 
     return Environment(
-        loader=PackageLoader("rankfold.report", "."), autoescape=True, undefined=StrictUndefined, trim_blocks=True,
+        loader=PackageLoader("rankfold.report", "pages"), autoescape=True, undefined=StrictUndefined, trim_blocks=True,
         lstrip_blocks=True,
     )  # fmt: skip
