@@ -143,7 +143,7 @@ def test_a_run_interrupted_after_the_search_takes_its_plan_and_judges_a_changed_
 
 
 def test_what_is_wrong_is_refused_before_anything_is_measured(monkeypatch):
-    monkeypatch.setattr("rankfold.pipeline.compression.planned.profile", None)
+    monkeypatch.setattr("rankfold.pipeline.compression.planned.profiled", None)
     part = SimpleNamespace(train=digits().train, validation=None, test=None)
     with pytest.raises(ValueError, match=r"validation data: .* not a NoneType"):
         compress(tiny(), part, settings=ASKED)

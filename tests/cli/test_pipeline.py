@@ -100,7 +100,7 @@ def test_what_was_saved_computes_the_same(finished):
 
 def test_the_same_call_reads_a_finished_run_back(finished, monkeypatch):
     network, result, directory = finished
-    monkeypatch.setattr(planned_module, "profile", None)
+    monkeypatch.setattr(planned_module, "profiled", None)
     again = compress(network, digits(), "flops=0.2", settings=TUNED, directory=directory)
     assert again.to_dict() == result.to_dict()
     assert again.before.latencies == result.before.latencies
@@ -153,7 +153,7 @@ def test_restart_replaces_a_run_and_nothing_else(tmp_path, monkeypatch):
     network = tiny()
     compress(network, digits(), "flops=0.5", settings=QUICK, directory=tmp_path)
     (tmp_path / "notes.txt").write_text("mine")
-    monkeypatch.setattr(planned_module, "profile", None)
+    monkeypatch.setattr(planned_module, "profiled", None)
     with pytest.raises(TypeError):
         compress(network, digits(), "flops=0.2", settings=QUICK, directory=tmp_path, restart=True)
     monkeypatch.undo()
@@ -185,7 +185,7 @@ def test_an_interrupted_run_goes_on_and_ends_with_the_very_same_weights(tmp_path
     with pytest.raises(KeyboardInterrupt):
         compress(network, digits(), "flops=0.2", settings=TUNED, directory=tmp_path, tell=Tell(say=stop))
     assert not (tmp_path / "result.json").exists()
-    monkeypatch.setattr(planned_module, "profile", None)  # the plan is not made again
+    monkeypatch.setattr(planned_module, "profiled", None)  # the plan is not made again
     said.clear()
     result = compress(network, digits(), "flops=0.2", settings=TUNED, directory=tmp_path, tell=Tell(say=said.append))
     assert not any("epoch 1 of 3" in sentence for sentence in said)

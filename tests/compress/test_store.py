@@ -358,6 +358,23 @@ def test_numbers_of_another_kind_are_refused_even_with_the_right_hash(saved, flo
     refused(saved, f"{name} is {str(kind).removeprefix('torch.')}, and the model needs {needed}")
 
 
+@pytest.mark.parametrize("wrong", [-4, 12, None])
+def test_orders_that_are_none_are_refused_even_with_the_right_hash(tmp_path, wrong):
+    """Rows that a pivoted layer does not have would be read from memory of others, or twice."""
+    from safetensors.torch import load_file
+
+    model = network()
+    plan = rf.plan(model, "params=0.8", "truncate", [TOKENS], forms=["pivoted"], where="body")
+    directory = rf.save(rf.apply_(model, plan), plan, tmp_path / "model")
+    state = load_file(directory / "model.safetensors")
+    order = state["body.up.order"]
+    order[0] = order[1] if wrong is None else wrong
+    content = packed(state, metadata((directory / "model.safetensors").read_bytes()))
+    (directory / "model.safetensors").write_bytes(content)
+    lie(directory, lambda m: m["files"].update({"model.safetensors": sha256(content)}))
+    refused(directory, "body.up.order must name 12 different rows from 0 to 11, and does not")
+
+
 def test_a_plan_that_is_none_is_refused_even_with_the_right_hash(saved):
     (saved / "plan.json").write_bytes(b"{}")
     lie(saved, lambda m: m["files"].update({"plan.json": sha256(b"{}")}))

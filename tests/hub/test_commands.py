@@ -285,7 +285,7 @@ def test_another_budget_takes_the_profile_of_an_earlier_run(place, monkeypatch):
     assert "--profile measured" in failed(*asked, "params=0.8", "-o", "measured")
     fresh = succeeded(*asked, "params=0.8", "-o", "fresh")
     with monkeypatch.context() as patched:
-        patched.setattr(planned, "profile", None)  # nothing is measured
+        patched.setattr(planned, "profiled", None)  # nothing is measured
         again = succeeded(*asked, "params=0.8", "-o", "again", "--profile", "measured")
         assert succeeded(*asked, "params=0.8", "-o", "thrice", "--profile", "again/run/profile.safetensors")
     counted = ("perplexity", "kl", "params")

@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 import torch
 from networks import network
-from safetensors.torch import load_file
+from safetensors.torch import load_file, save_file
 from torch import nn
 
 import rankfold as rf
@@ -239,6 +239,12 @@ def damaged(folder: Path, what: str) -> None:
         for path in folder.glob("model*"):
             path.unlink()
         (folder / "pytorch_model.bin").write_bytes(b"")
+    elif what == "order":
+        for path in folder.glob("*.safetensors"):
+            state = load_file(path)
+            for name in [name for name in state if name.endswith(".order")]:
+                state[name][0] = -1
+            save_file(state, path, {"format": "pt"})
     else:
         config = json.loads((folder / "config.json").read_text())
         site = next(iter(config["quantization_config"]["sites"]))
@@ -256,11 +262,12 @@ def damaged(folder: Path, what: str) -> None:
     [
         ("cut", "damaged or cut short"), ("gone", "a part of the model is missing"), ("index", "damaged"),
         ("outside", "files outside its folder"), ("pickle", "save the model as"), ("form", "no form named 'woven'"),
+        ("order", "up.order must name"),
         ("rank", "stored as factored of rank 99"), ("lacking", "no form named None"), ("name", "has no such layer"),
     ],
 )  # fmt: skip
 def test_a_damaged_folder_is_told_in_one_line(what, said, tmp_path):
-    _, _, small, _ = compressed("llama")
+    _, _, small, _ = compressed("llama", Form.PIVOTED if what == "order" else Form.FACTORED)
     small.save_pretrained(tmp_path, max_shard_size="20KB")
     rf.hub.opened(tmp_path)
     damaged(tmp_path, what)
@@ -300,7 +307,7 @@ def test_a_model_of_another_quantiser_is_refused_before_anything_is_measured(tmp
 
     original, batch, *_ = compressed("llama")
     original.hf_quantizer = type("Other", (), {"quantization_config": type("C", (), {"quant_method": "gguf"})()})()
-    monkeypatch.setattr("rankfold.pipeline.compression.planned.profile", measured)
+    monkeypatch.setattr("rankfold.pipeline.compression.planned.profiled", measured)
     with pytest.raises(rf.StoreError, match=r"quantizer 'gguf'.*take quantization_config out of its config\.json"):
         compress(original, ([inputs(batch)],) * 2, "params=0.8", directory=tmp_path / "out")
     assert not list(tmp_path.iterdir())

@@ -24,6 +24,7 @@ from transformers.utils.quantization_config import QuantizationConfigMixin
 from rankfold.hub.drawn import drawn_, spare_
 from rankfold.hub.errors import HubError
 from rankfold.hub.whole import drop_pooler_, refuse_random
+from rankfold.layers.pivoted import misplaced
 from rankfold.layers.shared import join_
 from rankfold.run.disk.container import checked
 from rankfold.run.disk.pretrained import METHOD
@@ -106,6 +107,8 @@ class RankfoldQuantizer(HfQuantizer):
         model.is_quantized = False
         vars(model).pop(_SORT_OUT, None)
         drawn_(model)
+        if said := misplaced(model, model.state_dict(keep_vars=True)):
+            raise HubError(f"{said}: the weights are damaged, or were made by another program: save the model again")
         for module in model.modules():
             vars(getattr(module, "config", None) or self).pop("_is_quantized", None)
         return model

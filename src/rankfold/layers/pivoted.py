@@ -6,6 +6,7 @@ layer gives is then put into the order that the dense layer has.
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -58,6 +59,20 @@ class Completion(nn.Module):
 
     def extra_repr(self) -> str:
         return f"rows={self.groups * self.rank}, outputs={self.out_features}, bias={self.bias is not None}"
+
+
+def misplaced(root: nn.Module, state: Mapping[str, Tensor]) -> str:
+    """One line where an order in ``state``, which ``root`` is to be filled with, picks rows that a layer does not have,
+    or one of them twice; "" where none does. Files may hold any numbers."""
+    for name, module in root.named_modules():
+        if isinstance(module, Completion):
+            key = f"{name}.order".lstrip(".")
+            order, size = state[key], module.groups * module.rank + len(module.rest.weight)
+            if order.is_meta:
+                continue
+            if bool(((order < 0) | (order >= size)).any()) or len(order.unique()) < len(order):
+                return f"{key} must name {len(order)} different rows from 0 to {size - 1}, and does not"
+    return ""
 
 
 class _Pivoted(LowRankLinear):

@@ -18,6 +18,7 @@ from rankfold.compress.applying.apply import shape_
 from rankfold.compress.applying.check import ApplyError
 from rankfold.compress.planning.plan import Plan
 from rankfold.compress.slicing.bottlenecks import Bottlenecks
+from rankfold.layers.pivoted import misplaced
 from rankfold.linalg.brief import brief
 from rankfold.run.disk.container import FAULTS, metadata, parsed, said
 from rankfold.run.disk.pretrained import FolderError
@@ -154,6 +155,8 @@ def _check_fit(root: nn.Module, state: Mapping[str, torch.Tensor], directory: Pa
         if wanted.dtype != given and not (wanted.is_floating_point() and given.is_floating_point):
             kinds = (str(dtype).removeprefix("torch.") for dtype in (given, wanted.dtype))
             raise StoreError(f"{directory}: {name} is {', and the model needs '.join(kinds)}")
+    if said := misplaced(root, state):
+        raise StoreError(f"{directory}: {said}: it is damaged, or was made by another program: save the model again")
     hollow = [name for name, buffer in root.named_buffers() if buffer.is_meta and name not in here]
     if hollow:
         raise StoreError(
