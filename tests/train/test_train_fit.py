@@ -303,6 +303,22 @@ def test_a_checkpoint_of_something_else_is_told_in_a_short_line(digits, tmp_path
     assert len(str(error.value)) < 500
 
 
+@pytest.mark.parametrize("setting", [{"weight_decay": ...}, {"lr": None}, {"momentum": "0.9"}], ids=str)
+def test_settings_of_the_optimizer_that_are_none_are_refused(digits, tmp_path, setting):
+    """torch takes up whatever stands there, and fails in the next step."""
+    recipe = replace(RECIPE, epochs=1, optimizer="sgd")
+    fit(net(), *digits, recipe, directory=tmp_path)
+    file, manifest = tmp_path / "checkpoint-0001.pt", tmp_path / "checkpoint.json"
+    state = torch.load(file, weights_only=True)
+    group = state["optimizer"]["param_groups"][0] | setting
+    state["optimizer"]["param_groups"][0] = {name: value for name, value in group.items() if value is not ...}
+    torch.save(state, file)
+    known = json.loads(manifest.read_text())
+    manifest.write_text(json.dumps(known | {"sha256": hashlib.sha256(file.read_bytes()).hexdigest()}))
+    with pytest.raises(TrainingError, match=r"does not hold what a training writes .*: delete"):
+        fit(net(), *digits, recipe, directory=tmp_path)
+
+
 def test_a_failed_write_keeps_the_old_checkpoint(digits, tmp_path, monkeypatch):
     recipe = replace(RECIPE, epochs=2)
     whole = net()

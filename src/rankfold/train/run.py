@@ -215,6 +215,10 @@ class Run:
         try:
             self.model.load_state_dict(saved["model"])  # first: moments belong to parameters of its shapes
             self.optimizer.load_state_dict(saved["optimizer"])
+            taken = self.optimizer.state_dict()["param_groups"]  # what torch's own earlier versions lack is filled in
+            for group, own in zip(taken, before[1]["param_groups"], strict=True):
+                if any(_kind(group[name]) != _kind(value) for name, value in own.items()):
+                    raise ValueError("the settings of the optimizer are not those of a training")
             for parameter, moments in self.optimizer.state.items():
                 if any(x.dim() and x.shape != parameter.shape for x in tensors_in(moments)):
                     raise ValueError("the moments of the optimizer belong to another model")
@@ -242,6 +246,10 @@ def _optimizer(model: nn.Module, recipe: Recipe, make: Make | None) -> torch.opt
     if recipe.optimizer == "sgd":
         settings |= {"momentum": recipe.momentum, "nesterov": recipe.nesterov}
     return kind(groups, **settings) if make is None else make(model, kind, groups=groups, **settings)
+
+
+def _kind(value: Any) -> type:
+    return float if type(value) is int else type(value)
 
 
 def _score(record: Epoch) -> tuple[float, float] | None:
