@@ -10,7 +10,8 @@ import torch
 from torch import Tensor, nn
 
 import rankfold as rf
-from rankfold.batches import batches_of, size_of
+from rankfold.batches import batches_of, forward, size_of
+from rankfold.batches.written import WrittenWarning
 from rankfold.compress.layerwise.rounds import divergence
 from rankfold.objectives.moved import Moved
 
@@ -87,6 +88,19 @@ class Drawing(Body):
         return found + 3 * torch.randn_like(found)
 
 
+class Rescaling(Body):
+    """Halves a weight once after each change of mode, as RWKV does for half precision."""
+
+    halved = False
+
+    @torch.no_grad()
+    def forward(self, x: Tensor) -> Tensor:
+        if self.halved is self.training:
+            self.last.weight.mul_(2 if self.training else 0.5)
+            self.halved = not self.training
+        return self.features(x)
+
+
 def graphs(seed: int) -> dict[str, Tensor]:
     edges = torch.randint(20, (2, 60), generator=torch.Generator().manual_seed(seed))
     return {"x": drawn(20, 6, seed=seed), "edges": edges, "graph": torch.arange(20) // 5}
@@ -147,3 +161,11 @@ def test_weights_that_are_computed_at_every_call_are_loaded_beside_the_factors(t
     small = rf.apply_(model, rf.plan(model, rf.Ranks({"2": 3}), data=[x] * 2))
     rf.save(small, rf.plan(network(), rf.Ranks({"2": 3}), "truncate", example=x), tmp_path)
     assert torch.equal(rf.load(tmp_path, network()).model(x), small(x))
+
+
+def test_a_network_that_writes_into_its_own_weights_is_told() -> None:
+    model = Rescaling()
+    with pytest.warns(WrittenWarning, match=r"Rescaling writes into its own weights.*\(last\.weight\).*rescale_every"):
+        forward(model.eval(), ROWS[0])
+    forward(model.train(), ROWS[0])  # codebooks are moved there
+    forward(nn.Embedding(5, 4, max_norm=1.0).eval(), torch.arange(5))  # as it is meant

@@ -73,6 +73,42 @@ def test_networks_of_other_people_are_tuned(name):
     assert all(0 <= each.after <= each.before for each in told)
 
 
+class Recurring(nn.Module):
+    """Its state, which the network resets, stays with it from call to call, as that of RecurrentGemma does."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.layer, self.state = nn.Linear(16, 16), None
+
+    def forward(self, x):
+        self.state = torch.tanh(self.layer(x)) + (0 if self.state is None else self.state)
+        return self.state
+
+
+class Reset(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.blocks, self.last = nn.ModuleList([Recurring(), Recurring()]), nn.Linear(16, 4)
+
+    def forward(self, x):
+        for block in self.blocks:
+            block.state = torch.zeros_like(x)
+            x = block(x)
+        return self.last(x)
+
+
+def test_blocks_that_keep_a_state_begin_with_that_of_the_network():
+    torch.manual_seed(0)
+    model, data = Reset().eval(), [torch.randn(16, 16), torch.randn(16, 16)]
+    small = rf.apply_(copy.deepcopy(model), rf.plan(model, rf.Ranks({"blocks.0.layer": 4}), data=data))
+    with torch.no_grad():
+        pairs = [(torch.tanh(small.blocks[0].layer(x)), torch.tanh(model.blocks[0].layer(x))) for x in data]
+    off = sum(float((a - b).square().sum() / b.square().sum()) for a, b in pairs) / len(pairs)
+    (told,) = tune_(small, model, data, steps=6, batch_size=16)
+    assert told.before == pytest.approx(off, rel=1e-4)
+    assert told.after < told.before
+
+
 def test_a_model_without_blocks_is_one():
     model = nn.Module()
     model.layer = nn.Linear(3, 3)

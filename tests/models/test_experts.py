@@ -13,6 +13,8 @@ from transformers import (
     AutoModelForCausalLM,
     GptOssConfig,
     GptOssForCausalLM,
+    Lfm2MoeConfig,
+    Lfm2MoeForCausalLM,
     MixtralConfig,
     MixtralForCausalLM,
     Qwen2MoeConfig,
@@ -76,7 +78,15 @@ def gpt_oss(inner: int = INNER, experts: int = EXPERTS, **more) -> nn.Module:
     return model
 
 
-MODELS = {"mixtral": mixtral, "qwen3": qwen, "qwen2": qwen2, "gpt-oss": gpt_oss}
+def lfm2() -> nn.Module:
+    """The function of its gate is no module."""
+    return Lfm2MoeForCausalLM(Lfm2MoeConfig(
+        **settings(), intermediate_size=INNER, moe_intermediate_size=INNER, num_experts=EXPERTS, num_dense_layers=0,
+        layer_types=["full_attention"] * 2,
+    )).eval()  # fmt: skip
+
+
+MODELS = {"mixtral": mixtral, "qwen3": qwen, "qwen2": qwen2, "gpt-oss": gpt_oss, "lfm2": lfm2}
 
 
 def tokens(count: int = 32, length: int = 10, vocabulary: int = VOCABULARY) -> list[dict[str, Tensor]]:

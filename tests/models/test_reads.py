@@ -46,8 +46,10 @@ THIN = {  # site, rank, how
     "@ T": ("a", lambda s, x: x @ s.a.weight.T + s.a.bias),
     "@": ("a", lambda s, x: x @ s.a.weight),
     "from the left": ("a", lambda s, x: s.a.weight @ x[0].T),
+    "batch from the left": ("a", lambda s, x: s.a.weight @ x.mT),  # Mamba's steps of time
     "addmm": ("a", lambda s, x: torch.addmm(s.a.bias, x[0], s.a.weight.t())),
     "cast": ("a", lambda s, x: F.linear(x, s.a.weight.to(x.dtype))),
+    "type": ("a", lambda s, x: F.linear(x, s.a.weight.type(torch.float32))),  # routers of experts
     "forward": ("a", lambda s, x: s.a.forward(x)),
     "called and read": ("a", lambda s, x: F.linear(s.a(x), s.a.weight)),
     "dtype": ("a", lambda s, x: s.a(x.to(s.a.weight.dtype).to(s.a.weight.device).type_as(s.a.weight))),
@@ -298,11 +300,17 @@ class Foreign(nn.Module):
         return product(torch.linalg.inv(self.layer(x)), x)
 
 
+class Cosine(Foreign):
+    def forward(self, x):
+        return F.normalize(self.layer(x), dim=-1)
+
+
 def test_what_nobody_can_count_is_named():
     with pytest.warns(costs.UncountedWarning, match=r"linalg_inv.*rankfold_tests.product.*count 0"):
         found = model_cost(Foreign(), torch.randn(8, 8))
     assert found.flops == 2 * 8 * 8
     assert measure(nn.Sequential(nn.Linear(8, 8), nn.LayerNorm(8), nn.GELU(), nn.Softmax(-1)), X[..., :8]).unknown == ()
+    assert measure(Cosine(), X[..., :8]).unknown == ()  # norms, as sums
     made = plan(Foreign(), Ranks({"layer": 2}), "truncate", example=torch.randn(8, 8))
     assert any("rankfold_tests.product" in note for note in made.notes)
 

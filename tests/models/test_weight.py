@@ -210,9 +210,11 @@ THIN = {
     "matmul transpose": lambda w: X.matmul(w.transpose(-1, 0)),
     "batch @ mT": lambda w: X.reshape(7, 1, 6) @ w.mT,
     "from the left": lambda w: w @ X.T,
+    "batch from the left": lambda w: w @ X.unsqueeze(-1),
     "addmm": lambda w: torch.addmm(torch.ones(5, dtype=X.dtype), X, w.T),
     "twice turned": lambda w: F.linear(X, w.T.T),
     "cast": lambda w: F.linear(X.float(), w.to(torch.float32)),
+    "cast by type": lambda w: F.linear(X.float(), w.type(torch.float32)),
     "cast as the input": lambda w: F.linear(X, w.to(X.dtype).contiguous()),
 }
 PRODUCT = {
@@ -226,6 +228,7 @@ PRODUCT = {
     "flat": lambda w: w.view(-1).cumsum(0),
     "embedding": lambda w: F.embedding(torch.tensor([1, 2]), w),
     "numpy": lambda w: torch.tensor(w.detach().numpy().tolist()),
+    "type by name": lambda w: F.linear(X, w.type("torch.FloatTensor").type(w.type())),
     "svd": lambda w: torch.linalg.svdvals(w),
     "gram": lambda w: w @ w.T,
 }

@@ -201,9 +201,10 @@ _MULTIPLY = (
     "sspaddmm", "_thnn_fused", "quantized_", "geqrf", "householder", "ormqr", "grid_sampler", "_addmm_activation",
 )  # fmt: skip
 """Beginnings of the names of torch's operations that do more than one step for each number, and have no formula."""
+_ONE_STEP = ("linalg_vector_norm", "linalg_cross", "linalg_diagonal")  # as sums and products of numbers are
 
 
 def _may_multiply(packet: Any) -> bool:
     """Whether an operation without a formula may hold multiply-adds: a stranger's, or one of torch's that does."""
     namespace, _, name = packet._qualified_op_name.partition("::")
-    return namespace not in _OWN or name.startswith(_MULTIPLY)
+    return namespace not in _OWN or (name.startswith(_MULTIPLY) and not name.startswith(_ONE_STEP))

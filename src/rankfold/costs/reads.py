@@ -19,7 +19,7 @@ from torch.utils import _pytree as pytree
 from rankfold.costs.counter import Counter
 from rankfold.layers.weights.kernels import Pair
 from rankfold.layers.weights.matrices import Matrix
-from rankfold.layers.weights.operations import LOOKS, STAYS, casts, name_of, only_seen, turns, writes
+from rankfold.layers.weights.operations import CASTS, LOOKS, SAME, STAYS, casts, name_of, only_seen, turns, writes
 from rankfold.layers.weights.rule import Rule
 from rankfold.layers.weights.weight import FactoredWeight
 from rankfold.observe import after, before, first_of
@@ -111,15 +111,14 @@ class WeightReads(TorchFunctionMode):
         """Whether the result is a product of factors again."""
         if name not in STAYS:
             return False
-        if name in _CASTING:
+        if name in CASTS:
             return casts(name, args, kwargs)
         if name in _SAME_SIDE:
             return not kwargs and len(args) == 1
         return self._rules[site.name].turned() is not None and turns(name, args, kwargs, weight.dim())
 
 
-_CASTING = frozenset({"to", "float", "double", "half", "bfloat16", "cpu", "cuda", "type_as"})
-_SAME_SIDE = _CASTING | {"contiguous", "__copy__"}
+_SAME_SIDE = CASTS | SAME
 _HARMLESS = LOOKS | {
     "requires_grad.get", "requires_grad_", "is_leaf.get", "grad.get", "layout.get", "is_sparse.get", "stride",
     "is_contiguous", "storage_offset", "nbytes.get", "__repr__", "__format__", "_has_compatible_shallow_copy_type",

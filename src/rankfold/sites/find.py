@@ -267,7 +267,9 @@ def _why_parameter(module: nn.Module, parameter: torch.Tensor) -> str:
         return "a vector: nothing to factor"
     if isinstance(module, SplitExperts):
         return "a vector for each expert: nothing to factor"
-    return f"used by {type(module).__name__} in code of its own, in which it cannot be replaced"
+    kind, holds = type(module).__name__, isinstance(module, nn.ParameterList | nn.ParameterDict)
+    by = f"the code around a {kind}" if holds else f"{kind} in code of its own"
+    return f"used by {by}, in which it cannot be replaced"
 
 
 def fingerprint(model: nn.Module) -> str:

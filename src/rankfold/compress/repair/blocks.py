@@ -55,17 +55,18 @@ def blocks_of_both(root: nn.Module, original: nn.Module) -> tuple[str, ...]:
     return tuple(name for name in blocks(root, tuple(factored_layers(root))) if name and name in known)
 
 
-def differentiate(loss: Tensor) -> None:
-    """Its gradients, or ``ValueError`` where there are none."""
+def differentiate(loss: Tensor, by: str) -> None:
+    """Its gradients, or ``ValueError`` where there are none. ``by``: "whole" or "blocks", as it is tuned."""
     try:
         loss.backward()
     except torch.OutOfMemoryError:
         raise
     except RuntimeError as error:  # of code that detaches what it gives, or has used its graph up itself
         words = " ".join(str(error).split())
+        other = ", or tune the blocks where the network is made of them (by='blocks', --tune-by blocks)"
         raise ValueError(
-            f"tuning needs outputs that can be differentiated, and these cannot ({words[:120]}): leave tuning out, or "
-            "tune the blocks where the network is made of them (by='blocks', --tune-by blocks)"
+            f"tuning needs outputs that can be differentiated, and these cannot ({words[:120]}): leave tuning out"
+            f"{other if by == 'whole' else ''}"
         ) from None
 
 

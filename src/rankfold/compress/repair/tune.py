@@ -16,7 +16,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from rankfold.batches import check_rereadable, forward
+from rankfold.batches import check_rereadable, forward, tensors_in
 from rankfold.compress.repair.blocks import blocks, differentiate, numbers, off, within
 from rankfold.compress.repair.turning import RATE, Turning
 from rankfold.compress.repair.whole import Steps, gradients_of, parts_of, tune_whole_
@@ -167,6 +167,7 @@ class _Example:
     args: Any
     kwargs: Any
     wanted: list[Tensor]
+    states: list[tuple[dict[str, Any], str, Any]]
 
 
 def _tune_block(
@@ -190,7 +191,7 @@ def _tune_block(
                 example = examples[step % len(examples)]
                 loss = sum(_losses(block, example), torch.zeros(()))
                 optimizer.zero_grad()
-                differentiate(loss)
+                differentiate(loss, "blocks")
                 optimizer.step(loss.item)  # differentiated already
                 schedule.step()
         after = _error(block, examples)
@@ -210,6 +211,7 @@ def _examples(
 
     def given(module: nn.Module, args: tuple, kwargs: dict) -> None:
         caught["args"], caught["kwargs"] = copy.deepcopy((args, kwargs))
+        caught["states"] = _states(module)
         raise Enough
 
     def gives(module: nn.Module, args: tuple, kwargs: dict, output: Any) -> None:
@@ -222,13 +224,22 @@ def _examples(
             for network in (root, reference):
                 with suppress(Enough):
                     forward(network, batch)
-            found.append(_Example(caught["args"], caught["kwargs"], caught["output"]))
+            found.append(_Example(caught["args"], caught["kwargs"], caught["output"], caught["states"]))
     yield from found
+
+
+def _states(block: nn.Module) -> list[tuple[dict[str, Any], str, Any]]:
+    """What its modules keep from call to call beside parameters and buffers, as states of a recurrence that the network
+    resets and the block does not."""
+    held = [(vars(module), name, value) for module in block.modules() for name, value in vars(module).items()]
+    return [(of, name, value) for of, name, value in held if value is None or any(True for _ in tensors_in(value))]
 
 
 def _losses(block: nn.Module, example: _Example) -> Iterator[Tensor]:
     """Squared errors of the block's outputs, each over the energy that it should have."""
     args, kwargs = copy.deepcopy((example.args, example.kwargs))  # a cache of keys and values grows with each call
+    for held, name, value in example.states:
+        held[name] = value
     for x, wanted in zip(numbers(block(*args, **kwargs)), example.wanted, strict=True):
         yield off(x, wanted)
 

@@ -92,7 +92,7 @@ def tune_whole_(
                 beside = blocks_off(given, asked, batch)
                 weight = _balance(loss, beside) if weight is None else weight
                 loss = loss + weight * beside
-                differentiate(loss)
+                differentiate(loss, "whole")
             torch.nn.utils.clip_grad_norm_(trained, CLIP)
             optimizer.step(loss.item)  # differentiated already
             schedule.step()

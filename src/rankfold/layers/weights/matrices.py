@@ -60,7 +60,7 @@ class Matrix:
             return Thin(args[0], self.back, 1)
         if args[1].dim() == 1:  # W·x
             return Thin(args[1], self.onward)
-        if args[1].dim() == 2:
+        if args[1].dim() > 1:
             return Thin(args[1], lambda x, f: self.onward(x.mT, f).mT)
         return None
 

@@ -43,7 +43,7 @@ LOOKS = frozenset(
 
 SAME = frozenset({"contiguous", "__copy__"})
 TURNS = frozenset({"T.get", "mT.get", "t", "transpose", "swapaxes", "swapdims", "H.get", "mH.get", "adjoint"})
-CASTS = frozenset({"to", "float", "double", "half", "bfloat16", "cpu", "cuda", "type_as"})
+CASTS = frozenset({"to", "type", "float", "double", "half", "bfloat16", "cpu", "cuda", "type_as"})
 STAYS = SAME | TURNS | CASTS
 """Operations whose result is a weight of factors again."""
 
@@ -70,7 +70,8 @@ def casts(name: str, args: Sequence[Any], kwargs: Any) -> bool:
         return False
     given = [*args[1:], *kwargs.values()]
     dtypes = [x if isinstance(x, torch.dtype) else x.dtype for x in given if isinstance(x, torch.dtype | Tensor)]
-    return all(dtype.is_floating_point for dtype in dtypes)
+    asks = name == "type" and not dtypes  # for its type, or for one by name
+    return not asks and all(dtype.is_floating_point for dtype in dtypes)
 
 
 _LIKE = re.compile(r".+_like|new_.+")

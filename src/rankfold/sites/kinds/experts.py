@@ -46,8 +46,8 @@ def _split(module: Any) -> SplitExperts:
     gate = type(module)._apply_gate if entering == _FORWARD[0] else _activated
     biases = (held.get(f"{name}_bias") for name in (entering, "down_proj"))
     new = SplitExperts(gate, len(held["down_proj"]), *biases)
-    for name, value in vars(module).items():  # the gate reads settings of its own: limits, scales
-        if not name.startswith("_") and name not in vars(new) and isinstance(value, str | int | float | bool):
+    for name, value in vars(module).items():  # the gate reads settings of its own: limits, scales, functions
+        if not name.startswith("_") and name not in vars(new):
             setattr(new, name, value)
     for name, child in module.named_children():
         setattr(new, name, child)

@@ -1,0 +1,42 @@
+"""Whether a pass in evaluation mode writes into the very weights that it computes with."""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+from torch import Tensor, nn
+
+
+class WrittenWarning(UserWarning):
+    """A network writes into its own weights: whether it has done so is in no file."""
+
+
+@contextmanager
+def unwritten(model: nn.Module) -> Iterator[None]:
+    """Warns of weights that calls inside write into, as RWKV does once after each change of mode. In training mode, as
+    of codebooks that are moved there, and of tables with ``max_norm`` it is meant."""
+    before = {} if model.training else _versions(model)
+    yield
+    written = [name for name, (weight, version) in before.items() if weight._version != version]
+    if written:
+        warnings.warn(
+            f"{type(model).__name__} writes into its own weights when it is called ({written[0]}): what is saved now "
+            "and loaded into a new network would be written into again there, and compute something else. Have it "
+            "leave its weights alone before anything is measured (RWKV: config.rescale_every = 0)",
+            WrittenWarning,
+            stacklevel=4,
+        )
+
+
+def _versions(model: nn.Module) -> dict[str, tuple[Tensor, int]]:
+    """How often each weight has been written into; of ordinary ones that are in memory."""
+    return {
+        f"{path}.{name}".lstrip("."): (weight, weight._version)
+        for path, module in model.named_modules()
+        for name, weight in module._parameters.items()
+        if type(weight) is nn.Parameter
+        and not (weight.is_meta or weight.is_inference())
+        and getattr(module, "max_norm", None) is None
+    }
