@@ -6,6 +6,7 @@ import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
 
+import torch
 from torch import Tensor, nn
 
 
@@ -17,9 +18,11 @@ class WrittenWarning(UserWarning):
 def unwritten(model: nn.Module) -> Iterator[None]:
     """Warns of weights that calls inside write into, as RWKV does once after each change of mode. In training mode, as
     of codebooks that are moved there, and of tables with ``max_norm`` it is meant."""
-    before = {} if model.training else _versions(model)
+    with torch._C.DisableTorchFunction():  # nothing that those notice who record the pass
+        before = {} if model.training else _versions(model)
     yield
-    written = [name for name, (weight, version) in before.items() if weight._version != version]
+    with torch._C.DisableTorchFunction():
+        written = [name for name, (weight, version) in before.items() if weight._version != version]
     if written:
         warnings.warn(
             f"{type(model).__name__} writes into its own weights when it is called ({written[0]}): what is saved now "
