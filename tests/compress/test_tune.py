@@ -109,6 +109,24 @@ def test_blocks_that_keep_a_state_begin_with_that_of_the_network():
     assert told.after < told.before
 
 
+class Counting(Recurring):
+    """It gives as many rows as it has computed, as what predicts how long a sound lasts does."""
+
+    def forward(self, x):
+        found = self.layer(x)
+        return found[: 1 + int((found > 0).all(1).sum())]
+
+
+def test_blocks_whose_sizes_depend_on_values_are_refused():
+    torch.manual_seed(0)
+    model, data = nn.Sequential(Counting(), nn.Linear(16, 16)).eval(), [torch.randn(16, 16)]
+    small = copy.deepcopy(model)
+    small[0].layer = rf.LowRankLinear(16, 4, 16)
+    nn.init.constant_(small[0].layer.up.bias, 9.0)
+    with pytest.raises(ValueError, match=r"a Counting gives 16 × 16 numbers where that of the original gives 1 × 16"):
+        tune_(small, model, data, steps=2)
+
+
 def test_a_model_without_blocks_is_one():
     model = nn.Module()
     model.layer = nn.Linear(3, 3)

@@ -241,6 +241,12 @@ def _losses(block: nn.Module, example: _Example) -> Iterator[Tensor]:
     for held, name, value in example.states:
         held[name] = value
     for x, wanted in zip(numbers(block(*args, **kwargs)), example.wanted, strict=True):
+        if x.shape != wanted.shape:
+            here, there = (" × ".join(map(str, each.shape)) for each in (x, wanted))
+            raise ValueError(
+                f"a {type(block).__name__} gives {here} numbers where that of the original gives {there}, so that "
+                "nothing can be compared; its sizes depend on what is computed: leave tuning out"
+            )
         yield off(x, wanted)
 
 
