@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 
 import rankfold as rf
-from rankfold.batches import batches_of, forward, size_of
+from rankfold.batches import batches_of, size_of
 from rankfold.batches.written import WrittenWarning
 from rankfold.compress.layerwise.rounds import divergence
 from rankfold.objectives.moved import Moved
@@ -166,6 +166,6 @@ def test_weights_that_are_computed_at_every_call_are_loaded_beside_the_factors(t
 def test_a_network_that_writes_into_its_own_weights_is_told() -> None:
     model = Rescaling()
     with pytest.warns(WrittenWarning, match=r"Rescaling writes into its own weights.*\(last\.weight\).*rescale_every"):
-        forward(model.eval(), ROWS[0])
-    forward(model.train(), ROWS[0])  # codebooks are moved there
-    forward(nn.Embedding(5, 4, max_norm=1.0).eval(), torch.arange(5))  # as it is meant
+        rf.profile(model.train(), ROWS)
+    table = nn.Sequential(nn.Embedding(5, 4, max_norm=1.0), nn.Linear(4, 4))
+    rf.profile(table, [torch.arange(5)] * 4)  # as it is meant

@@ -23,7 +23,6 @@ from rankfold.batches.nested import changed as changed
 from rankfold.batches.nested import mapped as mapped
 from rankfold.batches.nested import moved as moved
 from rankfold.batches.nested import tensors_in as tensors_in
-from rankfold.batches.written import unwritten
 
 Model = TypeVar("Model", bound=nn.Module)
 _STATE = 1 << 20  # numbers in a buffer; what is larger is taken for a weight, and not copied
@@ -183,7 +182,7 @@ def forward(model: nn.Module, batch: Any, begun: Callable[[], None] = lambda: No
         args = moved(args, parameter.device, parameter.dtype)
         kwargs = moved(kwargs, parameter.device, parameter.dtype)
     begun()
-    with explained(model.named_modules), unwritten(model):
+    with explained(model.named_modules):
         return model(*args, **kwargs)
 
 

@@ -21,6 +21,7 @@ from rankfold.batches import (
     moved,
     size_of,
 )
+from rankfold.batches.written import unwritten
 from rankfold.compress.coherence import coherences
 from rankfold.compress.layerwise.in_blocks import measure_in_blocks
 from rankfold.compress.layerwise.in_parts import measure_in_parts
@@ -139,9 +140,11 @@ def profiled(
     first = example_of(root, data) if example is None else Example.of(example)
     params, size = storage(root)
     with as_found(root):
-        mark, objective = fingerprint(root), getattr(meant(root, data, objective), "objective", None)
-        counted, traced = _counted(root, first, drawn=example is None, found=found)
-        found = _heard(root, first, traced.kept(found))
+        mark = fingerprint(root)
+        with unwritten(root.named_modules):
+            objective = getattr(meant(root, data, objective), "objective", None)
+            counted, traced = _counted(root, first, drawn=example is None, found=found)
+            found = _heard(root, first, traced.kept(found))
         found, apart = _grouped(root, found, traced, method, forms)
         with opened(root):
             sizes = {site.name: site.weight(root).element_size() for site in found}
