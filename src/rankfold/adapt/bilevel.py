@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any, Literal
 
@@ -52,7 +53,8 @@ class Debora(Around):
     Args:
         model: prepared by ``debora_``.
         optimizer: a class of ``torch.optim``, which moves U, V and whatever else is to be trained.
-        groups: parameter groups, gains left out, in place of every parameter.
+        groups: parameter groups in place of every parameter. Gains among them have no steps of ``optimizer``: they are
+            there for whoever scales or clips gradients by groups.
         averaging: of the gradients of the gains, without a closure.
         way: part of the way that a step of the gains goes, without a closure; shorter where a schedule lets the rate
             fall.
@@ -96,10 +98,9 @@ class Debora(Around):
             )
         self.radius = next(iter(self.layers.values())).radius
         self.averaging, self.gap = averaging, float("inf")
-        gains = {id(layer.gains) for layer in self.layers.values()}
         if groups is None:
             groups = [p for p in model.parameters() if p.requires_grad]
-        self.inner = optimizer(_without(groups, gains), **settings)
+        super().__init__(optimizer(groups, **settings))
         self.way, self.scaled, self._peak = way, scaled, 0.0
         self.curvature: float | None = None
         self._mean: Tensor | None = None
@@ -144,7 +145,8 @@ class Debora(Around):
         gradient = self._gradient()
         if level != "upper":
             self._tangent()
-            self.inner.step()
+            with _set_aside(self._parts()):
+                self.inner.step()
             for layer in self.layers.values():
                 retract_(layer)
         if level != "lower" and gradient is not None:
@@ -320,15 +322,17 @@ class Debora(Around):
                     )
 
 
-def _without(groups: Iterable[Any], gains: set[int]) -> list[Any]:
-    """Parameters or groups of them, without gains; groups that hold nothing else are dropped."""
-    found: list[Any] = []
-    for group in groups:
-        if isinstance(group, Tensor):
-            found += [] if id(group) in gains else [group]
-        elif left := [p for p in group["params"] if id(p) not in gains]:
-            found.append({**group, "params": left})
-    return found
+@contextmanager
+def _set_aside(parameters: Iterable[nn.Parameter]) -> Iterator[None]:
+    """Without gradients of these, which a step of the optimizer then leaves as they are."""
+    held = [(parameter, parameter.grad) for parameter in parameters]
+    for parameter, _ in held:
+        parameter.grad = None
+    try:
+        yield
+    finally:
+        for parameter, gradient in held:
+            parameter.grad = gradient
 
 
 @torch.no_grad()

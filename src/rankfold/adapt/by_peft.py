@@ -72,7 +72,9 @@ class AdaLoraOptimizer(Around):
     def __init__(self, tuner: Any, model: nn.Module, kind: Callable[..., torch.optim.Optimizer], **settings: Any):
         groups = settings.pop("groups", None)
         self.tuner, self.step_number = tuner, 0
-        self.inner = kind([p for p in model.parameters() if p.requires_grad] if groups is None else groups, **settings)
+        super().__init__(
+            kind([p for p in model.parameters() if p.requires_grad] if groups is None else groups, **settings)
+        )
         self._frames = [p for n, p in model.named_parameters() if "lora_A" in n or "lora_B" in n]
         self.weight = float(tuner.peft_config[NAME].orth_reg_weight)
 

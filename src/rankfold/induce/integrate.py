@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from rankfold.induce.condition import Conditioning
 from rankfold.induce.cut import Cut
 from rankfold.induce.dlrt import dynamic_layers
+from rankfold.induce.moments import SQUARED, turn_
 from rankfold.induce.places import averaged_, same_everywhere_
 from rankfold.layers import DynamicLowRank, DynamicTucker
 from rankfold.linalg.errors import NonFiniteError
@@ -23,7 +24,7 @@ from rankfold.train.step.around import Around
 
 Integrator = Literal["window", "parallel", "augmented", "fixed"]
 _FEW = 4  # directions that bases may always grow by: at such ranks they cost little
-_SQUARED = frozenset({"exp_avg_sq", "max_exp_avg_sq", "square_avg", "sum", "acc_delta"})  # means of squared gradients
+_OFF = 0.05  # how far gradients of a core may be from what the bases' tell, by rounding in half precision
 
 
 class Dlrt(Around):
@@ -117,9 +118,9 @@ class Dlrt(Around):
         self.tails: dict[str, float] = {}
         if groups is None:
             groups = [p for p in model.parameters() if p.requires_grad]
-        self.inner = optimizer(groups, **settings)
+        super().__init__(optimizer(groups, **settings))
         trained = {id(p) for group in self.inner.param_groups for p in group["params"]}
-        missing = [name for name, layer in self.layers.items() if id(layer.core) not in trained]
+        missing = [name for name, layer in self._moving.items() if id(layer.core) not in trained]
         if missing:
             raise ValueError(
                 f"{missing[0]}.core is in none of the parameter groups: every layer of low rank must be in one"
@@ -127,6 +128,11 @@ class Dlrt(Around):
         self._cores = [layer.core for layer in self.layers.values()]
         same_everywhere_(self.layers.values())
         self._probe(True)
+
+    @property
+    def _moving(self) -> dict[str, DynamicLowRank]:
+        """The layers that are not frozen: others keep their weights, and so their ranks."""
+        return {name: layer for name, layer in self.layers.items() if layer.core.requires_grad}
 
     def _follow(self) -> None:
         """Take up the cores that loading other ranks into the model has put in place of those known here."""
@@ -236,12 +242,13 @@ class Dlrt(Around):
         """A step of the inner optimizer. Divided by the root of squares, each entry of a core moves by about the rate,
         as of the dense weight; that has more of them, and a matrix of independent ones grows as the fourth root of
         their number in spectral norm. Without as much, training at low rank lags behind the dense one at its rate."""
-        before = [(layer, layer.core.detach().clone()) for layer in self.layers.values()] if self.lengthens else []
+        stepped = [layer for layer in self.layers.values() if layer.core.grad is not None and self.lengthens]
+        before = [(layer, layer.core.detach().clone()) for layer in stepped]
         self.inner.step()
         rate = max(float(group["lr"]) for group in self.param_groups)
         self.rising, self.rate = rate > self.rate, rate
         for layer, old in before:
-            if _SQUARED & self.inner.state.get(layer.core, {}).keys():
+            if SQUARED & self.inner.state.get(layer.core, {}).keys():
                 old = old * self._kept(layer.core)
                 layer.core.lerp_(old, 1 - (prod(layer.shape) / old.numel()) ** 0.25)
 
@@ -286,13 +293,13 @@ class Dlrt(Around):
         if self.integrator == "fixed" and self.cut.budget is None:
             self._conditioned()
             return
-        spectra = {}
-        for name, layer in self.layers.items():
+        spectra, moving = {}, self._moving
+        for name, layer in moving.items():
             with _named(name):
                 spectra[name] = _point(layer).spectrum
-        for (name, layer), rank in zip(
-            self.layers.items(), self.cut.ranks(self.layers.values(), spectra.values(), self.rising), strict=True
-        ):
+        still = sum(layer.numbers for name, layer in self.layers.items() if name not in moving)
+        ranks = self.cut.ranks(moving.values(), spectra.values(), self.rising, still)
+        for (name, layer), rank in zip(moving.items(), ranks, strict=True):
             values = spectra[name].double()
             self.tails[name] = float(values[rank:].norm() / values.norm().clamp_min(1e-300))
             self._put(layer, *_point(layer).truncated(rank))
@@ -315,26 +322,14 @@ class Dlrt(Around):
 
     def _conditioned(self) -> None:
         if self.condition is not None:
-            for layer in self.layers.values():
+            for layer in self._moving.values():
                 layer.core.copy_(self.condition.after(tangent.wide(layer.core)))  # in place: nothing changes its shape
 
     def _put(self, layer: DynamicLowRank, to: Triple | TuckerPoint, turn: Turn) -> None:
-        """Other bases; the moments of the core turn with them. Of squares those of new directions begin at the mean."""
-        old, before = layer.core, layer.core.shape
+        """Other bases; the moments of the core turn with them."""
+        old = layer.core
         layer.put_(to.left, to.core, to.right)
-        state = self._exchange(old, layer.core)
-        for key, value in state.items():
-            if not isinstance(value, Tensor) or value.shape != before:
-                continue
-            if key not in _SQUARED:
-                state[key] = turn.linear(tangent.wide(value)).to(value)
-                continue
-            turned = turn.squared(tangent.wide(value))
-            if turned.shape != before:
-                new = torch.ones_like(turned, dtype=torch.bool)
-                new[: before[0], : before[1]] = False
-                turned = torch.where(new, value.mean().to(turned), turned)
-            state[key] = turned.to(value)
+        turn_(self._exchange(old, layer.core), old.shape, turn)
 
     def _rate(self, core: nn.Parameter) -> float:
         return next(float(g["lr"]) for g in self.param_groups if any(p is core for p in g["params"]))
@@ -349,6 +344,22 @@ class Dlrt(Around):
     def _reduce(self) -> None:
         """The mean over processes, of what DistributedDataParallel leaves to us."""
         averaged_(gradient for layer in self.layers.values() for gradient in self._gradients(layer))
+        self._rescale()
+
+    def _rescale(self) -> None:
+        """Whoever scales gradients after backward, a scaler or torch's clip, knows the cores alone: the bases' follow,
+        by what either says of UᵀgVᵀ."""
+        told, seen, whole = 0.0, 0.0, 0.0
+        reached = [layer for layer in self.layers.values() if layer.gradients and layer.core.grad is not None]
+        for layer in reached:
+            expected, given = (part.double() for part in layer.agreement())
+            told, seen = told + float((expected * given).sum()), seen + float(expected.square().sum())
+            whole += float(layer.gradients[0].double().square().sum())  # type: ignore[index]
+        if not seen > 1e-8 * whole or not (scale := told / seen) > 0 or abs(scale - 1) < _OFF:
+            return
+        for layer in reached:
+            for gradient in layer.gradients or ():
+                gradient.mul_(scale)
 
     def _check_finite(self) -> None:
         for name, layer in self.layers.items():

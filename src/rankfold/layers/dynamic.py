@@ -62,6 +62,12 @@ class DynamicLowRank(InTraining):
             return None
         return self._probes[0].grad, self._probes[1].grad  # type: ignore[return-value]
 
+    def agreement(self) -> tuple[Tensor, Tensor]:
+        """The core's gradient as the probes tell it, Uᵀ(gVᵀ), and as it is: equal, if nobody has scaled either."""
+        assert self.gradients is not None
+        assert self.core.grad is not None
+        return self.left.mT @ self.gradients[0], self.core.grad
+
     def clear_gradients(self) -> None:
         """The probes themselves stay: a forward pass that is still to be differentiated may know them."""
         for probe in self._probes or ():
@@ -159,6 +165,11 @@ class DynamicTucker(DynamicLowRank):
         core = self._convolved(within, self.core)
         main = self._mix(core, self.left, self.bias) + self._mix(self._convolved(within, out_frame), left_probe)
         return main + self._mix(self._convolved(self._mix(x, right_probe), in_frame), self.left)
+
+    def agreement(self) -> tuple[Tensor, Tensor]:
+        expected, given = super().agreement()  # through the frame of the core's rows
+        frame = frames(wide(self.core.detach()))[0].flatten(1)
+        return expected, wide(given).flatten(1) @ frame.mT
 
     def _mix(self, x: Tensor, matrix: Tensor, bias: Tensor | None = None) -> Tensor:
         return CONVOLUTIONS[len(self.kernel)](x, self._at_a_point(matrix), bias)

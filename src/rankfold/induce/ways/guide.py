@@ -16,7 +16,7 @@ from rankfold.linalg.errors import NonFiniteError
 from rankfold.linalg.manifold.tangent import wide
 from rankfold.sites import Site
 from rankfold.sites.wish import Where
-from rankfold.train.step.around import Around
+from rankfold.train.step.around import Around, identity, listed
 
 Model = TypeVar("Model", bound=nn.Module)
 Layer = Phased | Approached
@@ -117,8 +117,8 @@ class Guided(Around):
         self.notes: dict[str, Tensor] = {}
         if groups is None:
             groups = [p for p in model.parameters() if p.requires_grad]
-        found = [group if isinstance(group, dict) else {"params": [group]} for group in groups]
-        self.inner = kind(_apart(found, self._own()) if way.owns_decay else found, **settings)
+        found = listed(groups)
+        super().__init__(kind(_apart(found, self._own()) if way.owns_decay else found, **settings))
         self._known = self._own()
         same_everywhere_(self.layers.values())
         way.between(self)
@@ -154,7 +154,7 @@ class Guided(Around):
         """Take up the parameters that have come in the place of those known here. Moments are left behind; of layers
         in ``kept`` those of these directions go along."""
         # from zero, as SGD begins: its fused kernel takes no mixture of parameters with a buffer and without
-        rolling = any(isinstance(state.get("momentum_buffer"), Tensor) for state in self.inner.state.values())
+        rolling = any(state.keys() == {"momentum_buffer"} for state in self.inner.state.values())
         for key, new in self._own().items():
             old = self._known[key]
             if new is old:
@@ -165,12 +165,16 @@ class Guided(Around):
             if chosen is not None and state:
                 axis = 1 if key[1] == "left" else 0
                 self.inner.state[new] = {
-                    k: v.index_select(axis, chosen) if isinstance(v, Tensor) and v.shape == old.shape else v
-                    for k, v in state.items()
+                    k: v.index_select(axis, chosen) if self._along(v, old, axis) else v for k, v in state.items()
                 }
             elif rolling:
                 self.inner.state[new] = {"momentum_buffer": torch.zeros_like(new)}
         self._known = self._own()
+
+    @staticmethod
+    def _along(moment: Any, old: Tensor, axis: int) -> bool:
+        """Whether a moment has an entry for each direction: one like the parameter, or a mean over its other axis."""
+        return isinstance(moment, Tensor) and moment.dim() == old.dim() and moment.shape[axis] == old.shape[axis]
 
     def _average(self) -> None:
         averaged_(p.grad for p in self._known.values() if p.grad is not None)
@@ -254,8 +258,8 @@ def _apart(groups: list[dict[str, Any]], layers: dict[tuple[str, str], nn.Parame
     """The groups with parameters of the layers in groups of their own, without weight decay."""
     theirs, found = {id(p) for p in layers.values()}, []
     for group in groups:
-        inside = [p for p in group["params"] if id(p) in theirs]
-        outside = [p for p in group["params"] if id(p) not in theirs]
+        inside = [p for p in group["params"] if identity(p) in theirs]
+        outside = [p for p in group["params"] if identity(p) not in theirs]
         found += [group | {"params": outside}] if outside else []
         found += [group | {"params": inside, "weight_decay": 0.0}] if inside else []
     return found

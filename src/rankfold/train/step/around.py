@@ -2,16 +2,41 @@
 
 from __future__ import annotations
 
+import inspect
+from collections.abc import Iterable
 from typing import Any
 
 import torch
+from torch import Tensor
+
+_SHARED = ("state_dict_pre", "state_dict_post", "load_state_dict_pre", "load_state_dict_post")  # hooks of either
 
 
 class Around(torch.optim.Optimizer):
-    """Sets ``inner`` before anything else is asked of it, and calls no ``__init__`` of torch's: it has no state beside
-    the inner one's but what a subclass adds, in ``step``, ``state_dict`` and ``load_state_dict``."""
+    """Has no state beside that of ``inner`` but what a subclass adds, in ``step``, ``state_dict`` and
+    ``load_state_dict``. Hooks of steps, copies and pickles are those of any optimizer: copied together with its model,
+    it trains the copy."""
 
     inner: torch.optim.Optimizer
+
+    def __init__(self, inner: torch.optim.Optimizer) -> None:
+        closure = inspect.signature(inner.step).parameters.get("closure")
+        if closure is not None and closure.default is inspect.Parameter.empty:
+            raise ValueError(
+                f"{type(inner).__name__} evaluates the loss as often as it likes within a step, between which nothing "
+                "else can move: give an optimizer that takes one gradient a step, such as torch.optim.Adam"
+            )
+        self.__setstate__({"inner": inner})
+
+    def __getstate__(self) -> dict[str, Any]:
+        """Without hooks, as torch's, and without the step that a scheduler counts, which is bound to this one."""
+        return {key: value for key, value in self.__dict__.items() if key != "step" and "_hooks" not in key}
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        self.inner = state["inner"]  # of which the rest is asked
+        super().__setstate__(state)
+        for kind in _SHARED:
+            setattr(self, f"_optimizer_{kind}_hooks", getattr(self.inner, f"_optimizer_{kind}_hooks"))
 
     @property
     def param_groups(self) -> list[dict[str, Any]]:
@@ -31,3 +56,17 @@ class Around(torch.optim.Optimizer):
 
     def zero_grad(self, set_to_none: bool = True) -> None:
         self.inner.zero_grad(set_to_none)
+
+
+def listed(groups: Iterable[Any]) -> list[dict[str, Any]]:
+    """Parameter groups with lists, of whatever torch takes: parameters or groups of them, once or with their names."""
+    found = list(groups)
+    if not found or not isinstance(found[0], dict):
+        found = [{"params": found}]
+    each = [[group["params"]] if isinstance(group["params"], Tensor) else list(group["params"]) for group in found]
+    return [group | {"params": members} for group, members in zip(found, each, strict=True)]
+
+
+def identity(entry: Any) -> int:
+    """Of the parameter that an entry of a group is, or names: (name, parameter)."""
+    return id(entry[1] if isinstance(entry, tuple) else entry)
