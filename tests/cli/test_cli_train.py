@@ -17,6 +17,7 @@ from commands import failed, rankfold, succeeded
 from safetensors.torch import load_file
 
 from rankfold.induce import LORITA
+from rankfold.induce.ways import way_named
 from rankfold.pipeline.trainings.config import ConfigError, at_key, overridden, parse, with_key
 from rankfold.record import SpectrumRecorder
 from rankfold.run.progress import duration
@@ -219,6 +220,11 @@ def test_a_loss_that_is_not_finite_keeps_the_checkpoint_and_the_best_weights(her
         (["depth=0"], ("depth", "at least 2 factors, got 0")),
         (["depth=2.5"], ("depth", "got 2.5")),
         (["depth=true"], ("depth", "got True")),
+        (["epochs=true"], ("epochs: give a number, got True",)),
+        (["dlrt={rank: true}"], ("dlrt.rank: give a number, got True",)),
+        (["dlrt={condition: .inf}"], ("dlrt.condition", "finite")),
+        (["way={name: lcnn, pull: low}"], ("way: lcnn: pull", "got 'low'")),
+        (["way={name: [lcnn]}"], ("way: give a name",)),
         (["model=null"], ("key model is missing", "for example")),
         (["model=resnet21"], ("there is no model 'resnet21'",)),
         (["model=mine:net", "data=null"], ("key data is missing", "mine:net")),
@@ -376,6 +382,8 @@ def test_numbers_in_yaml_need_no_point():
     assert config.recipe.augment == Augment(1)
     with pytest.raises(ConfigError, match=r"weight_decay.*'small'"):
         parse(values | {"weight_decay": "small"})
+    way = {"model": "digits-cnn", "out": "run", "way": {"name": "sparse", "weight": "1e-3", "rank": None}}
+    assert parse(way).way == way_named("sparse", weight=1e-3)  # null is the default here as well
 
 
 def test_keys_of_the_recipe_are_keys_of_the_file():

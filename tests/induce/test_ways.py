@@ -156,6 +156,12 @@ def test_ways_are_named_and_refused_in_words():
         way_named("cuttelfish")
     with pytest.raises(ValueError, match="did you mean budget"):
         way_named("lcnn", budjet=0.1)
+    with pytest.raises(ValueError, match="no setting kind; known: budget, every, pull, growth, price"):
+        way_named("lcnn", kind=2)
+    assert way_named("lcnn", pull="1e-4") == rf.LearningCompression(pull=1e-4)  # as YAML reads it
+    for wrong, said in (("low", "unable to parse string as a number, got 'low'"), (True, "cannot be true")):
+        with pytest.raises(ValueError, match=f"lcnn: pull.*{said}"):
+            way_named("lcnn", pull=wrong)
     with pytest.raises(ValueError, match="prepare_ first"):
         rf.Maestro().optimizer(network())
     with pytest.raises(ValueError, match="Allow at least budget="):

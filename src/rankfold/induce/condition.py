@@ -36,7 +36,9 @@ class Condition:
 
     def __post_init__(self) -> None:
         if not 1 <= self.bound < float("inf"):
-            raise ValueError(f"Condition: bound, the largest condition number, must be at least 1, got {self.bound!r}")
+            raise ValueError(
+                f"Condition: bound, the largest condition number, must be finite and at least 1, got {self.bound!r}"
+            )
 
     def gradient(self, core: Tensor) -> Tensor | None:
         return None

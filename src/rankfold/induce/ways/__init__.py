@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import asdict
+from dataclasses import asdict, fields
 from difflib import get_close_matches
 from typing import Any
 
@@ -21,7 +21,10 @@ WAYS: Mapping[str, type[Way]] = {
 
 
 def way_named(name: str, **settings: Any) -> Way:
-    """The way called ``name`` with these settings. ``ValueError`` for an unknown name or setting, or a wrong value."""
+    """The way called ``name`` with these settings, of which numbers may be text, as YAML reads 1e-4. ``ValueError`` for
+    an unknown name or setting, or a wrong value."""
+    from pydantic import TypeAdapter, ValidationError
+
     if name not in WAYS:
         near = get_close_matches(str(name), WAYS, 1)
         raise ValueError(
@@ -29,13 +32,22 @@ def way_named(name: str, **settings: Any) -> Way:
             f"are {', '.join(WAYS)}"
         )
     kind = WAYS[name]
-    known = list(kind.__dataclass_fields__)
-    for key in settings:
+    known = [field.name for field in fields(kind)]
+    for key, value in settings.items():
         if key not in known:
             near = get_close_matches(str(key), known, 1)
             meant = f"did you mean {near[0]}?" if near else f"known: {', '.join(known)}"
             raise ValueError(f"{name} has no setting {key}; {meant}")
-    return kind(**settings)
+        if isinstance(value, bool):
+            raise ValueError(f"{name}: {key} cannot be {str(value).lower()}: none of its settings is a switch")
+    try:
+        return TypeAdapter(kind).validate_python(settings)
+    except ValidationError as error:
+        fault = error.errors()[0]
+        said = fault["msg"].removeprefix("Value error, ")
+        if fault["type"] != "value_error":
+            said = f"{name}: {fault['loc'][0]}: {said[0].lower()}{said[1:]}, got {fault['input']!r}"
+        raise ValueError(said) from None
 
 
 def settings_of(way: Way) -> dict[str, Any]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import difflib
+import re
 from collections.abc import Mapping, Sequence
 from dataclasses import fields
 from pathlib import Path
@@ -14,7 +15,7 @@ from torch import nn
 
 from rankfold.induce import LORITA, Condition, Dlrt, Spread
 from rankfold.induce.condition import Conditioning
-from rankfold.induce.ways import Way, settings_of, way_named
+from rankfold.induce.ways import WAYS, Way, settings_of, way_named
 from rankfold.objectives import objective_named
 from rankfold.train import Augment, Distill, Plateau, Recipe, Relax
 from rankfold.train.recipe import Decay
@@ -58,8 +59,8 @@ class Dynamic(BaseModel):
     tolerance: float = Field(0.1, ge=0, lt=1)
     budget: float | None = Field(None, gt=0, le=1)
     most: int | None = Field(None, ge=1)
-    condition: float | None = Field(None, ge=1)
-    spread: float | None = Field(None, ge=0)
+    condition: float | None = Field(None, ge=1, allow_inf_nan=False)
+    spread: float | None = Field(None, ge=0, allow_inf_nan=False)
 
     @model_validator(mode="after")
     def _one_conditioning(self) -> Dynamic:
@@ -127,9 +128,10 @@ class TrainConfig(BaseModel):
     def _known_way(cls, value: Any) -> Way | None:
         if value is None or isinstance(value, Way):
             return value
-        if not isinstance(value, Mapping) or "name" not in value:
+        if not isinstance(value, Mapping) or not isinstance(value.get("name"), str):
             raise ValueError(f"give a name, and settings below it, such as {{name: cuttlefish}}, got {value!r}")
-        return way_named(**value)
+        kind = WAYS.get(value["name"], Way)
+        return way_named(**_open(value, {field.name: field.type for field in fields(kind)}))
 
     @field_validator("objective")
     @classmethod
@@ -237,7 +239,7 @@ def parse(values: Mapping[str, Any], source: str | Path = "config") -> TrainConf
 
 def _open(values: Mapping[str, Any], kinds: Mapping[str, Any]) -> dict[str, Any]:
     """Without the keys that are null and cannot be: those have their default."""
-    return {key: value for key, value in values.items() if value is not None or "None" in str(kinds[key])}
+    return {key: value for key, value in values.items() if value is not None or "None" in str(kinds.get(key, None))}
 
 
 def _own_data(model: str) -> str:
@@ -250,16 +252,22 @@ def _own_data(model: str) -> str:
 
 
 def _check_names(values: Mapping[str, Any], source: str | Path) -> None:
-    top = [*(name for name in TrainConfig.model_fields if name != "recipe"), *_RECIPE]
+    top = {name: kind for name, kind in _annotated(TrainConfig).items() if name != "recipe"} | _KINDS
     _check_level(values, top, "", source)
     for key, part in (("augment", Augment), ("distill", Distill), ("plateau", Plateau), ("relax", Relax)):
-        _check_level(values.get(key), [field.name for field in fields(part)], f"{key}.", source)
-    _check_level(values.get("teacher"), list(Teacher.model_fields), "teacher.", source)
-    _check_level(values.get("dlrt"), list(Dynamic.model_fields), "dlrt.", source)
+        _check_level(values.get(key), {field.name: field.type for field in fields(part)}, f"{key}.", source)
+    _check_level(values.get("teacher"), _annotated(Teacher), "teacher.", source)
+    _check_level(values.get("dlrt"), _annotated(Dynamic), "dlrt.", source)
 
 
-def _check_level(values: Any, known: list[str], prefix: str, source: str | Path) -> None:
-    for key in values if isinstance(values, Mapping) else ():
+def _annotated(model: type[BaseModel]) -> dict[str, Any]:
+    return {name: field.annotation for name, field in model.model_fields.items()}
+
+
+def _check_level(values: Any, known: Mapping[str, Any], prefix: str, source: str | Path) -> None:
+    for key, value in values.items() if isinstance(values, Mapping) else ():
+        if isinstance(value, bool) and re.search(r"\b(int|float)\b", str(known.get(key))):  # that would pass for 1
+            raise ConfigError(f"{source}: {prefix}{key}: give a number, got {value}")
         if key not in known:
             near = difflib.get_close_matches(str(key), known, 3, 0.5)
             said = (
