@@ -60,6 +60,35 @@ def test_a_folder_gives_the_same_outputs_however_it_is_loaded(name, tmp_path):
     assert kinds <= {"LowRankLinear", "LowRankConv1D", "LowRankEmbedding", "SpatialConv2d"}
 
 
+class OwnConfig(transformers.PretrainedConfig):
+    model_type = "own-network"
+
+
+class OwnNetwork(transformers.PreTrainedModel):
+    """As anyone may write one, of which transformers knows neither name nor architecture."""
+
+    config_class = OwnConfig
+
+    def __init__(self, config):
+        super().__init__(config)
+        self.net = nn.Sequential(nn.Linear(16, 24), nn.Tanh(), nn.Linear(24, 8))
+        self.post_init()
+
+    def forward(self, x):
+        return self.net(x)
+
+
+def test_a_class_that_transformers_does_not_know_is_loaded_into_a_dense_model_of_it(tmp_path):
+    model, x = OwnNetwork(OwnConfig()).eval(), torch.randn(4, 16)
+    plan = rf.plan(model, "params=0.6", "truncate", example=x)
+    small = rf.apply_(copy.deepcopy(model), plan)
+    rf.save(small, plan, tmp_path / "small")
+    assert plan.changed
+    assert torch.equal(rf.load(tmp_path / "small", OwnNetwork(OwnConfig())).model.eval()(x), small(x))
+    with pytest.raises(rf.StoreError, match=r"own-network.*rankfold.load\(folder, model\)"):
+        rf.load(tmp_path / "small")
+
+
 def test_without_the_plug_in_every_folder_raises(tmp_path):
     """In a process of its own: saved, saved by transformers after it was loaded, and in shards; the dense one loads."""
     _, batch, small, plan = compressed("llama")

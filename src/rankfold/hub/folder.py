@@ -95,7 +95,8 @@ def check_code(directory: Path, config: dict[str, Any]) -> None:
         )
     raise HubError(
         f"{directory}: the installed transformers does not know the architecture {kind!r}: update transformers, "
-        "or check that this is a folder of transformers"
+        "check that this is a folder of transformers, or give rankfold.load(folder, model) a dense model of your own "
+        "class"
     )
 
 
@@ -144,12 +145,15 @@ def _size(file: Path) -> int:
     return size
 
 
-def _class_of(config: dict[str, Any]) -> Any:
-    """The class that a configuration names, or the one without a head."""
+def _class_of(config: dict[str, Any], given: type | None = None) -> Any:
+    """The class that a configuration names, ``given`` where it is that one, or the one without a head."""
     import transformers
 
     names = config.get("architectures")
-    kind: Any = getattr(transformers, str(names[0]) if isinstance(names, list) and names else "", None)
+    name = str(names[0]) if isinstance(names, list) and names else ""
+    if given is not None and given.__name__ == name:
+        return given
+    kind: Any = getattr(transformers, name, None)
     return kind if kind is not None and hasattr(kind, "from_pretrained") else transformers.AutoModel
 
 
@@ -180,17 +184,19 @@ def skeleton(directory: str | Path) -> Any:
         raise HubError(f"{directory}: transformers cannot build this model ({said(error)})") from None
 
 
-def opened(directory: str | Path, **options: Any) -> Any:
+def opened(directory: str | Path, given: type | None = None, **options: Any) -> Any:
     """The model in a folder, of the class that its configuration names; in eval mode, on the CPU, in its own dtype.
 
+    ``given``: a class at hand, taken where it is the one that is named, which transformers may not know.
     ``options`` go to ``from_pretrained``. Raises ``HubError`` in one line: no configuration, unknown architecture or
     one with code of its own, weights missing or damaged, or that do not fit. Nothing is fetched.
     """
     directory = Path(directory)
     config = config_of(directory)
-    check_code(directory, config)
+    kind = _class_of(config, given)
+    if kind is not given:
+        check_code(directory, config)
     check_weights(directory)
-    kind = _class_of(config)
     try:
         with quietly():
             options |= without_pooler(kind, _names(directory))

@@ -91,7 +91,7 @@ def load(directory: str | Path, model: nn.Module | None = None) -> Stored:
         ) from None
     if given is None:
         contents.clear()
-        loaded = _pretrained(directory)
+        loaded = _pretrained(directory, None if model is None else type(unwrap(model)))
         if model is None:
             return Stored(loaded, plan, manifest.get("notes", {}), known)
         given = loaded.state_dict()
@@ -114,12 +114,12 @@ def _state(data: bytes) -> dict[str, torch.Tensor]:
     return state | {name: state[source] for name, source in aliases.items()}
 
 
-def _pretrained(directory: Path) -> nn.Module:
-    """The model of a Hugging Face folder whose files have been checked."""
+def _pretrained(directory: Path, given: type | None) -> nn.Module:
+    """The model of a Hugging Face folder whose files have been checked; of the class ``given`` where it is that."""
     from rankfold import hub
 
     try:
-        return hub.opened(directory)
+        return hub.opened(directory, given)
     except FolderError as error:
         raise StoreError(str(error)) from None
 
