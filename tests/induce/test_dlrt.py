@@ -238,7 +238,7 @@ def test_another_matrix_is_not_loaded():
         two.load_state_dict({key: value for key, value in one.state_dict().items() if not key.startswith("6")})
 
 
-@pytest.mark.parametrize("condition", [rf.Condition(1.5), rf.Spread(0.3)])
+@pytest.mark.parametrize("condition", [rf.Condition(1.5), rf.Spread(1.0)])
 def test_conditioning_keeps_singular_values_together(condition):
     found = {}
     for name, how in (("without", None), ("with", condition)):
@@ -458,7 +458,8 @@ def test_a_square_weight_that_is_stored_transposed_comes_back_so():
 
 @pytest.mark.parametrize(("kind", "decay", "longer"), [("Adam", 0.0, 2.0), ("AdamW", 0.5, 2.0), ("SGD", 0.0, 1.0)])
 def test_steps_of_a_core_are_longer_where_entries_move_by_the_rate(kind, decay, longer):
-    """A core of 16 x 16 entries in a weight of 64 x 64: (64² / 16²)^¼ = 2; decay is not longer."""
+    """A core of 16 x 16 entries in a weight of 64 x 64: (64² / 16²)^¼ = 2; decay is not longer. Directions that come in
+    lag behind by (1 - .9²) / (1 - .9) = 1.9 in the second step, where there is a mean of gradients."""
     torch.manual_seed(0)
     model = rf.dlrt_(nn.Sequential(nn.Linear(64, 64)), rank=8).double()
     known = {"lr": 1e-3, "weight_decay": decay}
@@ -477,7 +478,11 @@ def test_steps_of_a_core_are_longer_where_entries_move_by_the_rate(kind, decay, 
     optimizer.step()
     inner.step()
     still = before * (1 - 1e-3 * decay)
-    torch.testing.assert_close(model[0].core.detach() - still, longer * (plain.detach() - still))
+    expected = longer * (plain.detach() - still)
+    if kind != "SGD":
+        expected[8:] *= 1.9
+        expected[:8, 8:] *= 1.9
+    torch.testing.assert_close(model[0].core.detach() - still, expected)
 
 
 @pytest.mark.parametrize("rising", [False, True])

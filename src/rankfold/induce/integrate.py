@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from rankfold.induce.condition import Conditioning
 from rankfold.induce.cut import Cut
 from rankfold.induce.dlrt import dynamic_layers
-from rankfold.induce.moments import SQUARED, turn_
+from rankfold.induce.moments import SQUARED, entered, lag, turn_
 from rankfold.induce.places import averaged_, same_everywhere_
 from rankfold.layers import DynamicLowRank, DynamicTucker
 from rankfold.linalg.errors import NonFiniteError
@@ -115,6 +115,7 @@ class Dlrt(Around):
         self.cut = Cut.of(model, self.layers.values(), tolerance, budget, reach, most)
         self.condition, self.position = condition, 0
         self.rate, self.rising = float("inf"), False
+        self.entering: dict[str, torch.Size] = {}  # shapes of cores before this window's directions came in
         self.tails: dict[str, float] = {}
         if groups is None:
             groups = [p for p in model.parameters() if p.requires_grad]
@@ -162,7 +163,7 @@ class Dlrt(Around):
         in the model's own state dict, which takes up layers of another rank."""
         return self.inner.state_dict() | {
             "position": self.position, "closed": self.cut.closed, "first": self.cut.first,
-            "rate": self.rate, "rising": self.rising,
+            "rate": self.rate, "rising": self.rising, "entering": {n: list(s) for n, s in self.entering.items()},
         }  # fmt: skip
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
@@ -172,6 +173,7 @@ class Dlrt(Around):
             int(state.pop(key)) for key in ("position", "closed", "first")
         )
         self.rate, self.rising = float(state.pop("rate", "inf")), bool(state.pop("rising", False))  # of earlier ones
+        self.entering = {name: torch.Size(shape) for name, shape in state.pop("entering", {}).items()}
         self._follow()
         self.inner.load_state_dict(state)
         self._probe(self.position == 0)
@@ -242,19 +244,39 @@ class Dlrt(Around):
         """A step of the inner optimizer. Divided by the root of squares, each entry of a core moves by about the rate,
         as of the dense weight; that has more of them, and a matrix of independent ones grows as the fourth root of
         their number in spectral norm. Without as much, training at low rank lags behind the dense one at its rate."""
-        stepped = [layer for layer in self.layers.values() if layer.core.grad is not None and self.lengthens]
-        before = [(layer, layer.core.detach().clone()) for layer in stepped]
+        stepped = [(name, layer) for name, layer in self.layers.items() if layer.core.grad is not None]
+        before = [(name, layer, layer.core.detach().clone()) for name, layer in stepped]
         self.inner.step()
         rate = max(float(group["lr"]) for group in self.param_groups)
         self.rising, self.rate = rate > self.rate, rate
-        for layer, old in before:
-            if SQUARED & self.inner.state.get(layer.core, {}).keys():
-                old = old * self._kept(layer.core)
+        for name, layer, old in before:
+            old = old * self._kept(layer.core)
+            if self.lengthens and SQUARED & self.inner.state.get(layer.core, {}).keys():
                 layer.core.lerp_(old, 1 - (prod(layer.shape) / old.numel()) ** 0.25)
+            if (late := self._lag(layer.core, self.position)) != 1 and name in self.entering:
+                shape = self.entering[name]
+                for now, then in zip(entered(layer.core, shape), entered(old, shape), strict=True):
+                    now.lerp_(then, 1 - late)
+
+    def _lag(self, core: nn.Parameter, steps: int) -> float:
+        """By what directions lag behind that came in ``steps`` before; in a window they wait for the second one."""
+        return lag(self.inner.state.get(core, {}), self._group(core), steps + (self.integrator != "window"))
+
+    def _caught_up(self, steps: int) -> None:
+        """The means of those directions become as those of all others: nobody knows them apart any longer."""
+        for name, shape in self.entering.items():
+            core = self.layers[name].core
+            if (late := self._lag(core, steps)) != 1:
+                for part in entered(self.inner.state[core]["exp_avg"], shape):
+                    part.mul_(late)
+        self.entering = {}
+
+    def _group(self, core: nn.Parameter) -> dict[str, Any]:
+        return next(group for group in self.param_groups if any(p is core for p in group["params"]))
 
     def _kept(self, core: nn.Parameter) -> float:
         """What decoupled decay leaves of a core in a step, which is that of the weight and no longer than it."""
-        group = next(g for g in self.param_groups if any(p is core for p in g["params"]))
+        group = self._group(core)
         apart = isinstance(self.inner, torch.optim.AdamW) or group.get("decoupled_weight_decay", False)
         return 1 - float(group["lr"]) * group["weight_decay"] if apart else 1.0
 
@@ -271,7 +293,7 @@ class Dlrt(Around):
     def _open(self) -> None:
         """Bases follow the gradient, or grow by its directions."""
         self._probe(False)
-        for layer in self.layers.values():
+        for name, layer in self.layers.items():
             known, gradient = layer.gradients, layer.core.grad
             if known is None or gradient is None:  # not reached in this step
                 continue
@@ -285,11 +307,13 @@ class Dlrt(Around):
                 core_gradient = turn.linear(tangent.wide(gradient))
                 if self.integrator == "parallel":
                     core_gradient = wide.tangent_core(left, right, tangent.wide(gradient))
+                self.entering[name] = gradient.shape
             self._put(layer, wide, turn)
             layer.core.grad = None if core_gradient is None else core_gradient.to(layer.core)
 
     def _close(self) -> None:
         """Directions are cut, and the rest are made orthonormal to rounding."""
+        self._caught_up(self.position - 1)
         if self.integrator == "fixed" and self.cut.budget is None:
             self._conditioned()
             return
@@ -332,7 +356,7 @@ class Dlrt(Around):
         turn_(self._exchange(old, layer.core), old.shape, turn)
 
     def _rate(self, core: nn.Parameter) -> float:
-        return next(float(g["lr"]) for g in self.param_groups if any(p is core for p in g["params"]))
+        return float(self._group(core)["lr"])
 
     def _probe(self, probing: bool) -> None:
         for layer in self.layers.values():

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import MutableMapping
+from collections.abc import Mapping, MutableMapping
 from typing import Any
 
 import torch
@@ -28,6 +28,25 @@ def turn_(state: MutableMapping[str, Any], before: torch.Size, turn: Turn) -> No
     if mean is not None:
         least = 1 + 4 * torch.finfo(mean.dtype).eps
         state["square_avg"] = state["square_avg"] + least * state["grad_avg"].square()
+
+
+def lag(state: Mapping[str, Any], group: Mapping[str, Any], age: int) -> float:
+    """How many times too short steps are in directions whose mean of gradients began at zero ``age`` steps ago.
+
+    Adam divides by 1 − β^t for its own beginning, and once that is long ago by nothing: a direction that comes in later
+    would move at 1 − β of the rate at first, and have left before it has arrived. 1 where there is no such mean: SGD's
+    momentum is a sum, in which the first gradients, noise and all, would be counted many times; NAdam's steps are half
+    of the gradient itself.
+    """
+    if age < 1 or "exp_avg" not in state or "betas" not in group or "mu_product" in state:
+        return 1.0
+    beta = float(group["betas"][0])
+    return (1 - beta ** float(state["step"])) / (1 - beta**age)
+
+
+def entered(core: Tensor, before: torch.Size) -> tuple[Tensor, Tensor]:
+    """The entries of a core that have come in beside those of the shape ``before``."""
+    return core[before[0] :], core[: before[0], before[1] :]
 
 
 def _squared(turn: Turn, value: Tensor) -> Tensor:
