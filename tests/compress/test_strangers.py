@@ -169,3 +169,39 @@ def test_a_network_that_writes_into_its_own_weights_is_told() -> None:
         rf.profile(model.train(), ROWS)
     table = nn.Sequential(nn.Embedding(5, 4, max_norm=1.0), nn.Linear(4, 4))
     rf.profile(table, [torch.arange(5)] * 4)  # as it is meant
+
+
+class Masking(Body):
+    """Scores of as many places as a sample may have, minus infinity where it has none, as GroundingDINO gives them."""
+
+    def __init__(self, places: int) -> None:
+        super().__init__()
+        self.places = places
+
+    def forward(self, x: Tensor) -> dict[str, Tensor]:
+        found = self.features(x)
+        scores = torch.full((len(x), self.places), -torch.inf)
+        scores[:, :8] = found
+        return {"scores": scores, "boxes": found[:, :4].sigmoid()}
+
+
+def test_infinities_that_stand_for_no_number_count_nowhere():
+    data, forecasts = [{"x": drawn(32, 5, 6, seed=seed)} for seed in range(2)], []
+    for places in (8, 12):
+        torch.manual_seed(0)
+        model = Masking(places).eval()
+        plan = rf.profile(model, data).plan("params=0.6")
+        forecasts.append(plan.forecast)
+        small = rf.apply_(copy.deepcopy(model), plan)
+        found = rf.evaluate(small, data, objective=rf.Teacher(), teacher=model)
+        assert 0 < found.loss < 1
+        for asked in (None, rf.Teacher()):
+            (told,) = rf.tune_(copy.deepcopy(small), model, data, steps=3, objective=asked)
+            assert 0 < told.after <= told.before < 1
+    assert forecasts[1] == pytest.approx(forecasts[0], rel=0.3)
+    other = copy.deepcopy(model)
+    other.places = 13
+    with torch.no_grad():
+        now, then = (net(data[0]["x"]) for net in (model, other))
+        then["scores"] = then["scores"][:, 1:]  # what is masked in one of them alone
+        assert rf.Teacher().divergence(now, then).isinf().all()

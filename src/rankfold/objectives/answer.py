@@ -24,13 +24,15 @@ class Answer:
     """One tensor of a model's output, ``values`` (N, …, C) with samples first.
 
     ``classes``: along the last axis lie the scores of classes, of which only differences count. ``counted`` (N, …):
-    which positions count, as booleans; None for all of them. ``name``: where in the output it stands.
+    which positions count, as booleans; None for all of them. ``name``: where in the output it stands. ``masked``, as
+    ``values``: which numbers the network gave as infinities, as it says that there is none; they are zeros here.
     """
 
     values: Tensor
     classes: bool = False
     counted: Tensor | None = None
     name: str = ""
+    masked: Tensor | None = None
 
     __repr__ = brief
 

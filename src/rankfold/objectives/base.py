@@ -57,8 +57,9 @@ class Objective:
     def answers(self, output: Any, batch: Any = None) -> tuple[Answer, ...]:
         """The tensors of an output that count: by default each floating one, as plain numbers."""
         found = tuple(
-            Answer(single(tensor), counted=unpadded(tensor, batch), name=name)
+            Answer(single(tensor.masked_fill(gone, 0)), counted=unpadded(tensor, batch), name=name, masked=single(gone))
             for name, tensor in counting_tensors(output)
+            for gone in (tensor.isinf(),)
         )
         if not found:
             raise ObjectiveError(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 from typing import Any
 
 import torch
@@ -17,14 +18,21 @@ CHUNK = 1 << 22  # scores whose distributions are compared at a time
 
 
 def paired(now: Sequence[Answer], then: Sequence[Answer]) -> list[tuple[Answer, Answer]]:
-    """Answers of two networks side by side; ``ObjectiveError`` where their shapes differ."""
+    """Answers of two networks side by side; ``ObjectiveError`` where their shapes differ. What only one of them masks
+    is infinitely far."""
     if [a.values.shape for a in now] != [a.values.shape for a in then]:
         raise ObjectiveError(
             f"the outputs of two networks differ in shape, {_shapes(now)} and {_shapes(then)}: give the network "
             "that this one was made from (where it is that, the length of its outputs depends on its weights, so that "
             "they cannot be compared: give targets and an objective that reads them)"
         )
-    return list(zip(now, then, strict=True))
+    return [(_where_masked(a, b), b) for a, b in zip(now, then, strict=True)]
+
+
+def _where_masked(now: Answer, then: Answer) -> Answer:
+    if now.masked is None or then.masked is None:
+        return now
+    return replace(now, values=now.values.masked_fill(now.masked ^ then.masked.to(now.masked.device), torch.inf))
 
 
 def _shapes(answers: Sequence[Answer]) -> str:

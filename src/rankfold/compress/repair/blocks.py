@@ -46,7 +46,14 @@ def numbers(output: Any) -> list[Tensor]:
 
 def off(x: Tensor, wanted: Tensor) -> Tensor:
     """The squared error over the energy that there should be."""
+    x, wanted = _unmasked(x, wanted)
     return (x.float() - wanted.float()).square().sum() / wanted.float().square().sum().clamp_min(1e-30)
+
+
+def _unmasked(x: Tensor, wanted: Tensor) -> tuple[Tensor, Tensor]:
+    """Both with zeros where they hold the same infinity, by which a network says that there is no number."""
+    same = wanted.isinf() & (x == wanted)
+    return x.masked_fill(same, 0), wanted.masked_fill(same, 0)
 
 
 def blocks_of_both(root: nn.Module, original: nn.Module) -> tuple[str, ...]:
@@ -102,6 +109,7 @@ def _share(x: Tensor, wanted: Tensor, batch: Any) -> Tensor:
     mask = unpadded(x, batch)
     if mask is not None:
         x, wanted = x[mask], wanted[mask]
+    x, wanted = _unmasked(x, wanted)
     axes = -1 if x.dim() < 4 else tuple(range(1, x.dim()))
     error, energy = (each.float().square().sum(axes) for each in (x - wanted, wanted))
     return (error / energy.clamp_min(torch.finfo(energy.dtype).tiny)).mean()
