@@ -144,6 +144,8 @@ def test_a_language_model(folders, tmp_path):  # noqa: F811
     )  # fmt: skip
     assert found["objective"] == "causal-lm"
     assert found["after"]["loss"] < found["before"]["loss"]
+    assert "kl" not in found["after"]  # the adapted network was compared with itself, at 0 and 1
+    assert json.loads((tmp_path / "out" / "adapter_config.json").read_text())["task_type"] == "CAUSAL_LM"
 
 
 def test_what_is_refused(weights, tmp_path):

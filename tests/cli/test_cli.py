@@ -216,6 +216,10 @@ def test_an_interrupted_command_says_how_to_go_on(weights, tmp_path, monkeypatch
     assert result.exit_code == 130
     assert result.stderr.splitlines()[-1] == "interrupted. The same command continues from here."
     again = rankfold(*command, "--json")
+    with monkeypatch.context() as patch:
+        patch.setattr(Talk, "say", lambda self, sentence: (_ for _ in ()).throw(KeyboardInterrupt))
+        soon = rankfold(*_compress(weights, tmp_path / "soon"))
+    assert soon.stderr.splitlines()[-1] == "interrupted. Nothing was kept yet."
     assert again.exit_code == 0
     assert "epoch 1 of 2" not in again.stderr
     assert "resum" in again.stderr

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import os
 import re
 import signal
@@ -312,6 +313,9 @@ def test_what_was_trained_at_low_rank_is_left_in_its_factors_too(here, settings)
         sizes = [(rank, *weights[f"{name}.weight"].flatten(1).shape) for name, rank in told["ranks"].items()]
         assert small["params"] == whole["params"] - sum(m * n - rank * (m + n) for rank, m, n in sizes)
     assert "rankfold export run/small --to onnx" in rankfold("train", "run.yaml").stdout
+    plan = json.loads((here / "run" / "small" / "plan.json").read_text())
+    for entry in plan["entries"]:  # factors larger than the layer are none
+        assert entry["form"] == "keep" or entry["params"] < math.prod(entry["shape"]) * entry["groups"]
     # another run takes the place of both, also where there is nothing to save in factors
     again = succeeded("train", "run.yaml", "--restart", "--set", "dlrt=null", "--set", "way=null", "--set", "epochs=1")
     assert again["small"] is None

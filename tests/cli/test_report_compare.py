@@ -192,6 +192,17 @@ def test_a_result_that_was_written_block_by_block_is_named_as_such(tmp_path: Pat
         read_compared(tmp_path)
 
 
+def test_a_training_is_named_as_such(tmp_path: Path) -> None:
+    """It was called damaged, and compress told to run again."""
+    place = tmp_path / "run"
+    (place / "small").mkdir(parents=True)
+    (place / "metrics.jsonl").write_text("{}\n")
+    (place / "result.json").write_text("{}")
+    for directory in (place, place / "small"):
+        with pytest.raises(StoreError, match=r"rankfold train wrote it.*rankfold evaluate .*model\.safetensors"):
+            read_compared(directory)
+
+
 @pytest.mark.parametrize(("low", "high"), [(0.0, 1.0), (0.9, 0.93), (0.97, 0.9725), (0.5, 0.50002), (0.99999, 1.0)])
 def test_no_two_labels_of_an_axis_are_the_same(low: float, high: float) -> None:
     axes = Figure().add_subplot()

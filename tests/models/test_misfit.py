@@ -47,6 +47,12 @@ def test_the_layer_is_named(case):
         assert caught.value.__cause__ is not None
 
 
+def test_a_layer_in_training_is_named_as_the_one_that_it_stands_for():
+    model = rf.dlrt_(nn.Sequential(nn.ReLU(), nn.Linear(40, 20)), 4)
+    with pytest.raises(InputError, match=r"^1 \(Linear\) takes 40 values in the last axis, and was given 4×32"):
+        forward(model, torch.randn(4, 32))
+
+
 @pytest.mark.parametrize(
     ("layer", "sample", "hint"),
     [

@@ -319,6 +319,13 @@ def test_settings_of_the_optimizer_that_are_none_are_refused(digits, tmp_path, s
         fit(net(), *digits, recipe, directory=tmp_path)
 
 
+def test_bad_samples_are_told_where_they_are_why(digits):
+    train, _ = digits
+    inputs = train.normalize(train.inputs).index_fill(0, torch.tensor([3]), float("nan"))
+    stopped = fit(net(), [(inputs, train.labels)], None, RECIPE).stopped
+    assert "the batch holds NaN or infinity: look for bad samples" in stopped
+
+
 def test_a_failed_write_keeps_the_old_checkpoint(digits, tmp_path, monkeypatch):
     recipe = replace(RECIPE, epochs=2)
     whole = net()

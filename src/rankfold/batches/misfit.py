@@ -52,12 +52,13 @@ def misfit(named: Named, error: BaseException) -> str:
         trace = trace.tb_next
     if found is None:
         return ""
-    module, args, kwargs = found
+    given, args, kwargs = found
+    module = getattr(given, "ordinary", given)  # of a layer in training, the one that it stands for
     x = next((value for value in (*args, *kwargs.values()) if isinstance(value, Tensor)), None)
     takes = None if x is None else _takes(module, x)
     if x is None or not takes:
         return ""
-    name = next((path for path, other in named() if other is module), "")
+    name = next((path for path, other in named() if other is given), "")
     title = f"{name} ({type(module).__name__})" if name else type(module).__name__
     shape = "×".join(map(str, x.shape)) or "a single number"
     kind = str(x.dtype).removeprefix("torch.")

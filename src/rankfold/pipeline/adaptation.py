@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import shutil
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -14,9 +14,11 @@ from torch import nn
 
 from rankfold.adapt.extraction.adapters import combine
 from rankfold.adapt.extraction.budget import Asked
+from rankfold.adapt.extraction.extract import is_causal
 from rankfold.adapt.extraction.result import Extraction, Layer
 from rankfold.adapt.peft_format import Adapter, check_adapter_place, is_adapter
 from rankfold.adapt.ways import METHODS, Wish, add_, prepare_
+from rankfold.batches import copied
 from rankfold.objectives import Evaluation, Objective
 from rankfold.observe import before as before_call
 from rankfold.run.claim import claimed
@@ -118,7 +120,9 @@ def adapt(
         _check(place, request, restart)
         chosen = choose(root, data.train, objective, said=said)
         tell.say(str(chosen))
-        before = evaluate(root, data.test, role="test", objective=chosen.objective, teacher=root)
+        # what compares with the base needs it as it was: it is kept where nothing else can be told
+        base = None if chosen.objective.labelled else copied(root)
+        before = evaluate(root, data.test, role="test", objective=chosen.objective, teacher=base)
         steps = settings.epochs * max(1, -(-len(data.train) // settings.batch_size))
         wish = Wish(
             settings.method, numbers, steps, settings.radius, settings.where, settings.seed, settings.base_model
@@ -138,9 +142,9 @@ def adapt(
             raise TrainingError(
                 f"{history.stopped}; no adapter was written, and the checkpoint is kept in {place / TRAINING}"
             )
-        cut = _cut(way.finish(), numbers, size)
+        cut = _cut(replace(way.finish(), task="CAUSAL_LM" if is_causal(root) else None), numbers, size)
         add_(root, cut.adapter)
-        after = evaluate(root, data.test, role="test", objective=chosen.objective, teacher=root)
+        after = evaluate(root, data.test, role="test", objective=chosen.objective, teacher=base)
         epochs = tuple({"epoch": e.epoch, "loss": e.train_loss} for e in history.epochs)
         told = Adapted(cut, before, after, "test", chosen.objective.name, settings, epochs, str(place))
         cut.save(place)

@@ -20,7 +20,7 @@ from rankfold.run.disk.files import write_atomically
 from rankfold.sites import Form
 from rankfold.store import MANIFEST, StoreError, read_manifest
 
-RESULT = "result.json"
+RESULT, TRAINING = "result.json", "metrics.jsonl"  # the second: of trainings alone
 _Z = 1.96  # 95 % of a normal distribution
 
 
@@ -55,6 +55,13 @@ def write_comparison(directories: Sequence[str | Path], file: str | Path) -> Pat
 
 def read_compared(directory: Path, name: str = "") -> Compared:
     """One result as the page shows it; ``StoreError`` as above."""
+    own = (directory / RESULT).is_file()
+    run = directory if own or (directory / TRAINING).is_file() else directory.parent  # or of the factors in it
+    if (run / TRAINING).is_file():
+        raise StoreError(
+            f"{directory}: rankfold train wrote it, and results of rankfold compress are compared here: judge it with "
+            f"rankfold evaluate {directory}, or compress {run / 'model.safetensors'} and compare that"
+        )
     if not (directory / RESULT).is_file():
         raise StoreError(
             f"{directory}: there is no finished result of rankfold compress (no {RESULT}): finish the run, or give "
@@ -141,7 +148,7 @@ def _judged_on(directory: Path, stored: _Stored) -> str:
     count = ((stored.get("scores") or {}).get("compressed") or {}).get("count")
     text = f"{stored['split']} split" + (f" of {data}" if data else "")
     names = {figure["name"] for figure in ((stored.get("scores") or {}).get("compressed") or {}).get("figures", [])}
-    counted = "tokens" if "perplexity" in names else "samples"
+    counted = "tokens" if "perplexity" in names else "samples" if "accuracy" in names else "values"
     return text + (f", {count:,} {counted}" if isinstance(count, int) and count else "")
 
 

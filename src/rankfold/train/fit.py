@@ -12,7 +12,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from rankfold.batches import forward, size_of
+from rankfold.batches import forward, size_of, tensors_in
 from rankfold.costs import evaluating
 from rankfold.objectives import Evaluation, Figures, Objective
 from rankfold.observe.passes import fitting_layout, laid_out
@@ -175,9 +175,11 @@ def _epoch(
             losses = sum(part.weight * total / n for part, total, n in zip(parts, totals[::2], counts, strict=True))
             rate = peak * rate_factor(recipe.schedule, min(step, total_steps - 1), total_steps, recipe.warmup)
             if not isfinite(losses):
+                bad = any(x.is_floating_point() and not bool(x.isfinite().all()) for x in tensors_in(batch))
+                helps = "a smaller learning_rate, or clip_norm, usually helps"
                 return (
-                    f"training stopped in epoch {number}, batch {index} of {batches}: the loss is {losses} at "
-                    f"learning rate {rate:.3g}; a smaller learning_rate, or clip_norm, usually helps"
+                    f"training stopped in epoch {number}, batch {index} of {batches}: the loss is {losses} at learning "
+                    f"rate {rate:.3g}; {'the batch holds NaN or infinity: look for bad samples' if bad else helps}"
                 )
             # Gradients are averaged over the processes: what counts is the share of each in the batch.
             shares = [part.weight * (part.count * team.size / n) for part, n in zip(parts, counts, strict=True)]

@@ -109,7 +109,7 @@ def extract(
     left = differences(network, first, second, found, [*(s.parameter for s in found.sites), *tensors])
     running = None if data is None else _running(tuned, network, second)
     if running is not None and objective is None:
-        objective = CausalLanguageModel() if _is_causal(running) else Teacher()
+        objective = CausalLanguageModel() if is_causal(running) else Teacher()
     weighed = None
     if running is not None and objective is not None:
         weighed = metrics(running, data, found.sites, objective, samples=samples, progress=progress)
@@ -149,7 +149,7 @@ def _moved_whole(tensors: Mapping[str, Tensor], base: Checkpoint) -> float:
     return sum(moved_by(base.read(keys[name]), tensors[name]) for name in once)
 
 
-def _is_causal(model: nn.Module) -> bool:
+def is_causal(model: nn.Module) -> bool:
     return type(unwrap(model)).__name__.endswith("ForCausalLM")
 
 
@@ -162,7 +162,7 @@ def _blank(chosen: Sequence[Site], whole: Mapping[str, Tensor], network: nn.Modu
         stored_transposed=all(site.layer.stored_transposed for site in chosen),
         whole=whole,
         base_model=base,
-        task="CAUSAL_LM" if _is_causal(network) else None,
+        task="CAUSAL_LM" if is_causal(network) else None,
     )
 
 

@@ -52,7 +52,9 @@ def commands(found: Advice, model: str, extra: str = "") -> Iterator[tuple[str, 
         yield "the smallest that keeps its quality, searched finely", by_drop
     if found.tried:
         smaller = [p for p in found.tried if best is None or found.share(p) < found.share(best)]
-        target = min(smaller, key=lambda point: abs(found.share(point) - 0.5), default=None)
+        # none keeps its quality: the mildest, for what has lost most comes back least
+        near = 0.5 if best is not None else 1.0
+        target = min(smaller, key=lambda point: abs(found.share(point) - near), default=None)
         if target is not None:
             more = "--finetune-epochs 5" if found.labelled and found.start.name != "perplexity" else "--tune 100"
             budget = f"{found.by}={found.share(target):.2g}"

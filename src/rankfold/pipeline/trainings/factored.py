@@ -35,11 +35,18 @@ def save_factored(
     example = example_of(model, data.validation)
     method = AsTrained() if tucker else Truncate()
     made = plan(model, Ranks(ranks), method, example=example)
+    gain = {e.site: e.rank for e in made.changed if e.params < _numbers(model.get_submodule(e.site))}
+    if len(gain) < len(made.changed) and gain:  # others would take more numbers than the layer itself
+        made = plan(model, Ranks(gain), method, example=example)
     if made.after.params >= made.before.params:
         return False
     small = apply_(copied(model), made, method=method)
     save(small, made, directory, notes=model_notes(spec, data, example, objective))
     return True
+
+
+def _numbers(layer: nn.Module) -> int:
+    return sum(parameter.numel() for parameter in layer.parameters(recurse=False))
 
 
 @dataclass(frozen=True)

@@ -186,7 +186,9 @@ def compress(
                 tell=tell,
             )
         except KeyboardInterrupt:
-            raise Interrupted("The same command continues from here.") from None
+            kept = (out / "run").is_dir()  # tidied away where nothing was measured
+            goes_on = "The same command continues from here." if kept else "Nothing was kept yet."
+            raise Interrupted(goes_on) from None
     if as_json:
         print_json(result.to_dict())
         return

@@ -102,7 +102,8 @@ def print_result(result: TrainResult) -> None:
     """What was reached, what is odd about it, and what can be done next."""
     judged = result.validation.judged
     factored = result.depth > 1 or result.ranks
-    composed = f", {count(result.trained_params)} in factors while training" if factored else ""
+    when = "" if result.ranks else " while training"
+    composed = f", {count(result.trained_params)} in factors{when}" if factored else ""
     how = f"depth {result.depth}"
     if result.ranks:
         how = "low rank from the first step" if result.way is None else f"low rank by {result.way['name']}"
