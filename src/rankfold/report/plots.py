@@ -91,11 +91,9 @@ def errors(layers: Sequence[LayerRow]) -> Markup | None:
         furthest = sorted(points, key=lambda point: abs(point[1] - point[2]))[-4:]
         for number, x, y in furthest:
             axes.annotate(str(number), (x, y), (4, 4), textcoords="offset points", fontsize=8, color=INK)
-        ticks = _log_ticks(low, high)
         for axis, limits in ((axes.xaxis, axes.set_xlim), (axes.yaxis, axes.set_ylim)):
             limits(low, high)
-            axis.set_major_locator(FixedLocator(ticks))
-            axis.set_major_formatter(FuncFormatter(lambda power, _: f"{10**power:.3g}"))
+            power_axis(axis, low, high)
         axes.set_xlabel("predicted relative error")
         axes.set_ylabel("measured relative error")
         return inline(figure, "errors", f"Measured against predicted error of {len(points)} layers")
@@ -113,6 +111,8 @@ def budget_curves(data: ReportData) -> list[tuple[str, Markup]]:
     kind = data.judged
     start = data.before.get(kind.name) if data.curve_start is None else data.curve_start
     values = [value for value in (*(point.value for point in data.curve), start) if value is not None and known(value)]
+    along = math.log10 if far_apart(values, kind) else float  # so that small values are told apart beside large ones
+    values = [along(value) for value in values]
     bottom, top = min(values, default=0.0), max(values, default=1.0)
     margin = 0.06 * (top - bottom) + 0.005 * (1.0 if kind.unit == "fraction" else abs(top) or 1.0)
     pictures = []
@@ -122,11 +122,11 @@ def budget_curves(data: ReportData) -> list[tuple[str, Markup]]:
             continue
         with rc_context(STYLE):
             figure = Figure(figsize=(4.6, 3.2))
-            axes = figure.add_axes((0.13, 0.16, 0.84, 0.81))
+            axes = figure.add_axes((0.16, 0.16, 0.81, 0.81))
             if start is not None and known(start):
-                axes.axhline(start, color=MUTED, linewidth=1, dashes=(4, 3))
+                axes.axhline(along(start), color=MUTED, linewidth=1, dashes=(4, 3))
             for index, (name, _, _) in enumerate(methods(data.curve)):
-                line = sorted((getattr(p, attribute), p.value) for p in points if p.method == name)
+                line = sorted((getattr(p, attribute), along(p.value)) for p in points if p.method == name)
                 axes.plot(
                     [x for x, _ in line],
                     [y for _, y in line],
@@ -139,6 +139,8 @@ def budget_curves(data: ReportData) -> list[tuple[str, Markup]]:
             if kind.unit == "fraction":
                 percent_axis(axes.yaxis)
             axes.set_ylim(bottom - margin, top + margin)
+            if along is math.log10:
+                power_axis(axes.yaxis, bottom - margin, top + margin)
             axes.set_xlabel(f"{quantity} kept")
             axes.set_ylabel(kind.name.replace("_", " "))
             label = f"{title(kind)} against kept {quantity}, {len(points)} points; the table below has the numbers"
@@ -205,6 +207,17 @@ def _log_ticks(low: float, high: float) -> list[float]:
         steps = (1, 2, 5) if high - low > 0.6 else (1, 1.2, 1.5, 2, 2.5, 3, 4, 5, 6, 8)
     powers = range(math.floor(low), math.ceil(high) + 1)
     return [tick for k in powers for s in steps if low <= (tick := k + math.log10(s)) <= high]
+
+
+def far_apart(values: Sequence[float], kind: FigureKind) -> bool:
+    """Whether small values would all lie at the foot of a linear axis: of figures that are above zero and no shares."""
+    return bool(values) and kind.unit != "fraction" and min(values) > 0 and max(values) > 20 * min(values)
+
+
+def power_axis(axis: Any, low: float, high: float) -> None:
+    """Of values drawn by their log₁₀, between ``low`` and ``high``."""
+    axis.set_major_locator(FixedLocator(_log_ticks(low, high)))
+    axis.set_major_formatter(FuncFormatter(lambda power, _: f"{10**power:.3g}"))
 
 
 def percent_axis(axis: Any) -> None:
