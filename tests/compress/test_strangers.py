@@ -205,3 +205,33 @@ def test_infinities_that_stand_for_no_number_count_nowhere():
         now, then = (net(data[0]["x"]) for net in (model, other))
         then["scores"] = then["scores"][:, 1:]  # what is masked in one of them alone
         assert rf.Teacher().divergence(now, then).isinf().all()
+
+
+class RulingOut(nn.Module):
+    """Scores of six classes, two of which it never gives: as −inf, or left out."""
+
+    def __init__(self, says: bool) -> None:
+        super().__init__()
+        torch.manual_seed(0)
+        self.body, self.says = nn.Sequential(nn.Linear(12, 40), nn.Tanh(), nn.Linear(40, 6)), says
+
+    def forward(self, x: Tensor) -> Tensor:
+        scores = self.body(x)
+        never = torch.tensor([0, 0, 1, 0, 0, 1]).bool()
+        return scores.masked_fill(never, -torch.inf) if self.says else scores[:, ~never]
+
+
+def test_classes_that_are_ruled_out_count_as_if_they_were_not_there() -> None:
+    """Forecasts were 0, divergences NaN, and tuning did nothing."""
+    x, kind = drawn(256, 12, seed=3), rf.Classification()
+    with_them, without = RulingOut(True).eval(), RulingOut(False).eval()
+    plans = [rf.plan(model, "params=0.5", data=x, objective=kind) for model in (with_them, without)]
+    assert [(e.form, e.rank) for e in plans[0].entries] == [(e.form, e.rank) for e in plans[1].entries]
+    assert plans[0].forecast == pytest.approx(plans[1].forecast, rel=0.05)
+    small = [rf.apply_(copy.deepcopy(m), rf.plan(m, "params=0.5", "truncate", x)) for m in (with_them, without)]
+    small[1].load_state_dict(small[0].state_dict())
+    told = [kind.divergence(s(x), m(x), x) for s, m in zip(small, (with_them, without), strict=True)]
+    torch.testing.assert_close(*told)
+    assert bool((told[0] > 0).any())
+    (tuned,) = rf.tune_(small[0], with_them, x, steps=20, objective=kind)
+    assert 0 < tuned.after < tuned.before < 1

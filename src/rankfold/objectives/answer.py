@@ -16,6 +16,7 @@ from rankfold.linalg.brief import brief
 INTERNAL = (
     "past_key_values", "cache", "loss", "aux_loss", "z_loss", "router_logits", "cache_params", "mems", "rope_deltas",
 )  # fmt: skip
+_LITTLE = 100.0  # nats below the best class
 _STATES = ("hidden_state", "hidden_states", "attentions", "pooler_output")
 
 
@@ -25,7 +26,8 @@ class Answer:
 
     ``classes``: along the last axis lie the scores of classes, of which only differences count. ``counted`` (N, …):
     which positions count, as booleans; None for all of them. ``name``: where in the output it stands. ``masked``, as
-    ``values``: which numbers the network gave as infinities, as it says that there is none; they are zeros here.
+    ``values``: which numbers the network gave as infinities, as it says that there is none; they are zeros here, and of
+    classes scores that no distribution notices.
     """
 
     values: Tensor
@@ -47,8 +49,15 @@ class Answer:
         """``values`` less what does not count: their mean over the classes, and positions that are left out."""
         wide = self.values.to(torch.promote_types(self.values.dtype, torch.float32))
         if self.classes and wide.shape[-1] > 1:
-            wide = wide - wide.mean(-1, keepdim=True)
+            wide = self._less_mean(wide)
         return wide if self.counted is None else wide * self.counted.unsqueeze(-1)
+
+    def _less_mean(self, wide: Tensor) -> Tensor:
+        if self.masked is None:
+            return wide - wide.mean(-1, keepdim=True)
+        there = ~self.masked
+        mean = (wide * there).sum(-1, keepdim=True) / there.sum(-1, keepdim=True).clamp_min(1)
+        return (wide - mean) * there
 
     @property
     def places(self) -> Tensor:
@@ -56,6 +65,15 @@ class Answer:
         wide = self.centred
         wide = wide.movedim(1, -1) if wide.dim() > 3 and not self.classes else wide
         return wide.reshape(-1, wide.shape[-1])
+
+
+def of_classes(scores: Tensor, counted: Tensor | None) -> Answer:
+    """The answer of scores (…, C), in which classes that the network rules out (−inf) have so little that no
+    distribution notices, and as much in all networks: differences of infinities are no numbers."""
+    if scores.is_meta or not bool((gone := scores == -torch.inf).any()):
+        return Answer(scores, True, counted)
+    top = scores.detach().amax(-1, keepdim=True).clamp_max(0).nan_to_num(neginf=0.0)
+    return Answer(torch.where(gone, (top / _LITTLE).floor() * _LITTLE - _LITTLE, scores), True, counted, masked=gone)
 
 
 def filled_up(values: Tensor, others: Tensor) -> tuple[Tensor, Tensor]:

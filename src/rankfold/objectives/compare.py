@@ -30,7 +30,7 @@ def paired(now: Sequence[Answer], then: Sequence[Answer]) -> list[tuple[Answer, 
 
 
 def _where_masked(now: Answer, then: Answer) -> Answer:
-    if now.masked is None or then.masked is None:
+    if now.classes or now.masked is None or then.masked is None:
         return now
     return replace(now, values=now.values.masked_fill(now.masked ^ then.masked.to(now.masked.device), torch.inf))
 

@@ -10,7 +10,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from rankfold.objectives.answer import Answer, main_tensor, unpadded
+from rankfold.objectives.answer import Answer, main_tensor, of_classes, unpadded
 from rankfold.objectives.base import Objective
 from rankfold.objectives.evaluation import Figure, ObjectiveError
 from rankfold.objectives.units import NATS
@@ -49,7 +49,7 @@ class Classification(Objective):
             raise ObjectiveError(
                 f"{self.name}: the model must give outputs of shape (N, classes, …), and gives {tuple(values.shape)}"
             )
-        return (Answer(values.movedim(self.axis, -1), True, self._counted(values, batch)),)
+        return (of_classes(values.movedim(self.axis, -1), self._counted(values, batch)),)
 
     def _counted(self, values: Tensor, batch: Any) -> Tensor | None:
         return None
