@@ -126,7 +126,7 @@ def test_forecast_and_measurement_stand_side_by_side(run: tuple[Any, ...], capsy
     wanted = float((now - then).square().sum() / (then - then.mean(0)).square().sum())
     assert found.measured == pytest.approx(wanted, rel=1e-4)
     assert found.total == done.plan.total
-    words = f"forecast {done.plan.forecast:.3g}, measured {wanted:.3g} before any fine-tuning, on the test split: "
+    words = f"forecast {done.plan.forecast:.3g}, measured {wanted:.3g} on the test split, before any fine-tuning: "
     words += in_words(CHANGE)
     assert found.sentence == words
     print_result(done)
@@ -153,7 +153,7 @@ def test_a_forecast_knows_nothing_of_tuning_and_is_compared_without(name: str, t
     assert tuned.tuning.kept
     assert tuned.compressed.loss != plain.compressed.loss
     assert tuned.forecast.measured == pytest.approx(plain.forecast.measured, rel=1e-4)
-    assert "before any fine-tuning, on the test split (before tuning too): " in tuned.forecast.sentence
+    assert "on the test split, before tuning: " in tuned.forecast.sentence
     steps = f"20 tuning steps of {'the whole network' if tuned.tuning.by == 'whole' else 'each block'}"
     assert f"method project, ranks optimal; {steps}" in (tmp_path / "run" / "report.html").read_text()
 

@@ -139,7 +139,7 @@ def test_the_forecast_stands_beside_what_was_measured_and_tuning_takes_no_labels
     assert said.exit_code == 0, said.output
     told = json.loads((place / "tuned" / "result.json").read_text())["forecast"]
     assert (told["unit"], told["where"]) == ("nats per token", "the test split")
-    assert f"measured {told['measured']:.3g} before any fine-tuning, on the test split: nats of KL" in said.stdout
+    assert f"measured {told['measured']:.3g} on the test split, before any fine-tuning: nats of KL" in said.stdout
     assert "with tuned factors" in said.output + said.stderr
     tuning = json.loads((place / "tuned" / "result.json").read_text())["tuning"]
     assert json.loads((place / "tuned" / "manifest.json").read_text())["notes"]["tuning"] == tuning

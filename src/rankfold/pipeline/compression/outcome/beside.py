@@ -22,6 +22,7 @@ from rankfold.train.feed import length
 
 SAMPLES = 1024  # of the split on which both networks are compared, where no figure says it already
 _BATCH = 64
+_TUNED = " (before tuning too)"
 
 
 @dataclass(frozen=True)
@@ -40,8 +41,9 @@ class Beside:
             return f"forecast {self.total.sentence}"
         probe = self.total.probe
         tried = "" if probe is None else f" ({probe:.3g} on a few tokens of the calibration data)"
-        met = None if self.measured is None else f"measured {self.measured:.3g} before any fine-tuning, on {self.where}"
-        found = met or "not measured"
+        place, tuned, _ = self.where.partition(_TUNED)
+        when = "tuning" if tuned else "any fine-tuning"
+        found = "not measured" if self.measured is None else f"measured {self.measured:.3g} on {place}, before {when}"
         return f"forecast {self.total.value:.3g}{tried}, {found}: {in_words(self.total.unit)}"
 
     def to_dict(self) -> dict[str, Any]:
@@ -68,7 +70,7 @@ def beside(
     """The forecast of ``made`` beside what ``small``, as the plan made it, has lost on the ``split`` of this ``name``.
     ``score``: what was evaluated there; None where the network was tuned since, which no forecast knows of. Cost:
     nothing where the score says it; else one pass of both networks over ``SAMPLES``."""
-    total, when = made.total, " (before tuning too)" if score is None else ""
+    total, when = made.total, _TUNED if score is None else ""
     if total.value is None:
         return Beside(total)
     few = split if total.unit == TOKEN and score is not None else few_of(split, SAMPLES)

@@ -18,6 +18,7 @@ from rankfold.compress.methods.method import Method
 from rankfold.compress.planning.plan import Plan
 from rankfold.compress.planning.profile import Profile
 from rankfold.costs import evaluating
+from rankfold.objectives.units import TOKEN
 from rankfold.observe import after
 from rankfold.observe.passes import laid_out, layout_for
 from rankfold.sites import Site, SiteList, opened, sites, unwrap
@@ -148,9 +149,10 @@ def over_fitted(plan: Plan, measured: Mapping[str, float], *, method: Method | N
     """Sites whose error on held-out data is far above the predicted one: too little calibration data for their size.
 
     Far: more than half as much again, and by more than 0.03 of the output's norm. None for methods without data,
-    which predict the error of the weight.
+    which predict the error of the weight; nor of language models, of which errors are predicted in the metric of the
+    tokens: it leaves to queries and keys much that no answer notices, however many samples there are.
     """
-    if not method_named(plan.method if method is None else method).needs_data:
+    if not method_named(plan.method if method is None else method).needs_data or plan.calibration.get("unit") == TOKEN:
         return ()
     return tuple(
         entry.site
