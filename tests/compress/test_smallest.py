@@ -480,8 +480,9 @@ def test_figures_that_cannot_fall_so_far_or_are_no_numbers_are_refused() -> None
     accuracy = partial(Figure, "accuracy", unit="fraction")
     assert MaxDrop(0.5).allowed(accuracy(0.9)) == 0.005
     assert MaxDrop(7).allowed(Figure("perplexity", 4.0, False)) == 7
-    for drop, figure in ((91, accuracy(0.9)), (1, accuracy(float("nan")))):
-        with pytest.raises(rf.BudgetError, match=r"at most|not a number"):
+    assert MaxDrop(0.01).allowed(Figure("r2", 0.99)) == 0.01
+    for drop, figure in ((91, accuracy(0.9)), (1, accuracy(float("nan"))), (2, Figure("r2", 0.99))):
+        with pytest.raises(rf.BudgetError, match=r"at most|not a number|worse than the mean of the targets"):
             MaxDrop(drop).allowed(figure)
     with pytest.raises(ValueError, match="flops, params, bytes, latency"):
         MaxDrop(1, "speed")

@@ -70,6 +70,11 @@ class MaxDrop:
                 f"the {start.name} of the original on the validation split is not a number ({start.value}), so "
                 "that nothing can be compared with it"
             )
+        if start.name == "r2" and self.points > start.value >= 0:
+            raise BudgetError(
+                f"max drop is {self.points:g} in r2's own unit, but r2 is {start.text}, and below 0 a network predicts "
+                "worse than the mean of the targets does: allow less, such as 0.01"
+            )
         if start.unit != "fraction":
             return self.points
         room = start.value if start.higher else 1 - start.value
