@@ -217,7 +217,7 @@ def far_apart(values: Sequence[float], kind: FigureKind) -> bool:
 def power_axis(axis: Any, low: float, high: float) -> None:
     """Of values drawn by their log₁₀, between ``low`` and ``high``."""
     axis.set_major_locator(FixedLocator(_log_ticks(low, high)))
-    axis.set_major_formatter(FuncFormatter(lambda power, _: f"{10**power:.3g}"))
+    axis.set_major_formatter(FuncFormatter(lambda power, _: f"{10**power:,.6g}"))
 
 
 def percent_axis(axis: Any) -> None:
