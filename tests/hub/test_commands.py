@@ -147,7 +147,9 @@ def test_the_forecast_stands_beside_what_was_measured_and_tuning_takes_no_labels
     assert (tuning["steps"], tuning["by"], whole["block"], whole["step"]) == (3, "whole", "", 0)
     sentence = f"held-out samples was {whole['before']:.4g} before, and no step lowered it: the factors stay as they"
     assert f"tuned: 3 steps of the whole network; its divergence from the original on {sentence}" in said.stdout
-    assert sentence in (place / "tuned" / "report.html").read_text()
+    page = (place / "tuned" / "report.html").read_text()
+    assert sentence in page
+    assert all(row in page for row in ("Prefill of a prompt", "Decode of a token"))
     plan = rf.Plan.load(place / "tuned" / "plan.json")
     assert plan.forecast == pytest.approx(told["value"])
     assert not any(entry.bias for entry in plan.entries)

@@ -104,6 +104,8 @@ def _result_rows(data: ReportData) -> list[dict[str, Any]]:
         _result_row(f"Latency, batch {batch}", times, quantities.milliseconds, True)
         for batch, *times in summary.latency_rows(*stages)
     ]
+    for label, key in (("Prefill of a prompt", "prefill_ms"), ("Decode of a token", "decode_ms")):
+        rows.append(_result_row(label, [stage.get(key) for stage in stages], quantities.milliseconds, True))
     return [row for row in rows if any(text != quantities.ABSENT for text in row["texts"])]
 
 

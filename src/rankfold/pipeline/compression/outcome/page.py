@@ -139,7 +139,7 @@ def environment() -> dict[str, str]:
 
 
 def _stage(figures: Figures) -> dict[str, Any]:
-    return figures.to_dict() | {"latency_ms": dict(figures.latencies)}
+    return figures.to_dict() | {"latency_ms": dict(figures.latencies)} | figures.prompts
 
 
 def _layers(known: Profile, plan: Plan, errors: Mapping[str, float], method: Method) -> list[LayerRow]:
