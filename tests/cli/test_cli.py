@@ -228,7 +228,11 @@ def test_an_interrupted_command_says_how_to_go_on(weights, tmp_path, monkeypatch
 
 def test_another_budget_goes_on_with_what_an_impossible_one_has_measured(weights, tmp_path):
     out = tmp_path / "out"
-    told = failed(*_compress(weights, out, "--budget", "params=0.001", "--budget", "flops=0.9"))
+    told = failed(*_compress(weights, out, "--budget", "params=0.001"))  # as shapes alone tell
+    assert "cannot be met" in told
+    assert "measured" not in told
+    assert not (out / "run").exists()
+    told = failed(*_compress(weights, out, "--budget", "params=0.1", "--budget", "energy=0.9999"))
     assert "cannot be met" in told
     assert "what was measured is kept: the same call with another budget goes on from there" in told
     assert "samples was 200 and is 65" in failed(*_compress(weights, out, "--samples", 65))
