@@ -374,15 +374,19 @@ class Dlrt(Around):
         """Whoever scales gradients after backward, a scaler or torch's clip, knows the cores alone: the bases' follow,
         by what either says of UᵀgVᵀ."""
         told, seen, whole = 0.0, 0.0, 0.0
-        reached = [layer for layer in self.layers.values() if layer.gradients and layer.core.grad is not None]
-        for layer in reached:
+        reached = [
+            (layer, known)
+            for layer in self.layers.values()
+            if (known := layer.gradients) is not None and layer.core.grad is not None
+        ]
+        for layer, (left, _) in reached:
             expected, given = (part.double() for part in layer.agreement())
             told, seen = told + float((expected * given).sum()), seen + float(expected.square().sum())
-            whole += float(layer.gradients[0].double().square().sum())  # type: ignore[index]
+            whole += float(left.double().square().sum())
         if not seen > 1e-8 * whole or not (scale := told / seen) > 0 or abs(scale - 1) < _OFF:
             return
-        for layer in reached:
-            for gradient in layer.gradients or ():
+        for _, known in reached:
+            for gradient in known:
                 gradient.mul_(scale)
 
     def _check_finite(self) -> None:
