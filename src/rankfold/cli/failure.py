@@ -19,6 +19,11 @@ class Interrupted(Exception):
     """The person stopped the command; the text says how to go on."""
 
 
+def stopped(kept: bool) -> Interrupted:
+    """``kept``: whether the same command finds anything to go on from."""
+    return Interrupted("The same command continues from here." if kept else "Nothing was kept yet.")
+
+
 def told(verb: Callable[..., None]) -> Callable[..., None]:
     """``verb`` with expected errors told in one line, exit code 1; Ctrl-C is 130.
 

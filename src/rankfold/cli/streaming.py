@@ -10,7 +10,7 @@ from typing import Any
 import typer
 
 from rankfold.cli.choices import chosen_layers
-from rankfold.cli.failure import Interrupted
+from rankfold.cli.failure import stopped
 from rankfold.cli.loading import Cut, data_named
 from rankfold.cli.printing import count, percent, print_table
 from rankfold.pipeline import Settings, Streamed, stream
@@ -52,7 +52,7 @@ def streaming(
     try:
         return stream(folder, known, budgets, out, memory=memory, settings=settings, restart=restart, tell=talk.tell)
     except KeyboardInterrupt:
-        raise Interrupted("The same command continues from here.") from None
+        raise stopped(True) from None
 
 
 def print_streamed(found: Streamed) -> None:

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from rankfold.cli.checks import check_idle
-from rankfold.cli.failure import Interrupted
+from rankfold.cli.failure import stopped
 from rankfold.cli.options import (
     BudgetOf,
     BudgetsOrNone,
@@ -186,9 +186,7 @@ def compress(
                 tell=tell,
             )
         except KeyboardInterrupt:
-            kept = (out / "run").is_dir()  # tidied away where nothing was measured
-            goes_on = "The same command continues from here." if kept else "Nothing was kept yet."
-            raise Interrupted(goes_on) from None
+            raise stopped((out / "run").is_dir()) from None  # tidied away where nothing was measured
     if as_json:
         print_json(result.to_dict())
         return

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from rankfold.cli.checks import check_idle, check_is_file
-from rankfold.cli.failure import Interrupted
+from rankfold.cli.failure import stopped
 from rankfold.cli.options import (
     BudgetOf,
     Budgets,
@@ -120,9 +120,7 @@ def plan(
                 progress=talk.progress if first else None,
             )
         except KeyboardInterrupt:
-            kept = any(path.is_dir() for path in partial.glob("*"))
-            goes_on = "The same command continues from here." if kept else "Nothing was kept yet."
-            raise Interrupted(goes_on) from None
+            raise stopped(any(path.is_dir() for path in partial.glob("*"))) from None
         if not first:
             return
         made.save(out)

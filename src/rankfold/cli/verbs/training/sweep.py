@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from rankfold.cli.failure import Interrupted
+from rankfold.cli.failure import stopped
 from rankfold.cli.options import Download, Json, ObjectiveName, Restart, Threads
 from rankfold.cli.printing import print_json, print_table
 from rankfold.cli.verbs.training.train import Settings, TrainDevice, TrainPrecision, trained_with
@@ -65,7 +65,7 @@ def sweep(
         try:
             result = run(asked, scheduler=scheduler, restart=restart, tell=Tell(talk.progress, talk.say))
         except KeyboardInterrupt:
-            raise Interrupted("The same command continues from here.") from None
+            raise stopped(True) from None
     if as_json:
         print_json(result.to_dict())
         return
