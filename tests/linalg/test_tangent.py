@@ -190,11 +190,13 @@ def test_the_rank_within_a_tolerance_is_the_smallest(tolerance):
 
 def test_ranks_compete_for_a_budget():
     spectra = [torch.tensor([4.0, 3.0, 0.1]), torch.tensor([2.0, 0.1]), torch.tensor([5.0, 4.9, 4.8])]
+    worth = [tangent.shares(values) for values in spectra]
     prices = [lambda r: 10 * r, lambda r: 4 * r, lambda r: 20 * r]
-    ranks = tangent.ranks_within(spectra, prices, 10 + 4 + 20 + 30)
+    ranks = tangent.ranks_within(worth, prices, 10 + 4 + 20 + 30)
     assert ranks == [2, 1, 2]
     assert sum(p(r) for r, p in zip(ranks, prices, strict=True)) <= 64
-    assert tangent.ranks_within(spectra, prices, 34) == [1, 1, 1]
+    assert tangent.ranks_within(worth, prices, 34) == [1, 1, 1]
+    assert tangent.ranks_within([1e4 * worth[0], worth[1], worth[2]], prices, 64) == [3, 2, 1]
 
 
 @pytest.mark.parametrize("bound", [1.0, 2.0, 50.0])

@@ -109,7 +109,8 @@ class GeoLora(Dlrt):
         model: prepared by ``geolora_``.
         optimizer: a class of ``torch.optim``.
         params: numbers r(m + n) that all updates may take together; their directions compete for it at the end of each
-            window, by energy for the numbers that they take. None: a tolerance decides, as in ``Dlrt``.
+            window, by what the loss would change by without them, for the numbers that they take. None: a tolerance
+            decides, as in ``Dlrt``.
         reach: windows after which the budget holds.
         settings: of ``Dlrt`` and of ``optimizer``.
 

@@ -48,17 +48,23 @@ class Cut:
         within = None if budget is None else numbers_within(model, budget)
         return cls(tolerance, within, reach, most, first=_taken(layers))
 
-    def ranks(self, layers: Layers, spectra: Collection[Tensor], rising: bool = False, still: int = 0) -> list[int]:
+    def within_tolerance(self, spectra: Collection[Tensor]) -> list[int]:
         """The rank of each layer at the end of a window, from the sizes of its directions there: of a matrix the
-        singular values. While the learning rate is ``rising``, sizes do not fall yet: what a network is about to learn
-        cannot be told from where it began. ``still``: numbers of the layers that are frozen."""
-        if self.budget is None:
-            return [rank_within(values, self.tolerance, self.most) for values in spectra]
+        singular values."""
+        return [rank_within(values, self.tolerance, self.most) for values in spectra]
+
+    def within_budget(
+        self, layers: Layers, worth: Collection[Tensor], rising: bool = False, still: int = 0
+    ) -> list[int]:
+        """The same from what directions are ``worth``. While the learning rate is ``rising``, sizes do not fall yet:
+        what a network is about to learn cannot be told from where it began. ``still``: numbers of the layers that are
+        frozen."""
+        assert self.budget is not None
         self.closed += not rising
         left = max(0.0, 1 - self.closed / self.reach) if self.reach else 0.0
         size = int(self.budget * max(1.0, self.first / self.budget) ** left)
         return ranks_within(
-            [values[: self.most].cpu() for values in spectra], [x.numbers_at for x in layers], size - still
+            [values[: self.most].cpu() for values in worth], [x.numbers_at for x in layers], size - still
         )
 
     def met(self, layers: Layers) -> bool:

@@ -14,6 +14,7 @@ from rankfold.induce.cut import Cut
 from rankfold.induce.dlrt import dynamic_layers
 from rankfold.induce.moments import SQUARED, entered, lag, turn_
 from rankfold.induce.places import averaged_, same_everywhere_
+from rankfold.induce.worth import Worth
 from rankfold.layers import DynamicLowRank, DynamicTucker
 from rankfold.linalg.errors import NonFiniteError
 from rankfold.linalg.manifold import tangent
@@ -60,8 +61,9 @@ class Dlrt(Around):
             step cheaper and bases turn more slowly.
         tolerance: directions are cut where the tail (Σ σ²)^½ stays within this part of the layer's norm.
         budget: in place of ``tolerance`` a share of the parameters of the dense network. All directions of all layers
-            compete for it by the energy that they hold for the numbers that they take; the network folded with
-            ``keep=True`` has at most as many parameters. ``met`` says whether it holds already.
+            compete for it by what the loss would change by without them, as the last gradient tells it, for the numbers
+            that they take; the network folded with ``keep=True`` has at most as many parameters. ``met`` says whether
+            it holds already.
         reach: windows after which the budget holds; sizes fall by the same factor each time. Those in which
             the learning rate rises (a warm-up) do not count.
         most: a rank that no layer exceeds.
@@ -113,7 +115,7 @@ class Dlrt(Around):
         self.integrator, self.window = integrator, 1 if integrator != "window" else window
         self.grow = grow if integrator == "window" else 1.0
         self.cut = Cut.of(model, self.layers.values(), tolerance, budget, reach, most)
-        self.condition, self.position = condition, 0
+        self.worth, self.condition, self.position = Worth(), condition, 0
         self.rate, self.rising = float("inf"), False
         self.entering: dict[str, torch.Size] = {}  # shapes of cores before this window's directions came in
         self.tails: dict[str, float] = {}
@@ -164,6 +166,7 @@ class Dlrt(Around):
         return self.inner.state_dict() | {
             "position": self.position, "closed": self.cut.closed, "first": self.cut.first,
             "rate": self.rate, "rising": self.rising, "entering": {n: list(s) for n, s in self.entering.items()},
+            "seen": dict(self.worth.seen),
         }  # fmt: skip
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
@@ -174,6 +177,7 @@ class Dlrt(Around):
         )
         self.rate, self.rising = float(state.pop("rate", "inf")), bool(state.pop("rising", False))  # of earlier ones
         self.entering = {name: torch.Size(shape) for name, shape in state.pop("entering", {}).items()}
+        self.worth.seen = {name: float(seen) for name, seen in state.pop("seen", {}).items()}
         self._follow()
         self.inner.load_state_dict(state)
         self._probe(self.position == 0)
@@ -317,16 +321,21 @@ class Dlrt(Around):
         if self.integrator == "fixed" and self.cut.budget is None:
             self._conditioned()
             return
-        spectra, moving = {}, self._moving
-        for name, layer in moving.items():
+        moving = self._moving
+        points, spectra = {name: _point(layer) for name, layer in moving.items()}, {}
+        for name, point in points.items():
             with _named(name):
-                spectra[name] = _point(layer).spectrum
-        still = sum(layer.numbers for name, layer in self.layers.items() if name not in moving)
-        ranks = self.cut.ranks(moving.values(), spectra.values(), self.rising, still)
-        for (name, layer), rank in zip(moving.items(), ranks, strict=True):
+                spectra[name] = point.spectrum
+        if self.cut.budget is None:
+            ranks = self.cut.within_tolerance(spectra.values())
+        else:
+            worth = self.worth.of(points, spectra, {name: layer.core.grad for name, layer in moving.items()})
+            still = sum(layer.numbers for name, layer in self.layers.items() if name not in moving)
+            ranks = self.cut.within_budget(moving.values(), worth, self.rising, still)
+        for (name, point), rank in zip(points.items(), ranks, strict=True):
             values = spectra[name].double()
             self.tails[name] = float(values[rank:].norm() / values.norm().clamp_min(1e-300))
-            self._put(layer, *_point(layer).truncated(rank))
+            self._put(moving[name], *point.truncated(rank))
         lacking = self.cut.lacking(self.layers.values())
         for layer in self.layers.values():
             layer.lacking = lacking

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from rankfold.induce.ways.guide import Guided, Way, factor_, own, positive, require, whole
 from rankfold.layers import Phased, Scaled
-from rankfold.linalg.manifold.tangent import rank_within, ranks_within
+from rankfold.linalg.manifold.tangent import rank_within, ranks_within, shares
 
 
 @dataclass(frozen=True)
@@ -56,7 +56,8 @@ class Pruning(Way):
             first = guided.notes.setdefault("first", torch.tensor(taken))
             left = max(0.0, 1 - guided.periods / self.reach)
             room = int(guided.room * max(1.0, float(first) / guided.room) ** left)
-            ranks = ranks_within(sorted_, [layer.numbers_at for layer in guided.layers.values()], room)
+            worth = [shares(values) for values in sorted_]
+            ranks = ranks_within(worth, [layer.numbers_at for layer in guided.layers.values()], room)
         self._keep(guided, {n: orders[n][:rank].sort().values for n, rank in zip(sizes, ranks, strict=True)})
 
     def _keep(self, guided: Guided, kept: Mapping[str, Tensor]) -> None:

@@ -41,6 +41,13 @@ class Triple:
         """The singular values of W, which are those of its core: O(r³). Raises ``NonFiniteError``."""
         return singular_values(self.core)
 
+    def slopes(self, gradient: Tensor) -> Tensor:
+        """How steep the loss is around each singular direction (r,), from the ``gradient`` of the core: the mean square
+        of its entries in row and column i, in the core's singular directions. Cost O(r³)."""
+        p, _, q = _svd(self.core)
+        squares = (p.mT @ gradient @ q.mT).square()
+        return (squares.mean(0) + squares.mean(1)) / 2
+
     def augmented(self, left_gradient: Tensor, right_gradient: Tensor, most: int | None = None) -> tuple[Triple, Turn]:
         """The same W in bases with the gradient's directions too, [U, U₁] and [V; V₁], and a core padded by zeros.
 
@@ -150,42 +157,52 @@ def rank_within(values: Tensor, tolerance: float, most: int | None = None) -> in
     return max(1, min(rank, len(values) if most is None else most))
 
 
-def ranks_within(spectra: Sequence[Tensor], numbers: Sequence[Callable[[int], int]], budget: int) -> list[int]:
-    """Ranks of several layers whose directions compete for ``budget``: as much of each one's energy for its price as
-    can be had, each at least 1. ``numbers`` of each: how many it takes at a rank; r(m + n) for a matrix.
+def ranks_within(worth: Sequence[Tensor], numbers: Sequence[Callable[[int], int]], budget: int) -> list[int]:
+    """Ranks of several layers whose directions compete for ``budget``: as much of what they are worth for their price
+    as can be had, each layer at least 1.
 
-    The best energy for the price is taken first, up to the directions that no longer fit; smaller ones that still fit
-    are taken after it. Of a matrix the directions come one by one, in order of their values; where prices or energies
-    go up and down with the rank, as many at once as give most for what they take together. Within one offer of the
-    optimum. Cost O(Σ r²).
+    ``worth`` of each layer: what its first direction, its second, … add, in one unit for all layers, as shares of a
+    layer's energy or squares of what the loss would change by. ``numbers`` of each: how many it takes at a rank;
+    r(m + n) for a matrix.
+
+    The most for the price is taken first, up to the directions that no longer fit; fewer or smaller ones that still fit
+    are taken after it. Directions come in their order, as many at once as give most for what they take together. Within
+    one offer of the optimum. Cost O(Σ r²).
     """
-    ranks = [1] * len(spectra)
+    ranks = [1] * len(worth)
     left = budget - sum(price(1) for price in numbers)
-    energies, costs = [], []
-    for values, price in zip(spectra, numbers, strict=True):
-        share = values.double().square()
-        energies.append((share / share.sum().clamp_min(1e-300)).cumsum(0))
-        costs.append(torch.tensor([price(rank) for rank in range(1, len(values) + 1)], dtype=torch.float64))
+    sums = [values.double().cumsum(0) for values in worth]
+    costs = [
+        torch.tensor([price(rank) for rank in range(1, len(values) + 1)], dtype=torch.float64)
+        for values, price in zip(worth, numbers, strict=True)
+    ]
 
     def offer(index: int) -> tuple[float, int, int] | None:
-        """(−energy for its price, layer, the rank that it leads to)"""
+        """(−worth for its price, layer, the rank that it leads to), of what fits"""
         now = ranks[index]
-        gains = (energies[index][now:] - energies[index][now - 1]) / (costs[index][now:] - costs[index][now - 1])
-        if not len(gains) or not bool((gains > 0).any()):
+        more = costs[index][now:] - costs[index][now - 1]
+        gains = torch.where(more <= left, (sums[index][now:] - sums[index][now - 1]) / more, 0.0)
+        if not bool((gains > 0).any()):
             return None
         best = int(gains.argmax())
         return -float(gains[best]), index, now + best + 1
 
-    waiting = [found for index in range(len(spectra)) if (found := offer(index)) is not None]
+    waiting = [found for index in range(len(worth)) if (found := offer(index)) is not None]
     heapify(waiting)
     while waiting:
         _, index, rank = heappop(waiting)
         more = numbers[index](rank) - numbers[index](ranks[index])
         if more <= left:
             ranks[index], left = rank, left - more
-            if (found := offer(index)) is not None:
-                heappush(waiting, found)
+        if (found := offer(index)) is not None:  # another one, also where this no longer fits
+            heappush(waiting, found)
     return ranks
+
+
+def shares(values: Tensor) -> Tensor:
+    """Of each direction's energy in all of a layer: σ²/Σσ²."""
+    energy = values.double().square()
+    return energy / energy.sum().clamp_min(1e-300)
 
 
 def clamped(core: Tensor, condition: float) -> Tensor:
