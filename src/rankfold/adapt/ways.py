@@ -80,9 +80,10 @@ def prepare_(model: nn.Module, wish: Wish, data: Any) -> Way:
         return Way(None, partial(_taken_out, model, wish))
     if wish.method == "geolora":
         geolora_(model, larger, data=data, generator=generator)
+        # ranks are found in a tenth of all steps: factors that are trained themselves adapt faster than cores
         window = max(1, min(20, wish.steps // 10))
-        reach = max(1, wish.steps // window // 2)
-        made = partial(GeoLora, params=wish.numbers, window=window, reach=reach, tolerance=0.0)
+        reach = max(1, wish.steps // 10 // window)
+        made = partial(GeoLora, params=wish.numbers, window=window, reach=reach, tolerance=0.0, factors=True)
         return Way(made, partial(_taken_out, model, wish))
     debora_(model, larger, wish.radius, data=data, generator=generator)
     return Way(Debora, partial(_taken_out, model, wish))

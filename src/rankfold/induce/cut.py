@@ -48,9 +48,10 @@ class Cut:
         within = None if budget is None else numbers_within(model, budget)
         return cls(tolerance, within, reach, most, first=_taken(layers))
 
-    def within_tolerance(self, spectra: Collection[Tensor]) -> list[int]:
+    def within_tolerance(self, spectra: Collection[Tensor], rising: bool = False) -> list[int]:
         """The rank of each layer at the end of a window, from the sizes of its directions there: of a matrix the
         singular values."""
+        self.closed += not rising
         return [rank_within(values, self.tolerance, self.most) for values in spectra]
 
     def within_budget(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable
+from functools import partial
 from math import prod
 from typing import Any, ClassVar, Literal, get_args
 
@@ -67,6 +68,9 @@ class Dlrt(Around):
         reach: windows after which the budget holds; sizes fall by the same factor each time. Those in which
             the learning rate rises (a warm-up) do not count.
         most: a rank that no layer exceeds.
+        factors: after ``reach`` windows, once the budget holds, ``optimizer`` trains both factors of each layer at the
+            ranks that were found: they turn with every step, bases only once a window. Gradients and state are then
+            those of r(m + n) numbers a layer.
         condition: a ``Condition`` or a ``Spread``.
         settings: of ``optimizer``.
 
@@ -104,6 +108,7 @@ class Dlrt(Around):
         budget: float | None = None,
         reach: int = 40,
         most: int | None = None,
+        factors: bool = False,
         condition: Conditioning | None = None,
         **settings: Any,
     ) -> None:
@@ -111,11 +116,13 @@ class Dlrt(Around):
         if not self.layers:
             raise ValueError("the model has no layers of low rank to train: prepare it with rankfold.dlrt_ first")
         _check(integrator, window, grow)
+        _check_factors(factors, integrator, budget, condition)
         settled()  # sizes change from step to step: pages handed back and asked for again take a quarter of the time
         self.integrator, self.window = integrator, 1 if integrator != "window" else window
         self.grow = grow if integrator == "window" else 1.0
         self.cut = Cut.of(model, self.layers.values(), tolerance, budget, reach, most)
         self.worth, self.condition, self.position = Worth(), condition, 0
+        self.factors, self.freed = factors, False
         self.rate, self.rising = float("inf"), False
         self.entering: dict[str, torch.Size] = {}  # shapes of cores before this window's directions came in
         self.tails: dict[str, float] = {}
@@ -128,31 +135,53 @@ class Dlrt(Around):
             raise ValueError(
                 f"{missing[0]}.core is in none of the parameter groups: every layer of low rank must be in one"
             )
-        self._cores = [layer.core for layer in self.layers.values()]
+        self._known = self._trained()
         same_everywhere_(self.layers.values())
         self._probe(True)
 
     @property
     def _moving(self) -> dict[str, DynamicLowRank]:
         """The layers that are not frozen: others keep their weights, and so their ranks."""
-        return {name: layer for name, layer in self.layers.items() if layer.core.requires_grad}
+        return {name: layer for name, layer in self.layers.items() if layer.trained[0].requires_grad}
 
     def _follow(self) -> None:
-        """Take up the cores that loading other ranks into the model has put in place of those known here."""
-        for layer, old in zip(self.layers.values(), self._cores, strict=True):
-            if layer.core is not old:
-                self._exchange(old, layer.core)
-        self._cores = [layer.core for layer in self.layers.values()]
+        """Take up the parameters that loading other ranks into the model has put in place of those known here."""
+        for name, layer in self.layers.items():
+            for old, new in zip(self._known[name], layer.trained, strict=True):
+                if new is not old:
+                    self._exchange(old, new)
+
+    def _trained(self) -> dict[str, tuple[nn.Parameter, ...]]:
+        return {name: layer.trained for name, layer in self.layers.items()}
 
     def _exchange(self, old: nn.Parameter, new: nn.Parameter) -> dict[str, Any]:
         """Another parameter in the place of one, in its group and with its state, which is returned."""
-        for group in self.param_groups:
-            group["params"] = [new if p is old else p for p in group["params"]]
+        self._replace((old,), (new,))
+        self._known = {n: tuple(new if p is old else p for p in known) for n, known in self._known.items()}
         state = self.inner.state.pop(old, {})
         if state:
             self.inner.state[new] = state
-        self._cores = [new if core is old else core for core in self._cores]
         return state
+
+    def _replace(self, old: tuple[nn.Parameter, ...], new: tuple[nn.Parameter, ...]) -> None:
+        """In the group of the first of these."""
+        for group in self.param_groups:
+            at = next((i for i, p in enumerate(group["params"]) if p is old[0]), None)
+            if at is not None:
+                gone = {id(p) for p in old}
+                rest = [[p for p in part if id(p) not in gone] for part in (group["params"][:at], group["params"][at:])]
+                group["params"] = [*rest[0], *new, *rest[1]]
+
+    def _held(self, held: bool, how: Callable[..., None]) -> None:
+        for name, layer in self._moving.items():
+            old = layer.trained
+            how(layer)
+            self._replace(old, layer.trained)
+            for parameter in old:
+                self.inner.state.pop(parameter, None)
+            self.begin(layer.trained)
+            self._known[name] = layer.trained
+        self.freed = not held
 
     def zero_grad(self, set_to_none: bool = True) -> None:
         """Also of what the bases' steps are taken from."""
@@ -166,7 +195,7 @@ class Dlrt(Around):
         return self.inner.state_dict() | {
             "position": self.position, "closed": self.cut.closed, "first": self.cut.first,
             "rate": self.rate, "rising": self.rising, "entering": {n: list(s) for n, s in self.entering.items()},
-            "seen": dict(self.worth.seen),
+            "seen": dict(self.worth.seen), "freed": self.freed,
         }  # fmt: skip
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
@@ -178,7 +207,10 @@ class Dlrt(Around):
         self.rate, self.rising = float(state.pop("rate", "inf")), bool(state.pop("rising", False))  # of earlier ones
         self.entering = {name: torch.Size(shape) for name, shape in state.pop("entering", {}).items()}
         self.worth.seen = {name: float(seen) for name, seen in state.pop("seen", {}).items()}
+        freed = bool(state.pop("freed", False))
         self._follow()
+        if freed is not self.freed:
+            self._held(not freed, partial(DynamicLowRank.hold_, held=not freed))
         self.inner.load_state_dict(state)
         self._probe(self.position == 0)
 
@@ -224,6 +256,9 @@ class Dlrt(Around):
             )
         self._reduce()
         self._check_finite()
+        if self.freed:
+            self.inner.step()
+            return loss
         if self.position == 0:
             self._open()
             if closure is not None and self.integrator in ("augmented", "fixed"):
@@ -241,6 +276,7 @@ class Dlrt(Around):
         if self.position >= self.window:
             self._close()
             self.position = 0
+            self._release()
         self._probe(self.position == 0)
         return loss
 
@@ -292,6 +328,7 @@ class Dlrt(Around):
         if self.position:
             self._close()
             self.position = 0
+            self._release()
             self._probe(True)
 
     def _open(self) -> None:
@@ -327,7 +364,7 @@ class Dlrt(Around):
             with _named(name):
                 spectra[name] = point.spectrum
         if self.cut.budget is None:
-            ranks = self.cut.within_tolerance(spectra.values())
+            ranks = self.cut.within_tolerance(spectra.values(), self.rising)
         else:
             worth = self.worth.of(points, spectra, {name: layer.core.grad for name, layer in moving.items()})
             still = sum(layer.numbers for name, layer in self.layers.items() if name not in moving)
@@ -340,6 +377,12 @@ class Dlrt(Around):
         for layer in self.layers.values():
             layer.lacking = lacking
         self._conditioned()
+
+    def _release(self) -> None:
+        """Both factors of each layer become parameters in the place of its core, where that is asked for and the ranks
+        are final."""
+        if self.factors and self.cut.closed >= self.cut.reach and self.met:
+            self._held(False, DynamicLowRank.free_)
 
     @property
     def met(self) -> bool:
@@ -369,10 +412,10 @@ class Dlrt(Around):
 
     def _probe(self, probing: bool) -> None:
         for layer in self.layers.values():
-            layer.probing = probing
+            layer.probing = probing and not self.freed
 
     def _gradients(self, layer: DynamicLowRank) -> list[Tensor]:
-        return [g for g in (layer.core.grad, *(layer.gradients or ())) if g is not None]
+        return [g for g in (*(p.grad for p in layer.trained), *(layer.gradients or ())) if g is not None]
 
     def _reduce(self) -> None:
         """The mean over processes, of what DistributedDataParallel leaves to us."""
@@ -426,6 +469,18 @@ class _named:
 def _point(layer: DynamicLowRank) -> Triple | TuckerPoint:
     parts = tangent.wide(layer.left), tangent.wide(layer.core.detach()), tangent.wide(layer.right)
     return TuckerPoint(*parts, layer.ladder) if isinstance(layer, DynamicTucker) else Triple(*parts)
+
+
+def _check_factors(factors: bool, integrator: str, budget: Any, condition: Any) -> None:
+    if not factors:
+        return
+    if condition is not None:
+        raise ValueError(
+            "factors=True lets both factors of a layer move by themselves in the end, where condition= cannot hold "
+            "them: leave one of the two out"
+        )
+    if integrator in ("augmented", "fixed"):
+        raise ValueError(f"factors=True goes with the integrators window and parallel, got {integrator!r}")
 
 
 def _check(integrator: str, window: int, grow: float) -> None:

@@ -25,6 +25,7 @@ class DynamicLowRank(InTraining):
 
     ``left`` (m, r) and ``right`` (r, n), orthonormal, are buffers; ``core`` (r, r) and ``bias`` are parameters.
     ``stored_transposed``: the ordinary layer keeps its weight as (n, m).
+    Once ``free_`` was called, autograd trains left and right themselves, without a core between them.
     While ``probing`` a forward pass in training costs r(m + n) more for each row, and backward leaves in ``gradients``
     the sums of gVᵀ (m, r) and Uᵀg (r, n) over all backward passes since they were cleared.
     """
@@ -48,8 +49,41 @@ class DynamicLowRank(InTraining):
     def rank(self) -> int:
         return self.core.shape[0]
 
+    @property
+    def freed(self) -> bool:
+        """Whether left and right are parameters."""
+        return isinstance(self.left, nn.Parameter)
+
+    @property
+    def trained(self) -> tuple[nn.Parameter, ...]:
+        """What autograd trains, without the bias."""
+        return tuple(part for part in (self.core, self.left, self.right) if isinstance(part, nn.Parameter))
+
+    @torch.no_grad()
+    def free_(self) -> None:
+        """The same weight as two factors of equal norms, √S on either side, which are parameters from now on."""
+        p, values, q = torch.linalg.svd(wide(self.core.detach()))
+        roots = values.sqrt()
+        self.put_(
+            wide(self.left) @ p * roots, torch.eye(len(values), device=values.device),
+            roots.unsqueeze(1) * (q @ wide(self.right)),
+        )  # fmt: skip
+        self.hold_(False)
+
+    def hold_(self, held: bool = True) -> None:
+        """Left and right as buffers around a core that is a parameter, or as parameters around one that is none; their
+        values stay."""
+        moving, trained = {name: getattr(self, name).detach() for name in self.moving}, self.trained[0].requires_grad
+        for name, part in moving.items():
+            delattr(self, name)
+            if held is (name == "core"):
+                self.register_parameter(name, nn.Parameter(part, trained))
+            else:
+                self.register_buffer(name, part)
+        self._probes, self.probing = None, False
+
     def factors(self) -> tuple[Tensor, ...]:
-        return self.right, self.left @ self.core
+        return self.right, self.left if self.freed else self.left @ self.core
 
     def fits(self, shapes: Mapping[str, torch.Size]) -> bool:
         (m, n), rank = self.shape, shapes["core"][-1] if shapes["core"] else 0
@@ -125,7 +159,7 @@ class DynamicTucker(DynamicLowRank):
 
     ``ladder``: (p, q) at rank 1, 2, …; in a window the layer may have others. While ``probing`` backward leaves in
     ``gradients`` the weight's gradient seen through a basis of one side and the frame of the core's rows of the other,
-    (m, p) and (q, c); forward runs two more small convolutions.
+    (m, p) and (q, c); forward runs two more small convolutions. Once ``free_`` was called all three are trained.
     """
 
     def __init__(self, ordinary: nn.Module, left: Tensor, core: Tensor, right: Tensor, ladder: Ladder) -> None:
@@ -140,6 +174,16 @@ class DynamicTucker(DynamicLowRank):
     def numbers_at(self, rank: int) -> int:
         (m, n), (p, q), points = self.shape, self.ladder[rank - 1], self.core[0, 0].numel()
         return q * (n // points) + p * q * points + m * p
+
+    def free_(self) -> None:
+        self.hold_(False)
+
+    def hold_(self, held: bool = True) -> None:
+        super().hold_(held)
+        if not held:
+            core, trained = self.core, self.left.requires_grad
+            del self.core
+            self.core = nn.Parameter(core, trained)
 
     def factors(self) -> tuple[Tensor, ...]:
         return self.right, self.core, self.left

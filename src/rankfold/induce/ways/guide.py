@@ -153,8 +153,7 @@ class Guided(Around):
     def follow(self, kept: dict[str, Tensor] | None = None) -> None:
         """Take up the parameters that have come in the place of those known here. Moments are left behind; of layers
         in ``kept`` those of these directions go along."""
-        # from zero, as SGD begins: its fused kernel takes no mixture of parameters with a buffer and without
-        rolling = any(state.keys() == {"momentum_buffer"} for state in self.inner.state.values())
+        begun = []
         for key, new in self._own().items():
             old = self._known[key]
             if new is old:
@@ -167,8 +166,9 @@ class Guided(Around):
                 self.inner.state[new] = {
                     k: v.index_select(axis, chosen) if self._along(v, old, axis) else v for k, v in state.items()
                 }
-            elif rolling:
-                self.inner.state[new] = {"momentum_buffer": torch.zeros_like(new)}
+            else:
+                begun.append(new)
+        self.begin(begun)
         self._known = self._own()
 
     @staticmethod

@@ -27,11 +27,10 @@ from rankfold.train import evaluate
 FULL = Request(models=("fashion", "turned", "halves", "shakespeare"), seeds=(0, 1, 2, 3, 4), trials=3)
 QUICK = Request(models=("quick",), seeds=(0, 1), trials=1)
 RATES = (3e-3, 1e-2, 3e-2, 1e-3)
-# the settings of each trial, as many for every method; steps of a core in orthonormal bases are larger ones
+# the settings of each trial, as many for every method
 CHOICES: Mapping[str, Sequence[Mapping[str, float]]] = {
-    name: [{"learning_rate": rate} for rate in RATES] for name in METHODS if name not in ("geolora", "debora")
+    name: [{"learning_rate": rate} for rate in RATES] for name in METHODS if name != "debora"
 } | {
-    "geolora": [{"learning_rate": 10 * rate} for rate in RATES],
     "debora": [
         {"learning_rate": rate, "radius": radius}
         for rate, radius in ((3e-3, 8.0), (1e-2, 8.0), (1e-2, 30.0), (3e-3, 30.0))

@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from rankfold.compress.applying.apply import apply_
 from rankfold.compress.planning.planner import plan
 from rankfold.compress.ranks.budget import Params, Ranks
-from rankfold.induce import Dlrt, Spread, cdln_, dlrt_, dlrt_choice, fold_, overparametrize_
+from rankfold.induce import Dlrt, cdln_, dlrt_, dlrt_choice, fold_, overparametrize_
 from rankfold.induce.ways import way_named
 from rankfold.papers.dlrt.grounds import GROUNDS
 from rankfold.papers.runs import device, restricted
@@ -31,7 +31,7 @@ CHOICES: Mapping[str, Mapping[str, Sequence[Any]]] = {
     "dense + compress": {"weight_decay": (0.0, 1e-4, 5e-4), "after": (0.5, 0.7, 0.35)},
     "LoRITa + projection": {"weight_decay": (1e-4, 3e-4, 1e-3), "depth": (2, 3), "after": (0.5, 0.7, 0.35)},
     "C-DLN": {"weight_decay": (0.0, 1e-4), "depth": (3, 2), "rate_scale": (1.0, 2.0, 5.0)},
-    "DLRT": {"window": (20, 40, 10), "reach": (0.15, 0.3, 0.5), "grow": (1.0, 0.5), "spread": (None, 1e-3)},
+    "DLRT": {"window": (20, 40, 10), "reach": (0.15, 0.3, 0.5), "grow": (1.0, 0.5), "factors": (False, True)},
     "cuttlefish": {"decay": (1e-4, 0.0, 5e-4), "threshold": (0.33, 0.1, 1.0), "latest": (0.34, 0.2, 0.5)},
     "lcnn": {"pull": (0.01, 1e-3, 0.1), "growth": (1.2, 1.1, 1.4)},
     "pufferfish": {"warmup": (0.34, 0.2, 0.5), "weight_decay": (0.0, 1e-4, 5e-4)},
@@ -124,12 +124,9 @@ def trained(case: Case, model: nn.Module, data: Data, held: Held) -> nn.Module:
         if key in known:
             known[key] = max(1, round(known[key] * LOOKS))
     if case.way == "DLRT":
-        spread = known.pop("spread")
         known["reach"] = max(1, known["reach"] * every // known["window"])
         dlrt_(model)
-        make: Make = functools.partial(
-            Dlrt, budget=case.share, condition=None if spread is None else Spread(spread), **known
-        )
+        make: Make = functools.partial(Dlrt, budget=case.share, **known)
     else:
         own = {"seed": case.seed} if case.way == "maestro" else {}
         way = way_named(case.way, budget=case.share, every=every, **known, **own)

@@ -57,6 +57,13 @@ class Around(torch.optim.Optimizer):
     def zero_grad(self, set_to_none: bool = True) -> None:
         self.inner.zero_grad(set_to_none)
 
+    def begin(self, parameters: Iterable[Tensor]) -> None:
+        """Parameters that come later begin as SGD's momentum does, from zero, where others have begun: its fused kernel
+        takes no mixture of parameters with a buffer and without. All else begins by itself."""
+        if any(state.keys() == {"momentum_buffer"} for state in self.inner.state.values()):
+            for parameter in parameters:
+                self.inner.state[parameter] = {"momentum_buffer": torch.zeros_like(parameter)}
+
 
 def listed(groups: Iterable[Any]) -> list[dict[str, Any]]:
     """Parameter groups with lists, of whatever torch takes: parameters or groups of them, once or with their names."""
