@@ -65,8 +65,10 @@ def at_low_rank(kind: str) -> dict:
     torch.manual_seed(0)
     model = nn.Sequential(nn.Flatten(), nn.Linear(64, 32), nn.Tanh(), nn.Linear(32, 10))
     way = rf.Pufferfish(budget=0.5, warmup=1)
-    how = functools.partial(rf.Dlrt, budget=0.5, reach=4, window=5) if kind == "dlrt" else way.optimizer
-    model = rf.dlrt_(model, 12) if kind == "dlrt" else way.prepare_(model)
+    dlrt = kind in ("dlrt", "factors")
+    known = functools.partial(rf.Dlrt, budget=0.5, reach=4, window=5, factors=kind == "factors")
+    how = known if dlrt else way.optimizer
+    model = rf.dlrt_(model, 12) if dlrt else way.prepare_(model)
     data, recipe = load_data("digits"), Recipe(epochs=3, batch_size=64, learning_rate=0.05, clip_norm=2.0)
     history = fit(model, data.train, data.validation, recipe, optimizer=how)
     ranks = [module.rank for module in model.modules() if isinstance(module, InTraining)]
@@ -117,7 +119,7 @@ def main(directory: Path) -> None:
         model = network(seed=team.rank)  # the first one's weights are everyone's
         history = fit(model, data.train, data.validation, RECIPE)
         found |= {kind: by_objective(kind) for kind in ("segmentation", "teacher")}
-        found |= {kind: at_low_rank(kind) for kind in ("dlrt", "way")}
+        found |= {kind: at_low_rank(kind) for kind in ("dlrt", "factors", "way")}
         found["together"] = {"state": state(model), "figures": figures(history)}
         found["indivisible"] = error_of(
             lambda: fit(network(), data.train, data.validation, replace(RECIPE, batch_size=63))

@@ -71,7 +71,7 @@ def test_positions_that_count_are_summed_over_the_processes(pair, kind):
     assert ("train_mean_iou" if kind == "segmentation" else "train_change") in single["epoch"]
 
 
-@pytest.mark.parametrize("kind", ["dlrt", "way"])
+@pytest.mark.parametrize("kind", ["dlrt", "factors", "way"])
 def test_layers_of_low_rank_train_together_as_alone(pair, kind):
     """Their parameters change places and shapes, which DistributedDataParallel does not follow."""
     _, found, _ = pair

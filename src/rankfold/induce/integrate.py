@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable
-from functools import partial
 from math import prod
+from operator import methodcaller
 from typing import Any, ClassVar, Literal, get_args
 
 import torch
@@ -172,7 +172,7 @@ class Dlrt(Around):
                 rest = [[p for p in part if id(p) not in gone] for part in (group["params"][:at], group["params"][at:])]
                 group["params"] = [*rest[0], *new, *rest[1]]
 
-    def _held(self, held: bool, how: Callable[..., None]) -> None:
+    def _held(self, held: bool, how: Callable[[DynamicLowRank], None]) -> None:
         for name, layer in self._moving.items():
             old = layer.trained
             how(layer)
@@ -210,7 +210,7 @@ class Dlrt(Around):
         freed = bool(state.pop("freed", False))
         self._follow()
         if freed is not self.freed:
-            self._held(not freed, partial(DynamicLowRank.hold_, held=not freed))
+            self._held(not freed, methodcaller("hold_", not freed))
         self.inner.load_state_dict(state)
         self._probe(self.position == 0)
 
@@ -382,7 +382,7 @@ class Dlrt(Around):
         """Both factors of each layer become parameters in the place of its core, where that is asked for and the ranks
         are final."""
         if self.factors and self.cut.closed >= self.cut.reach and self.met:
-            self._held(False, DynamicLowRank.free_)
+            self._held(False, methodcaller("free_"))
 
     @property
     def met(self) -> bool:
