@@ -257,9 +257,10 @@ def test_a_mended_configuration_takes_the_place_of_one_that_never_ran(here):
     assert succeeded("train", "run.yaml", *short)["epochs"] == 1
 
 
-def test_a_network_is_trained_at_low_rank_from_the_first_step_and_taken_up_after_a_kill(here):
+@pytest.mark.parametrize("more", ["tolerance: 0.2", "budget: 0.5, reach: 2, factors: true"])
+def test_a_network_is_trained_at_low_rank_from_the_first_step_and_taken_up_after_a_kill(here, more):
     """`dlrt`: ranks in the result, weights of just these ranks, the same after an interruption."""
-    (here / "run.yaml").write_text(CONFIG + "dlrt: {rank: 6, window: 8, tolerance: 0.2}\n")
+    (here / "run.yaml").write_text(CONFIG + f"dlrt: {{rank: 6, window: 8, {more}}}\n")
     settings = ("--set", "depth=1", "--set", "record_spectra=true")
     whole = succeeded("train", "run.yaml", *settings, "-o", "whole")
     assert whole["ranks"]
@@ -295,9 +296,10 @@ def test_a_network_is_trained_at_low_rank_from_the_first_step_and_taken_up_after
     [
         "dlrt: {rank: 6, window: 8, tolerance: 0.2}",
         "dlrt: {rank: 6, window: 8, tolerance: 0.2, convolutions: tucker}",
+        "dlrt: {rank: 6, window: 8, budget: 0.4, reach: 2, factors: true, convolutions: tucker}",
         "way: {name: lcnn, budget: 0.4}",
     ],
-    ids=["matrices", "tucker", "a way"],
+    ids=["matrices", "tucker", "trained on in factors", "a way"],
 )
 def test_what_was_trained_at_low_rank_is_left_in_its_factors_too(here, settings):
     """The same answers, from the numbers that the ranks need, in a directory that all other commands take."""
@@ -307,7 +309,9 @@ def test_what_was_trained_at_low_rank_is_left_in_its_factors_too(here, settings)
     small, whole = (succeeded("evaluate", place) for place in ("run/small", "run"))
     assert small["accuracy"] == whole["accuracy"] == told["test_accuracy"]
     assert small["loss"] == pytest.approx(whole["loss"], abs=1e-5)
-    assert small["params"] == told["trained_params"] < whole["params"] == told["params"]
+    assert small["params"] == told["small_params"] <= told["trained_params"]
+    assert small["params"] < whole["params"] == told["params"]
+    assert f"{small['params']:,} in factors" in rankfold("train", "run.yaml").stdout
     if "tucker" not in settings:
         weights = load_file(here / "run" / "model.safetensors")
         sizes = [(rank, *weights[f"{name}.weight"].flatten(1).shape) for name, rank in told["ranks"].items()]

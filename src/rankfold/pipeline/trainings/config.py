@@ -45,8 +45,8 @@ class Teacher(BaseModel):
 
 class Dynamic(BaseModel):
     """Dynamical low-rank training: `rankfold.dlrt_` at `rank`, with `convolutions` as matrices or in Tucker's form, and
-    the settings of `rankfold.Dlrt`. `condition`: the
-    largest condition number of a layer; `spread`: the weight of a penalty on it."""
+    the settings of `rankfold.Dlrt`. `factors`: train on in factors once ranks are found. `condition`: the largest
+    condition number of a layer; `spread`: the weight of a penalty on it."""
 
     model_config = ConfigDict(extra="forbid", frozen=True)
 
@@ -59,6 +59,7 @@ class Dynamic(BaseModel):
     tolerance: float = Field(0.1, ge=0, lt=1)
     budget: float | None = Field(None, gt=0, le=1)
     most: int | None = Field(None, ge=1)
+    factors: bool = False
     condition: float | None = Field(None, ge=1, allow_inf_nan=False)
     spread: float | None = Field(None, ge=0, allow_inf_nan=False)
 
@@ -68,6 +69,11 @@ class Dynamic(BaseModel):
             raise ValueError(
                 "condition (a bound) and spread (a penalty) are two ways to keep condition numbers small: give one of "
                 "them"
+            )
+        if self.factors and (self.condition is not None or self.spread is not None):
+            raise ValueError(
+                "factors that are trained themselves are not held by condition or spread: leave factors out, or both "
+                "of these"
             )
         return self
 
@@ -80,7 +86,7 @@ class Dynamic(BaseModel):
             how = Spread(self.spread)
         return Dlrt(
             model, kind, integrator=self.integrator, window=self.window, grow=self.grow, tolerance=self.tolerance,
-            budget=self.budget, reach=self.reach, most=self.most, condition=how, **settings,
+            budget=self.budget, reach=self.reach, most=self.most, factors=self.factors, condition=how, **settings,
         )  # fmt: skip
 
 

@@ -26,8 +26,8 @@ from rankfold.store import save
 
 def save_factored(
     model: nn.Module, ranks: Mapping[str, int], tucker: bool, directory: Path, spec: str, data: Any, objective: Inferred
-) -> bool:
-    """Whether the network is smaller in factors; then ``directory`` holds them, and the plan that they are.
+) -> int | None:
+    """The parameters in factors, where those are fewer: then ``directory`` holds them, and the plan that they are.
 
     ``model``: folded, its layers exactly of these ``ranks``, so that truncation loses nothing; ``tucker``: kernels were
     trained in Tucker's form, all else as matrices.
@@ -39,10 +39,10 @@ def save_factored(
     if len(gain) < len(made.changed) and gain:  # others would take more numbers than the layer itself
         made = plan(model, Ranks(gain), method, example=example)
     if made.after.params >= made.before.params:
-        return False
+        return None
     small = apply_(copied(model), made, method=method)
     save(small, made, directory, notes=model_notes(spec, data, example, objective))
-    return True
+    return int(made.after.params)
 
 
 def _numbers(layer: nn.Module) -> int:

@@ -29,8 +29,8 @@ class TrainResult:
     `validation` and `test` are what the objective says, losses included; of classifiers `validation_accuracy` and the
     like are their parts. `best_epoch`: whose weights were kept, by validation; 0 is the start. The test split was seen
     once, by the end. `params` of the ordinary network, `trained_params` with all factors; `ranks` of layers that were
-    trained at low rank, and `small` the directory with these in their factors, None where there are none; `dlrt` and
-    `way` are what was asked for, None where it was not.
+    trained at low rank, and `small` the directory with these in their factors, of `small_params` (a layer that would
+    grow stays dense there), None where there are none; `dlrt` and `way` are what was asked for, None where it was not.
     `seconds`: of all epochs. `warning`: a sentence if training broke down (None: it did not).
     """
 
@@ -53,6 +53,7 @@ class TrainResult:
     directory: str
     ranks: Mapping[str, int] = field(default_factory=dict)
     small: str | None = None
+    small_params: int | None = None
     dlrt: Mapping[str, Any] | None = None
     way: Mapping[str, Any] | None = None
 

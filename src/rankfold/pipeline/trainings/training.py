@@ -256,22 +256,23 @@ def _delivered(
         way=asked.get("way"),
     )
     _save(model, place)
-    if ranks and _save_small(config, model, ranks, data, judged, place, tell):
-        result = replace(result, small=str(place / SMALL))
+    if ranks and (size := _save_small(config, model, ranks, data, judged, place, tell)) is not None:
+        result = replace(result, small=str(place / SMALL), small_params=size)
     write_result(place, result)
     return result
 
 
 def _save_small(
     config: TrainConfig, model: nn.Module, ranks: dict[str, int], data: Data, judged: Inferred, place: Path, tell: Tell
-) -> bool:
-    """Whether the factors are saved too; what stands in the way is said, for the training itself is done."""
+) -> int | None:
+    """Saves the factors too, and says how many parameters that makes; what stands in the way is said, for the training
+    itself is done."""
     tucker = config.dlrt is not None and config.dlrt.convolutions == "tucker"
     try:
         return save_factored(model, ranks, tucker, place / SMALL, config.model, data, judged)
     except (ValueError, OSError) as error:
         tell.say(f"not saved in factors ({error}); the ordinary network is in {place / 'model.safetensors'}")
-        return False
+        return None
 
 
 def _save(model: nn.Module, place: Path) -> None:

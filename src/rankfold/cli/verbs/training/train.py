@@ -101,9 +101,9 @@ def train(
 def print_result(result: TrainResult) -> None:
     """What was reached, what is odd about it, and what can be done next."""
     judged = result.validation.judged
-    factored = result.depth > 1 or result.ranks
-    when = "" if result.ranks else " while training"
-    composed = f", {count(result.trained_params)} in factors{when}" if factored else ""
+    composed = f", {count(result.trained_params)} in factors while training" if result.depth > 1 else ""
+    if result.ranks:
+        composed = f", {count(result.small_params or result.trained_params)} in factors"
     how = f"depth {result.depth}"
     if result.ranks:
         how = "low rank from the first step" if result.way is None else f"low rank by {result.way['name']}"
