@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from rankfold.induce.condition import Conditioning
 from rankfold.induce.cut import Cut
 from rankfold.induce.dlrt import dynamic_layers
+from rankfold.induce.gradients import check_finite, clip_, gradients_of, rescale_
 from rankfold.induce.moments import SQUARED, entered, lag, turn_
 from rankfold.induce.places import averaged_, same_everywhere_
 from rankfold.induce.worth import Worth
@@ -26,7 +27,6 @@ from rankfold.train.step.around import Around
 
 Integrator = Literal["window", "parallel", "augmented", "fixed"]
 _FEW = 4  # directions that bases may always grow by: at such ranks they cost little
-_OFF = 0.05  # how far gradients of a core may be from what the bases' tell, by rounding in half precision
 
 
 class Dlrt(Around):
@@ -156,27 +156,18 @@ class Dlrt(Around):
 
     def _exchange(self, old: nn.Parameter, new: nn.Parameter) -> dict[str, Any]:
         """Another parameter in the place of one, in its group and with its state, which is returned."""
-        self._replace((old,), (new,))
+        self.replace((old,), (new,))
         self._known = {n: tuple(new if p is old else p for p in known) for n, known in self._known.items()}
         state = self.inner.state.pop(old, {})
         if state:
             self.inner.state[new] = state
         return state
 
-    def _replace(self, old: tuple[nn.Parameter, ...], new: tuple[nn.Parameter, ...]) -> None:
-        """In the group of the first of these."""
-        for group in self.param_groups:
-            at = next((i for i, p in enumerate(group["params"]) if p is old[0]), None)
-            if at is not None:
-                gone = {id(p) for p in old}
-                rest = [[p for p in part if id(p) not in gone] for part in (group["params"][:at], group["params"][at:])]
-                group["params"] = [*rest[0], *new, *rest[1]]
-
     def _held(self, held: bool, how: Callable[[DynamicLowRank], None]) -> None:
         for name, layer in self._moving.items():
             old = layer.trained
             how(layer)
-            self._replace(old, layer.trained)
+            self.replace(old, layer.trained)
             for parameter in old:
                 self.inner.state.pop(parameter, None)
             self.begin(layer.trained)
@@ -227,19 +218,7 @@ class Dlrt(Around):
         ‖P(g)‖² = ‖gVᵀ‖² + ‖Uᵀg‖² − ‖UᵀgVᵀ‖² for a matrix, where a step needs it, elsewhere that of the core's.
         """
         self._reduce()  # a norm that differs between processes would part their weights
-        parts = [p.grad for group in self.param_groups for p in group["params"] if p.grad is not None]
-        total, probes = sum(g.double().square().sum() for g in parts), []
-        for layer in self.layers.values():
-            if layer.gradients is not None:
-                left, right = layer.gradients
-                probes += [left, right]
-                for gradient, inside in ((left, layer.left.mT @ left), (right, right @ layer.right.mT)):
-                    total = total + gradient.double().square().sum() - inside.double().square().sum()
-        norm = torch.as_tensor(total).clamp_min(0).sqrt()
-        if norm > most:
-            for gradient in (*parts, *probes):
-                gradient.mul_((most / norm).to(gradient))
-        return norm
+        return clip_([p for group in self.param_groups for p in group["params"]], self.layers.values(), most)
 
     @torch.no_grad()
     def step(self, closure: Callable[[], Any] | None = None) -> Any:
@@ -255,7 +234,7 @@ class Dlrt(Around):
                 "computes the loss"
             )
         self._reduce()
-        self._check_finite()
+        check_finite(self.layers)
         if self.freed:
             self.inner.step()
             return loss
@@ -265,7 +244,7 @@ class Dlrt(Around):
                 with torch.enable_grad():
                     closure()
                 self._reduce()
-                self._check_finite()
+                check_finite(self.layers)
         if self.condition is not None:
             for layer in self.layers.values():
                 more = self.condition.gradient(layer.core)
@@ -414,41 +393,10 @@ class Dlrt(Around):
         for layer in self.layers.values():
             layer.probing = probing and not self.freed
 
-    def _gradients(self, layer: DynamicLowRank) -> list[Tensor]:
-        return [g for g in (*(p.grad for p in layer.trained), *(layer.gradients or ())) if g is not None]
-
     def _reduce(self) -> None:
         """The mean over processes, of what DistributedDataParallel leaves to us."""
-        averaged_(gradient for layer in self.layers.values() for gradient in self._gradients(layer))
-        self._rescale()
-
-    def _rescale(self) -> None:
-        """Whoever scales gradients after backward, a scaler or torch's clip, knows the cores alone: the bases' follow,
-        by what either says of UᵀgVᵀ."""
-        told, seen, whole = 0.0, 0.0, 0.0
-        reached = [
-            (layer, known)
-            for layer in self.layers.values()
-            if (known := layer.gradients) is not None and layer.core.grad is not None
-        ]
-        for layer, (left, _) in reached:
-            expected, given = (part.double() for part in layer.agreement())
-            told, seen = told + float((expected * given).sum()), seen + float(expected.square().sum())
-            whole += float(left.double().square().sum())
-        if not seen > 1e-8 * whole or not (scale := told / seen) > 0 or abs(scale - 1) < _OFF:
-            return
-        for _, known in reached:
-            for gradient in known:
-                gradient.mul_(scale)
-
-    def _check_finite(self) -> None:
-        for name, layer in self.layers.items():
-            for gradient in self._gradients(layer):
-                if not bool(gradient.isfinite().all()):
-                    raise NonFiniteError(
-                        f"{name}: its gradient is not finite, so this step was not taken and the weights are as "
-                        "before: lower the learning rate, or clip gradients (optimizer.clip_grad_norm_)"
-                    )
+        averaged_(gradient for layer in self.layers.values() for gradient in gradients_of(layer))
+        rescale_(self.layers.values())
 
 
 class _named:

@@ -158,8 +158,7 @@ class Guided(Around):
             old = self._known[key]
             if new is old:
                 continue
-            for group in self.param_groups:
-                group["params"] = [new if p is old else p for p in group["params"]]
+            self.replace((old,), (new,))
             state, chosen = self.inner.state.pop(old, {}), (kept or {}).get(key[0])
             if chosen is not None and state:
                 axis = 1 if key[1] == "left" else 0

@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import inspect
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 _SHARED = ("state_dict_pre", "state_dict_post", "load_state_dict_pre", "load_state_dict_post")  # hooks of either
 
@@ -56,6 +56,15 @@ class Around(torch.optim.Optimizer):
 
     def zero_grad(self, set_to_none: bool = True) -> None:
         self.inner.zero_grad(set_to_none)
+
+    def replace(self, old: Sequence[nn.Parameter], new: Sequence[nn.Parameter]) -> None:
+        """Parameters in the place of others, in the group of the first of those; states are left to the caller."""
+        gone = {id(p) for p in old}
+        for group in self.param_groups:
+            known = group["params"]
+            at = next((i for i, p in enumerate(known) if p is old[0]), None)
+            if at is not None:
+                group["params"] = [*known[:at], *new, *(p for p in known[at:] if id(p) not in gone)]
 
     def begin(self, parameters: Iterable[Tensor]) -> None:
         """Parameters that come later begin as SGD's momentum does, from zero, where others have begun: its fused kernel
