@@ -8,42 +8,6 @@ from torch import nn
 
 import rankfold as rf
 from rankfold.induce.worth import Worth
-from rankfold.linalg.manifold.tangent import Triple
-from rankfold.linalg.manifold.tucker import TuckerPoint
-
-
-def drawn(m, n, rank, seed=0):
-    generator = torch.Generator().manual_seed(seed)
-    left, right = (torch.linalg.qr(torch.randn(size, rank, generator=generator).double())[0] for size in (m, n))
-    core, gradient = torch.randn(2, rank, rank, generator=generator).double()
-    return Triple(left, core, right.mT), gradient
-
-
-@pytest.mark.parametrize("rank", [1, 2, 5])
-def test_a_slope_is_the_mean_square_of_what_shares_a_singular_vector(rank):
-    point, gradient = drawn(8, 6, rank)
-    p, _, q = torch.linalg.svd(point.core)
-    for i, slope in enumerate(point.slopes(gradient)):
-        row = [float(p[:, i] @ gradient @ q[j]) ** 2 for j in range(rank)]
-        column = [float(p[:, j] @ gradient @ q[i]) ** 2 for j in range(rank)]
-        assert float(slope) == pytest.approx(sum(row + column) / (2 * rank))
-
-
-def test_a_kernel_of_one_point_has_the_slopes_of_its_matrix():
-    matrix, gradient = drawn(8, 6, 4)
-    kernel = TuckerPoint(matrix.left, matrix.core[..., None, None], matrix.right, tuple((r, r) for r in range(1, 5)))
-    torch.testing.assert_close(kernel.slopes(gradient[..., None, None]), matrix.slopes(gradient))
-
-
-def test_a_ladder_that_adds_outputs_alone_has_their_slopes():
-    generator = torch.Generator().manual_seed(0)
-    core, gradient = torch.randn(2, 3, 2, 3, 3, generator=generator).double()
-    kernel = TuckerPoint(torch.eye(3).double(), core, torch.eye(2).double(), ((1, 2), (3, 2)))
-    left, right = (torch.linalg.svd(core.transpose(0, side).flatten(1))[0] for side in (0, 1))
-    seen = torch.einsum("pa,pqxy,qb->abxy", left, gradient, right[:, :2]).square().mean((2, 3))
-    first, second = kernel.slopes(gradient)
-    torch.testing.assert_close(first, torch.cat([seen[:1].mean(1), seen.mean(0)]).mean())
-    torch.testing.assert_close(second, seen[1:].mean())
 
 
 class Two(nn.Module):
@@ -80,34 +44,42 @@ def test_a_matrix_that_the_loss_hardly_sees_leaves_the_budget_to_others():
     assert min(even.values()) > 2
 
 
-def test_what_a_layer_was_worth_is_remembered_and_saved():
+def test_how_steep_the_loss_is_is_remembered_and_saved():
     optimizer = trained(Two(1.0))
-    assert set(optimizer.worth.seen) == {"first", "second"}
-    other = rf.Dlrt(optimizer.layers["first"], torch.optim.SGD, lr=1e-3, budget=0.9)
-    assert other.worth.seen == {}
-    other.load_state_dict(other.state_dict() | {"seen": {"": 2.0}})
-    assert other.worth.seen == {"": 2.0}
-    old = {key: value for key, value in copy.deepcopy(optimizer.state_dict()).items() if key != "seen"}
-    optimizer.load_state_dict(old)  # of an earlier version
-    assert optimizer.worth.seen == {}
+    assert set(optimizer.worth.steep) == {"first", "second"}
+    kept = copy.deepcopy(optimizer.state_dict())
+    other = trained(Two(1.0), steps=3)
+    assert other.worth.steep == {}
+    other.load_state_dict(kept)
+    assert other.worth.steep == optimizer.worth.steep
+    other.load_state_dict({key: value for key, value in kept.items() if key != "steep"})  # of an earlier version
+    assert other.worth.steep == {}
 
 
-def test_a_layer_that_the_last_step_did_not_reach_counts_by_what_was_seen():
-    worth, (first, gradient), (second, _) = Worth(), drawn(8, 6, 3), drawn(8, 6, 3, seed=1)
-    points = {"first": first, "second": second}
-    spectra = {name: point.spectrum for name, point in points.items()}
-    together = worth.of(points, spectra, {"first": gradient, "second": 3 * gradient})
-    again = worth.of(points, spectra, {"first": gradient, "second": None})
-    torch.testing.assert_close(again[0], together[0])
-    assert float(again[1].sum() / spectra["second"].square().sum()) == pytest.approx(
-        float((3 * gradient).square().mean())
-    )
-    never = Worth().of(points, spectra, {"first": gradient, "second": None})
-    assert float(never[1].sum() / spectra["second"].square().sum()) == pytest.approx(float(gradient.square().mean()))
+SPECTRA = {"first": torch.tensor([3.0, 2.0, 1.0]), "second": torch.tensor([2.0, 2.0])}
 
 
-@pytest.mark.parametrize("gradient", [None, torch.zeros(3, 3).double()])
+def test_worth_is_energy_times_the_mean_square_of_gradients_over_windows():
+    worth = Worth()
+    worth.look({"first": torch.full((3, 3), 2.0), "second": torch.tensor([[1.0, 0.0], [0.0, 1.0]])})
+    first, second = worth.of(SPECTRA)
+    torch.testing.assert_close(first, 4 * SPECTRA["first"].double().square(), rtol=1e-6, atol=1e-6)
+    torch.testing.assert_close(second, 0.5 * SPECTRA["second"].double().square(), rtol=1e-6, atol=1e-6)
+    worth.look({"first": torch.full((3, 3), 12.0), "second": None})  # not reached
+    first, second = worth.of(SPECTRA)
+    torch.testing.assert_close(first, (0.8 * 4 + 0.2 * 144) * SPECTRA["first"].double().square(), rtol=1e-6, atol=1e-6)
+    torch.testing.assert_close(second, 0.5 * SPECTRA["second"].double().square(), rtol=1e-6, atol=1e-6)
+
+
+def test_a_layer_that_no_step_has_reached_counts_as_the_average():
+    worth = Worth()
+    worth.look({"first": torch.full((3, 3), 2.0), "second": None})
+    torch.testing.assert_close(worth.of(SPECTRA)[1], 4 * SPECTRA["second"].double().square(), rtol=1e-6, atol=1e-6)
+
+
+@pytest.mark.parametrize("gradient", [None, torch.zeros(3, 3)])
 def test_where_the_loss_says_nothing_energy_decides(gradient):
-    point, _ = drawn(8, 6, 3)
-    (worth,) = Worth().of({"a": point}, {"a": point.spectrum}, {"a": gradient})
-    torch.testing.assert_close(worth, point.spectrum.square() / point.spectrum.square().sum())
+    worth = Worth()
+    worth.look({"first": gradient, "second": gradient})
+    for found, values in zip(worth.of(SPECTRA), SPECTRA.values(), strict=True):
+        torch.testing.assert_close(found, values.double().square() / values.double().square().sum())

@@ -62,8 +62,8 @@ class Dlrt(Around):
             step cheaper and bases turn more slowly.
         tolerance: directions are cut where the tail (Σ σ²)^½ stays within this part of the layer's norm.
         budget: in place of ``tolerance`` a share of the parameters of the dense network. All directions of all layers
-            compete for it by what the loss would change by without them, as the last gradient tells it, for the numbers
-            that they take; the network folded with ``keep=True`` has at most as many parameters. ``met`` says whether
+            compete for it by what the loss would change by without them, as gradients tell it, for the numbers that
+            they take; the network folded with ``keep=True`` has at most as many parameters. ``met`` says whether
             it holds already.
         reach: windows after which the budget holds; sizes fall by the same factor each time. Those in which
             the learning rate rises (a warm-up) do not count.
@@ -186,7 +186,7 @@ class Dlrt(Around):
         return self.inner.state_dict() | {
             "position": self.position, "closed": self.cut.closed, "first": self.cut.first,
             "rate": self.rate, "rising": self.rising, "entering": {n: list(s) for n, s in self.entering.items()},
-            "seen": dict(self.worth.seen), "freed": self.freed,
+            "steep": dict(self.worth.steep), "freed": self.freed,
         }  # fmt: skip
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
@@ -197,7 +197,7 @@ class Dlrt(Around):
         )
         self.rate, self.rising = float(state.pop("rate", "inf")), bool(state.pop("rising", False))  # of earlier ones
         self.entering = {name: torch.Size(shape) for name, shape in state.pop("entering", {}).items()}
-        self.worth.seen = {name: float(seen) for name, seen in state.pop("seen", {}).items()}
+        self.worth.steep = {name: float(value) for name, value in state.pop("steep", {}).items()}
         freed = bool(state.pop("freed", False))
         self._follow()
         if freed is not self.freed:
@@ -345,9 +345,9 @@ class Dlrt(Around):
         if self.cut.budget is None:
             ranks = self.cut.within_tolerance(spectra.values(), self.rising)
         else:
-            worth = self.worth.of(points, spectra, {name: layer.core.grad for name, layer in moving.items()})
+            self.worth.look({name: layer.core.grad for name, layer in moving.items()})
             still = sum(layer.numbers for name, layer in self.layers.items() if name not in moving)
-            ranks = self.cut.within_budget(moving.values(), worth, self.rising, still)
+            ranks = self.cut.within_budget(moving.values(), self.worth.of(spectra), self.rising, still)
         for (name, point), rank in zip(points.items(), ranks, strict=True):
             values = spectra[name].double()
             self.tails[name] = float(values[rank:].norm() / values.norm().clamp_min(1e-300))

@@ -4,45 +4,39 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 
-import torch
 from torch import Tensor
 
-from rankfold.linalg.manifold.tangent import Triple, shares, wide
-from rankfold.linalg.manifold.tucker import TuckerPoint
+from rankfold.linalg.manifold.tangent import shares
 
+_KEPT = 0.8  # of an average over windows, in each of them: the gradient of one batch is noise
 _REST = 1e-9  # of all that is known, by which energy decides where the loss says nothing
 
 
 class Worth:
-    """Without a direction σuvᵀ the loss changes by ⟨g, σuvᵀ⟩ at first order; the mean of its square over batches is
-    σ² times an entry of the empirical Fisher information. Of a single batch one entry is noise, so that it is the mean
-    over the entries of g that share u or v. A layer's own energy says nothing of the sort: a weight that has hardly
-    moved from a random start holds the same in each of its directions, and needs none of them.
+    """Without a direction σuvᵀ the loss changes by σ·uᵀgv at first order. The mean of its square over batches is σ²
+    times an entry of the empirical Fisher information; for that stands the mean square of all entries of the core's
+    gradient, which few batches tell already. Within a layer the order is that of σ; between layers it makes one unit of
+    what energy alone does not compare: a weight that has hardly moved from a random start holds the same in each of its
+    directions, and needs none of them.
 
-    ``seen``: of each layer the mean square of its gradient's entries when one was last at hand.
+    ``steep``: of each layer that mean square, averaged over windows.
     """
 
     def __init__(self) -> None:
-        self.seen: dict[str, float] = {}
+        self.steep: dict[str, float] = {}
 
-    def of(
-        self,
-        points: Mapping[str, Triple | TuckerPoint],
-        spectra: Mapping[str, Tensor],
-        grads: Mapping[str, Tensor | None],
-    ) -> list[Tensor]:
-        """Of each layer what its first direction, its second, … are worth, in float64. A layer that this step has not
-        reached counts by what was ``seen``, one that none has reached as the average of others. Cost O(r³) a layer."""
-        slopes: dict[str, Tensor | float] = {}
-        for name, point in points.items():
-            gradient = grads[name]
-            if gradient is not None and gradient.shape == point.core.shape:
-                gradient = wide(gradient).to(point.core)
-                slopes[name] = point.slopes(gradient).double()
-                self.seen[name] = float(gradient.double().square().mean())
-        known = [self.seen[name] for name in points if name in self.seen]
-        for name in points.keys() - slopes.keys():
-            slopes[name] = self.seen.get(name, sum(known) / len(known) if known else 0.0)
-        worth = {name: spectra[name].double().square() * slopes[name] for name in points}
-        rest = _REST * float(torch.stack([values.sum().cpu() for values in worth.values()]).sum()) or 1.0
+    def look(self, gradients: Mapping[str, Tensor | None]) -> None:
+        """Take up the gradients of the cores at the end of a window. A layer that this step has not reached stays."""
+        for name, gradient in gradients.items():
+            if gradient is not None:
+                now = float(gradient.double().square().mean())
+                self.steep[name] = _KEPT * self.steep.get(name, now) + (1 - _KEPT) * now
+
+    def of(self, spectra: Mapping[str, Tensor]) -> list[Tensor]:
+        """Of each layer what its first direction, its second, … are worth, in float64. A layer that no step has reached
+        counts as the average of others."""
+        known = [self.steep[name] for name in spectra if name in self.steep]
+        average = sum(known) / len(known) if known else 0.0
+        worth = {n: values.double().square() * self.steep.get(n, average) for n, values in spectra.items()}
+        rest = _REST * sum(float(values.sum()) for values in worth.values()) or 1.0
         return [values + rest * shares(spectra[name]) for name, values in worth.items()]

@@ -41,13 +41,6 @@ class Triple:
         """The singular values of W, which are those of its core: O(r³). Raises ``NonFiniteError``."""
         return singular_values(self.core)
 
-    def slopes(self, gradient: Tensor) -> Tensor:
-        """How steep the loss is around each singular direction (r,), from the ``gradient`` of the core: the mean square
-        of its entries in row and column i, in the core's singular directions. Cost O(r³)."""
-        p, _, q = _svd(self.core)
-        squares = (p.mT @ gradient @ q.mT).square()
-        return (squares.mean(0) + squares.mean(1)) / 2
-
     def augmented(self, left_gradient: Tensor, right_gradient: Tensor, most: int | None = None) -> tuple[Triple, Turn]:
         """The same W in bases with the gradient's directions too, [U, U₁] and [V; V₁], and a core padded by zeros.
 

@@ -51,18 +51,6 @@ class TuckerPoint:
         tails = torch.stack([energy[p:].sum() + energy[:p, q:].sum() for p, q in [(0, 0), *steps]])
         return (tails[:-1] - tails[1:]).clamp_min(0).sqrt()
 
-    def slopes(self, gradient: Tensor) -> Tensor:
-        """How steep the loss is around what each rank of the ladder adds (r,), from the ``gradient`` of the core: the
-        mean square of its entries along the directions that come in, of the outputs and of the inputs, or that of all
-        where none does. Cost: two SVDs of the core."""
-        squares = Turn(*self._own_bases()).linear(gradient).square().flatten(2).mean(2)
-        sides, found, before = (squares.mean(1), squares.mean(0)), [], (0, 0)
-        for after in self.ladder[: self.rank]:
-            new = torch.cat([side[a:b] for side, a, b in zip(sides, before, after, strict=True)])
-            found.append(new.mean() if len(new) else squares.mean())
-            before = after
-        return torch.stack(found)
-
     def augmented(
         self, left_gradient: Tensor, right_gradient: Tensor, most: int | None = None
     ) -> tuple[TuckerPoint, Turn]:
