@@ -37,6 +37,7 @@ def test_a_freed_layer_is_the_same_function_of_two_factors(kind, form):
     assert {name for name, _ in layer.named_parameters()} - {"bias"} == sides
     assert sorted(model.state_dict()) == sorted(keys)
     if not isinstance(layer, DynamicTucker):
+        assert torch.equal(layer.core, torch.eye(3).double())
         left, right = layer.left.detach(), layer.right.detach()
         torch.testing.assert_close(left.T @ left, right @ right.T)  # balanced
     torch.testing.assert_close(copy.deepcopy(model)(x), expected)
@@ -134,6 +135,116 @@ def test_an_earlier_state_is_taken_back():
     trained(model, optimizer, 8)
     for name, value in model.state_dict().items():
         torch.testing.assert_close(value, first[name])
+
+
+def test_a_state_of_before_is_the_same_function_in_a_model_that_is_trained_in_factors():
+    """As where the best epoch is restored that lies before ranks were found."""
+    model, x = rf.dlrt_(network(), 8), data(8)[0]
+    optimizer = ready(model)
+    trained(model, optimizer, 3)
+    early, expected = copy.deepcopy(model.state_dict()), model.eval()(x)
+    trained(model.train(), optimizer, 8)
+    assert optimizer.freed
+    model.load_state_dict(early)
+    torch.testing.assert_close(model.eval()(x), expected)
+    torch.testing.assert_close(rf.fold_(model, keep=True).eval()(x), expected)
+
+
+@pytest.mark.parametrize("convolutions", ["matrix", "tucker"])
+@pytest.mark.parametrize("when", ["before", "after"])
+def test_a_state_in_factors_becomes_bases_again_without_the_optimizers(when, convolutions):
+    """Bases that are not orthonormal would be cut along directions that mean nothing."""
+    model, x = rf.dlrt_(network(), 8, convolutions=convolutions), data(8)[0]
+    trained(model, ready(model), 20)
+    fresh = rf.dlrt_(network(), 2, convolutions=convolutions)
+    settings = {"lr": 1e-9, "window": 2, "tolerance": 0.0}
+    optimizer = rf.Dlrt(fresh, torch.optim.Adam, **settings) if when == "after" else None
+    fresh.load_state_dict(model.state_dict())
+    if optimizer is None:
+        optimizer = rf.Dlrt(fresh, torch.optim.Adam, **settings)
+    expected = fresh.eval()(x)
+    trained(fresh.train(), optimizer, 4)
+    optimizer.settle()
+    fresh[1].load_state_dict(model[1].state_dict())  # statistics of batches
+    torch.testing.assert_close(fresh.eval()(x), expected, rtol=1e-4, atol=1e-5)
+    for layer in optimizer.layers.values():
+        for basis in (layer.left, layer.right.T):
+            torch.testing.assert_close(basis.T @ basis, torch.eye(basis.shape[1]).double())
+
+
+def test_another_optimizer_goes_on_in_factors_or_says_what_to_do():
+    model = rf.dlrt_(network(), 8)
+    trained(model, ready(model), 9)
+    with pytest.raises(ValueError, match="go on with factors=True, or call fold_ and dlrt_"):
+        rf.Dlrt(model, torch.optim.Adam, lr=1e-3)
+    before = model[4].left.detach().clone()
+    trained(model, ready(model), 1)
+    assert bool((model[4].left != before).any())
+
+
+def test_an_update_that_was_zero_when_ranks_were_found_can_still_learn():
+    class Branches(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.a, self.b, self.both = nn.Linear(20, 16), nn.Linear(20, 16), False
+
+        def forward(self, x):
+            return self.a(x) + (self.b(x) if self.both else 0)
+
+    torch.manual_seed(0)
+    model = rf.geolora_(Branches(), 3)
+    optimizer = rf.GeoLora(model, torch.optim.Adam, lr=1e-2, params=400, window=3, reach=2, factors=True)
+    for step in range(40):
+        model.both = step > 8
+        optimizer.zero_grad()
+        x = torch.randn(32, 20)
+        (model(x) - x[:, :16]).square().mean().backward()
+        optimizer.step()
+    assert optimizer.freed
+    assert float(model.b.update().detach().norm()) > 0.05
+
+
+@pytest.mark.parametrize("freed", [False, True])
+@pytest.mark.parametrize("keep", [False, True])
+def test_folding_after_biases_were_frozen_leaves_weights_that_train(freed, keep):
+    model = network()
+    for name, parameter in model.named_parameters():
+        parameter.requires_grad_(not name.endswith("bias"))
+    rf.dlrt_(model, 8)
+    trained(model, ready(model), 9 if freed else 3)
+    folded = rf.fold_(model, keep=keep)
+    for name, parameter in folded.named_parameters():
+        assert parameter.requires_grad is not name.endswith("bias"), name
+
+
+def test_a_layer_that_is_thawed_later_goes_on_in_factors_too():
+    model = rf.dlrt_(network(), 8)
+    optimizer = ready(model)
+    core = model[4].core
+    core.requires_grad_(False)
+    trained(model, optimizer, 9)
+    assert (model[0].freed, model[4].freed) == (True, False)
+    kept = copy.deepcopy((model.state_dict(), optimizer.state_dict()))
+    other = rf.dlrt_(network(), 2)
+    again = ready(other)
+    other.load_state_dict(kept[0])
+    again.load_state_dict(kept[1])
+    assert (other[0].freed, other[4].freed) == (True, False)
+    core.requires_grad_(True)
+    before = model[4].weight.detach().clone()
+    trained(model, optimizer, 2)
+    assert model[4].freed
+    assert bool((model[4].weight != before).any())
+
+
+def test_groups_know_the_names_of_what_took_the_place_of_cores():
+    model = rf.dlrt_(network(), 8)
+    optimizer = ready(model, groups=[{"params": list(model.named_parameters())}])
+    trained(model, optimizer, 9)
+    (group,) = optimizer.param_groups
+    known = {id(p): name for name, p in model.named_parameters()}
+    assert group["param_names"] == [known[id(p)] for p in group["params"]]
+    assert "0.left" in group["param_names"]
 
 
 def test_copies_scalers_clips_and_frozen_layers():

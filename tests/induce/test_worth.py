@@ -1,6 +1,7 @@
 """What directions are worth where they compete for a budget: to the loss, not to the norm of their layer."""
 
 import copy
+import math
 
 import pytest
 import torch
@@ -38,17 +39,17 @@ def trained(model, steps=12, **settings):
 
 def test_a_matrix_that_the_loss_hardly_sees_leaves_the_budget_to_others():
     ranks = trained(Two(0.05)).ranks
-    assert ranks["second"] == 1
+    assert ranks["second"] <= 2
     assert ranks["first"] >= 10
     even = trained(Two(1.0)).ranks
-    assert min(even.values()) > 2
+    assert abs(even["first"] - even["second"]) <= 2  # neither takes all, whose gradient happens to be larger
 
 
 def test_how_steep_the_loss_is_is_remembered_and_saved():
     optimizer = trained(Two(1.0))
     assert set(optimizer.worth.steep) == {"first", "second"}
     kept = copy.deepcopy(optimizer.state_dict())
-    other = trained(Two(1.0), steps=3)
+    other = trained(Two(1.0), steps=0)
     assert other.worth.steep == {}
     other.load_state_dict(kept)
     assert other.worth.steep == optimizer.worth.steep
@@ -57,29 +58,36 @@ def test_how_steep_the_loss_is_is_remembered_and_saved():
 
 
 SPECTRA = {"first": torch.tensor([3.0, 2.0, 1.0]), "second": torch.tensor([2.0, 2.0])}
+WHOLE = {"first": 14.0, "second": 8.0}
 
 
-def test_worth_is_energy_times_the_mean_square_of_gradients_over_windows():
+def product(worth: list[torch.Tensor], steep: dict[str, float]) -> None:
+    """Written out: c·S·log of what is kept with a direction and without it."""
+    for found, (name, values) in zip(worth, SPECTRA.items(), strict=True):
+        squares = [float(value) ** 2 for value in values]
+        for rank in range(1, len(squares)):
+            gain = math.log(sum(squares[: rank + 1]) / sum(squares[:rank]))
+            assert float(found[rank]) == pytest.approx(steep[name] * WHOLE[name] * gain, rel=1e-6)
+
+
+def test_worth_is_what_a_product_of_layers_gains_in_the_unit_of_the_loss():
     worth = Worth()
     worth.look({"first": torch.full((3, 3), 2.0), "second": torch.tensor([[1.0, 0.0], [0.0, 1.0]])})
-    first, second = worth.of(SPECTRA)
-    torch.testing.assert_close(first, 4 * SPECTRA["first"].double().square(), rtol=1e-6, atol=1e-6)
-    torch.testing.assert_close(second, 0.5 * SPECTRA["second"].double().square(), rtol=1e-6, atol=1e-6)
+    product(worth.of(SPECTRA), {"first": 4.0, "second": 0.5})
     worth.look({"first": torch.full((3, 3), 12.0), "second": None})  # not reached
-    first, second = worth.of(SPECTRA)
-    torch.testing.assert_close(first, (0.8 * 4 + 0.2 * 144) * SPECTRA["first"].double().square(), rtol=1e-6, atol=1e-6)
-    torch.testing.assert_close(second, 0.5 * SPECTRA["second"].double().square(), rtol=1e-6, atol=1e-6)
+    worth.look({"first": None, "second": torch.zeros(2, 2)})  # nor are these: gradients may be cleared to zeros
+    product(worth.of(SPECTRA), {"first": 0.98 * 4 + 0.02 * 144, "second": 0.5})
 
 
 def test_a_layer_that_no_step_has_reached_counts_as_the_average():
     worth = Worth()
     worth.look({"first": torch.full((3, 3), 2.0), "second": None})
-    torch.testing.assert_close(worth.of(SPECTRA)[1], 4 * SPECTRA["second"].double().square(), rtol=1e-6, atol=1e-6)
+    product(worth.of(SPECTRA), {"first": 4.0, "second": 4.0})
 
 
 @pytest.mark.parametrize("gradient", [None, torch.zeros(3, 3)])
-def test_where_the_loss_says_nothing_energy_decides(gradient):
+def test_where_the_loss_says_nothing_shares_of_energy_decide(gradient):
     worth = Worth()
     worth.look({"first": gradient, "second": gradient})
-    for found, values in zip(worth.of(SPECTRA), SPECTRA.values(), strict=True):
-        torch.testing.assert_close(found, values.double().square() / values.double().square().sum())
+    product(worth.of(SPECTRA), {"first": 1 / 14, "second": 1 / 8})
+    assert [float(part.sum()) for part in worth.of({"update": torch.zeros(3)})] == [0.0]

@@ -49,17 +49,18 @@ class Cut:
         return cls(tolerance, within, reach, most, first=_taken(layers))
 
     def within_tolerance(self, spectra: Collection[Tensor], rising: bool = False) -> list[int]:
-        """The rank of each layer at the end of a window, from the sizes of its directions there: of a matrix the
-        singular values."""
+        """The rank of each layer at the end of a window, which is counted, from the sizes of its directions there: of a
+        matrix the singular values."""
         self.closed += not rising
         return [rank_within(values, self.tolerance, self.most) for values in spectra]
 
     def within_budget(
         self, layers: Layers, worth: Collection[Tensor], rising: bool = False, still: int = 0
     ) -> list[int]:
-        """The same from what directions are ``worth``. While the learning rate is ``rising``, sizes do not fall yet:
-        what a network is about to learn cannot be told from where it began. ``still``: numbers of the layers that are
-        frozen."""
+        """The rank of each layer at the end of a window, which is counted: together they stay within the size that is
+        due by then, for which directions compete by what they are ``worth``. While the learning rate is ``rising``,
+        sizes do not fall yet: what a network is about to learn cannot be told from where it began. ``still``: numbers
+        of the layers that are frozen."""
         assert self.budget is not None
         self.closed += not rising
         left = max(0.0, 1 - self.closed / self.reach) if self.reach else 0.0

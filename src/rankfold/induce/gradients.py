@@ -39,15 +39,15 @@ def clip_(parameters: Sequence[nn.Parameter], layers: Collection[DynamicLowRank]
 def rescale_(layers: Collection[DynamicLowRank]) -> None:
     """Whoever scales gradients after backward, a scaler or torch's clip, knows the cores alone: the bases' follow, by
     what either says of UᵀgVᵀ."""
-    told, seen, whole = 0.0, 0.0, 0.0
+    inner, square, whole = 0.0, 0.0, 0.0
     reached = [
         (layer, known) for layer in layers if (known := layer.gradients) is not None and layer.core.grad is not None
     ]
     for layer, (left, _) in reached:
         expected, given = (part.double() for part in layer.agreement())
-        told, seen = told + float((expected * given).sum()), seen + float(expected.square().sum())
+        inner, square = inner + float((expected * given).sum()), square + float(expected.square().sum())
         whole += float(left.double().square().sum())
-    if not seen > 1e-8 * whole or not (scale := told / seen) > 0 or abs(scale - 1) < _OFF:
+    if not square > 1e-8 * whole or not (scale := inner / square) > 0 or abs(scale - 1) < _OFF:
         return
     for _, known in reached:
         for gradient in known:

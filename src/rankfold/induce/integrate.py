@@ -17,7 +17,7 @@ from rankfold.induce.gradients import check_finite, clip_, gradients_of, rescale
 from rankfold.induce.moments import SQUARED, entered, lag, turn_
 from rankfold.induce.places import averaged_, same_everywhere_
 from rankfold.induce.worth import Worth
-from rankfold.layers import DynamicLowRank, DynamicTucker
+from rankfold.layers import DynamicLowRank
 from rankfold.linalg.errors import NonFiniteError
 from rankfold.linalg.manifold import tangent
 from rankfold.linalg.manifold.tangent import Triple, Turn
@@ -116,13 +116,21 @@ class Dlrt(Around):
         if not self.layers:
             raise ValueError("the model has no layers of low rank to train: prepare it with rankfold.dlrt_ first")
         _check(integrator, window, grow)
-        _check_factors(factors, integrator, budget, condition)
+        _check_factors(factors, integrator, condition)
         settled()  # sizes change from step to step: pages handed back and asked for again take a quarter of the time
         self.integrator, self.window = integrator, 1 if integrator != "window" else window
         self.grow = grow if integrator == "window" else 1.0
         self.cut = Cut.of(model, self.layers.values(), tolerance, budget, reach, most)
         self.worth, self.condition, self.position = Worth(), condition, 0
-        self.factors, self.freed = factors, False
+        self.factors, self.freed = factors, any(layer.freed for layer in self.layers.values())
+        if self.freed and not factors:
+            raise ValueError(
+                "the layers of this model were trained on in factors, whose ranks stay: go on with factors=True, or "
+                "call fold_ and dlrt_ on it, from where ranks can change again"
+            )
+        for layer in self.layers.values():
+            if not layer.freed:
+                layer.straighten_()
         self.rate, self.rising = float("inf"), False
         self.entering: dict[str, torch.Size] = {}  # shapes of cores before this window's directions came in
         self.tails: dict[str, float] = {}
@@ -130,7 +138,7 @@ class Dlrt(Around):
             groups = [p for p in model.parameters() if p.requires_grad]
         super().__init__(optimizer(groups, **settings))
         trained = {id(p) for group in self.inner.param_groups for p in group["params"]}
-        missing = [name for name, layer in self._moving.items() if id(layer.core) not in trained]
+        missing = [name for name, layer in self._moving.items() if id(layer.trained[0]) not in trained]
         if missing:
             raise ValueError(
                 f"{missing[0]}.core is in none of the parameter groups: every layer of low rank must be in one"
@@ -148,8 +156,8 @@ class Dlrt(Around):
         """Take up the parameters that loading other ranks into the model has put in place of those known here."""
         for name, layer in self.layers.items():
             for old, new in zip(self._known[name], layer.trained, strict=True):
-                if new is not old:
-                    self._exchange(old, new)
+                if new is not old and self._exchange(old, new) and new.shape != old.shape:
+                    del self.inner.state[new]  # of another rank; those that belong to it may be loaded next
 
     def _trained(self) -> dict[str, tuple[nn.Parameter, ...]]:
         return {name: layer.trained for name, layer in self.layers.items()}
@@ -163,16 +171,22 @@ class Dlrt(Around):
             self.inner.state[new] = state
         return state
 
-    def _held(self, held: bool, how: Callable[[DynamicLowRank], None]) -> None:
+    def _free(self) -> None:
+        """Both factors of each layer that is not frozen become parameters in the place of its core."""
         for name, layer in self._moving.items():
-            old = layer.trained
-            how(layer)
-            self.replace(old, layer.trained)
-            for parameter in old:
-                self.inner.state.pop(parameter, None)
-            self.begin(layer.trained)
-            self._known[name] = layer.trained
-        self.freed = not held
+            if not layer.freed:
+                self._change(name, methodcaller("free_"))
+        self.freed = True
+
+    def _change(self, name: str, how: Callable[[DynamicLowRank], None]) -> None:
+        """Let a layer train other parameters, which take the place of the old ones and begin without state."""
+        layer, old = self.layers[name], self.layers[name].trained
+        how(layer)
+        self.replace(old, layer.trained, [name for name, p in layer.named_parameters(recurse=False) if name != "bias"])
+        for parameter in old:
+            self.inner.state.pop(parameter, None)
+        self.begin(layer.trained)
+        self._known[name] = layer.trained
 
     def zero_grad(self, set_to_none: bool = True) -> None:
         """Also of what the bases' steps are taken from."""
@@ -186,7 +200,7 @@ class Dlrt(Around):
         return self.inner.state_dict() | {
             "position": self.position, "closed": self.cut.closed, "first": self.cut.first,
             "rate": self.rate, "rising": self.rising, "entering": {n: list(s) for n, s in self.entering.items()},
-            "steep": dict(self.worth.steep), "freed": self.freed,
+            "steep": dict(self.worth.steep), "freed": [name for name, layer in self.layers.items() if layer.freed],
         }  # fmt: skip
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
@@ -197,11 +211,13 @@ class Dlrt(Around):
         )
         self.rate, self.rising = float(state.pop("rate", "inf")), bool(state.pop("rising", False))  # of earlier ones
         self.entering = {name: torch.Size(shape) for name, shape in state.pop("entering", {}).items()}
-        self.worth.steep = {name: float(value) for name, value in state.pop("steep", {}).items()}
-        freed = bool(state.pop("freed", False))
+        self.worth.steep = {name: torch.as_tensor(value).clone() for name, value in state.pop("steep", {}).items()}
+        freed = set(state.pop("freed", ()))
         self._follow()
-        if freed is not self.freed:
-            self._held(not freed, methodcaller("hold_", not freed))
+        for name, layer in self.layers.items():
+            if (name in freed) is not layer.freed:
+                self._change(name, methodcaller("hold_", name not in freed))
+        self.freed = bool(freed)
         self.inner.load_state_dict(state)
         self._probe(self.position == 0)
 
@@ -236,8 +252,11 @@ class Dlrt(Around):
         self._reduce()
         check_finite(self.layers)
         if self.freed:
+            self._free()  # whatever was frozen until now
             self.inner.step()
             return loss
+        if self.cut.budget is not None:
+            self.worth.look({name: layer.core.grad for name, layer in self._moving.items()})
         if self.position == 0:
             self._open()
             if closure is not None and self.integrator in ("augmented", "fixed"):
@@ -317,7 +336,11 @@ class Dlrt(Around):
             known, gradient = layer.gradients, layer.core.grad
             if known is None or gradient is None:  # not reached in this step
                 continue
-            now, (left, right) = _point(layer), (tangent.wide(known[0]), tangent.wide(known[1]))
+            if layer.straighten_():  # factors were loaded: these gradients are of other coordinates
+                layer.core.grad = None
+                self.inner.state.pop(layer.core, None)
+                continue
+            now, (left, right) = layer.point(), (tangent.wide(known[0]), tangent.wide(known[1]))
             if self.integrator == "fixed":
                 wide, turn = now.moved(left, right, self._rate(layer.core))
                 core_gradient = None
@@ -338,14 +361,13 @@ class Dlrt(Around):
             self._conditioned()
             return
         moving = self._moving
-        points, spectra = {name: _point(layer) for name, layer in moving.items()}, {}
+        points, spectra = {name: layer.point() for name, layer in moving.items()}, {}
         for name, point in points.items():
             with _named(name):
                 spectra[name] = point.spectrum
         if self.cut.budget is None:
             ranks = self.cut.within_tolerance(spectra.values(), self.rising)
         else:
-            self.worth.look({name: layer.core.grad for name, layer in moving.items()})
             still = sum(layer.numbers for name, layer in self.layers.items() if name not in moving)
             ranks = self.cut.within_budget(moving.values(), self.worth.of(spectra), self.rising, still)
         for (name, point), rank in zip(points.items(), ranks, strict=True):
@@ -361,7 +383,7 @@ class Dlrt(Around):
         """Both factors of each layer become parameters in the place of its core, where that is asked for and the ranks
         are final."""
         if self.factors and self.cut.closed >= self.cut.reach and self.met:
-            self._held(False, methodcaller("free_"))
+            self._free()
 
     @property
     def met(self) -> bool:
@@ -414,12 +436,7 @@ class _named:
             ) from error
 
 
-def _point(layer: DynamicLowRank) -> Triple | TuckerPoint:
-    parts = tangent.wide(layer.left), tangent.wide(layer.core.detach()), tangent.wide(layer.right)
-    return TuckerPoint(*parts, layer.ladder) if isinstance(layer, DynamicTucker) else Triple(*parts)
-
-
-def _check_factors(factors: bool, integrator: str, budget: Any, condition: Any) -> None:
+def _check_factors(factors: bool, integrator: str, condition: Any) -> None:
     if not factors:
         return
     if condition is not None:

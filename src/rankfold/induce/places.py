@@ -119,7 +119,7 @@ def trained_numbers(model: nn.Module) -> int:
     """Parameters of ``model``, and of layers in training those that they are stored in at the end, as a rule
     r(m + n)."""
     layers = in_training(model).values()
-    own = {id(p) for layer in layers for name, p in layer.named_parameters(recurse=False) if name != "bias"}
+    own = {id(p) for layer in layers for p in layer.trained}
     return sum(p.numel() for p in model.parameters() if id(p) not in own) + sum(layer.numbers for layer in layers)
 
 
@@ -149,7 +149,7 @@ def _folded(layer: InTraining, matrix: Tensor) -> Tensor:
 @torch.no_grad()
 def ordinary_(layer: InTraining) -> nn.Module:
     """The ordinary layer with the product as its weight, and the bias in its place again."""
-    ordinary, first = layer.ordinary, next(layer.parameters())
+    ordinary, first = layer.ordinary, layer.trained[0]
     parts = [part.double() for part in _parts(layer)]
     if isinstance(layer, DynamicTucker):
         weight = torch.einsum("qc,pq...,op->oc...", *parts).to(first).contiguous()
@@ -165,7 +165,7 @@ def factored_(layer: InTraining) -> nn.Module:
     """The factored layer of the same product: of one on the manifold ``down`` is √S V, ``up`` is U √S, of others the
     factors as they are, in their order; of Tucker's form bases and core as they are. A layer that is dense stays
     ordinary."""
-    known, parts, first = read_layer(layer), _parts(layer), next(layer.parameters())
+    known, parts, first = read_layer(layer), _parts(layer), layer.trained[0]
     if len(parts) == 1:
         return ordinary_(layer)
     form = Form.TUCKER if isinstance(layer, DynamicTucker) else Form.FACTORED
@@ -175,9 +175,9 @@ def factored_(layer: InTraining) -> nn.Module:
     new = form.skeleton(known, ordinary, layer.rank, layer.bias is not None).to_empty(device=first.device)
     ordinary._parameters["weight"] = None
     known.write_(new, form, Factors(parts))
+    new.requires_grad_(first.requires_grad)
     if layer.bias is not None:
         setattr(new, "bias", layer.bias)  # noqa: B010  # carried by its last stage
-    new.requires_grad_(first.requires_grad)
     return new.train(layer.training)
 
 

@@ -16,8 +16,8 @@ from torch import Tensor, nn
 from rankfold.layers.training import CONVOLUTIONS, InTraining
 from rankfold.layers.weights.kernels import Tucker
 from rankfold.layers.weights.weight import weight_of
-from rankfold.linalg.manifold.tangent import wide
-from rankfold.linalg.manifold.tucker import Ladder, frames, rank_on
+from rankfold.linalg.manifold.tangent import Triple, wide
+from rankfold.linalg.manifold.tucker import Ladder, TuckerPoint, frames, rank_on
 
 
 class DynamicLowRank(InTraining):
@@ -25,7 +25,8 @@ class DynamicLowRank(InTraining):
 
     ``left`` (m, r) and ``right`` (r, n), orthonormal, are buffers; ``core`` (r, r) and ``bias`` are parameters.
     ``stored_transposed``: the ordinary layer keeps its weight as (n, m).
-    Once ``free_`` was called, autograd trains left and right themselves, without a core between them.
+    Once ``free_`` was called, autograd trains left and right themselves; they are not orthonormal then, and the core is
+    the identity.
     While ``probing`` a forward pass in training costs r(m + n) more for each row, and backward leaves in ``gradients``
     the sums of gVᵀ (m, r) and Uᵀg (r, n) over all backward passes since they were cleared.
     """
@@ -54,36 +55,54 @@ class DynamicLowRank(InTraining):
         """Whether left and right are parameters."""
         return isinstance(self.left, nn.Parameter)
 
-    @property
-    def trained(self) -> tuple[nn.Parameter, ...]:
-        """What autograd trains, without the bias."""
-        return tuple(part for part in (self.core, self.left, self.right) if isinstance(part, nn.Parameter))
-
     @torch.no_grad()
     def free_(self) -> None:
-        """The same weight as two factors of equal norms, √S on either side, which are parameters from now on."""
+        """The same weight as two factors, which are parameters from now on: √S on either side. A direction that holds
+        nothing is zero on the left alone, as in LoRA's start: with zeros on both sides it could never learn."""
         p, values, q = torch.linalg.svd(wide(self.core.detach()))
-        roots = values.sqrt()
+        empty = values <= torch.finfo(values.dtype).eps * values[:1].clamp_min(torch.finfo(values.dtype).tiny)
+        left, right = torch.where(empty, 0.0, values.sqrt()), torch.where(empty, 1.0, values.sqrt())
         self.put_(
-            wide(self.left) @ p * roots, torch.eye(len(values), device=values.device),
-            roots.unsqueeze(1) * (q @ wide(self.right)),
+            wide(self.left) @ p * left, torch.eye(len(values), device=values.device),
+            right.unsqueeze(1) * (q @ wide(self.right)),
         )  # fmt: skip
         self.hold_(False)
 
+    @torch.no_grad()
+    def straighten_(self) -> bool:
+        """Orthonormal bases again, where what was loaded were factors in training; whether they had not been."""
+        for basis in (self.left, self.right.mT):
+            apart = basis.mT @ basis - torch.eye(basis.shape[1], dtype=basis.dtype, device=basis.device)
+            if bool(apart.abs().max() > max(1e-3, 32 * torch.finfo(basis.dtype).eps)):
+                break
+        else:
+            return False
+        to = self.point().straightened()
+        for name in self.moving:
+            getattr(self, name).copy_(getattr(to, name))
+        return True
+
+    def point(self) -> Triple | TuckerPoint:
+        """Bases and core in at least float32, for linear algebra."""
+        return Triple(wide(self.left), wide(self.core.detach()), wide(self.right))
+
     def hold_(self, held: bool = True) -> None:
-        """Left and right as buffers around a core that is a parameter, or as parameters around one that is none; their
-        values stay."""
-        moving, trained = {name: getattr(self, name).detach() for name in self.moving}, self.trained[0].requires_grad
+        """``held``: left and right are buffers, and the core is trained; else left and right are trained, and the core
+        is a buffer between them. Values stay."""
+        self._put_kinds({"core"} if held else {"left", "right"})
+
+    def _put_kinds(self, trained: set[str]) -> None:
+        moving, wanted = {name: getattr(self, name).detach() for name in self.moving}, self.trained[0].requires_grad
         for name, part in moving.items():
             delattr(self, name)
-            if held is (name == "core"):
-                self.register_parameter(name, nn.Parameter(part, trained))
+            if name in trained:
+                self.register_parameter(name, nn.Parameter(part, wanted))
             else:
                 self.register_buffer(name, part)
         self._probes, self.probing = None, False
 
     def factors(self) -> tuple[Tensor, ...]:
-        return self.right, self.left if self.freed else self.left @ self.core
+        return self.right, self.left @ self.core
 
     def fits(self, shapes: Mapping[str, torch.Size]) -> bool:
         (m, n), rank = self.shape, shapes["core"][-1] if shapes["core"] else 0
@@ -175,15 +194,15 @@ class DynamicTucker(DynamicLowRank):
         (m, n), (p, q), points = self.shape, self.ladder[rank - 1], self.core[0, 0].numel()
         return q * (n // points) + p * q * points + m * p
 
+    def point(self) -> TuckerPoint:
+        return TuckerPoint(wide(self.left), wide(self.core.detach()), wide(self.right), self.ladder)
+
     def free_(self) -> None:
+        """Bases and core as they are become parameters."""
         self.hold_(False)
 
     def hold_(self, held: bool = True) -> None:
-        super().hold_(held)
-        if not held:
-            core, trained = self.core, self.left.requires_grad
-            del self.core
-            self.core = nn.Parameter(core, trained)
+        self._put_kinds({"core"} if held else {"left", "core", "right"})
 
     def factors(self) -> tuple[Tensor, ...]:
         return self.right, self.core, self.left

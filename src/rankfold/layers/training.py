@@ -43,6 +43,11 @@ class InTraining(nn.Module):
         return self._ordinary[0]
 
     @property
+    def trained(self) -> tuple[nn.Parameter, ...]:
+        """The parameters of its weight, in this phase of the training."""
+        return tuple(p for name, p in self.named_parameters(recurse=False) if name != "bias")
+
+    @property
     def rank(self) -> int:
         raise NotImplementedError
 

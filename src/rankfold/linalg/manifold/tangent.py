@@ -41,6 +41,12 @@ class Triple:
         """The singular values of W, which are those of its core: O(r³). Raises ``NonFiniteError``."""
         return singular_values(self.core)
 
+    def straightened(self) -> Triple:
+        """The same W in orthonormal bases, where these are none."""
+        left, r_left = orthonormal(self.left)
+        right, r_right = orthonormal(self.right.mT)
+        return Triple(left, r_left @ self.core @ r_right.mT, right.mT)
+
     def augmented(self, left_gradient: Tensor, right_gradient: Tensor, most: int | None = None) -> tuple[Triple, Turn]:
         """The same W in bases with the gradient's directions too, [U, U₁] and [V; V₁], and a core padded by zeros.
 
@@ -158,9 +164,9 @@ def ranks_within(worth: Sequence[Tensor], numbers: Sequence[Callable[[int], int]
     layer's energy or squares of what the loss would change by. ``numbers`` of each: how many it takes at a rank;
     r(m + n) for a matrix.
 
-    The most for the price is taken first, up to the directions that no longer fit; fewer or smaller ones that still fit
-    are taken after it. Directions come in their order, as many at once as give most for what they take together. Within
-    one offer of the optimum. Cost O(Σ r²).
+    Directions come in their order, as many at once as give most for what they take together. The best for its price is
+    taken first, and after what no longer fits the best that still does: what is missed is worth at most as much as the
+    one such bundle of directions. Cost O(Σ r²).
     """
     ranks = [1] * len(worth)
     left = budget - sum(price(1) for price in numbers)
@@ -173,8 +179,8 @@ def ranks_within(worth: Sequence[Tensor], numbers: Sequence[Callable[[int], int]
     def offer(index: int) -> tuple[float, int, int] | None:
         """(−worth for its price, layer, the rank that it leads to), of what fits"""
         now = ranks[index]
-        more = costs[index][now:] - costs[index][now - 1]
-        gains = torch.where(more <= left, (sums[index][now:] - sums[index][now - 1]) / more, 0.0)
+        extra = costs[index][now:] - costs[index][now - 1]
+        gains = torch.where(extra <= left, (sums[index][now:] - sums[index][now - 1]) / extra, 0.0)
         if not bool((gains > 0).any()):
             return None
         best = int(gains.argmax())
@@ -184,9 +190,9 @@ def ranks_within(worth: Sequence[Tensor], numbers: Sequence[Callable[[int], int]
     heapify(waiting)
     while waiting:
         _, index, rank = heappop(waiting)
-        more = numbers[index](rank) - numbers[index](ranks[index])
-        if more <= left:
-            ranks[index], left = rank, left - more
+        extra = numbers[index](rank) - numbers[index](ranks[index])
+        if extra <= left:
+            ranks[index], left = rank, left - extra
         if (found := offer(index)) is not None:  # another one, also where this no longer fits
             heappush(waiting, found)
     return ranks

@@ -51,6 +51,13 @@ class TuckerPoint:
         tails = torch.stack([energy[p:].sum() + energy[:p, q:].sum() for p, q in [(0, 0), *steps]])
         return (tails[:-1] - tails[1:]).clamp_min(0).sqrt()
 
+    def straightened(self) -> TuckerPoint:
+        """The same W in orthonormal bases, where these are none."""
+        left, r_left = orthonormal(self.left)
+        right, r_right = orthonormal(self.right.mT)
+        core = torch.einsum("ap,pq...,bq->ab...", r_left, self.core, r_right)
+        return TuckerPoint(left, core, right.mT, self.ladder)
+
     def augmented(
         self, left_gradient: Tensor, right_gradient: Tensor, most: int | None = None
     ) -> tuple[TuckerPoint, Turn]:

@@ -57,19 +57,30 @@ class Around(torch.optim.Optimizer):
     def zero_grad(self, set_to_none: bool = True) -> None:
         self.inner.zero_grad(set_to_none)
 
-    def replace(self, old: Sequence[nn.Parameter], new: Sequence[nn.Parameter]) -> None:
-        """Parameters in the place of others, in the group of the first of those; states are left to the caller."""
+    def replace(
+        self, old: Sequence[nn.Parameter], new: Sequence[nn.Parameter], named: Sequence[str] | None = None
+    ) -> None:
+        """Parameters in the place of others, in the group of the first of the old ones; states are left to the caller.
+        ``named``: what each is in its module, for groups that know names, which else stay."""
         gone = {id(p) for p in old}
         for group in self.param_groups:
             known = group["params"]
             at = next((i for i, p in enumerate(known) if p is old[0]), None)
-            if at is not None:
-                group["params"] = [*known[:at], *new, *(p for p in known[at:] if id(p) not in gone)]
+            if at is None:
+                continue
+            stay = [i for i, p in enumerate(known) if id(p) not in gone]
+            before, after = [i for i in stay if i < at], [i for i in stay if i > at]
+            group["params"] = [*(known[i] for i in before), *new, *(known[i] for i in after)]
+            if "param_names" in group and named is not None:
+                names, module = group["param_names"], group["param_names"][at].rpartition(".")[0]
+                theirs = [f"{module}.{name}".lstrip(".") for name in named]
+                group["param_names"] = [*(names[i] for i in before), *theirs, *(names[i] for i in after)]
 
     def begin(self, parameters: Iterable[Tensor]) -> None:
         """Parameters that come later begin as SGD's momentum does, from zero, where others have begun: its fused kernel
         takes no mixture of parameters with a buffer and without. All else begins by itself."""
-        if any(state.keys() == {"momentum_buffer"} for state in self.inner.state.values()):
+        momentum_has_begun = any(state.keys() == {"momentum_buffer"} for state in self.inner.state.values())
+        if momentum_has_begun:
             for parameter in parameters:
                 self.inner.state[parameter] = {"momentum_buffer": torch.zeros_like(parameter)}
 

@@ -102,7 +102,7 @@ def print_result(result: TrainResult) -> None:
     """What was reached, what is odd about it, and what can be done next."""
     judged = result.validation.judged
     composed = f", {count(result.trained_params)} in factors while training" if result.depth > 1 else ""
-    if result.ranks:
+    if result.small is not None:
         composed = f", {count(result.small_params or result.trained_params)} in factors"
     how = f"depth {result.depth}"
     if result.ranks:
