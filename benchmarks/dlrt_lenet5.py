@@ -48,7 +48,7 @@ def weights(model: nn.Module) -> int:
 
 def trained(
     seed: int,
-    how: dict[str, float],
+    how: dict[str, Any],
     epochs: int,
     asked: float | None,
     convolutions: Any = "matrix",
@@ -161,6 +161,7 @@ def main() -> None:
     parser.add_argument("--grow", type=float, default=1.0, help="share of the rank by which bases grow in a window")
     parser.add_argument("--rank", type=int, help="at the start; half of full rank by default")
     parser.add_argument("--convolutions", choices=("matrix", "tucker"), default="matrix")
+    parser.add_argument("--factors", action="store_true", help="train on in factors once the budget holds")
     parser.add_argument("--out", type=Path, help="a JSON file, written after each training")
     given = parser.parse_args()
     if given.what == "step":
@@ -171,7 +172,7 @@ def main() -> None:
         return
     rows: list[dict[str, object]] = []
     asked: list[float | None] = [None] if given.tolerance is not None else list(map(float, given.removed.split(",")))
-    how: dict[str, float] = {"grow": given.grow}
+    how: dict[str, Any] = {"grow": given.grow, "factors": given.factors}
     how |= {"reach": given.reach} if given.tolerance is None else {"tolerance": given.tolerance}
     for removed in asked:
         for seed in map(int, given.seeds.split(",")):
