@@ -538,3 +538,16 @@ def test_a_training_that_ends_before_its_budget_says_so_once():
     model = rf.dlrt_(nn.Sequential(nn.Linear(24, 32), nn.Tanh(), nn.Linear(32, 32)), 16)
     history = rf.fit(model, data, data, recipe, optimizer=functools.partial(rf.Dlrt, budget=0.3, window=2, reach=1))
     assert "budget" not in (history.warning or "")
+
+
+def test_folding_inside_a_window_says_that_it_is_open():
+    """Layers have more directions there than the budget allows."""
+    model = rf.dlrt_(network(), 8)
+    optimizer = rf.Dlrt(model, torch.optim.SGD, lr=0.05, window=4, budget=0.4, reach=1)
+    trained(model, optimizer, 6)
+    assert not optimizer.met
+    with pytest.warns(UserWarning, match=r"the last window is still open, .* call optimizer\.settle\(\)"):
+        rf.fold_(copy.deepcopy(model), keep=True)
+    optimizer.settle()
+    assert optimizer.met
+    rf.fold_(model, keep=True)  # without a warning: those are errors here

@@ -26,6 +26,10 @@ from rankfold.run.processes.memory import settled
 from rankfold.train.step.around import Around
 
 Integrator = Literal["window", "parallel", "augmented", "fixed"]
+_OPEN = (
+    "the last window is still open, in which layers have more directions than the budget allows: call "
+    "optimizer.settle() at the end of the training, before fold_"
+)
 _FEW = 4  # directions that bases may always grow by: at such ranks they cost little
 
 
@@ -353,6 +357,9 @@ class Dlrt(Around):
                 self.entering[name] = gradient.shape
             self._put(layer, wide, turn)
             layer.core.grad = None if core_gradient is None else core_gradient.to(layer.core)
+        if self.cut.budget is not None and self.window > 1:
+            for layer in self.layers.values():
+                layer.lacking = _OPEN
 
     def _close(self) -> None:
         """Directions are cut, and the rest are made orthonormal to rounding."""
