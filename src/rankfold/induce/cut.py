@@ -48,21 +48,15 @@ class Cut:
         within = None if budget is None else numbers_within(model, budget)
         return cls(tolerance, within, reach, most, first=_taken(layers))
 
-    def within_tolerance(self, spectra: Collection[Tensor], rising: bool = False) -> list[int]:
-        """The rank of each layer at the end of a window, which is counted, from the sizes of its directions there: of a
-        matrix the singular values."""
-        self.closed += not rising
+    def within_tolerance(self, spectra: Collection[Tensor]) -> list[int]:
+        """The rank of each layer at the end of a window, from the sizes of its directions there: of a matrix the
+        singular values."""
         return [rank_within(values, self.tolerance, self.most) for values in spectra]
 
-    def within_budget(
-        self, layers: Layers, worth: Collection[Tensor], rising: bool = False, still: int = 0
-    ) -> list[int]:
-        """The rank of each layer at the end of a window, which is counted: together they stay within the size that is
-        due by then, for which directions compete by what they are ``worth``. While the learning rate is ``rising``,
-        sizes do not fall yet: what a network is about to learn cannot be told from where it began. ``still``: numbers
-        of the layers that are frozen."""
+    def within_budget(self, layers: Layers, worth: Collection[Tensor], still: int = 0) -> list[int]:
+        """The rank of each layer at the end of a window: together they stay within the size that is due by then, for
+        which directions compete by what they are ``worth``. ``still``: numbers of the layers that are frozen."""
         assert self.budget is not None
-        self.closed += not rising
         left = max(0.0, 1 - self.closed / self.reach) if self.reach else 0.0
         size = int(self.budget * max(1.0, self.first / self.budget) ** left)
         return ranks_within(

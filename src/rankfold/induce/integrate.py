@@ -147,7 +147,7 @@ class Dlrt(Around):
             raise ValueError(
                 f"{missing[0]}.core is in none of the parameter groups: every layer of low rank must be in one"
             )
-        self._known = self._trained()
+        self._known = {name: layer.trained for name, layer in self.layers.items()}
         same_everywhere_(self.layers.values())
         self._probe(True)
 
@@ -162,9 +162,6 @@ class Dlrt(Around):
             for old, new in zip(self._known[name], layer.trained, strict=True):
                 if new is not old and self._exchange(old, new) and new.shape != old.shape:
                     del self.inner.state[new]  # of another rank; those that belong to it may be loaded next
-
-    def _trained(self) -> dict[str, tuple[nn.Parameter, ...]]:
-        return {name: layer.trained for name, layer in self.layers.items()}
 
     def _exchange(self, old: nn.Parameter, new: nn.Parameter) -> dict[str, Any]:
         """Another parameter in the place of one, in its group and with its state, which is returned."""
@@ -372,11 +369,13 @@ class Dlrt(Around):
         for name, point in points.items():
             with _named(name):
                 spectra[name] = point.spectrum
+        # while the rate rises sizes do not fall yet: what is about to be learnt cannot be told from where it began
+        self.cut.closed += not self.rising
         if self.cut.budget is None:
-            ranks = self.cut.within_tolerance(spectra.values(), self.rising)
+            ranks = self.cut.within_tolerance(spectra.values())
         else:
             still = sum(layer.numbers for name, layer in self.layers.items() if name not in moving)
-            ranks = self.cut.within_budget(moving.values(), self.worth.of(spectra), self.rising, still)
+            ranks = self.cut.within_budget(moving.values(), self.worth.of(spectra), still)
         for (name, point), rank in zip(points.items(), ranks, strict=True):
             values = spectra[name].double()
             self.tails[name] = float(values[rank:].norm() / values.norm().clamp_min(1e-300))

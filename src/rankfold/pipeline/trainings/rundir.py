@@ -92,13 +92,8 @@ class TrainResult:
     @classmethod
     def from_state(cls, values: Mapping[str, Any]) -> TrainResult:
         """From `state`, or from what the first release wrote, of a classifier; KeyError and TypeError if damaged."""
-        earlier: dict[str, Any] = {
-            "ranks": {},
-            "small": None,
-            "small_params": None,
-            "dlrt": None,
-            "way": None,
-        }  # runs without these
+        # runs from before these
+        earlier: dict[str, Any] = {"ranks": {}} | dict.fromkeys(("small", "small_params", "dlrt", "way"))
         values = earlier | dict(values)
         own = {key: values[key] for key in (field.name for field in fields(cls)) if key not in ("validation", "test")}
         scores = values.get("scores") or {
