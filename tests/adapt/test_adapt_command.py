@@ -123,7 +123,7 @@ def test_it_goes_on_and_another_request_is_refused(method, weights, tmp_path, mo
     again = succeeded(*words(weights, tmp_path / "out", method))
     assert again["after"] == (pytest.approx(whole["after"], rel=1e-5) if method == "geolora" else whole["after"])
     told = failed(*words(weights, tmp_path / "out", method, "--seed", 1))
-    assert "another seed (0 there, 1 asked for): give another directory, or --restart" in told
+    assert "asked for otherwise (seed: 0 there, 1 here): give another directory, or --restart" in told
 
 
 def test_an_adapter_of_somebody_else_is_not_replaced(weights, tmp_path):
@@ -190,3 +190,18 @@ def test_data_are_taken_as_everywhere(tmp_path):
         adapt(model, x, settings, tmp_path / "x")
     with pytest.raises(ValueError, match="no test part"):
         adapt(model, SimpleNamespace(train=parts[0], validation=parts[1]), settings, tmp_path / "x")
+
+
+@pytest.mark.parametrize(
+    ("size", "samples", "wanted"),
+    [
+        (4_000, 1_078, (15, 0.01)),
+        (4_000, 100, (30, 0.01)),
+        (300_000, 10_000, (3, 0.01)),
+        (8 * 300_000, 16_000, (3, 0.005)),
+    ],
+)
+def test_defaults_follow_from_the_network_and_the_data(size, samples, wanted):
+    epochs, rate = AdaptSettings().filled(size, samples)
+    assert (epochs, round(rate, 12)) == wanted
+    assert AdaptSettings(epochs=2, learning_rate=1e-3).filled(size, samples) == (2, 1e-3)

@@ -51,7 +51,7 @@ def test_it_learns_and_its_ranks_change():
 
 
 def test_a_budget_counts_the_numbers_of_the_adapter():
-    _, optimizer = trained(60, params=300, reach=3, tolerance=0.0)
+    _, optimizer = trained(60, params=300, reach=3)
     assert optimizer.met
     prices = {"conv.dynamic": 6 + 18, "fc.dynamic": 116, "head.dynamic": 23}
     assert sum(prices[name] * rank for name, rank in optimizer.ranks.items()) <= 300

@@ -19,7 +19,7 @@ from safetensors.torch import load_file
 
 from rankfold.induce import LORITA
 from rankfold.induce.ways import way_named
-from rankfold.pipeline.trainings.config import ConfigError, at_key, overridden, parse, with_key
+from rankfold.pipeline.trainings.config import ConfigError, at_key, overridden, parse, read, with_key
 from rankfold.record import SpectrumRecorder
 from rankfold.run.progress import duration
 from rankfold.train import Augment, Recipe, evaluate
@@ -416,3 +416,22 @@ def test_null_gives_a_key_its_default_unless_it_is_a_value_of_its_own():
 
 def test_durations_read_well():
     assert [duration(s) for s in (0.4, 59.4, 75, 3600, 7325)] == ["0 s", "59 s", "1 min 15 s", "1 h 0 min", "2 h 2 min"]
+
+
+def test_a_star_is_a_pattern_and_not_yaml(tmp_path):
+    assert overridden({"where": None}, ["where=*"])["where"] == "*"
+    assert overridden({}, ["where=*.weight"])["where"] == "*.weight"
+    file = tmp_path / "run.yaml"
+    file.write_text("model: digits-cnn\nwhere: *\n")
+    with pytest.raises(ConfigError, match=r'a value that begins with \* wants quotes: where: "\*"'):
+        read(file)
+    file.write_text('model: digits-cnn\nwhere: "*"\n')
+    assert read(file)["where"] == "*"
+
+
+def test_a_budget_and_a_tolerance_are_two_ways(tmp_path):
+    asked = {"model": "digits-cnn", "out": str(tmp_path)}
+    with pytest.raises(ConfigError, match="budget and tolerance are two ways to choose ranks: give one of them"):
+        parse(asked | {"dlrt": {"budget": 0.3, "tolerance": 0.2}})
+    written = parse(asked | {"dlrt": {"budget": 0.3}}).to_dict()
+    assert parse(written).dlrt.budget == 0.3  # what is written has every default, and is read again

@@ -551,3 +551,79 @@ def test_folding_inside_a_window_says_that_it_is_open():
     optimizer.settle()
     assert optimizer.met
     rf.fold_(model, keep=True)  # without a warning: those are errors here
+
+
+OTHERS = {
+    "dlrt": None,
+    "pufferfish": rf.Pufferfish(warmup=1),
+    "sparse": rf.SparseFactors(),
+    "lcnn": rf.LearningCompression(),
+}
+
+
+@pytest.mark.parametrize("way", OTHERS)
+def test_an_optimizer_whose_layers_have_left_the_model_takes_no_step(way):
+    torch.manual_seed(0)
+    model, x = nn.Sequential(nn.Linear(24, 20), nn.Tanh(), nn.Linear(20, 18)), torch.randn(8, 24)
+    if (known := OTHERS[way]) is None:
+        optimizer = rf.Dlrt(rf.dlrt_(model), torch.optim.SGD, lr=0.1)
+    else:
+        optimizer = known.optimizer(known.prepare_(model), torch.optim.SGD, lr=0.1)
+    rf.fold_(copy.deepcopy(model))  # of a copy: nothing has left this one
+    model(x).square().mean().backward()
+    optimizer.step()
+    rf.fold_(model)
+    before = copy.deepcopy(model.state_dict())
+    model(x).square().mean().backward()
+    with pytest.raises(
+        ValueError, match=r"^0: the ordinary layer is in its place again \(fold_, merge_ or remove_\), "
+    ):
+        optimizer.step()
+    assert all(torch.equal(value, before[name]) for name, value in model.state_dict().items())
+
+
+@pytest.mark.parametrize("kind", ["geolora", "debora"])
+@pytest.mark.parametrize("leave_", [rf.adapt.merge_, rf.adapt.remove_])
+def test_an_optimizer_of_an_adapter_that_was_taken_off_takes_no_step(kind, leave_):
+    model = nn.Sequential(nn.Linear(24, 20))
+    prepare_, make = (rf.geolora_, rf.GeoLora) if kind == "geolora" else (rf.debora_, rf.Debora)
+    optimizer = make(prepare_(model, rank=2), torch.optim.SGD, lr=0.1)
+    leave_(model)
+    with pytest.raises(ValueError, match="the ordinary layer is in its place again"):
+        optimizer.step()
+
+
+def test_small_matrices_that_take_much_of_a_budget_are_named():
+    def model() -> nn.Module:
+        return nn.Sequential(nn.Linear(64, 128), nn.ReLU(), nn.Linear(128, 128), nn.ReLU(), nn.Linear(128, 10))
+
+    with pytest.warns(
+        UserWarning, match=r"^1,280 of the 2,612 parameters that budget=0\.1 allows are those of 4, dense "
+    ):
+        rf.Dlrt(rf.dlrt_(model()), torch.optim.SGD, lr=0.1, budget=0.1)
+    with pytest.warns(UserWarning, match=r"where='\*' lets these have low rank too"):
+        rf.Pufferfish(budget=0.1).prepare_(model())
+    rf.Dlrt(rf.dlrt_(model()), torch.optim.SGD, lr=0.1, budget=0.5)  # a tenth of it: warnings are errors here
+    rf.Dlrt(rf.dlrt_(model(), where="*"), torch.optim.SGD, lr=0.1, budget=0.1)
+
+
+def test_a_size_and_a_tolerance_are_not_given_at_once():
+    with pytest.raises(ValueError, match=r"budget=0\.3 and tolerance=0\.1 are two ways to choose ranks: give one"):
+        rf.Dlrt(rf.dlrt_(network()), torch.optim.SGD, lr=0.1, budget=0.3, tolerance=0.1)
+    with pytest.raises(ValueError, match=r"params=300 and tolerance=0\.0 are two ways"):
+        rf.GeoLora(rf.geolora_(network(), rank=1), torch.optim.SGD, lr=0.1, params=300, tolerance=0.0)
+
+
+def test_factors_that_were_asked_for_and_never_trained_are_told():
+    model = rf.dlrt_(network())
+    optimizer = rf.Dlrt(model, torch.optim.SGD, lr=0.05, window=4, reach=3, factors=True)
+    trained(model, optimizer, 9)
+    optimizer.settle()
+    assert optimizer.lacking() == ""  # the third window was closed here
+    other = rf.dlrt_(network())
+    optimizer = rf.Dlrt(other, torch.optim.SGD, lr=0.05, window=4, reach=3, factors=True)
+    trained(other, optimizer, 8)
+    with pytest.warns(
+        UserWarning, match=r"factors=True asks for, has not begun, since 2 of reach=3 windows have closed"
+    ):
+        rf.fold_(other)

@@ -211,7 +211,7 @@ def test_folding_after_biases_were_frozen_leaves_weights_that_train(freed, keep)
     for name, parameter in model.named_parameters():
         parameter.requires_grad_(not name.endswith("bias"))
     rf.dlrt_(model, 8)
-    trained(model, ready(model), 9 if freed else 3)
+    trained(model, ready(model, factors=freed), 9 if freed else 3)
     folded = rf.fold_(model, keep=keep)
     for name, parameter in folded.named_parameters():
         assert parameter.requires_grad is not name.endswith("bias"), name

@@ -12,6 +12,7 @@ from torch import Tensor, nn
 
 from rankfold.adapt.debora import atomic_layers
 from rankfold.adapt.layer import AtomicLayer
+from rankfold.induce.places import still_there
 from rankfold.linalg.brief import brief
 from rankfold.linalg.errors import NonFiniteError
 from rankfold.linalg.leading import leading
@@ -137,6 +138,7 @@ class Debora(Around):
     def step(self, closure: Callable[[], Any] | None = None, *, level: Level = "both") -> Any:
         """One step. Returns the loss where a ``closure`` gave it (it clears gradients, computes the loss, calls
         backward and returns it)."""
+        still_there(self.layers)
         loss = None
         if closure is not None:
             with torch.enable_grad():

@@ -12,6 +12,7 @@ from torch.nn.modules.linear import NonDynamicallyQuantizableLinear
 
 from rankfold.adapt.layer import AdaptedLayer, DeepLoRALinear
 from rankfold.adapt.places import CONVOLUTIONS
+from rankfold.induce.places import in_training
 from rankfold.linalg.compressed import compressed_factors
 from rankfold.sites import Form, Site, carry_hooks_, leave_fused_kernels_, replace_, sites, unwrap, why_left
 from rankfold.sites.earlier import warn_of_earlier_optimizers
@@ -239,4 +240,7 @@ def remove_(model: Model) -> Model:
     replace_(root, {adapted: adapted.base for adapted in found})
     for adapted in found:
         carry_hooks_(adapted, adapted.base)
+        adapted.gone = True
+        for layer in in_training(adapted).values():
+            layer.gone = True
     return model

@@ -13,6 +13,7 @@ from rankfold.adapt.debora import starting_atoms
 from rankfold.adapt.deep_lora import chosen_layers, place_
 from rankfold.adapt.layer import AdaptedLayer
 from rankfold.induce import Dlrt
+from rankfold.induce.cut import check_one_of
 from rankfold.layers import DynamicLowRank
 from rankfold.sites import Form, Site, unwrap
 from rankfold.sites.wish import Where
@@ -142,6 +143,7 @@ class GeoLora(Dlrt):
             raise ValueError(
                 "budget= is a share of a dense network: of an adapter give params=, the number of its parameters"
             )
+        check_one_of(settings.get("tolerance"), params=params)
         super().__init__(model, optimizer, reach=reach, **settings)
         least = sum(sum(layer.shape) for layer in self.layers.values())
         if params is not None and params < least:

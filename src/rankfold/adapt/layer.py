@@ -22,6 +22,8 @@ class AdaptedLayer(nn.Module):
     read as a matrix (m, n).
     """
 
+    gone: bool = False  # the base is in its place again: the optimizer that trained it has nothing left to train
+
     def __init__(self, base: nn.Module, scaling: float = 1.0) -> None:
         super().__init__()
         layer = read_layer(base)

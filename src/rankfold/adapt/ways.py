@@ -83,7 +83,7 @@ def prepare_(model: nn.Module, wish: Wish, data: Any) -> Way:
         # ranks are found in a tenth of all steps: factors that are trained themselves adapt faster than cores
         window = max(1, min(20, wish.steps // 10))
         reach = max(1, wish.steps // 10 // window)
-        made = partial(GeoLora, params=wish.numbers, window=window, reach=reach, tolerance=0.0, factors=True)
+        made = partial(GeoLora, params=wish.numbers, window=window, reach=reach, factors=True)
         return Way(made, partial(_taken_out, model, wish))
     debora_(model, larger, wish.radius, data=data, generator=generator)
     return Way(Debora, partial(_taken_out, model, wish))

@@ -13,6 +13,7 @@ from rankfold.layers import DynamicLowRank
 from rankfold.linalg.manifold.tangent import rank_within, ranks_within
 
 Layers = Collection[DynamicLowRank]
+TOLERANCE = 0.1
 
 
 @dataclass
@@ -30,10 +31,18 @@ class Cut:
 
     @classmethod
     def of(
-        cls, model: nn.Module, layers: Layers, tolerance: float, budget: float | None, reach: int, most: int | None
+        cls,
+        model: nn.Module,
+        layers: Layers,
+        tolerance: float | None,
+        budget: float | None,
+        reach: int,
+        most: int | None,
     ) -> Cut:
-        """``budget`` as a share of the parameters of the dense network. ``ValueError`` for what is out of range, and
-        for a budget below rank 1 in every layer."""
+        """``budget`` as a share of the parameters of the dense network. ``ValueError`` for what is out of range, for
+        both of them, and for a budget below rank 1 in every layer."""
+        check_one_of(tolerance, budget=budget)
+        tolerance = TOLERANCE if tolerance is None else tolerance
         if not (isfinite(tolerance) and 0 <= tolerance < 1):
             raise ValueError(
                 f"tolerance, a share of the layer's norm, must be at least 0 and below 1, got {tolerance!r}"
@@ -66,15 +75,31 @@ class Cut:
     def met(self, layers: Layers) -> bool:
         return self.budget is None or _taken(layers) <= self.budget
 
-    def lacking(self, layers: Layers) -> str:
-        """A sentence where the layers are not within the budget, with what leads there; else empty."""
-        if self.budget is None or self.met(layers):
+    def lacking(self, layers: Layers, factors: bool) -> str:
+        """A sentence where the layers are not within the budget, or ``factors`` were to be trained by themselves and
+        that has not begun, with what leads there; else empty."""
+        if self.budget is not None and not self.met(layers):
+            what = (
+                f"the budget was not reached: the layers take {_taken(layers):,} numbers where {self.budget:,} were "
+                "asked for"
+            )
+        elif factors and self.closed < self.reach:
+            what = "training in factors, which factors=True asks for, has not begun"
+        else:
             return ""
+        half = self.closed // 2
+        how = f" (reach={half} leaves half of this training to the ranks asked for)" if half else ""
         return (
-            f"the budget was not reached: the layers take {_taken(layers):,} numbers where {self.budget:,} were asked "
-            f"for, since {self.closed} of reach={self.reach} windows have closed: train longer, or give a smaller "
-            f"reach= or window= (reach={self.closed // 2} leaves half of this training to the ranks asked for)"
+            f"{what}, since {self.closed} of reach={self.reach} windows have closed: train longer, or give a smaller "
+            f"reach= or window={how}"
         )
+
+
+def check_one_of(tolerance: float | None, **size: float | None) -> None:
+    """``ValueError`` where ranks are to follow a tolerance and a size, of which one alone decides."""
+    for name, value in size.items():
+        if value is not None and tolerance is not None:
+            raise ValueError(f"{name}={value!r} and tolerance={tolerance!r} are two ways to choose ranks: give one")
 
 
 def _taken(layers: Layers) -> int:

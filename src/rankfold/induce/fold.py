@@ -22,7 +22,7 @@ def fold_(model: Model, *, keep: bool = False) -> Model:
     Classes, state-dict keys and their order, shared modules and tied weights are as before, hooks and modes stay;
     weights are the products to the last bit, in the dtype of the factors. Only part of a model may be composed; one
     without products stays as it is. An optimizer that trained the factors does not know the weights: build a new one
-    for further training.
+    for further training; a step of that of ``dlrt_`` or of a way is refused.
 
     Args:
         model: changed in place.
@@ -66,6 +66,8 @@ def fold_(model: Model, *, keep: bool = False) -> Model:
     if lacking:
         warnings.warn(lacking, stacklevel=2)
     replace_(unwrap(model), {layer: factored_(layer) if keep else ordinary_(layer) for layer in low.values()})
+    for layer in low.values():
+        layer.gone = True
     made: dict[tuple[int, ...], nn.Parameter] = {}
     for _, module in composed:
         _fold_module_(module, made)

@@ -15,7 +15,7 @@ from rankfold.induce.cut import Cut
 from rankfold.induce.dlrt import dynamic_layers
 from rankfold.induce.gradients import check_finite, clip_, gradients_of, rescale_
 from rankfold.induce.moments import SQUARED, entered, lag, turn_
-from rankfold.induce.places import averaged_, same_everywhere_
+from rankfold.induce.places import averaged_, same_everywhere_, still_there, warn_of_small
 from rankfold.induce.worth import Worth
 from rankfold.layers import DynamicLowRank
 from rankfold.linalg.errors import NonFiniteError
@@ -64,7 +64,7 @@ class Dlrt(Around):
         window: steps between two cuts.
         grow: bases grow by at most this share of the rank, or by four, the gradient's largest directions; fewer make a
             step cheaper and bases turn more slowly.
-        tolerance: directions are cut where the tail (Σ σ²)^½ stays within this part of the layer's norm.
+        tolerance: directions are cut where the tail (Σ σ²)^½ stays within this part of the layer's norm; .1 by default.
         budget: in place of ``tolerance`` a share of the parameters of the dense network. All directions of all layers
             compete for it by what the loss would change by without them, as gradients tell it, for the numbers that
             they take; the network folded with ``keep=True`` has at most as many parameters. ``met`` says whether
@@ -108,7 +108,7 @@ class Dlrt(Around):
         integrator: Integrator = "window",
         window: int = 20,
         grow: float = 1.0,
-        tolerance: float = 0.1,
+        tolerance: float | None = None,
         budget: float | None = None,
         reach: int = 40,
         most: int | None = None,
@@ -125,6 +125,8 @@ class Dlrt(Around):
         self.integrator, self.window = integrator, 1 if integrator != "window" else window
         self.grow = grow if integrator == "window" else 1.0
         self.cut = Cut.of(model, self.layers.values(), tolerance, budget, reach, most)
+        if budget is not None:
+            warn_of_small(model, budget)
         self.worth, self.condition, self.position = Worth(), condition, 0
         self.factors, self.freed = factors, any(layer.freed for layer in self.layers.values())
         if self.freed and not factors:
@@ -240,6 +242,7 @@ class Dlrt(Around):
     @torch.no_grad()
     def step(self, closure: Callable[[], Any] | None = None) -> Any:
         """One step. Returns the loss where a ``closure`` gave it."""
+        still_there(self.layers)
         self._follow()
         loss = None
         if closure is not None:
@@ -380,7 +383,7 @@ class Dlrt(Around):
             values = spectra[name].double()
             self.tails[name] = float(values[rank:].norm() / values.norm().clamp_min(1e-300))
             self._put(moving[name], *point.truncated(rank))
-        lacking = self.cut.lacking(self.layers.values())
+        lacking = self.cut.lacking(self.layers.values(), self.factors)
         for layer in self.layers.values():
             layer.lacking = lacking
         self._conditioned()
@@ -401,7 +404,7 @@ class Dlrt(Around):
         been told: ``fold_`` does not warn of it again."""
         for layer in self.layers.values():
             layer.lacking = ""
-        return self.cut.lacking(self.layers.values())
+        return self.cut.lacking(self.layers.values(), self.factors and not self.freed)
 
     def _conditioned(self) -> None:
         if self.condition is not None:

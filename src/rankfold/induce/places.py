@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection, Iterable
+import warnings
+from collections.abc import Callable, Collection, Iterable, Mapping
+from math import prod
+from typing import Any
 
 import torch
 import torch.distributed as dist
@@ -56,6 +59,15 @@ def put_(model: nn.Module, where: Where | None, caller: str, make: Callable[[Sit
     # parameters whose place others will take: their optimizer averages what DistributedDataParallel would wait for
     moving = [f"{name}.{entry}".lstrip(".") for name, layer in in_training(root).items() for entry in layer.moving]
     nn.parallel.DistributedDataParallel._set_params_and_buffers_to_ignore_for_model(root, moving)
+
+
+def still_there(layers: Mapping[str, Any]) -> None:
+    """``ValueError`` where the model has other layers in the place of these: a step would train all but them."""
+    if gone := next((name for name, layer in layers.items() if layer.gone), None):
+        raise ValueError(
+            f"{gone}: the ordinary layer is in its place again (fold_, merge_ or remove_), of which this optimizer "
+            "knows nothing: build a new one to train on"
+        )
 
 
 def same_everywhere_(layers: Collection[InTraining]) -> None:
@@ -137,6 +149,22 @@ def numbers_within(model: nn.Module, share: float) -> int:
             f"budget={(rest + least) / dense:.4f}"
         )
     return left
+
+
+def warn_of_small(model: nn.Module, share: float) -> None:
+    """Warns where matrices that are left out for being small take a third and more of what ``share`` allows: others
+    pay for it with their ranks."""
+    root = unwrap(model)
+    small = {s.name: prod(s.shape) for s in sites(root) if min(s.shape) < SMALL and _why_not(root, s, "*") is None}
+    layers = in_training(root).values()
+    dense = trained_numbers(root) + sum(prod(layer.shape) - layer.numbers for layer in layers)
+    if 3 * sum(small.values()) >= share * dense:
+        warnings.warn(
+            f"{sum(small.values()):,} of the {int(share * dense):,} parameters that budget={share:g} allows are those "
+            f"of {', '.join(small)}, dense since one side is below {SMALL}: the other layers share the rest. "
+            "where='*' lets these have low rank too",
+            stacklevel=3,
+        )
 
 
 def _folded(layer: InTraining, matrix: Tensor) -> Tensor:

@@ -25,6 +25,9 @@ class InTraining(nn.Module):
     """
 
     moving: ClassVar[tuple[str, ...]] = ()
+    gone: bool = (
+        False  # the ordinary layer is in its place again: the optimizer that trained it has nothing left to train
+    )
     bias: nn.Parameter | None
 
     def __init__(self, ordinary: nn.Module, shape: tuple[int, int], stored_transposed: bool) -> None:

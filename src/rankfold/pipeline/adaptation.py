@@ -31,21 +31,26 @@ from rankfold.sites.wish import Where
 from rankfold.train import Recipe, TrainingError, choose, evaluate, fit
 from rankfold.zoo.data import parts_of
 
+_EPOCHS, _STEPS, _MOST = 3, 500, 30
+_TITLES = {"params": "budget", "learning_rate": "learning rate", "batch_size": "batch size", "base_model": "model"}
+_RATE, _SIZE = 1e-2, 300_000
 REQUEST, REPORT, TRAINING = "request.json", "report.json", "training"
 
 
 @dataclass(frozen=True)
 class AdaptSettings:
     """``method``: one of ``rankfold.adapt.ways.METHODS``. ``params``: numbers of the adapter, as a share of the model's
-    up to 1, as a count above. ``radius`` of debora. ``base_model``: what the adapter says of its base. ``where`` as in
+    up to 1, as a count above. ``radius`` of debora. ``epochs``: by default 3, or as many as make 500 steps, at most 30.
+    ``learning_rate``: by default .01 for a network of up to 300,000 parameters, and for a larger one that times the
+    cube root of 300,000 / its parameters. ``base_model``: what the adapter says of its base. ``where`` as in
     ``rankfold.sites``."""
 
     method: str = "lora"
     params: float = 0.01
     radius: float = 8.0
-    epochs: int = 3
+    epochs: int | None = None
     batch_size: int = 32
-    learning_rate: float = 1e-3
+    learning_rate: float | None = None
     seed: int = 0
     base_model: str = ""
     where: Where | None = None
@@ -55,6 +60,13 @@ class AdaptSettings:
             raise ValueError(f"there is no method named {self.method!r}: the methods are {', '.join(METHODS)}")
         if not 0 < self.params < float("inf"):
             raise ValueError(f"params must be a share of the model, above 0, or a count above 1, got {self.params!r}")
+
+    def filled(self, size: int, samples: int) -> tuple[int, float]:
+        """Epochs and learning rate for a network of ``size`` parameters and so many training samples."""
+        steps = max(1, -(-samples // self.batch_size))
+        epochs = self.epochs or min(_MOST, max(_EPOCHS, -(-_STEPS // steps)))
+        # where rates were compared (docs/adapt.md), .01 was best or close to it at 75,000 to 280,000 parameters
+        return epochs, self.learning_rate or _RATE * min(1.0, (_SIZE / size) ** (1 / 3))
 
 
 class NothingLearntError(ValueError):
@@ -115,6 +127,8 @@ def adapt(
     root, said = unwrap(model).eval(), getattr(data, "objective", None)
     size = sum(parameter.numel() for parameter in root.parameters())
     numbers = int(settings.params * size if settings.params <= 1 else settings.params)
+    epochs, rate = settings.filled(size, len(data.train))
+    settings = replace(settings, epochs=epochs, learning_rate=rate)
     with claimed(place):
         request = _request(root, data, settings, objective)
         _check(place, request, restart)
@@ -123,15 +137,15 @@ def adapt(
         # what compares with the base needs it as it was: it is kept where nothing else can be told
         base = None if chosen.objective.labelled else copied(root)
         before = evaluate(root, data.test, role="test", objective=chosen.objective, teacher=base)
-        steps = settings.epochs * max(1, -(-len(data.train) // settings.batch_size))
+        steps = epochs * max(1, -(-len(data.train) // settings.batch_size))
         wish = Wish(
             settings.method, numbers, steps, settings.radius, settings.where, settings.seed, settings.base_model
         )
         way = prepare_(root, wish, data.train)
         write_atomically(place / REQUEST, (json.dumps(request, indent=1) + "\n").encode())  # nothing refuses it now
         recipe = Recipe(
-            epochs=settings.epochs, batch_size=settings.batch_size, optimizer="adam", weight_decay=0.0,
-            learning_rate=settings.learning_rate, seed=settings.seed,
+            epochs=epochs, batch_size=settings.batch_size, optimizer="adam", weight_decay=0.0, learning_rate=rate,
+            seed=settings.seed,
         )  # fmt: skip
         with before_call(root, _still(root)):
             history = fit(
@@ -145,8 +159,8 @@ def adapt(
         cut = _cut(replace(way.finish(), task="CAUSAL_LM" if is_causal(root) else None), numbers, size)
         add_(root, cut.adapter)
         after = evaluate(root, data.test, role="test", objective=chosen.objective, teacher=base)
-        epochs = tuple({"epoch": e.epoch, "loss": e.train_loss} for e in history.epochs)
-        told = Adapted(cut, before, after, "test", chosen.objective.name, settings, epochs, str(place))
+        course = tuple({"epoch": e.epoch, "loss": e.train_loss} for e in history.epochs)
+        told = Adapted(cut, before, after, "test", chosen.objective.name, settings, course, str(place))
         cut.save(place)
         if merge:
             _write_merged(root, place / "merged")
@@ -205,9 +219,9 @@ def _check(place: Path, request: dict[str, Any], restart: bool) -> None:
         other = next((key for key in request if known.get(key) != json.loads(json.dumps(request[key]))), None)
         if other is not None:
             raise ValueError(
-                f"{place} holds an adaptation with another {other} ({known.get(other)!r} there, "
-                f"{request[other]!r} asked for): give another directory, or --restart (restart=True) to replace "
-                "it"
+                f"{place} holds an adaptation that was asked for otherwise ({_TITLES.get(other, other)}: "
+                f"{known.get(other)!r} there, {request[other]!r} here): give another directory, or --restart "
+                "(restart=True) to replace it"
             )
     elif is_adapter(place):
         raise ValueError(

@@ -10,7 +10,16 @@ from typing import Any, ClassVar, TypeVar
 import torch
 from torch import Tensor, nn
 
-from rankfold.induce.places import Make, averaged_, in_training, numbers_within, put_, same_everywhere_
+from rankfold.induce.places import (
+    Make,
+    averaged_,
+    in_training,
+    numbers_within,
+    put_,
+    same_everywhere_,
+    still_there,
+    warn_of_small,
+)
 from rankfold.layers import Approached, InTraining, Phased
 from rankfold.linalg.errors import NonFiniteError
 from rankfold.linalg.manifold.tangent import wide
@@ -55,6 +64,7 @@ class Way:
             self.begin_(layer)
         if self.budget is not None:
             numbers_within(model, self.budget)
+            warn_of_small(model, self.budget)
         self.start_(model)
         return model
 
@@ -187,6 +197,7 @@ class Guided(Around):
     @torch.no_grad()
     def step(self, closure: Callable[[], Any] | None = None) -> Any:
         """One step. Returns the loss where a ``closure`` gave it."""
+        still_there(self.layers)
         self.follow()
         loss = None
         if closure is not None:

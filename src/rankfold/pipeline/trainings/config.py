@@ -15,6 +15,7 @@ from torch import nn
 
 from rankfold.induce import LORITA, Condition, Dlrt, Spread
 from rankfold.induce.condition import Conditioning
+from rankfold.induce.cut import TOLERANCE
 from rankfold.induce.ways import WAYS, Way, settings_of, way_named
 from rankfold.objectives import objective_named
 from rankfold.train import Augment, Distill, Plateau, Recipe, Relax
@@ -56,7 +57,7 @@ class Dynamic(BaseModel):
     window: int = Field(20, ge=1)
     grow: float = Field(1.0, gt=0, le=1)
     reach: int = Field(40, ge=0)
-    tolerance: float = Field(0.1, ge=0, lt=1)
+    tolerance: float = Field(TOLERANCE, ge=0, lt=1)
     budget: float | None = Field(None, gt=0, le=1)
     most: int | None = Field(None, ge=1)
     factors: bool = False
@@ -64,7 +65,9 @@ class Dynamic(BaseModel):
     spread: float | None = Field(None, ge=0, allow_inf_nan=False)
 
     @model_validator(mode="after")
-    def _one_conditioning(self) -> Dynamic:
+    def _one_of_each(self) -> Dynamic:
+        if self.budget is not None and self.tolerance != TOLERANCE:
+            raise ValueError("budget and tolerance are two ways to choose ranks: give one of them")
         if self.condition is not None and self.spread is not None:
             raise ValueError(
                 "condition (a bound) and spread (a penalty) are two ways to keep condition numbers small: give one of "
@@ -85,8 +88,9 @@ class Dynamic(BaseModel):
         elif self.spread is not None:
             how = Spread(self.spread)
         return Dlrt(
-            model, kind, integrator=self.integrator, window=self.window, grow=self.grow, tolerance=self.tolerance,
-            budget=self.budget, reach=self.reach, most=self.most, factors=self.factors, condition=how, **settings,
+            model, kind, integrator=self.integrator, window=self.window, grow=self.grow,
+            tolerance=None if self.budget is not None else self.tolerance, budget=self.budget, reach=self.reach,
+            most=self.most, factors=self.factors, condition=how, **settings,
         )  # fmt: skip
 
 
@@ -185,7 +189,8 @@ def read(file: str | Path) -> dict[str, Any]:
     except RecursionError:
         raise ConfigError(f"{file}: nested too deeply to be a configuration") from None
     except (yaml.YAMLError, UnicodeDecodeError) as error:
-        raise ConfigError(f"{file}: this is not YAML: {' '.join(str(error).split())}") from None
+        quote = ' (a value that begins with * wants quotes: where: "*")' if "alias" in str(error) else ""
+        raise ConfigError(f"{file}: this is not YAML: {' '.join(str(error).split())}{quote}") from None
     if not isinstance(values, dict) or not all(isinstance(key, str) for key in values):
         raise ConfigError(f"{file}: it must hold keys and values, such as 'model: digits-cnn'")
     return values
@@ -199,7 +204,7 @@ def overridden(values: Mapping[str, Any], settings: Sequence[str]) -> dict[str, 
         if not key or not equals:
             raise ConfigError(f"--set {setting}: give KEY=VALUE, such as --set weight_decay=1e-3")
         try:
-            changed = with_key(changed, key, yaml.safe_load(text))
+            changed = with_key(changed, key, text if text.startswith("*") else yaml.safe_load(text))
         except yaml.YAMLError as error:
             raise ConfigError(f"--set {setting}: this is not YAML: {' '.join(str(error).split())}") from None
         if key == "depth":

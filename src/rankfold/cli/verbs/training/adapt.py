@@ -97,9 +97,21 @@ def adapt(
     radius: Annotated[
         float, typer.Option(help="For debora: what the gains of all layers together may add up to.")
     ] = 8.0,
-    epochs: Annotated[int, typer.Option(min=1, help="Passes over the training split.")] = 3,
+    epochs: Annotated[
+        int | None,
+        typer.Option(
+            min=1,
+            help="Passes over the training split: 3, or as many as make 500 steps, at most 30.",
+            show_default=False,
+        ),
+    ] = None,
     learning_rate: Annotated[
-        float | None, typer.Option(min=0.0, help="Largest learning rate of Adam: 0.001, with --original 0.01.")
+        float | None,
+        typer.Option(
+            min=0.0,
+            help="Largest learning rate of Adam: 0.01, less for a network of more than 300,000 parameters (0.0013 for "
+            "135 million).",
+        ),
     ] = None,
     batch_size: Annotated[
         int | None, typer.Option(min=1, help="Samples of one step: 32, with --original 2 windows of a language model.")
@@ -165,7 +177,7 @@ def adapt(
                 )
             check_idle(
                 "with --original, where the adapter becomes part of the factors", only=only, exclude=exclude,
-                merge=merge, restart=restart, epochs=epochs != 3, radius=radius != 8.0, seed=seed != 0,
+                merge=merge, restart=restart, epochs=epochs, radius=radius != 8.0, seed=seed != 0,
             )  # fmt: skip
             if method is not None:
                 raise typer.BadParameter(
@@ -190,9 +202,8 @@ def adapt(
             model, weights, data, download, talk, trained=True, own_data=True, cut=Cut(length, windows)
         ).to(place)  # fmt: skip
         settings = AdaptSettings(
-            method or "lora", asked(budget).params or 0.01, radius, epochs, batch_size or 32, learning_rate or 1e-3,
-            seed, model,
-            chosen_layers(loaded.model, only, exclude),
+            method or "lora", asked(budget).params or 0.01, radius, epochs, batch_size or 32, learning_rate, seed,
+            model, chosen_layers(loaded.model, only, exclude),
         )  # fmt: skip
         try:
             found = run(
