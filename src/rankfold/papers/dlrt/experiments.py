@@ -6,6 +6,13 @@ from rankfold.papers.index import Experiment, Shown
 
 EXPERIMENTS = (
     Experiment(
+        "dlrt-lenet5",
+        "dlrt.lenet5",
+        "reproduce",
+        "not in the index: LeNet5 at low rank from the first step, beside what DLRT's authors logged; MNIST",
+        (),
+    ),
+    Experiment(
         "condlr-mnist",
         "dlrt.condlr",
         "reproduce",
