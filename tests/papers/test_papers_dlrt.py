@@ -8,7 +8,7 @@ import pytest
 
 from rankfold.induce.ways import WAYS
 from rankfold.papers import reproduce
-from rankfold.papers.dlrt import adaptation, condlr, ways
+from rankfold.papers.dlrt import adaptation, condlr, lenet5, ways
 from rankfold.papers.dlrt.grounds import SHAKESPEARE, characters
 from rankfold.papers.dlrt.tasks import tokens
 from rankfold.papers.dlrt.trial import CHOICES, Case, measure
@@ -77,6 +77,46 @@ def test_the_partial_derivative_is_the_hypergradient_and_the_printed_formula_its
     assert oracle.exact.all()
     assert (oracle["largest Σs / τ"] <= 1 + 1e-12).all()
     assert "minus the partial derivative" in " ".join(outcome.remarks)
+
+
+# --- LeNet5 beside what was logged
+
+
+def test_lenet5_has_the_published_number_of_weights_and_logged_rows_are_nearer_to_true_counts():
+    assert lenet5.weights(lenet5.network(lenet5.Case(lenet5.Line(), 0, 1))) == 430_500
+    assert all(printed > removed for _, _, _, printed, removed in lenet5.LOGGED)
+    # the arXiv version counts so: 47,975 weights at ranks 15, 46, 13 and 10, 88.86 % removed
+    assert 15 * (20 + 25) + 46 * (50 + 500) + 13 * (500 + 800) + 10 * (10 + 500) == 47_975
+    assert lenet5.LOGGED[4][4] == pytest.approx(92.9)
+
+
+def test_lenet5_in_small_meets_each_budget_and_is_read_back(tmp_path):
+    asked = Request(quick=True, seeds=(0,), epochs=3)
+    outcome = reproduce("dlrt-lenet5", tmp_path, asked)
+    table = outcome.table.set_index("network")
+    assert list(table.index) == [line.words for line in lenet5.SMALL]
+    assert table.loc["dense", "removed %"] == 0
+    for line in lenet5.SMALL:
+        if line.removed is not None:
+            assert table.loc[line.words, "removed %"] >= 100 * line.removed - 1e-9
+    again = reproduce("dlrt-lenet5", tmp_path, asked)
+    pd.testing.assert_frame_equal(again.table, outcome.table)
+    assert (tmp_path / "lenet5.svg").exists()
+
+
+def test_what_is_said_of_lenet5_is_beside_the_true_counts():
+    def row(network: str, removed: float, test: float) -> dict:
+        return {"network": network, "removed %": removed, "test %": test, "validation %": test, "ranks": "1", "seed": 0}
+
+    rows = [row("−92.9 %", 92.95, 99.2), row("−50 %, from rank 4", 50.0, 98.0), row("−50 %, from rank 50", 60.0, 98.2)]
+    table = lenet5.summary(pd.DataFrame(rows), logged=True)
+    assert list(table["removed %"])[3:] == [removed for *_, removed in lenet5.LOGGED]
+    said = lenet5.remarks(table)
+    assert said[0] == (
+        "−92.9 %: 99.20 % on test with 93.0 % of the weights removed; they logged 98.12 % with 92.9 %, "
+        "printed as 97.0 %."
+    )
+    assert said[1] == "−50 %, from rank 4: -0.20 points beside a start at rank 50, +25.0 % of its weights."
 
 
 # --- all ways beside one another

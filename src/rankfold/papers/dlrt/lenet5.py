@@ -203,8 +203,8 @@ def remarks(table: pd.DataFrame) -> list[str]:
         for theirs in table[table.by == THEIRS].to_dict("records"):
             if line["removed %"] and abs(theirs["removed %"] - line["removed %"]) < 1:
                 said.append(
-                    f"{name}: {line['test %']:.2f} % on test with {line['removed %']:.1f} % of the weights removed; they "
-                    f"logged {theirs['test %']:.2f} % with {theirs['removed %']:.1f} %, printed as "
+                    f"{name}: {line['test %']:.2f} % on test with {line['removed %']:.1f} % of the weights removed; "
+                    f"they logged {theirs['test %']:.2f} % with {theirs['removed %']:.1f} %, printed as "
                     f"{theirs['printed %']:.1f} %."
                 )
     for name, few in ours.items():
@@ -212,8 +212,8 @@ def remarks(table: pd.DataFrame) -> list[str]:
         if many is not few:
             size = (100 - few["removed %"]) / (100 - many["removed %"]) - 1
             said.append(
-                f"{name}: {few['test %'] - many['test %']:+.2f} points beside a start at rank 50, {100 * size:+.1f} % of "
-                "its weights."
+                f"{name}: {few['test %'] - many['test %']:+.2f} points beside a start at rank 50, {100 * size:+.1f} % "
+                "of its weights."
             )
     said.append(
         "Weights are counted without biases, r(m + n) for a matrix of rank r; the epoch is selected on validation. The "
