@@ -8,8 +8,8 @@ import torch.nn.functional as F
 from torch import nn
 
 import rankfold as rf
-from rankfold.induce import integrate
-from rankfold.induce.moments import lag
+from rankfold.induce.dynamic import pace
+from rankfold.induce.dynamic.moments import lag
 
 
 @pytest.mark.parametrize("kind", [torch.optim.Adam, torch.optim.AdamW, torch.optim.RAdam, torch.optim.Adamax])
@@ -58,7 +58,7 @@ def learned(window: int, steps: int = 45) -> float:
 @pytest.mark.parametrize("window", [5, 20])
 def test_short_windows_learn_as_long_ones_do(window, monkeypatch):
     now = learned(window)
-    monkeypatch.setattr(integrate, "lag", lambda state, group, age: 1.0)
+    monkeypatch.setattr(pace, "lag", lambda state, group, age: 1.0)
     assert now < 0.1
     assert now < 0.7 * learned(window)
 

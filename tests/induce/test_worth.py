@@ -8,7 +8,7 @@ import torch
 from torch import nn
 
 import rankfold as rf
-from rankfold.induce.worth import Worth
+from rankfold.induce.dynamic.worth import Worth
 
 
 class Two(nn.Module):

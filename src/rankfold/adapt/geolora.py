@@ -13,7 +13,7 @@ from rankfold.adapt.debora import starting_atoms
 from rankfold.adapt.deep_lora import chosen_layers, place_
 from rankfold.adapt.layer import AdaptedLayer
 from rankfold.induce import Dlrt
-from rankfold.induce.cut import check_one_of
+from rankfold.induce.dynamic.cut import check_one_of
 from rankfold.layers import DynamicLowRank
 from rankfold.sites import Form, Site, unwrap
 from rankfold.sites.wish import Where

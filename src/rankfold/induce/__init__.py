@@ -2,10 +2,10 @@
 
 from rankfold.induce.cdln import cdln_
 from rankfold.induce.choose import Choice, Target, choose
-from rankfold.induce.condition import Condition, Spread
-from rankfold.induce.dlrt import dlrt_, dlrt_choice
+from rankfold.induce.dynamic.condition import Condition, Spread
+from rankfold.induce.dynamic.dlrt import dlrt_, dlrt_choice
+from rankfold.induce.dynamic.integrate import Dlrt
 from rankfold.induce.fold import factors, fold_, is_overparametrized
-from rankfold.induce.integrate import Dlrt
 from rankfold.induce.overparametrize import overparametrize_
 from rankfold.induce.penalty import factor_energy, schatten_penalty
 from rankfold.induce.recipes import LORITA, LORITA_RELAXED, PAPER_FCN

@@ -17,7 +17,7 @@ from matplotlib.figure import Figure
 from torch import nn
 
 from rankfold.induce import Condition, Dlrt, Spread, dlrt_, fold_
-from rankfold.induce.condition import Conditioning
+from rankfold.induce.dynamic.condition import Conditioning
 from rankfold.papers import quick
 from rankfold.papers.request import FIXED, Request
 from rankfold.papers.runs import computed, device, restricted, time_remark

@@ -14,8 +14,8 @@ from pydantic import BaseModel, ConfigDict, Field, TypeAdapter, ValidationError,
 from torch import nn
 
 from rankfold.induce import LORITA, Condition, Dlrt, Spread
-from rankfold.induce.condition import Conditioning
-from rankfold.induce.cut import TOLERANCE
+from rankfold.induce.dynamic.condition import Conditioning
+from rankfold.induce.dynamic.cut import TOLERANCE
 from rankfold.induce.ways import WAYS, Way, settings_of, way_named
 from rankfold.objectives import objective_named
 from rankfold.train import Augment, Distill, Plateau, Recipe, Relax

@@ -3,20 +3,20 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable
-from math import prod
 from operator import methodcaller
 from typing import Any, ClassVar, Literal, get_args
 
 import torch
 from torch import Tensor, nn
 
-from rankfold.induce.condition import Conditioning
-from rankfold.induce.cut import Cut
-from rankfold.induce.dlrt import dynamic_layers
-from rankfold.induce.gradients import check_finite, clip_, gradients_of, rescale_
-from rankfold.induce.moments import SQUARED, entered, lag, turn_
+from rankfold.induce.dynamic.condition import Conditioning
+from rankfold.induce.dynamic.cut import Cut
+from rankfold.induce.dynamic.dlrt import dynamic_layers
+from rankfold.induce.dynamic.gradients import check_finite, clip_, gradients_of, rescale_
+from rankfold.induce.dynamic.moments import turn_
+from rankfold.induce.dynamic.pace import Pace
+from rankfold.induce.dynamic.worth import Worth
 from rankfold.induce.places import averaged_, same_everywhere_, still_there, warn_of_small
-from rankfold.induce.worth import Worth
 from rankfold.layers import DynamicLowRank
 from rankfold.linalg.errors import NonFiniteError
 from rankfold.linalg.manifold import tangent
@@ -137,8 +137,7 @@ class Dlrt(Around):
         for layer in self.layers.values():
             if not layer.freed:
                 layer.straighten_()
-        self.rate, self.rising = float("inf"), False
-        self.entering: dict[str, torch.Size] = {}  # shapes of cores before this window's directions came in
+        self.pace = Pace(self, self.lengthens, at_once=integrator != "window")
         self.tails: dict[str, float] = {}
         if groups is None:
             groups = [p for p in model.parameters() if p.requires_grad]
@@ -202,9 +201,8 @@ class Dlrt(Around):
         in the model's own state dict, which takes up layers of another rank."""
         return self.inner.state_dict() | {
             "position": self.position, "closed": self.cut.closed, "first": self.cut.first,
-            "rate": self.rate, "rising": self.rising, "entering": {n: list(s) for n, s in self.entering.items()},
             "steep": dict(self.worth.steep), "freed": [name for name, layer in self.layers.items() if layer.freed],
-        }  # fmt: skip
+        } | self.pace.state_dict()  # fmt: skip
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         """Load the model's state first, so that the moments find cores of their shape."""
@@ -212,8 +210,7 @@ class Dlrt(Around):
         self.position, self.cut.closed, self.cut.first = (
             int(state.pop(key)) for key in ("position", "closed", "first")
         )
-        self.rate, self.rising = float(state.pop("rate", "inf")), bool(state.pop("rising", False))  # of earlier ones
-        self.entering = {name: torch.Size(shape) for name, shape in state.pop("entering", {}).items()}
+        self.pace.load_state_dict(state)
         self.worth.steep = {name: torch.as_tensor(value).clone() for name, value in state.pop("steep", {}).items()}
         freed = set(state.pop("freed", ()))
         self._follow()
@@ -273,7 +270,7 @@ class Dlrt(Around):
                 more = self.condition.gradient(layer.core)
                 if more is not None and layer.core.grad is not None:
                     layer.core.grad.add_(more)
-        self._advance()
+        self.pace.step(self.layers, self.position)
         self.position += 1
         if self.position >= self.window:
             self._close()
@@ -281,46 +278,6 @@ class Dlrt(Around):
             self._release()
         self._probe(self.position == 0)
         return loss
-
-    def _advance(self) -> None:
-        """A step of the inner optimizer. Divided by the root of squares, each entry of a core moves by about the rate,
-        as of the dense weight; that has more of them, and a matrix of independent ones grows as the fourth root of
-        their number in spectral norm. Without as much, training at low rank lags behind the dense one at its rate."""
-        stepped = [(name, layer) for name, layer in self.layers.items() if layer.core.grad is not None]
-        before = [(name, layer, layer.core.detach().clone()) for name, layer in stepped]
-        self.inner.step()
-        rate = max(float(group["lr"]) for group in self.param_groups)
-        self.rising, self.rate = rate > self.rate, rate
-        for name, layer, old in before:
-            old = old * self._kept(layer.core)
-            if self.lengthens and SQUARED & self.inner.state.get(layer.core, {}).keys():
-                layer.core.lerp_(old, 1 - (prod(layer.shape) / old.numel()) ** 0.25)
-            if (late := self._lag(layer.core, self.position)) != 1 and name in self.entering:
-                shape = self.entering[name]
-                for now, then in zip(entered(layer.core, shape), entered(old, shape), strict=True):
-                    now.lerp_(then, 1 - late)
-
-    def _lag(self, core: nn.Parameter, steps: int) -> float:
-        """By what directions lag behind that came in ``steps`` before; in a window they wait for the second one."""
-        return lag(self.inner.state.get(core, {}), self._group(core), steps + (self.integrator != "window"))
-
-    def _caught_up(self, steps: int) -> None:
-        """The means of those directions become as those of all others: nobody knows them apart any longer."""
-        for name, shape in self.entering.items():
-            core = self.layers[name].core
-            if (late := self._lag(core, steps)) != 1:
-                for part in entered(self.inner.state[core]["exp_avg"], shape):
-                    part.mul_(late)
-        self.entering = {}
-
-    def _group(self, core: nn.Parameter) -> dict[str, Any]:
-        return next(group for group in self.param_groups if any(p is core for p in group["params"]))
-
-    def _kept(self, core: nn.Parameter) -> float:
-        """What decoupled decay leaves of a core in a step, which is that of the weight and no longer than it."""
-        group = self._group(core)
-        apart = isinstance(self.inner, torch.optim.AdamW) or group.get("decoupled_weight_decay", False)
-        return 1 - float(group["lr"]) * group["weight_decay"] if apart else 1.0
 
     @torch.no_grad()
     def settle(self) -> None:
@@ -346,7 +303,7 @@ class Dlrt(Around):
                 continue
             now, (left, right) = layer.point(), (tangent.wide(known[0]), tangent.wide(known[1]))
             if self.integrator == "fixed":
-                wide, turn = now.moved(left, right, self._rate(layer.core))
+                wide, turn = now.moved(left, right, float(self.pace.group(layer.core)["lr"]))
                 core_gradient = None
             else:
                 wide, turn = now.augmented(left, right, max(_FEW, int(self.grow * now.rank)))
@@ -354,7 +311,7 @@ class Dlrt(Around):
                 core_gradient = turn.linear(tangent.wide(gradient))
                 if self.integrator == "parallel":
                     core_gradient = wide.tangent_core(left, right, tangent.wide(gradient))
-                self.entering[name] = gradient.shape
+                self.pace.entering[name] = gradient.shape
             self._put(layer, wide, turn)
             layer.core.grad = None if core_gradient is None else core_gradient.to(layer.core)
         if self.cut.budget is not None and self.window > 1:
@@ -363,7 +320,7 @@ class Dlrt(Around):
 
     def _close(self) -> None:
         """Directions are cut, and the rest are made orthonormal to rounding."""
-        self._caught_up(self.position - 1)
+        self.pace.caught_up(self.layers, self.position - 1)
         if self.integrator == "fixed" and self.cut.budget is None:
             self._conditioned()
             return
@@ -373,7 +330,7 @@ class Dlrt(Around):
             with _named(name):
                 spectra[name] = point.spectrum
         # while the rate rises sizes do not fall yet: what is about to be learnt cannot be told from where it began
-        self.cut.closed += not self.rising
+        self.cut.closed += not self.pace.rising
         if self.cut.budget is None:
             ranks = self.cut.within_tolerance(spectra.values())
         else:
@@ -416,9 +373,6 @@ class Dlrt(Around):
         old = layer.core
         layer.put_(to.left, to.core, to.right)
         turn_(self._exchange(old, layer.core), old.shape, turn)
-
-    def _rate(self, core: nn.Parameter) -> float:
-        return float(self._group(core)["lr"])
 
     def _probe(self, probing: bool) -> None:
         for layer in self.layers.values():

@@ -1,0 +1,1 @@
+"""Dynamical low-rank training: layers on the manifold of low rank, their optimizer, and how it chooses ranks."""
