@@ -477,3 +477,22 @@ class ManyAtOnce(nn.Module):
 def test_a_model_that_asks_how_large_the_batch_is(tmp_path):
     torch.manual_seed(0)
     assert to_onnx(ManyAtOnce().eval(), torch.randn(1, 5, 6), tmp_path / "m.onnx") < 1e-5
+
+
+@pytest.mark.parametrize("write", [to_onnx, to_torch_export])
+@pytest.mark.parametrize("form", ["factored", "pivoted", "int8", "residual"])
+def test_layers_of_every_form_are_written_in_that_form(form, write, tmp_path):
+    torch.manual_seed(0)
+    network = nn.Sequential(
+        nn.Linear(65, 256), nn.ReLU(), nn.Linear(256, 129)
+    ).eval()  # an odd number of halves in a row
+    data = torch.randn(512, 65)
+    made = plan(network, "bytes=0.4", data=data, forms=[form])
+    assert {entry.form.value for entry in made.entries} >= {form}
+    small = apply_(network, made)
+    written = write(small, data[:1], tmp_path / "small")
+    assert float(written) < 1e-5
+    stored = sum(x.nbytes for x in (*small.parameters(), *small.buffers()))
+    assert (tmp_path / "small").stat().st_size < stored + (
+        8_000 if write is to_onnx else 80_000
+    )  # nothing was multiplied out
