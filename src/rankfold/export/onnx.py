@@ -82,9 +82,12 @@ def _check_precision(root: nn.Module, example: Example, output: Any) -> None:
 
 def _made(traced: Traced, names: Sequence[str]) -> tuple[bytes, Run]:
     """The file, and a way to run it."""
+    # torch's optimizer computes what is constant: it would store small matrices of whole numbers in floats
+    codes = any(x.dtype in (torch.int8, torch.uint8) for x in traced.program.state_dict.values())
+    how: dict[str, Any] = {"dynamo": True, "verbose": False, "output_names": list(names), "optimize": not codes}
     with quiet():
         try:
-            written = torch.onnx.export(traced.program, dynamo=True, verbose=False, output_names=list(names))
+            written = torch.onnx.export(traced.program, **how)
         except Exception as error:  # the exporter raises exceptions of many kinds, with pages of text
             raise ExportError(
                 f"torch cannot write this model as ONNX: {first_line(error)}; torch-export may work for it"

@@ -84,9 +84,9 @@ def packed(codes: Tensor) -> Tensor:
 
 def unpacked(bytes_: Tensor, columns: int) -> Tensor:
     """The inverse of ``packed``: int8 codes (m, columns)."""
-    # each half as int8 by itself: torch 2.13's ONNX exporter gives a shifted byte another type than a masked one
-    halves = [(bytes_ & 15).to(torch.int8), (bytes_ >> 4).to(torch.int8)]
-    return torch.stack(halves, -1).flatten(-2)[..., :columns] - 8
+    # no shift: torch 2.13's ONNX exporter gives a shifted byte a type that onnxruntime refuses
+    halves = torch.stack([bytes_ & 15, bytes_ // 16], -1).flatten(-2)[..., :columns]
+    return halves.to(torch.int8) - 8
 
 
 def rounding_cost(right: Tensor, left: Tensor, of_right: Sequence[Tensor], of_left: Sequence[Tensor]) -> Tensor:
