@@ -494,5 +494,5 @@ def test_layers_of_every_form_are_written_in_that_form(form, write, tmp_path):
     assert float(written) < 1e-5
     stored = sum(x.nbytes for x in (*small.parameters(), *small.buffers()))
     assert (tmp_path / "small").stat().st_size < stored + (
-        8_000 if write is to_onnx else 80_000
+        12_000 if write is to_onnx else 80_000
     )  # nothing was multiplied out
