@@ -118,6 +118,51 @@ def test_adapters_of_other_networks_do_not_go_together(tmp_path):
         combine([first, tmp_path / "2"], "rank=2")
 
 
+def of(*names: str, base: str = "") -> Adapter:
+    return Adapter({name: (torch.ones(1, 5), torch.ones(4, 1)) for name in names}, base_model=base)
+
+
+LLAMA = "model.layers.0.self_attn.q_proj"
+STRANGERS = {
+    "a head in front": (of(LLAMA), of("layers.0.self_attn.q_proj"), "differ by 'model.' in front of their names"),
+    "a head in front, other layers": (of("layers.1.mlp.up_proj", base="a"), of(LLAMA, base="a"), "differ by 'model.'"),
+    "two kinds of model": (of(LLAMA), of("transformer.h.0.attn.c_attn"), "have no layer in common"),
+    "like blocks of two bases": (
+        of("encoder.layer.0.query", base="a"),
+        of("encoder.layer.0.key", base="b"),
+        "no layer",
+    ),
+    "names without blocks": (of("fc1"), of("out"), "have no layer in common"),
+}
+
+
+@pytest.mark.parametrize("kind", STRANGERS)
+def test_names_of_different_networks_do_not_go_together(kind):
+    first, second, told = STRANGERS[kind]
+    for pair in [first, second], [second, first], [first, first, second]:
+        with pytest.raises(ValueError, match=told):
+            combine(pair, "rank=2")
+
+
+@pytest.mark.parametrize(
+    ("first", "second"),
+    [
+        (of(LLAMA), of("model.layers.3.mlp.up_proj")),
+        (of("fc1", base="a"), of("out", base="a")),
+        (of("fc1", "out"), of("out", base="a")),
+    ],
+)
+def test_other_layers_of_one_network_go_together(first, second):
+    found = combine([first, second], "rank=2")
+    assert found.adapter.ranks.keys() == {*first.pairs, *second.pairs}
+    assert not any("bases" in note for note in found.notes)
+
+
+def test_other_bases_of_the_same_layers_are_noted():
+    found = combine([of("fc", base="a"), of("fc", base="b")], "rank=2")
+    assert "the adapters were trained on different bases, a, b" in found.notes[0]
+
+
 FAULTS = {
     "DoRA": ({"use_dora": True, "target_modules": ["fc"]}, None, "a DoRA adapter also scales columns"),
     "biases": ({"bias": "lora_only"}, None, "the adapter also changes biases"),
@@ -140,6 +185,31 @@ FAULTS = {
         {"target_modules": ["fc"]},
         lambda config: config.update(use_bdlora={"nblocks": 2}),
         "the adapter stores the blocks of a matrix side by side",
+    ),
+    "trained tokens": (
+        {"trainable_token_indices": {"table": [1, 2]}, "target_modules": ["fc"]},
+        None,
+        r"also trains rows of an embedding themselves \(trainable_token_indices\): merge it",
+    ),
+    "parameters of experts": (
+        {},
+        lambda config: config.update(target_parameters=["experts.gate_up_proj"]),
+        r"also trains parameters that belong to no linear layer, .* \(target_parameters\): merge it",
+    ),
+    "means of inputs": (
+        {},
+        lambda config: config.update(use_qalora=True),
+        "the adapter works on means of its inputs",
+    ),
+    "a base that is cut": (
+        {},
+        lambda config: config.update(kasa_config={"beta": 1e-4}),
+        "cuts the small directions of its base off",
+    ),
+    "several adapters": (
+        {},
+        lambda config: config.update(arrow_config={"top_k": 2}),
+        "chooses between several adapters for each token",
     ),
     "another kind": (
         {},

@@ -25,6 +25,7 @@ CONFIG, WEIGHTS = "adapter_config.json", "adapter_model.safetensors"
 _MARK = "rankfold"  # in the metadata of weights that are ours
 _PREFIX = "base_model.model."
 _PAIR = re.compile(r"(?P<name>.+)\.lora_(?P<embedding>embedding_)?(?P<key>[AB])(\.weight)?")
+_BASE_COPY = re.compile(r".+\.base_layer\.(weight|bias)")
 _BROKEN = "train or save the adapter again"
 # starts that PEFT takes off the base, so that the update is one of what is left of it
 _OFF_THE_BASE = ("pissa", "olora", "corda", "lora_ga", "loftq")
@@ -32,6 +33,14 @@ _OFF_THE_BASE = ("pissa", "olora", "corda", "lora_ga", "loftq")
 _NO_PRODUCT = {
     "alora_invocation_tokens": "works only behind certain tokens",
     "use_bdlora": "stores the blocks of a matrix side by side",
+    "use_qalora": "works on means of its inputs",
+    "kasa_config": "cuts the small directions of its base off",
+    "arrow_config": "chooses between several adapters for each token",
+}
+# settings by which an adapter changes what is no weight of a layer that LoRA knows
+_NO_LAYER = {
+    "trainable_token_indices": "rows of an embedding themselves",
+    "target_parameters": "parameters that belong to no linear layer, such as those of experts",
 }
 Pair = tuple[Tensor, Tensor]
 
@@ -42,8 +51,10 @@ class Adapter:
 
     ``kernels``: (C_in, k, …) of those that are convolutions; ``lookups``: those of embeddings, whose update is stored
     transposed; ``stored_transposed``: every layer keeps its weight as (n, m). ``whole``: tensors that are given as they
-    are in place of those of the base, by name (``modules_to_save``). ``magnitudes``: of DoRA, the norm (m,) that each
-    row of a weight has when the update was added.
+    are in place of those of the base, by name; ``saved``: the modules that hold them, as PEFT is told
+    (``modules_to_save``; by default those that own the tensors). ``base_copies``: names of tensors of the base that
+    PEFT had saved beside LoRA on them, and that are no part of this. ``magnitudes``: of DoRA, the norm (m,) that
+    each row of a weight has when the update was added.
     """
 
     pairs: Mapping[str, Pair]
@@ -55,6 +66,8 @@ class Adapter:
     base_model: str = ""
     task: str | None = None
     magnitudes: Mapping[str, Tensor] = field(default_factory=dict)
+    saved: tuple[str, ...] = ()
+    base_copies: tuple[str, ...] = ()
 
     __repr__ = brief
 
@@ -114,7 +127,7 @@ class Adapter:
         if self.magnitudes:
             config["use_dora"] = True
         if self.whole:
-            config["modules_to_save"] = sorted({name.rpartition(".")[0] for name in self.whole})
+            config["modules_to_save"] = sorted(self.saved or {name.rpartition(".")[0] for name in self.whole})
         return config
 
 
@@ -123,18 +136,35 @@ def write_adapter(adapter: Adapter, directory: str | Path, *, uniform: bool = Fa
     directory)`` and whatever else reads LoRA; peft is not needed. Layers of rank 0 are left out, as PEFT knows none.
 
     ``uniform``: every layer gets the largest rank by zeros, and one alpha, for readers that know one rank and one alpha
-    alone. Returns the directory. Raises ``ValueError`` where no layer has an update, and for an adapter that is there
-    already and that rankfold did not write.
+    alone. Returns the directory. Raises ``ValueError`` where no layer has an update, for parts of one attention module
+    at different ranks, and for an adapter that is there already and that rankfold did not write.
     """
     adapter = replace(adapter, pairs={name: pair for name, pair in adapter.pairs.items() if len(pair[0])})
+    if not adapter.pairs and adapter.whole:
+        raise ValueError(
+            "PEFT needs at least one layer of low rank in an adapter, and no layer has an update: all that changed is "
+            "stored whole. Give the tuned checkpoint itself"
+        )
     if not adapter.pairs:
         raise ValueError("no layer has an update, so there is no adapter to write: train the adapter first")
     adapter = adapter.padded() if uniform else adapter
+    _check_attention(adapter.ranks)
     place = Path(directory)
     check_adapter_place(place)
     write_atomically(place / WEIGHTS, packed(dict(adapter._tensors()), {"format": "pt", _MARK: "adapter"}))
     write_atomically(place / CONFIG, (json.dumps(adapter._config(), indent=1) + "\n").encode())
     return place
+
+
+def _check_attention(ranks: Mapping[str, int]) -> None:
+    """PEFT gives the two parts of an adapted ``nn.MultiheadAttention`` one rank, that of the outer name."""
+    for name, rank in ranks.items():
+        outer, inner, _ = name.partition(".base_layer.")
+        if inner and ranks.get(outer) != rank:
+            raise ValueError(
+                f"{outer} is an attention module, whose two parts PEFT keeps at one rank, and they have rank "
+                f"{ranks.get(outer, 0)} and {rank} here: give a budget of one rank (rank=) that both reach"
+            )
 
 
 def check_adapter_place(directory: Path) -> None:
@@ -162,7 +192,8 @@ def read_adapter(directory: str | Path) -> Adapter:
 
     rsLoRA, patterns of ranks and of alphas, convolutions, embeddings and modules to save are understood. Raises
     ``ValueError`` in one line for other adapters (DoRA: its update is no product of two matrices; PiSSA and others that
-    are updates of another base), damaged files, and values that are not finite.
+    are updates of another base; trained rows of an embedding, and parameters of no layer), tensors that belong neither
+    to LoRA nor to what is saved whole, damaged files, and values that are not finite.
     """
     place = Path(directory)
     try:
@@ -173,6 +204,7 @@ def read_adapter(directory: str | Path) -> Adapter:
     weights = Checkpoint(place / WEIGHTS)
     parts: dict[str, dict[str, Tensor]] = {}
     whole: dict[str, Tensor] = {}
+    copies: list[str] = []
     lookups = set()
     for key in weights.names:
         bare = key.removeprefix(_PREFIX)
@@ -186,7 +218,10 @@ def read_adapter(directory: str | Path) -> Adapter:
                     f"{place}: {bare} is no part of an ordinary LoRA adapter: merge the adapter into its base and "
                     "extract from the two checkpoints"
                 )
-            whole[bare] = tensor
+            if _BASE_COPY.fullmatch(bare):
+                copies.append(bare)
+            else:
+                whole[bare] = tensor
             continue
         parts.setdefault(found["name"], {})[found["key"]] = tensor
         if found["embedding"]:
@@ -201,8 +236,29 @@ def read_adapter(directory: str | Path) -> Adapter:
         pairs[name] = (a.flatten(1), scaling_of(config, name, len(a)) * b.flatten(1))
     return Adapter(
         pairs, 1.0, kernels, frozenset(lookups), bool(config.get("fan_in_fan_out")), whole,
-        config.get("base_model_name_or_path") or "", config.get("task_type"),
+        config.get("base_model_name_or_path") or "", config.get("task_type"), saved=_saved(place, config, whole),
+        base_copies=tuple(copies),
     )  # fmt: skip
+
+
+def _saved(place: Path, config: Mapping[str, Any], whole: Mapping[str, Tensor]) -> tuple[str, ...]:
+    """The modules that hold ``whole``: those that the configuration names, and embeddings and heads, which PEFT also
+    saves by themselves, as matrices with their bias. ``ValueError`` for any other tensor."""
+    named = list(dict.fromkeys(config.get("modules_to_save") or ()))
+    for name in whole:
+        parts = name.split(".")
+        modules = [".".join(parts[:depth]) for depth in range(1, len(parts))]
+        if any(module.endswith(ending) for module in modules for ending in named):  # as PEFT finds them
+            continue
+        owner = ".".join(parts[:-1])
+        matrix = whole.get(f"{owner}.weight")
+        if not owner or parts[-1] not in ("weight", "bias") or matrix is None or matrix.dim() != 2:
+            raise ValueError(
+                f"{place}: {name} is no part of an ordinary LoRA adapter, and of no module that is saved whole "
+                "(modules_to_save): merge the adapter into its base and extract from the two checkpoints"
+            )
+        named.append(owner)
+    return tuple(named)
 
 
 def _check_plain(place: Path, config: Mapping[str, Any]) -> None:
@@ -226,6 +282,12 @@ def _check_plain(place: Path, config: Mapping[str, Any]) -> None:
             raise ValueError(
                 f"{place}: the adapter {what} ({setting}), so that it is no product of two matrices added to a weight: "
                 "give an ordinary LoRA adapter"
+            )
+    for setting, what in _NO_LAYER.items():
+        if config.get(setting):
+            raise ValueError(
+                f"{place}: the adapter also trains {what} ({setting}): merge it into its base (merge_and_unload of "
+                "PEFT) and extract from the two checkpoints"
             )
     start = str(config.get("init_lora_weights", "")).lower()
     if start.startswith(_OFF_THE_BASE):

@@ -9,12 +9,15 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from rankfold.adapt.extraction.budget import Asked, asked
+from rankfold.adapt.extraction.alike import check_one_network, other_bases
+from rankfold.adapt.extraction.budget import Asked, asked, room
 from rankfold.adapt.extraction.compare import LeftOut
 from rankfold.adapt.extraction.result import Extraction, extraction_of
 from rankfold.adapt.extraction.spread import Update, spread
 from rankfold.adapt.peft_format import Adapter, read_adapter
 from rankfold.linalg.leading import Leading, leading_of_product
+
+_WITH_HEAD = ("SEQ_CLS", "TOKEN_CLS", "QUESTION_ANS")
 
 
 def combine(
@@ -26,7 +29,8 @@ def combine(
     """One adapter within ``budget`` for the sum of the updates of one or several: Σ wᵢ Bᵢ Aᵢ, cut once.
 
     A layer that one of them lacks is updated by the others alone. Modules to save come along from a single adapter; of
-    several they are left out and listed. The error is against the whole sum; ``save`` of the result writes.
+    several they are left out and listed. Adapters that name different bases give a note. The error is against the whole
+    sum; ``save`` of the result writes.
 
     Args:
         adapters: folders of PEFT's LoRA (rsLoRA, patterns, convolutions and embeddings too), or what ``read_adapter``
@@ -39,7 +43,9 @@ def combine(
         An ``Extraction``.
 
     Raises:
-        ValueError: adapters of different networks, or a number of weights that does not fit.
+        ValueError: adapters whose layers are called as those of different networks, or are of other sizes; a number of
+            weights that does not fit.
+        BudgetError: a budget that cannot be met.
 
     Cost: O((m + n) r²) for each layer, r the sum of ranks: no product is formed.
 
@@ -54,28 +60,36 @@ def combine(
     scales = [1.0] * len(read) if weights is None else list(weights)
     if len(scales) != len(read) or not all(abs(scale) < float("inf") for scale in scales):
         raise ValueError(f"weights= needs one finite number for each of the {len(read)} adapters, got {scales}")
+    check_one_network(read)
     names = list(dict.fromkeys(name for adapter in read for name in adapter.pairs))
     stacked = {name: _stacked(name, read, scales) for name in names}
     shapes = {name: (len(left), right.shape[1]) for name, (right, left) in stacked.items()}
     updates = {name: Update(shapes[name], _deferred(*pair)) for name, pair in stacked.items()}
     size = sum(adapter.params for adapter in read)
-    limit, whole = wanted.limit(size), dict(read[0].whole) if len(read) == 1 else {}
-    if limit is not None:
-        limit -= sum(tensor.numel() for tensor in whole.values())
+    whole = dict(read[0].whole) if len(read) == 1 else {}
+    stored = sum(tensor.numel() for tensor in whole.values())
+    limit = room(wanted.limit(size), stored, min((sum(shape) for shape in shapes.values()), default=0))
     parts = spread(updates, wanted, limit)
     first = read[0]
+    # PEFT looks for a head of its own accord where the task has one
+    headless = len(read) > 1 and first.task in _WITH_HEAD
     blank = replace(
-        first, pairs={}, scaling=1.0, whole=whole,
+        first, pairs={}, scaling=1.0, whole=whole, base_copies=(),
         kernels={name: shape for adapter in read for name, shape in adapter.kernels.items()},
         lookups=frozenset[str]().union(*(adapter.lookups for adapter in read)),
         stored_transposed=all(adapter.stored_transposed for adapter in read),
-        base_model=_one(adapter.base_model for adapter in read), task=first.task,
+        base_model=_one(adapter.base_model for adapter in read), task=None if headless else first.task,
     )  # fmt: skip
     left = () if len(read) == 1 else tuple(
         LeftOut(name, "a module of which one of the adapters stores the whole weight", None)
         for name in dict.fromkeys(name for adapter in read for name in adapter.whole)
     )  # fmt: skip
-    return extraction_of(parts, shapes, blank, wanted, size, left, False)
+    copies = dict.fromkeys(name for adapter in read for name in adapter.base_copies)
+    left += tuple(
+        LeftOut(name, "a copy of the base's own tensor, saved beside an update of it", None) for name in copies
+    )
+    found = extraction_of(parts, shapes, blank, wanted, size, left, False)
+    return replace(found, notes=(*other_bases(read), *found.notes))
 
 
 def _stacked(name: str, read: Sequence[Adapter], scales: Sequence[float]) -> tuple[Tensor, Tensor]:

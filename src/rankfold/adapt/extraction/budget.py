@@ -58,6 +58,19 @@ def asked(budget: str | Asked | Sequence[str]) -> Asked:
     return Asked(int(found["rank"]) if "rank" in found else None, found.get("params"), found.get("error"))
 
 
+def room(limit: int | None, whole: int, smallest: int) -> int | None:
+    """The numbers that are left for ranks beside ``whole`` ones; ``BudgetError`` where ``smallest``, the price of the
+    cheapest rank, does not fit beside them."""
+    if limit is None or not whole:
+        return limit
+    if limit - whole < smallest:
+        raise BudgetError(
+            f"what is stored whole takes {whole:,} of the {limit:,} numbers allowed, and rank 1 of the smallest layer "
+            f"{smallest:,}: allow at least {whole + smallest:,} numbers (params=), or store fewer modules whole"
+        )
+    return limit - whole
+
+
 @dataclass(frozen=True)
 class Curve:
     """One update: its squared error at each rank 0 … k, what a rank costs, and whether higher ranks would say more."""

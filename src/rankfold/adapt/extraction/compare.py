@@ -15,6 +15,7 @@ from rankfold.sites import unwrap
 
 _CHUNK = 1 << 22  # numbers that are widened at once
 _ALIKE = 0.5  # relative change of an embedding above which its rows are those of other tokens
+_COUNTED = ("no", "one", "two", "three", "four", "five")
 _QUANTISED = ("qweight", "qzeros", "scales", "weight_packed", "weight_scale", "absmax", "SCB", "_packed_params")
 
 
@@ -57,10 +58,25 @@ def check_alike(base: Checkpoint, tuned: Checkpoint, names: Mapping[str, tuple[s
     for name, (first, second) in names.items():
         if base.shape(first) != tuned.shape(second):
             raise ValueError(
-                f"{name} is {_size(base.shape(first))} in {base.title} and {_size(tuned.shape(second))} in "
+                f"{name} is {sized(base.shape(first))} in {base.title} and {sized(tuned.shape(second))} in "
                 f"{tuned.title}, so their architectures differ: give a checkpoint and another one that was tuned "
                 "from it"
             )
+
+
+def with_new_rows(model: nn.Module, base: Checkpoint, tuned: Checkpoint) -> dict[str, tuple[int, int]]:
+    """The rows in ``base`` and in ``tuned`` of each tensor of ``model`` that has more of them in ``tuned``, as those of
+    new tokens, and is otherwise of one size. Headers alone are read."""
+    names = list(unwrap(model).state_dict(keep_vars=True))
+    there, here = keys_of(names, base), keys_of(names, tuned)
+    shapes = {
+        name: (base.shape(there[name]), tuned.shape(here[name])) for name in names if name in there and name in here
+    }
+    return {
+        name: (old[0], new[0])
+        for name, (old, new) in shapes.items()
+        if old and new and old[1:] == new[1:] and old[0] < new[0]
+    }
 
 
 def _quantised(which: Checkpoint, name: str) -> str:
@@ -75,6 +91,15 @@ def read_weight(which: Checkpoint, key: str) -> Tensor:
     tensor = which.read(key)
     if not is_weights(tensor.dtype):
         raise ValueError(_quantised(which, key))
+    return _finite(which, key, tensor)
+
+
+def read_finite(which: Checkpoint, key: str) -> Tensor:
+    """A tensor of any type, such as a buffer; ``ValueError`` as of ``read_weight`` where it is not finite."""
+    return _finite(which, key, which.read(key))
+
+
+def _finite(which: Checkpoint, key: str, tensor: Tensor) -> Tensor:
     if not bool(tensor.isfinite().all()):
         count = int((~tensor.isfinite()).sum())
         raise ValueError(
@@ -99,28 +124,41 @@ def differences(
         if name in done or name not in here:
             continue
         first = first_of[id(held[name])]
-        why = whys.get(name, "a buffer" if name == first else f"tied to {first}")
+        why = whys.get(name, _what(held[name]) if name == first else f"tied to {first}")
         if name not in there:
+            read_finite(tuned, here[name])
             left[name] = LeftOut(name, f"{why}; the base has no such tensor", None)
             continue
-        item = _left(name, why, base, there[name], tuned, here[name])
+        mask = not isinstance(held[name], nn.Parameter)
+        item = _left(name, why, base, there[name], tuned, here[name], mask=mask)
         tied = left.get(first) if name != first else None
         same = item is not None and tied is not None and (item.change, item.moved) == (tied.change, tied.moved)
         left[name] = replace(item, moved=0.0) if item is not None and same else item  # one tensor is counted once
     stray = set(tuned.names) - set(here.values())
     for key in sorted(stray):
         why = "belongs to no layer of this model"
-        left[key] = _left(key, why, base, key, tuned, key) if key in base else LeftOut(key, why, None)
+        if key in base:
+            left[key] = _left(key, why, base, key, tuned, key, mask=True)
+            continue
+        read_finite(tuned, key)
+        left[key] = LeftOut(key, why, None)
     return tuple(item for item in left.values() if item is not None)
 
 
-def _left(name: str, why: str, base: Checkpoint, first: str, tuned: Checkpoint, second: str) -> LeftOut | None:
+def _left(
+    name: str, why: str, base: Checkpoint, first: str, tuned: Checkpoint, second: str, *, mask: bool
+) -> LeftOut | None:
+    """``mask``: it may be one, as it is no parameter."""
     old, new = base.read(first), tuned.read(second)
+    if mask and old.shape == new.shape and bool((old == new).all()):
+        return None  # it may hold infinities, which are no fault where both have them
+    _finite(base, first, old)
+    _finite(tuned, second, new)
     if old.shape != new.shape:
         rows = min(len(old), len(new)) if old.dim() == new.dim() and old.dim() else 0
         if not rows or old.shape[1:] != new.shape[1:]:
             raise ValueError(
-                f"{name} is {_size(old.shape)} in {base.title} and {_size(new.shape)} in {tuned.title}, so their "
+                f"{name} is {sized(old.shape)} in {base.title} and {sized(new.shape)} in {tuned.title}, so their "
                 "architectures differ: give a checkpoint and another one that was tuned from it"
             )
         change, moved = _change(old[:rows], new[:rows])
@@ -134,9 +172,20 @@ def _left(name: str, why: str, base: Checkpoint, first: str, tuned: Checkpoint, 
             name, f"{why}; the tuned model has {len(new) - len(old):,} rows more (new tokens)", change, moved
         )
     change, moved = _change(old, new)
+    if not new.is_floating_point():
+        moved = 0.0  # what counts, as the batches that a norm has seen, is no part of the change
     if change == float("inf"):
         return LeftOut(name, f"{why}; it is all zeros in the base", None, moved)
     return LeftOut(name, why, change, moved) if change > 0 else None
+
+
+def _what(value: Tensor) -> str:
+    """A tensor that no layer is known to own, in words."""
+    if not isinstance(value, nn.Parameter):
+        return "a buffer"
+    if value.dim() < 2:
+        return "a vector" if value.dim() else "a number"
+    return f"a parameter of {_COUNTED[value.dim()] if value.dim() < len(_COUNTED) else value.dim()} dimensions"
 
 
 def moved_by(old: Tensor, new: Tensor) -> float:
@@ -154,5 +203,5 @@ def _change(old: Tensor, new: Tensor) -> tuple[float, float]:
     return (moved / size) ** 0.5 if size > 0 else float("inf") if moved > 0 else 0.0, moved
 
 
-def _size(shape: Any) -> str:
+def sized(shape: Any) -> str:
     return "×".join(map(str, shape)) or "one number"

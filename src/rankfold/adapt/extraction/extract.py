@@ -10,13 +10,22 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from rankfold.adapt.extraction.budget import Asked, asked
-from rankfold.adapt.extraction.compare import LeftOut, check_alike, differences, keys_of, moved_by, read_weight
+from rankfold.adapt.extraction.budget import Asked, asked, room
+from rankfold.adapt.extraction.compare import (
+    LeftOut,
+    check_alike,
+    differences,
+    keys_of,
+    moved_by,
+    read_finite,
+    read_weight,
+    with_new_rows,
+)
 from rankfold.adapt.extraction.metric import Metric, metrics
 from rankfold.adapt.extraction.refine import refined
 from rankfold.adapt.extraction.result import Extraction, extraction_of
 from rankfold.adapt.extraction.spread import Update, spread
-from rankfold.adapt.extraction.whole import kept_whole, outside
+from rankfold.adapt.extraction.whole import kept_whole, outside, resizing
 from rankfold.adapt.peft_format import Adapter
 from rankfold.adapt.places import NOT_CHOSEN, Places, places
 from rankfold.batches import copied
@@ -103,9 +112,21 @@ def extract(
             f"{type(unwrap(network)).__name__} has no layer that can be adapted"
             f"{'' if where is None else f' among where={where!r}'}{f' ({reasons})' if reasons else ''}"
         )
+    tensors, modules, found = kept_whole(network, whole, found, second)
+    more = with_new_rows(network, first, second)
+    if more and tune:
+        raise ValueError(
+            f"tune= compares the answers of both models, and {next(iter(more))} has more rows in {second.title}: give "
+            "the base as many (resize_token_embeddings of transformers) before, or leave tune= (--tune) out"
+        )
+    found = _same_rows(found, more)
+    if not found.sites:
+        raise ValueError(
+            "no layer is left to adapt, as each is stored whole (--whole) or has new rows, and PEFT needs one layer of "
+            "low rank: store fewer modules whole, or give the tuned checkpoint itself"
+        )
     keys = _keys(found, first, second)
     check_alike(first, second, keys)
-    tensors, found = kept_whole(network, whole, found, second)
     left = differences(network, first, second, found, [*(s.parameter for s in found.sites), *tensors])
     running = None if data is None else _running(tuned, network, second)
     if running is not None and objective is None:
@@ -121,9 +142,8 @@ def extract(
             "none of the layers is reached by the data: give inputs of the kind that the model was tuned for"
         )
     size = sum(parameter.numel() for parameter in unwrap(network).parameters())
-    limit = wanted.limit(size)
-    if limit is not None:
-        limit -= sum(tensor.numel() for tensor in tensors.values())
+    stored = sum(tensor.numel() for tensor in tensors.values())
+    limit = room(wanted.limit(size), stored, min(sum(site.shape) for site in chosen))
     apart = [Difference(site, first, second, keys, weighed) for site in chosen]
     parts = spread({each.site.name: each.update() for each in apart}, wanted, limit, progress)
     if not tensors and not any(part.energy > 0 for part in parts.values()):
@@ -131,10 +151,12 @@ def extract(
             f"{first.title} and {second.title} do not differ in any layer that can be adapted, so there is nothing "
             "to extract: give a checkpoint and another one that was tuned from it"
         )
-    blank = _blank(chosen, tensors, network, first.title if isinstance(base, str | Path) else "")
+    blank = _blank(chosen, tensors, modules, network, first.title if isinstance(base, str | Path) else "")
     moved = sum(each.moved for each in apart) + _moved_whole(tensors, first) + sum(item.moved for item in left)
     result = extraction_of(parts, {s.name: s.shape for s in chosen}, blank, wanted, size, left, data is not None)
-    result = replace(result, moved=moved, notes=(*outside(network, left, moved), *result.notes))
+    result = replace(
+        result, moved=moved, notes=(*resizing(tensors, first), *outside(network, left, moved), *result.notes)
+    )
     if not tune or running is None or objective is None:
         return result
     here, how = _running(base, network, first), Steps(tune, RATE, samples, BATCH, torch.optim.Adam)
@@ -146,14 +168,17 @@ def _moved_whole(tensors: Mapping[str, Tensor], base: Checkpoint) -> float:
     """The squared change of what is stored whole, as far as the base has it; of tied names once."""
     keys = keys_of(tensors, base)
     once = {tensors[name].data_ptr(): name for name in keys}.values()
-    return sum(moved_by(base.read(keys[name]), tensors[name]) for name in once)
+    weights = [name for name in once if tensors[name].is_floating_point()]  # not what counts batches
+    return sum(moved_by(read_finite(base, keys[name]), tensors[name]) for name in weights)
 
 
 def is_causal(model: nn.Module) -> bool:
     return type(unwrap(model)).__name__.endswith("ForCausalLM")
 
 
-def _blank(chosen: Sequence[Site], whole: Mapping[str, Tensor], network: nn.Module, base: str) -> Adapter:
+def _blank(
+    chosen: Sequence[Site], whole: Mapping[str, Tensor], modules: tuple[str, ...], network: nn.Module, base: str
+) -> Adapter:
     """The adapter of these sites without its factors."""
     convolutions = ((site.name, site.layer.convolution) for site in chosen)
     return Adapter(
@@ -161,6 +186,7 @@ def _blank(chosen: Sequence[Site], whole: Mapping[str, Tensor], network: nn.Modu
         kernels={name: (conv.channels_in, *conv.kernel) for name, conv in convolutions if conv is not None},
         stored_transposed=all(site.layer.stored_transposed for site in chosen),
         whole=whole,
+        saved=modules,
         base_model=base,
         task="CAUSAL_LM" if is_causal(network) else None,
     )
@@ -184,7 +210,9 @@ class Difference:
 
     def left_out(self, why: str) -> LeftOut:
         """It as a part that the adapter does not have."""
-        first, second = (which.read(key) for which, key in zip((self.base, self.tuned), self._keys, strict=True))
+        first, second = (
+            read_weight(which, key) for which, key in zip((self.base, self.tuned), self._keys, strict=True)
+        )
         return LeftOut(self.site.parameter, why, None, moved_by(first, second))
 
     @property
@@ -208,6 +236,12 @@ class Difference:
 
     def _matrix(self, weight: Tensor) -> Tensor:
         return self.site.layer.geometry(Form.FACTORED).matrix(weight)
+
+
+def _same_rows(found: Places, more: Mapping[str, tuple[int, int]]) -> Places:
+    """Without the layers that have new rows (``more``), which no update of the base's weight can add."""
+    grown = tuple((site.parameter, "a layer") for site in found.sites if site.parameter in more)
+    return Places(tuple(site for site in found.sites if site.parameter not in more), (*found.left_out, *grown))
 
 
 def _network(base: Source, tuned: Source, model: nn.Module | None) -> nn.Module:

@@ -64,8 +64,9 @@ def refined(
     samples, and how far the answers were off before and after. Both models are left as they are."""
     model = copied(unwrap(base))
     with torch.no_grad():
+        state = model.state_dict()
         for name, tensor in adapter.whole.items():
-            model.get_parameter(name).copy_(tensor)
+            state[name].copy_(tensor)
     with adapted(model, sites, adapter) as layers:
         trained = [part for layer in layers.values() for part in (layer.right, layer.left)]
         way = tune_whole_(model, unwrap(tuned), trained, data, objective, how, progress)

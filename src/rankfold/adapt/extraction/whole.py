@@ -4,10 +4,11 @@ from __future__ import annotations
 
 from collections import defaultdict
 from collections.abc import Iterable, Mapping, Sequence
+from typing import NamedTuple
 
 from torch import Tensor, nn
 
-from rankfold.adapt.extraction.compare import LeftOut, keys_of, read_weight
+from rankfold.adapt.extraction.compare import LeftOut, keys_of, read_finite, read_weight, sized
 from rankfold.adapt.places import Places
 from rankfold.run.disk.tensors import Checkpoint
 from rankfold.sites import unwrap
@@ -17,14 +18,22 @@ _MUCH = 0.1  # of the squared change: that much outside the adapter is said
 _PARTS = ("base_layer", "lora_dropout", "lora_A", "lora_B", "lora_embedding_A", "lora_embedding_B")
 
 
-def kept_whole(
-    model: nn.Module, patterns: Sequence[str], found: Places, tuned: Checkpoint
-) -> tuple[dict[str, Tensor], Places]:
-    """The tuned tensors of every module that a glob of ``patterns`` fits, by name, and what is left to adapt.
+class Kept(NamedTuple):
+    """``tensors`` by name; ``modules``: those that hold them, as PEFT is told; ``places``: what is left to adapt."""
+
+    tensors: dict[str, Tensor]
+    modules: tuple[str, ...]
+    places: Places
+
+
+def kept_whole(model: nn.Module, patterns: Sequence[str], found: Places, tuned: Checkpoint) -> Kept:
+    """The tuned tensors of every module that a glob of ``patterns`` fits, those of modules inside it and buffers
+    (statistics of a norm) among them: PEFT copies such a module and reads all that is in its state.
 
     A module that is tied to one of them comes along: PEFT unties what is stored whole, and the other would keep the
     base's tensor. Modules without parameters of their own are passed over. Raises ``ValueError`` for a pattern that
-    fits none, and for a module whose name ends another's, which PEFT could not tell apart.
+    fits none, for a module whose name ends another's, which PEFT could not tell apart, and for one of which ``tuned``
+    lacks a tensor.
     """
     modules, owned = _owned(model)
     chosen: list[str] = []
@@ -33,7 +42,7 @@ def kept_whole(
         if not matched:
             raise ValueError(f"whole={pattern!r} (--whole) matches {_matched(pattern, owned)}")
         chosen += [name for name in matched if name not in chosen]
-    chosen = _with_tied(chosen, owned)
+    chosen = _outermost(_with_tied(chosen, owned))
     for name in chosen:
         other = _taken_too(name, modules)
         if other is not None:
@@ -41,18 +50,27 @@ def kept_whole(
                 f"{name} cannot be stored whole (--whole): PEFT finds modules by the end of their names and would "
                 f"take {other} too"
             )
+    state = {key: value for key, value in unwrap(model).state_dict(keep_vars=True).items() if isinstance(value, Tensor)}
     same: dict[int, list[str]] = defaultdict(list)
-    for name, parameters in owned.items():
-        for key, parameter in parameters.items():
-            same[id(parameter)].append(f"{name}.{key}")
-    wanted = {f"{name}.{key}": same[id(value)] for name in chosen for key, value in owned[name].items()}
+    for key, value in state.items():
+        same[id(value)].append(key)
+    wanted = {key: same[id(value)] for key, value in state.items() if _inside(key, chosen)}
     keys = keys_of([name for names in wanted.values() for name in names], tuned)
     # of tied names files hold one
     held = {name: next((keys[each] for each in (name, *names) if each in keys), None) for name, names in wanted.items()}
-    read = {key: read_weight(tuned, key) for key in dict.fromkeys(held.values()) if key is not None}
-    tensors = {name: read[key] for name, key in held.items() if key is not None}
+    read, tensors = dict[str, Tensor](), dict[str, Tensor]()
+    for name, place in held.items():
+        if place is None:
+            raise ValueError(
+                f"{tuned.title} has no tensor {name}, and PEFT reads every tensor of a module that is stored whole "
+                "(--whole): store other modules whole, or give a checkpoint that has it"
+            )
+        if place not in read:
+            read[place] = (read_weight if isinstance(state[name], nn.Parameter) else read_finite)(tuned, place)
+        tensors[name] = read[place]
     left = tuple((name, why) for name, why in found.left_out if name not in tensors)
-    return tensors, Places(tuple(site for site in found.sites if site.name not in chosen), left)
+    sites = tuple(site for site in found.sites if not _inside(site.parameter, chosen))
+    return Kept(tensors, tuple(chosen), Places(sites, left))
 
 
 def outside(model: nn.Module, left: Sequence[LeftOut], moved: float) -> tuple[str, ...]:
@@ -70,11 +88,44 @@ def outside(model: nn.Module, left: Sequence[LeftOut], moved: float) -> tuple[st
     return (said,)
 
 
+def resizing(tensors: Mapping[str, Tensor], base: Checkpoint) -> tuple[str, ...]:
+    """What the base needs before an adapter is loaded that stores tensors of another size whole."""
+    other = [
+        f"{name} as {sized(tensors[name].shape)} (here {sized(base.shape(key))})"
+        for name, key in keys_of(tensors, base).items()
+        if base.shape(key) != tensors[name].shape
+    ]
+    if not other:
+        return ()
+    return (
+        f"the base must be resized before the adapter is loaded (resize_token_embeddings of transformers): {other[0]}"
+        f"{f' and {len(other) - 1} more' if len(other) > 1 else ''}",
+    )
+
+
 def _owned(model: nn.Module) -> tuple[list[str], dict[str, dict[str, nn.Parameter]]]:
-    """The names of all modules, and of those that have parameters of their own these."""
-    modules = dict(unwrap(model).named_modules())
+    """The names of all modules, and of those that have parameters of their own these. A module that hangs in several
+    places has a name for each, as PEFT replaces it in each; one inside a module that hangs in several has one."""
+    root = unwrap(model)
+    modules: dict[str, nn.Module] = {}
+    seen: set[tuple[int, str]] = set()
+    for name, module in root.named_modules(remove_duplicate=False):
+        above, _, last = name.rpartition(".")
+        place = id(root.get_submodule(above)), last
+        if place not in seen:
+            modules[name] = module
+        seen.add(place)
     owned = {name: dict(module.named_parameters(recurse=False)) for name, module in modules.items() if name}
     return list(modules), {name: parameters for name, parameters in owned.items() if parameters}
+
+
+def _inside(name: str, modules: Iterable[str]) -> bool:
+    return any(name.startswith(f"{module}.") for module in modules)
+
+
+def _outermost(chosen: Sequence[str]) -> list[str]:
+    """Without those inside another one, which holds them."""
+    return [name for name in chosen if not _inside(name, chosen)]
 
 
 def _matched(pattern: str, owned: Mapping[str, Iterable[str]]) -> str:
