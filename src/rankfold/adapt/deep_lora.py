@@ -126,8 +126,7 @@ def chosen_layers(
     root: nn.Module, rank: int | Mapping[str, int], where: Where | None, *, convolutions: bool = False
 ) -> list[tuple[Site, int]]:
     """The layers to adapt with the rank of each. ``ValueError``: an adapted model, no layer, ranks that do not fit."""
-    if updates(root):
-        raise ValueError("the model already has adapters: call merge_ or remove_ on it first")
+    check_unadapted(root)
     kinds = ("Linear", "Conv1D", *(CONVOLUTIONS if convolutions else ()))
     found = sites(root, where)
     fitting = [site for site in found if site.kind in kinds and site.groups == 1 and _own_layer(root, site)]
@@ -153,6 +152,12 @@ def chosen_layers(
         chosen.append((site, min(r, most)))
     _tell_of_smaller(chosen, rank)
     return chosen
+
+
+def check_unadapted(root: nn.Module) -> None:
+    """``ValueError`` for a model that has updates."""
+    if updates(root):
+        raise ValueError("the model already has adapters: call merge_ or remove_ on it first")
 
 
 def _tell_of_smaller(chosen: list[tuple[Site, int]], asked: int | Mapping[str, int]) -> None:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections import defaultdict
 from collections.abc import Mapping
 from pathlib import Path
 
@@ -10,7 +9,7 @@ from torch import nn
 
 from rankfold.adapt.deep_lora import updates
 from rankfold.adapt.peft_format import Adapter, write_adapter
-from rankfold.adapt.places import unread
+from rankfold.adapt.places import hung, unread
 from rankfold.sites import unwrap
 
 
@@ -41,8 +40,9 @@ def save_adapter(
 
     Raises:
         ValueError: a model without updates, or a layer that hangs in several places: PEFT would adapt the first of them
-            alone. A convolution with dilation or another padding than zeros, of which PEFT forgets the setting. An
-            adapter that is there already and that rankfold did not write.
+            alone. A convolution with dilation or another padding than zeros, of which PEFT forgets the setting. A layer
+            of ``nn.TransformerEncoderLayer`` whose fused kernel would not see the adapter. An adapter that is there
+            already and that rankfold did not write.
 
     Example:
         >>> net = rf.deep_lora_(nn.Sequential(nn.Linear(16, 8)), rank=2)
@@ -64,7 +64,7 @@ def adapter_of(model: nn.Module, *, base_model: str = "", tolerance: float = 0.0
     _check_places(model, found)
     pairs = {}
     for name, adapted in found.items():
-        why = unread(adapted.base)
+        why = unread(unwrap(model), name, adapted.base)
         if why is not None:
             raise ValueError(
                 f"{name}: {why}: merge the updates with merge_ and save the weights of the model, or leave the layer "
@@ -85,13 +85,9 @@ def adapter_of(model: nn.Module, *, base_model: str = "", tolerance: float = 0.0
 def _check_places(model: nn.Module, found: Mapping[str, nn.Module]) -> None:
     """``ValueError`` for an adapted layer that hangs in several places.
 
-    PEFT replaces a layer where it first meets it. One inside a block that is itself shared hangs in one place.
+    PEFT replaces a layer where it first meets it.
     """
-    places: dict[nn.Module, list[str]] = defaultdict(list)
-    for path, parent in unwrap(model).named_modules():
-        for name, child in parent._modules.items():
-            if child is not None:
-                places[child].append(f"{path}.{name}".lstrip("."))
+    places = hung(model)
     for adapted in found.values():
         if len(places[adapted]) > 1:
             raise ValueError(

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from typing import Any
 
@@ -12,15 +12,17 @@ from torch import nn
 
 from rankfold.adapt.bilevel import Debora
 from rankfold.adapt.debora import debora_
-from rankfold.adapt.deep_lora import chosen_layers, deep_lora_, remove_
+from rankfold.adapt.deep_lora import check_unadapted, deep_lora_, remove_
 from rankfold.adapt.geolora import GeoLora, geolora_
 from rankfold.adapt.peft_format import Adapter
+from rankfold.adapt.places import in_words, readable
 from rankfold.adapt.saving import adapter_of
-from rankfold.sites import Form, Site, read_layer, unwrap
-from rankfold.sites.wish import Where
+from rankfold.sites import Form, Names, Site, read_layer, unwrap
+from rankfold.sites.wish import Where, fits
 
 METHODS = ("lora", "rslora", "dora", "adalora", "deep-lora", "geolora", "debora")
 Chosen = list[tuple[Site, int]]
+Reasons = tuple[tuple[str, str], ...]
 
 
 @dataclass(frozen=True)
@@ -28,10 +30,12 @@ class Way:
     """A model that is ready to be trained. ``optimizer``: makes it, as ``rankfold.fit`` asks (None: an ordinary one).
 
     ``finish()`` takes what was trained out of the model, which is the base again, and gives it as an adapter.
+    ``left_out``: the matrices that are not adapted, by parameter, each with its reason.
     """
 
     optimizer: Callable[..., torch.optim.Optimizer] | None
     finish: Callable[[], Adapter]
+    left_out: Reasons = ()
 
 
 @dataclass(frozen=True)
@@ -49,18 +53,46 @@ class Wish:
 
 def uniform_ranks(
     model: nn.Module, numbers: int, where: Where | None, *, convolutions: bool, norms: bool = False
-) -> Chosen:
+) -> tuple[Chosen, Reasons]:
     """Every layer at the largest rank at which all together take at most ``numbers``; ``ValueError`` below rank 1.
-    ``norms``: each also has m numbers beside its factors."""
-    found = chosen_layers(unwrap(model), 1, where, convolutions=convolutions)
-    price = sum(sum(site.shape) for site, _ in found)
-    beside = sum(site.shape[0] for site, _ in found) if norms else 0
+    ``norms``: each also has m numbers beside its factors.
+
+    Layers whose adapter PEFT would read wrong are left out, with the reason; ``ValueError`` where a pattern of
+    ``where`` names such layers alone, or nothing else is there.
+    """
+    check_unadapted(unwrap(model))
+    found, left = readable(model, where, convolutions=convolutions)
+    _check_named(where, found, left)
+    left_out = tuple((site.parameter, why) for site, why in left)
+    if not found:
+        what = "layer" if convolutions else "linear layer"
+        among = "" if where is None else f" among where={where!r}"
+        reasons = f": {in_words(left_out)}" if left_out else ""
+        raise ValueError(f"the model has no {what} that can be adapted{among}{reasons}")
+    price = sum(sum(site.shape) for site in found)
+    beside = sum(site.shape[0] for site in found) if norms else 0
     if numbers < price + beside:
         raise ValueError(
             f"params={numbers} is too few: rank 1 in each of the {len(found)} layers takes {price + beside:,} "
             f"numbers; allow that many (params={price + beside}), or choose fewer layers (--only)"
         )
-    return [(site, min((numbers - beside) // price, *site.shape)) for site, _ in found]
+    return [(site, min((numbers - beside) // price, *site.shape)) for site in found], left_out
+
+
+def _check_named(where: Where | None, found: list[Site], left: list[tuple[Site, str]]) -> None:
+    """``ValueError`` where somebody asks for layers by a pattern all of which are left out."""
+    patterns = where.only if isinstance(where, Names) else [where] if isinstance(where, str) else []
+    for pattern in patterns:
+        meant = [(site.parameter, why) for site, why in left if _named(site, pattern)]
+        if meant and not any(_named(site, pattern) for site in found):
+            raise ValueError(
+                f"the pattern {pattern!r} (--only, where) chooses no layer that can be adapted: {in_words(meant)}: "
+                "choose other layers"
+            )
+
+
+def _named(site: Site, pattern: str) -> bool:
+    return any(fits(name, pattern) for name in (site.name, *site.aliases))
 
 
 def prepare_(model: nn.Module, wish: Wish, data: Any) -> Way:
@@ -69,7 +101,13 @@ def prepare_(model: nn.Module, wish: Wish, data: Any) -> Way:
     "lora", "rslora", "dora" and "adalora" are PEFT's own. Methods whose ranks move start at twice the uniform rank.
     """
     linear = wish.method in ("deep-lora", "adalora", "dora")
-    chosen = uniform_ranks(model, wish.numbers, wish.where, convolutions=not linear, norms=wish.method == "dora")
+    chosen, left_out = uniform_ranks(
+        model, wish.numbers, wish.where, convolutions=not linear, norms=wish.method == "dora"
+    )
+    return replace(_prepared_(model, wish, data, chosen), left_out=left_out)
+
+
+def _prepared_(model: nn.Module, wish: Wish, data: Any, chosen: Chosen) -> Way:
     generator = torch.Generator().manual_seed(wish.seed)
     ranks = {site.name: rank for site, rank in chosen}
     larger = {site.name: min(2 * rank, *site.shape) for site, rank in chosen}

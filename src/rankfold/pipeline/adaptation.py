@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import json
-import shutil
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, replace
+from math import isclose
 from pathlib import Path
 from typing import Any
 
@@ -14,27 +14,29 @@ from torch import nn
 
 from rankfold.adapt.extraction.adapters import combine
 from rankfold.adapt.extraction.budget import Asked
+from rankfold.adapt.extraction.compare import LeftOut
 from rankfold.adapt.extraction.extract import is_causal
 from rankfold.adapt.extraction.result import Extraction, Layer
-from rankfold.adapt.peft_format import Adapter, check_adapter_place, is_adapter
+from rankfold.adapt.peft_format import Adapter
+from rankfold.adapt.places import in_words
+from rankfold.adapt.request import MERGED, REPORT, REQUEST, TRAINING, check_request, forget
 from rankfold.adapt.ways import METHODS, Wish, add_, prepare_
 from rankfold.batches import copied
 from rankfold.objectives import Evaluation, Objective
 from rankfold.observe import before as before_call
 from rankfold.run.claim import claimed
 from rankfold.run.digest import digest
-from rankfold.run.disk.container import packed, read_object
+from rankfold.run.disk.container import packed
 from rankfold.run.disk.files import write_atomically
 from rankfold.run.progress import Tell
-from rankfold.sites import is_pretrained, unwrap
+from rankfold.sites import fingerprint, is_pretrained, unwrap
 from rankfold.sites.wish import Where
-from rankfold.train import Recipe, TrainingError, choose, evaluate, fit
+from rankfold.train import History, Recipe, TrainingError, choose, evaluate, fit
 from rankfold.zoo.data import parts_of
 
 _EPOCHS, _STEPS, _MOST = 3, 500, 30
-_TITLES = {"params": "budget", "learning_rate": "learning rate", "batch_size": "batch size", "base_model": "model"}
 _RATE, _SIZE = 1e-2, 300_000
-REQUEST, REPORT, TRAINING = "request.json", "report.json", "training"
+_SAME = 1e-4  # a loss that moved by less than this share of itself did not move
 
 
 @dataclass(frozen=True)
@@ -60,17 +62,24 @@ class AdaptSettings:
             raise ValueError(f"there is no method named {self.method!r}: the methods are {', '.join(METHODS)}")
         if not 0 < self.params < float("inf"):
             raise ValueError(f"params must be a share of the model, above 0, or a count above 1, got {self.params!r}")
+        for name, count in (("epochs", 1 if self.epochs is None else self.epochs), ("batch_size", self.batch_size)):
+            if isinstance(count, bool) or not isinstance(count, int) or count < 1:
+                raise ValueError(f"{name} must be a whole number of at least 1, got {count!r}")
+        for name, number in (("radius", self.radius), ("learning_rate", self.learning_rate)):
+            if number is not None and not 0 < number < float("inf"):
+                raise ValueError(f"{name} must be positive and finite, got {number!r}")
 
     def filled(self, size: int, samples: int) -> tuple[int, float]:
         """Epochs and learning rate for a network of ``size`` parameters and so many training samples."""
         steps = max(1, -(-samples // self.batch_size))
-        epochs = self.epochs or min(_MOST, max(_EPOCHS, -(-_STEPS // steps)))
+        epochs = min(_MOST, max(_EPOCHS, -(-_STEPS // steps))) if self.epochs is None else self.epochs
         # where rates were compared (docs/adapt.md), .01 was best or close to it at 75,000 to 280,000 parameters
-        return epochs, self.learning_rate or _RATE * min(1.0, (_SIZE / size) ** (1 / 3))
+        rate = _RATE * min(1.0, (_SIZE / size) ** (1 / 3)) if self.learning_rate is None else self.learning_rate
+        return epochs, rate
 
 
 class NothingLearntError(ValueError):
-    """Training left every layer as it was."""
+    """Training left every layer as it was, or no epoch was better than the base."""
 
 
 @dataclass(frozen=True)
@@ -93,6 +102,7 @@ class Adapted:
             "method": self.settings.method, "objective": self.objective, "split": self.split,
             "params": told["params"], "model_params": told["model_params"], "budget": told["budget"],
             "cut": told["error"], "layers": told["layers"],
+            "left_out": [{"name": item.name, "why": item.why} for item in self.extraction.left_out],
             "before": self.before.values | {"loss": self.before.loss},
             "after": self.after.values | {"loss": self.after.loss},
             "epochs": list(self.history), "directory": self.directory,
@@ -118,7 +128,9 @@ def adapt(
     All methods end within the same number of parameters: what was trained at larger ranks is cut once, by the singular
     values of all updates together. Epochs are chosen on the validation split, the figures are those of the test split.
     ``merge``: also write the adapted weights, to ``merged``. ``model`` ends as the adapted network. The same call goes
-    on after an interruption; another one is refused unless ``restart``. Raises ``ValueError`` in one line.
+    on after an interruption; another one, of a base with other weights too, is refused unless ``restart``, which
+    removes what the earlier one wrote. Layers whose adapter PEFT would read wrong are left out, with the reason.
+    Raises ``ValueError`` in one line.
     """
     tell, place = tell or Tell(), Path(directory)
     data = parts_of(data)
@@ -131,7 +143,7 @@ def adapt(
     settings = replace(settings, epochs=epochs, learning_rate=rate)
     with claimed(place):
         request = _request(root, data, settings, objective)
-        _check(place, request, restart)
+        known = check_request(place, request, restart, merge)
         chosen = choose(root, data.train, objective, said=said)
         tell.say(str(chosen))
         # what compares with the base needs it as it was: it is kept where nothing else can be told
@@ -142,7 +154,12 @@ def adapt(
             settings.method, numbers, steps, settings.radius, settings.where, settings.seed, settings.base_model
         )
         way = prepare_(root, wish, data.train)
-        write_atomically(place / REQUEST, (json.dumps(request, indent=1) + "\n").encode())  # nothing refuses it now
+        if way.left_out:
+            tell.say(f"left out: {in_words(way.left_out)}")
+        if restart:  # nothing refuses it now
+            forget(place, known)
+        request |= {MERGED: merge or (bool(known.get(MERGED)) and not restart)}
+        write_atomically(place / REQUEST, (json.dumps(request, indent=1) + "\n").encode())
         recipe = Recipe(
             epochs=epochs, batch_size=settings.batch_size, optimizer="adam", weight_decay=0.0, learning_rate=rate,
             seed=settings.seed,
@@ -156,14 +173,17 @@ def adapt(
             raise TrainingError(
                 f"{history.stopped}; no adapter was written, and the checkpoint is kept in {place / TRAINING}"
             )
-        cut = _cut(replace(way.finish(), task="CAUSAL_LM" if is_causal(root) else None), numbers, size)
+        found = replace(way.finish(), task="CAUSAL_LM" if is_causal(root) else None)
+        _check_learnt(history, rate)
+        left_out = tuple(LeftOut(name, why, None) for name, why in way.left_out)
+        cut = replace(_cut(found, numbers, size), left_out=left_out)
         add_(root, cut.adapter)
         after = evaluate(root, data.test, role="test", objective=chosen.objective, teacher=base)
         course = tuple({"epoch": e.epoch, "loss": e.train_loss} for e in history.epochs)
         told = Adapted(cut, before, after, "test", chosen.objective.name, settings, course, str(place))
         cut.save(place)
         if merge:
-            _write_merged(root, place / "merged")
+            _write_merged(root, place / MERGED)
         write_atomically(place / REPORT, (json.dumps(told.to_dict(), indent=1) + "\n").encode())
     return told
 
@@ -179,11 +199,40 @@ def _still(root: nn.Module) -> dict[str, Any]:
     }
 
 
+def _check_learnt(history: History, rate: float) -> None:
+    """``NothingLearntError`` where the base was the best, with what helps: training moved nothing, or for the worse.
+
+    Of a way that must come within a budget ``fit`` keeps an epoch within it, be it worse than the start; here the start
+    is within any budget, as its update is zero.
+    """
+    looks = [epoch.validation for epoch in history.epochs if epoch.validation is not None]
+    start, kept = history.start, None if history.best is None else history.best.validation
+    if start is None or not looks or (kept is not None and kept.rank > start.rank):
+        return
+    if all(isclose(look.loss, start.loss, rel_tol=_SAME) for look in looks):
+        raise NothingLearntError(_unmoved())
+    best = max(looks, key=lambda look: look.rank)
+    raise NothingLearntError(
+        f"no epoch was better on validation than the base ({start.judged.name} {start.judged.text}, loss "
+        f"{start.loss:.4g}; the best epoch {best.judged.text}, {best.loss:.4g}), so that there is nothing to keep: "
+        f"give a learning rate below {rate:.3g} (--learning-rate), or more data"
+    )
+
+
+def _unmoved() -> str:
+    return (
+        "training changed no layer: give a higher learning rate (--learning-rate), or, for debora, a larger radius "
+        "(--radius)"
+    )
+
+
 def _cut(found: Adapter, numbers: int, size: int) -> Extraction:
     """The adapter within its numbers; ``NothingLearntError`` where it is zero."""
     if found.magnitudes:  # its directions belong to its norms: as it was trained, which is within the numbers
         energies = {n: float(((b.mT @ b).double() * (a @ a.mT).double()).sum()) for n, (a, b) in found.pairs.items()}
-        whole = max(sum(energies.values()), 1e-300)
+        whole = sum(energies.values())
+        if not whole > 0:
+            raise NothingLearntError(_unmoved())
         layers = tuple(
             Layer(name, (len(b), a.shape[1]), len(a), a.numel() + b.numel() + len(b), energies[name] / whole, 0.0)
             for name, (a, b) in found.pairs.items()
@@ -191,10 +240,7 @@ def _cut(found: Adapter, numbers: int, size: int) -> Extraction:
         return Extraction(found, layers, (), f"params={numbers}", 0.0, "entries", size)
     result = combine([found], Asked(params=float(max(numbers, 2))))
     if not any(result.adapter.ranks.values()):
-        raise NothingLearntError(
-            "training changed no layer: give a higher learning rate (--learning-rate), or, for debora, a larger "
-            "radius (--radius)"
-        )
+        raise NothingLearntError(_unmoved())
     return Extraction(
         result.adapter, result.layers, (), f"params={numbers}", result.error, result.norm, size, notes=result.notes
     )  # fmt: skip
@@ -202,32 +248,12 @@ def _cut(found: Adapter, numbers: int, size: int) -> Extraction:
 
 def _request(root: nn.Module, data: Any, settings: AdaptSettings, objective: Any) -> dict[str, Any]:
     return {
+        # first, as defaults of the others follow from these
+        "base": fingerprint(root),
+        "data": {part: digest(getattr(data, part, None)) for part in ("train", "validation", "test")},
         **{key: value for key, value in asdict(settings).items() if key != "where"},
-        "where": repr(settings.where), "data": digest(data.train), "objective": str(objective),
-        "shapes": sorted(f"{name} {tuple(value.shape)}" for name, value in root.state_dict().items())[:50],
+        "where": repr(settings.where), "objective": str(objective),
     }  # fmt: skip
-
-
-def _check(place: Path, request: dict[str, Any], restart: bool) -> None:
-    """``ValueError`` where the directory holds what was asked otherwise; with ``restart`` its training is removed."""
-    file = place / REQUEST
-    check_adapter_place(place)
-    if restart:
-        shutil.rmtree(place / TRAINING, ignore_errors=True)
-    elif file.exists():
-        known = read_object(file, "what an adaptation was asked for", "give another directory, or --restart")
-        other = next((key for key in request if known.get(key) != json.loads(json.dumps(request[key]))), None)
-        if other is not None:
-            raise ValueError(
-                f"{place} holds an adaptation that was asked for otherwise ({_TITLES.get(other, other)}: "
-                f"{known.get(other)!r} there, {request[other]!r} here): give another directory, or --restart "
-                "(restart=True) to replace it"
-            )
-    elif is_adapter(place):
-        raise ValueError(
-            f"{place} holds an adapter that another command wrote: give another directory, or --restart (restart=True) "
-            "to replace it"
-        )
 
 
 def _write_merged(root: nn.Module, place: Path) -> None:

@@ -43,6 +43,12 @@ def _method(name: str | None) -> str | None:
     return name
 
 
+def _positive(value: float | None) -> float | None:
+    if value is not None and not 0 < value < float("inf"):
+        raise typer.BadParameter(f"must be a number above 0, got {value:g}")
+    return value
+
+
 def _params(text: str) -> str:
     from rankfold.adapt.extraction.budget import asked
 
@@ -95,7 +101,8 @@ def adapt(
         ),
     ] = "params=0.01",
     radius: Annotated[
-        float, typer.Option(help="For debora: what the gains of all layers together may add up to.")
+        float,
+        typer.Option(help="For debora: what the gains of all layers together may add up to.", callback=_positive),
     ] = 8.0,
     epochs: Annotated[
         int | None,
@@ -108,9 +115,9 @@ def adapt(
     learning_rate: Annotated[
         float | None,
         typer.Option(
-            min=0.0,
             help="Largest learning rate of Adam: 0.01, less for a network of more than 300,000 parameters (0.0013 for "
             "135 million).",
+            callback=_positive,
         ),
     ] = None,
     batch_size: Annotated[
@@ -191,7 +198,8 @@ def adapt(
                     "from",
                     param_hint="--original",
                 )
-            wish = RestoreSettings(asked(budget).params or 0.01, steps, learning_rate or RATE, batch_size)
+            rate = RATE if learning_rate is None else learning_rate
+            wish = RestoreSettings(asked(budget).params or 0.01, steps, rate, batch_size)
             saved = open_either(model, weights, factory, data, download, talk, Cut(length, windows)).to(place)
             _restore(saved, original_of(saved, original).to(place), wish, out, objective_of(objective), talk, as_json)
             return
@@ -202,8 +210,8 @@ def adapt(
             model, weights, data, download, talk, trained=True, own_data=True, cut=Cut(length, windows)
         ).to(place)  # fmt: skip
         settings = AdaptSettings(
-            method or "lora", asked(budget).params or 0.01, radius, epochs, batch_size or 32, learning_rate, seed,
-            model, chosen_layers(loaded.model, only, exclude),
+            method or "lora", asked(budget).params or 0.01, radius, epochs, 32 if batch_size is None else batch_size,
+            learning_rate, seed, model, chosen_layers(loaded.model, only, exclude),
         )  # fmt: skip
         try:
             found = run(
