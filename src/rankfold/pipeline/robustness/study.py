@@ -21,6 +21,7 @@ from rankfold.pipeline.robustness.layers import Amplification, amplified
 from rankfold.run.progress import Progress, showing
 from rankfold.train.evaluation import materialised, named
 from rankfold.train.feed import check
+from rankfold.train.targets import known_targets
 
 SHOWN = 20  # names in a note
 FEWEST_STEPS = 15  # fewer find too little, and flatter the network
@@ -181,7 +182,7 @@ def robustness(
     materialised(model)
     batches = taken(model, part, batch_size, samples)
     check_finite(batches, data, batch_size)
-    chosen = _chosen(model, batches[0], objective)
+    chosen = _chosen(model, batches[0], objective, data)
     if not isinstance(chosen, Classification) or chosen.by_token:
         raise ValueError(
             "robustness is measured only for classifiers, whose answers are right or wrong, and the objective "
@@ -208,11 +209,11 @@ def robustness(
     )
 
 
-def _chosen(model: nn.Module, batch: Any, objective: Objective | str | None) -> Objective:
+def _chosen(model: nn.Module, batch: Any, objective: Objective | str | None, data: Any) -> Objective:
     if objective is not None:
         return objective_named(objective)
     with evaluating(model), named("evaluation"):
-        return infer(answered(model, batch), batch).objective
+        return infer(answered(model, batch), batch, known_targets(data)).objective
 
 
 def _remedy(model: nn.Module, batch: Any) -> str:
