@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, ClassVar
 
 import torch.nn.functional as F
 from torch import Tensor
@@ -30,6 +30,7 @@ class MultiLabel(Regression):
         1.0
     """
 
+    smooths: ClassVar[bool] = True
     name: str = "multi-label"
     told: bool = field(default=False, compare=False, repr=False)
 
